@@ -1,0 +1,83 @@
+"""``hydra/sweeper=packed``: the grid of a multirun, packed so that each launched job is a pack of cells.
+
+The sweeper decides what runs together, the launcher where. A thin face on :mod:`study.sweep` and :mod:`study.hydra_app`.
+"""
+
+import re
+import shlex
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from study.errors import StudyError
+
+
+@dataclass
+class PackedSweeperConf:
+    """``params``: what an experiment sweeps, as Hydra's basic sweeper takes it; the command line overrides it."""
+
+    _target_: str = "hydra_plugins.study_packed_sweeper.packed_sweeper.PackedSweeper"
+    params: dict[str, Any] | None = field(default=None)
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="packed", node=PackedSweeperConf, provider="study")
+
+
+class PackedSweeper(Sweeper):
+    """Product of all swept overrides, less the cells that are done, in packs."""
+
+    def __init__(self, params: DictConfig | None) -> None:
+        self.params = params or {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra before :meth:`sweep`."""
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Plan, pack and launch; returns the launcher's job returns. Raises whatever a job raised."""
+        from study import sweep  # Hydra imports every plugin at start-up; torch can wait until there is a sweep
+        from study.hydra_app import compose
+
+        loader = self.hydra_context.config_loader
+        shared, swept = self._axes(arguments)
+        grid = [list(cell) for cell in product(*swept)]
+        cells = sweep.plan(compose(loader, self.config.hydra.job.config_name, shared, grid))
+        overrides = {cell.id: shlex.join(own) for cell, own in zip(cells, grid, strict=True)}
+        packs = sweep.packs(sweep.to_train(cells))
+        sweep.announce(cells, packs)
+        jobs = [[*shared, f"+cells=[{','.join(_quoted(overrides[cell.id]) for cell in pack)}]"] for pack in packs]
+        returns = self.launcher.launch(jobs, initial_job_idx=0) if jobs else []
+        for job in returns:
+            if job.return_value:  # a job's own mistakes are returned in a line; anything else is raised here
+                raise StudyError(job.return_value)
+        return returns
+
+    def _axes(self, arguments: list[str]) -> tuple[list[str], list[list[str]]]:
+        """Overrides that all cells share, and one list of alternatives for each swept key."""
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        by_key: dict[str, list[str]] = {}
+        for override in parser.parse_overrides([*(f"{k}={v}" for k, v in self.params.items()), *arguments]):
+            key = override.get_key_element()
+            by_key.pop(key, None)  # the command line comes last and wins over an experiment's own sweep
+            if override.is_sweep_override():
+                by_key[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            else:
+                by_key[key] = [override.input_line or f"{key}={override.get_value_element_as_str()}"]
+        shared = [alternatives[0] for alternatives in by_key.values() if len(alternatives) == 1]
+        return shared, [alternatives for alternatives in by_key.values() if len(alternatives) > 1]
+
+
+def _quoted(text: str) -> str:
+    """``text`` as a quoted string of Hydra's override grammar: quotes, and backslashes before one, are escaped."""
+    return '"' + re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and '\\"'), text) + '"'

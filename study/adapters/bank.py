@@ -1,0 +1,137 @@
+"""K adapters on one frozen linear.
+
+A bank computes ``y = W0 x + gamma_k B_k A_k x`` for K cells whose activations arrive stacked along the batch: the rest
+of the model sees one batch of ``K * B`` sequences and knows nothing of cells. Letters: ``K`` cells, ``N`` tokens of one
+cell (batch times sequence), ``D`` in features, ``O`` out features, ``R`` rank.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """One cell's adapter: ``gamma`` is the full multiplier on ``B A``; ``seed`` keys its init and its dropout."""
+
+    rank: int
+    gamma: float
+    seed: int = 0
+    dropout: float = 0.0
+
+
+class LoraPair(NamedTuple):
+    """One cell's adapter in one layer, as leaf tensors that an optimizer steps: ``A_RD``, ``B_OR``; and its gamma."""
+
+    A_RD: Tensor
+    B_OR: Tensor
+    gamma: float
+
+
+def features(linear: nn.Module) -> tuple[int, int]:
+    """``(D, O)`` of a frozen linear: ``nn.Linear``, one of its subclasses, or transformers' ``Conv1D``."""
+    if hasattr(linear, "in_features"):
+        return int(linear.in_features), int(linear.out_features)  # type: ignore[arg-type]
+    d, o = linear.weight.shape  # Conv1D keeps its weight as [D, O]
+    return int(d), int(o)
+
+
+def generator_for(seed: int, layer: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator keyed by cell seed and layer name: no draw depends on what else is in the pack."""
+    key = hashlib.sha256(f"{seed}:{layer}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "little", signed=True))
+
+
+def kaiming_A(spec: AdapterSpec, layer: str, d: int) -> Tensor:
+    """``A: [R, D]`` as PEFT draws it: Kaiming uniform with a = sqrt(5), that is U(-1/sqrt(D), 1/sqrt(D)).
+
+    Its variance is 1/(3 D), whatever the rank (He et al. 2015, eq. 14; peft ``LoraLayer.reset_lora_parameters``). Rows
+    are drawn in order, so an adapter of lower rank is the head of one of higher rank: common random numbers.
+    """
+    bound = 1 / math.sqrt(d)
+    return torch.empty(spec.rank, d).uniform_(-bound, bound, generator=generator_for(spec.seed, layer))
+
+
+class Bucket(nn.Module):
+    """Neighbouring cells of one rank, multiplied together: ``A_kRD``, ``B_kOR`` are the registered parameters."""
+
+    gamma_k11: Tensor
+
+    def __init__(self, specs: Sequence[AdapterSpec], layer: str, d: int, o: int) -> None:
+        super().__init__()
+        self.specs = tuple(specs)
+        self.A_kRD = nn.Parameter(torch.stack([kaiming_A(spec, layer, d) for spec in specs]))
+        self.B_kOR = nn.Parameter(torch.zeros(len(specs), o, specs[0].rank))
+        self.register_buffer("gamma_k11", torch.tensor([s.gamma for s in specs]).view(-1, 1, 1), persistent=False)
+
+    def add_to(self, y_kNO: Tensor, x_kND: Tensor) -> Tensor:
+        """``y + gamma B A x``. gamma goes on the ``[N, R]`` factor; the sum is fused into the second product."""
+        z_kNR = torch.bmm(x_kND, self.A_kRD.to(x_kND.dtype).mT) * self.gamma_k11.to(x_kND.dtype)
+        return torch.baddbmm(y_kNO, z_kNR, self.B_kOR.to(z_kNR.dtype).mT)
+
+
+class LoraBank(nn.Module):
+    """A frozen linear with the adapters of K cells, ordered by rank.
+
+    ``forward``: ``[K * B, ..., D] -> [K * B, ..., O]``; K = 1 is an ordinary LoRA layer. Adapters are float32 whatever
+    the base's precision and are cast where they are used.
+    """
+
+    def __init__(self, base: nn.Module, layer: str, specs: Sequence[AdapterSpec]) -> None:
+        super().__init__()
+        if [s.rank for s in specs] != sorted(s.rank for s in specs):
+            raise ValueError("a bank's cells come ordered by rank: neighbours of one rank are multiplied together")
+        self.base = base
+        self.layer = layer
+        self.specs = tuple(specs)
+        d, o = features(base)
+        self.buckets = nn.ModuleList(
+            Bucket(list(group), layer, d, o) for _, group in groupby(specs, key=lambda s: s.rank)
+        )
+        self.pairs: list[LoraPair] = []
+        self._dropout_streams: list[torch.Generator] | None = None
+
+    def make_pairs(self) -> None:
+        """Make the K per-cell views that optimizers step. Call once, after the last ``.to()``: a copy un-aliases them."""
+        self.pairs = [
+            LoraPair(nn.Parameter(bucket.A_kRD.data[i]), nn.Parameter(bucket.B_kOR.data[i]), spec.gamma)
+            for bucket in self._buckets()
+            for i, spec in enumerate(bucket.specs)
+        ]
+
+    def bind_grads(self) -> None:
+        """Show each cell's pair its slice of the gradients of the last backward pass."""
+        pairs = iter(self.pairs)
+        for bucket in self._buckets():
+            for i, pair in zip(range(len(bucket.specs)), pairs, strict=False):
+                pair.A_RD.grad = None if bucket.A_kRD.grad is None else bucket.A_kRD.grad[i]
+                pair.B_OR.grad = None if bucket.B_kOR.grad is None else bucket.B_kOR.grad[i]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        cells = len(self.specs)
+        # Where autocast made the base's product bf16, the adapter's products are bf16 too.
+        x_KND = self._dropped(x.reshape(cells, -1, x.shape[-1])).to(y.dtype)
+        y_KNO = y.reshape(cells, -1, y.shape[-1])
+        sizes = [len(bucket.specs) for bucket in self._buckets()]
+        out = [b.add_to(y_, x_) for b, y_, x_ in zip(self._buckets(), y_KNO.split(sizes), x_KND.split(sizes), strict=True)]
+        return (out[0] if len(out) == 1 else torch.cat(out)).view_as(y)
+
+    def _buckets(self) -> list[Bucket]:
+        return list(self.buckets)  # type: ignore[arg-type]
+
+    def _dropped(self, x_KND: Tensor) -> Tensor:
+        """Dropout on the adapters' input as in PEFT, each cell from a stream of its own; none in eval mode."""
+        if not self.training or not any(spec.dropout for spec in self.specs):
+            return x_KND
+        if self._dropout_streams is None:
+            self._dropout_streams = [generator_for(s.seed, f"{self.layer}/dropout", x_KND.device) for s in self.specs]
+        keep_K = zip((1 - spec.dropout for spec in self.specs), self._dropout_streams, strict=True)
+        masks = [torch.empty_like(x_KND[0]).bernoulli_(keep, generator=g).div_(keep) for keep, g in keep_K]
+        return x_KND * torch.stack(masks)

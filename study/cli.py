@@ -1,0 +1,103 @@
+"""The console script ``study``: train, status, analyze, figures, fetch.
+
+``study train`` is a Hydra application and takes its arguments unchanged; the others are ordinary commands. What is
+imported here is imported by ``study --help``, so every command imports its own part of the house.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from study import __version__
+from study.errors import StudyError
+
+STUDY_DIR = click.argument("study_dir", type=click.Path(path_type=Path), metavar="RESULTS/NAME")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="study")
+def cli() -> None:
+    """How does an adapter's scaling behave as its rank grows?
+
+    \b
+    study train experiment=quick       train the ranks and rules of a study
+    study analyze results/quick        fit the exponents and say what they show
+    study figures results/quick        draw the figures from the tables
+    """
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def train(arguments: tuple[str, ...]) -> None:
+    """Train cells: a Hydra app (study train --help; -m sweeps, such as -m adapter.rank=4,8 seed=0,1)."""
+    from study import hydra_app
+
+    hydra_app.main(arguments)
+
+
+@cli.command()
+@STUDY_DIR
+def status(study_dir: Path) -> None:
+    """List the cells of a study by state."""
+    from study import status as status_table
+    from study.store import load_cells
+
+    status_table.show(load_cells(study_dir))
+
+
+@cli.command()
+@STUDY_DIR
+def analyze(study_dir: Path) -> None:
+    """Fit exponents in the rank, print the ones that matter and write exponents.parquet."""
+    from study import analysis
+    from study.store import load_tables, write_exponents
+
+    tables = load_tables(study_dir)
+    exponents = analysis.with_verdicts(analysis.fit_exponents(tables.cells, tables.probes))
+    path = write_exponents(study_dir, exponents)
+    click.echo(analysis.render_table(analysis.summary(exponents)))
+    click.echo(f"{len(exponents)} exponents in {path}")
+
+
+@cli.command()
+@STUDY_DIR
+@click.option("--to", type=click.Path(path_type=Path), help="Folder for the pictures.  [default: plots/NAME]")
+def figures(study_dir: Path, to: Path | None) -> None:
+    """Draw every figure that the study's tables allow, as PNG and PDF."""
+    from study.figures import draw_all, save
+    from study.store import load_tables
+
+    folder = to or study_dir.parent.parent / "plots" / study_dir.name
+    for name, figure in draw_all(load_tables(study_dir)):
+        for path in save(figure, folder, name):
+            click.echo(path)
+
+
+@cli.command()
+@click.argument("model", type=click.Choice(["smollm2"]))
+@click.option("--force", is_flag=True, help="Fetch and convert again, whatever the cache holds.")
+def fetch(model: str, force: bool) -> None:
+    """Fetch a base model into the user cache (STUDY_CACHE) and print where it is."""
+    from study.models import fetch_smollm2
+
+    click.echo(fetch_smollm2(force))
+
+
+def main() -> None:
+    """Entry point: one line and exit code 2 for a user's mistake, a traceback for ours."""
+    try:
+        if sys.argv[1:2] == ["-sc"]:  # Hydra's completion script calls the executable so, without the word train
+            from study import hydra_app
+
+            os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace("study train", "study", 1)
+            hydra_app.main(sys.argv[1:])
+        else:
+            cli(prog_name="study")
+    except StudyError as error:
+        click.echo(f"study: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        click.echo("study: interrupted; the same command goes on with the cells that are not done", err=True)
+        sys.exit(130)

@@ -1,0 +1,5 @@
+"""What is measured, where the hooks sit, and how numbers leave the device; on our banks and on PEFT's layers alike."""
+
+from study.probes.norm_probe import NormProbe
+
+__all__ = ["NormProbe"]

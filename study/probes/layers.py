@@ -1,0 +1,57 @@
+"""Adapted layers of a model, whoever adapted them: our banks or PEFT's LoRA layers."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from study.adapters.bank import LoraBank, LoraPair
+from study.errors import StudyError
+
+
+@dataclass(frozen=True)
+class AdaptedLayer:
+    """One adapted linear: its path in the base model, the module whose call is ``W0 x + gamma B A x``, its K pairs."""
+
+    name: str
+    module: nn.Module
+    pairs: Callable[[], list[LoraPair]]
+
+    @property
+    def block(self) -> int:
+        """Index of the transformer block that the layer is in; -1 outside of any."""
+        found = re.search(r"\.(\d+)(\.|$)", self.name)
+        return int(found[1]) if found else -1
+
+    @property
+    def kind(self) -> str:
+        """The projection: the last component of the path, such as ``q_proj``."""
+        return self.name.rpartition(".")[2]
+
+
+def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
+    """Every adapted layer in the order of the model's modules.
+
+    A PEFT layer is read through its active adapter. Raises :class:`StudyError` where there is none to read.
+    """
+    layers = []
+    for path, module in model.named_modules():
+        if isinstance(module, LoraBank):
+            layers.append(AdaptedLayer(module.layer, module, lambda bank=module: bank.pairs))
+        elif hasattr(module, "lora_A") and hasattr(module, "lora_B") and hasattr(module, "scaling"):
+            layers.append(AdaptedLayer(path.removeprefix("base_model.model."), module, lambda m=module: [_peft_pair(m)]))
+    if not layers:
+        raise StudyError(f"{type(model).__name__} has no LoRA layer to probe: adapt it with PEFT or study.adapters first")
+    return layers
+
+
+def _peft_pair(module: nn.Module) -> LoraPair:
+    """PEFT keeps a dict of adapters in each layer; ``scaling`` is the full multiplier, and lora_B's output is unscaled."""
+    active = [name for name in module.active_adapters if name in module.lora_A]  # type: ignore[union-attr, operator]
+    if len(active) != 1:
+        raise StudyError(f"{len(active)} active LoRA adapters in one layer ({active}): activate exactly one to probe it")
+    name = active[0]
+    A: Tensor = module.lora_A[name].weight  # type: ignore[index]
+    B: Tensor = module.lora_B[name].weight  # type: ignore[index]
+    return LoraPair(A, B, float(module.scaling[name]))  # type: ignore[index]

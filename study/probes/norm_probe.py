@@ -1,0 +1,216 @@
+"""Measure every adapted layer at one optimizer step.
+
+A few lines in any training loop, ours or a bare one over PEFT::
+
+    probe = NormProbe(model)
+    ...
+    with probe.watch(attention_mask):      # around each micro-batch; hooks live only in here
+        model(...).loss.backward()
+    probe.before_update()                  # before clipping
+    optimizer.step()
+    probe.after_update()
+    table = probe.collect(step)[0]         # one frame per cell; the probe is empty again
+
+All sums go to one buffer on the device and leave it by one copy, in :meth:`NormProbe.collect`. Letters: ``K`` cells,
+``S`` sites, ``L`` layers, ``N`` tokens of a cell, ``n`` sampled tokens, ``D`` / ``O`` in / out features, ``R`` rank.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from study.adapters.bank import LoraPair
+from study.probes.layers import adapted_layers
+from study.probes.moments import DESCENT, MAX, SUMS, combine, moment_sums, statistics
+from study.sites import BACKWARD, FORWARD, MEASURED, MODEL_WIDE, SITES, STATS, UNIONS, UPDATES
+
+
+class NormProbe:
+    """Moments of activations, gradients, weights and updates, per adapted layer and cell.
+
+    ``sites`` and ``stats`` choose from :data:`study.sites.SITES` and ``STATS``. Moments are over the real tokens and all
+    features of one optimizer step, all its micro-batches together. ``adapter_out`` and ``adapter_in_grad``, which no
+    hook can read everywhere, are computed from (x, dL/dy, A, B, gamma) on ``tokens`` evenly spaced real tokens of the
+    first micro-batch. Gradients are taken as they stand after backward, so of the mean loss where the loss is a mean.
+
+    Raises :class:`study.errors.StudyError` where ``model`` has no LoRA layer.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, sites: Sequence[str] = SITES, stats: Sequence[str] = STATS, tokens: int = 128
+    ) -> None:
+        self.layers = adapted_layers(model)
+        self.sites, self.stats, self.tokens = tuple(sites), tuple(stats), tokens
+        self._wanted = {*sites, *(part for union in UNIONS if union in sites for part in UNIONS[union])}
+        pairs = self.layers[0].pairs()
+        self._cells, self._device = len(pairs), pairs[0].A_RD.device
+        self._reset()
+
+    def _reset(self) -> None:
+        shape = (self._cells, len(MEASURED), len(self.layers))
+        self._sums = torch.zeros(*shape, SUMS, dtype=torch.float64, device=self._device)
+        self._counts = np.zeros(shape)
+        self._weights_before: list[list[tuple[Tensor, Tensor]]] = []
+        self._first_micro_batch = True
+
+    # Activations and their gradients, by hooks.
+
+    @contextmanager
+    def watch(self, real_BT: Tensor | None = None) -> Iterator[None]:
+        """Measure the forward and backward pass inside: one micro-batch of every cell.
+
+        ``real_BT``, ``[K * B, T]``, is true (or 1) on real tokens, as an attention mask is; None: every token is real.
+        """
+        rows_K: list[Tensor | None] = [None] * self._cells
+        if real_BT is not None:
+            rows_K = [real.flatten().nonzero().flatten().to(self._device) for real in real_BT.bool().chunk(self._cells)]
+        hooked = bool(self._wanted.intersection(FORWARD + BACKWARD))
+        hooks = [
+            layer.module.register_forward_hook(partial(self._on_forward, index, rows_K))
+            for index, layer in enumerate(self.layers)
+            if hooked
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self._first_micro_batch = False
+
+    def _on_forward(self, layer: int, rows_K: list[Tensor | None], _: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
+        x_KND = args[0].detach().reshape(self._cells, -1, args[0].shape[-1])
+        y_KNO = y.detach().reshape(self._cells, -1, y.shape[-1])
+        for cell, (rows, pair) in enumerate(zip(rows_K, self.layers[layer].pairs(), strict=True)):
+            self._add("adapter_in", layer, cell, _real, x_KND[cell], rows)
+            self._add("layer_out", layer, cell, _real, y_KNO[cell], rows)
+            if self._first_micro_batch:
+                self._add("adapter_out", layer, cell, _adapter_out, self._sample(x_KND[cell], rows), pair)
+        if y.requires_grad and self._wanted.intersection(BACKWARD):
+            y.register_hook(partial(self._on_backward, layer, rows_K, self._first_micro_batch))
+
+    def _on_backward(self, layer: int, rows_K: list[Tensor | None], first_micro_batch: bool, dy: Tensor) -> None:
+        dy_KNO = dy.reshape(self._cells, -1, dy.shape[-1])
+        for cell, (rows, pair) in enumerate(zip(rows_K, self.layers[layer].pairs(), strict=True)):
+            self._add("layer_out_grad", layer, cell, _real, dy_KNO[cell], rows)
+            if first_micro_batch:
+                self._add("adapter_in_grad", layer, cell, _adapter_in_grad, self._sample(dy_KNO[cell], rows), pair)
+
+    def _sample(self, x_NF: Tensor, rows: Tensor | None) -> Tensor:
+        """The fixed tokens: ``n`` evenly spaced real ones, ``[n, F]`` float32."""
+        count = len(x_NF) if rows is None else len(rows)
+        spaced = torch.linspace(0, count - 1, min(self.tokens, count), device=x_NF.device).round().long()
+        return x_NF[spaced if rows is None else rows[spaced]].float()
+
+    # Weights, their gradients and their updates, read between backward and the end of the step.
+
+    def before_update(self) -> None:
+        """Measure the weights and, where there are any, their gradients. Call after backward and before clipping."""
+        for layer, pairs in enumerate(layer.pairs() for layer in self.layers):
+            for cell, pair in enumerate(pairs):
+                self._add("delta_w", layer, cell, _delta_w, pair)
+                for site, weight in (("A", pair.A_RD), ("B", pair.B_OR)):
+                    self._add(site, layer, cell, Tensor.detach, weight)
+                    if weight.grad is not None:
+                        self._add(f"{site}_grad", layer, cell, Tensor.detach, weight.grad)
+            if self._wanted.intersection(UPDATES):
+                self._weights_before.append([(A.detach().clone(), B.detach().clone()) for A, B, _ in pairs])
+
+    def after_update(self, clip_factors: Sequence[float] | None = None) -> None:
+        """Measure the updates. Call after the optimizer's step, before gradients are cleared.
+
+        ``clip_factors``: what each cell's gradients were multiplied by when they were clipped (None: not clipped);
+        ``descent`` is of the gradient before clipping.
+        """
+        factors = clip_factors or [1.0] * self._cells
+        for layer, before_K in enumerate(self._weights_before):
+            for cell, (befores, pair) in enumerate(zip(before_K, self.layers[layer].pairs(), strict=True)):
+                for site, before, weight in zip(UPDATES, befores, pair[:2], strict=True):
+                    update = torch.sub(weight.detach(), before, out=before)
+                    self._add(site, layer, cell, Tensor.detach, update)
+                    if weight.grad is not None:
+                        descent = -torch.dot(weight.grad.flatten(), update.flatten()) / factors[cell]
+                        self._sums[cell, MEASURED.index(site), layer, DESCENT] += descent
+        self._weights_before = []
+
+    # Numbers off the device.
+
+    def _add(self, site: str, layer: int, cell: int, tensor_of: Callable[..., Tensor], *parts: Any) -> None:
+        """Add the sums of ``tensor_of(*parts)`` to the buffer; nothing is computed where the site is not wanted."""
+        if site not in self._wanted:
+            return
+        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+            value = tensor_of(*parts)
+            sums = moment_sums(value)
+        index = (cell, MEASURED.index(site), layer)
+        slot = self._sums[index]
+        slot[:MAX].add_(sums[:MAX])
+        torch.maximum(slot[MAX], sums[MAX], out=slot[MAX])
+        self._counts[index] += value.numel()
+
+    def collect(self, step: int, batch: str = "train") -> list[pd.DataFrame]:
+        """One frame per cell in the form of the ``probes`` table (less ``cell_id``); the probe is then empty again.
+
+        A row per measured site and layer, and one over the whole model for sites over A and B together; sites that were
+        not measured (no update at the end of a run, no gradient without a backward pass) have no row.
+        """
+        sums, counts = self._sums.cpu().numpy(), self._counts
+        self._reset()
+        return [self._frame(step, batch, sums[cell], counts[cell]) for cell in range(self._cells)]
+
+    def _frame(self, step: int, batch: str, sums_SL: np.ndarray, counts_SL: np.ndarray) -> pd.DataFrame:
+        parts = []
+        for site in self.sites:
+            measured = [MEASURED.index(part) for part in UNIONS.get(site, (site,))]
+            sums, counts = combine(sums_SL[measured], axis=0), counts_SL[measured].sum(0)
+            seen = counts.nonzero()[0]
+            layers = [self.layers[index] for index in seen]
+            rows = pd.DataFrame(
+                {
+                    "layer": [layer.name for layer in layers],
+                    "block": [layer.block for layer in layers],
+                    "kind": [layer.kind for layer in layers],
+                    "site": site,
+                    **self._statistics(site, sums[seen], counts[seen]),
+                }
+            )
+            parts.append(rows)
+            if site in UNIONS and len(seen):
+                whole = self._statistics(site, combine(sums[seen], axis=0)[None], counts[seen].sum()[None])
+                model_wide = {"layer": MODEL_WIDE, "block": -1, "kind": MODEL_WIDE, "site": site}
+                parts.append(pd.DataFrame({**model_wide, **whole}))
+        table = pd.concat([part for part in parts if len(part)], ignore_index=True)
+        table.insert(0, "step", step)
+        table.insert(5, "batch", batch)
+        return table
+
+    def _statistics(self, site: str, sums: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
+        values = statistics(sums, counts, self.stats)
+        if "descent" in values and site != "adapter_update":
+            values["descent"] = np.full_like(values["descent"], np.nan)
+        return values
+
+
+def _real(x_NF: Tensor, rows: Tensor | None) -> Tensor:
+    """The real tokens of one cell, ``[real, F]``."""
+    return x_NF if rows is None or len(rows) == len(x_NF) else x_NF.index_select(0, rows)
+
+
+def _adapter_out(x_nD: Tensor, pair: LoraPair) -> Tensor:
+    """``gamma B A x``, ``[n, O]``."""
+    return (x_nD @ pair.A_RD.mT) @ pair.B_OR.mT * pair.gamma
+
+
+def _adapter_in_grad(dy_nO: Tensor, pair: LoraPair) -> Tensor:
+    """``gamma A^T B^T dy``, ``[n, D]``."""
+    return (dy_nO @ pair.B_OR) @ pair.A_RD * pair.gamma
+
+
+def _delta_w(pair: LoraPair) -> Tensor:
+    """``gamma B A``, ``[O, D]``: formed, at ``2 D O R`` FLOPs; above R = D O / (D + O) cheaper than the factors' Grams."""
+    return pair.B_OR @ pair.A_RD * pair.gamma

@@ -1,0 +1,218 @@
+"""One loop: the cells of a fold over one frozen base, in lockstep.
+
+A fold is K cells that go through the base in one forward pass, their sequences stacked along the batch. Nothing but the
+adapter layers knows of it; each cell has its own batches, loss, clipping, optimizer and schedule, so a folded cell
+follows the path that it follows alone. Letters: ``K`` cells, ``B`` sequences, ``T`` tokens, ``N`` supervised tokens.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from study.adapters import AdapterSpec, LoraBank, adapted, resolve_targets
+from study.config import CellConfig, chosen, eval_steps, probe_steps
+from study.data import IGNORED, Corpus, TokenBatch
+from study.models import FrozenBase
+from study.optimizers import build_optimizer, build_schedule
+from study.probes import NormProbe
+from study.sites import SITES, STATS
+
+
+@dataclass(frozen=True)
+class CellStep:
+    """What one cell has to show for one step: a row of ``metrics`` (less ``cell_id``), and its ``probes`` if measured.
+
+    ``diverged`` says that loss or gradient norm was not finite at this step; the cell has no later one.
+    """
+
+    metrics: dict[str, float]
+    probes: pd.DataFrame | None = field(repr=False)
+    diverged: bool
+
+
+def train(base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig]) -> Iterator[list[CellStep | None]]:
+    """Train a fold, yielding at each step s = 0 ... ``train.steps`` one result per cell (None once it has diverged).
+
+    ``cells`` come ordered by rank and agree in everything but adapter, optimizer, seeds, clipping and schedule. Row s is
+    measured with the weights after s updates, on the batch of step s; the last step only measures. Afterwards, and if
+    the caller stops early, the base is without adapters again.
+    """
+    shared = cells[0]
+    layers = resolve_targets(base.card.linears, shared.adapter.targets)
+    specs = [AdapterSpec(c.adapter.rank, c.adapter.gamma, c.seed, c.adapter.dropout) for c in cells]
+    last, probed_at, evaluated_at = shared.train.steps, probe_steps(shared), eval_steps(shared)
+
+    with adapted(base.model, layers, specs) as banks:
+        fold = Fold(base, corpus, cells, banks)
+        for step in range(last + 1):
+            alive_K = fold.alive_K
+            probe = fold.probe() if step in probed_at else None
+            metrics = {"lr": fold.learning_rates()}
+            if step in evaluated_at:
+                metrics["eval_loss"] = fold.heldout_losses()
+            if step < last or probe:
+                metrics["loss"] = fold.backward(step, probe)
+                metrics["grad_norm"] = fold.grad_norms()
+                fold.mark_diverged(metrics["loss"], metrics["grad_norm"])
+            if probe:
+                probe.before_update()
+            if step < last:
+                metrics["clip_factor"] = fold.update()
+                if probe:
+                    probe.after_update(metrics["clip_factor"])
+            results_K = fold.results(step, metrics, probe.collect(step) if probe else None)
+            yield [result if alive else None for result, alive in zip(results_K, alive_K, strict=True)]
+            if not any(fold.alive_K):
+                return
+
+
+class Fold:
+    """The cells of one fold, their learners, and the passes through the base that they share."""
+
+    def __init__(self, base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig], banks: Sequence[LoraBank]) -> None:
+        self.base, self.corpus, self.cells, self.banks = base, corpus, cells, banks
+        self.learners = [Learner(config, cell, banks) for cell, config in enumerate(cells)]
+        self.tokens_K = [0] * len(cells)
+        self.began = time.perf_counter()
+
+    @property
+    def alive_K(self) -> list[bool]:
+        """Which cells have not diverged."""
+        return [not learner.diverged for learner in self.learners]
+
+    def probe(self) -> NormProbe:
+        """A fresh probe of what the configuration asks for."""
+        wanted = self.cells[0].probes
+        return NormProbe(
+            self.base.model,
+            sites=chosen("probes.sites", wanted.sites, SITES),
+            stats=chosen("probes.stats", wanted.stats, STATS),
+            tokens=wanted.tokens,
+        )
+
+    def learning_rates(self) -> list[float]:
+        """The rates of the coming update."""
+        return [float(learner.schedule.get_last_lr()[0]) for learner in self.learners]
+
+    def backward(self, step: int, probe: NormProbe | None) -> list[float]:
+        """Leave in each cell's pairs the gradient of its mean loss over the step's supervised tokens; the ``K`` losses."""
+        micro_batches = [self._micro_batch(step, index) for index in range(self.cells[0].train.accumulation)]
+        # Known before the first pass, so that micro-batches add up to the mean over the step, not to a mean of means.
+        supervised_K = torch.stack([self._per_cell(m.targets_BT != IGNORED) for m in micro_batches]).sum(0)
+        real_K = torch.stack([self._per_cell(m.real_BT) for m in micro_batches]).sum(0).tolist()
+        self.tokens_K = [seen + new for seen, new in zip(self.tokens_K, real_K, strict=True)]
+        total_K = torch.zeros(len(self.cells), device=self.base.device)
+        for bank in self.banks:
+            bank.zero_grad()
+        for batch in micro_batches:
+            with probe.watch(batch.real_BT) if probe else nullcontext():
+                loss_K = self._nll_sums(batch) / supervised_K.to(self.base.device)
+                loss_K.sum().backward()
+            total_K += loss_K.detach()
+        for bank in self.banks:
+            bank.bind_grads()
+        return total_K.tolist()
+
+    def grad_norms(self) -> list[float]:
+        """Each cell's gradient norm over all its adapters, before clipping."""
+        return torch.stack([learner.measure_grad_norm() for learner in self.learners]).tolist()
+
+    def mark_diverged(self, loss_K: list[float], norm_K: list[float]) -> None:
+        """Note the cells whose loss or gradient norm is not finite: they are not stepped again."""
+        for learner, loss, norm in zip(self.learners, loss_K, norm_K, strict=True):
+            learner.diverged |= not (math.isfinite(loss) and math.isfinite(norm))
+
+    def update(self) -> list[float]:
+        """One optimizer step for every cell that has not diverged; what clipping multiplied each gradient by."""
+        return [1.0 if learner.diverged else learner.update() for learner in self.learners]
+
+    @torch.no_grad()
+    def heldout_losses(self) -> list[float]:
+        """Each cell's mean loss over the supervised tokens of the held-out examples."""
+        sums_K, count = torch.zeros(len(self.cells), device=self.base.device), 0
+        for bank in self.banks:
+            bank.eval()
+        for batch in self.corpus.heldout.batches(self.cells[0].train.batch_size):
+            sums_K += self._nll_sums(_stacked([batch] * len(self.cells)))
+            count += batch.supervised
+        for bank in self.banks:
+            bank.train()
+        return (sums_K / count).tolist()
+
+    def results(self, step: int, metrics: dict[str, list[float]], probes: list[pd.DataFrame] | None) -> list[CellStep]:
+        """The step's rows, one per cell. ``tokens`` counts real tokens seen, ``seconds`` the fold's time so far."""
+        seconds = time.perf_counter() - self.began
+        return [
+            CellStep(
+                metrics={"step": step, "tokens": self.tokens_K[k], "seconds": seconds}
+                | {name: values[k] for name, values in metrics.items()},
+                probes=probes[k] if probes else None,
+                diverged=learner.diverged,
+            )
+            for k, learner in enumerate(self.learners)
+        ]
+
+    def _micro_batch(self, step: int, index: int) -> TokenBatch:
+        """Every cell's own batch of one forward pass, stacked: ``[K * B, T]``, on the CPU."""
+        train = self.cells[0].train
+        position = step * train.accumulation + index
+        return _stacked([self.corpus.train.batch(c.data.seed, position, train.batch_size) for c in self.cells])
+
+    def _per_cell(self, mask_BT: Tensor) -> Tensor:
+        """How many are true in each cell's share of a stacked batch, ``[K]``."""
+        return mask_BT.view(len(self.cells), -1).sum(1)
+
+    def _nll_sums(self, batch: TokenBatch) -> Tensor:
+        """Each cell's sum of negative log-likelihoods, ``[K]``; logits exist only where there is a target."""
+        device = self.base.device
+        supervised_BT = batch.targets_BT != IGNORED  # looked at on the CPU, so that the device never waits
+        rows_N = supervised_BT.flatten().nonzero().flatten()
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.cells[0].precision == "bf16"):
+            hidden_BTd = self.base.hidden_states(batch.input_ids_BT.to(device))
+            logits_NV = self.base.logits(hidden_BTd.flatten(0, 1)[rows_N.to(device)])
+        targets_N = batch.targets_BT.flatten()[rows_N].to(device)
+        nll_N = cross_entropy(logits_NV.float(), targets_N, reduction="none")
+        return torch.stack([nll.sum() for nll in nll_N.split(self._per_cell(supervised_BT).tolist())])
+
+
+class Learner:
+    """One cell's optimizer, schedule and clipping over its own slice of every bank."""
+
+    def __init__(self, config: CellConfig, cell: int, banks: Sequence[LoraBank]) -> None:
+        self.weights = [weight for bank in banks for weight in bank.pairs[cell][:2]]
+        self.optimizer = build_optimizer(config.optimizer, self.weights)
+        self.schedule = build_schedule(config.train, self.optimizer)
+        self.clip = config.train.clip
+        self.diverged = False
+        self._norm = torch.tensor(float("nan"))
+
+    def measure_grad_norm(self) -> Tensor:
+        """Global gradient norm, a scalar on the device; :meth:`update` clips by the last one measured."""
+        self._norm = get_total_norm([w.grad for w in self.weights if w.grad is not None])
+        return self._norm
+
+    def update(self) -> float:
+        """Clip as torch's ``clip_grad_norm_`` does, step, and say what the gradient was multiplied by."""
+        factor = 1.0
+        if self.clip is not None:
+            clip_grads_with_norm_(self.weights, self.clip, self._norm)
+            factor = min(1.0, self.clip / (float(self._norm) + 1e-6))
+        self.optimizer.step()
+        self.schedule.step()
+        return factor
+
+
+def _stacked(batches: Sequence[TokenBatch]) -> TokenBatch:
+    return TokenBatch(
+        torch.cat([batch.input_ids_BT for batch in batches]),
+        torch.cat([batch.targets_BT for batch in batches]),
+        torch.cat([batch.real_BT for batch in batches]),
+    )
