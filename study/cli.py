@@ -41,10 +41,10 @@ def train(arguments: tuple[str, ...]) -> None:
 @STUDY_DIR
 def status(study_dir: Path) -> None:
     """List the cells of a study by state."""
-    from study import status as status_table
+    from study.status import render
     from study.store import load_cells
 
-    status_table.show(load_cells(study_dir))
+    click.echo(render(load_cells(study_dir)))
 
 
 @cli.command()

@@ -26,6 +26,7 @@ PRECISIONS = ("float32", "bf16")
 INITS = ("kaiming",)
 SCHEDULES = ("constant", "linear", "cosine")
 
+
 @dataclass
 class ModelConfig:
     """The frozen base. ``path`` is a folder or hub name; ``smollm2`` and ``tiny`` do without."""
@@ -47,7 +48,7 @@ class DataConfig:
 
 @dataclass
 class AdapterConfig:
-    """``exponent`` belongs to ``scaling=power``; ``targets`` is ``all-linear``, ``attention``, ``mlp``, a list, or a regex."""
+    """``exponent`` belongs to ``scaling=power``; ``targets`` is all-linear, attention, mlp, a list, or a regex."""
 
     rank: Any = MISSING
     alpha: float = MISSING
@@ -185,7 +186,9 @@ def validate(config: CellConfig) -> None:
             raise unknown(what, value, choices)
 
     if isinstance(adapter.rank, bool) or not isinstance(adapter.rank, int) or adapter.rank < 1:
-        raise StudyError(f"adapter.rank={adapter.rank} is no rank: give a whole number from 1 up, such as adapter.rank=16")
+        raise StudyError(
+            f"adapter.rank={adapter.rank} is no rank: give a whole number from 1 up, such as adapter.rank=16"
+        )
     _finite("adapter.alpha", adapter.alpha, above=0.0)
     try:
         scaling.exponent(adapter.scaling, adapter.exponent)

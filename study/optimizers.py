@@ -24,6 +24,6 @@ def build_optimizer(config: OptimizerConfig, weights: Sequence[Tensor]) -> Optim
 
 
 def build_schedule(config: TrainConfig, optimizer: Optimizer) -> LRScheduler:
-    """transformers' ``constant``, ``linear`` or ``cosine`` schedule, with linear warm-up from 0 over ``warmup`` steps."""
+    """transformers' constant, linear or cosine schedule, with linear warm-up from 0 over ``warmup`` steps."""
     name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
     return get_scheduler(name, optimizer, num_warmup_steps=config.warmup, num_training_steps=config.steps)

@@ -13,7 +13,17 @@ import torch
 
 import study
 
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas", "pyarrow", "hydra-core", "omegaconf")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "hydra-core",
+    "omegaconf",
+)
 
 
 @cache
@@ -52,7 +62,9 @@ def _git() -> dict[str, Any] | None:
         return None
 
     def ask(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(source), *words], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(source), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "--untracked-files=no"))}

@@ -27,7 +27,9 @@ def exponent(scaling: str, power: float | None = None) -> float:
     fixed = EXPONENTS[scaling]
     if fixed is None:
         if power is None or not math.isfinite(power):
-            raise ValueError(f"adapter.scaling=power needs a finite adapter.exponent, not {power}: give adapter.exponent=0.75")
+            raise ValueError(
+                f"adapter.scaling=power needs a finite adapter.exponent, not {power}: give adapter.exponent=0.75"
+            )
         return power
     if power is not None:
         raise ValueError(

@@ -1,8 +1,8 @@
 """Results on disk: one folder per cell, written atomically; tidy tables out.
 
 ``results/<study>/cells/<cell_id>/`` holds ``config.yaml``, ``record.json`` and, once the cell is done,
-``metrics.parquet`` and ``probes.parquet``. While it runs, rows are appended to Arrow IPC streams that can be read at any
-moment and survive ``kill -9``. A lock held by the writing process makes sure that a cell has one writer.
+``metrics.parquet`` and ``probes.parquet``. While it runs, rows are appended to Arrow IPC streams that can be read at
+any moment and survive ``kill -9``. A lock held by the writing process makes sure that a cell has one writer.
 """
 
 import fcntl
@@ -79,7 +79,9 @@ class CellWriter:
 
     def _save_record(self, **fields: Any) -> None:
         self.record |= fields
-        _write_text(self.folder / "record.json", json.dumps(self.record, indent=2, sort_keys=True, allow_nan=True) + "\n")
+        _write_text(
+            self.folder / "record.json", json.dumps(self.record, indent=2, sort_keys=True, allow_nan=True) + "\n"
+        )
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,9 @@ def load_cells(study_dir: str | os.PathLike[str]) -> pd.DataFrame:
     if not rows:
         known = sorted(p.parent.name for p in Path(study_dir).parent.glob("*/cells"))
         there = f"; {Path(study_dir).parent} has {', '.join(known)}" if known else ""
-        raise StudyError(f"no study in {study_dir}: train one with `study train name={Path(study_dir).name} ...`{there}")
+        raise StudyError(
+            f"no study in {study_dir}: train one with `study train name={Path(study_dir).name} ...`{there}"
+        )
     by = ["model", "data", "optimizer", "lr", "scaling", "exponent", "rank", "seed"]
     return pd.DataFrame(rows).sort_values(by).reset_index(drop=True)
 

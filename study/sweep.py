@@ -114,7 +114,7 @@ def run(pack: Sequence[Cell]) -> None:
     base = load_base(shared.model, device, shared.precision)
     tokenizer = load_tokenizer(shared.model)
     corpus = build_corpus(shared.data, tokenizer, tokenizer.eos_token_id)
-    failures = []
+    failures: list[str] = []
     with Display(shared.name, _costs(todo, base), {c.id: _label(c) for c in todo}, shared.train.steps + 1) as display:
         for fold in folds(todo, device):
             writers = [CellWriter(cell.folder, _yaml(cell), _record(cell, device, corpus.fingerprint)) for cell in fold]
@@ -123,15 +123,10 @@ def run(pack: Sequence[Cell]) -> None:
                 for results in train(base, corpus, [cell.config for cell in fold]):
                     recorder.add(results)
             except Exception as error:  # whatever it was, the other folds can still be trained
-                recorder.fail(error)
-                failures.append((fold, error))
+                failures += recorder.fail(error)
             recorder.close(device)
     if failures:
-        fold, error = failures[0]
-        raise StudyError(
-            f"{sum(len(f) for f, _ in failures)} of {len(todo)} cells failed, first {fold[0].id} "
-            f"(rank {fold[0].config.adapter.rank}): {_one_line(error)}"
-        ) from error
+        raise StudyError(f"{len(failures)} of {len(todo)} cells failed; {failures[0]}")
 
 
 def folds(pack: Sequence[Cell], device: torch.device) -> Iterator[Sequence[Cell]]:
@@ -174,12 +169,13 @@ class Recorder:
                 self.fields[k]["diverged_step"] = step
         self.display.advance([result.metrics for result in results if result is not None])
 
-    def fail(self, error: Exception) -> None:
-        """Mark the cells that had not diverged as failed."""
-        for k, status in enumerate(self.status):
-            if status == "complete":
-                self.status[k] = "failed"
-                self.fields[k]["error"] = _one_line(error)
+    def fail(self, error: Exception) -> list[str]:
+        """Mark the cells that had not diverged as failed; a line for each of them."""
+        failed = [k for k, status in enumerate(self.status) if status == "complete"]
+        for k in failed:
+            self.status[k] = "failed"
+            self.fields[k]["error"] = _one_line(error)
+        return [f"cell {self.fold[k].id} ({_label(self.fold[k])}): {_one_line(error)}" for k in failed]
 
     def close(self, device: torch.device) -> None:
         """Close every cell with its status."""
@@ -223,7 +219,7 @@ def _shared(cell: Cell) -> str:
 
 
 def _costs(cells: Sequence[Cell], base: FrozenBase) -> dict[str, float]:
-    """FLOPs of a token, by cell: forward and backward through the frozen base (4 a weight) and the adapter (6 a weight)."""
+    """FLOPs of a token by cell, forward and backward: 4 a weight of the frozen base, 6 a weight of the adapter."""
     weights = sum(p.numel() for p in base.model.parameters())
     layers = resolve_targets(base.card.linears, cells[0].config.adapter.targets)
     per_rank = sum(sum(features(base.model.get_submodule(layer))) for layer in layers)

@@ -41,8 +41,8 @@ class CellStep:
 def train(base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig]) -> Iterator[list[CellStep | None]]:
     """Train a fold, yielding at each step s = 0 ... ``train.steps`` one result per cell (None once it has diverged).
 
-    ``cells`` come ordered by rank and agree in everything but adapter, optimizer, seeds, clipping and schedule. Row s is
-    measured with the weights after s updates, on the batch of step s; the last step only measures. Afterwards, and if
+    ``cells`` come ordered by rank and agree in everything but adapter, optimizer, seeds, clipping and schedule. Row s
+    is measured with the weights after s updates, on the batch of step s; the last step only measures. Afterwards, and if
     the caller stops early, the base is without adapters again.
     """
     shared = cells[0]
@@ -77,7 +77,9 @@ def train(base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig]) -> Iter
 class Fold:
     """The cells of one fold, their learners, and the passes through the base that they share."""
 
-    def __init__(self, base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig], banks: Sequence[LoraBank]) -> None:
+    def __init__(
+        self, base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig], banks: Sequence[LoraBank]
+    ) -> None:
         self.base, self.corpus, self.cells, self.banks = base, corpus, cells, banks
         self.learners = [Learner(config, cell, banks) for cell, config in enumerate(cells)]
         self.tokens_K = [0] * len(cells)
@@ -103,7 +105,7 @@ class Fold:
         return [float(learner.schedule.get_last_lr()[0]) for learner in self.learners]
 
     def backward(self, step: int, probe: NormProbe | None) -> list[float]:
-        """Leave in each cell's pairs the gradient of its mean loss over the step's supervised tokens; the ``K`` losses."""
+        """The ``K`` mean losses over the step's supervised tokens, and in each cell's pairs their gradients."""
         micro_batches = [self._micro_batch(step, index) for index in range(self.cells[0].train.accumulation)]
         # Known before the first pass, so that micro-batches add up to the mean over the step, not to a mean of means.
         supervised_K = torch.stack([self._per_cell(m.targets_BT != IGNORED) for m in micro_batches]).sum(0)

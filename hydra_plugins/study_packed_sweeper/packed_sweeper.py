@@ -1,6 +1,6 @@
 """``hydra/sweeper=packed``: the grid of a multirun, packed so that each launched job is a pack of cells.
 
-The sweeper decides what runs together, the launcher where. A thin face on :mod:`study.sweep` and :mod:`study.hydra_app`.
+The sweeper decides what runs together, the launcher where. A thin face on ``study.sweep`` and ``study.hydra_app``.
 """
 
 import re
@@ -35,7 +35,7 @@ class PackedSweeper(Sweeper):
     """Product of all swept overrides, less the cells that are done, in packs."""
 
     def __init__(self, params: DictConfig | None) -> None:
-        self.params = params or {}
+        self.params: dict[str, Any] = dict(params or {})
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before :meth:`sweep`."""
@@ -67,11 +67,13 @@ class PackedSweeper(Sweeper):
         """Overrides that all cells share, and one list of alternatives for each swept key."""
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         by_key: dict[str, list[str]] = {}
-        for override in parser.parse_overrides([*(f"{k}={v}" for k, v in self.params.items()), *arguments]):
+        for override in parser.parse_overrides(
+            [*(f"{key}={values}" for key, values in self.params.items()), *arguments]
+        ):
             key = override.get_key_element()
             by_key.pop(key, None)  # the command line comes last and wins over an experiment's own sweep
             if override.is_sweep_override():
-                by_key[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+                by_key[key] = [f"{key}={value!s}" for value in override.sweep_string_iterator()]
             else:
                 by_key[key] = [override.input_line or f"{key}={override.get_value_element_as_str()}"]
         shared = [alternatives[0] for alternatives in by_key.values() if len(alternatives) == 1]

@@ -98,7 +98,7 @@ class LoraBank(nn.Module):
         self._dropout_streams: list[torch.Generator] | None = None
 
     def make_pairs(self) -> None:
-        """Make the K per-cell views that optimizers step. Call once, after the last ``.to()``: a copy un-aliases them."""
+        """Make the K per-cell views that optimizers step. Once, after the last ``.to()``: a copy un-aliases them."""
         self.pairs = [
             LoraPair(nn.Parameter(bucket.A_kRD.data[i]), nn.Parameter(bucket.B_kOR.data[i]), spec.gamma)
             for bucket in self._buckets()
@@ -120,7 +120,9 @@ class LoraBank(nn.Module):
         x_KND = self._dropped(x.reshape(cells, -1, x.shape[-1])).to(y.dtype)
         y_KNO = y.reshape(cells, -1, y.shape[-1])
         sizes = [len(bucket.specs) for bucket in self._buckets()]
-        out = [b.add_to(y_, x_) for b, y_, x_ in zip(self._buckets(), y_KNO.split(sizes), x_KND.split(sizes), strict=True)]
+        out = [
+            b.add_to(y_, x_) for b, y_, x_ in zip(self._buckets(), y_KNO.split(sizes), x_KND.split(sizes), strict=True)
+        ]
         return (out[0] if len(out) == 1 else torch.cat(out)).view_as(y)
 
     def _buckets(self) -> list[Bucket]:

@@ -19,9 +19,9 @@ HALVES = {
 def resolve_targets(linears: Sequence[str], targets: str | Sequence[str]) -> list[str]:
     """The linears (module paths) that ``targets`` names, in the model's order.
 
-    ``targets`` is read as PEFT reads ``target_modules``: ``all-linear``; a list of names, each equal to a path or to its
-    end; a string, a regex for whole paths. Beside them ``attention`` and ``mlp`` take one half of each block, and a
-    single bare name works like a list of one. Raises :class:`StudyError` for a name that matches nothing.
+    ``targets`` is read as PEFT reads ``target_modules``: ``all-linear``; a list of names, each equal to a path or to
+    its end; a string, a regex for whole paths. Beside them ``attention`` and ``mlp`` take one half of each block, and
+    a single bare name works like a list of one. Raises :class:`StudyError` for a name that matches nothing.
     """
     kinds = sorted({path.rpartition(".")[2] for path in linears})
     choices = f"choose from all-linear, attention, mlp, a list out of {', '.join(kinds)}, or a regex of module paths"

@@ -3,8 +3,9 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from study.adapters.bank import LoraBank, LoraPair
 from study.errors import StudyError
@@ -40,18 +41,22 @@ def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
         if isinstance(module, LoraBank):
             layers.append(AdaptedLayer(module.layer, module, lambda bank=module: bank.pairs))
         elif hasattr(module, "lora_A") and hasattr(module, "lora_B") and hasattr(module, "scaling"):
-            layers.append(AdaptedLayer(path.removeprefix("base_model.model."), module, lambda m=module: [_peft_pair(m)]))
+            layers.append(
+                AdaptedLayer(path.removeprefix("base_model.model."), module, lambda m=module: [_peft_pair(m)])
+            )
     if not layers:
-        raise StudyError(f"{type(model).__name__} has no LoRA layer to probe: adapt it with PEFT or study.adapters first")
+        raise StudyError(
+            f"{type(model).__name__} has no LoRA layer to probe: adapt it with PEFT or study.adapters first"
+        )
     return layers
 
 
-def _peft_pair(module: nn.Module) -> LoraPair:
-    """PEFT keeps a dict of adapters in each layer; ``scaling`` is the full multiplier, and lora_B's output is unscaled."""
-    active = [name for name in module.active_adapters if name in module.lora_A]  # type: ignore[union-attr, operator]
+def _peft_pair(module: Any) -> LoraPair:
+    """PEFT keeps a dict of adapters in each layer; ``scaling`` is the full multiplier (lora_B's output is unscaled)."""
+    active = [name for name in module.active_adapters if name in module.lora_A]
     if len(active) != 1:
-        raise StudyError(f"{len(active)} active LoRA adapters in one layer ({active}): activate exactly one to probe it")
+        raise StudyError(
+            f"{len(active)} active LoRA adapters in one layer ({active}): activate exactly one to probe it"
+        )
     name = active[0]
-    A: Tensor = module.lora_A[name].weight  # type: ignore[index]
-    B: Tensor = module.lora_B[name].weight  # type: ignore[index]
-    return LoraPair(A, B, float(module.scaling[name]))  # type: ignore[index]
+    return LoraPair(module.lora_A[name].weight, module.lora_B[name].weight, float(module.scaling[name]))

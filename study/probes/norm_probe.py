@@ -34,8 +34,8 @@ from study.sites import BACKWARD, FORWARD, MEASURED, MODEL_WIDE, SITES, STATS, U
 class NormProbe:
     """Moments of activations, gradients, weights and updates, per adapted layer and cell.
 
-    ``sites`` and ``stats`` choose from :data:`study.sites.SITES` and ``STATS``. Moments are over the real tokens and all
-    features of one optimizer step, all its micro-batches together. ``adapter_out`` and ``adapter_in_grad``, which no
+    ``sites`` and ``stats`` choose from ``SITES`` and ``STATS`` of :mod:`study.sites`. Moments are over the real tokens
+    and all features of one optimizer step, all its micro-batches together. ``adapter_out`` and ``adapter_in_grad``, which no
     hook can read everywhere, are computed from (x, dL/dy, A, B, gamma) on ``tokens`` evenly spaced real tokens of the
     first micro-batch. Gradients are taken as they stand after backward, so of the mean loss where the loss is a mean.
 
@@ -83,7 +83,9 @@ class NormProbe:
                 hook.remove()
         self._first_micro_batch = False
 
-    def _on_forward(self, layer: int, rows_K: list[Tensor | None], _: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
+    def _on_forward(
+        self, layer: int, rows_K: list[Tensor | None], _: nn.Module, args: tuple[Tensor, ...], y: Tensor
+    ) -> None:
         x_KND = args[0].detach().reshape(self._cells, -1, args[0].shape[-1])
         y_KNO = y.detach().reshape(self._cells, -1, y.shape[-1])
         for cell, (rows, pair) in enumerate(zip(rows_K, self.layers[layer].pairs(), strict=True)):
@@ -212,5 +214,5 @@ def _adapter_in_grad(dy_nO: Tensor, pair: LoraPair) -> Tensor:
 
 
 def _delta_w(pair: LoraPair) -> Tensor:
-    """``gamma B A``, ``[O, D]``: formed, at ``2 D O R`` FLOPs; above R = D O / (D + O) cheaper than the factors' Grams."""
+    """``gamma B A``, ``[O, D]``, formed at ``2 D O R`` FLOPs: the factors' Grams cost more above R = D O / (D + O)."""
     return pair.B_OR @ pair.A_RD * pair.gamma

@@ -1,0 +1,153 @@
+"""Reading, identifying and splitting examples."""
+
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from study.config import DataConfig
+from study.data import Example, fingerprint, load_examples, split
+from study.errors import StudyError
+
+FINLORA = Path(__file__).parents[2].parent / "shared" / "data" / "finlora"
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+example_lists = st.lists(st.builds(Example, texts, texts.filter(str.strip)), max_size=40)
+
+
+def config(path: object = None, name: str = "jsonl") -> DataConfig:
+    return DataConfig(name=name, path=None if path is None else str(path), sequence_length=64, heldout=8, seed=0)
+
+
+def written(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+GOOD = '{"context": "a", "target": "b"}'
+
+
+@given(examples=example_lists.filter(bool))
+def test_what_is_written_is_read(examples, tmp_path_factory):
+    file = tmp_path_factory.mktemp("jsonl") / "rows.jsonl"
+    rows = [json.dumps({"target": e.target, "doc_path": 1, "context": e.context}, ensure_ascii=False) for e in examples]
+    file.write_bytes(b"\xef\xbb\xbf" + "\r\n\n".join(rows).encode())
+    assert load_examples(config(file)) == examples
+
+
+def test_extra_keys_are_passed_over_and_an_empty_context_is_allowed(tmp_path):
+    file = written(tmp_path / "rows.jsonl", '{"context": "", "target": "b", "doc_path": "c"}')
+    assert load_examples(config(file)) == [Example("", "b")]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"context": "a", "target": "b"', r"line 3: not JSON \(Expecting"),
+        ("[" * 100_000, r"line 3: not JSON"),
+        ('["a", "b"]', "line 3: a list and not an object"),
+        ('{"context": "a", "completion": "b"}', "line 3: no key 'target' among 'context', 'completion'"),
+        ('{"target": "b"}', "line 3: no key 'context'"),
+        ("{}", "line 3: no key 'context' among none"),
+        ('{"context": "a", "target": 3}', "line 3: 'target' is a int and not a string"),
+        ('{"context": null, "target": "b"}', "line 3: 'context' is a NoneType and not a string"),
+        ('{"context": "a", "target": " \\n"}', "line 3: 'target' is empty"),
+        ('{"context": "a", "target": "\\ud800"}', "line 3: 'target' holds half of a surrogate pair"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, message):
+    file = written(tmp_path / "rows.jsonl", GOOD, "", line, GOOD)
+    with pytest.raises(StudyError, match=message) as caught:
+        load_examples(config(file))
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_utf8_is_named_with_its_line(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(GOOD.encode() + b'\n{"context": "\xe9", "target": "b"}\n')
+    with pytest.raises(StudyError, match="line 2: not UTF-8"):
+        load_examples(config(file))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (None, "none is named: add data.path="),
+        ("", "none is named"),
+        ("absent.jsonl", "absent.jsonl' does not exist"),
+        (".", "is a folder"),
+        ("empty.jsonl", "holds no example"),
+        ("blank.jsonl", "holds no example"),
+    ],
+)
+def test_a_bad_path_is_named(tmp_path, monkeypatch, path, message):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.jsonl").touch()
+    Path("blank.jsonl").write_text("\n  \n")
+    with pytest.raises(StudyError, match=message) as caught:
+        load_examples(config(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_name_lists_the_choices():
+    with pytest.raises(StudyError, match="unknown data 'pydocs': choose from pydoc, xbrl_extract, jsonl"):
+        load_examples(config(name="pydocs"))
+
+
+def test_a_path_for_a_source_that_reads_none_is_refused():
+    with pytest.raises(StudyError, match="use data=jsonl or drop it"):
+        load_examples(config("rows.jsonl", name="pydoc"))
+
+
+def test_the_fingerprint_is_of_the_content(tmp_path):
+    one = written(tmp_path / "one.jsonl", '{"context": "é", "target": "b"}', GOOD)
+    two = written(tmp_path / "two.jsonl", '{"target":"b",  "context":"\\u00e9", "more": 1}', "", GOOD)
+    assert fingerprint(load_examples(config(one))) == fingerprint(load_examples(config(two)))
+    # As `sha256sum` sees the canonical line, so that anyone can compute it.
+    assert fingerprint([Example("a", "b")]) == hashlib.sha256(b'{"context":"a","target":"b"}\n').hexdigest()
+
+
+@given(example_lists, example_lists)
+def test_only_equal_examples_share_a_fingerprint(one, two):
+    assert (fingerprint(one) == fingerprint(two)) == (one == two)
+
+
+@given(example_lists.filter(lambda examples: len(set(examples)) >= 2), st.integers(1, 10), st.randoms())
+def test_the_split(examples, heldout, rng: random.Random):
+    train, held = split(examples, heldout)
+    distinct = len(set(examples))
+    assert len(held) == max(1, min(heldout, distinct // 10))
+    assert train
+    assert not set(train) & set(held)
+    assert set(train) | set(held) == set(examples)
+    assert train == [example for example in examples if example not in held]
+    rng.shuffle(examples)
+    assert split(examples, heldout)[1] == held
+
+
+def test_heldout_examples_mostly_stay_when_rows_are_added():
+    examples = [Example(f"question {i}", "answer") for i in range(1000)]
+    before = set(split(examples, 50)[1])
+    after = set(split([*examples, *(Example(f"new {i}", "answer") for i in range(100))], 50)[1])
+    assert len(before & after) >= 40
+
+
+@pytest.mark.parametrize("examples", [[], [Example("a", "b")], [Example("a", "b")] * 30])
+def test_one_example_cannot_be_split(examples):
+    with pytest.raises(StudyError, match="distinct example"):
+        split(examples, 8)
+
+
+@pytest.mark.skipif(not FINLORA.is_dir(), reason="FinLoRA's rows are not on this machine")
+@pytest.mark.parametrize(("file", "rows"), [("formula_train.jsonl", 800), ("xbrl_term_train.jsonl", 5856)])
+def test_finloras_own_rows_are_read(file, rows):
+    examples = load_examples(config(FINLORA / file))
+    assert len(examples) == rows
+    train, held = split(examples, 64)
+    assert len(held) == 64
+    assert not set(train) & set(held)

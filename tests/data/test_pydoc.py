@@ -1,0 +1,67 @@
+"""The standard library as question and answer."""
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from study.config import DataConfig
+from study.data import fingerprint, load_examples
+from study.data import pydoc as source
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return load_examples(DataConfig(name="pydoc", path=None, sequence_length=48, heldout=32, seed=0))
+
+
+def test_there_are_thousands_and_none_twice(examples):
+    assert len(examples) > 3000
+    assert len({e.target for e in examples}) == len({e.context for e in examples}) == len(examples)
+
+
+def test_they_are_questions_and_answers_of_prose(examples):
+    for example in examples:
+        assert example.context.startswith(("What is ", "What does "))
+        assert example.context.endswith(" in Python? Answer:")
+        answer = example.target.removeprefix(" ")
+        assert example.target == f" {answer}"
+        assert answer == " ".join(answer.split())
+        assert 30 <= len(answer) <= 280
+
+
+def test_answers_are_the_docstrings(examples):
+    answers = {e.context.removesuffix(" in Python? Answer:"): e.target.strip() for e in examples}
+    dumps = answers["What does json.dumps(obj, skipkeys, ensure_ascii, ...) do"]
+    assert dumps == " ".join(inspect.getdoc(json.dumps).split("\n\n")[0].split())
+    join = answers["What does str.join(iterable) do"]
+    assert join == " ".join(str.join.__doc__.split("\n\n")[0].split())
+
+
+def test_another_process_reads_the_same(examples):
+    """Whatever else is imported: pytest, for one, replaces hooks of sys and threading."""
+    code = (
+        "from study.config import DataConfig as C; from study.data import *;"
+        "print(fingerprint(load_examples(C(name='pydoc', path=None, sequence_length=48, heldout=32, seed=9))))"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == fingerprint(examples)
+
+
+@pytest.mark.parametrize(
+    ("docstring", "paragraph"),
+    [
+        ("f(x) -> int\n\nReturn the number of things that there are.", "Return the number of things that there are."),
+        ("Wrap\n    the long\tline of this text.\n\nMore.", "Wrap the long line of this text."),
+        ("Short.\n\nA longer second paragraph is not taken.", None),
+        ("f(x) -> int", None),
+        ("", None),
+        ("Keep this whole first sentence. " + "And not another " * 20, "Keep this whole first sentence."),
+    ],
+)
+def test_first_paragraph(docstring, paragraph):
+    assert source._first_paragraph(docstring, "f") == paragraph

@@ -1,0 +1,101 @@
+"""Generated XBRL questions, answered again from the fragment alone."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from study.config import DataConfig
+from study.data import fingerprint, load_examples, us_gaap, xbrl
+
+
+def config(seed: int = 0) -> DataConfig:
+    return DataConfig(name="xbrl_extract", path=None, sequence_length=512, heldout=32, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return load_examples(config())
+
+
+def facts_of(context: str) -> dict[tuple[str, int], ElementTree.Element]:
+    """The facts of a fragment by (element, fiscal year)."""
+    xml = "\n".join(line for line in context.splitlines() if line.startswith("<"))
+    root = ElementTree.fromstring(f'<xbrl xmlns:us-gaap="http://fasb.org/us-gaap/2024">{xml}</xbrl>')
+    facts = {}
+    for fact in root:
+        element = fact.tag.removeprefix("{http://fasb.org/us-gaap/2024}")
+        kind, year = re.fullmatch(r"F([ID])(\d{4})Q4", fact.attrib["contextRef"]).groups()
+        assert kind == ("I" if element in us_gaap.INSTANTS else "D")
+        facts[element, int(year)] = fact
+    assert len(facts) == len(root)  # no fact is told twice
+    return facts
+
+
+def asked(context: str) -> tuple[str, int]:
+    question = next(line for line in context.splitlines() if line.startswith("Question: "))
+    return question, int(re.search(r"FY (\d{4})", question).group(1))
+
+
+def test_there_are_thousands_each_with_a_fragment_of_its_own(examples):
+    assert len(examples) == xbrl.COUNT >= 3000
+    assert len({"".join(re.findall("<.*>", e.context)) for e in examples}) == len(examples)
+
+
+def test_they_are_the_same_on_every_machine_and_for_every_seed(examples):
+    assert fingerprint(examples) == fingerprint(load_examples(config(seed=5)))
+    assert fingerprint(examples)[:12] == "0d7bf87bf5b6"
+
+
+def test_the_tag_is_the_one_whose_label_is_asked(examples):
+    for example in examples[0::3]:
+        question, year = asked(example.context)
+        element = example.target.removeprefix("us-gaap:")
+        assert (element, year) in facts_of(example.context)
+        assert us_gaap.label(element) in question
+
+
+def test_the_value_is_that_of_the_fact_whose_label_and_year_are_asked(examples):
+    for example in examples[1::3]:
+        question, year = asked(example.context)
+        facts = facts_of(example.context)
+        labels = [element for element, of in facts if of == year and us_gaap.label(element) in question]
+        element = max(labels, key=len)  # one label may be the beginning of another
+        assert facts[element, year].text == example.target
+
+
+def test_the_formula_is_the_ratio_that_is_asked_with_the_facts_of_its_year(examples):
+    seen = set()
+    for example in examples[2::3]:
+        question, year = asked(example.context)
+        facts = facts_of(example.context)
+        name = max((name for name in xbrl.FORMULAS if name in question), key=len)
+        seen.add(name)
+        expected = re.sub(r"{(\w+)}", lambda m: facts[m.group(1), year].text, xbrl.FORMULAS[name])  # noqa: B023
+        assert example.target == expected
+        assert re.fullmatch(r"[-+*/(). 0-9]+", example.target)
+        assert abs(eval(example.target)) < 1e12
+    assert seen == set(xbrl.FORMULAS)
+
+
+def test_facts_carry_unit_and_decimals_that_fit_their_value(examples):
+    for example in examples:
+        for (element, _), fact in facts_of(example.context).items():
+            unit, decimals = fact.attrib["unitRef"], int(fact.attrib["decimals"])
+            assert set(fact.attrib) == {"contextRef", "unitRef", "decimals"}
+            assert unit in ("usd", "usdPerShare", "shares", "pure")
+            assert (unit == "shares") == (element in us_gaap.SHARE_FLOWS + us_gaap.SHARE_BALANCES)
+            if decimals < 0:
+                assert fact.text.endswith("0" * -decimals)
+            else:
+                assert len(fact.text.partition(".")[2]) == decimals
+
+
+def test_names_are_many_and_known_by_their_label():
+    assert len(us_gaap.ELEMENTS) == len(set(us_gaap.ELEMENTS)) >= 300
+    assert len({us_gaap.label(element) for element in us_gaap.ELEMENTS}) == len(us_gaap.ELEMENTS)
+    assert us_gaap.label("IncreaseDecreaseInAccountsReceivable") == "Increase Decrease In Accounts Receivable"
+    assert us_gaap.label("StockRepurchaseProgramAuthorizedAmount1") == "Stock Repurchase Program Authorized Amount"
+    assert {name for formula in xbrl.FORMULAS.values() for name in re.findall(r"{(\w+)}", formula)} <= set(
+        us_gaap.ELEMENTS
+    )

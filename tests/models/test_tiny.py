@@ -1,0 +1,41 @@
+"""The tiny model: the same everywhere, and nothing else's random numbers are touched."""
+
+import torch
+
+from study.config import ModelConfig
+from study.models import describe, load_base, load_tokenizer, tiny
+
+TINY = ModelConfig("tiny")
+CPU = torch.device("cpu")
+
+
+def test_two_loads_are_equal_and_leave_the_global_random_state_alone() -> None:
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    first, second = load_base(TINY, CPU, "float32"), load_base(TINY, CPU, "float32")
+    describe(TINY)
+    assert torch.equal(before, torch.get_rng_state())
+    for name, parameter in first.model.named_parameters():
+        assert torch.equal(parameter, second.model.get_parameter(name)), name
+
+
+def test_the_weights_are_pinned() -> None:
+    """A change of these numbers is a change of the model: its fingerprint must change with it."""
+    weight = tiny.build().model.layers[0].self_attn.q_proj.weight
+    torch.testing.assert_close(weight[0, :3], torch.tensor([-0.0909774, 0.0041661, -0.0146288]), rtol=0, atol=1e-6)
+    assert tiny.fingerprint().startswith("039c9e075aa5")
+
+
+def test_logits_are_neither_flat_nor_saturated() -> None:
+    base = load_base(TINY, CPU, "float32")
+    logits = base.logits(base.hidden_states(torch.arange(100)[None])[0])
+    assert 0.5 < float(logits.std()) < 1.5
+
+
+def test_the_tokenizer_is_one_token_per_byte_and_gives_the_text_back() -> None:
+    tokenizer = load_tokenizer(TINY)
+    text = "Net income: $1,234  (in thousands)\n\té漢😀"
+    ids = tokenizer(text).input_ids
+    assert len(ids) == len(text.encode())
+    assert tokenizer.decode(ids) == text
+    assert (len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id) == (258, 256, 257)
