@@ -1,0 +1,161 @@
+"""The ``exponents`` table: the log-log slope of every probed statistic against rank, with its interval.
+
+One row per curve (a configuration, ranks and seeds aside), site, stat, batch and step, for
+
+- every layer (``layer`` is its module path),
+- every kind of projection (``layer`` is ``mean_log`` or ``median``, taken over the layers of ``kind``),
+- the model (the same two with ``kind = all``), and
+- what was measured model-wide (``layer = kind = model``: the gradient and the update of all adapters together).
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from study.analysis.curves import FIT_COLUMNS, Design
+from study.analysis.fits import Ints, Lines, fit_lines, t_critical
+from study.analysis.grids import Grid, codes, grids
+from study.analysis.pooling import POOLINGS, quantiles
+from study.errors import unknown
+
+PROBE_KEYS = ("cell_id", "step", "layer", "block", "kind", "site", "batch")
+WEIGHTS = ("none", "rank")
+INTERVALS = ("seeds", "ranks", "none")
+
+
+def fit_exponents(
+    cells: pd.DataFrame,
+    probes: pd.DataFrame,
+    *,
+    rank_min: float = 0,
+    weights: str = "none",
+    stats: Sequence[str] | None = None,
+    predict: Callable[[pd.DataFrame], npt.ArrayLike] | None = None,
+) -> pd.DataFrame:
+    """Fit every statistic in ``probes`` against the rank of its cell, per seed and then over seeds.
+
+    Only the cells given are fitted: filter ``cells``, not ``probes``. Left out of a fit are ranks below ``rank_min``,
+    infinite rank, what a cell measured from its ``diverged_step`` on (everything, where that step is unknown), and
+    values without a logarithm (zero, negative, not finite). ``dropped`` counts the curve's cells, from ``rank_min`` up,
+    that are not among the ``points`` of a fit, for whatever reason. A quantity with fewer than two ranks has no row.
+
+    ``weights="rank"`` weighs a cell by its rank, as if the variance of a log statistic fell like 1/r. ``stats`` is by
+    default every one measured but ``nonfinite``. ``predict`` is given the finished table and returns ``predicted``, one
+    number a row.
+
+    In the table, ``interval`` says what the 95 % interval (``ci_low``, ``ci_high``) is over: ``seeds`` (a pair of seed
+    and data seed is one), ``ranks`` (there is one seed) or ``none``. ``log_rank_mean``, ``log_stat_mean`` (natural
+    logarithms), ``se_*``, ``cov`` and ``t_crit`` draw the line and its band, see :func:`study.analysis.fits.fitted`.
+    ``layers`` is how many layers a row pools (1: none); ``layer_p05``, ``layer_median`` and ``layer_p95`` are quantiles
+    of the single layers' exponents, on the ``mean_log`` row over all kinds.
+
+    Raises :class:`StudyError` for unknown ``weights`` or ``stats``, cells of the same curve, rank and seed, a study
+    where no two ranks share a curve, and a probe row that is there twice.
+    """
+    if weights not in WEIGHTS:
+        raise unknown("weights", weights, WEIGHTS)
+    measured = [str(name) for name in probes.columns if name not in PROBE_KEYS and name != "nonfinite"]
+    for name in stats or ():
+        if name not in measured:
+            raise unknown("stat", name, measured)
+
+    design = Design.of(cells, rank_min)
+    table = _Table(design, codes(probes["batch"])[1])
+    for grid in grids(design, probes):
+        weight_F = grid.rank_F if weights == "rank" else None
+        for stat in stats or measured:
+            y_FL = grid.logs(probes[stat].to_numpy())
+            if np.isfinite(y_FL).any():
+                y_FC, layers_FC = grid.with_pools(y_FL)
+                table.add(grid, stat, fit_lines(grid.rank_F, y_FC, grid.strands, weight_F), layers_FC)
+
+    exponents = table.frame()
+    if predict is not None:
+        exponents["predicted"] = np.asarray(predict(exponents), float)
+    return exponents
+
+
+class _Table:
+    """The table under construction: plain arrays per column, turned into a frame once, at the end."""
+
+    def __init__(self, design: Design, batches: list[str]) -> None:
+        self.design = design
+        self.parts: dict[str, list[npt.NDArray[Any]]] = defaultdict(list)
+        self.names: dict[str, dict[str, int]] = {name: {} for name in ("site", "stat", "kind", "layer")}
+        self.names["batch"] = {name: code for code, name in enumerate(batches)}
+        self.names["interval"] = {name: code for code, name in enumerate(INTERVALS)}
+
+    def add(self, grid: Grid, stat: str, lines: Lines, layers_FC: Ints) -> None:
+        """The lines of one site and stat, where there is one."""
+        at = group, column = np.nonzero(np.isfinite(lines.slope))
+        curve = grid.curve_G[group]
+        slope, df, points, seeds = lines.slope[at], lines.df[at], lines.points[at], lines.seeds[at]
+        t_crit = t_critical(df)
+        half_width = t_crit * lines.se_slope[at]
+        # Within a seed a pool has the same layers at every rank, or none; over seeds it may not: the fewest.
+        layers_GC = np.minimum.reduceat(
+            np.where(layers_FC > 0, layers_FC, layers_FC.max()), grid.strands.start_G, axis=0
+        )
+        spread = np.full((3, *lines.slope.shape), np.nan)
+        if grid.pools:
+            spread[:, :, -len(POOLINGS)] = quantiles(lines.slope[:, grid.pools[-1]], [0.05, 0.5, 0.95])
+        columns = {
+            "curve": curve,
+            "site": np.broadcast_to(self._code("site", [grid.site]), group.shape),
+            "stat": np.broadcast_to(self._code("stat", [stat]), group.shape),
+            "batch": grid.batch_G[group],
+            "step": grid.step_G[group],
+            "kind": self._code("kind", grid.kind_C)[column],
+            "layer": self._code("layer", grid.layer_C)[column],
+            "block": grid.block_C[column],
+            "exponent": slope,
+            "ci_low": slope - half_width,
+            "ci_high": slope + half_width,
+            "interval": np.where(df == 0, 2, seeds == 1),
+            "seeds": seeds,
+            "ranks": lines.ranks[at],
+            "rank_min": lines.rank_min[at],
+            "rank_max": lines.rank_max[at],
+            "points": points,
+            "dropped": self.design.cells_of_curve[curve] - points,
+            "layers": layers_GC[at],
+            "log_rank_mean": lines.log_rank_mean[at],
+            "log_stat_mean": lines.log_stat_mean[at],
+            "se_slope": lines.se_slope[at],
+            "se_mean": lines.se_mean[at],
+            "cov": lines.cov[at],
+            "df": df,
+            "t_crit": t_crit,
+            "layer_p05": spread[0][at],
+            "layer_median": spread[1][at],
+            "layer_p95": spread[2][at],
+        }
+        for name, values in columns.items():  # counts and codes are small; halving them halves the table
+            self.parts[name].append(values if values.dtype == np.float64 else values.astype(np.int32))
+
+    def frame(self) -> pd.DataFrame:
+        """The table, every name a categorical. Parts are let go as they are joined."""
+        curve = self._joined("curve", np.int32)
+        columns: dict[str, Any] = {str(name): label.take(curve).array for name, label in self.design.curves.items()}
+        for name in FIT_COLUMNS:
+            if name == "predicted":
+                columns[name] = np.full(len(curve), np.nan)
+            elif name in self.names:
+                columns[name] = pd.Categorical.from_codes(
+                    self._joined(name, np.int32), pd.Index(list(self.names[name]))
+                )
+            else:
+                columns[name] = self._joined(name, np.float64)
+        return pd.DataFrame(columns, copy=False)
+
+    def _code(self, column: str, names: Sequence[str]) -> Ints:
+        known = self.names[column]
+        return np.array([known.setdefault(name, len(known)) for name in names], np.int32)
+
+    def _joined(self, name: str, dtype_if_empty: npt.DTypeLike) -> npt.NDArray[Any]:
+        parts = self.parts.pop(name, [])
+        return np.concatenate(parts) if parts else np.empty(0, dtype_if_empty)

@@ -1,0 +1,122 @@
+"""Probe rows as dense arrays: one site at a time, frames (a cell at a step on a batch) by layers.
+
+Stats are then whole columns, and everything after is an operation along an axis. 20 million values never exist twice.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from study.analysis.curves import Design
+from study.analysis.fits import Floats, Ints, Strands
+from study.analysis.pooling import POOLINGS, pool
+from study.errors import StudyError
+from study.sites import MODEL_WIDE
+
+ALL_KINDS = "all"
+"""``kind`` of what is pooled over the layers of every kind."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The usable probe rows of one site (``N`` of them), and the columns ``C`` that are fitted to them.
+
+    Columns are the ``L`` layers and then, for each of ``pools`` (which layers go in), its poolings; the last pool is
+    over all kinds. ``place_N`` is a row's place in the flattened ``[F, L]``; a group ``G`` is a curve at a step on a
+    batch.
+    """
+
+    site: str
+    row_N: Ints
+    place_N: Ints
+    rank_F: Floats
+    strands: Strands
+    curve_G: Ints
+    batch_G: Ints
+    step_G: Ints
+    kind_C: list[str]
+    layer_C: list[str]
+    block_C: Ints
+    pools: list[Ints]
+
+    def logs(self, values: npt.NDArray[np.floating]) -> Floats:
+        """The natural logarithm of one stat's column of ``probes``, ``[F, L]`` in float64; NaN where it has none."""
+        value_N = values[self.row_N].astype(np.float64)
+        value_N[~(np.isfinite(value_N) & (value_N > 0))] = np.nan
+        layers = len(self.layer_C) - len(POOLINGS) * len(self.pools)
+        y = np.full(len(self.rank_F) * layers, np.nan)
+        y[self.place_N] = np.log(value_N, out=value_N)
+        return y.reshape(-1, layers)
+
+    def with_pools(self, y_FL: Floats) -> tuple[Floats, Ints]:
+        """The same with the pools' columns appended, and how many layers each entry stands for (both ``[F, C]``)."""
+        pooled = [pool(y_FL[:, members], self.strands) for members in self.pools]
+        columns = [column for mean, median, _ in pooled for column in (mean, median)]
+        counts = [count for *_, count in pooled for _ in POOLINGS]
+        return np.column_stack([y_FL, *columns]), np.column_stack([np.ones(y_FL.shape, np.intp), *counts])
+
+
+def grids(design: Design, probes: pd.DataFrame) -> Iterator[Grid]:
+    """The rows of ``probes`` that ``design`` can use, site by site; sites without any are passed over."""
+    site_N, sites = codes(probes["site"])
+    cell_id_N, ids = codes(probes["cell_id"])
+    place = {cell_id: k for k, cell_id in enumerate(design.cell_id_K)}
+    cell_N = np.array([place.get(cell_id, -1) for cell_id in ids], np.int32)[cell_id_N]
+    end_N = np.append(design.end_K, 0.0)[cell_N]  # a cell that is not in the design, -1, ends at 0
+    usable_N = probes["step"].to_numpy() < end_N
+    columns = {name: codes(probes[name]) for name in ("batch", "layer", "kind")}
+    for code, site in enumerate(sites):
+        row = np.flatnonzero((site_N == code) & usable_N)
+        if len(row):
+            yield _grid(design, probes, site, row, cell_N[row], columns)
+
+
+def _grid(
+    design: Design, probes: pd.DataFrame, site: str, row: Ints, cell: Ints, columns: dict[str, tuple[Ints, list[str]]]
+) -> Grid:
+    (batch_N, batches), (layer_N, layers), (kind_N, kinds) = (columns[name] for name in ("batch", "layer", "kind"))
+    step, batch = probes["step"].to_numpy()[row].astype(np.int64), batch_N[row]
+    # One number per frame that sorts by curve, batch and step, and then, as the cells are sorted, by seed and rank.
+    group = (design.curve_K[cell] * len(batches) + batch) * (step.max() + 1) + step
+    _, first, frame = np.unique(group * len(design.cell_id_K) + cell, return_index=True, return_inverse=True)
+    layer_L, layer = np.unique(layer_N[row], return_inverse=True)
+    place = frame * len(layer_L) + layer
+    if np.bincount(place).max() > 1:
+        twice = probes.iloc[row[np.flatnonzero(pd.Series(place).duplicated())[0]]]
+        raise StudyError(
+            f"probes has {twice['site']} of {twice['layer']} twice at step {twice['step']} of cell {twice['cell_id']}: "
+            "delete the cell and train it again"
+        )
+
+    kind_L, block_L = np.empty(len(layer_L), np.intp), np.empty(len(layer_L), np.intp)
+    kind_L[layer], block_L[layer] = kind_N[row], probes["block"].to_numpy()[row]
+    names = [layers[k] for k in layer_L]
+    projections = np.flatnonzero([name != MODEL_WIDE for name in names])
+    pools = {kinds[k]: projections[kind_L[projections] == k] for k in np.unique(kind_L[projections])}
+    if len(projections):
+        pools[ALL_KINDS] = projections
+    strands = Strands.of(group[first], design.seed_K[cell[first]])
+    lead = first[strands.start_G]  # any row of a group says which curve, batch and step it is
+    return Grid(
+        site=site,
+        row_N=row,
+        place_N=place,
+        rank_F=design.rank_K[cell[first]],
+        strands=strands,
+        curve_G=design.curve_K[cell[lead]],
+        batch_G=batch[lead],
+        step_G=step[lead],
+        kind_C=[*(kinds[k] for k in kind_L), *(kind for kind in pools for _ in POOLINGS)],
+        layer_C=[*names, *(pooling for _ in pools for pooling in POOLINGS)],
+        block_C=np.append(block_L, np.full(len(pools) * len(POOLINGS), -1)),
+        pools=list(pools.values()),
+    )
+
+
+def codes(column: "pd.Series[str]") -> tuple[Ints, list[str]]:
+    """A column of strings as integers, and the strings they stand for; nothing is copied where it is categorical."""
+    values = column.astype("category").cat
+    return values.codes.to_numpy(), [str(name) for name in values.categories]

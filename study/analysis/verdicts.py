@@ -1,0 +1,153 @@
+"""Verdicts: is a quantity stable in the rank? Answered by a test that can say so, never by failing to find a slope.
+
+A quantity is **stable** when its exponent is shown to be small: two one-sided t-tests at 5 % (TOST; Schuirmann 1987)
+reject that it lies beyond +-margin. The margin is a ratio, the same for every study: a quantity is stable that changes
+by less than a factor of 1.5 from the lowest rank to the highest, so ``margin = ln(1.5) / ln(rank_max / rank_min)``.
+Otherwise it **collapses** or **explodes** where the whole 95 % interval is below or above zero, and anything else, no
+interval included, is **unclear**.
+
+A table of a thousand tests at 5 % claims fifty by chance. The few :data:`PRIMARY` quantities, fixed before any run, are
+tested as they stand. The others are tested with Holm's correction over what is read side by side: a pooled or
+model-wide row among all sites and stats of its curve, batch and step pooled the same way; a layer's row among the
+layers of its quantity. What is stable alone but not after the correction is unclear. Intervals stay pointwise.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import special
+
+from study.analysis.curves import curve_columns
+from study.analysis.fits import Floats, Ints, Mask
+from study.analysis.grids import ALL_KINDS
+from study.analysis.pooling import POOLINGS
+from study.sites import MODEL_WIDE
+
+RATIO = 1.5
+"""What counts as stable: less than this factor between the lowest and the highest rank."""
+
+SIGNIFICANCE = 0.05
+
+VERDICTS = ("stable", "collapses", "explodes", "unclear")
+
+
+class Primary(NamedTuple):
+    """A quantity whose verdict is the study's own question, at a step or at the last one it was measured at."""
+
+    site: str
+    stat: str
+    kind: str
+    layer: str
+    step: int | Literal["last"]
+
+    def rows(self, exponents: pd.DataFrame) -> "pd.Series[bool]":
+        """Which rows hold this quantity, at any step, on the training batch."""
+        here = exponents["batch"] == "train"
+        for name in ("site", "stat", "kind", "layer"):
+            here = here & (exponents[name] == getattr(self, name))
+        return here
+
+
+PRIMARY = (
+    # The paper's Figure 3: the gradient norm over all adapters. Flat at p = 1/2 under every optimizer.
+    Primary("adapter_grad", "norm", MODEL_WIDE, MODEL_WIDE, 0),
+    # What one update does to the loss, to first order: names the stable p per optimizer with no crossover in the rank.
+    # The update of step 0 moves B only; from step 1 A moves too.
+    Primary("adapter_update", "descent", MODEL_WIDE, MODEL_WIDE, 0),
+    Primary("adapter_update", "descent", MODEL_WIDE, MODEL_WIDE, 1),
+    # Rank-stabilized as the paper defines it (theorem 3.2): outputs forward, gradients passed backward, after training.
+    Primary("adapter_out", "rms", ALL_KINDS, "mean_log", "last"),
+    Primary("adapter_in_grad", "rms", ALL_KINDS, "mean_log", "last"),
+)
+"""Fixed beforehand, on the training batch. Everything else is corrected for being looked at too."""
+
+
+def with_verdicts(exponents: pd.DataFrame) -> pd.DataFrame:
+    """``exponents`` (from :func:`~study.analysis.exponents.fit_exponents`) with ``margin``, ``p_value``, ``p_holm``,
+    ``primary`` and ``verdict``.
+
+    ``margin`` is on the exponent; ``p_value`` is the equivalence test's, ``p_holm`` what the verdict goes by (the same
+    in primary rows). Both are NaN where there is no interval. The frame passed in is left as it is.
+    """
+    slope = exponents["exponent"].to_numpy(float)
+    with np.errstate(divide="ignore"):
+        margin = math.log(RATIO) / np.log(exponents["rank_max"].to_numpy(float) / exponents["rank_min"].to_numpy(float))
+    p_value = tost(slope, exponents["se_slope"].to_numpy(float), exponents["df"].to_numpy(float), margin)
+
+    curve = _numbered(exponents, curve_columns(exponents))
+    primary = _primary(exponents, curve)
+    pooled = exponents["layer"].isin([*POOLINGS, MODEL_WIDE]).to_numpy(bool)
+    beside = _numbered(exponents, ["batch", "step", "kind", "layer"], curve)
+    along = _numbered(exponents, ["batch", "step", "site", "stat"], curve)
+    family = np.where(pooled, beside, along + beside.max(initial=0) + 1)
+    p_holm = np.where(primary, p_value, holm(np.where(primary, np.nan, p_value), family))
+
+    sloped = p_value > SIGNIFICANCE  # what alone would pass for stable is not called anything else
+    verdict = np.select(
+        [
+            p_holm <= SIGNIFICANCE,
+            sloped & (exponents["ci_high"] < 0).to_numpy(bool),
+            sloped & (exponents["ci_low"] > 0).to_numpy(bool),
+        ],
+        [0, 1, 2],
+        default=3,
+    )
+    return exponents.assign(
+        margin=margin,
+        p_value=p_value,
+        p_holm=p_holm,
+        primary=primary,
+        verdict=pd.Categorical.from_codes(verdict.astype(np.int8), pd.Index(VERDICTS)),
+    )
+
+
+def tost(slope: npt.ArrayLike, se: npt.ArrayLike, df: npt.ArrayLike, margin: npt.ArrayLike) -> Floats:
+    """The p-value of the equivalence test ``|slope| < margin``: the larger of its two one-sided t-tests'.
+
+    Which is the one against the nearer bound. NaN where ``se`` is NaN or ``df`` is 0.
+    """
+    slope, se, df, margin = (np.asarray(values, float) for values in (slope, se, df, margin))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distance = (margin - np.abs(slope)) / se
+        return np.asarray(np.where(df > 0, special.stdtr(df, -distance), np.nan), float)
+
+
+def holm(p_values: npt.ArrayLike, family: npt.ArrayLike | None = None) -> Floats:
+    """Holm's step-down adjusted p-values (Holm 1979) within each ``family`` (labels; None: one family).
+
+    A family's adjusted values that are at most 5 % contain a false one with probability at most 5 %, whatever the
+    dependence. NaNs stay NaN and are not counted.
+    """
+    p = np.asarray(p_values, float)
+    label = np.zeros(p.shape, np.intp) if family is None else np.asarray(family)
+    tested = np.flatnonzero(np.isfinite(p))
+    order = tested[np.lexsort((p[tested], label[tested]))]
+    label, p_sorted = label[order], p[order]
+    start = np.flatnonzero(np.r_[True, label[1:] != label[:-1]][: len(label)])
+    size = np.diff(np.append(start, len(label)))
+    left = np.repeat(start + size, size) - np.arange(len(label))  # m, m - 1, ..., 1 in every family
+    adjusted = np.full(p.shape, np.nan)
+    adjusted[order] = pd.Series(np.minimum(left * p_sorted, 1.0)).groupby(label).cummax()
+    return adjusted
+
+
+def _numbered(exponents: pd.DataFrame, columns: list[str], within: Ints | None = None) -> Ints:
+    """One number per distinct combination of ``columns`` (and of ``within``), column by column: no object keys."""
+    number = np.zeros(len(exponents), np.int64) if within is None else within.astype(np.int64)
+    for name in columns:
+        codes, values = pd.factorize(exponents[name].array, use_na_sentinel=False)
+        number = pd.factorize(number * max(len(values), 1) + codes)[0]
+    return number
+
+
+def _primary(exponents: pd.DataFrame, curve: Ints) -> Mask:
+    primary = np.zeros(len(exponents), bool)
+    step = exponents["step"].to_numpy()
+    for quantity in PRIMARY:
+        rows = np.flatnonzero(quantity.rows(exponents))
+        last = pd.Series(step[rows]).groupby(curve[rows]).transform("max").to_numpy()
+        primary[rows[step[rows] == (last if quantity.step == "last" else quantity.step)]] = True
+    return primary
