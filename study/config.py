@@ -150,11 +150,12 @@ def parse(composed: DictConfig) -> CellConfig:
     known = {f.name for f in fields(CellConfig)}
     plain = OmegaConf.masked_copy(composed, [str(key) for key in composed if str(key) in known])
     try:
-        typed = OmegaConf.merge(OmegaConf.structured(CellConfig), plain)
-        name = typed.optimizer.get("name")
-        if name not in OPTIMIZERS:
-            raise unknown("optimizer", name, OPTIMIZERS)
-        typed.optimizer = OmegaConf.merge(OmegaConf.structured(OPTIMIZERS[name]), typed.optimizer)
+        optimizer = OmegaConf.select(plain, "optimizer.name")
+        if optimizer not in OPTIMIZERS:
+            raise unknown("optimizer", optimizer, OPTIMIZERS)
+        schema = OmegaConf.structured(CellConfig)
+        schema.optimizer = OmegaConf.structured(OPTIMIZERS[optimizer])
+        typed = OmegaConf.merge(schema, plain)
         if missing := sorted(OmegaConf.missing_keys(typed)):
             raise StudyError(f"{missing[0]} is not set: give {missing[0]}=... on the command line")
         config: CellConfig = OmegaConf.to_object(typed)  # type: ignore[assignment]

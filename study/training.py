@@ -42,8 +42,8 @@ def train(base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig]) -> Iter
     """Train a fold, yielding at each step s = 0 ... ``train.steps`` one result per cell (None once it has diverged).
 
     ``cells`` come ordered by rank and agree in everything but adapter, optimizer, seeds, clipping and schedule. Row s
-    is measured with the weights after s updates, on the batch of step s; the last step only measures. Afterwards, and if
-    the caller stops early, the base is without adapters again.
+    is measured with the weights after s updates, on the batch of step s; the last step only measures. Afterwards, and
+    if the caller stops early, the base is without adapters again.
     """
     shared = cells[0]
     layers = resolve_targets(base.card.linears, shared.adapter.targets)

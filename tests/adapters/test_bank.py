@@ -1,0 +1,106 @@
+"""A bank against the formula it stands for, cell by cell."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from study.adapters import AdapterSpec, LoraBank
+from study.adapters.bank import kaiming_A
+
+D, O, B, T = 12, 20, 2, 5  # noqa: E741
+SPECS = [AdapterSpec(2, 0.5, seed=0), AdapterSpec(2, 3.0, seed=1), AdapterSpec(7, 1.5, seed=0)]
+
+
+def bank_of(specs: list[AdapterSpec], base: nn.Module | None = None) -> LoraBank:
+    torch.manual_seed(0)
+    bank = LoraBank(base or nn.Linear(D, O), "layer", specs)
+    for bucket in bank.buckets:
+        nn.init.normal_(bucket.B_kOR)
+    bank.make_pairs()
+    return bank
+
+
+@pytest.mark.parametrize("base", [nn.Linear(D, O), nn.Linear(D, O, bias=False), Conv1D(O, D)], ids=["bias", "plain", "conv1d"])
+def test_forward_is_the_base_and_each_cells_own_adapter(base: nn.Module) -> None:
+    bank = bank_of(SPECS, base)
+    x = torch.randn(len(SPECS) * B, T, D)
+    expected = torch.cat([base(x_) + g * (x_ @ A.mT) @ Bm.mT for x_, (A, Bm, g) in zip(x.chunk(3), bank.pairs, strict=True)])
+    torch.testing.assert_close(bank(x), expected)
+
+
+def test_gradients_land_in_each_cells_pair() -> None:
+    bank = bank_of(SPECS)
+    x, weights = torch.randn(len(SPECS) * B, T, D), torch.randn(len(SPECS) * B, T, O)
+    (bank(x) * weights).sum().backward()
+    bank.bind_grads()
+    for x_, w_, pair in zip(x.chunk(3), weights.chunk(3), bank.pairs, strict=True):
+        A, Bm = pair.A_RD.detach().clone().requires_grad_(), pair.B_OR.detach().clone().requires_grad_()
+        (pair.gamma * (x_ @ A.mT) @ Bm.mT * w_).sum().backward()
+        torch.testing.assert_close(pair.A_RD.grad, A.grad)
+        torch.testing.assert_close(pair.B_OR.grad, Bm.grad)
+
+
+def test_an_optimizer_on_a_pair_moves_the_stack_and_no_other_cell() -> None:
+    bank = bank_of(SPECS)
+    before = [(A.detach().clone(), Bm.detach().clone()) for A, Bm, _ in bank.pairs]
+    bank(torch.randn(len(SPECS) * B, T, D)).sum().backward()
+    bank.bind_grads()
+    torch.optim.SGD(bank.pairs[1][:2], lr=0.1).step()
+    moved = [not torch.equal(A, pair.A_RD) for (A, _), pair in zip(before, bank.pairs, strict=True)]
+    assert moved == [False, True, False]
+    assert torch.equal(bank.buckets[0].A_kRD[1], bank.pairs[1].A_RD)
+
+
+def test_a_copy_has_storage_of_its_own() -> None:
+    bank = bank_of(SPECS)
+    twin = copy.deepcopy(bank)
+    twin.make_pairs()
+    with torch.no_grad():
+        twin.pairs[0].A_RD.zero_()
+    assert bank.pairs[0].A_RD.abs().sum() > 0
+    assert twin.buckets[0].A_kRD[0].abs().sum() == 0
+
+
+def test_init_is_pefts_and_depends_on_seed_and_layer_alone() -> None:
+    d, spec = 300, AdapterSpec(64, 1.0, seed=3)
+    A = kaiming_A(spec, "layer", d)
+    reference = torch.empty(64, d)
+    nn.init.kaiming_uniform_(reference, a=math.sqrt(5))  # what PEFT calls
+    assert A.abs().max() <= 1 / math.sqrt(d)
+    # The variance of n draws from U(-b, b), var b^2 / 3, has standard deviation b^2 / 3 * sqrt(0.8 / n).
+    assert A.var().item() == pytest.approx(1 / (3 * d), rel=5 * math.sqrt(0.8 / A.numel()))
+    assert reference.var().item() == pytest.approx(A.var().item(), rel=10 * math.sqrt(0.8 / A.numel()))
+    assert torch.equal(A, LoraBank(nn.Linear(d, 5), "layer", [AdapterSpec(64, 9.0, 8), spec]).buckets[0].A_kRD[1])
+    assert torch.equal(A[:16], kaiming_A(AdapterSpec(16, 1.0, seed=3), "layer", d)), "ranks share their first rows"
+    assert not torch.equal(A, kaiming_A(spec, "another", d))
+    assert not torch.equal(A, kaiming_A(AdapterSpec(64, 1.0, seed=4), "layer", d))
+
+
+def test_dropout_is_per_cell_scaled_and_off_in_eval() -> None:
+    specs = [AdapterSpec(4, 1.0, seed=0, dropout=0.25), AdapterSpec(4, 1.0, seed=1, dropout=0.5)]
+    x = torch.randn(2 * B, T, D)
+    together = bank_of(specs)
+    plain = bank_of([AdapterSpec(4, 1.0, s.seed) for s in specs])(x)
+    first, second = together(x), together(x)
+    assert not torch.allclose(first, second), "a fresh mask each time"
+    torch.testing.assert_close(together.eval()(x), plain)
+
+    alone = LoraBank(together.base, "layer", specs[1:])
+    alone.buckets[0].B_kOR.data.copy_(together.pairs[1].B_OR)
+    alone.make_pairs()
+    torch.testing.assert_close(alone(x[B:]), first[B:], msg="the mask depends on the cell, not on its pack")
+
+    masks = torch.stack([together.train()._dropped(torch.ones(2, 1000, D)) for _ in range(5)])
+    for k, spec in enumerate(specs):
+        kept = (masks[:, k] > 0).float().mean().item()
+        assert kept == pytest.approx(1 - spec.dropout, abs=4 * math.sqrt(0.25 / masks[:, k].numel()))
+        assert masks[:, k].max().item() == pytest.approx(1 / (1 - spec.dropout))
+
+
+def test_cells_come_ordered_by_rank() -> None:
+    with pytest.raises(ValueError, match="ordered by rank"):
+        LoraBank(nn.Linear(D, O), "layer", SPECS[::-1])

@@ -1,0 +1,56 @@
+"""Small data, the tiny base and typed cells for every test of the core."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from study.config import CellConfig, ModelConfig, parse
+from study.data import Corpus, build_corpus
+from study.hydra_app import CONF
+from study.models import FrozenBase, load_base, load_tokenizer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads() -> None:
+    """One thread: results are then the same whatever else the machine does, and tiny tensors are faster for it."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty short examples of uneven length, in FinLoRA's form."""
+    path = tmp_path_factory.mktemp("data") / "train.jsonl"
+    rows = [{"context": f"Say {'very ' * (n % 5)}{n} twice:", "target": f" {n} {n}{' ok' * (n % 4)}"} for n in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def cell(jsonl: Path) -> Callable[..., CellConfig]:
+    """A typed cell on the tiny base, from Hydra overrides: ``cell("adapter.rank=8", "optimizer=sgd")``."""
+
+    def build(*overrides: str) -> CellConfig:
+        GlobalHydra.instance().clear()
+        small = ["model=tiny", "data=jsonl", f"data.path={jsonl}", "data.sequence_length=48", "data.heldout=6"]
+        small += ["train.steps=3", "train.batch_size=3", "optimizer.lr=1e-2"]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return parse(compose("config", overrides=[*small, *overrides]))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_base() -> FrozenBase:
+    return load_base(ModelConfig("tiny"), torch.device("cpu"), "float32")
+
+
+@pytest.fixture(scope="session")
+def corpus(cell: Callable[..., CellConfig]) -> Corpus:
+    config = cell()
+    tokenizer = load_tokenizer(config.model)
+    return build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
