@@ -51,13 +51,15 @@ def status(study_dir: Path) -> None:
 @STUDY_DIR
 def analyze(study_dir: Path) -> None:
     """Fit exponents in the rank, print the ones that matter and write exponents.parquet."""
+    from rich.console import Console
+
     from study import analysis
     from study.store import load_tables, write_exponents
 
     tables = load_tables(study_dir)
     exponents = analysis.with_verdicts(analysis.fit_exponents(tables.cells, tables.probes))
     path = write_exponents(study_dir, exponents)
-    click.echo(analysis.render_table(analysis.summary(exponents)))
+    Console().print(analysis.render_table(analysis.summary(exponents)))
     click.echo(f"{len(exponents)} exponents in {path}")
 
 

@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -47,6 +47,11 @@ def main(arguments: Sequence[str]) -> None:
         app()
     except MissingConfigException as error:
         raise StudyError(_choices(error)) from error
+    except OverrideParseException as error:
+        line = str(error).splitlines()[0]
+        raise StudyError(
+            f"can't read {error.override} ({line}): write key=value, with quotes around odd values"
+        ) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise StudyError(_cause(error)) from error
     for mistake in filter(None, mistakes):

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-import study
-
 PACKAGES = (
+    "study",
     "torch",
     "transformers",
     "tokenizers",
@@ -30,7 +29,7 @@ PACKAGES = (
 def provenance(device: torch.device) -> dict[str, Any]:
     """Versions, git commit with dirty flag (None outside a clone), and the device in words."""
     return {
-        "versions": {"study": study.__version__, "python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **_versions()},
         "git": _git(),
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),

@@ -88,8 +88,8 @@ class CellWriter:
 class StudyTables:
     """A study as four tidy pandas frames; missing is NaN, strings that repeat are categorical.
 
-    ``cells``: one row a cell, its configuration and how it ended. ``metrics``: a row a cell and step. ``probes``: a row a
-    cell, step, layer and site, a column a stat. ``exponents``: what ``study analyze`` last wrote, empty before.
+    ``cells``: one row a cell, its configuration and how it ended. ``metrics``: a row a cell and step. ``probes``: a row
+    a cell, step, layer and site, a column a stat. ``exponents``: what ``study analyze`` last wrote, empty before.
     """
 
     cells: pd.DataFrame

@@ -25,7 +25,9 @@ def _threads() -> None:
 def jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixty short examples of uneven length, in FinLoRA's form."""
     path = tmp_path_factory.mktemp("data") / "train.jsonl"
-    rows = [{"context": f"Say {'very ' * (n % 5)}{n} twice:", "target": f" {n} {n}{' ok' * (n % 4)}"} for n in range(60)]
+    rows = [
+        {"context": f"Say {'very ' * (n % 5)}{n} twice:", "target": f" {n} {n}{' ok' * (n % 4)}"} for n in range(60)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 

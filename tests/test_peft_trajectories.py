@@ -31,13 +31,18 @@ def peft_run(base: FrozenBase, config: CellConfig, corpus: Corpus) -> tuple[list
         lora_dropout=0.0,
     )
     model = get_peft_model(copy.deepcopy(base.model), lora)
-    with adapted(base.model, base.card.linears, [AdapterSpec(adapter.rank, 1.0, config.seed)]) as banks, torch.no_grad():
+    with (
+        adapted(base.model, base.card.linears, [AdapterSpec(adapter.rank, 1.0, config.seed)]) as banks,
+        torch.no_grad(),
+    ):
         for bank in banks:
             layer = model.get_submodule(f"base_model.model.{bank.layer}")
             layer.lora_A["default"].weight.copy_(bank.pairs[0].A_RD)
     weights = [p for p in model.parameters() if p.requires_grad]
     if config.optimizer.name == "adamw":
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(weights, lr=config.optimizer.lr, weight_decay=0.0, foreach=True)
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            weights, lr=config.optimizer.lr, weight_decay=0.0, foreach=True
+        )
     else:
         optimizer = torch.optim.SGD(weights, lr=config.optimizer.lr)
     losses = []
@@ -50,7 +55,9 @@ def peft_run(base: FrozenBase, config: CellConfig, corpus: Corpus) -> tuple[list
         optimizer.step()
         losses.append(loss.item())
     return losses, {
-        name.removeprefix("base_model.model."): torch.cat([m.lora_A["default"].weight.flatten(), m.lora_B["default"].weight.flatten()])
+        name.removeprefix("base_model.model."): torch.cat(
+            [m.lora_A["default"].weight.flatten(), m.lora_B["default"].weight.flatten()]
+        )
         for name, m in model.named_modules()
         if hasattr(m, "lora_A")
     }
@@ -66,7 +73,9 @@ def our_run(base: FrozenBase, config: CellConfig, corpus: Corpus) -> tuple[list[
             losses += fold.backward(step, None)
             fold.grad_norms()
             fold.update()
-        return losses, {b.layer: torch.cat([b.pairs[0].A_RD.flatten(), b.pairs[0].B_OR.flatten()]).detach() for b in banks}
+        return losses, {
+            b.layer: torch.cat([b.pairs[0].A_RD.flatten(), b.pairs[0].B_OR.flatten()]).detach() for b in banks
+        }
 
 
 def assert_same(ours: tuple, theirs: tuple, weight_tolerance: float) -> None:
@@ -100,9 +109,7 @@ def test_tiny(
 @pytest.mark.smollm2
 @pytest.mark.parametrize("scaling", ["lora", "rslora"])
 @pytest.mark.parametrize(("optimizer", "lr", "tolerance"), [("adamw", "1e-4", 1e-4), ("sgd", "0.05", 1e-5)])
-def test_smollm2(
-    cell: Callable[..., CellConfig], scaling: str, optimizer: str, lr: str, tolerance: float
-) -> None:
+def test_smollm2(cell: Callable[..., CellConfig], scaling: str, optimizer: str, lr: str, tolerance: float) -> None:
     if smollm2._damage(cache_folder() / smollm2._NAME):
         pytest.skip("SmolLM2 is not in the user cache: run `study fetch smollm2`")
     overrides = ["model=smollm2", f"optimizer={optimizer}", f"optimizer.lr={lr}", f"adapter.scaling={scaling}"]

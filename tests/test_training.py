@@ -98,7 +98,9 @@ def test_loss_is_the_models_own_on_targets_alone(tiny_base: FrozenBase, corpus: 
     batch = corpus.train.batch(0, 0, 3)
     with torch.no_grad():
         logits = tiny_base.model(input_ids=batch.input_ids_BT).logits
-    assert steps[0].metrics["loss"] == pytest.approx(cross_entropy(logits.flatten(0, 1), batch.targets_BT.flatten()).item())
+    assert steps[0].metrics["loss"] == pytest.approx(
+        cross_entropy(logits.flatten(0, 1), batch.targets_BT.flatten()).item()
+    )
     held = [(b, tiny_base.model(input_ids=b.input_ids_BT).logits) for b in corpus.heldout.batches(4)]
     nll = sum(cross_entropy(x.flatten(0, 1), b.targets_BT.flatten(), reduction="sum").item() for b, x in held)
     assert steps[0].metrics["eval_loss"] == pytest.approx(nll / sum(b.supervised for b, _ in held), rel=1e-5)

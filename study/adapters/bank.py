@@ -10,10 +10,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from study.adapters.contraction import factored
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ def features(linear: nn.Module) -> tuple[int, int]:
     """``(D, O)`` of a frozen linear: ``nn.Linear``, one of its subclasses, or transformers' ``Conv1D``."""
     if hasattr(linear, "in_features"):
         return int(linear.in_features), int(linear.out_features)  # type: ignore[arg-type]
-    d, o = linear.weight.shape  # Conv1D keeps its weight as [D, O]
+    conv1d: Any = linear
+    d, o = conv1d.weight.shape  # it keeps its weight as [D, O]
     return int(d), int(o)
 
 
@@ -71,9 +74,8 @@ class Bucket(nn.Module):
         self.register_buffer("gamma_k11", torch.tensor([s.gamma for s in specs]).view(-1, 1, 1), persistent=False)
 
     def add_to(self, y_kNO: Tensor, x_kND: Tensor) -> Tensor:
-        """``y + gamma B A x``. gamma goes on the ``[N, R]`` factor; the sum is fused into the second product."""
-        z_kNR = torch.bmm(x_kND, self.A_kRD.to(x_kND.dtype).mT) * self.gamma_k11.to(x_kND.dtype)
-        return torch.baddbmm(y_kNO, z_kNR, self.B_kOR.to(z_kNR.dtype).mT)
+        """``y + gamma B A x``."""
+        return factored(y_kNO, x_kND, self.A_kRD, self.B_kOR, self.gamma_k11)
 
 
 class LoraBank(nn.Module):

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -39,11 +40,9 @@ def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
     layers = []
     for path, module in model.named_modules():
         if isinstance(module, LoraBank):
-            layers.append(AdaptedLayer(module.layer, module, lambda bank=module: bank.pairs))
+            layers.append(AdaptedLayer(module.layer, module, partial(getattr, module, "pairs")))
         elif hasattr(module, "lora_A") and hasattr(module, "lora_B") and hasattr(module, "scaling"):
-            layers.append(
-                AdaptedLayer(path.removeprefix("base_model.model."), module, lambda m=module: [_peft_pair(m)])
-            )
+            layers.append(AdaptedLayer(path.removeprefix("base_model.model."), module, partial(_peft_pairs, module)))
     if not layers:
         raise StudyError(
             f"{type(model).__name__} has no LoRA layer to probe: adapt it with PEFT or study.adapters first"
@@ -51,7 +50,7 @@ def adapted_layers(model: nn.Module) -> list[AdaptedLayer]:
     return layers
 
 
-def _peft_pair(module: Any) -> LoraPair:
+def _peft_pairs(module: Any) -> list[LoraPair]:
     """PEFT keeps a dict of adapters in each layer; ``scaling`` is the full multiplier (lora_B's output is unscaled)."""
     active = [name for name in module.active_adapters if name in module.lora_A]
     if len(active) != 1:
@@ -59,4 +58,4 @@ def _peft_pair(module: Any) -> LoraPair:
             f"{len(active)} active LoRA adapters in one layer ({active}): activate exactly one to probe it"
         )
     name = active[0]
-    return LoraPair(module.lora_A[name].weight, module.lora_B[name].weight, float(module.scaling[name]))
+    return [LoraPair(module.lora_A[name].weight, module.lora_B[name].weight, float(module.scaling[name]))]

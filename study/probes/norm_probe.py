@@ -37,7 +37,8 @@ class NormProbe:
     ``sites`` and ``stats`` choose from ``SITES`` and ``STATS`` of :mod:`study.sites`. Moments are over the real tokens
     and all features of one optimizer step, all its micro-batches together. ``adapter_out`` and ``adapter_in_grad``,
     which no hook can read everywhere, are computed from (x, dL/dy, A, B, gamma) on ``tokens`` evenly spaced real tokens
-    of the first micro-batch. Gradients are taken as they stand after backward, so of the mean loss where the loss is a mean.
+    of the first micro-batch. Gradients are taken as they stand after backward: of the mean loss where the loss is a
+    mean.
 
     Raises :class:`study.errors.StudyError` where ``model`` has no LoRA layer.
     """

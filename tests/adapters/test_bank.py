@@ -24,11 +24,15 @@ def bank_of(specs: list[AdapterSpec], base: nn.Module | None = None) -> LoraBank
     return bank
 
 
-@pytest.mark.parametrize("base", [nn.Linear(D, O), nn.Linear(D, O, bias=False), Conv1D(O, D)], ids=["bias", "plain", "conv1d"])
+@pytest.mark.parametrize(
+    "base", [nn.Linear(D, O), nn.Linear(D, O, bias=False), Conv1D(O, D)], ids=["bias", "plain", "conv1d"]
+)
 def test_forward_is_the_base_and_each_cells_own_adapter(base: nn.Module) -> None:
     bank = bank_of(SPECS, base)
     x = torch.randn(len(SPECS) * B, T, D)
-    expected = torch.cat([base(x_) + g * (x_ @ A.mT) @ Bm.mT for x_, (A, Bm, g) in zip(x.chunk(3), bank.pairs, strict=True)])
+    expected = torch.cat(
+        [base(x_) + g * (x_ @ A.mT) @ Bm.mT for x_, (A, Bm, g) in zip(x.chunk(3), bank.pairs, strict=True)]
+    )
     torch.testing.assert_close(bank(x), expected)
 
 

@@ -1,5 +1,7 @@
 """Targets by name as PEFT reads them, and a base that is whole again afterwards."""
 
+import copy
+
 import pytest
 import torch
 
@@ -42,8 +44,6 @@ def test_targets_agree_with_peft(tiny_base: FrozenBase) -> None:
 
     for targets in (["q_proj", "down_proj"], r".*layers\.1\..*gate_proj", "all-linear"):
         ours = resolve_targets(tiny_base.card.linears, targets)
-        import copy
-
         peft_model = get_peft_model(copy.deepcopy(tiny_base.model), LoraConfig(r=2, target_modules=targets))
         theirs = [n.removeprefix("base_model.model.") for n, m in peft_model.named_modules() if hasattr(m, "lora_A")]
         assert ours == theirs
@@ -52,10 +52,13 @@ def test_targets_agree_with_peft(tiny_base: FrozenBase) -> None:
 def test_the_base_is_whole_again_even_after_an_error(tiny_base: FrozenBase) -> None:
     ids = torch.arange(10)[None]
     before = tiny_base.hidden_states(ids)
-    with pytest.raises(RuntimeError, match="boom"), adapted(
-        tiny_base.model, tiny_base.card.linears, [AdapterSpec(2, 1.0)]
-    ) as banks:
-        assert [bank.layer for bank in banks] == list(tiny_base.card.linears)
-        raise RuntimeError("boom")
+
+    def fail_while_adapted() -> None:
+        with adapted(tiny_base.model, tiny_base.card.linears, [AdapterSpec(2, 1.0)]) as banks:
+            assert [bank.layer for bank in banks] == list(tiny_base.card.linears)
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        fail_while_adapted()
     assert not any(isinstance(module, LoraBank) for module in tiny_base.model.modules())
     assert torch.equal(tiny_base.hidden_states(ids), before)

@@ -92,7 +92,9 @@ def test_every_site_is_what_it_says(fold: Fold) -> None:
     fold.backward(2, probe)
     for hook in hooks:
         hook.remove()
-    before = {(b.layer, k): (p.A_RD.detach().clone(), p.B_OR.detach().clone()) for b in banks for k, p in enumerate(b.pairs)}
+    before = {
+        (b.layer, k): (p.A_RD.detach().clone(), p.B_OR.detach().clone()) for b in banks for k, p in enumerate(b.pairs)
+    }
     grads = {(b.layer, k): (p.A_RD.grad.clone(), p.B_OR.grad.clone()) for b in banks for k, p in enumerate(b.pairs)}
     norms = fold.grad_norms()
     probe.before_update()
@@ -115,7 +117,14 @@ def test_every_site_is_what_it_says(fold: Fold) -> None:
             (A0, B0), (dA, dB) = before[bank.layer, k], grads[bank.layer, k]
             A1, B1, gamma = bank.pairs[k]
             assert_row(table, bank.layer, "delta_w", definition(gamma * B0 @ A0))
-            for site, tensor in {"A": A0, "B": B0, "A_grad": dA, "B_grad": dB, "A_update": A1 - A0, "B_update": B1 - B0}.items():
+            for site, tensor in {
+                "A": A0,
+                "B": B0,
+                "A_grad": dA,
+                "B_grad": dB,
+                "A_update": A1 - A0,
+                "B_update": B1 - B0,
+            }.items():
                 assert_row(table, bank.layer, site, definition(tensor))
             grad = torch.cat([dA.flatten(), dB.flatten()])
             update = torch.cat([(A1 - A0).flatten(), (B1 - B0).flatten()]).detach()
@@ -138,7 +147,8 @@ def test_a_probed_step_is_a_plain_step(fold: Fold) -> None:
     grads = [w.grad.clone() for learner in fold.learners for w in learner.weights]
     probed = fold.backward(2, NormProbe(fold.base.model))
     assert probed == plain
-    assert all(torch.equal(g, w.grad) for g, w in zip(grads, (w for l in fold.learners for w in l.weights), strict=True))
+    again = [w.grad for learner in fold.learners for w in learner.weights]
+    assert all(torch.equal(a, b) for a, b in zip(grads, again, strict=True))
 
 
 def test_no_hook_outside_watch_and_none_for_weights_alone(fold: Fold) -> None:
@@ -213,7 +223,9 @@ def test_moments_at_any_scale(scale: float) -> None:
     x = torch.randn(1000) * scale
     expected = x.double().abs()
     sums = moment_sums(x)
-    for found, wanted in zip(sums, (expected.sum(), expected.pow(2).sum(), expected.pow(4).sum(), expected.max()), strict=True):
+    for found, wanted in zip(
+        sums, (expected.sum(), expected.pow(2).sum(), expected.pow(4).sum(), expected.max()), strict=True
+    ):
         assert float(found) == pytest.approx(float(wanted), rel=1e-5)
 
 

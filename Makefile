@@ -1,0 +1,42 @@
+# `make study`: from nothing to the exponent table and the figures. `make test`: every check that CI runs.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: study test lint figures clean
+.DELETE_ON_ERROR:
+
+study: .venv/.installed
+	$(BIN)/study fetch smollm2
+	$(BIN)/study train experiment=quick
+	$(BIN)/study analyze results/quick
+	$(BIN)/study figures results/quick
+
+test: lint
+	-$(BIN)/study fetch smollm2
+	$(BIN)/python -m pytest -q
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+# The reference figures of the README, drawn again from the committed tables.
+figures: .venv/.installed
+	$(BIN)/study figures results/reference --to plots/reference
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "study needs Python 3.11 or newer, and $(PYTHON) is older: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+.venv/.installed-dev: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch .venv/.installed $@
