@@ -1,0 +1,214 @@
+"""Finite-rank curves: the expected size of a quantity over the init at each rank, their slopes, and p*.
+
+Where the r iid components of a quantity have a mean, ``E|sum|^2 = r (r - 1 + rho) |mean|^2``, exactly. The crossover
+rho (Init[A]; K holds the cosines between G's rows, kappa is the excess kurtosis of A's entries, 0 for a Gaussian):
+
+===================  ==========================================  =====================================================
+quantity             SGD                                         sign-like
+===================  ==========================================  =====================================================
+``adapter_out``      2 + r_align + kappa r_diag                  r_sign = (pi/2) / mean cos^2(G_o, x)
+``delta_w``          2 + D + kappa                               pi D / 2
+``adapter_in_grad``  2 + D + kappa                               r_back D, r_back = g^T arcsin(K) g / g^T K g
+===================  ==========================================  =====================================================
+
+SGD's column is exact for any iid A, on any batches. The sign column is exact for Gaussian A and one gradient (step 1 or
+one batch throughout); uniform A differs by about ``kappa / 12`` over the number of inputs that a row of G reads,
+and from step 2 fresh batches move the slope by up to 0.03 (seen over ranks 4 to 256 under Adam, r_sign 25; mostly under
+0.015). Adafactor's factored second moment has a crossover of its own, not derived: no curve. ``r_back`` is pi/2 for one
+token, or for gradients g unrelated to the training batch, and falls towards 1 in a batch of many tokens.
+
+A slope of the curve is what data are compared with: over ranks 4 to 256 it can lie 0.1 to 0.4 under the asymptote.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from study.errors import StudyError
+from study.theory.asymptotics import PLAIN, RANK_SIZED, Family, Modifiers, Prediction, predict
+
+UNIFORM_KURTOSIS = -1.2
+"""Excess kurtosis of a uniform distribution; a Gaussian's is 0."""
+
+MIDDLE_BACK = 1.25
+"""Where ``r_back`` is not known: between 1 and pi/2. At D = 576 its slope is within 0.007 of that of either end over
+ranks 4 to 256, and within 0.013 over ranks 4 to 2048."""
+
+MOMENTS = {"norm": 2, "rms": 2, "mean_abs": 1, "m4": 4, "descent": 1}
+"""The power k of each statistic whose mean over the init is in closed form; its curve is that mean's k-th root."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a finite-rank curve needs to know of a layer. NaN: not known, and no curve that needs it.
+
+    ``d_in``, ``d_out``: D and O. ``r_align = |G|^2 E|x|^2 / E|G x|^2`` (from 1, when every x lies along the one
+    direction that G reads, to about D for x unrelated to G; 5 on real text). ``r_sign = (pi/2) / mean cos^2(G_o, x)``,
+    the mean over outputs o and, weighted by |x|^2, over tokens. ``r_back``: see the module. ``r_diag =
+    sum_i |G_i|^2 E x_i^2 / E|G x|^2`` over columns of G: ``None`` takes r_align / D, the value for a spread-out x.
+    Under Init[B] all of them are those of the transposed problem (x <-> g, G <-> G^T).
+    """
+
+    d_in: float = math.nan
+    d_out: float = math.nan
+    r_align: float = math.nan
+    r_sign: float = math.nan
+    r_back: float = MIDDLE_BACK
+    r_diag: float | None = None
+    kurtosis: float = UNIFORM_KURTOSIS
+
+
+UNKNOWN = Layer()
+
+
+def measure_layer(
+    G: ArrayLike, x: ArrayLike, g: ArrayLike, init: str = "A", kurtosis: float = UNIFORM_KURTOSIS
+) -> Layer:
+    """The layer's numbers from arrays: ``G`` [O, D] the (accumulated) weight gradient that the trained factor holds,
+    ``x`` [N, D] and ``g`` [N, O] the inputs and output gradients of the tokens on which the quantity is measured.
+    """
+    G, x, g = (np.asarray(array, dtype=np.float64) for array in (G, x, g))
+    d_out, d_in = G.shape
+    if init == "B":
+        G, x, g = G.T, g, x
+    out = x @ G.T
+    energy, out_energy = np.square(x).sum(), np.square(out).sum()
+    rows = np.linalg.norm(G, axis=1)
+    live = rows > 0  # sign(0) = 0: an output without gradient has no part in anything
+    directions = G[live] / rows[live, None]
+    cos2 = np.square(x @ directions.T).sum() / (energy * live.sum())
+    K = np.clip(directions @ directions.T, -1.0, 1.0)
+    g_live = g[:, live]
+    return Layer(
+        d_in=d_in,
+        d_out=d_out,
+        r_align=float(np.square(G).sum() * energy / out_energy),
+        r_sign=float(math.pi / 2 / cos2),
+        r_back=float(np.sum(g_live @ np.arcsin(K) * g_live) / np.sum(g_live @ K * g_live)),
+        r_diag=float((np.square(G).sum(0) * np.square(x).sum(0)).sum() / out_energy),
+        kurtosis=kurtosis,
+    )
+
+
+def crossover(term: str, kind: Family, layer: Layer, init: str = "A") -> float:
+    """rho of ``r (r - 1 + rho)`` for the ``aligned``, ``crossed`` or ``weight`` term; NaN where the layer lacks it."""
+    fan = layer.d_in if init == "A" else layer.d_out
+    if kind == "sign":
+        return {"aligned": layer.r_sign, "crossed": layer.r_back * fan, "weight": math.pi / 2 * fan}[term]
+    if term != "aligned":
+        return 2 + fan + layer.kurtosis
+    diagonal = layer.r_align / fan if layer.r_diag is None else layer.r_diag
+    return 2 + layer.r_align + layer.kurtosis * diagonal
+
+
+def curve(
+    site: str,
+    stat: str,
+    ranks: ArrayLike,
+    *,
+    step: int,
+    optimizer: str,
+    p: float,
+    q: float = 0.0,
+    init: str = "A",
+    layer: Layer = UNKNOWN,
+    modifiers: Modifiers = PLAIN,
+) -> Floats:
+    """A quantity's size at each rank, up to a factor free of the rank: the root of its mean power over the init (see
+    :data:`MOMENTS`). NaN where the layer lacks what the curve needs.
+
+    Exact for ``norm``, ``rms`` and ``descent``, and in every moment where there is no crossover. ``mean_abs`` and
+    ``m4`` of activations share the curve of ``rms`` as far as their entries are as Gaussian at rank 4 as at rank 4096:
+    sums of few products have heavier tails, which tilts the slope by about a hundredth at ranks from 4.
+
+    Raises :class:`StudyError` where nothing is predicted, with the reason, and for ranks that are not positive.
+    """
+    ranks = np.asarray(ranks, dtype=np.float64)
+    if ranks.size == 0 or not (ranks > 0).all():
+        raise StudyError(f"ranks={ranks.tolist()} are not all positive: give the ranks of the fit")
+    prediction = predict(site, stat, step=step, optimizer=optimizer, p=p, q=q, init=init, modifiers=modifiers)
+    if prediction.exponent is None or prediction.row is None:
+        raise StudyError(f"no prediction for {stat} of {site} at step {step} under {optimizer}: {prediction.reason}")
+    values: Floats = ranks**prediction.exponent
+    if prediction.row.term == "none":
+        return values
+    # Adafactor divides by a product of row and column means, not entry by entry: the asymptote only.
+    rho = math.nan if optimizer == "adafactor" else crossover(prediction.row.term, prediction.family, layer, init)
+    return values * np.sqrt(1 + (rho - 1) / ranks)
+
+
+def log_bias(site: str, stat: str, log_variance: ArrayLike) -> Floats:
+    """How far the mean of a *log* lies under the curve: ``k/2`` times the log statistic's variance over seeds.
+
+    A curve is the k-th root of the mean of a k-th power (k from :data:`MOMENTS`; 2 for activations and ``delta_w``, whose
+    curve is that of their rms), and ``E log s = log E[s^k] / k - k/2 var(log s)`` to second order. For the norm of B_grad
+    the variance is ``1 / (2 r r_eff)``, ``r_eff = |G|^4 / |G G^T|^2``: over ranks 4 to 256 the measured slope is
+    0.026 / r_eff too steep.
+    """
+    k = MOMENTS[stat] if site in RANK_SIZED else 2
+    return k / 2 * np.asarray(log_variance, dtype=np.float64)
+
+
+def slope(values: ArrayLike, ranks: ArrayLike, *, log_bias: ArrayLike = 0.0, weights: ArrayLike | None = None) -> float:
+    """The least-squares slope of ``log(values) - log_bias`` in log ``ranks``; exactly linear in the p of the values.
+
+    ``weights`` as in the fit of the data. Raises :class:`StudyError` for fewer than two distinct ranks.
+    """
+    x = np.log(np.asarray(ranks, dtype=np.float64))
+    y = np.log(np.asarray(values, dtype=np.float64)) - np.asarray(log_bias, dtype=np.float64)
+    w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64)
+    x = x - np.average(x, weights=w)
+    if not (w * x != 0).any():
+        raise StudyError(f"a slope needs at least two distinct ranks, not {np.asarray(ranks).tolist()}")
+    return float(np.sum(w * x * y) / np.sum(w * x * x))
+
+
+def stable_exponent(
+    site: str,
+    stat: str,
+    *,
+    step: int,
+    optimizer: str,
+    q: float = 0.0,
+    init: str = "A",
+    modifiers: Modifiers = PLAIN,
+    ranks: Sequence[float] | None = None,
+    layer: Layer = UNKNOWN,
+    weights: ArrayLike | None = None,
+) -> float | None:
+    """p*: the p at which the quantity is flat in the rank, as r grows or, given ``ranks``, on the finite-rank curve.
+
+    ``None`` where nothing is predicted or p has no part in it (B_update under a sign-like rule). A slope is linear in p
+    with an integer factor, so two values of p give it.
+    """
+
+    def at(p: float) -> Prediction:
+        return predict(site, stat, step=step, optimizer=optimizer, p=p, q=q, init=init, modifiers=modifiers)
+
+    flat, steep = at(0.0).exponent, at(1.0).exponent
+    if flat is None or steep is None or math.isclose(flat, steep, abs_tol=1e-12):
+        return None
+    if ranks is None:
+        return flat / (flat - steep)
+    given = curve(
+        site, stat, ranks, step=step, optimizer=optimizer, p=0.0, q=q, init=init, layer=layer, modifiers=modifiers
+    )
+    return slope(given, ranks, weights=weights) / (flat - steep)
+
+
+def distance_to_infinite_rank(ranks: ArrayLike, layer: Layer, *, weighting: str, init: str = "A") -> Floats:
+    """Relative distance of the first SGD step's delta_w from its limit ``-lr alpha^2 v G`` (p = 1/2, q = 0), [ranks].
+
+    ``weighting="frobenius"``: sqrt((D + 1 + kappa) / r). ``"inputs"``: each direction weighted by the inputs' second
+    moment, sqrt((r_align + 1 + kappa r_diag) / r), far smaller on real text. Both are sqrt((rho - 1) / r), the spread
+    of a mean of r iid terms. Under Init[B] ``inputs`` weighs nothing: the far side is the aligned one, so O replaces D.
+    """
+    terms = {"frobenius": "weight", "inputs": "aligned" if init == "A" else "crossed"}
+    if weighting not in terms:
+        raise StudyError(f"unknown weighting {weighting!r}: choose from {', '.join(terms)}")
+    return np.sqrt((crossover(terms[weighting], "sgd", layer, init) - 1) / np.asarray(ranks, dtype=np.float64))

@@ -1,0 +1,266 @@
+"""The laws in the rank: points, fitted lines, bands and slopes are those of the tables."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import same_color
+from matplotlib.figure import Figure
+from matplotlib.transforms import IdentityTransform
+
+from study.analysis import fitted
+from study.figures import Absent, style
+from study.figures.activation_moments import activation_moments_vs_rank
+from study.figures.model_laws import descent_vs_rank, grad_norm_vs_rank
+from study.figures.selection import Rule
+
+VS_RANK = [grad_norm_vs_rank, descent_vs_rank, activation_moments_vs_rank]
+
+
+def panels(figure: Figure) -> list[Axes]:
+    return [ax for ax in figure.findobj(Axes) if ax.get_visible()]
+
+
+def on(ax: Axes, found: list) -> list:
+    return [artist for artist in found if artist.axes is ax]
+
+
+def row(tables: SimpleNamespace, scaling: str, **where: object) -> pd.Series:
+    rows = tables.exponents[tables.exponents["scaling"] == scaling]
+    for column, value in where.items():
+        rows = rows[rows[column] == value]
+    (found,) = rows.to_dict("records")
+    return pd.Series(found)
+
+
+GRAD = {"site": "adapter_grad", "stat": "norm", "layer": "model"}
+DESCENT = {"site": "adapter_update", "stat": "descent", "layer": "model"}
+
+
+def test_gradient_norm_has_a_point_per_cell_at_the_first_and_last_step(full, read) -> None:
+    figure = grad_norm_vs_rank(full)
+    for ax, step in zip(panels(figure), (0, 50), strict=True):
+        assert ax.get_legend().get_title().get_text() == f"step {step}"
+        assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+        for scaling, p in (("lora", 1), ("rslora", 0.5)):
+            (points,) = on(ax, read.artists(figure, f"points {scaling} p={p}"))
+            rows = full.probes[(full.probes["site"] == "adapter_grad") & (full.probes["step"] == step)]
+            rows = rows.assign(cell_id=rows["cell_id"].astype(str)).merge(full.cells, on="cell_id")
+            rows = rows[rows["scaling"] == scaling]
+            drawn = sorted(zip(points.get_xdata(), points.get_ydata(), strict=True))
+            np.testing.assert_allclose(drawn, sorted(zip(rows["rank"], rows["norm"], strict=True)), rtol=1e-6)
+            assert len(drawn) == 30
+
+
+def test_line_and_band_are_the_fits_and_the_legend_says_the_slope(full, read) -> None:
+    figure = grad_norm_vs_rank(full)
+    first, _ = panels(figure)
+    fit = row(full, "lora", step=0, **GRAD)
+    (line,) = on(first, read.artists(figure, "line lora"))
+    (band,) = on(first, read.artists(figure, "band lora"))
+    middle, low, high = fitted(fit, line.get_xdata())
+    np.testing.assert_allclose(line.get_ydata(), middle)
+    np.testing.assert_allclose(line.get_xdata()[[0, -1]], [4, 2048])
+    edges = band.get_paths()[0].vertices
+    np.testing.assert_allclose(sorted(set(edges[np.isclose(edges[:, 0], 4), 1])), [low[0], high[0]])
+    label, other = (text.get_text() for text in first.get_legend().get_texts())
+    digits = 3 if fit["ci_high"] - fit["ci_low"] < 0.02 else 2
+    slope, lower, upper = (f"−{abs(fit[name]):.{digits}f}" for name in ("exponent", "ci_low", "ci_high"))
+    assert label == f"LoRA  {slope} [{lower}, {upper}], theory −0.50"
+    assert other.startswith("rsLoRA  0.00")
+    assert other.endswith("theory 0.00")
+
+
+def test_theory_is_a_dotted_line_through_the_fits_centre_where_there_is_one(full, read) -> None:
+    figure = grad_norm_vs_rank(full)
+    first, last = panels(figure)
+    theories = read.artists(figure, "theory")
+    assert len(on(first, theories)) == 2
+    assert not on(last, theories)  # nothing is predicted after step 0
+    (theory,) = on(first, read.artists(figure, "theory lora"))
+    slopes = np.diff(np.log(theory.get_ydata())) / np.diff(np.log(theory.get_xdata()))
+    np.testing.assert_allclose(slopes, -0.5)
+    fit = row(full, "lora", step=0, **GRAD)
+    at_centre = np.interp(fit["log_rank_mean"], np.log(theory.get_xdata()), np.log(theory.get_ydata()))
+    np.testing.assert_allclose(at_centre, fit["log_stat_mean"])
+
+
+def test_rules_have_their_colour_and_marker(full, read) -> None:
+    figure = descent_vs_rank(full)
+    both = [Rule.of("lora", None), Rule.of("rslora", None)]
+    for rule in both:
+        (points,) = read.artists(figure, f"points {style.gid(rule)}")
+        (line,) = read.artists(figure, f"line {style.gid(rule)}")
+        assert same_color(points.get_color(), style.tint(rule, both))
+        assert same_color(line.get_color(), points.get_color())
+        assert points.get_marker() == style.marker(rule, both)
+        assert points.get_linestyle() == "None"
+
+
+def test_descent_is_drawn_at_the_first_step_with_its_definition(small, read) -> None:
+    figure = descent_vs_rank(small)
+    (ax,) = panels(figure)
+    assert figure.get_figwidth() == 3.25
+    assert ax.get_legend().get_title().get_text() == "step 0"
+    assert ax.get_ylabel().startswith("descent of the update\n")
+    assert "(nats)" in ax.get_ylabel()
+    assert ax.get_xlabel() == "rank $r$"
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    slope = row(small, "rslora", step=0, **DESCENT)["exponent"]
+    assert f"{slope:.2f}" in labels[1]
+    assert "over ranks, there being one seed" in " ".join(read.texts(figure)).replace("\n", " ")
+
+
+def test_the_rank_axis_is_labelled_with_the_studys_own_ranks(small, full) -> None:
+    def labels(ax: Axes) -> list[str]:
+        ax.figure.draw_without_rendering()
+        low, high = ax.get_xlim()
+        return [t.label1.get_text() for t in ax.xaxis.get_major_ticks() if low <= t.get_loc() <= high]
+
+    assert labels(panels(grad_norm_vs_rank(small))[0]) == ["4", "16", "64", "256", "1024"]
+    assert labels(panels(grad_norm_vs_rank(full))[0]) == [str(4 * 2**k) for k in range(10)]
+    narrow = panels(activation_moments_vs_rank(full))[0]
+    assert labels(narrow) == ["4", "16", "64", "256", "1024"]  # no room for ten
+    assert len(narrow.xaxis.get_minorticklocs()) == 5
+
+
+# --------------------------------------------------------------------------------------------------- activations
+
+
+def test_activations_are_the_mean_over_layers_of_the_log(small, read) -> None:
+    figure = activation_moments_vs_rank(small)
+    rows = small.probes[(small.probes["site"] == "adapter_out") & (small.probes["step"] == 15)]
+    rows = rows.assign(cell_id=rows["cell_id"].astype(str)).merge(small.cells, on="cell_id").query("scaling == 'lora'")
+    for ax, stat in zip(panels(figure), ("mean_abs", "rms", "m4"), strict=True):
+        (points,) = on(ax, read.artists(figure, "points lora"))
+        (bars,) = on(ax, read.artists(figure, "spread lora"))
+        logs = np.log(rows.pivot(index="rank", columns="layer", values=stat).astype(float))
+        np.testing.assert_allclose(points.get_ydata(), np.exp(logs.mean(axis=1)))
+        ends = np.array([segment[:, 1] for segment in bars.get_segments()])
+        np.testing.assert_allclose(ends, np.exp(logs.quantile([0.05, 0.95], axis=1).T))
+        (line,) = on(ax, read.artists(figure, "line lora"))
+        fit = row(small, "lora", site="adapter_out", stat=stat, step=15, layer="mean_log", kind="all")
+        np.testing.assert_allclose(line.get_ydata(), fitted(fit, line.get_xdata())[0])
+    assert "adapter output" in panels(figure)[0].get_ylabel()
+    assert "at step 15" in panels(figure)[0].get_ylabel()
+    headings = [ax.get_legend().get_title().get_text().split("  ")[0] for ax in panels(figure)]
+    assert headings == ["mean absolute", "root mean square", "fourth moment"]
+
+
+def test_bars_of_two_rules_stand_side_by_side_at_their_true_rank(small, read) -> None:
+    figure = activation_moments_vs_rank(small)
+    ax = panels(figure)[0]
+    lora, rslora = on(ax, read.artists(figure, "spread"))
+    assert [s[0, 0] for s in lora.get_segments()] == [s[0, 0] for s in rslora.get_segments()] == [4, 16, 64, 256, 1024]
+    assert not isinstance(lora.get_transform(), IdentityTransform)
+    on_page = [bars.get_transform().transform((4, 1))[0] for bars in (lora, rslora)]
+    assert on_page[0] < ax.transData.transform((4, 1))[0] < on_page[1]
+
+
+def test_a_layer_that_drops_out_at_one_rank_counts_at_none(small, read) -> None:
+    tables = SimpleNamespace(**vars(small))
+    lost = small.cells.query("scaling == 'lora' and rank == 1024")["cell_id"].iloc[0]
+    gone = (small.probes["cell_id"] == lost) & (small.probes["layer"] == "layers.1.q_proj")
+    tables.probes = small.probes[~gone]
+    shared = SimpleNamespace(**vars(small))
+    shared.probes = small.probes[small.probes["layer"] != "layers.1.q_proj"]
+    one, other = (
+        read.artists(activation_moments_vs_rank(t), "points lora")[0].get_ydata() for t in (tables, shared)
+    )  # fmt: skip
+    np.testing.assert_allclose(one, other)
+
+
+def test_heldout_activations_are_said_to_be(tiny, read) -> None:
+    tables = tiny(fitted=False)
+    tables.probes = tables.probes.assign(batch="heldout")
+    assert "held-out batch" in " ".join(read.texts(activation_moments_vs_rank(tables)))
+
+
+# ------------------------------------------------------------------------------------------------ unusual studies
+
+
+@pytest.mark.parametrize("draw", VS_RANK)
+def test_without_exponents_there_are_points_alone(draw, tiny, read) -> None:
+    figure = draw(tiny(fitted=False))
+    assert read.artists(figure, "points lora")
+    assert not read.artists(figure, "line")
+    assert [t.get_text() for t in panels(figure)[0].get_legend().get_texts()] == ["LoRA", "rsLoRA"]
+
+
+def test_two_ranks_have_a_slope_without_an_interval(tiny, read) -> None:
+    figure = descent_vs_rank(tiny(ranks=(4, 64), seeds=(0,)))
+    label = panels(figure)[0].get_legend().get_texts()[1].get_text()
+    assert label.startswith("rsLoRA  0.")
+    assert "[" not in label
+
+
+@pytest.mark.parametrize("draw", VS_RANK)
+def test_one_rank_is_no_law(draw, tiny) -> None:
+    with pytest.raises(Absent, match="at least two ranks"):
+        draw(tiny(ranks=(16,)))
+    with pytest.raises(Absent, match="at least two ranks"):
+        draw(tiny(ranks=(16, np.inf)))
+
+
+@pytest.mark.parametrize("draw", VS_RANK)
+def test_infinite_rank_is_left_out(draw, tiny, read) -> None:
+    figure = draw(tiny(ranks=(4, 64, np.inf)))
+    assert {rank for points in read.artists(figure, "points") for rank in points.get_xdata()} == {4, 64}
+    assert all(np.isfinite(ax.get_xlim()).all() for ax in panels(figure))
+
+
+@pytest.mark.parametrize("draw", VS_RANK)
+def test_without_data_the_reason_is_given(draw, tiny) -> None:
+    tables = tiny()
+    tables.probes = tables.probes.iloc[:0]
+    with pytest.raises(Absent, match="in the tables"):
+        draw(tables)
+    tables.probes = tables.probes[["cell_id", "step", "layer", "block", "kind", "site", "batch"]]  # not one stat
+    with pytest.raises(Absent, match="in the tables"):
+        draw(tables)
+
+
+def test_diverged_cells_are_crossed_at_their_rank(tiny, read) -> None:
+    tables = tiny(status=lambda c: "diverged" if (c["rank"], c["seed"]) == (256, 1) else "complete")
+    figure = grad_norm_vs_rank(tables)
+    first, last = panels(figure)
+    assert not on(first, read.artists(figure, "lost"))  # at step 0 they were still well
+    crosses = on(last, read.artists(figure, "lost"))
+    assert [list(cross.get_xdata()) for cross in crosses] == [[256], [256]]
+    assert row(tables, "lora", step=6, **GRAD)["points"] == 5  # the fit's points are those drawn
+    assert len(on(last, read.artists(figure, "points lora"))[0].get_xdata()) == 5
+    assert "had diverged by then" in " ".join(read.texts(figure)).replace("\n", " ")
+
+
+def test_every_exponent_of_power_has_its_own_fit(tiny, read) -> None:
+    tables = tiny(rules=[("power", p) for p in (0.0, 0.5, 1.0)])
+    figure = descent_vs_rank(tables)
+    labels = [text.get_text() for text in panels(figure)[0].get_legend().get_texts()]
+    assert [label.split("  ")[0] for label in labels] == [f"power, $p = {p}$" for p in ("0", "0.5", "1")]
+    for p in (0.0, 0.5, 1.0):
+        fit = row(tables, "power", exponent_p=p, step=0, **DESCENT)
+        (line,) = (a for a in read.artists(figure, "line") if a.get_gid() == f"line power p={p:g}")
+        np.testing.assert_allclose(line.get_ydata(), fitted(fit, line.get_xdata())[0])
+    assert len({points.get_marker() for points in read.artists(figure, "points")}) == 3
+
+
+def test_more_rules_than_a_panel_holds_are_capped_and_said(tiny, read) -> None:
+    figure = descent_vs_rank(tiny(rules=[("power", p) for p in np.linspace(0, 1, 11)]))
+    assert len(read.artists(figure, "points")) == 8
+    assert "8 of 11 rules shown" in " ".join(read.texts(figure)).replace("\n", " ")
+
+
+def test_settings_have_rows_fits_and_steps_of_their_own(tiny) -> None:
+    settings = [{"optimizer": "adamw", "clip": None}, {"optimizer": "sgd", "clip": 1.0}]
+    tables = tiny(settings=settings)
+    sgd = set(tables.cells.query("optimizer == 'sgd'")["cell_id"])
+    tables.probes = tables.probes[~(tables.probes["cell_id"].isin(sgd) & (tables.probes["step"] == 6))]
+    figure = grad_norm_vs_rank(tables)
+    assert [part._suptitle.get_text() for part in figure.subfigs] == ["AdamW, no clip", "SGD, clip 1"]
+    for part, optimizer, last in zip(figure.subfigs, ("adamw", "sgd"), (6, 1), strict=True):
+        panel = [ax for ax in part.findobj(Axes) if ax.get_visible()][-1]
+        assert panel.get_legend().get_title().get_text() == f"step {last}"
+        slope = row(tables, "lora", optimizer=optimizer, step=last, **GRAD)["exponent"]
+        assert f"{abs(slope):.2f}" in panel.get_legend().get_texts()[0].get_text()

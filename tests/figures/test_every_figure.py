@@ -1,0 +1,134 @@
+"""All figures over all kinds of study: nothing collides, nothing is cut off, nothing crashes; and the checker sees."""
+
+import logging
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from study.figures import FIGURES, draw_all
+
+RULES = [("lora", np.nan), ("rslora", np.nan)]
+WIDE = tuple(4 * 2**k for k in range(10))
+STUDIES = {
+    "one rule": {"rules": RULES[1:]},
+    "one rank": {"ranks": (64,)},
+    "one seed, two ranks": {"ranks": (4, 2048), "seeds": (0,)},
+    "uneven ranks": {"ranks": (4, 5, 6, 7, 8, 16, 1000, 1024)},
+    "ten ranks, power too": {"ranks": WIDE, "rules": [*RULES, ("power", 0.75)]},
+    "five exponents": {"rules": [("power", p) for p in (0, 0.25, 0.5, 0.75, 1)]},
+    "infinite rank": {"ranks": (4, 64, 1024, np.inf)},
+    "long, log-spaced probes": {"steps": 300, "probed": (0, 1, 2, 4, 8, 16, 32, 64, 128, 300)},
+    "diverged": {"steps": 20, "status": lambda c: "diverged" if c["rank"] > 4 and c["seed"] else "complete"},
+    "all diverged": {"steps": 20, "status": lambda c: "diverged"},
+    "still running": {"steps": 20, "status": lambda c: "running"},
+    "optimizers and rates": {"settings": [{"optimizer": o, "lr": lr} for o in ("adamw", "sgd") for lr in (1e-4, 0.1)]},
+    "long labels": {
+        "settings": [
+            {"optimizer": "adamw", "model": "meta-llama/Llama-3.1-8B-Instruct", "targets": "q_proj,v_proj", "lr": 0.1},
+            {"optimizer": "sgd", "model": "smollm2", "targets": "all-linear", "lr": 0.12345},
+        ]
+    },
+    "not analysed": {"fitted": False},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("size", ["full", "small"])
+def test_nothing_collides(name: str, size: str, request: pytest.FixtureRequest, read) -> None:
+    assert read.collisions(FIGURES[name](request.getfixturevalue(size))) == []
+
+
+@pytest.mark.parametrize("kind", STUDIES)
+def test_nothing_collides_in_unusual_studies(kind: str, tiny, read) -> None:
+    drawn = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a missing glyph, a layout that collapsed, the logarithm of zero
+        for name, figure in draw_all(tiny(**STUDIES[kind])):
+            assert read.collisions(figure) == [], name
+            drawn.append(name)
+    assert drawn == (list(FIGURES) if kind != "one rank" else ["loss_curves", "grad_norm_curves"])
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_axis_is_labelled(name: str, small, read) -> None:
+    figure = FIGURES[name](small)
+    panels = [ax for ax in figure.axes if ax.get_label() != "ladder"]
+    for ax in panels:
+        place = ax.get_subplotspec()
+        assert bool(ax.get_xlabel()) == place.is_last_row()
+        assert bool(ax.get_ylabel()) == place.is_first_col()
+
+
+def test_tables_as_they_come_back_from_disk(tiny, read, tmp_path) -> None:
+    tables = tiny()
+    for name, frame in vars(tables).items():
+        frame.astype({"cell_id": "category"} if "cell_id" in frame else {}).to_parquet(tmp_path / name, index=False)
+    back = SimpleNamespace(**{name: pd.read_parquet(tmp_path / name) for name in vars(tables)})
+    back.cells["cell_id"] = back.cells["cell_id"].astype(str)
+    assert isinstance(back.metrics["cell_id"].dtype, pd.CategoricalDtype)
+    for (name, figure), (_, again) in zip(draw_all(tables), draw_all(back), strict=True):
+        assert read.texts(figure) == read.texts(again), name
+        for one, other in zip(read.artists(figure, ""), read.artists(again, ""), strict=True):
+            if isinstance(one, Line2D):
+                np.testing.assert_array_equal(one.get_xydata(), other.get_xydata())
+
+
+def test_tables_are_left_as_they_were(tiny) -> None:
+    tables = tiny()
+    before = {name: frame.copy() for name, frame in vars(tables).items()}
+    assert len(list(draw_all(tables))) == len(FIGURES)
+    assert all(frame.equals(getattr(tables, name)) for name, frame in before.items())
+
+
+def test_what_cannot_be_drawn_is_skipped_with_its_reason(tiny, caplog: pytest.LogCaptureFixture) -> None:
+    tables = tiny()
+    tables.probes = tables.probes.iloc[:0]
+    with caplog.at_level(logging.WARNING):
+        assert [name for name, _ in draw_all(tables)] == ["loss_curves", "grad_norm_curves"]
+    assert "no figure descent_vs_rank: no model-wide adapter_update descent in the tables" in caplog.messages
+    nothing = SimpleNamespace(**{name: frame.iloc[:0] for name, frame in vars(tables).items()})
+    assert list(draw_all(nothing)) == []
+
+
+def test_an_error_of_ours_is_not_hidden(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> Figure:
+        raise ValueError("a bug")
+
+    monkeypatch.setitem(FIGURES, "loss_curves", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        next(draw_all(tiny()))
+
+
+# ------------------------------------------------------------------------------------------- the checker itself
+
+
+def test_the_checker_sees_what_a_reader_would_trip_over(read) -> None:
+    def page(**options: object) -> tuple[Figure, object]:
+        figure = Figure(figsize=(4, 3), **options)
+        ax = figure.subplots()
+        ax.plot([0, 1], [0, 1], label="a line")
+        return figure, ax
+
+    assert read.collisions(page(layout="constrained")[0]) == []
+
+    figure, ax = page(layout="constrained")
+    ax.set_xticks([0.5, 0.501], ["a long label", "another long label"])
+    assert any("'a long label' on 'another long label'" in found for found in read.collisions(figure))
+
+    figure, ax = page()
+    ax.set_title("a title that is far too long for the little page it was given to stand upon, and wide", fontsize=14)
+    assert any("off the page" in found for found in read.collisions(figure))
+
+    figure, ax = page(layout="constrained")
+    ax.legend(loc="center")
+    assert "a legend on a panel" in read.collisions(figure)
+
+    figure, ax = page()
+    ax.set_title("title")
+    figure.suptitle("over it", y=0.93)
+    assert any("'title' on" in found for found in read.collisions(figure))

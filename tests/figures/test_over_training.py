@@ -1,0 +1,236 @@
+"""Loss and gradient-norm curves: the lines are the tables' numbers, in the right panel, colour and range."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import same_color
+from matplotlib.figure import Figure
+from scipy.signal import savgol_filter
+
+from study.figures import Absent, style
+from study.figures.over_training import grad_norm_curves, loss_curves
+from study.figures.selection import Rule
+
+LORA, RSLORA = Rule.of("lora", None), Rule.of("rslora", None)
+
+
+def panels(figure: Figure) -> list[Axes]:
+    return [ax for ax in figure.findobj(Axes) if ax.get_label() != "ladder" and ax.get_visible()]
+
+
+def of_rank(tables: SimpleNamespace, scaling: str, rank: float, column: str, cells: object = None) -> np.ndarray:
+    """The metric as [step, seed], straight from the tables; NaN rows dropped."""
+    chosen = tables.cells[(tables.cells["scaling"] == scaling) & (tables.cells["rank"] == rank)]
+    wide = tables.metrics[tables.metrics["cell_id"].isin(chosen["cell_id"])]
+    return wide.pivot(index="step", columns="cell_id", values=column).dropna().to_numpy()
+
+
+def test_loss_has_a_line_per_rank_that_is_the_tables_numbers(small, read) -> None:
+    figure = loss_curves(small)
+    top = panels(figure)[0]
+    for rank in (4, 16, 64, 256, 1024):
+        (line,) = [a for a in read.artists(figure, f"curve lora p=1 r={rank} complete") if a.axes is top]
+        np.testing.assert_array_equal(line.get_xdata(), np.arange(15))
+        np.testing.assert_allclose(line.get_ydata(), of_rank(small, "lora", rank, "loss")[:, 0])
+        assert same_color(line.get_color(), style.shade(LORA, rank, [4, 16, 64, 256, 1024]))
+    assert len(read.artists(figure, "curve")) == 2 * 2 * 5  # rows, rules, ranks
+    assert not read.artists(figure, "band")  # one seed
+    assert not read.artists(figure, "raw")  # 15 steps: nothing smoothed
+
+
+def test_perplexity_is_the_exponential_of_the_heldout_loss(full, read) -> None:
+    figure = loss_curves(full)
+    bottom = panels(figure)[2]
+    (line,) = [a for a in read.artists(figure, "curve lora p=1 r=64 complete") if a.axes is bottom]
+    expected = np.exp(of_rank(full, "lora", 64, "eval_loss").mean(axis=1))
+    np.testing.assert_array_equal(line.get_xdata(), [0, 10, 20, 30, 40, 50])
+    np.testing.assert_allclose(line.get_ydata(), expected)
+
+
+def test_many_steps_are_smoothed_seeds_averaged_and_the_raw_mean_kept(full, read) -> None:
+    figure = loss_curves(full)
+    losses = of_rank(full, "rslora", 512, "loss")
+    smooth = savgol_filter(losses, 5, 1, axis=0)
+    line, _ = read.artists(figure, "curve rslora p=0.5 r=512 complete")
+    (raw,) = read.artists(figure, "raw rslora p=0.5 r=512")
+    band, _ = read.artists(figure, "band rslora p=0.5 r=512")
+    np.testing.assert_allclose(line.get_ydata(), smooth.mean(axis=1))
+    np.testing.assert_allclose(raw.get_ydata(), losses.mean(axis=1))
+    at_20 = band.get_paths()[0].vertices
+    at_20 = at_20[at_20[:, 0] == 20, 1]
+    np.testing.assert_allclose([at_20.min(), at_20.max()], [smooth[20].min(), smooth[20].max()])
+    said = " ".join(read.texts(figure)).replace("\n", " ")
+    assert "mean over 3 seeds; bands: their range. Smoothed over 5 steps" in said
+
+
+def test_rules_share_an_axis_and_are_headed_in_their_colour(full) -> None:
+    figure = loss_curves(full)
+    lora, rslora, below, _ = panels(figure)
+    assert lora.get_ylim() == rslora.get_ylim()
+    assert lora.get_ylabel() == "training loss\n(nats per token)"
+    assert below.get_ylabel() == "held-out\nperplexity"
+    assert [ax.get_xlabel() for ax in panels(figure)] == ["", "", "optimizer step", "optimizer step"]
+    assert lora.get_title().startswith("LoRA")
+    assert rslora.get_title().startswith("rsLoRA")
+    assert same_color(rslora.title.get_color(), style.tint(RSLORA, [RSLORA]))
+
+
+def test_the_ladder_names_every_rank_lowest_at_the_bottom(full) -> None:
+    figure = loss_curves(full)
+    (ladder,) = [ax for ax in figure.findobj(Axes) if ax.get_label() == "ladder"]
+    assert [t.get_text() for t in ladder.get_yticklabels()] == [str(4 * 2**k) for k in range(10)]
+    assert ladder.get_title() == "rank"
+    assert len(ladder.patches) == 20
+    lowest, highest = ladder.patches[0], ladder.patches[9]
+    assert lowest.get_y() < highest.get_y()
+    assert same_color(lowest.get_facecolor(), style.shade(LORA, 4, [4, 2048]))
+    assert same_color(highest.get_facecolor(), style.shade(LORA, 2048, [4, 2048]))
+
+
+def test_a_study_without_evaluation_has_losses_only(tiny) -> None:
+    assert len(panels(loss_curves(tiny(evaluated=[])))) == 2
+
+
+def test_a_rank_that_a_rule_lacks_is_blank_on_the_ladder(tiny) -> None:
+    tables = tiny()
+    gone = (tables.cells["scaling"] == "rslora") & (tables.cells["rank"] == 256)
+    tables.cells = tables.cells[~gone]
+    (ladder,) = [ax for ax in loss_curves(tables).findobj(Axes) if ax.get_label() == "ladder"]
+    assert len(ladder.patches) == 5
+
+
+# ------------------------------------------------------------------------------------------------- gradient norms
+
+
+def test_gradient_norms_come_from_the_probes_on_a_log_axis(small, read) -> None:
+    figure = grad_norm_curves(small)
+    assert [ax.get_yscale() for ax in panels(figure)] == ["log", "log"]
+    (line,) = read.artists(figure, "curve lora p=1 r=64 complete")
+    np.testing.assert_array_equal(line.get_xdata(), [0, 1, 2, 4, 8, 15])
+    cell = small.cells.query("scaling == 'lora' and rank == 64")["cell_id"].iloc[0]
+    rows = small.probes[(small.probes["cell_id"] == cell) & (small.probes["site"] == "adapter_grad")]
+    np.testing.assert_allclose(line.get_ydata(), rows["norm"], rtol=1e-6)
+    assert panels(figure)[0].get_ylim() == panels(figure)[1].get_ylim()
+    assert "adapter gradient norm" in panels(figure)[0].get_ylabel()
+
+
+def test_seeds_are_averaged_geometrically(tiny, read) -> None:
+    tables = tiny()
+    tables.probes = tables.probes.iloc[:0]
+    figure = grad_norm_curves(tables)
+    (line,) = read.artists(figure, "curve rslora p=0.5 r=32 complete")
+    norms = of_rank(tables, "rslora", 32, "grad_norm")
+    np.testing.assert_allclose(line.get_ydata(), np.sqrt(norms[:, 0] * norms[:, 1]))
+    assert "geometric mean over 2 seeds" in " ".join(read.texts(figure))
+
+
+def test_the_norms_of_every_step_are_used_where_a_cell_has_no_probes(tiny, read) -> None:
+    tables = tiny()
+    tables.probes = tables.probes[tables.probes["cell_id"] != "cell0000"]
+    (line,) = read.artists(grad_norm_curves(tables), "curve lora p=1 r=4 complete")
+    np.testing.assert_array_equal(line.get_xdata(), np.arange(6))
+
+
+def test_log_spaced_probes_get_a_log_step_axis(tiny) -> None:
+    tables = tiny(steps=512, probed=(0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512))
+    assert panels(grad_norm_curves(tables))[0].get_xscale() == "symlog"
+    assert panels(loss_curves(tables))[0].get_xscale() == "linear"
+
+
+# ---------------------------------------------------------------------------------------------- runs that went astray
+
+
+def test_a_diverged_cell_ends_in_a_cross_at_its_last_finite_value(tiny, read) -> None:
+    tables = tiny(steps=20, status=lambda c: "diverged" if (c["rank"], c["seed"]) == (256, 0) else "complete")
+    figure = loss_curves(tables)
+    top = panels(figure)[0]
+    (cross,) = read.artists(figure, "cross lora")
+    (line,) = read.artists(figure, "curve lora p=1 r=256 diverged")
+    assert list(cross.get_xdata()) == [10]  # the step it diverged at; it was measured on, frozen, up to 20
+    assert line.get_xdata()[-1] == 10
+    assert line.get_ydata()[-1] == 40.0
+    assert 3.5 < cross.get_ydata()[0] < top.get_ylim()[1]  # far above the others: near the edge
+    (survivor,) = [a for a in read.artists(figure, "curve lora p=1 r=256 complete") if a.axes is top]
+    alive = tables.cells.query("scaling == 'lora' and rank == 256 and seed == 1")["cell_id"].iloc[0]
+    losses = tables.metrics[tables.metrics["cell_id"] == alive]["loss"].dropna()
+    np.testing.assert_allclose(survivor.get_ydata(), losses)  # the mean is over the complete cells alone
+    assert top.get_ylim()[1] < 6
+    assert "diverged" in " ".join(read.texts(figure))
+
+    norms = grad_norm_curves(tables)
+    (cross,) = read.artists(norms, "cross rslora")
+    (line,) = read.artists(norms, "curve rslora p=0.5 r=256 diverged")
+    assert cross.get_ydata()[0] == line.get_ydata()[-1]
+
+
+def test_a_running_cell_is_thin_and_not_averaged(tiny, read) -> None:
+    tables = tiny(steps=20, status=lambda c: "running" if (c["rank"], c["seed"]) == (4, 1) else "complete")
+    figure = loss_curves(tables)
+    (thin,) = read.artists(figure, "curve lora p=1 r=4 running")
+    thick = read.artists(figure, "curve lora p=1 r=4 complete")[0]
+    assert len(thin.get_xdata()) == 10
+    assert thin.get_linewidth() < thick.get_linewidth()
+    assert not read.artists(figure, "cross")
+    assert "have not finished" in " ".join(read.texts(figure))
+
+
+def test_a_study_that_all_diverged_is_still_drawn(tiny, read) -> None:
+    figure = loss_curves(tiny(steps=20, status=lambda c: "diverged"))
+    assert len(read.artists(figure, "cross")) == 12
+
+
+# ------------------------------------------------------------------------------------------------ unusual studies
+
+
+def test_one_rule_takes_half_a_page(tiny) -> None:
+    figure = loss_curves(tiny(rules=[("rslora", np.nan)]))
+    assert figure.get_figwidth() == 3.25
+    assert len(panels(figure)) == 2
+
+
+def test_every_exponent_of_power_has_a_panel(tiny, read) -> None:
+    figure = grad_norm_curves(tiny(rules=[("power", p) for p in (0.0, 0.25, 0.5)]))
+    assert [ax.get_title().split("$")[1] for ax in panels(figure)] == [
+        rf"\gamma = \alpha\, r^{{{p}}}" for p in ("0", "-1/4", "-1/2")
+    ]
+    assert len(read.artists(figure, "curve power p=0.25")) == 3
+
+
+def test_too_many_rules_are_capped_and_said(tiny, read) -> None:
+    figure = grad_norm_curves(tiny(rules=[("power", p) for p in np.linspace(0, 1, 9)]))
+    assert len(panels(figure)) == 5
+    assert "5 of 9 rules shown" in " ".join(read.texts(figure))
+
+
+def test_infinite_rank_is_dashed_and_tops_the_ladder(tiny, read) -> None:
+    figure = loss_curves(tiny(ranks=(4, 64, np.inf)))
+    assert {a.get_linestyle() for a in read.artists(figure, "curve lora p=1 r=∞")} == {"--"}
+    assert {a.get_linestyle() for a in read.artists(figure, "curve lora p=1 r=64")} == {"-"}
+    (ladder,) = [ax for ax in figure.findobj(Axes) if ax.get_label() == "ladder"]
+    assert ladder.get_yticklabels()[-1].get_text() == "∞"
+
+
+def test_optimizers_are_never_mixed(tiny, read) -> None:
+    tables = tiny(settings=[{"optimizer": "adamw"}, {"optimizer": "sgd"}])
+    figure = grad_norm_curves(tables)
+    assert [part._suptitle.get_text() for part in figure.subfigs] == ["AdamW", "SGD"]
+    adamw, sgd = (
+        [a.get_ydata() for a in part.findobj(lambda a: str(a.get_gid()).startswith("curve"))] for part in figure.subfigs
+    )
+    assert len(adamw) == len(sgd) == 6
+    only_adamw = tiny(settings=[{"optimizer": "adamw"}])
+    alone = [a.get_ydata() for a in read.artists(grad_norm_curves(only_adamw), "curve")]
+    np.testing.assert_allclose(adamw, alone)
+
+
+@pytest.mark.parametrize("draw", [loss_curves, grad_norm_curves])
+def test_without_data_the_reason_is_given(draw, tiny) -> None:
+    tables = tiny()
+    tables.metrics, tables.probes = tables.metrics.iloc[:0], tables.probes.iloc[:0]
+    with pytest.raises(Absent, match="in the tables"):
+        draw(tables)
+    tables.cells = tables.cells.iloc[:0]
+    with pytest.raises(Absent, match="in the tables"):
+        draw(tables)

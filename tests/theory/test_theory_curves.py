@@ -1,0 +1,278 @@
+"""Finite-rank curves against expectations: every constant of ``r (r - 1 + rho)`` in closed form, by Monte Carlo."""
+
+import math
+
+import numpy as np
+import pytest
+
+from study import theory
+from study.errors import StudyError
+from study.theory import (
+    Layer,
+    crossover,
+    curve,
+    distance_to_infinite_rank,
+    log_bias,
+    measure_layer,
+    predict,
+    slope,
+    stable_exponent,
+)
+
+from .lazy_layer import D_IN as D
+from .lazy_layer import D_OUT as O
+from .lazy_layer import gaussian, interval, kaiming, problem, sgd, signsgd, sweep
+
+RANKS = (2, 8, 32, 128)
+LR = 1e-9
+SITES = ("adapter_out", "delta_w", "adapter_in_grad")
+
+
+def expected_squares(setting, init, kurtosis, kind):
+    """E|.|^2 of each product site at each rank after one step at gamma = 1, constants and all."""
+    (x, g), G = setting.batch(0), setting.gradient(0)
+    layer = measure_layer(G, x, g, init, kurtosis)
+    if init == "B":
+        x, g, G = g, x, G.T
+    v = 1 / (3 * G.shape[1])
+    rows = np.linalg.norm(G, axis=1, keepdims=True)
+    mean = v * G if kind == "sgd" else np.sqrt(2 * v / np.pi) * G / rows
+    ends = {"aligned": x @ mean.T, "weight": mean, "crossed": g @ mean}
+    terms = ("aligned", "weight", "crossed") if init == "A" else ("crossed", "weight", "aligned")
+    r = np.array(RANKS, dtype=float)
+    return {
+        site: LR**2 * r * (r - 1 + crossover(term, kind, layer, init)) * np.square(ends[term]).sum()
+        for site, term in zip(SITES, terms, strict=True)
+    }
+
+
+@pytest.mark.parametrize("tokens", [1, 12])
+@pytest.mark.parametrize("init", ["A", "B"])
+@pytest.mark.parametrize(
+    ("rule", "kind", "draw", "kurtosis"),
+    [(sgd, "sgd", kaiming, -1.2), (sgd, "sgd", gaussian, 0.0), (signsgd, "sign", gaussian, 0.0)],
+)
+def test_second_moments_at_every_rank(rule, kind, draw, kurtosis, init, tokens):
+    setting = problem(3, tokens=tokens)
+    measured = sweep(rule, setting, RANKS, p=0, seeds=1000, seed=1, init=init, draw=draw, lr=LR, steps=1)[1]
+    for site, squares in expected_squares(setting, init, kurtosis, kind).items():
+        for rank, samples, square in zip(RANKS, measured[site] ** 2, squares, strict=True):
+            ratio = interval(samples / square, comparisons=150)
+            assert ratio.agrees(1.0), f"{site} at rank {rank}: {ratio} of the expected square"
+
+
+@pytest.mark.parametrize("tokens", [1, 12])
+def test_a_sign_rule_on_peft_s_uniform_init_is_within_two_percent_of_the_gaussian_form(tokens):
+    setting = problem(3, tokens=tokens)
+    measured = sweep(signsgd, setting, RANKS, p=0, seeds=1000, seed=1, draw=kaiming, lr=LR, steps=1)[1]
+    for site, squares in expected_squares(setting, "A", -1.2, "sign").items():
+        for rank, samples, square in zip(RANKS, measured[site] ** 2, squares, strict=True):
+            ratio = interval(samples / square, comparisons=24)
+            assert abs(ratio.value - 1) <= ratio.half + 0.02, f"{site} at rank {rank}: {ratio} of the expected square"
+
+
+def test_uniform_init_needs_its_kurtosis_where_x_is_concentrated():
+    """An x on one coordinate, as massive activations are: the diagonal term is a third of r_align's."""
+    setting = problem(3, tokens=2)
+    setting.batches[0][0][:, 1:] *= 0.05
+    measured = sweep(sgd, setting, (2,), p=0, seeds=4000, seed=2, lr=LR, steps=1)[1]["adapter_out"][0] ** 2
+    (x, g), G = setting.batch(0), setting.gradient(0)
+    scale = (LR / (3 * D)) ** 2 * np.square(x @ G.T).sum()
+    uniform, normal = (2 * (1 + crossover("aligned", "sgd", measure_layer(G, x, g, "A", k))) for k in (-1.2, 0.0))
+    assert interval(measured / scale).agrees(uniform)
+    assert not interval(measured / scale).agrees(normal)
+
+
+def test_the_backward_crossover_of_a_sign_rule_is_not_pi_d_over_2_for_many_tokens():
+    """The table's "about r (r - 1 + pi D/2)": r_back falls from pi/2 towards 1 as G's rows point apart."""
+    setting = problem(3, tokens=12)
+    measured = sweep(signsgd, setting, (8,), p=0, seeds=3000, seed=4, draw=gaussian, lr=LR, steps=1)[1]
+    (x, g), G = setting.batch(0), setting.gradient(0)
+    layer = measure_layer(G, x, g)
+    mean = np.sqrt(2 / (3 * D * np.pi)) * G / np.linalg.norm(G, axis=1, keepdims=True)
+    ratio = interval(measured["adapter_in_grad"][0] ** 2 / (LR**2 * 8 * np.square(g @ mean).sum()))
+    assert 1 < layer.r_back < 1.4
+    assert ratio.agrees(7 + layer.r_back * D)
+    assert not ratio.agrees(7 + math.pi / 2 * D)
+
+
+def test_alignments_of_one_token_and_of_strangers():
+    rng = np.random.default_rng(0)
+    x, g = rng.standard_normal((1, D)), rng.standard_normal((1, O))
+    one = measure_layer(g.T @ x, x, g)
+    assert one.r_align == pytest.approx(1)
+    assert one.r_sign == pytest.approx(math.pi / 2)
+    assert one.r_back == pytest.approx(math.pi / 2)
+    strangers = measure_layer(g.T @ x, rng.standard_normal((40_000, D)), rng.standard_normal((40_000, O)))
+    assert strangers.r_align == pytest.approx(D, rel=0.03)
+    assert strangers.r_sign == pytest.approx(math.pi / 2 * D, rel=0.03)
+    assert strangers.r_back == pytest.approx(math.pi / 2, rel=0.03)
+
+
+def test_r_back_of_strangers_to_a_wide_gradient_is_pi_over_2():
+    rng = np.random.default_rng(1)
+    layer = measure_layer(rng.standard_normal((O, D)), rng.standard_normal((9, D)), rng.standard_normal((40_000, O)))
+    assert layer.r_back == pytest.approx(math.pi / 2, rel=0.02)
+
+
+def test_r_back_is_at_least_one():
+    for seed in range(20):
+        setting = problem(seed, tokens=1 + seed)
+        (x, g), G = setting.batch(0), setting.gradient(0)
+        assert measure_layer(G, x, g).r_back >= 1
+        assert measure_layer(G, x, g, "B").r_back >= 1
+
+
+def test_outputs_without_gradient_do_not_count():
+    setting = problem(0)
+    (x, g), G = setting.batch(0), setting.gradient(0)
+    G = np.vstack([G, np.zeros((3, D))])
+    padded = measure_layer(G, x, np.hstack([g, np.zeros((len(g), 3))]))
+    plain = measure_layer(setting.gradient(0), x, g)
+    assert padded.r_sign == pytest.approx(plain.r_sign)
+    assert padded.r_back == pytest.approx(plain.r_back)
+
+
+LAYER = Layer(d_in=576, d_out=1536, r_align=5.0, r_sign=6.0)
+WIDE = 2.0 ** np.arange(2, 40)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("init", ["A", "B"])
+def test_curves_join_their_asymptotes_and_are_half_below_in_the_noise(optimizer, init):
+    for site in SITES:
+        setting = {"step": 1, "optimizer": optimizer, "p": 0.4, "q": 0.2, "init": init}
+        values = curve(site, "norm", WIDE, layer=LAYER, **setting)
+        asymptote = predict(site, "norm", **setting).exponent
+        assert slope(values[-2:], WIDE[-2:]) == pytest.approx(asymptote, abs=1e-6)
+        huge = Layer(d_in=1e30, d_out=1e30, r_align=1e30, r_sign=1e30)
+        assert slope(curve(site, "norm", WIDE, layer=huge, **setting), WIDE) == pytest.approx(asymptote - 1 / 2)
+
+
+def test_gradients_and_descent_have_no_crossover():
+    for site, stat in [("B_grad", "norm"), ("A_grad", "rms"), ("B_update", "m4"), ("adapter_update", "descent")]:
+        setting = {"step": 1, "optimizer": "sgd", "p": 0.4, "q": 0.2}
+        assert slope(curve(site, stat, (4, 8, 64), **setting), (4, 8, 64)) == pytest.approx(
+            predict(site, stat, **setting).exponent
+        )
+
+
+def test_slopes_are_linear_in_p_so_that_one_p_gives_the_stable_one():
+    ranks = (4, 8, 16, 32, 64, 128, 256)
+    for optimizer, factor in (("sgd", 2), ("adamw", 1)):
+        for site in SITES:
+            slopes = [
+                slope(curve(site, "rms", ranks, step=1, optimizer=optimizer, p=p, layer=LAYER), ranks)
+                for p in (0.0, 0.5, 1.0)
+            ]
+            assert slopes[0] - slopes[1] == pytest.approx(factor / 2)
+            assert slopes[0] - slopes[2] == pytest.approx(factor)
+            p_star = stable_exponent(site, "rms", step=1, optimizer=optimizer, ranks=ranks, layer=LAYER)
+            flat = curve(site, "rms", ranks, step=1, optimizer=optimizer, p=p_star, layer=LAYER)
+            assert slope(flat, ranks) == pytest.approx(0, abs=1e-12)
+
+
+def test_the_backward_condition_is_flat_near_a_quarter_and_a_half_on_ranks_up_to_d():
+    ranks = (4, 8, 16, 32, 64, 128, 256)
+    stars = [
+        stable_exponent("adapter_in_grad", "rms", step=1, optimizer=o, ranks=ranks, layer=LAYER)
+        for o in ("sgd", "adam")
+    ]
+    assert stars == pytest.approx([1 / 4, 1 / 2], abs=0.04)
+    forward = stable_exponent("adapter_out", "rms", step=1, optimizer="sgd", ranks=ranks, layer=LAYER)
+    assert forward == pytest.approx(0.45, abs=0.01)
+
+
+def test_a_fit_over_low_ranks_sees_092_where_the_asymptote_is_1():
+    ranks = (4, 8, 16, 32, 64, 128, 256)
+    aligned = Layer(d_in=576, d_out=576, r_align=3.0)
+    assert slope(
+        curve("adapter_out", "rms", ranks, step=1, optimizer="sgd", p=0, layer=aligned), ranks
+    ) == pytest.approx(0.92, abs=0.01)
+
+
+def test_what_the_layer_lacks_has_no_curve():
+    assert np.isnan(
+        curve("adapter_out", "rms", (4, 8), step=1, optimizer="sgd", p=0, layer=Layer(d_in=8, d_out=8))
+    ).all()
+    assert np.isnan(curve("adapter_out", "rms", (4, 8), step=1, optimizer="adafactor", p=0, layer=LAYER)).all()
+    assert np.isfinite(curve("delta_w", "rms", (4, 8), step=1, optimizer="sgd", p=0, layer=Layer(d_in=8))).all()
+
+
+def test_the_middle_r_back_is_within_0013_of_either_end():
+    for ranks, off in (((4, 8, 16, 32, 64, 128, 256), 0.0075), ((4, 8, 32, 128, 512, 2048), 0.0135)):
+        ends = [
+            slope(curve("adapter_in_grad", "rms", ranks, step=1, optimizer="adam", p=0, layer=layer), ranks)
+            for layer in (Layer(576, 576, r_back=1.0), Layer(576, 576), Layer(576, 576, r_back=math.pi / 2))
+        ]
+        assert max(ends[0] - ends[1], ends[1] - ends[2]) < off
+
+
+@pytest.mark.parametrize("init", ["A", "B"])
+@pytest.mark.parametrize("weighting", ["frobenius", "inputs"])
+def test_distance_to_infinite_rank(init, weighting):
+    """E|delta_w - limit|^2 / |limit|^2 after one step at gamma = r^(-1/2), by Monte Carlo."""
+    setting = problem(3, tokens=12)
+    (x, g), G = setting.batch(0), setting.gradient(0)
+    layer = measure_layer(G, x, g, init)
+    rng = np.random.default_rng(0)
+    for rank in (4, 64):
+        if init == "A":
+            A = kaiming(rng, (1000, rank, D), D)
+            delta, limit = G @ A.mT @ A / rank, G / (3 * D)
+        else:
+            B = kaiming(rng, (1000, O, rank), O)
+            delta, limit = B @ (B.mT @ G) / rank, G / (3 * O)
+        weigh = x.T if weighting == "inputs" else np.eye(D)
+        squares = np.square((delta - limit) @ weigh).sum((1, 2)) / np.square(limit @ weigh).sum()
+        expected = distance_to_infinite_rank([rank], layer, weighting=weighting, init=init)[0] ** 2
+        assert interval(squares / expected, comparisons=8).agrees(1.0)
+
+
+def test_distance_in_round_numbers():
+    layer = Layer(d_in=576, d_out=576, r_align=5.0, r_diag=0.0, kurtosis=0.0)
+    assert distance_to_infinite_rank(64, layer, weighting="frobenius") == pytest.approx(math.sqrt(577 / 64))
+    assert distance_to_infinite_rank(64, layer, weighting="inputs") == pytest.approx(math.sqrt(6 / 64))
+    with pytest.raises(StudyError, match="choose from frobenius, inputs"):
+        distance_to_infinite_rank(64, layer, weighting="spectral")
+
+
+def test_slope_weights_and_bias():
+    ranks = np.array([4.0, 16.0, 64.0])
+    assert slope(ranks**-0.3, ranks) == pytest.approx(-0.3)
+    assert slope([1, 16, 64], ranks, weights=[0, 1, 1]) == pytest.approx(1)
+    assert slope(ranks**-0.3, ranks, log_bias=np.log(ranks)) == pytest.approx(-1.3)
+    with pytest.raises(StudyError, match="two distinct ranks"):
+        slope([1, 2], [8, 8])
+
+
+def test_the_log_of_a_gradient_norm_is_biased_by_its_variance():
+    """E log|B_grad| lies 1/(2 r r_eff) under the curve: 0.026 / r_eff of slope over ranks 4 to 256."""
+    ranks = np.array([4, 8, 16, 32, 64, 128, 256])
+    bias = slope(np.ones(7), ranks, log_bias=log_bias("B_grad", "norm", 1 / (2 * ranks)))
+    assert bias == pytest.approx(0.026, abs=0.0005)
+    setting = problem(1, tokens=12)
+    G = setting.gradient(0)
+    r_eff = np.square(G).sum() ** 2 / np.square(G @ G.T).sum()
+    norms = sweep(sgd, setting, (8,), p=0, seeds=4000, draw=gaussian, steps=0)[0]["B_grad"][0]
+    root_mean_square = np.sqrt(8 / (3 * D) * np.square(G).sum())
+    assert interval(np.log(norms / root_mean_square)).agrees(-1 / (16 * r_eff))
+    assert np.log(norms).var() == pytest.approx(1 / (16 * r_eff), rel=0.1)
+
+
+def test_a_curve_needs_a_prediction_and_ranks():
+    with pytest.raises(
+        StudyError, match="no prediction for rms of adapter_out at step 0 under sgd: it is 0 until step 1"
+    ):
+        curve("adapter_out", "rms", (4, 8), step=0, optimizer="sgd", p=1)
+    with pytest.raises(StudyError, match="not all positive"):
+        curve("adapter_out", "rms", (0, 8), step=1, optimizer="sgd", p=1)
+
+
+def test_theory_loads_neither_torch_nor_pandas():
+    import subprocess
+    import sys
+
+    code = "import sys, study.theory; assert not {'torch', 'pandas', 'matplotlib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert theory.PLAIN.lazy

@@ -1,0 +1,209 @@
+"""The table of exponents, as written; what modifies it; and where it says nothing."""
+
+import math
+
+import pytest
+
+from study import config, theory
+from study.errors import StudyError
+from study.theory import Modifiers, predict, stable_exponent
+
+P, Q = 0.7, 0.3  # generic: no two rows of the table coincide by accident
+
+ISSUE_TABLE = {  # site, stat, first step: (SGD, sign-like)
+    ("adapter_grad", "norm", 0): (1 / 2 - P - Q / 2, 1 / 2 - P - Q / 2),
+    ("B_grad", "norm", 0): (1 / 2 - P - Q / 2, 1 / 2 - P - Q / 2),
+    ("B_update", "norm", 0): (1 / 2 - P - Q / 2, 1 / 2),
+    ("A_grad", "norm", 1): (1 / 2 - 2 * P - Q / 2, 1 / 2 - P),
+    ("A_update", "norm", 1): (1 / 2 - 2 * P - Q / 2, 1 / 2),
+    ("adapter_update", "descent", 0): (1 - 2 * P - Q, 1 - P - Q / 2),
+    ("adapter_out", "norm", 1): (1 - 2 * P - Q, 1 - P - Q / 2),
+    ("delta_w", "norm", 1): (1 - 2 * P - Q, 1 - P - Q / 2),
+    ("adapter_in_grad", "norm", 1): (1 - 2 * P - Q, 1 - P - Q / 2),
+    ("A", "norm", 0): (1 / 2 - Q / 2, 1 / 2 - Q / 2),
+    ("B", "norm", 1): (1 / 2 - P - Q / 2, 1 / 2),
+    ("layer_out", "norm", 0): (0, 0),
+    ("layer_out_grad", "rms", 0): (0, 0),
+    ("adapter_in", "m4", 0): (0, 0),
+}
+
+
+@pytest.mark.parametrize(("key", "expected"), ISSUE_TABLE.items(), ids=str)
+@pytest.mark.parametrize("optimizer", theory.FAMILIES)
+def test_the_table(key, expected, optimizer):
+    site, stat, first = key
+    for step in range(theory.LAST_STEP + 1):
+        prediction = predict(site, stat, step=step, optimizer=optimizer, p=P, q=Q)
+        if step < first:
+            assert prediction.exponent is None
+            assert f"0 until step {first}" in prediction.reason
+        else:
+            assert prediction.exponent == pytest.approx(expected[theory.family(optimizer) == "sign"])
+            assert prediction.reason is None
+        assert prediction.source
+        assert prediction.derivation
+
+
+@pytest.mark.parametrize("stat", ["rms", "mean_abs", "m4"])
+@pytest.mark.parametrize("optimizer", ["sgd", "sign"])
+def test_entrywise_moments_lie_half_below_the_norm_where_entries_grow_with_the_rank(stat, optimizer):
+    for site in theory.SITES:
+        norm, moment = (predict(site, s, step=1, optimizer=optimizer, p=P, q=Q).exponent for s in ("norm", stat))
+        grows = site.startswith(("A", "B")) or site in ("adapter_grad", "adapter_update")
+        assert moment == pytest.approx(norm - 1 / 2 * grows)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "sign"])
+def test_init_b_swaps_the_factors_and_the_directions(optimizer):
+    pairs = [("A", "B"), ("A_grad", "B_grad"), ("A_update", "B_update"), ("adapter_out", "adapter_in_grad")]
+    for step in range(4):
+        for one, other in pairs:
+            a = predict(one, "norm", step=step, optimizer=optimizer, p=P, q=Q, init="A")
+            b = predict(other, "norm", step=step, optimizer=optimizer, p=P, q=Q, init="B")
+            assert a.exponent == b.exponent
+            assert a.exponent is None or "transposed" in b.derivation
+
+
+@pytest.mark.parametrize("stat", ["max_abs", "spectral", "stable_rank", "nonfinite"])
+@pytest.mark.parametrize("site", ["adapter_out", "B_grad", "delta_w"])
+def test_no_power_law_no_prediction(site, stat):
+    prediction = predict(site, stat, step=1, optimizer="sgd", p=P)
+    assert prediction.exponent is None
+    assert prediction.reason
+
+
+def test_beyond_the_lazy_regime_nothing_is_predicted_but_what_has_not_moved():
+    assert predict("adapter_out", "rms", step=4, optimizer="sgd", p=P).exponent is None
+    far = Modifiers(lazy=False)
+    predicted = {
+        (site, step)
+        for site in theory.SITES
+        for step in range(4)
+        if predict(site, "norm", step=step, optimizer="sgd", p=P, modifiers=far).exponent is not None
+    }
+    before_any_step = {
+        (s, 0) for s in theory.SITES if predict(s, "norm", step=0, optimizer="sgd", p=P).exponent is not None
+    }
+    assert predicted == before_any_step | {("A", 1), ("B", 1), ("delta_w", 1)}
+    assert predict("adapter_update", "descent", step=0, optimizer="sgd", p=P, modifiers=far).exponent is not None
+
+
+def test_the_paper_s_claim_stands_beside_the_derivation():
+    """They agree for r above the crossover under SGD, and part under sign-like rules."""
+    for optimizer, agrees in (("sgd", True), ("adamw", False)):
+        prediction = predict("adapter_in_grad", "rms", step=1, optimizer=optimizer, p=P)
+        assert "condition 2" in prediction.paper
+        assert "exponent 1 - 2p" in prediction.paper
+        assert (prediction.exponent == pytest.approx(1 - 2 * P)) == agrees
+    assert predict("A_grad", "rms", step=1, optimizer="sgd", p=P).paper is None
+
+
+def test_descent_belongs_to_the_update():
+    assert "adapter_update" in predict("A_update", "descent", step=1, optimizer="sgd", p=P).reason
+
+
+def test_clipping_divides_each_update_by_the_gradient():
+    always = Modifiers(clip="always")
+
+    def clipped(site, stat="norm", optimizer="sgd", q=0.0):
+        return predict(site, stat, step=1, optimizer=optimizer, p=P, q=q, modifiers=always).exponent
+
+    for site, stat in [
+        ("adapter_update", "descent"),
+        ("adapter_out", "rms"),
+        ("delta_w", "norm"),
+        ("adapter_in_grad", "m4"),
+    ]:
+        assert clipped(site, stat) == pytest.approx(1 / 2 - P)
+        assert stable_exponent(site, stat, step=1, optimizer="sgd", modifiers=always) == pytest.approx(1 / 2)
+        assert clipped(site, stat, "sign") == predict(site, stat, step=1, optimizer="sign", p=P).exponent
+    assert clipped("B_grad") == pytest.approx(1 / 2 - P)
+    assert clipped("B_update") == pytest.approx(0)
+    assert clipped("A_grad") == pytest.approx(-P)
+    assert clipped("A_update", q=Q) == pytest.approx(-1 / 2 + Q / 2)
+    assert stable_exponent("B_update", "norm", step=0, optimizer="sgd", modifiers=always) is None
+
+
+def test_ranks_astride_the_threshold():
+    some = Modifiers(clip="some")
+    assert "astride" in predict("B_update", "norm", step=0, optimizer="sgd", p=P, modifiers=some).reason
+    assert predict("B_grad", "norm", step=2, optimizer="sgd", p=P, modifiers=some).exponent == pytest.approx(1 / 2 - P)
+    assert predict("adapter_out", "rms", step=1, optimizer="adamw", p=P, modifiers=some).exponent == pytest.approx(
+        1 - P
+    )
+    assert "astride" in predict("adapter_out", "rms", step=2, optimizer="adamw", p=P, modifiers=some).reason
+
+
+def test_adam_under_its_eps_is_sgd():
+    for site in theory.SITES:
+        under = predict(site, "norm", step=1, optimizer="adamw", p=P, q=Q, modifiers=Modifiers(eps_ratio=1e-3))
+        assert under.exponent == predict(site, "norm", step=1, optimizer="sgd", p=P, q=Q).exponent
+    between = Modifiers(eps_ratio=19.0)
+    assert "19 times eps" in predict("adapter_out", "rms", step=1, optimizer="adamw", p=P, modifiers=between).reason
+    assert predict("B_grad", "rms", step=1, optimizer="adamw", p=P, modifiers=between).exponent is not None
+    assert predict("adapter_out", "rms", step=1, optimizer="sgd", p=P, modifiers=between).exponent is not None
+
+
+def test_weight_decay():
+    coupled, decoupled = Modifiers(decay="coupled"), Modifiers(decay="decoupled")
+    assert "its own sign" in predict("adapter_out", "rms", step=1, optimizer="adam", p=P, modifiers=coupled).reason
+    assert predict("B_grad", "rms", step=1, optimizer="adam", p=P, modifiers=coupled).exponent is not None
+    for optimizer in ("sgd", "adamw"):
+        for site in ("adapter_out", "delta_w", "B_update", "A_grad", "B"):
+            plain = predict(site, "norm", step=1, optimizer=optimizer, p=P)
+            assert predict(site, "norm", step=1, optimizer=optimizer, p=P, modifiers=decoupled) == plain
+        a_first = predict("A_update", "norm", step=0, optimizer=optimizer, p=P, q=Q, modifiers=decoupled)
+        assert a_first.exponent == pytest.approx(1 / 2 - Q / 2)
+    assert "decay" in predict("A_update", "norm", step=1, optimizer="sgd", p=P, modifiers=decoupled).reason
+    assert predict("A_update", "norm", step=1, optimizer="adamw", p=P, modifiers=decoupled).exponent == 1 / 2
+
+
+@pytest.mark.parametrize(
+    ("site", "stat", "step", "optimizer", "q", "expected"),
+    [
+        ("adapter_update", "descent", 0, "sgd", 0, 1 / 2),
+        ("adapter_update", "descent", 0, "adamw", 0, 1),
+        ("adapter_grad", "norm", 0, "sgd", 0, 1 / 2),
+        ("adapter_grad", "norm", 0, "adamw", 0, 1 / 2),
+        ("adapter_out", "rms", 1, "sgd", 0, 1 / 2),
+        ("adapter_out", "rms", 1, "signsgd", 0, 1),
+        ("A_grad", "norm", 1, "sgd", 0, 1 / 4),
+        ("A_grad", "rms", 1, "sgd", 0, 0),
+        ("adapter_update", "descent", 0, "sgd", 1, 0),
+        ("B_update", "norm", 0, "adamw", 0, None),
+        ("layer_out", "rms", 0, "adamw", 0, None),
+        ("adapter_out", "max_abs", 1, "sgd", 0, None),
+    ],
+)
+def test_stable_exponent(site, stat, step, optimizer, q, expected):
+    measured = stable_exponent(site, stat, step=step, optimizer=optimizer, q=q)
+    assert measured is None if expected is None else measured == pytest.approx(expected)
+    if expected is not None:
+        assert predict(site, stat, step=step, optimizer=optimizer, p=expected, q=q).exponent == pytest.approx(0)
+
+
+def test_every_site_and_stat_of_a_study_is_known():
+    assert set(config.SITES) <= set(theory.SITES)
+    assert set(config.STATS) <= set(theory.STATS)
+    assert set(config.OPTIMIZERS) <= set(theory.FAMILIES)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"site": "adaptor_out"}, "unknown site 'adaptor_out': choose from adapter_in"),
+        ({"stat": "mean"}, "unknown stat 'mean': choose from norm"),
+        ({"optimizer": "muon"}, "unknown optimizer 'muon': choose from sgd"),
+        ({"init": "C"}, "unknown init 'C': choose from A, B"),
+    ],
+)
+def test_a_mistake_names_the_choices(change, message):
+    arguments = {"site": "adapter_out", "stat": "rms", "step": 1, "optimizer": "sgd", "p": P} | change
+    with pytest.raises(StudyError, match=message):
+        predict(**arguments)
+
+
+@pytest.mark.parametrize("change", [{"decay": "l2"}, {"clip": "yes"}, {"eps_ratio": math.nan}])
+def test_a_wrong_modifier(change):
+    with pytest.raises(StudyError):
+        Modifiers(**change)
