@@ -23,6 +23,7 @@ lint: .venv/.installed-dev
 
 # The reference figures of the README, drawn again from the committed tables.
 figures: .venv/.installed
+	$(BIN)/study analyze results/reference
 	$(BIN)/study figures results/reference --to plots/reference
 
 clean:
