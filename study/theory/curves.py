@@ -145,10 +145,10 @@ def curve(
 def log_bias(site: str, stat: str, log_variance: ArrayLike) -> Floats:
     """How far the mean of a *log* lies under the curve: ``k/2`` times the log statistic's variance over seeds.
 
-    A curve is the k-th root of the mean of a k-th power (k from :data:`MOMENTS`; 2 for activations and ``delta_w``, whose
-    curve is that of their rms), and ``E log s = log E[s^k] / k - k/2 var(log s)`` to second order. For the norm of B_grad
-    the variance is ``1 / (2 r r_eff)``, ``r_eff = |G|^4 / |G G^T|^2``: over ranks 4 to 256 the measured slope is
-    0.026 / r_eff too steep.
+    A curve is the k-th root of the mean of a k-th power (k from :data:`MOMENTS`; 2 for activations and ``delta_w``,
+    whose curve is that of their rms), and ``E log s = log E[s^k] / k - k/2 var(log s)`` to second order. For the norm
+    of B_grad the variance is ``1 / (2 r r_eff)``, ``r_eff = |G|^4 / |G G^T|^2``: over ranks 4 to 256 the measured slope
+    is 0.026 / r_eff too steep.
     """
     k = MOMENTS[stat] if site in RANK_SIZED else 2
     return k / 2 * np.asarray(log_variance, dtype=np.float64)
