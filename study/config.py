@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from study import scaling
 from study.errors import StudyError, unknown
+from study.inits import INITS
 from study.sites import SITES, STATS
 
 IDENTITY_VERSION = 1
@@ -23,7 +24,6 @@ MODELS = ("smollm2", "hf", "tiny")
 DATASETS = ("pydoc", "xbrl_extract", "jsonl")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bf16")
-INITS = ("kaiming",)
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -66,16 +66,17 @@ class AdapterConfig:
 
 @dataclass
 class OptimizerConfig:
-    """What every optimizer has."""
+    """What every optimizer has; ``loraplus_lr_ratio`` is B's learning rate over A's (LoRA+)."""
 
     name: str = MISSING
     lr: float = MISSING
     weight_decay: float = MISSING
+    loraplus_lr_ratio: float = MISSING
 
 
 @dataclass
-class AdamWConfig(OptimizerConfig):
-    """Decoupled weight decay (Loshchilov & Hutter 2019)."""
+class AdamConfig(OptimizerConfig):
+    """Adam and AdamW."""
 
     betas: list[float] = MISSING
     eps: float = MISSING
@@ -83,12 +84,47 @@ class AdamWConfig(OptimizerConfig):
 
 @dataclass
 class SGDConfig(OptimizerConfig):
-    """torch's SGD; ``weight_decay`` is coupled (added to the gradient)."""
+    """torch's SGD in its three guises, and SignSGD."""
 
     momentum: float = MISSING
 
 
-OPTIMIZERS: dict[str, type[OptimizerConfig]] = {"adamw": AdamWConfig, "sgd": SGDConfig}
+@dataclass
+class RMSpropConfig(OptimizerConfig):
+    """torch's RMSprop, uncentred."""
+
+    alpha: float = MISSING
+    eps: float = MISSING
+
+
+@dataclass
+class LionConfig(OptimizerConfig):
+    """Lion."""
+
+    betas: list[float] = MISSING
+
+
+@dataclass
+class AdafactorConfig(OptimizerConfig):
+    """transformers' Adafactor without relative step and parameter scaling."""
+
+    clip_threshold: float = MISSING
+    decay_rate: float = MISSING
+
+
+OPTIMIZERS: dict[str, type[OptimizerConfig]] = {
+    "sgd": SGDConfig,
+    "momentum": SGDConfig,
+    "nesterov": SGDConfig,
+    "adamw": AdamConfig,
+    "adam": AdamConfig,
+    "rmsprop": RMSpropConfig,
+    "signsgd": SGDConfig,
+    "lion": LionConfig,
+    "adafactor": AdafactorConfig,
+}
+COUPLED_SIGN = ("adam", "rmsprop")
+"""Sign-like optimizers whose weight decay is added to the gradient: it would replace A's signal by sign(A)."""
 
 
 @dataclass
@@ -199,9 +235,15 @@ def validate(config: CellConfig) -> None:
         raise StudyError(f"adapter.dropout={adapter.dropout} is no probability: give one in [0, 1)")
 
     _finite("optimizer.lr", config.optimizer.lr, above=0.0)
+    _finite("optimizer.loraplus_lr_ratio", config.optimizer.loraplus_lr_ratio, above=0.0)
+    if config.optimizer.name in COUPLED_SIGN and config.optimizer.weight_decay:
+        raise StudyError(
+            f"optimizer.weight_decay={config.optimizer.weight_decay} under {config.optimizer.name} is added to the "
+            "gradient and replaces A's signal by sign(A): use optimizer=adamw or optimizer.weight_decay=0"
+        )
     for f in fields(config.optimizer):
         value = getattr(config.optimizer, f.name)
-        if f.name not in ("name", "lr"):
+        if f.name not in ("name", "lr", "decay_rate"):
             for number in value if isinstance(value, list) else [value]:
                 if isinstance(number, float):
                     _finite(f"optimizer.{f.name}", number, least=0.0)

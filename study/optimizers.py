@@ -1,25 +1,48 @@
-"""One torch optimizer and one learning-rate schedule per cell."""
+"""One optimizer and one learning-rate schedule per cell, from torch or a package that keeps what torch lacks."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from pytorch_optimizer import Lion, SignSGD
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
+from transformers.optimization import Adafactor
 
 from study.config import OptimizerConfig, TrainConfig
 
 
-def build_optimizer(config: OptimizerConfig, weights: Sequence[Tensor]) -> Optimizer:
-    """The optimizer that ``config`` names, over one cell's adapter weights."""
-    options = {key: value for key, value in vars(config).items() if key != "name"}
+def build_optimizer(config: OptimizerConfig, A_weights: Sequence[Tensor], B_weights: Sequence[Tensor]) -> Optimizer:
+    """The optimizer that ``config`` names over one cell's adapters: A at ``lr``, B at ``lr * loraplus_lr_ratio``.
+
+    The ratio is LoRA+'s (Hayou et al. 2024, arXiv 2402.12354); 1 is LoRA.
+    """
+    options = {key: value for key, value in vars(config).items() if key not in ("name", "loraplus_lr_ratio")}
+    groups: list[dict[str, Any]] = [
+        {"params": list(A_weights)},
+        {"params": list(B_weights), "lr": config.lr * config.loraplus_lr_ratio},
+    ]
     match config.name:
+        case "sgd" | "momentum":
+            return torch.optim.SGD(groups, **options)
+        case "nesterov":
+            return torch.optim.SGD(groups, nesterov=True, **options)
         case "adamw":
             # The fused step is one pass over memory, on a CPU too: at rank 1024 the others take as long as the model.
-            return torch.optim.AdamW(weights, fused=True, **options)
-        case "sgd":
-            return torch.optim.SGD(weights, **options)
+            return torch.optim.AdamW(groups, fused=True, **options)
+        case "adam":
+            return torch.optim.Adam(groups, fused=True, **options)
+        case "rmsprop":
+            return torch.optim.RMSprop(groups, **options)
+        case "signsgd":
+            return SignSGD(groups, **options)
+        case "lion":
+            return Lion(groups, **options)
+        case "adafactor":
+            # transformers' with neither relative step nor parameter scaling: scaled, B = 0 would hardly move at first.
+            return Adafactor(groups, relative_step=False, scale_parameter=False, warmup_init=False, **options)
     raise ValueError(f"no optimizer {config.name!r}")
 
 

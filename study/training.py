@@ -47,7 +47,7 @@ def train(base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig]) -> Iter
     """
     shared = cells[0]
     layers = resolve_targets(base.card.linears, shared.adapter.targets)
-    specs = [AdapterSpec(c.adapter.rank, c.adapter.gamma, c.seed, c.adapter.dropout) for c in cells]
+    specs = [_spec(config) for config in cells]
     last, probed_at, evaluated_at = shared.train.steps, probe_steps(shared), eval_steps(shared)
 
     with adapted(base.model, layers, specs) as banks:
@@ -189,8 +189,9 @@ class Learner:
     """One cell's optimizer, schedule and clipping over its own slice of every bank."""
 
     def __init__(self, config: CellConfig, cell: int, banks: Sequence[LoraBank]) -> None:
-        self.weights = [weight for bank in banks for weight in bank.pairs[cell][:2]]
-        self.optimizer = build_optimizer(config.optimizer, self.weights)
+        pairs = [bank.pairs[cell] for bank in banks]
+        self.weights = [weight for pair in pairs for weight in pair[:2]]
+        self.optimizer = build_optimizer(config.optimizer, [p.A_RD for p in pairs], [p.B_OR for p in pairs])
         self.schedule = build_schedule(config.train, self.optimizer)
         self.clip = config.train.clip
         self.diverged = False
@@ -210,6 +211,11 @@ class Learner:
         self.optimizer.step()
         self.schedule.step()
         return factor
+
+
+def _spec(config: CellConfig) -> AdapterSpec:
+    adapter = config.adapter
+    return AdapterSpec(adapter.rank, adapter.gamma, config.seed, adapter.dropout, adapter.init)
 
 
 def _stacked(batches: Sequence[TokenBatch]) -> TokenBatch:

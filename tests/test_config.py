@@ -121,11 +121,13 @@ def test_eval_schedule(cell: Build) -> None:
         ("adapter.alpha=0", "adapter.alpha=0"),
         ("adapter.alpha=big", "adapter.alpha"),
         ("adapter.dropout=1", "adapter.dropout=1"),
-        ("adapter.init=zeros", "unknown adapter.init 'zeros': choose from kaiming"),
+        ("adapter.init=zeros", "unknown adapter.init 'zeros': choose from kaiming, gaussian"),
         ("optimizer.lr=-1", "optimizer.lr=-1"),
         ("optimizer.lr=inf", "optimizer.lr=inf"),
-        ("optimizer.name=adamx", "unknown optimizer 'adamx': choose from adamw, sgd"),
+        ("optimizer.name=adamx", "unknown optimizer 'adamx': choose from sgd, momentum, nesterov, adamw"),
         ("optimizer.betas=[0.9,x]", "optimizer.betas"),
+        ("optimizer=adam optimizer.weight_decay=0.1", "use optimizer=adamw"),
+        ("optimizer.loraplus_lr_ratio=0", "optimizer.loraplus_lr_ratio=0"),
         ("train.steps=0", "train.steps=0"),
         ("train.steps=ten", "train.steps"),
         ("train.batch_size=0", "train.batch_size=0"),
@@ -145,6 +147,6 @@ def test_eval_schedule(cell: Build) -> None:
 )
 def test_bad_values_get_one_line(cell: Build, override: str, says: str) -> None:
     with pytest.raises(StudyError) as error:
-        cell(override)
+        cell(*override.split(" "))
     assert says in str(error.value)
     assert "\n" not in str(error.value)

@@ -20,12 +20,16 @@ from study.adapters.contraction import factored
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """One cell's adapter: ``gamma`` is the full multiplier on ``B A``; ``seed`` keys its init and its dropout."""
+    """One cell's adapter: ``gamma`` is the full multiplier on ``B A``; ``seed`` keys its init and its dropout.
+
+    ``init`` is a name of :data:`study.inits.INITS`.
+    """
 
     rank: int
     gamma: float
     seed: int = 0
     dropout: float = 0.0
+    init: str = "kaiming"
 
 
 class LoraPair(NamedTuple):
@@ -51,14 +55,29 @@ def generator_for(seed: int, layer: str, device: torch.device | str = "cpu") -> 
     return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "little", signed=True))
 
 
-def kaiming_A(spec: AdapterSpec, layer: str, d: int) -> Tensor:
-    """``A: [R, D]`` as PEFT draws it: Kaiming uniform with a = sqrt(5), that is U(-1/sqrt(D), 1/sqrt(D)).
+def initial_pair(spec: AdapterSpec, layer: str, d: int, o: int) -> tuple[Tensor, Tensor]:
+    """``A: [R, D]``, ``B: [O, R]`` as ``spec.init`` draws them (:mod:`study.inits`), float32 on the CPU.
 
-    Its variance is 1/(3 D), whatever the rank (He et al. 2015, eq. 14; peft ``LoraLayer.reset_lora_parameters``). Rows
-    are drawn in order, so an adapter of lower rank is the head of one of higher rank: common random numbers.
+    ``kaiming`` is PEFT's ``reset_lora_parameters``: Kaiming uniform with a = sqrt(5), so U(-1/sqrt(D), 1/sqrt(D)) (He
+    et al. 2015, eq. 14). The draw is keyed by seed and layer and its rows come in order, so an adapter of lower rank is
+    the head of one of higher rank: common random numbers across ranks and rules. Raises ``ValueError`` for an unknown init.
     """
-    bound = 1 / math.sqrt(d)
-    return torch.empty(spec.rank, d).uniform_(-bound, bound, generator=generator_for(spec.seed, layer))
+    stream = generator_for(spec.seed, layer)
+    A, B = torch.zeros(spec.rank, d), torch.zeros(o, spec.rank)
+    match spec.init:
+        case "kaiming":
+            A.uniform_(-1 / math.sqrt(d), 1 / math.sqrt(d), generator=stream)
+        case "scaled":
+            A.uniform_(-1 / math.sqrt(d), 1 / math.sqrt(d), generator=stream).div_(math.sqrt(spec.rank))
+        case "gaussian":
+            A.normal_(std=1 / math.sqrt(d), generator=stream)
+        case "orthogonal":
+            nn.init.orthogonal_(A, generator=stream)
+        case "init_b":
+            B = torch.empty(spec.rank, o).uniform_(-1 / math.sqrt(o), 1 / math.sqrt(o), generator=stream).T.contiguous()
+        case _:
+            raise ValueError(f"no init {spec.init!r}")
+    return A, B
 
 
 class Bucket(nn.Module):
@@ -69,8 +88,8 @@ class Bucket(nn.Module):
     def __init__(self, specs: Sequence[AdapterSpec], layer: str, d: int, o: int) -> None:
         super().__init__()
         self.specs = tuple(specs)
-        self.A_kRD = nn.Parameter(torch.stack([kaiming_A(spec, layer, d) for spec in specs]))
-        self.B_kOR = nn.Parameter(torch.zeros(len(specs), o, specs[0].rank))
+        A_k, B_k = zip(*(initial_pair(spec, layer, d, o) for spec in specs), strict=True)
+        self.A_kRD, self.B_kOR = nn.Parameter(torch.stack(A_k)), nn.Parameter(torch.stack(B_k))
         self.register_buffer("gamma_k11", torch.tensor([s.gamma for s in specs]).view(-1, 1, 1), persistent=False)
 
     def add_to(self, y_kNO: Tensor, x_kND: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from study.adapters import AdapterSpec, LoraBank
-from study.adapters.bank import kaiming_A
+from study.adapters.bank import initial_pair
+from study.inits import INITS, UNIFORM
 
 D, O, B, T = 12, 20, 2, 5  # noqa: E741
 SPECS = [AdapterSpec(2, 0.5, seed=0), AdapterSpec(2, 3.0, seed=1), AdapterSpec(7, 1.5, seed=0)]
@@ -71,7 +72,8 @@ def test_a_copy_has_storage_of_its_own() -> None:
 
 def test_init_is_pefts_and_depends_on_seed_and_layer_alone() -> None:
     d, spec = 300, AdapterSpec(64, 1.0, seed=3)
-    A = kaiming_A(spec, "layer", d)
+    A, B0 = initial_pair(spec, "layer", d, 5)
+    assert not B0.any()
     reference = torch.empty(64, d)
     nn.init.kaiming_uniform_(reference, a=math.sqrt(5))  # what PEFT calls
     assert A.abs().max() <= 1 / math.sqrt(d)
@@ -79,9 +81,11 @@ def test_init_is_pefts_and_depends_on_seed_and_layer_alone() -> None:
     assert A.var().item() == pytest.approx(1 / (3 * d), rel=5 * math.sqrt(0.8 / A.numel()))
     assert reference.var().item() == pytest.approx(A.var().item(), rel=10 * math.sqrt(0.8 / A.numel()))
     assert torch.equal(A, LoraBank(nn.Linear(d, 5), "layer", [AdapterSpec(64, 9.0, 8), spec]).buckets[0].A_kRD[1])
-    assert torch.equal(A[:16], kaiming_A(AdapterSpec(16, 1.0, seed=3), "layer", d)), "ranks share their first rows"
-    assert not torch.equal(A, kaiming_A(spec, "another", d))
-    assert not torch.equal(A, kaiming_A(AdapterSpec(64, 1.0, seed=4), "layer", d))
+    assert torch.equal(A[:16], initial_pair(AdapterSpec(16, 1.0, seed=3), "layer", d, 5)[0]), (
+        "ranks share their first rows"
+    )
+    assert not torch.equal(A, initial_pair(spec, "another", d, 5)[0])
+    assert not torch.equal(A, initial_pair(AdapterSpec(64, 1.0, seed=4), "layer", d, 5)[0])
 
 
 def test_dropout_is_per_cell_scaled_and_off_in_eval() -> None:
@@ -108,3 +112,38 @@ def test_dropout_is_per_cell_scaled_and_off_in_eval() -> None:
 def test_cells_come_ordered_by_rank() -> None:
     with pytest.raises(ValueError, match="ordered by rank"):
         LoraBank(nn.Linear(D, O), "layer", SPECS[::-1])
+
+
+@pytest.mark.parametrize("rank", [8, 96, 384])
+@pytest.mark.parametrize("init", sorted(INITS))
+def test_every_init_has_the_variance_it_states(init: str, rank: int) -> None:
+    d, o = 96, 64
+    A, B = initial_pair(AdapterSpec(rank, 1.0, seed=1, init=init), "layer", d, o)
+    assert (A.shape, B.shape) == ((rank, d), (o, rank))
+    drawn, zero = (A, B) if INITS[init].drawn == "A" else (B, A)
+    assert not zero.any()
+    variance = {
+        "kaiming": 1 / (3 * d),
+        "gaussian": 1 / d,
+        "orthogonal": 1 / max(rank, d),
+        "scaled": 1 / (3 * d * rank),
+        "init_b": 1 / (3 * o),
+    }[init]
+    # var of a sample variance over n entries is var^2 (2 + kurtosis) / n; five of its standard deviations
+    spread = 5 * math.sqrt((2 + INITS[init].kurtosis) / drawn.numel())
+    assert drawn.square().mean().item() == pytest.approx(variance, rel=spread)
+    if INITS[init].kurtosis == UNIFORM:
+        assert drawn.abs().max().item() <= math.sqrt(3 * variance) * (1 + 1e-6)
+
+
+def test_orthogonal_has_a_kink_at_d() -> None:
+    wide, tall = (initial_pair(AdapterSpec(r, 1.0, init="orthogonal"), "layer", 24, 8)[0] for r in (6, 60))
+    torch.testing.assert_close(wide @ wide.T, torch.eye(6), atol=1e-5, rtol=0)
+    torch.testing.assert_close(tall.T @ tall, torch.eye(24), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("init", ["kaiming", "gaussian", "init_b"])
+def test_a_lower_rank_is_the_head_of_a_higher_one(init: str) -> None:
+    low, high = (initial_pair(AdapterSpec(r, 1.0, init=init), "layer", 48, 32) for r in (8, 64))
+    assert torch.equal(low[0], high[0][:8])
+    assert torch.equal(low[1], high[1][:, :8])
