@@ -129,7 +129,7 @@ COUPLED_SIGN = ("adam", "rmsprop")
 
 @dataclass
 class TrainConfig:
-    """``clip`` is a global gradient norm (null: none); ``eval_every`` null evaluates at the start and at the end."""
+    """``clip`` is a global gradient norm (null: none); ``eval_every`` null evaluates at the start and the end, 0 never."""
 
     steps: int = MISSING
     batch_size: int = MISSING
@@ -253,7 +253,7 @@ def validate(config: CellConfig) -> None:
     _at_least("data.sequence_length", config.data.sequence_length, 2)
     _at_least("data.heldout", config.data.heldout, 1)
     _at_least("probes.tokens", probes.tokens, 1)
-    _at_least("train.eval_every", train.eval_every, 1)
+    _at_least("train.eval_every", train.eval_every, 0)
     _at_least("probes.every", probes.every, 1)
     _at_least("pack.max_cells", config.pack.max_cells, 1)
     if train.clip is not None:
@@ -306,8 +306,10 @@ def probe_steps(config: CellConfig) -> tuple[int, ...]:
 
 
 def eval_steps(config: CellConfig) -> frozenset[int]:
-    """The steps at which the held-out loss is taken: the first, the last and every ``train.eval_every``-th."""
+    """The steps at which the held-out loss is taken: the first, the last and every ``train.eval_every``-th; 0: none."""
     last, every = config.train.steps, config.train.eval_every
+    if every == 0:
+        return frozenset()
     return frozenset({0, last} | (set(range(0, last + 1, every)) if every else set()))
 
 

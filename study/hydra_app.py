@@ -129,6 +129,6 @@ def _cause(error: BaseException) -> str:
     if key and isinstance(parent, DictConfig) and line.startswith("Key "):
         siblings = [str(name) for name in parent if name != "hydra"]
         return f"unknown key {key}: choose from {', '.join(siblings)}"
-    if key and key not in line:
-        line = f"{key}: {line}"
-    return line
+    if line.startswith("Ambiguous value"):
+        return f"{line}: add -m to sweep over it, or write key=[a,b] for one list"
+    return f"{key}: {line}" if key and key not in line else line

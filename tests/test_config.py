@@ -104,6 +104,7 @@ def test_probe_schedules(cell: Build, overrides: list[str], expected: tuple[int,
 def test_eval_schedule(cell: Build) -> None:
     assert eval_steps(cell("train.steps=5")) == {0, 5}
     assert eval_steps(cell("train.steps=5", "train.eval_every=2")) == {0, 2, 4, 5}
+    assert eval_steps(cell("train.eval_every=0")) == set()
 
 
 @pytest.mark.parametrize(

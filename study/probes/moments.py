@@ -1,7 +1,8 @@
 """The sums that every statistic comes from, and the statistics that come from them.
 
-A tensor is read once on its device and leaves five numbers: what is kept adds over micro-batches, over A and B, and
-over layers; roots and means are taken at the end, on the host.
+A tensor is read once on its device and leaves a few numbers: what is kept adds over micro-batches, over A and B, and
+over layers; roots and means are taken at the end, on the host. Statistics that are no function of such sums take a
+column of their own, written once a step.
 """
 
 from collections.abc import Sequence
@@ -10,9 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from study.sites import ALIGNMENTS
+
 ABS, SQUARE, FOURTH, MAX, DESCENT = range(5)
-SUMS = 5
 """Columns of a row of sums: of |x|, of x^2, of x^4; the largest |x|; minus <gradient, update>."""
+AS_WRITTEN = {stat: DESCENT + 1 + i for i, stat in enumerate(("spectral", *ALIGNMENTS, "rho"))}
+"""Columns that hold a statistic itself; NaN until it is written."""
+SUMS = DESCENT + 1 + len(AS_WRITTEN)
+
+
+def empty_sums(shape: Sequence[int], device: torch.device) -> Tensor:
+    """``[*shape, SUMS]`` with nothing measured yet, float64."""
+    sums = torch.zeros(*shape, SUMS, dtype=torch.float64, device=device)
+    sums[..., DESCENT + 1 :] = float("nan")
+    return sums
 
 
 def moment_sums(x: Tensor) -> Tensor:
@@ -41,7 +53,8 @@ def statistics(sums: np.ndarray, count: np.ndarray | float, stats: Sequence[str]
     """The asked-for ``stats`` of rows of sums ``[..., SUMS]`` over ``count`` elements, float32; NaN where not measured.
 
     ``mean_abs`` E|x|; ``rms`` sqrt(E x^2); ``m4`` (E x^4)^(1/4); ``max_abs``; ``norm`` Frobenius; ``descent``
-    -<gradient, update>, only where an update was measured; ``nonfinite`` 1 where any element is, else 0.
+    -<gradient, update>, only where an update was measured; ``nonfinite`` 1 where any element is, else 0;
+    ``stable_rank`` (norm / spectral)^2; the others as they were written.
     """
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         every = {
@@ -52,5 +65,7 @@ def statistics(sums: np.ndarray, count: np.ndarray | float, stats: Sequence[str]
             "norm": np.sqrt(sums[..., SQUARE]),
             "descent": sums[..., DESCENT],
             "nonfinite": np.where(np.isfinite(sums[..., ABS]), 0.0, 1.0),
+            "stable_rank": sums[..., SQUARE] / sums[..., AS_WRITTEN["spectral"]] ** 2,
+            **{stat: sums[..., column] for stat, column in AS_WRITTEN.items()},
         }
         return {stat: every[stat].astype(np.float32) for stat in stats}

@@ -113,7 +113,7 @@ def test_cells_are_quoted_in_hydras_grammar(text: str) -> None:
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_runs_two_steps_on_tiny(study_cli: Cli, experiment: str, tmp_path: Path) -> None:
-    ran = study_cli("train", f"experiment={experiment}", "model=tiny", "train.steps=2", "adapter.rank=2,3")
+    ran = study_cli("train", f"experiment={experiment}", "model=tiny", "train.steps=2", "adapter.rank=2,3", "seed=0")
     assert ran.code == 0, ran.err
     cells = study.load(str(tmp_path / "results" / experiment)).cells
     assert set(cells["status"]) == {"complete"}
@@ -194,6 +194,13 @@ def test_mistakes_get_one_line_and_write_nothing(
     assert lines[0].startswith("study: ")
     assert BAD[bad] in lines[0]
     assert files(tmp_path) == before
+
+
+def test_two_values_without_m(study_cli: Cli, small: list[str], tmp_path: Path) -> None:
+    ran = study_cli("train", *small, "train.warmup=0,1")
+    assert ran.code == 2
+    assert "add -m to sweep over it" in ran.err
+    assert not files(tmp_path)
 
 
 @pytest.mark.parametrize(
