@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from study import scaling
 from study.errors import StudyError, unknown
 from study.inits import INITS
-from study.sites import SITES, STATS
+from study.sites import BATCHES, SITES, STATS, USUAL
 
 IDENTITY_VERSION = 1
 
@@ -142,12 +142,13 @@ class TrainConfig:
 
 @dataclass
 class ProbesConfig:
-    """When to measure (``every`` n steps, or ``steps``: a list or ``log``) and what; both null: never."""
+    """When to measure (``every`` n steps, or ``steps``: a list or ``log``; both null: never), what, and on what batch."""
 
     every: int | None = None
     steps: Any = None
     sites: Any = "all"
     stats: Any = "all"
+    batch: Any = "train"
     tokens: int = MISSING
 
 
@@ -179,9 +180,14 @@ class CellConfig:
 
 
 def parse(composed: DictConfig) -> CellConfig:
-    """The typed form of a composed Hydra config, checked.
+    """A composed Hydra config as a checked cell: :func:`typed`, then :func:`checked`."""
+    return checked(typed(composed))
 
-    Raises :class:`StudyError`, one line, for a value of the wrong type or outside its choices.
+
+def typed(composed: DictConfig) -> DictConfig:
+    """A composed Hydra config under our types: whatever is set in it from now on is converted or refused.
+
+    Raises :class:`StudyError`, one line, for a value of the wrong type.
     """
     known = {f.name for f in fields(CellConfig)}
     plain = OmegaConf.masked_copy(composed, [str(key) for key in composed if str(key) in known])
@@ -191,14 +197,21 @@ def parse(composed: DictConfig) -> CellConfig:
             raise unknown("optimizer", optimizer, OPTIMIZERS)
         schema = OmegaConf.structured(CellConfig)
         schema.optimizer = OmegaConf.structured(OPTIMIZERS[optimizer])
-        typed = OmegaConf.merge(schema, plain)
-        if missing := sorted(OmegaConf.missing_keys(typed)):
-            raise StudyError(f"{missing[0]} is not set: give {missing[0]}=... on the command line")
-        config: CellConfig = OmegaConf.to_object(typed)  # type: ignore[assignment]
+        return OmegaConf.merge(schema, plain)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise StudyError(_first_line(error)) from error
-    validate(config)
-    return config
+
+
+def checked(config: DictConfig) -> CellConfig:
+    """The cell of a typed config. Raises :class:`StudyError`, one line, for a value that is missing or out of range."""
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise StudyError(f"{missing[0]} is not set: give {missing[0]}=... on the command line")
+    try:
+        cell: CellConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise StudyError(_first_line(error)) from error
+    validate(cell)
+    return cell
 
 
 def _first_line(error: OmegaConfBaseException) -> str:
@@ -263,7 +276,8 @@ def validate(config: CellConfig) -> None:
 
     probe_steps(config)
     chosen("probes.sites", probes.sites, SITES)
-    chosen("probes.stats", probes.stats, STATS)
+    chosen("probes.stats", probes.stats, STATS, USUAL)
+    chosen("probes.batch", probes.batch, BATCHES)
 
 
 def _finite(key: str, value: float, *, above: float | None = None, least: float | None = None) -> None:
@@ -277,15 +291,19 @@ def _at_least(key: str, value: Any, least: int) -> None:
         raise StudyError(f"{key}={value} is out of range: give a whole number of at least {least}")
 
 
-def chosen(key: str, value: Any, choices: tuple[str, ...]) -> tuple[str, ...]:
-    """The members of ``choices`` that ``value`` (``all``, one name or a list) asks for, in the order of ``choices``."""
-    if value == "all":
-        return choices
+def chosen(
+    key: str, value: Any, choices: tuple[str, ...], usual: tuple[str, ...] | None = None
+) -> tuple[str, ...]:
+    """The members of ``choices`` that ``value`` (``all``, one name or a list) asks for, in the order of ``choices``.
+
+    ``all`` may stand in a list beside other names and means ``usual``, by default every choice.
+    """
     wanted = [value] if isinstance(value, str) else list(value)
     for name in wanted:
-        if name not in choices:
+        if name not in ("all", *choices):
             raise unknown(key, name, ("all", *choices))
-    return tuple(name for name in choices if name in wanted)
+    everything = (choices if usual is None else usual) if "all" in wanted else ()
+    return tuple(name for name in choices if name in wanted or name in everything)
 
 
 def probe_steps(config: CellConfig) -> tuple[int, ...]:
@@ -345,7 +363,8 @@ def identity(config: CellConfig, sources: Sources) -> str:
         "probes": {
             "steps": probe_steps(config),
             "sites": chosen("probes.sites", config.probes.sites, SITES),
-            "stats": chosen("probes.stats", config.probes.stats, STATS),
+            "stats": chosen("probes.stats", config.probes.stats, STATS, USUAL),
+            "batch": chosen("probes.batch", config.probes.batch, BATCHES),
             "tokens": config.probes.tokens,
         },
     }

@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from study.config import CellConfig, parse
+from study.config import CellConfig, checked, parse, typed
 from study.errors import StudyError
 
 PACKAGE = Path(__file__).parent
@@ -92,18 +92,17 @@ def compose(loader: ConfigLoader, name: str, shared: Sequence[str], cells: Seque
     """
     parser = OverridesParser.create(config_loader=loader)
     parsed = {text: parser.parse_override(text) for text in {text for cell in cells for text in cell}}
+    values = {text: override for text, override in parsed.items() if _is_plain_value(override, loader)}
     composed: dict[tuple[str, ...], DictConfig] = {}
     configs = []
     for cell in cells:
-        choices = tuple(text for text in cell if not _is_plain_value(parsed[text], loader))
+        choices = tuple(text for text in cell if text not in values)
         if choices not in composed:
-            composed[choices] = loader.load_configuration(name, [*shared, *choices], run_mode=RunMode.RUN)
+            composed[choices] = typed(loader.load_configuration(name, [*shared, *choices], run_mode=RunMode.RUN))
         config = composed[choices].copy()
-        for text in cell:
-            if text not in choices:
-                override = parsed[text]
-                OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
-        configs.append(parse(config))
+        for override in (values[text] for text in cell if text in values):
+            OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+        configs.append(checked(config))
     return configs
 
 
