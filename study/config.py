@@ -129,7 +129,7 @@ COUPLED_SIGN = ("adam", "rmsprop")
 
 @dataclass
 class TrainConfig:
-    """``clip`` is a global gradient norm (null: none); ``eval_every`` null evaluates at the start and the end, 0 never."""
+    """``clip`` is a global gradient norm (null: none); ``eval_every`` null evaluates first and last, 0 never."""
 
     steps: int = MISSING
     batch_size: int = MISSING
@@ -142,7 +142,7 @@ class TrainConfig:
 
 @dataclass
 class ProbesConfig:
-    """When to measure (``every`` n steps, or ``steps``: a list or ``log``; both null: never), what, and on what batch."""
+    """When to measure (``every`` n steps, or ``steps``: a list or ``log``; both null: never), what, on which batch."""
 
     every: int | None = None
     steps: Any = None
@@ -291,9 +291,7 @@ def _at_least(key: str, value: Any, least: int) -> None:
         raise StudyError(f"{key}={value} is out of range: give a whole number of at least {least}")
 
 
-def chosen(
-    key: str, value: Any, choices: tuple[str, ...], usual: tuple[str, ...] | None = None
-) -> tuple[str, ...]:
+def chosen(key: str, value: Any, choices: tuple[str, ...], usual: tuple[str, ...] | None = None) -> tuple[str, ...]:
     """The members of ``choices`` that ``value`` (``all``, one name or a list) asks for, in the order of ``choices``.
 
     ``all`` may stand in a list beside other names and means ``usual``, by default every choice.

@@ -23,13 +23,14 @@ from study.sites import STATS
 STATUSES = ("complete", "running", "interrupted", "diverged", "failed")
 """``interrupted``: recorded as running, but its process is gone; a sweep starts it afresh."""
 
+METRICS = ("loss", "loss_after", "eval_loss", "lr", "grad_norm", "clip_factor", "seconds")
+"""``loss_after``: on the step's own batch, after its update; ``clip_factor``: what the gradient was multiplied by."""
+
 _TEXT = pa.dictionary(pa.int32(), pa.string())
-METRICS_SCHEMA = pa.schema(
-    [("step", pa.int32()), ("tokens", pa.int64())]
-    + [(name, pa.float64()) for name in ("loss", "eval_loss", "lr", "grad_norm", "clip_factor", "seconds")]
-)
+METRICS_SCHEMA = pa.schema([("step", pa.int32()), ("tokens", pa.int64())] + [(name, pa.float64()) for name in METRICS])
 PROBES_SCHEMA = pa.schema(
     [("step", pa.int32()), ("layer", _TEXT), ("block", pa.int32()), ("kind", _TEXT), ("site", _TEXT), ("batch", _TEXT)]
+    + [("d_in", pa.int32()), ("d_out", pa.int32())]
     + [(stat, pa.float32()) for stat in STATS]
 )
 SCHEMAS = {"metrics": METRICS_SCHEMA, "probes": PROBES_SCHEMA}
@@ -121,11 +122,10 @@ def load_cells(study_dir: str | os.PathLike[str]) -> pd.DataFrame:
     """
     rows = [_cell_row(record, cell) for cell, record in _records(Path(study_dir))]
     if not rows:
-        known = sorted(p.parent.name for p in Path(study_dir).parent.glob("*/cells"))
-        there = f"; {Path(study_dir).parent} has {', '.join(known)}" if known else ""
-        raise StudyError(
-            f"no study in {study_dir}: train one with `study train name={Path(study_dir).name} ...`{there}"
-        )
+        folder = Path(study_dir)
+        near = [cells.parent for place in (folder, folder.parent) for cells in sorted(place.glob("*/cells"))]
+        there = f", or choose from {', '.join(map(str, near))}" if near else ""
+        raise StudyError(f"no study in {folder}: train one with `study train name=...`{there}")
     by = ["model", "data", "optimizer", "lr", "scaling", "exponent", "rank", "seed"]
     return pd.DataFrame(rows).sort_values(by).reset_index(drop=True)
 

@@ -8,7 +8,7 @@ follows the path that it follows alone. Letters: ``K`` cells, ``B`` sequences, `
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -22,8 +22,9 @@ from study.config import CellConfig, chosen, eval_steps, probe_steps
 from study.data import IGNORED, Corpus, TokenBatch
 from study.models import FrozenBase
 from study.optimizers import build_optimizer, build_schedule
-from study.probes import NormProbe
-from study.sites import SITES, STATS
+from study.probes import Alignment, NormProbe
+from study.sites import ALIGNMENTS, BATCHES, HELDOUT, NOISE, SITES, STATS, TRAIN, UPDATES, USUAL, WEIGHTS
+from study.theory import LAST_STEP
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def train(base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig]) -> Iter
         fold = Fold(base, corpus, cells, banks)
         for step in range(last + 1):
             alive_K = fold.alive_K
-            probe = fold.probe() if step in probed_at else None
+            probe = fold.probe(TRAIN) if step in probed_at else None
+            tables = fold.probe_elsewhere(step) if step in probed_at else []
             metrics = {"lr": fold.learning_rates()}
             if step in evaluated_at:
                 metrics["eval_loss"] = fold.heldout_losses()
@@ -68,7 +70,11 @@ def train(base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig]) -> Iter
                 metrics["clip_factor"] = fold.update()
                 if probe:
                     probe.after_update(metrics["clip_factor"])
-            results_K = fold.results(step, metrics, probe.collect(step) if probe else None)
+                    if "adapter_update" in probe.sites:
+                        metrics["loss_after"] = fold.losses_after(step)
+            if probe:
+                tables.insert(0, probe.collect(step))
+            results_K = fold.results(step, metrics, tables)
             yield [result if alive else None for result, alive in zip(results_K, alive_K, strict=True)]
             if not any(fold.alive_K):
                 return
@@ -83,6 +89,8 @@ class Fold:
         self.base, self.corpus, self.cells, self.banks = base, corpus, cells, banks
         self.learners = [Learner(config, cell, banks) for cell, config in enumerate(cells)]
         self.tokens_K = [0] * len(cells)
+        self.alignment, self.aligned_until = self._alignment()
+        self.dropout_before: list[list[Tensor] | None] = []
         self.began = time.perf_counter()
 
     @property
@@ -90,15 +98,71 @@ class Fold:
         """Which cells have not diverged."""
         return [not learner.diverged for learner in self.learners]
 
-    def probe(self) -> NormProbe:
-        """A fresh probe of what the configuration asks for."""
+    # What is measured, on which batch.
+
+    def probe(self, batch: str) -> NormProbe | None:
+        """A fresh probe of what the configuration asks for on ``train``, ``heldout`` or ``noise``; None if nothing.
+
+        Weights and updates belong to no batch: they are measured once, beside ``train`` or, without it, ``heldout``
+        (which has no updates: nothing is trained on it).
+        """
         wanted = self.cells[0].probes
-        return NormProbe(
-            self.base.model,
-            sites=chosen("probes.sites", wanted.sites, SITES),
-            stats=chosen("probes.stats", wanted.stats, STATS),
-            tokens=wanted.tokens,
-        )
+        batches = chosen("probes.batch", wanted.batch, BATCHES)
+        sites = chosen("probes.sites", wanted.sites, SITES)
+        if batch == HELDOUT:
+            elsewhere = (*UPDATES, "adapter_update", *(WEIGHTS if TRAIN in batches else ()))
+            sites = tuple(site for site in sites if site not in elsewhere)
+        if batch == NOISE:
+            sites = tuple(site for site in sites if site in ("adapter_out", "adapter_in_grad"))
+        if batch not in batches or not sites:
+            return None
+        stats = chosen("probes.stats", wanted.stats, STATS, USUAL)
+        return NormProbe(self.base.model, sites=sites, stats=stats, tokens=wanted.tokens, alignment=self.alignment)
+
+    def probe_elsewhere(self, step: int) -> list[list[pd.DataFrame]]:
+        """Measure on the batches other than the step's own, before its pass; each probe's frames for every cell."""
+        tables = []
+        if probe := self.probe(HELDOUT):
+            self._probe_heldout(probe)
+            tables.append(probe.collect(step, HELDOUT))
+        if probe := self.probe(NOISE):
+            probe.feed_noise()
+            tables.append(probe.collect(step, NOISE))
+        return tables
+
+    def _probe_heldout(self, probe: NormProbe) -> None:
+        """A pass on the first ``batch_size`` held-out examples, without dropout.
+
+        Gradients never reach ``.grad`` and no stream is drawn from, so that training is the same with it and without.
+        """
+        batch = next(self.corpus.heldout.batches(self.cells[0].train.batch_size))
+        batch_K, gradients = _stacked([batch] * len(self.cells)), None
+        for bank in self.banks:
+            bank.eval()
+        with probe.watch(batch_K.real_BT), torch.set_grad_enabled(probe.needs_backward):
+            loss_K = self._nll_sums(batch_K) / batch.supervised
+            if probe.needs_backward:
+                stacks = [list(bank.buckets.parameters()) for bank in self.banks]
+                flat = iter(torch.autograd.grad(loss_K.sum(), [stack for of_bank in stacks for stack in of_bank]))
+                gradients = [_pairs([next(flat) for _ in of_bank]) for of_bank in stacks]
+        for bank in self.banks:
+            bank.train()
+        probe.before_update(gradients)
+
+    def _alignment(self) -> tuple[Alignment | None, int]:
+        """Weight gradients to hold where an alignment is asked for, and the last step that it is measured at."""
+        wanted = self.cells[0].probes
+        stats = [s for s in chosen("probes.stats", wanted.stats, STATS, USUAL) if s in ALIGNMENTS]
+        until = max((step for step in probe_steps(self.cells[0]) if step <= LAST_STEP), default=0)
+        return (Alignment(self.base.model, stats), until) if stats and until else (None, 0)
+
+    def _accumulating(self, step: int) -> AbstractContextManager[None]:
+        """Around a training pass: hold its weight gradients, if a later probe needs them; then let go of them all."""
+        if step >= self.aligned_until:
+            self.alignment = None
+        return nullcontext() if self.alignment is None else self.alignment.accumulate(self.learning_rates())
+
+    # What is trained.
 
     def learning_rates(self) -> list[float]:
         """The rates of the coming update."""
@@ -106,22 +170,35 @@ class Fold:
 
     def backward(self, step: int, probe: NormProbe | None) -> list[float]:
         """The ``K`` mean losses over the step's supervised tokens, and in each cell's pairs their gradients."""
-        micro_batches = [self._micro_batch(step, index) for index in range(self.cells[0].train.accumulation)]
-        # Known before the first pass, so that micro-batches add up to the mean over the step, not to a mean of means.
-        supervised_K = torch.stack([self._per_cell(m.targets_BT != IGNORED) for m in micro_batches]).sum(0)
+        micro_batches, supervised_K = self._micro_batches(step)
         real_K = torch.stack([self._per_cell(m.real_BT) for m in micro_batches]).sum(0).tolist()
         self.tokens_K = [seen + new for seen, new in zip(self.tokens_K, real_K, strict=True)]
         total_K = torch.zeros(len(self.cells), device=self.base.device)
         for bank in self.banks:
             bank.zero_grad()
+        if probe:
+            self.dropout_before = [bank.dropout_state() for bank in self.banks]
         for batch in micro_batches:
-            with probe.watch(batch.real_BT) if probe else nullcontext():
-                loss_K = self._nll_sums(batch) / supervised_K.to(self.base.device)
+            with probe.watch(batch.real_BT) if probe else nullcontext(), self._accumulating(step):
+                loss_K = self._nll_sums(batch) / supervised_K
                 loss_K.sum().backward()
             total_K += loss_K.detach()
         for bank in self.banks:
             bank.bind_grads()
         return total_K.tolist()
+
+    @torch.no_grad()
+    def losses_after(self, step: int) -> list[float]:
+        """Each cell's loss on the step's micro-batches after its update, with the dropout masks of before it.
+
+        ``(loss - loss_after) / descent`` is then the actual over the linearised change: 1 in the lazy regime. Costs a
+        forward pass. The masks leave each dropout stream where :meth:`backward` left it.
+        """
+        for bank, state in zip(self.banks, self.dropout_before, strict=True):
+            bank.rewind_dropout(state)
+        micro_batches, supervised_K = self._micro_batches(step)
+        loss_K = torch.stack([self._nll_sums(batch) / supervised_K for batch in micro_batches]).sum(0).tolist()
+        return [loss if alive else math.nan for loss, alive in zip(loss_K, self.alive_K, strict=True)]
 
     def grad_norms(self) -> list[float]:
         """Each cell's gradient norm over all its adapters, before clipping."""
@@ -149,18 +226,30 @@ class Fold:
             bank.train()
         return (sums_K / count).tolist()
 
-    def results(self, step: int, metrics: dict[str, list[float]], probes: list[pd.DataFrame] | None) -> list[CellStep]:
-        """The step's rows, one per cell. ``tokens`` counts real tokens seen, ``seconds`` the fold's time so far."""
+    def results(
+        self, step: int, metrics: dict[str, list[float]], tables: Sequence[Sequence[pd.DataFrame]]
+    ) -> list[CellStep]:
+        """The step's rows, one per cell. ``tokens`` counts real tokens seen, ``seconds`` the fold's time so far;
+        ``tables``, a probe's frames for every cell, become one per cell."""
         seconds = time.perf_counter() - self.began
         return [
             CellStep(
                 metrics={"step": step, "tokens": self.tokens_K[k], "seconds": seconds}
                 | {name: values[k] for name, values in metrics.items()},
-                probes=probes[k] if probes else None,
+                probes=pd.concat([frames[k] for frames in tables], ignore_index=True) if tables else None,
                 diverged=learner.diverged,
             )
             for k, learner in enumerate(self.learners)
         ]
+
+    def _micro_batches(self, step: int) -> tuple[list[TokenBatch], Tensor]:
+        """A step's micro-batches, and how many supervised tokens each cell has in all of them, ``[K]`` on the device.
+
+        Known before the first pass, so that micro-batches add up to the mean over the step, not to a mean of means.
+        """
+        micro_batches = [self._micro_batch(step, index) for index in range(self.cells[0].train.accumulation)]
+        supervised_K = torch.stack([self._per_cell(m.targets_BT != IGNORED) for m in micro_batches]).sum(0)
+        return micro_batches, supervised_K.to(self.base.device)
 
     def _micro_batch(self, step: int, index: int) -> TokenBatch:
         """Every cell's own batch of one forward pass, stacked: ``[K * B, T]``, on the CPU."""
@@ -216,6 +305,12 @@ class Learner:
 def _spec(config: CellConfig) -> AdapterSpec:
     adapter = config.adapter
     return AdapterSpec(adapter.rank, adapter.gamma, config.seed, adapter.dropout, adapter.init)
+
+
+def _pairs(stacks: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """What a bank's buckets hold, in the order of their parameters (A, B, A, B, ...), as the pair of every cell."""
+    buckets = zip(stacks[::2], stacks[1::2], strict=True)
+    return [pair for A_kRD, B_kOR in buckets for pair in zip(A_kRD, B_kOR, strict=True)]
 
 
 def _stacked(batches: Sequence[TokenBatch]) -> TokenBatch:

@@ -46,6 +46,9 @@ def test_identity_is_twelve_hex_digits_and_stable(cell: Build) -> None:
         "probes.steps=[0]",
         "probes.sites=[A]",
         "probes.stats=[norm]",
+        "probes.stats=[all,r_align]",
+        "probes.batch=heldout",
+        "probes.batch=[train,noise]",
         "probes.tokens=7",
     ],
 )
@@ -63,7 +66,8 @@ def test_what_moves_the_numbers_moves_the_identity(cell: Build, override: str) -
         ["adapter.alpha=16"],
         ["probes.steps=[0,1,2,3]"],  # what log is at three steps
         ["train.eval_every=3"],  # first and last anyway
-        ["probes.stats=[nonfinite,mean_abs,rms,m4,max_abs,norm,descent]"],
+        ["probes.stats=[nonfinite,mean_abs,rms,m4,max_abs,norm,descent,stable_rank,spectral]"],
+        ["probes.batch=[train]"],
     ],
 )
 def test_what_does_not_move_the_numbers_does_not(cell: Build, overrides: list[str]) -> None:
@@ -138,6 +142,8 @@ def test_eval_schedule(cell: Build) -> None:
         ("device=tpu", "unknown device 'tpu': choose from auto, cpu, cuda"),
         ("probes.sites=[adapter_inn]", "unknown probes.sites 'adapter_inn': choose from all, adapter_in"),
         ("probes.stats=[median]", "unknown probes.stats 'median'"),
+        ("probes.stats=[all,median]", "unknown probes.stats 'median'"),
+        ("probes.batch=test", "unknown probes.batch 'test': choose from all, train, heldout, noise"),
         ("probes.steps=soon", "probes.steps=soon"),
         ("probes.steps=[-1]", "probes.steps=[-1]"),
         ("probes.every=2", "both set"),

@@ -79,7 +79,8 @@ def test_round_trip(tmp_path: Path) -> None:
     assert list(tables.probes["norm"]) == [2.0, math.inf] * 3, "non-finite values are kept"
     assert tables.probes["rms"].isna().all()
     assert list(tables.probes["layer"]) == ["l0", "other", "l1", "other", "l2", "other"]
-    assert list(tables.probes.columns) == ["cell_id", "step", "layer", "block", "kind", "site", "batch", *STATS]
+    keys = ["cell_id", "step", "layer", "block", "kind", "site", "batch", "d_in", "d_out"]
+    assert list(tables.probes.columns) == [*keys, *STATS]
     row = tables.cells.iloc[0]
     assert (row["rank"], row["scaling"], row["exponent"], row["targets"]) == (8.0, "power", 0.7, "q_proj,v_proj")
     assert (row["status"], row["seconds"], row["steps_done"]) == ("complete", 1.0, 2)
@@ -137,7 +138,7 @@ def test_diverged_is_done_and_failed_is_not(tmp_path: Path) -> None:
 
 def test_no_study_says_what_there_is(tmp_path: Path) -> None:
     writer(tmp_path / "mine").close("complete")
-    with pytest.raises(StudyError, match=r"no study in .*yours.*has mine"):
+    with pytest.raises(StudyError, match=r"no study in .*yours.*choose from .*mine"):
         load_tables(tmp_path / "yours")
 
 

@@ -60,7 +60,8 @@ def initial_pair(spec: AdapterSpec, layer: str, d: int, o: int) -> tuple[Tensor,
 
     ``kaiming`` is PEFT's ``reset_lora_parameters``: Kaiming uniform with a = sqrt(5), so U(-1/sqrt(D), 1/sqrt(D)) (He
     et al. 2015, eq. 14). The draw is keyed by seed and layer and its rows come in order, so an adapter of lower rank is
-    the head of one of higher rank: common random numbers across ranks and rules. Raises ``ValueError`` for an unknown init.
+    the head of one of higher rank: common random numbers across ranks and rules. Raises ``ValueError`` for an unknown
+    init.
     """
     stream = generator_for(spec.seed, layer)
     A, B = torch.zeros(spec.rank, d), torch.zeros(o, spec.rank)
@@ -133,6 +134,18 @@ class LoraBank(nn.Module):
             for i, pair in zip(range(len(bucket.specs)), pairs, strict=False):
                 pair.A_RD.grad = None if bucket.A_kRD.grad is None else bucket.A_kRD.grad[i]
                 pair.B_OR.grad = None if bucket.B_kOR.grad is None else bucket.B_kOR.grad[i]
+
+    def dropout_state(self) -> list[Tensor] | None:
+        """Where each cell's dropout stream stands; None before the first draw."""
+        return None if self._dropout_streams is None else [stream.get_state() for stream in self._dropout_streams]
+
+    def rewind_dropout(self, state: list[Tensor] | None) -> None:
+        """Put the streams back to ``state``: the passes made since, made again, draw the same masks."""
+        if state is None or self._dropout_streams is None:
+            self._dropout_streams = None
+        else:
+            for stream, was in zip(self._dropout_streams, state, strict=True):
+                stream.set_state(was)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.base(x)

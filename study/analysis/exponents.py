@@ -21,8 +21,11 @@ from study.analysis.fits import Ints, Lines, fit_lines, t_critical
 from study.analysis.grids import Grid, codes, grids
 from study.analysis.pooling import POOLINGS, quantiles
 from study.errors import unknown
+from study.sites import ALIGNMENTS
 
 PROBE_KEYS = ("cell_id", "step", "layer", "block", "kind", "site", "batch")
+UNFITTED = (*PROBE_KEYS, "d_in", "d_out", *ALIGNMENTS, "nonfinite")
+"""Columns of ``probes`` that say where a row is from, what its layer is, or that something failed."""
 WEIGHTS = ("none", "rank")
 INTERVALS = ("seeds", "ranks", "none")
 
@@ -58,7 +61,7 @@ def fit_exponents(
     """
     if weights not in WEIGHTS:
         raise unknown("weights", weights, WEIGHTS)
-    measured = [str(name) for name in probes.columns if name not in PROBE_KEYS and name != "nonfinite"]
+    measured = [str(name) for name in probes.columns if name not in UNFITTED]
     for name in stats or ():
         if name not in measured:
             raise unknown("stat", name, measured)

@@ -1,5 +1,6 @@
 """What is measured, where the hooks sit, and how numbers leave the device; on our banks and on PEFT's layers alike."""
 
+from study.probes.alignment import Alignment
 from study.probes.norm_probe import NormProbe
 
-__all__ = ["NormProbe"]
+__all__ = ["Alignment", "NormProbe"]

@@ -25,10 +25,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from study.adapters.bank import LoraPair
+from study.adapters.bank import LoraPair, generator_for
+from study.probes.alignment import Alignment
+from study.probes.frames import frame
 from study.probes.layers import adapted_layers
-from study.probes.moments import DESCENT, MAX, SUMS, combine, moment_sums, statistics
-from study.sites import BACKWARD, FORWARD, MEASURED, MODEL_WIDE, SITES, STATS, UNIONS, UPDATES
+from study.probes.moments import AS_WRITTEN, DESCENT, MAX, empty_sums, moment_sums
+from study.probes.spectra import largest_singular_value
+from study.sites import BACKWARD, FORWARD, GRADIENTS, MEASURED, SITES, SPECTRA, TRAIN, UNIONS, UPDATES, USUAL
 
 
 class NormProbe:
@@ -37,25 +40,37 @@ class NormProbe:
     ``sites`` and ``stats`` choose from ``SITES`` and ``STATS`` of :mod:`study.sites`. Moments are over the real tokens
     and all features of one optimizer step, all its micro-batches together. ``adapter_out`` and ``adapter_in_grad``,
     which no hook can read everywhere, are computed from (x, dL/dy, A, B, gamma) on ``tokens`` evenly spaced real tokens
-    of the first micro-batch. Gradients are taken as they stand after backward: of the mean loss where the loss is a
-    mean.
+    of the first micro-batch, as are ``rho`` and the numbers of ``alignment`` (None: not measured). Gradients are taken
+    as they stand after backward: of the mean loss where the loss is a mean.
 
     Raises :class:`study.errors.StudyError` where ``model`` has no LoRA layer.
     """
 
     def __init__(
-        self, model: nn.Module, *, sites: Sequence[str] = SITES, stats: Sequence[str] = STATS, tokens: int = 128
+        self,
+        model: nn.Module,
+        *,
+        sites: Sequence[str] = SITES,
+        stats: Sequence[str] = USUAL,
+        tokens: int = 128,
+        alignment: Alignment | None = None,
     ) -> None:
         self.layers = adapted_layers(model)
-        self.sites, self.stats, self.tokens = tuple(sites), tuple(stats), tokens
+        self.sites, self.stats, self.tokens, self.alignment = tuple(sites), tuple(stats), tokens, alignment
         self._wanted = {*sites, *(part for union in UNIONS if union in sites for part in UNIONS[union])}
+        self._rho = "rho" in stats and "A" in self._wanted
         pairs = self.layers[0].pairs()
         self._cells, self._device = len(pairs), pairs[0].A_RD.device
         self._reset()
 
+    @property
+    def needs_backward(self) -> bool:
+        """Whether any of the sites is a gradient: a forward pass alone will do where none is."""
+        return bool(self._wanted.intersection(BACKWARD + GRADIENTS))
+
     def _reset(self) -> None:
         shape = (self._cells, len(MEASURED), len(self.layers))
-        self._sums = torch.zeros(*shape, SUMS, dtype=torch.float64, device=self._device)
+        self._sums = empty_sums(shape, self._device)
         self._counts = np.zeros(shape)
         self._weights_before: list[list[tuple[Tensor, Tensor]]] = []
         self._first_micro_batch = True
@@ -71,7 +86,7 @@ class NormProbe:
         rows_K: list[Tensor | None] = [None] * self._cells
         if real_BT is not None:
             rows_K = [real.flatten().nonzero().flatten().to(self._device) for real in real_BT.bool().chunk(self._cells)]
-        hooked = bool(self._wanted.intersection(FORWARD + BACKWARD))
+        hooked = bool(self._wanted.intersection(FORWARD + BACKWARD)) or self._rho
         hooks = [
             layer.module.register_forward_hook(partial(self._on_forward, index, rows_K))
             for index, layer in enumerate(self.layers)
@@ -92,8 +107,8 @@ class NormProbe:
         for cell, (rows, pair) in enumerate(zip(rows_K, self.layers[layer].pairs(), strict=True)):
             self._add("adapter_in", layer, cell, _real, x_KND[cell], rows)
             self._add("layer_out", layer, cell, _real, y_KNO[cell], rows)
-            if self._first_micro_batch:
-                self._add("adapter_out", layer, cell, _adapter_out, self._sample(x_KND[cell], rows), pair)
+            if self._first_micro_batch and ("adapter_out" in self._wanted or self._rho):
+                self._add_inputs(layer, cell, self._sample(x_KND[cell], rows), pair)
         if y.requires_grad and self._wanted.intersection(BACKWARD):
             y.register_hook(partial(self._on_backward, layer, rows_K, self._first_micro_batch))
 
@@ -101,8 +116,8 @@ class NormProbe:
         dy_KNO = dy.reshape(self._cells, -1, dy.shape[-1])
         for cell, (rows, pair) in enumerate(zip(rows_K, self.layers[layer].pairs(), strict=True)):
             self._add("layer_out_grad", layer, cell, _real, dy_KNO[cell], rows)
-            if first_micro_batch:
-                self._add("adapter_in_grad", layer, cell, _adapter_in_grad, self._sample(dy_KNO[cell], rows), pair)
+            if first_micro_batch and "adapter_in_grad" in self._wanted:
+                self._add_output_gradients(layer, cell, self._sample(dy_KNO[cell], rows), pair)
 
     def _sample(self, x_NF: Tensor, rows: Tensor | None) -> Tensor:
         """The fixed tokens: ``n`` evenly spaced real ones, ``[n, F]`` float32."""
@@ -110,17 +125,49 @@ class NormProbe:
         spaced = torch.linspace(0, count - 1, min(self.tokens, count), device=x_NF.device).round().long()
         return x_NF[spaced if rows is None else rows[spaced]].float()
 
+    # What is computed from a few tokens rather than read.
+
+    def feed_noise(self) -> None:
+        """Measure ``adapter_out`` and ``adapter_in_grad`` on isotropic Gaussian x and dL/dy of variance 1, ``tokens``
+        of each: a draw per layer name, the same for every cell, rank and device."""
+        for index, layer in enumerate(self.layers):
+            stream = generator_for(0, f"{layer.name}/noise")
+            x_nD = torch.randn(self.tokens, layer.d_in, generator=stream).to(self._device)
+            dy_nO = torch.randn(self.tokens, layer.d_out, generator=stream).to(self._device)
+            for cell, pair in enumerate(layer.pairs()):
+                self._add_inputs(index, cell, x_nD, pair)
+                self._add_output_gradients(index, cell, dy_nO, pair)
+
+    def _add_inputs(self, layer: int, cell: int, x_nD: Tensor, pair: LoraPair) -> None:
+        self._add("adapter_out", layer, cell, _adapter_out, x_nD, pair)
+        if self.alignment is not None and "adapter_out" in self._wanted:
+            self._write("adapter_out", layer, cell, self.alignment.of_inputs, layer, cell, x_nD)
+        if self._rho and (A0_RD := self.layers[layer].initial_A(cell)) is not None:
+            self._write("A", layer, cell, _rho, x_nD, pair, A0_RD)
+
+    def _add_output_gradients(self, layer: int, cell: int, dy_nO: Tensor, pair: LoraPair) -> None:
+        self._add("adapter_in_grad", layer, cell, _adapter_in_grad, dy_nO, pair)
+        if self.alignment is not None and "adapter_in_grad" in self._wanted:
+            self._write("adapter_in_grad", layer, cell, self.alignment.of_output_gradients, layer, cell, dy_nO)
+
     # Weights, their gradients and their updates, read between backward and the end of the step.
 
-    def before_update(self) -> None:
-        """Measure the weights and, where there are any, their gradients. Call after backward and before clipping."""
+    def before_update(self, gradients: Sequence[Sequence[tuple[Tensor, Tensor]]] | None = None) -> None:
+        """Measure the weights and, where there are any, their gradients. Call after backward and before clipping.
+
+        ``gradients``: those of A and B by layer and cell, for who does not leave them in ``.grad``.
+        """
+        spectra = bool(set(SPECTRA).intersection(self.stats))
         for layer, pairs in enumerate(layer.pairs() for layer in self.layers):
             for cell, pair in enumerate(pairs):
-                self._add("delta_w", layer, cell, _delta_w, pair)
-                for site, weight in (("A", pair.A_RD), ("B", pair.B_OR)):
+                delta_w = self._add("delta_w", layer, cell, _delta_w, pair)
+                if spectra and delta_w is not None:
+                    self._write("delta_w", layer, cell, _spectral, pair, delta_w)
+                given = gradients[layer][cell] if gradients else (pair.A_RD.grad, pair.B_OR.grad)
+                for site, weight, gradient in zip("AB", pair[:2], given, strict=True):
                     self._add(site, layer, cell, Tensor.detach, weight)
-                    if weight.grad is not None:
-                        self._add(f"{site}_grad", layer, cell, Tensor.detach, weight.grad)
+                    if gradient is not None:
+                        self._add(f"{site}_grad", layer, cell, Tensor.detach, gradient)
             if self._wanted.intersection(UPDATES):
                 self._weights_before.append([(A.detach().clone(), B.detach().clone()) for A, B, _ in pairs])
 
@@ -143,10 +190,10 @@ class NormProbe:
 
     # Numbers off the device.
 
-    def _add(self, site: str, layer: int, cell: int, tensor_of: Callable[..., Tensor], *parts: Any) -> None:
+    def _add(self, site: str, layer: int, cell: int, tensor_of: Callable[..., Tensor], *parts: Any) -> Tensor | None:
         """Add the sums of ``tensor_of(*parts)`` to the buffer; nothing is computed where the site is not wanted."""
         if site not in self._wanted:
-            return
+            return None
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             value = tensor_of(*parts)
             sums = moment_sums(value)
@@ -155,8 +202,15 @@ class NormProbe:
         slot[:MAX].add_(sums[:MAX])
         torch.maximum(slot[MAX], sums[MAX], out=slot[MAX])
         self._counts[index] += value.numel()
+        return value
 
-    def collect(self, step: int, batch: str = "train") -> list[pd.DataFrame]:
+    def _write(self, site: str, layer: int, cell: int, stats_of: Callable[..., dict[str, Tensor]], *parts: Any) -> None:
+        """Write the statistics ``stats_of(*parts)``, scalars on the device, into their columns of the buffer."""
+        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+            for stat, value in stats_of(*parts).items():
+                self._sums[cell, MEASURED.index(site), layer, AS_WRITTEN[stat]] = value
+
+    def collect(self, step: int, batch: str = TRAIN) -> list[pd.DataFrame]:
         """One frame per cell in the form of the ``probes`` table (less ``cell_id``); the probe is then empty again.
 
         A row per measured site and layer, and one over the whole model for sites over A and B together; sites that were
@@ -164,39 +218,8 @@ class NormProbe:
         """
         sums, counts = self._sums.cpu().numpy(), self._counts
         self._reset()
-        return [self._frame(step, batch, sums[cell], counts[cell]) for cell in range(self._cells)]
-
-    def _frame(self, step: int, batch: str, sums_SL: np.ndarray, counts_SL: np.ndarray) -> pd.DataFrame:
-        parts = []
-        for site in self.sites:
-            measured = [MEASURED.index(part) for part in UNIONS.get(site, (site,))]
-            sums, counts = combine(sums_SL[measured], axis=0), counts_SL[measured].sum(0)
-            seen = counts.nonzero()[0]
-            layers = [self.layers[index] for index in seen]
-            rows = pd.DataFrame(
-                {
-                    "layer": [layer.name for layer in layers],
-                    "block": [layer.block for layer in layers],
-                    "kind": [layer.kind for layer in layers],
-                    "site": site,
-                    **self._statistics(site, sums[seen], counts[seen]),
-                }
-            )
-            parts.append(rows)
-            if site in UNIONS and len(seen):
-                whole = self._statistics(site, combine(sums[seen], axis=0)[None], counts[seen].sum()[None])
-                model_wide = {"layer": MODEL_WIDE, "block": -1, "kind": MODEL_WIDE, "site": site}
-                parts.append(pd.DataFrame({**model_wide, **whole}))
-        table = pd.concat([part for part in parts if len(part)], ignore_index=True)
-        table.insert(0, "step", step)
-        table.insert(5, "batch", batch)
-        return table
-
-    def _statistics(self, site: str, sums: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
-        values = statistics(sums, counts, self.stats)
-        if "descent" in values and site != "adapter_update":
-            values["descent"] = np.full_like(values["descent"], np.nan)
-        return values
+        of = partial(frame, self.layers, sites=self.sites, stats=self.stats, step=step, batch=batch)
+        return [of(sums[cell], counts[cell]) for cell in range(self._cells)]
 
 
 def _real(x_NF: Tensor, rows: Tensor | None) -> Tensor:
@@ -217,3 +240,18 @@ def _adapter_in_grad(dy_nO: Tensor, pair: LoraPair) -> Tensor:
 def _delta_w(pair: LoraPair) -> Tensor:
     """``gamma B A``, ``[O, D]``, formed at ``2 D O R`` FLOPs: the factors' Grams cost more above R = D O / (D + O)."""
     return pair.B_OR @ pair.A_RD * pair.gamma
+
+
+def _spectral(pair: LoraPair, delta_w_OD: Tensor) -> dict[str, Tensor]:
+    """Through the factors, or through their product, which is there anyway, where that has fewer entries."""
+    if pair.A_RD.numel() + pair.B_OR.numel() < delta_w_OD.numel():
+        return {"spectral": largest_singular_value(pair.B_OR, pair.A_RD) * pair.gamma}
+    return {"spectral": largest_singular_value(delta_w_OD)}
+
+
+def _rho(x_nD: Tensor, pair: LoraPair, A0_RD: Tensor) -> dict[str, Tensor]:
+    """``||dA x|| / ||A0 x||`` over the tokens, Frobenius.
+
+    dA is formed first: ``A x - A0 x`` would lose it to rounding.
+    """
+    return {"rho": (x_nD @ (pair.A_RD - A0_RD).mT).norm() / (x_nD @ A0_RD.mT).norm()}

@@ -39,6 +39,11 @@ NO_STAT = {
     "max_abs": "an extreme value: it grows with the number of entries by logarithms, not by a power of the rank",
     "spectral": "the largest singular value of a random matrix bends where r crosses its dimensions: no power law",
     "stable_rank": "a ratio of two norms that saturates at the rank of the gradient: no power law",
+    "rho": "A's motion beside its init is of the next order in the learning rate: none of it is in the lazy regime",
+    **dict.fromkeys(
+        ("r_align", "r_sign", "r_diag", "r_back"),
+        "what a curve depends on: of the layer's gradients, not of its adapter",
+    ),
     "nonfinite": "a count of failures has no exponent",
 }
 NOT_LAZY = "not lazy: gradients have moved with the adapter, and by how much depends on the rank"

@@ -14,8 +14,9 @@ from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
 from study.probes import NormProbe
+from study.probes.frames import KEYS
 from study.probes.moments import moment_sums
-from study.sites import MODEL_WIDE, SITES, STATS
+from study.sites import MODEL_WIDE, SITES, USUAL
 from study.training import Fold
 
 SPECS = [AdapterSpec(4, 2.0, seed=0), AdapterSpec(6, 0.5, seed=1)]
@@ -104,7 +105,7 @@ def test_every_site_is_what_it_says(fold: Fold) -> None:
     tables = probe.collect(7)
 
     for k, table in enumerate(tables):
-        assert list(table.columns) == ["step", "layer", "block", "kind", "site", "batch", *STATS]
+        assert list(table.columns) == [*KEYS, *USUAL]
         assert set(table["site"]) == set(SITES)
         assert (table["step"] == 7).all()
         every_grad, every_update = [], []
@@ -116,7 +117,13 @@ def test_every_site_is_what_it_says(fold: Fold) -> None:
                 assert_row(table, bank.layer, site, definition(sampled[bank.layer, site, k]))
             (A0, B0), (dA, dB) = before[bank.layer, k], grads[bank.layer, k]
             A1, B1, gamma = bank.pairs[k]
-            assert_row(table, bank.layer, "delta_w", definition(gamma * B0 @ A0))
+            delta_w = (gamma * B0 @ A0).double()
+            spectral = torch.linalg.matrix_norm(delta_w, 2).item()
+            spectra = {"spectral": spectral, "stable_rank": (delta_w.norm().item() / spectral) ** 2}
+            assert_row(table, bank.layer, "delta_w", definition(delta_w) | spectra)
+            rows = table[table["layer"] == bank.layer]
+            assert (rows["d_in"] == A0.shape[1]).all()
+            assert (rows["d_out"] == B0.shape[0]).all()
             for site, tensor in {
                 "A": A0,
                 "B": B0,
@@ -138,6 +145,8 @@ def test_every_site_is_what_it_says(fold: Fold) -> None:
         descent = -(grad.double() @ update.double()).item()
         assert_row(table, MODEL_WIDE, "adapter_update", definition(update) | {"descent": descent})
         assert table.loc[table["site"] != "adapter_update", "descent"].isna().all()
+        assert table.loc[table["site"] != "delta_w", ["spectral", "stable_rank"]].isna().all(axis=None)
+        assert (table.loc[table["layer"] == MODEL_WIDE, ["d_in", "d_out"]] == 0).all(axis=None)
     layer = tables[0][tables[0]["layer"].str.endswith("layers.1.mlp.up_proj")].iloc[0]
     assert (layer["block"], layer["kind"]) == (1, "up_proj")
 
@@ -169,7 +178,7 @@ def test_only_what_is_asked_for(fold: Fold) -> None:
     probe.before_update()
     table = probe.collect(2)[0]
     assert set(table["site"]) == {"adapter_grad", "adapter_in"}
-    assert list(table.columns)[-2:] == ["batch", "norm"]
+    assert list(table.columns) == [*KEYS, "norm"]
 
 
 def test_nothing_measured_has_no_row(fold: Fold) -> None:

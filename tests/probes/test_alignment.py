@@ -1,0 +1,160 @@
+"""The numbers of finite-rank curves, against theory's own from arrays of the same run; rho against its definition."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from study.adapters import AdapterSpec, LoraBank, adapted
+from study.adapters.bank import initial_pair
+from study.config import CellConfig
+from study.data import Corpus
+from study.models import FrozenBase
+from study.probes import Alignment, NormProbe
+from study.probes.alignment import aligned, crossed
+from study.sites import ALIGNMENTS, HELDOUT, NOISE, TRAIN
+from study.theory import measure_layer
+from study.training import Fold, train
+
+Build = Callable[..., CellConfig]
+SPECS = [AdapterSpec(4, 2.0, seed=0), AdapterSpec(6, 0.5, seed=1, init="init_b")]
+TOKENS = 20
+
+
+class Captured:
+    """Inputs and output gradients of every layer, micro-batch by micro-batch, by hooks of our own."""
+
+    def __init__(self, banks: list[LoraBank]) -> None:
+        self.x: dict[str, list[Tensor]] = {bank.layer: [] for bank in banks}
+        self.dy: dict[str, list[Tensor]] = {bank.layer: [] for bank in banks}
+        for bank in banks:
+            bank.register_forward_hook(self.forward)
+
+    def forward(self, bank: LoraBank, args: tuple[Tensor], y: Tensor) -> None:
+        self.x[bank.layer].append(args[0].detach())
+        y.register_hook(lambda dy: self.dy[bank.layer].append(dy))
+
+
+def test_they_are_theorys_numbers(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
+    """Two updates at unlike learning rates, two micro-batches each, A drawn in one cell and B in the other."""
+    schedule = ["train.schedule=linear", "train.accumulation=2", f"probes.tokens={TOKENS}"]
+    stats = "probes.stats=[norm,r_align,r_sign,r_diag,r_back]"
+    cells = [cell("adapter.rank=4", stats, "probes.steps=[0,2]", *schedule), cell("adapter.rank=6", *schedule)]
+    with adapted(tiny_base.model, tiny_base.card.linears, SPECS) as banks:
+        captured = Captured(banks)
+        fold = Fold(tiny_base, corpus, cells, banks)
+        rates = []
+        assert fold.alignment is not None
+        for step in range(2):
+            rates.append(fold.learning_rates()[0])
+            fold.backward(step, None)
+            fold.update()
+        assert rates[1] < rates[0]
+        probe = fold.probe(TRAIN)
+        assert probe is not None
+        fold.backward(2, probe)
+        assert fold.alignment is None, "the gradients are let go of with the last probe that needs them"
+        tables = probe.collect(2)
+        real_KBT = [fold._micro_batch(2, 0).real_BT.chunk(2)[k] for k in range(2)]
+
+    for k, (spec, table) in enumerate(zip(SPECS, tables, strict=True)):
+        drawn = "B" if spec.init == "init_b" else "A"
+        for bank in banks:
+            x, dy = ([t.chunk(2)[k].double() for t in of[bank.layer]] for of in (captured.x, captured.dy))
+            G = sum(rates[m // 2] * torch.einsum("bto,btd->od", dy[m], x[m]) for m in range(4))
+            real = real_KBT[k]
+            pick = torch.linspace(0, int(real.sum()) - 1, TOKENS).round().long()
+            wanted = measure_layer(G.numpy(), x[4][real][pick].numpy(), dy[4][real][pick].numpy(), init=drawn)
+            rows = table[table["layer"] == bank.layer].set_index("site")
+            near, far = ("adapter_out", "adapter_in_grad") if drawn == "A" else ("adapter_in_grad", "adapter_out")
+            for stat in ("r_align", "r_sign", "r_diag"):
+                assert rows.loc[near, stat] == pytest.approx(getattr(wanted, stat), rel=1e-5), (bank.layer, stat)
+                assert math.isnan(rows.loc[far, stat])
+            assert rows.loc[far, "r_back"] == pytest.approx(wanted.r_back, rel=1e-5), bank.layer
+            assert math.isnan(rows.loc[near, "r_back"])
+            assert rows.drop(index=["adapter_out", "adapter_in_grad"])[list(ALIGNMENTS)].isna().all(axis=None)
+
+
+def test_outputs_without_gradient_and_small_scales() -> None:
+    torch.manual_seed(0)
+    G, x, g = torch.randn(7, 5) * 1e-25, torch.randn(9, 5) * 1e3, torch.randn(9, 7) * 1e-12
+    G[2] = 0
+    wanted = measure_layer(G.double(), x.double(), g.double())
+    for stat, value in (aligned(G, x) | crossed(G, g)).items():
+        assert value.item() == pytest.approx(getattr(wanted, stat), rel=1e-5), stat
+    assert all(value.isnan() for value in (aligned(torch.zeros(7, 5), x) | crossed(torch.zeros(7, 5), g)).values())
+
+
+def probes(base: FrozenBase, corpus: Corpus, config: CellConfig) -> dict[int, pd.DataFrame]:
+    steps = [result for [result] in train(base, corpus, [config]) if result is not None]
+    return {int(step.metrics["step"]): step.probes for step in steps if step.probes is not None}
+
+
+def test_from_step_1_to_step_3_and_only_where_asked_for(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
+    steps = ["train.steps=5", "probes.steps=[0,1,3,4]", "probes.batch=all"]
+    by_step = probes(tiny_base, corpus, cell("probes.stats=[norm,r_align,r_back]", *steps))
+    measured = {step: set(table.loc[table["r_align"].notna(), "batch"]) for step, table in by_step.items()}
+    everywhere = {TRAIN, HELDOUT, NOISE}
+    assert measured == {0: set(), 1: everywhere, 3: everywhere, 4: set()}
+    out = by_step[1][by_step[1]["site"] == "adapter_out"]
+    aligned_by = out.groupby("batch", observed=True)["r_align"].median()
+    assert aligned_by[NOISE] > 2 * max(aligned_by[TRAIN], aligned_by[HELDOUT])
+    with adapted(tiny_base.model, tiny_base.card.linears, SPECS[:1]) as banks:
+        assert Fold(tiny_base, corpus, [cell(*steps)], banks).alignment is None
+
+
+def test_holding_gradients_changes_nothing(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
+    asked = ["probes.stats=[norm,r_align,r_sign,r_diag,r_back,rho]", "adapter.dropout=0.1"]
+    with_all, without = (
+        [result.metrics["loss"] for [result] in train(tiny_base, corpus, [cell(*o)])]
+        for o in (["probes.batch=all", *asked], asked[1:])
+    )
+    assert with_all == without
+
+
+def test_rho_is_how_far_A_moved(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
+    config = cell("probes.sites=[A]", "probes.stats=[rho]", "probes.tokens=6", "adapter.rank=4")
+    with adapted(tiny_base.model, tiny_base.card.linears, SPECS) as banks:
+        captured = Captured(banks)
+        fold = Fold(tiny_base, corpus, [config, cell("adapter.rank=6")], banks)
+        first = fold.probe(TRAIN)
+        assert first is not None
+        fold.backward(0, first)
+        first.before_update()
+        fold.update()
+        fold.backward(1, None)
+        fold.update()
+        second = fold.probe(TRAIN)
+        assert second is not None
+        fold.backward(2, second)
+        second.before_update()
+        before, after = first.collect(0), second.collect(2)
+        real = fold._micro_batch(2, 0).real_BT.chunk(2)[0]
+        pick = torch.linspace(0, int(real.sum()) - 1, 6).round().long()
+        assert (before[0]["rho"] == 0).all()
+        for bank in banks:
+            x = captured.x[bank.layer][2].chunk(2)[0][real][pick].double()
+            A = bank.pairs[0].A_RD.detach().double()
+            A0 = initial_pair(SPECS[0], bank.layer, *A.shape[1:], bank.pairs[0].B_OR.shape[0])[0].double()
+            rho = after[0].set_index("layer").loc[bank.layer, "rho"]
+            assert rho > 0
+            assert rho == pytest.approx(((x @ (A - A0).T).norm() / (x @ A0.T).norm()).item(), rel=1e-5)
+    assert np.isnan(after[1]["rho"]).all(), "A began at 0 in this cell"
+
+
+def test_absent_on_peft(tiny_base: FrozenBase) -> None:
+    import copy
+
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(copy.deepcopy(tiny_base.model), LoraConfig(r=4, target_modules="all-linear"))
+    probe = NormProbe(model, sites=["A"], stats=["norm", "rho"])
+    with probe.watch():
+        model(input_ids=torch.zeros(1, 5, dtype=torch.long)).logits.sum().backward()
+    probe.before_update()
+    assert probe.collect(0)[0]["rho"].isna().all()
+    assert Alignment(model).layers[0].drawn(0) == "A"

@@ -1,0 +1,39 @@
+"""The largest singular value against a full decomposition."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from study.probes.spectra import largest_singular_value
+
+
+def trained(o: int, r: int, d: int) -> tuple[Tensor, Tensor]:
+    """B as lazy SGD leaves it, ``G A^T``, with a gradient of slowly falling singular values."""
+    falling = torch.arange(1, 65).float() ** -0.7
+    A = (torch.rand(r, d) * 2 - 1) / d**0.5
+    return (torch.randn(o, 64) * falling) @ torch.randn(64, d) @ A.mT, A
+
+
+@pytest.mark.parametrize("r", [1, 4, 48, 300])
+@pytest.mark.parametrize(("d", "o"), [(192, 576), (576, 192), (10, 300), (3, 2)])
+def test_it_is_the_largest_singular_value(d: int, o: int, r: int) -> None:
+    torch.manual_seed(0)
+    for B, A in (trained(o, r, d), (torch.randn(o, r), torch.randn(r, d))):
+        exact = torch.linalg.matrix_norm(B.double() @ A.double(), 2).item()
+        for scale in (1e-12, 1.0, 1e6):
+            assert largest_singular_value(B * scale, A).item() == pytest.approx(exact * scale, rel=1e-4)
+        assert largest_singular_value(B @ A).item() == pytest.approx(exact, rel=1e-4)
+
+
+def test_a_matrix_without_a_gap_is_the_hard_case() -> None:
+    torch.manual_seed(0)
+    B, A = torch.randn(1536, 1024), torch.randn(1024, 576)
+    exact = torch.linalg.matrix_norm(B.double() @ A.double(), 2).item()
+    assert largest_singular_value(B @ A).item() == pytest.approx(exact, rel=1e-4)
+
+
+def test_zero_and_non_finite() -> None:
+    B, A = torch.zeros(6, 3), torch.randn(3, 5)
+    assert largest_singular_value(B, A).item() == 0
+    B[0, 0] = float("inf")
+    assert largest_singular_value(B, A).isnan()
