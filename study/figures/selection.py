@@ -88,11 +88,23 @@ def families(cells: pd.DataFrame) -> list[Family]:
     cells = cells.assign(rule=rule, **words)
     varying = [c for c in columns if cells[c].nunique(dropna=False) > 1]
     groups = [group for _, group in cells.groupby(varying, dropna=False, observed=True)] if varying else [cells]
+    named = [c for c in varying if not _goes_without_saying(cells, c)]
     found = []
     for group in groups:
         keys = {c: group[c].iloc[0] for c in columns}
-        found.append(Family(", ".join(_named(c, keys[c]) for c in varying), keys, group))
+        found.append(Family(", ".join(_named(c, keys[c]) for c in named), keys, group))
     return found
+
+
+KNOBS = ("momentum", "eps")
+"""Columns of ``cells`` that only some optimizers have."""
+
+
+def _goes_without_saying(cells: pd.DataFrame, column: str) -> bool:
+    """Whether ``column`` is a knob at one setting per optimizer: "SGD" says "no eps"."""
+    if column not in KNOBS or "optimizer" not in cells:
+        return False
+    return bool(cells.groupby("optimizer", observed=True)[column].nunique(dropna=False).max() == 1)
 
 
 def most_varied(found: list[Family], most: int) -> tuple[list[Family], str]:
@@ -123,7 +135,7 @@ def _named(column: str, value: Any) -> str:
 
 
 def per_step(cells: pd.DataFrame, metrics: pd.DataFrame, column: str) -> pd.DataFrame:
-    """One column of ``metrics`` as (cell_id, step, value), where it is finite; the step a cell diverged at is its last."""
+    """One column of ``metrics`` as (cell_id, step, value), where finite; the step a cell diverged at is its last."""
     if column not in metrics:
         return NOTHING
     rows = metrics[np.isfinite(metrics[column].to_numpy(float, na_value=np.nan))]

@@ -223,14 +223,15 @@ def test_without_data_the_reason_is_given(draw, tiny) -> None:
 
 
 def test_diverged_cells_are_crossed_at_their_rank(tiny, read) -> None:
-    tables = tiny(status=lambda c: "diverged" if (c["rank"], c["seed"]) == (256, 1) else "complete")
+    diverged = lambda c: "diverged" if (c["rank"], c["seed"]) == (256, 1) else "complete"  # noqa: E731
+    tables = tiny(ranks=(4, 16, 64, 256), status=diverged)
     figure = grad_norm_vs_rank(tables)
     first, last = panels(figure)
     assert not on(first, read.artists(figure, "lost"))  # at step 0 they were still well
     crosses = on(last, read.artists(figure, "lost"))
     assert [list(cross.get_xdata()) for cross in crosses] == [[256], [256]]
-    assert row(tables, "lora", step=6, **GRAD)["points"] == 5  # the fit's points are those drawn
-    assert len(on(last, read.artists(figure, "points lora"))[0].get_xdata()) == 5
+    assert row(tables, "lora", step=6, **GRAD)["points"] == 7  # the fit's points are those drawn
+    assert len(on(last, read.artists(figure, "points lora"))[0].get_xdata()) == 7
     assert "had diverged by then" in " ".join(read.texts(figure)).replace("\n", " ")
 
 
