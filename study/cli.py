@@ -1,4 +1,4 @@
-"""The console script ``study``: train, status, analyze, figures, fetch.
+"""The console script ``study``: train, status, analyze, distances, figures, fetch.
 
 ``study train`` is a Hydra application and takes its arguments unchanged; the others are ordinary commands. What is
 imported here is imported by ``study --help``, so every command imports its own part of the house.
@@ -65,6 +65,33 @@ def analyze(study_dir: Path) -> None:
 
 @cli.command()
 @STUDY_DIR
+@click.option(
+    "--rank-free",
+    default="",
+    metavar="RANKS",
+    help="More ranks, of any size, such as 65536,1048576: rank-free runs beside the cells.",
+)
+def distances(study_dir: Path, rank_free: str) -> None:
+    """Run the limit of infinite rank, measure how far the cells are from it and write distances.parquet."""
+    from study import distances as measured
+    from study.store import write_distances
+
+    table = measured.measure_study(study_dir, _ranks(rank_free), lambda line: click.echo(line, err=True))
+    path = write_distances(study_dir, table)
+    for row in measured.laws(table):
+        click.echo(row)
+    click.echo(f"{len(table)} distances in {path}")
+
+
+def _ranks(text: str) -> list[int]:
+    ranks = text.split(",") if text else []
+    if not all(rank.strip().isdecimal() and int(rank) > 0 for rank in ranks):
+        raise StudyError(f"--rank-free={text} is no list of ranks: give whole numbers such as 65536,1048576")
+    return [int(rank) for rank in ranks]
+
+
+@cli.command()
+@STUDY_DIR
 @click.option("--to", type=click.Path(path_type=Path), help="Folder for the pictures.  [default: plots/NAME]")
 def figures(study_dir: Path, to: Path | None) -> None:
     """Draw every figure that the study's tables allow, as PNG and PDF."""
@@ -89,6 +116,9 @@ def fetch(model: str, force: bool) -> None:
 
 def main() -> None:
     """Entry point: one line and exit code 2 for a user's mistake, a traceback for ours."""
+    # Read when torch loads its OpenMP. Threads that spin while they wait for one another make a step ten times slower
+    # as soon as another process wants a core; threads that sleep do not, and cost little on a quiet machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         if sys.argv[1:2] == ["-sc"]:  # Hydra's completion script calls the executable so, without the word train
             from study import hydra_app

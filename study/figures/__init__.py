@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterator
 from matplotlib.figure import Figure
 
 from study.figures.activation_moments import activation_moments_vs_rank
+from study.figures.against_p import exponent_against_p
+from study.figures.conditions import conditions
+from study.figures.distances import distance_to_infinite_rank, rank_free_curves
+from study.figures.eps import eps_over_ranks
+from study.figures.learning_rates import learning_rate_basins, loss_against_rank
 from study.figures.model_laws import descent_vs_rank, grad_norm_vs_rank
+from study.figures.over_layers import exponent_heatmap
+from study.figures.over_steps import exponents_over_training
 from study.figures.over_training import grad_norm_curves, loss_curves
 from study.figures.selection import Absent, Tables
 from study.figures.style import save
@@ -23,6 +30,15 @@ FIGURES: dict[str, Callable[[Tables], Figure]] = {
     "grad_norm_vs_rank": grad_norm_vs_rank,
     "activation_moments_vs_rank": activation_moments_vs_rank,
     "descent_vs_rank": descent_vs_rank,
+    "exponent_against_p": exponent_against_p,
+    "exponents_over_training": exponents_over_training,
+    "exponent_heatmap": exponent_heatmap,
+    "conditions": conditions,
+    "eps_over_ranks": eps_over_ranks,
+    "loss_against_rank": loss_against_rank,
+    "learning_rate_basins": learning_rate_basins,
+    "distance_to_infinite_rank": distance_to_infinite_rank,
+    "rank_free_curves": rank_free_curves,
 }
 """Every figure by the name of its file, in the order of a report. Each raises :class:`Absent` where it has no data."""
 

@@ -42,7 +42,7 @@ def activation_moments_vs_rank(tables: Tables) -> Figure:
         panels = part.subplots(1, len(moments), sharey=True, squeeze=False)[0]
         for ax, (stat, series) in zip(panels, moments.items(), strict=True):
             where = {"site": "adapter_out", "stat": stat, "batch": batch, "layer": "mean_log", "kind": "all"}
-            found = _laws(one.family, series[series["step"] == step], tables.exponents, step, where)
+            found = layer_laws(one.family, series[series["step"] == step], tables.exponents, step, where)
             laws.draw(ax, found, one.family, heading=MOMENTS[stat], inches=inches)
             drawn += found
         style.y_label(panels[0], "adapter output", rf"$y = \gamma BAx$ at step {step}")
@@ -56,7 +56,7 @@ def activation_moments_vs_rank(tables: Tables) -> Figure:
     )
 
 
-def _laws(
+def layer_laws(
     family: Family, at_step: pd.DataFrame, exponents: pd.DataFrame, step: int, where: dict[str, str]
 ) -> list[laws.Law]:
     """The laws of the mean over layers of the log statistic, each with its spread over layers."""

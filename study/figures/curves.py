@@ -81,7 +81,9 @@ def draw(ax: Axes, found: Sequence[Curve], ranks: Sequence[float], reach: tuple[
 
     A cross beyond ``reach`` sits at its end. gids: ``curve|raw|band|cross <scaling> p=<p> r=<rank> <status>``.
     """
-    thick, fog = {True: 0.9, False: 0.5}, max(0.05, 0.6 / (3 + len(ranks)))  # many bands upon one another turn opaque
+    fog = max(0.05, 0.6 / (3 + len(ranks)))  # many bands upon one another turn opaque
+    # Wide to narrow, the low ranks below: curves that coincide show as a nest of lines, not as one that hides the rest.
+    widths = dict(zip(ranks, np.linspace(1.4, 0.7, len(ranks)), strict=True)) if len(ranks) > 1 else {ranks[0]: 0.9}
     dots = "o" if all(len(curve.step) <= 12 for curve in found) else None
     for curve in sorted(found, key=lambda c: (not c.complete, c.rank)):
         colour = style.shade(curve.rule, curve.rank, ranks)
@@ -95,7 +97,7 @@ def draw(ax: Axes, found: Sequence[Curve], ranks: Sequence[float], reach: tuple[
             curve.step,
             curve.value,
             color=colour,
-            linewidth=thick[curve.complete],
+            linewidth=widths[curve.rank] if curve.complete else 0.5,
             linestyle="dashed" if np.isinf(curve.rank) else "solid",
             marker=dots,
             markersize=2.2,

@@ -80,12 +80,18 @@ def laws(family: Family, series: pd.DataFrame, exponents: pd.DataFrame, *, step:
 
 def fit_of(exponents: pd.DataFrame, family: Family, rule: Rule, **where: object) -> "pd.Series | None":
     """The row of ``exponents`` with this family, rule and ``where`` (site, stat, batch, step, layer, kind), if any."""
+    rows = rows_of(exponents, family, rule, **where)
+    return rows.iloc[0] if len(rows) == 1 else None
+
+
+def rows_of(exponents: pd.DataFrame, family: Family, rule: Rule, **where: object) -> pd.DataFrame:
+    """The rows of ``exponents`` with this family, rule and ``where``."""
     rows = exponents
     keys = {**where, "scaling": rule.scaling, "exponent_p": rule.p, **family.keys}
     for column, value in keys.items():
         if len(rows) and column in rows:
             rows = rows[_equal(rows[column], value)]
-    return rows.iloc[0] if len(rows) == 1 else None
+    return rows
 
 
 def _equal(column: "pd.Series", value: Any) -> Any:
@@ -94,8 +100,16 @@ def _equal(column: "pd.Series", value: Any) -> Any:
     return np.isclose(column, value, rtol=1e-9, atol=0) if is_numeric_dtype(column) else column == value
 
 
-def draw(ax: Axes, found: Sequence[Law], family: Family, *, heading: str, inches: float) -> None:
-    """Draw a family's laws into one panel, ``inches`` wide, with the slopes in a legend above it.
+def draw(
+    ax: Axes,
+    found: Sequence[Law],
+    family: Family,
+    *,
+    heading: str,
+    inches: float,
+    more: Sequence[tuple[Line2D, str]] = (),
+) -> None:
+    """Draw a family's laws into one panel, ``inches`` wide, with the slopes in a legend above it, ``more`` below them.
 
     gids: ``points|line|band|theory|spread|lost <scaling> p=<p>``.
     """
@@ -121,6 +135,8 @@ def draw(ax: Axes, found: Sequence[Law], family: Family, *, heading: str, inches
         if len(law.lost):  # where it would have been is not known: on the floor, at its rank
             floor: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "gid": f"lost {who}"}
             ax.plot(law.lost, np.full(len(law.lost), 0.03), color=colour, **style.CROSS, **floor)
+    handles += [line for line, _ in more]
+    labels += [name for _, name in more]
     style.rank_axis(ax, family.finite_ranks, inches)
     ax.set_yscale("log")
     above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.02), "alignment": "left"}

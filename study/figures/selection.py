@@ -72,7 +72,8 @@ class Family:
         return [rank for rank in self.ranks if np.isfinite(rank)]
 
 
-PRETTY = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD", "smollm2": "SmolLM2"}
+PRETTY = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD", "signsgd": "SignSGD", "rmsprop": "RMSprop", "lion": "Lion"}
+PRETTY |= {"adafactor": "Adafactor", "momentum": "SGD with momentum", "nesterov": "Nesterov SGD", "smollm2": "SmolLM2"}
 PREFIX = {"lr": "learning rate ", "alpha": "α = ", **dict.fromkeys(("study", "model", "optimizer"), "")}
 
 

@@ -194,7 +194,11 @@ def number(value: float, digits: int = 2) -> str:
 
 
 def rank_name(rank: float) -> str:
-    return "∞" if math.isinf(rank) else f"{rank:g}"
+    """``∞``, ``512``, or a power of two where five digits would crowd an axis."""
+    if math.isinf(rank):
+        return "∞"
+    power = math.log2(rank)
+    return f"$2^{{{power:.0f}}}$" if rank > 9999 and power.is_integer() else f"{rank:.7g}"
 
 
 def rank_axis(ax: Axes, ranks: Sequence[float], inches: float) -> None:

@@ -223,15 +223,17 @@ def test_without_data_the_reason_is_given(draw, tiny) -> None:
 
 
 def test_diverged_cells_are_crossed_at_their_rank(tiny, read) -> None:
-    diverged = lambda c: "diverged" if (c["rank"], c["seed"]) == (256, 1) else "complete"  # noqa: E731
-    tables = tiny(ranks=(4, 16, 64, 256), status=diverged)
+    gone = (1024, 1)
+    tables = tiny(
+        ranks=(4, 32, 256, 1024), status=lambda c: "diverged" if (c["rank"], c["seed"]) == gone else "complete"
+    )
     figure = grad_norm_vs_rank(tables)
     first, last = panels(figure)
     assert not on(first, read.artists(figure, "lost"))  # at step 0 they were still well
     crosses = on(last, read.artists(figure, "lost"))
-    assert [list(cross.get_xdata()) for cross in crosses] == [[256], [256]]
-    assert row(tables, "lora", step=6, **GRAD)["points"] == 7  # the fit's points are those drawn
+    assert [list(cross.get_xdata()) for cross in crosses] == [[1024], [1024]]
     assert len(on(last, read.artists(figure, "points lora"))[0].get_xdata()) == 7
+    assert row(tables, "lora", step=6, **GRAD)["points"] == 7  # the fit's points are those drawn
     assert "had diverged by then" in " ".join(read.texts(figure)).replace("\n", " ")
 
 

@@ -1,0 +1,219 @@
+"""The figures of exponents: against p, over layers, over training. What they show is what the tables hold."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from matplotlib.collections import QuadMesh
+
+from study.figures import against_p, style
+from study.figures.against_p import crossing, exponent_against_p
+from study.figures.over_layers import exponent_heatmap
+from study.figures.over_steps import exponents_over_training
+from study.figures.selection import Absent, Rule
+
+POWERS = [("power", p) for p in (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)]
+LORA, RSLORA = "lora p=1", "rslora p=0.5"
+
+
+def panels(figure) -> list:
+    return [ax for ax in figure.axes if ax.get_visible() and ax.get_label() != "ladder"]
+
+
+def row(tables, **where):
+    rows = tables.exponents
+    for name, value in where.items():
+        rows = rows[rows[name] == value]
+    assert len(rows) == 1
+    return rows.iloc[0]
+
+
+@pytest.fixture(scope="module")
+def powers(tiny) -> SimpleNamespace:
+    return tiny(rules=POWERS)
+
+
+# --------------------------------------------------------------------------------------------------------- against p
+
+
+def test_a_crossing_is_found_between_beside_and_not_beyond() -> None:
+    p = np.array([0.0, 0.5, 1.0])
+    assert crossing(p, 0.5 - p) == pytest.approx(0.5)
+    assert crossing(p, 0.7 - p) == pytest.approx(0.7)
+    assert crossing(p, 1.1 - p) == pytest.approx(1.1)  # past the last p, along the last line
+    assert crossing(p, -0.1 - p) == pytest.approx(-0.1)
+    assert np.isnan(crossing(p, 2.0 - p))
+    assert np.isnan(crossing(p, np.ones(3)))
+    assert np.isnan(crossing(p, 0.5 + p))  # a slope that rises with p is no law of gamma
+    assert crossing(p, np.array([0.5, np.nan, -0.5])) == pytest.approx(0.5)
+    assert np.isnan(crossing(p[:1], p[:1]))
+
+
+def test_slopes_are_the_tables_and_the_stable_p_is_where_they_cross(powers, read) -> None:
+    figure = exponent_against_p(powers)
+    (line,) = (a for a in read.artists(figure, "line adapter_grad 0"))
+    ps = [p for _, p in POWERS]
+    slopes = [
+        row(powers, exponent_p=p, site="adapter_grad", stat="norm", step=0, layer="model")["exponent"] for p in ps
+    ]
+    np.testing.assert_allclose(line.get_xdata(), ps)
+    np.testing.assert_allclose(line.get_ydata(), slopes)
+    stars = {a.get_gid(): a.get_xdata()[0] for a in read.artists(figure, "star")}
+    assert stars["star adapter_grad 0"] == pytest.approx(0.5, abs=0.02)
+    assert stars["star adapter_update 0"] == pytest.approx(1.0, abs=0.02)
+    assert stars["star adapter_out 6"] == pytest.approx(0.9, abs=0.02)
+    labels = [t.get_text() for t in panels(figure)[0].get_legend().get_texts()]
+    star = stars["star adapter_update 0"]
+    assert f"= {star:.2f}" in labels[1]
+
+
+def test_the_interval_of_the_stable_p_inverts_those_of_the_slopes() -> None:
+    p = np.array([0.0, 0.5, 1.0])
+    slope = 0.5 - p
+    line = against_p.Line(against_p.GRADIENT, 0, False, p, slope, slope - 0.1, slope + 0.1, slope)
+    assert line.stable == pytest.approx((0.5, 0.4, 0.6))
+
+
+def test_theory_lies_behind_where_it_says_something(powers, read) -> None:
+    figure = exponent_against_p(powers)
+    ps = np.array([p for _, p in POWERS])
+    (theory,) = read.artists(figure, "theory adapter_grad 0")
+    np.testing.assert_allclose(theory.get_ydata(), 0.5 - ps)
+    (theory,) = read.artists(figure, "theory adapter_update 0")
+    np.testing.assert_allclose(theory.get_ydata(), 1 - ps)  # AdamW: sign-like
+    assert all(a.get_zorder() < b.get_zorder() for a, b in zip(
+        read.artists(figure, "theory"), read.artists(figure, "line"), strict=True))  # fmt: skip
+
+
+def test_theory_without_a_predicted_column_is_the_asymptote(tiny, read) -> None:
+    tables = tiny(rules=POWERS[:3], settings=[{"optimizer": "sgd"}])
+    tables.exponents["predicted"] = np.nan
+    figure = exponent_against_p(tables)
+    (theory,) = read.artists(figure, "theory adapter_update 0")
+    np.testing.assert_allclose(theory.get_ydata(), [1.0, 0.5, 0.0])  # 1 - 2p
+    (theory,) = read.artists(figure, "theory adapter_out")
+    assert np.isnan(theory.get_ydata()).all()  # its crossover is not known
+
+
+def test_every_optimizer_has_a_panel(tiny, read) -> None:
+    knobs = [{"optimizer": "adamw", "eps": 1e-8}, {"optimizer": "sgd", "eps": np.nan}]
+    figure = exponent_against_p(tiny(settings=knobs))
+    assert [ax.get_legend().get_title().get_text() for ax in panels(figure)] == ["AdamW", "SGD"]
+    assert read.collisions(figure) == []
+
+
+def test_one_rule_says_nothing_about_p(tiny) -> None:
+    with pytest.raises(Absent, match="two scaling rules"):
+        exponent_against_p(tiny(rules=[("lora", np.nan)]))
+    with pytest.raises(Absent, match="analyze the study first"):
+        exponent_against_p(tiny(fitted=False))
+
+
+# -------------------------------------------------------------------------------------------------------- over layers
+
+
+def maps(figure) -> dict[str, QuadMesh]:
+    return {a.get_gid(): a for a in figure.findobj(QuadMesh) if str(a.get_gid()).startswith("map")}
+
+
+def test_the_map_holds_every_layers_exponent_at_the_last_step(tiny) -> None:
+    tables = tiny()
+    figure = exponent_heatmap(tables)
+    assert list(maps(figure)) == [f"map {LORA}", f"map {RSLORA}"]
+    values = maps(figure)[f"map {LORA}"].get_array()
+    assert values.shape == (2, 12)
+    for line, kind in enumerate(("q_proj", "down_proj")):
+        for block in range(12):
+            where = {"scaling": "lora", "site": "adapter_out", "stat": "rms", "step": 6}
+            slope = row(tables, layer=f"layers.{block}.{kind}", **where)["exponent"]
+            assert values[line, block] == pytest.approx(slope)
+    axes = panels(figure)
+    assert [t.get_text() for t in axes[0].get_yticklabels()] == ["q", "down"]
+
+
+def test_panels_share_one_scale_that_is_centred_at_zero(tiny) -> None:
+    figure = exponent_heatmap(tiny(settings=[{"optimizer": o} for o in ("adamw", "sgd")]))
+    found = list(figure.findobj(QuadMesh))
+    assert len({(a.norm.vmin, a.norm.vmax) for a in found if str(a.get_gid()).startswith("map")}) == 1
+    assert found[0].norm.vmin == -found[0].norm.vmax
+    greatest = max(np.abs(a.get_array()).max() for a in maps(figure).values())
+    assert found[0].norm.vmax >= greatest
+    np.testing.assert_allclose(found[0].cmap(0.5)[:3], [0.97, 0.97, 0.97], atol=0.02)
+
+
+def test_layers_without_a_sure_exponent_are_hatched(tiny, read) -> None:
+    tables = tiny()
+    rows = (tables.exponents["layer"] == "layers.3.q_proj") & (tables.exponents["scaling"] == "lora")
+    tables.exponents = tables.exponents[~rows]
+    rows = (tables.exponents["layer"] == "layers.5.down_proj") & (tables.exponents["scaling"] == "lora")
+    tables.exponents.loc[rows, ["ci_low", "ci_high"]] = np.nan
+    figure = exponent_heatmap(tables)
+    hatched = {a.get_gid() for a in read.artists(figure, "hatched")}
+    assert hatched == {f"hatched {LORA} q_proj 3", f"hatched {LORA} down_proj 5"}
+    assert maps(figure)[f"map {LORA}"].get_array().mask.sum() == 1
+    assert "Hatched" in " ".join(read.texts(figure))
+    assert "Hatched" not in " ".join(read.texts(exponent_heatmap(tiny())))
+
+
+def test_layers_that_carry_no_adapter_are_blank(tiny, read) -> None:
+    tables = tiny()
+    tables.probes = tables.probes[tables.probes["layer"] != "layers.4.q_proj"]
+    tables.exponents = tables.exponents[tables.exponents["layer"] != "layers.4.q_proj"]
+    figure = exponent_heatmap(tables)
+    assert read.artists(figure, "hatched") == []
+    assert all(a.get_array().mask.sum() == 1 for a in maps(figure).values())
+
+
+def test_the_heading_says_median_and_spread(tiny, read) -> None:
+    figure = exponent_heatmap(tiny())
+    slopes = maps(figure)[f"map {RSLORA}"].get_array().compressed()
+    middle, low, high = (style.number(q) for q in np.quantile(slopes, [0.5, 0.05, 0.95]))
+    assert f"median {middle}  [{low}, {high}]" in panels(figure)[1].get_title()
+
+
+# ----------------------------------------------------------------------------------------------------- over training
+
+
+def test_exponents_over_steps_are_the_tables_with_their_intervals(tiny, read) -> None:
+    tables = tiny()
+    figure = exponents_over_training(tables)
+    gradient, descent, forward = panels(figure)
+    assert [ax.get_title().split("\n")[0] for ax in panels(figure)] == ["gradient norm", "descent", "forward"]
+    curve = next(a for a in read.artists(figure, f"curve {LORA}") if a.axes is gradient)
+    rows = [row(tables, scaling="lora", site="adapter_grad", stat="norm", step=s, layer="model") for s in (0, 1, 6)]
+    np.testing.assert_array_equal(curve.get_xdata(), [0, 1, 6])
+    np.testing.assert_allclose(curve.get_ydata(), [r["exponent"] for r in rows])
+    band = next(a for a in read.artists(figure, f"band {LORA}") if a.axes is gradient)
+    ends = band.get_paths()[0].vertices[:, 1]
+    assert ends.min() == pytest.approx(min(r["ci_low"] for r in rows))
+    assert ends.max() == pytest.approx(max(r["ci_high"] for r in rows))
+    assert [list(a.get_xdata()) for a in read.artists(figure, "curve") if a.axes is forward] == [[1, 6]] * 2
+    assert [list(a.get_xdata()) for a in read.artists(figure, "curve") if a.axes is descent] == [[0, 1]] * 2
+
+
+def test_rules_keep_their_colours_and_zero_its_margin(tiny, read) -> None:
+    figure = exponents_over_training(tiny())
+    rules = [Rule.of("lora", None), Rule.of("rslora", None)]
+    colours = {a.get_gid(): a.get_color() for a in read.artists(figure, "curve")}
+    assert colours == {f"curve {style.gid(rule)}": style.tint(rule, rules) for rule in rules}
+    level = read.artists(figure, "level")[0].get_extents().transformed(panels(figure)[0].transData.inverted())
+    margin = np.log(1.5) / np.log(256 / 4)
+    assert (level.y0, level.y1) == pytest.approx((-margin, margin))
+
+
+def test_one_step_is_no_course(tiny) -> None:
+    with pytest.raises(Absent, match="two steps"):
+        exponents_over_training(tiny(probed=(0,)))
+
+
+@pytest.mark.parametrize("draw", [exponent_heatmap, exponents_over_training, exponent_against_p])
+@pytest.mark.parametrize(
+    "study",
+    [
+        {"rules": POWERS},
+        {"settings": [{"optimizer": o, "lr": lr} for o in ("adamw", "sgd") for lr in (1e-4, 0.1)]},
+        {"ranks": (4, 2048), "seeds": (0,)},
+    ],
+)
+def test_nothing_collides(draw, study, tiny, read) -> None:
+    assert read.collisions(draw(tiny(**study))) == []
