@@ -50,17 +50,21 @@ def status(study_dir: Path) -> None:
 @cli.command()
 @STUDY_DIR
 def analyze(study_dir: Path) -> None:
-    """Fit exponents in the rank, print the ones that matter and write exponents.parquet."""
+    """Fit exponents, find the p at which each quantity is stable, print the ones that matter and write both tables."""
     from rich.console import Console
 
     from study import analysis
-    from study.store import load_tables, write_exponents
+    from study.store import load_tables, write_derived
 
     tables = load_tables(study_dir)
-    exponents = analysis.with_verdicts(analysis.fit_exponents(tables.cells, tables.probes))
-    path = write_exponents(study_dir, exponents)
+    fitted = analysis.fit_exponents(tables.cells, tables.probes)
+    predicted = analysis.with_predictions(fitted, tables.cells, tables.metrics, tables.probes)
+    exponents, stable = analysis.with_verdicts(predicted), analysis.stable_exponents(predicted)
     Console().print(analysis.render_table(analysis.summary(exponents)))
-    click.echo(f"{len(exponents)} exponents in {path}")
+    if len(stable):
+        Console().print(analysis.render_stable(stable))
+    for name, table in (("exponents", exponents), ("stable", stable)):
+        click.echo(f"{len(table)} rows in {write_derived(study_dir, name, table)}")
 
 
 @cli.command()
@@ -74,10 +78,10 @@ def analyze(study_dir: Path) -> None:
 def distances(study_dir: Path, rank_free: str) -> None:
     """Run the limit of infinite rank, measure how far the cells are from it and write distances.parquet."""
     from study import distances as measured
-    from study.store import write_distances
+    from study.store import write_derived
 
     table = measured.measure_study(study_dir, _ranks(rank_free), lambda line: click.echo(line, err=True))
-    path = write_distances(study_dir, table)
+    path = write_derived(study_dir, "distances", table)
     for row in measured.laws(table):
         click.echo(row)
     click.echo(f"{len(table)} distances in {path}")

@@ -48,7 +48,10 @@ class DataConfig:
 
 @dataclass
 class AdapterConfig:
-    """``exponent`` belongs to ``scaling=power``; ``targets`` is all-linear, attention, mlp, a list, or a regex."""
+    """``exponent`` belongs to ``scaling=power``; ``targets`` is all-linear, attention, mlp, a list, or a regex.
+
+    ``rank`` is a whole number, or ``math.inf``: the limit that SGD at p = 1/2 has (:mod:`study.limits`).
+    """
 
     rank: Any = MISSING
     alpha: float = MISSING
@@ -58,9 +61,13 @@ class AdapterConfig:
     init: str = MISSING
     dropout: float = MISSING
 
+    def __post_init__(self) -> None:
+        if self.rank == "inf":  # as a yaml file has it; Hydra's command line makes it a float
+            self.rank = math.inf
+
     @property
     def gamma(self) -> float:
-        """The full multiplier on ``B A``."""
+        """The full multiplier on ``B A``; 0, its limit, at infinite rank."""
         return scaling.gamma(self.scaling, self.alpha, self.rank, self.exponent)
 
 
@@ -123,6 +130,8 @@ OPTIMIZERS: dict[str, type[OptimizerConfig]] = {
     "lion": LionConfig,
     "adafactor": AdafactorConfig,
 }
+LINEAR = ("sgd", "momentum", "nesterov")
+"""Optimizers linear in weights and gradients: they converge as rsLoRA's rank grows (:mod:`study.limits`)."""
 COUPLED_SIGN = ("adam", "rmsprop")
 """Sign-like optimizers whose weight decay is added to the gradient: it would replace A's signal by sign(A)."""
 
@@ -235,15 +244,18 @@ def validate(config: CellConfig) -> None:
         if value not in choices:
             raise unknown(what, value, choices)
 
-    if isinstance(adapter.rank, bool) or not isinstance(adapter.rank, int) or adapter.rank < 1:
+    whole = isinstance(adapter.rank, int) and not isinstance(adapter.rank, bool) and adapter.rank >= 1
+    if not whole and adapter.rank != math.inf:
         raise StudyError(
-            f"adapter.rank={adapter.rank} is no rank: give a whole number from 1 up, such as adapter.rank=16"
+            f"adapter.rank={adapter.rank} is no rank: give a whole number from 1 up, such as adapter.rank=16, or inf"
         )
     _finite("adapter.alpha", adapter.alpha, above=0.0)
     try:
         scaling.exponent(adapter.scaling, adapter.exponent)
     except ValueError as error:
         raise StudyError(str(error)) from None
+    if adapter.rank == math.inf:
+        _check_has_limit(adapter, config.optimizer.name)
     if not 0.0 <= adapter.dropout < 1.0:
         raise StudyError(f"adapter.dropout={adapter.dropout} is no probability: give one in [0, 1)")
 
@@ -278,6 +290,18 @@ def validate(config: CellConfig) -> None:
     chosen("probes.sites", probes.sites, SITES)
     chosen("probes.stats", probes.stats, STATS, USUAL)
     chosen("probes.batch", probes.batch, BATCHES)
+
+
+def _check_has_limit(adapter: AdapterConfig, optimizer: str) -> None:
+    """Infinite rank is a run only where the finite ranks converge to one that moves."""
+    limited = [name for name, init in INITS.items() if init.q == 0]
+    half = scaling.exponent(adapter.scaling, adapter.exponent) == 0.5
+    if not half or optimizer not in LINEAR or adapter.init not in limited:
+        raise StudyError(
+            f"adapter.rank=inf needs adapter.scaling=rslora, optimizer={'|'.join(LINEAR)} and "
+            f"adapter.init={'|'.join(limited)}, not {adapter.scaling}, {optimizer} and {adapter.init}: "
+            "finite ranks have no such limit there, give a whole number as adapter.rank"
+        )
 
 
 def _finite(key: str, value: float, *, above: float | None = None, least: float | None = None) -> None:
@@ -344,6 +368,8 @@ def identity(config: CellConfig, sources: Sources) -> str:
     Device, packing, launcher and paths are left out: the same identity means the same result within rounding.
     """
     adapter = asdict(config.adapter)
+    if config.adapter.rank == math.inf:
+        adapter["rank"] = "inf"  # JSON has no infinity
     if not isinstance(config.adapter.targets, str):
         adapter["targets"] = sorted(config.adapter.targets)
     matters = {

@@ -20,18 +20,26 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Init:
     """``drawn``: the factor that is random, the other being 0. ``q``: its variance goes as ``r ** -q``; None where that
-    is no power. ``kurtosis``: the excess kurtosis of its entries, which finite-rank curves need."""
+    is no power. ``kurtosis``: the excess kurtosis of its entries, which finite-rank curves need. ``numerator``: of the
+    variance, over the fan (D for A, O for B)."""
 
     drawn: str
     q: float | None
     kurtosis: float
+    numerator: float = 1.0
+
+    def variance(self, fan: int, rank: float = 1) -> float:
+        """Of the drawn factor's entries. Raises ``ValueError`` where it is no power of the rank."""
+        if self.q is None:
+            raise ValueError("this init's variance is no power of the rank")
+        return self.numerator / fan * float(rank) ** -self.q
 
 
 UNIFORM, NORMAL = -1.2, 0.0
 INITS = {
-    "kaiming": Init("A", q=0.0, kurtosis=UNIFORM),
+    "kaiming": Init("A", q=0.0, kurtosis=UNIFORM, numerator=1 / 3),
     "gaussian": Init("A", q=0.0, kurtosis=NORMAL),
     "orthogonal": Init("A", q=None, kurtosis=NORMAL),
-    "scaled": Init("A", q=1.0, kurtosis=UNIFORM),
-    "init_b": Init("B", q=0.0, kurtosis=UNIFORM),
+    "scaled": Init("A", q=1.0, kurtosis=UNIFORM, numerator=1 / 3),
+    "init_b": Init("B", q=0.0, kurtosis=UNIFORM, numerator=1 / 3),
 }

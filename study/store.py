@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ PROBES_SCHEMA = pa.schema(
     + [("d_in", pa.int32()), ("d_out", pa.int32())]
     + [(stat, pa.float32()) for stat in STATS]
 )
+DERIVED = ("exponents", "stable", "distances")
+"""Tables made from a study's cells after they were trained."""
 SCHEMAS = {"metrics": METRICS_SCHEMA, "probes": PROBES_SCHEMA}
 
 
@@ -87,16 +89,19 @@ class CellWriter:
 
 @dataclass(frozen=True)
 class StudyTables:
-    """A study as four tidy pandas frames; missing is NaN, strings that repeat are categorical.
+    """A study as tidy pandas frames; missing is NaN, strings that repeat are categorical.
 
     ``cells``: one row a cell, its configuration and how it ended. ``metrics``: a row a cell and step. ``probes``: a row
-    a cell, step, layer and site, a column a stat. ``exponents``: what ``study analyze`` last wrote, empty before.
+    a cell, step, layer and site, a column a stat. ``exponents``, ``stable`` and ``distances``: what
+    ``study analyze`` and ``study distances`` last wrote, empty before.
     """
 
     cells: pd.DataFrame
     metrics: pd.DataFrame
     probes: pd.DataFrame
     exponents: pd.DataFrame
+    stable: pd.DataFrame = field(default_factory=pd.DataFrame)
+    distances: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def load_tables(study_dir: str | os.PathLike[str]) -> StudyTables:
@@ -111,8 +116,10 @@ def load_tables(study_dir: str | os.PathLike[str]) -> StudyTables:
         for name in SCHEMAS
     }
     frames = {name: table.unify_dictionaries().to_pandas() for name, table in tables.items()}
-    exponents = folder / "exponents.parquet"
-    return StudyTables(cells, **frames, exponents=pd.read_parquet(exponents) if exponents.exists() else pd.DataFrame())
+    for name in DERIVED:
+        path = folder / f"{name}.parquet"
+        frames[name] = pd.read_parquet(path) if path.exists() else pd.DataFrame()
+    return StudyTables(cells, **frames)
 
 
 def load_cells(study_dir: str | os.PathLike[str]) -> pd.DataFrame:
@@ -136,11 +143,11 @@ def is_done(cell_folder: Path) -> bool:
     return record is not None and record["status"] in ("complete", "diverged")
 
 
-def write_exponents(study_dir: str | os.PathLike[str], exponents: pd.DataFrame) -> Path:
-    """Replace the study's ``exponents.parquet``."""
-    path = Path(study_dir) / "exponents.parquet"
+def write_derived(study_dir: str | os.PathLike[str], name: str, table: pd.DataFrame) -> Path:
+    """Replace one of the study's :data:`DERIVED` tables whole; the file it is in."""
+    path = Path(study_dir) / f"{name}.parquet"
     partial = path.with_suffix(".parquet.partial")
-    exponents.to_parquet(partial, index=False)
+    table.to_parquet(partial, index=False)
     partial.replace(path)
     return path
 

@@ -5,6 +5,7 @@ the data; :func:`packs` decides what shares a process; :func:`run` trains one pa
 runs is a Hydra launcher's business.
 """
 
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -130,12 +131,17 @@ def run(pack: Sequence[Cell]) -> None:
 
 
 def folds(pack: Sequence[Cell], device: torch.device) -> Iterator[Sequence[Cell]]:
-    """The cells that go through the base in one forward pass: 1 on a CPU, where folding does not pay, else 4."""
+    """The cells that go through the base in one forward pass: 1 on a CPU, where folding does not pay, else 4.
+
+    A cell of infinite rank goes alone: its adapter is another module.
+    """
     size = pack[0].config.pack.fold
     if size == "auto":
         size = 1 if device.type == "cpu" else 4
-    for start in range(0, len(pack), size):
-        yield pack[start : start + size]
+    finite = [cell for cell in pack if not math.isinf(cell.config.adapter.rank)]
+    for start in range(0, len(finite), size):
+        yield finite[start : start + size]
+    yield from ([cell] for cell in pack if math.isinf(cell.config.adapter.rank))
 
 
 def choose_device(name: str) -> torch.device:
@@ -219,11 +225,16 @@ def _shared(cell: Cell) -> str:
 
 
 def _costs(cells: Sequence[Cell], base: FrozenBase) -> dict[str, float]:
-    """FLOPs of a token by cell, forward and backward: 4 a weight of the frozen base, 6 a weight of the adapter."""
+    """FLOPs of a token by cell, forward and backward: 4 a weight of the frozen base, 6 a weight of the adapter.
+
+    The limit of infinite rank costs what rank D does.
+    """
     weights = sum(p.numel() for p in base.model.parameters())
     layers = resolve_targets(base.card.linears, cells[0].config.adapter.targets)
-    per_rank = sum(sum(features(base.model.get_submodule(layer))) for layer in layers)
-    return {cell.id: 4.0 * weights + 6.0 * per_rank * cell.config.adapter.rank for cell in cells}
+    shapes = [features(base.model.get_submodule(layer)) for layer in layers]
+    ranks = [cell.config.adapter.rank for cell in cells]
+    adapters = [sum((d + o) * (d if math.isinf(rank) else rank) for d, o in shapes) for rank in ranks]
+    return {cell.id: 4.0 * weights + 6.0 * size for cell, size in zip(cells, adapters, strict=True)}
 
 
 def _label(cell: Cell) -> str:

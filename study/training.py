@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import pandas as pd
 import torch
@@ -20,6 +21,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from study.adapters import AdapterSpec, LoraBank, adapted, resolve_targets
 from study.config import CellConfig, chosen, eval_steps, probe_steps
 from study.data import IGNORED, Corpus, TokenBatch
+from study.limits import InfiniteRankBank, infinite
 from study.models import FrozenBase
 from study.optimizers import build_optimizer, build_schedule
 from study.probes import Alignment, NormProbe
@@ -42,16 +44,18 @@ class CellStep:
 def train(base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig]) -> Iterator[list[CellStep | None]]:
     """Train a fold, yielding at each step s = 0 ... ``train.steps`` one result per cell (None once it has diverged).
 
-    ``cells`` come ordered by rank and agree in everything but adapter, optimizer, seeds, clipping and schedule. Row s
+    ``cells`` come ordered by rank and agree in everything but adapter, optimizer, seeds, clipping and schedule; one of
+    infinite rank comes alone. Row s
     is measured with the weights after s updates, on the batch of step s; the last step only measures. Afterwards, and
     if the caller stops early, the base is without adapters again.
     """
     shared = cells[0]
     layers = resolve_targets(base.card.linears, shared.adapter.targets)
-    specs = [_spec(config) for config in cells]
+    specs = [adapter_spec(config) for config in cells]
+    bank_type = InfiniteRankBank if math.isinf(shared.adapter.rank) else LoraBank
     last, probed_at, evaluated_at = shared.train.steps, probe_steps(shared), eval_steps(shared)
 
-    with adapted(base.model, layers, specs) as banks:
+    with adapted(base.model, layers, specs, bank_type) as banks:
         fold = Fold(base, corpus, cells, banks)
         for step in range(last + 1):
             alive_K = fold.alive_K
@@ -78,6 +82,14 @@ def train(base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig]) -> Iter
             yield [result if alive else None for result, alive in zip(results_K, alive_K, strict=True)]
             if not any(fold.alive_K):
                 return
+
+
+class Watcher(Protocol):
+    """What looks on at a pass: a probe."""
+
+    def watch(self, real_BT: Tensor | None = None) -> AbstractContextManager[None]:
+        """Around the forward and backward pass of one micro-batch."""
+        ...
 
 
 class Fold:
@@ -114,6 +126,8 @@ class Fold:
             sites = tuple(site for site in sites if site not in elsewhere)
         if batch == NOISE:
             sites = tuple(site for site in sites if site in ("adapter_out", "adapter_in_grad"))
+        if math.isinf(self.cells[0].adapter.rank):
+            sites = tuple(site for site in sites if site in infinite.SITES)
         if batch not in batches or not sites:
             return None
         stats = chosen("probes.stats", wanted.stats, STATS, USUAL)
@@ -168,7 +182,7 @@ class Fold:
         """The rates of the coming update."""
         return [float(learner.schedule.get_last_lr()[0]) for learner in self.learners]
 
-    def backward(self, step: int, probe: NormProbe | None) -> list[float]:
+    def backward(self, step: int, probe: Watcher | None = None) -> list[float]:
         """The ``K`` mean losses over the step's supervised tokens, and in each cell's pairs their gradients."""
         micro_batches, supervised_K = self._micro_batches(step)
         real_K = torch.stack([self._per_cell(m.real_BT) for m in micro_batches]).sum(0).tolist()
@@ -302,9 +316,11 @@ class Learner:
         return factor
 
 
-def _spec(config: CellConfig) -> AdapterSpec:
+def adapter_spec(config: CellConfig) -> AdapterSpec:
+    """How a cell's adapters are drawn. At infinite rank gamma is 0; what tells runs apart is ``gamma * sqrt(rank)``."""
     adapter = config.adapter
-    return AdapterSpec(adapter.rank, adapter.gamma, config.seed, adapter.dropout, adapter.init)
+    gamma = adapter.alpha if math.isinf(adapter.rank) else adapter.gamma
+    return AdapterSpec(adapter.rank, gamma, config.seed, adapter.dropout, adapter.init)
 
 
 def _pairs(stacks: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -15,7 +15,7 @@ import pytest
 import study
 from study.errors import StudyError
 from study.sites import STATS
-from study.store import CellWriter, is_done, load_cells, load_tables, write_exponents
+from study.store import CellWriter, is_done, load_cells, load_tables, write_derived
 
 CONFIG = {
     "adapter": {"rank": 8, "scaling": "power", "exponent": 0.7, "alpha": 16.0, "init": "kaiming", "dropout": 0.0},
@@ -146,5 +146,5 @@ def test_exponents_are_replaced_whole(tmp_path: Path) -> None:
     writer(tmp_path).close("complete")
     assert load_tables(tmp_path).exponents.empty
     for value in (1.0, 2.0):
-        write_exponents(tmp_path, pd.DataFrame({"exponent": [value]}))
+        write_derived(tmp_path, "exponents", pd.DataFrame({"exponent": [value]}))
     assert list(load_tables(tmp_path).exponents["exponent"]) == [2.0]

@@ -22,10 +22,11 @@ from study.adapters.contraction import factored
 class AdapterSpec:
     """One cell's adapter: ``gamma`` is the full multiplier on ``B A``; ``seed`` keys its init and its dropout.
 
-    ``init`` is a name of :data:`study.inits.INITS`.
+    ``init`` is a name of :data:`study.inits.INITS`. ``rank`` is a whole number wherever factors of that rank are held;
+    :mod:`study.limits` has banks that hold none, up to ``math.inf``.
     """
 
-    rank: int
+    rank: float
     gamma: float
     seed: int = 0
     dropout: float = 0.0
@@ -63,19 +64,19 @@ def initial_pair(spec: AdapterSpec, layer: str, d: int, o: int) -> tuple[Tensor,
     the head of one of higher rank: common random numbers across ranks and rules. Raises ``ValueError`` for an unknown
     init.
     """
-    stream = generator_for(spec.seed, layer)
-    A, B = torch.zeros(spec.rank, d), torch.zeros(o, spec.rank)
+    stream, rank = generator_for(spec.seed, layer), int(spec.rank)
+    A, B = torch.zeros(rank, d), torch.zeros(o, rank)
     match spec.init:
         case "kaiming":
             A.uniform_(-1 / math.sqrt(d), 1 / math.sqrt(d), generator=stream)
         case "scaled":
-            A.uniform_(-1 / math.sqrt(d), 1 / math.sqrt(d), generator=stream).div_(math.sqrt(spec.rank))
+            A.uniform_(-1 / math.sqrt(d), 1 / math.sqrt(d), generator=stream).div_(math.sqrt(rank))
         case "gaussian":
             A.normal_(std=1 / math.sqrt(d), generator=stream)
         case "orthogonal":
             nn.init.orthogonal_(A, generator=stream)
         case "init_b":
-            B = torch.empty(spec.rank, o).uniform_(-1 / math.sqrt(o), 1 / math.sqrt(o), generator=stream).T.contiguous()
+            B = torch.empty(rank, o).uniform_(-1 / math.sqrt(o), 1 / math.sqrt(o), generator=stream).T.contiguous()
         case _:
             raise ValueError(f"no init {spec.init!r}")
     return A, B
@@ -86,12 +87,11 @@ class Bucket(nn.Module):
 
     gamma_k11: Tensor
 
-    def __init__(self, specs: Sequence[AdapterSpec], layer: str, d: int, o: int) -> None:
+    def __init__(self, drawn: Sequence[LoraPair]) -> None:
         super().__init__()
-        self.specs = tuple(specs)
-        A_k, B_k = zip(*(initial_pair(spec, layer, d, o) for spec in specs), strict=True)
+        A_k, B_k, self.gammas = zip(*drawn, strict=True)
         self.A_kRD, self.B_kOR = nn.Parameter(torch.stack(A_k)), nn.Parameter(torch.stack(B_k))
-        self.register_buffer("gamma_k11", torch.tensor([s.gamma for s in specs]).view(-1, 1, 1), persistent=False)
+        self.register_buffer("gamma_k11", torch.tensor(self.gammas).view(-1, 1, 1), persistent=False)
 
     def add_to(self, y_kNO: Tensor, x_kND: Tensor) -> Tensor:
         """``y + gamma B A x``."""
@@ -114,24 +114,28 @@ class LoraBank(nn.Module):
         self.specs = tuple(specs)
         d, o = features(base)
         self.buckets = nn.ModuleList(
-            Bucket(list(group), layer, d, o) for _, group in groupby(specs, key=lambda s: s.rank)
+            Bucket([self.drawn(spec, d, o) for spec in group]) for _, group in groupby(specs, key=lambda s: s.rank)
         )
         self.pairs: list[LoraPair] = []
         self._dropout_streams: list[torch.Generator] | None = None
 
+    def drawn(self, spec: AdapterSpec, d: int, o: int) -> LoraPair:
+        """What a cell begins with: the factors, and gamma. Banks of :mod:`study.limits` begin with others."""
+        return LoraPair(*initial_pair(spec, self.layer, d, o), spec.gamma)
+
     def make_pairs(self) -> None:
         """Make the K per-cell views that optimizers step. Once, after the last ``.to()``: a copy un-aliases them."""
         self.pairs = [
-            LoraPair(nn.Parameter(bucket.A_kRD.data[i]), nn.Parameter(bucket.B_kOR.data[i]), spec.gamma)
+            LoraPair(nn.Parameter(bucket.A_kRD.data[i]), nn.Parameter(bucket.B_kOR.data[i]), gamma)
             for bucket in self._buckets()
-            for i, spec in enumerate(bucket.specs)
+            for i, gamma in enumerate(bucket.gammas)
         ]
 
     def bind_grads(self) -> None:
         """Show each cell's pair its slice of the gradients of the last backward pass."""
         pairs = iter(self.pairs)
         for bucket in self._buckets():
-            for i, pair in zip(range(len(bucket.specs)), pairs, strict=False):
+            for i, pair in zip(range(len(bucket.gammas)), pairs, strict=False):
                 pair.A_RD.grad = None if bucket.A_kRD.grad is None else bucket.A_kRD.grad[i]
                 pair.B_OR.grad = None if bucket.B_kOR.grad is None else bucket.B_kOR.grad[i]
 
@@ -153,7 +157,7 @@ class LoraBank(nn.Module):
         # Where autocast made the base's product bf16, the adapter's products are bf16 too.
         x_KND = self._dropped(x.reshape(cells, -1, x.shape[-1])).to(y.dtype)
         y_KNO = y.reshape(cells, -1, y.shape[-1])
-        sizes = [len(bucket.specs) for bucket in self._buckets()]
+        sizes = [len(bucket.gammas) for bucket in self._buckets()]
         out = [
             b.add_to(y_, x_) for b, y_, x_ in zip(self._buckets(), y_KNO.split(sizes), x_KND.split(sizes), strict=True)
         ]

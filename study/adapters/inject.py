@@ -49,11 +49,16 @@ def resolve_targets(linears: Sequence[str], targets: str | Sequence[str]) -> lis
 
 
 @contextmanager
-def adapted(model: nn.Module, layers: Sequence[str], specs: Sequence[AdapterSpec]) -> Iterator[list[LoraBank]]:
-    """``model`` with a bank in the place of each of ``layers``; the plain model again on leaving, also by an error."""
+def adapted(
+    model: nn.Module, layers: Sequence[str], specs: Sequence[AdapterSpec], bank_type: type[LoraBank] = LoraBank
+) -> Iterator[list[LoraBank]]:
+    """``model`` with a bank in the place of each of ``layers``; the plain model again on leaving, also by an error.
+
+    ``bank_type`` is :class:`LoraBank` or one of :mod:`study.limits`.
+    """
     device = next(model.parameters()).device
     frozen = {layer: model.get_submodule(layer) for layer in layers}
-    banks = [LoraBank(base, layer, specs) for layer, base in frozen.items()]
+    banks = [bank_type(base, layer, specs) for layer, base in frozen.items()]
     try:
         for bank in banks:
             bank.buckets.to(device)

@@ -34,13 +34,16 @@ FIT_COLUMNS = (
 )
 """What :func:`study.analysis.exponents.fit_exponents` adds to the curve's own columns."""
 
+PREDICTION_COLUMNS = ("lazy",)
+"""What :func:`study.analysis.predictions.with_predictions` adds beside filling ``predicted``."""
+
 VERDICT_COLUMNS = ("margin", "p_value", "p_holm", "primary", "verdict")
 """What :func:`study.analysis.verdicts.with_verdicts` adds to those."""
 
 
 def curve_columns(exponents: pd.DataFrame) -> list[str]:
     """The columns of ``exponents`` that say which curve a row belongs to: ``study``, ``model``, and so on."""
-    return [name for name in exponents.columns if name not in FIT_COLUMNS and name not in VERDICT_COLUMNS]
+    return [name for name in exponents.columns if name not in {*FIT_COLUMNS, *PREDICTION_COLUMNS, *VERDICT_COLUMNS}]
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Design:
     def of(cls, cells: pd.DataFrame, rank_min: float = 0) -> "Design":
         """Ranks below ``rank_min`` are not part of it. Raises :class:`StudyError` as ``fit_exponents`` says."""
         cells = cells[cells["rank"] >= rank_min].reset_index(drop=True)
-        labels = _labels(cells)
+        labels = curve_labels(cells)
         curve = labels.groupby(list(labels), dropna=False, observed=True, sort=False).ngroup().to_numpy(np.intp)
         units = [name for name in ("seed", "data_seed") if name in cells]
         seed = cells.groupby(units, dropna=False).ngroup().to_numpy(np.intp)
@@ -88,7 +91,7 @@ class Design:
         )
 
 
-def _labels(cells: pd.DataFrame) -> pd.DataFrame:
+def curve_labels(cells: pd.DataFrame) -> pd.DataFrame:
     """The columns that tell curves apart, ``exponent`` renamed ``exponent_p`` and filled with the rule's own p."""
     labels = cells[[name for name in cells.columns if name not in NOT_A_CURVE]]
     labels = labels.rename(columns={"exponent": "exponent_p"})

@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from study.analysis.curves import curve_columns
+from study.analysis.stable import FEW_SEEDS, first_to_read
 from study.analysis.verdicts import PRIMARY, RATIO
 from study.sites import MODEL_WIDE
 
@@ -100,6 +101,41 @@ def render_table(summary: pd.DataFrame) -> Table:
                 str(row["estimate"]),
                 *([theory] if predicted else []),
                 Text(verdict + ("" if row["primary"] else " *"), style=STYLES[verdict]),
+            )
+    return table
+
+
+def render_stable(stable: pd.DataFrame) -> Table:
+    """The rows of :func:`~study.analysis.stable.first_to_read` as a rich table that fits 80 columns."""
+    rows = first_to_read(stable)
+    late = rows[(rows["method"] == "grid") & (rows["step"] < rows["step"].max())].index  # the last grid is enough
+    rows = rows.drop(index=late)
+    few = "" if not rows["few_seeds"].any() else f"\nfewer than {FEW_SEEDS} seeds: the intervals say little"
+    table = Table(
+        title="p* in gamma = alpha / r^p: where a quantity is flat in the rank",
+        caption="here: over the ranks measured; limit: as the rank grows, the bend of finite ranks taken off" + few,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for column in ("quantity", "from"):
+        table.add_column(column, no_wrap=True)
+    for column in ("step", "p* here", "theory", "limit", "theory"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for optimizer, part in rows.groupby("optimizer", sort=False, observed=True):
+        table.add_section()
+        table.add_row(Text(str(optimizer), style="bold"))
+        for _, row in part.iterrows():
+            table.add_row(
+                "descent" if row["stat"] == "descent" else f"{row['site']} {row['stat']}",
+                "grid" if row["method"] == "grid" else str(row["scaling"]),
+                str(row["step"]),
+                interval_text(row["p_star"], row["ci_low"], row["ci_high"]),
+                *(
+                    "" if pd.isna(row[name]) else _two_places(row[name])
+                    for name in ("predicted", "p_star_limit", "limit")
+                ),
             )
     return table
 

@@ -82,8 +82,6 @@ def draw(ax: Axes, found: Sequence[Curve], ranks: Sequence[float], reach: tuple[
     A cross beyond ``reach`` sits at its end. gids: ``curve|raw|band|cross <scaling> p=<p> r=<rank> <status>``.
     """
     fog = max(0.05, 0.6 / (3 + len(ranks)))  # many bands upon one another turn opaque
-    # Wide to narrow, the low ranks below: curves that coincide show as a nest of lines, not as one that hides the rest.
-    widths = dict(zip(ranks, np.linspace(1.4, 0.7, len(ranks)), strict=True)) if len(ranks) > 1 else {ranks[0]: 0.9}
     dots = "o" if all(len(curve.step) <= 12 for curve in found) else None
     for curve in sorted(found, key=lambda c: (not c.complete, c.rank)):
         colour = style.shade(curve.rule, curve.rank, ranks)
@@ -97,7 +95,7 @@ def draw(ax: Axes, found: Sequence[Curve], ranks: Sequence[float], reach: tuple[
             curve.step,
             curve.value,
             color=colour,
-            linewidth=widths[curve.rank] if curve.complete else 0.5,
+            linewidth=0.9 if curve.complete else 0.5,
             linestyle="dashed" if np.isinf(curve.rank) else "solid",
             marker=dots,
             markersize=2.2,
@@ -125,6 +123,17 @@ def limits(found: Sequence[Curve], *, log: bool, margin: float) -> tuple[float, 
     return (float(np.exp(low)), float(np.exp(high))) if log else (low, high)
 
 
+def coincide(found: Sequence[Curve], reach: tuple[float, float], *, log: bool) -> bool:
+    """Whether the ranks of some rule lie within 2 % of the y range of one another: then one curve hides the rest."""
+    scale = np.log if log else np.asarray
+    for rule in {curve.rule for curve in found}:
+        complete = [curve for curve in found if curve.rule == rule and curve.complete]
+        apart = pd.DataFrame({curve.rank: pd.Series(scale(curve.value), curve.step) for curve in complete}).dropna()
+        if len(complete) > 1 and len(apart) and np.ptp(apart, axis=1).max() < 0.02 * np.ptp(scale(reach)):
+            return True
+    return False
+
+
 def step_axis(ax: Axes, steps: np.ndarray) -> None:
     """The axis of optimizer steps: linear, or logarithmic from 1 on where the steps were spaced that way."""
     ax.set_xlabel("optimizer step")
@@ -140,7 +149,7 @@ def step_axis(ax: Axes, steps: np.ndarray) -> None:
     ax.set_xlim(-0.1, last * 1.15)
 
 
-def fine_print(drawn: Sequence[Curve], *, mean: str = "mean") -> str:
+def fine_print(drawn: Sequence[Curve], *, mean: str = "mean", hidden: bool = False) -> str:
     """How the drawn curves came about, in a sentence or three."""
     seeds = sorted({c.cells for c in drawn if c.complete})
     windows = sorted({c.window for c in drawn} - {1})
@@ -148,6 +157,8 @@ def fine_print(drawn: Sequence[Curve], *, mean: str = "mean") -> str:
     if seeds and seeds[-1] > 1:
         many = str(seeds[-1]) if len(seeds) == 1 else f"{seeds[0]}–{seeds[-1]}"
         said.append(f"Lines: {mean} over {many} seeds; bands: their range.")
+    if hidden:
+        said.append("Where a panel seems to hold one curve, the curves of its ranks coincide.")
     if windows:
         said.append(f"Smoothed over {windows[-1]} steps; hairlines: before smoothing.")
     if any(c.status not in ("complete", "diverged") for c in drawn):

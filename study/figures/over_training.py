@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure, SubFigure
 
 from study.figures import style
-from study.figures.curves import Curve, curves, draw, fine_print, limits, step_axis
+from study.figures.curves import Curve, coincide, curves, draw, fine_print, limits, step_axis
 from study.figures.selection import (
     Absent,
     Family,
@@ -80,20 +80,23 @@ def _over_training(
         ratio=ratio * max(columns, 2) / 2,  # a row keeps its height, however many rules share its width
         above=0.3 + (0.35 * len(shown) if len(shown) > 1 else 0),
     )
-    drawn: list[Curve] = []
+    drawn: list[list[Curve]] = []
     for part, family in zip(style.rows(page, [family.label for family in shown]), shown, strict=True):
         drawn += _family(part, family, quantities, columns, log)
-    said = fine_print(drawn, mean="geometric mean" if log else "mean")
+    hidden = any(coincide(row, limits(row, log=log, margin=0), log=log) for row in drawn)
+    said = fine_print(
+        [curve for row in drawn for curve in row], mean="geometric mean" if log else "mean", hidden=hidden
+    )
     return style.finish(page, said, left_out, rules_left_out(shown, MOST_RULES))
 
 
 def _family(
     part: Figure | SubFigure, family: Family, quantities: list[Quantity], columns: int, log: bool
-) -> list[Curve]:
-    """One setting's panels, with the ladder of its ranks beside them."""
+) -> list[list[Curve]]:
+    """Draw one setting's panels, with the ladder of its ranks beside them; return the curves of each row."""
     panels = part.subplots(len(quantities), columns, sharex=True, sharey="row", squeeze=False)
     rules = family.rules[:columns]
-    drawn: list[Curve] = []
+    drawn: list[list[Curve]] = []
     for row, quantity in zip(panels, quantities, strict=True):
         found = [curve for curve in _curves(family, quantity) if curve.rule in rules]
         reach = limits(found, log=log, margin=0)
@@ -105,14 +108,15 @@ def _family(
             style.log_axis(row)
         else:
             style.linear_axis(row[0])
-        drawn += found
+        drawn.append(found)
+    all_curves = [curve for found in drawn for curve in found]
     for ax, rule in zip(panels[0], rules, strict=False):
         ax.set_title(style.title(rule, lines=1 if columns < 4 else 2), color=style.tint(rule, [rule]), linespacing=1.0)
     for ax in panels[:, len(rules) :].flat:
         ax.set_visible(False)
     for ax in panels[-1]:
-        step_axis(ax, np.concatenate([curve.step for curve in drawn]))
-    style.ladder(part, panels, rules, family.ranks, {(curve.rule, curve.rank) for curve in drawn})
+        step_axis(ax, np.concatenate([curve.step for curve in all_curves]))
+    style.ladder(part, panels, rules, family.ranks, {(curve.rule, curve.rank) for curve in all_curves})
     return drawn
 
 

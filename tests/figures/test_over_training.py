@@ -181,6 +181,16 @@ def test_a_study_that_all_diverged_is_still_drawn(tiny, read) -> None:
     assert len(read.artists(figure, "cross")) == 12
 
 
+def test_curves_that_hide_one_another_are_said_to_coincide(small, read) -> None:
+    sentence = "the curves of its ranks coincide"
+    assert sentence not in " ".join(read.texts(loss_curves(small)))
+    tables = SimpleNamespace(**vars(small))
+    lora = small.metrics["cell_id"].isin(small.cells.query("scaling == 'lora'")["cell_id"])
+    alike = small.metrics.groupby("step")["loss"].transform("mean")
+    tables.metrics = small.metrics.assign(loss=small.metrics["loss"].mask(lora, alike))
+    assert sentence in " ".join(read.texts(loss_curves(tables))).replace("\n", " ")
+
+
 # ------------------------------------------------------------------------------------------------ unusual studies
 
 
