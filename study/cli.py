@@ -120,9 +120,6 @@ def fetch(model: str, force: bool) -> None:
 
 def main() -> None:
     """Entry point: one line and exit code 2 for a user's mistake, a traceback for ours."""
-    # Read when torch loads its OpenMP. Threads that spin while they wait for one another make a step ten times slower
-    # as soon as another process wants a core; threads that sleep do not, and cost little on a quiet machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         if sys.argv[1:2] == ["-sc"]:  # Hydra's completion script calls the executable so, without the word train
             from study import hydra_app
