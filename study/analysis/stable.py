@@ -7,31 +7,26 @@ grid of p cross zero. Two readings of the same measurement stand side by side:
 - ``p_star``: flat over the ranks that were measured, to be compared with ``predicted``, theory's own for those ranks;
 - ``p_star_limit``: what remains when the finite-rank curve's bend is taken off, to be compared with ``limit``, theory's
   as r grows. Only where there is a prediction.
-
-What changes an update's law changes k: always clipped SGD has lost one gamma, Adam under its eps gains one, and where
-ranks lie astride of either there is no k and no row.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from study.analysis.curves import PREDICTION_COLUMNS, curve_columns
+from study.analysis.curves import curve_columns
 from study.inits import INITS
 from study.sites import MODEL_WIDE
-from study.theory import FAMILIES, Modifiers, predict, stable_exponent
+from study.theory import FAMILIES, predict, stable_exponent
 
 LINEAR_UNTIL = 1
 """The last step at which slopes are exactly linear in p."""
 
 FEW_SEEDS = 5
 """Under this many seeds an interval over seeds is too wide to lean on; the table says so in ``few_seeds``."""
-
-EPS_DOMINATES, EPS_MATTERS = 0.01, 100.0
-"""Up to which rms(gradient) / eps Adam is linear in the gradient, and from which it is sign-like."""
 
 QUANTITIES = {
     "adapter_update": ("descent",),
@@ -46,11 +41,10 @@ QUANTITIES = {
 def stable_exponents(exponents: pd.DataFrame) -> pd.DataFrame:
     """One row per curve, quantity, batch, step, layer and kind: ``p_star`` with its 95 % interval, ``predicted``,
     ``p_star_limit`` with its interval, ``limit``, ``method`` (``linear`` or ``grid``), ``seeds``, ``ranks``,
-    ``rank_min``, ``rank_max``, ``few_seeds``; on the ``mean_log`` row over all kinds ``layer_p05``, ``layer_median``
-    and ``layer_p95``, quantiles of the single layers' ``p_star``.
+    ``rank_min``, ``rank_max``, ``few_seeds``.
 
-    ``exponents`` is what :func:`~study.analysis.predictions.with_predictions` returns. A grid needs at least two values
-    of p that bracket zero; its interval is where the slopes' own bounds cross it (NaN where they do not).
+    ``exponents`` needs its ``predicted`` column for the finite-rank readings. A grid needs at least two values of p
+    that bracket zero; its interval is where the slopes' own bounds cross it.
     """
     wanted = np.zeros(len(exponents), bool)
     for site, stats in QUANTITIES.items():
@@ -78,7 +72,7 @@ def _keys(rows: pd.DataFrame) -> list[str]:
 
 def _linear(rows: pd.DataFrame) -> pd.DataFrame:
     """``p* = p + slope / k``, row by row."""
-    theory = _once(rows)
+    theory = _once(rows, lambda **key: _factor(**key))
     factor = np.array([k for k, _ in theory], float)
     limit = np.array([p for _, p in theory], float)
     rows, factor, limit = rows[factor > 0], factor[factor > 0], limit[factor > 0]
@@ -96,34 +90,26 @@ def _linear(rows: pd.DataFrame) -> pd.DataFrame:
         limit_low=low - bend,
         limit_high=high - bend,
         limit=limit,
-        **{name: p + rows[name].to_numpy(float) / factor for name in ("layer_p05", "layer_median", "layer_p95")},
     )
 
 
-def _factor(
-    site: str, stat: str, step: int, optimizer: str, init: str, clipped: str, eps_dominates: bool | None
-) -> tuple[float, float]:
+def _factor(*, site: str, stat: str, step: int, optimizer: str, init: str) -> tuple[float, float]:
     """How much steeper a slope gets per unit of p, and theory's p* as r grows; NaN without a prediction."""
     how = INITS[init]
     if how.q is None:
         return math.nan, math.nan
-    # Decay is of the next order in the learning rate in all of QUANTITIES, under whatever rule.
-    acting = Modifiers(clip=clipped, eps_ratio=1.0 if eps_dominates is None else 0.0 if eps_dominates else math.inf)
-    law: dict[str, Any] = {"step": step, "optimizer": optimizer, "q": how.q, "init": how.drawn, "modifiers": acting}
-    flat, steep = (predict(site, stat, p=p, **law).exponent for p in (0.0, 1.0))
-    star = stable_exponent(site, stat, **law)
-    if flat is None or steep is None or star is None:
+    at = [
+        predict(site, stat, step=step, optimizer=optimizer, p=p, q=how.q, init=how.drawn).exponent for p in (0.0, 1.0)
+    ]
+    star = stable_exponent(site, stat, step=step, optimizer=optimizer, q=how.q, init=how.drawn)
+    if at[0] is None or at[1] is None or star is None:
         return math.nan, math.nan
-    return flat - steep, star
-
-
-APART = ("scaling", "exponent_p", "seeds", "ranks")
-"""What the rules of one grid may differ in."""
+    return at[0] - at[1], star
 
 
 def _grid(rows: pd.DataFrame) -> pd.DataFrame:
     """Where the slopes over a grid of p cross zero, by linear interpolation; a row per grid that brackets it."""
-    same = [name for name in _identity(rows) if name not in (*APART, *PREDICTION_COLUMNS)]
+    same = [name for name in _identity(rows) if name not in ("scaling", "exponent_p", "seeds", "ranks", "lazy")]
     grid = rows.groupby(same, dropna=False, observed=True, sort=False).ngroup().to_numpy()
     p_P = np.unique(rows["exponent_p"].to_numpy(float))
     if len(p_P) < 2:
@@ -158,20 +144,18 @@ def _crossings(p_P: npt.NDArray[np.float64], slope_GP: npt.NDArray[np.float64]) 
 
 def _identity(rows: pd.DataFrame) -> list[str]:
     fit = ("site", "stat", "batch", "step", "kind", "layer", "block", "seeds", "ranks", "rank_min", "rank_max")
-    return [*curve_columns(rows), *fit, *PREDICTION_COLUMNS]
+    lazy = [name for name in ("lazy",) if name in rows]
+    return [*curve_columns(rows), *fit, *lazy]
 
 
-def _once(rows: pd.DataFrame) -> list[tuple[float, float]]:
-    """:func:`_factor` of every row, computed once per distinct question."""
-    words = ["site", "stat", "optimizer", "init", "clipped"]
-    ratio = rows["eps_ratio"].to_numpy(float)
-    dominates = np.where(ratio <= EPS_DOMINATES, True, np.where(ratio < EPS_MATTERS, None, False)).astype(object)
-    asked = rows[words].astype(str).assign(step=rows["step"].to_numpy(int), eps_dominates=dominates)
+def _once(rows: pd.DataFrame, ask: Callable[..., tuple[float, float]]) -> list[tuple[float, float]]:
+    """``ask`` of every row, computed once per distinct question."""
+    names = ["site", "stat", "step", "optimizer", "init"]
     known: dict[tuple[Any, ...], tuple[float, float]] = {}
     answers = []
-    for key in asked.itertuples(index=False, name=None):
+    for key in rows[names].astype({name: str for name in names if name != "step"}).itertuples(index=False, name=None):
         if key not in known:
-            known[key] = _factor(**dict(zip(asked.columns, key, strict=True)))
+            known[key] = ask(**dict(zip(names, key, strict=True)))
         answers.append(known[key])
     return answers
 
