@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from study import config, theory
+from study import config, sites, theory
 from study.errors import StudyError
 from study.theory import Modifiers, predict, stable_exponent
 
@@ -183,8 +183,8 @@ def test_stable_exponent(site, stat, step, optimizer, q, expected):
 
 
 def test_every_site_and_stat_of_a_study_is_known():
-    assert set(config.SITES) <= set(theory.SITES)
-    assert set(config.STATS) <= set(theory.STATS)
+    assert set(sites.SITES) <= set(theory.SITES)
+    assert set(sites.STATS) <= set(theory.STATS)
     assert set(config.OPTIMIZERS) <= set(theory.FAMILIES)
 
 

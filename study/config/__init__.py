@@ -1,0 +1,45 @@
+"""What a cell is: its typed configuration (:mod:`~study.config.types`), the checks that a user's choices pass
+(:mod:`~study.config.checks`) and its identity (:mod:`~study.config.hashing`)."""
+
+from study.config.checks import checked, parse, typed, validate
+from study.config.hashing import IDENTITY_VERSION, Sources, identity
+from study.config.schedules import chosen, eval_steps, probe_steps
+from study.config.types import (
+    DATASETS,
+    DEVICES,
+    LINEAR,
+    MODELS,
+    OPTIMIZERS,
+    PRECISIONS,
+    AdapterConfig,
+    CellConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "DATASETS",
+    "DEVICES",
+    "IDENTITY_VERSION",
+    "LINEAR",
+    "MODELS",
+    "OPTIMIZERS",
+    "PRECISIONS",
+    "AdapterConfig",
+    "CellConfig",
+    "DataConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "Sources",
+    "TrainConfig",
+    "checked",
+    "chosen",
+    "eval_steps",
+    "identity",
+    "parse",
+    "probe_steps",
+    "typed",
+    "validate",
+]

@@ -1,0 +1,44 @@
+"""What a configuration's short words stand for: the steps that are measured and evaluated, the members of a choice."""
+
+from typing import Any
+
+from study.config.types import CellConfig
+from study.errors import StudyError, unknown
+
+
+def chosen(key: str, value: Any, choices: tuple[str, ...], usual: tuple[str, ...] | None = None) -> tuple[str, ...]:
+    """The members of ``choices`` that ``value`` (``all``, one name or a list) asks for, in the order of ``choices``.
+
+    ``all`` may stand in a list beside other names and means ``usual``, by default every choice.
+    """
+    wanted = [value] if isinstance(value, str) else list(value)
+    for name in wanted:
+        if name not in ("all", *choices):
+            raise unknown(key, name, ("all", *choices))
+    everything = (choices if usual is None else usual) if "all" in wanted else ()
+    return tuple(name for name in choices if name in wanted or name in everything)
+
+
+def probe_steps(config: CellConfig) -> tuple[int, ...]:
+    """The steps that are measured, ascending; listed steps beyond the end of the run are left out."""
+    probes, last = config.probes, config.train.steps
+    if probes.every is not None and probes.steps is not None:
+        raise StudyError(f"probes.every={probes.every} and probes.steps={probes.steps} are both set: set one to null")
+    if probes.every is not None:
+        return tuple(sorted({*range(0, last + 1, probes.every), last}))
+    if probes.steps is None:
+        return ()
+    if probes.steps == "log":
+        return tuple(sorted({0, last, *(2**i for i in range(last.bit_length()) if 2**i <= last)}))
+    listed = [probes.steps] if isinstance(probes.steps, int) else probes.steps
+    if isinstance(listed, str) or not all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in listed):
+        raise StudyError(f"probes.steps={probes.steps} is no schedule: give 'log' or a list of steps such as [0,1,2,4]")
+    return tuple(sorted({s for s in listed if s <= last}))
+
+
+def eval_steps(config: CellConfig) -> frozenset[int]:
+    """The steps at which the held-out loss is taken: the first, the last and every ``train.eval_every``-th; 0: none."""
+    last, every = config.train.steps, config.train.eval_every
+    if every == 0:
+        return frozenset()
+    return frozenset({0, last} | (set(range(0, last + 1, every)) if every else set()))
