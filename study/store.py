@@ -33,7 +33,7 @@ PROBES_SCHEMA = pa.schema(
     + [("d_in", pa.int32()), ("d_out", pa.int32())]
     + [(stat, pa.float32()) for stat in STATS]
 )
-DERIVED = ("exponents", "stable", "distances")
+DERIVED = ("exponents", "stable", "rates", "losses", "distances")
 """Tables made from a study's cells after they were trained."""
 SCHEMAS = {"metrics": METRICS_SCHEMA, "probes": PROBES_SCHEMA}
 
@@ -92,8 +92,8 @@ class StudyTables:
     """A study as tidy pandas frames; missing is NaN, strings that repeat are categorical.
 
     ``cells``: one row a cell, its configuration and how it ended. ``metrics``: a row a cell and step. ``probes``: a row
-    a cell, step, layer and site, a column a stat. ``exponents``, ``stable`` and ``distances``: what
-    ``study analyze`` and ``study distances`` last wrote, empty before.
+    a cell, step, layer and site, a column a stat. ``exponents``, ``stable``, ``rates``, ``losses`` and ``distances``:
+    what ``study analyze`` and ``study distances`` last wrote, empty before.
     """
 
     cells: pd.DataFrame
@@ -101,6 +101,8 @@ class StudyTables:
     probes: pd.DataFrame
     exponents: pd.DataFrame
     stable: pd.DataFrame = field(default_factory=pd.DataFrame)
+    rates: pd.DataFrame = field(default_factory=pd.DataFrame)
+    losses: pd.DataFrame = field(default_factory=pd.DataFrame)
     distances: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
@@ -135,6 +137,11 @@ def load_cells(study_dir: str | os.PathLike[str]) -> pd.DataFrame:
         raise StudyError(f"no study in {folder}: train one with `study train name=...`{there}")
     by = ["model", "data", "optimizer", "lr", "scaling", "exponent", "rank", "seed"]
     return pd.DataFrame(rows).sort_values(by).reset_index(drop=True)
+
+
+def load_records(study_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Every cell's ``record.json`` as it stands: configuration, versions, commit, device, sources, how it ended."""
+    return [record for _, record in _records(Path(study_dir))]
 
 
 def is_done(cell_folder: Path) -> bool:

@@ -1,30 +1,41 @@
 """From tables to statements: exponents with intervals, verdicts in words, and the few rows to read first.
 
->>> exponents = with_verdicts(fit_exponents(cells, probes))        # doctest: +SKIP
->>> rich.print(render_table(summary(exponents)))                   # doctest: +SKIP
+>>> found = analyze(tables.cells, tables.metrics, tables.probes)   # doctest: +SKIP
+>>> rich.print(render_table(summary(found.exponents)))             # doctest: +SKIP
 
 Nothing here imports torch: a study is analysed again on a laptop, from its stored tables alone.
 """
 
 from study.analysis.curves import curve_columns
+from study.analysis.everything import Analysis, analyze
 from study.analysis.exponents import fit_exponents
 from study.analysis.fits import fitted
 from study.analysis.predictions import lazy_ratios, with_predictions
-from study.analysis.stable import first_to_read, stable_exponents
+from study.analysis.rank_effects import compared_losses, rank_effects, rule_differences
+from study.analysis.rates import best_rates, rate_transfer
+from study.analysis.stable import first_to_read, side_by_side, stable_exponents
 from study.analysis.summary import render_stable, render_table, summary
 from study.analysis.verdicts import PRIMARY, VERDICTS, holm, tost, with_verdicts
 
 __all__ = [
     "PRIMARY",
     "VERDICTS",
+    "Analysis",
+    "analyze",
+    "best_rates",
+    "compared_losses",
     "curve_columns",
     "first_to_read",
     "fit_exponents",
     "fitted",
     "holm",
     "lazy_ratios",
+    "rank_effects",
+    "rate_transfer",
     "render_stable",
     "render_table",
+    "rule_differences",
+    "side_by_side",
     "stable_exponents",
     "summary",
     "tost",

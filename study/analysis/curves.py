@@ -34,7 +34,7 @@ FIT_COLUMNS = (
 )
 """What :func:`study.analysis.exponents.fit_exponents` adds to the curve's own columns."""
 
-PREDICTION_COLUMNS = ("lazy",)
+PREDICTION_COLUMNS = ("lazy", "clipped", "eps_ratio")
 """What :func:`study.analysis.predictions.with_predictions` adds beside filling ``predicted``."""
 
 VERDICT_COLUMNS = ("margin", "p_value", "p_holm", "primary", "verdict")

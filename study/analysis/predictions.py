@@ -17,6 +17,7 @@ from study.analysis.curves import curve_columns, curve_labels
 from study.inits import INITS
 from study.sites import MODEL_WIDE
 from study.theory import FAMILIES, predicted_exponents
+from study.theory.asymptotics import CLIPS
 from study.theory.curves import MIDDLE_BACK
 
 LAZY_WITHIN = 0.1
@@ -30,14 +31,21 @@ def with_predictions(
     exponents: pd.DataFrame, cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame
 ) -> pd.DataFrame:
     """``exponents`` with ``predicted``, the slope of each row's finite-rank curve over its ranks (NaN: no prediction),
-    and ``lazy``: 1 where every probed step up to the row's was, 0 where one was not, NaN where it was not recorded.
+    and with what it depends on, over all cells of the curve and all steps up to the row's:
+
+    - ``lazy``: 1 where every probed step was, 0 where one was not, NaN where it was not recorded;
+    - ``clipped``: ``never``, ``always`` or ``some`` of the gradients were;
+    - ``eps_ratio``: the smallest rms(gradient) / eps, median over layers, of the factor that the row is about; infinite
+      where the optimizer has no eps or the gradient was not measured.
 
     A ``mean_log`` row is predicted by the mean of its layers' predictions (the slope of a mean is the mean of the
     slopes); a ``median`` row only where they all agree. Slopes under inits whose variance is no power of the rank, and
     under optimizers that theory has no family for, have no prediction.
     """
-    curves = _Curves.of(exponents, cells)
+    curves = _Curves.of(exponents, cells[np.isfinite(cells["rank"])])
     lazy = curves.lazy(exponents, metrics, probes)
+    clipped = curves.clipping(exponents, metrics)
+    eps_ratio = curves.eps_ratios(exponents, probes)
     predicted = np.full(len(exponents), np.nan)
 
     known = (
@@ -46,7 +54,7 @@ def with_predictions(
     )
     single = known & ~exponents["layer"].isin(POOLED).to_numpy()
     rows = exponents[single]
-    numbers = _alignments(rows, cells, probes)
+    numbers = curves.alignments(rows, probes)
     inits = [INITS[name] for name in rows["init"].astype(str)]
     predicted[single] = (
         predicted_exponents(
@@ -61,15 +69,17 @@ def with_predictions(
             kurtosis=[init.kurtosis for init in inits],
             **numbers,
             decay=_decay(rows),
-            clip=curves.clipping(rows, metrics),
-            eps_ratio=curves.eps_ratios(rows, probes),
+            clip=clipped[single],
+            eps_ratio=eps_ratio[single],
             lazy=np.where(np.isnan(lazy[single]), True, lazy[single] == 1),
         )
         if single.any()
         else np.empty(0)
     )
     _pool(exponents, predicted, single)
-    return exponents.assign(predicted=predicted, lazy=lazy)
+    return exponents.assign(
+        predicted=predicted, lazy=lazy, clipped=pd.Categorical(clipped, categories=CLIPS), eps_ratio=eps_ratio
+    )
 
 
 class _Curves:
@@ -100,32 +110,58 @@ class _Curves:
             fits.append(known[key])
         return fits
 
-    def clipping(self, rows: pd.DataFrame, metrics: pd.DataFrame) -> npt.NDArray[Any]:
-        """``never``, ``always`` or ``some`` of a curve's steps were clipped."""
-        clipped = metrics.dropna(subset=["clip_factor"])
-        by_cell = (clipped["clip_factor"] < 1).groupby(clipped["cell_id"].astype(str)).agg(["min", "max"])
-        by_curve = by_cell.groupby(self.of_cell.reindex(by_cell.index).to_numpy()).agg({"min": "min", "max": "max"})
-        words = {
-            curve: "always" if row["min"] else "some" if row["max"] else "never" for curve, row in by_curve.iterrows()
-        }
-        return np.array([words.get(curve, "never") for curve in self._curve(rows)], object)
+    def clipping(self, exponents: pd.DataFrame, metrics: pd.DataFrame) -> npt.NDArray[Any]:
+        """Per row ``never``, ``always`` or ``some``: how many of its curve's gradients up to its step were clipped."""
+        factors = metrics.dropna(subset=["clip_factor"])
+        here = [factors["cell_id"].astype(str).map(self.of_cell).to_numpy(), factors["step"].to_numpy(int)]
+        by_step = (factors["clip_factor"] < 1).groupby(here).agg(["min", "max"])
+        some = self._so_far(exponents, by_step["max"].groupby(level=0).cummax(), missing=0.0) > 0
+        every = self._so_far(exponents, by_step["min"].groupby(level=0).cummin(), missing=0.0) > 0
+        return np.where(every, "always", np.where(some, "some", "never")).astype(object)
 
-    def eps_ratios(self, rows: pd.DataFrame, probes: pd.DataFrame) -> npt.NDArray[np.float64]:
-        """The smallest over a curve's cells of rms(gradient) / eps, median over layers: of A for A's own sites, else of
-        the factor that is trained first. Infinite where the optimizer has no eps."""
-        if "eps" not in self.cells or self.cells["eps"].isna().all():
-            return np.full(len(rows), math.inf)
+    def eps_ratios(self, exponents: pd.DataFrame, probes: pd.DataFrame) -> npt.NDArray[np.float64]:
+        """Per row the smallest rms(gradient) / eps over its curve's cells up to its step, median over layers: of the
+        random factor for that factor's own sites, else of the trained one, which moves first."""
+        ratio = np.full(len(exponents), math.inf)
+        if "eps" not in self.cells or self.cells["eps"].isna().all() or "rms" not in probes:
+            return ratio
         eps = pd.Series(self.cells["eps"].to_numpy(float), index=self.cells["cell_id"].astype(str))
-        smallest = {}
-        for gradient in ("A_grad", "B_grad"):
-            of_site = probes[(probes["site"] == gradient) & (probes["batch"] == "train") & (probes["rms"] > 0)]
+        drawn = exponents["init"].astype(str).map({name: init.drawn for name, init in INITS.items()}).fillna("A")
+        own = exponents["site"].isin(["A_grad", "A_update", "B_grad", "B_update"]).to_numpy()
+        own = own & (exponents["site"].astype(str).str[0] == drawn).to_numpy()
+        random, trained = drawn.to_numpy(), np.where(drawn == "A", "B", "A")
+        factor = np.where(own, random, trained)
+        for name in ("A", "B"):
+            of_site = probes[(probes["site"] == f"{name}_grad") & (probes["batch"] == "train") & (probes["rms"] > 0)]
             cell = of_site["cell_id"].astype(str)
-            rms = of_site["rms"].groupby([cell, of_site["step"]]).median().groupby(level=0).min()
-            ratio = rms / eps.reindex(rms.index)
-            smallest[gradient] = ratio.groupby(self.of_cell.reindex(ratio.index).to_numpy()).min()
-        site = np.where(rows["site"].isin(["A_grad", "A_update"]), "A_grad", "B_grad")
-        found = [smallest[s].get(curve, math.inf) for s, curve in zip(site, self._curve(rows), strict=True)]
-        return np.nan_to_num(np.array(found, float), nan=math.inf, posinf=math.inf)
+            rms = of_site["rms"].groupby([cell, of_site["step"].astype(int)]).median().rename("rms").reset_index()
+            of_eps = rms["rms"].to_numpy() / eps.reindex(rms["cell_id"]).to_numpy()
+            of_curve = self.of_cell.reindex(rms["cell_id"]).to_numpy()
+            smallest = pd.Series(of_eps).groupby([of_curve, rms["step"].to_numpy()]).min().groupby(level=0).cummin()
+            found = self._so_far(exponents, smallest, missing=math.inf)
+            ratio = np.where(factor == name, found, ratio)
+        return np.nan_to_num(ratio, nan=math.inf, posinf=math.inf)
+
+    def alignments(self, rows: pd.DataFrame, probes: pd.DataFrame) -> dict[str, npt.NDArray[np.float64]]:
+        """Each row's layer sizes and alignments: geometric means over the ranks and seeds of its curve, which they do
+        not depend on while training is lazy. Curves are kept apart: at a large learning rate they do."""
+        numbers = [name for name in ("d_in", "d_out", "r_align", "r_sign", "r_back") if name in probes]
+        if not numbers:
+            return {}
+        here = probes[probes["site"].isin(["adapter_out", "adapter_in_grad", "delta_w"]).to_numpy()]
+        curve = here["cell_id"].astype(str).map(self.of_cell).rename("curve")
+        by = [curve, here["step"].astype(int), here["batch"].astype(str), here["layer"].astype(str)]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            logs = pd.DataFrame({name: np.log(here[name].to_numpy(float)) for name in numbers}, index=here.index)
+        means = logs.groupby(by).mean()
+        names = {"step": int, "batch": str, "layer": str}
+        asked = rows[list(names)].astype(names)
+        asked.insert(0, "curve", self._curve(rows))
+        found = means.reindex(pd.MultiIndex.from_frame(asked))
+        result = {name: np.exp(found[name].to_numpy(float)) for name in numbers}
+        if "r_back" in result:  # theory's own middle value is within 0.013 of either end's slope
+            result["r_back"] = np.where(np.isnan(result["r_back"]), MIDDLE_BACK, result["r_back"])
+        return result
 
     def lazy(self, exponents: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) -> npt.NDArray[np.float64]:
         """Per row, whether all cells of the curve were lazy at every probed step up to the row's."""
@@ -135,12 +171,16 @@ class _Curves:
         ratios = lazy_ratios(metrics, probes)
         ratios = ratios.assign(curve=self.of_cell.reindex(ratios["cell_id"]).to_numpy())
         good = (ratios["ratio"].sub(1).abs() <= LAZY_WITHIN).groupby([ratios["curve"], ratios["step"]]).min()
-        so_far = good.groupby(level=0).cummin()
-        pairs = pd.DataFrame({"curve": self.of_row, "step": exponents["step"].to_numpy(int)})
-        answers = so_far.astype(float).rename("lazy").reset_index().astype({"step": int}).sort_values("step")
-        order = pairs.reset_index().sort_values("step")
-        found = pd.merge_asof(order, answers, on="step", by="curve").set_index("index")["lazy"]
-        return found.reindex(pairs.index).to_numpy(float)
+        return self._so_far(exponents, good.groupby(level=0).cummin(), missing=math.nan)
+
+    def _so_far(self, exponents: pd.DataFrame, by_step: "pd.Series[Any]", missing: float) -> npt.NDArray[np.float64]:
+        """Each row's value of a series over (curve, step), at the last step there that is not after the row's."""
+        answers = by_step.astype(float).rename_axis(["curve", "step"]).rename("value").reset_index()
+        answers = answers.astype({"curve": int, "step": int}).sort_values("step", kind="stable")
+        asked = pd.DataFrame({"curve": self.of_row.astype(int), "step": exponents["step"].to_numpy(int)})
+        order = asked.reset_index().sort_values("step", kind="stable")
+        found = pd.merge_asof(order, answers, on="step", by="curve").set_index("index")["value"]
+        return found.reindex(asked.index).fillna(missing).to_numpy(float)
 
     def _curve(self, rows: pd.DataFrame) -> npt.NDArray[np.integer[Any]]:
         return self.of_row[rows.index.to_numpy()]
@@ -150,28 +190,10 @@ def lazy_ratios(metrics: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
     """Actual over linearised loss change, ``(loss - loss_after) / descent``, of every probed update: ``cell_id``,
     ``step``, ``ratio``."""
     wide = probes[(probes["site"] == "adapter_update") & (probes["layer"] == MODEL_WIDE) & (probes["batch"] == "train")]
-    descent = wide.assign(cell_id=wide["cell_id"].astype(str))[["cell_id", "step", "descent"]]
+    descent = wide.assign(cell_id=wide["cell_id"].astype(str)).reindex(columns=["cell_id", "step", "descent"])
     changes = metrics.assign(cell_id=metrics["cell_id"].astype(str), change=metrics["loss"] - metrics["loss_after"])
     joined = changes[["cell_id", "step", "change"]].merge(descent, on=["cell_id", "step"]).dropna()
     return joined.assign(ratio=joined["change"] / joined["descent"])[["cell_id", "step", "ratio"]]
-
-
-def _alignments(rows: pd.DataFrame, cells: pd.DataFrame, probes: pd.DataFrame) -> dict[str, npt.NDArray[np.float64]]:
-    """Each row's layer sizes and alignments; these are means over ranks and seeds, being free of both while lazy."""
-    numbers = [name for name in ("d_in", "d_out", "r_align", "r_sign", "r_back") if name in probes]
-    if not numbers:
-        return {}
-    by = ["model", "data", "optimizer", "targets", "step", "batch", "layer"]
-    here = probes[probes["site"].isin(["adapter_out", "adapter_in_grad", "delta_w"])]
-    names = {"cell_id": str, "layer": str, "batch": str, "step": int}
-    joined = here[["cell_id", "step", "batch", "layer", *numbers]].astype(names)
-    joined = joined.merge(cells[["cell_id", "model", "data", "optimizer", "targets"]].astype(str), on="cell_id")
-    means = joined.groupby(by, observed=True)[numbers].mean()
-    found = means.reindex(pd.MultiIndex.from_frame(rows[by].astype({name: names.get(name, str) for name in by})))
-    result = {name: found[name].to_numpy(float) for name in numbers}
-    if "r_back" in result:  # theory's own middle value is within 0.013 of either end's slope
-        result["r_back"] = np.where(np.isnan(result["r_back"]), MIDDLE_BACK, result["r_back"])
-    return result
 
 
 def _decay(rows: pd.DataFrame) -> npt.NDArray[Any]:

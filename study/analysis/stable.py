@@ -7,26 +7,37 @@ grid of p cross zero. Two readings of the same measurement stand side by side:
 - ``p_star``: flat over the ranks that were measured, to be compared with ``predicted``, theory's own for those ranks;
 - ``p_star_limit``: what remains when the finite-rank curve's bend is taken off, to be compared with ``limit``, theory's
   as r grows. Only where there is a prediction.
+
+What changes an update's law changes k: always clipped SGD has lost one gamma, Adam under its eps gains one, and where
+ranks lie astride of either there is no k and no row.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from study.analysis.curves import curve_columns
+from study.analysis.curves import PREDICTION_COLUMNS, curve_columns
 from study.inits import INITS
 from study.sites import MODEL_WIDE
-from study.theory import FAMILIES, predict, stable_exponent
+from study.theory import FAMILIES, Modifiers, predict, stable_exponent
 
 LINEAR_UNTIL = 1
 """The last step at which slopes are exactly linear in p."""
 
 FEW_SEEDS = 5
 """Under this many seeds an interval over seeds is too wide to lean on; the table says so in ``few_seeds``."""
+
+STABLE_COLUMNS = (
+    *("method", "p_star", "p_star_limit", "limit_low", "limit_high", "limit", "few_seeds"),
+    *(f"high_{name}" for name in ("rank_min", "p_star", "ci_low", "ci_high", "predicted")),
+)
+"""What a table of p* has beside the columns of ``exponents``."""
+
+EPS_DOMINATES, EPS_MATTERS = 0.01, 100.0
+"""Up to which rms(gradient) / eps Adam is linear in the gradient, and from which it is sign-like."""
 
 QUANTITIES = {
     "adapter_update": ("descent",),
@@ -41,10 +52,11 @@ QUANTITIES = {
 def stable_exponents(exponents: pd.DataFrame) -> pd.DataFrame:
     """One row per curve, quantity, batch, step, layer and kind: ``p_star`` with its 95 % interval, ``predicted``,
     ``p_star_limit`` with its interval, ``limit``, ``method`` (``linear`` or ``grid``), ``seeds``, ``ranks``,
-    ``rank_min``, ``rank_max``, ``few_seeds``.
+    ``rank_min``, ``rank_max``, ``few_seeds``; on the ``mean_log`` row over all kinds ``layer_p05``, ``layer_median``
+    and ``layer_p95``, quantiles of the single layers' ``p_star``.
 
-    ``exponents`` needs its ``predicted`` column for the finite-rank readings. A grid needs at least two values of p
-    that bracket zero; its interval is where the slopes' own bounds cross it.
+    ``exponents`` is what :func:`~study.analysis.predictions.with_predictions` returns. A grid needs at least two values
+    of p that bracket zero; its interval is where the slopes' own bounds cross it (NaN where they do not).
     """
     wanted = np.zeros(len(exponents), bool)
     for site, stats in QUANTITIES.items():
@@ -72,7 +84,7 @@ def _keys(rows: pd.DataFrame) -> list[str]:
 
 def _linear(rows: pd.DataFrame) -> pd.DataFrame:
     """``p* = p + slope / k``, row by row."""
-    theory = _once(rows, lambda **key: _factor(**key))
+    theory = _once(rows)
     factor = np.array([k for k, _ in theory], float)
     limit = np.array([p for _, p in theory], float)
     rows, factor, limit = rows[factor > 0], factor[factor > 0], limit[factor > 0]
@@ -90,26 +102,34 @@ def _linear(rows: pd.DataFrame) -> pd.DataFrame:
         limit_low=low - bend,
         limit_high=high - bend,
         limit=limit,
+        **{name: p + rows[name].to_numpy(float) / factor for name in ("layer_p05", "layer_median", "layer_p95")},
     )
 
 
-def _factor(*, site: str, stat: str, step: int, optimizer: str, init: str) -> tuple[float, float]:
+def _factor(
+    site: str, stat: str, step: int, optimizer: str, init: str, clipped: str, eps_dominates: bool | None
+) -> tuple[float, float]:
     """How much steeper a slope gets per unit of p, and theory's p* as r grows; NaN without a prediction."""
     how = INITS[init]
     if how.q is None:
         return math.nan, math.nan
-    at = [
-        predict(site, stat, step=step, optimizer=optimizer, p=p, q=how.q, init=how.drawn).exponent for p in (0.0, 1.0)
-    ]
-    star = stable_exponent(site, stat, step=step, optimizer=optimizer, q=how.q, init=how.drawn)
-    if at[0] is None or at[1] is None or star is None:
+    # Decay is of the next order in the learning rate in all of QUANTITIES, under whatever rule.
+    acting = Modifiers(clip=clipped, eps_ratio=1.0 if eps_dominates is None else 0.0 if eps_dominates else math.inf)
+    law: dict[str, Any] = {"step": step, "optimizer": optimizer, "q": how.q, "init": how.drawn, "modifiers": acting}
+    flat, steep = (predict(site, stat, p=p, **law).exponent for p in (0.0, 1.0))
+    star = stable_exponent(site, stat, **law)
+    if flat is None or steep is None or star is None:
         return math.nan, math.nan
-    return at[0] - at[1], star
+    return flat - steep, star
+
+
+APART = ("scaling", "exponent_p", "seeds", "ranks")
+"""What the rules of one grid may differ in."""
 
 
 def _grid(rows: pd.DataFrame) -> pd.DataFrame:
     """Where the slopes over a grid of p cross zero, by linear interpolation; a row per grid that brackets it."""
-    same = [name for name in _identity(rows) if name not in ("scaling", "exponent_p", "seeds", "ranks", "lazy")]
+    same = [name for name in _identity(rows) if name not in (*APART, *PREDICTION_COLUMNS)]
     grid = rows.groupby(same, dropna=False, observed=True, sort=False).ngroup().to_numpy()
     p_P = np.unique(rows["exponent_p"].to_numpy(float))
     if len(p_P) < 2:
@@ -127,8 +147,16 @@ def _grid(rows: pd.DataFrame) -> pd.DataFrame:
         ci_low=_crossings(p_P, low),  # a falling slope's lower bound crosses zero first
         ci_high=_crossings(p_P, high),
         seeds=rows["seeds"].groupby(grid).min().to_numpy(),
+        lazy=rows["lazy"].groupby(grid).agg(_all_lazy).to_numpy(float),
+        clipped=rows["clipped"].astype(str).groupby(grid).agg(lambda c: c.iloc[0] if c.nunique() == 1 else "some"),
+        eps_ratio=rows["eps_ratio"].groupby(grid).min().to_numpy(),
     )
     return found.dropna(subset=["p_star"])
+
+
+def _all_lazy(lazy: "pd.Series[float]") -> float:
+    """1 where every rule of a grid was lazy, 0 where one was not; NaN where that is not known."""
+    return 0.0 if (lazy == 0).any() else math.nan if lazy.isna().any() else 1.0
 
 
 def _crossings(p_P: npt.NDArray[np.float64], slope_GP: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -144,18 +172,24 @@ def _crossings(p_P: npt.NDArray[np.float64], slope_GP: npt.NDArray[np.float64]) 
 
 def _identity(rows: pd.DataFrame) -> list[str]:
     fit = ("site", "stat", "batch", "step", "kind", "layer", "block", "seeds", "ranks", "rank_min", "rank_max")
-    lazy = [name for name in ("lazy",) if name in rows]
-    return [*curve_columns(rows), *fit, *lazy]
+    return [*curve_columns(rows), *fit, *PREDICTION_COLUMNS]
 
 
-def _once(rows: pd.DataFrame, ask: Callable[..., tuple[float, float]]) -> list[tuple[float, float]]:
-    """``ask`` of every row, computed once per distinct question."""
-    names = ["site", "stat", "step", "optimizer", "init"]
+def _once(rows: pd.DataFrame) -> list[tuple[float, float]]:
+    """:func:`_factor` of every row, computed once per distinct question."""
+    words = ["site", "stat", "optimizer", "init", "clipped"]
+    ratio = rows["eps_ratio"].to_numpy(float)
+    says = [r <= EPS_DOMINATES if r <= EPS_DOMINATES or r >= EPS_MATTERS else None for r in ratio]
+    asked = (
+        rows[words]
+        .astype(str)
+        .assign(step=rows["step"].to_numpy(int), eps_dominates=pd.Series(says, rows.index, dtype=object))
+    )
     known: dict[tuple[Any, ...], tuple[float, float]] = {}
     answers = []
-    for key in rows[names].astype({name: str for name in names if name != "step"}).itertuples(index=False, name=None):
+    for key in asked.itertuples(index=False, name=None):
         if key not in known:
-            known[key] = ask(**dict(zip(names, key, strict=True)))
+            known[key] = _factor(**dict(zip(asked.columns, key, strict=True)))
         answers.append(known[key])
     return answers
 
@@ -171,3 +205,26 @@ def first_to_read(stable: pd.DataFrame) -> pd.DataFrame:
         & ~stable["site"].isin(stable.loc[model_wide, "site"].unique())
     )
     return stable[(stable["batch"] == "train") & (model_wide | pooled)].reset_index(drop=True)
+
+
+def side_by_side(stable: pd.DataFrame) -> pd.DataFrame:
+    """The rows over all ranks with, beside each, what the same measurement gives over its higher ranks alone: columns
+    ``high_rank_min``, ``high_p_star``, ``high_ci_low``, ``high_ci_high``, ``high_predicted`` (NaN: not fitted).
+    """
+    beside = ["rank_min", "p_star", "ci_low", "ci_high", "predicted"]
+    if stable.empty:
+        return stable.assign(**{f"high_{name}": np.nan for name in beside})
+    which = [
+        *[name for name in curve_columns(stable) if name not in STABLE_COLUMNS],
+        "site",
+        "stat",
+        "batch",
+        "step",
+        "kind",
+        "layer",
+        "method",
+    ]
+    group = stable.groupby(which, dropna=False, observed=True, sort=False).ngroup()
+    lowest = (stable["rank_min"] == stable["rank_min"].groupby(group).transform("min")).to_numpy()
+    high = stable[~lowest][beside].add_prefix("high_").assign(group=group[~lowest]).drop_duplicates("group")
+    return stable[lowest].assign(group=group[lowest]).merge(high, on="group", how="left").drop(columns="group")

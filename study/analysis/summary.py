@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from study.analysis.curves import curve_columns
-from study.analysis.stable import FEW_SEEDS, first_to_read
+from study.analysis.stable import FEW_SEEDS, first_to_read, side_by_side
 from study.analysis.verdicts import PRIMARY, RATIO
 from study.sites import MODEL_WIDE
 
@@ -109,19 +109,21 @@ def render_stable(stable: pd.DataFrame) -> Table:
     """The rows of :func:`~study.analysis.stable.first_to_read` as a rich table that fits 80 columns."""
     rows = first_to_read(stable)
     late = rows[(rows["method"] == "grid") & (rows["step"] < rows["step"].max())].index  # the last grid is enough
-    rows = rows.drop(index=late)
+    rows = side_by_side(rows.drop(index=late))
+    high = sorted(rows["high_rank_min"].dropna().unique())
     few = "" if not rows["few_seeds"].any() else f"\nfewer than {FEW_SEEDS} seeds: the intervals say little"
     table = Table(
         title="p* in gamma = alpha / r^p: where a quantity is flat in the rank",
         caption="here: over the ranks measured; limit: as the rank grows, the bend of finite ranks taken off" + few,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,  # the box leaves a blank between columns
         pad_edge=False,
     )
     for column in ("quantity", "from"):
         table.add_column(column, no_wrap=True)
-    for column in ("step", "p* here", "theory", "limit", "theory"):
+    above = [f"r≥{' or '.join(f'{rank:g}' for rank in high)}"] if high else []
+    for column in ("step", "p* here", "theory", *above, "limit", "theory"):
         table.add_column(column, justify="right", no_wrap=True)
     for optimizer, part in rows.groupby("optimizer", sort=False, observed=True):
         table.add_section()
@@ -134,7 +136,7 @@ def render_stable(stable: pd.DataFrame) -> Table:
                 interval_text(row["p_star"], row["ci_low"], row["ci_high"]),
                 *(
                     "" if pd.isna(row[name]) else _two_places(row[name])
-                    for name in ("predicted", "p_star_limit", "limit")
+                    for name in ("predicted", *(["high_p_star"] if high else []), "p_star_limit", "limit")
                 ),
             )
     return table

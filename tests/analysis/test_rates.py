@@ -1,0 +1,244 @@
+"""Learning-rate transfer on basins whose bottoms are known, and losses whose causes are."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from study.analysis import best_rates, compared_losses, rank_effects, rate_transfer, rule_differences
+from study.analysis.rank_effects import mean_interval
+from study.analysis.rates import bottom, predicted_transfer
+
+RANKS = (4, 16, 64, 256)
+RATES = tuple(10.0 ** np.arange(-6, 0, 0.5))
+NO_PROBES = pd.DataFrame({name: [] for name in ("cell_id", "step", "layer", "site", "batch", "rms")})
+Loss = Callable[[dict[str, Any]], float]
+
+
+def p_of(cell: dict[str, Any]) -> float:
+    return {"lora": 1.0, "rslora": 0.5}.get(cell["scaling"], cell["exponent"])
+
+
+def runs(
+    loss: Loss,
+    *,
+    rates: Sequence[float] = RATES,
+    rules: Sequence[tuple[str, float]] = (("lora", math.nan), ("rslora", math.nan), ("power", 0.0)),
+    ranks: Sequence[int] = RANKS,
+    seeds: Sequence[int] = (0, 1, 2),
+    **fixed: Any,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """``cells`` and ``metrics``: ``loss(cell)`` is the final held-out loss, NaN a run that diverged."""
+    base = {"study": "s", "model": "m", "data": "d", "optimizer": "adamw", "init": "kaiming", "targets": "all-linear"}
+    rows = []
+    for (scaling, exponent), rank, lr, seed in itertools.product(rules, ranks, rates, seeds):
+        cell = base | {"alpha": 16.0} | fixed | {"scaling": scaling, "exponent": exponent, "rank": float(rank)}
+        cell |= {"lr": lr, "seed": seed, "data_seed": seed, "cell_id": f"{len(rows):05d}"}
+        cell["gamma"] = cell["alpha"] * rank ** -p_of(cell)
+        cell["loss"] = loss(cell)
+        cell["status"] = "complete" if math.isfinite(cell["loss"]) else "diverged"
+        rows.append(cell)
+    cells = pd.DataFrame(rows)
+    start = cells[["cell_id"]].assign(step=0, eval_loss=9.0)
+    end = cells[["cell_id"]].assign(step=50, eval_loss=cells["loss"])
+    return cells.drop(columns="loss"), pd.concat([start, end], ignore_index=True)
+
+
+def basin(law: Callable[[float, float], float], centre: float = 3e-3) -> Loss:
+    """A parabola in log lr whose bottom is at ``centre * r ** law(p, seed)``."""
+    return lambda c: 2.0 + 0.05 * (math.log(c["lr"]) - math.log(centre * c["rank"] ** law(p_of(c), c["seed"]))) ** 2
+
+
+def test_a_parabola_s_bottom_is_found_exactly_at_uneven_rates() -> None:
+    x = np.log(np.array([1e-5, 3e-5, 1e-4, 5e-4, 1e-3]))
+    found = bottom(np.exp(x), 1.5 + 0.3 * (x - math.log(7e-5)) ** 2)
+    assert found.lr == pytest.approx(7e-5)
+    assert found.loss == pytest.approx(1.5)
+    assert found.edge == ""
+
+
+@pytest.mark.parametrize(
+    ("loss", "lr", "edge"),
+    [
+        ([3.0, 2.0, 1.0], 1e-2, "highest"),
+        ([1.0, 2.0, 3.0], 1e-4, "lowest"),
+        ([3.0, 1.0, math.nan], 1e-3, ""),  # bounded by a run that diverged: no edge, and no parabola
+        ([3.0, math.nan, math.nan], 1e-4, "lowest"),
+        ([2.0, 2.0, 2.0], 1e-4, "lowest"),
+    ],
+)
+def test_edges_and_divergence(loss: list[float], lr: float, edge: str) -> None:
+    found = bottom(np.array([1e-4, 1e-3, 1e-2]), np.array(loss))
+    assert found.lr == pytest.approx(lr)
+    assert found.edge == edge
+
+
+def test_the_exponent_of_the_best_rate() -> None:
+    """Bottoms at r^-(1-p)/1.5 plus a seed's own tilt: the mean over seeds, and its interval, in closed form."""
+    tilt = {0: -0.02, 1: 0.0, 2: 0.03}
+    cells, metrics = runs(
+        basin(lambda p, seed: -(1 - p) / 1.5 + tilt[seed]), rates=tuple(10.0 ** np.arange(-8, 2, 0.4))
+    )
+    table = rate_transfer(best_rates(cells, metrics, NO_PROBES)).set_index("exponent_p")
+    mean, low, high = mean_interval(np.array(list(tilt.values())))
+    for p in (0.0, 0.5, 1.0):
+        row = table.loc[p]
+        assert row["exponent"] == pytest.approx(-(1 - p) / 1.5 + mean)
+        assert (row["ci_low"], row["ci_high"]) == pytest.approx((-(1 - p) / 1.5 + low, -(1 - p) / 1.5 + high))
+        assert (row["seeds"], row["ranks"], row["edges"], row["interval"]) == (3, 4, 0, "seeds")
+        assert row["agrees"] == 1.0
+    assert (table.loc[0.5, "predicted_low"], table.loc[0.5, "predicted_high"]) == (-0.5, -0.25)
+    assert (table.loc[0.0, "predicted_low"], table.loc[0.0, "predicted_high"]) == (-1.0, -0.5)
+    assert (table.loc[1.0, "predicted_low"], table.loc[1.0, "predicted_high"]) == (0.0, 0.0)
+
+
+def test_a_swapped_prediction_does_not_agree() -> None:
+    """Bottoms that move as if p were 1 - p."""
+    wobble = {0: -0.01, 1: 0.0, 2: 0.01}
+    cells, metrics = runs(basin(lambda p, seed: -p * 0.75 + wobble[seed]), rates=tuple(10.0 ** np.arange(-8, 2, 0.4)))
+    table = rate_transfer(best_rates(cells, metrics, NO_PROBES)).set_index("exponent_p")
+    assert table.loc[0.0, "agrees"] == 0.0
+    assert table.loc[1.0, "agrees"] == 0.0
+
+
+def test_optima_at_an_edge_are_counted_and_left_out() -> None:
+    cells, metrics = runs(
+        basin(lambda p, seed: -1.0, centre=1e-2), rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2), rules=(("power", 0.0),)
+    )
+    rates = best_rates(cells, metrics, NO_PROBES)
+    # Bottoms at 2.5e-3, 6.3e-4, 1.6e-4 and 3.9e-5: the last is below every rate tried, its best run the lowest.
+    assert dict(rates.groupby("rank")["edge"].first()) == {4.0: "", 16.0: "", 64.0: "lowest", 256.0: "lowest"}
+    [row] = rate_transfer(rates).to_dict("records")
+    assert row["edges"] == 6
+    assert row["exponent"] == pytest.approx(-1.0)
+    assert row["rank_max"] == 16
+
+
+def test_one_seed_has_an_interval_over_ranks_or_none() -> None:
+    cells, metrics = runs(basin(lambda p, seed: -0.3), seeds=(0,), rules=(("rslora", math.nan),))
+    [row] = rate_transfer(best_rates(cells, metrics, NO_PROBES)).to_dict("records")
+    assert row["interval"] == "ranks"
+    assert row["exponent"] == pytest.approx(-0.3)
+    two, losses = runs(basin(lambda p, seed: -0.3), seeds=(0,), ranks=(4, 16), rules=(("rslora", math.nan),))
+    [row] = rate_transfer(best_rates(two, losses, NO_PROBES)).to_dict("records")
+    assert row["interval"] == "none"
+    assert math.isnan(row["ci_low"])
+    assert math.isnan(row["agrees"]), "without an interval nothing agrees or disagrees"
+
+
+def test_rho_is_of_the_run_at_the_best_rate() -> None:
+    cells, metrics = runs(basin(lambda p, seed: 0.0, centre=1e-3), rules=(("lora", math.nan),), seeds=(0,))
+    probes = pd.DataFrame(
+        [
+            {"cell_id": c, "step": step, "layer": layer, "site": "A", "batch": "train", "rho": lr * r * step * k}
+            for c, lr, r in cells[["cell_id", "lr", "rank"]].itertuples(index=False)
+            for step in (1, 5)
+            for layer, k in (("a", 1.0), ("b", 2.0), ("c", 10.0))
+        ]
+    )  # fmt: skip
+    rates = best_rates(cells, metrics, probes)
+    assert rates["rho"].to_numpy() == pytest.approx(1e-3 * rates["rank"].to_numpy() * 5 * 2.0)
+    [row] = rate_transfer(rates).to_dict("records")
+    assert (row["rho_min"], row["rho_max"]) == pytest.approx((0.04, 2.56))
+
+
+def test_what_is_predicted_for_the_best_rate() -> None:
+    assert predicted_transfer("sgd", 0.5, "kaiming") == (0.0, 0.0)
+    assert predicted_transfer("signsgd", 1.5, "gaussian") == (0.25, 0.5)
+    assert all(map(math.isnan, predicted_transfer("adamw", 0.5, "init_b")))
+    assert all(map(math.isnan, predicted_transfer("someone's", 0.5, "kaiming")))
+
+
+# ----------------------------------------------------------------------------------------- rank, or only the step size
+
+
+def by_step_alone(cell: dict[str, Any]) -> float:
+    """A loss that knows of nothing but the step: monotone in it, so that a larger gamma always looks better."""
+    power = 2 if cell["optimizer"] == "sgd" else 1
+    return 3.0 - 0.1 * math.log(cell["lr"] * cell["gamma"] ** power) + 0.001 * cell["seed"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_where_the_step_is_all_the_matched_difference_is_nothing(optimizer: str) -> None:
+    cells, metrics = runs(by_step_alone, optimizer=optimizer, rules=(("lora", math.nan), ("rslora", math.nan)))
+    differences = rule_differences(compared_losses(cells, metrics, NO_PROBES))
+    fixed, matched = (differences[differences["how"] == how] for how in ("fixed", "matched"))
+    power = 2 if optimizer == "sgd" else 1
+    # gamma of LoRA is r^-1/2 of rsLoRA's: its loss is higher by 0.05 ln r, or twice that under SGD.
+    assert fixed["difference"].to_numpy() == pytest.approx(0.05 * power * np.log(fixed["rank"].to_numpy()))
+    assert len(matched) > 4
+    assert matched["difference"].to_numpy() == pytest.approx(0.0, abs=1e-9)
+    assert (matched["seeds"] == 3).all()
+
+
+def test_where_the_rule_matters_the_matched_difference_is_the_rule_s() -> None:
+    penalty = lambda c: by_step_alone(c) + (0.25 if c["scaling"] == "lora" else 0.0)  # noqa: E731
+    cells, metrics = runs(penalty, rules=(("lora", math.nan), ("rslora", math.nan)))
+    matched = rule_differences(compared_losses(cells, metrics, NO_PROBES)).query("how == 'matched'")
+    assert matched["difference"].to_numpy() == pytest.approx(0.25)
+
+
+def test_lora_with_alpha_root_r_is_matched_without_interpolation() -> None:
+    """One learning rate: LoRA's alpha is raised to alpha sqrt(r), and is then compared with rsLoRA at that rate."""
+    parts = [runs(by_step_alone, rates=(1e-3,), rules=(("rslora", math.nan),))]
+    for rank in RANKS:
+        parts.append(
+            runs(by_step_alone, rates=(1e-3,), ranks=(rank,), rules=(("lora", math.nan),), alpha=16 * rank**0.5)
+        )
+    for n, (cells, metrics) in enumerate(parts):
+        cells["cell_id"], metrics["cell_id"] = f"{n}-" + cells["cell_id"], f"{n}-" + metrics["cell_id"]
+    losses = compared_losses(*(pd.concat(each, ignore_index=True) for each in zip(*parts, strict=True)), NO_PROBES)
+    matched = rule_differences(losses).query("how == 'matched'")
+    assert sorted(matched["rank"]) == list(RANKS)
+    assert matched["difference"].to_numpy() == pytest.approx(0.0, abs=1e-9)
+
+
+def test_what_a_doubling_of_the_rank_gains() -> None:
+    """At a fixed rate 0.02 nats a doubling and a seed's own; at the best rate nothing, the bottoms being level."""
+    own = {0: 0.01, 1: 0.02, 2: 0.03}
+    fall = lambda c: 3 - own[c["seed"]] * math.log2(c["rank"])  # noqa: E731
+    cells, metrics = runs(fall, rates=(1e-3,), rules=(("rslora", math.nan),))
+    [row] = rank_effects(compared_losses(cells, metrics, NO_PROBES)).to_dict("records")
+    assert row["gain"] == pytest.approx(0.02)
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx(mean_interval(np.array([0.01, 0.02, 0.03]))[1:])
+    level, ends = runs(
+        basin(lambda p, seed: -0.5), rates=tuple(3e-3 * 2.0 ** np.arange(-8, 5)), rules=(("rslora", math.nan),)
+    )
+    effects = rank_effects(compared_losses(level, ends, NO_PROBES)).set_index("how")
+    assert effects.loc["best", "gain"] == pytest.approx(0.0, abs=1e-9)
+    assert abs(effects.loc["fixed", "gain"]) > 0.01
+
+
+def test_a_diverged_run_has_no_loss_and_is_no_neighbour_to_interpolate_from() -> None:
+    wild = lambda c: math.nan if c["scaling"] == "lora" and c["lr"] > 1e-3 else by_step_alone(c)  # noqa: E731
+    cells, metrics = runs(wild, rules=(("lora", math.nan), ("rslora", math.nan)))
+    losses = compared_losses(cells, metrics, NO_PROBES)
+    matched = losses[(losses["how"] == "matched") & (losses["scaling"] == "lora")]
+    assert matched["loss"].isna().any()
+    assert np.isfinite(rule_differences(losses)["difference"]).all()
+
+
+def test_parameters_and_flops_come_from_the_layers_sizes() -> None:
+    cells, metrics = runs(by_step_alone, rates=(1e-3,), seeds=(0,), rules=(("lora", math.nan),))
+    probes = pd.DataFrame(
+        [
+            {"cell_id": c, "step": 0, "layer": layer, "site": "B", "batch": "train", "d_in": d, "d_out": o}
+            for c in cells["cell_id"]
+            for layer, d, o in (("a", 64, 32), ("b", 64, 128), ("model", 0, 0))
+        ]
+    )
+    losses = compared_losses(cells, metrics, probes)
+    assert losses["parameters"].to_numpy() == pytest.approx(losses["rank"].to_numpy() * (64 + 32 + 64 + 128))
+    assert losses["flops"].to_numpy() == pytest.approx(6 * losses["parameters"].to_numpy())
+
+
+def test_nothing_to_compare_is_empty_tables() -> None:
+    cells, metrics = runs(by_step_alone, rates=(1e-3,), seeds=(0,))
+    nothing = compared_losses(cells, metrics[:0], NO_PROBES)
+    assert rank_effects(nothing).empty
+    assert rule_differences(nothing).empty
+    assert rate_transfer(best_rates(cells, metrics, NO_PROBES)).empty
