@@ -1,4 +1,4 @@
-"""The console script ``study``: train, status, analyze, distances, figures, fetch.
+"""The console script ``study``: train, status, analyze, distances, figures, report, fetch.
 
 ``study train`` is a Hydra application and takes its arguments unchanged; the others are ordinary commands. What is
 imported here is imported by ``study --help``, so every command imports its own part of the house.
@@ -25,6 +25,7 @@ def cli() -> None:
     study train experiment=quick       train the ranks and rules of a study
     study analyze results/quick        fit the exponents and say what they show
     study figures results/quick        draw the figures from the tables
+    study report  results/quick        all of it on one page
     """
 
 
@@ -50,20 +51,18 @@ def status(study_dir: Path) -> None:
 @cli.command()
 @STUDY_DIR
 def analyze(study_dir: Path) -> None:
-    """Fit exponents, find the p at which each quantity is stable, print the ones that matter and write both tables."""
+    """Fit exponents, find the p at which each quantity is stable, print the ones that matter and write every table."""
     from rich.console import Console
 
     from study import analysis
     from study.store import load_tables, write_derived
 
     tables = load_tables(study_dir)
-    fitted = analysis.fit_exponents(tables.cells, tables.probes)
-    predicted = analysis.with_predictions(fitted, tables.cells, tables.metrics, tables.probes)
-    exponents, stable = analysis.with_verdicts(predicted), analysis.stable_exponents(predicted)
-    Console().print(analysis.render_table(analysis.summary(exponents)))
-    if len(stable):
-        Console().print(analysis.render_stable(stable))
-    for name, table in (("exponents", exponents), ("stable", stable)):
+    found = analysis.analyze(tables.cells, tables.metrics, tables.probes)
+    Console().print(analysis.render_table(analysis.summary(found.exponents)))
+    if len(found.stable):
+        Console().print(analysis.render_stable(found.stable))
+    for name, table in vars(found).items():
         click.echo(f"{len(table)} rows in {write_derived(study_dir, name, table)}")
 
 
@@ -106,6 +105,18 @@ def figures(study_dir: Path, to: Path | None) -> None:
     for name, figure in draw_all(load_tables(study_dir)):
         for path in save(figure, folder, name):
             click.echo(path)
+
+
+@cli.command()
+@STUDY_DIR
+@click.option("--plots", type=click.Path(path_type=Path), help="Folder of the figures.  [default: plots/NAME]")
+def report(study_dir: Path, plots: Path | None) -> None:
+    """Write one page on a study, report.md and report.html; analyzes and draws first where that is not done."""
+    from study.report import write_report
+
+    folder = plots or study_dir.parent.parent / "plots" / study_dir.name
+    for path in write_report(study_dir, folder, lambda line: click.echo(line, err=True)):
+        click.echo(path)
 
 
 @cli.command()
