@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from study.adapters import AdapterSpec, LoraBank, adapted, resolve_targets
+from study.adapters import AdapterSpec, Contraction, LoraBank, adapted, merged_once, resolve_targets
 from study.config import CellConfig, chosen, eval_steps, probe_steps
 from study.data import IGNORED, Corpus, TokenBatch
 from study.limits import InfiniteRankBank, infinite
@@ -55,7 +55,7 @@ def train(base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig]) -> Iter
     bank_type = InfiniteRankBank if math.isinf(shared.adapter.rank) else LoraBank
     last, probed_at, evaluated_at = shared.train.steps, probe_steps(shared), eval_steps(shared)
 
-    with adapted(base.model, layers, specs, bank_type) as banks:
+    with adapted(base.model, layers, specs, bank_type, contraction(shared)) as banks:
         fold = Fold(base, corpus, cells, banks)
         for step in range(last + 1):
             alive_K = fold.alive_K
@@ -192,11 +192,12 @@ class Fold:
             bank.zero_grad()
         if probe:
             self.dropout_before = [bank.dropout_state() for bank in self.banks]
-        for batch in micro_batches:
-            with probe.watch(batch.real_BT) if probe else nullcontext(), self._accumulating(step):
-                loss_K = self._nll_sums(batch) / supervised_K
-                loss_K.sum().backward()
-            total_K += loss_K.detach()
+        with merged_once(self.banks) if len(micro_batches) > 1 else nullcontext():
+            for batch in micro_batches:
+                with probe.watch(batch.real_BT) if probe else nullcontext(), self._accumulating(step):
+                    loss_K = self._nll_sums(batch) / supervised_K
+                    loss_K.sum().backward()
+                total_K += loss_K.detach()
         for bank in self.banks:
             bank.bind_grads()
         return total_K.tolist()
@@ -211,7 +212,8 @@ class Fold:
         for bank, state in zip(self.banks, self.dropout_before, strict=True):
             bank.rewind_dropout(state)
         micro_batches, supervised_K = self._micro_batches(step)
-        loss_K = torch.stack([self._nll_sums(batch) / supervised_K for batch in micro_batches]).sum(0).tolist()
+        with merged_once(self.banks):
+            loss_K = torch.stack([self._nll_sums(batch) / supervised_K for batch in micro_batches]).sum(0).tolist()
         return [loss if alive else math.nan for loss, alive in zip(loss_K, self.alive_K, strict=True)]
 
     def grad_norms(self) -> list[float]:
@@ -233,9 +235,10 @@ class Fold:
         sums_K, count = torch.zeros(len(self.cells), device=self.base.device), 0
         for bank in self.banks:
             bank.eval()
-        for batch in self.corpus.heldout.batches(self.cells[0].train.batch_size):
-            sums_K += self._nll_sums(_stacked([batch] * len(self.cells)))
-            count += batch.supervised
+        with merged_once(self.banks):
+            for batch in self.corpus.heldout.batches(self.cells[0].train.batch_size):
+                sums_K += self._nll_sums(_stacked([batch] * len(self.cells)))
+                count += batch.supervised
         for bank in self.banks:
             bank.train()
         return (sums_K / count).tolist()
@@ -321,6 +324,13 @@ def adapter_spec(config: CellConfig) -> AdapterSpec:
     adapter = config.adapter
     gamma = adapter.alpha if math.isinf(adapter.rank) else adapter.gamma
     return AdapterSpec(adapter.rank, gamma, config.seed, adapter.dropout, adapter.init)
+
+
+def contraction(config: CellConfig) -> Contraction:
+    """How a cell's adapters are multiplied out: by its tokens in a step, padding included."""
+    train = config.train
+    tokens = train.batch_size * train.accumulation * config.data.sequence_length
+    return Contraction(config.adapter.contraction, tokens)
 
 
 def _pairs(stacks: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -1,6 +1,16 @@
 """Low-rank adapters on frozen linears: K cells' adapters in one bank, found and wrapped by name."""
 
-from study.adapters.bank import AdapterSpec, LoraBank, LoraPair, features
+from study.adapters.bank import AdapterSpec, LoraBank, LoraPair, features, merged_once
+from study.adapters.contraction import Contraction
 from study.adapters.inject import adapted, resolve_targets
 
-__all__ = ["AdapterSpec", "LoraBank", "LoraPair", "adapted", "features", "resolve_targets"]
+__all__ = [
+    "AdapterSpec",
+    "Contraction",
+    "LoraBank",
+    "LoraPair",
+    "adapted",
+    "features",
+    "merged_once",
+    "resolve_targets",
+]

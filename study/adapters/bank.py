@@ -7,15 +7,19 @@ cell (batch times sequence), ``D`` in features, ``O`` out features, ``R`` rank.
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from study.adapters.contraction import factored
+from study.adapters.contraction import Contraction, factored, merged
+
+FACTORED = Contraction()
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,22 @@ def features(linear: nn.Module) -> tuple[int, int]:
     conv1d: Any = linear
     d, o = conv1d.weight.shape  # it keeps its weight as [D, O]
     return int(d), int(o)
+
+
+def dense_weight(linear: nn.Module) -> Tensor | None:
+    """The weight of a frozen linear as ``[O, D]``, a view; None where none can be added to:
+    quantised, or not float32.
+
+    Only the very classes whose product is known to be ``x W^T + b`` qualify, and none of their subclasses.
+    """
+    if type(linear) is nn.Linear:
+        weight = linear.weight
+    elif type(linear) is Conv1D:
+        conv1d: Any = linear
+        weight = conv1d.weight.mT  # it keeps its weight as [D, O]
+    else:
+        return None
+    return weight if weight.dtype == torch.float32 else None
 
 
 def generator_for(seed: int, layer: str, device: torch.device | str = "cpu") -> torch.Generator:
@@ -83,19 +103,45 @@ def initial_pair(spec: AdapterSpec, layer: str, d: int, o: int) -> tuple[Tensor,
 
 
 class Bucket(nn.Module):
-    """Neighbouring cells of one rank, multiplied together: ``A_kRD``, ``B_kOR`` are the registered parameters."""
+    """Neighbouring cells of one rank, multiplied together: ``A_kRD``, ``B_kOR`` are the registered parameters.
+
+    ``form`` is how: one of :data:`study.adapters.contraction.FORMS`.
+    """
 
     gamma_k11: Tensor
 
-    def __init__(self, drawn: Sequence[LoraPair]) -> None:
+    def __init__(self, drawn: Sequence[LoraPair], form: str) -> None:
         super().__init__()
         A_k, B_k, self.gammas = zip(*drawn, strict=True)
         self.A_kRD, self.B_kOR = nn.Parameter(torch.stack(A_k)), nn.Parameter(torch.stack(B_k))
         self.register_buffer("gamma_k11", torch.tensor(self.gammas).view(-1, 1, 1), persistent=False)
+        self.form = form
+        self._keeps = False
+        self._kept: tuple[Tensor, Tensor] | None = None
 
     def add_to(self, y_kNO: Tensor, x_kND: Tensor) -> Tensor:
         """``y + gamma B A x``."""
         return factored(y_kNO, x_kND, self.A_kRD, self.B_kOR, self.gamma_k11)
+
+    def added_to(self, W_OD: Tensor) -> Tensor:
+        """``W + gamma B A``, ``[k, O, D]``."""
+        if not self._keeps:
+            return merged(W_OD, self.A_kRD, self.B_kOR, self.gamma_k11)
+        if self._kept is None:
+            made = merged(W_OD, self.A_kRD, self.B_kOR, self.gamma_k11)
+            self._kept = made, made.detach().requires_grad_(made.requires_grad)
+        return self._kept[1]
+
+    @contextmanager
+    def merged_once(self) -> Iterator[None]:
+        """See :func:`merged_once`."""
+        self._keeps = True
+        try:
+            yield
+            if self._kept is not None and self._kept[1].grad is not None:
+                self._kept[0].backward(self._kept[1].grad)
+        finally:
+            self._keeps, self._kept = False, None
 
 
 class LoraBank(nn.Module):
@@ -105,19 +151,27 @@ class LoraBank(nn.Module):
     the base's precision and are cast where they are used.
     """
 
-    def __init__(self, base: nn.Module, layer: str, specs: Sequence[AdapterSpec]) -> None:
+    def __init__(
+        self, base: nn.Module, layer: str, specs: Sequence[AdapterSpec], contraction: Contraction = FACTORED
+    ) -> None:
         super().__init__()
         if [s.rank for s in specs] != sorted(s.rank for s in specs):
             raise ValueError("a bank's cells come ordered by rank: neighbours of one rank are multiplied together")
         self.base = base
         self.layer = layer
         self.specs = tuple(specs)
-        d, o = features(base)
-        self.buckets = nn.ModuleList(
-            Bucket([self.drawn(spec, d, o) for spec in group]) for _, group in groupby(specs, key=lambda s: s.rank)
-        )
+        self.contraction = contraction
+        self.buckets = nn.ModuleList(self._bucket(list(group)) for _, group in groupby(specs, key=lambda s: s.rank))
         self.pairs: list[LoraPair] = []
         self._dropout_streams: list[torch.Generator] | None = None
+
+    def _bucket(self, specs: Sequence[AdapterSpec]) -> Bucket:
+        d, o = features(self.base)
+        drawn = [self.drawn(spec, d, o) for spec in specs]
+        # Dropout is on the adapter's input alone, and a merged product has one input.
+        can_merge = dense_weight(self.base) is not None and not any(spec.dropout for spec in specs)
+        rank = len(drawn[0].A_RD)  # not the spec's: banks of study.limits hold factors of another rank
+        return Bucket(drawn, self.contraction.choose(d, o, rank) if can_merge else "factored")
 
     def drawn(self, spec: AdapterSpec, d: int, o: int) -> LoraPair:
         """What a cell begins with: the factors, and gamma. Banks of :mod:`study.limits` begin with others."""
@@ -152,26 +206,56 @@ class LoraBank(nn.Module):
                 stream.set_state(was)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.base(x)
-        cells = len(self.specs)
+        x_KND = x.reshape(len(self.specs), -1, x.shape[-1])
+        product = {"factored": self._factored, "merged": self._merged}
+        out, first = [], 0
+        for form, neighbours in groupby(self._buckets(), key=lambda bucket: bucket.form):
+            buckets = list(neighbours)
+            cells = slice(first, first := first + sum(len(bucket.gammas) for bucket in buckets))
+            out += product[form](buckets, x_KND[cells], cells)
+        y_KNO = out[0] if len(out) == 1 else torch.cat(out)
+        return y_KNO.view(*x.shape[:-1], y_KNO.shape[-1])
+
+    def _factored(self, buckets: Sequence[Bucket], x_kND: Tensor, cells: slice) -> list[Tensor]:
+        """One frozen product for all of ``buckets``, and each adds its own."""
+        y_kNO = self.base(x_kND)
         # Where autocast made the base's product bf16, the adapter's products are bf16 too.
-        x_KND = self._dropped(x.reshape(cells, -1, x.shape[-1])).to(y.dtype)
-        y_KNO = y.reshape(cells, -1, y.shape[-1])
-        sizes = [len(bucket.gammas) for bucket in self._buckets()]
-        out = [
-            b.add_to(y_, x_) for b, y_, x_ in zip(self._buckets(), y_KNO.split(sizes), x_KND.split(sizes), strict=True)
-        ]
-        return (out[0] if len(out) == 1 else torch.cat(out)).view_as(y)
+        x_kND = self._dropped(x_kND, cells).to(y_kNO.dtype)
+        sizes = [len(bucket.gammas) for bucket in buckets]
+        return [b.add_to(y, x) for b, y, x in zip(buckets, y_kNO.split(sizes), x_kND.split(sizes), strict=True)]
+
+    def _merged(self, buckets: Sequence[Bucket], x_kND: Tensor, cells: slice) -> list[Tensor]:
+        """One product a bucket, through the merged weights of its cells."""
+        W_OD = dense_weight(self.base)
+        assert W_OD is not None
+        bias: Any = self.base.bias
+        sizes = [len(bucket.gammas) for bucket in buckets]
+        products = [torch.bmm(x, b.added_to(W_OD).mT) for b, x in zip(buckets, x_kND.split(sizes), strict=True)]
+        return products if bias is None else [y + bias for y in products]
 
     def _buckets(self) -> list[Bucket]:
         return list(self.buckets)  # type: ignore[arg-type]
 
-    def _dropped(self, x_KND: Tensor) -> Tensor:
+    def _dropped(self, x_kND: Tensor, cells: slice) -> Tensor:
         """Dropout on the adapters' input as in PEFT, each cell from a stream of its own; none in eval mode."""
         if not self.training or not any(spec.dropout for spec in self.specs):
-            return x_KND
+            return x_kND
         if self._dropout_streams is None:
-            self._dropout_streams = [generator_for(s.seed, f"{self.layer}/dropout", x_KND.device) for s in self.specs]
-        keep_K = zip((1 - spec.dropout for spec in self.specs), self._dropout_streams, strict=True)
-        masks = [torch.empty_like(x_KND[0]).bernoulli_(keep, generator=g).div_(keep) for keep, g in keep_K]
-        return x_KND * torch.stack(masks)
+            self._dropout_streams = [generator_for(s.seed, f"{self.layer}/dropout", x_kND.device) for s in self.specs]
+        keep_k = zip((1 - spec.dropout for spec in self.specs[cells]), self._dropout_streams[cells], strict=True)
+        masks = [torch.empty_like(x_kND[0]).bernoulli_(keep, generator=g).div_(keep) for keep, g in keep_k]
+        return x_kND * torch.stack(masks)
+
+
+@contextmanager
+def merged_once(banks: Sequence[LoraBank]) -> Iterator[None]:
+    """Around several passes between which no factor changes: weights are merged in the first and kept for the others.
+
+    Gradients gather in the merged weights and are projected on A and B once, on leaving; each kept weight holds its
+    ``D O`` floats, and as many for the gradient. Factored adapters are untouched by it.
+    """
+    with ExitStack() as stack:
+        for bank in banks:
+            for bucket in bank._buckets():
+                stack.enter_context(bucket.merged_once())
+        yield

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from study.adapters.bank import AdapterSpec, LoraBank
+from study.adapters.bank import FACTORED, AdapterSpec, LoraBank
+from study.adapters.contraction import Contraction
 from study.errors import StudyError
 
 # By a component of the module path: every Hugging Face causal LM calls its two halves one of these.
@@ -50,15 +51,19 @@ def resolve_targets(linears: Sequence[str], targets: str | Sequence[str]) -> lis
 
 @contextmanager
 def adapted(
-    model: nn.Module, layers: Sequence[str], specs: Sequence[AdapterSpec], bank_type: type[LoraBank] = LoraBank
+    model: nn.Module,
+    layers: Sequence[str],
+    specs: Sequence[AdapterSpec],
+    bank_type: type[LoraBank] = LoraBank,
+    contraction: Contraction = FACTORED,
 ) -> Iterator[list[LoraBank]]:
     """``model`` with a bank in the place of each of ``layers``; the plain model again on leaving, also by an error.
 
-    ``bank_type`` is :class:`LoraBank` or one of :mod:`study.limits`.
+    ``bank_type`` is :class:`LoraBank` or one of :mod:`study.limits`; ``contraction`` says how each bank multiplies.
     """
     device = next(model.parameters()).device
     frozen = {layer: model.get_submodule(layer) for layer in layers}
-    banks = [bank_type(base, layer, specs) for layer, base in frozen.items()]
+    banks = [bank_type(base, layer, specs, contraction) for layer, base in frozen.items()]
     try:
         for bank in banks:
             bank.buckets.to(device)

@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from study import scaling
 from study.config.schedules import chosen, probe_steps
 from study.config.types import (
+    CONTRACTIONS,
     COUPLED_SIGN,
     DATASETS,
     DEVICES,
@@ -77,6 +78,7 @@ def validate(config: CellConfig) -> None:
         ("device", config.device, DEVICES),
         ("precision", config.precision, PRECISIONS),
         ("adapter.init", adapter.init, INITS),
+        ("adapter.contraction", adapter.contraction, CONTRACTIONS),
         ("train.schedule", train.schedule, SCHEDULES),
     ):
         if value not in choices:
@@ -96,6 +98,12 @@ def validate(config: CellConfig) -> None:
         _check_has_limit(adapter, config.optimizer.name)
     if not 0.0 <= adapter.dropout < 1.0:
         raise StudyError(f"adapter.dropout={adapter.dropout} is no probability: give one in [0, 1)")
+    if adapter.contraction == "merged" and (adapter.dropout or config.precision != "float32"):
+        cause = f"adapter.dropout={adapter.dropout}" if adapter.dropout else f"precision={config.precision}"
+        raise StudyError(
+            f"adapter.contraction=merged and {cause}: a merged weight has one input and is float32; "
+            "use adapter.contraction=auto or factored"
+        )
 
     _finite("optimizer.lr", config.optimizer.lr, above=0.0)
     _finite("optimizer.loraplus_lr_ratio", config.optimizer.loraplus_lr_ratio, above=0.0)

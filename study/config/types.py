@@ -13,6 +13,7 @@ DATASETS = ("pydoc", "xbrl_extract", "jsonl")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bf16")
 SCHEDULES = ("constant", "linear", "cosine")
+CONTRACTIONS = ("auto", "factored", "merged")
 
 
 @dataclass
@@ -39,6 +40,7 @@ class AdapterConfig:
     """``exponent`` belongs to ``scaling=power``; ``targets`` is all-linear, attention, mlp, a list, or a regex.
 
     ``rank`` is a whole number, or ``math.inf``: the limit that SGD at p = 1/2 has (:mod:`study.limits`).
+    ``contraction`` is how products are multiplied out (:mod:`study.adapters.contraction`); it moves rounding alone.
     """
 
     rank: Any = MISSING
@@ -48,6 +50,7 @@ class AdapterConfig:
     targets: Any = MISSING
     init: str = MISSING
     dropout: float = MISSING
+    contraction: str = MISSING
 
     def __post_init__(self) -> None:
         if self.rank == "inf":  # as a yaml file has it; Hydra's command line makes it a float

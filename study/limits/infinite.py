@@ -29,7 +29,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from study.adapters import AdapterSpec, LoraBank, LoraPair
+from study.adapters import AdapterSpec, Contraction, LoraBank, LoraPair
+from study.adapters.bank import FACTORED
 from study.inits import INITS
 from study.sites import BACKWARD, FORWARD
 
@@ -45,8 +46,10 @@ class InfiniteRankBank(LoraBank):
     without a limit.
     """
 
-    def __init__(self, base: nn.Module, layer: str, specs: Sequence[AdapterSpec]) -> None:
-        super().__init__(base, layer, specs)
+    def __init__(
+        self, base: nn.Module, layer: str, specs: Sequence[AdapterSpec], contraction: Contraction = FACTORED
+    ) -> None:
+        super().__init__(base, layer, specs, contraction)
         if len(specs) != 1 or not math.isinf(specs[0].rank):
             raise ValueError("a cell of infinite rank is a fold of its own")
         A_kRD, B_kOR = self.buckets.parameters()

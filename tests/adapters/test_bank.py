@@ -102,7 +102,7 @@ def test_dropout_is_per_cell_scaled_and_off_in_eval() -> None:
     alone.make_pairs()
     torch.testing.assert_close(alone(x[B:]), first[B:], msg="the mask depends on the cell, not on its pack")
 
-    masks = torch.stack([together.train()._dropped(torch.ones(2, 1000, D)) for _ in range(5)])
+    masks = torch.stack([together.train()._dropped(torch.ones(2, 1000, D), slice(2)) for _ in range(5)])
     for k, spec in enumerate(specs):
         kept = (masks[:, k] > 0).float().mean().item()
         assert kept == pytest.approx(1 - spec.dropout, abs=4 * math.sqrt(0.25 / masks[:, k].numel()))

@@ -1,36 +1,199 @@
-"""Hand-written gradients against numerical ones, and layouts that cost no copy."""
+"""Hand-written gradients against numerical ones, both forms against float64, and which of them is chosen."""
 
+import pytest
 import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from study.adapters.contraction import Factored, factored
+from study.adapters import AdapterSpec, Contraction, LoraBank, merged_once
+from study.adapters.contraction import FORMS, Factored, Merged, adapter_flops, factored, merged
 
 K, N, D, O, R = 2, 5, 4, 6, 3  # noqa: E741
+GAMMA_K11 = torch.tensor([0.5, 3.0], dtype=torch.float64).view(K, 1, 1)
 
 
-def operands(dtype: torch.dtype) -> list[torch.Tensor]:
+def operands(dtype: torch.dtype, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
     torch.manual_seed(0)
-    shapes = [(K, N, O), (K, N, D), (K, R, D), (K, O, R)]
     return [torch.randn(*shape, dtype=dtype, requires_grad=True) for shape in shapes]
 
 
+FACTORED_SHAPES = ((K, N, O), (K, N, D), (K, R, D), (K, O, R))
+MERGED_SHAPES = ((K, R, D), (K, O, R))
+
+
 def test_gradients_are_the_functions_own() -> None:
-    gamma = torch.tensor([0.5, 3.0], dtype=torch.float64).view(K, 1, 1)
-    assert torch.autograd.gradcheck(lambda *a: Factored.apply(*a, gamma), operands(torch.float64))
+    assert torch.autograd.gradcheck(lambda *a: Factored.apply(*a, GAMMA_K11), operands(torch.float64, *FACTORED_SHAPES))
+    W = torch.randn(O, D, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda *a: Merged.apply(W, *a, GAMMA_K11), operands(torch.float64, *MERGED_SHAPES))
 
 
 def test_value_is_the_formula() -> None:
-    y, x, A, B = operands(torch.float64)
-    gamma = torch.tensor([0.5, 3.0], dtype=torch.float64).view(K, 1, 1)
-    torch.testing.assert_close(factored(y, x, A, B, gamma), y + gamma * (x @ A.mT) @ B.mT)
+    y, x, A, B = operands(torch.float64, *FACTORED_SHAPES)
+    torch.testing.assert_close(factored(y, x, A, B, GAMMA_K11), y + GAMMA_K11 * (x @ A.mT) @ B.mT)
+    W = torch.randn(O, D, dtype=torch.float64)
+    torch.testing.assert_close(merged(W, A, B, GAMMA_K11), W + GAMMA_K11 * B @ A)
 
 
 def test_gradients_come_in_the_parameters_layout_and_precision() -> None:
-    y, x, A, B = operands(torch.float32)
+    y, x, A, B = operands(torch.float32, *FACTORED_SHAPES)
     half = [tensor.detach().bfloat16().requires_grad_() for tensor in (y, x)]
     out = factored(*half, A, B, torch.ones(K, 1, 1))
     assert out.dtype == torch.bfloat16
     out.sum().backward()
-    for parameter in (A, B):
+    W = torch.randn(O, D)
+    A2, B2 = operands(torch.float32, *MERGED_SHAPES)
+    torch.bmm(x.detach(), merged(W, A2, B2, torch.ones(K, 1, 1)).mT).sum().backward()
+    for parameter in (A, B, A2, B2):
         assert parameter.grad is not None
         assert parameter.grad.dtype == torch.float32
         assert parameter.grad.is_contiguous()
+
+
+# A bank in either form.
+
+DIMS = (24, 40)
+SPECS = [AdapterSpec(2, 0.5, seed=0), AdapterSpec(2, 3.0, seed=1), AdapterSpec(16, 1.5, seed=2)]
+BASES = {
+    "bias": lambda d, o: nn.Linear(d, o),
+    "plain": lambda d, o: nn.Linear(d, o, bias=False),
+    "conv1d": lambda d, o: Conv1D(o, d),
+}
+
+
+def trained_bank(base: nn.Module, contraction: Contraction, b_scale: float = 1.0) -> LoraBank:
+    torch.manual_seed(1)
+    bank = LoraBank(base.requires_grad_(False), "layer", SPECS, contraction)
+    for bucket in bank.buckets:
+        nn.init.normal_(bucket.B_kOR, std=b_scale)  # type: ignore[arg-type]
+    bank.make_pairs()
+    return bank
+
+
+def passes(bank: LoraBank, x: torch.Tensor, dy: torch.Tensor) -> list[torch.Tensor]:
+    """Output, gradient of the input, and those of every cell's A and B."""
+    bank.zero_grad()
+    x = x.detach().requires_grad_()
+    y = bank(x)
+    y.backward(dy)
+    bank.bind_grads()
+    assert x.grad is not None
+    grads = [weight.grad for pair in bank.pairs for weight in pair[:2]]
+    return [y.detach(), x.grad, *(g.clone() for g in grads if g is not None)]
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("b_scale", [1.0, 1e-3])
+def test_either_form_is_the_exact_product_within_rounding(base: str, b_scale: float) -> None:
+    d, o = DIMS
+    torch.manual_seed(0)
+    linear = BASES[base](d, o)
+    x, dy = torch.randn(len(SPECS) * 3, 7, d), torch.randn(len(SPECS) * 3, 7, o)
+    banks = {form: trained_bank(linear, Contraction(form), b_scale) for form in FORMS}
+    assert {form: {b.form for b in bank.buckets} for form, bank in banks.items()} == {form: {form} for form in FORMS}
+    exact = []
+    for x_, dy_, (A, B, gamma) in zip(x.chunk(3), dy.chunk(3), banks["merged"].pairs, strict=True):
+        x_, A, B = (t.detach().double().requires_grad_() for t in (x_, A, B))
+        y = linear.double()(x_) + gamma * (x_ @ A.mT) @ B.mT
+        y.backward(dy_.double())
+        exact.append((y.detach(), x_.grad, A.grad, B.grad))
+    linear.float()
+    reference = [torch.cat([e[i] for e in exact]) for i in (0, 1)]
+    reference += [grad for e in exact for grad in e[2:]]
+    for bank in banks.values():
+        for found, expected in zip(passes(bank, x, dy), reference, strict=True):
+            torch.testing.assert_close(found.double(), expected, rtol=2e-5, atol=2e-5 * float(expected.abs().max()))
+
+
+def test_a_small_delta_is_not_lost_in_the_merged_weight() -> None:
+    """What the adapter adds is right to float32's share of W: |delta|/|W| = 1e-4 keeps three digits, not none."""
+    d, o = DIMS
+    torch.manual_seed(0)
+    linear = nn.Linear(d, o, bias=False)
+    x = torch.randn(9, 5, d)
+    bank = trained_bank(linear, Contraction("merged"), b_scale=1e-5)
+    added = bank(x).detach() - linear(x)
+    wanted = trained_bank(linear, Contraction("factored"), b_scale=1e-5)(x).detach() - linear(x)
+    assert float((added - wanted).norm() / wanted.norm()) < 2e-2
+
+
+def test_merging_once_for_all_micro_batches_is_merging_in_each() -> None:
+    d, o = DIMS
+    linear = nn.Linear(d, o)
+    batches = [(torch.randn(len(SPECS) * 3, 7, d), torch.randn(len(SPECS) * 3, 7, o)) for _ in range(3)]
+
+    def gradients(bank: LoraBank) -> list[torch.Tensor]:
+        bank.bind_grads()
+        return [weight.grad.clone() for pair in bank.pairs for weight in pair[:2] if weight.grad is not None]
+
+    each, once = (trained_bank(linear, Contraction("merged")) for _ in range(2))
+    for x, dy in batches:
+        each(x).backward(dy)
+    with merged_once([once]):
+        outputs = [once(x) for x, _ in batches]
+        assert outputs[0].grad_fn is not None
+        for y, (_, dy) in zip(outputs, batches, strict=True):
+            y.backward(dy)
+        kept = [bucket._kept for bucket in once.buckets]
+        assert all(kept), "merged at the first pass and kept"
+    for a, b in zip(gradients(each), gradients(once), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert all(bucket._kept is None for bucket in once.buckets)
+
+
+def test_what_can_not_be_merged_is_factored() -> None:
+    class Odd(nn.Linear):
+        pass
+
+    merged_by_name = Contraction("merged")
+    dropped = [AdapterSpec(2, 1.0, dropout=0.1)]
+    for base, specs in (
+        (nn.Linear(*DIMS), dropped),
+        (Odd(*DIMS), SPECS),
+        (nn.Linear(*DIMS, dtype=torch.bfloat16), SPECS),
+    ):
+        assert {b.form for b in LoraBank(base, "layer", specs, merged_by_name).buckets} == {"factored"}
+
+
+@pytest.mark.parametrize(("d", "o"), [(576, 1536), (576, 576), (576, 192), (4096, 4096)])
+@pytest.mark.parametrize("tokens", [64, 512, 1024, 4096, 65536])
+def test_auto_takes_the_lesser_count_and_its_threshold_is_the_papers(d: int, o: int, tokens: int) -> None:
+    h = d * o / (d + o)
+    threshold = (h / 3) / (1 - h / tokens) if tokens > h else float("inf")
+    for rank in (1, 4, 16, 64, 128, 256, 512, 1024, 2048):
+        form = Contraction("auto", tokens).choose(d, o, rank)
+        assert form == ("merged" if rank > threshold else "factored")
+        assert adapter_flops(form, tokens, d, o, rank) == min(adapter_flops(f, tokens, d, o, rank) for f in FORMS)
+
+
+def test_flops_are_what_the_products_take() -> None:
+    """Counted by torch itself, forward and backward, less the frozen product's own."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    d, o, rank, tokens = 24, 40, 8, 64
+    linear = nn.Linear(d, o, bias=False).requires_grad_(False)
+    for form in FORMS:
+        bank = LoraBank(linear, "layer", [AdapterSpec(rank, 1.0)], Contraction(form))
+        with FlopCounterMode(display=False) as counter:
+            bank(torch.randn(1, tokens, d, requires_grad=True)).sum().backward()
+        assert counter.get_total_flops() - 4 * tokens * d * o == adapter_flops(form, tokens, d, o, rank)
+
+
+def test_a_faster_form_is_chosen_earlier() -> None:
+    at_par = Contraction("auto", 1024)
+    fast = Contraction("auto", 1024, merged_rate=2.0)
+    ranks = [2**i for i in range(12)]
+    first = [next(r for r in ranks if c.choose(576, 1536, r) == "merged") for c in (at_par, fast)]
+    assert first[1] < first[0]
+    assert all(fast.choose(576, 1536, r) == "merged" for r in ranks if at_par.choose(576, 1536, r) == "merged")
+
+
+def test_a_bank_may_mix_forms() -> None:
+    """Low ranks factored and high ones merged in one pass are what each is alone."""
+    d, o = DIMS
+    linear = nn.Linear(d, o)
+    contraction = Contraction("auto", tokens=200)
+    mixed = trained_bank(linear, contraction)
+    assert [bucket.form for bucket in mixed.buckets] == ["factored", "merged"]
+    x, dy = torch.randn(len(SPECS) * 3, 7, d), torch.randn(len(SPECS) * 3, 7, o)
+    for found, expected in zip(passes(mixed, x, dy), passes(trained_bank(linear, Contraction()), x, dy), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
