@@ -15,13 +15,13 @@ from typing import Protocol
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from study.adapters import AdapterSpec, Contraction, LoraBank, adapted, merged_once, resolve_targets
+from study.adapters import AdapterSpec, Contraction, LoraBank, adapted, merged_once, merged_rate, resolve_targets
 from study.config import CellConfig, chosen, eval_steps, probe_steps
 from study.data import IGNORED, Corpus, TokenBatch
 from study.limits import InfiniteRankBank, infinite
+from study.loss import target_losses
 from study.models import FrozenBase
 from study.optimizers import build_optimizer, build_schedule
 from study.probes import Alignment, NormProbe
@@ -55,7 +55,7 @@ def train(base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig]) -> Iter
     bank_type = InfiniteRankBank if math.isinf(shared.adapter.rank) else LoraBank
     last, probed_at, evaluated_at = shared.train.steps, probe_steps(shared), eval_steps(shared)
 
-    with adapted(base.model, layers, specs, bank_type, contraction(shared)) as banks:
+    with adapted(base.model, layers, specs, bank_type, contraction(shared, corpus, base.device)) as banks:
         fold = Fold(base, corpus, cells, banks)
         for step in range(last + 1):
             alive_K = fold.alive_K
@@ -150,7 +150,7 @@ class Fold:
         Gradients never reach ``.grad`` and no stream is drawn from, so that training is the same with it and without.
         """
         batch = next(self.corpus.heldout.batches(self.cells[0].train.batch_size))
-        batch_K, gradients = _stacked([batch] * len(self.cells)), None
+        batch_K, gradients = self._stacked([batch] * len(self.cells)), None
         for bank in self.banks:
             bank.eval()
         with probe.watch(batch_K.real_BT), torch.set_grad_enabled(probe.needs_backward):
@@ -237,7 +237,7 @@ class Fold:
             bank.eval()
         with merged_once(self.banks):
             for batch in self.corpus.heldout.batches(self.cells[0].train.batch_size):
-                sums_K += self._nll_sums(_stacked([batch] * len(self.cells)))
+                sums_K += self._nll_sums(self._stacked([batch] * len(self.cells)))
                 count += batch.supervised
         for bank in self.banks:
             bank.train()
@@ -272,11 +272,20 @@ class Fold:
         """Every cell's own batch of one forward pass, stacked: ``[K * B, T]``, on the CPU."""
         train = self.cells[0].train
         position = step * train.accumulation + index
-        return _stacked([self.corpus.train.batch(c.data.seed, position, train.batch_size) for c in self.cells])
+        return self._stacked([self.corpus.train.batch(c.data.seed, position, train.batch_size) for c in self.cells])
+
+    def _stacked(self, batches: Sequence[TokenBatch]) -> TokenBatch:
+        """Along the batch, ``[K * B, T]``, without columns of padding where they may be left out."""
+        stacked = TokenBatch(
+            torch.cat([batch.input_ids_BT for batch in batches]),
+            torch.cat([batch.targets_BT for batch in batches]),
+            torch.cat([batch.real_BT for batch in batches]),
+        )
+        return stacked.trimmed() if may_trim(self.cells, self.base.device) else stacked
 
     def _per_cell(self, mask_BT: Tensor) -> Tensor:
         """How many are true in each cell's share of a stacked batch, ``[K]``."""
-        return mask_BT.view(len(self.cells), -1).sum(1)
+        return mask_BT.reshape(len(self.cells), -1).sum(1)
 
     def _nll_sums(self, batch: TokenBatch) -> Tensor:
         """Each cell's sum of negative log-likelihoods, ``[K]``; logits exist only where there is a target."""
@@ -284,10 +293,9 @@ class Fold:
         supervised_BT = batch.targets_BT != IGNORED  # looked at on the CPU, so that the device never waits
         rows_N = supervised_BT.flatten().nonzero().flatten()
         with torch.autocast(device.type, torch.bfloat16, enabled=self.cells[0].precision == "bf16"):
-            hidden_BTd = self.base.hidden_states(batch.input_ids_BT.to(device))
-            logits_NV = self.base.logits(hidden_BTd.flatten(0, 1)[rows_N.to(device)])
-        targets_N = batch.targets_BT.flatten()[rows_N].to(device)
-        nll_N = cross_entropy(logits_NV.float(), targets_N, reduction="none")
+            hidden_Nd = self.base.hidden_states(batch.input_ids_BT.to(device)).flatten(0, 1)[rows_N.to(device)]
+            targets_N = batch.targets_BT.flatten()[rows_N].to(device)
+            nll_N = target_losses(hidden_Nd, targets_N, self.base.logits, self.base.vocabulary)
         return torch.stack([nll.sum() for nll in nll_N.split(self._per_cell(supervised_BT).tolist())])
 
 
@@ -326,22 +334,23 @@ def adapter_spec(config: CellConfig) -> AdapterSpec:
     return AdapterSpec(adapter.rank, gamma, config.seed, adapter.dropout, adapter.init)
 
 
-def contraction(config: CellConfig) -> Contraction:
-    """How a cell's adapters are multiplied out: by its tokens in a step, padding included."""
-    train = config.train
-    tokens = train.batch_size * train.accumulation * config.data.sequence_length
-    return Contraction(config.adapter.contraction, tokens)
+def contraction(config: CellConfig, corpus: Corpus, device: torch.device) -> Contraction:
+    """How a cell's adapters are multiplied out, by the tokens that go through them in a typical step."""
+    train, sample = config.train, 8
+    batches = [corpus.train.batch(config.data.seed, position, train.batch_size) for position in range(sample)]
+    if may_trim([config], device):
+        batches = [batch.trimmed() for batch in batches]
+    tokens = sum(batch.input_ids_BT.numel() for batch in batches) * train.accumulation // sample
+    return Contraction(config.adapter.contraction, tokens, merged_rate(device))
+
+
+def may_trim(cells: Sequence[CellConfig], device: torch.device) -> bool:
+    """Whether columns of padding may be left out: no kernel is compiled for one shape, and no dropout mask is drawn in
+    a shape that a cell's neighbours would have a say in."""
+    return device.type == "cpu" and not any(cell.adapter.dropout for cell in cells)
 
 
 def _pairs(stacks: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """What a bank's buckets hold, in the order of their parameters (A, B, A, B, ...), as the pair of every cell."""
     buckets = zip(stacks[::2], stacks[1::2], strict=True)
     return [pair for A_kRD, B_kOR in buckets for pair in zip(A_kRD, B_kOR, strict=True)]
-
-
-def _stacked(batches: Sequence[TokenBatch]) -> TokenBatch:
-    return TokenBatch(
-        torch.cat([batch.input_ids_BT for batch in batches]),
-        torch.cat([batch.targets_BT for batch in batches]),
-        torch.cat([batch.real_BT for batch in batches]),
-    )

@@ -1,7 +1,7 @@
 """Low-rank adapters on frozen linears: K cells' adapters in one bank, found and wrapped by name."""
 
 from study.adapters.bank import AdapterSpec, LoraBank, LoraPair, features, merged_once
-from study.adapters.contraction import Contraction
+from study.adapters.contraction import Contraction, merged_rate
 from study.adapters.inject import adapted, resolve_targets
 
 __all__ = [
@@ -12,5 +12,6 @@ __all__ = [
     "adapted",
     "features",
     "merged_once",
+    "merged_rate",
     "resolve_targets",
 ]

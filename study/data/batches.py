@@ -1,7 +1,8 @@
 """Examples to token batches of one fixed shape.
 
 Every batch is ``[B, T]`` with ``T = data.sequence_length``, whatever it holds: static shapes keep compiled kernels and
-memory the same at every step, and let the cells of a pack share a forward pass.
+memory the same at every step, and let the cells of a pack share a forward pass. Where shapes may vary, on a CPU, a
+batch can be trimmed to its longest row.
 
 The text is FinLoRA's and FinGPT's plain concatenation, ``context + target + eos``, without a chat template.
 """
@@ -43,6 +44,11 @@ class TokenBatch:
     def supervised(self) -> int:
         """How many tokens the loss is a mean over. It waits for the device: ask on the CPU, before :meth:`to`."""
         return int((self.targets_BT != IGNORED).sum())
+
+    def trimmed(self) -> "TokenBatch":
+        """The same batch without the columns in which every row is padding."""
+        longest = int(self.real_BT.any(0).sum())
+        return TokenBatch(self.input_ids_BT[:, :longest], self.targets_BT[:, :longest], self.real_BT[:, :longest])
 
     def to(self, device: torch.device | str) -> "TokenBatch":
         """The same batch on another device."""

@@ -35,6 +35,11 @@ class FrozenBase:
         """Where the weights are."""
         return next(self.model.parameters()).device
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are logits for."""
+        return int(self.model.config.get_text_config(decoder=True).vocab_size)  # type: ignore[operator, union-attr]
+
     def hidden_states(self, input_ids_BT: Tensor) -> Tensor:
         """What the head sees, ``[B, T, d]``: causal, every token real (no mask), positions from 0."""
         return self.model.base_model(input_ids=input_ids_BT, use_cache=False).last_hidden_state  # type: ignore[operator]
