@@ -29,13 +29,19 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").exists() else PACKAGE.parent / "co
 """conf/ travels inside the wheel and stands beside the package in a clone."""
 
 
+PLAN_FLAG, PLAN_KEY = "--plan", "plan_only"
+"""Hydra's parser knows no flags but its own: ours travels as a key that no cell has."""
+
+
 def main(arguments: Sequence[str]) -> None:
-    """Run ``study train`` with Hydra's own command line.
+    """Run ``study train`` with Hydra's own command line, and ``--plan``: say what it would take, train nothing.
 
     Raises :class:`StudyError` for whatever a user can get wrong, Hydra's own complaints included.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come out as they are: the lines below are made from them
-    sys.argv = [sys.argv[0], *arguments]
+    plan_only = PLAN_FLAG in arguments
+    overrides = [argument for argument in arguments if argument != PLAN_FLAG]
+    sys.argv = [sys.argv[0], *overrides, *([f"+{PLAN_KEY}=true"] if plan_only else [])]
     mistakes: list[str | None] = []
 
     def task(composed: DictConfig) -> str | None:
@@ -76,13 +82,16 @@ def _run(composed: DictConfig) -> None:
     if "cells" not in composed:
         cells = sweep.plan([parse(composed)])
         pack = sweep.to_train(cells)
-        sweep.announce(cells, [pack] if pack else [])
+        packs = [pack] if pack else []
+        if PLAN_KEY in composed:
+            return sweep.show_plan(cells, packs)
+        sweep.announce(cells, packs)
     else:
         shared = [o for o in HydraConfig.get().overrides.task if not o.startswith("+cells=")]
         name = HydraConfig.get().job.config_name
         loader = GlobalHydra.instance().config_loader()
         pack = sweep.plan(compose(loader, name, shared, [shlex.split(cell) for cell in composed.cells]))
-    sweep.run(pack)
+    return sweep.run(pack)
 
 
 def compose(loader: ConfigLoader, name: str, shared: Sequence[str], cells: Sequence[Sequence[str]]) -> list[CellConfig]:

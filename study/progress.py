@@ -70,7 +70,7 @@ class Display:
         )
         self.bar.update(self.task, completed=self.spent, line=line)
         if self.bar.disable and time.monotonic() - self.logged > _LOG_EVERY:
-            self._log(line)
+            self.say(line)
 
     def finish(self, statuses: Mapping[str, str]) -> None:
         """The fold's cells are closed with these statuses, by cell id."""
@@ -78,9 +78,10 @@ class Display:
             self.finished += 1
             if self.bar.disable or status != "complete":
                 seconds = time.monotonic() - self.fold_began
-                self._log(f"cell {self.finished}/{len(self.costs)}  {self.labels[cell]}  {status} in {seconds:.1f} s")
+                self.say(f"cell {self.finished}/{len(self.costs)}  {self.labels[cell]}  {status} in {seconds:.1f} s")
 
-    def _log(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """A line for the log: above the bar on a terminal."""
         self.logged = time.monotonic()
         if self.bar.disable:
             print(f"[{self.study}] {line}", file=sys.stderr, flush=True)

@@ -8,7 +8,8 @@ runs is a Hydra launcher's business.
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import groupby
@@ -21,13 +22,14 @@ from omegaconf import OmegaConf
 
 from study.adapters import features, resolve_targets
 from study.config import CellConfig, DataConfig, ModelConfig, Sources, identity
-from study.data import build_corpus, fingerprint, load_examples
+from study.data import Corpus, build_corpus, fingerprint, load_examples
 from study.errors import StudyError
 from study.models import FrozenBase, ModelCard, describe, load_base, load_tokenizer
+from study.planning import Estimate, PackPlan, budget, check_fits, estimate, fastest_fold, fold_sizes, render_plan
 from study.progress import Display
 from study.provenance import peak_memory_gb, provenance
 from study.store import CellWriter, is_done
-from study.training import CellStep, train
+from study.training import CellStep, contraction, train, typical_step
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,18 @@ def announce(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]]) -> None:
     print(f"study {names}: {distinct} cells, {distinct - left} done, {work}", file=sys.stderr, flush=True)
 
 
+def show_plan(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]]) -> None:
+    """Print on stdout what the packs are about to take: cells, folds, FLOPs, memory, time. Trains nothing."""
+    announce(cells, packs)
+    rows = []
+    for pack in packs:
+        config = pack[0].config
+        device, corpus = choose_device(config.device), _corpus(config)
+        needs = [need(cell, corpus, device) for cell in pack]
+        rows.append(PackPlan([cell.config.adapter.rank for cell in pack], needs, budget(config, device), device))
+    print(render_plan(rows))
+
+
 def packs(cells: Sequence[Cell]) -> list[list[Cell]]:
     """Cells grouped by what a process shares: base, data, the shape of a step and the loop; each pack ordered by rank.
 
@@ -112,36 +126,60 @@ def run(pack: Sequence[Cell]) -> None:
         return
     shared = todo[0].config
     device = choose_device(shared.device)
-    base = load_base(shared.model, device, shared.precision)
-    tokenizer = load_tokenizer(shared.model)
-    corpus = build_corpus(shared.data, tokenizer, tokenizer.eos_token_id)
+    corpus = _corpus(shared)
+    needs = {cell.id: need(cell, corpus, device) for cell in todo}
+    base = _loaded_base(shared, device)
     failures: list[str] = []
     with Display(shared.name, _costs(todo, base), {c.id: _label(c) for c in todo}, shared.train.steps + 1) as display:
-        for fold in folds(todo, device):
+        waiting = deque(folds(todo, needs, base, corpus))
+        while waiting:
+            fold = waiting.popleft()
             writers = [CellWriter(cell.folder, _yaml(cell), _record(cell, device, corpus.fingerprint)) for cell in fold]
             recorder = Recorder(fold, writers, display)
             try:
                 for results in train(base, corpus, [cell.config for cell in fold]):
                     recorder.add(results)
             except Exception as error:  # whatever it was, the other folds can still be trained
-                failures += recorder.fail(error)
+                failed = recorder.fail(error)
+                if len(fold) > 1 and is_out_of_memory(error):
+                    half = len(fold) // 2
+                    display.say(f"out of memory with {len(fold)} cells at once: going on with {half}")
+                    waiting.extendleft([fold[half:], fold[:half]])
+                else:
+                    failures += failed
             recorder.close(device)
+            release_memory(device)
     if failures:
         raise StudyError(f"{len(failures)} of {len(todo)} cells failed; {failures[0]}")
 
 
-def folds(pack: Sequence[Cell], device: torch.device) -> Iterator[Sequence[Cell]]:
-    """The cells that go through the base in one forward pass: 1 on a CPU, where folding does not pay, else 4.
+def folds(
+    pack: Sequence[Cell], needs: Mapping[str, Estimate], base: FrozenBase, corpus: Corpus
+) -> Iterator[Sequence[Cell]]:
+    """The cells that go through the base in one forward pass: as many as fit, up to ``pack.fold``.
 
-    A cell of infinite rank goes alone: its adapter is another module.
+    ``auto`` is 1 on a CPU, where folding does not pay, and on CUDA what a short trial finds fastest. A cell of infinite
+    rank goes alone: its adapter is another module.
     """
-    size = pack[0].config.pack.fold
-    if size == "auto":
-        size = 1 if device.type == "cpu" else 4
     finite = [cell for cell in pack if not math.isinf(cell.config.adapter.rank)]
-    for start in range(0, len(finite), size):
-        yield finite[start : start + size]
+    if finite:
+        config, device = finite[0].config, base.device
+        most = config.pack.fold
+        if most == "auto":
+            most = 1 if device.type == "cpu" else fastest_fold([cell.config for cell in finite], base, corpus)
+        start = 0
+        for size in fold_sizes([needs[cell.id] for cell in finite], most, budget(config, device)):
+            yield finite[start : start + size]
+            start += size
     yield from ([cell] for cell in pack if math.isinf(cell.config.adapter.rank))
+
+
+def need(cell: Cell, corpus: Corpus, device: torch.device) -> Estimate:
+    """What a cell will take. Raises :class:`StudyError` where ``pack.memory_gb`` is too little for it alone."""
+    tokens, supervised = typical_step(cell.config, corpus, device)
+    found = estimate(cell.config, cell.card, tokens, supervised, contraction(cell.config, corpus, device))
+    check_fits(cell.config, found, _label(cell))
+    return found
 
 
 def choose_device(name: str) -> torch.device:
@@ -149,6 +187,18 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise StudyError("device=cuda, but torch sees no CUDA device: use device=cpu or device=auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """CUDA has an exception of its own for it; a CPU's allocator raises a RuntimeError, and Python a MemoryError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give what the last fold held back to the device, so that the next one's is counted from nothing."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 class Recorder:
@@ -188,6 +238,23 @@ class Recorder:
         for writer, status, fields in zip(self.writers, self.status, self.fields, strict=True):
             writer.close(status, finished=_now(), peak_memory_gb=peak_memory_gb(device), **fields)
         self.display.finish(dict(zip([cell.id for cell in self.fold], self.status, strict=True)))
+
+
+def _loaded_base(config: CellConfig, device: torch.device) -> FrozenBase:
+    """The base of a pack: the one of the pack before it in this process, if it is the same."""
+    wanted = repr((config.model, device, config.precision))
+    if wanted not in _BASE:
+        _BASE.clear()  # before the next one is loaded: there may be no room for two
+        _BASE[wanted] = load_base(config.model, device, config.precision)
+    return _BASE[wanted]
+
+
+_BASE: dict[str, FrozenBase] = {}
+
+
+def _corpus(config: CellConfig) -> Corpus:
+    tokenizer = load_tokenizer(config.model)
+    return build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
 
 
 def _once(known: dict[str, Any], config: ModelConfig | DataConfig, ask: Any) -> Any:

@@ -334,13 +334,21 @@ def adapter_spec(config: CellConfig) -> AdapterSpec:
     return AdapterSpec(adapter.rank, gamma, config.seed, adapter.dropout, adapter.init)
 
 
-def contraction(config: CellConfig, corpus: Corpus, device: torch.device) -> Contraction:
-    """How a cell's adapters are multiplied out, by the tokens that go through them in a typical step."""
+def typical_step(config: CellConfig, corpus: Corpus, device: torch.device) -> tuple[int, int]:
+    """How many tokens a cell sends through the model in one optimizer step, and on how many there is a loss: the mean
+    of its first batches."""
     train, sample = config.train, 8
     batches = [corpus.train.batch(config.data.seed, position, train.batch_size) for position in range(sample)]
     if may_trim([config], device):
         batches = [batch.trimmed() for batch in batches]
-    tokens = sum(batch.input_ids_BT.numel() for batch in batches) * train.accumulation // sample
+    totals = (sum(b.input_ids_BT.numel() for b in batches), sum(b.supervised for b in batches))
+    tokens, supervised = (total * train.accumulation // sample for total in totals)
+    return tokens, supervised
+
+
+def contraction(config: CellConfig, corpus: Corpus, device: torch.device) -> Contraction:
+    """How a cell's adapters are multiplied out, by the tokens that go through them in a typical step."""
+    tokens, _ = typical_step(config, corpus, device)
     return Contraction(config.adapter.contraction, tokens, merged_rate(device))
 
 

@@ -47,7 +47,7 @@ class PackedSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Plan, pack and launch; returns the launcher's job returns. Raises whatever a job raised."""
         from study import sweep  # Hydra imports every plugin at start-up; torch can wait until there is a sweep
-        from study.hydra_app import compose
+        from study.hydra_app import PLAN_KEY, compose
 
         loader = self.hydra_context.config_loader
         shared, swept = self._axes(arguments)
@@ -55,6 +55,8 @@ class PackedSweeper(Sweeper):
         cells = sweep.plan(compose(loader, self.config.hydra.job.config_name, shared, grid))
         overrides = {cell.id: shlex.join(own) for cell, own in zip(cells, grid, strict=True)}
         packs = sweep.packs(sweep.to_train(cells))
+        if PLAN_KEY in self.config:
+            return sweep.show_plan(cells, packs)
         sweep.announce(cells, packs)
         jobs = [[*shared, f"+cells=[{','.join(_quoted(overrides[cell.id]) for cell in pack)}]"] for pack in packs]
         returns = self.launcher.launch(jobs, initial_job_idx=0) if jobs else []

@@ -129,6 +129,8 @@ def validate(config: CellConfig) -> None:
     _at_least("pack.max_cells", config.pack.max_cells, 1)
     if train.clip is not None:
         _finite("train.clip", train.clip, above=0.0)
+    if config.pack.memory_gb is not None:
+        _finite("pack.memory_gb", config.pack.memory_gb, above=0.0)
     if config.pack.fold != "auto":
         _at_least("pack.fold", config.pack.fold, 1)
 

@@ -154,9 +154,13 @@ class ProbesConfig:
 
 @dataclass
 class PackConfig:
-    """How cells share a process (``max_cells``) and a forward pass (``fold``: an int or ``auto``)."""
+    """How cells share a process (``max_cells``) and a forward pass (``fold``: an int or ``auto``).
+
+    ``memory_gb``: GiB that a process may use; None: most of what is free.
+    """
 
     max_cells: int | None = None
+    memory_gb: float | None = None
     fold: Any = "auto"
 
 

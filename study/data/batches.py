@@ -7,6 +7,7 @@ batch can be trimmed to its longest row.
 The text is FinLoRA's and FinGPT's plain concatenation, ``context + target + eos``, without a chat template.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from study.cache import kept_arrays
 from study.config import DataConfig
 from study.data.examples import Example, fingerprint, load_examples, split
 from study.errors import StudyError
@@ -110,7 +112,7 @@ class Corpus:
 
 
 def build_corpus(config: DataConfig, tokenizer: "PreTrainedTokenizerBase", eos_token_id: int | None) -> Corpus:
-    """Load, split and tokenise what ``data=...`` names.
+    """Load, split and tokenise what ``data=...`` names; the tokens are kept in the cache folder for the next time.
 
     ``eos_token_id`` ends every target that fits; None ends none.
 
@@ -121,17 +123,37 @@ def build_corpus(config: DataConfig, tokenizer: "PreTrainedTokenizerBase", eos_t
     if config.sequence_length < 2:
         raise StudyError(f"data.sequence_length={config.sequence_length} leaves nothing to predict: use 2 or more")
     examples = load_examples(config)
-    train, heldout = split(examples, config.heldout)
-    return Corpus(
-        _tokenise(train, tokenizer, eos_token_id, config.sequence_length),
-        _tokenise(heldout, tokenizer, eos_token_id, config.sequence_length),
-        fingerprint(examples),
-    )
+    content = fingerprint(examples)
+
+    def tokenised() -> dict[str, np.ndarray]:
+        sides = zip(("train", "heldout"), split(examples, config.heldout), strict=True)
+        tables = {side: _tokenise(part, tokenizer, eos_token_id, config.sequence_length) for side, part in sides}
+        return {f"{side}_{name}": array for side, table in tables.items() for name, array in table.items()}
+
+    made_from = (content, config.heldout, config.sequence_length, eos_token_id, _tokenizer_text(tokenizer), _VERSION)
+    arrays = kept_arrays(f"tokens-{hashlib.sha256(repr(made_from).encode()).hexdigest()[:24]}", tokenised)
+    padding_id = next((i for i in (tokenizer.pad_token_id, eos_token_id) if i is not None), 0)
+
+    def table(side: str) -> TokenTable:
+        tokens, starts, contexts = (arrays[f"{side}_{name}"] for name in ("tokens", "starts", "contexts"))
+        return TokenTable(tokens, starts, contexts, config.sequence_length, padding_id)
+
+    return Corpus(table("train"), table("heldout"), content)
+
+
+_VERSION = 1
+"""Of how examples become tokens: whoever changes that takes a new number, so that no kept table is taken for it."""
+
+
+def _tokenizer_text(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """All that turns text into ids."""
+    return tokenizer.backend_tokenizer.to_str() + str(tokenizer.special_tokens_map)
 
 
 def _tokenise(
     examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", eos_token_id: int | None, length: int
-) -> TokenTable:
+) -> dict[str, np.ndarray]:
+    """The arrays of a :class:`TokenTable`, by name."""
     end = [] if eos_token_id is None else [eos_token_id]
     bos = tokenizer.bos_token_id
     start = [bos] if bos is not None else end  # stands in for an empty context, so that all of the target is predicted
@@ -144,13 +166,11 @@ def _tokenise(
         tokens.append(np.array([token for context, answer in fitted for token in context + answer], dtype=np.int32))
         lengths += [len(context) + len(answer) for context, answer in fitted]
         contexts += [len(context) for context, _ in fitted]
-    return TokenTable(
-        tokens=np.concatenate(tokens),
-        starts=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
-        contexts=np.array(contexts, dtype=np.int32),
-        sequence_length=length,
-        padding_id=next((i for i in (tokenizer.pad_token_id, eos_token_id) if i is not None), 0),
-    )
+    return {
+        "tokens": np.concatenate(tokens),
+        "starts": np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
+        "contexts": np.array(contexts, dtype=np.int32),
+    }
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", texts: list[str], special: bool) -> list[list[int]]:

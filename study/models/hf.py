@@ -23,8 +23,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
+from study.cache import file_sha256
 from study.errors import StudyError
-from study.models.cache import file_sha256
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SMALL_FILES = ["*.json", "*.jinja", "*.model", "merges.txt"]  # config and tokenizer, at the top of a hub repository
@@ -161,8 +161,19 @@ def read_config(checkpoint: Checkpoint) -> Any:
     return config
 
 
-def linears(config: Any, named: str) -> tuple[str, ...]:
-    """The module paths of a model's block linears, from its config alone: it is built without memory for weights."""
+@dataclass(frozen=True)
+class Anatomy:
+    """A model's parts, known without its weights: the module paths of its block linears, their ``(D, O)``, how many
+    parameters it has, and how many of them make up its head (``d V``, also where it is tied to the embeddings)."""
+
+    linears: tuple[str, ...]
+    shapes: tuple[tuple[int, int], ...]
+    parameters: int
+    head: int
+
+
+def anatomy(config: Any, named: str) -> Anatomy:
+    """What a model is made of, from its config alone: it is built without memory for weights."""
     try:
         with quiet(), torch.random.fork_rng(devices=[]), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -171,7 +182,12 @@ def linears(config: Any, named: str) -> tuple[str, ...]:
     found = block_linears(model)
     if not found:
         raise StudyError(f"{named}: {type(model).__name__} has no linear layer in its blocks to adapt")
-    return found
+    modules: list[Any] = [model.get_submodule(path) for path in found]
+    shapes = tuple(
+        (m.in_features, m.out_features) if isinstance(m, nn.Linear) else tuple(m.weight.shape) for m in modules
+    )
+    head = model.get_output_embeddings()
+    return Anatomy(found, shapes, sum(p.numel() for p in model.parameters()), head.weight.numel() if head else 0)
 
 
 def block_linears(model: nn.Module) -> tuple[str, ...]:

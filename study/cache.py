@@ -1,11 +1,15 @@
-"""What is kept between runs: the user cache folder, and the hashes of large files."""
+"""What is kept between runs: the user cache folder, hashes of large files, and arrays that take long to make."""
 
 import hashlib
 import json
 import os
 import sys
+import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import platformdirs
 
 from study.errors import StudyError
@@ -49,6 +53,29 @@ def file_sha256(path: Path) -> str:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     _remember(note, {**seen, "sha256": sha256})
     return sha256
+
+
+def kept_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What ``make`` returns, from the cache folder's ``arrays/name.npz`` where an earlier call has left it.
+
+    ``name`` must say all that the arrays are made from. A damaged file is made again; it is written at once or not.
+    """
+    place = cache_folder() / "arrays" / f"{name}.npz"
+    try:
+        with np.load(place, allow_pickle=False) as found:
+            return dict(found)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        pass
+    arrays = make()
+    draft = place.with_suffix(f".{os.getpid()}")
+    try:
+        place.parent.mkdir(exist_ok=True)
+        with draft.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        draft.replace(place)
+    except OSError:
+        draft.unlink(missing_ok=True)  # a read-only or full cache costs time, not correctness
+    return arrays
 
 
 def _remember(note: Path, content: dict[str, object]) -> None:
