@@ -1,5 +1,6 @@
 """What is kept between runs: the user cache folder, hashes of large files, and arrays that take long to make."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -73,8 +74,9 @@ def kept_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[st
         with draft.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
         draft.replace(place)
-    except OSError:
-        draft.unlink(missing_ok=True)  # a read-only or full cache costs time, not correctness
+    except OSError:  # a read-only or full cache costs time, not correctness
+        with contextlib.suppress(OSError):
+            draft.unlink()
     return arrays
 
 

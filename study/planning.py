@@ -33,7 +33,7 @@ from study.sites import ALIGNMENTS, SITES, STATS, UPDATES, USUAL
 from study.training import train
 
 FLOAT = 4
-STATES = {"adamw": 2, "adam": 2, "momentum": 1, "nesterov": 1, "rmsprop": 1, "lion": 1, "signsgd": 1}
+STATES = {"adamw": 2, "adam": 2, "momentum": 1, "nesterov": 1, "rmsprop": 1, "lion": 1}
 """Numbers of optimizer state per weight; 0 for the others (Adafactor keeps rows and columns)."""
 SHARE = {"cpu": 0.8, "cuda": 0.9}
 """Of the free memory: what a process may plan with."""

@@ -1,0 +1,86 @@
+"""When memory runs out the fold is halved and trained again; a plan is shown and nothing is trained."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from study import sweep
+from study.config import CellConfig
+from study.errors import StudyError
+from study.store import load_cells, load_tables
+
+Build = Callable[..., CellConfig]
+
+
+@pytest.fixture
+def cells(cell: Build, tmp_path: Path) -> list[sweep.Cell]:
+    shared = (f"results_dir={tmp_path}", "name=full", "pack.fold=4")
+    return sweep.plan(cell(*shared, f"adapter.rank={rank}", f"seed={seed}") for rank in (2, 4) for seed in (0, 1))
+
+
+def test_a_fold_that_runs_out_of_memory_is_halved_and_goes_on(
+    cells: list[sweep.Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = []
+    real = sweep.train
+
+    def train(base: Any, corpus: Any, configs: Sequence[CellConfig]) -> Iterator[Any]:
+        sizes.append(len(configs))
+        for step, results in enumerate(real(base, corpus, configs)):
+            if len(configs) == 4 and step == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            if len(configs) == 2 and sizes.count(2) == 1:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+            yield results
+
+    monkeypatch.setattr(sweep, "train", train)
+    sweep.run(cells)
+    assert sizes == [4, 2, 1, 1, 2], "halves, in the order of the cells"
+    tables = load_tables(tmp_path / "full")
+    assert set(tables.cells["status"]) == {"complete"}
+    assert tables.metrics["step"].groupby(tables.metrics["cell_id"]).agg(list).tolist() == [[0, 1, 2, 3]] * 4
+    said = capsys.readouterr().err
+    assert "out of memory with 4 cells at once: going on with 2" in said
+    assert "out of memory with 2 cells at once: going on with 1" in said
+
+
+def test_a_single_cell_that_runs_out_of_memory_fails_alone(
+    cells: list[sweep.Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = sweep.train
+
+    def train(base: Any, corpus: Any, configs: Sequence[CellConfig]) -> Iterator[Any]:
+        if any(config.adapter.rank == 4 and config.seed == 1 for config in configs):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        yield from real(base, corpus, configs)
+
+    monkeypatch.setattr(sweep, "train", train)
+    with pytest.raises(StudyError, match="1 of 4 cells failed"):
+        sweep.run(cells)
+    assert sorted(load_cells(tmp_path / "full")["status"]) == ["complete"] * 3 + ["failed"]
+
+
+def test_the_base_is_loaded_once_for_all_packs_of_a_process(
+    cells: list[sweep.Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "_BASE", {})
+    loads = []
+    real = sweep.load_base
+    monkeypatch.setattr(sweep, "load_base", lambda *a: loads.append(a) or real(*a))
+    for one in cells[:2]:
+        sweep.run([one])
+    assert len(loads) == 1
+
+
+def test_a_plan_is_shown_and_nothing_is_trained(
+    cells: list[sweep.Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep.show_plan(cells, sweep.packs(cells))
+    said = capsys.readouterr()
+    assert "4 to train in 1 pack" in said.err
+    assert "2, 4" in said.out
+    assert "about" in said.out
+    assert not (tmp_path / "full").exists()
