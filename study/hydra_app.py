@@ -29,6 +29,9 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").exists() else PACKAGE.parent / "co
 """conf/ travels inside the wheel and stands beside the package in a clone."""
 
 
+OmegaConf.register_new_resolver("by", lambda name, table: table[name], replace=True)
+"""For ``conf/``: ``${by:${optimizer.name},{sgd: 1e-4, adamw: 3e-6}}`` is a value that another choice decides."""
+
 PLAN_FLAG, PLAN_KEY = "--plan", "plan_only"
 """Hydra's parser knows no flags but its own: ours travels as a key that no cell has."""
 
