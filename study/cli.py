@@ -119,6 +119,21 @@ def report(study_dir: Path, plots: Path | None) -> None:
         click.echo(path)
 
 
+@cli.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def bench(arguments: tuple[str, ...]) -> None:
+    """Time training against PEFT, as most people run it and tuned (study bench --help; needs study[bench])."""
+    import runpy
+    from importlib.util import find_spec
+
+    if find_spec("peft") is None:
+        raise StudyError("study bench trains with PEFT beside us, and it is not installed: pip install 'study[bench]'")
+    here = Path(__file__).parent
+    code = here / "benchmarks" if (here / "benchmarks").exists() else here.parent / "benchmarks"
+    sys.argv = ["study bench", *arguments]
+    runpy.run_path(str(code), run_name="__main__")
+
+
 @cli.command()
 @click.argument("model", type=click.Choice(["smollm2"]))
 @click.option("--force", is_flag=True, help="Fetch and convert again, whatever the cache holds.")

@@ -22,14 +22,20 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from study.config import CellConfig, checked, parse, typed
-from study.errors import StudyError
+from study.errors import StudyError, unknown
 
 PACKAGE = Path(__file__).parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").exists() else PACKAGE.parent / "conf"
 """conf/ travels inside the wheel and stands beside the package in a clone."""
 
 
-OmegaConf.register_new_resolver("by", lambda name, table: table[name], replace=True)
+def _by(name: str, table: DictConfig) -> object:
+    if name not in table:
+        raise unknown("choice", name, [str(key) for key in table])
+    return table[name]
+
+
+OmegaConf.register_new_resolver("by", _by, replace=True)
 """For ``conf/``: ``${by:${optimizer.name},{sgd: 1e-4, adamw: 3e-6}}`` is a value that another choice decides."""
 
 PLAN_FLAG, PLAN_KEY = "--plan", "plan_only"

@@ -95,7 +95,7 @@ def show_plan(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]]) -> None:
     rows = []
     for pack in packs:
         config = pack[0].config
-        device, corpus = choose_device(config.device), _corpus(config)
+        device, corpus = choose_device(config.device), corpus_of(config)
         needs = [need(cell, corpus, device) for cell in pack]
         rows.append(PackPlan([cell.config.adapter.rank for cell in pack], needs, budget(config, device), device))
     print(render_plan(rows))
@@ -126,9 +126,9 @@ def run(pack: Sequence[Cell]) -> None:
         return
     shared = todo[0].config
     device = choose_device(shared.device)
-    corpus = _corpus(shared)
+    corpus = corpus_of(shared)
     needs = {cell.id: need(cell, corpus, device) for cell in todo}
-    base = _loaded_base(shared, device)
+    base = loaded_base(shared, device)
     failures: list[str] = []
     with Display(shared.name, _costs(todo, base), {c.id: _label(c) for c in todo}, shared.train.steps + 1) as display:
         waiting = deque(folds(todo, needs, base, corpus))
@@ -240,19 +240,25 @@ class Recorder:
         self.display.finish(dict(zip([cell.id for cell in self.fold], self.status, strict=True)))
 
 
-def _loaded_base(config: CellConfig, device: torch.device) -> FrozenBase:
+def loaded_base(config: CellConfig, device: torch.device) -> FrozenBase:
     """The base of a pack: the one of the pack before it in this process, if it is the same."""
     wanted = repr((config.model, device, config.precision))
     if wanted not in _BASE:
-        _BASE.clear()  # before the next one is loaded: there may be no room for two
+        forget_base()  # before the next one is loaded: there may be no room for two
         _BASE[wanted] = load_base(config.model, device, config.precision)
     return _BASE[wanted]
+
+
+def forget_base() -> None:
+    """Let go of the base that this process holds."""
+    _BASE.clear()
 
 
 _BASE: dict[str, FrozenBase] = {}
 
 
-def _corpus(config: CellConfig) -> Corpus:
+def corpus_of(config: CellConfig) -> Corpus:
+    """The tokenised data of a cell."""
     tokenizer = load_tokenizer(config.model)
     return build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
 

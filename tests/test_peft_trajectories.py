@@ -9,10 +9,10 @@ from torch.nn.functional import cross_entropy
 
 from study.adapters import adapted
 from study.adapters.bank import AdapterSpec
+from study.cache import cache_folder
 from study.config import CellConfig, ModelConfig
 from study.data import Corpus, TokenBatch, build_corpus
 from study.models import FrozenBase, load_base, load_tokenizer, smollm2
-from study.models.cache import cache_folder
 from study.training import Fold
 
 STEPS = 5

@@ -10,14 +10,14 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from study.adapters.contraction import Contraction, factored, merged
+from study.adapters.contraction import Contraction, factored, factored_linear, merged
 
 FACTORED = Contraction()
 
@@ -55,19 +55,16 @@ def features(linear: nn.Module) -> tuple[int, int]:
 
 
 def dense_weight(linear: nn.Module) -> Tensor | None:
-    """The weight of a frozen linear as ``[O, D]``, a view; None where none can be added to:
-    quantised, or not float32.
+    """The weight of a frozen linear as ``[O, D]``, a view; None where it is quantised or the class is not known.
 
     Only the very classes whose product is known to be ``x W^T + b`` qualify, and none of their subclasses.
     """
     if type(linear) is nn.Linear:
-        weight = linear.weight
-    elif type(linear) is Conv1D:
+        return linear.weight
+    if type(linear) is Conv1D:
         conv1d: Any = linear
-        weight = conv1d.weight.mT  # it keeps its weight as [D, O]
-    else:
-        return None
-    return weight if weight.dtype == torch.float32 else None
+        return conv1d.weight.mT  # it keeps its weight as [D, O]
+    return None
 
 
 def generator_for(seed: int, layer: str, device: torch.device | str = "cpu") -> torch.Generator:
@@ -169,7 +166,8 @@ class LoraBank(nn.Module):
         d, o = features(self.base)
         drawn = [self.drawn(spec, d, o) for spec in specs]
         # Dropout is on the adapter's input alone, and a merged product has one input.
-        can_merge = dense_weight(self.base) is not None and not any(spec.dropout for spec in specs)
+        W_OD = dense_weight(self.base)
+        can_merge = W_OD is not None and W_OD.dtype == torch.float32 and not any(spec.dropout for spec in specs)
         rank = len(drawn[0].A_RD)  # not the spec's: banks of study.limits hold factors of another rank
         return Bucket(drawn, self.contraction.choose(d, o, rank) if can_merge else "factored")
 
@@ -218,10 +216,16 @@ class LoraBank(nn.Module):
 
     def _factored(self, buckets: Sequence[Bucket], x_kND: Tensor, cells: slice) -> list[Tensor]:
         """One frozen product for all of ``buckets``, and each adds its own."""
+        sizes = [len(bucket.gammas) for bucket in buckets]
+        W_OD = dense_weight(self.base)
+        if W_OD is not None and not self._drops:
+            ends = list(accumulate(sizes, initial=0))
+            adapters = [tensor for b in buckets for tensor in (b.A_kRD, b.B_kOR, b.gamma_k11)]
+            parts = [slice(*ends) for ends in pairwise(ends)]
+            return [factored_linear(x_kND, W_OD, self.base.bias, parts, adapters)]  # type: ignore[arg-type]
         y_kNO = self.base(x_kND)
         # Where autocast made the base's product bf16, the adapter's products are bf16 too.
         x_kND = self._dropped(x_kND, cells).to(y_kNO.dtype)
-        sizes = [len(bucket.gammas) for bucket in buckets]
         return [b.add_to(y, x) for b, y, x in zip(buckets, y_kNO.split(sizes), x_kND.split(sizes), strict=True)]
 
     def _merged(self, buckets: Sequence[Bucket], x_kND: Tensor, cells: slice) -> list[Tensor]:
@@ -233,12 +237,17 @@ class LoraBank(nn.Module):
         products = [torch.bmm(x, b.added_to(W_OD).mT) for b, x in zip(buckets, x_kND.split(sizes), strict=True)]
         return products if bias is None else [y + bias for y in products]
 
+    @property
+    def _drops(self) -> bool:
+        """Whether there is dropout now, in any cell."""
+        return self.training and any(spec.dropout for spec in self.specs)
+
     def _buckets(self) -> list[Bucket]:
         return list(self.buckets)  # type: ignore[arg-type]
 
     def _dropped(self, x_kND: Tensor, cells: slice) -> Tensor:
         """Dropout on the adapters' input as in PEFT, each cell from a stream of its own; none in eval mode."""
-        if not self.training or not any(spec.dropout for spec in self.specs):
+        if not self._drops:
             return x_kND
         if self._dropout_streams is None:
             self._dropout_streams = [generator_for(s.seed, f"{self.layer}/dropout", x_kND.device) for s in self.specs]

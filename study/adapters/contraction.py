@@ -14,14 +14,16 @@ out features, ``R`` rank.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+from torch.nn.functional import linear
 
 FORMS = ("factored", "merged")
 
@@ -49,6 +51,46 @@ class Factored(torch.autograd.Function):
         return dy, dx, torch.bmm(dz_KNR.mT, x).to(A.dtype), torch.bmm(dy.mT, z_KNR).to(B.dtype), None
 
 
+class FactoredLinear(torch.autograd.Function):
+    """``x W^T + b + gamma (x A^T) B^T`` for a whole bank: the frozen product and every adapter in one node.
+
+    What :class:`Factored` and autograd do in several passes over ``[N, O]`` and ``[N, D]``, each product here adds to
+    the one before it in place: at low rank those passes are what an adapter costs.
+    ``x_KND``, ``W_OD`` of one dtype, ``b_O`` or None, ``cells`` the cells of each rank, then A, B and gamma of each.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_KND: Tensor, W_OD: Tensor, b_O: Tensor | None, cells: Sequence[slice], *adapters: Tensor
+    ) -> Tensor:
+        y_KNO, z = linear(x_KND, W_OD, b_O), []
+        for part, A, B, gamma in _each(cells, adapters):
+            z.append(torch.bmm(x_KND[part], A.to(x_KND.dtype).mT) * gamma.to(x_KND.dtype))
+            y_KNO[part].baddbmm_(z[-1], B.to(x_KND.dtype).mT)
+        ctx.cells = cells
+        ctx.save_for_backward(x_KND, W_OD, *z, *adapters)
+        return y_KNO
+
+    @staticmethod
+    def backward(ctx: Any, dy_KNO: Tensor) -> tuple[Tensor | None, ...]:
+        x_KND, W_OD, *saved = ctx.saved_tensors
+        z, adapters = saved[: len(ctx.cells)], saved[len(ctx.cells) :]
+        dx_KND = torch.matmul(dy_KNO, W_OD) if ctx.needs_input_grad[0] else None
+        gradients: list[Tensor | None] = []
+        for (part, A, B, gamma), z_kNR in zip(_each(ctx.cells, adapters), z, strict=True):
+            dy, x = dy_KNO[part], x_KND[part]
+            dz_kNR = torch.bmm(dy, B.to(x.dtype)) * gamma.to(x.dtype)
+            if dx_KND is not None:
+                dx_KND[part].baddbmm_(dz_kNR, A.to(x.dtype))
+            gradients += [torch.bmm(dz_kNR.mT, x).to(A.dtype), torch.bmm(dy.mT, z_kNR).to(B.dtype), None]
+        return dx_KND, None, None, None, *gradients
+
+
+def _each(cells: Sequence[slice], adapters: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """The cells of a rank with their A, B and gamma."""
+    return zip(cells, adapters[::3], adapters[1::3], adapters[2::3], strict=True)
+
+
 class Merged(torch.autograd.Function):
     """The weights ``W + gamma B A``, ``[K, O, D]``, and from their gradient those of A and B."""
 
@@ -67,6 +109,14 @@ def factored(y_KNO: Tensor, x_KND: Tensor, A_KRD: Tensor, B_KOR: Tensor, gamma_K
     """``y + gamma B A x``, ``[K, N, O]``; see :class:`Factored`."""
     with torch.autocast(y_KNO.device.type, enabled=False):  # dtypes are explicit in there
         return Factored.apply(y_KNO, x_KND, A_KRD, B_KOR, gamma_K11)
+
+
+def factored_linear(
+    x_KND: Tensor, W_OD: Tensor, b_O: Tensor | None, cells: Sequence[slice], adapters: Sequence[Tensor]
+) -> Tensor:
+    """``x W^T + b + gamma B A x``, ``[K, N, O]`` in W's precision; see :class:`FactoredLinear`."""
+    with torch.autocast(x_KND.device.type, enabled=False):
+        return FactoredLinear.apply(x_KND.to(W_OD.dtype), W_OD, b_O, cells, *adapters)
 
 
 def merged(W_OD: Tensor, A_KRD: Tensor, B_KOR: Tensor, gamma_K11: Tensor) -> Tensor:
