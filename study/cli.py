@@ -40,12 +40,16 @@ def train(arguments: tuple[str, ...]) -> None:
 
 @cli.command()
 @STUDY_DIR
-def status(study_dir: Path) -> None:
+@click.option("--watch", is_flag=True, help="Follow what trains, in any process, until nothing is left to train.")
+def status(study_dir: Path, watch: bool) -> None:
     """List the cells of a study by state."""
-    from study.status import render
-    from study.store import load_cells
+    from study.status import load_status, render
+    from study.watch import watch as follow
 
-    click.echo(render(load_cells(study_dir)))
+    if watch:
+        follow(study_dir)
+    else:
+        click.echo(render(load_status(study_dir)))
 
 
 @cli.command()

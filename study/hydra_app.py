@@ -76,13 +76,16 @@ def _run(composed: DictConfig) -> None:
     if "cells" not in composed:
         cells = sweep.plan([parse(composed)])
         pack = sweep.to_train(cells)
-        sweep.announce(cells, [pack] if pack else [])
+        packs = [pack] if pack else []
+        sweep.announce(cells, packs)
+        with sweep.on_agenda(packs):
+            sweep.run(pack)
+        sweep.conclude(cells)
     else:
         shared = [o for o in HydraConfig.get().overrides.task if not o.startswith("+cells=")]
         name = HydraConfig.get().job.config_name
         loader = GlobalHydra.instance().config_loader()
-        pack = sweep.plan(compose(loader, name, shared, [shlex.split(cell) for cell in composed.cells]))
-    sweep.run(pack)
+        sweep.run(sweep.plan(compose(loader, name, shared, [shlex.split(cell) for cell in composed.cells])))
 
 
 def compose(loader: ConfigLoader, name: str, shared: Sequence[str], cells: Sequence[Sequence[str]]) -> list[CellConfig]:

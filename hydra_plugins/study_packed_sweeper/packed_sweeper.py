@@ -57,10 +57,12 @@ class PackedSweeper(Sweeper):
         packs = sweep.packs(sweep.to_train(cells))
         sweep.announce(cells, packs)
         jobs = [[*shared, f"+cells=[{','.join(_quoted(overrides[cell.id]) for cell in pack)}]"] for pack in packs]
-        returns = self.launcher.launch(jobs, initial_job_idx=0) if jobs else []
+        with sweep.on_agenda(packs):
+            returns = self.launcher.launch(jobs, initial_job_idx=0) if jobs else []
         for job in returns:
             if job.return_value:  # a job's own mistakes are returned in a line; anything else is raised here
                 raise StudyError(job.return_value)
+        sweep.conclude(cells)
         return returns
 
     def _axes(self, arguments: list[str]) -> tuple[list[str], list[list[str]]]:

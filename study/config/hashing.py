@@ -24,7 +24,7 @@ class Sources:
 def identity(config: CellConfig, sources: Sources) -> str:
     """The cell's id: 12 hex digits over everything that moves its trajectory or its tables, and over nothing else.
 
-    Device, packing, launcher and paths are left out: the same identity means the same result within rounding.
+    Device, packing, launcher, tracker and paths are left out: the same identity means the same result within rounding.
     """
     adapter = asdict(config.adapter)
     if config.adapter.rank == math.inf:

@@ -24,7 +24,7 @@ class ModelCard:
     or the commit (hub). ``tokenizer_fingerprint`` is the sha256 of the tokenizer. ``max_length`` is the longest
     sequence in tokens. ``note`` is what a reader of results must know of the weights, or empty. ``linears`` are the
     module paths of every linear layer in the transformer blocks (``nn.Linear`` or transformers' ``Conv1D``), without
-    embeddings and head.
+    embeddings and head; ``features`` are their ``(D, O)``, and ``weights`` is how many numbers the whole model has.
     """
 
     name: str
@@ -33,6 +33,8 @@ class ModelCard:
     max_length: int
     note: str
     linears: tuple[str, ...]
+    features: tuple[tuple[int, int], ...]
+    weights: int
 
 
 def describe(config: ModelConfig) -> ModelCard:
@@ -79,7 +81,7 @@ def _tiny_card() -> ModelCard:
         tokenizer_fingerprint=_tokenizer_fingerprint(tiny.tokenizer()),
         max_length=tiny.MAX_LENGTH,
         note="random weights",
-        linears=hf.linears(tiny.config(), "model=tiny"),
+        **vars(hf.layout(tiny.config(), "model=tiny")),
     )
 
 
@@ -88,7 +90,7 @@ def _checkpoint_card(checkpoint: hf.Checkpoint, files: frozenset[tuple[str, int,
     """The card of a folder; ``files`` (name, size, time) are an argument so that a changed file is looked at anew."""
     hf.weight_files(checkpoint)  # the cheap and likely mistakes first
     config = hf.read_config(checkpoint)
-    linears = hf.linears(config, checkpoint.named)
+    layout = hf.layout(config, checkpoint.named)
     tokenizer = hf.load_tokenizer(checkpoint)
     is_smollm2 = checkpoint.path is None
     return ModelCard(
@@ -97,7 +99,7 @@ def _checkpoint_card(checkpoint: hf.Checkpoint, files: frozenset[tuple[str, int,
         tokenizer_fingerprint=_tokenizer_fingerprint(tokenizer),
         max_length=_max_length(config, tokenizer),
         note=smollm2.NOTE if is_smollm2 else "",
-        linears=linears,
+        **vars(layout),
     )
 
 

@@ -161,8 +161,17 @@ def read_config(checkpoint: Checkpoint) -> Any:
     return config
 
 
-def linears(config: Any, named: str) -> tuple[str, ...]:
-    """The module paths of a model's block linears, from its config alone: it is built without memory for weights."""
+@dataclass(frozen=True)
+class Layout:
+    """A model's block linears as module paths, their ``(D, O)`` features, and the number of all its weights."""
+
+    linears: tuple[str, ...]
+    features: tuple[tuple[int, int], ...]
+    weights: int
+
+
+def layout(config: Any, named: str) -> Layout:
+    """A model's layout, from its config alone: it is built without memory for weights."""
     try:
         with quiet(), torch.random.fork_rng(devices=[]), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -171,7 +180,14 @@ def linears(config: Any, named: str) -> tuple[str, ...]:
     found = block_linears(model)
     if not found:
         raise StudyError(f"{named}: {type(model).__name__} has no linear layer in its blocks to adapt")
-    return found
+    shapes = tuple(_features(model.get_submodule(name)) for name in found)
+    return Layout(found, shapes, sum(weight.numel() for weight in model.parameters()))
+
+
+def _features(linear: nn.Module) -> tuple[int, int]:
+    weight = linear.get_parameter("weight")
+    first, second = weight.shape
+    return (first, second) if isinstance(linear, Conv1D) else (second, first)  # nn.Linear keeps [O, D]
 
 
 def block_linears(model: nn.Module) -> tuple[str, ...]:
