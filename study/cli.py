@@ -1,4 +1,4 @@
-"""The console script ``study``: train, status, analyze, distances, figures, report, fetch.
+"""The console script ``study``: train, status, analyze, distances, figures, report, workspace, fetch.
 
 ``study train`` is a Hydra application and takes its arguments unchanged; the others are ordinary commands. What is
 imported here is imported by ``study --help``, so every command imports its own part of the house.
@@ -121,6 +121,17 @@ def report(study_dir: Path, plots: Path | None) -> None:
     folder = plots or study_dir.parent.parent / "plots" / study_dir.name
     for path in write_report(study_dir, folder, lambda line: click.echo(line, err=True)):
         click.echo(path)
+
+
+@cli.command()
+@STUDY_DIR
+@click.option("--plots", type=click.Path(path_type=Path), help="Folder of the figures.  [default: plots/NAME]")
+def workspace(study_dir: Path, plots: Path | None) -> None:
+    """Show a study that was trained with tracker=wandb in W&B: exponents, figures, and a workspace by site and kind."""
+    from study.tracking.workspace import open_workspace
+
+    folder = plots or study_dir.parent.parent / "plots" / study_dir.name
+    click.echo(open_workspace(study_dir, folder, lambda line: click.echo(line, err=True)))
 
 
 @cli.command()

@@ -90,7 +90,7 @@ class WandbRuns:
             try:
                 task()
             except Exception as error:  # whatever it was, it is no reason to stop training
-                self._give_up(f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
+                self._give_up(one_line(error))
 
     def _give_up(self, why: str) -> None:
         if not WandbRuns.given_up:
@@ -120,6 +120,11 @@ class WandbRuns:
         run = self.runs.pop(cell_id)
         run.summary.update({"status": status, **fields})
         run.finish(exit_code=int(status == "failed"))
+
+
+def one_line(error: Exception) -> str:
+    """The kind of an error and the first line of what it says."""
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 
 
 Tracker = WandbRuns | Untracked
