@@ -36,9 +36,9 @@ def followed(tmp_path_factory: pytest.TempPathFactory, jsonl: Path) -> tuple[Pat
             capture_output=True,
             text=True,
             check=True,
-            timeout=300,
+            timeout=900,
         )
-        _, said = train.communicate(timeout=300)
+        _, said = train.communicate(timeout=900)
     finally:
         train.kill()
     assert train.returncode == 0, said

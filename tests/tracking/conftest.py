@@ -31,7 +31,7 @@ def study_process(jsonl: Path) -> Callable[..., subprocess.CompletedProcess[str]
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=900,
         )
 
     return run
