@@ -1,4 +1,4 @@
-"""The console script ``study``: train, status, analyze, distances, figures, report, fetch.
+"""The console script ``study``: train, status, analyze, distances, figures, report, workspace, fetch.
 
 ``study train`` is a Hydra application and takes its arguments unchanged; the others are ordinary commands. What is
 imported here is imported by ``study --help``, so every command imports its own part of the house.
@@ -40,12 +40,16 @@ def train(arguments: tuple[str, ...]) -> None:
 
 @cli.command()
 @STUDY_DIR
-def status(study_dir: Path) -> None:
+@click.option("--watch", is_flag=True, help="Follow what trains, in any process, until nothing is left to train.")
+def status(study_dir: Path, watch: bool) -> None:
     """List the cells of a study by state."""
-    from study.status import render
-    from study.store import load_cells
+    from study.status import load_status, render
+    from study.watch import watch as follow
 
-    click.echo(render(load_cells(study_dir)))
+    if watch:
+        follow(study_dir)
+    else:
+        click.echo(render(load_status(study_dir)))
 
 
 @cli.command()
@@ -132,6 +136,17 @@ def bench(arguments: tuple[str, ...]) -> None:
     code = here / "benchmarks" if (here / "benchmarks").exists() else here.parent / "benchmarks"
     sys.argv = ["study bench", *arguments]
     runpy.run_path(str(code), run_name="__main__")
+
+
+@cli.command()
+@STUDY_DIR
+@click.option("--plots", type=click.Path(path_type=Path), help="Folder of the figures.  [default: plots/NAME]")
+def workspace(study_dir: Path, plots: Path | None) -> None:
+    """Show a study that was trained with tracker=wandb in W&B: exponents, figures, and a workspace by site and kind."""
+    from study.tracking.workspace import open_workspace
+
+    folder = plots or study_dir.parent.parent / "plots" / study_dir.name
+    click.echo(open_workspace(study_dir, folder, lambda line: click.echo(line, err=True)))
 
 
 @cli.command()

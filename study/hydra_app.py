@@ -95,11 +95,13 @@ def _run(composed: DictConfig) -> None:
         if PLAN_KEY in composed:
             return sweep.show_plan(cells, packs)
         sweep.announce(cells, packs)
-    else:
-        shared = [o for o in HydraConfig.get().overrides.task if not o.startswith("+cells=")]
-        name = HydraConfig.get().job.config_name
-        loader = GlobalHydra.instance().config_loader()
-        pack = sweep.plan(compose(loader, name, shared, [shlex.split(cell) for cell in composed.cells]))
+        with sweep.on_agenda(packs):
+            sweep.run(pack)
+        return sweep.conclude(cells)
+    shared = [o for o in HydraConfig.get().overrides.task if not o.startswith("+cells=")]
+    name = HydraConfig.get().job.config_name
+    loader = GlobalHydra.instance().config_loader()
+    pack = sweep.plan(compose(loader, name, shared, [shlex.split(cell) for cell in composed.cells]))
     return sweep.run(pack)
 
 

@@ -8,7 +8,6 @@ any moment and survive ``kill -9``. A lock held by the writing process makes sur
 import fcntl
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,10 @@ PROBES_SCHEMA = pa.schema(
 DERIVED = ("exponents", "stable", "rates", "losses", "distances")
 """Tables made from a study's cells after they were trained."""
 SCHEMAS = {"metrics": METRICS_SCHEMA, "probes": PROBES_SCHEMA}
+_MESSAGE = b"\xff\xff\xff\xff"
+"""What every message of an Arrow stream begins with."""
+_TAIL = 8192
+"""Bytes at the end of a ``metrics`` stream that hold its last rows: one takes about 700."""
 
 
 class CellWriter:
@@ -129,7 +132,7 @@ def load_cells(study_dir: str | os.PathLike[str]) -> pd.DataFrame:
 
     Raises :class:`StudyError` where the folder holds no study.
     """
-    rows = [_cell_row(record, cell) for cell, record in _records(Path(study_dir))]
+    rows = [cell_row(record) for cell in _cell_folders(Path(study_dir)) if (record := read_cell(cell)) is not None]
     if not rows:
         folder = Path(study_dir)
         near = [cells.parent for place in (folder, folder.parent) for cells in sorted(place.glob("*/cells"))]
@@ -141,13 +144,47 @@ def load_cells(study_dir: str | os.PathLike[str]) -> pd.DataFrame:
 
 def load_records(study_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Every cell's ``record.json`` as it stands: configuration, versions, commit, device, sources, how it ended."""
-    return [record for _, record in _records(Path(study_dir))]
+    return [record for cell in _cell_folders(Path(study_dir)) if (record := _read_record(cell)) is not None]
 
 
 def is_done(cell_folder: Path) -> bool:
     """Whether a cell needs no training: it is complete, or it diverged, which training it again would only repeat."""
     record = _read_record(cell_folder)
     return record is not None and record["status"] in ("complete", "diverged")
+
+
+def read_cell(cell_folder: Path) -> dict[str, Any] | None:
+    """A cell's record as of now, None where there is none: a running cell's ``steps_done`` and ``seconds`` are those of
+    the last row it wrote, and one whose process is gone is ``interrupted``."""
+    record = _read_record(cell_folder)
+    if record is None or record["status"] != "running":
+        return record
+    last = last_metrics(cell_folder / "metrics.arrows")
+    so_far = {} if last is None else {"steps_done": last["step"], "seconds": last["seconds"]}
+    return record | so_far | {"status": "running" if _is_locked(cell_folder) else "interrupted"}
+
+
+def last_metrics(stream: Path) -> dict[str, Any] | None:
+    """The last whole row of a ``metrics`` stream, read from its end however long it is; None where there is none."""
+    try:
+        with stream.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+            tail = file.read()
+    except OSError:
+        return None
+    start = len(tail)
+    while (start := tail.rfind(_MESSAGE, 0, start)) >= 0:
+        try:
+            batch = pa.ipc.read_record_batch(pa.ipc.read_message(pa.py_buffer(tail[start:])), METRICS_SCHEMA)
+        except (
+            pa.ArrowInvalid,
+            EOFError,
+            OSError,
+        ):  # half a row, the schema, or a number that looks like a row's start
+            continue
+        if len(batch):
+            return batch.slice(len(batch) - 1).to_pylist()[0]
+    return None
 
 
 def write_derived(study_dir: str | os.PathLike[str], name: str, table: pd.DataFrame) -> Path:
@@ -159,10 +196,8 @@ def write_derived(study_dir: str | os.PathLike[str], name: str, table: pd.DataFr
     return path
 
 
-def _records(study_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    for cell in sorted((study_dir / "cells").glob("*")):
-        if (record := _read_record(cell)) is not None:
-            yield cell, record
+def _cell_folders(study_dir: Path) -> list[Path]:
+    return sorted((study_dir / "cells").glob("*"))
 
 
 def _read_record(cell_folder: Path) -> dict[str, Any] | None:
@@ -173,12 +208,10 @@ def _read_record(cell_folder: Path) -> dict[str, Any] | None:
     return record
 
 
-def _cell_row(record: dict[str, Any], cell_folder: Path) -> dict[str, Any]:
+def cell_row(record: dict[str, Any]) -> dict[str, Any]:
+    """A record as a row of the ``cells`` table."""
     config = record["config"]
     adapter, optimizer, train = config["adapter"], config["optimizer"], config["train"]
-    status = record["status"]
-    if status == "running" and not _is_locked(cell_folder):
-        status = "interrupted"
     return {
         "cell_id": record["cell_id"],
         "study": record["study"],
@@ -203,11 +236,11 @@ def _cell_row(record: dict[str, Any], cell_folder: Path) -> dict[str, Any]:
         **{key: train[key] for key in ("steps", "batch_size", "accumulation", "clip", "schedule", "warmup")},
         "weight_decay": optimizer["weight_decay"],
         "precision": config["precision"],
-        "status": status,
+        "status": record["status"],
         "error": record.get("error"),
         "diverged_step": record.get("diverged_step"),
         "steps_done": record.get("steps_done"),
-        "device": record["device"],
+        "device": record.get("device"),
         "seconds": record.get("seconds"),
         "peak_memory_gb": record.get("peak_memory_gb"),
     }

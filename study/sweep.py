@@ -10,6 +10,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import groupby
@@ -20,7 +21,8 @@ import pandas as pd
 import torch
 from omegaconf import OmegaConf
 
-from study.adapters import features, resolve_targets
+from study.adapters import resolve_targets
+from study.agenda import Planned, posted
 from study.config import CellConfig, DataConfig, ModelConfig, Sources, identity
 from study.data import Corpus, build_corpus, fingerprint, load_examples
 from study.errors import StudyError
@@ -28,7 +30,9 @@ from study.models import FrozenBase, ModelCard, describe, load_base, load_tokeni
 from study.planning import Estimate, PackPlan, budget, check_fits, estimate, fastest_fold, fold_sizes, render_plan
 from study.progress import Display
 from study.provenance import peak_memory_gb, provenance
-from study.store import CellWriter, is_done
+from study.status import counts
+from study.store import CellWriter, is_done, load_cells
+from study.tracking.runs import Tracker, tracker
 from study.training import CellStep, contraction, train, typical_step
 
 
@@ -44,7 +48,12 @@ class Cell:
     @property
     def folder(self) -> Path:
         """Where its results are: ``results_dir/name/cells/id``."""
-        return Path(self.config.results_dir) / self.config.name / "cells" / self.id
+        return self.study_dir / "cells" / self.id
+
+    @property
+    def study_dir(self) -> Path:
+        """The folder of its study."""
+        return Path(self.config.results_dir) / self.config.name
 
     @property
     def done(self) -> bool:
@@ -101,6 +110,27 @@ def show_plan(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]]) -> None:
     print(render_plan(rows))
 
 
+@contextmanager
+def on_agenda(packs: Sequence[Sequence[Cell]]) -> Iterator[None]:
+    """While inside, whoever looks at a study's folder sees what is still to be trained (:mod:`study.agenda`)."""
+    planned: dict[Path, list[Planned]] = {}
+    for pack in packs:
+        cells = planned.setdefault(pack[0].study_dir, [])
+        number = cells[-1].pack + 1 if cells else 1
+        cells += [Planned(_description(cell), number, _cost(cell)) for cell in pack]
+    with ExitStack() as stack:
+        for study_dir, of_study in planned.items():
+            stack.enter_context(posted(study_dir, of_study))
+        yield
+
+
+def conclude(cells: Sequence[Cell]) -> None:
+    """Say on stderr how the cells' studies stand, and the command that comes next."""
+    for study_dir in sorted({cell.study_dir for cell in cells}):
+        print(f"study {study_dir.name}: {counts(load_cells(study_dir)['status'])}", file=sys.stderr)
+        print(f"next: study analyze {study_dir}", file=sys.stderr, flush=True)
+
+
 def packs(cells: Sequence[Cell]) -> list[list[Cell]]:
     """Cells grouped by what a process shares: base, data, the shape of a step and the loop; each pack ordered by rank.
 
@@ -130,12 +160,15 @@ def run(pack: Sequence[Cell]) -> None:
     needs = {cell.id: need(cell, corpus, device) for cell in todo}
     base = loaded_base(shared, device)
     failures: list[str] = []
-    with Display(shared.name, _costs(todo, base), {c.id: _label(c) for c in todo}, shared.train.steps + 1) as display:
+    with (
+        Display(todo[0].study_dir, {cell.id: _label(cell) for cell in todo}, shared.train.steps) as display,
+        tracker(shared.tracker, display.pack, display.say) as tracked,
+    ):
         waiting = deque(folds(todo, needs, base, corpus))
         while waiting:
             fold = waiting.popleft()
             writers = [CellWriter(cell.folder, _yaml(cell), _record(cell, device, corpus.fingerprint)) for cell in fold]
-            recorder = Recorder(fold, writers, display)
+            recorder = Recorder(fold, writers, display, tracked)
             try:
                 for results in train(base, corpus, [cell.config for cell in fold]):
                     recorder.add(results)
@@ -202,13 +235,15 @@ def release_memory(device: torch.device) -> None:
 
 
 class Recorder:
-    """Writes a fold's results as they come, one writer a cell, and tells the display."""
+    """Writes a fold's results as they come, one writer a cell, and tells the display and the tracker."""
 
-    def __init__(self, fold: Sequence[Cell], writers: Sequence[CellWriter], display: Display) -> None:
-        self.fold, self.writers, self.display = fold, writers, display
+    def __init__(self, fold: Sequence[Cell], writers: Sequence[CellWriter], display: Display, tracked: Tracker) -> None:
+        self.fold, self.writers, self.display, self.tracked = fold, writers, display, tracked
         self.status = ["complete"] * len(fold)
         self.fields: list[dict[str, Any]] = [{} for _ in fold]
         display.start([cell.id for cell in fold])
+        for cell, writer in zip(fold, writers, strict=True):
+            tracked.start(writer.record, _label(cell))
 
     def add(self, results: Sequence[CellStep | None]) -> None:
         """Append the rows of one step."""
@@ -218,6 +253,7 @@ class Recorder:
             self.writers[k].append("metrics", pd.DataFrame([result.metrics]))
             if result.probes is not None:
                 self.writers[k].append("probes", result.probes)
+            self.tracked.log(self.fold[k].id, result.metrics, result.probes)
             step = int(result.metrics["step"])
             self.fields[k] |= {"steps_done": step, "seconds": result.metrics["seconds"]}
             if result.diverged:
@@ -237,6 +273,7 @@ class Recorder:
         """Close every cell with its status."""
         for writer, status, fields in zip(self.writers, self.status, self.fields, strict=True):
             writer.close(status, finished=_now(), peak_memory_gb=peak_memory_gb(device), **fields)
+            self.tracked.finish(writer.record["cell_id"], status, fields)
         self.display.finish(dict(zip([cell.id for cell in self.fold], self.status, strict=True)))
 
 
@@ -293,21 +330,22 @@ def _shared(cell: Cell) -> str:
             (config.train.steps, config.train.batch_size, config.train.accumulation, config.train.eval_every),
             config.probes,
             config.pack,
+            config.tracker,
         )
     )
 
 
-def _costs(cells: Sequence[Cell], base: FrozenBase) -> dict[str, float]:
-    """FLOPs of a token by cell, forward and backward: 4 a weight of the frozen base, 6 a weight of the adapter.
+def _cost(cell: Cell) -> float:
+    """FLOPs of all its steps, forward and backward: for a token 4 a weight of the base and 6 a weight of its adapters.
 
     The limit of infinite rank costs what rank D does.
     """
-    weights = sum(p.numel() for p in base.model.parameters())
-    layers = resolve_targets(base.card.linears, cells[0].config.adapter.targets)
-    shapes = [features(base.model.get_submodule(layer)) for layer in layers]
-    ranks = [cell.config.adapter.rank for cell in cells]
-    adapters = [sum((d + o) * (d if math.isinf(rank) else rank) for d, o in shapes) for rank in ranks]
-    return {cell.id: 4.0 * weights + 6.0 * size for cell, size in zip(cells, adapters, strict=True)}
+    config, card = cell.config, cell.card
+    rank, targets = config.adapter.rank, set(resolve_targets(card.linears, config.adapter.targets))
+    shapes = [shape for layer, shape in zip(card.linears, card.shapes, strict=True) if layer in targets]
+    adapters = sum((d + o) * (d if math.isinf(rank) else rank) for d, o in shapes)
+    tokens = config.train.batch_size * config.train.accumulation * config.data.sequence_length
+    return (4.0 * card.parameters + 6.0 * adapters) * tokens * (config.train.steps + 1)
 
 
 def _label(cell: Cell) -> str:
@@ -319,7 +357,8 @@ def _yaml(cell: Cell) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(asdict(cell.config)))
 
 
-def _record(cell: Cell, device: torch.device, data: str) -> dict[str, Any]:
+def _description(cell: Cell) -> dict[str, Any]:
+    """What a cell's record says of it before it runs."""
     return {
         "cell_id": cell.id,
         "study": cell.config.name,
@@ -327,8 +366,14 @@ def _record(cell: Cell, device: torch.device, data: str) -> dict[str, Any]:
         "model_note": cell.card.note,
         "data": cell.config.data.name if cell.config.data.path is None else cell.config.data.path,
         "gamma": cell.config.adapter.gamma,
-        "sources": asdict(cell.sources) | {"data": data},
         "config": asdict(cell.config),
+    }
+
+
+def _record(cell: Cell, device: torch.device, data: str) -> dict[str, Any]:
+    return {
+        **_description(cell),
+        "sources": asdict(cell.sources) | {"data": data},
         "started": _now(),
         **provenance(device),
     }

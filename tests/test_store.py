@@ -15,7 +15,7 @@ import pytest
 import study
 from study.errors import StudyError
 from study.sites import STATS
-from study.store import CellWriter, is_done, load_cells, load_tables, write_derived
+from study.store import CellWriter, is_done, last_metrics, load_cells, load_tables, write_derived
 
 CONFIG = {
     "adapter": {"rank": 8, "scaling": "power", "exponent": 0.7, "alpha": 16.0, "init": "kaiming", "dropout": 0.0},
@@ -148,3 +148,18 @@ def test_exponents_are_replaced_whole(tmp_path: Path) -> None:
     for value in (1.0, 2.0):
         write_derived(tmp_path, "exponents", pd.DataFrame({"exponent": [value]}))
     assert list(load_tables(tmp_path).exponents["exponent"]) == [2.0]
+
+
+def test_a_running_cell_is_as_far_as_its_last_row(tmp_path: Path) -> None:
+    cell = writer(tmp_path)
+    assert math.isnan(load_cells(tmp_path)["steps_done"].astype(float).iloc[0]), "before its first row"
+    for step in range(50):
+        cell.append("metrics", metrics(step))
+    assert load_cells(tmp_path)["steps_done"].iloc[0] == 49
+    stream = cell.folder / "metrics.arrows"
+    os.truncate(stream, stream.stat().st_size - 40)
+    last = last_metrics(stream)
+    assert last is not None
+    assert (last["step"], last["tokens"], last["loss"]) == (48, 480, 1.5), "the last row that is whole"
+    cell.close("complete", steps_done=49)
+    assert last_metrics(stream) is None

@@ -5,9 +5,12 @@ The sweeper decides what runs together, the launcher where. A thin face on ``stu
 
 import re
 import shlex
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -18,6 +21,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from study.errors import StudyError
+
+if TYPE_CHECKING:
+    from study.sweep import Cell
 
 
 @dataclass
@@ -59,10 +65,14 @@ class PackedSweeper(Sweeper):
             return sweep.show_plan(cells, packs)
         sweep.announce(cells, packs)
         jobs = [[*shared, f"+cells=[{','.join(_quoted(overrides[cell.id]) for cell in pack)}]"] for pack in packs]
-        returns = self.launcher.launch(jobs, initial_job_idx=0) if jobs else []
+        with sweep.on_agenda(packs):
+            returns = self.launcher.launch(jobs, initial_job_idx=0) if jobs else []
         for job in returns:
             if job.return_value:  # a job's own mistakes are returned in a line; anything else is raised here
                 raise StudyError(job.return_value)
+        if jobs:
+            _publish(cells)
+        sweep.conclude(cells)
         return returns
 
     def _axes(self, arguments: list[str]) -> tuple[list[str], list[list[str]]]:
@@ -80,6 +90,16 @@ class PackedSweeper(Sweeper):
                 by_key[key] = [override.input_line or f"{key}={override.get_value_element_as_str()}"]
         shared = [alternatives[0] for alternatives in by_key.values() if len(alternatives) == 1]
         return shared, [alternatives for alternatives in by_key.values() if len(alternatives) > 1]
+
+
+def _publish(cells: Sequence["Cell"]) -> None:
+    """Send to W&B what the studies show that were tracked there."""
+    for study_dir, config in {cell.study_dir: cell.config for cell in cells}.items():
+        if config.tracker.name == "wandb":
+            from study.tracking.publish import publish
+
+            plots = Path(config.plots_dir) / config.name
+            publish(study_dir, plots, config.tracker, lambda line: print(line, file=sys.stderr, flush=True))
 
 
 def _quoted(text: str) -> str:

@@ -16,6 +16,7 @@ from study.config.types import (
     DataConfig,
     ModelConfig,
     OptimizerConfig,
+    TrackerConfig,
     TrainConfig,
 )
 
@@ -33,6 +34,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "Sources",
+    "TrackerConfig",
     "TrainConfig",
     "checked",
     "chosen",

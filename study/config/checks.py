@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import fields
+from importlib.util import find_spec
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -19,8 +20,11 @@ from study.config.types import (
     OPTIMIZERS,
     PRECISIONS,
     SCHEDULES,
+    TRACKER_MODES,
+    TRACKERS,
     AdapterConfig,
     CellConfig,
+    TrackerConfig,
 )
 from study.errors import StudyError, unknown
 from study.inits import INITS
@@ -80,6 +84,8 @@ def validate(config: CellConfig) -> None:
         ("adapter.init", adapter.init, INITS),
         ("adapter.contraction", adapter.contraction, CONTRACTIONS),
         ("train.schedule", train.schedule, SCHEDULES),
+        ("tracker", config.tracker.name, TRACKERS),
+        ("tracker.mode", config.tracker.mode, TRACKER_MODES),
     ):
         if value not in choices:
             raise unknown(what, value, choices)
@@ -138,6 +144,7 @@ def validate(config: CellConfig) -> None:
     chosen("probes.sites", probes.sites, SITES)
     chosen("probes.stats", probes.stats, STATS, USUAL)
     chosen("probes.batch", probes.batch, BATCHES)
+    _check_tracker(config.tracker)
 
 
 def _check_has_limit(adapter: AdapterConfig, optimizer: str) -> None:
@@ -150,6 +157,12 @@ def _check_has_limit(adapter: AdapterConfig, optimizer: str) -> None:
             f"adapter.init={'|'.join(limited)}, not {adapter.scaling}, {optimizer} and {adapter.init}: "
             "finite ranks have no such limit there, give a whole number as adapter.rank"
         )
+
+
+def _check_tracker(tracker: TrackerConfig) -> None:
+    chosen("tracker.sites", tracker.sites, SITES)
+    if tracker.name == "wandb" and find_spec("wandb") is None:
+        raise StudyError("tracker=wandb needs Weights & Biases: pip install 'study[wandb]', or use tracker=none")
 
 
 def _finite(key: str, value: float, *, above: float | None = None, least: float | None = None) -> None:

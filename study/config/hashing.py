@@ -24,8 +24,8 @@ class Sources:
 def identity(config: CellConfig, sources: Sources) -> str:
     """The cell's id: 12 hex digits over everything that moves its trajectory or its tables, and over nothing else.
 
-    Device, contraction, packing, launcher and paths are left out: the same identity means the same result within
-    rounding.
+    Device, contraction, packing, launcher, tracker and paths are left out: the same identity means the same result
+    within rounding.
     """
     adapter = {name: value for name, value in asdict(config.adapter).items() if name != "contraction"}
     if config.adapter.rank == math.inf:

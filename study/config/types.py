@@ -14,6 +14,8 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bf16")
 SCHEDULES = ("constant", "linear", "cosine")
 CONTRACTIONS = ("auto", "factored", "merged")
+TRACKERS = ("none", "wandb")
+TRACKER_MODES = ("offline", "online", "disabled")
 
 
 @dataclass
@@ -165,6 +167,21 @@ class PackConfig:
 
 
 @dataclass
+class TrackerConfig:
+    """Who else is told of results, beside the store. ``sites``: where per-layer norms are sent from.
+
+    It holds no key to any account: those are W&B's own settings, and so they reach no record.
+    """
+
+    name: str = MISSING
+    mode: str = "offline"
+    project: str | None = None
+    entity: str | None = None
+    dir: str | None = None
+    sites: Any = "all"
+
+
+@dataclass
 class CellConfig:
     """One configuration trained once."""
 
@@ -181,3 +198,4 @@ class CellConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     probes: ProbesConfig = field(default_factory=ProbesConfig)
     pack: PackConfig = field(default_factory=PackConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)

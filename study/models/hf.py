@@ -182,12 +182,19 @@ def anatomy(config: Any, named: str) -> Anatomy:
     found = block_linears(model)
     if not found:
         raise StudyError(f"{named}: {type(model).__name__} has no linear layer in its blocks to adapt")
-    modules: list[Any] = [model.get_submodule(path) for path in found]
-    shapes = tuple(
-        (m.in_features, m.out_features) if isinstance(m, nn.Linear) else tuple(m.weight.shape) for m in modules
-    )
     head = model.get_output_embeddings()
-    return Anatomy(found, shapes, sum(p.numel() for p in model.parameters()), head.weight.numel() if head else 0)
+    return Anatomy(
+        linears=found,
+        shapes=tuple(_shape(model.get_submodule(path)) for path in found),
+        parameters=sum(p.numel() for p in model.parameters()),
+        head=head.weight.numel() if head else 0,
+    )
+
+
+def _shape(linear: nn.Module) -> tuple[int, int]:
+    """``(D, O)``; Conv1D keeps its weight as ``[D, O]``."""
+    first, second = linear.get_parameter("weight").shape
+    return (first, second) if isinstance(linear, Conv1D) else (second, first)
 
 
 def block_linears(model: nn.Module) -> tuple[str, ...]:

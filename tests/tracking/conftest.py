@@ -1,0 +1,65 @@
+"""One small tracked sweep, and what W&B's own reader says was written of it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WANDB = Path(sys.executable).parent / "wandb"
+
+
+@pytest.fixture(scope="session")
+def study_process(jsonl: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``study_process(folder, "train", ...)``: the console script in a process of its own, on the tiny model."""
+
+    def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        command, *rest = arguments
+        flags = [argument for argument in rest if argument.startswith("-")]
+        small = ["model=tiny", "train.batch_size=2", "data=jsonl", f"data.path={jsonl}", "data.sequence_length=32"]
+        small = [*small, "data.heldout=2", "train.steps=2"] if command == "train" else []
+        line = [command, *flags, *small, *(argument for argument in rest if argument not in flags)]
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+        return subprocess.run(
+            [sys.executable, "-c", "from study.cli import main; main()", *line],
+            cwd=folder,
+            env=clean | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"} | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=900,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def wandb_key() -> str:
+    """A key of the right form that opens nothing."""
+    return "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="session")
+def tracked(tmp_path_factory: pytest.TempPathFactory, study_process: Callable[..., Any], wandb_key: str) -> Path:
+    """The folder of a sweep over two ranks and both rules in two packs, tracked offline by someone who has a key."""
+    folder = tmp_path_factory.mktemp("tracked")
+    sweep = ["adapter.rank=2,4", "adapter.scaling=lora,rslora", "pack.max_cells=2", "tracker=wandb"]
+    done = study_process(folder, "train", "-m", *sweep, WANDB_API_KEY=wandb_key)
+    assert done.returncode == 0, done.stderr
+    (folder / "stderr").write_text(done.stderr)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def inspect() -> Callable[[Path], list[dict[str, Any]]]:
+    """The records of an offline run, as ``wandb leet inspect --json`` prints them."""
+
+    def records(run_dir: Path) -> list[dict[str, Any]]:
+        done = subprocess.run([WANDB, "leet", "inspect", "--json", run_dir], capture_output=True, text=True, check=True)
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return records

@@ -1,0 +1,111 @@
+"""What a sweep leaves in W&B when it ends, and the workspace that shows it."""
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import study
+from study.analysis import summary
+from study.errors import StudyError
+from study.tracking.publish import tracker_of
+from study.tracking.runs import WandbRuns
+from study.tracking.workspace import open_workspace, workspace
+
+
+@pytest.fixture
+def study_dir(tracked: Path) -> Path:
+    return tracked / "results/default"
+
+
+def test_exponents_and_figures_are_artifacts(tracked: Path, study_dir: Path, inspect: Callable[..., Any]) -> None:
+    cells = set(study.load(str(study_dir)).cells["cell_id"])
+    [path] = [run for run in (study_dir / "wandb").glob("offline-run-*") if run.name.rpartition("-")[2] not in cells]
+    records = inspect(path)
+    run = next(record["run"] for record in records if record["type"] == "run")
+    assert (run["run_group"], run["job_type"]) == ("default", "summary")
+    text = [json.dumps(record) for record in records if "artifact" in json.dumps(record)]
+    assert any("default-exponents" in line and "exponents.parquet" in line for line in text), text
+    drawn = {figure.name for figure in (tracked / "plots/default").iterdir()}
+    assert {"grad_norm_vs_rank.png", "grad_norm_vs_rank.pdf"} <= drawn
+    assert any("default-figures" in line and all(name in line for name in drawn) for line in text)
+
+    logged = {}
+    for record in records:
+        if record["type"] == "history":
+            item = record["history"]["item"]
+            logged |= {(item["_step"], k): v for k, v in item.items() if k.startswith("exponent/")}
+    rows = summary(study.load(str(study_dir)).exponents)
+    expected = {(r.step, f"exponent/{r.optimizer} {r.rule}/{r.quantity}"): r.exponent for r in rows.itertuples()}
+    assert logged == pytest.approx(expected, nan_ok=True)
+    assert (0, "exponent/adamw lora/adapter_grad norm") in logged
+
+
+def test_the_end_of_a_sweep_says_what_comes_next(tracked: Path) -> None:
+    lines = (tracked / "stderr").read_text().strip().splitlines()
+    assert lines[-1] == "next: study analyze results/default"
+    assert "study default: 4 complete" in lines
+    assert "W&B is offline: wandb sync results/default/wandb/offline-run-* sends the runs" in lines
+
+
+def test_the_workspace_has_a_section_a_site_and_a_panel_a_kind(study_dir: Path) -> None:
+    tracker = tracker_of(study_dir)
+    assert tracker is not None
+    spec = workspace(study_dir, tracker)._spec["spec"]["section"]
+    sections = {part["name"]: part["panels"] for part in spec["panelBankConfig"]["sections"]}
+    assert list(sections) == ["training", "against rank", "adapter_grad", "adapter_out", "adapter_in_grad", "delta_w"]
+    kinds = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    for site, prefix in (("adapter_grad", "grad_norm"), ("delta_w", "delta_w_norm")):
+        regexes = [panel["config"]["metricRegex"] for panel in sections[site]]
+        assert len(regexes) == 7
+        for kind in kinds:
+            matching = [regex for regex in regexes if re.search(regex, f"{prefix}/block_01/{kind}")]
+            assert len(matching) == 1, kind
+    [runs] = spec["runSets"]
+    assert [key["name"] for key in runs["grouping"]] == ["adapter.value.scaling", "adapter.value.rank"]
+    filters = {part["key"]["name"]: (part["op"], part["value"]) for part in runs["filters"]["filters"]}
+    assert filters == {"group": ("=", "default"), "jobType": ("!=", "summary")}
+    colours = list(spec["customRunColors"].values())
+    assert len(set(colours)) == 4, "a shade for each rank of each rule"
+
+
+def test_without_a_key_the_workspace_is_a_file(
+    study_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study_process: Callable[..., Any]
+) -> None:
+    done: subprocess.CompletedProcess[str] = study_process(
+        study_dir.parent.parent, "workspace", "results/default", HOME="/nonexistent", NETRC="/nonexistent"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "results/default/workspace.json"
+    said = [line for line in done.stderr.splitlines() if "workspace" in line]
+    assert len(said) == 1
+    assert "no API key" in said[0]
+    spec = json.loads((study_dir / "workspace.json").read_text())
+    assert spec["displayName"] == "default: LoRA against rsLoRA"
+
+
+def test_a_study_that_was_not_tracked_says_so(study_dir: Path, tmp_path: Path) -> None:
+    cell = next((study_dir / "cells").iterdir())
+    record = json.loads((cell / "record.json").read_text())
+    record["config"]["tracker"] = {"name": "none"}
+    (tmp_path / "cells/x").mkdir(parents=True)
+    (tmp_path / "cells/x/record.json").write_text(json.dumps(record))
+    with pytest.raises(StudyError, match="train it with tracker=wandb"):
+        open_workspace(tmp_path, tmp_path, pytest.fail)
+
+
+def test_what_fails_while_publishing_is_said_in_a_line(
+    study_dir: Path, tracked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from study.tracking import publish
+
+    monkeypatch.setattr(WandbRuns, "given_up", False)
+    monkeypatch.setattr(publish, "start_run", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full\nand more")))
+    tracker, said = tracker_of(study_dir), []  # type: ignore[var-annotated]
+    assert tracker is not None
+    publish.publish(study_dir, tracked / "plots/default", tracker, said.append)
+    assert said[-1] == "exponents and figures are not in W&B (OSError: disk full)"

@@ -1,0 +1,264 @@
+"""W&B has what the store has, and nothing that goes wrong there reaches training."""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import study
+from study.config import TrackerConfig
+from study.sites import MODEL_WIDE, TRAIN
+from study.tracking.names import history_row, norm_of
+from study.tracking.runs import Untracked, WandbRuns, tracker
+
+Process = Callable[..., subprocess.CompletedProcess[str]]
+Inspect = Callable[[Path], list[dict[str, Any]]]
+SECRET = "0123456789abcdef0123456789abcdef01234567"
+SITES = {"adapter_grad": "grad_norm", "adapter_out": "adapter_out_norm", "delta_w": "delta_w_norm"}
+
+
+def run_dirs(study_dir: Path) -> dict[str, list[Path]]:
+    """The offline runs by id."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted((study_dir / "wandb").glob("offline-run-*")):
+        found.setdefault(path.name.rpartition("-")[2], []).append(path)
+    return found
+
+
+def history(records: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """The logged rows by step."""
+    items = [record["history"]["item"] for record in records if record["type"] == "history"]
+    return {item["_step"]: item for item in items}
+
+
+def test_every_cell_is_a_run_with_the_values_of_the_store(tracked: Path, inspect: Inspect) -> None:
+    study_dir = tracked / "results/default"
+    tables, runs = study.load(str(study_dir)), run_dirs(study_dir)
+    assert set(tables.cells["cell_id"]) <= set(runs)
+    compared = 0
+    for cell_id in tables.cells["cell_id"]:
+        rows = history(inspect(runs[cell_id][0]))
+        metrics = tables.metrics[tables.metrics["cell_id"] == cell_id].drop(columns="cell_id")
+        assert sorted(rows) == list(metrics["step"])
+        for stored in metrics.to_dict("records"):
+            row = rows[stored.pop("step")]
+            for name, value in stored.items():
+                assert (name in row) == (not math.isnan(value)), f"{name} is there exactly where it was measured"
+                if name in row:
+                    assert row[name] == pytest.approx(value, rel=1e-12)
+                    compared += 1
+        probes = tables.probes[tables.probes["cell_id"] == cell_id]
+        for probe in probes[probes["site"].isin(SITES)].itertuples():
+            layer = MODEL_WIDE if probe.layer == MODEL_WIDE else f"block_{probe.block:02d}/{probe.kind}"
+            assert rows[probe.step][f"{SITES[probe.site]}/{layer}"] == probe.norm
+            compared += 1
+    assert compared > 4 * 3 * 3 * 14
+
+
+def test_per_layer_norms_come_at_probed_steps_and_from_the_chosen_sites_alone(
+    tmp_path: Path, study_process: Process, inspect: Inspect
+) -> None:
+    done = study_process(
+        tmp_path, "train", "tracker=wandb", "tracker.sites=[A]", "probes.steps=[0,2]", "adapter.rank=2"
+    )
+    assert done.returncode == 0, done.stderr
+    [[run]] = run_dirs(tmp_path / "results/default").values()
+    rows = history(inspect(run))
+    layers = {step: {name for name in row if "/" in name} for step, row in rows.items()}
+    assert layers[0] == layers[2]
+    assert len(layers[0]) == 14
+    assert layers[1] == set()
+    assert all(name.startswith("A_norm/block_0") for name in layers[0])
+
+
+def test_a_run_says_what_it_is(tracked: Path, inspect: Inspect) -> None:
+    study_dir = tracked / "results/default"
+    types = set()
+    for record in study.store.load_records(study_dir):
+        records = inspect(run_dirs(study_dir)[record["cell_id"]][0])
+        run = next(r["run"] for r in records if r["type"] == "run")
+        assert (run["run_id"], run["run_group"], run["project"]) == (record["cell_id"], "default", "study")
+        types.add(run["job_type"])
+        config = run["config"]["update"]
+        assert config["gamma"] == record["gamma"]
+        assert config["adapter"] == record["config"]["adapter"]
+        assert config["optimizer"] == record["config"]["optimizer"]
+        assert config["sources"] == record["sources"]
+        [exit_code] = [r["exit"].get("exit_code", 0) for r in records if r["type"] == "exit"]
+        assert exit_code == 0
+    assert types == {"pack 1", "pack 2"}
+
+
+def test_no_key_is_in_anything_that_is_written(tracked: Path, wandb_key: str) -> None:
+    files = [path for path in tracked.rglob("*") if path.is_file()]
+    assert {"record.json", "config.yaml"} <= {path.name for path in files}
+    assert not [path for path in files if wandb_key.encode() in path.read_bytes()]
+
+
+def test_a_key_in_the_configuration_is_refused_unread(tmp_path: Path, study_process: Process) -> None:
+    done = study_process(tmp_path, "train", "tracker=wandb", f"+tracker.api_key={SECRET}")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "api_key" in done.stderr
+    assert SECRET not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cell_trained_again_is_the_same_run(tmp_path: Path, study_process: Process, inspect: Inspect) -> None:
+    """Interrupted, as its record says, it starts afresh: same id, whole again, so that a sync has the whole of it."""
+    line = ["train", "tracker=wandb", "adapter.rank=2"]
+    study_process(tmp_path, *line)
+    [path] = (tmp_path / "results/default/cells").glob("*/record.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "running"}))
+    study_process(tmp_path, *line)
+    [(cell_id, runs)] = run_dirs(tmp_path / "results/default").items()
+    assert cell_id == path.parent.name
+    first, second = (history(inspect(run)) for run in runs)
+    assert [row["loss"] for row in first.values()] == [row["loss"] for row in second.values()]
+
+
+class Resumed:
+    """A run that W&B has up to step 2: what it is told from then on."""
+
+    starting_step = 2
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def log(self, row: dict[str, float], step: int) -> None:
+        self.steps.append(step)
+
+
+def test_a_resumed_run_is_told_only_what_it_has_not() -> None:
+    runs = WandbRuns(TrackerConfig("wandb"), 1, pytest.fail)
+    run = runs.runs["a"] = Resumed()  # type: ignore[assignment]
+    for step in range(4):
+        runs._log("a", {"step": step, "loss": 1.0}, None)
+    assert run.steps == [2, 3]
+
+
+BROKEN = {
+    "no folder": (["tracker.dir=taken/here"], {}),
+    "W&B's own folder setting": ([], {"WANDB_DIR": "taken/here"}),
+    "no key": (["tracker.mode=online"], {"HOME": "/nonexistent", "NETRC": "/nonexistent"}),
+    "no network": (
+        ["tracker.mode=online"],
+        {"WANDB_API_KEY": SECRET, "WANDB_BASE_URL": "http://127.0.0.1:9", "HOME": "/nonexistent"},
+    ),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_what_fails_at_wandb_is_said_once_and_stops_nothing(
+    tmp_path: Path, study_process: Process, broken: str
+) -> None:
+    overrides, environment = BROKEN[broken]
+    (tmp_path / "taken").write_text("a file")
+    sweep = ["-m", "adapter.rank=2,3", "pack.max_cells=1", "tracker=wandb"]
+    done = study_process(tmp_path, "train", *sweep, *overrides, **environment)
+    assert done.returncode == 0, done.stderr
+    cells = study.load(str(tmp_path / "results/default")).cells
+    assert list(cells["status"]) == ["complete"] * 2
+    assert done.stderr.count("W&B") == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert SECRET not in done.stderr
+
+
+def test_a_write_that_fails_in_the_middle_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WandbRuns, "given_up", False)
+    said: list[str] = []
+
+    class Full(Resumed):
+        def log(self, row: dict[str, float], step: int) -> None:
+            raise OSError("No space left on device")
+
+    with WandbRuns(TrackerConfig("wandb"), 1, said.append) as runs:
+        runs.runs["a"] = Full()  # type: ignore[assignment]
+        for step in range(2, 6):
+            runs.log("a", {"step": step}, None)
+    assert len(said) == 1
+    assert "OSError: No space left on device" in said[0]
+    assert isinstance(tracker(TrackerConfig("wandb"), 2, said.append), Untracked), "the next pack does not try again"
+
+
+def test_without_a_tracker_nothing_of_wandbs_is_imported(tmp_path: Path, jsonl: Path) -> None:
+    script = (
+        "import sys; from study import cli; "
+        "sys.argv = ['study', 'train', 'model=tiny', 'data=jsonl', sys.argv[1], 'data.sequence_length=32', "
+        "'data.heldout=2', 'train.steps=1', 'adapter.rank=2']; cli.main(); "
+        "print([name for name in sys.modules if name.partition('.')[0].startswith('wandb')])"
+    )
+    command = [sys.executable, "-c", script, f"data.path={jsonl}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+    assert not (tmp_path / "results/default/wandb").exists()
+
+
+def test_wandb_that_is_not_installed_is_said_before_anything_loads(
+    cell: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(study.errors.StudyError, match=r"pip install 'study\[wandb\]'"):
+        cell("tracker=wandb")
+    assert cell("tracker=none").tracker.name == "none"
+
+
+def test_the_tracker_is_no_part_of_a_cells_identity(cell: Callable[..., Any]) -> None:
+    from study.config import Sources, identity
+
+    sources = Sources("m", "t", "d")
+    assert identity(cell("tracker=wandb", "tracker.project=x"), sources) == identity(cell(), sources)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            ["tracker=wandb", "tracker.mode=onlin"],
+            "unknown tracker.mode 'onlin': choose from offline, online, disabled",
+        ),
+        (["tracker=wandb", "tracker.sites=[a]"], "unknown tracker.sites 'a': choose from all, adapter_in"),
+        (["tracker.name=tensorboard"], "unknown tracker 'tensorboard': choose from none, wandb"),
+    ],
+)
+def test_bad_values_get_one_line(cell: Callable[..., Any], overrides: list[str], says: str) -> None:
+    with pytest.raises(study.errors.StudyError) as error:
+        cell(*overrides)
+    assert says in str(error.value)
+
+
+def test_wandbs_own_settings_decide_unless_told(cell: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_MODE", "WANDB_PROJECT", "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    plain = cell("tracker=wandb", "name=mine").tracker
+    assert (plain.mode, plain.project, plain.dir) == ("offline", "study", "results/mine")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_DIR", "/else/where")
+    assert (cell("tracker=wandb").tracker.mode, cell("tracker=wandb").tracker.dir) == ("online", "/else/where")
+    assert cell("tracker=wandb", "tracker.mode=offline").tracker.mode == "offline"
+
+
+def test_names_of_layers_group_and_never_collide() -> None:
+    layers = {
+        "m.layers.7.attn.q_proj": (7, "q_proj"),
+        "m.layers.7.mlp.experts.0.up": (7, "up"),
+        "m.layers.7.mlp.experts.1.up": (7, "up"),
+        "head": (-1, "head"),
+        MODEL_WIDE: (-1, MODEL_WIDE),
+    }
+    rows = [
+        {"layer": layer, "block": block, "kind": kind, "site": "adapter_grad", "batch": batch, "norm": float(n)}
+        for n, (layer, (block, kind)) in enumerate(layers.items())
+        for batch in (TRAIN, "heldout")
+    ]
+    row = history_row({"step": 3, "loss": 2.0}, pd.DataFrame(rows), ["adapter_grad"])
+    assert row.pop("loss") == 2.0
+    names = ["block_07/q_proj", "block_07/mlp.experts.0.up", "block_07/mlp.experts.1.up", "head", "model"]
+    assert row == {f"grad_norm{b}/{name}": float(n) for n, name in enumerate(names) for b in ("", "_heldout")}
+    assert norm_of("delta_w") == "delta_w_norm"
