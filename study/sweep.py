@@ -133,11 +133,14 @@ def run(pack: Sequence[Cell]) -> None:
 def folds(pack: Sequence[Cell], device: torch.device) -> Iterator[Sequence[Cell]]:
     """The cells that go through the base in one forward pass: 1 on a CPU, where folding does not pay, else 4.
 
-    A cell of infinite rank goes alone: its adapter is another module.
+    A cell of infinite rank goes alone: its adapter is another module. So does one over an 8-bit base on CUDA, whose
+    products depend on the whole batch (:mod:`study.models.quantised`).
     """
     size = pack[0].config.pack.fold
     if size == "auto":
         size = 1 if device.type == "cpu" else 4
+    if device.type == "cuda" and pack[0].config.model.quant_bits == 8:
+        size = 1
     finite = [cell for cell in pack if not math.isinf(cell.config.adapter.rank)]
     for start in range(0, len(finite), size):
         yield finite[start : start + size]
@@ -229,7 +232,7 @@ def _costs(cells: Sequence[Cell], base: FrozenBase) -> dict[str, float]:
 
     The limit of infinite rank costs what rank D does.
     """
-    weights = sum(p.numel() for p in base.model.parameters())
+    weights = base.model.num_parameters()  # type: ignore[operator]  # packed 4-bit weights by what they unpack to
     layers = resolve_targets(base.card.linears, cells[0].config.adapter.targets)
     shapes = [features(base.model.get_submodule(layer)) for layer in layers]
     ranks = [cell.config.adapter.rank for cell in cells]

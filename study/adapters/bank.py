@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -42,12 +42,26 @@ class LoraPair(NamedTuple):
 
 
 def features(linear: nn.Module) -> tuple[int, int]:
-    """``(D, O)`` of a frozen linear: ``nn.Linear``, one of its subclasses, or transformers' ``Conv1D``."""
+    """``(D, O)`` of a frozen linear: ``nn.Linear``, one of its subclasses, or transformers' ``Conv1D``.
+
+    Of a quantised one too, whose packed weight has another shape.
+    """
     if hasattr(linear, "in_features"):
         return int(linear.in_features), int(linear.out_features)  # type: ignore[arg-type]
     conv1d: Any = linear
     d, o = conv1d.weight.shape  # it keeps its weight as [D, O]
     return int(d), int(o)
+
+
+def has_dense_weight(linear: nn.Module) -> bool:
+    """Whether the frozen linear holds its weight as the matrix that it is, one float per entry.
+
+    A quantised one does not: its packed weight can be multiplied by, through the linear, and nothing else. What forms
+    ``W0 + gamma B A``, or multiplies by ``W0`` itself, needs a dense one.
+    """
+    weight = getattr(linear, "weight", None)
+    d, o = features(linear)
+    return isinstance(weight, Tensor) and weight.is_floating_point() and weight.shape in {(o, d), (d, o)}
 
 
 def generator_for(seed: int, layer: str, device: torch.device | str = "cpu") -> torch.Generator:
@@ -150,6 +164,11 @@ class LoraBank(nn.Module):
         else:
             for stream, was in zip(self._dropout_streams, state, strict=True):
                 stream.set_state(was)
+
+    def train(self, mode: bool = True) -> Self:
+        """Dropout on or off. The frozen linear keeps its mode: a quantised one computes otherwise in another."""
+        self.training = mode
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.base(x)
