@@ -25,7 +25,7 @@ def inference_costs(timings: pd.DataFrame) -> pd.DataFrame:
     base = timings[own].groupby(["phase", "round"])["seconds"].mean().rename("base")
     others = timings.join(base, on=["phase", "round"])
     others["ratio"] = others["seconds"] / others["base"]
-    peak = timings[own].groupby("phase")["peak_gb"].first()
+    peak = timings[own].groupby("phase")["peak_gb"].first().to_dict()
     rows = []
     for key, turns in others.groupby(list(KEYS), sort=False):
         by_round = turns.groupby("round")["ratio"].mean().to_numpy()
@@ -73,9 +73,10 @@ def render_inference(costs: pd.DataFrame) -> Table:
         table.add_column(name)
     for name in ("ms", "ratio to the base", "weights GiB", "peak GiB"):
         table.add_column(name, justify="right")
-    for row in costs.itertuples(index=False):
-        ratio = f"{row.ratio:.3f} [{row.ratio_low:.3f}, {row.ratio_high:.3f}]"
-        shown = "" if row.form == "base" else ratio
-        named = [str(row.phase), str(row.form), str(row.scaling), str(row.rank or "")]
-        table.add_row(*named, f"{1e3 * row.seconds:.1f}", shown, f"{row.weights_gb:.3f}", f"{row.peak_gb:.3f}")
+    for row in costs.to_dict("records"):
+        ratio = f"{row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
+        shown = "" if row["form"] == "base" else ratio
+        named = [str(row[name] or "") for name in KEYS]
+        memory = [f"{row[name]:.3f}" for name in ("weights_gb", "peak_gb")]
+        table.add_row(*named, f"{1e3 * row['seconds']:.1f}", shown, *memory)
     return table

@@ -7,17 +7,17 @@ from collections.abc import Iterator
 
 from transformers.utils import logging as transformers_logging
 
+# From here on, not while something runs: it talks as it is imported, by whichever library comes to it first (PEFT, from
+# within transformers), and says of every product anew that its inputs are cast.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars, log lines or warnings from either; transformers' settings are put back afterwards.
-
-    bitsandbytes stays at errors: it says of every product anew that its inputs are cast.
-    """
+    """No progress bars, log lines or warnings from transformers, whose settings are put back afterwards."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
