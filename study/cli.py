@@ -1,4 +1,4 @@
-"""The console script ``study``: train, status, analyze, distances, figures, report, workspace, fetch.
+"""The console script ``study``: train, bench, and what is read from a study or made of it.
 
 ``study train`` is a Hydra application and takes its arguments unchanged; the others are ordinary commands. What is
 imported here is imported by ``study --help``, so every command imports its own part of the house.
@@ -7,6 +7,7 @@ imported here is imported by ``study --help``, so every command imports its own 
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -83,17 +84,17 @@ def distances(study_dir: Path, rank_free: str) -> None:
     from study import distances as measured
     from study.store import write_derived
 
-    table = measured.measure_study(study_dir, _ranks(rank_free), lambda line: click.echo(line, err=True))
+    table = measured.measure_study(study_dir, _ranks("--rank-free", rank_free), lambda line: click.echo(line, err=True))
     path = write_derived(study_dir, "distances", table)
     for row in measured.laws(table):
         click.echo(row)
     click.echo(f"{len(table)} distances in {path}")
 
 
-def _ranks(text: str) -> list[int]:
+def _ranks(option: str, text: str) -> list[int]:
     ranks = text.split(",") if text else []
     if not all(rank.strip().isdecimal() and int(rank) > 0 for rank in ranks):
-        raise StudyError(f"--rank-free={text} is no list of ranks: give whole numbers such as 65536,1048576")
+        raise StudyError(f"{option}={text} is no list of ranks: give whole numbers such as 256,1024")
     return [int(rank) for rank in ranks]
 
 
@@ -147,6 +148,35 @@ def workspace(study_dir: Path, plots: Path | None) -> None:
 
     folder = plots or study_dir.parent.parent / "plots" / study_dir.name
     click.echo(open_workspace(study_dir, folder, lambda line: click.echo(line, err=True)))
+
+
+@cli.command("infer-cost")
+@click.option("--model", default="smollm2", show_default=True, help="smollm2, tiny, a folder or a hub name.")
+@click.option("--ranks", default="4,32,256,2048", show_default=True, help="Ranks, each under both rules.")
+@click.option("--rounds", default=8, show_default=True, type=click.IntRange(1), help="Turns of each form.")
+@click.option("--tokens", default=256, show_default=True, type=click.IntRange(2), help="Tokens of a prefill.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--precision", default="float32", show_default=True, help="float32 or bf16.")
+@click.option("--to", type=click.Path(path_type=Path), default=Path("results/infer_cost"), show_default=True)
+@click.option("--plots", type=click.Path(path_type=Path), default=Path("plots/infer_cost"), show_default=True)
+def infer_cost(to: Path, plots: Path, **asked: Any) -> None:
+    """Time the base, merged adapters and unmerged ones in turns: do merged ones cost what the base does?"""
+    from rich.console import Console
+
+    from study import analysis
+    from study.bench import inference
+    from study.figures import save
+    from study.figures.infer_cost import infer_cost as draw
+    from study.store import write_derived
+
+    asked["ranks"] = _ranks("--ranks", asked["ranks"])
+    timings = inference.run(**asked, say=lambda line: click.echo(line, err=True))
+    costs = analysis.inference_costs(timings)
+    Console().print(analysis.render_inference(costs))
+    click.echo(analysis.inference_verdict(costs))
+    to.mkdir(parents=True, exist_ok=True)
+    for path in (write_derived(to, "infer_cost", timings), *save(draw(timings), plots, "infer_cost")):
+        click.echo(path)
 
 
 @cli.command()

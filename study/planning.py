@@ -67,10 +67,11 @@ def estimate(config: CellConfig, card: ModelCard, tokens: int, supervised: int, 
     stats = chosen("probes.stats", wanted.stats, STATS, USUAL)
     probed = bool(probe_steps(config))
 
+    dense = config.precision == "float32" and config.model.quant_bits is None
     weights = flops = kept = hidden = 0
     for d, o in adapted:
         rank = d if math.isinf(config.adapter.rank) else int(config.adapter.rank)
-        form = contraction.choose(d, o, rank) if config.precision == "float32" else "factored"
+        form = contraction.choose(d, o, rank) if dense else "factored"
         weights += rank * (d + o)
         flops += adapter_flops(form, tokens, d, o, rank)
         hidden += 0 if form == "merged" else rank
@@ -85,7 +86,7 @@ def estimate(config: CellConfig, card: ModelCard, tokens: int, supervised: int, 
     passes = config.train.steps + len(probe_steps(config)) / 3  # a probed step runs forward once more
     evaluations = len(eval_steps(config)) * config.data.heldout / config.train.batch_size
     return Estimate(
-        base_bytes=card.parameters * bits // 8,
+        base_bytes=card.parameters * (config.model.quant_bits or bits) // 8,
         own_bytes=FLOAT * (copies * weights + kept) + activations + logits,
         flops=passes * (forward + backward + flops) + evaluations * forward,
     )

@@ -17,6 +17,7 @@ PACKAGES = (
     "transformers",
     "tokenizers",
     "safetensors",
+    "bitsandbytes",
     "numpy",
     "pandas",
     "pyarrow",

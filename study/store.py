@@ -128,7 +128,7 @@ def load_tables(study_dir: str | os.PathLike[str]) -> StudyTables:
 
 
 def load_cells(study_dir: str | os.PathLike[str]) -> pd.DataFrame:
-    """The ``cells`` table, ordered by model, data, optimizer, learning rate, scaling, rank and seed.
+    """The ``cells`` table, ordered by model, its bits, data, optimizer, learning rate, scaling, rank and seed.
 
     Raises :class:`StudyError` where the folder holds no study.
     """
@@ -138,7 +138,7 @@ def load_cells(study_dir: str | os.PathLike[str]) -> pd.DataFrame:
         near = [cells.parent for place in (folder, folder.parent) for cells in sorted(place.glob("*/cells"))]
         there = f", or choose from {', '.join(map(str, near))}" if near else ""
         raise StudyError(f"no study in {folder}: train one with `study train name=...`{there}")
-    by = ["model", "data", "optimizer", "lr", "scaling", "exponent", "rank", "seed"]
+    by = ["model", "quant_bits", "data", "optimizer", "lr", "scaling", "exponent", "rank", "seed"]
     return pd.DataFrame(rows).sort_values(by).reset_index(drop=True)
 
 
@@ -216,6 +216,7 @@ def cell_row(record: dict[str, Any]) -> dict[str, Any]:
         "cell_id": record["cell_id"],
         "study": record["study"],
         "model": record["model"],
+        "quant_bits": _number(config["model"].get("quant_bits")),
         "data": record["data"],
         "optimizer": optimizer["name"],
         "lr": optimizer["lr"],
@@ -224,7 +225,7 @@ def cell_row(record: dict[str, Any]) -> dict[str, Any]:
         "eps": optimizer.get("eps", float("nan")),
         "rank": float(adapter["rank"]),
         "scaling": adapter["scaling"],
-        "exponent": float("nan") if adapter["exponent"] is None else adapter["exponent"],
+        "exponent": _number(adapter["exponent"]),
         "alpha": adapter["alpha"],
         "gamma": record["gamma"],
         "init": adapter["init"],
@@ -244,6 +245,10 @@ def cell_row(record: dict[str, Any]) -> dict[str, Any]:
         "seconds": record.get("seconds"),
         "peak_memory_gb": record.get("peak_memory_gb"),
     }
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
 
 
 def _one_word(targets: str | list[str]) -> str:

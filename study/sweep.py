@@ -192,7 +192,8 @@ def folds(
     """The cells that go through the base in one forward pass: as many as fit, up to ``pack.fold``.
 
     ``auto`` is 1 on a CPU, where folding does not pay, and on CUDA what a short trial finds fastest. A cell of infinite
-    rank goes alone: its adapter is another module.
+    rank goes alone: its adapter is another module. So does one over an 8-bit base on CUDA, whose products depend on the
+    whole batch (:mod:`study.models.quantised`).
     """
     finite = [cell for cell in pack if not math.isinf(cell.config.adapter.rank)]
     if finite:
@@ -200,6 +201,8 @@ def folds(
         most = config.pack.fold
         if most == "auto":
             most = 1 if device.type == "cpu" else fastest_fold([cell.config for cell in finite], base, corpus)
+        if device.type == "cuda" and config.model.quant_bits == 8:
+            most = 1
         start = 0
         for size in fold_sizes([needs[cell.id] for cell in finite], most, budget(config, device)):
             yield finite[start : start + size]

@@ -1,6 +1,6 @@
 """Low-rank adapters on frozen linears: K cells' adapters in one bank, found and wrapped by name."""
 
-from study.adapters.bank import AdapterSpec, LoraBank, LoraPair, features, merged_once
+from study.adapters.bank import AdapterSpec, LoraBank, LoraPair, dense_weight, features, merged_once
 from study.adapters.contraction import Contraction, merged_rate
 from study.adapters.inject import adapted, resolve_targets
 
@@ -10,6 +10,7 @@ __all__ = [
     "LoraBank",
     "LoraPair",
     "adapted",
+    "dense_weight",
     "features",
     "merged_once",
     "merged_rate",

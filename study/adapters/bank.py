@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,10 @@ class LoraPair(NamedTuple):
 
 
 def features(linear: nn.Module) -> tuple[int, int]:
-    """``(D, O)`` of a frozen linear: ``nn.Linear``, one of its subclasses, or transformers' ``Conv1D``."""
+    """``(D, O)`` of a frozen linear: ``nn.Linear``, one of its subclasses, or transformers' ``Conv1D``.
+
+    Of a quantised one too, whose packed weight has another shape.
+    """
     if hasattr(linear, "in_features"):
         return int(linear.in_features), int(linear.out_features)  # type: ignore[arg-type]
     conv1d: Any = linear
@@ -57,7 +60,8 @@ def features(linear: nn.Module) -> tuple[int, int]:
 def dense_weight(linear: nn.Module) -> Tensor | None:
     """The weight of a frozen linear as ``[O, D]``, a view; None where it is quantised or the class is not known.
 
-    Only the very classes whose product is known to be ``x W^T + b`` qualify, and none of their subclasses.
+    A quantised linear's packed weight can be multiplied by, through the linear, and nothing else. Only the very classes
+    whose product is known to be ``x W^T + b`` qualify, and none of their subclasses.
     """
     if type(linear) is nn.Linear:
         return linear.weight
@@ -202,6 +206,11 @@ class LoraBank(nn.Module):
         else:
             for stream, was in zip(self._dropout_streams, state, strict=True):
                 stream.set_state(was)
+
+    def train(self, mode: bool = True) -> Self:
+        """Dropout on or off. The frozen linear keeps its mode: a quantised one computes otherwise in another."""
+        self.training = mode
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         x_KND = x.reshape(len(self.specs), -1, x.shape[-1])

@@ -22,7 +22,9 @@ NOT_A_CURVE = frozenset(
 has never heard of never puts two curves into one fit.
 """
 
-CURVE_FIRST = ("study", "model", "data", "optimizer", "scaling", "exponent_p", "alpha", "lr", "init", "targets")
+CURVE_FIRST = (
+    *("study", "model", "quant_bits", "data", "optimizer", "scaling", "exponent_p", "alpha", "lr", "init", "targets"),
+)
 """The curve's columns that lead the ``exponents`` table; any others of ``cells`` follow."""
 
 FIT_COLUMNS = (

@@ -19,6 +19,7 @@ from study.config.types import (
     MODELS,
     OPTIMIZERS,
     PRECISIONS,
+    QUANT_BITS,
     SCHEDULES,
     TRACKER_MODES,
     TRACKERS,
@@ -89,6 +90,8 @@ def validate(config: CellConfig) -> None:
     ):
         if value not in choices:
             raise unknown(what, value, choices)
+    if config.model.quant_bits not in (None, *QUANT_BITS):
+        raise unknown("model.quant_bits", config.model.quant_bits, ("null", *QUANT_BITS))
 
     whole = isinstance(adapter.rank, int) and not isinstance(adapter.rank, bool) and adapter.rank >= 1
     if not whole and adapter.rank != math.inf:

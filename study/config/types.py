@@ -12,6 +12,7 @@ MODELS = ("smollm2", "hf", "tiny")
 DATASETS = ("pydoc", "xbrl_extract", "jsonl")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bf16")
+QUANT_BITS = (8, 4)
 SCHEDULES = ("constant", "linear", "cosine")
 CONTRACTIONS = ("auto", "factored", "merged")
 TRACKERS = ("none", "wandb")
@@ -20,10 +21,14 @@ TRACKER_MODES = ("offline", "online", "disabled")
 
 @dataclass
 class ModelConfig:
-    """The frozen base. ``path`` is a folder or hub name; ``smollm2`` and ``tiny`` do without."""
+    """The frozen base. ``path`` is a folder or hub name; ``smollm2`` and ``tiny`` do without.
+
+    ``quant_bits``: 8 or 4 to hold the weights of its block linears in (:mod:`study.models.quantised`); null: as loaded.
+    """
 
     name: str = MISSING
     path: str | None = None
+    quant_bits: int | None = None
 
 
 @dataclass

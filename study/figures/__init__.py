@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from study.figures.activation_moments import activation_moments_vs_rank
 from study.figures.against_p import exponent_against_p
+from study.figures.bits import exponents_by_bits
 from study.figures.conditions import conditions
 from study.figures.distances import distance_to_infinite_rank, rank_free_curves
 from study.figures.eps import eps_over_ranks
@@ -32,6 +33,7 @@ FIGURES: dict[str, Callable[[Tables], Figure]] = {
     "descent_vs_rank": descent_vs_rank,
     "exponent_against_p": exponent_against_p,
     "exponents_over_training": exponents_over_training,
+    "exponents_by_bits": exponents_by_bits,
     "exponent_heatmap": exponent_heatmap,
     "conditions": conditions,
     "eps_over_ranks": eps_over_ranks,

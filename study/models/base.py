@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from study.config import PRECISIONS, ModelConfig
 from study.errors import StudyError, unknown
-from study.models import hf, tiny
+from study.models import hf, quantised, tiny
 from study.models.card import ModelCard, checkpoint_of, describe
 
 _DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16), strict=True))
@@ -82,30 +82,36 @@ class _TrunkOutput(tuple[Tensor]):
 def load_base(config: ModelConfig, device: torch.device, precision: str) -> FrozenBase:
     """Load the model that ``config`` names onto ``device`` with its weights in ``precision`` (``float32`` or ``bf16``).
 
-    Takes the memory of the weights and, for SmolLM2 in float32, about a second. torch's global random state is left
-    as it was. Raises :class:`StudyError` as :func:`study.models.describe` does, and where the weights don't fit the
-    model, aren't numbers, or the model can't be run as a :class:`FrozenBase`.
+    With ``config.quant_bits`` the weights of its block linears are held in that many bits and multiplied in
+    ``precision`` (:mod:`study.models.quantised`). Takes the memory of the weights and, for SmolLM2 in float32, about a
+    second. torch's global random state is left as it was. Raises :class:`StudyError` as
+    :func:`study.models.describe` does, and where the weights don't fit the model, aren't numbers, or the model can't
+    be run as a :class:`FrozenBase`.
     """
     if precision not in _DTYPES:
         raise unknown("precision", precision, PRECISIONS)
-    card = describe(config)
+    card, dtype = describe(config), _DTYPES[precision]
     checkpoint = checkpoint_of(config)
-    model = tiny.build() if checkpoint is None else hf.load_model(checkpoint, device, _DTYPES[precision])
     if checkpoint is None:
-        for parameter in model.parameters():  # not model.to(dtype): the rotary frequencies stay float32, as when loaded
-            parameter.data = parameter.data.to(_DTYPES[precision])
-    model = model.to(device).eval().requires_grad_(False)
+        model = tiny.load(device, dtype, config.quant_bits)
+    else:
+        model = hf.load_model(checkpoint, device, dtype, config.quant_bits)
+    model = model.eval().requires_grad_(False)
     model.config.use_cache = False
+    if config.quant_bits is not None:
+        quantised.settle(model, dtype)
     base = FrozenBase(model, card)
-    _check(base, device, _DTYPES[precision])
+    # bitsandbytes' own products are fp16 at best on CUDA: two ways to the same logits agree no better than in bf16.
+    _check(base, device, _TOLERANCE[dtype if config.quant_bits is None else torch.bfloat16])
     return base
 
 
 @torch.no_grad()
-def _check(base: FrozenBase, device: torch.device, dtype: torch.dtype) -> None:
+def _check(base: FrozenBase, device: torch.device, relative: float) -> None:
     """Run two short sequences with a common first half, once whole and once in two parts.
 
-    Raises :class:`StudyError` unless both ways give the same numbers and no token sees a later one.
+    ``relative`` is what numbers may differ by, of the largest logit. Raises :class:`StudyError` unless both ways give
+    the same numbers and no token sees a later one.
     """
     family, model = f"model {base.card.name!r} ({type(base.model).__name__})", base.model
     half = max(1, min(4, base.card.max_length // 2))
@@ -123,7 +129,7 @@ def _check(base: FrozenBase, device: torch.device, dtype: torch.dtype) -> None:
         raise StudyError(
             f"{family} gives logits that are not numbers: its weight file is damaged; fetch or save it again"
         )
-    tolerance = _TOLERANCE[dtype] * float(whole_BTV.abs().max())
+    tolerance = relative * float(whole_BTV.abs().max())
     if not torch.allclose(parts_BTV, whole_BTV, rtol=0.0, atol=tolerance):
         raise StudyError(f"{family} computes its logits in a way this toolkit can't follow: choose another causal LM")
     if not torch.allclose(whole_BTV[0, :half], whole_BTV[1, :half], rtol=0.0, atol=tolerance):

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from study.config import MODELS, ModelConfig
 from study.errors import StudyError, unknown
-from study.models import hf, smollm2, tiny
+from study.models import hf, quantised, smollm2, tiny
 
 _UNLIMITED = 1 << 30  # tokens: a family that has no longest sequence (ALiBi, state spaces)
 
@@ -21,10 +21,11 @@ class ModelCard:
 
     ``name`` is ``smollm2``, ``tiny``, or the folder or hub name as the user gave it. ``fingerprint`` says which weights
     these are: sha256 of the GGUF (smollm2), of shape and seed (tiny), of config.json and the weight files (a folder),
-    or the commit (hub). ``tokenizer_fingerprint`` is the sha256 of the tokenizer. ``max_length`` is the longest
-    sequence in tokens. ``note`` is what a reader of results must know of the weights, or empty. ``linears`` are the
-    module paths of every linear layer in the transformer blocks (``nn.Linear`` or transformers' ``Conv1D``), without
-    embeddings and head, ``shapes`` their ``(D, O)``; ``parameters`` and ``head`` count weights (:class:`hf.Anatomy`).
+    or the commit (hub); and what they were quantised to, if anything. ``tokenizer_fingerprint`` is the sha256 of the
+    tokenizer. ``max_length`` is the longest sequence in tokens. ``note`` is what a reader of results must know of the
+    weights, or empty. ``linears`` are the module paths of every linear layer in the transformer blocks (``nn.Linear``
+    or transformers' ``Conv1D``), without embeddings and head, ``shapes`` their ``(D, O)``; ``parameters`` and ``head``
+    count weights (:class:`hf.Anatomy`).
     """
 
     name: str
@@ -44,13 +45,25 @@ def describe(config: ModelConfig) -> ModelCard:
     The second time it costs under a millisecond, for as long as no file of the model changes.
 
     Raises :class:`StudyError` for a name or path that leads nowhere, weights that are no safetensors or are damaged
-    (as far as headers and lengths tell), and a checkpoint that is no causal language model of transformers.
+    (as far as headers and lengths tell), a checkpoint that is no causal language model of transformers, and bits that
+    it can't be held in.
     """
+    card = _plain_card(config)
+    if config.quant_bits is None:
+        return card
+    quantised.check_installed()
+    note = ", ".join(filter(None, [card.note, f"block linears in {config.quant_bits} bits by bitsandbytes"]))
+    return replace(card, fingerprint=f"{card.fingerprint}+{quantised.SCHEMES[config.quant_bits]}", note=note)
+
+
+def _plain_card(config: ModelConfig) -> ModelCard:
+    """The card but for ``quant_bits``, which a checkpoint that is quantised already must agree with."""
     checkpoint = checkpoint_of(config)
     if checkpoint is None:
         return _tiny_card()
     files = [(entry.name, entry.stat()) for entry in checkpoint.folder.iterdir() if entry.is_file()]
-    return _checkpoint_card(checkpoint, frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in files))
+    state = frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)
+    return _checkpoint_card(checkpoint, state, config.quant_bits)
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
@@ -87,11 +100,13 @@ def _tiny_card() -> ModelCard:
 
 
 @lru_cache
-def _checkpoint_card(checkpoint: hf.Checkpoint, files: frozenset[tuple[str, int, int]]) -> ModelCard:
+def _checkpoint_card(
+    checkpoint: hf.Checkpoint, files: frozenset[tuple[str, int, int]], quant_bits: int | None
+) -> ModelCard:
     """The card of a folder; ``files`` (name, size, time) are an argument so that a changed file is looked at anew."""
     hf.weight_files(checkpoint)  # the cheap and likely mistakes first
-    config = hf.read_config(checkpoint)
-    anatomy = hf.anatomy(config, checkpoint.named)
+    config = hf.read_config(checkpoint, quant_bits)
+    anatomy = hf.anatomy(config, checkpoint.named, quant_bits)
     tokenizer = hf.load_tokenizer(checkpoint)
     is_smollm2 = checkpoint.path is None
     return ModelCard(

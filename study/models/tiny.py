@@ -12,6 +12,8 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from study.models import quantised
+
 MAX_LENGTH = 512
 
 _SHAPE: dict[str, Any] = {
@@ -52,6 +54,16 @@ def build() -> LlamaForCausalLM:
             else:
                 parameter.normal_(0.0, _INIT_STD, generator=generator)
     return model
+
+
+def load(device: torch.device, dtype: torch.dtype, quant_bits: int | None) -> LlamaForCausalLM:
+    """The model as a checkpoint of it would be loaded: on ``device``, in ``dtype``, its linears in ``quant_bits``."""
+    model = build()
+    if quant_bits is not None:
+        return quantised.rebuilt(model, device, dtype, quant_bits)
+    for parameter in model.parameters():  # not model.to(dtype): the rotary frequencies stay float32, as when loaded
+        parameter.data = parameter.data.to(dtype)
+    return model.to(device)
 
 
 def fingerprint() -> str:

@@ -39,6 +39,7 @@ STUDIES = {
             {"optimizer": "sgd", "model": "smollm2", "targets": "all-linear", "lr": 0.12345},
         ]
     },
+    "bits": {"settings": [{"quant_bits": bits} for bits in (np.nan, 8.0, 4.0)]},
     "not analysed": {"fitted": False},
 }  # fmt: skip
 
@@ -61,7 +62,7 @@ def test_nothing_collides_in_unusual_studies(kind: str, tiny, read) -> None:
     if kind in ("all diverged", "still running"):  # no run has a final loss
         expected = PLAIN[:7]
     assert set(expected) <= set(drawn)
-    assert set(drawn) - set(PLAIN) <= {"exponent_against_p", "learning_rate_basins"}
+    assert set(drawn) - set(PLAIN) <= {"exponent_against_p", "learning_rate_basins", "exponents_by_bits"}
     assert drawn == [name for name in FIGURES if name in drawn]
 
 

@@ -1,0 +1,75 @@
+"""A sweep over the bits of the base: cells of their own, told apart in every table and by the analysis."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import study
+from study import sweep
+
+Cli = Callable[..., Any]
+SMALL = ["model=tiny", "train.batch_size=2", "data.sequence_length=32", "data.heldout=2", "train.steps=1"]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_bits_are_swept_recorded_and_kept_apart(study_cli: Cli, jsonl: Path, tmp_path: Path) -> None:
+    line = [*SMALL, "data=jsonl", f"data.path={jsonl}", "probes.steps=[0]", "probes.stats=[norm,descent]"]
+    ran = study_cli("train", "-m", *line, "model.quant_bits=null,8,4", "adapter.rank=2,4")
+    assert ran.code == 0, ran.err
+    assert "6 cells, 0 done, 6 to train in 3 packs" in ran.err
+    cells = study.load(str(tmp_path / "results/default")).cells
+    assert [tuple(row) for row in cells[["quant_bits", "rank"]].fillna(0).to_numpy()] == [
+        (4, 2), (4, 4), (8, 2), (8, 4), (0, 2), (0, 4),
+    ]  # fmt: skip
+    records = [json.loads(path.read_text()) for path in (tmp_path / "results/default/cells").glob("*/record.json")]
+    four = next(record for record in records if record["config"]["model"]["quant_bits"] == 4)
+    assert four["sources"]["model"].endswith("+nf4")
+    assert four["model_note"] == "random weights, block linears in 4 bits by bitsandbytes"
+    assert four["versions"]["bitsandbytes"]
+
+    assert study_cli("analyze", "results/default").code == 0
+    exponents = study.load(str(tmp_path / "results/default")).exponents
+    rows = exponents[(exponents["site"] == "adapter_grad") & (exponents["layer"] == "model")]
+    assert sorted(rows["quant_bits"].fillna(0)) == [0, 4, 8]
+    assert len({round(float(value), 6) for value in rows["exponent"]}) == 3
+    assert np.allclose(rows["exponent"], -0.5, atol=0.3)
+
+    plain = study_cli("train", "-m", *line, "adapter.rank=2,4")
+    assert "2 cells, 2 done, nothing to train" in plain.err, "no bits and null bits are one identity"
+
+
+def test_an_identity_of_before_there_were_bits_still_holds(study_cli: Cli, jsonl: Path, tmp_path: Path) -> None:
+    """A record without the key is one without bits."""
+    line = [*SMALL, "data=jsonl", f"data.path={jsonl}", "probes.steps=[0]"]
+    study_cli("train", *line)
+    path = next((tmp_path / "results/default/cells").glob("*/record.json"))
+    record = json.loads(path.read_text())
+    del record["config"]["model"]["quant_bits"]
+    path.write_text(json.dumps(record))
+    assert study.load(str(tmp_path / "results/default")).cells["quant_bits"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ("model.quant_bits=3", "unknown model.quant_bits 3: choose from null, 8, 4"),
+        ("model.quant_bits=four", "model.quant_bits"),
+    ],
+)
+def test_bad_bits_get_one_line(
+    study_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str, says: str
+) -> None:
+    monkeypatch.setattr(sweep, "load_base", lambda *_: pytest.fail("a model was loaded"))
+    ran = study_cli("train", *SMALL, bad)
+    assert ran.code == 2
+    [error] = ran.err.strip().splitlines()
+    assert says in error
+    assert not (tmp_path / "results").exists()
