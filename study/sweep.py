@@ -9,7 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -18,15 +18,19 @@ from typing import Any
 import pandas as pd
 import torch
 from omegaconf import OmegaConf
+from torch import nn
 
-from study.adapters import features, resolve_targets
+from study import scaling
+from study.adapters import LoraPair, features, resolve_targets
+from study.adapters.peft_format import file_hash, read_adapter, write_adapter
 from study.config import CellConfig, DataConfig, ModelConfig, Sources, identity
 from study.data import build_corpus, fingerprint, load_examples
 from study.errors import StudyError
-from study.models import FrozenBase, ModelCard, describe, load_base, load_tokenizer
+from study.inits import IMPORTED
+from study.models import FrozenBase, ModelCard, describe, load_base, load_tokenizer, skeleton, where_from
 from study.progress import Display
 from study.provenance import peak_memory_gb, provenance
-from study.store import CellWriter, is_done
+from study.store import ADAPTER, CellWriter, is_done
 from study.training import CellStep, train
 
 
@@ -47,20 +51,24 @@ class Cell:
     @property
     def done(self) -> bool:
         """Whether its results are there already."""
-        return is_done(self.folder)
+        return is_done(self.folder, with_adapter=self.config.train.save_adapter)
 
 
 def plan(configs: Iterable[CellConfig]) -> list[Cell]:
     """The cell of every config, in order, identified and checked against its base and its data.
 
-    Nothing is written and no weights are loaded. Raises :class:`StudyError` for unknown targets, a sequence longer than
-    the model allows, data or weights that can't be read, or a results folder that can't be written.
+    Nothing is written and no weights of a base are loaded. Raises :class:`StudyError` for unknown targets, a sequence
+    longer than the model allows, data, weights or an adapter that can't be read, an adapter for another base, or a
+    results folder that can't be written.
     """
     cards: dict[str, ModelCard] = {}
     data: dict[str, str] = {}
     cells = []
     for config in configs:
         card = _once(cards, config.model, describe)
+        adapter = None
+        if config.adapter.path:
+            config, adapter = going_on(config, card), file_hash(Path(config.adapter.path))
         resolve_targets(card.linears, config.adapter.targets)
         if config.data.sequence_length > card.max_length:
             raise StudyError(
@@ -69,9 +77,21 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
             )
         examples = _once(data, DataConfig(config.data.name, config.data.path), lambda d: fingerprint(load_examples(d)))
         _check_writable(Path(config.results_dir))
-        sources = Sources(card.fingerprint, card.tokenizer_fingerprint, examples)
+        sources = Sources(card.fingerprint, card.tokenizer_fingerprint, examples, adapter)
         cells.append(Cell(identity(config, sources), config, card, sources))
     return cells
+
+
+def going_on(config: CellConfig, card: ModelCard) -> CellConfig:
+    """``config`` with what the PEFT adapter at ``adapter.path`` brings: rank, alpha, rule and targets.
+
+    Raises :class:`StudyError` for one that can't be read or is for another base.
+    """
+    found, model = read_adapter(Path(str(config.adapter.path))), skeleton(config.model)
+    found.check_fits({layer: features(model.get_submodule(layer)) for layer in card.linears}, card.name)
+    brought = {"rank": found.config["r"], "alpha": float(found.config["lora_alpha"]), "scaling": found.scaling}
+    own = replace(config.adapter, **brought, exponent=None, targets=found.targets, init=IMPORTED)
+    return replace(config, adapter=own)
 
 
 def to_train(cells: Sequence[Cell]) -> list[Cell]:
@@ -123,6 +143,7 @@ def run(pack: Sequence[Cell]) -> None:
             try:
                 for results in train(base, corpus, [cell.config for cell in fold]):
                     recorder.add(results)
+                recorder.save_adapters(base.model)
             except Exception as error:  # whatever it was, the other folds can still be trained
                 failures += recorder.fail(error)
             recorder.close(device)
@@ -133,15 +154,17 @@ def run(pack: Sequence[Cell]) -> None:
 def folds(pack: Sequence[Cell], device: torch.device) -> Iterator[Sequence[Cell]]:
     """The cells that go through the base in one forward pass: 1 on a CPU, where folding does not pay, else 4.
 
-    A cell of infinite rank goes alone: its adapter is another module.
+    A cell of infinite rank goes alone: its adapter is another module. So does one that goes on with an adapter, whose
+    layers may differ in rank.
     """
     size = pack[0].config.pack.fold
     if size == "auto":
         size = 1 if device.type == "cpu" else 4
-    finite = [cell for cell in pack if not math.isinf(cell.config.adapter.rank)]
-    for start in range(0, len(finite), size):
-        yield finite[start : start + size]
-    yield from ([cell] for cell in pack if math.isinf(cell.config.adapter.rank))
+    alone = [cell for cell in pack if math.isinf(cell.config.adapter.rank) or cell.config.adapter.path]
+    together = [cell for cell in pack if cell not in alone]
+    for start in range(0, len(together), size):
+        yield together[start : start + size]
+    yield from ([cell] for cell in alone)
 
 
 def choose_device(name: str) -> torch.device:
@@ -158,6 +181,7 @@ class Recorder:
         self.fold, self.writers, self.display = fold, writers, display
         self.status = ["complete"] * len(fold)
         self.fields: list[dict[str, Any]] = [{} for _ in fold]
+        self.adapters: dict[int, dict[str, LoraPair]] = {}
         display.start([cell.id for cell in fold])
 
     def add(self, results: Sequence[CellStep | None]) -> None:
@@ -168,12 +192,28 @@ class Recorder:
             self.writers[k].append("metrics", pd.DataFrame([result.metrics]))
             if result.probes is not None:
                 self.writers[k].append("probes", result.probes)
+            if result.adapter is not None:
+                self.adapters[k] = result.adapter
             step = int(result.metrics["step"])
             self.fields[k] |= {"steps_done": step, "seconds": result.metrics["seconds"]}
             if result.diverged:
                 self.status[k] = "diverged"
                 self.fields[k]["diverged_step"] = step
         self.display.advance([result.metrics for result in results if result is not None])
+
+    def save_adapters(self, model: nn.Module) -> None:
+        """Write the adapters that were kept, in PEFT's format; ``model`` is the base, without adapters again."""
+        for k, pairs in self.adapters.items():
+            adapter = self.fold[k].config.adapter
+            write_adapter(
+                self.fold[k].folder / ADAPTER,
+                pairs,
+                alpha=adapter.alpha,
+                exponent=scaling.exponent(adapter.scaling, adapter.exponent),
+                dropout=adapter.dropout,
+                base=where_from(self.fold[k].config.model),
+                modules=dict(model.named_modules()),
+            )
 
     def fail(self, error: Exception) -> list[str]:
         """Mark the cells that had not diverged as failed; a line for each of them."""

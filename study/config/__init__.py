@@ -16,6 +16,7 @@ from study.config.types import (
     DataConfig,
     ModelConfig,
     OptimizerConfig,
+    ProbesConfig,
     TrainConfig,
 )
 
@@ -32,6 +33,7 @@ __all__ = [
     "DataConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "ProbesConfig",
     "Sources",
     "TrainConfig",
     "checked",

@@ -56,6 +56,23 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
     return tiny.tokenizer() if checkpoint is None else hf.load_tokenizer(checkpoint)
 
 
+def skeleton(config: ModelConfig) -> Any:
+    """The model that ``config`` names without its weights: modules and shapes alone, on torch's meta device.
+
+    Raises :class:`StudyError` as :func:`describe` does.
+    """
+    checkpoint = checkpoint_of(config)
+    if checkpoint is None:
+        return hf.skeleton(tiny.config(), "model=tiny")
+    return hf.skeleton(hf.read_config(checkpoint), checkpoint.named)
+
+
+def where_from(config: ModelConfig) -> str | None:
+    """What ``from_pretrained`` loads the model by: a hub name or a folder; None for ``tiny``, which is on no disk."""
+    checkpoint = checkpoint_of(config)
+    return None if checkpoint is None else checkpoint.path or str(checkpoint.folder)
+
+
 def checkpoint_of(config: ModelConfig) -> hf.Checkpoint | None:
     """Where the model's files are; ``None`` for ``tiny``, which has none."""
     if config.name not in MODELS:

@@ -161,13 +161,21 @@ def read_config(checkpoint: Checkpoint) -> Any:
     return config
 
 
-def linears(config: Any, named: str) -> tuple[str, ...]:
-    """The module paths of a model's block linears, from its config alone: it is built without memory for weights."""
+def skeleton(config: Any, named: str) -> Any:
+    """The model of a config, built without memory for weights.
+
+    Raises :class:`StudyError` where it is no causal language model of transformers.
+    """
     try:
         with quiet(), torch.random.fork_rng(devices=[]), torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # as in read_config
         raise StudyError(f"{named} is no causal language model of transformers: {one_line(error)}") from None
+
+
+def linears(config: Any, named: str) -> tuple[str, ...]:
+    """The module paths of a model's block linears, from its config alone."""
+    model = skeleton(config, named)
     found = block_linears(model)
     if not found:
         raise StudyError(f"{named}: {type(model).__name__} has no linear layer in its blocks to adapt")
