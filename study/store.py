@@ -160,6 +160,11 @@ def find_cell(study_dir: str | os.PathLike[str], cell: str) -> tuple[Path, dict[
     return hits[0]
 
 
+def rows_of(cell_folder: Path, table: str) -> pd.DataFrame:
+    """One cell's ``metrics`` or ``probes``, as far as it got; no rows where there is no such cell."""
+    return _read_table(cell_folder, table).to_pandas()
+
+
 def is_done(cell_folder: Path, with_adapter: bool = False) -> bool:
     """Whether a cell needs no training: it is complete, or it diverged, which training it again would only repeat.
 

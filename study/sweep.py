@@ -22,7 +22,7 @@ from torch import nn
 
 from study import scaling
 from study.adapters import LoraPair, features, resolve_targets
-from study.adapters.peft_format import file_hash, read_adapter, write_adapter
+from study.adapters.peft_format import file_hash, read_adapter, shortest_names, write_adapter
 from study.config import CellConfig, DataConfig, ModelConfig, Sources, identity
 from study.data import build_corpus, fingerprint, load_examples
 from study.errors import StudyError
@@ -90,7 +90,8 @@ def going_on(config: CellConfig, card: ModelCard) -> CellConfig:
     found, model = read_adapter(Path(str(config.adapter.path))), skeleton(config.model)
     found.check_fits({layer: features(model.get_submodule(layer)) for layer in card.linears}, card.name)
     brought = {"rank": found.config["r"], "alpha": float(found.config["lora_alpha"]), "scaling": found.scaling}
-    own = replace(config.adapter, **brought, exponent=None, targets=found.targets, init=IMPORTED)
+    targets = shortest_names(found.pairs, card.linears)
+    own = replace(config.adapter, **brought, exponent=None, targets=targets, init=IMPORTED)
     return replace(config, adapter=own)
 
 
@@ -160,11 +161,11 @@ def folds(pack: Sequence[Cell], device: torch.device) -> Iterator[Sequence[Cell]
     size = pack[0].config.pack.fold
     if size == "auto":
         size = 1 if device.type == "cpu" else 4
-    alone = [cell for cell in pack if math.isinf(cell.config.adapter.rank) or cell.config.adapter.path]
-    together = [cell for cell in pack if cell not in alone]
+    alone = {cell.id for cell in pack if math.isinf(cell.config.adapter.rank) or cell.config.adapter.path}
+    together = [cell for cell in pack if cell.id not in alone]
     for start in range(0, len(together), size):
         yield together[start : start + size]
-    yield from ([cell] for cell in alone)
+    yield from ([cell] for cell in pack if cell.id in alone)
 
 
 def choose_device(name: str) -> torch.device:

@@ -51,11 +51,6 @@ class PeftAdapter:
         """The rule that ``lora_alpha`` stands under: ``rslora`` or ``lora``."""
         return "rslora" if self.config.get("use_rslora") else "lora"
 
-    @property
-    def targets(self) -> list[str]:
-        """The layers, as ``adapter.targets`` names them."""
-        return list(self.pairs)
-
     def check_fits(self, shapes: Mapping[str, tuple[int, int]], base: str) -> None:
         """Raise :class:`StudyError` unless every layer is one of ``shapes``, ``(D, O)`` by path, of that size."""
         for layer, pair in self.pairs.items():
@@ -108,7 +103,7 @@ def write_adapter(
         "use_rslora": rslora,
         "rank_pattern": {layer: r for layer, r in ranks.items() if r != rank},
         "alpha_pattern": {layer: _whole(a) for layer, a in alphas.items() if a != lora_alpha},
-        "target_modules": _targets(pairs, modules),
+        "target_modules": shortest_names(pairs, modules),
         "lora_dropout": dropout,
         "bias": "none",
         "fan_in_fan_out": any(not hasattr(modules[layer], "in_features") for layer in pairs),
@@ -127,6 +122,15 @@ def write_adapter(
     (work / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     work.replace(folder)
+
+
+def shortest_names(layers: Iterable[str], paths: Iterable[str]) -> list[str]:
+    """What ``target_modules`` and ``adapter.targets`` call ``layers``: bare names, which every reader knows, where those
+    select these and no others of ``paths``; else the paths."""
+    wanted = set(layers)
+    names = sorted({layer.rpartition(".")[2] for layer in wanted})
+    selected = {path for path in paths if path.rpartition(".")[2] in names}
+    return names if selected == wanted else sorted(wanted)
 
 
 def read_adapter(folder: Path) -> PeftAdapter:
@@ -213,14 +217,6 @@ def _pair(folder: Path, layer: str, factors: Mapping[str, torch.Tensor], config:
 def _by_layer(pattern: Mapping[str, Any] | None, layer: str, default: Any) -> Any:
     """As PEFT looks it up: the first key that is, as a regex, the path or its end after a dot."""
     return next((value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", layer)), default)
-
-
-def _targets(layers: Iterable[str], modules: Mapping[str, torch.nn.Module]) -> list[str]:
-    """``target_modules``: bare names, as every reader knows them, where they select these layers and no others."""
-    wanted = set(layers)
-    names = sorted({layer.rpartition(".")[2] for layer in wanted})
-    selected = {path for path in modules if path.rpartition(".")[2] in names}
-    return names if selected == wanted else sorted(wanted)
 
 
 def _whole(alpha: float) -> float | int:

@@ -21,6 +21,9 @@ from study.models.hf import quiet
 from study.store import ADAPTER, find_cell
 
 _NOT_OF_A_LINE = ("plots_dir", "device", "pack", "probes.tokens")
+RECORD = "study_record.json"
+"""In an exported folder, the cell's record: how the adapter was drawn and trained, on what, by which code."""
+
 _GROUPS = ("model", "data", "optimizer")
 
 
@@ -30,9 +33,10 @@ def export_adapter(study_dir: Path, cell: str, folder: Path) -> Path:
     Raises :class:`StudyError` where there is no such cell, its adapter was not kept, or the folder is in use.
     """
     adapter, _ = _kept_adapter(study_dir, cell)
-    with_files = _new(folder)
-    shutil.copytree(adapter, with_files)
-    with_files.replace(folder)
+    work = _new(folder)
+    shutil.copytree(adapter, work)
+    shutil.copy(adapter.parent / "record.json", work / RECORD)
+    work.replace(folder)
     return folder
 
 
@@ -59,6 +63,7 @@ def export_merged(study_dir: Path, cell: str, folder: Path) -> Path:
     with quiet():
         base.model.save_pretrained(work)
         load_tokenizer(config).save_pretrained(work)
+    shutil.copy(adapter.parent / "record.json", work / RECORD)
     work.replace(folder)
     return folder
 

@@ -31,21 +31,23 @@ from study.errors import StudyError
 from study.inits import IMPORTED
 from study.probes import NormProbe
 from study.provenance import provenance
-from study.store import CellWriter
+from study.store import SCHEMAS, CellWriter, rows_of
 
 _SGD = {(False, False): "sgd", (True, False): "momentum", (True, True): "nesterov"}
 """By whether there is momentum, and whether it is Nesterov's."""
 
 
 def open_cell(
-    trainer: Any, study_dir: Path, adapter: str, probe: NormProbe, probes: ProbesConfig, steps: int, data: str | None
+    trainer: Any, study_dir: Path, adapter: str, probe: NormProbe, probes: ProbesConfig, data: str | None
 ) -> tuple[CellConfig, CellWriter]:
-    """The cell of one adapter of ``trainer``'s run of ``steps`` optimizer steps, and its writer, opened.
+    """The cell of one adapter of ``trainer``'s run, which is about to begin, and its writer, opened.
 
-    The same run again has the same id and takes the place of its earlier rows. Raises :class:`StudyError` where the
-    optimizer does not train the adapter or the folder can't be written.
+    The same run again has the same id and takes the place of its earlier rows; one that is resumed from a checkpoint
+    keeps those of the steps before. Raises :class:`StudyError` where the optimizer does not train the adapter or the
+    folder can't be written.
     """
     args, model = trainer.args, trainer.model
+    first, steps = trainer.state.global_step, trainer.state.max_steps
     pairs = [layer.pairs()[0] for layer in probe.layers]
     peft_config = model.peft_config[adapter]
     config = CellConfig(
@@ -90,8 +92,12 @@ def open_cell(
         "started": now(),
         **provenance(args.device),
     }
-    yaml = OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
-    return config, CellWriter(study_dir / "cells" / cell_id, yaml, record)
+    folder = study_dir / "cells" / cell_id
+    earlier = {name: rows_of(folder, name) for name in SCHEMAS} if first else {}
+    writer = CellWriter(folder, OmegaConf.to_yaml(OmegaConf.create(asdict(config))), record)
+    for name, rows in earlier.items():
+        writer.append(name, rows[rows["step"] < first])
+    return config, writer
 
 
 def now() -> str:

@@ -39,7 +39,7 @@ from study.integrations.runs import now, open_cell
 from study.probes import NormProbe, active_adapters
 from study.provenance import peak_memory_gb
 from study.sites import MODEL_WIDE, SITES, STATS, USUAL
-from study.store import CellWriter
+from study.store import CellWriter, rows_of
 
 TRACKED = {"adapter_grad": "norm", "adapter_update": "norm", "adapter_out": "rms", "layer_out_grad": "rms"}
 """What a tracker is shown of every layer: one stat a site. The tables have all of them."""
@@ -95,11 +95,13 @@ class NormProbeCallback(TrainerCallback):
         """Open the cells and begin to look."""
         self._close("failed", error="the run was stopped before its end and begun anew")
         for name, probe in self.probes.items():
-            config, writer = open_cell(self.trainer, self.results, name, probe, self.asked, state.max_steps, self.data)
+            config, writer = open_cell(self.trainer, self.results, name, probe, self.asked, self.data)
             self._writers.append(writer)
             self._probed_at = frozenset(probe_steps(config))
         self._weight = next(iter(self.probes.values())).layers[0].pairs()[0].A_RD
-        self._began, self._tokens, self._diverged_step = time.perf_counter(), 0, None
+        seen = rows_of(self._writers[0].folder, "metrics")["tokens"]  # by the part of the run that it is resumed from
+        self._tokens = int(seen.max()) if len(seen) else 0
+        self._began, self._diverged_step = time.perf_counter(), None
         self._training_step, self._clip = self.trainer.training_step, self.trainer.accelerator.clip_grad_norm_
         self._patches.enter_context(_replaced(self.trainer, "training_step", self._watched_training_step))
         self._patches.enter_context(_replaced(self.trainer.accelerator, "clip_grad_norm_", self._watched_clip))
@@ -124,7 +126,11 @@ class NormProbeCallback(TrainerCallback):
         for probe, writer in zip(self.probes.values(), self._writers, strict=True):
             probe.after_update([self._row.get("clip_factor", 1.0)])
             table = probe.collect(self._step)[0]
-            _check_hooks_ran(table)
+            try:
+                _check_hooks_ran(table)
+            except StudyError as error:
+                self._close("failed", error=str(error))
+                raise
             writer.append("probes", table)
             tables.append(table)
         self._probing = False

@@ -81,6 +81,8 @@ def test_export(
     name = cell_id(trained, scaling)
     expected = our_logits(tiny_base, trained / "cells" / name / "adapter")
     assert command(monkeypatch, capsys, "export", trained, name[:8], tmp_path / "adapter")[0] == 0
+    record = json.loads((tmp_path / "adapter" / "study_record.json").read_text())
+    assert (record["cell_id"], record["config"]["adapter"]["init"]) == (name, "kaiming")
     with torch.no_grad():
         theirs = peft.PeftModel.from_pretrained(copy.deepcopy(tiny_base.model), tmp_path / "adapter").eval()(IDS).logits
         assert (tiny_base.model(IDS).logits - expected).abs().max() > 1e-2

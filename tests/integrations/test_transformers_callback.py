@@ -269,6 +269,40 @@ def test_runs_of_several_ranks_are_a_study(
     assert row["predicted"] == pytest.approx(-0.5, abs=0.01)
 
 
+def test_a_resumed_run_keeps_the_rows_of_before(
+    cell: Callable[..., CellConfig], peft_model: Callable[..., Any], trainer_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    config = cell("train.steps=3")
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    whole = probed(trainer_of(peft_model(config), config, tmp_path, **saving), tmp_path, steps=[0, 2])
+    trainer = trainer_of(peft_model(config), config, tmp_path, **saving)
+    trainer.add_callback(NormProbeCallback(trainer, tmp_path / "results" / "run", steps=[0, 2]))
+    trainer.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-2"))
+    resumed = study.load(tmp_path / "results" / "run")
+    assert resumed.metrics["step"].tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(resumed.metrics["tokens"], whole.metrics["tokens"])
+    np.testing.assert_allclose(resumed.metrics["loss"], whole.metrics["loss"], rtol=1e-6)
+    assert_same_probes(resumed.probes, whole.probes, rtol=1e-4)
+
+
+def test_a_base_of_four_bits(
+    cell: Callable[..., CellConfig], tiny_base: FrozenBase, trainer_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    tiny_base.model.save_pretrained(tmp_path / "base")
+    bits = BitsAndBytesConfig(load_in_4bit=True)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=bits, device_map="cpu")
+    model = get_peft_model(prepare_model_for_kbit_training(model), LoraConfig(r=4, target_modules="all-linear"))
+    config = cell("adapter.rank=4", "train.steps=1", "train.batch_size=2")
+    tables = probed(trainer_of(model, config, tmp_path), tmp_path, steps=[0])
+    assert tables.probes["layer"].nunique() == 15
+    assert (tables.probes["nonfinite"] == 0).all()
+    assert (tables.probes.query("site == 'adapter_grad'")["norm"] > 0).all()
+
+
 def test_trl(cell: Callable[..., CellConfig], peft_model: Callable[..., Any], tmp_path: Path) -> None:
     """TRL's SFTTrainer, where TRL is installed."""
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
