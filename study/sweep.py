@@ -68,7 +68,8 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
         card = _once(cards, config.model, describe)
         adapter = None
         if config.adapter.path:
-            config, adapter = going_on(config, card), file_hash(Path(config.adapter.path))
+            folder = Path(config.adapter.path)
+            config, adapter = going_on(config, card), file_hash(folder)
         resolve_targets(card.linears, config.adapter.targets)
         if config.data.sequence_length > card.max_length:
             raise StudyError(

@@ -125,8 +125,8 @@ def write_adapter(
 
 
 def shortest_names(layers: Iterable[str], paths: Iterable[str]) -> list[str]:
-    """What ``target_modules`` and ``adapter.targets`` call ``layers``: bare names, which every reader knows, where those
-    select these and no others of ``paths``; else the paths."""
+    """``layers`` as ``target_modules`` and ``adapter.targets`` name them: bare names, which every reader knows, where
+    those select these and no others of ``paths``; else the paths."""
     wanted = set(layers)
     names = sorted({layer.rpartition(".")[2] for layer in wanted})
     selected = {path for path in paths if path.rpartition(".")[2] in names}

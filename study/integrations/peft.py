@@ -20,11 +20,12 @@ from study.models import load_base, load_tokenizer
 from study.models.hf import quiet
 from study.store import ADAPTER, find_cell
 
-_NOT_OF_A_LINE = ("plots_dir", "device", "pack", "probes.tokens")
 RECORD = "study_record.json"
 """In an exported folder, the cell's record: how the adapter was drawn and trained, on what, by which code."""
 
 _GROUPS = ("model", "data", "optimizer")
+_NOT_OF_A_LINE = ("plots_dir", "device", "pack.")
+"""Keys that move no number and follow the machine."""
 
 
 def export_adapter(study_dir: Path, cell: str, folder: Path) -> Path:
@@ -59,9 +60,10 @@ def export_merged(study_dir: Path, cell: str, folder: Path) -> Path:
     if base.card.fingerprint != record["sources"]["model"]:
         raise StudyError(f"{base.card.name} is not what cell {record['cell_id']} was trained on: give back its weights")
     add_to_weights(base.model, found)
-    base.model.config.use_cache = True  # training had it off
+    model: Any = base.model
+    model.config.use_cache = True  # training had it off
     with quiet():
-        base.model.save_pretrained(work)
+        model.save_pretrained(work)
         load_tokenizer(config).save_pretrained(work)
     shutil.copy(adapter.parent / "record.json", work / RECORD)
     work.replace(folder)

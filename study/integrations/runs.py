@@ -38,15 +38,17 @@ _SGD = {(False, False): "sgd", (True, False): "momentum", (True, True): "nestero
 
 
 def open_cell(
-    trainer: Any, study_dir: Path, adapter: str, probe: NormProbe, probes: ProbesConfig, data: str | None
+    trainer: Any, study_dir: Path, adapter: str, init: str, probe: NormProbe, probes: ProbesConfig, data: str | None
 ) -> tuple[CellConfig, CellWriter]:
-    """The cell of one adapter of ``trainer``'s run, which is about to begin, and its writer, opened.
+    """The cell of one adapter of ``trainer``'s run, which is about to begin, and its writer, opened; ``init`` as
+    :func:`init_of` says.
 
     The same run again has the same id and takes the place of its earlier rows; one that is resumed from a checkpoint
     keeps those of the steps before. Raises :class:`StudyError` where the optimizer does not train the adapter or the
     folder can't be written.
     """
     args, model = trainer.args, trainer.model
+    sequence_length: Any = getattr(args, "max_length", None)  # TRL's; the Trainer itself knows none
     first, steps = trainer.state.global_step, trainer.state.max_steps
     pairs = [layer.pairs()[0] for layer in probe.layers]
     peft_config = model.peft_config[adapter]
@@ -60,11 +62,11 @@ def open_cell(
         model=ModelConfig("hf", _model_name(model)),
         data=DataConfig(
             name=data or _data_name(trainer.train_dataset),
-            sequence_length=getattr(args, "max_length", None),
+            sequence_length=sequence_length,
             heldout=0,
             seed=args.seed if args.data_seed is None else args.data_seed,
         ),
-        adapter=_adapter_config(peft_config, pairs),
+        adapter=_adapter_config(peft_config, init, pairs),
         optimizer=_optimizer_config(trainer.optimizer, pairs[0], adapter),
         train=TrainConfig(
             steps=steps,
@@ -105,8 +107,19 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _adapter_config(peft_config: Any, pairs: list[LoraPair]) -> AdapterConfig:
-    """The adapter as PEFT has it. Where B is not 0 it was trained before: theory says nothing of its first steps."""
+def init_of(model: Any, adapter: str, probe: NormProbe) -> str:
+    """How the adapter that ``probe`` reads began, to be asked before a checkpoint is loaded into it.
+
+    Where B is not 0 it was trained before: theory says nothing of its first steps.
+    """
+    if any(bool(layer.pairs()[0].B_OR.any()) for layer in probe.layers):
+        return IMPORTED
+    how = model.peft_config[adapter].init_lora_weights
+    return "kaiming" if how is True else f"peft_{how}"
+
+
+def _adapter_config(peft_config: Any, init: str, pairs: list[LoraPair]) -> AdapterConfig:
+    """The adapter as PEFT has it."""
     ranks = sorted({pair.A_RD.shape[0] for pair in pairs})
     if len(ranks) > 1:
         warnings.warn(
@@ -114,16 +127,13 @@ def _adapter_config(peft_config: Any, pairs: list[LoraPair]) -> AdapterConfig:
             "exponents in the rank want runs without rank_pattern",
             stacklevel=2,
         )
-    fresh = all(not bool(pair.B_OR.any()) for pair in pairs)
     targets = peft_config.target_modules
     return AdapterConfig(
         rank=peft_config.r,
         alpha=float(peft_config.lora_alpha),
         scaling="rslora" if peft_config.use_rslora else "lora",
         targets=targets if isinstance(targets, str) else sorted(targets or ()),
-        init=("kaiming" if peft_config.init_lora_weights is True else str(peft_config.init_lora_weights))
-        if fresh
-        else IMPORTED,
+        init=init,
         dropout=peft_config.lora_dropout,
     )
 

@@ -35,7 +35,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 
 from study.config import ProbesConfig, chosen, probe_steps
 from study.errors import StudyError
-from study.integrations.runs import now, open_cell
+from study.integrations.runs import init_of, now, open_cell
 from study.probes import NormProbe, active_adapters
 from study.provenance import peak_memory_gb
 from study.sites import MODEL_WIDE, SITES, STATS, USUAL
@@ -82,6 +82,7 @@ class NormProbeCallback(TrainerCallback):
         if not self.probes:
             NormProbe(trainer.model)  # says what there is instead
         _name_variants(self.probes)
+        self._inits = {name: init_of(trainer.model, name, probe) for name, probe in self.probes.items()}
         self._reporters = tuple(get_reporting_integration_callbacks(trainer.args.report_to))
         self._writers: list[CellWriter] = []
         self._patches = ExitStack()
@@ -95,13 +96,16 @@ class NormProbeCallback(TrainerCallback):
         """Open the cells and begin to look."""
         self._close("failed", error="the run was stopped before its end and begun anew")
         for name, probe in self.probes.items():
-            config, writer = open_cell(self.trainer, self.results, name, probe, self.asked, self.data)
+            config, writer = open_cell(
+                self.trainer, self.results, name, self._inits[name], probe, self.asked, self.data
+            )
             self._writers.append(writer)
             self._probed_at = frozenset(probe_steps(config))
         self._weight = next(iter(self.probes.values())).layers[0].pairs()[0].A_RD
         seen = rows_of(self._writers[0].folder, "metrics")["tokens"]  # by the part of the run that it is resumed from
         self._tokens = int(seen.max()) if len(seen) else 0
-        self._began, self._diverged_step = time.perf_counter(), None
+        self._began = time.perf_counter()
+        self._diverged_step: int | None = None
         self._training_step, self._clip = self.trainer.training_step, self.trainer.accelerator.clip_grad_norm_
         self._patches.enter_context(_replaced(self.trainer, "training_step", self._watched_training_step))
         self._patches.enter_context(_replaced(self.trainer.accelerator, "clip_grad_norm_", self._watched_clip))
@@ -167,7 +171,8 @@ class NormProbeCallback(TrainerCallback):
 
     def _start_step(self, step: int) -> None:
         self._step, self._row = step, {"step": float(step)}
-        self._probing, self._measured = step in self._probed_at, False
+        self._probing: bool = step in self._probed_at
+        self._measured = False
         self._losses: list[Tensor] = []
         self._real_tokens: list[Tensor | int] = []
 
@@ -220,7 +225,8 @@ class NormProbeCallback(TrainerCallback):
 
     def _track(self, tables: list[pd.DataFrame], state: Any, control: Any) -> None:
         """The console and ``trainer_state.json`` get three numbers, the trackers one a layer and site."""
-        whole, layers = {}, {}
+        whole: dict[str, float] = {}
+        layers: dict[str, float] = {}
         for name, table in zip(self.probes, tables, strict=True):
             prefix = "probe" if len(self.probes) == 1 else f"probe/{name}"
             for row in table[table["layer"] == MODEL_WIDE].itertuples():

@@ -85,7 +85,8 @@ def adapted_layers(model: nn.Module, adapter: str | None = None) -> list[Adapted
 
 def active_adapters(model: nn.Module) -> list[str]:
     """The names of the LoRA adapters that are active in any of PEFT's layers, in the order in which they come."""
-    modules = [module for module in model.modules() if hasattr(module, "lora_A") and hasattr(module, "active_adapters")]
+    every: list[Any] = list(model.modules())
+    modules = [module for module in every if hasattr(module, "lora_A") and hasattr(module, "active_adapters")]
     return list(dict.fromkeys(name for module in modules for name in module.active_adapters if name in module.lora_A))
 
 

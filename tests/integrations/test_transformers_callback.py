@@ -260,7 +260,7 @@ def test_runs_of_several_ranks_are_a_study(
     assert tables.cells["rank"].tolist() == [4.0, 16.0, 64.0]
     assert (tables.cells["status"] == "complete").all()
     assert tables.metrics.groupby("cell_id", observed=True)["eval_loss"].count().tolist() == [2, 2, 2]  # at 1 and 2
-    for command in ("status", "analyze", "figures", "report"):
+    for command in ("status", "report"):  # which analyzes and draws first
         done = CliRunner().invoke(cli, [command, str(folder)], catch_exceptions=False)
         assert done.exit_code == 0, done.output
     exponents = study.load(folder).exponents
@@ -280,6 +280,7 @@ def test_a_resumed_run_keeps_the_rows_of_before(
     trainer.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-2"))
     resumed = study.load(tmp_path / "results" / "run")
     assert resumed.metrics["step"].tolist() == [0, 1, 2]
+    assert resumed.cells["init"].tolist() == ["kaiming"]  # though it began with the checkpoint's weights
     np.testing.assert_array_equal(resumed.metrics["tokens"], whole.metrics["tokens"])
     np.testing.assert_allclose(resumed.metrics["loss"], whole.metrics["loss"], rtol=1e-6)
     assert_same_probes(resumed.probes, whole.probes, rtol=1e-4)
