@@ -180,6 +180,32 @@ def infer_cost(to: Path, plots: Path, **asked: Any) -> None:
 
 
 @cli.command()
+@STUDY_DIR
+@click.argument("cell")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--merged", is_flag=True, help="The whole model with the adapter added to its weights, in float32.")
+def export(study_dir: Path, cell: str, folder: Path, merged: bool) -> None:
+    """Write the adapter of a CELL (an id, or how one begins) to DIR in PEFT's format; needs train.save_adapter=true."""
+    from study.integrations import peft
+
+    click.echo((peft.export_merged if merged else peft.export_adapter)(study_dir, cell, folder))
+
+
+@cli.command("import")
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def import_(folder: Path, overrides: tuple[str, ...]) -> None:
+    """Check the PEFT adapter in DIR against its base and print the lines that go on with it and that measure it.
+
+    The base is the one that the adapter names, or what model=... model.path=... say.
+    """
+    from study.integrations import peft
+
+    for line in peft.inspect_adapter(folder, overrides):
+        click.echo(line)
+
+
+@cli.command()
 @click.argument("model", type=click.Choice(["smollm2"]))
 @click.option("--force", is_flag=True, help="Fetch and convert again, whatever the cache holds.")
 def fetch(model: str, force: bool) -> None:

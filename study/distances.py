@@ -91,7 +91,7 @@ def has_limit(config: CellConfig) -> bool:
     """Whether a finite rank's run converges as the rank grows, and is measured after some step."""
     adapter = config.adapter
     half = scaling.exponent(adapter.scaling, adapter.exponent) == 0.5
-    lazy = config.optimizer.name in LINEAR and INITS[adapter.init].q == 0
+    lazy = config.optimizer.name in LINEAR and adapter.init in INITS and INITS[adapter.init].q == 0
     return half and lazy and math.isfinite(adapter.rank) and max(probe_steps(config), default=0) > 0
 
 

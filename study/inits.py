@@ -43,3 +43,5 @@ INITS = {
     "scaled": Init("A", q=1.0, kurtosis=UNIFORM, numerator=1 / 3),
     "init_b": Init("B", q=0.0, kurtosis=UNIFORM, numerator=1 / 3),
 }
+IMPORTED = "imported"
+"""What tables call the init of an adapter that was trained before: nothing is predicted of it."""

@@ -22,6 +22,9 @@ from study.sites import STATS
 STATUSES = ("complete", "running", "interrupted", "diverged", "failed")
 """``interrupted``: recorded as running, but its process is gone; a sweep starts it afresh."""
 
+ADAPTER = "adapter"
+"""The folder in a cell's that holds its trained adapter in PEFT's format, where ``train.save_adapter`` asked for it."""
+
 METRICS = ("loss", "loss_after", "eval_loss", "lr", "grad_norm", "clip_factor", "seconds")
 """``loss_after``: on the step's own batch, after its update; ``clip_factor``: what the gradient was multiplied by."""
 
@@ -147,10 +150,34 @@ def load_records(study_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return [record for cell in _cell_folders(Path(study_dir)) if (record := _read_record(cell)) is not None]
 
 
-def is_done(cell_folder: Path) -> bool:
-    """Whether a cell needs no training: it is complete, or it diverged, which training it again would only repeat."""
+def find_cell(study_dir: str | os.PathLike[str], cell: str) -> tuple[Path, dict[str, Any]]:
+    """The folder and record of the cell whose id begins with ``cell``. Raises :class:`StudyError` unless it is one."""
+    folders = _cell_folders(Path(study_dir))
+    found = [(folder, record) for folder in folders if (record := _read_record(folder)) is not None]
+    if not found:
+        load_cells(study_dir)  # says what is there instead
+    hits = [(folder, record) for folder, record in found if folder.name.startswith(cell)]
+    if len(hits) != 1:
+        which = "no cell" if not hits else f"{len(hits)} cells"
+        ids = ", ".join(folder.name for folder, _ in (hits or found)[:8])
+        raise StudyError(f"{which} of {study_dir} begins with {cell!r}: choose from {ids}{', ...' * (len(found) > 8)}")
+    return hits[0]
+
+
+def rows_of(cell_folder: Path, table: str) -> pd.DataFrame:
+    """One cell's ``metrics`` or ``probes``, as far as it got; no rows where there is no such cell."""
+    return _read_table(cell_folder, table).to_pandas()
+
+
+def is_done(cell_folder: Path, with_adapter: bool = False) -> bool:
+    """Whether a cell needs no training: it is complete, or it diverged, which training it again would only repeat.
+
+    ``with_adapter``: a complete one counts only if its trained adapter was kept.
+    """
     record = _read_record(cell_folder)
-    return record is not None and record["status"] in ("complete", "diverged")
+    if record is None or (with_adapter and record["status"] == "complete" and not (cell_folder / ADAPTER).is_dir()):
+        return False
+    return record["status"] in ("complete", "diverged")
 
 
 def read_cell(cell_folder: Path) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -20,18 +20,22 @@ from typing import Any
 import pandas as pd
 import torch
 from omegaconf import OmegaConf
+from torch import nn
 
-from study.adapters import resolve_targets
+from study import scaling
+from study.adapters import LoraPair, resolve_targets
+from study.adapters.peft_format import file_hash, read_adapter, shortest_names, write_adapter
 from study.agenda import Planned, posted
 from study.config import CellConfig, DataConfig, ModelConfig, Sources, identity
 from study.data import Corpus, build_corpus, fingerprint, load_examples
 from study.errors import StudyError
-from study.models import FrozenBase, ModelCard, describe, load_base, load_tokenizer
+from study.inits import IMPORTED
+from study.models import FrozenBase, ModelCard, describe, load_base, load_tokenizer, where_from
 from study.planning import Estimate, PackPlan, budget, check_fits, estimate, fastest_fold, fold_sizes, render_plan
 from study.progress import Display
 from study.provenance import peak_memory_gb, provenance
 from study.status import counts
-from study.store import CellWriter, is_done, load_cells
+from study.store import ADAPTER, CellWriter, is_done, load_cells
 from study.tracking.runs import Tracker, tracker
 from study.training import CellStep, contraction, train, typical_step
 
@@ -58,20 +62,25 @@ class Cell:
     @property
     def done(self) -> bool:
         """Whether its results are there already."""
-        return is_done(self.folder)
+        return is_done(self.folder, with_adapter=self.config.train.save_adapter)
 
 
 def plan(configs: Iterable[CellConfig]) -> list[Cell]:
     """The cell of every config, in order, identified and checked against its base and its data.
 
-    Nothing is written and no weights are loaded. Raises :class:`StudyError` for unknown targets, a sequence longer than
-    the model allows, data or weights that can't be read, or a results folder that can't be written.
+    Nothing is written and no weights of a base are loaded. Raises :class:`StudyError` for unknown targets, a sequence
+    longer than the model allows, data, weights or an adapter that can't be read, an adapter for another base, or a
+    results folder that can't be written.
     """
     cards: dict[str, ModelCard] = {}
     data: dict[str, str] = {}
     cells = []
     for config in configs:
         card = _once(cards, config.model, describe)
+        adapter = None
+        if config.adapter.path:
+            folder = Path(config.adapter.path)
+            config, adapter = going_on(config, card), file_hash(folder)
         resolve_targets(card.linears, config.adapter.targets)
         if config.data.sequence_length > card.max_length:
             raise StudyError(
@@ -80,9 +89,22 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
             )
         examples = _once(data, DataConfig(config.data.name, config.data.path), lambda d: fingerprint(load_examples(d)))
         _check_writable(Path(config.results_dir))
-        sources = Sources(card.fingerprint, card.tokenizer_fingerprint, examples)
+        sources = Sources(card.fingerprint, card.tokenizer_fingerprint, examples, adapter)
         cells.append(Cell(identity(config, sources), config, card, sources))
     return cells
+
+
+def going_on(config: CellConfig, card: ModelCard) -> CellConfig:
+    """``config`` with what the PEFT adapter at ``adapter.path`` brings: rank, alpha, rule and targets.
+
+    Raises :class:`StudyError` for one that can't be read or is for another base.
+    """
+    found = read_adapter(Path(str(config.adapter.path)))
+    found.check_fits(dict(zip(card.linears, card.shapes, strict=True)), card.name)
+    brought = {"rank": found.config["r"], "alpha": float(found.config["lora_alpha"]), "scaling": found.scaling}
+    targets = shortest_names(found.pairs, card.linears)
+    own = replace(config.adapter, **brought, exponent=None, targets=targets, init=IMPORTED)
+    return replace(config, adapter=own)
 
 
 def to_train(cells: Sequence[Cell]) -> list[Cell]:
@@ -172,6 +194,7 @@ def run(pack: Sequence[Cell]) -> None:
             try:
                 for results in train(base, corpus, [cell.config for cell in fold]):
                     recorder.add(results)
+                recorder.save_adapters(base.model)
             except Exception as error:  # whatever it was, the other folds can still be trained
                 failed = recorder.fail(error)
                 if len(fold) > 1 and is_out_of_memory(error):
@@ -192,22 +215,23 @@ def folds(
     """The cells that go through the base in one forward pass: as many as fit, up to ``pack.fold``.
 
     ``auto`` is 1 on a CPU, where folding does not pay, and on CUDA what a short trial finds fastest. A cell of infinite
-    rank goes alone: its adapter is another module. So does one over an 8-bit base on CUDA, whose products depend on the
-    whole batch (:mod:`study.models.quantised`).
+    rank goes alone: its adapter is another module. So do one that goes on with an adapter, whose layers may differ in
+    rank, and one over an 8-bit base on CUDA, whose products depend on the whole batch (:mod:`study.models.quantised`).
     """
-    finite = [cell for cell in pack if not math.isinf(cell.config.adapter.rank)]
-    if finite:
-        config, device = finite[0].config, base.device
+    alone = {cell.id for cell in pack if math.isinf(cell.config.adapter.rank) or cell.config.adapter.path}
+    together = [cell for cell in pack if cell.id not in alone]
+    if together:
+        config, device = together[0].config, base.device
         most = config.pack.fold
         if most == "auto":
-            most = 1 if device.type == "cpu" else fastest_fold([cell.config for cell in finite], base, corpus)
+            most = 1 if device.type == "cpu" else fastest_fold([cell.config for cell in together], base, corpus)
         if device.type == "cuda" and config.model.quant_bits == 8:
             most = 1
         start = 0
-        for size in fold_sizes([needs[cell.id] for cell in finite], most, budget(config, device)):
-            yield finite[start : start + size]
+        for size in fold_sizes([needs[cell.id] for cell in together], most, budget(config, device)):
+            yield together[start : start + size]
             start += size
-    yield from ([cell] for cell in pack if math.isinf(cell.config.adapter.rank))
+    yield from ([cell] for cell in pack if cell.id in alone)
 
 
 def need(cell: Cell, corpus: Corpus, device: torch.device) -> Estimate:
@@ -244,6 +268,7 @@ class Recorder:
         self.fold, self.writers, self.display, self.tracked = fold, writers, display, tracked
         self.status = ["complete"] * len(fold)
         self.fields: list[dict[str, Any]] = [{} for _ in fold]
+        self.adapters: dict[int, dict[str, LoraPair]] = {}
         display.start([cell.id for cell in fold])
         for cell, writer in zip(fold, writers, strict=True):
             tracked.start(writer.record, _label(cell))
@@ -257,12 +282,28 @@ class Recorder:
             if result.probes is not None:
                 self.writers[k].append("probes", result.probes)
             self.tracked.log(self.fold[k].id, result.metrics, result.probes)
+            if result.adapter is not None:
+                self.adapters[k] = result.adapter
             step = int(result.metrics["step"])
             self.fields[k] |= {"steps_done": step, "seconds": result.metrics["seconds"]}
             if result.diverged:
                 self.status[k] = "diverged"
                 self.fields[k]["diverged_step"] = step
         self.display.advance([result.metrics for result in results if result is not None])
+
+    def save_adapters(self, model: nn.Module) -> None:
+        """Write the adapters that were kept, in PEFT's format; ``model`` is the base, without adapters again."""
+        for k, pairs in self.adapters.items():
+            adapter = self.fold[k].config.adapter
+            write_adapter(
+                self.fold[k].folder / ADAPTER,
+                pairs,
+                alpha=adapter.alpha,
+                exponent=scaling.exponent(adapter.scaling, adapter.exponent),
+                dropout=adapter.dropout,
+                base=where_from(self.fold[k].config.model),
+                modules=dict(model.named_modules()),
+            )
 
     def fail(self, error: Exception) -> list[str]:
         """Mark the cells that had not diverged as failed; a line for each of them."""

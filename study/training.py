@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import pandas as pd
@@ -17,7 +18,17 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from study.adapters import AdapterSpec, Contraction, LoraBank, adapted, merged_once, merged_rate, resolve_targets
+from study.adapters import (
+    AdapterSpec,
+    Contraction,
+    LoraBank,
+    LoraPair,
+    adapted,
+    merged_once,
+    merged_rate,
+    resolve_targets,
+)
+from study.adapters.peft_format import read_adapter
 from study.config import CellConfig, chosen, eval_steps, probe_steps
 from study.data import IGNORED, Corpus, TokenBatch
 from study.limits import InfiniteRankBank, infinite
@@ -33,12 +44,14 @@ from study.theory import LAST_STEP
 class CellStep:
     """What one cell has to show for one step: a row of ``metrics`` (less ``cell_id``), and its ``probes`` if measured.
 
-    ``diverged`` says that loss or gradient norm was not finite at this step; the cell has no later one.
+    ``diverged`` says that loss or gradient norm was not finite at this step; the cell has no later one. ``adapter``, at
+    the last step of a cell with ``train.save_adapter``: its factors by layer, copied to the CPU.
     """
 
     metrics: dict[str, float]
     probes: pd.DataFrame | None = field(repr=False)
     diverged: bool
+    adapter: dict[str, LoraPair] | None = field(default=None, repr=False)
 
 
 def train(base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig]) -> Iterator[list[CellStep | None]]:
@@ -255,9 +268,14 @@ class Fold:
                 | {name: values[k] for name, values in metrics.items()},
                 probes=pd.concat([frames[k] for frames in tables], ignore_index=True) if tables else None,
                 diverged=learner.diverged,
+                adapter=self._trained(k) if step == config.train.steps and config.train.save_adapter else None,
             )
-            for k, learner in enumerate(self.learners)
+            for k, (learner, config) in enumerate(zip(self.learners, self.cells, strict=True))
         ]
+
+    def _trained(self, cell: int) -> dict[str, LoraPair]:
+        pairs = {bank.layer: bank.pairs[cell] for bank in self.banks}
+        return {n: LoraPair(A.detach().cpu().clone(), B.detach().cpu().clone(), g) for n, (A, B, g) in pairs.items()}
 
     def _micro_batches(self, step: int) -> tuple[list[TokenBatch], Tensor]:
         """A step's micro-batches, and how many supervised tokens each cell has in all of them, ``[K]`` on the device.
@@ -331,7 +349,8 @@ def adapter_spec(config: CellConfig) -> AdapterSpec:
     """How a cell's adapters are drawn. At infinite rank gamma is 0; what tells runs apart is ``gamma * sqrt(rank)``."""
     adapter = config.adapter
     gamma = adapter.alpha if math.isinf(adapter.rank) else adapter.gamma
-    return AdapterSpec(adapter.rank, gamma, config.seed, adapter.dropout, adapter.init)
+    start = read_adapter(Path(adapter.path)).pairs if adapter.path else None
+    return AdapterSpec(adapter.rank, gamma, config.seed, adapter.dropout, adapter.init, start)
 
 
 def typical_step(config: CellConfig, corpus: Corpus, device: torch.device) -> tuple[int, int]:

@@ -7,9 +7,9 @@ cell (batch times sequence), ``D`` in features, ``O`` out features, ``R`` rank.
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, groupby, pairwise
 from typing import Any, NamedTuple, Self
 
@@ -27,7 +27,8 @@ class AdapterSpec:
     """One cell's adapter: ``gamma`` is the full multiplier on ``B A``; ``seed`` keys its init and its dropout.
 
     ``init`` is a name of :data:`study.inits.INITS`. ``rank`` is a whole number wherever factors of that rank are held;
-    :mod:`study.limits` has banks that hold none, up to ``math.inf``.
+    :mod:`study.limits` has banks that hold none, up to ``math.inf``. ``start``: what the layers begin with, by path,
+    where nothing is drawn; each then has its own rank and gamma.
     """
 
     rank: float
@@ -35,6 +36,7 @@ class AdapterSpec:
     seed: int = 0
     dropout: float = 0.0
     init: str = "kaiming"
+    start: "Mapping[str, LoraPair] | None" = field(default=None, compare=False, repr=False)
 
 
 class LoraPair(NamedTuple):
@@ -85,6 +87,8 @@ def initial_pair(spec: AdapterSpec, layer: str, d: int, o: int) -> tuple[Tensor,
     the head of one of higher rank: common random numbers across ranks and rules. Raises ``ValueError`` for an unknown
     init.
     """
+    if spec.start is not None:
+        return spec.start[layer].A_RD, spec.start[layer].B_OR
     stream, rank = generator_for(spec.seed, layer), int(spec.rank)
     A, B = torch.zeros(rank, d), torch.zeros(o, rank)
     match spec.init:
@@ -177,7 +181,8 @@ class LoraBank(nn.Module):
 
     def drawn(self, spec: AdapterSpec, d: int, o: int) -> LoraPair:
         """What a cell begins with: the factors, and gamma. Banks of :mod:`study.limits` begin with others."""
-        return LoraPair(*initial_pair(spec, self.layer, d, o), spec.gamma)
+        gamma = spec.gamma if spec.start is None else spec.start[self.layer].gamma
+        return LoraPair(*initial_pair(spec, self.layer, d, o), gamma)
 
     def make_pairs(self) -> None:
         """Make the K per-cell views that optimizers step. Once, after the last ``.to()``: a copy un-aliases them."""

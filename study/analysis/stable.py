@@ -110,8 +110,8 @@ def _factor(
     site: str, stat: str, step: int, optimizer: str, init: str, clipped: str, eps_dominates: bool | None
 ) -> tuple[float, float]:
     """How much steeper a slope gets per unit of p, and theory's p* as r grows; NaN without a prediction."""
-    how = INITS[init]
-    if how.q is None:
+    how = INITS.get(init)
+    if how is None or how.q is None or optimizer not in FAMILIES:
         return math.nan, math.nan
     # Decay is of the next order in the learning rate in all of QUANTITIES, under whatever rule.
     acting = Modifiers(clip=clipped, eps_ratio=1.0 if eps_dominates is None else 0.0 if eps_dominates else math.inf)

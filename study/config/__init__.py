@@ -17,6 +17,7 @@ from study.config.types import (
     DataConfig,
     ModelConfig,
     OptimizerConfig,
+    ProbesConfig,
     TrackerConfig,
     TrainConfig,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "DataConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "ProbesConfig",
     "Sources",
     "TrackerConfig",
     "TrainConfig",

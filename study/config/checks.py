@@ -105,6 +105,8 @@ def validate(config: CellConfig) -> None:
         raise StudyError(str(error)) from None
     if adapter.rank == math.inf:
         _check_has_limit(adapter, config.optimizer.name)
+        if train.save_adapter:
+            raise StudyError("train.save_adapter=true at adapter.rank=inf: there are no factors to save")
     if not 0.0 <= adapter.dropout < 1.0:
         raise StudyError(f"adapter.dropout={adapter.dropout} is no probability: give one in [0, 1)")
     if adapter.contraction == "merged" and (adapter.dropout or config.precision != "float32"):

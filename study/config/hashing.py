@@ -14,32 +14,33 @@ IDENTITY_VERSION = 1
 
 @dataclass(frozen=True)
 class Sources:
-    """Hashes of what a cell reads: the base's weights, its tokenizer and the examples (sha256, hex)."""
+    """Hashes (sha256) of what a cell reads: the base's weights, its tokenizer, examples, an adapter to go on with."""
 
     model: str
     tokenizer: str
     data: str
+    adapter: str | None = None
 
 
 def identity(config: CellConfig, sources: Sources) -> str:
     """The cell's id: 12 hex digits over everything that moves its trajectory or its tables, and over nothing else.
 
-    Device, contraction, packing, launcher, tracker and paths are left out: the same identity means the same result
-    within rounding.
+    Device, contraction, packing, launcher, tracker, paths and what is kept are left out: the same identity means the
+    same result within rounding.
     """
-    adapter = {name: value for name, value in asdict(config.adapter).items() if name != "contraction"}
+    adapter = {name: value for name, value in asdict(config.adapter).items() if name not in ("contraction", "path")}
     if config.adapter.rank == math.inf:
         adapter["rank"] = "inf"  # JSON has no infinity
     if not isinstance(config.adapter.targets, str):
         adapter["targets"] = sorted(config.adapter.targets)
     matters = {
         "identity_version": IDENTITY_VERSION,
-        "sources": asdict(sources),
+        "sources": {key: value for key, value in asdict(sources).items() if value is not None},
         "sequence_length": config.data.sequence_length,
         "heldout": config.data.heldout,
         "adapter": adapter,
         "optimizer": asdict(config.optimizer),
-        "train": {k: v for k, v in asdict(config.train).items() if k != "eval_every"},
+        "train": {k: v for k, v in asdict(config.train).items() if k not in ("eval_every", "save_adapter")},
         "eval_steps": sorted(eval_steps(config)),
         "seed": config.seed,
         "data_seed": config.data.seed,

@@ -46,6 +46,8 @@ class DataConfig:
 class AdapterConfig:
     """``exponent`` belongs to ``scaling=power``; ``targets`` is all-linear, attention, mlp, a list, or a regex.
 
+    ``path`` is a PEFT adapter to go on with: all but ``dropout`` is then its own.
+
     ``rank`` is a whole number, or ``math.inf``: the limit that SGD at p = 1/2 has (:mod:`study.limits`).
     ``contraction`` is how products are multiplied out (:mod:`study.adapters.contraction`); it moves rounding alone.
     """
@@ -58,6 +60,7 @@ class AdapterConfig:
     init: str = MISSING
     dropout: float = MISSING
     contraction: str = MISSING
+    path: str | None = None
 
     def __post_init__(self) -> None:
         if self.rank == "inf":  # as a yaml file has it; Hydra's command line makes it a float
@@ -145,6 +148,7 @@ class TrainConfig:
     schedule: str = MISSING
     warmup: int = MISSING
     eval_every: int | None = None
+    save_adapter: bool = False
 
 
 @dataclass

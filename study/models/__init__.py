@@ -6,7 +6,15 @@ a checkpoint is run.
 """
 
 from study.models.base import FrozenBase, load_base
-from study.models.card import ModelCard, describe, load_tokenizer
+from study.models.card import ModelCard, describe, load_tokenizer, where_from
 from study.models.smollm2 import fetch_smollm2
 
-__all__ = ["FrozenBase", "ModelCard", "describe", "fetch_smollm2", "load_base", "load_tokenizer"]
+__all__ = [
+    "FrozenBase",
+    "ModelCard",
+    "describe",
+    "fetch_smollm2",
+    "load_base",
+    "load_tokenizer",
+    "where_from",
+]

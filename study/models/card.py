@@ -72,6 +72,12 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
     return tiny.tokenizer() if checkpoint is None else hf.load_tokenizer(checkpoint)
 
 
+def where_from(config: ModelConfig) -> str | None:
+    """What ``from_pretrained`` loads the model by: a hub name or a folder; None for ``tiny``, which is on no disk."""
+    checkpoint = checkpoint_of(config)
+    return None if checkpoint is None else checkpoint.path or str(checkpoint.folder)
+
+
 def checkpoint_of(config: ModelConfig) -> hf.Checkpoint | None:
     """Where the model's files are; ``None`` for ``tiny``, which has none."""
     if config.name not in MODELS:

@@ -33,6 +33,9 @@ from study.probes.moments import AS_WRITTEN, DESCENT, MAX, empty_sums, moment_su
 from study.probes.spectra import largest_singular_value
 from study.sites import BACKWARD, FORWARD, GRADIENTS, MEASURED, SITES, SPECTRA, TRAIN, UNIONS, UPDATES, USUAL
 
+OF_PRODUCT = ("adapter_out", "adapter_in_grad", "delta_w")
+"""Sites computed from ``gamma B A``."""
+
 
 class NormProbe:
     """Moments of activations, gradients, weights and updates, per adapted layer and cell.
@@ -43,7 +46,11 @@ class NormProbe:
     of the first micro-batch, as are ``rho`` and the numbers of ``alignment`` (None: not measured). Gradients are taken
     as they stand after backward: of the mean loss where the loss is a mean.
 
-    Raises :class:`study.errors.StudyError` where ``model`` has no LoRA layer.
+    Of a PEFT model one active adapter is read (``adapter``: its name, where several are active). A layer that PEFT runs
+    with its adapters off is not measured in that pass. Where an output is not ``W0 x + gamma B A x`` (DoRA), the sites
+    that say what ``gamma B A`` does are left out; :attr:`variants` names such layers.
+
+    Raises :class:`study.errors.StudyError` where ``model`` has no LoRA layer, or none of ``adapter``.
     """
 
     def __init__(
@@ -54,8 +61,9 @@ class NormProbe:
         stats: Sequence[str] = USUAL,
         tokens: int = 128,
         alignment: Alignment | None = None,
+        adapter: str | None = None,
     ) -> None:
-        self.layers = adapted_layers(model)
+        self.layers = adapted_layers(model, adapter)
         self.sites, self.stats, self.tokens, self.alignment = tuple(sites), tuple(stats), tokens, alignment
         self._wanted = {*sites, *(part for union in UNIONS if union in sites for part in UNIONS[union])}
         self._rho = "rho" in stats and "A" in self._wanted
@@ -67,6 +75,11 @@ class NormProbe:
     def needs_backward(self) -> bool:
         """Whether any of the sites is a gradient: a forward pass alone will do where none is."""
         return bool(self._wanted.intersection(BACKWARD + GRADIENTS))
+
+    @property
+    def variants(self) -> dict[str, str]:
+        """The layers whose output is another than ``W0 x + gamma B A x``, with what PEFT calls it."""
+        return {layer.name: layer.variant for layer in self.layers if layer.variant}
 
     def _reset(self) -> None:
         shape = (self._cells, len(MEASURED), len(self.layers))
@@ -102,6 +115,13 @@ class NormProbe:
     def _on_forward(
         self, layer: int, rows_K: list[Tensor | None], _: nn.Module, args: tuple[Tensor, ...], y: Tensor
     ) -> None:
+        if not self.layers[layer].is_on():
+            return
+        if y.requires_grad and self._wanted.intersection(BACKWARD):
+            # Under checkpointing a layer runs twice, but only one of its outputs is in the graph and is asked this.
+            y.register_hook(partial(self._on_backward, layer, rows_K, self._first_micro_batch))
+        if _in_backward():
+            return  # a checkpointed layer running again: its activations have been measured
         x_KND = args[0].detach().reshape(self._cells, -1, args[0].shape[-1])
         y_KNO = y.detach().reshape(self._cells, -1, y.shape[-1])
         for cell, (rows, pair) in enumerate(zip(rows_K, self.layers[layer].pairs(), strict=True)):
@@ -109,8 +129,6 @@ class NormProbe:
             self._add("layer_out", layer, cell, _real, y_KNO[cell], rows)
             if self._first_micro_batch and ("adapter_out" in self._wanted or self._rho):
                 self._add_inputs(layer, cell, self._sample(x_KND[cell], rows), pair)
-        if y.requires_grad and self._wanted.intersection(BACKWARD):
-            y.register_hook(partial(self._on_backward, layer, rows_K, self._first_micro_batch))
 
     def _on_backward(self, layer: int, rows_K: list[Tensor | None], first_micro_batch: bool, dy: Tensor) -> None:
         dy_KNO = dy.reshape(self._cells, -1, dy.shape[-1])
@@ -184,7 +202,7 @@ class NormProbe:
                     update = torch.sub(weight.detach(), before, out=before)
                     self._add(site, layer, cell, Tensor.detach, update)
                     if weight.grad is not None:
-                        descent = -torch.dot(weight.grad.flatten(), update.flatten()) / factors[cell]
+                        descent = -torch.dot(weight.grad.flatten().float(), update.flatten().float()) / factors[cell]
                         self._sums[cell, MEASURED.index(site), layer, DESCENT] += descent
         self._weights_before = []
 
@@ -192,7 +210,7 @@ class NormProbe:
 
     def _add(self, site: str, layer: int, cell: int, tensor_of: Callable[..., Tensor], *parts: Any) -> Tensor | None:
         """Add the sums of ``tensor_of(*parts)`` to the buffer; nothing is computed where the site is not wanted."""
-        if site not in self._wanted:
+        if site not in self._wanted or (site in OF_PRODUCT and self.layers[layer].variant):
             return None
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             value = tensor_of(*parts)
@@ -222,6 +240,11 @@ class NormProbe:
         return [of(sums[cell], counts[cell]) for cell in range(self._cells)]
 
 
+def _in_backward() -> bool:
+    """Whether a backward pass is running: what torch's own checkpointing asks to tell a layer's second run."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
 def _real(x_NF: Tensor, rows: Tensor | None) -> Tensor:
     """The real tokens of one cell, ``[real, F]``."""
     return x_NF if rows is None or len(rows) == len(x_NF) else x_NF.index_select(0, rows)
@@ -229,23 +252,23 @@ def _real(x_NF: Tensor, rows: Tensor | None) -> Tensor:
 
 def _adapter_out(x_nD: Tensor, pair: LoraPair) -> Tensor:
     """``gamma B A x``, ``[n, O]``."""
-    return (x_nD @ pair.A_RD.mT) @ pair.B_OR.mT * pair.gamma
+    return (x_nD @ pair.A_RD.float().mT) @ pair.B_OR.float().mT * pair.gamma
 
 
 def _adapter_in_grad(dy_nO: Tensor, pair: LoraPair) -> Tensor:
     """``gamma A^T B^T dy``, ``[n, D]``."""
-    return (dy_nO @ pair.B_OR) @ pair.A_RD * pair.gamma
+    return (dy_nO @ pair.B_OR.float()) @ pair.A_RD.float() * pair.gamma
 
 
 def _delta_w(pair: LoraPair) -> Tensor:
     """``gamma B A``, ``[O, D]``, formed at ``2 D O R`` FLOPs: the factors' Grams cost more above R = D O / (D + O)."""
-    return pair.B_OR @ pair.A_RD * pair.gamma
+    return pair.B_OR.float() @ pair.A_RD.float() * pair.gamma
 
 
 def _spectral(pair: LoraPair, delta_w_OD: Tensor) -> dict[str, Tensor]:
     """Through the factors, or through their product, which is there anyway, where that has fewer entries."""
     if pair.A_RD.numel() + pair.B_OR.numel() < delta_w_OD.numel():
-        return {"spectral": largest_singular_value(pair.B_OR, pair.A_RD) * pair.gamma}
+        return {"spectral": largest_singular_value(pair.B_OR.float(), pair.A_RD.float()) * pair.gamma}
     return {"spectral": largest_singular_value(delta_w_OD)}
 
 

@@ -1,0 +1,182 @@
+"""Adapters out of this toolkit and into it: ``study export`` and ``study import``, in PEFT's format."""
+
+import math
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from study import sweep
+from study.adapters.peft_format import PeftAdapter, read_adapter
+from study.config import ModelConfig, parse
+from study.errors import StudyError
+from study.hydra_app import CONF
+from study.models import load_base, load_tokenizer
+from study.models.hf import quiet
+from study.store import ADAPTER, find_cell
+
+RECORD = "study_record.json"
+"""In an exported folder, the cell's record: how the adapter was drawn and trained, on what, by which code."""
+
+_GROUPS = ("model", "data", "optimizer")
+_NOT_OF_A_LINE = ("plots_dir", "device", "pack.")
+"""Keys that move no number and follow the machine."""
+
+
+def export_adapter(study_dir: Path, cell: str, folder: Path) -> Path:
+    """Copy the trained adapter of ``cell`` (an id, or how one begins) into a new ``folder``, in PEFT's format.
+
+    Raises :class:`StudyError` where there is no such cell, its adapter was not kept, or the folder is in use.
+    """
+    adapter, _ = _kept_adapter(study_dir, cell)
+    work = _new(folder)
+    shutil.copytree(adapter, work)
+    shutil.copy(adapter.parent / "record.json", work / RECORD)
+    work.replace(folder)
+    return folder
+
+
+def export_merged(study_dir: Path, cell: str, folder: Path) -> Path:
+    """Write the base with the adapter of ``cell`` added to its weights, and the tokenizer, into a new ``folder``.
+
+    float32 whatever the base's precision: rounded to bf16 an update of a hundredth of the weights loses a sixth of
+    itself. Takes the memory of the float32 base. Raises :class:`StudyError` as :func:`export_adapter` does, and where
+    the base is quantised or not the one that the cell was trained on.
+    """
+    adapter, record = _kept_adapter(study_dir, cell)
+    of_base = record["config"]["model"]
+    if of_base.get("quant_bits"):
+        raise StudyError(
+            f"model.quant_bits={of_base['quant_bits']} has no dense weights to merge into: export the adapter itself"
+        )
+    work = _new(folder)
+    found, config = read_adapter(adapter), ModelConfig(**of_base)
+    base = load_base(config, torch.device("cpu"), "float32")
+    if base.card.fingerprint != record["sources"]["model"]:
+        raise StudyError(f"{base.card.name} is not what cell {record['cell_id']} was trained on: give back its weights")
+    add_to_weights(base.model, found)
+    model: Any = base.model
+    model.config.use_cache = True  # training had it off
+    with quiet():
+        model.save_pretrained(work)
+        load_tokenizer(config).save_pretrained(work)
+    shutil.copy(adapter.parent / "record.json", work / RECORD)
+    work.replace(folder)
+    return folder
+
+
+@torch.no_grad()
+def add_to_weights(model: torch.nn.Module, adapter: PeftAdapter) -> None:
+    """``W0 += gamma B A`` in every layer that ``adapter`` has."""
+    for layer, (A_RD, B_OR, gamma) in adapter.pairs.items():
+        linear: Any = model.get_submodule(layer)
+        delta_OD = gamma * (B_OR @ A_RD)
+        linear.weight += delta_OD if hasattr(linear, "in_features") else delta_OD.T  # a Conv1D keeps [D, O]
+
+
+def inspect_adapter(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
+    """What a PEFT adapter is, and the lines that go on with it and that only measure it.
+
+    The base is the one that ``overrides`` choose (``model=...``), else the one that the adapter names. Raises
+    :class:`StudyError` where the adapter can't be read, names no base, or is for another.
+    """
+    found = read_adapter(folder)
+    chosen = list(overrides)
+    if not any(override.startswith("model=") for override in chosen):
+        named = found.config.get("base_model_name_or_path")
+        if not named:
+            raise StudyError(f"{folder} names no base: say which, study import {folder} model=hf model.path=...")
+        chosen += ["model=hf", f"model.path={named}"]
+    if dropout := found.config.get("lora_dropout"):
+        chosen.append(f"adapter.dropout={dropout}")
+    chosen.append(f"adapter.path={folder.resolve()}")
+    (cell,) = sweep.plan([parse(_composed(chosen))])
+    ranks, gammas = ({f(pair) for pair in found.pairs.values()} for f in (_rank, _gamma))
+    line = shlex.join(["study", "train", *chosen])
+    return [
+        f"{len(found.pairs)} layers, rank {_span(ranks)}, gamma {_span(gammas)} ({found.scaling}), on {cell.card.name}",
+        f"to go on with it:  {line} name=continued",
+        f"to measure it:     {line} name=measured train.steps=1 probes.steps=[0]",
+    ]
+
+
+def line_of(config: dict[str, Any]) -> str:
+    """The ``study train`` line of a cell's configuration: what differs from the defaults of its groups."""
+    groups = [f"{group}={config[group]['name']}" for group in _GROUPS]
+    if config["data"]["path"]:  # which has no default where it is needed
+        groups.append(f"data.path={config['data']['path']}")
+    defaults = _flat(OmegaConf.to_container(_composed(groups), resolve=True))
+    settings = [
+        f"{key}={_value(value)}"
+        for key, value in _flat(config).items()
+        if not key.startswith(_NOT_OF_A_LINE) and key in defaults and value != defaults[key]
+    ]
+    if config["adapter"].get("path"):  # which brings the others
+        kept = ("adapter.path", "adapter.dropout")
+        settings = [s for s in settings if not s.startswith("adapter.") or s.startswith(kept)]
+    if "data.seed=" not in " ".join(settings) and config["data"]["seed"] != config["seed"]:
+        settings.append(f"data.seed={config['data']['seed']}")
+    return shlex.join(["study", "train", *groups, *settings])
+
+
+def _kept_adapter(study_dir: Path, cell: str) -> tuple[Path, dict[str, Any]]:
+    """The folder of a cell's trained adapter, and the cell's record."""
+    folder, record = find_cell(study_dir, cell)
+    if not (folder / ADAPTER).is_dir():
+        if record["status"] == "diverged":
+            raise StudyError(f"cell {folder.name} diverged at step {record['diverged_step']}: it has no adapter")
+        raise StudyError(
+            f"cell {folder.name} has no adapter on disk: train it again with {line_of(record['config'])} "
+            "train.save_adapter=true"
+        )
+    return folder / ADAPTER, record
+
+
+def _new(folder: Path) -> Path:
+    """Where to write what then becomes ``folder``, which must not hold anything."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise StudyError(f"{folder} is there already: give a new folder")
+    work = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(work, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return work
+
+
+def _composed(overrides: Sequence[str]) -> Any:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=list(overrides))
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested configuration by dotted key; lists are values."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _value(value: Any) -> str:
+    """In Hydra's grammar."""
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return f"[{','.join(map(_value, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _rank(pair: Any) -> int:
+    return int(pair.A_RD.shape[0])
+
+
+def _gamma(pair: Any) -> float:
+    return float(pair.gamma)
+
+
+def _span(numbers: set[Any]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:g}" if math.isclose(low, high) else f"{low:g} to {high:g}"

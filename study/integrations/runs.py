@@ -1,0 +1,188 @@
+"""What a run of the transformers Trainer is, in the words of our cells: a configuration, an identity, a record."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+from torch.optim import Optimizer
+
+from study.adapters import LoraPair
+from study.config import (
+    OPTIMIZERS,
+    AdapterConfig,
+    CellConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ProbesConfig,
+    Sources,
+    TrainConfig,
+    identity,
+)
+from study.errors import StudyError
+from study.inits import IMPORTED
+from study.probes import NormProbe
+from study.provenance import provenance
+from study.store import SCHEMAS, CellWriter, rows_of
+
+_SGD = {(False, False): "sgd", (True, False): "momentum", (True, True): "nesterov"}
+"""By whether there is momentum, and whether it is Nesterov's."""
+
+
+def open_cell(
+    trainer: Any, study_dir: Path, adapter: str, init: str, probe: NormProbe, probes: ProbesConfig, data: str | None
+) -> tuple[CellConfig, CellWriter]:
+    """The cell of one adapter of ``trainer``'s run, which is about to begin, and its writer, opened; ``init`` as
+    :func:`init_of` says.
+
+    The same run again has the same id and takes the place of its earlier rows; one that is resumed from a checkpoint
+    keeps those of the steps before. Raises :class:`StudyError` where the optimizer does not train the adapter or the
+    folder can't be written.
+    """
+    args, model = trainer.args, trainer.model
+    sequence_length: Any = getattr(args, "max_length", None)  # TRL's; the Trainer itself knows none
+    first, steps = trainer.state.global_step, trainer.state.max_steps
+    pairs = [layer.pairs()[0] for layer in probe.layers]
+    peft_config = model.peft_config[adapter]
+    config = CellConfig(
+        name=study_dir.name,
+        results_dir=str(study_dir.parent),
+        plots_dir="plots",
+        device=args.device.type,
+        seed=args.seed,
+        precision="bf16" if args.bf16 or model.dtype == torch.bfloat16 else "float32",
+        model=ModelConfig("hf", _model_name(model)),
+        data=DataConfig(
+            name=data or _data_name(trainer.train_dataset),
+            sequence_length=sequence_length,
+            heldout=0,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+        ),
+        adapter=_adapter_config(peft_config, init, pairs),
+        optimizer=_optimizer_config(trainer.optimizer, pairs[0], adapter),
+        train=TrainConfig(
+            steps=steps,
+            batch_size=args.per_device_train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            clip=args.max_grad_norm or None,
+            schedule=str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+            warmup=args.get_warmup_steps(steps),
+        ),
+        probes=probes,
+    )
+    made_from = {"model": model.config.to_dict(), "peft": peft_config.to_dict()}
+    sources = Sources(_sha256(made_from), "", _sha256(config.data.name))
+    cell_id = identity(config, sources)
+    record = {
+        "cell_id": cell_id,
+        "study": config.name,
+        "model": config.model.path,
+        "model_note": f"trained by {type(trainer).__name__} of {type(trainer).__module__.partition('.')[0]}",
+        "data": config.data.name,
+        "gamma": pairs[0].gamma,
+        "sources": asdict(sources),
+        "config": asdict(config),
+        "peft": {"adapter": adapter, "variants": probe.variants, **json.loads(_json(peft_config.to_dict()))},
+        "started": now(),
+        **provenance(args.device),
+    }
+    folder = study_dir / "cells" / cell_id
+    earlier = {name: rows_of(folder, name) for name in SCHEMAS} if first else {}
+    writer = CellWriter(folder, OmegaConf.to_yaml(OmegaConf.create(asdict(config))), record)
+    for name, rows in earlier.items():
+        writer.append(name, rows[rows["step"] < first])
+    return config, writer
+
+
+def now() -> str:
+    """In UTC, to the second, as records have it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def init_of(model: Any, adapter: str, probe: NormProbe) -> str:
+    """How the adapter that ``probe`` reads began, to be asked before a checkpoint is loaded into it.
+
+    Where B is not 0 it was trained before: theory says nothing of its first steps.
+    """
+    if any(bool(layer.pairs()[0].B_OR.any()) for layer in probe.layers):
+        return IMPORTED
+    how = model.peft_config[adapter].init_lora_weights
+    return "kaiming" if how is True else f"peft_{how}"
+
+
+def _adapter_config(peft_config: Any, init: str, pairs: list[LoraPair]) -> AdapterConfig:
+    """The adapter as PEFT has it."""
+    ranks = sorted({pair.A_RD.shape[0] for pair in pairs})
+    if len(ranks) > 1:
+        warnings.warn(
+            f"layers differ in rank ({', '.join(map(str, ranks))}): the cell is filed under r={peft_config.r}; "
+            "exponents in the rank want runs without rank_pattern",
+            stacklevel=2,
+        )
+    targets = peft_config.target_modules
+    return AdapterConfig(
+        rank=peft_config.r,
+        alpha=float(peft_config.lora_alpha),
+        scaling="rslora" if peft_config.use_rslora else "lora",
+        targets=targets if isinstance(targets, str) else sorted(targets or ()),
+        init=init,
+        dropout=peft_config.lora_dropout,
+    )
+
+
+def _optimizer_config(optimizer: Optimizer, pair: LoraPair, adapter: str) -> OptimizerConfig:
+    """What steps the adapter: the optimizer's own class and numbers, whatever the arguments called it."""
+    group_of = {id(weight): group for group in optimizer.param_groups for weight in group["params"]}
+    try:
+        of_A, of_B = group_of[id(pair.A_RD)], group_of[id(pair.B_OR)]
+    except KeyError:
+        raise StudyError(
+            f"the optimizer does not train adapter {adapter!r}: make it trainable (is_trainable=True) before the "
+            "Trainer is built"
+        ) from None
+    stepping = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    name = type(stepping).__name__.lower()
+    if name == "sgd":
+        name = _SGD[bool(of_A["momentum"]), bool(of_A["nesterov"])]
+    kind = OPTIMIZERS.get(name, OptimizerConfig)
+    known = {f.name: of_A[f.name] for f in fields(kind) if f.name in of_A}
+    lr_A, lr_B = (group.get("initial_lr", group["lr"]) for group in (of_A, of_B))  # before warm-up
+    known |= {"name": name, "lr": float(lr_A), "loraplus_lr_ratio": float(lr_B / lr_A) if lr_A else 1.0}
+    if "betas" in known:
+        known["betas"] = list(known["betas"])
+    return kind(**{"weight_decay": 0.0, **known})
+
+
+def _model_name(model: nn.Module) -> str:
+    config: Any = model.config
+    return getattr(config, "_name_or_path", "") or str((config.architectures or [type(model).__name__])[0])
+
+
+def _data_name(dataset: Any) -> str:
+    """A dataset of the datasets library by its fingerprint, which is the same for the same data; another by its type
+    and length."""
+    if fingerprint := getattr(dataset, "_fingerprint", None):
+        return f"dataset {fingerprint}"
+    length = f" of {len(dataset)}" if hasattr(dataset, "__len__") else ""
+    return f"{type(dataset).__name__}{length}"
+
+
+def _json(content: Any) -> str:
+    """With sets in order, and in words what JSON has no form for."""
+
+    def plain(value: Any) -> Any:
+        return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
+
+    return json.dumps(content, sort_keys=True, default=plain)
+
+
+def _sha256(content: Mapping[str, Any] | str) -> str:
+    return hashlib.sha256(_json(content).encode()).hexdigest()

@@ -1,0 +1,94 @@
+"""Runs of the real Trainer over PEFT on the tiny base, on the batches that our own training reads."""
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from study.adapters import AdapterSpec
+from study.adapters.bank import initial_pair
+from study.config import CellConfig
+from study.data import Corpus
+from study.models import FrozenBase
+
+
+class OurBatches(torch.utils.data.IterableDataset):
+    """The examples of a cell's batches, one by one in order; an iterable dataset is never shuffled."""
+
+    def __init__(self, corpus: Corpus, config: CellConfig) -> None:
+        self.corpus, self.config = corpus, config
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        train = self.config.train
+        for position in range(train.steps * train.accumulation):
+            batch = self.corpus.train.batch(self.config.data.seed, position, train.batch_size)
+            for ids_T, targets_T, real_T in zip(batch.input_ids_BT, batch.targets_BT, batch.real_BT, strict=True):
+                labels_T = torch.cat([torch.tensor([-100]), targets_T[:-1]])  # transformers shifts them back
+                yield {"input_ids": ids_T, "labels": labels_T, "attention_mask": real_T.long()}
+
+
+@pytest.fixture(scope="session")
+def peft_model(tiny_base: FrozenBase) -> Callable[..., nn.Module]:
+    """The tiny base under PEFT with the init that our cell of this rank and seed draws."""
+    peft = pytest.importorskip("peft")
+
+    def build(config: CellConfig, **options: Any) -> nn.Module:
+        adapter = config.adapter
+        lora = peft.LoraConfig(
+            **{
+                "r": adapter.rank,
+                "lora_alpha": adapter.alpha,
+                "use_rslora": adapter.scaling == "rslora",
+                "target_modules": adapter.targets,
+                "task_type": "CAUSAL_LM",
+                **options,
+            }
+        )
+        model = peft.get_peft_model(copy.deepcopy(tiny_base.model), lora)
+        spec = AdapterSpec(adapter.rank, adapter.gamma, config.seed)
+        with torch.no_grad():
+            for name, module in model.named_modules():
+                if hasattr(module, "lora_A"):
+                    layer = name.removeprefix("base_model.model.")
+                    A_RD, _ = initial_pair(spec, layer, module.in_features, module.out_features)
+                    module.lora_A["default"].weight.copy_(A_RD)
+        return model
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def trainer_of(corpus: Corpus) -> Callable[..., Any]:
+    """A Trainer that follows a cell's configuration: ``trainer_of(model, config, folder, bf16=True)``."""
+
+    def build(model: nn.Module, config: CellConfig, folder: Path, **options: Any) -> Any:
+        from transformers import Trainer, TrainingArguments
+
+        train = config.train
+        arguments = {
+            "output_dir": str(folder / "trainer"),
+            "per_device_train_batch_size": train.batch_size,
+            "gradient_accumulation_steps": train.accumulation,
+            "max_steps": train.steps,
+            "learning_rate": config.optimizer.lr,
+            "optim": {"adamw": "adamw_torch_fused", "sgd": "sgd"}[config.optimizer.name],
+            "weight_decay": 0.0,
+            "lr_scheduler_type": "constant",
+            "max_grad_norm": train.clip or 0.0,
+            "logging_steps": 1,
+            "report_to": "none",
+            "save_strategy": "no",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "seed": config.seed,
+            **options,
+        }
+        data = OurBatches(corpus, config)
+        held_out = list(data)[:2] if "eval_strategy" in options else None
+        return Trainer(model=model, args=TrainingArguments(**arguments), train_dataset=data, eval_dataset=held_out)
+
+    return build
