@@ -17,6 +17,7 @@ from study.config.types import (
     MODELS,
     OPTIMIZERS,
     PRECISIONS,
+    QUANT_BITS,
     SCHEDULES,
     AdapterConfig,
     CellConfig,
@@ -73,6 +74,7 @@ def validate(config: CellConfig) -> None:
     adapter, train, probes = config.adapter, config.train, config.probes
     for what, value, choices in (
         ("model", config.model.name, MODELS),
+        ("model.quant_bits", config.model.quant_bits, QUANT_BITS),
         ("data", config.data.name, DATASETS),
         ("device", config.device, DEVICES),
         ("precision", config.precision, PRECISIONS),

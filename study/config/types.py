@@ -10,6 +10,7 @@ from study import scaling
 
 MODELS = ("smollm2", "hf", "tiny")
 DATASETS = ("pydoc", "xbrl_extract", "jsonl")
+QUANT_BITS = (None, 4, 8)
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bf16")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -21,6 +22,7 @@ class ModelConfig:
 
     name: str = MISSING
     path: str | None = None
+    quant_bits: int | None = None
 
 
 @dataclass
