@@ -1,7 +1,9 @@
-"""Small data, the tiny base and typed cells for every test of the core."""
+"""Small data, the tiny base, typed cells and the console script for every test."""
 
 import json
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from study import cli
 from study.config import CellConfig, ModelConfig, parse
 from study.data import Corpus, build_corpus
 from study.hydra_app import CONF
@@ -56,3 +59,29 @@ def corpus(cell: Callable[..., CellConfig]) -> Corpus:
     config = cell()
     tokenizer = load_tokenizer(config.model)
     return build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
+
+
+@dataclass
+class Ran:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def study_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """``study_cli("train", "-m", ...)`` as the console script runs it: exit code, stdout, stderr."""
+
+    def run(*arguments: str) -> Ran:
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", ["study", *arguments])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as leaving:
+            code = leaving.code if isinstance(leaving.code, int) else int(bool(leaving.code))
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return run

@@ -74,7 +74,6 @@ def validate(config: CellConfig) -> None:
     adapter, train, probes = config.adapter, config.train, config.probes
     for what, value, choices in (
         ("model", config.model.name, MODELS),
-        ("model.quant_bits", config.model.quant_bits, QUANT_BITS),
         ("data", config.data.name, DATASETS),
         ("device", config.device, DEVICES),
         ("precision", config.precision, PRECISIONS),
@@ -83,6 +82,8 @@ def validate(config: CellConfig) -> None:
     ):
         if value not in choices:
             raise unknown(what, value, choices)
+    if config.model.quant_bits not in (None, *QUANT_BITS):
+        raise unknown("model.quant_bits", config.model.quant_bits, ("null", *QUANT_BITS))
 
     whole = isinstance(adapter.rank, int) and not isinstance(adapter.rank, bool) and adapter.rank >= 1
     if not whole and adapter.rank != math.inf:
@@ -119,6 +120,11 @@ def validate(config: CellConfig) -> None:
     _at_least("data.heldout", config.data.heldout, 1)
     _at_least("probes.tokens", probes.tokens, 1)
     _at_least("train.eval_every", train.eval_every, 0)
+    _at_least("train.answer_tokens", train.answer_tokens, 1)
+    if train.answer_tokens and train.eval_every == 0:
+        raise StudyError(
+            f"train.answer_tokens={train.answer_tokens}, but train.eval_every=0 never evaluates: set one to null"
+        )
     _at_least("probes.every", probes.every, 1)
     _at_least("pack.max_cells", config.pack.max_cells, 1)
     if train.clip is not None:

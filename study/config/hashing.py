@@ -38,7 +38,7 @@ def identity(config: CellConfig, sources: Sources) -> str:
         "heldout": config.data.heldout,
         "adapter": adapter,
         "optimizer": asdict(config.optimizer),
-        "train": {k: v for k, v in asdict(config.train).items() if k != "eval_every"},
+        "train": {k: v for k, v in asdict(config.train).items() if k not in ("eval_every", "answer_tokens")},
         "eval_steps": sorted(eval_steps(config)),
         "seed": config.seed,
         "data_seed": config.data.seed,
@@ -51,5 +51,7 @@ def identity(config: CellConfig, sources: Sources) -> str:
             "tokens": config.probes.tokens,
         },
     }
+    if config.train.answer_tokens:  # left out where no question is asked, so that such a cell keeps its identity
+        matters["answer_tokens"] = config.train.answer_tokens
     canonical = json.dumps(matters, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]

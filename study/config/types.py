@@ -10,9 +10,9 @@ from study import scaling
 
 MODELS = ("smollm2", "hf", "tiny")
 DATASETS = ("pydoc", "xbrl_extract", "jsonl")
-QUANT_BITS = (None, 4, 8)
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bf16")
+QUANT_BITS = (8, 4)
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -128,7 +128,8 @@ COUPLED_SIGN = ("adam", "rmsprop")
 
 @dataclass
 class TrainConfig:
-    """``clip`` is a global gradient norm (null: none); ``eval_every`` null evaluates first and last, 0 never."""
+    """``clip`` is a global gradient norm (null: none); ``eval_every`` null evaluates first and last, 0 never;
+    ``answer_tokens`` lets every evaluation answer the held-out questions, in so many tokens (null: none are asked)."""
 
     steps: int = MISSING
     batch_size: int = MISSING
@@ -137,6 +138,7 @@ class TrainConfig:
     schedule: str = MISSING
     warmup: int = MISSING
     eval_every: int | None = None
+    answer_tokens: int | None = None
 
 
 @dataclass

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from study.config import DataConfig
 from study.data.examples import Example, fingerprint, load_examples, split
+from study.data.questions import Questions
 from study.errors import StudyError
 
 if TYPE_CHECKING:
@@ -80,6 +81,11 @@ class TokenTable:
         for start in range(0, len(self), batch_size):
             yield self._rows(range(start, min(start + batch_size, len(self))))
 
+    def context_ids(self) -> list[list[int]]:
+        """Each row's context alone."""
+        rows = zip(self.starts[:-1], self.contexts, strict=True)
+        return [self.tokens[start : start + length].tolist() for start, length in rows]
+
     def _rows(self, rows: Sequence[int]) -> TokenBatch:
         shape = (len(rows), self.sequence_length)
         input_ids_BT = np.full(shape, self.padding_id, dtype=np.int64)
@@ -96,10 +102,11 @@ class TokenTable:
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Both sides of the split, and the content hash of the examples they were made from."""
+    """Both sides of the split, the held-out one as questions too, and the content hash of the examples behind them."""
 
     train: TokenTable
     heldout: TokenTable
+    questions: Questions
     fingerprint: str
 
 
@@ -116,10 +123,13 @@ def build_corpus(config: DataConfig, tokenizer: "PreTrainedTokenizerBase", eos_t
         raise StudyError(f"data.sequence_length={config.sequence_length} leaves nothing to predict: use 2 or more")
     examples = load_examples(config)
     train, heldout = split(examples, config.heldout)
+    table = _tokenise(heldout, tokenizer, eos_token_id, config.sequence_length)
+    targets = [example.target for example in heldout]
     return Corpus(
-        _tokenise(train, tokenizer, eos_token_id, config.sequence_length),
-        _tokenise(heldout, tokenizer, eos_token_id, config.sequence_length),
-        fingerprint(examples),
+        train=_tokenise(train, tokenizer, eos_token_id, config.sequence_length),
+        heldout=table,
+        questions=Questions(table.context_ids(), targets, tokenizer, table.padding_id, eos_token_id),
+        fingerprint=fingerprint(examples),
     )
 
 

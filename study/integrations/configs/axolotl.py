@@ -1,9 +1,10 @@
-"""Axolotl's YAML (axolotl-ai-cloud/axolotl, src/axolotl/utils/schemas). Where it is silent, Axolotl's own defaults hold."""
+"""Axolotl's YAML (axolotl-ai-cloud/axolotl, src/axolotl/utils/schemas). Where it is silent, Axolotl's defaults hold."""
 
 import math
 from pathlib import Path
 from typing import Any
 
+from study.data import Example, split
 from study.errors import StudyError, unknown
 from study.integrations.configs.experiment import Experiment
 from study.integrations.configs.fields import Fields
@@ -19,6 +20,8 @@ from study.integrations.configs.parts import (
 ADAPTERS = ("lora", "qlora")
 OPTIMIZERS = ("adamw", "sgd", "adafactor", "lion", "rmsprop")
 """By the first word of transformers' name, less ``paged_``: ``paged_adamw_8bit`` is adamw."""
+USUAL_HELDOUT = 64
+"""``data.heldout`` of ``data=jsonl``."""
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
 
 
@@ -76,12 +79,12 @@ def _put_data(experiment: Experiment, fields: Fields, folder: Path) -> int | Non
     path, kind = str(first.take_text("path")), first.take("type")
     files = first.take("data_files", path)
     file = str(files[0] if isinstance(files, list) else files)
+    examples = None
     if _reads_context_and_target(kind):
-        rows = put_data_file(experiment, "datasets[0].path", file, folder)
+        examples = put_data_file(experiment, "datasets[0].path", file, folder)
         if isinstance(kind, dict) and kind.get("format"):
             experiment.left_out.append(f"datasets[0].type.format: {short(kind['format'])} (text is context + target)")
     else:
-        rows = None
         experiment.groups["data"] = "jsonl"
         experiment.left_out.append(
             f"datasets[0]: {file} of type {short(kind)} (a row must hold context and target: convert it, then give "
@@ -89,15 +92,22 @@ def _put_data(experiment: Experiment, fields: Fields, folder: Path) -> int | Non
         )
     first.take("ds_type")
     tell_the_rest(experiment, first, "datasets[0].")
-    experiment.left_out += [
-        f"datasets[{n}]: {short(entry)} (one file is trained on)" for n, entry in enumerate(datasets) if n
-    ]
-    held = fields.take_number("val_set_size", 0.0) or 0.0
-    if held and (rows or held >= 1):
-        experiment.values["data.heldout"] = max(1, round(held if held >= 1 else held * (rows or 0)))
-    elif held:
-        experiment.left_out.append(f"val_set_size: {held:g} (of a file that is not here: data.heldout as it is)")
-    return rows
+    for n, entry in enumerate(datasets[1:], start=1):
+        experiment.left_out.append(f"datasets[{n}]: {short(entry)} (one file is trained on)")
+    heldout = _heldout(experiment, fields, examples)
+    return len(split(examples, heldout)[0]) if examples else None
+
+
+def _heldout(experiment: Experiment, fields: Fields, examples: list[Example] | None) -> int:
+    """How many examples to hold out: Axolotl gives a number, or a share of the file."""
+    asked = fields.take_number("val_set_size", 0.0) or 0.0
+    if asked >= 1 or (asked and examples):
+        heldout = max(1, round(asked if asked >= 1 else asked * len(examples or [])))
+        experiment.values["data.heldout"] = heldout
+        return heldout
+    if asked:
+        experiment.left_out.append(f"val_set_size: {asked:g} (of a file that is not here: data.heldout as it is)")
+    return USUAL_HELDOUT
 
 
 def _reads_context_and_target(kind: Any) -> bool:

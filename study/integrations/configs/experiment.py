@@ -119,9 +119,6 @@ def _under(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
 def _check(experiment: Experiment, name: str, command: str) -> None:
     """Compose the experiment, and each swept value on top of it, and check them as ``study train`` does."""
     GlobalHydra.instance().clear()
-    given = (
-        ["data.path=later"] if experiment.groups.get("data") == "jsonl" and "data.path" not in experiment.values else []
-    )
     swept = [f"{key}={_in_a_sweep(value)}" for key, values in experiment.sweep.items() for value in values]
     with tempfile.TemporaryDirectory() as place, initialize_config_dir(str(CONF), version_base="1.3"):
         for path, text in _files(experiment, name, command).items():
@@ -129,7 +126,7 @@ def _check(experiment: Experiment, name: str, command: str) -> None:
             file.parent.mkdir(exist_ok=True)
             file.write_text(text)
         for own in [[], *([override] for override in swept)]:
-            overrides = [f"hydra.searchpath=[file://{place}]", f"experiment={name}", *given, *own]
+            overrides = [f"hydra.searchpath=[file://{place}]", f"experiment={name}", *own]
             try:
                 parse(compose("config", overrides=overrides))
             except StudyError as error:

@@ -1,5 +1,5 @@
-"""An entry of FinLoRA's ``finetune_configs.json``. FinLoRA's ``finetune.py`` lays it over an Axolotl configuration of its
-own and trains with Axolotl; so is it read here."""
+"""An entry of FinLoRA's ``finetune_configs.json``. FinLoRA's ``finetune.py`` lays it over an Axolotl configuration of
+its own and trains with Axolotl; so is it read here."""
 
 from pathlib import Path
 

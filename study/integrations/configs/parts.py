@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from study.config import DataConfig
+from study.data import Example, load_examples
 from study.errors import StudyError
 from study.integrations.configs.experiment import Experiment
 from study.integrations.configs.fields import Fields
@@ -62,8 +63,8 @@ def put_base(experiment: Experiment, path: str, bits: int | None, folder: Path) 
         experiment.values["model.quant_bits"] = bits
 
 
-def put_data_file(experiment: Experiment, key: str, path: str, folder: Path) -> int | None:
-    """The data file that ``key`` names, looked for beside the configuration and then here; how many rows it trains on.
+def put_data_file(experiment: Experiment, key: str, path: str, folder: Path) -> list[Example] | None:
+    """The data file that ``key`` names, looked for beside the configuration and then here; the examples in it.
 
     Where it is in neither place, FinLoRA's XBRL extraction is stood in for by the toolkit's own; any other file is left
     for the command line to name.
@@ -72,7 +73,7 @@ def put_data_file(experiment: Experiment, key: str, path: str, folder: Path) -> 
     found = next((p for p in (folder / path, Path(path)) if p.is_file()), None)
     if found is not None:
         experiment.values["data.path"] = str(found.resolve())
-        return _rows(str(found))
+        return load_examples(DataConfig("jsonl", str(found)))
     if stand_in := STAND_INS.get(Path(path).name):
         experiment.groups["data"] = stand_in
         experiment.left_out.append(
@@ -82,13 +83,6 @@ def put_data_file(experiment: Experiment, key: str, path: str, folder: Path) -> 
     else:
         experiment.left_out.append(f"{key}: {path} is no file here: give data.path=... when you train")
     return None
-
-
-def _rows(path: str) -> int:
-    from study.data import load_examples, split
-
-    rows, _ = split(load_examples(DataConfig("jsonl", path)), 64)
-    return len(rows)
 
 
 def tell_the_rest(experiment: Experiment, fields: Fields, prefix: str = "") -> None:
