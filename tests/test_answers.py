@@ -77,7 +77,7 @@ def test_answers_are_those_of_a_plain_generate_on_merged_weights(
     layers = resolve_targets(tiny_base.card.linears, "all-linear")
     with adapted(tiny_base.model, layers, [adapter_spec(c) for c in configs]) as banks:
         fold = Fold(tiny_base, corpus, configs, banks)
-        for step in range(12):  # half way, where right and wrong answers are both there
+        for step in range(28):  # half way: the lower rank has some answers right, the higher one all
             fold.backward(step)
             fold.grad_norms()
             fold.update()
@@ -92,8 +92,7 @@ def test_answers_are_those_of_a_plain_generate_on_merged_weights(
                 merged.get_submodule(layer).weight += delta
         expected.append(_scored(merged, corpus, tokens))
     assert ours == expected
-    assert all(score > 0 for score in ours)
-    assert all(score < 1 for score in ours)
+    assert 0 < ours[0] < ours[1]
     assert questions.exact_match([[]] * len(questions.targets)) == 0
 
 

@@ -153,11 +153,13 @@ def _put_optimizer(experiment: Experiment, fields: Fields) -> None:
 
 def _put_steps(experiment: Experiment, fields: Fields, rows: int | None) -> None:
     """Batch, steps, clipping and schedule. Epochs become steps where the data can be counted."""
-    batch = fields.take_whole("micro_batch_size", 1) or 1
-    total = fields.take_whole("batch_size")
-    accumulation = fields.take_whole("gradient_accumulation_steps") or max(1, (total or batch) // batch)
-    epochs, most = fields.take_number("num_epochs", 1.0) or 1.0, fields.take_whole("max_steps")
-    steps = most or (math.ceil(rows * epochs / (batch * accumulation)) if rows else None)
+    batch = fields.take_count("micro_batch_size", 1)
+    total = fields.take_count("batch_size", batch)
+    accumulation = fields.take_count("gradient_accumulation_steps", max(1, total // batch))
+    epochs = fields.take_number("num_epochs", 1.0) or 0.0
+    if epochs <= 0:
+        raise fields.wrong("num_epochs", epochs, "is no training: give a number above 0")
+    steps = fields.take_whole("max_steps") or (math.ceil(rows * epochs / (batch * accumulation)) if rows else None)
     experiment.values |= {"train.batch_size": batch, "train.accumulation": accumulation}
     if steps:
         experiment.values["train.steps"] = steps

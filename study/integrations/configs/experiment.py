@@ -101,11 +101,11 @@ def _experiment_text(experiment: Experiment, name: str, command: str, options: M
     body: dict[str, Any] = {"defaults": [{f"override /{group}": option} for group, option in chosen.items()]}
     body["name"] = name
     for key, value in experiment.values.items():
-        group, _, rest = key.partition(".")
-        if group not in OWN_GROUPS:
+        group, dot, rest = key.partition(".")
+        if dot and group not in OWN_GROUPS:
             body.setdefault(group, {})[rest] = value
-            if not rest:
-                body[group] = value
+        elif not dot:
+            body[key] = value
     if experiment.sweep:
         params = {key: ",".join(_in_a_sweep(value) for value in values) for key, values in experiment.sweep.items()}
         body["hydra"] = {"mode": "MULTIRUN", "sweeper": {"params": params}}

@@ -57,6 +57,13 @@ class Fields:
             raise self.wrong(key, value, "is no whole number")
         return None if value is None else int(value)
 
+    def take_count(self, key: str, default: int) -> int:
+        """A whole number of at least 1."""
+        value = self.take_whole(key, default)
+        if value is None or value < 1:
+            raise self.wrong(key, value, "is no count: give at least 1")
+        return value
+
     def take_flag(self, key: str) -> bool:
         """True or false; false if it is not there."""
         value = self.take(key, False)

@@ -332,6 +332,8 @@ BAD = {
     "no targets": (changed(AXOLOTL, lora_target_linear=None), "lora_target_modules is missing"),
     "no data": (changed(AXOLOTL, datasets=None), "datasets is missing"),
     "data of a name": (changed(AXOLOTL, datasets="alpaca"), "is no list of datasets"),
+    "batch of 0": (changed(AXOLOTL, micro_batch_size=0), "micro_batch_size=0 is no count: give at least 1"),
+    "no epochs": (changed(AXOLOTL, num_epochs=0), "num_epochs=0.0 is no training"),
     "dropout": (changed(AXOLOTL, lora_dropout=1.5), "adapter.dropout=1.5 is no probability"),
     "no yaml": ("a: [1, 2", "is no YAML"),
     "a list": ("- 1\n- 2\n", "holds list and no keys"),
