@@ -1,5 +1,7 @@
 """The report's section on the task itself: perplexity and exact match on held-out examples."""
 
+from typing import Any
+
 import pandas as pd
 
 from study.analysis import task_scores
@@ -56,7 +58,7 @@ def task_section(tables: StudyTables) -> str:
     return text
 
 
-def _exact(row: pd.Series) -> list[str]:
+def _exact(row: Any) -> list[str]:
     if pd.isna(row.exact_match):
         return ["", ""]
     return [number(row.base_exact_match), interval_text(row.exact_match, row.exact_match_low, row.exact_match_high)]

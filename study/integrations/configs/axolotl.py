@@ -46,8 +46,10 @@ def read(fields: Fields, folder: Path) -> Experiment:
         experiment.values["precision"] = "bf16"
     if "seed" in fields:
         experiment.values["seed"] = fields.take_whole("seed")
-    if fields.take("peft_init_lora_weights", True) is not True:
-        experiment.left_out.append("peft_init_lora_weights (adapter.init=kaiming, PEFT's default)")
+    if (init := fields.take("peft_init_lora_weights")) not in (None, True):
+        experiment.left_out.append(f"peft_init_lora_weights: {init} (adapter.init=kaiming, PEFT's default)")
+    if fields.assumed:
+        experiment.assumed.append(f"Axolotl's defaults: {', '.join(fields.assumed)}")
     tell_the_rest(experiment, fields)
     return experiment
 
@@ -154,19 +156,18 @@ def _put_optimizer(experiment: Experiment, fields: Fields) -> None:
 def _put_steps(experiment: Experiment, fields: Fields, rows: int | None) -> None:
     """Batch, steps, clipping and schedule. Epochs become steps where the data can be counted."""
     batch = fields.take_count("micro_batch_size", 1)
-    total = fields.take_count("batch_size", batch)
+    total = fields.take_count("batch_size", batch) if "batch_size" in fields else batch
     accumulation = fields.take_count("gradient_accumulation_steps", max(1, total // batch))
     epochs = fields.take_number("num_epochs", 1.0) or 0.0
     if epochs <= 0:
         raise fields.wrong("num_epochs", epochs, "is no training: give a number above 0")
-    steps = fields.take_whole("max_steps") or (math.ceil(rows * epochs / (batch * accumulation)) if rows else None)
+    most = fields.take_whole("max_steps") or -1  # transformers' word for no limit
+    steps = most if most > 0 else math.ceil((rows or 0) * epochs / (batch * accumulation))
     experiment.values |= {"train.batch_size": batch, "train.accumulation": accumulation}
     if steps:
         experiment.values["train.steps"] = steps
     else:
         experiment.left_out.append(f"num_epochs: {epochs:g} (of data that is not here: give train.steps=...)")
-    if "max_grad_norm" not in fields:
-        experiment.assumed.append("max_grad_norm 1.0, transformers' default; train.clip=null does not clip")
     experiment.values["train.clip"] = fields.take_number("max_grad_norm", 1.0) or None
     schedule = str(fields.take("lr_scheduler", "cosine"))
     if schedule in SCHEDULES:
@@ -176,11 +177,13 @@ def _put_steps(experiment: Experiment, fields: Fields, rows: int | None) -> None
     _put_warmup(experiment, fields, steps)
 
 
-def _put_warmup(experiment: Experiment, fields: Fields, steps: int | None) -> None:
+def _put_warmup(experiment: Experiment, fields: Fields, steps: int) -> None:
     warmup, ratio = fields.take_whole("warmup_steps"), fields.take_number("warmup_ratio")
     if warmup is None and steps:
         # Axolotl's own, where the file names neither: 3 % of the steps, at most 100.
         warmup = min(int(0.03 * steps), 100) if ratio is None else int(ratio * steps)
+        if ratio is None:
+            fields.assumed.append(f"warmup_steps {warmup}")
     elif warmup is None and ratio:
         experiment.left_out.append(f"warmup_ratio: {ratio:g} (of steps that are not known: give train.warmup=...)")
     if warmup:

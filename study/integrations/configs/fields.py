@@ -10,11 +10,13 @@ from study.errors import StudyError
 class Fields:
     """The keys of one configuration; ``where`` is what messages call it. Null is the same as not there.
 
-    Every ``take`` method removes its key and raises :class:`StudyError` for a value of another type.
+    Every ``take`` method removes its key and raises :class:`StudyError` for a value of another type. A default that
+    asks for something, and was taken for want of the key, is in ``assumed``.
     """
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         self.where = where
+        self.assumed: list[str] = []
         self._left = {str(key): value for key, value in values.items() if value is not None}
 
     def __contains__(self, key: str) -> bool:
@@ -28,6 +30,8 @@ class Fields:
 
     def take(self, key: str, default: Any = None) -> Any:
         """The value of ``key`` as it stands."""
+        if key not in self._left and default:
+            self.assumed.append(f"{key} {default}")
         return self._left.pop(key, default)
 
     def take_text(self, key: str, default: str | None = None) -> str | None:

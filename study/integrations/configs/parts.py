@@ -22,7 +22,6 @@ WHY = {
     "lora_model_dir": "adapters begin at their init",
     "lora_modules_to_save": "only adapters are trained",
     "modules_to_save": "only adapters are trained",
-    "peft_init_lora_weights": "adapter.init=kaiming, PEFT's default",
     "init_lora_weights": "adapter.init=kaiming, PEFT's default",
     "rank_pattern": "one rank for all layers",
     "alpha_pattern": "one alpha for all layers",

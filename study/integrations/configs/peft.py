@@ -7,11 +7,17 @@ from study.integrations.configs.experiment import Experiment
 from study.integrations.configs.fields import Fields
 from study.integrations.configs.parts import put_base, scaling_rule, tell_the_rest
 
-INERT = {
-    "auto_mapping", "bias:none", "fan_in_fan_out", "inference_mode", "init_lora_weights:True",
-    "megatron_core:megatron.core", "peft_version", "qalora_group_size:16", "revision", "task_type:CAUSAL_LM",
-}  # fmt: skip
-"""Keys, or keys at a value, that ask for nothing: PEFT writes its defaults out."""
+USUAL = {
+    "bias": "none",
+    "init_lora_weights": True,
+    "megatron_core": "megatron.core",
+    "qalora_group_size": 16,
+    "task_type": "CAUSAL_LM",
+}
+"""Values that ask for nothing: PEFT writes its defaults out."""
+
+BOOKKEEPING = ("auto_mapping", "fan_in_fan_out", "inference_mode", "peft_version")
+"""Keys that ask for nothing of training, whatever their value."""
 
 
 def read(fields: Fields, folder: Path) -> Experiment:
@@ -31,7 +37,7 @@ def read(fields: Fields, folder: Path) -> Experiment:
         "adapter.dropout": fields.take_number("lora_dropout", 0.0),
     }
     for key, value in fields.untaken().items():
-        if key in INERT or f"{key}:{value}" in INERT:
+        if key in BOOKKEEPING or USUAL.get(key) == value:
             fields.take(key)
     experiment.assumed.append("data (give data=jsonl data.path=...), optimizer and steps: study train's own")
     tell_the_rest(experiment, fields)

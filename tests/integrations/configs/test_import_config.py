@@ -243,6 +243,14 @@ def test_rows_that_hold_no_context_and_target_are_said_to(study_cli: Cli, kind: 
     assert not Path("conf/data/axolotl.yaml").read_text().count("path")
 
 
+def test_what_axolotl_would_fill_in_is_told(study_cli: Cli) -> None:
+    text = changed(AXOLOTL, micro_batch_size=None, lr_scheduler=None, warmup_ratio=None, max_grad_norm=None)
+    Path("axolotl.yml").write_text(text)
+    imported = study_cli("import-config", "axolotl.yml")
+    defaults = "micro_batch_size 1, max_grad_norm 1.0, lr_scheduler cosine, warmup_steps 1"
+    assert f"not in the file: Axolotl's defaults: {defaults}" in imported.err
+
+
 def test_a_local_base_and_a_dataset_on_the_hub(study_cli: Cli) -> None:
     Path("base").mkdir()
     dataset = {"path": "org/data", "type": {"field_instruction": "context", "field_output": "target"}}
