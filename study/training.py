@@ -249,9 +249,11 @@ class Fold:
         for bank in self.banks:
             bank.eval()
         for ids_BL, real_BL in questions.batches(self.cells[0].train.batch_size):
-            rows = [batch_BL.repeat(len(self.cells), 1).to(device) for batch_BL in (ids_BL, real_BL)]
+            ids_BL, real_BL = (rows_BL.repeat(len(self.cells), 1).to(device) for rows_BL in (ids_BL, real_BL))
             with torch.autocast(device.type, torch.bfloat16, enabled=self.cells[0].precision == "bf16"):
-                answers_BL = self.base.continue_greedily(*rows, tokens, questions.eos_token_id, questions.padding_id)
+                answers_BL = self.base.continue_greedily(
+                    ids_BL, real_BL, tokens, questions.eos_token_id, questions.padding_id
+                )
             for answers, of_cell_BL in zip(answers_K, answers_BL.chunk(len(self.cells)), strict=True):
                 answers += of_cell_BL.tolist()
         for bank in self.banks:

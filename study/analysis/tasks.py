@@ -37,7 +37,7 @@ def task_scores(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
             | _scores("exact_match", match)
         )
     table = pd.DataFrame(rows).dropna(subset=["perplexity"])
-    return _at_best_rate(table, [name for name in by if name != "lr"]).reset_index(drop=True)
+    return _at_best_rate(table, [str(name) for name in by if name != "lr"]).reset_index(drop=True)
 
 
 def _ends(metrics: pd.DataFrame, name: str) -> pd.DataFrame:

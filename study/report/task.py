@@ -22,7 +22,7 @@ def task_section(tables: StudyTables) -> str:
     asked = scores["exact_match"].notna().any()
     settings = [
         name
-        for name in scores
+        for name in map(str, scores)
         if name not in SAID and not name.startswith(NOT_SETTINGS)
         if scores.groupby("optimizer", observed=True)[name].nunique(dropna=False).max() > 1
     ]
