@@ -26,8 +26,8 @@ def task_section(tables: StudyTables) -> str:
         if name not in SAID and not name.startswith(NOT_SETTINGS)
         if scores.groupby("optimizer", observed=True)[name].nunique(dropna=False).max() > 1
     ]
-    heads = ["optimizer", "rule", "rank", "learning rate", "perplexity: base model", "trained"]
-    heads += ["exact match: base model", "trained"] if asked else []
+    heads = ["optimizer", "rule", "rank", "learning rate", "perplexity: base model", "after training"]
+    heads += ["exact match: base model", "after training"] if asked else []
     body = [
         [
             optimizer_name(row.optimizer),

@@ -247,7 +247,7 @@ def test_what_axolotl_would_fill_in_is_told(study_cli: Cli) -> None:
     text = changed(AXOLOTL, micro_batch_size=None, lr_scheduler=None, warmup_ratio=None, max_grad_norm=None)
     Path("axolotl.yml").write_text(text)
     imported = study_cli("import-config", "axolotl.yml")
-    defaults = "micro_batch_size 1, max_grad_norm 1.0, lr_scheduler cosine, warmup_steps 1"
+    defaults = "adam_beta1 0.9, micro_batch_size 1, max_grad_norm 1.0, lr_scheduler cosine, warmup_steps 1"
     assert f"not in the file: Axolotl's defaults: {defaults}" in imported.err
 
 
