@@ -5,7 +5,9 @@ imported here is imported by ``study --help``, so every command imports its own 
 """
 
 import os
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +205,72 @@ def import_(folder: Path, overrides: tuple[str, ...]) -> None:
 
     for line in peft.inspect_adapter(folder, overrides):
         click.echo(line)
+
+
+CONFIG_FILE = click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
+IMPORT_OPTIONS = (
+    click.option("--entry", help="Which configuration, of a file that holds several."),
+    click.option("--name", help="Of the experiment and the study.  [default: the file's or the entry's]"),
+    click.option("--to", type=click.Path(path_type=Path), default=Path("conf"), show_default=True, metavar="FOLDER"),
+    click.option(
+        "--sweep", type=click.Path(path_type=Path), metavar="FILE", help="Axolotl's sweep file: lists by key."
+    ),
+    click.option("--force", is_flag=True, help="Replace files that are there already."),
+)
+
+
+def import_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(IMPORT_OPTIONS):
+        command = option(command)
+    return command
+
+
+@cli.command("import-config")
+@CONFIG_FILE
+@import_options
+def import_config(file: Path, **options: Any) -> None:
+    """Turn a configuration of FinLoRA, Axolotl or PEFT into an experiment, and print the line that trains it."""
+    _import_config(file, {}, **options)
+
+
+@cli.command("sweep-from")
+@CONFIG_FILE
+@click.option("--ranks", default="4,16,64,256", show_default=True)
+@click.option("--rules", default="lora,rslora", show_default=True)
+@click.option("--seeds", default="", help="Such as 0,1,2,3,4.  [default: the configuration's own]")
+@import_options
+def sweep_from(file: Path, ranks: str, rules: str, seeds: str, **options: Any) -> None:
+    """import-config, swept over ranks and rules."""
+    lists = {"adapter.scaling": _list(rules), "adapter.rank": _list(ranks), "seed": _list(seeds)}
+    _import_config(file, {key: values for key, values in lists.items() if values}, **options)
+
+
+def _list(text: str) -> list[int | str]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    return [int(part) if part.isdecimal() else part for part in parts]
+
+
+def _import_config(
+    file: Path,
+    swept: dict[str, list[Any]],
+    *,
+    entry: str | None,
+    name: str | None,
+    to: Path,
+    sweep: Path | None,
+    force: bool,
+) -> None:
+    from study.integrations.configs import from_sweep_file, read_file, write
+
+    experiment = read_file(file, entry)
+    experiment.sweep = {**(from_sweep_file(sweep, file, entry) if sweep else {}), **swept}
+    written = write(experiment, re.sub(r"[^\w-]+", "_", name or entry or file.stem), to, force=force)
+    for title, notes in (("no counterpart here", experiment.left_out), ("not in the file", experiment.assumed)):
+        for note in notes:
+            click.echo(f"{title}: {note}", err=True)
+    for path in written.paths:
+        click.echo(f"wrote {path}", err=True)
+    click.echo(written.command)
 
 
 @cli.command()

@@ -25,8 +25,9 @@ STATUSES = ("complete", "running", "interrupted", "diverged", "failed")
 ADAPTER = "adapter"
 """The folder in a cell's that holds its trained adapter in PEFT's format, where ``train.save_adapter`` asked for it."""
 
-METRICS = ("loss", "loss_after", "eval_loss", "lr", "grad_norm", "clip_factor", "seconds")
-"""``loss_after``: on the step's own batch, after its update; ``clip_factor``: what the gradient was multiplied by."""
+METRICS = ("loss", "loss_after", "eval_loss", "exact_match", "lr", "grad_norm", "clip_factor", "seconds")
+"""``loss_after``: on the step's own batch, after its update; ``clip_factor``: what the gradient was multiplied by;
+``exact_match``: the share of held-out questions answered right."""
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 METRICS_SCHEMA = pa.schema([("step", pa.int32()), ("tokens", pa.int64())] + [(name, pa.float64()) for name in METRICS])

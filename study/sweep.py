@@ -87,6 +87,12 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
                 f"data.sequence_length={config.data.sequence_length} is longer than {card.name} allows: "
                 f"give at most {card.max_length}"
             )
+        answer = config.train.answer_tokens or 0
+        if config.data.sequence_length + answer > card.max_length:
+            raise StudyError(
+                f"train.answer_tokens={answer} behind data.sequence_length={config.data.sequence_length} is longer "
+                f"than {card.name} allows: together give at most {card.max_length}"
+            )
         examples = _once(data, DataConfig(config.data.name, config.data.path), lambda d: fingerprint(load_examples(d)))
         _check_writable(Path(config.results_dir))
         sources = Sources(card.fingerprint, card.tokenizer_fingerprint, examples, adapter)
@@ -371,7 +377,8 @@ def _shared(cell: Cell) -> str:
             config.model,
             (config.data.name, config.data.path, config.data.sequence_length, config.data.heldout),
             config.adapter.targets,
-            (config.train.steps, config.train.batch_size, config.train.accumulation, config.train.eval_every),
+            (config.train.steps, config.train.batch_size, config.train.accumulation),
+            (config.train.eval_every, config.train.answer_tokens),
             config.probes,
             config.pack,
             config.tracker,

@@ -77,6 +77,8 @@ def train(base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig]) -> Iter
             metrics = {"lr": fold.learning_rates()}
             if step in evaluated_at:
                 metrics["eval_loss"] = fold.heldout_losses()
+                if shared.train.answer_tokens:
+                    metrics["exact_match"] = fold.exact_matches(shared.train.answer_tokens)
             if step < last or probe:
                 metrics["loss"] = fold.backward(step, probe)
                 metrics["grad_norm"] = fold.grad_norms()
@@ -255,6 +257,24 @@ class Fold:
         for bank in self.banks:
             bank.train()
         return (sums_K / count).tolist()
+
+    def exact_matches(self, tokens: int) -> list[float]:
+        """The share of held-out questions that each cell answers right, greedily and in at most ``tokens`` tokens."""
+        questions, device = self.corpus.questions, self.base.device
+        answers_K: list[list[list[int]]] = [[] for _ in self.cells]
+        for bank in self.banks:
+            bank.eval()
+        for ids_BL, real_BL in questions.batches(self.cells[0].train.batch_size):
+            ids_BL, real_BL = (rows_BL.repeat(len(self.cells), 1).to(device) for rows_BL in (ids_BL, real_BL))
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.cells[0].precision == "bf16"):
+                answers_BL = self.base.continue_greedily(
+                    ids_BL, real_BL, tokens, questions.eos_token_id, questions.padding_id
+                )
+            for answers, of_cell_BL in zip(answers_K, answers_BL.chunk(len(self.cells)), strict=True):
+                answers += of_cell_BL.tolist()
+        for bank in self.banks:
+            bank.train()
+        return [questions.exact_match(answers) for answers in answers_K]
 
     def results(
         self, step: int, metrics: dict[str, list[float]], tables: Sequence[Sequence[pd.DataFrame]]

@@ -1,14 +1,18 @@
 """Identity and validation of cells."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from study.config import CellConfig, Sources, eval_steps, identity, probe_steps
+from study.config import CellConfig, Sources, eval_steps, identity, parse, probe_steps
 from study.errors import StudyError
 
 Build = Callable[..., CellConfig]
+REFERENCE = Path(__file__).parents[1] / "results/reference"
 SOURCES = Sources(model="m", tokenizer="t", data="d")
 
 
@@ -18,6 +22,14 @@ def test_identity_is_twelve_hex_digits_and_stable(cell: Build) -> None:
     assert len(found) == 12
     assert int(found, 16) >= 0
     assert found == identity(cell("data.seed=0"), SOURCES)
+
+
+@pytest.mark.parametrize("record", sorted(REFERENCE.glob("cells/*/record.json")), ids=lambda path: path.parent.name)
+def test_the_reference_study_keeps_its_identities(record: Path) -> None:
+    """A key that is added later moves the identity only where it is used: results that are there are found again."""
+    stored = json.loads(record.read_text())
+    config = parse(OmegaConf.create(stored["config"]))
+    assert identity(config, Sources(**stored["sources"])) == stored["cell_id"]
 
 
 @pytest.mark.parametrize(

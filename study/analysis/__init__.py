@@ -16,6 +16,7 @@ from study.analysis.rank_effects import compared_losses, rank_effects, rule_diff
 from study.analysis.rates import best_rates, rate_transfer
 from study.analysis.stable import first_to_read, side_by_side, stable_exponents
 from study.analysis.summary import render_stable, render_table, summary
+from study.analysis.tasks import task_scores
 from study.analysis.verdicts import PRIMARY, VERDICTS, holm, tost, with_verdicts
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "side_by_side",
     "stable_exponents",
     "summary",
+    "task_scores",
     "tost",
     "with_predictions",
     "with_verdicts",

@@ -136,6 +136,11 @@ def validate(config: CellConfig) -> None:
     _at_least("data.heldout", config.data.heldout, 1)
     _at_least("probes.tokens", probes.tokens, 1)
     _at_least("train.eval_every", train.eval_every, 0)
+    _at_least("train.answer_tokens", train.answer_tokens, 1)
+    if train.answer_tokens and train.eval_every == 0:
+        raise StudyError(
+            f"train.answer_tokens={train.answer_tokens}, but train.eval_every=0 never evaluates: set one to null"
+        )
     _at_least("probes.every", probes.every, 1)
     _at_least("pack.max_cells", config.pack.max_cells, 1)
     if train.clip is not None:

@@ -10,6 +10,8 @@ from study.config.types import CellConfig
 from study.sites import BATCHES, SITES, STATS, USUAL
 
 IDENTITY_VERSION = 1
+UNSEEN = ("eval_every", "answer_tokens", "save_adapter")
+"""Keys of ``train`` that are in an identity by what they come to, or not at all."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def identity(config: CellConfig, sources: Sources) -> str:
         "heldout": config.data.heldout,
         "adapter": adapter,
         "optimizer": asdict(config.optimizer),
-        "train": {k: v for k, v in asdict(config.train).items() if k not in ("eval_every", "save_adapter")},
+        "train": {k: v for k, v in asdict(config.train).items() if k not in UNSEEN},
         "eval_steps": sorted(eval_steps(config)),
         "seed": config.seed,
         "data_seed": config.data.seed,
@@ -53,5 +55,7 @@ def identity(config: CellConfig, sources: Sources) -> str:
             "tokens": config.probes.tokens,
         },
     }
+    if config.train.answer_tokens:  # left out where no question is asked, so that such a cell keeps its identity
+        matters["answer_tokens"] = config.train.answer_tokens
     canonical = json.dumps(matters, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]

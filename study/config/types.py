@@ -139,7 +139,8 @@ COUPLED_SIGN = ("adam", "rmsprop")
 
 @dataclass
 class TrainConfig:
-    """``clip`` is a global gradient norm (null: none); ``eval_every`` null evaluates first and last, 0 never."""
+    """``clip`` is a global gradient norm (null: none); ``eval_every`` null evaluates first and last, 0 never;
+    ``answer_tokens`` lets every evaluation answer the held-out questions, in so many tokens (null: none are asked)."""
 
     steps: int = MISSING
     batch_size: int = MISSING
@@ -149,6 +150,7 @@ class TrainConfig:
     warmup: int = MISSING
     eval_every: int | None = None
     save_adapter: bool = False
+    answer_tokens: int | None = None
 
 
 @dataclass

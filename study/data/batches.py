@@ -20,6 +20,7 @@ from torch import Tensor
 from study.cache import kept_arrays
 from study.config import DataConfig
 from study.data.examples import Example, fingerprint, load_examples, split
+from study.data.questions import Questions
 from study.errors import StudyError
 
 if TYPE_CHECKING:
@@ -88,6 +89,11 @@ class TokenTable:
         for start in range(0, len(self), batch_size):
             yield self._rows(range(start, min(start + batch_size, len(self))))
 
+    def context_ids(self) -> list[list[int]]:
+        """Each row's context alone."""
+        rows = zip(self.starts[:-1], self.contexts, strict=True)
+        return [self.tokens[start : start + length].tolist() for start, length in rows]
+
     def _rows(self, rows: Sequence[int]) -> TokenBatch:
         shape = (len(rows), self.sequence_length)
         input_ids_BT = np.full(shape, self.padding_id, dtype=np.int64)
@@ -104,10 +110,11 @@ class TokenTable:
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Both sides of the split, and the content hash of the examples they were made from."""
+    """Both sides of the split, the held-out one as questions too, and the content hash of the examples behind them."""
 
     train: TokenTable
     heldout: TokenTable
+    questions: Questions
     fingerprint: str
 
 
@@ -124,9 +131,10 @@ def build_corpus(config: DataConfig, tokenizer: "PreTrainedTokenizerBase", eos_t
         raise StudyError(f"data.sequence_length={config.sequence_length} leaves nothing to predict: use 2 or more")
     examples = load_examples(config)
     content = fingerprint(examples)
+    train, heldout = split(examples, config.heldout)
 
     def tokenised() -> dict[str, np.ndarray]:
-        sides = zip(("train", "heldout"), split(examples, config.heldout), strict=True)
+        sides = {"train": train, "heldout": heldout}.items()
         tables = {side: _tokenise(part, tokenizer, eos_token_id, config.sequence_length) for side, part in sides}
         return {f"{side}_{name}": array for side, table in tables.items() for name, array in table.items()}
 
@@ -138,7 +146,9 @@ def build_corpus(config: DataConfig, tokenizer: "PreTrainedTokenizerBase", eos_t
         tokens, starts, contexts = (arrays[f"{side}_{name}"] for name in ("tokens", "starts", "contexts"))
         return TokenTable(tokens, starts, contexts, config.sequence_length, padding_id)
 
-    return Corpus(table("train"), table("heldout"), content)
+    of_heldout, targets = table("heldout"), [example.target for example in heldout]
+    questions = Questions(of_heldout.context_ids(), targets, tokenizer, padding_id, eos_token_id)
+    return Corpus(table("train"), of_heldout, questions, content)
 
 
 _VERSION = 1

@@ -1,1 +1,1 @@
-"""This toolkit inside other people's training, and their adapters inside this toolkit."""
+"""At home in the ecosystem: probes in other people's training, their adapters and configurations in, ours out."""

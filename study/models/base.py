@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from study.config import PRECISIONS, ModelConfig
 from study.errors import StudyError, unknown
@@ -53,6 +54,22 @@ class FrozenBase:
         head = copy.copy(self.model)  # shallow, microseconds: the same submodules in a dict of its own
         head._modules = {**head._modules, head.base_model_prefix: _HandBack()}  # type: ignore[dict-item]
         return head(inputs_embeds=hidden_ND[None]).logits[0]
+
+    def continue_greedily(
+        self, input_ids_BL: Tensor, real_BL: Tensor, tokens: int, eos_token_id: int | None, padding_id: int
+    ) -> Tensor:
+        """The likeliest next token, again and again, ``[B, n]``: n is ``tokens``, or less where every row has ended.
+
+        Rows of ``L`` tokens, padded on the left; behind its eos a row goes on with padding. Costs a forward pass over
+        the rows and one per token, with keys and values cached.
+        """
+        greedy = GenerationConfig(
+            max_new_tokens=tokens, do_sample=False, use_cache=True, eos_token_id=eos_token_id, pad_token_id=padding_id
+        )
+        whole_BL = self.model.generate(  # type: ignore[operator]
+            input_ids=input_ids_BL, attention_mask=real_BL.long(), generation_config=greedy
+        )
+        return whole_BL[:, input_ids_BL.shape[1] :]
 
 
 class _HandBack(nn.Module):
@@ -98,6 +115,7 @@ def load_base(config: ModelConfig, device: torch.device, precision: str) -> Froz
         model = hf.load_model(checkpoint, device, dtype, config.quant_bits)
     model = model.eval().requires_grad_(False)
     model.config.use_cache = False
+    model.generation_config = GenerationConfig()  # a checkpoint's own may penalise repetition, which is not greedy
     if config.quant_bits is not None:
         quantised.settle(model, dtype)
     base = FrozenBase(model, card)

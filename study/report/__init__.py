@@ -2,6 +2,7 @@
 
 - :mod:`~study.report.caveats`: what to hold against the numbers, computed from the tables;
 - :mod:`~study.report.page`: the page in Markdown, section by section;
+- :mod:`~study.report.task`: its section on held-out perplexity and exact match;
 - :mod:`~study.report.html`: the same with its figures inside;
 - :mod:`~study.report.write`: both files, from a study's folder.
 """

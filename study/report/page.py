@@ -20,6 +20,7 @@ from study.analysis.stable import STABLE_COLUMNS
 from study.analysis.summary import interval_text
 from study.analysis.verdicts import RATIO
 from study.report.caveats import Record, caveats
+from study.report.task import task_section
 from study.report.words import (
     QUANTITIES,
     RULES,
@@ -76,6 +77,7 @@ def page(name: str, tables: StudyTables, records: Sequence[Record], pictures: Se
         _exponents(tables),
         _rates(tables),
         _losses(tables),
+        task_section(tables),
         _figures(pictures),
         _what_was_run(tables, records),
     ]

@@ -1,0 +1,148 @@
+"""An imported experiment: groups chosen, values set, what was left out; and the files that ``study train`` reads.
+
+Base and data are options of their own groups and not values of the experiment, so that ``model=tiny`` or ``data=pydoc``
+on the command line replaces them whole:
+
+    conf/experiment/NAME.yaml   conf/model/NAME.yaml   conf/data/NAME.yaml
+"""
+
+import math
+import shlex
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from study.config import parse
+from study.errors import StudyError
+from study.hydra_app import CONF
+
+OWN_GROUPS = ("model", "data")
+"""Groups that an experiment brings an option for; the values of every other one stand in the experiment itself."""
+
+
+@dataclass
+class Experiment:
+    """What a configuration of another tool comes to.
+
+    ``origin`` says what it was made from; ``groups`` chooses an option per group; ``values`` are by dotted key;
+    ``left_out`` has a line per key that has no counterpart, ``assumed`` one per value that the file does not hold;
+    ``sweep`` lists values by dotted key or group, of which all combinations are trained.
+    """
+
+    origin: str
+    groups: dict[str, str] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    assumed: list[str] = field(default_factory=list)
+    sweep: dict[str, list[Any]] = field(default_factory=dict)
+
+    def settings(self) -> dict[str, Any]:
+        """Groups and values in one mapping: what tells two experiments apart."""
+        return {**self.groups, **self.values}
+
+
+@dataclass(frozen=True)
+class Written:
+    """The files of an experiment, and the line that runs it."""
+
+    paths: list[Path]
+    command: str
+
+
+def write(experiment: Experiment, name: str, folder: Path, *, force: bool = False) -> Written:
+    """Write ``experiment`` as ``folder/experiment/name.yaml`` beside its base and data.
+
+    It is composed and checked as ``study train`` would first. Raises :class:`StudyError`, with nothing written, for a
+    value that ``study train`` refuses, a name that the toolkit or another file has, or a folder that can't be written.
+    """
+    home = folder.resolve() == CONF.resolve()
+    shown = "" if home else f"--config-dir={shlex.quote(folder.as_posix())} "
+    command = f"study train {shown}experiment={name}"
+    texts = {folder / path: text for path, text in _files(experiment, name, command).items()}
+    for path in texts:
+        group = path.parent.name
+        if not home and (CONF / group / path.name).exists():
+            raise StudyError(f"{group}={name} is the toolkit's own: give another --name")
+        if path.exists() and not force:
+            raise StudyError(f"{path} is there already: give another --name, or --force to replace it")
+    _check(experiment, name, command)
+    try:
+        for path, text in texts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    except OSError as error:
+        raise StudyError(f"can't write {path} ({error.strerror}): give another --to") from None
+    return Written(list(texts), command)
+
+
+def _files(experiment: Experiment, name: str, command: str) -> dict[str, str]:
+    """Every file's text by its path under the folder of configuration, the experiment's first."""
+    options = {group: _under(group, experiment.values) for group in OWN_GROUPS}
+    files = {f"experiment/{name}.yaml": _experiment_text(experiment, name, command, options)}
+    for group, values in options.items():
+        if values:
+            head = f"# {experiment.origin}\n"
+            body = {"defaults": [experiment.groups[group], "_self_"], **values}
+            files[f"{group}/{name}.yaml"] = head + _yaml(body)
+    return files
+
+
+def _experiment_text(experiment: Experiment, name: str, command: str, options: Mapping[str, Any]) -> str:
+    lines = ["# @package _global_", f"# {experiment.origin}", f"# {command}"]
+    for title, notes in (("No counterpart here", experiment.left_out), ("Not in the file", experiment.assumed)):
+        lines += [f"# {title}:", *(f"#   {note}" for note in notes)] if notes else []
+    chosen = {group: name if options.get(group) else option for group, option in experiment.groups.items()}
+    body: dict[str, Any] = {"defaults": [{f"override /{group}": option} for group, option in chosen.items()]}
+    body["name"] = name
+    for key, value in experiment.values.items():
+        group, dot, rest = key.partition(".")
+        if dot and group not in OWN_GROUPS:
+            body.setdefault(group, {})[rest] = value
+        elif not dot:
+            body[key] = value
+    if experiment.sweep:
+        params = {key: ",".join(_in_a_sweep(value) for value in values) for key, values in experiment.sweep.items()}
+        body["hydra"] = {"mode": "MULTIRUN", "sweeper": {"params": params}}
+    return "\n".join(lines) + "\n" + _yaml(body)
+
+
+def _under(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{group}.")}
+
+
+def _check(experiment: Experiment, name: str, command: str) -> None:
+    """Compose the experiment, and each swept value on top of it, and check them as ``study train`` does."""
+    GlobalHydra.instance().clear()
+    swept = [f"{key}={_in_a_sweep(value)}" for key, values in experiment.sweep.items() for value in values]
+    with tempfile.TemporaryDirectory() as place, initialize_config_dir(str(CONF), version_base="1.3"):
+        for path, text in _files(experiment, name, command).items():
+            file = Path(place, path)
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text)
+        for own in [[], *([override] for override in swept)]:
+            overrides = [f"hydra.searchpath=[file://{place}]", f"experiment={name}", *own]
+            try:
+                parse(compose("config", overrides=overrides))
+            except StudyError as error:
+                raise StudyError(f"{experiment.origin}: {error}") from None
+
+
+def _in_a_sweep(value: Any) -> str:
+    """A value in Hydra's override grammar, where commas, spaces and brackets must be quoted."""
+    if isinstance(value, list):
+        return f"[{','.join(_in_a_sweep(item) for item in value)}]"
+    if value is None or isinstance(value, bool | int | float):
+        return "inf" if value == math.inf else yaml.safe_dump(value).split("\n")[0]
+    text = str(value)
+    plain = all(c.isalnum() or c in "_-./" for c in text)
+    return text if plain else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _yaml(body: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(body), sort_keys=False, allow_unicode=True, width=1000)

@@ -1,0 +1,58 @@
+"""An entry of FinLoRA's ``finetune_configs.json``. FinLoRA's ``finetune.py`` lays it over an Axolotl configuration of
+its own and trains with Axolotl; so is it read here."""
+
+from pathlib import Path
+
+from study.integrations.configs import axolotl
+from study.integrations.configs.experiment import Experiment
+from study.integrations.configs.fields import Fields
+from study.integrations.configs.parts import short, take_bits
+
+TEMPLATE = {
+    "adapter": "lora",
+    "micro_batch_size": 2,
+    "gradient_accumulation_steps": 4,
+    "num_epochs": 4,
+    "learning_rate": 2e-4,
+    "lr_scheduler": "cosine",
+    "warmup_steps": 10,
+    "weight_decay": 0.0,
+    "lora_alpha": 16,
+    "lora_dropout": 0.05,
+    "lora_target_modules": ["q_proj", "v_proj", "k_proj"],
+    "val_set_size": 0.02,
+    "sequence_len": 4096,
+    "bf16": "auto",
+}
+"""What ``finetune.py`` gives to Axolotl where the entry is silent (wangd12rpi/FinLoRA, lora/finetune.py)."""
+
+PROMPT = {
+    "field_instruction": "context",
+    "field_output": "target",
+    "format": "[INST] {instruction} [/INST]",
+}
+SAME = (
+    *("base_model", "lora_r", "lora_alpha", "learning_rate", "num_epochs", "gradient_accumulation_steps"),
+    *("peft_use_rslora", "peft_use_dora"),
+)
+"""Keys that mean in an entry what they mean to Axolotl."""
+
+
+def read(fields: Fields, folder: Path) -> Experiment:
+    """The experiment; ``folder`` is where the file lies. Raises :class:`StudyError` for a missing or wrong value."""
+    fields.require("base_model", "dataset_path", "lora_r")
+    bits = take_bits(fields)
+    own = {key: fields.take(key) for key in SAME if key in fields}
+    if "batch_size" in fields:
+        own["micro_batch_size"] = fields.take("batch_size")
+    dataset = {"path": fields.take_text("dataset_path"), "type": PROMPT}
+    optimizer = "paged_adamw_8bit" if bits == 4 else "adamw_bnb_8bit"
+    whole = TEMPLATE | own | {"quant_bits": bits, "datasets": [dataset], "optimizer": optimizer}
+    experiment = axolotl.read(Fields(whole, fields.where), folder)
+    experiment.origin = f"FinLoRA's entry {fields.where}"
+    silent = [f"{key} {short(value)}" for key, value in TEMPLATE.items() if key not in own and key != "adapter"]
+    experiment.assumed.insert(0, f"FinLoRA's finetune.py sets {', '.join(silent)}")
+    experiment.left_out += [
+        f"{key}: {short(value)} (finetune.py does not read it)" for key, value in fields.untaken().items()
+    ]
+    return experiment

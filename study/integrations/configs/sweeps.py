@@ -1,0 +1,38 @@
+"""Axolotl's sweep files: a list of values per key, of which ``axolotl train --sweep`` takes all combinations."""
+
+from pathlib import Path
+from typing import Any
+
+from study.errors import StudyError
+from study.integrations.configs.experiment import Experiment
+from study.integrations.configs.files import load, read_file
+
+
+def from_sweep_file(sweep: Path, config: Path, entry: str | None = None) -> dict[str, list[Any]]:
+    """What to sweep, by our keys. Each value is put into ``config`` and read as any other, so that it means what it
+    means there.
+
+    Raises :class:`StudyError` where a key takes no list, changes nothing or several things at once, and for ``_``, the
+    pairs that no product of lists can say.
+    """
+    lists = load(sweep)
+    if "_" in lists:
+        raise StudyError(f"{sweep.name}: '_' pairs values, and a Hydra sweep is a product of lists: write two sweeps")
+    found: dict[str, list[Any]] = {}
+    for key, values in lists.items():
+        if not isinstance(values, list) or not values:
+            raise StudyError(f"{sweep.name}: {key}={values!r} is no list of values: write {key}: [...]")
+        experiments = [read_file(config, entry, {key: value}) for value in values]
+        changed = _changed([read_file(config, entry), *experiments])
+        if len(changed) != 1:
+            what = f"changes {' and '.join(changed)} together" if changed else "changes nothing that is trained here"
+            raise StudyError(f"{sweep.name}: sweeping {key} {what}: leave it out and sweep on the command line")
+        found[changed[0]] = [experiment.settings().get(changed[0]) for experiment in experiments]
+    return found
+
+
+def _changed(experiments: list[Experiment]) -> list[str]:
+    """The keys in which they differ."""
+    settings = [experiment.settings() for experiment in experiments]
+    keys = dict.fromkeys(key for each in settings for key in each)
+    return [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]
