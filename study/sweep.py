@@ -168,6 +168,8 @@ class Recorder:
             self.writers[k].append("metrics", pd.DataFrame([result.metrics]))
             if result.probes is not None:
                 self.writers[k].append("probes", result.probes)
+            if result.truncations is not None:
+                self.writers[k].append("truncations", result.truncations)
             step = int(result.metrics["step"])
             self.fields[k] |= {"steps_done": step, "seconds": result.metrics["seconds"]}
             if result.diverged:

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from study.adapters import AdapterSpec, LoraBank, adapted, resolve_targets
-from study.config import CellConfig, chosen, eval_steps, probe_steps
+from study.adapters import AdapterSpec, LoraBank, adapted, features, resolve_targets, truncating
+from study.config import CellConfig, chosen, eval_steps, probe_steps, truncation_ranks
 from study.data import IGNORED, Corpus, TokenBatch
 from study.limits import InfiniteRankBank, infinite
 from study.models import FrozenBase
@@ -31,7 +31,8 @@ from study.theory import LAST_STEP
 
 @dataclass(frozen=True)
 class CellStep:
-    """What one cell has to show for one step: a row of ``metrics`` (less ``cell_id``), and its ``probes`` if measured.
+    """What one cell has to show for one step: a row of ``metrics`` (less ``cell_id``), its ``probes`` if measured, and
+    at the last step its ``truncations`` if asked for.
 
     ``diverged`` says that loss or gradient norm was not finite at this step; the cell has no later one.
     """
@@ -39,6 +40,7 @@ class CellStep:
     metrics: dict[str, float]
     probes: pd.DataFrame | None = field(repr=False)
     diverged: bool
+    truncations: pd.DataFrame | None = field(default=None, repr=False)
 
 
 def train(base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig]) -> Iterator[list[CellStep | None]]:
@@ -78,7 +80,7 @@ def train(base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig]) -> Iter
                         metrics["loss_after"] = fold.losses_after(step)
             if probe:
                 tables.insert(0, probe.collect(step))
-            results_K = fold.results(step, metrics, tables)
+            results_K = fold.results(step, metrics, tables, fold.truncations() if step == last else None)
             yield [result if alive else None for result, alive in zip(results_K, alive_K, strict=True)]
             if not any(fold.alive_K):
                 return
@@ -240,8 +242,30 @@ class Fold:
             bank.train()
         return (sums_K / count).tolist()
 
+    def truncations(self) -> list[pd.DataFrame] | None:
+        """Each cell's held-out loss with its adapters cut to lower ranks, and at their own; None: not asked for.
+
+        Costs an SVD of a small core per layer, and an evaluation per rank.
+        """
+        most = max(min(features(bank.base)) for bank in self.banks)
+        kept_K = [truncation_ranks(config, most) for config in self.cells]
+        if not any(kept_K):
+            return None
+        rows_K: list[list[dict[str, float]]] = [[] for _ in self.cells]
+        with truncating(self.banks) as truncation:
+            for kept in sorted({kept for of_cell in kept_K for kept in of_cell}):
+                share_K, loss_K = truncation.keep(kept), self.heldout_losses()
+                for rows, of_cell, share, loss in zip(rows_K, kept_K, share_K, loss_K, strict=True):
+                    if kept in of_cell:
+                        rows.append({"kept": kept, "loss": loss, "share": share})
+        return [pd.DataFrame(rows) for rows in rows_K]
+
     def results(
-        self, step: int, metrics: dict[str, list[float]], tables: Sequence[Sequence[pd.DataFrame]]
+        self,
+        step: int,
+        metrics: dict[str, list[float]],
+        tables: Sequence[Sequence[pd.DataFrame]],
+        truncations: Sequence[pd.DataFrame] | None,
     ) -> list[CellStep]:
         """The step's rows, one per cell. ``tokens`` counts real tokens seen, ``seconds`` the fold's time so far;
         ``tables``, a probe's frames for every cell, become one per cell."""
@@ -252,6 +276,7 @@ class Fold:
                 | {name: values[k] for name, values in metrics.items()},
                 probes=pd.concat([frames[k] for frames in tables], ignore_index=True) if tables else None,
                 diverged=learner.diverged,
+                truncations=None if truncations is None else truncations[k],
             )
             for k, learner in enumerate(self.learners)
         ]

@@ -2,5 +2,6 @@
 
 from study.adapters.bank import AdapterSpec, LoraBank, LoraPair, features
 from study.adapters.inject import adapted, resolve_targets
+from study.adapters.truncation import truncating
 
-__all__ = ["AdapterSpec", "LoraBank", "LoraPair", "adapted", "features", "resolve_targets"]
+__all__ = ["AdapterSpec", "LoraBank", "LoraPair", "adapted", "features", "resolve_targets", "truncating"]
