@@ -1,8 +1,9 @@
 """Results on disk: one folder per cell, written atomically; tidy tables out.
 
 ``results/<study>/cells/<cell_id>/`` holds ``config.yaml``, ``record.json`` and, once the cell is done,
-``metrics.parquet`` and ``probes.parquet``. While it runs, rows are appended to Arrow IPC streams that can be read at
-any moment and survive ``kill -9``. A lock held by the writing process makes sure that a cell has one writer.
+``metrics.parquet``, ``probes.parquet`` and, if asked for, ``truncations.parquet``. While it runs, rows are appended to
+Arrow IPC streams that can be read at any moment and survive ``kill -9``. A lock held by the writing process makes sure
+that a cell has one writer.
 """
 
 import fcntl
@@ -36,9 +37,13 @@ PROBES_SCHEMA = pa.schema(
     + [("d_in", pa.int32()), ("d_out", pa.int32())]
     + [(stat, pa.float32()) for stat in STATS]
 )
+TRUNCATIONS_SCHEMA = pa.schema([(name, pa.float64()) for name in ("kept", "loss", "share")])
+"""After the last step: the held-out loss with every delta_w cut to ``kept`` singular directions, and the share of its
+squared norm that they hold, the mean over layers."""
 DERIVED = ("exponents", "stable", "rates", "losses", "distances")
 """Tables made from a study's cells after they were trained."""
-SCHEMAS = {"metrics": METRICS_SCHEMA, "probes": PROBES_SCHEMA}
+SCHEMAS = {"metrics": METRICS_SCHEMA, "probes": PROBES_SCHEMA, "truncations": TRUNCATIONS_SCHEMA}
+"""The tables that a cell writes; one that nothing was appended to has no file."""
 _MESSAGE = b"\xff\xff\xff\xff"
 """What every message of an Arrow stream begins with."""
 _TAIL = 8192
@@ -61,24 +66,27 @@ class CellWriter:
         except OSError:
             raise StudyError(f"cell {folder.name} is being trained by another process: let that one finish") from None
         for name in SCHEMAS:
-            (folder / f"{name}.parquet").unlink(missing_ok=True)
+            for kind in ("parquet", "arrows"):
+                (folder / f"{name}.{kind}").unlink(missing_ok=True)
         _write_text(folder / "config.yaml", config_yaml)
         self._save_record(status="running")
-        self._sinks = {name: (folder / f"{name}.arrows").open("wb", buffering=0) for name in SCHEMAS}
-        self._streams = {name: pa.ipc.new_stream(self._sinks[name], SCHEMAS[name]) for name in SCHEMAS}
+        self._streams: dict[str, tuple[Any, pa.RecordBatchStreamWriter]] = {}
 
     def append(self, table: str, rows: pd.DataFrame) -> None:
-        """Append to ``metrics`` or ``probes``; columns that ``rows`` lacks are NaN. On disk when it returns."""
+        """Append to one of :data:`SCHEMAS`; columns that ``rows`` lacks are NaN. On disk when it returns."""
         schema = SCHEMAS[table]
+        if table not in self._streams:
+            sink = (self.folder / f"{table}.arrows").open("wb", buffering=0)
+            self._streams[table] = sink, pa.ipc.new_stream(sink, schema)
         arrow = pa.Table.from_pandas(rows.reindex(columns=schema.names), schema=schema, preserve_index=False)
         for batch in arrow.combine_chunks().to_batches():
-            self._streams[table].write_batch(batch)
+            self._streams[table][1].write_batch(batch)
 
     def close(self, status: str, **fields: Any) -> None:
         """Turn the streams into parquet files and then, last, record ``status``: complete, diverged or failed."""
-        for name in SCHEMAS:
-            self._streams[name].close()
-            self._sinks[name].close()
+        for name, (sink, written) in self._streams.items():
+            written.close()
+            sink.close()
             stream = self.folder / f"{name}.arrows"
             partial = self.folder / f"{name}.parquet.partial"
             pq.write_table(_read_stream(stream, SCHEMAS[name]), partial, compression="zstd")
@@ -99,8 +107,9 @@ class StudyTables:
     """A study as tidy pandas frames; missing is NaN, strings that repeat are categorical.
 
     ``cells``: one row a cell, its configuration and how it ended. ``metrics``: a row a cell and step. ``probes``: a row
-    a cell, step, layer and site, a column a stat. ``exponents``, ``stable``, ``rates``, ``losses`` and ``distances``:
-    what ``study analyze`` and ``study distances`` last wrote, empty before.
+    a cell, step, layer and site, a column a stat. ``truncations``: a row a cell and lower rank, where
+    ``probes.truncations`` asked for it. ``exponents``, ``stable``, ``rates``, ``losses`` and ``distances``: what
+    ``study analyze`` and ``study distances`` last wrote, empty before.
     """
 
     cells: pd.DataFrame
@@ -111,6 +120,7 @@ class StudyTables:
     rates: pd.DataFrame = field(default_factory=pd.DataFrame)
     losses: pd.DataFrame = field(default_factory=pd.DataFrame)
     distances: pd.DataFrame = field(default_factory=pd.DataFrame)
+    truncations: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def load_tables(study_dir: str | os.PathLike[str]) -> StudyTables:

@@ -290,6 +290,8 @@ class Recorder:
             self.tracked.log(self.fold[k].id, result.metrics, result.probes)
             if result.adapter is not None:
                 self.adapters[k] = result.adapter
+            if result.truncations is not None:
+                self.writers[k].append("truncations", result.truncations)
             step = int(result.metrics["step"])
             self.fields[k] |= {"steps_done": step, "seconds": result.metrics["seconds"]}
             if result.diverged:

@@ -24,12 +24,14 @@ from study.adapters import (
     LoraBank,
     LoraPair,
     adapted,
+    features,
     merged_once,
     merged_rate,
     resolve_targets,
+    truncating,
 )
 from study.adapters.peft_format import read_adapter
-from study.config import CellConfig, chosen, eval_steps, probe_steps
+from study.config import CellConfig, chosen, eval_steps, probe_steps, truncation_ranks
 from study.data import IGNORED, Corpus, TokenBatch
 from study.limits import InfiniteRankBank, infinite
 from study.loss import target_losses
@@ -42,7 +44,8 @@ from study.theory import LAST_STEP
 
 @dataclass(frozen=True)
 class CellStep:
-    """What one cell has to show for one step: a row of ``metrics`` (less ``cell_id``), and its ``probes`` if measured.
+    """What one cell has to show for one step: a row of ``metrics`` (less ``cell_id``), its ``probes`` if measured, and
+    at the last step its ``truncations`` if asked for.
 
     ``diverged`` says that loss or gradient norm was not finite at this step; the cell has no later one. ``adapter``, at
     the last step of a cell with ``train.save_adapter``: its factors by layer, copied to the CPU.
@@ -52,6 +55,7 @@ class CellStep:
     probes: pd.DataFrame | None = field(repr=False)
     diverged: bool
     adapter: dict[str, LoraPair] | None = field(default=None, repr=False)
+    truncations: pd.DataFrame | None = field(default=None, repr=False)
 
 
 def train(base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig]) -> Iterator[list[CellStep | None]]:
@@ -93,7 +97,7 @@ def train(base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig]) -> Iter
                         metrics["loss_after"] = fold.losses_after(step)
             if probe:
                 tables.insert(0, probe.collect(step))
-            results_K = fold.results(step, metrics, tables)
+            results_K = fold.results(step, metrics, tables, fold.truncations() if step == last else None)
             yield [result if alive else None for result, alive in zip(results_K, alive_K, strict=True)]
             if not any(fold.alive_K):
                 return
@@ -276,8 +280,30 @@ class Fold:
             bank.train()
         return [questions.exact_match(answers) for answers in answers_K]
 
+    def truncations(self) -> list[pd.DataFrame] | None:
+        """Each cell's held-out loss with its adapters cut to lower ranks, and at their own; None: not asked for.
+
+        Costs an SVD of a small core per layer, and an evaluation per rank.
+        """
+        most = max(min(features(bank.base)) for bank in self.banks)
+        kept_K = [truncation_ranks(config, most) for config in self.cells]
+        if not any(kept_K):
+            return None
+        rows_K: list[list[dict[str, float]]] = [[] for _ in self.cells]
+        with truncating(self.banks) as truncation:
+            for kept in sorted({kept for of_cell in kept_K for kept in of_cell}):
+                share_K, loss_K = truncation.keep(kept), self.heldout_losses()
+                for rows, of_cell, share, loss in zip(rows_K, kept_K, share_K, loss_K, strict=True):
+                    if kept in of_cell:
+                        rows.append({"kept": kept, "loss": loss, "share": share})
+        return [pd.DataFrame(rows) for rows in rows_K]
+
     def results(
-        self, step: int, metrics: dict[str, list[float]], tables: Sequence[Sequence[pd.DataFrame]]
+        self,
+        step: int,
+        metrics: dict[str, list[float]],
+        tables: Sequence[Sequence[pd.DataFrame]],
+        truncations: Sequence[pd.DataFrame] | None,
     ) -> list[CellStep]:
         """The step's rows, one per cell. ``tokens`` counts real tokens seen, ``seconds`` the fold's time so far;
         ``tables``, a probe's frames for every cell, become one per cell."""
@@ -289,6 +315,7 @@ class Fold:
                 probes=pd.concat([frames[k] for frames in tables], ignore_index=True) if tables else None,
                 diverged=learner.diverged,
                 adapter=self._trained(k) if step == config.train.steps and config.train.save_adapter else None,
+                truncations=None if truncations is None else truncations[k],
             )
             for k, (learner, config) in enumerate(zip(self.learners, self.cells, strict=True))
         ]

@@ -62,6 +62,7 @@ def test_the_reference_study_keeps_its_identities(record: Path) -> None:
         "probes.batch=heldout",
         "probes.batch=[train,noise]",
         "probes.tokens=7",
+        "probes.truncations=log",
     ],
 )
 def test_what_moves_the_numbers_moves_the_identity(cell: Build, override: str) -> None:
@@ -159,6 +160,8 @@ def test_eval_schedule(cell: Build) -> None:
         ("probes.steps=soon", "probes.steps=soon"),
         ("probes.steps=[-1]", "probes.steps=[-1]"),
         ("probes.every=2", "both set"),
+        ("probes.truncations=deep", "probes.truncations=deep are no ranks"),
+        ("probes.truncations=[-1]", "probes.truncations=[-1] are no ranks"),
         ("pack.fold=0", "pack.fold=0"),
         ("pack.max_cells=0", "pack.max_cells=0"),
         ("data.sequence_length=1", "data.sequence_length=1"),

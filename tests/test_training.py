@@ -162,3 +162,28 @@ def test_cuda_follows_the_cpu(corpus: Corpus, cell: Build, mixed: list[CellConfi
     runs = [run(load_base(cells[0].model, torch.device(d), "float32"), corpus, cells) for d in ("cpu", "cuda")]
     for cpu, cuda in zip(*runs, strict=True):
         assert series(cuda, "loss") == pytest.approx(series(cpu, "loss"), rel=1e-3, nan_ok=True)
+
+
+def test_truncations_run_from_the_base_to_the_run_itself_and_move_nothing(
+    tiny_base: FrozenBase, corpus: Corpus, cell: Build
+) -> None:
+    """Kept 0 is the base, kept r the run; in a fold each cell has its own ranks."""
+    asked = [cell(f"adapter.rank={rank}", "adapter.scaling=rslora", "probes.truncations=log") for rank in (3, 8)]
+    plain = [cell(f"adapter.rank={rank}", "adapter.scaling=rslora") for rank in (3, 8)]
+    cut, uncut = run(tiny_base, corpus, asked), run(tiny_base, corpus, plain)
+    for kept, ours, theirs in zip(([0, 1, 2, 3], [0, 1, 2, 4, 8]), cut, uncut, strict=True):
+        assert series(ours, "loss") == series(theirs, "loss")
+        assert all(step.truncations is None for step in [*ours[:-1], *theirs])
+        table = ours[-1].truncations
+        assert list(table["kept"]) == kept
+        evaluated = series(ours, "eval_loss")
+        assert [table["loss"].iloc[0], table["loss"].iloc[-1]] == pytest.approx([evaluated[0], evaluated[-1]], rel=1e-5)
+        assert table["share"].iloc[0] == 0
+        assert table["share"].iloc[-1] == pytest.approx(1)
+        assert table["share"].is_monotonic_increasing
+    [infinite] = run(
+        tiny_base,
+        corpus,
+        [cell("adapter.rank=inf", "adapter.scaling=rslora", "optimizer=sgd", "probes.truncations=[2]")],
+    )
+    assert list(infinite[-1].truncations["kept"]) == [2, math.inf]

@@ -3,6 +3,7 @@
 from study.adapters.bank import AdapterSpec, LoraBank, LoraPair, dense_weight, features, merged_once
 from study.adapters.contraction import Contraction, merged_rate
 from study.adapters.inject import adapted, resolve_targets
+from study.adapters.truncation import truncating
 
 __all__ = [
     "AdapterSpec",
@@ -15,4 +16,5 @@ __all__ = [
     "merged_once",
     "merged_rate",
     "resolve_targets",
+    "truncating",
 ]

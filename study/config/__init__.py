@@ -3,7 +3,7 @@
 
 from study.config.checks import checked, parse, typed, validate
 from study.config.hashing import IDENTITY_VERSION, Sources, identity
-from study.config.schedules import chosen, eval_steps, probe_steps
+from study.config.schedules import chosen, eval_steps, probe_steps, truncation_ranks
 from study.config.types import (
     DATASETS,
     DEVICES,
@@ -46,6 +46,7 @@ __all__ = [
     "identity",
     "parse",
     "probe_steps",
+    "truncation_ranks",
     "typed",
     "validate",
 ]

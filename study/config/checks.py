@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from study import scaling
-from study.config.schedules import chosen, probe_steps
+from study.config.schedules import chosen, probe_steps, truncation_ranks
 from study.config.types import (
     CONTRACTIONS,
     COUPLED_SIGN,
@@ -151,6 +151,7 @@ def validate(config: CellConfig) -> None:
         _at_least("pack.fold", config.pack.fold, 1)
 
     probe_steps(config)
+    truncation_ranks(config)
     chosen("probes.sites", probes.sites, SITES)
     chosen("probes.stats", probes.stats, STATS, USUAL)
     chosen("probes.batch", probes.batch, BATCHES)

@@ -5,7 +5,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 
-from study.config.schedules import chosen, eval_steps, probe_steps
+from study.config.schedules import chosen, eval_steps, probe_steps, truncation_ranks
 from study.config.types import CellConfig
 from study.sites import BATCHES, SITES, STATS, USUAL
 
@@ -55,7 +55,10 @@ def identity(config: CellConfig, sources: Sources) -> str:
             "tokens": config.probes.tokens,
         },
     }
-    if config.train.answer_tokens:  # left out where no question is asked, so that such a cell keeps its identity
+    # What is left out where it is not asked for, so that such a cell keeps its identity:
+    if config.train.answer_tokens:
         matters["answer_tokens"] = config.train.answer_tokens
+    if cut := truncation_ranks(config):
+        matters["truncations"] = ["inf" if rank == math.inf else rank for rank in cut]
     canonical = json.dumps(matters, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]

@@ -1,9 +1,13 @@
 """What a configuration's short words stand for: the steps that are measured and evaluated, the members of a choice."""
 
+import math
 from typing import Any
 
 from study.config.types import CellConfig
 from study.errors import StudyError, unknown
+
+MOST_DOUBLINGS = 16
+"""A layer of 65536 features: none is wider."""
 
 
 def chosen(key: str, value: Any, choices: tuple[str, ...], usual: tuple[str, ...] | None = None) -> tuple[str, ...]:
@@ -34,6 +38,22 @@ def probe_steps(config: CellConfig) -> tuple[int, ...]:
     if isinstance(listed, str) or not all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in listed):
         raise StudyError(f"probes.steps={probes.steps} is no schedule: give 'log' or a list of steps such as [0,1,2,4]")
     return tuple(sorted({s for s in listed if s <= last}))
+
+
+def truncation_ranks(config: CellConfig, most: float = math.inf) -> tuple[float, ...]:
+    """The ranks that the trained adapter is cut to, ascending, its own last; empty where none is asked for.
+
+    ``log``: 0, 1, 2, 4, ... Ranks from ``most`` on, the largest that a layer's ``delta_w`` can have, are left out.
+    """
+    asked, own = config.probes.truncations, config.adapter.rank
+    if asked is None:
+        return ()
+    if asked == "log":
+        asked = [0, *(2**i for i in range(MOST_DOUBLINGS))]
+    asked = [asked] if isinstance(asked, int) else asked
+    if isinstance(asked, str) or not all(isinstance(k, int) and not isinstance(k, bool) and k >= 0 for k in asked):
+        raise StudyError(f"probes.truncations={asked} are no ranks: give 'log', a list such as [1,4,16], or null")
+    return (*sorted({k for k in asked if k < min(own, most)}), own)
 
 
 def eval_steps(config: CellConfig) -> frozenset[int]:

@@ -155,7 +155,11 @@ class TrainConfig:
 
 @dataclass
 class ProbesConfig:
-    """When to measure (``every`` n steps, or ``steps``: a list or ``log``; both null: never), what, on which batch."""
+    """When to measure (``every`` n steps, or ``steps``: a list or ``log``; both null: never), what, on which batch.
+
+    ``truncations``: to which lower ranks the trained adapters are cut, for a held-out loss each: ``log``, a list, or
+    null for none.
+    """
 
     every: int | None = None
     steps: Any = None
@@ -163,6 +167,7 @@ class ProbesConfig:
     stats: Any = "all"
     batch: Any = "train"
     tokens: int = MISSING
+    truncations: Any = None
 
 
 @dataclass
