@@ -1,4 +1,4 @@
-"""The console script ``study``: train, status, analyze, distances, figures, report, fetch.
+"""The console script ``study``: train, status, analyze, distances, figures, dashboard, report, fetch.
 
 ``study train`` is a Hydra application and takes its arguments unchanged; the others are ordinary commands. What is
 imported here is imported by ``study --help``, so every command imports its own part of the house.
@@ -26,6 +26,7 @@ def cli() -> None:
     study analyze results/quick        fit the exponents and say what they show
     study figures results/quick        draw the figures from the tables
     study report  results/quick        all of it on one page
+    study dashboard results/quick      every layer, live in a browser
     """
 
 
@@ -117,6 +118,37 @@ def report(study_dir: Path, plots: Path | None) -> None:
     folder = plots or study_dir.parent.parent / "plots" / study_dir.name
     for path in write_report(study_dir, folder, lambda line: click.echo(line, err=True)):
         click.echo(path)
+
+
+@cli.command()
+@STUDY_DIR
+@click.option("--export", "file", type=click.Path(path_type=Path, dir_okay=False), help="Write one HTML file instead.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Where to serve.  [default: any free port]")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Another than this machine's own is for all to see.")
+def dashboard(study_dir: Path, file: Path | None, port: int, host: str) -> None:
+    """Look at every layer's norms in a browser, while a study trains and afterwards."""
+    try:
+        from study.dashboard.export import export
+        from study.dashboard.server import LOCAL, serve
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("plotly", "starlette", "uvicorn"):
+            raise
+        raise StudyError(f"study dashboard needs {error.name}: pip install 'study[dashboard]'") from None
+
+    if file is not None:
+        inside, there = export(study_dir, file)
+        left_out = f", {there - inside} more do not fit" if inside < there else ""
+        click.echo(f"{file}: {file.stat().st_size / 1e6:.1f} MB, {inside} quantities{left_out}")
+        return
+    if host not in LOCAL:
+        click.echo(f"study: warning: anyone who reaches {host} can read this study; there is no password", err=True)
+
+    def ready(address: str) -> None:
+        click.echo(f"{address} (Ctrl-C stops it)")
+        if sys.stdout.isatty():
+            click.launch(address)
+
+    serve(study_dir, host, port, ready)
 
 
 @cli.command()

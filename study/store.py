@@ -8,7 +8,7 @@ any moment and survive ``kill -9``. A lock held by the writing process makes sur
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,14 +129,35 @@ def load_cells(study_dir: str | os.PathLike[str]) -> pd.DataFrame:
 
     Raises :class:`StudyError` where the folder holds no study.
     """
-    rows = [_cell_row(record, cell) for cell, record in _records(Path(study_dir))]
+    rows = [row for cell in cell_folders(study_dir) if (row := load_cell(cell)) is not None]
     if not rows:
         folder = Path(study_dir)
         near = [cells.parent for place in (folder, folder.parent) for cells in sorted(place.glob("*/cells"))]
         there = f", or choose from {', '.join(map(str, near))}" if near else ""
         raise StudyError(f"no study in {folder}: train one with `study train name=...`{there}")
+    return cells_table(rows)
+
+
+def cells_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows of :func:`load_cell` as the ``cells`` table, in its order."""
     by = ["model", "data", "optimizer", "lr", "scaling", "exponent", "rank", "seed"]
     return pd.DataFrame(rows).sort_values(by).reset_index(drop=True)
+
+
+def cell_folders(study_dir: str | os.PathLike[str]) -> list[Path]:
+    """The folders of a study's cells, by id; some may have no record yet."""
+    return sorted((Path(study_dir) / "cells").glob("*"))
+
+
+def load_cell(cell_folder: Path) -> dict[str, Any] | None:
+    """One row of the ``cells`` table; None where the cell has no record."""
+    record = _read_record(cell_folder)
+    return None if record is None else _cell_row(record, cell_folder)
+
+
+def load_cell_table(cell_folder: Path, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """One cell's ``metrics`` or ``probes``, all columns or some, as far as it got; rows never change place."""
+    return _read_table(cell_folder, name, columns)
 
 
 def load_records(study_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -160,7 +181,7 @@ def write_derived(study_dir: str | os.PathLike[str], name: str, table: pd.DataFr
 
 
 def _records(study_dir: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    for cell in sorted((study_dir / "cells").glob("*")):
+    for cell in cell_folders(study_dir):
         if (record := _read_record(cell)) is not None:
             yield cell, record
 
@@ -233,23 +254,26 @@ def _with_id(cell_id: str, table: pa.Table) -> pa.Table:
     return table.add_column(0, "cell_id", ids)
 
 
-def _read_table(cell_folder: Path, name: str) -> pa.Table:
+def _read_table(cell_folder: Path, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     finished = cell_folder / f"{name}.parquet"
     if finished.exists():
-        return pq.read_table(finished, schema=SCHEMAS[name])
-    return _read_stream(cell_folder / f"{name}.arrows", SCHEMAS[name])
+        return pq.read_table(finished, schema=SCHEMAS[name], columns=None if columns is None else list(columns))
+    return _read_stream(cell_folder / f"{name}.arrows", SCHEMAS[name], columns)
 
 
-def _read_stream(path: Path, schema: pa.Schema) -> pa.Table:
+def _read_stream(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
     """As many whole batches as the stream holds: a process that was killed may have left half of one."""
+    wanted = [field for field in schema if columns is None or field.name in columns]
+    options = pa.ipc.IpcReadOptions(included_fields=[schema.get_field_index(field.name) for field in wanted])
     batches = []
     try:
-        with pa.ipc.open_stream(path) as stream:
+        with pa.ipc.open_stream(path, options=options) as stream:
             for batch in stream:
                 batches.append(batch)
     except (pa.ArrowInvalid, FileNotFoundError, OSError):
         pass
-    return pa.Table.from_batches(batches, schema=schema).unify_dictionaries()
+    table = pa.Table.from_batches(batches, schema=pa.schema(wanted)).unify_dictionaries()
+    return table if columns is None else table.select(list(columns))
 
 
 def _write_text(path: Path, text: str) -> None:
