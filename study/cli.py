@@ -124,7 +124,9 @@ def report(study_dir: Path, plots: Path | None) -> None:
 @STUDY_DIR
 @click.option("--export", "file", type=click.Path(path_type=Path, dir_okay=False), help="Write one HTML file instead.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Where to serve.  [default: any free port]")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Another than this machine's own is for all to see.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Another than this machine's own is for all to see."
+)
 def dashboard(study_dir: Path, file: Path | None, port: int, host: str) -> None:
     """Look at every layer's norms in a browser, while a study trains and afterwards."""
     try:

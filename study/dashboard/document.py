@@ -13,13 +13,13 @@ PARTS = Path(__file__).parent / "page"
 SCRIPTS = ("values.js", "fits.js", "view.js", "parts.js", "heat.js", "lines.js", "tables.js", "main.js")
 """In the order in which they need each other."""
 
-POLICY = "default-src 'none'; script-src 'unsafe-inline' {own}; style-src 'unsafe-inline'; img-src data: blob:; connect-src {own}"
-"""Nothing is loaded from elsewhere, whatever a study's names hold; ``own`` is the server, or nothing in a file."""
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; connect-src "
+"""Nothing is loaded from elsewhere, whatever a study's names hold; ``'self'`` or ``'none'`` goes after it."""
 
 
 def live_document(title: str) -> str:
     """The page that asks its server for plotly.js, the overview and the values."""
-    return _document(title, POLICY.format(own="'self'"), "")
+    return _document(title, POLICY + "'self'", "")
 
 
 def whole_document(title: str, overview: bytes, values: Sequence[str]) -> str:
@@ -27,7 +27,7 @@ def whole_document(title: str, overview: bytes, values: Sequence[str]) -> str:
     data = [("plotly", embedded(get_plotlyjs().encode())), ("overview", embedded(overview))]
     data += [(f"values-{n}", text) for n, text in enumerate(values)]
     scripts = "\n".join(f'<script type="application/gzip" id="{name}">{text}</script>' for name, text in data)
-    return _document(title, POLICY.format(own="'none'").replace("'unsafe-inline' 'none'", "'unsafe-inline'"), scripts)
+    return _document(title, POLICY + "'none'", scripts)
 
 
 def embedded(data: bytes) -> str:

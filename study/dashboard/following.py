@@ -59,7 +59,7 @@ class Following:
             if known and known.seen == seen and known.ended:
                 continue
             row = load_cell(folder)
-            if row is None or (known and known.seen == seen and known.row == row):
+            if row is None or (known and known.seen == seen and known.row["status"] == row["status"]):
                 continue
             self.followed[folder.name] = self._read(folder, row, seen, known)
             changed = True
@@ -94,7 +94,9 @@ class Following:
         header = {"instance": self.instance, "quantity": quantity, "width": width, "blocks": blocks}
         return pack_message(header, parts)
 
-    def _read(self, folder: Path, row: dict[str, Any], seen: tuple[Any, ...], known: FollowedCell | None) -> FollowedCell:
+    def _read(
+        self, folder: Path, row: dict[str, Any], seen: tuple[Any, ...], known: FollowedCell | None
+    ) -> FollowedCell:
         probes = CellProbes.read(folder, self.layers)
         metrics = load_cell_table(folder, "metrics").to_pandas()
         revision = known.revision if known else 0

@@ -1,4 +1,4 @@
-"""All that the page shows beside the probed values, as one JSON object: cells, verdicts, losses, choices and colours."""
+"""All that the page shows beside the probed values, as one JSON object: cells, verdicts, losses and colours."""
 
 import hashlib
 import json
@@ -37,7 +37,6 @@ def overview(study: Following, verdicts: Verdicts, live: bool) -> dict[str, Any]
     """The object; every number in it is a JSON number, or null where it is missing, or the string of one that JSON has
     no word for. ``live``: whether the page is to ask for more."""
     cells = study.cells()
-    settings = _settings(cells)
     rows, note = verdicts.of(study)
     return {
         "study": study.folder.resolve().name,
@@ -45,7 +44,8 @@ def overview(study: Following, verdicts: Verdicts, live: bool) -> dict[str, Any]
         "live": live,
         "counts": {status: int((cells["status"] == status).sum()) for status in STATUSES},
         "cells": [
-            _cell(study.followed[str(row["cell_id"])], row, settings[n]) for n, row in enumerate(cells.to_dict("records"))
+            _cell(study.followed[str(row["cell_id"])], row, setting)
+            for row, setting in zip(cells.to_dict("records"), _settings(cells), strict=True)
         ],
         "configuration": _configuration(cells),
         "rules": _rules(cells),
@@ -96,7 +96,7 @@ def _curves(metrics: pd.DataFrame) -> dict[str, Any]:
 
 
 def _settings(cells: pd.DataFrame) -> list[str]:
-    """Per cell what sets it apart from others of its optimizer, rule, rank and seed: ``lr 0.001``; ``""`` if nothing."""
+    """Per cell what sets it apart from those of its optimizer, rule, rank and seed: ``lr 0.001``; ``""`` if nothing."""
     labels = curve_labels(cells).drop(columns=["scaling", "exponent_p"]).astype(object)
     differing = [
         str(name)

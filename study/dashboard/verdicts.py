@@ -1,5 +1,5 @@
-"""The primary exponents of a study as far as it got: the same fits, predictions and tests as ``study analyze``, on the
-few rows that they need, so that a page over millions of rows has them in a second and may ask again while it is live."""
+"""The primary exponents of a study as far as it got: the fits, predictions and tests of ``study analyze``, on the few
+rows that they need, so that a page over millions of rows has them in a second and may ask again while it is live."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -67,7 +67,11 @@ class Verdicts:
         columns = ("step", "layer", "block", "kind", "site", "batch", "d_in", "d_out", *STATS)
         frame = load_cell_table(cell.folder, "probes", columns).to_pandas()
         here = frame["site"].isin(GRADIENTS) | (frame["layer"] == MODEL_WIDE) | frame["step"].isin([*steps, 2, 3])
-        rows = frame[here].assign(cell_id=cell.row["cell_id"]).astype({n: object for n in ("layer", "kind", "site", "batch")})
+        rows = (
+            frame[here]
+            .assign(cell_id=cell.row["cell_id"])
+            .astype(dict.fromkeys(("layer", "kind", "site", "batch"), object))
+        )
         if cell.ended:
             self._rows[cell.row["cell_id"]] = key, rows
         return rows
