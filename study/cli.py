@@ -29,6 +29,7 @@ def cli() -> None:
     study analyze results/quick        fit the exponents and say what they show
     study figures results/quick        draw the figures from the tables
     study report  results/quick        all of it on one page
+    study dashboard results/quick      every layer, live in a browser
     """
 
 
@@ -139,17 +140,6 @@ def bench(arguments: tuple[str, ...]) -> None:
     code = here / "benchmarks" if (here / "benchmarks").exists() else here.parent / "benchmarks"
     sys.argv = ["study bench", *arguments]
     runpy.run_path(str(code), run_name="__main__")
-
-
-@cli.command()
-@STUDY_DIR
-@click.option("--plots", type=click.Path(path_type=Path), help="Folder of the figures.  [default: plots/NAME]")
-def workspace(study_dir: Path, plots: Path | None) -> None:
-    """Show a study that was trained with tracker=wandb in W&B: exponents, figures, and a workspace by site and kind."""
-    from study.tracking.workspace import open_workspace
-
-    folder = plots or study_dir.parent.parent / "plots" / study_dir.name
-    click.echo(open_workspace(study_dir, folder, lambda line: click.echo(line, err=True)))
 
 
 @cli.command("infer-cost")
@@ -271,6 +261,46 @@ def _import_config(
     for path in written.paths:
         click.echo(f"wrote {path}", err=True)
     click.echo(written.command)
+
+
+@cli.command()
+@STUDY_DIR
+@click.option("--export", "file", type=click.Path(path_type=Path, dir_okay=False), help="Write one HTML file instead.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Where to serve.  [default: any free port]")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Another than this machine's own is for all to see."
+)
+@click.option("--wandb", is_flag=True, help="Build the workspace in W&B instead, for a study of tracker=wandb.")
+def dashboard(study_dir: Path, file: Path | None, port: int, host: str, wandb: bool) -> None:
+    """Look at every layer's norms in a browser, while a study trains and afterwards."""
+    if wandb:
+        from study.tracking.workspace import open_workspace
+
+        plots = study_dir.parent.parent / "plots" / study_dir.name
+        click.echo(open_workspace(study_dir, plots, lambda line: click.echo(line, err=True)))
+        return
+    try:
+        from study.dashboard.export import export
+        from study.dashboard.server import LOCAL, serve
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("plotly", "starlette", "uvicorn"):
+            raise
+        raise StudyError(f"study dashboard needs {error.name}: pip install 'study[dashboard]'") from None
+
+    if file is not None:
+        inside, there = export(study_dir, file)
+        left_out = f", {there - inside} more do not fit" if inside < there else ""
+        click.echo(f"{file}: {file.stat().st_size / 1e6:.1f} MB, {inside} quantities{left_out}")
+        return
+    if host not in LOCAL:
+        click.echo(f"study: warning: anyone who reaches {host} can read this study; there is no password", err=True)
+
+    def ready(address: str) -> None:
+        click.echo(f"{address} (Ctrl-C stops it)")
+        if sys.stdout.isatty():
+            click.launch(address)
+
+    serve(study_dir, host, port, ready)
 
 
 @cli.command()

@@ -9,6 +9,7 @@ that a cell has one writer.
 import fcntl
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -146,24 +147,45 @@ def load_cells(study_dir: str | os.PathLike[str]) -> pd.DataFrame:
 
     Raises :class:`StudyError` where the folder holds no study.
     """
-    rows = [cell_row(record) for cell in _cell_folders(Path(study_dir)) if (record := read_cell(cell)) is not None]
+    rows = [row for cell in cell_folders(study_dir) if (row := load_cell(cell)) is not None]
     if not rows:
         folder = Path(study_dir)
         near = [cells.parent for place in (folder, folder.parent) for cells in sorted(place.glob("*/cells"))]
         there = f", or choose from {', '.join(map(str, near))}" if near else ""
         raise StudyError(f"no study in {folder}: train one with `study train name=...`{there}")
+    return cells_table(rows)
+
+
+def cells_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows of :func:`load_cell` as the ``cells`` table, in its order."""
     by = ["model", "quant_bits", "data", "optimizer", "lr", "scaling", "exponent", "rank", "seed"]
     return pd.DataFrame(rows).sort_values(by).reset_index(drop=True)
 
 
+def cell_folders(study_dir: str | os.PathLike[str]) -> list[Path]:
+    """The folders of a study's cells, by id; some may have no record yet."""
+    return sorted((Path(study_dir) / "cells").glob("*"))
+
+
+def load_cell(cell_folder: Path) -> dict[str, Any] | None:
+    """One row of the ``cells`` table; None where the cell has no record."""
+    record = read_cell(cell_folder)
+    return None if record is None else cell_row(record)
+
+
+def load_cell_table(cell_folder: Path, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """One cell's ``metrics`` or ``probes``, all columns or some, as far as it got; rows never change place."""
+    return _read_table(cell_folder, name, columns)
+
+
 def load_records(study_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Every cell's ``record.json`` as it stands: configuration, versions, commit, device, sources, how it ended."""
-    return [record for cell in _cell_folders(Path(study_dir)) if (record := _read_record(cell)) is not None]
+    return [record for cell in cell_folders(study_dir) if (record := _read_record(cell)) is not None]
 
 
 def find_cell(study_dir: str | os.PathLike[str], cell: str) -> tuple[Path, dict[str, Any]]:
     """The folder and record of the cell whose id begins with ``cell``. Raises :class:`StudyError` unless it is one."""
-    folders = _cell_folders(Path(study_dir))
+    folders = cell_folders(study_dir)
     found = [(folder, record) for folder in folders if (record := _read_record(folder)) is not None]
     if not found:
         load_cells(study_dir)  # says what is there instead
@@ -232,10 +254,6 @@ def write_derived(study_dir: str | os.PathLike[str], name: str, table: pd.DataFr
     table.to_parquet(partial, index=False)
     partial.replace(path)
     return path
-
-
-def _cell_folders(study_dir: Path) -> list[Path]:
-    return sorted((study_dir / "cells").glob("*"))
 
 
 def _read_record(cell_folder: Path) -> dict[str, Any] | None:
@@ -309,23 +327,26 @@ def _with_id(cell_id: str, table: pa.Table) -> pa.Table:
     return table.add_column(0, "cell_id", ids)
 
 
-def _read_table(cell_folder: Path, name: str) -> pa.Table:
+def _read_table(cell_folder: Path, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     finished = cell_folder / f"{name}.parquet"
     if finished.exists():
-        return pq.read_table(finished, schema=SCHEMAS[name])
-    return _read_stream(cell_folder / f"{name}.arrows", SCHEMAS[name])
+        return pq.read_table(finished, schema=SCHEMAS[name], columns=None if columns is None else list(columns))
+    return _read_stream(cell_folder / f"{name}.arrows", SCHEMAS[name], columns)
 
 
-def _read_stream(path: Path, schema: pa.Schema) -> pa.Table:
+def _read_stream(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
     """As many whole batches as the stream holds: a process that was killed may have left half of one."""
+    wanted = [field for field in schema if columns is None or field.name in columns]
+    options = pa.ipc.IpcReadOptions(included_fields=[schema.get_field_index(field.name) for field in wanted])
     batches = []
     try:
-        with pa.ipc.open_stream(path) as stream:
+        with pa.ipc.open_stream(path, options=options) as stream:
             for batch in stream:
                 batches.append(batch)
     except (pa.ArrowInvalid, FileNotFoundError, OSError):
         pass
-    return pa.Table.from_batches(batches, schema=schema).unify_dictionaries()
+    table = pa.Table.from_batches(batches, schema=pa.schema(wanted)).unify_dictionaries()
+    return table if columns is None else table.select(list(columns))
 
 
 def _write_text(path: Path, text: str) -> None:

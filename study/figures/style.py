@@ -32,6 +32,7 @@ from tueplots import axes, bundles, figsizes
 from study.figures.selection import Rule
 
 DPI = 300
+RGBA = tuple[float, float, float, float]
 FULL, HALF = "full", "half"
 INK, FAINT = "#222222", "#6b6b6b"
 CROSS: dict[str, Any] = {
@@ -158,7 +159,7 @@ def title(rule: Rule, lines: int = 1) -> str:
     return LOOKS[rule.scaling].name + ("\n" if lines > 1 else "   ") + rf"$\gamma = \alpha\, r^{{{exponent}}}$"
 
 
-def tint(rule: Rule, beside: Sequence[Rule]) -> tuple[float, ...]:
+def tint(rule: Rule, beside: Sequence[Rule]) -> RGBA:
     """A rule's one colour, where ranks are on an axis; the exponents of ``power`` take the shades of its hue."""
     peers = [r for r in beside if r.scaling == rule.scaling]
     at = 0.6 if len(peers) < 2 else 0.15 + 0.75 * peers.index(rule) / (len(peers) - 1)
@@ -171,7 +172,7 @@ def marker(rule: Rule, beside: Sequence[Rule]) -> str:
     return LOOKS[rule.scaling].marker if len(peers) < 2 else POWER_MARKERS[peers.index(rule) % len(POWER_MARKERS)]
 
 
-def shade(rule: Rule, rank: float, ranks: Sequence[float]) -> tuple[float, ...]:
+def shade(rule: Rule, rank: float, ranks: Sequence[float]) -> RGBA:
     """The colour of one rank among ``ranks``: light is low. Infinite rank, the limit that they tend to, is ink."""
     if math.isinf(rank):
         return matplotlib.colors.to_rgba(INK)

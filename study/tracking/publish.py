@@ -1,6 +1,6 @@
 """What a study shows, to W&B: the exponent table and the figures as artifacts of one run beside the cells'.
 
-A sweep publishes when it ends, ``study workspace`` when it is asked: whoever has all cells at hand.
+A sweep publishes when it ends, ``study dashboard --wandb`` when it is asked: whoever has all cells at hand.
 """
 
 from collections.abc import Callable

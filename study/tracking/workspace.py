@@ -1,7 +1,7 @@
 """The W&B workspace of a study, as code: LoRA against rsLoRA, a section a site, a panel a kind of layer.
 
-``study workspace RESULTS/NAME``. Runs are grouped by rule and rank, so that a line is a rank of a rule over its seeds
-and layers of one kind; rules have the colours that they have in the figures.
+``study dashboard --wandb RESULTS/NAME``. Runs are grouped by rule and rank, so that a line is a rank of a rule over its
+seeds and layers of one kind; rules have the colours that they have in the figures.
 """
 
 import json
@@ -90,7 +90,7 @@ def workspace(study_dir: Path, tracker: TrackerConfig) -> "Workspace":
             filters=[ws.Metric("Group") == study, ws.Metric("JobType") != SUMMARY],
             groupby=[ws.Config("adapter.scaling"), ws.Config("adapter.rank")],
             group_colors={
-                ws.GroupPath(str(scaling), f"{rank:g}"): to_hex(shade(Rule.of(str(scaling), 0), float(rank), ranks))  # type: ignore[arg-type]
+                ws.GroupPath(str(scaling), f"{rank:g}"): to_hex(shade(Rule.of(str(scaling), 0), float(rank), ranks))
                 for scaling, rank in tables.cells[["scaling", "rank"]].to_numpy()
             },
         ),

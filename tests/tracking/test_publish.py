@@ -77,7 +77,7 @@ def test_without_a_key_the_workspace_is_a_file(
     study_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study_process: Callable[..., Any]
 ) -> None:
     done: subprocess.CompletedProcess[str] = study_process(
-        study_dir.parent.parent, "workspace", "results/default", HOME="/nonexistent", NETRC="/nonexistent"
+        study_dir.parent.parent, "dashboard", "--wandb", "results/default", HOME="/nonexistent", NETRC="/nonexistent"
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "results/default/workspace.json"

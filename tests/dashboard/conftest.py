@@ -1,0 +1,133 @@
+"""A browser, one real study on the tiny base, and a way to write cells by hand."""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from study import hydra_app
+from study.store import CellWriter
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium as the distribution packages it. Without one CI fails; elsewhere these tests are skipped."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        if os.environ.get("CI"):
+            pytest.fail("no chromium on PATH, and CI must not pass without it: apt-get install chromium")
+        pytest.skip("no chromium on PATH: the dashboard's page is tested in it")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield launched
+        launched.close()
+
+
+class Watched:
+    """A page, and what it did that it should not: requests beyond its own address, errors, dialogs."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.requests: list[str] = []
+        self.errors: list[str] = []
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("console", lambda line: self.errors.append(line.text) if line.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("dialog", lambda dialog: (self.errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+
+    def open(self, url: str) -> Page:
+        """Go there, and wait until the charts are drawn."""
+        self.page.goto(url)
+        self.page.wait_for_selector("body[data-ready]", timeout=60_000)
+        return self.page
+
+
+@pytest.fixture
+def watched(browser: Browser) -> Iterator[Watched]:
+    context = browser.new_context(viewport={"width": 1280, "height": 1000}, accept_downloads=True)
+    yield Watched(context.new_page())
+    context.close()
+
+
+@pytest.fixture
+def offline(browser: Browser) -> Iterator[Watched]:
+    context = browser.new_context(viewport={"width": 1280, "height": 1000}, accept_downloads=True, offline=True)
+    yield Watched(context.new_page())
+    context.close()
+
+
+@pytest.fixture(scope="session")
+def trained(jsonl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep over ranks, rules, optimizers and seeds, and one more cell that diverges."""
+    results = tmp_path_factory.mktemp("dashboard") / "results"
+    small = ["model=tiny", "data=jsonl", f"data.path={jsonl}", "data.sequence_length=24", "data.heldout=2"]
+    small += [
+        "train.steps=3",
+        "train.batch_size=2",
+        "probes.steps=null",
+        "probes.every=1",
+        "probes.batch=[train,heldout]",
+    ]
+    small += [f"results_dir={results}", "name=small"]
+    sweep = ["adapter.rank=2,4,8", "adapter.scaling=lora,rslora", "optimizer=sgd,adamw", "seed=0,1"]
+    argv = sys.argv
+    try:
+        for extra in (sweep, ["adapter.rank=2,4", "adapter.scaling=rslora", "optimizer=sgd", "optimizer.lr=1e30"]):
+            GlobalHydra.instance().clear()
+            hydra_app.main(["-m", *small, *extra])
+    finally:
+        sys.argv = argv
+    return results / "small"
+
+
+@pytest.fixture
+def by_hand(tmp_path: Path) -> Callable[..., CellWriter]:
+    """``by_hand("id", rank=4)``: the writer of a running cell in ``tmp_path/results/odd``."""
+
+    def begin(cell_id: str, **about: Any) -> CellWriter:
+        record = {"model": "known", "data": "pydoc", "gamma": 1.0, "device": "cpu", "study": "odd"} | about
+        config = {
+            "adapter": {"rank": about.get("rank", 4), "scaling": about.get("scaling", "lora"), "exponent": None}
+            | {"alpha": 16.0, "init": "kaiming", "dropout": 0.0, "targets": "all-linear"},
+            "optimizer": {"name": "adamw", "lr": 1e-4, "weight_decay": 0.0},
+            "train": {
+                "steps": 9,
+                "batch_size": 2,
+                "accumulation": 1,
+                "clip": None,
+                "schedule": "constant",
+                "warmup": 0,
+            },
+            "data": {"seed": 0, "sequence_length": 48},
+            "seed": 0,
+            "precision": "float32",
+        }
+        return CellWriter(tmp_path / "results/odd/cells" / cell_id, "", record | {"cell_id": cell_id, "config": config})
+
+    return begin
+
+
+@pytest.fixture
+def one_step() -> Callable[[CellWriter, int, dict[str, float]], None]:
+    """``one_step(writer, step, norms)`` appends a step: a loss, and per layer the norm of the gradient over A and B."""
+
+    def append(writer: CellWriter, step: int, norms: dict[str, float]) -> None:
+        rows = [
+            {"step": step, "layer": name, "block": 0, "kind": name.rpartition(".")[2], "site": "adapter_grad"}
+            | {"batch": "train", "norm": norm, "nonfinite": 0.0}
+            for name, norm in norms.items()
+        ]
+        writer.append("probes", pd.DataFrame(rows))
+        writer.append("metrics", pd.DataFrame([{"step": step, "tokens": 9, "loss": 2.0 - 0.1 * step, "lr": 1e-4}]))
+
+    return append

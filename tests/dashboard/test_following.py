@@ -1,0 +1,157 @@
+"""Following a study on disk, and the application that serves it: no browser needed."""
+
+import builtins
+import json
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from starlette.testclient import TestClient
+
+import study
+from study import cli
+from study.dashboard import following, probes, verdicts
+from study.dashboard.following import Following
+from study.dashboard.overview import overview
+from study.dashboard.probes import Quantity
+from study.dashboard.server import application
+from study.dashboard.verdicts import Verdicts
+from study.errors import StudyError
+from study.store import CellWriter
+
+NORM = Quantity("adapter_grad", "norm", "train")
+LAYER = "model.layers.0.q_proj"
+
+
+def header(message: bytes) -> dict[str, Any]:
+    length = int.from_bytes(message[:4], "little")
+    return json.loads(message[4 : 4 + length])
+
+
+def test_a_finished_cell_is_never_read_again(
+    by_hand: Callable[..., CellWriter], one_step: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, running = by_hand("done", rank=4), by_hand("running", rank=8)
+    for writer in (done, running):
+        one_step(writer, 0, {LAYER: 1.0})
+    done.close("complete", steps_done=0)
+    seen = Following(tmp_path / "results/odd")
+    fitted = Verdicts()
+    overview(seen, fitted, live=True)
+    seen.message(NORM, {})
+
+    read: list[str] = []
+    for module in (following, probes, verdicts):
+        whole = module.load_cell_table
+        monkeypatch.setattr(
+            module,
+            "load_cell_table",
+            lambda folder, *rest, whole=whole: (read.append(folder.name), whole(folder, *rest))[1],
+        )
+    assert not seen.look()
+    one_step(running, 1, {LAYER: 2.0})
+    assert seen.look()
+    overview(seen, fitted, live=True)
+    message = header(seen.message(NORM, {"done": (0, 1), "running": (0, 1)}))
+    assert set(read) == {"running"}
+    assert [(block["cell"], block["start"], block["steps"]) for block in message["blocks"]] == [("running", 1, [1])]
+    running.close("complete", steps_done=1)
+    assert seen.look()
+    assert header(seen.message(NORM, {"done": (0, 1), "running": (0, 2)}))["blocks"] == [], "it ended: nothing new"
+
+
+def test_a_cell_that_starts_afresh_is_sent_afresh(
+    by_hand: Callable[..., CellWriter], one_step: Callable[..., None], tmp_path: Path
+) -> None:
+    writer = by_hand("aaa")
+    for step in range(3):
+        one_step(writer, step, {LAYER: 1.0})
+    writer.close("failed", steps_done=2)
+    seen = Following(tmp_path / "results/odd")
+    one_step(by_hand("aaa"), 0, {LAYER: 9.0})
+    assert seen.look()
+    assert [(b["revision"], b["start"], b["steps"]) for b in header(seen.message(NORM, {"aaa": (0, 3)}))["blocks"]] == [
+        (1, 0, [0])
+    ]
+
+
+def test_verdicts_are_those_of_the_analysis(trained: Path) -> None:
+    tables = study.load(trained)
+    found = study.analysis.analyze(tables.cells, tables.metrics, tables.probes)
+    whole = study.analysis.summary(found.exponents)
+    whole = whole[whole["primary"].astype(bool)].reset_index(drop=True)
+    rows, note = Verdicts().of(Following(trained))
+    columns = ["optimizer", "rule", "quantity", "step", "estimate", "verdict", "seeds", "ranks"]
+    assert note == ""
+    assert rows.reset_index(drop=True)[columns].astype(str).equals(whole[columns].astype(str))
+    assert rows["predicted"].to_numpy(float) == pytest.approx(whole["predicted"].to_numpy(float), nan_ok=True)
+
+
+def test_nothing_to_fit_is_said_in_words(by_hand: Callable[..., CellWriter], tmp_path: Path) -> None:
+    writer = by_hand("aaa")
+    page = overview(Following(tmp_path / "results/odd"), Verdicts(), live=True)
+    assert page["verdicts"] == []
+    assert "two ranks" in page["verdict_note"]
+    json.dumps(page, allow_nan=False)
+    writer.close("failed", error="x")
+
+
+def test_no_study_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="no study in"):
+        Following(tmp_path)
+
+
+def test_the_server_answers_only_for_its_own_name_and_only_with_news(trained: Path) -> None:
+    with TestClient(application(Following(trained), ("127.0.0.1",)), base_url="http://127.0.0.1") as client:
+        first = client.get("/overview")
+        assert first.json()["counts"]["complete"] == 24
+        again = client.get("/overview", headers={"If-None-Match": first.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+        assert client.get("/overview", headers={"Host": "evil.example"}).status_code == 400
+        assert client.get("/values", params={"had": "no"}).status_code == 400
+        message = client.get("/values", params=NORM._asdict()).content
+        assert len(header(message)["blocks"]) == 26
+        assert "plotly.js v" in client.get("/plotly.js").text[:200]
+        assert client.get("/").text.startswith("<!doctype html>")
+
+
+def test_elsewhere_is_said_aloud(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from study.dashboard import server
+
+    asked: list[Any] = []
+    monkeypatch.setattr(server, "serve", lambda *arguments: asked.append(arguments[:3]))
+    quiet = CliRunner().invoke(cli.cli, ["dashboard", str(trained)])
+    loud = CliRunner().invoke(cli.cli, ["dashboard", str(trained), "--host", "0.0.0.0", "--port", "8080"])
+    assert asked == [(trained, "127.0.0.1", 0), (trained, "0.0.0.0", 8080)]
+    assert quiet.output == ""
+    assert "warning: anyone who reaches 0.0.0.0 can read this study" in loud.output
+
+
+def test_a_missing_extra_is_one_line(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name.partition(".")[0] == "uvicorn":
+            raise ModuleNotFoundError("No module named 'uvicorn'", name="uvicorn")
+        return real(name, *rest)
+
+    monkeypatch.delitem(sys.modules, "study.dashboard.server")
+    monkeypatch.setattr(builtins, "__import__", without)
+    result = CliRunner().invoke(cli.cli, ["dashboard", str(trained)])
+    assert isinstance(result.exception, StudyError)
+    assert str(result.exception) == "study dashboard needs uvicorn: pip install 'study[dashboard]'"
+
+
+def test_a_taken_port_is_one_line(trained: Path) -> None:
+    from study.dashboard.server import serve
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(StudyError, match=f"can't serve on 127.0.0.1:{port}"):
+            serve(trained, "127.0.0.1", port, lambda address: pytest.fail(address))

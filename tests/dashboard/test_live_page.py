@@ -1,0 +1,121 @@
+"""The page while a study runs: it follows without a reload, and outlives the sweep and the server."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from study.store import CellWriter
+
+RUN = [sys.executable, "-c", "from study.cli import main; main()"]
+
+
+class Servers:
+    """``study dashboard`` in processes of their own."""
+
+    def __init__(self) -> None:
+        self.running: list[subprocess.Popen[str]] = []
+
+    def start(self, study: Path, port: int = 0) -> str:
+        """Start one and return its address, as it prints it."""
+        command = [*RUN, "dashboard", str(study), "--port", str(port)]
+        self.running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ)))
+        line = self.running[-1].stdout.readline()  # type: ignore[union-attr]
+        assert line.startswith("http://127.0.0.1:"), line
+        return line.split()[0]
+
+    def stop(self) -> int:
+        """Interrupt the last one, as Ctrl-C does; its exit code."""
+        process = self.running.pop()
+        process.send_signal(signal.SIGINT)
+        return process.wait(timeout=30)
+
+
+@pytest.fixture
+def servers() -> Iterator[Servers]:
+    found = Servers()
+    yield found
+    for process in found.running:
+        process.kill()
+        process.wait()
+
+
+def test_a_step_is_on_the_page_within_five_seconds(
+    watched: Any, servers: Servers, by_hand: Callable[..., CellWriter], one_step: Callable[..., None], tmp_path: Path
+) -> None:
+    writer = by_hand("aaa", rank=4)
+    one_step(writer, 0, {"model.layers.0.q_proj": 1.0})
+    address = servers.start(tmp_path / "results/odd")
+    page = watched.open(address)
+    page.evaluate("window.sameDocument = true")
+    assert page.locator("#live").inner_text() == "Following: 1 cell running"
+    waits = []
+    for step in (1, 2, 3):
+        one_step(writer, step, {"model.layers.0.q_proj": 1.0 + step})
+        began = time.monotonic()
+        page.wait_for_function(f"page.heat.panels[0].columns.includes({step})", timeout=20_000)
+        waits.append(time.monotonic() - began)
+    assert min(waits) < 5, "the least of three: a busy machine may delay any one of them"
+    assert page.evaluate("page.heat.panels[0].values[0]") == pytest.approx([1, 2, 3, 4], rel=1.1e-3)
+
+    second = by_hand("bbb", rank=8)
+    one_step(second, 0, {"model.layers.0.q_proj": 0.5})
+    writer.close("complete", steps_done=3)
+    second.close("failed", error="OutOfMemoryError: none left", steps_done=0)
+    page.wait_for_function("page.overview.counts.complete === 1 && page.overview.counts.failed === 1")
+    page.wait_for_function("document.getElementById('live').dataset.state === 'still'")
+    assert "OutOfMemoryError" in page.locator("#cells").inner_text()
+    assert page.evaluate("window.sameDocument")
+    assert all(url.startswith(address) for url in watched.requests)
+    assert watched.errors == []
+
+
+def test_a_sweep_is_followed_to_its_end_and_past_the_servers(
+    watched: Any,
+    servers: Servers,
+    jsonl: Path,
+    by_hand: Callable[..., CellWriter],
+    one_step: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "results/odd"
+    first = by_hand("aaa", rank=2)
+    one_step(first, 0, {"model.layers.0.self_attn.q_proj": 1.0})
+    first.close("complete", steps_done=0)
+    address = servers.start(folder)
+    page = watched.open(address)
+    page.evaluate("window.sameDocument = true")
+
+    sweep = [
+        "train",
+        "-m",
+        "model=tiny",
+        "data=jsonl",
+        f"data.path={jsonl}",
+        "data.sequence_length=24",
+        "data.heldout=2",
+    ]
+    sweep += ["train.steps=40", "train.batch_size=2", "probes.steps=null", "probes.every=1", "name=odd"]
+    sweep += ["adapter.rank=4,8", f"results_dir={folder.parent}"]
+    process = subprocess.Popen([*RUN, *sweep], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    page.wait_for_function("page.overview.counts.running > 0", timeout=120_000)
+    steps = "Math.max(...page.overview.cells.map(cell => cell.probed))"
+    seen = page.evaluate(steps)
+    page.wait_for_function(f"{steps} > {seen}", timeout=60_000)
+
+    port = int(address.rsplit(":", 1)[1].strip("/"))
+    assert servers.stop() == 0
+    page.wait_for_function("document.getElementById('live').dataset.state === 'gone'", timeout=30_000)
+    assert process.wait(timeout=120) == 0
+    assert servers.start(folder, port) == address
+    page.wait_for_function("page.overview.counts.complete === 3 && page.heat.panels.length > 1", timeout=60_000)
+    page.wait_for_function("document.getElementById('live').dataset.state === 'still'")
+    assert page.evaluate("window.sameDocument"), "never reloaded"
+    assert page.evaluate("page.view.steps.length") == 41
+    assert not [error for error in watched.errors if "ERR_CONNECTION" not in error and "Failed to load" not in error]
