@@ -142,7 +142,7 @@ def _rules(cells: pd.DataFrame) -> list[dict[str, Any]]:
 def _shade_on_dark(rule: Rule, rank: float, ranks: Sequence[float]) -> style.RGBA:
     """The same hue where the page is dark: there the highest rank is the lightest, so that it still stands out most."""
     if math.isinf(rank):
-        return (1.0, 1.0, 1.0)
+        return (1.0, 1.0, 1.0, 1.0)
     finite = [math.log(r) for r in ranks if math.isfinite(r)]
     low, high = min(finite), max(finite)
     at = 0.6 if low == high else (math.log(rank) - low) / (high - low)
