@@ -29,6 +29,7 @@ from torch.nn.functional import cross_entropy
 
 from study import sweep
 from study.adapters.bank import AdapterSpec, initial_pair
+from study.cells import plan
 from study.config import CellConfig, parse
 from study.data import IGNORED, Corpus, TokenBatch
 from study.hydra_app import CONF
@@ -167,7 +168,7 @@ def _ours(way: str, config: CellConfig) -> Run:
         began = time.perf_counter()
         config.results_dir = str(folder)
         with contextlib.redirect_stderr(None):
-            sweep.run(sweep.plan([config]))
+            sweep.run(plan([config]))
         wall = time.perf_counter() - began
         metrics = load_tables(folder / config.name).metrics.sort_values("step")
     finally:

@@ -27,7 +27,7 @@ from study.models import tiny
 from study.models.card import checkpoint_of
 from study.planning import matmul_rate
 from study.provenance import provenance
-from study.training import contraction, typical_step
+from study.specs import contraction, typical_step
 
 Row = dict[str, Any]
 

@@ -18,6 +18,7 @@ import psutil
 from hydra import compose, initialize_config_dir
 
 from study import sweep
+from study.cells import plan
 from study.config import parse
 from study.hydra_app import CONF
 
@@ -33,7 +34,7 @@ def train_once(overrides: list[str], results: Path) -> tuple[float, float]:
     """Seconds by the clock and by the processors that one cell takes."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = parse(compose("config", overrides=[*overrides, f"results_dir={results}"]))
-    pack = sweep.plan([config])
+    pack = plan([config])
     clock, processors = time.perf_counter(), processor_seconds()
     sweep.run(pack)
     return time.perf_counter() - clock, processor_seconds() - processors

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from study import scaling
 from study.adapters import LoraBank, adapted, resolve_targets
 from study.analysis import fit_exponents
+from study.cells import plan
 from study.config import LINEAR, CellConfig, parse, probe_steps
 from study.data import Corpus, build_corpus
 from study.errors import StudyError
@@ -38,9 +39,10 @@ from study.inits import INITS
 from study.limits import InfiniteRankBank, RankFreeBank
 from study.models import FrozenBase, load_base, load_tokenizer
 from study.sites import MODEL_WIDE, TRAIN
+from study.specs import adapter_spec
 from study.store import load_cells
-from study.sweep import choose_device, plan
-from study.training import Fold, adapter_spec
+from study.sweep import choose_device
+from study.training import Fold
 
 MEASURES = ("input_weighted", "frobenius", "loss")
 

@@ -87,10 +87,11 @@ def job(composed: DictConfig) -> str | None:
 
 def _run(composed: DictConfig) -> None:
     from study import sweep  # not at import: help, completion and bad overrides need no torch
+    from study.cells import plan, to_train
 
     if "cells" not in composed:
-        cells = sweep.plan([parse(composed)])
-        pack = sweep.to_train(cells)
+        cells = plan([parse(composed)])
+        pack = to_train(cells)
         packs = [pack] if pack else []
         if PLAN_KEY in composed:
             return sweep.show_plan(cells, packs)
@@ -101,7 +102,7 @@ def _run(composed: DictConfig) -> None:
     shared = [o for o in HydraConfig.get().overrides.task if not o.startswith("+cells=")]
     name = HydraConfig.get().job.config_name
     loader = GlobalHydra.instance().config_loader()
-    pack = sweep.plan(compose(loader, name, shared, [shlex.split(cell) for cell in composed.cells]))
+    pack = plan(compose(loader, name, shared, [shlex.split(cell) for cell in composed.cells]))
     return sweep.run(pack)
 
 

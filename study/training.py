@@ -10,35 +10,30 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from study.adapters import (
-    AdapterSpec,
-    Contraction,
     LoraBank,
     LoraPair,
     adapted,
     features,
     merged_once,
-    merged_rate,
     resolve_targets,
     truncating,
 )
-from study.adapters.peft_format import read_adapter
 from study.config import CellConfig, chosen, eval_steps, probe_steps, truncation_ranks
 from study.data import IGNORED, Corpus, TokenBatch
 from study.limits import InfiniteRankBank, infinite
 from study.loss import target_losses
 from study.models import FrozenBase
-from study.optimizers import build_optimizer, build_schedule
+from study.optimizers import Learner
 from study.probes import Alignment, NormProbe
 from study.sites import ALIGNMENTS, BATCHES, HELDOUT, NOISE, SITES, STATS, TRAIN, UPDATES, USUAL, WEIGHTS
+from study.specs import adapter_spec, contraction, may_trim
 from study.theory import LAST_STEP
 
 
@@ -362,66 +357,6 @@ class Fold:
             targets_N = batch.targets_BT.flatten()[rows_N].to(device)
             nll_N = target_losses(hidden_Nd, targets_N, self.base.logits, self.base.vocabulary)
         return torch.stack([nll.sum() for nll in nll_N.split(self._per_cell(supervised_BT).tolist())])
-
-
-class Learner:
-    """One cell's optimizer, schedule and clipping over its own slice of every bank."""
-
-    def __init__(self, config: CellConfig, cell: int, banks: Sequence[LoraBank]) -> None:
-        pairs = [bank.pairs[cell] for bank in banks]
-        self.weights = [weight for pair in pairs for weight in pair[:2]]
-        self.optimizer = build_optimizer(config.optimizer, [p.A_RD for p in pairs], [p.B_OR for p in pairs])
-        self.schedule = build_schedule(config.train, self.optimizer)
-        self.clip = config.train.clip
-        self.diverged = False
-        self._norm = torch.tensor(float("nan"))
-
-    def measure_grad_norm(self) -> Tensor:
-        """Global gradient norm, a scalar on the device; :meth:`update` clips by the last one measured."""
-        self._norm = get_total_norm([w.grad for w in self.weights if w.grad is not None])
-        return self._norm
-
-    def update(self) -> float:
-        """Clip as torch's ``clip_grad_norm_`` does, step, and say what the gradient was multiplied by."""
-        factor = 1.0
-        if self.clip is not None:
-            clip_grads_with_norm_(self.weights, self.clip, self._norm)
-            factor = min(1.0, self.clip / (float(self._norm) + 1e-6))
-        self.optimizer.step()
-        self.schedule.step()
-        return factor
-
-
-def adapter_spec(config: CellConfig) -> AdapterSpec:
-    """How a cell's adapters are drawn. At infinite rank gamma is 0; what tells runs apart is ``gamma * sqrt(rank)``."""
-    adapter = config.adapter
-    gamma = adapter.alpha if math.isinf(adapter.rank) else adapter.gamma
-    start = read_adapter(Path(adapter.path)).pairs if adapter.path else None
-    return AdapterSpec(adapter.rank, gamma, config.seed, adapter.dropout, adapter.init, start)
-
-
-def typical_step(config: CellConfig, corpus: Corpus, device: torch.device) -> tuple[int, int]:
-    """How many tokens a cell sends through the model in one optimizer step, and on how many there is a loss: the mean
-    of its first batches."""
-    train, sample = config.train, 8
-    batches = [corpus.train.batch(config.data.seed, position, train.batch_size) for position in range(sample)]
-    if may_trim([config], device):
-        batches = [batch.trimmed() for batch in batches]
-    totals = (sum(b.input_ids_BT.numel() for b in batches), sum(b.supervised for b in batches))
-    tokens, supervised = (total * train.accumulation // sample for total in totals)
-    return tokens, supervised
-
-
-def contraction(config: CellConfig, corpus: Corpus, device: torch.device) -> Contraction:
-    """How a cell's adapters are multiplied out, by the tokens that go through them in a typical step."""
-    tokens, _ = typical_step(config, corpus, device)
-    return Contraction(config.adapter.contraction, tokens, merged_rate(device))
-
-
-def may_trim(cells: Sequence[CellConfig], device: torch.device) -> bool:
-    """Whether columns of padding may be left out: no kernel is compiled for one shape, and no dropout mask is drawn in
-    a shape that a cell's neighbours would have a say in."""
-    return device.type == "cpu" and not any(cell.adapter.dropout for cell in cells)
 
 
 def _pairs(stacks: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

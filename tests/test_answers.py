@@ -15,12 +15,13 @@ from transformers import GenerationConfig
 
 import study
 from study.adapters import adapted, resolve_targets
+from study.cells import plan
 from study.config import CellConfig, Sources, identity
 from study.data import Corpus, build_corpus
 from study.errors import StudyError
 from study.models import FrozenBase, load_tokenizer
-from study.sweep import plan
-from study.training import Fold, adapter_spec, train
+from study.specs import adapter_spec
+from study.training import Fold, train
 
 Build = Callable[..., CellConfig]
 WORDS = {"a": "north", "b": "south", "c": "east", "d": "west"}

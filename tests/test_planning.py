@@ -23,7 +23,8 @@ from study.planning import (
     fold_sizes,
     render_plan,
 )
-from study.training import train, typical_step
+from study.specs import typical_step
+from study.training import train
 
 Build = Callable[..., CellConfig]
 CPU = torch.device("cpu")

@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from study.errors import StudyError
 
 if TYPE_CHECKING:
-    from study.sweep import Cell
+    from study.cells import Cell
 
 
 @dataclass
@@ -53,14 +53,15 @@ class PackedSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Plan, pack and launch; returns the launcher's job returns. Raises whatever a job raised."""
         from study import sweep  # Hydra imports every plugin at start-up; torch can wait until there is a sweep
+        from study.cells import plan, to_train
         from study.hydra_app import PLAN_KEY, compose
 
         loader = self.hydra_context.config_loader
         shared, swept = self._axes(arguments)
         grid = [list(cell) for cell in product(*swept)]
-        cells = sweep.plan(compose(loader, self.config.hydra.job.config_name, shared, grid))
+        cells = plan(compose(loader, self.config.hydra.job.config_name, shared, grid))
         overrides = {cell.id: shlex.join(own) for cell, own in zip(cells, grid, strict=True)}
-        packs = sweep.packs(sweep.to_train(cells))
+        packs = sweep.packs(to_train(cells))
         if PLAN_KEY in self.config:
             return sweep.show_plan(cells, packs)
         sweep.announce(cells, packs)

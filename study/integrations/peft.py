@@ -11,8 +11,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from study import sweep
 from study.adapters.peft_format import PeftAdapter, read_adapter
+from study.cells import plan
 from study.config import ModelConfig, parse
 from study.errors import StudyError
 from study.hydra_app import CONF
@@ -95,7 +95,7 @@ def inspect_adapter(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
     if dropout := found.config.get("lora_dropout"):
         chosen.append(f"adapter.dropout={dropout}")
     chosen.append(f"adapter.path={folder.resolve()}")
-    (cell,) = sweep.plan([parse(_composed(chosen))])
+    (cell,) = plan([parse(_composed(chosen))])
     ranks, gammas = ({f(pair) for pair in found.pairs.values()} for f in (_rank, _gamma))
     line = shlex.join(["study", "train", *chosen])
     return [

@@ -13,14 +13,15 @@ import torch
 from study.models.cache import cache_folder
 
 import study
-from study import hydra_app, sweep
+from study import hydra_app
 from study.adapters.peft_format import CONFIG, read_adapter
+from study.cells import plan
 from study.cli import main
 from study.config import CellConfig, ModelConfig
 from study.errors import StudyError
 from study.models import FrozenBase, load_base, load_tokenizer, smollm2
 from study.store import load_records
-from study.sweep import plan, run
+from study.sweep import run
 
 peft = pytest.importorskip("peft")
 IDS = torch.arange(40).view(2, 20)
@@ -189,7 +190,7 @@ def test_import_goes_on_where_peft_stopped(
     # The loss at step 0 is PEFT's own with this adapter: what is measured is theirs, not a fresh init.
     record = load_records(tmp_path / "results" / "continued")[0]
     assert record["sources"]["adapter"]
-    cells = sweep.plan([cell_of(record)])
+    cells = plan([cell_of(record)])
     assert cells[0].id == record["cell_id"]
     assert tables.metrics["loss"].iloc[0] == pytest.approx(peft_loss(folder, tiny_base, cells[0].config), rel=1e-5)
     after = read_adapter(tmp_path / "results" / "continued" / "cells" / record["cell_id"] / "adapter")

@@ -14,7 +14,8 @@ from study.data import Corpus
 from study.models import FrozenBase
 from study.optimizers import build_optimizer
 from study.probes.cheap_seeds import Capture, Captured, cheap_seeds
-from study.training import Fold, adapter_spec, train
+from study.specs import adapter_spec
+from study.training import Fold, train
 
 Build = Callable[..., CellConfig]
 KEYS = ["step", "layer", "site"]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from study import sweep
+from study.cells import Cell, plan
 from study.config import CellConfig
 from study.errors import StudyError
 from study.store import load_cells, load_tables
@@ -16,13 +17,13 @@ Build = Callable[..., CellConfig]
 
 
 @pytest.fixture
-def cells(cell: Build, tmp_path: Path) -> list[sweep.Cell]:
+def cells(cell: Build, tmp_path: Path) -> list[Cell]:
     shared = (f"results_dir={tmp_path}", "name=full", "pack.fold=4")
-    return sweep.plan(cell(*shared, f"adapter.rank={rank}", f"seed={seed}") for rank in (2, 4) for seed in (0, 1))
+    return plan(cell(*shared, f"adapter.rank={rank}", f"seed={seed}") for rank in (2, 4) for seed in (0, 1))
 
 
 def test_a_fold_that_runs_out_of_memory_is_halved_and_goes_on(
-    cells: list[sweep.Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cells: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sizes = []
     real = sweep.train
@@ -48,7 +49,7 @@ def test_a_fold_that_runs_out_of_memory_is_halved_and_goes_on(
 
 
 def test_a_single_cell_that_runs_out_of_memory_fails_alone(
-    cells: list[sweep.Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cells: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = sweep.train
 
@@ -63,9 +64,7 @@ def test_a_single_cell_that_runs_out_of_memory_fails_alone(
     assert sorted(load_cells(tmp_path / "full")["status"]) == ["complete"] * 3 + ["failed"]
 
 
-def test_the_base_is_loaded_once_for_all_packs_of_a_process(
-    cells: list[sweep.Cell], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_base_is_loaded_once_for_all_packs_of_a_process(cells: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "_BASE", {})
     loads = []
     real = sweep.load_base
@@ -76,7 +75,7 @@ def test_the_base_is_loaded_once_for_all_packs_of_a_process(
 
 
 def test_a_plan_is_shown_and_nothing_is_trained(
-    cells: list[sweep.Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cells: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep.show_plan(cells, sweep.packs(cells))
     said = capsys.readouterr()

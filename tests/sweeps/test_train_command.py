@@ -11,6 +11,7 @@ import pytest
 
 import study
 from study import hydra_app, sweep
+from study.cells import plan
 from study.hydra_app import CONF
 
 Cli = Callable[..., Any]
@@ -275,8 +276,8 @@ def test_packs_share_what_they_must(small: list[str], tmp_path: Path, jsonl: Pat
         ]
         odd = [build("train.steps=3"), build("precision=bf16"), build("adapter.targets=mlp")]
         capped = [build(f"adapter.rank={r}", "pack.max_cells=2") for r in (16, 4, 8, 2)]
-    groups = sweep.packs(sweep.plan([*configs, *odd]))
+    groups = sweep.packs(plan([*configs, *odd]))
     assert sorted(len(group) for group in groups) == [1, 1, 1, 8]
     assert [c.config.adapter.rank for c in max(groups, key=len)] == [2] * 4 + [8] * 4
-    dealt = [[c.config.adapter.rank for c in pack] for pack in sweep.packs(sweep.plan(capped))]
+    dealt = [[c.config.adapter.rank for c in pack] for pack in sweep.packs(plan(capped))]
     assert dealt == [[2, 8], [4, 16]], "each pack gets low and high ranks"

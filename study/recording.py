@@ -1,0 +1,107 @@
+"""What a fold of cells leaves while it trains: rows and records on disk, lines on the display, a tracker's runs."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import pandas as pd
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from study import scaling
+from study.adapters import LoraPair
+from study.adapters.peft_format import write_adapter
+from study.cells import Cell
+from study.models import where_from
+from study.progress import Display
+from study.provenance import peak_memory_gb, provenance
+from study.store import ADAPTER, CellWriter
+from study.tracking.runs import Tracker
+from study.training import CellStep
+
+
+class Recorder:
+    """Writes a fold's results as they come, one writer a cell, and tells the display and the tracker."""
+
+    def __init__(self, fold: Sequence[Cell], writers: Sequence[CellWriter], display: Display, tracked: Tracker) -> None:
+        self.fold, self.writers, self.display, self.tracked = fold, writers, display, tracked
+        self.status = ["complete"] * len(fold)
+        self.fields: list[dict[str, Any]] = [{} for _ in fold]
+        self.adapters: dict[int, dict[str, LoraPair]] = {}
+        display.start([cell.id for cell in fold])
+        for cell, writer in zip(fold, writers, strict=True):
+            tracked.start(writer.record, cell.label)
+
+    def add(self, results: Sequence[CellStep | None]) -> None:
+        """Append the rows of one step."""
+        for k, result in enumerate(results):
+            if result is None:
+                continue
+            self.writers[k].append("metrics", pd.DataFrame([result.metrics]))
+            if result.probes is not None:
+                self.writers[k].append("probes", result.probes)
+            self.tracked.log(self.fold[k].id, result.metrics, result.probes)
+            if result.adapter is not None:
+                self.adapters[k] = result.adapter
+            if result.truncations is not None:
+                self.writers[k].append("truncations", result.truncations)
+            step = int(result.metrics["step"])
+            self.fields[k] |= {"steps_done": step, "seconds": result.metrics["seconds"]}
+            if result.diverged:
+                self.status[k] = "diverged"
+                self.fields[k]["diverged_step"] = step
+        self.display.advance([result.metrics for result in results if result is not None])
+
+    def save_adapters(self, model: nn.Module) -> None:
+        """Write the adapters that were kept, in PEFT's format; ``model`` is the base, without adapters again."""
+        for k, pairs in self.adapters.items():
+            adapter = self.fold[k].config.adapter
+            write_adapter(
+                self.fold[k].folder / ADAPTER,
+                pairs,
+                alpha=adapter.alpha,
+                exponent=scaling.exponent(adapter.scaling, adapter.exponent),
+                dropout=adapter.dropout,
+                base=where_from(self.fold[k].config.model),
+                modules=dict(model.named_modules()),
+            )
+
+    def fail(self, error: Exception) -> list[str]:
+        """Mark the cells that had not diverged as failed; a line for each of them."""
+        failed = [k for k, status in enumerate(self.status) if status == "complete"]
+        for k in failed:
+            self.status[k] = "failed"
+            self.fields[k]["error"] = _one_line(error)
+        return [f"cell {self.fold[k].id} ({self.fold[k].label}): {_one_line(error)}" for k in failed]
+
+    def close(self, device: torch.device) -> None:
+        """Close every cell with its status."""
+        for writer, status, fields in zip(self.writers, self.status, self.fields, strict=True):
+            writer.close(status, finished=_now(), peak_memory_gb=peak_memory_gb(device), **fields)
+            self.tracked.finish(writer.record["cell_id"], status, fields)
+        self.display.finish(dict(zip([cell.id for cell in self.fold], self.status, strict=True)))
+
+
+def config_yaml(cell: Cell) -> str:
+    """A cell's configuration as its folder keeps it."""
+    return OmegaConf.to_yaml(OmegaConf.create(asdict(cell.config)))
+
+
+def record_of(cell: Cell, device: torch.device, data: str) -> dict[str, Any]:
+    """A cell's record as it starts: what it is, what it reads (``data``: the examples' hash), by what and where."""
+    return {
+        **cell.description,
+        "sources": asdict(cell.sources) | {"data": data},
+        "started": _now(),
+        **provenance(device),
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
