@@ -8,7 +8,7 @@ import math
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import groupby
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from study.config import CellConfig
 from study.data import Corpus, build_corpus
 from study.errors import StudyError
 from study.models import FrozenBase, load_base, load_tokenizer
+from study.models.prefix import shared_prefix
 from study.planning import Estimate, PackPlan, budget, check_fits, estimate, fastest_fold, fold_sizes, render_plan
 from study.progress import Display
 from study.recording import Recorder, config_yaml, record_of
@@ -104,6 +105,7 @@ def run(pack: Sequence[Cell]) -> None:
     with (
         Display(todo[0].study_dir, {cell.id: cell.label for cell in todo}, shared.train.steps) as display,
         tracker(shared.tracker, display.pack, display.say) as tracked,
+        _below_shared(base, todo),
     ):
         waiting = deque(folds(todo, needs, base, corpus))
         while waiting:
@@ -128,6 +130,15 @@ def run(pack: Sequence[Cell]) -> None:
             release_memory(device)
     if failures:
         raise StudyError(f"{len(failures)} of {len(todo)} cells failed; {failures[0]}")
+
+
+def _below_shared(base: FrozenBase, pack: Sequence[Cell]) -> AbstractContextManager[object]:
+    """While inside, blocks that no cell of the pack adapts run once a batch, in a tenth of the pack's memory."""
+    config = pack[0].config
+    if config.model.quant_bits is not None:  # its products depend on the whole batch
+        return nullcontext()
+    layers = resolve_targets(base.card.linears, config.adapter.targets)
+    return shared_prefix(base, layers, budget(config, base.device) // 10)
 
 
 def folds(

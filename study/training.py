@@ -353,7 +353,7 @@ class Fold:
         supervised_BT = batch.targets_BT != IGNORED  # looked at on the CPU, so that the device never waits
         rows_N = supervised_BT.flatten().nonzero().flatten()
         with torch.autocast(device.type, torch.bfloat16, enabled=self.cells[0].precision == "bf16"):
-            hidden_Nd = self.base.hidden_states(batch.input_ids_BT.to(device)).flatten(0, 1)[rows_N.to(device)]
+            hidden_Nd = self.base.hidden_states(batch.input_ids_BT).flatten(0, 1)[rows_N.to(device)]
             targets_N = batch.targets_BT.flatten()[rows_N].to(device)
             nll_N = target_losses(hidden_Nd, targets_N, self.base.logits, self.base.vocabulary)
         return torch.stack([nll.sum() for nll in nll_N.split(self._per_cell(supervised_BT).tolist())])

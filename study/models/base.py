@@ -5,6 +5,8 @@ the hidden states of those tokens alone: for a vocabulary of 49152 that is most 
 """
 
 import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +23,23 @@ _DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16), strict=True))
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # of the largest logit: the two ways differ in rounding only
 
 
+def nothing(_: Tensor) -> AbstractContextManager[None]:
+    """Around a pass with which nothing is done."""
+    return nullcontext()
+
+
 @dataclass
 class FrozenBase:
     """A causal language model of transformers, in eval mode, with no parameter that asks for a gradient.
+
+    ``around_pass`` is entered around every :meth:`hidden_states` with its tokens (:mod:`study.models.prefix`).
 
     ``T`` tokens, ``d`` features of the hidden states, ``V`` tokens in the vocabulary, ``N`` chosen tokens.
     """
 
     model: nn.Module
     card: ModelCard
+    around_pass: Callable[[Tensor], AbstractContextManager[None]] = nothing
 
     @property
     def device(self) -> torch.device:
@@ -42,8 +52,13 @@ class FrozenBase:
         return int(self.model.config.get_text_config(decoder=True).vocab_size)  # type: ignore[operator, union-attr]
 
     def hidden_states(self, input_ids_BT: Tensor) -> Tensor:
-        """What the head sees, ``[B, T, d]``: causal, every token real (no mask), positions from 0."""
-        return self.model.base_model(input_ids=input_ids_BT, use_cache=False).last_hidden_state  # type: ignore[operator]
+        """What the head sees, ``[B, T, d]``: causal, every token real (no mask), positions from 0.
+
+        The tokens may be on the CPU, whatever the base is on.
+        """
+        with self.around_pass(input_ids_BT):
+            ids = input_ids_BT.to(self.device)
+            return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # type: ignore[operator]
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """The head on some tokens' hidden states, ``[N, V]``, with all that the family does after it.
