@@ -10,11 +10,11 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from study.models.cache import cache_folder
 
 import study
 from study import hydra_app
 from study.adapters.peft_format import CONFIG, read_adapter
+from study.cache import cache_folder
 from study.cells import plan
 from study.cli import main
 from study.config import CellConfig, ModelConfig
