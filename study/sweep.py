@@ -16,6 +16,7 @@ import torch
 
 from study.adapters import resolve_targets
 from study.agenda import Planned, posted
+from study.allocator import keep_freed_memory
 from study.cells import Cell, to_train
 from study.config import CellConfig
 from study.data import Corpus, build_corpus
@@ -98,6 +99,7 @@ def run(pack: Sequence[Cell]) -> None:
         return
     shared = todo[0].config
     device = choose_device(shared.device)
+    keep_freed_memory()
     corpus = corpus_of(shared)
     needs = {cell.id: need(cell, corpus, device) for cell in todo}
     base = loaded_base(shared, device)
