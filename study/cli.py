@@ -145,7 +145,7 @@ def bench(arguments: tuple[str, ...]) -> None:
 @cli.command("infer-cost")
 @click.option("--model", default="smollm2", show_default=True, help="smollm2, tiny, a folder or a hub name.")
 @click.option("--ranks", default="4,32,256,2048", show_default=True, help="Ranks, each under both rules.")
-@click.option("--rounds", default=8, show_default=True, type=click.IntRange(1), help="Turns of each form.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Turns of each form.")
 @click.option("--tokens", default=256, show_default=True, type=click.IntRange(2), help="Tokens of a prefill.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--precision", default="float32", show_default=True, help="float32 or bf16.")

@@ -272,7 +272,7 @@ def cell_row(record: dict[str, Any]) -> dict[str, Any]:
         "cell_id": record["cell_id"],
         "study": record["study"],
         "model": record["model"],
-        "quant_bits": _number(config["model"].get("quant_bits")),
+        "quant_bits": _number(config.get("model", {}).get("quant_bits")),
         "data": record["data"],
         "optimizer": optimizer["name"],
         "lr": optimizer["lr"],

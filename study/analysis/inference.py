@@ -9,6 +9,7 @@ from study.analysis.fits import LEVEL
 SAME = 0.03
 """How far from 1 a ratio to the base may be and still be called the same."""
 RESAMPLES = 4000
+ROUNDS_FOR_INTERVAL = 3
 KEYS = ("phase", "form", "scaling", "rank")
 PHASES, FORMS = ("prefill", "decode"), ("base", "control", "merged", "unmerged")
 
@@ -46,7 +47,7 @@ def inference_costs(timings: pd.DataFrame) -> pd.DataFrame:
 
 def _interval(values: np.ndarray) -> tuple[float, float]:
     """The percentile interval of the median, by the bootstrap; the base's own is that of 1 with itself."""
-    if len(values) < 3:
+    if len(values) < ROUNDS_FOR_INTERVAL:
         return np.nan, np.nan
     drawn = np.random.default_rng(0).choice(values, (RESAMPLES, len(values)))
     low, high = np.quantile(np.median(drawn, axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -74,8 +75,9 @@ def render_inference(costs: pd.DataFrame) -> Table:
     for name in ("ms", "ratio to the base", "weights GiB", "peak GiB"):
         table.add_column(name, justify="right")
     for row in costs.to_dict("records"):
-        ratio = f"{row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
-        shown = "" if row["form"] == "base" else ratio
+        shown = "" if row["form"] == "base" else f"{row['ratio']:.3f}"
+        if shown and row["rounds"] >= ROUNDS_FOR_INTERVAL:
+            shown += f" [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
         named = [str(row[name] or "") for name in KEYS]
         memory = [f"{row[name]:.3f}" for name in ("weights_gb", "peak_gb")]
         table.add_row(*named, f"{1e3 * row['seconds']:.1f}", shown, *memory)

@@ -38,7 +38,7 @@ RULES = ("lora", "rslora")
 ALPHA = 16.0
 BASES = 3
 """Turns of the base in a round: its time is what all the others are held against."""
-TIMED = {"prefill": 2, "decode": 8}
+TIMED = {"prefill": 2, "decode": 6}
 """Timed passes in a turn, of which the median counts: ``prefill`` is one of all tokens, ``decode`` of a single one."""
 _B_STD = 1e-3  # small beside the weights, so that activations stay what they are in the base
 

@@ -4,6 +4,7 @@ Each is saved to a folder and loaded from it offline, as a user's own model is.
 """
 
 import math
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,11 @@ FAMILIES: dict[str, tuple[PretrainedConfig, set[str], set[str]]] = {
     "phi3": (transformers.Phi3Config(**SMALL), {"qkv_proj", "o_proj"}, {"gate_up_proj", "down_proj"}),
 }
 """A configuration, and the linears of a block's two halves."""
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a folder needs no network"))
 
 
 @pytest.fixture(params=FAMILIES)

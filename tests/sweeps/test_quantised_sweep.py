@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import study
 from study import sweep
+from study.config import CellConfig
 
 Cli = Callable[..., Any]
 SMALL = ["model=tiny", "train.batch_size=2", "data.sequence_length=32", "data.heldout=2", "train.steps=1"]
@@ -55,6 +57,18 @@ def test_an_identity_of_before_there_were_bits_still_holds(study_cli: Cli, jsonl
     del record["config"]["model"]["quant_bits"]
     path.write_text(json.dumps(record))
     assert study.load(str(tmp_path / "results/default")).cells["quant_bits"].isna().all()
+
+
+def test_over_8_bits_on_cuda_every_cell_goes_alone(cell: Callable[..., CellConfig]) -> None:
+    """LLM.int8() looks for outliers over the whole batch: a neighbour would move a cell's numbers."""
+
+    def sizes(device: str, *overrides: str) -> list[int]:
+        cells = sweep.plan([cell(f"adapter.rank={rank}", *overrides) for rank in (2, 3, 4, 5)])
+        return [len(fold) for fold in sweep.folds(cells, torch.device(device))]
+
+    assert sizes("cuda") == sizes("cuda", "model.quant_bits=4") == [4]
+    assert sizes("cuda", "model.quant_bits=8") == sizes("cuda", "model.quant_bits=8", "pack.fold=2") == [1] * 4
+    assert sizes("cpu", "model.quant_bits=8", "pack.fold=2") == [2, 2]
 
 
 @pytest.mark.parametrize(
