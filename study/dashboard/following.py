@@ -14,7 +14,7 @@ import pandas as pd
 
 from study.dashboard.packing import pack_message, pack_values
 from study.dashboard.probes import CellProbes, Layers, Quantity
-from study.store import SCHEMAS, cells_table, load_cell, load_cell_table, load_cells
+from study.store import SCHEMAS, cell_folders, cells_table, load_cell, load_cell_table, load_cells
 
 ENDED = ("complete", "diverged", "failed")
 
@@ -53,7 +53,7 @@ class Following:
     def look(self) -> bool:
         """Read what is new; whether anything is."""
         changed = False
-        for folder in sorted((self.folder / "cells").glob("*")):
+        for folder in cell_folders(self.folder):
             known = self.followed.get(folder.name)
             seen = _files(folder)
             if known and known.seen == seen and known.ended:

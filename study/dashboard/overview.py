@@ -27,7 +27,7 @@ FIRST = (
 before the others where not everything fits into a file."""
 
 CURVES = {"loss": "training loss", "eval_loss": "held-out loss", "grad_norm": "gradient norm, all adapters"}
-MOST_POINTS = 1000
+MOST_POINTS = 400
 """Steps of a loss curve that a page draws; of more, it gets every second, third, and so on."""
 MOST_DF = 200
 """Degrees of freedom up to which the page is given Student's t; beyond, the last is within 0.6 % of the normal's."""
@@ -91,8 +91,13 @@ def _curves(metrics: pd.DataFrame) -> dict[str, Any]:
     for name in CURVES:
         rows = metrics[metrics[name].notna()]
         rows = rows.iloc[:: max(1, math.ceil(len(rows) / MOST_POINTS))]
-        found[name] = {"step": rows["step"].tolist(), "value": [_plain(value) for value in rows[name]]}
+        found[name] = {"step": rows["step"].tolist(), "value": _numbers(rows[name])}
     return found
+
+
+def _numbers(column: "pd.Series[float]") -> list[Any]:
+    values = column.to_numpy(float)
+    return values.tolist() if np.isfinite(values).all() else [_plain(value) for value in values]
 
 
 def _settings(cells: pd.DataFrame) -> list[str]:
@@ -130,8 +135,8 @@ def _rules(cells: pd.DataFrame) -> list[dict[str, Any]]:
             "p": rule.p,
             "tint": {"light": _hex(style.tint(rule, found)), "dark": _hex(style.LOOKS[rule.scaling].shades(0.15))},
             "shades": {
-                "light": {_word(rank): _hex(style.shade(rule, rank, ranks)) for rank in ranks},
-                "dark": {_word(rank): _hex(_shade_on_dark(rule, rank, ranks)) for rank in ranks},
+                "light": {_rank_name(rank): _hex(style.shade(rule, rank, ranks)) for rank in ranks},
+                "dark": {_rank_name(rank): _hex(_shade_on_dark(rule, rank, ranks)) for rank in ranks},
             },
             "marker": {"o": "circle", "s": "square", "^": "triangle-up"}[style.LOOKS[rule.scaling].marker],
         }
@@ -147,6 +152,11 @@ def _shade_on_dark(rule: Rule, rank: float, ranks: Sequence[float]) -> style.RGB
     low, high = min(finite), max(finite)
     at = 0.6 if low == high else (math.log(rank) - low) / (high - low)
     return style.LOOKS[rule.scaling].shades(0.62 * (1 - at))
+
+
+def _rank_name(rank: float) -> str:
+    """As JavaScript writes the number."""
+    return "inf" if math.isinf(rank) else str(int(rank))
 
 
 def _hex(colour: style.RGBA) -> str:

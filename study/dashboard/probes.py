@@ -1,5 +1,6 @@
 """One cell's probed values as dense arrays, steps by layers, a quantity at a time and only when asked for."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +42,7 @@ class Layers:
     def places(self, layers: list[Layer]) -> npt.NDArray[np.intp]:
         return np.array([self.place.setdefault(layer, len(self.place)) for layer in layers], np.intp)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Layer]:
         return iter(self.place)
 
     def __len__(self) -> int:

@@ -31,8 +31,8 @@ from study.dashboard.verdicts import Verdicts
 from study.errors import StudyError
 
 LOCAL = ("127.0.0.1", "localhost")
-LOOK_EVERY = 1.0
-"""Seconds between looks at the disk; longer where a look takes long, so that following never slows training much."""
+LOOK_EVERY, LOOK_AT_LEAST_EVERY = 1.0, 2.5
+"""Seconds between looks at the disk; where a look takes long, ten times as long, so that training is hardly slowed."""
 
 
 def serve(study_dir: Path, host: str, port: int, ready: Callable[[str], None]) -> None:
@@ -45,6 +45,7 @@ def serve(study_dir: Path, host: str, port: int, ready: Callable[[str], None]) -
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen()  # now, so that a browser that is quicker than the application waits for it
     except OSError as error:
         raise StudyError(f"can't serve on {host}:{port} ({error.strerror}): choose another --port or --host") from None
     ready(f"http://{host}:{listening.getsockname()[1]}/")
@@ -107,7 +108,7 @@ class _Watched:
         while True:
             began = time.monotonic()
             await asyncio.to_thread(self._look)
-            await asyncio.sleep(max(LOOK_EVERY, min(3.0, 2 * (time.monotonic() - began))))
+            await asyncio.sleep(min(max(LOOK_EVERY, 10 * (time.monotonic() - began)), LOOK_AT_LEAST_EVERY))
 
     def _look(self) -> None:
         with self.lock:

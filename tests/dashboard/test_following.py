@@ -108,13 +108,13 @@ def test_no_study_is_one_line(tmp_path: Path) -> None:
 def test_the_server_answers_only_for_its_own_name_and_only_with_news(trained: Path) -> None:
     with TestClient(application(Following(trained), ("127.0.0.1",)), base_url="http://127.0.0.1") as client:
         first = client.get("/overview")
-        assert first.json()["counts"]["complete"] == 24
+        assert first.json()["counts"]["complete"] == 18
         again = client.get("/overview", headers={"If-None-Match": first.headers["etag"]})
         assert (again.status_code, again.content) == (304, b"")
         assert client.get("/overview", headers={"Host": "evil.example"}).status_code == 400
         assert client.get("/values", params={"had": "no"}).status_code == 400
         message = client.get("/values", params=NORM._asdict()).content
-        assert len(header(message)["blocks"]) == 26
+        assert len(header(message)["blocks"]) == 20
         assert "plotly.js v" in client.get("/plotly.js").text[:200]
         assert client.get("/").text.startswith("<!doctype html>")
 

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,9 +57,7 @@ def test_a_step_is_on_the_page_within_five_seconds(
     waits = []
     for step in (1, 2, 3):
         one_step(writer, step, {"model.layers.0.q_proj": 1.0 + step})
-        began = time.monotonic()
-        page.wait_for_function(f"page.heat.panels[0].columns.includes({step})", timeout=20_000)
-        waits.append(time.monotonic() - began)
+        waits.append(watched.until(f"page.heat.panels[0].columns.includes({step})"))
     assert min(waits) < 5, "the least of three: a busy machine may delay any one of them"
     assert page.evaluate("page.heat.panels[0].values[0]") == pytest.approx([1, 2, 3, 4], rel=1.1e-3)
 
@@ -68,8 +65,8 @@ def test_a_step_is_on_the_page_within_five_seconds(
     one_step(second, 0, {"model.layers.0.q_proj": 0.5})
     writer.close("complete", steps_done=3)
     second.close("failed", error="OutOfMemoryError: none left", steps_done=0)
-    page.wait_for_function("page.overview.counts.complete === 1 && page.overview.counts.failed === 1")
-    page.wait_for_function("document.getElementById('live').dataset.state === 'still'")
+    watched.until("page.overview.counts.complete === 1 && page.overview.counts.failed === 1")
+    watched.until("document.getElementById('live').dataset.state === 'still'")
     assert "OutOfMemoryError" in page.locator("#cells").inner_text()
     assert page.evaluate("window.sameDocument")
     assert all(url.startswith(address) for url in watched.requests)
@@ -104,18 +101,18 @@ def test_a_sweep_is_followed_to_its_end_and_past_the_servers(
     sweep += ["train.steps=40", "train.batch_size=2", "probes.steps=null", "probes.every=1", "name=odd"]
     sweep += ["adapter.rank=4,8", f"results_dir={folder.parent}"]
     process = subprocess.Popen([*RUN, *sweep], cwd=tmp_path, stderr=subprocess.DEVNULL)
-    page.wait_for_function("page.overview.counts.running > 0", timeout=120_000)
+    watched.until("page.overview.counts.running > 0", 120)
     steps = "Math.max(...page.overview.cells.map(cell => cell.probed))"
     seen = page.evaluate(steps)
-    page.wait_for_function(f"{steps} > {seen}", timeout=60_000)
+    watched.until(f"{steps} > {seen}", 60)
 
     port = int(address.rsplit(":", 1)[1].strip("/"))
     assert servers.stop() == 0
-    page.wait_for_function("document.getElementById('live').dataset.state === 'gone'", timeout=30_000)
+    watched.until("document.getElementById('live').dataset.state === 'gone'", 30)
     assert process.wait(timeout=120) == 0
     assert servers.start(folder, port) == address
-    page.wait_for_function("page.overview.counts.complete === 3 && page.heat.panels.length > 1", timeout=60_000)
-    page.wait_for_function("document.getElementById('live').dataset.state === 'still'")
+    watched.until("page.overview.counts.complete === 3 && page.heat.panels.length > 1", 60)
+    watched.until("document.getElementById('live').dataset.state === 'still'")
     assert page.evaluate("window.sameDocument"), "never reloaded"
     assert page.evaluate("page.view.steps.length") == 41
     assert not [error for error in watched.errors if "ERR_CONNECTION" not in error and "Failed to load" not in error]

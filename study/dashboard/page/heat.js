@@ -62,13 +62,15 @@ function drawHeat(view) {
       const marks = [[0, colour("broken")], [1 / 3, colour("broken")], [1 / 3, "#ffffff"], [2 / 3, "#ffffff"], [2 / 3, colour("none")], [1, colour("none")]];
       data.push({ type: "heatmap", z: panel.marks, xaxis, yaxis: "y", zmin: 0, zmax: 2, colorscale: marks, showscale: false, hoverinfo: "none", hoverongaps: false, meta: n });
     }
-    const shown = spread(panel.columns.length, panel.of === "steps" ? 6 : 3);
+    const shown = panel.of === "steps" ? spread(panel.columns.length, 6).slice(0, 5) : spread(panel.columns.length, 3);
     layout[`xaxis${axis}`] = {
       ...AXIS(), domain: domains[n], showgrid: false, tickangle: 0, range: [-0.5, panel.columns.length - 0.5], tickvals: shown,
       ticktext: shown.map(x => (panel.of === "ranks" ? rankName(panel.columns[x]) : panel.columns[x])),
       title: { text: panel.of === "steps" ? "step" : "rank", standoff: 4, font: { size: 11.5 } },
     };
     layout.annotations.push(heading(panel.head, domains[n], panel.rule));
+    const broken = panel.columns.findIndex((_, x) => panel.values.some(row => row[x] !== undefined && !Number.isFinite(row[x])));
+    if (broken >= 0) layout.annotations.push(brokenFlag(xaxis, broken, panel));
     const x = panel.columns.indexOf(panel.chosen);
     if (x >= 0) layout.shapes.push(box(xaxis, x - 0.5, x + 0.5, -0.5, rows.length - 0.5, panel.columns.length > 60 ? 1 : 1.5));
   });
@@ -107,6 +109,12 @@ function rowMark(view) {
 
 function heading(text, domain, rule) {
   return { text: plain(text), xref: "paper", yref: "paper", x: domain[0], y: 1, yshift: 17, xanchor: "left", yanchor: "middle", showarrow: false, font: { size: 12, color: rule ? tint(rule) : colour("ink") } };
+}
+
+/** A flag over the first column that holds what is not finite: one column of hundreds is a hair's breadth. */
+function brokenFlag(xref, x, panel) {
+  const left = x > panel.columns.length / 2;
+  return { text: `✕ ${panel.of === "steps" ? "step" : "rank"} ${panel.of === "steps" ? panel.columns[x] : rankName(panel.columns[x])}`, xref, x, xanchor: panel.of === "ranks" ? "center" : left ? "right" : "left", yref: "paper", y: 1, yanchor: "top", showarrow: false, font: { size: 11, color: "#ffffff" }, bgcolor: colour("flag"), borderpad: 2 };
 }
 
 const box = (xref, x0, x1, y0, y1, width) => ({ type: "rect", xref, yref: "y", x0, x1, y0, y1, line: { color: colour("ink"), width } });

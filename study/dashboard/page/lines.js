@@ -16,7 +16,7 @@ function drawCurves(id, view, cells, series, { log = true } = {}) {
       drawn.push({ cell, step, value });
       const line = { x: shown.map(k => step[k]), y: shown.map(k => value[k]), xaxis: `x${axis}`, yaxis: "y", hoverinfo: "none", type: "scatter" };
       const chosen = rankOf(cell) === view.rank;
-      data.push({ ...line, mode: shown.length > 40 ? "lines" : "lines+markers", line: { color: shade(rule, rankOf(cell)), width: chosen ? 2.6 : 1.5 }, marker: { size: 4 }, opacity: chosen ? 1 : 0.9, meta: drawn.length - 1 });
+      data.push({ ...line, mode: shown.length > 40 ? "lines" : "lines+markers", line: { color: shade(rule, rankOf(cell)), width: chosen ? 2.6 : 1.5 }, marker: { size: 4 }, opacity: chosen ? 1 : 0.75, meta: drawn.length - 1 });
       if (shown.length) ends.set(rankOf(cell), line.y.at(-1));
       const broken = step.findIndex((_, k) => value[k] !== null && value[k] !== undefined && !Number.isFinite(value[k]));
       if (broken >= 0 || cell.status === "diverged") {

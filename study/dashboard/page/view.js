@@ -39,7 +39,8 @@ class View {
     this.optimizer = one(this.optimizers, made.optimizer);
     const ofOptimizer = overview.cells.filter(cell => cell.optimizer === this.optimizer);
     this.settings = distinct(ofOptimizer.map(cell => cell.setting));
-    this.setting = one(this.settings, made.setting);
+    const size = setting => ofOptimizer.filter(cell => cell.setting === setting).length;
+    this.setting = one(this.settings, made.setting, this.settings.reduce((most, other) => (size(other) > size(most) ? other : most)));
     const cells = ofOptimizer.filter(cell => cell.setting === this.setting);
 
     const there = overview.rules.filter(rule => cells.some(cell => cell.rule === rule.id));
