@@ -15,6 +15,7 @@ from study.analysis.rank_effects import compared_losses, rank_effects, rule_diff
 from study.analysis.rates import best_rates, rate_transfer
 from study.analysis.stable import first_to_read, side_by_side, stable_exponents
 from study.analysis.summary import render_stable, render_table, summary
+from study.analysis.truncations import truncated_losses, truncation_effects
 from study.analysis.verdicts import PRIMARY, VERDICTS, holm, tost, with_verdicts
 
 __all__ = [
@@ -39,6 +40,8 @@ __all__ = [
     "stable_exponents",
     "summary",
     "tost",
+    "truncated_losses",
+    "truncation_effects",
     "with_predictions",
     "with_verdicts",
 ]
