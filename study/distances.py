@@ -1,8 +1,8 @@
 """How far a study's runs are from the run of infinite rank, step by step: the table ``distances``.
 
 A cell's table holds sums, not matrices, so the runs are made once more: the limit of each (:mod:`study.limits`), then
-the cell itself in its rank-free form, the same path within rounding at the cost of rank D; and, for ranks that are no
-cells because nothing could hold them, rank-free runs of their own. Measured with the weights after s updates:
+the cell itself, explicitly, as it was trained; and, where ranks are asked for that nothing could hold, rank-free runs
+of those and, so that the two can be compared, of the cells' own ranks. Measured with the weights after s updates:
 
 ==================  =================================================================  ================================
 measure             per layer, E = delta_w - its limit                                 after the first step
@@ -45,6 +45,8 @@ from study.sweep import choose_device
 from study.training import Fold
 
 MEASURES = ("input_weighted", "frobenius", "loss")
+EXPLICIT, RANK_FREE = "explicit", "rank-free"
+"""``run``: with factors of that rank, or at a cost that does not depend on it (:mod:`study.limits.rank_free`)."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,13 @@ class Snapshot:
 def measure_study(
     study_dir: Path, rank_free: Sequence[int] = (), say: Callable[[str], None] = lambda line: None
 ) -> pd.DataFrame:
-    """The distances of every complete cell that has a limit, at the steps it was probed at, and of rank-free runs of
-    the ranks in ``rank_free`` beside them, one per seed.
+    """The distances of every complete cell that has a limit, at the steps it was probed at; and, where ``rank_free``
+    has ranks, of rank-free runs of them and of the cells' ranks beside those, one per seed.
 
-    Columns: ``cell_id`` (a rank-free run's is what its cell would have), what tells runs apart, ``step``, ``layer``,
-    ``kind``, ``measure``, ``distance``; and ``d_in``, ``d_out``, ``r_align``, ``r_diag`` of the limit's layer, which
-    theory asks for. Holds one limit at a time: ``4 D (O + 2 D)`` bytes a layer and step. ``say`` gets a line for each
-    run. Raises :class:`StudyError` where no cell has a limit.
+    Columns: ``cell_id`` (a rank-free run's begins with ``free``, so that it is no cell's), ``run``, what else tells
+    runs apart, ``step``, ``layer``, ``kind``, ``measure``, ``distance``; and ``d_in``, ``d_out``, ``r_align``,
+    ``r_diag`` of the limit's layer, which theory asks for. Holds one limit at a time: ``4 D (O + 2 D)`` bytes a layer
+    and step. ``say`` gets a line for each run. Raises :class:`StudyError` where no cell has a limit.
     """
     cells = load_cells(study_dir)
     folders = [study_dir / "cells" / cell for cell in cells.loc[cells["status"] == "complete", "cell_id"]]
@@ -83,9 +85,9 @@ def measure_study(
         )
     tables = []
     for finite in groups.values():
-        held = {config.adapter.rank for config in finite}
-        finite += [at_rank(finite[0], rank) for rank in rank_free if rank not in held]
-        tables += _measure_group(sorted(finite, key=lambda config: config.adapter.rank), say)
+        finite.sort(key=lambda config: config.adapter.rank)
+        free = sorted({*rank_free, *(config.adapter.rank for config in finite)}) if rank_free else []
+        tables += _measure_group(finite, [at_rank(finite[0], rank) for rank in free], say)
     return pd.concat(tables, ignore_index=True)
 
 
@@ -189,22 +191,26 @@ def exponents(distances: pd.DataFrame) -> pd.DataFrame:
 
 
 def laws(distances: pd.DataFrame) -> list[str]:
-    """A line for each measure and step: the exponent of the mean over layers of the log, and its interval."""
+    """A line for each measure, step and kind of run: the exponent of the mean over layers of the log, its interval."""
     fits = exponents(distances)
     pooled = fits[(fits["layer"] == "mean_log") & (fits["kind"] == "all") | (fits["site"] == "loss")]
     lines = []
-    for row in pooled.sort_values(["site", "step"]).to_dict("records"):
+    for row in pooled.sort_values(["run", "site", "step"]).to_dict("records"):
         interval = f" [{row['ci_low']:.3f}, {row['ci_high']:.3f}]" if math.isfinite(row["ci_low"]) else ""
         ranks = f"ranks {row['rank_min']:.0f} to {row['rank_max']:.0f}"
-        lines.append(f"{row['site']}, step {row['step']}: exponent {row['exponent']:.3f}{interval}, {ranks}")
+        lines.append(
+            f"{row['run']} {row['site']}, step {row['step']}: exponent {row['exponent']:.3f}{interval}, {ranks}"
+        )
     return lines
 
 
-FACTS = ("study", "model", "data", "optimizer", "lr", "alpha", "init", "scaling", "exponent", "rank", "seed")
+FACTS = ("run", "study", "model", "data", "optimizer", "lr", "alpha", "init", "scaling", "exponent", "rank", "seed")
 """What a row says of its run, as the ``cells`` table does."""
 
 
-def _measure_group(finite: Sequence[CellConfig], say: Callable[[str], None]) -> list[pd.DataFrame]:
+def _measure_group(
+    finite: Sequence[CellConfig], free: Sequence[CellConfig], say: Callable[[str], None]
+) -> list[pd.DataFrame]:
     """Runs that share a limit: it is trained first and kept at every step."""
     config = finite[0]
     base = load_base(config.model, choose_device(config.device), config.precision)
@@ -213,11 +219,13 @@ def _measure_group(finite: Sequence[CellConfig], say: Callable[[str], None]) -> 
     say(f"seed {config.seed}: the limit of {config.optimizer.name} {config.adapter.scaling}")
     limits = list(trajectory(base, corpus, at_rank(config, math.inf), InfiniteRankBank, moments=True))
     tables = []
-    for cell in plan(finite):
-        say(f"seed {config.seed}: rank {cell.config.adapter.rank}")
+    runs = [(EXPLICIT, LoraBank, cell) for cell in plan(finite)] + [(RANK_FREE, RankFreeBank, c) for c in plan(free)]
+    for run, bank_type, cell in runs:
+        say(f"seed {config.seed}: rank {cell.config.adapter.rank}, {run}")
         adapter = cell.config.adapter
         facts = {
-            "cell_id": cell.id,
+            "cell_id": cell.id if run == EXPLICIT else f"free {cell.id}",
+            "run": run,
             "study": cell.config.name,
             "model": cell.card.name,
             "data": cell.config.data.name if cell.config.data.path is None else cell.config.data.path,
@@ -228,8 +236,8 @@ def _measure_group(finite: Sequence[CellConfig], say: Callable[[str], None]) -> 
             "seed": cell.config.seed,
             **{name: getattr(adapter, name) for name in ("alpha", "init", "scaling")},
         }
-        runs = trajectory(base, corpus, cell.config, RankFreeBank)
-        tables += [compare(limit, run).assign(**facts) for limit, run in zip(limits, runs, strict=True)]
+        snapshots = trajectory(base, corpus, cell.config, bank_type)
+        tables += [compare(limit, snapshot).assign(**facts) for limit, snapshot in zip(limits, snapshots, strict=True)]
     return tables
 
 

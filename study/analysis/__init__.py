@@ -17,6 +17,7 @@ from study.analysis.rates import best_rates, rate_transfer
 from study.analysis.stable import first_to_read, side_by_side, stable_exponents
 from study.analysis.summary import render_stable, render_table, summary
 from study.analysis.tasks import task_scores
+from study.analysis.truncations import truncated_losses, truncation_effects
 from study.analysis.verdicts import PRIMARY, VERDICTS, holm, tost, with_verdicts
 
 __all__ = [
@@ -45,6 +46,8 @@ __all__ = [
     "summary",
     "task_scores",
     "tost",
+    "truncated_losses",
+    "truncation_effects",
     "with_predictions",
     "with_verdicts",
 ]

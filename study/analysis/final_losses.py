@@ -32,7 +32,7 @@ def final_losses(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFram
     evaluated = evaluated[evaluated["step"] > 0]
     last = evaluated.sort_values("step").groupby(evaluated["cell_id"].astype(str))["eval_loss"].last()
     loss = ids.map(last).astype(float).where(cells["status"] != "diverged")
-    fan = ids.map(_fans(probes)).astype(float)
+    fan = ids.map(fans(probes)).astype(float)
     rank = cells["rank"].to_numpy(float)
     table = labels.assign(
         cell_id=ids,
@@ -54,8 +54,11 @@ def _seeds(cells: pd.DataFrame) -> Ints:
     return cells.groupby(units, dropna=False).ngroup().to_numpy(np.intp)
 
 
-def _fans(probes: pd.DataFrame) -> "pd.Series[float]":
-    """Sum over a cell's layers of D + O, by cell; nothing where the sizes were not recorded."""
+def fans(probes: pd.DataFrame) -> "pd.Series[float]":
+    """Sum over a cell's layers of D + O, by cell; nothing where the sizes were not recorded.
+
+    An adapter of rank R has R times as many parameters, and costs 6 R times as many FLOPs per trained token.
+    """
     if "d_in" not in probes or probes["d_in"].isna().all():
         return pd.Series(dtype=float)
     layers = probes.loc[probes["layer"] != MODEL_WIDE, ["cell_id", "layer", "d_in", "d_out"]]

@@ -22,6 +22,7 @@ from study.figures.over_steps import exponents_over_training
 from study.figures.over_training import grad_norm_curves, loss_curves
 from study.figures.selection import Absent, Tables
 from study.figures.style import save
+from study.figures.truncated import truncated_losses
 
 __all__ = ["FIGURES", "Absent", "Tables", "draw_all", "save"]
 
@@ -39,6 +40,7 @@ FIGURES: dict[str, Callable[[Tables], Figure]] = {
     "eps_over_ranks": eps_over_ranks,
     "loss_against_rank": loss_against_rank,
     "learning_rate_basins": learning_rate_basins,
+    "truncated_losses": truncated_losses,
     "distance_to_infinite_rank": distance_to_infinite_rank,
     "rank_free_curves": rank_free_curves,
 }

@@ -55,7 +55,7 @@ def conditions(tables: Tables) -> Figure:
     both = pd.concat(list(series.values()), ignore_index=True)
     shown, left_out = laws.measured(holding(tables.cells, both, "adapter_out rms"), both, MOST_FAMILIES)
 
-    entries = 2 * min(max(len(one.family.rules) for one in shown), laws.MOST_RULES) + 1
+    entries = min(max(len(one.family.rules) for one in shown), laws.MOST_RULES) + 2
     page = style.figure(len(shown), 2, ratio=0.58, above=0.3 + 0.14 * entries * len(shown))
     inches = page.get_figwidth() / 2 - 0.6
     drawn: list[laws.Law] = []
@@ -68,9 +68,18 @@ def conditions(tables: Tables) -> Figure:
             found = layer_laws(one.family, rows[rows["step"] == step], tables.exponents, step, where)
             told = {law.rule: theory(one.family, law.rule, quantity, tables.probes, step, law.rank) for law in found}
             curves = [(law, said) for law in found if (said := told[law.rule]) is not None]
-            more = [_draw_theory(ax, law, said) for law, said in curves]
+            lines = [_draw_theory(ax, law, said) for law, said in curves]
+            slopes = {law.rule: _slope(law, said) for law, said in curves if len(set(law.rank)) > 1}
             found = [law if told[law.rule] is None else _straight_only(law) for law in found]
-            laws.draw(ax, found, one.family, heading=HEADINGS[quantity.name], inches=inches, more=more)
+            laws.draw(
+                ax,
+                found,
+                one.family,
+                heading=HEADINGS[quantity.name],
+                inches=inches,
+                curved=slopes,
+                more=[(line, "theory") for line in lines[:1]],
+            )
             drawn += found
             known += [said for _, said in curves]
             style.y_label(ax, f"rms at step {step}", "mean over layers of the log")
@@ -125,15 +134,18 @@ def layers(cells: Iterable[str], quantity: Quantity, probes: pd.DataFrame, step:
     return found
 
 
-def _draw_theory(ax: Axes, law: laws.Law, said: Theory) -> tuple[Line2D, str]:
-    """Lay the curve through the mean of the points; its line and its slope. gid: ``curve <scaling> p=<p>``."""
+def _draw_theory(ax: Axes, law: laws.Law, said: Theory) -> Line2D:
+    """Lay the curve through the mean of the points. gid: ``curve <scaling> p=<p>``."""
     at_points = np.interp(np.log(law.rank), np.log(said.ranks), said.log)
     level = np.mean(np.log(law.value) - at_points)
     dashes: dict[str, Any] = {"color": style.INK, "linestyle": (0, (4, 2)), "linewidth": 0.9, "zorder": 3.5}
     (line,) = ax.plot(said.ranks, np.exp(said.log + level), gid=f"curve {style.gid(law.rule)}", **dashes)
-    if len(set(law.rank)) < 2:
-        return line, "theory"
-    return line, f"theory, {style.name(law.rule)}: {style.number(slope(np.exp(at_points), law.rank))}"
+    return line
+
+
+def _slope(law: laws.Law, said: Theory) -> float:
+    """The curve's own slope over the ranks of the points."""
+    return slope(np.exp(np.interp(np.log(law.rank), np.log(said.ranks), said.log)), law.rank)
 
 
 def _straight_only(law: laws.Law) -> laws.Law:

@@ -33,7 +33,7 @@ MEASURES = {
 }
 """By name in the tables: what a heading calls it, the theory's word for it, and the theory's formula."""
 HELD = 2**14
-"""Above this rank only rank-free runs go: :data:`study.limits.rank_free.HELD`, not imported because that has torch."""
+"""Above this rank only rank-free runs go, and powers of two label the axis."""
 SERIES = ["cell_id", "step", "layer", "value"]
 FACTS = ("study", "model", "data", "optimizer", "lr", "alpha", "init", "scaling", "exponent", "rank", "seed")
 """What a table of distances may say of its runs where they are no cells of the study."""
@@ -45,7 +45,7 @@ def distance_to_infinite_rank(tables: Tables) -> Figure:
 
     Reads ``tables.distances`` (cell_id, rank, scaling, seed, step, layer, kind, measure, distance).
     """
-    rows = _read(tables, "distances")
+    rows = _read(tables)
     rows = rows[rows["cell_id"].isin(set(tables.cells["cell_id"].astype(str)))] if len(rows) else rows
     if rows.empty:
         raise Absent("no distances to infinite rank in the tables: train adapter.rank=inf beside the finite ranks")
@@ -57,35 +57,25 @@ def distance_to_infinite_rank(tables: Tables) -> Figure:
 def rank_free_curves(tables: Tables) -> Figure:
     """The same distances for rank-free runs, whose cost does not depend on the rank, with the explicit runs on them.
 
-    Reads ``tables.rank_free``, or those rows of ``tables.distances`` whose runs are no cells, or all of them where they
-    go beyond :data:`HELD`.
+    Reads ``tables.distances``: the study's cells are explicit, with factors of their rank; the others are rank-free.
     """
-    rows = _read(tables, "rank_free")
-    known = _read(tables, "distances")
-    explicit = known[known["cell_id"].isin(set(tables.cells["cell_id"].astype(str)))] if len(known) else known
-    if rows.empty and len(known):
-        rows = known[~known["cell_id"].isin(set(explicit["cell_id"]))]
-    if rows.empty and len(known):
-        cells = tables.cells[tables.cells["cell_id"].astype(str).isin(set(known["cell_id"]))]
-        if (cells.loc[np.isfinite(cells["rank"]), "rank"] > HELD).any():
-            return _draw(tables, cells, known)
+    rows = _read(tables)
+    is_cell = rows["cell_id"].isin(set(tables.cells["cell_id"].astype(str))) if len(rows) else pd.Series(dtype=bool)
+    rows, explicit = rows[~is_cell], rows[is_cell]
     if rows.empty:
-        raise Absent("no rank-free runs in the tables")
+        raise Absent("no rank-free runs in the tables: study distances RESULTS/NAME --rank-free 65536,1048576")
     facts = [name for name in FACTS if name in rows]
     cells = rows[["cell_id", *facts]].drop_duplicates("cell_id").assign(status="complete").reset_index(drop=True)
     return _draw(tables, cells, rows, explicit)
 
 
-def _read(tables: Tables, name: str) -> pd.DataFrame:
-    """A table that a study may lack, its positive finite distances, with a ``cell_id`` for every run."""
-    table = getattr(tables, name, None)
-    if table is None or len(table) == 0:
+def _read(tables: Tables) -> pd.DataFrame:
+    """The distances that have a logarithm, of a study that may have none."""
+    table = getattr(tables, "distances", pd.DataFrame())
+    if len(table) == 0:
         return pd.DataFrame()
     rows = table[np.isfinite(table["distance"].astype(float)) & (table["distance"] > 0) & (table["step"] > 0)]
     rows = rows.assign(measure=rows["measure"].astype(str), layer=rows["layer"].astype(str), value=rows["distance"])
-    facts = [name for name in FACTS if name in rows]
-    if "cell_id" not in rows:
-        rows = rows.assign(cell_id=rows[facts].astype(str).agg(" ".join, axis=1))
     return rows.assign(cell_id=rows["cell_id"].astype(str))
 
 
@@ -117,6 +107,8 @@ def _draw(tables: Tables, cells: pd.DataFrame, rows: pd.DataFrame, explicit: pd.
                 more += _lay_on(ax, explicit[(explicit["measure"] == measure) & (explicit["step"] == step)])
                 laid_on = True
             laws.draw(ax, found, one.family, heading=MEASURES[measure][0], inches=inches, more=more)
+            if explicit is not None and len(explicit):
+                ax.set_xlim(left=min(ax.get_xlim()[0], 0.7 * explicit["rank"].min()))
             if one.family.finite_ranks[-1] > HELD:
                 _powers(ax, one.family.finite_ranks)
             style.y_label(ax, "distance to infinite rank", "nats" if measure == "loss" else "relative")
@@ -126,7 +118,7 @@ def _draw(tables: Tables, cells: pd.DataFrame, rows: pd.DataFrame, explicit: pd.
         page,
         laws.fine_print(drawn, "one per seed, the mean over layers of the log; bars: 5–95% of layers"),
         "Dashed: theory for the first step, nothing fitted ($D - 0.2$ for a uniform $A$)." if theory else "",
-        "Rings: explicit runs of that rank." if laid_on else "",
+        "Rings: explicit runs, whose factors have that rank." if laid_on else "",
         left_out,
     )
 

@@ -1,6 +1,6 @@
 """Laws in the rank: a statistic against the rank on log-log axes, with the fitted line, its band and its exponent."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,14 +107,18 @@ def draw(
     *,
     heading: str,
     inches: float,
+    curved: Mapping[Rule, float] | None = None,
     more: Sequence[tuple[Line2D, str]] = (),
 ) -> None:
     """Draw a family's laws into one panel, ``inches`` wide, with the slopes in a legend above it, ``more`` below them.
+
+    ``curved``: by rule, the slope of a theory's curve that the caller draws, said behind the rule's own.
 
     gids: ``points|line|band|theory|spread|lost <scaling> p=<p>``.
     """
     handles: list[Any] = []
     labels: list[str] = []
+    curved = curved or {}
     for place, law in enumerate(found):
         colour, who = style.tint(law.rule, family.rules), style.gid(law.rule)
         hollow: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 0.8, "linestyle": "none", "zorder": 4}
@@ -122,7 +126,7 @@ def draw(
         points = ax.plot(law.rank, law.value, color=colour, marker=mark, gid=f"points {who}", **hollow)
         line, theory = _draw_fit(ax, law, colour)
         handles.append((*line, *points))
-        labels.append(_slope(law))
+        labels.append(_slope(law) + (f", theory {style.number(curved[law.rule])}" if law.rule in curved else ""))
         if theory:
             said = f"theory {style.number(law.fit['predicted'])}"  # type: ignore[index]
             if inches < 2.5:  # no room for it behind the slope
@@ -173,7 +177,8 @@ def _slope(law: Law) -> str:
         return style.name(law.rule)
     low, high = law.fit["ci_low"], law.fit["ci_high"]
     digits = 3 if high - low < 0.02 else 2
-    said = f"{style.name(law.rule)}  {style.number(law.fit['exponent'], digits)}"
+    gap = ": " if law.rule.scaling == "power" else "  "  # a name that ends with a number
+    said = f"{style.name(law.rule)}{gap}{style.number(law.fit['exponent'], digits)}"
     return f"{said} [{style.number(low, digits)}, {style.number(high, digits)}]" if np.isfinite(high - low) else said
 
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from study.analysis.final_losses import fans
 from study.figures import style
 from study.figures.final_loss import Sweep, sweeps
 from study.figures.selection import Absent, Rule, Tables, most_varied, rules_left_out
@@ -148,6 +149,7 @@ def loss_against_rank(tables: Tables) -> Figure:
             infinite = infinite or bool(np.isinf(points["rank"]).any())
             edges = edges or bool(points["edge"].any())
             _draw_losses(ax, sweep, points, heading, inches)
+            ax.set_xlabel("rank $r$" + _cost(sweep, tables.probes))
         for ax in panels[len(drawn) :]:
             ax.set_visible(False)
         style.y_label(panels[0], "final held-out loss", "(nats per token)")
@@ -244,6 +246,12 @@ def _draw_losses(ax: Axes, sweep: Sweep, points: pd.DataFrame, heading: str, inc
     style.rank_axis(ax, sweep.family.finite_ranks, inches)
     above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.02), "alignment": "left"}
     ax.legend(handles, labels, title=heading, title_fontsize=8, **above)
+
+
+def _cost(sweep: Sweep, probes: pd.DataFrame) -> str:
+    """What a unit of rank costs, which makes of the rank an axis of adapter FLOPs; nothing where it is not recorded."""
+    of_cell = sweep.cells["cell_id"].map(fans(probes)).dropna() if len(probes) else pd.Series(dtype=float)
+    return f"\n{6 * of_cell.iloc[0] / 1e6:.2g} MFLOP per token and rank" if of_cell.nunique() == 1 else ""
 
 
 def _rate(rate: float) -> str:

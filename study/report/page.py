@@ -15,9 +15,12 @@ from study.analysis import (
     rule_differences,
     side_by_side,
     summary,
+    truncated_losses,
+    truncation_effects,
 )
 from study.analysis.stable import STABLE_COLUMNS
 from study.analysis.summary import interval_text
+from study.analysis.truncations import KEPT
 from study.analysis.verdicts import RATIO
 from study.report.caveats import Record, caveats
 from study.report.task import task_section
@@ -78,6 +81,7 @@ def page(name: str, tables: StudyTables, records: Sequence[Record], pictures: Se
         _rates(tables),
         _losses(tables),
         task_section(tables),
+        _truncations(tables),
         _figures(pictures),
         _what_was_run(tables, records),
     ]
@@ -301,6 +305,36 @@ def _how_far(losses: pd.DataFrame) -> str:
     """How far apart the learning rates are that a matched loss lies between."""
     rates = np.unique(losses.loc[losses["how"] == "matched", "lr"].to_numpy(float))
     return f", here over a factor of up to {np.max(rates[1:] / rates[:-1]):.2g}" if len(rates) > 1 else ""
+
+
+def _truncations(tables: StudyTables) -> str:
+    effects = truncation_effects(truncated_losses(tables.cells, tables.truncations))
+    if effects.empty:
+        return ""
+    several_rates = effects.groupby("optimizer", observed=True)["lr"].nunique().max() > 1
+    heads = ["optimizer", "rule", *(["lr"] if several_rates else []), "trained rank", "held-out loss", "gained"]
+    heads += [f"rank that keeps {KEPT:.0%} of it", "cut to the lowest rank", "loss beyond the run of that rank"]
+    body = [
+        [
+            optimizer_name(row.optimizer),
+            rule_name(row),
+            *([f"{row.lr:g}"] if several_rates else []),
+            plain([row.rank]),
+            f"{row.loss:.4f}",
+            "" if np.isnan(row.gained) else f"{row.gained:+.4f}",
+            "" if np.isnan(row.needed) else plain([row.needed]),
+            "" if np.isnan(row.cut) else f"{row.cut:.4f} (rank {row.lowest:g})",
+            "" if np.isnan(row.beyond) else signed_interval(row.beyond, row.ci_low, row.ci_high),
+        ]
+        for row in row_list(effects)
+    ]
+    return (
+        "## How much of its rank does a trained adapter need?\n\n"
+        + table(heads, body)
+        + "\n\nAfter training every layer's γBA is cut to its k largest singular directions, without training on. "
+        "*Gained* is against the base; *loss beyond* compares the cut adapter with the run that was trained at the "
+        "lowest rank (positive: that run found the better adapter of its rank). Nats per token, means over seeds."
+    )
 
 
 def _figures(pictures: Sequence[Picture]) -> str:

@@ -241,7 +241,7 @@ def test_every_exponent_of_power_has_its_own_fit(tiny, read) -> None:
     tables = tiny(rules=[("power", p) for p in (0.0, 0.5, 1.0)])
     figure = descent_vs_rank(tables)
     labels = [text.get_text() for text in panels(figure)[0].get_legend().get_texts()]
-    assert [label.split("  ")[0] for label in labels] == [f"power, $p = {p}$" for p in ("0", "0.5", "1")]
+    assert [label.split(": ")[0] for label in labels] == [f"power, $p = {p}$" for p in ("0", "0.5", "1")]
     for p in (0.0, 0.5, 1.0):
         fit = row(tables, "power", exponent_p=p, step=0, **DESCENT)
         (line,) = (a for a in read.artists(figure, "line") if a.get_gid() == f"line power p={p:g}")

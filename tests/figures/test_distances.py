@@ -154,13 +154,19 @@ def free(study) -> SimpleNamespace:
             "step": 1,
             "layer": "layers.0.q_proj",
             "kind": "q_proj",
+            "cell_id": f"free {rank} {seed}",
         }
         | {"measure": "frobenius", "distance": np.sqrt((D_IN - 0.2) / rank) * np.exp(0.02 * rng.standard_normal())}
         | {"d_in": D_IN, "optimizer": "sgd", "init": "kaiming"}
         for rank in FREE
         for seed in range(3)
     ]
-    return SimpleNamespace(**{**vars(study), "rank_free": pd.DataFrame(rows)})
+    explicit = study.distances[(study.distances["measure"] == "frobenius") & (study.distances["step"] == 1)]
+    return SimpleNamespace(**{**vars(study), "distances": pd.concat([explicit, pd.DataFrame(rows)])})
+
+
+def _free(tables) -> pd.DataFrame:
+    return tables.distances[tables.distances["cell_id"].str.startswith("free")]
 
 
 def test_rank_free_runs_reach_a_million_beside_the_explicit_ones(free, read) -> None:
@@ -168,34 +174,19 @@ def test_rank_free_runs_reach_a_million_beside_the_explicit_ones(free, read) -> 
     (ax,) = figure.axes
     points = on(ax, read.artists(figure, f"points {WHO}"))
     assert points.get_xdata().max() == 2**20
-    np.testing.assert_allclose(np.sort(points.get_ydata()), np.sort(free.rank_free["distance"]))
+    np.testing.assert_allclose(np.sort(points.get_ydata()), np.sort(_free(free)["distance"]))
     line = on(ax, read.artists(figure, "known frobenius"))
     np.testing.assert_allclose(line.get_ydata(), np.sqrt((D_IN + 1 - 1.2) / line.get_xdata()))
     rings = on(ax, read.artists(figure, "explicit"))
     assert set(rings.get_xdata()) == set(RANKS)
+    assert ax.get_xlim()[0] < min(RANKS), "the rings below the lowest rank-free run are on the page too"
     assert "$2^{20}$" in [t.get_text() for t in ax.get_xticklabels()]
     assert read.collisions(figure) == []
 
 
 def test_runs_that_are_no_cells_are_rank_free(free, read) -> None:
-    rows = free.rank_free.assign(cell_id=[f"free{k}" for k in range(len(free.rank_free))])
-    both = pd.concat([free.distances, rows], ignore_index=True)
-    joined = SimpleNamespace(**{**vars(free), "rank_free": None, "distances": both})
-    points = read.artists(rank_free_curves(joined), f"points {WHO}")[0]
-    np.testing.assert_allclose(np.sort(points.get_ydata()), np.sort(rows["distance"]))
-    explicit = read.artists(distance_to_infinite_rank(joined), f"points {WHO}")[0]
+    explicit = read.artists(distance_to_infinite_rank(free), f"points {WHO}")[0]
     assert set(explicit.get_xdata()) == set(RANKS)
-
-
-def test_rank_free_runs_may_be_cells_like_any_other(free, read) -> None:
-    cells = cells_of(FREE, range(3))
-    ids = [f"c{rank:.0f}-{seed}" for rank, seed in zip(free.rank_free["rank"], free.rank_free["seed"], strict=True)]
-    rows = free.rank_free.assign(cell_id=ids)
-    tables = SimpleNamespace(cells=cells, metrics=free.metrics, probes=free.probes, exponents=free.exponents)
-    tables.distances = rows
-    figure = rank_free_curves(tables)
-    assert read.artists(figure, f"points {WHO}")[0].get_xdata().max() == 2**20
-    assert read.artists(figure, "explicit") == []
 
 
 def test_nothing_collides(study, read) -> None:
