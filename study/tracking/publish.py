@@ -46,11 +46,13 @@ def _send(study_dir: Path, plots: Path, tracker: TrackerConfig, say: Callable[[s
 
     study = study_dir.resolve().name
     tables = analysed(study_dir, say)
-    drawn(study_dir, tables, plots, say)
+    pictures = drawn(study_dir, tables, plots, say)
     exponents = wandb.Artifact(f"{study}-exponents", type="exponents")
     exponents.add_file(str(study_dir / "exponents.parquet"))
     figures = wandb.Artifact(f"{study}-figures", type="figures")
-    figures.add_dir(str(plots))
+    for picture in pictures:
+        for path in sorted(plots.glob(f"{picture.name}.*")):  # as PNG and PDF
+            figures.add_file(str(path))
     run = start_run(tracker, name=f"{study}: exponents and figures", group=study, job_type=SUMMARY)
     rows = summary(tables.exponents)
     for step, at_step in rows.groupby("step"):

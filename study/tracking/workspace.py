@@ -20,7 +20,7 @@ from study.sites import MODEL_WIDE, SITES
 from study.store import load_tables
 from study.tracking.names import norm_of
 from study.tracking.publish import SUMMARY, publish, tracker_of
-from study.tracking.runs import one_line
+from study.tracking.runs import one_line, silenced
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -57,7 +57,8 @@ def workspace(study_dir: Path, tracker: TrackerConfig) -> "Workspace":
 
     tables = load_tables(study_dir)
     probes, ranks = tables.probes, sorted(tables.cells["rank"].unique())
-    sites = [site for site in chosen("tracker.sites", tracker.sites, SITES) if (probes["site"] == site).any()]
+    sent = [site for site in chosen("tracker.sites", tracker.sites, SITES) if (probes["site"] == site).any()]
+    sites = sorted(sent, key=lambda site: site != "adapter_grad")  # the gradient first
     layers = probes[probes["layer"] != MODEL_WIDE]
     kinds = [str(kind) for kind in layers["kind"].drop_duplicates()]
 
@@ -87,7 +88,7 @@ def workspace(study_dir: Path, tracker: TrackerConfig) -> "Workspace":
         sections=sections,
         settings=ws.WorkspaceSettings(max_runs=100),
         runset_settings=ws.RunsetSettings(
-            filters=[ws.Metric("Group") == study, ws.Metric("JobType") != SUMMARY],
+            filters=ws.And(ws.Metric("Group") == study, ws.Metric("JobType") != SUMMARY),
             groupby=[ws.Config("adapter.scaling"), ws.Config("adapter.rank")],
             group_colors={
                 ws.GroupPath(cell.scaling, f"{cell.rank:g}"): to_hex(shade(Rule.of(cell.scaling, 0), cell.rank, ranks))
@@ -98,8 +99,7 @@ def workspace(study_dir: Path, tracker: TrackerConfig) -> "Workspace":
 
 
 def _saved(view: "Workspace", tracker: TrackerConfig) -> str:
-    import wandb
-
+    wandb = silenced()
     if not wandb.login(prompt=False, verify=False):
         raise ValueError("no API key, run `wandb login`")
     view.entity = tracker.entity or wandb.Api().default_entity
