@@ -55,11 +55,9 @@ def _send(study_dir: Path, plots: Path, tracker: TrackerConfig, say: Callable[[s
             figures.add_file(str(path))
     run = start_run(tracker, name=f"{study}: exponents and figures", group=study, job_type=SUMMARY)
     rows = summary(tables.exponents)
-    for step, at_step in rows.groupby("step"):
-        named = zip(at_step["optimizer"], at_step["rule"], at_step["quantity"], at_step["exponent"], strict=True)
-        run.log(
-            {f"exponent/{optimizer} {rule}/{what}": value for optimizer, rule, what, value in named}, step=int(step)
-        )
+    for step in sorted(rows["step"].unique()):
+        here = rows[rows["step"] == step].itertuples()
+        run.log({f"exponent/{row.optimizer} {row.rule}/{row.quantity}": row.exponent for row in here}, step=int(step))
     run.log_artifact(exponents)
     run.log_artifact(figures)
     run.finish()

@@ -172,7 +172,7 @@ def start_run(tracker: TrackerConfig, **about: Any) -> "wandb.Run":
         project=tracker.project,
         entity=tracker.entity,
         dir=folder,
-        mode=tracker.mode,  # type: ignore[arg-type]
+        mode=tracker.mode,
         resume="allow" if tracker.mode == "online" else None,
         reinit="create_new",
         settings=settings,

@@ -62,6 +62,10 @@ def workspace(study_dir: Path, tracker: TrackerConfig) -> "Workspace":
     layers = probes[probes["layer"] != MODEL_WIDE]
     kinds = [str(kind) for kind in layers["kind"].drop_duplicates()]
 
+    def colour(scaling: str, rank: float) -> str:
+        red, green, blue, _ = shade(Rule.of(scaling, 0.0), rank, ranks)
+        return to_hex((red, green, blue))
+
     def line(metric: str) -> panels.LinePlot:
         return panels.LinePlot(title=metric, y=[metric], log_y=True)
 
@@ -91,8 +95,8 @@ def workspace(study_dir: Path, tracker: TrackerConfig) -> "Workspace":
             filters=ws.And(ws.Metric("Group") == study, ws.Metric("JobType") != SUMMARY),
             groupby=[ws.Config("adapter.scaling"), ws.Config("adapter.rank")],
             group_colors={
-                ws.GroupPath(cell.scaling, f"{cell.rank:g}"): to_hex(shade(Rule.of(cell.scaling, 0), cell.rank, ranks))
-                for cell in tables.cells.itertuples()
+                ws.GroupPath(scaling, f"{rank:g}"): colour(scaling, rank)
+                for scaling, rank in zip(tables.cells["scaling"], tables.cells["rank"], strict=True)
             },
         ),
     )
