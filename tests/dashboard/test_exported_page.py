@@ -231,7 +231,8 @@ def test_it_fits_the_screen_light_and_dark(browser: Any, file: Path, width: int,
             const panel = document.querySelector('section');
             const back = light(getComputedStyle(panel).backgroundColor);
             return ['h2', 'h2 small', '.stable', '.collapses', '#same', '#key']
-                .map(name => document.querySelector(name)).filter(Boolean).map(node => light(getComputedStyle(node).color))
+                .map(name => document.querySelector(name)).filter(Boolean)
+                .map(node => light(getComputedStyle(node).color))
                 .map(ink => (Math.max(ink, back) + 0.05) / (Math.min(ink, back) + 0.05)); }"""
     )
     assert len(contrast) >= 5
