@@ -59,7 +59,7 @@ class AdapterConfig:
     targets: Any = MISSING
     init: str = MISSING
     dropout: float = MISSING
-    contraction: str = MISSING
+    contraction: str = "auto"
     path: str | None = None
 
     def __post_init__(self) -> None:
