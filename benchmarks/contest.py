@@ -227,7 +227,7 @@ def _fresh_model(config: CellConfig) -> Any:
     """Loaded as ``from_pretrained`` gives it to a user."""
     checkpoint, device = checkpoint_of(config.model), sweep.choose_device(config.device)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    model = tiny.build().to(device, dtype) if checkpoint is None else hf.load_model(checkpoint, device, dtype)
+    model = tiny.build().to(device, dtype) if checkpoint is None else hf.load_model(checkpoint, device, dtype, None)
     return model.requires_grad_(False)
 
 
