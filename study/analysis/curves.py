@@ -1,6 +1,6 @@
 """Which cells belong together: a curve is one configuration at several ranks and seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +49,7 @@ def curve_columns(exponents: pd.DataFrame) -> list[str]:
     return [name for name in exponents.columns if name not in {*FIT_COLUMNS, *PREDICTION_COLUMNS, *VERDICT_COLUMNS}]
 
 
-def numbered(table: pd.DataFrame, columns: Sequence[str], within: Ints | None = None) -> Ints:
+def numbered(table: pd.DataFrame, columns: Iterable[str], within: Ints | None = None) -> Ints:
     """A number per distinct combination of ``columns`` (and of ``within``), 0, 1, ... as they first appear.
 
     Column by column, so that no row ever becomes a tuple: a million rows in a tenth of a second.

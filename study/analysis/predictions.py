@@ -66,7 +66,7 @@ def with_predictions(
             eps_ratio=eps_ratio[single],
             lazy=np.where(np.isnan(lazy[single]), True, lazy[single] == 1),
         )
-        number = numbered(asked, list(asked))  # most rows ask what another has asked
+        number = numbered(asked, asked.columns)  # most rows ask what another has asked
         first = firsts(number)
         predicted[single] = curves.predictions(asked.take(first), exponents.take(single[first]))[number]
     _pool(exponents, predicted, single, curves.of_row)
@@ -172,7 +172,7 @@ class _Curves:
         means = logs.groupby(by).mean()
         asked = rows[crossed]
         keys = [self.of_row[where[crossed]], asked["step"].to_numpy(int)]
-        keys += [pd.Index(known).get_indexer(asked[name].astype(str)) for name, known in
+        keys += [pd.Index(known).get_indexer(pd.Index(asked[name].astype(str))) for name, known in
                  (("batch", batches), ("layer", layers))]  # fmt: skip
         result.loc[crossed] = np.exp(means.reindex(pd.MultiIndex.from_arrays(keys)).to_numpy(float))
         if "r_back" in result:  # theory's own middle value is within 0.013 of either end's slope

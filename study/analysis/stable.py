@@ -160,7 +160,8 @@ def _all_lazy(lazy: "pd.Series[float]", grid: Ints) -> Floats:
     """By grid: 1 where every rule was lazy, 0 where one was not; NaN where that is not known."""
     of_grid = lazy.groupby(grid)
     least = of_grid.min()
-    return least.where((of_grid.count() == of_grid.size()) | (least == 0)).to_numpy(float)
+    known = (of_grid.count() == of_grid.size()) | (least == 0)
+    return np.where(known, least, np.nan)
 
 
 def _crossings(p_P: Floats, slope_GP: Floats) -> Floats:
@@ -185,7 +186,7 @@ def _once(rows: pd.DataFrame) -> Floats:
     dominates = np.where(ratio <= EPS_DOMINATES, 1, np.where(ratio >= EPS_MATTERS, 0, -1))
     words = ["site", "stat", "optimizer", "init", "clipped"]
     asked = rows[[*words, "step"]].assign(eps_dominates=dominates)
-    number = numbered(asked, list(asked))
+    number = numbered(asked, asked.columns)
     answers = []
     for question in asked.take(firsts(number)).to_dict("records"):
         known = {1: True, 0: False, -1: None}[question["eps_dominates"]]

@@ -36,6 +36,7 @@ def study() -> Callable[..., tuple[pd.DataFrame, pd.DataFrame]]:
         defaults = {
             "study": "s",
             "model": "m",
+            "quant_bits": math.nan,
             "data": "d",
             "optimizer": "sgd",
             "lr": 1e-3,
