@@ -13,10 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from study.analysis.curves import curve_columns, curve_labels
+from study.analysis.curves import curve_columns, curve_labels, firsts, numbered
+from study.analysis.fits import Floats, Ints
+from study.analysis.grids import ALL_KINDS, codes
 from study.inits import INITS
 from study.sites import MODEL_WIDE
-from study.theory import FAMILIES, predicted_exponents
+from study.theory import FAMILIES, LAST_STEP, predicted_exponents
 from study.theory.asymptotics import CLIPS
 from study.theory.curves import MIDDLE_BACK
 
@@ -25,6 +27,9 @@ LAZY_WITHIN = 0.1
 
 COUPLED = ("sgd", "momentum", "nesterov", "adam", "rmsprop")
 POOLED = ("mean_log", "median")
+CROSSED = ("adapter_out", "adapter_in_grad", "delta_w")
+"""The sites whose curves have a crossover, where the alignments are recorded and asked for."""
+NUMBERS = ("d_in", "d_out", "r_align", "r_sign", "r_back")
 
 
 def with_predictions(
@@ -43,147 +48,153 @@ def with_predictions(
     under optimizers that theory has no family for, have no prediction.
     """
     curves = _Curves.of(exponents, cells[np.isfinite(cells["rank"])])
-    lazy = curves.lazy(exponents, metrics, probes)
-    clipped = curves.clipping(exponents, metrics)
+    lazy = curves.lazy(metrics, probes)
+    clipped = curves.clipping(metrics)
     eps_ratio = curves.eps_ratios(exponents, probes)
-    predicted = np.full(len(exponents), np.nan)
-
     known = (
         exponents["optimizer"].isin(FAMILIES).to_numpy()
         & exponents["init"].isin([name for name, init in INITS.items() if init.q is not None]).to_numpy()
     )
-    single = known & ~exponents["layer"].isin(POOLED).to_numpy()
-    rows = exponents[single]
-    numbers = curves.alignments(rows, probes)
-    inits = [INITS[name] for name in rows["init"].astype(str)]
-    predicted[single] = (
-        predicted_exponents(
-            rows["site"].astype(str).to_numpy(),
-            rows["stat"].astype(str).to_numpy(),
-            rows["step"].to_numpy(int),
-            rows["optimizer"].astype(str).to_numpy(),
-            rows["exponent_p"].to_numpy(float),
-            curves.ranks(rows),
-            init=[init.drawn for init in inits],
-            q=[float(init.q or 0.0) for init in inits],
-            kurtosis=[init.kurtosis for init in inits],
-            **numbers,
-            decay=_decay(rows),
+    single = np.flatnonzero(known & ~exponents["layer"].isin(POOLED).to_numpy())
+    predicted = np.full(len(exponents), np.nan)
+    if len(single):
+        rows = exponents[["site", "stat", "batch", "step", "layer", "rank_min", "rank_max"]].take(single)
+        asked = curves.alignments(rows, single, probes).assign(
+            curve=curves.of_row[single],
+            **{name: rows[name].array for name in ("site", "stat", "step", "rank_min", "rank_max")},
             clip=clipped[single],
             eps_ratio=eps_ratio[single],
             lazy=np.where(np.isnan(lazy[single]), True, lazy[single] == 1),
         )
-        if single.any()
-        else np.empty(0)
-    )
-    _pool(exponents, predicted, single)
+        number = numbered(asked, asked.columns)  # most rows ask what another has asked
+        first = firsts(number)
+        predicted[single] = curves.predictions(asked.take(first), exponents.take(single[first]))[number]
+    _pool(exponents, predicted, single, curves.of_row)
     return exponents.assign(
         predicted=predicted, lazy=lazy, clipped=pd.Categorical(clipped, categories=CLIPS), eps_ratio=eps_ratio
     )
 
 
 class _Curves:
-    """Cells by curve: what the rows of one curve have in common, looked up by the curve's number."""
+    """Cells and rows by curve: what the rows of one curve have in common is worked out once."""
 
-    def __init__(self, of_row: npt.NDArray[np.integer[Any]], of_cell: "pd.Series[int]", cells: pd.DataFrame) -> None:
+    def __init__(self, exponents: pd.DataFrame, of_row: Ints, of_cell: "pd.Series[int]", cells: pd.DataFrame) -> None:
         self.of_row, self.of_cell, self.cells = of_row, of_cell, cells
+        self.place = numbered(exponents, ["step"], of_row)
+        first = firsts(self.place)
+        self.places = pd.DataFrame({"curve": of_row[first], "step": exponents["step"].to_numpy(int)[first]})
 
     @classmethod
     def of(cls, exponents: pd.DataFrame, cells: pd.DataFrame) -> "_Curves":
         labels = curve_labels(cells)
         names = [name for name in curve_columns(exponents) if name in labels]
-        both = pd.concat([exponents[names], labels[names]], ignore_index=True).astype(str)
-        number = both.groupby(names, dropna=False, sort=False).ngroup().to_numpy()
-        of_cell = pd.Series(number[len(exponents) :], index=cells["cell_id"].astype(str))
-        return cls(number[: len(exponents)], of_cell, cells)
+        of_row = numbered(exponents, names)
+        distinct = exponents[names].take(firsts(of_row))
+        both = pd.concat([distinct, labels[names]], ignore_index=True).astype(str)
+        number = numbered(both, names)
+        of_cell = pd.Series(number[len(distinct) :], index=cells["cell_id"].astype(str))
+        return cls(exponents, number[: len(distinct)][of_row], of_cell, cells)
 
-    def ranks(self, rows: pd.DataFrame) -> list[Sequence[float]]:
+    def predictions(self, asked: pd.DataFrame, rows: pd.DataFrame) -> Floats:
+        """Theory's slopes for questions: ``asked`` of the rows ``rows`` of the table."""
+        inits = [INITS[name] for name in rows["init"].astype(str)]
+        return predicted_exponents(
+            rows["site"].astype(str).to_numpy(),
+            rows["stat"].astype(str).to_numpy(),
+            rows["step"].to_numpy(int),
+            rows["optimizer"].astype(str).to_numpy(),
+            rows["exponent_p"].to_numpy(float),
+            self._ranks(asked),
+            init=[init.drawn for init in inits],
+            q=[float(init.q or 0.0) for init in inits],
+            kurtosis=[init.kurtosis for init in inits],
+            decay=_decay(rows),
+            **{name: asked[name].to_numpy() for name in (*NUMBERS, "clip", "eps_ratio", "lazy") if name in asked},
+        )
+
+    def _ranks(self, asked: pd.DataFrame) -> list[Sequence[float]]:
         """The finite ranks of each row's curve between its lowest and its highest."""
         rank = self.cells["rank"].to_numpy(float)
         by_curve = {c: np.unique(rank[(self.of_cell == c).to_numpy()]) for c in set(self.of_cell)}
-        known: dict[tuple[int, float, float], tuple[float, ...]] = {}
-        fits: list[Sequence[float]] = []
-        for key in zip(self._curve(rows), rows["rank_min"], rows["rank_max"], strict=True):
-            if key not in known:
-                curve, low, high = key
-                known[key] = tuple(r for r in by_curve[curve] if low <= r <= high)
-            fits.append(known[key])
-        return fits
+        keys = zip(asked["curve"], asked["rank_min"], asked["rank_max"], strict=True)
+        return [tuple(r for r in by_curve[curve] if low <= r <= high) for curve, low, high in keys]
 
-    def clipping(self, exponents: pd.DataFrame, metrics: pd.DataFrame) -> npt.NDArray[Any]:
+    def clipping(self, metrics: pd.DataFrame) -> npt.NDArray[Any]:
         """Per row ``never``, ``always`` or ``some``: how many of its curve's gradients up to its step were clipped."""
         factors = metrics.dropna(subset=["clip_factor"])
         here = [factors["cell_id"].astype(str).map(self.of_cell).to_numpy(), factors["step"].to_numpy(int)]
         by_step = (factors["clip_factor"] < 1).groupby(here).agg(["min", "max"])
-        some = self._so_far(exponents, by_step["max"].groupby(level=0).cummax(), missing=0.0) > 0
-        every = self._so_far(exponents, by_step["min"].groupby(level=0).cummin(), missing=0.0) > 0
+        some = self._so_far(by_step["max"].groupby(level=0).cummax(), missing=0.0) > 0
+        every = self._so_far(by_step["min"].groupby(level=0).cummin(), missing=0.0) > 0
         return np.where(every, "always", np.where(some, "some", "never")).astype(object)
 
-    def eps_ratios(self, exponents: pd.DataFrame, probes: pd.DataFrame) -> npt.NDArray[np.float64]:
+    def eps_ratios(self, exponents: pd.DataFrame, probes: pd.DataFrame) -> Floats:
         """Per row the smallest rms(gradient) / eps over its curve's cells up to its step, median over layers: of the
         random factor for that factor's own sites, else of the trained one, which moves first."""
         ratio = np.full(len(exponents), math.inf)
         if "eps" not in self.cells or self.cells["eps"].isna().all() or "rms" not in probes:
             return ratio
         eps = pd.Series(self.cells["eps"].to_numpy(float), index=self.cells["cell_id"].astype(str))
-        drawn = exponents["init"].astype(str).map({name: init.drawn for name, init in INITS.items()}).fillna("A")
-        own = exponents["site"].isin(["A_grad", "A_update", "B_grad", "B_update"]).to_numpy()
-        own = own & (exponents["site"].astype(str).str[0] == drawn).to_numpy()
-        random, trained = drawn.to_numpy(), np.where(drawn == "A", "B", "A")
-        factor = np.where(own, random, trained)
-        for name in ("A", "B"):
-            of_site = probes[(probes["site"] == f"{name}_grad") & (probes["batch"] == "train") & (probes["rms"] > 0)]
-            cell = of_site["cell_id"].astype(str)
-            rms = of_site["rms"].groupby([cell, of_site["step"].astype(int)]).median().rename("rms").reset_index()
-            of_eps = rms["rms"].to_numpy() / eps.reindex(rms["cell_id"]).to_numpy()
-            of_curve = self.of_cell.reindex(rms["cell_id"]).to_numpy()
-            smallest = pd.Series(of_eps).groupby([of_curve, rms["step"].to_numpy()]).min().groupby(level=0).cummin()
-            found = self._so_far(exponents, smallest, missing=math.inf)
-            ratio = np.where(factor == name, found, ratio)
+        drawn_of = {name: init.drawn for name, init in INITS.items()}
+        drawn_B = exponents["init"].isin([name for name, drawn in drawn_of.items() if drawn == "B"]).to_numpy()
+        of_A, of_B = (exponents["site"].isin([f"{f}_grad", f"{f}_update"]).to_numpy() for f in "AB")
+        factor_A = np.where(drawn_B, ~of_B, of_A)  # the drawn factor's own sites ask for it, all others for the other
+        cell_N, ids = codes(probes["cell_id"])
+        for name, of_factor in (("A", factor_A), ("B", ~factor_A)):
+            row = np.flatnonzero(
+                (probes["site"] == f"{name}_grad") & (probes["batch"] == "train") & (probes["rms"] > 0)
+            )
+            steps = probes["step"].to_numpy()[row].astype(int)
+            rms = pd.Series(probes["rms"].to_numpy()[row]).groupby([cell_N[row], steps]).median()
+            cell = np.array(ids, object)[rms.index.get_level_values(0)]
+            of_eps = rms.to_numpy() / eps.reindex(cell).to_numpy()
+            of_curve = self.of_cell.reindex(cell).to_numpy()
+            smallest = pd.Series(of_eps).groupby([of_curve, rms.index.get_level_values(1).to_numpy()]).min()
+            found = self._so_far(smallest.groupby(level=0).cummin(), missing=math.inf)
+            ratio = np.where(of_factor, found, ratio)
         return np.nan_to_num(ratio, nan=math.inf, posinf=math.inf)
 
-    def alignments(self, rows: pd.DataFrame, probes: pd.DataFrame) -> dict[str, npt.NDArray[np.float64]]:
-        """Each row's layer sizes and alignments: geometric means over the ranks and seeds of its curve, which they do
-        not depend on while training is lazy. Curves are kept apart: at a large learning rate they do."""
-        numbers = [name for name in ("d_in", "d_out", "r_align", "r_sign", "r_back") if name in probes]
-        if not numbers:
-            return {}
-        here = probes[probes["site"].isin(["adapter_out", "adapter_in_grad", "delta_w"]).to_numpy()]
-        curve = here["cell_id"].astype(str).map(self.of_cell).rename("curve")
-        by = [curve, here["step"].astype(int), here["batch"].astype(str), here["layer"].astype(str)]
+    def alignments(self, rows: pd.DataFrame, where: Ints, probes: pd.DataFrame) -> pd.DataFrame:
+        """Layer sizes and alignments of ``rows`` (those at ``where`` in the table): geometric means over the ranks and
+        seeds of its curve, which they do not depend on while training is lazy; NaN where no curve asks for them.
+        Curves are kept apart: at a large learning rate they do depend."""
+        names = [name for name in NUMBERS if name in probes]
+        result = pd.DataFrame(np.nan, index=range(len(rows)), columns=names)
+        crossed = rows["site"].isin(CROSSED).to_numpy() & (rows["step"] <= LAST_STEP).to_numpy()
+        here = np.flatnonzero(probes["site"].isin(CROSSED) & (probes["step"] <= LAST_STEP))
+        if not names or not crossed.any() or not len(here):
+            return result
+        (cell_N, ids), (batch_N, batches), (layer_N, layers) = (codes(probes[n]) for n in ("cell_id", "batch", "layer"))
+        curve = self.of_cell.reindex(ids).to_numpy()[cell_N[here]]
+        by = [curve, probes["step"].to_numpy()[here].astype(int), batch_N[here].astype(int), layer_N[here].astype(int)]
         with np.errstate(divide="ignore", invalid="ignore"):
-            logs = pd.DataFrame({name: np.log(here[name].to_numpy(float)) for name in numbers}, index=here.index)
+            logs = pd.DataFrame({name: np.log(probes[name].to_numpy()[here].astype(float)) for name in names})
         means = logs.groupby(by).mean()
-        names = {"step": int, "batch": str, "layer": str}
-        asked = rows[list(names)].astype(names)
-        asked.insert(0, "curve", self._curve(rows))
-        found = means.reindex(pd.MultiIndex.from_frame(asked))
-        result = {name: np.exp(found[name].to_numpy(float)) for name in numbers}
+        asked = rows[crossed]
+        keys = [self.of_row[where[crossed]], asked["step"].to_numpy(int)]
+        keys += [pd.Index(known).get_indexer(pd.Index(asked[name].astype(str))) for name, known in
+                 (("batch", batches), ("layer", layers))]  # fmt: skip
+        result.loc[crossed] = np.exp(means.reindex(pd.MultiIndex.from_arrays(keys)).to_numpy(float))
         if "r_back" in result:  # theory's own middle value is within 0.013 of either end's slope
-            result["r_back"] = np.where(np.isnan(result["r_back"]), MIDDLE_BACK, result["r_back"])
+            result["r_back"] = result["r_back"].fillna(MIDDLE_BACK)
         return result
 
-    def lazy(self, exponents: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) -> npt.NDArray[np.float64]:
+    def lazy(self, metrics: pd.DataFrame, probes: pd.DataFrame) -> Floats:
         """Per row, whether all cells of the curve were lazy at every probed step up to the row's."""
-        unknown = np.full(len(exponents), np.nan)
         if "loss_after" not in metrics or metrics["loss_after"].isna().all():
-            return unknown
+            return np.full(len(self.of_row), np.nan)
         ratios = lazy_ratios(metrics, probes)
         ratios = ratios.assign(curve=self.of_cell.reindex(ratios["cell_id"]).to_numpy())
         good = (ratios["ratio"].sub(1).abs() <= LAZY_WITHIN).groupby([ratios["curve"], ratios["step"]]).min()
-        return self._so_far(exponents, good.groupby(level=0).cummin(), missing=math.nan)
+        return self._so_far(good.groupby(level=0).cummin(), missing=math.nan)
 
-    def _so_far(self, exponents: pd.DataFrame, by_step: "pd.Series[Any]", missing: float) -> npt.NDArray[np.float64]:
+    def _so_far(self, by_step: "pd.Series[Any]", missing: float) -> Floats:
         """Each row's value of a series over (curve, step), at the last step there that is not after the row's."""
         answers = by_step.astype(float).rename_axis(["curve", "step"]).rename("value").reset_index()
         answers = answers.astype({"curve": int, "step": int}).sort_values("step", kind="stable")
-        asked = pd.DataFrame({"curve": self.of_row.astype(int), "step": exponents["step"].to_numpy(int)})
-        order = asked.reset_index().sort_values("step", kind="stable")
+        order = self.places.astype(int).reset_index().sort_values("step", kind="stable")
         found = pd.merge_asof(order, answers, on="step", by="curve").set_index("index")["value"]
-        return found.reindex(asked.index).fillna(missing).to_numpy(float)
-
-    def _curve(self, rows: pd.DataFrame) -> npt.NDArray[np.integer[Any]]:
-        return self.of_row[rows.index.to_numpy()]
+        return found.reindex(self.places.index).fillna(missing).to_numpy(float)[self.place]
 
 
 def lazy_ratios(metrics: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
@@ -203,24 +214,18 @@ def _decay(rows: pd.DataFrame) -> npt.NDArray[Any]:
     return np.where(rows["weight_decay"].to_numpy(float) == 0, "none", np.where(coupled, "coupled", "decoupled"))
 
 
-def _pool(exponents: pd.DataFrame, predicted: npt.NDArray[np.float64], single: npt.NDArray[np.bool_]) -> None:
+def _pool(exponents: pd.DataFrame, predicted: Floats, single: Ints, curve: Ints) -> None:
     """Fill the pooled rows of ``predicted`` from their layers'."""
-    by = [*curve_columns(exponents), "site", "stat", "batch", "step"]
-    group = exponents[by].groupby(by, dropna=False, observed=True, sort=False).ngroup().to_numpy()
-    kind = exponents["kind"].astype(str).to_numpy()
-    layers = single & (kind != MODEL_WIDE)
-    of_layer = pd.DataFrame({"group": group[layers], "kind": kind[layers], "predicted": predicted[layers]})
-    # A single layer without a prediction leaves its pool without one: the mean would be of other layers.
-    columns = {"mean": ("predicted", _mean), "low": ("predicted", "min"), "high": ("predicted", "max")}
-    of_kind = of_layer.groupby(["group", "kind"]).agg(**columns)
-    of_model = of_layer.assign(kind="all").groupby(["group", "kind"]).agg(**columns)
+    quantity = numbered(exponents, ["site", "stat", "batch", "step"], curve)
+    of_kind = numbered(exponents, ["kind"], quantity)
+    layers = single[(exponents["kind"].take(single) != MODEL_WIDE).to_numpy()]
+    is_mean, of_all = (exponents[name] == value for name, value in (("layer", "mean_log"), ("kind", ALL_KINDS)))
     pooled = exponents["layer"].isin(POOLED).to_numpy()
-    keys = pd.MultiIndex.from_arrays([group[pooled], kind[pooled]], names=["group", "kind"])
-    found = pd.concat([of_kind, of_model]).reindex(keys)
-    is_mean = (exponents["layer"] == "mean_log").to_numpy()[pooled]
-    agreed = (found["high"] - found["low"] < 1e-9).to_numpy()
-    predicted[pooled] = np.where(is_mean | agreed, found["mean"].to_numpy(float), np.nan)
-
-
-def _mean(values: "pd.Series[float]") -> float:
-    return float(values.mean(skipna=False))
+    for group, here in ((of_kind, pooled & ~of_all.to_numpy()), (quantity, pooled & of_all.to_numpy())):
+        of_layer = pd.Series(predicted[layers]).groupby(group[layers])
+        # A single layer without a prediction leaves its pool without one: the mean would be of other layers.
+        mean = of_layer.mean().where(of_layer.count() == of_layer.size())
+        agreed = of_layer.max() - of_layer.min() < 1e-9
+        asked = group[here]
+        taken = is_mean.to_numpy()[here] | agreed.reindex(asked, fill_value=False).to_numpy()
+        predicted[here] = np.where(taken, mean.reindex(asked).to_numpy(), np.nan)

@@ -132,7 +132,7 @@ def _matched(setting: pd.DataFrame) -> pd.DataFrame:
     reference = setting[setting["exponent_p"] == REFERENCE_P]
     rows = []
     for (_, rank, seed), runs in setting.groupby(["exponent_p", "rank", "seed"], sort=False):
-        runs = runs.groupby("step", as_index=False).first().sort_values("step")
+        runs = runs.drop_duplicates("step").sort_values("step")
         step, loss = runs["step"].to_numpy(float), runs["loss"].to_numpy(float)
         mine = reference[(reference["rank"] == rank) & (reference["seed"] == seed)]
         for aim, lr, alpha in mine[["step", "lr", "alpha"]].to_numpy(float):

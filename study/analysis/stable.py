@@ -16,13 +16,14 @@ import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from study.analysis.curves import PREDICTION_COLUMNS, curve_columns
+from study.analysis.curves import PREDICTION_COLUMNS, curve_columns, firsts, numbered
+from study.analysis.fits import Floats, Ints
 from study.inits import INITS
 from study.sites import MODEL_WIDE
 from study.theory import FAMILIES, Modifiers, predict, stable_exponent
+from study.theory.asymptotics import CLIPS
 
 LINEAR_UNTIL = 1
 """The last step at which slopes are exactly linear in p."""
@@ -84,9 +85,7 @@ def _keys(rows: pd.DataFrame) -> list[str]:
 
 def _linear(rows: pd.DataFrame) -> pd.DataFrame:
     """``p* = p + slope / k``, row by row."""
-    theory = _once(rows)
-    factor = np.array([k for k, _ in theory], float)
-    limit = np.array([p for _, p in theory], float)
+    factor, limit = _once(rows).T
     rows, factor, limit = rows[factor > 0], factor[factor > 0], limit[factor > 0]
     p = rows["exponent_p"].to_numpy(float)
     predicted = p + rows["predicted"].to_numpy(float) / factor
@@ -130,15 +129,18 @@ APART = ("scaling", "exponent_p", "seeds", "ranks")
 def _grid(rows: pd.DataFrame) -> pd.DataFrame:
     """Where the slopes over a grid of p cross zero, by linear interpolation; a row per grid that brackets it."""
     same = [name for name in _identity(rows) if name not in (*APART, *PREDICTION_COLUMNS)]
-    grid = rows.groupby(same, dropna=False, observed=True, sort=False).ngroup().to_numpy()
+    grid = numbered(rows, same)
     p_P = np.unique(rows["exponent_p"].to_numpy(float))
     if len(p_P) < 2:
+        return pd.DataFrame()
+    if rows.empty:
         return pd.DataFrame()
     place = grid, np.searchsorted(p_P, rows["exponent_p"].to_numpy(float))
     slope, low, high = (np.full((grid.max() + 1, len(p_P)), np.nan) for _ in range(3))
     for table, name in ((slope, "exponent"), (low, "ci_low"), (high, "ci_high")):
         table[place] = rows[name].to_numpy(float)
-    first = rows[~pd.Series(grid, rows.index).duplicated()][_identity(rows)].reset_index(drop=True)
+    first = rows[_identity(rows)].take(firsts(grid)).reset_index(drop=True)
+    clipped = rows["clipped"].cat.codes.groupby(grid).agg(["min", "max"])
     found = first.assign(
         scaling="power",
         exponent_p=math.nan,
@@ -147,19 +149,22 @@ def _grid(rows: pd.DataFrame) -> pd.DataFrame:
         ci_low=_crossings(p_P, low),  # a falling slope's lower bound crosses zero first
         ci_high=_crossings(p_P, high),
         seeds=rows["seeds"].groupby(grid).min().to_numpy(),
-        lazy=rows["lazy"].groupby(grid).agg(_all_lazy).to_numpy(float),
-        clipped=rows["clipped"].astype(str).groupby(grid).agg(lambda c: c.iloc[0] if c.nunique() == 1 else "some"),
+        lazy=_all_lazy(rows["lazy"], grid),
+        clipped=np.where(clipped["min"] == clipped["max"], np.array(CLIPS, object)[clipped["min"]], "some"),
         eps_ratio=rows["eps_ratio"].groupby(grid).min().to_numpy(),
     )
     return found.dropna(subset=["p_star"])
 
 
-def _all_lazy(lazy: "pd.Series[float]") -> float:
-    """1 where every rule of a grid was lazy, 0 where one was not; NaN where that is not known."""
-    return 0.0 if (lazy == 0).any() else math.nan if lazy.isna().any() else 1.0
+def _all_lazy(lazy: "pd.Series[float]", grid: Ints) -> Floats:
+    """By grid: 1 where every rule was lazy, 0 where one was not; NaN where that is not known."""
+    of_grid = lazy.groupby(grid)
+    least = of_grid.min()
+    known = (of_grid.count() == of_grid.size()) | (least == 0)
+    return np.where(known, least, np.nan)
 
 
-def _crossings(p_P: npt.NDArray[np.float64], slope_GP: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _crossings(p_P: Floats, slope_GP: Floats) -> Floats:
     """The p at which each row falls through zero, between the two neighbours that bracket it; NaN where none do."""
     here, after = slope_GP[:, :-1], slope_GP[:, 1:]
     brackets = (here >= 0) & (after < 0)
@@ -175,23 +180,19 @@ def _identity(rows: pd.DataFrame) -> list[str]:
     return [*curve_columns(rows), *fit, *PREDICTION_COLUMNS]
 
 
-def _once(rows: pd.DataFrame) -> list[tuple[float, float]]:
-    """:func:`_factor` of every row, computed once per distinct question."""
-    words = ["site", "stat", "optimizer", "init", "clipped"]
+def _once(rows: pd.DataFrame) -> Floats:
+    """:func:`_factor` of every row, ``[rows, 2]``, worked out once per distinct question."""
     ratio = rows["eps_ratio"].to_numpy(float)
-    says = [r <= EPS_DOMINATES if r <= EPS_DOMINATES or r >= EPS_MATTERS else None for r in ratio]
-    asked = (
-        rows[words]
-        .astype(str)
-        .assign(step=rows["step"].to_numpy(int), eps_dominates=pd.Series(says, rows.index, dtype=object))
-    )
-    known: dict[tuple[Any, ...], tuple[float, float]] = {}
+    dominates = np.where(ratio <= EPS_DOMINATES, 1, np.where(ratio >= EPS_MATTERS, 0, -1))
+    words = ["site", "stat", "optimizer", "init", "clipped"]
+    asked = rows[[*words, "step"]].assign(eps_dominates=dominates)
+    number = numbered(asked, asked.columns)
     answers = []
-    for key in asked.itertuples(index=False, name=None):
-        if key not in known:
-            known[key] = _factor(**dict(zip(asked.columns, key, strict=True)))
-        answers.append(known[key])
-    return answers
+    for question in asked.take(firsts(number)).to_dict("records"):
+        known = {1: True, 0: False, -1: None}[question["eps_dominates"]]
+        law = {name: str(question[name]) for name in words}
+        answers.append(_factor(**law, step=int(question["step"]), eps_dominates=known))
+    return np.array(answers, float).reshape(-1, 2)[number]
 
 
 def first_to_read(stable: pd.DataFrame) -> pd.DataFrame:

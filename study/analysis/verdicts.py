@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import special
 
-from study.analysis.curves import curve_columns
+from study.analysis.curves import curve_columns, numbered
 from study.analysis.fits import Floats, Ints, Mask
 from study.analysis.grids import ALL_KINDS
 from study.analysis.pooling import POOLINGS
@@ -77,11 +77,11 @@ def with_verdicts(exponents: pd.DataFrame) -> pd.DataFrame:
         margin = math.log(RATIO) / np.log(exponents["rank_max"].to_numpy(float) / exponents["rank_min"].to_numpy(float))
     p_value = tost(slope, exponents["se_slope"].to_numpy(float), exponents["df"].to_numpy(float), margin)
 
-    curve = _numbered(exponents, curve_columns(exponents))
+    curve = numbered(exponents, curve_columns(exponents))
     primary = _primary(exponents, curve)
     pooled = exponents["layer"].isin([*POOLINGS, MODEL_WIDE]).to_numpy(bool)
-    beside = _numbered(exponents, ["batch", "step", "kind", "layer"], curve)
-    along = _numbered(exponents, ["batch", "step", "site", "stat"], curve)
+    beside = numbered(exponents, ["batch", "step", "kind", "layer"], curve)
+    along = numbered(exponents, ["batch", "step", "site", "stat"], curve)
     family = np.where(pooled, beside, along + beside.max(initial=0) + 1)
     p_holm = np.where(primary, p_value, holm(np.where(primary, np.nan, p_value), family))
 
@@ -132,15 +132,6 @@ def holm(p_values: npt.ArrayLike, family: npt.ArrayLike | None = None) -> Floats
     adjusted = np.full(p.shape, np.nan)
     adjusted[order] = pd.Series(np.minimum(left * p_sorted, 1.0)).groupby(label).cummax()
     return adjusted
-
-
-def _numbered(exponents: pd.DataFrame, columns: list[str], within: Ints | None = None) -> Ints:
-    """One number per distinct combination of ``columns`` (and of ``within``), column by column: no object keys."""
-    number = np.zeros(len(exponents), np.int64) if within is None else within.astype(np.int64)
-    for name in columns:
-        codes, values = pd.factorize(exponents[name].array, use_na_sentinel=False)
-        number = pd.factorize(number * max(len(values), 1) + codes)[0]
-    return number
 
 
 def _primary(exponents: pd.DataFrame, curve: Ints) -> Mask:
