@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -70,7 +70,7 @@ def in_order(quantities: Sequence[Quantity]) -> list[Quantity]:
     return sorted(quantities, key=lambda q: (q.batch != "train", places.get((q.site, q.stat), len(places))))
 
 
-def _cell(cell: FollowedCell, row: Mapping[Hashable, Any], setting: str) -> dict[str, Any]:
+def _cell(cell: FollowedCell, row: dict[str, Any], setting: str) -> dict[str, Any]:
     rule = Rule.of(row["scaling"], row["exponent"])
     done = cell.metrics["step"].max() if len(cell.metrics) else 0
     return {
@@ -104,8 +104,8 @@ def _settings(cells: pd.DataFrame) -> list[str]:
     """Per cell what sets it apart from those of its optimizer, rule, rank and seed: ``lr 0.001``; ``""`` if nothing."""
     labels = curve_labels(cells).drop(columns=["scaling", "exponent_p"]).astype(object)
     differing = [
-        name
-        for name in map(str, labels)
+        str(name)
+        for name in labels
         if labels.groupby(labels["optimizer"], observed=True)[name].nunique(dropna=False).max() > 1
     ]
     return [
@@ -160,10 +160,10 @@ def _rank_name(rank: float) -> str:
 
 
 def _hex(colour: tuple[float, ...]) -> str:
-    return str(matplotlib.colors.to_hex(colour))  # type: ignore[arg-type]
+    return matplotlib.colors.to_hex(colour)
 
 
-def _verdict(row: Mapping[Hashable, Any]) -> dict[str, Any]:
+def _verdict(row: dict[str, Any]) -> dict[str, Any]:
     scaling, _, p = str(row["rule"]).partition(" p=")
     names = ("optimizer", "curve", "quantity", "over", "step", "exponent", "ci_low", "ci_high", "predicted", "verdict")
     rule = Rule.of(scaling, float(p) if p else None)
