@@ -1,5 +1,8 @@
 """What adapters cost at inference, from timings taken in turns: medians, ratios to the base, and their intervals."""
 
+from collections.abc import Hashable
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from rich.table import Table
@@ -11,7 +14,7 @@ SAME = 0.03
 RESAMPLES = 4000
 ROUNDS_FOR_INTERVAL = 3
 KEYS = ("phase", "form", "scaling", "rank")
-PHASES, FORMS = ("prefill", "decode"), ("base", "control", "merged", "unmerged")
+PHASES, FORMS = ("prefill", "decode"), ("base", "control", "all merged", "merged", "unmerged")
 
 
 def inference_costs(timings: pd.DataFrame) -> pd.DataFrame:
@@ -20,12 +23,16 @@ def inference_costs(timings: pd.DataFrame) -> pd.DataFrame:
     ``seconds`` is the median over turns. ``ratio`` is the median over rounds of a form's time over the base's mean in
     that round, so that what slows the whole machine down for a while cancels; ``ratio_low`` and ``ratio_high`` are its
     95 % interval, by resampling rounds (NaN with fewer than three). ``same`` says that the interval lies within
-    1 ± 0.03. ``weights_gb`` and ``peak_gb`` are memory, ``peak_ratio`` the peak over the base's.
+    1 ± 0.03. ``all merged`` is every merged adapter of a round taken as one: they have the base's shape, all of them,
+    and together they show a difference that is too small for any of them alone. ``weights_gb`` and ``peak_gb`` are
+    memory, ``peak_ratio`` the peak over the base's.
     """
     own = timings["form"] == "base"
     base = timings[own].groupby(["phase", "round"])["seconds"].mean().rename("base")
     others = timings.join(base, on=["phase", "round"])
     others["ratio"] = others["seconds"] / others["base"]
+    together = others[others["form"] == "merged"].assign(form="all merged", scaling="", rank=0)
+    others = pd.concat([others, together])
     peak = timings[own].groupby("phase")["peak_gb"].first().to_dict()
     rows = []
     for key, turns in others.groupby(list(KEYS), sort=False):
@@ -59,26 +66,34 @@ def inference_verdict(costs: pd.DataFrame) -> str:
     said = []
     for phase, rows in costs.groupby("phase", sort=False):
         merged, unmerged = (rows[rows["form"] == form] for form in ("merged", "unmerged"))
-        told = f"all {len(merged)}" if merged["same"].all() else f"{merged['same'].sum()} of {len(merged)}"
+        together = rows[rows["form"] == "all merged"].iloc[0].to_dict()
+        same = "the same" if together["same"] else "not shown to be the same"
         said.append(
-            f"{phase}: merged {merged['ratio'].min():.3f} to {merged['ratio'].max():.3f} of the base, {told} the same "
-            f"within {SAME:.0%}; unmerged {unmerged['ratio'].min():.2f} to {unmerged['ratio'].max():.2f}"
+            f"{phase}: merged {_ratio(together)} of the base, {same} within {SAME:.0%}; "
+            f"each {merged['ratio'].min():.3f} to {merged['ratio'].max():.3f}, "
+            f"{merged['same'].sum()} of {len(merged)} shown to be the same alone; "
+            f"unmerged {unmerged['ratio'].min():.2f} to {unmerged['ratio'].max():.2f}"
         )
     return "\n".join(said)
+
+
+def _ratio(row: dict[Hashable, Any]) -> str:
+    """``1.003 [0.985, 1.012]``; without an interval where rounds are too few for one."""
+    said = f"{row['ratio']:.3f}"
+    few = row["rounds"] < ROUNDS_FOR_INTERVAL
+    return said if few else f"{said} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
 
 
 def render_inference(costs: pd.DataFrame) -> Table:
     """The costs as a table for a terminal."""
     table = Table(box=None, pad_edge=False)
     for name in ("phase", "form", "rule", "rank"):
-        table.add_column(name)
-    for name in ("ms", "ratio to the base", "weights GiB", "peak GiB"):
-        table.add_column(name, justify="right")
+        table.add_column(name, no_wrap=True)
+    for name in ("ms", "over the base", "GiB", "peak GiB"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in costs.to_dict("records"):
-        shown = "" if row["form"] == "base" else f"{row['ratio']:.3f}"
-        if shown and row["rounds"] >= ROUNDS_FOR_INTERVAL:
-            shown += f" [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
         named = [str(row[name] or "") for name in KEYS]
         memory = [f"{row[name]:.3f}" for name in ("weights_gb", "peak_gb")]
-        table.add_row(*named, f"{1e3 * row['seconds']:.1f}", shown, *memory)
+        ratio = "" if row["form"] == "base" else _ratio(row)
+        table.add_row(*named, f"{1e3 * row['seconds']:.1f}", ratio, *memory)
     return table

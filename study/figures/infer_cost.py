@@ -73,17 +73,18 @@ def _handle(ax: Axes, rule: Rule, rules: list[Rule], form: str) -> Any:
 
 def _fine_print(timings: pd.DataFrame, costs: pd.DataFrame) -> list[str]:
     first, rounds = timings.iloc[0], int(costs["rounds"].max())
-    control = costs[costs["form"] == "control"].set_index("phase")
     said = [
         f"{first['model']}, {first['precision']}, {first['device_name']}, {first['threads']} threads; {rounds} rounds, "
         "every form in each, in an order drawn anew.",
         "Points: medians over rounds of the time over the base's in that round; bars: 95% intervals, by resampling "
         "rounds. Grey: within 3% of the base.",
     ]
-    if len(control):
+    for form, name in (("all merged", "All merged ones together"), ("control", "The base under another name")):
         told = [
-            f"{phase} {row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
-            for phase, row in control.iterrows()
+            f"{row['phase']} {row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
+            for _, row in costs[costs["form"] == form].iterrows()
+            if np.isfinite(row["ratio_low"])
         ]
-        said.append(f"The base under another name: {', '.join(told)}.")
+        if told:
+            said.append(f"{name}: {', '.join(told)}.")
     return said

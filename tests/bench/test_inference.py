@@ -123,21 +123,32 @@ def made_up(factor: Callable[[str, int], float], noise: float = 0.0, rounds: int
 
 def test_ratios_are_to_the_base_of_the_same_round() -> None:
     costs = inference_costs(made_up(lambda form, rank: 1 + rank / 64 if form == "unmerged" else 1.0))
-    assert list(costs["form"].unique()) == ["base", "control", "merged", "unmerged"]
+    assert list(costs["form"].unique()) == ["base", "control", "all merged", "merged", "unmerged"]
     assert list(costs["phase"].unique()) == ["prefill", "decode"]
     row = costs.set_index(["phase", "form", "scaling", "rank"]).loc[("prefill", "unmerged", "lora", 64)]
     assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == pytest.approx((2, 2, 2))
     assert row["peak_ratio"] == pytest.approx(2 / 1.5)
     assert costs.loc[costs["form"] != "unmerged", "same"].all()
     assert not costs.loc[costs["form"] == "unmerged", "same"].any()
-    assert "all 4 the same within 3%; unmerged 1.06 to 2.00" in inference_verdict(costs)
+    said = "merged 1.000 [1.000, 1.000] of the base, the same within 3%; each 1.000 to 1.000, 4 of 4 shown to be the "
+    said += "same alone; unmerged 1.06 to 2.00"
+    assert said in inference_verdict(costs)
 
 
 def test_a_merged_adapter_that_costs_more_is_not_called_the_same() -> None:
     costs = inference_costs(made_up(lambda form, rank: 1.05 if form == "merged" and rank == 64 else 1.0, noise=0.002))
     merged = costs[costs["form"] == "merged"]
     assert list(merged["same"]) == [True, False] * 4
-    assert "2 of 4 the same" in inference_verdict(costs)
+    assert "2 of 4 shown" in inference_verdict(costs)
+    every = inference_costs(made_up(lambda form, _: 1.05 if form == "merged" else 1.0, noise=0.002))
+    assert "merged 1.050" in inference_verdict(every)
+    assert "not shown to be the same within 3%" in inference_verdict(every)
+
+
+def test_together_merged_adapters_say_more_than_each() -> None:
+    costs = inference_costs(made_up(lambda *_: 1.0, noise=0.02)).set_index(["phase", "form"])
+    width = costs["ratio_high"] - costs["ratio_low"]
+    assert width.loc[("prefill", "all merged")].item() < width.loc[("prefill", "merged")].mean()
 
 
 def test_noise_widens_the_interval_until_nothing_is_said() -> None:
