@@ -1,5 +1,8 @@
 """The few rows that a reader wants first, and how they look in a terminal."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 from rich import box
 from rich.table import Table
@@ -131,7 +134,7 @@ def render_stable(stable: pd.DataFrame) -> Table:
         for _, row in part.iterrows():
             table.add_row(
                 "descent" if row["stat"] == "descent" else f"{row['site']} {row['stat']}",
-                "grid" if row["method"] == "grid" else str(row["scaling"]),
+                measured_from(row),
                 str(row["step"]),
                 interval_text(row["p_star"], row["ci_low"], row["ci_high"]),
                 *(
@@ -140,6 +143,13 @@ def render_stable(stable: pd.DataFrame) -> Table:
                 ),
             )
     return table
+
+
+def measured_from(row: "Mapping[Any, Any] | pd.Series[Any]") -> str:
+    """What one p* was read off: a rule's slope, or a grid of p."""
+    if row["method"] == "grid":
+        return "grid"
+    return f"p={row['exponent_p']:g}" if row["scaling"] == "power" else str(row["scaling"])
 
 
 def _caption(summary: pd.DataFrame) -> str:
