@@ -167,8 +167,9 @@ def spread_slopes(
 ) -> Floats:
     """The slope in log rank of the variance of ``y`` over a group's seeds at each rank, ``[G, L]``.
 
-    Weighted as :func:`fit_lines` weighs; NaN where fewer than two ranks have two seeds. A curve is the logarithm of a mean, data are the mean of a logarithm,
-    and what parts the two is half this variance, or twice that (:func:`study.theory.log_bias`).
+    Weighted as :func:`fit_lines` weighs; NaN where fewer than two ranks have two seeds. A curve is the logarithm of a
+    mean, data are the mean of a logarithm, and what parts the two is half this variance, or all of it
+    (:func:`study.theory.log_bias`).
     """
     rank = np.asarray(rank_F, float)
     group_F = strands.group_S[strands.strand_F]

@@ -46,8 +46,8 @@ def with_predictions(
     A ``mean_log`` row is predicted by the mean of its layers' predictions (the slope of a mean is the mean of the
     slopes), less the slope of what a mean of logarithms lies under the logarithm of a mean, where there are seeds that
     tell how far they spread (:func:`~study.theory.log_bias`; over ranks from 4 up SGD's ``adapter_out`` is tilted by
-    0.03); a ``median`` row only where its layers all agree. Slopes under inits whose variance is no power of the rank, and
-    under optimizers that theory has no family for, have no prediction.
+    0.03); a ``median`` row only where its layers all agree. Slopes under inits whose variance is no power of the rank,
+    and under optimizers that theory has no family for, have no prediction.
     """
     curves = _Curves.of(exponents, cells[np.isfinite(cells["rank"])])
     lazy = curves.lazy(metrics, probes)
