@@ -10,6 +10,7 @@ All four begin at the same A (ours is copied into PEFT's, off the clock) and mus
 
 import contextlib
 import gc
+import io
 import math
 import shutil
 import tempfile
@@ -79,7 +80,7 @@ def trainer(config: CellConfig) -> Run:
         with _off_the_clock(run):
             _copy_init(peft_model, config)
 
-    with contextlib.redirect_stdout(None):
+    with contextlib.redirect_stdout(io.StringIO()):
         run.steps, run.losses = peft_script.finetune(model, rows, options_of(config), prepare)
     run.setup += time.perf_counter() - began - sum(run.steps)
     del model
@@ -167,7 +168,7 @@ def _ours(way: str, config: CellConfig) -> Run:
     try:
         began = time.perf_counter()
         config.results_dir = str(folder)
-        with contextlib.redirect_stderr(None):
+        with contextlib.redirect_stderr(io.StringIO()):
             sweep.run(plan([config]))
         wall = time.perf_counter() - began
         metrics = load_tables(folder / config.name).metrics.sort_values("step")
@@ -227,7 +228,7 @@ def _fresh_model(config: CellConfig) -> Any:
     """Loaded as ``from_pretrained`` gives it to a user."""
     checkpoint, device = checkpoint_of(config.model), sweep.choose_device(config.device)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    model = tiny.build().to(device, dtype) if checkpoint is None else hf.load_model(checkpoint, device, dtype)
+    model = tiny.build().to(device, dtype) if checkpoint is None else hf.load_model(checkpoint, device, dtype, None)
     return model.requires_grad_(False)
 
 

@@ -123,7 +123,7 @@ CHANGES = {
     "kind": "down_proj",
     "rank": "4",
     "order": "kind",
-    "layer": "model.layers.3.q_proj",
+    "layer": "model.layers.3.down_proj",
     "curve": "grad_norm",
     "stat": "rms",
     "site": "adapter_out",

@@ -79,7 +79,7 @@ def posted(study_dir: Path, cells: Sequence[Planned]) -> Iterator[None]:
         if not _is_held(path):
             path.unlink(missing_ok=True)
     now = datetime.now(UTC)
-    path = folder / f"{now:%Y%m%dT%H%M%S}-{os.getpid()}.json"
+    path = folder / f"{now:%Y%m%dT%H%M%S%f}-{os.getpid()}.json"
     partial = path.with_name(path.name + ".partial")
     with partial.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

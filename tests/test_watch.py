@@ -22,7 +22,7 @@ def followed(tmp_path_factory: pytest.TempPathFactory, jsonl: Path) -> tuple[Pat
     folder = tmp_path_factory.mktemp("watched")
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     small = ["model=tiny", "data=jsonl", f"data.path={jsonl}", "data.sequence_length=32", "data.heldout=2"]
-    sweep = [*STUDY, "train", "-m", *small, "train.batch_size=2", "train.steps=20", "adapter.rank=2,3,4"]
+    sweep = [*STUDY, "train", "-m", *small, "train.batch_size=2", "train.steps=400", "adapter.rank=2,3,4"]
     train = subprocess.Popen(
         [*sweep, "pack.max_cells=1"], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
     )
@@ -50,7 +50,7 @@ def test_a_watch_follows_a_sweep_to_its_end(followed: tuple[Path, str, str]) -> 
     lines = out.strip().splitlines()
     seen = [line for line in lines if re.match(r"\d\d:\d\d:\d\d  default: ", line)]
     assert any("3 waiting" in line or "2 waiting" in line for line in seen), "from the start"
-    assert any(re.search(r"1 running.*rank [234] lora at step \d+/20", line) for line in seen), seen
+    assert any(re.search(r"1 running.*rank [234] lora at step \d+/400", line) for line in seen), seen
     assert any("of 3 packs done" in line for line in seen)
     assert lines[-1] == "next: study analyze results/default"
     assert "default: 3 complete" in lines

@@ -102,7 +102,8 @@ class Merged(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, dW: Tensor) -> tuple[Tensor | None, ...]:
         A, B, gamma = ctx.saved_tensors  # type: ignore[attr-defined]
-        return None, torch.bmm(B.mT, dW).mul_(gamma), torch.bmm(dW, A.mT).mul_(gamma), None
+        dW = dW * gamma  # D O numbers, where the products of the next line have R (D + O)
+        return None, torch.bmm(B.mT, dW), torch.bmm(dW, A.mT), None
 
 
 def factored(y_KNO: Tensor, x_KND: Tensor, A_KRD: Tensor, B_KOR: Tensor, gamma_K11: Tensor) -> Tensor:

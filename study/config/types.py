@@ -59,7 +59,7 @@ class AdapterConfig:
     targets: Any = MISSING
     init: str = MISSING
     dropout: float = MISSING
-    contraction: str = MISSING
+    contraction: str = "auto"
     path: str | None = None
 
     def __post_init__(self) -> None:
@@ -189,7 +189,7 @@ class TrackerConfig:
     It holds no key to any account: those are W&B's own settings, and so they reach no record.
     """
 
-    name: str = MISSING
+    name: str = "none"
     mode: str = "offline"
     project: str | None = None
     entity: str | None = None

@@ -31,7 +31,7 @@ from study.errors import StudyError
 from study.inits import IMPORTED
 from study.probes import NormProbe
 from study.provenance import provenance
-from study.store import SCHEMAS, CellWriter, rows_of
+from study.store import CellWriter, rows_of
 
 _SGD = {(False, False): "sgd", (True, False): "momentum", (True, True): "nesterov"}
 """By whether there is momentum, and whether it is Nesterov's."""
@@ -95,7 +95,7 @@ def open_cell(
         **provenance(args.device),
     }
     folder = study_dir / "cells" / cell_id
-    earlier = {name: rows_of(folder, name) for name in SCHEMAS} if first else {}
+    earlier = {name: rows_of(folder, name) for name in ("metrics", "probes")} if first else {}
     writer = CellWriter(folder, OmegaConf.to_yaml(OmegaConf.create(asdict(config))), record)
     for name, rows in earlier.items():
         writer.append(name, rows[rows["step"] < first])

@@ -41,8 +41,10 @@ from study.provenance import peak_memory_gb
 from study.sites import MODEL_WIDE, SITES, STATS, USUAL
 from study.store import CellWriter, rows_of
 
-TRACKED = {"adapter_grad": "norm", "adapter_update": "norm", "adapter_out": "rms", "layer_out_grad": "rms"}
-"""What a tracker is shown of every layer: one stat a site. The tables have all of them."""
+SHOWN = (("adapter_grad", "norm"), ("adapter_update", "norm"), ("adapter_update", "descent"))
+"""What the console is shown of the whole model: sites and stats."""
+TRACKED = (("adapter_grad", "norm"), ("adapter_update", "norm"), ("adapter_out", "rms"), ("layer_out_grad", "rms"))
+"""What a tracker is shown of every layer. The tables have every site and stat."""
 
 
 class NormProbeCallback(TrainerCallback):
@@ -88,6 +90,7 @@ class NormProbeCallback(TrainerCallback):
         self._patches = ExitStack()
         self._probed_at: frozenset[int] = frozenset()
         self._evaluated: dict[str, float] = {}
+        self._probing = False
         self._start_step(0)
 
     # The Trainer's events, in their order.
@@ -171,8 +174,7 @@ class NormProbeCallback(TrainerCallback):
 
     def _start_step(self, step: int) -> None:
         self._step, self._row = step, {"step": float(step)}
-        self._probing: bool = step in self._probed_at
-        self._measured = False
+        self._probing, self._measured = step in self._probed_at, False
         self._losses: list[Tensor] = []
         self._real_tokens: list[Tensor | int] = []
 
@@ -229,17 +231,14 @@ class NormProbeCallback(TrainerCallback):
         layers: dict[str, float] = {}
         for name, table in zip(self.probes, tables, strict=True):
             prefix = "probe" if len(self.probes) == 1 else f"probe/{name}"
-            for row in table[table["layer"] == MODEL_WIDE].itertuples():
-                whole |= {f"{prefix}/{row.site}_norm": row.norm}
-                if row.site == "adapter_update":
-                    whole |= {f"{prefix}/descent": row.descent}
-            for site, stat in TRACKED.items():
-                rows = table[(table["site"] == site) & (table["layer"] != MODEL_WIDE)]
-                if stat in rows:
-                    values = zip(rows["layer"], rows[stat], strict=True)
-                    layers |= {f"{prefix}/{site}_{stat}/{layer}": float(value) for layer, value in values}
-        # transformers' own log, not a subclass's: TRL's empties its running means whenever it is called.
-        Trainer.log(self.trainer, {key: float(value) for key, value in whole.items()})
+            for shown, numbers in ((SHOWN, whole), (TRACKED, layers)):
+                for site, stat in shown:
+                    rows = table[(table["site"] == site) & ((table["layer"] == MODEL_WIDE) == (shown is SHOWN))]
+                    for layer, value in zip(rows["layer"], rows.get(stat, ()), strict=False):
+                        of_layer = "" if layer == MODEL_WIDE else f"/{layer}"
+                        numbers[f"{prefix}/{site}_{stat}{of_layer}"] = float(value)
+        if whole:  # transformers' own log, not a subclass's: TRL's empties its running means whenever it is called
+            Trainer.log(self.trainer, whole)
         for callback in self.trainer.callback_handler.callbacks:
             if self._reporters and isinstance(callback, self._reporters):
                 callback.on_log(self.trainer.args, state, control, model=self.trainer.model, logs=dict(layers))

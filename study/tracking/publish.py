@@ -46,19 +46,18 @@ def _send(study_dir: Path, plots: Path, tracker: TrackerConfig, say: Callable[[s
 
     study = study_dir.resolve().name
     tables = analysed(study_dir, say)
-    drawn(study_dir, tables, plots, say)
+    pictures = drawn(study_dir, tables, plots, say)
     exponents = wandb.Artifact(f"{study}-exponents", type="exponents")
     exponents.add_file(str(study_dir / "exponents.parquet"))
     figures = wandb.Artifact(f"{study}-figures", type="figures")
-    figures.add_dir(str(plots))
+    for picture in pictures:
+        for path in sorted(plots.glob(f"{picture.name}.*")):  # as PNG and PDF
+            figures.add_file(str(path))
     run = start_run(tracker, name=f"{study}: exponents and figures", group=study, job_type=SUMMARY)
     rows = summary(tables.exponents)
-    for step in sorted(set(rows["step"])):
-        at_step = rows[rows["step"] == step]
-        named = zip(at_step["optimizer"], at_step["rule"], at_step["quantity"], at_step["exponent"], strict=True)
-        run.log(
-            {f"exponent/{optimizer} {rule}/{what}": value for optimizer, rule, what, value in named}, step=int(step)
-        )
+    for step in sorted(rows["step"].unique()):
+        here = rows[rows["step"] == step].itertuples()
+        run.log({f"exponent/{row.optimizer} {row.rule}/{row.quantity}": row.exponent for row in here}, step=int(step))
     run.log_artifact(exponents)
     run.log_artifact(figures)
     run.finish()

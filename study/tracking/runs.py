@@ -135,14 +135,21 @@ def tracker(config: TrackerConfig, pack: int, say: Callable[[str], None]) -> Tra
     return Untracked() if config.name == "none" or WandbRuns.given_up else WandbRuns(config, pack, say)
 
 
+def silenced() -> Any:
+    """The ``wandb`` package with its own lines in the terminal turned off: they would run into the display's."""
+    import wandb
+
+    wandb.setup(settings=wandb.Settings(silent=True))
+    return wandb
+
+
 def start_run(tracker: TrackerConfig, **about: Any) -> "wandb.Run":
     """A run of W&B that is one of several in this process and leaves terminal, code and machine alone.
 
     Raises what W&B raises, and ``OSError`` where ``tracker.dir`` can't be written: W&B itself would quietly write
     elsewhere.
     """
-    import wandb
-
+    wandb = silenced()
     if tracker.mode == "online" and not wandb.login(prompt=False, verify=False):
         raise ValueError("no API key: run `wandb login`, or use tracker.mode=offline")
     folder = Path(tracker.dir or ".")
@@ -153,6 +160,7 @@ def start_run(tracker: TrackerConfig, **about: Any) -> "wandb.Run":
         silent=True,
         console="off",
         disable_git=True,  # the record has the commit, the versions and the device ...
+        x_save_requirements=False,
         save_code=False,
         x_disable_meta=True,  # ... and what else W&B would note, arguments and environment, is nobody's business
         x_disable_stats=True,
@@ -164,7 +172,7 @@ def start_run(tracker: TrackerConfig, **about: Any) -> "wandb.Run":
         project=tracker.project,
         entity=tracker.entity,
         dir=folder,
-        mode=tracker.mode,  # type: ignore[arg-type]
+        mode=tracker.mode,
         resume="allow" if tracker.mode == "online" else None,
         reinit="create_new",
         settings=settings,

@@ -20,7 +20,7 @@ from study.sites import MODEL_WIDE, SITES
 from study.store import load_tables
 from study.tracking.names import norm_of
 from study.tracking.publish import SUMMARY, publish, tracker_of
-from study.tracking.runs import one_line
+from study.tracking.runs import one_line, silenced
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -57,9 +57,14 @@ def workspace(study_dir: Path, tracker: TrackerConfig) -> "Workspace":
 
     tables = load_tables(study_dir)
     probes, ranks = tables.probes, sorted(tables.cells["rank"].unique())
-    sites = [site for site in chosen("tracker.sites", tracker.sites, SITES) if (probes["site"] == site).any()]
+    sent = [site for site in chosen("tracker.sites", tracker.sites, SITES) if (probes["site"] == site).any()]
+    sites = sorted(sent, key=lambda site: site != "adapter_grad")  # the gradient first
     layers = probes[probes["layer"] != MODEL_WIDE]
     kinds = [str(kind) for kind in layers["kind"].drop_duplicates()]
+
+    def colour(scaling: str, rank: float) -> str:
+        red, green, blue, _ = shade(Rule.of(scaling, 0.0), rank, ranks)
+        return to_hex((red, green, blue))
 
     def line(metric: str) -> panels.LinePlot:
         return panels.LinePlot(title=metric, y=[metric], log_y=True)
@@ -87,19 +92,18 @@ def workspace(study_dir: Path, tracker: TrackerConfig) -> "Workspace":
         sections=sections,
         settings=ws.WorkspaceSettings(max_runs=100),
         runset_settings=ws.RunsetSettings(
-            filters=[ws.Metric("Group") == study, ws.Metric("JobType") != SUMMARY],
+            filters=ws.And(ws.Metric("Group") == study, ws.Metric("JobType") != SUMMARY),
             groupby=[ws.Config("adapter.scaling"), ws.Config("adapter.rank")],
             group_colors={
-                ws.GroupPath(str(scaling), f"{rank:g}"): to_hex(shade(Rule.of(str(scaling), 0), float(rank), ranks))
-                for scaling, rank in tables.cells[["scaling", "rank"]].to_numpy()
+                ws.GroupPath(scaling, f"{rank:g}"): colour(scaling, rank)
+                for scaling, rank in zip(tables.cells["scaling"], tables.cells["rank"], strict=True)
             },
         ),
     )
 
 
 def _saved(view: "Workspace", tracker: TrackerConfig) -> str:
-    import wandb
-
+    wandb = silenced()
     if not wandb.login(prompt=False, verify=False):
         raise ValueError("no API key, run `wandb login`")
     view.entity = tracker.entity or wandb.Api().default_entity

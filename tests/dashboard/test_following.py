@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from matplotlib.colors import to_hex
 from starlette.testclient import TestClient
 
 import study
@@ -21,6 +22,8 @@ from study.dashboard.probes import Quantity
 from study.dashboard.server import application
 from study.dashboard.verdicts import Verdicts
 from study.errors import StudyError
+from study.figures import style
+from study.figures.selection import Rule
 from study.store import CellWriter
 
 NORM = Quantity("adapter_grad", "norm", "train")
@@ -155,3 +158,10 @@ def test_a_taken_port_is_one_line(trained: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(StudyError, match=f"can't serve on 127.0.0.1:{port}"):
             serve(trained, "127.0.0.1", port, lambda address: pytest.fail(address))
+
+
+def test_a_rule_has_the_colours_of_the_figures(trained: Path) -> None:
+    rules = {rule["id"]: rule for rule in overview(Following(trained), Verdicts(), live=False)["rules"]}
+    for scaling, p in (("lora", 1.0), ("rslora", 0.5)):
+        drawn = {r: to_hex(style.shade(Rule.of(scaling, p), r, [2.0, 4.0, 8.0])) for r in (2.0, 4.0, 8.0)}
+        assert rules[f"{scaling} p={p:g}"]["shades"]["light"] == {f"{rank:g}": shade for rank, shade in drawn.items()}

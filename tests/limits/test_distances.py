@@ -119,7 +119,7 @@ def test_a_study_without_a_limit_is_said_in_a_line(study_cli: Callable, tmp_path
     ran = study_cli("distances", str(tmp_path / "adam"), "--rank-free", "4,x")
     assert (ran.code, ran.err) == (
         2,
-        "study: --rank-free=4,x is no list of ranks: give whole numbers such as 65536,1048576\n",
+        "study: --rank-free=4,x is no list of ranks: give whole numbers such as 256,1024\n",
     )
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 
 import study
 from study import sweep
+from study.cells import plan
 from study.config import CellConfig
+from study.planning import Estimate
 
 Cli = Callable[..., Any]
 SMALL = ["model=tiny", "train.batch_size=2", "data.sequence_length=32", "data.heldout=2", "train.steps=1"]
@@ -59,12 +62,19 @@ def test_an_identity_of_before_there_were_bits_still_holds(study_cli: Cli, jsonl
     assert study.load(str(tmp_path / "results/default")).cells["quant_bits"].isna().all()
 
 
-def test_over_8_bits_on_cuda_every_cell_goes_alone(cell: Callable[..., CellConfig]) -> None:
+def test_over_8_bits_on_cuda_every_cell_goes_alone(
+    cell: Callable[..., CellConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """LLM.int8() looks for outliers over the whole batch: a neighbour would move a cell's numbers."""
 
     def sizes(device: str, *overrides: str) -> list[int]:
-        cells = sweep.plan([cell(f"adapter.rank={rank}", *overrides) for rank in (2, 3, 4, 5)])
-        return [len(fold) for fold in sweep.folds(cells, torch.device(device))]
+        cells = plan([cell(f"adapter.rank={rank}", *overrides) for rank in (2, 3, 4, 5)])
+        needs = {each.id: Estimate(base_bytes=1, own_bytes=1, flops=1.0) for each in cells}
+        base: Any = SimpleNamespace(device=torch.device(device))
+        return [len(fold) for fold in sweep.folds(cells, needs, base, None)]  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sweep, "budget", lambda *_: 2**30)
+    monkeypatch.setattr(sweep, "fastest_fold", lambda *_: 4)
 
     assert sizes("cuda") == sizes("cuda", "model.quant_bits=4") == [4]
     assert sizes("cuda", "model.quant_bits=8") == sizes("cuda", "model.quant_bits=8", "pack.fold=2") == [1] * 4

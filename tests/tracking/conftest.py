@@ -15,9 +15,12 @@ WANDB = Path(sys.executable).parent / "wandb"
 
 @pytest.fixture(scope="session")
 def study_process(jsonl: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``study_process(folder, "train", ...)``: the console script in a process of its own, on the tiny model."""
+    """``study_process(folder, "train", ...)``: the console script in a process of its own, on the tiny model.
 
-    def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    ``first`` is code to run before it, keywords are environment variables.
+    """
+
+    def run(folder: Path, *arguments: str, first: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
         command, *rest = arguments
         flags = [argument for argument in rest if argument.startswith("-")]
         small = ["model=tiny", "train.batch_size=2", "data=jsonl", f"data.path={jsonl}", "data.sequence_length=32"]
@@ -25,7 +28,7 @@ def study_process(jsonl: Path) -> Callable[..., subprocess.CompletedProcess[str]
         line = [command, *flags, *small, *(argument for argument in rest if argument not in flags)]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
         return subprocess.run(
-            [sys.executable, "-c", "from study.cli import main; main()", *line],
+            [sys.executable, "-c", f"from study.cli import main; {first}\nmain()", *line],
             cwd=folder,
             env=clean | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"} | environment,
             capture_output=True,

@@ -57,7 +57,8 @@ def test_the_workspace_has_a_section_a_site_and_a_panel_a_kind(study_dir: Path) 
     assert tracker is not None
     spec = workspace(study_dir, tracker)._spec["spec"]["section"]
     sections = {part["name"]: part["panels"] for part in spec["panelBankConfig"]["sections"]}
-    assert list(sections) == ["training", "against rank", "adapter_grad", "adapter_out", "adapter_in_grad", "delta_w"]
+    sites = ["adapter_grad", "adapter_out", "adapter_in_grad", "delta_w"]
+    assert list(sections) == ["training", "against rank", *sites], "the gradient first"
     kinds = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     for site, prefix in (("adapter_grad", "grad_norm"), ("delta_w", "delta_w_norm")):
         regexes = [panel["config"]["metricRegex"] for panel in sections[site]]

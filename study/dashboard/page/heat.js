@@ -51,9 +51,10 @@ function drawHeat(view) {
   const data = [], layout = { margin: { l: 68, r: 84, t: 26, b: 44 }, annotations: [], shapes: [] };
   const strip = fits.some(fit => fit.lines.some(Boolean));
   const widths = [...panels.map(panel => (panel.of === "steps" ? 3 : 1.25)), ...(strip ? [1.6] : [])];
-  const gap = 0.012, unit = (1 - gap * (widths.length - 1)) / sum(widths);
+  const gap = 0.012, more = strip ? 0.018 : 0, unit = (1 - more - gap * (widths.length - 1)) / sum(widths);
   let left = 0;
   const domains = widths.map(width => { const domain = [left, left + width * unit]; left = domain[1] + gap; return domain; });
+  if (strip) domains.push(domains.pop().map(x => x + more));
 
   panels.forEach((panel, n) => {
     const axis = n === 0 ? "" : String(n + 1), xaxis = `x${axis}`;
@@ -62,7 +63,7 @@ function drawHeat(view) {
       const marks = [[0, colour("broken")], [1 / 3, colour("broken")], [1 / 3, "#ffffff"], [2 / 3, "#ffffff"], [2 / 3, colour("none")], [1, colour("none")]];
       data.push({ type: "heatmap", z: panel.marks, xaxis, yaxis: "y", zmin: 0, zmax: 2, colorscale: marks, showscale: false, hoverinfo: "none", hoverongaps: false, meta: n });
     }
-    const shown = panel.of === "steps" ? spread(panel.columns.length, 6).slice(0, 5) : spread(panel.columns.length, 3);
+    const many = panel.columns.length, shown = panel.of === "ranks" ? spread(many, 3) : many > 6 ? spread(many, 6).slice(0, 5) : spread(many, 6);
     layout[`xaxis${axis}`] = {
       ...AXIS(), domain: domains[n], showgrid: false, tickangle: 0, range: [-0.5, panel.columns.length - 0.5], tickvals: shown,
       ticktext: shown.map(x => (panel.of === "ranks" ? rankName(panel.columns[x]) : panel.columns[x])),

@@ -5,7 +5,7 @@
 function drawCurves(id, view, cells, series, { log = true } = {}) {
   const rules = view.rules.filter(rule => cells.some(cell => cell.rule === rule.id));
   const data = [], layout = { margin: { l: 62, r: 34, t: 24, b: 38 }, annotations: [] };
-  const gap = 0.03, width = (1 - gap * (rules.length - 1)) / Math.max(1, rules.length);
+  const gap = 0.07, width = (1 - gap * (rules.length - 1)) / Math.max(1, rules.length);
   const drawn = [], labelled = [];
   rules.forEach((rule, n) => {
     const axis = n === 0 ? "" : String(n + 1), domain = [n * (width + gap), n * (width + gap) + width];
@@ -16,7 +16,7 @@ function drawCurves(id, view, cells, series, { log = true } = {}) {
       drawn.push({ cell, step, value });
       const line = { x: shown.map(k => step[k]), y: shown.map(k => value[k]), xaxis: `x${axis}`, yaxis: "y", hoverinfo: "none", type: "scatter" };
       const chosen = rankOf(cell) === view.rank;
-      data.push({ ...line, mode: shown.length > 40 ? "lines" : "lines+markers", line: { color: shade(rule, rankOf(cell)), width: chosen ? 2.6 : 1.5 }, marker: { size: 4 }, opacity: chosen ? 1 : 0.75, meta: drawn.length - 1 });
+      data.push({ ...line, mode: shown.length > 40 ? "lines" : "lines+markers", line: { color: shade(rule, rankOf(cell)), width: chosen ? 2.4 : 1.4 }, marker: { size: 4 }, opacity: chosen ? 1 : 0.75, meta: drawn.length - 1 });
       if (shown.length) ends.set(rankOf(cell), line.y.at(-1));
       const broken = step.findIndex((_, k) => value[k] !== null && value[k] !== undefined && !Number.isFinite(value[k]));
       if (broken >= 0 || cell.status === "diverged") {
@@ -73,6 +73,6 @@ function drawFit(view) {
     xaxis: { ...AXIS(), type: "log", tickvals: ranks, ticktext: ranks.map(rankName), title: { text: "rank", standoff: 4, font: { size: 11.5 } } },
     yaxis: logAxis(all.map(dot => dot.value)),
   });
-  byId("fit-title").textContent = said.length ? `Exponent at step ${view.step}: ${said.join(" · ")}` : `No exponent at step ${view.step}: it needs two ranks`;
+  byId("fit-title").textContent = said.length ? `Slope at step ${view.step}: ${said.join(" · ")}` : `No slope at step ${view.step}: it needs two ranks`;
   return all;
 }
