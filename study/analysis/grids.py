@@ -59,7 +59,7 @@ class Grid:
         return np.column_stack([y_FL, *columns]), np.column_stack([np.ones(y_FL.shape, np.intp), *counts])
 
     def means(self, values_GL: Floats) -> Floats:
-        """A layer's number as the mean over the layers of each pool, ``[G, C]``: in the columns of ``mean_log`` alone."""
+        """A layer's number as the mean over the layers of each pool, ``[G, C]``, NaN in other columns."""
         found = np.full((len(values_GL), len(self.layer_C)), np.nan)
         first = values_GL.shape[1]
         for column, members in zip(range(first, len(self.layer_C), len(POOLINGS)), self.pools, strict=True):

@@ -19,7 +19,7 @@ from study.analysis import (
     truncation_effects,
 )
 from study.analysis.stable import STABLE_COLUMNS
-from study.analysis.summary import interval_text, measured_from
+from study.analysis.summary import interval_text, measured_from, told_apart
 from study.analysis.truncations import KEPT
 from study.analysis.verdicts import RATIO
 from study.report.caveats import Record, caveats
@@ -135,7 +135,7 @@ def _stable(tables: StudyTables) -> str:
     rows = side_by_side(stable)
     if rows.empty:
         return ""
-    apart = _told_apart(rows)
+    apart = told_apart(rows, [name for name in curve_columns(rows) if name not in STABLE_COLUMNS])
     last = rows["step"] == rows.groupby("method")["step"].transform("max")
     rows = rows[(rows["method"] == "linear") | last]
     high = sorted(rows["high_rank_min"].dropna().unique())
@@ -182,14 +182,6 @@ def _at_lowest_rate(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     lowest = table.groupby("optimizer", observed=True)["lr"].transform("min")
     rates = ", ".join(f"{rate:g}" for rate in sorted(set(lowest)))
     return table[table["lr"] == lowest], f" All at the lowest learning rate ({rates}), the end that theory is about."
-
-
-def _told_apart(rows: pd.DataFrame) -> list[str]:
-    """The columns, beside rule and optimizer, in which the curves of ``rows`` differ."""
-    ours = {"optimizer", "scaling", "exponent_p", *STABLE_COLUMNS}
-    knobs = [name for name in curve_columns(rows) if name not in ours]
-    # A knob at one value per optimizer, such as eps, goes without saying.
-    return [name for name in knobs if rows.groupby("optimizer", observed=True)[name].nunique(dropna=False).max() > 1]
 
 
 def _values(row: Mapping[Any, Any], names: Sequence[str]) -> list[str]:
