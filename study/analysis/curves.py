@@ -33,7 +33,7 @@ FIT_COLUMNS = (
     *("exponent", "ci_low", "ci_high", "interval", "seeds", "ranks", "rank_min", "rank_max"),
     *("points", "dropped", "layers"),
     *("log_rank_mean", "log_stat_mean", "se_slope", "se_mean", "cov", "df", "t_crit"),
-    *("layer_p05", "layer_median", "layer_p95", "predicted"),
+    *("layer_p05", "layer_median", "layer_p95", "spread_slope", "predicted"),
 )
 """What :func:`study.analysis.exponents.fit_exponents` adds to the curve's own columns."""
 

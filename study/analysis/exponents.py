@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from study.analysis.curves import FIT_COLUMNS, Design
-from study.analysis.fits import Ints, Lines, fit_lines, t_critical
+from study.analysis.fits import Floats, Ints, Lines, fit_lines, spread_slopes, t_critical
 from study.analysis.grids import Grid, codes, grids
 from study.analysis.pooling import POOLINGS, quantiles
 from study.errors import unknown
@@ -54,7 +54,8 @@ def fit_exponents(
     and data seed is one), ``ranks`` (there is one seed) or ``none``. ``log_rank_mean``, ``log_stat_mean`` (natural
     logarithms), ``se_*``, ``cov`` and ``t_crit`` draw the line and its band, see :func:`study.analysis.fits.fitted`.
     ``layers`` is how many layers a row pools (1: none); ``layer_p05``, ``layer_median`` and ``layer_p95`` are quantiles
-    of the single layers' exponents, on the ``mean_log`` row over all kinds.
+    of the single layers' exponents, on the ``mean_log`` row over all kinds. ``spread_slope``, on ``mean_log`` rows, is
+    the slope in log rank of a log statistic's variance over seeds, the mean over layers (NaN: fewer than two seeds).
 
     Raises :class:`StudyError` for unknown ``weights`` or ``stats``, cells of the same curve, rank and seed, a study
     where no two ranks share a curve, and a probe row that is there twice.
@@ -74,7 +75,8 @@ def fit_exponents(
             y_FL = grid.logs(probes[stat].to_numpy())
             if np.isfinite(y_FL).any():
                 y_FC, layers_FC = grid.with_pools(y_FL)
-                table.add(grid, stat, fit_lines(grid.rank_F, y_FC, grid.strands, weight_F), layers_FC)
+                spread_GC = grid.means(spread_slopes(grid.rank_F, y_FL, grid.strands, weight_F))
+                table.add(grid, stat, fit_lines(grid.rank_F, y_FC, grid.strands, weight_F), layers_FC, spread_GC)
 
     exponents = table.frame()
     if predict is not None:
@@ -92,7 +94,7 @@ class _Table:
         self.names["batch"] = {name: code for code, name in enumerate(batches)}
         self.names["interval"] = {name: code for code, name in enumerate(INTERVALS)}
 
-    def add(self, grid: Grid, stat: str, lines: Lines, layers_FC: Ints) -> None:
+    def add(self, grid: Grid, stat: str, lines: Lines, layers_FC: Ints, spread_GC: Floats) -> None:
         """The lines of one site and stat, where there is one."""
         at = group, column = np.nonzero(np.isfinite(lines.slope))
         curve = grid.curve_G[group]
@@ -103,9 +105,9 @@ class _Table:
         layers_GC = np.minimum.reduceat(
             np.where(layers_FC > 0, layers_FC, layers_FC.max()), grid.strands.start_G, axis=0
         )
-        spread = np.full((3, *lines.slope.shape), np.nan)
+        of_layers = np.full((3, *lines.slope.shape), np.nan)
         if grid.pools:
-            spread[:, :, -len(POOLINGS)] = quantiles(lines.slope[:, grid.pools[-1]], [0.05, 0.5, 0.95])
+            of_layers[:, :, -len(POOLINGS)] = quantiles(lines.slope[:, grid.pools[-1]], [0.05, 0.5, 0.95])
         columns = {
             "curve": curve,
             "site": np.broadcast_to(self._code("site", [grid.site]), group.shape),
@@ -133,9 +135,10 @@ class _Table:
             "cov": lines.cov[at],
             "df": df,
             "t_crit": t_crit,
-            "layer_p05": spread[0][at],
-            "layer_median": spread[1][at],
-            "layer_p95": spread[2][at],
+            "layer_p05": of_layers[0][at],
+            "layer_median": of_layers[1][at],
+            "layer_p95": of_layers[2][at],
+            "spread_slope": spread_GC[at],
         }
         for name, values in columns.items():  # counts and codes are small; halving them halves the table
             self.parts[name].append(values if values.dtype == np.float64 else values.astype(np.int32))

@@ -162,6 +162,39 @@ def fit_lines(rank_F: npt.ArrayLike, y_FC: Floats, strands: Strands, weight_F: n
     )
 
 
+def spread_slopes(
+    rank_F: npt.ArrayLike, y_FL: Floats, strands: Strands, weight_F: npt.ArrayLike | None = None
+) -> Floats:
+    """The slope in log rank of the variance of ``y`` over a group's seeds at each rank, ``[G, L]``.
+
+    Weighted as :func:`fit_lines` weighs; NaN where fewer than two ranks have two seeds. A curve is the logarithm of a
+    mean, data are the mean of a logarithm, and what parts the two is half this variance, or all of it
+    (:func:`study.theory.log_bias`).
+    """
+    rank = np.asarray(rank_F, float)
+    group_F = strands.group_S[strands.strand_F]
+    order = np.lexsort((rank, group_F))
+    rank, group, y = rank[order], group_F[order], y_FL[order]
+    start_P = np.flatnonzero(np.r_[True, (rank[1:] != rank[:-1]) | (group[1:] != group[:-1])])  # places: group, rank
+    of_place = np.repeat(np.arange(len(start_P)), np.diff(np.append(start_P, len(rank))))
+    there = np.isfinite(y)
+    x_P1, group_P = np.log(rank[start_P])[:, None], group[start_P]
+    w_P1 = (np.ones_like(rank) if weight_F is None else np.asarray(weight_F, float)[order])[start_P, None]
+    start_G = np.flatnonzero(np.r_[True, group_P[1:] != group_P[:-1]])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        seeds_PL = np.add.reduceat(there, start_P, axis=0, dtype=np.intp)
+        mean_PL = np.add.reduceat(np.where(there, y, 0.0), start_P, axis=0) / seeds_PL
+        off = np.where(there, y - mean_PL[of_place], 0.0)
+        variance_PL = np.add.reduceat(off * off, start_P, axis=0) / (seeds_PL - 1)
+        known = seeds_PL > 1
+        w_PL = known * w_P1
+        x_GL = np.add.reduceat(w_PL * x_P1, start_G, axis=0) / np.add.reduceat(w_PL, start_G, axis=0)
+        dx = np.where(known, x_P1 - x_GL[group_P], 0.0)
+        rise = np.add.reduceat(w_PL * dx * np.where(known, variance_PL, 0.0), start_G, axis=0)
+        several = np.add.reduceat(known, start_G, axis=0, dtype=np.intp) > 1
+        return np.where(several, rise / np.add.reduceat(w_PL * dx * dx, start_G, axis=0), np.nan)
+
+
 def _ranks_used(rank_F: Floats, used_FC: Mask, start_G: Ints) -> tuple[Ints, Floats, Floats]:
     """How many distinct ranks each group uses, the lowest and the highest (NaN where none), all ``[G, C]``."""
     shape = (len(start_G), used_FC.shape[1])

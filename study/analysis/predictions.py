@@ -18,9 +18,9 @@ from study.analysis.fits import Floats, Ints
 from study.analysis.grids import ALL_KINDS, codes
 from study.inits import INITS
 from study.sites import MODEL_WIDE
-from study.theory import FAMILIES, LAST_STEP, predicted_exponents
+from study.theory import FAMILIES, LAST_STEP, log_bias, predicted_exponents
 from study.theory.asymptotics import CLIPS
-from study.theory.curves import MIDDLE_BACK
+from study.theory.curves import MIDDLE_BACK, MOMENTS
 
 LAZY_WITHIN = 0.1
 """How far actual and linearised loss change may part, relative to the latter, for a prediction to be trusted."""
@@ -44,8 +44,10 @@ def with_predictions(
       where the optimizer has no eps or the gradient was not measured.
 
     A ``mean_log`` row is predicted by the mean of its layers' predictions (the slope of a mean is the mean of the
-    slopes); a ``median`` row only where they all agree. Slopes under inits whose variance is no power of the rank, and
-    under optimizers that theory has no family for, have no prediction.
+    slopes), less the slope of what a mean of logarithms lies under the logarithm of a mean, where there are seeds that
+    tell how far they spread (:func:`~study.theory.log_bias`; over ranks from 4 up SGD's ``adapter_out`` is tilted by
+    0.03); a ``median`` row only where its layers all agree. Slopes under inits whose variance is no power of the rank,
+    and under optimizers that theory has no family for, have no prediction.
     """
     curves = _Curves.of(exponents, cells[np.isfinite(cells["rank"])])
     lazy = curves.lazy(metrics, probes)
@@ -70,6 +72,7 @@ def with_predictions(
         first = firsts(number)
         predicted[single] = curves.predictions(asked.take(first), exponents.take(single[first]))[number]
     _pool(exponents, predicted, single, curves.of_row)
+    predicted -= _bias_slopes(exponents)
     return exponents.assign(
         predicted=predicted, lazy=lazy, clipped=pd.Categorical(clipped, categories=CLIPS), eps_ratio=eps_ratio
     )
@@ -229,3 +232,18 @@ def _pool(exponents: pd.DataFrame, predicted: Floats, single: Ints, curve: Ints)
         asked = group[here]
         taken = is_mean.to_numpy()[here] | agreed.reindex(asked, fill_value=False).to_numpy()
         predicted[here] = np.where(taken, mean.reindex(asked).to_numpy(), np.nan)
+
+
+def _bias_slopes(exponents: pd.DataFrame) -> Floats:
+    """How much the slope of a mean log lies above that of the log of a mean's root, row by row; 0: not known, or none.
+
+    ``log_bias`` is a multiple of the variance over seeds, so that its slope is that multiple of the variance's.
+    """
+    spread = exponents["spread_slope"].fillna(0.0).to_numpy(float)
+    number = numbered(exponents, ["site", "stat"])
+    found = np.zeros(len(exponents))
+    distinct = exponents[["site", "stat"]].take(firsts(number)).astype(str)
+    for k, (site, stat) in enumerate(distinct.itertuples(index=False, name=None)):
+        if stat in MOMENTS:
+            found[number == k] = log_bias(site, stat, spread[number == k])
+    return found

@@ -1,5 +1,8 @@
 """The few rows that a reader wants first, and how they look in a terminal."""
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import pandas as pd
 from rich import box
 from rich.table import Table
@@ -27,19 +30,26 @@ def summary(exponents: pd.DataFrame) -> pd.DataFrame:
     the exponent with its interval as it is printed. Curves come in the table's order, quantities in ``PRIMARY``'s.
     """
     rows = _first_rows(exponents)
-    named_by_rule = ("optimizer", "scaling", "exponent_p")
-    told_apart = [
-        name for name in curve_columns(exponents) if name not in named_by_rule and rows[name].nunique(dropna=False) > 1
-    ]
+    apart = told_apart(rows, curve_columns(exponents))
     by_row = list(rows.itertuples(index=False))
     rows = rows.assign(
         rule=[f"power p={row.exponent_p:g}" if row.scaling == "power" else str(row.scaling) for row in by_row],
-        curve=[", ".join(f"{name}={_short(getattr(row, name))}" for name in told_apart) for row in by_row],
+        curve=[", ".join(f"{name}={_short(getattr(row, name))}" for name in apart) for row in by_row],
         quantity=[f"{row.site} {row.stat}" for row in by_row],
         over=[OVER_MODEL if row.layer == MODEL_WIDE else f"mean over {row.layers} layers of the log" for row in by_row],
         estimate=list(map(interval_text, rows["exponent"], rows["ci_low"], rows["ci_high"])),
     )
     return rows[list(SUMMARY_COLUMNS)].reset_index(drop=True)
+
+
+def told_apart(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
+    """Which of a curve's ``columns``, beside rule and optimizer, the curves of ``rows`` differ in.
+
+    A knob at one value per optimizer, such as eps, goes without saying.
+    """
+    knobs = [name for name in columns if name not in ("optimizer", "scaling", "exponent_p")]
+    by_optimizer = rows.groupby("optimizer", observed=True)
+    return [name for name in knobs if by_optimizer[name].nunique(dropna=False).max() > 1]
 
 
 def _first_rows(exponents: pd.DataFrame) -> pd.DataFrame:
@@ -131,7 +141,7 @@ def render_stable(stable: pd.DataFrame) -> Table:
         for _, row in part.iterrows():
             table.add_row(
                 "descent" if row["stat"] == "descent" else f"{row['site']} {row['stat']}",
-                "grid" if row["method"] == "grid" else str(row["scaling"]),
+                measured_from(row),
                 str(row["step"]),
                 interval_text(row["p_star"], row["ci_low"], row["ci_high"]),
                 *(
@@ -140,6 +150,13 @@ def render_stable(stable: pd.DataFrame) -> Table:
                 ),
             )
     return table
+
+
+def measured_from(row: "Mapping[Any, Any] | pd.Series[Any]") -> str:
+    """What one p* was read off: a rule's slope, or a grid of p."""
+    if row["method"] == "grid":
+        return "grid"
+    return f"p={row['exponent_p']:g}" if row["scaling"] == "power" else str(row["scaling"])
 
 
 def _caption(summary: pd.DataFrame) -> str:

@@ -200,7 +200,7 @@ def _cells(cells: pd.DataFrame) -> str:
     several = cells["optimizer"].nunique() > 1
     rule = cells["scaling"].astype(str)
     if "exponent" in cells:
-        rule = rule.where(cells["exponent"].isna(), "p = " + cells["exponent"].astype(str))
+        rule = rule.where(cells["exponent"].isna(), "p = " + cells["exponent"].map("{:g}".format))
     if several:
         rule = cells["optimizer"].astype(str) + " " + rule
     parts = []

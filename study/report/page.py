@@ -19,7 +19,7 @@ from study.analysis import (
     truncation_effects,
 )
 from study.analysis.stable import STABLE_COLUMNS
-from study.analysis.summary import interval_text
+from study.analysis.summary import interval_text, measured_from, told_apart
 from study.analysis.truncations import KEPT
 from study.analysis.verdicts import RATIO
 from study.report.caveats import Record, caveats
@@ -135,7 +135,7 @@ def _stable(tables: StudyTables) -> str:
     rows = side_by_side(stable)
     if rows.empty:
         return ""
-    apart = _told_apart(rows)
+    apart = told_apart(rows, [name for name in curve_columns(rows) if name not in STABLE_COLUMNS])
     last = rows["step"] == rows.groupby("method")["step"].transform("max")
     rows = rows[(rows["method"] == "linear") | last]
     high = sorted(rows["high_rank_min"].dropna().unique())
@@ -148,7 +148,7 @@ def _stable(tables: StudyTables) -> str:
             optimizer_name(row["optimizer"]),
             QUANTITIES.get(row["site"], row["site"]),
             str(row["step"]),
-            ", ".join(["a grid of p" if row["method"] == "grid" else str(row["scaling"]), *_values(row, apart)]),
+            ", ".join([measured_from(row), *_values(row, apart)]),
             interval_text(row["p_star"], row["ci_low"], row["ci_high"]),
             number(row["predicted"]),
         ]
@@ -184,14 +184,6 @@ def _at_lowest_rate(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     return table[table["lr"] == lowest], f" All at the lowest learning rate ({rates}), the end that theory is about."
 
 
-def _told_apart(rows: pd.DataFrame) -> list[str]:
-    """The columns, beside rule and optimizer, in which the curves of ``rows`` differ."""
-    ours = {"optimizer", "scaling", "exponent_p", *STABLE_COLUMNS}
-    knobs = [name for name in curve_columns(rows) if name not in ours]
-    # A knob at one value per optimizer, such as eps, goes without saying.
-    return [name for name in knobs if rows.groupby("optimizer", observed=True)[name].nunique(dropna=False).max() > 1]
-
-
 def _values(row: Mapping[Any, Any], names: Sequence[str]) -> list[str]:
     return [f"{name}={word(row[name])}" for name in names]
 
@@ -199,7 +191,8 @@ def _values(row: Mapping[Any, Any], names: Sequence[str]) -> list[str]:
 def _exponents(tables: StudyTables) -> str:
     if tables.exponents.empty:
         return ""
-    rows = summary(tables.exponents)
+    exponents, note = _at_lowest_rate(tables.exponents)
+    rows = summary(exponents)
     heads = ["optimizer", "rule", "quantity", "step", "exponent", "theory", "layers 5–95 %", "verdict"]
     body = [
         [
@@ -218,7 +211,7 @@ def _exponents(tables: StudyTables) -> str:
         "## Exponents in the rank\n\n"
         + table(heads, body)
         + "\n\n\\* corrected for the number of quantities looked at (Holm); the others were fixed beforehand. Theory "
-        "is the slope of the finite-rank curve over the same ranks."
+        f"is the slope of the finite-rank curve over the same ranks.{note}"
     )
 
 
@@ -259,6 +252,9 @@ def _losses(tables: StudyTables) -> str:
     effects = rank_effects(tables.losses)
     if effects.empty:
         return ""
+    # At one comparison the rules stand one below the other.
+    effects = effects.assign(place=effects["how"].map(list(COMPARED).index))
+    effects = effects.sort_values(["optimizer", "place", "lr", "exponent_p"], kind="stable")
     body = [
         [
             optimizer_name(row.optimizer),

@@ -68,7 +68,8 @@ def optimizer_name(name: Any) -> str:
 
 def rule_name(row: Any) -> str:
     p = row.exponent_p if hasattr(row, "exponent_p") else row.exponent
-    return RULES.get(str(row.scaling), f"γ = α/r^{p:g}")
+    power = {0.0: "γ = α", 1.0: "γ = α/r"}.get(p, f"γ = α/r^{p:g}")
+    return RULES.get(str(row.scaling), power)
 
 
 def quantity_name(text: str) -> str:
