@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 
 from study.agenda import WAITING, Progress, agendas, progress
@@ -39,9 +40,9 @@ def _live(study_dir: Path, console: Console) -> pd.DataFrame:
         while _is_going(cells := load_status(study_dir)):
             sweep = _sweep(study_dir)
             first = cells.assign(place=cells["status"].map(_ORDER.index)).sort_values("place", kind="stable")
-            parts = [table(first.head(_ROWS), _headline(cells, sweep))]
-            bar = [ProgressBar(total=1.0, completed=sweep.work, width=60)] if sweep else []
-            screen.update(Group(*bar, *parts), refresh=True)
+            shown = table(first.head(_ROWS), _headline(cells, sweep))
+            bar = ProgressBar(total=1.0, completed=sweep.work if sweep else 0.0, width=60)
+            screen.update(Group(Padding(bar), shown) if sweep else shown, refresh=True)  # a bar alone ends no line
             time.sleep(_LOOK_EVERY)
     return cells
 
