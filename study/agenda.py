@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from study.store import read_cell
+from study.store import is_held, read_cell
 
 WAITING = "waiting"
 """The state of a cell that a sweep has on its agenda and has not begun."""
@@ -76,7 +76,7 @@ def posted(study_dir: Path, cells: Sequence[Planned]) -> Iterator[None]:
     folder = study_dir / "sweeps"
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("*.json"):
-        if not _is_held(path):
+        if not is_held(path):
             path.unlink(missing_ok=True)
     now = datetime.now(UTC)
     path = folder / f"{now:%Y%m%dT%H%M%S%f}-{os.getpid()}.json"
@@ -100,7 +100,7 @@ def agendas(study_dir: Path) -> list[Agenda]:
     found = []
     for path in sorted((study_dir / "sweeps").glob("*.json")):
         with contextlib.suppress(FileNotFoundError):  # it ended just now
-            if _is_held(path):
+            if is_held(path):
                 content = json.loads(path.read_text())
                 found.append(Agenda(content["posted"], [Planned(**cell) for cell in content["cells"]]))
     return found
@@ -135,14 +135,3 @@ def progress(study_dir: Path, agenda: Agenda) -> Progress:
         seconds_left = (datetime.now(UTC) - datetime.fromisoformat(began)).total_seconds() * left / spent
     states = Counter(record["status"] for record in now)
     return Progress(states, agenda.packs, agenda.packs - len(open_packs), 1 - left / total, seconds_left)
-
-
-def _is_held(path: Path) -> bool:
-    try:
-        with path.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False

@@ -221,7 +221,7 @@ def read_cell(cell_folder: Path) -> dict[str, Any] | None:
         return record
     last = last_metrics(cell_folder / "metrics.arrows")
     so_far = {} if last is None else {"steps_done": last["step"], "seconds": last["seconds"]}
-    return record | so_far | {"status": "running" if _is_locked(cell_folder) else "interrupted"}
+    return record | so_far | {"status": "running" if is_held(cell_folder / "lock") else "interrupted"}
 
 
 def last_metrics(stream: Path) -> dict[str, Any] | None:
@@ -311,10 +311,11 @@ def _one_word(targets: str | list[str]) -> str:
     return targets if isinstance(targets, str) else ",".join(targets)
 
 
-def _is_locked(cell_folder: Path) -> bool:
+def is_held(path: Path) -> bool:
+    """Whether a process that lives holds the file's lock."""
     try:
-        with (cell_folder / "lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except OSError:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from study.adapters import resolve_targets
+from study.adapters import Contraction, resolve_targets
 from study.agenda import Planned, posted
 from study.allocator import keep_freed_memory
 from study.cells import Cell, to_train
@@ -240,13 +240,7 @@ def _shared(cell: Cell) -> str:
 
 
 def _cost(cell: Cell) -> float:
-    """FLOPs of all its steps, forward and backward: for a token 4 a weight of the base and 6 a weight of its adapters.
-
-    The limit of infinite rank costs what rank D does.
-    """
-    config, card = cell.config, cell.card
-    rank, targets = config.adapter.rank, set(resolve_targets(card.linears, config.adapter.targets))
-    shapes = [shape for layer, shape in zip(card.linears, card.shapes, strict=True) if layer in targets]
-    adapters = sum((d + o) * (d if math.isinf(rank) else rank) for d, o in shapes)
+    """FLOPs of its whole training, as far as they can be told without its data: as if every token were a target."""
+    config = cell.config
     tokens = config.train.batch_size * config.train.accumulation * config.data.sequence_length
-    return (4.0 * card.parameters + 6.0 * adapters) * tokens * (config.train.steps + 1)
+    return estimate(config, cell.card, tokens, tokens, Contraction(config.adapter.contraction, tokens)).flops
