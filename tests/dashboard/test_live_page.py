@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,14 @@ class Servers:
         process = self.running.pop()
         process.send_signal(signal.SIGINT)
         return process.wait(timeout=30)
+
+
+def await_cells(study: Path, count: int) -> None:
+    """Wait until a study has that many cells begun."""
+    deadline = time.monotonic() + 120
+    while len(list(study.glob("cells/*/record.json"))) < count:
+        assert time.monotonic() < deadline, f"no {count} cells in {study} after 120 s"
+        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -101,9 +110,12 @@ def test_a_sweep_is_followed_to_its_end_and_past_the_servers(
     sweep += ["train.steps=40", "train.batch_size=2", "probes.steps=null", "probes.every=1", "name=odd"]
     sweep += ["adapter.rank=4,8", f"results_dir={folder.parent}"]
     process = subprocess.Popen([*RUN, *sweep], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    await_cells(folder, 2)
+    process.send_signal(signal.SIGSTOP)  # held: this small sweep may end before the page has looked twice
     watched.until("page.overview.counts.running > 0", 120)
-    steps = "Math.max(...page.overview.cells.map(cell => cell.probed))"
+    steps = "page.overview.cells.reduce((sum, cell) => sum + cell.probed, 0)"
     seen = page.evaluate(steps)
+    process.send_signal(signal.SIGCONT)
     watched.until(f"{steps} > {seen}", 60)
 
     port = int(address.rsplit(":", 1)[1].strip("/"))
