@@ -4,7 +4,8 @@ Letters as in :mod:`study.adapters.contraction`. Bytes are those that have to be
 
 - the base: its weights, once for all cells of a process;
 - a cell's adapters, ``P = R sum(D + O)`` floats, their gradients, its optimizer's state, and, where a probe asks for
-  updates, the weights of before the step; merged layers keep ``D O`` floats each, and ``r_align`` and the like as many;
+  updates, the weights of before the step; in bf16 the adapters' casts; merged layers keep ``D O`` floats each, and
+  ``r_align`` and the like as many;
 - its activations: ``sum(D + O)`` numbers a token over all linears from the first adapted block up, which is what
   transformers' blocks come to (within a fifth, for Llama, GPT-2, Phi and Qwen).
 """
@@ -78,7 +79,8 @@ def estimate(config: CellConfig, card: ModelCard, tokens: int, supervised: int, 
         kept += d * o if form == "merged" else 0
         kept += d * o if probed and set(stats) & set(ALIGNMENTS) else 0
     copies = 2 + STATES.get(config.optimizer.name, 0) + (probed and bool({*UPDATES, "adapter_update"} & set(sites)))
-    activations = micro_tokens * (sum(d + o for d, o in above) + hidden) * bits // 8
+    casts = weights if config.precision == "bf16" else 0
+    activations = micro_tokens * (sum(d + o for d, o in above) + hidden)
     logits = 3 * FLOAT * LOGITS["cpu"]
     frozen = sum(d * o for d, o in shapes.values())
     forward = 2 * tokens * frozen + 2 * supervised * card.head
@@ -87,7 +89,7 @@ def estimate(config: CellConfig, card: ModelCard, tokens: int, supervised: int, 
     evaluations = len(eval_steps(config)) * config.data.heldout / config.train.batch_size
     return Estimate(
         base_bytes=card.parameters * (config.model.quant_bits or bits) // 8,
-        own_bytes=FLOAT * (copies * weights + kept) + activations + logits,
+        own_bytes=FLOAT * (copies * weights + kept) + (casts + activations) * bits // 8 + logits,
         flops=passes * (forward + backward + flops) + evaluations * forward,
     )
 

@@ -200,6 +200,12 @@ class LoraBank(nn.Module):
                 pair.A_RD.grad = None if bucket.A_kRD.grad is None else bucket.A_kRD.grad[i]
                 pair.B_OR.grad = None if bucket.B_kOR.grad is None else bucket.B_kOR.grad[i]
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients, the pairs' slices too: either alone would hold the memory of both."""
+        super().zero_grad(set_to_none)
+        for A_RD, B_OR, _ in self.pairs:
+            A_RD.grad = B_OR.grad = None
+
     def dropout_state(self) -> list[Tensor] | None:
         """Where each cell's dropout stream stands; None before the first draw."""
         return None if self._dropout_streams is None else [stream.get_state() for stream in self._dropout_streams]

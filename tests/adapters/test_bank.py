@@ -2,6 +2,7 @@
 
 import copy
 import math
+import weakref
 
 import pytest
 import torch
@@ -47,6 +48,15 @@ def test_gradients_land_in_each_cells_pair() -> None:
         (pair.gamma * (x_ @ A.mT) @ Bm.mT * w_).sum().backward()
         torch.testing.assert_close(pair.A_RD.grad, A.grad)
         torch.testing.assert_close(pair.B_OR.grad, Bm.grad)
+
+
+def test_cleared_gradients_are_gone_from_the_pairs_too() -> None:
+    bank = bank_of(SPECS)
+    bank(torch.randn(len(SPECS) * B, T, D)).sum().backward()
+    bank.bind_grads()
+    held = weakref.ref(bank.buckets[0].A_kRD.grad.untyped_storage())
+    bank.zero_grad()
+    assert held() is None, "a slice would keep the whole of it"
 
 
 def test_an_optimizer_on_a_pair_moves_the_stack_and_no_other_cell() -> None:
