@@ -1,8 +1,8 @@
 """The sums that every statistic comes from, and the statistics that come from them.
 
-A tensor is read once on its device and leaves a few numbers: what is kept adds over micro-batches, over A and B, and
-over layers; roots and means are taken at the end, on the host. Statistics that are no function of such sums take a
-column of their own, written once a step.
+A tensor is read once on its device and leaves a few numbers there, which come to the host all at once: they add over
+micro-batches, over A and B, and over layers; roots and means are taken at the end. Statistics that are no function of
+such sums take a column of their own, written once a step.
 """
 
 from collections.abc import Sequence
@@ -20,26 +20,60 @@ AS_WRITTEN = {stat: DESCENT + 1 + i for i, stat in enumerate(("spectral", *ALIGN
 SUMS = DESCENT + 1 + len(AS_WRITTEN)
 
 
-def empty_sums(shape: Sequence[int], device: torch.device) -> Tensor:
-    """``[*shape, SUMS]`` with nothing measured yet, float64."""
-    sums = torch.zeros(*shape, SUMS, dtype=torch.float64, device=device)
-    sums[..., DESCENT + 1 :] = float("nan")
-    return sums
+def scaled_sums(x: Tensor, padding: Tensor | None = None) -> Tensor:
+    """``[4]`` float32 on the device of ``x``: the sums of t, t^2 and t^4, where t = |x| / max |x|, and max |x|.
 
-
-def moment_sums(x: Tensor) -> Tensor:
-    """``[ABS, SQUARE, FOURTH, MAX]`` of all elements of ``x``, as float64 on its device; nothing synchronises.
-
-    Elements are divided by the largest before they are squared: fourth powers of small gradients would leave float32.
-    Sums run in float32 whatever ``x`` is. A few passes over memory, much cheaper than ``pow(4)`` or ``isfinite``: a
-    non-finite element shows in the sum of |x|.
+    Scaled, because fourth powers of small gradients would leave float32. ``padding``: indices of rows that are left
+    out, whatever they hold. A few passes over memory, much cheaper than ``pow(4)`` or ``isfinite``: an element that is
+    not finite shows in the first sum. Nothing synchronises.
     """
-    magnitude = x.detach().float().abs().flatten()
-    total, largest = magnitude.sum(), magnitude.amax()
-    q = magnitude.mul_(1 / largest.clamp_min(torch.finfo(torch.float32).tiny)).square_()
-    square, fourth = q.sum(), torch.dot(q, q)
-    scale = largest.double().square()
-    return torch.stack([total.double(), square * scale, fourth * scale.square(), largest.double()])
+    t = x.detach().float().abs()
+    if padding is not None:  # 0 adds nothing to a sum; copying the other rows out takes a third of the whole time
+        t.index_fill_(0, padding, 0.0)
+    t = t.flatten()
+    largest = t.amax()
+    first = t.mul_(1 / largest.clamp_min(torch.finfo(torch.float32).tiny)).sum()
+    second = t.square_().sum()
+    return torch.stack([first, second, torch.dot(t, t), largest])
+
+
+def unscaled(scaled: np.ndarray) -> np.ndarray:
+    """``[ABS, SQUARE, FOURTH, MAX]`` from what :func:`scaled_sums` says, ``[..., 4]`` float64."""
+    largest = scaled[..., 3:].astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return np.concatenate([scaled[..., :3] * largest ** [1, 2, 4], largest], axis=-1)
+
+
+class Ledger:
+    """Numbers of a step by place, an index into ``shape``: entered as they come on the device, read by one copy."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.shape = tuple(shape)
+        self._moments: list[tuple[tuple[int, ...], Tensor, int]] = []
+        self._written: list[tuple[tuple[int, ...], Tensor]] = []
+
+    def add(self, place: tuple[int, ...], scaled: Tensor, count: int) -> None:
+        """Enter the :func:`scaled_sums` of ``count`` elements, beside those that are there already."""
+        self._moments.append((place, scaled, count))
+
+    def write(self, place: tuple[int, ...], column: int, value: Tensor) -> None:
+        """Enter a number that stands for itself, a scalar: ``DESCENT`` or a column of ``AS_WRITTEN``."""
+        self._written.append(((*place, column), value))
+
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """All sums, ``[*shape, SUMS]`` float64, NaN where a column was not written; and counts, ``[*shape]``."""
+        sums, counts = np.zeros((*self.shape, SUMS)), np.zeros(self.shape)
+        sums[..., DESCENT + 1 :] = np.nan
+        if self._moments:
+            places, scaled, each = zip(*self._moments, strict=True)
+            index, moments = tuple(np.array(places).T), unscaled(torch.stack(scaled).cpu().numpy())
+            np.add.at(sums[..., :MAX], index, moments[:, :MAX])
+            np.maximum.at(sums[..., MAX], index, moments[:, MAX])
+            np.add.at(counts, index, each)
+        if self._written:
+            places, values = zip(*self._written, strict=True)
+            sums[tuple(np.array(places).T)] = torch.stack([value.double() for value in values]).cpu().numpy()
+        return sums, counts
 
 
 def combine(sums: np.ndarray, axis: int) -> np.ndarray:

@@ -11,16 +11,15 @@ A few lines in any training loop, ours or a bare one over PEFT::
     probe.after_update()
     table = probe.collect(step)[0]         # one frame per cell; the probe is empty again
 
-All sums go to one buffer on the device and leave it by one copy, in :meth:`NormProbe.collect`. Letters: ``K`` cells,
+All sums stay on the device and leave it by one copy, in :meth:`NormProbe.collect`. Letters: ``K`` cells,
 ``S`` sites, ``L`` layers, ``N`` tokens of a cell, ``n`` sampled tokens, ``D`` / ``O`` in / out features, ``R`` rank.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -29,9 +28,17 @@ from study.adapters.bank import LoraPair, generator_for
 from study.probes.alignment import Alignment
 from study.probes.frames import frame
 from study.probes.layers import adapted_layers
-from study.probes.moments import AS_WRITTEN, DESCENT, MAX, empty_sums, moment_sums
+from study.probes.moments import AS_WRITTEN, DESCENT, Ledger, scaled_sums
 from study.probes.spectra import largest_singular_value
 from study.sites import BACKWARD, FORWARD, GRADIENTS, MEASURED, SITES, SPECTRA, TRAIN, UNIONS, UPDATES, USUAL
+
+
+class Rows(NamedTuple):
+    """Where the real tokens and the padding are among a cell's ``[N, F]``; None stands for a cell without padding."""
+
+    real: Tensor
+    padding: Tensor
+
 
 OF_PRODUCT = ("adapter_out", "adapter_in_grad", "delta_w")
 """Sites computed from ``gamma B A``."""
@@ -82,11 +89,10 @@ class NormProbe:
         return {layer.name: layer.variant for layer in self.layers if layer.variant}
 
     def _reset(self) -> None:
-        shape = (self._cells, len(MEASURED), len(self.layers))
-        self._sums = empty_sums(shape, self._device)
-        self._counts = np.zeros(shape)
+        self._ledger = Ledger((self._cells, len(MEASURED), len(self.layers)))
         self._weights_before: list[list[tuple[Tensor, Tensor]]] = []
         self._first_micro_batch = True
+        self._input: tuple[Tensor, list[tuple[Tensor, int]]] | None = None
 
     # Activations and their gradients, by hooks.
 
@@ -96,9 +102,9 @@ class NormProbe:
 
         ``real_BT``, ``[K * B, T]``, is true (or 1) on real tokens, as an attention mask is; None: every token is real.
         """
-        rows_K: list[Tensor | None] = [None] * self._cells
+        rows_K: list[Rows | None] = [None] * self._cells
         if real_BT is not None:
-            rows_K = [real.flatten().nonzero().flatten().to(self._device) for real in real_BT.bool().chunk(self._cells)]
+            rows_K = [self._rows(real.flatten()) for real in real_BT.bool().chunk(self._cells)]
         hooked = bool(self._wanted.intersection(FORWARD + BACKWARD)) or self._rho
         hooks = [
             layer.module.register_forward_hook(partial(self._on_forward, index, rows_K))
@@ -110,10 +116,16 @@ class NormProbe:
         finally:
             for hook in hooks:
                 hook.remove()
+            self._input = None
         self._first_micro_batch = False
 
+    def _rows(self, real_N: Tensor) -> Rows | None:
+        if real_N.all():
+            return None
+        return Rows(*(mask_N.nonzero().flatten().to(self._device) for mask_N in (real_N, ~real_N)))
+
     def _on_forward(
-        self, layer: int, rows_K: list[Tensor | None], _: nn.Module, args: tuple[Tensor, ...], y: Tensor
+        self, layer: int, rows_K: list[Rows | None], _: nn.Module, args: tuple[Tensor, ...], y: Tensor
     ) -> None:
         if not self.layers[layer].is_on():
             return
@@ -124,24 +136,30 @@ class NormProbe:
             return  # a checkpointed layer running again: its activations have been measured
         x_KND = args[0].detach().reshape(self._cells, -1, args[0].shape[-1])
         y_KNO = y.detach().reshape(self._cells, -1, y.shape[-1])
+        if "adapter_in" in self._wanted:
+            if self._input is None or self._input[0] is not args[0]:  # q, k and v read one tensor, so do gate and up
+                self._input = args[0], [_token_sums(x_ND, rows) for x_ND, rows in zip(x_KND, rows_K, strict=True)]
+            for cell, sums in enumerate(self._input[1]):
+                self._enter("adapter_in", layer, cell, *sums)
         for cell, (rows, pair) in enumerate(zip(rows_K, self.layers[layer].pairs(), strict=True)):
-            self._add("adapter_in", layer, cell, _real, x_KND[cell], rows)
-            self._add("layer_out", layer, cell, _real, y_KNO[cell], rows)
+            if "layer_out" in self._wanted:
+                self._enter("layer_out", layer, cell, *_token_sums(y_KNO[cell], rows))
             if self._first_micro_batch and ("adapter_out" in self._wanted or self._rho):
                 self._add_inputs(layer, cell, self._sample(x_KND[cell], rows), pair)
 
-    def _on_backward(self, layer: int, rows_K: list[Tensor | None], first_micro_batch: bool, dy: Tensor) -> None:
+    def _on_backward(self, layer: int, rows_K: list[Rows | None], first_micro_batch: bool, dy: Tensor) -> None:
         dy_KNO = dy.reshape(self._cells, -1, dy.shape[-1])
         for cell, (rows, pair) in enumerate(zip(rows_K, self.layers[layer].pairs(), strict=True)):
-            self._add("layer_out_grad", layer, cell, _real, dy_KNO[cell], rows)
+            if "layer_out_grad" in self._wanted:
+                self._enter("layer_out_grad", layer, cell, *_token_sums(dy_KNO[cell], rows))
             if first_micro_batch and "adapter_in_grad" in self._wanted:
                 self._add_output_gradients(layer, cell, self._sample(dy_KNO[cell], rows), pair)
 
-    def _sample(self, x_NF: Tensor, rows: Tensor | None) -> Tensor:
+    def _sample(self, x_NF: Tensor, rows: Rows | None) -> Tensor:
         """The fixed tokens: ``n`` evenly spaced real ones, ``[n, F]`` float32."""
-        count = len(x_NF) if rows is None else len(rows)
+        count = len(x_NF) if rows is None else len(rows.real)
         spaced = torch.linspace(0, count - 1, min(self.tokens, count), device=x_NF.device).round().long()
-        return x_NF[spaced if rows is None else rows[spaced]].float()
+        return x_NF[spaced if rows is None else rows.real[spaced]].float()
 
     # What is computed from a few tokens rather than read.
 
@@ -203,30 +221,28 @@ class NormProbe:
                     self._add(site, layer, cell, Tensor.detach, update)
                     if weight.grad is not None:
                         descent = -torch.dot(weight.grad.flatten().float(), update.flatten().float()) / factors[cell]
-                        self._sums[cell, MEASURED.index(site), layer, DESCENT] += descent
+                        self._ledger.write((cell, MEASURED.index(site), layer), DESCENT, descent)
         self._weights_before = []
 
     # Numbers off the device.
 
     def _add(self, site: str, layer: int, cell: int, tensor_of: Callable[..., Tensor], *parts: Any) -> Tensor | None:
-        """Add the sums of ``tensor_of(*parts)`` to the buffer; nothing is computed where the site is not wanted."""
+        """Enter the sums of ``tensor_of(*parts)``; nothing is computed where the site is not wanted."""
         if site not in self._wanted or (site in OF_PRODUCT and self.layers[layer].variant):
             return None
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             value = tensor_of(*parts)
-            sums = moment_sums(value)
-        index = (cell, MEASURED.index(site), layer)
-        slot = self._sums[index]
-        slot[:MAX].add_(sums[:MAX])
-        torch.maximum(slot[MAX], sums[MAX], out=slot[MAX])
-        self._counts[index] += value.numel()
+            self._enter(site, layer, cell, scaled_sums(value), value.numel())
         return value
 
+    def _enter(self, site: str, layer: int, cell: int, scaled: Tensor, count: int) -> None:
+        self._ledger.add((cell, MEASURED.index(site), layer), scaled, count)
+
     def _write(self, site: str, layer: int, cell: int, stats_of: Callable[..., dict[str, Tensor]], *parts: Any) -> None:
-        """Write the statistics ``stats_of(*parts)``, scalars on the device, into their columns of the buffer."""
+        """Enter the statistics ``stats_of(*parts)``, scalars on the device, each in its column."""
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             for stat, value in stats_of(*parts).items():
-                self._sums[cell, MEASURED.index(site), layer, AS_WRITTEN[stat]] = value
+                self._ledger.write((cell, MEASURED.index(site), layer), AS_WRITTEN[stat], value)
 
     def collect(self, step: int, batch: str = TRAIN) -> list[pd.DataFrame]:
         """One frame per cell in the form of the ``probes`` table (less ``cell_id``); the probe is then empty again.
@@ -234,7 +250,7 @@ class NormProbe:
         A row per measured site and layer, and one over the whole model for sites over A and B together; sites that were
         not measured (no update at the end of a run, no gradient without a backward pass) have no row.
         """
-        sums, counts = self._sums.cpu().numpy(), self._counts
+        sums, counts = self._ledger.read()
         self._reset()
         of = partial(frame, self.layers, sites=self.sites, stats=self.stats, step=step, batch=batch)
         return [of(sums[cell], counts[cell]) for cell in range(self._cells)]
@@ -245,9 +261,11 @@ def _in_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
-def _real(x_NF: Tensor, rows: Tensor | None) -> Tensor:
-    """The real tokens of one cell, ``[real, F]``."""
-    return x_NF if rows is None or len(rows) == len(x_NF) else x_NF.index_select(0, rows)
+def _token_sums(x_NF: Tensor, rows: Rows | None) -> tuple[Tensor, int]:
+    """The sums over the real tokens of one cell, and over how many elements they go."""
+    if rows is None:
+        return scaled_sums(x_NF), x_NF.numel()
+    return scaled_sums(x_NF, rows.padding), len(rows.real) * x_NF.shape[1]
 
 
 def _adapter_out(x_nD: Tensor, pair: LoraPair) -> Tensor:
