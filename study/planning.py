@@ -31,6 +31,7 @@ from study.errors import StudyError
 from study.loss import LOGITS
 from study.models import FrozenBase, ModelCard
 from study.sites import ALIGNMENTS, SITES, STATS, UPDATES, USUAL
+from study.theory import LAST_STEP
 from study.training import train
 
 FLOAT = 4
@@ -85,7 +86,8 @@ def estimate(config: CellConfig, card: ModelCard, tokens: int, supervised: int, 
     frozen = sum(d * o for d, o in shapes.values())
     forward = 2 * tokens * frozen + 2 * supervised * card.head
     backward = 2 * tokens * sum(d * o for d, o in above) + 2 * supervised * card.head
-    passes = config.train.steps + len(probe_steps(config)) / 3  # a probed step runs forward once more
+    again = sum(step <= LAST_STEP for step in probe_steps(config))  # forward, for the loss after the update
+    passes = config.train.steps + again / 3
     evaluations = len(eval_steps(config)) * config.data.heldout / config.train.batch_size
     return Estimate(
         base_bytes=card.parameters * (config.model.quant_bits or bits) // 8,

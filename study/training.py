@@ -88,7 +88,7 @@ def train(base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig]) -> Iter
                 metrics["clip_factor"] = fold.update()
                 if probe:
                     probe.after_update(metrics["clip_factor"])
-                    if "adapter_update" in probe.sites:
+                    if "adapter_update" in probe.sites and step <= LAST_STEP:
                         metrics["loss_after"] = fold.losses_after(step)
             if probe:
                 tables.insert(0, probe.collect(step))
@@ -221,7 +221,8 @@ class Fold:
         """Each cell's loss on the step's micro-batches after its update, with the dropout masks of before it.
 
         ``(loss - loss_after) / descent`` is then the actual over the linearised change: 1 in the lazy regime. Costs a
-        forward pass. The masks leave each dropout stream where :meth:`backward` left it.
+        forward pass, and so is taken only where a prediction hangs on it, up to step ``LAST_STEP``. The masks leave
+        each dropout stream where :meth:`backward` left it.
         """
         for bank, state in zip(self.banks, self.dropout_before, strict=True):
             bank.rewind_dropout(state)
