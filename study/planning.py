@@ -76,8 +76,8 @@ def estimate(config: CellConfig, card: ModelCard, tokens: int, supervised: int, 
         form = contraction.choose(d, o, rank) if dense else "factored"
         weights += rank * (d + o)
         flops += adapter_flops(form, tokens, d, o, rank)
-        hidden += 0 if form == "merged" else rank
-        kept += d * o if form == "merged" else 0
+        hidden += rank if form == "factored" else 0
+        kept += 0 if form == "factored" else d * o
         kept += d * o if probed and set(stats) & set(ALIGNMENTS) else 0
     copies = 2 + STATES.get(config.optimizer.name, 0) + (probed and bool({*UPDATES, "adapter_update"} & set(sites)))
     casts = weights if config.precision == "bf16" else 0

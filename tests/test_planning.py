@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from study.adapters import AdapterSpec, Contraction, adapted, merged_rate
+from study.adapters.contraction import FORMS
 from study.config import OPTIMIZERS, CellConfig, ModelConfig
 from study.data import Corpus
 from study.errors import StudyError
@@ -49,7 +50,7 @@ def test_optimizer_states_are_counted_as_they_are_kept(name: str, cell: Build) -
     assert kept / (A.numel() + B.numel()) == pytest.approx(STATES.get(name, 0), abs=0.05)
 
 
-@pytest.mark.parametrize("form", ["factored", "merged"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("targets", ["all-linear", "attention"])
 def test_flops_are_what_torch_counts(
     tiny_base: FrozenBase, corpus: Corpus, cell: Build, form: str, targets: str

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from study.adapters.contraction import Contraction, factored, factored_linear, merged
+from study.adapters.contraction import Contraction, factored, factored_linear, merged, mixed
 
 FACTORED = Contraction()
 
@@ -128,13 +128,22 @@ class Bucket(nn.Module):
         """``y + gamma B A x``."""
         return factored(y_kNO, x_kND, self.A_kRD, self.B_kOR, self.gamma_k11)
 
-    def added_to(self, W_OD: Tensor) -> Tensor:
-        """``W + gamma B A``, ``[k, O, D]``."""
-        if not self._keeps:
-            return merged(W_OD, self.A_kRD, self.B_kOR, self.gamma_k11)
-        if self._kept is None:
+    def multiply(self, x_kND: Tensor, W_OD: Tensor) -> Tensor:
+        """``x (W + gamma B A)^T``, ``[k, N, O]``, through that weight."""
+        V_kOD = self._added_to(W_OD)
+        if self.form == "mixed":
+            return mixed(x_kND, V_kOD, self.A_kRD, self.B_kOR, self.gamma_k11)
+        return torch.bmm(x_kND, V_kOD.mT)
+
+    def _added_to(self, W_OD: Tensor) -> Tensor:
+        """``W + gamma B A``, ``[k, O, D]``; in the mixed form no gradient goes through it."""
+        if self._kept is not None:
+            return self._kept[1]
+        with torch.set_grad_enabled(self.form == "merged" and torch.is_grad_enabled()):
             made = merged(W_OD, self.A_kRD, self.B_kOR, self.gamma_k11)
-            self._kept = made, made.detach().requires_grad_(made.requires_grad)
+        if not self._keeps:
+            return made
+        self._kept = made, made.detach().requires_grad_(made.requires_grad)
         return self._kept[1]
 
     @contextmanager
@@ -225,7 +234,7 @@ class LoraBank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x_KND = x.reshape(len(self.specs), -1, x.shape[-1])
-        product = {"factored": self._factored, "merged": self._merged}
+        product = {"factored": self._factored, "mixed": self._dense, "merged": self._dense}
         out, first = [], 0
         for form, neighbours in groupby(self._buckets(), key=lambda bucket: bucket.form):
             buckets = list(neighbours)
@@ -248,13 +257,13 @@ class LoraBank(nn.Module):
         x_kND = self._dropped(x_kND, cells).to(y_kNO.dtype)
         return [b.add_to(y, x) for b, y, x in zip(buckets, y_kNO.split(sizes), x_kND.split(sizes), strict=True)]
 
-    def _merged(self, buckets: Sequence[Bucket], x_kND: Tensor, cells: slice) -> list[Tensor]:
-        """One product a bucket, through the merged weights of its cells."""
+    def _dense(self, buckets: Sequence[Bucket], x_kND: Tensor, cells: slice) -> list[Tensor]:
+        """One product a bucket, through a weight of each cell's own."""
         W_OD = dense_weight(self.base)
         assert W_OD is not None
         bias: Any = self.base.bias
         sizes = [len(bucket.gammas) for bucket in buckets]
-        products = [torch.bmm(x, b.added_to(W_OD).mT) for b, x in zip(buckets, x_kND.split(sizes), strict=True)]
+        products = [b.multiply(x, W_OD) for b, x in zip(buckets, x_kND.split(sizes), strict=True)]
         return products if bias is None else [y + bias for y in products]
 
     @property

@@ -1,11 +1,12 @@
-"""The two ways to multiply out ``y = (W + gamma B A) x`` and its gradients, and which of them is cheaper.
+"""Three ways to multiply out ``y = (W + gamma B A) x`` and its gradients, and which of them is cheapest.
 
 *Factored*, as LoRA is usually written: through the rank, ``6 T R (D + O)`` FLOPs beyond the frozen product, forward and
-backward. *Merged*: everything through ``W + gamma B A`` and the gradient of that whole weight, ``2 T D O + 6 R D O``
-(RunLoRA, Cherniuk et al. 2023, arXiv 2312.03415, has the idea). With ``h = D O / (D + O)`` merged is the lesser of the
-two where ``T > h`` and ``R > (h / 3) / (1 - h / T)``: at high rank and many tokens.
+backward. *Merged*: everything through ``W + gamma B A`` and the gradient of that whole weight, ``2 T D O + 6 R D O``.
+*Mixed*: y and dx through the merged weight, the gradients of A and B through the rank, ``2 R D O + 4 T R (D + O)``.
+(RunLoRA, Cherniuk et al. 2023, arXiv 2312.03415, has the idea of choosing.) With ``h = D O / (D + O)``: where ``T < h``
+factored is the least; above, mixed up to ``R = (h / 2) / (1 - h / T)`` and merged from there on.
 
-Both are the same function, so the choice moves results by rounding alone. That is why delta_w is formed first and then
+All are the same function, so the choice moves results by rounding alone. That is why delta_w is formed first and then
 added, why no delta is ever recovered by subtraction, and why merged weights are float32 only: rounded to bf16 they
 would lose 98 % of an adapter's output at ``|delta_w| / |W| = 1e-4``.
 
@@ -25,7 +26,10 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn.functional import linear
 
-FORMS = ("factored", "merged")
+FORMS = ("factored", "mixed", "merged")
+FLOAT = 40
+"""FLOPs that products make while a float passes through memory: about that on a CPU and on a GPU. It decides at low
+rank alone, where the forms' FLOPs are few."""
 NARROW = 16
 """Columns of a factor's gradient, below which it is multiplied transposed (measured on a CPU at 192 to 1536 rows)."""
 
@@ -107,6 +111,22 @@ def _outer(u_KNI: Tensor, v_KNJ: Tensor) -> Tensor:
     return product.to(torch.promote_types(product.dtype, torch.float32))
 
 
+class Mixed(torch.autograd.Function):
+    """``x V^T`` for K cells of one rank, ``V_KOD`` being ``W + gamma B A``; the gradients of A and B go by the rank."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, V: Tensor, A: Tensor, B: Tensor, gamma: Tensor) -> Tensor:
+        ctx.save_for_backward(x, V, A, B, gamma)
+        return torch.bmm(x, V.mT)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, V, A, B, gamma = ctx.saved_tensors  # type: ignore[attr-defined]
+        dx = torch.bmm(dy, V) if ctx.needs_input_grad[0] else None  # type: ignore[attr-defined]
+        z_KNR, dz_KNR = torch.bmm(x, A.mT).mul_(gamma), torch.bmm(dy, B).mul_(gamma)
+        return dx, None, _outer(dz_KNR, x), _outer(dy, z_KNR), None
+
+
 class Merged(torch.autograd.Function):
     """The weights ``W + gamma B A``, ``[K, O, D]``, and from their gradient those of A and B."""
 
@@ -136,6 +156,11 @@ def factored_linear(
         return FactoredLinear.apply(x_KND.to(W_OD.dtype), W_OD, b_O, cells, *adapters)
 
 
+def mixed(x_KND: Tensor, V_KOD: Tensor, A_KRD: Tensor, B_KOR: Tensor, gamma_K11: Tensor) -> Tensor:
+    """``x V^T``, ``[K, N, O]`` float32; see :class:`Mixed`."""
+    return Mixed.apply(x_KND, V_KOD, A_KRD, B_KOR, gamma_K11)
+
+
 def merged(W_OD: Tensor, A_KRD: Tensor, B_KOR: Tensor, gamma_K11: Tensor) -> Tensor:
     """``W + gamma B A``, ``[K, O, D]`` float32; see :class:`Merged`."""
     return Merged.apply(W_OD, A_KRD, B_KOR, gamma_K11)
@@ -143,7 +168,7 @@ def merged(W_OD: Tensor, A_KRD: Tensor, B_KOR: Tensor, gamma_K11: Tensor) -> Ten
 
 @dataclass(frozen=True)
 class Contraction:
-    """What decides between the forms: one of them by name, or ``auto``, the cheaper by FLOPs.
+    """What decides between the forms: one of them by name, or ``auto``, the cheapest by FLOPs and memory traffic.
 
     ``tokens``: those of one cell in one optimizer step, all micro-batches together (weights are merged once a step and
     their gradient is projected once). ``merged_rate``: what a device makes of the count, see :func:`merged_rate`.
@@ -154,20 +179,30 @@ class Contraction:
     merged_rate: float = 1.0
 
     def choose(self, d: int, o: int, rank: int) -> str:
-        """``factored`` or ``merged`` for an adapter ``A: [R, D]``, ``B: [O, R]`` on a dense float32 weight."""
+        """One of ``FORMS`` for an adapter ``A: [R, D]``, ``B: [O, R]`` on a dense float32 weight."""
         if self.form != "auto":
             return self.form
-        return min(FORMS, key=lambda form: adapter_flops(form, self.tokens, d, o, rank) / self._rate(form))
+        return min(FORMS, key=lambda form: self._cost(form, d, o, rank))
 
-    def _rate(self, form: str) -> float:
-        return self.merged_rate if form == "merged" else 1.0
+    def _cost(self, form: str, d: int, o: int, rank: int) -> float:
+        """In FLOPs of the factored form."""
+        rate = self.merged_rate if form == "merged" else 1.0
+        return adapter_flops(form, self.tokens, d, o, rank) / rate + FLOAT * floats_moved(form, self.tokens, d, o)
 
 
 def adapter_flops(form: str, tokens: int, d: int, o: int, rank: int) -> int:
     """FLOPs of an adapter in one optimizer step beyond the frozen product's ``4 T D O``, forward and backward."""
     if form == "merged":
         return 2 * tokens * d * o + 6 * rank * d * o
+    if form == "mixed":
+        return 2 * rank * d * o + 4 * tokens * rank * (d + o)
     return 6 * tokens * rank * (d + o)
+
+
+def floats_moved(form: str, tokens: int, d: int, o: int) -> int:
+    """Floats written and read in an optimizer step beside the operands of products: y and dx once more in the factored
+    form; the weight being made, in the others; and in the merged form its gradient."""
+    return {"factored": 2 * tokens * (d + o), "mixed": 4 * d * o, "merged": 6 * d * o}[form]
 
 
 @cache
@@ -203,9 +238,9 @@ def merged_rate(device: torch.device) -> float:
     for _ in range(tries + 2):  # the first two only warm up
         for name, product in products.items():
             times[name].append(seconds(product))
-    frozen, *forms = (median(times[name][2:]) for name in ("frozen", *FORMS))
+    took = {name: median(of_name[2:]) for name, of_name in times.items()}
     of_factored, of_merged = (
-        adapter_flops(form, side, side, side, rank) / max(took - frozen, 1e-9)
-        for form, took in zip(FORMS, forms, strict=True)
+        adapter_flops(form, side, side, side, rank) / max(took[form] - took["frozen"], 1e-9)
+        for form in ("factored", "merged")
     )
     return round(min(1.2, max(0.8, of_merged / of_factored)), 1)

@@ -109,10 +109,10 @@ def validate(config: CellConfig) -> None:
             raise StudyError("train.save_adapter=true at adapter.rank=inf: there are no factors to save")
     if not 0.0 <= adapter.dropout < 1.0:
         raise StudyError(f"adapter.dropout={adapter.dropout} is no probability: give one in [0, 1)")
-    if adapter.contraction == "merged" and (adapter.dropout or config.precision != "float32"):
+    if adapter.contraction in ("mixed", "merged") and (adapter.dropout or config.precision != "float32"):
         cause = f"adapter.dropout={adapter.dropout}" if adapter.dropout else f"precision={config.precision}"
         raise StudyError(
-            f"adapter.contraction=merged and {cause}: a merged weight has one input and is float32; "
+            f"adapter.contraction={adapter.contraction} and {cause}: a merged weight has one input and is float32; "
             "use adapter.contraction=auto or factored"
         )
 

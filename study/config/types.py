@@ -14,7 +14,7 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bf16")
 QUANT_BITS = (8, 4)
 SCHEDULES = ("constant", "linear", "cosine")
-CONTRACTIONS = ("auto", "factored", "merged")
+CONTRACTIONS = ("auto", "factored", "mixed", "merged")
 TRACKERS = ("none", "wandb")
 TRACKER_MODES = ("offline", "online", "disabled")
 

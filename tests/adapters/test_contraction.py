@@ -1,5 +1,7 @@
 """Hand-written gradients against numerical ones, both forms against float64, and which of them is chosen."""
 
+from itertools import permutations
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
 from study.adapters import AdapterSpec, Contraction, LoraBank, merged_once
-from study.adapters.contraction import FORMS, Factored, Merged, adapter_flops, factored, merged
+from study.adapters.contraction import FLOAT, FORMS, Factored, Merged, Mixed, adapter_flops, factored, merged
 
 K, N, D, O, R = 2, 5, 4, 6, 3  # noqa: E741
 GAMMA_K11 = torch.tensor([0.5, 3.0], dtype=torch.float64).view(K, 1, 1)
@@ -25,6 +27,11 @@ MERGED_SHAPES = ((K, R, D), (K, O, R))
 def test_gradients_are_the_functions_own() -> None:
     assert torch.autograd.gradcheck(lambda *a: Factored.apply(*a, GAMMA_K11), operands(torch.float64, *FACTORED_SHAPES))
     W = torch.randn(O, D, dtype=torch.float64)
+
+    def mixed_with_its_weight(x: torch.Tensor, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+        return Mixed.apply(x, (W + GAMMA_K11 * B @ A).detach(), A, B, GAMMA_K11)
+
+    assert torch.autograd.gradcheck(mixed_with_its_weight, operands(torch.float64, *FACTORED_SHAPES[1:]))
     assert torch.autograd.gradcheck(lambda *a: Merged.apply(W, *a, GAMMA_K11), operands(torch.float64, *MERGED_SHAPES))
 
 
@@ -107,19 +114,21 @@ def test_either_form_is_the_exact_product_within_rounding(base: str, b_scale: fl
             torch.testing.assert_close(found.double(), expected, rtol=2e-5, atol=2e-5 * float(expected.abs().max()))
 
 
-def test_a_small_delta_is_not_lost_in_the_merged_weight() -> None:
+@pytest.mark.parametrize("form", ["mixed", "merged"])
+def test_a_small_delta_is_not_lost_in_the_merged_weight(form: str) -> None:
     """What the adapter adds is right to float32's share of W: |delta|/|W| = 1e-4 keeps three digits, not none."""
     d, o = DIMS
     torch.manual_seed(0)
     linear = nn.Linear(d, o, bias=False)
     x = torch.randn(9, 5, d)
-    bank = trained_bank(linear, Contraction("merged"), b_scale=1e-5)
+    bank = trained_bank(linear, Contraction(form), b_scale=1e-5)
     added = bank(x).detach() - linear(x)
     wanted = trained_bank(linear, Contraction("factored"), b_scale=1e-5)(x).detach() - linear(x)
     assert float((added - wanted).norm() / wanted.norm()) < 2e-2
 
 
-def test_merging_once_for_all_micro_batches_is_merging_in_each() -> None:
+@pytest.mark.parametrize("form", ["mixed", "merged"])
+def test_merging_once_for_all_micro_batches_is_merging_in_each(form: str) -> None:
     d, o = DIMS
     linear = nn.Linear(d, o)
     batches = [(torch.randn(len(SPECS) * 3, 7, d), torch.randn(len(SPECS) * 3, 7, o)) for _ in range(3)]
@@ -128,7 +137,7 @@ def test_merging_once_for_all_micro_batches_is_merging_in_each() -> None:
         bank.bind_grads()
         return [weight.grad.clone() for pair in bank.pairs for weight in pair[:2] if weight.grad is not None]
 
-    each, once = (trained_bank(linear, Contraction("merged")) for _ in range(2))
+    each, once = (trained_bank(linear, Contraction(form)) for _ in range(2))
     for x, dy in batches:
         each(x).backward(dy)
     with merged_once([once]):
@@ -159,13 +168,14 @@ def test_what_can_not_be_merged_is_factored() -> None:
 
 @pytest.mark.parametrize(("d", "o"), [(576, 1536), (576, 576), (576, 192), (4096, 4096)])
 @pytest.mark.parametrize("tokens", [64, 512, 1024, 4096, 65536])
-def test_auto_takes_the_lesser_count_and_its_threshold_is_the_papers(d: int, o: int, tokens: int) -> None:
+def test_auto_takes_the_cheapest_and_its_thresholds_are_the_closed_ones(d: int, o: int, tokens: int) -> None:
+    """Where the costs of two forms are equal, solved for the rank by hand."""
     h = d * o / (d + o)
-    threshold = (h / 3) / (1 - h / tokens) if tokens > h else float("inf")
     for rank in (1, 4, 16, 64, 128, 256, 512, 1024, 2048):
-        form = Contraction("auto", tokens).choose(d, o, rank)
-        assert form == ("merged" if rank > threshold else "factored")
-        assert adapter_flops(form, tokens, d, o, rank) == min(adapter_flops(f, tokens, d, o, rank) for f in FORMS)
+        expected = "factored"
+        if tokens > h and rank > FLOAT * (2 * h - tokens) / (tokens - h):
+            expected = "merged" if rank > h / 2 * (tokens + FLOAT) / (tokens - h) else "mixed"
+        assert Contraction("auto", tokens).choose(d, o, rank) == expected
 
 
 def test_flops_are_what_the_products_take() -> None:
@@ -188,13 +198,14 @@ def test_a_faster_form_is_chosen_earlier() -> None:
     assert all(fast.choose(576, 1536, r) == "merged" for r in ranks if at_par.choose(576, 1536, r) == "merged")
 
 
-def test_a_bank_may_mix_forms() -> None:
-    """Low ranks factored and high ones merged in one pass are what each is alone."""
+@pytest.mark.parametrize("forms", list(permutations(FORMS, 2)), ids="-".join)
+def test_a_bank_may_have_several_forms(forms: tuple[str, str]) -> None:
+    """Two ranks, each in its own form, in one pass are what they are in another."""
     d, o = DIMS
     linear = nn.Linear(d, o)
-    contraction = Contraction("auto", tokens=200)
-    mixed = trained_bank(linear, contraction)
-    assert [bucket.form for bucket in mixed.buckets] == ["factored", "merged"]
+    bank = trained_bank(linear, Contraction())
+    for bucket, form in zip(bank.buckets, forms, strict=True):
+        bucket.form = form  # type: ignore[assignment]
     x, dy = torch.randn(len(SPECS) * 3, 7, d), torch.randn(len(SPECS) * 3, 7, o)
-    for found, expected in zip(passes(mixed, x, dy), passes(trained_bank(linear, Contraction()), x, dy), strict=True):
+    for found, expected in zip(passes(bank, x, dy), passes(trained_bank(linear, Contraction()), x, dy), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
