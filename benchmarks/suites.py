@@ -83,10 +83,10 @@ PROBES = {
 
 
 def probes(size: Size) -> Iterator[Row]:
-    """Ten steps at a low rank with probes as in ``PROBES``: the run's seconds, thrice, in turn."""
+    """Twenty steps at a low rank with probes as in ``PROBES``: the run's seconds, thrice, in turn."""
     for _ in range(3):
         for variant, overrides in PROBES.items():
-            config = size.cell(1024, size.ranks[1], "train.steps=10", *overrides)
+            config = size.cell(1024, size.ranks[1], "train.steps=20", *overrides)
             run = WAYS["packed"](config)
             yield _row("probes", run.way, config, sum(run.steps), variant=variant)
 
