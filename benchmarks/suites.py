@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 
 from study import sweep
 from study.adapters.contraction import adapter_flops
+from study.allocator import hand_back
 from study.config import CellConfig
 from study.models import tiny
 from study.models.card import checkpoint_of
@@ -58,7 +59,7 @@ def whole_sweep(size: Size) -> Iterator[Row]:
 
 def large_steps(size: Size) -> Iterator[Row]:
     """All ranks under one rule at 4096 tokens a step (the rule makes no difference to time), (b) against ours."""
-    yield from _contest("sweep", ["loop", "packed"], [size.cell(4096, rank) for rank in size.ranks])
+    yield from _contest("sweep", ["loop", "packed"], [size.cell(4096, rank) for rank in size.ranks], afresh=True)
 
 
 def by_tokens(size: Size) -> Iterator[Row]:
@@ -137,11 +138,18 @@ SUITES: dict[str, Callable[[Size], Iterator[Row]]] = {
 }
 
 
-def _contest(suite: str, ways: Sequence[str], cells: Sequence[CellConfig]) -> Iterator[Row]:
-    """Every cell in every way, in turn; a row a step and one for the set-up, once all ways agree on the loss."""
+def _contest(suite: str, ways: Sequence[str], cells: Sequence[CellConfig], afresh: bool = False) -> Iterator[Row]:
+    """Every cell in every way, in turn; a row a step and one for the set-up, once all ways agree on the loss.
+
+    ``afresh``: no way finds memory that another has kept, where there is not enough for both.
+    """
     for turn, config in enumerate(cells):
         order = [*ways[turn % len(ways) :], *ways[: turn % len(ways)]]
-        runs: list[Run] = [WAYS[way](config) for way in order]
+        runs: list[Run] = []
+        for way in order:
+            if afresh:
+                hand_back()
+            runs.append(WAYS[way](config))
         check_agreement(runs, config.precision)
         counted = step_flops(config)
         for run in runs:

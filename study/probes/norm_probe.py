@@ -29,7 +29,7 @@ from study.probes.alignment import Alignment
 from study.probes.frames import frame
 from study.probes.layers import adapted_layers
 from study.probes.moments import AS_WRITTEN, DESCENT, Ledger, scaled_sums
-from study.probes.spectra import largest_singular_value
+from study.probes.spectra import Core, core, largest_singular_values
 from study.sites import BACKWARD, FORWARD, GRADIENTS, MEASURED, SITES, SPECTRA, TRAIN, UNIONS, UPDATES, USUAL
 
 
@@ -194,11 +194,13 @@ class NormProbe:
         ``gradients``: those of A and B by layer and cell, for who does not leave them in ``.grad``.
         """
         spectra = bool(set(SPECTRA).intersection(self.stats))
+        cores: dict[tuple[int, int], Core] = {}
         for layer, pairs in enumerate(layer.pairs() for layer in self.layers):
             for cell, pair in enumerate(pairs):
                 delta_w = self._add("delta_w", layer, cell, _delta_w, pair)
                 if spectra and delta_w is not None:
-                    self._write("delta_w", layer, cell, _spectral, pair, delta_w)
+                    with self._as_they_are():
+                        cores[layer, cell] = _core(pair, delta_w)
                 given = gradients[layer][cell] if gradients else (pair.A_RD.grad, pair.B_OR.grad)
                 for site, weight, gradient in zip("AB", pair[:2], given, strict=True):
                     self._add(site, layer, cell, Tensor.detach, weight)
@@ -206,6 +208,8 @@ class NormProbe:
                         self._add(f"{site}_grad", layer, cell, Tensor.detach, gradient)
             if self._wanted.intersection(UPDATES):
                 self._weights_before.append([(A.detach().clone(), B.detach().clone()) for A, B, _ in pairs])
+        for (layer, cell), value in zip(cores, largest_singular_values(list(cores.values())), strict=True):
+            self._ledger.write((cell, MEASURED.index("delta_w"), layer), AS_WRITTEN["spectral"], value)
 
     def after_update(self, clip_factors: Sequence[float] | None = None) -> None:
         """Measure the updates. Call after the optimizer's step, before gradients are cleared.
@@ -226,11 +230,17 @@ class NormProbe:
 
     # Numbers off the device.
 
+    @contextmanager
+    def _as_they_are(self) -> Iterator[None]:
+        """Without a graph, and in float32 whatever the training runs in."""
+        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+            yield
+
     def _add(self, site: str, layer: int, cell: int, tensor_of: Callable[..., Tensor], *parts: Any) -> Tensor | None:
         """Enter the sums of ``tensor_of(*parts)``; nothing is computed where the site is not wanted."""
         if site not in self._wanted or (site in OF_PRODUCT and self.layers[layer].variant):
             return None
-        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+        with self._as_they_are():
             value = tensor_of(*parts)
             self._enter(site, layer, cell, scaled_sums(value), value.numel())
         return value
@@ -240,7 +250,7 @@ class NormProbe:
 
     def _write(self, site: str, layer: int, cell: int, stats_of: Callable[..., dict[str, Tensor]], *parts: Any) -> None:
         """Enter the statistics ``stats_of(*parts)``, scalars on the device, each in its column."""
-        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+        with self._as_they_are():
             for stat, value in stats_of(*parts).items():
                 self._ledger.write((cell, MEASURED.index(site), layer), AS_WRITTEN[stat], value)
 
@@ -283,11 +293,12 @@ def _delta_w(pair: LoraPair) -> Tensor:
     return pair.B_OR.float() @ pair.A_RD.float() * pair.gamma
 
 
-def _spectral(pair: LoraPair, delta_w_OD: Tensor) -> dict[str, Tensor]:
-    """Through the factors, or through their product, which is there anyway, where that has fewer entries."""
+def _core(pair: LoraPair, delta_w_OD: Tensor) -> Core:
+    """Of ``delta_w``, through the factors, or through their product, which is there anyway, where that is smaller."""
     if pair.A_RD.numel() + pair.B_OR.numel() < delta_w_OD.numel():
-        return {"spectral": largest_singular_value(pair.B_OR.float(), pair.A_RD.float()) * pair.gamma}
-    return {"spectral": largest_singular_value(delta_w_OD)}
+        scale, square_mm = core(pair.B_OR.float(), pair.A_RD.float())
+        return Core(scale * pair.gamma, square_mm)
+    return core(delta_w_OD)
 
 
 def _rho(x_nD: Tensor, pair: LoraPair, A0_RD: Tensor) -> dict[str, Tensor]:

@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from study.probes.spectra import largest_singular_value
+from study.probes.spectra import SMALL, core, largest_singular_values
+
+
+def largest_singular_value(*factors: Tensor) -> Tensor:
+    return largest_singular_values([core(*factors)])[0]
 
 
 def trained(o: int, r: int, d: int) -> tuple[Tensor, Tensor]:
@@ -37,3 +41,12 @@ def test_zero_and_non_finite() -> None:
     assert largest_singular_value(B, A).item() == 0
     B[0, 0] = float("inf")
     assert largest_singular_value(B, A).isnan()
+
+
+def test_many_are_taken_together_and_come_in_their_order() -> None:
+    torch.manual_seed(0)
+    shapes = [(20, 4, 30), (20, 9, 30), (50, 4, 10), (200, SMALL, 300), (200, SMALL + 1, 300)]
+    products = [trained(*shape) for shape in shapes]
+    found = largest_singular_values([core(B, A) for B, A in products])
+    for value, (B, A) in zip(found, products, strict=True):
+        assert value.item() == pytest.approx(torch.linalg.matrix_norm(B.double() @ A.double(), 2).item(), rel=1e-4)
