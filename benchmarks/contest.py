@@ -5,7 +5,8 @@
 (c) ``alone``: this project, the base loaded for every cell;
 (d) ``packed``: this project as a sweep runs it.
 
-All four begin at the same A (ours is copied into PEFT's, off the clock) and must end at the same loss.
+All four begin at the same A (ours is copied into PEFT's, off the clock) and must end at the same loss. A step that does
+not fit in the machine's memory is made of more and smaller micro-batches, as its user would make it.
 """
 
 import contextlib
@@ -16,7 +17,11 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +49,14 @@ AGREE = 1e-3
 
 @dataclass
 class Run:
-    """One cell trained one way: seconds of set-up and of each optimizer step, and the loss before each step."""
+    """One cell trained one way: seconds of set-up and of each optimizer step, and the loss before each step;
+    ``micro_batches`` to a step."""
 
     way: str
     setup: float = 0.0
     steps: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    micro_batches: int = 1
 
     @property
     def wall(self) -> float:
@@ -162,14 +169,42 @@ def packed(config: CellConfig) -> Run:
 WAYS: dict[str, Callable[[CellConfig], Run]] = {"trainer": trainer, "loop": loop, "alone": alone, "packed": packed}
 
 
+def contend(way: str, config: CellConfig) -> Run:
+    """``config`` trained that way, in this process."""
+    run = WAYS[way](config)
+    run.micro_batches = config.train.accumulation
+    return run
+
+
+def contend_apart(way: str, config: CellConfig) -> Run:
+    """``config`` trained that way in a process of its own, which finds the machine's memory free."""
+    return apart(partial(contend, way), config)
+
+
+def apart(train: Callable[[CellConfig], Run], config: CellConfig) -> Run:
+    """``train(config)`` in a process of its own.
+
+    Where the system ends that process, as it does when memory runs out, the same step is tried again in twice as many
+    micro-batches. Raises ``SystemExit`` where not even one sequence at a time fits.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(train, config).result()
+        except BrokenProcessPool:
+            size = config.train.batch_size
+            if size == 1:
+                raise SystemExit(f"rank {config.adapter.rank} does not fit in this machine's memory") from None
+    halves = replace(config.train, batch_size=size // 2, accumulation=2 * config.train.accumulation)
+    return apart(train, replace(config, train=halves))
+
+
 def _ours(way: str, config: CellConfig) -> Run:
     """``study train``'s own path, records on disk and all."""
     folder = Path(tempfile.mkdtemp())
     try:
         began = time.perf_counter()
-        config.results_dir = str(folder)
         with contextlib.redirect_stderr(io.StringIO()):
-            sweep.run(plan([config]))
+            sweep.run(plan([replace(config, results_dir=str(folder))]))
         wall = time.perf_counter() - began
         metrics = load_tables(folder / config.name).metrics.sort_values("step")
     finally:

@@ -1,8 +1,8 @@
 """What is timed: one generator a suite, yielding rows as they are measured.
 
-A row has ``suite``, ``way``, ``rank``, ``scaling``, ``tokens`` (of a step), ``precision``, ``variant`` and ``seconds``:
-of one optimizer step, or, where ``variant`` says so, of a whole run. Ways take turns, cell by cell, in an order that
-rotates, so that a machine that slows down does so for all.
+A row has ``suite``, ``way``, ``rank``, ``scaling``, ``tokens`` and ``micro_batches`` of a step, ``precision``,
+``variant`` and ``seconds``: of one optimizer step, or, where ``variant`` says so, of a whole run. Ways take turns, cell
+by cell, in an order that rotates, so that a machine that slows down does so for all.
 """
 
 import json
@@ -17,12 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contest import WAYS, Run, base_and_corpus, cell, check_agreement, labelled_rows, options_of
+from contest import (
+    WAYS,
+    Run,
+    base_and_corpus,
+    cell,
+    check_agreement,
+    contend,
+    contend_apart,
+    labelled_rows,
+    options_of,
+)
 from omegaconf import OmegaConf
 
 from study import sweep
 from study.adapters.contraction import adapter_flops
-from study.allocator import hand_back
 from study.config import CellConfig
 from study.models import tiny
 from study.models.card import checkpoint_of
@@ -58,8 +67,12 @@ def whole_sweep(size: Size) -> Iterator[Row]:
 
 
 def large_steps(size: Size) -> Iterator[Row]:
-    """All ranks under one rule at 4096 tokens a step (the rule makes no difference to time), (b) against ours."""
-    yield from _contest("sweep", ["loop", "packed"], [size.cell(4096, rank) for rank in size.ranks], afresh=True)
+    """All ranks under one rule at 4096 tokens a step (the rule makes no difference to time), (b) against ours.
+
+    A process a run: at high rank each takes most of a machine of 24 GiB.
+    """
+    cells = [size.cell(4096, rank) for rank in size.ranks]
+    yield from _contest("large-steps", ["loop", "packed"], cells, contend_apart)
 
 
 def by_tokens(size: Size) -> Iterator[Row]:
@@ -138,25 +151,25 @@ SUITES: dict[str, Callable[[Size], Iterator[Row]]] = {
 }
 
 
-def _contest(suite: str, ways: Sequence[str], cells: Sequence[CellConfig], afresh: bool = False) -> Iterator[Row]:
-    """Every cell in every way, in turn; a row a step and one for the set-up, once all ways agree on the loss.
-
-    ``afresh``: no way finds memory that another has kept, where there is not enough for both.
-    """
+def _contest(
+    suite: str,
+    ways: Sequence[str],
+    cells: Sequence[CellConfig],
+    train: Callable[[str, CellConfig], Run] = contend,
+) -> Iterator[Row]:
+    """Every cell in every way, in turn; a row a step and one for the set-up, once all ways agree on the loss."""
     for turn, config in enumerate(cells):
         order = [*ways[turn % len(ways) :], *ways[: turn % len(ways)]]
-        runs: list[Run] = []
-        for way in order:
-            if afresh:
-                hand_back()
-            runs.append(WAYS[way](config))
+        runs = [train(way, config) for way in order]
         check_agreement(runs, config.precision)
         counted = step_flops(config)
         for run in runs:
-            yield _row(suite, run.way, config, run.setup, variant="set-up")
+            parts = run.micro_batches
+            yield _row(suite, run.way, config, run.setup, variant="set-up", micro_batches=parts)
             for step, seconds in enumerate(run.steps):
                 # The first step also pays for the first touch of memory: it counts in a sweep, not in a rate.
-                yield _row(suite, run.way, config, seconds, variant="first step" if step == 0 else "step", **counted)
+                variant = "first step" if step == 0 else "step"
+                yield _row(suite, run.way, config, seconds, variant=variant, micro_batches=parts, **counted)
 
 
 def step_flops(config: CellConfig) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 import ctypes
 import sys
-from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGEST = 32 * 2**20  # glibc takes no larger threshold
@@ -16,21 +15,10 @@ def keep_freed_memory() -> bool:
     page, zeroed by the kernel, which costs a norm or a SwiGLU three times its arithmetic and a step of SmolLM2 some
     7 %. Larger blocks still go back. Returns whether it could be arranged; elsewhere than on glibc nothing is done.
     """
-    mallopt = _glibc("mallopt")
-    return mallopt is not None and bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST) and mallopt(_M_TRIM_THRESHOLD, _NEVER))
-
-
-def hand_back() -> bool:
-    """Give the system what is kept and free now; whether there was any, and it could be done."""
-    malloc_trim = _glibc("malloc_trim")
-    return malloc_trim is not None and bool(malloc_trim(0))
-
-
-def _glibc(name: str) -> Any:
-    """A function of glibc; None where there is none, or another C library."""
     if not sys.platform.startswith("linux"):
-        return None
+        return False
     try:
-        return getattr(ctypes.CDLL(None), name)
-    except (OSError, AttributeError):
-        return None
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST) and mallopt(_M_TRIM_THRESHOLD, _NEVER))

@@ -1,5 +1,6 @@
 """What a fold of cells leaves while it trains: rows and records on disk, lines on the display, a tracker's runs."""
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -30,29 +31,37 @@ class Recorder:
         self.status = ["complete"] * len(fold)
         self.fields: list[dict[str, Any]] = [{} for _ in fold]
         self.adapters: dict[int, dict[str, LoraPair]] = {}
+        self._waiting: deque[list[CellStep]] = deque()
         display.start([cell.id for cell in fold])
         for cell, writer in zip(fold, writers, strict=True):
             tracked.start(writer.record, cell.label)
 
     def add(self, results: Sequence[CellStep | None]) -> None:
-        """Append the rows of one step."""
+        """Take the rows of one step: written when its numbers have left the device, on closing at the latest."""
         for k, result in enumerate(results):
             if result is None:
                 continue
-            self.writers[k].append("metrics", pd.DataFrame([result.metrics]))
-            if result.probes is not None:
-                self.writers[k].append("probes", result.probes)
-            self.tracked.log(self.fold[k].id, result.metrics, result.probes)
             if result.adapter is not None:
                 self.adapters[k] = result.adapter
-            if result.truncations is not None:
-                self.writers[k].append("truncations", result.truncations)
             step = int(result.metrics["step"])
             self.fields[k] |= {"steps_done": step, "seconds": result.metrics["seconds"]}
             if result.diverged:
                 self.status[k] = "diverged"
                 self.fields[k]["diverged_step"] = step
         self.display.advance([result.metrics for result in results if result is not None])
+        self._waiting.append([result for result in results if result is not None])
+        while self._waiting and all(result.arrived for result in self._waiting[0]):
+            self._write(self._waiting.popleft())
+
+    def _write(self, results: Sequence[CellStep]) -> None:
+        for result in results:
+            writer, probes = self.writers[result.cell], result.probes
+            writer.append("metrics", pd.DataFrame([result.metrics]))
+            if probes is not None:
+                writer.append("probes", probes)
+            self.tracked.log(self.fold[result.cell].id, result.metrics, probes)
+            if result.truncations is not None:
+                writer.append("truncations", result.truncations)
 
     def save_adapters(self, model: nn.Module) -> None:
         """Write the adapters that were kept, in PEFT's format; ``model`` is the base, without adapters again."""
@@ -77,7 +86,9 @@ class Recorder:
         return [f"cell {self.fold[k].id} ({self.fold[k].label}): {_one_line(error)}" for k in failed]
 
     def close(self, device: torch.device) -> None:
-        """Close every cell with its status."""
+        """Write what is left, and close every cell with its status."""
+        while self._waiting:
+            self._write(self._waiting.popleft())
         for writer, status, fields in zip(self.writers, self.status, self.fields, strict=True):
             writer.close(status, finished=_now(), peak_memory_gb=peak_memory_gb(device), **fields)
             self.tracked.finish(writer.record["cell_id"], status, fields)

@@ -39,6 +39,6 @@ def contraction(config: CellConfig, corpus: Corpus, device: torch.device) -> Con
 
 
 def may_trim(cells: Sequence[CellConfig], device: torch.device) -> bool:
-    """Whether columns of padding may be left out: no kernel is compiled for one shape, and no dropout mask is drawn in
-    a shape that a cell's neighbours would have a say in."""
-    return device.type == "cpu" and not any(cell.adapter.dropout for cell in cells)
+    """Whether columns of padding may be left out: nothing is compiled for one shape, and no dropout mask is drawn in a
+    shape that a cell's neighbours would have a say in."""
+    return device.type == "cpu" and not any(cell.adapter.dropout or cell.pack.compile for cell in cells)

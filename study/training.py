@@ -30,8 +30,9 @@ from study.data import IGNORED, Corpus, TokenBatch
 from study.limits import InfiniteRankBank, infinite
 from study.loss import target_losses
 from study.models import FrozenBase
+from study.models.compiled import CompiledBlocks, compiled_blocks
 from study.optimizers import Learner
-from study.probes import Alignment, NormProbe
+from study.probes import Alignment, NormProbe, Sent
 from study.sites import ALIGNMENTS, BATCHES, HELDOUT, NOISE, SITES, STATS, TRAIN, UPDATES, USUAL, WEIGHTS
 from study.specs import adapter_spec, contraction, may_trim
 from study.theory import LAST_STEP
@@ -39,18 +40,29 @@ from study.theory import LAST_STEP
 
 @dataclass(frozen=True)
 class CellStep:
-    """What one cell has to show for one step: a row of ``metrics`` (less ``cell_id``), its ``probes`` if measured, and
-    at the last step its ``truncations`` if asked for.
+    """What the ``cell``-th of a fold has to show for one step: a row of ``metrics`` (less ``cell_id``), its ``probes``
+    if measured, and at the last step its ``truncations`` if asked for.
 
     ``diverged`` says that loss or gradient norm was not finite at this step; the cell has no later one. ``adapter``, at
     the last step of a cell with ``train.save_adapter``: its factors by layer, copied to the CPU.
     """
 
+    cell: int
     metrics: dict[str, float]
-    probes: pd.DataFrame | None = field(repr=False)
+    sent: Sequence[Sent] = field(repr=False)
     diverged: bool
     adapter: dict[str, LoraPair] | None = field(default=None, repr=False)
     truncations: pd.DataFrame | None = field(default=None, repr=False)
+
+    @property
+    def arrived(self) -> bool:
+        """Whether the probes' numbers have left the device, which they do while it trains on."""
+        return all(sent.arrived for sent in self.sent)
+
+    @property
+    def probes(self) -> pd.DataFrame | None:
+        """The rows of the ``probes`` table, waited for; None where nothing was measured."""
+        return pd.concat([sent.frame(self.cell) for sent in self.sent], ignore_index=True) if self.sent else None
 
 
 def train(base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig]) -> Iterator[list[CellStep | None]]:
@@ -67,12 +79,15 @@ def train(base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig]) -> Iter
     bank_type = InfiniteRankBank if math.isinf(shared.adapter.rank) else LoraBank
     last, probed_at, evaluated_at = shared.train.steps, probe_steps(shared), eval_steps(shared)
 
-    with adapted(base.model, layers, specs, bank_type, contraction(shared, corpus, base.device)) as banks:
-        fold = Fold(base, corpus, cells, banks)
+    with (
+        adapted(base.model, layers, specs, bank_type, contraction(shared, corpus, base.device)) as banks,
+        compiled_blocks(base, layers) if shared.pack.compile else nullcontext() as compiled,
+    ):
+        fold = Fold(base, corpus, cells, banks, compiled)
         for step in range(last + 1):
             alive_K = fold.alive_K
             probe = fold.probe(TRAIN) if step in probed_at else None
-            tables = fold.probe_elsewhere(step) if step in probed_at else []
+            sent = fold.probe_elsewhere(step) if step in probed_at else []
             metrics = {"lr": fold.learning_rates()}
             if step in evaluated_at:
                 metrics["eval_loss"] = fold.heldout_losses()
@@ -91,8 +106,8 @@ def train(base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig]) -> Iter
                     if "adapter_update" in probe.sites and step <= LAST_STEP:
                         metrics["loss_after"] = fold.losses_after(step)
             if probe:
-                tables.insert(0, probe.collect(step))
-            results_K = fold.results(step, metrics, tables, fold.truncations() if step == last else None)
+                sent.insert(0, probe.send(step))
+            results_K = fold.results(step, metrics, sent, fold.truncations() if step == last else None)
             yield [result if alive else None for result, alive in zip(results_K, alive_K, strict=True)]
             if not any(fold.alive_K):
                 return
@@ -110,9 +125,14 @@ class Fold:
     """The cells of one fold, their learners, and the passes through the base that they share."""
 
     def __init__(
-        self, base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig], banks: Sequence[LoraBank]
+        self,
+        base: FrozenBase,
+        corpus: Corpus,
+        cells: Sequence[CellConfig],
+        banks: Sequence[LoraBank],
+        compiled: CompiledBlocks | None = None,
     ) -> None:
-        self.base, self.corpus, self.cells, self.banks = base, corpus, cells, banks
+        self.base, self.corpus, self.cells, self.banks, self.compiled = base, corpus, cells, banks, compiled
         self.learners = [Learner(config, cell, banks) for cell, config in enumerate(cells)]
         self.tokens_K = [0] * len(cells)
         self.alignment, self.aligned_until = self._alignment()
@@ -147,16 +167,16 @@ class Fold:
         stats = chosen("probes.stats", wanted.stats, STATS, USUAL)
         return NormProbe(self.base.model, sites=sites, stats=stats, tokens=wanted.tokens, alignment=self.alignment)
 
-    def probe_elsewhere(self, step: int) -> list[list[pd.DataFrame]]:
-        """Measure on the batches other than the step's own, before its pass; each probe's frames for every cell."""
-        tables = []
+    def probe_elsewhere(self, step: int) -> list[Sent]:
+        """Measure on the batches other than the step's own, before its pass."""
+        sent = []
         if probe := self.probe(HELDOUT):
             self._probe_heldout(probe)
-            tables.append(probe.collect(step, HELDOUT))
+            sent.append(probe.send(step, HELDOUT))
         if probe := self.probe(NOISE):
             probe.feed_noise()
-            tables.append(probe.collect(step, NOISE))
-        return tables
+            sent.append(probe.send(step, NOISE))
+        return sent
 
     def _probe_heldout(self, probe: NormProbe) -> None:
         """A pass on the first ``batch_size`` held-out examples, without dropout.
@@ -206,7 +226,11 @@ class Fold:
             bank.zero_grad()
         if probe:
             self.dropout_before = [bank.dropout_state() for bank in self.banks]
-        with merged_once(self.banks) if len(micro_batches) > 1 else nullcontext():
+        unobserved = not probe and self.alignment is None
+        with (
+            merged_once(self.banks) if len(micro_batches) > 1 else nullcontext(),
+            self.compiled.running() if self.compiled and unobserved else nullcontext(),
+        ):
             for batch in micro_batches:
                 with probe.watch(batch.real_BT) if probe else nullcontext(), self._accumulating(step):
                     loss_K = self._nll_sums(batch) / supervised_K
@@ -298,17 +322,17 @@ class Fold:
         self,
         step: int,
         metrics: dict[str, list[float]],
-        tables: Sequence[Sequence[pd.DataFrame]],
+        sent: Sequence[Sent],
         truncations: Sequence[pd.DataFrame] | None,
     ) -> list[CellStep]:
-        """The step's rows, one per cell. ``tokens`` counts real tokens seen, ``seconds`` the fold's time so far;
-        ``tables``, a probe's frames for every cell, become one per cell."""
+        """The step's rows, one per cell. ``tokens`` counts real tokens seen, ``seconds`` the fold's time so far."""
         seconds = time.perf_counter() - self.began
         return [
             CellStep(
+                cell=k,
                 metrics={"step": step, "tokens": self.tokens_K[k], "seconds": seconds}
                 | {name: values[k] for name, values in metrics.items()},
-                probes=pd.concat([frames[k] for frames in tables], ignore_index=True) if tables else None,
+                sent=sent,
                 diverged=learner.diverged,
                 adapter=self._trained(k) if step == config.train.steps and config.train.save_adapter else None,
                 truncations=None if truncations is None else truncations[k],

@@ -20,20 +20,6 @@ for _ in range(20):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
-HANDED_BACK = """
-import psutil, sys, torch
-from study.allocator import hand_back, keep_freed_memory
-if not keep_freed_memory():
-    sys.exit(3)
-resident = lambda: psutil.Process().memory_info().rss
-x = [torch.ones(2 * 2**20) for _ in range(20)]
-full = resident()
-del x
-kept = resident()
-hand_back()
-print(full, kept, resident())
-"""
-
 
 def faults(how: str) -> int:
     done = subprocess.run([sys.executable, "-c", PROBE, how], capture_output=True, text=True, check=False)
@@ -47,14 +33,3 @@ def faults(how: str) -> int:
 def test_blocks_that_come_back_cost_no_page_faults() -> None:
     pages = 20 * 2 * 8 * 2**20 // resource.getpagesize()
     assert faults("kept") < pages / 20
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's own")
-def test_what_is_kept_can_be_handed_back() -> None:
-    done = subprocess.run([sys.executable, "-c", HANDED_BACK], capture_output=True, text=True, check=False)
-    if done.returncode == 3:
-        pytest.skip("not glibc")
-    assert done.returncode == 0, done.stderr
-    full, kept, handed_back = map(int, done.stdout.split())
-    assert kept > 0.9 * full
-    assert handed_back < full - 150 * 2**20, "of the 160 MiB that were freed"

@@ -75,7 +75,7 @@ def test_what_moves_the_numbers_moves_the_identity(cell: Build, override: str) -
         ["name=other"],
         ["results_dir=elsewhere", "plots_dir=x"],
         ["device=cpu"],
-        ["pack.fold=3", "pack.max_cells=2"],
+        ["pack.fold=3", "pack.max_cells=2", "pack.compile=true"],
         ["adapter.alpha=16"],
         ["probes.steps=[0,1,2,3]"],  # what log is at three steps
         ["train.eval_every=3"],  # first and last anyway

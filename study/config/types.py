@@ -174,12 +174,14 @@ class ProbesConfig:
 class PackConfig:
     """How cells share a process (``max_cells``) and a forward pass (``fold``: an int or ``auto``).
 
-    ``memory_gb``: GiB that a process may use; None: most of what is free.
+    ``memory_gb``: GiB that a process may use; None: most of what is free. ``compile``: whether plain steps run compiled
+    (:mod:`study.models.compiled`); it moves rounding alone.
     """
 
     max_cells: int | None = None
     memory_gb: float | None = None
     fold: Any = "auto"
+    compile: bool = False
 
 
 @dataclass

@@ -82,7 +82,7 @@ def shared_prefix(base: FrozenBase, layers: Sequence[str], limit: int) -> Iterat
 
     ``limit``: bytes. The base is whole again on leaving.
     """
-    place = _first_block(layers)
+    place = first_block(layers)
     if place is None or place[1] == 0:
         yield None
         return
@@ -100,7 +100,7 @@ def shared_prefix(base: FrozenBase, layers: Sequence[str], limit: int) -> Iterat
             blocks[index] = block
 
 
-def _first_block(layers: Sequence[str]) -> tuple[str, int] | None:
+def first_block(layers: Sequence[str]) -> tuple[str, int] | None:
     """The path of the list that the adapted blocks are in, and the lowest of their numbers; None where lists differ."""
     found = [match for match in (re.match(r"(.+?)\.(\d+)\.", layer) for layer in layers) if match]
     paths = {match[1] for match in found}

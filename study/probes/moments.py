@@ -44,13 +44,40 @@ def unscaled(scaled: np.ndarray) -> np.ndarray:
         return np.concatenate([scaled[..., :3] * largest ** [1, 2, 4], largest], axis=-1)
 
 
+class Leaving:
+    """A tensor on its way to the host; the device goes on meanwhile."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._copied: torch.cuda.Event | None = None
+        self._on_host = x
+        if x.device.type == "cuda":
+            self._on_host = torch.empty_like(x, device="cpu", pin_memory=True).copy_(x, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record(torch.cuda.current_stream(x.device))
+
+    @property
+    def arrived(self) -> bool:
+        """Whether :meth:`numpy` would not wait."""
+        return self._copied is None or self._copied.query()
+
+    def numpy(self) -> np.ndarray:
+        """The numbers, waited for."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._on_host.numpy()
+
+
 class Ledger:
-    """Numbers of a step by place, an index into ``shape``: entered as they come on the device, read by one copy."""
+    """Numbers of a step by place, an index into ``shape``: entered as they come on the device, read by one copy.
+
+    :meth:`send` begins that copy, after which nothing is entered; :meth:`read` waits for it.
+    """
 
     def __init__(self, shape: Sequence[int]) -> None:
         self.shape = tuple(shape)
         self._moments: list[tuple[tuple[int, ...], Tensor, int]] = []
         self._written: list[tuple[tuple[int, ...], Tensor]] = []
+        self._leaving: list[Leaving] = []
 
     def add(self, place: tuple[int, ...], scaled: Tensor, count: int) -> None:
         """Enter the :func:`scaled_sums` of ``count`` elements, beside those that are there already."""
@@ -60,19 +87,32 @@ class Ledger:
         """Enter a number that stands for itself, a scalar: ``DESCENT`` or a column of ``AS_WRITTEN``."""
         self._written.append(((*place, column), value))
 
+    def send(self) -> None:
+        """Begin to copy everything that was entered off the device."""
+        if self._moments:
+            self._leaving.append(Leaving(torch.stack([scaled for _, scaled, _ in self._moments])))
+        if self._written:
+            self._leaving.append(Leaving(torch.stack([value.double() for _, value in self._written])))
+
+    @property
+    def arrived(self) -> bool:
+        """Whether what was sent is on the host."""
+        return all(part.arrived for part in self._leaving)
+
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """All sums, ``[*shape, SUMS]`` float64, NaN where a column was not written; and counts, ``[*shape]``."""
         sums, counts = np.zeros((*self.shape, SUMS)), np.zeros(self.shape)
         sums[..., DESCENT + 1 :] = np.nan
+        leaving = iter(self._leaving)
         if self._moments:
-            places, scaled, each = zip(*self._moments, strict=True)
-            index, moments = tuple(np.array(places).T), unscaled(torch.stack(scaled).cpu().numpy())
+            places, _, each = zip(*self._moments, strict=True)
+            index, moments = tuple(np.array(places).T), unscaled(next(leaving).numpy())
             np.add.at(sums[..., :MAX], index, moments[:, :MAX])
             np.maximum.at(sums[..., MAX], index, moments[:, MAX])
             np.add.at(counts, index, each)
         if self._written:
-            places, values = zip(*self._written, strict=True)
-            sums[tuple(np.array(places).T)] = torch.stack([value.double() for value in values]).cpu().numpy()
+            places, _ = zip(*self._written, strict=True)
+            sums[tuple(np.array(places).T)] = next(leaving).numpy()
         return sums, counts
 
 

@@ -11,15 +11,17 @@ A few lines in any training loop, ours or a bare one over PEFT::
     probe.after_update()
     table = probe.collect(step)[0]         # one frame per cell; the probe is empty again
 
-All sums stay on the device and leave it by one copy, in :meth:`NormProbe.collect`. Letters: ``K`` cells,
+All sums stay on the device and leave it by one copy, in :meth:`NormProbe.collect`, or, where the device had better not
+be waited for, :meth:`NormProbe.send`. Letters: ``K`` cells,
 ``S`` sites, ``L`` layers, ``N`` tokens of a cell, ``n`` sampled tokens, ``D`` / ``O`` in / out features, ``R`` rank.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -260,10 +262,36 @@ class NormProbe:
         A row per measured site and layer, and one over the whole model for sites over A and B together; sites that were
         not measured (no update at the end of a run, no gradient without a backward pass) have no row.
         """
-        sums, counts = self._ledger.read()
+        sent = self.send(step, batch)
+        return [sent.frame(cell) for cell in range(self._cells)]
+
+    def send(self, step: int, batch: str = TRAIN) -> "Sent":
+        """What :meth:`collect` returns, for later: numbers begin to leave the device, and nothing waits for them."""
+        ledger = self._ledger
+        ledger.send()
         self._reset()
-        of = partial(frame, self.layers, sites=self.sites, stats=self.stats, step=step, batch=batch)
-        return [of(sums[cell], counts[cell]) for cell in range(self._cells)]
+        return Sent(ledger, partial(frame, self.layers, sites=self.sites, stats=self.stats, step=step, batch=batch))
+
+
+class Sent:
+    """What a probe measured, on its way to the host."""
+
+    def __init__(self, ledger: Ledger, frame_of: Callable[[np.ndarray, np.ndarray], pd.DataFrame]) -> None:
+        self._ledger, self._frame_of = ledger, frame_of
+
+    @property
+    def arrived(self) -> bool:
+        """Whether :meth:`frame` would not wait for the device."""
+        return self._ledger.arrived
+
+    def frame(self, cell: int) -> pd.DataFrame:
+        """A cell's rows of the ``probes`` table (less ``cell_id``)."""
+        sums, counts = self._read
+        return self._frame_of(sums[cell], counts[cell])
+
+    @cached_property
+    def _read(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._ledger.read()
 
 
 def _in_backward() -> bool:

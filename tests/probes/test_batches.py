@@ -68,7 +68,8 @@ def test_heldout_rows_are_of_the_heldout_batch(tiny_base: FrozenBase, corpus: Co
         fold = Fold(tiny_base, corpus, [config, cell("adapter.rank=6")], banks)
         fold.backward(0, None)
         fold.update()
-        [tables] = fold.probe_elsewhere(1)
+        [sent] = fold.probe_elsewhere(1)
+        tables = [sent.frame(k) for k in range(2)]
         batch = next(corpus.heldout.batches(3))
         fold._micro_batch = lambda *_: type(batch)(*(t.repeat(2, 1) for t in vars(batch).values()))  # type: ignore[method-assign]
         probe = fold.probe(HELDOUT)
@@ -93,7 +94,8 @@ def test_noise_is_gaussian_and_the_same_for_every_rank(tiny_base: FrozenBase, co
         fold = Fold(tiny_base, corpus, [cell("probes.batch=noise", "probes.tokens=500"), cell()], banks)
         fold.backward(0, None)
         fold.update()
-        [tables] = fold.probe_elsewhere(1)
+        [sent] = fold.probe_elsewhere(1)
+        tables = [sent.frame(k) for k in range(2)]
         for k, table in enumerate(tables):
             for bank in banks:
                 A, B, gamma = bank.pairs[k]
