@@ -1,6 +1,6 @@
 """``study bench``: the fastest way to train a rank sweep, measured against what people use today.
 
-``study bench`` runs every suite (half an hour on two cores); ``study bench sweep probes`` those. Rows go to
+``study bench`` runs every suite (an hour on two cores); ``study bench sweep probes`` those. Rows go to
 ``results/bench/SUITE.parquet``, what they come to is printed, and a figure is drawn from what is there.
 """
 
@@ -27,7 +27,10 @@ from study.figures.style import save
 def main(
     names: tuple[str, ...], to: Path, plots: Path, model: str, ranks: str, steps: int, device: str, measured: bool
 ) -> None:
-    """Time training against PEFT. SUITEs: sweep, large-steps, tokens, short, start-up, probes, bf16, layers."""
+    """Time training against PEFT. SUITEs: sweep, large-steps, compiled, tokens, short, start-up, probes, bf16, layers.
+
+    No SUITE: all of them.
+    """
     for name in names:
         if name not in SUITES:
             raise click.UsageError(f"unknown suite {name!r}: choose from {', '.join(SUITES)}")

@@ -1,11 +1,11 @@
-"""The four ways to train one cell that are timed against each other, on the same base, data, steps and precision.
+"""The ways to train one cell that are timed against each other, on the same base, data, steps and precision.
 
 (a) ``trainer``: PEFT and transformers' Trainer, the model loaded for every cell, as most people run a sweep;
 (b) ``loop``: PEFT in a bare loop tuned as far as it goes: fused AdamW, logits on targets only, one loaded model;
 (c) ``alone``: this project, the base loaded for every cell;
-(d) ``packed``: this project as a sweep runs it.
+(d) ``packed``: this project as a sweep runs it; ``compiled``: the same with ``pack.compile``, for runs long enough.
 
-All four begin at the same A (ours is copied into PEFT's, off the clock) and must end at the same loss. A step that does
+All begin at the same A (ours is copied into PEFT's, off the clock) and must end at the same loss. A step that does
 not fit in the machine's memory is made of more and smaller micro-batches, as its user would make it.
 """
 
@@ -166,7 +166,14 @@ def packed(config: CellConfig) -> Run:
     return _ours("packed", config)
 
 
-WAYS: dict[str, Callable[[CellConfig], Run]] = {"trainer": trainer, "loop": loop, "alone": alone, "packed": packed}
+def compiled(config: CellConfig) -> Run:
+    """Ours, packed, plain steps compiled: the first pays for it."""
+    base_and_corpus(config)
+    return _ours("compiled", replace(config, pack=replace(config.pack, compile=True)))
+
+
+PEERS: dict[str, Callable[[CellConfig], Run]] = {"trainer": trainer, "loop": loop, "alone": alone, "packed": packed}
+WAYS = {**PEERS, "compiled": compiled}
 
 
 def contend(way: str, config: CellConfig) -> Run:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from contest import (
+    PEERS,
     WAYS,
     Run,
     base_and_corpus,
@@ -63,7 +64,7 @@ class Size:
 def whole_sweep(size: Size) -> Iterator[Row]:
     """All ranks under both rules at 1024 tokens a step, all four ways."""
     grid = list(product(size.ranks, ("lora", "rslora")))
-    yield from _contest("sweep", list(WAYS), [size.cell(1024, r, f"adapter.scaling={s}") for r, s in grid])
+    yield from _contest("sweep", list(PEERS), [size.cell(1024, r, f"adapter.scaling={s}") for r, s in grid])
 
 
 def large_steps(size: Size) -> Iterator[Row]:
@@ -73,6 +74,12 @@ def large_steps(size: Size) -> Iterator[Row]:
     """
     cells = [size.cell(4096, rank) for rank in size.ranks]
     yield from _contest("large-steps", ["loop", "packed"], cells, contend_apart)
+
+
+def compiled(size: Size) -> Iterator[Row]:
+    """All ranks under one rule at 1024 tokens a step, for five steps: (b), ours, and ours with ``pack.compile``."""
+    cells = [size.cell(1024, rank, "train.steps=5") for rank in size.ranks]
+    yield from _contest("compiled", ["loop", "packed", "compiled"], cells)
 
 
 def by_tokens(size: Size) -> Iterator[Row]:
@@ -142,6 +149,7 @@ def short_sweep(size: Size) -> Iterator[Row]:
 SUITES: dict[str, Callable[[Size], Iterator[Row]]] = {
     "sweep": whole_sweep,
     "large-steps": large_steps,
+    "compiled": compiled,
     "tokens": by_tokens,
     "short": short_sweep,
     "start-up": start_up,

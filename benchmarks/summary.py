@@ -14,6 +14,7 @@ NAMES = {
     "loop": "PEFT, tuned loop",
     "alone": "ours, one cell at a time",
     "packed": "ours, packed",
+    "compiled": "ours, packed and compiled",
 }
 LOOKS = {"trainer": ("#8a8a8a", "s"), "loop": ("#b0602b", "o"), "packed": ("#1f7f86", "D"), "alone": ("#7fb7bb", "^")}
 
@@ -24,6 +25,7 @@ def report(tables: Mapping[str, pd.DataFrame]) -> tuple[str, Figure | None]:
     for name, says in (
         ("sweep", _sweep),
         ("large-steps", _sweep),
+        ("compiled", _compiled),
         ("tokens", _tokens),
         ("short", _walls),
         ("start-up", _walls),
@@ -60,8 +62,25 @@ def _sweep(table: pd.DataFrame) -> str:
     shown = steps.rename(columns=NAMES)
     for way in steps.columns.drop(ours):
         shown[f"{NAMES[way]} / ours"] = steps[way] / steps[ours]
+    most = table.groupby(["way", "rank"])["micro_batches"].max()
+    least = most.groupby("rank").min()
+    for (way, rank), parts in most.items():
+        if parts > least[rank]:
+            lines.append(f"- rank {rank}, {NAMES[way]}: in {parts} micro-batches, as it did not fit in {least[rank]}")
     achieved = _achieved(table[table["way"] == ours])
     return "\n".join(lines) + "\n\nSeconds of a step, medians:\n\n" + markdown(shown.join(achieved), "rank")
+
+
+def _compiled(table: pd.DataFrame) -> str:
+    steps, firsts = medians(table, "rank"), table[table["variant"] == "first step"]
+    shown = steps.rename(columns=NAMES)
+    shown["tuned loop / compiled"] = steps["loop"] / steps["compiled"]
+    shown["% of peak, compiled"] = _achieved(table[table["way"] == "compiled"])["% of peak"]
+    first = firsts.groupby(["rank", "way"])["seconds"].median().unstack("way")
+    shown["first step, compiled"] = first["compiled"]
+    saved = steps["packed"] - steps["compiled"]
+    shown["pays from step"] = np.ceil((first["compiled"] - first["packed"]) / saved.where(saved > 0))
+    return "Seconds of a step, medians:\n\n" + markdown(shown, "rank")
 
 
 def _achieved(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,9 +1,11 @@
 """``pack.compile``: the same run within rounding, the base as it was, and probes that see what they see without."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pandas as pd
 import pytest
+import torch
 from torch._dynamo.utils import counters
 
 from study.config import CellConfig
@@ -16,10 +18,17 @@ def run(base: FrozenBase, corpus: Corpus, config: CellConfig) -> list[CellStep]:
     return [results[0] for results in train(base, corpus, [config]) if results[0] is not None]
 
 
-@pytest.mark.parametrize("contraction", ["factored", "merged"])
+@pytest.mark.parametrize(("contraction", "backend"), [("factored", "inductor"), ("merged", "aot_eager")])
 def test_a_compiled_run_is_the_run(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig], contraction: str
+    tiny_base: FrozenBase,
+    corpus: Corpus,
+    cell: Callable[..., CellConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    contraction: str,
+    backend: str,
 ) -> None:
+    """aot_eager traces as inductor does, and spares the C++ compiler."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     shape = [f"adapter.contraction={contraction}", "train.steps=4", "train.accumulation=2", "probes.steps=[0,3]"]
     counters.clear()
     plain = run(tiny_base, corpus, cell(*shape))
