@@ -4,12 +4,14 @@
 ``results/bench/SUITE.parquet``, what they come to is printed, and a figure is drawn from what is there.
 """
 
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import click
 import pandas as pd
 import torch
-from suites import SUITES, Size, device_name
+from suites import SUITES, Size, device_name, rows_of
 from summary import report
 
 from study.figures.style import save
@@ -37,16 +39,9 @@ def main(
     size = Size(model, [int(rank) for rank in ranks.split(",")], steps, device)
     to.mkdir(parents=True, exist_ok=True)
     for name in (names or tuple(SUITES)) if measured else ():
-        click.echo(f"{name}: {' '.join((SUITES[name].__doc__ or '').split())}", err=True)
-        rows = []
-        for row in SUITES[name](size):
-            rows.append(row)
-            if row["variant"] != "set-up":
-                click.echo(
-                    f"  {row['way']:8} rank {row['rank']:5} {row['scaling']:6} {row['tokens']:6} tokens "
-                    f"{row['precision']} {row['variant']}: {row['seconds']:.2f} s",
-                    err=True,
-                )
+        # In a process of its own: what one suite's allocator keeps is not missing to the next.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            rows = pool.submit(rows_of, name, size).result()
         table = pd.DataFrame(rows).assign(device=device_name(size), model=model, torch=torch.__version__)
         table.to_parquet(to / f"{name}.parquet", index=False)
     tables = {name: pd.read_parquet(to / f"{name}.parquet") for name in SUITES if (to / f"{name}.parquet").exists()}

@@ -249,6 +249,18 @@ def _process(way: str, cells: Sequence[CellConfig]) -> float:
     return seconds
 
 
+def rows_of(suite: str, size: Size) -> list[Row]:
+    """All rows of a suite, each also told on stderr as it comes."""
+    print(f"{suite}: {' '.join((SUITES[suite].__doc__ or '').split())}", file=sys.stderr, flush=True)
+    rows = []
+    for row in SUITES[suite](size):
+        rows.append(row)
+        if row["variant"] != "set-up":
+            told = "{way:8} rank {rank:5} {scaling:6} {tokens:6} tokens {precision} {variant}: {seconds:.2f} s"
+            print(" ", told.format(**row), file=sys.stderr, flush=True)
+    return rows
+
+
 def device_name(size: Size) -> str:
     """The machine in words, for the table's head."""
     device = sweep.choose_device(size.device)
