@@ -36,7 +36,7 @@ from study.adapters.contraction import adapter_flops
 from study.config import CellConfig
 from study.models import tiny
 from study.models.card import checkpoint_of
-from study.planning import matmul_rate
+from study.planning import measure_matmul_rate
 from study.provenance import provenance
 from study.specs import contraction, typical_step
 
@@ -182,7 +182,7 @@ def _contest(
 
 def step_flops(config: CellConfig) -> dict[str, float]:
     """FLOPs of a step in products: ``base_flops`` (block linears, head, attention's causal half), ``adapter_flops`` of
-    our form and ``factored_flops``, what a LoRA as usually written takes; and the device's matmul rate."""
+    our form and ``factored_flops``, what a LoRA as usually written takes; and the device's matmul rate just now."""
     base, corpus = base_and_corpus(config)
     card, device = base.card, base.device
     tokens, supervised = typical_step(config, corpus, device)
@@ -197,7 +197,7 @@ def step_flops(config: CellConfig) -> dict[str, float]:
         "base_flops": 4.0 * tokens * sum(d * o for d, o in card.shapes) + 4.0 * supervised * card.head + attention,
         "adapter_flops": float(sum(adapter_flops(f, tokens, d, o, rank) for f, (d, o) in forms)),
         "factored_flops": float(sum(adapter_flops("factored", tokens, d, o, rank) for d, o in card.shapes)),
-        "peak": matmul_rate(device, dtype),
+        "peak": measure_matmul_rate(device, dtype),
     }
 
 

@@ -167,8 +167,13 @@ def render_plan(packs: Sequence[PackPlan]) -> str:
 
 
 @cache
-def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32, side: int = 2048) -> float:
-    """FLOP/s of a square product on ``device``, the best of five."""
+def matmul_rate(device: torch.device) -> float:
+    """FLOP/s of a square float32 product on ``device``, measured once."""
+    return measure_matmul_rate(device)
+
+
+def measure_matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32, side: int = 2048) -> float:
+    """FLOP/s of a square product on ``device`` now, the best of five."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
 
     def seconds() -> float:
