@@ -38,18 +38,17 @@ class Recorder:
 
     def add(self, results: Sequence[CellStep | None]) -> None:
         """Take the rows of one step: written when its numbers have left the device, on closing at the latest."""
-        for k, result in enumerate(results):
-            if result is None:
-                continue
+        alive = [result for result in results if result is not None]
+        for result in alive:
+            fields, step = self.fields[result.cell], int(result.metrics["step"])
+            fields |= {"steps_done": step, "seconds": result.metrics["seconds"]}
             if result.adapter is not None:
-                self.adapters[k] = result.adapter
-            step = int(result.metrics["step"])
-            self.fields[k] |= {"steps_done": step, "seconds": result.metrics["seconds"]}
+                self.adapters[result.cell] = result.adapter
             if result.diverged:
-                self.status[k] = "diverged"
-                self.fields[k]["diverged_step"] = step
-        self.display.advance([result.metrics for result in results if result is not None])
-        self._waiting.append([result for result in results if result is not None])
+                self.status[result.cell] = "diverged"
+                fields["diverged_step"] = step
+        self.display.advance([result.metrics for result in alive])
+        self._waiting.append(alive)
         while self._waiting and all(result.arrived for result in self._waiting[0]):
             self._write(self._waiting.popleft())
 
