@@ -52,7 +52,11 @@ def write_study(folder: Path, steps: int) -> None:
         noise = np.random.default_rng([seed, number])
         gamma = 16.0 * rank ** -P[scaling]
         size = factor * (rank ** power[:, :1]) * gamma ** power[:, 1:]
-        writer = CellWriter(folder / "cells" / f"{number:012x}", "", _record(number, scaling, rank, seed, gamma, steps))
+        writer = CellWriter(
+            folder / "cells" / f"{number:012x}",
+            "",
+            _record(number, scaling, rank, seed, gamma, steps),
+        )
         for step in range(steps):
             rows = places.assign(step=step, batch="train")
             values = size * np.exp(0.05 * noise.standard_normal((len(layers), len(STATS))))
@@ -61,9 +65,18 @@ def write_study(folder: Path, steps: int) -> None:
             rows.loc[rows["kind"] == "model", ["norm", "descent"]] = gamma * rank**0.5, descent
             writer.append("probes", rows)
             loss = 3.0 - 0.1 * step
-            row = {"step": step, "tokens": 192 * step, "loss": loss, "loss_after": loss - descent, "clip_factor": 1.0}
+            row = {
+                "step": step,
+                "tokens": 192 * step,
+                "loss": loss,
+                "loss_after": loss - descent,
+                "clip_factor": 1.0,
+            }
             evaluated = {"eval_loss": loss} if step in (0, steps - 1) else {}
-            writer.append("metrics", pd.DataFrame([{**row, "lr": 1e-5, "grad_norm": gamma * rank**0.5, **evaluated}]))
+            writer.append(
+                "metrics",
+                pd.DataFrame([{**row, "lr": 1e-5, "grad_norm": gamma * rank**0.5, **evaluated}]),
+            )
         writer.close("complete", steps_done=steps)
 
 
@@ -86,7 +99,10 @@ def _places() -> pd.DataFrame:
     rows += [{"site": site, "layer": "model", "block": -1, "kind": "model"} for site in MODEL_WIDE]
     places = pd.DataFrame(rows)
     aligned = places["site"] == "adapter_out"
-    places["r_align"], places["r_sign"] = np.where(aligned, 5.0, np.nan), np.where(aligned, 25.0, np.nan)
+    places["r_align"], places["r_sign"] = (
+        np.where(aligned, 5.0, np.nan),
+        np.where(aligned, 25.0, np.nan),
+    )
     return places.assign(**dict.fromkeys((*STATS, "descent"), np.nan))
 
 
@@ -102,7 +118,13 @@ def _record(number: int, scaling: str, rank: int, seed: int, gamma: float, steps
         "config": {
             "adapter": adapter | {"dropout": 0.0, "targets": "all-linear"},
             "optimizer": {"name": "adamw", "lr": 1e-5, "weight_decay": 0.0, "eps": 1e-8},
-            "train": {"steps": steps, "batch_size": 4, "accumulation": 1, "clip": None, "schedule": "constant"}
+            "train": {
+                "steps": steps,
+                "batch_size": 4,
+                "accumulation": 1,
+                "clip": None,
+                "schedule": "constant",
+            }
             | {"warmup": 0},
             "data": {"seed": seed, "sequence_length": 48},
             "seed": seed,
@@ -148,8 +170,12 @@ def measure(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--values", type=float, default=20e6, help="probe values, a whole number of steps of them")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--values", type=float, default=20e6, help="probe values, a whole number of steps of them"
+    )
     steps = max(2, round(parser.parse_args().values / VALUES_PER_STEP))
     print(f"{platform.machine()}, {os.cpu_count()} cores, pandas {pd.__version__}", flush=True)
     apart = multiprocessing.get_context("spawn")

@@ -33,15 +33,15 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from study import sweep
 from study.adapters.bank import AdapterSpec, initial_pair
-from study.cells import plan
 from study.config import CellConfig, parse
 from study.data import IGNORED, Corpus, TokenBatch
-from study.hydra_app import CONF
 from study.models import FrozenBase, hf, tiny
 from study.models.card import checkpoint_of
 from study.store import load_tables
+from study.sweeps import run as sweep
+from study.sweeps.app import CONF
+from study.sweeps.cells import plan
 
 AGREE = 1e-3
 """Relative, of the losses after the last step, in float32; bf16's own rounding is 30 times as much."""
@@ -67,7 +67,13 @@ class Run:
 def cell(*overrides: str) -> CellConfig:
     """A cell of the contest: no probes and no held-out loss, which the others do not have."""
     GlobalHydra.instance().clear()
-    plain = ["probes.steps=null", "train.eval_every=0", "optimizer.lr=1e-4", "data=xbrl_extract", "data.heldout=16"]
+    plain = [
+        "probes.steps=null",
+        "train.eval_every=0",
+        "optimizer.lr=1e-4",
+        "data=xbrl_extract",
+        "data.heldout=16",
+    ]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return parse(compose("config", overrides=[*plain, *overrides]))
 
@@ -117,7 +123,9 @@ def labelled_rows(config: CellConfig) -> list[dict[str, torch.Tensor]]:
     for batch in _batches(config, sweep.corpus_of(config)):
         labels_BT = torch.full_like(batch.targets_BT, IGNORED)
         labels_BT[:, 1:] = batch.targets_BT[:, :-1]
-        for ids_T, real_T, labels_T in zip(batch.input_ids_BT, batch.real_BT, labels_BT, strict=True):
+        for ids_T, real_T, labels_T in zip(
+            batch.input_ids_BT, batch.real_BT, labels_BT, strict=True
+        ):
             rows.append({"input_ids": ids_T, "attention_mask": real_T.long(), "labels": labels_T})
     return rows
 
@@ -140,10 +148,19 @@ def loop(config: CellConfig) -> Run:
             optimizer.zero_grad(set_to_none=True)
             for batch in micro:
                 rows = (batch.targets_BT != IGNORED).to(device)
-                with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                    hidden = trunk(input_ids=batch.input_ids_BT.to(device), use_cache=False).last_hidden_state
+                with torch.autocast(
+                    device.type, torch.bfloat16, enabled=config.precision == "bf16"
+                ):
+                    hidden = trunk(
+                        input_ids=batch.input_ids_BT.to(device), use_cache=False
+                    ).last_hidden_state
                     logits = head(hidden[rows])
-                part = cross_entropy(logits.float(), batch.targets_BT.to(device)[rows], reduction="sum") / supervised
+                part = (
+                    cross_entropy(
+                        logits.float(), batch.targets_BT.to(device)[rows], reduction="sum"
+                    )
+                    / supervised
+                )
                 part.backward()
                 loss += float(part.detach())
             optimizer.step()
@@ -172,7 +189,12 @@ def compiled(config: CellConfig) -> Run:
     return _ours("compiled", replace(config, pack=replace(config.pack, compile=True)))
 
 
-PEERS: dict[str, Callable[[CellConfig], Run]] = {"trainer": trainer, "loop": loop, "alone": alone, "packed": packed}
+PEERS: dict[str, Callable[[CellConfig], Run]] = {
+    "trainer": trainer,
+    "loop": loop,
+    "alone": alone,
+    "packed": packed,
+}
 WAYS = {**PEERS, "compiled": compiled}
 
 
@@ -200,7 +222,9 @@ def apart(train: Callable[[CellConfig], Run], config: CellConfig) -> Run:
         except BrokenProcessPool:
             size = config.train.batch_size
             if size == 1:
-                raise SystemExit(f"rank {config.adapter.rank} does not fit in this machine's memory") from None
+                raise SystemExit(
+                    f"rank {config.adapter.rank} does not fit in this machine's memory"
+                ) from None
     halves = replace(config.train, batch_size=size // 2, accumulation=2 * config.train.accumulation)
     return apart(train, replace(config, train=halves))
 
@@ -217,7 +241,9 @@ def _ours(way: str, config: CellConfig) -> Run:
     finally:
         shutil.rmtree(folder)
     seconds = metrics["seconds"].to_numpy()
-    steps = [float(b - a) for a, b in zip([0.0, *seconds], seconds, strict=False)][: config.train.steps]
+    steps = [float(b - a) for a, b in zip([0.0, *seconds], seconds, strict=False)][
+        : config.train.steps
+    ]
     gc.collect()
     return Run(way, wall - sum(steps), steps, metrics["loss"].to_list()[: config.train.steps])
 
@@ -226,7 +252,10 @@ def check_agreement(runs: list[Run], precision: str) -> None:
     """Raises ``SystemExit`` unless all ways have the same loss before their last step."""
     last = {run.way: run.losses[-1] for run in runs}
     least, most = min(last.values()), max(last.values())
-    if not math.isfinite(most) or most - least > (AGREE if precision == "float32" else 30 * AGREE) * most:
+    if (
+        not math.isfinite(most)
+        or most - least > (AGREE if precision == "float32" else 30 * AGREE) * most
+    ):
         raise SystemExit(f"the ways do not agree, so their times can't be compared: {last}")
 
 
@@ -256,7 +285,11 @@ def _copy_init(peft_model: nn.Module, config: CellConfig) -> None:
         if hasattr(module, "lora_A"):
             A, B = module.lora_A["default"].weight, module.lora_B["default"].weight
             spec = AdapterSpec(config.adapter.rank, config.adapter.gamma, config.seed)
-            A.copy_(initial_pair(spec, name.removeprefix("base_model.model."), A.shape[1], B.shape[0])[0])
+            A.copy_(
+                initial_pair(spec, name.removeprefix("base_model.model."), A.shape[1], B.shape[0])[
+                    0
+                ]
+            )
 
 
 @contextlib.contextmanager
@@ -270,7 +303,11 @@ def _fresh_model(config: CellConfig) -> Any:
     """Loaded as ``from_pretrained`` gives it to a user."""
     checkpoint, device = checkpoint_of(config.model), sweep.choose_device(config.device)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    model = tiny.build().to(device, dtype) if checkpoint is None else hf.load_model(checkpoint, device, dtype, None)
+    model = (
+        tiny.build().to(device, dtype)
+        if checkpoint is None
+        else hf.load_model(checkpoint, device, dtype, None)
+    )
     return model.requires_grad_(False)
 
 

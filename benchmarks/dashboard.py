@@ -19,15 +19,31 @@ import pandas as pd
 from playwright.sync_api import Page, sync_playwright
 
 from study.dashboard.export import export
-from study.sites import MODEL_WIDE
 from study.store import CellWriter
+from study.vocabulary.quantities import MODEL_WIDE
 
 CHROMIUM = "/usr/bin/chromium"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+]
 FLAGS += ["--disable-component-update", "--disable-sync"]
 P = {"lora": 1.0, "rslora": 0.5}
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-SITES = ("adapter_in", "adapter_out", "layer_out", "layer_out_grad", "adapter_in_grad", "A", "B", "A_grad", "B_grad")
+SITES = (
+    "adapter_in",
+    "adapter_out",
+    "layer_out",
+    "layer_out_grad",
+    "adapter_in_grad",
+    "A",
+    "B",
+    "A_grad",
+    "B_grad",
+)
 SITES += ("A_update", "B_update", "delta_w", "adapter_grad", "adapter_update")
 MOMENTS = ("mean_abs", "rms", "m4", "max_abs", "norm")
 
@@ -42,10 +58,18 @@ def write_study(folder: Path, cells: int, layers: int, steps: int) -> None:
         _write_cell(folder / "cells" / f"{number:012x}", scaling, rank, layers, steps, broken)
 
 
-def _write_cell(folder: Path, scaling: str, rank: int, layers: int, steps: int, broken: int | None) -> None:
+def _write_cell(
+    folder: Path, scaling: str, rank: int, layers: int, steps: int, broken: int | None
+) -> None:
     gamma = 16 * rank ** -P[scaling]
     config = {
-        "adapter": {"rank": rank, "scaling": scaling, "exponent": None, "alpha": 16.0, "init": "kaiming"}
+        "adapter": {
+            "rank": rank,
+            "scaling": scaling,
+            "exponent": None,
+            "alpha": 16.0,
+            "init": "kaiming",
+        }
         | {"dropout": 0.0, "targets": "all-linear"},
         "optimizer": {"name": "adamw", "lr": 1e-4, "weight_decay": 0.0, "eps": 1e-8},
         "train": {
@@ -60,7 +84,13 @@ def _write_cell(folder: Path, scaling: str, rank: int, layers: int, steps: int, 
         "seed": 0,
         "precision": "float32",
     }
-    record = {"cell_id": folder.name, "study": "synthetic", "model": "synthetic", "data": "synthetic", "gamma": gamma}
+    record = {
+        "cell_id": folder.name,
+        "study": "synthetic",
+        "model": "synthetic",
+        "data": "synthetic",
+        "gamma": gamma,
+    }
     writer = CellWriter(folder, "", record | {"device": "cpu", "config": config})
     draw = np.random.default_rng([rank, len(scaling)])
     done = steps if broken is None else broken + 1
@@ -72,24 +102,45 @@ def _write_cell(folder: Path, scaling: str, rank: int, layers: int, steps: int, 
     for place, site in enumerate(SITES):
         steep = 0.05 * np.random.default_rng(place).standard_normal(layers)
         size = gamma * rank ** (0.5 + steep) * here * 10.0 ** -(place % 5)
-        size = size * np.exp(shared + 0.12 * draw.standard_normal((done, layers))) * (1 + step[:, None] / steps)
+        size = (
+            size
+            * np.exp(shared + 0.12 * draw.standard_normal((done, layers)))
+            * (1 + step[:, None] / steps)
+        )
         if broken is not None:
             size[-1] = np.nan
-        frame: dict[str, Any] = {"step": np.repeat(step, layers), "layer": pd.Categorical(names * done)}
+        frame: dict[str, Any] = {
+            "step": np.repeat(step, layers),
+            "layer": pd.Categorical(names * done),
+        }
         frame |= {"block": np.tile(np.arange(layers) // 7, done)}
         frame |= {"kind": pd.Categorical([name.rpartition(".")[2] for name in names] * done)}
-        frame |= {"site": pd.Categorical([site] * done * layers), "batch": pd.Categorical(["train"] * done * layers)}
+        frame |= {
+            "site": pd.Categorical([site] * done * layers),
+            "batch": pd.Categorical(["train"] * done * layers),
+        }
         for stat, factor in zip(MOMENTS, (0.8, 1.0, 1.5, 9.0, 40.0), strict=True):
             frame[stat] = (factor * size).ravel().astype(np.float32)
         frame["nonfinite"] = ~np.isfinite(size).ravel() * 1.0
         parts.append(pd.DataFrame(frame))
     wide = {"step": step, "layer": MODEL_WIDE, "block": -1, "kind": MODEL_WIDE, "batch": "train"}
-    parts.append(pd.DataFrame(wide | {"site": "adapter_grad", "norm": gamma * rank**0.5 * np.exp(shared[:, 0])}))
-    parts.append(pd.DataFrame(wide | {"site": "adapter_update", "descent": 1e-3 * gamma * rank * np.exp(shared[:, 0])}))
+    parts.append(
+        pd.DataFrame(
+            wide | {"site": "adapter_grad", "norm": gamma * rank**0.5 * np.exp(shared[:, 0])}
+        )
+    )
+    parts.append(
+        pd.DataFrame(
+            wide | {"site": "adapter_update", "descent": 1e-3 * gamma * rank * np.exp(shared[:, 0])}
+        )
+    )
     probes = pd.concat(parts, ignore_index=True).sort_values("step", kind="stable")
     writer.append("probes", probes)
     loss = 3 - step / steps + 0.1 * draw.standard_normal(done)
-    writer.append("metrics", pd.DataFrame({"step": step, "loss": loss, "grad_norm": np.exp(shared[:, 0]), "lr": 1e-4}))
+    writer.append(
+        "metrics",
+        pd.DataFrame({"step": step, "loss": loss, "grad_norm": np.exp(shared[:, 0]), "lr": 1e-4}),
+    )
     if broken is None:
         writer.close("complete", steps_done=steps, seconds=60.0)
     else:
@@ -164,7 +215,9 @@ def main() -> None:
                 browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
                 page = browser.new_page(viewport={"width": 1920, "height": 1080})
                 processor = Processor(page)
-                times.setdefault("to interactive", []).append((opened(page, file.as_uri()), processor.since()))
+                times.setdefault("to interactive", []).append(
+                    (opened(page, file.as_uri()), processor.since())
+                )
                 for name, value in CHANGES.items():
                     answer = page.evaluate(ANSWER, [name, value])
                     spent = processor.since()

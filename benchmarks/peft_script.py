@@ -19,7 +19,10 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 
 
 def finetune(
-    model: Any, rows: Any, options: dict[str, Any], prepare: Callable[[PeftModel], None] | None = None
+    model: Any,
+    rows: Any,
+    options: dict[str, Any],
+    prepare: Callable[[PeftModel], None] | None = None,
 ) -> tuple[list[float], list[float]]:
     """Train; returns the seconds of every optimizer step and the loss before it. ``model`` is plain again after it."""
     seconds: list[float] = []
@@ -76,4 +79,8 @@ def finetune(
 if __name__ == "__main__":
     given = json.loads(Path(sys.argv[1]).read_text())
     dtype = torch.bfloat16 if given["bf16"] else torch.float32
-    finetune(AutoModelForCausalLM.from_pretrained(given["model"], dtype=dtype), torch.load(given["rows"]), given)
+    finetune(
+        AutoModelForCausalLM.from_pretrained(given["model"], dtype=dtype),
+        torch.load(given["rows"]),
+        given,
+    )

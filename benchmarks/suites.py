@@ -31,14 +31,15 @@ from contest import (
 )
 from omegaconf import OmegaConf
 
-from study import sweep
 from study.adapters.contraction import adapter_flops
 from study.config import CellConfig
 from study.models import tiny
 from study.models.card import checkpoint_of
-from study.planning import measure_matmul_rate
-from study.provenance import provenance
-from study.specs import contraction, typical_step
+from study.store.provenance import provenance
+from study.sweeps import run as sweep
+from study.sweeps.plan import measure_matmul_rate
+from study.training.run import Run as TrainingRun
+from study.training.run import Run  # noqa: F811
 
 Row = dict[str, Any]
 
@@ -58,13 +59,21 @@ class Size:
         batch = min(tokens, 4096) // length
         shape = [f"data.sequence_length={length}", f"train.batch_size={batch}"]
         shape += [f"train.accumulation={tokens // (batch * length)}", f"train.steps={self.steps}"]
-        return cell(f"model={self.model}", f"device={self.device}", f"adapter.rank={rank}", *shape, *overrides)
+        return cell(
+            f"model={self.model}",
+            f"device={self.device}",
+            f"adapter.rank={rank}",
+            *shape,
+            *overrides,
+        )
 
 
 def whole_sweep(size: Size) -> Iterator[Row]:
     """All ranks under both rules at 1024 tokens a step, all four ways."""
     grid = list(product(size.ranks, ("lora", "rslora")))
-    yield from _contest("sweep", list(PEERS), [size.cell(1024, r, f"adapter.scaling={s}") for r, s in grid])
+    yield from _contest(
+        "sweep", list(PEERS), [size.cell(1024, r, f"adapter.scaling={s}") for r, s in grid]
+    )
 
 
 def large_steps(size: Size) -> Iterator[Row]:
@@ -97,7 +106,10 @@ def bf16(size: Size) -> Iterator[Row]:
 
 PROBES = {
     "off": ["probes.steps=null"],
-    "activations, every step": ["probes.every=1", "probes.sites=[adapter_in,layer_out,layer_out_grad]"],
+    "activations, every step": [
+        "probes.every=1",
+        "probes.sites=[adapter_in,layer_out,layer_out_grad]",
+    ],
     "all sites, every 10 steps": ["probes.every=10"],
     "all sites, every step": ["probes.every=1"],
 }
@@ -115,13 +127,17 @@ def probes(size: Size) -> Iterator[Row]:
 def layers(size: Size) -> Iterator[Row]:
     """Adapters on the last quarter, the last half and all of the blocks."""
     base, _ = base_and_corpus(size.cell(1024, 4))
-    blocks = sorted({int(part) for name in base.card.linears for part in name.split(".") if part.isdigit()})
+    blocks = sorted(
+        {int(part) for name in base.card.linears for part in name.split(".") if part.isdigit()}
+    )
     for share in (0.25, 0.5, 1.0):
         late = blocks[len(blocks) - max(1, round(share * len(blocks))) :]
         pattern = rf".*\.({'|'.join(map(str, late))})\..*"
         config = size.cell(1024, size.ranks[1], f"adapter.targets='{pattern}'")
         run = WAYS["packed"](config)
-        yield from (_row("layers", run.way, config, s, variant=f"{len(late)} blocks") for s in run.steps[1:])
+        yield from (
+            _row("layers", run.way, config, s, variant=f"{len(late)} blocks") for s in run.steps[1:]
+        )
 
 
 def start_up(size: Size) -> Iterator[Row]:
@@ -143,7 +159,13 @@ def short_sweep(size: Size) -> Iterator[Row]:
     for config in grid:
         total += _process("trainer", [config])
     yield _row("short", "trainer", grid[0], total, variant=f"{len(grid)} cells of 10 steps")
-    yield _row("short", "packed", grid[0], _process("packed", grid), variant=f"{len(grid)} cells of 10 steps")
+    yield _row(
+        "short",
+        "packed",
+        grid[0],
+        _process("packed", grid),
+        variant=f"{len(grid)} cells of 10 steps",
+    )
 
 
 SUITES: dict[str, Callable[[Size], Iterator[Row]]] = {
@@ -177,7 +199,9 @@ def _contest(
             for step, seconds in enumerate(run.steps):
                 # The first step also pays for the first touch of memory: it counts in a sweep, not in a rate.
                 variant = "first step" if step == 0 else "step"
-                yield _row(suite, run.way, config, seconds, variant=variant, micro_batches=parts, **counted)
+                yield _row(
+                    suite, run.way, config, seconds, variant=variant, micro_batches=parts, **counted
+                )
 
 
 def step_flops(config: CellConfig) -> dict[str, float]:
@@ -185,23 +209,37 @@ def step_flops(config: CellConfig) -> dict[str, float]:
     our form and ``factored_flops``, what a LoRA as usually written takes; and the device's matmul rate just now."""
     base, corpus = base_and_corpus(config)
     card, device = base.card, base.device
-    tokens, supervised = typical_step(config, corpus, device)
-    choice = contraction(config, corpus, device)
+    run = TrainingRun.of(config, corpus, device)
+    tokens, supervised, choice = run.tokens, run.supervised, run.contraction
     rank = int(config.adapter.rank)
     can_merge = config.precision == "float32"
-    forms = [(choice.choose(d, o, rank) if can_merge else "factored", (d, o)) for d, o in card.shapes]
+    forms = [
+        (choice.choose(d, o, rank) if can_merge else "factored", (d, o)) for d, o in card.shapes
+    ]
     text = base.model.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
     attention = 7 * tokens * config.data.sequence_length * text.hidden_size * text.num_hidden_layers
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     return {
-        "base_flops": 4.0 * tokens * sum(d * o for d, o in card.shapes) + 4.0 * supervised * card.head + attention,
+        "base_flops": 4.0 * tokens * sum(d * o for d, o in card.shapes)
+        + 4.0 * supervised * card.head
+        + attention,
         "adapter_flops": float(sum(adapter_flops(f, tokens, d, o, rank) for f, (d, o) in forms)),
-        "factored_flops": float(sum(adapter_flops("factored", tokens, d, o, rank) for d, o in card.shapes)),
+        "factored_flops": float(
+            sum(adapter_flops("factored", tokens, d, o, rank) for d, o in card.shapes)
+        ),
         "peak": measure_matmul_rate(device, dtype),
     }
 
 
-def _row(suite: str, way: str, config: CellConfig, seconds: float, *, variant: str = "step", **more: float) -> Row:
+def _row(
+    suite: str,
+    way: str,
+    config: CellConfig,
+    seconds: float,
+    *,
+    variant: str = "step",
+    **more: float,
+) -> Row:
     train = config.train
     return {
         "suite": suite,
@@ -231,16 +269,43 @@ def _process(way: str, cells: Sequence[CellConfig]) -> float:
             torch.save(labelled_rows(config), Path(folder, "rows"))
             options = options_of(config) | {"model": str(where), "rows": str(Path(folder, "rows"))}
             Path(folder, "options").write_text(json.dumps(options))
-            command = [sys.executable, str(Path(__file__).parent / "peft_script.py"), str(Path(folder, "options"))]
+            command = [
+                sys.executable,
+                str(Path(__file__).parent / "peft_script.py"),
+                str(Path(folder, "options")),
+            ]
         else:
-            keys = ["model.name", "device", "data.sequence_length", "train.batch_size", "train.steps", "optimizer.lr"]
+            keys = [
+                "model.name",
+                "device",
+                "data.sequence_length",
+                "train.batch_size",
+                "train.steps",
+                "optimizer.lr",
+            ]
             tree = OmegaConf.structured(config)
             shared = [f"{key.removesuffix('.name')}={OmegaConf.select(tree, key)}" for key in keys]
-            shared += ["probes.steps=null", "train.eval_every=0", "data=xbrl_extract", "data.heldout=16"]
+            shared += [
+                "probes.steps=null",
+                "train.eval_every=0",
+                "data=xbrl_extract",
+                "data.heldout=16",
+            ]
             ranks = ",".join(dict.fromkeys(str(c.adapter.rank) for c in cells))
             rules = ",".join(dict.fromkeys(c.adapter.scaling for c in cells))
-            command = [sys.executable, "-c", "from study.cli import main; main()", "train", "-m", *shared]
-            command += [f"results_dir={folder}", f"adapter.rank={ranks}", f"adapter.scaling={rules}"]
+            command = [
+                sys.executable,
+                "-c",
+                "from study.cli import main; main()",
+                "train",
+                "-m",
+                *shared,
+            ]
+            command += [
+                f"results_dir={folder}",
+                f"adapter.rank={ranks}",
+                f"adapter.scaling={rules}",
+            ]
         began = time.perf_counter()
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         seconds = time.perf_counter() - began
@@ -251,7 +316,9 @@ def _process(way: str, cells: Sequence[CellConfig]) -> float:
 
 def rows_of(suite: str, size: Size) -> list[Row]:
     """All rows of a suite, each also told on stderr as it comes."""
-    print(f"{suite}: {' '.join((SUITES[suite].__doc__ or '').split())}", file=sys.stderr, flush=True)
+    print(
+        f"{suite}: {' '.join((SUITES[suite].__doc__ or '').split())}", file=sys.stderr, flush=True
+    )
     rows = []
     for row in SUITES[suite](size):
         rows.append(row)

@@ -16,7 +16,12 @@ NAMES = {
     "packed": "ours, packed",
     "compiled": "ours, packed and compiled",
 }
-LOOKS = {"trainer": ("#8a8a8a", "s"), "loop": ("#b0602b", "o"), "packed": ("#1f7f86", "D"), "alone": ("#7fb7bb", "^")}
+LOOKS = {
+    "trainer": ("#8a8a8a", "s"),
+    "loop": ("#b0602b", "o"),
+    "packed": ("#1f7f86", "D"),
+    "alone": ("#7fb7bb", "^"),
+}
 
 
 def report(tables: Mapping[str, pd.DataFrame]) -> tuple[str, Figure | None]:
@@ -35,7 +40,9 @@ def report(tables: Mapping[str, pd.DataFrame]) -> tuple[str, Figure | None]:
     ):
         if name in tables:
             table = tables[name]
-            sections.append(f"## {name}\n\n{table['device'].iloc[0]}, {table['model'].iloc[0]}\n\n{says(table)}")
+            sections.append(
+                f"## {name}\n\n{table['device'].iloc[0]}, {table['model'].iloc[0]}\n\n{says(table)}"
+            )
     drawn = figure(tables["sweep"], tables.get("large-steps")) if "sweep" in tables else None
     return "\n\n".join(sections), drawn
 
@@ -66,9 +73,15 @@ def _sweep(table: pd.DataFrame) -> str:
     least = most.groupby("rank").min()
     for (way, rank), parts in most.items():
         if parts > least[rank]:
-            lines.append(f"- rank {rank}, {NAMES[way]}: in {parts} micro-batches, as it did not fit in {least[rank]}")
+            lines.append(
+                f"- rank {rank}, {NAMES[way]}: in {parts} micro-batches, as it did not fit in {least[rank]}"
+            )
     achieved = _achieved(table[table["way"] == ours])
-    return "\n".join(lines) + "\n\nSeconds of a step, medians:\n\n" + markdown(shown.join(achieved), "rank")
+    return (
+        "\n".join(lines)
+        + "\n\nSeconds of a step, medians:\n\n"
+        + markdown(shown.join(achieved), "rank")
+    )
 
 
 def _compiled(table: pd.DataFrame) -> str:
@@ -79,14 +92,18 @@ def _compiled(table: pd.DataFrame) -> str:
     first = firsts.groupby(["rank", "way"])["seconds"].median().unstack("way")
     shown["first step, compiled"] = first["compiled"]
     saved = steps["packed"] - steps["compiled"]
-    shown["pays from step"] = np.ceil((first["compiled"] - first["packed"]) / saved.where(saved > 0))
+    shown["pays from step"] = np.ceil(
+        (first["compiled"] - first["packed"]) / saved.where(saved > 0)
+    )
     return "Seconds of a step, medians:\n\n" + markdown(shown, "rank")
 
 
 def _achieved(table: pd.DataFrame) -> pd.DataFrame:
     """Counted FLOPs over what the device's best matmul rate of the run would do in a step's time, in percent."""
     steps = table[table["variant"] == "step"]
-    by_rank = steps.groupby("rank")[["seconds", "base_flops", "adapter_flops", "factored_flops"]].median()
+    by_rank = steps.groupby("rank")[
+        ["seconds", "base_flops", "adapter_flops", "factored_flops"]
+    ].median()
     possible = by_rank["seconds"] * steps["peak"].max()
     return pd.DataFrame(
         {
@@ -144,7 +161,9 @@ def _layers(table: pd.DataFrame) -> str:
     by_depth = table.groupby("variant")["seconds"].median()
     by_depth.index = pd.Index([int(str(name).split()[0]) for name in by_depth.index], name="blocks")
     by_depth = by_depth.sort_index()
-    return f"- grows as blocks^{_exponent(by_depth, 'blocks'):.2f}\n\n" + markdown(by_depth.to_frame("ours"), "blocks")
+    return f"- grows as blocks^{_exponent(by_depth, 'blocks'):.2f}\n\n" + markdown(
+        by_depth.to_frame("ours"), "blocks"
+    )
 
 
 def _exponent(series: "pd.Series[float]", level: str) -> float:
@@ -161,7 +180,9 @@ def markdown(table: pd.DataFrame, *index: str) -> str:
         [f"{v:.3g}" if isinstance(v, float) else str(v) for v in row]
         for row in plain[head].itertuples(index=False, name=None)
     ]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [head, ["---"] * len(head), *rows])
+    return "\n".join(
+        "| " + " | ".join(map(str, row)) + " |" for row in [head, ["---"] * len(head), *rows]
+    )
 
 
 def figure(sweep: pd.DataFrame, large: pd.DataFrame | None) -> Figure:
@@ -174,7 +195,14 @@ def figure(sweep: pd.DataFrame, large: pd.DataFrame | None) -> Figure:
             found = medians(table, "rank")
             for way in [w for w in LOOKS if w in found and w != "alone"]:
                 colour, marker = LOOKS[way]
-                panel.plot(found.index, found[way], color=colour, marker=marker, markersize=3.5, label=NAMES[way])
+                panel.plot(
+                    found.index,
+                    found[way],
+                    color=colour,
+                    marker=marker,
+                    markersize=3.5,
+                    label=NAMES[way],
+                )
             panel.set_xscale("log", base=2)
             panel.set_yscale("log")
             ranks = list(found.index)

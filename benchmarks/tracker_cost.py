@@ -17,10 +17,10 @@ from pathlib import Path
 import psutil
 from hydra import compose, initialize_config_dir
 
-from study import sweep
-from study.cells import plan
 from study.config import parse
-from study.hydra_app import CONF
+from study.sweeps import run as sweep
+from study.sweeps.app import CONF
+from study.sweeps.cells import plan
 
 
 def processor_seconds() -> float:
@@ -55,13 +55,18 @@ def main(pairs: int = 5, steps: int = 12) -> None:
                 seconds = train_once([*cell, tracker], Path(folder) / f"{name}{pair}")
                 note = "  (first, not counted)" if pair < 0 else ""
                 print(
-                    f"{name:>9}  {seconds[0]:7.2f} s by the clock  {seconds[1]:7.2f} s of processors{note}", flush=True
+                    f"{name:>9}  {seconds[0]:7.2f} s by the clock  {seconds[1]:7.2f} s of processors{note}",
+                    flush=True,
                 )
                 if pair >= 0:
                     found[name].append(seconds)
     for which, what in enumerate(("clock", "processors")):
-        without, tracked = (statistics.median(run[which] for run in found[name]) for name in trackers)
-        print(f"{what}: median {without:.2f} s without, {tracked:.2f} s with: {tracked / without - 1:+.1%}")
+        without, tracked = (
+            statistics.median(run[which] for run in found[name]) for name in trackers
+        )
+        print(
+            f"{what}: median {without:.2f} s without, {tracked:.2f} s with: {tracked / without - 1:+.1%}"
+        )
 
 
 if __name__ == "__main__":

@@ -37,18 +37,22 @@ def cli() -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def train(arguments: tuple[str, ...]) -> None:
     """Train cells: a Hydra app (study train --help; -m sweeps, such as -m adapter.rank=4,8 seed=0,1)."""
-    from study import hydra_app
+    from study.sweeps import app as hydra_app
 
     hydra_app.main(arguments)
 
 
 @cli.command()
 @STUDY_DIR
-@click.option("--watch", is_flag=True, help="Follow what trains, in any process, until nothing is left to train.")
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="Follow what trains, in any process, until nothing is left to train.",
+)
 def status(study_dir: Path, watch: bool) -> None:
     """List the cells of a study by state."""
-    from study.status import load_status, render
-    from study.watch import watch as follow
+    from study.sweeps.status import load_status, render
+    from study.sweeps.watch import watch as follow
 
     if watch:
         follow(study_dir)
@@ -84,10 +88,12 @@ def analyze(study_dir: Path) -> None:
 )
 def distances(study_dir: Path, rank_free: str) -> None:
     """Run the limit of infinite rank, measure how far the cells are from it and write distances.parquet."""
-    from study import distances as measured
     from study.store import write_derived
+    from study.sweeps import distances as measured
 
-    table = measured.measure_study(study_dir, _ranks("--rank-free", rank_free), lambda line: click.echo(line, err=True))
+    table = measured.measure_study(
+        study_dir, _ranks("--rank-free", rank_free), lambda line: click.echo(line, err=True)
+    )
     path = write_derived(study_dir, "distances", table)
     for row in measured.laws(table):
         click.echo(row)
@@ -97,13 +103,17 @@ def distances(study_dir: Path, rank_free: str) -> None:
 def _ranks(option: str, text: str) -> list[int]:
     ranks = text.split(",") if text else []
     if not all(rank.strip().isdecimal() and int(rank) > 0 for rank in ranks):
-        raise StudyError(f"{option}={text} is no list of ranks: give whole numbers such as 256,1024")
+        raise StudyError(
+            f"{option}={text} is no list of ranks: give whole numbers such as 256,1024"
+        )
     return [int(rank) for rank in ranks]
 
 
 @cli.command()
 @STUDY_DIR
-@click.option("--to", type=click.Path(path_type=Path), help="Folder for the pictures.  [default: plots/NAME]")
+@click.option(
+    "--to", type=click.Path(path_type=Path), help="Folder for the pictures.  [default: plots/NAME]"
+)
 def figures(study_dir: Path, to: Path | None) -> None:
     """Draw every figure that the study's tables allow, as PNG and PDF."""
     from study.figures import draw_all, save
@@ -117,7 +127,9 @@ def figures(study_dir: Path, to: Path | None) -> None:
 
 @cli.command()
 @STUDY_DIR
-@click.option("--plots", type=click.Path(path_type=Path), help="Folder of the figures.  [default: plots/NAME]")
+@click.option(
+    "--plots", type=click.Path(path_type=Path), help="Folder of the figures.  [default: plots/NAME]"
+)
 def report(study_dir: Path, plots: Path | None) -> None:
     """Write one page on a study, report.md and report.html; analyzes and draws first where that is not done."""
     from study.report import write_report
@@ -127,55 +139,42 @@ def report(study_dir: Path, plots: Path | None) -> None:
         click.echo(path)
 
 
-@cli.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+PASSED_ON: dict[str, Any] = {"ignore_unknown_options": True, "help_option_names": []}
+
+
+@cli.command(context_settings=PASSED_ON)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(arguments: tuple[str, ...]) -> None:
-    """Time training against PEFT, as most people run it and tuned (study bench --help; needs study[bench])."""
-    import runpy
-    from importlib.util import find_spec
+    """Time training against PEFT, or inference (study bench --help, study bench inference --help)."""
+    _run_benchmarks(arguments)
 
-    if find_spec("peft") is None:
-        raise StudyError("study bench trains with PEFT beside us, and it is not installed: pip install 'study[bench]'")
+
+@cli.command("infer-cost", context_settings=PASSED_ON)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def infer_cost(arguments: tuple[str, ...]) -> None:
+    """Another name of `study bench inference`."""
+    _run_benchmarks(("inference", *arguments))
+
+
+def _run_benchmarks(arguments: tuple[str, ...]) -> None:
+    """Run the folder ``benchmarks``: inside the package in a wheel, beside it in a clone."""
+    import runpy
+
     here = Path(__file__).parent
     code = here / "benchmarks" if (here / "benchmarks").exists() else here.parent / "benchmarks"
     sys.argv = ["study bench", *arguments]
     runpy.run_path(str(code), run_name="__main__")
 
 
-@cli.command("infer-cost")
-@click.option("--model", default="smollm2", show_default=True, help="smollm2, tiny, a folder or a hub name.")
-@click.option("--ranks", default="4,32,256,2048", show_default=True, help="Ranks, each under both rules.")
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Turns of each form.")
-@click.option("--tokens", default=256, show_default=True, type=click.IntRange(2), help="Tokens of a prefill.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-@click.option("--precision", default="float32", show_default=True, help="float32 or bf16.")
-@click.option("--to", type=click.Path(path_type=Path), default=Path("results/infer_cost"), show_default=True)
-@click.option("--plots", type=click.Path(path_type=Path), default=Path("plots/infer_cost"), show_default=True)
-def infer_cost(to: Path, plots: Path, **asked: Any) -> None:
-    """Time the base, merged adapters and unmerged ones in turns: do merged ones cost what the base does?"""
-    from rich.console import Console
-
-    from study import analysis
-    from study.bench import inference
-    from study.figures import save
-    from study.figures.infer_cost import infer_cost as draw
-    from study.store import write_derived
-
-    asked["ranks"] = _ranks("--ranks", asked["ranks"])
-    timings = inference.run(**asked, say=lambda line: click.echo(line, err=True))
-    costs = analysis.inference_costs(timings)
-    Console().print(analysis.render_inference(costs))
-    click.echo(analysis.inference_verdict(costs))
-    to.mkdir(parents=True, exist_ok=True)
-    for path in (write_derived(to, "infer_cost", timings), *save(draw(timings), plots, "infer_cost")):
-        click.echo(path)
-
-
 @cli.command()
 @STUDY_DIR
 @click.argument("cell")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
-@click.option("--merged", is_flag=True, help="The whole model with the adapter added to its weights, in float32.")
+@click.option(
+    "--merged",
+    is_flag=True,
+    help="The whole model with the adapter added to its weights, in float32.",
+)
 def export(study_dir: Path, cell: str, folder: Path, merged: bool) -> None:
     """Write the adapter of a CELL (an id, or how one begins) to DIR in PEFT's format; needs train.save_adapter=true."""
     from study.integrations import peft
@@ -200,10 +199,21 @@ def import_(folder: Path, overrides: tuple[str, ...]) -> None:
 CONFIG_FILE = click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
 IMPORT_OPTIONS = (
     click.option("--entry", help="Which configuration, of a file that holds several."),
-    click.option("--name", help="Of the experiment and the study.  [default: the file's or the entry's]"),
-    click.option("--to", type=click.Path(path_type=Path), default=Path("conf"), show_default=True, metavar="FOLDER"),
     click.option(
-        "--sweep", type=click.Path(path_type=Path), metavar="FILE", help="Axolotl's sweep file: lists by key."
+        "--name", help="Of the experiment and the study.  [default: the file's or the entry's]"
+    ),
+    click.option(
+        "--to",
+        type=click.Path(path_type=Path),
+        default=Path("conf"),
+        show_default=True,
+        metavar="FOLDER",
+    ),
+    click.option(
+        "--sweep",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Axolotl's sweep file: lists by key.",
     ),
     click.option("--force", is_flag=True, help="Replace files that are there already."),
 )
@@ -254,8 +264,13 @@ def _import_config(
 
     experiment = read_file(file, entry)
     experiment.sweep = {**(from_sweep_file(sweep, file, entry) if sweep else {}), **swept}
-    written = write(experiment, re.sub(r"[^\w-]+", "_", name or entry or file.stem), to, force=force)
-    for title, notes in (("no counterpart here", experiment.left_out), ("not in the file", experiment.assumed)):
+    written = write(
+        experiment, re.sub(r"[^\w-]+", "_", name or entry or file.stem), to, force=force
+    )
+    for title, notes in (
+        ("no counterpart here", experiment.left_out),
+        ("not in the file", experiment.assumed),
+    ):
         for note in notes:
             click.echo(f"{title}: {note}", err=True)
     for path in written.paths:
@@ -265,12 +280,29 @@ def _import_config(
 
 @cli.command()
 @STUDY_DIR
-@click.option("--export", "file", type=click.Path(path_type=Path, dir_okay=False), help="Write one HTML file instead.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Where to serve.  [default: any free port]")
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Another than this machine's own is for all to see."
+    "--export",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write one HTML file instead.",
 )
-@click.option("--wandb", is_flag=True, help="Build the workspace in W&B instead, for a study of tracker=wandb.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="Where to serve.  [default: any free port]",
+)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Another than this machine's own is for all to see.",
+)
+@click.option(
+    "--wandb",
+    is_flag=True,
+    help="Build the workspace in W&B instead, for a study of tracker=wandb.",
+)
 def dashboard(study_dir: Path, file: Path | None, port: int, host: str, wandb: bool) -> None:
     """Look at every layer's norms in a browser, while a study trains and afterwards."""
     if wandb:
@@ -285,7 +317,9 @@ def dashboard(study_dir: Path, file: Path | None, port: int, host: str, wandb: b
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("plotly", "starlette", "uvicorn"):
             raise
-        raise StudyError(f"study dashboard needs {error.name}: pip install 'study[dashboard]'") from None
+        raise StudyError(
+            f"study dashboard needs {error.name}: pip install 'study[dashboard]'"
+        ) from None
 
     if file is not None:
         inside, there = export(study_dir, file)
@@ -293,7 +327,10 @@ def dashboard(study_dir: Path, file: Path | None, port: int, host: str, wandb: b
         click.echo(f"{file}: {file.stat().st_size / 1e6:.1f} MB, {inside} quantities{left_out}")
         return
     if host not in LOCAL:
-        click.echo(f"study: warning: anyone who reaches {host} can read this study; there is no password", err=True)
+        click.echo(
+            f"study: warning: anyone who reaches {host} can read this study; there is no password",
+            err=True,
+        )
 
     def ready(address: str) -> None:
         click.echo(f"{address} (Ctrl-C stops it)")
@@ -316,10 +353,14 @@ def fetch(model: str, force: bool) -> None:
 def main() -> None:
     """Entry point: one line and exit code 2 for a user's mistake, a traceback for ours."""
     try:
-        if sys.argv[1:2] == ["-sc"]:  # Hydra's completion script calls the executable so, without the word train
-            from study import hydra_app
+        if sys.argv[1:2] == [
+            "-sc"
+        ]:  # Hydra's completion script calls the executable so, without the word train
+            from study.sweeps import app as hydra_app
 
-            os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace("study train", "study", 1)
+            os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace(
+                "study train", "study", 1
+            )
             hydra_app.main(sys.argv[1:])
         else:
             cli(prog_name="study")
@@ -327,5 +368,8 @@ def main() -> None:
         click.echo(f"study: {error}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        click.echo("study: interrupted; the same command goes on with the cells that are not done", err=True)
+        click.echo(
+            "study: interrupted; the same command goes on with the cells that are not done",
+            err=True,
+        )
         sys.exit(130)

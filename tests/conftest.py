@@ -14,8 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 from study import cli
 from study.config import CellConfig, ModelConfig, parse
 from study.data import Corpus, build_corpus
-from study.hydra_app import CONF
 from study.models import FrozenBase, load_base, load_tokenizer
+from study.sweeps.app import CONF
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,7 +29,8 @@ def jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixty short examples of uneven length, in FinLoRA's form."""
     path = tmp_path_factory.mktemp("data") / "train.jsonl"
     rows = [
-        {"context": f"Say {'very ' * (n % 5)}{n} twice:", "target": f" {n} {n}{' ok' * (n % 4)}"} for n in range(60)
+        {"context": f"Say {'very ' * (n % 5)}{n} twice:", "target": f" {n} {n}{' ok' * (n % 4)}"}
+        for n in range(60)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -41,7 +42,13 @@ def cell(jsonl: Path) -> Callable[..., CellConfig]:
 
     def build(*overrides: str) -> CellConfig:
         GlobalHydra.instance().clear()
-        small = ["model=tiny", "data=jsonl", f"data.path={jsonl}", "data.sequence_length=48", "data.heldout=6"]
+        small = [
+            "model=tiny",
+            "data=jsonl",
+            f"data.path={jsonl}",
+            "data.sequence_length=48",
+            "data.heldout=6",
+        ]
         small += ["train.steps=3", "train.batch_size=3", "optimizer.lr=1e-2"]
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return parse(compose("config", overrides=[*small, *overrides]))
@@ -69,7 +76,9 @@ class Ran:
 
 
 @pytest.fixture
-def study_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+def study_cli(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ran]:
     """``study_cli("train", "-m", ...)`` as the console script runs it: exit code, stdout, stderr."""
 
     def run(*arguments: str) -> Ran:

@@ -1,6 +1,6 @@
 """``hydra/sweeper=packed``: the grid of a multirun, packed so that each launched job is a pack of cells.
 
-The sweeper decides what runs together, the launcher where. A thin face on ``study.sweep`` and ``study.hydra_app``.
+The sweeper decides what runs together, the launcher where. A thin face on ``study.sweeps.run`` and ``study.sweeps.app``.
 """
 
 import re
@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from study.errors import StudyError
 
 if TYPE_CHECKING:
-    from study.cells import Cell
+    from study.sweeps.cells import Cell
 
 
 @dataclass
@@ -34,7 +34,9 @@ class PackedSweeperConf:
     params: dict[str, Any] | None = field(default=None)
 
 
-ConfigStore.instance().store(group="hydra/sweeper", name="packed", node=PackedSweeperConf, provider="study")
+ConfigStore.instance().store(
+    group="hydra/sweeper", name="packed", node=PackedSweeperConf, provider="study"
+)
 
 
 class PackedSweeper(Sweeper):
@@ -43,7 +45,9 @@ class PackedSweeper(Sweeper):
     def __init__(self, params: DictConfig | None) -> None:
         self.params: dict[str, Any] = dict(params or {})
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
         """Called by Hydra before :meth:`sweep`."""
         self.hydra_context, self.config = hydra_context, config
         self.launcher: Launcher = Plugins.instance().instantiate_launcher(
@@ -52,9 +56,11 @@ class PackedSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Plan, pack and launch; returns the launcher's job returns. Raises whatever a job raised."""
-        from study import sweep  # Hydra imports every plugin at start-up; torch can wait until there is a sweep
-        from study.cells import plan, to_train
-        from study.hydra_app import PLAN_KEY, compose
+        from study.sweeps import (
+            run as sweep,
+        )  # Hydra imports every plugin at start-up; torch can wait until there is a sweep
+        from study.sweeps.app import PLAN_KEY, compose
+        from study.sweeps.cells import plan, to_train
 
         loader = self.hydra_context.config_loader
         shared, swept = self._axes(arguments)
@@ -65,11 +71,16 @@ class PackedSweeper(Sweeper):
         if PLAN_KEY in self.config:
             return sweep.show_plan(cells, packs)
         sweep.announce(cells, packs)
-        jobs = [[*shared, f"+cells=[{','.join(_quoted(overrides[cell.id]) for cell in pack)}]"] for pack in packs]
+        jobs = [
+            [*shared, f"+cells=[{','.join(_quoted(overrides[cell.id]) for cell in pack)}]"]
+            for pack in packs
+        ]
         with sweep.on_agenda(packs):
             returns = self.launcher.launch(jobs, initial_job_idx=0) if jobs else []
         for job in returns:
-            if job.return_value:  # a job's own mistakes are returned in a line; anything else is raised here
+            if (
+                job.return_value
+            ):  # a job's own mistakes are returned in a line; anything else is raised here
                 raise StudyError(job.return_value)
         if jobs:
             _publish(cells)
@@ -84,11 +95,15 @@ class PackedSweeper(Sweeper):
             [*(f"{key}={values}" for key, values in self.params.items()), *arguments]
         ):
             key = override.get_key_element()
-            by_key.pop(key, None)  # the command line comes last and wins over an experiment's own sweep
+            by_key.pop(
+                key, None
+            )  # the command line comes last and wins over an experiment's own sweep
             if override.is_sweep_override():
                 by_key[key] = [f"{key}={value!s}" for value in override.sweep_string_iterator()]
             else:
-                by_key[key] = [override.input_line or f"{key}={override.get_value_element_as_str()}"]
+                by_key[key] = [
+                    override.input_line or f"{key}={override.get_value_element_as_str()}"
+                ]
         shared = [alternatives[0] for alternatives in by_key.values() if len(alternatives) == 1]
         return shared, [alternatives for alternatives in by_key.values() if len(alternatives) > 1]
 
@@ -100,7 +115,12 @@ def _publish(cells: Sequence["Cell"]) -> None:
             from study.tracking.publish import publish
 
             plots = Path(config.plots_dir) / config.name
-            publish(study_dir, plots, config.tracker, lambda line: print(line, file=sys.stderr, flush=True))
+            publish(
+                study_dir,
+                plots,
+                config.tracker,
+                lambda line: print(line, file=sys.stderr, flush=True),
+            )
 
 
 def _quoted(text: str) -> str:

@@ -26,8 +26,8 @@ FACTORED = Contraction()
 class AdapterSpec:
     """One cell's adapter: ``gamma`` is the full multiplier on ``B A``; ``seed`` keys its init and its dropout.
 
-    ``init`` is a name of :data:`study.inits.INITS`. ``rank`` is a whole number wherever factors of that rank are held;
-    :mod:`study.limits` has banks that hold none, up to ``math.inf``. ``start``: what the layers begin with, by path,
+    ``init`` is a name of :data:`study.vocabulary.inits.INITS`. ``rank`` is a whole number wherever factors of that rank are held;
+    :mod:`study.adapters.infinite` has banks that hold none, up to ``math.inf``. ``start``: what the layers begin with, by path,
     where nothing is drawn; each then has its own rank and gamma.
     """
 
@@ -80,7 +80,7 @@ def generator_for(seed: int, layer: str, device: torch.device | str = "cpu") -> 
 
 
 def initial_pair(spec: AdapterSpec, layer: str, d: int, o: int) -> tuple[Tensor, Tensor]:
-    """``A: [R, D]``, ``B: [O, R]`` as ``spec.init`` draws them (:mod:`study.inits`), float32 on the CPU.
+    """``A: [R, D]``, ``B: [O, R]`` as ``spec.init`` draws them (:mod:`study.vocabulary.inits`), float32 on the CPU.
 
     ``kaiming`` is PEFT's ``reset_lora_parameters``: Kaiming uniform with a = sqrt(5), so U(-1/sqrt(D), 1/sqrt(D)) (He
     et al. 2015, eq. 14). The draw is keyed by seed and layer and its rows come in order, so an adapter of lower rank is
@@ -101,7 +101,11 @@ def initial_pair(spec: AdapterSpec, layer: str, d: int, o: int) -> tuple[Tensor,
         case "orthogonal":
             nn.init.orthogonal_(A, generator=stream)
         case "init_b":
-            B = torch.empty(rank, o).uniform_(-1 / math.sqrt(o), 1 / math.sqrt(o), generator=stream).T.contiguous()
+            B = (
+                torch.empty(rank, o)
+                .uniform_(-1 / math.sqrt(o), 1 / math.sqrt(o), generator=stream)
+                .T.contiguous()
+            )
         case _:
             raise ValueError(f"no init {spec.init!r}")
     return A, B
@@ -119,7 +123,9 @@ class Bucket(nn.Module):
         super().__init__()
         A_k, B_k, self.gammas = zip(*drawn, strict=True)
         self.A_kRD, self.B_kOR = nn.Parameter(torch.stack(A_k)), nn.Parameter(torch.stack(B_k))
-        self.register_buffer("gamma_k11", torch.tensor(self.gammas).view(-1, 1, 1), persistent=False)
+        self.register_buffer(
+            "gamma_k11", torch.tensor(self.gammas).view(-1, 1, 1), persistent=False
+        )
         self.form = form
         self._keeps = False
         self._kept: tuple[Tensor, Tensor] | None = None
@@ -166,16 +172,24 @@ class LoraBank(nn.Module):
     """
 
     def __init__(
-        self, base: nn.Module, layer: str, specs: Sequence[AdapterSpec], contraction: Contraction = FACTORED
+        self,
+        base: nn.Module,
+        layer: str,
+        specs: Sequence[AdapterSpec],
+        contraction: Contraction = FACTORED,
     ) -> None:
         super().__init__()
         if [s.rank for s in specs] != sorted(s.rank for s in specs):
-            raise ValueError("a bank's cells come ordered by rank: neighbours of one rank are multiplied together")
+            raise ValueError(
+                "a bank's cells come ordered by rank: neighbours of one rank are multiplied together"
+            )
         self.base = base
         self.layer = layer
         self.specs = tuple(specs)
         self.contraction = contraction
-        self.buckets = nn.ModuleList(self._bucket(list(group)) for _, group in groupby(specs, key=lambda s: s.rank))
+        self.buckets = nn.ModuleList(
+            self._bucket(list(group)) for _, group in groupby(specs, key=lambda s: s.rank)
+        )
         self.pairs: list[LoraPair] = []
         self._dropout_streams: list[torch.Generator] | None = None
 
@@ -184,12 +198,18 @@ class LoraBank(nn.Module):
         drawn = [self.drawn(spec, d, o) for spec in specs]
         # Dropout is on the adapter's input alone, and a merged product has one input.
         W_OD = dense_weight(self.base)
-        can_merge = W_OD is not None and W_OD.dtype == torch.float32 and not any(spec.dropout for spec in specs)
-        rank = len(drawn[0].A_RD)  # not the spec's: banks of study.limits hold factors of another rank
+        can_merge = (
+            W_OD is not None
+            and W_OD.dtype == torch.float32
+            and not any(spec.dropout for spec in specs)
+        )
+        rank = len(
+            drawn[0].A_RD
+        )  # not the spec's: banks of study.adapters.infinite hold factors of another rank
         return Bucket(drawn, self.contraction.choose(d, o, rank) if can_merge else "factored")
 
     def drawn(self, spec: AdapterSpec, d: int, o: int) -> LoraPair:
-        """What a cell begins with: the factors, and gamma. Banks of :mod:`study.limits` begin with others."""
+        """What a cell begins with: the factors, and gamma. Banks of :mod:`study.adapters.infinite` begin with others."""
         gamma = spec.gamma if spec.start is None else spec.start[self.layer].gamma
         return LoraPair(*initial_pair(spec, self.layer, d, o), gamma)
 
@@ -217,7 +237,11 @@ class LoraBank(nn.Module):
 
     def dropout_state(self) -> list[Tensor] | None:
         """Where each cell's dropout stream stands; None before the first draw."""
-        return None if self._dropout_streams is None else [stream.get_state() for stream in self._dropout_streams]
+        return (
+            None
+            if self._dropout_streams is None
+            else [stream.get_state() for stream in self._dropout_streams]
+        )
 
     def rewind_dropout(self, state: list[Tensor] | None) -> None:
         """Put the streams back to ``state``: the passes made since, made again, draw the same masks."""
@@ -255,7 +279,10 @@ class LoraBank(nn.Module):
         y_kNO = self.base(x_kND)
         # Where autocast made the base's product bf16, the adapter's products are bf16 too.
         x_kND = self._dropped(x_kND, cells).to(y_kNO.dtype)
-        return [b.add_to(y, x) for b, y, x in zip(buckets, y_kNO.split(sizes), x_kND.split(sizes), strict=True)]
+        return [
+            b.add_to(y, x)
+            for b, y, x in zip(buckets, y_kNO.split(sizes), x_kND.split(sizes), strict=True)
+        ]
 
     def _dense(self, buckets: Sequence[Bucket], x_kND: Tensor, cells: slice) -> list[Tensor]:
         """One product a bucket, through a weight of each cell's own."""
@@ -279,9 +306,18 @@ class LoraBank(nn.Module):
         if not self._drops:
             return x_kND
         if self._dropout_streams is None:
-            self._dropout_streams = [generator_for(s.seed, f"{self.layer}/dropout", x_kND.device) for s in self.specs]
-        keep_k = zip((1 - spec.dropout for spec in self.specs[cells]), self._dropout_streams[cells], strict=True)
-        masks = [torch.empty_like(x_kND[0]).bernoulli_(keep, generator=g).div_(keep) for keep, g in keep_k]
+            self._dropout_streams = [
+                generator_for(s.seed, f"{self.layer}/dropout", x_kND.device) for s in self.specs
+            ]
+        keep_k = zip(
+            (1 - spec.dropout for spec in self.specs[cells]),
+            self._dropout_streams[cells],
+            strict=True,
+        )
+        masks = [
+            torch.empty_like(x_kND[0]).bernoulli_(keep, generator=g).div_(keep)
+            for keep, g in keep_k
+        ]
         return x_kND * torch.stack(masks)
 
 

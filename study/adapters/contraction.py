@@ -44,7 +44,9 @@ class Factored(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, y: Tensor, x: Tensor, A: Tensor, B: Tensor, gamma: Tensor) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, y: Tensor, x: Tensor, A: Tensor, B: Tensor, gamma: Tensor
+    ) -> Tensor:
         A, B = A.to(x.dtype), B.to(x.dtype)
         z_KNR = torch.bmm(x, A.mT) * gamma.to(x.dtype)
         ctx.save_for_backward(x, z_KNR, A, B, gamma)
@@ -68,7 +70,12 @@ class FactoredLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_KND: Tensor, W_OD: Tensor, b_O: Tensor | None, cells: Sequence[slice], *adapters: Tensor
+        ctx: Any,
+        x_KND: Tensor,
+        W_OD: Tensor,
+        b_O: Tensor | None,
+        cells: Sequence[slice],
+        *adapters: Tensor,
     ) -> Tensor:
         adapters = tuple(tensor.to(x_KND.dtype) for tensor in adapters)
         y_KNO, z = linear(x_KND, W_OD, b_O), []
@@ -94,7 +101,9 @@ class FactoredLinear(torch.autograd.Function):
         return dx_KND, None, None, None, *gradients
 
 
-def _each(cells: Sequence[slice], adapters: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+def _each(
+    cells: Sequence[slice], adapters: Sequence[Tensor]
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """The cells of a rank with their A, B and gamma."""
     return zip(cells, adapters[::3], adapters[1::3], adapters[2::3], strict=True)
 
@@ -115,7 +124,9 @@ class Mixed(torch.autograd.Function):
     """``x V^T`` for K cells of one rank, ``V_KOD`` being ``W + gamma B A``; the gradients of A and B go by the rank."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, V: Tensor, A: Tensor, B: Tensor, gamma: Tensor) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, x: Tensor, V: Tensor, A: Tensor, B: Tensor, gamma: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(x, V, A, B, gamma)
         return torch.bmm(x, V.mT)
 
@@ -142,14 +153,20 @@ class Merged(torch.autograd.Function):
         return None, torch.bmm(B.mT, dW), torch.bmm(dW, A.mT), None
 
 
-def factored(y_KNO: Tensor, x_KND: Tensor, A_KRD: Tensor, B_KOR: Tensor, gamma_K11: Tensor) -> Tensor:
+def factored(
+    y_KNO: Tensor, x_KND: Tensor, A_KRD: Tensor, B_KOR: Tensor, gamma_K11: Tensor
+) -> Tensor:
     """``y + gamma B A x``, ``[K, N, O]``; see :class:`Factored`."""
     with torch.autocast(y_KNO.device.type, enabled=False):  # dtypes are explicit in there
         return Factored.apply(y_KNO, x_KND, A_KRD, B_KOR, gamma_K11)
 
 
 def factored_linear(
-    x_KND: Tensor, W_OD: Tensor, b_O: Tensor | None, cells: Sequence[slice], adapters: Sequence[Tensor]
+    x_KND: Tensor,
+    W_OD: Tensor,
+    b_O: Tensor | None,
+    cells: Sequence[slice],
+    adapters: Sequence[Tensor],
 ) -> Tensor:
     """``x W^T + b + gamma B A x``, ``[K, N, O]`` in W's precision; see :class:`FactoredLinear`."""
     with torch.autocast(x_KND.device.type, enabled=False):
@@ -187,7 +204,9 @@ class Contraction:
     def _cost(self, form: str, d: int, o: int, rank: int) -> float:
         """In FLOPs of the factored form."""
         rate = self.merged_rate if form == "merged" else 1.0
-        return adapter_flops(form, self.tokens, d, o, rank) / rate + FLOAT * floats_moved(form, self.tokens, d, o)
+        return adapter_flops(form, self.tokens, d, o, rank) / rate + FLOAT * floats_moved(
+            form, self.tokens, d, o
+        )
 
 
 def adapter_flops(form: str, tokens: int, d: int, o: int, rank: int) -> int:
@@ -222,7 +241,9 @@ def merged_rate(device: torch.device) -> float:
     gamma_111 = torch.ones(1, 1, 1, device=device)
     products = {
         "frozen": lambda: torch.bmm(x_1ND, W_OD.mT[None]),
-        "factored": lambda: factored(torch.bmm(x_1ND, W_OD.mT[None]), x_1ND, A_1RD, B_1OR, gamma_111),
+        "factored": lambda: factored(
+            torch.bmm(x_1ND, W_OD.mT[None]), x_1ND, A_1RD, B_1OR, gamma_111
+        ),
         "merged": lambda: torch.bmm(x_1ND, merged(W_OD, A_1RD, B_1OR, gamma_111).mT),
     }
 

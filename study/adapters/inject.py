@@ -32,7 +32,9 @@ def resolve_targets(linears: Sequence[str], targets: str | Sequence[str]) -> lis
         try:
             pattern = re.compile(targets)
         except re.error as error:
-            raise StudyError(f"adapter.targets={targets!r} is no regex ({error}): {choices}") from None
+            raise StudyError(
+                f"adapter.targets={targets!r} is no regex ({error}): {choices}"
+            ) from None
         found = {path for path in linears if pattern.fullmatch(path)}
         if not found:
             raise StudyError(f"adapter.targets={targets!r} matches no module: {choices}")
@@ -40,7 +42,11 @@ def resolve_targets(linears: Sequence[str], targets: str | Sequence[str]) -> lis
         found = set()
         for name in [targets] if isinstance(targets, str) else targets:
             half = HALVES.get(name)
-            hits = {p for p in linears if (half.search(p) if half else p == name or p.endswith(f".{name}"))}
+            hits = {
+                p
+                for p in linears
+                if (half.search(p) if half else p == name or p.endswith(f".{name}"))
+            }
             if not hits:
                 raise StudyError(f"unknown target module {name!r}: {choices}")
             found |= hits
@@ -59,7 +65,7 @@ def adapted(
 ) -> Iterator[list[LoraBank]]:
     """``model`` with a bank in the place of each of ``layers``; the plain model again on leaving, also by an error.
 
-    ``bank_type`` is :class:`LoraBank` or one of :mod:`study.limits`; ``contraction`` says how each bank multiplies.
+    ``bank_type`` is :class:`LoraBank` or one of :mod:`study.adapters.infinite`; ``contraction`` says how each bank multiplies.
     """
     device = next(model.parameters()).device
     frozen = {layer: model.get_submodule(layer) for layer in layers}

@@ -89,7 +89,8 @@ def write_adapter(
     divisor = {layer: math.sqrt(r) if rslora else r for layer, r in ranks.items()}
     alphas = {
         layer: alpha
-        if exponent in (0.5, 1.0) and math.isclose(pair.gamma, alpha / divisor[layer], rel_tol=1e-12)
+        if exponent in (0.5, 1.0)
+        and math.isclose(pair.gamma, alpha / divisor[layer], rel_tol=1e-12)
         else pair.gamma * divisor[layer]
         for layer, pair in pairs.items()
     }
@@ -149,13 +150,19 @@ def read_adapter(folder: Path) -> PeftAdapter:
             )
         factors.setdefault(found["layer"], {})[found["factor"]] = tensor.float()
     if not factors:
-        raise StudyError(f"{folder / WEIGHTS} holds no tensor: save the adapter again (model.save_pretrained)")
-    return PeftAdapter({layer: _pair(folder, layer, of, config) for layer, of in factors.items()}, config)
+        raise StudyError(
+            f"{folder / WEIGHTS} holds no tensor: save the adapter again (model.save_pretrained)"
+        )
+    return PeftAdapter(
+        {layer: _pair(folder, layer, of, config) for layer, of in factors.items()}, config
+    )
 
 
 def file_hash(folder: Path) -> str:
     """sha256 over both files of an adapter."""
-    digests = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (CONFIG, WEIGHTS)]
+    digests = [
+        hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (CONFIG, WEIGHTS)
+    ]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
@@ -164,14 +171,18 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
     except FileNotFoundError:
-        raise StudyError(f"{folder} has no {CONFIG}: give the folder that PEFT's save_pretrained wrote") from None
+        raise StudyError(
+            f"{folder} has no {CONFIG}: give the folder that PEFT's save_pretrained wrote"
+        ) from None
     except (OSError, ValueError) as error:
         raise StudyError(f"{path} can't be read ({error}): save the adapter again") from None
     if not isinstance(config, dict) or (missing := [key for key in _NEEDED if key not in config]):
         lacks = ", ".join(missing) if isinstance(config, dict) else "everything"
         raise StudyError(f"{path} lacks {lacks}: give an adapter_config.json as PEFT writes it")
     if config["peft_type"] != "LORA":
-        raise StudyError(f"{path}: unknown adapter type {config['peft_type']!r}: only LORA can be read")
+        raise StudyError(
+            f"{path}: unknown adapter type {config['peft_type']!r}: only LORA can be read"
+        )
     if other := [key for key in _OTHER_FUNCTIONS if config.get(key)]:
         raise StudyError(
             f"{path} has {other[0]}={config[other[0]]}: only adapters that are W0 x + gamma B A x can be read"
@@ -180,7 +191,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
     for key in ("rank_pattern", "alpha_pattern"):
         numbers |= {f"{key}[{name}]": value for name, value in (config.get(key) or {}).items()}
     for key, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 < value < math.inf
+        ):
             raise StudyError(f"{path} has {key}={value!r}: give a number above 0")
     return config
 
@@ -190,17 +205,25 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         pickled = " (an adapter_model.bin is a pickle, which is never opened here)"
         has_pickle = (folder / "adapter_model.bin").exists()
-        raise StudyError(f"{folder} has no {WEIGHTS}{pickled if has_pickle else ''}: save the adapter as safetensors")
+        raise StudyError(
+            f"{folder} has no {WEIGHTS}{pickled if has_pickle else ''}: save the adapter as safetensors"
+        )
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise StudyError(f"{path} is damaged ({' '.join(str(error).split())}): save the adapter again") from None
+        raise StudyError(
+            f"{path} is damaged ({' '.join(str(error).split())}): save the adapter again"
+        ) from None
 
 
-def _pair(folder: Path, layer: str, factors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> LoraPair:
+def _pair(
+    folder: Path, layer: str, factors: Mapping[str, torch.Tensor], config: Mapping[str, Any]
+) -> LoraPair:
     """One layer's factors, checked against each other and the rank that the configuration gives it, and its gamma."""
     if missing := {"A", "B"} - factors.keys():
-        raise StudyError(f"{folder / WEIGHTS} has no lora_{missing.pop()} for {layer}: save the adapter again")
+        raise StudyError(
+            f"{folder / WEIGHTS} has no lora_{missing.pop()} for {layer}: save the adapter again"
+        )
     A, B = factors["A"], factors["B"]
     rank = _by_layer(config.get("rank_pattern"), layer, config["r"])
     if A.ndim != 2 or B.ndim != 2 or not A.shape[0] == B.shape[1] == rank:
@@ -209,14 +232,19 @@ def _pair(folder: Path, layer: str, factors: Mapping[str, torch.Tensor], config:
             f"rank {rank}: A is [rank, in], B is [out, rank]; save the adapter again"
         )
     if not (A.isfinite().all() and B.isfinite().all()):
-        raise StudyError(f"{folder / WEIGHTS}: {layer} has weights that are not finite: the run diverged")
+        raise StudyError(
+            f"{folder / WEIGHTS}: {layer} has weights that are not finite: the run diverged"
+        )
     alpha = _by_layer(config.get("alpha_pattern"), layer, config["lora_alpha"])
     return LoraPair(A, B, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
 
 def _by_layer(pattern: Mapping[str, Any] | None, layer: str, default: Any) -> Any:
     """As PEFT looks it up: the first key that is, as a regex, the path or its end after a dot."""
-    return next((value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", layer)), default)
+    return next(
+        (value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", layer)),
+        default,
+    )
 
 
 def _whole(alpha: float) -> float | int:

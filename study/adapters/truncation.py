@@ -24,7 +24,9 @@ def singular_factors(A_RD: Tensor, B_OR: Tensor) -> tuple[Tensor, Tensor, Tensor
     """
     if not (A_RD.isfinite().all() and B_OR.isfinite().all()):
         m = min(*A_RD.shape, len(B_OR))
-        nan = [A_RD.new_full(shape, torch.nan) for shape in ((m, A_RD.shape[1]), (len(B_OR), m), (m,))]
+        nan = [
+            A_RD.new_full(shape, torch.nan) for shape in ((m, A_RD.shape[1]), (len(B_OR), m), (m,))
+        ]
         return nan[0], nan[1], nan[2].double()
     Q_A, R_A = torch.linalg.qr(A_RD.double().mT)
     Q_B, R_B = torch.linalg.qr(B_OR.double())
@@ -38,7 +40,9 @@ class Truncation:
 
     def __init__(self, banks: Sequence[LoraBank]) -> None:
         self.pairs: list[list[LoraPair]] = [bank.pairs for bank in banks]
-        self.trained = [[(A.detach().clone(), B.detach().clone()) for A, B, _ in pairs] for pairs in self.pairs]
+        self.trained = [
+            [(A.detach().clone(), B.detach().clone()) for A, B, _ in pairs] for pairs in self.pairs
+        ]
         self.factors = [[singular_factors(A, B) for A, B in pairs] for pairs in self.trained]
 
     @torch.no_grad()
@@ -51,7 +55,10 @@ class Truncation:
                 A_RD.zero_()[:k] = A_mD[:k]
                 B_OR.zero_()[:, :k] = B_Om[:, :k]
         by_cell = zip(*self.factors, strict=True)
-        return [float(torch.stack([_share(s, rank) for *_, s in layers]).nanmean()) for layers in by_cell]
+        return [
+            float(torch.stack([_share(s, rank) for *_, s in layers]).nanmean())
+            for layers in by_cell
+        ]
 
     @torch.no_grad()
     def undo(self) -> None:

@@ -6,11 +6,10 @@
 Nothing here imports torch: a study is analysed again on a laptop, from its stored tables alone.
 """
 
-from study.analysis.curves import curve_columns
-from study.analysis.everything import Analysis, analyze
+from study.analysis.analyze import Analysis, analyze
 from study.analysis.exponents import fit_exponents
 from study.analysis.fits import fitted
-from study.analysis.inference import inference_costs, inference_verdict, render_inference
+from study.analysis.grouping import curve_columns
 from study.analysis.predictions import lazy_ratios, with_predictions
 from study.analysis.rank_effects import compared_losses, rank_effects, rule_differences
 from study.analysis.rates import best_rates, rate_transfer
@@ -32,12 +31,9 @@ __all__ = [
     "fit_exponents",
     "fitted",
     "holm",
-    "inference_costs",
-    "inference_verdict",
     "lazy_ratios",
     "rank_effects",
     "rate_transfer",
-    "render_inference",
     "render_stable",
     "render_table",
     "rule_differences",

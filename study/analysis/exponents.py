@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from study.analysis.curves import FIT_COLUMNS, Design
 from study.analysis.fits import Floats, Ints, Lines, fit_lines, spread_slopes, t_critical
 from study.analysis.grids import Grid, codes, grids
+from study.analysis.grouping import FIT_COLUMNS, Design
 from study.analysis.pooling import POOLINGS, quantiles
 from study.errors import unknown
-from study.sites import ALIGNMENTS
+from study.vocabulary.quantities import ALIGNMENTS
 
 PROBE_KEYS = ("cell_id", "step", "layer", "block", "kind", "site", "batch")
 UNFITTED = (*PROBE_KEYS, "d_in", "d_out", *ALIGNMENTS, "nonfinite")
@@ -76,7 +76,13 @@ def fit_exponents(
             if np.isfinite(y_FL).any():
                 y_FC, layers_FC = grid.with_pools(y_FL)
                 spread_GC = grid.means(spread_slopes(grid.rank_F, y_FL, grid.strands, weight_F))
-                table.add(grid, stat, fit_lines(grid.rank_F, y_FC, grid.strands, weight_F), layers_FC, spread_GC)
+                table.add(
+                    grid,
+                    stat,
+                    fit_lines(grid.rank_F, y_FC, grid.strands, weight_F),
+                    layers_FC,
+                    spread_GC,
+                )
 
     exponents = table.frame()
     if predict is not None:
@@ -90,7 +96,9 @@ class _Table:
     def __init__(self, design: Design, batches: list[str]) -> None:
         self.design = design
         self.parts: dict[str, list[npt.NDArray[Any]]] = defaultdict(list)
-        self.names: dict[str, dict[str, int]] = {name: {} for name in ("site", "stat", "kind", "layer")}
+        self.names: dict[str, dict[str, int]] = {
+            name: {} for name in ("site", "stat", "kind", "layer")
+        }
         self.names["batch"] = {name: code for code, name in enumerate(batches)}
         self.names["interval"] = {name: code for code, name in enumerate(INTERVALS)}
 
@@ -107,7 +115,9 @@ class _Table:
         )
         of_layers = np.full((3, *lines.slope.shape), np.nan)
         if grid.pools:
-            of_layers[:, :, -len(POOLINGS)] = quantiles(lines.slope[:, grid.pools[-1]], [0.05, 0.5, 0.95])
+            of_layers[:, :, -len(POOLINGS)] = quantiles(
+                lines.slope[:, grid.pools[-1]], [0.05, 0.5, 0.95]
+            )
         columns = {
             "curve": curve,
             "site": np.broadcast_to(self._code("site", [grid.site]), group.shape),
@@ -140,13 +150,20 @@ class _Table:
             "layer_p95": of_layers[2][at],
             "spread_slope": spread_GC[at],
         }
-        for name, values in columns.items():  # counts and codes are small; halving them halves the table
-            self.parts[name].append(values if values.dtype == np.float64 else values.astype(np.int32))
+        for (
+            name,
+            values,
+        ) in columns.items():  # counts and codes are small; halving them halves the table
+            self.parts[name].append(
+                values if values.dtype == np.float64 else values.astype(np.int32)
+            )
 
     def frame(self) -> pd.DataFrame:
         """The table, every name a categorical. Parts are let go as they are joined."""
         curve = self._joined("curve", np.int32)
-        columns: dict[str, Any] = {str(name): label.take(curve).array for name, label in self.design.curves.items()}
+        columns: dict[str, Any] = {
+            str(name): label.take(curve).array for name, label in self.design.curves.items()
+        }
         for name in FIT_COLUMNS:
             if name == "predicted":
                 columns[name] = np.full(len(curve), np.nan)

@@ -7,9 +7,9 @@ rates that work.
 import numpy as np
 import pandas as pd
 
-from study.analysis.curves import curve_labels
 from study.analysis.fits import Ints
-from study.sites import MODEL_WIDE
+from study.analysis.grouping import curve_labels
+from study.vocabulary.quantities import MODEL_WIDE
 
 ENDED = ("complete", "diverged")
 STEP_SIZE = ("lr", "alpha")
@@ -26,11 +26,15 @@ def final_losses(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFram
     cells = cells[ended].reset_index(drop=True)
     labels = curve_labels(cells)
     apart = [name for name in labels if name not in ("scaling", "exponent_p", *STEP_SIZE)]
-    setting = labels.groupby(apart, dropna=False, observed=True, sort=False).ngroup().to_numpy(np.intp)
+    setting = (
+        labels.groupby(apart, dropna=False, observed=True, sort=False).ngroup().to_numpy(np.intp)
+    )
     ids = cells["cell_id"].astype(str)
     evaluated = metrics.reindex(columns=["cell_id", "step", "eval_loss"]).dropna()
     evaluated = evaluated[evaluated["step"] > 0]
-    last = evaluated.sort_values("step").groupby(evaluated["cell_id"].astype(str))["eval_loss"].last()
+    last = (
+        evaluated.sort_values("step").groupby(evaluated["cell_id"].astype(str))["eval_loss"].last()
+    )
     loss = ids.map(last).astype(float).where(cells["status"] != "diverged")
     fan = ids.map(fans(probes)).astype(float)
     rank = cells["rank"].to_numpy(float)
@@ -63,4 +67,6 @@ def fans(probes: pd.DataFrame) -> "pd.Series[float]":
         return pd.Series(dtype=float)
     layers = probes.loc[probes["layer"] != MODEL_WIDE, ["cell_id", "layer", "d_in", "d_out"]]
     layers = layers.drop_duplicates(["cell_id", "layer"])
-    return (layers["d_in"] + layers["d_out"]).groupby(layers["cell_id"].astype(str)).sum(min_count=1)
+    return (
+        (layers["d_in"] + layers["d_out"]).groupby(layers["cell_id"].astype(str)).sum(min_count=1)
+    )

@@ -82,7 +82,9 @@ class Lines:
     rank_max: Floats
 
 
-def fit_lines(rank_F: npt.ArrayLike, y_FC: Floats, strands: Strands, weight_F: npt.ArrayLike | None = None) -> Lines:
+def fit_lines(
+    rank_F: npt.ArrayLike, y_FC: Floats, strands: Strands, weight_F: npt.ArrayLike | None = None
+) -> Lines:
     """Fit ``y`` (log statistic) against log rank, per seed, then over the seeds of each group.
 
     A seed's line is (weighted) least squares over the ranks it has; its ranks must be distinct. The group's line is the
@@ -97,7 +99,9 @@ def fit_lines(rank_F: npt.ArrayLike, y_FC: Floats, strands: Strands, weight_F: n
     x_F1 = np.log(rank)[:, None]
     there_FC = np.isfinite(y_FC)
     y = np.where(there_FC, y_FC, 0.0)
-    w = there_FC * (np.ones_like(x_F1) if weight_F is None else np.asarray(weight_F, float)[:, None])
+    w = there_FC * (
+        np.ones_like(x_F1) if weight_F is None else np.asarray(weight_F, float)[:, None]
+    )
     strand = strands.strand_F
 
     def over_frames(values: Floats) -> Floats:
@@ -134,12 +138,16 @@ def fit_lines(rank_F: npt.ArrayLike, y_FC: Floats, strands: Strands, weight_F: n
         d_level = np.where(used_SC, level_SC - level[strands.group_S], 0.0)
 
         points = over_seeds(np.where(used_SC, points_SC, 0))
-        variance_GC = over_seeds(np.where(used_SC, rss_SC, 0.0)) / (points - 2)  # of a point; used for one seed only
+        variance_GC = over_seeds(np.where(used_SC, rss_SC, 0.0)) / (
+            points - 2
+        )  # of a point; used for one seed only
         one = seeds == 1
         of_mean = seeds * (seeds - 1.0)
         sxx_GC = over_seeds(np.where(used_SC, sxx_SC, 0.0))
         var_slope = np.where(one, variance_GC / sxx_GC, over_seeds(d_slope**2) / of_mean)
-        var_level = np.where(one, variance_GC / over_seeds(w_used), over_seeds(d_level**2) / of_mean)
+        var_level = np.where(
+            one, variance_GC / over_seeds(w_used), over_seeds(d_level**2) / of_mean
+        )
         cov = np.where(one, 0.0, over_seeds(d_slope * d_level) / of_mean)
 
     used_FC = there_FC & used_SC[strand]
@@ -175,11 +183,15 @@ def spread_slopes(
     group_F = strands.group_S[strands.strand_F]
     order = np.lexsort((rank, group_F))
     rank, group, y = rank[order], group_F[order], y_FL[order]
-    start_P = np.flatnonzero(np.r_[True, (rank[1:] != rank[:-1]) | (group[1:] != group[:-1])])  # places: group, rank
+    start_P = np.flatnonzero(
+        np.r_[True, (rank[1:] != rank[:-1]) | (group[1:] != group[:-1])]
+    )  # places: group, rank
     of_place = np.repeat(np.arange(len(start_P)), np.diff(np.append(start_P, len(rank))))
     there = np.isfinite(y)
     x_P1, group_P = np.log(rank[start_P])[:, None], group[start_P]
-    w_P1 = (np.ones_like(rank) if weight_F is None else np.asarray(weight_F, float)[order])[start_P, None]
+    w_P1 = (np.ones_like(rank) if weight_F is None else np.asarray(weight_F, float)[order])[
+        start_P, None
+    ]
     start_G = np.flatnonzero(np.r_[True, group_P[1:] != group_P[:-1]])
     with np.errstate(invalid="ignore", divide="ignore"):
         seeds_PL = np.add.reduceat(there, start_P, axis=0, dtype=np.intp)
@@ -188,7 +200,9 @@ def spread_slopes(
         variance_PL = np.add.reduceat(off * off, start_P, axis=0) / (seeds_PL - 1)
         known = seeds_PL > 1
         w_PL = known * w_P1
-        x_GL = np.add.reduceat(w_PL * x_P1, start_G, axis=0) / np.add.reduceat(w_PL, start_G, axis=0)
+        x_GL = np.add.reduceat(w_PL * x_P1, start_G, axis=0) / np.add.reduceat(
+            w_PL, start_G, axis=0
+        )
         dx = np.where(known, x_P1 - x_GL[group_P], 0.0)
         rise = np.add.reduceat(w_PL * dx * np.where(known, variance_PL, 0.0), start_G, axis=0)
         several = np.add.reduceat(known, start_G, axis=0, dtype=np.intp) > 1
@@ -198,7 +212,11 @@ def spread_slopes(
 def _ranks_used(rank_F: Floats, used_FC: Mask, start_G: Ints) -> tuple[Ints, Floats, Floats]:
     """How many distinct ranks each group uses, the lowest and the highest (NaN where none), all ``[G, C]``."""
     shape = (len(start_G), used_FC.shape[1])
-    count, lowest, highest = np.zeros(shape, np.intp), np.full(shape, np.nan), np.full(shape, np.nan)
+    count, lowest, highest = (
+        np.zeros(shape, np.intp),
+        np.full(shape, np.nan),
+        np.full(shape, np.nan),
+    )
     for rank in np.unique(rank_F):  # ascending; a study has a dozen
         present = np.logical_or.reduceat(used_FC & (rank_F == rank)[:, None], start_G, axis=0)
         count += present

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from study.analysis.curves import Design
 from study.analysis.fits import Floats, Ints, Strands
+from study.analysis.grouping import Design
 from study.analysis.pooling import POOLINGS, pool
 from study.errors import StudyError
-from study.sites import MODEL_WIDE
+from study.vocabulary.quantities import MODEL_WIDE
 
 ALL_KINDS = "all"
 """``kind`` of what is pooled over the layers of every kind."""
@@ -56,16 +56,22 @@ class Grid:
         pooled = [pool(y_FL[:, members], self.strands) for members in self.pools]
         columns = [column for mean, median, _ in pooled for column in (mean, median)]
         counts = [count for *_, count in pooled for _ in POOLINGS]
-        return np.column_stack([y_FL, *columns]), np.column_stack([np.ones(y_FL.shape, np.intp), *counts])
+        return np.column_stack([y_FL, *columns]), np.column_stack(
+            [np.ones(y_FL.shape, np.intp), *counts]
+        )
 
     def means(self, values_GL: Floats) -> Floats:
         """A layer's number as the mean over the layers of each pool, ``[G, C]``, NaN in other columns."""
         found = np.full((len(values_GL), len(self.layer_C)), np.nan)
         first = values_GL.shape[1]
-        for column, members in zip(range(first, len(self.layer_C), len(POOLINGS)), self.pools, strict=True):
+        for column, members in zip(
+            range(first, len(self.layer_C), len(POOLINGS)), self.pools, strict=True
+        ):
             there = np.isfinite(values_GL[:, members])
             with np.errstate(invalid="ignore"):
-                found[:, column] = np.where(there, values_GL[:, members], 0.0).sum(axis=1) / there.sum(axis=1)
+                found[:, column] = np.where(there, values_GL[:, members], 0.0).sum(
+                    axis=1
+                ) / there.sum(axis=1)
         return found
 
 
@@ -85,13 +91,22 @@ def grids(design: Design, probes: pd.DataFrame) -> Iterator[Grid]:
 
 
 def _grid(
-    design: Design, probes: pd.DataFrame, site: str, row: Ints, cell: Ints, columns: dict[str, tuple[Ints, list[str]]]
+    design: Design,
+    probes: pd.DataFrame,
+    site: str,
+    row: Ints,
+    cell: Ints,
+    columns: dict[str, tuple[Ints, list[str]]],
 ) -> Grid:
-    (batch_N, batches), (layer_N, layers), (kind_N, kinds) = (columns[name] for name in ("batch", "layer", "kind"))
+    (batch_N, batches), (layer_N, layers), (kind_N, kinds) = (
+        columns[name] for name in ("batch", "layer", "kind")
+    )
     step, batch = probes["step"].to_numpy()[row].astype(np.int64), batch_N[row]
     # One number per frame that sorts by curve, batch and step, and then, as the cells are sorted, by seed and rank.
     group = (design.curve_K[cell] * len(batches) + batch) * (step.max() + 1) + step
-    _, first, frame = np.unique(group * len(design.cell_id_K) + cell, return_index=True, return_inverse=True)
+    _, first, frame = np.unique(
+        group * len(design.cell_id_K) + cell, return_index=True, return_inverse=True
+    )
     layer_L, layer = np.unique(layer_N[row], return_inverse=True)
     place = frame * len(layer_L) + layer
     if np.bincount(place).max() > 1:
@@ -105,7 +120,9 @@ def _grid(
     kind_L[layer], block_L[layer] = kind_N[row], probes["block"].to_numpy()[row]
     names = [layers[k] for k in layer_L]
     projections = np.flatnonzero([name != MODEL_WIDE for name in names])
-    pools = {kinds[k]: projections[kind_L[projections] == k] for k in np.unique(kind_L[projections])}
+    pools = {
+        kinds[k]: projections[kind_L[projections] == k] for k in np.unique(kind_L[projections])
+    }
     if len(projections):
         pools[ALL_KINDS] = projections
     strands = Strands.of(group[first], design.seed_K[cell[first]])

@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from study.analysis.curves import curve_columns, curve_labels, firsts, numbered
 from study.analysis.fits import Floats, Ints
 from study.analysis.grids import ALL_KINDS, codes
-from study.inits import INITS
-from study.sites import MODEL_WIDE
+from study.analysis.grouping import curve_columns, curve_labels, firsts, numbered
 from study.theory import FAMILIES, LAST_STEP, log_bias, predicted_exponents
 from study.theory.asymptotics import CLIPS
 from study.theory.curves import MIDDLE_BACK, MOMENTS
+from study.vocabulary.inits import INITS
+from study.vocabulary.quantities import MODEL_WIDE
 
 LAZY_WITHIN = 0.1
 """How far actual and linearised loss change may part, relative to the latter, for a prediction to be trusted."""
@@ -55,12 +55,16 @@ def with_predictions(
     eps_ratio = curves.eps_ratios(exponents, probes)
     known = (
         exponents["optimizer"].isin(FAMILIES).to_numpy()
-        & exponents["init"].isin([name for name, init in INITS.items() if init.q is not None]).to_numpy()
+        & exponents["init"]
+        .isin([name for name, init in INITS.items() if init.q is not None])
+        .to_numpy()
     )
     single = np.flatnonzero(known & ~exponents["layer"].isin(POOLED).to_numpy())
     predicted = np.full(len(exponents), np.nan)
     if len(single):
-        rows = exponents[["site", "stat", "batch", "step", "layer", "rank_min", "rank_max"]].take(single)
+        rows = exponents[["site", "stat", "batch", "step", "layer", "rank_min", "rank_max"]].take(
+            single
+        )
         asked = curves.alignments(rows, single, probes).assign(
             curve=curves.of_row[single],
             **{name: rows[name].array for name in ("site", "stat", "step", "rank_min", "rank_max")},
@@ -70,22 +74,31 @@ def with_predictions(
         )
         number = numbered(asked, asked.columns)  # most rows ask what another has asked
         first = firsts(number)
-        predicted[single] = curves.predictions(asked.take(first), exponents.take(single[first]))[number]
+        predicted[single] = curves.predictions(asked.take(first), exponents.take(single[first]))[
+            number
+        ]
     _pool(exponents, predicted, single, curves.of_row)
     predicted -= _bias_slopes(exponents)
     return exponents.assign(
-        predicted=predicted, lazy=lazy, clipped=pd.Categorical(clipped, categories=CLIPS), eps_ratio=eps_ratio
+        predicted=predicted,
+        lazy=lazy,
+        clipped=pd.Categorical(clipped, categories=CLIPS),
+        eps_ratio=eps_ratio,
     )
 
 
 class _Curves:
     """Cells and rows by curve: what the rows of one curve have in common is worked out once."""
 
-    def __init__(self, exponents: pd.DataFrame, of_row: Ints, of_cell: "pd.Series[int]", cells: pd.DataFrame) -> None:
+    def __init__(
+        self, exponents: pd.DataFrame, of_row: Ints, of_cell: "pd.Series[int]", cells: pd.DataFrame
+    ) -> None:
         self.of_row, self.of_cell, self.cells = of_row, of_cell, cells
         self.place = numbered(exponents, ["step"], of_row)
         first = firsts(self.place)
-        self.places = pd.DataFrame({"curve": of_row[first], "step": exponents["step"].to_numpy(int)[first]})
+        self.places = pd.DataFrame(
+            {"curve": of_row[first], "step": exponents["step"].to_numpy(int)[first]}
+        )
 
     @classmethod
     def of(cls, exponents: pd.DataFrame, cells: pd.DataFrame) -> "_Curves":
@@ -112,7 +125,11 @@ class _Curves:
             q=[float(init.q or 0.0) for init in inits],
             kurtosis=[init.kurtosis for init in inits],
             decay=_decay(rows),
-            **{name: asked[name].to_numpy() for name in (*NUMBERS, "clip", "eps_ratio", "lazy") if name in asked},
+            **{
+                name: asked[name].to_numpy()
+                for name in (*NUMBERS, "clip", "eps_ratio", "lazy")
+                if name in asked
+            },
         )
 
     def _ranks(self, asked: pd.DataFrame) -> list[Sequence[float]]:
@@ -125,7 +142,10 @@ class _Curves:
     def clipping(self, metrics: pd.DataFrame) -> npt.NDArray[Any]:
         """Per row ``never``, ``always`` or ``some``: how many of its curve's gradients up to its step were clipped."""
         factors = metrics.dropna(subset=["clip_factor"])
-        here = [factors["cell_id"].astype(str).map(self.of_cell).to_numpy(), factors["step"].to_numpy(int)]
+        here = [
+            factors["cell_id"].astype(str).map(self.of_cell).to_numpy(),
+            factors["step"].to_numpy(int),
+        ]
         by_step = (factors["clip_factor"] < 1).groupby(here).agg(["min", "max"])
         some = self._so_far(by_step["max"].groupby(level=0).cummax(), missing=0.0) > 0
         every = self._so_far(by_step["min"].groupby(level=0).cummin(), missing=0.0) > 0
@@ -139,20 +159,32 @@ class _Curves:
             return ratio
         eps = pd.Series(self.cells["eps"].to_numpy(float), index=self.cells["cell_id"].astype(str))
         drawn_of = {name: init.drawn for name, init in INITS.items()}
-        drawn_B = exponents["init"].isin([name for name, drawn in drawn_of.items() if drawn == "B"]).to_numpy()
+        drawn_B = (
+            exponents["init"]
+            .isin([name for name, drawn in drawn_of.items() if drawn == "B"])
+            .to_numpy()
+        )
         of_A, of_B = (exponents["site"].isin([f"{f}_grad", f"{f}_update"]).to_numpy() for f in "AB")
-        factor_A = np.where(drawn_B, ~of_B, of_A)  # the drawn factor's own sites ask for it, all others for the other
+        factor_A = np.where(
+            drawn_B, ~of_B, of_A
+        )  # the drawn factor's own sites ask for it, all others for the other
         cell_N, ids = codes(probes["cell_id"])
         for name, of_factor in (("A", factor_A), ("B", ~factor_A)):
             row = np.flatnonzero(
-                (probes["site"] == f"{name}_grad") & (probes["batch"] == "train") & (probes["rms"] > 0)
+                (probes["site"] == f"{name}_grad")
+                & (probes["batch"] == "train")
+                & (probes["rms"] > 0)
             )
             steps = probes["step"].to_numpy()[row].astype(int)
             rms = pd.Series(probes["rms"].to_numpy()[row]).groupby([cell_N[row], steps]).median()
             cell = np.array(ids, object)[rms.index.get_level_values(0)]
             of_eps = rms.to_numpy() / eps.reindex(cell).to_numpy()
             of_curve = self.of_cell.reindex(cell).to_numpy()
-            smallest = pd.Series(of_eps).groupby([of_curve, rms.index.get_level_values(1).to_numpy()]).min()
+            smallest = (
+                pd.Series(of_eps)
+                .groupby([of_curve, rms.index.get_level_values(1).to_numpy()])
+                .min()
+            )
             found = self._so_far(smallest.groupby(level=0).cummin(), missing=math.inf)
             ratio = np.where(of_factor, found, ratio)
         return np.nan_to_num(ratio, nan=math.inf, posinf=math.inf)
@@ -167,11 +199,20 @@ class _Curves:
         here = np.flatnonzero(probes["site"].isin(CROSSED) & (probes["step"] <= LAST_STEP))
         if not names or not crossed.any() or not len(here):
             return result
-        (cell_N, ids), (batch_N, batches), (layer_N, layers) = (codes(probes[n]) for n in ("cell_id", "batch", "layer"))
+        (cell_N, ids), (batch_N, batches), (layer_N, layers) = (
+            codes(probes[n]) for n in ("cell_id", "batch", "layer")
+        )
         curve = self.of_cell.reindex(ids).to_numpy()[cell_N[here]]
-        by = [curve, probes["step"].to_numpy()[here].astype(int), batch_N[here].astype(int), layer_N[here].astype(int)]
+        by = [
+            curve,
+            probes["step"].to_numpy()[here].astype(int),
+            batch_N[here].astype(int),
+            layer_N[here].astype(int),
+        ]
         with np.errstate(divide="ignore", invalid="ignore"):
-            logs = pd.DataFrame({name: np.log(probes[name].to_numpy()[here].astype(float)) for name in names})
+            logs = pd.DataFrame(
+                {name: np.log(probes[name].to_numpy()[here].astype(float)) for name in names}
+            )
         means = logs.groupby(by).mean()
         asked = rows[crossed]
         keys = [self.of_row[where[crossed]], asked["step"].to_numpy(int)]
@@ -188,7 +229,11 @@ class _Curves:
             return np.full(len(self.of_row), np.nan)
         ratios = lazy_ratios(metrics, probes)
         ratios = ratios.assign(curve=self.of_cell.reindex(ratios["cell_id"]).to_numpy())
-        good = (ratios["ratio"].sub(1).abs() <= LAZY_WITHIN).groupby([ratios["curve"], ratios["step"]]).min()
+        good = (
+            (ratios["ratio"].sub(1).abs() <= LAZY_WITHIN)
+            .groupby([ratios["curve"], ratios["step"]])
+            .min()
+        )
         return self._so_far(good.groupby(level=0).cummin(), missing=math.nan)
 
     def _so_far(self, by_step: "pd.Series[Any]", missing: float) -> Floats:
@@ -203,9 +248,17 @@ class _Curves:
 def lazy_ratios(metrics: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
     """Actual over linearised loss change, ``(loss - loss_after) / descent``, of every probed update: ``cell_id``,
     ``step``, ``ratio``."""
-    wide = probes[(probes["site"] == "adapter_update") & (probes["layer"] == MODEL_WIDE) & (probes["batch"] == "train")]
-    descent = wide.assign(cell_id=wide["cell_id"].astype(str)).reindex(columns=["cell_id", "step", "descent"])
-    changes = metrics.assign(cell_id=metrics["cell_id"].astype(str), change=metrics["loss"] - metrics["loss_after"])
+    wide = probes[
+        (probes["site"] == "adapter_update")
+        & (probes["layer"] == MODEL_WIDE)
+        & (probes["batch"] == "train")
+    ]
+    descent = wide.assign(cell_id=wide["cell_id"].astype(str)).reindex(
+        columns=["cell_id", "step", "descent"]
+    )
+    changes = metrics.assign(
+        cell_id=metrics["cell_id"].astype(str), change=metrics["loss"] - metrics["loss_after"]
+    )
     joined = changes[["cell_id", "step", "change"]].merge(descent, on=["cell_id", "step"]).dropna()
     return joined.assign(ratio=joined["change"] / joined["descent"])[["cell_id", "step", "ratio"]]
 
@@ -214,7 +267,9 @@ def _decay(rows: pd.DataFrame) -> npt.NDArray[Any]:
     if "weight_decay" not in rows:
         return np.full(len(rows), "none", object)
     coupled = rows["optimizer"].isin(COUPLED).to_numpy()
-    return np.where(rows["weight_decay"].to_numpy(float) == 0, "none", np.where(coupled, "coupled", "decoupled"))
+    return np.where(
+        rows["weight_decay"].to_numpy(float) == 0, "none", np.where(coupled, "coupled", "decoupled")
+    )
 
 
 def _pool(exponents: pd.DataFrame, predicted: Floats, single: Ints, curve: Ints) -> None:
@@ -222,9 +277,14 @@ def _pool(exponents: pd.DataFrame, predicted: Floats, single: Ints, curve: Ints)
     quantity = numbered(exponents, ["site", "stat", "batch", "step"], curve)
     of_kind = numbered(exponents, ["kind"], quantity)
     layers = single[(exponents["kind"].take(single) != MODEL_WIDE).to_numpy()]
-    is_mean, of_all = (exponents[name] == value for name, value in (("layer", "mean_log"), ("kind", ALL_KINDS)))
+    is_mean, of_all = (
+        exponents[name] == value for name, value in (("layer", "mean_log"), ("kind", ALL_KINDS))
+    )
     pooled = exponents["layer"].isin(POOLED).to_numpy()
-    for group, here in ((of_kind, pooled & ~of_all.to_numpy()), (quantity, pooled & of_all.to_numpy())):
+    for group, here in (
+        (of_kind, pooled & ~of_all.to_numpy()),
+        (quantity, pooled & of_all.to_numpy()),
+    ):
         of_layer = pd.Series(predicted[layers]).groupby(group[layers])
         # A single layer without a prediction leaves its pool without one: the mean would be of other layers.
         mean = of_layer.mean().where(of_layer.count() == of_layer.size())

@@ -22,7 +22,9 @@ REFERENCE_P = 0.5
 """The rule whose step the others are matched to: rsLoRA's."""
 
 
-def compared_losses(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
+def compared_losses(
+    cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame
+) -> pd.DataFrame:
     """Final held-out losses as they are compared: ``how`` (one of :data:`COMPARISONS`), the curve's columns, ``rank``,
     ``seed``, ``lr`` and ``alpha`` (in ``matched`` those of rsLoRA's run), ``loss`` (NaN: diverged), ``edge``,
     ``parameters``, ``flops`` (per trained token).
@@ -45,7 +47,9 @@ def rank_effects(losses: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame()
     rates = losses["lr"].where(losses["how"] != "best")
     by = ["how", *OF_A_RULE]
-    for key, rule in losses.groupby([*by, rates.rename("at_lr")], dropna=False, observed=True, sort=False):
+    for key, rule in losses.groupby(
+        [*by, rates.rename("at_lr")], dropna=False, observed=True, sort=False
+    ):
         whole = rule[np.isfinite(rule["loss"])]
         slopes = [_slope(seed) for _, seed in whole.groupby("seed") if seed["rank"].nunique() > 1]
         if slopes:
@@ -82,15 +86,26 @@ def rule_differences(losses: pd.DataFrame) -> pd.DataFrame:
     pairs = pairs.assign(difference=pairs["loss"] - pairs["loss_reference"])
     pairs = pairs[np.isfinite(pairs["difference"])]
     rows = []
-    for key, group in pairs.groupby(["how", *OF_A_RULE, "rank", "at"], dropna=False, observed=True, sort=False):
+    for key, group in pairs.groupby(
+        ["how", *OF_A_RULE, "rank", "at"], dropna=False, observed=True, sort=False
+    ):
         # Several of rsLoRA's alphas may be compared with: a seed counts once.
         mean, low, high = mean_interval(group.groupby("seed")["difference"].mean().to_numpy())
         named = dict(zip(["how", *OF_A_RULE, "rank", "lr"], key, strict=True))
         named["lr"] = named["lr"] or np.nan
-        named |= {"optimizer": group["optimizer"].iloc[0], "difference": mean, "ci_low": low, "ci_high": high}
+        named |= {
+            "optimizer": group["optimizer"].iloc[0],
+            "difference": mean,
+            "ci_low": low,
+            "ci_high": high,
+        }
         rows.append(named | {"seeds": group["seed"].nunique()})
     table = pd.DataFrame(rows)
-    return table.sort_values(["how", "setting", "lr", "exponent_p", "rank"], kind="stable") if rows else table
+    return (
+        table.sort_values(["how", "setting", "lr", "exponent_p", "rank"], kind="stable")
+        if rows
+        else table
+    )
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
@@ -114,7 +129,9 @@ def _fixed(setting: pd.DataFrame) -> pd.DataFrame:
 
 def _best(setting: pd.DataFrame) -> pd.DataFrame:
     rows = []
-    for _, basin in setting.groupby([*OF_A_RULE, "rank", "seed"], dropna=False, observed=True, sort=False):
+    for _, basin in setting.groupby(
+        [*OF_A_RULE, "rank", "seed"], dropna=False, observed=True, sort=False
+    ):
         if basin["lr"].nunique() > 1 and np.isfinite(basin["loss"]).any():
             found = bottom(basin["lr"].to_numpy(float), basin["loss"].to_numpy(float))
             # The run that was made, not the parabola's bottom, which lies under it and was never run.
@@ -139,12 +156,18 @@ def _matched(setting: pd.DataFrame) -> pd.DataFrame:
             if step[0] - 1e-9 <= aim <= step[-1] + 1e-9:
                 near = np.abs(step - aim)
                 # NaN beside a run that diverged, unless the step itself was run.
-                value = float(loss[near.argmin()] if near.min() < 1e-9 else np.interp(aim, step, loss))
+                value = float(
+                    loss[near.argmin()] if near.min() < 1e-9 else np.interp(aim, step, loss)
+                )
                 row = runs.iloc[int(near.argmin())].to_dict()
-                rows.append(row | {"how": "matched", "edge": "", "loss": value, "lr": lr, "alpha": alpha})
+                rows.append(
+                    row | {"how": "matched", "edge": "", "loss": value, "lr": lr, "alpha": alpha}
+                )
     table = pd.DataFrame(rows)
     if len(table):  # a step that only rsLoRA itself was run with compares nothing
-        table = table[table.groupby(["rank", "seed", "lr", "alpha"])["exponent_p"].transform("nunique") > 1]
+        table = table[
+            table.groupby(["rank", "seed", "lr", "alpha"])["exponent_p"].transform("nunique") > 1
+        ]
     return table.drop(columns="step", errors="ignore")
 
 

@@ -13,8 +13,8 @@ import pandas as pd
 
 from study.analysis.final_losses import final_losses
 from study.analysis.fits import Floats, Strands, fit_lines, t_critical
-from study.inits import INITS
 from study.theory import FAMILIES
+from study.vocabulary.inits import INITS
 
 INSIDE, LOWEST, HIGHEST = "", "lowest", "highest"
 """``edge``: at which end of the rates tried the best one lies; the true best may lie outside."""
@@ -38,13 +38,25 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
     ends = final_losses(cells, metrics, probes)
     rho = _rho(probes)
     rows = []
-    for _, basin in ends.groupby([*OF_A_RULE, "rank", "seed"], dropna=False, observed=True, sort=False):
+    for _, basin in ends.groupby(
+        [*OF_A_RULE, "rank", "seed"], dropna=False, observed=True, sort=False
+    ):
         if basin["lr"].nunique() < 2 or not np.isfinite(basin["loss"]).any():
             continue
         found = bottom(basin["lr"].to_numpy(float), basin["loss"].to_numpy(float))
-        nearest = (np.log(basin["lr"]) - np.log(found.lr)).abs().where(np.isfinite(basin["loss"])).idxmin()
+        nearest = (
+            (np.log(basin["lr"]) - np.log(found.lr))
+            .abs()
+            .where(np.isfinite(basin["loss"]))
+            .idxmin()
+        )
         first = basin.iloc[0].drop(["lr", "loss", "cell_id", "gamma"]).to_dict()
-        first |= {"best_lr": found.lr, "best_loss": found.loss, "edge": found.edge, "tried": basin["lr"].nunique()}
+        first |= {
+            "best_lr": found.lr,
+            "best_loss": found.loss,
+            "edge": found.edge,
+            "tried": basin["lr"].nunique(),
+        }
         rows.append(first | {"rho": rho.get(str(basin.loc[nearest, "cell_id"]), np.nan)})
     return pd.DataFrame(rows)
 
@@ -79,12 +91,20 @@ def rate_transfer(rates: pd.DataFrame) -> pd.DataFrame:
     0: not, NaN: one is missing), ``rho_min``, ``rho_max`` over ranks. NaN exponent: fewer than two ranks are left.
     """
     rows = []
-    groups = rates.groupby(list(OF_A_RULE), dropna=False, observed=True, sort=False) if len(rates) else ()
+    groups = (
+        rates.groupby(list(OF_A_RULE), dropna=False, observed=True, sort=False)
+        if len(rates)
+        else ()
+    )
     for _, rule in groups:
         rule = rule.sort_values(["seed", "rank"])
         inside = rule[rule["edge"] == INSIDE]
-        row = rule.iloc[0].drop(["rank", "seed", "best_lr", "best_loss", "edge", "tried", "rho", "parameters", "flops"])
-        low, high = predicted_transfer(str(row["optimizer"]), float(row["exponent_p"]), str(row["init"]))
+        row = rule.iloc[0].drop(
+            ["rank", "seed", "best_lr", "best_loss", "edge", "tried", "rho", "parameters", "flops"]
+        )
+        low, high = predicted_transfer(
+            str(row["optimizer"]), float(row["exponent_p"]), str(row["init"])
+        )
         fit: dict[str, float | str] = _line(inside) | {
             "edges": len(rule) - len(inside),
             "predicted_low": low,
@@ -138,7 +158,9 @@ def _rho(probes: pd.DataFrame) -> dict[str, float]:
     """By cell: the median over layers of A's motion beside its init, at the last step it was measured at."""
     if "rho" not in probes:
         return {}
-    rows = probes[(probes["site"] == "A") & (probes["batch"] == "train") & np.isfinite(probes["rho"])]
+    rows = probes[
+        (probes["site"] == "A") & (probes["batch"] == "train") & np.isfinite(probes["rho"])
+    ]
     rows = rows.assign(cell_id=rows["cell_id"].astype(str))
     rows = rows[rows["step"] == rows.groupby("cell_id")["step"].transform("max")]
     return rows.groupby("cell_id")["rho"].median().to_dict()

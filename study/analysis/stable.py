@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from study.analysis.curves import PREDICTION_COLUMNS, curve_columns, firsts, numbered
 from study.analysis.fits import Floats, Ints
-from study.inits import INITS
-from study.sites import MODEL_WIDE
+from study.analysis.grouping import PREDICTION_COLUMNS, curve_columns, firsts, numbered
 from study.theory import FAMILIES, Modifiers, predict, stable_exponent
 from study.theory.asymptotics import CLIPS
+from study.vocabulary.inits import INITS
+from study.vocabulary.quantities import MODEL_WIDE
 
 LINEAR_UNTIL = 1
 """The last step at which slopes are exactly linear in p."""
@@ -72,7 +72,9 @@ def stable_exponents(exponents: pd.DataFrame) -> pd.DataFrame:
     place = {site: n for n, site in enumerate(QUANTITIES)}
     order = [*_keys(table), "step", "layer"]
     return (
-        table.assign(place=table["site"].astype(str).map(place), few_seeds=table["seeds"] < FEW_SEEDS)
+        table.assign(
+            place=table["site"].astype(str).map(place), few_seeds=table["seeds"] < FEW_SEEDS
+        )
         .sort_values(["place", *order], kind="stable")
         .drop(columns="place")
         .reset_index(drop=True)
@@ -80,7 +82,11 @@ def stable_exponents(exponents: pd.DataFrame) -> pd.DataFrame:
 
 
 def _keys(rows: pd.DataFrame) -> list[str]:
-    return [name for name in curve_columns(rows) if name in ("model", "data", "optimizer", "init", "targets", "lr")]
+    return [
+        name
+        for name in curve_columns(rows)
+        if name in ("model", "data", "optimizer", "init", "targets", "lr")
+    ]
 
 
 def _linear(rows: pd.DataFrame) -> pd.DataFrame:
@@ -90,7 +96,9 @@ def _linear(rows: pd.DataFrame) -> pd.DataFrame:
     p = rows["exponent_p"].to_numpy(float)
     predicted = p + rows["predicted"].to_numpy(float) / factor
     bend = predicted - limit  # how far the finite-rank curve's p* is from the asymptote's
-    p_star, low, high = (p + rows[name].to_numpy(float) / factor for name in ("exponent", "ci_low", "ci_high"))
+    p_star, low, high = (
+        p + rows[name].to_numpy(float) / factor for name in ("exponent", "ci_low", "ci_high")
+    )
     return rows[_identity(rows)].assign(
         method="linear",
         p_star=p_star,
@@ -101,20 +109,37 @@ def _linear(rows: pd.DataFrame) -> pd.DataFrame:
         limit_low=low - bend,
         limit_high=high - bend,
         limit=limit,
-        **{name: p + rows[name].to_numpy(float) / factor for name in ("layer_p05", "layer_median", "layer_p95")},
+        **{
+            name: p + rows[name].to_numpy(float) / factor
+            for name in ("layer_p05", "layer_median", "layer_p95")
+        },
     )
 
 
 def _factor(
-    site: str, stat: str, step: int, optimizer: str, init: str, clipped: str, eps_dominates: bool | None
+    site: str,
+    stat: str,
+    step: int,
+    optimizer: str,
+    init: str,
+    clipped: str,
+    eps_dominates: bool | None,
 ) -> tuple[float, float]:
     """How much steeper a slope gets per unit of p, and theory's p* as r grows; NaN without a prediction."""
     how = INITS.get(init)
     if how is None or how.q is None or optimizer not in FAMILIES:
         return math.nan, math.nan
     # Decay is of the next order in the learning rate in all of QUANTITIES, under whatever rule.
-    acting = Modifiers(clip=clipped, eps_ratio=1.0 if eps_dominates is None else 0.0 if eps_dominates else math.inf)
-    law: dict[str, Any] = {"step": step, "optimizer": optimizer, "q": how.q, "init": how.drawn, "modifiers": acting}
+    acting = Modifiers(
+        clip=clipped, eps_ratio=1.0 if eps_dominates is None else 0.0 if eps_dominates else math.inf
+    )
+    law: dict[str, Any] = {
+        "step": step,
+        "optimizer": optimizer,
+        "q": how.q,
+        "init": how.drawn,
+        "modifiers": acting,
+    }
     flat, steep = (predict(site, stat, p=p, **law).exponent for p in (0.0, 1.0))
     star = stable_exponent(site, stat, **law)
     if flat is None or steep is None or star is None:
@@ -150,7 +175,9 @@ def _grid(rows: pd.DataFrame) -> pd.DataFrame:
         ci_high=_crossings(p_P, high),
         seeds=rows["seeds"].groupby(grid).min().to_numpy(),
         lazy=_all_lazy(rows["lazy"], grid),
-        clipped=np.where(clipped["min"] == clipped["max"], np.array(CLIPS, object)[clipped["min"]], "some"),
+        clipped=np.where(
+            clipped["min"] == clipped["max"], np.array(CLIPS, object)[clipped["min"]], "some"
+        ),
         eps_ratio=rows["eps_ratio"].groupby(grid).min().to_numpy(),
     )
     return found.dropna(subset=["p_star"])
@@ -176,7 +203,19 @@ def _crossings(p_P: Floats, slope_GP: Floats) -> Floats:
 
 
 def _identity(rows: pd.DataFrame) -> list[str]:
-    fit = ("site", "stat", "batch", "step", "kind", "layer", "block", "seeds", "ranks", "rank_min", "rank_max")
+    fit = (
+        "site",
+        "stat",
+        "batch",
+        "step",
+        "kind",
+        "layer",
+        "block",
+        "seeds",
+        "ranks",
+        "rank_min",
+        "rank_max",
+    )
     return [*curve_columns(rows), *fit, *PREDICTION_COLUMNS]
 
 
@@ -227,5 +266,15 @@ def side_by_side(stable: pd.DataFrame) -> pd.DataFrame:
     ]
     group = stable.groupby(which, dropna=False, observed=True, sort=False).ngroup()
     lowest = (stable["rank_min"] == stable["rank_min"].groupby(group).transform("min")).to_numpy()
-    high = stable[~lowest][beside].add_prefix("high_").assign(group=group[~lowest]).drop_duplicates("group")
-    return stable[lowest].assign(group=group[lowest]).merge(high, on="group", how="left").drop(columns="group")
+    high = (
+        stable[~lowest][beside]
+        .add_prefix("high_")
+        .assign(group=group[~lowest])
+        .drop_duplicates("group")
+    )
+    return (
+        stable[lowest]
+        .assign(group=group[lowest])
+        .merge(high, on="group", how="left")
+        .drop(columns="group")
+    )

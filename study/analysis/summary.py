@@ -8,14 +8,36 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from study.analysis.curves import curve_columns
+from study.analysis.grouping import curve_columns
 from study.analysis.stable import FEW_SEEDS, first_to_read, side_by_side
 from study.analysis.verdicts import PRIMARY, RATIO
-from study.sites import MODEL_WIDE
+from study.vocabulary.quantities import MODEL_WIDE
 
 SUMMARY_COLUMNS = (
-    *("optimizer", "rule", "curve", "quantity", "over", "step", "primary", "exponent", "ci_low", "ci_high", "estimate"),
-    *("predicted", "verdict", "interval", "seeds", "ranks", "rank_min", "rank_max", "margin", "dropped"),
+    *(
+        "optimizer",
+        "rule",
+        "curve",
+        "quantity",
+        "over",
+        "step",
+        "primary",
+        "exponent",
+        "ci_low",
+        "ci_high",
+        "estimate",
+    ),
+    *(
+        "predicted",
+        "verdict",
+        "interval",
+        "seeds",
+        "ranks",
+        "rank_min",
+        "rank_max",
+        "margin",
+        "dropped",
+    ),
     *("layer_p05", "layer_p95"),
 )
 OVER_MODEL = "the model"
@@ -33,10 +55,18 @@ def summary(exponents: pd.DataFrame) -> pd.DataFrame:
     apart = told_apart(rows, curve_columns(exponents))
     by_row = list(rows.itertuples(index=False))
     rows = rows.assign(
-        rule=[f"power p={row.exponent_p:g}" if row.scaling == "power" else str(row.scaling) for row in by_row],
-        curve=[", ".join(f"{name}={_short(getattr(row, name))}" for name in apart) for row in by_row],
+        rule=[
+            f"power p={row.exponent_p:g}" if row.scaling == "power" else str(row.scaling)
+            for row in by_row
+        ],
+        curve=[
+            ", ".join(f"{name}={_short(getattr(row, name))}" for name in apart) for row in by_row
+        ],
         quantity=[f"{row.site} {row.stat}" for row in by_row],
-        over=[OVER_MODEL if row.layer == MODEL_WIDE else f"mean over {row.layers} layers of the log" for row in by_row],
+        over=[
+            OVER_MODEL if row.layer == MODEL_WIDE else f"mean over {row.layers} layers of the log"
+            for row in by_row
+        ],
         estimate=list(map(interval_text, rows["exponent"], rows["ci_low"], rows["ci_high"])),
     )
     return rows[list(SUMMARY_COLUMNS)].reset_index(drop=True)
@@ -55,11 +85,15 @@ def told_apart(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
 def _first_rows(exponents: pd.DataFrame) -> pd.DataFrame:
     """The summary's rows of ``exponents``, ordered by curve, quantity and step."""
     parts = []
-    quantities = {quantity._replace(step="last"): None for quantity in PRIMARY}  # each once, whatever its steps
+    quantities = {
+        quantity._replace(step="last"): None for quantity in PRIMARY
+    }  # each once, whatever its steps
     for place, quantity in enumerate(quantities):
         parts.append(exponents[quantity.rows(exponents)].assign(place=place))
     rows = pd.concat(parts)
-    rows["of_curve"] = rows.groupby(curve_columns(exponents), dropna=False, observed=True, sort=False).ngroup()
+    rows["of_curve"] = rows.groupby(
+        curve_columns(exponents), dropna=False, observed=True, sort=False
+    ).ngroup()
     steps = rows.groupby(["of_curve", "place"])["step"]
     ends = (rows["step"] == steps.transform("min")) | (rows["step"] == steps.transform("max"))
     rows = rows[rows["primary"].astype(bool) | ends]
@@ -99,9 +133,13 @@ def render_table(summary: pd.DataFrame) -> Table:
     if predicted:
         table.add_column("theory", justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    for (optimizer, rule, curve), rows in summary.groupby(["optimizer", "rule", "curve"], sort=False, observed=True):
+    for (optimizer, rule, curve), rows in summary.groupby(
+        ["optimizer", "rule", "curve"], sort=False, observed=True
+    ):
         table.add_section()
-        table.add_row(Text(", ".join(filter(None, (str(optimizer), str(rule), str(curve)))), style="bold"))
+        table.add_row(
+            Text(", ".join(filter(None, (str(optimizer), str(rule), str(curve)))), style="bold")
+        )
         for _, row in rows.iterrows():
             verdict = str(row["verdict"])
             theory = "" if pd.isna(row["predicted"]) else _two_places(row["predicted"])
@@ -118,13 +156,20 @@ def render_table(summary: pd.DataFrame) -> Table:
 def render_stable(stable: pd.DataFrame) -> Table:
     """The rows of :func:`~study.analysis.stable.first_to_read` as a rich table that fits 80 columns."""
     rows = first_to_read(stable)
-    late = rows[(rows["method"] == "grid") & (rows["step"] < rows["step"].max())].index  # the last grid is enough
+    late = rows[
+        (rows["method"] == "grid") & (rows["step"] < rows["step"].max())
+    ].index  # the last grid is enough
     rows = side_by_side(rows.drop(index=late))
     high = sorted(rows["high_rank_min"].dropna().unique())
-    few = "" if not rows["few_seeds"].any() else f"\nfewer than {FEW_SEEDS} seeds: the intervals say little"
+    few = (
+        ""
+        if not rows["few_seeds"].any()
+        else f"\nfewer than {FEW_SEEDS} seeds: the intervals say little"
+    )
     table = Table(
         title="p* in gamma = alpha / r^p: where a quantity is flat in the rank",
-        caption="here: over the ranks measured; limit: as the rank grows, the bend of finite ranks taken off" + few,
+        caption="here: over the ranks measured; limit: as the rank grows, the bend of finite ranks taken off"
+        + few,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=0,  # the box leaves a blank between columns
@@ -146,7 +191,12 @@ def render_stable(stable: pd.DataFrame) -> Table:
                 interval_text(row["p_star"], row["ci_low"], row["ci_high"]),
                 *(
                     "" if pd.isna(row[name]) else _two_places(row[name])
-                    for name in ("predicted", *(["high_p_star"] if high else []), "p_star_limit", "limit")
+                    for name in (
+                        "predicted",
+                        *(["high_p_star"] if high else []),
+                        "p_star_limit",
+                        "limit",
+                    )
                 ),
             )
     return table
@@ -164,7 +214,9 @@ def _caption(summary: pd.DataFrame) -> str:
         return "nothing to show: none of the primary quantities was measured at two ranks"
     lines = [
         f"stable: within ±{margin:.3f}, a factor of {RATIO:g} from rank {low:g} to {high:g}"
-        for low, high, margin in summary[["rank_min", "rank_max", "margin"]].drop_duplicates().itertuples(index=False)
+        for low, high, margin in summary[["rank_min", "rank_max", "margin"]]
+        .drop_duplicates()
+        .itertuples(index=False)
     ]
     pooled = summary.loc[summary["over"] != OVER_MODEL, "over"].unique()
     if len(pooled):

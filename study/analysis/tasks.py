@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from study.analysis.curves import curve_labels
 from study.analysis.fits import Floats, t_critical
+from study.analysis.grouping import curve_labels
 
 
 def task_scores(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
@@ -52,8 +52,17 @@ def _ends(metrics: pd.DataFrame, name: str) -> pd.DataFrame:
 def _scores(name: str, ends: pd.DataFrame) -> dict[Hashable, Any]:
     last: Floats = ends["last"].to_numpy(float)
     mean = float(last.mean())
-    half = float(t_critical(len(last) - 1) * last.std(ddof=1) / np.sqrt(len(last))) if len(last) > 1 else np.nan
-    return {f"base_{name}": ends["first"].mean(), name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
+    half = (
+        float(t_critical(len(last) - 1) * last.std(ddof=1) / np.sqrt(len(last)))
+        if len(last) > 1
+        else np.nan
+    )
+    return {
+        f"base_{name}": ends["first"].mean(),
+        name: mean,
+        f"{name}_low": mean - half,
+        f"{name}_high": mean + half,
+    }
 
 
 def _at_best_rate(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:

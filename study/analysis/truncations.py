@@ -8,7 +8,7 @@ room that the cut adapter has, and the other's path not.
 import numpy as np
 import pandas as pd
 
-from study.analysis.curves import curve_labels
+from study.analysis.grouping import curve_labels
 from study.analysis.rank_effects import mean_interval
 
 KEPT = 0.95
@@ -52,12 +52,32 @@ def truncation_effects(losses: pd.DataFrame) -> pd.DataFrame:
             of_rank = runs[runs["rank"] == rank]
             loss_K = of_rank.groupby("kept")["loss"].mean()
             whole, base = float(loss_K[rank]), float(loss_K.get(0.0, np.nan))
-            enough = loss_K.index[(base - loss_K >= KEPT * (base - whole)).to_numpy()] if base > whole else []
+            enough = (
+                loss_K.index[(base - loss_K >= KEPT * (base - whole)).to_numpy()]
+                if base > whole
+                else []
+            )
             cut = of_rank[of_rank["kept"] == lowest].set_index("seed")["loss"]
             beyond = (cut - own).dropna().to_numpy()
-            mean, low, high = mean_interval(beyond) if len(beyond) and rank > lowest else (np.nan,) * 3
+            mean, low, high = (
+                mean_interval(beyond) if len(beyond) and rank > lowest else (np.nan,) * 3
+            )
             first = of_rank.iloc[0].drop(["kept", "loss", "share", "seed"]).to_dict()
-            effect = {"loss": whole, "gained": base - whole, "needed": enough[0] if len(enough) else np.nan}
-            effect |= {"lowest": lowest, "cut": float(cut.mean()), "beyond": mean, "ci_low": low, "ci_high": high}
-            rows.append({str(k): v for k, v in first.items()} | effect | {"seeds": of_rank["seed"].nunique()})
+            effect = {
+                "loss": whole,
+                "gained": base - whole,
+                "needed": enough[0] if len(enough) else np.nan,
+            }
+            effect |= {
+                "lowest": lowest,
+                "cut": float(cut.mean()),
+                "beyond": mean,
+                "ci_low": low,
+                "ci_high": high,
+            }
+            rows.append(
+                {str(k): v for k, v in first.items()}
+                | effect
+                | {"seeds": of_rank["seed"].nunique()}
+            )
     return pd.DataFrame(rows)

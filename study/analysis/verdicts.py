@@ -20,11 +20,11 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import special
 
-from study.analysis.curves import curve_columns, numbered
 from study.analysis.fits import Floats, Ints, Mask
 from study.analysis.grids import ALL_KINDS
+from study.analysis.grouping import curve_columns, numbered
 from study.analysis.pooling import POOLINGS
-from study.sites import MODEL_WIDE
+from study.vocabulary.quantities import MODEL_WIDE
 
 RATIO = 1.5
 """What counts as stable: less than this factor between the lowest and the highest rank."""
@@ -74,8 +74,12 @@ def with_verdicts(exponents: pd.DataFrame) -> pd.DataFrame:
     """
     slope = exponents["exponent"].to_numpy(float)
     with np.errstate(divide="ignore"):
-        margin = math.log(RATIO) / np.log(exponents["rank_max"].to_numpy(float) / exponents["rank_min"].to_numpy(float))
-    p_value = tost(slope, exponents["se_slope"].to_numpy(float), exponents["df"].to_numpy(float), margin)
+        margin = math.log(RATIO) / np.log(
+            exponents["rank_max"].to_numpy(float) / exponents["rank_min"].to_numpy(float)
+        )
+    p_value = tost(
+        slope, exponents["se_slope"].to_numpy(float), exponents["df"].to_numpy(float), margin
+    )
 
     curve = numbered(exponents, curve_columns(exponents))
     primary = _primary(exponents, curve)
@@ -104,7 +108,9 @@ def with_verdicts(exponents: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def tost(slope: npt.ArrayLike, se: npt.ArrayLike, df: npt.ArrayLike, margin: npt.ArrayLike) -> Floats:
+def tost(
+    slope: npt.ArrayLike, se: npt.ArrayLike, df: npt.ArrayLike, margin: npt.ArrayLike
+) -> Floats:
     """The p-value of the equivalence test ``|slope| < margin``: the larger of its two one-sided t-tests'.
 
     Which is the one against the nearer bound. NaN where ``se`` is NaN or ``df`` is 0.

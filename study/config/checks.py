@@ -8,7 +8,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from study import scaling
 from study.config.schedules import chosen, probe_steps, truncation_ranks
 from study.config.types import (
     CONTRACTIONS,
@@ -28,8 +27,9 @@ from study.config.types import (
     TrackerConfig,
 )
 from study.errors import StudyError, unknown
-from study.inits import INITS
-from study.sites import BATCHES, SITES, STATS, USUAL
+from study.vocabulary import scaling
+from study.vocabulary.inits import INITS
+from study.vocabulary.quantities import BATCHES, SITES, STATS, USUAL
 
 
 def parse(composed: DictConfig) -> CellConfig:
@@ -93,7 +93,9 @@ def validate(config: CellConfig) -> None:
     if config.model.quant_bits not in (None, *QUANT_BITS):
         raise unknown("model.quant_bits", config.model.quant_bits, ("null", *QUANT_BITS))
 
-    whole = isinstance(adapter.rank, int) and not isinstance(adapter.rank, bool) and adapter.rank >= 1
+    whole = (
+        isinstance(adapter.rank, int) and not isinstance(adapter.rank, bool) and adapter.rank >= 1
+    )
     if not whole and adapter.rank != math.inf:
         raise StudyError(
             f"adapter.rank={adapter.rank} is no rank: give a whole number from 1 up, such as adapter.rank=16, or inf"
@@ -106,11 +108,19 @@ def validate(config: CellConfig) -> None:
     if adapter.rank == math.inf:
         _check_has_limit(adapter, config.optimizer.name)
         if train.save_adapter:
-            raise StudyError("train.save_adapter=true at adapter.rank=inf: there are no factors to save")
+            raise StudyError(
+                "train.save_adapter=true at adapter.rank=inf: there are no factors to save"
+            )
     if not 0.0 <= adapter.dropout < 1.0:
         raise StudyError(f"adapter.dropout={adapter.dropout} is no probability: give one in [0, 1)")
-    if adapter.contraction in ("mixed", "merged") and (adapter.dropout or config.precision != "float32"):
-        cause = f"adapter.dropout={adapter.dropout}" if adapter.dropout else f"precision={config.precision}"
+    if adapter.contraction in ("mixed", "merged") and (
+        adapter.dropout or config.precision != "float32"
+    ):
+        cause = (
+            f"adapter.dropout={adapter.dropout}"
+            if adapter.dropout
+            else f"precision={config.precision}"
+        )
         raise StudyError(
             f"adapter.contraction={adapter.contraction} and {cause}: a merged weight has one input and is float32; "
             "use adapter.contraction=auto or factored"
@@ -173,15 +183,25 @@ def _check_has_limit(adapter: AdapterConfig, optimizer: str) -> None:
 def _check_tracker(tracker: TrackerConfig) -> None:
     chosen("tracker.sites", tracker.sites, SITES)
     if tracker.name == "wandb" and find_spec("wandb") is None:
-        raise StudyError("tracker=wandb needs Weights & Biases: pip install 'study[wandb]', or use tracker=none")
+        raise StudyError(
+            "tracker=wandb needs Weights & Biases: pip install 'study[wandb]', or use tracker=none"
+        )
 
 
-def _finite(key: str, value: float, *, above: float | None = None, least: float | None = None) -> None:
-    if not math.isfinite(value) or (above is not None and value <= above) or (least is not None and value < least):
+def _finite(
+    key: str, value: float, *, above: float | None = None, least: float | None = None
+) -> None:
+    if (
+        not math.isfinite(value)
+        or (above is not None and value <= above)
+        or (least is not None and value < least)
+    ):
         bound = f"above {above:g}" if above is not None else f"of at least {least:g}"
         raise StudyError(f"{key}={value} is out of range: give a finite number {bound}")
 
 
 def _at_least(key: str, value: Any, least: int) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+    if value is not None and (
+        isinstance(value, bool) or not isinstance(value, int) or value < least
+    ):
         raise StudyError(f"{key}={value} is out of range: give a whole number of at least {least}")

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from study.config.schedules import chosen, eval_steps, probe_steps, truncation_ranks
 from study.config.types import CellConfig
-from study.sites import BATCHES, SITES, STATS, USUAL
+from study.vocabulary.quantities import BATCHES, SITES, STATS, USUAL
 
 IDENTITY_VERSION = 1
 UNSEEN = ("eval_every", "answer_tokens", "save_adapter")
@@ -30,7 +30,11 @@ def identity(config: CellConfig, sources: Sources) -> str:
     Device, contraction, packing, launcher, tracker, paths and what is kept are left out: the same identity means the
     same result within rounding.
     """
-    adapter = {name: value for name, value in asdict(config.adapter).items() if name not in ("contraction", "path")}
+    adapter = {
+        name: value
+        for name, value in asdict(config.adapter).items()
+        if name not in ("contraction", "path")
+    }
     if config.adapter.rank == math.inf:
         adapter["rank"] = "inf"  # JSON has no infinity
     if not isinstance(config.adapter.targets, str):

@@ -10,7 +10,9 @@ MOST_DOUBLINGS = 16
 """A layer of 65536 features: none is wider."""
 
 
-def chosen(key: str, value: Any, choices: tuple[str, ...], usual: tuple[str, ...] | None = None) -> tuple[str, ...]:
+def chosen(
+    key: str, value: Any, choices: tuple[str, ...], usual: tuple[str, ...] | None = None
+) -> tuple[str, ...]:
     """The members of ``choices`` that ``value`` (``all``, one name or a list) asks for, in the order of ``choices``.
 
     ``all`` may stand in a list beside other names and means ``usual``, by default every choice.
@@ -27,7 +29,9 @@ def probe_steps(config: CellConfig) -> tuple[int, ...]:
     """The steps that are measured, ascending; listed steps beyond the end of the run are left out."""
     probes, last = config.probes, config.train.steps
     if probes.every is not None and probes.steps is not None:
-        raise StudyError(f"probes.every={probes.every} and probes.steps={probes.steps} are both set: set one to null")
+        raise StudyError(
+            f"probes.every={probes.every} and probes.steps={probes.steps} are both set: set one to null"
+        )
     if probes.every is not None:
         return tuple(sorted({*range(0, last + 1, probes.every), last}))
     if probes.steps is None:
@@ -35,8 +39,12 @@ def probe_steps(config: CellConfig) -> tuple[int, ...]:
     if probes.steps == "log":
         return tuple(sorted({0, last, *(2**i for i in range(last.bit_length()) if 2**i <= last)}))
     listed = [probes.steps] if isinstance(probes.steps, int) else probes.steps
-    if isinstance(listed, str) or not all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in listed):
-        raise StudyError(f"probes.steps={probes.steps} is no schedule: give 'log' or a list of steps such as [0,1,2,4]")
+    if isinstance(listed, str) or not all(
+        isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in listed
+    ):
+        raise StudyError(
+            f"probes.steps={probes.steps} is no schedule: give 'log' or a list of steps such as [0,1,2,4]"
+        )
     return tuple(sorted({s for s in listed if s <= last}))
 
 
@@ -51,8 +59,12 @@ def truncation_ranks(config: CellConfig, most: float = math.inf) -> tuple[float,
     if asked == "log":
         asked = [0, *(2**i for i in range(MOST_DOUBLINGS))]
     asked = [asked] if isinstance(asked, int) else asked
-    if isinstance(asked, str) or not all(isinstance(k, int) and not isinstance(k, bool) and k >= 0 for k in asked):
-        raise StudyError(f"probes.truncations={asked} are no ranks: give 'log', a list such as [1,4,16], or null")
+    if isinstance(asked, str) or not all(
+        isinstance(k, int) and not isinstance(k, bool) and k >= 0 for k in asked
+    ):
+        raise StudyError(
+            f"probes.truncations={asked} are no ranks: give 'log', a list such as [1,4,16], or null"
+        )
     return (*sorted({k for k in asked if k < min(own, most)}), own)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from study import scaling
+from study.vocabulary import scaling
 
 MODELS = ("smollm2", "hf", "tiny")
 DATASETS = ("pydoc", "xbrl_extract", "jsonl")
@@ -48,7 +48,7 @@ class AdapterConfig:
 
     ``path`` is a PEFT adapter to go on with: all but ``dropout`` is then its own.
 
-    ``rank`` is a whole number, or ``math.inf``: the limit that SGD at p = 1/2 has (:mod:`study.limits`).
+    ``rank`` is a whole number, or ``math.inf``: the limit that SGD at p = 1/2 has (:mod:`study.adapters.infinite`).
     ``contraction`` is how products are multiplied out (:mod:`study.adapters.contraction`); it moves rounding alone.
     """
 
@@ -132,7 +132,7 @@ OPTIMIZERS: dict[str, type[OptimizerConfig]] = {
     "adafactor": AdafactorConfig,
 }
 LINEAR = ("sgd", "momentum", "nesterov")
-"""Optimizers linear in weights and gradients: they converge as rsLoRA's rank grows (:mod:`study.limits`)."""
+"""Optimizers linear in weights and gradients: they converge as rsLoRA's rank grows (:mod:`study.adapters.infinite`)."""
 COUPLED_SIGN = ("adam", "rmsprop")
 """Sign-like optimizers whose weight decay is added to the gradient: it would replace A's signal by sign(A)."""
 

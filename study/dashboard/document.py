@@ -10,7 +10,16 @@ from pathlib import Path
 from plotly.offline import get_plotlyjs
 
 PARTS = Path(__file__).parent / "page"
-SCRIPTS = ("values.js", "fits.js", "view.js", "parts.js", "heat.js", "lines.js", "tables.js", "main.js")
+SCRIPTS = (
+    "values.js",
+    "fits.js",
+    "view.js",
+    "parts.js",
+    "heat.js",
+    "lines.js",
+    "tables.js",
+    "main.js",
+)
 """In the order in which they need each other."""
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; connect-src "
@@ -26,7 +35,9 @@ def whole_document(title: str, overview: bytes, values: Sequence[str]) -> str:
     """The page with everything inside; ``values`` are messages that :func:`embedded` has made text."""
     data = [("plotly", embedded(get_plotlyjs().encode())), ("overview", embedded(overview))]
     data += [(f"values-{n}", text) for n, text in enumerate(values)]
-    scripts = "\n".join(f'<script type="application/gzip" id="{name}">{text}</script>' for name, text in data)
+    scripts = "\n".join(
+        f'<script type="application/gzip" id="{name}">{text}</script>' for name, text in data
+    )
     return _document(title, POLICY + "'none'", scripts)
 
 

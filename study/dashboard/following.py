@@ -59,7 +59,9 @@ class Following:
             if known and known.seen == seen and known.ended:
                 continue
             row = load_cell(folder)
-            if row is None or (known and known.seen == seen and known.row["status"] == row["status"]):
+            if row is None or (
+                known and known.seen == seen and known.row["status"] == row["status"]
+            ):
                 continue
             self.followed[folder.name] = self._read(folder, row, seen, known)
             changed = True
@@ -71,7 +73,9 @@ class Following:
 
     def quantities(self) -> list[Quantity]:
         """Everything that any cell measured, in the order of the tables."""
-        return list(dict.fromkeys(q for cell in self.followed.values() for q in cell.probes.quantities))
+        return list(
+            dict.fromkeys(q for cell in self.followed.values() for q in cell.probes.quantities)
+        )
 
     def message(self, quantity: Quantity, had: Mapping[str, tuple[int, int]]) -> bytes:
         """The values of ``quantity`` in every cell, beyond the (revision, number of steps) that the reader has.
@@ -89,7 +93,15 @@ class Following:
             values, missing = cell.probes.values(quantity, width)
             scale, packed = pack_values(values[start:], missing[start:])
             steps = cell.probes.steps[start:].tolist()
-            blocks.append({"cell": cell_id, "revision": cell.revision, "start": start, "steps": steps, **scale})
+            blocks.append(
+                {
+                    "cell": cell_id,
+                    "revision": cell.revision,
+                    "start": start,
+                    "steps": steps,
+                    **scale,
+                }
+            )
             parts.append(packed)
         header = {"instance": self.instance, "quantity": quantity, "width": width, "blocks": blocks}
         return pack_message(header, parts)
@@ -108,7 +120,10 @@ class Following:
 def _files(folder: Path) -> tuple[Any, ...]:
     """What changes about a cell's files whenever their content does."""
     found = []
-    for name in ("record.json", *(f"{table}.{kind}" for table in SCHEMAS for kind in ("arrows", "parquet"))):
+    for name in (
+        "record.json",
+        *(f"{table}.{kind}" for table in SCHEMAS for kind in ("arrows", "parquet")),
+    ):
         try:
             about = (folder / name).stat()
         except (FileNotFoundError, NotADirectoryError):

@@ -10,8 +10,8 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from study.analysis.curves import curve_labels
 from study.analysis.fits import t_critical
+from study.analysis.grouping import curve_labels
 from study.dashboard.following import FollowedCell, Following
 from study.dashboard.probes import Layer, Quantity
 from study.dashboard.verdicts import Verdicts
@@ -20,13 +20,27 @@ from study.figures.selection import PRETTY, Rule
 from study.store import STATUSES
 
 FIRST = (
-    *(("adapter_grad", "norm"), ("adapter_out", "rms"), ("adapter_in_grad", "rms"), ("delta_w", "norm")),
-    *(("B_grad", "norm"), ("A_grad", "norm"), ("layer_out_grad", "rms"), ("adapter_update", "norm")),
+    *(
+        ("adapter_grad", "norm"),
+        ("adapter_out", "rms"),
+        ("adapter_in_grad", "rms"),
+        ("delta_w", "norm"),
+    ),
+    *(
+        ("B_grad", "norm"),
+        ("A_grad", "norm"),
+        ("layer_out_grad", "rms"),
+        ("adapter_update", "norm"),
+    ),
 )
 """The (site, stat) pairs that are read first: the first of them is what the page opens with, and all of them come
 before the others where not everything fits into a file."""
 
-CURVES = {"loss": "training loss", "eval_loss": "held-out loss", "grad_norm": "gradient norm, all adapters"}
+CURVES = {
+    "loss": "training loss",
+    "eval_loss": "held-out loss",
+    "grad_norm": "gradient norm, all adapters",
+}
 MOST_POINTS = 400
 """Steps of a loss curve that a page draws; of more, it gets every second, third, and so on."""
 MOST_DF = 200
@@ -67,7 +81,9 @@ def fingerprint(page: dict[str, Any]) -> str:
 def in_order(quantities: Sequence[Quantity]) -> list[Quantity]:
     """As they are worth reading: training batch first, then :data:`FIRST`, then as they come."""
     places = {pair: n for n, pair in enumerate(FIRST)}
-    return sorted(quantities, key=lambda q: (q.batch != "train", places.get((q.site, q.stat), len(places))))
+    return sorted(
+        quantities, key=lambda q: (q.batch != "train", places.get((q.site, q.stat), len(places)))
+    )
 
 
 def _cell(cell: FollowedCell, row: Mapping[Any, Any], setting: str) -> dict[str, Any]:
@@ -77,7 +93,9 @@ def _cell(cell: FollowedCell, row: Mapping[Any, Any], setting: str) -> dict[str,
         **{str(name): _plain(value) for name, value in row.items() if name != "study"},
         "rule": style.gid(rule),
         "setting": setting,
-        "seed": _plain(row["seed"]) if row["seed"] == row["data_seed"] else f"{row['seed']}, data {row['data_seed']}",
+        "seed": _plain(row["seed"])
+        if row["seed"] == row["data_seed"]
+        else f"{row['seed']}, data {row['data_seed']}",
         "steps_done": int(done),
         "revision": cell.revision,
         "probed": len(cell.probes.steps),
@@ -109,13 +127,23 @@ def _settings(cells: pd.DataFrame) -> list[str]:
         if labels.groupby(labels["optimizer"], observed=True)[name].nunique(dropna=False).max() > 1
     ]
     return [
-        ", ".join(f"{name} {_word(row[name])}" for name in differing) for row in labels[differing].to_dict("records")
+        ", ".join(f"{name} {_word(row[name])}" for name in differing)
+        for row in labels[differing].to_dict("records")
     ] or [""] * len(cells)
 
 
 def _configuration(cells: pd.DataFrame) -> dict[str, Any]:
     """The configuration's columns that differ between cells, and the values of those that do not."""
-    hidden = ("cell_id", "study", "status", "error", "diverged_step", "steps_done", "seconds", "peak_memory_gb")
+    hidden = (
+        "cell_id",
+        "study",
+        "status",
+        "error",
+        "diverged_step",
+        "steps_done",
+        "seconds",
+        "peak_memory_gb",
+    )
     columns = [str(name) for name in cells if name not in hidden]
     differ = [name for name in columns if cells[name].astype(str).nunique() > 1]
     return {
@@ -127,18 +155,28 @@ def _configuration(cells: pd.DataFrame) -> dict[str, Any]:
 def _rules(cells: pd.DataFrame) -> list[dict[str, Any]]:
     """Every rule with its name and the colours of its ranks, on white and on black, as the figures have them."""
     ranks = sorted(set(cells["rank"]))
-    found = sorted({Rule.of(s, p) for s, p in zip(cells["scaling"], cells["exponent"], strict=True)})
+    found = sorted(
+        {Rule.of(s, p) for s, p in zip(cells["scaling"], cells["exponent"], strict=True)}
+    )
     return [
         {
             "id": style.gid(rule),
-            "name": style.LOOKS[rule.scaling].name + (f", p = {rule.p:g}" if rule.scaling == "power" else ""),
+            "name": style.LOOKS[rule.scaling].name
+            + (f", p = {rule.p:g}" if rule.scaling == "power" else ""),
             "p": rule.p,
-            "tint": {"light": _hex(style.tint(rule, found)), "dark": _hex(style.LOOKS[rule.scaling].shades(0.15))},
+            "tint": {
+                "light": _hex(style.tint(rule, found)),
+                "dark": _hex(style.LOOKS[rule.scaling].shades(0.15)),
+            },
             "shades": {
                 "light": {_rank_name(rank): _hex(style.shade(rule, rank, ranks)) for rank in ranks},
-                "dark": {_rank_name(rank): _hex(_shade_on_dark(rule, rank, ranks)) for rank in ranks},
+                "dark": {
+                    _rank_name(rank): _hex(_shade_on_dark(rule, rank, ranks)) for rank in ranks
+                },
             },
-            "marker": {"o": "circle", "s": "square", "^": "triangle-up"}[style.LOOKS[rule.scaling].marker],
+            "marker": {"o": "circle", "s": "square", "^": "triangle-up"}[
+                style.LOOKS[rule.scaling].marker
+            ],
         }
         for rule in found
     ]
@@ -165,10 +203,24 @@ def _hex(colour: style.RGBA) -> str:
 
 def _verdict(row: Mapping[Any, Any]) -> dict[str, Any]:
     scaling, _, p = str(row["rule"]).partition(" p=")
-    names = ("optimizer", "curve", "quantity", "over", "step", "exponent", "ci_low", "ci_high", "predicted", "verdict")
+    names = (
+        "optimizer",
+        "curve",
+        "quantity",
+        "over",
+        "step",
+        "exponent",
+        "ci_low",
+        "ci_high",
+        "predicted",
+        "verdict",
+    )
     rule = Rule.of(scaling, float(p) if p else None)
     return {
-        **{name: _plain(row[name]) for name in (*names, "interval", "seeds", "ranks", "rank_min", "rank_max")},
+        **{
+            name: _plain(row[name])
+            for name in (*names, "interval", "seeds", "ranks", "rank_min", "rank_max")
+        },
         "rule": style.gid(rule),
     }
 
@@ -188,5 +240,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (int, np.integer)):
         return int(value)
     if isinstance(value, (float, np.floating)):
-        return None if math.isnan(value) else float(value) if math.isfinite(value) else "inf" if value > 0 else "-inf"
+        return (
+            None
+            if math.isnan(value)
+            else float(value)
+            if math.isfinite(value)
+            else "inf"
+            if value > 0
+            else "-inf"
+        )
     return str(value)

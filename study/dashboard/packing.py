@@ -24,7 +24,9 @@ ZERO, NAN, INFINITE, MISSING = 0, 32_766, 32_767, -32_768
 """Codes beside ``±1 ... ±LARGEST``; the negative of ``INFINITE`` is minus infinity."""
 
 
-def pack_values(values_SW: npt.NDArray[np.floating], missing_SW: npt.NDArray[np.bool_]) -> tuple[dict[str, Any], bytes]:
+def pack_values(
+    values_SW: npt.NDArray[np.floating], missing_SW: npt.NDArray[np.bool_]
+) -> tuple[dict[str, Any], bytes]:
     """Steps by layers as ``({"base": ..., "resolution": ...}, bytes)``, ``2 S W`` of them.
 
     ``missing_SW`` says what was not measured, as against what was measured and is not a number.
@@ -33,7 +35,9 @@ def pack_values(values_SW: npt.NDArray[np.floating], missing_SW: npt.NDArray[np.
     has_log = np.isfinite(values) & (values != 0) & ~missing_SW
     with np.errstate(divide="ignore"):
         logs = np.log(np.abs(values, where=has_log, out=np.ones_like(values)))
-    base, top = (float(logs[has_log].min()), float(logs[has_log].max())) if has_log.any() else (0.0, 0.0)
+    base, top = (
+        (float(logs[has_log].min()), float(logs[has_log].max())) if has_log.any() else (0.0, 0.0)
+    )
     resolution = max(RESOLUTION, (top - base) / (LARGEST - 1))
 
     codes = np.where(has_log, np.rint((logs - base) / resolution) + 1, 0.0).astype(np.int16)
@@ -42,8 +46,12 @@ def pack_values(values_SW: npt.NDArray[np.floating], missing_SW: npt.NDArray[np.
     codes[values == math.inf] = INFINITE
     codes[values == -math.inf] = -INFINITE
     codes[missing_SW] = MISSING
-    differences = np.diff(codes, axis=0, prepend=np.zeros((1, codes.shape[1]), np.int16))  # wraps, and so does the sum
-    planes = ((differences << 1) ^ (differences >> 15)).astype("<i2").view(np.uint8).reshape(-1, 2).T
+    differences = np.diff(
+        codes, axis=0, prepend=np.zeros((1, codes.shape[1]), np.int16)
+    )  # wraps, and so does the sum
+    planes = (
+        ((differences << 1) ^ (differences >> 15)).astype("<i2").view(np.uint8).reshape(-1, 2).T
+    )
     return {"base": base, "resolution": resolution}, planes.tobytes()
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from study.sites import ALIGNMENTS, MODEL_WIDE, STATS
 from study.store import load_cell_table
+from study.vocabulary.quantities import ALIGNMENTS, MODEL_WIDE, STATS
 
 KEYS = ("step", "layer", "block", "kind", "site", "batch")
 SHOWN = tuple(stat for stat in STATS if stat not in (*ALIGNMENTS, "nonfinite"))
@@ -40,7 +40,9 @@ class Layers:
         self.place: dict[Layer, int] = {Layer(MODEL_WIDE, -1, MODEL_WIDE): 0}
 
     def places(self, layers: list[Layer]) -> npt.NDArray[np.intp]:
-        return np.array([self.place.setdefault(layer, len(self.place)) for layer in layers], np.intp)
+        return np.array(
+            [self.place.setdefault(layer, len(self.place)) for layer in layers], np.intp
+        )
 
     def __iter__(self) -> Iterator[Layer]:
         return iter(self.place)
@@ -59,7 +61,9 @@ class CellProbes:
     folder: Path
     steps: npt.NDArray[np.int64]
     quantities: list[Quantity]
-    _places: dict[tuple[str, str], tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.intp]]]
+    _places: dict[
+        tuple[str, str], tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.intp]]
+    ]
     _rows: int
     _stats: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
@@ -79,10 +83,16 @@ class CellProbes:
                     continue
                 places[site, batch] = rows, step_N[rows], layer_N[rows]
                 some = table.take(pa.array(rows[: len(layers)]))
-                quantities += [Quantity(site, stat, batch) for stat in SHOWN if some[stat].null_count < len(some)]
+                quantities += [
+                    Quantity(site, stat, batch)
+                    for stat in SHOWN
+                    if some[stat].null_count < len(some)
+                ]
         return cls(folder, steps.astype(np.int64), quantities, places, len(table))
 
-    def values(self, quantity: Quantity, width: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    def values(
+        self, quantity: Quantity, width: int
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """``(values, missing)``, both ``[S, width]``: a number per step and layer, and where none was measured."""
         shape = (len(self.steps), width)
         values, missing = np.full(shape, np.nan, np.float32), np.ones(shape, np.bool_)
@@ -98,7 +108,9 @@ class CellProbes:
     def _column(self, stat: str) -> npt.NDArray[np.float32]:
         if stat not in self._stats:
             column = load_cell_table(self.folder, "probes", [stat])[stat].to_numpy()[: self._rows]
-            if len(column) < self._rows:  # the cell was started again since: the next look will say so
+            if (
+                len(column) < self._rows
+            ):  # the cell was started again since: the next look will say so
                 column = np.full(self._rows, np.nan, np.float32)
             self._stats[stat] = column
         return self._stats[stat]

@@ -47,7 +47,9 @@ def serve(study_dir: Path, host: str, port: int, ready: Callable[[str], None]) -
         listening.bind((host, port))
         listening.listen()  # now, so that a browser that is quicker than the application waits for it
     except OSError as error:
-        raise StudyError(f"can't serve on {host}:{port} ({error.strerror}): choose another --port or --host") from None
+        raise StudyError(
+            f"can't serve on {host}:{port} ({error.strerror}): choose another --port or --host"
+        ) from None
     ready(f"http://{host}:{listening.getsockname()[1]}/")
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     with contextlib.suppress(KeyboardInterrupt):
@@ -63,7 +65,9 @@ def application(study: Following, hosts: tuple[str, ...]) -> Starlette:
         return HTMLResponse(live_document(f"{study.folder.resolve().name}: dashboard"))
 
     def plotly(request: Request) -> Response:
-        return Response(get_plotlyjs(), media_type="text/javascript", headers={"Cache-Control": "max-age=86400"})
+        return Response(
+            get_plotlyjs(), media_type="text/javascript", headers={"Cache-Control": "max-age=86400"}
+        )
 
     def overview_(request: Request) -> Response:
         headers = {"ETag": f'"{watched.etag}"', "Cache-Control": "no-cache"}
@@ -75,13 +79,24 @@ def application(study: Following, hosts: tuple[str, ...]) -> Starlette:
         asked = request.query_params
         quantity = Quantity(*(asked.get(name, "") for name in Quantity._fields))
         try:
-            had = {cell: (int(revision), int(steps)) for cell, revision, steps in json.loads(asked.get("had", "[]"))}
+            had = {
+                cell: (int(revision), int(steps))
+                for cell, revision, steps in json.loads(asked.get("had", "[]"))
+            }
         except (ValueError, TypeError):
             return Response("had=[[cell, revision, steps], ...]", status_code=400)
         return Response(watched.values(quantity, had), media_type="application/octet-stream")
 
-    routes = [Route("/", page), Route("/plotly.js", plotly), Route("/overview", overview_), Route("/values", values)]
-    guards = [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)), Middleware(GZipMiddleware, compresslevel=1)]
+    routes = [
+        Route("/", page),
+        Route("/plotly.js", plotly),
+        Route("/overview", overview_),
+        Route("/values", values),
+    ]
+    guards = [
+        Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)),
+        Middleware(GZipMiddleware, compresslevel=1),
+    ]
     return Starlette(routes=routes, middleware=guards, lifespan=watched.lifespan)
 
 
@@ -108,7 +123,9 @@ class _Watched:
         while True:
             began = time.monotonic()
             await asyncio.to_thread(self._look)
-            await asyncio.sleep(min(max(LOOK_EVERY, 10 * (time.monotonic() - began)), LOOK_AT_LEAST_EVERY))
+            await asyncio.sleep(
+                min(max(LOOK_EVERY, 10 * (time.monotonic() - began)), LOOK_AT_LEAST_EVERY)
+            )
 
     def _look(self) -> None:
         with self.lock:

@@ -10,8 +10,8 @@ import pandas as pd
 from study.analysis import PRIMARY, fit_exponents, summary, with_predictions, with_verdicts
 from study.dashboard.following import FollowedCell, Following
 from study.errors import StudyError
-from study.sites import MODEL_WIDE, STATS
 from study.store import load_cell_table
+from study.vocabulary.quantities import MODEL_WIDE, STATS
 
 GRADIENTS = ("A_grad", "B_grad")
 """Sites whose size beside eps says whether Adam's updates are sign-like: predictions need them at every step."""
@@ -28,14 +28,21 @@ class Verdicts:
     def of(self, study: Following) -> tuple[pd.DataFrame, str]:
         """``(rows of study.analysis.summary that are primary, "")``; no rows and why, where nothing can be fitted."""
         cells = list(study.followed.values())
-        last = sorted({int(cell.probes.steps[-1]) for cell in cells if cell.ended and len(cell.probes.steps)})
+        last = sorted(
+            {int(cell.probes.steps[-1]) for cell in cells if cell.ended and len(cell.probes.steps)}
+        )
         steps = [0, 1, *last]
-        state = [(cell.row["cell_id"], cell.row["status"], cell.revision, _counted(cell, steps)) for cell in cells]
+        state = [
+            (cell.row["cell_id"], cell.row["status"], cell.revision, _counted(cell, steps))
+            for cell in cells
+        ]
         if state != self._fitted_for:
             self._found, self._fitted_for = self._fit(study, cells, steps), state
         return self._found
 
-    def _fit(self, study: Following, cells: Sequence[FollowedCell], steps: list[int]) -> tuple[pd.DataFrame, str]:
+    def _fit(
+        self, study: Following, cells: Sequence[FollowedCell], steps: list[int]
+    ) -> tuple[pd.DataFrame, str]:
         table = study.cells()
         if table.loc[np.isfinite(table["rank"]), "rank"].nunique() < 2:
             return pd.DataFrame(), "No exponents yet: they need cells at two ranks."
@@ -46,13 +53,18 @@ class Verdicts:
         probes = pd.concat(parts, ignore_index=True)
         for name in ("cell_id", "layer", "kind", "site", "batch"):
             probes[name] = probes[name].astype("category")
-        metrics = pd.concat([cell.metrics.assign(cell_id=cell.row["cell_id"]) for cell in cells], ignore_index=True)
+        metrics = pd.concat(
+            [cell.metrics.assign(cell_id=cell.row["cell_id"]) for cell in cells], ignore_index=True
+        )
         asked = probes["site"].isin([q.site for q in PRIMARY]) & probes["step"].isin(steps)
         stats = list(dict.fromkeys(q.stat for q in PRIMARY))
         try:
             exponents = fit_exponents(table, probes[asked], stats=stats)
             if exponents.empty:
-                return pd.DataFrame(), "No exponents yet: no quantity has been measured at two ranks."
+                return (
+                    pd.DataFrame(),
+                    "No exponents yet: no quantity has been measured at two ranks.",
+                )
             rows = summary(with_verdicts(with_predictions(exponents, table, metrics, probes)))
         except StudyError as error:
             return pd.DataFrame(), f"No exponents: {error}"
@@ -66,7 +78,11 @@ class Verdicts:
             return kept[1]
         columns = ("step", "layer", "block", "kind", "site", "batch", "d_in", "d_out", *STATS)
         frame = load_cell_table(cell.folder, "probes", columns).to_pandas()
-        here = frame["site"].isin(GRADIENTS) | (frame["layer"] == MODEL_WIDE) | frame["step"].isin([*steps, 2, 3])
+        here = (
+            frame["site"].isin(GRADIENTS)
+            | (frame["layer"] == MODEL_WIDE)
+            | frame["step"].isin([*steps, 2, 3])
+        )
         rows = (
             frame[here]
             .assign(cell_id=cell.row["cell_id"])

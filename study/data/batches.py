@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from study.cache import kept_arrays
 from study.config import DataConfig
 from study.data.examples import Example, fingerprint, load_examples, split
 from study.data.questions import Questions
 from study.errors import StudyError
+from study.store.cache import kept_arrays
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,11 +51,15 @@ class TokenBatch:
     def trimmed(self) -> "TokenBatch":
         """The same batch without the columns in which every row is padding."""
         longest = int(self.real_BT.any(0).sum())
-        return TokenBatch(self.input_ids_BT[:, :longest], self.targets_BT[:, :longest], self.real_BT[:, :longest])
+        return TokenBatch(
+            self.input_ids_BT[:, :longest], self.targets_BT[:, :longest], self.real_BT[:, :longest]
+        )
 
     def to(self, device: torch.device | str) -> "TokenBatch":
         """The same batch on another device."""
-        return TokenBatch(self.input_ids_BT.to(device), self.targets_BT.to(device), self.real_BT.to(device))
+        return TokenBatch(
+            self.input_ids_BT.to(device), self.targets_BT.to(device), self.real_BT.to(device)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +86,9 @@ class TokenTable:
         it; a batch may end one epoch and begin the next, and be larger than the table.
         """
         positions = range(step * batch_size, (step + 1) * batch_size)
-        return self._rows([int(_permutation(len(self), seed, p // len(self))[p % len(self)]) for p in positions])
+        return self._rows(
+            [int(_permutation(len(self), seed, p // len(self))[p % len(self)]) for p in positions]
+        )
 
     def batches(self, batch_size: int) -> Iterator[TokenBatch]:
         """Every example once, in order; the last batch has fewer rows where ``batch_size`` does not divide them."""
@@ -105,7 +111,9 @@ class TokenTable:
             input_ids_BT[b, : len(ids)] = ids
             targets_BT[b, first - 1 : len(ids) - 1] = ids[first:]
             real_BT[b, : len(ids)] = True
-        return TokenBatch(torch.from_numpy(input_ids_BT), torch.from_numpy(targets_BT), torch.from_numpy(real_BT))
+        return TokenBatch(
+            torch.from_numpy(input_ids_BT), torch.from_numpy(targets_BT), torch.from_numpy(real_BT)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +126,9 @@ class Corpus:
     fingerprint: str
 
 
-def build_corpus(config: DataConfig, tokenizer: "PreTrainedTokenizerBase", eos_token_id: int | None) -> Corpus:
+def build_corpus(
+    config: DataConfig, tokenizer: "PreTrainedTokenizerBase", eos_token_id: int | None
+) -> Corpus:
     """Load, split and tokenise what ``data=...`` names; the tokens are kept in the cache folder for the next time.
 
     ``eos_token_id`` ends every target that fits; None ends none.
@@ -128,22 +138,42 @@ def build_corpus(config: DataConfig, tokenizer: "PreTrainedTokenizerBase", eos_t
             nothing can be predicted from anything.
     """
     if config.sequence_length < 2:
-        raise StudyError(f"data.sequence_length={config.sequence_length} leaves nothing to predict: use 2 or more")
+        raise StudyError(
+            f"data.sequence_length={config.sequence_length} leaves nothing to predict: use 2 or more"
+        )
     examples = load_examples(config)
     content = fingerprint(examples)
     train, heldout = split(examples, config.heldout)
 
     def tokenised() -> dict[str, np.ndarray]:
         sides = {"train": train, "heldout": heldout}.items()
-        tables = {side: _tokenise(part, tokenizer, eos_token_id, config.sequence_length) for side, part in sides}
-        return {f"{side}_{name}": array for side, table in tables.items() for name, array in table.items()}
+        tables = {
+            side: _tokenise(part, tokenizer, eos_token_id, config.sequence_length)
+            for side, part in sides
+        }
+        return {
+            f"{side}_{name}": array
+            for side, table in tables.items()
+            for name, array in table.items()
+        }
 
-    made_from = (content, config.heldout, config.sequence_length, eos_token_id, _tokenizer_text(tokenizer), _VERSION)
-    arrays = kept_arrays(f"tokens-{hashlib.sha256(repr(made_from).encode()).hexdigest()[:24]}", tokenised)
+    made_from = (
+        content,
+        config.heldout,
+        config.sequence_length,
+        eos_token_id,
+        _tokenizer_text(tokenizer),
+        _VERSION,
+    )
+    arrays = kept_arrays(
+        f"tokens-{hashlib.sha256(repr(made_from).encode()).hexdigest()[:24]}", tokenised
+    )
     padding_id = next((i for i in (tokenizer.pad_token_id, eos_token_id) if i is not None), 0)
 
     def table(side: str) -> TokenTable:
-        tokens, starts, contexts = (arrays[f"{side}_{name}"] for name in ("tokens", "starts", "contexts"))
+        tokens, starts, contexts = (
+            arrays[f"{side}_{name}"] for name in ("tokens", "starts", "contexts")
+        )
         return TokenTable(tokens, starts, contexts, config.sequence_length, padding_id)
 
     of_heldout, targets = table("heldout"), [example.target for example in heldout]
@@ -161,19 +191,31 @@ def _tokenizer_text(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def _tokenise(
-    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", eos_token_id: int | None, length: int
+    examples: Sequence[Example],
+    tokenizer: "PreTrainedTokenizerBase",
+    eos_token_id: int | None,
+    length: int,
 ) -> dict[str, np.ndarray]:
     """The arrays of a :class:`TokenTable`, by name."""
     end = [] if eos_token_id is None else [eos_token_id]
     bos = tokenizer.bos_token_id
-    start = [bos] if bos is not None else end  # stands in for an empty context, so that all of the target is predicted
+    start = (
+        [bos] if bos is not None else end
+    )  # stands in for an empty context, so that all of the target is predicted
     tokens, lengths, contexts = [], [], []
     for at in range(0, len(examples), _CHUNK):
         chunk = examples[at : at + _CHUNK]
         context_ids = _encode(tokenizer, [example.context for example in chunk], special=True)
         target_ids = _encode(tokenizer, [example.target for example in chunk], special=False)
-        fitted = [_fit(c or start, t + end, length, bos) for c, t in zip(context_ids, target_ids, strict=True)]
-        tokens.append(np.array([token for context, answer in fitted for token in context + answer], dtype=np.int32))
+        fitted = [
+            _fit(c or start, t + end, length, bos)
+            for c, t in zip(context_ids, target_ids, strict=True)
+        ]
+        tokens.append(
+            np.array(
+                [token for context, answer in fitted for token in context + answer], dtype=np.int32
+            )
+        )
         lengths += [len(context) + len(answer) for context, answer in fitted]
         contexts += [len(context) for context, _ in fitted]
     return {
@@ -183,15 +225,24 @@ def _tokenise(
     }
 
 
-def _encode(tokenizer: "PreTrainedTokenizerBase", texts: list[str], special: bool) -> list[list[int]]:
+def _encode(
+    tokenizer: "PreTrainedTokenizerBase", texts: list[str], special: bool
+) -> list[list[int]]:
     # The cut is ours (a tokenizer's own would take the question with it), so a long text is no cause for its warning.
     encoding = tokenizer(
-        texts, add_special_tokens=special, padding=False, truncation=False, return_attention_mask=False, verbose=False
+        texts,
+        add_special_tokens=special,
+        padding=False,
+        truncation=False,
+        return_attention_mask=False,
+        verbose=False,
     )
     return list(encoding["input_ids"])
 
 
-def _fit(context: list[int], answer: list[int], length: int, bos: int | None) -> tuple[list[int], list[int]]:
+def _fit(
+    context: list[int], answer: list[int], length: int, bos: int | None
+) -> tuple[list[int], list[int]]:
     """Cut to ``length`` tokens: the answer (target and eos) on its right, to leave one token that predicts its first;
     then the context on its left, where the oldest text is, but for its bos."""
     answer = answer[: length - 1]
@@ -209,5 +260,7 @@ def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
     numpy promises that the raw stream of a bit generator never changes, and does not promise it of
     ``Generator.permutation``: the data order of a stored cell must outlive a numpy release.
     """
-    key = np.random.SeedSequence([seed % 2**64, epoch])  # a negative seed is as good as any, but numpy refuses it
+    key = np.random.SeedSequence(
+        [seed % 2**64, epoch]
+    )  # a negative seed is as good as any, but numpy refuses it
     return np.argsort(np.random.Philox(key).random_raw(size), kind="stable")

@@ -38,11 +38,15 @@ def load_examples(config: DataConfig) -> list[Example]:
     if config.name == "jsonl":
         return _read_jsonl(config.path)
     if config.path not in (None, MISSING):
-        raise StudyError(f"data={config.name} reads no file, but data.path={config.path!r}: use data=jsonl or drop it")
+        raise StudyError(
+            f"data={config.name} reads no file, but data.path={config.path!r}: use data=jsonl or drop it"
+        )
     pairs = pydoc.documentation() if config.name == "pydoc" else xbrl.questions()
     examples = [Example(context, target) for context, target in pairs]
     if not examples:  # pydoc, in a Python that is installed without sources and without docstrings
-        raise StudyError(f"data={config.name} is empty on this machine: use data=xbrl_extract or data=jsonl")
+        raise StudyError(
+            f"data={config.name} is empty on this machine: use data=xbrl_extract or data=jsonl"
+        )
     return examples
 
 
@@ -77,7 +81,9 @@ def split(examples: Sequence[Example], heldout: int) -> tuple[list[Example], lis
         )
     chosen = sorted(by_digest)[: max(1, min(heldout, len(by_digest) // 10))]
     out = set(chosen)
-    train = [example for example, digest in zip(examples, digests, strict=True) if digest not in out]
+    train = [
+        example for example, digest in zip(examples, digests, strict=True) if digest not in out
+    ]
     return train, [by_digest[digest] for digest in chosen]
 
 
@@ -99,7 +105,9 @@ def _read_jsonl(path: str | None) -> list[Example]:
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise StudyError(f"data.path={path!r} cannot be read ({error.strerror}): check its permissions") from None
+        raise StudyError(
+            f"data.path={path!r} cannot be read ({error.strerror}): check its permissions"
+        ) from None
     examples = list(_parse(content.removeprefix(b"\xef\xbb\xbf"), str(path)))
     if not examples:
         raise StudyError(f"data.path={path!r} holds no example: it needs at least two {_ROW} lines")
@@ -123,20 +131,30 @@ def _parse(content: bytes, path: str) -> Iterator[Example]:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             raise StudyError(f"{where}: not JSON ({reason}): write one {_ROW} a line") from None
         if not isinstance(row, dict):
-            raise StudyError(f"{where}: a {type(row).__name__} and not an object: write one {_ROW} a line")
+            raise StudyError(
+                f"{where}: a {type(row).__name__} and not an object: write one {_ROW} a line"
+            )
         yield Example(_text(row, "context", where), _text(row, "target", where))
 
 
 def _text(row: dict[str, object], key: str, where: str) -> str:
     if key not in row:
-        raise StudyError(f"{where}: no key {key!r} among {', '.join(map(repr, row)) or 'none'}: write {_ROW}")
+        raise StudyError(
+            f"{where}: no key {key!r} among {', '.join(map(repr, row)) or 'none'}: write {_ROW}"
+        )
     text = row[key]
     if not isinstance(text, str):
-        raise StudyError(f"{where}: {key!r} is a {type(text).__name__} and not a string: put it in quotes")
+        raise StudyError(
+            f"{where}: {key!r} is a {type(text).__name__} and not a string: put it in quotes"
+        )
     if key == "target" and not text.strip():
-        raise StudyError(f"{where}: 'target' is empty, so nothing is learned from it: fill it in or drop the line")
+        raise StudyError(
+            f"{where}: 'target' is empty, so nothing is learned from it: fill it in or drop the line"
+        )
     try:
         text.encode()
     except UnicodeEncodeError:  # no tokenizer takes one
-        raise StudyError(f"{where}: {key!r} holds half of a surrogate pair: write the whole character") from None
+        raise StudyError(
+            f"{where}: {key!r} holds half of a surrogate pair: write the whole character"
+        ) from None
     return text

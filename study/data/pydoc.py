@@ -78,7 +78,9 @@ def _entries() -> Iterator[tuple[str, str, str]]:
     folder = Path(sysconfig.get_path("stdlib"))
     for module in SOURCE_MODULES.split():
         stem = folder.joinpath(*module.split("."))
-        file = next((f for f in (stem.with_suffix(".py"), stem / "__init__.py") if f.is_file()), None)
+        file = next(
+            (f for f in (stem.with_suffix(".py"), stem / "__init__.py") if f.is_file()), None
+        )
         if file is not None:
             yield from _from_source(module, _parsed(file))
     for module in BUILT_IN_MODULES.split():
@@ -102,7 +104,9 @@ def _parsed(file: Path) -> list[ast.stmt]:
 
 def _from_source(prefix: str, body: list[ast.stmt]) -> Iterator[tuple[str, str, str]]:
     for node in body:
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or node.name.startswith("_"):
+        if not isinstance(
+            node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+        ) or node.name.startswith("_"):
             continue
         name = f"{prefix}.{node.name}"
         docstring = ast.get_docstring(node, clean=False)
@@ -115,7 +119,11 @@ def _from_source(prefix: str, body: list[ast.stmt]) -> Iterator[tuple[str, str, 
                 yield f"What is {name}", docstring, name
             else:
                 arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
-                yield f"What does {name}{_parameters([a.arg for a in arguments])} do", docstring, name
+                yield (
+                    f"What does {name}{_parameters([a.arg for a in arguments])} do",
+                    docstring,
+                    name,
+                )
 
 
 def _from_objects(module: ModuleType) -> Iterator[tuple[str, str, str]]:
@@ -142,7 +150,9 @@ def _described(name: str, value: object) -> Iterator[tuple[str, str, str]]:
     elif isinstance(value, _C_FUNCTIONS):
         try:
             arguments = _parameters(list(inspect.signature(value).parameters))
-        except Exception:  # many in C do not tell their parameters, and 3.13's select.epoll trips inspect itself
+        except (
+            Exception
+        ):  # many in C do not tell their parameters, and 3.13's select.epoll trips inspect itself
             arguments = ""
         yield f"What does {name}{arguments} do", docstring, name
 

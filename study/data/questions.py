@@ -33,12 +33,17 @@ class Questions:
             rows = self.contexts[start : start + batch_size]
             length = max(len(row) for row in rows)
             ids_BL = torch.tensor([[self.padding_id] * (length - len(row)) + row for row in rows])
-            real_BL = torch.tensor([[False] * (length - len(row)) + [True] * len(row) for row in rows])
+            real_BL = torch.tensor(
+                [[False] * (length - len(row)) + [True] * len(row) for row in rows]
+            )
             yield ids_BL, real_BL
 
     def exact_match(self, answers: Sequence[Sequence[int]]) -> float:
         """:func:`exact_match` of answers given as token ids, one a question; what follows an eos is no part of one."""
-        texts = [self.tokenizer.decode(answer, skip_special_tokens=True) for answer in map(self._ended, answers)]
+        texts = [
+            self.tokenizer.decode(answer, skip_special_tokens=True)
+            for answer in map(self._ended, answers)
+        ]
         return exact_match(texts, self.targets)
 
     def _ended(self, answer: Sequence[int]) -> list[int]:
@@ -52,7 +57,10 @@ def exact_match(answers: Sequence[str], targets: Sequence[str]) -> float:
     The labels are all of the targets.
     """
     labels = {_plain(target) for target in targets}
-    right = [first_label(answer, labels) == _plain(target) for answer, target in zip(answers, targets, strict=True)]
+    right = [
+        first_label(answer, labels) == _plain(target)
+        for answer, target in zip(answers, targets, strict=True)
+    ]
     return sum(right) / len(right)
 
 

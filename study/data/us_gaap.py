@@ -125,7 +125,10 @@ PER_SHARE_FLOWS = _names(
     IncomeLossFromContinuingOperationsPerDilutedShare
     """
 )
-PER_SHARE_BALANCES = ("CommonStockParOrStatedValuePerShare", "PreferredStockParOrStatedValuePerShare")
+PER_SHARE_BALANCES = (
+    "CommonStockParOrStatedValuePerShare",
+    "PreferredStockParOrStatedValuePerShare",
+)
 
 # Numbers of shares.
 SHARE_FLOWS = _names(
@@ -160,10 +163,20 @@ RATE_BALANCES = _names(
 )
 
 INSTANTS = frozenset(BALANCES + PER_SHARE_BALANCES + SHARE_BALANCES + RATE_BALANCES)
-ELEMENTS = BALANCES + FLOWS + PER_SHARE_FLOWS + PER_SHARE_BALANCES + SHARE_FLOWS + SHARE_BALANCES + RATE_FLOWS
+ELEMENTS = (
+    BALANCES
+    + FLOWS
+    + PER_SHARE_FLOWS
+    + PER_SHARE_BALANCES
+    + SHARE_FLOWS
+    + SHARE_BALANCES
+    + RATE_FLOWS
+)
 ELEMENTS += RATE_BALANCES
 
 
 def label(element: str) -> str:
     """The element's name in words: ``InventoryNet`` -> ``Inventory Net``; a version digit at the end is dropped."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", element.rstrip("0123456789"))
+    return re.sub(
+        r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", element.rstrip("0123456789")
+    )

@@ -116,14 +116,20 @@ def questions() -> Iterator[tuple[str, str]]:
     # Only random() is drawn from: it alone is promised to give the same sequence in every version of Python.
     rng = random.Random(_GENERATOR_SEED)
     for index in range(COUNT):
-        company = f"{_pick(rng, _NAMES.split())} {_pick(rng, _TRADES.split())} {_pick(rng, _SUFFIXES)}"
+        company = (
+            f"{_pick(rng, _NAMES.split())} {_pick(rng, _TRADES.split())} {_pick(rng, _SUFFIXES)}"
+        )
         year = 2012 + int(rng.random() * 13)
         form = ("tag", "value", "formula")[index % 3]
         ratio = _pick(rng, tuple(FORMULAS)) if form == "formula" else ""
         facts = _fragment(rng, year, re.findall(r"{(\w+)}", FORMULAS.get(ratio, "")))
         if form == "formula":
             values = {fact.element: fact.value for fact in facts if fact.year == year}
-            question, subject, target = _pick(rng, _FORMULA_QUESTIONS), ratio, FORMULAS[ratio].format_map(values)
+            question, subject, target = (
+                _pick(rng, _FORMULA_QUESTIONS),
+                ratio,
+                FORMULAS[ratio].format_map(values),
+            )
         else:
             fact = _pick(rng, facts)
             year, subject = fact.year, us_gaap.label(fact.element)
@@ -163,14 +169,19 @@ def _fact(rng: random.Random, element: str, year: int, scale: float) -> _Fact:
     if element in us_gaap.RATE_FLOWS or element in us_gaap.RATE_BALANCES:
         return _Fact(element, year, "pure", "3", f"{0.001 + 0.3 * spread:.3f}")
     negative = "-" if element in _SIGNED and rng.random() < 0.25 else ""
-    return _Fact(element, year, "usd", "-6", f"{negative}{1 + int(scale * spread / 1_000_000)}000000")
+    return _Fact(
+        element, year, "usd", "-6", f"{negative}{1 + int(scale * spread / 1_000_000)}000000"
+    )
 
 
 # Amounts whose sign is part of the news. Those of FORMULAS are left positive: no analyst divides by a loss.
 _SIGNED = frozenset(
     element
     for element in us_gaap.FLOWS
-    if re.search("IncreaseDecrease|GainLoss|IncomeLoss|ProvidedByUsedIn|IncomeExpense|ExpenseBenefit", element)
+    if re.search(
+        "IncreaseDecrease|GainLoss|IncomeLoss|ProvidedByUsedIn|IncomeExpense|ExpenseBenefit",
+        element,
+    )
 ) - frozenset(re.findall(r"{(\w+)}", "".join(FORMULAS.values())))
 
 

@@ -15,7 +15,13 @@ from study.figures.quantities import BACKWARD, DESCENT, FORWARD, GRADIENT, Quant
 from study.figures.selection import Absent, Family, Rule, Tables, families, most_varied
 
 MOST_FAMILIES = 3
-SHOWN: tuple[tuple[Quantity, int], ...] = ((GRADIENT, 0), (DESCENT, 0), (DESCENT, 1), (FORWARD, -1), (BACKWARD, -1))
+SHOWN: tuple[tuple[Quantity, int], ...] = (
+    (GRADIENT, 0),
+    (DESCENT, 0),
+    (DESCENT, 1),
+    (FORWARD, -1),
+    (BACKWARD, -1),
+)
 """Quantities with their step; -1 is the last one probed."""
 BEYOND = 0.25
 """How far outside the measured p a crossing is still looked for."""
@@ -37,7 +43,11 @@ class Line:
     @property
     def stable(self) -> tuple[float, float, float]:
         """p* with its interval: the p whose own 95 % intervals hold 0, linear in between; NaN where out of reach."""
-        return crossing(self.p, self.exponent), crossing(self.p, self.low), crossing(self.p, self.high)
+        return (
+            crossing(self.p, self.exponent),
+            crossing(self.p, self.low),
+            crossing(self.p, self.high),
+        )
 
 
 @style.paper()
@@ -68,7 +78,9 @@ def exponent_against_p(tables: Tables) -> Figure:
     style.linear_axis(panels[0])
     handles = {_key(line): _handle(panels[0], line) for _, found in drawn for line in found}
     if not alone:
-        page.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=len(handles))
+        page.legend(
+            list(handles.values()), list(handles), loc="outside upper center", ncols=len(handles)
+        )
     theory = any(np.isfinite(line.predicted).any() for _, found in drawn for line in found)
     return style.finish(
         page,
@@ -102,11 +114,17 @@ def _lines(family: Family, exponents: pd.DataFrame) -> list[Line]:
     by_quantity: dict[str, list[tuple[Rule, pd.DataFrame]]] = {}
     for quantity, step in SHOWN:
         rules = by_quantity.setdefault(
-            quantity.site, [(rule, fits(exponents, family, rule, quantity)) for rule in family.rules]
+            quantity.site,
+            [(rule, fits(exponents, family, rule, quantity)) for rule in family.rules],
         )
         steps = {int(s) for _, rows in rules if len(rows) for s in rows["step"]}
         at = max(steps, default=0) if step < 0 else step
-        points = [(rule.p, row) for rule, rows in rules if len(rows) for _, row in rows[rows["step"] == at].iterrows()]
+        points = [
+            (rule.p, row)
+            for rule, rows in rules
+            if len(rows)
+            for _, row in rows[rows["step"] == at].iterrows()
+        ]
         # The same p by two names (lora and power with p = 1) is one measurement, not two.
         unique = {round(p, 9): row for p, row in points}
         if len(unique) < 2:
@@ -115,7 +133,9 @@ def _lines(family: Family, exponents: pd.DataFrame) -> list[Line]:
         rows = pd.DataFrame([unique[p] for p in ps])
         told = rows["predicted"].to_numpy(float)
         known = np.array([asymptote(quantity, family, p, at) for p in ps])
-        exponent, low, high = (rows[name].to_numpy(float) for name in ("exponent", "ci_low", "ci_high"))
+        exponent, low, high = (
+            rows[name].to_numpy(float) for name in ("exponent", "ci_low", "ci_high")
+        )
         predicted = np.where(np.isfinite(told), told, known)
         found.append(Line(quantity, at, step < 0, ps, exponent, low, high, predicted))
     return found
@@ -128,7 +148,14 @@ def _draw(ax: Axes, found: list[Line], heading: str, *, named: bool) -> None:
     """
     ax.axhline(0, color=style.FAINT, linewidth=0.6, zorder=1, gid="zero")
     for rule in (Rule.of("rslora", None), Rule.of("lora", None)):
-        ax.axvline(rule.p, color=style.tint(rule, [rule]), linewidth=0.6, alpha=0.7, zorder=0.5, gid=f"at {rule.p:g}")
+        ax.axvline(
+            rule.p,
+            color=style.tint(rule, [rule]),
+            linewidth=0.6,
+            alpha=0.7,
+            zorder=0.5,
+            gid=f"at {rule.p:g}",
+        )
     handles: list[Any] = []
     labels: list[str] = []
     for line in found:
@@ -145,17 +172,34 @@ def _draw(ax: Axes, found: list[Line], heading: str, *, named: bool) -> None:
             ax.plot([star], [0], marker=line.quantity.marker, markersize=6.5, markerfacecolor="none",
                     markeredgewidth=0.9, **{**look, "zorder": 4}, gid=f"star {who}")  # fmt: skip
             if np.isfinite(ends).all():
-                ax.plot(ends, [0, 0], linewidth=2.4, alpha=0.5, solid_capstyle="butt", **look, gid=f"reach {who}")
+                ax.plot(
+                    ends,
+                    [0, 0],
+                    linewidth=2.4,
+                    alpha=0.5,
+                    solid_capstyle="butt",
+                    **look,
+                    gid=f"reach {who}",
+                )
         handles.append(handle)
         labels.append(f"{_key(line)}:  {_star(line)}" if named else _star(line))
     every = sorted({p for line in found for p in line.p})
     _p_axis(ax, every, [star for star, *_ in (line.stable for line in found) if np.isfinite(star)])
-    above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.02), "alignment": "left"}
-    ax.legend(handles, labels, title=heading, title_fontproperties={"size": 8, "weight": "bold"}, **above)
+    above: dict[str, Any] = {
+        "loc": "lower left",
+        "bbox_to_anchor": (0.0, 1.02),
+        "alignment": "left",
+    }
+    ax.legend(
+        handles, labels, title=heading, title_fontproperties={"size": 8, "weight": "bold"}, **above
+    )
 
 
 def _p_axis(ax: Axes, ps: list[float], stars: list[float]) -> None:
-    names = {0.5: "0.5\nrsLoRA", 1.0: "1\nLoRA"}  # the others in two lines too, or they would sit higher
+    names = {
+        0.5: "0.5\nrsLoRA",
+        1.0: "1\nLoRA",
+    }  # the others in two lines too, or they would sit higher
     ticks = sorted({*(p for p in ps if all(abs(p - q) > 0.2 or p == q for q in names)), *names})
     ax.xaxis.set_major_locator(FixedLocator(ticks))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda p, _: names.get(round(p, 9), f"{p:g}\n ")))

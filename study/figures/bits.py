@@ -10,10 +10,22 @@ from matplotlib.figure import Figure
 
 from study.figures import style
 from study.figures.quantities import PRIMARY, Quantity, asymptote, fits
-from study.figures.selection import Absent, Family, Rule, Tables, families, most_varied, rules_left_out
+from study.figures.selection import (
+    Absent,
+    Family,
+    Rule,
+    Tables,
+    families,
+    most_varied,
+    rules_left_out,
+)
 
 MOST_FAMILIES, MOST_RULES = 4, 6
-LOOKS = {None: ("as loaded", "o", style.INK), 8: ("8 bits", "s", "#2b6fc2"), 4: ("4 bits", "D", "#c2185b")}
+LOOKS = {
+    None: ("as loaded", "o", style.INK),
+    8: ("8 bits", "s", "#2b6fc2"),
+    4: ("4 bits", "D", "#c2185b"),
+}
 """By bits: the name, the marker and the colour; the hues keep clear of the rules'."""
 _APART = 0.22  # of a row, between two numbers of bits
 
@@ -31,14 +43,18 @@ def exponents_by_bits(tables: Tables) -> Figure:
         raise Absent("exponents by bits need a study over model.quant_bits")
     bits = [value for value in LOOKS if value in {_bits(b) for b in tables.cells["quant_bits"]}]
     if len(bits) < 2:
-        raise Absent("exponents by bits need a study over model.quant_bits, such as model.quant_bits=null,8,4")
+        raise Absent(
+            "exponents by bits need a study over model.quant_bits, such as model.quant_bits=null,8,4"
+        )
     found = families(tables.cells.drop(columns="quant_bits"))
     shown, left_out = most_varied(found, MOST_FAMILIES)
     drawn = [family for family in found if any(family is one for one in shown)]
     columns = max(min(len(family.rules), MOST_RULES) for family in drawn)
 
     column = style.FULL if columns > 1 else style.HALF
-    page = style.figure(len(drawn), columns, column=column, ratio=0.62, above=0.35 + 0.25 * len(drawn))
+    page = style.figure(
+        len(drawn), columns, column=column, ratio=0.62, above=0.35 + 0.25 * len(drawn)
+    )
     intervals: set[str] = set()
     for part, family in zip(style.rows(page, [f.label for f in drawn]), drawn, strict=True):
         panels = part.subplots(1, columns, sharex=True, sharey=True, squeeze=False)[0]
@@ -47,7 +63,9 @@ def exponents_by_bits(tables: Tables) -> Figure:
         for ax in panels[len(family.rules) :]:
             ax.set_visible(False)
     handles = [page.axes[0].plot([], [], **_look(one))[0] for one in bits]
-    page.legend(handles, [LOOKS[one][0] for one in bits], loc="outside upper right", ncols=len(bits))
+    page.legend(
+        handles, [LOOKS[one][0] for one in bits], loc="outside upper right", ncols=len(bits)
+    )
     over = " or ".join(
         text
         for kind, text in (("seeds", "over seeds"), ("ranks", "over ranks, there being one seed"))
@@ -62,7 +80,9 @@ def exponents_by_bits(tables: Tables) -> Figure:
     )
 
 
-def _draw(ax: Axes, family: Family, rule: Rule, exponents: pd.DataFrame, bits: Sequence[int | None]) -> set[str]:
+def _draw(
+    ax: Axes, family: Family, rule: Rule, exponents: pd.DataFrame, bits: Sequence[int | None]
+) -> set[str]:
     """One rule's exponents; what their intervals are over. gids: ``<bits>|bars <bits>|theory <quantity's name>``."""
     rows, names, intervals = 0, [], set()
     for quantity in PRIMARY:

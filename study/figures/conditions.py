@@ -20,9 +20,9 @@ from study.figures import laws, style
 from study.figures.activation_moments import layer_laws
 from study.figures.quantities import BACKWARD, FORWARD, Quantity, modifiers
 from study.figures.selection import Absent, Family, Rule, Tables, holding, per_layer
-from study.inits import INITS
-from study.sites import ALIGNMENTS, MODEL_WIDE
 from study.theory import FAMILIES, LAST_STEP, Layer, curve, slope
+from study.vocabulary.inits import INITS
+from study.vocabulary.quantities import ALIGNMENTS, MODEL_WIDE
 
 MOST_FAMILIES = 4
 HEADINGS = {
@@ -48,12 +48,16 @@ def conditions(tables: Tables) -> Figure:
     none. The theory's curve is up to a factor, which is the data's own: its shape is what is compared. It needs each
     layer's D, and its r_align (SGD) or r_sign (sign-like) going forward: ``probes.stats=[all,r_align,r_sign]``.
     """
-    series = {q: per_layer(tables.cells, tables.probes, q.site, q.stat) for q in (FORWARD, BACKWARD)}
+    series = {
+        q: per_layer(tables.cells, tables.probes, q.site, q.stat) for q in (FORWARD, BACKWARD)
+    }
     series = {quantity: rows for quantity, rows in series.items() if len(rows)}
     if len(series) < 2:
         raise Absent("no rms of both adapter_out and adapter_in_grad in the tables")
     both = pd.concat(list(series.values()), ignore_index=True)
-    shown, left_out = laws.measured(holding(tables.cells, both, "adapter_out rms"), both, MOST_FAMILIES)
+    shown, left_out = laws.measured(
+        holding(tables.cells, both, "adapter_out rms"), both, MOST_FAMILIES
+    )
 
     entries = min(max(len(one.family.rules) for one in shown), laws.MOST_RULES) + 2
     page = style.figure(len(shown), 2, ratio=0.58, above=0.3 + 0.14 * entries * len(shown))
@@ -64,9 +68,20 @@ def conditions(tables: Tables) -> Figure:
         step = max((s for s in one.steps if s <= LAST_STEP), default=one.steps[-1])
         panels = part.subplots(1, 2, squeeze=False)[0]
         for ax, (quantity, rows) in zip(panels, series.items(), strict=True):
-            where = {"site": quantity.site, "stat": quantity.stat, "batch": "train", "layer": "mean_log", "kind": "all"}
-            found = layer_laws(one.family, rows[rows["step"] == step], tables.exponents, step, where)
-            told = {law.rule: theory(one.family, law.rule, quantity, tables.probes, step, law.rank) for law in found}
+            where = {
+                "site": quantity.site,
+                "stat": quantity.stat,
+                "batch": "train",
+                "layer": "mean_log",
+                "kind": "all",
+            }
+            found = layer_laws(
+                one.family, rows[rows["step"] == step], tables.exponents, step, where
+            )
+            told = {
+                law.rule: theory(one.family, law.rule, quantity, tables.probes, step, law.rank)
+                for law in found
+            }
             curves = [(law, said) for law in found if (said := told[law.rule]) is not None]
             lines = [_draw_theory(ax, law, said) for law, said in curves]
             slopes = {law.rule: _slope(law, said) for law, said in curves if len(set(law.rank)) > 1}
@@ -94,19 +109,37 @@ def conditions(tables: Tables) -> Figure:
 
 
 def theory(
-    family: Family, rule: Rule, quantity: Quantity, probes: pd.DataFrame, step: int, ranks: np.ndarray
+    family: Family,
+    rule: Rule,
+    quantity: Quantity,
+    probes: pd.DataFrame,
+    step: int,
+    ranks: np.ndarray,
 ) -> Theory | None:
     """The finite-rank curve of one rule, or ``None`` where a curve needs what was not predicted or not recorded."""
     optimizer, init = family.keys.get("optimizer"), INITS.get(family.keys.get("init", "kaiming"))
     if optimizer not in FAMILIES or init is None or init.q is None or not len(ranks):
         return None
-    known: dict[str, Any] = {"step": step, "optimizer": optimizer, "p": rule.p, "q": init.q, "init": init.drawn}
+    known: dict[str, Any] = {
+        "step": step,
+        "optimizer": optimizer,
+        "p": rule.p,
+        "q": init.q,
+        "init": init.drawn,
+    }
     ranks = np.union1d(ranks, np.geomspace(ranks.min(), ranks.max(), 65))
     logs = []
     cells = family.cells.loc[family.cells["rule"] == rule, "cell_id"]
     for layer in layers(cells, quantity, probes, step, init.kurtosis):
         try:
-            values = curve(quantity.site, quantity.stat, ranks, layer=layer, modifiers=modifiers(family), **known)
+            values = curve(
+                quantity.site,
+                quantity.stat,
+                ranks,
+                layer=layer,
+                modifiers=modifiers(family),
+                **known,
+            )
         except StudyError:  # nothing is predicted, and the caption says so
             return None
         logs.append(np.log(values))
@@ -114,7 +147,9 @@ def theory(
     return Theory(ranks, log.mean(axis=0), len(log)) if len(log) else None
 
 
-def layers(cells: Iterable[str], quantity: Quantity, probes: pd.DataFrame, step: int, kurtosis: float) -> list[Layer]:
+def layers(
+    cells: Iterable[str], quantity: Quantity, probes: pd.DataFrame, step: int, kurtosis: float
+) -> list[Layer]:
     """What the probes know of each layer: its sizes, and its alignments as geometric means over ``cells``.
 
     A lazy run's alignments hardly depend on the rank, and a fresh batch moves them as a fresh seed does.
@@ -138,8 +173,15 @@ def _draw_theory(ax: Axes, law: laws.Law, said: Theory) -> Line2D:
     """Lay the curve through the mean of the points. gid: ``curve <scaling> p=<p>``."""
     at_points = np.interp(np.log(law.rank), np.log(said.ranks), said.log)
     level = np.mean(np.log(law.value) - at_points)
-    dashes: dict[str, Any] = {"color": style.INK, "linestyle": (0, (4, 2)), "linewidth": 0.9, "zorder": 3.5}
-    (line,) = ax.plot(said.ranks, np.exp(said.log + level), gid=f"curve {style.gid(law.rule)}", **dashes)
+    dashes: dict[str, Any] = {
+        "color": style.INK,
+        "linestyle": (0, (4, 2)),
+        "linewidth": 0.9,
+        "zorder": 3.5,
+    }
+    (line,) = ax.plot(
+        said.ranks, np.exp(said.log + level), gid=f"curve {style.gid(law.rule)}", **dashes
+    )
     return line
 
 
@@ -150,7 +192,11 @@ def _slope(law: laws.Law, said: Theory) -> float:
 
 def _straight_only(law: laws.Law) -> laws.Law:
     """The law without its predicted straight line: the curve itself is drawn."""
-    return law if law.fit is None else dataclasses.replace(law, fit=pd.Series({**law.fit, "predicted": np.nan}))
+    return (
+        law
+        if law.fit is None
+        else dataclasses.replace(law, fit=pd.Series({**law.fit, "predicted": np.nan}))
+    )
 
 
 def _range(numbers: list[int]) -> str:

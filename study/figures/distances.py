@@ -20,10 +20,10 @@ from study.figures.activation_moments import layer_laws
 from study.figures.conditions import layers
 from study.figures.quantities import FORWARD
 from study.figures.selection import Absent, Family, Tables
-from study.inits import INITS
-from study.sites import ALIGNMENTS, MODEL_WIDE
 from study.theory import FAMILIES, Layer
 from study.theory import distance_to_infinite_rank as first_step_distance
+from study.vocabulary.inits import INITS
+from study.vocabulary.quantities import ALIGNMENTS, MODEL_WIDE
 
 MOST_ROWS = 4
 MEASURES = {
@@ -35,7 +35,19 @@ MEASURES = {
 HELD = 2**14
 """Above this rank only rank-free runs go, and powers of two label the axis."""
 SERIES = ["cell_id", "step", "layer", "value"]
-FACTS = ("study", "model", "data", "optimizer", "lr", "alpha", "init", "scaling", "exponent", "rank", "seed")
+FACTS = (
+    "study",
+    "model",
+    "data",
+    "optimizer",
+    "lr",
+    "alpha",
+    "init",
+    "scaling",
+    "exponent",
+    "rank",
+    "seed",
+)
 """What a table of distances may say of its runs where they are no cells of the study."""
 
 
@@ -46,9 +58,13 @@ def distance_to_infinite_rank(tables: Tables) -> Figure:
     Reads ``tables.distances`` (cell_id, rank, scaling, seed, step, layer, kind, measure, distance).
     """
     rows = _read(tables)
-    rows = rows[rows["cell_id"].isin(set(tables.cells["cell_id"].astype(str)))] if len(rows) else rows
+    rows = (
+        rows[rows["cell_id"].isin(set(tables.cells["cell_id"].astype(str)))] if len(rows) else rows
+    )
     if rows.empty:
-        raise Absent("no distances to infinite rank in the tables: train adapter.rank=inf beside the finite ranks")
+        raise Absent(
+            "no distances to infinite rank in the tables: train adapter.rank=inf beside the finite ranks"
+        )
     cells = tables.cells[tables.cells["cell_id"].astype(str).isin(set(rows["cell_id"]))]
     return _draw(tables, cells, rows)
 
@@ -60,12 +76,23 @@ def rank_free_curves(tables: Tables) -> Figure:
     Reads ``tables.distances``: the study's cells are explicit, with factors of their rank; the others are rank-free.
     """
     rows = _read(tables)
-    is_cell = rows["cell_id"].isin(set(tables.cells["cell_id"].astype(str))) if len(rows) else pd.Series(dtype=bool)
+    is_cell = (
+        rows["cell_id"].isin(set(tables.cells["cell_id"].astype(str)))
+        if len(rows)
+        else pd.Series(dtype=bool)
+    )
     rows, explicit = rows[~is_cell], rows[is_cell]
     if rows.empty:
-        raise Absent("no rank-free runs in the tables: study distances RESULTS/NAME --rank-free 65536,1048576")
+        raise Absent(
+            "no rank-free runs in the tables: study distances RESULTS/NAME --rank-free 65536,1048576"
+        )
     facts = [name for name in FACTS if name in rows]
-    cells = rows[["cell_id", *facts]].drop_duplicates("cell_id").assign(status="complete").reset_index(drop=True)
+    cells = (
+        rows[["cell_id", *facts]]
+        .drop_duplicates("cell_id")
+        .assign(status="complete")
+        .reset_index(drop=True)
+    )
     return _draw(tables, cells, rows, explicit)
 
 
@@ -74,17 +101,25 @@ def _read(tables: Tables) -> pd.DataFrame:
     table = getattr(tables, "distances", pd.DataFrame())
     if len(table) == 0:
         return pd.DataFrame()
-    rows = table[np.isfinite(table["distance"].astype(float)) & (table["distance"] > 0) & (table["step"] > 0)]
-    rows = rows.assign(measure=rows["measure"].astype(str), layer=rows["layer"].astype(str), value=rows["distance"])
+    rows = table[
+        np.isfinite(table["distance"].astype(float)) & (table["distance"] > 0) & (table["step"] > 0)
+    ]
+    rows = rows.assign(
+        measure=rows["measure"].astype(str), layer=rows["layer"].astype(str), value=rows["distance"]
+    )
     return rows.assign(cell_id=rows["cell_id"].astype(str))
 
 
-def _draw(tables: Tables, cells: pd.DataFrame, rows: pd.DataFrame, explicit: pd.DataFrame | None = None) -> Figure:
+def _draw(
+    tables: Tables, cells: pd.DataFrame, rows: pd.DataFrame, explicit: pd.DataFrame | None = None
+) -> Figure:
     """A row of panels per setting and step, a column per measure."""
     shown, left_out = laws.measured(cells, rows[SERIES], MOST_ROWS)
     exponents = _exponents(cells, rows)
     measures = [name for name in MEASURES if name in set(rows["measure"])]
-    parts = [(one, step) for one in shown for step in dict.fromkeys([one.steps[0], one.steps[-1]])][:MOST_ROWS]
+    parts = [(one, step) for one in shown for step in dict.fromkeys([one.steps[0], one.steps[-1]])][
+        :MOST_ROWS
+    ]
     entries = 2 * min(max(len(one.family.rules) for one, _ in parts), laws.MOST_RULES) + 2
     page = style.figure(
         len(parts),
@@ -94,30 +129,45 @@ def _draw(tables: Tables, cells: pd.DataFrame, rows: pd.DataFrame, explicit: pd.
         above=0.3 + 0.14 * entries * len(parts),
     )
     inches = page.get_figwidth() / len(measures) - 0.6
-    labels = [", ".join(filter(None, (one.family.label, f"after step {step}"))) for one, step in parts]
+    labels = [
+        ", ".join(filter(None, (one.family.label, f"after step {step}"))) for one, step in parts
+    ]
     drawn: list[laws.Law] = []
     theory = laid_on = False
     for part, (one, step) in zip(style.rows(page, labels), parts, strict=True):
         panels = part.subplots(1, len(measures), squeeze=False)[0]
         for ax, measure in zip(panels, measures, strict=True):
-            found = _laws(one.family, rows[(rows["measure"] == measure) & (rows["step"] == step)], exponents, step)
+            found = _laws(
+                one.family,
+                rows[(rows["measure"] == measure) & (rows["step"] == step)],
+                exponents,
+                step,
+            )
             more = _theory(ax, tables, one.family, rows, measure, step)
             theory = theory or bool(more)
             if explicit is not None and len(explicit):
-                more += _lay_on(ax, explicit[(explicit["measure"] == measure) & (explicit["step"] == step)])
+                more += _lay_on(
+                    ax, explicit[(explicit["measure"] == measure) & (explicit["step"] == step)]
+                )
                 laid_on = True
             laws.draw(ax, found, one.family, heading=MEASURES[measure][0], inches=inches, more=more)
             if explicit is not None and len(explicit):
                 ax.set_xlim(left=min(ax.get_xlim()[0], 0.7 * explicit["rank"].min()))
             if one.family.finite_ranks[-1] > HELD:
                 _powers(ax, one.family.finite_ranks)
-            style.y_label(ax, "distance to infinite rank", "nats" if measure == "loss" else "relative")
+            style.y_label(
+                ax, "distance to infinite rank", "nats" if measure == "loss" else "relative"
+            )
             style.log_axis([ax])
             drawn += found
     return style.finish(
         page,
-        laws.fine_print(drawn, "one per seed, the mean over layers of the log; bars: 5–95% of layers"),
-        "Dashed: theory for the first step, nothing fitted ($D - 0.2$ for a uniform $A$)." if theory else "",
+        laws.fine_print(
+            drawn, "one per seed, the mean over layers of the log; bars: 5–95% of layers"
+        ),
+        "Dashed: theory for the first step, nothing fitted ($D - 0.2$ for a uniform $A$)."
+        if theory
+        else "",
         "Rings: explicit runs, whose factors have that rank." if laid_on else "",
         left_out,
     )
@@ -150,19 +200,36 @@ def _theory(
 ) -> list[tuple[Line2D, str]]:
     """The known distance after one SGD step at p = 1/2, the mean over layers of the log. gid: ``known <measure>``."""
     _, weighting, formula = MEASURES[measure]
-    optimizer, init = family.keys.get("optimizer", "sgd"), INITS.get(family.keys.get("init", "kaiming"))
+    optimizer, init = (
+        family.keys.get("optimizer", "sgd"),
+        INITS.get(family.keys.get("init", "kaiming")),
+    )
     half = any(abs(rule.p - 0.5) < 1e-9 for rule in family.rules)
-    if step != 1 or not weighting or not half or FAMILIES.get(optimizer) != "sgd" or init is None or init.q != 0:
+    if (
+        step != 1
+        or not weighting
+        or not half
+        or FAMILIES.get(optimizer) != "sgd"
+        or init is None
+        or init.q != 0
+    ):
         return []
     known = _known_layers(rows, init.kurtosis) or layers(
         tables.cells["cell_id"].astype(str), FORWARD, tables.probes, step, init.kurtosis
     )
     ranks = np.geomspace(family.finite_ranks[0], family.finite_ranks[-1], 33)
-    curves = [first_step_distance(ranks, layer, weighting=weighting, init=init.drawn) for layer in known]
+    curves = [
+        first_step_distance(ranks, layer, weighting=weighting, init=init.drawn) for layer in known
+    ]
     log = np.array([np.log(curve) for curve in curves if np.isfinite(curve).all()])
     if not len(log):
         return []
-    dashes: dict[str, Any] = {"color": style.INK, "linestyle": (0, (4, 2)), "linewidth": 0.9, "zorder": 3.5}
+    dashes: dict[str, Any] = {
+        "color": style.INK,
+        "linestyle": (0, (4, 2)),
+        "linewidth": 0.9,
+        "zorder": 3.5,
+    }
     (line,) = ax.plot(ranks, np.exp(log.mean(axis=0)), gid=f"known {measure}", **dashes)
     return [(line, f"theory {formula}")]
 
@@ -176,7 +243,9 @@ def _known_layers(rows: pd.DataFrame, kurtosis: float) -> list[Layer]:
     logs = pd.DataFrame(np.log(of_layers[names].astype(float))).groupby(of_layers["layer"]).mean()
     found = []
     for values in pd.DataFrame(np.exp(logs)).to_dict("records"):
-        found.append(Layer(**{str(n): v for n, v in values.items() if np.isfinite(v)}, kurtosis=kurtosis))
+        found.append(
+            Layer(**{str(n): v for n, v in values.items() if np.isfinite(v)}, kurtosis=kurtosis)
+        )
     return found
 
 
@@ -185,8 +254,16 @@ def _lay_on(ax: Axes, explicit: pd.DataFrame) -> list[tuple[Line2D, str]]:
     explicit = explicit[np.isfinite(explicit["rank"].astype(float))]
     if explicit.empty:
         return []
-    of_layers = explicit[explicit["layer"] != MODEL_WIDE] if (explicit["layer"] != MODEL_WIDE).any() else explicit
-    logs = of_layers.assign(log=np.log(of_layers["value"].astype(float))).groupby(["rank", "cell_id"])["log"].mean()
+    of_layers = (
+        explicit[explicit["layer"] != MODEL_WIDE]
+        if (explicit["layer"] != MODEL_WIDE).any()
+        else explicit
+    )
+    logs = (
+        of_layers.assign(log=np.log(of_layers["value"].astype(float)))
+        .groupby(["rank", "cell_id"])["log"]
+        .mean()
+    )
     ring: dict[str, Any] = {"color": style.INK, "marker": "o", "markersize": 5.5, "markerfacecolor": "none",
                             "markeredgewidth": 0.6, "linestyle": "none", "zorder": 5}  # fmt: skip
     (line,) = ax.plot(logs.index.get_level_values("rank"), np.exp(logs), gid="explicit", **ring)
@@ -198,5 +275,7 @@ def _powers(ax: Axes, ranks: Sequence[float]) -> None:
     powers = [rank for rank in ranks if float(np.log2(rank)).is_integer()]
     labelled = powers[:: 1 + len(powers) // 7]
     ax.xaxis.set_major_locator(FixedLocator(labelled))
-    ax.xaxis.set_major_formatter(FixedFormatter([f"$2^{{{np.log2(rank):.0f}}}$" for rank in labelled]))
+    ax.xaxis.set_major_formatter(
+        FixedFormatter([f"$2^{{{np.log2(rank):.0f}}}$" for rank in labelled])
+    )
     ax.xaxis.set_minor_locator(FixedLocator([rank for rank in ranks if rank not in labelled]))

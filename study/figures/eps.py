@@ -16,7 +16,10 @@ from study.figures.selection import Absent, Tables, holding, per_layer
 MOST_FAMILIES = 4
 ENOUGH = 100.0
 """Below this many eps, eps has a say in the update: it is no longer the sign-like one that theory takes Adam for."""
-HEADINGS = {"A_grad": r"$A$:  rms of $\nabla_{\!A} L$ / eps", "B_grad": r"$B$:  rms of $\nabla_{\!B} L$ / eps"}
+HEADINGS = {
+    "A_grad": r"$A$:  rms of $\nabla_{\!A} L$ / eps",
+    "B_grad": r"$B$:  rms of $\nabla_{\!B} L$ / eps",
+}
 
 
 @style.paper()
@@ -40,30 +43,59 @@ def eps_over_ranks(tables: Tables) -> Figure:
     if not series:
         raise Absent("no rms of A_grad or B_grad in the tables")
     both = pd.concat(list(series.values()), ignore_index=True)
-    shown, left_out = laws.measured(holding(cells, both, "A_grad or B_grad rms"), both, MOST_FAMILIES)
+    shown, left_out = laws.measured(
+        holding(cells, both, "A_grad or B_grad rms"), both, MOST_FAMILIES
+    )
 
     entries = max(len(one.family.rules) for one in shown) + 2
-    page = style.figure(len(shown), len(series), ratio=0.58 * len(series) / 2, above=0.3 + 0.14 * entries * len(shown))
+    page = style.figure(
+        len(shown),
+        len(series),
+        ratio=0.58 * len(series) / 2,
+        above=0.3 + 0.14 * entries * len(shown),
+    )
     inches = page.get_figwidth() / len(series) - 0.6
     drawn: list[laws.Law] = []
     for part, one in zip(style.rows(page, [o.family.label for o in shown]), shown, strict=True):
         panels = part.subplots(1, len(series), sharey=True, squeeze=False)[0]
-        mine = {site: rows[rows["cell_id"].isin(set(one.family.cells["cell_id"]))] for site, rows in series.items()}
+        mine = {
+            site: rows[rows["cell_id"].isin(set(one.family.cells["cell_id"]))]
+            for site, rows in series.items()
+        }
         shared = set.intersection(*(set(rows["step"]) for rows in mine.values()))
         step = int(min(shared & set(one.steps), default=one.steps[0]))
         for ax, (site, rows) in zip(panels, mine.items(), strict=True):
-            where = {"site": site, "stat": "rms", "batch": "train", "layer": "mean_log", "kind": "all"}
-            found = layer_laws(one.family, rows[rows["step"] == step], tables.exponents, step, where)
+            where = {
+                "site": site,
+                "stat": "rms",
+                "batch": "train",
+                "layer": "mean_log",
+                "kind": "all",
+            }
+            found = layer_laws(
+                one.family, rows[rows["step"] == step], tables.exponents, step, where
+            )
             found = [_in_units(law, float(one.family.keys["eps"])) for law in found]
-            laws.draw(ax, found, one.family, heading=HEADINGS[site], inches=inches, more=[_mark(ax)])
+            laws.draw(
+                ax, found, one.family, heading=HEADINGS[site], inches=inches, more=[_mark(ax)]
+            )
             drawn += found
         style.y_label(panels[0], f"gradient / eps at step {step}", "mean over layers of the log")
         low = min(ax.get_ylim()[0] for ax in panels)
         panels[0].set_ylim(bottom=min(low, 0.5 * ENOUGH))
         style.log_axis(panels)
         for ax in panels:
-            ax.axhspan(panels[0].get_ylim()[0], ENOUGH, color=style.FAINT, alpha=0.13, linewidth=0, zorder=0)
-    return style.finish(page, laws.fine_print(drawn, "one per seed; bars: 5–95% of layers"), left_out)
+            ax.axhspan(
+                panels[0].get_ylim()[0],
+                ENOUGH,
+                color=style.FAINT,
+                alpha=0.13,
+                linewidth=0,
+                zorder=0,
+            )
+    return style.finish(
+        page, laws.fine_print(drawn, "one per seed; bars: 5–95% of layers"), left_out
+    )
 
 
 def _in_units(law: laws.Law, eps: float) -> laws.Law:
@@ -71,10 +103,14 @@ def _in_units(law: laws.Law, eps: float) -> laws.Law:
     if law.fit is None:
         return law
     values: dict[Any, Any] = law.fit.to_dict()
-    return dataclasses.replace(law, fit=pd.Series({**values, "log_stat_mean": values["log_stat_mean"] - np.log(eps)}))
+    return dataclasses.replace(
+        law, fit=pd.Series({**values, "log_stat_mean": values["log_stat_mean"] - np.log(eps)})
+    )
 
 
 def _mark(ax: Axes) -> tuple[Line2D, str]:
     """The line at 100 and what the legend says of it. gid: ``enough``."""
-    line = ax.axhline(ENOUGH, color=style.INK, linewidth=0.8, linestyle=(0, (5, 2)), zorder=1.5, gid="enough")
+    line = ax.axhline(
+        ENOUGH, color=style.INK, linewidth=0.8, linestyle=(0, (5, 2)), zorder=1.5, gid="enough"
+    )
     return line, f"{ENOUGH:g}; below: eps matters"

@@ -57,7 +57,9 @@ class Sweep:
 
 def sweeps(tables: Tables) -> list[Sweep]:
     """A study's settings with the final held-out loss of their runs. Raises :class:`Absent` where there is none."""
-    heldout = per_step(tables.cells, tables.metrics, "eval_loss") if len(tables.cells) else pd.DataFrame()
+    heldout = (
+        per_step(tables.cells, tables.metrics, "eval_loss") if len(tables.cells) else pd.DataFrame()
+    )
     if heldout.empty:
         raise Absent("no held-out loss in the tables")
     cells = tables.cells.assign(cell_id=tables.cells["cell_id"].astype(str))
@@ -69,7 +71,10 @@ def sweeps(tables: Tables) -> list[Sweep]:
     found = []
     for family in families(cells.drop(columns="lr")):
         own = family.cells[ended.reindex(family.cells.index)]
-        own = own.assign(lr=cells.loc[own.index, "lr"].astype(float), loss=own["cell_id"].map(final).astype(float))
+        own = own.assign(
+            lr=cells.loc[own.index, "lr"].astype(float),
+            loss=own["cell_id"].map(final).astype(float),
+        )
         own.loc[own["status"] == "diverged", "loss"] = np.nan
         own = own[np.isfinite(own["loss"]) | (own["status"] == "diverged")]
         if np.isfinite(own["loss"]).any():

@@ -59,7 +59,9 @@ def measured(cells: pd.DataFrame, series: pd.DataFrame, most: int) -> tuple[list
     return kept, f"{left_out} {rules_left_out(shown, MOST_RULES)}".strip()
 
 
-def laws(family: Family, series: pd.DataFrame, exponents: pd.DataFrame, *, step: int, **where: str) -> list[Law]:
+def laws(
+    family: Family, series: pd.DataFrame, exponents: pd.DataFrame, *, step: int, **where: str
+) -> list[Law]:
     """The family's laws at ``step``, a rule each; ``where`` names the fit (site, stat, batch, layer, kind).
 
     A cell of infinite rank has no place on the axis and is left out.
@@ -78,7 +80,9 @@ def laws(family: Family, series: pd.DataFrame, exponents: pd.DataFrame, *, step:
     return found
 
 
-def fit_of(exponents: pd.DataFrame, family: Family, rule: Rule, **where: object) -> "pd.Series | None":
+def fit_of(
+    exponents: pd.DataFrame, family: Family, rule: Rule, **where: object
+) -> "pd.Series | None":
     """The row of ``exponents`` with this family, rule and ``where`` (site, stat, batch, step, layer, kind), if any."""
     rows = rows_of(exponents, family, rule, **where)
     return rows.iloc[0] if len(rows) == 1 else None
@@ -97,7 +101,11 @@ def rows_of(exponents: pd.DataFrame, family: Family, rule: Rule, **where: object
 def _equal(column: "pd.Series", value: Any) -> Any:
     if pd.isna(value):
         return column.isna()
-    return np.isclose(column, value, rtol=1e-9, atol=0) if is_numeric_dtype(column) else column == value
+    return (
+        np.isclose(column, value, rtol=1e-9, atol=0)
+        if is_numeric_dtype(column)
+        else column == value
+    )
 
 
 def draw(
@@ -121,12 +129,22 @@ def draw(
     curved = curved or {}
     for place, law in enumerate(found):
         colour, who = style.tint(law.rule, family.rules), style.gid(law.rule)
-        hollow: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 0.8, "linestyle": "none", "zorder": 4}
+        hollow: dict[str, Any] = {
+            "markerfacecolor": "white",
+            "markeredgewidth": 0.8,
+            "linestyle": "none",
+            "zorder": 4,
+        }
         mark = style.marker(law.rule, family.rules)
-        points = ax.plot(law.rank, law.value, color=colour, marker=mark, gid=f"points {who}", **hollow)
+        points = ax.plot(
+            law.rank, law.value, color=colour, marker=mark, gid=f"points {who}", **hollow
+        )
         line, theory = _draw_fit(ax, law, colour)
         handles.append((*line, *points))
-        labels.append(_slope(law) + (f", theory {style.number(curved[law.rule])}" if law.rule in curved else ""))
+        labels.append(
+            _slope(law)
+            + (f", theory {style.number(curved[law.rule])}" if law.rule in curved else "")
+        )
         if theory:
             said = f"theory {style.number(law.fit['predicted'])}"  # type: ignore[index]
             if inches < 2.5:  # no room for it behind the slope
@@ -135,7 +153,9 @@ def draw(
             else:
                 labels[-1] += f", {said}"
         if law.spread is not None and len(law.spread):
-            _draw_spread(ax, law.spread, colour, f"spread {who}", aside=place - (len(found) - 1) / 2)
+            _draw_spread(
+                ax, law.spread, colour, f"spread {who}", aside=place - (len(found) - 1) / 2
+            )
         if len(law.lost):  # where it would have been is not known: on the floor, at its rank
             floor: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "gid": f"lost {who}"}
             ax.plot(law.lost, np.full(len(law.lost), 0.03), color=colour, **style.CROSS, **floor)
@@ -143,7 +163,11 @@ def draw(
     labels += [name for _, name in more]
     style.rank_axis(ax, family.finite_ranks, inches)
     ax.set_yscale("log")
-    above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.02), "alignment": "left"}
+    above: dict[str, Any] = {
+        "loc": "lower left",
+        "bbox_to_anchor": (0.0, 1.02),
+        "alignment": "left",
+    }
     ax.legend(handles, labels, title=heading, title_fontsize=8, **above)
 
 
@@ -154,7 +178,9 @@ def _draw_fit(ax: Axes, law: Law, colour: Any) -> tuple[list[Line2D], list[Line2
     who = style.gid(law.rule)
     along = np.geomspace(law.fit["rank_min"], law.fit["rank_max"], 65)
     middle, low, high = fitted(law.fit, along)
-    ax.fill_between(along, low, high, color=colour, alpha=0.2, linewidth=0, zorder=2, gid=f"band {who}")
+    ax.fill_between(
+        along, low, high, color=colour, alpha=0.2, linewidth=0, zorder=2, gid=f"band {who}"
+    )
     line = ax.plot(along, middle, color=colour, zorder=3, gid=f"line {who}")
     if not np.isfinite(law.fit["predicted"]):
         return line, []
@@ -166,9 +192,17 @@ def _draw_fit(ax: Axes, law: Law, colour: Any) -> tuple[list[Line2D], list[Line2
 def _draw_spread(ax: Axes, spread: pd.DataFrame, colour: Any, gid: str, aside: float) -> None:
     """A bar per rank from ``low`` to ``high``, moved aside on the page, not in the data, from another rule's bar."""
     points = ScaledTranslation(aside * 2.6 / 72, 0, ax.get_figure(root=True).dpi_scale_trans)  # type: ignore[union-attr]
-    bars: dict[str, Any] = {"color": colour, "alpha": 0.3, "linewidth": 2.2, "zorder": 1, "gid": gid}
+    bars: dict[str, Any] = {
+        "color": colour,
+        "alpha": 0.3,
+        "linewidth": 2.2,
+        "zorder": 1,
+        "gid": gid,
+    }
     ax.vlines(spread.index, spread["low"], spread["high"], transform=ax.transData + points, **bars)
-    ax.update_datalim([(spread.index[0], spread["low"].min()), (spread.index[0], spread["high"].max())])
+    ax.update_datalim(
+        [(spread.index[0], spread["low"].min()), (spread.index[0], spread["high"].max())]
+    )
 
 
 def _slope(law: Law) -> str:
@@ -179,7 +213,11 @@ def _slope(law: Law) -> str:
     digits = 3 if high - low < 0.02 else 2
     gap = ": " if law.rule.scaling == "power" else "  "  # a name that ends with a number
     said = f"{style.name(law.rule)}{gap}{style.number(law.fit['exponent'], digits)}"
-    return f"{said} [{style.number(low, digits)}, {style.number(high, digits)}]" if np.isfinite(high - low) else said
+    return (
+        f"{said} [{style.number(low, digits)}, {style.number(high, digits)}]"
+        if np.isfinite(high - low)
+        else said
+    )
 
 
 def fine_print(drawn: Sequence[Law], point: str = "one per seed") -> str:
@@ -187,9 +225,17 @@ def fine_print(drawn: Sequence[Law], point: str = "one per seed") -> str:
     fits = [law.fit for law in drawn if law.fit is not None]
     said = [f"Points: {point}."]
     if fits:
-        over = {"seeds": "over seeds", "ranks": "over ranks, there being one seed", "none": "none with two ranks"}
-        kinds = " or ".join(over[kind] for kind in over if kind in {fit["interval"] for fit in fits})
-        said.append(f"Lines: fits; legend: their slopes in log–log with 95% interval ({kinds}); bands: the lines' own.")
+        over = {
+            "seeds": "over seeds",
+            "ranks": "over ranks, there being one seed",
+            "none": "none with two ranks",
+        }
+        kinds = " or ".join(
+            over[kind] for kind in over if kind in {fit["interval"] for fit in fits}
+        )
+        said.append(
+            f"Lines: fits; legend: their slopes in log–log with 95% interval ({kinds}); bands: the lines' own."
+        )
     if any(np.isfinite(fit["predicted"]) for fit in fits):
         said.append("Dotted: the slope that theory predicts, through the fit's centre.")
     if any(len(law.lost) for law in drawn):

@@ -62,7 +62,8 @@ def learning_rate_basins(tables: Tables) -> Figure:
     return style.finish(
         page,
         f"Lines: mean over {seeds} seeds; bands: their range." if seeds > 1 else "",
-        "Large: the best rate of each rank" + ("; open: at an edge of those tried." if edges else "."),
+        "Large: the best rate of each rank"
+        + ("; open: at an edge of those tried." if edges else "."),
         "×: diverged, or ended above the panel." if crossed else "",
         left_out,
         rules_left_out([sweep.family for sweep in shown], MOST_RULES),
@@ -87,19 +88,40 @@ def _draw_basin(ax: Axes, sweep: Sweep, rule: Rule, top: float) -> tuple[bool, b
         means = sweep.means(rule, rank)
         if means.empty:
             continue
-        colour, who = style.shade(rule, rank, sweep.family.ranks), f"{style.gid(rule)} r={style.rank_name(rank)}"
+        colour, who = (
+            style.shade(rule, rank, sweep.family.ranks),
+            f"{style.gid(rule)} r={style.rank_name(rank)}",
+        )
         drawn = means[means["whole"]]
         rates = drawn.index.to_numpy(float)
         dashed = "dashed" if math.isinf(rank) else "solid"
-        ax.plot(rates, drawn["mean"], color=colour, linestyle=dashed, marker="o", markersize=1.8, gid=f"basin {who}")
+        ax.plot(
+            rates,
+            drawn["mean"],
+            color=colour,
+            linestyle=dashed,
+            marker="o",
+            markersize=1.8,
+            gid=f"basin {who}",
+        )
         if sweep.cells["seed"].nunique() > 1:
-            fog: dict[str, Any] = {"color": colour, "alpha": 0.12, "linewidth": 0, "gid": f"band {who}"}
+            fog: dict[str, Any] = {
+                "color": colour,
+                "alpha": 0.12,
+                "linewidth": 0,
+                "gid": f"band {who}",
+            }
             ax.fill_between(rates, drawn["low"], drawn["high"], **fog)
         lost = means.index[~means["whole"] | (means["mean"] > top)].to_numpy(float)
         if len(lost):
             crossed = True
             at_top: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "gid": f"cross {who}"}
-            ax.plot(lost, np.full(len(lost), 1.0), color=colour, **{**style.CROSS, **at_top, "markersize": 3.5})
+            ax.plot(
+                lost,
+                np.full(len(lost), 1.0),
+                color=colour,
+                **{**style.CROSS, **at_top, "markersize": 3.5},
+            )
         best, edge = sweep.best(rule, rank)
         if np.isfinite(best):
             edges = edges or edge
@@ -107,7 +129,12 @@ def _draw_basin(ax: Axes, sweep: Sweep, rule: Rule, top: float) -> tuple[bool, b
                                     "markerfacecolor": "white" if edge else colour,
                                     "markeredgecolor": colour if edge else style.INK,
                                     "markeredgewidth": 0.7, "linestyle": "none", "zorder": 4}  # fmt: skip
-            ax.plot([best], [float(drawn["mean"][best])], gid=f"{'edge' if edge else 'best'} {who}", **mark)
+            ax.plot(
+                [best],
+                [float(drawn["mean"][best])],
+                gid=f"{'edge' if edge else 'best'} {who}",
+                **mark,
+            )
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(base=10, numticks=7))
     ax.xaxis.set_minor_formatter(NullFormatter())
@@ -143,7 +170,9 @@ def loss_against_rank(tables: Tables) -> Figure:
     )
     inches = page.get_figwidth() / columns - 0.5
     edges = infinite = False
-    for part, sweep, drawn in zip(style.rows(page, [s.family.label for s in shown]), shown, tables_of, strict=True):
+    for part, sweep, drawn in zip(
+        style.rows(page, [s.family.label for s in shown]), shown, tables_of, strict=True
+    ):
         panels = part.subplots(1, columns, sharey=True, squeeze=False)[0]
         for ax, (heading, points) in zip(panels, drawn.items(), strict=False):
             infinite = infinite or bool(np.isinf(points["rank"]).any())
@@ -157,7 +186,9 @@ def loss_against_rank(tables: Tables) -> Figure:
     many = max(sweep.cells["seed"].nunique() for sweep in shown)
     return style.finish(
         page,
-        f"Points: one per seed; lines: mean over {many} seeds." if many > 1 else "Points: runs; there is one seed.",
+        f"Points: one per seed; lines: mean over {many} seeds."
+        if many > 1
+        else "Points: runs; there is one seed.",
         "Open: the best rate lies at an edge of those tried." if edges else "",
         "Dashed: infinite rank." if infinite else "",
         left_out,
@@ -176,7 +207,9 @@ def _panels(sweep: Sweep) -> dict[str, pd.DataFrame]:
             for rank in sweep.family.ranks:
                 rate, edge = sweep.best(rule, rank)
                 cells = sweep.of(rule)
-                best.append(cells[(cells["rank"] == rank) & (cells["lr"] == rate)].assign(edge=edge))
+                best.append(
+                    cells[(cells["rank"] == rank) & (cells["lr"] == rate)].assign(edge=edge)
+                )
         found["each rank's best learning rate"] = pd.concat(best)
         # The rate at which most can be compared; where several do, the one with the least loss.
         tried = [(rate, _matched(sweep, rate)) for rate in sweep.rates]
@@ -191,7 +224,11 @@ def _fixed_rate(sweep: Sweep) -> float:
     lowest = sweep.cells[sweep.cells["rank"] == sweep.cells["rank"].min()]
     by = lowest.groupby("lr")
     whole = by["rule"].nunique() == lowest["rule"].nunique()
-    mean = by["loss"].mean().where(by["loss"].apply(lambda loss: bool(np.isfinite(loss).all())) & whole)
+    mean = (
+        by["loss"]
+        .mean()
+        .where(by["loss"].apply(lambda loss: bool(np.isfinite(loss).all())) & whole)
+    )
     if mean.notna().any():
         return float(mean.index[mean.argmin()])
     return float(sweep.cells["lr"].mode().iloc[0])
@@ -233,25 +270,54 @@ def _draw_losses(ax: Axes, sweep: Sweep, points: pd.DataFrame, heading: str, inc
         colour, mark, who = style.tint(rule, rules), style.marker(rule, rules), style.gid(rule)
         mean = finite.groupby("rank")["loss"].mean()
         (line,) = ax.plot(mean.index, mean, color=colour, gid=f"line {who}", zorder=2)
-        dots: dict[str, Any] = {"color": colour, "marker": mark, "linestyle": "none", "markeredgewidth": 0.8}
+        dots: dict[str, Any] = {
+            "color": colour,
+            "marker": mark,
+            "linestyle": "none",
+            "markeredgewidth": 0.8,
+        }
         inner, outer = finite[~finite["edge"].astype(bool)], finite[finite["edge"].astype(bool)]
         ax.plot(inner["rank"], inner["loss"], gid=f"points {who}", zorder=3, **dots)
         if len(outer):
-            ax.plot(outer["rank"], outer["loss"], gid=f"edge {who}", zorder=3, markerfacecolor="white", **dots)
+            ax.plot(
+                outer["rank"],
+                outer["loss"],
+                gid=f"edge {who}",
+                zorder=3,
+                markerfacecolor="white",
+                **dots,
+            )
         handles.append((line, Line2D([], [], **dots)))
         labels.append(style.name(rule))
         limit = mine.loc[np.isinf(mine["rank"]), "loss"]
         if len(limit):
-            ax.axhline(limit.mean(), color=colour, linestyle="dashed", linewidth=0.8, gid=f"limit {who}", zorder=1)
+            ax.axhline(
+                limit.mean(),
+                color=colour,
+                linestyle="dashed",
+                linewidth=0.8,
+                gid=f"limit {who}",
+                zorder=1,
+            )
     style.rank_axis(ax, sweep.family.finite_ranks, inches)
-    above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.02), "alignment": "left"}
+    above: dict[str, Any] = {
+        "loc": "lower left",
+        "bbox_to_anchor": (0.0, 1.02),
+        "alignment": "left",
+    }
     ax.legend(handles, labels, title=heading, title_fontsize=8, **above)
 
 
 def _cost(sweep: Sweep, probes: pd.DataFrame) -> str:
     """What a unit of rank costs, which makes of the rank an axis of adapter FLOPs; nothing where it is not recorded."""
-    of_cell = sweep.cells["cell_id"].map(fans(probes)).dropna() if len(probes) else pd.Series(dtype=float)
-    return f"\n{6 * of_cell.iloc[0] / 1e6:.2g} MFLOP per token and rank" if of_cell.nunique() == 1 else ""
+    of_cell = (
+        sweep.cells["cell_id"].map(fans(probes)).dropna() if len(probes) else pd.Series(dtype=float)
+    )
+    return (
+        f"\n{6 * of_cell.iloc[0] / 1e6:.2g} MFLOP per token and rank"
+        if of_cell.nunique() == 1
+        else ""
+    )
 
 
 def _rate(rate: float) -> str:

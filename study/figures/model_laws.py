@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from study.figures import laws, style
 from study.figures.selection import Tables, holding, model_wide
-from study.sites import MODEL_WIDE
+from study.vocabulary.quantities import MODEL_WIDE
 
 MOST_FAMILIES = 4
 
@@ -35,11 +35,20 @@ def descent_vs_rank(tables: Tables) -> Figure:
     series = model_wide(tables.cells, tables.probes, "adapter_update", "descent")
     cells = holding(tables.cells, series, "model-wide adapter_update descent")
     label = ("descent of the update", r"$-\langle\nabla_{\!A,B}\,L,\ \Delta\rangle$ (nats)")
-    return _against_rank(tables, cells, series, label, last=False, site="adapter_update", stat="descent")
+    return _against_rank(
+        tables, cells, series, label, last=False, site="adapter_update", stat="descent"
+    )
 
 
 def _against_rank(
-    tables: Tables, cells: pd.DataFrame, series: pd.DataFrame, label: Label, *, last: bool, site: str, stat: str
+    tables: Tables,
+    cells: pd.DataFrame,
+    series: pd.DataFrame,
+    label: Label,
+    *,
+    last: bool,
+    site: str,
+    stat: str,
 ) -> Figure:
     """A row per family: a panel for the first step and, with ``last``, one for the last."""
     shown, left_out = laws.measured(cells, series, MOST_FAMILIES)
@@ -47,11 +56,15 @@ def _against_rank(
     columns = max(map(len, steps))
     column = style.FULL if columns > 1 else style.HALF
     entries = max(len(one.family.rules) for one in shown) + 1
-    page = style.figure(len(shown), columns, column=column, ratio=0.58, above=0.3 + 0.14 * entries * len(shown))
+    page = style.figure(
+        len(shown), columns, column=column, ratio=0.58, above=0.3 + 0.14 * entries * len(shown)
+    )
     inches = page.get_figwidth() / columns - 0.6
     where = {"site": site, "stat": stat, "batch": "train", "layer": MODEL_WIDE, "kind": MODEL_WIDE}
     drawn: list[laws.Law] = []
-    for part, one, its_steps in zip(style.rows(page, [o.family.label for o in shown]), shown, steps, strict=True):
+    for part, one, its_steps in zip(
+        style.rows(page, [o.family.label for o in shown]), shown, steps, strict=True
+    ):
         panels = part.subplots(1, columns, sharey=True, squeeze=False)[0]
         for ax, step in zip(panels, its_steps, strict=False):
             found = laws.laws(one.family, series, tables.exponents, step=step, **where)

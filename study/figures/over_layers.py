@@ -12,14 +12,27 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
 from study.figures import laws, style
-from study.figures.selection import Absent, Family, Rule, Tables, families, most_varied, rules_left_out
-from study.sites import MODEL_WIDE
+from study.figures.selection import (
+    Absent,
+    Family,
+    Rule,
+    Tables,
+    families,
+    most_varied,
+    rules_left_out,
+)
+from study.vocabulary.quantities import MODEL_WIDE
 
 SITE, STAT = "adapter_out", "rms"
 MOST_FAMILIES, MOST_RULES = 3, 3
 COLOURS = "RdBu_r"
 """Red grows with the rank, blue shrinks, white is level: apart under every colour blindness, and not a rule's hue."""
-NO_NUMBER: dict[str, Any] = {"facecolor": "white", "edgecolor": style.FAINT, "hatch": "//////", "linewidth": 0}
+NO_NUMBER: dict[str, Any] = {
+    "facecolor": "white",
+    "edgecolor": style.FAINT,
+    "hatch": "//////",
+    "linewidth": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,9 @@ def exponent_heatmap(tables: Tables) -> Figure:
     """
     exponents = _layers(tables.exponents)
     if exponents.empty:
-        raise Absent(f"no exponent of a single layer's {SITE} {STAT} in the tables: analyze the study first")
+        raise Absent(
+            f"no exponent of a single layer's {SITE} {STAT} in the tables: analyze the study first"
+        )
     maps = [(family, _maps(family, tables.probes, exponents)) for family in families(tables.cells)]
     drawable = [family for family, found in maps if found]
     if not drawable:
@@ -57,7 +72,9 @@ def exponent_heatmap(tables: Tables) -> Figure:
     columns = max(len(found) for _, found in drawn)
     maps_drawn = [one for _, found in drawn for one in found.values()]
     kinds = max(len(one.kinds) for one in maps_drawn)
-    inches = max(0.16 * kinds, 0.4) + 0.75 + (0.2 if len(drawn) > 1 else 0)  # the map, its heading and its axis
+    inches = (
+        max(0.16 * kinds, 0.4) + 0.75 + (0.2 if len(drawn) > 1 else 0)
+    )  # the map, its heading and its axis
     page = style.figure(len(drawn), columns, ratio=0.1, above=0.3)
     page.set_figheight(len(drawn) * inches + 0.3)
     finite = np.concatenate([one.exponent[np.isfinite(one.exponent)] for one in maps_drawn])
@@ -70,9 +87,13 @@ def exponent_heatmap(tables: Tables) -> Figure:
         for ax in panels[len(found) :]:
             ax.set_visible(False)
         panels[0].set_ylabel("kind of projection")
-        bar = part.colorbar(panels[0].collections[0], ax=list(panels), aspect=14, pad=0.015, fraction=0.04)
+        bar = part.colorbar(
+            panels[0].collections[0], ax=list(panels), aspect=14, pad=0.015, fraction=0.04
+        )
         bar.set_label("exponent in the rank", labelpad=3)
-        bar.ax.yaxis.set_major_locator(MaxNLocator(min(5, 1 + kinds // 2), steps=[1, 2, 5, 10], symmetric=True))
+        bar.ax.yaxis.set_major_locator(
+            MaxNLocator(min(5, 1 + kinds // 2), steps=[1, 2, 5, 10], symmetric=True)
+        )
         bar.ax.set_label("ladder")
         bar.outline.set_visible(False)
     hatched = any(one.doubtful.any() for one in maps_drawn)
@@ -91,13 +112,17 @@ def _layers(exponents: pd.DataFrame) -> pd.DataFrame:
     """The rows of single layers."""
     if exponents.empty:
         return exponents
-    here = (exponents["site"] == SITE) & (exponents["stat"] == STAT) & (exponents["batch"] == "train")
+    here = (
+        (exponents["site"] == SITE) & (exponents["stat"] == STAT) & (exponents["batch"] == "train")
+    )
     return exponents[here & (exponents["block"] >= 0)]
 
 
 def _maps(family: Family, probes: pd.DataFrame, exponents: pd.DataFrame) -> dict[Rule, Map]:
     """Per rule the layers' exponents at the last step that any of them has."""
-    measured = probes[(probes["site"] == SITE) & probes["cell_id"].isin(set(family.cells["cell_id"]))]
+    measured = probes[
+        (probes["site"] == SITE) & probes["cell_id"].isin(set(family.cells["cell_id"]))
+    ]
     places = measured[measured["layer"] != MODEL_WIDE][["layer", "block", "kind"]].drop_duplicates()
     places = places.astype({"layer": str, "kind": str})
     found: dict[Rule, Map] = {}
@@ -107,7 +132,9 @@ def _maps(family: Family, probes: pd.DataFrame, exponents: pd.DataFrame) -> dict
             continue
         step = int(rows["step"].max())
         rows = rows[rows["step"] == step].astype({"layer": str})
-        layers = places.merge(rows[["layer", "exponent", "ci_low", "ci_high"]], on="layer", how="left")
+        layers = places.merge(
+            rows[["layer", "exponent", "ci_low", "ci_high"]], on="layer", how="left"
+        )
         layers["adapted"] = 1.0
         sure = np.isfinite(layers["exponent"]) & np.isfinite(layers["ci_high"] - layers["ci_low"])
         layers["sure"] = sure.astype(float)
@@ -142,7 +169,9 @@ def _draw(ax: Axes, rule: Rule, table: Map, colours: Normalize, columns: int) ->
     ax.yaxis.set_major_locator(FixedLocator(range(len(kinds))))
     ax.yaxis.set_major_formatter(FixedFormatter([kind.removesuffix("_proj") for kind in kinds]))
     ax.yaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_locator(MaxNLocator(6 if blocks > 4 else blocks, steps=[1, 2, 5, 10], integer=True))
+    ax.xaxis.set_major_locator(
+        MaxNLocator(6 if blocks > 4 else blocks, steps=[1, 2, 5, 10], integer=True)
+    )
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set(xlim=(-0.5, blocks - 0.5), ylim=(len(kinds) - 0.5, -0.5))
     ax.tick_params(length=1.5)

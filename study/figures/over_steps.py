@@ -8,9 +8,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from study.figures import style
-from study.figures.curves import step_axis
 from study.figures.quantities import PRIMARY, Quantity, asymptote, fits
-from study.figures.selection import Absent, Family, Rule, Tables, families, most_varied, rules_left_out
+from study.figures.selection import (
+    Absent,
+    Family,
+    Rule,
+    Tables,
+    families,
+    most_varied,
+    rules_left_out,
+)
+from study.figures.training_curves import step_axis
 
 MOST_FAMILIES, MOST_RULES = 4, 6
 
@@ -33,22 +41,35 @@ def exponents_over_training(tables: Tables) -> Figure:
         raise Absent("no primary quantity with an exponent at two steps")
     shown, left_out = most_varied(drawable, MOST_FAMILIES)
     drawn = [(family, rows) for family, rows in found if any(family is one for one in shown)]
-    quantities = [q for q in PRIMARY if any(q.name == name for _, rows in drawn for _, name in rows)]
+    quantities = [
+        q for q in PRIMARY if any(q.name == name for _, rows in drawn for _, name in rows)
+    ]
 
     page = style.figure(len(drawn), len(quantities), ratio=0.95, above=0.3 + 0.45 * len(drawn))
     theory = False
-    for part, (family, rows) in zip(style.rows(page, [f.label for f, _ in drawn]), drawn, strict=True):
+    for part, (family, rows) in zip(
+        style.rows(page, [f.label for f, _ in drawn]), drawn, strict=True
+    ):
         panels = part.subplots(1, len(quantities), sharex=True, sharey=True, squeeze=False)[0]
         rules = [rule for rule in family.rules[:MOST_RULES] if any(rule == one for one, _ in rows)]
         for ax, quantity in zip(panels, quantities, strict=True):
-            here = {rule: rows[rule, quantity.name] for rule in rules if (rule, quantity.name) in rows}
+            here = {
+                rule: rows[rule, quantity.name] for rule in rules if (rule, quantity.name) in rows
+            }
             theory = _draw(ax, family, quantity, here) or theory
             step_axis(ax, np.concatenate([fit["step"].to_numpy(int) for fit in rows.values()]))
         style.y_label(panels[0], "exponent in the rank")
         style.linear_axis(panels[0])
         handles = [panels[0].plot([], [], **_look(rule, family))[0] for rule in rules]
-        part.legend(handles, [style.name(rule) for rule in rules], loc="outside upper right", ncols=len(rules))
-    intervals = {str(kind) for _, rows in drawn for one in rows.values() for kind in one["interval"]}
+        part.legend(
+            handles,
+            [style.name(rule) for rule in rules],
+            loc="outside upper right",
+            ncols=len(rules),
+        )
+    intervals = {
+        str(kind) for _, rows in drawn for one in rows.values() for kind in one["interval"]
+    }
     over = " or ".join(text for kind, text in (("seeds", "over seeds"), ("ranks", "over ranks, there being one seed"))
                        if kind in intervals)  # fmt: skip
     return style.finish(

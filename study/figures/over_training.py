@@ -7,7 +7,6 @@ import pandas as pd
 from matplotlib.figure import Figure, SubFigure
 
 from study.figures import style
-from study.figures.curves import Curve, coincide, curves, draw, fine_print, limits, step_axis
 from study.figures.selection import (
     Absent,
     Family,
@@ -18,6 +17,15 @@ from study.figures.selection import (
     most_varied,
     per_step,
     rules_left_out,
+)
+from study.figures.training_curves import (
+    Curve,
+    coincide,
+    curves,
+    draw,
+    fine_print,
+    limits,
+    step_axis,
 )
 
 MOST_RULES = 5
@@ -40,12 +48,16 @@ def loss_curves(tables: Tables) -> Figure:
     seeds geometric. Settings that must not be mixed come one below the other.
     """
     loss, heldout = (per_step(tables.cells, tables.metrics, name) for name in ("loss", "eval_loss"))
-    perplexity = heldout.assign(value=np.exp(np.minimum(heldout["value"].astype(float), 500.0)))  # e^500: still finite
+    perplexity = heldout.assign(
+        value=np.exp(np.minimum(heldout["value"].astype(float), 500.0))
+    )  # e^500: still finite
     quantities = [
         Quantity(("training loss", "(nats per token)"), loss, geometric=False),
         Quantity(("held-out", "perplexity"), perplexity, geometric=True),
     ]
-    return _over_training(holding(tables.cells, loss, "finite training loss"), quantities, most=3, ratio=0.47)
+    return _over_training(
+        holding(tables.cells, loss, "finite training loss"), quantities, most=3, ratio=0.47
+    )
 
 
 @style.paper()
@@ -68,7 +80,9 @@ def _over_training(
     cells: pd.DataFrame, quantities: list[Quantity], *, most: int, ratio: float, log: bool = False
 ) -> Figure:
     """Settings one below the other, each with a row of panels per quantity and a column per rule."""
-    shown, left_out = most_varied([f for f in families(cells) if any(_curves(f, q) for q in quantities)], most)
+    shown, left_out = most_varied(
+        [f for f in families(cells) if any(_curves(f, q) for q in quantities)], most
+    )
     if not shown:
         raise Absent("no run with two steps in the tables")
     quantities = [q for q in quantities if any(_curves(family, q) for family in shown)]
@@ -77,15 +91,21 @@ def _over_training(
         len(quantities) * len(shown),
         columns,
         column=style.FULL if columns > 1 else style.HALF,
-        ratio=ratio * max(columns, 2) / 2,  # a row keeps its height, however many rules share its width
+        ratio=ratio
+        * max(columns, 2)
+        / 2,  # a row keeps its height, however many rules share its width
         above=0.3 + (0.35 * len(shown) if len(shown) > 1 else 0),
     )
     drawn: list[list[Curve]] = []
-    for part, family in zip(style.rows(page, [family.label for family in shown]), shown, strict=True):
+    for part, family in zip(
+        style.rows(page, [family.label for family in shown]), shown, strict=True
+    ):
         drawn += _family(part, family, quantities, columns, log)
     hidden = any(coincide(row, limits(row, log=log, margin=0), log=log) for row in drawn)
     said = fine_print(
-        [curve for row in drawn for curve in row], mean="geometric mean" if log else "mean", hidden=hidden
+        [curve for row in drawn for curve in row],
+        mean="geometric mean" if log else "mean",
+        hidden=hidden,
     )
     return style.finish(page, said, left_out, rules_left_out(shown, MOST_RULES))
 
@@ -111,12 +131,18 @@ def _family(
         drawn.append(found)
     all_curves = [curve for found in drawn for curve in found]
     for ax, rule in zip(panels[0], rules, strict=False):
-        ax.set_title(style.title(rule, lines=1 if columns < 4 else 2), color=style.tint(rule, [rule]), linespacing=1.0)
+        ax.set_title(
+            style.title(rule, lines=1 if columns < 4 else 2),
+            color=style.tint(rule, [rule]),
+            linespacing=1.0,
+        )
     for ax in panels[:, len(rules) :].flat:
         ax.set_visible(False)
     for ax in panels[-1]:
         step_axis(ax, np.concatenate([curve.step for curve in all_curves]))
-    style.ladder(part, panels, rules, family.ranks, {(curve.rule, curve.rank) for curve in all_curves})
+    style.ladder(
+        part, panels, rules, family.ranks, {(curve.rule, curve.rank) for curve in all_curves}
+    )
     return drawn
 
 

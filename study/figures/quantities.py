@@ -9,9 +9,9 @@ import pandas as pd
 from study.analysis.grids import ALL_KINDS
 from study.figures import laws
 from study.figures.selection import Family, Rule
-from study.inits import INITS
-from study.sites import MODEL_WIDE
 from study.theory import FAMILIES, PLAIN, Modifiers, predict
+from study.vocabulary.inits import INITS
+from study.vocabulary.quantities import MODEL_WIDE
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,13 @@ def asymptote(quantity: Quantity, family: Family, p: float, step: int) -> float:
     optimizer, init = family.keys.get("optimizer"), INITS.get(family.keys.get("init", "kaiming"))
     if optimizer not in FAMILIES or init is None or init.q is None:
         return np.nan
-    known: dict[str, Any] = {"step": step, "optimizer": optimizer, "p": p, "q": init.q, "init": init.drawn}
+    known: dict[str, Any] = {
+        "step": step,
+        "optimizer": optimizer,
+        "p": p,
+        "q": init.q,
+        "init": init.drawn,
+    }
     said = predict(quantity.site, quantity.stat, modifiers=modifiers(family), **known)
     if said.exponent is None or said.row is None or said.row.term != "none":
         return np.nan

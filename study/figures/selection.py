@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from study import scaling as rules
-from study.analysis.curves import NOT_A_CURVE
+from study.analysis.grouping import NOT_A_CURVE
 from study.errors import StudyError
-from study.sites import MODEL_WIDE
+from study.vocabulary import scaling as rules
+from study.vocabulary.quantities import MODEL_WIDE
 
 
 class Tables(Protocol):
@@ -48,7 +48,11 @@ class Rule:
     def of(cls, scaling: str, exponent: float | None) -> "Rule":
         """The rule of a cell; ``exponent`` is read only where the rule has no p of its own."""
         own = rules.EXPONENTS[scaling]
-        return cls(list(rules.EXPONENTS).index(scaling), str(scaling), float(exponent if own is None else own))  # type: ignore[arg-type]
+        return cls(
+            list(rules.EXPONENTS).index(scaling),
+            str(scaling),
+            float(exponent if own is None else own),
+        )  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -72,23 +76,47 @@ class Family:
         return [rank for rank in self.ranks if np.isfinite(rank)]
 
 
-PRETTY = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD", "signsgd": "SignSGD", "rmsprop": "RMSprop", "lion": "Lion"}
-PRETTY |= {"adafactor": "Adafactor", "momentum": "SGD with momentum", "nesterov": "Nesterov SGD", "smollm2": "SmolLM2"}
-PREFIX = {"lr": "learning rate ", "alpha": "α = ", **dict.fromkeys(("study", "model", "optimizer"), "")}
+PRETTY = {
+    "adamw": "AdamW",
+    "adam": "Adam",
+    "sgd": "SGD",
+    "signsgd": "SignSGD",
+    "rmsprop": "RMSprop",
+    "lion": "Lion",
+}
+PRETTY |= {
+    "adafactor": "Adafactor",
+    "momentum": "SGD with momentum",
+    "nesterov": "Nesterov SGD",
+    "smollm2": "SmolLM2",
+}
+PREFIX = {
+    "lr": "learning rate ",
+    "alpha": "α = ",
+    **dict.fromkeys(("study", "model", "optimizer"), ""),
+}
 
 
 def families(cells: pd.DataFrame) -> list[Family]:
     """The families of ``cells``: cells belong together by what the analysis puts into one fit, the rule aside."""
     exponent = cells["exponent"] if "exponent" in cells else [None] * len(cells)
     rule = pd.Series(
-        [Rule.of(s, p) for s, p in zip(cells["scaling"], exponent, strict=True)], cells.index, dtype=object
+        [Rule.of(s, p) for s, p in zip(cells["scaling"], exponent, strict=True)],
+        cells.index,
+        dtype=object,
     )
     columns = [str(c) for c in cells if c not in NOT_A_CURVE and c not in ("scaling", "exponent")]
     # As strings where they are no numbers, like the analysis: a list of targets may be an array, which has no groups.
-    words = {c: cells[c].map(str, na_action="ignore") for c in columns if not is_numeric_dtype(cells[c])}
+    words = {
+        c: cells[c].map(str, na_action="ignore") for c in columns if not is_numeric_dtype(cells[c])
+    }
     cells = cells.assign(rule=rule, **words)
     varying = [c for c in columns if cells[c].nunique(dropna=False) > 1]
-    groups = [group for _, group in cells.groupby(varying, dropna=False, observed=True)] if varying else [cells]
+    groups = (
+        [group for _, group in cells.groupby(varying, dropna=False, observed=True)]
+        if varying
+        else [cells]
+    )
     named = [c for c in varying if not _goes_without_saying(cells, c)]
     found = []
     for group in groups:
@@ -131,7 +159,11 @@ def _named(column: str, value: Any) -> str:
     """``AdamW``, ``learning rate 0.0001``, ``no clip``, ``targets q_proj,v_proj``: a value as a heading names it."""
     if pd.isna(value):
         return f"no {column.replace('_', ' ')}"
-    text = f"{value:g}" if isinstance(value, numbers.Number) else PRETTY.get(value, re.sub(r"[][']", "", value))
+    text = (
+        f"{value:g}"
+        if isinstance(value, numbers.Number)
+        else PRETTY.get(value, re.sub(r"[][']", "", value))
+    )
     return PREFIX.get(column, column.replace("_", " ") + " ") + text
 
 
@@ -141,28 +173,44 @@ def per_step(cells: pd.DataFrame, metrics: pd.DataFrame, column: str) -> pd.Data
         return NOTHING
     rows = metrics[np.isfinite(metrics[column].to_numpy(float, na_value=np.nan))]
     series = pd.DataFrame(
-        {"cell_id": rows["cell_id"].astype(str), "step": rows["step"], "value": rows[column].astype(float)}
+        {
+            "cell_id": rows["cell_id"].astype(str),
+            "step": rows["step"],
+            "value": rows[column].astype(float),
+        }
     )
     return series[series["step"] <= _ends(cells, series)]
 
 
-def model_wide(cells: pd.DataFrame, probes: pd.DataFrame, site: str, stat: str, batch: str = "train") -> pd.DataFrame:
+def model_wide(
+    cells: pd.DataFrame, probes: pd.DataFrame, site: str, stat: str, batch: str = "train"
+) -> pd.DataFrame:
     """A model-wide statistic as (cell_id, step, layer, value), where it has a logarithm."""
     return _probed(cells, probes, site, stat, batch, model=True)
 
 
-def per_layer(cells: pd.DataFrame, probes: pd.DataFrame, site: str, stat: str, batch: str = "train") -> pd.DataFrame:
+def per_layer(
+    cells: pd.DataFrame, probes: pd.DataFrame, site: str, stat: str, batch: str = "train"
+) -> pd.DataFrame:
     """The layers' statistic as (cell_id, step, layer, value), where it has a logarithm."""
     return _probed(cells, probes, site, stat, batch, model=False)
 
 
-NOTHING = pd.DataFrame({"cell_id": pd.Series([], dtype=object), "step": [], "layer": [], "value": []})
+NOTHING = pd.DataFrame(
+    {"cell_id": pd.Series([], dtype=object), "step": [], "layer": [], "value": []}
+)
 
 
-def _probed(cells: pd.DataFrame, probes: pd.DataFrame, site: str, stat: str, batch: str, model: bool) -> pd.DataFrame:
+def _probed(
+    cells: pd.DataFrame, probes: pd.DataFrame, site: str, stat: str, batch: str, model: bool
+) -> pd.DataFrame:
     if stat not in probes:
         return NOTHING
-    rows = probes[(probes["site"] == site) & (probes["batch"] == batch) & ((probes["layer"] == MODEL_WIDE) == model)]
+    rows = probes[
+        (probes["site"] == site)
+        & (probes["batch"] == batch)
+        & ((probes["layer"] == MODEL_WIDE) == model)
+    ]
     rows = rows[np.isfinite(rows[stat]) & (rows[stat] > 0)]
     names = {name: rows[name].astype(str) for name in ("cell_id", "layer")}
     series = pd.DataFrame({**names, "step": rows["step"], "value": rows[stat].astype(float)})
@@ -173,7 +221,9 @@ def _ends(cells: pd.DataFrame, series: pd.DataFrame) -> np.ndarray:
     """Per row the step at which its cell diverged: from there on a pack measures the weights that it left behind."""
     if "diverged_step" not in cells:
         return np.full(len(series), np.inf)
-    diverged = dict(zip(cells["cell_id"], cells["diverged_step"].astype(float).fillna(np.inf), strict=True))
+    diverged = dict(
+        zip(cells["cell_id"], cells["diverged_step"].astype(float).fillna(np.inf), strict=True)
+    )
     return series["cell_id"].map(diverged).to_numpy(float)
 
 

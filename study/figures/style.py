@@ -26,7 +26,14 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+)
 from tueplots import axes, bundles, figsizes
 
 from study.figures.selection import Rule
@@ -78,7 +85,9 @@ def paper() -> Iterator[None]:
         yield
 
 
-def figure(nrows: int, ncols: int, *, column: str = FULL, ratio: float, above: float = 0.0) -> Figure:
+def figure(
+    nrows: int, ncols: int, *, column: str = FULL, ratio: float, above: float = 0.0
+) -> Figure:
     """An empty figure for a grid of panels, one column of a conference page wide (``half``) or two (``full``).
 
     ``ratio`` is a panel's height to its width, ``above`` the inches kept for legends and titles.
@@ -95,7 +104,12 @@ def rows(page: Figure, labels: Sequence[str]) -> list[Any]:
         return [page]
     parts = list(page.subfigures(len(labels), 1, squeeze=False)[:, 0])
     for part, label in zip(parts, labels, strict=True):
-        part.suptitle(textwrap.fill(label, int(page.get_figwidth() * 15)), x=0.008, ha="left", fontweight="bold")
+        part.suptitle(
+            textwrap.fill(label, int(page.get_figwidth() * 15)),
+            x=0.008,
+            ha="left",
+            fontweight="bold",
+        )
     return parts
 
 
@@ -156,7 +170,11 @@ def title(rule: Rule, lines: int = 1) -> str:
     """A panel's heading: the rule and its gamma, written from p alone."""
     power = {0.25: "1/4", 0.5: "1/2", 0.75: "3/4"}.get(rule.p, f"{rule.p:g}")
     exponent = f"-{power}" if rule.p > 0 else f"{0 - rule.p:g}"
-    return LOOKS[rule.scaling].name + ("\n" if lines > 1 else "   ") + rf"$\gamma = \alpha\, r^{{{exponent}}}$"
+    return (
+        LOOKS[rule.scaling].name
+        + ("\n" if lines > 1 else "   ")
+        + rf"$\gamma = \alpha\, r^{{{exponent}}}$"
+    )
 
 
 def tint(rule: Rule, beside: Sequence[Rule]) -> RGBA:
@@ -169,7 +187,11 @@ def tint(rule: Rule, beside: Sequence[Rule]) -> RGBA:
 def marker(rule: Rule, beside: Sequence[Rule]) -> str:
     """A rule's marker; beside other exponents of ``power``, one of its own."""
     peers = [r for r in beside if r.scaling == rule.scaling]
-    return LOOKS[rule.scaling].marker if len(peers) < 2 else POWER_MARKERS[peers.index(rule) % len(POWER_MARKERS)]
+    return (
+        LOOKS[rule.scaling].marker
+        if len(peers) < 2
+        else POWER_MARKERS[peers.index(rule) % len(POWER_MARKERS)]
+    )
 
 
 def shade(rule: Rule, rank: float, ranks: Sequence[float]) -> RGBA:
@@ -235,9 +257,13 @@ def log_axis(panels: Sequence[Axes]) -> None:
     steps = (1, 2, 3, 5) if decades < 0.8 else (1, 3) if decades < 3 else (1,)
     axis.set_major_locator(LogLocator(base=10, subs=steps, numticks=20 if len(steps) > 1 else 7))
     axis.set_major_formatter(FuncFormatter(lambda value, _: _decimal(value)))
-    axis.set_minor_locator(LogLocator(base=10, subs=range(2, 10), numticks=20) if decades < 6 else NullLocator())
+    axis.set_minor_locator(
+        LogLocator(base=10, subs=range(2, 10), numticks=20) if decades < 6 else NullLocator()
+    )
     axis.set_minor_formatter(NullFormatter())
-    if decades < 1 / 3:  # too short for any of these steps to appear twice: label it as a plain axis
+    if (
+        decades < 1 / 3
+    ):  # too short for any of these steps to appear twice: label it as a plain axis
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axis.set_minor_locator(NullLocator())
 
@@ -252,7 +278,11 @@ def _decimal(value: float) -> str:
 
 
 def ladder(
-    parent: Figure | SubFigure, panels: Any, rules: Sequence[Rule], ranks: Sequence[float], has: set[Any]
+    parent: Figure | SubFigure,
+    panels: Any,
+    rules: Sequence[Rule],
+    ranks: Sequence[float],
+    has: set[Any],
 ) -> Axes:
     """The legend of ranks beside ``panels``: a rung per rank, lowest at the bottom, and a column of shades per rule.
 
@@ -273,7 +303,9 @@ def ladder(
         for y, rank in enumerate(ranks):
             if (rule, rank) in has:
                 colour = shade(rule, rank, ranks)
-                ax.add_patch(Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="white", linewidth=0.6))
+                ax.add_patch(
+                    Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="white", linewidth=0.6)
+                )
     ax.set(xlim=(0, len(rules)), ylim=(0, len(ranks)), xticks=[])
     ax.set_yticks(np.arange(len(ranks)) + 0.5, [rank_name(r) for r in ranks])
     ax.tick_params(length=0, pad=2, left=False, labelleft=False, labelright=True)

@@ -9,7 +9,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from study.figures import style
-from study.figures.selection import Absent, Family, Rule, Tables, families, most_varied, rules_left_out
+from study.figures.selection import (
+    Absent,
+    Family,
+    Rule,
+    Tables,
+    families,
+    most_varied,
+    rules_left_out,
+)
 
 MOST_SETTINGS, MOST_RULES = 3, 5
 
@@ -37,21 +45,29 @@ def truncated_losses(tables: Tables) -> Figure:
         ratio=0.66 * max(columns, 2) / 2,
         above=0.3 + (0.35 * len(shown) if len(shown) > 1 else 0),
     )
-    for part, family in zip(style.rows(page, [family.label for family in shown]), shown, strict=True):
+    for part, family in zip(
+        style.rows(page, [family.label for family in shown]), shown, strict=True
+    ):
         panels = part.subplots(1, columns, sharex=True, sharey=True, squeeze=False)[0]
         rules = family.rules[:columns]
         joined = family.cells[["cell_id", "rule", "rank", "seed"]].merge(rows, on="cell_id")
         for ax, rule in zip(panels, rules, strict=False):
             _draw(ax, family, rule, joined[joined["rule"] == rule])
             ax.set_title(
-                style.title(rule, lines=1 if columns < 4 else 2), color=style.tint(rule, [rule]), linespacing=1.0
+                style.title(rule, lines=1 if columns < 4 else 2),
+                color=style.tint(rule, [rule]),
+                linespacing=1.0,
             )
         for ax in panels[len(rules) :]:
             ax.set_visible(False)
         _kept_axis(panels[: len(rules)], sorted({k for k in joined["kept"] if 0 < k < math.inf}))
         style.y_label(panels[0], "held-out loss", "(nats per token)")
         style.linear_axis(panels[0])
-        has = {(rule, rank) for rule in rules for rank in set(joined.loc[joined["rule"] == rule, "rank"])}
+        has = {
+            (rule, rank)
+            for rule in rules
+            for rank in set(joined.loc[joined["rule"] == rule, "rank"])
+        }
         style.ladder(part, panels, rules, family.ranks, has)
     seeds = max(family.cells["seed"].nunique() for family in shown)
     base = sorted({f"{loss:.2f}" for loss in rows.loc[rows["kept"] == 0, "loss"]})
@@ -59,7 +75,9 @@ def truncated_losses(tables: Tables) -> Figure:
         page,
         f"Lines: mean over {seeds} seeds." if seeds > 1 else "",
         "Large: the run itself, nothing cut.",
-        f"The base, nothing kept: {' to '.join(dict.fromkeys([base[0], base[-1]]))}." if base else "",
+        f"The base, nothing kept: {' to '.join(dict.fromkeys([base[0], base[-1]]))}."
+        if base
+        else "",
         left_out,
         rules_left_out(shown, MOST_RULES),
     )
@@ -72,8 +90,13 @@ def _draw(ax: Axes, family: Family, rule: Rule, rows: pd.DataFrame) -> None:
         loss = rows[(rows["rank"] == rank) & (rows["kept"] > 0)].groupby("kept")["loss"].mean()
         if loss.empty:
             continue
-        colour, who = style.shade(rule, rank, family.ranks), f"{style.gid(rule)} r={style.rank_name(rank)}"
-        kept = [min(k, 2 * most) for k in loss.index]  # infinite rank is drawn a step beyond the others
+        colour, who = (
+            style.shade(rule, rank, family.ranks),
+            f"{style.gid(rule)} r={style.rank_name(rank)}",
+        )
+        kept = [
+            min(k, 2 * most) for k in loss.index
+        ]  # infinite rank is drawn a step beyond the others
         ax.plot(kept, loss, color=colour, marker="o", markersize=1.8, gid=f"cut {who}", zorder=2)
         mark: dict[str, Any] = {"marker": style.LOOKS[rule.scaling].marker, "markersize": 5, "color": colour,
                                 "markeredgecolor": style.INK, "markeredgewidth": 0.7, "zorder": 4}  # fmt: skip

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from study.config import chosen
 from study.errors import StudyError
-from study.sites import BACKWARD, FORWARD, SITES
+from study.vocabulary.quantities import BACKWARD, FORWARD, SITES
 
 if TYPE_CHECKING:
     BasePlugin = object
@@ -51,7 +51,11 @@ class NormProbePlugin(BasePlugin):
         from study.integrations.transformers import NormProbeCallback
 
         data = ", ".join(str(source["path"]) for source in cfg.get("datasets") or []) or None
-        return [NormProbeCallback(trainer, **{"results": "results/axolotl", "data": data, **_options(cfg)})]
+        return [
+            NormProbeCallback(
+                trainer, **{"results": "results/axolotl", "data": data, **_options(cfg)}
+            )
+        ]
 
 
 def _options(cfg: Any) -> dict[str, Any]:

@@ -12,13 +12,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from study.adapters.peft_format import PeftAdapter, read_adapter
-from study.cells import plan
 from study.config import ModelConfig, parse
 from study.errors import StudyError
-from study.hydra_app import CONF
 from study.models import load_base, load_tokenizer
 from study.models.hf import quiet
 from study.store import ADAPTER, find_cell
+from study.sweeps.app import CONF
+from study.sweeps.cells import plan
 
 RECORD = "study_record.json"
 """In an exported folder, the cell's record: how the adapter was drawn and trained, on what, by which code."""
@@ -58,7 +58,9 @@ def export_merged(study_dir: Path, cell: str, folder: Path) -> Path:
     found, config = read_adapter(adapter), ModelConfig(**of_base)
     base = load_base(config, torch.device("cpu"), "float32")
     if base.card.fingerprint != record["sources"]["model"]:
-        raise StudyError(f"{base.card.name} is not what cell {record['cell_id']} was trained on: give back its weights")
+        raise StudyError(
+            f"{base.card.name} is not what cell {record['cell_id']} was trained on: give back its weights"
+        )
     add_to_weights(base.model, found)
     model: Any = base.model
     model.config.use_cache = True  # training had it off
@@ -76,7 +78,9 @@ def add_to_weights(model: torch.nn.Module, adapter: PeftAdapter) -> None:
     for layer, (A_RD, B_OR, gamma) in adapter.pairs.items():
         linear: Any = model.get_submodule(layer)
         delta_OD = gamma * (B_OR @ A_RD)
-        linear.weight += delta_OD if hasattr(linear, "in_features") else delta_OD.T  # a Conv1D keeps [D, O]
+        linear.weight += (
+            delta_OD if hasattr(linear, "in_features") else delta_OD.T
+        )  # a Conv1D keeps [D, O]
 
 
 def inspect_adapter(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
@@ -90,7 +94,9 @@ def inspect_adapter(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
     if not any(override.startswith("model=") for override in chosen):
         named = found.config.get("base_model_name_or_path")
         if not named:
-            raise StudyError(f"{folder} names no base: say which, study import {folder} model=hf model.path=...")
+            raise StudyError(
+                f"{folder} names no base: say which, study import {folder} model=hf model.path=..."
+            )
         chosen += ["model=hf", f"model.path={named}"]
     if dropout := found.config.get("lora_dropout"):
         chosen.append(f"adapter.dropout={dropout}")
@@ -129,7 +135,9 @@ def _kept_adapter(study_dir: Path, cell: str) -> tuple[Path, dict[str, Any]]:
     folder, record = find_cell(study_dir, cell)
     if not (folder / ADAPTER).is_dir():
         if record["status"] == "diverged":
-            raise StudyError(f"cell {folder.name} diverged at step {record['diverged_step']}: it has no adapter")
+            raise StudyError(
+                f"cell {folder.name} diverged at step {record['diverged_step']}: it has no adapter"
+            )
         raise StudyError(
             f"cell {folder.name} has no adapter on disk: train it again with {line_of(record['config'])} "
             "train.save_adapter=true"
@@ -156,7 +164,11 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
     """A nested configuration by dotted key; lists are values."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= (
+            _flat(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else {f"{prefix}{key}": value}
+        )
     return flat
 
 

@@ -28,17 +28,23 @@ from study.config import (
     identity,
 )
 from study.errors import StudyError
-from study.inits import IMPORTED
 from study.probes import NormProbe
-from study.provenance import provenance
 from study.store import CellWriter, rows_of
+from study.store.provenance import provenance
+from study.vocabulary.inits import IMPORTED
 
 _SGD = {(False, False): "sgd", (True, False): "momentum", (True, True): "nesterov"}
 """By whether there is momentum, and whether it is Nesterov's."""
 
 
 def open_cell(
-    trainer: Any, study_dir: Path, adapter: str, init: str, probe: NormProbe, probes: ProbesConfig, data: str | None
+    trainer: Any,
+    study_dir: Path,
+    adapter: str,
+    init: str,
+    probe: NormProbe,
+    probes: ProbesConfig,
+    data: str | None,
 ) -> tuple[CellConfig, CellWriter]:
     """The cell of one adapter of ``trainer``'s run, which is about to begin, and its writer, opened; ``init`` as
     :func:`init_of` says.
@@ -90,7 +96,11 @@ def open_cell(
         "gamma": pairs[0].gamma,
         "sources": asdict(sources),
         "config": asdict(config),
-        "peft": {"adapter": adapter, "variants": probe.variants, **json.loads(_json(peft_config.to_dict()))},
+        "peft": {
+            "adapter": adapter,
+            "variants": probe.variants,
+            **json.loads(_json(peft_config.to_dict())),
+        },
         "started": now(),
         **provenance(args.device),
     }
@@ -155,7 +165,11 @@ def _optimizer_config(optimizer: Optimizer, pair: LoraPair, adapter: str) -> Opt
     kind = OPTIMIZERS.get(name, OptimizerConfig)
     known = {f.name: of_A[f.name] for f in fields(kind) if f.name in of_A}
     lr_A, lr_B = (group.get("initial_lr", group["lr"]) for group in (of_A, of_B))  # before warm-up
-    known |= {"name": name, "lr": float(lr_A), "loraplus_lr_ratio": float(lr_B / lr_A) if lr_A else 1.0}
+    known |= {
+        "name": name,
+        "lr": float(lr_A),
+        "loraplus_lr_ratio": float(lr_B / lr_A) if lr_A else 1.0,
+    }
     if "betas" in known:
         known["betas"] = list(known["betas"])
     return kind(**{"weight_decay": 0.0, **known})
@@ -163,7 +177,9 @@ def _optimizer_config(optimizer: Optimizer, pair: LoraPair, adapter: str) -> Opt
 
 def _model_name(model: nn.Module) -> str:
     config: Any = model.config
-    return getattr(config, "_name_or_path", "") or str((config.architectures or [type(model).__name__])[0])
+    return getattr(config, "_name_or_path", "") or str(
+        (config.architectures or [type(model).__name__])[0]
+    )
 
 
 def _data_name(dataset: Any) -> str:

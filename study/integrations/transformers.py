@@ -37,13 +37,18 @@ from study.config import ProbesConfig, chosen, probe_steps
 from study.errors import StudyError
 from study.integrations.runs import init_of, now, open_cell
 from study.probes import NormProbe, active_adapters
-from study.provenance import peak_memory_gb
-from study.sites import MODEL_WIDE, SITES, STATS, USUAL
 from study.store import CellWriter, rows_of
+from study.store.provenance import peak_memory_gb
+from study.vocabulary.quantities import MODEL_WIDE, SITES, STATS, USUAL
 
 SHOWN = (("adapter_grad", "norm"), ("adapter_update", "norm"), ("adapter_update", "descent"))
 """What the console is shown of the whole model: sites and stats."""
-TRACKED = (("adapter_grad", "norm"), ("adapter_update", "norm"), ("adapter_out", "rms"), ("layer_out_grad", "rms"))
+TRACKED = (
+    ("adapter_grad", "norm"),
+    ("adapter_update", "norm"),
+    ("adapter_out", "rms"),
+    ("layer_out_grad", "rms"),
+)
 """What a tracker is shown of every layer. The tables have every site and stat."""
 
 
@@ -73,7 +78,9 @@ class NormProbeCallback(TrainerCallback):
     ) -> None:
         _check(trainer)
         self.trainer, self.results, self.data = trainer, Path(results), data
-        self.asked = ProbesConfig(every=every, steps=None if every else steps, sites=sites, stats=stats, tokens=tokens)
+        self.asked = ProbesConfig(
+            every=every, steps=None if every else steps, sites=sites, stats=stats, tokens=tokens
+        )
         options: dict[str, Any] = {
             "sites": chosen("sites", sites, SITES),
             "stats": chosen("stats", stats, STATS, USUAL),
@@ -84,7 +91,9 @@ class NormProbeCallback(TrainerCallback):
         if not self.probes:
             NormProbe(trainer.model)  # says what there is instead
         _name_variants(self.probes)
-        self._inits = {name: init_of(trainer.model, name, probe) for name, probe in self.probes.items()}
+        self._inits = {
+            name: init_of(trainer.model, name, probe) for name, probe in self.probes.items()
+        }
         self._reporters = tuple(get_reporting_integration_callbacks(trainer.args.report_to))
         self._writers: list[CellWriter] = []
         self._patches = ExitStack()
@@ -105,19 +114,32 @@ class NormProbeCallback(TrainerCallback):
             self._writers.append(writer)
             self._probed_at = frozenset(probe_steps(config))
         self._weight = next(iter(self.probes.values())).layers[0].pairs()[0].A_RD
-        seen = rows_of(self._writers[0].folder, "metrics")["tokens"]  # by the part of the run that it is resumed from
+        seen = rows_of(self._writers[0].folder, "metrics")[
+            "tokens"
+        ]  # by the part of the run that it is resumed from
         self._tokens = int(seen.max()) if len(seen) else 0
         self._began = time.perf_counter()
         self._diverged_step: int | None = None
-        self._training_step, self._clip = self.trainer.training_step, self.trainer.accelerator.clip_grad_norm_
-        self._patches.enter_context(_replaced(self.trainer, "training_step", self._watched_training_step))
-        self._patches.enter_context(_replaced(self.trainer.accelerator, "clip_grad_norm_", self._watched_clip))
+        self._training_step, self._clip = (
+            self.trainer.training_step,
+            self.trainer.accelerator.clip_grad_norm_,
+        )
+        self._patches.enter_context(
+            _replaced(self.trainer, "training_step", self._watched_training_step)
+        )
+        self._patches.enter_context(
+            _replaced(self.trainer.accelerator, "clip_grad_norm_", self._watched_clip)
+        )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A new optimizer step: its row begins with the learning rate of the coming update."""
         self._start_step(state.global_step)
         groups = self.trainer.optimizer.param_groups
-        lr = next(group["lr"] for group in groups if any(weight is self._weight for weight in group["params"]))
+        lr = next(
+            group["lr"]
+            for group in groups
+            if any(weight is self._weight for weight in group["params"])
+        )
         self._row |= {"lr": float(lr), **self._evaluated}
         self._evaluated = {}
 
@@ -147,11 +169,15 @@ class NormProbeCallback(TrainerCallback):
         """Write the step's row of ``metrics``."""
         loss = float(torch.stack(self._losses).sum()) if self._losses else math.nan
         self._tokens += int(sum(self._real_tokens))
-        if self._diverged_step is None and not math.isfinite(loss + self._row.get("grad_norm", 0.0)):
+        if self._diverged_step is None and not math.isfinite(
+            loss + self._row.get("grad_norm", 0.0)
+        ):
             self._diverged_step = self._step
         self._write_row(self._row | {"loss": loss, "tokens": self._tokens})
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **_: Any) -> None:
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **_: Any
+    ) -> None:
         """Keep the held-out loss for the row of the weights that it is of."""
         if "eval_loss" in metrics:
             self._evaluated = {"eval_loss": float(metrics["eval_loss"])}
@@ -178,8 +204,12 @@ class NormProbeCallback(TrainerCallback):
         self._losses: list[Tensor] = []
         self._real_tokens: list[Tensor | int] = []
 
-    def _watched_training_step(self, model: nn.Module, inputs: Mapping[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        self._real_tokens.append(_count_tokens(inputs))  # before the pass, which may take inputs apart
+    def _watched_training_step(
+        self, model: nn.Module, inputs: Mapping[str, Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        self._real_tokens.append(
+            _count_tokens(inputs)
+        )  # before the pass, which may take inputs apart
         with self._watching():
             loss = self._training_step(model, inputs, *args, **kwargs)
         self._losses.append(loss.detach().float())
@@ -209,7 +239,9 @@ class NormProbeCallback(TrainerCallback):
         norm = self._clip(parameters, max_norm, *args, **kwargs)
         if norm is not None:
             self._row["grad_norm"] = float(norm)
-            self._row["clip_factor"] = min(1.0, max_norm / (float(norm) + 1e-6))  # as torch's clip_grad_norm_
+            self._row["clip_factor"] = min(
+                1.0, max_norm / (float(norm) + 1e-6)
+            )  # as torch's clip_grad_norm_
         return norm
 
     def _before_update(self) -> None:
@@ -233,7 +265,10 @@ class NormProbeCallback(TrainerCallback):
             prefix = "probe" if len(self.probes) == 1 else f"probe/{name}"
             for shown, numbers in ((SHOWN, whole), (TRACKED, layers)):
                 for site, stat in shown:
-                    rows = table[(table["site"] == site) & ((table["layer"] == MODEL_WIDE) == (shown is SHOWN))]
+                    rows = table[
+                        (table["site"] == site)
+                        & ((table["layer"] == MODEL_WIDE) == (shown is SHOWN))
+                    ]
                     for layer, value in zip(rows["layer"], rows.get(stat, ()), strict=False):
                         of_layer = "" if layer == MODEL_WIDE else f"/{layer}"
                         numbers[f"{prefix}/{site}_{stat}{of_layer}"] = float(value)
@@ -241,7 +276,9 @@ class NormProbeCallback(TrainerCallback):
             Trainer.log(self.trainer, whole)
         for callback in self.trainer.callback_handler.callbacks:
             if self._reporters and isinstance(callback, self._reporters):
-                callback.on_log(self.trainer.args, state, control, model=self.trainer.model, logs=dict(layers))
+                callback.on_log(
+                    self.trainer.args, state, control, model=self.trainer.model, logs=dict(layers)
+                )
 
     def _close(self, status: str, **fields: Any) -> None:
         self._patches.close()
@@ -254,16 +291,22 @@ def _check(trainer: Trainer) -> None:
     """Refuse what would be measured wrongly."""
     args = trainer.args
     if args.fp16:
-        raise StudyError("fp16=True scales the loss, and with it every gradient: train in bf16 or float32 to probe")
+        raise StudyError(
+            "fp16=True scales the loss, and with it every gradient: train in bf16 or float32 to probe"
+        )
     if args.world_size > 1 or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         raise StudyError(
             f"{args.world_size} processes (DDP, FSDP, DeepSpeed) each see a share of every step: "
             "probe a run in one process"
         )
     if args.n_gpu > 1:
-        raise StudyError(f"the Trainer would use {args.n_gpu} GPUs, each for a share: set CUDA_VISIBLE_DEVICES=0")
+        raise StudyError(
+            f"the Trainer would use {args.n_gpu} GPUs, each for a share: set CUDA_VISIBLE_DEVICES=0"
+        )
     if args.torch_compile:
-        raise StudyError("torch_compile=True leaves out the hooks of layers: set it to False to probe")
+        raise StudyError(
+            "torch_compile=True leaves out the hooks of layers: set it to False to probe"
+        )
     if getattr(trainer.model.config, "is_encoder_decoder", False):
         raise StudyError("an encoder-decoder has two kinds of tokens: only decoders can be probed")
 
@@ -282,7 +325,9 @@ def _name_variants(probes: Mapping[str, NormProbe]) -> None:
 def _check_hooks_ran(table: pd.DataFrame) -> None:
     """Every layer whose gradient came has been seen at work, unless its forward pass went around the module."""
     by_site = {site: set(rows["layer"]) for site, rows in table.groupby("site", observed=True)}
-    bypassed = sorted(by_site.get("A_grad", set()) - by_site.get("adapter_in", by_site.get("A_grad", set())))
+    bypassed = sorted(
+        by_site.get("A_grad", set()) - by_site.get("adapter_in", by_site.get("A_grad", set()))
+    )
     if bypassed:
         raise StudyError(
             f"{len(bypassed)} layers are trained without their module being called ({bypassed[0]}, ...): a fused LoRA "

@@ -20,7 +20,10 @@ from study.models import hf, quantised, tiny
 from study.models.card import ModelCard, checkpoint_of, describe
 
 _DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16), strict=True))
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # of the largest logit: the two ways differ in rounding only
+_TOLERANCE = {
+    torch.float32: 1e-4,
+    torch.bfloat16: 3e-2,
+}  # of the largest logit: the two ways differ in rounding only
 
 
 def nothing(_: Tensor) -> AbstractContextManager[None]:
@@ -66,12 +69,19 @@ class FrozenBase:
         Families soft-cap, scale or shift their logits (Gemma 2, Cohere, Granite, ...). Instead of knowing them all, the
         model's own forward is run with a trunk that hands back the hidden states it is given.
         """
-        head = copy.copy(self.model)  # shallow, microseconds: the same submodules in a dict of its own
+        head = copy.copy(
+            self.model
+        )  # shallow, microseconds: the same submodules in a dict of its own
         head._modules = {**head._modules, head.base_model_prefix: _HandBack()}  # type: ignore[dict-item]
         return head(inputs_embeds=hidden_ND[None]).logits[0]
 
     def continue_greedily(
-        self, input_ids_BL: Tensor, real_BL: Tensor, tokens: int, eos_token_id: int | None, padding_id: int
+        self,
+        input_ids_BL: Tensor,
+        real_BL: Tensor,
+        tokens: int,
+        eos_token_id: int | None,
+        padding_id: int,
     ) -> Tensor:
         """The likeliest next token, again and again, ``[B, n]``: n is ``tokens``, or less where every row has ended.
 
@@ -79,7 +89,11 @@ class FrozenBase:
         the rows and one per token, with keys and values cached.
         """
         greedy = GenerationConfig(
-            max_new_tokens=tokens, do_sample=False, use_cache=True, eos_token_id=eos_token_id, pad_token_id=padding_id
+            max_new_tokens=tokens,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=eos_token_id,
+            pad_token_id=padding_id,
         )
         whole_BL = self.model.generate(  # type: ignore[operator]
             input_ids=input_ids_BL, attention_mask=real_BL.long(), generation_config=greedy
@@ -130,7 +144,9 @@ def load_base(config: ModelConfig, device: torch.device, precision: str) -> Froz
         model = hf.load_model(checkpoint, device, dtype, config.quant_bits)
     model = model.eval().requires_grad_(False)
     model.config.use_cache = False
-    model.generation_config = GenerationConfig()  # a checkpoint's own may penalise repetition, which is not greedy
+    model.generation_config = (
+        GenerationConfig()
+    )  # a checkpoint's own may penalise repetition, which is not greedy
     if config.quant_bits is not None:
         quantised.settle(model, dtype)
     base = FrozenBase(model, card)
@@ -149,7 +165,9 @@ def _check(base: FrozenBase, device: torch.device, relative: float) -> None:
     family, model = f"model {base.card.name!r} ({type(base.model).__name__})", base.model
     half = max(1, min(4, base.card.max_length // 2))
     vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    ids_BT = torch.randint(vocabulary, (2, 2 * half), generator=torch.Generator().manual_seed(0)).to(device)
+    ids_BT = torch.randint(
+        vocabulary, (2, 2 * half), generator=torch.Generator().manual_seed(0)
+    ).to(device)
     ids_BT[1, :half] = ids_BT[0, :half]
     try:
         whole_BTV = model(input_ids=ids_BT, use_cache=False).logits
@@ -164,7 +182,9 @@ def _check(base: FrozenBase, device: torch.device, relative: float) -> None:
         )
     tolerance = relative * float(whole_BTV.abs().max())
     if not torch.allclose(parts_BTV, whole_BTV, rtol=0.0, atol=tolerance):
-        raise StudyError(f"{family} computes its logits in a way this toolkit can't follow: choose another causal LM")
+        raise StudyError(
+            f"{family} computes its logits in a way this toolkit can't follow: choose another causal LM"
+        )
     if not torch.allclose(whole_BTV[0, :half], whole_BTV[1, :half], rtol=0.0, atol=tolerance):
         raise StudyError(
             f"{family} lets a token see later ones: choose a causal LM (a BERT needs is_decoder in its config.json)"

@@ -52,8 +52,12 @@ def describe(config: ModelConfig) -> ModelCard:
     if config.quant_bits is None:
         return card
     quantised.check_installed()
-    note = ", ".join(filter(None, [card.note, f"block linears in {config.quant_bits} bits by bitsandbytes"]))
-    return replace(card, fingerprint=f"{card.fingerprint}+{quantised.SCHEMES[config.quant_bits]}", note=note)
+    note = ", ".join(
+        filter(None, [card.note, f"block linears in {config.quant_bits} bits by bitsandbytes"])
+    )
+    return replace(
+        card, fingerprint=f"{card.fingerprint}+{quantised.SCHEMES[config.quant_bits]}", note=note
+    )
 
 
 def _plain_card(config: ModelConfig) -> ModelCard:

@@ -19,13 +19,18 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
-from study.cache import file_sha256
 from study.errors import StudyError
 from study.models import quantised
 from study.models.quiet import quiet
+from study.store.cache import file_sha256
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_SMALL_FILES = ["*.json", "*.jinja", "*.model", "merges.txt"]  # config and tokenizer, at the top of a hub repository
+_SMALL_FILES = [
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "merges.txt",
+]  # config and tokenizer, at the top of a hub repository
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _CONVERT_FIRST = "convert it to safetensors first (model.save_pretrained in transformers, or the hub's convert Space)"
 
@@ -50,14 +55,20 @@ def find(path: str | None) -> Checkpoint:
     Raises :class:`StudyError` for no path, a folder that isn't there, and a hub name that can't be had.
     """
     if not path:
-        raise StudyError("model=hf needs model.path: a folder, or a hub name such as meta-llama/Llama-3.1-8B-Instruct")
+        raise StudyError(
+            "model=hf needs model.path: a folder, or a hub name such as meta-llama/Llama-3.1-8B-Instruct"
+        )
     folder, named = Path(path).expanduser(), f"model.path={path!r}"
     if folder.is_dir():
         return Checkpoint(folder, named, path)
     if folder.exists():
-        raise StudyError(f"{named} is a file: give the folder that holds config.json and *.safetensors")
+        raise StudyError(
+            f"{named} is a file: give the folder that holds config.json and *.safetensors"
+        )
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path):
-        raise StudyError(f"{named} is not there: give a folder with config.json and *.safetensors, or a hub name")
+        raise StudyError(
+            f"{named} is not there: give a folder with config.json and *.safetensors, or a hub name"
+        )
     folder = _hub_folder(path)
     return Checkpoint(folder, named, path, commit=folder.name)
 
@@ -68,7 +79,9 @@ def _hub_folder(name: str) -> Path:
     no_folder = f"model.path={name!r} is no folder here, and"
     try:
         with quiet():
-            folder = Path(snapshot_download(name, allow_patterns=_SMALL_FILES, ignore_patterns=["*/*"]))
+            folder = Path(
+                snapshot_download(name, allow_patterns=_SMALL_FILES, ignore_patterns=["*/*"])
+            )
         files = {file.name for file in folder.iterdir()}
         if not files & {_SINGLE, _INDEX}:
             files = set(HfApi().list_repo_files(name, revision=folder.name))
@@ -86,7 +99,9 @@ def _hub_folder(name: str) -> Path:
             f"{no_folder} the hub can't be reached: check the path or the network, or give a folder ({one_line(error)})"
         ) from None
     if not files & {_SINGLE, _INDEX}:
-        raise StudyError(f"model.path={name!r} has no safetensors weights on the hub: {_CONVERT_FIRST}")
+        raise StudyError(
+            f"model.path={name!r} has no safetensors weights on the hub: {_CONVERT_FIRST}"
+        )
     return folder
 
 
@@ -105,19 +120,27 @@ def weight_files(checkpoint: Checkpoint) -> list[Path]:
         try:
             shards = sorted(set(json.loads((folder / _INDEX).read_text())["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise StudyError(f"{named}: {_INDEX} is damaged: fetch or save the model again") from None
+            raise StudyError(
+                f"{named}: {_INDEX} is damaged: fetch or save the model again"
+            ) from None
         files = [folder / shard for shard in shards]
     elif checkpoint.commit:
         return []
     elif any(next(folder.glob(pattern), None) for pattern in _PICKLES):
-        raise StudyError(f"{named} holds its weights as a pickle, which is never opened here: {_CONVERT_FIRST}")
+        raise StudyError(
+            f"{named} holds its weights as a pickle, which is never opened here: {_CONVERT_FIRST}"
+        )
     else:
-        raise StudyError(f"{named} has no {_SINGLE} and no {_INDEX}: give a folder with the weights as safetensors")
+        raise StudyError(
+            f"{named} has no {_SINGLE} and no {_INDEX}: give a folder with the weights as safetensors"
+        )
     if checkpoint.commit and not all(file.exists() for file in files):
         return []
     for file in files:
         if damage := safetensors_damage(file):
-            raise StudyError(f"{named}: weight file {file.name} {damage}: fetch or save the model again")
+            raise StudyError(
+                f"{named}: weight file {file.name} {damage}: fetch or save the model again"
+            )
     return files
 
 
@@ -148,12 +171,20 @@ def read_config(checkpoint: Checkpoint, quant_bits: int | None = None) -> Any:
     """
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # ValueError, KeyError, OSError and more: whatever a strange config.json sets off
-        raise StudyError(f"{checkpoint.named}: config.json can't be used: {one_line(error)}") from None
+            config = AutoConfig.from_pretrained(
+                checkpoint.folder, trust_remote_code=False, local_files_only=True
+            )
+    except (
+        Exception
+    ) as error:  # ValueError, KeyError, OSError and more: whatever a strange config.json sets off
+        raise StudyError(
+            f"{checkpoint.named}: config.json can't be used: {one_line(error)}"
+        ) from None
     held = getattr(config, "quantization_config", None)
     if held is not None:
-        _check_held(checkpoint.named, held if isinstance(held, dict) else held.to_dict(), quant_bits)
+        _check_held(
+            checkpoint.named, held if isinstance(held, dict) else held.to_dict(), quant_bits
+        )
     return config
 
 
@@ -193,10 +224,14 @@ def anatomy(config: Any, named: str, quant_bits: int | None = None) -> Anatomy:
         with quiet(), torch.random.fork_rng(devices=[]), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # as in read_config
-        raise StudyError(f"{named} is no causal language model of transformers: {one_line(error)}") from None
+        raise StudyError(
+            f"{named} is no causal language model of transformers: {one_line(error)}"
+        ) from None
     found = block_linears(model)
     if not found:
-        raise StudyError(f"{named}: {type(model).__name__} has no linear layer in its blocks to adapt")
+        raise StudyError(
+            f"{named}: {type(model).__name__} has no linear layer in its blocks to adapt"
+        )
     if quant_bits == 4:
         quantised.check_rows(named, {path: model.get_submodule(path) for path in found})
     head = model.get_output_embeddings()
@@ -223,11 +258,15 @@ def block_linears(model: nn.Module) -> tuple[str, ...]:
     return tuple(
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module in text and any(part.isdigit() for part in name.split("."))
+        if isinstance(module, nn.Linear | Conv1D)
+        and module in text
+        and any(part.isdigit() for part in name.split("."))
     )
 
 
-def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, quant_bits: int | None) -> Any:
+def load_model(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, quant_bits: int | None
+) -> Any:
     """The model on ``device`` with weights in ``dtype``; a hub model's weights are fetched here.
 
     With ``quant_bits`` each weight of a block linear is quantised as it is read: the whole is never held dense.
@@ -247,7 +286,9 @@ def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype,
                 config=config,
                 dtype=dtype,
                 device_map=device,  # straight there: a GPU's model needs no room in the host's memory
-                quantization_config=None if quant_bits is None else quantised.recipe(quant_bits, dtype),
+                quantization_config=None
+                if quant_bits is None
+                else quantised.recipe(quant_bits, dtype),
                 use_safetensors=True,
                 weights_only=True,
                 trust_remote_code=False,
@@ -288,14 +329,18 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerFast:
     """
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(
+                checkpoint.folder, trust_remote_code=False, local_files_only=True
+            )
     except Exception as error:  # as in read_config
         raise StudyError(
             f"{checkpoint.named} has no usable tokenizer: save one beside the weights ({one_line(error)})"
         ) from None
     # For some families transformers makes up a tokenizer of special tokens alone where the files are missing.
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or len(tokenizer) < 16:
-        raise StudyError(f"{checkpoint.named} has no usable tokenizer: save its tokenizer.json beside the weights")
+        raise StudyError(
+            f"{checkpoint.named} has no usable tokenizer: save its tokenizer.json beside the weights"
+        )
     return tokenizer
 
 

@@ -49,7 +49,9 @@ class Prefix:
         """Keep that for the next time, while there is room; outside of :meth:`during` nothing is kept."""
         size = sum(leaf.nbytes for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
         if self._key is not None and self.used + size <= self.limit:
-            self._kept[self._key] = pytree.tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, output)
+            self._kept[self._key] = pytree.tree_map(
+                lambda x: x.detach() if isinstance(x, Tensor) else x, output
+            )
             self.used += size
 
 

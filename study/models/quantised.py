@@ -7,7 +7,7 @@ dense one can be had (:func:`study.adapters.dense_weight`). Adapters and their g
 
 On a CPU the 8-bit product is one with the dequantised weight. On CUDA it is LLM.int8()'s own, in fp16: inputs are
 rounded to 8 bits but for the columns of outliers, which are looked for over the whole batch. There a cell's numbers
-would depend on what is folded with it, so 8-bit cells are not folded (:func:`study.sweep.folds`).
+would depend on what is folded with it, so 8-bit cells are not folded (:func:`study.sweeps.run.folds`).
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,9 @@ BLOCK = 64
 def check_installed() -> None:
     """Raises :class:`StudyError` where bitsandbytes is not installed."""
     if find_spec("bitsandbytes") is None:
-        raise StudyError("model.quant_bits needs bitsandbytes: pip install 'study[quant]', or model.quant_bits=null")
+        raise StudyError(
+            "model.quant_bits needs bitsandbytes: pip install 'study[quant]', or model.quant_bits=null"
+        )
 
 
 def check_rows(named: str, linears: Mapping[str, Any]) -> None:

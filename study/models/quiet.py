@@ -15,7 +15,10 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No progress bars, log lines or warnings from transformers, whose settings are put back afterwards."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    verbosity, bars = (
+        transformers_logging.get_verbosity(),
+        transformers_logging.is_progress_bar_enabled(),
+    )
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:

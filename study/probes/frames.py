@@ -7,7 +7,7 @@ import pandas as pd
 
 from study.probes.layers import AdaptedLayer
 from study.probes.moments import combine, statistics
-from study.sites import MEASURED, MODEL_WIDE, UNIONS
+from study.vocabulary.quantities import MEASURED, MODEL_WIDE, UNIONS
 
 KEYS = ("step", "layer", "block", "kind", "site", "batch", "d_in", "d_out")
 
@@ -42,7 +42,14 @@ def frame(
         }
         parts.append(pd.DataFrame(rows | _values(site, sums_LX[seen], counts_L[seen], stats)))
         if site in UNIONS and len(seen):
-            whole = {"layer": MODEL_WIDE, "block": -1, "kind": MODEL_WIDE, "site": site, "d_in": 0, "d_out": 0}
+            whole = {
+                "layer": MODEL_WIDE,
+                "block": -1,
+                "kind": MODEL_WIDE,
+                "site": site,
+                "d_in": 0,
+                "d_out": 0,
+            }
             sums_1X, count_1 = combine(sums_LX[seen], axis=0)[None], counts_L[seen].sum()[None]
             parts.append(pd.DataFrame(whole | _values(site, sums_1X, count_1, stats)))
     parts = [part for part in parts if len(part)]
@@ -51,7 +58,9 @@ def frame(
     return pd.concat(parts, ignore_index=True).assign(step=step, batch=batch)[[*KEYS, *stats]]
 
 
-def _values(site: str, sums: np.ndarray, counts: np.ndarray, stats: Sequence[str]) -> dict[str, np.ndarray]:
+def _values(
+    site: str, sums: np.ndarray, counts: np.ndarray, stats: Sequence[str]
+) -> dict[str, np.ndarray]:
     values = statistics(sums, counts, stats)
     if "descent" in values and site != "adapter_update":
         values["descent"] = np.full_like(values["descent"], np.nan)

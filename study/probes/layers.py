@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from study.adapters.bank import AdapterSpec, LoraBank, LoraPair, initial_pair
 from study.errors import StudyError
-from study.inits import INITS
+from study.vocabulary.inits import INITS
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,11 @@ class AdaptedLayer:
 
     def drawn(self, cell: int) -> str:
         """The factor that began at random, ``A`` or ``B``; PEFT's default where it is not known."""
-        return INITS[self.specs[cell].init].drawn if self.specs and self.specs[cell].start is None else "A"
+        return (
+            INITS[self.specs[cell].init].drawn
+            if self.specs and self.specs[cell].start is None
+            else "A"
+        )
 
     def initial_A(self, cell: int) -> Tensor | None:
         """``A0_RD``, drawn once more rather than kept; None where it is not known, or 0."""
@@ -70,13 +74,19 @@ def adapted_layers(model: nn.Module, adapter: str | None = None) -> list[Adapted
     layers = []
     for path, module in model.named_modules():
         if isinstance(module, LoraBank):
-            layers.append(AdaptedLayer(module.layer, module, partial(getattr, module, "pairs"), module.specs))
+            layers.append(
+                AdaptedLayer(module.layer, module, partial(getattr, module, "pairs"), module.specs)
+            )
         elif hasattr(module, "lora_A") and hasattr(module, "lora_B") and hasattr(module, "scaling"):
             name = path.removeprefix("base_model.model.")
             if (read := _read_adapter(module, adapter)) is not None:
                 layers.append(_peft_layer(name, module, read))
     if not layers:
-        of = f" of adapter {adapter!r} (active: {', '.join(active_adapters(model)) or 'none'})" if adapter else ""
+        of = (
+            f" of adapter {adapter!r} (active: {', '.join(active_adapters(model)) or 'none'})"
+            if adapter
+            else ""
+        )
         raise StudyError(
             f"{type(model).__name__} has no LoRA layer{of} to probe: adapt it with PEFT or study.adapters first"
         )
@@ -86,13 +96,23 @@ def adapted_layers(model: nn.Module, adapter: str | None = None) -> list[Adapted
 def active_adapters(model: nn.Module) -> list[str]:
     """The names of the LoRA adapters that are active in any of PEFT's layers, in the order in which they come."""
     every: list[Any] = list(model.modules())
-    modules = [module for module in every if hasattr(module, "lora_A") and hasattr(module, "active_adapters")]
-    return list(dict.fromkeys(name for module in modules for name in module.active_adapters if name in module.lora_A))
+    modules = [
+        module
+        for module in every
+        if hasattr(module, "lora_A") and hasattr(module, "active_adapters")
+    ]
+    return list(
+        dict.fromkeys(
+            name for module in modules for name in module.active_adapters if name in module.lora_A
+        )
+    )
 
 
 def _read_adapter(module: Any, adapter: str | None) -> str | None:
     """The adapter to read a PEFT layer through; None where the layer has no active one to read."""
-    active = [name for name in module.active_adapters if name in module.lora_A and adapter in (None, name)]
+    active = [
+        name for name in module.active_adapters if name in module.lora_A and adapter in (None, name)
+    ]
     if len(active) > 1:
         raise StudyError(
             f"{len(active)} active LoRA adapters in one layer ({', '.join(active)}): activate exactly one to probe it, "
@@ -104,7 +124,11 @@ def _read_adapter(module: Any, adapter: str | None) -> str | None:
 def _peft_layer(name: str, module: Any, adapter: str) -> AdaptedLayer:
     """PEFT keeps a dict of adapters in each layer; ``scaling`` is the full multiplier (lora_B's output is unscaled)."""
     down, up = module.lora_A[adapter], module.lora_B[adapter]
-    if getattr(down, "weight", None) is None or down.weight.ndim != 2 or hasattr(module, "parameter_name"):
+    if (
+        getattr(down, "weight", None) is None
+        or down.weight.ndim != 2
+        or hasattr(module, "parameter_name")
+    ):
         raise StudyError(
             f"{name} is a {type(module).__name__} with LoRA, and only linear layers can be probed: leave it out of "
             "target_modules (and target_parameters)"

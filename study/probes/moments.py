@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from study.sites import ALIGNMENTS
+from study.vocabulary.quantities import ALIGNMENTS
 
 ABS, SQUARE, FOURTH, MAX, DESCENT = range(5)
 """Columns of a row of sums: of |x|, of x^2, of x^4; the largest |x|; minus <gradient, update>."""
@@ -28,7 +28,9 @@ def scaled_sums(x: Tensor, padding: Tensor | None = None) -> Tensor:
     not finite shows in the first sum. Nothing synchronises.
     """
     t = x.detach().float().abs()
-    if padding is not None:  # 0 adds nothing to a sum; copying the other rows out takes a third of the whole time
+    if (
+        padding is not None
+    ):  # 0 adds nothing to a sum; copying the other rows out takes a third of the whole time
         t.index_fill_(0, padding, 0.0)
     t = t.flatten()
     largest = t.amax()
@@ -51,7 +53,9 @@ class Leaving:
         self._copied: torch.cuda.Event | None = None
         self._on_host = x
         if x.device.type == "cuda":
-            self._on_host = torch.empty_like(x, device="cpu", pin_memory=True).copy_(x, non_blocking=True)
+            self._on_host = torch.empty_like(x, device="cpu", pin_memory=True).copy_(
+                x, non_blocking=True
+            )
             self._copied = torch.cuda.Event()
             self._copied.record(torch.cuda.current_stream(x.device))
 
@@ -92,7 +96,9 @@ class Ledger:
         if self._moments:
             self._leaving.append(Leaving(torch.stack([scaled for _, scaled, _ in self._moments])))
         if self._written:
-            self._leaving.append(Leaving(torch.stack([value.double() for _, value in self._written])))
+            self._leaving.append(
+                Leaving(torch.stack([value.double() for _, value in self._written]))
+            )
 
     @property
     def arrived(self) -> bool:
@@ -123,7 +129,9 @@ def combine(sums: np.ndarray, axis: int) -> np.ndarray:
     return combined
 
 
-def statistics(sums: np.ndarray, count: np.ndarray | float, stats: Sequence[str]) -> dict[str, np.ndarray]:
+def statistics(
+    sums: np.ndarray, count: np.ndarray | float, stats: Sequence[str]
+) -> dict[str, np.ndarray]:
     """The asked-for ``stats`` of rows of sums ``[..., SUMS]`` over ``count`` elements, float32; NaN where not measured.
 
     ``mean_abs`` E|x|; ``rms`` sqrt(E x^2); ``m4`` (E x^4)^(1/4); ``max_abs``; ``norm`` Frobenius; ``descent``

@@ -32,7 +32,18 @@ from study.probes.frames import frame
 from study.probes.layers import adapted_layers
 from study.probes.moments import AS_WRITTEN, DESCENT, Ledger, scaled_sums
 from study.probes.spectra import Core, core, largest_singular_values
-from study.sites import BACKWARD, FORWARD, GRADIENTS, MEASURED, SITES, SPECTRA, TRAIN, UNIONS, UPDATES, USUAL
+from study.vocabulary.quantities import (
+    BACKWARD,
+    FORWARD,
+    GRADIENTS,
+    MEASURED,
+    SITES,
+    SPECTRA,
+    TRAIN,
+    UNIONS,
+    UPDATES,
+    USUAL,
+)
 
 
 class Rows(NamedTuple):
@@ -49,7 +60,7 @@ OF_PRODUCT = ("adapter_out", "adapter_in_grad", "delta_w")
 class NormProbe:
     """Moments of activations, gradients, weights and updates, per adapted layer and cell.
 
-    ``sites`` and ``stats`` choose from ``SITES`` and ``STATS`` of :mod:`study.sites`. Moments are over the real tokens
+    ``sites`` and ``stats`` choose from ``SITES`` and ``STATS`` of :mod:`study.vocabulary.quantities`. Moments are over the real tokens
     and all features of one optimizer step, all its micro-batches together. ``adapter_out`` and ``adapter_in_grad``,
     which no hook can read everywhere, are computed from (x, dL/dy, A, B, gamma) on ``tokens`` evenly spaced real tokens
     of the first micro-batch, as are ``rho`` and the numbers of ``alignment`` (None: not measured). Gradients are taken
@@ -73,8 +84,16 @@ class NormProbe:
         adapter: str | None = None,
     ) -> None:
         self.layers = adapted_layers(model, adapter)
-        self.sites, self.stats, self.tokens, self.alignment = tuple(sites), tuple(stats), tokens, alignment
-        self._wanted = {*sites, *(part for union in UNIONS if union in sites for part in UNIONS[union])}
+        self.sites, self.stats, self.tokens, self.alignment = (
+            tuple(sites),
+            tuple(stats),
+            tokens,
+            alignment,
+        )
+        self._wanted = {
+            *sites,
+            *(part for union in UNIONS if union in sites for part in UNIONS[union]),
+        }
         self._rho = "rho" in stats and "A" in self._wanted
         pairs = self.layers[0].pairs()
         self._cells, self._device = len(pairs), pairs[0].A_RD.device
@@ -127,7 +146,12 @@ class NormProbe:
         return Rows(*(mask_N.nonzero().flatten().to(self._device) for mask_N in (real_N, ~real_N)))
 
     def _on_forward(
-        self, layer: int, rows_K: list[Rows | None], _: nn.Module, args: tuple[Tensor, ...], y: Tensor
+        self,
+        layer: int,
+        rows_K: list[Rows | None],
+        _: nn.Module,
+        args: tuple[Tensor, ...],
+        y: Tensor,
     ) -> None:
         if not self.layers[layer].is_on():
             return
@@ -139,8 +163,13 @@ class NormProbe:
         x_KND = args[0].detach().reshape(self._cells, -1, args[0].shape[-1])
         y_KNO = y.detach().reshape(self._cells, -1, y.shape[-1])
         if "adapter_in" in self._wanted:
-            if self._input is None or self._input[0] is not args[0]:  # q, k and v read one tensor, so do gate and up
-                self._input = args[0], [_token_sums(x_ND, rows) for x_ND, rows in zip(x_KND, rows_K, strict=True)]
+            if (
+                self._input is None or self._input[0] is not args[0]
+            ):  # q, k and v read one tensor, so do gate and up
+                self._input = (
+                    args[0],
+                    [_token_sums(x_ND, rows) for x_ND, rows in zip(x_KND, rows_K, strict=True)],
+                )
             for cell, sums in enumerate(self._input[1]):
                 self._enter("adapter_in", layer, cell, *sums)
         for cell, (rows, pair) in enumerate(zip(rows_K, self.layers[layer].pairs(), strict=True)):
@@ -149,7 +178,9 @@ class NormProbe:
             if self._first_micro_batch and ("adapter_out" in self._wanted or self._rho):
                 self._add_inputs(layer, cell, self._sample(x_KND[cell], rows), pair)
 
-    def _on_backward(self, layer: int, rows_K: list[Rows | None], first_micro_batch: bool, dy: Tensor) -> None:
+    def _on_backward(
+        self, layer: int, rows_K: list[Rows | None], first_micro_batch: bool, dy: Tensor
+    ) -> None:
         dy_KNO = dy.reshape(self._cells, -1, dy.shape[-1])
         for cell, (rows, pair) in enumerate(zip(rows_K, self.layers[layer].pairs(), strict=True)):
             if "layer_out_grad" in self._wanted:
@@ -160,7 +191,9 @@ class NormProbe:
     def _sample(self, x_NF: Tensor, rows: Rows | None) -> Tensor:
         """The fixed tokens: ``n`` evenly spaced real ones, ``[n, F]`` float32."""
         count = len(x_NF) if rows is None else len(rows.real)
-        spaced = torch.linspace(0, count - 1, min(self.tokens, count), device=x_NF.device).round().long()
+        spaced = (
+            torch.linspace(0, count - 1, min(self.tokens, count), device=x_NF.device).round().long()
+        )
         return x_NF[spaced if rows is None else rows.real[spaced]].float()
 
     # What is computed from a few tokens rather than read.
@@ -186,11 +219,21 @@ class NormProbe:
     def _add_output_gradients(self, layer: int, cell: int, dy_nO: Tensor, pair: LoraPair) -> None:
         self._add("adapter_in_grad", layer, cell, _adapter_in_grad, dy_nO, pair)
         if self.alignment is not None and "adapter_in_grad" in self._wanted:
-            self._write("adapter_in_grad", layer, cell, self.alignment.of_output_gradients, layer, cell, dy_nO)
+            self._write(
+                "adapter_in_grad",
+                layer,
+                cell,
+                self.alignment.of_output_gradients,
+                layer,
+                cell,
+                dy_nO,
+            )
 
     # Weights, their gradients and their updates, read between backward and the end of the step.
 
-    def before_update(self, gradients: Sequence[Sequence[tuple[Tensor, Tensor]]] | None = None) -> None:
+    def before_update(
+        self, gradients: Sequence[Sequence[tuple[Tensor, Tensor]]] | None = None
+    ) -> None:
         """Measure the weights and, where there are any, their gradients. Call after backward and before clipping.
 
         ``gradients``: those of A and B by layer and cell, for who does not leave them in ``.grad``.
@@ -209,9 +252,15 @@ class NormProbe:
                     if gradient is not None:
                         self._add(f"{site}_grad", layer, cell, Tensor.detach, gradient)
             if self._wanted.intersection(UPDATES):
-                self._weights_before.append([(A.detach().clone(), B.detach().clone()) for A, B, _ in pairs])
-        for (layer, cell), value in zip(cores, largest_singular_values(list(cores.values())), strict=True):
-            self._ledger.write((cell, MEASURED.index("delta_w"), layer), AS_WRITTEN["spectral"], value)
+                self._weights_before.append(
+                    [(A.detach().clone(), B.detach().clone()) for A, B, _ in pairs]
+                )
+        for (layer, cell), value in zip(
+            cores, largest_singular_values(list(cores.values())), strict=True
+        ):
+            self._ledger.write(
+                (cell, MEASURED.index("delta_w"), layer), AS_WRITTEN["spectral"], value
+            )
 
     def after_update(self, clip_factors: Sequence[float] | None = None) -> None:
         """Measure the updates. Call after the optimizer's step, before gradients are cleared.
@@ -221,12 +270,17 @@ class NormProbe:
         """
         factors = clip_factors or [1.0] * self._cells
         for layer, before_K in enumerate(self._weights_before):
-            for cell, (befores, pair) in enumerate(zip(before_K, self.layers[layer].pairs(), strict=True)):
+            for cell, (befores, pair) in enumerate(
+                zip(before_K, self.layers[layer].pairs(), strict=True)
+            ):
                 for site, before, weight in zip(UPDATES, befores, pair[:2], strict=True):
                     update = torch.sub(weight.detach(), before, out=before)
                     self._add(site, layer, cell, Tensor.detach, update)
                     if weight.grad is not None:
-                        descent = -torch.dot(weight.grad.flatten().float(), update.flatten().float()) / factors[cell]
+                        descent = (
+                            -torch.dot(weight.grad.flatten().float(), update.flatten().float())
+                            / factors[cell]
+                        )
                         self._ledger.write((cell, MEASURED.index(site), layer), DESCENT, descent)
         self._weights_before = []
 
@@ -238,7 +292,9 @@ class NormProbe:
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             yield
 
-    def _add(self, site: str, layer: int, cell: int, tensor_of: Callable[..., Tensor], *parts: Any) -> Tensor | None:
+    def _add(
+        self, site: str, layer: int, cell: int, tensor_of: Callable[..., Tensor], *parts: Any
+    ) -> Tensor | None:
         """Enter the sums of ``tensor_of(*parts)``; nothing is computed where the site is not wanted."""
         if site not in self._wanted or (site in OF_PRODUCT and self.layers[layer].variant):
             return None
@@ -250,7 +306,14 @@ class NormProbe:
     def _enter(self, site: str, layer: int, cell: int, scaled: Tensor, count: int) -> None:
         self._ledger.add((cell, MEASURED.index(site), layer), scaled, count)
 
-    def _write(self, site: str, layer: int, cell: int, stats_of: Callable[..., dict[str, Tensor]], *parts: Any) -> None:
+    def _write(
+        self,
+        site: str,
+        layer: int,
+        cell: int,
+        stats_of: Callable[..., dict[str, Tensor]],
+        *parts: Any,
+    ) -> None:
         """Enter the statistics ``stats_of(*parts)``, scalars on the device, each in its column."""
         with self._as_they_are():
             for stat, value in stats_of(*parts).items():
@@ -270,13 +333,18 @@ class NormProbe:
         ledger = self._ledger
         ledger.send()
         self._reset()
-        return Sent(ledger, partial(frame, self.layers, sites=self.sites, stats=self.stats, step=step, batch=batch))
+        return Sent(
+            ledger,
+            partial(frame, self.layers, sites=self.sites, stats=self.stats, step=step, batch=batch),
+        )
 
 
 class Sent:
     """What a probe measured, on its way to the host."""
 
-    def __init__(self, ledger: Ledger, frame_of: Callable[[np.ndarray, np.ndarray], pd.DataFrame]) -> None:
+    def __init__(
+        self, ledger: Ledger, frame_of: Callable[[np.ndarray, np.ndarray], pd.DataFrame]
+    ) -> None:
         self._ledger, self._frame_of = ledger, frame_of
 
     @property

@@ -45,22 +45,31 @@ def largest_singular_values(cores: Sequence[Core]) -> list[Tensor]:
     by_size = sorted(range(len(cores)), key=lambda index: cores[index].square_mm.shape)
     for _, group in groupby(by_size, key=lambda index: cores[index].square_mm.shape):
         indices = list(group)
-        roots = _largest_eigenvalues(torch.stack([cores[index].square_mm for index in indices])).sqrt()
-        found |= {index: cores[index].scale * root for index, root in zip(indices, roots, strict=True)}
+        roots = _largest_eigenvalues(
+            torch.stack([cores[index].square_mm for index in indices])
+        ).sqrt()
+        found |= {
+            index: cores[index].scale * root for index, root in zip(indices, roots, strict=True)
+        }
     return [found[index] for index in range(len(cores))]
 
 
 def _small_core(B_OR: Tensor, A_RD: Tensor) -> Core:
     """``(B A)(B A)^T`` and ``B^T B A A^T``, ``[R, R]``, have the same eigenvalues but for zeros."""
     scales = [_largest(factor) for factor in (B_OR, A_RD)]
-    B_OR, A_RD = B_OR / scales[0], A_RD / scales[1]  # their squares would leave float32 where B has hardly moved
+    B_OR, A_RD = (
+        B_OR / scales[0],
+        A_RD / scales[1],
+    )  # their squares would leave float32 where B has hardly moved
     square_RR = (B_OR.mT @ B_OR).double() @ (A_RD @ A_RD.mT).double()
     return Core(scales[0].double() * scales[1].double(), square_RR)
 
 
 def _krylov_core(*factors: Tensor) -> Core:
     d, rank = factors[-1].shape[1], min(min(factor.shape) for factor in factors)
-    count = min(BLOCKS, -(-d // BLOCK), 1 + -(-rank // BLOCK))  # one more than span the rows: the first is random
+    count = min(
+        BLOCKS, -(-d // BLOCK), 1 + -(-rank // BLOCK)
+    )  # one more than span the rows: the first is random
     start = torch.randn(d, min(BLOCK, d), generator=torch.Generator().manual_seed(0))
     Q_db = torch.linalg.qr(start.to(factors[0].device))[0]
     blocks = [Q_db]
@@ -100,6 +109,8 @@ def _largest_eigenvalues(squares_Lmm: Tensor) -> Tensor:
     for k in range(SQUARINGS):
         trace_L = squares_Lmm.diagonal(dim1=-2, dim2=-1).sum(-1)
         log_L = log_L + trace_L.log() / 2**k
-        squares_Lmm = squares_Lmm / trace_L.clamp_min(torch.finfo(squares_Lmm.dtype).tiny)[:, None, None]
+        squares_Lmm = (
+            squares_Lmm / trace_L.clamp_min(torch.finfo(squares_Lmm.dtype).tiny)[:, None, None]
+        )
         squares_Lmm = squares_Lmm @ squares_Lmm
     return log_L.exp()

@@ -46,7 +46,9 @@ def _seeds(tables: StudyTables) -> list[str]:
             "**One seed.** Intervals are over ranks: they say how straight a line is, and nothing about another seed."
         ]
     if seeds < FEW_SEEDS:
-        return [f"**{seeds} seeds.** Intervals are over seeds and, with fewer than {FEW_SEEDS}, wide or lucky."]
+        return [
+            f"**{seeds} seeds.** Intervals are over seeds and, with fewer than {FEW_SEEDS}, wide or lucky."
+        ]
     return []
 
 
@@ -65,9 +67,15 @@ def _unfinished(tables: StudyTables) -> list[str]:
 
 
 def _not_lazy(tables: StudyTables) -> list[str]:
-    ratios = lazy_ratios(tables.metrics, tables.probes) if "loss_after" in tables.metrics else pd.DataFrame()
+    ratios = (
+        lazy_ratios(tables.metrics, tables.probes)
+        if "loss_after" in tables.metrics
+        else pd.DataFrame()
+    )
     if ratios.empty:
-        return ["**Laziness unknown.** The loss after an update was not recorded: predictions are taken on trust."]
+        return [
+            "**Laziness unknown.** The loss after an update was not recorded: predictions are taken on trust."
+        ]
     off = ratios[(ratios["ratio"] - 1).abs() > LAZY_WITHIN]
     if off.empty:
         return []
@@ -118,8 +126,12 @@ def _clipped(tables: StudyTables) -> list[str]:
     clipped = factors[factors["clip_factor"] < 1]
     if clipped.empty:
         return []
-    cells = tables.cells[tables.cells["cell_id"].astype(str).isin(set(clipped["cell_id"].astype(str)))]
-    line = f"**Clipped.** {len(clipped)} of {len(factors)} gradients were clipped ({_cells(cells)})."
+    cells = tables.cells[
+        tables.cells["cell_id"].astype(str).isin(set(clipped["cell_id"].astype(str)))
+    ]
+    line = (
+        f"**Clipped.** {len(clipped)} of {len(factors)} gradients were clipped ({_cells(cells)})."
+    )
     kinds = {FAMILIES.get(str(name)) for name in cells["optimizer"]}
     if "sgd" in kinds:
         line += " Under SGD clipping changes the exponents; where only some gradients were, nothing is predicted."
@@ -142,7 +154,9 @@ def _astride(tables: StudyTables) -> list[str]:
 
 
 def _no_alignments(tables: StudyTables) -> list[str]:
-    out = tables.probes[(tables.probes["site"] == "adapter_out") & tables.probes["step"].between(1, 3)]
+    out = tables.probes[
+        (tables.probes["site"] == "adapter_out") & tables.probes["step"].between(1, 3)
+    ]
     names = [name for name in ("r_align", "r_sign") if name in out]
     if out.empty or (names and out[names].notna().any(axis=None)):
         return []
@@ -173,7 +187,9 @@ def _short(tables: StudyTables) -> list[str]:
 
 
 def _base(records: Sequence[Record]) -> list[str]:
-    notes = dict.fromkeys(f"{r['model']}: {r['model_note']}" for r in records if r.get("model_note"))
+    notes = dict.fromkeys(
+        f"{r['model']}: {r['model_note']}" for r in records if r.get("model_note")
+    )
     return [f"**The base is not the published weights.** {note}." for note in notes]
 
 
@@ -182,7 +198,9 @@ def _code(records: Sequence[Record]) -> list[str]:
     git = [r.get("git") or {} for r in records]
     commits = {g["commit"][:12] for g in git if g.get("commit")}
     if len(commits) > 1:
-        found.append(f"**Several versions of the code.** Cells are from commits {', '.join(sorted(commits))}.")
+        found.append(
+            f"**Several versions of the code.** Cells are from commits {', '.join(sorted(commits))}."
+        )
     if any(g.get("dirty") for g in git):
         found.append("**Uncommitted changes.** Some cells are from code that no commit holds.")
     devices = {str(r.get("device_name")) for r in records if r.get("device_name")}

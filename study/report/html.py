@@ -36,7 +36,11 @@ def as_html(markdown: str, title: str, folder: Path) -> str:
     reader = MarkdownIt("commonmark", {"html": False}).enable("table")
 
     def image(
-        renderer: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, env: MutableMapping[str, Any]
+        renderer: RendererHTML,
+        tokens: Sequence[Token],
+        index: int,
+        options: OptionsDict,
+        env: MutableMapping[str, Any],
     ) -> str:
         source = unquote(str(tokens[index].attrGet("src")))
         data = base64.b64encode((folder / source).read_bytes()).decode()

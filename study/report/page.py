@@ -24,7 +24,7 @@ from study.analysis.truncations import KEPT
 from study.analysis.verdicts import RATIO
 from study.report.caveats import Record, caveats
 from study.report.task import task_section
-from study.report.words import (
+from study.report.text import (
     QUANTITIES,
     RULES,
     bullets,
@@ -69,13 +69,16 @@ class Picture:
         return f"![{self.caption}]({source})\n\n{self.caption}"
 
 
-def page(name: str, tables: StudyTables, records: Sequence[Record], pictures: Sequence[Picture]) -> str:
+def page(
+    name: str, tables: StudyTables, records: Sequence[Record], pictures: Sequence[Picture]
+) -> str:
     """The whole report on the study ``name`` as Markdown, from analysed tables."""
     sections = [
         f"# {name}: how do its adapters' scalings behave as the rank grows?",
         _in_a_sentence(tables),
         _says(tables),
-        "## Read with care\n\n" + bullets(caveats(tables, records) or ["Nothing in the tables stands out."]),
+        "## Read with care\n\n"
+        + bullets(caveats(tables, records) or ["Nothing in the tables stands out."]),
         _stable(tables),
         _exponents(tables),
         _rates(tables),
@@ -91,7 +94,11 @@ def page(name: str, tables: StudyTables, records: Sequence[Record], pictures: Se
 def _in_a_sentence(tables: StudyTables) -> str:
     cells = tables.cells
     ranks = sorted(set(cells["rank"]))
-    seeds = len(cells[["seed", "data_seed"]].drop_duplicates()) if "data_seed" in cells else cells["seed"].nunique()
+    seeds = (
+        len(cells[["seed", "data_seed"]].drop_duplicates())
+        if "data_seed" in cells
+        else cells["seed"].nunique()
+    )
     return (
         f"{len(cells)} cells on {listed(cells['model'])} and {listed(cells['data'])}: ranks {plain(ranks)}; "
         f"{', '.join(dict.fromkeys(rule_name(row) for row in row_list(cells)))}; "
@@ -111,17 +118,23 @@ def _says(tables: StudyTables) -> str:
     rows = summary(exponents)
     rows = rows[rows["primary"].astype(bool)]
     lines = []
-    for (optimizer, rule, curve), part in rows.groupby(["optimizer", "rule", "curve"], sort=False, observed=True):
+    for (optimizer, rule, curve), part in rows.groupby(
+        ["optimizer", "rule", "curve"], sort=False, observed=True
+    ):
         verdicts = [
             f"{quantity_name(row.quantity)} at step {row.step} {verb(str(row.verdict))} ({row.estimate}"
             + ("" if np.isnan(row.predicted) else f", theory {number(row.predicted)}")
             + ")"
             for row in row_list(part)
         ]
-        named = ", ".join(filter(None, (optimizer_name(optimizer), RULES.get(str(rule), str(rule)), str(curve))))
+        named = ", ".join(
+            filter(None, (optimizer_name(optimizer), RULES.get(str(rule), str(rule)), str(curve)))
+        )
         lines.append(f"**{named}**: {'; '.join(verdicts)}.")
     margins = rows[["rank_min", "rank_max", "margin"]].drop_duplicates().itertuples(index=False)
-    tests = "; ".join(f"±{margin:.3f} from rank {low:g} to {high:g}" for low, high, margin in margins)
+    tests = "; ".join(
+        f"±{margin:.3f} from rank {low:g} to {high:g}" for low, high, margin in margins
+    )
     return (
         "## What it says\n\n"
         + bullets(lines)
@@ -140,7 +153,11 @@ def _stable(tables: StudyTables) -> str:
     rows = rows[(rows["method"] == "linear") | last]
     high = sorted(rows["high_rank_min"].dropna().unique())
     heads = ["optimizer", "quantity", "step", "from", "p\\*, ranks measured", "theory, same ranks"]
-    heads += [f"p\\*, ranks from {' or '.join(f'{r:g}' for r in high)}", "theory, same ranks"] if high else []
+    heads += (
+        [f"p\\*, ranks from {' or '.join(f'{r:g}' for r in high)}", "theory, same ranks"]
+        if high
+        else []
+    )
     heads += ["p\\*, bend taken off", "theory, r → ∞", "lazy", "seeds"]
     body = []
     for row in rows.to_dict("records"):
@@ -181,7 +198,9 @@ def _at_lowest_rate(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         return table, ""
     lowest = table.groupby("optimizer", observed=True)["lr"].transform("min")
     rates = ", ".join(f"{rate:g}" for rate in sorted(set(lowest)))
-    return table[table["lr"] == lowest], f" All at the lowest learning rate ({rates}), the end that theory is about."
+    return table[
+        table["lr"] == lowest
+    ], f" All at the lowest learning rate ({rates}), the end that theory is about."
 
 
 def _values(row: Mapping[Any, Any], names: Sequence[str]) -> list[str]:
@@ -193,7 +212,16 @@ def _exponents(tables: StudyTables) -> str:
         return ""
     exponents, note = _at_lowest_rate(tables.exponents)
     rows = summary(exponents)
-    heads = ["optimizer", "rule", "quantity", "step", "exponent", "theory", "layers 5–95 %", "verdict"]
+    heads = [
+        "optimizer",
+        "rule",
+        "quantity",
+        "step",
+        "exponent",
+        "theory",
+        "layers 5–95 %",
+        "verdict",
+    ]
     body = [
         [
             optimizer_name(row.optimizer),
@@ -202,7 +230,9 @@ def _exponents(tables: StudyTables) -> str:
             str(row.step),
             row.estimate,
             number(row.predicted),
-            "" if np.isnan(row.layer_p05) else f"{number(row.layer_p05)} to {number(row.layer_p95)}",
+            ""
+            if np.isnan(row.layer_p05)
+            else f"{number(row.layer_p05)} to {number(row.layer_p95)}",
             str(row.verdict) + ("" if row.primary else " \\*"),
         ]
         for row in row_list(rows)
@@ -219,7 +249,17 @@ def _rates(tables: StudyTables) -> str:
     transfer = rate_transfer(tables.rates)
     if transfer.empty:
         return ""
-    heads = ["optimizer", "rule", "exponent of the best rate", "theory", "agrees", "ranks", "at an edge", "ρ", "seeds"]
+    heads = [
+        "optimizer",
+        "rule",
+        "exponent of the best rate",
+        "theory",
+        "agrees",
+        "ranks",
+        "at an edge",
+        "ρ",
+        "seeds",
+    ]
     body = [
         [
             optimizer_name(row.optimizer),
@@ -237,7 +277,8 @@ def _rates(tables: StudyTables) -> str:
     by = ["optimizer", "scaling", "exponent_p", "rank"]
     best = tables.rates.groupby(by, observed=True, sort=True)["best_lr"].median().reset_index()
     rows = [
-        [optimizer_name(row.optimizer), rule_name(row), f"{row.rank:g}", f"{row.best_lr:.2g}"] for row in row_list(best)
+        [optimizer_name(row.optimizer), rule_name(row), f"{row.rank:g}", f"{row.best_lr:.2g}"]
+        for row in row_list(best)
     ]
     return (
         "## Does the best learning rate transfer across ranks?\n\n"
@@ -268,7 +309,16 @@ def _losses(tables: StudyTables) -> str:
         for row in row_list(effects)
     ]
     text = "## Does rank help, or only the step size?\n\n" + table(
-        ["optimizer", "rule", "α", "compared at", "gained per doubling of the rank", "ranks", "seeds"], body
+        [
+            "optimizer",
+            "rule",
+            "α",
+            "compared at",
+            "gained per doubling of the rank",
+            "ranks",
+            "seeds",
+        ],
+        body,
     )
     text += "\n\nFinal held-out loss in nats per token; positive: a higher rank is better."
     differences = rule_differences(tables.losses)
@@ -283,7 +333,9 @@ def _losses(tables: StudyTables) -> str:
             ]
             for row in row_list(differences)
         ]
-        text += "\n\n" + table(["optimizer", "compared at", "rule", "rank", "loss beyond rsLoRA's, equal rank"], rows)
+        text += "\n\n" + table(
+            ["optimizer", "compared at", "rule", "rank", "loss beyond rsLoRA's, equal rank"], rows
+        )
         text += (
             "\n\nWhat is left where the step size is matched is the rule; what is not was the step size."
             + f" Between runs the loss is interpolated in the log of the step{_how_far(tables.losses)}."
@@ -300,7 +352,11 @@ def _losses(tables: StudyTables) -> str:
 def _how_far(losses: pd.DataFrame) -> str:
     """How far apart the learning rates are that a matched loss lies between."""
     rates = np.unique(losses.loc[losses["how"] == "matched", "lr"].to_numpy(float))
-    return f", here over a factor of up to {np.max(rates[1:] / rates[:-1]):.2g}" if len(rates) > 1 else ""
+    return (
+        f", here over a factor of up to {np.max(rates[1:] / rates[:-1]):.2g}"
+        if len(rates) > 1
+        else ""
+    )
 
 
 def _truncations(tables: StudyTables) -> str:
@@ -308,8 +364,19 @@ def _truncations(tables: StudyTables) -> str:
     if effects.empty:
         return ""
     several_rates = effects.groupby("optimizer", observed=True)["lr"].nunique().max() > 1
-    heads = ["optimizer", "rule", *(["lr"] if several_rates else []), "trained rank", "held-out loss", "gained"]
-    heads += [f"rank that keeps {KEPT:.0%} of it", "cut to the lowest rank", "loss beyond the run of that rank"]
+    heads = [
+        "optimizer",
+        "rule",
+        *(["lr"] if several_rates else []),
+        "trained rank",
+        "held-out loss",
+        "gained",
+    ]
+    heads += [
+        f"rank that keeps {KEPT:.0%} of it",
+        "cut to the lowest rank",
+        "loss beyond the run of that rank",
+    ]
     body = [
         [
             optimizer_name(row.optimizer),
@@ -348,12 +415,24 @@ def _what_was_run(tables: StudyTables, records: Sequence[Record]) -> str:
         lines.append(f"model: {model} ({notes}; sha256 {hashes})")
     lines.append(f"data: {listed(source(r, 'data') for r in records)}")
     cells = tables.cells
-    for key in ("targets", "init", "lr", "alpha", "batch_size", "accumulation", "sequence_length", "schedule", "clip"):
+    for key in (
+        "targets",
+        "init",
+        "lr",
+        "alpha",
+        "batch_size",
+        "accumulation",
+        "sequence_length",
+        "schedule",
+        "clip",
+    ):
         if key in cells:
             lines.append(f"{key.replace('_', ' ')}: {listed(word(value) for value in cells[key])}")
     lines.append(f"device: {listed(device(r) for r in records)}")
     lines.append(f"precision: {listed(cells['precision'])}" if "precision" in cells else "")
-    lines.append("versions: " + "; ".join(f"{name} {version}" for name, version in versions(records).items()))
+    lines.append(
+        "versions: " + "; ".join(f"{name} {version}" for name, version in versions(records).items())
+    )
     commits = listed(commit(r.get("git")) for r in records)
     lines.append(f"commit: {commits}")
     seconds = cells["seconds"].astype(float).sum() if "seconds" in cells else np.nan

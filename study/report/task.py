@@ -6,7 +6,7 @@ import pandas as pd
 
 from study.analysis import task_scores
 from study.analysis.summary import interval_text
-from study.report.words import number, optimizer_name, plain, row_list, rule_name, table, word
+from study.report.text import number, optimizer_name, plain, row_list, rule_name, table, word
 from study.store import StudyTables
 
 SAID = {"optimizer", "scaling", "exponent_p", "lr", "rank"}
@@ -26,12 +26,21 @@ def task_section(tables: StudyTables) -> str:
         if name not in SAID and not name.startswith(NOT_SETTINGS)
         if scores.groupby("optimizer", observed=True)[name].nunique(dropna=False).max() > 1
     ]
-    heads = ["optimizer", "rule", "rank", "learning rate", "perplexity: base model", "after training"]
+    heads = [
+        "optimizer",
+        "rule",
+        "rank",
+        "learning rate",
+        "perplexity: base model",
+        "after training",
+    ]
     heads += ["exact match: base model", "after training"] if asked else []
     body = [
         [
             optimizer_name(row.optimizer),
-            ", ".join([rule_name(row), *(f"{name}={word(getattr(row, name))}" for name in settings)]),
+            ", ".join(
+                [rule_name(row), *(f"{name}={word(getattr(row, name))}" for name in settings)]
+            ),
             plain([row.rank]),
             f"{row.lr:g}",
             number(row.base_perplexity),
@@ -52,7 +61,9 @@ def task_section(tables: StudyTables) -> str:
             "labels are all held-out targets)."
         )
     else:
-        text += "Answers were not asked for: train with `train.answer_tokens=20` for their exact match."
+        text += (
+            "Answers were not asked for: train with `train.answer_tokens=20` for their exact match."
+        )
     if (scores["rates"] > 1).any():
         text += " Of several learning rates, each rank's best."
     return text
@@ -61,4 +72,7 @@ def task_section(tables: StudyTables) -> str:
 def _exact(row: Any) -> list[str]:
     if pd.isna(row.exact_match):
         return ["", ""]
-    return [number(row.base_exact_match), interval_text(row.exact_match, row.exact_match_low, row.exact_match_high)]
+    return [
+        number(row.base_exact_match),
+        interval_text(row.exact_match, row.exact_match_low, row.exact_match_high),
+    ]

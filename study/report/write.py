@@ -12,7 +12,9 @@ from study.report.page import Picture, page
 from study.store import StudyTables, load_records, load_tables, write_derived
 
 
-def write_report(study_dir: Path, plots: Path, say: Callable[[str], None] = lambda line: None) -> list[Path]:
+def write_report(
+    study_dir: Path, plots: Path, say: Callable[[str], None] = lambda line: None
+) -> list[Path]:
     """Write ``report.md`` and ``report.html`` into ``study_dir``; figures are in ``plots``. The paths written.
 
     Tables are analysed, and figures drawn, where they are missing or older than a cell. Raises :class:`StudyError`
@@ -39,7 +41,9 @@ def analysed(study_dir: Path, say: Callable[[str], None]) -> StudyTables:
     return load_tables(study_dir)
 
 
-def drawn(study_dir: Path, tables: StudyTables, plots: Path, say: Callable[[str], None]) -> list[Picture]:
+def drawn(
+    study_dir: Path, tables: StudyTables, plots: Path, say: Callable[[str], None]
+) -> list[Picture]:
     """The study's figures, in the order of a report, up to date."""
     there = [plots / f"{name}.png" for name in FIGURES if (plots / f"{name}.png").exists()]
     if not there or min(path.stat().st_mtime for path in there) < _newest_cell(study_dir):
@@ -48,11 +52,16 @@ def drawn(study_dir: Path, tables: StudyTables, plots: Path, say: Callable[[str]
         there = [path for path in saved if path.suffix == ".png"]
     pictures = []
     for path in there:
-        caption = (FIGURES[path.stem].__doc__ or path.stem).strip().split("\n\n")[0].replace("\n", " ")
+        caption = (
+            (FIGURES[path.stem].__doc__ or path.stem).strip().split("\n\n")[0].replace("\n", " ")
+        )
         source = Path(os.path.relpath(path.resolve(), study_dir.resolve())).as_posix()
         pictures.append(Picture(path.stem, " ".join(caption.split()).replace("``", "`"), source))
     return pictures
 
 
 def _newest_cell(study_dir: Path) -> float:
-    return max((record.stat().st_mtime for record in (study_dir / "cells").glob("*/record.json")), default=0.0)
+    return max(
+        (record.stat().st_mtime for record in (study_dir / "cells").glob("*/record.json")),
+        default=0.0,
+    )

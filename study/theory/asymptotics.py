@@ -76,10 +76,14 @@ class Row:
 PAPER = "Kalajdzievski 2023, arXiv 2312.03732, appendix A"
 DERIVED = "derived here"
 ISSERLIS = f"derived here: fourth moments of A by Isserlis' theorem; the mean alone: {PAPER}"
-ARCSINE = "derived here: E[sign(u) v] by Price's theorem, E[sign(u) sign(v)] by Sheppard's arcsine law"
+ARCSINE = (
+    "derived here: E[sign(u) v] by Price's theorem, E[sign(u) sign(v)] by Sheppard's arcsine law"
+)
 
 
-def _product(term: Literal["aligned", "crossed", "weight"], gammas: int, derivation: str, source: str) -> Row:
+def _product(
+    term: Literal["aligned", "crossed", "weight"], gammas: int, derivation: str, source: str
+) -> Row:
     """A row in which A meets its own image in B, so that r components add up in one direction; 0 before step 1."""
     return Row(1, gammas, gammas, 1, 1, derivation, source, term)
 
@@ -90,37 +94,78 @@ _ANY: dict[str, Row] = {
     "layer_out": _BASE,
     "layer_out_grad": _BASE,
     "A": Row(1 / 2, 0, 1, 0, 0, "r D iid entries of variance v, moved by order lr", DERIVED),
-    "B_grad": Row(1 / 2, 1, 1, 0, 0, "gamma G A^T: r iid columns, E|.|^2 = gamma^2 v r |G|^2", PAPER),
-    "adapter_grad": Row(1 / 2, 1, 1, 0, 0, "B_grad: A_grad is 0 at step 0, then of order lr beside it", PAPER),
+    "B_grad": Row(
+        1 / 2, 1, 1, 0, 0, "gamma G A^T: r iid columns, E|.|^2 = gamma^2 v r |G|^2", PAPER
+    ),
+    "adapter_grad": Row(
+        1 / 2, 1, 1, 0, 0, "B_grad: A_grad is 0 at step 0, then of order lr beside it", PAPER
+    ),
 }
 SGD: dict[str, Row] = {
     **_ANY,
     "B": Row(1 / 2, 1, 1, 1, 1, "-lr gamma sum_s G_s A^T, linear in B_grad", PAPER),
     "B_update": Row(1 / 2, 1, 1, 1, 0, "lr B_grad", DERIVED),
-    "adapter_update": Row(1 / 2, 1, 1, 1, 0, "B_update: A_update is of order lr beside it", DERIVED),
+    "adapter_update": Row(
+        1 / 2, 1, 1, 1, 0, "B_update: A_update is of order lr beside it", DERIVED
+    ),
     "A_grad": Row(1 / 2, 2, 1, 1, 1, "gamma B^T G = -lr gamma^2 A G^T G: r iid rows", PAPER),
     "A_update": Row(1 / 2, 2, 1, 2, 1, "lr A_grad", DERIVED),
-    "descent": Row(1, 2, 2, 1, 0, "lr |B_grad|^2, in mean lr gamma^2 v r |G|^2: no crossover", DERIVED),
-    "adapter_out": _product(
-        "aligned", 2, "-lr gamma^2 G A^T A x, E|.|^2 = (lr gamma^2 v |G x|)^2 r (r + 1 + r_align)", ISSERLIS
+    "descent": Row(
+        1, 2, 2, 1, 0, "lr |B_grad|^2, in mean lr gamma^2 v r |G|^2: no crossover", DERIVED
     ),
-    "delta_w": _product("weight", 2, "-lr gamma^2 G A^T A, E|.|^2 = (lr gamma^2 v |G|)^2 r (r + 1 + D)", ISSERLIS),
+    "adapter_out": _product(
+        "aligned",
+        2,
+        "-lr gamma^2 G A^T A x, E|.|^2 = (lr gamma^2 v |G x|)^2 r (r + 1 + r_align)",
+        ISSERLIS,
+    ),
+    "delta_w": _product(
+        "weight", 2, "-lr gamma^2 G A^T A, E|.|^2 = (lr gamma^2 v |G|)^2 r (r + 1 + D)", ISSERLIS
+    ),
     "adapter_in_grad": _product(
-        "crossed", 2, "-lr gamma^2 A^T A G^T g, E|.|^2 = (lr gamma^2 v |G^T g|)^2 r (r + 1 + D)", ISSERLIS
+        "crossed",
+        2,
+        "-lr gamma^2 A^T A G^T g, E|.|^2 = (lr gamma^2 v |G^T g|)^2 r (r + 1 + D)",
+        ISSERLIS,
     ),
 }
 SIGN: dict[str, Row] = {
     **_ANY,
     "B": Row(1 / 2, 0, 0, 1, 1, "every entry moves by about lr a step: lr sqrt(r O)", DERIVED),
     "B_update": Row(1 / 2, 0, 0, 1, 0, "every entry moves by about lr: lr sqrt(r O)", DERIVED),
-    "adapter_update": Row(1 / 2, 0, 0, 1, 0, "lr sqrt(r O), then lr sqrt(r (O + D)) from step 1", DERIVED),
+    "adapter_update": Row(
+        1 / 2, 0, 0, 1, 0, "lr sqrt(r O), then lr sqrt(r (O + D)) from step 1", DERIVED
+    ),
     "A_grad": Row(1 / 2, 1, 0, 1, 1, "gamma B^T G = -lr gamma sign(A G^T) G: r iid rows", DERIVED),
-    "A_update": Row(1 / 2, 0, 0, 2, 1, "every entry moves by about lr once A_grad is not 0: lr sqrt(r D)", DERIVED),
-    "descent": Row(1, 1, 1, 1, 0, "lr |B_grad|_1 = lr gamma sum_k |G a_k|_1: r iid terms, no crossover", DERIVED),
-    "adapter_out": _product("aligned", 1, "-lr gamma sign(G A^T) A x, E|.|^2 of r (r - 1 + r_sign)", ARCSINE),
-    "delta_w": _product("weight", 1, "-lr gamma sign(G A^T) A, E|.|^2 of r (r - 1 + pi D/2)", ARCSINE),
+    "A_update": Row(
+        1 / 2,
+        0,
+        0,
+        2,
+        1,
+        "every entry moves by about lr once A_grad is not 0: lr sqrt(r D)",
+        DERIVED,
+    ),
+    "descent": Row(
+        1,
+        1,
+        1,
+        1,
+        0,
+        "lr |B_grad|_1 = lr gamma sum_k |G a_k|_1: r iid terms, no crossover",
+        DERIVED,
+    ),
+    "adapter_out": _product(
+        "aligned", 1, "-lr gamma sign(G A^T) A x, E|.|^2 of r (r - 1 + r_sign)", ARCSINE
+    ),
+    "delta_w": _product(
+        "weight", 1, "-lr gamma sign(G A^T) A, E|.|^2 of r (r - 1 + pi D/2)", ARCSINE
+    ),
     "adapter_in_grad": _product(
-        "crossed", 1, "-lr gamma A^T sign(A G^T) g, E|.|^2 of r (r - 1 + r_back D), r_back mostly 1 to pi/2", ARCSINE
+        "crossed",
+        1,
+        "-lr gamma A^T sign(A G^T) g, E|.|^2 of r (r - 1 + r_back D), r_back mostly 1 to pi/2",
+        ARCSINE,
     ),
 }
 
@@ -130,10 +175,23 @@ PAPER_CLAIMS = {
     "adapter_grad": "figures 3 and 4: level at gamma = alpha/sqrt(r), collapsing at alpha/r, under AdamW and SGD alike",
 }
 
-RANK_SIZED = ("A", "B", "A_grad", "B_grad", "A_update", "B_update", "adapter_grad", "adapter_update")
+RANK_SIZED = (
+    "A",
+    "B",
+    "A_grad",
+    "B_grad",
+    "A_update",
+    "B_update",
+    "adapter_grad",
+    "adapter_update",
+)
 """Sites whose number of entries grows as r, so that rms, mean_abs and m4 lie 1/2 below the norm."""
 
-MIRROR = {"adapter_out": "adapter_in_grad", "adapter_in_grad": "adapter_out", "adapter_in": "layer_out_grad"}
+MIRROR = {
+    "adapter_out": "adapter_in_grad",
+    "adapter_in_grad": "adapter_out",
+    "adapter_in": "layer_out_grad",
+}
 MIRROR |= {f"A{part}": f"B{part}" for part in ("", "_grad", "_update")}
 MIRROR |= {f"B{part}": f"A{part}" for part in ("", "_grad", "_update")}
 """A site under Init[B] behaves as this one does under Init[A]; the rest are their own mirror image."""
@@ -170,7 +228,9 @@ class Modifiers:
         if self.clip not in CLIPS:
             raise unknown("clip", self.clip, CLIPS)
         if not self.eps_ratio >= 0:
-            raise StudyError(f"eps_ratio={self.eps_ratio} is no ratio of gradient to eps: give a number from 0 to inf")
+            raise StudyError(
+                f"eps_ratio={self.eps_ratio} is no ratio of gradient to eps: give a number from 0 to inf"
+            )
 
 
 PLAIN = Modifiers()
@@ -242,14 +302,18 @@ def predict(
     clipped = kind == "sgd" and modifiers.clip == "always"
     derivation = row.derivation
     if clipped and row.updates:
-        derivation += f"; clipping divides it by (gamma sd(A) sqrt(r))^{row.updates}, once an update"
+        derivation += (
+            f"; clipping divides it by (gamma sd(A) sqrt(r))^{row.updates}, once an update"
+        )
     exponent = row.exponent(p, q, clipped)
     if site in RANK_SIZED and stat in ENTRYWISE:
         exponent -= 1 / 2
         derivation += "; over a number of entries that grows as r: 1/2 below the norm"
     if init == "B":
         derivation = f"transposed (A <-> B, x <-> g, G <-> G^T, D <-> O): {derivation}"
-    return Prediction(exponent, row.source, derivation, paper=PAPER_CLAIMS.get(site), row=row, family=kind)
+    return Prediction(
+        exponent, row.source, derivation, paper=PAPER_CLAIMS.get(site), row=row, family=kind
+    )
 
 
 def _why_not(

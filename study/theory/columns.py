@@ -8,7 +8,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from study.theory.asymptotics import PLAIN, Modifiers, predict
-from study.theory.curves import MIDDLE_BACK, UNIFORM_KURTOSIS, UNKNOWN, Layer, curve, log_bias, slope
+from study.theory.curves import (
+    MIDDLE_BACK,
+    UNIFORM_KURTOSIS,
+    UNKNOWN,
+    Layer,
+    curve,
+    log_bias,
+    slope,
+)
 
 
 def predicted_exponent(
@@ -33,11 +41,22 @@ def predicted_exponent(
     the log (:func:`~study.theory.log_bias`). ``weights`` as in the fit of the data.
     Raises :class:`StudyError` for an unknown site, stat, optimizer or init.
     """
-    prediction = predict(site, stat, step=step, optimizer=optimizer, p=p, q=q, init=init, modifiers=modifiers)
+    prediction = predict(
+        site, stat, step=step, optimizer=optimizer, p=p, q=q, init=init, modifiers=modifiers
+    )
     if prediction.exponent is None or len(set(ranks)) < 2:
         return math.nan
     values = curve(
-        site, stat, ranks, step=step, optimizer=optimizer, p=p, q=q, init=init, layer=layer, modifiers=modifiers
+        site,
+        stat,
+        ranks,
+        step=step,
+        optimizer=optimizer,
+        p=p,
+        q=q,
+        init=init,
+        layer=layer,
+        modifiers=modifiers,
     )
     bias = 0.0 if log_variance is None else log_bias(site, stat, log_variance)
     return slope(values, ranks, log_bias=bias, weights=weights)
@@ -77,9 +96,14 @@ def predicted_exponents(
     settings = (site, stat, step, optimizer, p, q, init)
     layers = (d_in, d_out, r_align, r_sign, r_back, kurtosis)
     modifiers = (decay, clip, eps_ratio, lazy)
-    columns = [np.atleast_1d(np.asarray(column, dtype=object)) for column in (*settings, *layers, *modifiers)]
+    columns = [
+        np.atleast_1d(np.asarray(column, dtype=object))
+        for column in (*settings, *layers, *modifiers)
+    ]
     rows = list(zip(*np.broadcast_arrays(*columns), strict=True))
-    fits: list[tuple[float, ...]] = [tuple(ranks)] * len(rows) if np.ndim(ranks[0]) == 0 else [tuple(r) for r in ranks]
+    fits: list[tuple[float, ...]] = (
+        [tuple(ranks)] * len(rows) if np.ndim(ranks[0]) == 0 else [tuple(r) for r in ranks]
+    )
 
     seen: dict[tuple[Any, ...], float] = {}
     predicted = np.empty(len(rows))
@@ -93,10 +117,34 @@ def predicted_exponents(
 
 
 def _of_row(row: tuple[Any, ...]) -> float:
-    ranks, site, stat, step, optimizer, p, q, init, *numbers, kurtosis, decay, clip, eps_ratio, lazy = row
+    (
+        ranks,
+        site,
+        stat,
+        step,
+        optimizer,
+        p,
+        q,
+        init,
+        *numbers,
+        kurtosis,
+        decay,
+        clip,
+        eps_ratio,
+        lazy,
+    ) = row
     d_in, d_out, r_align, r_sign, r_back = numbers
     layer = Layer(d_in, d_out, r_align, r_sign, r_back, kurtosis=kurtosis)
     modifiers = Modifiers(decay, clip, math.inf if math.isnan(eps_ratio) else eps_ratio, bool(lazy))
     return predicted_exponent(
-        site, stat, ranks, step=step, optimizer=optimizer, p=p, q=q, init=init, layer=layer, modifiers=modifiers
+        site,
+        stat,
+        ranks,
+        step=step,
+        optimizer=optimizer,
+        p=p,
+        q=q,
+        init=init,
+        layer=layer,
+        modifiers=modifiers,
     )

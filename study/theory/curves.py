@@ -99,7 +99,11 @@ def crossover(term: str, kind: Family, layer: Layer, init: str = "A") -> float:
     """rho of ``r (r - 1 + rho)`` for the ``aligned``, ``crossed`` or ``weight`` term; NaN where the layer lacks it."""
     fan = layer.d_in if init == "A" else layer.d_out
     if kind == "sign":
-        return {"aligned": layer.r_sign, "crossed": layer.r_back * fan, "weight": math.pi / 2 * fan}[term]
+        return {
+            "aligned": layer.r_sign,
+            "crossed": layer.r_back * fan,
+            "weight": math.pi / 2 * fan,
+        }[term]
     if term != "aligned":
         return 2 + fan + layer.kurtosis
     diagonal = layer.r_align / fan if layer.r_diag is None else layer.r_diag
@@ -131,14 +135,22 @@ def curve(
     ranks = np.asarray(ranks, dtype=np.float64)
     if ranks.size == 0 or not (ranks > 0).all():
         raise StudyError(f"ranks={ranks.tolist()} are not all positive: give the ranks of the fit")
-    prediction = predict(site, stat, step=step, optimizer=optimizer, p=p, q=q, init=init, modifiers=modifiers)
+    prediction = predict(
+        site, stat, step=step, optimizer=optimizer, p=p, q=q, init=init, modifiers=modifiers
+    )
     if prediction.exponent is None or prediction.row is None:
-        raise StudyError(f"no prediction for {stat} of {site} at step {step} under {optimizer}: {prediction.reason}")
+        raise StudyError(
+            f"no prediction for {stat} of {site} at step {step} under {optimizer}: {prediction.reason}"
+        )
     values: Floats = ranks**prediction.exponent
     if prediction.row.term == "none":
         return values
     # Adafactor divides by a product of row and column means, not entry by entry: the asymptote only.
-    rho = math.nan if optimizer == "adafactor" else crossover(prediction.row.term, prediction.family, layer, init)
+    rho = (
+        math.nan
+        if optimizer == "adafactor"
+        else crossover(prediction.row.term, prediction.family, layer, init)
+    )
     return values * np.sqrt(1 + (rho - 1) / ranks)
 
 
@@ -154,7 +166,13 @@ def log_bias(site: str, stat: str, log_variance: ArrayLike) -> Floats:
     return k / 2 * np.asarray(log_variance, dtype=np.float64)
 
 
-def slope(values: ArrayLike, ranks: ArrayLike, *, log_bias: ArrayLike = 0.0, weights: ArrayLike | None = None) -> float:
+def slope(
+    values: ArrayLike,
+    ranks: ArrayLike,
+    *,
+    log_bias: ArrayLike = 0.0,
+    weights: ArrayLike | None = None,
+) -> float:
     """The least-squares slope of ``log(values) - log_bias`` in log ``ranks``; exactly linear in the p of the values.
 
     ``weights`` as in the fit of the data. Raises :class:`StudyError` for fewer than two distinct ranks.
@@ -164,7 +182,9 @@ def slope(values: ArrayLike, ranks: ArrayLike, *, log_bias: ArrayLike = 0.0, wei
     w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64)
     x = x - np.average(x, weights=w)
     if not (w * x != 0).any():
-        raise StudyError(f"a slope needs at least two distinct ranks, not {np.asarray(ranks).tolist()}")
+        raise StudyError(
+            f"a slope needs at least two distinct ranks, not {np.asarray(ranks).tolist()}"
+        )
     return float(np.sum(w * x * y) / np.sum(w * x * x))
 
 
@@ -188,7 +208,9 @@ def stable_exponent(
     """
 
     def at(p: float) -> Prediction:
-        return predict(site, stat, step=step, optimizer=optimizer, p=p, q=q, init=init, modifiers=modifiers)
+        return predict(
+            site, stat, step=step, optimizer=optimizer, p=p, q=q, init=init, modifiers=modifiers
+        )
 
     flat, steep = at(0.0).exponent, at(1.0).exponent
     if flat is None or steep is None or math.isclose(flat, steep, abs_tol=1e-12):
@@ -196,12 +218,23 @@ def stable_exponent(
     if ranks is None:
         return flat / (flat - steep)
     given = curve(
-        site, stat, ranks, step=step, optimizer=optimizer, p=0.0, q=q, init=init, layer=layer, modifiers=modifiers
+        site,
+        stat,
+        ranks,
+        step=step,
+        optimizer=optimizer,
+        p=0.0,
+        q=q,
+        init=init,
+        layer=layer,
+        modifiers=modifiers,
     )
     return slope(given, ranks, weights=weights) / (flat - steep)
 
 
-def distance_to_infinite_rank(ranks: ArrayLike, layer: Layer, *, weighting: str, init: str = "A") -> Floats:
+def distance_to_infinite_rank(
+    ranks: ArrayLike, layer: Layer, *, weighting: str, init: str = "A"
+) -> Floats:
     """Relative distance of the first SGD step's delta_w from its limit ``-lr alpha^2 v G`` (p = 1/2, q = 0), [ranks].
 
     ``weighting="frobenius"``: sqrt((D + 1 + kappa) / r). ``"inputs"``: each direction weighted by the inputs' second
@@ -211,4 +244,6 @@ def distance_to_infinite_rank(ranks: ArrayLike, layer: Layer, *, weighting: str,
     terms = {"frobenius": "weight", "inputs": "aligned" if init == "A" else "crossed"}
     if weighting not in terms:
         raise StudyError(f"unknown weighting {weighting!r}: choose from {', '.join(terms)}")
-    return np.sqrt((crossover(terms[weighting], "sgd", layer, init) - 1) / np.asarray(ranks, dtype=np.float64))
+    return np.sqrt(
+        (crossover(terms[weighting], "sgd", layer, init) - 1) / np.asarray(ranks, dtype=np.float64)
+    )

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from study.sites import MODEL_WIDE, TRAIN
+from study.vocabulary.quantities import MODEL_WIDE, TRAIN
 
 _SHORT = {"adapter_grad": "grad_norm", "adapter_update": "update_norm"}
 
@@ -16,7 +16,9 @@ def norm_of(site: str, batch: str = TRAIN) -> str:
     return _SHORT.get(site, f"{site}_norm") + ("" if batch == TRAIN else f"_{batch}")
 
 
-def history_row(metrics: Mapping[str, float], probes: pd.DataFrame | None, sites: Sequence[str]) -> dict[str, float]:
+def history_row(
+    metrics: Mapping[str, float], probes: pd.DataFrame | None, sites: Sequence[str]
+) -> dict[str, float]:
     """One step of a cell under W&B's names: every metric as it is, and ``norm`` of the probed layers at ``sites``."""
     row = {name: value for name, value in metrics.items() if name != "step"}
     if probes is None or "norm" not in probes:
@@ -24,7 +26,9 @@ def history_row(metrics: Mapping[str, float], probes: pd.DataFrame | None, sites
     sent = probes[probes["site"].isin(sites)]
     layers = _layer_names(sent)
     norms = sent["norm"].astype("float32")  # as the store has them
-    for layer, site, batch, norm in zip(sent["layer"], sent["site"], sent["batch"], norms, strict=True):
+    for layer, site, batch, norm in zip(
+        sent["layer"], sent["site"], sent["batch"], norms, strict=True
+    ):
         row[f"{norm_of(site, batch)}/{layers[layer]}"] = float(norm)
     return row
 
@@ -40,7 +44,9 @@ def _layer_names(probes: pd.DataFrame) -> dict[str, str]:
             names[layer] = MODEL_WIDE
             continue
         below = layer.partition(f".{block}.")[2] or layer
-        names[layer] = (f"block_{block:02d}/" if block >= 0 else "") + (below if ambiguous else kind)
+        names[layer] = (f"block_{block:02d}/" if block >= 0 else "") + (
+            below if ambiguous else kind
+        )
     return names
 
 

@@ -25,7 +25,9 @@ def tracker_of(study_dir: Path) -> TrackerConfig | None:
     return None if last is None else TrackerConfig(**last)
 
 
-def publish(study_dir: Path, plots: Path, tracker: TrackerConfig, say: Callable[[str], None]) -> None:
+def publish(
+    study_dir: Path, plots: Path, tracker: TrackerConfig, say: Callable[[str], None]
+) -> None:
     """Analyse and draw what is not up to date, and send it; what fails is said in one line."""
     if WandbRuns.given_up:
         return
@@ -38,7 +40,9 @@ def publish(study_dir: Path, plots: Path, tracker: TrackerConfig, say: Callable[
         say(f"exponents and figures are not in W&B ({one_line(error)})")
         return
     if tracker.mode == "offline":
-        say(f"W&B is offline: wandb sync {Path(tracker.dir or '.') / 'wandb'}/offline-run-* sends the runs")
+        say(
+            f"W&B is offline: wandb sync {Path(tracker.dir or '.') / 'wandb'}/offline-run-* sends the runs"
+        )
 
 
 def _send(study_dir: Path, plots: Path, tracker: TrackerConfig, say: Callable[[str], None]) -> None:
@@ -57,7 +61,10 @@ def _send(study_dir: Path, plots: Path, tracker: TrackerConfig, say: Callable[[s
     rows = summary(tables.exponents)
     for step in sorted(rows["step"].unique()):
         here = rows[rows["step"] == step].itertuples()
-        run.log({f"exponent/{row.optimizer} {row.rule}/{row.quantity}": row.exponent for row in here}, step=int(step))
+        run.log(
+            {f"exponent/{row.optimizer} {row.rule}/{row.quantity}": row.exponent for row in here},
+            step=int(step),
+        )
     run.log_artifact(exponents)
     run.log_artifact(figures)
     run.finish()

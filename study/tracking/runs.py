@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import pandas as pd
 
 from study.config import TrackerConfig, chosen
-from study.sites import SITES
 from study.tracking.names import history_row, plain
+from study.vocabulary.quantities import SITES
 
 if TYPE_CHECKING:
     import wandb
@@ -62,7 +62,10 @@ class WandbRuns:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._tasks.put(None)
         self._thread.join(2 * _PATIENCE)
@@ -105,7 +108,8 @@ class WandbRuns:
             group=record["study"],
             job_type=f"pack {self.pack}",
             config=plain(
-                record["config"] | {key: value for key, value in record.items() if key not in ("config", "status")}
+                record["config"]
+                | {key: value for key, value in record.items() if key not in ("config", "status")}
             ),
         )
         self.runs[record["cell_id"]] = run
@@ -132,7 +136,9 @@ Tracker = WandbRuns | Untracked
 
 def tracker(config: TrackerConfig, pack: int, say: Callable[[str], None]) -> Tracker:
     """Whom to tell of a pack's results, as the configuration says. Imports nothing of W&B's before the first cell."""
-    return Untracked() if config.name == "none" or WandbRuns.given_up else WandbRuns(config, pack, say)
+    return (
+        Untracked() if config.name == "none" or WandbRuns.given_up else WandbRuns(config, pack, say)
+    )
 
 
 def silenced() -> Any:

@@ -16,11 +16,11 @@ from study.config import TrackerConfig, chosen
 from study.errors import StudyError
 from study.figures.selection import Rule
 from study.figures.style import shade
-from study.sites import MODEL_WIDE, SITES
 from study.store import load_tables
 from study.tracking.names import norm_of
 from study.tracking.publish import SUMMARY, publish, tracker_of
 from study.tracking.runs import one_line, silenced
+from study.vocabulary.quantities import MODEL_WIDE, SITES
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -35,7 +35,9 @@ def open_workspace(study_dir: Path, plots: Path, say: Callable[[str], None]) -> 
     try:
         import wandb_workspaces.workspaces  # noqa: F401
     except ImportError:
-        raise StudyError("a W&B workspace needs wandb-workspaces: pip install 'study[wandb]'") from None
+        raise StudyError(
+            "a W&B workspace needs wandb-workspaces: pip install 'study[wandb]'"
+        ) from None
     tracker = tracker_of(study_dir)
     if tracker is None:
         raise StudyError(f"{study_dir} has no runs in W&B: train it with tracker=wandb")
@@ -57,7 +59,11 @@ def workspace(study_dir: Path, tracker: TrackerConfig) -> "Workspace":
 
     tables = load_tables(study_dir)
     probes, ranks = tables.probes, sorted(tables.cells["rank"].unique())
-    sent = [site for site in chosen("tracker.sites", tracker.sites, SITES) if (probes["site"] == site).any()]
+    sent = [
+        site
+        for site in chosen("tracker.sites", tracker.sites, SITES)
+        if (probes["site"] == site).any()
+    ]
     sites = sorted(sent, key=lambda site: site != "adapter_grad")  # the gradient first
     layers = probes[probes["layer"] != MODEL_WIDE]
     kinds = [str(kind) for kind in layers["kind"].drop_duplicates()]
@@ -72,17 +78,32 @@ def workspace(study_dir: Path, tracker: TrackerConfig) -> "Workspace":
     def by_kind(site: str, kind: str) -> panels.LinePlot:
         # A name below its block is the kind, or ends in it where a block has several layers of that kind.
         regex = rf"^{norm_of(site)}/(block_\d+/)?(.*\.)?{re.escape(kind)}$"
-        return panels.LinePlot(title=f"{site}: {kind}", metric_regex=regex, log_y=True, aggregate=True)
+        return panels.LinePlot(
+            title=f"{site}: {kind}", metric_regex=regex, log_y=True, aggregate=True
+        )
 
     def against_rank(metric: str) -> panels.ScatterPlot:
         rank, last = panels.Config("adapter.rank"), panels.SummaryMetric(metric)
-        return panels.ScatterPlot(title=f"{metric} against rank", x=rank, y=last, log_x=True, log_y=True)
+        return panels.ScatterPlot(
+            title=f"{metric} against rank", x=rank, y=last, log_x=True, log_y=True
+        )
 
-    model_wide = [f"{norm_of(site)}/{MODEL_WIDE}" for site in sites if site in ("adapter_grad", "adapter_update")]
+    model_wide = [
+        f"{norm_of(site)}/{MODEL_WIDE}"
+        for site in sites
+        if site in ("adapter_grad", "adapter_update")
+    ]
     sections = [
-        ws.Section("training", [line(name) for name in ("loss", "eval_loss", "grad_norm")], is_open=True),
-        ws.Section("against rank", [against_rank(name) for name in ("loss", *model_wide)], is_open=True),
-        *(ws.Section(site, [by_kind(site, kind) for kind in kinds], is_open=True) for site in sites),
+        ws.Section(
+            "training", [line(name) for name in ("loss", "eval_loss", "grad_norm")], is_open=True
+        ),
+        ws.Section(
+            "against rank", [against_rank(name) for name in ("loss", *model_wide)], is_open=True
+        ),
+        *(
+            ws.Section(site, [by_kind(site, kind) for kind in kinds], is_open=True)
+            for site in sites
+        ),
     ]
     study = study_dir.resolve().name
     return ws.Workspace(

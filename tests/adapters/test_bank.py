@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from study.adapters import AdapterSpec, LoraBank
 from study.adapters.bank import initial_pair
-from study.inits import INITS, UNIFORM
+from study.vocabulary.inits import INITS, UNIFORM
 
 D, O, B, T = 12, 20, 2, 5  # noqa: E741
 SPECS = [AdapterSpec(2, 0.5, seed=0), AdapterSpec(2, 3.0, seed=1), AdapterSpec(7, 1.5, seed=0)]
@@ -27,13 +27,18 @@ def bank_of(specs: list[AdapterSpec], base: nn.Module | None = None) -> LoraBank
 
 
 @pytest.mark.parametrize(
-    "base", [nn.Linear(D, O), nn.Linear(D, O, bias=False), Conv1D(O, D)], ids=["bias", "plain", "conv1d"]
+    "base",
+    [nn.Linear(D, O), nn.Linear(D, O, bias=False), Conv1D(O, D)],
+    ids=["bias", "plain", "conv1d"],
 )
 def test_forward_is_the_base_and_each_cells_own_adapter(base: nn.Module) -> None:
     bank = bank_of(SPECS, base)
     x = torch.randn(len(SPECS) * B, T, D)
     expected = torch.cat(
-        [base(x_) + g * (x_ @ A.mT) @ Bm.mT for x_, (A, Bm, g) in zip(x.chunk(3), bank.pairs, strict=True)]
+        [
+            base(x_) + g * (x_ @ A.mT) @ Bm.mT
+            for x_, (A, Bm, g) in zip(x.chunk(3), bank.pairs, strict=True)
+        ]
     )
     torch.testing.assert_close(bank(x), expected)
 
@@ -44,7 +49,10 @@ def test_gradients_land_in_each_cells_pair() -> None:
     (bank(x) * weights).sum().backward()
     bank.bind_grads()
     for x_, w_, pair in zip(x.chunk(3), weights.chunk(3), bank.pairs, strict=True):
-        A, Bm = pair.A_RD.detach().clone().requires_grad_(), pair.B_OR.detach().clone().requires_grad_()
+        A, Bm = (
+            pair.A_RD.detach().clone().requires_grad_(),
+            pair.B_OR.detach().clone().requires_grad_(),
+        )
         (pair.gamma * (x_ @ A.mT) @ Bm.mT * w_).sum().backward()
         torch.testing.assert_close(pair.A_RD.grad, A.grad)
         torch.testing.assert_close(pair.B_OR.grad, Bm.grad)
@@ -89,8 +97,12 @@ def test_init_is_pefts_and_depends_on_seed_and_layer_alone() -> None:
     assert A.abs().max() <= 1 / math.sqrt(d)
     # The variance of n draws from U(-b, b), var b^2 / 3, has standard deviation b^2 / 3 * sqrt(0.8 / n).
     assert A.var().item() == pytest.approx(1 / (3 * d), rel=5 * math.sqrt(0.8 / A.numel()))
-    assert reference.var().item() == pytest.approx(A.var().item(), rel=10 * math.sqrt(0.8 / A.numel()))
-    assert torch.equal(A, LoraBank(nn.Linear(d, 5), "layer", [AdapterSpec(64, 9.0, 8), spec]).buckets[0].A_kRD[1])
+    assert reference.var().item() == pytest.approx(
+        A.var().item(), rel=10 * math.sqrt(0.8 / A.numel())
+    )
+    assert torch.equal(
+        A, LoraBank(nn.Linear(d, 5), "layer", [AdapterSpec(64, 9.0, 8), spec]).buckets[0].A_kRD[1]
+    )
     assert torch.equal(A[:16], initial_pair(AdapterSpec(16, 1.0, seed=3), "layer", d, 5)[0]), (
         "ranks share their first rows"
     )
@@ -110,12 +122,18 @@ def test_dropout_is_per_cell_scaled_and_off_in_eval() -> None:
     alone = LoraBank(together.base, "layer", specs[1:])
     alone.buckets[0].B_kOR.data.copy_(together.pairs[1].B_OR)
     alone.make_pairs()
-    torch.testing.assert_close(alone(x[B:]), first[B:], msg="the mask depends on the cell, not on its pack")
+    torch.testing.assert_close(
+        alone(x[B:]), first[B:], msg="the mask depends on the cell, not on its pack"
+    )
 
-    masks = torch.stack([together.train()._dropped(torch.ones(2, 1000, D), slice(2)) for _ in range(5)])
+    masks = torch.stack(
+        [together.train()._dropped(torch.ones(2, 1000, D), slice(2)) for _ in range(5)]
+    )
     for k, spec in enumerate(specs):
         kept = (masks[:, k] > 0).float().mean().item()
-        assert kept == pytest.approx(1 - spec.dropout, abs=4 * math.sqrt(0.25 / masks[:, k].numel()))
+        assert kept == pytest.approx(
+            1 - spec.dropout, abs=4 * math.sqrt(0.25 / masks[:, k].numel())
+        )
         assert masks[:, k].max().item() == pytest.approx(1 / (1 - spec.dropout))
 
 
@@ -147,7 +165,9 @@ def test_every_init_has_the_variance_it_states(init: str, rank: int) -> None:
 
 
 def test_orthogonal_has_a_kink_at_d() -> None:
-    wide, tall = (initial_pair(AdapterSpec(r, 1.0, init="orthogonal"), "layer", 24, 8)[0] for r in (6, 60))
+    wide, tall = (
+        initial_pair(AdapterSpec(r, 1.0, init="orthogonal"), "layer", 24, 8)[0] for r in (6, 60)
+    )
     torch.testing.assert_close(wide @ wide.T, torch.eye(6), atol=1e-5, rtol=0)
     torch.testing.assert_close(tall.T @ tall, torch.eye(24), atol=1e-5, rtol=0)
 

@@ -9,7 +9,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
 from study.adapters import AdapterSpec, Contraction, LoraBank, merged_once
-from study.adapters.contraction import FLOAT, FORMS, Factored, Merged, Mixed, adapter_flops, factored, merged
+from study.adapters.contraction import (
+    FLOAT,
+    FORMS,
+    Factored,
+    Merged,
+    Mixed,
+    adapter_flops,
+    factored,
+    merged,
+)
 
 K, N, D, O, R = 2, 5, 4, 6, 3  # noqa: E741
 GAMMA_K11 = torch.tensor([0.5, 3.0], dtype=torch.float64).view(K, 1, 1)
@@ -25,14 +34,20 @@ MERGED_SHAPES = ((K, R, D), (K, O, R))
 
 
 def test_gradients_are_the_functions_own() -> None:
-    assert torch.autograd.gradcheck(lambda *a: Factored.apply(*a, GAMMA_K11), operands(torch.float64, *FACTORED_SHAPES))
+    assert torch.autograd.gradcheck(
+        lambda *a: Factored.apply(*a, GAMMA_K11), operands(torch.float64, *FACTORED_SHAPES)
+    )
     W = torch.randn(O, D, dtype=torch.float64)
 
     def mixed_with_its_weight(x: torch.Tensor, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
         return Mixed.apply(x, (W + GAMMA_K11 * B @ A).detach(), A, B, GAMMA_K11)
 
-    assert torch.autograd.gradcheck(mixed_with_its_weight, operands(torch.float64, *FACTORED_SHAPES[1:]))
-    assert torch.autograd.gradcheck(lambda *a: Merged.apply(W, *a, GAMMA_K11), operands(torch.float64, *MERGED_SHAPES))
+    assert torch.autograd.gradcheck(
+        mixed_with_its_weight, operands(torch.float64, *FACTORED_SHAPES[1:])
+    )
+    assert torch.autograd.gradcheck(
+        lambda *a: Merged.apply(W, *a, GAMMA_K11), operands(torch.float64, *MERGED_SHAPES)
+    )
 
 
 def test_value_is_the_formula() -> None:
@@ -99,7 +114,9 @@ def test_either_form_is_the_exact_product_within_rounding(base: str, b_scale: fl
     linear = BASES[base](d, o)
     x, dy = torch.randn(len(SPECS) * 3, 7, d), torch.randn(len(SPECS) * 3, 7, o)
     banks = {form: trained_bank(linear, Contraction(form), b_scale) for form in FORMS}
-    assert {form: {b.form for b in bank.buckets} for form, bank in banks.items()} == {form: {form} for form in FORMS}
+    assert {form: {b.form for b in bank.buckets} for form, bank in banks.items()} == {
+        form: {form} for form in FORMS
+    }
     exact = []
     for x_, dy_, (A, B, gamma) in zip(x.chunk(3), dy.chunk(3), banks["merged"].pairs, strict=True):
         x_, A, B = (t.detach().double().requires_grad_() for t in (x_, A, B))
@@ -111,7 +128,9 @@ def test_either_form_is_the_exact_product_within_rounding(base: str, b_scale: fl
     reference += [grad for e in exact for grad in e[2:]]
     for bank in banks.values():
         for found, expected in zip(passes(bank, x, dy), reference, strict=True):
-            torch.testing.assert_close(found.double(), expected, rtol=2e-5, atol=2e-5 * float(expected.abs().max()))
+            torch.testing.assert_close(
+                found.double(), expected, rtol=2e-5, atol=2e-5 * float(expected.abs().max())
+            )
 
 
 @pytest.mark.parametrize("form", ["mixed", "merged"])
@@ -131,11 +150,18 @@ def test_a_small_delta_is_not_lost_in_the_merged_weight(form: str) -> None:
 def test_merging_once_for_all_micro_batches_is_merging_in_each(form: str) -> None:
     d, o = DIMS
     linear = nn.Linear(d, o)
-    batches = [(torch.randn(len(SPECS) * 3, 7, d), torch.randn(len(SPECS) * 3, 7, o)) for _ in range(3)]
+    batches = [
+        (torch.randn(len(SPECS) * 3, 7, d), torch.randn(len(SPECS) * 3, 7, o)) for _ in range(3)
+    ]
 
     def gradients(bank: LoraBank) -> list[torch.Tensor]:
         bank.bind_grads()
-        return [weight.grad.clone() for pair in bank.pairs for weight in pair[:2] if weight.grad is not None]
+        return [
+            weight.grad.clone()
+            for pair in bank.pairs
+            for weight in pair[:2]
+            if weight.grad is not None
+        ]
 
     each, once = (trained_bank(linear, Contraction(form)) for _ in range(2))
     for x, dy in batches:
@@ -163,12 +189,16 @@ def test_what_can_not_be_merged_is_factored() -> None:
         (Odd(*DIMS), SPECS),
         (nn.Linear(*DIMS, dtype=torch.bfloat16), SPECS),
     ):
-        assert {b.form for b in LoraBank(base, "layer", specs, merged_by_name).buckets} == {"factored"}
+        assert {b.form for b in LoraBank(base, "layer", specs, merged_by_name).buckets} == {
+            "factored"
+        }
 
 
 @pytest.mark.parametrize(("d", "o"), [(576, 1536), (576, 576), (576, 192), (4096, 4096)])
 @pytest.mark.parametrize("tokens", [64, 512, 1024, 4096, 65536])
-def test_auto_takes_the_cheapest_and_its_thresholds_are_the_closed_ones(d: int, o: int, tokens: int) -> None:
+def test_auto_takes_the_cheapest_and_its_thresholds_are_the_closed_ones(
+    d: int, o: int, tokens: int
+) -> None:
     """Where the costs of two forms are equal, solved for the rank by hand."""
     h = d * o / (d + o)
     for rank in (1, 4, 16, 64, 128, 256, 512, 1024, 2048):
@@ -186,7 +216,9 @@ def test_flops_are_what_the_products_take() -> None:
         bank = LoraBank(linear, "layer", [AdapterSpec(rank, 1.0)], Contraction(form))
         with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
             bank(torch.randn(1, tokens, d, requires_grad=True)).sum().backward()
-        assert counter.get_total_flops() - 4 * tokens * d * o == adapter_flops(form, tokens, d, o, rank)
+        assert counter.get_total_flops() - 4 * tokens * d * o == adapter_flops(
+            form, tokens, d, o, rank
+        )
 
 
 def test_a_faster_form_is_chosen_earlier() -> None:
@@ -195,7 +227,11 @@ def test_a_faster_form_is_chosen_earlier() -> None:
     ranks = [2**i for i in range(12)]
     first = [next(r for r in ranks if c.choose(576, 1536, r) == "merged") for c in (at_par, fast)]
     assert first[1] < first[0]
-    assert all(fast.choose(576, 1536, r) == "merged" for r in ranks if at_par.choose(576, 1536, r) == "merged")
+    assert all(
+        fast.choose(576, 1536, r) == "merged"
+        for r in ranks
+        if at_par.choose(576, 1536, r) == "merged"
+    )
 
 
 @pytest.mark.parametrize("forms", list(permutations(FORMS, 2)), ids="-".join)
@@ -207,5 +243,7 @@ def test_a_bank_may_have_several_forms(forms: tuple[str, str]) -> None:
     for bucket, form in zip(bank.buckets, forms, strict=True):
         bucket.form = form  # type: ignore[assignment]
     x, dy = torch.randn(len(SPECS) * 3, 7, d), torch.randn(len(SPECS) * 3, 7, o)
-    for found, expected in zip(passes(bank, x, dy), passes(trained_bank(linear, Contraction()), x, dy), strict=True):
+    for found, expected in zip(
+        passes(bank, x, dy), passes(trained_bank(linear, Contraction()), x, dy), strict=True
+    ):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -32,7 +32,9 @@ def test_targets(targets: str | list[str], expected: list[str]) -> None:
     assert resolve_targets(LINEARS, targets) == expected
 
 
-@pytest.mark.parametrize("targets", ["k_proj", ["q_proj", "proj"], [], r"model\..*k_proj", "(", ["(q"]])
+@pytest.mark.parametrize(
+    "targets", ["k_proj", ["q_proj", "proj"], [], r"model\..*k_proj", "(", ["(q"]]
+)
 def test_a_target_that_matches_nothing_names_the_choices(targets: str | list[str]) -> None:
     with pytest.raises(StudyError, match=r"down_proj, q_proj, up_proj, v_proj") as error:
         resolve_targets(LINEARS, targets)
@@ -44,8 +46,14 @@ def test_targets_agree_with_peft(tiny_base: FrozenBase) -> None:
 
     for targets in (["q_proj", "down_proj"], r".*layers\.1\..*gate_proj", "all-linear"):
         ours = resolve_targets(tiny_base.card.linears, targets)
-        peft_model = get_peft_model(copy.deepcopy(tiny_base.model), LoraConfig(r=2, target_modules=targets))
-        theirs = [n.removeprefix("base_model.model.") for n, m in peft_model.named_modules() if hasattr(m, "lora_A")]
+        peft_model = get_peft_model(
+            copy.deepcopy(tiny_base.model), LoraConfig(r=2, target_modules=targets)
+        )
+        theirs = [
+            n.removeprefix("base_model.model.")
+            for n, m in peft_model.named_modules()
+            if hasattr(m, "lora_A")
+        ]
         assert ours == theirs
 
 

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from study import scaling
 from study.adapters import AdapterSpec, LoraPair, adapted
 from study.adapters.peft_format import CONFIG, WEIGHTS, read_adapter, write_adapter
 from study.errors import StudyError
 from study.models import FrozenBase
+from study.vocabulary import scaling
 
 IDS = torch.arange(24).view(2, 12)
 
@@ -28,16 +28,22 @@ def gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=2, n_head=2)).eval()
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=2, n_head=2)
+    ).eval()
 
 
-def trained(model: nn.Module, layers: list[str], **spec: Any) -> tuple[dict[str, LoraPair], torch.Tensor]:
+def trained(
+    model: nn.Module, layers: list[str], **spec: Any
+) -> tuple[dict[str, LoraPair], torch.Tensor]:
     """Adapters with a B that is not 0, and the model's logits with them."""
     with adapted(model, layers, [AdapterSpec(**spec)]) as banks, torch.no_grad():
         for number, bank in enumerate(banks):
             bank.pairs[0].B_OR.normal_(std=0.1, generator=torch.Generator().manual_seed(number))
         logits = model(IDS).logits
-        return {b.layer: LoraPair(*(w.clone() for w in b.pairs[0][:2]), b.pairs[0].gamma) for b in banks}, logits
+        return {
+            b.layer: LoraPair(*(w.clone() for w in b.pairs[0][:2]), b.pairs[0].gamma) for b in banks
+        }, logits
 
 
 def assert_equal_logits(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -51,12 +57,16 @@ def peft_logits(model: nn.Module, folder: Path) -> torch.Tensor:
         return peft.PeftModel.from_pretrained(copy.deepcopy(model), folder).eval()(IDS).logits
 
 
-@pytest.mark.parametrize(("rule", "power"), [("lora", None), ("rslora", None), ("power", 0.75), ("power", 0.5)])
+@pytest.mark.parametrize(
+    ("rule", "power"), [("lora", None), ("rslora", None), ("power", 0.75), ("power", 0.5)]
+)
 @pytest.mark.parametrize("targets", ["all", "some"])
 def test_peft_loads_it_with_equal_logits(
     tiny_base: FrozenBase, tmp_path: Path, rule: str, power: float | None, targets: str
 ) -> None:
-    layers = [n for n in tiny_base.card.linears if targets == "all" or n.endswith("0.self_attn.q_proj")]
+    layers = [
+        n for n in tiny_base.card.linears if targets == "all" or n.endswith("0.self_attn.q_proj")
+    ]
     gamma, p = scaling.gamma(rule, 16, 6, power), scaling.exponent(rule, power)
     pairs, expected = trained(tiny_base.model, layers, rank=6, gamma=gamma)
     modules = dict(tiny_base.model.named_modules())
@@ -68,16 +78,22 @@ def test_peft_loads_it_with_equal_logits(
     assert (config["r"], config["use_rslora"]) == (6, p == 0.5)
     assert config["lora_alpha"] == (16 if p in (0.5, 1) else pytest.approx(gamma * 6, rel=1e-15))
     kinds = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
-    assert config["target_modules"] == (kinds if targets == "all" else ["model.layers.0.self_attn.q_proj"])
+    assert config["target_modules"] == (
+        kinds if targets == "all" else ["model.layers.0.self_attn.q_proj"]
+    )
 
 
 def test_what_others_read(tiny_base: FrozenBase, tmp_path: Path) -> None:
     """vLLM and its like look for these keys, these shapes and float32 or half tensors; nothing else is in the file."""
     pairs, _ = trained(tiny_base.model, list(tiny_base.card.linears), rank=3, gamma=2.0)
     modules = dict(tiny_base.model.named_modules())
-    write_adapter(tmp_path / "adapter", pairs, alpha=6, exponent=1.0, base="some/model", modules=modules)
+    write_adapter(
+        tmp_path / "adapter", pairs, alpha=6, exponent=1.0, base="some/model", modules=modules
+    )
     tensors = load_file(tmp_path / "adapter" / WEIGHTS)
-    expected = {f"base_model.model.{n}.lora_{f}.weight" for n in tiny_base.card.linears for f in "AB"}
+    expected = {
+        f"base_model.model.{n}.lora_{f}.weight" for n in tiny_base.card.linears for f in "AB"
+    }
     assert tensors.keys() == expected
     assert tensors["base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"].shape == (128, 3)
     config = json.loads((tmp_path / "adapter" / CONFIG).read_text())
@@ -89,16 +105,25 @@ def test_what_others_read(tiny_base: FrozenBase, tmp_path: Path) -> None:
 def test_conv1d(gpt2: nn.Module, tmp_path: Path) -> None:
     layers = [n for n, m in gpt2.named_modules() if type(m).__name__ == "Conv1D"]
     pairs, expected = trained(gpt2, layers, rank=4, gamma=2.0)
-    write_adapter(tmp_path / "adapter", pairs, alpha=8, exponent=1.0, modules=dict(gpt2.named_modules()))
+    write_adapter(
+        tmp_path / "adapter", pairs, alpha=8, exponent=1.0, modules=dict(gpt2.named_modules())
+    )
     assert json.loads((tmp_path / "adapter" / CONFIG).read_text())["fan_in_fan_out"] is True
     assert_equal_logits(peft_logits(gpt2, tmp_path / "adapter"), expected)
 
 
 @pytest.mark.parametrize("rslora", [False, True])
-def test_patterns_are_read_and_written_as_peft_means_them(tiny_base: FrozenBase, tmp_path: Path, rslora: bool) -> None:
+def test_patterns_are_read_and_written_as_peft_means_them(
+    tiny_base: FrozenBase, tmp_path: Path, rslora: bool
+) -> None:
     peft = pytest.importorskip("peft")
-    options = {"rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\.up_proj": 7}, "alpha_pattern": {"1.self_attn.v_proj": 3}}
-    lora = peft.LoraConfig(r=4, lora_alpha=8, use_rslora=rslora, target_modules="all-linear", **options)
+    options = {
+        "rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\.up_proj": 7},
+        "alpha_pattern": {"1.self_attn.v_proj": 3},
+    }
+    lora = peft.LoraConfig(
+        r=4, lora_alpha=8, use_rslora=rslora, target_modules="all-linear", **options
+    )
     model = peft.get_peft_model(copy.deepcopy(tiny_base.model), lora)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -117,7 +142,9 @@ def test_patterns_are_read_and_written_as_peft_means_them(tiny_base: FrozenBase,
     with adapted(tiny_base.model, list(found.pairs), [spec]), torch.no_grad():
         assert_equal_logits(tiny_base.model(IDS).logits, expected)
     modules = dict(tiny_base.model.named_modules())
-    write_adapter(tmp_path / "ours", found.pairs, alpha=8, exponent=0.5 if rslora else 1.0, modules=modules)
+    write_adapter(
+        tmp_path / "ours", found.pairs, alpha=8, exponent=0.5 if rslora else 1.0, modules=modules
+    )
     assert_equal_logits(peft_logits(tiny_base.model, tmp_path / "ours"), expected)
 
 
@@ -127,7 +154,9 @@ def test_patterns_are_read_and_written_as_peft_means_them(tiny_base: FrozenBase,
 @pytest.fixture
 def good(tiny_base: FrozenBase, tmp_path: Path) -> Path:
     pairs, _ = trained(tiny_base.model, list(tiny_base.card.linears), rank=3, gamma=2.0)
-    write_adapter(tmp_path / "good", pairs, alpha=6, exponent=1, modules=dict(tiny_base.model.named_modules()))
+    write_adapter(
+        tmp_path / "good", pairs, alpha=6, exponent=1, modules=dict(tiny_base.model.named_modules())
+    )
     return tmp_path / "good"
 
 
@@ -147,7 +176,10 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no folder": (shutil.rmtree, f"has no {CONFIG}"),
     "no config": (lambda f: (f / CONFIG).unlink(), f"has no {CONFIG}"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), f"has no {WEIGHTS}"),
-    "a pickle": (lambda f: (f / WEIGHTS).rename(f / "adapter_model.bin"), "a pickle, which is never opened"),
+    "a pickle": (
+        lambda f: (f / WEIGHTS).rename(f / "adapter_model.bin"),
+        "a pickle, which is never opened",
+    ),
     "no json": (lambda f: (f / CONFIG).write_text("{"), "can't be read"),
     "a list": (lambda f: (f / CONFIG).write_text("[]"), "lacks everything"),
     "missing keys": (lambda f: set_config(f, r=..., lora_alpha=...), "lacks r, lora_alpha"),
@@ -155,17 +187,31 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "dora": (lambda f: set_config(f, use_dora=True), "use_dora=True"),
     "a whole module": (lambda f: set_config(f, modules_to_save=["lm_head"]), "modules_to_save"),
     "rank 0": (lambda f: set_config(f, r=0), "r=0"),
-    "a rank that is no number": (lambda f: set_config(f, rank_pattern={"q_proj": "8"}), "rank_pattern.q_proj.='8'"),
-    "truncated": (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-9]), "is damaged"),
+    "a rank that is no number": (
+        lambda f: set_config(f, rank_pattern={"q_proj": "8"}),
+        "rank_pattern.q_proj.='8'",
+    ),
+    "truncated": (
+        lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-9]),
+        "is damaged",
+    ),
     "empty": (lambda f: set_tensors(f, dict.clear), "holds no tensor"),
-    "rank": (lambda f: set_config(f, r=8), r"down_proj has lora_A \[3, 128\] and lora_B \[64, 3\], and .* says rank 8"),
+    "rank": (
+        lambda f: set_config(f, r=8),
+        r"down_proj has lora_A \[3, 128\] and lora_B \[64, 3\], and .* says rank 8",
+    ),
     "shape": (
         lambda f: set_tensors(f, lambda t: t.update({f"{Q}.lora_B.weight": torch.zeros(64, 5)})),
         r"q_proj has lora_A \[3, 64\] and lora_B \[64, 5\]",
     ),
-    "half": (lambda f: set_tensors(f, lambda t: t.pop(f"{Q}.lora_B.weight")), "no lora_B for .*q_proj"),
+    "half": (
+        lambda f: set_tensors(f, lambda t: t.pop(f"{Q}.lora_B.weight")),
+        "no lora_B for .*q_proj",
+    ),
     "an embedding": (
-        lambda f: set_tensors(f, lambda t: t.update({"base_model.model.x.lora_embedding_A": torch.zeros(3)})),
+        lambda f: set_tensors(
+            f, lambda t: t.update({"base_model.model.x.lora_embedding_A": torch.zeros(3)})
+        ),
         "lora_embedding_A, which is no factor of a linear layer",
     ),
     "not finite": (
@@ -186,11 +232,14 @@ def test_what_is_broken_is_one_clear_line(good: Path, kind: str) -> None:
 
 def test_another_base(good: Path, tiny_base: FrozenBase) -> None:
     found = read_adapter(good)
-    shapes = {layer: (pair.A_RD.shape[1], pair.B_OR.shape[0]) for layer, pair in found.pairs.items()}
+    shapes = {
+        layer: (pair.A_RD.shape[1], pair.B_OR.shape[0]) for layer, pair in found.pairs.items()
+    }
     found.check_fits(shapes, "tiny")
     first, second = list(shapes)[:2]
     with pytest.raises(
-        StudyError, match=re.escape(f"another base than tiny: its {first} is 128 -> 64, tiny's is 32 -> 64")
+        StudyError,
+        match=re.escape(f"another base than tiny: its {first} is 128 -> 64, tiny's is 32 -> 64"),
     ):
         found.check_fits(shapes | {first: (32, 64)}, "tiny")
     with pytest.raises(StudyError, match=f"another base than tiny: it has {second}"):

@@ -35,7 +35,9 @@ def bank_of(*specs: AdapterSpec) -> LoraBank:
     return bank
 
 
-def test_what_a_bank_computes_is_its_truncated_delta_with_gamma_in_it_and_afterwards_what_it_was() -> None:
+def test_what_a_bank_computes_is_its_truncated_delta_with_gamma_in_it_and_afterwards_what_it_was() -> (
+    None
+):
     bank = bank_of(AdapterSpec(4, gamma=0.5), AdapterSpec(30, gamma=3.0))
     x = torch.randn(2, 7, D)
     before = bank(x)
@@ -43,14 +45,20 @@ def test_what_a_bank_computes_is_its_truncated_delta_with_gamma_in_it_and_afterw
     with truncating([bank]) as truncation:
         shares = truncation.keep(3)
         for out, x_cell, delta, share in zip(bank(x), x, deltas, shares, strict=True):
-            torch.testing.assert_close(out, x_cell @ (bank.base.weight + dense(delta, 3)).mT, rtol=1e-4, atol=1e-4)
-            assert share == pytest.approx(float(dense(delta, 3).square().sum() / delta.square().sum()), rel=1e-4)
+            torch.testing.assert_close(
+                out, x_cell @ (bank.base.weight + dense(delta, 3)).mT, rtol=1e-4, atol=1e-4
+            )
+            assert share == pytest.approx(
+                float(dense(delta, 3).square().sum() / delta.square().sum()), rel=1e-4
+            )
         truncation.keep(0)
         torch.testing.assert_close(bank(x).flatten(0, 1), bank.base(x).flatten(0, 1))
     assert torch.equal(bank(x), before)
 
 
-def test_an_adapter_that_has_not_moved_has_no_share_and_one_that_is_not_finite_no_truncation() -> None:
+def test_an_adapter_that_has_not_moved_has_no_share_and_one_that_is_not_finite_no_truncation() -> (
+    None
+):
     bank = bank_of(AdapterSpec(4, gamma=1.0), AdapterSpec(4, gamma=1.0))
     nn.init.zeros_(bank.pairs[0].B_OR)
     nn.init.constant_(bank.pairs[1].A_RD, math.inf)

@@ -43,9 +43,20 @@ def study() -> Callable[..., tuple[pd.DataFrame, pd.DataFrame]]:
             "rank": RANKS,
             "scaling": "lora",
         }
-        defaults |= {"exponent": math.nan, "alpha": 16.0, "init": "kaiming", "targets": "all-linear", "seed": (0, 1, 2)}
-        grid = {key: value if isinstance(value, (list, tuple)) else [value] for key, value in (defaults | axes).items()}
-        cells = pd.DataFrame([dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())])
+        defaults |= {
+            "exponent": math.nan,
+            "alpha": 16.0,
+            "init": "kaiming",
+            "targets": "all-linear",
+            "seed": (0, 1, 2),
+        }
+        grid = {
+            key: value if isinstance(value, (list, tuple)) else [value]
+            for key, value in (defaults | axes).items()
+        }
+        cells = pd.DataFrame(
+            [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+        )
         cells["rank"] = cells["rank"].astype(float)
         cells["data_seed"] = cells["seed"]
         cells["gamma"] = 16 / cells["rank"]
@@ -67,7 +78,9 @@ def study() -> Callable[..., tuple[pd.DataFrame, pd.DataFrame]]:
                 }
                 rows.append(key | {"batch": batch, "stat": stat, "value": value})
         keys = ["cell_id", "step", "layer", "block", "kind", "site", "batch"]
-        probes = pd.DataFrame(rows).set_index([*keys, "stat"])["value"].unstack("stat").reset_index()
+        probes = (
+            pd.DataFrame(rows).set_index([*keys, "stat"])["value"].unstack("stat").reset_index()
+        )
         probes.columns.name = None
         for name in ("cell_id", "layer", "kind", "site", "batch"):
             probes[name] = probes[name].astype("category")

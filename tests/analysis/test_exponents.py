@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from study.analysis import curve_columns, fit_exponents, fitted
-from study.analysis.curves import CURVE_FIRST, FIT_COLUMNS
+from study.analysis.grouping import CURVE_FIRST, FIT_COLUMNS
 from study.errors import StudyError
 
 OUT = ("adapter_out", "rms")
@@ -39,7 +39,9 @@ def test_rows_per_layer_kind_and_model(study, assert_exponent):
     per_layer = at(found, site="adapter_out")
     per_layer = per_layer[~per_layer["layer"].isin(["mean_log", "median"])]
     assert len(per_layer) == 6
-    for number, (_, row) in enumerate(per_layer.sort_values(["block", "kind"], key=_q_first).iterrows()):
+    for number, (_, row) in enumerate(
+        per_layer.sort_values(["block", "kind"], key=_q_first).iterrows()
+    ):
         assert_exponent(row, layer_slope(number), 1e-12)
     # Layers 0, 2, 4 are q_proj and 1, 3, 5 down_proj.
     assert_exponent(at(found, kind="q_proj", layer="mean_log"), layer_slope(2), 1e-12)
@@ -47,20 +49,37 @@ def test_rows_per_layer_kind_and_model(study, assert_exponent):
     assert_exponent(at(found, kind="q_proj", layer="median"), layer_slope(2), 1e-12)
     everything = at(found, site="adapter_out", kind="all", layer="mean_log")
     assert_exponent(everything, layer_slope(2.5), 1e-12)
-    assert_exponent(at(found, site="adapter_grad", kind="model", layer="model"), layer_slope(-1), 1e-12)
+    assert_exponent(
+        at(found, site="adapter_grad", kind="model", layer="model"), layer_slope(-1), 1e-12
+    )
     assert len(at(found, site="adapter_grad")) == 1
     assert len(found) == 6 + 2 * 2 + 2 + 1
 
     row = everything.iloc[0]
-    assert (row["seeds"], row["ranks"], row["points"], row["dropped"], row["layers"]) == (3, 5, 15, 0, 6)
-    assert (row["interval"], row["rank_min"], row["rank_max"], row["block"]) == ("seeds", 4, 1024, -1)
+    assert (row["seeds"], row["ranks"], row["points"], row["dropped"], row["layers"]) == (
+        3,
+        5,
+        15,
+        0,
+        6,
+    )
+    assert (row["interval"], row["rank_min"], row["rank_max"], row["block"]) == (
+        "seeds",
+        4,
+        1024,
+        -1,
+    )
     p05, median, p95 = np.quantile([layer_slope(n) for n in range(6)], [0.05, 0.5, 0.95])
-    assert (row["layer_p05"], row["layer_median"], row["layer_p95"]) == pytest.approx((p05, median, p95), abs=1e-12)
+    assert (row["layer_p05"], row["layer_median"], row["layer_p95"]) == pytest.approx(
+        (p05, median, p95), abs=1e-12
+    )
     assert found.loc[found["layer"] != "mean_log", "layer_p05"].isna().all()
 
 
 def _q_first(column: pd.Series) -> pd.Series:
-    return column.map({"q_proj": 0, "down_proj": 1}).astype(int) if column.name == "kind" else column
+    return (
+        column.map({"q_proj": 0, "down_proj": 1}).astype(int) if column.name == "kind" else column
+    )
 
 
 def test_columns_are_the_curves_then_the_fits(study):
@@ -69,7 +88,9 @@ def test_columns_are_the_curves_then_the_fits(study):
     assert curve_columns(found) == [*CURVE_FIRST, "dropout"]
     stored = io.BytesIO()
     found.to_parquet(stored)
-    pd.testing.assert_frame_equal(pd.read_parquet(stored), found, check_categorical=False, check_dtype=False)
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(stored), found, check_categorical=False, check_dtype=False
+    )
 
 
 def test_float32_tables_are_fitted_in_float64(study, assert_exponent):
@@ -78,7 +99,8 @@ def test_float32_tables_are_fitted_in_float64(study, assert_exponent):
 
 
 @pytest.mark.parametrize(
-    ("name", "values"), [("lr", (1e-3, 1e-2)), ("optimizer", ("sgd", "adamw")), ("never_heard_of", (1, 2))]
+    ("name", "values"),
+    [("lr", (1e-3, 1e-2)), ("optimizer", ("sgd", "adamw")), ("never_heard_of", (1, 2))],
 )
 def test_a_sweep_over_anything_gives_curves_of_their_own(study, assert_exponent, name, values):
     """Mixed, a curve's slope would come out right and its interval wrong, or ranks would count twice."""
@@ -96,7 +118,10 @@ def test_a_sweep_over_anything_gives_curves_of_their_own(study, assert_exponent,
 def test_how_a_cell_went_does_not_tell_curves_apart(study):
     cells, probes = study({GRAD: power_law})
     went = cells.assign(
-        seconds=np.arange(15.0), device=["cpu", "cuda", "cpu"] * 5, error=None, peak_memory_gb=np.arange(15.0)
+        seconds=np.arange(15.0),
+        device=["cpu", "cuda", "cpu"] * 5,
+        error=None,
+        peak_memory_gb=np.arange(15.0),
     )
     pd.testing.assert_frame_equal(fit_exponents(went, probes), fit_exponents(cells, probes))
 
@@ -112,7 +137,10 @@ def test_values_that_are_lists_or_missing_tell_curves_apart(study):
 
 def test_the_rules_p_is_filled_in(study):
     found = fit_exponents(*study({GRAD: power_law}, scaling=("lora", "rslora")))
-    assert dict(zip(found["scaling"], found["exponent_p"], strict=True)) == {"lora": 1.0, "rslora": 0.5}
+    assert dict(zip(found["scaling"], found["exponent_p"], strict=True)) == {
+        "lora": 1.0,
+        "rslora": 0.5,
+    }
     found = fit_exponents(*study({GRAD: power_law}, scaling="power", exponent=(0.25, 0.75)))
     assert sorted(found["exponent_p"]) == [0.25, 0.75]
 
@@ -145,9 +173,9 @@ def test_only_the_cells_given_are_fitted(study):
 def test_diverged_cells_count_until_they_diverge(study, assert_exponent):
     cells, probes = study({GRAD: power_law}, steps=(0, 2, 4))
     lost = cells["rank"] == 1024
-    probes.loc[probes["cell_id"].isin(cells.loc[lost, "cell_id"]) & (probes["step"] >= 2), "norm"] = (
-        1e6  # frozen weights
-    )
+    probes.loc[
+        probes["cell_id"].isin(cells.loc[lost, "cell_id"]) & (probes["step"] >= 2), "norm"
+    ] = 1e6  # frozen weights
     cells.loc[lost, "status"] = "diverged"
     cells["diverged_step"] = np.where(lost, 2.0, np.nan)
     found = fit_exponents(cells, probes).set_index("step")
@@ -161,11 +189,17 @@ def test_diverged_cells_count_until_they_diverge(study, assert_exponent):
     assert list(unknown["points"]) == [12, 12, 12]
 
 
-def test_infinite_rank_and_values_without_a_logarithm_are_left_out_and_counted(study, assert_exponent):
+def test_infinite_rank_and_values_without_a_logarithm_are_left_out_and_counted(
+    study, assert_exponent
+):
     bad = {(4, 0): 0.0, (16, 1): -1.0, (64, 2): math.nan, (256, 0): math.inf}
 
     def law(cell, layer, step):
-        return 1.0 if math.isinf(cell["rank"]) else bad.get((cell["rank"], cell["seed"]), power_law(cell, layer, step))
+        return (
+            1.0
+            if math.isinf(cell["rank"])
+            else bad.get((cell["rank"], cell["seed"]), power_law(cell, layer, step))
+        )
 
     found = fit_exponents(*study({GRAD: law}, rank=(4, 16, 64, 256, 1024, math.inf)))
     assert_exponent(found, layer_slope(-1), 1e-12)
@@ -180,7 +214,12 @@ def test_missing_ranks_drop_from_their_seed(study, assert_exponent):
     found = fit_exponents(cells, probes[~probes["cell_id"].isin(gone)])
     row = at(found, site="adapter_grad")
     assert_exponent(row, layer_slope(-1), 1e-12)
-    assert (row["seeds"].item(), row["ranks"].item(), row["points"].item(), row["dropped"].item()) == (3, 5, 13, 2)
+    assert (
+        row["seeds"].item(),
+        row["ranks"].item(),
+        row["points"].item(),
+        row["dropped"].item(),
+    ) == (3, 5, 13, 2)
     assert_exponent(at(found, kind="all", layer="mean_log"), layer_slope(2.5), 1e-12)
 
 
@@ -282,7 +321,8 @@ def test_twins_are_refused(study):
     cells, probes = study({GRAD: power_law})
     cells.loc[1, ["seed", "data_seed"]] = 0
     with pytest.raises(
-        StudyError, match=r"^cells 0{12}, 0{11}1 have the same rank 4, seed 0 and configuration: keep one$"
+        StudyError,
+        match=r"^cells 0{12}, 0{11}1 have the same rank 4, seed 0 and configuration: keep one$",
     ):
         fit_exponents(cells, probes)
 
@@ -290,11 +330,15 @@ def test_twins_are_refused(study):
 def test_ranks_that_all_differ_in_something_else_are_refused(study):
     cells, probes = study({GRAD: power_law}, seed=0)
     cells["lr"] = 1e-3 * np.arange(1, 6)
-    with pytest.raises(StudyError, match="no two ranks share a curve, the cells also differ in lr: sweep the rank"):
+    with pytest.raises(
+        StudyError, match="no two ranks share a curve, the cells also differ in lr: sweep the rank"
+    ):
         fit_exponents(cells, probes)
 
 
 def test_a_row_that_is_there_twice_is_refused(study):
     cells, probes = study({GRAD: power_law})
-    with pytest.raises(StudyError, match="probes has adapter_grad of model twice at step 0 of cell 0000"):
+    with pytest.raises(
+        StudyError, match="probes has adapter_grad of model twice at step 0 of cell 0000"
+    ):
         fit_exponents(cells, pd.concat([probes, probes.iloc[[3]]]))

@@ -24,9 +24,13 @@ def test_an_exact_power_law_comes_back_exactly(seeds, weights):
     rank, strands = frames(seeds)
     slopes = np.array([-1.0, -0.5, 0.0, 0.25, 1.0])
     level = np.array([-20.0, 0.0, 3.0, 7.0, 20.0])
-    fit = fit_lines(rank, level + np.log(rank)[:, None] * slopes, strands, rank if weights else None)
+    fit = fit_lines(
+        rank, level + np.log(rank)[:, None] * slopes, strands, rank if weights else None
+    )
     np.testing.assert_allclose(fit.slope[0], slopes, atol=1e-12)
-    np.testing.assert_allclose(fit.log_stat_mean[0] - slopes * fit.log_rank_mean[0], level, atol=1e-12)
+    np.testing.assert_allclose(
+        fit.log_stat_mean[0] - slopes * fit.log_rank_mean[0], level, atol=1e-12
+    )
     assert (fit.se_slope < 1e-12).all()
     assert (fit.ranks == 5).all()
     assert (fit.seeds == seeds).all()
@@ -42,7 +46,9 @@ def test_one_seed_is_the_textbook_regression():
         assert fit.slope[0, column] == pytest.approx(line.slope, abs=1e-12)
         assert fit.se_slope[0, column] == pytest.approx(line.stderr, rel=1e-10)
         # At log rank 0 the band's half-width is the intercept's.
-        se = np.hypot(fit.se_mean[0, column], fit.log_rank_mean[0, column] * fit.se_slope[0, column])
+        se = np.hypot(
+            fit.se_mean[0, column], fit.log_rank_mean[0, column] * fit.se_slope[0, column]
+        )
         assert se == pytest.approx(line.intercept_stderr, rel=1e-10)
     assert (fit.df == 3).all()
     assert (fit.cov == 0).all()
@@ -109,7 +115,9 @@ def test_many_groups_with_holes_agree_with_one_line_at_a_time():
                 continue
             lines = [stats.linregress(X[have[s]], cube[g, s, have[s], c]) for s in use]
             present = np.any([have[s] for s in use], axis=0)
-            assert fit.slope[g, c] == pytest.approx(np.mean([line.slope for line in lines]), abs=1e-12)
+            assert fit.slope[g, c] == pytest.approx(
+                np.mean([line.slope for line in lines]), abs=1e-12
+            )
             centre = np.concatenate([X[have[s]] for s in use]).mean()
             levels = [line.intercept + line.slope * centre for line in lines]
             assert fit.log_rank_mean[g, c] == pytest.approx(centre)
@@ -124,7 +132,9 @@ def test_many_groups_with_holes_agree_with_one_line_at_a_time():
             elif len(use) == 1:
                 assert fit.se_slope[g, c] == pytest.approx(lines[0].stderr, rel=1e-9)
             else:
-                assert fit.se_slope[g, c] == pytest.approx(stats.sem([line.slope for line in lines]), rel=1e-9)
+                assert fit.se_slope[g, c] == pytest.approx(
+                    stats.sem([line.slope for line in lines]), rel=1e-9
+                )
                 assert fit.se_mean[g, c] == pytest.approx(stats.sem(levels), rel=1e-9)
                 intervals += 1
     assert intervals > 50

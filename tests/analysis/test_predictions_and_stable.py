@@ -7,7 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.analysis import analyze, fit_exponents, lazy_ratios, side_by_side, stable_exponents, with_predictions
+from study.analysis import (
+    analyze,
+    fit_exponents,
+    lazy_ratios,
+    side_by_side,
+    stable_exponents,
+    with_predictions,
+)
 from study.theory import Layer, predicted_exponent, stable_exponent
 
 Study = Callable[..., tuple[pd.DataFrame, pd.DataFrame]]
@@ -31,7 +38,11 @@ def sgd_out(cell: dict, layer: int, step: int) -> float:
     return (layer + 1) * r ** (-2 * p_of(cell)) * math.sqrt(r * (r - 1 + rho))
 
 
-LAWS = {("adapter_grad", "norm"): gradient, ("adapter_update", "descent"): sgd_descent, ("adapter_out", "rms"): sgd_out}
+LAWS = {
+    ("adapter_grad", "norm"): gradient,
+    ("adapter_update", "descent"): sgd_descent,
+    ("adapter_out", "rms"): sgd_out,
+}
 
 
 def recorded(probes: pd.DataFrame) -> pd.DataFrame:
@@ -40,10 +51,17 @@ def recorded(probes: pd.DataFrame) -> pd.DataFrame:
     return probes.assign(d_in=D_IN, d_out=D_OUT, r_align=np.where(out, R_ALIGN, np.nan))
 
 
-def metrics_of(cells: pd.DataFrame, steps: tuple[int, ...] = (0, 1), ratio: float = 1.0) -> pd.DataFrame:
+def metrics_of(
+    cells: pd.DataFrame, steps: tuple[int, ...] = (0, 1), ratio: float = 1.0
+) -> pd.DataFrame:
     """Losses that fall by ``ratio`` times what their linearisation says."""
     rows = [
-        {"cell_id": c["cell_id"], "step": s, "loss": 2.0, "loss_after": 2.0 - ratio * sgd_descent(c, -1, s)}
+        {
+            "cell_id": c["cell_id"],
+            "step": s,
+            "loss": 2.0,
+            "loss_after": 2.0 - ratio * sgd_descent(c, -1, s),
+        }
         for c in cells.to_dict("records")
         for s in steps
     ]
@@ -53,7 +71,9 @@ def metrics_of(cells: pd.DataFrame, steps: tuple[int, ...] = (0, 1), ratio: floa
 def analysed(study: Study, *, ratio: float = 1.0, **axes: object) -> pd.DataFrame:
     cells, probes = study(LAWS, steps=(0, 1), **axes)
     probes = recorded(probes)
-    return with_predictions(fit_exponents(cells, probes), cells, metrics_of(cells, ratio=ratio), probes)
+    return with_predictions(
+        fit_exponents(cells, probes), cells, metrics_of(cells, ratio=ratio), probes
+    )
 
 
 def test_a_finite_rank_law_is_predicted_exactly(study: Study) -> None:
@@ -85,15 +105,28 @@ def test_p_star_from_one_rule(study: Study) -> None:
             ("adapter_grad", True, 0.5),
             ("adapter_out", False, 0.5),
         ):
-            rows = stable[(stable["site"] == site) & (stable["layer"] == ("model" if wide else "mean_log"))]
+            rows = stable[
+                (stable["site"] == site) & (stable["layer"] == ("model" if wide else "mean_log"))
+            ]
             rows = rows[rows["step"] == 1]
             assert len(rows) >= 1
             assert rows["p_star_limit"].to_numpy() == pytest.approx(limit, abs=1e-9)
             assert rows["limit"].to_numpy() == pytest.approx(limit)
-            assert rows["p_star"].to_numpy() == pytest.approx(rows["predicted"].to_numpy(), abs=1e-9)
-    out = stable[(stable["site"] == "adapter_out") & (stable["layer"] == "mean_log") & (stable["kind"] == "all")]
+            assert rows["p_star"].to_numpy() == pytest.approx(
+                rows["predicted"].to_numpy(), abs=1e-9
+            )
+    out = stable[
+        (stable["site"] == "adapter_out")
+        & (stable["layer"] == "mean_log")
+        & (stable["kind"] == "all")
+    ]
     expected = stable_exponent(
-        "adapter_out", "rms", step=1, optimizer="sgd", ranks=(4, 16, 64, 256, 1024), layer=Layer(D_IN, D_OUT, R_ALIGN)
+        "adapter_out",
+        "rms",
+        step=1,
+        optimizer="sgd",
+        ranks=(4, 16, 64, 256, 1024),
+        layer=Layer(D_IN, D_OUT, R_ALIGN),
     )
     assert out[out["step"] == 1]["p_star"].item() == pytest.approx(expected, abs=1e-6)
     assert (stable["method"] == "linear").all()
@@ -104,7 +137,9 @@ def test_p_star_from_one_rule(study: Study) -> None:
 def test_a_wrong_rule_is_not_predicted(study: Study) -> None:
     """Data of SGD under a sign-like name: predictions must miss by what theory says they differ."""
     table = analysed(study, scaling="rslora", optimizer="signsgd")
-    row = table[(table["site"] == "adapter_update") & (table["layer"] == "model") & (table["step"] == 0)].iloc[0]
+    row = table[
+        (table["site"] == "adapter_update") & (table["layer"] == "model") & (table["step"] == 0)
+    ].iloc[0]
     assert row["exponent"] == pytest.approx(0.0, abs=1e-9)
     assert row["predicted"] == pytest.approx(0.5)
 
@@ -126,12 +161,19 @@ def test_lazy_ratios_are_actual_over_linearised(study: Study) -> None:
 
 def test_p_star_on_a_grid_is_where_slopes_cross_zero(study: Study) -> None:
     def bent(cell: dict, layer: int, step: int) -> float:
-        return cell["rank"] ** (0.9 - p_of(cell) - 0.2 * p_of(cell) ** 2)  # crosses at p = 0.779..., not linearly
+        return cell["rank"] ** (
+            0.9 - p_of(cell) - 0.2 * p_of(cell) ** 2
+        )  # crosses at p = 0.779..., not linearly
 
     cells, probes = study(
-        {("adapter_update", "descent"): bent}, steps=(4,), scaling="power", exponent=(0.0, 0.5, 0.75, 0.8, 1.0)
+        {("adapter_update", "descent"): bent},
+        steps=(4,),
+        scaling="power",
+        exponent=(0.0, 0.5, 0.75, 0.8, 1.0),
     )
-    exponents = with_predictions(fit_exponents(cells, probes), cells, metrics_of(cells, steps=(4,)), probes)
+    exponents = with_predictions(
+        fit_exponents(cells, probes), cells, metrics_of(cells, steps=(4,)), probes
+    )
     stable = stable_exponents(exponents)
     root = (-1 + math.sqrt(1 + 4 * 0.2 * 0.9)) / (2 * 0.2)
     assert stable["method"].tolist() == ["grid"]
@@ -143,9 +185,13 @@ def test_p_star_on_a_grid_is_where_slopes_cross_zero(study: Study) -> None:
 def test_clipping_under_sgd_moves_the_prediction(study: Study) -> None:
     cells, probes = study(LAWS, steps=(0, 1), scaling="lora")
     fitted = fit_exponents(cells, recorded(probes))
-    at = lambda table: table[(table["site"] == "adapter_update") & (table["layer"] == "model") & (table["step"] == 0)]  # noqa: E731
+    at = lambda table: table[  # noqa: E731
+        (table["site"] == "adapter_update") & (table["layer"] == "model") & (table["step"] == 0)
+    ]
     plain = with_predictions(fitted, cells, metrics_of(cells), recorded(probes))
-    always = with_predictions(fitted, cells, metrics_of(cells).assign(clip_factor=0.5), recorded(probes))
+    always = with_predictions(
+        fitted, cells, metrics_of(cells).assign(clip_factor=0.5), recorded(probes)
+    )
     some = metrics_of(cells)
     some.loc[some.index[0], "clip_factor"] = 0.5
     mixed = with_predictions(fitted, cells, some, recorded(probes))
@@ -155,13 +201,17 @@ def test_clipping_under_sgd_moves_the_prediction(study: Study) -> None:
 
 
 def first(table: pd.DataFrame, site: str, step: int) -> dict:
-    [row] = table[(table["site"] == site) & (table["layer"] == "model") & (table["step"] == step)].to_dict("records")
+    [row] = table[
+        (table["site"] == site) & (table["layer"] == "model") & (table["step"] == step)
+    ].to_dict("records")
     return row
 
 
 def test_clipped_sgd_has_lost_a_gamma_and_p_star_knows(study: Study) -> None:
     """Always clipped, descent goes as r^(1/2 - p): its p* is 1/2 from any rule, and not 3/4 from LoRA."""
-    clipped = {("adapter_update", "descent"): lambda c, layer, step: 0.1 * c["rank"] ** (0.5 - p_of(c))}
+    clipped = {
+        ("adapter_update", "descent"): lambda c, layer, step: 0.1 * c["rank"] ** (0.5 - p_of(c))
+    }
     for scaling in ("lora", "rslora"):
         cells, probes = study(clipped, steps=(0, 1), scaling=scaling)
         metrics = metrics_of(cells).assign(clip_factor=0.5, loss_after=np.nan)
@@ -178,24 +228,34 @@ def test_ranks_astride_the_clipping_threshold_have_no_p_star(study: Study) -> No
     metrics.loc[metrics["step"] == 1, "clip_factor"] = np.where(cells["rank"] > 64, 0.5, 1.0)
     probes = recorded(probes)
     table = with_predictions(fit_exponents(cells, probes), cells, metrics, probes)
-    assert first(table, "adapter_update", 0)["clipped"] == "never", "what is clipped later does not touch step 0"
+    assert first(table, "adapter_update", 0)["clipped"] == "never", (
+        "what is clipped later does not touch step 0"
+    )
     assert first(table, "adapter_update", 1)["clipped"] == "some"
     stable = stable_exponents(table)
     assert set(stable.loc[stable["site"] == "adapter_update", "step"]) == {0}
 
 
 @pytest.mark.parametrize(("gradient_over_eps", "p_star"), [(1e4, 1.0), (1e-4, 0.5), (1.0, None)])
-def test_eps_decides_which_law_adam_has(study: Study, gradient_over_eps: float, p_star: float | None) -> None:
+def test_eps_decides_which_law_adam_has(
+    study: Study, gradient_over_eps: float, p_star: float | None
+) -> None:
     """Sign-like far above eps, linear far below it, and between the two no prediction and no p*."""
     power = 2 if gradient_over_eps < 1 else 1
     laws = {
-        ("adapter_update", "descent"): lambda c, layer, step: 0.1 * c["rank"] ** (1 - power * p_of(c)),
+        ("adapter_update", "descent"): lambda c, layer, step: (
+            0.1 * c["rank"] ** (1 - power * p_of(c))
+        ),
         ("B_grad", "rms"): lambda c, layer, step: 1e-8 * gradient_over_eps * (1 + layer / 100),
     }
     cells, probes = study(laws, steps=(0,), scaling="rslora", optimizer="adamw", eps=1e-8)
-    table = with_predictions(fit_exponents(cells, probes), cells, metrics_of(cells, steps=(0,)), probes)
+    table = with_predictions(
+        fit_exponents(cells, probes), cells, metrics_of(cells, steps=(0,)), probes
+    )
     row = first(table, "adapter_update", 0)
-    assert row["eps_ratio"] == pytest.approx(gradient_over_eps * 1.025), "the median of layers 0 to 5"
+    assert row["eps_ratio"] == pytest.approx(gradient_over_eps * 1.025), (
+        "the median of layers 0 to 5"
+    )
     stable = stable_exponents(table)
     if p_star is None:
         assert math.isnan(row["predicted"])
@@ -212,7 +272,9 @@ def test_eps_is_looked_at_up_to_the_row_s_step(study: Study) -> None:
         ("B_grad", "rms"): lambda c, layer, step: 1e-8 * (1e4 if step == 0 else 10.0),
     }
     cells, probes = study(laws, steps=(0, 3), scaling="lora", optimizer="adamw", eps=1e-8)
-    table = with_predictions(fit_exponents(cells, probes), cells, metrics_of(cells, steps=(0, 3)), probes)
+    table = with_predictions(
+        fit_exponents(cells, probes), cells, metrics_of(cells, steps=(0, 3)), probes
+    )
     assert first(table, "adapter_update", 0)["eps_ratio"] == pytest.approx(1e4)
     assert first(table, "adapter_update", 3)["eps_ratio"] == pytest.approx(10.0)
     assert first(table, "adapter_update", 0)["predicted"] == pytest.approx(0.0)
@@ -223,25 +285,42 @@ def test_the_higher_ranks_alone_stand_beside_all_of_them(study: Study) -> None:
     """A law that bends below rank 32: flat at p = 1/2 over all ranks no longer, but over the high ones."""
 
     def kinked(cell: dict, layer: int, step: int) -> float:
-        return cell["rank"] ** (1 - 2 * p_of(cell)) * (1 if cell["rank"] >= 32 else cell["rank"] / 64)
+        return cell["rank"] ** (1 - 2 * p_of(cell)) * (
+            1 if cell["rank"] >= 32 else cell["rank"] / 64
+        )
 
-    cells, probes = study({("adapter_update", "descent"): kinked}, scaling="rslora", rank=(4, 16, 64, 256, 1024))
+    cells, probes = study(
+        {("adapter_update", "descent"): kinked}, scaling="rslora", rank=(4, 16, 64, 256, 1024)
+    )
     found = analyze(cells, metrics_of(cells, steps=(0,)), probes)
     assert sorted(found.stable["rank_min"]) == [4, 64]
     [row] = side_by_side(found.stable).to_dict("records")
     assert row["rank_min"] == 4
     assert row["p_star"] > 0.6
     assert (row["high_rank_min"], row["high_p_star"]) == (64, pytest.approx(0.5))
-    assert first(found.exponents, "adapter_update", 0)["exponent"] == pytest.approx((row["p_star"] - 0.5) * 2)
+    assert first(found.exponents, "adapter_update", 0)["exponent"] == pytest.approx(
+        (row["p_star"] - 0.5) * 2
+    )
 
 
 def test_the_interval_of_p_star_is_the_slopes_own_over_k(study: Study) -> None:
     """Seeds whose slopes are -0.1, 0.0 and 0.2 about SGD's 1 - 2p: t over three, halved by k = 2."""
     tilt = {0: -0.1, 1: 0.0, 2: 0.2}
-    law = {("adapter_update", "descent"): lambda c, layer, step: c["rank"] ** (1 - 2 * p_of(c) + tilt[c["seed"]])}
+    law = {
+        ("adapter_update", "descent"): lambda c, layer, step: (
+            c["rank"] ** (1 - 2 * p_of(c) + tilt[c["seed"]])
+        )
+    }
     cells, probes = study(law, scaling="lora")
-    [row] = analyze(cells, metrics_of(cells, steps=(0,)), probes).stable.query("rank_min == 4").to_dict("records")
-    mean, half = np.mean(list(tilt.values())), 4.302653 * np.std(list(tilt.values()), ddof=1) / math.sqrt(3)
+    [row] = (
+        analyze(cells, metrics_of(cells, steps=(0,)), probes)
+        .stable.query("rank_min == 4")
+        .to_dict("records")
+    )
+    mean, half = (
+        np.mean(list(tilt.values())),
+        4.302653 * np.std(list(tilt.values()), ddof=1) / math.sqrt(3),
+    )
     assert row["p_star"] == pytest.approx(0.5 + mean / 2)
     assert (row["ci_low"], row["ci_high"]) == pytest.approx(
         (0.5 + (mean - half) / 2, 0.5 + (mean + half) / 2), rel=1e-5
@@ -253,16 +332,21 @@ def test_the_layers_own_p_star_spread(study: Study) -> None:
     law = {("delta_w", "norm"): lambda c, layer, step: c["rank"] ** (1 - 2 * p_of(c) + 0.1 * layer)}
     cells, probes = study(law, steps=(1,), scaling="rslora")
     stable = analyze(cells, metrics_of(cells, steps=(1,)), probes).stable
-    [row] = stable[(stable["layer"] == "mean_log") & (stable["kind"] == "all") & (stable["rank_min"] == 4)].to_dict(
-        "records"
-    )
+    [row] = stable[
+        (stable["layer"] == "mean_log") & (stable["kind"] == "all") & (stable["rank_min"] == 4)
+    ].to_dict("records")
     expected = np.quantile(0.5 + 0.05 * np.arange(6), [0.05, 0.5, 0.95])
-    assert [row[name] for name in ("layer_p05", "layer_median", "layer_p95")] == pytest.approx(expected)
+    assert [row[name] for name in ("layer_p05", "layer_median", "layer_p95")] == pytest.approx(
+        expected
+    )
 
 
 def test_high_ranks_that_share_no_curve_are_passed_over(study: Study) -> None:
     """LoRA at 4 and 32, rsLoRA at 4 and 64: two ranks from 32 up, and no line through them."""
-    parts = [study(LAWS, scaling=scaling, rank=(4, rank)) for scaling, rank in (("lora", 32), ("rslora", 64))]
+    parts = [
+        study(LAWS, scaling=scaling, rank=(4, rank))
+        for scaling, rank in (("lora", 32), ("rslora", 64))
+    ]
     parts[1][0]["cell_id"] = "x" + parts[1][0]["cell_id"]
     parts[1][1]["cell_id"] = "x" + parts[1][1]["cell_id"].astype(str)
     cells, probes = (pd.concat(each, ignore_index=True) for each in zip(*parts, strict=True))
@@ -281,11 +365,15 @@ def test_one_rank_gives_empty_tables(study: Study) -> None:
 def test_a_curve_is_predicted_from_its_own_alignments(study: Study) -> None:
     """At a large learning rate inputs have moved and r_align with them: that must not bend the small one's curve."""
     cells, probes = study(LAWS, steps=(0, 1), scaling="rslora", lr=(1e-6, 1e-1))
-    wild = probes["cell_id"].astype(str).isin(set(cells.loc[cells["lr"] > 1e-3, "cell_id"])).to_numpy()
+    wild = (
+        probes["cell_id"].astype(str).isin(set(cells.loc[cells["lr"] > 1e-3, "cell_id"])).to_numpy()
+    )
     probes = recorded(probes)
     probes.loc[wild, "r_align"] *= 50
     table = with_predictions(fit_exponents(cells, probes), cells, metrics_of(cells), probes)
-    rows = table[(table["site"] == "adapter_out") & (table["layer"] == "mean_log") & (table["step"] == 1)]
+    rows = table[
+        (table["site"] == "adapter_out") & (table["layer"] == "mean_log") & (table["step"] == 1)
+    ]
     tame, off = rows[rows["lr"] < 1e-3], rows[rows["lr"] > 1e-3]
     assert tame["predicted"].to_numpy() == pytest.approx(tame["exponent"].to_numpy(), abs=1e-9)
     assert (off["predicted"] - off["exponent"]).abs().min() > 0.1

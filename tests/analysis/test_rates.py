@@ -9,13 +9,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.analysis import best_rates, compared_losses, rank_effects, rate_transfer, rule_differences
+from study.analysis import (
+    best_rates,
+    compared_losses,
+    rank_effects,
+    rate_transfer,
+    rule_differences,
+)
 from study.analysis.rank_effects import mean_interval
 from study.analysis.rates import bottom, predicted_transfer
 
 RANKS = (4, 16, 64, 256)
 RATES = tuple(10.0 ** np.arange(-6, 0, 0.5))
-NO_PROBES = pd.DataFrame({name: [] for name in ("cell_id", "step", "layer", "site", "batch", "rms")})
+NO_PROBES = pd.DataFrame(
+    {name: [] for name in ("cell_id", "step", "layer", "site", "batch", "rms")}
+)
 Loss = Callable[[dict[str, Any]], float]
 
 
@@ -33,10 +41,22 @@ def runs(
     **fixed: Any,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """``cells`` and ``metrics``: ``loss(cell)`` is the final held-out loss, NaN a run that diverged."""
-    base = {"study": "s", "model": "m", "data": "d", "optimizer": "adamw", "init": "kaiming", "targets": "all-linear"}
+    base = {
+        "study": "s",
+        "model": "m",
+        "data": "d",
+        "optimizer": "adamw",
+        "init": "kaiming",
+        "targets": "all-linear",
+    }
     rows = []
     for (scaling, exponent), rank, lr, seed in itertools.product(rules, ranks, rates, seeds):
-        cell = base | {"alpha": 16.0} | fixed | {"scaling": scaling, "exponent": exponent, "rank": float(rank)}
+        cell = (
+            base
+            | {"alpha": 16.0}
+            | fixed
+            | {"scaling": scaling, "exponent": exponent, "rank": float(rank)}
+        )
         cell |= {"lr": lr, "seed": seed, "data_seed": seed, "cell_id": f"{len(rows):05d}"}
         cell["gamma"] = cell["alpha"] * rank ** -p_of(cell)
         cell["loss"] = loss(cell)
@@ -50,7 +70,10 @@ def runs(
 
 def basin(law: Callable[[float, float], float], centre: float = 3e-3) -> Loss:
     """A parabola in log lr whose bottom is at ``centre * r ** law(p, seed)``."""
-    return lambda c: 2.0 + 0.05 * (math.log(c["lr"]) - math.log(centre * c["rank"] ** law(p_of(c), c["seed"]))) ** 2
+    return lambda c: (
+        2.0
+        + 0.05 * (math.log(c["lr"]) - math.log(centre * c["rank"] ** law(p_of(c), c["seed"]))) ** 2
+    )
 
 
 def test_a_parabola_s_bottom_is_found_exactly_at_uneven_rates() -> None:
@@ -66,7 +89,11 @@ def test_a_parabola_s_bottom_is_found_exactly_at_uneven_rates() -> None:
     [
         ([3.0, 2.0, 1.0], 1e-2, "highest"),
         ([1.0, 2.0, 3.0], 1e-4, "lowest"),
-        ([3.0, 1.0, math.nan], 1e-3, ""),  # bounded by a run that diverged: no edge, and no parabola
+        (
+            [3.0, 1.0, math.nan],
+            1e-3,
+            "",
+        ),  # bounded by a run that diverged: no edge, and no parabola
         ([3.0, math.nan, math.nan], 1e-4, "lowest"),
         ([2.0, 2.0, 2.0], 1e-4, "lowest"),
     ],
@@ -81,14 +108,17 @@ def test_the_exponent_of_the_best_rate() -> None:
     """Bottoms at r^-(1-p)/1.5 plus a seed's own tilt: the mean over seeds, and its interval, in closed form."""
     tilt = {0: -0.02, 1: 0.0, 2: 0.03}
     cells, metrics = runs(
-        basin(lambda p, seed: -(1 - p) / 1.5 + tilt[seed]), rates=tuple(10.0 ** np.arange(-8, 2, 0.4))
+        basin(lambda p, seed: -(1 - p) / 1.5 + tilt[seed]),
+        rates=tuple(10.0 ** np.arange(-8, 2, 0.4)),
     )
     table = rate_transfer(best_rates(cells, metrics, NO_PROBES)).set_index("exponent_p")
     mean, low, high = mean_interval(np.array(list(tilt.values())))
     for p in (0.0, 0.5, 1.0):
         row = table.loc[p]
         assert row["exponent"] == pytest.approx(-(1 - p) / 1.5 + mean)
-        assert (row["ci_low"], row["ci_high"]) == pytest.approx((-(1 - p) / 1.5 + low, -(1 - p) / 1.5 + high))
+        assert (row["ci_low"], row["ci_high"]) == pytest.approx(
+            (-(1 - p) / 1.5 + low, -(1 - p) / 1.5 + high)
+        )
         assert (row["seeds"], row["ranks"], row["edges"], row["interval"]) == (3, 4, 0, "seeds")
         assert row["agrees"] == 1.0
     assert (table.loc[0.5, "predicted_low"], table.loc[0.5, "predicted_high"]) == (-0.5, -0.25)
@@ -99,7 +129,9 @@ def test_the_exponent_of_the_best_rate() -> None:
 def test_a_swapped_prediction_does_not_agree() -> None:
     """Bottoms that move as if p were 1 - p."""
     wobble = {0: -0.01, 1: 0.0, 2: 0.01}
-    cells, metrics = runs(basin(lambda p, seed: -p * 0.75 + wobble[seed]), rates=tuple(10.0 ** np.arange(-8, 2, 0.4)))
+    cells, metrics = runs(
+        basin(lambda p, seed: -p * 0.75 + wobble[seed]), rates=tuple(10.0 ** np.arange(-8, 2, 0.4))
+    )
     table = rate_transfer(best_rates(cells, metrics, NO_PROBES)).set_index("exponent_p")
     assert table.loc[0.0, "agrees"] == 0.0
     assert table.loc[1.0, "agrees"] == 0.0
@@ -107,11 +139,18 @@ def test_a_swapped_prediction_does_not_agree() -> None:
 
 def test_optima_at_an_edge_are_counted_and_left_out() -> None:
     cells, metrics = runs(
-        basin(lambda p, seed: -1.0, centre=1e-2), rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2), rules=(("power", 0.0),)
+        basin(lambda p, seed: -1.0, centre=1e-2),
+        rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+        rules=(("power", 0.0),),
     )
     rates = best_rates(cells, metrics, NO_PROBES)
     # Bottoms at 2.5e-3, 6.3e-4, 1.6e-4 and 3.9e-5: the last is below every rate tried, its best run the lowest.
-    assert dict(rates.groupby("rank")["edge"].first()) == {4.0: "", 16.0: "", 64.0: "lowest", 256.0: "lowest"}
+    assert dict(rates.groupby("rank")["edge"].first()) == {
+        4.0: "",
+        16.0: "",
+        64.0: "lowest",
+        256.0: "lowest",
+    }
     [row] = rate_transfer(rates).to_dict("records")
     assert row["edges"] == 6
     assert row["exponent"] == pytest.approx(-1.0)
@@ -123,7 +162,9 @@ def test_one_seed_has_an_interval_over_ranks_or_none() -> None:
     [row] = rate_transfer(best_rates(cells, metrics, NO_PROBES)).to_dict("records")
     assert row["interval"] == "ranks"
     assert row["exponent"] == pytest.approx(-0.3)
-    two, losses = runs(basin(lambda p, seed: -0.3), seeds=(0,), ranks=(4, 16), rules=(("rslora", math.nan),))
+    two, losses = runs(
+        basin(lambda p, seed: -0.3), seeds=(0,), ranks=(4, 16), rules=(("rslora", math.nan),)
+    )
     [row] = rate_transfer(best_rates(two, losses, NO_PROBES)).to_dict("records")
     assert row["interval"] == "none"
     assert math.isnan(row["ci_low"])
@@ -131,7 +172,9 @@ def test_one_seed_has_an_interval_over_ranks_or_none() -> None:
 
 
 def test_rho_is_of_the_run_at_the_best_rate() -> None:
-    cells, metrics = runs(basin(lambda p, seed: 0.0, centre=1e-3), rules=(("lora", math.nan),), seeds=(0,))
+    cells, metrics = runs(
+        basin(lambda p, seed: 0.0, centre=1e-3), rules=(("lora", math.nan),), seeds=(0,)
+    )
     probes = pd.DataFrame(
         [
             {"cell_id": c, "step": step, "layer": layer, "site": "A", "batch": "train", "rho": lr * r * step * k}
@@ -164,12 +207,16 @@ def by_step_alone(cell: dict[str, Any]) -> float:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_where_the_step_is_all_the_matched_difference_is_nothing(optimizer: str) -> None:
-    cells, metrics = runs(by_step_alone, optimizer=optimizer, rules=(("lora", math.nan), ("rslora", math.nan)))
+    cells, metrics = runs(
+        by_step_alone, optimizer=optimizer, rules=(("lora", math.nan), ("rslora", math.nan))
+    )
     differences = rule_differences(compared_losses(cells, metrics, NO_PROBES))
     fixed, matched = (differences[differences["how"] == how] for how in ("fixed", "matched"))
     power = 2 if optimizer == "sgd" else 1
     # gamma of LoRA is r^-1/2 of rsLoRA's: its loss is higher by 0.05 ln r, or twice that under SGD.
-    assert fixed["difference"].to_numpy() == pytest.approx(0.05 * power * np.log(fixed["rank"].to_numpy()))
+    assert fixed["difference"].to_numpy() == pytest.approx(
+        0.05 * power * np.log(fixed["rank"].to_numpy())
+    )
     assert len(matched) > 4
     assert matched["difference"].to_numpy() == pytest.approx(0.0, abs=1e-9)
     assert (matched["seeds"] == 3).all()
@@ -187,11 +234,22 @@ def test_lora_with_alpha_root_r_is_matched_without_interpolation() -> None:
     parts = [runs(by_step_alone, rates=(1e-3,), rules=(("rslora", math.nan),))]
     for rank in RANKS:
         parts.append(
-            runs(by_step_alone, rates=(1e-3,), ranks=(rank,), rules=(("lora", math.nan),), alpha=16 * rank**0.5)
+            runs(
+                by_step_alone,
+                rates=(1e-3,),
+                ranks=(rank,),
+                rules=(("lora", math.nan),),
+                alpha=16 * rank**0.5,
+            )
         )
     for n, (cells, metrics) in enumerate(parts):
-        cells["cell_id"], metrics["cell_id"] = f"{n}-" + cells["cell_id"], f"{n}-" + metrics["cell_id"]
-    losses = compared_losses(*(pd.concat(each, ignore_index=True) for each in zip(*parts, strict=True)), NO_PROBES)
+        cells["cell_id"], metrics["cell_id"] = (
+            f"{n}-" + cells["cell_id"],
+            f"{n}-" + metrics["cell_id"],
+        )
+    losses = compared_losses(
+        *(pd.concat(each, ignore_index=True) for each in zip(*parts, strict=True)), NO_PROBES
+    )
     matched = rule_differences(losses).query("how == 'matched'")
     assert sorted(matched["rank"]) == list(RANKS)
     assert matched["difference"].to_numpy() == pytest.approx(0.0, abs=1e-9)
@@ -204,9 +262,13 @@ def test_what_a_doubling_of_the_rank_gains() -> None:
     cells, metrics = runs(fall, rates=(1e-3,), rules=(("rslora", math.nan),))
     [row] = rank_effects(compared_losses(cells, metrics, NO_PROBES)).to_dict("records")
     assert row["gain"] == pytest.approx(0.02)
-    assert (row["ci_low"], row["ci_high"]) == pytest.approx(mean_interval(np.array([0.01, 0.02, 0.03]))[1:])
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx(
+        mean_interval(np.array([0.01, 0.02, 0.03]))[1:]
+    )
     level, ends = runs(
-        basin(lambda p, seed: -0.5), rates=tuple(3e-3 * 2.0 ** np.arange(-8, 5)), rules=(("rslora", math.nan),)
+        basin(lambda p, seed: -0.5),
+        rates=tuple(3e-3 * 2.0 ** np.arange(-8, 5)),
+        rules=(("rslora", math.nan),),
     )
     effects = rank_effects(compared_losses(level, ends, NO_PROBES)).set_index("how")
     assert effects.loc["best", "gain"] == pytest.approx(0.0, abs=1e-9)
@@ -226,13 +288,23 @@ def test_parameters_and_flops_come_from_the_layers_sizes() -> None:
     cells, metrics = runs(by_step_alone, rates=(1e-3,), seeds=(0,), rules=(("lora", math.nan),))
     probes = pd.DataFrame(
         [
-            {"cell_id": c, "step": 0, "layer": layer, "site": "B", "batch": "train", "d_in": d, "d_out": o}
+            {
+                "cell_id": c,
+                "step": 0,
+                "layer": layer,
+                "site": "B",
+                "batch": "train",
+                "d_in": d,
+                "d_out": o,
+            }
             for c in cells["cell_id"]
             for layer, d, o in (("a", 64, 32), ("b", 64, 128), ("model", 0, 0))
         ]
     )
     losses = compared_losses(cells, metrics, probes)
-    assert losses["parameters"].to_numpy() == pytest.approx(losses["rank"].to_numpy() * (64 + 32 + 64 + 128))
+    assert losses["parameters"].to_numpy() == pytest.approx(
+        losses["rank"].to_numpy() * (64 + 32 + 64 + 128)
+    )
     assert losses["flops"].to_numpy() == pytest.approx(6 * losses["parameters"].to_numpy())
 
 

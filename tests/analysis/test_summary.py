@@ -32,7 +32,9 @@ def test_intervals_as_text():
 
 
 def test_first_and_last_steps_of_the_primary_quantities(study):
-    found = summary(with_verdicts(fit_exponents(*study(LAWS, steps=(0, 1, 3, 7), scaling=("lora", "rslora")))))
+    found = summary(
+        with_verdicts(fit_exponents(*study(LAWS, steps=(0, 1, 3, 7), scaling=("lora", "rslora"))))
+    )
     assert list(dict.fromkeys(found["rule"])) == ["lora", "rslora"]
     lora = found[found["rule"] == "lora"]
     assert [tuple(pair) for pair in lora[["quantity", "step"]].to_numpy()] == [
@@ -74,7 +76,11 @@ def test_the_table_fits_a_terminal_and_says_what_it_must(study, capsys):
 
 def test_what_tells_curves_apart_is_named(study):
     cells, probes = study(LAWS, lr=(1e-3, 1e-2), scaling="power", exponent=0.75)
-    found = summary(with_verdicts(fit_exponents(cells, probes, predict=lambda rows: 0 * rows["exponent"] - 0.25)))
+    found = summary(
+        with_verdicts(
+            fit_exponents(cells, probes, predict=lambda rows: 0 * rows["exponent"] - 0.25)
+        )
+    )
     assert list(dict.fromkeys(found["curve"])) == ["lr=0.001", "lr=0.01"]
     text = shown(render_table(found))
     assert "sgd, power p=0.75, lr=0.001" in text

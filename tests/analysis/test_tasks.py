@@ -17,15 +17,38 @@ BASE, T_975_DF1 = (3.0, 0.25), 12.706204736
 def tables(lrs: tuple[float, ...] = (1e-3,), asked: bool = True) -> StudyTables:
     """Two rules, two ranks, two seeds. The last loss is 2 + rank / 100 + seed / 10 and, at the lower rate, 1 more."""
     cells, metrics = [], []
-    for n, (rule, rank, seed, lr) in enumerate(itertools.product(("lora", "rslora"), (4.0, 8.0), (0, 1), lrs)):
-        same = {"model": "m", "data": "d", "optimizer": "adamw", "exponent": math.nan, "alpha": 16.0, "init": "kaiming"}
+    for n, (rule, rank, seed, lr) in enumerate(
+        itertools.product(("lora", "rslora"), (4.0, 8.0), (0, 1), lrs)
+    ):
+        same = {
+            "model": "m",
+            "data": "d",
+            "optimizer": "adamw",
+            "exponent": math.nan,
+            "alpha": 16.0,
+            "init": "kaiming",
+        }
         cells.append(
-            same | {"cell_id": f"c{n}", "scaling": rule, "rank": rank, "seed": seed, "lr": lr, "status": "complete"}
+            same
+            | {
+                "cell_id": f"c{n}",
+                "scaling": rule,
+                "rank": rank,
+                "seed": seed,
+                "lr": lr,
+                "status": "complete",
+            }
         )
         last = 2 + rank / 100 + seed / 10 + (lr < 1e-3)
-        for step, loss, match in ((0, *BASE), (1, math.nan, math.nan), (2, last, 0.5 + 0.25 * seed)):
+        for step, loss, match in (
+            (0, *BASE),
+            (1, math.nan, math.nan),
+            (2, last, 0.5 + 0.25 * seed),
+        ):
             match = match if asked else math.nan
-            metrics.append({"cell_id": f"c{n}", "step": step, "eval_loss": loss, "exact_match": match})
+            metrics.append(
+                {"cell_id": f"c{n}", "step": step, "eval_loss": loss, "exact_match": match}
+            )
     return StudyTables(pd.DataFrame(cells), pd.DataFrame(metrics), pd.DataFrame(), pd.DataFrame())
 
 

@@ -7,7 +7,15 @@ import pytest
 
 from study.analysis import truncated_losses, truncation_effects
 
-BASE = {"study": "s", "model": "m", "data": "d", "optimizer": "adamw", "lr": 1e-3, "alpha": 16.0, "init": "kaiming"}
+BASE = {
+    "study": "s",
+    "model": "m",
+    "data": "d",
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "alpha": 16.0,
+    "init": "kaiming",
+}
 BASE |= {"targets": "all-linear", "scaling": "rslora", "status": "complete"}
 
 
@@ -18,11 +26,27 @@ def study(ranks=(4, 64), seeds=(0, 1, 2), status="complete") -> tuple[pd.DataFra
         for seed in seeds:
             cell = f"{rank}-{seed}"
             fate = {"status": status} if rank > 4 else {}
-            cells.append({**BASE, **fate, "cell_id": cell, "rank": rank, "seed": seed, "data_seed": seed, "gamma": 1.0})
-            loss = {0: 3.0, 1: 2.5, 4: 2.0} if rank == 4 else {0: 3.0, 4: 1.7, 8: 1.2, 16: 1.05, 64: 1.0}
+            cells.append(
+                {
+                    **BASE,
+                    **fate,
+                    "cell_id": cell,
+                    "rank": rank,
+                    "seed": seed,
+                    "data_seed": seed,
+                    "gamma": 1.0,
+                }
+            )
+            loss = (
+                {0: 3.0, 1: 2.5, 4: 2.0}
+                if rank == 4
+                else {0: 3.0, 4: 1.7, 8: 1.2, 16: 1.05, 64: 1.0}
+            )
             for kept, value in loss.items():
                 shift = 0.1 * seed if kept and rank > 4 else 0.0
-                rows.append({"cell_id": cell, "kept": float(kept), "loss": value + shift, "share": 1.0})
+                rows.append(
+                    {"cell_id": cell, "kept": float(kept), "loss": value + shift, "share": 1.0}
+                )
     return pd.DataFrame(cells), pd.DataFrame(rows)
 
 
@@ -45,6 +69,8 @@ def test_what_did_not_finish_or_gained_nothing() -> None:
     cells, rows = study()
     rows["loss"] = 3.0
     assert truncation_effects(truncated_losses(cells, rows))["needed"].isna().all()
-    assert truncation_effects(truncated_losses(cells, rows[rows["kept"] > 0]))["gained"].isna().all()
+    assert (
+        truncation_effects(truncated_losses(cells, rows[rows["kept"] > 0]))["gained"].isna().all()
+    )
     assert truncated_losses(cells, pd.DataFrame()).empty
     assert truncation_effects(pd.DataFrame()).empty

@@ -15,9 +15,20 @@ MARGIN = math.log(1.5) / math.log(1024 / 4)
 
 def row(exponent, se, df=4, **changes):
     half_width = stats.t.ppf(0.975, df) * se if df else math.nan
-    fields = {"scaling": "lora", "site": "adapter_grad", "stat": "norm", "batch": "train", "step": 0}
+    fields = {
+        "scaling": "lora",
+        "site": "adapter_grad",
+        "stat": "norm",
+        "batch": "train",
+        "step": 0,
+    }
     fields |= {"kind": "model", "layer": "model", "exponent": exponent, "se_slope": se, "df": df}
-    fields |= {"ci_low": exponent - half_width, "ci_high": exponent + half_width, "rank_min": 4.0, "rank_max": 1024.0}
+    fields |= {
+        "ci_low": exponent - half_width,
+        "ci_high": exponent + half_width,
+        "rank_min": 4.0,
+        "rank_max": 1024.0,
+    }
     return fields | changes
 
 
@@ -34,7 +45,9 @@ def test_tost_is_the_larger_of_two_one_sided_tests():
     np.testing.assert_allclose(found, np.maximum(not_below, not_above), rtol=1e-9)
     # Passing at 5 % is having the whole 90 % interval within the margin.
     half_width = stats.t.ppf(0.95, df) * se
-    np.testing.assert_array_equal(found < 0.05, (slope - half_width > -MARGIN) & (slope + half_width < MARGIN))
+    np.testing.assert_array_equal(
+        found < 0.05, (slope - half_width > -MARGIN) & (slope + half_width < MARGIN)
+    )
 
 
 def test_the_four_words():
@@ -57,7 +70,8 @@ def test_the_margin_is_a_ratio_over_the_ranks():
 
 
 @pytest.mark.parametrize(
-    ("true", "seeds", "noise"), [(-0.5, 5, 0.05), (-0.5, 5, 1.0), (0.5, 2, 0.3), (MARGIN, 5, 0.05), (-MARGIN, 1, 0.1)]
+    ("true", "seeds", "noise"),
+    [(-0.5, 5, 0.05), (-0.5, 5, 1.0), (0.5, 2, 0.3), (MARGIN, 5, 0.05), (-MARGIN, 1, 0.1)],
 )
 def test_a_sloped_quantity_is_called_stable_at_most_once_in_20(true, seeds, noise):
     """And practically never where the slope is beyond the margin; at the margin itself the test has its full size."""
@@ -67,7 +81,9 @@ def test_a_sloped_quantity_is_called_stable_at_most_once_in_20(true, seeds, nois
     assert stable <= 0.05 + 4 * math.sqrt(0.05 * 0.95 / studies)
     if abs(true) > 2 * MARGIN and noise < 0.5:
         assert stable < 0.001
-        assert np.mean(found == ("collapses" if true < 0 else "explodes")) > (0.99 if seeds == 5 else 0.1)
+        assert np.mean(found == ("collapses" if true < 0 else "explodes")) > (
+            0.99 if seeds == 5 else 0.1
+        )
 
 
 def test_power_where_there_is_data_and_silence_where_there_is_not():
@@ -86,7 +102,9 @@ def simulate(true, seeds, noise, studies):
     half_width = stats.t.ppf(0.975, fit.df[0]) * fit.se_slope[0]
     table = pd.DataFrame({"exponent": fit.slope[0], "se_slope": fit.se_slope[0], "df": fit.df[0]})
     table = table.assign(ci_low=fit.slope[0] - half_width, ci_high=fit.slope[0] + half_width)
-    table = table.assign(rank_min=4.0, rank_max=1024.0, site="adapter_grad", stat="norm", batch="train", step=0)
+    table = table.assign(
+        rank_min=4.0, rank_max=1024.0, site="adapter_grad", stat="norm", batch="train", step=0
+    )
     table = table.assign(kind="model", layer="model", scaling="lora")
     assert with_verdicts(table)["primary"].all()
     return with_verdicts(table)["verdict"].to_numpy()
@@ -164,7 +182,16 @@ def test_primary_quantities_are_found_in_a_real_table(study):
     last_update = (probes["site"] == "adapter_update") & (probes["step"] == 7)
     found = with_verdicts(fit_exponents(cells, probes[~last_update]))
     chosen = found[found["primary"]]
-    rows = set(zip(chosen["scaling"], chosen["site"], chosen["stat"], chosen["layer"], chosen["step"], strict=True))
+    rows = set(
+        zip(
+            chosen["scaling"],
+            chosen["site"],
+            chosen["stat"],
+            chosen["layer"],
+            chosen["step"],
+            strict=True,
+        )
+    )
     expected = {("adapter_grad", "norm", "model", 0), ("adapter_update", "descent", "model", 0)}
     expected |= {("adapter_update", "descent", "model", 1)}
     expected |= {("adapter_out", "rms", "mean_log", 7), ("adapter_in_grad", "rms", "mean_log", 7)}
@@ -173,6 +200,8 @@ def test_primary_quantities_are_found_in_a_real_table(study):
 
 
 def test_an_empty_table_stays_empty(study):
-    found = with_verdicts(fit_exponents(*study({("A", "rms"): lambda cell, layer, step: 1.0}, rank=8)))
+    found = with_verdicts(
+        fit_exponents(*study({("A", "rms"): lambda cell, layer, step: 1.0}, rank=8))
+    )
     assert found.empty
     assert "verdict" in found

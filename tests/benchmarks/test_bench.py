@@ -15,7 +15,18 @@ from study.config import CellConfig
 
 
 def test_four_ways_agree_and_are_told_apart(study_cli: Callable[..., Any], tmp_path: Path) -> None:
-    small = ["--model", "tiny", "--ranks", "2,4", "--steps", "2", "--to", str(tmp_path), "--plots", str(tmp_path)]
+    small = [
+        "--model",
+        "tiny",
+        "--ranks",
+        "2,4",
+        "--steps",
+        "2",
+        "--to",
+        str(tmp_path),
+        "--plots",
+        str(tmp_path),
+    ]
     ran = study_cli("bench", "sweep", "layers", *small)
     assert ran.code == 0, ran.err
     rows = pd.read_parquet(tmp_path / "sweep.parquet")

@@ -13,10 +13,16 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from study import hydra_app
 from study.store import CellWriter
+from study.sweeps import app as hydra_app
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+]
 FLAGS += ["--disable-component-update", "--disable-sync"]
 
 
@@ -26,7 +32,9 @@ def browser() -> Iterator[Browser]:
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         if os.environ.get("CI"):
-            pytest.fail("no chromium on PATH, and CI must not pass without it: apt-get install chromium")
+            pytest.fail(
+                "no chromium on PATH, and CI must not pass without it: apt-get install chromium"
+            )
         pytest.skip("no chromium on PATH: the dashboard's page is tested in it")
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=path, args=FLAGS)
@@ -42,9 +50,17 @@ class Watched:
         self.requests: list[str] = []
         self.errors: list[str] = []
         page.on("request", lambda request: self.requests.append(request.url))
-        page.on("console", lambda line: self.errors.append(line.text) if line.type in ("error", "warning") else None)
+        page.on(
+            "console",
+            lambda line: (
+                self.errors.append(line.text) if line.type in ("error", "warning") else None
+            ),
+        )
         page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("dialog", lambda dialog: (self.errors.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on(
+            "dialog",
+            lambda dialog: (self.errors.append(f"dialog: {dialog.message}"), dialog.dismiss()),
+        )
 
     def open(self, url: str) -> Page:
         """Go there, and wait until the charts are drawn."""
@@ -74,7 +90,9 @@ def watched(browser: Browser) -> Iterator[Watched]:
 
 @pytest.fixture
 def offline(browser: Browser) -> Iterator[Watched]:
-    context = browser.new_context(viewport={"width": 1280, "height": 1000}, accept_downloads=True, offline=True)
+    context = browser.new_context(
+        viewport={"width": 1280, "height": 1000}, accept_downloads=True, offline=True
+    )
     yield Watched(context.new_page())
     context.close()
 
@@ -83,7 +101,13 @@ def offline(browser: Browser) -> Iterator[Watched]:
 def trained(jsonl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eighteen cells over ranks, rules, optimizers and seeds, and two more, at another rate, that diverge."""
     results = tmp_path_factory.mktemp("dashboard") / "results"
-    small = ["model=tiny", "data=jsonl", f"data.path={jsonl}", "data.sequence_length=24", "data.heldout=2"]
+    small = [
+        "model=tiny",
+        "data=jsonl",
+        f"data.path={jsonl}",
+        "data.sequence_length=24",
+        "data.heldout=2",
+    ]
     small += [
         "train.steps=2",
         "train.batch_size=2",
@@ -110,9 +134,19 @@ def by_hand(tmp_path: Path) -> Callable[..., CellWriter]:
     """``by_hand("id", rank=4)``: the writer of a running cell in ``tmp_path/results/odd``."""
 
     def begin(cell_id: str, **about: Any) -> CellWriter:
-        record = {"model": "known", "data": "pydoc", "gamma": 1.0, "device": "cpu", "study": "odd"} | about
+        record = {
+            "model": "known",
+            "data": "pydoc",
+            "gamma": 1.0,
+            "device": "cpu",
+            "study": "odd",
+        } | about
         config = {
-            "adapter": {"rank": about.get("rank", 4), "scaling": about.get("scaling", "lora"), "exponent": None}
+            "adapter": {
+                "rank": about.get("rank", 4),
+                "scaling": about.get("scaling", "lora"),
+                "exponent": None,
+            }
             | {"alpha": 16.0, "init": "kaiming", "dropout": 0.0, "targets": "all-linear"},
             "optimizer": {"name": "adamw", "lr": 1e-4, "weight_decay": 0.0},
             "train": {
@@ -127,7 +161,11 @@ def by_hand(tmp_path: Path) -> Callable[..., CellWriter]:
             "seed": 0,
             "precision": "float32",
         }
-        return CellWriter(tmp_path / "results/odd/cells" / cell_id, "", record | {"cell_id": cell_id, "config": config})
+        return CellWriter(
+            tmp_path / "results/odd/cells" / cell_id,
+            "",
+            record | {"cell_id": cell_id, "config": config},
+        )
 
     return begin
 
@@ -138,11 +176,20 @@ def one_step() -> Callable[[CellWriter, int, dict[str, float]], None]:
 
     def append(writer: CellWriter, step: int, norms: dict[str, float]) -> None:
         rows = [
-            {"step": step, "layer": name, "block": 0, "kind": name.rpartition(".")[2], "site": "adapter_grad"}
+            {
+                "step": step,
+                "layer": name,
+                "block": 0,
+                "kind": name.rpartition(".")[2],
+                "site": "adapter_grad",
+            }
             | {"batch": "train", "norm": norm, "nonfinite": 0.0}
             for name, norm in norms.items()
         ]
         writer.append("probes", pd.DataFrame(rows))
-        writer.append("metrics", pd.DataFrame([{"step": step, "tokens": 9, "loss": 2.0 - 0.1 * step, "lr": 1e-4}]))
+        writer.append(
+            "metrics",
+            pd.DataFrame([{"step": step, "tokens": 9, "loss": 2.0 - 0.1 * step, "lr": 1e-4}]),
+        )
 
     return append

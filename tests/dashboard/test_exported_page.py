@@ -53,7 +53,9 @@ def test_the_right_value_in_the_right_cell(offline: Any, file: Path, trained: Pa
     for site, stat in (("adapter_grad", "norm"), ("adapter_out", "max_abs")):
         chosen(page, "site", site)
         chosen(page, "stat", stat)
-        probes = tables.probes[(tables.probes["site"] == site) & (tables.probes["batch"] == "train")]
+        probes = tables.probes[
+            (tables.probes["site"] == site) & (tables.probes["batch"] == "train")
+        ]
         cells = tables.cells.query("optimizer == 'sgd' and seed == 1 and lr < 1")
         panels = heat(page)
         assert [(p["rule"], p["of"]) for p in panels] == [
@@ -64,21 +66,32 @@ def test_the_right_value_in_the_right_cell(offline: Any, file: Path, trained: Pa
             for x, column in enumerate(panel["columns"]):
                 rank, step = (4, column) if panel["of"] == "steps" else (column, 2)
                 cell = cells[(cells["scaling"] == rule) & (cells["rank"] == rank)]["cell_id"].item()
-                rows = probes[(probes["cell_id"] == cell) & (probes["step"] == step)].set_index("layer")[stat]
+                rows = probes[(probes["cell_id"] == cell) & (probes["step"] == step)].set_index(
+                    "layer"
+                )[stat]
                 for y, layer in enumerate(panel["layers"]):
                     shown, stored = panel["values"][y][x], float(rows[layer])
-                    assert shown == pytest.approx(stored, rel=1.1e-3), (panel["rule"], layer, rank, step)
+                    assert shown == pytest.approx(stored, rel=1.1e-3), (
+                        panel["rule"],
+                        layer,
+                        rank,
+                        step,
+                    )
                     if stored > 0:
                         assert panel["z"][y][x] == pytest.approx(math.log10(stored), abs=5e-4)
                     else:
-                        assert panel["z"][y][x] is None, "what has no logarithm has no colour of the scale"
+                        assert panel["z"][y][x] is None, (
+                            "what has no logarithm has no colour of the scale"
+                        )
 
 
 def test_what_is_drawn_is_what_the_page_holds(offline: Any, file: Path) -> None:
     page = offline.open(file.as_uri())
     drawn = page.evaluate("byId('heat').data.filter(t => t.coloraxis).map(t => t.z)")
     assert drawn == [panel["z"] for panel in heat(page)]
-    scale = page.evaluate("[byId('heat').layout.coloraxis.cmin, byId('heat').layout.coloraxis.cmax]")
+    scale = page.evaluate(
+        "[byId('heat').layout.coloraxis.cmin, byId('heat').layout.coloraxis.cmax]"
+    )
     every = [z for panel in drawn for row in panel for z in row if z is not None]
     assert scale == pytest.approx([min(every), max(every)]), "one scale for all panels"
 
@@ -101,7 +114,9 @@ def test_broken_cells_stand_out(offline: Any, file: Path) -> None:
     assert offline.errors == []
 
 
-def test_a_click_on_a_layer_shows_its_curves_and_its_fit(offline: Any, file: Path, trained: Path) -> None:
+def test_a_click_on_a_layer_shows_its_curves_and_its_fit(
+    offline: Any, file: Path, trained: Path
+) -> None:
     page = offline.open(file.as_uri() + "#optimizer=adamw&seed=0&step=1")
     place = page.evaluate(
         """() => { const box = byId('heat').getBoundingClientRect(), { xaxis, yaxis } = byId('heat')._fullLayout;
@@ -128,15 +143,26 @@ def test_a_click_on_a_layer_shows_its_curves_and_its_fit(offline: Any, file: Pat
         assert values == pytest.approx([float(stored[s]) for s in steps], rel=1.1e-3)
     for rule in ("lora", "rslora"):
         ids = cells[cells["scaling"] == rule]
-        norms = [float(rows[(rows["cell_id"] == i) & (rows["step"] == step)]["norm"].item()) for i in ids.index]
+        norms = [
+            float(rows[(rows["cell_id"] == i) & (rows["step"] == step)]["norm"].item())
+            for i in ids.index
+        ]
         slope = np.polyfit(np.log(ids["rank"]), np.log(norms), 1)[0]
         name = {"lora": "LoRA", "rslora": "rsLoRA"}[rule]
         assert f"{name} {slope:.2f}".replace("-", "−") in page.locator("#fit-title").inner_text()
 
 
-def test_every_chooser_changes_what_is_shown_and_the_address_restores_it(offline: Any, file: Path) -> None:
+def test_every_chooser_changes_what_is_shown_and_the_address_restores_it(
+    offline: Any, file: Path
+) -> None:
     page = offline.open(file.as_uri())
-    wanted = {"optimizer": "sgd", "site": "adapter_out", "stat": "m4", "batch": "heldout", "kind": "q_proj"}
+    wanted = {
+        "optimizer": "sgd",
+        "site": "adapter_out",
+        "stat": "m4",
+        "batch": "heldout",
+        "kind": "q_proj",
+    }
     wanted |= {"seed": "1", "rank": "2", "order": "kind", "curve": "grad_norm"}
     before = page.evaluate("JSON.stringify(page.heat.panels.map(p => p.values))")
     for name, value in wanted.items():
@@ -151,7 +177,9 @@ def test_every_chooser_changes_what_is_shown_and_the_address_restores_it(offline
     page.evaluate("rendering")
     assert {panel["rule"] for panel in heat(page)} == {"rslora p=0.5"}
     address = parse_qs(page.url.partition("#")[2])
-    assert {name: address[name] for name in wanted} == {name: [value] for name, value in wanted.items()}
+    assert {name: address[name] for name in wanted} == {
+        name: [value] for name, value in wanted.items()
+    }
 
     fields = (
         "site",
@@ -189,7 +217,9 @@ def test_the_keyboard_is_enough(offline: Any, file: Path) -> None:
     for key in ("ArrowDown", "ArrowDown", "ArrowRight", "PageUp"):
         page.keyboard.press(key)
         page.evaluate("rendering")
-    assert page.evaluate("[page.view.layer === page.view.layers[1].name, page.view.step, page.view.rank]") == [
+    assert page.evaluate(
+        "[page.view.layer === page.view.layers[1].name, page.view.step, page.view.rank]"
+    ) == [
         True,
         2,
         8,
@@ -217,7 +247,9 @@ def test_what_is_shown_can_be_downloaded(offline: Any, file: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1920, "dark")])
-def test_it_fits_the_screen_light_and_dark(browser: Any, file: Path, width: int, scheme: str) -> None:
+def test_it_fits_the_screen_light_and_dark(
+    browser: Any, file: Path, width: int, scheme: str
+) -> None:
     context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)
     page = context.new_page()
     page.goto(file.as_uri())

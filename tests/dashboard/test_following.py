@@ -36,7 +36,10 @@ def header(message: bytes) -> dict[str, Any]:
 
 
 def test_a_finished_cell_is_never_read_again(
-    by_hand: Callable[..., CellWriter], one_step: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    by_hand: Callable[..., CellWriter],
+    one_step: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     done, running = by_hand("done", rank=4), by_hand("running", rank=8)
     for writer in (done, running):
@@ -61,10 +64,14 @@ def test_a_finished_cell_is_never_read_again(
     overview(seen, fitted, live=True)
     message = header(seen.message(NORM, {"done": (0, 1), "running": (0, 1)}))
     assert set(read) == {"running"}
-    assert [(block["cell"], block["start"], block["steps"]) for block in message["blocks"]] == [("running", 1, [1])]
+    assert [(block["cell"], block["start"], block["steps"]) for block in message["blocks"]] == [
+        ("running", 1, [1])
+    ]
     running.close("complete", steps_done=1)
     assert seen.look()
-    assert header(seen.message(NORM, {"done": (0, 1), "running": (0, 2)}))["blocks"] == [], "it ended: nothing new"
+    assert header(seen.message(NORM, {"done": (0, 1), "running": (0, 2)}))["blocks"] == [], (
+        "it ended: nothing new"
+    )
 
 
 def test_a_cell_that_starts_afresh_is_sent_afresh(
@@ -77,9 +84,10 @@ def test_a_cell_that_starts_afresh_is_sent_afresh(
     seen = Following(tmp_path / "results/odd")
     one_step(by_hand("aaa"), 0, {LAYER: 9.0})
     assert seen.look()
-    assert [(b["revision"], b["start"], b["steps"]) for b in header(seen.message(NORM, {"aaa": (0, 3)}))["blocks"]] == [
-        (1, 0, [0])
-    ]
+    assert [
+        (b["revision"], b["start"], b["steps"])
+        for b in header(seen.message(NORM, {"aaa": (0, 3)}))["blocks"]
+    ] == [(1, 0, [0])]
 
 
 def test_verdicts_are_those_of_the_analysis(trained: Path) -> None:
@@ -91,10 +99,14 @@ def test_verdicts_are_those_of_the_analysis(trained: Path) -> None:
     columns = ["optimizer", "rule", "quantity", "step", "estimate", "verdict", "seeds", "ranks"]
     assert note == ""
     assert rows.reset_index(drop=True)[columns].astype(str).equals(whole[columns].astype(str))
-    assert rows["predicted"].to_numpy(float) == pytest.approx(whole["predicted"].to_numpy(float), nan_ok=True)
+    assert rows["predicted"].to_numpy(float) == pytest.approx(
+        whole["predicted"].to_numpy(float), nan_ok=True
+    )
 
 
-def test_nothing_to_fit_is_said_in_words(by_hand: Callable[..., CellWriter], tmp_path: Path) -> None:
+def test_nothing_to_fit_is_said_in_words(
+    by_hand: Callable[..., CellWriter], tmp_path: Path
+) -> None:
     writer = by_hand("aaa")
     page = overview(Following(tmp_path / "results/odd"), Verdicts(), live=True)
     assert page["verdicts"] == []
@@ -109,7 +121,9 @@ def test_no_study_is_one_line(tmp_path: Path) -> None:
 
 
 def test_the_server_answers_only_for_its_own_name_and_only_with_news(trained: Path) -> None:
-    with TestClient(application(Following(trained), ("127.0.0.1",)), base_url="http://127.0.0.1") as client:
+    with TestClient(
+        application(Following(trained), ("127.0.0.1",)), base_url="http://127.0.0.1"
+    ) as client:
         first = client.get("/overview")
         assert first.json()["counts"]["complete"] == 18
         again = client.get("/overview", headers={"If-None-Match": first.headers["etag"]})
@@ -128,7 +142,9 @@ def test_elsewhere_is_said_aloud(trained: Path, monkeypatch: pytest.MonkeyPatch)
     asked: list[Any] = []
     monkeypatch.setattr(server, "serve", lambda *arguments: asked.append(arguments[:3]))
     quiet = CliRunner().invoke(cli.cli, ["dashboard", str(trained)])
-    loud = CliRunner().invoke(cli.cli, ["dashboard", str(trained), "--host", "0.0.0.0", "--port", "8080"])
+    loud = CliRunner().invoke(
+        cli.cli, ["dashboard", str(trained), "--host", "0.0.0.0", "--port", "8080"]
+    )
     assert asked == [(trained, "127.0.0.1", 0), (trained, "0.0.0.0", 8080)]
     assert quiet.output == ""
     assert "warning: anyone who reaches 0.0.0.0 can read this study" in loud.output
@@ -161,7 +177,13 @@ def test_a_taken_port_is_one_line(trained: Path) -> None:
 
 
 def test_a_rule_has_the_colours_of_the_figures(trained: Path) -> None:
-    rules = {rule["id"]: rule for rule in overview(Following(trained), Verdicts(), live=False)["rules"]}
+    rules = {
+        rule["id"]: rule for rule in overview(Following(trained), Verdicts(), live=False)["rules"]
+    }
     for scaling, p in (("lora", 1.0), ("rslora", 0.5)):
-        drawn = {r: to_hex(style.shade(Rule.of(scaling, p), r, [2.0, 4.0, 8.0])) for r in (2.0, 4.0, 8.0)}
-        assert rules[f"{scaling} p={p:g}"]["shades"]["light"] == {f"{rank:g}": shade for rank, shade in drawn.items()}
+        drawn = {
+            r: to_hex(style.shade(Rule.of(scaling, p), r, [2.0, 4.0, 8.0])) for r in (2.0, 4.0, 8.0)
+        }
+        assert rules[f"{scaling} p={p:g}"]["shades"]["light"] == {
+            f"{rank:g}": shade for rank, shade in drawn.items()
+        }

@@ -25,7 +25,9 @@ class Servers:
     def start(self, study: Path, port: int = 0) -> str:
         """Start one and return its address, as it prints it."""
         command = [*RUN, "dashboard", str(study), "--port", str(port)]
-        self.running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ)))
+        self.running.append(
+            subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+        )
         line = self.running[-1].stdout.readline()  # type: ignore[union-attr]
         assert line.startswith("http://127.0.0.1:"), line
         return line.split()[0]
@@ -55,7 +57,11 @@ def servers() -> Iterator[Servers]:
 
 
 def test_a_step_is_on_the_page_within_five_seconds(
-    watched: Any, servers: Servers, by_hand: Callable[..., CellWriter], one_step: Callable[..., None], tmp_path: Path
+    watched: Any,
+    servers: Servers,
+    by_hand: Callable[..., CellWriter],
+    one_step: Callable[..., None],
+    tmp_path: Path,
 ) -> None:
     writer = by_hand("aaa", rank=4)
     one_step(writer, 0, {"model.layers.0.q_proj": 1.0})
@@ -107,11 +113,19 @@ def test_a_sweep_is_followed_to_its_end_and_past_the_servers(
         "data.sequence_length=24",
         "data.heldout=2",
     ]
-    sweep += ["train.steps=40", "train.batch_size=2", "probes.steps=null", "probes.every=1", "name=odd"]
+    sweep += [
+        "train.steps=40",
+        "train.batch_size=2",
+        "probes.steps=null",
+        "probes.every=1",
+        "name=odd",
+    ]
     sweep += ["adapter.rank=4,8", f"results_dir={folder.parent}"]
     process = subprocess.Popen([*RUN, *sweep], cwd=tmp_path, stderr=subprocess.DEVNULL)
     await_cells(folder, 2)
-    process.send_signal(signal.SIGSTOP)  # held: this small sweep may end before the page has looked twice
+    process.send_signal(
+        signal.SIGSTOP
+    )  # held: this small sweep may end before the page has looked twice
     watched.until("page.overview.counts.running > 0", 120)
     steps = "page.overview.cells.reduce((sum, cell) => sum + cell.probed, 0)"
     seen = page.evaluate(steps)
@@ -127,4 +141,8 @@ def test_a_sweep_is_followed_to_its_end_and_past_the_servers(
     watched.until("document.getElementById('live').dataset.state === 'still'")
     assert page.evaluate("window.sameDocument"), "never reloaded"
     assert page.evaluate("page.view.steps.length") == 41
-    assert not [error for error in watched.errors if "ERR_CONNECTION" not in error and "Failed to load" not in error]
+    assert not [
+        error
+        for error in watched.errors
+        if "ERR_CONNECTION" not in error and "Failed to load" not in error
+    ]

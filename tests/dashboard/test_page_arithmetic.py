@@ -30,17 +30,31 @@ def unpacked(browser: Browser, values: np.ndarray, missing: np.ndarray) -> list[
 
 
 def test_every_kind_of_value_survives(browser: Browser) -> None:
-    values = np.array([[0.0, 1e-3, -2.5, math.nan], [math.inf, -math.inf, 1e4, math.nan]], np.float32)
+    values = np.array(
+        [[0.0, 1e-3, -2.5, math.nan], [math.inf, -math.inf, 1e4, math.nan]], np.float32
+    )
     missing = np.array([[False] * 4, [False, False, False, True]])
     found = unpacked(browser, values, missing)
-    assert [found[0][0], found[0][3], *found[1][:2], found[1][3]] == [0, "NaN", "Infinity", "-Infinity", "missing"]
-    assert [found[0][1], found[0][2], found[1][2]] == pytest.approx([1e-3, -2.5, 1e4], rel=RESOLUTION / 2 + 1e-9)
+    assert [found[0][0], found[0][3], *found[1][:2], found[1][3]] == [
+        0,
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "missing",
+    ]
+    assert [found[0][1], found[0][2], found[1][2]] == pytest.approx(
+        [1e-3, -2.5, 1e4], rel=RESOLUTION / 2 + 1e-9
+    )
 
 
-@pytest.mark.parametrize(("decades", "error"), [(12, RESOLUTION / 2), (75, 75 * math.log(10) / 32_000)])
+@pytest.mark.parametrize(
+    ("decades", "error"), [(12, RESOLUTION / 2), (75, 75 * math.log(10) / 32_000)]
+)
 def test_values_are_as_close_as_is_promised(browser: Browser, decades: float, error: float) -> None:
     draw = np.random.default_rng(0)
-    values = (10 ** draw.uniform(-decades / 2, decades / 2, (7, 11)) * draw.choice([-1, 1], (7, 11))).astype(np.float32)
+    values = (
+        10 ** draw.uniform(-decades / 2, decades / 2, (7, 11)) * draw.choice([-1, 1], (7, 11))
+    ).astype(np.float32)
     found = np.array(unpacked(browser, values, np.zeros(values.shape, bool)), float)
     assert np.abs(found / values - 1).max() <= error * 1.01
 
@@ -51,24 +65,36 @@ def test_lines_are_the_analysis_own(browser: Browser) -> None:
     page = browser.new_page()
     page.add_script_tag(content=(PARTS / "fits.js").read_text())
     t = t_critical(np.arange(1, 201)).tolist()
-    for ranks_of_seed in ([[4, 8, 64, 512]] * 3, [[4, 8, 64, 512]], [[4, 8, 64], [8, 64], [4, 64, 512]], [[4, 8]] * 2):
+    for ranks_of_seed in (
+        [[4, 8, 64, 512]] * 3,
+        [[4, 8, 64, 512]],
+        [[4, 8, 64], [8, 64], [4, 64, 512]],
+        [[4, 8]] * 2,
+    ):
         rows = [(seed, rank) for seed, ranks in enumerate(ranks_of_seed) for rank in ranks]
         seed, rank = np.array(rows).T
         value = np.exp(-0.5 * np.log(rank) + draw.normal(0, 0.1, len(rank)))
         lines = fit_lines(rank, np.log(value)[:, None], Strands.of(np.zeros(len(rank)), seed))
         points = [
-            {"rank": int(r), "seed": int(s), "value": float(v)} for r, s, v in zip(rank, seed, value, strict=True)
+            {"rank": int(r), "seed": int(s), "value": float(v)}
+            for r, s, v in zip(rank, seed, value, strict=True)
         ]
-        found = page.evaluate("([p, t]) => { const f = fitLine(p, t); return {...f, band: f.at(32)} }", [points, t])
+        found = page.evaluate(
+            "([p, t]) => { const f = fitLine(p, t); return {...f, band: f.at(32)} }", [points, t]
+        )
         slope, half = lines.slope[0, 0], (t_critical(lines.df) * lines.se_slope)[0, 0]
         assert found["slope"] == pytest.approx(slope, rel=1e-10)
         assert (found["seeds"], found["ranks"]) == (lines.seeds[0, 0], lines.ranks[0, 0])
         dx = math.log(32) - lines.log_rank_mean[0, 0]
-        assert math.log(found["band"][0]) == pytest.approx(lines.log_stat_mean[0, 0] + slope * dx, rel=1e-9)
+        assert math.log(found["band"][0]) == pytest.approx(
+            lines.log_stat_mean[0, 0] + slope * dx, rel=1e-9
+        )
         if math.isnan(half):
             assert found["low"] is None
             continue
-        assert [found["low"], found["high"]] == pytest.approx([slope - half, slope + half], rel=1e-9)
+        assert [found["low"], found["high"]] == pytest.approx(
+            [slope - half, slope + half], rel=1e-9
+        )
         variance = (lines.se_mean**2 + 2 * dx * lines.cov + (dx * lines.se_slope) ** 2)[0, 0]
         width = t_critical(lines.df)[0, 0] * math.sqrt(variance)
         assert math.log(found["band"][2] / found["band"][0]) == pytest.approx(width, rel=1e-8)

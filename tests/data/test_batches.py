@@ -22,13 +22,23 @@ FINLORA = Path(__file__).parents[2].parent / "shared" / "data" / "finlora"
 def byte_tokenizer(bos: bool = False, pad: bool = True) -> PreTrainedTokenizerFast:
     """A real fast tokenizer with one token per byte, so that what a row must hold can be told from its text."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: i for i, letter in enumerate(letters)} | {"<eos>": EOS, "<bos>": BOS, "<pad>": PAD}
+    vocabulary = {letter: i for i, letter in enumerate(letters)} | {
+        "<eos>": EOS,
+        "<bos>": BOS,
+        "<pad>": PAD,
+    }
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     if bos:
-        backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
-    names = {"eos_token": "<eos>"} | ({"bos_token": "<bos>"} if bos else {}) | ({"pad_token": "<pad>"} if pad else {})
+        backend.post_processor = processors.TemplateProcessing(
+            single="<bos> $A", special_tokens=[("<bos>", BOS)]
+        )
+    names = (
+        {"eos_token": "<eos>"}
+        | ({"bos_token": "<bos>"} if bos else {})
+        | ({"pad_token": "<pad>"} if pad else {})
+    )
     return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
 
 
@@ -41,8 +51,12 @@ def build(tmp_path):
 
     def corpus(examples, length=32, tokenizer=PLAIN, eos=EOS, heldout=8) -> Corpus:
         file = tmp_path / "rows.jsonl"
-        file.write_text("\n".join(json.dumps({"context": e.context, "target": e.target}) for e in examples))
-        config = DataConfig(name="jsonl", path=str(file), sequence_length=length, heldout=heldout, seed=0)
+        file.write_text(
+            "\n".join(json.dumps({"context": e.context, "target": e.target}) for e in examples)
+        )
+        config = DataConfig(
+            name="jsonl", path=str(file), sequence_length=length, heldout=heldout, seed=0
+        )
         return build_corpus(config, tokenizer, eos)
 
     return corpus
@@ -56,7 +70,9 @@ def rows_of(table: TokenTable) -> list[tuple[list[int], list[int], list[int]]]:
         assert batch.input_ids_BT.shape[1] == table.sequence_length
         assert batch.input_ids_BT.dtype == batch.targets_BT.dtype == torch.int64
         assert batch.real_BT.dtype == torch.bool
-        for ids, targets, real in zip(batch.input_ids_BT, batch.targets_BT, batch.real_BT, strict=True):
+        for ids, targets, real in zip(
+            batch.input_ids_BT, batch.targets_BT, batch.real_BT, strict=True
+        ):
             count = int(real.sum())
             assert real[:count].all()  # padded on the right
             learned = (targets != -100).nonzero().flatten()
@@ -75,12 +91,18 @@ words = st.text(st.characters(codec="utf-8"), max_size=12)
 
 @settings(max_examples=40, deadline=None)
 @given(
-    examples=st.lists(st.builds(Example, words, words.filter(str.strip)), min_size=2, max_size=12, unique=True),
+    examples=st.lists(
+        st.builds(Example, words, words.filter(str.strip)), min_size=2, max_size=12, unique=True
+    ),
     bos=st.booleans(),
 )
-def test_a_row_is_context_target_eos_and_the_loss_is_on_target_and_eos(examples, bos, tmp_path_factory):
+def test_a_row_is_context_target_eos_and_the_loss_is_on_target_and_eos(
+    examples, bos, tmp_path_factory
+):
     file = tmp_path_factory.mktemp("batches") / "rows.jsonl"
-    file.write_text("\n".join(json.dumps({"context": e.context, "target": e.target}) for e in examples))
+    file.write_text(
+        "\n".join(json.dumps({"context": e.context, "target": e.target}) for e in examples)
+    )
     config = DataConfig(name="jsonl", path=str(file), sequence_length=100, heldout=8, seed=0)
     corpus = build_corpus(config, WITH_BOS if bos else PLAIN, EOS)
     assert corpus.fingerprint == fingerprint(examples)
@@ -91,7 +113,9 @@ def test_a_row_is_context_target_eos_and_the_loss_is_on_target_and_eos(examples,
             if bos:
                 assert ids.pop(0) == BOS
             elif not example.context:
-                assert ids.pop(0) == EOS  # the first token of a target needs one before it to be predicted from
+                assert (
+                    ids.pop(0) == EOS
+                )  # the first token of a target needs one before it to be predicted from
             assert ids[-1] == learned[-1] == EOS
             assert text(ids[:-1]) == example.context + example.target
             assert text(learned[:-1]) == example.target
@@ -116,7 +140,9 @@ def row(build, example, **kwargs):
     ],
 )
 def test_a_long_context_loses_its_left_but_for_bos(build, tokenizer, length, context, learned):
-    ids, learned_ids, positions = row(build, Example(context, "yes"), length=length, tokenizer=tokenizer)
+    ids, learned_ids, positions = row(
+        build, Example(context, "yes"), length=length, tokenizer=tokenizer
+    )
     assert len(ids) == length
     assert text(learned_ids[:-1]) == "yes"
     assert learned_ids[-1] == EOS
@@ -130,7 +156,9 @@ def test_a_long_context_loses_its_left_but_for_bos(build, tokenizer, length, con
 
 @pytest.mark.parametrize(("tokenizer", "first"), [(PLAIN, "?"), (WITH_BOS, None)])
 def test_a_long_target_loses_its_right_and_its_eos(build, tokenizer, first):
-    ids, learned, positions = row(build, Example("why?", "because so"), length=6, tokenizer=tokenizer)
+    ids, learned, positions = row(
+        build, Example("why?", "because so"), length=6, tokenizer=tokenizer
+    )
     assert text(learned) == "becau"
     assert positions == [0, 1, 2, 3, 4]
     assert (ids[0] == BOS) if first is None else (text(ids[:1]) == first)
@@ -149,7 +177,9 @@ def test_without_an_eos_nothing_is_appended(build):
     assert text(learned) == "nswer"  # no bos, no eos, no context: nothing predicts the first token
 
 
-@pytest.mark.parametrize(("tokenizer", "eos", "padding"), [(PLAIN, EOS, PAD), (byte_tokenizer(pad=False), EOS, EOS)])
+@pytest.mark.parametrize(
+    ("tokenizer", "eos", "padding"), [(PLAIN, EOS, PAD), (byte_tokenizer(pad=False), EOS, EOS)]
+)
 def test_padding_is_pad_or_eos(build, tokenizer, eos, padding):
     batch = next(build([Example("q", "a"), *FILLER], tokenizer=tokenizer, eos=eos).train.batches(1))
     assert set(batch.input_ids_BT[~batch.real_BT].tolist()) == {padding}
@@ -157,7 +187,11 @@ def test_padding_is_pad_or_eos(build, tokenizer, eos, padding):
 
 
 def test_without_pad_and_eos_padding_is_a_valid_token(build):
-    batch = next(build([Example("q", "a"), *FILLER], tokenizer=byte_tokenizer(pad=False), eos=None).train.batches(1))
+    batch = next(
+        build(
+            [Example("q", "a"), *FILLER], tokenizer=byte_tokenizer(pad=False), eos=None
+        ).train.batches(1)
+    )
     assert set(batch.input_ids_BT[~batch.real_BT].tolist()) == {0}
 
 
@@ -166,7 +200,9 @@ def test_more_examples_than_a_chunk_keep_their_order(build):
     corpus = build(examples)
     train, _ = split(examples, 8)
     for index in (0, 999, 1000, 1001, len(train) - 1):
-        ids = corpus.train.tokens[corpus.train.starts[index] : corpus.train.starts[index + 1]].tolist()
+        ids = corpus.train.tokens[
+            corpus.train.starts[index] : corpus.train.starts[index + 1]
+        ].tolist()
         assert text(ids[:-1]) == train[index].context + train[index].target
 
 
@@ -180,8 +216,16 @@ def test_a_sequence_of_one_token_is_refused(build):
 
 def numbered(size: int) -> TokenTable:
     """A table whose row ``i`` is the two tokens ``0, i``."""
-    tokens = np.stack([np.zeros(size, dtype=np.int32), np.arange(size, dtype=np.int32)], axis=1).flatten()
-    return TokenTable(tokens, 2 * np.arange(size + 1), np.ones(size, dtype=np.int32), sequence_length=4, padding_id=0)
+    tokens = np.stack(
+        [np.zeros(size, dtype=np.int32), np.arange(size, dtype=np.int32)], axis=1
+    ).flatten()
+    return TokenTable(
+        tokens,
+        2 * np.arange(size + 1),
+        np.ones(size, dtype=np.int32),
+        sequence_length=4,
+        padding_id=0,
+    )
 
 
 def drawn(table: TokenTable, seed: int, step: int, batch_size: int) -> list[int]:
@@ -229,13 +273,17 @@ def test_supervised_counts_targets_and_to_moves_all():
     assert batch.supervised == 5
     moved = batch.to("meta")
     assert isinstance(moved, TokenBatch)
-    assert {t.device.type for t in (moved.input_ids_BT, moved.targets_BT, moved.real_BT)} == {"meta"}
+    assert {t.device.type for t in (moved.input_ids_BT, moved.targets_BT, moved.real_BT)} == {
+        "meta"
+    }
 
 
 @pytest.mark.skipif(not FINLORA.is_dir(), reason="FinLoRA's rows are not on this machine")
 def test_finloras_rows_become_batches():
     path = str(FINLORA / "formula_train.jsonl")
-    corpus = build_corpus(DataConfig(name="jsonl", path=path, sequence_length=64, heldout=64, seed=0), PLAIN, EOS)
+    corpus = build_corpus(
+        DataConfig(name="jsonl", path=path, sequence_length=64, heldout=64, seed=0), PLAIN, EOS
+    )
     assert (len(corpus.train) + len(corpus.heldout), len(corpus.heldout)) == (800, 64)
     batch = corpus.train.batch(0, 0, 4)
     assert batch.real_BT.all()  # these contexts are far longer than 64 bytes

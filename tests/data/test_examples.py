@@ -20,7 +20,9 @@ example_lists = st.lists(st.builds(Example, texts, texts.filter(str.strip)), max
 
 
 def config(path: object = None, name: str = "jsonl") -> DataConfig:
-    return DataConfig(name=name, path=None if path is None else str(path), sequence_length=64, heldout=8, seed=0)
+    return DataConfig(
+        name=name, path=None if path is None else str(path), sequence_length=64, heldout=8, seed=0
+    )
 
 
 def written(path: Path, *lines: str) -> Path:
@@ -34,7 +36,10 @@ GOOD = '{"context": "a", "target": "b"}'
 @given(examples=example_lists.filter(bool))
 def test_what_is_written_is_read(examples, tmp_path_factory):
     file = tmp_path_factory.mktemp("jsonl") / "rows.jsonl"
-    rows = [json.dumps({"target": e.target, "doc_path": 1, "context": e.context}, ensure_ascii=False) for e in examples]
+    rows = [
+        json.dumps({"target": e.target, "doc_path": 1, "context": e.context}, ensure_ascii=False)
+        for e in examples
+    ]
     file.write_bytes(b"\xef\xbb\xbf" + "\r\n\n".join(rows).encode())
     assert load_examples(config(file)) == examples
 
@@ -50,13 +55,19 @@ def test_extra_keys_are_passed_over_and_an_empty_context_is_allowed(tmp_path):
         ('{"context": "a", "target": "b"', r"line 3: not JSON \(Expecting"),
         ("[" * 100_000, r"line 3: not JSON"),
         ('["a", "b"]', "line 3: a list and not an object"),
-        ('{"context": "a", "completion": "b"}', "line 3: no key 'target' among 'context', 'completion'"),
+        (
+            '{"context": "a", "completion": "b"}',
+            "line 3: no key 'target' among 'context', 'completion'",
+        ),
         ('{"target": "b"}', "line 3: no key 'context'"),
         ("{}", "line 3: no key 'context' among none"),
         ('{"context": "a", "target": 3}', "line 3: 'target' is a int and not a string"),
         ('{"context": null, "target": "b"}', "line 3: 'context' is a NoneType and not a string"),
         ('{"context": "a", "target": " \\n"}', "line 3: 'target' is empty"),
-        ('{"context": "a", "target": "\\ud800"}', "line 3: 'target' holds half of a surrogate pair"),
+        (
+            '{"context": "a", "target": "\\ud800"}',
+            "line 3: 'target' holds half of a surrogate pair",
+        ),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
@@ -95,7 +106,9 @@ def test_a_bad_path_is_named(tmp_path, monkeypatch, path, message):
 
 
 def test_an_unknown_name_lists_the_choices():
-    with pytest.raises(StudyError, match="unknown data 'pydocs': choose from pydoc, xbrl_extract, jsonl"):
+    with pytest.raises(
+        StudyError, match="unknown data 'pydocs': choose from pydoc, xbrl_extract, jsonl"
+    ):
         load_examples(config(name="pydocs"))
 
 
@@ -106,10 +119,15 @@ def test_a_path_for_a_source_that_reads_none_is_refused():
 
 def test_the_fingerprint_is_of_the_content(tmp_path):
     one = written(tmp_path / "one.jsonl", '{"context": "é", "target": "b"}', GOOD)
-    two = written(tmp_path / "two.jsonl", '{"target":"b",  "context":"\\u00e9", "more": 1}', "", GOOD)
+    two = written(
+        tmp_path / "two.jsonl", '{"target":"b",  "context":"\\u00e9", "more": 1}', "", GOOD
+    )
     assert fingerprint(load_examples(config(one))) == fingerprint(load_examples(config(two)))
     # As `sha256sum` sees the canonical line, so that anyone can compute it.
-    assert fingerprint([Example("a", "b")]) == hashlib.sha256(b'{"context":"a","target":"b"}\n').hexdigest()
+    assert (
+        fingerprint([Example("a", "b")])
+        == hashlib.sha256(b'{"context":"a","target":"b"}\n').hexdigest()
+    )
 
 
 @given(example_lists, example_lists)
@@ -117,7 +135,9 @@ def test_only_equal_examples_share_a_fingerprint(one, two):
     assert (fingerprint(one) == fingerprint(two)) == (one == two)
 
 
-@given(example_lists.filter(lambda examples: len(set(examples)) >= 2), st.integers(1, 10), st.randoms())
+@given(
+    example_lists.filter(lambda examples: len(set(examples)) >= 2), st.integers(1, 10), st.randoms()
+)
 def test_the_split(examples, heldout, rng: random.Random):
     train, held = split(examples, heldout)
     distinct = len(set(examples))
@@ -144,7 +164,9 @@ def test_one_example_cannot_be_split(examples):
 
 
 @pytest.mark.skipif(not FINLORA.is_dir(), reason="FinLoRA's rows are not on this machine")
-@pytest.mark.parametrize(("file", "rows"), [("formula_train.jsonl", 800), ("xbrl_term_train.jsonl", 5856)])
+@pytest.mark.parametrize(
+    ("file", "rows"), [("formula_train.jsonl", 800), ("xbrl_term_train.jsonl", 5856)]
+)
 def test_finloras_own_rows_are_read(file, rows):
     examples = load_examples(config(FINLORA / file))
     assert len(examples) == rows

@@ -15,7 +15,9 @@ from study.data import pydoc as source
 
 @pytest.fixture(scope="module")
 def examples():
-    return load_examples(DataConfig(name="pydoc", path=None, sequence_length=48, heldout=32, seed=0))
+    return load_examples(
+        DataConfig(name="pydoc", path=None, sequence_length=48, heldout=32, seed=0)
+    )
 
 
 def test_there_are_thousands_and_none_twice(examples):
@@ -48,19 +50,27 @@ def test_another_process_reads_the_same(examples):
         "print(fingerprint(load_examples(C(name='pydoc', path=None, sequence_length=48, heldout=32, seed=9))))"
     )
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == fingerprint(examples)
 
 
 @pytest.mark.parametrize(
     ("docstring", "paragraph"),
     [
-        ("f(x) -> int\n\nReturn the number of things that there are.", "Return the number of things that there are."),
+        (
+            "f(x) -> int\n\nReturn the number of things that there are.",
+            "Return the number of things that there are.",
+        ),
         ("Wrap\n    the long\tline of this text.\n\nMore.", "Wrap the long line of this text."),
         ("Short.\n\nA longer second paragraph is not taken.", None),
         ("f(x) -> int", None),
         ("", None),
-        ("Keep this whole first sentence. " + "And not another " * 20, "Keep this whole first sentence."),
+        (
+            "Keep this whole first sentence. " + "And not another " * 20,
+            "Keep this whole first sentence.",
+        ),
     ],
 )
 def test_first_paragraph(docstring, paragraph):

@@ -38,11 +38,17 @@ def test_the_share_of_right_answers() -> None:
 def test_questions_are_the_contexts_that_the_loss_sees(corpus: Corpus) -> None:
     questions, size = corpus.questions, 4
     seen = 0
-    for (ids_BL, real_BL), trained in zip(questions.batches(size), corpus.heldout.batches(size), strict=True):
-        for ids, real, row, targets in zip(ids_BL, real_BL, trained.input_ids_BT, trained.targets_BT, strict=True):
+    for (ids_BL, real_BL), trained in zip(
+        questions.batches(size), corpus.heldout.batches(size), strict=True
+    ):
+        for ids, real, row, targets in zip(
+            ids_BL, real_BL, trained.input_ids_BT, trained.targets_BT, strict=True
+        ):
             context = ids[real].tolist()
             assert real.tolist() == sorted(real.tolist()), "padding is on the left"
-            first = int((targets != -100).nonzero()[0])  # the position that predicts the first token of the target
+            first = int(
+                (targets != -100).nonzero()[0]
+            )  # the position that predicts the first token of the target
             assert context == row[: first + 1].tolist()
             assert questions.tokenizer.decode(context).startswith("Say ")
             assert questions.targets[seen].strip().split()[0] in questions.tokenizer.decode(context)
@@ -57,4 +63,7 @@ def test_what_follows_an_eos_is_no_part_of_an_answer(corpus: Corpus) -> None:
     assert questions.exact_match(right) == 1.0
     assert questions.eos_token_id is not None
     assert questions.exact_match([[questions.eos_token_id, *ids] for ids in right]) == 0.0
-    assert questions.exact_match([[*ids, questions.eos_token_id, *encode("junk")] for ids in right]) == 1.0
+    assert (
+        questions.exact_match([[*ids, questions.eos_token_id, *encode("junk")] for ids in right])
+        == 1.0
+    )

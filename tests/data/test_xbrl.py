@@ -21,7 +21,9 @@ def examples():
 def facts_of(context: str) -> dict[tuple[str, int], ElementTree.Element]:
     """The facts of a fragment by (element, fiscal year)."""
     xml = "\n".join(line for line in context.splitlines() if line.startswith("<"))
-    root = ElementTree.fromstring(f'<xbrl xmlns:us-gaap="http://fasb.org/us-gaap/2024">{xml}</xbrl>')
+    root = ElementTree.fromstring(
+        f'<xbrl xmlns:us-gaap="http://fasb.org/us-gaap/2024">{xml}</xbrl>'
+    )
     facts = {}
     for fact in root:
         element = fact.tag.removeprefix("{http://fasb.org/us-gaap/2024}")
@@ -59,7 +61,9 @@ def test_the_value_is_that_of_the_fact_whose_label_and_year_are_asked(examples):
     for example in examples[1::3]:
         question, year = asked(example.context)
         facts = facts_of(example.context)
-        labels = [element for element, of in facts if of == year and us_gaap.label(element) in question]
+        labels = [
+            element for element, of in facts if of == year and us_gaap.label(element) in question
+        ]
         element = max(labels, key=len)  # one label may be the beginning of another
         assert facts[element, year].text == example.target
 
@@ -94,8 +98,14 @@ def test_facts_carry_unit_and_decimals_that_fit_their_value(examples):
 def test_names_are_many_and_known_by_their_label():
     assert len(us_gaap.ELEMENTS) == len(set(us_gaap.ELEMENTS)) >= 300
     assert len({us_gaap.label(element) for element in us_gaap.ELEMENTS}) == len(us_gaap.ELEMENTS)
-    assert us_gaap.label("IncreaseDecreaseInAccountsReceivable") == "Increase Decrease In Accounts Receivable"
-    assert us_gaap.label("StockRepurchaseProgramAuthorizedAmount1") == "Stock Repurchase Program Authorized Amount"
-    assert {name for formula in xbrl.FORMULAS.values() for name in re.findall(r"{(\w+)}", formula)} <= set(
-        us_gaap.ELEMENTS
+    assert (
+        us_gaap.label("IncreaseDecreaseInAccountsReceivable")
+        == "Increase Decrease In Accounts Receivable"
     )
+    assert (
+        us_gaap.label("StockRepurchaseProgramAuthorizedAmount1")
+        == "Stock Repurchase Program Authorized Amount"
+    )
+    assert {
+        name for formula in xbrl.FORMULAS.values() for name in re.findall(r"{(\w+)}", formula)
+    } <= set(us_gaap.ELEMENTS)

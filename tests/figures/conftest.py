@@ -20,10 +20,22 @@ from study.analysis import fit_exponents
 
 ALPHA, LAYERS, KINDS = 16.0, 12, ("q_proj", "down_proj")
 P = {"lora": 1.0, "rslora": 0.5}
-FULL = {"ranks": tuple(4 * 2**k for k in range(10)), "seeds": (0, 1, 2), "steps": 50, "probed": range(51)}
+FULL = {
+    "ranks": tuple(4 * 2**k for k in range(10)),
+    "seeds": (0, 1, 2),
+    "steps": 50,
+    "probed": range(51),
+}
 SMALL = {"ranks": (4, 16, 64, 256, 1024), "seeds": (0,), "steps": 15, "probed": (0, 1, 2, 4, 8, 15)}
 TINY = {"ranks": (4, 32, 256), "seeds": (0, 1), "steps": 6, "probed": (0, 1, 6)}
-BASE = {"study": "synthetic", "model": "smollm2", "data": "pydoc", "optimizer": "adamw", "lr": 1e-4, "alpha": ALPHA}
+BASE = {
+    "study": "synthetic",
+    "model": "smollm2",
+    "data": "pydoc",
+    "optimizer": "adamw",
+    "lr": 1e-4,
+    "alpha": ALPHA,
+}
 
 
 def build(
@@ -44,18 +56,35 @@ def build(
     blows up halfway and is measured on with frozen weights, a running one stops there.
     """
     cells, metrics, probes = [], [], []
-    for number, (setting, (scaling, p), rank, seed) in enumerate(product(settings, rules, ranks, seeds)):
+    for number, (setting, (scaling, p), rank, seed) in enumerate(
+        product(settings, rules, ranks, seeds)
+    ):
         size = float(min(rank, 1e6))  # infinite rank: some number, at the end of the others
         gamma = ALPHA * size ** -P.get(scaling, p)
-        cell = {**BASE, "init": "kaiming", "targets": "all-linear", "seed": seed, "data_seed": seed, **setting}
-        cell |= {"cell_id": f"cell{number:04d}", "rank": float(rank), "scaling": scaling, "exponent": p, "gamma": gamma}
+        cell = {
+            **BASE,
+            "init": "kaiming",
+            "targets": "all-linear",
+            "seed": seed,
+            "data_seed": seed,
+            **setting,
+        }
+        cell |= {
+            "cell_id": f"cell{number:04d}",
+            "rank": float(rank),
+            "scaling": scaling,
+            "exponent": p,
+            "gamma": gamma,
+        }
         cell["status"] = status(cell)
         half = steps // 2
         cell["diverged_step"] = half if cell["status"] == "diverged" else np.nan
         cells.append(cell)
         end = steps if cell["status"] != "running" else half
 
-        batch = np.random.default_rng([seed, 7])  # within a seed every rank and rule sees the same batches
+        batch = np.random.default_rng(
+            [seed, 7]
+        )  # within a seed every rank and rule sees the same batches
         own = np.random.default_rng([seed, number])
         speed = 0.75 * cell["lr"] / 1e-4 * (gamma * size**0.75) ** 0.35
         at = np.arange(steps + 1)
@@ -67,11 +96,23 @@ def build(
             loss[half - 2 : half + 1], loss[half + 1 :] = (3.5, 6.0, 40.0), 50.0
             norm[half:] = np.inf
         for step in range(end + 1):
-            row = {"cell_id": cell["cell_id"], "step": step, "tokens": 192 * step, "lr": cell["lr"], "clip_factor": 1.0}
+            row = {
+                "cell_id": cell["cell_id"],
+                "step": step,
+                "tokens": 192 * step,
+                "lr": cell["lr"],
+                "clip_factor": 1.0,
+            }
             row |= (
-                {"loss": loss[step], "grad_norm": norm[step]} if step < end else {"loss": np.nan, "grad_norm": np.nan}
+                {"loss": loss[step], "grad_norm": norm[step]}
+                if step < end
+                else {"loss": np.nan, "grad_norm": np.nan}
             )
-            row["eval_loss"] = heldout[step] if step in ((0, steps) if evaluated is None else evaluated) else np.nan
+            row["eval_loss"] = (
+                heldout[step]
+                if step in ((0, steps) if evaluated is None else evaluated)
+                else np.nan
+            )
             metrics.append(row)
         for step in [step for step in probed if step < end or step == steps == end]:
             row = {"cell_id": cell["cell_id"], "step": step, "batch": "train"}
@@ -81,15 +122,28 @@ def build(
                 descent = 1e-3 * gamma * size * shape[step] * np.exp(0.02 * own.standard_normal())
                 probes.append({**model, "site": "adapter_update", "norm": 0.1, "descent": descent})
             for layer, kind in product(range(LAYERS), KINDS):
-                rms = 1e-3 * gamma * size**0.9 * step**0.8 * np.exp(1.2 * np.sin(layer) + 0.05 * own.standard_normal())
-                named = {"layer": f"layers.{layer}.{kind}", "block": layer, "kind": kind, "site": "adapter_out"}
+                rms = (
+                    1e-3
+                    * gamma
+                    * size**0.9
+                    * step**0.8
+                    * np.exp(1.2 * np.sin(layer) + 0.05 * own.standard_normal())
+                )
+                named = {
+                    "layer": f"layers.{layer}.{kind}",
+                    "block": layer,
+                    "kind": kind,
+                    "site": "adapter_out",
+                }
                 probes.append({**row, **named, "mean_abs": 0.7 * rms, "rms": rms, "m4": 1.5 * rms})
     frames = [pd.DataFrame(rows) for rows in (cells, metrics, probes)]
     for column in ("cell_id", "layer", "kind", "site", "batch"):
         frames[2][column] = frames[2][column].astype("category")
     for stat in ("mean_abs", "rms", "m4", "norm", "descent"):
         frames[2][stat] = frames[2][stat].astype("float32")
-    tables = SimpleNamespace(cells=frames[0], metrics=frames[1], probes=frames[2], exponents=pd.DataFrame())
+    tables = SimpleNamespace(
+        cells=frames[0], metrics=frames[1], probes=frames[2], exponents=pd.DataFrame()
+    )
     if fitted:
         tables.exponents = exponents(tables)
     return tables
@@ -148,16 +202,27 @@ def collisions(figure: Figure) -> list[str]:
         boxes.append((repr(text.get_text()), owner, box.padded(-0.5 * figure.dpi / 72)))
     found = [f"{a} on {b}" for (a, _, x), (b, _, y) in combinations(boxes, 2) if x.overlaps(y)]
     page = figure.bbox.padded(1)
-    found += [f"{a} off the page" for a, _, x in boxes if not (page.contains(x.x0, x.y0) and page.contains(x.x1, x.y1))]
+    found += [
+        f"{a} off the page"
+        for a, _, x in boxes
+        if not (page.contains(x.x0, x.y0) and page.contains(x.x1, x.y1))
+    ]
     panels = [ax for ax in _axes(figure) if ax.axison]
     for legend in figure.findobj(Legend):
         frame = legend.get_window_extent(renderer)
         boxes.append(("a legend", legend, frame))
-        found += [f"{a} on a legend" for a, owner, x in boxes if owner is not legend and x.overlaps(frame)]
-        found += ["a legend on a panel" for ax in panels if ax.get_window_extent(renderer).overlaps(frame)]
+        found += [
+            f"{a} on a legend" for a, owner, x in boxes if owner is not legend and x.overlaps(frame)
+        ]
+        found += [
+            "a legend on a panel" for ax in panels if ax.get_window_extent(renderer).overlaps(frame)
+        ]
     inside = [(a, x) for a, owner, x in boxes if isinstance(owner, Axes)]
     found += [
-        f"{a} on a panel" for a, x in inside for ax in panels if ax.get_window_extent(renderer).padded(-1).overlaps(x)
+        f"{a} on a panel"
+        for a, x in inside
+        for ax in panels
+        if ax.get_window_extent(renderer).padded(-1).overlaps(x)
     ]
     found += [
         "panels overlap"
@@ -176,7 +241,10 @@ def _visible_texts(figure: Figure) -> list[tuple[Text, Any]]:
     found: list[tuple[Text, Any]] = []
     for ax in _axes(figure):
         for axis in (ax.xaxis, ax.yaxis):
-            found += [(t, ax) for t in _tick_labels(axis)] + [(axis.label, ax), (axis.get_offset_text(), ax)]
+            found += [(t, ax) for t in _tick_labels(axis)] + [
+                (axis.label, ax),
+                (axis.get_offset_text(), ax),
+            ]
         found += [(t, ax) for t in (ax.title, ax._left_title, ax._right_title, *ax.texts)]
         if legend := ax.get_legend():
             found += [(t, legend) for t in (*legend.get_texts(), legend.get_title())]
@@ -189,9 +257,16 @@ def _tick_labels(axis: matplotlib.axis.Axis) -> list[Text]:
     low, high = sorted(axis.get_view_interval())
     slack = 1e-9 * (high - low)
     ticks = [
-        t for t in (*axis.get_major_ticks(), *axis.get_minor_ticks()) if low - slack <= t.get_loc() <= high + slack
+        t
+        for t in (*axis.get_major_ticks(), *axis.get_minor_ticks())
+        if low - slack <= t.get_loc() <= high + slack
     ]
-    return [label for t in ticks for label in (t.label1, t.label2) if t.get_visible() and label.get_visible()]
+    return [
+        label
+        for t in ticks
+        for label in (t.label1, t.label2)
+        if t.get_visible() and label.get_visible()
+    ]
 
 
 @pytest.fixture(scope="session")

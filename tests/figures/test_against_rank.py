@@ -46,11 +46,15 @@ def test_gradient_norm_has_a_point_per_cell_at_the_first_and_last_step(full, rea
         assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
         for scaling, p in (("lora", 1), ("rslora", 0.5)):
             (points,) = on(ax, read.artists(figure, f"points {scaling} p={p}"))
-            rows = full.probes[(full.probes["site"] == "adapter_grad") & (full.probes["step"] == step)]
+            rows = full.probes[
+                (full.probes["site"] == "adapter_grad") & (full.probes["step"] == step)
+            ]
             rows = rows.assign(cell_id=rows["cell_id"].astype(str)).merge(full.cells, on="cell_id")
             rows = rows[rows["scaling"] == scaling]
             drawn = sorted(zip(points.get_xdata(), points.get_ydata(), strict=True))
-            np.testing.assert_allclose(drawn, sorted(zip(rows["rank"], rows["norm"], strict=True)), rtol=1e-6)
+            np.testing.assert_allclose(
+                drawn, sorted(zip(rows["rank"], rows["norm"], strict=True)), rtol=1e-6
+            )
             assert len(drawn) == 30
 
 
@@ -67,7 +71,9 @@ def test_line_and_band_are_the_fits_and_the_legend_says_the_slope(full, read) ->
     np.testing.assert_allclose(sorted(set(edges[np.isclose(edges[:, 0], 4), 1])), [low[0], high[0]])
     label, other = (text.get_text() for text in first.get_legend().get_texts())
     digits = 3 if fit["ci_high"] - fit["ci_low"] < 0.02 else 2
-    slope, lower, upper = (f"−{abs(fit[name]):.{digits}f}" for name in ("exponent", "ci_low", "ci_high"))
+    slope, lower, upper = (
+        f"−{abs(fit[name]):.{digits}f}" for name in ("exponent", "ci_low", "ci_high")
+    )
     assert label == f"LoRA  {slope} [{lower}, {upper}], theory −0.50"
     assert other.startswith("rsLoRA  0.00")
     assert other.endswith("theory 0.00")
@@ -83,7 +89,9 @@ def test_theory_is_a_dotted_line_through_the_fits_centre_where_there_is_one(full
     slopes = np.diff(np.log(theory.get_ydata())) / np.diff(np.log(theory.get_xdata()))
     np.testing.assert_allclose(slopes, -0.5)
     fit = row(full, "lora", step=0, **GRAD)
-    at_centre = np.interp(fit["log_rank_mean"], np.log(theory.get_xdata()), np.log(theory.get_ydata()))
+    at_centre = np.interp(
+        fit["log_rank_mean"], np.log(theory.get_xdata()), np.log(theory.get_ydata())
+    )
     np.testing.assert_allclose(at_centre, fit["log_stat_mean"])
 
 
@@ -117,7 +125,9 @@ def test_the_rank_axis_is_labelled_with_the_studys_own_ranks(small, full) -> Non
     def labels(ax: Axes) -> list[str]:
         ax.figure.draw_without_rendering()
         low, high = ax.get_xlim()
-        return [t.label1.get_text() for t in ax.xaxis.get_major_ticks() if low <= t.get_loc() <= high]
+        return [
+            t.label1.get_text() for t in ax.xaxis.get_major_ticks() if low <= t.get_loc() <= high
+        ]
 
     assert labels(panels(grad_norm_vs_rank(small))[0]) == ["4", "16", "64", "256", "1024"]
     assert labels(panels(grad_norm_vs_rank(full))[0]) == [str(4 * 2**k) for k in range(10)]
@@ -132,7 +142,11 @@ def test_the_rank_axis_is_labelled_with_the_studys_own_ranks(small, full) -> Non
 def test_activations_are_the_mean_over_layers_of_the_log(small, read) -> None:
     figure = activation_moments_vs_rank(small)
     rows = small.probes[(small.probes["site"] == "adapter_out") & (small.probes["step"] == 15)]
-    rows = rows.assign(cell_id=rows["cell_id"].astype(str)).merge(small.cells, on="cell_id").query("scaling == 'lora'")
+    rows = (
+        rows.assign(cell_id=rows["cell_id"].astype(str))
+        .merge(small.cells, on="cell_id")
+        .query("scaling == 'lora'")
+    )
     for ax, stat in zip(panels(figure), ("mean_abs", "rms", "m4"), strict=True):
         (points,) = on(ax, read.artists(figure, "points lora"))
         (bars,) = on(ax, read.artists(figure, "spread lora"))
@@ -141,7 +155,9 @@ def test_activations_are_the_mean_over_layers_of_the_log(small, read) -> None:
         ends = np.array([segment[:, 1] for segment in bars.get_segments()])
         np.testing.assert_allclose(ends, np.exp(logs.quantile([0.05, 0.95], axis=1).T))
         (line,) = on(ax, read.artists(figure, "line lora"))
-        fit = row(small, "lora", site="adapter_out", stat=stat, step=15, layer="mean_log", kind="all")
+        fit = row(
+            small, "lora", site="adapter_out", stat=stat, step=15, layer="mean_log", kind="all"
+        )
         np.testing.assert_allclose(line.get_ydata(), fitted(fit, line.get_xdata())[0])
     assert "adapter output" in panels(figure)[0].get_ylabel()
     assert "at step 15" in panels(figure)[0].get_ylabel()
@@ -153,7 +169,11 @@ def test_bars_of_two_rules_stand_side_by_side_at_their_true_rank(small, read) ->
     figure = activation_moments_vs_rank(small)
     ax = panels(figure)[0]
     lora, rslora = on(ax, read.artists(figure, "spread"))
-    assert [s[0, 0] for s in lora.get_segments()] == [s[0, 0] for s in rslora.get_segments()] == [4, 16, 64, 256, 1024]
+    assert (
+        [s[0, 0] for s in lora.get_segments()]
+        == [s[0, 0] for s in rslora.get_segments()]
+        == [4, 16, 64, 256, 1024]
+    )
     assert not isinstance(lora.get_transform(), IdentityTransform)
     on_page = [bars.get_transform().transform((4, 1))[0] for bars in (lora, rslora)]
     assert on_page[0] < ax.transData.transform((4, 1))[0] < on_page[1]
@@ -207,7 +227,10 @@ def test_one_rank_is_no_law(draw, tiny) -> None:
 @pytest.mark.parametrize("draw", VS_RANK)
 def test_infinite_rank_is_left_out(draw, tiny, read) -> None:
     figure = draw(tiny(ranks=(4, 64, np.inf)))
-    assert {rank for points in read.artists(figure, "points") for rank in points.get_xdata()} == {4, 64}
+    assert {rank for points in read.artists(figure, "points") for rank in points.get_xdata()} == {
+        4,
+        64,
+    }
     assert all(np.isfinite(ax.get_xlim()).all() for ax in panels(figure))
 
 
@@ -217,7 +240,9 @@ def test_without_data_the_reason_is_given(draw, tiny) -> None:
     tables.probes = tables.probes.iloc[:0]
     with pytest.raises(Absent, match="in the tables"):
         draw(tables)
-    tables.probes = tables.probes[["cell_id", "step", "layer", "block", "kind", "site", "batch"]]  # not one stat
+    tables.probes = tables.probes[
+        ["cell_id", "step", "layer", "block", "kind", "site", "batch"]
+    ]  # not one stat
     with pytest.raises(Absent, match="in the tables"):
         draw(tables)
 
@@ -225,7 +250,8 @@ def test_without_data_the_reason_is_given(draw, tiny) -> None:
 def test_diverged_cells_are_crossed_at_their_rank(tiny, read) -> None:
     gone = (1024, 1)
     tables = tiny(
-        ranks=(4, 32, 256, 1024), status=lambda c: "diverged" if (c["rank"], c["seed"]) == gone else "complete"
+        ranks=(4, 32, 256, 1024),
+        status=lambda c: "diverged" if (c["rank"], c["seed"]) == gone else "complete",
     )
     figure = grad_norm_vs_rank(tables)
     first, last = panels(figure)
@@ -241,7 +267,9 @@ def test_every_exponent_of_power_has_its_own_fit(tiny, read) -> None:
     tables = tiny(rules=[("power", p) for p in (0.0, 0.5, 1.0)])
     figure = descent_vs_rank(tables)
     labels = [text.get_text() for text in panels(figure)[0].get_legend().get_texts()]
-    assert [label.split(": ")[0] for label in labels] == [f"power, $p = {p}$" for p in ("0", "0.5", "1")]
+    assert [label.split(": ")[0] for label in labels] == [
+        f"power, $p = {p}$" for p in ("0", "0.5", "1")
+    ]
     for p in (0.0, 0.5, 1.0):
         fit = row(tables, "power", exponent_p=p, step=0, **DESCENT)
         (line,) = (a for a in read.artists(figure, "line") if a.get_gid() == f"line power p={p:g}")
@@ -259,9 +287,14 @@ def test_settings_have_rows_fits_and_steps_of_their_own(tiny) -> None:
     settings = [{"optimizer": "adamw", "clip": None}, {"optimizer": "sgd", "clip": 1.0}]
     tables = tiny(settings=settings)
     sgd = set(tables.cells.query("optimizer == 'sgd'")["cell_id"])
-    tables.probes = tables.probes[~(tables.probes["cell_id"].isin(sgd) & (tables.probes["step"] == 6))]
+    tables.probes = tables.probes[
+        ~(tables.probes["cell_id"].isin(sgd) & (tables.probes["step"] == 6))
+    ]
     figure = grad_norm_vs_rank(tables)
-    assert [part._suptitle.get_text() for part in figure.subfigs] == ["AdamW, no clip", "SGD, clip 1"]
+    assert [part._suptitle.get_text() for part in figure.subfigs] == [
+        "AdamW, no clip",
+        "SGD, clip 1",
+    ]
     for part, optimizer, last in zip(figure.subfigs, ("adamw", "sgd"), (6, 1), strict=True):
         panel = [ax for ax in part.findobj(Axes) if ax.get_visible()][-1]
         assert panel.get_legend().get_title().get_text() == f"step {last}"

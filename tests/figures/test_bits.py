@@ -19,7 +19,9 @@ def swept(tiny) -> SimpleNamespace:
 def test_marks_and_bars_are_the_tables(swept, read) -> None:
     figure = exponents_by_bits(swept)
     assert [ax.get_title(loc="left").split()[0] for ax in figure.axes] == ["LoRA", "rsLoRA"]
-    rows = swept.exponents[swept.exponents["site"].eq("adapter_grad") & swept.exponents["step"].eq(0)]
+    rows = swept.exponents[
+        swept.exponents["site"].eq("adapter_grad") & swept.exponents["step"].eq(0)
+    ]
     for ax, scaling in zip(figure.axes, ("lora", "rslora"), strict=True):
         for bits in (None, 8, 4):
             mine = rows["scaling"].eq(scaling) & rows["quant_bits"].fillna(0).eq(bits or 0)
@@ -41,7 +43,11 @@ def test_marks_and_bars_are_the_tables(swept, read) -> None:
         {"settings": BITS},
         {"settings": BITS[1:], "rules": [("lora", np.nan)]},
         {"settings": [{**b, "optimizer": o} for o in ("adamw", "sgd") for b in BITS]},
-        {"settings": BITS, "seeds": (0,), "rules": [("lora", np.nan), ("rslora", np.nan), ("power", 0.75)]},
+        {
+            "settings": BITS,
+            "seeds": (0,),
+            "rules": [("lora", np.nan), ("rslora", np.nan), ("power", 0.75)],
+        },
     ],
     ids=["three", "two, one rule", "two optimizers", "one seed, three rules"],
 )

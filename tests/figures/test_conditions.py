@@ -13,12 +13,18 @@ from study.figures.selection import Absent
 from study.theory import Layer, curve, slope
 
 RANKS, SEEDS, EPS = (4, 16, 64, 256, 1024), (0, 1, 2), 1e-8
-LAYERS = {"layers.0.q_proj": (64, 3.0, 1.0), "layers.0.v_proj": (64, 9.0, 0.1), "layers.1.down_proj": (256, 5.0, 30.0)}
+LAYERS = {
+    "layers.0.q_proj": (64, 3.0, 1.0),
+    "layers.0.v_proj": (64, 9.0, 0.1),
+    "layers.1.down_proj": (256, 5.0, 30.0),
+}
 """By layer: D, r_align (and r_sign), and the size of what it puts out."""
 LORA, RSLORA = "lora p=1", "rslora p=0.5"
 
 
-def lazy(*, optimizers=("sgd",), noise: float = 0.0, recorded: bool = True, eps: float = EPS) -> SimpleNamespace:
+def lazy(
+    *, optimizers=("sgd",), noise: float = 0.0, recorded: bool = True, eps: float = EPS
+) -> SimpleNamespace:
     """A study on the theory's own curves: adapter_out, adapter_in_grad and both factors' gradients at steps 0 and 1."""
     cells, probes = [], []
     rng = np.random.default_rng(0)
@@ -28,8 +34,20 @@ def lazy(*, optimizers=("sgd",), noise: float = 0.0, recorded: bool = True, eps:
                 for seed in SEEDS:
                     name = f"{optimizer}-{scaling}-{rank}-{seed}"
                     cells.append(
-                        {"cell_id": name, "optimizer": optimizer, "scaling": scaling, "exponent": np.nan, "lr": 1e-4}
-                        | {"rank": float(rank), "alpha": 16.0, "init": "kaiming", "seed": seed, "data_seed": seed}
+                        {
+                            "cell_id": name,
+                            "optimizer": optimizer,
+                            "scaling": scaling,
+                            "exponent": np.nan,
+                            "lr": 1e-4,
+                        }
+                        | {
+                            "rank": float(rank),
+                            "alpha": 16.0,
+                            "init": "kaiming",
+                            "seed": seed,
+                            "data_seed": seed,
+                        }
                         | {"eps": eps if optimizer == "adamw" else np.nan, "status": "complete"}
                     )
                     for step in (0, 1):
@@ -42,10 +60,18 @@ def lazy(*, optimizers=("sgd",), noise: float = 0.0, recorded: bool = True, eps:
     return tables
 
 
-def _rows(name: str, optimizer: str, p: float, rank: int, step: int, noise: float, rng) -> list[dict]:
+def _rows(
+    name: str, optimizer: str, p: float, rank: int, step: int, noise: float, rng
+) -> list[dict]:
     rows = []
     for layer, (d_in, align, size) in LAYERS.items():
-        place = {"cell_id": name, "step": step, "layer": layer, "block": int(layer[7]), "kind": layer[9:]}
+        place = {
+            "cell_id": name,
+            "step": step,
+            "layer": layer,
+            "block": int(layer[7]),
+            "kind": layer[9:],
+        }
         place |= {"batch": "train", "d_in": d_in, "d_out": 32}
         known = Layer(d_in, 32, r_align=align, r_sign=align)
         for site in ("adapter_out", "adapter_in_grad", "A_grad", "B_grad"):
@@ -62,7 +88,9 @@ def pooled(tables: SimpleNamespace, site: str, scaling: str, step: int = 1) -> n
     """The geometric mean over layers, ranks by seeds."""
     rows = tables.probes.query("site == @site and step == @step").merge(tables.cells, on="cell_id")
     rows = rows[rows["scaling"] == scaling]
-    return np.exp(rows.assign(log=np.log(rows["rms"])).groupby(["rank", "seed"])["log"].mean()).to_numpy()
+    return np.exp(
+        rows.assign(log=np.log(rows["rms"])).groupby(["rank", "seed"])["log"].mean()
+    ).to_numpy()
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +107,9 @@ def test_points_are_the_mean_over_layers_of_the_log(adamw, read) -> None:
     figure = conditions(adamw)
     for ax, site in zip(figure.axes, ("adapter_out", "adapter_in_grad"), strict=True):
         points = next(a for a in read.artists(figure, f"points {LORA}") if a.axes is ax)
-        np.testing.assert_allclose(np.sort(points.get_ydata()), np.sort(pooled(adamw, site, "lora")))
+        np.testing.assert_allclose(
+            np.sort(points.get_ydata()), np.sort(pooled(adamw, site, "lora"))
+        )
         assert set(points.get_xdata()) == set(RANKS)
 
 
@@ -90,7 +120,9 @@ def test_the_curve_bends_as_the_data_do_and_the_line_does_not(optimizer: str, re
     for ax, site in zip(figure.axes, ("adapter_out", "adapter_in_grad"), strict=True):
         theory = next(a for a in read.artists(figure, f"curve {RSLORA}") if a.axes is ax)
         data = pooled(tables, site, "rslora").reshape(len(RANKS), -1)[:, 0]
-        np.testing.assert_allclose(np.interp(RANKS, theory.get_xdata(), theory.get_ydata()), data, rtol=1e-6)
+        np.testing.assert_allclose(
+            np.interp(RANKS, theory.get_xdata(), theory.get_ydata()), data, rtol=1e-6
+        )
         line = next(a for a in read.artists(figure, f"line {RSLORA}") if a.axes is ax)
         off = np.log(np.interp(RANKS, line.get_xdata(), line.get_ydata()) / data)
         assert np.abs(off).max() > 0.03
@@ -101,8 +133,13 @@ def test_forward_and_backward_have_curves_of_their_own(sgd, read) -> None:
     said = [[t.get_text() for t in ax.get_legend().get_texts()] for ax in figure.axes]
     for words, site in zip(said, ("adapter_out", "adapter_in_grad"), strict=True):
         layers = [Layer(d, 32, r_align=align) for d, align, _ in LAYERS.values()]
-        slopes = [slope(curve(site, "rms", RANKS, step=1, optimizer="sgd", p=0.5, layer=one), RANKS) for one in layers]
-        assert any(word.endswith(f", theory {np.mean(slopes):.2f}".replace("-", "−")) for word in words)
+        slopes = [
+            slope(curve(site, "rms", RANKS, step=1, optimizer="sgd", p=0.5, layer=one), RANKS)
+            for one in layers
+        ]
+        assert any(
+            word.endswith(f", theory {np.mean(slopes):.2f}".replace("-", "−")) for word in words
+        )
         assert words[-1] == "theory"
     assert said[0][0] != said[1][0]
     headings = [ax.get_legend().get_title().get_text() for ax in figure.axes]
@@ -132,7 +169,9 @@ def test_gradients_are_shown_in_units_of_eps_at_the_first_step_both_have_one(ada
     figure = eps_over_ranks(adamw)
     for ax, site in zip(figure.axes, ("A_grad", "B_grad"), strict=True):
         points = next(a for a in read.artists(figure, f"points {LORA}") if a.axes is ax)
-        np.testing.assert_allclose(np.sort(points.get_ydata()), np.sort(pooled(adamw, site, "lora") / EPS))
+        np.testing.assert_allclose(
+            np.sort(points.get_ydata()), np.sort(pooled(adamw, site, "lora") / EPS)
+        )
         line = next(a for a in read.artists(figure, f"line {LORA}") if a.axes is ax)
         ends = np.interp(64.0, line.get_xdata(), line.get_ydata())
         assert ends == pytest.approx(np.median(points.get_ydata()), rel=0.2)

@@ -36,7 +36,14 @@ def first_step(G: np.ndarray, x: np.ndarray, rank: int, seed: int) -> dict[str, 
 
 
 def cells_of(ranks, seeds) -> pd.DataFrame:
-    fixed = {"optimizer": "sgd", "scaling": "rslora", "exponent": np.nan, "lr": 0.1, "alpha": 16.0, "init": "kaiming"}
+    fixed = {
+        "optimizer": "sgd",
+        "scaling": "rslora",
+        "exponent": np.nan,
+        "lr": 0.1,
+        "alpha": 16.0,
+        "init": "kaiming",
+    }
     fixed |= {"status": "complete"}
     rows = [
         {
@@ -61,21 +68,53 @@ def study() -> SimpleNamespace:
         for number, layer in enumerate(LAYERS):
             G, x, known = problem(number)
             place = {"cell_id": cell["cell_id"], "layer": layer, "kind": "q_proj"}
-            facts = {"d_in": D_IN, "d_out": D_OUT, "r_align": known.r_align, "r_diag": known.r_diag, "rms": 1.0}
-            probes.append({**place, "step": 1, "block": number, "site": "adapter_out", "batch": "train", **facts})
+            facts = {
+                "d_in": D_IN,
+                "d_out": D_OUT,
+                "r_align": known.r_align,
+                "r_diag": known.r_diag,
+                "rms": 1.0,
+            }
+            probes.append(
+                {
+                    **place,
+                    "step": 1,
+                    "block": number,
+                    "site": "adapter_out",
+                    "batch": "train",
+                    **facts,
+                }
+            )
             if np.isfinite(cell["rank"]):
                 for measure, value in first_step(G, x, int(cell["rank"]), cell["seed"]).items():
                     who = {"rank": cell["rank"], "scaling": "rslora", "seed": cell["seed"]}
-                    distances.append({**place, **who, "step": 1, "measure": measure, "distance": value})
-                    distances.append({**place, **who, "step": 5, "measure": measure, "distance": 1.1 * value})
-                    distances.append({**place, **who, "step": 0, "measure": measure, "distance": 0.0})
+                    distances.append(
+                        {**place, **who, "step": 1, "measure": measure, "distance": value}
+                    )
+                    distances.append(
+                        {**place, **who, "step": 5, "measure": measure, "distance": 1.1 * value}
+                    )
+                    distances.append(
+                        {**place, **who, "step": 0, "measure": measure, "distance": 0.0}
+                    )
         if np.isfinite(cell["rank"]):
-            model = {"cell_id": cell["cell_id"], "layer": "model", "kind": "model", "measure": "loss"}
+            model = {
+                "cell_id": cell["cell_id"],
+                "layer": "model",
+                "kind": "model",
+                "measure": "loss",
+            }
             who = {"rank": cell["rank"], "scaling": "rslora", "seed": cell["seed"]}
-            distances += [{**model, **who, "step": s, "distance": 0.1 * cell["rank"] ** -0.5} for s in (1, 5)]
+            distances += [
+                {**model, **who, "step": s, "distance": 0.1 * cell["rank"] ** -0.5} for s in (1, 5)
+            ]
     empty = pd.DataFrame()
     return SimpleNamespace(
-        cells=cells, metrics=empty, exponents=empty, probes=pd.DataFrame(probes), distances=pd.DataFrame(distances)
+        cells=cells,
+        metrics=empty,
+        exponents=empty,
+        probes=pd.DataFrame(probes),
+        distances=pd.DataFrame(distances),
     )
 
 
@@ -90,10 +129,18 @@ def on(ax, found):
 
 def test_points_are_the_mean_over_layers_of_the_log_distance(study, read) -> None:
     figure = distance_to_infinite_rank(study)
-    for heading, measure in (("Frobenius", "frobenius"), ("input-weighted", "input_weighted"), ("loss", "loss")):
+    for heading, measure in (
+        ("Frobenius", "frobenius"),
+        ("input-weighted", "input_weighted"),
+        ("loss", "loss"),
+    ):
         for row, step in enumerate((1, 5)):
-            rows = study.distances[(study.distances["measure"] == measure) & (study.distances["step"] == step)]
-            means = np.exp(rows.assign(log=np.log(rows["distance"])).groupby(["rank", "seed"])["log"].mean())
+            rows = study.distances[
+                (study.distances["measure"] == measure) & (study.distances["step"] == step)
+            ]
+            means = np.exp(
+                rows.assign(log=np.log(rows["distance"])).groupby(["rank", "seed"])["log"].mean()
+            )
             points = on(titled(figure, heading, row), read.artists(figure, f"points {WHO}"))
             np.testing.assert_allclose(np.sort(points.get_ydata()), np.sort(means))
             assert np.inf not in points.get_xdata()
@@ -108,8 +155,13 @@ def test_theory_is_not_fitted_and_the_first_step_lies_on_it(study, read) -> None
     ):
         ax = titled(figure, heading)
         line = on(ax, read.artists(figure, f"known {measure}"))
-        curves = [theory.distance_to_infinite_rank(line.get_xdata(), one, weighting=weighting) for one in known]
-        np.testing.assert_allclose(line.get_ydata(), np.exp(np.mean(np.log(curves), axis=0)), rtol=1e-5)
+        curves = [
+            theory.distance_to_infinite_rank(line.get_xdata(), one, weighting=weighting)
+            for one in known
+        ]
+        np.testing.assert_allclose(
+            line.get_ydata(), np.exp(np.mean(np.log(curves), axis=0)), rtol=1e-5
+        )
         points = on(ax, read.artists(figure, f"points {WHO}"))
         off = np.log(points.get_ydata()) - np.interp(
             np.log(points.get_xdata()), np.log(line.get_xdata()), np.log(line.get_ydata())
@@ -119,7 +171,10 @@ def test_theory_is_not_fitted_and_the_first_step_lies_on_it(study, read) -> None
         titled(figure, "input-weighted"),
         titled(figure, "Frobenius"),
     ]
-    weighted, plain = (on(titled(figure, h), read.artists(figure, "points")) for h in ("input-weighted", "Frobenius"))
+    weighted, plain = (
+        on(titled(figure, h), read.artists(figure, "points"))
+        for h in ("input-weighted", "Frobenius")
+    )
     assert weighted.get_ydata().mean() < plain.get_ydata().mean()
 
 
@@ -133,7 +188,9 @@ def test_the_legend_has_the_slope_and_the_formula(study) -> None:
 
 
 def test_a_study_without_an_infinite_rank_says_so(study) -> None:
-    without = SimpleNamespace(**{name: frame for name, frame in vars(study).items() if name != "distances"})
+    without = SimpleNamespace(
+        **{name: frame for name, frame in vars(study).items() if name != "distances"}
+    )
     with pytest.raises(Absent, match=r"adapter\.rank=inf"):
         distance_to_infinite_rank(without)
     with pytest.raises(Absent, match="no rank-free runs"):
@@ -156,13 +213,20 @@ def free(study) -> SimpleNamespace:
             "kind": "q_proj",
             "cell_id": f"free {rank} {seed}",
         }
-        | {"measure": "frobenius", "distance": np.sqrt((D_IN - 0.2) / rank) * np.exp(0.02 * rng.standard_normal())}
+        | {
+            "measure": "frobenius",
+            "distance": np.sqrt((D_IN - 0.2) / rank) * np.exp(0.02 * rng.standard_normal()),
+        }
         | {"d_in": D_IN, "optimizer": "sgd", "init": "kaiming"}
         for rank in FREE
         for seed in range(3)
     ]
-    explicit = study.distances[(study.distances["measure"] == "frobenius") & (study.distances["step"] == 1)]
-    return SimpleNamespace(**{**vars(study), "distances": pd.concat([explicit, pd.DataFrame(rows)])})
+    explicit = study.distances[
+        (study.distances["measure"] == "frobenius") & (study.distances["step"] == 1)
+    ]
+    return SimpleNamespace(
+        **{**vars(study), "distances": pd.concat([explicit, pd.DataFrame(rows)])}
+    )
 
 
 def _free(tables) -> pd.DataFrame:
@@ -179,7 +243,9 @@ def test_rank_free_runs_reach_a_million_beside_the_explicit_ones(free, read) -> 
     np.testing.assert_allclose(line.get_ydata(), np.sqrt((D_IN + 1 - 1.2) / line.get_xdata()))
     rings = on(ax, read.artists(figure, "explicit"))
     assert set(rings.get_xdata()) == set(RANKS)
-    assert ax.get_xlim()[0] < min(RANKS), "the rings below the lowest rank-free run are on the page too"
+    assert ax.get_xlim()[0] < min(RANKS), (
+        "the rings below the lowest rank-free run are on the page too"
+    )
     assert "$2^{20}$" in [t.get_text() for t in ax.get_xticklabels()]
     assert read.collisions(figure) == []
 

@@ -13,7 +13,13 @@ from matplotlib.lines import Line2D
 from study.figures import FIGURES, draw_all
 
 PLAIN = (
-    *("loss_curves", "grad_norm_curves", "grad_norm_vs_rank", "activation_moments_vs_rank", "descent_vs_rank"),
+    *(
+        "loss_curves",
+        "grad_norm_curves",
+        "grad_norm_vs_rank",
+        "activation_moments_vs_rank",
+        "descent_vs_rank",
+    ),
     *("exponents_over_training", "exponent_heatmap", "loss_against_rank"),
 )
 """What the synthetic studies have data for, whatever their rules and optimizers; the others have tests of their own."""
@@ -54,7 +60,9 @@ def test_nothing_collides(name: str, size: str, request: pytest.FixtureRequest, 
 def test_nothing_collides_in_unusual_studies(kind: str, tiny, read) -> None:
     drawn = []
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a missing glyph, a layout that collapsed, the logarithm of zero
+        warnings.simplefilter(
+            "error"
+        )  # a missing glyph, a layout that collapsed, the logarithm of zero
         for name, figure in draw_all(tiny(**STUDIES[kind])):
             assert read.collisions(figure) == [], name
             drawn.append(name)
@@ -62,7 +70,11 @@ def test_nothing_collides_in_unusual_studies(kind: str, tiny, read) -> None:
     if kind in ("all diverged", "still running"):  # no run has a final loss
         expected = PLAIN[:7]
     assert set(expected) <= set(drawn)
-    assert set(drawn) - set(PLAIN) <= {"exponent_against_p", "learning_rate_basins", "exponents_by_bits"}
+    assert set(drawn) - set(PLAIN) <= {
+        "exponent_against_p",
+        "learning_rate_basins",
+        "exponents_by_bits",
+    }
     assert drawn == [name for name in FIGURES if name in drawn]
 
 
@@ -79,7 +91,9 @@ def test_every_axis_is_labelled(name: str, small, read) -> None:
 def test_tables_as_they_come_back_from_disk(tiny, read, tmp_path) -> None:
     tables = tiny()
     for name, frame in vars(tables).items():
-        frame.astype({"cell_id": "category"} if "cell_id" in frame else {}).to_parquet(tmp_path / name, index=False)
+        frame.astype({"cell_id": "category"} if "cell_id" in frame else {}).to_parquet(
+            tmp_path / name, index=False
+        )
     back = SimpleNamespace(**{name: pd.read_parquet(tmp_path / name) for name in vars(tables)})
     back.cells["cell_id"] = back.cells["cell_id"].astype(str)
     assert isinstance(back.metrics["cell_id"].dtype, pd.CategoricalDtype)
@@ -97,14 +111,22 @@ def test_tables_are_left_as_they_were(tiny) -> None:
     assert all(frame.equals(getattr(tables, name)) for name, frame in before.items())
 
 
-def test_what_cannot_be_drawn_is_skipped_with_its_reason(tiny, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_drawn_is_skipped_with_its_reason(
+    tiny, caplog: pytest.LogCaptureFixture
+) -> None:
     tables = tiny()
     tables.probes = tables.probes.iloc[:0]
     with caplog.at_level(logging.WARNING):
         drawn = [name for name, _ in draw_all(tables)]
     from_other_tables = {"exponent_against_p", "exponents_over_training", "loss_against_rank"}
-    assert [name for name in drawn if name not in from_other_tables] == ["loss_curves", "grad_norm_curves"]
-    assert "no figure descent_vs_rank: no model-wide adapter_update descent in the tables" in caplog.messages
+    assert [name for name in drawn if name not in from_other_tables] == [
+        "loss_curves",
+        "grad_norm_curves",
+    ]
+    assert (
+        "no figure descent_vs_rank: no model-wide adapter_update descent in the tables"
+        in caplog.messages
+    )
     nothing = SimpleNamespace(**{name: frame.iloc[:0] for name, frame in vars(tables).items()})
     assert list(draw_all(nothing)) == []
 
@@ -132,10 +154,15 @@ def test_the_checker_sees_what_a_reader_would_trip_over(read) -> None:
 
     figure, ax = page(layout="constrained")
     ax.set_xticks([0.5, 0.501], ["a long label", "another long label"])
-    assert any("'a long label' on 'another long label'" in found for found in read.collisions(figure))
+    assert any(
+        "'a long label' on 'another long label'" in found for found in read.collisions(figure)
+    )
 
     figure, ax = page()
-    ax.set_title("a title that is far too long for the little page it was given to stand upon, and wide", fontsize=14)
+    ax.set_title(
+        "a title that is far too long for the little page it was given to stand upon, and wide",
+        fontsize=14,
+    )
     assert any("off the page" in found for found in read.collisions(figure))
 
     figure, ax = page(layout="constrained")

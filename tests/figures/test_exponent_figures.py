@@ -54,7 +54,10 @@ def test_slopes_are_the_tables_and_the_stable_p_is_where_they_cross(powers, read
     (line,) = (a for a in read.artists(figure, "line adapter_grad 0"))
     ps = [p for _, p in POWERS]
     slopes = [
-        row(powers, exponent_p=p, site="adapter_grad", stat="norm", step=0, layer="model")["exponent"] for p in ps
+        row(powers, exponent_p=p, site="adapter_grad", stat="norm", step=0, layer="model")[
+            "exponent"
+        ]
+        for p in ps
     ]
     np.testing.assert_allclose(line.get_xdata(), ps)
     np.testing.assert_allclose(line.get_ydata(), slopes)
@@ -134,7 +137,9 @@ def test_the_map_holds_every_layers_exponent_at_the_last_step(tiny) -> None:
 def test_panels_share_one_scale_that_is_centred_at_zero(tiny) -> None:
     figure = exponent_heatmap(tiny(settings=[{"optimizer": o} for o in ("adamw", "sgd")]))
     found = list(figure.findobj(QuadMesh))
-    assert len({(a.norm.vmin, a.norm.vmax) for a in found if str(a.get_gid()).startswith("map")}) == 1
+    assert (
+        len({(a.norm.vmin, a.norm.vmax) for a in found if str(a.get_gid()).startswith("map")}) == 1
+    )
     assert found[0].norm.vmin == -found[0].norm.vmax
     greatest = max(np.abs(a.get_array()).max() for a in maps(figure).values())
     assert found[0].norm.vmax >= greatest
@@ -143,9 +148,13 @@ def test_panels_share_one_scale_that_is_centred_at_zero(tiny) -> None:
 
 def test_layers_without_a_sure_exponent_are_hatched(tiny, read) -> None:
     tables = tiny()
-    rows = (tables.exponents["layer"] == "layers.3.q_proj") & (tables.exponents["scaling"] == "lora")
+    rows = (tables.exponents["layer"] == "layers.3.q_proj") & (
+        tables.exponents["scaling"] == "lora"
+    )
     tables.exponents = tables.exponents[~rows]
-    rows = (tables.exponents["layer"] == "layers.5.down_proj") & (tables.exponents["scaling"] == "lora")
+    rows = (tables.exponents["layer"] == "layers.5.down_proj") & (
+        tables.exponents["scaling"] == "lora"
+    )
     tables.exponents.loc[rows, ["ci_low", "ci_high"]] = np.nan
     figure = exponent_heatmap(tables)
     hatched = {a.get_gid() for a in read.artists(figure, "hatched")}
@@ -178,17 +187,28 @@ def test_exponents_over_steps_are_the_tables_with_their_intervals(tiny, read) ->
     tables = tiny()
     figure = exponents_over_training(tables)
     gradient, descent, forward = panels(figure)
-    assert [ax.get_title().split("\n")[0] for ax in panels(figure)] == ["gradient norm", "descent", "forward"]
+    assert [ax.get_title().split("\n")[0] for ax in panels(figure)] == [
+        "gradient norm",
+        "descent",
+        "forward",
+    ]
     curve = next(a for a in read.artists(figure, f"curve {LORA}") if a.axes is gradient)
-    rows = [row(tables, scaling="lora", site="adapter_grad", stat="norm", step=s, layer="model") for s in (0, 1, 6)]
+    rows = [
+        row(tables, scaling="lora", site="adapter_grad", stat="norm", step=s, layer="model")
+        for s in (0, 1, 6)
+    ]
     np.testing.assert_array_equal(curve.get_xdata(), [0, 1, 6])
     np.testing.assert_allclose(curve.get_ydata(), [r["exponent"] for r in rows])
     band = next(a for a in read.artists(figure, f"band {LORA}") if a.axes is gradient)
     ends = band.get_paths()[0].vertices[:, 1]
     assert ends.min() == pytest.approx(min(r["ci_low"] for r in rows))
     assert ends.max() == pytest.approx(max(r["ci_high"] for r in rows))
-    assert [list(a.get_xdata()) for a in read.artists(figure, "curve") if a.axes is forward] == [[1, 6]] * 2
-    assert [list(a.get_xdata()) for a in read.artists(figure, "curve") if a.axes is descent] == [[0, 1]] * 2
+    assert [list(a.get_xdata()) for a in read.artists(figure, "curve") if a.axes is forward] == [
+        [1, 6]
+    ] * 2
+    assert [list(a.get_xdata()) for a in read.artists(figure, "curve") if a.axes is descent] == [
+        [0, 1]
+    ] * 2
 
 
 def test_rules_keep_their_colours_and_zero_its_margin(tiny, read) -> None:
@@ -196,7 +216,11 @@ def test_rules_keep_their_colours_and_zero_its_margin(tiny, read) -> None:
     rules = [Rule.of("lora", None), Rule.of("rslora", None)]
     colours = {a.get_gid(): a.get_color() for a in read.artists(figure, "curve")}
     assert colours == {f"curve {style.gid(rule)}": style.tint(rule, rules) for rule in rules}
-    level = read.artists(figure, "level")[0].get_extents().transformed(panels(figure)[0].transData.inverted())
+    level = (
+        read.artists(figure, "level")[0]
+        .get_extents()
+        .transformed(panels(figure)[0].transData.inverted())
+    )
     margin = np.log(1.5) / np.log(256 / 4)
     assert (level.y0, level.y1) == pytest.approx((-margin, margin))
 

@@ -8,9 +8,19 @@ from study.figures.selection import Rule, families, most_varied, per_step
 
 def cells(**columns: object) -> pd.DataFrame:
     rows = max(len(c) for c in columns.values() if isinstance(c, list))
-    base = {"scaling": "lora", "exponent": np.nan, "rank": 4.0, "seed": 0, "optimizer": "adamw", "lr": 1e-4}
+    base = {
+        "scaling": "lora",
+        "exponent": np.nan,
+        "rank": 4.0,
+        "seed": 0,
+        "optimizer": "adamw",
+        "lr": 1e-4,
+    }
     frame = pd.DataFrame(
-        {name: [value] * rows if not isinstance(value, list) else value for name, value in {**base, **columns}.items()}
+        {
+            name: [value] * rows if not isinstance(value, list) else value
+            for name, value in {**base, **columns}.items()
+        }
     )
     return frame.assign(cell_id=[f"c{k}" for k in range(rows)])
 
@@ -36,14 +46,21 @@ def test_a_rules_own_p_is_the_same_whether_written_or_not() -> None:
 
 
 def test_how_a_cell_went_and_on_what_makes_no_family() -> None:
-    table = cells(status=["complete", "diverged"], seconds=[1.0, 2.0], device=["cpu", "cuda"], gamma=[1.0, 2.0])
+    table = cells(
+        status=["complete", "diverged"],
+        seconds=[1.0, 2.0],
+        device=["cpu", "cuda"],
+        gamma=[1.0, 2.0],
+    )
     assert len(families(table)) == 1
 
 
 def test_labels_name_what_differs_and_nothing_else() -> None:
     labels = [f.label for f in families(cells(lr=[1e-4, 1e-3], model=["smollm2", "smollm2"]))]
     assert labels == ["learning rate 0.0001", "learning rate 0.001"]
-    table = cells(optimizer=["adamw", "sgd"], alpha=[16.0, 8.0], clip=[None, 1.0], sequence_length=[48, 96])
+    table = cells(
+        optimizer=["adamw", "sgd"], alpha=[16.0, 8.0], clip=[None, 1.0], sequence_length=[48, 96]
+    )
     assert [f.label for f in families(table)] == [
         "AdamW, α = 16, no clip, sequence length 48",
         "SGD, α = 8, clip 1, sequence length 96",
@@ -51,11 +68,18 @@ def test_labels_name_what_differs_and_nothing_else() -> None:
 
 
 def test_a_key_that_nobody_has_heard_of_still_parts_cells() -> None:
-    assert [f.label for f in families(cells(nesterov=["yes", "no"]))] == ["nesterov no", "nesterov yes"]
+    assert [f.label for f in families(cells(nesterov=["yes", "no"]))] == [
+        "nesterov no",
+        "nesterov yes",
+    ]
 
 
 def test_targets_may_be_lists_or_arrays() -> None:
-    found = families(cells(targets=[np.array(["q_proj", "v_proj"]), np.array(["q_proj", "v_proj"]), "all-linear"]))
+    found = families(
+        cells(
+            targets=[np.array(["q_proj", "v_proj"]), np.array(["q_proj", "v_proj"]), "all-linear"]
+        )
+    )
     assert sorted(len(family.cells) for family in found) == [1, 2]
     assert {family.label for family in found} == {"targets q_proj v_proj", "targets all-linear"}
 
@@ -73,7 +97,11 @@ def test_too_many_families_leave_every_optimizer_one() -> None:
 def test_rows_after_a_divergence_are_not_the_runs() -> None:
     table = cells(rank=[4.0, 8.0], diverged_step=[2.0, np.nan])
     metrics = pd.DataFrame(
-        {"cell_id": ["c0"] * 4 + ["c1"] * 4, "step": [0, 1, 2, 3] * 2, "loss": [1.0, 2.0, 9.0, 9.0] * 2}
+        {
+            "cell_id": ["c0"] * 4 + ["c1"] * 4,
+            "step": [0, 1, 2, 3] * 2,
+            "loss": [1.0, 2.0, 9.0, 9.0] * 2,
+        }
     )
     series = per_step(table, metrics, "loss")
     assert list(series.query("cell_id == 'c0'")["step"]) == [0, 1, 2]

@@ -14,12 +14,18 @@ P = {"lora": 1.0, "rslora": 0.5}
 LORA, RSLORA = "lora p=1", "rslora p=0.5"
 
 
-def sweep(*, optimizer="adamw", rates=RATES, ranks=RANKS, seeds=(0, 1), loss=None, lost=lambda cell: False):
+def sweep(
+    *, optimizer="adamw", rates=RATES, ranks=RANKS, seeds=(0, 1), loss=None, lost=lambda cell: False
+):
     """A sweep over learning rates; ``loss(cell)`` ends each run, by default a parabola in its log step."""
     power = 2 if optimizer == "sgd" else 1
 
     def parabola(cell: dict) -> float:
-        return 2.0 + 0.05 * np.log(cell["lr"] * cell["gamma"] ** power / 2e-3) ** 2 + 0.02 * cell["seed"]
+        return (
+            2.0
+            + 0.05 * np.log(cell["lr"] * cell["gamma"] ** power / 2e-3) ** 2
+            + 0.02 * cell["seed"]
+        )
 
     cells, metrics = [], []
     for scaling, p in P.items():
@@ -27,7 +33,12 @@ def sweep(*, optimizer="adamw", rates=RATES, ranks=RANKS, seeds=(0, 1), loss=Non
             for lr in rates:
                 for seed in seeds:
                     gamma = 16.0 * min(rank, 1e6) ** -p
-                    cell = {"cell_id": f"c{len(cells)}", "optimizer": optimizer, "scaling": scaling, "lr": lr}
+                    cell = {
+                        "cell_id": f"c{len(cells)}",
+                        "optimizer": optimizer,
+                        "scaling": scaling,
+                        "lr": lr,
+                    }
                     cell |= {"exponent": np.nan, "rank": float(rank), "alpha": 16.0, "gamma": gamma}
                     cell |= {"seed": seed, "data_seed": seed}
                     cell |= {"status": "diverged" if lost(cell) else "complete"}
@@ -37,7 +48,9 @@ def sweep(*, optimizer="adamw", rates=RATES, ranks=RANKS, seeds=(0, 1), loss=Non
                     end = np.nan if lost(cell) else (loss or parabola)(cell)
                     metrics.append({"cell_id": cell["cell_id"], "step": 10, "eval_loss": end})
     empty = pd.DataFrame()
-    return SimpleNamespace(cells=pd.DataFrame(cells), metrics=pd.DataFrame(metrics), probes=empty, exponents=empty)
+    return SimpleNamespace(
+        cells=pd.DataFrame(cells), metrics=pd.DataFrame(metrics), probes=empty, exponents=empty
+    )
 
 
 def final(tables, **where) -> pd.DataFrame:
@@ -68,12 +81,15 @@ def test_basins_are_means_over_seeds_and_the_best_is_marked(read) -> None:
     axes = [ax for ax in figure.axes if ax.get_label() != "ladder"]
     assert [ax.get_xscale() for ax in axes] == ["log", "log"]
     assert [ax.get_xlabel() for ax in axes] == ["learning rate"] * 2
-    assert "at an edge" in " ".join(read.texts(figure))  # LoRA of rank 1024 wants more than the highest rate
+    assert "at an edge" in " ".join(
+        read.texts(figure)
+    )  # LoRA of rank 1024 wants more than the highest rate
 
 
 def test_a_diverged_rate_is_crossed_and_never_the_best_but_bounds_the_others(read) -> None:
     tables = sweep(
-        lost=lambda c: c["lr"] == 1e-2 and c["seed"] == 1, loss=lambda c: 3.0 + np.log10(1e-3 / c["lr"]) / 10
+        lost=lambda c: c["lr"] == 1e-2 and c["seed"] == 1,
+        loss=lambda c: 3.0 + np.log10(1e-3 / c["lr"]) / 10,
     )
     figure = learning_rate_basins(tables)
     assert list(named(read, figure, f"cross {LORA} r=4").get_xdata()) == [1e-2]
@@ -111,27 +127,46 @@ def test_losses_at_each_ranks_best_rate(read) -> None:
     figure = loss_against_rank(tables)
     ax = figure.axes[1]
     line = next(a for a in read.artists(figure, f"line {LORA}") if a.axes is ax)
-    best = final(tables, scaling="lora").groupby(["rank", "lr"])["eval_loss"].mean().groupby("rank").min()
+    best = (
+        final(tables, scaling="lora")
+        .groupby(["rank", "lr"])["eval_loss"]
+        .mean()
+        .groupby("rank")
+        .min()
+    )
     np.testing.assert_allclose(line.get_ydata(), best)
     edge = next(a for a in read.artists(figure, f"edge {LORA}") if a.axes is ax)
-    assert set(edge.get_xdata()) == {64.0, 1024.0}  # they want 8e-3 and more, of a grid that ends at 1e-2
+    assert set(edge.get_xdata()) == {
+        64.0,
+        1024.0,
+    }  # they want 8e-3 and more, of a grid that ends at 1e-2
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_what_only_the_step_size_decides_is_one_curve_at_matched_steps(optimizer: str, read) -> None:
+def test_what_only_the_step_size_decides_is_one_curve_at_matched_steps(
+    optimizer: str, read
+) -> None:
     power = 2 if optimizer == "sgd" else 1
     # Linear in log lr, so that interpolation is exact; free of the rule but for the step that its gamma gives.
     tables = sweep(
-        optimizer=optimizer, loss=lambda c: 3.0 - 0.1 * np.log(c["lr"] * c["gamma"] ** power), ranks=(4, 16, 64)
+        optimizer=optimizer,
+        loss=lambda c: 3.0 - 0.1 * np.log(c["lr"] * c["gamma"] ** power),
+        ranks=(4, 16, 64),
     )
     figure = loss_against_rank(tables)
     ax = figure.axes[2]
     assert "matched" in ax.get_legend().get_title().get_text()
-    lines = [next(a for a in read.artists(figure, f"line {who}") if a.axes is ax) for who in (LORA, RSLORA)]
+    lines = [
+        next(a for a in read.artists(figure, f"line {who}") if a.axes is ax)
+        for who in (LORA, RSLORA)
+    ]
     assert len(lines[0].get_xdata()) >= 2
     np.testing.assert_array_equal(lines[0].get_xdata(), lines[1].get_xdata())
     np.testing.assert_allclose(lines[0].get_ydata(), lines[1].get_ydata())
-    apart = [next(a for a in read.artists(figure, f"line {who}") if a.axes is figure.axes[0]) for who in (LORA, RSLORA)]
+    apart = [
+        next(a for a in read.artists(figure, f"line {who}") if a.axes is figure.axes[0])
+        for who in (LORA, RSLORA)
+    ]
     assert np.abs(apart[0].get_ydata()[-1] - apart[1].get_ydata()[-1]) > 0.1
 
 
@@ -139,7 +174,9 @@ def test_infinite_rank_is_a_level_and_not_a_place(read) -> None:
     tables = sweep(ranks=(4, 64, np.inf), rates=(1e-3,))
     figure = loss_against_rank(tables)
     limit = named(read, figure, f"limit {RSLORA}")
-    assert set(limit.get_ydata()) == {final(tables, scaling="rslora", rank=np.inf)["eval_loss"].mean()}
+    assert set(limit.get_ydata()) == {
+        final(tables, scaling="rslora", rank=np.inf)["eval_loss"].mean()
+    }
     assert np.isfinite(figure.axes[0].get_xlim()).all()
     assert "infinite rank" in " ".join(read.texts(figure))
 
@@ -160,7 +197,13 @@ def test_what_is_missing_is_said() -> None:
 
 @pytest.mark.parametrize("draw", [learning_rate_basins, loss_against_rank])
 @pytest.mark.parametrize(
-    "study", [{}, {"ranks": (4, 8, 32, 128, 512, 2048, np.inf)}, {"lost": lambda c: c["lr"] > 1e-3}, {"seeds": (0,)}]
+    "study",
+    [
+        {},
+        {"ranks": (4, 8, 32, 128, 512, 2048, np.inf)},
+        {"lost": lambda c: c["lr"] > 1e-3},
+        {"seeds": (0,)},
+    ],
 )
 def test_nothing_collides(draw, study, read) -> None:
     assert read.collisions(draw(sweep(**study))) == []

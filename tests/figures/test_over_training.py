@@ -20,7 +20,9 @@ def panels(figure: Figure) -> list[Axes]:
     return [ax for ax in figure.findobj(Axes) if ax.get_label() != "ladder" and ax.get_visible()]
 
 
-def of_rank(tables: SimpleNamespace, scaling: str, rank: float, column: str, cells: object = None) -> np.ndarray:
+def of_rank(
+    tables: SimpleNamespace, scaling: str, rank: float, column: str, cells: object = None
+) -> np.ndarray:
     """The metric as [step, seed], straight from the tables; NaN rows dropped."""
     chosen = tables.cells[(tables.cells["scaling"] == scaling) & (tables.cells["rank"] == rank)]
     wide = tables.metrics[tables.metrics["cell_id"].isin(chosen["cell_id"])]
@@ -31,7 +33,9 @@ def test_loss_has_a_line_per_rank_that_is_the_tables_numbers(small, read) -> Non
     figure = loss_curves(small)
     top = panels(figure)[0]
     for rank in (4, 16, 64, 256, 1024):
-        (line,) = [a for a in read.artists(figure, f"curve lora p=1 r={rank} complete") if a.axes is top]
+        (line,) = [
+            a for a in read.artists(figure, f"curve lora p=1 r={rank} complete") if a.axes is top
+        ]
         np.testing.assert_array_equal(line.get_xdata(), np.arange(15))
         np.testing.assert_allclose(line.get_ydata(), of_rank(small, "lora", rank, "loss")[:, 0])
         assert same_color(line.get_color(), style.shade(LORA, rank, [4, 16, 64, 256, 1024]))
@@ -71,7 +75,12 @@ def test_rules_share_an_axis_and_are_headed_in_their_colour(full) -> None:
     assert lora.get_ylim() == rslora.get_ylim()
     assert lora.get_ylabel() == "training loss\n(nats per token)"
     assert below.get_ylabel() == "held-out\nperplexity"
-    assert [ax.get_xlabel() for ax in panels(figure)] == ["", "", "optimizer step", "optimizer step"]
+    assert [ax.get_xlabel() for ax in panels(figure)] == [
+        "",
+        "",
+        "optimizer step",
+        "optimizer step",
+    ]
     assert lora.get_title().startswith("LoRA")
     assert rslora.get_title().startswith("rsLoRA")
     assert same_color(rslora.title.get_color(), style.tint(RSLORA, [RSLORA]))
@@ -110,7 +119,9 @@ def test_gradient_norms_come_from_the_probes_on_a_log_axis(small, read) -> None:
     (line,) = read.artists(figure, "curve lora p=1 r=64 complete")
     np.testing.assert_array_equal(line.get_xdata(), [0, 1, 2, 4, 8, 15])
     cell = small.cells.query("scaling == 'lora' and rank == 64")["cell_id"].iloc[0]
-    rows = small.probes[(small.probes["cell_id"] == cell) & (small.probes["site"] == "adapter_grad")]
+    rows = small.probes[
+        (small.probes["cell_id"] == cell) & (small.probes["site"] == "adapter_grad")
+    ]
     np.testing.assert_allclose(line.get_ydata(), rows["norm"], rtol=1e-6)
     assert panels(figure)[0].get_ylim() == panels(figure)[1].get_ylim()
     assert "adapter gradient norm" in panels(figure)[0].get_ylabel()
@@ -143,19 +154,27 @@ def test_log_spaced_probes_get_a_log_step_axis(tiny) -> None:
 
 
 def test_a_diverged_cell_ends_in_a_cross_at_its_last_finite_value(tiny, read) -> None:
-    tables = tiny(steps=20, status=lambda c: "diverged" if (c["rank"], c["seed"]) == (256, 0) else "complete")
+    tables = tiny(
+        steps=20, status=lambda c: "diverged" if (c["rank"], c["seed"]) == (256, 0) else "complete"
+    )
     figure = loss_curves(tables)
     top = panels(figure)[0]
     (cross,) = read.artists(figure, "cross lora")
     (line,) = read.artists(figure, "curve lora p=1 r=256 diverged")
-    assert list(cross.get_xdata()) == [10]  # the step it diverged at; it was measured on, frozen, up to 20
+    assert list(cross.get_xdata()) == [
+        10
+    ]  # the step it diverged at; it was measured on, frozen, up to 20
     assert line.get_xdata()[-1] == 10
     assert line.get_ydata()[-1] == 40.0
     assert 3.5 < cross.get_ydata()[0] < top.get_ylim()[1]  # far above the others: near the edge
-    (survivor,) = [a for a in read.artists(figure, "curve lora p=1 r=256 complete") if a.axes is top]
+    (survivor,) = [
+        a for a in read.artists(figure, "curve lora p=1 r=256 complete") if a.axes is top
+    ]
     alive = tables.cells.query("scaling == 'lora' and rank == 256 and seed == 1")["cell_id"].iloc[0]
     losses = tables.metrics[tables.metrics["cell_id"] == alive]["loss"].dropna()
-    np.testing.assert_allclose(survivor.get_ydata(), losses)  # the mean is over the complete cells alone
+    np.testing.assert_allclose(
+        survivor.get_ydata(), losses
+    )  # the mean is over the complete cells alone
     assert top.get_ylim()[1] < 6
     assert "diverged" in " ".join(read.texts(figure))
 
@@ -166,7 +185,9 @@ def test_a_diverged_cell_ends_in_a_cross_at_its_last_finite_value(tiny, read) ->
 
 
 def test_a_running_cell_is_thin_and_not_averaged(tiny, read) -> None:
-    tables = tiny(steps=20, status=lambda c: "running" if (c["rank"], c["seed"]) == (4, 1) else "complete")
+    tables = tiny(
+        steps=20, status=lambda c: "running" if (c["rank"], c["seed"]) == (4, 1) else "complete"
+    )
     figure = loss_curves(tables)
     (thin,) = read.artists(figure, "curve lora p=1 r=4 running")
     thick = read.artists(figure, "curve lora p=1 r=4 complete")[0]
@@ -227,7 +248,8 @@ def test_optimizers_are_never_mixed(tiny, read) -> None:
     figure = grad_norm_curves(tables)
     assert [part._suptitle.get_text() for part in figure.subfigs] == ["AdamW", "SGD"]
     adamw, sgd = (
-        [a.get_ydata() for a in part.findobj(lambda a: str(a.get_gid()).startswith("curve"))] for part in figure.subfigs
+        [a.get_ydata() for a in part.findobj(lambda a: str(a.get_gid()).startswith("curve"))]
+        for part in figure.subfigs
     )
     assert len(adamw) == len(sgd) == 6
     only_adamw = tiny(settings=[{"optimizer": "adamw"}])

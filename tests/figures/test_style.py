@@ -21,20 +21,41 @@ RANKS = [4.0 * 2**k for k in range(10)]
 # Machado, Oliveira & Fernandes 2009, severity 1.0, on linear RGB.
 BLINDNESS = {
     "none": np.eye(3),
-    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
 }
 
 
 def lab(colours: np.ndarray, blindness: str = "none") -> np.ndarray:
     """CIELAB (D65) of sRGB colours as someone with ``blindness`` sees them; the first coordinate is the lightness."""
     rgb = np.asarray(colours)[..., :3]
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ np.transpose(BLINDNESS[blindness])
-    to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ np.transpose(
+        BLINDNESS[blindness]
+    )
+    to_xyz = [
+        [0.4124564, 0.3575761, 0.1804375],
+        [0.2126729, 0.7151522, 0.0721750],
+        [0.0193339, 0.1191920, 0.9503041],
+    ]
     xyz = np.clip(linear, 0, 1) @ np.transpose(to_xyz) / [0.95047, 1.0, 1.08883]
     f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
-    return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1)
+    return np.stack(
+        [116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])],
+        axis=-1,
+    )
 
 
 def shades(rule: Rule) -> np.ndarray:
@@ -84,9 +105,12 @@ def test_infinite_rank_is_ink_and_a_single_rank_has_a_shade() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "digits", "text"), [(-0.5, 2, "−0.50"), (0.5, 2, "0.50"), (-0.001, 2, "0.00"), (-0.0012, 3, "−0.001")]
+    ("value", "digits", "text"),
+    [(-0.5, 2, "−0.50"), (0.5, 2, "0.50"), (-0.001, 2, "0.00"), (-0.0012, 3, "−0.001")],
 )
-def test_numbers_have_a_true_minus_and_no_negative_zero(value: float, digits: int, text: str) -> None:
+def test_numbers_have_a_true_minus_and_no_negative_zero(
+    value: float, digits: int, text: str
+) -> None:
     assert style.number(value, digits) == text
 
 
@@ -123,24 +147,36 @@ def test_saves_png_and_pdf_with_embedded_truetype_fonts(figure: Figure, tmp_path
     assert b"CreationDate" not in page
 
 
-def test_the_same_figure_gives_the_same_bytes(figure: Figure, small: SimpleNamespace, tmp_path: Path) -> None:
+def test_the_same_figure_gives_the_same_bytes(
+    figure: Figure, small: SimpleNamespace, tmp_path: Path
+) -> None:
     first = [path.read_bytes() for path in save(figure, tmp_path, "a")]
     again = [path.read_bytes() for path in save(FIGURES["grad_norm_vs_rank"](small), tmp_path, "b")]
     saved_twice = [path.read_bytes() for path in save(figure, tmp_path, "c")]
     assert first == again == saved_twice
 
 
-def test_the_callers_settings_neither_matter_nor_change(small: SimpleNamespace, tmp_path: Path) -> None:
+def test_the_callers_settings_neither_matter_nor_change(
+    small: SimpleNamespace, tmp_path: Path
+) -> None:
     plain = [path.read_bytes() for path in save(FIGURES["descent_vs_rank"](small), tmp_path, "a")]
-    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "black", "lines.linewidth": 9, "pdf.fonttype": 3}):
+    with matplotlib.rc_context(
+        {"font.size": 30, "axes.facecolor": "black", "lines.linewidth": 9, "pdf.fonttype": 3}
+    ):
         before = dict(matplotlib.rcParams)
-        garish = [path.read_bytes() for path in save(FIGURES["descent_vs_rank"](small), tmp_path, "b")]
+        garish = [
+            path.read_bytes() for path in save(FIGURES["descent_vs_rank"](small), tmp_path, "b")
+        ]
         assert dict(matplotlib.rcParams) == before
     assert garish == plain
 
 
-@pytest.mark.parametrize("name", [name for name in list(FIGURES)[:8] if name != "exponents_by_bits"])
-def test_a_notebook_with_settings_of_its_own_shows_the_same_picture(name: str, small: SimpleNamespace) -> None:
+@pytest.mark.parametrize(
+    "name", [name for name in list(FIGURES)[:8] if name != "exponents_by_bits"]
+)
+def test_a_notebook_with_settings_of_its_own_shows_the_same_picture(
+    name: str, small: SimpleNamespace
+) -> None:
     canvas = FigureCanvasAgg(FIGURES[name](small))
     canvas.draw()
     plain = np.array(canvas.buffer_rgba())
@@ -182,7 +218,9 @@ def test_other_processes_draw_the_same_bytes_without_torch(tiny, tmp_path: Path)
     outputs = []
     for seed in ("1", "2"):
         command = [sys.executable, "-c", SCRIPT, str(tmp_path / "tables"), str(tmp_path / seed)]
-        done = subprocess.run(command, env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            command, env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        )
         outputs.append(done.stdout.splitlines())
     assert outputs[0] == outputs[1]
     drawn = [line.split()[0] for line in outputs[0][:-1]]

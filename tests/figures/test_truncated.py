@@ -20,8 +20,16 @@ def study() -> SimpleNamespace:
         for rank in (*RANKS, math.inf):
             for seed in SEEDS:
                 cell = f"{scaling}{rank}{seed}"
-                cells.append({"cell_id": cell, "scaling": scaling, "exponent": np.nan, "rank": float(rank)})
-                cells[-1] |= {"seed": seed, "data_seed": seed, "status": "complete", "optimizer": "sgd", "lr": 0.1}
+                cells.append(
+                    {"cell_id": cell, "scaling": scaling, "exponent": np.nan, "rank": float(rank)}
+                )
+                cells[-1] |= {
+                    "seed": seed,
+                    "data_seed": seed,
+                    "status": "complete",
+                    "optimizer": "sgd",
+                    "lr": 0.1,
+                }
                 for kept in [0, *(2**k for k in range(11) if 2**k < rank), rank]:
                     loss = 3.0 - math.log2(1 + min(kept, 2**11)) / 10 + 0.01 * seed
                     rows.append({"cell_id": cell, "kept": float(kept), "loss": loss, "share": 0.5})
@@ -35,7 +43,9 @@ def test_lines_are_means_over_seeds_and_end_at_the_run(study, read) -> None:
     np.testing.assert_allclose(line.get_ydata()[0], 3.0 - 0.1 + 0.005)
     [whole] = [a for a in read.artists(figure, "whole lora") if a.get_gid().endswith("r=64")]
     assert (whole.get_xdata()[0], whole.get_ydata()[0]) == (64, line.get_ydata()[-1])
-    assert "The base, nothing kept: 3.00 to 3.01." in " ".join(read.texts(figure)).replace("\n", " ")
+    assert "The base, nothing kept: 3.00 to 3.01." in " ".join(read.texts(figure)).replace(
+        "\n", " "
+    )
 
 
 def test_nothing_collides_infinite_rank_and_all(study, read) -> None:

@@ -26,8 +26,12 @@ class OurBatches(torch.utils.data.IterableDataset):
         train = self.config.train
         for position in range(train.steps * train.accumulation):
             batch = self.corpus.train.batch(self.config.data.seed, position, train.batch_size)
-            for ids_T, targets_T, real_T in zip(batch.input_ids_BT, batch.targets_BT, batch.real_BT, strict=True):
-                labels_T = torch.cat([torch.tensor([-100]), targets_T[:-1]])  # transformers shifts them back
+            for ids_T, targets_T, real_T in zip(
+                batch.input_ids_BT, batch.targets_BT, batch.real_BT, strict=True
+            ):
+                labels_T = torch.cat(
+                    [torch.tensor([-100]), targets_T[:-1]]
+                )  # transformers shifts them back
                 yield {"input_ids": ids_T, "labels": labels_T, "attention_mask": real_T.long()}
 
 
@@ -89,6 +93,11 @@ def trainer_of(corpus: Corpus) -> Callable[..., Any]:
         }
         data = OurBatches(corpus, config)
         held_out = list(data)[:2] if "eval_strategy" in options else None
-        return Trainer(model=model, args=TrainingArguments(**arguments), train_dataset=data, eval_dataset=held_out)
+        return Trainer(
+            model=model,
+            args=TrainingArguments(**arguments),
+            train_dataset=data,
+            eval_dataset=held_out,
+        )
 
     return build

@@ -20,18 +20,27 @@ KERNELS_OFF = {"lora_mlp_kernel": False, "lora_qkv_kernel": False, "lora_o_kerne
 @pytest.mark.parametrize("kernel", KERNELS_OFF)
 def test_fused_kernels_are_refused_before_a_model_is_loaded(kernel: str) -> None:
     cfg: dict[str, Any] = {**KERNELS_OFF, kernel: True}
-    with pytest.raises(StudyError, match=f"^{kernel} multiply around .*lora_mlp_kernel: false, lora_qkv_kernel: false"):
+    with pytest.raises(
+        StudyError,
+        match=f"^{kernel} multiply around .*lora_mlp_kernel: false, lora_qkv_kernel: false",
+    ):
         NormProbePlugin().pre_model_load(cfg)
     NormProbePlugin().pre_model_load(KERNELS_OFF)
     NormProbePlugin().pre_model_load(cfg | {"norm_probe": {"sites": ["A", "adapter_grad"]}})
 
 
 def test_it_probes_the_trainer_it_is_given(
-    cell: Callable[..., CellConfig], peft_model: Callable[..., Any], trainer_of: Callable[..., Any], tmp_path: Path
+    cell: Callable[..., CellConfig],
+    peft_model: Callable[..., Any],
+    trainer_of: Callable[..., Any],
+    tmp_path: Path,
 ) -> None:
     config = cell("train.steps=2")
     trainer = trainer_of(peft_model(config), config, tmp_path)
-    cfg = {"datasets": [{"path": "mine.jsonl"}], "norm_probe": {"results": str(tmp_path / "run"), "steps": [0]}}
+    cfg = {
+        "datasets": [{"path": "mine.jsonl"}],
+        "norm_probe": {"results": str(tmp_path / "run"), "steps": [0]},
+    }
     for callback in NormProbePlugin().add_callbacks_post_trainer(cfg, trainer):
         trainer.add_callback(callback)
     trainer.train()
@@ -42,7 +51,10 @@ def test_it_probes_the_trainer_it_is_given(
 
 
 def test_under_axolotls_own_manager(
-    cell: Callable[..., CellConfig], peft_model: Callable[..., Any], trainer_of: Callable[..., Any], tmp_path: Path
+    cell: Callable[..., CellConfig],
+    peft_model: Callable[..., Any],
+    trainer_of: Callable[..., Any],
+    tmp_path: Path,
 ) -> None:
     base = pytest.importorskip("axolotl.integrations.base")
     from axolotl.utils.dict import DictDefault
@@ -51,7 +63,13 @@ def test_under_axolotls_own_manager(
     manager.register(NAME)
     assert isinstance(manager.plugins[NAME], base.BasePlugin)
     assert manager.get_input_args() == ["study.integrations.axolotl_args.NormProbeArgs"]
-    cfg = DictDefault({**KERNELS_OFF, "norm_probe": {"results": str(tmp_path / "run")}, "datasets": [{"path": "d"}]})
+    cfg = DictDefault(
+        {
+            **KERNELS_OFF,
+            "norm_probe": {"results": str(tmp_path / "run")},
+            "datasets": [{"path": "d"}],
+        }
+    )
     manager.pre_model_load(cfg)
     config = cell("train.steps=1")
     trainer = trainer_of(peft_model(config), config, tmp_path)

@@ -12,22 +12,24 @@ import pytest
 import torch
 
 import study
-from study import hydra_app
 from study.adapters.peft_format import CONFIG, read_adapter
-from study.cache import cache_folder
-from study.cells import plan
 from study.cli import main
 from study.config import CellConfig, ModelConfig
 from study.errors import StudyError
 from study.models import FrozenBase, load_base, load_tokenizer, smollm2
 from study.store import load_records
-from study.sweep import run
+from study.store.cache import cache_folder
+from study.sweeps import app as hydra_app
+from study.sweeps.cells import plan
+from study.sweeps.run import run
 
 peft = pytest.importorskip("peft")
 IDS = torch.arange(40).view(2, 20)
 
 
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object
+) -> tuple[int, str]:
     """Exit code, and all that was printed."""
     monkeypatch.setattr(sys, "argv", ["study", *map(str, words)])
     with pytest.raises(SystemExit) as ended:
@@ -40,8 +42,18 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 def trained(cell: Callable[..., CellConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four cells on the tiny base: three rules whose adapters were kept, and one whose was not."""
     folder = tmp_path_factory.mktemp("kept")
-    common = [f"results_dir={folder}", "name=kept", "adapter.rank=6", "probes.steps=null", "optimizer.lr=0.05"]
-    rules = [["adapter.scaling=lora"], ["adapter.scaling=rslora"], ["adapter.scaling=power", "adapter.exponent=0.75"]]
+    common = [
+        f"results_dir={folder}",
+        "name=kept",
+        "adapter.rank=6",
+        "probes.steps=null",
+        "optimizer.lr=0.05",
+    ]
+    rules = [
+        ["adapter.scaling=lora"],
+        ["adapter.scaling=rslora"],
+        ["adapter.scaling=power", "adapter.exponent=0.75"],
+    ]
     run(plan([cell(*common, *rule, "train.save_adapter=true") for rule in rules]))
     run(plan([cell(*common, "adapter.rank=2", "data.seed=5")]))
     return folder / "kept"
@@ -62,7 +74,10 @@ def our_logits(base: FrozenBase, adapter: Path) -> torch.Tensor:
     from study.adapters import AdapterSpec, adapted
 
     found = read_adapter(adapter)
-    with adapted(base.model, list(found.pairs), [AdapterSpec(6, 1.0, start=found.pairs)]), torch.no_grad():
+    with (
+        adapted(base.model, list(found.pairs), [AdapterSpec(6, 1.0, start=found.pairs)]),
+        torch.no_grad(),
+    ):
         return base.model(IDS).logits
 
 
@@ -85,22 +100,35 @@ def test_export(
     record = json.loads((tmp_path / "adapter" / "study_record.json").read_text())
     assert (record["cell_id"], record["config"]["adapter"]["init"]) == (name, "kaiming")
     with torch.no_grad():
-        theirs = peft.PeftModel.from_pretrained(copy.deepcopy(tiny_base.model), tmp_path / "adapter").eval()(IDS).logits
+        theirs = (
+            peft.PeftModel.from_pretrained(copy.deepcopy(tiny_base.model), tmp_path / "adapter")
+            .eval()(IDS)
+            .logits
+        )
         assert (tiny_base.model(IDS).logits - expected).abs().max() > 1e-2
     assert_equal_logits(theirs, expected)
 
-    assert command(monkeypatch, capsys, "export", trained, name, tmp_path / "merged", "--merged")[0] == 0
+    assert (
+        command(monkeypatch, capsys, "export", trained, name, tmp_path / "merged", "--merged")[0]
+        == 0
+    )
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     with torch.no_grad():
         assert_equal_logits(merged(IDS).logits, expected)
     text = "bytes, ünd 12 more"
-    tokenizers = (AutoTokenizer.from_pretrained(tmp_path / "merged"), load_tokenizer(ModelConfig("tiny")))
+    tokenizers = (
+        AutoTokenizer.from_pretrained(tmp_path / "merged"),
+        load_tokenizer(ModelConfig("tiny")),
+    )
     assert len({tuple(tokenizer(text)["input_ids"]) for tokenizer in tokenizers}) == 1
     assert merged.config.use_cache
 
 
 def test_an_adapter_that_was_not_kept_names_the_line_that_trains_it_again(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """And that line trains the same cell, whose adapter is there afterwards."""
     name = cell_id(trained, "lora", rank=2)
@@ -114,7 +142,9 @@ def test_an_adapter_that_was_not_kept_names_the_line_that_trains_it_again(
     hydra_app.main(words[2:])
     again = study.load(trained)
     assert len(again.cells) == 4
-    assert again.metrics.query("cell_id == @name")["loss"].tolist() == pytest.approx(loss, nan_ok=True)
+    assert again.metrics.query("cell_id == @name")["loss"].tolist() == pytest.approx(
+        loss, nan_ok=True
+    )
     assert command(monkeypatch, capsys, "export", trained, name, tmp_path / "adapter")[0] == 0
 
 
@@ -175,8 +205,15 @@ def test_import_goes_on_where_peft_stopped(
 ) -> None:
     folder, _ = theirs
     base = ["model=tiny", "data=jsonl", f"data.path={jsonl}", f"results_dir={tmp_path / 'results'}"]
-    small = ["data.sequence_length=48", "data.heldout=6", "train.batch_size=3", "train.save_adapter=true"]
-    code, printed = command(monkeypatch, capsys, "import", folder, *base, *small, "train.steps=2", "optimizer.lr=1e-2")
+    small = [
+        "data.sequence_length=48",
+        "data.heldout=6",
+        "train.batch_size=3",
+        "train.save_adapter=true",
+    ]
+    code, printed = command(
+        monkeypatch, capsys, "import", folder, *base, *small, "train.steps=2", "optimizer.lr=1e-2"
+    )
     assert code == 0, printed
     assert "4 layers, rank 2 to 4, gamma 1.5 to 5.65685 (rslora), on tiny" in printed
     go_on = next(line for line in printed.splitlines() if line.startswith("to go on with it"))
@@ -192,10 +229,16 @@ def test_import_goes_on_where_peft_stopped(
     assert record["sources"]["adapter"]
     cells = plan([cell_of(record)])
     assert cells[0].id == record["cell_id"]
-    assert tables.metrics["loss"].iloc[0] == pytest.approx(peft_loss(folder, tiny_base, cells[0].config), rel=1e-5)
-    after = read_adapter(tmp_path / "results" / "continued" / "cells" / record["cell_id"] / "adapter")
+    assert tables.metrics["loss"].iloc[0] == pytest.approx(
+        peft_loss(folder, tiny_base, cells[0].config), rel=1e-5
+    )
+    after = read_adapter(
+        tmp_path / "results" / "continued" / "cells" / record["cell_id"] / "adapter"
+    )
     before = read_adapter(folder)
-    assert {n: p.gamma for n, p in after.pairs.items()} == pytest.approx({n: p.gamma for n, p in before.pairs.items()})
+    assert {n: p.gamma for n, p in after.pairs.items()} == pytest.approx(
+        {n: p.gamma for n, p in before.pairs.items()}
+    )
     assert all(not torch.equal(after.pairs[n].B_OR, pair.B_OR) for n, pair in before.pairs.items())
     assert {tuple(p.A_RD.shape) for p in after.pairs.values()} == {(2, 64), (4, 64)}
 
@@ -223,7 +266,11 @@ def peft_loss(folder: Path, base: FrozenBase, config: CellConfig) -> float:
     batch = corpus.train.batch(config.data.seed, 0, config.train.batch_size)
     with torch.no_grad():
         model = peft.PeftModel.from_pretrained(copy.deepcopy(base.model), folder).eval()
-        return float(cross_entropy(model(batch.input_ids_BT).logits.flatten(0, 1), batch.targets_BT.flatten()))
+        return float(
+            cross_entropy(
+                model(batch.input_ids_BT).logits.flatten(0, 1), batch.targets_BT.flatten()
+            )
+        )
 
 
 def test_an_adapter_with_other_weights_is_another_cell(
@@ -260,7 +307,10 @@ def test_bad_imports(
     capsys.readouterr()
     for words, message in (
         ((folder,), "names no base: say which"),
-        ((folder, "model=hf", f"model.path={tmp_path / 'other'}"), "for another base than .*up_proj is 64 -> 128"),
+        (
+            (folder, "model=hf", f"model.path={tmp_path / 'other'}"),
+            "for another base than .*up_proj is 64 -> 128",
+        ),
         ((tmp_path / "nowhere", "model=tiny"), f"has no {CONFIG}"),
     ):
         code, printed = command(monkeypatch, capsys, "import", *words)
@@ -277,7 +327,10 @@ def test_an_adapter_of_infinite_rank_can_not_be_kept(cell: Callable[..., CellCon
 
 
 @pytest.mark.smollm2
-@pytest.mark.skipif(smollm2._damage(cache_folder() / smollm2._NAME) is not None, reason="SmolLM2 is not in the cache")
+@pytest.mark.skipif(
+    smollm2._damage(cache_folder() / smollm2._NAME) is not None,
+    reason="SmolLM2 is not in the cache",
+)
 def test_smollm2(
     cell: Callable[..., CellConfig],
     tmp_path: Path,
@@ -285,20 +338,42 @@ def test_smollm2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """One step on the real base: PEFT loads the export by its own base name with our logits."""
-    overrides = ["model=smollm2", "name=real", "train.steps=1", "train.batch_size=1", "probes.steps=null"]
+    overrides = [
+        "model=smollm2",
+        "name=real",
+        "train.steps=1",
+        "train.batch_size=1",
+        "probes.steps=null",
+    ]
     overrides += [
         "optimizer.lr=1e-3",
         "adapter.targets=[q_proj,down_proj]",
         "train.eval_every=0",
         "train.save_adapter=true",
     ]
-    run(plan([cell(*overrides, f"results_dir={tmp_path}", "adapter.scaling=power", "adapter.exponent=0.7")]))
+    run(
+        plan(
+            [
+                cell(
+                    *overrides,
+                    f"results_dir={tmp_path}",
+                    "adapter.scaling=power",
+                    "adapter.exponent=0.7",
+                )
+            ]
+        )
+    )
     name = str(study.load(tmp_path / "real").cells["cell_id"].item())
-    assert command(monkeypatch, capsys, "export", tmp_path / "real", name, tmp_path / "adapter")[0] == 0
+    assert (
+        command(monkeypatch, capsys, "export", tmp_path / "real", name, tmp_path / "adapter")[0]
+        == 0
+    )
     base = load_base(ModelConfig("smollm2"), torch.device("cpu"), "float32")
     expected = our_logits(base, tmp_path / "real" / "cells" / name / "adapter")
     with torch.no_grad():
-        theirs = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()(IDS).logits
+        theirs = (
+            peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()(IDS).logits
+        )
         moved = (base.model(IDS).logits - expected).abs().max()
     assert moved > 1e-2
     assert_equal_logits(theirs, expected)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from study.cache import cache_folder
 from study.config import ModelConfig
 from study.models import FrozenBase, load_base, smollm2, tiny
+from study.store.cache import cache_folder
 
 
 @pytest.fixture(autouse=True)

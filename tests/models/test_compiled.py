@@ -11,14 +11,21 @@ from torch._dynamo.utils import counters
 from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
-from study.training import CellStep, train
+from study.training.loop import CellStep, train
+from study.training.run import Run
 
 
 def run(base: FrozenBase, corpus: Corpus, config: CellConfig) -> list[CellStep]:
-    return [results[0] for results in train(base, corpus, [config]) if results[0] is not None]
+    return [
+        results[0]
+        for results in train(base, corpus, [Run.of(config, corpus, base.device)])
+        if results[0] is not None
+    ]
 
 
-@pytest.mark.parametrize(("contraction", "backend"), [("factored", "inductor"), ("merged", "aot_eager")])
+@pytest.mark.parametrize(
+    ("contraction", "backend"), [("factored", "inductor"), ("merged", "aot_eager")]
+)
 def test_a_compiled_run_is_the_run(
     tiny_base: FrozenBase,
     corpus: Corpus,
@@ -29,14 +36,21 @@ def test_a_compiled_run_is_the_run(
 ) -> None:
     """aot_eager traces as inductor does, and spares the C++ compiler."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    shape = [f"adapter.contraction={contraction}", "train.steps=4", "train.accumulation=2", "probes.steps=[0,3]"]
+    shape = [
+        f"adapter.contraction={contraction}",
+        "train.steps=4",
+        "train.accumulation=2",
+        "probes.steps=[0,3]",
+    ]
     counters.clear()
     plain = run(tiny_base, corpus, cell(*shape))
     assert not counters["stats"]
     compiled = run(tiny_base, corpus, cell(*shape, "pack.compile=true"))
     assert counters["stats"]["unique_graphs"] > 0
     for ours, wanted in zip(compiled, plain, strict=True):
-        assert ours.metrics == pytest.approx(wanted.metrics | {"seconds": ours.metrics["seconds"]}, rel=1e-4)
+        assert ours.metrics == pytest.approx(
+            wanted.metrics | {"seconds": ours.metrics["seconds"]}, rel=1e-4
+        )
     numbers = ["rms", "norm"]
     pd.testing.assert_frame_equal(compiled[3].probes[numbers], plain[3].probes[numbers], rtol=1e-3)  # type: ignore[index]
     assert not any("forward" in vars(module) for module in tiny_base.model.modules())

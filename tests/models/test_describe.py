@@ -47,10 +47,14 @@ def test_a_saved_folder_is_the_model_that_was_saved(tiny_folder: Path) -> None:
 
 
 def test_a_folder_given_to_smollm2_is_used_instead(tiny_folder: Path) -> None:
-    assert describe(ModelConfig("smollm2", str(tiny_folder))) == describe(ModelConfig("hf", str(tiny_folder)))
+    assert describe(ModelConfig("smollm2", str(tiny_folder))) == describe(
+        ModelConfig("hf", str(tiny_folder))
+    )
 
 
-def test_the_fingerprint_follows_the_weights_not_the_path(tiny_folder: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_follows_the_weights_not_the_path(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
     first = describe(ModelConfig("hf", str(tiny_folder))).fingerprint
     copied = shutil.copytree(tiny_folder, tmp_path / "copied")
     assert describe(ModelConfig("hf", str(copied))).fingerprint == first
@@ -87,7 +91,9 @@ def test_tiny_takes_no_path(tiny_folder: Path) -> None:
     assert "model=hf" in error_of(ModelConfig("tiny", str(tiny_folder)))
 
 
-@pytest.mark.parametrize("path", ["/no/such/folder", "./models/llama", "~/no-such-model-folder", "a/b/c"])
+@pytest.mark.parametrize(
+    "path", ["/no/such/folder", "./models/llama", "~/no-such-model-folder", "a/b/c"]
+)
 def test_a_folder_that_is_not_there(path: str) -> None:
     assert f"model.path={path!r} is not there" in error_of(ModelConfig("hf", path))
 
@@ -140,7 +146,10 @@ def test_a_config_that_transformers_does_not_know(tiny_folder: Path) -> None:
 def test_code_in_a_checkpoint_is_not_run(tiny_folder: Path) -> None:
     path = tiny_folder / "config.json"
     content = json.loads(path.read_text())
-    content |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}}
+    content |= {
+        "model_type": "mine",
+        "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"},
+    }
     path.write_text(json.dumps(content))
     (tiny_folder / "mine.py").write_text("raise SystemExit('ran')")
     assert "config.json can't be used" in error_of(ModelConfig("hf", str(tiny_folder)))
@@ -149,7 +158,10 @@ def test_code_in_a_checkpoint_is_not_run(tiny_folder: Path) -> None:
 def test_a_quantised_checkpoint(tiny_folder: Path) -> None:
     path = tiny_folder / "config.json"
     path.write_text(
-        json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "gptq", "bits": 4}})
+        json.dumps(
+            json.loads(path.read_text())
+            | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+        )
     )
     assert "is quantised (gptq)" in error_of(ModelConfig("hf", str(tiny_folder)))
 
@@ -185,7 +197,10 @@ class TestHub:
         folder.mkdir()
 
         def download(
-            name: str, allow_patterns: list[str], ignore_patterns: list[str], revision: str | None = None
+            name: str,
+            allow_patterns: list[str],
+            ignore_patterns: list[str],
+            revision: str | None = None,
         ) -> str:
             assert (name, revision) in {("me/tiny", None), ("me/tiny", self.COMMIT)}
             for pattern in allow_patterns:
@@ -194,7 +209,11 @@ class TestHub:
             return str(folder)
 
         monkeypatch.setattr(hf, "snapshot_download", download)
-        monkeypatch.setattr(hf.HfApi, "list_repo_files", lambda *_, **__: [file.name for file in tiny_folder.iterdir()])
+        monkeypatch.setattr(
+            hf.HfApi,
+            "list_repo_files",
+            lambda *_, **__: [file.name for file in tiny_folder.iterdir()],
+        )
         return folder
 
     def test_planning_takes_the_small_files_and_loading_the_weights(self, snapshot: Path) -> None:
@@ -219,9 +238,13 @@ class TestHub:
             (ConnectionError, "can't be reached"),
         ],
     )
-    def test_what_the_hub_refuses(self, monkeypatch: pytest.MonkeyPatch, error: type[Exception], said: str) -> None:
+    def test_what_the_hub_refuses(
+        self, monkeypatch: pytest.MonkeyPatch, error: type[Exception], said: str
+    ) -> None:
         def refuse(*_: Any, **__: Any) -> str:
-            raise error.__new__(error, "no\nno")  # without __init__: the hub's own want a response of its HTTP client
+            raise error.__new__(
+                error, "no\nno"
+            )  # without __init__: the hub's own want a response of its HTTP client
 
         monkeypatch.setattr(hf, "snapshot_download", refuse)
         message = error_of(ModelConfig("hf", "me/tiny"))

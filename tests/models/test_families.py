@@ -20,8 +20,9 @@ from study.adapters import resolve_targets
 from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase, load_base
-from study.sites import MODEL_WIDE, UNIONS
-from study.training import train
+from study.training.loop import train
+from study.training.run import Run
+from study.vocabulary.quantities import MODEL_WIDE, UNIONS
 
 SMALL: dict[str, Any] = {
     "vocab_size": 258,
@@ -36,7 +37,14 @@ SMALL: dict[str, Any] = {
     "pad_token_id": 257,
 }
 HEAD = {"head_dim": 8}
-SMALL_GPT2 = {"vocab_size": 258, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "bos_token_id": None}
+SMALL_GPT2 = {
+    "vocab_size": 258,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 64,
+    "bos_token_id": None,
+}
 QKVO, GATED = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj"}
 
 FAMILIES: dict[str, tuple[PretrainedConfig, set[str], set[str]]] = {
@@ -45,17 +53,35 @@ FAMILIES: dict[str, tuple[PretrainedConfig, set[str], set[str]]] = {
     "qwen3": (transformers.Qwen3Config(**SMALL, **HEAD), QKVO, GATED),
     "mistral": (transformers.MistralConfig(**SMALL, **HEAD), QKVO, GATED),
     "gemma2": (transformers.Gemma2Config(**SMALL, **HEAD, query_pre_attn_scalar=8), QKVO, GATED),
-    "gemma3": (transformers.Gemma3TextConfig(**SMALL, **HEAD, query_pre_attn_scalar=8), QKVO, GATED),
-    "gpt2": (transformers.GPT2Config(**SMALL_GPT2, eos_token_id=256), {"c_attn", "c_proj"}, {"c_fc", "c_proj"}),
-    "phi": (transformers.PhiConfig(**SMALL), {"q_proj", "k_proj", "v_proj", "dense"}, {"fc1", "fc2"}),
-    "phi3": (transformers.Phi3Config(**SMALL), {"qkv_proj", "o_proj"}, {"gate_up_proj", "down_proj"}),
+    "gemma3": (
+        transformers.Gemma3TextConfig(**SMALL, **HEAD, query_pre_attn_scalar=8),
+        QKVO,
+        GATED,
+    ),
+    "gpt2": (
+        transformers.GPT2Config(**SMALL_GPT2, eos_token_id=256),
+        {"c_attn", "c_proj"},
+        {"c_fc", "c_proj"},
+    ),
+    "phi": (
+        transformers.PhiConfig(**SMALL),
+        {"q_proj", "k_proj", "v_proj", "dense"},
+        {"fc1", "fc2"},
+    ),
+    "phi3": (
+        transformers.Phi3Config(**SMALL),
+        {"qkv_proj", "o_proj"},
+        {"gate_up_proj", "down_proj"},
+    ),
 }
 """A configuration, and the linears of a block's two halves."""
 
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a folder needs no network"))
+    monkeypatch.setattr(
+        socket.socket, "connect", lambda *_: pytest.fail("a folder needs no network")
+    )
 
 
 @pytest.fixture(params=FAMILIES)
@@ -68,23 +94,40 @@ def cells(
     family: str, save_family: Callable[[PretrainedConfig], Path], cell: Callable[..., CellConfig]
 ) -> list[CellConfig]:
     folder = save_family(FAMILIES[family][0])
-    common = ("model=hf", f"model.path={folder}", "train.steps=1", "probes.steps=[0,1]", "train.eval_every=0")
+    common = (
+        "model=hf",
+        f"model.path={folder}",
+        "train.steps=1",
+        "probes.steps=[0,1]",
+        "train.eval_every=0",
+    )
     common += ("train.batch_size=2", "probes.stats=[all,r_align,r_back,rho]")
     return [
         cell("adapter.rank=2", *common),
-        cell("adapter.rank=5", "adapter.scaling=rslora", "optimizer=sgd", "optimizer.lr=0.1", "seed=1", *common),
+        cell(
+            "adapter.rank=5",
+            "adapter.scaling=rslora",
+            "optimizer=sgd",
+            "optimizer.lr=0.1",
+            "seed=1",
+            *common,
+        ),
     ]
 
 
-def run(base: FrozenBase, corpus: Corpus, cells: list[CellConfig]) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:
+def run(
+    base: FrozenBase, corpus: Corpus, cells: list[CellConfig]
+) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:
     """Each cell's metrics and probes."""
-    steps = list(train(base, corpus, cells))
+    steps = list(train(base, corpus, [Run.of(config, corpus, base.device) for config in cells]))
     metrics = [pd.DataFrame([results[k].metrics for results in steps]) for k in range(len(cells))]  # type: ignore[union-attr]
     probes = [pd.concat([results[k].probes for results in steps]) for k in range(len(cells))]  # type: ignore[union-attr]
     return metrics, probes
 
 
-def test_a_familys_cells_are_found_folded_and_measured(family: str, cells: list[CellConfig], corpus: Corpus) -> None:
+def test_a_familys_cells_are_found_folded_and_measured(
+    family: str, cells: list[CellConfig], corpus: Corpus
+) -> None:
     base = load_base(cells[0].model, torch.device("cpu"), "float32")
     _, attention, mlp = FAMILIES[family]
     found = {half: resolve_targets(base.card.linears, half) for half in ("attention", "mlp")}
@@ -110,15 +153,28 @@ def _check_whole(probes: pd.DataFrame, linears: tuple[str, ...]) -> None:
     for step, rows in probes.groupby("step"):
         layers = rows.groupby("site", observed=True)["layer"].agg(set)
         updates = {"A_update", "B_update", "adapter_update"}
-        sites = {"adapter_in", "adapter_out", "layer_out", "layer_out_grad", "adapter_in_grad", "A", "B", "A_grad"}
+        sites = {
+            "adapter_in",
+            "adapter_out",
+            "layer_out",
+            "layer_out_grad",
+            "adapter_in_grad",
+            "A",
+            "B",
+            "A_grad",
+        }
         sites |= {"B_grad", "delta_w", "adapter_grad"} | (updates if step == 0 else set())
         assert set(layers.index) == sites
         for site, named in layers.items():
             assert named == {*linears, MODEL_WIDE} if site in UNIONS else set(linears), (step, site)
     assert np.isfinite(probes["norm"]).all()
     assert (probes["nonfinite"] == 0).all()
-    moved = probes[(probes["step"] == 1) & probes["site"].isin(["adapter_out", "adapter_in_grad", "delta_w"])]
+    moved = probes[
+        (probes["step"] == 1) & probes["site"].isin(["adapter_out", "adapter_in_grad", "delta_w"])
+    ]
     assert (moved["norm"] > 0).all(), "every layer's adapter does something after a step"
     for stat, site in (("r_align", "adapter_out"), ("r_back", "adapter_in_grad"), ("rho", "A")):
-        assert np.isfinite(probes.loc[(probes["step"] == 1) & (probes["site"] == site), stat]).all(), stat
+        assert np.isfinite(
+            probes.loc[(probes["step"] == 1) & (probes["site"] == site), stat]
+        ).all(), stat
     assert math.isfinite(probes["spectral"].max())

@@ -28,9 +28,21 @@ SMALL: dict[str, Any] = {
     "eos_token_id": 256,
     "pad_token_id": 257,
 }
-SMALL_GPT2 = {"vocab_size": 258, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "eos_token_id": 256}
+SMALL_GPT2 = {
+    "vocab_size": 258,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 64,
+    "eos_token_id": 256,
+}
 SMALL_OPT = {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 16}
-CAPPED = {"head_dim": 8, "final_logit_softcapping": 0.05, "attn_logit_softcapping": 0.05, "query_pre_attn_scalar": 8}
+CAPPED = {
+    "head_dim": 8,
+    "final_logit_softcapping": 0.05,
+    "attn_logit_softcapping": 0.05,
+    "query_pre_attn_scalar": 8,
+}
 
 FAMILIES: dict[str, PretrainedConfig] = {
     "llama": transformers.LlamaConfig(**SMALL),
@@ -49,7 +61,9 @@ FAMILIES: dict[str, PretrainedConfig] = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_two_parts_equal_the_whole(family: str, save_family: Callable[[PretrainedConfig], Path]) -> None:
+def test_two_parts_equal_the_whole(
+    family: str, save_family: Callable[[PretrainedConfig], Path]
+) -> None:
     config = ModelConfig("hf", str(save_family(FAMILIES[family])))
     base = load_base(config, CPU, "float32")
     ids_BT = torch.randint(258, (3, 17), generator=torch.Generator().manual_seed(1))
@@ -57,7 +71,9 @@ def test_two_parts_equal_the_whole(family: str, save_family: Callable[[Pretraine
     hidden_BTd = base.hidden_states(ids_BT)
     chosen = torch.zeros(3, 17, dtype=torch.bool)
     chosen[0, 3:9] = chosen[2, 16] = True
-    torch.testing.assert_close(base.logits(hidden_BTd[chosen]), whole_BTV[chosen], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        base.logits(hidden_BTd[chosen]), whole_BTV[chosen], rtol=1e-5, atol=1e-6
+    )
     assert base.card.linears == hf.block_linears(base.model)
     assert base.card.max_length == 64
     assert not base.model.training
@@ -65,7 +81,9 @@ def test_two_parts_equal_the_whole(family: str, save_family: Callable[[Pretraine
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
 
 
-def test_what_comes_after_the_head_is_not_forgotten(save_family: Callable[[PretrainedConfig], Path]) -> None:
+def test_what_comes_after_the_head_is_not_forgotten(
+    save_family: Callable[[PretrainedConfig], Path],
+) -> None:
     """Gemma 2 caps its logits: the bare head would give larger ones."""
     base = load_base(ModelConfig("hf", str(save_family(FAMILIES["gemma2"]))), CPU, "float32")
     hidden_Nd = base.hidden_states(torch.arange(40)[None])[0]
@@ -73,9 +91,13 @@ def test_what_comes_after_the_head_is_not_forgotten(save_family: Callable[[Pretr
     assert float(base.logits(hidden_Nd).abs().max()) < 0.05
 
 
-def test_attention_is_sdpa_where_the_family_allows_it(save_family: Callable[[PretrainedConfig], Path]) -> None:
+def test_attention_is_sdpa_where_the_family_allows_it(
+    save_family: Callable[[PretrainedConfig], Path],
+) -> None:
     kinds = {
-        family: load_base(ModelConfig("hf", str(save_family(FAMILIES[family]))), CPU, "float32").model.config
+        family: load_base(
+            ModelConfig("hf", str(save_family(FAMILIES[family]))), CPU, "float32"
+        ).model.config
         for family in ("llama", "gpt2", "gemma2")
     }
     assert {family: config._attn_implementation for family, config in kinds.items()} == {  # type: ignore[union-attr]
@@ -93,7 +115,9 @@ def test_gradients_flow_through_both_parts() -> None:
     handle = base.model.get_submodule("model.layers.0.self_attn.o_proj").register_forward_hook(
         lambda *io: io[2] + shift
     )
-    (parts,) = torch.autograd.grad(base.logits(base.hidden_states(ids_BT).flatten(0, 1)).logsumexp(-1).sum(), shift)
+    (parts,) = torch.autograd.grad(
+        base.logits(base.hidden_states(ids_BT).flatten(0, 1)).logsumexp(-1).sum(), shift
+    )
     (whole,) = torch.autograd.grad(base.model(input_ids=ids_BT).logits.logsumexp(-1).sum(), shift)
     handle.remove()
     assert float(whole.abs().max()) > 0
@@ -114,7 +138,9 @@ def test_bf16(name: str, tiny_folder: Path) -> None:
     config = ModelConfig(name, str(tiny_folder) if name == "hf" else None)
     half, full = load_base(config, CPU, "bf16"), load_base(config, CPU, "float32")
     assert {parameter.dtype for parameter in half.model.parameters()} == {torch.bfloat16}
-    assert {buffer.dtype for buffer in half.model.buffers()} == {torch.float32}  # rotary frequencies
+    assert {buffer.dtype for buffer in half.model.buffers()} == {
+        torch.float32
+    }  # rotary frequencies
     ids_BT = torch.arange(20)[None]
     logits_NV = half.logits(half.hidden_states(ids_BT)[0])
     assert logits_NV.dtype is torch.bfloat16
@@ -130,7 +156,9 @@ def test_a_weight_that_is_not_there_is_not_made_up(tiny_folder: Path) -> None:
     weights = load_file(tiny_folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, tiny_folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(StudyError, match=r"lacks 1 weights of LlamaForCausalLM \(model.layers.1.mlp.up_proj.weight"):
+    with pytest.raises(
+        StudyError, match=r"lacks 1 weights of LlamaForCausalLM \(model.layers.1.mlp.up_proj.weight"
+    ):
         load_base(ModelConfig("hf", str(tiny_folder)), CPU, "float32")
 
 
@@ -151,7 +179,9 @@ def test_weights_that_are_not_numbers(tiny_folder: Path) -> None:
 
 
 def test_a_model_that_sees_the_future(save_family: Callable[[PretrainedConfig], Path]) -> None:
-    config = transformers.BertConfig(**{key: SMALL[key] for key in SMALL if key != "num_key_value_heads"})
+    config = transformers.BertConfig(
+        **{key: SMALL[key] for key in SMALL if key != "num_key_value_heads"}
+    )
     folder = str(save_family(config))
     describe(ModelConfig("hf", folder))
     with pytest.raises(StudyError, match="lets a token see later ones"):

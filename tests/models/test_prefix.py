@@ -5,7 +5,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GemmaConfig, GPT2Config, LlamaConfig, PretrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+)
 
 from study.config import ModelConfig
 from study.models import FrozenBase, describe
@@ -15,7 +21,12 @@ Ids = torch.Tensor
 SMALL = {"vocab_size": 64, "max_position_embeddings": 64}
 CONFIGS: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=1, **SMALL
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        **SMALL,
     ),
     "gemma": GemmaConfig(
         hidden_size=16,
@@ -38,12 +49,16 @@ def base(request: pytest.FixtureRequest) -> FrozenBase:
 
 
 def paths(base: FrozenBase, block: int) -> list[str]:
-    return [n for n, m in base.model.named_modules() if f".{block}." in n and not list(m.children())]
+    return [
+        n for n, m in base.model.named_modules() if f".{block}." in n and not list(m.children())
+    ]
 
 
 def counted(base: FrozenBase, block: int) -> Callable[[], int]:
     calls = []
-    path = next(n for n, m in base.model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == 4)
+    path = next(
+        n for n, m in base.model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == 4
+    )
     base.model.get_submodule(f"{path}.{block}").register_forward_hook(lambda *_: calls.append(1))
     return lambda: len(calls)
 
@@ -65,7 +80,9 @@ def test_a_batch_that_was_seen_skips_what_is_below(base: FrozenBase) -> None:
 
 def test_gradients_above_are_those_of_the_whole(base: FrozenBase) -> None:
     ids = torch.arange(12).view(1, 12)
-    late = base.model.get_submodule(next(p for p in paths(base, 2) if hasattr(base.model.get_submodule(p), "weight")))
+    late = base.model.get_submodule(
+        next(p for p in paths(base, 2) if hasattr(base.model.get_submodule(p), "weight"))
+    )
     weight = late.weight.requires_grad_()
     (expected,) = torch.autograd.grad(base.hidden_states(ids).square().sum(), weight)
     with shared_prefix(base, paths(base, 2), 2**20):

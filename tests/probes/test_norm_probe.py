@@ -16,8 +16,8 @@ from study.models import FrozenBase
 from study.probes import NormProbe
 from study.probes.frames import KEYS
 from study.probes.moments import scaled_sums, unscaled
-from study.sites import MODEL_WIDE, SITES, USUAL
-from study.training import Fold
+from study.training.loop import Fold
+from study.vocabulary.quantities import MODEL_WIDE, SITES, USUAL
 
 SPECS = [AdapterSpec(4, 2.0, seed=0), AdapterSpec(6, 0.5, seed=1)]
 TOKENS = 10
@@ -26,7 +26,10 @@ TOKENS = 10
 @pytest.fixture
 def fold(tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig]) -> Iterator[Fold]:
     """Two cells of different rank after two steps: nothing is zero any more."""
-    cells = [cell(f"adapter.rank={s.rank}", f"seed={s.seed}", "train.accumulation=2", "train.clip=0.5") for s in SPECS]
+    cells = [
+        cell(f"adapter.rank={s.rank}", f"seed={s.seed}", "train.accumulation=2", "train.clip=0.5")
+        for s in SPECS
+    ]
     with adapted(tiny_base.model, tiny_base.card.linears, SPECS) as banks:
         fold = Fold(tiny_base, corpus, cells, banks)
         for step in range(2):
@@ -94,9 +97,15 @@ def test_every_site_is_what_it_says(fold: Fold) -> None:
     for hook in hooks:
         hook.remove()
     before = {
-        (b.layer, k): (p.A_RD.detach().clone(), p.B_OR.detach().clone()) for b in banks for k, p in enumerate(b.pairs)
+        (b.layer, k): (p.A_RD.detach().clone(), p.B_OR.detach().clone())
+        for b in banks
+        for k, p in enumerate(b.pairs)
     }
-    grads = {(b.layer, k): (p.A_RD.grad.clone(), p.B_OR.grad.clone()) for b in banks for k, p in enumerate(b.pairs)}
+    grads = {
+        (b.layer, k): (p.A_RD.grad.clone(), p.B_OR.grad.clone())
+        for b in banks
+        for k, p in enumerate(b.pairs)
+    }
     norms = fold.grad_norms()
     probe.before_update()
     factors = fold.update()
@@ -137,7 +146,9 @@ def test_every_site_is_what_it_says(fold: Fold) -> None:
             update = torch.cat([(A1 - A0).flatten(), (B1 - B0).flatten()]).detach()
             assert_row(table, bank.layer, "adapter_grad", definition(grad))
             descent = -(grad.double() @ update.double()).item()
-            assert_row(table, bank.layer, "adapter_update", definition(update) | {"descent": descent})
+            assert_row(
+                table, bank.layer, "adapter_update", definition(update) | {"descent": descent}
+            )
             every_grad.append(grad)
             every_update.append(update)
         grad, update = torch.cat(every_grad), torch.cat(every_update)
@@ -145,7 +156,9 @@ def test_every_site_is_what_it_says(fold: Fold) -> None:
         descent = -(grad.double() @ update.double()).item()
         assert_row(table, MODEL_WIDE, "adapter_update", definition(update) | {"descent": descent})
         assert table.loc[table["site"] != "adapter_update", "descent"].isna().all()
-        assert table.loc[table["site"] != "delta_w", ["spectral", "stable_rank"]].isna().all(axis=None)
+        assert (
+            table.loc[table["site"] != "delta_w", ["spectral", "stable_rank"]].isna().all(axis=None)
+        )
         assert (table.loc[table["layer"] == MODEL_WIDE, ["d_in", "d_out"]] == 0).all(axis=None)
     layer = tables[0][tables[0]["layer"].str.endswith("layers.1.mlp.up_proj")].iloc[0]
     assert (layer["block"], layer["kind"]) == (1, "up_proj")
@@ -161,7 +174,9 @@ def test_a_probed_step_is_a_plain_step(fold: Fold) -> None:
 
 
 def test_no_hook_outside_watch_and_none_for_weights_alone(fold: Fold) -> None:
-    hooks = lambda: sum(len(m._forward_hooks) + len(m._backward_hooks) for m in fold.base.model.modules())  # noqa: E731
+    hooks = lambda: sum(  # noqa: E731
+        len(m._forward_hooks) + len(m._backward_hooks) for m in fold.base.model.modules()
+    )
     assert hooks() == 0
     probe = NormProbe(fold.base.model)
     assert hooks() == 0
@@ -190,15 +205,22 @@ def test_nothing_measured_has_no_row(fold: Fold) -> None:
     assert sites == set(SITES) - {"A_update", "B_update", "adapter_update"}
 
 
-def test_same_numbers_on_a_peft_model(tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig]) -> None:
+def test_same_numbers_on_a_peft_model(
+    tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig]
+) -> None:
     from peft import LoraConfig, get_peft_model
     from torch.nn.functional import cross_entropy
 
-    config = cell("adapter.rank=4", "adapter.alpha=8", "adapter.scaling=rslora", "train.batch_size=4")
-    peft_model = get_peft_model(
-        copy.deepcopy(tiny_base.model), LoraConfig(r=4, lora_alpha=8, use_rslora=True, target_modules="all-linear")
+    config = cell(
+        "adapter.rank=4", "adapter.alpha=8", "adapter.scaling=rslora", "train.batch_size=4"
     )
-    with adapted(tiny_base.model, tiny_base.card.linears, [AdapterSpec(4, config.adapter.gamma)]) as banks:
+    peft_model = get_peft_model(
+        copy.deepcopy(tiny_base.model),
+        LoraConfig(r=4, lora_alpha=8, use_rslora=True, target_modules="all-linear"),
+    )
+    with adapted(
+        tiny_base.model, tiny_base.card.linears, [AdapterSpec(4, config.adapter.gamma)]
+    ) as banks:
         with torch.no_grad():
             for bank in banks:
                 torch.nn.init.normal_(bank.pairs[0].B_OR, std=0.1)
@@ -216,9 +238,13 @@ def test_same_numbers_on_a_peft_model(tiny_base: FrozenBase, corpus: Corpus, cel
 
     batch = corpus.train.batch(0, 0, 4)
     theirs = NormProbe(peft_model)
-    optimizer = torch.optim.AdamW([p for p in peft_model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0)
+    optimizer = torch.optim.AdamW(
+        [p for p in peft_model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0
+    )
     with theirs.watch(batch.real_BT.long()):
-        logits = peft_model(input_ids=batch.input_ids_BT, attention_mask=batch.real_BT.long()).logits
+        logits = peft_model(
+            input_ids=batch.input_ids_BT, attention_mask=batch.real_BT.long()
+        ).logits
         cross_entropy(logits.flatten(0, 1), batch.targets_BT.flatten()).backward()
     theirs.before_update()
     optimizer.step()
@@ -233,7 +259,9 @@ def test_moments_at_any_scale(scale: float) -> None:
     expected = x.double().abs()
     sums = unscaled(scaled_sums(x).numpy())
     for found, wanted in zip(
-        sums, (expected.sum(), expected.pow(2).sum(), expected.pow(4).sum(), expected.max()), strict=True
+        sums,
+        (expected.sum(), expected.pow(2).sum(), expected.pow(4).sum(), expected.max()),
+        strict=True,
     ):
         assert float(found) == pytest.approx(float(wanted), rel=1e-5)
 

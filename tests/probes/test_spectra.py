@@ -25,7 +25,9 @@ def test_it_is_the_largest_singular_value(d: int, o: int, r: int) -> None:
     for B, A in (trained(o, r, d), (torch.randn(o, r), torch.randn(r, d))):
         exact = torch.linalg.matrix_norm(B.double() @ A.double(), 2).item()
         for scale in (1e-12, 1.0, 1e6):
-            assert largest_singular_value(B * scale, A).item() == pytest.approx(exact * scale, rel=1e-4)
+            assert largest_singular_value(B * scale, A).item() == pytest.approx(
+                exact * scale, rel=1e-4
+            )
         assert largest_singular_value(B @ A).item() == pytest.approx(exact, rel=1e-4)
 
 
@@ -49,4 +51,6 @@ def test_many_are_taken_together_and_come_in_their_order() -> None:
     products = [trained(*shape) for shape in shapes]
     found = largest_singular_values([core(B, A) for B, A in products])
     for value, (B, A) in zip(found, products, strict=True):
-        assert value.item() == pytest.approx(torch.linalg.matrix_norm(B.double() @ A.double(), 2).item(), rel=1e-4)
+        assert value.item() == pytest.approx(
+            torch.linalg.matrix_norm(B.double() @ A.double(), 2).item(), rel=1e-4
+        )

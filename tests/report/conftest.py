@@ -41,26 +41,68 @@ def on_disk(tmp_path: Path) -> Callable[..., Path]:
             cell = {"scaling": scaling, "rank": rank, "lr": lr, "seed": seed}
             gamma = 16 * rank ** -P[scaling]
             config = {
-                "adapter": {"rank": rank, "scaling": scaling, "exponent": None, "alpha": 16.0, "init": "kaiming"}
+                "adapter": {
+                    "rank": rank,
+                    "scaling": scaling,
+                    "exponent": None,
+                    "alpha": 16.0,
+                    "init": "kaiming",
+                }
                 | {"dropout": 0.0, "targets": "all-linear"},
                 "optimizer": {"name": "sgd", "lr": lr, "weight_decay": 0.0} | dict(optimizer or {}),
-                "train": {"steps": steps, "batch_size": 2, "accumulation": 1, "clip": None, "schedule": "constant"}
+                "train": {
+                    "steps": steps,
+                    "batch_size": 2,
+                    "accumulation": 1,
+                    "clip": None,
+                    "schedule": "constant",
+                }
                 | {"warmup": 0},
                 "data": {"seed": seed, "sequence_length": 48},
                 "seed": seed,
                 "precision": "float32",
             }
-            about = {"cell_id": f"{number:012x}", "study": "known", "model": model, "data": "pydoc", "gamma": gamma}
-            about |= {"device": "cpu", "device_name": "a CPU", "config": config, "versions": {"torch": "2.13"}}
-            about |= {"git": {"commit": "0123456789abcdef", "dirty": False}, "sources": {"model": "f" * 64}}
-            about |= {"started": "2026-01-01T00:00:00", "finished": "2026-01-01T00:01:00", "seconds": 60.0}
+            about = {
+                "cell_id": f"{number:012x}",
+                "study": "known",
+                "model": model,
+                "data": "pydoc",
+                "gamma": gamma,
+            }
+            about |= {
+                "device": "cpu",
+                "device_name": "a CPU",
+                "config": config,
+                "versions": {"torch": "2.13"},
+            }
+            about |= {
+                "git": {"commit": "0123456789abcdef", "dirty": False},
+                "sources": {"model": "f" * 64},
+            }
+            about |= {
+                "started": "2026-01-01T00:00:00",
+                "finished": "2026-01-01T00:01:00",
+                "seconds": 60.0,
+            }
             writer = CellWriter(folder / "cells" / about["cell_id"], "", about | dict(record or {}))
             for step in (0, 1):
                 descent = 1e-3 * gamma**2 * rank * (1 + 0.01 * seed)
-                row = {"step": step, "tokens": 9, "loss": 2.0, "loss_after": 2.0 - lazy(cell) * descent, "lr": lr}
+                row = {
+                    "step": step,
+                    "tokens": 9,
+                    "loss": 2.0,
+                    "loss_after": 2.0 - lazy(cell) * descent,
+                    "lr": lr,
+                }
                 row |= {"clip_factor": clip(cell), "eval_loss": 3.0 if step == 0 else math.nan}
                 writer.append("metrics", pd.DataFrame([row]))
-                wide = {"step": step, "layer": "model", "block": -1, "kind": "model", "batch": "train"}
+                wide = {
+                    "step": step,
+                    "layer": "model",
+                    "block": -1,
+                    "kind": "model",
+                    "batch": "train",
+                }
                 rows = [
                     wide | {"site": "adapter_grad", "norm": gamma * rank**0.5 * (1 + 0.01 * seed)},
                     wide | {"site": "adapter_update", "descent": descent},
@@ -76,9 +118,14 @@ def on_disk(tmp_path: Path) -> Callable[..., Path]:
                     rows.append(here | {"site": "B_grad", "rms": gradient * gamma})
                 writer.append("probes", pd.DataFrame(rows))
             final = 2.5 + 0.1 * (math.log(lr) - math.log(1e-3)) ** 2
-            writer.append("metrics", pd.DataFrame([{"step": steps, "tokens": 99, "eval_loss": final, "lr": lr}]))
+            writer.append(
+                "metrics",
+                pd.DataFrame([{"step": steps, "tokens": 99, "eval_loss": final, "lr": lr}]),
+            )
             fate = status(cell)
-            writer.close(fate, steps_done=steps, **({"diverged_step": 2} if fate == "diverged" else {}))
+            writer.close(
+                fate, steps_done=steps, **({"diverged_step": 2} if fate == "diverged" else {})
+            )
         return folder
 
     return write

@@ -29,10 +29,19 @@ def test_a_sound_study_has_its_verdicts_and_no_caveats(on_disk: OnDisk) -> None:
     folder = on_disk()
     assert warned(folder) == []
     text = told(folder)
-    assert "**SGD, LoRA, γ = α/r**: gradient norm over all adapters at step 0 collapses (-0.50" in text
+    assert (
+        "**SGD, LoRA, γ = α/r**: gradient norm over all adapters at step 0 collapses (-0.50" in text
+    )
     assert "descent of an update at step 0 collapses (-1.00 [-1.00, -1.00], theory -1.00)" in text
-    assert "**SGD, rsLoRA, γ = α/√r**: gradient norm over all adapters at step 0 is stable (0.00" in text
-    rows = [line for line in text.splitlines() if line.startswith("| SGD | descent of an update | 0 | lora")]
+    assert (
+        "**SGD, rsLoRA, γ = α/√r**: gradient norm over all adapters at step 0 is stable (0.00"
+        in text
+    )
+    rows = [
+        line
+        for line in text.splitlines()
+        if line.startswith("| SGD | descent of an update | 0 | lora")
+    ]
     # p*: over all ranks, theory, from rank 32, theory, in the limit, theory; lazy; five seeds.
     assert re.sub(r" \[[^]]*\]", "", rows[0]).split(" | ")[4:] == [*["0.50"] * 6, "yes", "5 |"]
     for fact in (
@@ -51,15 +60,27 @@ def test_a_sound_study_has_its_verdicts_and_no_caveats(on_disk: OnDisk) -> None:
         ({"seeds": (0,)}, ["**One seed.**"]),
         ({"seeds": (0, 1, 2)}, ["**3 seeds.**", "fewer than 5"]),
         (
-            {"lazy": lambda c: 0.6 if (c["scaling"], c["rank"], c["seed"]) == ("rslora", 256, 3) else 1.05},
+            {
+                "lazy": lambda c: (
+                    0.6 if (c["scaling"], c["rank"], c["seed"]) == ("rslora", 256, 3) else 1.05
+                )
+            },
             ["**Not lazy.** At 2 of 60 probed updates", "rslora r = 256", "0.60 of it"],
         ),
         (
             {"clip": lambda c: 0.5 if c["scaling"] == "rslora" else 1.0},
-            ["**Clipped.** 30 of 60 gradients", "rslora r = 4, 32, 256", "Under SGD clipping changes"],
+            [
+                "**Clipped.** 30 of 60 gradients",
+                "rslora r = 4, 32, 256",
+                "Under SGD clipping changes",
+            ],
         ),
         (
-            {"status": lambda c: "diverged" if (c["scaling"], c["rank"]) == ("lora", 4) else "complete"},
+            {
+                "status": lambda c: (
+                    "diverged" if (c["scaling"], c["rank"]) == ("lora", 4) else "complete"
+                )
+            },
             ["**5 cells diverged**", "lora r = 4"],
         ),
         # gamma at r = 32, 256 is 1/2, 1/16 under LoRA and 1 at the least under rsLoRA: 80, 10 and 160 times eps.
@@ -93,7 +114,10 @@ def test_optima_inside_the_rates_are_no_caveat_and_have_an_exponent(on_disk: OnD
 
 def test_a_swept_rate_is_read_at_its_lowest_and_settings_are_named(on_disk: OnDisk) -> None:
     text = told(on_disk(lrs=(1e-4, 1e-3, 1e-2)))
-    says, stable = text.split("## Read with care")[0], text.split("## p\\*")[1].split("## Exponents")[0]
+    says, stable = (
+        text.split("## Read with care")[0],
+        text.split("## p\\*")[1].split("## Exponents")[0],
+    )
     for part in (says, stable):
         assert "All at the lowest learning rate (0.0001)" in part
     assert says.count("**SGD, LoRA, γ = α/r**") == 1
@@ -122,7 +146,9 @@ def test_both_files_with_every_figure_and_nothing_outside(on_disk: OnDisk, tmp_p
     pictures = [(folder / source).read_bytes() for source in linked]
     outside = Outside()
     outside.feed(html.read_text())
-    assert [base64.b64decode(src.removeprefix("data:image/png;base64,")) for src in outside.fetched] == pictures
+    assert [
+        base64.b64decode(src.removeprefix("data:image/png;base64,")) for src in outside.fetched
+    ] == pictures
     assert not {"script", "link", "iframe"} & set(outside.tags)
     assert outside.tags.count("table") >= 3
 

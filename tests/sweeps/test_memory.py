@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from study import sweep
-from study.cells import Cell, plan
 from study.config import CellConfig
 from study.errors import StudyError
 from study.store import load_cells, load_tables
+from study.sweeps import run as sweep
+from study.sweeps.cells import Cell, plan
 
 Build = Callable[..., CellConfig]
 
@@ -19,11 +19,16 @@ Build = Callable[..., CellConfig]
 @pytest.fixture
 def cells(cell: Build, tmp_path: Path) -> list[Cell]:
     shared = (f"results_dir={tmp_path}", "name=full", "pack.fold=4")
-    return plan(cell(*shared, f"adapter.rank={rank}", f"seed={seed}") for rank in (2, 4) for seed in (0, 1))
+    return plan(
+        cell(*shared, f"adapter.rank={rank}", f"seed={seed}") for rank in (2, 4) for seed in (0, 1)
+    )
 
 
 def test_a_fold_that_runs_out_of_memory_is_halved_and_goes_on(
-    cells: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cells: list[Cell],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     sizes = []
     real = sweep.train
@@ -34,7 +39,9 @@ def test_a_fold_that_runs_out_of_memory_is_halved_and_goes_on(
             if len(configs) == 4 and step == 2:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             if len(configs) == 2 and sizes.count(2) == 1:
-                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+                raise RuntimeError(
+                    "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
+                )
             yield results
 
     monkeypatch.setattr(sweep, "train", train)
@@ -42,7 +49,10 @@ def test_a_fold_that_runs_out_of_memory_is_halved_and_goes_on(
     assert sizes == [4, 2, 1, 1, 2], "halves, in the order of the cells"
     tables = load_tables(tmp_path / "full")
     assert set(tables.cells["status"]) == {"complete"}
-    assert tables.metrics["step"].groupby(tables.metrics["cell_id"]).agg(list).tolist() == [[0, 1, 2, 3]] * 4
+    assert (
+        tables.metrics["step"].groupby(tables.metrics["cell_id"]).agg(list).tolist()
+        == [[0, 1, 2, 3]] * 4
+    )
     said = capsys.readouterr().err
     assert "out of memory with 4 cells at once: going on with 2" in said
     assert "out of memory with 2 cells at once: going on with 1" in said
@@ -64,7 +74,9 @@ def test_a_single_cell_that_runs_out_of_memory_fails_alone(
     assert sorted(load_cells(tmp_path / "full")["status"]) == ["complete"] * 3 + ["failed"]
 
 
-def test_the_base_is_loaded_once_for_all_packs_of_a_process(cells: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_is_loaded_once_for_all_packs_of_a_process(
+    cells: list[Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sweep, "_BASE", {})
     loads = []
     real = sweep.load_base

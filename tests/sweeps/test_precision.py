@@ -16,14 +16,34 @@ def test_exponents_in_bf16_lie_in_the_intervals_of_float32(
     study_cli: Callable[..., Any], jsonl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    line = ["train", "-m", "model=tiny", "data=jsonl", f"data.path={jsonl}", "data.sequence_length=32"]
-    line += ["data.heldout=6", "train.batch_size=4", "train.steps=1", "train.eval_every=0", "probes.steps=[0,1]"]
-    line += ["precision=float32,bf16", "adapter.scaling=rslora", "adapter.rank=4,16,64", "seed=0,1,2,3,4"]
+    line = [
+        "train",
+        "-m",
+        "model=tiny",
+        "data=jsonl",
+        f"data.path={jsonl}",
+        "data.sequence_length=32",
+    ]
+    line += [
+        "data.heldout=6",
+        "train.batch_size=4",
+        "train.steps=1",
+        "train.eval_every=0",
+        "probes.steps=[0,1]",
+    ]
+    line += [
+        "precision=float32,bf16",
+        "adapter.scaling=rslora",
+        "adapter.rank=4,16,64",
+        "seed=0,1,2,3,4",
+    ]
     assert study_cli(*line).code == 0
     assert study_cli("analyze", "results/default").code == 0
     exponents = study.load("results/default").exponents.query("layer in ['mean_log', 'model']")
     exponents = exponents[exponents["stat"].isin(["rms", "norm", "descent"])]
-    found, wanted = (exponents[exponents["precision"] == p].set_index(PLACE) for p in ("bf16", "float32"))
+    found, wanted = (
+        exponents[exponents["precision"] == p].set_index(PLACE) for p in ("bf16", "float32")
+    )
     found = found.loc[wanted.index]
     assert len(wanted) > 50
     # Adam's first update has no spread over seeds, and so an interval of no width: a hundredth of a slope beside it.

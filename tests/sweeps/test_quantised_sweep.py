@@ -11,13 +11,19 @@ import pytest
 import torch
 
 import study
-from study import sweep
-from study.cells import plan
 from study.config import CellConfig
-from study.planning import Estimate
+from study.sweeps import run as sweep
+from study.sweeps.cells import plan
+from study.sweeps.plan import Estimate
 
 Cli = Callable[..., Any]
-SMALL = ["model=tiny", "train.batch_size=2", "data.sequence_length=32", "data.heldout=2", "train.steps=1"]
+SMALL = [
+    "model=tiny",
+    "train.batch_size=2",
+    "data.sequence_length=32",
+    "data.heldout=2",
+    "train.steps=1",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +31,16 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_bits_are_swept_recorded_and_kept_apart(study_cli: Cli, jsonl: Path, tmp_path: Path) -> None:
-    line = [*SMALL, "data=jsonl", f"data.path={jsonl}", "probes.steps=[0]", "probes.stats=[norm,descent]"]
+def test_bits_are_swept_recorded_and_kept_apart(
+    study_cli: Cli, jsonl: Path, tmp_path: Path
+) -> None:
+    line = [
+        *SMALL,
+        "data=jsonl",
+        f"data.path={jsonl}",
+        "probes.steps=[0]",
+        "probes.stats=[norm,descent]",
+    ]
     ran = study_cli("train", "-m", *line, "model.quant_bits=null,8,4", "adapter.rank=2,4")
     assert ran.code == 0, ran.err
     assert "6 cells, 0 done, 6 to train in 3 packs" in ran.err
@@ -34,7 +48,10 @@ def test_bits_are_swept_recorded_and_kept_apart(study_cli: Cli, jsonl: Path, tmp
     assert [tuple(row) for row in cells[["quant_bits", "rank"]].fillna(0).to_numpy()] == [
         (4, 2), (4, 4), (8, 2), (8, 4), (0, 2), (0, 4),
     ]  # fmt: skip
-    records = [json.loads(path.read_text()) for path in (tmp_path / "results/default/cells").glob("*/record.json")]
+    records = [
+        json.loads(path.read_text())
+        for path in (tmp_path / "results/default/cells").glob("*/record.json")
+    ]
     four = next(record for record in records if record["config"]["model"]["quant_bits"] == 4)
     assert four["sources"]["model"].endswith("+nf4")
     assert four["model_note"] == "random weights, block linears in 4 bits by bitsandbytes"
@@ -48,10 +65,14 @@ def test_bits_are_swept_recorded_and_kept_apart(study_cli: Cli, jsonl: Path, tmp
     assert np.allclose(rows["exponent"], -0.5, atol=0.3)
 
     plain = study_cli("train", "-m", *line, "adapter.rank=2,4")
-    assert "2 cells, 2 done, nothing to train" in plain.err, "no bits and null bits are one identity"
+    assert "2 cells, 2 done, nothing to train" in plain.err, (
+        "no bits and null bits are one identity"
+    )
 
 
-def test_an_identity_of_before_there_were_bits_still_holds(study_cli: Cli, jsonl: Path, tmp_path: Path) -> None:
+def test_an_identity_of_before_there_were_bits_still_holds(
+    study_cli: Cli, jsonl: Path, tmp_path: Path
+) -> None:
     """A record without the key is one without bits."""
     line = [*SMALL, "data=jsonl", f"data.path={jsonl}", "probes.steps=[0]"]
     study_cli("train", *line)
@@ -77,7 +98,11 @@ def test_over_8_bits_on_cuda_every_cell_goes_alone(
     monkeypatch.setattr(sweep, "fastest_fold", lambda *_: 4)
 
     assert sizes("cuda") == sizes("cuda", "model.quant_bits=4") == [4]
-    assert sizes("cuda", "model.quant_bits=8") == sizes("cuda", "model.quant_bits=8", "pack.fold=2") == [1] * 4
+    assert (
+        sizes("cuda", "model.quant_bits=8")
+        == sizes("cuda", "model.quant_bits=8", "pack.fold=2")
+        == [1] * 4
+    )
     assert sizes("cpu", "model.quant_bits=8", "pack.fold=2") == [2, 2]
 
 

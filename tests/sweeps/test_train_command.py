@@ -10,13 +10,20 @@ from typing import Any
 import pytest
 
 import study
-from study import hydra_app, sweep
-from study.cells import plan
-from study.hydra_app import CONF
+from study.sweeps import app as hydra_app
+from study.sweeps import run as sweep
+from study.sweeps.app import CONF
+from study.sweeps.cells import plan
 
 Cli = Callable[..., Any]
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-SMALL = ["model=tiny", "train.batch_size=2", "data.sequence_length=32", "data.heldout=2", "train.steps=2"]
+SMALL = [
+    "model=tiny",
+    "train.batch_size=2",
+    "data.sequence_length=32",
+    "data.heldout=2",
+    "train.steps=2",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +43,9 @@ def files(folder: Path) -> set[str]:
 def test_the_issues_own_line_and_the_same_line_again(
     study_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    line = shlex.split("train -m model=tiny adapter.rank=4,8 adapter.scaling=lora,rslora train.steps=2")
+    line = shlex.split(
+        "train -m model=tiny adapter.rank=4,8 adapter.scaling=lora,rslora train.steps=2"
+    )
     first = study_cli(*line)
     assert first.code == 0, first.err
     assert "4 cells, 0 done, 4 to train in 1 pack" in first.err
@@ -76,18 +85,29 @@ def test_a_sweep_extends_what_is_there(study_cli: Cli, small: list[str]) -> None
 def test_groups_are_swept_too(study_cli: Cli, small: list[str], tmp_path: Path) -> None:
     assert study_cli("train", "-m", *small, "optimizer=sgd,adamw", "adapter.rank=2,3").code == 0
     cells = study.load(str(tmp_path / "results/default")).cells
-    assert sorted(zip(cells["optimizer"], cells["lr"], strict=True)) == [("adamw", 1e-4)] * 2 + [("sgd", 1e-2)] * 2
+    assert (
+        sorted(zip(cells["optimizer"], cells["lr"], strict=True))
+        == [("adamw", 1e-4)] * 2 + [("sgd", 1e-2)] * 2
+    )
 
 
-def test_joblib_and_basic_give_the_same_numbers(study_cli: Cli, small: list[str], tmp_path: Path) -> None:
+def test_joblib_and_basic_give_the_same_numbers(
+    study_cli: Cli, small: list[str], tmp_path: Path
+) -> None:
     line = ["train", "-m", *small, "adapter.rank=2,3,4", "pack.max_cells=2"]
     basic = study_cli(*line)
     assert "in 2 packs" in basic.err
-    joblib = study_cli(*line, "results_dir=parallel", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1")
+    joblib = study_cli(
+        *line, "results_dir=parallel", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1"
+    )
     assert joblib.code == 0, joblib.err
-    one, two = (study.load(str(tmp_path / folder / "default")) for folder in ("results", "parallel"))
+    one, two = (
+        study.load(str(tmp_path / folder / "default")) for folder in ("results", "parallel")
+    )
     assert list(one.cells["cell_id"]) == list(two.cells["cell_id"])
-    assert list(one.metrics["loss"]) == pytest.approx(list(two.metrics["loss"]), nan_ok=True, rel=1e-5)
+    assert list(one.metrics["loss"]) == pytest.approx(
+        list(two.metrics["loss"]), nan_ok=True, rel=1e-5
+    )
 
 
 def test_a_path_with_spaces_and_quotes_reaches_the_cells(
@@ -99,10 +119,14 @@ def test_a_path_with_spaces_and_quotes_reaches_the_cells(
     values = ",".join(f"'{path!s}'".replace("it's", r"it\'s") for path in odd)
     ran = study_cli("train", "-m", *small, f"data.path={values}")
     assert ran.code == 0, ran.err
-    assert set(study.load(str(tmp_path / "results/default")).cells["data"]) == {str(path) for path in odd}
+    assert set(study.load(str(tmp_path / "results/default")).cells["data"]) == {
+        str(path) for path in odd
+    }
 
 
-@pytest.mark.parametrize("text", ["plain", "a b", "it's", 'say "x"', r"back\slash", "end\\", r"\"", "a,b=[c]{d}"])
+@pytest.mark.parametrize(
+    "text", ["plain", "a b", "it's", 'say "x"', r"back\slash", "end\\", r"\"", "a,b=[c]{d}"]
+)
 def test_cells_are_quoted_in_hydras_grammar(text: str) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -113,15 +137,26 @@ def test_cells_are_quoted_in_hydras_grammar(text: str) -> None:
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_runs_two_steps_on_tiny(study_cli: Cli, experiment: str, tmp_path: Path) -> None:
-    ran = study_cli("train", f"experiment={experiment}", "model=tiny", "train.steps=2", "adapter.rank=2,3", "seed=0")
+def test_every_experiment_runs_two_steps_on_tiny(
+    study_cli: Cli, experiment: str, tmp_path: Path
+) -> None:
+    ran = study_cli(
+        "train",
+        f"experiment={experiment}",
+        "model=tiny",
+        "train.steps=2",
+        "adapter.rank=2,3",
+        "seed=0",
+    )
     assert ran.code == 0, ran.err
     cells = study.load(str(tmp_path / "results" / experiment)).cells
     assert set(cells["status"]) == {"complete"}
     assert set(cells["rank"]) == {2.0, 3.0}
 
 
-def test_an_experiment_sweeps_without_m_and_the_command_line_wins(study_cli: Cli, tmp_path: Path) -> None:
+def test_an_experiment_sweeps_without_m_and_the_command_line_wins(
+    study_cli: Cli, tmp_path: Path
+) -> None:
     ran = study_cli(
         "train",
         "experiment=quick",
@@ -138,22 +173,41 @@ def test_an_experiment_sweeps_without_m_and_the_command_line_wins(study_cli: Cli
     assert set(cells["rank"]) == {5.0}
 
 
-def test_a_thousand_cells_are_composed_once(study_cli: Cli, small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thousand_cells_are_composed_once(
+    study_cli: Cli, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Hydra's 50 ms are paid per choice of groups, not per cell."""
     composed = []
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
     original = ConfigLoaderImpl.load_configuration
-    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", lambda *a, **k: composed.append(1) or original(*a, **k))
+    monkeypatch.setattr(
+        ConfigLoaderImpl,
+        "load_configuration",
+        lambda *a, **k: composed.append(1) or original(*a, **k),
+    )
     monkeypatch.setattr(sweep, "packs", lambda cells: pytest.fail(f"{len(cells)} planned"))
     with pytest.raises(pytest.fail.Exception, match="1000 planned"):
-        study_cli("train", "-m", *small, "adapter.rank=range(1,101)", "seed=range(0,5)", "adapter.scaling=lora,rslora")
+        study_cli(
+            "train",
+            "-m",
+            *small,
+            "adapter.rank=range(1,101)",
+            "seed=range(0,5)",
+            "adapter.scaling=lora,rslora",
+        )
     assert len(composed) < 10
 
 
 def test_help_config_and_completion(study_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     text = study_cli("train", "--help").out
-    for word in ("adapter", "optimizer: adafactor, adam, adamw", "experiment", "study train -m", "rank: 8"):
+    for word in (
+        "adapter",
+        "optimizer: adafactor, adam, adamw",
+        "experiment",
+        "study train -m",
+        "rank: 8",
+    ):
         assert word in text
     assert "adapter:\n  rank: 5" in study_cli("train", "--cfg", "job", "adapter.rank=5").out
     monkeypatch.setenv("COMP_LINE", "study train optimizer=")
@@ -184,7 +238,12 @@ BAD = {
 @pytest.mark.parametrize("sweeping", [False, True], ids=["single", "sweep"])
 @pytest.mark.parametrize("bad", BAD)
 def test_mistakes_get_one_line_and_write_nothing(
-    study_cli: Cli, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str, sweeping: bool
+    study_cli: Cli,
+    small: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bad: str,
+    sweeping: bool,
 ) -> None:
     monkeypatch.setattr(sweep, "load_base", lambda *_: pytest.fail("a model was loaded"))
     before = files(tmp_path)
@@ -213,7 +272,9 @@ def test_two_values_without_m(study_cli: Cli, small: list[str], tmp_path: Path) 
     ],
     ids=["broken", "key", "empty"],
 )
-def test_bad_data_names_the_line(study_cli: Cli, small: list[str], tmp_path: Path, text: str, says: str) -> None:
+def test_bad_data_names_the_line(
+    study_cli: Cli, small: list[str], tmp_path: Path, text: str, says: str
+) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text(text)
     ran = study_cli("train", *small, f"data.path={path}")
@@ -223,12 +284,16 @@ def test_bad_data_names_the_line(study_cli: Cli, small: list[str], tmp_path: Pat
     assert not (tmp_path / "results").exists()
 
 
-def test_unwritable_results(study_cli: Cli, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_results(
+    study_cli: Cli, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sweep, "load_base", lambda *_: pytest.fail("a model was loaded"))
     (tmp_path / "taken").write_text("a file")
     ran = study_cli("train", *small, "results_dir=taken/here")
     assert ran.code == 2
-    assert re.fullmatch(r"study: results_dir=taken/here can't be written .*is not a folder.*", ran.err.strip())
+    assert re.fullmatch(
+        r"study: results_dir=taken/here can't be written .*is not a folder.*", ran.err.strip()
+    )
 
 
 def test_a_failing_cell_is_recorded_and_the_others_go_on(
@@ -250,11 +315,21 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(
     assert dict(cells["status"]) == {2.0: "complete", 3.0: "failed", 4.0: "complete"}
     assert cells.loc[3.0, "error"] == "RuntimeError: out of luck"
     monkeypatch.setattr(sweep, "train", original)
-    assert "3 cells, 2 done, 1 to train" in study_cli("train", "-m", *small, "adapter.rank=2,3,4").err
+    assert (
+        "3 cells, 2 done, 1 to train" in study_cli("train", "-m", *small, "adapter.rank=2,3,4").err
+    )
 
 
 def test_diverged_cells_are_recorded(study_cli: Cli, small: list[str], tmp_path: Path) -> None:
-    ran = study_cli("train", "-m", *small, "optimizer=sgd", "optimizer.lr=1e30,1e-3", "pack.fold=2", "train.steps=5")
+    ran = study_cli(
+        "train",
+        "-m",
+        *small,
+        "optimizer=sgd",
+        "optimizer.lr=1e30,1e-3",
+        "pack.fold=2",
+        "train.steps=5",
+    )
     assert ran.code == 0, ran.err
     cells = study.load(str(tmp_path / "results/default")).cells.set_index("lr")
     assert dict(cells["status"]) == {1e30: "diverged", 1e-3: "complete"}

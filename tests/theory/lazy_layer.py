@@ -88,13 +88,17 @@ class Problem:
         return g.T @ x
 
 
-def problem(seed: int, batches: int = 1, tokens: int = TOKENS, d_in: int = D_IN, d_out: int = D_OUT) -> Problem:
+def problem(
+    seed: int, batches: int = 1, tokens: int = TOKENS, d_in: int = D_IN, d_out: int = D_OUT
+) -> Problem:
     """Tokens that share a direction, as real ones do, so that alignments are neither 1 nor D."""
     rng = np.random.default_rng(seed)
     shared_x, shared_g = rng.standard_normal(d_in), rng.standard_normal(d_out)
 
     def tilted(shared: np.ndarray) -> np.ndarray:
-        return 0.7 * shared * rng.standard_normal((tokens, 1)) + rng.standard_normal((tokens, len(shared)))
+        return 0.7 * shared * rng.standard_normal((tokens, 1)) + rng.standard_normal(
+            (tokens, len(shared))
+        )
 
     return Problem([(tilted(shared_x), tilted(shared_g) / tokens) for _ in range(batches)])
 
@@ -115,9 +119,13 @@ def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if m * k * n <= 2**17:
         return a @ b
     if k >= max(m, n):
-        return matmul(a[..., : k // 2], b[..., : k // 2, :]) + matmul(a[..., k // 2 :], b[..., k // 2 :, :])
+        return matmul(a[..., : k // 2], b[..., : k // 2, :]) + matmul(
+            a[..., k // 2 :], b[..., k // 2 :, :]
+        )
     if m >= n:
-        return np.concatenate([matmul(a[..., : m // 2, :], b), matmul(a[..., m // 2 :, :], b)], axis=-2)
+        return np.concatenate(
+            [matmul(a[..., : m // 2, :], b), matmul(a[..., m // 2 :, :], b)], axis=-2
+        )
     return np.concatenate([matmul(a, b[..., : n // 2]), matmul(a, b[..., n // 2 :])], axis=-1)
 
 
@@ -147,9 +155,14 @@ def train(
         norm = np.sqrt(sum(np.square(grad).sum((1, 2), keepdims=True) for grad in grads))
         scale = np.minimum(1.0, clip / norm)
         updates = []
-        for parameter, grad, state, rate in zip((A, B), grads, states, (lr, lr * lr_ratio), strict=True):
+        for parameter, grad, state, rate in zip(
+            (A, B), grads, states, (lr, lr * lr_ratio), strict=True
+        ):
             state.t += 1
-            update = rate * rule(scale * grad + coupled * parameter, state) - rate * decoupled * parameter
+            update = (
+                rate * rule(scale * grad + coupled * parameter, state)
+                - rate * decoupled * parameter
+            )
             updates.append(np.broadcast_to(update, parameter.shape))
         yield {
             "adapter_in": x[None],
@@ -166,7 +179,9 @@ def train(
             "B_update": updates[1],
             "adapter_grad": _both(*grads),
             "adapter_update": _both(*updates),
-            "descent": -sum((grad * update).sum((1, 2)) for grad, update in zip(grads, updates, strict=True)),
+            "descent": -sum(
+                (grad * update).sum((1, 2)) for grad, update in zip(grads, updates, strict=True)
+            ),
         }
         A, B = A + updates[0], B + updates[1]
 
@@ -208,7 +223,9 @@ def sweep(
     rows: list[dict] = []
     for rank in ranks:
         rng = np.random.default_rng([seed, rank])
-        block = max(1, 2**16 // (rank * (d_in + d_out)))  # few seeds at a time: arrays that stay in the cache
+        block = max(
+            1, 2**16 // (rank * (d_in + d_out))
+        )  # few seeds at a time: arrays that stay in the cache
         blocks: list[dict] = []
         for first in range(0, seeds, block):
             count = min(block, seeds - first)
@@ -223,7 +240,9 @@ def sweep(
                 for site, array in arrays.items():
                     for name in names:
                         values = np.broadcast_to(statistic(name, array), count)
-                        blocks[step].setdefault(site if isinstance(stat, str) else (site, name), []).append(values)
+                        blocks[step].setdefault(
+                            site if isinstance(stat, str) else (site, name), []
+                        ).append(values)
         for step, row in enumerate(blocks):
             if len(rows) == step:
                 rows.append({})

@@ -27,7 +27,9 @@ def test_a_table_of_rows():
         columns=["site", "stat", "step", "optimizer", "p", "d_in", "r_align", "expected"],
     ).astype({"site": "category"})
     f = frame
-    predicted = predicted_exponents(f.site, f.stat, f.step, f.optimizer, f.p, RANKS, d_in=f.d_in, r_align=f.r_align)
+    predicted = predicted_exponents(
+        f.site, f.stat, f.step, f.optimizer, f.p, RANKS, d_in=f.d_in, r_align=f.r_align
+    )
     np.testing.assert_allclose(predicted, f.expected, atol=1e-12)
 
 
@@ -46,13 +48,17 @@ def test_rows_agree_with_the_scalar_form_and_may_have_ranks_of_their_own():
 
 
 def test_no_eps_is_no_obstacle():
-    assert predicted_exponents("B_update", "norm", 0, "signsgd", 1.0, RANKS, eps_ratio=math.nan) == pytest.approx([0.5])
+    assert predicted_exponents(
+        "B_update", "norm", 0, "signsgd", 1.0, RANKS, eps_ratio=math.nan
+    ) == pytest.approx([0.5])
 
 
 def test_many_rows_are_quick():
     step = np.tile([0, 1, 2], 100_000)
     start = time.perf_counter()
-    predicted = predicted_exponents("adapter_out", "rms", step, "sgd", 0.5, RANKS, d_in=576, r_align=5.0)
+    predicted = predicted_exponents(
+        "adapter_out", "rms", step, "sgd", 0.5, RANKS, d_in=576, r_align=5.0
+    )
     assert time.perf_counter() - start < 10
     assert np.isnan(predicted[::3]).all()
     assert len(np.unique(predicted[1::3])) == 1

@@ -54,7 +54,9 @@ def expected_squares(setting, init, kurtosis, kind):
 )
 def test_second_moments_at_every_rank(rule, kind, draw, kurtosis, init, tokens):
     setting = problem(3, tokens=tokens)
-    measured = sweep(rule, setting, RANKS, p=0, seeds=1000, seed=1, init=init, draw=draw, lr=LR, steps=1)[1]
+    measured = sweep(
+        rule, setting, RANKS, p=0, seeds=1000, seed=1, init=init, draw=draw, lr=LR, steps=1
+    )[1]
     for site, squares in expected_squares(setting, init, kurtosis, kind).items():
         for rank, samples, square in zip(RANKS, measured[site] ** 2, squares, strict=True):
             ratio = interval(samples / square, comparisons=150)
@@ -64,21 +66,29 @@ def test_second_moments_at_every_rank(rule, kind, draw, kurtosis, init, tokens):
 @pytest.mark.parametrize("tokens", [1, 12])
 def test_a_sign_rule_on_peft_s_uniform_init_is_within_two_percent_of_the_gaussian_form(tokens):
     setting = problem(3, tokens=tokens)
-    measured = sweep(signsgd, setting, RANKS, p=0, seeds=1000, seed=1, draw=kaiming, lr=LR, steps=1)[1]
+    measured = sweep(
+        signsgd, setting, RANKS, p=0, seeds=1000, seed=1, draw=kaiming, lr=LR, steps=1
+    )[1]
     for site, squares in expected_squares(setting, "A", -1.2, "sign").items():
         for rank, samples, square in zip(RANKS, measured[site] ** 2, squares, strict=True):
             ratio = interval(samples / square, comparisons=24)
-            assert abs(ratio.value - 1) <= ratio.half + 0.02, f"{site} at rank {rank}: {ratio} of the expected square"
+            assert abs(ratio.value - 1) <= ratio.half + 0.02, (
+                f"{site} at rank {rank}: {ratio} of the expected square"
+            )
 
 
 def test_uniform_init_needs_its_kurtosis_where_x_is_concentrated():
     """An x on one coordinate, as massive activations are: the diagonal term is a third of r_align's."""
     setting = problem(3, tokens=2)
     setting.batches[0][0][:, 1:] *= 0.05
-    measured = sweep(sgd, setting, (2,), p=0, seeds=4000, seed=2, lr=LR, steps=1)[1]["adapter_out"][0] ** 2
+    measured = (
+        sweep(sgd, setting, (2,), p=0, seeds=4000, seed=2, lr=LR, steps=1)[1]["adapter_out"][0] ** 2
+    )
     (x, g), G = setting.batch(0), setting.gradient(0)
     scale = (LR / (3 * D)) ** 2 * np.square(x @ G.T).sum()
-    uniform, normal = (2 * (1 + crossover("aligned", "sgd", measure_layer(G, x, g, "A", k))) for k in (-1.2, 0.0))
+    uniform, normal = (
+        2 * (1 + crossover("aligned", "sgd", measure_layer(G, x, g, "A", k))) for k in (-1.2, 0.0)
+    )
     assert interval(measured / scale).agrees(uniform)
     assert not interval(measured / scale).agrees(normal)
 
@@ -86,7 +96,9 @@ def test_uniform_init_needs_its_kurtosis_where_x_is_concentrated():
 def test_the_backward_crossover_of_a_sign_rule_is_not_pi_d_over_2_for_many_tokens():
     """The table's "about r (r - 1 + pi D/2)": r_back falls from pi/2 towards 1 as G's rows point apart."""
     setting = problem(3, tokens=12)
-    measured = sweep(signsgd, setting, (8,), p=0, seeds=3000, seed=4, draw=gaussian, lr=LR, steps=1)[1]
+    measured = sweep(
+        signsgd, setting, (8,), p=0, seeds=3000, seed=4, draw=gaussian, lr=LR, steps=1
+    )[1]
     (x, g), G = setting.batch(0), setting.gradient(0)
     layer = measure_layer(G, x, g)
     mean = np.sqrt(2 / (3 * D * np.pi)) * G / np.linalg.norm(G, axis=1, keepdims=True)
@@ -103,7 +115,9 @@ def test_alignments_of_one_token_and_of_strangers():
     assert one.r_align == pytest.approx(1)
     assert one.r_sign == pytest.approx(math.pi / 2)
     assert one.r_back == pytest.approx(math.pi / 2)
-    strangers = measure_layer(g.T @ x, rng.standard_normal((40_000, D)), rng.standard_normal((40_000, O)))
+    strangers = measure_layer(
+        g.T @ x, rng.standard_normal((40_000, D)), rng.standard_normal((40_000, O))
+    )
     assert strangers.r_align == pytest.approx(D, rel=0.03)
     assert strangers.r_sign == pytest.approx(math.pi / 2 * D, rel=0.03)
     assert strangers.r_back == pytest.approx(math.pi / 2, rel=0.03)
@@ -111,7 +125,9 @@ def test_alignments_of_one_token_and_of_strangers():
 
 def test_r_back_of_strangers_to_a_wide_gradient_is_pi_over_2():
     rng = np.random.default_rng(1)
-    layer = measure_layer(rng.standard_normal((O, D)), rng.standard_normal((9, D)), rng.standard_normal((40_000, O)))
+    layer = measure_layer(
+        rng.standard_normal((O, D)), rng.standard_normal((9, D)), rng.standard_normal((40_000, O))
+    )
     assert layer.r_back == pytest.approx(math.pi / 2, rel=0.02)
 
 
@@ -146,11 +162,18 @@ def test_curves_join_their_asymptotes_and_are_half_below_in_the_noise(optimizer,
         asymptote = predict(site, "norm", **setting).exponent
         assert slope(values[-2:], WIDE[-2:]) == pytest.approx(asymptote, abs=1e-6)
         huge = Layer(d_in=1e30, d_out=1e30, r_align=1e30, r_sign=1e30)
-        assert slope(curve(site, "norm", WIDE, layer=huge, **setting), WIDE) == pytest.approx(asymptote - 1 / 2)
+        assert slope(curve(site, "norm", WIDE, layer=huge, **setting), WIDE) == pytest.approx(
+            asymptote - 1 / 2
+        )
 
 
 def test_gradients_and_descent_have_no_crossover():
-    for site, stat in [("B_grad", "norm"), ("A_grad", "rms"), ("B_update", "m4"), ("adapter_update", "descent")]:
+    for site, stat in [
+        ("B_grad", "norm"),
+        ("A_grad", "rms"),
+        ("B_update", "m4"),
+        ("adapter_update", "descent"),
+    ]:
         setting = {"step": 1, "optimizer": "sgd", "p": 0.4, "q": 0.2}
         assert slope(curve(site, stat, (4, 8, 64), **setting), (4, 8, 64)) == pytest.approx(
             predict(site, stat, **setting).exponent
@@ -162,12 +185,16 @@ def test_slopes_are_linear_in_p_so_that_one_p_gives_the_stable_one():
     for optimizer, factor in (("sgd", 2), ("adamw", 1)):
         for site in SITES:
             slopes = [
-                slope(curve(site, "rms", ranks, step=1, optimizer=optimizer, p=p, layer=LAYER), ranks)
+                slope(
+                    curve(site, "rms", ranks, step=1, optimizer=optimizer, p=p, layer=LAYER), ranks
+                )
                 for p in (0.0, 0.5, 1.0)
             ]
             assert slopes[0] - slopes[1] == pytest.approx(factor / 2)
             assert slopes[0] - slopes[2] == pytest.approx(factor)
-            p_star = stable_exponent(site, "rms", step=1, optimizer=optimizer, ranks=ranks, layer=LAYER)
+            p_star = stable_exponent(
+                site, "rms", step=1, optimizer=optimizer, ranks=ranks, layer=LAYER
+            )
             flat = curve(site, "rms", ranks, step=1, optimizer=optimizer, p=p_star, layer=LAYER)
             assert slope(flat, ranks) == pytest.approx(0, abs=1e-12)
 
@@ -179,7 +206,9 @@ def test_the_backward_condition_is_flat_near_a_quarter_and_a_half_on_ranks_up_to
         for o in ("sgd", "adam")
     ]
     assert stars == pytest.approx([1 / 4, 1 / 2], abs=0.04)
-    forward = stable_exponent("adapter_out", "rms", step=1, optimizer="sgd", ranks=ranks, layer=LAYER)
+    forward = stable_exponent(
+        "adapter_out", "rms", step=1, optimizer="sgd", ranks=ranks, layer=LAYER
+    )
     assert forward == pytest.approx(0.45, abs=0.01)
 
 
@@ -193,17 +222,33 @@ def test_a_fit_over_low_ranks_sees_092_where_the_asymptote_is_1():
 
 def test_what_the_layer_lacks_has_no_curve():
     assert np.isnan(
-        curve("adapter_out", "rms", (4, 8), step=1, optimizer="sgd", p=0, layer=Layer(d_in=8, d_out=8))
+        curve(
+            "adapter_out", "rms", (4, 8), step=1, optimizer="sgd", p=0, layer=Layer(d_in=8, d_out=8)
+        )
     ).all()
-    assert np.isnan(curve("adapter_out", "rms", (4, 8), step=1, optimizer="adafactor", p=0, layer=LAYER)).all()
-    assert np.isfinite(curve("delta_w", "rms", (4, 8), step=1, optimizer="sgd", p=0, layer=Layer(d_in=8))).all()
+    assert np.isnan(
+        curve("adapter_out", "rms", (4, 8), step=1, optimizer="adafactor", p=0, layer=LAYER)
+    ).all()
+    assert np.isfinite(
+        curve("delta_w", "rms", (4, 8), step=1, optimizer="sgd", p=0, layer=Layer(d_in=8))
+    ).all()
 
 
 def test_the_middle_r_back_is_within_0013_of_either_end():
-    for ranks, off in (((4, 8, 16, 32, 64, 128, 256), 0.0075), ((4, 8, 32, 128, 512, 2048), 0.0135)):
+    for ranks, off in (
+        ((4, 8, 16, 32, 64, 128, 256), 0.0075),
+        ((4, 8, 32, 128, 512, 2048), 0.0135),
+    ):
         ends = [
-            slope(curve("adapter_in_grad", "rms", ranks, step=1, optimizer="adam", p=0, layer=layer), ranks)
-            for layer in (Layer(576, 576, r_back=1.0), Layer(576, 576), Layer(576, 576, r_back=math.pi / 2))
+            slope(
+                curve("adapter_in_grad", "rms", ranks, step=1, optimizer="adam", p=0, layer=layer),
+                ranks,
+            )
+            for layer in (
+                Layer(576, 576, r_back=1.0),
+                Layer(576, 576),
+                Layer(576, 576, r_back=math.pi / 2),
+            )
         ]
         assert max(ends[0] - ends[1], ends[1] - ends[2]) < off
 
@@ -231,8 +276,12 @@ def test_distance_to_infinite_rank(init, weighting):
 
 def test_distance_in_round_numbers():
     layer = Layer(d_in=576, d_out=576, r_align=5.0, r_diag=0.0, kurtosis=0.0)
-    assert distance_to_infinite_rank(64, layer, weighting="frobenius") == pytest.approx(math.sqrt(577 / 64))
-    assert distance_to_infinite_rank(64, layer, weighting="inputs") == pytest.approx(math.sqrt(6 / 64))
+    assert distance_to_infinite_rank(64, layer, weighting="frobenius") == pytest.approx(
+        math.sqrt(577 / 64)
+    )
+    assert distance_to_infinite_rank(64, layer, weighting="inputs") == pytest.approx(
+        math.sqrt(6 / 64)
+    )
     with pytest.raises(StudyError, match="choose from frobenius, inputs"):
         distance_to_infinite_rank(64, layer, weighting="spectral")
 
@@ -262,7 +311,8 @@ def test_the_log_of_a_gradient_norm_is_biased_by_its_variance():
 
 def test_a_curve_needs_a_prediction_and_ranks():
     with pytest.raises(
-        StudyError, match="no prediction for rms of adapter_out at step 0 under sgd: it is 0 until step 1"
+        StudyError,
+        match="no prediction for rms of adapter_out at step 0 under sgd: it is 0 until step 1",
     ):
         curve("adapter_out", "rms", (4, 8), step=0, optimizer="sgd", p=1)
     with pytest.raises(StudyError, match="not all positive"):
@@ -273,6 +323,8 @@ def test_theory_loads_neither_torch_nor_pandas():
     import subprocess
     import sys
 
-    code = "import sys, study.theory; assert not {'torch', 'pandas', 'matplotlib'} & set(sys.modules)"
+    code = (
+        "import sys, study.theory; assert not {'torch', 'pandas', 'matplotlib'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert theory.PLAIN.lazy

@@ -4,9 +4,10 @@ import math
 
 import pytest
 
-from study import config, sites, theory
+from study import config, theory
 from study.errors import StudyError
 from study.theory import Modifiers, predict, stable_exponent
+from study.vocabulary import quantities as sites
 
 P, Q = 0.7, 0.3  # generic: no two rows of the table coincide by accident
 
@@ -38,7 +39,9 @@ def test_the_table(key, expected, optimizer):
             assert prediction.exponent is None
             assert f"0 until step {first}" in prediction.reason
         else:
-            assert prediction.exponent == pytest.approx(expected[theory.family(optimizer) == "sign"])
+            assert prediction.exponent == pytest.approx(
+                expected[theory.family(optimizer) == "sign"]
+            )
             assert prediction.reason is None
         assert prediction.source
         assert prediction.derivation
@@ -46,16 +49,25 @@ def test_the_table(key, expected, optimizer):
 
 @pytest.mark.parametrize("stat", ["rms", "mean_abs", "m4"])
 @pytest.mark.parametrize("optimizer", ["sgd", "sign"])
-def test_entrywise_moments_lie_half_below_the_norm_where_entries_grow_with_the_rank(stat, optimizer):
+def test_entrywise_moments_lie_half_below_the_norm_where_entries_grow_with_the_rank(
+    stat, optimizer
+):
     for site in theory.SITES:
-        norm, moment = (predict(site, s, step=1, optimizer=optimizer, p=P, q=Q).exponent for s in ("norm", stat))
+        norm, moment = (
+            predict(site, s, step=1, optimizer=optimizer, p=P, q=Q).exponent for s in ("norm", stat)
+        )
         grows = site.startswith(("A", "B")) or site in ("adapter_grad", "adapter_update")
         assert moment == pytest.approx(norm - 1 / 2 * grows)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "sign"])
 def test_init_b_swaps_the_factors_and_the_directions(optimizer):
-    pairs = [("A", "B"), ("A_grad", "B_grad"), ("A_update", "B_update"), ("adapter_out", "adapter_in_grad")]
+    pairs = [
+        ("A", "B"),
+        ("A_grad", "B_grad"),
+        ("A_update", "B_update"),
+        ("adapter_out", "adapter_in_grad"),
+    ]
     for step in range(4):
         for one, other in pairs:
             a = predict(one, "norm", step=step, optimizer=optimizer, p=P, q=Q, init="A")
@@ -79,13 +91,19 @@ def test_beyond_the_lazy_regime_nothing_is_predicted_but_what_has_not_moved():
         (site, step)
         for site in theory.SITES
         for step in range(4)
-        if predict(site, "norm", step=step, optimizer="sgd", p=P, modifiers=far).exponent is not None
+        if predict(site, "norm", step=step, optimizer="sgd", p=P, modifiers=far).exponent
+        is not None
     }
     before_any_step = {
-        (s, 0) for s in theory.SITES if predict(s, "norm", step=0, optimizer="sgd", p=P).exponent is not None
+        (s, 0)
+        for s in theory.SITES
+        if predict(s, "norm", step=0, optimizer="sgd", p=P).exponent is not None
     }
     assert predicted == before_any_step | {("A", 1), ("B", 1), ("delta_w", 1)}
-    assert predict("adapter_update", "descent", step=0, optimizer="sgd", p=P, modifiers=far).exponent is not None
+    assert (
+        predict("adapter_update", "descent", step=0, optimizer="sgd", p=P, modifiers=far).exponent
+        is not None
+    )
 
 
 def test_the_paper_s_claim_stands_beside_the_derivation():
@@ -115,8 +133,13 @@ def test_clipping_divides_each_update_by_the_gradient():
         ("adapter_in_grad", "m4"),
     ]:
         assert clipped(site, stat) == pytest.approx(1 / 2 - P)
-        assert stable_exponent(site, stat, step=1, optimizer="sgd", modifiers=always) == pytest.approx(1 / 2)
-        assert clipped(site, stat, "sign") == predict(site, stat, step=1, optimizer="sign", p=P).exponent
+        assert stable_exponent(
+            site, stat, step=1, optimizer="sgd", modifiers=always
+        ) == pytest.approx(1 / 2)
+        assert (
+            clipped(site, stat, "sign")
+            == predict(site, stat, step=1, optimizer="sign", p=P).exponent
+        )
     assert clipped("B_grad") == pytest.approx(1 / 2 - P)
     assert clipped("B_update") == pytest.approx(0)
     assert clipped("A_grad") == pytest.approx(-P)
@@ -126,36 +149,72 @@ def test_clipping_divides_each_update_by_the_gradient():
 
 def test_ranks_astride_the_threshold():
     some = Modifiers(clip="some")
-    assert "astride" in predict("B_update", "norm", step=0, optimizer="sgd", p=P, modifiers=some).reason
-    assert predict("B_grad", "norm", step=2, optimizer="sgd", p=P, modifiers=some).exponent == pytest.approx(1 / 2 - P)
-    assert predict("adapter_out", "rms", step=1, optimizer="adamw", p=P, modifiers=some).exponent == pytest.approx(
-        1 - P
+    assert (
+        "astride"
+        in predict("B_update", "norm", step=0, optimizer="sgd", p=P, modifiers=some).reason
     )
-    assert "astride" in predict("adapter_out", "rms", step=2, optimizer="adamw", p=P, modifiers=some).reason
+    assert predict(
+        "B_grad", "norm", step=2, optimizer="sgd", p=P, modifiers=some
+    ).exponent == pytest.approx(1 / 2 - P)
+    assert predict(
+        "adapter_out", "rms", step=1, optimizer="adamw", p=P, modifiers=some
+    ).exponent == pytest.approx(1 - P)
+    assert (
+        "astride"
+        in predict("adapter_out", "rms", step=2, optimizer="adamw", p=P, modifiers=some).reason
+    )
 
 
 def test_adam_under_its_eps_is_sgd():
     for site in theory.SITES:
-        under = predict(site, "norm", step=1, optimizer="adamw", p=P, q=Q, modifiers=Modifiers(eps_ratio=1e-3))
+        under = predict(
+            site, "norm", step=1, optimizer="adamw", p=P, q=Q, modifiers=Modifiers(eps_ratio=1e-3)
+        )
         assert under.exponent == predict(site, "norm", step=1, optimizer="sgd", p=P, q=Q).exponent
     between = Modifiers(eps_ratio=19.0)
-    assert "19 times eps" in predict("adapter_out", "rms", step=1, optimizer="adamw", p=P, modifiers=between).reason
-    assert predict("B_grad", "rms", step=1, optimizer="adamw", p=P, modifiers=between).exponent is not None
-    assert predict("adapter_out", "rms", step=1, optimizer="sgd", p=P, modifiers=between).exponent is not None
+    assert (
+        "19 times eps"
+        in predict("adapter_out", "rms", step=1, optimizer="adamw", p=P, modifiers=between).reason
+    )
+    assert (
+        predict("B_grad", "rms", step=1, optimizer="adamw", p=P, modifiers=between).exponent
+        is not None
+    )
+    assert (
+        predict("adapter_out", "rms", step=1, optimizer="sgd", p=P, modifiers=between).exponent
+        is not None
+    )
 
 
 def test_weight_decay():
     coupled, decoupled = Modifiers(decay="coupled"), Modifiers(decay="decoupled")
-    assert "its own sign" in predict("adapter_out", "rms", step=1, optimizer="adam", p=P, modifiers=coupled).reason
-    assert predict("B_grad", "rms", step=1, optimizer="adam", p=P, modifiers=coupled).exponent is not None
+    assert (
+        "its own sign"
+        in predict("adapter_out", "rms", step=1, optimizer="adam", p=P, modifiers=coupled).reason
+    )
+    assert (
+        predict("B_grad", "rms", step=1, optimizer="adam", p=P, modifiers=coupled).exponent
+        is not None
+    )
     for optimizer in ("sgd", "adamw"):
         for site in ("adapter_out", "delta_w", "B_update", "A_grad", "B"):
             plain = predict(site, "norm", step=1, optimizer=optimizer, p=P)
-            assert predict(site, "norm", step=1, optimizer=optimizer, p=P, modifiers=decoupled) == plain
-        a_first = predict("A_update", "norm", step=0, optimizer=optimizer, p=P, q=Q, modifiers=decoupled)
+            assert (
+                predict(site, "norm", step=1, optimizer=optimizer, p=P, modifiers=decoupled)
+                == plain
+            )
+        a_first = predict(
+            "A_update", "norm", step=0, optimizer=optimizer, p=P, q=Q, modifiers=decoupled
+        )
         assert a_first.exponent == pytest.approx(1 / 2 - Q / 2)
-    assert "decay" in predict("A_update", "norm", step=1, optimizer="sgd", p=P, modifiers=decoupled).reason
-    assert predict("A_update", "norm", step=1, optimizer="adamw", p=P, modifiers=decoupled).exponent == 1 / 2
+    assert (
+        "decay"
+        in predict("A_update", "norm", step=1, optimizer="sgd", p=P, modifiers=decoupled).reason
+    )
+    assert (
+        predict("A_update", "norm", step=1, optimizer="adamw", p=P, modifiers=decoupled).exponent
+        == 1 / 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,7 +238,9 @@ def test_stable_exponent(site, stat, step, optimizer, q, expected):
     measured = stable_exponent(site, stat, step=step, optimizer=optimizer, q=q)
     assert measured is None if expected is None else measured == pytest.approx(expected)
     if expected is not None:
-        assert predict(site, stat, step=step, optimizer=optimizer, p=expected, q=q).exponent == pytest.approx(0)
+        assert predict(
+            site, stat, step=step, optimizer=optimizer, p=expected, q=q
+        ).exponent == pytest.approx(0)
 
 
 def test_every_site_and_stat_of_a_study_is_known():
@@ -198,7 +259,13 @@ def test_every_site_and_stat_of_a_study_is_known():
     ],
 )
 def test_a_mistake_names_the_choices(change, message):
-    arguments = {"site": "adapter_out", "stat": "rms", "step": 1, "optimizer": "sgd", "p": P} | change
+    arguments = {
+        "site": "adapter_out",
+        "stat": "rms",
+        "step": 1,
+        "optimizer": "sgd",
+        "p": P,
+    } | change
     with pytest.raises(StudyError, match=message):
         predict(**arguments)
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from study import scaling
 from study.theory import predict
+from study.vocabulary import scaling
 
 from .lazy_layer import D_IN as D
 from .lazy_layer import D_OUT as O
@@ -21,7 +21,9 @@ def run(rule, c=1.0, gamma=0.5, init="A", rank=6, **training):
 
 @pytest.mark.parametrize("rank", [1, 4, 64, 2048])
 def test_lora_at_alpha_sqrt_r_is_rslora_at_alpha(rank):
-    assert scaling.gamma("lora", 16 * rank**0.5, rank) == pytest.approx(scaling.gamma("rslora", 16, rank), rel=1e-15)
+    assert scaling.gamma("lora", 16 * rank**0.5, rank) == pytest.approx(
+        scaling.gamma("rslora", 16, rank), rel=1e-15
+    )
 
 
 @pytest.mark.parametrize("init", ["A", "B"])
@@ -36,7 +38,9 @@ def test_the_first_sgd_step_is_the_gradient_through_the_gram_matrix_of_the_init(
 
 @pytest.mark.parametrize("init", ["A", "B"])
 @pytest.mark.parametrize("c", [0.2, 3.0])
-def test_scaling_factors_by_c_and_gamma_by_its_square_changes_nothing_given_the_learning_rate(c, init):
+def test_scaling_factors_by_c_and_gamma_by_its_square_changes_nothing_given_the_learning_rate(
+    c, init
+):
     """SGD: lr c^2, decay / c^2. Adam: lr c, eps c's inverse, decoupled decay / c (lr * decay is what shrinks A)."""
 
     def adam_with(eps):

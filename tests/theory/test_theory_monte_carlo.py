@@ -25,19 +25,38 @@ FRESH = problem(5, batches=4, tokens=12)
 
 @lru_cache
 def runs(rule, init="A", fresh=False):
-    return sweep(getattr(lazy_layer, rule), FRESH if fresh else SETTING, RANKS, p=P, q=Q, seeds=SEEDS, init=init)
+    return sweep(
+        getattr(lazy_layer, rule),
+        FRESH if fresh else SETTING,
+        RANKS,
+        p=P,
+        q=Q,
+        seeds=SEEDS,
+        init=init,
+    )
 
 
-def measured_and_predicted(row, step, optimizer, init="A", layer=None, modifiers=theory.PLAIN, p=P, q=Q, ranks=RANKS):
+def measured_and_predicted(
+    row, step, optimizer, init="A", layer=None, modifiers=theory.PLAIN, p=P, q=Q, ranks=RANKS
+):
     """{site: Measured}, {site: predicted slope} of every site of a row that has a prediction with a curve."""
     measured, predicted = {}, {}
     for name, values in row.items():
         site, stat = ("adapter_update", "descent") if name == "descent" else (name, "norm")
-        setting = {"step": step, "optimizer": optimizer, "p": p, "q": q, "init": init, "modifiers": modifiers}
+        setting = {
+            "step": step,
+            "optimizer": optimizer,
+            "p": p,
+            "q": q,
+            "init": init,
+            "modifiers": modifiers,
+        }
         if predict(site, stat, **setting).exponent is None:
             continue
         variance = np.log(values).var(axis=1, ddof=1)
-        value = predicted_exponent(site, stat, ranks, layer=layer or theory.Layer(), log_variance=variance, **setting)
+        value = predicted_exponent(
+            site, stat, ranks, layer=layer or theory.Layer(), log_variance=variance, **setting
+        )
         if np.isfinite(value):
             measured[name] = interval(seed_slopes(values, ranks), COMPARISONS)
             predicted[name] = value
@@ -61,11 +80,14 @@ def layer_at(setting, step, init, weights=(1.0,)):
 @pytest.mark.parametrize("step", range(4))
 @pytest.mark.parametrize(
     ("rule", "init"),
-    [(rule, "A") for rule in RULES] + [(rule, "B") for rule in ("sgd", "signsgd", "adam", "adafactor")],
+    [(rule, "A") for rule in RULES]
+    + [(rule, "B") for rule in ("sgd", "signsgd", "adam", "adafactor")],
 )
 def test_every_row_on_one_batch(rule, init, step):
     row = runs(rule, init)[step]
-    measured, predicted = measured_and_predicted(row, step, rule, init, layer_at(SETTING, step, init))
+    measured, predicted = measured_and_predicted(
+        row, step, rule, init, layer_at(SETTING, step, init)
+    )
     assert not disagreements(measured, predicted)
     expected_rows = 9 if step == 0 else 15
     assert len(predicted) == expected_rows - 3 * (rule == "adafactor" and step > 0)
@@ -90,7 +112,9 @@ def test_linear_rules_on_fresh_batches_hold_a_weighted_gradient(rule):
     }[rule]
     for step in (1, 2, 3):
         layer = layer_at(FRESH, step, "A", weights[step - 1])
-        assert not disagreements(*measured_and_predicted(runs(rule, fresh=True)[step], step, rule, layer=layer))
+        assert not disagreements(
+            *measured_and_predicted(runs(rule, fresh=True)[step], step, rule, layer=layer)
+        )
 
 
 @pytest.mark.parametrize("rule", ["signsgd", "adam", "lion", "rmsprop"])
@@ -98,9 +122,13 @@ def test_sign_like_rules_on_fresh_batches(rule):
     """Exact at step 1; later the mixing of gradients moves the three curves by up to 0.03, and nothing else."""
     for step in (1, 2, 3):
         layer = layer_at(FRESH, step, "A", (1,) * step)
-        measured, predicted = measured_and_predicted(runs(rule, fresh=True)[step], step, rule, layer=layer)
+        measured, predicted = measured_and_predicted(
+            runs(rule, fresh=True)[step], step, rule, layer=layer
+        )
         for name, value in predicted.items():
-            mixing = 0.03 if step > 1 and name in ("adapter_out", "delta_w", "adapter_in_grad") else 0.0
+            mixing = (
+                0.03 if step > 1 and name in ("adapter_out", "delta_w", "adapter_in_grad") else 0.0
+            )
             assert abs(measured[name].value - value) <= measured[name].half + mixing, name
 
 
@@ -123,7 +151,10 @@ def test_two_predictions_swapped_are_found_out(rule, init):
 def test_the_other_family_and_the_other_init_are_found_out():
     layers = {init: layer_at(SETTING, 1, init) for init in "AB"}
     for rule, other in (("sgd", "signsgd"), ("signsgd", "sgd")):
-        assert len(disagreements(*measured_and_predicted(runs(rule)[1], 1, other, layer=layers["A"]))) >= 8
+        assert (
+            len(disagreements(*measured_and_predicted(runs(rule)[1], 1, other, layer=layers["A"])))
+            >= 8
+        )
     swapped = measured_and_predicted(runs("sgd", "B")[1], 1, "sgd", "A", layers["A"])
     assert {"A", "B", "A_grad", "B_grad", "adapter_out", "adapter_in_grad"} <= {
         d.split(":")[0] for d in disagreements(*swapped)
@@ -134,7 +165,9 @@ def test_the_other_family_and_the_other_init_are_found_out():
 def test_all_moments(rule):
     """Rank-sized tensors are exact in every moment; the entries of activations are less Gaussian at rank 4."""
     ranks, stats = (4, 16, 64, 256, 1024), ("rms", "mean_abs", "m4")
-    row = sweep(getattr(lazy_layer, rule), SETTING, ranks, p=P, q=Q, seeds=SEEDS, steps=1, stat=stats)[1]
+    row = sweep(
+        getattr(lazy_layer, rule), SETTING, ranks, p=P, q=Q, seeds=SEEDS, steps=1, stat=stats
+    )[1]
     layer = layer_at(SETTING, 1, "A")
     for (site, stat), values in row.items():
         if site == "descent":
@@ -144,14 +177,20 @@ def test_all_moments(rule):
             site, stat, ranks, step=1, optimizer=rule, p=P, q=Q, layer=layer, log_variance=variance
         )
         one = interval(seed_slopes(values, ranks), 200)
-        shape = 0.02 if stat != "rms" and site in ("adapter_out", "delta_w", "adapter_in_grad") else 0.0
-        assert abs(one.value - predicted) <= one.half + shape, f"{stat} of {site}: {one} against {predicted:.4f}"
+        shape = (
+            0.02 if stat != "rms" and site in ("adapter_out", "delta_w", "adapter_in_grad") else 0.0
+        )
+        assert abs(one.value - predicted) <= one.half + shape, (
+            f"{stat} of {site}: {one} against {predicted:.4f}"
+        )
 
 
 @pytest.mark.parametrize(("rule", "lr"), [("sgd", 1e-3), ("adam", 1e-4)])
 def test_a_true_quadratic_loss_trained_lazily(rule, lr):
     ranks = (4, 16, 64, 256, 1024)
-    rows = sweep(getattr(lazy_layer, rule), SETTING, ranks, p=P, q=Q, seeds=SEEDS, lr=lr, curvature=1.0)
+    rows = sweep(
+        getattr(lazy_layer, rule), SETTING, ranks, p=P, q=Q, seeds=SEEDS, lr=lr, curvature=1.0
+    )
     for step, row in enumerate(rows):
         layer = layer_at(SETTING, step, "A")
         assert not disagreements(*measured_and_predicted(row, step, rule, layer=layer, ranks=ranks))
@@ -162,7 +201,9 @@ def test_a_true_quadratic_loss_trained_hard_is_another_matter():
     ranks = (4, 16, 64, 256, 1024)
     row = sweep(lazy_layer.signsgd, SETTING, ranks, p=0.0, seeds=SEEDS, lr=0.05, curvature=1.0)[3]
     wrong = disagreements(
-        *measured_and_predicted(row, 3, "signsgd", layer=layer_at(SETTING, 3, "A"), ranks=ranks, p=0, q=0)
+        *measured_and_predicted(
+            row, 3, "signsgd", layer=layer_at(SETTING, 3, "A"), ranks=ranks, p=0, q=0
+        )
     )
     assert len(wrong) > 3
 
@@ -179,7 +220,9 @@ def modified(rule, modifiers=theory.PLAIN, optimizer=None, sites=None, **trainin
     for step, row in enumerate(rows):
         kept = {name: values for name, values in row.items() if sites is None or name in sites}
         layer = layer_at(SETTING, step, "A")
-        found = measured_and_predicted(kept, step, optimizer or rule, layer=layer, modifiers=modifiers, ranks=SHORT)
+        found = measured_and_predicted(
+            kept, step, optimizer or rule, layer=layer, modifiers=modifiers, ranks=SHORT
+        )
         wrong += disagreements(*found)
     return wrong
 
@@ -208,7 +251,9 @@ def test_without_telling_the_theory_decay_is_found_out_in_the_update_of_a():
 def test_coupled_decay_under_a_sign_rule_replaces_the_signal_of_a_by_its_sign(rule):
     A = kaiming(np.random.default_rng(0), (8, 16, lazy_layer.D_IN), lazy_layer.D_IN)
     B = np.zeros((8, lazy_layer.D_OUT, 16))
-    for row in lazy_layer.train(getattr(lazy_layer, rule), SETTING, A, B, 0.25, coupled=0.01, steps=1):
+    for row in lazy_layer.train(
+        getattr(lazy_layer, rule), SETTING, A, B, 0.25, coupled=0.01, steps=1
+    ):
         assert (np.sign(row["A_update"]) == -np.sign(A)).mean() > 0.999
     setting = {"optimizer": rule, "p": P, "modifiers": Modifiers(decay="coupled")}
     assert predict("A_update", "norm", step=1, **setting).exponent is None
@@ -220,7 +265,16 @@ def test_always_clipped(rule):
     always = Modifiers(clip="always")
     assert not modified(rule, always, clip=1e-9)
     wrong = {line.split(":")[0] for line in modified(rule, clip=1e-9)}
-    assert {"descent", "adapter_out", "delta_w", "adapter_in_grad", "A_grad", "A_update", "B", "B_update"} <= wrong
+    assert {
+        "descent",
+        "adapter_out",
+        "delta_w",
+        "adapter_in_grad",
+        "A_grad",
+        "A_update",
+        "B",
+        "B_update",
+    } <= wrong
 
 
 @pytest.mark.parametrize("rule", ["signsgd", "adam", "rmsprop", "lion"])
@@ -233,7 +287,9 @@ def test_ranks_astride_the_threshold_follow_neither_law():
     norms = runs("sgd")[0]["adapter_grad"].mean(axis=1)
     threshold = float(norms[RANKS.index(64)])
     for told in ("never", "always"):
-        wrong = {line.split(":")[0] for line in modified("sgd", Modifiers(clip=told), clip=threshold)}
+        wrong = {
+            line.split(":")[0] for line in modified("sgd", Modifiers(clip=told), clip=threshold)
+        }
         assert {"descent", "adapter_out", "B_update"} <= wrong
     assert not modified("sgd", Modifiers(clip="some"), clip=threshold)
 

@@ -20,17 +20,27 @@ def study_process(jsonl: Path) -> Callable[..., subprocess.CompletedProcess[str]
     ``first`` is code to run before it, keywords are environment variables.
     """
 
-    def run(folder: Path, *arguments: str, first: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        folder: Path, *arguments: str, first: str = "", **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         command, *rest = arguments
         flags = [argument for argument in rest if argument.startswith("-")]
-        small = ["model=tiny", "train.batch_size=2", "data=jsonl", f"data.path={jsonl}", "data.sequence_length=32"]
+        small = [
+            "model=tiny",
+            "train.batch_size=2",
+            "data=jsonl",
+            f"data.path={jsonl}",
+            "data.sequence_length=32",
+        ]
         small = [*small, "data.heldout=2", "train.steps=2"] if command == "train" else []
         line = [command, *flags, *small, *(argument for argument in rest if argument not in flags)]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
         return subprocess.run(
             [sys.executable, "-c", f"from study.cli import main; {first}\nmain()", *line],
             cwd=folder,
-            env=clean | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"} | environment,
+            env=clean
+            | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+            | environment,
             capture_output=True,
             text=True,
             check=False,
@@ -47,7 +57,9 @@ def wandb_key() -> str:
 
 
 @pytest.fixture(scope="session")
-def tracked(tmp_path_factory: pytest.TempPathFactory, study_process: Callable[..., Any], wandb_key: str) -> Path:
+def tracked(
+    tmp_path_factory: pytest.TempPathFactory, study_process: Callable[..., Any], wandb_key: str
+) -> Path:
     """The folder of a sweep over two ranks and both rules in two packs, tracked offline by someone who has a key."""
     folder = tmp_path_factory.mktemp("tracked")
     sweep = ["adapter.rank=2,4", "adapter.scaling=lora,rslora", "pack.max_cells=2", "tracker=wandb"]
@@ -62,7 +74,12 @@ def inspect() -> Callable[[Path], list[dict[str, Any]]]:
     """The records of an offline run, as ``wandb leet inspect --json`` prints them."""
 
     def records(run_dir: Path) -> list[dict[str, Any]]:
-        done = subprocess.run([WANDB, "leet", "inspect", "--json", run_dir], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [WANDB, "leet", "inspect", "--json", run_dir],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     return records

@@ -22,9 +22,15 @@ def study_dir(tracked: Path) -> Path:
     return tracked / "results/default"
 
 
-def test_exponents_and_figures_are_artifacts(tracked: Path, study_dir: Path, inspect: Callable[..., Any]) -> None:
+def test_exponents_and_figures_are_artifacts(
+    tracked: Path, study_dir: Path, inspect: Callable[..., Any]
+) -> None:
     cells = set(study.load(str(study_dir)).cells["cell_id"])
-    [path] = [run for run in (study_dir / "wandb").glob("offline-run-*") if run.name.rpartition("-")[2] not in cells]
+    [path] = [
+        run
+        for run in (study_dir / "wandb").glob("offline-run-*")
+        if run.name.rpartition("-")[2] not in cells
+    ]
     records = inspect(path)
     run = next(record["run"] for record in records if record["type"] == "run")
     assert (run["run_group"], run["job_type"]) == ("default", "summary")
@@ -40,7 +46,10 @@ def test_exponents_and_figures_are_artifacts(tracked: Path, study_dir: Path, ins
             item = record["history"]["item"]
             logged |= {(item["_step"], k): v for k, v in item.items() if k.startswith("exponent/")}
     rows = summary(study.load(str(study_dir)).exponents)
-    expected = {(r.step, f"exponent/{r.optimizer} {r.rule}/{r.quantity}"): r.exponent for r in rows.itertuples()}
+    expected = {
+        (r.step, f"exponent/{r.optimizer} {r.rule}/{r.quantity}"): r.exponent
+        for r in rows.itertuples()
+    }
     assert logged == pytest.approx(expected, nan_ok=True)
     assert (0, "exponent/adamw lora/adapter_grad norm") in logged
 
@@ -67,18 +76,31 @@ def test_the_workspace_has_a_section_a_site_and_a_panel_a_kind(study_dir: Path) 
             matching = [regex for regex in regexes if re.search(regex, f"{prefix}/block_01/{kind}")]
             assert len(matching) == 1, kind
     [runs] = spec["runSets"]
-    assert [key["name"] for key in runs["grouping"]] == ["adapter.value.scaling", "adapter.value.rank"]
-    filters = {part["key"]["name"]: (part["op"], part["value"]) for part in runs["filters"]["filters"]}
+    assert [key["name"] for key in runs["grouping"]] == [
+        "adapter.value.scaling",
+        "adapter.value.rank",
+    ]
+    filters = {
+        part["key"]["name"]: (part["op"], part["value"]) for part in runs["filters"]["filters"]
+    }
     assert filters == {"group": ("=", "default"), "jobType": ("!=", "summary")}
     colours = list(spec["customRunColors"].values())
     assert len(set(colours)) == 4, "a shade for each rank of each rule"
 
 
 def test_without_a_key_the_workspace_is_a_file(
-    study_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study_process: Callable[..., Any]
+    study_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    study_process: Callable[..., Any],
 ) -> None:
     done: subprocess.CompletedProcess[str] = study_process(
-        study_dir.parent.parent, "dashboard", "--wandb", "results/default", HOME="/nonexistent", NETRC="/nonexistent"
+        study_dir.parent.parent,
+        "dashboard",
+        "--wandb",
+        "results/default",
+        HOME="/nonexistent",
+        NETRC="/nonexistent",
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "results/default/workspace.json"
@@ -105,7 +127,9 @@ def test_what_fails_while_publishing_is_said_in_a_line(
     from study.tracking import publish
 
     monkeypatch.setattr(WandbRuns, "given_up", False)
-    monkeypatch.setattr(publish, "start_run", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full\nand more")))
+    monkeypatch.setattr(
+        publish, "start_run", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full\nand more"))
+    )
     tracker, said = tracker_of(study_dir), []  # type: ignore[var-annotated]
     assert tracker is not None
     publish.publish(study_dir, tracked / "plots/default", tracker, said.append)

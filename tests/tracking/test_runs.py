@@ -14,9 +14,9 @@ import pytest
 
 import study
 from study.config import TrackerConfig
-from study.sites import MODEL_WIDE, TRAIN
 from study.tracking.names import history_row, norm_of
 from study.tracking.runs import Untracked, WandbRuns, tracker
+from study.vocabulary.quantities import MODEL_WIDE, TRAIN
 
 Process = Callable[..., subprocess.CompletedProcess[str]]
 Inspect = Callable[[Path], list[dict[str, Any]]]
@@ -50,13 +50,17 @@ def test_every_cell_is_a_run_with_the_values_of_the_store(tracked: Path, inspect
         for stored in metrics.to_dict("records"):
             row = rows[stored.pop("step")]
             for name, value in stored.items():
-                assert (name in row) == (not math.isnan(value)), f"{name} is there exactly where it was measured"
+                assert (name in row) == (not math.isnan(value)), (
+                    f"{name} is there exactly where it was measured"
+                )
                 if name in row:
                     assert row[name] == pytest.approx(value, rel=1e-12)
                     compared += 1
         probes = tables.probes[tables.probes["cell_id"] == cell_id]
         for probe in probes[probes["site"].isin(SITES)].itertuples():
-            layer = MODEL_WIDE if probe.layer == MODEL_WIDE else f"block_{probe.block:02d}/{probe.kind}"
+            layer = (
+                MODEL_WIDE if probe.layer == MODEL_WIDE else f"block_{probe.block:02d}/{probe.kind}"
+            )
             assert rows[probe.step][f"{SITES[probe.site]}/{layer}"] == probe.norm
             compared += 1
     assert compared > 4 * 3 * 3 * 14
@@ -66,7 +70,12 @@ def test_per_layer_norms_come_at_probed_steps_and_from_the_chosen_sites_alone(
     tmp_path: Path, study_process: Process, inspect: Inspect
 ) -> None:
     done = study_process(
-        tmp_path, "train", "tracker=wandb", "tracker.sites=[A]", "probes.steps=[0,2]", "adapter.rank=2"
+        tmp_path,
+        "train",
+        "tracker=wandb",
+        "tracker.sites=[A]",
+        "probes.steps=[0,2]",
+        "adapter.rank=2",
     )
     assert done.returncode == 0, done.stderr
     [[run]] = run_dirs(tmp_path / "results/default").values()
@@ -84,7 +93,11 @@ def test_a_run_says_what_it_is(tracked: Path, inspect: Inspect) -> None:
     for record in study.store.load_records(study_dir):
         records = inspect(run_dirs(study_dir)[record["cell_id"]][0])
         run = next(r["run"] for r in records if r["type"] == "run")
-        assert (run["run_id"], run["run_group"], run["project"]) == (record["cell_id"], "default", "study")
+        assert (run["run_id"], run["run_group"], run["project"]) == (
+            record["cell_id"],
+            "default",
+            "study",
+        )
         types.add(run["job_type"])
         config = run["config"]["update"]
         assert config["gamma"] == record["gamma"]
@@ -123,7 +136,9 @@ def test_a_cell_trained_again_is_the_same_run(
     assert done.returncode == 0, done.stderr
     first, second = (history(inspect(run)) for run in run_dirs(study_dir)[cell_id])
     assert sorted(first) == sorted(second) == [0, 1, 2]
-    assert [row.get("loss") for row in first.values()] == [row.get("loss") for row in second.values()]
+    assert [row.get("loss") for row in first.values()] == [
+        row.get("loss") for row in second.values()
+    ]
 
 
 class Resumed:
@@ -187,7 +202,9 @@ def test_a_write_that_fails_in_the_middle_is_said_once(monkeypatch: pytest.Monke
             runs.log("a", {"step": step}, None)
     assert len(said) == 1
     assert "OSError: No space left on device" in said[0]
-    assert isinstance(tracker(TrackerConfig("wandb"), 2, said.append), Untracked), "the next pack does not try again"
+    assert isinstance(tracker(TrackerConfig("wandb"), 2, said.append), Untracked), (
+        "the next pack does not try again"
+    )
 
 
 def test_without_a_tracker_nothing_of_wandbs_is_imported(tmp_path: Path, jsonl: Path) -> None:
@@ -216,7 +233,9 @@ def test_the_tracker_is_no_part_of_a_cells_identity(cell: Callable[..., Any]) ->
     from study.config import Sources, identity
 
     sources = Sources("m", "t", "d")
-    assert identity(cell("tracker=wandb", "tracker.project=x"), sources) == identity(cell(), sources)
+    assert identity(cell("tracker=wandb", "tracker.project=x"), sources) == identity(
+        cell(), sources
+    )
 
 
 @pytest.mark.parametrize(
@@ -226,7 +245,10 @@ def test_the_tracker_is_no_part_of_a_cells_identity(cell: Callable[..., Any]) ->
             ["tracker=wandb", "tracker.mode=onlin"],
             "unknown tracker.mode 'onlin': choose from offline, online, disabled",
         ),
-        (["tracker=wandb", "tracker.sites=[a]"], "unknown tracker.sites 'a': choose from all, adapter_in"),
+        (
+            ["tracker=wandb", "tracker.sites=[a]"],
+            "unknown tracker.sites 'a': choose from all, adapter_in",
+        ),
         (["tracker.name=tensorboard"], "unknown tracker 'tensorboard': choose from none, wandb"),
     ],
 )
@@ -236,14 +258,19 @@ def test_bad_values_get_one_line(cell: Callable[..., Any], overrides: list[str],
     assert says in str(error.value)
 
 
-def test_wandbs_own_settings_decide_unless_told(cell: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandbs_own_settings_decide_unless_told(
+    cell: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("WANDB_MODE", "WANDB_PROJECT", "WANDB_DIR"):
         monkeypatch.delenv(name, raising=False)
     plain = cell("tracker=wandb", "name=mine").tracker
     assert (plain.mode, plain.project, plain.dir) == ("offline", "study", "results/mine")
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_DIR", "/else/where")
-    assert (cell("tracker=wandb").tracker.mode, cell("tracker=wandb").tracker.dir) == ("online", "/else/where")
+    assert (cell("tracker=wandb").tracker.mode, cell("tracker=wandb").tracker.dir) == (
+        "online",
+        "/else/where",
+    )
     assert cell("tracker=wandb", "tracker.mode=offline").tracker.mode == "offline"
 
 
@@ -256,12 +283,27 @@ def test_names_of_layers_group_and_never_collide() -> None:
         MODEL_WIDE: (-1, MODEL_WIDE),
     }
     rows = [
-        {"layer": layer, "block": block, "kind": kind, "site": "adapter_grad", "batch": batch, "norm": float(n)}
+        {
+            "layer": layer,
+            "block": block,
+            "kind": kind,
+            "site": "adapter_grad",
+            "batch": batch,
+            "norm": float(n),
+        }
         for n, (layer, (block, kind)) in enumerate(layers.items())
         for batch in (TRAIN, "heldout")
     ]
     row = history_row({"step": 3, "loss": 2.0}, pd.DataFrame(rows), ["adapter_grad"])
     assert row.pop("loss") == 2.0
-    names = ["block_07/q_proj", "block_07/mlp.experts.0.up", "block_07/mlp.experts.1.up", "head", "model"]
-    assert row == {f"grad_norm{b}/{name}": float(n) for n, name in enumerate(names) for b in ("", "_heldout")}
+    names = [
+        "block_07/q_proj",
+        "block_07/mlp.experts.0.up",
+        "block_07/mlp.experts.1.up",
+        "head",
+        "model",
+    ]
+    assert row == {
+        f"grad_norm{b}/{name}": float(n) for n, name in enumerate(names) for b in ("", "_heldout")
+    }
     assert norm_of("delta_w") == "delta_w_norm"

@@ -22,7 +22,12 @@ OPTIMIZERS = ("adamw", "sgd", "adafactor", "lion", "rmsprop")
 """By the first word of transformers' name, less ``paged_``: ``paged_adamw_8bit`` is adamw."""
 USUAL_HELDOUT = 64
 """``data.heldout`` of ``data=jsonl``."""
-SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
+SCHEDULES = {
+    "cosine": "cosine",
+    "linear": "linear",
+    "constant": "constant",
+    "constant_with_warmup": "constant",
+}
 
 
 def read(fields: Fields, folder: Path) -> Experiment:
@@ -47,7 +52,9 @@ def read(fields: Fields, folder: Path) -> Experiment:
     if "seed" in fields:
         experiment.values["seed"] = fields.take_whole("seed")
     if (init := fields.take("peft_init_lora_weights")) not in (None, True):
-        experiment.left_out.append(f"peft_init_lora_weights: {init} (adapter.init=kaiming, PEFT's default)")
+        experiment.left_out.append(
+            f"peft_init_lora_weights: {init} (adapter.init=kaiming, PEFT's default)"
+        )
     if fields.assumed:
         experiment.assumed.append(f"Axolotl's defaults: {', '.join(fields.assumed)}")
     tell_the_rest(experiment, fields)
@@ -58,15 +65,21 @@ def _check_method(fields: Fields) -> int | None:
     """Refuse what is no LoRA on targets; the bits of the base."""
     adapter = fields.take("adapter")
     if adapter is None:
-        raise StudyError(f"{fields.where}: adapter is missing, so all weights are trained: set adapter: lora or qlora")
+        raise StudyError(
+            f"{fields.where}: adapter is missing, so all weights are trained: set adapter: lora or qlora"
+        )
     if adapter not in ADAPTERS:
         raise unknown(f"adapter in {fields.where}:", adapter, ADAPTERS)
     if fields.take("rl"):
-        raise StudyError(f"{fields.where}: rl trains on preferences, and an experiment on targets: remove rl")
+        raise StudyError(
+            f"{fields.where}: rl trains on preferences, and an experiment on targets: remove rl"
+        )
     bits = take_bits(fields)
     if adapter == "qlora" and bits != 4:
         said = f"load_in_{bits}bit" if bits else "no load_in_4bit"
-        raise StudyError(f"{fields.where}: adapter: qlora and {said} contradict each other: set load_in_4bit: true")
+        raise StudyError(
+            f"{fields.where}: adapter: qlora and {said} contradict each other: set load_in_4bit: true"
+        )
     return bits
 
 
@@ -75,7 +88,9 @@ def _put_data(experiment: Experiment, fields: Fields, folder: Path) -> int | Non
     experiment.values["data.sequence_length"] = fields.take_whole("sequence_len", 512)
     datasets = fields.take("datasets")
     if not isinstance(datasets, list) or not all(isinstance(entry, dict) for entry in datasets):
-        raise fields.wrong("datasets", short(datasets), "is no list of datasets with a path and a type")
+        raise fields.wrong(
+            "datasets", short(datasets), "is no list of datasets with a path and a type"
+        )
     first = Fields(datasets[0], f"{fields.where}: datasets[0]")
     first.require("path")
     path, kind = str(first.take_text("path")), first.take("type")
@@ -85,7 +100,9 @@ def _put_data(experiment: Experiment, fields: Fields, folder: Path) -> int | Non
     if _reads_context_and_target(kind):
         examples = put_data_file(experiment, "datasets[0].path", file, folder)
         if isinstance(kind, dict) and kind.get("format"):
-            experiment.left_out.append(f"datasets[0].type.format: {short(kind['format'])} (text is context + target)")
+            experiment.left_out.append(
+                f"datasets[0].type.format: {short(kind['format'])} (text is context + target)"
+            )
     else:
         experiment.groups["data"] = "jsonl"
         experiment.left_out.append(
@@ -108,7 +125,9 @@ def _heldout(experiment: Experiment, fields: Fields, examples: list[Example] | N
         experiment.values["data.heldout"] = heldout
         return heldout
     if asked:
-        experiment.left_out.append(f"val_set_size: {asked:g} (of a file that is not here: data.heldout as it is)")
+        experiment.left_out.append(
+            f"val_set_size: {asked:g} (of a file that is not here: data.heldout as it is)"
+        )
     return USUAL_HELDOUT
 
 
@@ -167,7 +186,9 @@ def _put_steps(experiment: Experiment, fields: Fields, rows: int | None) -> None
     if steps:
         experiment.values["train.steps"] = steps
     else:
-        experiment.left_out.append(f"num_epochs: {epochs:g} (of data that is not here: give train.steps=...)")
+        experiment.left_out.append(
+            f"num_epochs: {epochs:g} (of data that is not here: give train.steps=...)"
+        )
     experiment.values["train.clip"] = fields.take_number("max_grad_norm", 1.0) or None
     schedule = str(fields.take("lr_scheduler", "cosine"))
     if schedule in SCHEDULES:
@@ -185,6 +206,8 @@ def _put_warmup(experiment: Experiment, fields: Fields, steps: int) -> None:
         if ratio is None:
             fields.assumed.append(f"warmup_steps {warmup}")
     elif warmup is None and ratio:
-        experiment.left_out.append(f"warmup_ratio: {ratio:g} (of steps that are not known: give train.warmup=...)")
+        experiment.left_out.append(
+            f"warmup_ratio: {ratio:g} (of steps that are not known: give train.warmup=...)"
+        )
     if warmup:
         experiment.values["train.warmup"] = warmup

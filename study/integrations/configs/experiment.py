@@ -20,7 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from study.config import parse
 from study.errors import StudyError
-from study.hydra_app import CONF
+from study.sweeps.app import CONF
 
 OWN_GROUPS = ("model", "data")
 """Groups that an experiment brings an option for; the values of every other one stand in the experiment itself."""
@@ -70,7 +70,9 @@ def write(experiment: Experiment, name: str, folder: Path, *, force: bool = Fals
         if not home and (CONF / group / path.name).exists():
             raise StudyError(f"{group}={name} is the toolkit's own: give another --name")
         if path.exists() and not force:
-            raise StudyError(f"{path} is there already: give another --name, or --force to replace it")
+            raise StudyError(
+                f"{path} is there already: give another --name, or --force to replace it"
+            )
     _check(experiment, name, command)
     try:
         for path, text in texts.items():
@@ -93,12 +95,21 @@ def _files(experiment: Experiment, name: str, command: str) -> dict[str, str]:
     return files
 
 
-def _experiment_text(experiment: Experiment, name: str, command: str, options: Mapping[str, Any]) -> str:
+def _experiment_text(
+    experiment: Experiment, name: str, command: str, options: Mapping[str, Any]
+) -> str:
     lines = ["# @package _global_", f"# {experiment.origin}", f"# {command}"]
-    for title, notes in (("No counterpart here", experiment.left_out), ("Not in the file", experiment.assumed)):
+    for title, notes in (
+        ("No counterpart here", experiment.left_out),
+        ("Not in the file", experiment.assumed),
+    ):
         lines += [f"# {title}:", *(f"#   {note}" for note in notes)] if notes else []
-    chosen = {group: name if options.get(group) else option for group, option in experiment.groups.items()}
-    body: dict[str, Any] = {"defaults": [{f"override /{group}": option} for group, option in chosen.items()]}
+    chosen = {
+        group: name if options.get(group) else option for group, option in experiment.groups.items()
+    }
+    body: dict[str, Any] = {
+        "defaults": [{f"override /{group}": option} for group, option in chosen.items()]
+    }
     body["name"] = name
     for key, value in experiment.values.items():
         group, dot, rest = key.partition(".")
@@ -107,20 +118,32 @@ def _experiment_text(experiment: Experiment, name: str, command: str, options: M
         elif not dot:
             body[key] = value
     if experiment.sweep:
-        params = {key: ",".join(_in_a_sweep(value) for value in values) for key, values in experiment.sweep.items()}
+        params = {
+            key: ",".join(_in_a_sweep(value) for value in values)
+            for key, values in experiment.sweep.items()
+        }
         body["hydra"] = {"mode": "MULTIRUN", "sweeper": {"params": params}}
     return "\n".join(lines) + "\n" + _yaml(body)
 
 
 def _under(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{group}.")}
+    return {
+        key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{group}.")
+    }
 
 
 def _check(experiment: Experiment, name: str, command: str) -> None:
     """Compose the experiment, and each swept value on top of it, and check them as ``study train`` does."""
     GlobalHydra.instance().clear()
-    swept = [f"{key}={_in_a_sweep(value)}" for key, values in experiment.sweep.items() for value in values]
-    with tempfile.TemporaryDirectory() as place, initialize_config_dir(str(CONF), version_base="1.3"):
+    swept = [
+        f"{key}={_in_a_sweep(value)}"
+        for key, values in experiment.sweep.items()
+        for value in values
+    ]
+    with (
+        tempfile.TemporaryDirectory() as place,
+        initialize_config_dir(str(CONF), version_base="1.3"),
+    ):
         for path, text in _files(experiment, name, command).items():
             file = Path(place, path)
             file.parent.mkdir(exist_ok=True)

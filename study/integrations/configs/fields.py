@@ -26,7 +26,9 @@ class Fields:
         """Raises :class:`StudyError` naming whichever of ``keys`` are not there."""
         if missing := [key for key in keys if self._left.get(key) in (None, "", [])]:
             verb = "is" if len(missing) == 1 else "are"
-            raise StudyError(f"{self.where}: {', '.join(missing)} {verb} missing: add a value to import it")
+            raise StudyError(
+                f"{self.where}: {', '.join(missing)} {verb} missing: add a value to import it"
+            )
 
     def take(self, key: str, default: Any = None) -> Any:
         """The value of ``key`` as it stands."""

@@ -26,7 +26,9 @@ READERS: tuple[tuple[str, Reader], ...] = (
 """A key that tells a form, first come first served, and its reader."""
 
 
-def read_file(path: Path, entry: str | None = None, changed: Mapping[str, Any] | None = None) -> Experiment:
+def read_file(
+    path: Path, entry: str | None = None, changed: Mapping[str, Any] | None = None
+) -> Experiment:
     """The experiment that ``path`` describes; ``entry`` names one of a file that holds several, ``changed`` replaces
     values of it first.
 
@@ -50,7 +52,9 @@ def load(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except OSError as error:
-        raise StudyError(f"{path} can't be read ({error.strerror}): give a YAML or JSON file") from None
+        raise StudyError(
+            f"{path} can't be read ({error.strerror}): give a YAML or JSON file"
+        ) from None
     except UnicodeDecodeError:
         raise StudyError(f"{path} is not UTF-8 text: give a YAML or JSON file") from None
     except (ValueError, RecursionError, yaml.YAMLError) as error:
@@ -66,10 +70,14 @@ def _one_entry(values: dict[str, Any], entry: str | None, name: str) -> tuple[di
     several = bool(values) and all(isinstance(value, dict) for value in values.values())
     if not several:
         if entry is not None:
-            raise StudyError(f"{name} is one configuration and has no entry {entry!r}: leave out --entry")
+            raise StudyError(
+                f"{name} is one configuration and has no entry {entry!r}: leave out --entry"
+            )
         return values, name
     if entry is None and len(values) > 1:
-        raise StudyError(f"{name} has {len(values)} entries: choose one with --entry, out of {', '.join(values)}")
+        raise StudyError(
+            f"{name} has {len(values)} entries: choose one with --entry, out of {', '.join(values)}"
+        )
     chosen = next(iter(values)) if entry is None else entry
     if chosen not in values:
         raise unknown(f"entry in {name}:", chosen, values)

@@ -32,7 +32,14 @@ PROMPT = {
     "format": "[INST] {instruction} [/INST]",
 }
 SAME = (
-    *("base_model", "lora_r", "lora_alpha", "learning_rate", "num_epochs", "gradient_accumulation_steps"),
+    *(
+        "base_model",
+        "lora_r",
+        "lora_alpha",
+        "learning_rate",
+        "num_epochs",
+        "gradient_accumulation_steps",
+    ),
     *("peft_use_rslora", "peft_use_dora"),
 )
 """Keys that mean in an entry what they mean to Axolotl."""
@@ -50,9 +57,14 @@ def read(fields: Fields, folder: Path) -> Experiment:
     whole = TEMPLATE | own | {"quant_bits": bits, "datasets": [dataset], "optimizer": optimizer}
     experiment = axolotl.read(Fields(whole, fields.where), folder)
     experiment.origin = f"FinLoRA's entry {fields.where}"
-    silent = [f"{key} {short(value)}" for key, value in TEMPLATE.items() if key not in own and key != "adapter"]
+    silent = [
+        f"{key} {short(value)}"
+        for key, value in TEMPLATE.items()
+        if key not in own and key != "adapter"
+    ]
     experiment.assumed.insert(0, f"FinLoRA's finetune.py sets {', '.join(silent)}")
     experiment.left_out += [
-        f"{key}: {short(value)} (finetune.py does not read it)" for key, value in fields.untaken().items()
+        f"{key}: {short(value)} (finetune.py does not read it)"
+        for key, value in fields.untaken().items()
     ]
     return experiment

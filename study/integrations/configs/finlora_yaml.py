@@ -5,7 +5,13 @@ from pathlib import Path
 
 from study.integrations.configs.experiment import Experiment
 from study.integrations.configs.fields import Fields
-from study.integrations.configs.parts import put_base, put_data_file, scaling_rule, take_bits, tell_the_rest
+from study.integrations.configs.parts import (
+    put_base,
+    put_data_file,
+    scaling_rule,
+    take_bits,
+    tell_the_rest,
+)
 
 
 def read(fields: Fields, folder: Path) -> Experiment:

@@ -45,7 +45,9 @@ def take_bits(fields: Fields) -> int | None:
     """
     bits = fields.take_whole("quant_bits")
     if bits not in (None, 4, 8):
-        raise fields.wrong("quant_bits", bits, "is neither 8 nor 4: leave it out for full precision")
+        raise fields.wrong(
+            "quant_bits", bits, "is neither 8 nor 4: leave it out for full precision"
+        )
     said = {f"quant_bits: {bits}": bits} if bits else {}
     said |= {f"load_in_{n}bit: true": n for n in (8, 4) if fields.take_flag(f"load_in_{n}bit")}
     if len(set(said.values())) > 1:
@@ -62,7 +64,9 @@ def put_base(experiment: Experiment, path: str, bits: int | None, folder: Path) 
         experiment.values["model.quant_bits"] = bits
 
 
-def put_data_file(experiment: Experiment, key: str, path: str, folder: Path) -> list[Example] | None:
+def put_data_file(
+    experiment: Experiment, key: str, path: str, folder: Path
+) -> list[Example] | None:
     """The data file that ``key`` names, looked for beside the configuration and then here; the examples in it.
 
     Where it is in neither place, FinLoRA's XBRL extraction is stood in for by the toolkit's own; any other file is left
@@ -80,7 +84,9 @@ def put_data_file(experiment: Experiment, key: str, path: str, folder: Path) -> 
             f"with the file: data=jsonl data.path={Path(path).name}"
         )
     else:
-        experiment.left_out.append(f"{key}: {path} is no file here: give data.path=... when you train")
+        experiment.left_out.append(
+            f"{key}: {path} is no file here: give data.path=... when you train"
+        )
     return None
 
 

@@ -25,7 +25,9 @@ def read(fields: Fields, folder: Path) -> Experiment:
     LoRA and for a missing or wrong value."""
     kind = fields.take("peft_type")
     if kind != "LORA":
-        raise StudyError(f"{fields.where}: peft_type={kind!r} is no LoRA adapter: only LORA can be imported")
+        raise StudyError(
+            f"{fields.where}: peft_type={kind!r} is no LoRA adapter: only LORA can be imported"
+        )
     fields.require("base_model_name_or_path", "r", "lora_alpha", "target_modules")
     experiment = Experiment(f"PEFT's {fields.where}")
     put_base(experiment, str(fields.take_text("base_model_name_or_path")), None, folder)
@@ -39,6 +41,8 @@ def read(fields: Fields, folder: Path) -> Experiment:
     for key, value in fields.untaken().items():
         if key in BOOKKEEPING or USUAL.get(key) == value:
             fields.take(key)
-    experiment.assumed.append("data (give data=jsonl data.path=...), optimizer and steps: study train's own")
+    experiment.assumed.append(
+        "data (give data=jsonl data.path=...), optimizer and steps: study train's own"
+    )
     tell_the_rest(experiment, fields)
     return experiment

@@ -17,16 +17,26 @@ def from_sweep_file(sweep: Path, config: Path, entry: str | None = None) -> dict
     """
     lists = load(sweep)
     if "_" in lists:
-        raise StudyError(f"{sweep.name}: '_' pairs values, and a Hydra sweep is a product of lists: write two sweeps")
+        raise StudyError(
+            f"{sweep.name}: '_' pairs values, and a Hydra sweep is a product of lists: write two sweeps"
+        )
     found: dict[str, list[Any]] = {}
     for key, values in lists.items():
         if not isinstance(values, list) or not values:
-            raise StudyError(f"{sweep.name}: {key}={values!r} is no list of values: write {key}: [...]")
+            raise StudyError(
+                f"{sweep.name}: {key}={values!r} is no list of values: write {key}: [...]"
+            )
         experiments = [read_file(config, entry, {key: value}) for value in values]
         changed = _changed([read_file(config, entry), *experiments])
         if len(changed) != 1:
-            what = f"changes {' and '.join(changed)} together" if changed else "changes nothing that is trained here"
-            raise StudyError(f"{sweep.name}: sweeping {key} {what}: leave it out and sweep on the command line")
+            what = (
+                f"changes {' and '.join(changed)} together"
+                if changed
+                else "changes nothing that is trained here"
+            )
+            raise StudyError(
+                f"{sweep.name}: sweeping {key} {what}: leave it out and sweep on the command line"
+            )
         found[changed[0]] = [experiment.settings().get(changed[0]) for experiment in experiments]
     return found
 

@@ -11,9 +11,9 @@ import yaml
 from peft import LoraConfig
 
 import study
-from study import sweep
-from study.hydra_app import CONF
 from study.integrations.configs import read_file, write
+from study.sweeps import run as sweep
+from study.sweeps.app import CONF
 
 Cli = Callable[..., Any]
 SEED = Path(__file__).parents[4] / "shared/data/finlora/rslora_config.yaml"
@@ -108,16 +108,22 @@ def files() -> set[str]:
 
 def trained(study_cli: Cli, line: str, *more: str) -> Any:
     """Run the line that was printed, and give the study's tables."""
-    ran = study_cli(*shlex.split(line)[1:], "model=tiny", "train.steps=2", "data.sequence_length=48", *more)
+    ran = study_cli(
+        *shlex.split(line)[1:], "model=tiny", "train.steps=2", "data.sequence_length=48", *more
+    )
     assert ran.code == 0, ran.err
-    name = next(part.partition("=")[2] for part in shlex.split(line) if part.startswith("experiment="))
+    name = next(
+        part.partition("=")[2] for part in shlex.split(line) if part.startswith("experiment=")
+    )
     return study.load(f"results/{name}")
 
 
 @pytest.mark.parametrize(
     "seed",
     [
-        pytest.param(SEED, marks=pytest.mark.skipif(not SEED.exists(), reason="FinLoRA's file is not here")),
+        pytest.param(
+            SEED, marks=pytest.mark.skipif(not SEED.exists(), reason="FinLoRA's file is not here")
+        ),
         Path("rslora.yaml"),
     ],
     ids=["verbatim", "same keys"],
@@ -141,7 +147,9 @@ def test_finloras_yaml_is_a_run_on_tiny(study_cli: Cli, seed: Path) -> None:
 def test_the_file_itself_is_read_where_it_lies_beside(study_cli: Cli) -> None:
     Path("xbrl_extract_train.jsonl").write_text(Path("train.jsonl").read_text())
     line = study_cli("import-config", "rslora.yaml").out
-    assert list(trained(study_cli, line).cells["data"]) == [str(Path("xbrl_extract_train.jsonl").resolve())]
+    assert list(trained(study_cli, line).cells["data"]) == [
+        str(Path("xbrl_extract_train.jsonl").resolve())
+    ]
 
 
 def test_an_entry_of_finetune_configs(study_cli: Cli) -> None:
@@ -171,16 +179,23 @@ def test_an_entry_of_finetune_configs(study_cli: Cli) -> None:
         "train.warmup": 10,
         "precision": "bf16",
     }
-    for note in ("FinLoRA's finetune.py sets ", "lora_dropout 0.05", "val_set_size 0.02", "max_grad_norm 1.0"):
+    for note in (
+        "FinLoRA's finetune.py sets ",
+        "lora_dropout 0.05",
+        "val_set_size 0.02",
+        "max_grad_norm 1.0",
+    ):
         assert note in imported.err
     cells = trained(study_cli, imported.out, "precision=float32").cells
-    assert cells[["rank", "scaling", "targets", "batch_size", "accumulation", "clip"]].values.tolist() == [
-        [8.0, "rslora", "q_proj,v_proj,k_proj", 8, 2, 1.0]
-    ]
+    assert cells[
+        ["rank", "scaling", "targets", "batch_size", "accumulation", "clip"]
+    ].values.tolist() == [[8.0, "rslora", "q_proj,v_proj,k_proj", 8, 2, 1.0]]
 
 
 def test_what_an_entry_has_and_a_study_has_not_is_listed(study_cli: Cli) -> None:
-    imported = study_cli("import-config", "finetune_configs.json", "--entry", "formula_4bits_r4_dora")
+    imported = study_cli(
+        "import-config", "finetune_configs.json", "--entry", "formula_4bits_r4_dora"
+    )
     assert imported.code == 0, imported.err
     text = Path("conf/experiment/formula_4bits_r4_dora.yaml").read_text()
     for note in (
@@ -228,43 +243,61 @@ def test_axolotl(study_cli: Cli) -> None:
     }
     imported = study_cli("import-config", "axolotl.yml", "--name", "mine")
     tables = trained(study_cli, imported.out, "precision=float32")
-    assert tables.cells[["rank", "scaling", "lr", "schedule", "weight_decay", "seed"]].values.tolist() == [
-        [32.0, "rslora", 2e-4, "cosine", 0.01, 7]
-    ]
+    assert tables.cells[
+        ["rank", "scaling", "lr", "schedule", "weight_decay", "seed"]
+    ].values.tolist() == [[32.0, "rslora", 2e-4, "cosine", 0.01, 7]]
 
 
 @pytest.mark.parametrize(
-    "kind", ["alpaca", "completion", "chat_template", {"field_instruction": "q", "field_output": "a"}]
+    "kind",
+    ["alpaca", "completion", "chat_template", {"field_instruction": "q", "field_output": "a"}],
 )
 def test_rows_that_hold_no_context_and_target_are_said_to(study_cli: Cli, kind: Any) -> None:
-    Path("axolotl.yml").write_text(changed(AXOLOTL, datasets=[{"path": "train.jsonl", "type": kind}]))
+    Path("axolotl.yml").write_text(
+        changed(AXOLOTL, datasets=[{"path": "train.jsonl", "type": kind}])
+    )
     imported = study_cli("import-config", "axolotl.yml")
     assert "a row must hold context and target: convert it, then give data.path=..." in imported.err
     assert not Path("conf/data/axolotl.yaml").read_text().count("path")
 
 
 def test_what_axolotl_would_fill_in_is_told(study_cli: Cli) -> None:
-    text = changed(AXOLOTL, micro_batch_size=None, lr_scheduler=None, warmup_ratio=None, max_grad_norm=None)
+    text = changed(
+        AXOLOTL, micro_batch_size=None, lr_scheduler=None, warmup_ratio=None, max_grad_norm=None
+    )
     Path("axolotl.yml").write_text(text)
     imported = study_cli("import-config", "axolotl.yml")
-    defaults = "adam_beta1 0.9, micro_batch_size 1, max_grad_norm 1.0, lr_scheduler cosine, warmup_steps 1"
+    defaults = (
+        "adam_beta1 0.9, micro_batch_size 1, max_grad_norm 1.0, lr_scheduler cosine, warmup_steps 1"
+    )
     assert f"not in the file: Axolotl's defaults: {defaults}" in imported.err
 
 
 def test_a_local_base_and_a_dataset_on_the_hub(study_cli: Cli) -> None:
     Path("base").mkdir()
-    dataset = {"path": "org/data", "type": {"field_instruction": "context", "field_output": "target"}}
-    Path("axolotl.yml").write_text(changed(AXOLOTL, base_model="./base", datasets=[dataset, dataset], val_set_size=0.1))
+    dataset = {
+        "path": "org/data",
+        "type": {"field_instruction": "context", "field_output": "target"},
+    }
+    Path("axolotl.yml").write_text(
+        changed(AXOLOTL, base_model="./base", datasets=[dataset, dataset], val_set_size=0.1)
+    )
     experiment = read_file(Path("axolotl.yml"))
     assert experiment.values["model.path"] == str(Path("base").resolve())
     assert "data.path" not in experiment.values
     said = "\n".join(experiment.left_out)
-    for note in ("datasets[0].path: org/data is no file here", "datasets[1]: {", "val_set_size: 0.1"):
+    for note in (
+        "datasets[0].path: org/data is no file here",
+        "datasets[1]: {",
+        "val_set_size: 0.1",
+    ):
         assert note in said
 
 
 def test_peft(study_cli: Cli, tmp_path: Path) -> None:
-    config = LoraConfig(r=16, lora_alpha=8, use_rslora=True, target_modules=["q_proj"], rank_pattern={"v_proj": 4})
+    config = LoraConfig(
+        r=16, lora_alpha=8, use_rslora=True, target_modules=["q_proj"], rank_pattern={"v_proj": 4}
+    )
     config.task_type = "CAUSAL_LM"
     config.base_model_name_or_path = "org/model"
     config.save_pretrained(tmp_path / "saved")
@@ -275,7 +308,9 @@ def test_peft(study_cli: Cli, tmp_path: Path) -> None:
         'no counterpart here: rank_pattern: {"v_proj": 4} (one rank for all layers)'
     ]
     cells = trained(study_cli, imported.out).cells
-    assert cells[["rank", "alpha", "scaling", "targets"]].values.tolist() == [[16.0, 8.0, "rslora", "q_proj"]]
+    assert cells[["rank", "alpha", "scaling", "targets"]].values.tolist() == [
+        [16.0, 8.0, "rslora", "q_proj"]
+    ]
 
 
 def test_sweep_from_trains_ranks_and_rules_in_one_line(study_cli: Cli) -> None:
@@ -286,45 +321,67 @@ def test_sweep_from_trains_ranks_and_rules_in_one_line(study_cli: Cli) -> None:
         (rule, rank, seed) for rule in ("lora", "rslora") for rank in (2.0, 4.0) for seed in (0, 1)
     ]
     assert (
-        list(trained(study_cli, imported.out, "adapter.rank=3", "seed=0", "name=x").cells["status"]) == ["complete"] * 8
+        list(trained(study_cli, imported.out, "adapter.rank=3", "seed=0", "name=x").cells["status"])
+        == ["complete"] * 8
     )
 
 
 def test_packs_in_other_processes_find_the_experiment(study_cli: Cli) -> None:
     line = study_cli("sweep-from", "rslora.yaml", "--ranks", "2,3").out
-    tables = trained(study_cli, line, "pack.max_cells=2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    tables = trained(
+        study_cli, line, "pack.max_cells=2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"
+    )
     assert list(tables.cells["status"]) == ["complete"] * 4
 
 
 def test_axolotls_sweep_is_a_sweep(study_cli: Cli) -> None:
-    lists = {"lora_r": [2, 3], "peft_use_rslora": [True, False], "optimizer": ["sgd", "adamw_torch"]}
+    lists = {
+        "lora_r": [2, 3],
+        "peft_use_rslora": [True, False],
+        "optimizer": ["sgd", "adamw_torch"],
+    }
     lists |= {"lora_target_modules": [["q_proj", "v_proj"], ["k_proj"]]}
-    base = changed(AXOLOTL, lora_target_linear=None, lora_target_modules=["q_proj"], adam_beta2=None)
+    base = changed(
+        AXOLOTL, lora_target_linear=None, lora_target_modules=["q_proj"], adam_beta2=None
+    )
     Path("axolotl.yml").write_text(base)
     Path("sweep.yml").write_text(yaml.safe_dump(lists))
     imported = study_cli("import-config", "axolotl.yml", "--sweep", "sweep.yml", "--name", "grid")
     assert imported.code == 0, imported.err
-    params = yaml.safe_load(Path("conf/experiment/grid.yaml").read_text())["hydra"]["sweeper"]["params"]
+    params = yaml.safe_load(Path("conf/experiment/grid.yaml").read_text())["hydra"]["sweeper"][
+        "params"
+    ]
     assert params == {
         "adapter.rank": "2,3",
         "adapter.scaling": "rslora,lora",
         "optimizer": "sgd,adamw",
         "adapter.targets": "[q_proj,v_proj],[k_proj]",
     }
-    cells = trained(study_cli, imported.out, "precision=float32", "probes.steps=[0]", "probes.sites=[A]").cells
+    cells = trained(
+        study_cli, imported.out, "precision=float32", "probes.steps=[0]", "probes.sites=[A]"
+    ).cells
     assert len(cells) == 16
     assert len(cells[["rank", "scaling", "optimizer", "targets"]].drop_duplicates()) == 16
 
 
 BAD = {
     "no rank": (changed(FINLORA_YAML, lora_rank=None), "lora_rank is missing"),
-    "no model, no data": (changed(FINLORA_YAML, model_name=None, dataset=None), "model_name, dataset are missing"),
+    "no model, no data": (
+        changed(FINLORA_YAML, model_name=None, dataset=None),
+        "model_name, dataset are missing",
+    ),
     "text for a rank": (changed(FINLORA_YAML, lora_rank="many"), "lora_rank='many' is no number"),
     "half a rank": (changed(FINLORA_YAML, lora_rank=4.5), "lora_rank=4.5 is no whole number"),
     "rank 0": (changed(FINLORA_YAML, lora_rank=0), "adapter.rank=0 is no rank"),
-    "maybe": (changed(FINLORA_YAML, use_rsLoRA="maybe"), "use_rsLoRA='maybe' is neither true nor false"),
+    "maybe": (
+        changed(FINLORA_YAML, use_rsLoRA="maybe"),
+        "use_rsLoRA='maybe' is neither true nor false",
+    ),
     "3 bits": (changed(FINLORA_YAML, quant_bits=3), "quant_bits=3 is neither 8 nor 4"),
-    "bits twice": (changed(FINLORA_YAML, load_in_4bit=True), "quant_bits: 8 and load_in_4bit: true contradict"),
+    "bits twice": (
+        changed(FINLORA_YAML, load_in_4bit=True),
+        "quant_bits: 8 and load_in_4bit: true contradict",
+    ),
     "both bits": (
         changed(AXOLOTL, load_in_8bit=True, adapter="lora"),
         "load_in_8bit: true and load_in_4bit: true contradict each other",
@@ -333,14 +390,23 @@ BAD = {
         changed(AXOLOTL, load_in_8bit=True, load_in_4bit=False),
         "adapter: qlora and load_in_8bit contradict",
     ),
-    "qlora in 16": (changed(AXOLOTL, load_in_4bit=None), "adapter: qlora and no load_in_4bit contradict"),
+    "qlora in 16": (
+        changed(AXOLOTL, load_in_4bit=None),
+        "adapter: qlora and no load_in_4bit contradict",
+    ),
     "ia3": (changed(AXOLOTL, adapter="ia3"), "'ia3': choose from lora, qlora"),
-    "full": (changed(AXOLOTL, adapter=None, load_in_4bit=None), "adapter is missing, so all weights are trained"),
+    "full": (
+        changed(AXOLOTL, adapter=None, load_in_4bit=None),
+        "adapter is missing, so all weights are trained",
+    ),
     "dpo": (changed(AXOLOTL, rl="dpo"), "rl trains on preferences"),
     "no targets": (changed(AXOLOTL, lora_target_linear=None), "lora_target_modules is missing"),
     "no data": (changed(AXOLOTL, datasets=None), "datasets is missing"),
     "data of a name": (changed(AXOLOTL, datasets="alpaca"), "is no list of datasets"),
-    "batch of 0": (changed(AXOLOTL, micro_batch_size=0), "micro_batch_size=0 is no count: give at least 1"),
+    "batch of 0": (
+        changed(AXOLOTL, micro_batch_size=0),
+        "micro_batch_size=0 is no count: give at least 1",
+    ),
     "no epochs": (changed(AXOLOTL, num_epochs=0), "num_epochs=0.0 is no training"),
     "dropout": (changed(AXOLOTL, lora_dropout=1.5), "adapter.dropout=1.5 is no probability"),
     "no yaml": ("a: [1, 2", "is no YAML"),
@@ -351,7 +417,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_mistakes_get_one_line_and_write_nothing(study_cli: Cli, monkeypatch: pytest.MonkeyPatch, bad: str) -> None:
+def test_mistakes_get_one_line_and_write_nothing(
+    study_cli: Cli, monkeypatch: pytest.MonkeyPatch, bad: str
+) -> None:
     text, says = BAD[bad]
     Path("bad.yaml").write_text(text)
     before = files()
@@ -399,17 +467,25 @@ def test_a_file_that_is_there_is_kept_unless_forced(study_cli: Cli) -> None:
     study_cli("import-config", "rslora.yaml")
     mine = Path("conf/experiment/rslora.yaml")
     mine.write_text("# mine\n")
-    assert "is there already: give another --name, or --force" in study_cli("import-config", "rslora.yaml").err
+    assert (
+        "is there already: give another --name, or --force"
+        in study_cli("import-config", "rslora.yaml").err
+    )
     assert mine.read_text() == "# mine\n"
     assert study_cli("import-config", "rslora.yaml", "--force").code == 0
     assert "lora" in mine.read_text()
 
 
-def test_in_the_toolkits_own_folder_no_config_dir_is_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_in_the_toolkits_own_folder_no_config_dir_is_needed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import shutil
 
     from study.integrations.configs import experiment
 
     shutil.copytree(CONF, tmp_path / "own")
     monkeypatch.setattr(experiment, "CONF", tmp_path / "own")
-    assert write(read_file(Path("rslora.yaml")), "mine", tmp_path / "own").command == "study train experiment=mine"
+    assert (
+        write(read_file(Path("rslora.yaml")), "mine", tmp_path / "own").command
+        == "study train experiment=mine"
+    )

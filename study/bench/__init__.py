@@ -1,1 +1,0 @@
-"""What things cost, measured: one module a question, a table out."""

@@ -1,0 +1,148 @@
+"""The cost of a cell before it is trained: FLOPs, bytes and seconds.
+
+Letters as in :mod:`study.adapters.contraction`. Bytes are those held at one time while a cell trains:
+
+- the base: its weights, once for all cells of a process;
+- a cell's adapters: ``P = R sum(D + O)`` floats, their gradients and the optimizer's state; the
+  weights before the step, if a probe measures updates; in bf16 the adapters' casts; ``D O`` floats
+  for each merged layer, and as many for the weight gradients that alignments need;
+- a cell's activations: ``sum(D + O)`` numbers a token, over all linears from the first adapted
+  block up. For Llama, GPT-2, Phi and Qwen this is within a fifth of what transformers keeps.
+"""
+
+import math
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from study.adapters import Contraction, resolve_targets
+from study.adapters.contraction import adapter_flops
+from study.config import CellConfig, chosen, eval_steps, probe_steps
+from study.errors import StudyError
+from study.models import ModelCard
+from study.training.loss import LOGITS
+from study.vocabulary.optimizers import OPTIMIZERS
+from study.vocabulary.quantities import ALIGNMENTS, SITES, STATS, UPDATES, USUAL
+from study.vocabulary.thresholds import LAST_PREDICTED_STEP
+
+FLOAT = 4
+MEMORY_SHARE = {"cpu": 0.8, "cuda": 0.9}
+"""The share of the free memory that a process may plan with."""
+ACHIEVED_SHARE = 0.5
+"""The share of the matmul rate that a training step achieves.
+
+The rest of the time goes to elementwise work, the optimizer and probes."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One cell: bytes of the shared base, bytes of its own, and FLOPs of its whole training."""
+
+    base_bytes: int
+    own_bytes: int
+    flops: float
+
+    def seconds(self, rate: float) -> float:
+        """The time it should take at a matmul rate in FLOP/s."""
+        return self.flops / (ACHIEVED_SHARE * rate)
+
+
+@dataclass(frozen=True)
+class _AdapterCost:
+    """Sums over the adapted layers: adapter weights, FLOPs of a step, floats kept, and ranks."""
+
+    weights: int
+    flops: float
+    kept: int
+    hidden: int
+
+
+def estimate(
+    config: CellConfig, card: ModelCard, tokens: int, supervised: int, contraction: Contraction
+) -> Estimate:
+    """The cost of a cell whose typical step has ``tokens`` tokens, ``supervised`` with a loss."""
+    layers = resolve_targets(card.linears, config.adapter.targets)
+    shapes = dict(zip(card.linears, card.shapes, strict=True))
+    above = [shapes[layer] for layer in card.linears[card.linears.index(layers[0]) :]]
+    adapters = _adapter_cost(config, [shapes[layer] for layer in layers], tokens, contraction)
+    return Estimate(
+        base_bytes=card.parameters * (config.model.quant_bits or _bits(config)) // 8,
+        own_bytes=_own_bytes(config, adapters, above, tokens),
+        flops=_flops(config, card, adapters, above, tokens, supervised),
+    )
+
+
+def _adapter_cost(
+    config: CellConfig, adapted: list[tuple[int, int]], tokens: int, contraction: Contraction
+) -> _AdapterCost:
+    dense = config.precision == "float32" and config.model.quant_bits is None
+    stats = chosen("probes.stats", config.probes.stats, STATS, USUAL)
+    aligned = bool(probe_steps(config)) and bool(set(stats) & set(ALIGNMENTS))
+    weights = kept = hidden = 0
+    flops = 0.0
+    for d, o in adapted:
+        rank = d if math.isinf(config.adapter.rank) else int(config.adapter.rank)
+        form = contraction.choose(d, o, rank) if dense else "factored"
+        weights += rank * (d + o)
+        flops += adapter_flops(form, tokens, d, o, rank)
+        hidden += rank if form == "factored" else 0
+        kept += (0 if form == "factored" else d * o) + (d * o if aligned else 0)
+    return _AdapterCost(weights, flops, kept, hidden)
+
+
+def _own_bytes(
+    config: CellConfig, adapters: _AdapterCost, above: list[tuple[int, int]], tokens: int
+) -> int:
+    sites = chosen("probes.sites", config.probes.sites, SITES)
+    updates = bool(probe_steps(config)) and bool({*UPDATES, "adapter_update"} & set(sites))
+    copies = 2 + OPTIMIZERS[config.optimizer.name].states + updates
+    casts = adapters.weights if config.precision == "bf16" else 0
+    micro_tokens = math.ceil(tokens / config.train.accumulation)
+    activations = micro_tokens * (sum(d + o for d, o in above) + adapters.hidden)
+    logits = 3 * FLOAT * LOGITS["cpu"]
+    floats = FLOAT * (copies * adapters.weights + adapters.kept)
+    return floats + (casts + activations) * _bits(config) // 8 + logits
+
+
+def _flops(
+    config: CellConfig,
+    card: ModelCard,
+    adapters: _AdapterCost,
+    above: list[tuple[int, int]],
+    tokens: int,
+    supervised: int,
+) -> float:
+    forward = 2 * tokens * sum(d * o for d, o in card.shapes) + 2 * supervised * card.head
+    backward = 2 * tokens * sum(d * o for d, o in above) + 2 * supervised * card.head
+    losses_after = sum(step <= LAST_PREDICTED_STEP for step in probe_steps(config))
+    passes = config.train.steps + losses_after / 3  # a loss after an update is one forward pass
+    evaluations = len(eval_steps(config)) * config.data.heldout / config.train.batch_size
+    return passes * (forward + backward + adapters.flops) + evaluations * forward
+
+
+def _bits(config: CellConfig) -> int:
+    return {"float32": 32, "bf16": 16}[config.precision]
+
+
+def memory_budget(config: CellConfig, device: torch.device) -> int:
+    """Bytes that one process may use: ``pack.memory_gb``, or a share of the free memory."""
+    if config.pack.memory_gb is not None:
+        return int(config.pack.memory_gb * 2**30)
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = psutil.virtual_memory().available
+    return int(MEMORY_SHARE[device.type] * free)
+
+
+def check_fits(config: CellConfig, need: Estimate, label: str) -> None:
+    """Raises :class:`StudyError` if ``pack.memory_gb`` is too little for this cell alone."""
+    allowed = config.pack.memory_gb
+    total = (need.base_bytes + need.own_bytes) / 2**30
+    if allowed is not None and total > allowed:
+        raise StudyError(
+            f"pack.memory_gb={allowed:g} is too little for the cell {label}, which takes about "
+            f"{total:.1f} GB: raise it, or lower adapter.rank, train.batch_size (with "
+            "train.accumulation) or data.sequence_length"
+        )

@@ -1,0 +1,146 @@
+"""Cells to packs, and a pack's cells to folds."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby, pairwise
+
+import torch
+
+from study.config import CellConfig
+from study.data import Corpus
+from study.models import FrozenBase
+from study.sweeps.cells import Cell
+from study.sweeps.estimate import Estimate
+from study.sweeps.prepare import Prepared, PreparedPack
+from study.training.loop import train
+from study.training.run import Run
+
+FOLD_GAIN = 0.98
+"""Doubling a fold must bring a cell's step under this share of its time, or it is not doubled."""
+
+
+def packs(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Group cells that can share a process: same base, data, shape of a step and loop.
+
+    Each pack is ordered by rank. ``pack.max_cells`` bounds its size, so that a launcher with several
+    workers has several packs to distribute.
+    """
+    groups: list[list[Cell]] = []
+    for _, group in groupby(sorted(cells, key=_shared), key=_shared):
+        ordered = sorted(group, key=lambda cell: cell.config.adapter.rank)
+        size = ordered[0].config.pack.max_cells or len(ordered)
+        # Every n-th cell: packs then cost about the same. Contiguous packs would put all high
+        # ranks into the last one.
+        count = -(-len(ordered) // size)
+        groups += [ordered[start::count] for start in range(count)]
+    return groups
+
+
+def folds(pack: PreparedPack, base: FrozenBase) -> Iterator[Sequence[Prepared]]:
+    """Split a pack into folds: as many cells as fit, up to ``pack.fold``.
+
+    ``auto`` is 1 on a CPU, where folding does not pay. On CUDA a short trial finds the fastest size.
+    Three kinds of cells are trained alone:
+
+    - infinite rank, whose adapter is another module;
+    - a continued adapter, whose layers may differ in rank;
+    - an 8-bit base on CUDA, whose products depend on the whole batch
+      (:mod:`study.models.quantised`).
+    """
+    alone = [prepared for prepared in pack.cells if _trains_alone(prepared.cell)]
+    together = [prepared for prepared in pack.cells if not _trains_alone(prepared.cell)]
+    if together:
+        needs = [prepared.estimate for prepared in together]
+        start = 0
+        for size in fold_sizes(needs, _largest_fold(pack, together, base), pack.memory):
+            yield together[start : start + size]
+            start += size
+    yield from ([prepared] for prepared in alone)
+
+
+def _trains_alone(cell: Cell) -> bool:
+    return math.isinf(cell.config.adapter.rank) or bool(cell.config.adapter.path)
+
+
+def _largest_fold(pack: PreparedPack, together: Sequence[Prepared], base: FrozenBase) -> int:
+    on_cuda = pack.device.type == "cuda"
+    if on_cuda and pack.config.model.quant_bits == 8:
+        return 1
+    if pack.config.pack.fold != "auto":
+        return int(pack.config.pack.fold)
+    return fastest_fold([p.run for p in together], base, pack.corpus) if on_cuda else 1
+
+
+def fold_sizes(needs: Sequence[Estimate], most: int, memory: int) -> Iterator[int]:
+    """The sizes of consecutive folds: at most ``most`` cells, and at most ``memory`` bytes.
+
+    A fold has at least one cell, even where its estimate exceeds the memory.
+    """
+    start = 0
+    while start < len(needs):
+        size, used = 1, needs[start].base_bytes + needs[start].own_bytes
+        while (
+            size < most
+            and start + size < len(needs)
+            and used + needs[start + size].own_bytes <= memory
+        ):
+            used += needs[start + size].own_bytes
+            size += 1
+        yield size
+        start += size
+
+
+def fastest_fold(runs: Sequence[Run], base: FrozenBase, corpus: Corpus) -> int:
+    """The fold size with the least time per cell and step.
+
+    Tries 1, 2, 4, ... neighbours for three steps each. Stops when doubling gains less than 2 %, or
+    when cells or memory run out.
+    """
+    best, least = 1, math.inf
+    for size in (2**i for i in range(len(runs).bit_length())):
+        try:
+            seconds = seconds_per_cell(runs[:size], base, corpus)
+        except torch.OutOfMemoryError:
+            break
+        if seconds > FOLD_GAIN * least:
+            break
+        best, least = size, seconds
+    return best
+
+
+def seconds_per_cell(runs: Sequence[Run], base: FrozenBase, corpus: Corpus) -> float:
+    """Seconds per cell of a plain step of a fold: the least of three, after one to warm up."""
+    plain = [replace(run, config=_unmeasured(run)) for run in runs]
+    times = [
+        result.metrics["seconds"]
+        for results in train(base, corpus, plain)
+        for result in results[:1]
+        if result
+    ]
+    return min(after - before for before, after in pairwise(times[:4])) / len(runs)
+
+
+def _unmeasured(run: Run) -> CellConfig:
+    config = run.config
+    return replace(
+        config,
+        train=replace(config.train, steps=4, eval_every=0),
+        probes=replace(config.probes, every=None, steps=None),
+    )
+
+
+def _shared(cell: Cell) -> str:
+    """What the cells of one pack have in common, as a sortable key."""
+    config = cell.config
+    data, train = config.data, config.train
+    return repr(
+        (
+            (config.name, config.results_dir, config.device, config.precision, config.model),
+            (data.name, data.path, data.sequence_length, data.heldout),
+            config.adapter.targets,
+            (train.steps, train.batch_size, train.accumulation),
+            (train.eval_every, train.answer_tokens),
+            (config.probes, config.pack, config.tracker),
+        )
+    )

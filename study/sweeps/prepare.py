@@ -1,0 +1,63 @@
+"""A pack before it trains: its device, its corpus, and what each cell needs. Computed once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from study.config import CellConfig
+from study.data import Corpus, build_corpus
+from study.models import load_tokenizer
+from study.sweeps.cells import Cell
+from study.sweeps.estimate import Estimate, check_fits, estimate, memory_budget
+from study.training.devices import choose_device
+from study.training.run import Run
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One cell with its training run and its estimated cost."""
+
+    cell: Cell
+    run: Run
+    estimate: Estimate
+
+
+@dataclass(frozen=True)
+class PreparedPack:
+    """The cells of one process, ordered by rank. ``memory``: bytes that the process may use."""
+
+    cells: Sequence[Prepared]
+    device: torch.device
+    corpus: Corpus
+    memory: int
+
+    @property
+    def config(self) -> CellConfig:
+        """The first cell's configuration: it stands for what all cells of a pack share."""
+        return self.cells[0].cell.config
+
+
+def prepare(pack: Sequence[Cell]) -> PreparedPack:
+    """Read the data of a pack and estimate every cell. Loads no weights.
+
+    Raises :class:`StudyError` if the device is absent, or if ``pack.memory_gb`` is too little for
+    one of the cells alone.
+    """
+    config = pack[0].config
+    device, corpus = choose_device(config.device), build_pack_corpus(config)
+    cells = [_prepare_cell(cell, corpus, device) for cell in pack]
+    return PreparedPack(cells, device, corpus, memory_budget(config, device))
+
+
+def _prepare_cell(cell: Cell, corpus: Corpus, device: torch.device) -> Prepared:
+    run = Run.of(cell.config, corpus, device)
+    need = estimate(cell.config, cell.card, run.tokens, run.supervised, run.contraction)
+    check_fits(cell.config, need, cell.label)
+    return Prepared(cell, run, need)
+
+
+def build_pack_corpus(config: CellConfig) -> Corpus:
+    """The tokenised data of a cell."""
+    tokenizer = load_tokenizer(config.model)
+    return build_corpus(config.data, tokenizer, tokenizer.eos_token_id)

@@ -1,0 +1,125 @@
+"""What a fold of cells leaves while it trains: rows and records on disk, lines on the display, a tracker's runs."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import pandas as pd
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from study.adapters import LoraPair
+from study.adapters.peft_format import write_adapter
+from study.models import where_from
+from study.store import ADAPTER, CellWriter
+from study.store.provenance import peak_memory_gb, provenance
+from study.sweeps.cells import Cell
+from study.sweeps.progress import Display
+from study.tracking.runs import Tracker
+from study.training.loop import CellStep
+from study.vocabulary import scaling
+
+
+class Recorder:
+    """Writes a fold's results as they come, one writer a cell, and tells the display and the tracker."""
+
+    def __init__(
+        self,
+        fold: Sequence[Cell],
+        writers: Sequence[CellWriter],
+        display: Display,
+        tracked: Tracker,
+    ) -> None:
+        self.fold, self.writers, self.display, self.tracked = fold, writers, display, tracked
+        self.status = ["complete"] * len(fold)
+        self.fields: list[dict[str, Any]] = [{} for _ in fold]
+        self.adapters: dict[int, dict[str, LoraPair]] = {}
+        self._waiting: deque[list[CellStep]] = deque()
+        display.start([cell.id for cell in fold])
+        for cell, writer in zip(fold, writers, strict=True):
+            tracked.start(writer.record, cell.label)
+
+    def add(self, results: Sequence[CellStep | None]) -> None:
+        """Take the rows of one step: written when its numbers have left the device, on closing at the latest."""
+        alive = [result for result in results if result is not None]
+        for result in alive:
+            fields, step = self.fields[result.cell], int(result.metrics["step"])
+            fields |= {"steps_done": step, "seconds": result.metrics["seconds"]}
+            if result.adapter is not None:
+                self.adapters[result.cell] = result.adapter
+            if result.diverged:
+                self.status[result.cell] = "diverged"
+                fields["diverged_step"] = step
+        self.display.advance([result.metrics for result in alive])
+        self._waiting.append(alive)
+        while self._waiting and all(result.arrived for result in self._waiting[0]):
+            self._write(self._waiting.popleft())
+
+    def _write(self, results: Sequence[CellStep]) -> None:
+        for result in results:
+            writer, probes = self.writers[result.cell], result.probes
+            writer.append("metrics", pd.DataFrame([result.metrics]))
+            if probes is not None:
+                writer.append("probes", probes)
+            self.tracked.log(self.fold[result.cell].id, result.metrics, probes)
+            if result.truncations is not None:
+                writer.append("truncations", result.truncations)
+
+    def save_adapters(self, model: nn.Module) -> None:
+        """Write the adapters that were kept, in PEFT's format; ``model`` is the base, without adapters again."""
+        for k, pairs in self.adapters.items():
+            adapter = self.fold[k].config.adapter
+            write_adapter(
+                self.fold[k].folder / ADAPTER,
+                pairs,
+                alpha=adapter.alpha,
+                exponent=scaling.exponent(adapter.scaling, adapter.exponent),
+                dropout=adapter.dropout,
+                base=where_from(self.fold[k].config.model),
+                modules=dict(model.named_modules()),
+            )
+
+    def fail(self, error: Exception) -> list[str]:
+        """Mark the cells that had not diverged as failed; a line for each of them."""
+        failed = [k for k, status in enumerate(self.status) if status == "complete"]
+        for k in failed:
+            self.status[k] = "failed"
+            self.fields[k]["error"] = _one_line(error)
+        return [
+            f"cell {self.fold[k].id} ({self.fold[k].label}): {_one_line(error)}" for k in failed
+        ]
+
+    def close(self, device: torch.device) -> None:
+        """Write what is left, and close every cell with its status."""
+        while self._waiting:
+            self._write(self._waiting.popleft())
+        for writer, status, fields in zip(self.writers, self.status, self.fields, strict=True):
+            writer.close(status, finished=_now(), peak_memory_gb=peak_memory_gb(device), **fields)
+            self.tracked.finish(writer.record["cell_id"], status, fields)
+        self.display.finish(dict(zip([cell.id for cell in self.fold], self.status, strict=True)))
+
+
+def config_yaml(cell: Cell) -> str:
+    """A cell's configuration as its folder keeps it."""
+    return OmegaConf.to_yaml(OmegaConf.create(asdict(cell.config)))
+
+
+def record_of(cell: Cell, device: torch.device, data: str) -> dict[str, Any]:
+    """A cell's record as it starts: what it is, what it reads (``data``: the examples' hash), by what and where."""
+    return {
+        **cell.description,
+        "sources": asdict(cell.sources) | {"data": data},
+        "started": _now(),
+        **provenance(device),
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

@@ -1,0 +1,99 @@
+"""``study status``: the cells of a study by state, as text."""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from study.errors import StudyError
+from study.store import STATUSES, cell_row, load_cells
+from study.sweeps.agenda import WAITING, agendas, records
+
+COLUMNS = (
+    "status",
+    "cell_id",
+    "model",
+    "optimizer",
+    "lr",
+    "scaling",
+    "rank",
+    "seed",
+    "steps",
+    "seconds",
+    "note",
+)
+STATES = (*STATUSES, WAITING)
+
+
+def load_status(study_dir: Path) -> pd.DataFrame:
+    """The ``cells`` table and, below it, the cells that a sweep has still to begin: those are ``waiting``.
+
+    Raises :class:`StudyError` where the folder holds no study and no sweep is about to begin one.
+    """
+    planned = [record for agenda in agendas(study_dir) for record in records(study_dir, agenda)]
+    waiting = pd.DataFrame([cell_row(record) for record in planned if record["status"] == WAITING])
+    try:
+        begun = load_cells(study_dir)
+    except StudyError:
+        if waiting.empty:
+            raise
+        return waiting
+    if waiting.empty:
+        return begun
+    # A cell that failed before and is to be trained again is only waiting.
+    return pd.concat(
+        [begun[~begun["cell_id"].isin(waiting["cell_id"])], waiting], ignore_index=True
+    )
+
+
+def counts(states: Iterable[str]) -> str:
+    """``3 complete, 1 running``."""
+    found = Counter(states)
+    return ", ".join(f"{found[state]} {state}" for state in STATES if found[state])
+
+
+def render(cells: pd.DataFrame) -> str:
+    """The ``cells`` table by state, one line a cell, under a line that counts them."""
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(table(cells, f"{cells['study'].iloc[0]}: {counts(cells['status'])}"))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def table(cells: pd.DataFrame, title: str) -> Table:
+    """The ``cells`` table by state under a title, for rich to print."""
+    drawn = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    for column in COLUMNS:
+        drawn.add_column(
+            column,
+            justify="right" if column in ("lr", "rank", "seed", "steps", "seconds") else "left",
+        )
+    by_state = cells["status"].map(STATES.index)
+    for _, cell in cells.assign(state=by_state).sort_values("state", kind="stable").iterrows():
+        done = 0 if pd.isna(cell["steps_done"]) else int(cell["steps_done"])
+        drawn.add_row(
+            cell["status"],
+            cell["cell_id"],
+            cell["model"],
+            cell["optimizer"],
+            f"{cell['lr']:g}",
+            cell["scaling"]
+            if pd.isna(cell["exponent"])
+            else f"{cell['scaling']} p={cell['exponent']:g}",
+            f"{cell['rank']:g}",
+            str(cell["seed"]),
+            f"{done}/{cell['steps']}",
+            "" if pd.isna(cell["seconds"]) else f"{cell['seconds']:.1f}",
+            _note(cell),
+        )
+    return drawn
+
+
+def _note(cell: pd.Series) -> str:
+    if cell["status"] == "diverged":
+        return f"not finite at step {cell['diverged_step']:.0f}"
+    return cell["error"] or "" if isinstance(cell["error"], str) else ""

@@ -1,0 +1,91 @@
+"""The device that a process trains on: which one, how fast it is, and what it holds."""
+
+import platform
+import resource
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from study.errors import StudyError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that ``device=...`` names; ``auto`` is CUDA where there is a CUDA device.
+
+    Raises :class:`StudyError` if CUDA is asked for and torch sees none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise StudyError(
+            "device=cuda, but torch sees no CUDA device: use device=cpu or device=auto"
+        )
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def describe_device(device: torch.device) -> dict[str, Any]:
+    """What a record says of the device: its type, its name and the number of CPU threads."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return {"device": device.type, "device_name": name, "threads": torch.get_num_threads()}
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """The most memory held so far, in GiB.
+
+    On CUDA: by tensors since the last reset. On a CPU: by the whole process.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def release_memory(device: torch.device) -> None:
+    """Return cached memory to the device and restart the count of its peak."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed.
+
+    CUDA has its own exception. The CPU allocator raises RuntimeError, and Python MemoryError.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "can't allocate memory" in str(error)
+
+
+@cache
+def matmul_rate(device: torch.device) -> float:
+    """FLOP/s of a square float32 product on ``device``; measured once in a process."""
+    return measure_matmul_rate(device)
+
+
+def measure_matmul_rate(
+    device: torch.device, dtype: torch.dtype = torch.float32, side: int = 2048
+) -> float:
+    """FLOP/s of a square product on ``device`` at this moment: the best of five."""
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+
+    def seconds() -> float:
+        began = time.perf_counter()
+        torch.mm(a, b)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - began
+
+    seconds()
+    return 2 * side**3 / min(seconds() for _ in range(5))
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,94 @@
+"""One optimizer and one learning-rate schedule per cell, from torch or a package that keeps what torch lacks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pytorch_optimizer import Lion, SignSGD
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+from transformers.optimization import Adafactor
+
+from study.adapters import LoraBank
+from study.config import CellConfig, OptimizerConfig, TrainConfig
+
+
+def build_optimizer(
+    config: OptimizerConfig, A_weights: Sequence[Tensor], B_weights: Sequence[Tensor]
+) -> Optimizer:
+    """The optimizer that ``config`` names over one cell's adapters: A at ``lr``, B at ``lr * loraplus_lr_ratio``.
+
+    The ratio is LoRA+'s (Hayou et al. 2024, arXiv 2402.12354); 1 is LoRA.
+    """
+    options = {
+        key: value
+        for key, value in vars(config).items()
+        if key not in ("name", "loraplus_lr_ratio")
+    }
+    groups: list[dict[str, Any]] = [
+        {"params": list(A_weights)},
+        {"params": list(B_weights), "lr": config.lr * config.loraplus_lr_ratio},
+    ]
+    match config.name:
+        case "sgd" | "momentum":
+            return torch.optim.SGD(groups, **options)
+        case "nesterov":
+            return torch.optim.SGD(groups, nesterov=True, **options)
+        case "adamw":
+            # The fused step is one pass over memory, on a CPU too: at rank 1024 the others take as long as the model.
+            return torch.optim.AdamW(groups, fused=True, **options)
+        case "adam":
+            return torch.optim.Adam(groups, fused=True, **options)
+        case "rmsprop":
+            return torch.optim.RMSprop(groups, **options)
+        case "signsgd":
+            return SignSGD(groups, **options)
+        case "lion":
+            return Lion(groups, **options)
+        case "adafactor":
+            # transformers' with neither relative step nor parameter scaling: scaled, B = 0 would hardly move at first.
+            return Adafactor(
+                groups, relative_step=False, scale_parameter=False, warmup_init=False, **options
+            )
+    raise ValueError(f"no optimizer {config.name!r}")
+
+
+def build_schedule(config: TrainConfig, optimizer: Optimizer) -> LRScheduler:
+    """transformers' constant, linear or cosine schedule, with linear warm-up from 0 over ``warmup`` steps."""
+    name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
+    return get_scheduler(
+        name, optimizer, num_warmup_steps=config.warmup, num_training_steps=config.steps
+    )
+
+
+class Learner:
+    """One cell's optimizer, schedule and clipping over its own slice of every bank."""
+
+    def __init__(self, config: CellConfig, cell: int, banks: Sequence[LoraBank]) -> None:
+        pairs = [bank.pairs[cell] for bank in banks]
+        self.weights = [weight for pair in pairs for weight in pair[:2]]
+        self.optimizer = build_optimizer(
+            config.optimizer, [p.A_RD for p in pairs], [p.B_OR for p in pairs]
+        )
+        self.schedule = build_schedule(config.train, self.optimizer)
+        self.clip = config.train.clip
+        self.diverged = False
+        self._norm = torch.tensor(float("nan"))
+
+    def measure_grad_norm(self) -> Tensor:
+        """Global gradient norm, a scalar on the device; :meth:`update` clips by the last one measured."""
+        self._norm = get_total_norm([w.grad for w in self.weights if w.grad is not None])
+        return self._norm
+
+    def update(self) -> float:
+        """Clip as torch's ``clip_grad_norm_`` does, step, and say what the gradient was multiplied by."""
+        factor = 1.0
+        if self.clip is not None:
+            clip_grads_with_norm_(self.weights, self.clip, self._norm)
+            factor = min(1.0, self.clip / (float(self._norm) + 1e-6))
+        self.optimizer.step()
+        self.schedule.step()
+        return factor

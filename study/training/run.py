@@ -1,0 +1,82 @@
+"""One cell as the training loop sees it: its configuration and what follows from it before training."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from study.adapters import AdapterSpec, Contraction, merged_rate
+from study.adapters.peft_format import read_adapter
+from study.config import CellConfig
+from study.data import Corpus
+
+SAMPLED_BATCHES = 8
+"""Batches that :func:`typical_step` averages over."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    - ``config``: the cell's configuration;
+    - ``adapter``: how its adapters are drawn;
+    - ``tokens``, ``supervised``: tokens of a typical optimizer step, and those that carry a loss;
+    - ``contraction``: how the adapters' products are computed for that many tokens.
+    """
+
+    config: CellConfig
+    adapter: AdapterSpec
+    tokens: int
+    supervised: int
+    contraction: Contraction
+
+    @classmethod
+    def of(cls, config: CellConfig, corpus: Corpus, device: torch.device) -> Self:
+        """The run of ``config`` on ``corpus``. Builds eight batches to count their tokens."""
+        tokens, supervised = typical_step(config, corpus, device)
+        contraction = Contraction(config.adapter.contraction, tokens, merged_rate(device))
+        return cls(config, adapter_spec(config), tokens, supervised, contraction)
+
+
+def adapter_spec(config: CellConfig) -> AdapterSpec:
+    """How a cell's adapters are drawn.
+
+    At infinite rank ``gamma`` is 0, so the spec holds the limit of ``gamma * sqrt(rank)`` instead.
+    """
+    adapter = config.adapter
+    gamma = adapter.alpha if math.isinf(adapter.rank) else adapter.gamma
+    start = read_adapter(Path(adapter.path)).pairs if adapter.path else None
+    return AdapterSpec(adapter.rank, gamma, config.seed, adapter.dropout, adapter.init, start)
+
+
+def typical_step(config: CellConfig, corpus: Corpus, device: torch.device) -> tuple[int, int]:
+    """Tokens that a cell sends through the model in one optimizer step, and those with a loss.
+
+    Both are means over the first batches.
+    """
+    train = config.train
+    batches = [
+        corpus.train.batch(config.data.seed, position, train.batch_size)
+        for position in range(SAMPLED_BATCHES)
+    ]
+    if may_trim([config], device):
+        batches = [batch.trimmed() for batch in batches]
+    totals = (
+        sum(batch.input_ids_BT.numel() for batch in batches),
+        sum(batch.supervised for batch in batches),
+    )
+    tokens, supervised = (total * train.accumulation // SAMPLED_BATCHES for total in totals)
+    return tokens, supervised
+
+
+def may_trim(cells: Sequence[CellConfig], device: torch.device) -> bool:
+    """Whether columns of padding may be cut off a batch.
+
+    Not where blocks are compiled for one shape. Not under dropout: the shape of a cell's mask would
+    then depend on the other cells of its fold.
+    """
+    fixed_shape = any(cell.adapter.dropout or cell.pack.compile for cell in cells)
+    return device.type == "cpu" and not fixed_shape

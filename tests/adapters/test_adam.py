@@ -1,0 +1,114 @@
+"""Adam's limits, for which there is no bank: lora converges while eps is nothing, and sinks to SGD's law otherwise.
+
+Ranks share their draws, as cells of a seed do: an adapter is the head of one of higher rank. A mean of the first r of
+``r_ref`` iid terms differs from the whole mean by ``c (1/r - 1/r_ref)``; of two independent means it would be
+``c (1/r + 1/r_ref)``.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from study.adapters import LoraBank
+from study.config import CellConfig
+from study.data import Corpus
+from study.models import FrozenBase
+from study.sweeps.distances import trajectory
+
+from .synthetic import D, H, O, Recipe, train
+
+ALPHA = 2.0
+LOWEST_EPS = 1e-15
+
+
+def delta(rank: int, p: float, recipe: Recipe, seed: int) -> torch.Tensor:
+    """Both layers' delta_w after the last step, flat; the head of the highest rank's init."""
+    pairs = []
+    for d, o in ((D, H), (H, O)):
+        stream = torch.Generator().manual_seed(1000 * seed + d)
+        A = torch.empty(rank, d, dtype=torch.float64).uniform_(
+            -(d**-0.5), d**-0.5, generator=stream
+        )
+        pairs.append((A, torch.zeros(o, rank, dtype=torch.float64)))
+    return torch.cat([d.flatten() for d in train(pairs, [ALPHA * rank**-p] * 2, recipe)[-1].deltas])
+
+
+def slope(ranks: tuple[int, ...], values: list[float]) -> float:
+    return float(np.polyfit(np.log(ranks), np.log(values), 1)[0])
+
+
+def test_lora_under_adam_converges_as_one_over_the_root_of_the_rank() -> None:
+    recipe, ranks, highest, seeds = (
+        Recipe(lr=0.01, steps=8, adam_eps=LOWEST_EPS),
+        (16, 64, 256, 1024),
+        4096,
+        8,
+    )
+    squares = np.zeros(len(ranks))
+    for seed in range(seeds):
+        reference = delta(highest, 1.0, recipe, seed)
+        runs = [delta(rank, 1.0, recipe, seed) for rank in ranks]
+        squares += [
+            float((run - reference).square().sum() / reference.square().sum()) / seeds
+            for run in runs
+        ]
+    apart = 1 / np.array(ranks) - 1 / highest
+    assert np.polyfit(np.log(apart), np.log(squares), 1)[0] == pytest.approx(1.0, abs=0.1), (
+        squares / apart
+    )
+    assert squares[-1] < 0.02
+
+
+def test_rslora_under_adam_has_no_limit_but_grows_as_the_root_of_the_rank() -> None:
+    recipe, ranks = Recipe(lr=1e-5, steps=4, adam_eps=LOWEST_EPS), (256, 1024, 4096)
+    sizes = {p: [float(delta(rank, p, recipe, 0).norm()) for rank in ranks] for p in (0.5, 1.0)}
+    assert slope(ranks, sizes[0.5]) == pytest.approx(0.5, abs=0.02)
+    assert slope(ranks, sizes[1.0]) == pytest.approx(0.0, abs=0.02)
+
+
+def test_at_a_fixed_eps_lora_under_adam_sinks_to_the_law_of_sgd() -> None:
+    """Gradients fall as 1/r and below eps: what is left is ``lr / eps`` times a gradient, and SGD's ``gamma^2 r``."""
+    ranks = (512, 2048, 8192)
+    adam, sgd = Recipe(lr=1e-5, steps=4, adam_eps=0.1), Recipe(lr=1e-5, steps=4)
+    slopes = [
+        slope(ranks, [float(delta(rank, 1.0, r, 0).norm()) for rank in ranks]) for r in (adam, sgd)
+    ]
+    assert slopes == pytest.approx([-1.0, -1.0], abs=0.03)
+
+
+def test_on_a_model_lora_under_adam_converges_and_rslora_does_not(
+    tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig]
+) -> None:
+    """All layers of the tiny model, 4 steps: distances from rank 1024, root mean square over layers."""
+    ranks, highest = (4, 16, 64), 1024
+    squares = {}
+    for scaling in ("lora", "rslora"):
+        options = (
+            f"adapter.scaling={scaling}",
+            "optimizer=adam",
+            f"optimizer.eps={LOWEST_EPS}",
+            "optimizer.lr=1e-3",
+        )
+        last = {}
+        for rank in (*ranks, highest):
+            config = cell(f"adapter.rank={rank}", "train.steps=4", "probes.steps=[4]", *options)
+            [last[rank]] = [
+                snapshot.deltas for snapshot in trajectory(tiny_base, corpus, config, LoraBank)
+            ]
+        reference = last.pop(highest)
+        squares[scaling] = [
+            np.mean(
+                [
+                    float(((run[name] - far).norm() / far.norm()) ** 2)
+                    for name, far in reference.items()
+                ]
+            )
+            for run in last.values()
+        ]
+    apart = 1 / np.array(ranks) - 1 / highest
+    assert np.polyfit(np.log(apart), np.log(squares["lora"]), 1)[0] == pytest.approx(
+        1.0, abs=0.15
+    ), squares
+    assert np.polyfit(np.log(apart), np.log(squares["rslora"]), 1)[0] < 0.5

@@ -1,0 +1,227 @@
+"""Infinite rank is what finite ranks converge to, as r^(-1/2), whatever SGD is modified by."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from study.adapters import AdapterSpec
+from study.adapters.infinite import InfiniteRankBank
+from study.adapters.rank_free import sample_factor
+from study.config import CellConfig
+from study.data import Corpus
+from study.errors import StudyError
+from study.models import FrozenBase
+from study.training.loop import train as train_cells
+from study.vocabulary.inits import INITS
+
+from . import synthetic
+from .synthetic import D, H, O, Pair, Recipe, train
+from .test_rank_free import RECIPES
+
+ALPHA, V = 2.0, 0.3
+RANKS = (2**12, 2**16, 2**20, 2**24)
+SEEDS = 6
+
+
+def limit(side: str) -> tuple[list[Pair], list[float]]:
+    """The pairs of infinite rank as the bank makes them, at the test's own variance."""
+    eye = [torch.eye(d if side == "A" else o, dtype=torch.float64) for d, o in ((D, H), (H, O))]
+    zero = [torch.zeros(o, d, dtype=torch.float64) for d, o in ((D, H), (H, O))]
+    pairs = list(zip(eye, zero, strict=True)) if side == "A" else list(zip(zero, eye, strict=True))
+    return pairs, [ALPHA * math.sqrt(V)] * 2
+
+
+def finite(side: str, rank: int, seed: int) -> tuple[list[Pair], list[float]]:
+    """Rank-free pairs of a Gaussian init of variance ``V``."""
+    stream = np.random.default_rng([rank, seed])
+    pairs = []
+    for d, o in ((D, H), (H, O)):
+        fan = d if side == "A" else o
+        F = torch.from_numpy(sample_factor(rank, np.full(fan, V**0.5), 0.0, stream))
+        pairs.append(
+            (F, torch.zeros(o, fan).double())
+            if side == "A"
+            else (torch.zeros(fan, d).double(), F.mT)
+        )
+    return pairs, [ALPHA / math.sqrt(rank)] * 2
+
+
+def distances(recipe: Recipe, side: str, reference: list[synthetic.Step]) -> np.ndarray:
+    """Root mean square over seeds, per rank, of the relative distance after the last step, layers together."""
+    last = torch.cat([delta.flatten() for delta in reference[-1].deltas])
+    squares = []
+    for rank in RANKS:
+        runs = [train(*finite(side, rank, seed), recipe)[-1] for seed in range(SEEDS)]
+        deltas = [torch.cat([delta.flatten() for delta in run.deltas]) for run in runs]
+        squares.append(
+            np.mean(
+                [float((delta - last).square().sum() / last.square().sum()) for delta in deltas]
+            )
+        )
+    return np.sqrt(squares)
+
+
+@pytest.mark.parametrize("side", ["A", "B"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_finite_ranks_converge_to_it(recipe: str, side: str) -> None:
+    """Four decades of rank: a reference that is wrong by one part in a thousand stops the fall at 1e-3."""
+    reference = train(*limit(side), RECIPES[recipe], fixed=side)
+    measured = distances(RECIPES[recipe], side, reference)
+    slope = np.polyfit(np.log(RANKS), np.log(measured), 1)[0]
+    assert slope == pytest.approx(-0.5, abs=0.05), measured
+    assert measured[-1] < 3e-3
+    [highest] = [train(*finite(side, RANKS[-1], 0), RECIPES[recipe])]
+    norms = [[step.norm for step in run] for run in (highest, reference)]
+    assert norms[0] == pytest.approx(norms[1], rel=0.02), (
+        "the gradient norm that clipping sees has this limit"
+    )
+
+
+@pytest.mark.parametrize("side", ["A", "B"])
+def test_without_decay_it_is_full_fine_tuning(side: str) -> None:
+    """At the layerwise rate ``lr alpha^2 v``, momentum included."""
+    recipe = RECIPES["nesterov"]
+    reference = train(*limit(side), recipe, fixed=side)
+    W, x, target = synthetic.weights_and_data()
+    tuned = [w.clone().requires_grad_() for w in W]
+    optimizer = torch.optim.SGD(
+        tuned, lr=recipe.lr * ALPHA**2 * V, momentum=recipe.momentum, nesterov=True
+    )
+    for step in reference:
+        optimizer.zero_grad()
+        (torch.tanh(x @ tuned[0].mT) @ tuned[1].mT - target).square().sum(1).mean().backward()
+        optimizer.step()
+        torch.testing.assert_close(
+            step.deltas, [(t - w).detach() for t, w in zip(tuned, W, strict=True)]
+        )
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_with_decay_it_is_not(decoupled: bool) -> None:
+    """Decayed full fine-tuning is farther from a high rank than the rank's own law allows."""
+    recipe = Recipe(decay=0.5, decoupled=decoupled)
+    W, x, target = synthetic.weights_and_data()
+    deltas = [torch.zeros_like(w, requires_grad=True) for w in W]
+    optimizer = synthetic.SGDW(
+        deltas,
+        lr=recipe.lr * ALPHA**2 * V,
+        weight_decay=recipe.decay / (ALPHA**2 * V),
+        weight_decouple=decoupled,
+    )
+    for _ in range(recipe.steps):
+        optimizer.zero_grad()
+        (torch.tanh(x @ (W[0] + deltas[0]).mT) @ (W[1] + deltas[1]).mT - target).square().sum(
+            1
+        ).mean().backward()
+        optimizer.step()
+    decayed = [synthetic.Step([delta.detach() for delta in deltas], 0.0, 0.0)]
+    assert distances(recipe, "A", decayed)[-1] > 0.05
+
+
+@pytest.mark.parametrize("init", [name for name, init in INITS.items() if init.q == 0])
+def test_the_bank_is_that_pair(init: str) -> None:
+    linear = torch.nn.Linear(6, 4, bias=False).requires_grad_(False)
+    bank = InfiniteRankBank(linear, "layer", [AdapterSpec(math.inf, ALPHA, init=init)])
+    bank.make_pairs()
+    x = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
+    fan, other = (6, 4) if INITS[init].drawn == "A" else (4, 6)
+    c = ALPHA * math.sqrt(INITS[init].numerator / fan)
+    A, B, gamma = bank.pairs[0]
+    fixed, learns = (A, B) if INITS[init].drawn == "A" else (B, A)
+    assert not learns.any()
+    learns.data.normal_(
+        generator=torch.Generator().manual_seed(1)
+    )  # at 0 the other has no gradient anyway
+    bank(x).tanh().sum().backward()
+    bank.bind_grads()
+    W = (linear.weight + c * learns.detach()).requires_grad_()
+    (x @ W.mT).tanh().sum().backward()
+    assert gamma == pytest.approx(c)
+    assert torch.equal(fixed, torch.eye(fan))
+    assert learns.numel() == fan * other
+    assert torch.equal(fixed.grad, torch.zeros(fan, fan))
+    torch.testing.assert_close(learns.grad, c * W.grad)
+    both = torch.autograd.grad(bank(x).tanh().sum(), list(bank.buckets.parameters()))
+    assert sorted(bool(gradient.any()) for gradient in both) == [False, True]
+
+
+def test_the_bank_refuses_what_has_no_limit() -> None:
+    linear = torch.nn.Linear(6, 4)
+    for init in ("orthogonal", "scaled"):
+        with pytest.raises(ValueError, match="no limit of infinite rank"):
+            InfiniteRankBank(linear, "layer", [AdapterSpec(math.inf, 1.0, init=init)])
+    with pytest.raises(ValueError, match="fold of its own"):
+        InfiniteRankBank(linear, "layer", [AdapterSpec(math.inf, 1.0)] * 2)
+    with pytest.raises(ValueError, match="fold of its own"):
+        InfiniteRankBank(linear, "layer", [AdapterSpec(8, 1.0)])
+
+
+@pytest.mark.parametrize("init", ["kaiming", "init_b"])
+def test_a_cell_of_infinite_rank_is_near_a_high_rank(
+    tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig], init: str
+) -> None:
+    """The loop itself, with all that a cell can have: losses, gradient norms and probes of rank 4096 are close."""
+    common = [
+        "adapter.scaling=rslora",
+        f"adapter.init={init}",
+        "optimizer=nesterov",
+        "optimizer.weight_decay=0.1",
+    ]
+    common += [
+        "optimizer.loraplus_lr_ratio=2",
+        "train.clip=0.5",
+        "train.schedule=linear",
+        "optimizer.lr=0.02",
+    ]
+    common += [
+        "probes.steps=[0,1,3]",
+        "probes.batch=[train,heldout,noise]",
+        "probes.stats=[all,rho,r_align]",
+    ]
+    runs = [
+        [
+            results[0]
+            for results in train_cells(tiny_base, corpus, [cell(f"adapter.rank={rank}", *common)])
+        ]
+        for rank in (4096, "inf")
+    ]
+    losses, norms = (
+        [[step.metrics.get(name) for step in run] for run in runs] for name in ("loss", "grad_norm")
+    )
+    assert losses[1][0] - losses[1][-1] != 0
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    assert norms[0] == pytest.approx(norms[1], rel=5e-2)
+    probes = [run[-1].probes.set_index(["layer", "site", "batch"])["norm"] for run in runs]
+    assert set(probes[1].index.get_level_values("site")) == {
+        *("adapter_in", "adapter_out", "layer_out", "layer_out_grad", "adapter_in_grad", "delta_w")
+    }
+    both = np.log(probes[0].reindex(probes[1].index) / probes[1])
+    assert both.abs().max() < 0.1, both.abs().idxmax()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["adapter.scaling=lora", "optimizer=sgd"],
+        ["adapter.scaling=rslora", "optimizer=adamw"],
+        ["adapter.scaling=rslora", "optimizer=signsgd"],
+        ["adapter.scaling=power", "adapter.exponent=0.6", "optimizer=sgd"],
+        ["adapter.scaling=rslora", "optimizer=sgd", "adapter.init=scaled"],
+        ["adapter.scaling=rslora", "optimizer=sgd", "adapter.init=orthogonal"],
+    ],
+)
+def test_no_limit_is_said_in_a_line(cell: Callable[..., CellConfig], overrides: list[str]) -> None:
+    with pytest.raises(
+        StudyError, match=r"^adapter.rank=inf needs adapter.scaling=rslora, optimizer=sgd.*\Z"
+    ):
+        cell("adapter.rank=inf", *overrides)
+
+
+def test_infinite_rank_is_a_rank(cell: Callable[..., CellConfig]) -> None:
+    for scaling in (["adapter.scaling=rslora"], ["adapter.scaling=power", "adapter.exponent=0.5"]):
+        config = cell("adapter.rank=inf", "optimizer=momentum", *scaling)
+        assert config.adapter.rank == math.inf
+        assert config.adapter.gamma == 0.0

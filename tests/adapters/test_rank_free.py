@@ -1,0 +1,157 @@
+"""Rank-free SGD is explicit SGD within rounding, and a sampled Gram is a Gram."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from study.adapters import AdapterSpec, LoraBank
+from study.adapters.bank import initial_pair
+from study.adapters.rank_free import RankFreeBank, equivalent_pair, sample_factor, sample_pair
+from study.theory import Layer, distance_to_infinite_rank
+from study.vocabulary.inits import INITS
+
+from .synthetic import D, H, O, Recipe, train
+
+Draw = Callable[[tuple[int, ...], np.random.Generator], np.ndarray]
+RECIPES = {
+    "plain": Recipe(),
+    "momentum": Recipe(momentum=0.9, lr=0.01),
+    "nesterov": Recipe(momentum=0.9, nesterov=True, lr=0.01),
+    "coupled decay": Recipe(decay=0.5),
+    "decoupled decay": Recipe(decay=0.5, decoupled=True),
+    "LoRA+": Recipe(ratio=8.0, lr=0.01),
+    "clipping": Recipe(clip=0.3, lr=0.2),
+    "schedule": Recipe(schedule=lambda step: 1 - step / 12),
+    "all": Recipe(0.02, 4.0, 0.9, True, 0.05, False, 0.5, 30, lambda step: 1 - step / 31),
+    "all, decoupled": Recipe(0.02, 4.0, 0.9, True, 0.3, True, 0.5, 30, lambda step: 1 - step / 31),
+}
+
+
+def drawn(rank: int, sides: str, seed: int = 1) -> list[tuple[Tensor, Tensor]]:
+    """Both layers' A and B, each random if in ``sides``, else 0."""
+    g = torch.Generator().manual_seed(seed)
+
+    def factor(side: str, rows: int, columns: int) -> Tensor:
+        random = torch.randn(rows, columns, generator=g, dtype=torch.float64) / columns**0.5
+        return random if side in sides else torch.zeros_like(random)
+
+    return [(factor("A", rank, d), factor("B", rank, o).mT) for d, o in ((D, H), (H, O))]
+
+
+@pytest.mark.parametrize("sides", ["A", "B", "AB"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_rank_free_is_explicit_within_rounding(recipe: str, sides: str) -> None:
+    rank = 64
+    pairs, gammas = drawn(rank, sides), [2 / math.sqrt(rank)] * 2
+    reduced = [equivalent_pair(*pair) for pair in pairs]
+    most = {"A": D, "B": H, "AB": D + H}[sides]
+    assert len(reduced[0][0]) == most < rank
+    explicit, free = train(pairs, gammas, RECIPES[recipe]), train(reduced, gammas, RECIPES[recipe])
+    assert min(step.loss for step in explicit) < 0.95 * explicit[0].loss, "it must go somewhere"
+    if RECIPES[recipe].clip:
+        assert explicit[0].norm > RECIPES[recipe].clip, "clipping must bite"
+    for ours, theirs in zip(free, explicit, strict=True):
+        assert ours.norm == pytest.approx(theirs.norm, rel=1e-10)
+        for mine, other in zip(ours.deltas, theirs.deltas, strict=True):
+            assert (mine - other).norm() <= 1e-10 * other.norm()
+
+
+def test_a_rank_below_the_features_stays_as_it_is() -> None:
+    pairs, gammas = drawn(3, "A"), [1.0, 1.0]
+    reduced = [equivalent_pair(*pair) for pair in pairs]
+    assert [tuple(A.shape) for A, _ in reduced] == [(3, D), (3, H)]
+    explicit, free = train(pairs, gammas, RECIPES["all"]), train(reduced, gammas, RECIPES["all"])
+    torch.testing.assert_close(free[-1].deltas, explicit[-1].deltas, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("draw", "kurtosis"),
+    [
+        (lambda size, g: g.standard_normal(size), 0.0),
+        (lambda size, g: g.uniform(-(3**0.5), 3**0.5, size), -1.2),
+    ],
+    ids=["normal", "uniform"],
+)
+def test_a_sampled_gram_has_the_moments_of_a_drawn_one(draw: Draw, kurtosis: float) -> None:
+    """Means, and variances on and off the diagonal, against a Monte Carlo of Z^T Z; columns of unequal size."""
+    rank, trials, std = 64, 4000, np.array([1.0, 2.0, 0.5, 1.0])
+    stream, unit = np.random.default_rng(0), np.outer(std, std)
+    F = np.stack([sample_factor(rank, std, kurtosis, stream) for _ in range(trials)])
+    Z = draw((trials, rank, len(std)), stream) * std
+    assert np.all(np.triu(F) == F)
+    sampled, explicit = (np.swapaxes(Y, 1, 2) @ Y / unit for Y in (F, Z))
+    np.testing.assert_allclose(
+        sampled.mean(0), explicit.mean(0), atol=5 * np.sqrt(4 * rank / trials)
+    )  # 5 sigma
+    np.testing.assert_allclose(sampled.var(0), explicit.var(0), rtol=0.15)
+    diagonal = sampled.var(0)[np.diag_indices(len(std))] / (2 * rank)  # Wishart's is 2 r
+    np.testing.assert_allclose(diagonal, 1 + kurtosis / 2, rtol=0.15)  # 0.4 for uniform entries
+
+
+def test_ranks_too_low_to_sample_are_refused() -> None:
+    stream = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="from rank 4 up"):
+        sample_factor(3, np.ones(4), 0.0, stream)
+    with pytest.raises(ValueError, match="from rank 32 up"):
+        sample_factor(31, np.ones(4), -1.2, stream)
+    assert sample_factor(4, np.ones(4), 0.0, stream).shape == (4, 4)
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_a_sampled_pair_has_the_gram_of_its_init(init: str) -> None:
+    """Against the bank's own draw at a rank that can be held: trace and spread of the Gram."""
+    rank, d, o = 4096, 24, 16
+    spec = AdapterSpec(rank, 1.0, seed=3, init=init)
+    (A, B), (A0, B0) = sample_pair(spec, "layer", d, o), initial_pair(spec, "layer", d, o)
+    for ours, theirs in ((A.mT @ A, A0.mT @ A0), (B @ B.mT, B0 @ B0.mT)):
+        assert float(ours.trace()) == pytest.approx(float(theirs.trace()), rel=0.02)
+        spread, expected = (
+            float((S / S.diagonal().mean()).var()) if S.any() else 0.0 for S in (ours, theirs)
+        )
+        assert spread == pytest.approx(expected, rel=0.05)
+
+
+def test_a_bank_follows_the_adapter_that_it_reduces() -> None:
+    """The modules themselves, in float32: outputs and input gradients, then after a step of SGD."""
+    g = torch.Generator().manual_seed(0)
+    linear = torch.nn.Linear(12, 9, bias=False).requires_grad_(False)
+    linear.weight.normal_(0.0, 0.3, generator=g)
+    spec, x = AdapterSpec(256, 0.5, seed=5), torch.randn(20, 12, generator=g)
+    results = []
+    for kind in (LoraBank, RankFreeBank):
+        bank = kind(linear, "layer", [spec])
+        bank.make_pairs()
+        optimizer = torch.optim.SGD([w for pair in bank.pairs for w in pair[:2]], lr=0.3)
+        for _ in range(3):
+            bank.zero_grad()
+            bank(x).tanh().sum().backward()
+            bank.bind_grads()
+            optimizer.step()
+        A, B, gamma = bank.pairs[0]
+        results.append((len(A), (gamma * B @ A).detach()))
+    assert [rank for rank, _ in results] == [256, 12]
+    assert (results[1][1] - results[0][1]).norm() < 1e-4 * results[0][1].norm()
+
+
+@pytest.mark.parametrize("init", ["kaiming", "gaussian"])
+def test_first_step_at_rank_a_million_is_as_far_from_infinity_as_theory_says(init: str) -> None:
+    """``delta_w = -lr gamma^2 G A^T A`` against ``-lr alpha^2 v G``: sqrt((D + 1 + kurtosis)/r), within 10 % of
+    sqrt((D + 1)/r)."""
+    d, o, rank = 64, 48, 2**20
+    g = torch.Generator().manual_seed(1)
+    distances = []
+    for seed in range(4):
+        G = torch.randn(o, d, generator=g, dtype=torch.float64)
+        A = sample_pair(AdapterSpec(rank, 1.0, seed=seed, init=init), "layer", d, o)[0].double()
+        limit = G * INITS[init].variance(d)
+        distances.append(float((G @ (A.mT @ A) / rank - limit).norm() / limit.norm()))
+    measured = np.sqrt(np.mean(np.square(distances)))
+    layer = Layer(d_in=d, d_out=o, kurtosis=INITS[init].kurtosis)
+    assert measured == pytest.approx(math.sqrt((d + 1) / rank), rel=0.1)
+    assert measured == pytest.approx(
+        float(distance_to_infinite_rank(rank, layer, weighting="frobenius")), rel=0.05
+    )

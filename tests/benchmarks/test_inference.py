@@ -1,0 +1,272 @@
+"""Inference costs: what is timed computes what it says, memory is counted, and ratios are to the base of the round."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import inference
+from inference import Factors, Form, Live, measure, next_token, replaced
+from inference_costs import inference_costs, inference_verdict
+from inference_figure import infer_cost
+from torch import nn
+
+from study.config import ModelConfig
+from study.errors import StudyError
+from study.models import FrozenBase, load_base, tiny
+
+IDS = torch.arange(30)[None]
+RANKS = (2, 16)
+
+
+@pytest.fixture(scope="module")
+def timings(tiny_base: FrozenBase) -> pd.DataFrame:
+    return measure(tiny_base, RANKS, rounds=3, tokens=24)
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> FrozenBase:
+    """A family whose linears keep their weights transposed."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    config = transformers.GPT2Config(
+        n_embd=32, n_layer=2, n_head=4, vocab_size=258, n_positions=64, eos_token_id=256
+    )
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return load_base(ModelConfig("hf", str(folder)), torch.device("cpu"), "float32")
+
+
+@pytest.mark.parametrize("rule", ["lora", "rslora"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@torch.no_grad()
+def test_merged_and_unmerged_are_one_function_and_no_longer_the_base(
+    tiny_base: FrozenBase, gpt2: FrozenBase, family: str, rule: str
+) -> None:
+    base = tiny_base if family == "llama" else gpt2
+    factors = Factors(base, 16)
+    factors.pairs = {
+        path: (A, 300 * B) for path, (A, B) in factors.pairs.items()
+    }  # well above rounding
+    logits = {}
+    for name in ("base", "control", "merged", "unmerged"):
+        adapter = (rule, 8) if name in ("merged", "unmerged") else ()
+        with replaced(base.model, factors.modules(Form(name, *adapter))):
+            logits[name] = next_token(base, IDS)
+    plain = base.model(IDS).logits[:, -1]
+    torch.testing.assert_close(logits["base"], plain, rtol=1e-5, atol=1e-5)
+    assert torch.equal(logits["base"], logits["control"])
+    torch.testing.assert_close(logits["merged"], logits["unmerged"], rtol=1e-4, atol=1e-4)
+    assert (logits["merged"] - plain).abs().max() > 0.01
+
+
+def test_the_model_is_as_it_was(tiny_base: FrozenBase, timings: pd.DataFrame) -> None:
+    assert all(
+        type(tiny_base.model.get_submodule(path)) is nn.Linear for path in tiny_base.card.linears
+    )
+    weight = tiny_base.model.get_submodule("model.layers.0.mlp.up_proj").weight
+    assert torch.equal(weight, tiny.build().model.layers[0].mlp.up_proj.weight)
+
+
+def test_every_form_has_its_turn_in_every_round(timings: pd.DataFrame) -> None:
+    turns = timings.groupby(["round", "phase"])["form"].value_counts().unstack()
+    assert (turns["base"] == inference.BASES).all()
+    assert (turns["control"] == 1).all()
+    assert (turns[["merged", "unmerged"]] == 2 * len(RANKS)).all(axis=None)
+    assert (timings["seconds"] > 0).all()
+    order = timings[timings["phase"] == "prefill"].groupby("round")["form"].apply(list)
+    assert order[0] != order[1], "an order of its own"
+    assert set(timings.loc[timings["phase"] == "decode", "tokens"]) == {1}
+
+
+def test_memory_is_that_of_the_tensors(timings: pd.DataFrame, tiny_base: FrozenBase) -> None:
+    own = sum(
+        t.numel() * t.element_size()
+        for t in [*tiny_base.model.parameters(), *tiny_base.model.buffers()]
+    )
+    keys = ["form", "scaling", "rank", "phase"]
+    rows = timings.drop_duplicates(keys).set_index(keys).sort_index()
+    base = rows.loc[("base", "", 0)]
+    assert base.loc["prefill", "weights_gb"] * 2**30 == own
+    for rule in ("lora", "rslora"):
+        for rank in RANKS:
+            merged, unmerged = (rows.loc[(form, rule, rank)] for form in ("merged", "unmerged"))
+            assert (merged[["weights_gb", "peak_gb"]] == base[["weights_gb", "peak_gb"]]).all(
+                axis=None
+            )
+            linears = [tiny_base.model.get_submodule(path) for path in tiny_base.card.linears]
+            extra = sum(rank * sum(linear.weight.shape) * 4 for linear in linears)
+            assert unmerged.loc["prefill", "weights_gb"] * 2**30 == own + extra
+            assert unmerged.loc["prefill", "peak_gb"] > merged.loc["prefill", "peak_gb"]
+    assert base.loc["prefill", "peak_gb"] > base.loc["decode", "peak_gb"]
+
+
+@torch.no_grad()
+def test_live_counts_what_is_alive_at_one_time() -> None:
+    layers = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 10))
+    x = torch.ones(8, 10)
+    with Live([*layers.parameters(), x]) as live:
+        layers(x)
+    assert (
+        live.peak == 2 * 8 * 20 * 4
+    )  # before and after the ReLU; the first is gone when the last is made
+    with Live([x]) as live:
+        kept = [x + 1, x + 2, (x + 3).view(10, 8)]
+    assert live.peak == len(kept) * x.numel() * 4
+
+
+def made_up(
+    factor: Callable[[str, int], float], noise: float = 0.0, rounds: int = 8
+) -> pd.DataFrame:
+    """Timings of a base of 10 ms on a machine that slows down by half within the run."""
+    rng, rows = np.random.default_rng(0), []
+    forms = [("base", "", 0)] * 3 + [("control", "", 0)]
+    forms += [
+        (form, rule, rank)
+        for form in ("merged", "unmerged")
+        for rule in ("lora", "rslora")
+        for rank in (4, 64)
+    ]
+    for number in range(rounds):
+        for form, rule, rank in forms:
+            for phase, tokens in (("prefill", 256), ("decode", 1)):
+                seconds = (
+                    0.01
+                    * (1 + 0.5 * number / rounds)
+                    * factor(form, rank)
+                    * (1 + noise * rng.standard_normal())
+                )
+                rows.append(
+                    (
+                        number,
+                        form,
+                        rule,
+                        rank,
+                        phase,
+                        tokens,
+                        seconds,
+                        1.0,
+                        2.0 if form == "unmerged" else 1.5,
+                    )
+                )
+    columns = [
+        "round",
+        "form",
+        "scaling",
+        "rank",
+        "phase",
+        "tokens",
+        "seconds",
+        "weights_gb",
+        "peak_gb",
+    ]
+    return pd.DataFrame(rows, columns=columns).assign(
+        model="made up", precision="float32", device="cpu", device_name="a machine", threads=2
+    )
+
+
+def test_ratios_are_to_the_base_of_the_same_round() -> None:
+    costs = inference_costs(
+        made_up(lambda form, rank: 1 + rank / 64 if form == "unmerged" else 1.0)
+    )
+    assert list(costs["form"].unique()) == ["base", "control", "all merged", "merged", "unmerged"]
+    assert list(costs["phase"].unique()) == ["prefill", "decode"]
+    row = costs.set_index(["phase", "form", "scaling", "rank"]).loc[
+        ("prefill", "unmerged", "lora", 64)
+    ]
+    assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == pytest.approx((2, 2, 2))
+    assert row["peak_ratio"] == pytest.approx(2 / 1.5)
+    assert costs.loc[costs["form"] != "unmerged", "same"].all()
+    assert not costs.loc[costs["form"] == "unmerged", "same"].any()
+    said = "merged 1.000 [1.000, 1.000] of the base, the same within 3%; each 1.000 to 1.000, 4 of 4 shown to be the "
+    said += "same alone; unmerged 1.06 to 2.00"
+    assert said in inference_verdict(costs)
+
+
+def test_a_merged_adapter_that_costs_more_is_not_called_the_same() -> None:
+    costs = inference_costs(
+        made_up(lambda form, rank: 1.05 if form == "merged" and rank == 64 else 1.0, noise=0.002)
+    )
+    merged = costs[costs["form"] == "merged"]
+    assert list(merged["same"]) == [True, False] * 4
+    assert "2 of 4 shown" in inference_verdict(costs)
+    every = inference_costs(made_up(lambda form, _: 1.05 if form == "merged" else 1.0, noise=0.002))
+    assert "merged 1.050" in inference_verdict(every)
+    assert "not shown to be the same within 3%" in inference_verdict(every)
+
+
+def test_together_merged_adapters_say_more_than_each() -> None:
+    costs = inference_costs(made_up(lambda *_: 1.0, noise=0.02)).set_index(["phase", "form"])
+    width = costs["ratio_high"] - costs["ratio_low"]
+    assert width.loc[("prefill", "all merged")].item() < width.loc[("prefill", "merged")].mean()
+
+
+def test_noise_widens_the_interval_until_nothing_is_said() -> None:
+    calm, loud = (inference_costs(made_up(lambda *_: 1.0, noise=noise)) for noise in (0.002, 0.1))
+    width = lambda costs: (costs["ratio_high"] - costs["ratio_low"]).mean()  # noqa: E731
+    assert width(loud) > 10 * width(calm)
+    assert calm["same"].all()
+    assert not loud["same"].all()
+    two = inference_costs(made_up(lambda *_: 1.0, rounds=2))
+    assert two["ratio_low"].isna().all()
+    assert not two["same"].any(), "two rounds have no interval, so nothing is shown to be the same"
+
+
+def test_the_command_prints_writes_and_draws(
+    study_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = study_cli("infer-cost", "--model=tiny", "--ranks=2,8", "--rounds=3", "--tokens=16")
+    assert ran.code == 0, ran.err
+    assert "prefill: merged" in ran.out
+    table = pd.read_parquet(tmp_path / "results/infer_cost/infer_cost.parquet")
+    assert set(table["form"]) == {"base", "control", "merged", "unmerged"}
+    assert (tmp_path / "plots/infer_cost/infer_cost.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("--ranks=4,x", "--ranks=4,x is no list of ranks"),
+        ("--ranks=", "no rank to measure"),
+        ("--device=tpu", "unknown device 'tpu'"),
+        ("--precision=fp16", "unknown precision 'fp16'"),
+        ("--tokens=9999", "9999 tokens are more than tiny allows: give at most 512"),
+        ("--model=./nowhere", "model.path='./nowhere' is not there"),
+    ],
+)
+def test_mistakes_get_one_line_and_write_nothing(
+    study_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(inference, "load_base", lambda *_: pytest.fail("a model was loaded"))
+    ran = study_cli("infer-cost", "--model=tiny", option)
+    assert ran.code == 2
+    [error] = ran.err.strip().splitlines()
+    assert says in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_merges_into_packed_weights() -> None:
+    base = load_base(ModelConfig("tiny", quant_bits=4), torch.device("cpu"), "float32")
+    with pytest.raises(StudyError, match="tiny is quantised"):
+        measure(base, RANKS, rounds=1, tokens=8)
+
+
+def test_the_figure_shows_the_costs(timings: pd.DataFrame) -> None:
+    table = made_up(lambda form, rank: 1 + rank / 64 if form == "unmerged" else 1.0, noise=0.003)
+    costs, figure = inference_costs(table), infer_cost(table)
+    lines = {line.get_gid(): line for ax in figure.axes[:1] for line in ax.lines if line.get_gid()}
+    for rule, gid in (("lora", "lora p=1"), ("rslora", "rslora p=0.5")):
+        for form in ("merged", "unmerged"):
+            rows = costs[
+                (costs["phase"] == "prefill") & (costs["form"] == form) & (costs["scaling"] == rule)
+            ]
+            np.testing.assert_allclose(lines[f"{form} {gid}"].get_ydata(), rows["ratio"])
+    assert infer_cost(timings).axes

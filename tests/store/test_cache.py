@@ -1,0 +1,82 @@
+"""A file's hash is remembered, and never for another content; arrays are made once, and again where damaged."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from study.errors import StudyError
+from study.store import cache
+
+
+@pytest.fixture(autouse=True)
+def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("STUDY_CACHE", str(tmp_path / "cache"))
+
+
+def test_a_hash_is_read_once_and_forgotten_when_the_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(b"one")
+    assert cache.file_sha256(file) == hashlib.sha256(b"one").hexdigest()
+    with monkeypatch.context() as patched:
+        patched.setattr(cache.hashlib, "file_digest", None)
+        assert cache.file_sha256(file) == hashlib.sha256(b"one").hexdigest()
+    file.write_bytes(b"two")
+    os.utime(file, ns=(1, 1))
+    assert cache.file_sha256(file) == hashlib.sha256(b"two").hexdigest()
+
+
+def test_a_damaged_note_is_ignored(tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(b"one")
+    cache.file_sha256(file)
+    (note,) = (cache.cache_folder() / "sha256").iterdir()
+    note.write_text("[")
+    assert cache.file_sha256(file) == hashlib.sha256(b"one").hexdigest()
+
+
+def test_a_cache_folder_that_can_not_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("STUDY_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(StudyError, match="set STUDY_CACHE"):
+        cache.cache_folder()
+
+
+def test_arrays_are_made_once_and_again_where_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUDY_CACHE", str(tmp_path))
+    made = []
+
+    def make() -> dict[str, np.ndarray]:
+        made.append(1)
+        return {"a": np.arange(3, dtype=np.int32), "b": np.array([], dtype=np.int64)}
+
+    for _ in range(2):
+        found = cache.kept_arrays("name", make)
+        assert {key: (array.tolist(), array.dtype) for key, array in found.items()} == {
+            "a": ([0, 1, 2], np.int32),
+            "b": ([], np.int64),
+        }
+    assert len(made) == 1
+    cache.kept_arrays("another", make)
+    assert len(made) == 2
+    (file,) = tmp_path.glob("arrays/name.npz")
+    file.write_bytes(file.read_bytes()[:40])
+    assert cache.kept_arrays("name", make)["a"].tolist() == [0, 1, 2]
+    assert len(made) == 3
+    assert [path.name for path in file.parent.iterdir() if path.suffix != ".npz"] == []
+
+
+def test_a_cache_that_takes_nothing_costs_time_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUDY_CACHE", str(tmp_path))
+    (tmp_path / "arrays").write_text("a file where the folder should be")
+    assert cache.kept_arrays("name", lambda: {"a": np.ones(1)})["a"].tolist() == [1.0]

@@ -1,0 +1,130 @@
+"""What is still to be trained is seen by others for as long as a sweep lives, and time left goes by cost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from study.store import CellWriter
+from study.sweeps.agenda import WAITING, Planned, agendas, posted, progress, records
+from study.sweeps.progress import Display
+
+CONFIG = {"train": {"steps": 3}}
+
+
+def description(cell_id: str) -> dict:
+    return {"cell_id": cell_id, "study": "s", "config": CONFIG}
+
+
+def planned(*costs: float, packs: int = 1) -> list[Planned]:
+    return [
+        Planned(description(f"c{n}"), n * packs // len(costs) + 1, cost)
+        for n, cost in enumerate(costs)
+    ]
+
+
+def begin(study_dir: Path, cell_id: str, steps: int, ago: float = 0.0) -> CellWriter:
+    started = (datetime.now(UTC) - timedelta(seconds=ago)).isoformat(timespec="seconds")
+    writer = CellWriter(
+        study_dir / "cells" / cell_id, "", description(cell_id) | {"started": started}
+    )
+    for step in range(steps):
+        writer.append(
+            "metrics", pd.DataFrame([{"step": step, "tokens": 1, "loss": 1.0, "seconds": 0.1}])
+        )
+    return writer
+
+
+def test_an_agenda_is_there_while_its_sweep_lives(tmp_path: Path) -> None:
+    cells = planned(1.0, 2.0, packs=2)
+    with posted(tmp_path, cells):
+        [agenda] = agendas(tmp_path)
+        assert agenda.cells == cells
+        assert agenda.packs == 2
+        with posted(tmp_path, planned(5.0)):
+            assert len(agendas(tmp_path)) == 2, "two sweeps of one study"
+        assert [record["status"] for record in records(tmp_path, agenda)] == [WAITING] * 2
+    assert agendas(tmp_path) == []
+    assert list(tmp_path.iterdir()) == [], "and nothing is left of it"
+
+
+def test_what_a_killed_sweep_left_counts_for_nothing_and_is_cleared_away(tmp_path: Path) -> None:
+    script = textwrap.dedent(f"""
+        import os, signal
+        from pathlib import Path
+        from study.sweeps.agenda import Planned, posted
+        with posted(Path({str(tmp_path)!r}), [Planned({{"cell_id": "x"}}, 1, 1.0)]):
+            os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        check=False,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    [left] = (tmp_path / "sweeps").iterdir()
+    assert json.loads(left.read_text())["cells"]
+    assert agendas(tmp_path) == []
+    with posted(tmp_path, planned(1.0)):
+        assert not left.exists()
+
+
+def test_time_left_goes_by_cost_over_all_packs(tmp_path: Path) -> None:
+    """A cheap cell is done, half of a dear one: of 1 + 4 + 5, 3 are spent in 30 s, so 7 take 70 s."""
+    with posted(tmp_path, planned(1.0, 4.0, 5.0, packs=3)):
+        [agenda] = agendas(tmp_path)
+        agenda = type(agenda)(
+            (datetime.now(UTC) - timedelta(seconds=60)).isoformat(timespec="seconds"), agenda.cells
+        )
+        begin(tmp_path, "c0", 4, ago=30).close("complete", steps_done=3)
+        running = begin(tmp_path, "c1", 2, ago=10)
+        now = progress(tmp_path, agenda)
+        assert dict(now.states) == {"complete": 1, "running": 1, WAITING: 1}
+        assert (now.cells, now.closed, now.packs, now.packs_done) == (3, 1, 3, 1)
+        assert now.work == pytest.approx(0.3)
+        assert now.seconds_left == pytest.approx(70, abs=5)
+        running.close("failed", steps_done=1)
+        now = progress(tmp_path, agenda)
+        assert now.closed == 2
+        assert now.seconds_left == pytest.approx(50, abs=5), "a failed cell takes no more time"
+
+
+def test_a_cell_of_an_earlier_sweep_is_waiting_if_it_is_to_be_trained_again(tmp_path: Path) -> None:
+    begin(tmp_path, "c0", 1, ago=100).close("failed", steps_done=0, error="x")
+    with posted(tmp_path, planned(1.0)):
+        [agenda] = agendas(tmp_path)
+        assert records(tmp_path, agenda)[0]["status"] == WAITING
+        assert progress(tmp_path, agenda).seconds_left is None
+
+
+def test_the_display_counts_packs_and_cells_of_the_whole_sweep(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with posted(tmp_path, planned(1.0, 1.0, 2.0, packs=3)):
+        begin(tmp_path, "c0", 4, ago=0).close("complete", steps_done=3)
+        with Display(tmp_path, {"c1": "rank 8"}, 3) as display:
+            display.start(["c1"])
+            begin(tmp_path, "c1", 4).close("complete", steps_done=3)
+            display.finish({"c1": "complete"})
+    line = capsys.readouterr().err.strip()
+    assert line.startswith(
+        f"[{tmp_path.name}] pack 2/3  cell 1/1 (2 of 3 done)  rank 8  complete in "
+    )
+    assert line.endswith(" left")
+
+
+def test_a_pack_without_a_sweep_is_all_there_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Display(tmp_path, {"c1": "rank 8", "c2": "rank 9"}, 3) as display:
+        display.start(["c1"])
+        display.finish({"c1": "diverged"})
+    assert f"[{tmp_path.name}] cell 1/2  rank 8  diverged in " in capsys.readouterr().err

@@ -1,0 +1,184 @@
+"""The distances of real runs follow their law, through the command that a user types."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from study import load
+from study.adapters import LoraBank
+from study.adapters.infinite import InfiniteRankBank
+from study.adapters.rank_free import RankFreeBank
+from study.config import CellConfig
+from study.data import Corpus
+from study.models import FrozenBase
+from study.sweeps.distances import Snapshot, at_rank, compare, laws, trajectory
+from study.theory import Layer, distance_to_infinite_rank, slope
+from study.training.loop import train
+from study.training.run import Run
+from study.vocabulary.inits import INITS
+from study.vocabulary.quantities import MODEL_WIDE
+
+LAZY = (
+    "adapter.scaling=rslora",
+    "optimizer=sgd",
+    "optimizer.lr=1e-3",
+    "train.steps=2",
+    "probes.steps=[1,2]",
+)
+
+
+def test_compare_is_its_definition() -> None:
+    """Against the outputs on the inputs themselves."""
+    g = torch.Generator().manual_seed(0)
+    x, limit, run = (torch.randn(shape, generator=g) for shape in ((50, 6), (4, 6), (4, 6)))
+    M = (x.mT @ x / 50).double()
+    rows = compare(Snapshot(3, 2.0, {"a.q": limit}, {"a.q": M}), Snapshot(3, 1.5, {"a.q": run}, {}))
+    distance = dict(zip(rows["measure"], rows["distance"], strict=True))
+    assert distance["loss"] == pytest.approx(0.5)
+    assert distance["frobenius"] == pytest.approx(
+        float((run - limit).norm() / limit.norm()), rel=1e-5
+    )
+    outputs = (x @ (run - limit).mT).norm() / (x @ limit.mT).norm()
+    assert distance["input_weighted"] == pytest.approx(float(outputs), rel=1e-5)
+    r_align = limit.norm() ** 2 * x.norm() ** 2 / (x @ limit.mT).norm() ** 2
+    layer = rows[rows["measure"] == "frobenius"].iloc[0]
+    assert layer["r_align"] == pytest.approx(float(r_align), rel=1e-5)
+    assert (layer["d_in"], layer["d_out"], layer["kind"], layer["step"]) == (6, 4, "q", 3)
+
+
+def test_a_trajectory_is_the_cell_and_its_reduction(
+    tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig]
+) -> None:
+    """The same losses as the training loop's, and the same delta_w through the bank of rank R and of rank D."""
+    config = cell("adapter.rank=256", *LAZY, "optimizer.momentum=0.9", "train.clip=0.1")
+    steps = [
+        results[0]
+        for results in train(tiny_base, corpus, [Run.of(config, corpus, tiny_base.device)])
+    ]
+    explicit, free = (
+        list(trajectory(tiny_base, corpus, config, bank)) for bank in (LoraBank, RankFreeBank)
+    )
+    assert [snapshot.step for snapshot in explicit] == [1, 2]
+    assert [s.loss for s in explicit] == pytest.approx(
+        [s.metrics["loss"] for s in steps[1:]], rel=1e-6
+    )
+    for ours, theirs in zip(free, explicit, strict=True):
+        for layer, delta in theirs.deltas.items():
+            assert (ours.deltas[layer] - delta).norm() < 1e-4 * delta.norm()
+
+
+@pytest.mark.parametrize("init", ["kaiming", "gaussian", "init_b"])
+def test_first_step_is_as_far_as_theory_says(
+    tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig], init: str
+) -> None:
+    """At a rank whose A is drawn and one that is sampled: root mean square, over seeds and layers, of measured over
+    predicted. A weighted square has few degrees of freedom, hence its wider bound."""
+    infinite = cell("adapter.rank=inf", *LAZY, f"adapter.init={init}", "probes.steps=[1]")
+    [limit] = trajectory(tiny_base, corpus, infinite, InfiniteRankBank, moments=True)
+    for rank in (256, 2**20):
+        squares: dict[str, list[float]] = {"frobenius": [], "input_weighted": []}
+        for seed in range(16):  # of the init: the data stay
+            [run] = trajectory(
+                tiny_base, corpus, replace(at_rank(infinite, rank), seed=seed), RankFreeBank
+            )
+            rows = compare(limit, run)
+            for row in rows[rows["layer"] != MODEL_WIDE].to_dict("records"):
+                known = {name: row[name] for name in ("d_in", "d_out", "r_align", "r_diag")}
+                layer = Layer(**known, kurtosis=INITS[init].kurtosis)
+                weighting = "frobenius" if row["measure"] == "frobenius" else "inputs"
+                told = distance_to_infinite_rank(
+                    rank, layer, weighting=weighting, init=INITS[init].drawn
+                )
+                squares[row["measure"]].append((row["distance"] / float(told)) ** 2)
+        assert np.mean(squares["frobenius"]) == pytest.approx(1.0, abs=0.04), rank
+        assert np.mean(squares["input_weighted"]) == pytest.approx(1.0, abs=0.2), rank
+
+
+def test_the_command_measures_cells_and_rank_free_runs(
+    study_cli: Callable, tmp_path: Path, jsonl: Path
+) -> None:
+    """``experiment=infinite_rank``, cut to a few ranks: distances fall as r^(-1/2), lora's updates as their curve."""
+    small = [
+        f"results_dir={tmp_path}",
+        "data=jsonl",
+        f"data.path={jsonl}",
+        "data.heldout=6",
+        "train.steps=2",
+    ]
+    ran = study_cli(
+        "train", "experiment=infinite_rank", *small, "adapter.rank=4,64,1024", "probes.stats=[norm]"
+    )
+    assert ran.code == 0, ran.err
+    folder = tmp_path / "infinite_rank"
+    ran = study_cli("distances", str(folder), "--rank-free", "65536,1048576")
+    assert ran.code == 0, ran.err
+    assert "explicit frobenius, step 1: exponent -0." in ran.out
+    assert "rank-free frobenius, step 1: exponent -0." in ran.out
+    tables = load(folder)
+    distances = tables.distances
+    by_run = distances.groupby("run")["rank"].unique()
+    assert sorted(by_run["explicit"]) == [4, 64, 1024]
+    assert sorted(by_run["rank-free"]) == [4, 64, 1024, 65536, 1048576]
+    assert (
+        distances["cell_id"].isin(tables.cells["cell_id"]) == (distances["run"] == "explicit")
+    ).all()
+    same = distances.dropna(subset=["distance"]).pivot_table(
+        "distance", ["rank", "step", "layer", "measure"], "run"
+    )
+    same = same.dropna().drop("loss", level="measure")  # a difference of losses, lost to float32
+    np.testing.assert_allclose(same["explicit"], same["rank-free"], rtol=1e-3)
+    for measure in ("frobenius", "input_weighted"):
+        of_layers = distances[(distances["measure"] == measure) & (distances["step"] == 2)]
+        mean_log = np.log(of_layers["distance"]).groupby(of_layers["rank"]).mean()
+        assert slope(np.exp(mean_log), mean_log.index) == pytest.approx(-0.5, abs=0.03), measure
+    lora = tables.cells.loc[tables.cells["scaling"] == "lora", ["cell_id", "rank"]].astype(
+        {"cell_id": str}
+    )
+    probes = tables.probes.astype({"cell_id": str, "site": str, "layer": str})
+    sizes = probes[(probes["site"] == "delta_w") & (probes["step"] == 1)].merge(lora, on="cell_id")
+    size = np.log(sizes["norm"]).groupby(sizes["rank"]).mean()
+    ranks = size.index.to_numpy()
+    curves = [
+        slope(np.sqrt(ranks * (ranks + d + 1)) / ranks**2, ranks)
+        for d in sizes.groupby("layer")["d_in"].first()
+    ]
+    assert slope(np.exp(size), ranks) == pytest.approx(np.mean(curves), abs=0.03)
+    assert len(laws(distances)) == 2 * 3 * 2
+
+
+def test_a_study_without_a_limit_is_said_in_a_line(
+    study_cli: Callable, tmp_path: Path, jsonl: Path
+) -> None:
+    small = [
+        f"results_dir={tmp_path}",
+        "model=tiny",
+        "data=jsonl",
+        f"data.path={jsonl}",
+        "data.heldout=6",
+    ]
+    assert study_cli("train", *small, "name=adam", "train.steps=1").code == 0
+    ran = study_cli("distances", str(tmp_path / "adam"))
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert "has a limit of infinite rank: train some with adapter.scaling=rslora" in ran.err
+    ran = study_cli("distances", str(tmp_path / "adam"), "--rank-free", "4,x")
+    assert (ran.code, ran.err) == (
+        2,
+        "study: --rank-free=4,x is no list of ranks: give whole numbers such as 256,1024\n",
+    )
+
+
+def test_a_warmup_that_starts_at_nothing_has_no_distance_yet(
+    tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig]
+) -> None:
+    infinite = cell("adapter.rank=inf", *LAZY, "train.warmup=1")
+    limits = list(trajectory(tiny_base, corpus, infinite, InfiniteRankBank, moments=True))
+    runs = list(trajectory(tiny_base, corpus, at_rank(infinite, 32), RankFreeBank))
+    first, second = (
+        compare(*both).set_index("measure")["distance"] for both in zip(limits, runs, strict=True)
+    )
+    assert first["frobenius"].isna().all()
+    assert second["frobenius"].notna().all()

@@ -1,0 +1,100 @@
+"""``study status`` from another terminal, of a sweep that runs in processes of its own."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from study.sweeps.status import load_status
+from study.sweeps.watch import watch
+
+STUDY = [sys.executable, "-c", "from study.cli import main; main()"]
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory: pytest.TempPathFactory, jsonl: Path) -> tuple[Path, str, str]:
+    """A folder with a sweep of three packs that was followed from its first second: what both had to say."""
+    folder = tmp_path_factory.mktemp("watched")
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "OMP_NUM_THREADS": "1",
+    }
+    small = [
+        "model=tiny",
+        "data=jsonl",
+        f"data.path={jsonl}",
+        "data.sequence_length=32",
+        "data.heldout=2",
+    ]
+    sweep = [
+        *STUDY,
+        "train",
+        "-m",
+        *small,
+        "train.batch_size=2",
+        "train.steps=400",
+        "adapter.rank=2,3,4",
+    ]
+    train = subprocess.Popen(
+        [*sweep, "pack.max_cells=1"], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        while not list((folder / "results/default").glob("sweeps/*.json")) and train.poll() is None:
+            time.sleep(0.05)
+        looked = subprocess.run(
+            [*STUDY, "status", "results/default", "--watch"],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=900,
+        )
+        _, said = train.communicate(timeout=900)
+    finally:
+        train.kill()
+    assert train.returncode == 0, said
+    return folder, looked.stdout, said
+
+
+def test_a_watch_follows_a_sweep_to_its_end(followed: tuple[Path, str, str]) -> None:
+    _, out, _ = followed
+    lines = out.strip().splitlines()
+    seen = [line for line in lines if re.match(r"\d\d:\d\d:\d\d  default: ", line)]
+    assert any("3 waiting" in line or "2 waiting" in line for line in seen), "from the start"
+    assert any(re.search(r"1 running.*rank [234] lora at step \d+/400", line) for line in seen), (
+        seen
+    )
+    assert any("of 3 packs done" in line for line in seen)
+    assert lines[-1] == "next: study analyze results/default"
+    assert "default: 3 complete" in lines
+    assert sum(line.startswith("complete ") for line in lines) == 3
+
+
+def test_training_counts_packs_and_says_what_is_next(followed: tuple[Path, str, str]) -> None:
+    *_, said = followed
+    assert re.search(
+        r"\[default\] pack 1/3  cell 1/1 \(1 of 3 done\)  .*complete in .* left\n", said
+    )
+    assert re.search(
+        r"\[default\] pack 3/3  cell 1/1 \(3 of 3 done\)  .*complete in [\d.]+ s\n", said
+    )
+    assert said.endswith("study default: 3 complete\nnext: study analyze results/default\n")
+    assert not re.search(r"[\r\x1b]", said), "a log file is plain text"
+
+
+def test_a_study_that_is_done_is_shown_once(
+    followed: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    folder, *_ = followed
+    with (tmp_path / "out").open("w+") as file:
+        watch(folder / "results/default", Console(file=file, force_terminal=True, width=200))
+        file.seek(0)
+        shown = file.read()
+    assert "default: 3 complete" in shown
+    assert list(load_status(folder / "results/default")["status"]) == ["complete"] * 3
