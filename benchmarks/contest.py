@@ -35,13 +35,15 @@ from torch.nn.functional import cross_entropy
 
 from study.adapters.bank import AdapterSpec, initial_pair
 from study.config import CellConfig, parse
+from study.config.compose import CONF
 from study.data import IGNORED, Corpus, TokenBatch
 from study.models import FrozenBase, hf, tiny
 from study.models.card import checkpoint_of
 from study.store import load_tables
 from study.sweeps import run as sweep
-from study.sweeps.app import CONF
 from study.sweeps.cells import plan
+from study.sweeps.prepare import build_pack_corpus
+from study.training.devices import choose_device
 
 AGREE = 1e-3
 """Relative, of the losses after the last step, in float32; bf16's own rounding is 30 times as much."""
@@ -80,7 +82,7 @@ def cell(*overrides: str) -> CellConfig:
 
 def base_and_corpus(config: CellConfig) -> tuple[FrozenBase, Corpus]:
     """What every way starts from; kept loaded from one call to the next."""
-    return sweep.loaded_base(config, sweep.choose_device(config.device)), sweep.corpus_of(config)
+    return sweep.loaded_base(config, choose_device(config.device)), build_pack_corpus(config)
 
 
 def trainer(config: CellConfig) -> Run:
@@ -113,14 +115,14 @@ def options_of(config: CellConfig) -> dict[str, Any]:
         "batch_size": config.train.batch_size,
         "accumulation": config.train.accumulation,
         "bf16": config.precision == "bf16",
-        "cpu": sweep.choose_device(config.device).type == "cpu",
+        "cpu": choose_device(config.device).type == "cpu",
     }
 
 
 def labelled_rows(config: CellConfig) -> list[dict[str, torch.Tensor]]:
     """The run's examples in their order as transformers takes them: labels unshifted, with a mask."""
     rows = []
-    for batch in _batches(config, sweep.corpus_of(config)):
+    for batch in _batches(config, build_pack_corpus(config)):
         labels_BT = torch.full_like(batch.targets_BT, IGNORED)
         labels_BT[:, 1:] = batch.targets_BT[:, :-1]
         for ids_T, real_T, labels_T in zip(
@@ -301,7 +303,7 @@ def _off_the_clock(run: Run) -> Iterator[None]:
 
 def _fresh_model(config: CellConfig) -> Any:
     """Loaded as ``from_pretrained`` gives it to a user."""
-    checkpoint, device = checkpoint_of(config.model), sweep.choose_device(config.device)
+    checkpoint, device = checkpoint_of(config.model), choose_device(config.device)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     model = (
         tiny.build().to(device, dtype)

@@ -27,12 +27,12 @@ from torch.utils._pytree import tree_leaves
 
 from study.adapters import AdapterSpec, dense_weight, features
 from study.adapters.bank import generator_for, initial_pair
-from study.config import DEVICES, MODELS, PRECISIONS, ModelConfig
+from study.config import DEVICES, PRECISIONS, ModelConfig
 from study.errors import StudyError, unknown
 from study.models import FrozenBase, describe, load_base
-from study.store.provenance import provenance
-from study.sweeps.run import choose_device
+from study.training.devices import choose_device, describe_device
 from study.vocabulary.scaling import gamma
+from study.vocabulary.sources import MODELS
 
 RULES = ("lora", "rslora")
 ALPHA = 16.0
@@ -125,7 +125,11 @@ def run(
     Raises :class:`StudyError` before anything is loaded for what can't be: no ranks, an unknown device or precision, a
     model that isn't there or takes no ``tokens``.
     """
-    config = ModelConfig(model) if model in MODELS and model != "hf" else ModelConfig("hf", model)
+    config = (
+        ModelConfig(model)
+        if model in MODELS and not MODELS[model].reads_path
+        else ModelConfig("hf", model)
+    )
     if not ranks:
         raise StudyError("no rank to measure: give whole numbers such as 4,32,256,2048")
     for what, value, choices in (("device", device, DEVICES), ("precision", precision, PRECISIONS)):
@@ -195,7 +199,7 @@ def measure(
         "weights_gb",
         "peak_gb",
     ]
-    where = provenance(base.device)
+    where = describe_device(base.device)
     return pd.DataFrame(rows, columns=columns).assign(
         model=base.card.name,
         precision=str(next(base.model.parameters()).dtype).removeprefix("torch."),

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from study.analysis.fits import LEVEL
+from study.vocabulary.thresholds import CONFIDENCE
 
 SAME = 0.03
 """How far from 1 a ratio to the base may be and still be called the same."""
@@ -60,7 +60,7 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
     if len(values) < ROUNDS_FOR_INTERVAL:
         return np.nan, np.nan
     drawn = np.random.default_rng(0).choice(values, (RESAMPLES, len(values)))
-    low, high = np.quantile(np.median(drawn, axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(np.median(drawn, axis=1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 

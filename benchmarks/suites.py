@@ -35,11 +35,9 @@ from study.adapters.contraction import adapter_flops
 from study.config import CellConfig
 from study.models import tiny
 from study.models.card import checkpoint_of
-from study.store.provenance import provenance
-from study.sweeps import run as sweep
-from study.sweeps.plan import measure_matmul_rate
-from study.training.run import Run as TrainingRun
+from study.training.devices import choose_device, describe_device, measure_matmul_rate
 from study.training.run import Run  # noqa: F811
+from study.training.run import Run as TrainingRun
 
 Row = dict[str, Any]
 
@@ -330,6 +328,6 @@ def rows_of(suite: str, size: Size) -> list[Row]:
 
 def device_name(size: Size) -> str:
     """The machine in words, for the table's head."""
-    device = sweep.choose_device(size.device)
-    found = provenance(device)
+    device = choose_device(size.device)
+    found = describe_device(device)
     return f"{found['device_name']}, {found['threads']} threads, torch {found['versions']['torch']}"

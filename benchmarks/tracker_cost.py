@@ -18,9 +18,10 @@ import psutil
 from hydra import compose, initialize_config_dir
 
 from study.config import parse
+from study.config.compose import CONF
 from study.sweeps import run as sweep
-from study.sweeps.app import CONF
 from study.sweeps.cells import plan
+from study.training.devices import choose_device
 
 
 def processor_seconds() -> float:
@@ -45,7 +46,7 @@ def main(pairs: int = 5, steps: int = 12) -> None:
     cell = ["experiment=quick", "adapter.rank=16", "adapter.scaling=rslora", f"train.steps={steps}"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = parse(compose("config", overrides=cell))
-    base = sweep.load_base(config.model, sweep.choose_device(config.device), config.precision)
+    base = sweep.load_base(config.model, choose_device(config.device), config.precision)
     sweep.load_base = lambda *_: base  # loaded once: its time is no part of the question
     trackers = {"untracked": "tracker=none", "tracked": "tracker=wandb"}
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in trackers}

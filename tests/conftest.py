@@ -13,9 +13,9 @@ from hydra.core.global_hydra import GlobalHydra
 
 from study import cli
 from study.config import CellConfig, ModelConfig, parse
+from study.config.compose import CONF
 from study.data import Corpus, build_corpus
 from study.models import FrozenBase, load_base, load_tokenizer
-from study.sweeps.app import CONF
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,6 @@
 """``hydra/sweeper=packed``: the grid of a multirun, packed so that each launched job is a pack of cells.
 
-The sweeper decides what runs together, the launcher where. A thin face on ``study.sweeps.run`` and ``study.sweeps.app``.
+The sweeper decides what runs together, the launcher where. A thin face on ``study.sweeps``.
 """
 
 import re
@@ -56,35 +56,36 @@ class PackedSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Plan, pack and launch; returns the launcher's job returns. Raises whatever a job raised."""
-        from study.sweeps import (
-            run as sweep,
-        )  # Hydra imports every plugin at start-up; torch can wait until there is a sweep
-        from study.sweeps.app import PLAN_KEY, compose
+        # Imported here: Hydra imports every plugin at start-up, and torch takes seconds.
+        from study.config.compose import compose
+        from study.sweeps import launch
+        from study.sweeps.app import PLAN_KEY
         from study.sweeps.cells import plan, to_train
+        from study.sweeps.packs import packs as packed
+        from study.sweeps.plan import show_plan
 
         loader = self.hydra_context.config_loader
         shared, swept = self._axes(arguments)
         grid = [list(cell) for cell in product(*swept)]
         cells = plan(compose(loader, self.config.hydra.job.config_name, shared, grid))
         overrides = {cell.id: shlex.join(own) for cell, own in zip(cells, grid, strict=True)}
-        packs = sweep.packs(to_train(cells))
+        packs = packed(to_train(cells))
         if PLAN_KEY in self.config:
-            return sweep.show_plan(cells, packs)
-        sweep.announce(cells, packs)
+            return show_plan(cells, packs)
+        launch.announce(cells, packs)
         jobs = [
             [*shared, f"+cells=[{','.join(_quoted(overrides[cell.id]) for cell in pack)}]"]
             for pack in packs
         ]
-        with sweep.on_agenda(packs):
+        with launch.on_agenda(packs):
             returns = self.launcher.launch(jobs, initial_job_idx=0) if jobs else []
         for job in returns:
-            if (
-                job.return_value
-            ):  # a job's own mistakes are returned in a line; anything else is raised here
+            # The line of a user's mistake. Any other exception is raised here.
+            if job.return_value:
                 raise StudyError(job.return_value)
         if jobs:
             _publish(cells)
-        sweep.conclude(cells)
+        launch.conclude(cells)
         return returns
 
     def _axes(self, arguments: list[str]) -> tuple[list[str], list[list[str]]]:

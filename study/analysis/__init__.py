@@ -17,10 +17,9 @@ from study.analysis.stable import first_to_read, side_by_side, stable_exponents
 from study.analysis.summary import render_stable, render_table, summary
 from study.analysis.tasks import task_scores
 from study.analysis.truncations import truncated_losses, truncation_effects
-from study.analysis.verdicts import PRIMARY, VERDICTS, holm, tost, with_verdicts
+from study.analysis.verdicts import VERDICTS, holm, tost, with_verdicts
 
 __all__ = [
-    "PRIMARY",
     "VERDICTS",
     "Analysis",
     "analyze",

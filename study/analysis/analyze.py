@@ -10,8 +10,9 @@ from study.analysis.grouping import curve_labels
 from study.analysis.predictions import with_predictions
 from study.analysis.rank_effects import compared_losses
 from study.analysis.rates import best_rates
-from study.analysis.stable import QUANTITIES, stable_exponents
+from study.analysis.stable import stable_exponents
 from study.analysis.verdicts import with_verdicts
+from study.vocabulary.quantities import QUANTITIES
 
 HIGH_RANKS = 32.0
 """p* is given over all ranks and, beside it, over those from here: what bends at low rank differs between the two."""
@@ -61,6 +62,8 @@ def _stable_from(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFram
     """p* over the ranks of ``cells`` alone, fitting no more than it takes."""
     ids = set(cells["cell_id"].astype(str))
     mine = probes[probes["cell_id"].isin(ids)]
-    wanted = sorted({stat for stats in QUANTITIES.values() for stat in stats} & set(mine.columns))
-    fitted = fit_exponents(cells, mine[mine["site"].isin(QUANTITIES)], stats=wanted)
+    wanted = sorted({q.stat for q in QUANTITIES} & set(mine.columns))
+    fitted = fit_exponents(
+        cells, mine[mine["site"].isin([q.site for q in QUANTITIES])], stats=wanted
+    )
     return stable_exponents(with_predictions(fitted, cells, metrics, mine))

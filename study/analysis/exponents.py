@@ -19,9 +19,9 @@ import pandas as pd
 from study.analysis.fits import Floats, Ints, Lines, fit_lines, spread_slopes, t_critical
 from study.analysis.grids import Grid, codes, grids
 from study.analysis.grouping import FIT_COLUMNS, Design
-from study.analysis.pooling import POOLINGS, quantiles
+from study.analysis.pooling import quantiles
 from study.errors import unknown
-from study.vocabulary.quantities import ALIGNMENTS
+from study.vocabulary.quantities import ALIGNMENTS, POOLINGS
 
 PROBE_KEYS = ("cell_id", "step", "layer", "block", "kind", "site", "batch")
 UNFITTED = (*PROBE_KEYS, "d_in", "d_out", *ALIGNMENTS, "nonfinite")

@@ -17,15 +17,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from study.vocabulary.thresholds import CONFIDENCE, RANKS_FOR_INTERVAL
+
 Floats: TypeAlias = npt.NDArray[np.float64]
 Ints: TypeAlias = npt.NDArray[np.integer[Any]]
 Mask: TypeAlias = npt.NDArray[np.bool_]
-
-LEVEL = 0.95
-"""The confidence of every interval and band, two-sided and pointwise."""
-
-RANKS_FOR_INTERVAL = 3
-"""Two ranks fix a line exactly and say nothing about whether it is one."""
 
 
 @dataclass(frozen=True)
@@ -226,11 +222,11 @@ def _ranks_used(rank_F: Floats, used_FC: Mask, start_G: Ints) -> tuple[Ints, Flo
 
 
 def t_critical(df: npt.ArrayLike) -> Floats:
-    """The half-width of a two-sided interval of confidence ``LEVEL`` in standard errors; NaN where ``df`` is 0."""
+    """The half-width of a two-sided interval of confidence ``CONFIDENCE`` in standard errors; NaN where ``df`` is 0."""
     df = np.asarray(df, float)
     distinct, where = np.unique(df, return_inverse=True)  # a handful of values in a million rows
     half_width = np.full(distinct.shape, np.nan)
-    half_width[distinct > 0] = special.stdtrit(distinct[distinct > 0], (1 + LEVEL) / 2)
+    half_width[distinct > 0] = special.stdtrit(distinct[distinct > 0], (1 + CONFIDENCE) / 2)
     return half_width[where].reshape(df.shape)
 
 

@@ -12,12 +12,9 @@ import pandas as pd
 
 from study.analysis.fits import Floats, Ints, Strands
 from study.analysis.grouping import Design
-from study.analysis.pooling import POOLINGS, pool
+from study.analysis.pooling import pool
 from study.errors import StudyError
-from study.vocabulary.quantities import MODEL_WIDE
-
-ALL_KINDS = "all"
-"""``kind`` of what is pooled over the layers of every kind."""
+from study.vocabulary.quantities import ALL_KINDS, MODEL_WIDE, POOLINGS
 
 
 @dataclass(frozen=True)

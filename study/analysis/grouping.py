@@ -8,7 +8,7 @@ import pandas as pd
 
 from study.analysis.fits import Floats, Ints
 from study.errors import StudyError
-from study.vocabulary import scaling
+from study.vocabulary.scaling import RULES
 
 NOT_A_CURVE = frozenset(
     {
@@ -144,7 +144,12 @@ def curve_labels(cells: pd.DataFrame) -> pd.DataFrame:
     """The columns that tell curves apart, ``exponent`` renamed ``exponent_p`` and filled with the rule's own p."""
     labels = cells[[name for name in cells.columns if name not in NOT_A_CURVE]]
     labels = labels.rename(columns={"exponent": "exponent_p"})
-    own_p = cells["scaling"].astype(object).map(scaling.EXPONENTS).astype(float)
+    own_p = (
+        cells["scaling"]
+        .astype(object)
+        .map({name: rule.p for name, rule in RULES.items()})
+        .astype(float)
+    )
     labels["exponent_p"] = (
         labels["exponent_p"].astype(float).fillna(own_p) if "exponent_p" in labels else own_p
     )

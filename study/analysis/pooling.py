@@ -12,9 +12,6 @@ import numpy.typing as npt
 
 from study.analysis.fits import Floats, Ints, Strands
 
-POOLINGS = ("mean_log", "median")
-"""The values of ``layer`` in rows that pool over layers, in the order :func:`pool` returns them."""
-
 
 def pool(y_FL: Floats, strands: Strands) -> tuple[Floats, Floats, Ints]:
     """The mean and the median over layers of a log statistic, per frame, and how many layers went in (each ``[F]``).

@@ -14,21 +14,16 @@ import numpy.typing as npt
 import pandas as pd
 
 from study.analysis.fits import Floats, Ints
-from study.analysis.grids import ALL_KINDS, codes
+from study.analysis.grids import codes
 from study.analysis.grouping import curve_columns, curve_labels, firsts, numbered
-from study.theory import FAMILIES, LAST_STEP, log_bias, predicted_exponents
+from study.theory import log_bias, predicted_exponents
 from study.theory.asymptotics import CLIPS
 from study.theory.curves import MIDDLE_BACK, MOMENTS
 from study.vocabulary.inits import INITS
-from study.vocabulary.quantities import MODEL_WIDE
+from study.vocabulary.optimizers import OPTIMIZERS, decay_of
+from study.vocabulary.quantities import ALL_KINDS, MODEL_WIDE, POOLINGS, PRODUCTS
+from study.vocabulary.thresholds import LAST_PREDICTED_STEP, LAZY_WITHIN
 
-LAZY_WITHIN = 0.1
-"""How far actual and linearised loss change may part, relative to the latter, for a prediction to be trusted."""
-
-COUPLED = ("sgd", "momentum", "nesterov", "adam", "rmsprop")
-POOLED = ("mean_log", "median")
-CROSSED = ("adapter_out", "adapter_in_grad", "delta_w")
-"""The sites whose curves have a crossover, where the alignments are recorded and asked for."""
 NUMBERS = ("d_in", "d_out", "r_align", "r_sign", "r_back")
 
 
@@ -54,12 +49,12 @@ def with_predictions(
     clipped = curves.clipping(metrics)
     eps_ratio = curves.eps_ratios(exponents, probes)
     known = (
-        exponents["optimizer"].isin(FAMILIES).to_numpy()
+        exponents["optimizer"].isin(list(OPTIMIZERS)).to_numpy()
         & exponents["init"]
         .isin([name for name, init in INITS.items() if init.q is not None])
         .to_numpy()
     )
-    single = np.flatnonzero(known & ~exponents["layer"].isin(POOLED).to_numpy())
+    single = np.flatnonzero(known & ~exponents["layer"].isin(POOLINGS).to_numpy())
     predicted = np.full(len(exponents), np.nan)
     if len(single):
         rows = exponents[["site", "stat", "batch", "step", "layer", "rank_min", "rank_max"]].take(
@@ -195,8 +190,13 @@ class _Curves:
         Curves are kept apart: at a large learning rate they do depend."""
         names = [name for name in NUMBERS if name in probes]
         result = pd.DataFrame(np.nan, index=range(len(rows)), columns=names)
-        crossed = rows["site"].isin(CROSSED).to_numpy() & (rows["step"] <= LAST_STEP).to_numpy()
-        here = np.flatnonzero(probes["site"].isin(CROSSED) & (probes["step"] <= LAST_STEP))
+        crossed = (
+            rows["site"].isin(PRODUCTS).to_numpy()
+            & (rows["step"] <= LAST_PREDICTED_STEP).to_numpy()
+        )
+        here = np.flatnonzero(
+            probes["site"].isin(PRODUCTS) & (probes["step"] <= LAST_PREDICTED_STEP)
+        )
         if not names or not crossed.any() or not len(here):
             return result
         (cell_N, ids), (batch_N, batches), (layer_N, layers) = (
@@ -266,10 +266,8 @@ def lazy_ratios(metrics: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
 def _decay(rows: pd.DataFrame) -> npt.NDArray[Any]:
     if "weight_decay" not in rows:
         return np.full(len(rows), "none", object)
-    coupled = rows["optimizer"].isin(COUPLED).to_numpy()
-    return np.where(
-        rows["weight_decay"].to_numpy(float) == 0, "none", np.where(coupled, "coupled", "decoupled")
-    )
+    pairs = zip(rows["optimizer"].astype(str), rows["weight_decay"].astype(float), strict=True)
+    return np.array([decay_of(name, decay) for name, decay in pairs], object)
 
 
 def _pool(exponents: pd.DataFrame, predicted: Floats, single: Ints, curve: Ints) -> None:
@@ -280,7 +278,7 @@ def _pool(exponents: pd.DataFrame, predicted: Floats, single: Ints, curve: Ints)
     is_mean, of_all = (
         exponents[name] == value for name, value in (("layer", "mean_log"), ("kind", ALL_KINDS))
     )
-    pooled = exponents["layer"].isin(POOLED).to_numpy()
+    pooled = exponents["layer"].isin(POOLINGS).to_numpy()
     for group, here in (
         (of_kind, pooled & ~of_all.to_numpy()),
         (quantity, pooled & of_all.to_numpy()),

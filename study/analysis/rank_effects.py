@@ -15,7 +15,7 @@ import pandas as pd
 from study.analysis.final_losses import final_losses
 from study.analysis.fits import t_critical
 from study.analysis.rates import OF_A_RULE, bottom
-from study.theory import FAMILIES
+from study.vocabulary.optimizers import OPTIMIZERS, of_family
 
 COMPARISONS = ("fixed", "best", "matched")
 REFERENCE_P = 0.5
@@ -142,9 +142,9 @@ def _best(setting: pd.DataFrame) -> pd.DataFrame:
 
 def _matched(setting: pd.DataFrame) -> pd.DataFrame:
     """Each rule's loss at the steps that rsLoRA was run with, per rank and seed; never beyond a rule's own steps."""
-    if not setting["optimizer"].isin(FAMILIES).all():
+    if not setting["optimizer"].isin(list(OPTIMIZERS)).all():
         return pd.DataFrame()
-    power = np.where(setting["optimizer"].map(FAMILIES).astype(str) == "sgd", 2, 1)
+    power = np.where(setting["optimizer"].isin(of_family("linear")), 2, 1)
     setting = setting.assign(step=np.log(setting["lr"]) + power * np.log(setting["gamma"]))
     reference = setting[setting["exponent_p"] == REFERENCE_P]
     rows = []

@@ -13,8 +13,8 @@ import pandas as pd
 
 from study.analysis.final_losses import final_losses
 from study.analysis.fits import Floats, Strands, fit_lines, t_critical
-from study.theory import FAMILIES
 from study.vocabulary.inits import INITS
+from study.vocabulary.optimizers import OPTIMIZERS
 
 INSIDE, LOWEST, HIGHEST = "", "lowest", "highest"
 """``edge``: at which end of the rates tried the best one lies; the true best may lie outside."""
@@ -124,9 +124,9 @@ def predicted_transfer(optimizer: str, p: float, init: str) -> tuple[float, floa
     SGD's is a point, its lazy end: a step moves the output by ``gamma^2 r lr``, so ``2 p - 1``.
     """
     how = INITS.get(init)
-    if how is None or how.drawn != "A" or how.q != 0 or optimizer not in FAMILIES:
+    if how is None or how.drawn != "A" or how.q != 0 or optimizer not in OPTIMIZERS:
         return np.nan, np.nan
-    if FAMILIES[optimizer] == "sgd":
+    if OPTIMIZERS[optimizer].family == "linear":
         return 2 * p - 1, 2 * p - 1
     low, high = sorted((p - 1, (p - 1) / 2))
     return low, high

@@ -20,34 +20,18 @@ import pandas as pd
 
 from study.analysis.fits import Floats, Ints
 from study.analysis.grouping import PREDICTION_COLUMNS, curve_columns, firsts, numbered
-from study.theory import FAMILIES, Modifiers, predict, stable_exponent
+from study.theory import Modifiers, predict, stable_exponent
 from study.theory.asymptotics import CLIPS
 from study.vocabulary.inits import INITS
-from study.vocabulary.quantities import MODEL_WIDE
-
-LINEAR_UNTIL = 1
-"""The last step at which slopes are exactly linear in p."""
-
-FEW_SEEDS = 5
-"""Under this many seeds an interval over seeds is too wide to lean on; the table says so in ``few_seeds``."""
+from study.vocabulary.optimizers import OPTIMIZERS
+from study.vocabulary.quantities import MODEL_WIDE, QUANTITIES
+from study.vocabulary.thresholds import FEW_SEEDS, LINEAR_UNTIL, LINEAR_UP_TO, SIGN_LIKE_FROM
 
 STABLE_COLUMNS = (
     *("method", "p_star", "p_star_limit", "limit_low", "limit_high", "limit", "few_seeds"),
     *(f"high_{name}" for name in ("rank_min", "p_star", "ci_low", "ci_high", "predicted")),
 )
 """What a table of p* has beside the columns of ``exponents``."""
-
-EPS_DOMINATES, EPS_MATTERS = 0.01, 100.0
-"""Up to which rms(gradient) / eps Adam is linear in the gradient, and from which it is sign-like."""
-
-QUANTITIES = {
-    "adapter_update": ("descent",),
-    "adapter_grad": ("norm",),
-    "adapter_out": ("rms",),
-    "adapter_in_grad": ("rms",),
-    "delta_w": ("norm",),
-}
-"""What p* is given for, ``descent`` first: it alone has no crossover in the rank under any optimizer."""
 
 
 def stable_exponents(exponents: pd.DataFrame) -> pd.DataFrame:
@@ -59,21 +43,22 @@ def stable_exponents(exponents: pd.DataFrame) -> pd.DataFrame:
     ``exponents`` is what :func:`~study.analysis.predictions.with_predictions` returns. A grid needs at least two values
     of p that bracket zero; its interval is where the slopes' own bounds cross it (NaN where they do not).
     """
+    place = {(q.site, q.stat): q.p_star for q in QUANTITIES if q.p_star is not None}
     wanted = np.zeros(len(exponents), bool)
-    for site, stats in QUANTITIES.items():
-        wanted |= ((exponents["site"] == site) & exponents["stat"].isin(stats)).to_numpy()
-    wanted &= exponents["optimizer"].isin(FAMILIES).to_numpy()
+    for site, stat in place:
+        wanted |= ((exponents["site"] == site) & (exponents["stat"] == stat)).to_numpy()
+    wanted &= exponents["optimizer"].isin(list(OPTIMIZERS)).to_numpy()
     rows = exponents[wanted]
     early = rows["step"] <= LINEAR_UNTIL
     found = [part for part in (_linear(rows[early]), _grid(rows[~early])) if len(part)]
     if not found:
         return pd.DataFrame()
     table = pd.concat(found, ignore_index=True)
-    place = {site: n for n, site in enumerate(QUANTITIES)}
     order = [*_keys(table), "step", "layer"]
     return (
         table.assign(
-            place=table["site"].astype(str).map(place), few_seeds=table["seeds"] < FEW_SEEDS
+            place=[place[pair] for pair in zip(table["site"], table["stat"], strict=True)],
+            few_seeds=table["seeds"] < FEW_SEEDS,
         )
         .sort_values(["place", *order], kind="stable")
         .drop(columns="place")
@@ -127,7 +112,7 @@ def _factor(
 ) -> tuple[float, float]:
     """How much steeper a slope gets per unit of p, and theory's p* as r grows; NaN without a prediction."""
     how = INITS.get(init)
-    if how is None or how.q is None or optimizer not in FAMILIES:
+    if how is None or how.q is None or optimizer not in OPTIMIZERS:
         return math.nan, math.nan
     # Decay is of the next order in the learning rate in all of QUANTITIES, under whatever rule.
     acting = Modifiers(
@@ -222,7 +207,7 @@ def _identity(rows: pd.DataFrame) -> list[str]:
 def _once(rows: pd.DataFrame) -> Floats:
     """:func:`_factor` of every row, ``[rows, 2]``, worked out once per distinct question."""
     ratio = rows["eps_ratio"].to_numpy(float)
-    dominates = np.where(ratio <= EPS_DOMINATES, 1, np.where(ratio >= EPS_MATTERS, 0, -1))
+    dominates = np.where(ratio <= LINEAR_UP_TO, 1, np.where(ratio >= SIGN_LIKE_FROM, 0, -1))
     words = ["site", "stat", "optimizer", "init", "clipped"]
     asked = rows[[*words, "step"]].assign(eps_dominates=dominates)
     number = numbered(asked, asked.columns)

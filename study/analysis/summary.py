@@ -9,9 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from study.analysis.grouping import curve_columns
-from study.analysis.stable import FEW_SEEDS, first_to_read, side_by_side
-from study.analysis.verdicts import PRIMARY, RATIO
-from study.vocabulary.quantities import MODEL_WIDE
+from study.analysis.stable import first_to_read, side_by_side
+from study.analysis.verdicts import rows_of
+from study.vocabulary.quantities import MODEL_WIDE, PRIMARY
+from study.vocabulary.thresholds import FEW_SEEDS, STABLE_RATIO
 
 SUMMARY_COLUMNS = (
     *(
@@ -85,11 +86,8 @@ def told_apart(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
 def _first_rows(exponents: pd.DataFrame) -> pd.DataFrame:
     """The summary's rows of ``exponents``, ordered by curve, quantity and step."""
     parts = []
-    quantities = {
-        quantity._replace(step="last"): None for quantity in PRIMARY
-    }  # each once, whatever its steps
-    for place, quantity in enumerate(quantities):
-        parts.append(exponents[quantity.rows(exponents)].assign(place=place))
+    for place, quantity in enumerate(PRIMARY):
+        parts.append(exponents[rows_of(quantity, exponents)].assign(place=place))
     rows = pd.concat(parts)
     rows["of_curve"] = rows.groupby(
         curve_columns(exponents), dropna=False, observed=True, sort=False
@@ -213,7 +211,7 @@ def _caption(summary: pd.DataFrame) -> str:
     if summary.empty:
         return "nothing to show: none of the primary quantities was measured at two ranks"
     lines = [
-        f"stable: within ±{margin:.3f}, a factor of {RATIO:g} from rank {low:g} to {high:g}"
+        f"stable: within ±{margin:.3f}, a factor of {STABLE_RATIO:g} from rank {low:g} to {high:g}"
         for low, high, margin in summary[["rank_min", "rank_max", "margin"]]
         .drop_duplicates()
         .itertuples(index=False)

@@ -13,7 +13,6 @@ layers of its quantity. What is stable alone but not after the correction is unc
 """
 
 import math
-from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,48 +20,19 @@ import pandas as pd
 from scipy import special
 
 from study.analysis.fits import Floats, Ints, Mask
-from study.analysis.grids import ALL_KINDS
 from study.analysis.grouping import curve_columns, numbered
-from study.analysis.pooling import POOLINGS
-from study.vocabulary.quantities import MODEL_WIDE
-
-RATIO = 1.5
-"""What counts as stable: less than this factor between the lowest and the highest rank."""
-
-SIGNIFICANCE = 0.05
+from study.vocabulary.quantities import MODEL_WIDE, POOLINGS, PRIMARY, TRAIN, Quantity
+from study.vocabulary.thresholds import SIGNIFICANCE, STABLE_RATIO
 
 VERDICTS = ("stable", "collapses", "explodes", "unclear")
 
 
-class Primary(NamedTuple):
-    """A quantity whose verdict is the study's own question, at a step or at the last one it was measured at."""
-
-    site: str
-    stat: str
-    kind: str
-    layer: str
-    step: int | Literal["last"]
-
-    def rows(self, exponents: pd.DataFrame) -> "pd.Series[bool]":
-        """Which rows hold this quantity, at any step, on the training batch."""
-        here = exponents["batch"] == "train"
-        for name in ("site", "stat", "kind", "layer"):
-            here = here & (exponents[name] == getattr(self, name))
-        return here
-
-
-PRIMARY = (
-    # The paper's Figure 3: the gradient norm over all adapters. Flat at p = 1/2 under every optimizer.
-    Primary("adapter_grad", "norm", MODEL_WIDE, MODEL_WIDE, 0),
-    # What one update does to the loss, to first order: names the stable p per optimizer with no crossover in the rank.
-    # The update of step 0 moves B only; from step 1 A moves too.
-    Primary("adapter_update", "descent", MODEL_WIDE, MODEL_WIDE, 0),
-    Primary("adapter_update", "descent", MODEL_WIDE, MODEL_WIDE, 1),
-    # Rank-stabilized as the paper defines it (theorem 3.2): outputs forward, gradients passed backward, after training.
-    Primary("adapter_out", "rms", ALL_KINDS, "mean_log", "last"),
-    Primary("adapter_in_grad", "rms", ALL_KINDS, "mean_log", "last"),
-)
-"""Fixed beforehand, on the training batch. Everything else is corrected for being looked at too."""
+def rows_of(quantity: Quantity, exponents: pd.DataFrame) -> "pd.Series[bool]":
+    """Which rows of ``exponents`` hold a quantity, at any step, on the training batch."""
+    here = exponents["batch"] == TRAIN
+    for name in ("site", "stat", "kind", "layer"):
+        here = here & (exponents[name] == getattr(quantity, name))
+    return here
 
 
 def with_verdicts(exponents: pd.DataFrame) -> pd.DataFrame:
@@ -74,7 +44,7 @@ def with_verdicts(exponents: pd.DataFrame) -> pd.DataFrame:
     """
     slope = exponents["exponent"].to_numpy(float)
     with np.errstate(divide="ignore"):
-        margin = math.log(RATIO) / np.log(
+        margin = math.log(STABLE_RATIO) / np.log(
             exponents["rank_max"].to_numpy(float) / exponents["rank_min"].to_numpy(float)
         )
     p_value = tost(
@@ -144,7 +114,8 @@ def _primary(exponents: pd.DataFrame, curve: Ints) -> Mask:
     primary = np.zeros(len(exponents), bool)
     step = exponents["step"].to_numpy()
     for quantity in PRIMARY:
-        rows = np.flatnonzero(quantity.rows(exponents))
+        rows = np.flatnonzero(rows_of(quantity, exponents))
         last = pd.Series(step[rows]).groupby(curve[rows]).transform("max").to_numpy()
-        primary[rows[step[rows] == (last if quantity.step == "last" else quantity.step)]] = True
+        for at in quantity.primary_at:
+            primary[rows[step[rows] == (last if at == "last" else at)]] = True
     return primary

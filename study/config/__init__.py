@@ -1,15 +1,19 @@
-"""What a cell is: its typed configuration (:mod:`~study.config.types`), the checks that a user's choices pass
-(:mod:`~study.config.checks`) and its identity (:mod:`~study.config.hashing`)."""
+"""The configuration of a cell: its types, its checks and its identity.
 
+- :mod:`~study.config.types`: the typed configuration, each field with its bound;
+- :mod:`~study.config.bounds`: what a bound can say;
+- :mod:`~study.config.checks`: from a composed Hydra config to a checked cell;
+- :mod:`~study.config.schedules`: what short words such as ``log`` stand for;
+- :mod:`~study.config.hashing`: the identity of a cell;
+- :mod:`~study.config.compose`: Hydra overrides to cells, and where ``conf/`` is.
+"""
+
+from study.config.bounds import chosen
 from study.config.checks import checked, parse, typed, validate
 from study.config.hashing import IDENTITY_VERSION, Sources, identity
-from study.config.schedules import chosen, eval_steps, probe_steps, truncation_ranks
+from study.config.schedules import eval_steps, probe_steps, truncation_ranks
 from study.config.types import (
-    DATASETS,
     DEVICES,
-    LINEAR,
-    MODELS,
-    OPTIMIZERS,
     PRECISIONS,
     QUANT_BITS,
     AdapterConfig,
@@ -20,15 +24,12 @@ from study.config.types import (
     ProbesConfig,
     TrackerConfig,
     TrainConfig,
+    optimizer_config,
 )
 
 __all__ = [
-    "DATASETS",
     "DEVICES",
     "IDENTITY_VERSION",
-    "LINEAR",
-    "MODELS",
-    "OPTIMIZERS",
     "PRECISIONS",
     "QUANT_BITS",
     "AdapterConfig",
@@ -44,6 +45,7 @@ __all__ = [
     "chosen",
     "eval_steps",
     "identity",
+    "optimizer_config",
     "parse",
     "probe_steps",
     "truncation_ranks",

@@ -5,7 +5,8 @@ import json
 import math
 from dataclasses import asdict, dataclass
 
-from study.config.schedules import chosen, eval_steps, probe_steps, truncation_ranks
+from study.config.bounds import chosen
+from study.config.schedules import eval_steps, probe_steps, truncation_ranks
 from study.config.types import CellConfig
 from study.vocabulary.quantities import BATCHES, SITES, STATS, USUAL
 

@@ -1,28 +1,12 @@
 """What a configuration's short words stand for: the steps that are measured and evaluated, the members of a choice."""
 
 import math
-from typing import Any
 
 from study.config.types import CellConfig
-from study.errors import StudyError, unknown
+from study.errors import StudyError
 
 MOST_DOUBLINGS = 16
 """A layer of 65536 features: none is wider."""
-
-
-def chosen(
-    key: str, value: Any, choices: tuple[str, ...], usual: tuple[str, ...] | None = None
-) -> tuple[str, ...]:
-    """The members of ``choices`` that ``value`` (``all``, one name or a list) asks for, in the order of ``choices``.
-
-    ``all`` may stand in a list beside other names and means ``usual``, by default every choice.
-    """
-    wanted = [value] if isinstance(value, str) else list(value)
-    for name in wanted:
-        if name not in ("all", *choices):
-            raise unknown(key, name, ("all", *choices))
-    everything = (choices if usual is None else usual) if "all" in wanted else ()
-    return tuple(name for name in choices if name in wanted or name in everything)
 
 
 def probe_steps(config: CellConfig) -> tuple[int, ...]:

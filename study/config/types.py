@@ -1,15 +1,22 @@
-"""The typed configuration of a cell. The defaults live in ``conf/``, where users read them; the types live here."""
+"""The typed configuration of a cell: each field with its type and its bound.
+
+The defaults are in ``conf/``, where users read them.
+"""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
+from functools import cache
 from typing import Any
 
 from omegaconf import MISSING
 
+from study.config.bounds import Number, OneOf, Rank, SomeOf, Whole, bounded
 from study.vocabulary import scaling
+from study.vocabulary.inits import INITS
+from study.vocabulary.optimizers import OPTIMIZERS
+from study.vocabulary.quantities import BATCHES, SITES, STATS
+from study.vocabulary.sources import DATASETS, MODELS
 
-MODELS = ("smollm2", "hf", "tiny")
-DATASETS = ("pydoc", "xbrl_extract", "jsonl")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bf16")
 QUANT_BITS = (8, 4)
@@ -18,185 +25,162 @@ CONTRACTIONS = ("auto", "factored", "mixed", "merged")
 TRACKERS = ("none", "wandb")
 TRACKER_MODES = ("offline", "online", "disabled")
 
+POSITIVE = Number(above=0.0)
+
 
 @dataclass
 class ModelConfig:
-    """The frozen base. ``path`` is a folder or hub name; ``smollm2`` and ``tiny`` do without.
+    """The frozen base.
 
-    ``quant_bits``: 8 or 4 to hold the weights of its block linears in (:mod:`study.models.quantised`); null: as loaded.
+    ``path``: a folder or a hub name; ``smollm2`` and ``tiny`` need none. ``quant_bits``: 8 or 4, the
+    bits that hold the weights of its block linears (:mod:`study.models.quantised`); null: as loaded.
     """
 
-    name: str = MISSING
+    name: str = bounded(OneOf(MODELS))
     path: str | None = None
-    quant_bits: int | None = None
+    quant_bits: int | None = bounded(OneOf(QUANT_BITS), None)
 
 
 @dataclass
 class DataConfig:
-    """``heldout`` is the most examples held out; ``seed`` orders the batches and follows the cell's ``seed``."""
+    """``heldout``: the most examples held out. ``seed`` orders the batches and follows the cell's
+    ``seed``.
+    """
 
-    name: str = MISSING
+    name: str = bounded(OneOf(DATASETS))
     path: str | None = None
-    sequence_length: int = MISSING
-    heldout: int = MISSING
+    sequence_length: int = bounded(Whole(2))
+    heldout: int = bounded(Whole(1))
     seed: int = MISSING
 
 
 @dataclass
 class AdapterConfig:
-    """``exponent`` belongs to ``scaling=power``; ``targets`` is all-linear, attention, mlp, a list, or a regex.
+    """How a cell's adapters are scaled, drawn and computed.
 
-    ``path`` is a PEFT adapter to go on with: all but ``dropout`` is then its own.
-
-    ``rank`` is a whole number, or ``math.inf``: the limit that SGD at p = 1/2 has (:mod:`study.adapters.infinite`).
-    ``contraction`` is how products are multiplied out (:mod:`study.adapters.contraction`); it moves rounding alone.
+    - ``rank``: a positive integer or ``math.inf``, the limit of SGD at p = 1/2
+      (:mod:`study.adapters.infinite`);
+    - ``exponent``: p, for ``scaling=power``;
+    - ``targets``: all-linear, attention, mlp, a list, or a regex;
+    - ``contraction``: how products are computed (:mod:`study.adapters.contraction`). It changes
+      rounding only;
+    - ``path``: a PEFT adapter to continue with. Everything but ``dropout`` is then the adapter's.
     """
 
-    rank: Any = MISSING
-    alpha: float = MISSING
+    rank: Any = bounded(Rank())
+    alpha: float = bounded(POSITIVE)
     scaling: str = MISSING
     exponent: float | None = None
     targets: Any = MISSING
-    init: str = MISSING
-    dropout: float = MISSING
-    contraction: str = "auto"
+    init: str = bounded(OneOf(INITS))
+    dropout: float = bounded(Number(least=0.0, below=1.0))
+    contraction: str = bounded(OneOf(CONTRACTIONS), "auto")
     path: str | None = None
 
     def __post_init__(self) -> None:
-        if self.rank == "inf":  # as a yaml file has it; Hydra's command line makes it a float
+        if self.rank == "inf":  # a string in a yaml file; Hydra's command line makes it a float
             self.rank = math.inf
 
     @property
     def gamma(self) -> float:
-        """The full multiplier on ``B A``; 0, its limit, at infinite rank."""
+        """The full multiplier on ``B A``; at infinite rank 0, its limit."""
         return scaling.gamma(self.scaling, self.alpha, self.rank, self.exponent)
 
 
 @dataclass
 class OptimizerConfig:
-    """What every optimizer has; ``loraplus_lr_ratio`` is B's learning rate over A's (LoRA+)."""
+    """What every optimizer has. ``loraplus_lr_ratio``: B's learning rate over A's (LoRA+)."""
 
     name: str = MISSING
-    lr: float = MISSING
-    weight_decay: float = MISSING
-    loraplus_lr_ratio: float = MISSING
+    lr: float = bounded(POSITIVE)
+    weight_decay: float = bounded(Number(least=0.0))
+    loraplus_lr_ratio: float = bounded(POSITIVE)
 
 
-@dataclass
-class AdamConfig(OptimizerConfig):
-    """Adam and AdamW."""
+@cache
+def optimizer_config(name: str) -> type[OptimizerConfig]:
+    """The configuration type of an optimizer: :class:`OptimizerConfig` and its own options.
 
-    betas: list[float] = MISSING
-    eps: float = MISSING
-
-
-@dataclass
-class SGDConfig(OptimizerConfig):
-    """torch's SGD in its three guises, and SignSGD."""
-
-    momentum: float = MISSING
-
-
-@dataclass
-class RMSpropConfig(OptimizerConfig):
-    """torch's RMSprop, uncentred."""
-
-    alpha: float = MISSING
-    eps: float = MISSING
+    Raises ``KeyError`` for a name that is not in :data:`study.vocabulary.optimizers.OPTIMIZERS`.
+    """
+    options = [
+        (key, option.type, bounded(Number(least=option.least)))
+        for key, option in OPTIMIZERS[name].options.items()
+    ]
+    made = make_dataclass(f"{name.capitalize()}Config", options, bases=(OptimizerConfig,))
+    made.__module__ = __name__
+    globals()[made.__name__] = made  # pickle finds a class by its module and name
+    return made
 
 
-@dataclass
-class LionConfig(OptimizerConfig):
-    """Lion."""
-
-    betas: list[float] = MISSING
-
-
-@dataclass
-class AdafactorConfig(OptimizerConfig):
-    """transformers' Adafactor without relative step and parameter scaling."""
-
-    clip_threshold: float = MISSING
-    decay_rate: float = MISSING
-
-
-OPTIMIZERS: dict[str, type[OptimizerConfig]] = {
-    "sgd": SGDConfig,
-    "momentum": SGDConfig,
-    "nesterov": SGDConfig,
-    "adamw": AdamConfig,
-    "adam": AdamConfig,
-    "rmsprop": RMSpropConfig,
-    "signsgd": SGDConfig,
-    "lion": LionConfig,
-    "adafactor": AdafactorConfig,
-}
-LINEAR = ("sgd", "momentum", "nesterov")
-"""Optimizers linear in weights and gradients: they converge as rsLoRA's rank grows (:mod:`study.adapters.infinite`)."""
-COUPLED_SIGN = ("adam", "rmsprop")
-"""Sign-like optimizers whose weight decay is added to the gradient: it would replace A's signal by sign(A)."""
+for _name in OPTIMIZERS:
+    optimizer_config(_name)
 
 
 @dataclass
 class TrainConfig:
-    """``clip`` is a global gradient norm (null: none); ``eval_every`` null evaluates first and last, 0 never;
-    ``answer_tokens`` lets every evaluation answer the held-out questions, in so many tokens (null: none are asked)."""
+    """- ``clip``: the global gradient norm to clip at; null: no clipping;
+    - ``eval_every``: null evaluates at the first and the last step, 0 never;
+    - ``answer_tokens``: the most tokens of an answer to a held-out question; null: none is asked.
+    """
 
-    steps: int = MISSING
-    batch_size: int = MISSING
-    accumulation: int = MISSING
-    clip: float | None = None
-    schedule: str = MISSING
-    warmup: int = MISSING
-    eval_every: int | None = None
+    steps: int = bounded(Whole(1))
+    batch_size: int = bounded(Whole(1))
+    accumulation: int = bounded(Whole(1))
+    clip: float | None = bounded(POSITIVE, None)
+    schedule: str = bounded(OneOf(SCHEDULES))
+    warmup: int = bounded(Whole(0))
+    eval_every: int | None = bounded(Whole(0), None)
     save_adapter: bool = False
-    answer_tokens: int | None = None
+    answer_tokens: int | None = bounded(Whole(1), None)
 
 
 @dataclass
 class ProbesConfig:
-    """When to measure (``every`` n steps, or ``steps``: a list or ``log``; both null: never), what, on which batch.
+    """What probes measure, when, and on which batch.
 
-    ``truncations``: to which lower ranks the trained adapters are cut, for a held-out loss each: ``log``, a list, or
-    null for none.
+    - ``every`` n steps, or ``steps``: a list or ``log``. Both null: never;
+    - ``truncations``: the lower ranks at which the trained adapters' held-out loss is measured:
+      ``log``, a list, or null for none.
     """
 
-    every: int | None = None
+    every: int | None = bounded(Whole(1), None)
     steps: Any = None
-    sites: Any = "all"
-    stats: Any = "all"
-    batch: Any = "train"
-    tokens: int = MISSING
+    sites: Any = bounded(SomeOf(SITES), "all")
+    stats: Any = bounded(SomeOf(STATS), "all")
+    batch: Any = bounded(SomeOf(BATCHES), "train")
+    tokens: int = bounded(Whole(1))
     truncations: Any = None
 
 
 @dataclass
 class PackConfig:
-    """How cells share a process (``max_cells``) and a forward pass (``fold``: an int or ``auto``).
+    """How cells share a process (``max_cells``) and a forward pass (``fold``: a number or ``auto``).
 
-    ``memory_gb``: GiB that a process may use; None: most of what is free. ``compile``: whether plain steps run compiled
-    (:mod:`study.models.compiled`); it moves rounding alone.
+    - ``memory_gb``: GiB that a process may use; null: most of the free memory;
+    - ``compile``: whether plain steps run compiled (:mod:`study.models.compiled`). It changes
+      rounding only.
     """
 
-    max_cells: int | None = None
-    memory_gb: float | None = None
-    fold: Any = "auto"
+    max_cells: int | None = bounded(Whole(1), None)
+    memory_gb: float | None = bounded(POSITIVE, None)
+    fold: Any = bounded(Whole(1, "auto"), "auto")
     compile: bool = False
 
 
 @dataclass
 class TrackerConfig:
-    """Who else is told of results, beside the store. ``sites``: where per-layer norms are sent from.
+    """Where results are sent beside the store. ``sites``: the sites whose per-layer norms are sent.
 
-    It holds no key to any account: those are W&B's own settings, and so they reach no record.
+    It holds no account key: W&B has its own settings for that, so no record contains one.
     """
 
-    name: str = "none"
-    mode: str = "offline"
+    name: str = bounded(OneOf(TRACKERS), "none")
+    mode: str = bounded(OneOf(TRACKER_MODES), "offline")
     project: str | None = None
     entity: str | None = None
     dir: str | None = None
-    sites: Any = "all"
+    sites: Any = bounded(SomeOf(SITES), "all")
 
 
 @dataclass
@@ -206,9 +190,9 @@ class CellConfig:
     name: str = MISSING
     results_dir: str = MISSING
     plots_dir: str = MISSING
-    device: str = MISSING
+    device: str = bounded(OneOf(DEVICES))
     seed: int = MISSING
-    precision: str = MISSING
+    precision: str = bounded(OneOf(PRECISIONS))
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)

@@ -16,31 +16,12 @@ from study.dashboard.following import FollowedCell, Following
 from study.dashboard.probes import Layer, Quantity
 from study.dashboard.verdicts import Verdicts
 from study.figures import style
-from study.figures.selection import PRETTY, Rule
+from study.figures.selection import Rule
 from study.store import STATUSES
+from study.vocabulary.optimizers import label
+from study.vocabulary.quantities import FIRST_READ, METRICS
 
-FIRST = (
-    *(
-        ("adapter_grad", "norm"),
-        ("adapter_out", "rms"),
-        ("adapter_in_grad", "rms"),
-        ("delta_w", "norm"),
-    ),
-    *(
-        ("B_grad", "norm"),
-        ("A_grad", "norm"),
-        ("layer_out_grad", "rms"),
-        ("adapter_update", "norm"),
-    ),
-)
-"""The (site, stat) pairs that are read first: the first of them is what the page opens with, and all of them come
-before the others where not everything fits into a file."""
-
-CURVES = {
-    "loss": "training loss",
-    "eval_loss": "held-out loss",
-    "grad_norm": "gradient norm, all adapters",
-}
+CURVES = {name: METRICS[name].label for name in ("loss", "eval_loss", "grad_norm")}
 MOST_POINTS = 400
 """Steps of a loss curve that a page draws; of more, it gets every second, third, and so on."""
 MOST_DF = 200
@@ -63,7 +44,7 @@ def overview(study: Following, verdicts: Verdicts, live: bool) -> dict[str, Any]
         ],
         "configuration": _configuration(cells),
         "rules": _rules(cells),
-        "optimizers": {str(name): PRETTY.get(str(name), str(name)) for name in cells["optimizer"]},
+        "optimizers": {str(name): label(str(name)) for name in cells["optimizer"]},
         "layers": [Layer(*layer)._asdict() for layer in study.layers],
         "quantities": [quantity._asdict() for quantity in in_order(study.quantities())],
         "curves": CURVES,
@@ -79,8 +60,8 @@ def fingerprint(page: dict[str, Any]) -> str:
 
 
 def in_order(quantities: Sequence[Quantity]) -> list[Quantity]:
-    """As they are worth reading: training batch first, then :data:`FIRST`, then as they come."""
-    places = {pair: n for n, pair in enumerate(FIRST)}
+    """As they are worth reading: training batch first, then :data:`~study.vocabulary.quantities.FIRST_READ`, then as they come."""
+    places = {pair: n for n, pair in enumerate(FIRST_READ)}
     return sorted(
         quantities, key=lambda q: (q.batch != "train", places.get((q.site, q.stat), len(places)))
     )

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from study.analysis import PRIMARY, fit_exponents, summary, with_predictions, with_verdicts
+from study.analysis import fit_exponents, summary, with_predictions, with_verdicts
 from study.dashboard.following import FollowedCell, Following
 from study.errors import StudyError
 from study.store import load_cell_table
-from study.vocabulary.quantities import MODEL_WIDE, STATS
+from study.vocabulary.quantities import MODEL_WIDE, PRIMARY, STATS
 
 GRADIENTS = ("A_grad", "B_grad")
 """Sites whose size beside eps says whether Adam's updates are sign-like: predictions need them at every step."""

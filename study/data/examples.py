@@ -12,9 +12,10 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from study.config import DATASETS, DataConfig
+from study.config import DataConfig
 from study.data import pydoc, xbrl
 from study.errors import StudyError, unknown
+from study.vocabulary.sources import DATASETS
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from study.figures import style
-from study.figures.quantities import BACKWARD, DESCENT, FORWARD, GRADIENT, Quantity, asymptote, fits
+from study.figures.quantities import asymptote, fits
 from study.figures.selection import Absent, Family, Rule, Tables, families, most_varied
+from study.vocabulary.quantities import BACKWARD_IN, DESCENT, FORWARD_OUT, GRADIENT_NORM, Quantity
 
 MOST_FAMILIES = 3
 SHOWN: tuple[tuple[Quantity, int], ...] = (
-    (GRADIENT, 0),
+    (GRADIENT_NORM, 0),
     (DESCENT, 0),
     (DESCENT, 1),
-    (FORWARD, -1),
-    (BACKWARD, -1),
+    (FORWARD_OUT, -1),
+    (BACKWARD_IN, -1),
 )
 """Quantities with their step; -1 is the last one probed."""
 BEYOND = 0.25
@@ -161,15 +162,15 @@ def _draw(ax: Axes, found: list[Line], heading: str, *, named: bool) -> None:
     for line in found:
         who = f"{line.quantity.site} {line.step}"
         handle = _handle(ax, line)
-        look: dict[str, Any] = {"color": line.quantity.colour, "zorder": 3}
+        look: dict[str, Any] = {"color": style.QUANTITY_LOOKS[line.quantity.site][0], "zorder": 3}
         ax.plot(line.p, line.predicted, color=style.INK, linestyle=(0, (0.7, 1.8)), linewidth=1.4, zorder=2,
                 gid=f"theory {who}")  # fmt: skip
         ax.plot(line.p, line.exponent, **look, linewidth=0.9, linestyle=handle.get_linestyle(), gid=f"line {who}",
-                marker=line.quantity.marker, markersize=3, markerfacecolor=handle.get_markerfacecolor())  # fmt: skip
+                marker=style.QUANTITY_LOOKS[line.quantity.site][1], markersize=3, markerfacecolor=handle.get_markerfacecolor())  # fmt: skip
         ax.vlines(line.p, line.low, line.high, **look, linewidth=1.6, alpha=0.45, gid=f"bars {who}")
         star, *ends = line.stable
         if np.isfinite(star):
-            ax.plot([star], [0], marker=line.quantity.marker, markersize=6.5, markerfacecolor="none",
+            ax.plot([star], [0], marker=style.QUANTITY_LOOKS[line.quantity.site][1], markersize=6.5, markerfacecolor="none",
                     markeredgewidth=0.9, **{**look, "zorder": 4}, gid=f"star {who}")  # fmt: skip
             if np.isfinite(ends).all():
                 ax.plot(
@@ -212,8 +213,8 @@ def _p_axis(ax: Axes, ps: list[float], stars: list[float]) -> None:
 def _handle(ax: Axes, line: Line) -> Any:
     later = line.quantity is DESCENT and line.step > 0
     return ax.plot(
-        [], [], color=line.quantity.colour, marker=line.quantity.marker, markersize=3,
-        linestyle=(0, (3, 1.5)) if later else "solid", markerfacecolor="white" if later else line.quantity.colour,
+        [], [], color=style.QUANTITY_LOOKS[line.quantity.site][0], marker=style.QUANTITY_LOOKS[line.quantity.site][1], markersize=3,
+        linestyle=(0, (3, 1.5)) if later else "solid", markerfacecolor="white" if later else style.QUANTITY_LOOKS[line.quantity.site][0],
     )[0]  # fmt: skip
 
 

@@ -18,16 +18,18 @@ from matplotlib.lines import Line2D
 from study.errors import StudyError
 from study.figures import laws, style
 from study.figures.activation_moments import layer_laws
-from study.figures.quantities import BACKWARD, FORWARD, Quantity, modifiers
+from study.figures.quantities import modifiers
 from study.figures.selection import Absent, Family, Rule, Tables, holding, per_layer
-from study.theory import FAMILIES, LAST_STEP, Layer, curve, slope
+from study.theory import Layer, curve, slope
 from study.vocabulary.inits import INITS
-from study.vocabulary.quantities import ALIGNMENTS, MODEL_WIDE
+from study.vocabulary.optimizers import OPTIMIZERS
+from study.vocabulary.quantities import ALIGNMENTS, BACKWARD_IN, FORWARD_OUT, MODEL_WIDE, Quantity
+from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
 MOST_FAMILIES = 4
 HEADINGS = {
-    FORWARD.name: r"forward:  $y = \gamma BAx$",
-    BACKWARD.name: r"backward:  $\gamma A^{\mathsf{T}} B^{\mathsf{T}} g$",
+    FORWARD_OUT.name: r"forward:  $y = \gamma BAx$",
+    BACKWARD_IN.name: r"backward:  $\gamma A^{\mathsf{T}} B^{\mathsf{T}} g$",
 }
 
 
@@ -44,12 +46,13 @@ class Theory:
 def conditions(tables: Tables) -> Figure:
     """``adapter_out`` and ``adapter_in_grad`` rms against the rank at one step: fitted lines and finite-rank theory.
 
-    The step is the last one that theory reaches (:data:`study.theory.LAST_STEP`), or the last probed where there is
+    The step is the last one that theory reaches (:data:`study.theory.LAST_PREDICTED_STEP`), or the last probed where there is
     none. The theory's curve is up to a factor, which is the data's own: its shape is what is compared. It needs each
     layer's D, and its r_align (SGD) or r_sign (sign-like) going forward: ``probes.stats=[all,r_align,r_sign]``.
     """
     series = {
-        q: per_layer(tables.cells, tables.probes, q.site, q.stat) for q in (FORWARD, BACKWARD)
+        q: per_layer(tables.cells, tables.probes, q.site, q.stat)
+        for q in (FORWARD_OUT, BACKWARD_IN)
     }
     series = {quantity: rows for quantity, rows in series.items() if len(rows)}
     if len(series) < 2:
@@ -65,7 +68,7 @@ def conditions(tables: Tables) -> Figure:
     drawn: list[laws.Law] = []
     known: list[Theory] = []
     for part, one in zip(style.rows(page, [o.family.label for o in shown]), shown, strict=True):
-        step = max((s for s in one.steps if s <= LAST_STEP), default=one.steps[-1])
+        step = max((s for s in one.steps if s <= LAST_PREDICTED_STEP), default=one.steps[-1])
         panels = part.subplots(1, 2, squeeze=False)[0]
         for ax, (quantity, rows) in zip(panels, series.items(), strict=True):
             where = {
@@ -118,7 +121,7 @@ def theory(
 ) -> Theory | None:
     """The finite-rank curve of one rule, or ``None`` where a curve needs what was not predicted or not recorded."""
     optimizer, init = family.keys.get("optimizer"), INITS.get(family.keys.get("init", "kaiming"))
-    if optimizer not in FAMILIES or init is None or init.q is None or not len(ranks):
+    if optimizer not in OPTIMIZERS or init is None or init.q is None or not len(ranks):
         return None
     known: dict[str, Any] = {
         "step": step,

@@ -18,12 +18,12 @@ from study.analysis import fit_exponents
 from study.figures import laws, style
 from study.figures.activation_moments import layer_laws
 from study.figures.conditions import layers
-from study.figures.quantities import FORWARD
 from study.figures.selection import Absent, Family, Tables
-from study.theory import FAMILIES, Layer
+from study.theory import Layer
 from study.theory import distance_to_infinite_rank as first_step_distance
 from study.vocabulary.inits import INITS
-from study.vocabulary.quantities import ALIGNMENTS, MODEL_WIDE
+from study.vocabulary.optimizers import of_family
+from study.vocabulary.quantities import ALIGNMENTS, FORWARD_OUT, MODEL_WIDE
 
 MOST_ROWS = 4
 MEASURES = {
@@ -209,13 +209,13 @@ def _theory(
         step != 1
         or not weighting
         or not half
-        or FAMILIES.get(optimizer) != "sgd"
+        or optimizer not in of_family("linear")
         or init is None
         or init.q != 0
     ):
         return []
     known = _known_layers(rows, init.kurtosis) or layers(
-        tables.cells["cell_id"].astype(str), FORWARD, tables.probes, step, init.kurtosis
+        tables.cells["cell_id"].astype(str), FORWARD_OUT, tables.probes, step, init.kurtosis
     )
     ranks = np.geomspace(family.finite_ranks[0], family.finite_ranks[-1], 33)
     curves = [

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from study.figures.selection import Absent, Family, Rule, Tables, families, per_step
-from study.theory import FAMILIES
+from study.vocabulary.optimizers import of_family
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Sweep:
     def steps_in_gamma(self) -> int:
         """The power of gamma that one lazy step moves the adapter by: 2 under SGD, 1 under a sign-like rule."""
         optimizer = str(self.family.keys.get("optimizer"))
-        return 2 if FAMILIES.get(optimizer) == "sgd" else 1
+        return 2 if optimizer in of_family("linear") else 1
 
     def of(self, rule: Rule) -> pd.DataFrame:
         return self.cells[self.cells["rule"] == rule]

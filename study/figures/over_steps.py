@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from study.figures import style
-from study.figures.quantities import PRIMARY, Quantity, asymptote, fits
+from study.figures.quantities import asymptote, fits
 from study.figures.selection import (
     Absent,
     Family,
@@ -19,6 +19,7 @@ from study.figures.selection import (
     rules_left_out,
 )
 from study.figures.training_curves import step_axis
+from study.vocabulary.quantities import PRIMARY, Quantity
 
 MOST_FAMILIES, MOST_RULES = 4, 6
 

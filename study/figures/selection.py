@@ -15,8 +15,10 @@ from pandas.api.types import is_numeric_dtype
 
 from study.analysis.grouping import NOT_A_CURVE
 from study.errors import StudyError
-from study.vocabulary import scaling as rules
+from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import MODEL_WIDE
+from study.vocabulary.scaling import RULES
+from study.vocabulary.sources import model_label
 
 
 class Tables(Protocol):
@@ -47,12 +49,9 @@ class Rule:
     @classmethod
     def of(cls, scaling: str, exponent: float | None) -> "Rule":
         """The rule of a cell; ``exponent`` is read only where the rule has no p of its own."""
-        own = rules.EXPONENTS[scaling]
-        return cls(
-            list(rules.EXPONENTS).index(scaling),
-            str(scaling),
-            float(exponent if own is None else own),
-        )  # type: ignore[arg-type]
+        p = exponent if RULES[scaling].p is None else RULES[scaling].p
+        assert p is not None
+        return cls(list(RULES).index(scaling), str(scaling), float(p))
 
 
 @dataclass(frozen=True)
@@ -76,20 +75,6 @@ class Family:
         return [rank for rank in self.ranks if np.isfinite(rank)]
 
 
-PRETTY = {
-    "adamw": "AdamW",
-    "adam": "Adam",
-    "sgd": "SGD",
-    "signsgd": "SignSGD",
-    "rmsprop": "RMSprop",
-    "lion": "Lion",
-}
-PRETTY |= {
-    "adafactor": "Adafactor",
-    "momentum": "SGD with momentum",
-    "nesterov": "Nesterov SGD",
-    "smollm2": "SmolLM2",
-}
 PREFIX = {
     "lr": "learning rate ",
     "alpha": "α = ",
@@ -162,7 +147,7 @@ def _named(column: str, value: Any) -> str:
     text = (
         f"{value:g}"
         if isinstance(value, numbers.Number)
-        else PRETTY.get(value, re.sub(r"[][']", "", value))
+        else label(re.sub(r"[][']", "", model_label(value)))
     )
     return PREFIX.get(column, column.replace("_", " ") + " ") + text
 

@@ -125,6 +125,14 @@ class Look:
     marker: str
 
 
+QUANTITY_LOOKS: dict[str, tuple[str, str]] = {
+    "adapter_grad": ("#222222", "o"),
+    "adapter_update": ("#c2185b", "D"),
+    "adapter_out": ("#2b6fc2", "^"),
+    "adapter_in_grad": ("#8a9a00", "v"),
+}
+"""Colour and marker of a quantity, by its site. The hues differ from those of the rules."""
+
 LIGHTEST, DARKEST = 80.0, 27.0
 """CIELAB lightness of the lowest and the highest rank: seen on white, and not yet black."""
 

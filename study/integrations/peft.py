@@ -13,11 +13,11 @@ from omegaconf import OmegaConf
 
 from study.adapters.peft_format import PeftAdapter, read_adapter
 from study.config import ModelConfig, parse
+from study.config.compose import CONF
 from study.errors import StudyError
 from study.models import load_base, load_tokenizer
 from study.models.hf import quiet
 from study.store import ADAPTER, find_cell
-from study.sweeps.app import CONF
 from study.sweeps.cells import plan
 
 RECORD = "study_record.json"

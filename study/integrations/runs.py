@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 
 from study.adapters import LoraPair
 from study.config import (
-    OPTIMIZERS,
     AdapterConfig,
     CellConfig,
     DataConfig,
@@ -26,12 +25,15 @@ from study.config import (
     Sources,
     TrainConfig,
     identity,
+    optimizer_config,
 )
 from study.errors import StudyError
 from study.probes import NormProbe
 from study.store import CellWriter, rows_of
 from study.store.provenance import provenance
+from study.training.devices import describe_device
 from study.vocabulary.inits import IMPORTED
+from study.vocabulary.optimizers import OPTIMIZERS
 
 _SGD = {(False, False): "sgd", (True, False): "momentum", (True, True): "nesterov"}
 """By whether there is momentum, and whether it is Nesterov's."""
@@ -102,7 +104,8 @@ def open_cell(
             **json.loads(_json(peft_config.to_dict())),
         },
         "started": now(),
-        **provenance(args.device),
+        **provenance(),
+        **describe_device(args.device),
     }
     folder = study_dir / "cells" / cell_id
     earlier = {name: rows_of(folder, name) for name in ("metrics", "probes")} if first else {}
@@ -162,7 +165,7 @@ def _optimizer_config(optimizer: Optimizer, pair: LoraPair, adapter: str) -> Opt
     name = type(stepping).__name__.lower()
     if name == "sgd":
         name = _SGD[bool(of_A["momentum"]), bool(of_A["nesterov"])]
-    kind = OPTIMIZERS.get(name, OptimizerConfig)
+    kind = optimizer_config(name) if name in OPTIMIZERS else OptimizerConfig
     known = {f.name: of_A[f.name] for f in fields(kind) if f.name in of_A}
     lr_A, lr_B = (group.get("initial_lr", group["lr"]) for group in (of_A, of_B))  # before warm-up
     known |= {

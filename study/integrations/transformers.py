@@ -38,7 +38,7 @@ from study.errors import StudyError
 from study.integrations.runs import init_of, now, open_cell
 from study.probes import NormProbe, active_adapters
 from study.store import CellWriter, rows_of
-from study.store.provenance import peak_memory_gb
+from study.training.devices import peak_memory_gb
 from study.vocabulary.quantities import MODEL_WIDE, SITES, STATS, USUAL
 
 SHOWN = (("adapter_grad", "norm"), ("adapter_update", "norm"), ("adapter_update", "descent"))

@@ -8,9 +8,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from study.config import MODELS, ModelConfig
+from study.config import ModelConfig
 from study.errors import StudyError, unknown
 from study.models import hf, quantised, smollm2, tiny
+from study.vocabulary.sources import MODELS
 
 _UNLIMITED = 1 << 30  # tokens: a family that has no longest sequence (ALiBi, state spaces)
 

@@ -16,7 +16,7 @@ be waited for, :meth:`NormProbe.send`. Letters: ``K`` cells,
 ``S`` sites, ``L`` layers, ``N`` tokens of a cell, ``n`` sampled tokens, ``D`` / ``O`` in / out features, ``R`` rank.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -77,8 +77,8 @@ class NormProbe:
         self,
         model: nn.Module,
         *,
-        sites: Sequence[str] = SITES,
-        stats: Sequence[str] = USUAL,
+        sites: Iterable[str] = SITES,
+        stats: Iterable[str] = USUAL,
         tokens: int = 128,
         alignment: Alignment | None = None,
         adapter: str | None = None,

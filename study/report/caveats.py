@@ -7,11 +7,11 @@ from typing import Any
 import pandas as pd
 
 from study.analysis import lazy_ratios
-from study.analysis.predictions import LAZY_WITHIN
 from study.analysis.rates import INSIDE
-from study.analysis.stable import EPS_MATTERS, FEW_SEEDS, first_to_read
+from study.analysis.stable import first_to_read
 from study.store import StudyTables
-from study.theory import FAMILIES
+from study.vocabulary.optimizers import of_family
+from study.vocabulary.thresholds import FEW_SEEDS, LAZY_WITHIN, SIGN_LIKE_FROM
 
 Record = Mapping[str, Any]
 
@@ -105,14 +105,14 @@ def _small_beside_eps(tables: StudyTables) -> list[str]:
             continue
         cell = rows["cell_id"].astype(str)
         ratio = (rows["rms"] / cell.map(by_cell)).groupby([cell, rows["step"]]).median()
-        low = ratio[ratio < EPS_MATTERS]
+        low = ratio[ratio < SIGN_LIKE_FROM]
         if len(low):
             cell_ids, steps = (low.index.get_level_values(level) for level in (0, 1))
             at, least = int(low.argmin()), float(low.min())
             cells = tables.cells[tables.cells["cell_id"].astype(str).isin(set(cell_ids))]
             where = tables.cells[tables.cells["cell_id"].astype(str) == cell_ids[at]]
             found.append(
-                f"**eps matters to {factor}.** The median layer's rms(gradient of {factor}) is under {EPS_MATTERS:g} "
+                f"**eps matters to {factor}.** The median layer's rms(gradient of {factor}) is under {SIGN_LIKE_FROM:g} "
                 f"eps in {_count(len(cells), 'cell')} ({_cells(cells)}), {least:.1f} eps at the least "
                 f"({_cells(where)}, step {steps[at]}): the update there is not quite sign-like."
             )
@@ -132,8 +132,7 @@ def _clipped(tables: StudyTables) -> list[str]:
     line = (
         f"**Clipped.** {len(clipped)} of {len(factors)} gradients were clipped ({_cells(cells)})."
     )
-    kinds = {FAMILIES.get(str(name)) for name in cells["optimizer"]}
-    if "sgd" in kinds:
+    if cells["optimizer"].isin(of_family("linear")).any():
         line += " Under SGD clipping changes the exponents; where only some gradients were, nothing is predicted."
     return [line]
 

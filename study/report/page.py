@@ -21,21 +21,18 @@ from study.analysis import (
 from study.analysis.stable import STABLE_COLUMNS
 from study.analysis.summary import interval_text, measured_from, told_apart
 from study.analysis.truncations import KEPT
-from study.analysis.verdicts import RATIO
 from study.report.caveats import Record, caveats
 from study.report.task import task_section
 from study.report.text import (
-    QUANTITIES,
-    RULES,
     bullets,
     commit,
     device,
     listed,
     number,
-    optimizer_name,
     plain,
     quantity_name,
     row_list,
+    rule_in_words,
     rule_name,
     signed_interval,
     source,
@@ -47,6 +44,8 @@ from study.report.text import (
     word,
 )
 from study.store import StudyTables
+from study.vocabulary.optimizers import label
+from study.vocabulary.thresholds import STABLE_RATIO
 
 COMPARED = {
     "fixed": "one learning rate for all",
@@ -102,7 +101,7 @@ def _in_a_sentence(tables: StudyTables) -> str:
     return (
         f"{len(cells)} cells on {listed(cells['model'])} and {listed(cells['data'])}: ranks {plain(ranks)}; "
         f"{', '.join(dict.fromkeys(rule_name(row) for row in row_list(cells)))}; "
-        f"{', '.join(optimizer_name(o) for o in dict.fromkeys(cells['optimizer']))}; "
+        f"{', '.join(label(o) for o in dict.fromkeys(cells['optimizer']))}; "
         f"{plain(sorted(set(cells['steps'])))} steps; {seeds} {'seed' if seeds == 1 else 'seeds'}.\n\n"
         "> LoRA with α√r *is* rsLoRA with α: where alpha and the learning rate are tuned at every rank the rules are "
         "the same. What is tested here is transfer across ranks at fixed hyper-parameters. p\\* depends on the "
@@ -122,13 +121,13 @@ def _says(tables: StudyTables) -> str:
         ["optimizer", "rule", "curve"], sort=False, observed=True
     ):
         verdicts = [
-            f"{quantity_name(row.quantity)} at step {row.step} {verb(str(row.verdict))} ({row.estimate}"
+            f"{quantity_name(row.quantity.split()[0])} at step {row.step} {verb(str(row.verdict))} ({row.estimate}"
             + ("" if np.isnan(row.predicted) else f", theory {number(row.predicted)}")
             + ")"
             for row in row_list(part)
         ]
         named = ", ".join(
-            filter(None, (optimizer_name(optimizer), RULES.get(str(rule), str(rule)), str(curve)))
+            filter(None, (label(str(optimizer)), rule_in_words(str(rule)), str(curve)))
         )
         lines.append(f"**{named}**: {'; '.join(verdicts)}.")
     margins = rows[["rank_min", "rank_max", "margin"]].drop_duplicates().itertuples(index=False)
@@ -139,7 +138,7 @@ def _says(tables: StudyTables) -> str:
         "## What it says\n\n"
         + bullets(lines)
         + "\n\nNumbers are exponents in the rank with 95 % intervals. *Stable* is an equivalence test passed (within "
-        f"a factor of {RATIO:g}: {tests}), never a failure to find a slope.{note}"
+        f"a factor of {STABLE_RATIO:g}: {tests}), never a failure to find a slope.{note}"
     )
 
 
@@ -162,8 +161,8 @@ def _stable(tables: StudyTables) -> str:
     body = []
     for row in rows.to_dict("records"):
         cells = [
-            optimizer_name(row["optimizer"]),
-            QUANTITIES.get(row["site"], row["site"]),
+            label(row["optimizer"]),
+            quantity_name(row["site"]),
             str(row["step"]),
             ", ".join([measured_from(row), *_values(row, apart)]),
             interval_text(row["p_star"], row["ci_low"], row["ci_high"]),
@@ -224,9 +223,9 @@ def _exponents(tables: StudyTables) -> str:
     ]
     body = [
         [
-            optimizer_name(row.optimizer),
+            label(row.optimizer),
             ", ".join(filter(None, (str(row.rule), str(row.curve)))),
-            quantity_name(row.quantity),
+            quantity_name(row.quantity.split()[0]),
             str(row.step),
             row.estimate,
             number(row.predicted),
@@ -262,7 +261,7 @@ def _rates(tables: StudyTables) -> str:
     ]
     body = [
         [
-            optimizer_name(row.optimizer),
+            label(row.optimizer),
             rule_name(row),
             "—" if np.isnan(row.exponent) else interval_text(row.exponent, row.ci_low, row.ci_high),
             span(row.predicted_low, row.predicted_high),
@@ -277,7 +276,7 @@ def _rates(tables: StudyTables) -> str:
     by = ["optimizer", "scaling", "exponent_p", "rank"]
     best = tables.rates.groupby(by, observed=True, sort=True)["best_lr"].median().reset_index()
     rows = [
-        [optimizer_name(row.optimizer), rule_name(row), f"{row.rank:g}", f"{row.best_lr:.2g}"]
+        [label(row.optimizer), rule_name(row), f"{row.rank:g}", f"{row.best_lr:.2g}"]
         for row in row_list(best)
     ]
     return (
@@ -298,7 +297,7 @@ def _losses(tables: StudyTables) -> str:
     effects = effects.sort_values(["optimizer", "place", "lr", "exponent_p"], kind="stable")
     body = [
         [
-            optimizer_name(row.optimizer),
+            label(row.optimizer),
             rule_name(row),
             f"{row.alpha:g}",
             COMPARED[row.how] + ("" if pd.isna(row.lr) else f" ({row.lr:g})"),
@@ -325,7 +324,7 @@ def _losses(tables: StudyTables) -> str:
     if len(differences):
         rows = [
             [
-                optimizer_name(row.optimizer),
+                label(row.optimizer),
                 COMPARED[row.how] + ("" if pd.isna(row.lr) else f" ({row.lr:g})"),
                 rule_name(row),
                 f"{row.rank:g}",
@@ -379,7 +378,7 @@ def _truncations(tables: StudyTables) -> str:
     ]
     body = [
         [
-            optimizer_name(row.optimizer),
+            label(row.optimizer),
             rule_name(row),
             *([f"{row.lr:g}"] if several_rates else []),
             plain([row.rank]),

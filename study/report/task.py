@@ -6,8 +6,9 @@ import pandas as pd
 
 from study.analysis import task_scores
 from study.analysis.summary import interval_text
-from study.report.text import number, optimizer_name, plain, row_list, rule_name, table, word
+from study.report.text import number, plain, row_list, rule_name, table, word
 from study.store import StudyTables
+from study.vocabulary.optimizers import label
 
 SAID = {"optimizer", "scaling", "exponent_p", "lr", "rank"}
 """What the table has columns for; other settings are named where they differ."""
@@ -37,7 +38,7 @@ def task_section(tables: StudyTables) -> str:
     heads += ["exact match: base model", "after training"] if asked else []
     body = [
         [
-            optimizer_name(row.optimizer),
+            label(row.optimizer),
             ", ".join(
                 [rule_name(row), *(f"{name}={word(getattr(row, name))}" for name in settings)]
             ),

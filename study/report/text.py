@@ -8,22 +8,8 @@ import pandas as pd
 
 from study.analysis.summary import interval_text
 from study.report.caveats import Record
-
-QUANTITIES = {
-    "adapter_update": "descent of an update",
-    "adapter_grad": "gradient norm over all adapters",
-    "adapter_out": "adapter output, rms",
-    "adapter_in_grad": "gradient into the inputs, rms",
-    "delta_w": "norm of γBA",
-}
-RULES = {"lora": "LoRA, γ = α/r", "rslora": "rsLoRA, γ = α/√r"}
-OPTIMIZERS = {
-    "sgd": "SGD",
-    "adamw": "AdamW",
-    "adam": "Adam",
-    "signsgd": "SignSGD",
-    "rmsprop": "RMSprop",
-}
+from study.vocabulary.quantities import QUANTITIES
+from study.vocabulary.scaling import RULES, formula
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -73,18 +59,22 @@ def signed_interval(value: float, low: float, high: float) -> str:
     return text if np.isnan(low) else f"{text} [{low:+.4f}, {high:+.4f}]"
 
 
-def optimizer_name(name: Any) -> str:
-    return OPTIMIZERS.get(str(name), str(name))
-
-
 def rule_name(row: Any) -> str:
+    """``LoRA, γ = α/r``; a rule whose exponent the user gave is its formula alone."""
     p = row.exponent_p if hasattr(row, "exponent_p") else row.exponent
-    power = {0.0: "γ = α", 1.0: "γ = α/r"}.get(p, f"γ = α/r^{p:g}")
-    return RULES.get(str(row.scaling), power)
+    rule = RULES[str(row.scaling)]
+    return formula(p) if rule.p is None else f"{rule.label}, {formula(rule.p)}"
 
 
-def quantity_name(text: str) -> str:
-    return QUANTITIES.get(text.split()[0], text)
+def rule_in_words(name: str) -> str:
+    """A rule of a summary table with its formula; a rule whose exponent the user gave is unchanged."""
+    rule = RULES.get(name)
+    return name if rule is None or rule.p is None else f"{rule.label}, {formula(rule.p)}"
+
+
+def quantity_name(site: str) -> str:
+    """The label of a quantity, by its site."""
+    return next((q.label for q in QUANTITIES if q.site == site), site)
 
 
 def verb(verdict: str) -> str:

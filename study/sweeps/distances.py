@@ -32,17 +32,18 @@ from study.adapters import LoraBank, adapted, resolve_targets
 from study.adapters.infinite import InfiniteRankBank
 from study.adapters.rank_free import RankFreeBank
 from study.analysis import fit_exponents
-from study.config import LINEAR, CellConfig, parse, probe_steps
+from study.config import CellConfig, parse, probe_steps
 from study.data import Corpus, build_corpus
 from study.errors import StudyError
 from study.models import FrozenBase, load_base, load_tokenizer
 from study.store import load_cells
 from study.sweeps.cells import plan
-from study.sweeps.run import choose_device
+from study.training.devices import choose_device
 from study.training.loop import Fold
 from study.training.run import adapter_spec
 from study.vocabulary import scaling
 from study.vocabulary.inits import INITS
+from study.vocabulary.optimizers import of_family
 from study.vocabulary.quantities import MODEL_WIDE, TRAIN
 
 MEASURES = ("input_weighted", "frobenius", "loss")
@@ -84,7 +85,7 @@ def measure_study(
     if not groups:
         raise StudyError(
             f"no complete cell in {study_dir} has a limit of infinite rank: train some with adapter.scaling=rslora "
-            f"optimizer={'|'.join(LINEAR)} and probes.steps"
+            f"optimizer={'|'.join(of_family('linear'))} and probes.steps"
         )
     tables = []
     for finite in groups.values():
@@ -100,7 +101,11 @@ def has_limit(config: CellConfig) -> bool:
     """Whether a finite rank's run converges as the rank grows, and is measured after some step."""
     adapter = config.adapter
     half = scaling.exponent(adapter.scaling, adapter.exponent) == 0.5
-    lazy = config.optimizer.name in LINEAR and adapter.init in INITS and INITS[adapter.init].q == 0
+    lazy = (
+        config.optimizer.name in of_family("linear")
+        and adapter.init in INITS
+        and INITS[adapter.init].q == 0
+    )
     return half and lazy and math.isfinite(adapter.rank) and max(probe_steps(config), default=0) > 0
 
 

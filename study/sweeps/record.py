@@ -15,10 +15,11 @@ from study.adapters import LoraPair
 from study.adapters.peft_format import write_adapter
 from study.models import where_from
 from study.store import ADAPTER, CellWriter
-from study.store.provenance import peak_memory_gb, provenance
+from study.store.provenance import provenance
 from study.sweeps.cells import Cell
 from study.sweeps.progress import Display
 from study.tracking.runs import Tracker
+from study.training.devices import describe_device, peak_memory_gb
 from study.training.loop import CellStep
 from study.vocabulary import scaling
 
@@ -113,7 +114,8 @@ def record_of(cell: Cell, device: torch.device, data: str) -> dict[str, Any]:
         **cell.description,
         "sources": asdict(cell.sources) | {"data": data},
         "started": _now(),
-        **provenance(device),
+        **provenance(),
+        **describe_device(device),
     }
 
 

@@ -56,6 +56,11 @@ def counts(states: Iterable[str]) -> str:
     return ", ".join(f"{found[state]} {state}" for state in STATES if found[state])
 
 
+def count_noun(number: int, noun: str) -> str:
+    """``1 cell``, ``2 cells``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def render(cells: pd.DataFrame) -> str:
     """The ``cells`` table by state, one line a cell, under a line that counts them."""
     console = Console(width=200)

@@ -39,8 +39,6 @@ Numbers only: numpy, no torch.
 """
 
 from study.theory.asymptotics import (
-    FAMILIES,
-    LAST_STEP,
     PLAIN,
     SITES,
     STATS,
@@ -62,8 +60,6 @@ from study.theory.curves import (
 )
 
 __all__ = [
-    "FAMILIES",
-    "LAST_STEP",
     "PLAIN",
     "SITES",
     "STATS",

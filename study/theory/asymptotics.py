@@ -11,29 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from study.errors import StudyError, unknown
+from study.vocabulary.optimizers import OPTIMIZERS, Family
+from study.vocabulary.thresholds import LAST_PREDICTED_STEP, LINEAR_UP_TO, SIGN_LIKE_FROM
 
-Family = Literal["sgd", "sign"]
-
-FAMILIES: Mapping[str, Family] = {
-    "sgd": "sgd",
-    "momentum": "sgd",
-    "nesterov": "sgd",
-    "sign": "sign",
-    "adam": "sign",
-    "adamw": "sign",
-    "signsgd": "sign",
-    "lion": "sign",
-    "rmsprop": "sign",
-    "adafactor": "sign",
-}
-"""Optimizers by how an update scales with its gradients: linearly (``sgd``: any momentum, whose buffer is a linear
-function of past gradients) or not at all (``sign``: homogeneous of degree 0 when eps -> 0).
-
-``adafactor`` means without parameter scaling: torch's always scales, transformers' does by default. Scaled, B moves by
-lr * 1e-3 while rms(B) is under it (a constant, so B's exponents stand) and A's update gains rms(A): q/2 lower."""
-
-LAST_STEP = 3
-"""Predictions are for steps 0 to here: later, A's own motion (order lr) no longer vanishes beside its init."""
+FAMILIES: Mapping[str, Family] = {"linear": "linear", "sign": "sign"}
 
 NO_STAT = {
     "max_abs": "an extreme value: it grows with the number of entries by logarithms, not by a power of the rank",
@@ -46,6 +27,7 @@ NO_STAT = {
     ),
     "nonfinite": "a count of failures has no exponent",
 }
+UNDERIVED = "no exponent has been derived for this quantity"
 NOT_LAZY = "not lazy: gradients have moved with the adapter, and by how much depends on the rank"
 ENTRYWISE = ("rms", "mean_abs", "m4")
 STATS = ("norm", *ENTRYWISE, "descent", *NO_STAT)
@@ -250,14 +232,23 @@ class Prediction:
     reason: str | None = None
     paper: str | None = None
     row: Row | None = None
-    family: Family = "sgd"
+    family: Family = "linear"
 
 
 def family(optimizer: str) -> Family:
-    """``sgd`` or ``sign`` for an optimizer's name (or a family's own). Raises :class:`StudyError` for another name."""
-    if optimizer not in FAMILIES:
-        raise unknown("optimizer", optimizer, FAMILIES)
-    return FAMILIES[optimizer]
+    """The family of an optimizer; a family's own name stands for itself.
+
+    Predictions for Adafactor are without parameter scaling. torch's Adafactor always scales, and
+    transformers' does by default. With it, B moves by lr * 1e-3 while rms(B) is below that (a
+    constant, so B's exponents stand), and the exponent of A's update is lower by q/2.
+
+    Raises :class:`StudyError` for an unknown name.
+    """
+    if optimizer in FAMILIES:
+        return FAMILIES[optimizer]
+    if optimizer in OPTIMIZERS:
+        return OPTIMIZERS[optimizer].family
+    raise unknown("optimizer", optimizer, (*OPTIMIZERS, *FAMILIES))
 
 
 def predict(
@@ -288,10 +279,10 @@ def predict(
     if init not in ("A", "B"):
         raise unknown("init", init, ("A", "B"))
     kind = family(optimizer)
-    if kind == "sign" and modifiers.eps_ratio <= 0.01:
-        kind = "sgd"
+    if kind == "sign" and modifiers.eps_ratio <= LINEAR_UP_TO:
+        kind = "linear"
     quantity = "descent" if stat == "descent" else MIRROR.get(site, site) if init == "B" else site
-    row = (SGD if kind == "sgd" else SIGN)[quantity]
+    row = (SGD if kind == "linear" else SIGN)[quantity]
 
     reason = _why_not(site, stat, quantity, row, step, kind, modifiers)
     if reason is not None:
@@ -299,7 +290,7 @@ def predict(
     if quantity == "A_update" and step == 0:  # only decay acts: its update is lr decay A
         row = Row(1 / 2, 0, 1, 0, 0, "only decay moves it at step 0: lr decay A", DERIVED)
 
-    clipped = kind == "sgd" and modifiers.clip == "always"
+    clipped = kind == "linear" and modifiers.clip == "always"
     derivation = row.derivation
     if clipped and row.updates:
         derivation += (
@@ -324,8 +315,8 @@ def _why_not(
         return NO_STAT[stat]
     if stat == "descent" and site != "adapter_update":
         return "descent is a statistic of the site adapter_update"
-    if not 0 <= step <= LAST_STEP:
-        return f"predictions are for steps 0 to {LAST_STEP}: later, the factors' own motion is no longer small"
+    if not 0 <= step <= LAST_PREDICTED_STEP:
+        return f"predictions are for steps 0 to {LAST_PREDICTED_STEP}: later, the factors' own motion is no longer small"
     decayed = modifiers.decay != "none"
     if step < row.first and not (quantity == "A_update" and decayed):
         return f"it is 0 until step {row.first}: the trained factor starts at 0"
@@ -333,14 +324,14 @@ def _why_not(
         return None if modifiers.lazy or step == 0 or (quantity == "A" and step == 1) else NOT_LAZY
     if kind == "sign" and modifiers.decay == "coupled":
         return "coupled weight decay under a sign-like rule replaces the random factor's signal by its own sign"
-    if kind == "sign" and modifiers.eps_ratio < 100:
+    if kind == "sign" and modifiers.eps_ratio < SIGN_LIKE_FROM:
         return f"gradients are {modifiers.eps_ratio:g} times eps: neither sign-like (100) nor linear (1/100)"
     mixed = quantity == "adapter_update" or (quantity == "A_update" and step > 0)
-    if kind == "sgd" and decayed and mixed:
+    if kind == "linear" and decayed and mixed:
         return "decay's part, lr decay A, and the gradient's part scale differently, and either may be the larger"
     # A sign-like rule forgets the scale of one gradient, but not the ratio of two of which one was clipped.
     gradients = step + (site.endswith("_update") and 1)
-    if modifiers.clip == "some" and (kind == "sgd" or gradients > 1):
+    if modifiers.clip == "some" and (kind == "linear" or gradients > 1):
         return "the ranks lie astride the clipping threshold: two laws in one fit"
     # At step 0 nothing has moved; B and delta_w at step 1 hold one update, made at the init.
     if not modifiers.lazy and step > 0 and not (step == 1 and quantity in ("B", "delta_w")):

@@ -245,5 +245,6 @@ def distance_to_infinite_rank(
     if weighting not in terms:
         raise StudyError(f"unknown weighting {weighting!r}: choose from {', '.join(terms)}")
     return np.sqrt(
-        (crossover(terms[weighting], "sgd", layer, init) - 1) / np.asarray(ranks, dtype=np.float64)
+        (crossover(terms[weighting], "linear", layer, init) - 1)
+        / np.asarray(ranks, dtype=np.float64)
     )

@@ -1,6 +1,6 @@
-"""One optimizer and one learning-rate schedule per cell, from torch or a package that keeps what torch lacks."""
+"""One optimizer and one learning-rate schedule per cell, from torch, transformers or pytorch_optimizer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,45 +15,90 @@ from transformers.optimization import Adafactor
 from study.adapters import LoraBank
 from study.config import CellConfig, OptimizerConfig, TrainConfig
 
+Groups = list[dict[str, Any]]
+
+
+Constructor = Callable[..., Optimizer]
+"""Builds an optimizer from parameter groups and the options of its configuration."""
+
+CONSTRUCTORS: dict[str, Constructor] = {}
+"""The constructor of every optimizer of :data:`study.vocabulary.optimizers.OPTIMIZERS`, by name."""
+
+
+def constructs(*names: str) -> Callable[[Constructor], Constructor]:
+    """Register a function as the constructor of optimizers."""
+
+    def register(constructor: Constructor) -> Constructor:
+        CONSTRUCTORS.update(dict.fromkeys(names, constructor))
+        return constructor
+
+    return register
+
+
+@constructs("sgd", "momentum")
+def _sgd(groups: Groups, **options: Any) -> Optimizer:
+    return torch.optim.SGD(groups, **options)
+
+
+@constructs("nesterov")
+def _nesterov(groups: Groups, **options: Any) -> Optimizer:
+    return torch.optim.SGD(groups, nesterov=True, **options)
+
+
+# Adam's fused step is one pass over memory, also on a CPU. At rank 1024 the unfused steps take as
+# long as the model.
+
+
+@constructs("adamw")
+def _adamw(groups: Groups, **options: Any) -> Optimizer:
+    return torch.optim.AdamW(groups, fused=True, **options)
+
+
+@constructs("adam")
+def _adam(groups: Groups, **options: Any) -> Optimizer:
+    return torch.optim.Adam(groups, fused=True, **options)
+
+
+@constructs("rmsprop")
+def _rmsprop(groups: Groups, **options: Any) -> Optimizer:
+    return torch.optim.RMSprop(groups, **options)
+
+
+@constructs("signsgd")
+def _signsgd(groups: Groups, **options: Any) -> Optimizer:
+    return SignSGD(groups, **options)
+
+
+@constructs("lion")
+def _lion(groups: Groups, **options: Any) -> Optimizer:
+    return Lion(groups, **options)
+
+
+@constructs("adafactor")
+def _adafactor(groups: Groups, **options: Any) -> Optimizer:
+    """transformers' Adafactor without relative steps and parameter scaling.
+
+    With parameter scaling, B = 0 would hardly move at first.
+    """
+    fixed = {"relative_step": False, "scale_parameter": False, "warmup_init": False}
+    return Adafactor(groups, **fixed, **options)
+
 
 def build_optimizer(
     config: OptimizerConfig, A_weights: Sequence[Tensor], B_weights: Sequence[Tensor]
 ) -> Optimizer:
-    """The optimizer that ``config`` names over one cell's adapters: A at ``lr``, B at ``lr * loraplus_lr_ratio``.
+    """The optimizer that ``config`` names over one cell's adapters.
 
-    The ratio is LoRA+'s (Hayou et al. 2024, arXiv 2402.12354); 1 is LoRA.
+    A has the learning rate ``lr``, B ``lr * loraplus_lr_ratio``. The ratio is LoRA+'s (Hayou et al.
+    2024, arXiv 2402.12354); 1 is LoRA. Raises ``KeyError`` for an optimizer without a constructor.
     """
-    options = {
-        key: value
-        for key, value in vars(config).items()
-        if key not in ("name", "loraplus_lr_ratio")
-    }
-    groups: list[dict[str, Any]] = [
+    shared = ("name", "loraplus_lr_ratio")
+    options = {key: value for key, value in vars(config).items() if key not in shared}
+    groups: Groups = [
         {"params": list(A_weights)},
         {"params": list(B_weights), "lr": config.lr * config.loraplus_lr_ratio},
     ]
-    match config.name:
-        case "sgd" | "momentum":
-            return torch.optim.SGD(groups, **options)
-        case "nesterov":
-            return torch.optim.SGD(groups, nesterov=True, **options)
-        case "adamw":
-            # The fused step is one pass over memory, on a CPU too: at rank 1024 the others take as long as the model.
-            return torch.optim.AdamW(groups, fused=True, **options)
-        case "adam":
-            return torch.optim.Adam(groups, fused=True, **options)
-        case "rmsprop":
-            return torch.optim.RMSprop(groups, **options)
-        case "signsgd":
-            return SignSGD(groups, **options)
-        case "lion":
-            return Lion(groups, **options)
-        case "adafactor":
-            # transformers' with neither relative step nor parameter scaling: scaled, B = 0 would hardly move at first.
-            return Adafactor(
-                groups, relative_step=False, scale_parameter=False, warmup_init=False, **options
-            )
-    raise ValueError(f"no optimizer {config.name!r}")
+    return CONSTRUCTORS[config.name](groups, **options)
 
 
 def build_schedule(config: TrainConfig, optimizer: Optimizer) -> LRScheduler:

@@ -1,8 +1,11 @@
-"""Tables of what a user can choose and what a reader can see: one row for each thing, in one place.
+"""Tables of what a user can choose and what a reader can see: one row for each thing.
 
-- :mod:`~study.vocabulary.scaling`: the scaling rules;
-- :mod:`~study.vocabulary.inits`: the initialisations of A and B;
-- :mod:`~study.vocabulary.quantities`: sites, statistics and batches.
+- :mod:`~study.vocabulary.scaling`: scaling rules;
+- :mod:`~study.vocabulary.inits`: initialisations of A and B;
+- :mod:`~study.vocabulary.optimizers`: optimizers and their options;
+- :mod:`~study.vocabulary.sources`: models and data sets;
+- :mod:`~study.vocabulary.quantities`: sites, statistics, metrics and batches;
+- :mod:`~study.vocabulary.thresholds`: the numbers that verdicts and warnings compare with.
 
-This package imports nothing but the standard library and :mod:`study.errors`.
+The tables import nothing but the standard library. ``docs/extending.md`` says how to add a row.
 """

@@ -1,33 +1,237 @@
-"""The words of a measurement: where it is taken (sites), what is taken (stats), on which batch. Names only, for every
-part alike."""
+"""What is measured: sites, statistics, batches and metrics; and the quantities read first.
 
-FORWARD = ("adapter_in", "adapter_out", "layer_out")
-"""x; gamma B A x; W0 x + gamma B A x."""
-BACKWARD = ("layer_out_grad", "adapter_in_grad")
-"""dL/d layer_out; gamma A^T B^T dL/d layer_out, what the adapter itself passes back to its input."""
-WEIGHTS = ("A", "B", "delta_w")
-"""The factors; gamma B A."""
-GRADIENTS = ("A_grad", "B_grad")
-UPDATES = ("A_update", "B_update")
-UNIONS = {"adapter_grad": GRADIENTS, "adapter_update": UPDATES}
-"""Over A and B together; these are also taken over the whole model (model-wide adapter_grad: the paper's Figure 3)."""
+Letters: x the input of an adapted linear, y its output, g = dL/dy, ``W0`` its frozen weight.
+"""
 
-MEASURED = (*FORWARD, *BACKWARD, *WEIGHTS, *GRADIENTS, *UPDATES)
-SITES = (*MEASURED, *UNIONS)
+from dataclasses import dataclass
+from typing import Literal
 
-MOMENTS = ("mean_abs", "rms", "m4", "max_abs", "norm", "descent", "nonfinite")
-"""E|x|; sqrt(E x^2); (E x^4)^(1/4); the largest |x|; Frobenius; -<gradient, update>; 1 where not all is finite."""
-SPECTRA = ("spectral", "stable_rank")
-"""Of ``delta_w``: its largest singular value; (norm / spectral)^2."""
-ALIGNMENTS = ("r_align", "r_sign", "r_diag", "r_back")
-"""What finite-rank curves need to know of a layer (:class:`study.theory.Layer`), on the sites whose curves they are."""
-STATS = (*MOMENTS, *SPECTRA, *ALIGNMENTS, "rho")
-"""``rho``, of ``A``: ||dA x|| / ||A0 x||, how far A's motion counts beside its init."""
-USUAL = (*MOMENTS, *SPECTRA)
-"""What ``all`` stats are. The others cost a product with the inputs, or a weight gradient, per layer: name them."""
+Group = Literal["forward", "backward", "weights", "gradients", "updates", "union"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a probe measures.
+
+    ``label``: in words. ``symbol``: in mathtext. ``parts``: for a union, the sites it joins; it is
+    measured per layer and over the whole model.
+    """
+
+    label: str
+    symbol: str
+    group: Group
+    parts: tuple[str, ...] = ()
+
+
+SITES: dict[str, Site] = {
+    "adapter_in": Site("input of the adapter", r"$x$", "forward"),
+    "adapter_out": Site("adapter output", r"$\gamma BAx$", "forward"),
+    "layer_out": Site("output of the adapted layer", r"$W_0x + \gamma BAx$", "forward"),
+    "layer_out_grad": Site("gradient at the layer's output", r"$g$", "backward"),
+    "adapter_in_grad": Site(
+        "gradient that the adapter passes to its input",
+        r"$\gamma A^{\mathsf{T}} B^{\mathsf{T}} g$",
+        "backward",
+    ),
+    "A": Site("A", r"$A$", "weights"),
+    "B": Site("B", r"$B$", "weights"),
+    "delta_w": Site("change of the weight", r"$\gamma BA$", "weights"),
+    "A_grad": Site("gradient of A", r"$\nabla_{\!A}\,L$", "gradients"),
+    "B_grad": Site("gradient of B", r"$\nabla_{\!B}\,L$", "gradients"),
+    "A_update": Site("update of A", r"$\Delta A$", "updates"),
+    "B_update": Site("update of B", r"$\Delta B$", "updates"),
+    "adapter_grad": Site(
+        "gradient of A and B", r"$\nabla_{\!A,B}\,L$", "union", ("A_grad", "B_grad")
+    ),
+    "adapter_update": Site(
+        "update of A and B", r"$\Delta_{A,B}$", "union", ("A_update", "B_update")
+    ),
+}
+
+
+def _of_group(group: Group) -> tuple[str, ...]:
+    return tuple(name for name, site in SITES.items() if site.group == group)
+
+
+FORWARD, BACKWARD = _of_group("forward"), _of_group("backward")
+WEIGHTS, GRADIENTS, UPDATES = _of_group("weights"), _of_group("gradients"), _of_group("updates")
+UNIONS = {name: site.parts for name, site in SITES.items() if site.group == "union"}
+MEASURED = tuple(name for name in SITES if name not in UNIONS)
+"""Sites that a probe reads. Unions are added up from them."""
+
+PRODUCTS = ("adapter_out", "adapter_in_grad", "delta_w")
+"""Sites computed from ``gamma B A``. Their finite-rank curves bend at a crossover."""
+
+NOISE_SITES = ("adapter_out", "adapter_in_grad")
+"""Sites that can be measured on Gaussian x and g."""
+
+Kind = Literal["moment", "spectrum", "alignment", "motion"]
+
+
+@dataclass(frozen=True)
+class Stat:
+    """What a probe measures at a site.
+
+    - ``label``: in words. ``formula``: its definition;
+    - ``kind``: ``moment`` is computed from sums over the elements, ``spectrum`` from singular
+      values, ``alignment`` from inputs and weight gradients, ``motion`` from A and its init;
+    - ``usual``: part of ``probes.stats=all``. The others cost a product with the inputs, or a
+      weight gradient, per layer;
+    - ``fitted``: whether a scaling exponent of it is estimated.
+    """
+
+    label: str
+    formula: str
+    kind: Kind = "moment"
+    usual: bool = True
+    fitted: bool = True
+
+
+STATS: dict[str, Stat] = {
+    "mean_abs": Stat("mean absolute value", "E|x|"),
+    "rms": Stat("root mean square", "sqrt(E x^2)"),
+    "m4": Stat("fourth moment", "(E x^4)^(1/4)"),
+    "max_abs": Stat("largest absolute value", "max |x|"),
+    "norm": Stat("Frobenius norm", "sqrt(sum x^2)"),
+    "descent": Stat("descent", "-<gradient, update>"),
+    "nonfinite": Stat("not finite", "1 if any element is not finite, else 0", fitted=False),
+    "spectral": Stat("largest singular value", "sigma_1", "spectrum"),
+    "stable_rank": Stat("stable rank", "(norm / spectral)^2", "spectrum"),
+    "r_align": Stat(
+        "alignment of inputs", "|G|^2 E|x|^2 / E|G x|^2", "alignment", usual=False, fitted=False
+    ),
+    "r_sign": Stat(
+        "alignment of inputs under a sign-like rule",
+        "(pi/2) / mean cos^2(G_o, x)",
+        "alignment",
+        usual=False,
+        fitted=False,
+    ),
+    "r_diag": Stat(
+        "diagonal alignment of inputs",
+        "sum_i |G_i|^2 E x_i^2 / E|G x|^2",
+        "alignment",
+        usual=False,
+        fitted=False,
+    ),
+    "r_back": Stat(
+        "alignment of output gradients",
+        "g^T arcsin(K) g / g^T K g",
+        "alignment",
+        usual=False,
+        fitted=False,
+    ),
+    "rho": Stat("motion of A beside its init", "|dA x| / |A0 x|", "motion", usual=False),
+}
+
+USUAL = tuple(name for name, stat in STATS.items() if stat.usual)
+"""What ``probes.stats=all`` stands for."""
+MOMENTS = tuple(name for name, stat in STATS.items() if stat.kind == "moment")
+SPECTRA = tuple(name for name, stat in STATS.items() if stat.kind == "spectrum")
+ALIGNMENTS = tuple(name for name, stat in STATS.items() if stat.kind == "alignment")
+"""What the finite-rank curves need to know of a layer (:class:`study.theory.Layer`)."""
 
 TRAIN, HELDOUT, NOISE = BATCHES = ("train", "heldout", "noise")
-"""The step's own batch; one fixed batch that is never trained on; isotropic Gaussian x and dL/dy."""
+"""The step's own batch; one fixed batch that is never trained on; isotropic Gaussian x and g."""
 
 MODEL_WIDE = "model"
-"""What the columns ``layer`` and ``kind`` hold in a row over the whole model."""
+"""The value of the columns ``layer`` and ``kind`` in a row over the whole model."""
+MEAN_LOG, MEDIAN = POOLINGS = ("mean_log", "median")
+"""The value of ``layer`` in rows that pool layers: mean and median of the log statistic."""
+ALL_KINDS = "all"
+"""The value of ``kind`` in rows that pool the layers of every kind."""
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A statistic at a site that tables, figures and reports put first.
+
+    - ``label``: for a table. ``name``: short, for a legend. ``symbol``: mathtext;
+    - ``layer``, ``kind``: which rows of ``exponents`` hold it;
+    - ``primary_at``: the steps at which its verdict is one of the study's own questions, fixed
+      before any run. ``last`` is the last step measured;
+    - ``p_star``: its place in a table of p*; None if no p* is estimated.
+    """
+
+    site: str
+    stat: str
+    label: str
+    name: str
+    symbol: str
+    layer: str = MEAN_LOG
+    kind: str = ALL_KINDS
+    primary_at: tuple[int | Literal["last"], ...] = ()
+    p_star: int | None = None
+
+
+GRADIENT_NORM = Quantity(
+    *("adapter_grad", "norm", "gradient norm over all adapters", "gradient norm"),
+    r"$\|\nabla_{\!A,B}\,L\|$",
+    *(MODEL_WIDE, MODEL_WIDE),
+    primary_at=(0,),
+    p_star=1,
+)
+"""The paper's Figure 3. Flat at p = 1/2 under every optimizer."""
+DESCENT = Quantity(
+    *("adapter_update", "descent", "descent of an update", "descent"),
+    r"$-\langle\nabla_{\!A,B}\,L,\ \Delta\rangle$",
+    *(MODEL_WIDE, MODEL_WIDE),
+    primary_at=(0, 1),
+    p_star=0,
+)
+"""The first-order decrease of the loss that an update buys. It has no crossover in the rank under
+any optimizer. The update of step 0 moves B only; from step 1 A moves too."""
+FORWARD_OUT = Quantity(
+    *("adapter_out", "rms", "adapter output, rms", "forward"),
+    r"rms of $\gamma BAx$",
+    primary_at=("last",),
+    p_star=2,
+)
+"""Theorem 3.2, condition 1: outputs of the adapter."""
+BACKWARD_IN = Quantity(
+    *("adapter_in_grad", "rms", "gradient into the inputs, rms", "backward"),
+    r"rms of $\gamma A^{\mathsf{T}} B^{\mathsf{T}} g$",
+    primary_at=("last",),
+    p_star=3,
+)
+"""Theorem 3.2, condition 2: gradients that the adapter passes to its inputs."""
+WEIGHT_CHANGE = Quantity(
+    *("delta_w", "norm", "norm of γBA", "weight change"), r"$\|\gamma BA\|$", p_star=4
+)
+
+QUANTITIES: tuple[Quantity, ...] = (
+    GRADIENT_NORM,
+    DESCENT,
+    FORWARD_OUT,
+    BACKWARD_IN,
+    WEIGHT_CHANGE,
+)
+PRIMARY = tuple(quantity for quantity in QUANTITIES if quantity.primary_at)
+"""Fixed before any run, on the training batch. Every other row is corrected for multiple tests."""
+
+FIRST_READ = (
+    *(("adapter_grad", "norm"), ("adapter_out", "rms"), ("adapter_in_grad", "rms")),
+    *(("delta_w", "norm"), ("B_grad", "norm"), ("A_grad", "norm"), ("layer_out_grad", "rms")),
+    ("adapter_update", "norm"),
+)
+"""The (site, stat) pairs that a dashboard offers first; it opens with the first of them."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of the ``metrics`` table. ``unit`` is empty for a pure number."""
+
+    label: str
+    unit: str = ""
+
+
+METRICS: dict[str, Metric] = {
+    "loss": Metric("training loss", "nats per token"),
+    "loss_after": Metric("loss on the step's batch after its update", "nats per token"),
+    "eval_loss": Metric("held-out loss", "nats per token"),
+    "exact_match": Metric("share of held-out questions answered correctly"),
+    "lr": Metric("learning rate"),
+    "grad_norm": Metric("gradient norm, all adapters"),
+    "clip_factor": Metric("factor by which clipping multiplied the gradient"),
+    "seconds": Metric("time so far", "s"),
+}

@@ -1,47 +1,74 @@
 """The scaling rules: gamma, the multiplier on ``B A``, as a function of the rank.
 
-No other file knows a rule's formula. Every rule is ``alpha * rank ** -p``; its ``p`` is what a study is about:
-
-=========  ==================  =====  ==============================================
-rule       gamma               p      source
-=========  ==================  =====  ==============================================
-``lora``   alpha / r           1      Hu et al. 2021, arXiv 2106.09685, section 4.1
-``rslora`` alpha / sqrt(r)     1/2    Kalajdzievski 2023, arXiv 2312.03732, theorem 3.2
-``power``  alpha / r**p        any    the family that both belong to
-=========  ==================  =====  ==============================================
+Every rule is ``alpha * rank ** -p``. No other file knows the ``p`` of a rule.
 """
 
 import math
+from dataclasses import dataclass
 
-EXPONENTS: dict[str, float | None] = {"lora": 1.0, "rslora": 0.5, "power": None}
-"""The rules by name, with their exponent p; ``None`` where the user gives it (``adapter.exponent``)."""
+
+@dataclass(frozen=True)
+class Rule:
+    """``p``: the rule's exponent; None if the user gives it as ``adapter.exponent``.
+
+    ``label``: the name that figures and reports print. ``source``: the paper that defines it.
+    """
+
+    label: str
+    p: float | None
+    source: str = ""
+
+
+RULES: dict[str, Rule] = {
+    "lora": Rule("LoRA", 1.0, "Hu et al. 2021, arXiv 2106.09685, section 4.1"),
+    "rslora": Rule("rsLoRA", 0.5, "Kalajdzievski 2023, arXiv 2312.03732, theorem 3.2"),
+    "power": Rule("power", None, "the family that the other rules belong to"),
+}
+
+FRACTIONS = {0.25: "1/4", 1 / 3: "1/3", 0.5: "1/2", 2 / 3: "2/3", 0.75: "3/4"}
+"""Exponents that are written as a fraction."""
 
 
 def exponent(scaling: str, power: float | None = None) -> float:
     """The rule's p in ``gamma = alpha * rank ** -p``.
 
-    Raises ``ValueError`` for an unknown rule, a ``power`` rule without an exponent, or an exponent for another rule.
+    Raises ``ValueError`` for an unknown rule, for a rule without an exponent of its own if
+    ``power`` is None, and for any other rule if it is not.
     """
-    if scaling not in EXPONENTS:
-        raise ValueError(f"unknown scaling {scaling!r}: choose from {', '.join(EXPONENTS)}")
-    fixed = EXPONENTS[scaling]
+    if scaling not in RULES:
+        raise ValueError(f"unknown scaling {scaling!r}: choose from {', '.join(RULES)}")
+    fixed = RULES[scaling].p
     if fixed is None:
         if power is None or not math.isfinite(power):
             raise ValueError(
-                f"adapter.scaling=power needs a finite adapter.exponent, not {power}: give adapter.exponent=0.75"
+                f"adapter.scaling={scaling} needs a finite adapter.exponent, not {power}: "
+                "give adapter.exponent=0.75"
             )
         return power
     if power is not None:
         raise ValueError(
-            f"adapter.exponent={power} goes with adapter.scaling=power only: scaling {scaling!r} has its own, {fixed:g}"
+            f"adapter.exponent={power} needs adapter.scaling=power: "
+            f"scaling {scaling!r} has the exponent {fixed:g}"
         )
     return fixed
 
 
-def gamma(scaling: str, alpha: float, rank: int, power: float | None = None) -> float:
-    """The full multiplier on ``B A`` for an adapter of ``rank`` (a positive int).
+def gamma(scaling: str, alpha: float, rank: float, power: float | None = None) -> float:
+    """The full multiplier on ``B A`` for an adapter of ``rank``; 0 at infinite rank.
 
     >>> gamma("lora", alpha=16, rank=64), gamma("rslora", alpha=16, rank=64)
     (0.25, 2.0)
     """
     return alpha * float(rank) ** -exponent(scaling, power)
+
+
+def rule_label(scaling: str, p: float | None = None) -> str:
+    """``LoRA``, ``rsLoRA``, or ``power p = 0.75`` for a rule whose exponent the user gives."""
+    rule = RULES[scaling]
+    return rule.label if rule.p is not None or p is None else f"{rule.label} p = {p:g}"
+
+
+def formula(p: float) -> str:
+    """Gamma in words: ``γ = α``, ``γ = α/r``, ``γ = α/√r``, ``γ = α/r^3/4``."""
+    known = {0.0: "γ = α", 1.0: "γ = α/r", 0.5: "γ = α/√r"}
+    return known.get(p, f"γ = α/r^{FRACTIONS.get(p, f'{p:g}')}")

@@ -6,8 +6,9 @@ import math
 import pytest
 from rich.console import Console
 
-from study.analysis import PRIMARY, fit_exponents, render_table, summary, with_verdicts
+from study.analysis import fit_exponents, render_table, summary, with_verdicts
 from study.analysis.summary import interval_text
+from study.vocabulary.quantities import PRIMARY
 
 
 def law(cell, layer, step):

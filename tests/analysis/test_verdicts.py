@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from study.analysis import PRIMARY, VERDICTS, fit_exponents, holm, tost, with_verdicts
+from study.analysis import VERDICTS, fit_exponents, holm, tost, with_verdicts
 from study.analysis.fits import Strands, fit_lines
+from study.vocabulary.quantities import PRIMARY
 
 MARGIN = math.log(1.5) / math.log(1024 / 4)
 

@@ -13,10 +13,10 @@ from study.adapters.bank import generator_for
 from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
-from study.theory import LAST_STEP
 from study.training.loop import CellStep, Fold, train
 from study.training.run import Run
 from study.vocabulary.quantities import HELDOUT, NOISE, SITES, TRAIN, UNIONS, UPDATES, WEIGHTS
+from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
 Build = Callable[..., CellConfig]
 MOVES = {*UPDATES, "adapter_update"}
@@ -144,12 +144,12 @@ def test_loss_after_is_the_loss_after(tiny_base: FrozenBase, corpus: Corpus, cel
     """On batches that come round again; and in the lazy regime what descent says it is, dropout or not."""
     whole = ["train.batch_size=54", "probes.every=1", "probes.steps=null", "train.steps=6"]
     [steps] = run(tiny_base, corpus, cell(*whole))
-    for now, later in pairwise(steps[: LAST_STEP + 2]):
+    for now, later in pairwise(steps[: LAST_PREDICTED_STEP + 2]):
         assert now.metrics["loss_after"] == pytest.approx(later.metrics["loss"], rel=1e-5), (
             "every batch is the data"
         )
     assert [step for step, found in enumerate(steps) if "loss_after" in found.metrics] == [
-        *range(LAST_STEP + 1)
+        *range(LAST_PREDICTED_STEP + 1)
     ]
     for dropout in ("0", "0.3"):
         lazy = [

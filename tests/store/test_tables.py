@@ -118,7 +118,7 @@ def test_a_killed_cell_is_interrupted_and_keeps_its_rows(tmp_path: Path) -> None
     script = textwrap.dedent(f"""
         import os, signal, sys
         sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from test_store import *
+        from test_tables import *
         cell = writer(Path({str(tmp_path)!r}))
         for step in range(2):
             cell.append("metrics", metrics(step)); cell.append("probes", probes(step))

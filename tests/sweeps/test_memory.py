@@ -12,6 +12,9 @@ from study.errors import StudyError
 from study.store import load_cells, load_tables
 from study.sweeps import run as sweep
 from study.sweeps.cells import Cell, plan
+from study.sweeps.packs import packs
+from study.sweeps.plan import show_plan
+from study.training.run import Run
 
 Build = Callable[..., CellConfig]
 
@@ -33,12 +36,12 @@ def test_a_fold_that_runs_out_of_memory_is_halved_and_goes_on(
     sizes = []
     real = sweep.train
 
-    def train(base: Any, corpus: Any, configs: Sequence[CellConfig]) -> Iterator[Any]:
-        sizes.append(len(configs))
-        for step, results in enumerate(real(base, corpus, configs)):
-            if len(configs) == 4 and step == 2:
+    def train(base: Any, corpus: Any, runs: Sequence[Run]) -> Iterator[Any]:
+        sizes.append(len(runs))
+        for step, results in enumerate(real(base, corpus, runs)):
+            if len(runs) == 4 and step == 2:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            if len(configs) == 2 and sizes.count(2) == 1:
+            if len(runs) == 2 and sizes.count(2) == 1:
                 raise RuntimeError(
                     "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
                 )
@@ -54,8 +57,8 @@ def test_a_fold_that_runs_out_of_memory_is_halved_and_goes_on(
         == [[0, 1, 2, 3]] * 4
     )
     said = capsys.readouterr().err
-    assert "out of memory with 4 cells at once: going on with 2" in said
-    assert "out of memory with 2 cells at once: going on with 1" in said
+    assert "out of memory with 4 cells in a fold: retrying 2" in said
+    assert "out of memory with 2 cells in a fold: retrying 1" in said
 
 
 def test_a_single_cell_that_runs_out_of_memory_fails_alone(
@@ -63,10 +66,10 @@ def test_a_single_cell_that_runs_out_of_memory_fails_alone(
 ) -> None:
     real = sweep.train
 
-    def train(base: Any, corpus: Any, configs: Sequence[CellConfig]) -> Iterator[Any]:
-        if any(config.adapter.rank == 4 and config.seed == 1 for config in configs):
+    def train(base: Any, corpus: Any, runs: Sequence[Run]) -> Iterator[Any]:
+        if any(r.config.adapter.rank == 4 and r.config.seed == 1 for r in runs):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        yield from real(base, corpus, configs)
+        yield from real(base, corpus, runs)
 
     monkeypatch.setattr(sweep, "train", train)
     with pytest.raises(StudyError, match="1 of 4 cells failed"):
@@ -89,7 +92,7 @@ def test_the_base_is_loaded_once_for_all_packs_of_a_process(
 def test_a_plan_is_shown_and_nothing_is_trained(
     cells: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep.show_plan(cells, sweep.packs(cells))
+    show_plan(cells, packs(cells))
     said = capsys.readouterr()
     assert "4 to train in 1 pack" in said.err
     assert "2, 4" in said.out

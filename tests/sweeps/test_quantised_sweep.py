@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,10 @@ import torch
 
 import study
 from study.config import CellConfig
-from study.sweeps import run as sweep
+from study.sweeps import packs, run
 from study.sweeps.cells import plan
-from study.sweeps.plan import Estimate
+from study.sweeps.estimate import Estimate
+from study.sweeps.prepare import Prepared, PreparedPack
 
 Cli = Callable[..., Any]
 SMALL = [
@@ -90,12 +90,12 @@ def test_over_8_bits_on_cuda_every_cell_goes_alone(
 
     def sizes(device: str, *overrides: str) -> list[int]:
         cells = plan([cell(f"adapter.rank={rank}", *overrides) for rank in (2, 3, 4, 5)])
-        needs = {each.id: Estimate(base_bytes=1, own_bytes=1, flops=1.0) for each in cells}
-        base: Any = SimpleNamespace(device=torch.device(device))
-        return [len(fold) for fold in sweep.folds(cells, needs, base, None)]  # type: ignore[arg-type]
+        nothing: Any = None
+        prepared = [Prepared(each, nothing, Estimate(1, 1, 1.0)) for each in cells]
+        pack = PreparedPack(prepared, torch.device(device), nothing, memory=2**30)
+        return [len(fold) for fold in packs.folds(pack, nothing)]
 
-    monkeypatch.setattr(sweep, "budget", lambda *_: 2**30)
-    monkeypatch.setattr(sweep, "fastest_fold", lambda *_: 4)
+    monkeypatch.setattr(packs, "fastest_fold", lambda *_: 4)
 
     assert sizes("cuda") == sizes("cuda", "model.quant_bits=4") == [4]
     assert (
@@ -116,7 +116,7 @@ def test_over_8_bits_on_cuda_every_cell_goes_alone(
 def test_bad_bits_get_one_line(
     study_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str, says: str
 ) -> None:
-    monkeypatch.setattr(sweep, "load_base", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(run, "load_base", lambda *_: pytest.fail("a model was loaded"))
     ran = study_cli("train", *SMALL, bad)
     assert ran.code == 2
     [error] = ran.err.strip().splitlines()

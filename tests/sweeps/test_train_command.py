@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 import study
-from study.sweeps import app as hydra_app
+from study.config import parse
+from study.config.compose import CONF
 from study.sweeps import run as sweep
-from study.sweeps.app import CONF
 from study.sweeps.cells import plan
+from study.sweeps.packs import packs
 
 Cli = Callable[..., Any]
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -302,7 +303,7 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(
     original = sweep.train
 
     def train(base: Any, corpus: Any, cells: Any) -> Any:
-        if cells[0].adapter.rank == 3:
+        if cells[0].config.adapter.rank == 3:
             raise RuntimeError("out of luck\nand more")
         return original(base, corpus, cells)
 
@@ -342,7 +343,7 @@ def test_packs_share_what_they_must(small: list[str], tmp_path: Path, jsonl: Pat
 
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        build = lambda *o: hydra_app.parse(compose("config", overrides=[*small, *o]))  # noqa: E731
+        build = lambda *o: parse(compose("config", overrides=[*small, *o]))  # noqa: E731
         configs = [
             build(f"adapter.rank={r}", f"seed={s}", f"optimizer={o}")
             for r in (8, 2)
@@ -351,8 +352,8 @@ def test_packs_share_what_they_must(small: list[str], tmp_path: Path, jsonl: Pat
         ]
         odd = [build("train.steps=3"), build("precision=bf16"), build("adapter.targets=mlp")]
         capped = [build(f"adapter.rank={r}", "pack.max_cells=2") for r in (16, 4, 8, 2)]
-    groups = sweep.packs(plan([*configs, *odd]))
+    groups = packs(plan([*configs, *odd]))
     assert sorted(len(group) for group in groups) == [1, 1, 1, 8]
     assert [c.config.adapter.rank for c in max(groups, key=len)] == [2] * 4 + [8] * 4
-    dealt = [[c.config.adapter.rank for c in pack] for pack in sweep.packs(plan(capped))]
+    dealt = [[c.config.adapter.rank for c in pack] for pack in packs(plan(capped))]
     assert dealt == [[2, 8], [4, 16]], "each pack gets low and high ranks"

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from study.config import OPTIMIZERS, CellConfig
+from study.config import CellConfig
 from study.training.optimizers import build_optimizer
+from study.vocabulary.optimizers import OPTIMIZERS
 
 Build = Callable[..., CellConfig]
 LR = 0.1
@@ -23,7 +24,7 @@ def first_update(config: CellConfig) -> tuple[torch.Tensor, torch.Tensor, torch.
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_first_step(cell: Build, name: str) -> None:
-    extra = ["optimizer.eps=1e-12"] if hasattr(OPTIMIZERS[name](), "eps") else []
+    extra = ["optimizer.eps=1e-12"] if OPTIMIZERS[name].has_eps else []
     gradient, dA, dB = first_update(cell(f"optimizer={name}", f"optimizer.lr={LR}", *extra))
     expected = {
         "sgd": -LR * gradient,

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from study.vocabulary.scaling import EXPONENTS, exponent, gamma
+from study.vocabulary.scaling import RULES, exponent, gamma
 
 
 @pytest.mark.parametrize("rank", [1, 4, 7, 64, 2048])
@@ -37,4 +37,4 @@ def test_peft_agrees() -> None:
 def test_errors_name_the_choices(scaling: str) -> None:
     with pytest.raises(ValueError, match=r"exponent|choose from lora, rslora, power"):
         exponent(scaling)
-    assert set(EXPONENTS) == {"lora", "rslora", "power"}
+    assert set(RULES) == {"lora", "rslora", "power"}

@@ -19,8 +19,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from study.config import parse
+from study.config.compose import CONF
 from study.errors import StudyError
-from study.sweeps.app import CONF
 
 OWN_GROUPS = ("model", "data")
 """Groups that an experiment brings an option for; the values of every other one stand in the experiment itself."""

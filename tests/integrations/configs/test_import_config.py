@@ -11,9 +11,9 @@ import yaml
 from peft import LoraConfig
 
 import study
+from study.config.compose import CONF
 from study.integrations.configs import read_file, write
 from study.sweeps import run as sweep
-from study.sweeps.app import CONF
 
 Cli = Callable[..., Any]
 SEED = Path(__file__).parents[4] / "shared/data/finlora/rslora_config.yaml"

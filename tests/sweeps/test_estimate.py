@@ -8,24 +8,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from study.adapters import AdapterSpec, Contraction, adapted, merged_rate
 from study.adapters.contraction import FORMS
-from study.config import OPTIMIZERS, CellConfig, ModelConfig
+from study.config import CellConfig, ModelConfig
 from study.data import Corpus
 from study.errors import StudyError
 from study.models import FrozenBase, describe
-from study.sweeps.plan import (
-    STATES,
-    Estimate,
-    PackPlan,
-    budget,
-    check_fits,
-    estimate,
-    fastest_fold,
-    fold_sizes,
-    render_plan,
-)
+from study.sweeps import packs
+from study.sweeps.cells import plan
+from study.sweeps.estimate import Estimate, check_fits, estimate, memory_budget
+from study.sweeps.packs import fastest_fold, fold_sizes
+from study.sweeps.plan import render_plan
+from study.sweeps.prepare import Prepared, PreparedPack
 from study.training.loop import train
 from study.training.optimizers import build_optimizer
 from study.training.run import Run, typical_step
+from study.vocabulary.optimizers import OPTIMIZERS
 
 Build = Callable[..., CellConfig]
 CPU = torch.device("cpu")
@@ -52,7 +48,7 @@ def test_optimizer_states_are_counted_as_they_are_kept(name: str, cell: Build) -
         if isinstance(t, torch.Tensor)
     )
     # Scalars such as step counts, and Adafactor's row and column means, are less than a twentieth of a weight's worth.
-    assert kept / (A.numel() + B.numel()) == pytest.approx(STATES.get(name, 0), abs=0.05)
+    assert kept / (A.numel() + B.numel()) == pytest.approx(OPTIMIZERS[name].states, abs=0.05)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -151,7 +147,7 @@ def test_folds_fit(own: list[int], most: int, allowed: int, sizes: list[int]) ->
 
 def test_a_cell_beyond_the_budget_is_refused_by_name(cell: Build, corpus: Corpus) -> None:
     config = cell("pack.memory_gb=0.01")
-    assert budget(config, CPU) == int(0.01 * GB)
+    assert memory_budget(config, CPU) == int(0.01 * GB)
     with pytest.raises(
         StudyError,
         match=r"pack\.memory_gb=0\.01 is too little for the cell it, .* lower adapter\.rank",
@@ -164,33 +160,35 @@ def test_a_cell_beyond_the_budget_is_refused_by_name(cell: Build, corpus: Corpus
 def test_the_fold_is_found_by_trial(
     tiny_base: FrozenBase, corpus: Corpus, cell: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from study.sweeps import plan as planning
-
-    cells = [cell(f"seed={seed}") for seed in range(8)]
-    assert fastest_fold(cells, tiny_base, corpus) in (1, 2, 4, 8)
+    runs = [Run.of(cell(f"seed={seed}"), corpus, CPU) for seed in range(8)]
+    assert fastest_fold(runs, tiny_base, corpus) in (1, 2, 4, 8)
     assert not any("lora" in name.lower() for name, _ in tiny_base.model.named_modules()), (
         "the trial leaves no trace"
     )
     took = {1: 1.0, 2: 0.6, 4: 0.5, 8: 0.55}
-    monkeypatch.setattr(planning, "seconds_per_cell", lambda cells, *_: took[len(cells)])
-    assert fastest_fold(cells, tiny_base, corpus) == 4
-    assert fastest_fold(cells[:3], tiny_base, corpus) == 2
+    monkeypatch.setattr(packs, "seconds_per_cell", lambda runs, *_: took[len(runs)])
+    assert fastest_fold(runs, tiny_base, corpus) == 4
+    assert fastest_fold(runs[:3], tiny_base, corpus) == 2
 
-    def out_of_memory(cells: list[CellConfig], *_: object) -> float:
-        if len(cells) > 2:
+    def out_of_memory(runs: list[Run], *_: object) -> float:
+        if len(runs) > 2:
             raise torch.OutOfMemoryError
-        return took[len(cells)]
+        return took[len(runs)]
 
-    monkeypatch.setattr(planning, "seconds_per_cell", out_of_memory)
-    assert fastest_fold(cells, tiny_base, corpus) == 2
+    monkeypatch.setattr(packs, "seconds_per_cell", out_of_memory)
+    assert fastest_fold(runs, tiny_base, corpus) == 2
 
 
-def test_a_rendered_plan_adds_up() -> None:
-    needs = [Estimate(GB, 2 * GB, 1e15), Estimate(GB, 5 * GB, 2e15)]
-    text = render_plan([PackPlan([4, 8], needs, 10 * GB, CPU)])
-    assert "3" in text
-    assert "5.00" in text
-    assert "4, 8" in text
+def test_a_rendered_plan_adds_up(cell: Build, corpus: Corpus) -> None:
+    needs = {4: Estimate(GB, 2 * GB, 1e15), 8: Estimate(GB, 5 * GB, 2e15)}
+    cells = plan([cell(f"adapter.rank={rank}") for rank in needs])
+    runs = [Run.of(each.config, corpus, CPU) for each in cells]
+    prepared = list(map(Prepared, cells, runs, needs.values()))
+    text = render_plan([PreparedPack(prepared, CPU, corpus, 10 * GB)])
+    row = text.splitlines()[1].split()
+    assert row[:2] == ["1", "2"]
+    assert row[2:4] == ["4,", "8"]
+    assert row[4:8] == ["3", "1.00", "5.00", "10.0"]
 
 
 def test_smollm2s_head_is_counted_though_it_is_tied(tiny_base: FrozenBase) -> None:

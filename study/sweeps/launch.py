@@ -1,0 +1,51 @@
+"""What surrounds the packs of a sweep: its first line, its agenda and its last lines."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from study.adapters import Contraction
+from study.store import load_cells
+from study.sweeps.agenda import Planned, posted
+from study.sweeps.cells import Cell
+from study.sweeps.estimate import estimate
+from study.sweeps.status import count_noun, counts
+
+
+def announce(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]]) -> None:
+    """Print on stderr how many cells the sweep has, and how many of them it will train."""
+    distinct, left = len({cell.id for cell in cells}), sum(len(pack) for pack in packs)
+    names = ", ".join(sorted({cell.config.name for cell in cells}))
+    work = f"{left} to train in {count_noun(len(packs), 'pack')}" if left else "nothing to train"
+    line = f"study {names}: {count_noun(distinct, 'cell')}, {distinct - left} done, {work}"
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def on_agenda(packs: Sequence[Sequence[Cell]]) -> Iterator[None]:
+    """Inside, every process sees which cells are still to be trained (:mod:`study.sweeps.agenda`)."""
+    planned: dict[Path, list[Planned]] = {}
+    for pack in packs:
+        cells = planned.setdefault(pack[0].study_dir, [])
+        number = cells[-1].pack + 1 if cells else 1
+        cells += [Planned(cell.description, number, _cost(cell)) for cell in pack]
+    with ExitStack() as stack:
+        for study_dir, of_study in planned.items():
+            stack.enter_context(posted(study_dir, of_study))
+        yield
+
+
+def conclude(cells: Sequence[Cell]) -> None:
+    """Print on stderr the state of the cells' studies, and the next command."""
+    for study_dir in sorted({cell.study_dir for cell in cells}):
+        print(f"study {study_dir.name}: {counts(load_cells(study_dir)['status'])}", file=sys.stderr)
+        print(f"next: study analyze {study_dir}", file=sys.stderr, flush=True)
+
+
+def _cost(cell: Cell) -> float:
+    """FLOPs of a cell's training, without reading its data: as if every token were a target."""
+    config = cell.config
+    tokens = config.train.batch_size * config.train.accumulation * config.data.sequence_length
+    contraction = Contraction(config.adapter.contraction, tokens)
+    return estimate(config, cell.card, tokens, tokens, contraction).flops

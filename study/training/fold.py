@@ -1,0 +1,199 @@
+"""The cells of one fold and the passes through the base that they share.
+
+The fold's sequences are stacked along the batch. Only the adapter layers know which rows belong to
+which cell. Letters: ``K`` cells, ``B`` sequences, ``T`` tokens, ``N`` supervised tokens, ``d``
+features of the hidden states.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from study.adapters import LoraBank, merged_once
+from study.config import CellConfig
+from study.data import IGNORED, Corpus, TokenBatch
+from study.models import FrozenBase
+from study.models.compiled import CompiledBlocks
+from study.training.loss import target_losses
+from study.training.optimizers import Learner
+from study.training.probing import alignment_of
+from study.training.run import may_trim
+
+
+class Watcher(Protocol):
+    """An observer of a pass, such as a probe."""
+
+    def watch(self, real_BT: Tensor | None = None) -> AbstractContextManager[None]:
+        """Surrounds the forward and backward pass of one micro-batch."""
+        ...
+
+
+class Fold:
+    """K cells in lockstep: their banks, their learners and their batches."""
+
+    def __init__(
+        self,
+        base: FrozenBase,
+        corpus: Corpus,
+        cells: Sequence[CellConfig],
+        banks: Sequence[LoraBank],
+        compiled: CompiledBlocks | None = None,
+    ) -> None:
+        self.base, self.corpus, self.cells, self.banks = base, corpus, cells, banks
+        self.compiled = compiled
+        self.learners = [Learner(config, cell, banks) for cell, config in enumerate(cells)]
+        self.tokens_K = [0] * len(cells)
+        self.alignment, self.aligned_until = alignment_of(base.model, cells[0])
+        self.dropout_before: list[list[Tensor] | None] = []
+        self.began = time.perf_counter()
+
+    @property
+    def alive_K(self) -> list[bool]:
+        """Which cells have not diverged."""
+        return [not learner.diverged for learner in self.learners]
+
+    def learning_rates(self) -> list[float]:
+        """Each cell's learning rate of the next update."""
+        return [float(learner.schedule.get_last_lr()[0]) for learner in self.learners]
+
+    # The passes of one optimizer step.
+
+    def backward(self, step: int, probe: Watcher | None = None) -> list[float]:
+        """Forward and backward over the micro-batches of ``step``.
+
+        Returns each cell's mean loss over the step's supervised tokens. Leaves the gradients of
+        that mean in each cell's pairs.
+        """
+        micro_batches, supervised_K = self._micro_batches(step)
+        real_K = torch.stack([self._per_cell(m.real_BT) for m in micro_batches]).sum(0).tolist()
+        self.tokens_K = [seen + new for seen, new in zip(self.tokens_K, real_K, strict=True)]
+        total_K = torch.zeros(len(self.cells), device=self.base.device)
+        for bank in self.banks:
+            bank.zero_grad()
+        if probe:
+            self.dropout_before = [bank.dropout_state() for bank in self.banks]
+        unobserved = not probe and self.alignment is None
+        with (
+            merged_once(self.banks) if len(micro_batches) > 1 else nullcontext(),
+            self.compiled.running() if self.compiled and unobserved else nullcontext(),
+        ):
+            for batch in micro_batches:
+                with (
+                    probe.watch(batch.real_BT) if probe else nullcontext(),
+                    self._aligning(step),
+                ):
+                    loss_K = self.nll_sums(batch) / supervised_K
+                    loss_K.sum().backward()
+                total_K += loss_K.detach()
+        for bank in self.banks:
+            bank.bind_grads()
+        return total_K.tolist()
+
+    def _aligning(self, step: int) -> AbstractContextManager[None]:
+        """Surrounds a training pass: accumulates the weight gradients that a later probe needs."""
+        if step >= self.aligned_until:
+            self.alignment = None
+        if self.alignment is None:
+            return nullcontext()
+        return self.alignment.accumulate(self.learning_rates())
+
+    def grad_norms(self) -> list[float]:
+        """Each cell's gradient norm over all its adapters, before clipping."""
+        return torch.stack([learner.measure_grad_norm() for learner in self.learners]).tolist()
+
+    def mark_diverged(self, loss_K: list[float], norm_K: list[float]) -> None:
+        """Mark the cells whose loss or gradient norm is not finite: they take no further step."""
+        for learner, loss, norm in zip(self.learners, loss_K, norm_K, strict=True):
+            learner.diverged |= not (math.isfinite(loss) and math.isfinite(norm))
+
+    def update(self) -> list[float]:
+        """One optimizer step for every cell that has not diverged.
+
+        Returns the factor by which clipping multiplied each cell's gradient.
+        """
+        return [1.0 if learner.diverged else learner.update() for learner in self.learners]
+
+    @torch.no_grad()
+    def losses_after(self, step: int) -> list[float]:
+        """Each cell's loss on the batch of ``step`` after its update, with the same dropout masks.
+
+        ``(loss - loss_after) / descent`` compares the actual with the linearised change of the
+        loss: it is 1 in the lazy regime. Costs a forward pass, so it is measured only at steps that
+        have predictions. The dropout streams end where :meth:`backward` left them.
+        """
+        for bank, state in zip(self.banks, self.dropout_before, strict=True):
+            bank.rewind_dropout(state)
+        micro_batches, supervised_K = self._micro_batches(step)
+        with merged_once(self.banks):
+            losses_K = [self.nll_sums(batch) / supervised_K for batch in micro_batches]
+        loss_K = torch.stack(losses_K).sum(0).tolist()
+        return [
+            loss if alive else math.nan for loss, alive in zip(loss_K, self.alive_K, strict=True)
+        ]
+
+    # Batches, and the losses on them.
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, the adapters are in eval mode: no dropout."""
+        for bank in self.banks:
+            bank.eval()
+        try:
+            yield
+        finally:
+            for bank in self.banks:
+                bank.train()
+
+    def nll_sums(self, batch: TokenBatch) -> Tensor:
+        """Each cell's sum of negative log-likelihoods in nats, ``[K]``.
+
+        Logits are computed for the supervised tokens only.
+        """
+        device = self.base.device
+        supervised_BT = batch.targets_BT != IGNORED  # on the CPU, so that the device never waits
+        rows_N = supervised_BT.flatten().nonzero().flatten()
+        bf16 = self.cells[0].precision == "bf16"
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            hidden_Nd = self.base.hidden_states(batch.input_ids_BT).flatten(0, 1)[rows_N.to(device)]
+            targets_N = batch.targets_BT.flatten()[rows_N].to(device)
+            nll_N = target_losses(hidden_Nd, targets_N, self.base.logits, self.base.vocabulary)
+        sizes_K = self._per_cell(supervised_BT).tolist()
+        return torch.stack([nll.sum() for nll in nll_N.split(sizes_K)])
+
+    def stacked(self, batches: Sequence[TokenBatch]) -> TokenBatch:
+        """One batch per cell stacked along the batch, ``[K * B, T]``; padding columns are cut off
+        where :func:`~study.training.run.may_trim` allows it."""
+        stacked = TokenBatch(
+            torch.cat([batch.input_ids_BT for batch in batches]),
+            torch.cat([batch.targets_BT for batch in batches]),
+            torch.cat([batch.real_BT for batch in batches]),
+        )
+        return stacked.trimmed() if may_trim(self.cells, self.base.device) else stacked
+
+    def _micro_batches(self, step: int) -> tuple[list[TokenBatch], Tensor]:
+        """A step's micro-batches, and each cell's supervised tokens in all of them, ``[K]``.
+
+        The count is known before the first pass, so that micro-batches add up to the mean over the
+        step, not to a mean of means.
+        """
+        accumulation = self.cells[0].train.accumulation
+        micro_batches = [self._micro_batch(step, index) for index in range(accumulation)]
+        counts_K = [self._per_cell(m.targets_BT != IGNORED) for m in micro_batches]
+        return micro_batches, torch.stack(counts_K).sum(0).to(self.base.device)
+
+    def _micro_batch(self, step: int, index: int) -> TokenBatch:
+        """Every cell's own batch of one forward pass, stacked: ``[K * B, T]``, on the CPU."""
+        train, data = self.cells[0].train, self.corpus.train
+        position = step * train.accumulation + index
+        return self.stacked(
+            [data.batch(cell.data.seed, position, train.batch_size) for cell in self.cells]
+        )
+
+    def _per_cell(self, mask_BT: Tensor) -> Tensor:
+        """The number of true entries in each cell's share of a stacked batch, ``[K]``."""
+        return mask_BT.reshape(len(self.cells), -1).sum(1)

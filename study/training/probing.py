@@ -1,0 +1,109 @@
+"""Which probes measure a fold, and on which batch."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from study.adapters import infinite
+from study.config import CellConfig, chosen, probe_steps
+from study.probes import Alignment, NormProbe, Sent
+from study.vocabulary.quantities import (
+    ALIGNMENTS,
+    BATCHES,
+    HELDOUT,
+    NOISE,
+    NOISE_SITES,
+    SITES,
+    STATS,
+    TRAIN,
+    UPDATES,
+    USUAL,
+    WEIGHTS,
+)
+from study.vocabulary.thresholds import LAST_PREDICTED_STEP
+
+if TYPE_CHECKING:
+    from study.training.fold import Fold
+
+
+def make_probe(fold: "Fold", batch: str) -> NormProbe | None:
+    """A new probe of what the configuration asks for on ``batch``; None if that is nothing.
+
+    Weights and updates belong to no batch. They are measured once: beside ``train`` or, without it,
+    beside ``heldout``, which has no updates.
+    """
+    wanted = fold.cells[0].probes
+    batches = chosen("probes.batch", wanted.batch, BATCHES)
+    sites = chosen("probes.sites", wanted.sites, SITES)
+    if batch == HELDOUT:
+        elsewhere = (*UPDATES, "adapter_update", *(WEIGHTS if TRAIN in batches else ()))
+        sites = tuple(site for site in sites if site not in elsewhere)
+    if batch == NOISE:
+        sites = tuple(site for site in sites if site in NOISE_SITES)
+    if math.isinf(fold.cells[0].adapter.rank):
+        sites = tuple(site for site in sites if site in infinite.SITES)
+    if batch not in batches or not sites:
+        return None
+    stats = chosen("probes.stats", wanted.stats, STATS, USUAL)
+    return NormProbe(
+        fold.base.model,
+        sites=sites,
+        stats=stats,
+        tokens=wanted.tokens,
+        alignment=fold.alignment,
+    )
+
+
+def probe_other_batches(fold: "Fold", step: int) -> list[Sent]:
+    """Measure on the held-out batch and on noise, before the pass on the training batch."""
+    sent = []
+    if probe := make_probe(fold, HELDOUT):
+        _probe_heldout(fold, probe)
+        sent.append(probe.send(step, HELDOUT))
+    if probe := make_probe(fold, NOISE):
+        probe.feed_noise()
+        sent.append(probe.send(step, NOISE))
+    return sent
+
+
+def _probe_heldout(fold: "Fold", probe: NormProbe) -> None:
+    """A pass on the first ``batch_size`` held-out examples, without dropout.
+
+    Gradients never reach ``.grad`` and no random stream advances, so training is the same with this
+    pass and without.
+    """
+    batch = next(fold.corpus.heldout.batches(fold.cells[0].train.batch_size))
+    batch_K, gradients = fold.stacked([batch] * len(fold.cells)), None
+    with (
+        fold.evaluating(),
+        probe.watch(batch_K.real_BT),
+        torch.set_grad_enabled(probe.needs_backward),
+    ):
+        loss_K = fold.nll_sums(batch_K) / batch.supervised
+        if probe.needs_backward:
+            stacks = [list(bank.buckets.parameters()) for bank in fold.banks]
+            parameters = [stack for of_bank in stacks for stack in of_bank]
+            flat = iter(torch.autograd.grad(loss_K.sum(), parameters))
+            gradients = [_pairs([next(flat) for _ in of_bank]) for of_bank in stacks]
+    probe.before_update(gradients)
+
+
+def alignment_of(model: nn.Module, config: CellConfig) -> tuple[Alignment | None, int]:
+    """The weight gradients that alignment statistics need, and the last step that measures them.
+
+    ``(None, 0)`` if none is asked for.
+    """
+    usual = chosen("probes.stats", config.probes.stats, STATS, USUAL)
+    stats = [stat for stat in usual if stat in ALIGNMENTS]
+    predicted = (step for step in probe_steps(config) if step <= LAST_PREDICTED_STEP)
+    until = max(predicted, default=0)
+    return (Alignment(model, stats), until) if stats and until else (None, 0)
+
+
+def _pairs(stacks: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """The tensors of a bank's buckets (A, B, A, B, ...) as one pair per cell."""
+    buckets = zip(stacks[::2], stacks[1::2], strict=True)
+    return [pair for A_kRD, B_kOR in buckets for pair in zip(A_kRD, B_kOR, strict=True)]

@@ -1,0 +1,82 @@
+"""The optimizers: what configuration, theory, estimates and figures need to know of each.
+
+:mod:`study.training.optimizers` builds them. This table is all that other modules read.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Family = Literal["linear", "sign"]
+"""How an update scales with its gradients.
+
+- ``linear``: proportional to them. Momentum is linear too: its buffer is a linear function of past
+  gradients;
+- ``sign``: independent of their scale, as eps goes to 0."""
+
+Decay = Literal["coupled", "decoupled"]
+"""Weight decay is added to the gradient (``coupled``) or to the weights (``decoupled``)."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of an optimizer: its type, and the least value that it may have."""
+
+    type: Any = float
+    least: float | None = 0.0
+
+
+BETAS, EPS, MOMENTUM = Option(list[float]), Option(), Option()
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """``states``: numbers of optimizer state per weight. ``options``: what a user can set beside
+    ``lr``, ``weight_decay`` and ``loraplus_lr_ratio``, which every optimizer has.
+    """
+
+    label: str
+    family: Family
+    decay: Decay
+    states: int = 0
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+    @property
+    def has_eps(self) -> bool:
+        """Whether its updates depend on the size of the gradient beside an eps."""
+        return "eps" in self.options
+
+
+OPTIMIZERS: dict[str, Optimizer] = {
+    "sgd": Optimizer("SGD", "linear", "coupled", 0, {"momentum": MOMENTUM}),
+    "momentum": Optimizer("SGD with momentum", "linear", "coupled", 1, {"momentum": MOMENTUM}),
+    "nesterov": Optimizer("Nesterov SGD", "linear", "coupled", 1, {"momentum": MOMENTUM}),
+    "adamw": Optimizer("AdamW", "sign", "decoupled", 2, {"betas": BETAS, "eps": EPS}),
+    "adam": Optimizer("Adam", "sign", "coupled", 2, {"betas": BETAS, "eps": EPS}),
+    "rmsprop": Optimizer("RMSprop", "sign", "coupled", 1, {"alpha": Option(), "eps": EPS}),
+    "signsgd": Optimizer("SignSGD", "sign", "decoupled", 0, {"momentum": MOMENTUM}),
+    "lion": Optimizer("Lion", "sign", "decoupled", 1, {"betas": BETAS}),
+    # Its state is a mean per row and per column: less than a twentieth of a number per weight.
+    "adafactor": Optimizer(
+        "Adafactor",
+        "sign",
+        "decoupled",
+        0,
+        {"clip_threshold": Option(), "decay_rate": Option(least=None)},
+    ),
+}
+
+
+def of_family(family: Family) -> tuple[str, ...]:
+    """The names of the optimizers of one family."""
+    return tuple(name for name, row in OPTIMIZERS.items() if row.family == family)
+
+
+def decay_of(name: str, weight_decay: float) -> str:
+    """``none``, ``coupled`` or ``decoupled``: how an optimizer's weight decay acts."""
+    return OPTIMIZERS[name].decay if weight_decay else "none"
+
+
+def label(name: str) -> str:
+    """The name that figures and reports print; an unknown optimizer keeps its own."""
+    return OPTIMIZERS[name].label if name in OPTIMIZERS else name

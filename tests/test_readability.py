@@ -1,0 +1,53 @@
+"""Limits on the size of files, functions and lines, so that each can be read at a glance."""
+
+import ast
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILE_LINES, FUNCTION_LINES, LINE_WIDTH = 400, 60, 100
+CODE = ("*.py", "*.js", "*.css", "*.html")
+
+
+def tracked(*patterns: str) -> list[Path]:
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", *patterns], capture_output=True, text=True
+    )
+    if listed.returncode != 0:
+        pytest.skip("not a clone: git lists no files")
+    return [path for name in listed.stdout.split() if (path := ROOT / name).exists()]
+
+
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def test_no_file_is_too_long() -> None:
+    lengths = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in tracked(*CODE)}
+    assert {name: n for name, n in lengths.items() if n > FILE_LINES} == {}
+
+
+def test_no_function_is_too_long() -> None:
+    long = [
+        f"{path.relative_to(ROOT)}: {name}, {lines} lines"
+        for path in tracked("*.py")
+        for name, lines in functions(path)
+        if lines > FUNCTION_LINES
+    ]
+    assert long == []
+
+
+def test_no_line_is_too_wide() -> None:
+    """Ruff checks Python alone."""
+    wide = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in tracked(*CODE)
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if len(line) > LINE_WIDTH
+    ]
+    assert wide == []
