@@ -1,10 +1,18 @@
-"""The one exception that is a user's mistake and not ours."""
+"""The exception for a user's mistake, and the wording of its messages."""
+
+from collections.abc import Iterable
 
 
 class StudyError(ValueError):
-    """Bad input: the message names the value, the choices and the fix in one line; no traceback is shown for it."""
+    """A user's mistake. The message names the value, the choices and the fix in one line.
+
+    The command line prints that line without a traceback.
+    """
 
 
-def unknown(what: str, value: object, choices: object) -> StudyError:
-    """The error for a value outside a closed list: ``unknown scaling 'lorra': choose from lora, rslora, power``."""
-    return StudyError(f"unknown {what} {value!r}: choose from {', '.join(map(str, choices))}")  # type: ignore[call-overload]
+def unknown(what: str, value: object, choices: Iterable[object]) -> StudyError:
+    """The error for a value outside a closed list.
+
+    For example: ``unknown scaling 'lorra': choose from lora, rslora, power``.
+    """
+    return StudyError(f"unknown {what} {value!r}: choose from {', '.join(map(str, choices))}")

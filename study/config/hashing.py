@@ -1,4 +1,4 @@
-"""The identity of a cell: a hash of everything that moves its numbers, and of nothing else."""
+"""The identity of a cell: a hash of everything that changes its numbers, and of nothing else."""
 
 import hashlib
 import json
@@ -12,12 +12,12 @@ from study.vocabulary.quantities import BATCHES, SITES, STATS, USUAL
 
 IDENTITY_VERSION = 1
 UNSEEN = ("eval_every", "answer_tokens", "save_adapter")
-"""Keys of ``train`` that are in an identity by what they come to, or not at all."""
+"""Keys of ``train`` that enter an identity through their effect, or not at all."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Hashes (sha256) of what a cell reads: the base's weights, its tokenizer, examples, an adapter to go on with."""
+    """sha256 of what a cell reads: base weights, tokenizer, examples, an adapter to continue."""
 
     model: str
     tokenizer: str
@@ -26,10 +26,10 @@ class Sources:
 
 
 def identity(config: CellConfig, sources: Sources) -> str:
-    """The cell's id: 12 hex digits over everything that moves its trajectory or its tables, and over nothing else.
+    """The cell's id: 12 hex digits over everything that changes its trajectory or its tables.
 
-    Device, contraction, packing, launcher, tracker, paths and what is kept are left out: the same identity means the
-    same result within rounding.
+    Device, contraction, packing, launcher, tracker and paths are left out, and so is the choice to
+    save the adapter. Cells of one identity have the same result within rounding.
     """
     adapter = {
         name: value
@@ -60,7 +60,7 @@ def identity(config: CellConfig, sources: Sources) -> str:
             "tokens": config.probes.tokens,
         },
     }
-    # What is left out where it is not asked for, so that such a cell keeps its identity:
+    # Keys added later enter only if they are used, so that earlier cells keep their identity.
     if config.train.answer_tokens:
         matters["answer_tokens"] = config.train.answer_tokens
     if cut := truncation_ranks(config):

@@ -32,8 +32,9 @@ POSITIVE = Number(above=0.0)
 class ModelConfig:
     """The frozen base.
 
-    ``path``: a folder or a hub name; ``smollm2`` and ``tiny`` need none. ``quant_bits``: 8 or 4, the
-    bits that hold the weights of its block linears (:mod:`study.models.quantised`); null: as loaded.
+    - ``path``: a folder or a hub name; ``smollm2`` and ``tiny`` need none;
+    - ``quant_bits``: 8 or 4, the bits that hold the weights of its block linears
+      (:mod:`study.models.quantised`); null: as loaded.
     """
 
     name: str = bounded(OneOf(MODELS))
@@ -155,8 +156,10 @@ class ProbesConfig:
 
 @dataclass
 class PackConfig:
-    """How cells share a process (``max_cells``) and a forward pass (``fold``: a number or ``auto``).
+    """How cells share a process and a forward pass.
 
+    - ``max_cells``: the most cells in one pack; null: no limit;
+    - ``fold``: cells in one forward pass, a number or ``auto``;
     - ``memory_gb``: GiB that a process may use; null: most of the free memory;
     - ``compile``: whether plain steps run compiled (:mod:`study.models.compiled`). It changes
       rounding only.

@@ -1,4 +1,4 @@
-"""Configurations to cells: each identified and checked against its base and its data, before any weight is loaded."""
+"""Configurations to cells: identified, and checked against base and data before weights load."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ from study.vocabulary.inits import IMPORTED
 
 @dataclass(frozen=True)
 class Cell:
-    """One configuration with its identity, the card of its base and the hashes of what it reads."""
+    """One configuration with its identity, the card of its base and the hashes of its sources."""
 
     id: str
     config: CellConfig
@@ -27,7 +27,7 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """Where its results are: ``results_dir/name/cells/id``."""
+        """The folder of its results: ``results_dir/name/cells/id``."""
         return self.study_dir / "cells" / self.id
 
     @property
@@ -37,18 +37,19 @@ class Cell:
 
     @property
     def done(self) -> bool:
-        """Whether its results are there already."""
+        """Whether it has results already."""
         return is_done(self.folder, with_adapter=self.config.train.save_adapter)
 
     @property
     def label(self) -> str:
-        """What to call it in a line."""
+        """Its name in a line of text."""
         config = self.config
-        return f"{config.optimizer.name} {config.adapter.scaling} rank {config.adapter.rank} seed {config.seed}"
+        rule = f"{config.optimizer.name} {config.adapter.scaling}"
+        return f"{rule} rank {config.adapter.rank} seed {config.seed}"
 
     @property
     def description(self) -> dict[str, Any]:
-        """What its record says of it before it runs."""
+        """The part of its record that is known before it runs."""
         return {
             "cell_id": self.id,
             "study": self.config.name,
@@ -63,11 +64,13 @@ class Cell:
 
 
 def plan(configs: Iterable[CellConfig]) -> list[Cell]:
-    """The cell of every config, in order, identified and checked against its base and its data.
+    """The cell of every configuration, in order, checked against its base and its data.
 
-    Nothing is written and no weights of a base are loaded. Raises :class:`StudyError` for unknown targets, a sequence
-    longer than the model allows, data, weights or an adapter that can't be read, an adapter for another base, or a
-    results folder that can't be written.
+    Writes nothing and loads no weights. Raises :class:`StudyError` for
+
+    - unknown targets, or a sequence longer than the model allows;
+    - data, weights or an adapter that can't be read, or an adapter for another base;
+    - a results folder that can't be written.
     """
     cards: dict[str, ModelCard] = {}
     data: dict[str, str] = {}
@@ -76,69 +79,70 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
         card = _once(cards, config.model, describe)
         adapter = None
         if config.adapter.path:
-            folder = Path(config.adapter.path)
-            config, adapter = going_on(config, card), file_hash(folder)
+            adapter = file_hash(Path(config.adapter.path))
+            config = continue_adapter(config, card)
         resolve_targets(card.linears, config.adapter.targets)
-        if config.data.sequence_length > card.max_length:
-            raise StudyError(
-                f"data.sequence_length={config.data.sequence_length} is longer than {card.name} allows: "
-                f"give at most {card.max_length}"
-            )
-        answer = config.train.answer_tokens or 0
-        if config.data.sequence_length + answer > card.max_length:
-            raise StudyError(
-                f"train.answer_tokens={answer} behind data.sequence_length={config.data.sequence_length} is longer "
-                f"than {card.name} allows: together give at most {card.max_length}"
-            )
-        examples = _once(
-            data,
-            DataConfig(config.data.name, config.data.path),
-            lambda d: fingerprint(load_examples(d)),
-        )
+        _check_length(config, card)
+        source = DataConfig(config.data.name, config.data.path)
+        examples = _once(data, source, lambda d: fingerprint(load_examples(d)))
         _check_writable(Path(config.results_dir))
         sources = Sources(card.fingerprint, card.tokenizer_fingerprint, examples, adapter)
         cells.append(Cell(identity(config, sources), config, card, sources))
     return cells
 
 
-def going_on(config: CellConfig, card: ModelCard) -> CellConfig:
-    """``config`` with what the PEFT adapter at ``adapter.path`` brings: rank, alpha, rule and targets.
+def continue_adapter(config: CellConfig, card: ModelCard) -> CellConfig:
+    """``config`` with the rank, alpha, rule and targets of the PEFT adapter at ``adapter.path``.
 
-    Raises :class:`StudyError` for one that can't be read or is for another base.
+    Raises :class:`StudyError` if the adapter can't be read or is for another base.
     """
     found = read_adapter(Path(str(config.adapter.path)))
     found.check_fits(dict(zip(card.linears, card.shapes, strict=True)), card.name)
-    brought = {
-        "rank": found.config["r"],
-        "alpha": float(found.config["lora_alpha"]),
-        "scaling": found.scaling,
-    }
-    targets = shortest_names(found.pairs, card.linears)
-    own = replace(config.adapter, **brought, exponent=None, targets=targets, init=IMPORTED)
-    return replace(config, adapter=own)
+    adapter = replace(
+        config.adapter,
+        rank=found.config["r"],
+        alpha=float(found.config["lora_alpha"]),
+        scaling=found.scaling,
+        exponent=None,
+        targets=shortest_names(found.pairs, card.linears),
+        init=IMPORTED,
+    )
+    return replace(config, adapter=adapter)
 
 
 def to_train(cells: Sequence[Cell]) -> list[Cell]:
-    """The distinct cells whose results are not there yet."""
+    """The distinct cells that have no results yet."""
     return [cell for cell in {cell.id: cell for cell in cells}.values() if not cell.done]
 
 
 def _once(known: dict[str, Any], config: ModelConfig | DataConfig, ask: Any) -> Any:
-    """``ask(config)``, asked once per distinct config: a thousand cells share a handful."""
+    """``ask(config)``, computed once per distinct config: a thousand cells share a few."""
     key = repr(config)
     if key not in known:
         known[key] = ask(config)
     return known[key]
 
 
-def _check_writable(results_dir: Path) -> None:
-    nearest = next(
-        folder
-        for folder in (results_dir.absolute(), *results_dir.absolute().parents)
-        if folder.exists()
-    )
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        what = "not a folder" if not nearest.is_dir() else "not writable"
+def _check_length(config: CellConfig, card: ModelCard) -> None:
+    length, answer = config.data.sequence_length, config.train.answer_tokens or 0
+    if length > card.max_length:
         raise StudyError(
-            f"results_dir={results_dir} can't be written ({nearest} is {what}): give another results_dir"
+            f"data.sequence_length={length} is longer than {card.name} allows: "
+            f"give at most {card.max_length}"
+        )
+    if length + answer > card.max_length:
+        raise StudyError(
+            f"train.answer_tokens={answer} after data.sequence_length={length} is longer than "
+            f"{card.name} allows: their sum may be at most {card.max_length}"
+        )
+
+
+def _check_writable(results_dir: Path) -> None:
+    folder = results_dir.absolute()
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        cause = "not a folder" if not nearest.is_dir() else "not writable"
+        raise StudyError(
+            f"results_dir={results_dir} can't be written ({nearest} is {cause}): "
+            "give another results_dir"
         )

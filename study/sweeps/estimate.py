@@ -1,6 +1,6 @@
 """The cost of a cell before it is trained: FLOPs, bytes and seconds.
 
-Letters as in :mod:`study.adapters.contraction`. Bytes are those held at one time while a cell trains:
+Letters as in :mod:`study.adapters.contraction`. Bytes are those held at one time in training:
 
 - the base: its weights, once for all cells of a process;
 - a cell's adapters: ``P = R sum(D + O)`` floats, their gradients and the optimizer's state; the

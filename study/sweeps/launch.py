@@ -24,7 +24,7 @@ def announce(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]]) -> None:
 
 @contextmanager
 def on_agenda(packs: Sequence[Sequence[Cell]]) -> Iterator[None]:
-    """Inside, every process sees which cells are still to be trained (:mod:`study.sweeps.agenda`)."""
+    """Inside, every process sees which cells are still to train (:mod:`study.sweeps.agenda`)."""
     planned: dict[Path, list[Planned]] = {}
     for pack in packs:
         cells = planned.setdefault(pack[0].study_dir, [])

@@ -23,8 +23,8 @@ FOLD_GAIN = 0.98
 def packs(cells: Sequence[Cell]) -> list[list[Cell]]:
     """Group cells that can share a process: same base, data, shape of a step and loop.
 
-    Each pack is ordered by rank. ``pack.max_cells`` bounds its size, so that a launcher with several
-    workers has several packs to distribute.
+    Each pack is ordered by rank. ``pack.max_cells`` bounds its size, so that a launcher with
+    several workers has several packs to distribute.
     """
     groups: list[list[Cell]] = []
     for _, group in groupby(sorted(cells, key=_shared), key=_shared):
@@ -40,7 +40,8 @@ def packs(cells: Sequence[Cell]) -> list[list[Cell]]:
 def folds(pack: PreparedPack, base: FrozenBase) -> Iterator[Sequence[Prepared]]:
     """Split a pack into folds: as many cells as fit, up to ``pack.fold``.
 
-    ``auto`` is 1 on a CPU, where folding does not pay. On CUDA a short trial finds the fastest size.
+    ``auto`` is 1 on a CPU, where folding does not pay. On CUDA a short trial finds the fastest
+    size.
     Three kinds of cells are trained alone:
 
     - infinite rank, whose adapter is another module;

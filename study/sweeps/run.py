@@ -1,4 +1,4 @@
-"""Train one pack: claim, train, record and close its cells, fold after fold, over one loaded base."""
+"""Train one pack over one loaded base: claim, train, record and close its cells."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -100,7 +100,7 @@ def _prefix_shared(base: FrozenBase, pack: PreparedPack) -> AbstractContextManag
 
 
 def loaded_base(config: CellConfig, device: torch.device) -> FrozenBase:
-    """The base of a pack. Kept in memory for the next pack of this process, if that has the same."""
+    """The base of a pack. It stays in memory: the next pack of this process may have the same."""
     wanted = repr((config.model, device, config.precision))
     if wanted not in _BASE:
         forget_base()  # before the next one is loaded: there may be no room for two

@@ -1,4 +1,4 @@
-"""How this process keeps the memory that it frees."""
+"""Keep freed memory inside the process."""
 
 import ctypes
 import sys
@@ -9,11 +9,13 @@ _NEVER = -1
 
 
 def keep_freed_memory() -> bool:
-    """Keep freed blocks of up to 32 MiB for the next allocation instead of handing them back to the system.
+    """Keep freed blocks of up to 32 MiB for the next allocation; larger ones go back to the system.
 
-    Activations are a few MiB each, and glibc returns such blocks at once: the next operation then takes them page by
-    page, zeroed by the kernel, which costs a norm or a SwiGLU three times its arithmetic and a step of SmolLM2 some
-    7 %. Larger blocks still go back. Returns whether it could be arranged; elsewhere than on glibc nothing is done.
+    Activations are a few MiB each, and glibc returns such blocks to the system at once. The next
+    operation then gets them page by page, zeroed by the kernel. That costs a norm or a SwiGLU three
+    times its arithmetic, and a step of SmolLM2 about 7 %.
+
+    Returns whether the setting took effect. It does nothing with a C library other than glibc.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,8 +1,8 @@
-"""The loss of target tokens, with logits for only some of them at a time.
+"""The loss of target tokens, with logits for a chunk of them at a time.
 
-Full logits are ``[targets, vocabulary]``: for 4096 targets and 49152 tokens 0.8 GB in float32, and their softmax and
-gradient as much again. The head is frozen, so all that is wanted from them is each loss and the gradient of its hidden
-state, and both are known a chunk at a time in the forward pass.
+Full logits are ``[targets, vocabulary]``. For 4096 targets and 49152 tokens they take 0.8 GB in
+float32, and their softmax and gradient as much again. The head is frozen, so only each loss and the
+gradient of its hidden state are needed. The forward pass computes both, chunk by chunk.
 """
 
 from collections.abc import Callable
@@ -14,14 +14,14 @@ from torch.nn.functional import cross_entropy
 
 Logits = Callable[[Tensor], Tensor]
 LOGITS = {"cpu": 2**24, "cuda": 2**28}
-"""The most logits that exist at once, by device: 64 MB of float32 on a CPU; on a GPU chunks are few and large."""
+"""The most logits that exist at once, by device type: 64 MB of float32 on a CPU, 1 GB on a GPU."""
 
 
 def target_losses(hidden_Nd: Tensor, targets_N: Tensor, logits: Logits, vocabulary: int) -> Tensor:
-    """The negative log-likelihood of every target, ``[N]`` float32, nats; ``logits``: ``[n, d] -> [n, V]``, frozen.
+    """The negative log-likelihood of every target in nats, ``[N]`` float32.
 
-    What each costs is the head's product once forward and once backward, as without chunks. Gradients reach
-    ``hidden_Nd`` alone.
+    ``logits``: the frozen head, ``[n, d] -> [n, V]``. Costs one product of the head forward and one
+    backward, as without chunks. Gradients reach only ``hidden_Nd``.
     """
     chunk = max(1, LOGITS.get(hidden_Nd.device.type, LOGITS["cuda"]) // vocabulary)
     return _Chunked.apply(hidden_Nd, targets_N, logits, chunk)

@@ -1,4 +1,4 @@
-"""One optimizer and one learning-rate schedule per cell, from torch, transformers or pytorch_optimizer."""
+"""One optimizer and one schedule per cell, from torch, transformers or pytorch_optimizer."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -102,7 +102,7 @@ def build_optimizer(
 
 
 def build_schedule(config: TrainConfig, optimizer: Optimizer) -> LRScheduler:
-    """transformers' constant, linear or cosine schedule, with linear warm-up from 0 over ``warmup`` steps."""
+    """A constant, linear or cosine schedule with linear warm-up from 0 over ``warmup`` steps."""
     name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
     return get_scheduler(
         name, optimizer, num_warmup_steps=config.warmup, num_training_steps=config.steps
@@ -124,12 +124,15 @@ class Learner:
         self._norm = torch.tensor(float("nan"))
 
     def measure_grad_norm(self) -> Tensor:
-        """Global gradient norm, a scalar on the device; :meth:`update` clips by the last one measured."""
+        """The global gradient norm, a scalar on the device. :meth:`update` clips by it."""
         self._norm = get_total_norm([w.grad for w in self.weights if w.grad is not None])
         return self._norm
 
     def update(self) -> float:
-        """Clip as torch's ``clip_grad_norm_`` does, step, and say what the gradient was multiplied by."""
+        """Clip as torch's ``clip_grad_norm_`` does, then step.
+
+        Returns the factor by which clipping multiplied the gradient.
+        """
         factor = 1.0
         if self.clip is not None:
             clip_grads_with_norm_(self.weights, self.clip, self._norm)

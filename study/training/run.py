@@ -1,4 +1,4 @@
-"""One cell as the training loop sees it: its configuration and what follows from it before training."""
+"""One cell as the training loop sees it: its configuration, and what follows from it."""
 
 import math
 from collections.abc import Sequence

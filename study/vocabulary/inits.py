@@ -1,17 +1,20 @@
-"""The inits: which factor is drawn, and how the variance of its entries goes with fan and rank.
+"""The inits: which factor is drawn, and how the variance of its entries depends on fan and rank.
 
-==============  =====  ============================================  ========================  ======================
-init            drawn  entries                                       variance                  source
-==============  =====  ============================================  ========================  ======================
-``kaiming``     A      uniform (a = sqrt 5)                          1/(3 D)                   PEFT's default
-``gaussian``    A      normal                                        1/D                       Hayou et al. 2024
-``orthogonal``  A      orthonormal rows (r <= D) or columns (r > D)  1/max(r, D): kink at D
-``scaled``      A      ``kaiming`` over sqrt(r)                      1/(3 D r)                 rsLoRA, B.3, as read
-``init_b``      B      uniform, ``kaiming``'s mirror; A = 0          1/(3 O)                   Hayou et al. 2024
-==============  =====  ============================================  ========================  ======================
+==============  =====  =======================================  ==============  ==================
+init            drawn  entries                                  variance        source
+==============  =====  =======================================  ==============  ==================
+``kaiming``     A      uniform (Kaiming, a = sqrt 5)            1/(3 D)         PEFT's default
+``gaussian``    A      normal                                   1/D             Hayou et al. 2024
+``orthogonal``  A      orthonormal rows, or columns for r > D   1/max(r, D)
+``scaled``      A      ``kaiming`` divided by sqrt(r)           1/(3 D r)       rsLoRA, B.3
+``init_b``      B      as ``kaiming``; A = 0                    1/(3 O)         Hayou et al. 2024
+==============  =====  =======================================  ==============  ==================
 
-Hayou et al. 2024 (arXiv 2406.08447) compare Init[A] with Init[B]. PEFT's own ``gaussian`` has standard deviation 1/r,
-which would confound every rank sweep; it is not offered.
+``scaled`` is our reading of rsLoRA's appendix B.3. The variance of ``orthogonal`` has a kink at D.
+Hayou et al. 2024 (arXiv 2406.08447) compare Init[A] with Init[B]. PEFT's own ``gaussian`` has a
+standard deviation of 1/r. It would confound every rank sweep, so it is not offered.
+
+:mod:`study.adapters.inits` draws them.
 """
 
 from dataclasses import dataclass
@@ -19,29 +22,41 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Init:
-    """``drawn``: the factor that is random, the other being 0. ``q``: its variance goes as ``r ** -q``; None where that
-    is no power. ``kurtosis``: the excess kurtosis of its entries, which finite-rank curves need. ``numerator``: of the
-    variance, over the fan (D for A, O for B)."""
+    """One init.
+
+    - ``drawn``: the factor that is random, ``A`` or ``B``. The other is 0;
+    - ``q``: the variance of its entries is proportional to ``r ** -q``; None if it is not a power;
+    - ``kurtosis``: the excess kurtosis of its entries, which finite-rank curves need;
+    - ``numerator``: of the variance, over the fan (D for A, O for B);
+    - ``orthonormal``: its Gram matrix over the features is the identity for a rank of at least the
+      fan, so it is known without a draw.
+    """
 
     drawn: str
     q: float | None
     kurtosis: float
     numerator: float = 1.0
+    orthonormal: bool = False
 
     def variance(self, fan: int, rank: float = 1) -> float:
-        """Of the drawn factor's entries. Raises ``ValueError`` where it is no power of the rank."""
+        """The variance of the drawn factor's entries.
+
+        Raises ``ValueError`` if it is not a power of the rank.
+        """
         if self.q is None:
-            raise ValueError("this init's variance is no power of the rank")
+            raise ValueError("the variance of this init is not a power of the rank")
         return self.numerator / fan * float(rank) ** -self.q
 
 
 UNIFORM, NORMAL = -1.2, 0.0
+"""Excess kurtosis of a uniform and of a normal distribution."""
+
 INITS = {
     "kaiming": Init("A", q=0.0, kurtosis=UNIFORM, numerator=1 / 3),
     "gaussian": Init("A", q=0.0, kurtosis=NORMAL),
-    "orthogonal": Init("A", q=None, kurtosis=NORMAL),
+    "orthogonal": Init("A", q=None, kurtosis=NORMAL, orthonormal=True),
     "scaled": Init("A", q=1.0, kurtosis=UNIFORM, numerator=1 / 3),
     "init_b": Init("B", q=0.0, kurtosis=UNIFORM, numerator=1 / 3),
 }
 IMPORTED = "imported"
-"""What tables call the init of an adapter that was trained before: nothing is predicted of it."""
+"""The init that tables show for an adapter that was already trained. It has no predictions."""

@@ -1,7 +1,7 @@
 """The numbers that verdicts, predictions and warnings compare with. Each stands here only."""
 
 STABLE_RATIO = 1.5
-"""A quantity is stable if it changes by less than this factor from the lowest to the highest rank."""
+"""A quantity is stable if it changes by less than this factor over the ranks measured."""
 
 SIGNIFICANCE = 0.05
 """The level of every test."""

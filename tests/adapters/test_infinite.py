@@ -14,6 +14,7 @@ from study.config import CellConfig
 from study.data import Corpus
 from study.errors import StudyError
 from study.models import FrozenBase
+from study.training.run import Run
 from study.training.loop import train as train_cells
 from study.vocabulary.inits import INITS
 
@@ -184,7 +185,11 @@ def test_a_cell_of_infinite_rank_is_near_a_high_rank(
     runs = [
         [
             results[0]
-            for results in train_cells(tiny_base, corpus, [cell(f"adapter.rank={rank}", *common)])
+            for results in train_cells(
+                tiny_base,
+                corpus,
+                [Run.of(cell(f"adapter.rank={rank}", *common), corpus, tiny_base.device)],
+            )
         ]
         for rank in (4096, "inf")
     ]

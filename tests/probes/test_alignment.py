@@ -18,6 +18,7 @@ from study.probes import Alignment, NormProbe
 from study.probes.alignment import aligned, crossed
 from study.theory import measure_layer
 from study.training.loop import Fold, train
+from study.training.probing import make_probe
 from study.training.run import Run
 from study.vocabulary.quantities import ALIGNMENTS, HELDOUT, NOISE, TRAIN
 
@@ -58,7 +59,7 @@ def test_they_are_theorys_numbers(tiny_base: FrozenBase, corpus: Corpus, cell: B
             fold.backward(step, None)
             fold.update()
         assert rates[1] < rates[0]
-        probe = fold.probe(TRAIN)
+        probe = make_probe(fold, TRAIN)
         assert probe is not None
         fold.backward(2, probe)
         assert fold.alignment is None, (
@@ -158,14 +159,14 @@ def test_rho_is_how_far_A_moved(tiny_base: FrozenBase, corpus: Corpus, cell: Bui
     with adapted(tiny_base.model, tiny_base.card.linears, SPECS) as banks:
         captured = Captured(banks)
         fold = Fold(tiny_base, corpus, [config, cell("adapter.rank=6")], banks)
-        first = fold.probe(TRAIN)
+        first = make_probe(fold, TRAIN)
         assert first is not None
         fold.backward(0, first)
         first.before_update()
         fold.update()
         fold.backward(1, None)
         fold.update()
-        second = fold.probe(TRAIN)
+        second = make_probe(fold, TRAIN)
         assert second is not None
         fold.backward(2, second)
         second.before_update()

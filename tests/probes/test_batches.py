@@ -14,6 +14,7 @@ from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
 from study.training.loop import CellStep, Fold, train
+from study.training.probing import make_probe, probe_other_batches
 from study.training.run import Run
 from study.vocabulary.quantities import HELDOUT, NOISE, SITES, TRAIN, UNIONS, UPDATES, WEIGHTS
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
@@ -84,11 +85,11 @@ def test_heldout_rows_are_of_the_heldout_batch(
         fold = Fold(tiny_base, corpus, [config, cell("adapter.rank=6")], banks)
         fold.backward(0, None)
         fold.update()
-        [sent] = fold.probe_elsewhere(1)
+        [sent] = probe_other_batches(fold, 1)
         tables = [sent.frame(k) for k in range(2)]
         batch = next(corpus.heldout.batches(3))
         fold._micro_batch = lambda *_: type(batch)(*(t.repeat(2, 1) for t in vars(batch).values()))  # type: ignore[method-assign]
-        probe = fold.probe(HELDOUT)
+        probe = make_probe(fold, HELDOUT)
         assert probe is not None
         fold.backward(1, probe)
         probe.before_update()
@@ -118,7 +119,7 @@ def test_noise_is_gaussian_and_the_same_for_every_rank(
         )
         fold.backward(0, None)
         fold.update()
-        [sent] = fold.probe_elsewhere(1)
+        [sent] = probe_other_batches(fold, 1)
         tables = [sent.frame(k) for k in range(2)]
         for k, table in enumerate(tables):
             for bank in banks:

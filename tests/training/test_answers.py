@@ -20,6 +20,7 @@ from study.data import Corpus, build_corpus
 from study.errors import StudyError
 from study.models import FrozenBase, load_tokenizer
 from study.sweeps.cells import plan
+from study.training.evaluation import exact_matches
 from study.training.loop import Fold, train
 from study.training.run import Run, adapter_spec
 
@@ -108,7 +109,7 @@ def test_answers_are_those_of_a_plain_generate_on_merged_weights(
             fold.backward(step)
             fold.grad_norms()
             fold.update()
-        ours = fold.exact_matches(tokens)
+        ours = exact_matches(fold, tokens)
         pairs = [[bank.pairs[k] for bank in banks] for k in range(2)]
         deltas = [
             {bank.layer: p.gamma * p.B_OR @ p.A_RD for bank, p in zip(banks, of, strict=True)}
@@ -200,7 +201,7 @@ def test_asking_moves_the_identity_and_not_asking_does_not(cell: Build) -> None:
     [
         (["train.answer_tokens=0"], "train.answer_tokens=0 is out of range"),
         (["train.answer_tokens=4", "train.eval_every=0"], "train.eval_every=0 never evaluates"),
-        (["train.answer_tokens=100", "data.sequence_length=500"], "together give at most 512"),
+        (["train.answer_tokens=100", "data.sequence_length=500"], "their sum may be at most 512"),
     ],
 )
 def test_mistakes(cell: Build, line: list[str], says: str) -> None:

@@ -1,0 +1,76 @@
+"""The diagram in ARCHITECTURE.md, the import contracts and the code agree."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import grimp
+import pytest
+
+ROOT = Path(__file__).parents[1]
+Edges = set[tuple[str, str]]
+
+
+@pytest.fixture(scope="module")
+def imports() -> Edges:
+    """Which package of ``study`` imports which, by name."""
+    graph = grimp.build_graph("study", cache_dir=None)
+    package = {module: module.split(".")[1] for module in graph.modules if "." in module}
+    found = {
+        (package[importer], package[imported])
+        for importer in package
+        for imported in graph.find_modules_directly_imported_by(importer)
+        if imported in package
+    }
+    return {(importer, imported) for importer, imported in found if importer != imported}
+
+
+@pytest.fixture(scope="module")
+def diagram() -> Edges:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    [mermaid] = re.findall(r"```mermaid\n(.*?)```", text, re.DOTALL)
+    return set(re.findall(r"(\w+) --> (\w+)", mermaid))
+
+
+@pytest.fixture(scope="module")
+def layer_of() -> dict[str, int]:
+    """The layer of each package in the import contracts; 0 is the lowest."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    [contract] = [c for c in settings["tool"]["importlinter"]["contracts"] if c["type"] == "layers"]
+    levels = enumerate(reversed(contract["layers"]))
+    return {name.removeprefix("study."): n for n, row in levels for name in row.split(" | ")}
+
+
+def below(package: str, edges: Edges) -> set[str]:
+    """Every package that ``package`` reaches along ``edges``."""
+    found: set[str] = set()
+    waiting = [package]
+    while waiting:
+        here = waiting.pop()
+        new = {imported for importer, imported in edges if importer == here} - found
+        found |= new
+        waiting += new
+    return found
+
+
+def test_the_diagram_is_the_code(imports: Edges, diagram: Edges) -> None:
+    """An arrow for each import that does not follow from the other arrows, and no other arrow."""
+    needed = {
+        (importer, imported)
+        for importer, imported in imports
+        if not any(imported in below(via, imports) for a, via in imports if a == importer)
+    }
+    assert diagram == needed
+
+
+def test_every_arrow_points_down(diagram: Edges, layer_of: dict[str, int]) -> None:
+    assert {package for edge in diagram for package in edge} == set(layer_of)
+    upward = {edge for edge in diagram if layer_of[edge[0]] <= layer_of[edge[1]]}
+    assert upward == set()
+
+
+def test_the_table_names_every_package(layer_of: dict[str, int]) -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    table = text[text.index("| package of `study/`") :].split("\n\n")[0]
+    named = {name.removesuffix(".py") for name in re.findall(r"`(\w+(?:\.py)?)/?`", table)}
+    assert set(layer_of) <= named
