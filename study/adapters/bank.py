@@ -1,12 +1,13 @@
 """K adapters on one frozen linear.
 
-A bank computes ``y = W0 x + gamma_k B_k A_k x`` for K cells whose activations arrive stacked along the batch: the rest
-of the model sees one batch of ``K * B`` sequences and knows nothing of cells. Letters: ``K`` cells, ``N`` tokens of one
-cell (batch times sequence), ``D`` in features, ``O`` out features, ``R`` rank.
+A bank computes ``y = W0 x + gamma_k B_k A_k x`` for K cells. Their activations arrive stacked along
+the batch. The rest of the model sees one batch of ``K * B`` sequences.
+
+Letters: ``K`` cells, ``k`` cells of one rank, ``N`` tokens of one cell (batch times sequence),
+``D`` in features, ``O`` out features, ``R`` rank.
 """
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,17 +19,25 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from study.adapters.contraction import Contraction, factored, factored_linear, merged, mixed
+from study.adapters.inits import DRAWS
+from study.errors import unknown
+from study.vocabulary.inits import INITS
 
 FACTORED = Contraction()
 
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """One cell's adapter: ``gamma`` is the full multiplier on ``B A``; ``seed`` keys its init and its dropout.
+    """How the adapters of one cell are drawn.
 
-    ``init`` is a name of :data:`study.vocabulary.inits.INITS`. ``rank`` is a whole number wherever factors of that rank are held;
-    :mod:`study.adapters.infinite` has banks that hold none, up to ``math.inf``. ``start``: what the layers begin with, by path,
-    where nothing is drawn; each then has its own rank and gamma.
+    - ``rank``: an integer for banks that hold factors of that rank. Banks of
+      :mod:`study.adapters.infinite` and :mod:`study.adapters.rank_free` hold smaller ones and take
+      any rank up to ``math.inf``;
+    - ``gamma``: the full multiplier on ``B A``;
+    - ``seed``: keys the init and the dropout;
+    - ``init``: a name of :data:`study.vocabulary.inits.INITS`;
+    - ``start``: trained adapters by module path, to start from instead of a draw. Each layer then
+      has its own rank and gamma.
     """
 
     rank: float
@@ -40,7 +49,7 @@ class AdapterSpec:
 
 
 class LoraPair(NamedTuple):
-    """One cell's adapter in one layer, as leaf tensors that an optimizer steps: ``A_RD``, ``B_OR``; and its gamma."""
+    """One cell's adapter in one layer: the leaf tensors that an optimizer steps, and gamma."""
 
     A_RD: Tensor
     B_OR: Tensor
@@ -48,73 +57,59 @@ class LoraPair(NamedTuple):
 
 
 def features(linear: nn.Module) -> tuple[int, int]:
-    """``(D, O)`` of a frozen linear: ``nn.Linear``, one of its subclasses, or transformers' ``Conv1D``.
+    """``(D, O)`` of a frozen linear: ``nn.Linear``, a subclass of it, or transformers' ``Conv1D``.
 
-    Of a quantised one too, whose packed weight has another shape.
+    Also correct for a quantised linear, whose packed weight has another shape.
     """
     if hasattr(linear, "in_features"):
         return int(linear.in_features), int(linear.out_features)  # type: ignore[arg-type]
     conv1d: Any = linear
-    d, o = conv1d.weight.shape  # it keeps its weight as [D, O]
+    d, o = conv1d.weight.shape  # stored as [D, O]
     return int(d), int(o)
 
 
 def dense_weight(linear: nn.Module) -> Tensor | None:
-    """The weight of a frozen linear as ``[O, D]``, a view; None where it is quantised or the class is not known.
+    """The weight of a frozen linear, a view ``[O, D]``; None if quantised or of another class.
 
-    A quantised linear's packed weight can be multiplied by, through the linear, and nothing else. Only the very classes
-    whose product is known to be ``x W^T + b`` qualify, and none of their subclasses.
+    A packed weight can only be used through its linear. Subclasses are excluded: their product need
+    not be ``x W^T + b``.
     """
     if type(linear) is nn.Linear:
         return linear.weight
     if type(linear) is Conv1D:
         conv1d: Any = linear
-        return conv1d.weight.mT  # it keeps its weight as [D, O]
+        return conv1d.weight.mT  # stored as [D, O]
     return None
 
 
 def generator_for(seed: int, layer: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator keyed by cell seed and layer name: no draw depends on what else is in the pack."""
+    """A generator keyed by seed and layer name, so no draw depends on the other cells of a pack."""
     key = hashlib.sha256(f"{seed}:{layer}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "little", signed=True))
 
 
 def initial_pair(spec: AdapterSpec, layer: str, d: int, o: int) -> tuple[Tensor, Tensor]:
-    """``A: [R, D]``, ``B: [O, R]`` as ``spec.init`` draws them (:mod:`study.vocabulary.inits`), float32 on the CPU.
+    """``A: [R, D]`` and ``B: [O, R]`` as ``spec.init`` draws them, float32 on the CPU.
 
-    ``kaiming`` is PEFT's ``reset_lora_parameters``: Kaiming uniform with a = sqrt(5), so U(-1/sqrt(D), 1/sqrt(D)) (He
-    et al. 2015, eq. 14). The draw is keyed by seed and layer and its rows come in order, so an adapter of lower rank is
-    the head of one of higher rank: common random numbers across ranks and rules. Raises ``ValueError`` for an unknown
-    init.
+    The draw is keyed by seed and layer. For ``kaiming``, ``gaussian`` and ``init_b``, an adapter of
+    lower rank has the first rows of one of higher rank: common random numbers across ranks and
+    scaling rules. Raises ``ValueError`` for an unknown init.
     """
     if spec.start is not None:
         return spec.start[layer].A_RD, spec.start[layer].B_OR
-    stream, rank = generator_for(spec.seed, layer), int(spec.rank)
-    A, B = torch.zeros(rank, d), torch.zeros(o, rank)
-    match spec.init:
-        case "kaiming":
-            A.uniform_(-1 / math.sqrt(d), 1 / math.sqrt(d), generator=stream)
-        case "scaled":
-            A.uniform_(-1 / math.sqrt(d), 1 / math.sqrt(d), generator=stream).div_(math.sqrt(rank))
-        case "gaussian":
-            A.normal_(std=1 / math.sqrt(d), generator=stream)
-        case "orthogonal":
-            nn.init.orthogonal_(A, generator=stream)
-        case "init_b":
-            B = (
-                torch.empty(rank, o)
-                .uniform_(-1 / math.sqrt(o), 1 / math.sqrt(o), generator=stream)
-                .T.contiguous()
-            )
-        case _:
-            raise ValueError(f"no init {spec.init!r}")
-    return A, B
+    if spec.init not in DRAWS:
+        raise unknown("init", spec.init, DRAWS)
+    stream, rank, draw = generator_for(spec.seed, layer), int(spec.rank), DRAWS[spec.init]
+    if INITS[spec.init].drawn == "A":
+        return draw(rank, d, stream), torch.zeros(o, rank)
+    return torch.zeros(rank, d), draw(rank, o, stream).mT.contiguous()
 
 
 class Bucket(nn.Module):
-    """Neighbouring cells of one rank, multiplied together: ``A_kRD``, ``B_kOR`` are the registered parameters.
+    """Neighbouring cells of one rank, which share their products.
 
-    ``form`` is how: one of :data:`study.adapters.contraction.FORMS`.
+    ``A_kRD`` and ``B_kOR`` are the registered parameters. ``form`` is one of
+    :data:`study.adapters.contraction.FORMS`.
     """
 
     gamma_k11: Tensor
@@ -135,14 +130,14 @@ class Bucket(nn.Module):
         return factored(y_kNO, x_kND, self.A_kRD, self.B_kOR, self.gamma_k11)
 
     def multiply(self, x_kND: Tensor, W_OD: Tensor) -> Tensor:
-        """``x (W + gamma B A)^T``, ``[k, N, O]``, through that weight."""
+        """``x (W + gamma B A)^T``, ``[k, N, O]``, through the merged weight."""
         V_kOD = self._added_to(W_OD)
         if self.form == "mixed":
             return mixed(x_kND, V_kOD, self.A_kRD, self.B_kOR, self.gamma_k11)
         return torch.bmm(x_kND, V_kOD.mT)
 
     def _added_to(self, W_OD: Tensor) -> Tensor:
-        """``W + gamma B A``, ``[k, O, D]``; in the mixed form no gradient goes through it."""
+        """``W + gamma B A``, ``[k, O, D]``. In the mixed form no gradient flows through it."""
         if self._kept is not None:
             return self._kept[1]
         with torch.set_grad_enabled(self.form == "merged" and torch.is_grad_enabled()):
@@ -167,8 +162,9 @@ class Bucket(nn.Module):
 class LoraBank(nn.Module):
     """A frozen linear with the adapters of K cells, ordered by rank.
 
-    ``forward``: ``[K * B, ..., D] -> [K * B, ..., O]``; K = 1 is an ordinary LoRA layer. Adapters are float32 whatever
-    the base's precision and are cast where they are used.
+    ``forward``: ``[K * B, ..., D] -> [K * B, ..., O]``. With K = 1 it is an ordinary LoRA layer.
+    Adapters are float32 in every precision of the base and are cast where they are used. Raises
+    ``ValueError`` if the specs are not ordered by rank.
     """
 
     def __init__(
@@ -181,7 +177,7 @@ class LoraBank(nn.Module):
         super().__init__()
         if [s.rank for s in specs] != sorted(s.rank for s in specs):
             raise ValueError(
-                "a bank's cells come ordered by rank: neighbours of one rank are multiplied together"
+                "the cells of a bank must be ordered by rank: cells of one rank share products"
             )
         self.base = base
         self.layer = layer
@@ -196,25 +192,27 @@ class LoraBank(nn.Module):
     def _bucket(self, specs: Sequence[AdapterSpec]) -> Bucket:
         d, o = features(self.base)
         drawn = [self.drawn(spec, d, o) for spec in specs]
-        # Dropout is on the adapter's input alone, and a merged product has one input.
+        # Dropout acts on the input of the adapter only, and a merged product has a single input.
         W_OD = dense_weight(self.base)
         can_merge = (
             W_OD is not None
             and W_OD.dtype == torch.float32
             and not any(spec.dropout for spec in specs)
         )
-        rank = len(
-            drawn[0].A_RD
-        )  # not the spec's: banks of study.adapters.infinite hold factors of another rank
+        # The rank of the factors, which in some subclasses is not the rank of the spec.
+        rank = len(drawn[0].A_RD)
         return Bucket(drawn, self.contraction.choose(d, o, rank) if can_merge else "factored")
 
     def drawn(self, spec: AdapterSpec, d: int, o: int) -> LoraPair:
-        """What a cell begins with: the factors, and gamma. Banks of :mod:`study.adapters.infinite` begin with others."""
+        """The factors and the gamma that a cell starts with. Subclasses hold other factors."""
         gamma = spec.gamma if spec.start is None else spec.start[self.layer].gamma
         return LoraPair(*initial_pair(spec, self.layer, d, o), gamma)
 
     def make_pairs(self) -> None:
-        """Make the K per-cell views that optimizers step. Once, after the last ``.to()``: a copy un-aliases them."""
+        """Make the per-cell views that optimizers step.
+
+        Call it once, after the last ``.to()``: a copied parameter shares no memory with them.
+        """
         self.pairs = [
             LoraPair(nn.Parameter(bucket.A_kRD.data[i]), nn.Parameter(bucket.B_kOR.data[i]), gamma)
             for bucket in self._buckets()
@@ -222,7 +220,7 @@ class LoraBank(nn.Module):
         ]
 
     def bind_grads(self) -> None:
-        """Show each cell's pair its slice of the gradients of the last backward pass."""
+        """Set the gradients of each cell's pair to its slice of the last backward pass's."""
         pairs = iter(self.pairs)
         for bucket in self._buckets():
             for i, pair in zip(range(len(bucket.gammas)), pairs, strict=False):
@@ -230,13 +228,13 @@ class LoraBank(nn.Module):
                 pair.B_OR.grad = None if bucket.B_kOR.grad is None else bucket.B_kOR.grad[i]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the gradients, the pairs' slices too: either alone would hold the memory of both."""
+        """Drop the gradients, and the slices of the pairs, which would keep their memory alive."""
         super().zero_grad(set_to_none)
         for A_RD, B_OR, _ in self.pairs:
             A_RD.grad = B_OR.grad = None
 
     def dropout_state(self) -> list[Tensor] | None:
-        """Where each cell's dropout stream stands; None before the first draw."""
+        """The state of each cell's dropout stream; None before the first draw."""
         return (
             None
             if self._dropout_streams is None
@@ -244,7 +242,7 @@ class LoraBank(nn.Module):
         )
 
     def rewind_dropout(self, state: list[Tensor] | None) -> None:
-        """Put the streams back to ``state``: the passes made since, made again, draw the same masks."""
+        """Set the streams back to ``state``, so that a repeated pass draws the same masks."""
         if state is None or self._dropout_streams is None:
             self._dropout_streams = None
         else:
@@ -252,7 +250,8 @@ class LoraBank(nn.Module):
                 stream.set_state(was)
 
     def train(self, mode: bool = True) -> Self:
-        """Dropout on or off. The frozen linear keeps its mode: a quantised one computes otherwise in another."""
+        """Dropout on or off. The frozen linear keeps its mode: some quantised linears compute
+        differently in train mode."""
         self.training = mode
         return self
 
@@ -268,7 +267,7 @@ class LoraBank(nn.Module):
         return y_KNO.view(*x.shape[:-1], y_KNO.shape[-1])
 
     def _factored(self, buckets: Sequence[Bucket], x_kND: Tensor, cells: slice) -> list[Tensor]:
-        """One frozen product for all of ``buckets``, and each adds its own."""
+        """One frozen product for all of ``buckets``; each adds its adapters' products."""
         sizes = [len(bucket.gammas) for bucket in buckets]
         W_OD = dense_weight(self.base)
         if W_OD is not None and not self._drops:
@@ -277,7 +276,7 @@ class LoraBank(nn.Module):
             parts = [slice(*ends) for ends in pairwise(ends)]
             return [factored_linear(x_kND, W_OD, self.base.bias, parts, adapters)]  # type: ignore[arg-type]
         y_kNO = self.base(x_kND)
-        # Where autocast made the base's product bf16, the adapter's products are bf16 too.
+        # Under autocast the base's product is bf16, and so are the adapters' products.
         x_kND = self._dropped(x_kND, cells).to(y_kNO.dtype)
         return [
             b.add_to(y, x)
@@ -285,7 +284,7 @@ class LoraBank(nn.Module):
         ]
 
     def _dense(self, buckets: Sequence[Bucket], x_kND: Tensor, cells: slice) -> list[Tensor]:
-        """One product a bucket, through a weight of each cell's own."""
+        """One product per bucket, through each cell's own merged weight."""
         W_OD = dense_weight(self.base)
         assert W_OD is not None
         bias: Any = self.base.bias
@@ -295,14 +294,14 @@ class LoraBank(nn.Module):
 
     @property
     def _drops(self) -> bool:
-        """Whether there is dropout now, in any cell."""
+        """Whether any cell has dropout and the bank is in train mode."""
         return self.training and any(spec.dropout for spec in self.specs)
 
     def _buckets(self) -> list[Bucket]:
         return list(self.buckets)  # type: ignore[arg-type]
 
     def _dropped(self, x_kND: Tensor, cells: slice) -> Tensor:
-        """Dropout on the adapters' input as in PEFT, each cell from a stream of its own; none in eval mode."""
+        """Dropout on the input of the adapters, as in PEFT. Each cell has its own random stream."""
         if not self._drops:
             return x_kND
         if self._dropout_streams is None:
@@ -323,10 +322,11 @@ class LoraBank(nn.Module):
 
 @contextmanager
 def merged_once(banks: Sequence[LoraBank]) -> Iterator[None]:
-    """Around several passes between which no factor changes: weights are merged in the first and kept for the others.
+    """Inside, weights are merged once, at the first pass, and reused by the following passes.
 
-    Gradients gather in the merged weights and are projected on A and B once, on leaving; each kept weight holds its
-    ``D O`` floats, and as many for the gradient. Factored adapters are untouched by it.
+    No factor may change inside. Gradients accumulate in the merged weights and are projected on A
+    and B once, at the end. Each merged weight and its gradient hold ``D O`` floats. Factored
+    adapters are not affected.
     """
     with ExitStack() as stack:
         for bank in banks:

@@ -81,7 +81,7 @@ def sample_pair(spec: AdapterSpec, layer: str, d: int, o: int) -> tuple[Tensor, 
     """
     init = INITS[spec.init]
     rank, fan = int(spec.rank), d if init.drawn == "A" else o
-    if spec.init == "orthogonal":  # a tall matrix of orthonormal columns: its Gram is the identity
+    if init.orthonormal:
         F_CC = np.eye(fan)
     else:
         key = generator_for(spec.seed, f"{layer}/gram/{rank}").initial_seed() % 2**64

@@ -1,0 +1,53 @@
+"""How the drawn factor of an adapter gets its values: one function for each init.
+
+The rows of :data:`study.vocabulary.inits.INITS` say which factor is drawn, and the variance of its
+entries. To add an init, add a row there and a function here.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+Draw = Callable[[int, int, torch.Generator], Tensor]
+"""Draws a factor ``[R, fan]`` from R, fan and a generator, float32 on the CPU.
+
+``fan`` is D if A is drawn, O if B is drawn. B is the transpose of the draw, ``[O, R]``.
+"""
+
+DRAWS: dict[str, Draw] = {}
+"""The function of every init, by name."""
+
+
+def draws(*names: str) -> Callable[[Draw], Draw]:
+    """Register a function as the draw of inits."""
+
+    def register(draw: Draw) -> Draw:
+        DRAWS.update(dict.fromkeys(names, draw))
+        return draw
+
+    return register
+
+
+@draws("kaiming", "init_b")
+def _kaiming(rank: int, fan: int, stream: torch.Generator) -> Tensor:
+    """PEFT's ``reset_lora_parameters``: Kaiming uniform with a = sqrt(5), U(-1/sqrt(fan),
+    1/sqrt(fan)) (He et al. 2015, eq. 14)."""
+    bound = 1 / math.sqrt(fan)
+    return torch.empty(rank, fan).uniform_(-bound, bound, generator=stream)
+
+
+@draws("scaled")
+def _scaled(rank: int, fan: int, stream: torch.Generator) -> Tensor:
+    return _kaiming(rank, fan, stream).div_(math.sqrt(rank))
+
+
+@draws("gaussian")
+def _gaussian(rank: int, fan: int, stream: torch.Generator) -> Tensor:
+    return torch.empty(rank, fan).normal_(std=1 / math.sqrt(fan), generator=stream)
+
+
+@draws("orthogonal")
+def _orthogonal(rank: int, fan: int, stream: torch.Generator) -> Tensor:
+    return nn.init.orthogonal_(torch.empty(rank, fan), generator=stream)
