@@ -1,15 +1,19 @@
-"""``study report``: one page on a study, as Markdown and as HTML that is whole in one file.
+"""``study report``: a study on one page, as Markdown and as a self-contained HTML file.
 
-- :mod:`~study.report.caveats`: what to hold against the numbers, computed from the tables;
-- :mod:`~study.report.page`: the page in Markdown, section by section;
-- :mod:`~study.report.task`: its section on held-out perplexity and exact match;
-- :mod:`~study.report.html`: the same with its figures inside;
+- :mod:`~study.report.page`: the page in Markdown, which calls one module per group of sections:
+  :mod:`~study.report.exponents`, :mod:`~study.report.rates`, :mod:`~study.report.losses`,
+  :mod:`~study.report.task`, :mod:`~study.report.truncations`, :mod:`~study.report.provenance`;
+- :mod:`~study.report.caveats`: reasons to doubt the numbers;
+- :mod:`~study.report.formatting`, :mod:`~study.report.markdown`: numbers and names; tables, lists
+  and pictures;
+- :mod:`~study.report.html`: the Markdown as HTML with its figures embedded;
 - :mod:`~study.report.write`: both files, from a study's folder.
 """
 
 from study.report.caveats import caveats
 from study.report.html import as_html
-from study.report.page import Picture, page
+from study.report.markdown import Picture
+from study.report.page import page
 from study.report.write import write_report
 
 __all__ = ["Picture", "as_html", "caveats", "page", "write_report"]

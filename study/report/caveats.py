@@ -1,7 +1,6 @@
-"""What to hold against a study's numbers, in plain words. Each function looks at one thing and says nothing if all is
-well; nothing is said that the tables do not show."""
+"""Reasons to doubt a study's numbers, found in its tables. One function per caveat."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -9,218 +8,241 @@ import pandas as pd
 from study.analysis import lazy_ratios
 from study.analysis.rates import INSIDE
 from study.analysis.stable import first_to_read
+from study.report.formatting import distinct, percent, quantity_text
 from study.store import StudyTables
-from study.vocabulary.optimizers import of_family
-from study.vocabulary.thresholds import FEW_SEEDS, LAZY_WITHIN, SIGN_LIKE_FROM
+from study.vocabulary.optimizers import label, of_family
+from study.vocabulary.quantities import FORWARD_OUT, TRAIN
+from study.vocabulary.scaling import rule_label
+from study.vocabulary.thresholds import (
+    FEW_SEEDS,
+    LAST_PREDICTED_STEP,
+    LAZY_WITHIN,
+    SIGN_LIKE_FROM,
+)
 
 Record = Mapping[str, Any]
+"""The ``record.json`` of a cell."""
 
-BENT = 0.05
-"""How far p* over the ranks measured may lie from its limit before the bend is worth a word."""
+REGIMES_DIFFER = 0.05
+"""The ranks span two regimes if p* over them differs from its limit by more than this."""
 SHORT = 100
-"""Steps under which a final loss is called an early one."""
+"""Runs with fewer steps than this end early in training."""
+MOST_GROUPS = 6
+"""Groups of cells that a caveat names before it counts the others."""
 
 
 def caveats(tables: StudyTables, records: Sequence[Record]) -> list[str]:
-    """One sentence or two each, the ones that touch every number first."""
-    of_tables: tuple[Callable[[StudyTables], list[str]], ...] = (
-        _seeds,
+    """One or two sentences each. Those that affect every number come first."""
+    of_tables = (
+        _few_seeds,
         _unfinished,
-        _not_lazy,
+        _large_steps,
         _small_beside_eps,
         _clipped,
-        _astride,
-        _no_alignments,
-        _edges,
+        _two_regimes,
+        _no_alignment,
+        _best_rate_at_edge,
         _short,
     )
-    said = [line for look in of_tables for line in look(tables)]
-    return [*said, *_base(records), *_code(records)]
-
-
-def _seeds(tables: StudyTables) -> list[str]:
-    units = [name for name in ("seed", "data_seed") if name in tables.cells]
-    seeds = len(tables.cells[units].drop_duplicates())
-    if seeds == 1:
-        return [
-            "**One seed.** Intervals are over ranks: they say how straight a line is, and nothing about another seed."
-        ]
-    if seeds < FEW_SEEDS:
-        return [
-            f"**{seeds} seeds.** Intervals are over seeds and, with fewer than {FEW_SEEDS}, wide or lucky."
-        ]
-    return []
-
-
-def _unfinished(tables: StudyTables) -> list[str]:
-    found = []
-    for status, meaning in (
-        ("diverged", "left out of every fit from the step at which it stopped being finite"),
-        ("failed", "fitted as far as it got"),
-        ("running", "fitted as far as it has got"),
-        ("interrupted", "fitted as far as it got; the same `study train` line goes on"),
-    ):
-        cells = tables.cells[tables.cells["status"] == status]
-        if len(cells):
-            found.append(f"**{_count(len(cells), 'cell')} {status}**, {meaning}: {_cells(cells)}.")
-    return found
-
-
-def _not_lazy(tables: StudyTables) -> list[str]:
-    ratios = (
-        lazy_ratios(tables.metrics, tables.probes)
-        if "loss_after" in tables.metrics
-        else pd.DataFrame()
-    )
-    if ratios.empty:
-        return [
-            "**Laziness unknown.** The loss after an update was not recorded: predictions are taken on trust."
-        ]
-    off = ratios[(ratios["ratio"] - 1).abs() > LAZY_WITHIN]
-    if off.empty:
-        return []
-    cells = tables.cells[tables.cells["cell_id"].astype(str).isin(set(off["cell_id"]))]
-    worst = off.iloc[int((off["ratio"] - 1).abs().argmax())]
-    where = tables.cells[tables.cells["cell_id"].astype(str) == worst["cell_id"]]
+    of_records = (_other_weights, _several_commits, _uncommitted, _several_devices)
     return [
-        f"**Not lazy.** At {len(off)} of {len(ratios)} probed updates the loss changed by more than "
-        f"{LAZY_WITHIN:.0%} less or more than its linearisation says ({_cells(cells)}; the worst, {_cells(where)} at "
-        f"step {worst['step']:.0f}: {worst['ratio']:.2f} of it). A rule's quantities have no prediction from there on."
+        *(line for caveat in of_tables for line in caveat(tables)),
+        *(line for caveat in of_records for line in caveat(records)),
     ]
 
 
-def _small_beside_eps(tables: StudyTables) -> list[str]:
+def _few_seeds(tables: StudyTables) -> Iterator[str]:
+    units = [name for name in ("seed", "data_seed") if name in tables.cells]
+    seeds = len(tables.cells[units].drop_duplicates())
+    if seeds == 1:
+        yield (
+            "**One seed.** The intervals are over ranks. They show how straight the line is, "
+            "not how much another seed would differ."
+        )
+    elif seeds < FEW_SEEDS:
+        yield f"**{seeds} seeds.** Intervals over fewer than {FEW_SEEDS} seeds are unreliable."
+
+
+def _unfinished(tables: StudyTables) -> Iterator[str]:
+    for status, fitted in (
+        ("diverged", "Fits use the steps before a value was not finite."),
+        ("failed", "Fits use the steps before the failure."),
+        ("running", "Fits use the steps so far."),
+        ("interrupted", "Fits use the steps so far. The same `study train` command continues."),
+    ):
+        cells = tables.cells[tables.cells["status"] == status]
+        if len(cells):
+            yield f"**{_count(len(cells), 'cell')} {status}** ({_cells(cells)}). {fitted}"
+
+
+def _large_steps(tables: StudyTables) -> Iterator[str]:
+    measured = "loss_after" in tables.metrics
+    ratios = lazy_ratios(tables.metrics, tables.probes) if measured else pd.DataFrame()
+    if ratios.empty:
+        yield (
+            "**Step size not checked.** The loss after an update was not recorded, so predictions "
+            "assume that steps are small."
+        )
+        return
+    off = ratios[(ratios["ratio"] - 1).abs() > LAZY_WITHIN]
+    if off.empty:
+        return
+    worst = off.iloc[int((off["ratio"] - 1).abs().argmax())]
+    yield (
+        f"**Steps too large for the linear theory.** At {len(off)} of {len(ratios)} probed "
+        f"updates ({_cells(_of_ids(tables, off['cell_id']))}) the loss change differs from the "
+        f"linear prediction by more than {percent(LAZY_WITHIN)}; at worst the loss changed by "
+        f"{percent(worst['ratio'])} of the predicted amount "
+        f"({_cells(_of_ids(tables, [worst['cell_id']]))}, step {worst['step']:.0f}). From such a "
+        "step on, the cell's rule has no predictions."
+    )
+
+
+def _small_beside_eps(tables: StudyTables) -> Iterator[str]:
     eps = tables.cells.get("eps", pd.Series(dtype=float)).astype(float)
     if not (eps > 0).any():
-        return []
-    found = []
-    by_cell = pd.Series(eps.to_numpy(), index=tables.cells["cell_id"].astype(str))
+        return
+    eps_of = pd.Series(eps.to_numpy(), index=tables.cells["cell_id"].astype(str))
     for factor in ("A", "B"):
         rows = tables.probes[
             (tables.probes["site"] == f"{factor}_grad")
-            & (tables.probes["batch"] == "train")
+            & (tables.probes["batch"] == TRAIN)
             & (tables.probes["rms"] > 0)
         ]
         if rows.empty:
             continue
         cell = rows["cell_id"].astype(str)
-        ratio = (rows["rms"] / cell.map(by_cell)).groupby([cell, rows["step"]]).median()
+        ratio = (rows["rms"] / cell.map(eps_of)).groupby([cell, rows["step"]]).median()
         low = ratio[ratio < SIGN_LIKE_FROM]
-        if len(low):
-            cell_ids, steps = (low.index.get_level_values(level) for level in (0, 1))
-            at, least = int(low.argmin()), float(low.min())
-            cells = tables.cells[tables.cells["cell_id"].astype(str).isin(set(cell_ids))]
-            where = tables.cells[tables.cells["cell_id"].astype(str) == cell_ids[at]]
-            found.append(
-                f"**eps matters to {factor}.** The median layer's rms(gradient of {factor}) is under {SIGN_LIKE_FROM:g} "
-                f"eps in {_count(len(cells), 'cell')} ({_cells(cells)}), {least:.1f} eps at the least "
-                f"({_cells(where)}, step {steps[at]}): the update there is not quite sign-like."
-            )
-    return found
+        if low.empty:
+            continue
+        cells = _of_ids(tables, low.index.get_level_values(0))
+        worst, step = low.index[int(low.argmin())]
+        yield (
+            f"**{_optimizers(cells)}'s eps affects the updates of {factor}.** In "
+            f"{_count(len(cells), 'cell')} ({_cells(cells)}) the median layer's rms gradient is "
+            f"below {SIGN_LIKE_FROM:g} eps, down to {low.min():.1f} eps "
+            f"({_cells(_of_ids(tables, [worst]))}, step {step}). These updates are not fully "
+            "sign-like."
+        )
 
 
-def _clipped(tables: StudyTables) -> list[str]:
+def _clipped(tables: StudyTables) -> Iterator[str]:
     if "clip_factor" not in tables.metrics:
-        return []
+        return
     factors = tables.metrics.dropna(subset=["clip_factor"])
     clipped = factors[factors["clip_factor"] < 1]
     if clipped.empty:
-        return []
-    cells = tables.cells[
-        tables.cells["cell_id"].astype(str).isin(set(clipped["cell_id"].astype(str)))
-    ]
-    line = (
-        f"**Clipped.** {len(clipped)} of {len(factors)} gradients were clipped ({_cells(cells)})."
-    )
-    if cells["optimizer"].isin(of_family("linear")).any():
-        line += " Under SGD clipping changes the exponents; where only some gradients were, nothing is predicted."
-    return [line]
+        return
+    cells = _of_ids(tables, clipped["cell_id"])
+    line = f"**Clipping.** {len(clipped)} of {len(factors)} gradients were clipped"
+    line += f" ({_cells(cells)})."
+    linear = cells[cells["optimizer"].isin(of_family("linear"))]
+    if len(linear):
+        line += f" Clipping changes the exponents of {_optimizers(linear)}; a step with some"
+        line += " cells clipped and others not has no prediction."
+    yield line
 
 
-def _astride(tables: StudyTables) -> list[str]:
+def _two_regimes(tables: StudyTables) -> Iterator[str]:
     stable = first_to_read(tables.stable)
     if stable.empty or "limit" not in stable:
-        return []
-    bent = stable[(stable["predicted"] - stable["limit"]).abs() > BENT]
+        return
+    bent = stable[(stable["predicted"] - stable["limit"]).abs() > REGIMES_DIFFER]
     if bent.empty:
-        return []
-    sites = ", ".join(dict.fromkeys(bent["site"].astype(str)))
+        return
+    pairs = dict.fromkeys(zip(bent["site"].astype(str), bent["stat"].astype(str), strict=True))
+    names = "; ".join(quantity_text(*pair) for pair in pairs)
     low, high = bent["rank_min"].min(), bent["rank_max"].max()
-    return [
-        f"**Ranks astride a crossover.** From rank {low:g} to {high:g}, {sites} bend from one law to another: their "
-        "exponents and p\\* are those of the ranks measured, and theory's beside them is for the same ranks."
-    ]
-
-
-def _no_alignments(tables: StudyTables) -> list[str]:
-    out = tables.probes[
-        (tables.probes["site"] == "adapter_out") & tables.probes["step"].between(1, 3)
-    ]
-    names = [name for name in ("r_align", "r_sign") if name in out]
-    if out.empty or (names and out[names].notna().any(axis=None)):
-        return []
-    return [
-        "**No alignments.** How inputs lie to the gradients was not recorded, so adapter_out has no prediction: "
-        "train with `probes.stats=[all,r_align,r_sign]`."
-    ]
-
-
-def _edges(tables: StudyTables) -> list[str]:
-    if tables.rates.empty:
-        return []
-    edges = tables.rates[tables.rates["edge"] != INSIDE]
-    if edges.empty:
-        return []
-    ends = " and ".join(sorted(set(edges["edge"])))
-    return [
-        f"**Best learning rates at an edge.** {len(edges)} of {len(tables.rates)} are the {ends} rate tried: the true "
-        "best may lie outside, and these are left out of the exponent of the best rate."
-    ]
-
-
-def _short(tables: StudyTables) -> list[str]:
-    steps = int(tables.cells["steps"].max()) if "steps" in tables.cells else SHORT
-    if steps >= SHORT or tables.losses.empty:
-        return []
-    return [f"**Short runs.** {steps} steps: a final loss here is an early one."]
-
-
-def _base(records: Sequence[Record]) -> list[str]:
-    notes = dict.fromkeys(
-        f"{r['model']}: {r['model_note']}" for r in records if r.get("model_note")
+    yield (
+        f"**These ranks span two regimes.** Between ranks {low:g} and {high:g} the scaling law of "
+        f"these quantities changes: {names}. Their exponents, p\\* and theory are for the measured "
+        "ranks, not for the limit."
     )
-    return [f"**The base is not the published weights.** {note}." for note in notes]
 
 
-def _code(records: Sequence[Record]) -> list[str]:
-    found = []
-    git = [r.get("git") or {} for r in records]
-    commits = {g["commit"][:12] for g in git if g.get("commit")}
-    if len(commits) > 1:
-        found.append(
-            f"**Several versions of the code.** Cells are from commits {', '.join(sorted(commits))}."
+def _no_alignment(tables: StudyTables) -> Iterator[str]:
+    site = FORWARD_OUT.site
+    updated = tables.probes["step"].between(1, LAST_PREDICTED_STEP)
+    out = tables.probes[(tables.probes["site"] == site) & updated]
+    names = [name for name in ("r_align", "r_sign") if name in out]
+    if len(out) and not (names and out[names].notna().any(axis=None)):
+        yield (
+            f"**Alignment not recorded.** Without it {site} has no prediction: train with "
+            "`probes.stats=[all,r_align,r_sign]`."
         )
-    if any(g.get("dirty") for g in git):
-        found.append("**Uncommitted changes.** Some cells are from code that no commit holds.")
-    devices = {str(r.get("device_name")) for r in records if r.get("device_name")}
+
+
+def _best_rate_at_edge(tables: StudyTables) -> Iterator[str]:
+    if tables.rates.empty:
+        return
+    edges = tables.rates[tables.rates["edge"] != INSIDE]
+    if len(edges):
+        ends = " or ".join(sorted(set(edges["edge"])))
+        yield (
+            f"**Best learning rate at the edge of the grid.** {len(edges)} of {len(tables.rates)} "
+            f"best rates are the {ends} rate tried, so the true best may lie outside. The "
+            "exponent of the best rate leaves them out."
+        )
+
+
+def _short(tables: StudyTables) -> Iterator[str]:
+    if "steps" not in tables.cells or tables.losses.empty:
+        return
+    steps = int(tables.cells["steps"].max())
+    if steps < SHORT:
+        yield f"**Short runs.** After {steps} steps, a final loss is from early in training."
+
+
+def _other_weights(records: Sequence[Record]) -> Iterator[str]:
+    notes = (f"{r['model']}: {r['model_note']}" for r in records if r.get("model_note"))
+    for note in dict.fromkeys(notes):
+        yield f"**The base is not the published weights.** {note}."
+
+
+def _several_commits(records: Sequence[Record]) -> Iterator[str]:
+    commits = {git["commit"][:12] for r in records if (git := r.get("git") or {}).get("commit")}
+    if len(commits) > 1:
+        yield f"**Several code versions.** Cells ran at commits {', '.join(sorted(commits))}."
+
+
+def _uncommitted(records: Sequence[Record]) -> Iterator[str]:
+    if any((r.get("git") or {}).get("dirty") for r in records):
+        yield "**Uncommitted changes.** Some cells ran with code that is in no commit."
+
+
+def _several_devices(records: Sequence[Record]) -> Iterator[str]:
+    devices = {str(r["device_name"]) for r in records if r.get("device_name")}
     if len(devices) > 1:
-        found.append(f"**Several devices**: {', '.join(sorted(devices))}.")
-    return found
+        yield f"**Several devices.** Cells ran on {', '.join(sorted(devices))}."
 
 
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+def _of_ids(tables: StudyTables, ids: Any) -> pd.DataFrame:
+    """The rows of ``cells`` with these ids."""
+    return tables.cells[tables.cells["cell_id"].astype(str).isin(set(map(str, ids)))]
+
+
+def _optimizers(cells: pd.DataFrame) -> str:
+    return distinct(label(str(name)) for name in cells["optimizer"])
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _cells(cells: pd.DataFrame) -> str:
-    """Cells by what tells them apart at a glance: ``rslora r = 64, 256``; their optimizer too, if they have several."""
-    several = cells["optimizer"].nunique() > 1
-    rule = cells["scaling"].astype(str)
-    if "exponent" in cells:
-        rule = rule.where(cells["exponent"].isna(), "p = " + cells["exponent"].map("{:g}".format))
-    if several:
-        rule = cells["optimizer"].astype(str) + " " + rule
-    parts = []
-    for name, ranks in cells["rank"].groupby(rule, sort=False):
-        parts.append(f"{name} r = {', '.join(f'{rank:g}' for rank in sorted(set(ranks)))}")
-    return "; ".join(parts[:6]) + (f"; and {len(parts) - 6} more" if len(parts) > 6 else "")
+    """``rsLoRA r = 64, 256``: cells by rule and rank, and by optimizer if there are several."""
+    p = cells["exponent"] if "exponent" in cells else pd.Series(float("nan"), cells.index)
+    rules = [
+        rule_label(str(scaling), None if pd.isna(exponent) else exponent)
+        for scaling, exponent in zip(cells["scaling"], p, strict=True)
+    ]
+    if cells["optimizer"].nunique() > 1:
+        names = map(label, map(str, cells["optimizer"]))
+        rules = [f"{name} {rule}" for name, rule in zip(names, rules, strict=True)]
+    parts = [
+        f"{rule} r = {', '.join(f'{rank:g}' for rank in sorted(set(ranks)))}"
+        for rule, ranks in cells["rank"].groupby(pd.Series(rules, cells.index), sort=False)
+    ]
+    more = len(parts) - MOST_GROUPS
+    return "; ".join(parts[:MOST_GROUPS]) + (f"; and {more} more" if more > 0 else "")

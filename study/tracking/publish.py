@@ -9,7 +9,7 @@ from pathlib import Path
 from study.analysis import summary
 from study.config import TrackerConfig
 from study.errors import StudyError
-from study.report.write import analysed, drawn
+from study.report.write import current_figures, current_tables
 from study.store import load_records
 from study.tracking.runs import WandbRuns, one_line, start_run
 
@@ -49,8 +49,8 @@ def _send(study_dir: Path, plots: Path, tracker: TrackerConfig, say: Callable[[s
     import wandb
 
     study = study_dir.resolve().name
-    tables = analysed(study_dir, say)
-    pictures = drawn(study_dir, tables, plots, say)
+    tables = current_tables(study_dir, say)
+    pictures = current_figures(study_dir, tables, plots, say)
     exponents = wandb.Artifact(f"{study}-exponents", type="exponents")
     exponents.add_file(str(study_dir / "exponents.parquet"))
     figures = wandb.Artifact(f"{study}-figures", type="figures")

@@ -1,4 +1,4 @@
-"""A study on disk whose numbers are known: SGD's laws, exactly, in as many seeds as asked for."""
+"""A study on disk with known numbers: SGD's scaling laws, exactly."""
 
 import itertools
 import math
@@ -10,10 +10,14 @@ import pandas as pd
 import pytest
 
 from study.store import CellWriter
+from study.vocabulary.quantities import MODEL_WIDE, TRAIN
 
 P = {"lora": 1.0, "rslora": 0.5}
+ALPHA = 16.0
 LAYERS = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj")
-NOTE = "linear weights rounded to 4 bits"
+
+Cell = Mapping[str, Any]
+OfCell = Callable[[Cell], Any]
 
 
 @pytest.fixture
@@ -26,106 +30,111 @@ def on_disk(tmp_path: Path) -> Callable[..., Path]:
         ranks: Sequence[int] = (4, 32, 256),
         lrs: Sequence[float] = (1e-3,),
         optimizer: Mapping[str, Any] | None = None,
-        lazy: Callable[[Mapping[str, Any]], float] = lambda cell: 1.0,
-        clip: Callable[[Mapping[str, Any]], float] = lambda cell: 1.0,
-        status: Callable[[Mapping[str, Any]], str] = lambda cell: "complete",
+        lazy: OfCell = lambda cell: 1.0,
+        clip: OfCell = lambda cell: 1.0,
+        status: OfCell = lambda cell: "complete",
         gradient: float = 1e-2,
         steps: int = 200,
         model: str = "known",
         record: Mapping[str, Any] | None = None,
     ) -> Path:
-        """``lazy``, ``clip`` and ``status`` are asked of each cell: actual over linearised loss change, the factor that
-        gradients were multiplied by, how it ended."""
+        """``lazy``, ``clip`` and ``status`` are functions of a cell: the actual loss change over
+        the linear prediction, the clip factor of its gradients, and its final status."""
         folder = tmp_path / "results" / "known"
         for number, (scaling, rank, lr, seed) in enumerate(itertools.product(P, ranks, lrs, seeds)):
             cell = {"scaling": scaling, "rank": rank, "lr": lr, "seed": seed}
-            gamma = 16 * rank ** -P[scaling]
-            config = {
-                "adapter": {
-                    "rank": rank,
-                    "scaling": scaling,
-                    "exponent": None,
-                    "alpha": 16.0,
-                    "init": "kaiming",
-                }
-                | {"dropout": 0.0, "targets": "all-linear"},
-                "optimizer": {"name": "sgd", "lr": lr, "weight_decay": 0.0} | dict(optimizer or {}),
-                "train": {
-                    "steps": steps,
-                    "batch_size": 2,
-                    "accumulation": 1,
-                    "clip": None,
-                    "schedule": "constant",
-                }
-                | {"warmup": 0},
-                "data": {"seed": seed, "sequence_length": 48},
-                "seed": seed,
-                "precision": "float32",
-            }
-            about = {
-                "cell_id": f"{number:012x}",
-                "study": "known",
-                "model": model,
-                "data": "pydoc",
-                "gamma": gamma,
-            }
-            about |= {
-                "device": "cpu",
-                "device_name": "a CPU",
-                "config": config,
-                "versions": {"torch": "2.13"},
-            }
-            about |= {
-                "git": {"commit": "0123456789abcdef", "dirty": False},
-                "sources": {"model": "f" * 64},
-            }
-            about |= {
-                "started": "2026-01-01T00:00:00",
-                "finished": "2026-01-01T00:01:00",
-                "seconds": 60.0,
-            }
-            writer = CellWriter(folder / "cells" / about["cell_id"], "", about | dict(record or {}))
+            cell["gamma"] = ALPHA * rank ** -P[scaling]
+            about = {"cell_id": f"{number:012x}", "model": model}
+            about |= record_of(cell, config_of(cell, steps, optimizer or {})) | dict(record or {})
+            writer = CellWriter(folder / "cells" / about["cell_id"], "", about)
             for step in (0, 1):
-                descent = 1e-3 * gamma**2 * rank * (1 + 0.01 * seed)
-                row = {
-                    "step": step,
-                    "tokens": 9,
-                    "loss": 2.0,
-                    "loss_after": 2.0 - lazy(cell) * descent,
-                    "lr": lr,
-                }
-                row |= {"clip_factor": clip(cell), "eval_loss": 3.0 if step == 0 else math.nan}
+                row = metrics_of(cell, step, lazy(cell)) | {"clip_factor": clip(cell)}
                 writer.append("metrics", pd.DataFrame([row]))
-                wide = {
-                    "step": step,
-                    "layer": "model",
-                    "block": -1,
-                    "kind": "model",
-                    "batch": "train",
-                }
-                rows = [
-                    wide | {"site": "adapter_grad", "norm": gamma * rank**0.5 * (1 + 0.01 * seed)},
-                    wide | {"site": "adapter_update", "descent": descent},
-                ]
-                for layer in LAYERS:
-                    here = wide | {
-                        "layer": layer,
-                        "block": 0,
-                        "kind": layer.rpartition(".")[2],
-                        "d_in": 64,
-                        "d_out": 32,
-                    }
-                    rows.append(here | {"site": "B_grad", "rms": gradient * gamma})
-                writer.append("probes", pd.DataFrame(rows))
-            final = 2.5 + 0.1 * (math.log(lr) - math.log(1e-3)) ** 2
-            writer.append(
-                "metrics",
-                pd.DataFrame([{"step": steps, "tokens": 99, "eval_loss": final, "lr": lr}]),
-            )
-            fate = status(cell)
-            writer.close(
-                fate, steps_done=steps, **({"diverged_step": 2} if fate == "diverged" else {})
-            )
+                writer.append("probes", pd.DataFrame(probes_of(cell, step, gradient)))
+            final = {"step": steps, "tokens": 99, "eval_loss": final_loss(lr), "lr": lr}
+            writer.append("metrics", pd.DataFrame([final]))
+            end = status(cell)
+            diverged = {"diverged_step": 2} if end == "diverged" else {}
+            writer.close(end, steps_done=steps, **diverged)
         return folder
 
     return write
+
+
+def config_of(cell: Cell, steps: int, optimizer: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "adapter": {
+            "rank": cell["rank"],
+            "scaling": cell["scaling"],
+            "exponent": None,
+            "alpha": ALPHA,
+            "init": "kaiming",
+            "dropout": 0.0,
+            "targets": "all-linear",
+        },
+        "optimizer": {"name": "sgd", "lr": cell["lr"], "weight_decay": 0.0, **optimizer},
+        "train": {
+            "steps": steps,
+            "batch_size": 2,
+            "accumulation": 1,
+            "clip": None,
+            "schedule": "constant",
+            "warmup": 0,
+        },
+        "data": {"seed": cell["seed"], "sequence_length": 48},
+        "seed": cell["seed"],
+        "precision": "float32",
+    }
+
+
+def record_of(cell: Cell, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "study": "known",
+        "data": "pydoc",
+        "gamma": cell["gamma"],
+        "device": "cpu",
+        "device_name": "a CPU",
+        "config": config,
+        "versions": {"torch": "2.13"},
+        "git": {"commit": "0123456789abcdef", "dirty": False},
+        "sources": {"model": "f" * 64},
+        "started": "2026-01-01T00:00:00",
+        "finished": "2026-01-01T00:01:00",
+        "seconds": 60.0,
+    }
+
+
+def descent_of(cell: Cell) -> float:
+    """SGD's descent: gamma^2 r, times a factor of the seed."""
+    return 1e-3 * cell["gamma"] ** 2 * cell["rank"] * (1 + 0.01 * cell["seed"])
+
+
+def metrics_of(cell: Cell, step: int, lazy: float) -> dict[str, Any]:
+    return {
+        "step": step,
+        "tokens": 9,
+        "loss": 2.0,
+        "loss_after": 2.0 - lazy * descent_of(cell),
+        "lr": cell["lr"],
+        "eval_loss": 3.0 if step == 0 else math.nan,
+    }
+
+
+def probes_of(cell: Cell, step: int, gradient: float) -> list[dict[str, Any]]:
+    norm = cell["gamma"] * cell["rank"] ** 0.5 * (1 + 0.01 * cell["seed"])
+    at = {"step": step, "batch": TRAIN}
+    whole = at | {"layer": MODEL_WIDE, "block": -1, "kind": MODEL_WIDE}
+    rows = [
+        whole | {"site": "adapter_grad", "norm": norm},
+        whole | {"site": "adapter_update", "descent": descent_of(cell)},
+    ]
+    for layer in LAYERS:
+        where = {"layer": layer, "block": 0, "kind": layer.rpartition(".")[2]}
+        shape = {"d_in": 64, "d_out": 32}
+        rows.append(at | where | shape | {"site": "B_grad", "rms": gradient * cell["gamma"]})
+    return rows
+
+
+def final_loss(lr: float) -> float:
+    """A parabola in log lr with its minimum at 1e-3."""
+    return 2.5 + 0.1 * (math.log(lr) - math.log(1e-3)) ** 2

@@ -1,4 +1,4 @@
-"""The report says what the tables say, warns where it must and nowhere else, and is whole in one file."""
+"""The report: its numbers are those of the tables, its caveats are due, its HTML is one file."""
 
 import base64
 import os
@@ -11,24 +11,24 @@ import pytest
 
 from study.errors import StudyError
 from study.report import Picture, as_html, caveats, page, write_report
-from study.report.write import analysed
+from study.report.write import current_tables
 from study.store import load_records
 
 OnDisk = Callable[..., Path]
 
 
-def warned(folder: Path) -> list[str]:
-    return caveats(analysed(folder, lambda line: None), load_records(folder))
+def caveats_of(folder: Path) -> list[str]:
+    return caveats(current_tables(folder, lambda line: None), load_records(folder))
 
 
-def told(folder: Path) -> str:
-    return page("known", analysed(folder, lambda line: None), load_records(folder), [])
+def report_on(folder: Path) -> str:
+    return page("known", current_tables(folder, lambda line: None), load_records(folder), [])
 
 
-def test_a_sound_study_has_its_verdicts_and_no_caveats(on_disk: OnDisk) -> None:
+def test_a_sound_study_has_verdicts_and_no_caveats(on_disk: OnDisk) -> None:
     folder = on_disk()
-    assert warned(folder) == []
-    text = told(folder)
+    assert caveats_of(folder) == []
+    text = report_on(folder)
     assert (
         "**SGD, LoRA, γ = α/r**: gradient norm over all adapters at step 0 collapses (-0.50" in text
     )
@@ -40,9 +40,9 @@ def test_a_sound_study_has_its_verdicts_and_no_caveats(on_disk: OnDisk) -> None:
     rows = [
         line
         for line in text.splitlines()
-        if line.startswith("| SGD | descent of an update | 0 | lora")
+        if line.startswith("| SGD | descent of an update | 0 | LoRA")
     ]
-    # p*: over all ranks, theory, from rank 32, theory, in the limit, theory; lazy; five seeds.
+    # p* over all ranks, theory; from rank 32, theory; in the limit, theory; small steps; seeds.
     assert re.sub(r" \[[^]]*\]", "", rows[0]).split(" | ")[4:] == [*["0.50"] * 6, "yes", "5 |"]
     for fact in (
         "model: known (as published; sha256 ffffffffffff)",
@@ -51,7 +51,7 @@ def test_a_sound_study_has_its_verdicts_and_no_caveats(on_disk: OnDisk) -> None:
         "commit: 0123456789ab",
     ):
         assert fact in text
-    assert "Nothing in the tables stands out." in text
+    assert "None found in the tables." in text
 
 
 @pytest.mark.parametrize(
@@ -65,14 +65,18 @@ def test_a_sound_study_has_its_verdicts_and_no_caveats(on_disk: OnDisk) -> None:
                     0.6 if (c["scaling"], c["rank"], c["seed"]) == ("rslora", 256, 3) else 1.05
                 )
             },
-            ["**Not lazy.** At 2 of 60 probed updates", "rslora r = 256", "0.60 of it"],
+            [
+                "**Steps too large for the linear theory.** At 2 of 60 probed updates",
+                "rsLoRA r = 256",
+                "60 % of the predicted amount",
+            ],
         ),
         (
             {"clip": lambda c: 0.5 if c["scaling"] == "rslora" else 1.0},
             [
-                "**Clipped.** 30 of 60 gradients",
-                "rslora r = 4, 32, 256",
-                "Under SGD clipping changes",
+                "**Clipping.** 30 of 60 gradients",
+                "rsLoRA r = 4, 32, 256",
+                "Clipping changes the exponents of SGD",
             ],
         ),
         (
@@ -81,52 +85,63 @@ def test_a_sound_study_has_its_verdicts_and_no_caveats(on_disk: OnDisk) -> None:
                     "diverged" if (c["scaling"], c["rank"]) == ("lora", 4) else "complete"
                 )
             },
-            ["**5 cells diverged**", "lora r = 4"],
+            ["**5 cells diverged** (LoRA r = 4)"],
         ),
-        # gamma at r = 32, 256 is 1/2, 1/16 under LoRA and 1 at the least under rsLoRA: 80, 10 and 160 times eps.
+        # gamma at r = 32, 256 is 1/2, 1/16 under LoRA, at least 1 under rsLoRA: the gradients are
+        # 80, 10 and at least 160 times eps.
         (
             {"optimizer": {"name": "adamw", "eps": 1e-9}, "gradient": 1.6e-7},
-            ["**eps matters to B.**", "10 cells (lora r = 32, 256)", "10.0 eps at the least"],
+            [
+                "**AdamW's eps affects the updates of B.**",
+                "10 cells (LoRA r = 32, 256)",
+                "down to 10.0 eps",
+            ],
         ),
         (
             {"record": {"model_note": "rounded to 4 bits"}},
             ["**The base is not the published weights.** known: rounded"],
         ),
         ({"record": {"git": {"commit": "abc", "dirty": True}}}, ["**Uncommitted changes.**"]),
-        ({"steps": 20}, ["**Short runs.** 20 steps"]),
-        ({"lrs": (1e-4, 1e-3)}, ["**Best learning rates at an edge.** 30 of 30 are the highest"]),
+        ({"steps": 20}, ["**Short runs.** After 20 steps"]),
+        (
+            {"lrs": (1e-4, 1e-3)},
+            [
+                "**Best learning rate at the edge of the grid.** 30 of 30",
+                "the highest rate tried",
+            ],
+        ),
     ],
 )
-def test_what_must_be_held_against_it(on_disk: OnDisk, study: dict, said: list[str]) -> None:
-    lines = warned(on_disk(**study))
+def test_each_caveat(on_disk: OnDisk, study: dict, said: list[str]) -> None:
+    lines = caveats_of(on_disk(**study))
     [line] = lines
     for words in said:
         assert words in line
 
 
-def test_optima_inside_the_rates_are_no_caveat_and_have_an_exponent(on_disk: OnDisk) -> None:
+def test_best_rates_inside_the_grid_have_an_exponent_and_no_caveat(on_disk: OnDisk) -> None:
     folder = on_disk(lrs=(1e-4, 1e-3, 1e-2))
-    assert warned(folder) == []
-    text = told(folder)
+    assert caveats_of(folder) == []
+    text = report_on(folder)
     assert "| SGD | rsLoRA, γ = α/√r | 0.00 [0.00, 0.00] | 0.00 | yes |" in text
     assert "| SGD | LoRA, γ = α/r | 0.00 [0.00, 0.00] | 1.00 | no |" in text
 
 
-def test_a_swept_rate_is_read_at_its_lowest_and_settings_are_named(on_disk: OnDisk) -> None:
-    text = told(on_disk(lrs=(1e-4, 1e-3, 1e-2)))
+def test_a_sweep_over_rates_is_reported_at_the_lowest(on_disk: OnDisk) -> None:
+    text = report_on(on_disk(lrs=(1e-4, 1e-3, 1e-2)))
     says, stable = (
-        text.split("## Read with care")[0],
-        text.split("## p\\*")[1].split("## Exponents")[0],
+        text.split("## Caveats")[0],
+        text.split("## p\\*")[1].split("## Scaling exponents")[0],
     )
     for part in (says, stable):
-        assert "All at the lowest learning rate (0.0001)" in part
+        assert "All rows are at the lowest learning rate (0.0001)" in part
     assert says.count("**SGD, LoRA, γ = α/r**") == 1
     # Two quantities, two rules, two steps.
     assert len([line for line in stable.splitlines() if line.startswith("| SGD")]) == 8
 
 
-class Outside(HTMLParser):
-    """Collects whatever a page would fetch, and every tag."""
+class Fetched(HTMLParser):
+    """Collects every tag, and every address that the page would fetch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,30 +153,30 @@ class Outside(HTMLParser):
         self.fetched += [value or "" for name, value in attrs if name in ("src", "href")]
 
 
-def test_both_files_with_every_figure_and_nothing_outside(on_disk: OnDisk, tmp_path: Path) -> None:
+def test_both_files_hold_every_figure_and_fetch_nothing(on_disk: OnDisk, tmp_path: Path) -> None:
     folder = on_disk(ranks=(4, 32))
     markdown, html = write_report(folder, tmp_path / "plots" / "known")
     linked = re.findall(r"!\[[^]]*\]\(([^)]*)\)", markdown.read_text())
     assert len(linked) >= 3
     pictures = [(folder / source).read_bytes() for source in linked]
-    outside = Outside()
-    outside.feed(html.read_text())
+    parsed = Fetched()
+    parsed.feed(html.read_text())
     assert [
-        base64.b64decode(src.removeprefix("data:image/png;base64,")) for src in outside.fetched
+        base64.b64decode(src.removeprefix("data:image/png;base64,")) for src in parsed.fetched
     ] == pictures
-    assert not {"script", "link", "iframe"} & set(outside.tags)
-    assert outside.tags.count("table") >= 3
+    assert not {"script", "link", "iframe"} & set(parsed.tags)
+    assert parsed.tags.count("table") >= 3
 
 
 def test_names_cannot_become_markup(on_disk: OnDisk, tmp_path: Path) -> None:
     folder = on_disk(ranks=(4, 32), seeds=(0,), model="<script>alert(1)</script>|x")
-    text = as_html(told(folder), "<b>", folder)
+    text = as_html(report_on(folder), "<b>", folder)
     assert "<script>" not in text
     assert "&lt;script&gt;" in text
     assert "<title>&lt;b&gt;</title>" in text
 
 
-def test_a_caption_is_text_in_the_page(tmp_path: Path) -> None:
+def test_captions_are_escaped(tmp_path: Path) -> None:
     (tmp_path / "a b.png").write_bytes(b"png")
     picture = Picture("x", 'the "loss" of `y`', "a b.png")
     assert picture.markdown() == '![the "loss" of `y`](<a b.png>)\n\nthe "loss" of `y`'
@@ -170,10 +185,10 @@ def test_a_caption_is_text_in_the_page(tmp_path: Path) -> None:
     assert base64.b64encode(b"png").decode() in html
 
 
-def test_what_is_up_to_date_is_not_made_again(on_disk: OnDisk, tmp_path: Path) -> None:
+def test_only_outdated_results_are_made_again(on_disk: OnDisk, tmp_path: Path) -> None:
     folder, said = on_disk(ranks=(4, 32), seeds=(0,)), []
     write_report(folder, tmp_path / "plots", said.append)
-    assert said == ["analysing the cells ...", "drawing the figures ..."]
+    assert said == ["analyzing the cells ...", "drawing the figures ..."]
     said.clear()
     write_report(folder, tmp_path / "plots", said.append)
     assert said == []
@@ -181,16 +196,16 @@ def test_what_is_up_to_date_is_not_made_again(on_disk: OnDisk, tmp_path: Path) -
     later = (folder / "exponents.parquet").stat().st_mtime + 60
     os.utime(newest, (later, later))
     write_report(folder, tmp_path / "plots", said.append)
-    assert said == ["analysing the cells ...", "drawing the figures ..."]
+    assert said == ["analyzing the cells ...", "drawing the figures ..."]
 
 
-def test_one_rank_says_that_there_is_nothing_to_say(on_disk: OnDisk) -> None:
-    text = told(on_disk(ranks=(8,)))
-    assert "Nothing yet: no quantity was measured at two ranks." in text
-    assert "## What was run on what" in text
+def test_one_rank_has_no_verdicts(on_disk: OnDisk) -> None:
+    text = report_on(on_disk(ranks=(8,)))
+    assert "None: no quantity was measured at two ranks." in text
+    assert "## What was run" in text
 
 
-def test_a_folder_without_a_study_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_without_a_study_is_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="no study in") as error:
         write_report(tmp_path / "nothing", tmp_path)
     assert "\n" not in str(error.value)
