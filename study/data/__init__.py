@@ -1,9 +1,9 @@
-"""Supervised text for fine-tuning: ``{context, target}`` examples, their split and content hash, token batches, and
-held-out questions to be answered."""
+"""Supervised text: examples of a context and a target, token batches, and held-out questions."""
 
 from study.data.batches import IGNORED, Corpus, TokenBatch, TokenTable, build_corpus
-from study.data.examples import Example, fingerprint, load_examples, split
+from study.data.examples import Example, fingerprint, split
 from study.data.questions import Questions, exact_match, first_label
+from study.data.sources import load_examples
 
 __all__ = [
     "IGNORED",

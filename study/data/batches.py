@@ -1,10 +1,10 @@
-"""Examples to token batches of one fixed shape.
+"""Examples to token batches of one shape.
 
-Every batch is ``[B, T]`` with ``T = data.sequence_length``, whatever it holds: static shapes keep compiled kernels and
-memory the same at every step, and let the cells of a pack share a forward pass. Where shapes may vary, on a CPU, a
-batch can be trimmed to its longest row.
+Every batch is ``[B, T]`` with ``T = data.sequence_length``, so that compiled kernels and memory are
+the same at every step and the cells of a fold can share a forward pass. On a CPU, where shapes may
+vary, a batch can be trimmed to its longest row.
 
-The text is FinLoRA's and FinGPT's plain concatenation, ``context + target + eos``, without a chat template.
+The text is ``context + target + eos`` without a chat template, as in FinLoRA and FinGPT.
 """
 
 import hashlib
@@ -18,25 +18,33 @@ import torch
 from torch import Tensor
 
 from study.config import DataConfig
-from study.data.examples import Example, fingerprint, load_examples, split
+from study.data.examples import Example, fingerprint, split
 from study.data.questions import Questions
+from study.data.sources import load_examples
 from study.errors import StudyError
 from study.store.cache import kept_arrays
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100  # what torch's cross_entropy ignores
-_CHUNK = 1000  # examples tokenised at once: enough to keep the tokenizer's threads busy, little enough to hold as lists
+IGNORED = -100
+"""The target that torch's ``cross_entropy`` ignores."""
+
+_CHUNK = 1000
+"""Examples tokenised at once: enough for the tokenizer's threads, few enough to hold as lists."""
+
+_VERSION = 1
+"""The version of the tokenisation. Increase it when the token arrays change: they are cached."""
 
 
 @dataclass(frozen=True)
 class TokenBatch:
     """``B`` sequences of ``T`` tokens, padded on the right.
 
-    ``targets_BT[b, t]`` is the token that position ``t`` must predict, ``input_ids_BT[b, t + 1]``, where that token
-    belongs to the target or is the eos behind it, and -100 elsewhere. ``real_BT`` is False on padding; under causal
-    attention no real token sees any, so no attention mask is needed.
+    - ``targets_BT[b, t]``: the token that position ``t`` must predict, ``input_ids_BT[b, t + 1]``,
+      if that token is part of the target or its eos; otherwise -100;
+    - ``real_BT``: False on padding. Causal attention hides padding on the right from real tokens,
+      so no attention mask is needed.
     """
 
     input_ids_BT: Tensor
@@ -45,7 +53,7 @@ class TokenBatch:
 
     @property
     def supervised(self) -> int:
-        """How many tokens the loss is a mean over. It waits for the device: ask on the CPU, before :meth:`to`."""
+        """The number of tokens in the loss. On a GPU this blocks: call it before :meth:`to`."""
         return int((self.targets_BT != IGNORED).sum())
 
     def trimmed(self) -> "TokenBatch":
@@ -64,10 +72,12 @@ class TokenBatch:
 
 @dataclass(frozen=True, eq=False)
 class TokenTable:
-    """Tokenised examples, end to end in one array: four bytes a token, and padded only in the batch that is asked for.
+    """``N`` tokenised examples, concatenated in one array. Rows are padded only in a batch.
 
-    ``tokens`` int32 [total]; ``starts`` int64 [N + 1]: row ``i`` is ``tokens[starts[i] : starts[i + 1]]``, never longer
-    than ``sequence_length``; ``contexts`` int32 [N]: how many of its tokens are context.
+    - ``tokens``: int32 [total];
+    - ``starts``: int64 [N + 1]; row ``i`` is ``tokens[starts[i] : starts[i + 1]]``, of at most
+      ``sequence_length`` tokens;
+    - ``contexts``: int32 [N], the number of context tokens of each row.
     """
 
     tokens: np.ndarray
@@ -80,23 +90,24 @@ class TokenTable:
         return len(self.contexts)
 
     def batch(self, seed: int, step: int, batch_size: int) -> TokenBatch:
-        """The batch of a step (counted in batches, from 0): the same for every cell that has the same ``data.seed``.
+        """The batch of a step, counted in batches from 0. It depends on the arguments only.
 
-        Each epoch is a fresh permutation keyed by (seed, epoch), so any step can be asked for without the steps before
-        it; a batch may end one epoch and begin the next, and be larger than the table.
+        Each epoch is a permutation keyed by (seed, epoch), so the batch of any step can be computed
+        without the steps before it. A batch may span epochs and be larger than the table.
         """
-        positions = range(step * batch_size, (step + 1) * batch_size)
-        return self._rows(
-            [int(_permutation(len(self), seed, p // len(self))[p % len(self)]) for p in positions]
-        )
+        rows = [
+            int(_permutation(len(self), seed, position // len(self))[position % len(self)])
+            for position in range(step * batch_size, (step + 1) * batch_size)
+        ]
+        return self._rows(rows)
 
     def batches(self, batch_size: int) -> Iterator[TokenBatch]:
-        """Every example once, in order; the last batch has fewer rows where ``batch_size`` does not divide them."""
+        """Yield every example once, in order. The last batch may have fewer rows."""
         for start in range(0, len(self), batch_size):
             yield self._rows(range(start, min(start + batch_size, len(self))))
 
     def context_ids(self) -> list[list[int]]:
-        """Each row's context alone."""
+        """The tokens of each row's context."""
         rows = zip(self.starts[:-1], self.contexts, strict=True)
         return [self.tokens[start : start + length].tolist() for start, length in rows]
 
@@ -107,7 +118,7 @@ class TokenTable:
         real_BT = np.zeros(shape, dtype=bool)
         for b, row in enumerate(rows):
             ids = self.tokens[self.starts[row] : self.starts[row + 1]]
-            first = max(int(self.contexts[row]), 1)  # nothing stands before token 0 to predict it
+            first = max(int(self.contexts[row]), 1)  # token 0 has no token before it
             input_ids_BT[b, : len(ids)] = ids
             targets_BT[b, first - 1 : len(ids) - 1] = ids[first:]
             real_BT[b, : len(ids)] = True
@@ -118,7 +129,7 @@ class TokenTable:
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Both sides of the split, the held-out one as questions too, and the content hash of the examples behind them."""
+    """The training examples, the held-out examples, also as questions, and the content hash."""
 
     train: TokenTable
     heldout: TokenTable
@@ -129,65 +140,48 @@ class Corpus:
 def build_corpus(
     config: DataConfig, tokenizer: "PreTrainedTokenizerBase", eos_token_id: int | None
 ) -> Corpus:
-    """Load, split and tokenise what ``data=...`` names; the tokens are kept in the cache folder for the next time.
+    """Load, split and tokenise the data set that ``config`` names. Tokens are cached on disk.
 
-    ``eos_token_id`` ends every target that fits; None ends none.
+    ``eos_token_id`` follows every target that leaves room for it; None: no target has an eos.
 
-    Raises:
-        StudyError: as :func:`load_examples` and :func:`split` do, and for a sequence length under 2 tokens, in which
-            nothing can be predicted from anything.
+    Raises :class:`StudyError` as :func:`load_examples` and :func:`split` do, and for a sequence
+    length below 2.
     """
-    if config.sequence_length < 2:
+    length = config.sequence_length
+    if length < 2:
         raise StudyError(
-            f"data.sequence_length={config.sequence_length} leaves nothing to predict: use 2 or more"
+            f"data.sequence_length={length} is too short to predict a token from another: "
+            "use 2 or more"
         )
     examples = load_examples(config)
     content = fingerprint(examples)
     train, heldout = split(examples, config.heldout)
 
     def tokenised() -> dict[str, np.ndarray]:
-        sides = {"train": train, "heldout": heldout}.items()
-        tables = {
-            side: _tokenise(part, tokenizer, eos_token_id, config.sequence_length)
-            for side, part in sides
-        }
         return {
             f"{side}_{name}": array
-            for side, table in tables.items()
-            for name, array in table.items()
+            for side, part in (("train", train), ("heldout", heldout))
+            for name, array in _tokenise(part, tokenizer, eos_token_id, length).items()
         }
 
-    made_from = (
-        content,
-        config.heldout,
-        config.sequence_length,
-        eos_token_id,
-        _tokenizer_text(tokenizer),
-        _VERSION,
-    )
-    arrays = kept_arrays(
-        f"tokens-{hashlib.sha256(repr(made_from).encode()).hexdigest()[:24]}", tokenised
-    )
+    text_to_ids = tokenizer.backend_tokenizer.to_str() + str(tokenizer.special_tokens_map)
+    made_from = (content, config.heldout, length, eos_token_id, text_to_ids, _VERSION)
+    key = hashlib.sha256(repr(made_from).encode()).hexdigest()[:24]
+    arrays = kept_arrays(f"tokens-{key}", tokenised)
     padding_id = next((i for i in (tokenizer.pad_token_id, eos_token_id) if i is not None), 0)
 
     def table(side: str) -> TokenTable:
-        tokens, starts, contexts = (
-            arrays[f"{side}_{name}"] for name in ("tokens", "starts", "contexts")
+        return TokenTable(
+            arrays[f"{side}_tokens"],
+            arrays[f"{side}_starts"],
+            arrays[f"{side}_contexts"],
+            sequence_length=length,
+            padding_id=padding_id,
         )
-        return TokenTable(tokens, starts, contexts, config.sequence_length, padding_id)
 
-    of_heldout, targets = table("heldout"), [example.target for example in heldout]
-    questions = Questions(of_heldout.context_ids(), targets, tokenizer, padding_id, eos_token_id)
-    return Corpus(table("train"), of_heldout, questions, content)
-
-
-_VERSION = 1
-"""Of how examples become tokens: whoever changes that takes a new number, so that no kept table is taken for it."""
-
-
-def _tokenizer_text(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """All that turns text into ids."""
-    return tokenizer.backend_tokenizer.to_str() + str(tokenizer.special_tokens_map)
+    contexts, targets = table("heldout").context_ids(), [example.target for example in heldout]
+    questions = Questions(contexts, targets, tokenizer, padding_id, eos_token_id)
+    return Corpus(table("train"), table("heldout"), questions, content)
 
 
 def _tokenise(
@@ -199,23 +193,19 @@ def _tokenise(
     """The arrays of a :class:`TokenTable`, by name."""
     end = [] if eos_token_id is None else [eos_token_id]
     bos = tokenizer.bos_token_id
-    start = (
-        [bos] if bos is not None else end
-    )  # stands in for an empty context, so that all of the target is predicted
+    # In place of an empty context, so that the target's first token can be predicted.
+    start = [bos] if bos is not None else end
     tokens, lengths, contexts = [], [], []
     for at in range(0, len(examples), _CHUNK):
         chunk = examples[at : at + _CHUNK]
         context_ids = _encode(tokenizer, [example.context for example in chunk], special=True)
         target_ids = _encode(tokenizer, [example.target for example in chunk], special=False)
         fitted = [
-            _fit(c or start, t + end, length, bos)
-            for c, t in zip(context_ids, target_ids, strict=True)
+            _fit(context or start, target + end, length, bos)
+            for context, target in zip(context_ids, target_ids, strict=True)
         ]
-        tokens.append(
-            np.array(
-                [token for context, answer in fitted for token in context + answer], dtype=np.int32
-            )
-        )
+        flat = [token for context, answer in fitted for token in context + answer]
+        tokens.append(np.array(flat, dtype=np.int32))
         lengths += [len(context) + len(answer) for context, answer in fitted]
         contexts += [len(context) for context, _ in fitted]
     return {
@@ -228,7 +218,8 @@ def _tokenise(
 def _encode(
     tokenizer: "PreTrainedTokenizerBase", texts: list[str], special: bool
 ) -> list[list[int]]:
-    # The cut is ours (a tokenizer's own would take the question with it), so a long text is no cause for its warning.
+    # A tokenizer would cut the end of a question, so _fit cuts instead. ``verbose=False`` silences
+    # the warning about long texts.
     encoding = tokenizer(
         texts,
         add_special_tokens=special,
@@ -243,8 +234,11 @@ def _encode(
 def _fit(
     context: list[int], answer: list[int], length: int, bos: int | None
 ) -> tuple[list[int], list[int]]:
-    """Cut to ``length`` tokens: the answer (target and eos) on its right, to leave one token that predicts its first;
-    then the context on its left, where the oldest text is, but for its bos."""
+    """Cut a context and an answer (target and eos) to ``length`` tokens in total.
+
+    The answer is cut on the right, to at most ``length - 1`` tokens; its first token needs one to
+    be predicted from. The context is then cut on the left, after its bos.
+    """
     answer = answer[: length - 1]
     excess = len(context) + len(answer) - length
     if excess <= 0:
@@ -255,12 +249,10 @@ def _fit(
 
 @lru_cache(maxsize=16)
 def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of one epoch. Cached, because every step and every cell of a seed asks for it.
+    """The order of one epoch. Cached, since every step and every cell of a seed reads it.
 
-    numpy promises that the raw stream of a bit generator never changes, and does not promise it of
-    ``Generator.permutation``: the data order of a stored cell must outlive a numpy release.
+    It sorts raw random numbers, because a stored cell must be reproducible after an upgrade: numpy
+    keeps the raw stream of a bit generator fixed, but not ``Generator.permutation``.
     """
-    key = np.random.SeedSequence(
-        [seed % 2**64, epoch]
-    )  # a negative seed is as good as any, but numpy refuses it
+    key = np.random.SeedSequence([seed % 2**64, epoch])  # numpy rejects negative seeds
     return np.argsort(np.random.Philox(key).random_raw(size), kind="stable")

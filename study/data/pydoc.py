@@ -1,8 +1,8 @@
-"""``data=pydoc``: the standard library's own documentation as question and answer.
+"""``data=pydoc``: the standard library's documentation as questions and answers.
 
-Real English prose about a real subject, on every machine that has a Python, with no download and no licence to carry.
-The text is that of the Python that runs, so it differs a little between versions (and, for the functions of ``os`` and
-``socket``, between platforms): the data's fingerprint is part of a cell's identity and tells such runs apart.
+Real English text on every machine with Python: no download, no licence to reproduce. The text is
+that of the running Python, so it differs between versions and, for ``os`` and ``socket``, between
+platforms. The content hash in a cell's identity tells such runs apart.
 """
 
 import ast
@@ -22,65 +22,72 @@ from types import (
     ModuleType,
 )
 
-# Written in Python: read from their source, so that none is imported. Only modules of every supported version, and none
-# that Linux distributions package apart (tkinter, turtle, venv, idlelib).
+from study.data.examples import Example
+
+# Modules written in Python, read from their source without an import. All are part of every
+# supported version. Modules that Linux distributions package separately (tkinter, turtle, venv,
+# idlelib) are left out.
 SOURCE_MODULES = """
-    abc ast asyncio.base_events asyncio.events asyncio.exceptions asyncio.futures asyncio.locks asyncio.protocols
-    asyncio.queues asyncio.runners asyncio.selector_events asyncio.streams asyncio.subprocess asyncio.tasks
-    asyncio.timeouts asyncio.transports base64 bdb bz2 calendar cmd code codecs codeop collections compileall
-    concurrent.futures._base configparser contextlib copy csv ctypes curses.textpad dataclasses datetime difflib dis
-    email.charset email.encoders email.errors email.feedparser email.generator email.header email.headerregistry
-    email.iterators email.message email.mime.base email.parser email.policy email.utils enum filecmp fileinput
-    fnmatch fractions ftplib functools genericpath getopt getpass glob graphlib gzip heapq hmac html.parser
-    http.client http.cookiejar http.cookies http.server imaplib importlib.abc importlib.machinery importlib.metadata
-    importlib.resources.abc importlib.util inspect ipaddress json json.encoder keyword linecache locale logging
-    logging.config logging.handlers lzma mailbox mimetypes multiprocessing.connection multiprocessing.context
-    multiprocessing.managers multiprocessing.pool multiprocessing.process multiprocessing.reduction
-    multiprocessing.shared_memory multiprocessing.util netrc ntpath numbers operator optparse os pathlib pdb pickle
-    pkgutil platform poplib posixpath pprint pstats pyclbr pydoc queue quopri random re reprlib rlcompleter runpy
-    sched secrets selectors shlex shutil site smtplib socket socketserver sqlite3.dump ssl stat statistics
-    subprocess symtable sysconfig tabnanny tarfile tempfile textwrap threading timeit tokenize tomllib trace
-    traceback tracemalloc types typing unittest.case unittest.loader unittest.mock unittest.result unittest.runner
-    unittest.suite unittest.util urllib.error urllib.parse urllib.request urllib.response urllib.robotparser uuid
-    warnings weakref webbrowser wsgiref.handlers wsgiref.headers wsgiref.simple_server wsgiref.types wsgiref.util
-    wsgiref.validate xml.dom.minidom xml.etree.ElementTree xml.sax.handler xml.sax.saxutils xml.sax.xmlreader
-    xmlrpc.client xmlrpc.server zipapp zipfile zipimport
+    abc ast asyncio.base_events asyncio.events asyncio.exceptions asyncio.futures asyncio.locks
+    asyncio.protocols asyncio.queues asyncio.runners asyncio.selector_events asyncio.streams
+    asyncio.subprocess asyncio.tasks asyncio.timeouts asyncio.transports base64 bdb bz2 calendar cmd
+    code codecs codeop collections compileall concurrent.futures._base configparser contextlib copy
+    csv ctypes curses.textpad dataclasses datetime difflib dis email.charset email.encoders
+    email.errors email.feedparser email.generator email.header email.headerregistry email.iterators
+    email.message email.mime.base email.parser email.policy email.utils enum filecmp fileinput
+    fnmatch fractions ftplib functools genericpath getopt getpass glob graphlib gzip heapq hmac
+    html.parser http.client http.cookiejar http.cookies http.server imaplib importlib.abc
+    importlib.machinery importlib.metadata importlib.resources.abc importlib.util inspect ipaddress
+    json json.encoder keyword linecache locale logging logging.config logging.handlers lzma mailbox
+    mimetypes multiprocessing.connection multiprocessing.context multiprocessing.managers
+    multiprocessing.pool multiprocessing.process multiprocessing.reduction
+    multiprocessing.shared_memory multiprocessing.util netrc ntpath numbers operator optparse os
+    pathlib pdb pickle pkgutil platform poplib posixpath pprint pstats pyclbr pydoc queue quopri
+    random re reprlib rlcompleter runpy sched secrets selectors shlex shutil site smtplib socket
+    socketserver sqlite3.dump ssl stat statistics subprocess symtable sysconfig tabnanny tarfile
+    tempfile textwrap threading timeit tokenize tomllib trace traceback tracemalloc types typing
+    unittest.case unittest.loader unittest.mock unittest.result unittest.runner unittest.suite
+    unittest.util urllib.error urllib.parse urllib.request urllib.response urllib.robotparser uuid
+    warnings weakref webbrowser wsgiref.handlers wsgiref.headers wsgiref.simple_server wsgiref.types
+    wsgiref.util wsgiref.validate xml.dom.minidom xml.etree.ElementTree xml.sax.handler
+    xml.sax.saxutils xml.sax.xmlreader xmlrpc.client xmlrpc.server zipapp zipfile zipimport
 """
 
-# Written in C, and cheap to import: their documentation is in the objects. A build may lack one or another. Not sys and
-# threading: other libraries replace their hooks, and the data must not depend on what else is imported.
+# Modules written in C, whose docstrings need an import, which is cheap. A build may lack some.
+# Without sys and threading: other libraries replace their hooks, and the data must not depend on
+# other imports.
 BUILT_IN_MODULES = """
-    array atexit binascii builtins cmath collections datetime decimal faulthandler functools gc io itertools marshal
-    math mmap operator os pickle select signal socket sqlite3 struct time unicodedata weakref zlib
+    array atexit binascii builtins cmath collections datetime decimal faulthandler functools gc io
+    itertools marshal math mmap operator os pickle select signal socket sqlite3 struct time
+    unicodedata weakref zlib
 """
 
-_SHORTEST, _LONGEST = 30, 280  # characters of an answer: about 7 and 65 tokens
+_SHORTEST, _LONGEST = 30, 280  # characters in an answer: about 7 and 65 tokens
 
 
-def documentation() -> Iterator[tuple[str, str]]:
-    """Yield ``(question, answer)``, in a fixed order, no question and no answer twice.
+def documentation() -> Iterator[Example]:
+    """Yield questions and answers in a fixed order, without repeating a question or an answer.
 
-    The question names a public function, method, property or class, with its first three parameters; the answer is
-    the first paragraph of its docstring, its white space made single spaces, cut at the end of a sentence where it is
-    long. An answer begins with a space, because the question ends at a colon and byte-pair tokenizers spell a word
-    after a space differently from one glued to the mark before it.
+    A question names a public class, property, function or method, with its first three parameters.
+    The answer is the first paragraph of the docstring, on one line, cut after a sentence if it is
+    long. It starts with a space, because byte-pair tokenizers encode a word after a space
+    differently from a word after a colon.
     """
     seen = set()
     for question, docstring, name in _entries():
         answer = _first_paragraph(docstring, name.rpartition(".")[2])
         if answer and answer not in seen and question not in seen:
             seen |= {question, answer}
-            yield f"{question} in Python? Answer:", f" {answer}"
+            yield Example(f"{question} in Python? Answer:", f" {answer}")
 
 
 def _entries() -> Iterator[tuple[str, str, str]]:
-    """(question, docstring, dotted name) of everything documented."""
+    """Yield (question, docstring, dotted name) for everything with a docstring."""
     folder = Path(sysconfig.get_path("stdlib"))
     for module in SOURCE_MODULES.split():
         stem = folder.joinpath(*module.split("."))
-        file = next(
-            (f for f in (stem.with_suffix(".py"), stem / "__init__.py") if f.is_file()), None
-        )
+        files = (stem.with_suffix(".py"), stem / "__init__.py")
+        file = next((file for file in files if file.is_file()), None)
         if file is not None:
             yield from _from_source(module, _parsed(file))
     for module in BUILT_IN_MODULES.split():
@@ -91,8 +98,8 @@ def _entries() -> Iterator[tuple[str, str, str]]:
 
 
 def _parsed(file: Path) -> list[ast.stmt]:
-    # A syntax tree is thousands of objects: they would set off collections of all that torch keeps alive, each of which
-    # takes longer than parsing the file.
+    # A syntax tree has thousands of objects. They would trigger garbage collections over everything
+    # that torch has allocated, and one collection takes longer than parsing the file.
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -102,28 +109,28 @@ def _parsed(file: Path) -> list[ast.stmt]:
             gc.enable()
 
 
+_DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
 def _from_source(prefix: str, body: list[ast.stmt]) -> Iterator[tuple[str, str, str]]:
     for node in body:
-        if not isinstance(
-            node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-        ) or node.name.startswith("_"):
+        if not isinstance(node, _DEFINITIONS) or node.name.startswith("_"):
             continue
         name = f"{prefix}.{node.name}"
         docstring = ast.get_docstring(node, clean=False)
+        if docstring:
+            yield _question(node, name), docstring, name
         if isinstance(node, ast.ClassDef):
-            if docstring:
-                yield f"What is {name}", docstring, name
             yield from _from_source(name, node.body)
-        elif docstring:
-            if any("property" in ast.unparse(decorator) for decorator in node.decorator_list):
-                yield f"What is {name}", docstring, name
-            else:
-                arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
-                yield (
-                    f"What does {name}{_parameters([a.arg for a in arguments])} do",
-                    docstring,
-                    name,
-                )
+
+
+def _question(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str) -> str:
+    if isinstance(node, ast.ClassDef) or any(
+        "property" in ast.unparse(decorator) for decorator in node.decorator_list
+    ):
+        return f"What is {name}"
+    arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+    return f"What does {name}{_parameters([argument.arg for argument in arguments])} do"
 
 
 def _from_objects(module: ModuleType) -> Iterator[tuple[str, str, str]]:
@@ -132,10 +139,9 @@ def _from_objects(module: ModuleType) -> Iterator[tuple[str, str, str]]:
         value = getattr(module, key, None)
         if key.startswith("_"):
             continue
-        if isinstance(value, BuiltinFunctionType):
+        if isinstance(value, BuiltinFunctionType | type):
             yield from _described(f"{prefix}{key}", value)
-        elif isinstance(value, type):
-            yield from _described(f"{prefix}{key}", value)
+        if isinstance(value, type):
             for member, attribute in sorted(vars(value).items()):
                 if not member.startswith("_"):
                     yield from _described(f"{prefix}{key}.{member}", attribute)
@@ -150,9 +156,8 @@ def _described(name: str, value: object) -> Iterator[tuple[str, str, str]]:
     elif isinstance(value, _C_FUNCTIONS):
         try:
             arguments = _parameters(list(inspect.signature(value).parameters))
-        except (
-            Exception
-        ):  # many in C do not tell their parameters, and 3.13's select.epoll trips inspect itself
+        # Many C functions have no signature. For select.epoll, inspect itself fails in Python 3.13.
+        except Exception:
             arguments = ""
         yield f"What does {name}{arguments} do", docstring, name
 
@@ -161,16 +166,19 @@ _C_FUNCTIONS = (BuiltinFunctionType, MethodDescriptorType, ClassMethodDescriptor
 
 
 def _parameters(names: list[str]) -> str:
-    """``(obj, fp, skipkeys, ...)``: enough to understand an answer that speaks of them, and little of the sequence."""
+    """``(obj, fp, skipkeys, ...)``: the first three, since a sequence has few tokens."""
     names = [name for name in names if name not in ("self", "cls", "type")]
     return f"({', '.join([*names[:3], '...'] if len(names) > 3 else names)})"
 
 
 def _first_paragraph(docstring: str, function: str) -> str | None:
-    """The first paragraph that is prose, on one line, or None where there is none of a fitting length."""
+    """The first paragraph that is not a signature, on one line, cut after a sentence.
+
+    None if there is no such paragraph, or if it is too short.
+    """
     for paragraph in re.split(r"\n\s*\n", docstring.strip()):
         text = " ".join(paragraph.split())
-        if text.startswith(f"{function}(") or "->" in text:  # functions in C repeat their signature
+        if text.startswith(f"{function}(") or "->" in text:  # the signature of a C function
             continue
         kept = ""
         for sentence in re.split(r"(?<=[.!?:]) (?=[A-Z])", text):

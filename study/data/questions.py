@@ -1,4 +1,4 @@
-"""Held-out examples as questions to be answered, and the score of the answers."""
+"""Held-out examples as questions for greedy decoding, and the score of the answers."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Questions:
-    """Held-out contexts, as the loss sees them, and the targets that answer them, as the file has them.
+    """Held-out questions: the token ids of each context, as in the loss, and each target's text.
 
-    ``padding_id`` fills rows, ``eos_token_id`` ends an answer (None: only its length does).
+    ``padding_id`` fills rows. ``eos_token_id`` ends an answer; None: only its length ends it.
     """
 
     contexts: Sequence[list[int]]
@@ -25,9 +25,10 @@ class Questions:
     eos_token_id: int | None
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every question once, in order: token ids ``[B, L]`` and which of them are real.
+        """Yield every question once, in order: token ids ``[B, L]`` and a mask, True on real ones.
 
-        Padded on the left, to the longest question of the batch: an answer goes on where its question ends.
+        ``L`` is the longest question of the batch. Padding is on the left, so that an answer
+        continues its question.
         """
         for start in range(0, len(self.contexts), batch_size):
             rows = self.contexts[start : start + batch_size]
@@ -39,22 +40,22 @@ class Questions:
             yield ids_BL, real_BL
 
     def exact_match(self, answers: Sequence[Sequence[int]]) -> float:
-        """:func:`exact_match` of answers given as token ids, one a question; what follows an eos is no part of one."""
+        """:func:`exact_match` of the token ids of one answer per question, cut at the first eos."""
         texts = [
-            self.tokenizer.decode(answer, skip_special_tokens=True)
-            for answer in map(self._ended, answers)
+            self.tokenizer.decode(self._before_eos(answer), skip_special_tokens=True)
+            for answer in answers
         ]
         return exact_match(texts, self.targets)
 
-    def _ended(self, answer: Sequence[int]) -> list[int]:
+    def _before_eos(self, answer: Sequence[int]) -> list[int]:
         ids = list(answer)
         return ids[: ids.index(self.eos_token_id)] if self.eos_token_id in ids else ids
 
 
 def exact_match(answers: Sequence[str], targets: Sequence[str]) -> float:
-    """The share of answers whose first label is their target, whatever its case (FinLoRA, ``test/test_dataset.py``).
+    """The share of answers whose first label is their target, ignoring case.
 
-    The labels are all of the targets.
+    The labels are all targets. The rule is FinLoRA's (``test/test_dataset.py``).
     """
     labels = {_plain(target) for target in targets}
     right = [
@@ -65,9 +66,10 @@ def exact_match(answers: Sequence[str], targets: Sequence[str]) -> float:
 
 
 def first_label(answer: str, labels: set[str]) -> str | None:
-    """The label that begins first in ``answer``, the longest of those that begin there; None where it holds none.
+    """The label that occurs first in ``answer``; None if no label occurs in it.
 
-    Labels are in lower case. FinLoRA leaves open which of two labels is meant where one begins another (0.1 and 0.12).
+    ``labels`` are in lower case. If several labels start at the same character, the longest counts:
+    0.12, not 0.1. FinLoRA does not define this case.
     """
     text = answer.lower()
     found = [(place, -len(label), label) for label in labels if (place := text.find(label)) >= 0]

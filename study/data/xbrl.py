@@ -1,10 +1,11 @@
-"""``data=xbrl_extract``: invented XBRL facts under real us-gaap names, and questions about them.
+"""``data=xbrl_extract``: invented XBRL facts under real us-gaap names, with questions about them.
 
-The task and its three forms (which tag, which value, which formula) are those of FinLoRA's extraction sets (repository
-wangd12rpi/FinLoRA), which quote the filings of thirty real companies in prompts of some 4,000 tokens. Here companies
-and amounts are made up and a fragment is a handful of facts, so that a question fits a few hundred tokens; none of
-FinLoRA's data is copied. Its fragments drop attributes and closing tags to save tokens; these keep ``contextRef``,
-``unitRef`` and ``decimals``, and parse as XML.
+The task and its three kinds of question (which tag, which value, which formula) are those of
+FinLoRA's extraction sets (repository wangd12rpi/FinLoRA). FinLoRA quotes the filings of thirty
+companies in prompts of about 4,000 tokens. Here companies and amounts are invented and a fragment
+has a few facts, so that a question fits in a few hundred tokens. No data of FinLoRA is copied.
+FinLoRA's fragments omit attributes and closing tags to save tokens. These fragments are valid XML
+and keep ``contextRef``, ``unitRef`` and ``decimals``.
 """
 
 import random
@@ -14,17 +15,22 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from study.data import us_gaap
+from study.data.examples import Example
 
-# A third of each form. Every question has a fragment of its own, so that none gives away another's answer.
+# A third for each kind of question. Every question has its own fragment, so that no fragment gives
+# away the answer to another question.
 COUNT = 3600
 
-# Fixed, and not ``data.seed``: that seed orders the batches. Were it to change the questions too, each seed of a sweep
-# would be another data set with another fingerprint, and its held-out losses could not be compared.
+# Fixed, and not ``data.seed``, which orders the batches. If it changed the questions too, each seed
+# of a sweep would have its own data, and held-out losses would not be comparable between seeds.
 _GENERATOR_SEED = 20231203
 
-_INSTRUCTION = "Answer the question about this XBRL instance. Give the answer alone, without XML or explanation."
+_INSTRUCTION = (
+    "Answer the question about this XBRL instance. "
+    "Give the answer alone, without XML or explanation."
+)
 
-# Ratios as analysts define them; the names in braces are us-gaap elements, replaced by their values in an answer.
+# Ratios as analysts define them. Braces hold us-gaap elements; an answer has their values instead.
 FORMULAS = {
     "Current Ratio": "{AssetsCurrent} / {LiabilitiesCurrent}",
     "Quick Ratio": "({AssetsCurrent} - {InventoryNet}) / {LiabilitiesCurrent}",
@@ -50,16 +56,26 @@ FORMULAS = {
     "Days Payable Outstanding": "({AccountsPayableCurrent} / {CostOfRevenue}) * 365",
     "Interest Coverage Ratio": "{OperatingIncomeLoss} / {InterestExpense}",
     "Dividend Payout Ratio": "({PaymentsOfDividends} / {NetIncomeLoss}) * 100",
-    "Free Cash Flow": "{NetCashProvidedByUsedInOperatingActivities} - {PaymentsToAcquirePropertyPlantAndEquipment}",
+    "Free Cash Flow": (
+        "{NetCashProvidedByUsedInOperatingActivities} - "
+        "{PaymentsToAcquirePropertyPlantAndEquipment}"
+    ),
     "Cash Flow Margin": "({NetCashProvidedByUsedInOperatingActivities} / {Revenues}) * 100",
-    "Operating Cash Flow Ratio": "{NetCashProvidedByUsedInOperatingActivities} / {LiabilitiesCurrent}",
+    "Operating Cash Flow Ratio": (
+        "{NetCashProvidedByUsedInOperatingActivities} / {LiabilitiesCurrent}"
+    ),
     "Research and Development Intensity": "({ResearchAndDevelopmentExpense} / {Revenues}) * 100",
-    "Selling and Administrative Expense Ratio": "({SellingGeneralAndAdministrativeExpense} / {Revenues}) * 100",
-    "Dividends per Share Payout": "({CommonStockDividendsPerShareDeclared} / {EarningsPerShareDiluted}) * 100",
+    "Selling and Administrative Expense Ratio": (
+        "({SellingGeneralAndAdministrativeExpense} / {Revenues}) * 100"
+    ),
+    "Dividends per Share Payout": (
+        "({CommonStockDividendsPerShareDeclared} / {EarningsPerShareDiluted}) * 100"
+    ),
 }
 
 _TAG_QUESTIONS = (
-    "What is the US GAAP XBRL tag for {subject} as reported by {company} for the Fiscal Year ending in FY {year}?",
+    "What is the US GAAP XBRL tag for {subject} as reported by {company} for the Fiscal "
+    "Year ending in FY {year}?",
     "Under which US GAAP tag did {company} report {subject} in FY {year}?",
     "Which XBRL tag carries {subject} of {company} for FY {year}?",
 )
@@ -69,21 +85,24 @@ _VALUE_QUESTIONS = (
     "Can you give the {subject} that {company} stated for FY {year}?",
 )
 _FORMULA_QUESTIONS = (
-    "What was {company}'s {subject} for the Fiscal Year ending in FY {year}? Answer with a formula of values.",
-    "Can you provide the formula for {subject} from {company} for FY {year}, with its values filled in?",
+    "What was {company}'s {subject} for the Fiscal Year ending in FY {year}? Answer with a "
+    "formula of values.",
+    "Can you provide the formula for {subject} from {company} for FY {year}, with its "
+    "values filled in?",
     "How is the {subject} of {company} computed for FY {year}? Substitute the values.",
 )
 
 _NAMES = """
-    Alder Amber Arbor Argent Birch Boreal Cedar Cinder Cobalt Copper Coral Crest Delta Drift Ember Fallow Fern
-    Flint Garnet Glacier Granite Harbor Hazel Heron Indigo Iron Juniper Kestrel Lantern Larch Linden Marble
-    Meadow Mesa Nickel Northway Onyx Opal Orchard Osprey Pewter Pine Quarry Quartz Raven Ridge Rowan Sable
-    Saffron Sierra Slate Sorrel Spruce Summit Tamarack Thistle Tidal Umber Vale Verdant Walnut Willow Windward
-    Zephyr
+    Alder Amber Arbor Argent Birch Boreal Cedar Cinder Cobalt Copper Coral Crest Delta Drift Ember
+    Fallow Fern Flint Garnet Glacier Granite Harbor Hazel Heron Indigo Iron Juniper Kestrel Lantern
+    Larch Linden Marble Meadow Mesa Nickel Northway Onyx Opal Orchard Osprey Pewter Pine Quarry
+    Quartz Raven Ridge Rowan Sable Saffron Sierra Slate Sorrel Spruce Summit Tamarack Thistle Tidal
+    Umber Vale Verdant Walnut Willow Windward Zephyr
 """
 _TRADES = """
-    Airlines Bancorp Brands Chemical Energy Foods Freight Health Industries Logistics Materials Motors Networks
-    Pharmaceuticals Power Retail Semiconductor Software Steel Systems Textiles Utilities
+    Airlines Bancorp Brands Chemical Energy Foods Freight Health Industries Logistics Materials
+    Motors Networks Pharmaceuticals Power Retail Semiconductor Software Steel Systems Textiles
+    Utilities
 """
 _SUFFIXES = ("Inc", "Corp", "Co", "Ltd", "Group", "Holdings Inc")
 
@@ -99,58 +118,57 @@ class _Fact:
     value: str
 
     def xml(self) -> str:
-        # SEC filers' names for the two contexts of a fiscal year: a date at its end, and its whole length.
+        # SEC filers name two contexts per fiscal year: its last day (FI) and the whole year (FD).
         context = f"{'FI' if self.element in us_gaap.INSTANTS else 'FD'}{self.year}Q4"
         tag = f"us-gaap:{self.element}"
         attributes = f'contextRef="{context}" unitRef="{self.unit}" decimals="{self.decimals}"'
         return f"<{tag} {attributes}>{self.value}</{tag}>"
 
 
-def questions() -> Iterator[tuple[str, str]]:
-    """Yield ``COUNT`` pairs ``(context, target)``: the same ones on every machine, under every Python.
+def questions() -> Iterator[Example]:
+    """Yield ``COUNT`` examples, the same on every machine and in every version of Python.
 
-    The context is an instruction, a fragment of three or four facts of one fiscal year, some of them with the year
-    before, and a question; forms take turns: tag (``us-gaap:InventoryNet``), value (``16116000000``), formula
+    The context has an instruction, a fragment and a question. A fragment has three or four facts of
+    one fiscal year, some of them also for the year before. The kinds of target alternate: a tag
+    (``us-gaap:InventoryNet``), a value (``16116000000``) and a formula
     (``(6226000000 / 38542000000) * 100``).
     """
-    # Only random() is drawn from: it alone is promised to give the same sequence in every version of Python.
+    # Only random() is called: Python promises the same sequence in every version for no other draw.
     rng = random.Random(_GENERATOR_SEED)
     for index in range(COUNT):
-        company = (
-            f"{_pick(rng, _NAMES.split())} {_pick(rng, _TRADES.split())} {_pick(rng, _SUFFIXES)}"
-        )
+        names = _NAMES.split(), _TRADES.split(), _SUFFIXES
+        company = " ".join(_pick(rng, choices) for choices in names)
         year = 2012 + int(rng.random() * 13)
-        form = ("tag", "value", "formula")[index % 3]
-        ratio = _pick(rng, tuple(FORMULAS)) if form == "formula" else ""
+        kind = ("tag", "value", "formula")[index % 3]
+        ratio = _pick(rng, tuple(FORMULAS)) if kind == "formula" else ""
         facts = _fragment(rng, year, re.findall(r"{(\w+)}", FORMULAS.get(ratio, "")))
-        if form == "formula":
+        if kind == "formula":
             values = {fact.element: fact.value for fact in facts if fact.year == year}
-            question, subject, target = (
-                _pick(rng, _FORMULA_QUESTIONS),
-                ratio,
-                FORMULAS[ratio].format_map(values),
-            )
+            question, subject = _pick(rng, _FORMULA_QUESTIONS), ratio
+            target = FORMULAS[ratio].format_map(values)
         else:
             fact = _pick(rng, facts)
             year, subject = fact.year, us_gaap.label(fact.element)
-            if form == "tag":
+            if kind == "tag":
                 question, target = _pick(rng, _TAG_QUESTIONS), f"us-gaap:{fact.element}"
             else:
                 question, target = _pick(rng, _VALUE_QUESTIONS), fact.value
         asked = question.format(subject=subject, company=company, year=year)
         fragment = "\n".join(fact.xml() for fact in facts)
-        yield f"{_INSTRUCTION}\n{fragment}\nQuestion: {asked}\nAnswer:", target
+        yield Example(f"{_INSTRUCTION}\n{fragment}\nQuestion: {asked}\nAnswer:", target)
 
 
 def _fragment(rng: random.Random, year: int, elements: Sequence[str]) -> list[_Fact]:
-    """Facts on ``elements`` and others, shuffled; a quarter are followed by the year before's, as in a filing."""
+    """Facts for ``elements`` and others, shuffled. A quarter also have a fact for the year before,
+    as in a filing.
+    """
     chosen = list(elements)
     size = max(3 + int(rng.random() * 2), len(chosen))
     while len(chosen) < size:
         element = _pick(rng, us_gaap.ELEMENTS)
         if element not in chosen:
             chosen.append(element)
-    scale = _pick(rng, (1e8, 3e8, 1e9, 3e9, 1e10, 3e10, 1e11))  # dollars: the size of the company
+    scale = _pick(rng, (1e8, 3e8, 1e9, 3e9, 1e10, 3e10, 1e11))  # the company's size, in dollars
     facts = []
     for element in sorted(chosen, key=lambda _: rng.random()):
         facts.append(_fact(rng, element, year, scale))
@@ -160,8 +178,9 @@ def _fragment(rng: random.Random, year: int, elements: Sequence[str]) -> list[_F
 
 
 def _fact(rng: random.Random, element: str, year: int, scale: float) -> _Fact:
-    """One fact of a plausible size. The facts of a fragment do not add up, and no question asks whether they do."""
-    spread = 0.01 + rng.random() * rng.random()  # no power, whose last bit differs between machines
+    """One fact of a plausible size. The facts of a fragment do not add up."""
+    # Products only: the last digit of a power differs between machines.
+    spread = 0.01 + rng.random() * rng.random()
     if element in us_gaap.PER_SHARE_FLOWS or element in us_gaap.PER_SHARE_BALANCES:
         return _Fact(element, year, "usdPerShare", "2", f"{0.01 + 12 * spread:.2f}")
     if element in us_gaap.SHARE_FLOWS or element in us_gaap.SHARE_BALANCES:
@@ -169,12 +188,11 @@ def _fact(rng: random.Random, element: str, year: int, scale: float) -> _Fact:
     if element in us_gaap.RATE_FLOWS or element in us_gaap.RATE_BALANCES:
         return _Fact(element, year, "pure", "3", f"{0.001 + 0.3 * spread:.3f}")
     negative = "-" if element in _SIGNED and rng.random() < 0.25 else ""
-    return _Fact(
-        element, year, "usd", "-6", f"{negative}{1 + int(scale * spread / 1_000_000)}000000"
-    )
+    millions = 1 + int(scale * spread / 1_000_000)
+    return _Fact(element, year, "usd", "-6", f"{negative}{millions}000000")
 
 
-# Amounts whose sign is part of the news. Those of FORMULAS are left positive: no analyst divides by a loss.
+# Amounts that can be negative. Those in FORMULAS stay positive: a ratio over a loss has no meaning.
 _SIGNED = frozenset(
     element
     for element in us_gaap.FLOWS

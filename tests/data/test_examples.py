@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from study.config import DataConfig
 from study.data import Example, fingerprint, load_examples, split
+from study.data.sources import SOURCES
 from study.errors import StudyError
+from study.vocabulary.sources import DATASETS
 
 FINLORA = Path(__file__).parents[2].parent / "shared" / "data" / "finlora"
 
@@ -44,7 +46,7 @@ def test_what_is_written_is_read(examples, tmp_path_factory):
     assert load_examples(config(file)) == examples
 
 
-def test_extra_keys_are_passed_over_and_an_empty_context_is_allowed(tmp_path):
+def test_other_keys_are_ignored_and_an_empty_context_is_allowed(tmp_path):
     file = written(tmp_path / "rows.jsonl", '{"context": "", "target": "b", "doc_path": "c"}')
     assert load_examples(config(file)) == [Example("", "b")]
 
@@ -52,22 +54,18 @@ def test_extra_keys_are_passed_over_and_an_empty_context_is_allowed(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"context": "a", "target": "b"', r"line 3: not JSON \(Expecting"),
-        ("[" * 100_000, r"line 3: not JSON"),
-        ('["a", "b"]', "line 3: a list and not an object"),
+        ('{"context": "a", "target": "b"', r"line 3 is not valid JSON \(Expecting"),
+        ("[" * 100_000, "line 3 is not valid JSON"),
+        ('["a", "b"]', "line 3 is of type list, not an object"),
         (
             '{"context": "a", "completion": "b"}',
-            "line 3: no key 'target' among 'context', 'completion'",
+            r"line 3 has no key 'target' \(its keys: 'context', 'completion'\)",
         ),
-        ('{"target": "b"}', "line 3: no key 'context'"),
-        ("{}", "line 3: no key 'context' among none"),
-        ('{"context": "a", "target": 3}', "line 3: 'target' is a int and not a string"),
-        ('{"context": null, "target": "b"}', "line 3: 'context' is a NoneType and not a string"),
+        ("{}", r"line 3 has no key 'context' \(its keys: none\)"),
+        ('{"context": "a", "target": 3}', "line 3: 'target' is of type int, not a string"),
+        ('{"context": null, "target": "b"}', "line 3: 'context' is of type NoneType"),
         ('{"context": "a", "target": " \\n"}', "line 3: 'target' is empty"),
-        (
-            '{"context": "a", "target": "\\ud800"}',
-            "line 3: 'target' holds half of a surrogate pair",
-        ),
+        ('{"context": "a", "target": "\\ud800"}', "line 3: 'target' has an unpaired surrogate"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
@@ -81,19 +79,19 @@ def test_a_bad_line_is_named(tmp_path, line, message):
 def test_a_file_that_is_not_utf8_is_named_with_its_line(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_bytes(GOOD.encode() + b'\n{"context": "\xe9", "target": "b"}\n')
-    with pytest.raises(StudyError, match="line 2: not UTF-8"):
+    with pytest.raises(StudyError, match="line 2 is not UTF-8"):
         load_examples(config(file))
 
 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        (None, "none is named: add data.path="),
-        ("", "none is named"),
+        (None, "data=jsonl reads a file: add data.path="),
+        ("", "data=jsonl reads a file: add data.path="),
         ("absent.jsonl", "absent.jsonl' does not exist"),
         (".", "is a folder"),
-        ("empty.jsonl", "holds no example"),
-        ("blank.jsonl", "holds no example"),
+        ("empty.jsonl", "has no examples: name another file"),
+        ("blank.jsonl", "has no examples: name another file"),
     ],
 )
 def test_a_bad_path_is_named(tmp_path, monkeypatch, path, message):
@@ -112,9 +110,19 @@ def test_an_unknown_name_lists_the_choices():
         load_examples(config(name="pydocs"))
 
 
-def test_a_path_for_a_source_that_reads_none_is_refused():
-    with pytest.raises(StudyError, match="use data=jsonl or drop it"):
+def test_a_path_for_a_data_set_that_reads_none_is_refused():
+    with pytest.raises(StudyError, match="use data=jsonl, or remove data.path"):
         load_examples(config("rows.jsonl", name="pydoc"))
+
+
+def test_every_data_set_has_a_reader():
+    assert SOURCES.keys() == DATASETS.keys()
+
+
+def test_a_data_set_without_examples_names_the_others(monkeypatch):
+    monkeypatch.setitem(SOURCES, "pydoc", lambda _: [])
+    with pytest.raises(StudyError, match="data=pydoc has no examples: .* xbrl_extract, jsonl"):
+        load_examples(config(name="pydoc"))
 
 
 def test_the_fingerprint_is_of_the_content(tmp_path):
@@ -123,7 +131,7 @@ def test_the_fingerprint_is_of_the_content(tmp_path):
         tmp_path / "two.jsonl", '{"target":"b",  "context":"\\u00e9", "more": 1}', "", GOOD
     )
     assert fingerprint(load_examples(config(one))) == fingerprint(load_examples(config(two)))
-    # As `sha256sum` sees the canonical line, so that anyone can compute it.
+    # `sha256sum` of the canonical line gives the same.
     assert (
         fingerprint([Example("a", "b")])
         == hashlib.sha256(b'{"context":"a","target":"b"}\n').hexdigest()

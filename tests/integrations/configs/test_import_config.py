@@ -208,7 +208,7 @@ def test_what_an_entry_has_and_a_study_has_not_is_listed(study_cli: Cli) -> None
         assert f"#   {note}" in text
     ran = study_cli(*shlex.split(imported.out)[1:], "model=tiny", "data.sequence_length=48")
     assert ran.code == 2
-    assert "reads a file and none is named: add data.path=" in ran.err
+    assert "data=jsonl reads a file: add data.path=" in ran.err
 
 
 def test_axolotl(study_cli: Cli) -> None:
