@@ -1,200 +1,66 @@
-"""The table: each quantity's exponent in the rank, with its derivation and its source.
+"""Asymptotic exponents: the prediction for one quantity, what modifies it, and when there is none.
 
-A row is a product of powers, ``r**rank * gamma**gammas * sd(A)**spreads``, so that its exponent is
-``rank - gammas * p - spreads * q / 2``, and knows how many optimizer updates it contains, which is what clipping acts
-on. The rows are those of Init[A]; Init[B] transposes the problem (A <-> B, x <-> g, G <-> G^T, D <-> O).
+:mod:`~study.theory.rows` holds the table of exponents.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 from study.errors import StudyError, unknown
+from study.theory.rows import DECAYED_A, MIRROR, PAPER_CLAIMS, RANK_SIZED, ROWS, Row
 from study.vocabulary.optimizers import OPTIMIZERS, Family
+from study.vocabulary.quantities import ALIGNMENTS, SITES, STATS
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP, LINEAR_UP_TO, SIGN_LIKE_FROM
 
-FAMILIES: Mapping[str, Family] = {"linear": "linear", "sign": "sign"}
-
-NO_STAT = {
-    "max_abs": "an extreme value: it grows with the number of entries by logarithms, not by a power of the rank",
-    "spectral": "the largest singular value of a random matrix bends where r crosses its dimensions: no power law",
-    "stable_rank": "a ratio of two norms that saturates at the rank of the gradient: no power law",
-    "rho": "A's motion beside its init is of the next order in the learning rate: none of it is in the lazy regime",
-    **dict.fromkeys(
-        ("r_align", "r_sign", "r_diag", "r_back"),
-        "what a curve depends on: of the layer's gradients, not of its adapter",
-    ),
-    "nonfinite": "a count of failures has no exponent",
-}
-UNDERIVED = "no exponent has been derived for this quantity"
-NOT_LAZY = "not lazy: gradients have moved with the adapter, and by how much depends on the rank"
-ENTRYWISE = ("rms", "mean_abs", "m4")
-STATS = ("norm", *ENTRYWISE, "descent", *NO_STAT)
-
-
-@dataclass(frozen=True)
-class Row:
-    """``r**rank * gamma**gammas * sd(A)**spreads`` with ``updates`` optimizer updates inside, non-zero from ``first``.
-
-    ``term`` names what the r iid components sum to where their mean is not 0: the finite-rank curve's crossover.
-    """
-
-    rank: float
-    gammas: int
-    spreads: int
-    updates: int
-    first: int
-    derivation: str
-    source: str
-    term: Literal["none", "aligned", "crossed", "weight"] = "none"
-
-    def exponent(self, p: float, q: float, clipped: bool = False) -> float:
-        """The asymptotic exponent; ``clipped`` divides each update by the gradient's norm, gamma * sd(A) * sqrt(r)."""
-        divided = self.updates * (1 / 2 - p - q / 2) if clipped else 0.0
-        return self.rank - self.gammas * p - self.spreads * q / 2 - divided
-
-
-PAPER = "Kalajdzievski 2023, arXiv 2312.03732, appendix A"
-DERIVED = "derived here"
-ISSERLIS = f"derived here: fourth moments of A by Isserlis' theorem; the mean alone: {PAPER}"
-ARCSINE = (
-    "derived here: E[sign(u) v] by Price's theorem, E[sign(u) sign(v)] by Sheppard's arcsine law"
-)
-
-
-def _product(
-    term: Literal["aligned", "crossed", "weight"], gammas: int, derivation: str, source: str
-) -> Row:
-    """A row in which A meets its own image in B, so that r components add up in one direction; 0 before step 1."""
-    return Row(1, gammas, gammas, 1, 1, derivation, source, term)
-
-
-_BASE = Row(0, 0, 0, 0, 0, "the base, unchanged to first order in lr whatever gamma", DERIVED)
-_ANY: dict[str, Row] = {
-    "adapter_in": _BASE,
-    "layer_out": _BASE,
-    "layer_out_grad": _BASE,
-    "A": Row(1 / 2, 0, 1, 0, 0, "r D iid entries of variance v, moved by order lr", DERIVED),
-    "B_grad": Row(
-        1 / 2, 1, 1, 0, 0, "gamma G A^T: r iid columns, E|.|^2 = gamma^2 v r |G|^2", PAPER
-    ),
-    "adapter_grad": Row(
-        1 / 2, 1, 1, 0, 0, "B_grad: A_grad is 0 at step 0, then of order lr beside it", PAPER
-    ),
-}
-SGD: dict[str, Row] = {
-    **_ANY,
-    "B": Row(1 / 2, 1, 1, 1, 1, "-lr gamma sum_s G_s A^T, linear in B_grad", PAPER),
-    "B_update": Row(1 / 2, 1, 1, 1, 0, "lr B_grad", DERIVED),
-    "adapter_update": Row(
-        1 / 2, 1, 1, 1, 0, "B_update: A_update is of order lr beside it", DERIVED
-    ),
-    "A_grad": Row(1 / 2, 2, 1, 1, 1, "gamma B^T G = -lr gamma^2 A G^T G: r iid rows", PAPER),
-    "A_update": Row(1 / 2, 2, 1, 2, 1, "lr A_grad", DERIVED),
-    "descent": Row(
-        1, 2, 2, 1, 0, "lr |B_grad|^2, in mean lr gamma^2 v r |G|^2: no crossover", DERIVED
-    ),
-    "adapter_out": _product(
-        "aligned",
-        2,
-        "-lr gamma^2 G A^T A x, E|.|^2 = (lr gamma^2 v |G x|)^2 r (r + 1 + r_align)",
-        ISSERLIS,
-    ),
-    "delta_w": _product(
-        "weight", 2, "-lr gamma^2 G A^T A, E|.|^2 = (lr gamma^2 v |G|)^2 r (r + 1 + D)", ISSERLIS
-    ),
-    "adapter_in_grad": _product(
-        "crossed",
-        2,
-        "-lr gamma^2 A^T A G^T g, E|.|^2 = (lr gamma^2 v |G^T g|)^2 r (r + 1 + D)",
-        ISSERLIS,
-    ),
-}
-SIGN: dict[str, Row] = {
-    **_ANY,
-    "B": Row(1 / 2, 0, 0, 1, 1, "every entry moves by about lr a step: lr sqrt(r O)", DERIVED),
-    "B_update": Row(1 / 2, 0, 0, 1, 0, "every entry moves by about lr: lr sqrt(r O)", DERIVED),
-    "adapter_update": Row(
-        1 / 2, 0, 0, 1, 0, "lr sqrt(r O), then lr sqrt(r (O + D)) from step 1", DERIVED
-    ),
-    "A_grad": Row(1 / 2, 1, 0, 1, 1, "gamma B^T G = -lr gamma sign(A G^T) G: r iid rows", DERIVED),
-    "A_update": Row(
-        1 / 2,
-        0,
-        0,
-        2,
-        1,
-        "every entry moves by about lr once A_grad is not 0: lr sqrt(r D)",
-        DERIVED,
-    ),
-    "descent": Row(
-        1,
-        1,
-        1,
-        1,
-        0,
-        "lr |B_grad|_1 = lr gamma sum_k |G a_k|_1: r iid terms, no crossover",
-        DERIVED,
-    ),
-    "adapter_out": _product(
-        "aligned", 1, "-lr gamma sign(G A^T) A x, E|.|^2 of r (r - 1 + r_sign)", ARCSINE
-    ),
-    "delta_w": _product(
-        "weight", 1, "-lr gamma sign(G A^T) A, E|.|^2 of r (r - 1 + pi D/2)", ARCSINE
-    ),
-    "adapter_in_grad": _product(
-        "crossed",
-        1,
-        "-lr gamma A^T sign(A G^T) g, E|.|^2 of r (r - 1 + r_back D), r_back mostly 1 to pi/2",
-        ARCSINE,
-    ),
-}
-
-PAPER_CLAIMS = {
-    "adapter_out": "theorem 3.2, condition 1: Theta(gamma^2 r), exponent 1 - 2p, at every step; proved for SGD",
-    "adapter_in_grad": "theorem 3.2, condition 2: Theta(gamma^2 r), exponent 1 - 2p, as condition 1; proved for SGD",
-    "adapter_grad": "figures 3 and 4: level at gamma = alpha/sqrt(r), collapsing at alpha/r, under AdamW and SGD alike",
-}
-
-RANK_SIZED = (
-    "A",
-    "B",
-    "A_grad",
-    "B_grad",
-    "A_update",
-    "B_update",
-    "adapter_grad",
-    "adapter_update",
-)
-"""Sites whose number of entries grows as r, so that rms, mean_abs and m4 lie 1/2 below the norm."""
-
-MIRROR = {
-    "adapter_out": "adapter_in_grad",
-    "adapter_in_grad": "adapter_out",
-    "adapter_in": "layer_out_grad",
-}
-MIRROR |= {f"A{part}": f"B{part}" for part in ("", "_grad", "_update")}
-MIRROR |= {f"B{part}": f"A{part}" for part in ("", "_grad", "_update")}
-"""A site under Init[B] behaves as this one does under Init[A]; the rest are their own mirror image."""
-
-SITES = tuple(site for site in SGD if site != "descent")
+FAMILIES: tuple[Family, ...] = get_args(Family)
 DECAYS = ("none", "decoupled", "coupled")
 CLIPS = ("never", "always", "some")
+
+ENTRYWISE = ("rms", "mean_abs", "m4")
+PREDICTED = ("norm", *ENTRYWISE, "descent")
+"""Stats that scale as a power of the rank."""
+NOT_PREDICTED = {
+    "max_abs": (
+        "an extreme value: it grows with the logarithm of the number of entries, "
+        "not with a power of the rank"
+    ),
+    "spectral": (
+        "the largest singular value of a random matrix bends where r crosses its dimensions: "
+        "no power law"
+    ),
+    "stable_rank": (
+        "a ratio of two norms that saturates at the rank of the gradient: no power law"
+    ),
+    "rho": (
+        "A's motion beside its init is of the next order in the learning rate, "
+        "beyond the lazy regime"
+    ),
+    "nonfinite": "a count of failures has no exponent",
+    **dict.fromkeys(
+        ALIGNMENTS, "a property of the layer's gradients: curves depend on it, not on the adapter"
+    ),
+}
+NOT_LAZY = "not lazy: the gradients changed with the adapter, by an amount that depends on the rank"
 
 
 @dataclass(frozen=True)
 class Modifiers:
-    """What else acts on an update. LoRA+ has no entry: a learning rate ratio is a constant factor, free of the rank.
+    """What else acts on an update.
 
-    ``decay``: weight decay. It is of order lr**2 on the trained factor, so nothing changes, except the update of the
-    factor that was drawn at random, which is then mostly ``-lr decay A``. ``coupled`` (added to the gradient) under a
-    sign-like rule makes A's update ``lr sign(A)``, the loss's signal gone: refused.
-    ``clip``: by global norm at every step and rank (``always``), at some (``some``: ranks astride the threshold) or
-    ``never``. Under SGD each update is divided by the gradient's norm; a sign-like rule does not see it.
-    ``eps_ratio``: rms(gradient) / eps of the factor in question, at the rank where it is nearest 1. At 100 and above
-    Adam is sign-like, at 1/100 and below linear in the gradient (SGD's exponents), between them neither.
-    ``lazy``: false where actual and linearised loss change part by more than a tenth.
+    LoRA+ needs no entry: its ratio of learning rates is a constant factor, independent of rank.
+
+    - ``decay``: weight decay. Its effect on the trained factor is of order lr**2, which changes
+      nothing here. The exception is the update of the random factor, which becomes mostly
+      ``-lr decay A``. Under a sign-like rule, ``coupled`` decay (added to the gradient) turns A's
+      update into ``lr sign(A)``, which no longer depends on the loss: nothing is predicted;
+    - ``clip``: clipping by global norm at every step and rank (``always``), at some of them
+      (``some``), or ``never``. Under a linear rule each clipped update is divided by the gradient
+      norm. A sign-like rule is not affected;
+    - ``eps_ratio``: rms(gradient) / eps of the factor in question, at the rank where it is nearest
+      to 1. Adam is sign-like at 100 and above, linear in the gradient (the exponents of SGD) at
+      1/100 and below, and neither in between;
+    - ``lazy``: whether the actual and the linearised loss change agree within a tenth.
 
     Raises :class:`StudyError` for a value outside the choices.
     """
@@ -211,7 +77,8 @@ class Modifiers:
             raise unknown("clip", self.clip, CLIPS)
         if not self.eps_ratio >= 0:
             raise StudyError(
-                f"eps_ratio={self.eps_ratio} is no ratio of gradient to eps: give a number from 0 to inf"
+                f"eps_ratio={self.eps_ratio} must be rms(gradient) / eps: "
+                "give a number from 0 to inf"
             )
 
 
@@ -220,15 +87,16 @@ PLAIN = Modifiers()
 
 @dataclass(frozen=True)
 class Prediction:
-    """The asymptotic exponent of a quantity, or ``None`` and the ``reason`` why nothing is predicted.
+    """The asymptotic exponent of a quantity; or None, with the ``reason`` why there is none.
 
-    ``paper`` is what Kalajdzievski 2023 claims of the same quantity, where it does. ``row``, and the family whose row
-    it is, are what the finite-rank curve is built from.
+    - ``paper``: the claim of Kalajdzievski 2023 about the same quantity, or None;
+    - ``row``, ``family``: the row of the table and the family it belongs to, from which the
+      finite-rank curve is built. ``row`` is None without an exponent.
     """
 
     exponent: float | None
-    source: str
-    derivation: str
+    source: str = ""
+    derivation: str = ""
     reason: str | None = None
     paper: str | None = None
     row: Row | None = None
@@ -236,7 +104,7 @@ class Prediction:
 
 
 def family(optimizer: str) -> Family:
-    """The family of an optimizer; a family's own name stands for itself.
+    """The family of an optimizer. The name of a family stands for itself.
 
     Predictions for Adafactor are without parameter scaling. torch's Adafactor always scales, and
     transformers' does by default. With it, B moves by lr * 1e-3 while rms(B) is below that (a
@@ -244,10 +112,11 @@ def family(optimizer: str) -> Family:
 
     Raises :class:`StudyError` for an unknown name.
     """
-    if optimizer in FAMILIES:
-        return FAMILIES[optimizer]
     if optimizer in OPTIMIZERS:
         return OPTIMIZERS[optimizer].family
+    for name in FAMILIES:
+        if optimizer == name:
+            return name
     raise unknown("optimizer", optimizer, (*OPTIMIZERS, *FAMILIES))
 
 
@@ -262,78 +131,103 @@ def predict(
     init: str = "A",
     modifiers: Modifiers = PLAIN,
 ) -> Prediction:
-    """The asymptotic exponent of ``stat`` at ``site`` in the rank, as r grows at a fixed step.
+    """The asymptotic scaling exponent of ``stat`` at ``site`` with rank, at a fixed step.
 
-    ``p``: gamma = alpha r^-p. ``q``: the variance of the factor drawn at random goes as r^-q. (Kaiming over a B of
-    shape [O, R], whose fan-in is the rank, has q = 1.) ``descent`` is a stat of the site ``adapter_update``.
+    ``p``: gamma = alpha r^-p. ``q``: the variance of the random factor scales as r^-q. (Kaiming on
+    a B of shape [O, R], whose fan-in is the rank, has q = 1.) ``descent`` is a stat of the site
+    ``adapter_update``.
 
-    Raises :class:`StudyError` for an unknown site, stat, optimizer or init.
+    A site or stat of the vocabulary that has no row here gets a prediction without an exponent.
+    Raises :class:`StudyError` for a site, stat, optimizer or init that is not in the vocabulary.
 
-    >>> predict("adapter_out", "rms", step=1, optimizer="adamw", p=1.0).exponent
+    >>> predict("adapter_out", "rms", step=1, optimizer="sign", p=1.0).exponent
     0.0
     """
-    if site not in SITES:
-        raise unknown("site", site, SITES)
-    if stat not in STATS:
-        raise unknown("stat", stat, STATS)
+    check_quantity(site, stat)
     if init not in ("A", "B"):
         raise unknown("init", init, ("A", "B"))
     kind = family(optimizer)
     if kind == "sign" and modifiers.eps_ratio <= LINEAR_UP_TO:
         kind = "linear"
+    # The site as Init[A] names it.
     quantity = "descent" if stat == "descent" else MIRROR.get(site, site) if init == "B" else site
-    row = (SGD if kind == "linear" else SIGN)[quantity]
-
+    paper = PAPER_CLAIMS.get(site)
+    row = ROWS[kind].get(quantity)
+    if row is None or stat not in (*PREDICTED, *NOT_PREDICTED):
+        underived = f"no exponent has been derived for {stat} of {site}"
+        return Prediction(None, reason=underived, paper=paper)
     reason = _why_not(site, stat, quantity, row, step, kind, modifiers)
     if reason is not None:
-        return Prediction(None, row.source, row.derivation, reason, PAPER_CLAIMS.get(site))
-    if quantity == "A_update" and step == 0:  # only decay acts: its update is lr decay A
-        row = Row(1 / 2, 0, 1, 0, 0, "only decay moves it at step 0: lr decay A", DERIVED)
-
+        return Prediction(None, row.source, row.derivation, reason, paper)
+    if quantity == "A_update" and step == 0:
+        row = DECAYED_A
     clipped = kind == "linear" and modifiers.clip == "always"
-    derivation = row.derivation
+    entrywise = site in RANK_SIZED and stat in ENTRYWISE
+    exponent = row.exponent(p, q, clipped) - (1 / 2 if entrywise else 0.0)
+    derivation = _derivation(row, clipped, entrywise, init)
+    return Prediction(exponent, row.source, derivation, paper=paper, row=row, family=kind)
+
+
+def check_quantity(site: str, stat: str) -> None:
+    """Raises :class:`StudyError` for a site or stat that is not in the vocabulary."""
+    if site not in SITES:
+        raise unknown("site", site, SITES)
+    if stat not in STATS:
+        raise unknown("stat", stat, STATS)
+
+
+def _derivation(row: Row, clipped: bool, entrywise: bool, init: str) -> str:
+    """The row's derivation, with what modifies it."""
+    text = row.derivation
     if clipped and row.updates:
-        derivation += (
-            f"; clipping divides it by (gamma sd(A) sqrt(r))^{row.updates}, once an update"
-        )
-    exponent = row.exponent(p, q, clipped)
-    if site in RANK_SIZED and stat in ENTRYWISE:
-        exponent -= 1 / 2
-        derivation += "; over a number of entries that grows as r: 1/2 below the norm"
+        text += f"; clipping divides it by (gamma sd(A) sqrt(r))^{row.updates}, once per update"
+    if entrywise:
+        text += "; the number of entries grows as r: 1/2 below the norm"
     if init == "B":
-        derivation = f"transposed (A <-> B, x <-> g, G <-> G^T, D <-> O): {derivation}"
-    return Prediction(
-        exponent, row.source, derivation, paper=PAPER_CLAIMS.get(site), row=row, family=kind
-    )
+        text = f"transposed (A <-> B, x <-> g, G <-> G^T, D <-> O): {text}"
+    return text
 
 
 def _why_not(
     site: str, stat: str, quantity: str, row: Row, step: int, kind: Family, modifiers: Modifiers
 ) -> str | None:
-    """Why nothing is predicted, or ``None``; ``quantity`` is the site as Init[A] would call it."""
-    if stat in NO_STAT:
-        return NO_STAT[stat]
+    """Why there is no prediction, or None. ``quantity`` is the site as Init[A] names it."""
+    if stat in NOT_PREDICTED:
+        return NOT_PREDICTED[stat]
     if stat == "descent" and site != "adapter_update":
         return "descent is a statistic of the site adapter_update"
     if not 0 <= step <= LAST_PREDICTED_STEP:
-        return f"predictions are for steps 0 to {LAST_PREDICTED_STEP}: later, the factors' own motion is no longer small"
+        return (
+            f"predictions are for steps 0 to {LAST_PREDICTED_STEP}: "
+            "later, the factors' own motion is no longer small"
+        )
     decayed = modifiers.decay != "none"
     if step < row.first and not (quantity == "A_update" and decayed):
         return f"it is 0 until step {row.first}: the trained factor starts at 0"
     if row.updates == 0:
         return None if modifiers.lazy or step == 0 or (quantity == "A" and step == 1) else NOT_LAZY
     if kind == "sign" and modifiers.decay == "coupled":
-        return "coupled weight decay under a sign-like rule replaces the random factor's signal by its own sign"
+        return (
+            "coupled weight decay under a sign-like rule replaces "
+            "the random factor's gradient by its own sign"
+        )
     if kind == "sign" and modifiers.eps_ratio < SIGN_LIKE_FROM:
-        return f"gradients are {modifiers.eps_ratio:g} times eps: neither sign-like (100) nor linear (1/100)"
+        return (
+            f"gradients are {modifiers.eps_ratio:g} times eps: neither sign-like "
+            f"(from {SIGN_LIKE_FROM:g}) nor linear (up to {LINEAR_UP_TO:g})"
+        )
     mixed = quantity == "adapter_update" or (quantity == "A_update" and step > 0)
     if kind == "linear" and decayed and mixed:
-        return "decay's part, lr decay A, and the gradient's part scale differently, and either may be the larger"
-    # A sign-like rule forgets the scale of one gradient, but not the ratio of two of which one was clipped.
+        return (
+            "lr decay A and the gradient's part of the update scale differently, "
+            "and either may be the larger"
+        )
+    # A sign-like rule ignores the scale of one gradient, but not the ratio of a clipped gradient
+    # to one that was not clipped.
     gradients = step + (site.endswith("_update") and 1)
     if modifiers.clip == "some" and (kind == "linear" or gradients > 1):
-        return "the ranks lie astride the clipping threshold: two laws in one fit"
-    # At step 0 nothing has moved; B and delta_w at step 1 hold one update, made at the init.
+        return "some of the gradients were clipped and others were not: two laws in one fit"
+    # At step 0 nothing has moved. B and delta_w at step 1 hold one update, made at the init.
     if not modifiers.lazy and step > 0 and not (step == 1 and quantity in ("B", "delta_w")):
         return NOT_LAZY
     return None

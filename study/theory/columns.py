@@ -1,22 +1,15 @@
-"""The ``predicted`` column of an ``exponents`` table: the slope of each row's finite-rank curve over its ranks."""
+"""The ``predicted`` column of an ``exponents`` table: the slope of each row's finite-rank curve."""
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from study.theory.asymptotics import PLAIN, Modifiers, predict
-from study.theory.curves import (
-    MIDDLE_BACK,
-    UNIFORM_KURTOSIS,
-    UNKNOWN,
-    Layer,
-    curve,
-    log_bias,
-    slope,
-)
+from study.theory.curves import MIDDLE_BACK, UNKNOWN, Layer, curve, log_bias, slope
+from study.vocabulary.inits import UNIFORM
 
 
 def predicted_exponent(
@@ -34,32 +27,76 @@ def predicted_exponent(
     log_variance: ArrayLike | None = None,
     weights: ArrayLike | None = None,
 ) -> float:
-    """The slope that a fit over ``ranks`` should see; NaN where nothing is predicted, where the layer lacks what the
-    curve needs, or under two distinct ranks.
+    """The slope that a fit over ``ranks`` should find.
 
-    ``log_variance``: the variance of the log statistic over seeds at each rank; given, the slope is that of the mean of
-    the log (:func:`~study.theory.log_bias`). ``weights`` as in the fit of the data.
+    NaN without a prediction, if the curve depends on an unknown property of the layer, or for fewer
+    than two distinct ranks.
+
+    ``log_variance``: the variance of the log statistic over seeds at each rank. If it is given, the
+    slope is that of the mean of the log (:func:`~study.theory.curves.log_bias`). ``weights``: those
+    of the fit of the data.
+
     Raises :class:`StudyError` for an unknown site, stat, optimizer or init.
     """
-    prediction = predict(
-        site, stat, step=step, optimizer=optimizer, p=p, q=q, init=init, modifiers=modifiers
-    )
-    if prediction.exponent is None or len(set(ranks)) < 2:
+    setting: dict[str, Any] = {"step": step, "optimizer": optimizer, "p": p, "q": q, "init": init}
+    setting["modifiers"] = modifiers
+    if predict(site, stat, **setting).exponent is None or len(set(ranks)) < 2:
         return math.nan
-    values = curve(
-        site,
-        stat,
-        ranks,
-        step=step,
-        optimizer=optimizer,
-        p=p,
-        q=q,
-        init=init,
-        layer=layer,
-        modifiers=modifiers,
-    )
+    values = curve(site, stat, ranks, layer=layer, **setting)
     bias = 0.0 if log_variance is None else log_bias(site, stat, log_variance)
     return slope(values, ranks, log_bias=bias, weights=weights)
+
+
+class Question(NamedTuple):
+    """All that the prediction for one row of a table depends on, beside its ranks.
+
+    NaN in ``eps_ratio`` means that the optimizer has no eps.
+    """
+
+    site: str
+    stat: str
+    step: int
+    optimizer: str
+    p: float
+    q: float = 0.0
+    init: str = "A"
+    d_in: float = math.nan
+    d_out: float = math.nan
+    r_align: float = math.nan
+    r_sign: float = math.nan
+    r_back: float = MIDDLE_BACK
+    kurtosis: float = UNIFORM
+    decay: str = "none"
+    clip: str = "never"
+    eps_ratio: float = math.inf
+    lazy: bool = True
+
+    def answer(self, ranks: Sequence[float]) -> float:
+        """:func:`predicted_exponent` over ``ranks``."""
+        return predicted_exponent(
+            self.site,
+            self.stat,
+            ranks,
+            step=self.step,
+            optimizer=self.optimizer,
+            p=self.p,
+            q=self.q,
+            init=self.init,
+            layer=Layer(
+                d_in=self.d_in,
+                d_out=self.d_out,
+                r_align=self.r_align,
+                r_sign=self.r_sign,
+                r_back=self.r_back,
+                kurtosis=self.kurtosis,
+            ),
+            modifiers=Modifiers(
+                decay=self.decay,
+                clip=self.clip,
+                eps_ratio=math.inf if math.isnan(self.eps_ratio) else self.eps_ratio,
+                lazy=bool(self.lazy),
+            ),
+        )
 
 
 def predicted_exponents(
@@ -69,82 +106,34 @@ def predicted_exponents(
     optimizer: ArrayLike,
     p: ArrayLike,
     ranks: Sequence[Any],
-    *,
-    init: ArrayLike = "A",
-    q: ArrayLike = 0.0,
-    d_in: ArrayLike = math.nan,
-    d_out: ArrayLike = math.nan,
-    r_align: ArrayLike = math.nan,
-    r_sign: ArrayLike = math.nan,
-    r_back: ArrayLike = MIDDLE_BACK,
-    kurtosis: ArrayLike = UNIFORM_KURTOSIS,
-    decay: ArrayLike = "none",
-    clip: ArrayLike = "never",
-    eps_ratio: ArrayLike = math.inf,
-    lazy: ArrayLike = True,
+    **others: ArrayLike,
 ) -> NDArray[np.float64]:
     """:func:`predicted_exponent` of every row, float64 [rows].
 
-    Every column is a scalar or has one entry per row; ``ranks`` is one sequence of numbers for all rows, or one such
-    sequence per row. A quantity with a crossover has a prediction only where its layer's numbers are given: the
-    asymptote alone would be off by up to 0.4 at ranks up to 256. NaN in ``eps_ratio`` means that there is no eps. A row
-    that pools over unlike layers wants the mean of their rows (the slope of a mean log is the mean of the slopes).
-    Rows that repeat are computed once: 300,000 take about a second.
+    Every column is a scalar or has one entry per row; ``others`` are further fields of
+    :class:`Question`. ``ranks`` is one sequence of numbers for all rows, or one such sequence per
+    row.
+
+    A quantity with a crossover has a prediction only if the properties of its layer are given: the
+    asymptote alone would be off by up to 0.4 at ranks up to 256. For a row that pools different
+    layers, take the mean of the predictions of these layers (the slope of a mean log is the mean of
+    the slopes). Repeated rows are computed once: 300,000 take about a second.
 
     Raises :class:`StudyError` for an unknown site, stat, optimizer, init or modifier.
     """
-    settings = (site, stat, step, optimizer, p, q, init)
-    layers = (d_in, d_out, r_align, r_sign, r_back, kurtosis)
-    modifiers = (decay, clip, eps_ratio, lazy)
-    columns = [
-        np.atleast_1d(np.asarray(column, dtype=object))
-        for column in (*settings, *layers, *modifiers)
-    ]
-    rows = list(zip(*np.broadcast_arrays(*columns), strict=True))
-    fits: list[tuple[float, ...]] = (
-        [tuple(ranks)] * len(rows) if np.ndim(ranks[0]) == 0 else [tuple(r) for r in ranks]
-    )
+    columns = Question(site, stat, step, optimizer, p, **others)  # type: ignore[arg-type]
+    arrays = np.broadcast_arrays(*(np.atleast_1d(np.asarray(c, object)) for c in columns))
+    rows = list(zip(*arrays, strict=True))
+    shared = np.ndim(ranks[0]) == 0
+    fits = [tuple(ranks)] * len(rows) if shared else [tuple(of_row) for of_row in ranks]
 
-    seen: dict[tuple[Any, ...], float] = {}
+    answers: dict[tuple[tuple[float, ...], Question], float] = {}
     predicted = np.empty(len(rows))
     for i, (fit, row) in enumerate(zip(fits, rows, strict=True)):
-        # One NaN object for all: it equals itself as a member of a tuple, so that rows with a NaN repeat too.
-        key = (fit, *(math.nan if value != value else value for value in row))
-        if key not in seen:
-            seen[key] = _of_row(key)
-        predicted[i] = seen[key]
+        # One NaN object for all: tuples that hold the same object are equal, so rows with a NaN
+        # repeat too.
+        question = Question._make(math.nan if value != value else value for value in row)
+        if (fit, question) not in answers:
+            answers[fit, question] = question.answer(fit)
+        predicted[i] = answers[fit, question]
     return predicted
-
-
-def _of_row(row: tuple[Any, ...]) -> float:
-    (
-        ranks,
-        site,
-        stat,
-        step,
-        optimizer,
-        p,
-        q,
-        init,
-        *numbers,
-        kurtosis,
-        decay,
-        clip,
-        eps_ratio,
-        lazy,
-    ) = row
-    d_in, d_out, r_align, r_sign, r_back = numbers
-    layer = Layer(d_in, d_out, r_align, r_sign, r_back, kurtosis=kurtosis)
-    modifiers = Modifiers(decay, clip, math.inf if math.isnan(eps_ratio) else eps_ratio, bool(lazy))
-    return predicted_exponent(
-        site,
-        stat,
-        ranks,
-        step=step,
-        optimizer=optimizer,
-        p=p,
-        q=q,
-        init=init,
-        layer=layer,
-        modifiers=modifiers,
-    )

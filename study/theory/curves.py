@@ -1,23 +1,28 @@
-"""Finite-rank curves: the expected size of a quantity over the init at each rank, their slopes, and p*.
+"""Finite-rank curves: the expected size of a quantity at each rank, the slopes of a curve, and p*.
 
-Where the r iid components of a quantity have a mean, ``E|sum|^2 = r (r - 1 + rho) |mean|^2``, exactly. The crossover
-rho (Init[A]; K holds the cosines between G's rows, kappa is the excess kurtosis of A's entries, 0 for a Gaussian):
+If the r iid components of a quantity have a mean other than zero, then
+``E|sum|^2 = r (r - 1 + rho) |mean|^2``, exactly. The crossover rho (for Init[A]; K holds the
+cosines between the rows of G, kappa is the excess kurtosis of A's entries, 0 for a Gaussian):
 
-===================  ==========================================  =====================================================
-quantity             SGD                                         sign-like
-===================  ==========================================  =====================================================
-``adapter_out``      2 + r_align + kappa r_diag                  r_sign = (pi/2) / mean cos^2(G_o, x)
-``delta_w``          2 + D + kappa                               pi D / 2
-``adapter_in_grad``  2 + D + kappa                               r_back D, r_back = g^T arcsin(K) g / g^T K g
-===================  ==========================================  =====================================================
+===================  ===============================  ===========================================
+quantity             SGD                              sign-like
+===================  ===============================  ===========================================
+``adapter_out``      2 + r_align + kappa r_diag       r_sign = (pi/2) / mean cos^2(G_o, x)
+``delta_w``          2 + D + kappa                    pi D / 2
+``adapter_in_grad``  2 + D + kappa                    r_back D, r_back = g^T arcsin(K) g / g^T K g
+===================  ===============================  ===========================================
 
-SGD's column is exact for any iid A, on any batches. The sign column is exact for Gaussian A and one gradient (step 1 or
-one batch throughout); uniform A differs by about ``kappa / 12`` over the number of inputs that a row of G reads,
-and from step 2 fresh batches move the slope by up to 0.03 (seen over ranks 4 to 256 under Adam, r_sign 25; mostly under
-0.015). Adafactor's factored second moment has a crossover of its own, not derived: no curve. ``r_back`` is pi/2 for one
-token, or for gradients g unrelated to the training batch, and falls towards 1 in a batch of many tokens.
+- The column for SGD is exact for any iid A, on any batches.
+- The column for sign-like rules is exact for a Gaussian A and one gradient (step 1, or the same
+  batch at every step). A uniform A differs by about ``kappa / 12`` divided by the number of inputs
+  that a row of G reads. From step 2, fresh batches change the slope by up to 0.03 (under Adam,
+  ranks 4 to 256, r_sign 25; mostly by less than 0.015).
+- Adafactor's factored second moment has a crossover that has not been derived: there is no curve.
+- ``r_back`` is pi/2 for one token, and for gradients g unrelated to the training batch. It falls
+  towards 1 in a batch of many tokens.
 
-A slope of the curve is what data are compared with: over ranks 4 to 256 it can lie 0.1 to 0.4 under the asymptote.
+Data are compared with the slope of the curve, which can be lower than the asymptotic exponent by
+0.1 to 0.4 over ranks 4 to 256.
 """
 
 import math
@@ -27,30 +32,38 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from study.errors import StudyError
-from study.theory.asymptotics import PLAIN, RANK_SIZED, Family, Modifiers, Prediction, predict
-
-UNIFORM_KURTOSIS = -1.2
-"""Excess kurtosis of a uniform distribution; a Gaussian's is 0."""
+from study.errors import StudyError, unknown
+from study.theory.asymptotics import PLAIN, Modifiers, Prediction, check_quantity, predict
+from study.theory.rows import RANK_SIZED
+from study.vocabulary.inits import UNIFORM
+from study.vocabulary.optimizers import Family
 
 MIDDLE_BACK = 1.25
-"""Where ``r_back`` is not known: between 1 and pi/2. At D = 576 its slope is within 0.007 of that of either end over
-ranks 4 to 256, and within 0.013 over ranks 4 to 2048."""
+"""Stands for an unknown ``r_back``, which is between 1 and pi/2. At D = 576 its slope is within
+0.007 of that of either end over ranks 4 to 256, and within 0.013 over ranks 4 to 2048."""
 
 MOMENTS = {"norm": 2, "rms": 2, "mean_abs": 1, "m4": 4, "descent": 1}
-"""The power k of each statistic whose mean over the init is in closed form; its curve is that mean's k-th root."""
+"""The power k of each statistic whose mean over the init is known in closed form. The curve is the
+k-th root of that mean."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What a finite-rank curve needs to know of a layer. NaN: not known, and no curve that needs it.
+    """The properties of a layer that a finite-rank curve depends on. NaN stands for an unknown one,
+    and curves that depend on it are NaN.
 
-    ``d_in``, ``d_out``: D and O. ``r_align = |G|^2 E|x|^2 / E|G x|^2`` (from 1, when every x lies along the one
-    direction that G reads, to about D for x unrelated to G; 5 on real text). ``r_sign = (pi/2) / mean cos^2(G_o, x)``,
-    the mean over outputs o and, weighted by |x|^2, over tokens. ``r_back``: see the module. ``r_diag =
-    sum_i |G_i|^2 E x_i^2 / E|G x|^2`` over columns of G: ``None`` takes r_align / D, the value for a spread-out x.
+    - ``d_in``, ``d_out``: D and O;
+    - ``r_align = |G|^2 E|x|^2 / E|G x|^2``: from 1, if every x lies along the one direction that G
+      reads, to about D for x unrelated to G; about 5 on real text;
+    - ``r_sign = (pi/2) / mean cos^2(G_o, x)``: the mean is over outputs o and over tokens, weighted
+      by |x|^2;
+    - ``r_back``: see the module;
+    - ``r_diag = sum_i |G_i|^2 E x_i^2 / E|G x|^2`` over the columns of G. ``None`` stands for
+      r_align / D, the value for an x spread evenly over its entries;
+    - ``kurtosis``: the excess kurtosis of the entries of the random factor.
+
     Under Init[B] all of them are those of the transposed problem (x <-> g, G <-> G^T).
     """
 
@@ -60,17 +73,19 @@ class Layer:
     r_sign: float = math.nan
     r_back: float = MIDDLE_BACK
     r_diag: float | None = None
-    kurtosis: float = UNIFORM_KURTOSIS
+    kurtosis: float = UNIFORM
 
 
 UNKNOWN = Layer()
 
 
 def measure_layer(
-    G: ArrayLike, x: ArrayLike, g: ArrayLike, init: str = "A", kurtosis: float = UNIFORM_KURTOSIS
+    G: ArrayLike, x: ArrayLike, g: ArrayLike, init: str = "A", kurtosis: float = UNIFORM
 ) -> Layer:
-    """The layer's numbers from arrays: ``G`` [O, D] the (accumulated) weight gradient that the trained factor holds,
-    ``x`` [N, D] and ``g`` [N, O] the inputs and output gradients of the tokens on which the quantity is measured.
+    """The properties of a layer, computed from arrays.
+
+    ``G`` [O, D]: the (accumulated) weight gradient that the trained factor holds. ``x`` [N, D] and
+    ``g`` [N, O]: inputs and output gradients of the tokens on which the quantity is measured.
     """
     G, x, g = (np.asarray(array, dtype=np.float64) for array in (G, x, g))
     d_out, d_in = G.shape
@@ -79,7 +94,7 @@ def measure_layer(
     out = x @ G.T
     energy, out_energy = np.square(x).sum(), np.square(out).sum()
     rows = np.linalg.norm(G, axis=1)
-    live = rows > 0  # sign(0) = 0: an output without gradient has no part in anything
+    live = rows > 0  # sign(0) = 0: an output without gradient contributes nothing
     directions = G[live] / rows[live, None]
     cos2 = np.square(x @ directions.T).sum() / (energy * live.sum())
     K = np.clip(directions @ directions.T, -1.0, 1.0)
@@ -96,7 +111,10 @@ def measure_layer(
 
 
 def crossover(term: str, kind: Family, layer: Layer, init: str = "A") -> float:
-    """rho of ``r (r - 1 + rho)`` for the ``aligned``, ``crossed`` or ``weight`` term; NaN where the layer lacks it."""
+    """rho of ``r (r - 1 + rho)`` for the term ``aligned``, ``crossed`` or ``weight``.
+
+    NaN if it depends on an unknown property of the layer.
+    """
     fan = layer.d_in if init == "A" else layer.d_out
     if kind == "sign":
         return {
@@ -123,14 +141,18 @@ def curve(
     layer: Layer = UNKNOWN,
     modifiers: Modifiers = PLAIN,
 ) -> Floats:
-    """A quantity's size at each rank, up to a factor free of the rank: the root of its mean power over the init (see
-    :data:`MOMENTS`). NaN where the layer lacks what the curve needs.
+    """The size of a quantity at each rank, up to a factor independent of rank, [ranks].
 
-    Exact for ``norm``, ``rms`` and ``descent``, and in every moment where there is no crossover. ``mean_abs`` and
-    ``m4`` of activations share the curve of ``rms`` as far as their entries are as Gaussian at rank 4 as at rank 4096:
-    sums of few products have heavier tails, which tilts the slope by about a hundredth at ranks from 4.
+    This is the root of its mean power over the init (see :data:`MOMENTS`). It is NaN if it depends
+    on an unknown property of the layer.
 
-    Raises :class:`StudyError` where nothing is predicted, with the reason, and for ranks that are not positive.
+    Exact for ``norm``, ``rms`` and ``descent``, and for every moment without a crossover.
+    ``mean_abs`` and ``m4`` of activations share the curve of ``rms``, which assumes that entries
+    are as Gaussian at rank 4 as at rank 4096. Sums of few products have heavier tails: this tilts
+    the slope by about 0.01 at ranks from 4.
+
+    Raises :class:`StudyError` without a prediction, with the reason, and for ranks that are not
+    positive.
     """
     ranks = np.asarray(ranks, dtype=np.float64)
     if ranks.size == 0 or not (ranks > 0).all():
@@ -140,12 +162,14 @@ def curve(
     )
     if prediction.exponent is None or prediction.row is None:
         raise StudyError(
-            f"no prediction for {stat} of {site} at step {step} under {optimizer}: {prediction.reason}"
+            f"no prediction for {stat} of {site} at step {step} under {optimizer}: "
+            f"{prediction.reason}"
         )
     values: Floats = ranks**prediction.exponent
     if prediction.row.term == "none":
         return values
-    # Adafactor divides by a product of row and column means, not entry by entry: the asymptote only.
+    # Adafactor divides by a product of row and column means, not entry by entry: its crossover
+    # is not known.
     rho = (
         math.nan
         if optimizer == "adafactor"
@@ -155,13 +179,21 @@ def curve(
 
 
 def log_bias(site: str, stat: str, log_variance: ArrayLike) -> Floats:
-    """How far the mean of a *log* lies under the curve: ``k/2`` times the log statistic's variance over seeds.
+    """The Jensen gap between the curve's log and the mean of the log statistic over seeds.
 
-    A curve is the k-th root of the mean of a k-th power (k from :data:`MOMENTS`; 2 for activations and ``delta_w``,
-    whose curve is that of their rms), and ``E log s = log E[s^k] / k - k/2 var(log s)`` to second order. For the norm
-    of B_grad the variance is ``1 / (2 r r_eff)``, ``r_eff = |G|^4 / |G G^T|^2``: over ranks 4 to 256 the measured slope
-    is 0.026 / r_eff too steep.
+    It is ``k/2`` times the variance of the log statistic over seeds: to second order,
+    ``E log s = log E[s^k] / k - k/2 var(log s)``. k is from :data:`MOMENTS`; it is 2 for
+    activations and ``delta_w``, whose curve is that of their rms. NaN for a statistic without a
+    curve.
+
+    For the norm of B_grad the variance is ``1 / (2 r r_eff)``, ``r_eff = |G|^4 / |G G^T|^2``: over
+    ranks 4 to 256 the measured slope is too steep by 0.026 / r_eff.
+
+    Raises :class:`StudyError` for a site or stat that is not in the vocabulary.
     """
+    check_quantity(site, stat)
+    if stat not in MOMENTS:
+        return np.full_like(log_variance, math.nan, dtype=np.float64)
     k = MOMENTS[stat] if site in RANK_SIZED else 2
     return k / 2 * np.asarray(log_variance, dtype=np.float64)
 
@@ -173,9 +205,10 @@ def slope(
     log_bias: ArrayLike = 0.0,
     weights: ArrayLike | None = None,
 ) -> float:
-    """The least-squares slope of ``log(values) - log_bias`` in log ``ranks``; exactly linear in the p of the values.
+    """The least-squares slope of ``log(values) - log_bias`` against log ``ranks``.
 
-    ``weights`` as in the fit of the data. Raises :class:`StudyError` for fewer than two distinct ranks.
+    It is exactly linear in the p of the values. ``weights``: those of the fit of the data.
+    Raises :class:`StudyError` for fewer than two distinct ranks.
     """
     x = np.log(np.asarray(ranks, dtype=np.float64))
     y = np.log(np.asarray(values, dtype=np.float64)) - np.asarray(log_bias, dtype=np.float64)
@@ -201,10 +234,12 @@ def stable_exponent(
     layer: Layer = UNKNOWN,
     weights: ArrayLike | None = None,
 ) -> float | None:
-    """p*: the p at which the quantity is flat in the rank, as r grows or, given ``ranks``, on the finite-rank curve.
+    """p*: the p at which the quantity does not change with rank.
 
-    ``None`` where nothing is predicted or p has no part in it (B_update under a sign-like rule). A slope is linear in p
-    with an integer factor, so two values of p give it.
+    Without ``ranks``, in the limit of large rank; with them, the p at which the slope of the
+    finite-rank curve over these ranks is 0. A slope is linear in p with an integer factor, so two
+    values of p determine it. None without a prediction, or if the quantity does not depend on p
+    (B_update under a sign-like rule).
     """
 
     def at(p: float) -> Prediction:
@@ -235,15 +270,21 @@ def stable_exponent(
 def distance_to_infinite_rank(
     ranks: ArrayLike, layer: Layer, *, weighting: str, init: str = "A"
 ) -> Floats:
-    """Relative distance of the first SGD step's delta_w from its limit ``-lr alpha^2 v G`` (p = 1/2, q = 0), [ranks].
+    """Relative distance of delta_w from its limit at infinite rank after one SGD step, [ranks].
 
-    ``weighting="frobenius"``: sqrt((D + 1 + kappa) / r). ``"inputs"``: each direction weighted by the inputs' second
-    moment, sqrt((r_align + 1 + kappa r_diag) / r), far smaller on real text. Both are sqrt((rho - 1) / r), the spread
-    of a mean of r iid terms. Under Init[B] ``inputs`` weighs nothing: the far side is the aligned one, so O replaces D.
+    The limit is ``-lr alpha^2 v G`` (p = 1/2, q = 0). Both weightings give sqrt((rho - 1) / r), the
+    standard deviation of a mean of r iid terms:
+
+    - ``frobenius``: sqrt((D + 1 + kappa) / r);
+    - ``inputs``: each direction weighted by the second moment of the inputs,
+      sqrt((r_align + 1 + kappa r_diag) / r), far smaller on real text. Under Init[B] the alignment
+      is on the output side, so the weighting makes no difference, and O replaces D.
+
+    Raises :class:`StudyError` for an unknown weighting.
     """
     terms = {"frobenius": "weight", "inputs": "aligned" if init == "A" else "crossed"}
     if weighting not in terms:
-        raise StudyError(f"unknown weighting {weighting!r}: choose from {', '.join(terms)}")
+        raise unknown("weighting", weighting, terms)
     return np.sqrt(
         (crossover(terms[weighting], "linear", layer, init) - 1)
         / np.asarray(ranks, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""The table of exponents, as written; what modifies it; and where it says nothing."""
+"""The table of exponents, its modifiers, and the cases without a prediction."""
 
 import math
 
@@ -6,14 +6,16 @@ import pytest
 
 from study import theory
 from study.errors import StudyError
-from study.theory import Modifiers, predict, stable_exponent
-from study.vocabulary import quantities as sites
+from study.theory import Modifiers, log_bias, predict, predicted_exponents, stable_exponent
+from study.theory.asymptotics import NOT_PREDICTED, PREDICTED
+from study.theory.rows import ROWS
 from study.vocabulary.optimizers import OPTIMIZERS
+from study.vocabulary.quantities import SITES, STATS, Site, Stat
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
-P, Q = 0.7, 0.3  # generic: no two rows of the table coincide by accident
+P, Q = 0.7, 0.3  # generic: no two rows of the table have the same exponent by accident
 
-ISSUE_TABLE = {  # site, stat, first step: (SGD, sign-like)
+TABLE = {  # site, stat, first step: (SGD, sign-like)
     ("adapter_grad", "norm", 0): (1 / 2 - P - Q / 2, 1 / 2 - P - Q / 2),
     ("B_grad", "norm", 0): (1 / 2 - P - Q / 2, 1 / 2 - P - Q / 2),
     ("B_update", "norm", 0): (1 / 2 - P - Q / 2, 1 / 2),
@@ -31,7 +33,7 @@ ISSUE_TABLE = {  # site, stat, first step: (SGD, sign-like)
 }
 
 
-@pytest.mark.parametrize(("key", "expected"), ISSUE_TABLE.items(), ids=str)
+@pytest.mark.parametrize(("key", "expected"), TABLE.items(), ids=str)
 @pytest.mark.parametrize("optimizer", [*OPTIMIZERS, "linear", "sign"])
 def test_the_table(key, expected, optimizer):
     site, stat, first = key
@@ -54,7 +56,7 @@ def test_the_table(key, expected, optimizer):
 def test_entrywise_moments_lie_half_below_the_norm_where_entries_grow_with_the_rank(
     stat, optimizer
 ):
-    for site in theory.SITES:
+    for site in SITES:
         norm, moment = (
             predict(site, s, step=1, optimizer=optimizer, p=P, q=Q).exponent for s in ("norm", stat)
         )
@@ -91,14 +93,14 @@ def test_beyond_the_lazy_regime_nothing_is_predicted_but_what_has_not_moved():
     far = Modifiers(lazy=False)
     predicted = {
         (site, step)
-        for site in theory.SITES
+        for site in SITES
         for step in range(4)
         if predict(site, "norm", step=step, optimizer="sgd", p=P, modifiers=far).exponent
         is not None
     }
     before_any_step = {
         (s, 0)
-        for s in theory.SITES
+        for s in SITES
         if predict(s, "norm", step=0, optimizer="sgd", p=P).exponent is not None
     }
     assert predicted == before_any_step | {("A", 1), ("B", 1), ("delta_w", 1)}
@@ -149,26 +151,20 @@ def test_clipping_divides_each_update_by_the_gradient():
     assert stable_exponent("B_update", "norm", step=0, optimizer="sgd", modifiers=always) is None
 
 
-def test_ranks_astride_the_threshold():
+def test_gradients_of_which_some_are_clipped():
     some = Modifiers(clip="some")
-    assert (
-        "astride"
-        in predict("B_update", "norm", step=0, optimizer="sgd", p=P, modifiers=some).reason
-    )
-    assert predict(
-        "B_grad", "norm", step=2, optimizer="sgd", p=P, modifiers=some
-    ).exponent == pytest.approx(1 / 2 - P)
-    assert predict(
-        "adapter_out", "rms", step=1, optimizer="adamw", p=P, modifiers=some
-    ).exponent == pytest.approx(1 - P)
-    assert (
-        "astride"
-        in predict("adapter_out", "rms", step=2, optimizer="adamw", p=P, modifiers=some).reason
-    )
+
+    def predicted(site, stat, step, optimizer):
+        return predict(site, stat, step=step, optimizer=optimizer, p=P, modifiers=some)
+
+    assert "two laws in one fit" in predicted("B_update", "norm", 0, "sgd").reason
+    assert predicted("B_grad", "norm", 2, "sgd").exponent == pytest.approx(1 / 2 - P)
+    assert predicted("adapter_out", "rms", 1, "adamw").exponent == pytest.approx(1 - P)
+    assert "two laws in one fit" in predicted("adapter_out", "rms", 2, "adamw").reason
 
 
 def test_adam_under_its_eps_is_sgd():
-    for site in theory.SITES:
+    for site in SITES:
         under = predict(
             site, "norm", step=1, optimizer="adamw", p=P, q=Q, modifiers=Modifiers(eps_ratio=1e-3)
         )
@@ -245,17 +241,34 @@ def test_stable_exponent(site, stat, step, optimizer, q, expected):
         ).exponent == pytest.approx(0)
 
 
-def test_every_site_and_stat_of_a_study_is_known():
-    assert set(sites.SITES) <= set(theory.SITES)
-    assert set(sites.STATS) <= set(theory.STATS)
-    assert {theory.family(name) for name in OPTIMIZERS} == {"linear", "sign"}
+def test_theory_covers_the_vocabulary():
+    for rows in ROWS.values():
+        assert set(SITES) <= set(rows)
+    assert set(STATS) == {*PREDICTED, *NOT_PREDICTED}
+    assert {theory.family(name) for name in OPTIMIZERS} == set(ROWS)
+
+
+def test_a_new_site_or_stat_has_no_exponent_until_it_is_derived(monkeypatch):
+    monkeypatch.setitem(SITES, "gate", Site("toy", "$t$", "forward"))
+    monkeypatch.setitem(STATS, "skew", Stat("toy", "t"))
+    setting = {"step": 1, "optimizer": "sgd"}
+    for site, stat in (("gate", "rms"), ("adapter_out", "skew"), ("gate", "spectral")):
+        for init in "AB":
+            prediction = predict(site, stat, p=P, init=init, **setting)
+            assert prediction.exponent is None
+            assert prediction.reason == f"no exponent has been derived for {stat} of {site}"
+        assert stable_exponent(site, stat, **setting) is None
+        assert math.isnan(predicted_exponents(site, stat, 1, "sgd", P, (4, 8)).item())
+    assert math.isnan(log_bias("adapter_out", "skew", 0.1))
+    with pytest.raises(StudyError, match="unknown stat 'skw'"):
+        log_bias("adapter_out", "skw", 0.1)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"site": "adaptor_out"}, "unknown site 'adaptor_out': choose from adapter_in"),
-        ({"stat": "mean"}, "unknown stat 'mean': choose from norm"),
+        ({"stat": "mean"}, "unknown stat 'mean': choose from mean_abs"),
         ({"optimizer": "muon"}, "unknown optimizer 'muon': choose from sgd"),
         ({"init": "C"}, "unknown init 'C': choose from A, B"),
     ],

@@ -1,0 +1,163 @@
+"""The table of exponents: how each quantity scales with rank, with its derivation and source.
+
+A row is a product of powers, ``r**rank * gamma**gammas * sd(A)**spreads``, so its scaling exponent
+is ``rank - gammas * p - spreads * q / 2``. It also counts the optimizer updates that the quantity
+contains, because clipping rescales each update. The rows are for Init[A]. Init[B] transposes the
+problem (A <-> B, x <-> g, G <-> G^T, D <-> O); :data:`MIRROR` says which row applies.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from study.vocabulary.optimizers import Family
+
+Term = Literal["none", "aligned", "crossed", "weight"]
+"""Which crossover a finite-rank curve has, if any; :func:`study.theory.curves.crossover` gives its
+value."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One quantity: ``r**rank * gamma**gammas * sd(A)**spreads``.
+
+    - ``updates``: the number of optimizer updates in the product;
+    - ``first``: the first step at which the quantity is not zero;
+    - ``term``: the crossover of the finite-rank curve. It exists if the r iid components of the
+      quantity have a mean other than zero.
+    """
+
+    rank: float
+    gammas: int
+    spreads: int
+    updates: int
+    first: int
+    derivation: str
+    source: str
+    term: Term = "none"
+
+    def exponent(self, p: float, q: float, clipped: bool = False) -> float:
+        """The asymptotic exponent. ``clipped`` divides each update by the gradient norm, which
+        scales as ``gamma * sd(A) * sqrt(r)``."""
+        divided = self.updates * (1 / 2 - p - q / 2) if clipped else 0.0
+        return self.rank - self.gammas * p - self.spreads * q / 2 - divided
+
+
+PAPER = "Kalajdzievski 2023, arXiv 2312.03732, appendix A"
+DERIVED = "derived here"
+ISSERLIS = f"derived here: fourth moments of A by Isserlis' theorem; the mean alone: {PAPER}"
+ARCSINE = (
+    "derived here: E[sign(u) v] by Price's theorem, E[sign(u) sign(v)] by Sheppard's arcsine law"
+)
+
+
+def _product(term: Term, gammas: int, derivation: str, source: str) -> Row:
+    """A product of A with its own image in B: r components add up in one direction. 0 at step 0."""
+    return Row(1, gammas, gammas, 1, 1, derivation, source, term)
+
+
+_BASE = Row(0, 0, 0, 0, 0, "the frozen base's own: changes are of order lr for any gamma", DERIVED)
+_ANY: dict[str, Row] = {
+    "adapter_in": _BASE,
+    "layer_out": _BASE,
+    "layer_out_grad": _BASE,
+    "A": Row(1 / 2, 0, 1, 0, 0, "r D iid entries of variance v; updates are of order lr", DERIVED),
+    "B_grad": Row(
+        1 / 2, 1, 1, 0, 0, "gamma G A^T: r iid columns, E|.|^2 = gamma^2 v r |G|^2", PAPER
+    ),
+    "adapter_grad": Row(
+        1 / 2, 1, 1, 0, 0, "B_grad: A_grad is 0 at step 0, then smaller by a factor lr", PAPER
+    ),
+}
+LINEAR: dict[str, Row] = {
+    **_ANY,
+    "B": Row(1 / 2, 1, 1, 1, 1, "-lr gamma sum_s G_s A^T, linear in B_grad", PAPER),
+    "B_update": Row(1 / 2, 1, 1, 1, 0, "lr B_grad", DERIVED),
+    "adapter_update": Row(
+        1 / 2, 1, 1, 1, 0, "B_update: A_update is smaller by a factor lr", DERIVED
+    ),
+    "A_grad": Row(1 / 2, 2, 1, 1, 1, "gamma B^T G = -lr gamma^2 A G^T G: r iid rows", PAPER),
+    "A_update": Row(1 / 2, 2, 1, 2, 1, "lr A_grad", DERIVED),
+    "descent": Row(
+        1, 2, 2, 1, 0, "lr |B_grad|^2, mean lr gamma^2 v r |G|^2: no crossover", DERIVED
+    ),
+    "adapter_out": _product(
+        "aligned",
+        2,
+        "-lr gamma^2 G A^T A x, E|.|^2 = (lr gamma^2 v |G x|)^2 r (r + 1 + r_align)",
+        ISSERLIS,
+    ),
+    "delta_w": _product(
+        "weight", 2, "-lr gamma^2 G A^T A, E|.|^2 = (lr gamma^2 v |G|)^2 r (r + 1 + D)", ISSERLIS
+    ),
+    "adapter_in_grad": _product(
+        "crossed",
+        2,
+        "-lr gamma^2 A^T A G^T g, E|.|^2 = (lr gamma^2 v |G^T g|)^2 r (r + 1 + D)",
+        ISSERLIS,
+    ),
+}
+"""Updates proportional to the gradients: SGD, with or without momentum."""
+
+SIGN: dict[str, Row] = {
+    **_ANY,
+    "B": Row(1 / 2, 0, 0, 1, 1, "every entry moves by about lr a step: lr sqrt(r O)", DERIVED),
+    "B_update": Row(1 / 2, 0, 0, 1, 0, "every entry moves by about lr: lr sqrt(r O)", DERIVED),
+    "adapter_update": Row(
+        1 / 2, 0, 0, 1, 0, "lr sqrt(r O), then lr sqrt(r (O + D)) from step 1", DERIVED
+    ),
+    "A_grad": Row(1 / 2, 1, 0, 1, 1, "gamma B^T G = -lr gamma sign(A G^T) G: r iid rows", DERIVED),
+    "A_update": Row(
+        1 / 2, 0, 0, 2, 1, "about lr per entry once A_grad is not 0: lr sqrt(r D)", DERIVED
+    ),
+    "descent": Row(
+        1, 1, 1, 1, 0, "lr |B_grad|_1 = lr gamma sum_k |G a_k|_1, iid terms: no crossover", DERIVED
+    ),
+    "adapter_out": _product(
+        "aligned", 1, "-lr gamma sign(G A^T) A x, E|.|^2 of r (r - 1 + r_sign)", ARCSINE
+    ),
+    "delta_w": _product(
+        "weight", 1, "-lr gamma sign(G A^T) A, E|.|^2 of r (r - 1 + pi D/2)", ARCSINE
+    ),
+    "adapter_in_grad": _product(
+        "crossed",
+        1,
+        "-lr gamma A^T sign(A G^T) g, E|.|^2 of r (r - 1 + r_back D), r_back mostly 1 to pi/2",
+        ARCSINE,
+    ),
+}
+"""Updates of fixed size: Adam as eps goes to 0, and the other sign-like rules."""
+
+ROWS: Mapping[Family, Mapping[str, Row]] = {"linear": LINEAR, "sign": SIGN}
+
+DECAYED_A = Row(1 / 2, 0, 1, 0, 0, "only decay moves it at step 0: lr decay A", DERIVED)
+"""The update of the random factor at step 0 under weight decay."""
+
+PAPER_CLAIMS = {
+    "adapter_out": (
+        "theorem 3.2, condition 1: Theta(gamma^2 r), exponent 1 - 2p, at every step; proved for SGD"
+    ),
+    "adapter_in_grad": (
+        "theorem 3.2, condition 2: Theta(gamma^2 r), exponent 1 - 2p, as in condition 1; "
+        "proved for SGD"
+    ),
+    "adapter_grad": (
+        "figures 3 and 4: flat at gamma = alpha/sqrt(r), collapses at alpha/r, under AdamW and SGD"
+    ),
+}
+
+RANK_SIZED = (
+    *("A", "B", "A_grad", "B_grad", "A_update", "B_update"),
+    *("adapter_grad", "adapter_update"),
+)
+"""Sites whose number of entries grows as r. The exponents of their rms, mean_abs and m4 are lower
+than that of their norm by 1/2."""
+
+MIRROR = {
+    "adapter_out": "adapter_in_grad",
+    "adapter_in_grad": "adapter_out",
+    "adapter_in": "layer_out_grad",
+    **{f"A{part}": f"B{part}" for part in ("", "_grad", "_update")},
+    **{f"B{part}": f"A{part}" for part in ("", "_grad", "_update")},
+}
+"""The site whose Init[A] row describes a site under Init[B]. Other sites keep their own row."""
