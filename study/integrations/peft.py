@@ -17,7 +17,7 @@ from study.config.compose import CONF
 from study.errors import StudyError
 from study.models import load_base, load_tokenizer
 from study.models.hf import quiet
-from study.store import ADAPTER, find_cell
+from study.store import ADAPTER, find_cell, replacing
 from study.sweeps.cells import plan
 
 RECORD = "study_record.json"
@@ -34,10 +34,10 @@ def export_adapter(study_dir: Path, cell: str, folder: Path) -> Path:
     Raises :class:`StudyError` where there is no such cell, its adapter was not kept, or the folder is in use.
     """
     adapter, _ = _kept_adapter(study_dir, cell)
-    work = _new(folder)
-    shutil.copytree(adapter, work)
-    shutil.copy(adapter.parent / "record.json", work / RECORD)
-    work.replace(folder)
+    _check_new(folder)
+    with replacing(folder) as work:
+        shutil.copytree(adapter, work)
+        shutil.copy(adapter.parent / "record.json", work / RECORD)
     return folder
 
 
@@ -54,7 +54,7 @@ def export_merged(study_dir: Path, cell: str, folder: Path) -> Path:
         raise StudyError(
             f"model.quant_bits={of_base['quant_bits']} has no dense weights to merge into: export the adapter itself"
         )
-    work = _new(folder)
+    _check_new(folder)
     found, config = read_adapter(adapter), ModelConfig(**of_base)
     base = load_base(config, torch.device("cpu"), "float32")
     if base.card.fingerprint != record["sources"]["model"]:
@@ -64,11 +64,10 @@ def export_merged(study_dir: Path, cell: str, folder: Path) -> Path:
     add_to_weights(base.model, found)
     model: Any = base.model
     model.config.use_cache = True  # training had it off
-    with quiet():
+    with quiet(), replacing(folder) as work:
         model.save_pretrained(work)
         load_tokenizer(config).save_pretrained(work)
-    shutil.copy(adapter.parent / "record.json", work / RECORD)
-    work.replace(folder)
+        shutil.copy(adapter.parent / "record.json", work / RECORD)
     return folder
 
 
@@ -145,14 +144,11 @@ def _kept_adapter(study_dir: Path, cell: str) -> tuple[Path, dict[str, Any]]:
     return folder / ADAPTER, record
 
 
-def _new(folder: Path) -> Path:
-    """Where to write what then becomes ``folder``, which must not hold anything."""
+def _check_new(folder: Path) -> None:
+    """Make the folder's parent. Raises :class:`StudyError` if ``folder`` has any content."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise StudyError(f"{folder} is there already: give a new folder")
-    work = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(work, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    return work
 
 
 def _composed(overrides: Sequence[str]) -> Any:

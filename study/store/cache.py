@@ -1,4 +1,4 @@
-"""What is kept between runs: the user cache folder, hashes of large files, and arrays that take long to make."""
+"""The user's cache folder: hashes of large files, and arrays that take long to compute."""
 
 import contextlib
 import hashlib
@@ -14,14 +14,16 @@ import numpy as np
 import platformdirs
 
 from study.errors import StudyError
+from study.store.files import replacing, write_text
 
-_WORTH_A_LINE = 2 << 30  # bytes; hashing them takes long enough for a user to wonder
+_WORTH_A_LINE = 2 << 30
+"""Bytes of a file that take long enough to hash for the user to wonder."""
 
 
 def cache_folder() -> Path:
-    """The user's cache folder, made if absent; the environment variable ``STUDY_CACHE`` puts it elsewhere.
+    """The user's cache folder, created if absent. The variable ``STUDY_CACHE`` moves it.
 
-    Raises :class:`StudyError` where it can't be made.
+    Raises :class:`StudyError` if it can't be created.
     """
     folder = Path(
         os.environ.get("STUDY_CACHE") or platformdirs.user_cache_dir("study")
@@ -30,40 +32,44 @@ def cache_folder() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StudyError(
-            f"cannot make the cache folder {folder} ({error.strerror}): set STUDY_CACHE to a folder that you may write"
+            f"can't create the cache folder {folder} ({error.strerror}): "
+            "set STUDY_CACHE to a folder that you may write"
         ) from None
     return folder
 
 
 def file_sha256(path: Path) -> str:
-    """The file's sha256 in hex, remembered in the cache folder by path, size and modification time.
+    """The file's sha256 in hex. It is cached by path, size and modification time.
 
-    A file changed in place keeps its hash only if both its size and its time (to the nanosecond) stay the same.
+    A file that is changed in place gets a new hash unless its size and its modification time, to
+    the nanosecond, stay the same.
     """
     stat = path.stat()
     whole_path = str(path.resolve())
     seen = {"path": whole_path, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    note = (
-        cache_folder() / "sha256" / f"{hashlib.sha256(whole_path.encode()).hexdigest()[:24]}.json"
-    )
+    name = hashlib.sha256(whole_path.encode()).hexdigest()[:24]
+    note = cache_folder() / "sha256" / f"{name}.json"
     try:
         remembered = json.loads(note.read_text())
         if {key: remembered[key] for key in seen} == seen:
             return str(remembered["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # never hashed, or the note is damaged: the file itself is what counts
+        pass  # not cached, or the note is damaged: hash the file
     if stat.st_size > _WORTH_A_LINE:
         print(f"hashing {path.name} ({stat.st_size / 1e9:.1f} GB, once)", file=sys.stderr)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    _remember(note, {**seen, "sha256": sha256})
+    with contextlib.suppress(OSError):  # a read-only or full cache costs time, not correctness
+        note.parent.mkdir(exist_ok=True)
+        write_text(note, json.dumps(seen | {"sha256": sha256}))
     return sha256
 
 
 def kept_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """What ``make`` returns, from the cache folder's ``arrays/name.npz`` where an earlier call has left it.
+    """The arrays that ``make`` returns, cached as ``arrays/name.npz`` in the cache folder.
 
-    ``name`` must say all that the arrays are made from. A damaged file is made again; it is written at once or not.
+    ``name`` must identify everything that the arrays are computed from. A damaged file is made
+    again.
     """
     place = cache_folder() / "arrays" / f"{name}.npz"
     try:
@@ -72,23 +78,8 @@ def kept_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[st
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
         pass
     arrays = make()
-    draft = place.with_suffix(f".{os.getpid()}")
-    try:
+    with contextlib.suppress(OSError):  # a read-only or full cache costs time, not correctness
         place.parent.mkdir(exist_ok=True)
-        with draft.open("wb") as file:
+        with replacing(place) as draft, draft.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
-        draft.replace(place)
-    except OSError:  # a read-only or full cache costs time, not correctness
-        with contextlib.suppress(OSError):
-            draft.unlink()
     return arrays
-
-
-def _remember(note: Path, content: dict[str, object]) -> None:
-    try:
-        note.parent.mkdir(exist_ok=True)
-        draft = note.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps(content))
-        draft.replace(note)
-    except OSError:
-        pass  # a read-only cache costs time, not correctness

@@ -8,26 +8,17 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "study",
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "trl",
-    "tokenizers",
-    "safetensors",
-    "bitsandbytes",
-    "numpy",
-    "pandas",
-    "pyarrow",
-    "hydra-core",
-    "omegaconf",
+    *("study", "torch", "transformers", "peft", "accelerate", "trl", "tokenizers", "safetensors"),
+    *("bitsandbytes", "numpy", "pandas", "pyarrow", "hydra-core", "omegaconf"),
 )
 
 
 @cache
 def provenance() -> dict[str, Any]:
-    """Package versions, and the git commit with its dirty flag (None outside a clone)."""
+    """``versions`` of Python and of packages; ``git`` with ``commit`` and ``dirty``, or None.
+
+    ``git`` is None outside a clone of this repository.
+    """
     return {"versions": {"python": platform.python_version(), **_versions()}, "git": _git()}
 
 

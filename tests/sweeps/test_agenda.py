@@ -70,11 +70,12 @@ def test_what_a_killed_sweep_left_counts_for_nothing_and_is_cleared_away(tmp_pat
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    [left] = (tmp_path / "sweeps").iterdir()
+    [left] = (tmp_path / "sweeps").glob("*.json")
     assert json.loads(left.read_text())["cells"]
     assert agendas(tmp_path) == []
     with posted(tmp_path, planned(1.0)):
         assert not left.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_time_left_goes_by_cost_over_all_packs(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from study.config import parse
 from study.config.compose import CONF
 from study.errors import StudyError
+from study.store import write_text
 
 OWN_GROUPS = ("model", "data")
 """Groups that an experiment brings an option for; the values of every other one stand in the experiment itself."""
@@ -77,7 +78,7 @@ def write(experiment: Experiment, name: str, folder: Path, *, force: bool = Fals
     try:
         for path, text in texts.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            write_text(path, text)
     except OSError as error:
         raise StudyError(f"can't write {path} ({error.strerror}): give another --to") from None
     return Written(list(texts), command)

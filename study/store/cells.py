@@ -1,0 +1,113 @@
+"""The ``cells`` table: one row per cell, with its configuration, its sources and how it ended.
+
+Rows are derived from records, so that a new configuration key is a column without an edit here.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from study.store.records import cell_folders, no_study, read_cell
+
+NAN = float("nan")
+
+FIRST = (
+    *("cell_id", "study", "model", "quant_bits", "data", "optimizer", "lr", "loraplus_lr_ratio"),
+    *("momentum", "eps", "rank", "scaling", "exponent", "alpha", "gamma", "init", "targets"),
+    *("dropout", "seed", "data_seed", "sequence_length", "steps", "batch_size", "accumulation"),
+    *("clip", "schedule", "warmup", "weight_decay", "precision", "status", "error"),
+    *("diverged_step", "steps_done", "device", "seconds", "peak_memory_gb"),
+)
+"""The columns of every ``cells`` table, in order. Those of other keys and of sources follow."""
+
+NOT_COLUMNS = (
+    *("name", "results_dir", "plots_dir", "device", "pack", "tracker"),
+    *("model.name", "model.path", "data.name", "data.path"),  # see the columns model and data
+    *("adapter.contraction", "adapter.path", "train.save_adapter"),
+)
+"""Configuration keys and groups that are not part of a cell's identity
+(:func:`study.config.identity`), or that a column of the record says. All others are columns."""
+
+GROUPS = ("", "adapter", "train", "data", "model", "optimizer", "probes")
+"""A column is named by the key's last word. If two groups share the word, the earlier one has it,
+and the other's column is ``optimizer_alpha``."""
+
+RENAMED = {"optimizer.name": "optimizer"}
+ABSENT = {"loraplus_lr_ratio": 1.0}
+"""Values of keys that early records do not have, if they are not NaN."""
+
+ORDER = ("model", "quant_bits", "data", "optimizer", "lr", "scaling", "exponent", "rank", "seed")
+HASH_DIGITS = 12
+
+
+def load_cells(study_dir: str | os.PathLike[str]) -> pd.DataFrame:
+    """The ``cells`` table of a study, sorted by :data:`ORDER`.
+
+    Raises :class:`StudyError` if the folder holds no study.
+    """
+    rows = [row for cell in cell_folders(study_dir) if (row := load_cell(cell)) is not None]
+    if not rows:
+        raise no_study(Path(study_dir))
+    return cells_table(rows)
+
+
+def load_cell(cell_folder: Path) -> dict[str, Any] | None:
+    """One row of the ``cells`` table as of now; None if the cell has no record."""
+    record = read_cell(cell_folder)
+    return None if record is None else cell_row(record)
+
+
+def cells_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows of :func:`load_cell` as the ``cells`` table, sorted by :data:`ORDER`."""
+    return pd.DataFrame(rows).sort_values(list(ORDER)).reset_index(drop=True)
+
+
+def cell_row(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as a row of the ``cells`` table.
+
+    - Every configuration key that is part of the cell's identity has a column (:data:`GROUPS`);
+    - ``data_sha256``, ``model_sha256``, ...: the first digits of the hash of each source;
+    - lists are strings; missing is NaN.
+    """
+    row = dict.fromkeys(FIRST, NAN) | ABSENT | _configured(record["config"])
+    row |= {name: _plain(record[name]) for name in FIRST if name in record}
+    return row | {"rank": float(row["rank"])} | _hashes(record)
+
+
+def _configured(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration's columns."""
+    row: dict[str, Any] = {}
+    for group in GROUPS:
+        for key, value in _keys(config, group):
+            name = RENAMED.get(key, key.rpartition(".")[2])
+            if name in row or group == "probes":  # its words also name columns of other tables
+                name = key.replace(".", "_")
+            row[name] = _plain(value)
+    return row
+
+
+def _keys(config: Mapping[str, Any], group: str) -> Iterator[tuple[str, Any]]:
+    """The dotted keys and the values of one group; of no group if ``group`` is empty."""
+    prefix = f"{group}." if group else ""
+    for word, value in (config.get(group, {}) if group else config).items():
+        key = prefix + word
+        if key not in NOT_COLUMNS and not isinstance(value, Mapping):
+            yield key, value
+
+
+def _hashes(record: Mapping[str, Any]) -> dict[str, str]:
+    """The hashes of what a cell reads. A Trainer's record has none: its sources are hashes of names
+    and settings, its rank among them."""
+    if "peft" in record:
+        return {}
+    sources = record.get("sources", {})
+    return {f"{name}_sha256": sha[:HASH_DIGITS] for name, sha in sources.items() if sha}
+
+
+def _plain(value: Any) -> Any:
+    if value is None:
+        return NAN
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
