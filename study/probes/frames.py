@@ -1,15 +1,41 @@
 """Sums to rows of the ``probes`` table, on the host."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from study.probes.layers import AdaptedLayer
-from study.probes.moments import combine, statistics
-from study.vocabulary.quantities import MEASURED, MODEL_WIDE, UNIONS
+from study.probes.moments import Ledger
+from study.probes.statistics import combine, statistics
+from study.vocabulary.quantities import DESCENT, MODEL_WIDE, UNIONS
 
 KEYS = ("step", "layer", "block", "kind", "site", "batch", "d_in", "d_out")
+
+
+class Sent:
+    """The measurements of a probe, on their way to the host."""
+
+    def __init__(
+        self, ledger: Ledger, frame_of: Callable[[np.ndarray, np.ndarray], pd.DataFrame]
+    ) -> None:
+        self._ledger, self._frame_of = ledger, frame_of
+
+    @property
+    def arrived(self) -> bool:
+        """Whether they are on the host, so that :meth:`frame` returns at once."""
+        return self._ledger.arrived
+
+    def frame(self, cell: int) -> pd.DataFrame:
+        """A cell's rows of the ``probes`` table, without ``cell_id``. Waits for the device."""
+        sums, counts = self._read
+        return self._frame_of(sums[cell], counts[cell])
+
+    @cached_property
+    def _read(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._ledger.read()
 
 
 def frame(
@@ -17,51 +43,58 @@ def frame(
     sums_SLX: np.ndarray,
     counts_SL: np.ndarray,
     *,
+    measured: Sequence[str],
     sites: Sequence[str],
     stats: Sequence[str],
     step: int,
     batch: str,
 ) -> pd.DataFrame:
-    """One cell's rows: one per site and layer that was measured, and one over the whole model for unions of A and B.
+    """One cell's rows: one per site and layer, and one over the whole model for unions of A and B.
 
-    ``sums_SLX`` and ``counts_SL`` are over ``MEASURED`` sites and ``layers``. ``d_in`` and ``d_out`` are the layer's
-    features, 0 in a row over the model.
+    ``measured`` and ``layers`` are the first axes of ``sums_SLX`` and ``counts_SL``. ``d_in`` and
+    ``d_out`` are the features of the layer; 0 in a row over the whole model.
     """
     parts = []
     for site in sites:
-        measured = [MEASURED.index(part) for part in UNIONS.get(site, (site,))]
-        sums_LX, counts_L = combine(sums_SLX[measured], axis=0), counts_SL[measured].sum(0)
+        indices = [measured.index(part) for part in UNIONS.get(site, (site,))]
+        sums_LX, counts_L = combine(sums_SLX[indices], axis=0), counts_SL[indices].sum(0)
         seen = counts_L.nonzero()[0]
-        rows = {
-            "layer": [layers[index].name for index in seen],
-            "block": [layers[index].block for index in seen],
-            "kind": [layers[index].kind for index in seen],
-            "site": site,
-            "d_in": [layers[index].d_in for index in seen],
-            "d_out": [layers[index].d_out for index in seen],
-        }
-        parts.append(pd.DataFrame(rows | _values(site, sums_LX[seen], counts_L[seen], stats)))
-        if site in UNIONS and len(seen):
-            whole = {
-                "layer": MODEL_WIDE,
-                "block": -1,
-                "kind": MODEL_WIDE,
-                "site": site,
-                "d_in": 0,
-                "d_out": 0,
-            }
+        if not len(seen):
+            continue
+        values = _values(site, sums_LX[seen], counts_L[seen], stats)
+        parts.append(pd.DataFrame(_layer_columns([layers[index] for index in seen]) | values))
+        if site in UNIONS:
             sums_1X, count_1 = combine(sums_LX[seen], axis=0)[None], counts_L[seen].sum()[None]
-            parts.append(pd.DataFrame(whole | _values(site, sums_1X, count_1, stats)))
-    parts = [part for part in parts if len(part)]
+            values = _values(site, sums_1X, count_1, stats)
+            parts.append(pd.DataFrame(WHOLE_MODEL | values))
     if not parts:
         return pd.DataFrame(columns=[*KEYS, *stats])
     return pd.concat(parts, ignore_index=True).assign(step=step, batch=batch)[[*KEYS, *stats]]
 
 
+WHOLE_MODEL: dict[str, Any] = {
+    "layer": MODEL_WIDE,
+    "block": -1,
+    "kind": MODEL_WIDE,
+    "d_in": 0,
+    "d_out": 0,
+}
+
+
+def _layer_columns(layers: Sequence[AdaptedLayer]) -> dict[str, Any]:
+    return {
+        "layer": [layer.name for layer in layers],
+        "block": [layer.block for layer in layers],
+        "kind": [layer.kind for layer in layers],
+        "d_in": [layer.d_in for layer in layers],
+        "d_out": [layer.d_out for layer in layers],
+    }
+
+
 def _values(
     site: str, sums: np.ndarray, counts: np.ndarray, stats: Sequence[str]
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     values = statistics(sums, counts, stats)
-    if "descent" in values and site != "adapter_update":
-        values["descent"] = np.full_like(values["descent"], np.nan)
-    return values
+    if DESCENT.stat in values and site != DESCENT.site:
+        values[DESCENT.stat] = np.full_like(values[DESCENT.stat], np.nan)
+    return {"site": site, **values}

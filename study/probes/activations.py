@@ -1,0 +1,129 @@
+"""Activations and their gradients, read by hooks during a pass."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from study.probes.moments import scaled_sums
+from study.probes.recorder import Recorder
+from study.probes.sampled import SampledTokens
+from study.probes.sites import TENSORS, Source
+from study.vocabulary.quantities import BACKWARD, FORWARD
+
+
+class Rows(NamedTuple):
+    """The indices of the real tokens and of the padding among the ``[N, F]`` of a cell."""
+
+    real: Tensor
+    padding: Tensor
+
+
+class Activations:
+    """Hooks on every adapted layer. They are attached only inside :meth:`watch`.
+
+    Sampled tokens are taken from the first pass only.
+    """
+
+    def __init__(self, recorder: Recorder, sampled: SampledTokens) -> None:
+        self.recorder, self.sampled = recorder, sampled
+        self._first_pass = True
+        self._last_input: tuple[Tensor, list[dict[str, tuple[Tensor, int]]]] | None = None
+
+    @contextmanager
+    def watch(self, real_BT: Tensor | None) -> Iterator[None]:
+        """See :meth:`study.probes.NormProbe.watch`."""
+        rows_K: list[Rows | None] = [None] * self.recorder.cells
+        if real_BT is not None:
+            chunks = real_BT.bool().chunk(self.recorder.cells)
+            rows_K = [self._rows(real.flatten()) for real in chunks]
+        wanted = not self.recorder.wanted.isdisjoint(FORWARD + BACKWARD) or self.sampled.rho
+        hooks = [
+            layer.module.register_forward_hook(partial(self._on_forward, index, rows_K))
+            for index, layer in enumerate(self.recorder.layers)
+            if wanted
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self._last_input = None
+        self._first_pass = False
+
+    def _rows(self, real_N: Tensor) -> Rows | None:
+        """None if there is no padding."""
+        if real_N.all():
+            return None
+        device = self.recorder.device
+        return Rows(*(mask_N.nonzero().flatten().to(device) for mask_N in (real_N, ~real_N)))
+
+    def _on_forward(
+        self,
+        layer: int,
+        rows_K: list[Rows | None],
+        _: nn.Module,
+        args: tuple[Tensor, ...],
+        y: Tensor,
+    ) -> None:
+        recorder, adapted = self.recorder, self.recorder.layers[layer]
+        if not adapted.is_on():
+            return
+        if y.requires_grad and not recorder.wanted.isdisjoint(BACKWARD):
+            # Under checkpointing a layer runs twice. Only one of its outputs is in the graph.
+            y.register_hook(partial(self._on_backward, layer, rows_K, self._first_pass))
+        if _in_backward():
+            return  # the second run of a checkpointed layer: its activations are measured already
+        x_KND = args[0].detach().reshape(recorder.cells, -1, args[0].shape[-1])
+        y_KNO = y.detach().reshape(recorder.cells, -1, y.shape[-1])
+        input_sums_K = self._input_sums(args[0], x_KND, rows_K)
+        for cell, (rows, pair) in enumerate(zip(rows_K, adapted.pairs(), strict=True)):
+            self._enter(layer, cell, input_sums_K[cell])
+            self._enter(layer, cell, self._sums("outputs", y_KNO[cell], rows))
+            if self._first_pass and self.sampled.need_inputs:
+                x_nD = self.sampled.of(x_KND[cell], rows.real if rows else None)
+                self.sampled.feed_inputs(layer, cell, x_nD, pair)
+
+    def _on_backward(
+        self, layer: int, rows_K: list[Rows | None], first_pass: bool, dy: Tensor
+    ) -> None:
+        dy_KNO = dy.reshape(self.recorder.cells, -1, dy.shape[-1])
+        pairs = self.recorder.layers[layer].pairs()
+        for cell, (rows, pair) in enumerate(zip(rows_K, pairs, strict=True)):
+            self._enter(layer, cell, self._sums("output_gradients", dy_KNO[cell], rows))
+            if first_pass and self.sampled.need_output_gradients:
+                dy_nO = self.sampled.of(dy_KNO[cell], rows.real if rows else None)
+                self.sampled.feed_output_gradients(layer, cell, dy_nO, pair)
+
+    def _input_sums(
+        self, x: Tensor, x_KND: Tensor, rows_K: list[Rows | None]
+    ) -> list[dict[str, tuple[Tensor, int]]]:
+        """Computed once for layers that read the same tensor ``x``: q, k and v; gate and up."""
+        if self._last_input is None or self._last_input[0] is not x:
+            cells = zip(x_KND, rows_K, strict=True)
+            self._last_input = x, [self._sums("inputs", x_ND, rows) for x_ND, rows in cells]
+        return self._last_input[1]
+
+    def _sums(
+        self, source: Source, x_NF: Tensor, rows: Rows | None
+    ) -> dict[str, tuple[Tensor, int]]:
+        """By site, the sums over the real tokens of a cell, and the number of elements."""
+        sums = {}
+        for name in self.recorder.wanted_of(source):
+            tensor = TENSORS[source][name](x_NF)
+            real = len(x_NF) if rows is None else len(rows.real)
+            padding = None if rows is None else rows.padding
+            sums[name] = scaled_sums(tensor, padding), real * tensor.shape[1]
+        return sums
+
+    def _enter(self, layer: int, cell: int, sums: dict[str, tuple[Tensor, int]]) -> None:
+        for site, (scaled, count) in sums.items():
+            self.recorder.enter(site, layer, cell, scaled, count)
+
+
+def _in_backward() -> bool:
+    """Whether a backward pass is running. torch's own checkpointing asks the same."""
+    return bool(torch._C._current_graph_task_id() != -1)

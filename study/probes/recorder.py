@@ -1,0 +1,75 @@
+"""Where the parts of a probe enter what they measure, by site, layer and cell."""
+
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from study.probes.layers import AdaptedLayer
+from study.probes.moments import Ledger, scaled_sums
+from study.probes.sites import TENSORS, Source
+from study.probes.statistics import WRITTEN
+from study.vocabulary.quantities import PRODUCTS, SITES
+
+
+class Recorder:
+    """The numbers of one step. ``wanted``: the sites to measure; others are not computed."""
+
+    def __init__(self, layers: Sequence[AdaptedLayer], wanted: Set[str]) -> None:
+        self.layers, self.wanted = layers, wanted
+        pairs = layers[0].pairs()
+        self.cells, self.device = len(pairs), pairs[0].A_RD.device
+        self.sites = tuple(name for name in SITES if name in wanted)
+        """The second axis of the ledger, ``[K, S, L]``."""
+        self.ledger = Ledger((self.cells, len(self.sites), len(layers)))
+
+    def wanted_of(self, source: Source) -> list[str]:
+        """The wanted sites that are computed from ``source``."""
+        return [name for name in TENSORS[source] if name in self.wanted]
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Inside, there is no graph, and arithmetic is float32 whatever the training runs in."""
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            yield
+
+    def add(self, source: Source, layer: int, cell: int, *parts: Any) -> dict[str, Tensor]:
+        """Enter the sums of every wanted site of ``source``, and return the tensors by site.
+
+        ``parts``: the arguments of the functions in :mod:`study.probes.sites`. A product ``gamma B
+        A`` is left out if the layer computes something else (:attr:`AdaptedLayer.variant`).
+        """
+        found = {}
+        for name in self.wanted_of(source):
+            if name in PRODUCTS and self.layers[layer].variant:
+                continue
+            with self.measuring():
+                tensor = TENSORS[source][name](*parts)
+                if tensor is not None:
+                    self.enter(name, layer, cell, scaled_sums(tensor), tensor.numel())
+                    found[name] = tensor
+        return found
+
+    def enter(self, site: str, layer: int, cell: int, scaled: Tensor, count: int) -> None:
+        """Enter the :func:`~study.probes.moments.scaled_sums` of ``count`` elements."""
+        self.ledger.add((cell, self.sites.index(site), layer), scaled, count)
+
+    def write(
+        self,
+        site: str,
+        layer: int,
+        cell: int,
+        stats_of: Callable[..., dict[str, Tensor]],
+        *parts: Any,
+    ) -> None:
+        """Enter the statistics ``stats_of(*parts)``, scalars on the device by name.
+
+        Nothing is computed if ``site`` is not wanted.
+        """
+        if site not in self.wanted:
+            return
+        with self.measuring():
+            for stat, value in stats_of(*parts).items():
+                self.ledger.write((cell, self.sites.index(site), layer), WRITTEN[stat], value)

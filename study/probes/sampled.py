@@ -1,0 +1,77 @@
+"""Quantities computed from a few tokens: what the adapter adds, rho and the alignments.
+
+No hook can read the adapter's own output and input gradient in every implementation, so they are
+computed from (x, dL/dy, A, B, gamma) on a sample of the tokens.
+"""
+
+import torch
+from torch import Tensor
+
+from study.adapters.bank import LoraPair, generator_for
+from study.probes.alignment import Alignment
+from study.probes.recorder import Recorder
+
+
+class SampledTokens:
+    """Measures on ``tokens`` tokens of every cell, ``[n, F]`` float32."""
+
+    def __init__(
+        self, recorder: Recorder, tokens: int, alignment: Alignment | None, rho: bool
+    ) -> None:
+        self.recorder, self.tokens, self.alignment = recorder, tokens, alignment
+        self.rho = rho and "A" in recorder.wanted
+
+    @property
+    def need_inputs(self) -> bool:
+        """Whether anything is computed from inputs."""
+        return self.rho or bool(self.recorder.wanted_of("sampled_inputs"))
+
+    @property
+    def need_output_gradients(self) -> bool:
+        """Whether anything is computed from output gradients."""
+        return bool(self.recorder.wanted_of("sampled_output_gradients"))
+
+    def of(self, x_NF: Tensor, real: Tensor | None) -> Tensor:
+        """Evenly spaced real tokens, the same for every cell: ``[n, F]`` float32.
+
+        ``real``: the indices of the real tokens; None if all are real.
+        """
+        count = len(x_NF) if real is None else len(real)
+        last, n = count - 1, min(self.tokens, count)
+        spaced = torch.linspace(0, last, n, device=x_NF.device).round().long()
+        return x_NF[spaced if real is None else real[spaced]].float()
+
+    def feed_noise(self) -> None:
+        """See :meth:`study.probes.NormProbe.feed_noise`."""
+        device = self.recorder.device
+        for index, layer in enumerate(self.recorder.layers):
+            stream = generator_for(0, f"{layer.name}/noise")
+            x_nD = torch.randn(self.tokens, layer.d_in, generator=stream).to(device)
+            dy_nO = torch.randn(self.tokens, layer.d_out, generator=stream).to(device)
+            for cell, pair in enumerate(layer.pairs()):
+                self.feed_inputs(index, cell, x_nD, pair)
+                self.feed_output_gradients(index, cell, dy_nO, pair)
+
+    def feed_inputs(self, layer: int, cell: int, x_nD: Tensor, pair: LoraPair) -> None:
+        """Measure everything that is computed from sampled inputs."""
+        recorder = self.recorder
+        recorder.add("sampled_inputs", layer, cell, x_nD, pair)
+        if self.alignment is not None:
+            recorder.write("adapter_out", layer, cell, self.alignment.of_inputs, layer, cell, x_nD)
+        if self.rho and (A0_RD := recorder.layers[layer].initial_A(cell)) is not None:
+            recorder.write("A", layer, cell, _rho, x_nD, pair, A0_RD)
+
+    def feed_output_gradients(self, layer: int, cell: int, dy_nO: Tensor, pair: LoraPair) -> None:
+        """Measure everything that is computed from sampled output gradients."""
+        self.recorder.add("sampled_output_gradients", layer, cell, dy_nO, pair)
+        if self.alignment is not None:
+            stats_of = self.alignment.of_output_gradients
+            self.recorder.write("adapter_in_grad", layer, cell, stats_of, layer, cell, dy_nO)
+
+
+def _rho(x_nD: Tensor, pair: LoraPair, A0_RD: Tensor) -> dict[str, Tensor]:
+    """``||dA x|| / ||A0 x||`` over the tokens, Frobenius norms.
+
+    dA is formed first: ``A x - A0 x`` would lose it to rounding.
+    """
+    return {"rho": (x_nD @ (pair.A_RD - A0_RD).mT).norm() / (x_nD @ A0_RD.mT).norm()}

@@ -1,0 +1,109 @@
+"""The statistics that are computed from sums, on the host: one function each.
+
+The rows of :data:`study.vocabulary.quantities.STATS` say what each means. To add one, add a row
+there and a function here. A stat without a function is computed on the device and written as it is
+(:meth:`study.probes.recorder.Recorder.write`).
+
+A row of sums has the columns below. Sums add over micro-batches, over A and B, and over layers.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from study.vocabulary.quantities import STATS
+
+ABS, SQUARE, FOURTH, MAX = range(4)
+"""Columns: the sums of |x|, x^2 and x^4, and the largest |x|."""
+
+Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""A statistic ``[...]`` from rows of sums ``[..., SUMS]`` and numbers of elements ``[...]``."""
+
+STATISTICS: dict[str, Statistic] = {}
+"""The function of every statistic that is computed from sums, by name."""
+
+
+def statistic(name: str) -> Callable[[Statistic], Statistic]:
+    """Register a function as a statistic."""
+
+    def register(function: Statistic) -> Statistic:
+        STATISTICS[name] = function
+        return function
+
+    return register
+
+
+@statistic("mean_abs")
+def _mean_abs(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
+    return sums[..., ABS] / count
+
+
+@statistic("rms")
+def _rms(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
+    return np.sqrt(sums[..., SQUARE] / count)
+
+
+@statistic("m4")
+def _m4(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
+    return (sums[..., FOURTH] / count) ** 0.25
+
+
+@statistic("max_abs")
+def _max_abs(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
+    return sums[..., MAX]
+
+
+@statistic("norm")
+def _norm(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
+    return np.sqrt(sums[..., SQUARE])
+
+
+@statistic("nonfinite")
+def _nonfinite(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(sums[..., ABS]), 0.0, 1.0)
+
+
+@statistic("stable_rank")
+def _stable_rank(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
+    return sums[..., SQUARE] / sums[..., WRITTEN["spectral"]] ** 2
+
+
+WRITTEN = {
+    stat: MAX + 1 + index
+    for index, stat in enumerate(stat for stat in STATS if stat not in STATISTICS)
+}
+"""Columns that hold a statistic itself, by name."""
+
+SUMS = MAX + 1 + len(WRITTEN)
+"""The number of columns."""
+
+
+def no_sums(shape: Sequence[int]) -> np.ndarray:
+    """``[*shape, SUMS]`` before anything is measured: NaN in the written columns, else 0.
+
+    Descent is 0 too: it adds over A and B, of which one may have no gradient.
+    """
+    sums = np.zeros((*shape, SUMS))
+    sums[..., MAX + 1 :] = np.nan
+    sums[..., WRITTEN["descent"]] = 0.0
+    return sums
+
+
+def statistics(sums: np.ndarray, count: np.ndarray, stats: Sequence[str]) -> dict[str, np.ndarray]:
+    """The given ``stats`` of rows of sums ``[..., SUMS]`` over ``count`` elements, ``[...]``.
+
+    float32; NaN if not measured.
+    """
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        values = {
+            stat: STATISTICS[stat](sums, count) if stat in STATISTICS else sums[..., WRITTEN[stat]]
+            for stat in stats
+        }
+        return {stat: value.astype(np.float32) for stat, value in values.items()}
+
+
+def combine(sums: np.ndarray, axis: int) -> np.ndarray:
+    """The sums of a union of tensors: ``[..., SUMS]`` without ``axis``."""
+    combined = sums.sum(axis)
+    combined[..., MAX] = sums[..., MAX].max(axis)
+    return combined

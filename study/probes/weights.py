@@ -1,0 +1,70 @@
+"""Weights, their gradients and their updates, read between the backward pass and the next step."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from study.adapters.bank import LoraPair
+from study.probes.recorder import Recorder
+from study.probes.spectra import Core, core, largest_singular_values
+from study.vocabulary.quantities import UPDATES
+
+
+class Weights:
+    """Reads the adapters. ``spectra``: whether the largest singular value of delta_w is wanted."""
+
+    def __init__(self, recorder: Recorder, spectra: bool) -> None:
+        self.recorder, self.spectra = recorder, spectra
+        self._before: list[list[tuple[Tensor, Tensor]]] = []
+
+    def before_update(self, gradients: Sequence[Sequence[tuple[Tensor, Tensor]]] | None) -> None:
+        """See :meth:`study.probes.NormProbe.before_update`."""
+        recorder = self.recorder
+        cores: dict[tuple[int, int], Core] = {}
+        for index, layer in enumerate(recorder.layers):
+            pairs = layer.pairs()
+            for cell, pair in enumerate(pairs):
+                found = recorder.add("weights", index, cell, pair)
+                if self.spectra and "delta_w" in found:
+                    with recorder.measuring():
+                        cores[index, cell] = _core(pair, found["delta_w"])
+                given = gradients[index][cell] if gradients else (pair.A_RD.grad, pair.B_OR.grad)
+                recorder.add("gradients", index, cell, *given)
+            if recorder.wanted_of("updates"):
+                self._before.append([(A.detach().clone(), B.detach().clone()) for A, B, _ in pairs])
+        values = largest_singular_values(list(cores.values()))
+        for (index, cell), value in zip(cores, values, strict=True):
+            recorder.write("delta_w", index, cell, lambda value: {"spectral": value}, value)
+
+    def after_update(self, clip_factors: Sequence[float] | None) -> None:
+        """See :meth:`study.probes.NormProbe.after_update`."""
+        recorder = self.recorder
+        factors = clip_factors or [1.0] * recorder.cells
+        for index, before_K in enumerate(self._before):
+            pairs = recorder.layers[index].pairs()
+            for cell, (before, pair) in enumerate(zip(before_K, pairs, strict=True)):
+                updates = [
+                    torch.sub(weight.detach(), old, out=old)
+                    for weight, old in zip(pair[:2], before, strict=True)
+                ]
+                recorder.add("updates", index, cell, *updates)
+                for site, weight, update in zip(UPDATES, pair[:2], updates, strict=True):
+                    if weight.grad is not None:
+                        parts = weight.grad, update, factors[cell]
+                        recorder.write(site, index, cell, _descent, *parts)
+        self._before = []
+
+
+def _descent(gradient: Tensor, update: Tensor, clip_factor: float) -> dict[str, Tensor]:
+    """Minus the inner product of the update and the gradient before clipping."""
+    product = torch.dot(gradient.flatten().float(), update.flatten().float())
+    return {"descent": -product / clip_factor}
+
+
+def _core(pair: LoraPair, delta_w_OD: Tensor) -> Core:
+    """The core of ``delta_w``, from the factors or from the product, whichever is smaller."""
+    if pair.A_RD.numel() + pair.B_OR.numel() < delta_w_OD.numel():
+        scale, square_mm = core(pair.B_OR.float(), pair.A_RD.float())
+        return Core(scale * pair.gamma, square_mm)
+    return core(delta_w_OD)
