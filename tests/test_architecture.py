@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import grimp
@@ -74,3 +75,10 @@ def test_the_table_names_every_package(layer_of: dict[str, int]) -> None:
     table = text[text.index("| package of `study/`") :].split("\n\n")[0]
     named = {name.removesuffix(".py") for name in re.findall(r"`(\w+(?:\.py)?)/?`", table)}
     assert set(layer_of) <= named
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """So no call goes to a function that calls back into the module it came from."""
+    graph = grimp.build_graph("study", cache_dir=None, exclude_type_checking_imports=True)
+    imported_by = {m: graph.find_modules_directly_imported_by(m) for m in graph.modules}
+    list(TopologicalSorter(imported_by).static_order())  # raises CycleError, naming the cycle

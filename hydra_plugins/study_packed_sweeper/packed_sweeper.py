@@ -57,7 +57,7 @@ class PackedSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Plan, pack and launch; returns the launcher's job returns. Raises whatever a job raised."""
         # Imported here: Hydra imports every plugin at start-up, and torch takes seconds.
-        from study.config.compose import compose
+        from study.config.compose import compose, search_path
         from study.sweeps import launch
         from study.sweeps.app import PLAN_KEY
         from study.sweeps.cells import plan, to_train
@@ -67,7 +67,9 @@ class PackedSweeper(Sweeper):
         loader = self.hydra_context.config_loader
         shared, swept = self._axes(arguments)
         grid = [list(cell) for cell in product(*swept)]
-        cells = plan(compose(loader, self.config.hydra.job.config_name, shared, grid))
+        name = self.config.hydra.job.config_name
+        found = search_path(self.config.hydra.overrides.hydra)
+        cells = plan(compose(loader, name, [*found, *shared], grid))
         overrides = {cell.id: shlex.join(own) for cell, own in zip(cells, grid, strict=True)}
         packs = packed(to_train(cells))
         if PLAN_KEY in self.config:

@@ -1,6 +1,6 @@
 """Hydra configurations to typed cells; where ``conf/`` is; the resolvers that ``conf/`` uses."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hydra.core.config_loader import ConfigLoader
@@ -55,6 +55,14 @@ def compose(
             OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
         configs.append(checked(config))
     return configs
+
+
+def search_path(hydra_overrides: Iterable[str]) -> list[str]:
+    """The overrides of ``hydra.searchpath``: the user's own folders of configuration files.
+
+    Hydra keeps them apart from the overrides of a task, and composing a cell needs both.
+    """
+    return [override for override in hydra_overrides if override.startswith("hydra.searchpath=")]
 
 
 def _sets_value(override: Override, loader: ConfigLoader) -> bool:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from study.config import parse
-from study.config.compose import CONF, compose
+from study.config.compose import CONF, compose, search_path
 from study.errors import StudyError
 
 PLAN_FLAG, PLAN_KEY = "--plan", "plan_only"
@@ -86,8 +86,10 @@ def _run(composed: DictConfig) -> None:
         with launch.on_agenda(packs):
             run(pack)
         return launch.conclude(cells)
-    shared = [o for o in HydraConfig.get().overrides.task if not o.startswith("+cells=")]
-    name = HydraConfig.get().job.config_name
+    hydra_config = HydraConfig.get()
+    shared = search_path(hydra_config.overrides.hydra)
+    shared += [o for o in hydra_config.overrides.task if not o.startswith("+cells=")]
+    name = hydra_config.job.config_name
     loader = GlobalHydra.instance().config_loader()
     return run(plan(compose(loader, name, shared, [shlex.split(cell) for cell in composed.cells])))
 

@@ -12,17 +12,19 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from study.adapters import LoraBank, merged_once
-from study.config import CellConfig
+from study.config import CellConfig, chosen, probe_steps
 from study.data import IGNORED, Corpus, TokenBatch
 from study.models import FrozenBase
 from study.models.compiled import CompiledBlocks
+from study.probes import Alignment
 from study.training.loss import target_losses
 from study.training.optimizers import Learner
-from study.training.probing import alignment_of
 from study.training.run import may_trim
+from study.vocabulary.quantities import ALIGNMENTS, STATS, USUAL
+from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
 
 class Watcher(Protocol):
@@ -48,7 +50,7 @@ class Fold:
         self.compiled = compiled
         self.learners = [Learner(config, cell, banks) for cell, config in enumerate(cells)]
         self.tokens_K = [0] * len(cells)
-        self.alignment, self.aligned_until = alignment_of(base.model, cells[0])
+        self.alignment, self.aligned_until = _alignment(base.model, cells[0])
         self.dropout_before: list[list[Tensor] | None] = []
         self.began = time.perf_counter()
 
@@ -197,3 +199,15 @@ class Fold:
     def _per_cell(self, mask_BT: Tensor) -> Tensor:
         """The number of true entries in each cell's share of a stacked batch, ``[K]``."""
         return mask_BT.reshape(len(self.cells), -1).sum(1)
+
+
+def _alignment(model: nn.Module, config: CellConfig) -> tuple[Alignment | None, int]:
+    """The weight gradients that alignment statistics need, and the last step that measures them.
+
+    ``(None, 0)`` if none is asked for.
+    """
+    wanted = chosen("probes.stats", config.probes.stats, STATS, USUAL)
+    stats = [stat for stat in wanted if stat in ALIGNMENTS]
+    predicted = (step for step in probe_steps(config) if step <= LAST_PREDICTED_STEP)
+    until = max(predicted, default=0)
+    return (Alignment(model, stats), until) if stats and until else (None, 0)

@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from study.adapters import infinite
-from study.config import CellConfig, chosen, probe_steps
-from study.probes import Alignment, NormProbe, Sent
+from study.config import chosen
+from study.probes import NormProbe, Sent
+from study.training.fold import Fold
 from study.vocabulary.quantities import (
-    ALIGNMENTS,
     BATCHES,
     HELDOUT,
     NOISE,
@@ -23,13 +22,9 @@ from study.vocabulary.quantities import (
     USUAL,
     WEIGHTS,
 )
-from study.vocabulary.thresholds import LAST_PREDICTED_STEP
-
-if TYPE_CHECKING:
-    from study.training.fold import Fold
 
 
-def make_probe(fold: "Fold", batch: str) -> NormProbe | None:
+def make_probe(fold: Fold, batch: str) -> NormProbe | None:
     """A new probe of what the configuration asks for on ``batch``; None if that is nothing.
 
     Weights and updates belong to no batch. They are measured once: beside ``train`` or, without it,
@@ -57,7 +52,7 @@ def make_probe(fold: "Fold", batch: str) -> NormProbe | None:
     )
 
 
-def probe_other_batches(fold: "Fold", step: int) -> list[Sent]:
+def probe_other_batches(fold: Fold, step: int) -> list[Sent]:
     """Measure on the held-out batch and on noise, before the pass on the training batch."""
     sent = []
     if probe := make_probe(fold, HELDOUT):
@@ -69,7 +64,7 @@ def probe_other_batches(fold: "Fold", step: int) -> list[Sent]:
     return sent
 
 
-def _probe_heldout(fold: "Fold", probe: NormProbe) -> None:
+def _probe_heldout(fold: Fold, probe: NormProbe) -> None:
     """A pass on the first ``batch_size`` held-out examples, without dropout.
 
     Gradients never reach ``.grad`` and no random stream advances, so training is the same with this
@@ -89,18 +84,6 @@ def _probe_heldout(fold: "Fold", probe: NormProbe) -> None:
             flat = iter(torch.autograd.grad(loss_K.sum(), parameters))
             gradients = [_pairs([next(flat) for _ in of_bank]) for of_bank in stacks]
     probe.before_update(gradients)
-
-
-def alignment_of(model: nn.Module, config: CellConfig) -> tuple[Alignment | None, int]:
-    """The weight gradients that alignment statistics need, and the last step that measures them.
-
-    ``(None, 0)`` if none is asked for.
-    """
-    usual = chosen("probes.stats", config.probes.stats, STATS, USUAL)
-    stats = [stat for stat in usual if stat in ALIGNMENTS]
-    predicted = (step for step in probe_steps(config) if step <= LAST_PREDICTED_STEP)
-    until = max(predicted, default=0)
-    return (Alignment(model, stats), until) if stats and until else (None, 0)
 
 
 def _pairs(stacks: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
