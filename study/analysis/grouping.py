@@ -1,4 +1,4 @@
-"""Which cells belong together: a curve is one configuration at several ranks and seeds."""
+"""Which cells form a curve: those of one configuration at several ranks and seeds."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,41 +13,25 @@ from study.vocabulary.scaling import RULES
 NOT_A_CURVE = frozenset(
     {
         # What a curve runs over, and what follows from it.
-        *("cell_id", "rank", "gamma", "seed", "data_seed"),
-        # How a cell went, on what, and from which code.
+        *("cell_id", "rank", "gamma", "seed", "data_seed", "adapter_sha256"),
+        # How a cell ended, and on which device.
         *("status", "error", "diverged_step", "steps_done", "seconds", "peak_memory_gb", "device"),
-        *(
-            "device_name",
-            "threads",
-            "contraction",
-            "pack",
-            "fold",
-            "versions",
-            "git",
-            "identity_version",
-        ),
+        # When and what was measured. It does not change the values.
+        *("probes_every", "probes_steps", "probes_sites", "probes_stats", "probes_batch"),
+        *("probes_truncations", "eval_every", "answer_tokens"),
     }
 )
-"""The columns of ``cells`` that do not tell curves apart. Every other one does, so that a sweep over a key this list
-has never heard of never puts two curves into one fit.
-"""
+"""The columns of ``cells`` that do not separate curves. Every other column does, also one that is
+not known here."""
 
 CURVE_FIRST = (
-    *(
-        "study",
-        "model",
-        "quant_bits",
-        "data",
-        "optimizer",
-        "scaling",
-        "exponent_p",
-        "alpha",
-        "lr",
-        "init",
-        "targets",
-    ),
+    *("study", "model", "quant_bits", "data", "optimizer", "scaling", "exponent_p", "alpha", "lr"),
+    *("init", "targets"),
 )
 """The curve's columns that lead the ``exponents`` table; any others of ``cells`` follow."""
+
+HASH_OF = {"model_sha256": "model", "tokenizer_sha256": "model", "data_sha256": "data"}
+"""The column that names what a hash is of."""
 
 FIT_COLUMNS = (
     *("site", "stat", "batch", "step", "kind", "layer", "block"),
@@ -56,28 +40,46 @@ FIT_COLUMNS = (
     *("log_rank_mean", "log_stat_mean", "se_slope", "se_mean", "cov", "df", "t_crit"),
     *("layer_p05", "layer_median", "layer_p95", "spread_slope", "predicted"),
 )
-"""What :func:`study.analysis.exponents.fit_exponents` adds to the curve's own columns."""
+"""The columns that :func:`study.analysis.exponents.fit_exponents` adds to the curve's."""
 
 PREDICTION_COLUMNS = ("lazy", "clipped", "eps_ratio")
-"""What :func:`study.analysis.predictions.with_predictions` adds beside filling ``predicted``."""
+"""The columns that :func:`study.analysis.predictions.with_predictions` adds."""
 
 VERDICT_COLUMNS = ("margin", "p_value", "p_holm", "primary", "verdict")
-"""What :func:`study.analysis.verdicts.with_verdicts` adds to those."""
+"""The columns that :func:`study.analysis.verdicts.with_verdicts` adds."""
 
 
 def curve_columns(exponents: pd.DataFrame) -> list[str]:
-    """The columns of ``exponents`` that say which curve a row belongs to: ``study``, ``model``, and so on."""
+    """The columns of ``exponents`` that identify the curve: ``study``, ``model``, and so on."""
+    others = {*FIT_COLUMNS, *PREDICTION_COLUMNS, *VERDICT_COLUMNS}
+    return [name for name in exponents.columns if name not in others]
+
+
+def distinguishing(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
+    """Those of ``columns`` that a label must name to separate the curves of ``rows``.
+
+    The optimizer and the rule are not among them: labels name both in any case. Omits columns that
+    are constant within an optimizer, such as eps, and hashes that are constant within a name.
+    """
+    beside = [name for name in columns if name not in ("optimizer", "scaling", "exponent_p")]
     return [
         name
-        for name in exponents.columns
-        if name not in {*FIT_COLUMNS, *PREDICTION_COLUMNS, *VERDICT_COLUMNS}
+        for name in beside
+        if _varies(rows, name, "optimizer") and _varies(rows, name, HASH_OF.get(name, "optimizer"))
     ]
 
 
-def numbered(table: pd.DataFrame, columns: Iterable[str], within: Ints | None = None) -> Ints:
-    """A number per distinct combination of ``columns`` (and of ``within``), 0, 1, ... as they first appear.
+def _varies(rows: pd.DataFrame, column: str, within: str) -> bool:
+    """Whether ``column`` has several values in rows of one value of ``within``."""
+    values = rows.groupby(rows[within].astype(object), dropna=False)[column]
+    return bool(values.nunique(dropna=False).max() > 1)
 
-    Column by column, so that no row ever becomes a tuple: a million rows in a tenth of a second.
+
+def numbered(table: pd.DataFrame, columns: Iterable[str], within: Ints | None = None) -> Ints:
+    """Numbers the distinct combinations of ``columns`` (and ``within``), in order of appearance.
+
+    Returns the number of each row. It works column by column and makes no tuple of any row: a
+    million rows take a tenth of a second.
     """
     number = np.zeros(len(table), np.int64) if within is None else within.astype(np.int64)
     for name in columns:
@@ -87,7 +89,7 @@ def numbered(table: pd.DataFrame, columns: Iterable[str], within: Ints | None = 
 
 
 def firsts(number: Ints) -> Ints:
-    """Where each number of :func:`numbered` first appears, in the order of the numbers."""
+    """The index at which each number of :func:`numbered` first appears, by number."""
     return np.unique(number, return_index=True)[1]
 
 
@@ -95,8 +97,10 @@ def firsts(number: Ints) -> Ints:
 class Design:
     """The cells of a study, sorted by curve, seed and rank (``K`` of them).
 
-    ``seed_K`` numbers the pairs of ``seed`` and ``data_seed``; rows from step ``end_K`` on are not used;
-    ``cells_of_curve`` counts them, used or not; ``curves`` has one row per curve.
+    - ``seed_K``: a number per pair of ``seed`` and ``data_seed``;
+    - ``end_K``: the first step whose rows are not used;
+    - ``cells_of_curve``: the number of cells of each curve, used or not;
+    - ``curves``: one row per curve.
     """
 
     cell_id_K: list[str]
@@ -109,7 +113,11 @@ class Design:
 
     @classmethod
     def of(cls, cells: pd.DataFrame, rank_min: float = 0) -> "Design":
-        """Ranks below ``rank_min`` are not part of it. Raises :class:`StudyError` as ``fit_exponents`` says."""
+        """The design of ``cells`` without ranks below ``rank_min``.
+
+        Raises :class:`StudyError` if a curve has two cells of one rank and seed, or if there are
+        several ranks and no curve has two.
+        """
         cells = cells[cells["rank"] >= rank_min].reset_index(drop=True)
         labels = curve_labels(cells)
         curve = (
@@ -124,7 +132,8 @@ class Design:
         _refuse_scattered(labels, curve, rank)
 
         diverged = (cells["status"] == "diverged").to_numpy(bool)
-        # A pack goes on measuring a diverged cell's frozen weights; without its step, nothing of it can be trusted.
+        # A pack still measures a diverged cell, with frozen weights. If the step is unknown, no row
+        # is used.
         step = cells["diverged_step"].astype(float).fillna(0.0) if "diverged_step" in cells else 0.0
         end = np.where(diverged, step, np.inf)
         end[np.isinf(rank)] = 0.0
@@ -141,7 +150,7 @@ class Design:
 
 
 def curve_labels(cells: pd.DataFrame) -> pd.DataFrame:
-    """The columns that tell curves apart, ``exponent`` renamed ``exponent_p`` and filled with the rule's own p."""
+    """The columns that separate curves. ``exponent``, now ``exponent_p``, has the rule's own p."""
     labels = cells[[name for name in cells.columns if name not in NOT_A_CURVE]]
     labels = labels.rename(columns={"exponent": "exponent_p"})
     own_p = (
@@ -154,18 +163,15 @@ def curve_labels(cells: pd.DataFrame) -> pd.DataFrame:
         labels["exponent_p"].astype(float).fillna(own_p) if "exponent_p" in labels else own_p
     )
     for name in labels:
-        if not pd.api.types.is_numeric_dtype(
-            labels[name]
-        ):  # lists and dicts too: compared by what they read like
-            labels[name] = (
-                labels[name].astype(object).map(str, na_action="ignore").astype("category")
-            )
+        if not pd.api.types.is_numeric_dtype(labels[name]):  # lists and dicts too, as strings
+            words = labels[name].astype(object).map(str, na_action="ignore")
+            labels[name] = words.astype("category")
     first = [name for name in CURVE_FIRST if name in labels]
     return labels[first + [name for name in labels.columns if name not in first]]
 
 
 def _refuse_twins(cells: pd.DataFrame, curve: Ints, seed: Ints) -> None:
-    """A seed's ranks must be distinct on a curve: a twin would count twice, or hide a difference the table lacks."""
+    """Raise :class:`StudyError` for cells of one curve, rank and seed: one would count twice."""
     place = pd.DataFrame({"curve": curve, "seed": seed, "rank": cells["rank"].to_numpy()})
     twins = place.duplicated(keep=False).to_numpy()
     if twins.any():
@@ -173,17 +179,19 @@ def _refuse_twins(cells: pd.DataFrame, curve: Ints, seed: Ints) -> None:
         ids = ", ".join(map(str, cells.loc[same, "cell_id"]))
         first = cells[same].iloc[0]
         raise StudyError(
-            f"cells {ids} have the same rank {first['rank']:g}, seed {first['seed']} and configuration: keep one"
+            f"cells {ids} have the same rank {first['rank']:g}, seed {first['seed']} and "
+            "configuration: keep one"
         )
 
 
 def _refuse_scattered(labels: pd.DataFrame, curve: Ints, rank: Floats) -> None:
-    """Two ranks, but no two on one curve: nothing could be fitted, and an empty table would not say why."""
+    """Raise :class:`StudyError` if there are several ranks and no curve has two of them."""
     finite = pd.Series(rank).where(np.isfinite(rank))
     if finite.nunique() > 1 and finite.groupby(curve).nunique().max() < 2:
         differing = ", ".join(
             str(name) for name in labels if labels[name].nunique(dropna=False) > 1
         )
         raise StudyError(
-            f"no two ranks share a curve, the cells also differ in {differing}: sweep the rank with the rest fixed"
+            f"no two ranks share a curve; the cells also differ in {differing}: "
+            "sweep the rank with everything else fixed"
         )

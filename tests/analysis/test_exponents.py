@@ -331,7 +331,7 @@ def test_ranks_that_all_differ_in_something_else_are_refused(study):
     cells, probes = study({GRAD: power_law}, seed=0)
     cells["lr"] = 1e-3 * np.arange(1, 6)
     with pytest.raises(
-        StudyError, match="no two ranks share a curve, the cells also differ in lr: sweep the rank"
+        StudyError, match="no two ranks share a curve; the cells also differ in lr: sweep the rank"
     ):
         fit_exponents(cells, probes)
 
