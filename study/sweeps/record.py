@@ -1,4 +1,4 @@
-"""What a fold of cells leaves while it trains: rows and records on disk, lines on the display, a tracker's runs."""
+"""Record a fold while it trains: rows and records on disk, the display, the tracker's runs."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -25,7 +25,10 @@ from study.vocabulary import scaling
 
 
 class Recorder:
-    """Writes a fold's results as they come, one writer a cell, and tells the display and the tracker."""
+    """Writes a fold's results as they arrive and passes them to the display and the tracker.
+
+    ``writers``: one for each cell of ``fold``, in order.
+    """
 
     def __init__(
         self,
@@ -44,7 +47,11 @@ class Recorder:
             tracked.start(writer.record, cell.label)
 
     def add(self, results: Sequence[CellStep | None]) -> None:
-        """Take the rows of one step: written when its numbers have left the device, on closing at the latest."""
+        """Take the results of one step, by cell; None for a cell that had diverged before.
+
+        They are written when their numbers have left the device, and by :meth:`close` at the
+        latest.
+        """
         alive = [result for result in results if result is not None]
         for result in alive:
             fields, step = self.fields[result.cell], int(result.metrics["step"])
@@ -70,7 +77,10 @@ class Recorder:
                 writer.append("truncations", result.truncations)
 
     def save_adapters(self, model: nn.Module) -> None:
-        """Write the adapters that were kept, in PEFT's format; ``model`` is the base, without adapters again."""
+        """Write the trained adapters of cells with ``train.save_adapter``, in PEFT's format.
+
+        ``model``: the base after its adapters were removed.
+        """
         for k, pairs in self.adapters.items():
             adapter = self.fold[k].config.adapter
             write_adapter(
@@ -84,7 +94,7 @@ class Recorder:
             )
 
     def fail(self, error: Exception) -> list[str]:
-        """Mark the cells that had not diverged as failed; a line for each of them."""
+        """Mark the cells that have not diverged as failed. Returns a line for each of them."""
         failed = [k for k, status in enumerate(self.status) if status == "complete"]
         for k in failed:
             self.status[k] = "failed"
@@ -94,7 +104,7 @@ class Recorder:
         ]
 
     def close(self, device: torch.device) -> None:
-        """Write what is left, and close every cell with its status."""
+        """Write the results that are left, and close every cell with its status."""
         while self._waiting:
             self._write(self._waiting.popleft())
         for writer, status, fields in zip(self.writers, self.status, self.fields, strict=True):
@@ -104,12 +114,15 @@ class Recorder:
 
 
 def config_yaml(cell: Cell) -> str:
-    """A cell's configuration as its folder keeps it."""
+    """The text of ``config.yaml`` in a cell's folder."""
     return OmegaConf.to_yaml(OmegaConf.create(asdict(cell.config)))
 
 
 def record_of(cell: Cell, device: torch.device, data: str) -> dict[str, Any]:
-    """A cell's record as it starts: what it is, what it reads (``data``: the examples' hash), by what and where."""
+    """A cell's record as it begins: configuration, sources, versions, commit and device.
+
+    ``data``: the hash of the examples.
+    """
     return {
         **cell.description,
         "sources": asdict(cell.sources) | {"data": data},
@@ -124,4 +137,5 @@ def _now() -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"

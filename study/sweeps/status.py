@@ -14,25 +14,17 @@ from study.store import STATUSES, cell_row, load_cells
 from study.sweeps.agenda import WAITING, agendas, records
 
 COLUMNS = (
-    "status",
-    "cell_id",
-    "model",
-    "optimizer",
-    "lr",
-    "scaling",
-    "rank",
-    "seed",
-    "steps",
-    "seconds",
-    "note",
+    *("status", "cell_id", "model", "optimizer", "lr", "scaling", "rank", "seed", "steps"),
+    *("seconds", "note"),
 )
+NUMBERS = ("lr", "rank", "seed", "steps", "seconds")
 STATES = (*STATUSES, WAITING)
 
 
 def load_status(study_dir: Path) -> pd.DataFrame:
-    """The ``cells`` table and, below it, the cells that a sweep has still to begin: those are ``waiting``.
+    """The ``cells`` table, followed by the cells that a sweep has not begun (``waiting``).
 
-    Raises :class:`StudyError` where the folder holds no study and no sweep is about to begin one.
+    Raises :class:`StudyError` if the folder holds no study and no live sweep is about to begin one.
     """
     planned = [record for agenda in agendas(study_dir) for record in records(study_dir, agenda)]
     waiting = pd.DataFrame([cell_row(record) for record in planned if record["status"] == WAITING])
@@ -44,10 +36,9 @@ def load_status(study_dir: Path) -> pd.DataFrame:
         return waiting
     if waiting.empty:
         return begun
-    # A cell that failed before and is to be trained again is only waiting.
-    return pd.concat(
-        [begun[~begun["cell_id"].isin(waiting["cell_id"])], waiting], ignore_index=True
-    )
+    # A cell that failed and is to be trained again is only waiting.
+    others = begun[~begun["cell_id"].isin(waiting["cell_id"])]
+    return pd.concat([others, waiting], ignore_index=True)
 
 
 def counts(states: Iterable[str]) -> str:
@@ -62,7 +53,7 @@ def count_noun(number: int, noun: str) -> str:
 
 
 def render(cells: pd.DataFrame) -> str:
-    """The ``cells`` table by state, one line a cell, under a line that counts them."""
+    """The ``cells`` table as text: a line of counts, then a line per cell, by state."""
     console = Console(width=200)
     with console.capture() as capture:
         console.print(table(cells, f"{cells['study'].iloc[0]}: {counts(cells['status'])}"))
@@ -70,35 +61,30 @@ def render(cells: pd.DataFrame) -> str:
 
 
 def table(cells: pd.DataFrame, title: str) -> Table:
-    """The ``cells`` table by state under a title, for rich to print."""
+    """The ``cells`` table by state, as a rich table with a title."""
     drawn = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
     for column in COLUMNS:
-        drawn.add_column(
-            column,
-            justify="right" if column in ("lr", "rank", "seed", "steps", "seconds") else "left",
-        )
+        drawn.add_column(column, justify="right" if column in NUMBERS else "left")
     by_state = cells["status"].map(STATES.index)
     for _, cell in cells.assign(state=by_state).sort_values("state", kind="stable").iterrows():
-        done = 0 if pd.isna(cell["steps_done"]) else int(cell["steps_done"])
-        drawn.add_row(
-            cell["status"],
-            cell["cell_id"],
-            cell["model"],
-            cell["optimizer"],
-            f"{cell['lr']:g}",
-            cell["scaling"]
-            if pd.isna(cell["exponent"])
-            else f"{cell['scaling']} p={cell['exponent']:g}",
-            f"{cell['rank']:g}",
-            str(cell["seed"]),
-            f"{done}/{cell['steps']}",
-            "" if pd.isna(cell["seconds"]) else f"{cell['seconds']:.1f}",
-            _note(cell),
-        )
+        drawn.add_row(*_texts(cell))
     return drawn
+
+
+def _texts(cell: pd.Series) -> list[str]:
+    """A cell's entries of :data:`COLUMNS`."""
+    done = 0 if pd.isna(cell["steps_done"]) else int(cell["steps_done"])
+    p = "" if pd.isna(cell["exponent"]) else f" p={cell['exponent']:g}"
+    return [
+        *(cell["status"], cell["cell_id"], cell["model"], cell["optimizer"], f"{cell['lr']:g}"),
+        *(f"{cell['scaling']}{p}", f"{cell['rank']:g}", str(cell["seed"])),
+        f"{done}/{cell['steps']}",
+        "" if pd.isna(cell["seconds"]) else f"{cell['seconds']:.1f}",
+        _note(cell),
+    ]
 
 
 def _note(cell: pd.Series) -> str:
     if cell["status"] == "diverged":
         return f"not finite at step {cell['diverged_step']:.0f}"
-    return cell["error"] or "" if isinstance(cell["error"], str) else ""
+    return cell["error"] if isinstance(cell["error"], str) else ""

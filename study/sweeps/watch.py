@@ -1,6 +1,6 @@
-"""``study status --watch``: follow what trains in a study from any terminal, until nothing is left to train.
+"""``study status --watch``: follow a study from any terminal until no cell is left to train.
 
-All that it knows it reads from the study's folder, so it does not matter which processes train, or how many.
+Everything is read from the study's folder, so any number of processes may train.
 """
 
 import sys
@@ -15,20 +15,22 @@ from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 
 from study.sweeps.agenda import WAITING, Progress, agendas, progress
-from study.sweeps.status import counts, load_status, render, table
+from study.sweeps.status import count_noun, counts, load_status, render, table
 
-_LOOK_EVERY = 1.0  # seconds
-_LINE_EVERY = (
-    10.0  # seconds between lines where stdout is no terminal, unless a cell begins or ends
-)
-_ROWS = 20  # of the table on a terminal: one that is longer than the screen can't be followed
+_READ_EVERY = 1.0
+"""Seconds between readings of the study's folder."""
+_LINE_EVERY = 10.0
+"""Seconds between lines if stdout is not a terminal. A cell that begins or ends adds a line."""
+_ROWS = 20
+"""Rows of the live table. A table longer than the screen can't be followed."""
 _ORDER = ("running", "failed", "diverged", "interrupted", WAITING, "complete")
 
 
 def watch(study_dir: Path, console: Console | None = None) -> None:
-    """Show a study on ``console`` until no cell is running or waiting, then its table and the command that comes next.
+    """Show a study until no cell is running or waiting, then its table and the next command.
 
-    A live table on a terminal, lines elsewhere. Raises :class:`StudyError` where the folder holds no study.
+    On a terminal the table is live; elsewhere lines are printed. Raises :class:`StudyError` if the
+    folder holds no study.
     """
     console = console or Console(file=sys.stdout, highlight=False)
     follow = _live if console.is_terminal else _lines
@@ -39,59 +41,55 @@ def watch(study_dir: Path, console: Console | None = None) -> None:
 
 def _live(study_dir: Path, console: Console) -> pd.DataFrame:
     with Live(console=console, auto_refresh=False, transient=True) as screen:
-        while _is_going(cells := load_status(study_dir)):
-            sweep = _sweep(study_dir)
-            first = cells.assign(place=cells["status"].map(_ORDER.index)).sort_values(
-                "place", kind="stable"
-            )
-            shown = table(first.head(_ROWS), _headline(cells, sweep))
+        while _has_work(cells := load_status(study_dir)):
+            sweep = _last_sweep(study_dir)
+            order = cells["status"].map(_ORDER.index)
+            first = cells.assign(order=order).sort_values("order", kind="stable").head(_ROWS)
+            shown = table(first, _headline(cells, sweep))
             bar = ProgressBar(total=1.0, completed=sweep.work if sweep else 0.0, width=60)
-            screen.update(
-                Group(Padding(bar), shown) if sweep else shown, refresh=True
-            )  # a bar alone ends no line
-            time.sleep(_LOOK_EVERY)
+            # The padding ends the bar's line: a bar alone does not.
+            screen.update(Group(Padding(bar), shown) if sweep else shown, refresh=True)
+            time.sleep(_READ_EVERY)
     return cells
 
 
 def _lines(study_dir: Path, console: Console) -> pd.DataFrame:
     last, printed = "", 0.0
-    while _is_going(cells := load_status(study_dir)):
+    while _has_work(cells := load_status(study_dir)):
         states = counts(cells["status"])
         if states != last or time.monotonic() - printed > _LINE_EVERY:
             last, printed = states, time.monotonic()
-            print(
-                f"{time.strftime('%H:%M:%S')}  {_headline(cells, _sweep(study_dir))}",
-                file=console.file,
-                flush=True,
-            )
-        time.sleep(_LOOK_EVERY)
+            line = f"{time.strftime('%H:%M:%S')}  {_headline(cells, _last_sweep(study_dir))}"
+            print(line, file=console.file, flush=True)
+        time.sleep(_READ_EVERY)
     return cells
 
 
-def _is_going(cells: pd.DataFrame) -> bool:
+def _has_work(cells: pd.DataFrame) -> bool:
     return bool(cells["status"].isin(["running", WAITING]).any())
 
 
-def _sweep(study_dir: Path) -> Progress | None:
-    """How far the sweep is that will end last; None where a cell is trained outside any."""
+def _last_sweep(study_dir: Path) -> Progress | None:
+    """The progress of the live sweep that will end last; None if there is no live sweep."""
     found = [progress(study_dir, agenda) for agenda in agendas(study_dir)]
     return max(found, key=lambda sweep: sweep.seconds_left or 0.0, default=None)
 
 
 def _headline(cells: pd.DataFrame, sweep: Progress | None) -> str:
-    """``quick: 3 complete, 1 running, 6 waiting  pack 1/2 done  34 %  0:02:10 left``, and where running cells are."""
+    """``quick: 3 complete, 1 running  rank 8 lora at step 4/12  1 of 2 packs done  34%  0:02:10
+    left``.
+    """
     running = cells[cells["status"] == "running"]
-    at = ", ".join(
-        f"rank {cell['rank']:g} {cell['scaling']} at step {0 if pd.isna(cell['steps_done']) else cell['steps_done']:g}"
-        f"/{cell['steps']}"
-        for _, cell in running.head(4).iterrows()
-    )
-    parts = [f"{cells['study'].iloc[0]}: {counts(cells['status'])}", at]
+    parts = [f"{cells['study'].iloc[0]}: {counts(cells['status'])}"]
+    parts.append(", ".join(_where(cell) for _, cell in running.head(4).iterrows()))
     if sweep:
-        left = (
-            ""
-            if sweep.seconds_left is None
-            else f"{timedelta(seconds=round(sweep.seconds_left))} left"
-        )
-        parts += [f"{sweep.packs_done} of {sweep.packs} packs done", f"{sweep.work:.0%}", left]
+        parts += [f"{sweep.packs_done} of {count_noun(sweep.packs, 'pack')} done"]
+        parts += [f"{sweep.work:.0%}"]
+        if sweep.seconds_left is not None:
+            parts.append(f"{timedelta(seconds=round(sweep.seconds_left))} left")
     return "  ".join(part for part in parts if part)
+
+
+def _where(cell: pd.Series) -> str:
+    done = 0 if pd.isna(cell["steps_done"]) else cell["steps_done"]
+    return f"rank {cell['rank']:g} {cell['scaling']} at step {done:g}/{cell['steps']}"
