@@ -1,8 +1,10 @@
-"""The frozen base: SmolLM2, any Hugging Face causal LM by folder or name, or a tiny random Llama.
+"""The frozen base: SmolLM2, a causal LM from a folder or the Hugging Face hub, or a tiny Llama.
 
-``describe`` says what a model is without loading its weights (planning asks it a thousand times), ``load_base`` loads
-them, ``load_tokenizer`` reads the tokenizer. Weights come from safetensors only: nothing is unpickled and no code of
-a checkpoint is run.
+- :func:`describe`: a model's identity, limits and layers, without its weights;
+- :func:`load_base`: the model;
+- :func:`load_tokenizer`: its tokenizer.
+
+Weights come from safetensors files only: nothing is unpickled, and code in a checkpoint is not run.
 """
 
 from study.models.base import FrozenBase, load_base

@@ -1,8 +1,9 @@
-"""Blocks compiled for the plain training step.
+"""Transformer blocks compiled for plain training steps.
 
-transformers writes a block's norms, rotations and gates as a dozen passes over memory; ``torch.compile`` fuses them. It
-makes a program for every shape and does not see hooks that come later, so only training passes that nothing looks on at
-run compiled; a probe's, an evaluation's and those behind an update run as they are.
+transformers computes a block's norms, rotary embeddings and gates in about a dozen passes over
+memory; ``torch.compile`` fuses them. It compiles once per shape and ignores hooks that are added
+later. So only training passes without a probe are compiled, and the passes of probes, evaluations
+and losses after an update are not.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,9 +17,10 @@ from study.models.prefix import first_block
 
 
 class CompiledBlocks:
-    """The blocks of ``base`` from the first that ``layers`` are in; each is compiled when it first runs.
+    """The blocks of ``base`` from the first adapted one on, each compiled when it first runs.
 
-    Where the layers lie in no one list of blocks, there are none.
+    ``layers``: the paths of the adapted linears. Nothing is compiled if they are not all in one
+    list of blocks.
     """
 
     def __init__(self, base: FrozenBase, layers: Sequence[str]) -> None:
@@ -28,7 +30,7 @@ class CompiledBlocks:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Around a pass with gradients: its blocks run compiled."""
+        """Within this context, passes run the compiled blocks."""
         try:
             for block, program in self._programs:
                 block.forward = program
@@ -40,7 +42,10 @@ class CompiledBlocks:
 
 @contextmanager
 def compiled_blocks(base: FrozenBase, layers: Sequence[str]) -> Iterator[CompiledBlocks]:
-    """What was compiled is dropped on leaving: another rank is another shape, and torch keeps only so many."""
+    """Yield the :class:`CompiledBlocks`, and discard their programs on leaving.
+
+    Another rank is another shape, and torch keeps a limited number of programs.
+    """
     try:
         yield CompiledBlocks(base, layers)
     finally:

@@ -1,8 +1,8 @@
-"""The blocks below the first adapted one, run once a batch: what they make of it is the same for every cell.
+"""A cache for the blocks below the first adapted one, whose output is the same for every cell.
 
-Where adapters sit on late layers alone, cells that read the same batches share everything below them, and so do one
-cell's passes over the held-out examples. Within :func:`shared_prefix` the output of the last such block is kept by
-batch, on the device, and the blocks below hand it on instead of computing it again.
+If only late layers have adapters, then cells with the same batches, and the evaluations of one
+cell, share all computation below those layers. Within :func:`shared_prefix`, the output of the last
+block below is cached on the device, by batch, and the blocks below are skipped for a known batch.
 """
 
 import re
@@ -13,11 +13,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from study.models.base import FrozenBase, nothing
+from study.models.base import FrozenBase, no_context
 
 
 class Prefix:
-    """Block outputs by batch, up to ``limit`` bytes of them: the first batches are kept, as every cell begins there."""
+    """Block outputs by batch, up to ``limit`` bytes in total.
+
+    The first batches are kept, because every cell starts with them. ``used``: bytes; ``hits``:
+    passes that found their batch in the cache.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit, self.used = limit, 0
@@ -27,7 +31,7 @@ class Prefix:
 
     @contextmanager
     def during(self, input_ids_BT: Tensor) -> Iterator[None]:
-        """Around the pass of one batch, which is looked at on the CPU, so that no device waits."""
+        """The context of one batch's pass. Tokens on the CPU avoid a wait for the device."""
         self._key = (tuple(input_ids_BT.shape), input_ids_BT.cpu().numpy().tobytes())
         self.hits += self._key in self._kept
         try:
@@ -37,16 +41,16 @@ class Prefix:
 
     @property
     def known(self) -> bool:
-        """Whether the batch of this pass has been here before."""
+        """Whether the output for the current batch is in the cache."""
         return self._key in self._kept
 
     def recall(self) -> Any:
-        """What the last block made of it."""
+        """The output of the last block below, for the current batch."""
         assert self._key is not None
         return self._kept[self._key]
 
     def keep(self, output: Any) -> None:
-        """Keep that for the next time, while there is room; outside of :meth:`during` nothing is kept."""
+        """Cache the output of the last block below, if it fits and within :meth:`during`."""
         size = sum(leaf.nbytes for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
         if self._key is not None and self.used + size <= self.limit:
             self._kept[self._key] = pytree.tree_map(
@@ -55,8 +59,8 @@ class Prefix:
             self.used += size
 
 
-class _Below(nn.Module):
-    """In the place of a block below the first adapted one: computes it, or hands on what is known."""
+class _CachedBlock(nn.Module):
+    """Replaces a block below the first adapted one: returns the cached output or computes it."""
 
     def __init__(self, block: nn.Module, prefix: Prefix, is_last: bool) -> None:
         super().__init__()
@@ -71,7 +75,7 @@ class _Below(nn.Module):
         return output
 
     def __getattr__(self, name: str) -> Any:
-        """Models ask their blocks for more than a pass (their kind of attention, say)."""
+        """Models also read attributes of their blocks, such as the kind of attention."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -80,9 +84,10 @@ class _Below(nn.Module):
 
 @contextmanager
 def shared_prefix(base: FrozenBase, layers: Sequence[str], limit: int) -> Iterator[Prefix | None]:
-    """``base`` with the blocks below ``layers`` run once a batch; None, and ``base`` as it is, where none is below.
+    """Yield a cache of at most ``limit`` bytes for the blocks of ``base`` below ``layers``.
 
-    ``limit``: bytes. The base is whole again on leaving.
+    Yields None, without a change to ``base``, if no block is below. ``base`` is restored on
+    leaving.
     """
     place = first_block(layers)
     if place is None or place[1] == 0:
@@ -93,17 +98,20 @@ def shared_prefix(base: FrozenBase, layers: Sequence[str], limit: int) -> Iterat
     originals, prefix = list(blocks[:first]), Prefix(limit)
     try:
         for index, block in enumerate(originals):
-            blocks[index] = _Below(block, prefix, is_last=index == first - 1)
+            blocks[index] = _CachedBlock(block, prefix, is_last=index == first - 1)
         base.around_pass = prefix.during
         yield prefix
     finally:
-        base.around_pass = nothing
+        base.around_pass = no_context
         for index, block in enumerate(originals):
             blocks[index] = block
 
 
 def first_block(layers: Sequence[str]) -> tuple[str, int] | None:
-    """The path of the list that the adapted blocks are in, and the lowest of their numbers; None where lists differ."""
+    """The list of blocks that contains all ``layers``, by path, and the index of the first of them.
+
+    None if there is no such list.
+    """
     found = [match for match in (re.match(r"(.+?)\.(\d+)\.", layer) for layer in layers) if match]
     paths = {match[1] for match in found}
     if len(found) < len(layers) or len(paths) != 1:

@@ -1,13 +1,16 @@
-"""Quantised bases: the weights of a model's block linears held in 8 or 4 bits by bitsandbytes, through transformers.
+"""Quantised bases: block linears with weights in 8 or 4 bits, by bitsandbytes through transformers.
 
-8 bits are LLM.int8()'s, a scale per output (Dettmers et al. 2022, arXiv 2208.07339); 4 bits are QLoRA's NF4, a scale
-per 64 weights that is itself quantised (Dettmers et al. 2023, arXiv 2305.14314). Embeddings, norms and the head stay
-as they are. Whoever multiplies by such a weight dequantises it for the length of the product, so nothing that needs a
-dense one can be had (:func:`study.adapters.dense_weight`). Adapters and their gradients are float32 as ever.
+- 8 bits: LLM.int8(), one scale per output (Dettmers et al. 2022, arXiv 2208.07339);
+- 4 bits: QLoRA's NF4, one scale per 64 weights, itself quantised (Dettmers et al. 2023, arXiv
+  2305.14314).
 
-On a CPU the 8-bit product is one with the dequantised weight. On CUDA it is LLM.int8()'s own, in fp16: inputs are
-rounded to 8 bits but for the columns of outliers, which are looked for over the whole batch. There a cell's numbers
-would depend on what is folded with it, so 8-bit cells are not folded (:func:`study.sweeps.run.folds`).
+Embeddings, norms, the head and the adapters are not quantised. A weight is dequantised for each
+product only, so nothing that needs the dense weight works (:func:`study.adapters.dense_weight`).
+
+On a CPU, an 8-bit product uses the dequantised weight. On CUDA it is LLM.int8()'s, in fp16: inputs
+are rounded to 8 bits except in outlier columns, which are chosen from the whole batch. A cell's
+numbers would depend on the other cells of its fold, so :func:`study.sweeps.packs.folds` trains
+8-bit cells alone.
 """
 
 from collections.abc import Mapping
@@ -23,36 +26,57 @@ from study.errors import StudyError
 from study.models.quiet import quiet
 
 SCHEMES = {8: "int8", 4: "nf4"}
-"""What a fingerprint calls each number of bits."""
+"""The name of each number of bits in a fingerprint."""
 BLOCK = 64
-"""Weights under one scale in 4 bits: what bitsandbytes takes where nothing is said."""
+"""Weights per scale in 4 bits: the default of bitsandbytes."""
 
 
 def check_installed() -> None:
-    """Raises :class:`StudyError` where bitsandbytes is not installed."""
+    """Raises :class:`StudyError` if bitsandbytes is not installed."""
     if find_spec("bitsandbytes") is None:
         raise StudyError(
-            "model.quant_bits needs bitsandbytes: pip install 'study[quant]', or model.quant_bits=null"
+            "model.quant_bits needs bitsandbytes: "
+            "pip install 'study[quant]', or use model.quant_bits=null"
         )
 
 
 def check_rows(named: str, linears: Mapping[str, Any]) -> None:
-    """Raises :class:`StudyError` where a row of some weight is no whole number of NF4's blocks.
+    """Raises :class:`StudyError` if the rows of a weight are not a multiple of :data:`BLOCK`.
 
-    A scale then covers the end of one row and the start of the next, and bitsandbytes' AVX-512 kernel (0.50) takes
-    the wrong one: an error of 0.27 of the weight where it should be 0.09, without a word.
+    A scale would then cover the end of one row and the start of the next. For such blocks the
+    AVX-512 kernel of bitsandbytes (0.50) uses the wrong scale without a warning: the error is 0.27
+    of the weight instead of 0.09.
     """
     for path, linear in linears.items():
         d = linear.nx if isinstance(linear, Conv1D) else linear.in_features
         if d % BLOCK:
             raise StudyError(
-                f"model.quant_bits=4 scales {BLOCK} weights at a time, and {path} of {named} has rows of {d}: "
-                "use model.quant_bits=8 or null"
+                f"model.quant_bits=4 needs rows of a multiple of {BLOCK} weights, but {path} of"
+                f" {named} has rows of {d}: use model.quant_bits=8 or null"
             )
 
 
+def check_checkpoint(named: str, quantisation: dict[str, Any], quant_bits: int | None) -> None:
+    """Raises :class:`StudyError` unless bitsandbytes quantised the checkpoint to ``quant_bits``.
+
+    ``quantisation``: the ``quantization_config`` of the checkpoint called ``named``.
+    """
+    bits = next((bits for bits in SCHEMES if quantisation.get(f"load_in_{bits}bit")), None)
+    if bits is None:
+        raise StudyError(
+            f"{named} is quantised ({quantisation.get('quant_method')}): give its unquantised"
+            " checkpoint (float32, bf16 or float16); model.quant_bits=4 loads that in 4 bits"
+        )
+    if bits != quant_bits:
+        asked = "null" if quant_bits is None else quant_bits
+        raise StudyError(
+            f"{named} has weights in {bits} bits, but model.quant_bits={asked}: "
+            f"use model.quant_bits={bits}, or give its unquantised checkpoint"
+        )
+
+
 def recipe(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """How transformers is to quantise while it loads; ``dtype`` is what products are computed in."""
+    """The quantisation for ``from_pretrained``. Products are computed in ``dtype``."""
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -63,13 +87,8 @@ def recipe(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def bits_of(held: dict[str, Any]) -> int | None:
-    """The bits of a checkpoint's own ``quantization_config``; ``None`` where it is not bitsandbytes'."""
-    return 4 if held.get("load_in_4bit") else 8 if held.get("load_in_8bit") else None
-
-
-def rebuilt(model: PreTrainedModel, device: torch.device, dtype: torch.dtype, bits: int) -> Any:
-    """A model in memory as transformers would load it from a checkpoint: on ``device``, in ``dtype``, quantised."""
+def reloaded(model: PreTrainedModel, device: torch.device, dtype: torch.dtype, bits: int) -> Any:
+    """A model in memory as if loaded from a checkpoint: on ``device``, in ``dtype``, quantised."""
     with quiet():
         return type(model).from_pretrained(
             None,
@@ -81,14 +100,13 @@ def rebuilt(model: PreTrainedModel, device: torch.device, dtype: torch.dtype, bi
         )
 
 
-def settle(model: nn.Module, dtype: torch.dtype) -> None:
-    """Put the quantised linears into the one mode that computes alike in every pass; products are in ``dtype``.
+def use_one_dtype(model: nn.Module, dtype: torch.dtype) -> None:
+    """Compute every product in ``dtype`` and in the same way in every pass.
 
-    Out of training mode bitsandbytes takes other ways on a CPU: 8-bit products round their inputs, and 4-bit weights
-    repack themselves for bf16 on the first pass without a gradient. An evaluation would then be of another model than
-    was trained. A linear has nothing else to its mode, and a bank leaves that of its base alone.
-
-    All that is not quantised is brought to ``dtype``: a checkpoint that comes quantised keeps what it was made for.
+    In eval mode on a CPU, bitsandbytes rounds the inputs of 8-bit products, and repacks 4-bit
+    weights for bf16 in the first pass without gradients. An evaluation would then not measure the
+    trained model, so the quantised linears stay in train mode, which changes nothing else in them.
+    Parameters that are not quantised are cast to ``dtype``: a quantised checkpoint may hold others.
     """
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 

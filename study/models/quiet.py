@@ -1,4 +1,4 @@
-"""Keep transformers, and bitsandbytes beneath it, from talking while a model is looked at or loaded."""
+"""Messages of transformers and bitsandbytes: silenced while they run, and shortened in errors."""
 
 import contextlib
 import logging
@@ -7,18 +7,16 @@ from collections.abc import Iterator
 
 from transformers.utils import logging as transformers_logging
 
-# From here on, not while something runs: it talks as it is imported, by whichever library comes to it first (PEFT, from
-# within transformers), and says of every product anew that its inputs are cast.
+# For the whole process: bitsandbytes logs when transformers or PEFT first imports it, and warns
+# about the cast of its inputs in every product.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars, log lines or warnings from transformers, whose settings are put back afterwards."""
-    verbosity, bars = (
-        transformers_logging.get_verbosity(),
-        transformers_logging.is_progress_bar_enabled(),
-    )
+    """No progress bars, log lines or warnings from transformers. Its settings are restored."""
+    verbosity = transformers_logging.get_verbosity()
+    had_progress_bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
@@ -27,5 +25,11 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-        if bars:
+        if had_progress_bars:
             transformers_logging.enable_progress_bar()
+
+
+def one_line(error: Exception) -> str:
+    """The message of another library's exception on one line of at most 160 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else f"{text[:157]}..."

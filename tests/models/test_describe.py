@@ -1,4 +1,4 @@
-"""The card: what is known without weights, and every mistake that can be seen before they're loaded."""
+"""The card of a model, and the mistakes that are found before its weights are loaded."""
 
 import json
 import shutil
@@ -11,13 +11,16 @@ import torch
 
 from study.config import ModelConfig
 from study.errors import StudyError
-from study.models import describe, hf, load_base, load_tokenizer, tiny
+from study.models import describe, hub, load_base, load_tokenizer, tiny
+from study.models.anatomy import block_linears
+from study.models.sources import FINDERS
+from study.vocabulary.sources import MODELS
 
 CPU = torch.device("cpu")
 
 
 def error_of(config: ModelConfig) -> str:
-    """The one line a user sees; no model may be loaded for it."""
+    """The message of the error, which must be one line and come without loading a model."""
     with pytest.raises(StudyError) as caught:
         describe(config)
     message = str(caught.value)
@@ -28,7 +31,7 @@ def error_of(config: ModelConfig) -> str:
 def test_linears_are_those_of_the_loaded_model() -> None:
     card = describe(ModelConfig("tiny"))
     model = load_base(ModelConfig("tiny"), CPU, "float32").model
-    assert card.linears == hf.block_linears(model)
+    assert card.linears == block_linears(model)
     assert len(card.linears) == 14
     assert card.linears[0] == "model.layers.0.self_attn.q_proj"
     assert all(isinstance(model.get_submodule(path), torch.nn.Linear) for path in card.linears)
@@ -83,6 +86,10 @@ def test_no_path() -> None:
     assert "model=hf needs model.path" in error_of(ModelConfig("hf"))
 
 
+def test_every_model_has_a_finder() -> None:
+    assert FINDERS.keys() == MODELS.keys()
+
+
 def test_unknown_model() -> None:
     assert error_of(ModelConfig("llama")) == "unknown model 'llama': choose from smollm2, hf, tiny"
 
@@ -94,8 +101,8 @@ def test_tiny_takes_no_path(tiny_folder: Path) -> None:
 @pytest.mark.parametrize(
     "path", ["/no/such/folder", "./models/llama", "~/no-such-model-folder", "a/b/c"]
 )
-def test_a_folder_that_is_not_there(path: str) -> None:
-    assert f"model.path={path!r} is not there" in error_of(ModelConfig("hf", path))
+def test_an_absent_folder(path: str) -> None:
+    assert f"model.path={path!r} does not exist" in error_of(ModelConfig("hf", path))
 
 
 def test_a_file_for_a_folder(tiny_folder: Path) -> None:
@@ -129,7 +136,7 @@ def test_no_weights_at_all(tiny_folder: Path) -> None:
 )
 def test_a_damaged_weight_file(tiny_folder: Path, damage: Any) -> None:
     config = ModelConfig("hf", str(tiny_folder))
-    describe(config)  # a card that was given once is no excuse for not looking
+    describe(config)  # the cached card must not hide the damage
     weights = tiny_folder / "model.safetensors"
     weights.write_bytes(damage(weights.read_bytes()))
     assert "weight file model.safetensors is damaged" in error_of(config)
@@ -169,7 +176,7 @@ def test_a_quantised_checkpoint(tiny_folder: Path) -> None:
 def test_a_model_that_generates_no_text(tiny_folder: Path) -> None:
     path = tiny_folder / "config.json"
     path.write_text(json.dumps({"model_type": "vit"}))
-    assert "no causal language model" in error_of(ModelConfig("hf", str(tiny_folder)))
+    assert "is not a causal language model" in error_of(ModelConfig("hf", str(tiny_folder)))
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "bert", "gpt_neox"])
@@ -182,17 +189,17 @@ def test_no_tokenizer(tiny_folder: Path, model_type: str) -> None:
 
 
 class TestHub:
-    """The hub itself is never asked here: ``snapshot_download`` is replaced by what it would do."""
+    """No network: ``snapshot_download`` and the hub's API are replaced."""
 
     COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
     @pytest.fixture(autouse=True)
     def _forget(self) -> None:
-        hf._hub_folder.cache_clear()
+        hub.snapshot.cache_clear()
 
     @pytest.fixture
     def snapshot(self, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        """A snapshot folder that at first holds what planning needs, and later the weights."""
+        """A snapshot folder: it has the config and tokenizer first, and the weights later."""
         folder = tiny_folder.with_name(self.COMMIT)
         folder.mkdir()
 
@@ -208,9 +215,9 @@ class TestHub:
                     shutil.copy(file, folder)
             return str(folder)
 
-        monkeypatch.setattr(hf, "snapshot_download", download)
+        monkeypatch.setattr(hub, "snapshot_download", download)
         monkeypatch.setattr(
-            hf.HfApi,
+            hub.HfApi,
             "list_repo_files",
             lambda *_, **__: [file.name for file in tiny_folder.iterdir()],
         )
@@ -233,7 +240,7 @@ class TestHub:
         ("error", "said"),
         [
             (huggingface_hub.errors.GatedRepoError, "accept its terms"),
-            (huggingface_hub.errors.RepositoryNotFoundError, "no such public model"),
+            (huggingface_hub.errors.RepositoryNotFoundError, "has no public model of this name"),
             (huggingface_hub.errors.LocalEntryNotFoundError, "can't be reached"),
             (ConnectionError, "can't be reached"),
         ],
@@ -242,11 +249,10 @@ class TestHub:
         self, monkeypatch: pytest.MonkeyPatch, error: type[Exception], said: str
     ) -> None:
         def refuse(*_: Any, **__: Any) -> str:
-            raise error.__new__(
-                error, "no\nno"
-            )  # without __init__: the hub's own want a response of its HTTP client
+            # Without __init__, which needs a response of the HTTP client for errors of the hub.
+            raise error.__new__(error, "no\nno")
 
-        monkeypatch.setattr(hf, "snapshot_download", refuse)
+        monkeypatch.setattr(hub, "snapshot_download", refuse)
         message = error_of(ModelConfig("hf", "me/tiny"))
-        assert "'me/tiny' is no folder here" in message
+        assert "'me/tiny' is not a folder, and the hub" in message
         assert said in message

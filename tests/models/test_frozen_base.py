@@ -12,7 +12,8 @@ from transformers import PretrainedConfig
 
 from study.config import ModelConfig
 from study.errors import StudyError
-from study.models import describe, hf, load_base
+from study.models import describe, load_base
+from study.models.anatomy import block_linears
 
 CPU = torch.device("cpu")
 
@@ -74,7 +75,7 @@ def test_two_parts_equal_the_whole(
     torch.testing.assert_close(
         base.logits(hidden_BTd[chosen]), whole_BTV[chosen], rtol=1e-5, atol=1e-6
     )
-    assert base.card.linears == hf.block_linears(base.model)
+    assert base.card.linears == block_linears(base.model)
     assert base.card.max_length == 64
     assert not base.model.training
     assert not base.model.config.use_cache  # type: ignore[union-attr]
@@ -174,7 +175,7 @@ def test_weights_that_are_not_numbers(tiny_folder: Path) -> None:
     weights = load_file(tiny_folder / "model.safetensors")
     weights["model.norm.weight"].fill_(float("nan"))
     save_file(weights, tiny_folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(StudyError, match="not numbers"):
+    with pytest.raises(StudyError, match="NaN logits"):
         load_base(ModelConfig("hf", str(tiny_folder)), CPU, "float32")
 
 
@@ -184,7 +185,7 @@ def test_a_model_that_sees_the_future(save_family: Callable[[PretrainedConfig], 
     )
     folder = str(save_family(config))
     describe(ModelConfig("hf", folder))
-    with pytest.raises(StudyError, match="lets a token see later ones"):
+    with pytest.raises(StudyError, match="attends to later tokens"):
         load_base(ModelConfig("hf", folder), CPU, "float32")
 
 

@@ -210,7 +210,7 @@ def test_rows_that_are_no_whole_blocks_are_refused_before_loading(
     )
     with pytest.raises(
         StudyError,
-        match=r"scales 64 weights at a time, and transformer.h.0.attn.c_attn of .* rows of 32",
+        match=r"rows of a multiple of 64 weights, but transformer.h.0.attn.c_attn of .* rows of 32",
     ):
         describe(ModelConfig("hf", folder, 4))
     assert describe(ModelConfig("hf", folder, 8)).linears
@@ -220,7 +220,7 @@ def test_rows_that_are_no_whole_blocks_are_refused_before_loading(
 def held_in_4_bits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that transformers saved from a quantised model, for another dtype than ours."""
     folder = tmp_path_factory.mktemp("held")
-    quantised.rebuilt(tiny.build(), CPU, torch.bfloat16, 4).save_pretrained(folder)
+    quantised.reloaded(tiny.build(), CPU, torch.bfloat16, 4).save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
     return folder
 
@@ -243,8 +243,8 @@ def test_a_checkpoint_that_bitsandbytes_made_is_used_as_it_is(
 @pytest.mark.parametrize(
     ("bits", "says"),
     [
-        (None, "holds its weights in 4 bits, not model.quant_bits=null: give model.quant_bits=4"),
-        (8, "holds its weights in 4 bits, not model.quant_bits=8: give model.quant_bits=4"),
+        (None, "has weights in 4 bits, but model.quant_bits=null: use model.quant_bits=4"),
+        (8, "has weights in 4 bits, but model.quant_bits=8: use model.quant_bits=4"),
     ],
 )
 def test_contradictory_bits(held_in_4_bits: Path, bits: int | None, says: str) -> None:

