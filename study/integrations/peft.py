@@ -16,7 +16,7 @@ from study.config import ModelConfig, parse
 from study.config.compose import CONF
 from study.errors import StudyError
 from study.models import load_base, load_tokenizer
-from study.models.hf import quiet
+from study.models.quiet import quiet
 from study.store import ADAPTER, find_cell, replacing
 from study.sweeps.cells import plan
 
