@@ -1,4 +1,4 @@
-"""Low-rank adapters on frozen linears: K cells' adapters in one bank, found and wrapped by name."""
+"""Low-rank adapters on frozen linears: the adapters of K cells in one bank, placed by name."""
 
 from study.adapters.bank import AdapterSpec, LoraBank, LoraPair, dense_weight, features, merged_once
 from study.adapters.contraction import Contraction, merged_rate

@@ -1,17 +1,23 @@
-"""Three ways to multiply out ``y = (W + gamma B A) x`` and its gradients, and which of them is cheapest.
+"""Three ways to compute ``y = (W + gamma B A) x`` and its gradients, and which is cheapest.
 
-*Factored*, as LoRA is usually written: through the rank, ``6 T R (D + O)`` FLOPs beyond the frozen product, forward and
-backward. *Merged*: everything through ``W + gamma B A`` and the gradient of that whole weight, ``2 T D O + 6 R D O``.
-*Mixed*: y and dx through the merged weight, the gradients of A and B through the rank, ``2 R D O + 4 T R (D + O)``.
-(RunLoRA, Cherniuk et al. 2023, arXiv 2312.03415, has the idea of choosing.) With ``h = D O / (D + O)``: where ``T < h``
-factored is the least; above, mixed up to ``R = (h / 2) / (1 - h / T)`` and merged from there on.
+FLOPs of one optimizer step beyond the frozen product's ``4 T D O``, forward and backward:
 
-All are the same function, so the choice moves results by rounding alone. That is why delta_w is formed first and then
-added, why no delta is ever recovered by subtraction, and why merged weights are float32 only: rounded to bf16 they
-would lose 98 % of an adapter's output at ``|delta_w| / |W| = 1e-4``.
+- *factored*, the usual form of LoRA: all products go through the rank. ``6 T R (D + O)``;
+- *merged*: all products go through ``W + gamma B A``, and so does the gradient of that weight.
+  ``2 T D O + 6 R D O``;
+- *mixed*: y and dx through the merged weight, the gradients of A and B through the rank.
+  ``2 R D O + 4 T R (D + O)``.
 
-Letters: ``K`` cells of one rank, ``N`` tokens of one pass, ``T`` those of an optimizer step, ``D`` in features, ``O``
-out features, ``R`` rank.
+RunLoRA (Cherniuk et al. 2023, arXiv 2312.03415) proposes to choose between forms. Let
+``h = D O / (D + O)``. If ``T < h``, factored takes the fewest FLOPs. Otherwise mixed takes the
+fewest up to ``R = (h / 2) / (1 - h / T)``, and merged above.
+
+All forms are the same function, so the choice changes results by rounding only. For this reason
+delta_w is formed first and then added, no delta is recovered by subtraction, and merged weights are
+float32 only: in bf16, at ``|delta_w| / |W| = 1e-4``, they would lose 98 % of the adapter's output.
+
+Letters: ``K`` cells of one rank, ``N`` tokens of one pass, ``T`` tokens of an optimizer step, ``D``
+in features, ``O`` out features, ``R`` rank.
 """
 
 import time
@@ -28,19 +34,22 @@ from torch.nn.functional import linear
 
 FORMS = ("factored", "mixed", "merged")
 FLOAT = 40
-"""FLOPs that products make while a float passes through memory: about that on a CPU and on a GPU. It decides at low
-rank alone, where the forms' FLOPs are few."""
+"""FLOPs computed in the time that one float takes through memory: about the same on a CPU and on a
+GPU. It decides at low rank only, where the forms differ by few FLOPs."""
 NARROW = 16
-"""Columns of a factor's gradient, below which it is multiplied transposed (measured on a CPU at 192 to 1536 rows)."""
+"""A factor's gradient with fewer columns is computed transposed. Measured on a CPU, 192 to 1536
+rows."""
 
 
 class Factored(torch.autograd.Function):
     """``y + gamma (x A^T) B^T`` for K cells of one rank.
 
-    ``y_KNO``, ``x_KND`` of one dtype, ``A_KRD``, ``B_KOR`` float32 (cast to it here, once for both directions),
-    ``gamma_K11``. gamma goes on the ``[N, R]`` factor, the smallest of the three, and the sum is fused into the second
-    product. One autograd Function, so that every gradient comes out in its parameter's own layout: what autograd
-    derives from ``bmm(x, A^T)`` is transposed, and copying it back costs a tenth of the step at rank 1024.
+    ``y_KNO`` and ``x_KND`` have one dtype. ``A_KRD`` and ``B_KOR`` are float32 and are cast to it
+    once for both directions. ``gamma_K11`` multiplies the ``[N, R]`` factor, the smallest of the
+    three. The sum is fused into the second product.
+
+    As one autograd Function it gives every gradient in the layout of its parameter. Autograd's own
+    gradient of ``bmm(x, A^T)`` is transposed, and copying it costs a tenth of a step at rank 1024.
     """
 
     @staticmethod
@@ -61,11 +70,14 @@ class Factored(torch.autograd.Function):
 
 
 class FactoredLinear(torch.autograd.Function):
-    """``x W^T + b + gamma (x A^T) B^T`` for a whole bank: the frozen product and every adapter in one node.
+    """``x W^T + b + gamma (x A^T) B^T`` for a whole bank: frozen product and adapters in one node.
 
-    What :class:`Factored` and autograd do in several passes over ``[N, O]`` and ``[N, D]``, each product here adds to
-    the one before it in place: at low rank those passes are what an adapter costs.
-    ``x_KND``, ``W_OD`` of one dtype, ``b_O`` or None, ``cells`` the cells of each rank, then A, B and gamma of each.
+    Each product adds to the previous one in place. :class:`Factored` and autograd need several
+    passes over ``[N, O]`` and ``[N, D]`` instead, which dominate the cost of an adapter of low
+    rank.
+
+    ``x_KND`` and ``W_OD`` have one dtype; ``b_O`` may be None; ``cells`` are the cells of each
+    rank, and ``adapters`` the A, B and gamma of each rank.
     """
 
     @staticmethod
@@ -104,14 +116,14 @@ class FactoredLinear(torch.autograd.Function):
 def _each(
     cells: Sequence[slice], adapters: Sequence[Tensor]
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """The cells of a rank with their A, B and gamma."""
+    """For each rank its cells, and their A, B and gamma."""
     return zip(cells, adapters[::3], adapters[1::3], adapters[2::3], strict=True)
 
 
 def _outer(u_KNI: Tensor, v_KNJ: Tensor) -> Tensor:
-    """``u^T v`` over the tokens, ``[K, I, J]``: the gradient of a factor, never less precise than float32.
+    """``u^T v`` over the tokens, ``[K, I, J]``: the gradient of a factor, at least float32.
 
-    A tall and narrow one is made lying on its side: BLAS takes half the time for it, the turning included.
+    A tall and narrow one is computed transposed: half the time in BLAS, including the copy.
     """
     if v_KNJ.shape[-1] < NARROW <= u_KNI.shape[-1]:
         product = torch.bmm(v_KNJ.mT, u_KNI).mT.contiguous()
@@ -121,7 +133,10 @@ def _outer(u_KNI: Tensor, v_KNJ: Tensor) -> Tensor:
 
 
 class Mixed(torch.autograd.Function):
-    """``x V^T`` for K cells of one rank, ``V_KOD`` being ``W + gamma B A``; the gradients of A and B go by the rank."""
+    """``x V^T`` for K cells of one rank, with ``V_KOD = W + gamma B A``.
+
+    The gradients of A and B are computed through the rank.
+    """
 
     @staticmethod
     def forward(
@@ -139,7 +154,7 @@ class Mixed(torch.autograd.Function):
 
 
 class Merged(torch.autograd.Function):
-    """The weights ``W + gamma B A``, ``[K, O, D]``, and from their gradient those of A and B."""
+    """The weights ``W + gamma B A``, ``[K, O, D]``. Their gradient gives those of A and B."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, W_OD: Tensor, A: Tensor, B: Tensor, gamma: Tensor) -> Tensor:
@@ -149,7 +164,7 @@ class Merged(torch.autograd.Function):
     @staticmethod
     def backward(ctx: FunctionCtx, dW: Tensor) -> tuple[Tensor | None, ...]:
         A, B, gamma = ctx.saved_tensors  # type: ignore[attr-defined]
-        dW = dW * gamma  # D O numbers, where the products of the next line have R (D + O)
+        dW = dW * gamma  # once, rather than on both products below
         return None, torch.bmm(B.mT, dW), torch.bmm(dW, A.mT), None
 
 
@@ -157,7 +172,7 @@ def factored(
     y_KNO: Tensor, x_KND: Tensor, A_KRD: Tensor, B_KOR: Tensor, gamma_K11: Tensor
 ) -> Tensor:
     """``y + gamma B A x``, ``[K, N, O]``; see :class:`Factored`."""
-    with torch.autocast(y_KNO.device.type, enabled=False):  # dtypes are explicit in there
+    with torch.autocast(y_KNO.device.type, enabled=False):  # Factored casts by itself
         return Factored.apply(y_KNO, x_KND, A_KRD, B_KOR, gamma_K11)
 
 
@@ -185,10 +200,12 @@ def merged(W_OD: Tensor, A_KRD: Tensor, B_KOR: Tensor, gamma_K11: Tensor) -> Ten
 
 @dataclass(frozen=True)
 class Contraction:
-    """What decides between the forms: one of them by name, or ``auto``, the cheapest by FLOPs and memory traffic.
+    """The rule that chooses a form.
 
-    ``tokens``: those of one cell in one optimizer step, all micro-batches together (weights are merged once a step and
-    their gradient is projected once). ``merged_rate``: what a device makes of the count, see :func:`merged_rate`.
+    - ``form``: one of ``FORMS``, or ``auto``: the cheapest by FLOPs and memory traffic;
+    - ``tokens``: of one cell in one optimizer step, all its micro-batches together. Weights are
+      merged once a step, and their gradient is projected once;
+    - ``merged_rate``: the relative speed of the merged form, see :func:`merged_rate`.
     """
 
     form: str = "factored"
@@ -196,13 +213,13 @@ class Contraction:
     merged_rate: float = 1.0
 
     def choose(self, d: int, o: int, rank: int) -> str:
-        """One of ``FORMS`` for an adapter ``A: [R, D]``, ``B: [O, R]`` on a dense float32 weight."""
+        """One of ``FORMS`` for ``A: [R, D]`` and ``B: [O, R]`` on a dense float32 weight."""
         if self.form != "auto":
             return self.form
         return min(FORMS, key=lambda form: self._cost(form, d, o, rank))
 
     def _cost(self, form: str, d: int, o: int, rank: int) -> float:
-        """In FLOPs of the factored form."""
+        """In units of the factored form's FLOPs."""
         rate = self.merged_rate if form == "merged" else 1.0
         return adapter_flops(form, self.tokens, d, o, rank) / rate + FLOAT * floats_moved(
             form, self.tokens, d, o
@@ -210,7 +227,10 @@ class Contraction:
 
 
 def adapter_flops(form: str, tokens: int, d: int, o: int, rank: int) -> int:
-    """FLOPs of an adapter in one optimizer step beyond the frozen product's ``4 T D O``, forward and backward."""
+    """FLOPs of an adapter in one optimizer step, forward and backward.
+
+    The frozen product's ``4 T D O`` are not included.
+    """
     if form == "merged":
         return 2 * tokens * d * o + 6 * rank * d * o
     if form == "mixed":
@@ -219,18 +239,22 @@ def adapter_flops(form: str, tokens: int, d: int, o: int, rank: int) -> int:
 
 
 def floats_moved(form: str, tokens: int, d: int, o: int) -> int:
-    """Floats written and read in an optimizer step beside the operands of products: y and dx once more in the factored
-    form; the weight being made, in the others; and in the merged form its gradient."""
+    """Floats written and read in an optimizer step, without the operands of products.
+
+    In the factored form: y and dx a second time. In the mixed form: the merged weight. In the
+    merged form: that weight and its gradient.
+    """
     return {"factored": 2 * tokens * (d + o), "mixed": 4 * d * o, "merged": 6 * d * o}[form]
 
 
 @cache
 def merged_rate(device: torch.device) -> float:
-    """FLOP/s of the merged form over those of the factored one on ``device``, measured once, in a tenth of a second.
+    """The FLOP/s of the merged form divided by those of the factored form on ``device``.
 
-    One layer of 512 by 512 features, 512 tokens, rank 170: there both forms count the same. Each is timed in turn with
-    the frozen product alone, whose median is taken off. Rounded to a tenth, so that runs on one machine choose alike,
-    and kept between 0.8 and 1.2: what a busy machine makes of it may not undo the count.
+    Measured once, in a tenth of a second, on one layer of 512 by 512 features, 512 tokens and rank
+    170, where both forms take the same FLOPs. The median time of the frozen product is subtracted.
+    The result is rounded to a tenth, so that runs on one machine choose alike, and limited to 0.8
+    to 1.2, so that a busy machine cannot override the FLOP count.
     """
     side, rank, tries = 512, 170, 15
     stream = torch.Generator().manual_seed(0)
@@ -256,7 +280,7 @@ def merged_rate(device: torch.device) -> float:
         return time.perf_counter() - began
 
     times = {name: [] for name in products}  # type: dict[str, list[float]]
-    for _ in range(tries + 2):  # the first two only warm up
+    for _ in range(tries + 2):  # the first two are warm-up
         for name, product in products.items():
             times[name].append(seconds(product))
     took = {name: median(of_name[2:]) for name, of_name in times.items()}

@@ -1,4 +1,4 @@
-"""Find a model's linears by name, put banks in their places, and take them out again."""
+"""Find a model's linears by name, replace them by banks, and restore them."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from study.adapters.bank import FACTORED, AdapterSpec, LoraBank
 from study.adapters.contraction import Contraction
 from study.errors import StudyError
 
-# By a component of the module path: every Hugging Face causal LM calls its two halves one of these.
+# The names of the two halves of a block in the causal LMs of Hugging Face.
 HALVES = {
     "attention": re.compile(r"(^|\.)[^.]*(attn|attention)[^.]*\."),
     "mlp": re.compile(r"(^|\.)[^.]*(mlp|feed_forward|ffn)[^.]*\."),
@@ -20,12 +20,16 @@ HALVES = {
 def resolve_targets(linears: Sequence[str], targets: str | Sequence[str]) -> list[str]:
     """The linears (module paths) that ``targets`` names, in the model's order.
 
-    ``targets`` is read as PEFT reads ``target_modules``: ``all-linear``; a list of names, each equal to a path or to
-    its end; a string, a regex for whole paths. Beside them ``attention`` and ``mlp`` take one half of each block, and
-    a single bare name works like a list of one. Raises :class:`StudyError` for a name that matches nothing.
+    ``targets`` is read as PEFT reads ``target_modules``: ``all-linear``; a list of names, each a
+    path or the end of one; or a regex that matches whole paths. In addition, ``attention`` and
+    ``mlp`` name one half of each block, and a single name works like a list of one. Raises
+    :class:`StudyError` for an invalid regex, an empty list or a name that matches nothing.
     """
     kinds = sorted({path.rpartition(".")[2] for path in linears})
-    choices = f"choose from all-linear, attention, mlp, a list out of {', '.join(kinds)}, or a regex of module paths"
+    choices = (
+        f"choose from all-linear, {', '.join(HALVES)}, a list of {', '.join(kinds)}, "
+        "or a regex that matches module paths"
+    )
     if targets == "all-linear":
         return list(linears)
     if isinstance(targets, str) and not re.fullmatch(r"\w+", targets):
@@ -33,7 +37,7 @@ def resolve_targets(linears: Sequence[str], targets: str | Sequence[str]) -> lis
             pattern = re.compile(targets)
         except re.error as error:
             raise StudyError(
-                f"adapter.targets={targets!r} is no regex ({error}): {choices}"
+                f"adapter.targets={targets!r} is not a valid regex ({error}): {choices}"
             ) from None
         found = {path for path in linears if pattern.fullmatch(path)}
         if not found:
@@ -41,12 +45,8 @@ def resolve_targets(linears: Sequence[str], targets: str | Sequence[str]) -> lis
     else:
         found = set()
         for name in [targets] if isinstance(targets, str) else targets:
-            half = HALVES.get(name)
-            hits = {
-                p
-                for p in linears
-                if (half.search(p) if half else p == name or p.endswith(f".{name}"))
-            }
+            half = HALVES.get(name) or re.compile(rf"(^|.*\.){re.escape(name)}$")
+            hits = {path for path in linears if half.search(path)}
             if not hits:
                 raise StudyError(f"unknown target module {name!r}: {choices}")
             found |= hits
@@ -63,9 +63,11 @@ def adapted(
     bank_type: type[LoraBank] = LoraBank,
     contraction: Contraction = FACTORED,
 ) -> Iterator[list[LoraBank]]:
-    """``model`` with a bank in the place of each of ``layers``; the plain model again on leaving, also by an error.
+    """Inside, every layer in ``layers`` is a bank. The plain model is restored on exit.
 
-    ``bank_type`` is :class:`LoraBank` or one of :mod:`study.adapters.infinite`; ``contraction`` says how each bank multiplies.
+    ``bank_type``: :class:`LoraBank` or a subclass, such as
+    :class:`~study.adapters.infinite.InfiniteRankBank`. ``contraction``: how the banks compute their
+    products.
     """
     device = next(model.parameters()).device
     frozen = {layer: model.get_submodule(layer) for layer in layers}

@@ -1,9 +1,11 @@
 """Adapters on disk in PEFT's format: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
-PEFT's multiplier is ``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` with ``use_rslora``; ``rank_pattern`` and
-``alpha_pattern`` change r and lora_alpha by layer. Any gamma can be written so: a rule that PEFT lacks becomes
-``lora_alpha = gamma * r``. Weights are kept as ``base_model.model.<path>.lora_A.weight: [r, D]`` and ``.lora_B.weight:
-[O, r]``, also where the base is a ``Conv1D``, whose own weight is ``[D, O]``.
+PEFT's multiplier is ``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` with ``use_rslora``.
+``rank_pattern`` and ``alpha_pattern`` change r and lora_alpha by layer. This can express any gamma:
+for a rule that PEFT lacks, ``lora_alpha = gamma * r``.
+
+The tensors are ``base_model.model.<path>.lora_A.weight``, ``[r, D]``, and ``.lora_B.weight``,
+``[O, r]``, also for a ``Conv1D`` base, whose own weight is ``[D, O]``.
 """
 
 import hashlib
@@ -36,34 +38,41 @@ _OTHER_FUNCTIONS = (
     "trainable_token_indices",
     "target_parameters",
 )
-"""Settings under which a layer, or another part of the model, is not ``W0 x + gamma B A x``."""
+"""Settings that make a layer compute more than ``W0 x + gamma B A x``, or change other modules."""
 
 
 @dataclass(frozen=True)
 class PeftAdapter:
-    """An adapter that was read: its layers by module path, each with its own rank and gamma; and its configuration."""
+    """An adapter read from disk: ``pairs`` by module path, and its configuration.
+
+    Each layer has its own rank and gamma.
+    """
 
     pairs: Mapping[str, LoraPair]
     config: Mapping[str, Any]
 
     @property
     def scaling(self) -> str:
-        """The rule that ``lora_alpha`` stands under: ``rslora`` or ``lora``."""
+        """The scaling rule of ``lora_alpha``: ``rslora`` or ``lora``."""
         return "rslora" if self.config.get("use_rslora") else "lora"
 
     def check_fits(self, shapes: Mapping[str, tuple[int, int]], base: str) -> None:
-        """Raise :class:`StudyError` unless every layer is one of ``shapes``, ``(D, O)`` by path, of that size."""
+        """Raise :class:`StudyError` if a layer is missing in ``shapes`` or has another size there.
+
+        ``shapes``: ``(D, O)`` by module path. ``base``: the name of the base, for the message.
+        """
         for layer, pair in self.pairs.items():
             own = (pair.A_RD.shape[1], pair.B_OR.shape[0])
+            other = f"the adapter is for another base than {base}"
             if layer not in shapes:
                 raise StudyError(
-                    f"the adapter is for another base than {base}: it has {layer}, which {base} has not; "
+                    f"{other}, which has no {layer}: "
                     f"its config names {self.config.get('base_model_name_or_path')!r}"
                 )
             if own != shapes[layer]:
                 raise StudyError(
-                    f"the adapter is for another base than {base}: its {layer} is {own[0]} -> {own[1]}, "
-                    f"{base}'s is {shapes[layer][0]} -> {shapes[layer][1]}"
+                    f"{other}: its {layer} is {own[0]} -> {own[1]}, "
+                    f"not {shapes[layer][0]} -> {shapes[layer][1]}"
                 )
 
 
@@ -77,11 +86,12 @@ def write_adapter(
     base: str | None = None,
     modules: Mapping[str, torch.nn.Module],
 ) -> None:
-    """Write ``pairs``, by module path, as a PEFT adapter into a new ``folder``, which appears whole or not at all.
+    """Write ``pairs``, by module path, as a PEFT adapter into a new ``folder``, atomically.
 
-    ``alpha`` and ``exponent`` are of the rule gamma = alpha * r ** -exponent; layers that follow it not, nor the first
-    one's rank, go into ``rank_pattern`` and ``alpha_pattern``. ``base`` is what PEFT loads the model from, ``modules``
-    all modules of the model by path: ``target_modules`` are bare names where those select these layers and no others.
+    - ``alpha``, ``exponent``: of the rule gamma = alpha * r ** -exponent. Layers whose gamma or
+      rank is not the first one's go into ``alpha_pattern`` and ``rank_pattern``;
+    - ``base``: where PEFT loads the model from;
+    - ``modules``: all modules of the model by path.
     """
     ranks = {layer: pair.A_RD.shape[0] for layer, pair in pairs.items()}
     rank = next(iter(ranks.values()))
@@ -126,8 +136,11 @@ def write_adapter(
 
 
 def shortest_names(layers: Iterable[str], paths: Iterable[str]) -> list[str]:
-    """``layers`` as ``target_modules`` and ``adapter.targets`` name them: bare names, which every reader knows, where
-    those select these and no others of ``paths``; else the paths."""
+    """``layers`` as ``target_modules`` and ``adapter.targets`` name them.
+
+    Bare names, which every reader understands, if they select no other module of ``paths``; full
+    paths otherwise.
+    """
     wanted = set(layers)
     names = sorted({layer.rpartition(".")[2] for layer in wanted})
     selected = {path for path in paths if path.rpartition(".")[2] in names}
@@ -135,10 +148,12 @@ def shortest_names(layers: Iterable[str], paths: Iterable[str]) -> list[str]:
 
 
 def read_adapter(folder: Path) -> PeftAdapter:
-    """Read a PEFT LoRA adapter; float32 on the CPU, ``rank_pattern``, ``alpha_pattern`` and ``use_rslora`` honoured.
+    """Read a PEFT LoRA adapter, float32 on the CPU.
 
-    Raises :class:`StudyError`, one line, where a file is missing or damaged, the adapter is no LoRA or does more than
-    ``W0 x + gamma B A x`` (DoRA, biases, modules saved whole), or shapes contradict each other or the configuration.
+    Respects ``rank_pattern``, ``alpha_pattern`` and ``use_rslora``. Raises :class:`StudyError` if a
+    file is missing or damaged, if the adapter is not LoRA or computes more than ``W0 x +
+    gamma B A x`` (DoRA, biases, modules saved whole), or if shapes contradict each other or the
+    configuration.
     """
     config, tensors = _read_config(folder), _read_tensors(folder)
     factors: dict[str, dict[str, torch.Tensor]] = {}
@@ -146,12 +161,13 @@ def read_adapter(folder: Path) -> PeftAdapter:
         found = _KEY.fullmatch(key)
         if found is None:
             raise StudyError(
-                f"{folder / WEIGHTS} has {key}, which is no factor of a linear layer: only plain LoRA can be read"
+                f"{folder / WEIGHTS} has {key}, which is not A or B of a linear layer: "
+                "only plain LoRA can be read"
             )
         factors.setdefault(found["layer"], {})[found["factor"]] = tensor.float()
     if not factors:
         raise StudyError(
-            f"{folder / WEIGHTS} holds no tensor: save the adapter again (model.save_pretrained)"
+            f"{folder / WEIGHTS} has no tensors: save the adapter again (model.save_pretrained)"
         )
     return PeftAdapter(
         {layer: _pair(folder, layer, of, config) for layer, of in factors.items()}, config
@@ -159,7 +175,7 @@ def read_adapter(folder: Path) -> PeftAdapter:
 
 
 def file_hash(folder: Path) -> str:
-    """sha256 over both files of an adapter."""
+    """The sha256 of both files of an adapter."""
     digests = [
         hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (CONFIG, WEIGHTS)
     ]
@@ -185,7 +201,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         )
     if other := [key for key in _OTHER_FUNCTIONS if config.get(key)]:
         raise StudyError(
-            f"{path} has {other[0]}={config[other[0]]}: only adapters that are W0 x + gamma B A x can be read"
+            f"{path} has {other[0]}={config[other[0]]}: "
+            "only adapters that compute W0 x + gamma B A x can be read"
         )
     numbers = {"r": config["r"], "lora_alpha": config["lora_alpha"]}
     for key in ("rank_pattern", "alpha_pattern"):
@@ -196,18 +213,18 @@ def _read_config(folder: Path) -> dict[str, Any]:
             or not isinstance(value, int | float)
             or not 0 < value < math.inf
         ):
-            raise StudyError(f"{path} has {key}={value!r}: give a number above 0")
+            raise StudyError(f"{path} has {key}={value!r}: it must be a number above 0")
     return config
 
 
 def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     path = folder / WEIGHTS
     if not path.is_file():
-        pickled = " (an adapter_model.bin is a pickle, which is never opened here)"
         has_pickle = (folder / "adapter_model.bin").exists()
-        raise StudyError(
-            f"{folder} has no {WEIGHTS}{pickled if has_pickle else ''}: save the adapter as safetensors"
+        pickled = (
+            " (adapter_model.bin is a pickle, which is not safe to open)" if has_pickle else ""
         )
+        raise StudyError(f"{folder} has no {WEIGHTS}{pickled}: save the adapter as safetensors")
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -219,7 +236,7 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
 def _pair(
     folder: Path, layer: str, factors: Mapping[str, torch.Tensor], config: Mapping[str, Any]
 ) -> LoraPair:
-    """One layer's factors, checked against each other and the rank that the configuration gives it, and its gamma."""
+    """One layer's factors and gamma. The shapes must match each other and the configured rank."""
     if missing := {"A", "B"} - factors.keys():
         raise StudyError(
             f"{folder / WEIGHTS} has no lora_{missing.pop()} for {layer}: save the adapter again"
@@ -228,19 +245,20 @@ def _pair(
     rank = _by_layer(config.get("rank_pattern"), layer, config["r"])
     if A.ndim != 2 or B.ndim != 2 or not A.shape[0] == B.shape[1] == rank:
         raise StudyError(
-            f"{folder / WEIGHTS}: {layer} has lora_A {list(A.shape)} and lora_B {list(B.shape)}, and {CONFIG} says "
-            f"rank {rank}: A is [rank, in], B is [out, rank]; save the adapter again"
+            f"{folder / WEIGHTS}: {layer} has lora_A {list(A.shape)} and lora_B {list(B.shape)}, "
+            f"but {CONFIG} says rank {rank}: save the adapter again "
+            "(A is [rank, in], B is [out, rank])"
         )
     if not (A.isfinite().all() and B.isfinite().all()):
         raise StudyError(
-            f"{folder / WEIGHTS}: {layer} has weights that are not finite: the run diverged"
+            f"{folder / WEIGHTS}: {layer} has non-finite weights: use a run that did not diverge"
         )
     alpha = _by_layer(config.get("alpha_pattern"), layer, config["lora_alpha"])
     return LoraPair(A, B, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
 
 def _by_layer(pattern: Mapping[str, Any] | None, layer: str, default: Any) -> Any:
-    """As PEFT looks it up: the first key that is, as a regex, the path or its end after a dot."""
+    """PEFT's lookup: the value of the first key that matches, as a regex, the end of the path."""
     return next(
         (value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", layer)),
         default,
@@ -248,5 +266,5 @@ def _by_layer(pattern: Mapping[str, Any] | None, layer: str, default: Any) -> An
 
 
 def _whole(alpha: float) -> float | int:
-    """An int where it is one: ``lora_alpha`` is an int to many readers."""
+    """An int if possible: many readers expect an int ``lora_alpha``."""
     return int(alpha) if float(alpha).is_integer() else float(alpha)

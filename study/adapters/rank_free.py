@@ -1,24 +1,30 @@
-"""Rank-free SGD: an adapter of any rank, trained at a cost that does not depend on the rank.
+"""Rank-free SGD: train an adapter of any rank at a cost that does not depend on the rank.
 
-Let ``Z = [A0, B0^T]``, ``[R, D + O]``, be an adapter's init. The gradients of A and of B^T are ``gamma B^T G`` and
-``gamma A G^T`` (``G = dL/dW``), sums of columns of Z to begin with, and every rule that is linear in weights and
-gradients (SGD, momentum, Nesterov, coupled and decoupled decay, LoRA+, any schedule) keeps them so: ``A = Z P`` and
-``B^T = Z Q`` for good. All that is seen of the rank is then the Gram matrix ``S = Z^T Z``: ``delta_w = gamma Q^T S P``,
-and the squared gradient norm that clipping asks for is ``gamma^2 <Q G, S Q G>`` and the like.
+Let ``Z = [A0, B0^T]``, ``[R, D + O]``, be the init of an adapter. With ``G = dL/dW``, the gradients
+of A and of B^T are ``gamma B^T G`` and ``gamma A G^T``: at first, combinations of the columns of Z.
+Every rule that is linear in weights and gradients (SGD, momentum, Nesterov, coupled and decoupled
+decay, LoRA+, any schedule) keeps it so: ``A = Z P`` and ``B^T = Z Q`` throughout. The rank then
+enters only through the Gram matrix ``S = Z^T Z``: ``delta_w = gamma Q^T S P``, and the squared
+gradient norm that clipping needs is ``gamma^2 <Q G, S Q G>`` plus its counterpart.
 
-Here P and Q stand in orthonormal coordinates. With ``Z = U F``, U having orthonormal columns and ``F^T F = S``,
+This module writes P and Q in orthonormal coordinates. Let ``Z = U F``, where U has orthonormal
+columns and ``F^T F = S``. Then
 
-    A' = U^T A = F P,    B' = B U = (F Q)^T,
+    A' = U^T A = F P,    B' = B U = (F Q)^T
 
-are themselves an adapter, of rank ``m <= D + O``, whose ``delta_w``, gradients, norms and updates are those of A and B,
-with no S in sight: U drops out of all of them. So **an adapter of rank R under SGD is one of rank m under the same SGD,
-at rank R's gamma, that begins at the two halves of a square root of S**: at most D rows for Init[A], O for Init[B]. It
-runs in the ordinary bank, loop and optimizer, and costs what rank m costs. Not so under sign-like rules: the sign of
-``U^T g`` is not U^T times the sign of g.
+are an adapter of rank ``m <= D + O`` with the same ``delta_w``, gradient norms and updates as A and
+B. U cancels everywhere. So **an adapter of rank R under SGD is equivalent to one of rank m under
+the same SGD, with the gamma of rank R, that starts from the two halves of a square root of S**. It
+has at most D rows for Init[A] and O for Init[B]. It runs in the ordinary bank, loop and optimizer,
+and costs as much as rank m. This does not hold for sign-like rules: the sign of ``U^T g`` is not
+U^T times the sign of g.
 
-For ranks that no machine can hold, F is drawn without Z. A Gaussian Z has Bartlett's triangle as its F (Bartlett 1933;
-Anderson 2003, theorem 7.2.1): chi-distributed diagonal, normal above it. Entries of another kurtosis change one thing
-to leading order in 1/R, the variance of S's diagonal: ``(kurtosis + 2) R v^2``, for uniform entries 0.4 of Wishart's.
+For ranks too large to hold, F is drawn without Z. For a Gaussian Z it is Bartlett's triangle
+(Bartlett 1933; Anderson 2003, theorem 7.2.1): a chi-distributed diagonal, normal entries above it.
+Entries of another kurtosis change, to leading order in 1/R, only the variance of the diagonal of S:
+``(kurtosis + 2) R v^2``, 0.4 times the Wishart value for uniform entries.
+
+Letters: ``C`` columns of Z that are not 0, ``m`` the reduced rank.
 """
 
 import numpy as np
@@ -30,13 +36,15 @@ from study.adapters.bank import AdapterSpec, LoraBank, LoraPair, generator_for, 
 from study.vocabulary.inits import INITS
 
 HELD = 2**14
-"""Up to this rank (and up to 8 rows a feature) a bank draws the very adapter of that rank; above it draws a Gram."""
+"""Up to this rank, and up to 8 rows per feature, a bank draws the whole adapter; above it, a Gram
+matrix."""
 
 
 def equivalent_pair(A_RD: Tensor, B_OR: Tensor) -> tuple[Tensor, Tensor]:
-    """``A': [m, D]``, ``B': [O, m]`` that take the same path under SGD as ``A``, ``B``: ``m = min(R, columns of Z)``.
+    """``A': [m, D]`` and ``B': [O, m]`` with the same delta_w as A and B at every step of SGD.
 
-    A factor that is all zero adds no column. The dtype is the given one; the triangle is taken in float64.
+    ``m = min(R, C)``: a factor that is 0 adds no column to Z. The factors keep their dtype; the QR
+    decomposition is in float64.
     """
     columns = [Z.double() for Z in (A_RD, B_OR.mT) if Z.any()]
     if not columns:
@@ -51,17 +59,19 @@ def equivalent_pair(A_RD: Tensor, B_OR: Tensor) -> tuple[Tensor, Tensor]:
 def sample_factor(
     rank: int, std_C: NDArray[np.float64], kurtosis: float, stream: np.random.Generator
 ) -> NDArray[np.float64]:
-    """``F: [C, C]``, upper triangular, as if from ``[rank, C]`` iid draws Z of standard deviations ``std_C``: F^T F is
-    distributed as Z^T Z.
+    """``F: [C, C]``, upper triangular, with ``F^T F`` distributed as ``Z^T Z``.
 
-    ``kurtosis``: the entries' excess kurtosis. Exact for 0 (normal) at ``rank >= C``; else to leading order in 1/rank,
-    for ``rank >= 8 C``. Raises ``ValueError`` below. ``C^3 / 3`` FLOPs whatever the rank.
+    ``Z: [rank, C]`` has independent entries of standard deviations ``std_C`` and of this excess
+    ``kurtosis``. Exact for normal entries (0) at ``rank >= C``; for others to leading order in
+    1/rank, at ``rank >= 8 C``. Raises ``ValueError`` for a lower rank. ``C^3 / 3`` FLOPs at any
+    rank.
     """
     count = len(std_C)
     least = count if kurtosis == 0 else 8 * count
     if rank < least:
         raise ValueError(
-            f"a Gram of {count} columns is sampled from rank {least} up, not {rank}: draw Z itself there"
+            f"sampling a Gram matrix of {count} columns needs rank {least} or more, not {rank}: "
+            "draw the whole adapter instead"
         )
     F_CC = np.triu(stream.standard_normal((count, count)), 1)
     F_CC[np.diag_indices(count)] = np.sqrt(stream.chisquare(rank - np.arange(count)))
@@ -74,10 +84,11 @@ def sample_factor(
 
 
 def sample_pair(spec: AdapterSpec, layer: str, d: int, o: int) -> tuple[Tensor, Tensor]:
-    """An adapter that takes the path of some adapter of ``spec.rank``, drawn without holding one; float32, on the CPU.
+    """A reduced adapter equivalent to one of ``spec.rank``, which is never formed.
 
-    The draw is keyed by seed, layer and rank; it is another one than :func:`study.adapters.bank.initial_pair` makes, of
-    the same distribution. Raises ``ValueError`` for a rank too low to sample (:func:`sample_factor`).
+    float32, on the CPU. The draw is keyed by seed, layer and rank. It has the distribution of
+    :func:`study.adapters.bank.initial_pair`, but not its values. Raises ``ValueError`` for a rank
+    too low to sample (:func:`sample_factor`).
     """
     init = INITS[spec.init]
     rank, fan = int(spec.rank), d if init.drawn == "A" else o
@@ -94,11 +105,11 @@ def sample_pair(spec: AdapterSpec, layer: str, d: int, o: int) -> tuple[Tensor, 
 
 
 class RankFreeBank(LoraBank):
-    """A bank whose adapters have rank ``min(R, D)`` (Init[B]: O) and, under SGD, follow those of rank R.
+    """A bank of adapters of rank ``min(R, D)`` (Init[B]: O) that follow those of rank R under SGD.
 
-    Up to rank ``HELD``, the adapter that a :class:`LoraBank` would draw, reduced: the same path within rounding. Above,
-    one of the same distribution. Probes see the reduced factors: their Frobenius norms are those of A and B, their
-    means per entry are not.
+    Up to rank ``HELD`` it reduces the adapter that a :class:`LoraBank` would draw: the same run
+    within rounding. Above, it draws one of the same distribution. Probes measure the reduced
+    factors. Their Frobenius norms are those of A and B; their means per entry are not.
     """
 
     def drawn(self, spec: AdapterSpec, d: int, o: int) -> LoraPair:

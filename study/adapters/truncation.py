@@ -1,9 +1,12 @@
-"""What a trained adapter does at a lower rank: its best approximation of rank k, layer by layer.
+"""The performance of a trained adapter at a lower rank: its best rank-k approximation, by layer.
 
-The best approximation of ``delta_w = gamma B A`` of rank k, in Frobenius and spectral norm alike, keeps its k largest
-singular values (Eckart and Young 1936). They come from the small factors: with ``B = Q_B R_B`` and ``A^T = Q_A R_A``
-the core ``R_B R_A^T`` has the singular values of ``B A``, and gamma, a number, leaves their order as it is. Per layer
-two QRs and an SVD of ``[m, m]``, ``m = min(R, D, O)`` mostly; ``delta_w`` is never formed.
+The best rank-k approximation of ``delta_w = gamma B A``, in the Frobenius and in the spectral norm,
+keeps the k largest singular values (Eckart and Young 1936). They are computed from the factors:
+with ``B = Q_B R_B`` and ``A^T = Q_A R_A``, the core ``R_B R_A^T`` has the singular values of
+``B A``. gamma does not change their order. This takes two QR decompositions and an SVD of a small
+matrix per layer; ``delta_w`` is never formed.
+
+Letters: ``R`` rank, ``D`` / ``O`` in / out features, ``m = min(R, D, O)``.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,11 +19,11 @@ from study.adapters.bank import LoraBank, LoraPair
 
 
 def singular_factors(A_RD: Tensor, B_OR: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``A': [m, D]``, ``B': [O, m]`` and the singular values ``s: [m]``, descending, of ``B A = B' A'``: the first k
-    rows of A' and columns of B' multiply to its best approximation of rank k.
+    """``A': [m, D]``, ``B': [O, m]`` with ``B' A' = B A``, and its singular values ``s: [m]``.
 
-    The factors have the dtype given, the values float64, in which the work is done. An entry that is not finite makes
-    all of it NaN.
+    The values are in descending order. The first k columns of B' times the first k rows of A' are
+    the best rank-k approximation. Computed in float64; the factors keep their dtype. If an entry is
+    not finite, every result is NaN.
     """
     if not (A_RD.isfinite().all() and B_OR.isfinite().all()):
         m = min(*A_RD.shape, len(B_OR))
@@ -31,12 +34,12 @@ def singular_factors(A_RD: Tensor, B_OR: Tensor) -> tuple[Tensor, Tensor, Tensor
     Q_A, R_A = torch.linalg.qr(A_RD.double().mT)
     Q_B, R_B = torch.linalg.qr(B_OR.double())
     U, s, Vh = torch.linalg.svd(R_B @ R_A.mT, full_matrices=False)
-    root = s.sqrt()  # on both sides: neither factor leaves float32 where the other is small
+    root = s.sqrt()  # on both sides, so that neither factor leaves the range of float32
     return ((root[:, None] * Vh) @ Q_A.mT).to(A_RD.dtype), ((Q_B @ U) * root).to(B_OR.dtype), s
 
 
 class Truncation:
-    """The adapters of every bank, and how to cut them to a lower rank and back."""
+    """Cuts the adapters of every bank to a lower rank, and restores them."""
 
     def __init__(self, banks: Sequence[LoraBank]) -> None:
         self.pairs: list[list[LoraPair]] = [bank.pairs for bank in banks]
@@ -47,8 +50,11 @@ class Truncation:
 
     @torch.no_grad()
     def keep(self, rank: float) -> list[float]:
-        """Cut every adapter to at most ``rank`` singular directions; per cell the share of delta_w's squared norm that
-        is kept, the mean over layers (NaN where no layer has moved)."""
+        """Cut every adapter to at most ``rank`` singular directions.
+
+        Returns, for each cell, the share of the squared norm of delta_w that is kept: the mean over
+        layers, NaN if delta_w is 0 in all of them.
+        """
         for pairs, factors in zip(self.pairs, self.factors, strict=True):
             for (A_RD, B_OR, _), (A_mD, B_Om, _) in zip(pairs, factors, strict=True):
                 k = int(min(rank, len(A_mD)))
@@ -62,7 +68,7 @@ class Truncation:
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Every adapter as it was trained."""
+        """Restore every adapter as it was trained."""
         for pairs, trained in zip(self.pairs, self.trained, strict=True):
             for (A_RD, B_OR, _), (A, B) in zip(pairs, trained, strict=True):
                 A_RD.copy_(A)
@@ -71,9 +77,9 @@ class Truncation:
 
 @contextmanager
 def truncating(banks: Sequence[LoraBank]) -> Iterator[Truncation]:
-    """Inside, adapters can be cut to lower ranks; on leaving they are as they were, bit for bit.
+    """Inside, adapters can be cut to lower ranks. They are restored bit for bit on exit.
 
-    Holds the adapters twice more. The infinite-rank limit is cut like any other.
+    Holds two more copies of the adapters. Works for the infinite-rank limit too.
     """
     truncation = Truncation(banks)
     try:
@@ -83,6 +89,6 @@ def truncating(banks: Sequence[LoraBank]) -> Iterator[Truncation]:
 
 
 def _share(s: Tensor, rank: float) -> Tensor:
-    """0 / 0, where nothing has moved, is NaN."""
+    """NaN (0 / 0) if all singular values are 0."""
     squares = s.square()
     return squares[: int(min(rank, len(s)))].sum() / squares.sum()

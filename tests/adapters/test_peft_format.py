@@ -178,7 +178,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no weights": (lambda f: (f / WEIGHTS).unlink(), f"has no {WEIGHTS}"),
     "a pickle": (
         lambda f: (f / WEIGHTS).rename(f / "adapter_model.bin"),
-        "a pickle, which is never opened",
+        "a pickle, which is not safe to open",
     ),
     "no json": (lambda f: (f / CONFIG).write_text("{"), "can't be read"),
     "a list": (lambda f: (f / CONFIG).write_text("[]"), "lacks everything"),
@@ -187,7 +187,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "dora": (lambda f: set_config(f, use_dora=True), "use_dora=True"),
     "a whole module": (lambda f: set_config(f, modules_to_save=["lm_head"]), "modules_to_save"),
     "rank 0": (lambda f: set_config(f, r=0), "r=0"),
-    "a rank that is no number": (
+    "a rank that is not a number": (
         lambda f: set_config(f, rank_pattern={"q_proj": "8"}),
         "rank_pattern.q_proj.='8'",
     ),
@@ -195,10 +195,10 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-9]),
         "is damaged",
     ),
-    "empty": (lambda f: set_tensors(f, dict.clear), "holds no tensor"),
+    "empty": (lambda f: set_tensors(f, dict.clear), "has no tensors"),
     "rank": (
         lambda f: set_config(f, r=8),
-        r"down_proj has lora_A \[3, 128\] and lora_B \[64, 3\], and .* says rank 8",
+        r"down_proj has lora_A \[3, 128\] and lora_B \[64, 3\], but .* says rank 8",
     ),
     "shape": (
         lambda f: set_tensors(f, lambda t: t.update({f"{Q}.lora_B.weight": torch.zeros(64, 5)})),
@@ -212,11 +212,11 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: set_tensors(
             f, lambda t: t.update({"base_model.model.x.lora_embedding_A": torch.zeros(3)})
         ),
-        "lora_embedding_A, which is no factor of a linear layer",
+        "lora_embedding_A, which is not A or B of a linear layer",
     ),
     "not finite": (
         lambda f: set_tensors(f, lambda t: t[f"{Q}.lora_A.weight"].fill_(float("nan"))),
-        "q_proj has weights that are not finite",
+        "q_proj has non-finite weights",
     ),
 }
 
@@ -239,8 +239,8 @@ def test_another_base(good: Path, tiny_base: FrozenBase) -> None:
     first, second = list(shapes)[:2]
     with pytest.raises(
         StudyError,
-        match=re.escape(f"another base than tiny: its {first} is 128 -> 64, tiny's is 32 -> 64"),
+        match=re.escape(f"another base than tiny: its {first} is 128 -> 64, not 32 -> 64"),
     ):
         found.check_fits(shapes | {first: (32, 64)}, "tiny")
-    with pytest.raises(StudyError, match=f"another base than tiny: it has {second}"):
+    with pytest.raises(StudyError, match=f"another base than tiny, which has no {second}"):
         found.check_fits({n: s for n, s in shapes.items() if n != second}, "tiny")
