@@ -1,12 +1,13 @@
-"""How long does a study of 20 million probe values take to analyse and to draw, and how much memory?
+"""Time and memory to analyse and draw a study with 20 million probe values.
 
-    python benchmarks/analysis.py                 # the whole size: 4 million rows
+    python benchmarks/analysis.py                 # full size: 4 million rows
     python benchmarks/analysis.py --values 1e6    # fewer steps of the same study
 
-A study of SmolLM2's shape is written to a temporary folder as training writes it (power laws in the rank under both
-rules, a seed's noise on them; 10 ranks, 5 seeds, 210 layers, 12 sites), then loaded, analysed and drawn in a process of
-its own, as ``study analyze`` and ``study figures`` do. Each part's time is wall clock, its memory the process's peak so
-far; loading is told apart, for it is parquet's and pandas' own.
+The script writes a study of SmolLM2's shape to a temporary folder, as training does: 10 ranks, both
+rules, 5 seeds, 210 layers, 12 sites, power laws in the rank with noise from the seed. Then another
+process loads, analyses and draws it, as ``study analyze`` and ``study figures`` do. Times are wall
+clock; memory is the peak of the process so far. Loading is listed separately, because it is the
+work of parquet and pandas.
 """
 
 import argparse
@@ -20,12 +21,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from study.vocabulary.quantities import MODEL_WIDE, TRAIN
+from study.vocabulary.scaling import gamma
+
 RANKS, SEEDS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048), range(5)
-P = {"lora": 1.0, "rslora": 0.5}
+RULES = ("lora", "rslora")
 BLOCKS = 30
 WIDTHS = {"q_proj": (576, 576), "k_proj": (576, 192), "v_proj": (576, 192), "o_proj": (576, 576)}
 WIDTHS |= {"gate_proj": (576, 1536), "up_proj": (576, 1536), "down_proj": (1536, 576)}
@@ -33,55 +38,54 @@ LAWS = dict.fromkeys(("adapter_in", "layer_out", "layer_out_grad"), (0.0, 0))
 LAWS |= dict.fromkeys(("adapter_out", "adapter_in_grad", "delta_w"), (1.0, 1))
 LAWS |= dict.fromkeys(("A_grad", "B_grad", "adapter_grad"), (0.5, 1))
 LAWS |= dict.fromkeys(("A", "A_update", "B_update", "adapter_update"), (0.5, 0))
-"""The powers of the rank and of gamma in a statistic of the site, under a sign-like rule."""
-MODEL_WIDE = ("adapter_grad", "adapter_update")
+"""The powers of rank and gamma with which a site's statistics scale, under a sign-like rule."""
+WHOLE_MODEL_SITES = ("adapter_grad", "adapter_update")
 STATS = ("mean_abs", "rms", "m4", "max_abs", "norm")
 LAYERS = BLOCKS * len(WIDTHS)
-VALUES_PER_STEP = len(RANKS) * len(P) * len(SEEDS) * LAYERS * 12 * len(STATS)
+VALUES_PER_STEP = len(RANKS) * len(RULES) * len(SEEDS) * LAYERS * 12 * len(STATS)
+ALPHA = 16.0
 
 
 def write_study(folder: Path, steps: int) -> None:
-    """The study, ``steps`` probed steps of every cell."""
+    """Write the study to ``folder``: ``steps`` probed steps of every cell."""
+    places = _places()
+    grid = itertools.product(RULES, RANKS, SEEDS)
+    for number, (scaling, rank, seed) in enumerate(grid):
+        record = _record(number, scaling, rank, seed, steps)
+        _write_cell(folder, record, places, np.random.default_rng([seed, number]))
+
+
+def _write_cell(
+    folder: Path, record: dict[str, Any], places: pd.DataFrame, noise: np.random.Generator
+) -> None:
     from study.store import CellWriter
 
-    places = _places()
-    layers = places[places["kind"] != "model"]
+    rank, multiplier = record["config"]["adapter"]["rank"], record["gamma"]
+    steps = record["config"]["train"]["steps"]
+    layers = places[places["kind"] != MODEL_WIDE]
     power = np.array([LAWS[site] for site in layers["site"]])
     factor = (1 + np.arange(len(layers)) % 7)[:, None]
-    for number, (scaling, rank, seed) in enumerate(itertools.product(P, RANKS, SEEDS)):
-        noise = np.random.default_rng([seed, number])
-        gamma = 16.0 * rank ** -P[scaling]
-        size = factor * (rank ** power[:, :1]) * gamma ** power[:, 1:]
-        writer = CellWriter(
-            folder / "cells" / f"{number:012x}",
-            "",
-            _record(number, scaling, rank, seed, gamma, steps),
-        )
-        for step in range(steps):
-            rows = places.assign(step=step, batch="train")
-            values = size * np.exp(0.05 * noise.standard_normal((len(layers), len(STATS))))
-            rows.loc[layers.index, list(STATS)] = values
-            descent = 1e-3 * gamma * rank * np.exp(0.05 * noise.standard_normal())
-            rows.loc[rows["kind"] == "model", ["norm", "descent"]] = gamma * rank**0.5, descent
-            writer.append("probes", rows)
-            loss = 3.0 - 0.1 * step
-            row = {
-                "step": step,
-                "tokens": 192 * step,
-                "loss": loss,
-                "loss_after": loss - descent,
-                "clip_factor": 1.0,
-            }
-            evaluated = {"eval_loss": loss} if step in (0, steps - 1) else {}
-            writer.append(
-                "metrics",
-                pd.DataFrame([{**row, "lr": 1e-5, "grad_norm": gamma * rank**0.5, **evaluated}]),
-            )
-        writer.close("complete", steps_done=steps)
+    size = factor * (rank ** power[:, :1]) * multiplier ** power[:, 1:]
+    writer = CellWriter(folder / "cells" / record["cell_id"], "", record)
+    for step in range(steps):
+        rows = places.assign(step=step, batch=TRAIN)
+        values = size * np.exp(0.05 * noise.standard_normal((len(layers), len(STATS))))
+        rows.loc[layers.index, list(STATS)] = values
+        norm = multiplier * rank**0.5
+        descent = 1e-3 * multiplier * rank * np.exp(0.05 * noise.standard_normal())
+        rows.loc[rows["kind"] == MODEL_WIDE, ["norm", "descent"]] = norm, descent
+        writer.append("probes", rows)
+        loss = 3.0 - 0.1 * step
+        row = {"step": step, "tokens": 192 * step, "loss": loss, "loss_after": loss - descent}
+        row |= {"clip_factor": 1.0, "lr": 1e-5, "grad_norm": norm}
+        if step in (0, steps - 1):
+            row["eval_loss"] = loss
+        writer.append("metrics", pd.DataFrame([row]))
+    writer.close("complete", steps_done=steps)
 
 
 def _places() -> pd.DataFrame:
-    """Where a step's rows are from: every site of every layer, and the two that are taken over the whole model."""
+    """The layer and site of each row of a step, whole-model rows included."""
     rows = [
         {
             "site": site,
@@ -96,36 +100,32 @@ def _places() -> pd.DataFrame:
         for block in range(BLOCKS)
         for kind, (d_in, d_out) in WIDTHS.items()
     ]
-    rows += [{"site": site, "layer": "model", "block": -1, "kind": "model"} for site in MODEL_WIDE]
+    rows += [
+        {"site": site, "layer": MODEL_WIDE, "block": -1, "kind": MODEL_WIDE}
+        for site in WHOLE_MODEL_SITES
+    ]
     places = pd.DataFrame(rows)
     aligned = places["site"] == "adapter_out"
-    places["r_align"], places["r_sign"] = (
-        np.where(aligned, 5.0, np.nan),
-        np.where(aligned, 25.0, np.nan),
-    )
+    places["r_align"] = np.where(aligned, 5.0, np.nan)
+    places["r_sign"] = np.where(aligned, 25.0, np.nan)
     return places.assign(**dict.fromkeys((*STATS, "descent"), np.nan))
 
 
-def _record(number: int, scaling: str, rank: int, seed: int, gamma: float, steps: int) -> dict:
-    adapter = {"rank": rank, "scaling": scaling, "exponent": None, "alpha": 16.0, "init": "kaiming"}
+def _record(number: int, scaling: str, rank: int, seed: int, steps: int) -> dict[str, Any]:
+    adapter = {"rank": rank, "scaling": scaling, "exponent": None, "alpha": ALPHA}
+    adapter |= {"init": "kaiming", "dropout": 0.0, "targets": "all-linear"}
+    train = {"steps": steps, "batch_size": 4, "accumulation": 1, "clip": None}
     return {
         "cell_id": f"{number:012x}",
         "study": "benchmark",
         "model": "known",
         "data": "pydoc",
-        "gamma": gamma,
+        "gamma": gamma(scaling, ALPHA, rank),
         "device": "cpu",
         "config": {
-            "adapter": adapter | {"dropout": 0.0, "targets": "all-linear"},
+            "adapter": adapter,
             "optimizer": {"name": "adamw", "lr": 1e-5, "weight_decay": 0.0, "eps": 1e-8},
-            "train": {
-                "steps": steps,
-                "batch_size": 4,
-                "accumulation": 1,
-                "clip": None,
-                "schedule": "constant",
-            }
-            | {"warmup": 0},
+            "train": train | {"schedule": "constant", "warmup": 0},
             "data": {"seed": seed, "sequence_length": 48},
             "seed": seed,
             "precision": "float32",
@@ -135,16 +135,16 @@ def _record(number: int, scaling: str, rank: int, seed: int, gamma: float, steps
 
 @contextmanager
 def timed(what: str) -> Iterator[None]:
-    """Print what the block took, and the peak of the process at its end."""
+    """Print the seconds of the block, and the process's peak memory after it."""
     began = time.perf_counter()
     yield
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
-    print(f"{what:44s} {seconds:6.1f} s   {peak:5.2f} GiB at the peak", flush=True)
+    print(f"{what:44s} {seconds:6.1f} s   peak {peak:5.2f} GiB", flush=True)
 
 
 def measure(folder: Path) -> None:
-    """Load, analyse and draw; in a process of its own, whose peak is then that of the three."""
+    """Load, analyse and draw. Runs in a process of its own, so that the peak is that of these."""
     from study.analysis import analyze
     from study.figures import draw_all, save
     from study.store import load_tables, write_derived
@@ -161,7 +161,7 @@ def measure(folder: Path) -> None:
     del found, tables
     with timed("load again, with the exponents"):
         tables = load_tables(folder)
-    with timed("all figures, drawn and saved"):
+    with timed("draw and save all figures"):
         drawing, began = draw_all(tables), time.perf_counter()
         for name, figure in drawing:
             save(figure, folder / "plots", name)
@@ -170,18 +170,19 @@ def measure(folder: Path) -> None:
 
 
 def main() -> None:
+    """Write the study, then measure."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--values", type=float, default=20e6, help="probe values, a whole number of steps of them"
+        "--values", type=float, default=20e6, help="probe values; rounded to whole steps"
     )
     steps = max(2, round(parser.parse_args().values / VALUES_PER_STEP))
     print(f"{platform.machine()}, {os.cpu_count()} cores, pandas {pd.__version__}", flush=True)
-    apart = multiprocessing.get_context("spawn")
+    spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as place:
         for part, arguments in ((write_study, (Path(place), steps)), (measure, (Path(place),))):
-            process = apart.Process(target=part, args=arguments)
+            process = spawn.Process(target=part, args=arguments)
             process.start()
             process.join()
             if process.exitcode:

@@ -1,9 +1,11 @@
-"""How large an exported page is, how fast it opens and answers: ``python benchmarks/dashboard.py``.
+"""How large an exported page is, and how fast it opens and answers.
 
-Writes a synthetic study (by default 20 cells, 210 layers, 200 probed steps, two cells of it broken), exports it, and
-opens the file in Chromium: the page with plotly.js, the charts drawn, and every chooser tried in turn. Each number is
-the median over ``--repeats`` fresh browsers, with the worst beside it, and what of it the page's main thread computed.
-``--keep FOLDER`` leaves the study there, or uses the one that is.
+    python benchmarks/dashboard.py [--cells 20] [--layers 210] [--steps 200] [--keep FOLDER]
+
+The script writes a synthetic study in which one cell diverges, exports it and opens the file in
+Chromium: it waits until the charts are drawn, then uses each chooser in turn. Each line gives the
+median and the maximum over ``--repeats`` fresh browsers, and the time that the page's main thread
+computed. With ``--keep`` the study stays in FOLDER, or is read from there if it exists.
 """
 
 import argparse
@@ -20,142 +22,127 @@ from playwright.sync_api import Page, sync_playwright
 
 from study.dashboard.export import export
 from study.store import CellWriter
-from study.vocabulary.quantities import MODEL_WIDE
+from study.vocabulary.quantities import MEASURED, MODEL_WIDE, TRAIN, UNIONS
+from study.vocabulary.scaling import gamma
 
 CHROMIUM = "/usr/bin/chromium"
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-]
-FLAGS += ["--disable-component-update", "--disable-sync"]
-P = {"lora": 1.0, "rslora": 0.5}
-KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-SITES = (
-    "adapter_in",
-    "adapter_out",
-    "layer_out",
-    "layer_out_grad",
-    "adapter_in_grad",
-    "A",
-    "B",
-    "A_grad",
-    "B_grad",
+FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
-SITES += ("A_update", "B_update", "delta_w", "adapter_grad", "adapter_update")
-MOMENTS = ("mean_abs", "rms", "m4", "max_abs", "norm")
+RULES = ("lora", "rslora")
+ALPHA = 16.0
+KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SITES = (*MEASURED, *UNIONS)
+MOMENTS = {"mean_abs": 0.8, "rms": 1.0, "m4": 1.5, "max_abs": 9.0, "norm": 40.0}
+"""Each statistic relative to the rms."""
 
 
 def write_study(folder: Path, cells: int, layers: int, steps: int) -> None:
-    """A study whose norms move as real ones do: power laws in the rank, drift over training, and noise of some 15 %
-    from batch to batch in every layer, part of it shared by all, so that the numbers pack no better than real ones."""
+    """A study whose norms resemble real ones, so that the page is not smaller than a real one.
+
+    They are power laws in the rank with drift over training and noise of some 15 % from batch to
+    batch, part of it shared by all layers. The highest rank under rsLoRA diverges.
+    """
     ranks = [int(rank) for rank in np.unique(np.geomspace(4, 2048, max(2, cells // 2)).round())]
-    for scaling, rank in itertools.product(P, ranks):
-        number = list(P).index(scaling) * len(ranks) + ranks.index(rank)
-        broken = 3 * steps // 5 if (scaling, rank) == ("rslora", ranks[-1]) else None
-        _write_cell(folder / "cells" / f"{number:012x}", scaling, rank, layers, steps, broken)
+    for number, (scaling, rank) in enumerate(itertools.product(RULES, ranks)):
+        diverges = (scaling, rank) == ("rslora", ranks[-1])
+        record = _record(f"{number:012x}", scaling, rank, steps)
+        _write_cell(folder, record, layers, 3 * steps // 5 if diverges else None)
 
 
-def _write_cell(
-    folder: Path, scaling: str, rank: int, layers: int, steps: int, broken: int | None
-) -> None:
-    gamma = 16 * rank ** -P[scaling]
-    config = {
-        "adapter": {
-            "rank": rank,
-            "scaling": scaling,
-            "exponent": None,
-            "alpha": 16.0,
-            "init": "kaiming",
-        }
-        | {"dropout": 0.0, "targets": "all-linear"},
-        "optimizer": {"name": "adamw", "lr": 1e-4, "weight_decay": 0.0, "eps": 1e-8},
-        "train": {
-            "steps": steps,
-            "batch_size": 8,
-            "accumulation": 1,
-            "clip": None,
-            "schedule": "constant",
-            "warmup": 0,
-        },
-        "data": {"seed": 0, "sequence_length": 128},
-        "seed": 0,
-        "precision": "float32",
-    }
-    record = {
-        "cell_id": folder.name,
+def _record(cell_id: str, scaling: str, rank: int, steps: int) -> dict[str, Any]:
+    adapter = {"rank": rank, "scaling": scaling, "exponent": None, "alpha": ALPHA}
+    train = {"steps": steps, "batch_size": 8, "accumulation": 1, "clip": None}
+    return {
+        "cell_id": cell_id,
         "study": "synthetic",
         "model": "synthetic",
         "data": "synthetic",
-        "gamma": gamma,
+        "gamma": gamma(scaling, ALPHA, rank),
+        "device": "cpu",
+        "config": {
+            "adapter": adapter | {"init": "kaiming", "dropout": 0.0, "targets": "all-linear"},
+            "optimizer": {"name": "adamw", "lr": 1e-4, "weight_decay": 0.0, "eps": 1e-8},
+            "train": train | {"schedule": "constant", "warmup": 0},
+            "data": {"seed": 0, "sequence_length": 128},
+            "seed": 0,
+            "precision": "float32",
+        },
     }
-    writer = CellWriter(folder, "", record | {"device": "cpu", "config": config})
-    draw = np.random.default_rng([rank, len(scaling)])
-    done = steps if broken is None else broken + 1
-    step = np.arange(done)
-    names = [f"model.layers.{n // 7}.{KINDS[n % 7]}" for n in range(layers)]
+
+
+def _write_cell(folder: Path, record: dict[str, Any], layers: int, diverged: int | None) -> None:
+    """One cell; ``diverged`` is the step at which it diverges, if it does."""
+    adapter, steps = record["config"]["adapter"], record["config"]["train"]["steps"]
+    draw = np.random.default_rng([adapter["rank"], len(adapter["scaling"])])
+    done = steps if diverged is None else diverged + 1
     shared = 0.08 * draw.standard_normal((done, 1))
-    here = np.exp(0.6 * np.random.default_rng(1).standard_normal(layers))
-    parts = []
-    for place, site in enumerate(SITES):
-        steep = 0.05 * np.random.default_rng(place).standard_normal(layers)
-        size = gamma * rank ** (0.5 + steep) * here * 10.0 ** -(place % 5)
-        size = (
-            size
-            * np.exp(shared + 0.12 * draw.standard_normal((done, layers)))
-            * (1 + step[:, None] / steps)
-        )
-        if broken is not None:
-            size[-1] = np.nan
-        frame: dict[str, Any] = {
-            "step": np.repeat(step, layers),
-            "layer": pd.Categorical(names * done),
-        }
-        frame |= {"block": np.tile(np.arange(layers) // 7, done)}
-        frame |= {"kind": pd.Categorical([name.rpartition(".")[2] for name in names] * done)}
-        frame |= {
-            "site": pd.Categorical([site] * done * layers),
-            "batch": pd.Categorical(["train"] * done * layers),
-        }
-        for stat, factor in zip(MOMENTS, (0.8, 1.0, 1.5, 9.0, 40.0), strict=True):
-            frame[stat] = (factor * size).ravel().astype(np.float32)
-        frame["nonfinite"] = ~np.isfinite(size).ravel() * 1.0
-        parts.append(pd.DataFrame(frame))
-    wide = {"step": step, "layer": MODEL_WIDE, "block": -1, "kind": MODEL_WIDE, "batch": "train"}
-    parts.append(
-        pd.DataFrame(
-            wide | {"site": "adapter_grad", "norm": gamma * rank**0.5 * np.exp(shared[:, 0])}
-        )
-    )
-    parts.append(
-        pd.DataFrame(
-            wide | {"site": "adapter_update", "descent": 1e-3 * gamma * rank * np.exp(shared[:, 0])}
-        )
-    )
-    probes = pd.concat(parts, ignore_index=True).sort_values("step", kind="stable")
-    writer.append("probes", probes)
+    writer = CellWriter(folder / "cells" / record["cell_id"], "", record)
+    writer.append("probes", _probes(record, layers, shared, draw, diverged is not None))
+    step = np.arange(done)
     loss = 3 - step / steps + 0.1 * draw.standard_normal(done)
-    writer.append(
-        "metrics",
-        pd.DataFrame({"step": step, "loss": loss, "grad_norm": np.exp(shared[:, 0]), "lr": 1e-4}),
-    )
-    if broken is None:
+    metrics = {"step": step, "loss": loss, "grad_norm": np.exp(shared[:, 0]), "lr": 1e-4}
+    writer.append("metrics", pd.DataFrame(metrics))
+    if diverged is None:
         writer.close("complete", steps_done=steps, seconds=60.0)
     else:
-        writer.close("diverged", steps_done=broken, diverged_step=broken, seconds=36.0)
+        writer.close("diverged", steps_done=diverged, diverged_step=diverged, seconds=36.0)
+
+
+def _probes(
+    record: dict[str, Any],
+    layers: int,
+    shared: np.ndarray,
+    draw: np.random.Generator,
+    diverged: bool,
+) -> pd.DataFrame:
+    """Rows of every site and layer, and of the whole model; ``shared``: noise of all layers."""
+    rank, multiplier = record["config"]["adapter"]["rank"], record["gamma"]
+    done, step = len(shared), np.arange(len(shared))
+    drift = 1 + step[:, None] / record["config"]["train"]["steps"]
+    of_layer = np.exp(0.6 * np.random.default_rng(1).standard_normal(layers))
+    kinds = [KINDS[n % 7] for n in range(layers)]
+    places = {
+        "step": np.repeat(step, layers),
+        "layer": pd.Categorical(
+            [f"model.layers.{n // 7}.{kinds[n]}" for n in range(layers)] * done
+        ),
+        "block": np.tile(np.arange(layers) // 7, done),
+        "kind": pd.Categorical(kinds * done),
+        "batch": pd.Categorical([TRAIN] * done * layers),
+    }
+    parts = []
+    for number, site in enumerate(SITES):
+        steep = 0.05 * np.random.default_rng(number).standard_normal(layers)
+        size = multiplier * rank ** (0.5 + steep) * of_layer * 10.0 ** -(number % 5)
+        size = size * np.exp(shared + 0.12 * draw.standard_normal((done, layers))) * drift
+        if diverged:
+            size[-1] = np.nan
+        stats = {
+            stat: (factor * size).ravel().astype(np.float32) for stat, factor in MOMENTS.items()
+        }
+        stats["nonfinite"] = ~np.isfinite(size).ravel() * 1.0
+        parts.append(
+            pd.DataFrame(places | {"site": pd.Categorical([site] * done * layers)} | stats)
+        )
+    wide = {"step": step, "layer": MODEL_WIDE, "block": -1, "kind": MODEL_WIDE, "batch": TRAIN}
+    noise = np.exp(shared[:, 0])
+    norm, descent = multiplier * rank**0.5 * noise, 1e-3 * multiplier * rank * noise
+    parts.append(pd.DataFrame(wide | {"site": "adapter_grad", "norm": norm}))
+    parts.append(pd.DataFrame(wide | {"site": "adapter_update", "descent": descent}))
+    return pd.concat(parts, ignore_index=True).sort_values("step", kind="stable")
 
 
 def opened(page: Page, url: str) -> float:
-    """Milliseconds from the navigation's start until the page can be used: its charts are drawn and it is idle."""
+    """Milliseconds from navigation until the page is usable: charts drawn and idle."""
     page.goto(url)
     page.wait_for_selector("body[data-ready]")
     return float(page.evaluate("new Promise(done => setTimeout(() => done(performance.now())))"))
 
 
-class Processor:
-    """What a page's main thread computes, in milliseconds: waiting for a busy machine does not count."""
+class MainThread:
+    """Time that a page's main thread computes; waiting on a busy machine does not count."""
 
     def __init__(self, page: Page) -> None:
         self.session = page.context.new_cdp_session(page)
@@ -163,7 +150,7 @@ class Processor:
         self.before = 0.0
 
     def since(self) -> float:
-        """Since the last call, or the beginning."""
+        """Milliseconds since the last call, or since the beginning."""
         metrics = self.session.send("Performance.getMetrics")["metrics"]
         now = 1000 * next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration")
         spent, self.before = now - self.before, now
@@ -180,24 +167,48 @@ CHANGES = {
     "site": "adapter_out",
     "step": "20",
 }
-"""What is chosen, one after the other. A site or stat seen for the first time is unpacked first."""
+"""The value given to each chooser, in turn. A new site or stat is unpacked first."""
 
 ANSWER = """async ([name, value]) => {
     const chooser = document.getElementById(name), began = performance.now();
-    if (chooser.tagName === "SELECT" && ![...chooser.options].some(option => option.value === value)) return null;
+    const selects = chooser.tagName === "SELECT";
+    if (selects && ![...chooser.options].some(option => option.value === value)) return null;
     chooser.value = value;
-    chooser.dispatchEvent(new Event(chooser.tagName === "SELECT" ? "change" : "input", { bubbles: true }));
+    chooser.dispatchEvent(new Event(selects ? "change" : "input", { bubbles: true }));
     await rendering;
     await new Promise(done => requestAnimationFrame(() => setTimeout(done)));
     return performance.now() - began;
 }"""
+"""Sets a chooser. Returns the milliseconds until the page has drawn, or null without the value."""
+
+Times = dict[str, list[tuple[float, float]]]
+
+
+def measure(file: Path, repeats: int) -> Times:
+    """Wall-clock and main-thread milliseconds of opening ``file`` and of every chooser."""
+    times: Times = {}
+    with sync_playwright() as playwright:
+        for _ in range(repeats):
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+            page = browser.new_page(viewport={"width": 1920, "height": 1080})
+            thread = MainThread(page)
+            opening = (opened(page, file.as_uri()), thread.since())
+            times.setdefault("to interactive", []).append(opening)
+            for name, value in CHANGES.items():
+                answer = page.evaluate(ANSWER, [name, value])
+                spent = thread.since()
+                if answer is not None:
+                    times.setdefault(f"choose {name}", []).append((answer, spent))
+            browser.close()
+    return times
 
 
 def main() -> None:
+    """Write the study, export it and print the times."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     for name, default in (("cells", 20), ("layers", 210), ("steps", 200), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--keep", type=Path, metavar="FOLDER")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = asked.keep or Path(scratch) / "synthetic"
@@ -206,30 +217,16 @@ def main() -> None:
         file = Path(scratch) / "page.html"
         began = time.perf_counter()
         inside, there = export(folder, file)
-        print(f"{asked.cells} cells x {asked.layers} layers x {asked.steps} steps")
         seconds, size = time.perf_counter() - began, file.stat().st_size / 1e6
+        print(f"{asked.cells} cells x {asked.layers} layers x {asked.steps} steps")
         print(f"export: {size:.2f} MB, {inside} of {there} quantities, {seconds:.1f} s")
-        times: dict[str, list[tuple[float, float]]] = {}
-        with sync_playwright() as playwright:
-            for _ in range(asked.repeats):
-                browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-                page = browser.new_page(viewport={"width": 1920, "height": 1080})
-                processor = Processor(page)
-                times.setdefault("to interactive", []).append(
-                    (opened(page, file.as_uri()), processor.since())
-                )
-                for name, value in CHANGES.items():
-                    answer = page.evaluate(ANSWER, [name, value])
-                    spent = processor.since()
-                    if answer is not None:
-                        times.setdefault(f"choose {name}", []).append((answer, spent))
-                browser.close()
-        for name, measured in times.items():
-            wall, computed = zip(*measured, strict=True)
-            print(
-                f"{name:<16} median {statistics.median(wall):5.0f} ms, worst {max(wall):5.0f} ms; "
-                f"main thread {statistics.median(computed):5.0f} ms"
-            )
+        times = measure(file, asked.repeats)
+    for name, measured in times.items():
+        wall, computed = zip(*measured, strict=True)
+        print(
+            f"{name:<16} median {statistics.median(wall):5.0f} ms, max {max(wall):5.0f} ms; "
+            f"main thread {statistics.median(computed):5.0f} ms"
+        )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""The console script ``study``: train, bench, and what is read from a study or made of it.
+"""The console script ``study``.
 
-``study train`` is a Hydra application and takes its arguments unchanged; the others are ordinary commands. What is
-imported here is imported by ``study --help``, so every command imports its own part of the house.
+``study train`` is a Hydra application and gets its arguments unchanged; the others are ordinary
+commands. ``study --help`` must be instant, so every command imports what it needs inside its
+function.
 """
 
 import os
 import re
 import sys
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +29,21 @@ def cli() -> None:
 
     \b
     study train experiment=quick       train the ranks and rules of a study
-    study analyze results/quick        fit the exponents and say what they show
+    study analyze results/quick        fit scaling exponents and test them
     study figures results/quick        draw the figures from the tables
-    study report  results/quick        all of it on one page
-    study dashboard results/quick      every layer, live in a browser
+    study report  results/quick        write one page with everything
+    study dashboard results/quick      show every layer in a browser
     """
 
 
-@cli.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+PASSED_ON: dict[str, Any] = {"ignore_unknown_options": True, "help_option_names": []}
+"""For a command that parses its own arguments."""
+
+
+@cli.command(context_settings=PASSED_ON)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def train(arguments: tuple[str, ...]) -> None:
-    """Train cells: a Hydra app (study train --help; -m sweeps, such as -m adapter.rank=4,8 seed=0,1)."""
+    """Train one cell, or a sweep with -m (a Hydra application: study train --help)."""
     from study.sweeps import app as hydra_app
 
     hydra_app.main(arguments)
@@ -47,10 +54,10 @@ def train(arguments: tuple[str, ...]) -> None:
 @click.option(
     "--watch",
     is_flag=True,
-    help="Follow what trains, in any process, until nothing is left to train.",
+    help="Follow all processes that train the study, until every cell is trained.",
 )
 def status(study_dir: Path, watch: bool) -> None:
-    """List the cells of a study by state."""
+    """List the cells of a study and their states."""
     from study.sweeps.status import load_status, render
     from study.sweeps.watch import watch as follow
 
@@ -63,11 +70,12 @@ def status(study_dir: Path, watch: bool) -> None:
 @cli.command()
 @STUDY_DIR
 def analyze(study_dir: Path) -> None:
-    """Fit exponents, find the p at which each quantity is stable, print the ones that matter and write every table."""
+    """Fit scaling exponents, find each stable exponent p*, write the tables and print a summary."""
     from rich.console import Console
 
     from study import analysis
     from study.store import load_tables, write_derived
+    from study.sweeps.status import count_noun
 
     tables = load_tables(study_dir)
     found = analysis.analyze(tables.cells, tables.metrics, tables.probes)
@@ -75,7 +83,8 @@ def analyze(study_dir: Path) -> None:
     if len(found.stable):
         Console().print(analysis.render_stable(found.stable))
     for name, table in vars(found).items():
-        click.echo(f"{len(table)} rows in {write_derived(study_dir, name, table)}")
+        path = write_derived(study_dir, name, table)
+        click.echo(f"{count_noun(len(table), 'row')} in {path}")
 
 
 @cli.command()
@@ -84,27 +93,35 @@ def analyze(study_dir: Path) -> None:
     "--rank-free",
     default="",
     metavar="RANKS",
-    help="More ranks, of any size, such as 65536,1048576: rank-free runs beside the cells.",
+    help="Also measure these ranks, by rank-free runs; any size, such as 65536,1048576.",
 )
 def distances(study_dir: Path, rank_free: str) -> None:
-    """Run the limit of infinite rank, measure how far the cells are from it and write distances.parquet."""
+    """Measure how far each cell is from the limit of infinite rank (SGD only).
+
+    Trains that limit and writes distances.parquet.
+    """
     from study.store import write_derived
     from study.sweeps import distances as measured
+    from study.sweeps.status import count_noun
 
     table = measured.measure_study(
-        study_dir, _ranks("--rank-free", rank_free), lambda line: click.echo(line, err=True)
+        study_dir, rank_list("--rank-free", rank_free), lambda line: click.echo(line, err=True)
     )
     path = write_derived(study_dir, "distances", table)
     for row in measured.laws(table):
         click.echo(row)
-    click.echo(f"{len(table)} distances in {path}")
+    click.echo(f"{count_noun(len(table), 'distance')} in {path}")
 
 
-def _ranks(option: str, text: str) -> list[int]:
+def rank_list(option: str, text: str) -> list[int]:
+    """The ranks in ``text``, which is the value of ``option``; empty for an empty text.
+
+    Raises :class:`StudyError` for anything but positive integers separated by commas.
+    """
     ranks = text.split(",") if text else []
     if not all(rank.strip().isdecimal() and int(rank) > 0 for rank in ranks):
         raise StudyError(
-            f"{option}={text} is no list of ranks: give whole numbers such as 256,1024"
+            f"{option}={text} is not a list of ranks: give positive integers such as 256,1024"
         )
     return [int(rank) for rank in ranks]
 
@@ -112,10 +129,10 @@ def _ranks(option: str, text: str) -> list[int]:
 @cli.command()
 @STUDY_DIR
 @click.option(
-    "--to", type=click.Path(path_type=Path), help="Folder for the pictures.  [default: plots/NAME]"
+    "--to", type=click.Path(path_type=Path), help="Folder of the figures.  [default: plots/NAME]"
 )
 def figures(study_dir: Path, to: Path | None) -> None:
-    """Draw every figure that the study's tables allow, as PNG and PDF."""
+    """Draw every figure that the study has the data for, as PNG and PDF."""
     from study.figures import draw_all, save
     from study.store import load_tables
 
@@ -131,7 +148,10 @@ def figures(study_dir: Path, to: Path | None) -> None:
     "--plots", type=click.Path(path_type=Path), help="Folder of the figures.  [default: plots/NAME]"
 )
 def report(study_dir: Path, plots: Path | None) -> None:
-    """Write one page on a study, report.md and report.html; analyzes and draws first where that is not done."""
+    """Write report.md and report.html: verdicts, p*, caveats and figures on one page.
+
+    Runs analyze and figures first if their results are missing or out of date.
+    """
     from study.report import write_report
 
     folder = plots or study_dir.parent.parent / "plots" / study_dir.name
@@ -139,31 +159,24 @@ def report(study_dir: Path, plots: Path | None) -> None:
         click.echo(path)
 
 
-PASSED_ON: dict[str, Any] = {"ignore_unknown_options": True, "help_option_names": []}
-
-
 @cli.command(context_settings=PASSED_ON)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(arguments: tuple[str, ...]) -> None:
-    """Time training against PEFT, or inference (study bench --help, study bench inference --help)."""
+    """Time training against PEFT, or adapters at inference (study bench --help)."""
     _run_benchmarks(arguments)
 
 
 @cli.command("infer-cost", context_settings=PASSED_ON)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def infer_cost(arguments: tuple[str, ...]) -> None:
-    """Another name of `study bench inference`."""
+    """The same as study bench inference."""
     _run_benchmarks(("inference", *arguments))
 
 
 def _run_benchmarks(arguments: tuple[str, ...]) -> None:
-    """Run the folder ``benchmarks``: inside the package in a wheel, beside it in a clone."""
-    import runpy
-
-    here = Path(__file__).parent
-    code = here / "benchmarks" if (here / "benchmarks").exists() else here.parent / "benchmarks"
-    sys.argv = ["study bench", *arguments]
-    runpy.run_path(str(code), run_name="__main__")
+    """Run a benchmark. In a wheel the benchmarks are a subpackage, in a clone a package."""
+    package = "study.benchmarks" if find_spec("study.benchmarks") else "benchmarks"
+    import_module(f"{package}.commands").main(arguments)
 
 
 @cli.command()
@@ -173,10 +186,13 @@ def _run_benchmarks(arguments: tuple[str, ...]) -> None:
 @click.option(
     "--merged",
     is_flag=True,
-    help="The whole model with the adapter added to its weights, in float32.",
+    help="Write the whole model in float32, with the adapter merged into its weights.",
 )
 def export(study_dir: Path, cell: str, folder: Path, merged: bool) -> None:
-    """Write the adapter of a CELL (an id, or how one begins) to DIR in PEFT's format; needs train.save_adapter=true."""
+    """Write a trained adapter to DIR in PEFT's format.
+
+    CELL is an id or the start of one. The cell must have been trained with train.save_adapter=true.
+    """
     from study.integrations import peft
 
     click.echo((peft.export_merged if merged else peft.export_adapter)(study_dir, cell, folder))
@@ -186,9 +202,9 @@ def export(study_dir: Path, cell: str, folder: Path, merged: bool) -> None:
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def import_(folder: Path, overrides: tuple[str, ...]) -> None:
-    """Check the PEFT adapter in DIR against its base and print the lines that go on with it and that measure it.
+    """Check a PEFT adapter and print the commands that train it further and measure it.
 
-    The base is the one that the adapter names, or what model=... model.path=... say.
+    DIR holds the adapter. Its base is the one that it names, or model=... model.path=...
     """
     from study.integrations import peft
 
@@ -198,9 +214,10 @@ def import_(folder: Path, overrides: tuple[str, ...]) -> None:
 
 CONFIG_FILE = click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
 IMPORT_OPTIONS = (
-    click.option("--entry", help="Which configuration, of a file that holds several."),
+    click.option("--entry", help="The configuration to read, if the file holds several."),
     click.option(
-        "--name", help="Of the experiment and the study.  [default: the file's or the entry's]"
+        "--name",
+        help="Name of the experiment and the study.  [default: that of the entry or the file]",
     ),
     click.option(
         "--to",
@@ -208,14 +225,15 @@ IMPORT_OPTIONS = (
         default=Path("conf"),
         show_default=True,
         metavar="FOLDER",
+        help="Configuration folder to write to.",
     ),
     click.option(
         "--sweep",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="Axolotl's sweep file: lists by key.",
+        help="A sweep file of Axolotl: a list of values for each key.",
     ),
-    click.option("--force", is_flag=True, help="Replace files that are there already."),
+    click.option("--force", is_flag=True, help="Overwrite existing files."),
 )
 
 
@@ -229,18 +247,21 @@ def import_options(command: Callable[..., None]) -> Callable[..., None]:
 @CONFIG_FILE
 @import_options
 def import_config(file: Path, **options: Any) -> None:
-    """Turn a configuration of FinLoRA, Axolotl or PEFT into an experiment, and print the line that trains it."""
+    """Turn a configuration of FinLoRA, Axolotl or PEFT into an experiment.
+
+    Prints the command that trains it.
+    """
     _import_config(file, {}, **options)
 
 
 @cli.command("sweep-from")
 @CONFIG_FILE
-@click.option("--ranks", default="4,16,64,256", show_default=True)
-@click.option("--rules", default="lora,rslora", show_default=True)
-@click.option("--seeds", default="", help="Such as 0,1,2,3,4.  [default: the configuration's own]")
+@click.option("--ranks", default="4,16,64,256", show_default=True, help="Ranks to train.")
+@click.option("--rules", default="lora,rslora", show_default=True, help="Scaling rules to train.")
+@click.option("--seeds", default="", help="Seeds, such as 0,1,2.  [default: the file's seed]")
 @import_options
 def sweep_from(file: Path, ranks: str, rules: str, seeds: str, **options: Any) -> None:
-    """import-config, swept over ranks and rules."""
+    """The same as import-config, swept over ranks and scaling rules."""
     lists = {"adapter.scaling": _list(rules), "adapter.rank": _list(ranks), "seed": _list(seeds)}
     _import_config(file, {key: values for key, values in lists.items() if values}, **options)
 
@@ -264,15 +285,12 @@ def _import_config(
 
     experiment = read_file(file, entry)
     experiment.sweep = {**(from_sweep_file(sweep, file, entry) if sweep else {}), **swept}
-    written = write(
-        experiment, re.sub(r"[^\w-]+", "_", name or entry or file.stem), to, force=force
-    )
-    for title, notes in (
-        ("no counterpart here", experiment.left_out),
-        ("not in the file", experiment.assumed),
-    ):
-        for note in notes:
-            click.echo(f"{title}: {note}", err=True)
+    chosen = re.sub(r"[^\w-]+", "_", name or entry or file.stem)
+    written = write(experiment, chosen, to, force=force)
+    for note in experiment.left_out:
+        click.echo(f"no counterpart here: {note}", err=True)
+    for note in experiment.assumed:
+        click.echo(f"not in the file: {note}", err=True)
     for path in written.paths:
         click.echo(f"wrote {path}", err=True)
     click.echo(written.command)
@@ -284,27 +302,27 @@ def _import_config(
     "--export",
     "file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write one HTML file instead.",
+    help="Write the page to one HTML file instead.",
 )
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
     default=0,
-    help="Where to serve.  [default: any free port]",
+    help="Port to serve on.  [default: a free one]",
 )
 @click.option(
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Another than this machine's own is for all to see.",
+    help="Address to serve on. Other addresses expose the dashboard to your network.",
 )
 @click.option(
     "--wandb",
     is_flag=True,
-    help="Build the workspace in W&B instead, for a study of tracker=wandb.",
+    help="Create a workspace in W&B instead, for a study trained with tracker=wandb.",
 )
 def dashboard(study_dir: Path, file: Path | None, port: int, host: str, wandb: bool) -> None:
-    """Look at every layer's norms in a browser, while a study trains and afterwards."""
+    """Show every layer's norms in a browser, during training and afterwards."""
     if wandb:
         from study.tracking.workspace import open_workspace
 
@@ -333,7 +351,7 @@ def dashboard(study_dir: Path, file: Path | None, port: int, host: str, wandb: b
         )
 
     def ready(address: str) -> None:
-        click.echo(f"{address} (Ctrl-C stops it)")
+        click.echo(f"{address} (Ctrl-C to stop)")
         if sys.stdout.isatty():
             click.launch(address)
 
@@ -342,25 +360,23 @@ def dashboard(study_dir: Path, file: Path | None, port: int, host: str, wandb: b
 
 @cli.command()
 @click.argument("model", type=click.Choice(["smollm2"]))
-@click.option("--force", is_flag=True, help="Fetch and convert again, whatever the cache holds.")
+@click.option("--force", is_flag=True, help="Fetch and convert again, even if it is in the cache.")
 def fetch(model: str, force: bool) -> None:
-    """Fetch a base model into the user cache (STUDY_CACHE) and print where it is."""
+    """Download a base model to the user cache (STUDY_CACHE) and print its path."""
     from study.models import fetch_smollm2
 
     click.echo(fetch_smollm2(force))
 
 
 def main() -> None:
-    """Entry point: one line and exit code 2 for a user's mistake, a traceback for ours."""
+    """Entry point. A user's mistake gets one line and exit code 2; a bug gets a traceback."""
     try:
-        if sys.argv[1:2] == [
-            "-sc"
-        ]:  # Hydra's completion script calls the executable so, without the word train
+        # Hydra's completion script calls the executable like this, without the word train.
+        if sys.argv[1:2] == ["-sc"]:
             from study.sweeps import app as hydra_app
 
-            os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace(
-                "study train", "study", 1
-            )
+            line = os.environ.get("COMP_LINE", "")
+            os.environ["COMP_LINE"] = line.replace("study train", "study", 1)
             hydra_app.main(sys.argv[1:])
         else:
             cli(prog_name="study")
@@ -369,7 +385,7 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         click.echo(
-            "study: interrupted; the same command goes on with the cells that are not done",
+            "study: interrupted; run the same command again to train the remaining cells",
             err=True,
         )
         sys.exit(130)

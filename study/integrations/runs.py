@@ -35,9 +35,6 @@ from study.training.devices import describe_device
 from study.vocabulary.inits import IMPORTED
 from study.vocabulary.optimizers import OPTIMIZERS
 
-_SGD = {(False, False): "sgd", (True, False): "momentum", (True, True): "nesterov"}
-"""By whether there is momentum, and whether it is Nesterov's."""
-
 
 def open_cell(
     trainer: Any,
@@ -162,9 +159,7 @@ def _optimizer_config(optimizer: Optimizer, pair: LoraPair, adapter: str) -> Opt
             "Trainer is built"
         ) from None
     stepping = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
-    name = type(stepping).__name__.lower()
-    if name == "sgd":
-        name = _SGD[bool(of_A["momentum"]), bool(of_A["nesterov"])]
+    name = _optimizer_name(stepping, of_A)
     kind = optimizer_config(name) if name in OPTIMIZERS else OptimizerConfig
     known = {f.name: of_A[f.name] for f in fields(kind) if f.name in of_A}
     lr_A, lr_B = (group.get("initial_lr", group["lr"]) for group in (of_A, of_B))  # before warm-up
@@ -176,6 +171,16 @@ def _optimizer_config(optimizer: Optimizer, pair: LoraPair, adapter: str) -> Opt
     if "betas" in known:
         known["betas"] = list(known["betas"])
     return kind(**{"weight_decay": 0.0, **known})
+
+
+def _optimizer_name(optimizer: Optimizer, options: Mapping[str, Any]) -> str:
+    """Our name of a torch optimizer with these options; for one that we lack, its class's name."""
+    name = type(optimizer).__name__.lower()
+    shared = {
+        row.built_from: ours for ours, row in OPTIMIZERS.items() if row.built_from[:1] == (name,)
+    }
+    fitting = [parts for parts in shared if all(options.get(option) for option in parts[1:])]
+    return shared[max(fitting, key=len)] if fitting else name
 
 
 def _model_name(model: nn.Module) -> str:

@@ -33,6 +33,9 @@ BETAS, EPS, MOMENTUM = Option(list[float]), Option(), Option()
 class Optimizer:
     """``states``: numbers of optimizer state per weight. ``options``: what a user can set beside
     ``lr``, ``weight_decay`` and ``loraplus_lr_ratio``, which every optimizer has.
+
+    ``built_from``: for an optimizer that shares another one's class, that class in lower case, and
+    the options that must be on. The Trainer's optimizers are recognised by it.
     """
 
     label: str
@@ -40,6 +43,7 @@ class Optimizer:
     decay: Decay
     states: int = 0
     options: Mapping[str, Option] = field(default_factory=dict)
+    built_from: tuple[str, ...] = ()
 
     @property
     def has_eps(self) -> bool:
@@ -49,8 +53,13 @@ class Optimizer:
 
 OPTIMIZERS: dict[str, Optimizer] = {
     "sgd": Optimizer("SGD", "linear", "coupled", 0, {"momentum": MOMENTUM}),
-    "momentum": Optimizer("SGD with momentum", "linear", "coupled", 1, {"momentum": MOMENTUM}),
-    "nesterov": Optimizer("Nesterov SGD", "linear", "coupled", 1, {"momentum": MOMENTUM}),
+    "momentum": Optimizer(
+        "SGD with momentum", "linear", "coupled", 1, {"momentum": MOMENTUM}, ("sgd", "momentum")
+    ),
+    "nesterov": Optimizer(
+        *("Nesterov SGD", "linear", "coupled", 1, {"momentum": MOMENTUM}),
+        built_from=("sgd", "momentum", "nesterov"),
+    ),
     "adamw": Optimizer("AdamW", "sign", "decoupled", 2, {"betas": BETAS, "eps": EPS}),
     "adam": Optimizer("Adam", "sign", "coupled", 2, {"betas": BETAS, "eps": EPS}),
     "rmsprop": Optimizer("RMSprop", "sign", "coupled", 1, {"alpha": Option(), "eps": EPS}),

@@ -1,6 +1,5 @@
-"""Inference costs: what is timed computes what it says, memory is counted, and ratios are to the base of the round."""
+"""``study bench inference``: what the forms compute, their memory, and their cost over the base."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,14 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import inference
-from inference import Factors, Form, Live, measure, next_token, replaced
-from inference_costs import inference_costs, inference_verdict
-from inference_figure import infer_cost
 from torch import nn
 
+from benchmarks.inference import timing
+from benchmarks.inference.costs import inference_costs, inference_verdict
+from benchmarks.inference.figure import infer_cost
+from benchmarks.inference.forms import Factors, Form, replaced
+from benchmarks.inference.memory import LiveBytes
+from benchmarks.inference.timing import measure, next_token
 from study.config import ModelConfig
 from study.errors import StudyError
 from study.models import FrozenBase, load_base, tiny
@@ -46,14 +45,12 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> FrozenBase:
 @pytest.mark.parametrize("rule", ["lora", "rslora"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @torch.no_grad()
-def test_merged_and_unmerged_are_one_function_and_no_longer_the_base(
+def test_merged_and_unmerged_compute_the_same_and_differ_from_the_base(
     tiny_base: FrozenBase, gpt2: FrozenBase, family: str, rule: str
 ) -> None:
     base = tiny_base if family == "llama" else gpt2
     factors = Factors(base, 16)
-    factors.pairs = {
-        path: (A, 300 * B) for path, (A, B) in factors.pairs.items()
-    }  # well above rounding
+    factors.pairs = {path: (A, 300 * B) for path, (A, B) in factors.pairs.items()}  # > rounding
     logits = {}
     for name in ("base", "control", "merged", "unmerged"):
         adapter = (rule, 8) if name in ("merged", "unmerged") else ()
@@ -66,7 +63,7 @@ def test_merged_and_unmerged_are_one_function_and_no_longer_the_base(
     assert (logits["merged"] - plain).abs().max() > 0.01
 
 
-def test_the_model_is_as_it_was(tiny_base: FrozenBase, timings: pd.DataFrame) -> None:
+def test_the_model_is_restored(tiny_base: FrozenBase, timings: pd.DataFrame) -> None:
     assert all(
         type(tiny_base.model.get_submodule(path)) is nn.Linear for path in tiny_base.card.linears
     )
@@ -74,9 +71,9 @@ def test_the_model_is_as_it_was(tiny_base: FrozenBase, timings: pd.DataFrame) ->
     assert torch.equal(weight, tiny.build().model.layers[0].mlp.up_proj.weight)
 
 
-def test_every_form_has_its_turn_in_every_round(timings: pd.DataFrame) -> None:
+def test_every_form_is_timed_in_every_round(timings: pd.DataFrame) -> None:
     turns = timings.groupby(["round", "phase"])["form"].value_counts().unstack()
-    assert (turns["base"] == inference.BASES).all()
+    assert (turns["base"] == timing.BASES).all()
     assert (turns["control"] == 1).all()
     assert (turns[["merged", "unmerged"]] == 2 * len(RANKS)).all(axis=None)
     assert (timings["seconds"] > 0).all()
@@ -85,7 +82,7 @@ def test_every_form_has_its_turn_in_every_round(timings: pd.DataFrame) -> None:
     assert set(timings.loc[timings["phase"] == "decode", "tokens"]) == {1}
 
 
-def test_memory_is_that_of_the_tensors(timings: pd.DataFrame, tiny_base: FrozenBase) -> None:
+def test_memory_is_the_size_of_the_tensors(timings: pd.DataFrame, tiny_base: FrozenBase) -> None:
     own = sum(
         t.numel() * t.element_size()
         for t in [*tiny_base.model.parameters(), *tiny_base.model.buffers()]
@@ -108,15 +105,14 @@ def test_memory_is_that_of_the_tensors(timings: pd.DataFrame, tiny_base: FrozenB
 
 
 @torch.no_grad()
-def test_live_counts_what_is_alive_at_one_time() -> None:
+def test_live_bytes_counts_tensors_that_are_alive_together() -> None:
     layers = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 10))
     x = torch.ones(8, 10)
-    with Live([*layers.parameters(), x]) as live:
+    with LiveBytes([*layers.parameters(), x]) as live:
         layers(x)
-    assert (
-        live.peak == 2 * 8 * 20 * 4
-    )  # before and after the ReLU; the first is gone when the last is made
-    with Live([x]) as live:
+    # The ReLU's input and output. The input is freed before the last layer's output is made.
+    assert live.peak == 2 * 8 * 20 * 4
+    with LiveBytes([x]) as live:
         kept = [x + 1, x + 2, (x + 3).view(10, 8)]
     assert live.peak == len(kept) * x.numel() * 4
 
@@ -124,7 +120,7 @@ def test_live_counts_what_is_alive_at_one_time() -> None:
 def made_up(
     factor: Callable[[str, int], float], noise: float = 0.0, rounds: int = 8
 ) -> pd.DataFrame:
-    """Timings of a base of 10 ms on a machine that slows down by half within the run."""
+    """Timings of a base of 10 ms. Over the run the machine becomes slower by half."""
     rng, rows = np.random.default_rng(0), []
     forms = [("base", "", 0)] * 3 + [("control", "", 0)]
     forms += [
@@ -136,42 +132,16 @@ def made_up(
     for number in range(rounds):
         for form, rule, rank in forms:
             for phase, tokens in (("prefill", 256), ("decode", 1)):
-                seconds = (
-                    0.01
-                    * (1 + 0.5 * number / rounds)
-                    * factor(form, rank)
-                    * (1 + noise * rng.standard_normal())
-                )
-                rows.append(
-                    (
-                        number,
-                        form,
-                        rule,
-                        rank,
-                        phase,
-                        tokens,
-                        seconds,
-                        1.0,
-                        2.0 if form == "unmerged" else 1.5,
-                    )
-                )
-    columns = [
-        "round",
-        "form",
-        "scaling",
-        "rank",
-        "phase",
-        "tokens",
-        "seconds",
-        "weights_gb",
-        "peak_gb",
-    ]
-    return pd.DataFrame(rows, columns=columns).assign(
+                slower = (1 + 0.5 * number / rounds) * (1 + noise * rng.standard_normal())
+                seconds = 0.01 * factor(form, rank) * slower
+                memory = (1.0, 2.0 if form == "unmerged" else 1.5)
+                rows.append((number, form, rule, rank, phase, tokens, seconds, *memory))
+    return pd.DataFrame(rows, columns=list(timing.COLUMNS)).assign(
         model="made up", precision="float32", device="cpu", device_name="a machine", threads=2
     )
 
 
-def test_ratios_are_to_the_base_of_the_same_round() -> None:
+def test_a_ratio_compares_with_the_base_of_its_round() -> None:
     costs = inference_costs(
         made_up(lambda form, rank: 1 + rank / 64 if form == "unmerged" else 1.0)
     )
@@ -184,9 +154,10 @@ def test_ratios_are_to_the_base_of_the_same_round() -> None:
     assert row["peak_ratio"] == pytest.approx(2 / 1.5)
     assert costs.loc[costs["form"] != "unmerged", "same"].all()
     assert not costs.loc[costs["form"] == "unmerged", "same"].any()
-    said = "merged 1.000 [1.000, 1.000] of the base, the same within 3%; each 1.000 to 1.000, 4 of 4 shown to be the "
-    said += "same alone; unmerged 1.06 to 2.00"
-    assert said in inference_verdict(costs)
+    assert (
+        "merged 1.000 [1.000, 1.000] of the base, the same within 3%; each 1.000 to 1.000, 4 of 4 "
+        "shown to be the same on their own; unmerged 1.06 to 2.00" in inference_verdict(costs)
+    )
 
 
 def test_a_merged_adapter_that_costs_more_is_not_called_the_same() -> None:
@@ -201,13 +172,13 @@ def test_a_merged_adapter_that_costs_more_is_not_called_the_same() -> None:
     assert "not shown to be the same within 3%" in inference_verdict(every)
 
 
-def test_together_merged_adapters_say_more_than_each() -> None:
+def test_pooled_merged_adapters_have_a_narrower_interval() -> None:
     costs = inference_costs(made_up(lambda *_: 1.0, noise=0.02)).set_index(["phase", "form"])
     width = costs["ratio_high"] - costs["ratio_low"]
     assert width.loc[("prefill", "all merged")].item() < width.loc[("prefill", "merged")].mean()
 
 
-def test_noise_widens_the_interval_until_nothing_is_said() -> None:
+def test_noise_widens_the_interval() -> None:
     calm, loud = (inference_costs(made_up(lambda *_: 1.0, noise=noise)) for noise in (0.002, 0.1))
     width = lambda costs: (costs["ratio_high"] - costs["ratio_low"]).mean()  # noqa: E731
     assert width(loud) > 10 * width(calm)
@@ -215,7 +186,7 @@ def test_noise_widens_the_interval_until_nothing_is_said() -> None:
     assert not loud["same"].all()
     two = inference_costs(made_up(lambda *_: 1.0, rounds=2))
     assert two["ratio_low"].isna().all()
-    assert not two["same"].any(), "two rounds have no interval, so nothing is shown to be the same"
+    assert not two["same"].any()
 
 
 def test_the_command_prints_writes_and_draws(
@@ -233,27 +204,27 @@ def test_the_command_prints_writes_and_draws(
 @pytest.mark.parametrize(
     ("option", "says"),
     [
-        ("--ranks=4,x", "--ranks=4,x is no list of ranks"),
+        ("--ranks=4,x", "--ranks=4,x is not a list of ranks"),
         ("--ranks=", "no rank to measure"),
         ("--device=tpu", "unknown device 'tpu'"),
         ("--precision=fp16", "unknown precision 'fp16'"),
         ("--tokens=9999", "9999 tokens are more than tiny allows: give at most 512"),
-        ("--model=./nowhere", "model.path='./nowhere' is not there"),
+        ("--model=./nowhere", "model.path='./nowhere' does not exist"),
     ],
 )
 def test_mistakes_get_one_line_and_write_nothing(
     study_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, says: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(inference, "load_base", lambda *_: pytest.fail("a model was loaded"))
-    ran = study_cli("infer-cost", "--model=tiny", option)
+    monkeypatch.setattr(timing, "load_base", lambda *_: pytest.fail("a model was loaded"))
+    ran = study_cli("bench", "inference", "--model=tiny", option)
     assert ran.code == 2
     [error] = ran.err.strip().splitlines()
     assert says in error
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_merges_into_packed_weights() -> None:
+def test_a_quantised_base_is_refused() -> None:
     base = load_base(ModelConfig("tiny", quant_bits=4), torch.device("cpu"), "float32")
     with pytest.raises(StudyError, match="tiny is quantised"):
         measure(base, RANKS, rounds=1, tokens=8)

@@ -167,7 +167,7 @@ def test_a_study_without_a_limit_is_said_in_a_line(
     ran = study_cli("distances", str(tmp_path / "adam"), "--rank-free", "4,x")
     assert (ran.code, ran.err) == (
         2,
-        "study: --rank-free=4,x is no list of ranks: give whole numbers such as 256,1024\n",
+        "study: --rank-free=4,x is not a list of ranks: give positive integers such as 256,1024\n",
     )
 
 

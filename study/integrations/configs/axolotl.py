@@ -16,10 +16,11 @@ from study.integrations.configs.parts import (
     take_bits,
     tell_the_rest,
 )
+from study.vocabulary.optimizers import OPTIMIZERS
 
 ADAPTERS = ("lora", "qlora")
-OPTIMIZERS = ("adamw", "sgd", "adafactor", "lion", "rmsprop")
-"""By the first word of transformers' name, less ``paged_``: ``paged_adamw_8bit`` is adamw."""
+USUAL_OPTIMIZER = "adamw_torch_fused"
+"""Axolotl's default. It also replaces an optimizer that the toolkit does not have."""
 USUAL_HELDOUT = 64
 """``data.heldout`` of ``data=jsonl``."""
 SCHEDULES = {
@@ -152,11 +153,11 @@ def _targets(fields: Fields) -> str | list[str]:
 
 
 def _put_optimizer(experiment: Experiment, fields: Fields) -> None:
-    asked = str(fields.take("optimizer", "adamw_torch_fused"))
-    name = asked.removeprefix("paged_").split("_")[0]
+    asked = str(fields.take("optimizer", USUAL_OPTIMIZER))
+    name = _our_optimizer(asked)
     if name not in OPTIMIZERS:
-        name = "adamw"
-        experiment.left_out.append(f"optimizer: {asked} (adamw)")
+        name = _our_optimizer(USUAL_OPTIMIZER)
+        experiment.left_out.append(f"optimizer: {asked} ({name} instead)")
     elif "8bit" in asked or "4bit" in asked:
         experiment.left_out.append(f"optimizer: {asked} ({name}, with states in 32 bits)")
     experiment.groups["optimizer"] = name
@@ -164,12 +165,17 @@ def _put_optimizer(experiment: Experiment, fields: Fields) -> None:
     experiment.values["optimizer.weight_decay"] = fields.take_number("weight_decay", 0.0)
     if (ratio := fields.take_number("loraplus_lr_ratio")) is not None:
         experiment.values["optimizer.loraplus_lr_ratio"] = ratio
-    if name == "adamw":
+    if {"betas", "eps"} <= set(OPTIMIZERS[name].options):
         if "adam_beta1" in fields or "adam_beta2" in fields:
             betas = [fields.take_number("adam_beta1", 0.9), fields.take_number("adam_beta2", 0.999)]
             experiment.values["optimizer.betas"] = betas
         if (eps := fields.take_number("adam_epsilon")) is not None:
             experiment.values["optimizer.eps"] = eps
+
+
+def _our_optimizer(theirs: str) -> str:
+    """Our name of an optimizer of transformers: ``adamw`` for ``paged_adamw_8bit``."""
+    return theirs.removeprefix("paged_").split("_")[0]
 
 
 def _put_steps(experiment: Experiment, fields: Fields, rows: int | None) -> None:

@@ -1,4 +1,4 @@
-"""What adapters cost at inference, from timings taken in turns: medians, ratios to the base, and their intervals."""
+"""From timings to costs: medians, ratios to the base with intervals, and a verdict."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -10,7 +10,7 @@ from rich.table import Table
 from study.vocabulary.thresholds import CONFIDENCE
 
 SAME = 0.03
-"""How far from 1 a ratio to the base may be and still be called the same."""
+"""A cost is the same as the base's if its ratio differs from 1 by at most this."""
 RESAMPLES = 4000
 ROUNDS_FOR_INTERVAL = 3
 KEYS = ("phase", "form", "scaling", "rank")
@@ -18,14 +18,18 @@ PHASES, FORMS = ("prefill", "decode"), ("base", "control", "all merged", "merged
 
 
 def inference_costs(timings: pd.DataFrame) -> pd.DataFrame:
-    """One row per phase and form (rule and rank where it has them), in order, from the rows of ``study infer-cost``.
+    """One row per phase, form, rule and rank, from the rows of ``study bench inference``.
 
-    ``seconds`` is the median over turns. ``ratio`` is the median over rounds of a form's time over the base's mean in
-    that round, so that what slows the whole machine down for a while cancels; ``ratio_low`` and ``ratio_high`` are its
-    95 % interval, by resampling rounds (NaN with fewer than three). ``same`` says that the interval lies within
-    1 ± 0.03. ``all merged`` is every merged adapter of a round taken as one: they have the base's shape, all of them,
-    and together they show a difference that is too small for any of them alone. ``weights_gb`` and ``peak_gb`` are
-    memory, ``peak_ratio`` the peak over the base's.
+    - ``seconds``: median over turns;
+    - ``ratio``: median over rounds of the form's time over the base's mean time in that round, so
+      that a slower moment of the machine cancels;
+    - ``ratio_low``, ``ratio_high``: its 95 % interval, by resampling rounds; NaN with fewer than
+      three;
+    - ``same``: whether that interval is within 1 ± 0.03;
+    - ``weights_gb``, ``peak_gb``: memory in GiB. ``peak_ratio``: the peak over the base's.
+
+    The form ``all merged`` pools the merged adapters of a round. All have the base's shape, so
+    together they show a difference that is too small to see in one of them.
     """
     own = timings["form"] == "base"
     base = timings[own].groupby(["phase", "round"])["seconds"].mean().rename("base")
@@ -56,7 +60,7 @@ def inference_costs(timings: pd.DataFrame) -> pd.DataFrame:
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:
-    """The percentile interval of the median, by the bootstrap; the base's own is that of 1 with itself."""
+    """The percentile bootstrap interval of the median."""
     if len(values) < ROUNDS_FOR_INTERVAL:
         return np.nan, np.nan
     drawn = np.random.default_rng(0).choice(values, (RESAMPLES, len(values)))
@@ -65,7 +69,8 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def inference_verdict(costs: pd.DataFrame) -> str:
-    """A sentence: whether merged adapters cost what the base does, and what unmerged ones cost beside it."""
+    """Whether merged adapters cost what the base costs, and what unmerged ones cost: a line per
+    phase."""
     said = []
     for phase, rows in costs.groupby("phase", sort=False):
         merged, unmerged = (rows[rows["form"] == form] for form in ("merged", "unmerged"))
@@ -74,14 +79,14 @@ def inference_verdict(costs: pd.DataFrame) -> str:
         said.append(
             f"{phase}: merged {_ratio(together)} of the base, {same} within {SAME:.0%}; "
             f"each {merged['ratio'].min():.3f} to {merged['ratio'].max():.3f}, "
-            f"{merged['same'].sum()} of {len(merged)} shown to be the same alone; "
+            f"{merged['same'].sum()} of {len(merged)} shown to be the same on their own; "
             f"unmerged {unmerged['ratio'].min():.2f} to {unmerged['ratio'].max():.2f}"
         )
     return "\n".join(said)
 
 
 def _ratio(row: dict[Hashable, Any]) -> str:
-    """``1.003 [0.985, 1.012]``; without an interval where rounds are too few for one."""
+    """``1.003 [0.985, 1.012]``; without the interval if there are too few rounds for one."""
     said = f"{row['ratio']:.3f}"
     few = row["rounds"] < ROUNDS_FOR_INTERVAL
     return said if few else f"{said} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"

@@ -1,0 +1,66 @@
+"""``study bench inference``: time adapters at inference, print the costs, write and draw them."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from study.cli import rank_list
+from study.figures.style import save
+from study.store import write_derived
+
+from . import timing
+from .costs import inference_costs, inference_verdict, render_inference
+from .figure import infer_cost
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--model", default="smollm2", show_default=True, help="smollm2, tiny, a folder or a hub name."
+)
+@click.option(
+    "--ranks", default="4,32,256,2048", show_default=True, help="Ranks, each under both rules."
+)
+@click.option(
+    "--rounds",
+    default=5,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Rounds; each times every form once, and the base three times.",
+)
+@click.option(
+    "--tokens",
+    default=256,
+    show_default=True,
+    type=click.IntRange(2),
+    help="Tokens of a prefill.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--precision", default="float32", show_default=True, help="float32 or bf16.")
+@click.option(
+    "--to",
+    type=click.Path(path_type=Path),
+    default=Path("results/infer_cost"),
+    show_default=True,
+    help="Folder of the table.",
+)
+@click.option(
+    "--plots",
+    type=click.Path(path_type=Path),
+    default=Path("plots/infer_cost"),
+    show_default=True,
+    help="Folder of the figure.",
+)
+def inference(ranks: str, to: Path, plots: Path, **options: Any) -> None:
+    """Time the base model, merged adapters and unmerged adapters in turns."""
+    timings = timing.run(
+        ranks=rank_list("--ranks", ranks), **options, say=lambda line: click.echo(line, err=True)
+    )
+    costs = inference_costs(timings)
+    Console().print(render_inference(costs))
+    click.echo(inference_verdict(costs))
+    to.mkdir(parents=True, exist_ok=True)
+    table = write_derived(to, "infer_cost", timings)
+    for path in (table, *save(infer_cost(timings), plots, "infer_cost")):
+        click.echo(path)

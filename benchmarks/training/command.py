@@ -1,0 +1,111 @@
+"""``study bench``: time the suites, write a table for each, summarise the tables and draw them."""
+
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import click
+import pandas as pd
+import torch
+
+from study.errors import unknown
+from study.figures.style import save
+
+from .figure import speed
+from .suites import SUITES, Size, device_name, first_sentence, rows_of
+from .summary import summarise
+
+
+class SuitesCommand(click.Command):
+    """A command whose help lists the suites and the other benchmark."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the two lists below the options."""
+        with formatter.section("Suites"):
+            formatter.write_dl([(name, first_sentence(name)) for name in SUITES])
+        with formatter.section("Commands"):
+            about = "What merged and unmerged adapters cost at inference (--help: its options)."
+            formatter.write_dl([("inference", about)])
+
+
+@click.command(cls=SuitesCommand, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("names", nargs=-1, metavar="[SUITE]... | inference")
+@click.option(
+    "--to",
+    type=click.Path(path_type=Path),
+    default=Path("results/bench"),
+    show_default=True,
+    help="Folder of the tables, one for each suite.",
+)
+@click.option(
+    "--plots",
+    type=click.Path(path_type=Path),
+    default=Path("plots/bench"),
+    show_default=True,
+    help="Folder of the figure.",
+)
+@click.option(
+    "--model",
+    type=click.Choice(["smollm2", "tiny"]),
+    default="smollm2",
+    show_default=True,
+    help="The base model.",
+)
+@click.option(
+    "--ranks", default="4,16,64,256,1024,2048", show_default=True, help="Ranks of a sweep."
+)
+@click.option("--steps", default=3, show_default=True, help="Optimizer steps of a run.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to train.",
+)
+@click.option(
+    "--measured/--read",
+    default=True,
+    help="Measure, or only summarise the tables of an earlier run.",
+)
+def suites(
+    names: tuple[str, ...],
+    to: Path,
+    plots: Path,
+    model: str,
+    ranks: str,
+    steps: int,
+    device: str,
+    measured: bool,
+) -> None:
+    """Time training against PEFT, suite by suite.
+
+    Without a SUITE all of them run: about an hour on two cores.
+    """
+    for name in names:
+        if name not in SUITES:
+            raise unknown("suite", name, SUITES)
+    size = Size(model, [int(rank) for rank in ranks.split(",")], steps, device)
+    to.mkdir(parents=True, exist_ok=True)
+    for name in (names or tuple(SUITES)) if measured else ():
+        _time_suite(name, size).to_parquet(to / f"{name}.parquet", index=False)
+    tables = {
+        name: pd.read_parquet(to / f"{name}.parquet")
+        for name in SUITES
+        if (to / f"{name}.parquet").exists()
+    }
+    click.echo(summarise(tables))
+    if "sweep" in tables:
+        for path in save(speed(tables["sweep"], tables.get("large-steps")), plots, "speed"):
+            click.echo(path)
+
+
+def _time_suite(name: str, size: Size) -> pd.DataFrame:
+    """The rows of a suite, measured in a process of its own.
+
+    Memory that one suite's allocator keeps is thus free again for the next.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        rows = pool.submit(rows_of, name, size).result()
+    return pd.DataFrame(rows).assign(
+        device=device_name(size), model=size.model, torch=torch.__version__
+    )

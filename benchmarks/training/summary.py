@@ -1,0 +1,173 @@
+"""The tables as text: medians and ratios."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from .ways import LABELS
+
+OURS = "packed"
+
+
+def summarise(tables: Mapping[str, pd.DataFrame]) -> str:
+    """A section of Markdown for each suite that has a table."""
+    sections = []
+    for name, section in SECTIONS.items():
+        if name in tables:
+            table = tables[name]
+            measured_on = f"{table['device'].iloc[0]}, {table['model'].iloc[0]}"
+            sections.append(f"## {name}\n\n{measured_on}\n\n{section(table)}")
+    return "\n\n".join(sections)
+
+
+def medians(table: pd.DataFrame, *by: str) -> pd.DataFrame:
+    """Median seconds of a step, without first steps; a column for each way."""
+    steps = table[table["variant"] == "step"]
+    return steps.groupby([*by, "way"])["seconds"].median().unstack("way")
+
+
+def _sweep(table: pd.DataFrame) -> str:
+    wall = table.groupby("way")["seconds"].sum()
+    steps = medians(table, "rank")
+    whole = medians(table, "rank", "scaling").sum()
+    high = medians(table[table["rank"] >= 1024], "rank", "scaling").sum().reindex(wall.index)
+    others = wall.index.drop(OURS)
+    lines = [
+        f"- the whole sweep, {LABELS[OURS]} against {LABELS[way]}: "
+        f"{wall[way] / wall[OURS]:.2f}x in wall-clock time "
+        f"({wall[way]:.0f} s and {wall[OURS]:.0f} s, set-up included), {whole[way] / whole[OURS]:.2f}x by the medians of steps; ranks from 1024 only: "
+        f"{high[way] / high[OURS]:.2f}x"
+        for way in others
+    ]
+    lines += _micro_batches(table)
+    shown = steps.rename(columns=LABELS)
+    for way in others:
+        shown[f"{LABELS[way]} / ours"] = steps[way] / steps[OURS]
+    shown = shown.join(_share_of_peak(table[table["way"] == OURS]))
+    return "\n".join(lines) + f"\n\nSeconds of a step, medians:\n\n{markdown(shown, 'rank')}"
+
+
+def _micro_batches(table: pd.DataFrame) -> list[str]:
+    """The runs that needed more micro-batches than another way at the same rank."""
+    most = table.groupby(["way", "rank"])["micro_batches"].max()
+    least = most.groupby("rank").min()
+    return [
+        f"- rank {rank}, {LABELS[way]}: {parts} micro-batches, because {least[rank]} did not fit"
+        for (way, rank), parts in most.items()
+        if parts > least[rank]
+    ]
+
+
+def _compiled(table: pd.DataFrame) -> str:
+    steps, firsts = medians(table, "rank"), table[table["variant"] == "first step"]
+    shown = steps.rename(columns=LABELS)
+    shown["tuned loop / compiled"] = steps["loop"] / steps["compiled"]
+    share = _share_of_peak(table[table["way"] == "compiled"])
+    shown["% of peak, compiled"] = share["% of peak"]
+    first = firsts.groupby(["rank", "way"])["seconds"].median().unstack("way")
+    shown["first step, compiled"] = first["compiled"]
+    saved = steps["packed"] - steps["compiled"]
+    shown["pays from step"] = np.ceil(
+        (first["compiled"] - first["packed"]) / saved.where(saved > 0)
+    )
+    return f"Seconds of a step, medians:\n\n{markdown(shown, 'rank')}"
+
+
+def _share_of_peak(table: pd.DataFrame) -> pd.DataFrame:
+    """FLOPs of a step over what the device's best matmul rate allows in its time, in percent."""
+    steps = table[table["variant"] == "step"]
+    columns = ["seconds", "base_flops", "adapter_flops", "factored_flops"]
+    by_rank = steps.groupby("rank")[columns].median()
+    possible = by_rank["seconds"] * steps["peak"].max()
+    return pd.DataFrame(
+        {
+            "% of peak": 100 * (by_rank["base_flops"] + by_rank["adapter_flops"]) / possible,
+            "without adapters": 100 * by_rank["base_flops"] / possible,
+            "as if factored": 100 * (by_rank["base_flops"] + by_rank["factored_flops"]) / possible,
+        }
+    )
+
+
+def _tokens(table: pd.DataFrame) -> str:
+    found = medians(table, "rank", "tokens")
+    shown = found.rename(columns=LABELS).assign(ratio=found["loop"] / found["packed"])
+    lines = [
+        f"- rank {rank}: our time grows as tokens^{_exponent(rows['packed'], 'tokens'):.2f}"
+        for rank, rows in found.groupby("rank")
+    ]
+    return "\n".join(lines) + f"\n\n{markdown(shown, 'rank', 'tokens')}"
+
+
+def _walls(table: pd.DataFrame) -> str:
+    by_way = table.groupby(["variant", "way"])["seconds"].median().unstack("way")
+    ours = OURS if OURS in by_way else "alone"
+    return "\n".join(
+        f"- {variant}: {LABELS['trainer']} {row['trainer']:.1f} s, {LABELS[ours]} "
+        f"{row[ours]:.1f} s: {row['trainer'] / row[ours]:.2f}x"
+        for variant, row in by_way.iterrows()
+    )
+
+
+def _probes(table: pd.DataFrame) -> str:
+    turn = table.groupby("variant").cumcount()
+    seconds = table.assign(turn=turn).pivot(index="turn", columns="variant", values="seconds")
+    over = 100 * (seconds.div(seconds["off"], axis=0).drop(columns="off") - 1)
+    return "\n".join(
+        f"- {variant}: {percent.median():+.1f} % ({percent.min():+.1f} to {percent.max():+.1f})"
+        for variant, percent in over.items()
+    )
+
+
+def _bf16(table: pd.DataFrame) -> str:
+    found = medians(table, "rank", "precision").unstack("precision").dropna(axis=1, how="all")
+    shown = pd.DataFrame(
+        {
+            "ours, float32": found["packed", "float32"],
+            "ours, bf16": found["packed", "bf16"],
+            "PEFT, tuned loop, bf16": found["loop", "bf16"],
+        }
+    )
+    shown["speed-up by bf16"] = shown["ours, float32"] / shown["ours, bf16"]
+    return markdown(shown, "rank")
+
+
+def _layers(table: pd.DataFrame) -> str:
+    by_depth = table.groupby("variant")["seconds"].median()
+    by_depth.index = pd.Index([int(str(name).split()[0]) for name in by_depth.index], name="blocks")
+    by_depth = by_depth.sort_index()
+    grows = f"- grows as blocks^{_exponent(by_depth, 'blocks'):.2f}"
+    return f"{grows}\n\n{markdown(by_depth.to_frame('ours'), 'blocks')}"
+
+
+SECTIONS: dict[str, Callable[[pd.DataFrame], str]] = {
+    "sweep": _sweep,
+    "large-steps": _sweep,
+    "compiled": _compiled,
+    "tokens": _tokens,
+    "short": _walls,
+    "start-up": _walls,
+    "probes": _probes,
+    "bf16": _bf16,
+    "layers": _layers,
+}
+"""The section of each suite."""
+
+
+def _exponent(series: "pd.Series[float]", level: str) -> float:
+    """The log-log slope over an index level."""
+    x = series.index.get_level_values(level).to_numpy(float)
+    return float(np.polyfit(np.log(x), np.log(series.to_numpy(float)), 1)[0])
+
+
+def markdown(table: pd.DataFrame, *index: str) -> str:
+    """A table as Markdown, numbers with three significant digits."""
+    plain = table.reset_index()
+    head = [*index, *[c for c in plain.columns if c not in index]]
+    rows = [
+        [f"{v:.3g}" if isinstance(v, float) else str(v) for v in row]
+        for row in plain[head].itertuples(index=False, name=None)
+    ]
+    return "\n".join(
+        "| " + " | ".join(map(str, row)) + " |" for row in [head, ["---"] * len(head), *rows]
+    )

@@ -1,0 +1,67 @@
+"""``study bench`` on the tiny base: the ways reach one loss, and rows become text and a figure."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from benchmarks.training.processes import apart
+from benchmarks.training.suites import SUITES
+from benchmarks.training.ways import TimedRun, cell, check_agreement
+from study.config import CellConfig
+
+
+def test_four_ways_are_timed_and_summarised(study_cli: Callable[..., Any], tmp_path: Path) -> None:
+    size = ["--model=tiny", "--ranks=2,4", "--steps=2", f"--to={tmp_path}", f"--plots={tmp_path}"]
+    ran = study_cli("bench", "sweep", "layers", *size)
+    assert ran.code == 0, ran.err
+    rows = pd.read_parquet(tmp_path / "sweep.parquet")
+    assert set(rows["way"]) == {"trainer", "loop", "alone", "packed"}
+    steps = rows[rows["variant"] != "set-up"]
+    assert steps.groupby(["way", "rank", "scaling"]).size().eq(2).all()
+    assert (steps["seconds"] > 0).all()
+    assert steps["adapter_flops"].le(steps["factored_flops"]).all()
+    assert "the whole sweep, ours, packed against PEFT, tuned loop" in ran.out
+    assert "grows as blocks^" in ran.out
+    assert (tmp_path / "speed.png").exists()
+    again = study_cli("bench", "--read", *size)
+    assert again.out == ran.out
+
+
+def test_ways_with_different_losses_are_not_compared() -> None:
+    runs = [TimedRun("loop", losses=[2.0, 1.000]), TimedRun("packed", losses=[2.0, 1.0005])]
+    check_agreement(runs, "float32")
+    runs.append(TimedRun("alone", losses=[2.0, 1.002]))
+    with pytest.raises(SystemExit, match="losses differ"):
+        check_agreement(runs, "float32")
+    check_agreement(runs, "bf16")
+
+
+def test_an_unknown_suite_names_the_suites(study_cli: Callable[..., Any]) -> None:
+    ran = study_cli("bench", "swep")
+    assert ran.code == 2
+    assert ran.err.startswith("study: unknown suite 'swep': choose from sweep, large-steps")
+    assert ran.err.count("\n") == 1
+
+
+def test_help_lists_the_suites_and_inference(study_cli: Callable[..., Any]) -> None:
+    ran = study_cli("bench", "--help")
+    listed = {line.split()[0] for line in ran.out.splitlines() if line.startswith("  ")}
+    assert {*SUITES, "inference"} <= listed
+
+
+def hungry(config: CellConfig) -> int:
+    """Stands for a training run that the system kills if a micro-batch has over two sequences."""
+    if config.train.batch_size > 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return config.train.accumulation
+
+
+def test_a_step_that_does_not_fit_is_split_into_micro_batches() -> None:
+    config = cell("model=tiny", "train.batch_size=8", "train.accumulation=1")
+    assert apart(hungry, config) == 4
+    assert (config.train.batch_size, config.train.accumulation) == (8, 1)
