@@ -1,4 +1,4 @@
-"""A file's hash is remembered, and never for another content; arrays are made once, and again where damaged."""
+"""Hashes of files and computed arrays are cached, and damaged caches are ignored."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("STUDY_CACHE", str(tmp_path / "cache"))
 
 
-def test_a_hash_is_read_once_and_forgotten_when_the_file_changes(
+def test_a_hash_is_cached_until_the_file_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "weights"
@@ -39,7 +39,7 @@ def test_a_damaged_note_is_ignored(tmp_path: Path) -> None:
     assert cache.file_sha256(file) == hashlib.sha256(b"one").hexdigest()
 
 
-def test_a_cache_folder_that_can_not_be_made(
+def test_a_cache_folder_that_can_not_be_created(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -48,7 +48,7 @@ def test_a_cache_folder_that_can_not_be_made(
         cache.cache_folder()
 
 
-def test_arrays_are_made_once_and_again_where_damaged(
+def test_arrays_are_made_once_and_again_if_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STUDY_CACHE", str(tmp_path))
@@ -74,7 +74,7 @@ def test_arrays_are_made_once_and_again_where_damaged(
     assert [path.name for path in file.parent.iterdir() if path.suffix != ".npz"] == []
 
 
-def test_a_cache_that_takes_nothing_costs_time_alone(
+def test_a_cache_that_can_not_be_written_costs_only_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STUDY_CACHE", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Results survive what happens to processes, and come out tidy."""
+"""Results survive killed processes and are read as tidy tables."""
 
 import json
 import math
@@ -18,28 +18,15 @@ from study.store import CellWriter, is_done, last_metrics, load_cells, load_tabl
 from study.vocabulary.quantities import STATS
 
 CONFIG = {
-    "adapter": {
-        "rank": 8,
-        "scaling": "power",
-        "exponent": 0.7,
-        "alpha": 16.0,
-        "init": "kaiming",
-        "dropout": 0.0,
-    },
+    "adapter": {"rank": 8, "scaling": "power", "exponent": 0.7, "alpha": 16.0}
+    | {"init": "kaiming", "dropout": 0.0, "targets": ["q_proj", "v_proj"]},
     "optimizer": {"name": "adamw", "lr": 1e-4, "weight_decay": 0.0},
-    "train": {
-        "steps": 3,
-        "batch_size": 2,
-        "accumulation": 1,
-        "clip": None,
-        "schedule": "constant",
-        "warmup": 0,
-    },
+    "train": {"steps": 3, "batch_size": 2, "accumulation": 1, "clip": None}
+    | {"schedule": "constant", "warmup": 0},
     "data": {"seed": 0, "sequence_length": 48},
     "seed": 0,
     "precision": "float32",
 }
-CONFIG["adapter"]["targets"] = ["q_proj", "v_proj"]
 
 
 def record(cell_id: str) -> dict:
@@ -114,7 +101,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def test_a_killed_cell_is_interrupted_and_keeps_its_rows(tmp_path: Path) -> None:
-    """A real process, a real SIGKILL, between two appends."""
+    """SIGKILL between two appends."""
     script = textwrap.dedent(f"""
         import os, signal, sys
         sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -134,13 +121,13 @@ def test_a_killed_cell_is_interrupted_and_keeps_its_rows(tmp_path: Path) -> None
     assert list(tables.metrics["step"]) == [0, 1]
     assert len(tables.probes) == 4
 
-    cell = writer(tmp_path)  # a fresh start is no error, and begins with nothing
+    cell = writer(tmp_path)  # training it again is no error, and starts with no rows
     assert len(load_tables(tmp_path).metrics) == 0
     cell.close("complete")
 
 
 @pytest.mark.parametrize("cut", [1, 40, 200])
-def test_half_a_row_at_the_end_is_not_read(tmp_path: Path, cut: int) -> None:
+def test_a_partial_row_at_the_end_is_not_read(tmp_path: Path, cut: int) -> None:
     cell = writer(tmp_path)
     for step in range(3):
         cell.append("metrics", metrics(step))
@@ -165,13 +152,13 @@ def test_diverged_is_done_and_failed_is_not(tmp_path: Path) -> None:
     assert set(load_cells(tmp_path)["status"]) == {"diverged", "failed"}
 
 
-def test_no_study_says_what_there_is(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_without_a_study_names_those_nearby(tmp_path: Path) -> None:
     writer(tmp_path / "mine").close("complete")
     with pytest.raises(StudyError, match=r"no study in .*yours.*choose from .*mine"):
         load_tables(tmp_path / "yours")
 
 
-def test_exponents_are_replaced_whole(tmp_path: Path) -> None:
+def test_a_derived_table_is_replaced(tmp_path: Path) -> None:
     writer(tmp_path).close("complete")
     assert load_tables(tmp_path).exponents.empty
     for value in (1.0, 2.0):
@@ -179,7 +166,7 @@ def test_exponents_are_replaced_whole(tmp_path: Path) -> None:
     assert list(load_tables(tmp_path).exponents["exponent"]) == [2.0]
 
 
-def test_a_running_cell_is_as_far_as_its_last_row(tmp_path: Path) -> None:
+def test_a_running_cell_has_done_the_steps_of_its_last_row(tmp_path: Path) -> None:
     cell = writer(tmp_path)
     assert math.isnan(load_cells(tmp_path)["steps_done"].astype(float).iloc[0]), (
         "before its first row"
@@ -191,8 +178,6 @@ def test_a_running_cell_is_as_far_as_its_last_row(tmp_path: Path) -> None:
     os.truncate(stream, stream.stat().st_size - 40)
     last = last_metrics(stream)
     assert last is not None
-    assert (last["step"], last["tokens"], last["loss"]) == (48, 480, 1.5), (
-        "the last row that is whole"
-    )
+    assert (last["step"], last["tokens"], last["loss"]) == (48, 480, 1.5), "the last whole row"
     cell.close("complete", steps_done=49)
     assert last_metrics(stream) is None

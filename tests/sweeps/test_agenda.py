@@ -1,4 +1,4 @@
-"""What is still to be trained is seen by others for as long as a sweep lives, and time left goes by cost."""
+"""Other processes see a live sweep's agenda; the time left is weighted by cost."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def begin(study_dir: Path, cell_id: str, steps: int, ago: float = 0.0) -> CellWr
     return writer
 
 
-def test_an_agenda_is_there_while_its_sweep_lives(tmp_path: Path) -> None:
+def test_an_agenda_exists_while_its_sweep_lives(tmp_path: Path) -> None:
     cells = planned(1.0, 2.0, packs=2)
     with posted(tmp_path, cells):
         [agenda] = agendas(tmp_path)
@@ -52,10 +52,10 @@ def test_an_agenda_is_there_while_its_sweep_lives(tmp_path: Path) -> None:
             assert len(agendas(tmp_path)) == 2, "two sweeps of one study"
         assert [record["status"] for record in records(tmp_path, agenda)] == [WAITING] * 2
     assert agendas(tmp_path) == []
-    assert list(tmp_path.iterdir()) == [], "and nothing is left of it"
+    assert list(tmp_path.iterdir()) == [], "no file is left"
 
 
-def test_what_a_killed_sweep_left_counts_for_nothing_and_is_cleared_away(tmp_path: Path) -> None:
+def test_the_agenda_of_a_killed_sweep_is_ignored_and_deleted(tmp_path: Path) -> None:
     script = textwrap.dedent(f"""
         import os, signal
         from pathlib import Path
@@ -78,8 +78,8 @@ def test_what_a_killed_sweep_left_counts_for_nothing_and_is_cleared_away(tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_time_left_goes_by_cost_over_all_packs(tmp_path: Path) -> None:
-    """A cheap cell is done, half of a dear one: of 1 + 4 + 5, 3 are spent in 30 s, so 7 take 70 s."""
+def test_the_time_left_is_weighted_by_cost_over_all_packs(tmp_path: Path) -> None:
+    """Of a cost of 1 + 4 + 5, 3 are spent in 30 s, so the other 7 take 70 s."""
     with posted(tmp_path, planned(1.0, 4.0, 5.0, packs=3)):
         [agenda] = agendas(tmp_path)
         agenda = type(agenda)(
@@ -98,7 +98,7 @@ def test_time_left_goes_by_cost_over_all_packs(tmp_path: Path) -> None:
         assert now.seconds_left == pytest.approx(50, abs=5), "a failed cell takes no more time"
 
 
-def test_a_cell_of_an_earlier_sweep_is_waiting_if_it_is_to_be_trained_again(tmp_path: Path) -> None:
+def test_a_cell_of_an_earlier_sweep_that_is_trained_again_is_waiting(tmp_path: Path) -> None:
     begin(tmp_path, "c0", 1, ago=100).close("failed", steps_done=0, error="x")
     with posted(tmp_path, planned(1.0)):
         [agenda] = agendas(tmp_path)
@@ -122,7 +122,7 @@ def test_the_display_counts_packs_and_cells_of_the_whole_sweep(
     assert line.endswith(" left")
 
 
-def test_a_pack_without_a_sweep_is_all_there_is(
+def test_a_pack_without_a_sweep_counts_its_own_cells(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Display(tmp_path, {"c1": "rank 8", "c2": "rank 9"}, 3) as display:

@@ -1,4 +1,4 @@
-"""Rows wait for their numbers, which leave the device while it trains on, and none is lost."""
+"""Rows are written when their numbers have left the device, and none is lost."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +19,8 @@ from study.training.loop import CellStep
 CPU = torch.device("cpu")
 
 
-class OnItsWay:
-    """Numbers of one step that arrive when they are told to."""
+class Sent:
+    """The numbers of one step. They have left the device when the test sets ``arrived``."""
 
     def __init__(self, step: int) -> None:
         self.step, self.arrived = step, False
@@ -40,7 +40,7 @@ class OnItsWay:
 
 @pytest.fixture
 def recorder(cell: Callable[..., CellConfig], tmp_path: Path) -> Any:
-    """Of one cell, on its way to disk."""
+    """The recorder of one cell."""
     (planned,) = plan([cell("name=mine", f"results_dir={tmp_path}")])
     writer = CellWriter(planned.folder, config_yaml(planned), record_of(planned, CPU, "hash"))
     with (
@@ -50,7 +50,7 @@ def recorder(cell: Callable[..., CellConfig], tmp_path: Path) -> Any:
         yield Recorder([planned], [writer], display, tracked)
 
 
-def step(number: int, sent: OnItsWay) -> CellStep:
+def step(number: int, sent: Sent) -> CellStep:
     metrics = {"step": number, "tokens": 9, "seconds": 1.0, "loss": 2.0}
     return CellStep(cell=0, metrics=metrics, sent=[sent], diverged=False)  # type: ignore[list-item]
 
@@ -60,7 +60,7 @@ def written(tmp_path: Path) -> list[int]:
 
 
 def test_a_row_is_written_when_its_numbers_have_arrived(recorder: Recorder, tmp_path: Path) -> None:
-    late, later = OnItsWay(0), OnItsWay(1)
+    late, later = Sent(0), Sent(1)
     recorder.add([step(0, late)])
     assert written(tmp_path) == []
     late.arrived = True
@@ -71,7 +71,7 @@ def test_a_row_is_written_when_its_numbers_have_arrived(recorder: Recorder, tmp_
 
 
 def test_an_error_loses_no_row_of_the_steps_before(recorder: Recorder, tmp_path: Path) -> None:
-    recorder.add([step(0, OnItsWay(0))])
+    recorder.add([step(0, Sent(0))])
     recorder.fail(RuntimeError("boom"))
     recorder.close(CPU)
     tables = load_tables(tmp_path / "mine")

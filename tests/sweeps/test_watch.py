@@ -1,4 +1,4 @@
-"""``study status`` from another terminal, of a sweep that runs in processes of its own."""
+"""``study status --watch`` beside a sweep that runs in processes of its own."""
 
 import os
 import re
@@ -18,7 +18,10 @@ STUDY = [sys.executable, "-c", "from study.cli import main; main()"]
 
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory: pytest.TempPathFactory, jsonl: Path) -> tuple[Path, str, str]:
-    """A folder with a sweep of three packs that was followed from its first second: what both had to say."""
+    """A sweep of three packs that was watched from its start.
+
+    The folder, the output of ``status --watch`` and the stderr of ``train``.
+    """
     folder = tmp_path_factory.mktemp("watched")
     environment = os.environ | {
         "PYTHONPATH": str(Path(__file__).parents[2]),
@@ -76,7 +79,7 @@ def test_a_watch_follows_a_sweep_to_its_end(followed: tuple[Path, str, str]) -> 
     assert sum(line.startswith("complete ") for line in lines) == 3
 
 
-def test_training_counts_packs_and_says_what_is_next(followed: tuple[Path, str, str]) -> None:
+def test_training_counts_packs_and_prints_the_next_command(followed: tuple[Path, str, str]) -> None:
     *_, said = followed
     assert re.search(
         r"\[default\] pack 1/3  cell 1/1 \(1 of 3 done\)  .*complete in .* left\n", said
@@ -88,9 +91,7 @@ def test_training_counts_packs_and_says_what_is_next(followed: tuple[Path, str, 
     assert not re.search(r"[\r\x1b]", said), "a log file is plain text"
 
 
-def test_a_study_that_is_done_is_shown_once(
-    followed: tuple[Path, str, str], tmp_path: Path
-) -> None:
+def test_a_finished_study_is_shown_once(followed: tuple[Path, str, str], tmp_path: Path) -> None:
     folder, *_ = followed
     with (tmp_path / "out").open("w+") as file:
         watch(folder / "results/default", Console(file=file, force_terminal=True, width=200))
