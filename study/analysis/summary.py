@@ -1,6 +1,6 @@
 """The few rows that a reader wants first, and how they look in a terminal."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from study.analysis.grouping import curve_columns
+from study.analysis.grouping import curve_columns, distinguishing
 from study.analysis.stable import first_to_read, side_by_side
 from study.analysis.verdicts import rows_of
 from study.vocabulary.quantities import MODEL_WIDE, PRIMARY
@@ -53,7 +53,7 @@ def summary(exponents: pd.DataFrame) -> pd.DataFrame:
     the exponent with its interval as it is printed. Curves come in the table's order, quantities in ``PRIMARY``'s.
     """
     rows = _first_rows(exponents)
-    apart = told_apart(rows, curve_columns(exponents))
+    apart = distinguishing(rows, curve_columns(exponents))
     by_row = list(rows.itertuples(index=False))
     rows = rows.assign(
         rule=[
@@ -71,16 +71,6 @@ def summary(exponents: pd.DataFrame) -> pd.DataFrame:
         estimate=list(map(interval_text, rows["exponent"], rows["ci_low"], rows["ci_high"])),
     )
     return rows[list(SUMMARY_COLUMNS)].reset_index(drop=True)
-
-
-def told_apart(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
-    """Which of a curve's ``columns``, beside rule and optimizer, the curves of ``rows`` differ in.
-
-    A knob at one value per optimizer, such as eps, goes without saying.
-    """
-    knobs = [name for name in columns if name not in ("optimizer", "scaling", "exponent_p")]
-    by_optimizer = rows.groupby("optimizer", observed=True)
-    return [name for name in knobs if by_optimizer[name].nunique(dropna=False).max() > 1]
 
 
 def _first_rows(exponents: pd.DataFrame) -> pd.DataFrame:

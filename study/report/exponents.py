@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from study.analysis import curve_columns, first_to_read, side_by_side, summary
+from study.analysis.grouping import distinguishing
 from study.analysis.stable import STABLE_COLUMNS
-from study.analysis.summary import told_apart
 from study.report.formatting import (
     interval,
     number,
@@ -66,7 +66,7 @@ def p_star_section(tables: StudyTables) -> str:
     rows = side_by_side(stable)
     if rows.empty:
         return ""
-    settings = told_apart(
+    settings = distinguishing(
         rows, [name for name in curve_columns(rows) if name not in STABLE_COLUMNS]
     )
     last = rows["step"] == rows.groupby("method")["step"].transform("max")
