@@ -10,9 +10,10 @@ from study.analysis.analyze import Analysis, analyze
 from study.analysis.exponents import fit_exponents
 from study.analysis.fits import fitted
 from study.analysis.grouping import curve_columns
-from study.analysis.predictions import lazy_ratios, with_predictions
+from study.analysis.predictions import with_predictions
 from study.analysis.rank_effects import compared_losses, rank_effects, rule_differences
 from study.analysis.rates import best_rates, rate_transfer
+from study.analysis.row_conditions import lazy_ratios
 from study.analysis.stable import first_to_read, side_by_side, stable_exponents
 from study.analysis.summary import render_stable, render_table, summary
 from study.analysis.tasks import task_scores

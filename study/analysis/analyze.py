@@ -1,4 +1,4 @@
-"""Everything that a study's tables say, in one call: what ``study analyze`` writes and ``study report`` reads."""
+"""All derived tables of a study in one call: ``study analyze`` writes them, faces read them."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from study.analysis.exponents import fit_exponents
-from study.analysis.grouping import curve_labels
+from study.analysis.frames import curve_numbers
 from study.analysis.predictions import with_predictions
 from study.analysis.rank_effects import compared_losses
 from study.analysis.rates import best_rates
@@ -15,16 +15,21 @@ from study.analysis.verdicts import with_verdicts
 from study.vocabulary.quantities import QUANTITIES
 
 HIGH_RANKS = 32.0
-"""p* is given over all ranks and, beside it, over those from here: what bends at low rank differs between the two."""
+"""p* is estimated over all ranks and again over ranks from here. A bend at low rank makes the two
+differ."""
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """The derived tables of a study, under the names they are stored by.
+    """The derived tables of a study, under the names of their files.
 
-    ``exponents``: see :func:`~study.analysis.exponents.fit_exponents`; ``stable``: p*, once over all ranks and once
-    over those from :data:`HIGH_RANKS` (``rank_min`` tells the two apart); ``rates``: the best learning rate of each
-    rule, rank and seed; ``losses``: final held-out losses as they are compared. Empty where there is nothing to say.
+    - ``exponents``: see :func:`~study.analysis.exponents.fit_exponents`;
+    - ``stable``: p*, over all ranks and over ranks from :data:`HIGH_RANKS` (``rank_min`` tells
+      which);
+    - ``rates``: the best learning rate of each rule, rank and seed;
+    - ``losses``: final held-out losses, in three comparisons.
+
+    A table is empty if the study does not allow it.
     """
 
     exponents: pd.DataFrame
@@ -50,16 +55,14 @@ def analyze(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) ->
 
 
 def _of_several_ranks(cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells of curves with two ranks or more: the others have nothing to fit."""
+    """The cells of curves with at least two ranks, as a fit needs."""
     if cells.empty:
         return cells
-    labels = curve_labels(cells)
-    curve = labels.groupby(list(labels), dropna=False, observed=True, sort=False).ngroup()
-    return cells[cells["rank"].groupby(curve).transform("nunique") > 1]
+    return cells[cells["rank"].groupby(curve_numbers(cells)).transform("nunique") > 1]
 
 
 def _stable_from(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
-    """p* over the ranks of ``cells`` alone, fitting no more than it takes."""
+    """p* over the ranks of ``cells`` alone, from the fits of its own quantities only."""
     ids = set(cells["cell_id"].astype(str))
     mine = probes[probes["cell_id"].isin(ids)]
     wanted = sorted({q.stat for q in QUANTITIES} & set(mine.columns))

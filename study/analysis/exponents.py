@@ -1,11 +1,26 @@
-"""The ``exponents`` table: the log-log slope of every probed statistic against rank, with its interval.
+"""The ``exponents`` table: the log-log slope of every statistic against rank, with its interval.
 
-One row per curve (a configuration, ranks and seeds aside), site, stat, batch and step, for
+One row per curve (a configuration without its rank and seed), site, stat, batch and step, for
 
 - every layer (``layer`` is its module path),
-- every kind of projection (``layer`` is ``mean_log`` or ``median``, taken over the layers of ``kind``),
-- the model (the same two with ``kind = all``), and
-- what was measured model-wide (``layer = kind = model``: the gradient and the update of all adapters together).
+- every kind of projection (``layer`` is ``mean_log`` or ``median``, over the layers of ``kind``),
+- all layers (the same two with ``kind = all``), and
+- quantities measured over the whole model (``layer = kind = model``: the gradient and the update of
+  all adapters together).
+
+:data:`~study.analysis.grouping.FIT_COLUMNS` lists its columns beside those of the curve:
+
+- ``interval``: the 95 % interval (``ci_low``, ``ci_high``) is over ``seeds`` (pairs of seed and
+  data seed), over ``ranks`` (if there is one seed), or there is ``none``;
+- ``points``: the cells in the fit. ``dropped``: the cells of the curve from ``rank_min`` that
+  are not, for any reason;
+- ``log_rank_mean``, ``log_stat_mean`` (natural logarithms), ``se_*``, ``cov``, ``t_crit``: for
+  the line and its band (:func:`study.analysis.fits.fitted`);
+- ``layers``: the number of layers pooled; 1 for a single layer;
+- ``layer_p05``, ``layer_median``, ``layer_p95``: quantiles of the exponents of single layers,
+  in the ``mean_log`` row over all kinds;
+- ``spread_slope``: the slope against log rank of the variance of the log statistic over seeds,
+  mean over layers, in ``mean_log`` rows (NaN with one seed).
 """
 
 from collections import defaultdict
@@ -17,15 +32,15 @@ import numpy.typing as npt
 import pandas as pd
 
 from study.analysis.fits import Floats, Ints, Lines, fit_lines, spread_slopes, t_critical
-from study.analysis.grids import Grid, codes, grids
+from study.analysis.frames import codes
+from study.analysis.grids import Grid, grids
 from study.analysis.grouping import FIT_COLUMNS, Design
 from study.analysis.pooling import quantiles
 from study.errors import unknown
-from study.vocabulary.quantities import ALIGNMENTS, POOLINGS
+from study.vocabulary.quantities import POOLINGS, STATS
 
-PROBE_KEYS = ("cell_id", "step", "layer", "block", "kind", "site", "batch")
-UNFITTED = (*PROBE_KEYS, "d_in", "d_out", *ALIGNMENTS, "nonfinite")
-"""Columns of ``probes`` that say where a row is from, what its layer is, or that something failed."""
+NOT_STATS = ("cell_id", "step", "layer", "block", "kind", "site", "batch", "d_in", "d_out")
+"""The columns of ``probes`` that identify a row or its layer. All others are statistics."""
 WEIGHTS = ("none", "rank")
 INTERVALS = ("seeds", "ranks", "none")
 
@@ -41,28 +56,22 @@ def fit_exponents(
 ) -> pd.DataFrame:
     """Fit every statistic in ``probes`` against the rank of its cell, per seed and then over seeds.
 
-    Only the cells given are fitted: filter ``cells``, not ``probes``. Left out of a fit are ranks below ``rank_min``,
-    infinite rank, what a cell measured from its ``diverged_step`` on (everything, where that step is unknown), and
-    values without a logarithm (zero, negative, not finite). ``dropped`` counts the curve's cells, from ``rank_min`` up,
-    that are not among the ``points`` of a fit, for whatever reason. A quantity with fewer than two ranks has no row.
+    Only the cells given are fitted: filter ``cells``, not ``probes``. A fit leaves out ranks below
+    ``rank_min``, infinite rank, rows of a cell from its ``diverged_step`` on (all of them if that
+    step is unknown), and values without a logarithm (zero, negative, not finite).
 
-    ``weights="rank"`` weighs a cell by its rank, as if the variance of a log statistic fell like 1/r. ``stats`` is by
-    default every one measured but ``nonfinite``. ``predict`` is given the finished table and returns ``predicted``, one
-    number a row.
+    ``weights="rank"`` weighs a cell by its rank, as if the variance of a log statistic fell as 1/r.
+    ``stats`` are by default all those measured that the vocabulary does not exclude from fits.
+    ``predict`` gets the finished table and returns ``predicted``, one number per row.
 
-    In the table, ``interval`` says what the 95 % interval (``ci_low``, ``ci_high``) is over: ``seeds`` (a pair of seed
-    and data seed is one), ``ranks`` (there is one seed) or ``none``. ``log_rank_mean``, ``log_stat_mean`` (natural
-    logarithms), ``se_*``, ``cov`` and ``t_crit`` draw the line and its band, see :func:`study.analysis.fits.fitted`.
-    ``layers`` is how many layers a row pools (1: none); ``layer_p05``, ``layer_median`` and ``layer_p95`` are quantiles
-    of the single layers' exponents, on the ``mean_log`` row over all kinds. ``spread_slope``, on ``mean_log`` rows, is
-    the slope in log rank of a log statistic's variance over seeds, the mean over layers (NaN: fewer than two seeds).
+    A quantity with fewer than two ranks has no row.
 
-    Raises :class:`StudyError` for unknown ``weights`` or ``stats``, cells of the same curve, rank and seed, a study
-    where no two ranks share a curve, and a probe row that is there twice.
+    Raises :class:`StudyError` for unknown ``weights`` or ``stats``, for cells with the same curve,
+    rank and seed, if no two ranks share a curve, and for a repeated row of ``probes``.
     """
     if weights not in WEIGHTS:
         raise unknown("weights", weights, WEIGHTS)
-    measured = [str(name) for name in probes.columns if name not in UNFITTED]
+    measured = _fitted_stats(probes)
     for name in stats or ():
         if name not in measured:
             raise unknown("stat", name, measured)
@@ -90,8 +99,14 @@ def fit_exponents(
     return exponents
 
 
+def _fitted_stats(probes: pd.DataFrame) -> list[str]:
+    """The statistics in ``probes``, except those that the vocabulary excludes from fits."""
+    stats = [str(name) for name in probes.columns if name not in NOT_STATS]
+    return [name for name in stats if name not in STATS or STATS[name].fitted]
+
+
 class _Table:
-    """The table under construction: plain arrays per column, turned into a frame once, at the end."""
+    """The table under construction: arrays per column, turned into a frame once at the end."""
 
     def __init__(self, design: Design, batches: list[str]) -> None:
         self.design = design
@@ -103,13 +118,14 @@ class _Table:
         self.names["interval"] = {name: code for code, name in enumerate(INTERVALS)}
 
     def add(self, grid: Grid, stat: str, lines: Lines, layers_FC: Ints, spread_GC: Floats) -> None:
-        """The lines of one site and stat, where there is one."""
+        """Add the lines of one site and stat, except those without a slope."""
         at = group, column = np.nonzero(np.isfinite(lines.slope))
         curve = grid.curve_G[group]
         slope, df, points, seeds = lines.slope[at], lines.df[at], lines.points[at], lines.seeds[at]
         t_crit = t_critical(df)
         half_width = t_crit * lines.se_slope[at]
-        # Within a seed a pool has the same layers at every rank, or none; over seeds it may not: the fewest.
+        # Within a seed a pool has the same layers at every rank, or none. Over seeds the number may
+        # differ: the smallest counts.
         layers_GC = np.minimum.reduceat(
             np.where(layers_FC > 0, layers_FC, layers_FC.max()), grid.strands.start_G, axis=0
         )
@@ -150,16 +166,13 @@ class _Table:
             "layer_p95": of_layers[2][at],
             "spread_slope": spread_GC[at],
         }
-        for (
-            name,
-            values,
-        ) in columns.items():  # counts and codes are small; halving them halves the table
-            self.parts[name].append(
-                values if values.dtype == np.float64 else values.astype(np.int32)
-            )
+        for name, values in columns.items():
+            # int32 for counts and codes halves the table.
+            compact = values if values.dtype == np.float64 else values.astype(np.int32)
+            self.parts[name].append(compact)
 
     def frame(self) -> pd.DataFrame:
-        """The table, every name a categorical. Parts are let go as they are joined."""
+        """The table, with names as categoricals. Parts are freed as they are joined."""
         curve = self._joined("curve", np.int32)
         columns: dict[str, Any] = {
             str(name): label.take(curve).array for name, label in self.design.curves.items()

@@ -1,72 +1,69 @@
-"""Where each run ended: its held-out loss, and what its adapters cost. Learning rates and alphas are still apart here.
+"""The final held-out loss of each run, and the cost of its adapters.
 
-``cells`` that have not finished have no row; a run that diverged has one, with a loss of NaN: it bounds the learning
-rates that work.
+Learning rates and alphas are kept apart here. Unfinished cells have no row. A diverged run has a
+row with a loss of NaN: it bounds the learning rates that work.
 """
 
 import numpy as np
 import pandas as pd
 
-from study.analysis.fits import Ints
-from study.analysis.grouping import curve_labels
+from study.analysis.frames import seed_numbers
+from study.analysis.grouping import curve_labels, numbered
 from study.vocabulary.quantities import MODEL_WIDE
 
 ENDED = ("complete", "diverged")
-STEP_SIZE = ("lr", "alpha")
-"""What sets the size of a step and is compared across, so that it never tells two settings apart here."""
+NOT_A_SETTING = ("scaling", "exponent_p", "lr", "alpha")
+"""Columns compared within a setting: the rule, and what determines the size of a step."""
 
 
 def final_losses(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
-    """One row per finished cell of finite rank: ``setting`` (a number: all that tells cells apart but rule, rank, seed,
-    learning rate and alpha), the curve's own columns, ``rank``, ``seed``, ``gamma``, ``loss`` (the last held-out loss
-    after the first step, nats per token), ``parameters`` of the adapters and ``flops``, what they cost per trained
-    token (factored form, ``6 R (D + O)`` a layer; both NaN where the probes do not record the layers' sizes).
+    """One row per finished cell of finite rank:
+
+    - ``setting``: a number; cells of one setting differ in rule, rank, seed, learning rate and
+      alpha only;
+    - the columns of the curve, ``rank``, ``seed``, ``gamma``;
+    - ``loss``: the last held-out loss after the first step, in nats per token;
+    - ``parameters``: the number of parameters of the adapters;
+    - ``flops``: their cost per trained token (factored form, ``6 R (D + O)`` a layer). Both are NaN
+      if the probes do not record the sizes of the layers.
     """
     ended = cells["status"].isin(ENDED) & np.isfinite(cells["rank"].to_numpy(float))
     cells = cells[ended].reset_index(drop=True)
     labels = curve_labels(cells)
-    apart = [name for name in labels if name not in ("scaling", "exponent_p", *STEP_SIZE)]
-    setting = (
-        labels.groupby(apart, dropna=False, observed=True, sort=False).ngroup().to_numpy(np.intp)
-    )
     ids = cells["cell_id"].astype(str)
-    evaluated = metrics.reindex(columns=["cell_id", "step", "eval_loss"]).dropna()
-    evaluated = evaluated[evaluated["step"] > 0]
-    last = (
-        evaluated.sort_values("step").groupby(evaluated["cell_id"].astype(str))["eval_loss"].last()
-    )
-    loss = ids.map(last).astype(float).where(cells["status"] != "diverged")
-    fan = ids.map(fans(probes)).astype(float)
+    diverged = cells["status"] == "diverged"
+    loss = ids.map(_last_loss(metrics)).astype(float).where(~diverged)
     rank = cells["rank"].to_numpy(float)
+    parameters = rank * ids.map(fans(probes)).astype(float)
     table = labels.assign(
         cell_id=ids,
-        setting=setting,
+        setting=numbered(labels, [str(name) for name in labels if name not in NOT_A_SETTING]),
         rank=rank,
-        seed=_seeds(cells),
+        seed=seed_numbers(cells),
         gamma=cells["gamma"].to_numpy(float),
         loss=loss,
-        parameters=rank * fan,
-        flops=6 * rank * fan,
+        parameters=parameters,
+        flops=6 * parameters,
     )
-    known = np.isfinite(table["loss"]) | (cells["status"] == "diverged")
-    return table[known].reset_index(drop=True)
+    return table[np.isfinite(loss) | diverged].reset_index(drop=True)
 
 
-def _seeds(cells: pd.DataFrame) -> Ints:
-    """A number for each pair of seed and data seed: the unit of every interval."""
-    units = [name for name in ("seed", "data_seed") if name in cells]
-    return cells.groupby(units, dropna=False).ngroup().to_numpy(np.intp)
+def _last_loss(metrics: pd.DataFrame) -> "pd.Series[float]":
+    """By cell, the last held-out loss after the first step."""
+    evaluated = metrics.reindex(columns=["cell_id", "step", "eval_loss"]).dropna()
+    evaluated = evaluated[evaluated["step"] > 0].sort_values("step")
+    return evaluated.groupby(evaluated["cell_id"].astype(str))["eval_loss"].last()
 
 
 def fans(probes: pd.DataFrame) -> "pd.Series[float]":
-    """Sum over a cell's layers of D + O, by cell; nothing where the sizes were not recorded.
+    """By cell, the sum of D + O over its layers; empty if the sizes were not recorded.
 
-    An adapter of rank R has R times as many parameters, and costs 6 R times as many FLOPs per trained token.
+    An adapter of rank R has R times as many parameters, and costs 6 R times as many FLOPs per
+    trained token.
     """
     if "d_in" not in probes or probes["d_in"].isna().all():
         return pd.Series(dtype=float)
     layers = probes.loc[probes["layer"] != MODEL_WIDE, ["cell_id", "layer", "d_in", "d_out"]]
     layers = layers.drop_duplicates(["cell_id", "layer"])
-    return (
-        (layers["d_in"] + layers["d_out"]).groupby(layers["cell_id"].astype(str)).sum(min_count=1)
-    )
+    of_cell = (layers["d_in"] + layers["d_out"]).groupby(layers["cell_id"].astype(str))
+    return of_cell.sum(min_count=1)

@@ -1,6 +1,7 @@
 """Probe rows as dense arrays: one site at a time, frames (a cell at a step on a batch) by layers.
 
-Stats are then whole columns, and everything after is an operation along an axis. 20 million values never exist twice.
+Statistics are whole columns, so all further work is array operations along an axis. Values are
+never duplicated: a study can have 20 million.
 """
 
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from study.analysis.fits import Floats, Ints, Strands
+from study.analysis.frames import codes
 from study.analysis.grouping import Design
 from study.analysis.pooling import pool
 from study.errors import StudyError
@@ -19,11 +21,11 @@ from study.vocabulary.quantities import ALL_KINDS, MODEL_WIDE, POOLINGS
 
 @dataclass(frozen=True)
 class Grid:
-    """The usable probe rows of one site (``N`` of them), and the columns ``C`` that are fitted to them.
+    """The usable probe rows ``N`` of one site, and the columns ``C`` that are fitted to them.
 
-    Columns are the ``L`` layers and then, for each of ``pools`` (which layers go in), its poolings; the last pool is
-    over all kinds. ``place_N`` is a row's place in the flattened ``[F, L]``; a group ``G`` is a curve at a step on a
-    batch.
+    The columns are the ``L`` layers and then the poolings of each of ``pools`` (the indices of the
+    layers of a pool). The last pool is over all kinds. ``place_N`` is the place of a row in the
+    flattened ``[F, L]``. A group ``G`` is a curve at a step on a batch.
     """
 
     site: str
@@ -40,7 +42,10 @@ class Grid:
     pools: list[Ints]
 
     def logs(self, values: npt.NDArray[np.floating]) -> Floats:
-        """The natural logarithm of one stat's column of ``probes``, ``[F, L]`` in float64; NaN where it has none."""
+        """The natural logarithm of a statistic's column of ``probes``, ``[F, L]`` in float64.
+
+        NaN for values that are not positive or not finite.
+        """
         value_N = values[self.row_N].astype(np.float64)
         value_N[~(np.isfinite(value_N) & (value_N > 0))] = np.nan
         layers = len(self.layer_C) - len(POOLINGS) * len(self.pools)
@@ -49,7 +54,10 @@ class Grid:
         return y.reshape(-1, layers)
 
     def with_pools(self, y_FL: Floats) -> tuple[Floats, Ints]:
-        """The same with the pools' columns appended, and how many layers each entry stands for (both ``[F, C]``)."""
+        """``y_FL`` with the columns of the pools appended, and the number of layers of each entry.
+
+        Both are ``[F, C]``.
+        """
         pooled = [pool(y_FL[:, members], self.strands) for members in self.pools]
         columns = [column for mean, median, _ in pooled for column in (mean, median)]
         counts = [count for *_, count in pooled for _ in POOLINGS]
@@ -58,7 +66,7 @@ class Grid:
         )
 
     def means(self, values_GL: Floats) -> Floats:
-        """A layer's number as the mean over the layers of each pool, ``[G, C]``, NaN in other columns."""
+        """The mean over the layers of each pool, ``[G, C]``; NaN in columns of single layers."""
         found = np.full((len(values_GL), len(self.layer_C)), np.nan)
         first = values_GL.shape[1]
         for column, members in zip(
@@ -73,12 +81,12 @@ class Grid:
 
 
 def grids(design: Design, probes: pd.DataFrame) -> Iterator[Grid]:
-    """The rows of ``probes`` that ``design`` can use, site by site; sites without any are passed over."""
+    """The rows of ``probes`` that ``design`` can use, site by site. Omits sites without any."""
     site_N, sites = codes(probes["site"])
     cell_id_N, ids = codes(probes["cell_id"])
     place = {cell_id: k for k, cell_id in enumerate(design.cell_id_K)}
     cell_N = np.array([place.get(cell_id, -1) for cell_id in ids], np.int32)[cell_id_N]
-    end_N = np.append(design.end_K, 0.0)[cell_N]  # a cell that is not in the design, -1, ends at 0
+    end_N = np.append(design.end_K, 0.0)[cell_N]  # a cell outside the design has -1: ends at 0
     usable_N = probes["step"].to_numpy() < end_N
     columns = {name: codes(probes[name]) for name in ("batch", "layer", "kind")}
     for code, site in enumerate(sites):
@@ -99,7 +107,8 @@ def _grid(
         columns[name] for name in ("batch", "layer", "kind")
     )
     step, batch = probes["step"].to_numpy()[row].astype(np.int64), batch_N[row]
-    # One number per frame that sorts by curve, batch and step, and then, as the cells are sorted, by seed and rank.
+    # One number per frame that sorts by curve, batch and step. Cells are sorted, so frames of a
+    # group are sorted by seed and rank.
     group = (design.curve_K[cell] * len(batches) + batch) * (step.max() + 1) + step
     _, first, frame = np.unique(
         group * len(design.cell_id_K) + cell, return_index=True, return_inverse=True
@@ -109,8 +118,8 @@ def _grid(
     if np.bincount(place).max() > 1:
         twice = probes.iloc[row[np.flatnonzero(pd.Series(place).duplicated())[0]]]
         raise StudyError(
-            f"probes has {twice['site']} of {twice['layer']} twice at step {twice['step']} of cell {twice['cell_id']}: "
-            "delete the cell and train it again"
+            f"probes has {twice['site']} of {twice['layer']} twice at step {twice['step']} "
+            f"of cell {twice['cell_id']}: delete the cell and train it again"
         )
 
     kind_L, block_L = np.empty(len(layer_L), np.intp), np.empty(len(layer_L), np.intp)
@@ -123,7 +132,7 @@ def _grid(
     if len(projections):
         pools[ALL_KINDS] = projections
     strands = Strands.of(group[first], design.seed_K[cell[first]])
-    lead = first[strands.start_G]  # any row of a group says which curve, batch and step it is
+    lead = first[strands.start_G]  # all rows of a group have the same curve, batch and step
     return Grid(
         site=site,
         row_N=row,
@@ -138,9 +147,3 @@ def _grid(
         block_C=np.append(block_L, np.full(len(pools) * len(POOLINGS), -1)),
         pools=list(pools.values()),
     )
-
-
-def codes(column: "pd.Series[str]") -> tuple[Ints, list[str]]:
-    """A column of strings as integers, and the strings they stand for; nothing is copied where it is categorical."""
-    values = column.astype("category").cat
-    return values.codes.to_numpy(), [str(name) for name in values.categories]

@@ -1,10 +1,12 @@
-"""From layers to the model: how the numbers of many layers become one, without any layer drowning the others.
+"""From layers to the whole model: one number for many layers, with every layer counting the same.
 
-Energies are never added over layers: on SmolLM2 one ``down_proj`` holds 95 % of the energy of ``adapter_out``, and a
-pooled norm would be that layer's. Layers are fixed effects: what is pooled is the *logarithm* of a layer's statistic,
-by its mean or its median, cell by cell; and the spread of the layers' own exponents is reported beside it.
+Energies are never added over layers: on SmolLM2 one ``down_proj`` holds 95 % of the energy of
+``adapter_out``, so a pooled norm would be that of this layer. Layers are fixed effects. The
+*logarithm* of the statistic is pooled over layers, by mean or median, cell by cell. The spread of
+the exponents of single layers is reported beside it.
 
-``F`` frames (one cell at one step), ``L`` layers, ``S`` strands (the frames of one seed; see ``fits``).
+``F`` frames (one cell at one step), ``L`` layers, ``S`` strands (the frames of one seed; see
+:mod:`~study.analysis.fits`).
 """
 
 import numpy as np
@@ -14,11 +16,12 @@ from study.analysis.fits import Floats, Ints, Strands
 
 
 def pool(y_FL: Floats, strands: Strands) -> tuple[Floats, Floats, Ints]:
-    """The mean and the median over layers of a log statistic, per frame, and how many layers went in (each ``[F]``).
+    """The mean and the median of a log statistic over layers, and the number of layers, ``[F]``.
 
-    Within a seed the same layers go in at every rank: were a layer to drop out at high rank only (an overflow, a
-    negative ``descent``), the change of company would pass for a slope. So a layer counts where every frame of the seed
-    has it, frames that have no layer at all (a diverged cell) aside. NaN and 0 layers where nothing is left.
+    Within a seed the same layers are pooled at every rank. If a layer were missing at high rank
+    only (an overflow, a negative ``descent``), the change of layers would look like a slope. So a
+    layer counts only if every frame of the seed has it. Frames without any layer (a diverged cell)
+    are ignored for this. The mean and median are NaN if no layer is left.
     """
     there_FL = np.isfinite(y_FL)
     empty_F1 = ~there_FL.any(axis=1, keepdims=True)
@@ -32,9 +35,10 @@ def pool(y_FL: Floats, strands: Strands) -> tuple[Floats, Floats, Ints]:
 
 
 def quantiles(values_NL: Floats, q: npt.ArrayLike) -> Floats:
-    """Quantiles along the last axis, NaNs left out, linear between order statistics: ``[len(q), N]``, NaN where empty.
+    """Quantiles along the last axis without the NaNs, linear between order statistics.
 
-    The same numbers as ``np.nanquantile``, which loops over rows in Python where there is a NaN.
+    ``[len(q), N]``; NaN for a row without values. The same numbers as ``np.nanquantile``, which
+    loops over rows in Python if there is a NaN.
     """
     ordered = np.sort(values_NL, axis=1)  # NaNs last
     count = np.isfinite(ordered).sum(axis=1)

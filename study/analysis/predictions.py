@@ -1,11 +1,11 @@
-"""The ``predicted`` and ``lazy`` columns: what theory says a fit over the same ranks should see.
+"""The column ``predicted`` of ``exponents``: the slope that theory predicts for the same ranks.
 
-Theory needs to know what the tables hold of a curve: its rule and init, the alignments that its probes recorded,
-whether gradients were clipped or as small as eps, and whether a step was lazy, that is, whether the loss changed by
-what its linearisation says. Where one of these is missing the quantity that depends on it has no prediction.
+A prediction depends on what the tables hold of a curve: its rule and init, the alignments that its
+probes recorded, whether gradients were clipped or small beside eps, and whether its steps were lazy
+(the loss changed as its linearisation predicts). If one of these is missing, the quantities that
+depend on it have no prediction.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,254 +13,171 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from study.analysis.fits import Floats, Ints
-from study.analysis.grids import codes
-from study.analysis.grouping import curve_columns, curve_labels, firsts, numbered
+from study.analysis.fits import Floats, Ints, Mask
+from study.analysis.frames import codes
+from study.analysis.grouping import firsts, numbered
+from study.analysis.row_conditions import RowCurves, clipping, eps_ratios, laziness
 from study.theory import log_bias, predicted_exponents
 from study.theory.asymptotics import CLIPS
-from study.theory.curves import MIDDLE_BACK, MOMENTS
+from study.theory.curves import MIDDLE_BACK
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS, decay_of
-from study.vocabulary.quantities import ALL_KINDS, MODEL_WIDE, POOLINGS, PRODUCTS
-from study.vocabulary.thresholds import LAST_PREDICTED_STEP, LAZY_WITHIN
+from study.vocabulary.quantities import ALL_KINDS, MEAN_LOG, MODEL_WIDE, POOLINGS, PRODUCTS
+from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
-NUMBERS = ("d_in", "d_out", "r_align", "r_sign", "r_back")
+LAYER_NUMBERS = ("d_in", "d_out", "r_align", "r_sign", "r_back")
+"""The columns of ``probes`` that finite-rank curves depend on."""
 
 
 def with_predictions(
     exponents: pd.DataFrame, cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame
 ) -> pd.DataFrame:
-    """``exponents`` with ``predicted``, the slope of each row's finite-rank curve over its ranks (NaN: no prediction),
-    and with what it depends on, over all cells of the curve and all steps up to the row's:
+    """``exponents`` with ``predicted``, the slope of each row's finite-rank curve over its ranks.
 
-    - ``lazy``: 1 where every probed step was, 0 where one was not, NaN where it was not recorded;
-    - ``clipped``: ``never``, ``always`` or ``some`` of the gradients were;
-    - ``eps_ratio``: the smallest rms(gradient) / eps, median over layers, of the factor that the row is about; infinite
-      where the optimizer has no eps or the gradient was not measured.
+    NaN stands for no prediction. Three columns say what the prediction depends on, over all cells
+    of the curve and all steps up to the row's:
 
-    A ``mean_log`` row is predicted by the mean of its layers' predictions (the slope of a mean is the mean of the
-    slopes), less the slope of what a mean of logarithms lies under the logarithm of a mean, where there are seeds that
-    tell how far they spread (:func:`~study.theory.log_bias`; over ranks from 4 up SGD's ``adapter_out`` is tilted by
-    0.03); a ``median`` row only where its layers all agree. Slopes under inits whose variance is no power of the rank,
-    and under optimizers that theory has no family for, have no prediction.
+    - ``lazy``: 1 if every probed step was lazy, 0 if one was not, NaN if that was not recorded;
+    - ``clipped``: whether gradients were clipped ``never``, ``always`` or at ``some`` steps;
+    - ``eps_ratio``: the smallest rms(gradient) / eps, median over layers, of the factor that the
+      row is about; infinite if the optimizer has no eps or the gradient was not measured.
+
+    A ``mean_log`` row is predicted by the mean of the predictions for its layers (the slope of a
+    mean is the mean of the slopes). With several seeds, the slope of the Jensen gap between a mean
+    of logs and the log of a mean is subtracted (:func:`~study.theory.log_bias`; 0.03 for the
+    ``adapter_out`` of SGD over ranks from 4). A ``median`` row is predicted only if the predictions
+    for its layers all agree. There is no prediction for an init whose variance is not a power of
+    the rank, nor for an optimizer that is not in the vocabulary.
     """
-    curves = _Curves.of(exponents, cells[np.isfinite(cells["rank"])])
-    lazy = curves.lazy(metrics, probes)
-    clipped = curves.clipping(metrics)
-    eps_ratio = curves.eps_ratios(exponents, probes)
-    known = (
-        exponents["optimizer"].isin(list(OPTIMIZERS)).to_numpy()
-        & exponents["init"]
-        .isin([name for name, init in INITS.items() if init.q is not None])
-        .to_numpy()
+    cells = cells[np.isfinite(cells["rank"])]
+    curves = RowCurves.of(exponents, cells)
+    conditions = pd.DataFrame(
+        {
+            "lazy": laziness(curves, metrics, probes),
+            "clipped": clipping(curves, metrics),
+            "eps_ratio": eps_ratios(curves, exponents, cells, probes),
+        }
     )
-    single = np.flatnonzero(known & ~exponents["layer"].isin(POOLINGS).to_numpy())
+    unpooled = ~exponents["layer"].isin(POOLINGS).to_numpy()
+    single = np.flatnonzero(_has_theory(exponents) & unpooled)
     predicted = np.full(len(exponents), np.nan)
     if len(single):
-        rows = exponents[["site", "stat", "batch", "step", "layer", "rank_min", "rank_max"]].take(
-            single
+        predicted[single] = _of_single_layers(
+            exponents.take(single), curves, single, conditions.take(single), cells, probes
         )
-        asked = curves.alignments(rows, single, probes).assign(
-            curve=curves.of_row[single],
-            **{name: rows[name].array for name in ("site", "stat", "step", "rank_min", "rank_max")},
-            clip=clipped[single],
-            eps_ratio=eps_ratio[single],
-            lazy=np.where(np.isnan(lazy[single]), True, lazy[single] == 1),
-        )
-        number = numbered(asked, asked.columns)  # most rows ask what another has asked
-        first = firsts(number)
-        predicted[single] = curves.predictions(asked.take(first), exponents.take(single[first]))[
-            number
-        ]
-    _pool(exponents, predicted, single, curves.of_row)
+    _pool(exponents, predicted, single, curves.curve_R)
     predicted -= _bias_slopes(exponents)
     return exponents.assign(
         predicted=predicted,
-        lazy=lazy,
-        clipped=pd.Categorical(clipped, categories=CLIPS),
-        eps_ratio=eps_ratio,
+        lazy=conditions["lazy"].to_numpy(),
+        clipped=pd.Categorical(conditions["clipped"], categories=CLIPS),
+        eps_ratio=conditions["eps_ratio"].to_numpy(),
     )
 
 
-class _Curves:
-    """Cells and rows by curve: what the rows of one curve have in common is worked out once."""
+def _has_theory(exponents: pd.DataFrame) -> Mask:
+    """The rows whose optimizer and init theory knows."""
+    powers = [name for name, init in INITS.items() if init.q is not None]
+    known = exponents["optimizer"].isin(list(OPTIMIZERS)) & exponents["init"].isin(powers)
+    return known.to_numpy()
 
-    def __init__(
-        self, exponents: pd.DataFrame, of_row: Ints, of_cell: "pd.Series[int]", cells: pd.DataFrame
-    ) -> None:
-        self.of_row, self.of_cell, self.cells = of_row, of_cell, cells
-        self.place = numbered(exponents, ["step"], of_row)
-        first = firsts(self.place)
-        self.places = pd.DataFrame(
-            {"curve": of_row[first], "step": exponents["step"].to_numpy(int)[first]}
-        )
 
-    @classmethod
-    def of(cls, exponents: pd.DataFrame, cells: pd.DataFrame) -> "_Curves":
-        labels = curve_labels(cells)
-        names = [name for name in curve_columns(exponents) if name in labels]
-        of_row = numbered(exponents, names)
-        distinct = exponents[names].take(firsts(of_row))
-        both = pd.concat([distinct, labels[names]], ignore_index=True).astype(str)
-        number = numbered(both, names)
-        of_cell = pd.Series(number[len(distinct) :], index=cells["cell_id"].astype(str))
-        return cls(exponents, number[: len(distinct)][of_row], of_cell, cells)
+def _of_single_layers(
+    rows: pd.DataFrame,
+    curves: RowCurves,
+    place: Ints,
+    conditions: pd.DataFrame,
+    cells: pd.DataFrame,
+    probes: pd.DataFrame,
+) -> Floats:
+    """Theory's slopes for ``rows``, those at ``place`` in the table: layers and model-wide rows.
 
-    def predictions(self, asked: pd.DataFrame, rows: pd.DataFrame) -> Floats:
-        """Theory's slopes for questions: ``asked`` of the rows ``rows`` of the table."""
-        inits = [INITS[name] for name in rows["init"].astype(str)]
-        return predicted_exponents(
-            rows["site"].astype(str).to_numpy(),
-            rows["stat"].astype(str).to_numpy(),
-            rows["step"].to_numpy(int),
-            rows["optimizer"].astype(str).to_numpy(),
-            rows["exponent_p"].to_numpy(float),
-            self._ranks(asked),
-            init=[init.drawn for init in inits],
-            q=[float(init.q or 0.0) for init in inits],
-            kurtosis=[init.kurtosis for init in inits],
-            decay=_decay(rows),
-            **{
-                name: asked[name].to_numpy()
-                for name in (*NUMBERS, "clip", "eps_ratio", "lazy")
-                if name in asked
-            },
-        )
+    Most rows ask the same as another, so each distinct question is answered once.
+    """
+    curve = curves.curve_R[place]
+    lazy = conditions["lazy"].to_numpy()
+    asked = _layer_numbers(rows, curve, curves.of_cell, probes).assign(
+        curve=curve,
+        **{name: rows[name].array for name in ("site", "stat", "step", "rank_min", "rank_max")},
+        clip=conditions["clipped"].to_numpy(),
+        eps_ratio=conditions["eps_ratio"].to_numpy(),
+        lazy=np.where(np.isnan(lazy), True, lazy == 1),
+    )
+    number = numbered(asked, asked.columns)
+    first = firsts(number)
+    ranks = _ranks(asked.take(first), curves.of_cell, cells)
+    return _slopes(asked.take(first), rows.take(first), ranks)[number]
 
-    def _ranks(self, asked: pd.DataFrame) -> list[Sequence[float]]:
-        """The finite ranks of each row's curve between its lowest and its highest."""
-        rank = self.cells["rank"].to_numpy(float)
-        by_curve = {c: np.unique(rank[(self.of_cell == c).to_numpy()]) for c in set(self.of_cell)}
-        keys = zip(asked["curve"], asked["rank_min"], asked["rank_max"], strict=True)
-        return [tuple(r for r in by_curve[curve] if low <= r <= high) for curve, low, high in keys]
 
-    def clipping(self, metrics: pd.DataFrame) -> npt.NDArray[Any]:
-        """Per row ``never``, ``always`` or ``some``: how many of its curve's gradients up to its step were clipped."""
-        factors = metrics.dropna(subset=["clip_factor"])
-        here = [
-            factors["cell_id"].astype(str).map(self.of_cell).to_numpy(),
-            factors["step"].to_numpy(int),
-        ]
-        by_step = (factors["clip_factor"] < 1).groupby(here).agg(["min", "max"])
-        some = self._so_far(by_step["max"].groupby(level=0).cummax(), missing=0.0) > 0
-        every = self._so_far(by_step["min"].groupby(level=0).cummin(), missing=0.0) > 0
-        return np.where(every, "always", np.where(some, "some", "never")).astype(object)
+def _slopes(asked: pd.DataFrame, rows: pd.DataFrame, ranks: Sequence[Sequence[float]]) -> Floats:
+    """Theory's slopes for the questions ``asked`` about ``rows``, each over its own ranks."""
+    inits = [INITS[name] for name in rows["init"].astype(str)]
+    columns = (*LAYER_NUMBERS, "clip", "eps_ratio", "lazy")
+    return predicted_exponents(
+        rows["site"].astype(str).to_numpy(),
+        rows["stat"].astype(str).to_numpy(),
+        rows["step"].to_numpy(int),
+        rows["optimizer"].astype(str).to_numpy(),
+        rows["exponent_p"].to_numpy(float),
+        ranks,
+        init=[init.drawn for init in inits],
+        q=[float(init.q or 0.0) for init in inits],
+        kurtosis=[init.kurtosis for init in inits],
+        decay=_decay(rows),
+        **{name: asked[name].to_numpy() for name in columns if name in asked},
+    )
 
-    def eps_ratios(self, exponents: pd.DataFrame, probes: pd.DataFrame) -> Floats:
-        """Per row the smallest rms(gradient) / eps over its curve's cells up to its step, median over layers: of the
-        random factor for that factor's own sites, else of the trained one, which moves first."""
-        ratio = np.full(len(exponents), math.inf)
-        if "eps" not in self.cells or self.cells["eps"].isna().all() or "rms" not in probes:
-            return ratio
-        eps = pd.Series(self.cells["eps"].to_numpy(float), index=self.cells["cell_id"].astype(str))
-        drawn_of = {name: init.drawn for name, init in INITS.items()}
-        drawn_B = (
-            exponents["init"]
-            .isin([name for name, drawn in drawn_of.items() if drawn == "B"])
-            .to_numpy()
-        )
-        of_A, of_B = (exponents["site"].isin([f"{f}_grad", f"{f}_update"]).to_numpy() for f in "AB")
-        factor_A = np.where(
-            drawn_B, ~of_B, of_A
-        )  # the drawn factor's own sites ask for it, all others for the other
-        cell_N, ids = codes(probes["cell_id"])
-        for name, of_factor in (("A", factor_A), ("B", ~factor_A)):
-            row = np.flatnonzero(
-                (probes["site"] == f"{name}_grad")
-                & (probes["batch"] == "train")
-                & (probes["rms"] > 0)
-            )
-            steps = probes["step"].to_numpy()[row].astype(int)
-            rms = pd.Series(probes["rms"].to_numpy()[row]).groupby([cell_N[row], steps]).median()
-            cell = np.array(ids, object)[rms.index.get_level_values(0)]
-            of_eps = rms.to_numpy() / eps.reindex(cell).to_numpy()
-            of_curve = self.of_cell.reindex(cell).to_numpy()
-            smallest = (
-                pd.Series(of_eps)
-                .groupby([of_curve, rms.index.get_level_values(1).to_numpy()])
-                .min()
-            )
-            found = self._so_far(smallest.groupby(level=0).cummin(), missing=math.inf)
-            ratio = np.where(of_factor, found, ratio)
-        return np.nan_to_num(ratio, nan=math.inf, posinf=math.inf)
 
-    def alignments(self, rows: pd.DataFrame, where: Ints, probes: pd.DataFrame) -> pd.DataFrame:
-        """Layer sizes and alignments of ``rows`` (those at ``where`` in the table): geometric means over the ranks and
-        seeds of its curve, which they do not depend on while training is lazy; NaN where no curve asks for them.
-        Curves are kept apart: at a large learning rate they do depend."""
-        names = [name for name in NUMBERS if name in probes]
-        result = pd.DataFrame(np.nan, index=range(len(rows)), columns=names)
-        crossed = (
-            rows["site"].isin(PRODUCTS).to_numpy()
-            & (rows["step"] <= LAST_PREDICTED_STEP).to_numpy()
-        )
-        here = np.flatnonzero(
-            probes["site"].isin(PRODUCTS) & (probes["step"] <= LAST_PREDICTED_STEP)
-        )
-        if not names or not crossed.any() or not len(here):
-            return result
-        (cell_N, ids), (batch_N, batches), (layer_N, layers) = (
-            codes(probes[n]) for n in ("cell_id", "batch", "layer")
-        )
-        curve = self.of_cell.reindex(ids).to_numpy()[cell_N[here]]
-        by = [
-            curve,
-            probes["step"].to_numpy()[here].astype(int),
-            batch_N[here].astype(int),
-            layer_N[here].astype(int),
-        ]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            logs = pd.DataFrame(
-                {name: np.log(probes[name].to_numpy()[here].astype(float)) for name in names}
-            )
-        means = logs.groupby(by).mean()
-        asked = rows[crossed]
-        keys = [self.of_row[where[crossed]], asked["step"].to_numpy(int)]
-        keys += [pd.Index(known).get_indexer(pd.Index(asked[name].astype(str))) for name, known in
-                 (("batch", batches), ("layer", layers))]  # fmt: skip
-        result.loc[crossed] = np.exp(means.reindex(pd.MultiIndex.from_arrays(keys)).to_numpy(float))
-        if "r_back" in result:  # theory's own middle value is within 0.013 of either end's slope
-            result["r_back"] = result["r_back"].fillna(MIDDLE_BACK)
+def _ranks(
+    asked: pd.DataFrame, of_cell: "pd.Series[int]", cells: pd.DataFrame
+) -> list[Sequence[float]]:
+    """The finite ranks of each row's curve between the row's lowest and highest."""
+    rank = cells["rank"].to_numpy(float)
+    by_curve = {curve: np.unique(rank[(of_cell == curve).to_numpy()]) for curve in set(of_cell)}
+    keys = zip(asked["curve"], asked["rank_min"], asked["rank_max"], strict=True)
+    return [tuple(r for r in by_curve[curve] if low <= r <= high) for curve, low, high in keys]
+
+
+def _layer_numbers(
+    rows: pd.DataFrame, curve: Ints, of_cell: "pd.Series[int]", probes: pd.DataFrame
+) -> pd.DataFrame:
+    """Sizes and alignments of the layers of ``rows``, whose curves are ``curve``.
+
+    Geometric means over the ranks and seeds of a curve: these numbers do not depend on rank or seed
+    while training is lazy. At a large learning rate they do, so curves are kept apart. NaN in rows
+    whose curve does not need them.
+    """
+    names = [name for name in LAYER_NUMBERS if name in probes]
+    result = pd.DataFrame(np.nan, index=range(len(rows)), columns=names)
+    crossed = _may_cross(rows)
+    here = np.flatnonzero(_may_cross(probes))
+    if not names or not crossed.any() or not len(here):
         return result
-
-    def lazy(self, metrics: pd.DataFrame, probes: pd.DataFrame) -> Floats:
-        """Per row, whether all cells of the curve were lazy at every probed step up to the row's."""
-        if "loss_after" not in metrics or metrics["loss_after"].isna().all():
-            return np.full(len(self.of_row), np.nan)
-        ratios = lazy_ratios(metrics, probes)
-        ratios = ratios.assign(curve=self.of_cell.reindex(ratios["cell_id"]).to_numpy())
-        good = (
-            (ratios["ratio"].sub(1).abs() <= LAZY_WITHIN)
-            .groupby([ratios["curve"], ratios["step"]])
-            .min()
-        )
-        return self._so_far(good.groupby(level=0).cummin(), missing=math.nan)
-
-    def _so_far(self, by_step: "pd.Series[Any]", missing: float) -> Floats:
-        """Each row's value of a series over (curve, step), at the last step there that is not after the row's."""
-        answers = by_step.astype(float).rename_axis(["curve", "step"]).rename("value").reset_index()
-        answers = answers.astype({"curve": int, "step": int}).sort_values("step", kind="stable")
-        order = self.places.astype(int).reset_index().sort_values("step", kind="stable")
-        found = pd.merge_asof(order, answers, on="step", by="curve").set_index("index")["value"]
-        return found.reindex(self.places.index).fillna(missing).to_numpy(float)[self.place]
-
-
-def lazy_ratios(metrics: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
-    """Actual over linearised loss change, ``(loss - loss_after) / descent``, of every probed update: ``cell_id``,
-    ``step``, ``ratio``."""
-    wide = probes[
-        (probes["site"] == "adapter_update")
-        & (probes["layer"] == MODEL_WIDE)
-        & (probes["batch"] == "train")
+    (cell_N, ids), (batch_N, batches), (layer_N, layers) = (
+        codes(probes[name]) for name in ("cell_id", "batch", "layer")
+    )
+    by = [
+        of_cell.reindex(ids).to_numpy()[cell_N[here]],
+        probes["step"].to_numpy()[here].astype(int),
+        batch_N[here].astype(int),
+        layer_N[here].astype(int),
     ]
-    descent = wide.assign(cell_id=wide["cell_id"].astype(str)).reindex(
-        columns=["cell_id", "step", "descent"]
-    )
-    changes = metrics.assign(
-        cell_id=metrics["cell_id"].astype(str), change=metrics["loss"] - metrics["loss_after"]
-    )
-    joined = changes[["cell_id", "step", "change"]].merge(descent, on=["cell_id", "step"]).dropna()
-    return joined.assign(ratio=joined["change"] / joined["descent"])[["cell_id", "step", "ratio"]]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = {name: np.log(probes[name].to_numpy()[here].astype(float)) for name in names}
+    means = pd.DataFrame(logs).groupby(by).mean()
+    asked = rows[crossed]
+    keys = [curve[crossed], asked["step"].to_numpy(int)]
+    for name, known in (("batch", batches), ("layer", layers)):
+        keys.append(pd.Index(known).get_indexer(pd.Index(asked[name].astype(str))))
+    result.loc[crossed] = np.exp(means.reindex(pd.MultiIndex.from_arrays(keys)).to_numpy(float))
+    if "r_back" in result:
+        result["r_back"] = result["r_back"].fillna(MIDDLE_BACK)
+    return result
+
+
+def _may_cross(rows: pd.DataFrame) -> Mask:
+    """The rows whose finite-rank curve may have a crossover, at steps with predictions."""
+    return (rows["site"].isin(PRODUCTS) & (rows["step"] <= LAST_PREDICTED_STEP)).to_numpy()
 
 
 def _decay(rows: pd.DataFrame) -> npt.NDArray[Any]:
@@ -271,37 +188,36 @@ def _decay(rows: pd.DataFrame) -> npt.NDArray[Any]:
 
 
 def _pool(exponents: pd.DataFrame, predicted: Floats, single: Ints, curve: Ints) -> None:
-    """Fill the pooled rows of ``predicted`` from their layers'."""
+    """Fill the pooled rows of ``predicted`` from those of their layers."""
     quantity = numbered(exponents, ["site", "stat", "batch", "step"], curve)
     of_kind = numbered(exponents, ["kind"], quantity)
     layers = single[(exponents["kind"].take(single) != MODEL_WIDE).to_numpy()]
-    is_mean, of_all = (
-        exponents[name] == value for name, value in (("layer", "mean_log"), ("kind", ALL_KINDS))
-    )
+    is_mean = (exponents["layer"] == MEAN_LOG).to_numpy()
+    over_all_kinds = (exponents["kind"] == ALL_KINDS).to_numpy()
     pooled = exponents["layer"].isin(POOLINGS).to_numpy()
     for group, here in (
-        (of_kind, pooled & ~of_all.to_numpy()),
-        (quantity, pooled & of_all.to_numpy()),
+        (of_kind, pooled & ~over_all_kinds),
+        (quantity, pooled & over_all_kinds),
     ):
         of_layer = pd.Series(predicted[layers]).groupby(group[layers])
-        # A single layer without a prediction leaves its pool without one: the mean would be of other layers.
+        # If one layer has no prediction, the pool has none: the mean would be over other layers.
         mean = of_layer.mean().where(of_layer.count() == of_layer.size())
         agreed = of_layer.max() - of_layer.min() < 1e-9
         asked = group[here]
-        taken = is_mean.to_numpy()[here] | agreed.reindex(asked, fill_value=False).to_numpy()
+        taken = is_mean[here] | agreed.reindex(asked, fill_value=False).to_numpy()
         predicted[here] = np.where(taken, mean.reindex(asked).to_numpy(), np.nan)
 
 
 def _bias_slopes(exponents: pd.DataFrame) -> Floats:
-    """How much the slope of a mean log lies above that of the log of a mean's root, row by row; 0: not known, or none.
+    """By row the slope of the Jensen gap between the log of a mean and a mean of logs.
 
-    ``log_bias`` is a multiple of the variance over seeds, so that its slope is that multiple of the variance's.
+    ``log_bias`` is a multiple of the variance over seeds, so its slope is that multiple of the
+    variance's slope. 0 if the variance is not known, or in rows that do not pool layers.
     """
     spread = exponents["spread_slope"].fillna(0.0).to_numpy(float)
     number = numbered(exponents, ["site", "stat"])
     found = np.zeros(len(exponents))
     distinct = exponents[["site", "stat"]].take(firsts(number)).astype(str)
     for k, (site, stat) in enumerate(distinct.itertuples(index=False, name=None)):
-        if stat in MOMENTS:
-            found[number == k] = log_bias(site, stat, spread[number == k])
+        found[number == k] = log_bias(site, stat, spread[number == k])
     return found

@@ -1,33 +1,39 @@
-"""Does rank help, or only the step size? Final held-out losses compared at one rate, at the best, at a matched step.
+"""Does rank help, or only the step size? Final losses at one rate, the best rate, a matched step.
 
-alpha/r and alpha/sqrt(r) are one family: LoRA(alpha sqrt(r)) is rsLoRA(alpha). So a difference between the rules at one
-learning rate and equal rank is a difference of step sizes, and must vanish where those are matched. Three comparisons:
+alpha/r and alpha/sqrt(r) are one family: LoRA(alpha sqrt(r)) is rsLoRA(alpha). So a difference
+between the rules at the same learning rate and rank is a difference of step sizes, and must vanish
+at matched steps. Three comparisons:
 
-- ``fixed``: every rank at one learning rate, the best at the lowest rank: what tuning a small adapter would choose;
+- ``fixed``: every rank at one learning rate, the best at the lowest rank, as tuning a small adapter
+  would choose it;
 - ``best``: every rank at its own best rate (:mod:`study.analysis.rates`);
-- ``matched``: every rule at rsLoRA's lazy step, ``gamma lr`` under a sign-like optimizer and ``gamma^2 lr`` under SGD,
-  however it came by it: by its alpha, by its rate, or, between two runs, linear in the logarithm of the step.
+- ``matched``: every rule at the lazy step of rsLoRA: ``gamma lr`` under a sign-like optimizer,
+  ``gamma^2 lr`` under a linear one. The step comes from the rule's alpha, from its rate, or from
+  interpolation between two runs, linear in the log of the step.
 """
 
 import numpy as np
 import pandas as pd
 
 from study.analysis.final_losses import final_losses
-from study.analysis.fits import t_critical
+from study.analysis.grouping import numbered
+from study.analysis.intervals import mean_interval
 from study.analysis.rates import OF_A_RULE, bottom
 from study.vocabulary.optimizers import OPTIMIZERS, of_family
 
 COMPARISONS = ("fixed", "best", "matched")
 REFERENCE_P = 0.5
-"""The rule whose step the others are matched to: rsLoRA's."""
+"""The rule whose steps the others are matched to: rsLoRA's."""
 
 
 def compared_losses(
     cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame
 ) -> pd.DataFrame:
-    """Final held-out losses as they are compared: ``how`` (one of :data:`COMPARISONS`), the curve's columns, ``rank``,
-    ``seed``, ``lr`` and ``alpha`` (in ``matched`` those of rsLoRA's run), ``loss`` (NaN: diverged), ``edge``,
-    ``parameters``, ``flops`` (per trained token).
+    """Final held-out losses in the three comparisons.
+
+    Columns: ``how`` (one of :data:`COMPARISONS`), those of the curve, ``rank``, ``seed``, ``lr``
+    and ``alpha`` (in ``matched`` those of the rsLoRA run), ``loss`` (NaN if the run diverged),
+    ``edge``, ``parameters``, ``flops`` (per trained token).
     """
     ends = final_losses(cells, metrics, probes)
     parts = []
@@ -38,27 +44,27 @@ def compared_losses(
 
 
 def rank_effects(losses: pd.DataFrame) -> pd.DataFrame:
-    """What a doubling of the rank does to the loss, one row per comparison, rule, alpha and (unless ``best``) rate:
-    ``gain`` in nats per token (positive: it helps), the mean over seeds of each seed's least-squares slope, with its
-    t-interval ``ci_low``, ``ci_high`` (NaN with one seed), ``seeds``, ``ranks``, ``rank_min``, ``rank_max``, ``edges``.
+    """The effect of doubling the rank on the loss, a row per comparison, rule, alpha and rate.
+
+    ``gain``, in nats per token and positive if rank helps, is the mean over seeds of each seed's
+    least-squares slope, with its t-interval ``ci_low``, ``ci_high`` (NaN with one seed). Further
+    columns: ``lr`` (NaN for ``best``), ``optimizer``, ``seeds``, ``ranks``, ``rank_min``,
+    ``rank_max``, ``edges``.
     """
-    rows = []
     if losses.empty:
         return pd.DataFrame()
-    rates = losses["lr"].where(losses["how"] != "best")
-    by = ["how", *OF_A_RULE]
-    for key, rule in losses.groupby(
-        [*by, rates.rename("at_lr")], dropna=False, observed=True, sort=False
-    ):
+    by = ["how", *OF_A_RULE, "lr"]
+    losses = _rate_if_shared(losses)
+    rows = []
+    for _, rule in losses.groupby(numbered(losses, by)):
         whole = rule[np.isfinite(rule["loss"])]
         slopes = [_slope(seed) for _, seed in whole.groupby("seed") if seed["rank"].nunique() > 1]
         if slopes:
-            mean, low, high = mean_interval(-np.array(slopes))
+            gain, low, high = mean_interval(-np.array(slopes))
             rows.append(
                 {
-                    **dict(zip([*by, "lr"], key, strict=True)),
-                    "optimizer": rule["optimizer"].iloc[0],
-                    "gain": mean,
+                    **rule.iloc[0][[*by, "optimizer"]].to_dict(),
+                    "gain": gain,
                     "ci_low": low,
                     "ci_high": high,
                     "seeds": len(slopes),
@@ -72,53 +78,49 @@ def rank_effects(losses: pd.DataFrame) -> pd.DataFrame:
 
 
 def rule_differences(losses: pd.DataFrame) -> pd.DataFrame:
-    """How much more a rule loses than rsLoRA at equal rank, seed by seed: ``how``, ``setting``, the rule's columns,
-    ``rank``, ``lr``, ``optimizer``, ``difference`` in nats per token with its t-interval over seeds, ``seeds``.
+    """The excess loss of each rule over rsLoRA at equal rank, seed by seed.
+
+    Columns: ``how``, ``setting``, those of the rule, ``rank``, ``lr`` (NaN for ``best``),
+    ``optimizer``, ``difference`` in nats per token with its t-interval over seeds ``ci_low``,
+    ``ci_high``, and ``seeds``.
     """
     if losses.empty:
         return pd.DataFrame()
-    keys = ["how", "setting", "rank", "seed"]
+    losses = _rate_if_shared(losses)
     own = losses["exponent_p"] == REFERENCE_P
-    rate = losses["lr"].where(losses["how"] != "best", 0.0)  # each rule's best rate is its own
-    pairs = losses[~own].assign(at=rate[~own]).merge(
-        losses[own].assign(at=rate[own])[[*keys, "at", "loss"]], on=[*keys, "at"], suffixes=("", "_reference")
-    )  # fmt: skip
+    keys = ["how", "setting", "rank", "seed", "lr"]
+    reference = losses.loc[own, [*keys, "loss"]]
+    pairs = losses[~own].merge(reference, on=keys, suffixes=("", "_reference"))
     pairs = pairs.assign(difference=pairs["loss"] - pairs["loss_reference"])
     pairs = pairs[np.isfinite(pairs["difference"])]
+    by = ["how", *OF_A_RULE, "rank", "lr"]
     rows = []
-    for key, group in pairs.groupby(
-        ["how", *OF_A_RULE, "rank", "at"], dropna=False, observed=True, sort=False
-    ):
-        # Several of rsLoRA's alphas may be compared with: a seed counts once.
-        mean, low, high = mean_interval(group.groupby("seed")["difference"].mean().to_numpy())
-        named = dict(zip(["how", *OF_A_RULE, "rank", "lr"], key, strict=True))
-        named["lr"] = named["lr"] or np.nan
-        named |= {
-            "optimizer": group["optimizer"].iloc[0],
-            "difference": mean,
-            "ci_low": low,
-            "ci_high": high,
-        }
-        rows.append(named | {"seeds": group["seed"].nunique()})
-    table = pd.DataFrame(rows)
-    return (
-        table.sort_values(["how", "setting", "lr", "exponent_p", "rank"], kind="stable")
-        if rows
-        else table
-    )
+    for _, group in pairs.groupby(numbered(pairs, by)):
+        # A rule may be compared with several alphas of rsLoRA: a seed counts once.
+        difference, low, high = mean_interval(group.groupby("seed")["difference"].mean())
+        rows.append(
+            {
+                **group.iloc[0][[*by, "optimizer"]].to_dict(),
+                "difference": difference,
+                "ci_low": low,
+                "ci_high": high,
+                "seeds": group["seed"].nunique(),
+            }
+        )
+    order = ["how", "setting", "lr", "exponent_p", "rank"]
+    return pd.DataFrame(rows).sort_values(order, kind="stable") if rows else pd.DataFrame()
 
 
-def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """The mean of a sample with its 95 % t-interval, NaN for a sample of one."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, np.nan, np.nan
-    half = float(t_critical(len(values) - 1)) * float(np.std(values, ddof=1)) / np.sqrt(len(values))
-    return mean, mean - half, mean + half
+def _rate_if_shared(losses: pd.DataFrame) -> pd.DataFrame:
+    """``losses`` with ``lr`` NaN in the comparison ``best``, where it differs by rank and rule."""
+    return losses.assign(lr=losses["lr"].where(losses["how"] != "best"))
 
 
 def _fixed(setting: pd.DataFrame) -> pd.DataFrame:
-    """All runs at the one rate that is best at the lowest rank, over rules and seeds, among those all of them have."""
+    """All runs at one rate: the best at the lowest rank, in the mean over rules and seeds.
+
+    Candidates are the rates that all rules and seeds were run at, without divergence.
+    """
     lowest = setting[setting["rank"] == setting["rank"].min()]
     runs = lowest.groupby("lr")["loss"]
     shared = runs.size() == runs.size().max()
@@ -128,20 +130,24 @@ def _fixed(setting: pd.DataFrame) -> pd.DataFrame:
 
 
 def _best(setting: pd.DataFrame) -> pd.DataFrame:
+    """The run with the lowest loss of each rule, rank and seed.
+
+    The vertex of the parabola has a lower loss, but was not run.
+    """
     rows = []
-    for _, basin in setting.groupby(
-        [*OF_A_RULE, "rank", "seed"], dropna=False, observed=True, sort=False
-    ):
-        if basin["lr"].nunique() > 1 and np.isfinite(basin["loss"]).any():
-            found = bottom(basin["lr"].to_numpy(float), basin["loss"].to_numpy(float))
-            # The run that was made, not the parabola's bottom, which lies under it and was never run.
-            row = basin.iloc[int(np.nanargmin(basin["loss"].to_numpy(float)))].to_dict()
-            rows.append(row | {"how": "best", "edge": found.edge})
+    for _, runs in setting.groupby(numbered(setting, [*OF_A_RULE, "rank", "seed"])):
+        lr, loss = runs["lr"].to_numpy(float), runs["loss"].to_numpy(float)
+        if runs["lr"].nunique() > 1 and np.isfinite(loss).any():
+            row = runs.iloc[int(np.nanargmin(loss))].to_dict()
+            rows.append(row | {"how": "best", "edge": bottom(lr, loss).edge})
     return pd.DataFrame(rows)
 
 
 def _matched(setting: pd.DataFrame) -> pd.DataFrame:
-    """Each rule's loss at the steps that rsLoRA was run with, per rank and seed; never beyond a rule's own steps."""
+    """The loss of each rule at the steps of the rsLoRA runs, per rank and seed.
+
+    Losses are interpolated, never extrapolated.
+    """
     if not setting["optimizer"].isin(list(OPTIMIZERS)).all():
         return pd.DataFrame()
     power = np.where(setting["optimizer"].isin(of_family("linear")), 2, 1)
@@ -154,24 +160,21 @@ def _matched(setting: pd.DataFrame) -> pd.DataFrame:
         mine = reference[(reference["rank"] == rank) & (reference["seed"] == seed)]
         for aim, lr, alpha in mine[["step", "lr", "alpha"]].to_numpy(float):
             if step[0] - 1e-9 <= aim <= step[-1] + 1e-9:
-                near = np.abs(step - aim)
-                # NaN beside a run that diverged, unless the step itself was run.
-                value = float(
-                    loss[near.argmin()] if near.min() < 1e-9 else np.interp(aim, step, loss)
-                )
-                row = runs.iloc[int(near.argmin())].to_dict()
-                rows.append(
-                    row | {"how": "matched", "edge": "", "loss": value, "lr": lr, "alpha": alpha}
-                )
+                off = np.abs(step - aim)
+                # NaN beside a run that diverged, except at a step that was run.
+                was_run = off.min() < 1e-9
+                value = float(loss[off.argmin()] if was_run else np.interp(aim, step, loss))
+                row = runs.iloc[int(off.argmin())].to_dict()
+                row |= {"how": "matched", "edge": "", "loss": value, "lr": lr, "alpha": alpha}
+                rows.append(row)
     table = pd.DataFrame(rows)
-    if len(table):  # a step that only rsLoRA itself was run with compares nothing
-        table = table[
-            table.groupby(["rank", "seed", "lr", "alpha"])["exponent_p"].transform("nunique") > 1
-        ]
+    if len(table):  # omit steps that only rsLoRA was run with
+        rules = table.groupby(["rank", "seed", "lr", "alpha"])["exponent_p"]
+        table = table[rules.transform("nunique") > 1]
     return table.drop(columns="step", errors="ignore")
 
 
 def _slope(seed: pd.DataFrame) -> float:
-    """Nats per doubling of the rank, over one seed's runs."""
+    """Nats per doubling of the rank, over the runs of one seed."""
     x = np.log2(seed["rank"].to_numpy(float))
     return float(np.polyfit(x, seed["loss"].to_numpy(float), 1)[0])

@@ -1,47 +1,48 @@
-"""Did the task improve? Held-out perplexity and exact match of every rank and rule, beside the base model's own.
+"""Task scores: held-out perplexity and exact match by rank and rule, beside the base model's.
 
-At step 0 an adapter adds nothing, whatever its init: what is measured there is the base model.
+At step 0 an adapter adds nothing under any init, so the values of step 0 are the base model's.
 """
 
-from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from study.analysis.fits import Floats, t_critical
-from study.analysis.grouping import curve_labels
+from study.analysis.frames import curve_numbers
+from study.analysis.grouping import curve_labels, numbered
+from study.analysis.intervals import mean_interval
 
 
 def task_scores(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """One row per curve and rank with complete cells: the curve's columns, ``rank``, ``seeds``, and for ``perplexity``
-    (exp of the mean loss per target token) and ``exact_match`` each ``base_*``, the mean over seeds after training, and
-    its t-interval ``*_low``, ``*_high`` (NaN with one seed); all NaN where it was not measured. Where several learning
-    rates were tried, the one of the lowest perplexity stands for a rank, and ``rates`` says how many there were.
+    """One row per curve and rank with complete cells.
+
+    Columns: those of the curve, ``rank``, ``seeds``, ``rates``; and for ``perplexity`` (exp of the
+    mean loss per target token) and ``exact_match`` each ``base_*``, the mean over seeds after
+    training, and its t-interval ``*_low``, ``*_high`` (NaN with one seed). All are NaN if the score
+    was not measured. If several learning rates were tried, a rank's row is that of the rate with
+    the lowest perplexity, and ``rates`` is the number of rates.
     """
     done = cells[cells["status"] == "complete"].reset_index(drop=True)
     if done.empty:
         return pd.DataFrame()
-    labels = curve_labels(done)
+    labels = curve_labels(done).assign(rank=done["rank"].to_numpy(float))
     ids = done["cell_id"].astype(str)
     ends = {name: _ends(metrics, name).reindex(ids) for name in ("eval_loss", "exact_match")}
     rows = []
-    by = labels.assign(rank=done["rank"].to_numpy(float))
-    for _, group in by.groupby(list(by), dropna=False, observed=True, sort=False):
-        at = group.index.to_numpy()
-        loss, match = (ends[name].iloc[at] for name in ("eval_loss", "exact_match"))
-        rows.append(
-            group.iloc[0].to_dict()
-            | {"seeds": len(group)}
-            | {name: float(np.exp(value)) for name, value in _scores("perplexity", loss).items()}
-            | _scores("exact_match", match)
-        )
+    for _, group in labels.groupby(numbered(labels, ["rank"], curve_numbers(done))):
+        loss, match = (ends[name].iloc[group.index] for name in ("eval_loss", "exact_match"))
+        perplexity = {name: np.exp(value) for name, value in _scores("perplexity", loss).items()}
+        scores = perplexity | _scores("exact_match", match)
+        named = {str(name): value for name, value in group.iloc[0].items()}
+        rows.append(named | {"seeds": len(group)} | scores)
     table = pd.DataFrame(rows).dropna(subset=["perplexity"])
-    return _at_best_rate(table, [str(name) for name in by if name != "lr"]).reset_index(drop=True)
+    return _at_best_rate(table, [str(name) for name in labels if name != "lr"]).reset_index(
+        drop=True
+    )
 
 
 def _ends(metrics: pd.DataFrame, name: str) -> pd.DataFrame:
-    """``first`` and ``last`` value of a metric by cell: at step 0, and at the last later step that has one."""
+    """By cell the ``first`` value of a metric, at step 0, and the ``last``, at a later step."""
     measured = metrics.reindex(columns=["cell_id", "step", name]).dropna().sort_values("step")
     measured["cell_id"] = measured["cell_id"].astype(str)
     first = measured[measured["step"] == 0].set_index("cell_id")[name]
@@ -49,25 +50,21 @@ def _ends(metrics: pd.DataFrame, name: str) -> pd.DataFrame:
     return pd.DataFrame({"first": first, "last": last}, dtype=float)
 
 
-def _scores(name: str, ends: pd.DataFrame) -> dict[Hashable, Any]:
-    last: Floats = ends["last"].to_numpy(float)
-    mean = float(last.mean())
-    half = (
-        float(t_critical(len(last) - 1) * last.std(ddof=1) / np.sqrt(len(last)))
-        if len(last) > 1
-        else np.nan
-    )
+def _scores(name: str, ends: pd.DataFrame) -> dict[str, Any]:
+    """The base model's score, the mean over seeds after training, and its interval."""
+    mean, low, high = mean_interval(ends["last"])
     return {
         f"base_{name}": ends["first"].mean(),
         name: mean,
-        f"{name}_low": mean - half,
-        f"{name}_high": mean + half,
+        f"{name}_low": low,
+        f"{name}_high": high,
     }
 
 
 def _at_best_rate(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Of the rows that differ in ``lr`` only, the one with the lowest perplexity."""
     if table.empty:
         return table
-    groups = table.groupby(by, dropna=False, observed=True, sort=False)
-    best = table.loc[groups["perplexity"].idxmin()]
-    return best.assign(rates=groups["lr"].nunique().to_numpy())
+    group = numbered(table, by)
+    best = table.loc[table["perplexity"].groupby(group).idxmin()]
+    return best.assign(rates=table["lr"].groupby(group).nunique().to_numpy())

@@ -16,7 +16,7 @@ from study.analysis import (
     rate_transfer,
     rule_differences,
 )
-from study.analysis.rank_effects import mean_interval
+from study.analysis.intervals import mean_interval
 from study.analysis.rates import bottom, predicted_transfer
 
 RANKS = (4, 16, 64, 256)

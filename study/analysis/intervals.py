@@ -1,0 +1,22 @@
+"""Student's t-interval for the mean of one series."""
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from study.vocabulary.thresholds import CONFIDENCE
+
+
+def mean_interval(values: npt.ArrayLike) -> tuple[float, float, float]:
+    """The mean of a sample with its 95 % t-interval: ``(mean, low, high)``.
+
+    The bounds are NaN for a sample of one; all three are NaN for an empty sample.
+    """
+    sample = np.asarray(values, float)
+    if sample.size == 0:
+        return np.nan, np.nan, np.nan
+    mean = float(sample.mean())
+    if sample.size == 1:
+        return mean, np.nan, np.nan
+    half_width = stats.t.ppf((1 + CONFIDENCE) / 2, sample.size - 1) * stats.sem(sample)
+    return mean, mean - float(half_width), mean + float(half_width)
