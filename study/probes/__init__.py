@@ -1,4 +1,13 @@
-"""What is measured, where the hooks sit, and how numbers leave the device; on our banks and on PEFT's layers alike."""
+"""Probes: measure an adapted model, with our banks or with PEFT's layers, at one optimizer step.
+
+- :mod:`~study.probes.norm_probe`: the probe, and how to use it in a training loop;
+- :mod:`~study.probes.layers`: the adapted layers of a model;
+- :mod:`~study.probes.sites`, :mod:`~study.probes.statistics`: one function for each site and stat;
+- :mod:`~study.probes.activations`, :mod:`~study.probes.sampled`, :mod:`~study.probes.weights`: the
+  parts of the probe, by what they read; :mod:`~study.probes.recorder`: where they enter it;
+- :mod:`~study.probes.spectra`, :mod:`~study.probes.alignment`: stats that are not sums;
+- :mod:`~study.probes.moments`, :mod:`~study.probes.frames`: from the device to a table.
+"""
 
 from study.probes.alignment import Alignment
 from study.probes.layers import active_adapters

@@ -1,4 +1,8 @@
-"""Activations and their gradients, read by hooks during a pass."""
+"""Activations and their gradients, read by hooks during a pass.
+
+Letters: ``K`` cells, ``B`` sequences, ``T`` tokens of a sequence, ``N`` tokens of a cell, ``F``
+features (``D`` in, ``O`` out).
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,7 +114,7 @@ class Activations:
     def _sums(
         self, source: Source, x_NF: Tensor, rows: Rows | None
     ) -> dict[str, tuple[Tensor, int]]:
-        """By site, the sums over the real tokens of a cell, and the number of elements."""
+        """For each site, the sums over the real tokens of a cell and the number of elements."""
         sums = {}
         for name in self.recorder.wanted_of(source):
             tensor = TENSORS[source][name](x_NF)

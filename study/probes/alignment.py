@@ -1,20 +1,24 @@
-"""What a layer's finite-rank curves depend on: how inputs and output gradients lie to the weight gradient.
+"""Alignment: how inputs and output gradients are oriented relative to the weight gradient.
 
-After s lazy SGD steps ``B`` is ``-gamma G A0^T`` with ``G = sum_t lr_t G_t`` over the updates so far, ``G_t = dL/dW``
-at step t (momentum, and clipping, a factor per step, are left out). The numbers say how x and dL/dy of step s lie to
-that G; :func:`study.theory.measure_layer` defines them, and the same numbers come out here, in float32 on the device:
+The finite-rank curves of a layer depend on it. After s lazy SGD steps, ``B = -gamma G A0^T`` with
+``G = sum_t lr_t G_t`` over the updates so far, where ``G_t = dL/dW`` at step t. Momentum and the
+clip factor of each step are left out. The statistics relate x and dL/dy of step s to G. They are
+those of :func:`study.theory.measure_layer`, in float32 on the device:
 
-- ``r_align = |G|^2 E|x|^2 / E|G x|^2``, ``r_sign = (pi/2) / mean cos^2(G_o, x)``,
-  ``r_diag = sum_i |G_i|^2 E x_i^2 / E|G x|^2``, on ``adapter_out``;
-- ``r_back = g^T arcsin(K) g / g^T K g``, K the cosines between G's rows, on ``adapter_in_grad``.
+- ``r_align = |G|^2 E|x|^2 / E|G x|^2``, ``r_sign = (pi/2) / mean cos^2(G_o, x)`` and
+  ``r_diag = sum_i |G_i|^2 E x_i^2 / E|G x|^2``, written to ``adapter_out``;
+- ``r_back = g^T arcsin(K) g / g^T K g``, where K holds the cosines between the rows of G, written
+  to ``adapter_in_grad``.
 
-Under Init[B] everything is that of the transposed problem: the first three are on ``adapter_in_grad``, ``r_back`` on
-``adapter_out``. Each row has what its own curve needs.
+Init[B] is the transposed problem: the first three are written to ``adapter_in_grad``, ``r_back`` to
+``adapter_out``. So each row has what its own curve needs.
 
-What it costs: per layer and accumulated step one weight gradient, ``2 N D O`` FLOPs, half of what the frozen layer
-itself takes, and ``4 D O`` bytes kept per cell, the memory of the adapted weights once more; per measured step
-``2 n D O`` for the first three and ``2 O^2 D`` and O^2 arcsines for ``r_back``. Steps 0 to 3 only: later nothing is
-predicted.
+Cost per layer: for each accumulated step one weight gradient, ``2 N D O`` FLOPs, half of the frozen
+layer's own, and ``4 D O`` bytes per cell, as much as the adapted weights. For each measured step
+``2 n D O`` FLOPs for the first three, and ``2 O^2 D`` FLOPs and O^2 arcsines for ``r_back``. Only
+steps that have predictions are measured.
+
+Letters: ``K`` cells, ``N`` tokens of a cell, ``n`` sampled tokens, ``D`` / ``O`` in / out features.
 """
 
 import math
@@ -29,14 +33,14 @@ from study.probes.layers import adapted_layers
 from study.vocabulary.quantities import ALIGNMENTS
 
 ALIGNED = ALIGNMENTS[:3]
-"""The numbers of the side that the trained factor reads from; the other side has ``r_back``."""
+"""The statistics of the side that the trained factor reads from. The other side has ``r_back``."""
 
 
 class Alignment:
-    """The accumulated weight gradients ``G_KOD`` of every adapted layer, and the numbers that they give.
+    """The accumulated weight gradients ``G_KOD`` of every adapted layer, and their alignments.
 
-    ``stats`` chooses from ``ALIGNMENTS`` of :mod:`study.vocabulary.quantities`. Raises :class:`study.errors.StudyError` where ``model``
-    has no LoRA layer.
+    ``stats``: names of ``ALIGNMENTS`` of :mod:`study.vocabulary.quantities`. Raises
+    :class:`study.errors.StudyError` if ``model`` has no LoRA layer.
     """
 
     def __init__(self, model: nn.Module, stats: Sequence[str] = ALIGNMENTS) -> None:
@@ -45,8 +49,10 @@ class Alignment:
 
     @contextmanager
     def accumulate(self, weights_K: Sequence[float]) -> Iterator[None]:
-        """Add the weight gradients of the backward pass inside, each cell's times its weight: the learning rate of the
-        update that they go into. Enter it after a probe's ``watch``, which then measures before it adds.
+        """Add the weight gradients of the backward pass inside, times each cell's weight.
+
+        The weight is the learning rate of the update that uses them. Enter this after a probe's
+        ``watch``, so that the probe measures before the gradients of its own step are added.
         """
         device = self.layers[0].pairs()[0].A_RD.device
         weights_K11 = torch.tensor(weights_K, dtype=torch.float32, device=device).view(-1, 1, 1)
@@ -61,7 +67,10 @@ class Alignment:
                 hook.remove()
 
     def of_inputs(self, layer: int, cell: int, x_nD: Tensor) -> dict[str, Tensor]:
-        """What the layer's ``adapter_out`` needs, from float32 inputs; nothing before the first accumulated step."""
+        """The statistics of the layer's ``adapter_out`` from float32 inputs.
+
+        Empty before the first accumulated step.
+        """
         G_KOD = self._G_KOD[layer]
         if G_KOD is None:
             return {}
@@ -70,7 +79,7 @@ class Alignment:
         return crossed(G_KOD[cell].mT, x_nD, self.stats)
 
     def of_output_gradients(self, layer: int, cell: int, dy_nO: Tensor) -> dict[str, Tensor]:
-        """What the layer's ``adapter_in_grad`` needs, likewise."""
+        """The statistics of the layer's ``adapter_in_grad`` from float32 output gradients."""
         G_KOD = self._G_KOD[layer]
         if G_KOD is None:
             return {}
@@ -97,14 +106,14 @@ class Alignment:
 
 
 def aligned(G_OD: Tensor, x_nD: Tensor, stats: Sequence[str] = ALIGNED) -> dict[str, Tensor]:
-    """Those of ``r_align``, ``r_sign``, ``r_diag`` that are in ``stats``, float32 scalars; NaN where ``G x`` is 0."""
+    """The given ones of ``r_align``, ``r_sign`` and ``r_diag``: float32 scalars, NaN if G x = 0."""
     if not set(stats) & set(ALIGNED):
         return {}
     G_OD, x_nD = _at_scale_1(G_OD), _at_scale_1(x_nD)
     G2_OD, x2_nD = G_OD.square(), x_nD.square()
     rows_O, out_O = G2_OD.sum(1), (x_nD @ G_OD.mT).square().sum(0)
     energy, out_energy = x2_nD.sum(), out_O.sum()
-    # An output without gradient has no part in anything: sign(0) = 0.
+    # Outputs without a gradient do not count: sign(0) = 0.
     cos2 = (out_O / rows_O).where(rows_O > 0, 0.0).sum() / (energy * (rows_O > 0).sum())
     every = {
         "r_align": rows_O.sum() * energy / out_energy,
@@ -115,10 +124,10 @@ def aligned(G_OD: Tensor, x_nD: Tensor, stats: Sequence[str] = ALIGNED) -> dict[
 
 
 def crossed(G_OD: Tensor, g_nO: Tensor, stats: Sequence[str] = ("r_back",)) -> dict[str, Tensor]:
-    """``r_back``, a float32 scalar, where it is in ``stats``; NaN where ``G^T g`` is 0.
+    """``r_back``, a float32 scalar, if it is in ``stats``. NaN if ``G^T g = 0``.
 
-    Near 1 an arcsine doubles no digits but halves them: where many rows of G are parallel (a batch of a few tokens), it
-    is off by up to 3e-4, elsewhere by 1e-6.
+    The arcsine loses half of its digits near 1: if many rows of G are parallel (a batch of a few
+    tokens), the error is up to 3e-4, otherwise 1e-6.
     """
     if "r_back" not in stats:
         return {}
@@ -133,5 +142,5 @@ def crossed(G_OD: Tensor, g_nO: Tensor, stats: Sequence[str] = ("r_back",)) -> d
 
 
 def _at_scale_1(x: Tensor) -> Tensor:
-    """The numbers are free of scale; the squares of small gradients are not free of underflow."""
+    """The statistics do not depend on the scale, but squares of small gradients underflow."""
     return x / x.abs().amax().clamp_min(torch.finfo(x.dtype).tiny)

@@ -1,4 +1,4 @@
-"""Adapted layers of a model, whoever adapted them: our banks or PEFT's LoRA layers."""
+"""The adapted layers of a model: our banks, or PEFT's LoRA layers."""
 
 import re
 from collections.abc import Callable
@@ -15,10 +15,14 @@ from study.vocabulary.inits import INITS
 
 @dataclass(frozen=True)
 class AdaptedLayer:
-    """One adapted linear: its path in the base model, the module whose call is ``W0 x + gamma B A x``, its K pairs.
+    """One adapted linear.
 
-    ``specs``: how the K adapters were drawn; None where that is not known, as of PEFT's. ``variant``: what else PEFT
-    does to the layer's output, such as DoRA's rescaling; empty where nothing.
+    - ``name``: its module path in the base model;
+    - ``module``: the module that computes ``W0 x + gamma B A x``;
+    - ``pairs``: returns its K adapters;
+    - ``specs``: how they were drawn; None if unknown, as for PEFT's;
+    - ``variant``: PEFT's name for another computation, such as DoRA's rescaling; empty if none;
+    - ``is_on``: whether the adapters are in use now.
     """
 
     name: str
@@ -30,24 +34,22 @@ class AdaptedLayer:
 
     @property
     def d_in(self) -> int:
-        """Features of its input."""
+        """The number of input features."""
         return self.pairs()[0].A_RD.shape[1]
 
     @property
     def d_out(self) -> int:
-        """Features of its output."""
+        """The number of output features."""
         return self.pairs()[0].B_OR.shape[0]
 
     def drawn(self, cell: int) -> str:
-        """The factor that began at random, ``A`` or ``B``; PEFT's default where it is not known."""
-        return (
-            INITS[self.specs[cell].init].drawn
-            if self.specs and self.specs[cell].start is None
-            else "A"
-        )
+        """The factor that was random at the start, ``A`` or ``B``; PEFT's default if unknown."""
+        if self.specs is None or self.specs[cell].start is not None:
+            return "A"
+        return INITS[self.specs[cell].init].drawn
 
     def initial_A(self, cell: int) -> Tensor | None:
-        """``A0_RD``, drawn once more rather than kept; None where it is not known, or 0."""
+        """``A0_RD``, drawn again rather than kept. None if it is unknown or 0."""
         if self.specs is None or self.drawn(cell) != "A":
             return None
         A_RD = self.pairs()[cell].A_RD
@@ -55,21 +57,22 @@ class AdaptedLayer:
 
     @property
     def block(self) -> int:
-        """Index of the transformer block that the layer is in; -1 outside of any."""
+        """The index of the layer's transformer block; -1 if it is in none."""
         found = re.search(r"\.(\d+)(\.|$)", self.name)
         return int(found[1]) if found else -1
 
     @property
     def kind(self) -> str:
-        """The projection: the last component of the path, such as ``q_proj``."""
+        """The projection, such as ``q_proj``: the last component of the path."""
         return self.name.rpartition(".")[2]
 
 
 def adapted_layers(model: nn.Module, adapter: str | None = None) -> list[AdaptedLayer]:
-    """Every adapted layer in the order of the model's modules.
+    """Every adapted layer, in the order of the model's modules.
 
-    A PEFT layer is read through one of its active adapters, ``adapter``, which must be named where several are active.
-    Raises :class:`StudyError` where there is none to read, or one that is no linear layer.
+    ``adapter``: the name of the active PEFT adapter to read. Raises :class:`StudyError` if the
+    model has no adapted layer or none of ``adapter``, if several adapters are active and none is
+    named, or if an adapted layer is not linear.
     """
     layers = []
     for path, module in model.named_modules():
@@ -82,19 +85,17 @@ def adapted_layers(model: nn.Module, adapter: str | None = None) -> list[Adapted
             if (read := _read_adapter(module, adapter)) is not None:
                 layers.append(_peft_layer(name, module, read))
     if not layers:
-        of = (
-            f" of adapter {adapter!r} (active: {', '.join(active_adapters(model)) or 'none'})"
-            if adapter
-            else ""
-        )
+        active = ", ".join(active_adapters(model)) or "none"
+        of = f" of adapter {adapter!r} (active: {active})" if adapter else ""
         raise StudyError(
-            f"{type(model).__name__} has no LoRA layer{of} to probe: adapt it with PEFT or study.adapters first"
+            f"{type(model).__name__} has no LoRA layer{of} to probe: "
+            "adapt it with PEFT or study.adapters first"
         )
     return layers
 
 
 def active_adapters(model: nn.Module) -> list[str]:
-    """The names of the LoRA adapters that are active in any of PEFT's layers, in the order in which they come."""
+    """The names of the LoRA adapters that are active in any PEFT layer, in order of appearance."""
     every: list[Any] = list(model.modules())
     modules = [
         module
@@ -109,20 +110,20 @@ def active_adapters(model: nn.Module) -> list[str]:
 
 
 def _read_adapter(module: Any, adapter: str | None) -> str | None:
-    """The adapter to read a PEFT layer through; None where the layer has no active one to read."""
+    """The adapter to read in a PEFT layer; None if no such adapter is active there."""
     active = [
         name for name in module.active_adapters if name in module.lora_A and adapter in (None, name)
     ]
     if len(active) > 1:
         raise StudyError(
-            f"{len(active)} active LoRA adapters in one layer ({', '.join(active)}): activate exactly one to probe it, "
-            f"or name it: NormProbe(model, adapter={active[0]!r})"
+            f"{len(active)} active LoRA adapters in one layer ({', '.join(active)}): "
+            f"activate exactly one, or name it: NormProbe(model, adapter={active[0]!r})"
         )
     return active[0] if active else None
 
 
 def _peft_layer(name: str, module: Any, adapter: str) -> AdaptedLayer:
-    """PEFT keeps a dict of adapters in each layer; ``scaling`` is the full multiplier (lora_B's output is unscaled)."""
+    """PEFT keeps a dict of adapters in each layer. ``scaling`` is gamma, the full multiplier."""
     down, up = module.lora_A[adapter], module.lora_B[adapter]
     if (
         getattr(down, "weight", None) is None
@@ -130,8 +131,8 @@ def _peft_layer(name: str, module: Any, adapter: str) -> AdaptedLayer:
         or hasattr(module, "parameter_name")
     ):
         raise StudyError(
-            f"{name} is a {type(module).__name__} with LoRA, and only linear layers can be probed: leave it out of "
-            "target_modules (and target_parameters)"
+            f"{name} is a {type(module).__name__} with LoRA, and only linear layers can be probed: "
+            "leave it out of target_modules (and target_parameters)"
         )
     return AdaptedLayer(
         name,
@@ -143,7 +144,7 @@ def _peft_layer(name: str, module: Any, adapter: str) -> AdaptedLayer:
 
 
 def _variant(module: Any, adapter: str) -> str:
-    """What PEFT's layer does beside adding ``gamma B A x``, by PEFT's own name; empty for plain LoRA."""
+    """PEFT's name for a computation other than ``W0 x + gamma B A x``; empty for plain LoRA."""
     if adapter in getattr(module, "lora_variant", {}):
         return type(module.lora_variant[adapter]).__name__
     if getattr(module, "use_dora", {}).get(adapter):  # before PEFT had variants

@@ -1,4 +1,7 @@
-"""Where the parts of a probe enter what they measure, by site, layer and cell."""
+"""The measurements of one step, entered by the parts of a probe.
+
+Letters: ``K`` cells, ``S`` sites, ``L`` layers.
+"""
 
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
@@ -15,7 +18,7 @@ from study.vocabulary.quantities import PRODUCTS, SITES
 
 
 class Recorder:
-    """The numbers of one step. ``wanted``: the sites to measure; others are not computed."""
+    """Enters numbers by site, layer and cell. ``wanted``: the sites to measure."""
 
     def __init__(self, layers: Sequence[AdaptedLayer], wanted: Set[str]) -> None:
         self.layers, self.wanted = layers, wanted
@@ -31,7 +34,7 @@ class Recorder:
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Inside, there is no graph, and arithmetic is float32 whatever the training runs in."""
+        """Inside, there is no autograd graph and no autocast."""
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             yield
 

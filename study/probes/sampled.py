@@ -1,7 +1,9 @@
-"""Quantities computed from a few tokens: what the adapter adds, rho and the alignments.
+"""Quantities computed from a few tokens: output and input gradient of the adapter, rho, alignments.
 
-No hook can read the adapter's own output and input gradient in every implementation, so they are
+Hooks cannot read the adapter's own output and input gradient in every implementation, so they are
 computed from (x, dL/dy, A, B, gamma) on a sample of the tokens.
+
+Letters: ``N`` tokens of a cell, ``n`` sampled tokens, ``F`` features (``D`` in, ``O`` out).
 """
 
 import torch

@@ -3,8 +3,8 @@
 The rows of :data:`study.vocabulary.quantities.SITES` say what each means. To add a site, add a row
 there and a function here. The probe feeds every source to all functions registered for it:
 
-- :mod:`study.probes.activations` feeds ``inputs``, ``outputs`` and ``output_gradients``, which hooks
-  read: ``[N, F]`` for the N tokens of a cell, padding included;
+- :mod:`study.probes.activations` feeds ``inputs``, ``outputs`` and ``output_gradients``, which
+  hooks read: ``[N, F]`` for the N tokens of a cell, padding included;
 - :mod:`study.probes.sampled` feeds ``sampled_inputs`` and ``sampled_output_gradients``: ``[n, F]``
   float32 for n real tokens, and the adapter;
 - :mod:`study.probes.weights` feeds ``weights`` (the adapter), ``gradients`` and ``updates``

@@ -1,4 +1,4 @@
-"""A world small enough for explicit adapters of any init in float64: two adapted linears with a tanh between them."""
+"""A problem small enough for explicit adapters in float64: two adapted linears, tanh between."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ D, H, O, N = 7, 5, 4, 40  # noqa: E741
 
 @dataclass
 class Recipe:
-    """How it is trained: everything that is linear in weights and gradients, and clipping; or Adam, given its eps."""
+    """Hyper-parameters: of Adam if ``adam_eps`` is set, else of SGD with every linear option."""
 
     lr: float = 0.05
     ratio: float = 1.0
@@ -29,7 +29,7 @@ class Recipe:
 
 
 def weights_and_data(seed: int = 0) -> tuple[list[Tensor], Tensor, Tensor]:
-    """``W: [[H, D], [O, H]]``, inputs ``[N, D]`` with a few strong directions, targets ``[N, O]``."""
+    """``W: [[H, D], [O, H]]``, inputs ``[N, D]`` with few strong directions, targets ``[N, O]``."""
     g = torch.Generator().manual_seed(seed)
     W = [
         torch.randn(shape, generator=g, dtype=torch.float64) / shape[1] ** 0.5
@@ -52,8 +52,10 @@ class Step:
 def train(
     pairs: Sequence[Pair], gammas: Sequence[float], recipe: Recipe, fixed: str = ""
 ) -> list[Step]:
-    """Train both layers' adapters with torch's own autograd and an optimizer from a package; ``fixed``: a factor whose
-    gradient is 0, not None, so that it decays."""
+    """Train the adapters of both layers with torch's autograd and an optimizer from a package.
+
+    ``fixed``: a factor whose gradient is 0, not None, so that it decays.
+    """
     W, x, target = weights_and_data()
     A_l, B_l = (
         [p.clone().double().requires_grad_() for p in side] for side in zip(*pairs, strict=True)

@@ -1,4 +1,4 @@
-"""A bank against the formula it stands for, cell by cell."""
+"""A bank computes the formula of LoRA for each of its cells."""
 
 import copy
 import math
@@ -64,7 +64,7 @@ def test_cleared_gradients_are_gone_from_the_pairs_too() -> None:
     bank.bind_grads()
     held = weakref.ref(bank.buckets[0].A_kRD.grad.untyped_storage())
     bank.zero_grad()
-    assert held() is None, "a slice would keep the whole of it"
+    assert held() is None, "a slice would keep the whole gradient alive"
 
 
 def test_an_optimizer_on_a_pair_moves_the_stack_and_no_other_cell() -> None:
@@ -78,7 +78,7 @@ def test_an_optimizer_on_a_pair_moves_the_stack_and_no_other_cell() -> None:
     assert torch.equal(bank.buckets[0].A_kRD[1], bank.pairs[1].A_RD)
 
 
-def test_a_copy_has_storage_of_its_own() -> None:
+def test_a_copy_has_its_own_storage() -> None:
     bank = bank_of(SPECS)
     twin = copy.deepcopy(bank)
     twin.make_pairs()
@@ -95,7 +95,7 @@ def test_init_is_pefts_and_depends_on_seed_and_layer_alone() -> None:
     reference = torch.empty(64, d)
     nn.init.kaiming_uniform_(reference, a=math.sqrt(5))  # what PEFT calls
     assert A.abs().max() <= 1 / math.sqrt(d)
-    # The variance of n draws from U(-b, b), var b^2 / 3, has standard deviation b^2 / 3 * sqrt(0.8 / n).
+    # A sample variance of n draws from U(-b, b) has a relative standard deviation sqrt(0.8 / n).
     assert A.var().item() == pytest.approx(1 / (3 * d), rel=5 * math.sqrt(0.8 / A.numel()))
     assert reference.var().item() == pytest.approx(
         A.var().item(), rel=10 * math.sqrt(0.8 / A.numel())
@@ -104,7 +104,7 @@ def test_init_is_pefts_and_depends_on_seed_and_layer_alone() -> None:
         A, LoraBank(nn.Linear(d, 5), "layer", [AdapterSpec(64, 9.0, 8), spec]).buckets[0].A_kRD[1]
     )
     assert torch.equal(A[:16], initial_pair(AdapterSpec(16, 1.0, seed=3), "layer", d, 5)[0]), (
-        "ranks share their first rows"
+        "a lower rank has the first rows of a higher one"
     )
     assert not torch.equal(A, initial_pair(spec, "another", d, 5)[0])
     assert not torch.equal(A, initial_pair(AdapterSpec(64, 1.0, seed=4), "layer", d, 5)[0])
@@ -123,7 +123,7 @@ def test_dropout_is_per_cell_scaled_and_off_in_eval() -> None:
     alone.buckets[0].B_kOR.data.copy_(together.pairs[1].B_OR)
     alone.make_pairs()
     torch.testing.assert_close(
-        alone(x[B:]), first[B:], msg="the mask depends on the cell, not on its pack"
+        alone(x[B:]), first[B:], msg="the mask must not depend on the other cells"
     )
 
     masks = torch.stack(
@@ -157,7 +157,7 @@ def test_every_init_has_the_variance_it_states(init: str, rank: int) -> None:
         "scaled": 1 / (3 * d * rank),
         "init_b": 1 / (3 * o),
     }[init]
-    # var of a sample variance over n entries is var^2 (2 + kurtosis) / n; five of its standard deviations
+    # Five standard deviations of a sample variance, whose variance is var^2 (2 + kurtosis) / n.
     spread = 5 * math.sqrt((2 + INITS[init].kurtosis) / drawn.numel())
     assert drawn.square().mean().item() == pytest.approx(variance, rel=spread)
     if INITS[init].kurtosis == UNIFORM:
@@ -173,7 +173,7 @@ def test_orthogonal_has_a_kink_at_d() -> None:
 
 
 @pytest.mark.parametrize("init", ["kaiming", "gaussian", "init_b"])
-def test_a_lower_rank_is_the_head_of_a_higher_one(init: str) -> None:
+def test_a_lower_rank_has_the_first_rows_of_a_higher_one(init: str) -> None:
     low, high = (initial_pair(AdapterSpec(r, 1.0, init=init), "layer", 48, 32) for r in (8, 64))
     assert torch.equal(low[0], high[0][:8])
     assert torch.equal(low[1], high[1][:, :8])

@@ -1,4 +1,4 @@
-"""Hand-written gradients against numerical ones, both forms against float64, and which of them is chosen."""
+"""Contractions: gradients against numerical ones, values against float64, choice of a form."""
 
 from itertools import permutations
 
@@ -33,7 +33,7 @@ FACTORED_SHAPES = ((K, N, O), (K, N, D), (K, R, D), (K, O, R))
 MERGED_SHAPES = ((K, R, D), (K, O, R))
 
 
-def test_gradients_are_the_functions_own() -> None:
+def test_gradients_agree_with_numerical_ones() -> None:
     assert torch.autograd.gradcheck(
         lambda *a: Factored.apply(*a, GAMMA_K11), operands(torch.float64, *FACTORED_SHAPES)
     )
@@ -50,7 +50,7 @@ def test_gradients_are_the_functions_own() -> None:
     )
 
 
-def test_value_is_the_formula() -> None:
+def test_values_follow_the_formula() -> None:
     y, x, A, B = operands(torch.float64, *FACTORED_SHAPES)
     torch.testing.assert_close(factored(y, x, A, B, GAMMA_K11), y + GAMMA_K11 * (x @ A.mT) @ B.mT)
     W = torch.randn(O, D, dtype=torch.float64)
@@ -72,10 +72,10 @@ def test_gradients_come_in_the_parameters_layout_and_precision() -> None:
         assert parameter.grad.is_contiguous()
 
 
-# A bank in either form.
+# Banks in every form.
 
 DIMS = (24, 40)
-# torch counts baddbmm and not its in-place form; a and b are shapes
+# torch does not count the in-place form of baddbmm. a and b are shapes.
 IN_PLACE = {torch.ops.aten.baddbmm_: lambda y, a, b, **_: 2 * a[0] * a[1] * a[2] * b[2]}
 SPECS = [AdapterSpec(2, 0.5, seed=0), AdapterSpec(2, 3.0, seed=1), AdapterSpec(16, 1.5, seed=2)]
 BASES = {
@@ -108,7 +108,7 @@ def passes(bank: LoraBank, x: torch.Tensor, dy: torch.Tensor) -> list[torch.Tens
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("b_scale", [1.0, 1e-3])
-def test_either_form_is_the_exact_product_within_rounding(base: str, b_scale: float) -> None:
+def test_every_form_is_the_exact_product_within_rounding(base: str, b_scale: float) -> None:
     d, o = DIMS
     torch.manual_seed(0)
     linear = BASES[base](d, o)
@@ -135,7 +135,7 @@ def test_either_form_is_the_exact_product_within_rounding(base: str, b_scale: fl
 
 @pytest.mark.parametrize("form", ["mixed", "merged"])
 def test_a_small_delta_is_not_lost_in_the_merged_weight(form: str) -> None:
-    """What the adapter adds is right to float32's share of W: |delta|/|W| = 1e-4 keeps three digits, not none."""
+    """At |delta|/|W| = 1e-4 the adapter's output keeps about three digits."""
     d, o = DIMS
     torch.manual_seed(0)
     linear = nn.Linear(d, o, bias=False)
@@ -147,7 +147,7 @@ def test_a_small_delta_is_not_lost_in_the_merged_weight(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["mixed", "merged"])
-def test_merging_once_for_all_micro_batches_is_merging_in_each(form: str) -> None:
+def test_merging_once_a_step_equals_merging_in_each_micro_batch(form: str) -> None:
     d, o = DIMS
     linear = nn.Linear(d, o)
     batches = [
@@ -172,13 +172,13 @@ def test_merging_once_for_all_micro_batches_is_merging_in_each(form: str) -> Non
         for y, (_, dy) in zip(outputs, batches, strict=True):
             y.backward(dy)
         kept = [bucket._kept for bucket in once.buckets]
-        assert all(kept), "merged at the first pass and kept"
+        assert all(kept), "the merged weight is kept after the first pass"
     for a, b in zip(gradients(each), gradients(once), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert all(bucket._kept is None for bucket in once.buckets)
 
 
-def test_what_can_not_be_merged_is_factored() -> None:
+def test_a_linear_that_cannot_be_merged_is_factored() -> None:
     class Odd(nn.Linear):
         pass
 
@@ -196,10 +196,8 @@ def test_what_can_not_be_merged_is_factored() -> None:
 
 @pytest.mark.parametrize(("d", "o"), [(576, 1536), (576, 576), (576, 192), (4096, 4096)])
 @pytest.mark.parametrize("tokens", [64, 512, 1024, 4096, 65536])
-def test_auto_takes_the_cheapest_and_its_thresholds_are_the_closed_ones(
-    d: int, o: int, tokens: int
-) -> None:
-    """Where the costs of two forms are equal, solved for the rank by hand."""
+def test_auto_switches_at_the_closed_form_thresholds(d: int, o: int, tokens: int) -> None:
+    """The thresholds are the ranks at which two forms cost the same, solved by hand."""
     h = d * o / (d + o)
     for rank in (1, 4, 16, 64, 128, 256, 512, 1024, 2048):
         expected = "factored"
@@ -208,8 +206,8 @@ def test_auto_takes_the_cheapest_and_its_thresholds_are_the_closed_ones(
         assert Contraction("auto", tokens).choose(d, o, rank) == expected
 
 
-def test_flops_are_what_the_products_take() -> None:
-    """Counted by torch itself, forward and backward, less the frozen product's own."""
+def test_flops_agree_with_torchs_counter() -> None:
+    """Forward and backward, without the frozen product."""
     d, o, rank, tokens = 24, 40, 8, 64
     linear = nn.Linear(d, o, bias=False).requires_grad_(False)
     for form in FORMS:
@@ -236,7 +234,7 @@ def test_a_faster_form_is_chosen_earlier() -> None:
 
 @pytest.mark.parametrize("forms", list(permutations(FORMS, 2)), ids="-".join)
 def test_a_bank_may_have_several_forms(forms: tuple[str, str]) -> None:
-    """Two ranks, each in its own form, in one pass are what they are in another."""
+    """Two ranks in different forms give the same results as two factored ones."""
     d, o = DIMS
     linear = nn.Linear(d, o)
     bank = trained_bank(linear, Contraction())

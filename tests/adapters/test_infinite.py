@@ -1,4 +1,4 @@
-"""Infinite rank is what finite ranks converge to, as r^(-1/2), whatever SGD is modified by."""
+"""Finite ranks converge to infinite rank as r^(-1/2), under every variant of SGD."""
 
 import math
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from study.config import CellConfig
 from study.data import Corpus
 from study.errors import StudyError
 from study.models import FrozenBase
-from study.training.run import Run
 from study.training.loop import train as train_cells
+from study.training.run import Run
 from study.vocabulary.inits import INITS
 
 from . import synthetic
@@ -28,7 +28,7 @@ SEEDS = 6
 
 
 def limit(side: str) -> tuple[list[Pair], list[float]]:
-    """The pairs of infinite rank as the bank makes them, at the test's own variance."""
+    """The pairs of infinite rank as the bank makes them, for an init of variance ``V``."""
     eye = [torch.eye(d if side == "A" else o, dtype=torch.float64) for d, o in ((D, H), (H, O))]
     zero = [torch.zeros(o, d, dtype=torch.float64) for d, o in ((D, H), (H, O))]
     pairs = list(zip(eye, zero, strict=True)) if side == "A" else list(zip(zero, eye, strict=True))
@@ -51,7 +51,7 @@ def finite(side: str, rank: int, seed: int) -> tuple[list[Pair], list[float]]:
 
 
 def distances(recipe: Recipe, side: str, reference: list[synthetic.Step]) -> np.ndarray:
-    """Root mean square over seeds, per rank, of the relative distance after the last step, layers together."""
+    """For each rank, the relative distance after the last step: root mean square over seeds."""
     last = torch.cat([delta.flatten() for delta in reference[-1].deltas])
     squares = []
     for rank in RANKS:
@@ -68,7 +68,7 @@ def distances(recipe: Recipe, side: str, reference: list[synthetic.Step]) -> np.
 @pytest.mark.parametrize("side", ["A", "B"])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_finite_ranks_converge_to_it(recipe: str, side: str) -> None:
-    """Four decades of rank: a reference that is wrong by one part in a thousand stops the fall at 1e-3."""
+    """Over four decades of rank, so that a reference wrong by 1e-3 would show."""
     reference = train(*limit(side), RECIPES[recipe], fixed=side)
     measured = distances(RECIPES[recipe], side, reference)
     slope = np.polyfit(np.log(RANKS), np.log(measured), 1)[0]
@@ -77,7 +77,7 @@ def test_finite_ranks_converge_to_it(recipe: str, side: str) -> None:
     [highest] = [train(*finite(side, RANKS[-1], 0), RECIPES[recipe])]
     norms = [[step.norm for step in run] for run in (highest, reference)]
     assert norms[0] == pytest.approx(norms[1], rel=0.02), (
-        "the gradient norm that clipping sees has this limit"
+        "the gradient norm converges too: clipping depends on it"
     )
 
 
@@ -101,8 +101,8 @@ def test_without_decay_it_is_full_fine_tuning(side: str) -> None:
 
 
 @pytest.mark.parametrize("decoupled", [False, True])
-def test_with_decay_it_is_not(decoupled: bool) -> None:
-    """Decayed full fine-tuning is farther from a high rank than the rank's own law allows."""
+def test_with_decay_it_is_not_decayed_full_fine_tuning(decoupled: bool) -> None:
+    """Decayed full fine-tuning is farther from a high rank than the law r^(-1/2) allows."""
     recipe = Recipe(decay=0.5, decoupled=decoupled)
     W, x, target = synthetic.weights_and_data()
     deltas = [torch.zeros_like(w, requires_grad=True) for w in W]
@@ -149,7 +149,7 @@ def test_the_bank_is_that_pair(init: str) -> None:
     assert sorted(bool(gradient.any()) for gradient in both) == [False, True]
 
 
-def test_the_bank_refuses_what_has_no_limit() -> None:
+def test_the_bank_refuses_specs_without_a_limit() -> None:
     linear = torch.nn.Linear(6, 4)
     for init in ("orthogonal", "scaled"):
         with pytest.raises(ValueError, match="no limit of infinite rank"):
@@ -164,7 +164,7 @@ def test_the_bank_refuses_what_has_no_limit() -> None:
 def test_a_cell_of_infinite_rank_is_near_a_high_rank(
     tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig], init: str
 ) -> None:
-    """The loop itself, with all that a cell can have: losses, gradient norms and probes of rank 4096 are close."""
+    """In the training loop with every option: losses, gradient norms and probes are close."""
     common = [
         "adapter.scaling=rslora",
         f"adapter.init={init}",
@@ -218,7 +218,9 @@ def test_a_cell_of_infinite_rank_is_near_a_high_rank(
         ["adapter.scaling=rslora", "optimizer=sgd", "adapter.init=orthogonal"],
     ],
 )
-def test_no_limit_is_said_in_a_line(cell: Callable[..., CellConfig], overrides: list[str]) -> None:
+def test_a_config_without_a_limit_is_one_clear_line(
+    cell: Callable[..., CellConfig], overrides: list[str]
+) -> None:
     with pytest.raises(
         StudyError, match=r"^adapter.rank=inf needs adapter.scaling=rslora, optimizer=sgd.*\Z"
     ):

@@ -1,4 +1,4 @@
-"""Targets by name as PEFT reads them, and a base that is whole again afterwards."""
+"""Targets are read as PEFT reads them, and the base is restored afterwards."""
 
 import copy
 
@@ -57,7 +57,7 @@ def test_targets_agree_with_peft(tiny_base: FrozenBase) -> None:
         assert ours == theirs
 
 
-def test_the_base_is_whole_again_even_after_an_error(tiny_base: FrozenBase) -> None:
+def test_the_base_is_restored_even_after_an_error(tiny_base: FrozenBase) -> None:
     ids = torch.arange(10)[None]
     before = tiny_base.hidden_states(ids)
 

@@ -1,4 +1,4 @@
-"""Adapters in PEFT's format: what is written, PEFT loads with the same logits; what is broken is one clear line."""
+"""PEFT's format: PEFT loads our adapters with equal logits; a broken one gives one clear line."""
 
 import copy
 import json
@@ -83,8 +83,8 @@ def test_peft_loads_it_with_equal_logits(
     )
 
 
-def test_what_others_read(tiny_base: FrozenBase, tmp_path: Path) -> None:
-    """vLLM and its like look for these keys, these shapes and float32 or half tensors; nothing else is in the file."""
+def test_the_files_that_other_tools_read(tiny_base: FrozenBase, tmp_path: Path) -> None:
+    """vLLM and others expect these keys and shapes, and no other tensor in the file."""
     pairs, _ = trained(tiny_base.model, list(tiny_base.card.linears), rank=3, gamma=2.0)
     modules = dict(tiny_base.model.named_modules())
     write_adapter(
@@ -113,7 +113,7 @@ def test_conv1d(gpt2: nn.Module, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rslora", [False, True])
-def test_patterns_are_read_and_written_as_peft_means_them(
+def test_patterns_are_read_and_written_as_in_peft(
     tiny_base: FrozenBase, tmp_path: Path, rslora: bool
 ) -> None:
     peft = pytest.importorskip("peft")
@@ -148,7 +148,7 @@ def test_patterns_are_read_and_written_as_peft_means_them(
     assert_equal_logits(peft_logits(tiny_base.model, tmp_path / "ours"), expected)
 
 
-# What is broken.
+# Broken adapters.
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_what_is_broken_is_one_clear_line(good: Path, kind: str) -> None:
+def test_a_broken_adapter_is_one_clear_line(good: Path, kind: str) -> None:
     spoil, message = BROKEN[kind]
     spoil(good)
     with pytest.raises(StudyError, match=message) as caught:

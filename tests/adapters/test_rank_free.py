@@ -1,4 +1,4 @@
-"""Rank-free SGD is explicit SGD within rounding, and a sampled Gram is a Gram."""
+"""Rank-free SGD equals explicit SGD within rounding; sampled Grams have the right moments."""
 
 import math
 from collections.abc import Callable
@@ -51,9 +51,9 @@ def test_rank_free_is_explicit_within_rounding(recipe: str, sides: str) -> None:
     most = {"A": D, "B": H, "AB": D + H}[sides]
     assert len(reduced[0][0]) == most < rank
     explicit, free = train(pairs, gammas, RECIPES[recipe]), train(reduced, gammas, RECIPES[recipe])
-    assert min(step.loss for step in explicit) < 0.95 * explicit[0].loss, "it must go somewhere"
+    assert min(step.loss for step in explicit) < 0.95 * explicit[0].loss, "the loss must fall"
     if RECIPES[recipe].clip:
-        assert explicit[0].norm > RECIPES[recipe].clip, "clipping must bite"
+        assert explicit[0].norm > RECIPES[recipe].clip, "clipping must act"
     for ours, theirs in zip(free, explicit, strict=True):
         assert ours.norm == pytest.approx(theirs.norm, rel=1e-10)
         for mine, other in zip(ours.deltas, theirs.deltas, strict=True):
@@ -77,7 +77,7 @@ def test_a_rank_below_the_features_stays_as_it_is() -> None:
     ids=["normal", "uniform"],
 )
 def test_a_sampled_gram_has_the_moments_of_a_drawn_one(draw: Draw, kurtosis: float) -> None:
-    """Means, and variances on and off the diagonal, against a Monte Carlo of Z^T Z; columns of unequal size."""
+    """Means and variances, on and off the diagonal, against a Monte Carlo of Z^T Z."""
     rank, trials, std = 64, 4000, np.array([1.0, 2.0, 0.5, 1.0])
     stream, unit = np.random.default_rng(0), np.outer(std, std)
     F = np.stack([sample_factor(rank, std, kurtosis, stream) for _ in range(trials)])
@@ -103,7 +103,7 @@ def test_ranks_too_low_to_sample_are_refused() -> None:
 
 @pytest.mark.parametrize("init", INITS)
 def test_a_sampled_pair_has_the_gram_of_its_init(init: str) -> None:
-    """Against the bank's own draw at a rank that can be held: trace and spread of the Gram."""
+    """Trace and spread of the Gram matrix, against the draw of the bank at a moderate rank."""
     rank, d, o = 4096, 24, 16
     spec = AdapterSpec(rank, 1.0, seed=3, init=init)
     (A, B), (A0, B0) = sample_pair(spec, "layer", d, o), initial_pair(spec, "layer", d, o)
@@ -116,7 +116,7 @@ def test_a_sampled_pair_has_the_gram_of_its_init(init: str) -> None:
 
 
 def test_a_bank_follows_the_adapter_that_it_reduces() -> None:
-    """The modules themselves, in float32: outputs and input gradients, then after a step of SGD."""
+    """The banks in float32: delta_w after three steps of SGD."""
     g = torch.Generator().manual_seed(0)
     linear = torch.nn.Linear(12, 9, bias=False).requires_grad_(False)
     linear.weight.normal_(0.0, 0.3, generator=g)
@@ -139,8 +139,10 @@ def test_a_bank_follows_the_adapter_that_it_reduces() -> None:
 
 @pytest.mark.parametrize("init", ["kaiming", "gaussian"])
 def test_first_step_at_rank_a_million_is_as_far_from_infinity_as_theory_says(init: str) -> None:
-    """``delta_w = -lr gamma^2 G A^T A`` against ``-lr alpha^2 v G``: sqrt((D + 1 + kurtosis)/r), within 10 % of
-    sqrt((D + 1)/r)."""
+    """``delta_w = -lr gamma^2 G A^T A`` against its limit ``-lr alpha^2 v G``.
+
+    The relative distance is sqrt((D + 1 + kurtosis)/r), within 10 % of sqrt((D + 1)/r).
+    """
     d, o, rank = 64, 48, 2**20
     g = torch.Generator().manual_seed(1)
     distances = []

@@ -1,4 +1,4 @@
-"""Cutting an adapter to rank k through its small factors, against a dense SVD of what it multiplies to."""
+"""Cutting an adapter to rank k through its factors, against a dense SVD of ``gamma B A``."""
 
 import math
 
@@ -35,9 +35,7 @@ def bank_of(*specs: AdapterSpec) -> LoraBank:
     return bank
 
 
-def test_what_a_bank_computes_is_its_truncated_delta_with_gamma_in_it_and_afterwards_what_it_was() -> (
-    None
-):
+def test_a_bank_computes_with_the_truncated_delta_and_is_restored_afterwards() -> None:
     bank = bank_of(AdapterSpec(4, gamma=0.5), AdapterSpec(30, gamma=3.0))
     x = torch.randn(2, 7, D)
     before = bank(x)
@@ -56,9 +54,7 @@ def test_what_a_bank_computes_is_its_truncated_delta_with_gamma_in_it_and_afterw
     assert torch.equal(bank(x), before)
 
 
-def test_an_adapter_that_has_not_moved_has_no_share_and_one_that_is_not_finite_no_truncation() -> (
-    None
-):
+def test_an_adapter_without_motion_or_with_infinite_entries_has_no_share() -> None:
     bank = bank_of(AdapterSpec(4, gamma=1.0), AdapterSpec(4, gamma=1.0))
     nn.init.zeros_(bank.pairs[0].B_OR)
     nn.init.constant_(bank.pairs[1].A_RD, math.inf)

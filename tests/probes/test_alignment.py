@@ -1,4 +1,4 @@
-"""The numbers of finite-rank curves, against theory's own from arrays of the same run; rho against its definition."""
+"""Alignments against theory's own, computed from arrays of the same run; rho by its definition."""
 
 import math
 from collections.abc import Callable
@@ -28,7 +28,7 @@ TOKENS = 20
 
 
 class Captured:
-    """Inputs and output gradients of every layer, micro-batch by micro-batch, by hooks of our own."""
+    """Inputs and output gradients of every layer, by micro-batch, from hooks of our own."""
 
     def __init__(self, banks: list[LoraBank]) -> None:
         self.x: dict[str, list[Tensor]] = {bank.layer: [] for bank in banks}
@@ -41,8 +41,9 @@ class Captured:
         y.register_hook(lambda dy: self.dy[bank.layer].append(dy))
 
 
-def test_they_are_theorys_numbers(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
-    """Two updates at unlike learning rates, two micro-batches each, A drawn in one cell and B in the other."""
+def test_alignments_agree_with_theory(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
+    """Two updates at different learning rates, two micro-batches each; A is drawn in one cell, B in
+    the other."""
     schedule = ["train.schedule=linear", "train.accumulation=2", f"probes.tokens={TOKENS}"]
     stats = "probes.stats=[norm,r_align,r_sign,r_diag,r_back]"
     cells = [
@@ -62,9 +63,7 @@ def test_they_are_theorys_numbers(tiny_base: FrozenBase, corpus: Corpus, cell: B
         probe = make_probe(fold, TRAIN)
         assert probe is not None
         fold.backward(2, probe)
-        assert fold.alignment is None, (
-            "the gradients are let go of with the last probe that needs them"
-        )
+        assert fold.alignment is None, "gradients are dropped after the last probe that needs them"
         tables = probe.collect(2)
         real_KBT = [fold._micro_batch(2, 0).real_BT.chunk(2)[k] for k in range(2)]
 
@@ -154,7 +153,7 @@ def test_holding_gradients_changes_nothing(
     assert with_all == without
 
 
-def test_rho_is_how_far_A_moved(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
+def test_rho_is_the_motion_of_A(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
     config = cell("probes.sites=[A]", "probes.stats=[rho]", "probes.tokens=6", "adapter.rank=4")
     with adapted(tiny_base.model, tiny_base.card.linears, SPECS) as banks:
         captured = Captured(banks)
@@ -185,10 +184,10 @@ def test_rho_is_how_far_A_moved(tiny_base: FrozenBase, corpus: Corpus, cell: Bui
             assert rho == pytest.approx(
                 ((x @ (A - A0).T).norm() / (x @ A0.T).norm()).item(), rel=1e-5
             )
-    assert np.isnan(after[1]["rho"]).all(), "A began at 0 in this cell"
+    assert np.isnan(after[1]["rho"]).all(), "A was 0 at the start in this cell"
 
 
-def test_absent_on_peft(tiny_base: FrozenBase) -> None:
+def test_rho_is_not_measured_on_peft(tiny_base: FrozenBase) -> None:
     import copy
 
     from peft import LoraConfig, get_peft_model

@@ -1,4 +1,4 @@
-"""Held-out and noise batches: their rows are what they say, and training does not notice."""
+"""Held-out and noise batches: their rows, and that training is the same with and without them."""
 
 import math
 from collections.abc import Callable
@@ -60,7 +60,9 @@ def test_training_is_the_same_bit_for_bit(
     pd.testing.assert_frame_equal(*train_rows, check_exact=True)
 
 
-def test_which_sites_have_rows_where(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
+def test_which_sites_have_rows_on_which_batch(
+    tiny_base: FrozenBase, corpus: Corpus, cell: Build
+) -> None:
     [steps] = run(tiny_base, corpus, cell("probes.batch=[noise,heldout,train]"))
     assert sites_by_batch(steps[1].probes) == {
         TRAIN: set(SITES),
@@ -69,7 +71,7 @@ def test_which_sites_have_rows_where(tiny_base: FrozenBase, corpus: Corpus, cell
     }
     [alone] = run(tiny_base, corpus, cell("probes.batch=heldout"))
     assert sites_by_batch(alone[1].probes) == {HELDOUT: set(SITES) - MOVES}, (
-        "weights are measured somewhere"
+        "weights are measured on one batch"
     )
     [nowhere] = run(tiny_base, corpus, cell("probes.batch=noise", "probes.sites=[A,adapter_grad]"))
     assert all(step.probes is None for step in nowhere)
@@ -78,7 +80,7 @@ def test_which_sites_have_rows_where(tiny_base: FrozenBase, corpus: Corpus, cell
 def test_heldout_rows_are_of_the_heldout_batch(
     tiny_base: FrozenBase, corpus: Corpus, cell: Build
 ) -> None:
-    """As if the held-out batch were a training batch of a run that is where this one is."""
+    """They equal the rows of a training step on the held-out batch with the same weights."""
     config = cell("probes.batch=heldout", "probes.tokens=8", "adapter.rank=4")
     specs = [AdapterSpec(4, 2.0, seed=0), AdapterSpec(6, 0.5, seed=1)]
     with adapted(tiny_base.model, tiny_base.card.linears, specs) as banks:
@@ -142,7 +144,7 @@ def test_noise_is_gaussian_and_the_same_for_every_rank(
 
 
 def test_loss_after_is_the_loss_after(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
-    """On batches that come round again; and in the lazy regime what descent says it is, dropout or not."""
+    """It equals the next loss on the same data. In the lazy regime it also agrees with descent."""
     whole = ["train.batch_size=54", "probes.every=1", "probes.steps=null", "train.steps=6"]
     [steps] = run(tiny_base, corpus, cell(*whole))
     for now, later in pairwise(steps[: LAST_PREDICTED_STEP + 2]):

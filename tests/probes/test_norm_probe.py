@@ -1,7 +1,8 @@
-"""Every number of a probe against its definition, on our banks and on PEFT's layers."""
+"""Every number of a probe compared with its definition, on our banks and on PEFT's layers."""
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from study.adapters import AdapterSpec, LoraBank, adapted
 from study.config import CellConfig
-from study.data import Corpus
+from study.data import Corpus, TokenBatch
 from study.models import FrozenBase
 from study.probes import NormProbe
 from study.probes.frames import KEYS
@@ -25,7 +26,7 @@ TOKENS = 10
 
 @pytest.fixture
 def fold(tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig]) -> Iterator[Fold]:
-    """Two cells of different rank after two steps: nothing is zero any more."""
+    """Two cells of different rank after two steps, so that no weight is zero."""
     cells = [
         cell(f"adapter.rank={s.rank}", f"seed={s.seed}", "train.accumulation=2", "train.clip=0.5")
         for s in SPECS
@@ -58,110 +59,145 @@ def assert_row(table: pd.DataFrame, layer: str, site: str, expected: dict[str, f
         assert rows.iloc[0][stat] == pytest.approx(value, rel=1e-5), (layer, site, stat)
 
 
-def test_every_site_is_what_it_says(fold: Fold) -> None:
-    """Recomputed with autograd and hooks of our own, from one pass over all micro-batches' real tokens."""
-    banks, K = fold.banks, len(fold.cells)
-    seen: dict[tuple[str, str, int], list[Tensor]] = {}
-    sampled: dict[tuple[str, str, int], Tensor] = {}
-    micro_batches = [fold._micro_batch(2, m) for m in range(2)]
+class Reference:
+    """What the probe should see, by layer, site and cell, from hooks of our own."""
 
-    probe = NormProbe(fold.base.model, tokens=TOKENS)
-    # The reference hooks see what the probe sees, micro-batch by micro-batch.
-    order = iter([m for m in micro_batches for _ in banks])
-    real = {id(m): m.real_BT.chunk(K) for m in micro_batches}
+    def __init__(self, fold: Fold, step: int) -> None:
+        self.fold = fold
+        self.micro_batches = [fold._micro_batch(step, index) for index in range(2)]
+        self.seen: dict[tuple[str, str, int], list[Tensor]] = {}
+        self.sampled: dict[tuple[str, str, int], Tensor] = {}
+        self._order = iter([batch for batch in self.micro_batches for _ in fold.banks])
+        self.hooks = [bank.register_forward_hook(self._forward) for bank in fold.banks]
 
-    def forward(bank: LoraBank, args: tuple[Tensor], y: Tensor) -> None:
-        batch = next(order)
-        for k in range(K):
-            mask = real[id(batch)][k]
-            x_k, y_k = args[0].chunk(K)[k][mask], y.chunk(K)[k][mask]
-            seen.setdefault((bank.layer, "adapter_in", k), []).append(x_k)
-            seen.setdefault((bank.layer, "layer_out", k), []).append(y_k)
-            pick = torch.linspace(0, len(x_k) - 1, TOKENS).round().long()
+    def remove(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+    def _forward(self, bank: LoraBank, args: tuple[Tensor], y: Tensor) -> None:
+        batch = next(self._order)
+        for k, (x_k, y_k) in enumerate(self._real(batch, args[0], y)):
+            self.seen.setdefault((bank.layer, "adapter_in", k), []).append(x_k)
+            self.seen.setdefault((bank.layer, "layer_out", k), []).append(y_k)
             A, B, gamma = bank.pairs[k]
-            sampled.setdefault((bank.layer, "adapter_out", k), gamma * x_k[pick] @ A.mT @ B.mT)
+            out = gamma * x_k[evenly(len(x_k))] @ A.mT @ B.mT
+            self.sampled.setdefault((bank.layer, "adapter_out", k), out)
+        y.register_hook(lambda dy: self._backward(bank, batch, dy))
 
-        def backward(dy: Tensor) -> None:
-            for k in range(K):
-                dy_k = dy.chunk(K)[k][real[id(batch)][k]]
-                seen.setdefault((bank.layer, "layer_out_grad", k), []).append(dy_k)
-                if batch is micro_batches[0]:
-                    pick = torch.linspace(0, len(dy_k) - 1, TOKENS).round().long()
-                    A, B, gamma = bank.pairs[k]
-                    sampled[bank.layer, "adapter_in_grad", k] = gamma * dy_k[pick] @ B @ A
+    def _backward(self, bank: LoraBank, batch: TokenBatch, dy: Tensor) -> None:
+        for k, (dy_k,) in enumerate(self._real(batch, dy)):
+            self.seen.setdefault((bank.layer, "layer_out_grad", k), []).append(dy_k)
+            if batch is self.micro_batches[0]:
+                A, B, gamma = bank.pairs[k]
+                self.sampled[bank.layer, "adapter_in_grad", k] = (
+                    gamma * dy_k[evenly(len(dy_k))] @ B @ A
+                )
 
-        y.register_hook(backward)
+    def _real(self, batch: TokenBatch, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+        """The real tokens of each cell."""
+        K = len(self.fold.cells)
+        parts = zip(batch.real_BT.chunk(K), *(t.chunk(K) for t in tensors), strict=True)
+        return [tuple(t[mask] for t in of_cell) for mask, *of_cell in parts]
 
-    hooks = [bank.register_forward_hook(forward) for bank in banks]
+
+def evenly(count: int) -> Tensor:
+    return torch.linspace(0, count - 1, TOKENS).round().long()
+
+
+@dataclass
+class Measured:
+    """A probed step: the probe's tables, and the tensors that it measured."""
+
+    fold: Fold
+    reference: Reference
+    weights: dict[tuple[str, int], tuple[Tensor, Tensor]]
+    gradients: dict[tuple[str, int], tuple[Tensor, Tensor]]
+    updates: dict[tuple[str, int], tuple[Tensor, Tensor]]
+    norms: list[float]
+    tables: list[pd.DataFrame]
+
+
+@pytest.fixture
+def measured(fold: Fold) -> Measured:
+    probe = NormProbe(fold.base.model, tokens=TOKENS)
+    reference = Reference(fold, 2)
     fold.backward(2, probe)
-    for hook in hooks:
-        hook.remove()
-    before = {
-        (b.layer, k): (p.A_RD.detach().clone(), p.B_OR.detach().clone())
-        for b in banks
-        for k, p in enumerate(b.pairs)
-    }
-    grads = {
-        (b.layer, k): (p.A_RD.grad.clone(), p.B_OR.grad.clone())
-        for b in banks
-        for k, p in enumerate(b.pairs)
-    }
+    reference.remove()
+    pairs = {(b.layer, k): p[:2] for b in fold.banks for k, p in enumerate(b.pairs)}
+    weights = {key: tuple(w.detach().clone() for w in pair) for key, pair in pairs.items()}
+    gradients = {key: tuple(w.grad.clone() for w in pair) for key, pair in pairs.items()}
     norms = fold.grad_norms()
     probe.before_update()
     factors = fold.update()
     assert all(factor < 1 for factor in factors), "clipping is part of this test"
     probe.after_update(factors)
-    tables = probe.collect(7)
+    updates = {
+        key: tuple((w - old).detach() for w, old in zip(pair, weights[key], strict=True))
+        for key, pair in pairs.items()
+    }
+    return Measured(fold, reference, weights, gradients, updates, norms, probe.collect(7))
 
-    for k, table in enumerate(tables):
+
+def test_activations_and_what_is_sampled_from_them(measured: Measured) -> None:
+    """From one pass over the real tokens of all micro-batches."""
+    reference, layers = measured.reference, len(measured.fold.banks) * len(SPECS)
+    assert (len(reference.seen), len(reference.sampled)) == (3 * layers, 2 * layers)
+    for (layer, site, k), parts in reference.seen.items():
+        assert_row(measured.tables[k], layer, site, definition(torch.cat(parts)))
+    for (layer, site, k), tensor in reference.sampled.items():
+        assert_row(measured.tables[k], layer, site, definition(tensor))
+
+
+def test_weights_gradients_and_updates(measured: Measured) -> None:
+    for (layer, k), factors in measured.weights.items():
+        table = measured.tables[k]
+        for suffix, tensors in {
+            "": factors,
+            "_grad": measured.gradients[layer, k],
+            "_update": measured.updates[layer, k],
+        }.items():
+            for factor, tensor in zip("AB", tensors, strict=True):
+                assert_row(table, layer, f"{factor}{suffix}", definition(tensor))
+        delta_w = (SPECS[k].gamma * factors[1] @ factors[0]).double()
+        spectral = torch.linalg.matrix_norm(delta_w, 2).item()
+        spectra = {"spectral": spectral, "stable_rank": (delta_w.norm().item() / spectral) ** 2}
+        assert_row(table, layer, "delta_w", definition(delta_w) | spectra)
+
+
+def test_unions_of_A_and_B_by_layer_and_over_the_model(measured: Measured) -> None:
+    def flat(pair: tuple[Tensor, ...]) -> Tensor:
+        return torch.cat([tensor.flatten() for tensor in pair])
+
+    for k, table in enumerate(measured.tables):
+        layers = [bank.layer for bank in measured.fold.banks]
+        gradients = {layer: flat(measured.gradients[layer, k]) for layer in layers}
+        updates = {layer: flat(measured.updates[layer, k]) for layer in layers}
+        gradients[MODEL_WIDE] = flat(tuple(gradients.values()))
+        updates[MODEL_WIDE] = flat(tuple(updates.values()))
+        for layer, gradient in gradients.items():
+            update = updates[layer]
+            assert_row(table, layer, "adapter_grad", definition(gradient))
+            descent = {"descent": -(gradient.double() @ update.double()).item()}
+            assert_row(table, layer, "adapter_update", definition(update) | descent)
+        assert_row(table, MODEL_WIDE, "adapter_grad", {"norm": measured.norms[k]})
+
+
+def test_rows_and_columns(measured: Measured) -> None:
+    for k, table in enumerate(measured.tables):
         assert list(table.columns) == [*KEYS, *USUAL]
         assert set(table["site"]) == set(SITES)
         assert (table["step"] == 7).all()
-        every_grad, every_update = [], []
-        for bank in banks:
-            for (layer, site, cell), parts in seen.items():
-                if layer == bank.layer and cell == k:
-                    assert_row(table, layer, site, definition(torch.cat(parts)))
-            for site in ("adapter_out", "adapter_in_grad"):
-                assert_row(table, bank.layer, site, definition(sampled[bank.layer, site, k]))
-            (A0, B0), (dA, dB) = before[bank.layer, k], grads[bank.layer, k]
-            A1, B1, gamma = bank.pairs[k]
-            delta_w = (gamma * B0 @ A0).double()
-            spectral = torch.linalg.matrix_norm(delta_w, 2).item()
-            spectra = {"spectral": spectral, "stable_rank": (delta_w.norm().item() / spectral) ** 2}
-            assert_row(table, bank.layer, "delta_w", definition(delta_w) | spectra)
-            rows = table[table["layer"] == bank.layer]
-            assert (rows["d_in"] == A0.shape[1]).all()
-            assert (rows["d_out"] == B0.shape[0]).all()
-            for site, tensor in {
-                "A": A0,
-                "B": B0,
-                "A_grad": dA,
-                "B_grad": dB,
-                "A_update": A1 - A0,
-                "B_update": B1 - B0,
-            }.items():
-                assert_row(table, bank.layer, site, definition(tensor))
-            grad = torch.cat([dA.flatten(), dB.flatten()])
-            update = torch.cat([(A1 - A0).flatten(), (B1 - B0).flatten()]).detach()
-            assert_row(table, bank.layer, "adapter_grad", definition(grad))
-            descent = -(grad.double() @ update.double()).item()
-            assert_row(
-                table, bank.layer, "adapter_update", definition(update) | {"descent": descent}
-            )
-            every_grad.append(grad)
-            every_update.append(update)
-        grad, update = torch.cat(every_grad), torch.cat(every_update)
-        assert_row(table, MODEL_WIDE, "adapter_grad", definition(grad) | {"norm": norms[k]})
-        descent = -(grad.double() @ update.double()).item()
-        assert_row(table, MODEL_WIDE, "adapter_update", definition(update) | {"descent": descent})
         assert table.loc[table["site"] != "adapter_update", "descent"].isna().all()
-        assert (
-            table.loc[table["site"] != "delta_w", ["spectral", "stable_rank"]].isna().all(axis=None)
-        )
-        assert (table.loc[table["layer"] == MODEL_WIDE, ["d_in", "d_out"]] == 0).all(axis=None)
-    layer = tables[0][tables[0]["layer"].str.endswith("layers.1.mlp.up_proj")].iloc[0]
-    assert (layer["block"], layer["kind"]) == (1, "up_proj")
+        others = table.loc[table["site"] != "delta_w", ["spectral", "stable_rank"]]
+        assert others.isna().all(axis=None)
+        sizes = table.set_index("layer")[["d_in", "d_out"]]
+        for bank in measured.fold.banks:
+            A, B, _ = bank.pairs[k]
+            assert (sizes.loc[bank.layer] == [A.shape[1], B.shape[0]]).all(axis=None)
+        assert (sizes.loc[MODEL_WIDE] == 0).all(axis=None)
+    layers = measured.tables[0]
+    row = layers[layers["layer"].str.endswith("layers.1.mlp.up_proj")].iloc[0]
+    assert (row["block"], row["kind"]) == (1, "up_proj")
 
 
 def test_a_probed_step_is_a_plain_step(fold: Fold) -> None:
@@ -196,8 +232,8 @@ def test_only_what_is_asked_for(fold: Fold) -> None:
     assert list(table.columns) == [*KEYS, "norm"]
 
 
-def test_nothing_measured_has_no_row(fold: Fold) -> None:
-    """A run's last step has no update: no row, rather than zeros."""
+def test_a_site_that_is_not_measured_has_no_row(fold: Fold) -> None:
+    """The last step of a run has no update, hence no row for it."""
     probe = NormProbe(fold.base.model)
     fold.backward(2, probe)
     probe.before_update()

@@ -12,7 +12,7 @@ def largest_singular_value(*factors: Tensor) -> Tensor:
 
 
 def trained(o: int, r: int, d: int) -> tuple[Tensor, Tensor]:
-    """B as lazy SGD leaves it, ``G A^T``, with a gradient of slowly falling singular values."""
+    """``B = G A^T`` as after lazy SGD; the singular values of G fall slowly."""
     falling = torch.arange(1, 65).float() ** -0.7
     A = (torch.rand(r, d) * 2 - 1) / d**0.5
     return (torch.randn(o, 64) * falling) @ torch.randn(64, d) @ A.mT, A
@@ -45,7 +45,7 @@ def test_zero_and_non_finite() -> None:
     assert largest_singular_value(B, A).isnan()
 
 
-def test_many_are_taken_together_and_come_in_their_order() -> None:
+def test_many_cores_keep_their_order() -> None:
     torch.manual_seed(0)
     shapes = [(20, 4, 30), (20, 9, 30), (50, 4, 10), (200, SMALL, 300), (200, SMALL + 1, 300)]
     products = [trained(*shape) for shape in shapes]
