@@ -53,7 +53,8 @@ class FrozenBase:
     @property
     def vocabulary(self) -> int:
         """The number of logits per token."""
-        return int(self.model.config.get_text_config(decoder=True).vocab_size)  # type: ignore[operator, union-attr]
+        config: Any = self.model.config
+        return int(config.get_text_config(decoder=True).vocab_size)
 
     def hidden_states(self, input_ids_BT: Tensor) -> Tensor:
         """The input of the head, ``[B, T, d]``, with causal attention and positions from 0.
@@ -61,8 +62,9 @@ class FrozenBase:
         There is no attention mask: every token counts as real. The tokens may be on the CPU.
         """
         with self.around_pass(input_ids_BT):
+            trunk: Any = self.model.base_model
             ids = input_ids_BT.to(self.device)
-            return self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # type: ignore[operator]
+            return trunk(input_ids=ids, use_cache=False).last_hidden_state
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """The logits of hidden states, ``[N, V]``, with everything that follows the head.
@@ -71,8 +73,8 @@ class FrozenBase:
         all, the model's own forward is run with a trunk that returns the given hidden states.
         """
         # A shallow copy takes microseconds. It shares the submodules, in its own dict.
-        head = copy.copy(self.model)
-        head._modules = {**head._modules, head.base_model_prefix: _IdentityTrunk()}  # type: ignore[dict-item]
+        head: Any = copy.copy(self.model)
+        head._modules = {**head._modules, head.base_model_prefix: _IdentityTrunk()}
         return head(inputs_embeds=hidden_ND[None]).logits[0]
 
     def continue_greedily(
@@ -95,7 +97,8 @@ class FrozenBase:
             eos_token_id=eos_token_id,
             pad_token_id=padding_id,
         )
-        whole_BL = self.model.generate(  # type: ignore[operator]
+        model: Any = self.model
+        whole_BL = model.generate(
             input_ids=input_ids_BL, attention_mask=real_BL.long(), generation_config=greedy
         )
         return whole_BL[:, input_ids_BL.shape[1] :]
@@ -158,9 +161,10 @@ def _check(base: FrozenBase, device: torch.device, relative: float) -> None:
     ``relative``: the tolerance, relative to the largest logit. Raises :class:`StudyError` if the
     logits of both ways differ, or if a token attends to a later one.
     """
-    family, model = f"model {base.card.name!r} ({type(base.model).__name__})", base.model
+    model: Any = base.model
+    family = f"model {base.card.name!r} ({type(model).__name__})"
     half = max(1, min(4, base.card.max_length // 2))
-    vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    vocabulary = model.get_input_embeddings().num_embeddings
     generator = torch.Generator().manual_seed(0)
     ids_BT = torch.randint(vocabulary, (2, 2 * half), generator=generator).to(device)
     ids_BT[1, :half] = ids_BT[0, :half]

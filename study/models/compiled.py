@@ -24,8 +24,11 @@ class CompiledBlocks:
     """
 
     def __init__(self, base: FrozenBase, layers: Sequence[str]) -> None:
-        place = first_block(layers)
-        blocks: Any = [] if place is None else base.model.get_submodule(place[0])[place[1] :]  # type: ignore[index]
+        blocks: Any = []
+        if place := first_block(layers):
+            path, first = place
+            every_block: Any = base.model.get_submodule(path)
+            blocks = every_block[first:]
         self._programs = [(block, torch.compile(block.forward, dynamic=False)) for block in blocks]
 
     @contextmanager

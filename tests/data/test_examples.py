@@ -1,4 +1,4 @@
-"""Reading, identifying and splitting examples."""
+"""Examples: reading, content hash and split."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ GOOD = '{"context": "a", "target": "b"}'
 
 
 @given(examples=example_lists.filter(bool))
-def test_what_is_written_is_read(examples, tmp_path_factory):
+def test_a_file_is_read_as_it_was_written(examples, tmp_path_factory):
     file = tmp_path_factory.mktemp("jsonl") / "rows.jsonl"
     rows = [
         json.dumps({"target": e.target, "doc_path": 1, "context": e.context}, ensure_ascii=False)
@@ -111,7 +111,7 @@ def test_an_unknown_name_lists_the_choices():
 
 
 def test_a_path_for_a_data_set_that_reads_none_is_refused():
-    with pytest.raises(StudyError, match="use data=jsonl, or remove data.path"):
+    with pytest.raises(StudyError, match=r"use data=jsonl, or remove data\.path"):
         load_examples(config("rows.jsonl", name="pydoc"))
 
 
@@ -121,7 +121,7 @@ def test_every_data_set_has_a_reader():
 
 def test_a_data_set_without_examples_names_the_others(monkeypatch):
     monkeypatch.setitem(SOURCES, "pydoc", lambda _: [])
-    with pytest.raises(StudyError, match="data=pydoc has no examples: .* xbrl_extract, jsonl"):
+    with pytest.raises(StudyError, match=r"data=pydoc has no examples: .* xbrl_extract, jsonl"):
         load_examples(config(name="pydoc"))
 
 

@@ -1,4 +1,4 @@
-"""The standard library as question and answer."""
+"""Questions and answers from the standard library."""
 
 import inspect
 import json
@@ -44,10 +44,10 @@ def test_answers_are_the_docstrings(examples):
 
 
 def test_another_process_reads_the_same(examples):
-    """Whatever else is imported: pytest, for one, replaces hooks of sys and threading."""
+    """Other imports must not matter: pytest, for example, replaces hooks of sys and threading."""
     code = (
-        "from study.config import DataConfig as C; from study.data import *;"
-        "print(fingerprint(load_examples(C(name='pydoc', path=None, sequence_length=48, heldout=32, seed=9))))"
+        "from study.config import DataConfig; from study.data import *;"
+        "print(fingerprint(load_examples(DataConfig('pydoc', None))))"
     )
     root = Path(__file__).parents[2]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""FinLoRA's rule for a right answer, on hand cases; questions as batches."""
+"""FinLoRA's rule for a correct answer, and questions as batches."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def test_the_first_label_in_an_answer(answer: str, label: str | None) -> None:
     assert first_label(answer, MOODS) == label
 
 
-def test_where_one_label_begins_another_the_longer_is_meant() -> None:
+def test_the_longer_of_two_labels_with_the_same_start_counts() -> None:
     assert first_label("0.125", {"0.1", "0.12", "5"}) == "0.12"
     assert first_label("0.1 or 0.12", {"0.1", "0.12"}) == "0.1"
 
@@ -31,7 +31,7 @@ def test_the_share_of_right_answers() -> None:
     targets = ["positive", "Negative", " neutral", "positive"]
     answers = ["positive", "it is negative, not positive", "positive", "unclear"]
     assert exact_match(answers, targets) == 0.5
-    # A right word is not enough where another label comes first; FinLoRA's older rule (target in answer) said 1.
+    # Another label comes first. FinLoRA's older rule (target in answer) gave 1.
     assert exact_match(["negative or positive", "negative"], ["positive", "negative"]) == 0.5
 
 
@@ -46,9 +46,8 @@ def test_questions_are_the_contexts_that_the_loss_sees(corpus: Corpus) -> None:
         ):
             context = ids[real].tolist()
             assert real.tolist() == sorted(real.tolist()), "padding is on the left"
-            first = int(
-                (targets != -100).nonzero()[0]
-            )  # the position that predicts the first token of the target
+            # The position that predicts the first token of the target.
+            first = int((targets != -100).nonzero()[0])
             assert context == row[: first + 1].tolist()
             assert questions.tokenizer.decode(context).startswith("Say ")
             assert questions.targets[seen].strip().split()[0] in questions.tokenizer.decode(context)
@@ -56,7 +55,7 @@ def test_questions_are_the_contexts_that_the_loss_sees(corpus: Corpus) -> None:
     assert seen == len(questions.targets) == len(corpus.heldout)
 
 
-def test_what_follows_an_eos_is_no_part_of_an_answer(corpus: Corpus) -> None:
+def test_an_answer_ends_at_its_eos(corpus: Corpus) -> None:
     questions = corpus.questions
     encode = questions.tokenizer.encode
     right = [encode(target) for target in questions.targets]

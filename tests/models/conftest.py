@@ -1,4 +1,4 @@
-"""A cache folder of its own for every test but those of the real SmolLM2, which run where it has been fetched."""
+"""A new cache folder for each test, except those of the real SmolLM2, which read the user's."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +22,8 @@ def _cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_
 
 @pytest.fixture(scope="module")
 def smollm2_base() -> FrozenBase:
-    """The real SmolLM2 in float32: one load for all tests of a file, a second or so and 0.6 GB."""
-    _skip_without_smollm2()  # a fixture of this scope comes before the one above, and must not start a download
+    """The real SmolLM2 in float32, loaded once per file: about 1 s and 0.6 GB."""
+    _skip_without_smollm2()  # module fixtures run before _cache, and must not start a download
     return load_base(ModelConfig("smollm2"), torch.device("cpu"), "float32")
 
 
@@ -34,7 +34,7 @@ def _skip_without_smollm2() -> None:
 
 @pytest.fixture
 def tiny_folder(tmp_path: Path) -> Path:
-    """The tiny model and its tokenizer, saved as a user's own model would be."""
+    """The tiny model and its tokenizer, saved in a folder."""
     folder = tmp_path / "saved"
     tiny.build().save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
@@ -43,7 +43,7 @@ def tiny_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def save_family(tmp_path: Path) -> Callable[[PretrainedConfig], Path]:
-    """Save a random model of any family, with the tiny tokenizer, and give its folder."""
+    """Saves a random model of any family with the tiny tokenizer, and returns its folder."""
 
     def save(config: PretrainedConfig) -> Path:
         folder = tmp_path / config.model_type

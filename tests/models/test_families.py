@@ -1,6 +1,6 @@
-"""Families of transformers, tiny and random: what is adapted is found, a fold is its cells alone, probes are whole.
+"""Families of transformers, tiny and random: adapted layers, folds and probes.
 
-Each is saved to a folder and loaded from it offline, as a user's own model is.
+Each model is saved to a folder and loaded from it offline, as a user's own model is.
 """
 
 import math
@@ -74,7 +74,7 @@ FAMILIES: dict[str, tuple[PretrainedConfig, set[str], set[str]]] = {
         {"gate_up_proj", "down_proj"},
     ),
 }
-"""A configuration, and the linears of a block's two halves."""
+"""A configuration, the linears of attention, and the linears of the MLP."""
 
 
 @pytest.fixture(autouse=True)
@@ -119,13 +119,14 @@ def run(
     base: FrozenBase, corpus: Corpus, cells: list[CellConfig]
 ) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:
     """Each cell's metrics and probes."""
-    steps = list(train(base, corpus, [Run.of(config, corpus, base.device) for config in cells]))
-    metrics = [pd.DataFrame([results[k].metrics for results in steps]) for k in range(len(cells))]  # type: ignore[union-attr]
-    probes = [pd.concat([results[k].probes for results in steps]) for k in range(len(cells))]  # type: ignore[union-attr]
+    steps: Any = train(base, corpus, [Run.of(config, corpus, base.device) for config in cells])
+    of_cells = list(zip(*steps, strict=True))
+    metrics = [pd.DataFrame([row.metrics for row in rows]) for rows in of_cells]
+    probes = [pd.concat([row.probes for row in rows]) for rows in of_cells]
     return metrics, probes
 
 
-def test_a_familys_cells_are_found_folded_and_measured(
+def test_layers_are_found_a_fold_equals_its_cells_and_probes_are_complete(
     family: str, cells: list[CellConfig], corpus: Corpus
 ) -> None:
     base = load_base(cells[0].model, torch.device("cpu"), "float32")
@@ -149,7 +150,7 @@ def test_a_familys_cells_are_found_folded_and_measured(
 
 
 def _check_whole(probes: pd.DataFrame, linears: tuple[str, ...]) -> None:
-    """Every site has a row for every layer (and, over A and B together, one for the model), with finite numbers."""
+    """Every site has finite numbers for every layer, and the unions also for the whole model."""
     for step, rows in probes.groupby("step"):
         layers = rows.groupby("site", observed=True)["layer"].agg(set)
         updates = {"A_update", "B_update", "adapter_update"}
@@ -172,7 +173,7 @@ def _check_whole(probes: pd.DataFrame, linears: tuple[str, ...]) -> None:
     moved = probes[
         (probes["step"] == 1) & probes["site"].isin(["adapter_out", "adapter_in_grad", "delta_w"])
     ]
-    assert (moved["norm"] > 0).all(), "every layer's adapter does something after a step"
+    assert (moved["norm"] > 0).all(), "after a step every adapter is non-zero"
     for stat, site in (("r_align", "adapter_out"), ("r_back", "adapter_in_grad"), ("rho", "A")):
         assert np.isfinite(
             probes.loc[(probes["step"] == 1) & (probes["site"] == site), stat]

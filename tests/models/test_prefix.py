@@ -1,4 +1,4 @@
-"""Blocks below the first adapted one run once a batch, and nothing else changes."""
+"""Blocks below the first adapted one run once per batch, and results do not change."""
 
 from collections.abc import Callable
 
@@ -63,7 +63,7 @@ def counted(base: FrozenBase, block: int) -> Callable[[], int]:
     return lambda: len(calls)
 
 
-def test_a_batch_that_was_seen_skips_what_is_below(base: FrozenBase) -> None:
+def test_a_known_batch_skips_the_blocks_below(base: FrozenBase) -> None:
     first, second = torch.arange(20).view(2, 10), torch.arange(5, 25).view(2, 10)
     plain = [base.hidden_states(ids) for ids in (first, second)]
     below, above = counted(base, 1), counted(base, 2)
@@ -73,12 +73,12 @@ def test_a_batch_that_was_seen_skips_what_is_below(base: FrozenBase) -> None:
             assert torch.equal(base.hidden_states(ids), expected)
         assert (below(), above(), prefix.hits) == (2, 6, 4)
         base.model(input_ids=first)
-        assert below() == 3, "a pass that is not hidden_states' is nobody's business"
+        assert below() == 3, "only passes of hidden_states are cached"
     assert torch.equal(base.hidden_states(first), plain[0])
-    assert below() == 4, "the base is whole again"
+    assert below() == 4, "the base is restored"
 
 
-def test_gradients_above_are_those_of_the_whole(base: FrozenBase) -> None:
+def test_gradients_above_do_not_change(base: FrozenBase) -> None:
     ids = torch.arange(12).view(1, 12)
     late = base.model.get_submodule(
         next(p for p in paths(base, 2) if hasattr(base.model.get_submodule(p), "weight"))
@@ -91,7 +91,7 @@ def test_gradients_above_are_those_of_the_whole(base: FrozenBase) -> None:
             assert torch.equal(found, expected)
 
 
-def test_what_does_not_fit_is_computed_again(base: FrozenBase) -> None:
+def test_an_output_beyond_the_limit_is_computed_again(base: FrozenBase) -> None:
     one, other = torch.arange(8).view(1, 8), torch.arange(8, 16).view(1, 8)
     below = counted(base, 0)
     with shared_prefix(base, paths(base, 1), 8 * 16 * 4) as prefix:
@@ -102,6 +102,6 @@ def test_what_does_not_fit_is_computed_again(base: FrozenBase) -> None:
     assert below() == 3
 
 
-def test_where_the_first_block_is_adapted_there_is_nothing_below(base: FrozenBase) -> None:
+def test_no_cache_if_the_first_block_is_adapted(base: FrozenBase) -> None:
     with shared_prefix(base, paths(base, 0) + paths(base, 3), 2**20) as prefix:
         assert prefix is None

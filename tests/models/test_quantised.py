@@ -1,4 +1,4 @@
-"""Quantised bases against bitsandbytes itself: the same weights, and one function in every pass."""
+"""Quantised bases against bitsandbytes: the same weights, and the same function in every pass."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def bases() -> dict[int, FrozenBase]:
 
 
 def dense(linear: nn.Module) -> Tensor:
-    """What bitsandbytes' own functions make of a packed weight."""
+    """A packed weight, dequantised by bitsandbytes' own functions."""
     if isinstance(linear, bitsandbytes.nn.Linear4bit):
         return bitsandbytes.functional.dequantize_4bit(
             linear.weight.data, linear.weight.quant_state
@@ -79,7 +79,7 @@ def test_block_linears_are_quantised_and_nothing_else(
 def test_every_pass_multiplies_by_the_dequantised_weight(
     bases: dict[int, FrozenBase], bits: int
 ) -> None:
-    """With a gradient and without, in training and in evaluation, many tokens and one: the same function."""
+    """With and without gradients, with one token and with many."""
     reference = tiny.build()
     for path in bases[bits].card.linears:
         reference.get_submodule(path).weight.data = dense(bases[bits].model.get_submodule(path))
@@ -115,7 +115,7 @@ def series(steps: list[CellStep], name: str) -> list[float]:
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("bits", BITS)
-def test_training_folded_is_solo_and_the_base_stays_as_it_was(
+def test_a_fold_equals_its_cells_and_the_base_does_not_change(
     corpus: Corpus, cell: Callable[..., CellConfig], bits: int, precision: str
 ) -> None:
     common = (
@@ -148,7 +148,7 @@ def test_training_folded_is_solo_and_the_base_stays_as_it_was(
     assert series(together[1], "eval_loss")[2] < series(together[1], "eval_loss")[0]
     for path, weight in before.items():
         assert torch.equal(base.model.get_submodule(path).weight.data, weight), (
-            "repacked by an evaluation"
+            "an evaluation repacked a weight"
         )
 
 
@@ -161,7 +161,7 @@ def test_probes_change_nothing(
     assert series(probed, "loss")[:3] == series(plain, "loss")[:3]
 
 
-def test_the_card_says_it_and_without_bits_is_as_before() -> None:
+def test_the_card_names_the_bits() -> None:
     plain, eight, four = (describe(ModelConfig("tiny", quant_bits=bits)) for bits in (None, 8, 4))
     assert plain.fingerprint == tiny.fingerprint()
     assert (eight.fingerprint, four.fingerprint) == (
@@ -175,15 +175,21 @@ def test_the_card_says_it_and_without_bits_is_as_before() -> None:
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_a_checkpoint_is_quantised_as_it_is_read(
+def test_a_checkpoint_is_quantised_while_it_is_read(
     save_family: Callable[[PretrainedConfig], Path], family: str, bits: int
 ) -> None:
     shape: dict[str, Any] = {"vocab_size": 258, "bos_token_id": None, "eos_token_id": 256}
     config = {
-        "llama": transformers.LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-                                          num_attention_heads=4, max_position_embeddings=64, **shape),
+        "llama": transformers.LlamaConfig(
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+            **shape,
+        ),
         "gpt2": transformers.GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=64, **shape),
-    }[family]  # fmt: skip
+    }[family]
     folder = str(save_family(config))
     plain, packed = (
         load_base(ModelConfig("hf", folder, bits_), CPU, "float32") for bits_ in (None, bits)
@@ -194,13 +200,12 @@ def test_a_checkpoint_is_quantised_as_it_is_read(
         assert features(linear) == features(original)
         assert dense_weight(original) is not None
         assert dense_weight(linear) is None
-        weight = (
-            original.weight.T if family == "gpt2" else original.weight
-        )  # Conv1D keeps it as [D, O]
+        # Conv1D stores its weight as [D, O].
+        weight = original.weight.T if family == "gpt2" else original.weight
         assert (dense(linear) - weight).norm() < {8: 0.01, 4: 0.11}[bits] * weight.norm()
 
 
-def test_rows_that_are_no_whole_blocks_are_refused_before_loading(
+def test_rows_that_are_not_a_multiple_of_a_block_are_refused_before_loading(
     save_family: Callable[[PretrainedConfig], Path],
 ) -> None:
     folder = str(
@@ -218,23 +223,22 @@ def test_rows_that_are_no_whole_blocks_are_refused_before_loading(
 
 @pytest.fixture(scope="module")
 def held_in_4_bits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that transformers saved from a quantised model, for another dtype than ours."""
+    """A checkpoint saved from a quantised model that computes in bf16."""
     folder = tmp_path_factory.mktemp("held")
     quantised.reloaded(tiny.build(), CPU, torch.bfloat16, 4).save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
     return folder
 
 
-def test_a_checkpoint_that_bitsandbytes_made_is_used_as_it_is(
+def test_a_checkpoint_quantised_by_bitsandbytes_is_used_as_it_is(
     held_in_4_bits: Path, bases: dict[int, FrozenBase]
 ) -> None:
     base = load_base(ModelConfig("hf", str(held_in_4_bits), 4), CPU, "float32")
     for path in base.card.linears:
         linear = base.model.get_submodule(path)
         assert linear.compute_dtype is torch.float32
-        ours = dense(
-            bases[4].model.get_submodule(path)
-        )  # of the float32 weight; theirs of the same rounded to bf16
+        # Ours is quantised from float32, the checkpoint from the same weight rounded to bf16.
+        ours = dense(bases[4].model.get_submodule(path))
         assert (dense(linear) - ours).norm() < 0.05 * ours.norm()
     with torch.no_grad():
         assert base.model(torch.arange(9)[None]).logits.dtype is torch.float32
@@ -254,7 +258,7 @@ def test_contradictory_bits(held_in_4_bits: Path, bits: int | None, says: str) -
     assert "\n" not in str(caught.value)
 
 
-def test_another_methods_checkpoint_is_refused_with_bits_too(tiny_folder: Path) -> None:
+def test_a_checkpoint_quantised_by_another_method_is_refused(tiny_folder: Path) -> None:
     path = tiny_folder / "config.json"
     content = json.loads(path.read_text()) | {
         "quantization_config": {"quant_method": "awq", "bits": 4}
@@ -264,22 +268,23 @@ def test_another_methods_checkpoint_is_refused_with_bits_too(tiny_folder: Path) 
         describe(ModelConfig("hf", str(tiny_folder), 4))
 
 
-def test_without_bitsandbytes_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_bitsandbytes_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantised, "find_spec", lambda _: None)
     with pytest.raises(StudyError, match=r"needs bitsandbytes: pip install 'study\[quant\]'"):
         describe(ModelConfig("tiny", quant_bits=4))
     assert describe(ModelConfig("tiny")).name == "tiny"
 
 
-def test_nothing_is_said_from_the_first_import_to_the_first_product() -> None:
-    """In a process of its own: bitsandbytes and transformers talk while they are imported and loaded."""
+def test_nothing_is_printed_from_the_first_import_to_the_first_product() -> None:
+    """In a new process, because bitsandbytes and transformers print when they are imported."""
     code = """
 import torch
 import study.sweeps.run
 from study.config import ModelConfig
 from study.models import load_base
 for bits in (8, 4):
-    load_base(ModelConfig("tiny", quant_bits=bits), torch.device("cpu"), "bf16").model(torch.arange(9)[None])
+    base = load_base(ModelConfig("tiny", quant_bits=bits), torch.device("cpu"), "bf16")
+    base.model(torch.arange(9)[None])
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")

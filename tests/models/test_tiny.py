@@ -1,4 +1,4 @@
-"""The tiny model: the same everywhere, and nothing else's random numbers are touched."""
+"""The tiny model is the same everywhere, and making it leaves the random state unchanged."""
 
 import torch
 
@@ -20,7 +20,7 @@ def test_two_loads_are_equal_and_leave_the_global_random_state_alone() -> None:
 
 
 def test_the_weights_are_pinned() -> None:
-    """A change of these numbers is a change of the model: its fingerprint must change with it."""
+    """If these numbers change, then the model's fingerprint must change too."""
     weight = tiny.build().model.layers[0].self_attn.q_proj.weight
     torch.testing.assert_close(
         weight[0, :3], torch.tensor([-0.0909774, 0.0041661, -0.0146288]), rtol=0, atol=1e-6
