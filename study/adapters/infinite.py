@@ -1,4 +1,4 @@
-"""Infinite rank: the limit of rsLoRA under SGD as the rank grows, as a run of its own.
+"""Infinite rank: the limit of rsLoRA under SGD as the rank grows, as a separate run.
 
 Let A0 have iid entries of variance v, ``B0 = 0``, ``gamma = alpha / sqrt(r)``. Write
 ``B^T = gamma A0 Q`` and ``A = A0 P`` (:mod:`study.adapters.rank_free`), so that

@@ -4,7 +4,7 @@
 - :mod:`~study.probes.layers`: the adapted layers of a model;
 - :mod:`~study.probes.sites`, :mod:`~study.probes.statistics`: one function for each site and stat;
 - :mod:`~study.probes.activations`, :mod:`~study.probes.sampled`, :mod:`~study.probes.weights`: the
-  parts of the probe, by what they read; :mod:`~study.probes.recorder`: where they enter it;
+  parts of the probe, which enter numbers in a :mod:`~study.probes.recorder`;
 - :mod:`~study.probes.spectra`, :mod:`~study.probes.alignment`: stats that are not sums;
 - :mod:`~study.probes.moments`, :mod:`~study.probes.frames`: from the device to a table.
 """

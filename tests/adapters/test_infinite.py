@@ -133,9 +133,8 @@ def test_the_bank_is_that_pair(init: str) -> None:
     A, B, gamma = bank.pairs[0]
     fixed, learns = (A, B) if INITS[init].drawn == "A" else (B, A)
     assert not learns.any()
-    learns.data.normal_(
-        generator=torch.Generator().manual_seed(1)
-    )  # at 0 the other has no gradient anyway
+    # At 0 the fixed factor would have no gradient even without the hook.
+    learns.data.normal_(generator=torch.Generator().manual_seed(1))
     bank(x).tanh().sum().backward()
     bank.bind_grads()
     W = (linear.weight + c * learns.detach()).requires_grad_()

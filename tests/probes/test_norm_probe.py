@@ -60,7 +60,7 @@ def assert_row(table: pd.DataFrame, layer: str, site: str, expected: dict[str, f
 
 
 class Reference:
-    """What the probe should see, by layer, site and cell, from hooks of our own."""
+    """Activations and their gradients by layer, site and cell, from hooks of our own."""
 
     def __init__(self, fold: Fold, step: int) -> None:
         self.fold = fold

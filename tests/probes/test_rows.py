@@ -12,7 +12,7 @@ def test_every_site_is_computed_from_one_source() -> None:
 
 
 def test_every_stat_is_computed_from_sums_or_written() -> None:
-    """A new row without a function would otherwise be NaN without a word."""
+    """A new row without a function would otherwise be NaN, with no error."""
     assert set(WRITTEN) == {"descent", "spectral", *ALIGNMENTS, "rho"}
     assert set(STATISTICS) == set(STATS) - set(WRITTEN)
 
