@@ -100,16 +100,17 @@ def distances(study_dir: Path, rank_free: str) -> None:
 
     Trains that limit and writes distances.parquet.
     """
+    from study.analysis.distances import laws
     from study.store import write_derived
-    from study.sweeps import distances as measured
+    from study.sweeps.distances import measure_study
     from study.sweeps.status import count_noun
 
-    table = measured.measure_study(
+    table = measure_study(
         study_dir, rank_list("--rank-free", rank_free), lambda line: click.echo(line, err=True)
     )
     path = write_derived(study_dir, "distances", table)
-    for row in measured.laws(table):
-        click.echo(row)
+    for law in laws(table):
+        click.echo(law)
     click.echo(f"{count_noun(len(table), 'distance')} in {path}")
 
 

@@ -1,4 +1,4 @@
-"""The few rows that a reader wants first, and how they look in a terminal."""
+"""The rows to read first, and the terminal tables that show them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,60 +8,42 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from study.analysis.grouping import curve_columns, distinguishing
+from study.analysis.grouping import curve_columns, distinguishing, numbered
 from study.analysis.stable import first_to_read, side_by_side
 from study.analysis.verdicts import rows_of
-from study.vocabulary.quantities import MODEL_WIDE, PRIMARY
+from study.vocabulary.quantities import DESCENT, MODEL_WIDE, PRIMARY
+from study.vocabulary.scaling import RULES
 from study.vocabulary.thresholds import FEW_SEEDS, STABLE_RATIO
 
 SUMMARY_COLUMNS = (
-    *(
-        "optimizer",
-        "rule",
-        "curve",
-        "quantity",
-        "over",
-        "step",
-        "primary",
-        "exponent",
-        "ci_low",
-        "ci_high",
-        "estimate",
-    ),
-    *(
-        "predicted",
-        "verdict",
-        "interval",
-        "seeds",
-        "ranks",
-        "rank_min",
-        "rank_max",
-        "margin",
-        "dropped",
-    ),
+    *("optimizer", "rule", "curve", "quantity", "over", "step", "primary"),
+    *("exponent", "ci_low", "ci_high", "estimate", "predicted", "verdict"),
+    *("interval", "seeds", "ranks", "rank_min", "rank_max", "margin", "dropped"),
     *("layer_p05", "layer_p95"),
 )
-OVER_MODEL = "the model"
+OVER_MODEL = "whole model"
+"""The value of ``over`` in rows measured over the whole model."""
 STYLES = {"stable": "green", "collapses": "red", "explodes": "red", "unclear": "yellow"}
 
 
 def summary(exponents: pd.DataFrame) -> pd.DataFrame:
-    """The primary quantities, where they are primary and at the first and last step they were measured at.
+    """The primary quantities at their primary steps and at the first and last step measured.
 
-    ``exponents`` is what :func:`~study.analysis.verdicts.with_verdicts` returns. ``rule`` names the scaling with its p,
-    ``curve`` what else tells the curves apart (empty where nothing does), ``over`` how layers were pooled, ``estimate``
-    the exponent with its interval as it is printed. Curves come in the table's order, quantities in ``PRIMARY``'s.
+    ``exponents`` is the table of :func:`~study.analysis.verdicts.with_verdicts`. Curves are in the
+    order of the table, quantities in that of ``PRIMARY``. Columns beside those of ``exponents``:
+
+    - ``rule``: the scaling rule, with its p if the user gave it;
+    - ``curve``: the other values that separate the curves; empty if there are none;
+    - ``over``: how layers were pooled;
+    - ``estimate``: the exponent with its interval, as text.
     """
     rows = _first_rows(exponents)
-    apart = distinguishing(rows, curve_columns(exponents))
+    named = distinguishing(rows, curve_columns(exponents))
     by_row = list(rows.itertuples(index=False))
     rows = rows.assign(
-        rule=[
-            f"power p={row.exponent_p:g}" if row.scaling == "power" else str(row.scaling)
-            for row in by_row
-        ],
+        rule=list(map(_rule, rows["scaling"], rows["exponent_p"])),
         curve=[
-            ", ".join(f"{name}={_short(getattr(row, name))}" for name in apart) for row in by_row
+            ", ".join(f"{name}={_short(getattr(row, name))}" for name in named) for row in by_row
         ],
         quantity=[f"{row.site} {row.stat}" for row in by_row],
         over=[
@@ -79,37 +61,40 @@ def _first_rows(exponents: pd.DataFrame) -> pd.DataFrame:
     for place, quantity in enumerate(PRIMARY):
         parts.append(exponents[rows_of(quantity, exponents)].assign(place=place))
     rows = pd.concat(parts)
-    rows["of_curve"] = rows.groupby(
-        curve_columns(exponents), dropna=False, observed=True, sort=False
-    ).ngroup()
+    rows["of_curve"] = numbered(rows, curve_columns(exponents))
     steps = rows.groupby(["of_curve", "place"])["step"]
     ends = (rows["step"] == steps.transform("min")) | (rows["step"] == steps.transform("max"))
     rows = rows[rows["primary"].astype(bool) | ends]
     return rows.sort_values(["of_curve", "place", "step"], kind="stable")
 
 
-def interval_text(exponent: float, low: float, high: float) -> str:
-    """``-0.50 [-0.52, -0.48]``, or ``-0.50`` alone where there is no interval."""
-    if pd.isna(low) or pd.isna(high):
-        return _two_places(exponent)
-    return f"{_two_places(exponent)} [{_two_places(low)}, {_two_places(high)}]"
+def interval_text(exponent: float, low: float, high: float, places: int = 2) -> str:
+    """``-0.50 [-0.52, -0.48]``, or ``-0.50`` without an interval."""
+    value, *bounds = (_rounded(number, places) for number in (exponent, low, high))
+    return value if pd.isna(low) or pd.isna(high) else f"{value} [{', '.join(bounds)}]"
 
 
-def _two_places(value: float) -> str:
-    return f"{round(value, 2) + 0.0:.2f}"  # + 0.0: never "-0.00"
+def _rounded(value: float, places: int = 2) -> str:
+    return f"{round(value, places) + 0.0:.{places}f}"  # + 0.0: never "-0.00"
 
 
 def _short(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def render_table(summary: pd.DataFrame) -> Table:
-    """``summary`` as a rich table that fits 80 columns, its margins and intervals explained underneath.
+def _rule(scaling: object, p: float, prefix: str = "power ") -> str:
+    """``lora``, or ``power p=0.75`` for a rule whose exponent the user gives."""
+    rule = RULES.get(str(scaling))
+    return f"{prefix}p={p:g}" if rule is not None and rule.p is None else str(scaling)
 
-    Nothing is printed: that is the caller's.
+
+def render_table(summary: pd.DataFrame) -> Table:
+    """``summary`` as a rich table that fits 80 columns, with a caption on margins and intervals.
+
+    Prints nothing.
     """
     table = Table(
-        title="Exponents in the rank, with 95 % intervals",
+        title="Scaling exponents with rank, 95 % intervals",
         caption=_caption(summary),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -121,43 +106,39 @@ def render_table(summary: pd.DataFrame) -> Table:
     if predicted:
         table.add_column("theory", justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    for (optimizer, rule, curve), rows in summary.groupby(
-        ["optimizer", "rule", "curve"], sort=False, observed=True
-    ):
+    curves = summary.groupby(["optimizer", "rule", "curve"], sort=False, observed=True)
+    for key, rows in curves:
         table.add_section()
-        table.add_row(
-            Text(", ".join(filter(None, (str(optimizer), str(rule), str(curve)))), style="bold")
-        )
-        for _, row in rows.iterrows():
+        table.add_row(Text(", ".join(filter(None, map(str, key))), style="bold"))
+        for row in rows.to_dict("records"):
+            pooled = "" if row["over"] == OVER_MODEL else " (layers)"
             verdict = str(row["verdict"])
-            theory = "" if pd.isna(row["predicted"]) else _two_places(row["predicted"])
             table.add_row(
-                f"{row['quantity']}{'' if row['over'] == OVER_MODEL else ' (layers)'}",
+                f"{row['quantity']}{pooled}",
                 str(row["step"]),
                 str(row["estimate"]),
-                *([theory] if predicted else []),
+                *([_or_blank(row["predicted"])] if predicted else []),
                 Text(verdict + ("" if row["primary"] else " *"), style=STYLES[verdict]),
             )
     return table
 
 
+def _or_blank(value: float) -> str:
+    return "" if pd.isna(value) else _rounded(value)
+
+
 def render_stable(stable: pd.DataFrame) -> Table:
-    """The rows of :func:`~study.analysis.stable.first_to_read` as a rich table that fits 80 columns."""
+    """The rows of :func:`~study.analysis.stable.first_to_read` as a rich table of 80 columns."""
     rows = first_to_read(stable)
-    late = rows[
-        (rows["method"] == "grid") & (rows["step"] < rows["step"].max())
-    ].index  # the last grid is enough
-    rows = side_by_side(rows.drop(index=late))
+    # Of the estimates from a grid of p, the one at the last step is enough.
+    early = (rows["method"] == "grid") & (rows["step"] < rows["step"].max())
+    rows = side_by_side(rows[~early])
     high = sorted(rows["high_rank_min"].dropna().unique())
-    few = (
-        ""
-        if not rows["few_seeds"].any()
-        else f"\nfewer than {FEW_SEEDS} seeds: the intervals say little"
-    )
+    few = f"\nfewer than {FEW_SEEDS} seeds: the intervals are too wide to rely on"
     table = Table(
-        title="p* in gamma = alpha / r^p: where a quantity is flat in the rank",
-        caption="here: over the ranks measured; limit: as the rank grows, the bend of finite ranks taken off"
-        + few,
+        title="p*, the p in gamma = alpha / r^p at which a quantity does not change with rank",
+        caption="p* here: over the ranks measured; limit: for large rank, corrected for finite rank"
+        + (few if rows["few_seeds"].any() else ""),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=0,  # the box leaves a blank between columns
@@ -168,56 +149,48 @@ def render_stable(stable: pd.DataFrame) -> Table:
     above = [f"r≥{' or '.join(f'{rank:g}' for rank in high)}"] if high else []
     for column in ("step", "p* here", "theory", *above, "limit", "theory"):
         table.add_column(column, justify="right", no_wrap=True)
+    shown = ("predicted", *(["high_p_star"] if high else []), "p_star_limit", "limit")
     for optimizer, part in rows.groupby("optimizer", sort=False, observed=True):
         table.add_section()
         table.add_row(Text(str(optimizer), style="bold"))
-        for _, row in part.iterrows():
+        for row in part.to_dict("records"):
             table.add_row(
-                "descent" if row["stat"] == "descent" else f"{row['site']} {row['stat']}",
+                DESCENT.name if row["stat"] == DESCENT.stat else f"{row['site']} {row['stat']}",
                 measured_from(row),
                 str(row["step"]),
                 interval_text(row["p_star"], row["ci_low"], row["ci_high"]),
-                *(
-                    "" if pd.isna(row[name]) else _two_places(row[name])
-                    for name in (
-                        "predicted",
-                        *(["high_p_star"] if high else []),
-                        "p_star_limit",
-                        "limit",
-                    )
-                ),
+                *(_or_blank(row[name]) for name in shown),
             )
     return table
 
 
 def measured_from(row: "Mapping[Any, Any] | pd.Series[Any]") -> str:
-    """What one p* was read off: a rule's slope, or a grid of p."""
+    """The origin of one p*: the slope of a rule, or a grid of p."""
     if row["method"] == "grid":
         return "grid"
-    return f"p={row['exponent_p']:g}" if row["scaling"] == "power" else str(row["scaling"])
+    return _rule(row["scaling"], row["exponent_p"], prefix="")
 
 
 def _caption(summary: pd.DataFrame) -> str:
     if summary.empty:
-        return "nothing to show: none of the primary quantities was measured at two ranks"
+        return "nothing to show: no primary quantity was measured at two ranks"
+    margins = summary[["rank_min", "rank_max", "margin"]].drop_duplicates()
     lines = [
         f"stable: within ±{margin:.3f}, a factor of {STABLE_RATIO:g} from rank {low:g} to {high:g}"
-        for low, high, margin in summary[["rank_min", "rank_max", "margin"]]
-        .drop_duplicates()
-        .itertuples(index=False)
+        for low, high, margin in margins.itertuples(index=False)
     ]
     pooled = summary.loc[summary["over"] != OVER_MODEL, "over"].unique()
     if len(pooled):
-        lines.append(f"(layers): {' or '.join(pooled)}")
+        lines.append(f"(layers): {' or '.join(pooled)}; all others: {OVER_MODEL}")
     seeds = sorted(set(summary.loc[summary["interval"] == "seeds", "seeds"]))
     if seeds:
         lines.append(f"intervals over {' or '.join(map(str, seeds))} seeds")
     if (summary["interval"] == "ranks").any():
-        lines.append("one seed: intervals are over ranks and say nothing about another seed")
+        lines.append("intervals from ranks only (one seed): they do not cover other seeds")
     if (summary["interval"] == "none").any():
         lines.append("fewer than three ranks: no interval")
     if (summary["dropped"] > 0).any():
-        lines.append(f"cells of a curve that are not in its fit: up to {summary['dropped'].max()}")
+        lines.append(f"cells of a curve that its fit leaves out: up to {summary['dropped'].max()}")
     if not summary["primary"].all():
-        lines.append("* corrected for the number of quantities looked at (Holm)")
+        lines.append("* corrected for the number of quantities tested (Holm)")
     return "\n".join(lines)

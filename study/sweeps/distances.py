@@ -1,29 +1,19 @@
-"""How far a study's runs are from the run of infinite rank, step by step: the table ``distances``.
+"""The runs behind the table ``distances``: limits of infinite rank, cells and rank-free runs.
 
-A cell's table holds sums, not matrices, so the runs are made once more: the limit of each (:mod:`study.adapters.infinite`), then
-the cell itself, explicitly, as it was trained; and, where ranks are asked for that nothing could hold, rank-free runs
-of those and, so that the two can be compared, of the cells' own ranks. Measured with the weights after s updates:
-
-==================  =================================================================  ================================
-measure             per layer, E = delta_w - its limit                                 after the first step
-==================  =================================================================  ================================
-``input_weighted``  sqrt(E|E x|^2 / E|limit x|^2), x the limit's inputs at step s      sqrt((1 + r_align) / r)
-``frobenius``       |E| / |limit|                                                      sqrt((D + 1) / r)
-``loss``            |loss - the limit's|, in nats, on the batch of step s: the model   of order r^-1/2
-==================  =================================================================  ================================
-
-What counts for a model is the first: a layer's inputs have few directions. The law r^-1/2 is for few lazy steps;
-motion of A, of order 1/r a step, bends it later.
+The table of a cell holds sums, not matrices, so every run is made again: first the limit of each
+group of cells (:mod:`study.adapters.infinite`), then the cells themselves with explicit factors, as
+they were trained. For ranks whose factors do not fit in memory there are rank-free runs; these are
+also made at the ranks of the cells, for comparison. :mod:`study.analysis.distances` measures.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -31,52 +21,39 @@ from torch import Tensor, nn
 from study.adapters import LoraBank, adapted, resolve_targets
 from study.adapters.infinite import InfiniteRankBank
 from study.adapters.rank_free import RankFreeBank
-from study.analysis import fit_exponents
+from study.analysis.distances import EXPLICIT, RANK_FREE, Snapshot, compare
 from study.config import CellConfig, parse, probe_steps
 from study.data import Corpus, build_corpus
 from study.errors import StudyError
 from study.models import FrozenBase, load_base, load_tokenizer
 from study.store import load_cells
-from study.sweeps.cells import plan
+from study.sweeps.cells import Cell, plan
 from study.training.devices import choose_device
 from study.training.loop import Fold
 from study.training.run import adapter_spec
 from study.vocabulary import scaling
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import of_family
-from study.vocabulary.quantities import MODEL_WIDE, TRAIN
-
-MEASURES = ("input_weighted", "frobenius", "loss")
-EXPLICIT, RANK_FREE = "explicit", "rank-free"
-"""``run``: with factors of that rank, or at a cost that does not depend on it (:mod:`study.adapters.rank_free`)."""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A run after ``step`` updates: its loss on that step's batch, each layer's ``delta_w``, ``[O, D]`` float32, and
-    the second moments of each layer's inputs, ``[D, D]`` float64, where they were asked for."""
-
-    step: int
-    loss: float
-    deltas: dict[str, Tensor]
-    moments: dict[str, Tensor]
 
 
 def measure_study(
     study_dir: Path, rank_free: Sequence[int] = (), say: Callable[[str], None] = lambda line: None
 ) -> pd.DataFrame:
-    """The distances of every complete cell that has a limit, at the steps it was probed at; and, where ``rank_free``
-    has ranks, of rank-free runs of them and of the cells' ranks beside those, one per seed.
+    """The distances of every complete cell that has a limit, at its probed steps but 0.
 
-    Columns: ``cell_id`` (a rank-free run's begins with ``free``, so that it is no cell's), ``run``, what else tells
-    runs apart, ``step``, ``layer``, ``kind``, ``measure``, ``distance``; and ``d_in``, ``d_out``, ``r_align``,
-    ``r_diag`` of the limit's layer, which theory asks for. Holds one limit at a time: ``4 D (O + 2 D)`` bytes a layer
-    and step. ``say`` gets a line for each run. Raises :class:`StudyError` where no cell has a limit.
+    With ``rank_free``, rank-free runs of these ranks and of the ranks of the cells are measured
+    too, one per seed. ``say`` gets a line for each run.
+
+    Columns: ``cell_id`` (for a rank-free run it begins with ``free``, so it equals no cell's), the
+    rest of :data:`~study.analysis.distances.FACTS`, and those of
+    :func:`~study.analysis.distances.compare`. One limit is in memory at a time: ``4 D (O + 2 D)``
+    bytes per layer and step.
+
+    Raises :class:`StudyError` if no cell has a limit.
     """
     cells = load_cells(study_dir)
-    folders = [
-        study_dir / "cells" / cell for cell in cells.loc[cells["status"] == "complete", "cell_id"]
-    ]
+    complete = cells.loc[cells["status"] == "complete", "cell_id"]
+    folders = [study_dir / "cells" / cell for cell in complete]
     configs = [parse(OmegaConf.load(folder / "config.yaml")) for folder in folders]  # type: ignore[arg-type]
     groups: dict[str, list[CellConfig]] = {}
     for config in configs:
@@ -84,33 +61,30 @@ def measure_study(
             groups.setdefault(repr(at_rank(config, math.inf)), []).append(config)
     if not groups:
         raise StudyError(
-            f"no complete cell in {study_dir} has a limit of infinite rank: train some with adapter.scaling=rslora "
-            f"optimizer={'|'.join(of_family('linear'))} and probes.steps"
+            f"no complete cell in {study_dir} has a limit of infinite rank: train some with "
+            f"adapter.scaling=rslora optimizer={'|'.join(of_family('linear'))} and probes.steps"
         )
     tables = []
     for finite in groups.values():
         finite.sort(key=lambda config: config.adapter.rank)
-        free = (
-            sorted({*rank_free, *(config.adapter.rank for config in finite)}) if rank_free else []
-        )
-        tables += _measure_group(finite, [at_rank(finite[0], rank) for rank in free], say)
+        ranks = {*rank_free, *(config.adapter.rank for config in finite)} if rank_free else ()
+        free = [at_rank(finite[0], rank) for rank in sorted(ranks)]
+        tables += _measure_group(finite, free, say)
     return pd.concat(tables, ignore_index=True)
 
 
 def has_limit(config: CellConfig) -> bool:
-    """Whether a finite rank's run converges as the rank grows, and is measured after some step."""
+    """Whether the run converges as the rank grows, and is measured after some step."""
     adapter = config.adapter
     half = scaling.exponent(adapter.scaling, adapter.exponent) == 0.5
-    lazy = (
-        config.optimizer.name in of_family("linear")
-        and adapter.init in INITS
-        and INITS[adapter.init].q == 0
-    )
-    return half and lazy and math.isfinite(adapter.rank) and max(probe_steps(config), default=0) > 0
+    linear = config.optimizer.name in of_family("linear")
+    constant = adapter.init in INITS and INITS[adapter.init].q == 0
+    measured = max(probe_steps(config), default=0) > 0
+    return half and linear and constant and math.isfinite(adapter.rank) and measured
 
 
 def at_rank(config: CellConfig, rank: float) -> CellConfig:
-    """The same cell at another rank."""
+    """The same configuration at another rank."""
     return replace(config, adapter=replace(config.adapter, rank=rank))
 
 
@@ -122,9 +96,10 @@ def trajectory(
     *,
     moments: bool = False,
 ) -> Iterator[Snapshot]:
-    """Train ``config`` through ``bank_type`` as :func:`study.training.loop.train` does; show its probed steps but 0.
+    """Train ``config`` through ``bank_type`` as :func:`study.training.loop.train` does.
 
-    ``moments``: with those of the layers' inputs over the step's real tokens.
+    Yields a snapshot at each probed step but 0. ``moments``: with the second moments of the inputs
+    of each layer over the real tokens of the step.
     """
     at = [step for step in probe_steps(config) if step > 0]
     layers = resolve_targets(base.card.linears, config.adapter.targets)
@@ -136,17 +111,21 @@ def trajectory(
             [loss] = fold.backward(step, inputs)
             fold.grad_norms()
             if step in at:
-                pairs = {bank.layer: bank.pairs[0] for bank in banks}
-                deltas = {
-                    layer: (pair.B_OR @ pair.A_RD).detach() * pair.gamma
-                    for layer, pair in pairs.items()
-                }
-                yield Snapshot(step, loss, deltas, inputs.means() if inputs else {})
+                yield Snapshot(step, loss, _deltas(banks), inputs.means() if inputs else {})
             fold.update()
 
 
+def _deltas(banks: Sequence[LoraBank]) -> dict[str, Any]:
+    """By layer ``gamma B A`` of the only cell, ``[O, D]``, on the host."""
+    pairs = {bank.layer: bank.pairs[0] for bank in banks}
+    return {
+        layer: ((pair.B_OR @ pair.A_RD).detach() * pair.gamma).cpu().numpy()
+        for layer, pair in pairs.items()
+    }
+
+
 class InputMoments:
-    """The second moments ``E x x^T`` of every bank's inputs over real tokens, all micro-batches together."""
+    """The second moments ``E x x^T`` of the inputs of every bank over the real tokens of a step."""
 
     def __init__(self, banks: Sequence[LoraBank]) -> None:
         self.banks = banks
@@ -155,7 +134,7 @@ class InputMoments:
 
     @contextmanager
     def watch(self, real_BT: Tensor | None = None) -> Iterator[None]:
-        """Add the inputs of the passes inside."""
+        """Add the inputs of the passes in this context."""
         hooks = [bank.register_forward_pre_hook(partial(self._add, real_BT)) for bank in self.banks]
         try:
             yield
@@ -164,9 +143,9 @@ class InputMoments:
                 hook.remove()
         self.count += int(real_BT.sum()) if real_BT is not None else 0
 
-    def means(self) -> dict[str, Tensor]:
-        """By layer, ``[D, D]``."""
-        return {layer: total / self.count for layer, total in self.sums.items()}
+    def means(self) -> dict[str, Any]:
+        """By layer, ``[D, D]`` float64, on the host."""
+        return {layer: (total / self.count).cpu().numpy() for layer, total in self.sums.items()}
 
     def _add(self, real_BT: Tensor | None, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         assert isinstance(module, LoraBank)
@@ -175,130 +154,46 @@ class InputMoments:
         self.sums[module.layer] = self.sums.get(module.layer, 0.0) + x_ND.mT @ x_ND
 
 
-def compare(limit: Snapshot, run: Snapshot) -> pd.DataFrame:
-    """The rows of one run at one step: layer, kind, measure, distance, and what theory asks of the limit's layer."""
-    rows = [
-        {
-            "layer": MODEL_WIDE,
-            "kind": MODEL_WIDE,
-            "measure": "loss",
-            "distance": abs(run.loss - limit.loss),
-        }
-    ]
-    for layer, limit_OD in limit.deltas.items():
-        limit_OD, M_DD = limit_OD.double(), limit.moments[layer]
-        error_OD = run.deltas[layer].double() - limit_OD
-        energy, out_energy = float(limit_OD.square().sum()), _weighted(limit_OD, M_DD)
-        facts = {
-            "layer": layer,
-            "kind": layer.rpartition(".")[2],
-            "d_in": limit_OD.shape[1],
-            "d_out": limit_OD.shape[0],
-            "r_align": _over(energy * float(M_DD.trace()), out_energy),
-            "r_diag": _over(float(limit_OD.square().sum(0) @ M_DD.diagonal()), out_energy),
-        }
-        for measure, square in (
-            ("input_weighted", _over(_weighted(error_OD, M_DD), out_energy)),
-            ("frobenius", _over(float(error_OD.square().sum()), energy)),
-        ):
-            rows.append(facts | {"measure": measure, "distance": math.sqrt(square)})
-    return pd.DataFrame(rows).assign(step=limit.step)
-
-
-def exponents(distances: pd.DataFrame) -> pd.DataFrame:
-    """The fits of :func:`study.analysis.fit_exponents` for distances in the place of a probed statistic: ``site`` is
-    the measure."""
-    cells = distances[["cell_id", *FACTS]].drop_duplicates("cell_id").assign(status="complete")
-    probes = distances[["cell_id", "step", "layer", "kind", "distance"]].assign(
-        site=distances["measure"],
-        batch=TRAIN,
-        block=np.where(distances["layer"] == MODEL_WIDE, -1, 0),
-    )
-    return fit_exponents(cells.reset_index(drop=True), probes, stats=["distance"])
-
-
-def laws(distances: pd.DataFrame) -> list[str]:
-    """A line for each measure, step and kind of run: the exponent of the mean over layers of the log, its interval."""
-    fits = exponents(distances)
-    pooled = fits[
-        (fits["layer"] == "mean_log") & (fits["kind"] == "all") | (fits["site"] == "loss")
-    ]
-    lines = []
-    for row in pooled.sort_values(["run", "site", "step"]).to_dict("records"):
-        interval = (
-            f" [{row['ci_low']:.3f}, {row['ci_high']:.3f}]" if math.isfinite(row["ci_low"]) else ""
-        )
-        ranks = f"ranks {row['rank_min']:.0f} to {row['rank_max']:.0f}"
-        lines.append(
-            f"{row['run']} {row['site']}, step {row['step']}: exponent {row['exponent']:.3f}{interval}, {ranks}"
-        )
-    return lines
-
-
-FACTS = (
-    "run",
-    "study",
-    "model",
-    "data",
-    "optimizer",
-    "lr",
-    "alpha",
-    "init",
-    "scaling",
-    "exponent",
-    "rank",
-    "seed",
-)
-"""What a row says of its run, as the ``cells`` table does."""
-
-
 def _measure_group(
     finite: Sequence[CellConfig], free: Sequence[CellConfig], say: Callable[[str], None]
 ) -> list[pd.DataFrame]:
-    """Runs that share a limit: it is trained first and kept at every step."""
+    """Runs with the same limit, which is trained first and kept at every step."""
     config = finite[0]
     base = load_base(config.model, choose_device(config.device), config.precision)
     tokenizer = load_tokenizer(config.model)
     corpus = build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
     say(f"seed {config.seed}: the limit of {config.optimizer.name} {config.adapter.scaling}")
-    limits = list(
-        trajectory(base, corpus, at_rank(config, math.inf), InfiniteRankBank, moments=True)
-    )
-    tables = []
-    runs = [(EXPLICIT, LoraBank, cell) for cell in plan(finite)] + [
-        (RANK_FREE, RankFreeBank, c) for c in plan(free)
+    infinite = at_rank(config, math.inf)
+    limits = list(trajectory(base, corpus, infinite, InfiniteRankBank, moments=True))
+    runs: list[tuple[str, type[LoraBank], Cell]] = [
+        *((EXPLICIT, LoraBank, cell) for cell in plan(finite)),
+        *((RANK_FREE, RankFreeBank, cell) for cell in plan(free)),
     ]
+    tables = []
     for run, bank_type, cell in runs:
         say(f"seed {config.seed}: rank {cell.config.adapter.rank}, {run}")
-        adapter = cell.config.adapter
-        facts = {
-            "cell_id": cell.id if run == EXPLICIT else f"free {cell.id}",
-            "run": run,
-            "study": cell.config.name,
-            "model": cell.card.name,
-            "data": cell.config.data.name
-            if cell.config.data.path is None
-            else cell.config.data.path,
-            "optimizer": cell.config.optimizer.name,
-            "lr": cell.config.optimizer.lr,
-            "exponent": math.nan if adapter.exponent is None else adapter.exponent,
-            "rank": float(adapter.rank),
-            "seed": cell.config.seed,
-            **{name: getattr(adapter, name) for name in ("alpha", "init", "scaling")},
-        }
         snapshots = trajectory(base, corpus, cell.config, bank_type)
-        tables += [
-            compare(limit, snapshot).assign(**facts)
-            for limit, snapshot in zip(limits, snapshots, strict=True)
-        ]
+        facts = _facts(run, cell)
+        for limit, snapshot in zip(limits, snapshots, strict=True):
+            tables.append(compare(limit, snapshot).assign(**facts))
     return tables
 
 
-def _weighted(delta_OD: Tensor, M_DD: Tensor) -> float:
-    """``E|delta x|^2``."""
-    return float(((delta_OD @ M_DD) * delta_OD).sum().clamp_min(0.0))
-
-
-def _over(part: float, whole: float) -> float:
-    """NaN where the limit has not moved: the first rate of a warmup is 0."""
-    return part / whole if whole > 0 else math.nan
+def _facts(run: str, cell: Cell) -> dict[str, Any]:
+    """The columns that describe a run."""
+    config, adapter = cell.config, cell.config.adapter
+    return {
+        "cell_id": cell.id if run == EXPLICIT else f"free {cell.id}",
+        "run": run,
+        "study": config.name,
+        "model": cell.card.name,
+        "data": config.data.name if config.data.path is None else config.data.path,
+        "optimizer": config.optimizer.name,
+        "lr": config.optimizer.lr,
+        "exponent": math.nan if adapter.exponent is None else adapter.exponent,
+        "rank": float(adapter.rank),
+        "seed": config.seed,
+        "alpha": adapter.alpha,
+        "init": adapter.init,
+        "scaling": adapter.scaling,
+    }

@@ -1,4 +1,4 @@
-"""The rows to read first, and the table that a terminal shows."""
+"""The rows to read first, and the terminal table that shows them."""
 
 import io
 import math
@@ -92,9 +92,9 @@ def test_what_tells_curves_apart_is_named(study):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"seed": 0}, "one seed: intervals are over ranks and say nothing about another seed"),
+        ({"seed": 0}, "intervals from ranks only (one seed): they do not cover other seeds"),
         ({"rank": (4, 16)}, "fewer than three ranks: no interval"),
-        ({"rank": (4, 16, 64, math.inf)}, "cells of a curve that are not in its fit: up to 3"),
+        ({"rank": (4, 16, 64, math.inf)}, "cells of a curve that its fit leaves out: up to 3"),
         ({"rank": 4}, "nothing to show"),
     ],
 )

@@ -1,0 +1,141 @@
+"""The distance of runs of finite rank from the run of infinite rank: measures, table and fits.
+
+:mod:`study.sweeps.distances` makes the runs. Measured with the weights after s updates, with
+E = delta_w minus its limit, per layer:
+
+==================  ==================================================  ====================
+measure             definition                                          after the first step
+==================  ==================================================  ====================
+``input_weighted``  sqrt(E|E x|^2 / E|limit x|^2), x the inputs of the  sqrt((1 + r_align)/r)
+                    limit at step s
+``frobenius``       |E| / |limit|                                       sqrt((D + 1) / r)
+``loss``            the absolute difference of the losses on the batch  of order r^-1/2
+                    of step s, in nats; over the whole model
+==================  ==================================================  ====================
+
+``input_weighted`` is the one that matters for the model, because the inputs of a layer occupy few
+directions. The law r^-1/2 holds for a few lazy steps; later the motion of A, of order 1/r a step,
+bends it.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from study.analysis.exponents import fit_exponents
+from study.analysis.fits import Floats
+from study.analysis.summary import interval_text
+from study.vocabulary.quantities import ALL_KINDS, MEAN_LOG, MODEL_WIDE, TRAIN
+
+LOSS = "loss"
+MEASURES = ("input_weighted", "frobenius", LOSS)
+EXPLICIT, RANK_FREE = "explicit", "rank-free"
+"""Values of ``run``: with factors of the given rank, or at a cost that does not depend on it
+(:mod:`study.adapters.rank_free`)."""
+
+FACTS = (
+    *("run", "study", "model", "data", "optimizer", "lr", "alpha", "init", "scaling", "exponent"),
+    *("rank", "seed"),
+)
+"""The columns that describe a run, named as in the ``cells`` table."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run after ``step`` updates.
+
+    ``loss``: on the batch of ``step``. ``deltas``: delta_w by layer, ``[O, D]`` float32.
+    ``moments``: second moments of the inputs by layer, ``[D, D]`` float64; empty if not asked for.
+    """
+
+    step: int
+    loss: float
+    deltas: dict[str, npt.NDArray[np.float32]]
+    moments: dict[str, Floats]
+
+
+def compare(limit: Snapshot, run: Snapshot) -> pd.DataFrame:
+    """The rows of one run at one step.
+
+    Columns: ``step``, ``layer``, ``kind``, ``measure``, ``distance``, and the properties of the
+    limit's layer that theory depends on: ``d_in``, ``d_out``, ``r_align``, ``r_diag``.
+    """
+    place = {"layer": MODEL_WIDE, "kind": MODEL_WIDE}
+    rows: list[dict[str, Any]] = [
+        {**place, "measure": LOSS, "distance": abs(run.loss - limit.loss)}
+    ]
+    for layer, delta_OD in limit.deltas.items():
+        rows += _layer_rows(layer, delta_OD, limit.moments[layer], run.deltas[layer])
+    return pd.DataFrame(rows).assign(step=limit.step)
+
+
+def _layer_rows(
+    layer: str,
+    limit_OD: npt.NDArray[np.float32],
+    M_DD: Floats,
+    delta_OD: npt.NDArray[np.float32],
+) -> list[dict[str, Any]]:
+    """The two distances of one layer, in float64."""
+    limit = limit_OD.astype(np.float64)
+    error = delta_OD.astype(np.float64) - limit
+    energy, out_energy = float(np.square(limit).sum()), _weighted(limit, M_DD)
+    facts = {
+        "layer": layer,
+        "kind": layer.rpartition(".")[2],
+        "d_in": limit.shape[1],
+        "d_out": limit.shape[0],
+        "r_align": _ratio(energy * float(np.trace(M_DD)), out_energy),
+        "r_diag": _ratio(float(np.square(limit).sum(0) @ M_DD.diagonal()), out_energy),
+    }
+    squares = {
+        "input_weighted": _ratio(_weighted(error, M_DD), out_energy),
+        "frobenius": _ratio(float(np.square(error).sum()), energy),
+    }
+    return [
+        {**facts, "measure": measure, "distance": math.sqrt(square)}
+        for measure, square in squares.items()
+    ]
+
+
+def _weighted(delta_OD: Floats, M_DD: Floats) -> float:
+    """``E|delta x|^2``."""
+    return max(0.0, float(((delta_OD @ M_DD) * delta_OD).sum()))
+
+
+def _ratio(part: float, whole: float) -> float:
+    """NaN if the limit has not moved, as in a warmup that starts at a learning rate of 0."""
+    return part / whole if whole > 0 else math.nan
+
+
+def exponents(distances: pd.DataFrame) -> pd.DataFrame:
+    """The fits of :func:`study.analysis.fit_exponents`, with the distance as the statistic.
+
+    ``site`` is the measure.
+    """
+    cells = distances[["cell_id", *FACTS]].drop_duplicates("cell_id").assign(status="complete")
+    probes = distances[["cell_id", "step", "layer", "kind", "distance"]].assign(
+        site=distances["measure"],
+        batch=TRAIN,
+        block=np.where(distances["layer"] == MODEL_WIDE, -1, 0),
+    )
+    return fit_exponents(cells.reset_index(drop=True), probes, stats=["distance"])
+
+
+def laws(distances: pd.DataFrame) -> list[str]:
+    """A line per kind of run, measure and step: the scaling exponent with its interval.
+
+    Per layer it is the exponent of the mean over layers of the log.
+    """
+    fits = exponents(distances)
+    pooled = (fits["layer"] == MEAN_LOG) & (fits["kind"] == ALL_KINDS)
+    fits = fits[pooled | (fits["site"] == LOSS)].sort_values(["run", "site", "step"])
+    return [
+        f"{row['run']} {row['site']}, step {row['step']}: "
+        f"exponent {interval_text(row['exponent'], row['ci_low'], row['ci_high'], places=3)}, "
+        f"ranks {row['rank_min']:.0f} to {row['rank_max']:.0f}"
+        for row in fits.to_dict("records")
+    ]
