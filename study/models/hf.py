@@ -188,7 +188,7 @@ def _from_pretrained(
         config=config,
         dtype=dtype,
         device_map=device,  # directly: weights for a GPU are not held in the host's memory
-        quantization_config=None if quant_bits is None else quantised.recipe(quant_bits, dtype),
+        quantization_config=None if quant_bits is None else quantised.bnb_config(quant_bits, dtype),
         use_safetensors=True,
         weights_only=True,
         trust_remote_code=False,

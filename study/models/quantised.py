@@ -75,7 +75,7 @@ def check_checkpoint(named: str, quantisation: dict[str, Any], quant_bits: int |
         )
 
 
-def recipe(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
+def bnb_config(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
     """The quantisation for ``from_pretrained``. Products are computed in ``dtype``."""
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -96,7 +96,7 @@ def reloaded(model: PreTrainedModel, device: torch.device, dtype: torch.dtype, b
             state_dict=model.state_dict(),
             device_map=device,
             dtype=dtype,
-            quantization_config=recipe(bits, dtype),
+            quantization_config=bnb_config(bits, dtype),
         )
 
 
