@@ -1,9 +1,36 @@
-"""From tables to statements: exponents with intervals, verdicts in words, and the few rows to read first.
+"""From stored tables to statements: exponents with intervals, predictions, verdicts, comparisons.
 
 >>> found = analyze(tables.cells, tables.metrics, tables.probes)   # doctest: +SKIP
 >>> rich.print(render_table(summary(found.exponents)))             # doctest: +SKIP
 
-Nothing here imports torch: a study is analysed again on a laptop, from its stored tables alone.
+Nothing here imports torch, so a study can be analysed on a laptop from its stored tables.
+
+- :mod:`~study.analysis.analyze`: all derived tables in one call.
+
+Exponents:
+
+- :mod:`~study.analysis.grouping`: the cells that form a curve;
+- :mod:`~study.analysis.grids`, :mod:`~study.analysis.pooling`: probe rows as arrays, layers pooled;
+- :mod:`~study.analysis.fits`: lines with standard errors;
+- :mod:`~study.analysis.exponents`: the ``exponents`` table;
+- :mod:`~study.analysis.predictions`: its column ``predicted``, from theory;
+- :mod:`~study.analysis.row_conditions`: clipping, eps and laziness, on which predictions depend;
+- :mod:`~study.analysis.verdicts`: stable, collapses, explodes or unclear;
+- :mod:`~study.analysis.stable`: p*, the exponent of gamma at which a quantity is stable;
+- :mod:`~study.analysis.summary`: the rows to read first, as terminal tables.
+
+Losses:
+
+- :mod:`~study.analysis.final_losses`: the final held-out loss of each run;
+- :mod:`~study.analysis.rates`: the best learning rate and its exponent with rank;
+- :mod:`~study.analysis.rank_effects`: the effect of rank at one rate, the best, a matched step;
+- :mod:`~study.analysis.tasks`: perplexity and exact match beside the base model's;
+- :mod:`~study.analysis.truncations`: trained adapters cut to a lower rank.
+
+Others:
+
+- :mod:`~study.analysis.distances`: distances to the limit of infinite rank;
+- :mod:`~study.analysis.frames`, :mod:`~study.analysis.intervals`: shared helpers.
 """
 
 from study.analysis.analyze import Analysis, analyze

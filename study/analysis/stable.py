@@ -1,15 +1,18 @@
-"""p*: the exponent of gamma at which a quantity is flat in the rank, per optimizer, quantity, step, layer and kind.
+"""p*: the exponent of gamma at which a quantity does not change with rank.
 
-At steps 0 and 1 every slope is exactly linear in p with a known integer factor k (gamma enters a gradient once, an SGD
-update once more), so one rule tells p*: ``p* = p + slope / k``. From step 2 on, p* is where the slopes measured on a
-grid of p cross zero. Two readings of the same measurement stand side by side:
+At steps 0 and 1 every slope is exactly linear in p with a known integer factor k (a gradient
+contains gamma once, an SGD update once more), so one rule is enough: ``p* = p + slope / k``. From
+step 2, p* is where the slopes measured on a grid of p cross zero. Two estimates come from the same
+measurement:
 
-- ``p_star``: flat over the ranks that were measured, to be compared with ``predicted``, theory's own for those ranks;
-- ``p_star_limit``: what remains when the finite-rank curve's bend is taken off, to be compared with ``limit``, theory's
-  as r grows. Only where there is a prediction.
+- ``p_star``: over the ranks measured; compare with ``predicted``, theory's p* for those ranks;
+- ``p_star_limit``: corrected for finite rank, by the difference between the p* of the finite-rank
+  curve and that of its asymptote; compare with ``limit``, theory's p* for large rank. NaN without a
+  prediction.
 
-What changes an update's law changes k: always clipped SGD has lost one gamma, Adam under its eps gains one, and where
-ranks lie astride of either there is no k and no row.
+A change in the law of an update changes k: SGD that is always clipped scales with one power of
+gamma less, Adam with gradients far below its eps with one more. If some of the ranks are in one
+regime and some in the other, there is no k and no row.
 """
 
 import math
@@ -24,24 +27,28 @@ from study.theory import Modifiers, predict, stable_exponent
 from study.theory.asymptotics import CLIPS
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS
-from study.vocabulary.quantities import MODEL_WIDE, QUANTITIES
+from study.vocabulary.quantities import ALL_KINDS, MEAN_LOG, MODEL_WIDE, QUANTITIES, TRAIN
 from study.vocabulary.thresholds import FEW_SEEDS, LINEAR_UNTIL, LINEAR_UP_TO, SIGN_LIKE_FROM
 
 STABLE_COLUMNS = (
     *("method", "p_star", "p_star_limit", "limit_low", "limit_high", "limit", "few_seeds"),
     *(f"high_{name}" for name in ("rank_min", "p_star", "ci_low", "ci_high", "predicted")),
 )
-"""What a table of p* has beside the columns of ``exponents``."""
+"""The columns that a table of p* has beside those of ``exponents``."""
 
 
 def stable_exponents(exponents: pd.DataFrame) -> pd.DataFrame:
-    """One row per curve, quantity, batch, step, layer and kind: ``p_star`` with its 95 % interval, ``predicted``,
-    ``p_star_limit`` with its interval, ``limit``, ``method`` (``linear`` or ``grid``), ``seeds``, ``ranks``,
-    ``rank_min``, ``rank_max``, ``few_seeds``; on the ``mean_log`` row over all kinds ``layer_p05``, ``layer_median``
-    and ``layer_p95``, quantiles of the single layers' ``p_star``.
+    """One row per curve, quantity, batch, step, layer and kind.
 
-    ``exponents`` is what :func:`~study.analysis.predictions.with_predictions` returns. A grid needs at least two values
-    of p that bracket zero; its interval is where the slopes' own bounds cross it (NaN where they do not).
+    ``exponents`` is the table of :func:`~study.analysis.predictions.with_predictions`. Columns:
+
+    - ``p_star`` with its 95 % interval ``ci_low``, ``ci_high``, and ``predicted``;
+    - ``p_star_limit`` with ``limit_low``, ``limit_high``, and ``limit``;
+    - ``method``: ``linear`` or ``grid``. A grid needs two values of p whose slopes bracket zero.
+      Its interval is where the bounds of the slopes cross zero (NaN if they do not);
+    - ``seeds``, ``ranks``, ``rank_min``, ``rank_max``, ``few_seeds``;
+    - ``layer_p05``, ``layer_median``, ``layer_p95``: quantiles of the ``p_star`` of single layers,
+      in the ``mean_log`` row over all kinds.
     """
     place = {(q.site, q.stat): q.p_star for q in QUANTITIES if q.p_star is not None}
     wanted = np.zeros(len(exponents), bool)
@@ -67,6 +74,7 @@ def stable_exponents(exponents: pd.DataFrame) -> pd.DataFrame:
 
 
 def _keys(rows: pd.DataFrame) -> list[str]:
+    """The columns of the curve by which rows are sorted."""
     return [
         name
         for name in curve_columns(rows)
@@ -76,11 +84,11 @@ def _keys(rows: pd.DataFrame) -> list[str]:
 
 def _linear(rows: pd.DataFrame) -> pd.DataFrame:
     """``p* = p + slope / k``, row by row."""
-    factor, limit = _once(rows).T
+    factor, limit = _factors(rows).T
     rows, factor, limit = rows[factor > 0], factor[factor > 0], limit[factor > 0]
     p = rows["exponent_p"].to_numpy(float)
     predicted = p + rows["predicted"].to_numpy(float) / factor
-    bend = predicted - limit  # how far the finite-rank curve's p* is from the asymptote's
+    bend = predicted - limit  # between the p* of the finite-rank curve and of its asymptote
     p_star, low, high = (
         p + rows[name].to_numpy(float) / factor for name in ("exponent", "ci_low", "ci_high")
     )
@@ -110,14 +118,16 @@ def _factor(
     clipped: str,
     eps_dominates: bool | None,
 ) -> tuple[float, float]:
-    """How much steeper a slope gets per unit of p, and theory's p* as r grows; NaN without a prediction."""
+    """k, the change of a slope per unit of p, and theory's p* for large rank.
+
+    Both are NaN without a prediction.
+    """
     how = INITS.get(init)
     if how is None or how.q is None or optimizer not in OPTIMIZERS:
         return math.nan, math.nan
-    # Decay is of the next order in the learning rate in all of QUANTITIES, under whatever rule.
-    acting = Modifiers(
-        clip=clipped, eps_ratio=1.0 if eps_dominates is None else 0.0 if eps_dominates else math.inf
-    )
+    # In all of QUANTITIES the effect of decay is of the next order in the learning rate.
+    ratio = 1.0 if eps_dominates is None else 0.0 if eps_dominates else math.inf
+    acting = Modifiers(clip=clipped, eps_ratio=ratio)
     law: dict[str, Any] = {
         "step": step,
         "optimizer": optimizer,
@@ -133,17 +143,18 @@ def _factor(
 
 
 APART = ("scaling", "exponent_p", "seeds", "ranks")
-"""What the rules of one grid may differ in."""
+"""Columns that may differ between the rules of one grid."""
 
 
 def _grid(rows: pd.DataFrame) -> pd.DataFrame:
-    """Where the slopes over a grid of p cross zero, by linear interpolation; a row per grid that brackets it."""
+    """p* where the slopes over a grid of p cross zero, by linear interpolation.
+
+    One row per grid whose slopes bracket zero.
+    """
     same = [name for name in _identity(rows) if name not in (*APART, *PREDICTION_COLUMNS)]
     grid = numbered(rows, same)
     p_P = np.unique(rows["exponent_p"].to_numpy(float))
     if len(p_P) < 2:
-        return pd.DataFrame()
-    if rows.empty:
         return pd.DataFrame()
     place = grid, np.searchsorted(p_P, rows["exponent_p"].to_numpy(float))
     slope, low, high = (np.full((grid.max() + 1, len(p_P)), np.nan) for _ in range(3))
@@ -156,7 +167,7 @@ def _grid(rows: pd.DataFrame) -> pd.DataFrame:
         exponent_p=math.nan,
         method="grid",
         p_star=_crossings(p_P, slope),
-        ci_low=_crossings(p_P, low),  # a falling slope's lower bound crosses zero first
+        ci_low=_crossings(p_P, low),  # slopes fall with p, so the lower bound crosses first
         ci_high=_crossings(p_P, high),
         seeds=rows["seeds"].groupby(grid).min().to_numpy(),
         lazy=_all_lazy(rows["lazy"], grid),
@@ -169,7 +180,7 @@ def _grid(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _all_lazy(lazy: "pd.Series[float]", grid: Ints) -> Floats:
-    """By grid: 1 where every rule was lazy, 0 where one was not; NaN where that is not known."""
+    """By grid: 1 if every rule was lazy, 0 if one was not, NaN if that is not known."""
     of_grid = lazy.groupby(grid)
     least = of_grid.min()
     known = (of_grid.count() == of_grid.size()) | (least == 0)
@@ -177,7 +188,7 @@ def _all_lazy(lazy: "pd.Series[float]", grid: Ints) -> Floats:
 
 
 def _crossings(p_P: Floats, slope_GP: Floats) -> Floats:
-    """The p at which each row falls through zero, between the two neighbours that bracket it; NaN where none do."""
+    """The p at which each row crosses zero from above; NaN if no two neighbours bracket zero."""
     here, after = slope_GP[:, :-1], slope_GP[:, 1:]
     brackets = (here >= 0) & (after < 0)
     i = brackets.argmax(axis=1)
@@ -188,24 +199,16 @@ def _crossings(p_P: Floats, slope_GP: Floats) -> Floats:
 
 
 def _identity(rows: pd.DataFrame) -> list[str]:
+    """The columns that a row of p* takes over from ``exponents``."""
     fit = (
-        "site",
-        "stat",
-        "batch",
-        "step",
-        "kind",
-        "layer",
-        "block",
-        "seeds",
-        "ranks",
-        "rank_min",
-        "rank_max",
+        *("site", "stat", "batch", "step", "kind", "layer", "block"),
+        *("seeds", "ranks", "rank_min", "rank_max"),
     )
     return [*curve_columns(rows), *fit, *PREDICTION_COLUMNS]
 
 
-def _once(rows: pd.DataFrame) -> Floats:
-    """:func:`_factor` of every row, ``[rows, 2]``, worked out once per distinct question."""
+def _factors(rows: pd.DataFrame) -> Floats:
+    """:func:`_factor` of every row, ``[rows, 2]``, computed once per distinct question."""
     ratio = rows["eps_ratio"].to_numpy(float)
     dominates = np.where(ratio <= LINEAR_UP_TO, 1, np.where(ratio >= SIGN_LIKE_FROM, 0, -1))
     words = ["site", "stat", "optimizer", "init", "clipped"]
@@ -220,46 +223,31 @@ def _once(rows: pd.DataFrame) -> Floats:
 
 
 def first_to_read(stable: pd.DataFrame) -> pd.DataFrame:
-    """The rows over the whole model on the training batch: model-wide where measured so, else the mean over layers."""
+    """The rows for the whole model on the training batch.
+
+    A site that is measured over the whole model has that row; others have the mean over layers.
+    """
     if stable.empty:
         return stable
     model_wide = stable["layer"] == MODEL_WIDE
-    pooled = (
-        (stable["layer"] == "mean_log")
-        & (stable["kind"] == "all")
-        & ~stable["site"].isin(stable.loc[model_wide, "site"].unique())
-    )
-    return stable[(stable["batch"] == "train") & (model_wide | pooled)].reset_index(drop=True)
+    per_layer = ~stable["site"].isin(stable.loc[model_wide, "site"].unique())
+    pooled = (stable["layer"] == MEAN_LOG) & (stable["kind"] == ALL_KINDS) & per_layer
+    return stable[(stable["batch"] == TRAIN) & (model_wide | pooled)].reset_index(drop=True)
 
 
 def side_by_side(stable: pd.DataFrame) -> pd.DataFrame:
-    """The rows over all ranks with, beside each, what the same measurement gives over its higher ranks alone: columns
-    ``high_rank_min``, ``high_p_star``, ``high_ci_low``, ``high_ci_high``, ``high_predicted`` (NaN: not fitted).
+    """The rows over all ranks, each beside the estimate over its higher ranks alone.
+
+    That estimate is in ``high_rank_min``, ``high_p_star``, ``high_ci_low``, ``high_ci_high`` and
+    ``high_predicted`` (NaN without one).
     """
     beside = ["rank_min", "p_star", "ci_low", "ci_high", "predicted"]
     if stable.empty:
         return stable.assign(**{f"high_{name}": np.nan for name in beside})
-    which = [
-        *[name for name in curve_columns(stable) if name not in STABLE_COLUMNS],
-        "site",
-        "stat",
-        "batch",
-        "step",
-        "kind",
-        "layer",
-        "method",
-    ]
-    group = stable.groupby(which, dropna=False, observed=True, sort=False).ngroup()
-    lowest = (stable["rank_min"] == stable["rank_min"].groupby(group).transform("min")).to_numpy()
-    high = (
-        stable[~lowest][beside]
-        .add_prefix("high_")
-        .assign(group=group[~lowest])
-        .drop_duplicates("group")
-    )
-    return (
-        stable[lowest]
-        .assign(group=group[lowest])
-        .merge(high, on="group", how="left")
-        .drop(columns="group")
-    )
+    labels = [name for name in curve_columns(stable) if name not in STABLE_COLUMNS]
+    quantity = ["site", "stat", "batch", "step", "kind", "layer", "method"]
+    stable = stable.assign(group=numbered(stable, [*labels, *quantity]))
+    lowest = stable["rank_min"] == stable.groupby("group")["rank_min"].transform("min")
+    high = stable.loc[~lowest, beside].add_prefix("high_").assign(group=stable["group"])
+    high = high.drop_duplicates("group")
+    return stable[lowest].merge(high, on="group", how="left").drop(columns="group")

@@ -1,15 +1,18 @@
-"""Verdicts: is a quantity stable in the rank? Answered by a test that can say so, never by failing to find a slope.
+"""Verdicts: does a quantity stay stable as the rank grows? An equivalence test decides.
 
-A quantity is **stable** when its exponent is shown to be small: two one-sided t-tests at 5 % (TOST; Schuirmann 1987)
-reject that it lies beyond +-margin. The margin is a ratio, the same for every study: a quantity is stable that changes
-by less than a factor of 1.5 from the lowest rank to the highest, so ``margin = ln(1.5) / ln(rank_max / rank_min)``.
-Otherwise it **collapses** or **explodes** where the whole 95 % interval is below or above zero, and anything else, no
-interval included, is **unclear**.
+A missing slope does not prove stability. A quantity is **stable** if its exponent is shown to be
+small: two one-sided t-tests at 5 % (TOST; Schuirmann 1987) reject exponents beyond +-margin. The
+margin is the same ratio in every study: a stable quantity changes by less than a factor of 1.5 from
+the lowest to the highest rank, so ``margin = ln(1.5) / ln(rank_max / rank_min)``. Otherwise the
+quantity **collapses** or **explodes** if the whole 95 % interval is below or above zero. Everything
+else is **unclear**, also a fit without an interval.
 
-A table of a thousand tests at 5 % claims fifty by chance. The few :data:`PRIMARY` quantities, fixed before any run, are
-tested as they stand. The others are tested with Holm's correction over what is read side by side: a pooled or
-model-wide row among all sites and stats of its curve, batch and step pooled the same way; a layer's row among the
-layers of its quantity. What is stable alone but not after the correction is unclear. Intervals stay pointwise.
+A thousand tests at 5 % give fifty false claims by chance. The few :data:`PRIMARY` quantities, fixed
+before any run, are tested without correction. The others are tested with Holm's correction, within
+families of rows that are read together: a pooled or model-wide row belongs with all sites and stats
+of its curve, batch and step that are pooled the same way; the row of a layer belongs with the
+layers of its quantity. A row that is stable only without the correction is unclear. Intervals are
+pointwise.
 """
 
 import math
@@ -28,7 +31,7 @@ VERDICTS = ("stable", "collapses", "explodes", "unclear")
 
 
 def rows_of(quantity: Quantity, exponents: pd.DataFrame) -> "pd.Series[bool]":
-    """Which rows of ``exponents`` hold a quantity, at any step, on the training batch."""
+    """The rows of ``exponents`` that hold a quantity, at any step, on the training batch."""
     here = exponents["batch"] == TRAIN
     for name in ("site", "stat", "kind", "layer"):
         here = here & (exponents[name] == getattr(quantity, name))
@@ -36,20 +39,20 @@ def rows_of(quantity: Quantity, exponents: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def with_verdicts(exponents: pd.DataFrame) -> pd.DataFrame:
-    """``exponents`` (from :func:`~study.analysis.exponents.fit_exponents`) with ``margin``, ``p_value``, ``p_holm``,
-    ``primary`` and ``verdict``.
+    """``exponents`` with ``margin``, ``p_value``, ``p_holm``, ``primary`` and ``verdict``.
 
-    ``margin`` is on the exponent; ``p_value`` is the equivalence test's, ``p_holm`` what the verdict goes by (the same
-    in primary rows). Both are NaN where there is no interval. The frame passed in is left as it is.
+    ``exponents`` is the table of :func:`~study.analysis.exponents.fit_exponents`; it is not
+    changed. ``margin``: of the exponent. ``p_value``: of the equivalence test. ``p_holm``:
+    corrected, and decides the verdict; equal to ``p_value`` in primary rows. Both are NaN without
+    an interval.
     """
-    slope = exponents["exponent"].to_numpy(float)
-    with np.errstate(divide="ignore"):
-        margin = math.log(STABLE_RATIO) / np.log(
-            exponents["rank_max"].to_numpy(float) / exponents["rank_min"].to_numpy(float)
-        )
-    p_value = tost(
-        slope, exponents["se_slope"].to_numpy(float), exponents["df"].to_numpy(float), margin
+    slope, se, df, low, high = (
+        exponents[name].to_numpy(float)
+        for name in ("exponent", "se_slope", "df", "rank_min", "rank_max")
     )
+    with np.errstate(divide="ignore"):
+        margin = math.log(STABLE_RATIO) / np.log(high / low)
+    p_value = tost(slope, se, df, margin)
 
     curve = numbered(exponents, curve_columns(exponents))
     primary = _primary(exponents, curve)
@@ -59,7 +62,8 @@ def with_verdicts(exponents: pd.DataFrame) -> pd.DataFrame:
     family = np.where(pooled, beside, along + beside.max(initial=0) + 1)
     p_holm = np.where(primary, p_value, holm(np.where(primary, np.nan, p_value), family))
 
-    sloped = p_value > SIGNIFICANCE  # what alone would pass for stable is not called anything else
+    # A row that is stable without the correction neither collapses nor explodes.
+    sloped = p_value > SIGNIFICANCE
     verdict = np.select(
         [
             p_holm <= SIGNIFICANCE,
@@ -81,9 +85,10 @@ def with_verdicts(exponents: pd.DataFrame) -> pd.DataFrame:
 def tost(
     slope: npt.ArrayLike, se: npt.ArrayLike, df: npt.ArrayLike, margin: npt.ArrayLike
 ) -> Floats:
-    """The p-value of the equivalence test ``|slope| < margin``: the larger of its two one-sided t-tests'.
+    """The p-value of the equivalence test ``|slope| < margin``.
 
-    Which is the one against the nearer bound. NaN where ``se`` is NaN or ``df`` is 0.
+    It is the larger of the p-values of two one-sided t-tests: that against the nearer bound. NaN
+    where ``se`` is NaN or ``df`` is 0.
     """
     slope, se, df, margin = (np.asarray(values, float) for values in (slope, se, df, margin))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -92,10 +97,11 @@ def tost(
 
 
 def holm(p_values: npt.ArrayLike, family: npt.ArrayLike | None = None) -> Floats:
-    """Holm's step-down adjusted p-values (Holm 1979) within each ``family`` (labels; None: one family).
+    """Holm's step-down adjusted p-values (Holm 1979) within each ``family``.
 
-    A family's adjusted values that are at most 5 % contain a false one with probability at most 5 %, whatever the
-    dependence. NaNs stay NaN and are not counted.
+    ``family``: a label per p-value; None: all belong to one family. Among the adjusted values of a
+    family up to 5 %, the probability of any false claim is at most 5 %, under any dependence. NaNs
+    stay NaN and are not counted.
     """
     p = np.asarray(p_values, float)
     label = np.zeros(p.shape, np.intp) if family is None else np.asarray(family)
@@ -111,6 +117,7 @@ def holm(p_values: npt.ArrayLike, family: npt.ArrayLike | None = None) -> Floats
 
 
 def _primary(exponents: pd.DataFrame, curve: Ints) -> Mask:
+    """The rows of primary quantities at their primary steps."""
     primary = np.zeros(len(exponents), bool)
     step = exponents["step"].to_numpy()
     for quantity in PRIMARY:
