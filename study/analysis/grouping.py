@@ -12,11 +12,11 @@ from study.vocabulary.scaling import RULES
 
 NOT_A_CURVE = frozenset(
     {
-        # What a curve runs over, and what follows from it.
+        # The axes of a curve, and columns that follow from them.
         *("cell_id", "rank", "gamma", "seed", "data_seed", "adapter_sha256"),
         # How a cell ended, and on which device.
         *("status", "error", "diverged_step", "steps_done", "seconds", "peak_memory_gb", "device"),
-        # When and what was measured. It does not change the values.
+        # The schedule of measurements, which does not change their values.
         *("probes_every", "probes_steps", "probes_sites", "probes_stats", "probes_batch"),
         *("probes_truncations", "eval_every", "answer_tokens"),
     }
@@ -31,7 +31,7 @@ CURVE_FIRST = (
 """The curve's columns that lead the ``exponents`` table; any others of ``cells`` follow."""
 
 HASH_OF = {"model_sha256": "model", "tokenizer_sha256": "model", "data_sha256": "data"}
-"""The column that names what a hash is of."""
+"""For each hash, the column with the name of its source."""
 
 FIT_COLUMNS = (
     *("site", "stat", "batch", "step", "kind", "layer", "block"),

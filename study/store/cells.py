@@ -99,8 +99,10 @@ def _keys(config: Mapping[str, Any], group: str) -> Iterator[tuple[str, Any]]:
 
 
 def _hashes(record: Mapping[str, Any]) -> dict[str, str]:
-    """The hashes of what a cell reads. A Trainer's record has none: its sources are hashes of names
-    and settings, its rank among them."""
+    """The hashes of a cell's sources.
+
+    A Trainer's record has none: it hashes names and settings, the rank among them, not contents.
+    """
     if "peft" in record:
         return {}
     sources = record.get("sources", {})

@@ -77,7 +77,7 @@ class CellWriter:
         self._lock.release()
 
     def _clear(self) -> None:
-        """Delete the tables of an earlier run, and what a killed one left."""
+        """Delete the tables of an earlier run and the drafts of a killed one."""
         for pattern in (*(f"{name}.*" for name in SCHEMAS), "record.json.*", "config.yaml.*"):
             for path in self.folder.glob(pattern):
                 path.unlink()
