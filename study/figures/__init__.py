@@ -1,56 +1,53 @@
-"""The figures: pure functions, tables in and a matplotlib Figure out. They need no torch, no display and no LaTeX.
+"""The figures: functions from tables to a matplotlib Figure. No torch, no display, no LaTeX.
 
 >>> for name, figure in draw_all(study.load("results/quick")):  # doctest: +SKIP
 ...     save(figure, "plots/quick", name)
+
+A figure is a function of the tables, decorated with :func:`study.figures.style.paper`. The first
+paragraph of its docstring is its caption in reports.
 """
 
 import logging
 from collections.abc import Callable, Iterator
+from importlib import import_module
 
 from matplotlib.figure import Figure
 
-from study.figures.activation_moments import activation_moments_vs_rank
-from study.figures.against_p import exponent_against_p
-from study.figures.bits import exponents_by_bits
-from study.figures.conditions import conditions
-from study.figures.distances import distance_to_infinite_rank, rank_free_curves
-from study.figures.eps import eps_over_ranks
-from study.figures.learning_rates import learning_rate_basins, loss_against_rank
-from study.figures.model_laws import descent_vs_rank, grad_norm_vs_rank
-from study.figures.over_layers import exponent_heatmap
-from study.figures.over_steps import exponents_over_training
-from study.figures.over_training import grad_norm_curves, loss_curves
 from study.figures.selection import Absent, Tables
 from study.figures.style import save
-from study.figures.truncated import truncated_losses
 
 __all__ = ["FIGURES", "Absent", "Tables", "draw_all", "save"]
 
-FIGURES: dict[str, Callable[[Tables], Figure]] = {
-    "loss_curves": loss_curves,
-    "grad_norm_curves": grad_norm_curves,
-    "grad_norm_vs_rank": grad_norm_vs_rank,
-    "activation_moments_vs_rank": activation_moments_vs_rank,
-    "descent_vs_rank": descent_vs_rank,
-    "exponent_against_p": exponent_against_p,
-    "exponents_over_training": exponents_over_training,
-    "exponents_by_bits": exponents_by_bits,
-    "exponent_heatmap": exponent_heatmap,
-    "conditions": conditions,
-    "eps_over_ranks": eps_over_ranks,
-    "loss_against_rank": loss_against_rank,
-    "learning_rate_basins": learning_rate_basins,
-    "truncated_losses": truncated_losses,
-    "distance_to_infinite_rank": distance_to_infinite_rank,
-    "rank_free_curves": rank_free_curves,
+_MODULES = {
+    "loss_curves": "over_training",
+    "grad_norm_curves": "over_training",
+    "grad_norm_vs_rank": "model_laws",
+    "activation_moments_vs_rank": "activation_moments",
+    "descent_vs_rank": "model_laws",
+    "exponent_against_p": "against_p",
+    "exponents_over_training": "over_steps",
+    "exponents_by_bits": "bits",
+    "exponent_heatmap": "over_layers",
+    "conditions": "conditions",
+    "eps_over_ranks": "eps",
+    "loss_against_rank": "loss_by_rank",
+    "learning_rate_basins": "basins",
+    "truncated_losses": "truncated",
+    "distance_to_infinite_rank": "distances",
+    "rank_free_curves": "distances",
 }
-"""Every figure by the name of its file, in the order of a report. Each raises :class:`Absent` where it has no data."""
+"""The module of each figure. A figure has the name of its function and of its file."""
+
+FIGURES: dict[str, Callable[[Tables], Figure]] = {
+    name: getattr(import_module(f"{__name__}.{module}"), name) for name, module in _MODULES.items()
+}
+"""Every figure, in the order of a report. Each raises :class:`Absent` if its data are missing."""
 
 _log = logging.getLogger(__name__)
 
 
 def draw_all(tables: Tables) -> Iterator[tuple[str, Figure]]:
-    """Draw the figures that the tables allow, one after the other; why one is left out is logged as a warning."""
+    """Draw, one by one, the figures whose data exist. A warning says why a figure is left out."""
     for name, draw in FIGURES.items():
         try:
             figure = draw(tables)

@@ -1,4 +1,4 @@
-"""The exponent in the rank against the p of the scaling rule: where a quantity's line crosses zero is its stable p."""
+"""The scaling exponent against the p of the scaling rule. A quantity is stable where it is 0."""
 
 import textwrap
 from dataclasses import dataclass
@@ -11,29 +11,28 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from study.figures import style
-from study.figures.quantities import asymptote, fits
+from study.figures.captions import CI, EXPONENT
 from study.figures.selection import Absent, Family, Rule, Tables, families, most_varied
-from study.vocabulary.quantities import BACKWARD_IN, DESCENT, FORWARD_OUT, GRADIENT_NORM, Quantity
+from study.figures.theory_lines import asymptote, fits
+from study.vocabulary.quantities import PRIMARY, Quantity
+from study.vocabulary.scaling import RULES
 
 MOST_FAMILIES = 3
-SHOWN: tuple[tuple[Quantity, int], ...] = (
-    (GRADIENT_NORM, 0),
-    (DESCENT, 0),
-    (DESCENT, 1),
-    (FORWARD_OUT, -1),
-    (BACKWARD_IN, -1),
-)
-"""Quantities with their step; -1 is the last one probed."""
 BEYOND = 0.25
-"""How far outside the measured p a crossing is still looked for."""
+"""How far outside the measured p a crossing is extrapolated."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A quantity's exponents at one step, by p, and what theory says of each (NaN: nothing)."""
+    """The exponents of a quantity at one step, by p, with predictions (NaN if there is none).
+
+    ``first``: whether the step is the first of those shown of the quantity. ``last``: whether it
+    is shown as the last step measured.
+    """
 
     quantity: Quantity
     step: int
+    first: bool
     last: bool
     p: np.ndarray
     exponent: np.ndarray
@@ -43,62 +42,88 @@ class Line:
 
     @property
     def stable(self) -> tuple[float, float, float]:
-        """p* with its interval: the p whose own 95 % intervals hold 0, linear in between; NaN where out of reach."""
+        """p* and its interval: the p at which the CI of the exponent contains 0, interpolated
+        linearly. NaN if there is none within :data:`BEYOND`."""
         return (
             crossing(self.p, self.exponent),
             crossing(self.p, self.low),
             crossing(self.p, self.high),
         )
 
+    @property
+    def name(self) -> str:
+        return f"{self.quantity.name}, {'last step' if self.last else f'step {self.step}'}"
+
+    @property
+    def gid(self) -> str:
+        return f"{self.quantity.site} {self.step}"
+
+    @property
+    def look(self) -> dict[str, Any]:
+        """A second step of a quantity is dashed, with open markers."""
+        colour, marker = style.quantity_look(self.quantity)
+        return {
+            "color": colour,
+            "marker": marker,
+            "markersize": 3,
+            "markerfacecolor": colour if self.first else "white",
+            "linestyle": "solid" if self.first else (0, (3, 1.5)),
+        }
+
 
 @style.paper()
 def exponent_against_p(tables: Tables) -> Figure:
-    """Exponents of the primary quantities against p, a panel per optimizer, each with its stable p marked.
+    """Scaling exponents of the primary quantities against p of the rule ``gamma = alpha r^-p``.
+    Large open markers show p*, the p at which a quantity does not depend on the rank.
 
-    The exponents are those of the ``exponents`` table, over whatever rules the study has: ``lora`` is p = 1, ``rslora``
-    p = 1/2. Theory: ``1/2 - p`` for the gradient norm; for the descent ``1 - 2p`` under SGD and ``1 - p`` under a
-    sign-like optimizer.
+    A panel per setting, over the rules that the study has: ``lora`` is p = 1, ``rslora`` p = 1/2.
+    Theory: ``1/2 - p`` for the gradient norm; for the descent ``1 - 2p`` under SGD and ``1 - p``
+    under a sign-like optimizer.
     """
     if tables.exponents.empty or tables.cells.empty:
         raise Absent("no exponents in the tables: analyze the study first")
-    lines = [(family, _lines(family, tables.exponents)) for family in families(tables.cells)]
-    drawable = [family for family, found in lines if found]
+    every = [(family, _lines(family, tables.exponents)) for family in families(tables.cells)]
+    drawable = [(family, lines) for family, lines in every if lines]
     if not drawable:
         raise Absent("an exponent against p needs two scaling rules of different p in one setting")
-    shown, left_out = most_varied(drawable, MOST_FAMILIES)
-    drawn = [(family, found) for family, found in lines if any(family is one for one in shown)]
+    drawn, left_out = most_varied(drawable, MOST_FAMILIES, lambda one: one[0])
 
     alone = len(drawn) == 1
     column, above = (style.HALF, 0.9) if alone else (style.FULL, 1.1)
     page = style.figure(1, len(drawn), column=column, ratio=0.9, above=above)
     panels = page.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
-    for ax, (family, found) in zip(panels, drawn, strict=True):
-        heading = textwrap.fill(family.label, int(16 * page.get_figwidth() / len(drawn)))
-        _draw(ax, found, heading, named=alone)
-    style.y_label(panels[0], "exponent in the rank", "slope of log quantity in log $r$")
+    for ax, (family, lines) in zip(panels, drawn, strict=True):
+        title = textwrap.fill(family.label, int(16 * page.get_figwidth() / len(drawn)))
+        _draw(ax, lines, title, named=alone)
+    style.y_label(panels[0], EXPONENT, "slope of log quantity in log $r$")
     style.linear_axis(panels[0])
-    handles = {_key(line): _handle(panels[0], line) for _, found in drawn for line in found}
     if not alone:
+        handles = {
+            line.name: panels[0].plot([], [], **line.look)[0]
+            for _, lines in drawn
+            for line in lines
+        }
         page.legend(
             list(handles.values()), list(handles), loc="outside upper center", ncols=len(handles)
         )
-    theory = any(np.isfinite(line.predicted).any() for _, found in drawn for line in found)
+    theory = any(np.isfinite(line.predicted).any() for _, lines in drawn for line in lines)
     return style.finish(
         page,
-        "Bars: 95% intervals. $p^*$: the exponent of the rule that leaves the quantity level, with the $p$ whose "
-        "own intervals hold 0.",
+        f"Bars: {CI} of the exponent. $p^*$ (large open markers): the $p$ at which the exponent "
+        f"is 0; in brackets: the $p$ at which the {CI} contains 0.",
         "Dotted: theory." if theory else "",
         left_out,
     )
 
 
 def crossing(p: np.ndarray, slope: np.ndarray) -> float:
-    """The p at which ``slope`` falls through 0, linear between neighbours and up to :data:`BEYOND` outside of them.
+    """The p at which ``slope`` falls through 0; NaN if there is none.
 
-    Exact wherever the slope is linear in p, as it is at steps 0 and 1. NaN where there is none.
+    Linear between neighbours and up to :data:`BEYOND` outside of them: exact where the slope is
+    linear in p, as at steps 0 and 1.
     """
-    there = np.isfinite(slope)
-    p, slope = p[there], slope[there]
+    known = np.isfinite(slope)
+    p, slope = p[known], slope[known]
     if len(p) < 2:
         return np.nan
     falls = np.flatnonzero((slope[:-1] >= 0) & (slope[1:] <= 0) & (slope[:-1] > slope[1:]))
@@ -111,44 +136,60 @@ def crossing(p: np.ndarray, slope: np.ndarray) -> float:
 
 
 def _lines(family: Family, exponents: pd.DataFrame) -> list[Line]:
+    """The lines of a family, for every primary quantity and step with two values of p."""
     found = []
-    by_quantity: dict[str, list[tuple[Rule, pd.DataFrame]]] = {}
-    for quantity, step in SHOWN:
-        rules = by_quantity.setdefault(
-            quantity.site,
-            [(rule, fits(exponents, family, rule, quantity)) for rule in family.rules],
-        )
-        steps = {int(s) for _, rows in rules if len(rows) for s in rows["step"]}
-        at = max(steps, default=0) if step < 0 else step
-        points = [
-            (rule.p, row)
-            for rule, rows in rules
-            if len(rows)
-            for _, row in rows[rows["step"] == at].iterrows()
-        ]
-        # The same p by two names (lora and power with p = 1) is one measurement, not two.
-        unique = {round(p, 9): row for p, row in points}
-        if len(unique) < 2:
-            continue
-        ps = np.array(sorted(unique))
-        rows = pd.DataFrame([unique[p] for p in ps])
-        told = rows["predicted"].to_numpy(float)
-        known = np.array([asymptote(quantity, family, p, at) for p in ps])
-        exponent, low, high = (
-            rows[name].to_numpy(float) for name in ("exponent", "ci_low", "ci_high")
-        )
-        predicted = np.where(np.isfinite(told), told, known)
-        found.append(Line(quantity, at, step < 0, ps, exponent, low, high, predicted))
+    for quantity in PRIMARY:
+        by_rule = [(rule, fits(exponents, family, rule, quantity)) for rule in family.rules]
+        by_rule = [(rule, rows) for rule, rows in by_rule if len(rows)]
+        measured = {int(step) for _, rows in by_rule for step in rows["step"]}
+        for place, step in enumerate(quantity.primary_at):
+            at = max(measured, default=0) if step == "last" else step
+            points = [
+                (rule.p, row)
+                for rule, rows in by_rule
+                for _, row in rows[rows["step"] == at].iterrows()
+            ]
+            # Two names of one p (lora, and power with p = 1) are one measurement.
+            unique = {round(p, 9): row for p, row in points}
+            if len(unique) > 1:
+                first, last = place == 0, step == "last"
+                found.append(_line(family, quantity, at, unique, first=first, last=last))
     return found
 
 
-def _draw(ax: Axes, found: list[Line], heading: str, *, named: bool) -> None:
-    """One setting's lines with their p*, and with ``named`` their names, in a legend above the panel.
+def _line(
+    family: Family,
+    quantity: Quantity,
+    step: int,
+    by_p: dict[float, "pd.Series[Any]"],
+    *,
+    first: bool,
+    last: bool,
+) -> Line:
+    p = np.array(sorted(by_p))
+    rows = pd.DataFrame([by_p[one] for one in p])
+    tabulated = rows["predicted"].to_numpy(float)
+    known = np.array([asymptote(quantity, family, one, step) for one in p])
+    return Line(
+        quantity,
+        step,
+        first,
+        last,
+        p,
+        rows["exponent"].to_numpy(float),
+        rows["ci_low"].to_numpy(float),
+        rows["ci_high"].to_numpy(float),
+        np.where(np.isfinite(tabulated), tabulated, known),
+    )
+
+
+def _draw(ax: Axes, lines: list[Line], title: str, *, named: bool) -> None:
+    """The lines of one setting. The legend above has p* and, if ``named``, the names of the lines.
 
     gids: ``line|bars|theory|star|reach <site> <step>``.
     """
     ax.axhline(0, color=style.FAINT, linewidth=0.6, zorder=1, gid="zero")
-    for rule in (Rule.of("rslora", None), Rule.of("lora", None)):
+    for rule in (Rule.of(name, None) for name, row in RULES.items() if row.p is not None):
         ax.axvline(
             rule.p,
             color=style.tint(rule, [rule]),
@@ -157,77 +198,91 @@ def _draw(ax: Axes, found: list[Line], heading: str, *, named: bool) -> None:
             zorder=0.5,
             gid=f"at {rule.p:g}",
         )
-    handles: list[Any] = []
-    labels: list[str] = []
-    for line in found:
-        who = f"{line.quantity.site} {line.step}"
-        handle = _handle(ax, line)
-        look: dict[str, Any] = {"color": style.QUANTITY_LOOKS[line.quantity.site][0], "zorder": 3}
-        ax.plot(line.p, line.predicted, color=style.INK, linestyle=(0, (0.7, 1.8)), linewidth=1.4, zorder=2,
-                gid=f"theory {who}")  # fmt: skip
-        ax.plot(line.p, line.exponent, **look, linewidth=0.9, linestyle=handle.get_linestyle(), gid=f"line {who}",
-                marker=style.QUANTITY_LOOKS[line.quantity.site][1], markersize=3, markerfacecolor=handle.get_markerfacecolor())  # fmt: skip
-        ax.vlines(line.p, line.low, line.high, **look, linewidth=1.6, alpha=0.45, gid=f"bars {who}")
-        star, *ends = line.stable
-        if np.isfinite(star):
-            ax.plot([star], [0], marker=style.QUANTITY_LOOKS[line.quantity.site][1], markersize=6.5, markerfacecolor="none",
-                    markeredgewidth=0.9, **{**look, "zorder": 4}, gid=f"star {who}")  # fmt: skip
-            if np.isfinite(ends).all():
-                ax.plot(
-                    ends,
-                    [0, 0],
-                    linewidth=2.4,
-                    alpha=0.5,
-                    solid_capstyle="butt",
-                    **look,
-                    gid=f"reach {who}",
-                )
-        handles.append(handle)
-        labels.append(f"{_key(line)}:  {_star(line)}" if named else _star(line))
-    every = sorted({p for line in found for p in line.p})
-    _p_axis(ax, every, [star for star, *_ in (line.stable for line in found) if np.isfinite(star)])
-    above: dict[str, Any] = {
-        "loc": "lower left",
-        "bbox_to_anchor": (0.0, 1.02),
-        "alignment": "left",
-    }
-    ax.legend(
-        handles, labels, title=heading, title_fontproperties={"size": 8, "weight": "bold"}, **above
+    for line in lines:
+        _draw_line(ax, line)
+        _draw_star(ax, line)
+    every = sorted({p for line in lines for p in line.p})
+    stars = [line.stable[0] for line in lines]
+    _p_axis(ax, every, [star for star in stars if np.isfinite(star)])
+    handles = [ax.plot([], [], **line.look)[0] for line in lines]
+    labels = [f"{line.name}:  {_star(line)}" if named else _star(line) for line in lines]
+    style.legend_above(ax, handles, labels, title, bold=True)
+
+
+def _draw_line(ax: Axes, line: Line) -> None:
+    ax.plot(
+        line.p,
+        line.predicted,
+        color=style.INK,
+        linestyle=style.DOTTED,
+        linewidth=1.4,
+        zorder=2,
+        gid=f"theory {line.gid}",
+    )
+    ax.plot(line.p, line.exponent, **line.look, linewidth=0.9, zorder=3, gid=f"line {line.gid}")
+    ax.vlines(
+        line.p,
+        line.low,
+        line.high,
+        color=line.look["color"],
+        linewidth=1.6,
+        alpha=0.45,
+        zorder=3,
+        gid=f"bars {line.gid}",
     )
 
 
+def _draw_star(ax: Axes, line: Line) -> None:
+    """A large open marker at p*, and a bar along its interval."""
+    star, *ends = line.stable
+    colour, marker = style.quantity_look(line.quantity)
+    if np.isfinite(star):
+        ax.plot(
+            [star],
+            [0],
+            color=colour,
+            marker=marker,
+            markersize=6.5,
+            markerfacecolor="none",
+            markeredgewidth=0.9,
+            zorder=4,
+            gid=f"star {line.gid}",
+        )
+    if np.isfinite([star, *ends]).all():
+        ax.plot(
+            ends,
+            [0, 0],
+            color=colour,
+            linewidth=2.4,
+            alpha=0.5,
+            solid_capstyle="butt",
+            zorder=3,
+            gid=f"reach {line.gid}",
+        )
+
+
 def _p_axis(ax: Axes, ps: list[float], stars: list[float]) -> None:
-    names = {
-        0.5: "0.5\nrsLoRA",
-        1.0: "1\nLoRA",
-    }  # the others in two lines too, or they would sit higher
-    ticks = sorted({*(p for p in ps if all(abs(p - q) > 0.2 or p == q for q in names)), *names})
-    ax.xaxis.set_major_locator(FixedLocator(ticks))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda p, _: names.get(round(p, 9), f"{p:g}\n ")))
+    """Ticks at the measured p, and at the p of named rules with the name on a second line."""
+    named = {rule.p: rule.label for rule in RULES.values() if rule.p is not None}
+    others = [p for p in ps if p in named or all(abs(p - other) > 0.2 for other in named)]
+    ax.xaxis.set_major_locator(FixedLocator(sorted({*others, *named})))
+    ax.xaxis.set_major_formatter(
+        # Unnamed ticks get an empty second line, or their numbers would sit lower than the others.
+        FuncFormatter(lambda p, _: f"{p:g}\n{named.get(round(p, 9), ' ')}")
+    )
     ax.xaxis.set_minor_locator(NullLocator())
-    low, high = min(ps[0], 0.5, *stars), max(ps[-1], 1.0, *stars)
+    low, high = min([ps[0], *named, *stars]), max([ps[-1], *named, *stars])
     ax.set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     ax.set_xlabel(r"$p$ of $\gamma = \alpha\, r^{-p}$")
 
 
-def _handle(ax: Axes, line: Line) -> Any:
-    later = line.quantity is DESCENT and line.step > 0
-    return ax.plot(
-        [], [], color=style.QUANTITY_LOOKS[line.quantity.site][0], marker=style.QUANTITY_LOOKS[line.quantity.site][1], markersize=3,
-        linestyle=(0, (3, 1.5)) if later else "solid", markerfacecolor="white" if later else style.QUANTITY_LOOKS[line.quantity.site][0],
-    )[0]  # fmt: skip
-
-
-def _key(line: Line) -> str:
-    return f"{line.quantity.name}, {'last step' if line.last else f'step {line.step}'}"
-
-
 def _star(line: Line) -> str:
+    """``p* = 0.50 [0.49, 0.52]``; with three digits if the interval is narrow."""
     star, low, high = line.stable
     if not np.isfinite(star):
-        return "no $p^*$ in reach"
+        return f"no $p^*$ within {BEYOND:g} of these $p$"
     digits = 3 if high - low < 0.02 else 2
-    said = f"$p^*$ = {style.number(star, digits)}"
+    text = f"$p^*$ = {style.number(star, digits)}"
     if np.isfinite(high - low):
-        said += f" [{style.number(low, digits)}, {style.number(high, digits)}]"
-    return said
+        text += f" [{style.number(low, digits)}, {style.number(high, digits)}]"
+    return text

@@ -1,4 +1,4 @@
-"""Exponents with and without quantisation: does a base held in fewer bits scale otherwise?"""
+"""Scaling exponents with and without quantisation of the base's weights."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from study.figures import style
-from study.figures.quantities import asymptote, fits
+from study.figures.captions import EXPONENT, sentence_on_ci
 from study.figures.selection import (
     Absent,
     Family,
@@ -19,6 +19,7 @@ from study.figures.selection import (
     most_varied,
     rules_left_out,
 )
+from study.figures.theory_lines import asymptote, fits
 from study.vocabulary.quantities import PRIMARY, Quantity
 
 MOST_FAMILIES, MOST_RULES = 4, 6
@@ -27,29 +28,30 @@ LOOKS = {
     8: ("8 bits", "s", "#2b6fc2"),
     4: ("4 bits", "D", "#c2185b"),
 }
-"""By bits: the name, the marker and the colour; the hues keep clear of the rules'."""
-_APART = 0.22  # of a row, between two numbers of bits
+"""Name, marker and colour by the number of bits. The hues differ from those of the rules."""
+APART = 0.22
+"""Distance between two numbers of bits, in rows."""
 
 
 @style.paper()
 def exponents_by_bits(tables: Tables) -> Figure:
-    """The primary quantities' exponents with their intervals, a row each and a mark per number of bits.
+    """Scaling exponents of the primary quantities by the number of bits of the base's weights.
 
-    A panel per rule, a row of panels per setting; the step is the first that a quantity has an exponent at. Theory,
-    which knows nothing of the weights, is dotted. Raises :class:`Absent` for a study that was run on one kind of base.
+    A panel per rule, a row of panels per setting. A quantity is shown at the first step at which it
+    has an exponent. Theory does not depend on the weights.
     """
     if tables.exponents.empty or tables.cells.empty:
         raise Absent("no exponents in the tables: analyze the study first")
-    if "quant_bits" not in tables.cells or "quant_bits" not in tables.exponents:
-        raise Absent("exponents by bits need a study over model.quant_bits")
-    bits = [value for value in LOOKS if value in {_bits(b) for b in tables.cells["quant_bits"]}]
+    bits: list[int | None] = []
+    if "quant_bits" in tables.cells and "quant_bits" in tables.exponents:
+        there = {_bits(value) for value in tables.cells["quant_bits"]}
+        bits = [one for one in LOOKS if one in there]
     if len(bits) < 2:
         raise Absent(
-            "exponents by bits need a study over model.quant_bits, such as model.quant_bits=null,8,4"
+            "exponents by bits need a study over model.quant_bits: sweep model.quant_bits=null,8,4"
         )
-    found = families(tables.cells.drop(columns="quant_bits"))
-    shown, left_out = most_varied(found, MOST_FAMILIES)
-    drawn = [family for family in found if any(family is one for one in shown)]
+    every = families(tables.cells.drop(columns="quant_bits"))
+    drawn, left_out = most_varied(every, MOST_FAMILIES)
     columns = max(min(len(family.rules), MOST_RULES) for family in drawn)
 
     column = style.FULL if columns > 1 else style.HALF
@@ -57,25 +59,20 @@ def exponents_by_bits(tables: Tables) -> Figure:
         len(drawn), columns, column=column, ratio=0.62, above=0.35 + 0.25 * len(drawn)
     )
     intervals: set[str] = set()
-    for part, family in zip(style.rows(page, [f.label for f in drawn]), drawn, strict=True):
+    parts = style.rows(page, [family.label for family in drawn])
+    for part, family in zip(parts, drawn, strict=True):
         panels = part.subplots(1, columns, sharex=True, sharey=True, squeeze=False)[0]
         for ax, rule in zip(panels, family.rules, strict=False):
             intervals |= _draw(ax, family, rule, tables.exponents, bits)
-        for ax in panels[len(family.rules) :]:
-            ax.set_visible(False)
+        style.hide(panels[len(family.rules) :])
     handles = [page.axes[0].plot([], [], **_look(one))[0] for one in bits]
     page.legend(
         handles, [LOOKS[one][0] for one in bits], loc="outside upper right", ncols=len(bits)
     )
-    over = " or ".join(
-        text
-        for kind, text in (("seeds", "over seeds"), ("ranks", "over ranks, there being one seed"))
-        if kind in intervals
-    )
     return style.finish(
         page,
-        f"Bars: 95% intervals ({over})." if over else "",
-        "Dotted: theory, which does not know the weights. Grey line: level in the rank.",
+        sentence_on_ci("Bars", intervals),
+        "Dotted: theory, which does not depend on the weights. Grey line: independent of rank.",
         left_out,
         rules_left_out(drawn, MOST_RULES),
     )
@@ -84,43 +81,78 @@ def exponents_by_bits(tables: Tables) -> Figure:
 def _draw(
     ax: Axes, family: Family, rule: Rule, exponents: pd.DataFrame, bits: Sequence[int | None]
 ) -> set[str]:
-    """One rule's exponents; what their intervals are over. gids: ``<bits>|bars <bits>|theory <quantity's name>``."""
-    rows, names, intervals = 0, [], set()
+    """The exponents of one rule. Return the kinds of their intervals.
+
+    gids: ``<bits>|bars <bits>|theory <quantity's name>``.
+    """
+    names: list[str] = []
+    intervals: set[str] = set()
     for quantity in PRIMARY:
         fit = fits(exponents, family, rule, quantity)
         if fit.empty:
             continue
-        fit = fit[fit["step"] == fit["step"].iloc[0]]
-        for place, one in enumerate(bits):
-            mine = fit[[_bits(value) == one for value in fit["quant_bits"]]]
-            if len(mine) != 1:
-                continue
-            row, y = mine.iloc[0], rows + _APART * (place - (len(bits) - 1) / 2)
-            ax.plot([row["exponent"]], [y], **_look(one), zorder=3, gid=f"{one} {quantity.name}")
-            ax.hlines([y], [row["ci_low"]], [row["ci_high"]], color=LOOKS[one][2], linewidth=1.8, alpha=0.45, zorder=2,
-                      gid=f"bars {one} {quantity.name}")  # fmt: skip
-            intervals.add(str(row["interval"]))
-        told = _told(fit, quantity, family, rule)
-        if np.isfinite(told):
-            ax.vlines([told], rows - 0.4, rows + 0.4, color=style.INK, linestyle=(0, (0.7, 1.8)), linewidth=1.4,
-                      zorder=1.5, gid=f"theory {quantity.name}")  # fmt: skip
-        names.append(f"{quantity.name}\nstep {int(fit['step'].iloc[0])}")
-        rows += 1
+        step = int(fit["step"].iloc[0])
+        fit = fit[fit["step"] == step]
+        intervals |= _draw_row(ax, fit, quantity, len(names), bits)
+        predicted = _predicted(fit, quantity, family, rule, step)
+        if np.isfinite(predicted):
+            ax.vlines(
+                [predicted],
+                len(names) - 0.4,
+                len(names) + 0.4,
+                color=style.INK,
+                linestyle=style.DOTTED,
+                linewidth=1.4,
+                zorder=1.5,
+                gid=f"theory {quantity.name}",
+            )
+        names.append(f"{quantity.name}\nstep {step}")
     ax.axvline(0, color=style.FAINT, linewidth=0.6, zorder=1)
-    ax.set_yticks(range(rows), names)
-    ax.set_ylim(rows - 0.5, -0.5)
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.set_title(style.title(rule), loc="left")
-    ax.set_xlabel("exponent in the rank")
+    ax.set_xlabel(EXPONENT)
     return intervals
 
 
-def _told(fit: pd.DataFrame, quantity: Quantity, family: Family, rule: Rule) -> float:
-    """Theory's exponent: the table's own (the mean over bits: they differ by what was measured), or the asymptote."""
+def _draw_row(
+    ax: Axes, fit: pd.DataFrame, quantity: Quantity, row: int, bits: Sequence[int | None]
+) -> set[str]:
+    """A marker and a bar per number of bits. Return the kinds of intervals."""
+    intervals = set()
+    for place, one in enumerate(bits):
+        mine = fit[[_bits(value) == one for value in fit["quant_bits"]]]
+        if len(mine) != 1:
+            continue
+        found, y = mine.iloc[0], row + APART * (place - (len(bits) - 1) / 2)
+        who = f"{one} {quantity.name}"
+        ax.plot([found["exponent"]], [y], **_look(one), zorder=3, gid=who)
+        ax.hlines(
+            [y],
+            [found["ci_low"]],
+            [found["ci_high"]],
+            color=LOOKS[one][2],
+            linewidth=1.8,
+            alpha=0.45,
+            zorder=2,
+            gid=f"bars {who}",
+        )
+        intervals.add(str(found["interval"]))
+    return intervals
+
+
+def _predicted(
+    fit: pd.DataFrame, quantity: Quantity, family: Family, rule: Rule, step: int
+) -> float:
+    """The predicted exponent: the mean over bits of the table's predictions, else the asymptote.
+
+    The table's predictions differ between bits by the measured alignments.
+    """
     predicted = fit["predicted"].to_numpy(float)
     if np.isfinite(predicted).any():
         return float(np.nanmean(predicted))
-    return asymptote(quantity, family, rule.p, int(fit["step"].iloc[0]))
+    return asymptote(quantity, family, rule.p, step)
 
 
 def _bits(value: float | None) -> int | None:

@@ -1,7 +1,8 @@
-"""The two halves of rank stability side by side, each with the curve that theory draws through finite ranks.
+"""The forward and the backward condition of rank stability, with predicted finite-rank curves.
 
-Kalajdzievski 2023 (theorem 3.2): outputs must stay level in the rank, and the gradients passed to inputs too. Both grow
-along ``r (r - 1 + rho)``, but their crossovers rho differ: about 5 forward on real text, about D backward.
+Kalajdzievski 2023 (theorem 3.2): the outputs of an adapter must not depend on the rank, nor the
+gradients that it passes to its inputs. Both grow along ``r (r - 1 + rho)``, with different
+crossovers rho: about 5 forward on real text, about D backward.
 """
 
 import dataclasses
@@ -17,25 +18,26 @@ from matplotlib.lines import Line2D
 
 from study.errors import StudyError
 from study.figures import laws, style
-from study.figures.activation_moments import layer_laws
-from study.figures.quantities import modifiers
+from study.figures.captions import span
 from study.figures.selection import Absent, Family, Rule, Tables, holding, per_layer
+from study.figures.theory_lines import setting
 from study.theory import Layer, curve, slope
-from study.vocabulary.inits import INITS
-from study.vocabulary.optimizers import OPTIMIZERS
-from study.vocabulary.quantities import ALIGNMENTS, BACKWARD_IN, FORWARD_OUT, MODEL_WIDE, Quantity
+from study.vocabulary.quantities import (
+    ALIGNMENTS,
+    BACKWARD_IN,
+    FORWARD_OUT,
+    MODEL_WIDE,
+    TRAIN,
+    Quantity,
+)
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
 MOST_FAMILIES = 4
-HEADINGS = {
-    FORWARD_OUT.name: r"forward:  $y = \gamma BAx$",
-    BACKWARD_IN.name: r"backward:  $\gamma A^{\mathsf{T}} B^{\mathsf{T}} g$",
-}
 
 
 @dataclass(frozen=True)
-class Theory:
-    """The mean over layers of the log of the finite-rank curves, at ``ranks``; ``layers`` of them are known."""
+class Predicted:
+    """A finite-rank curve: ``log[i]`` at ``ranks[i]`` is the mean of the log over ``layers``."""
 
     ranks: np.ndarray
     log: np.ndarray
@@ -44,123 +46,143 @@ class Theory:
 
 @style.paper()
 def conditions(tables: Tables) -> Figure:
-    """``adapter_out`` and ``adapter_in_grad`` rms against the rank at one step: fitted lines and finite-rank theory.
+    """Rms of the adapter output and of the gradient that the adapter passes to its inputs, against
+    the rank, with fitted lines and predicted finite-rank curves.
 
-    The step is the last one that theory reaches (:data:`study.theory.LAST_PREDICTED_STEP`), or the last probed where there is
-    none. The theory's curve is up to a factor, which is the data's own: its shape is what is compared. It needs each
-    layer's D, and its r_align (SGD) or r_sign (sign-like) going forward: ``probes.stats=[all,r_align,r_sign]``.
+    The step is the last one with a prediction, or the last probed step if none has one. A curve is
+    predicted up to a factor, which the data set: compare shapes. A curve needs each layer's D and,
+    for the output, its r_align (SGD) or r_sign (sign-like): ``probes.stats=[all,r_align,r_sign]``.
     """
     series = {
-        q: per_layer(tables.cells, tables.probes, q.site, q.stat)
-        for q in (FORWARD_OUT, BACKWARD_IN)
+        quantity: per_layer(tables.cells, tables.probes, quantity.site, quantity.stat)
+        for quantity in (FORWARD_OUT, BACKWARD_IN)
     }
-    series = {quantity: rows for quantity, rows in series.items() if len(rows)}
-    if len(series) < 2:
+    if any(rows.empty for rows in series.values()):
         raise Absent("no rms of both adapter_out and adapter_in_grad in the tables")
     both = pd.concat(list(series.values()), ignore_index=True)
-    shown, left_out = laws.measured(
-        holding(tables.cells, both, "adapter_out rms"), both, MOST_FAMILIES
-    )
+    cells = holding(tables.cells, both, "adapter_out rms")
+    shown, left_out = laws.measured(cells, both, MOST_FAMILIES)
 
     entries = min(max(len(one.family.rules) for one in shown), laws.MOST_RULES) + 2
     page = style.figure(len(shown), 2, ratio=0.58, above=0.3 + 0.14 * entries * len(shown))
-    inches = page.get_figwidth() / 2 - 0.6
     drawn: list[laws.Law] = []
-    known: list[Theory] = []
-    for part, one in zip(style.rows(page, [o.family.label for o in shown]), shown, strict=True):
+    known: list[Predicted] = []
+    parts = style.rows(page, [one.family.label for one in shown])
+    for part, one in zip(parts, shown, strict=True):
         step = max((s for s in one.steps if s <= LAST_PREDICTED_STEP), default=one.steps[-1])
         panels = part.subplots(1, 2, squeeze=False)[0]
         for ax, (quantity, rows) in zip(panels, series.items(), strict=True):
-            where = {
-                "site": quantity.site,
-                "stat": quantity.stat,
-                "batch": "train",
-                "layer": "mean_log",
-                "kind": "all",
-            }
-            found = layer_laws(
-                one.family, rows[rows["step"] == step], tables.exponents, step, where
-            )
-            told = {
-                law.rule: theory(one.family, law.rule, quantity, tables.probes, step, law.rank)
-                for law in found
-            }
-            curves = [(law, said) for law in found if (said := told[law.rule]) is not None]
-            lines = [_draw_theory(ax, law, said) for law, said in curves]
-            slopes = {law.rule: _slope(law, said) for law, said in curves if len(set(law.rank)) > 1}
-            found = [law if told[law.rule] is None else _straight_only(law) for law in found]
-            laws.draw(
-                ax,
-                found,
-                one.family,
-                heading=HEADINGS[quantity.name],
-                inches=inches,
-                curved=slopes,
-                more=[(line, "theory") for line in lines[:1]],
-            )
+            at_step = rows[rows["step"] == step]
+            where = laws.over_layers(quantity.site, quantity.stat)
+            found = laws.layer_laws(one.family, at_step, tables.exponents, step, where)
+            known += _draw(ax, found, one.family, quantity, tables.probes, step)
             drawn += found
-            known += [said for _, said in curves]
-            style.y_label(ax, f"rms at step {step}", "mean over layers of the log")
-            style.log_axis([ax])
-    return style.finish(
-        page,
-        laws.fine_print(drawn, "one per seed; bars: 5–95% of layers"),
-        f"Dashed: theory at finite ranks, mean over {_range([t.layers for t in known])} layers of the log, through the "
-        "data's mean." if known else "No finite-rank curve: D or the layers' alignment was not recorded.",
-        left_out,
-    )  # fmt: skip
+    return style.finish(page, laws.fine_print(drawn, laws.PER_LAYER), _on_curves(known), left_out)
 
 
-def theory(
+def _draw(
+    ax: Axes,
+    found: list[laws.Law],
+    family: Family,
+    quantity: Quantity,
+    probes: pd.DataFrame,
+    step: int,
+) -> list[Predicted]:
+    """One condition: laws and predicted curves. Return the curves."""
+    curves = {}
+    for law in found:
+        predicted = predicted_curve(family, law.rule, quantity, probes, step, law.rank)
+        if predicted is not None:
+            curves[law.rule] = predicted
+    lines = [_draw_curve(ax, law, curves[law.rule]) for law in found if law.rule in curves]
+    slopes = {
+        law.rule: _slope(law, curves[law.rule])
+        for law in found
+        if law.rule in curves and len(set(law.rank)) > 1
+    }
+    laws.draw(
+        ax,
+        [_without_line(law) if law.rule in curves else law for law in found],
+        family,
+        heading=f"{quantity.name}:  {quantity.symbol}",
+        inches=ax.get_figure(root=True).get_figwidth() / 2 - 0.6,  # type: ignore[union-attr]
+        curved=slopes,
+        more=[(line, "theory") for line in lines[:1]],
+    )
+    style.y_label(ax, f"{quantity.stat} at step {step}", "mean over layers of the log")
+    style.log_axis([ax])
+    return list(curves.values())
+
+
+def _on_curves(known: list[Predicted]) -> str:
+    if not known:
+        return "No predicted curve: D or the alignment of the layers was not recorded."
+    layers = span(one.layers for one in known)
+    return (
+        f"Dashed: predicted finite-rank curve, mean over {layers} layers of the log, through the "
+        "mean of the data."
+    )
+
+
+def predicted_curve(
     family: Family,
     rule: Rule,
     quantity: Quantity,
     probes: pd.DataFrame,
     step: int,
     ranks: np.ndarray,
-) -> Theory | None:
-    """The finite-rank curve of one rule, or ``None`` where a curve needs what was not predicted or not recorded."""
-    optimizer, init = family.keys.get("optimizer"), INITS.get(family.keys.get("init", "kaiming"))
-    if optimizer not in OPTIMIZERS or init is None or init.q is None or not len(ranks):
+) -> Predicted | None:
+    """The predicted finite-rank curve of one rule over the range of ``ranks``.
+
+    None if theory does not predict the family, or the layers' alignments were not recorded.
+    """
+    known = setting(family)
+    if known is None or not len(ranks):
         return None
-    known: dict[str, Any] = {
-        "step": step,
-        "optimizer": optimizer,
-        "p": rule.p,
-        "q": init.q,
-        "init": init.drawn,
-    }
     ranks = np.union1d(ranks, np.geomspace(ranks.min(), ranks.max(), 65))
-    logs = []
     cells = family.cells.loc[family.cells["rule"] == rule, "cell_id"]
-    for layer in layers(cells, quantity, probes, step, init.kurtosis):
+    logs = []
+    for layer in layers(cells, quantity, probes, step, known.init.kurtosis):
         try:
             values = curve(
                 quantity.site,
                 quantity.stat,
                 ranks,
+                step=step,
+                optimizer=known.optimizer,
+                p=rule.p,
+                q=known.q,
+                init=known.init.drawn,
                 layer=layer,
-                modifiers=modifiers(family),
-                **known,
+                modifiers=known.modifiers,
             )
-        except StudyError:  # nothing is predicted, and the caption says so
+        except StudyError:  # not predicted; the text below the panels says that a curve is missing
             return None
         logs.append(np.log(values))
     log = np.array([one for one in logs if np.isfinite(one).all()])
-    return Theory(ranks, log.mean(axis=0), len(log)) if len(log) else None
+    return Predicted(ranks, log.mean(axis=0), len(log)) if len(log) else None
 
 
 def layers(
     cells: Iterable[str], quantity: Quantity, probes: pd.DataFrame, step: int, kurtosis: float
 ) -> list[Layer]:
-    """What the probes know of each layer: its sizes, and its alignments as geometric means over ``cells``.
+    """Sizes and alignments of each layer, as geometric means over ``cells``.
 
-    A lazy run's alignments hardly depend on the rank, and a fresh batch moves them as a fresh seed does.
+    Ranks and seeds are averaged: in a lazy run alignments hardly depend on the rank.
     """
     rows = probes[
-        (probes["site"] == quantity.site) & (probes["step"] == step) & (probes["batch"] == "train")
-        & (probes["layer"] != MODEL_WIDE) & probes["cell_id"].isin(set(cells))
-    ]  # fmt: skip
+        (probes["site"] == quantity.site)
+        & (probes["step"] == step)
+        & (probes["batch"] == TRAIN)
+        & (probes["layer"] != MODEL_WIDE)
+        & probes["cell_id"].isin(set(cells))
+    ]
+    return layers_of(rows, kurtosis)
+
+
+def layers_of(rows: pd.DataFrame, kurtosis: float) -> list[Layer]:
+    """A layer per value of the column ``layer``, from the columns ``d_in``, ``d_out`` and those of
+    alignments; none if these were not recorded."""
     names = [name for name in ("d_in", "d_out", *ALIGNMENTS) if name in rows]
     if "d_in" not in names or rows.empty:
         return []
@@ -172,36 +194,29 @@ def layers(
     return found
 
 
-def _draw_theory(ax: Axes, law: laws.Law, said: Theory) -> Line2D:
-    """Lay the curve through the mean of the points. gid: ``curve <scaling> p=<p>``."""
-    at_points = np.interp(np.log(law.rank), np.log(said.ranks), said.log)
+def _draw_curve(ax: Axes, law: laws.Law, predicted: Predicted) -> Line2D:
+    """Draw the curve through the mean of the points. gid: ``curve <scaling> p=<p>``."""
+    at_points = np.interp(np.log(law.rank), np.log(predicted.ranks), predicted.log)
     level = np.mean(np.log(law.value) - at_points)
-    dashes: dict[str, Any] = {
-        "color": style.INK,
-        "linestyle": (0, (4, 2)),
-        "linewidth": 0.9,
-        "zorder": 3.5,
-    }
+    dashes: dict[str, Any] = {"color": style.INK, "linestyle": style.DASHED, "linewidth": 0.9}
     (line,) = ax.plot(
-        said.ranks, np.exp(said.log + level), gid=f"curve {style.gid(law.rule)}", **dashes
+        predicted.ranks,
+        np.exp(predicted.log + level),
+        zorder=3.5,
+        gid=f"curve {style.gid(law.rule)}",
+        **dashes,
     )
     return line
 
 
-def _slope(law: laws.Law, said: Theory) -> float:
-    """The curve's own slope over the ranks of the points."""
-    return slope(np.exp(np.interp(np.log(law.rank), np.log(said.ranks), said.log)), law.rank)
+def _slope(law: laws.Law, predicted: Predicted) -> float:
+    """The slope of the curve over the ranks of the points."""
+    at_points = np.interp(np.log(law.rank), np.log(predicted.ranks), predicted.log)
+    return slope(np.exp(at_points), law.rank)
 
 
-def _straight_only(law: laws.Law) -> laws.Law:
-    """The law without its predicted straight line: the curve itself is drawn."""
-    return (
-        law
-        if law.fit is None
-        else dataclasses.replace(law, fit=pd.Series({**law.fit, "predicted": np.nan}))
-    )
-
-
-def _range(numbers: list[int]) -> str:
-    low, high = min(numbers), max(numbers)
-    return str(low) if low == high else f"{low}–{high}"
+def _without_line(law: laws.Law) -> laws.Law:
+    """The law without its predicted straight line, because its curve is drawn."""
+    if law.fit is None:
+        return law
+    return dataclasses.replace(law, fit=pd.Series({**law.fit, "predicted": np.nan}))

@@ -1,10 +1,14 @@
-"""How far a run of rank r is from the run of infinite rank, up to ranks that no machine can hold.
+"""Distance of runs of finite rank from the run of infinite rank.
 
-Under SGD at p = 1/2 the first step's distance is known: ``sqrt((D + 1)/r)`` in Frobenius norm, and with each direction
-weighted by the inputs' second moment ``sqrt((1 + r_align)/r)``, far less on real text.
+Under SGD at p = 1/2 the distance after the first step is known: ``sqrt((D + 1)/r)`` in Frobenius
+norm. If each direction is weighted by the second moment of the inputs, it is
+``sqrt((1 + r_align)/r)``, which is much smaller on real text. Rank-free runs, whose cost does not
+depend on the rank, reach ranks whose factors would not fit in memory.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,262 +20,227 @@ from matplotlib.ticker import FixedFormatter, FixedLocator
 
 from study.analysis import fit_exponents
 from study.figures import laws, style
-from study.figures.activation_moments import layer_laws
-from study.figures.conditions import layers
+from study.figures.conditions import layers, layers_of
 from study.figures.selection import Absent, Family, Tables
-from study.theory import Layer
+from study.figures.theory_lines import init_of
 from study.theory import distance_to_infinite_rank as first_step_distance
-from study.vocabulary.inits import INITS
-from study.vocabulary.optimizers import of_family
-from study.vocabulary.quantities import ALIGNMENTS, FORWARD_OUT, MODEL_WIDE
+from study.vocabulary.optimizers import OPTIMIZERS
+from study.vocabulary.quantities import FORWARD_OUT, MODEL_WIDE, TRAIN
 
 MOST_ROWS = 4
-MEASURES = {
-    "input_weighted": ("input-weighted", "inputs", r"$\sqrt{(1 + r_\mathrm{align})/r}$"),
-    "frobenius": ("Frobenius", "frobenius", r"$\sqrt{(D + 1)/r}$"),
-    "loss": ("loss", "", ""),
-}
-"""By name in the tables: what a heading calls it, the theory's word for it, and the theory's formula."""
-HELD = 2**14
-"""Above this rank only rank-free runs go, and powers of two label the axis."""
+RANK_FREE_ONLY = 2**14
+"""Ranks above this are labelled as powers of two."""
 SERIES = ["cell_id", "step", "layer", "value"]
-FACTS = (
-    "study",
-    "model",
-    "data",
-    "optimizer",
-    "lr",
-    "alpha",
-    "init",
-    "scaling",
-    "exponent",
-    "rank",
-    "seed",
+SETTING = (
+    *("study", "model", "data", "optimizer", "lr", "alpha", "init"),
+    *("scaling", "exponent", "rank", "seed"),
 )
-"""What a table of distances may say of its runs where they are no cells of the study."""
+"""What a table of distances may say of runs that are not cells of the study."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """``label``: in a heading. ``weighting``: as theory names it, if the first step is known.
+    ``formula``: that distance."""
+
+    label: str
+    weighting: str = ""
+    formula: str = ""
+
+
+MEASURES = {
+    "input_weighted": Measure("input-weighted", "inputs", r"$\sqrt{(1 + r_\mathrm{align})/r}$"),
+    "frobenius": Measure("Frobenius", "frobenius", r"$\sqrt{(D + 1)/r}$"),
+    "loss": Measure("loss"),
+}
+"""By the values of the column ``measure``."""
 
 
 @style.paper()
 def distance_to_infinite_rank(tables: Tables) -> Figure:
-    """Distance of each run's delta_w from the infinite-rank run's against the rank, after the first and the last step.
+    """Distance of each run's weight change from that of infinite rank, against the rank, after the
+    first and the last step.
 
     Reads ``tables.distances`` (cell_id, rank, scaling, seed, step, layer, kind, measure, distance).
     """
-    rows = _read(tables)
-    rows = (
-        rows[rows["cell_id"].isin(set(tables.cells["cell_id"].astype(str)))] if len(rows) else rows
-    )
+    rows, _ = _of_cells(tables)
     if rows.empty:
         raise Absent(
-            "no distances to infinite rank in the tables: train adapter.rank=inf beside the finite ranks"
+            "no distances to infinite rank in the tables: run study distances RESULTS/NAME"
         )
     cells = tables.cells[tables.cells["cell_id"].astype(str).isin(set(rows["cell_id"]))]
-    return _draw(tables, cells, rows)
+    return _figure(tables, cells, rows, explicit=rows.iloc[:0])
 
 
 @style.paper()
 def rank_free_curves(tables: Tables) -> Figure:
-    """The same distances for rank-free runs, whose cost does not depend on the rank, with the explicit runs on them.
+    """Distance of rank-free runs from infinite rank, against the rank. Rings show explicit runs,
+    which train factors of their rank.
 
-    Reads ``tables.distances``: the study's cells are explicit, with factors of their rank; the others are rank-free.
+    Reads ``tables.distances``: runs that are cells of the study are explicit, others rank-free.
     """
-    rows = _read(tables)
-    is_cell = (
-        rows["cell_id"].isin(set(tables.cells["cell_id"].astype(str)))
-        if len(rows)
-        else pd.Series(dtype=bool)
-    )
-    rows, explicit = rows[~is_cell], rows[is_cell]
+    explicit, rows = _of_cells(tables)
     if rows.empty:
         raise Absent(
-            "no rank-free runs in the tables: study distances RESULTS/NAME --rank-free 65536,1048576"
+            "no rank-free runs in the tables: study distances RESULTS/NAME "
+            "--rank-free 65536,1048576"
         )
-    facts = [name for name in FACTS if name in rows]
-    cells = (
-        rows[["cell_id", *facts]]
-        .drop_duplicates("cell_id")
-        .assign(status="complete")
-        .reset_index(drop=True)
-    )
-    return _draw(tables, cells, rows, explicit)
+    columns = ["cell_id", *(name for name in SETTING if name in rows)]
+    runs = rows[columns].drop_duplicates("cell_id").assign(status="complete")
+    return _figure(tables, runs.reset_index(drop=True), rows, explicit)
 
 
-def _read(tables: Tables) -> pd.DataFrame:
-    """The distances that have a logarithm, of a study that may have none."""
+def _of_cells(tables: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The positive finite distances after step 0: of the study's cells, and of other runs."""
     table = getattr(tables, "distances", pd.DataFrame())
     if len(table) == 0:
-        return pd.DataFrame()
+        return pd.DataFrame(), pd.DataFrame()
     rows = table[
         np.isfinite(table["distance"].astype(float)) & (table["distance"] > 0) & (table["step"] > 0)
     ]
-    rows = rows.assign(
-        measure=rows["measure"].astype(str), layer=rows["layer"].astype(str), value=rows["distance"]
-    )
-    return rows.assign(cell_id=rows["cell_id"].astype(str))
+    names = {name: rows[name].astype(str) for name in ("cell_id", "measure", "layer")}
+    rows = rows.assign(**names, value=rows["distance"])
+    is_cell = rows["cell_id"].isin(set(tables.cells["cell_id"].astype(str)))
+    return rows[is_cell], rows[~is_cell]
 
 
-def _draw(
-    tables: Tables, cells: pd.DataFrame, rows: pd.DataFrame, explicit: pd.DataFrame | None = None
+def _figure(
+    tables: Tables, cells: pd.DataFrame, rows: pd.DataFrame, explicit: pd.DataFrame
 ) -> Figure:
     """A row of panels per setting and step, a column per measure."""
     shown, left_out = laws.measured(cells, rows[SERIES], MOST_ROWS)
     exponents = _exponents(cells, rows)
     measures = [name for name in MEASURES if name in set(rows["measure"])]
-    parts = [(one, step) for one in shown for step in dict.fromkeys([one.steps[0], one.steps[-1]])][
-        :MOST_ROWS
-    ]
-    entries = 2 * min(max(len(one.family.rules) for one, _ in parts), laws.MOST_RULES) + 2
+    settings = [
+        (one.family, step) for one in shown for step in dict.fromkeys([one.steps[0], one.steps[-1]])
+    ][:MOST_ROWS]
+    entries = 2 * min(max(len(family.rules) for family, _ in settings), laws.MOST_RULES) + 2
     page = style.figure(
-        len(parts),
+        len(settings),
         len(measures),
         column=style.FULL if len(measures) > 1 else style.HALF,
         ratio=0.62 if len(measures) < 3 else 0.8,
-        above=0.3 + 0.14 * entries * len(parts),
+        above=0.3 + 0.14 * entries * len(settings),
     )
     inches = page.get_figwidth() / len(measures) - 0.6
-    labels = [
-        ", ".join(filter(None, (one.family.label, f"after step {step}"))) for one, step in parts
-    ]
+    labels = [", ".join(filter(None, (f.label, f"after step {s}"))) for f, s in settings]
     drawn: list[laws.Law] = []
-    theory = laid_on = False
-    for part, (one, step) in zip(style.rows(page, labels), parts, strict=True):
+    theory = False
+    for part, (family, step) in zip(style.rows(page, labels), settings, strict=True):
         panels = part.subplots(1, len(measures), squeeze=False)[0]
         for ax, measure in zip(panels, measures, strict=True):
-            found = _laws(
-                one.family,
-                rows[(rows["measure"] == measure) & (rows["step"] == step)],
-                exponents,
-                step,
+            here, there = (
+                table[(table["measure"] == measure) & (table["step"] == step)]
+                for table in (rows, explicit)
             )
-            more = _theory(ax, tables, one.family, rows, measure, step)
-            theory = theory or bool(more)
-            if explicit is not None and len(explicit):
-                more += _lay_on(
-                    ax, explicit[(explicit["measure"] == measure) & (explicit["step"] == step)]
-                )
-                laid_on = True
-            laws.draw(ax, found, one.family, heading=MEASURES[measure][0], inches=inches, more=more)
-            if explicit is not None and len(explicit):
-                ax.set_xlim(left=min(ax.get_xlim()[0], 0.7 * explicit["rank"].min()))
-            if one.family.finite_ranks[-1] > HELD:
-                _powers(ax, one.family.finite_ranks)
-            style.y_label(
-                ax, "distance to infinite rank", "nats" if measure == "loss" else "relative"
-            )
+            found = _laws(family, here, exponents, step)
+            known = _draw_theory(ax, tables, family, rows, measure, step)
+            theory = theory or bool(known)
+            more = [*known, *_draw_explicit(ax, there)]
+            heading = MEASURES[measure].label
+            laws.draw(ax, found, family, heading=heading, inches=inches, more=more)
+            _axes(ax, family, explicit)
+            unit = "relative" if MEASURES[measure].weighting else "nats"
+            style.y_label(ax, "distance to infinite rank", unit)
             style.log_axis([ax])
             drawn += found
+    dashed = "Dashed: theory for the first step, without a fit ($D - 0.2$ for a uniform $A$)."
+    rings = "Rings: explicit runs, which train factors of their rank."
     return style.finish(
         page,
-        laws.fine_print(
-            drawn, "one per seed, the mean over layers of the log; bars: 5–95% of layers"
-        ),
-        "Dashed: theory for the first step, nothing fitted ($D - 0.2$ for a uniform $A$)."
-        if theory
-        else "",
-        "Rings: explicit runs, whose factors have that rank." if laid_on else "",
+        laws.fine_print(drawn, laws.PER_LAYER),
+        dashed if theory else "",
+        rings if len(explicit) else "",
         left_out,
     )
 
 
 def _exponents(cells: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """The analysis' own fits, of distances in the place of a probed statistic."""
+    """The fits of the analysis, applied to distances as if they were a probed statistic."""
     probes = rows[["cell_id", "step", "layer", "kind", "distance"]].assign(
-        site=rows["measure"], batch="train", block=np.where(rows["layer"] == MODEL_WIDE, -1, 0)
+        site=rows["measure"], batch=TRAIN, block=np.where(rows["layer"] == MODEL_WIDE, -1, 0)
     )
     return fit_exponents(cells, probes, stats=["distance"])
 
 
 def _laws(family: Family, rows: pd.DataFrame, exponents: pd.DataFrame, step: int) -> list[laws.Law]:
-    """The laws of one measure: the mean over layers of the log, or the model's own number where there are no layers."""
-    where: dict[str, str] = {"stat": "distance", "batch": "train"}
+    """The laws of one measure: the mean over layers of the log if it is measured per layer."""
     if rows.empty:
         return []
-    where["site"] = str(rows["measure"].iloc[0])
+    measure = str(rows["measure"].iloc[0])
     of_layers = rows[rows["layer"] != MODEL_WIDE]
     if len(of_layers):
-        where |= {"layer": "mean_log", "kind": "all"}
-        return layer_laws(family, of_layers[SERIES], exponents, step, where)
-    where |= {"layer": MODEL_WIDE, "kind": MODEL_WIDE}
+        where = laws.over_layers(measure, "distance")
+        return laws.layer_laws(family, of_layers[SERIES], exponents, step, where)
+    where = laws.whole_model(measure, "distance")
     return laws.laws(family, rows[SERIES], exponents, step=step, **where)
 
 
-def _theory(
+def _draw_theory(
     ax: Axes, tables: Tables, family: Family, rows: pd.DataFrame, measure: str, step: int
 ) -> list[tuple[Line2D, str]]:
-    """The known distance after one SGD step at p = 1/2, the mean over layers of the log. gid: ``known <measure>``."""
-    _, weighting, formula = MEASURES[measure]
-    optimizer, init = (
-        family.keys.get("optimizer", "sgd"),
-        INITS.get(family.keys.get("init", "kaiming")),
-    )
-    half = any(abs(rule.p - 0.5) < 1e-9 for rule in family.rules)
-    if (
-        step != 1
-        or not weighting
-        or not half
-        or optimizer not in of_family("linear")
-        or init is None
-        or init.q != 0
-    ):
+    """The known distance after one SGD step at p = 1/2, as the mean over layers of the log.
+
+    gid: ``known <measure>``.
+    """
+    kind, init = MEASURES[measure], init_of(family)
+    optimizer = OPTIMIZERS.get(family.keys.get("optimizer", "sgd"))
+    half = any(math.isclose(rule.p, 0.5) for rule in family.rules)
+    linear = optimizer is not None and optimizer.family == "linear"
+    if step != 1 or not (kind.weighting and half and linear) or init is None or init.q != 0:
         return []
-    known = _known_layers(rows, init.kurtosis) or layers(
+    recorded = layers_of(rows[(rows["layer"] != MODEL_WIDE) & (rows["step"] == 1)], init.kurtosis)
+    known = recorded or layers(
         tables.cells["cell_id"].astype(str), FORWARD_OUT, tables.probes, step, init.kurtosis
     )
     ranks = np.geomspace(family.finite_ranks[0], family.finite_ranks[-1], 33)
     curves = [
-        first_step_distance(ranks, layer, weighting=weighting, init=init.drawn) for layer in known
+        first_step_distance(ranks, layer, weighting=kind.weighting, init=init.drawn)
+        for layer in known
     ]
     log = np.array([np.log(curve) for curve in curves if np.isfinite(curve).all()])
     if not len(log):
         return []
-    dashes: dict[str, Any] = {
-        "color": style.INK,
-        "linestyle": (0, (4, 2)),
-        "linewidth": 0.9,
-        "zorder": 3.5,
-    }
-    (line,) = ax.plot(ranks, np.exp(log.mean(axis=0)), gid=f"known {measure}", **dashes)
-    return [(line, f"theory {formula}")]
+    dashes: dict[str, Any] = {"color": style.INK, "linestyle": style.DASHED, "linewidth": 0.9}
+    distance = np.exp(log.mean(axis=0))
+    (line,) = ax.plot(ranks, distance, zorder=3.5, gid=f"known {measure}", **dashes)
+    return [(line, f"theory {kind.formula}")]
 
 
-def _known_layers(rows: pd.DataFrame, kurtosis: float) -> list[Layer]:
-    """The layers' sizes and alignments, where the table of distances has them itself."""
-    names = [name for name in ("d_in", "d_out", *ALIGNMENTS) if name in rows]
-    if "d_in" not in names:
-        return []
-    of_layers = rows[(rows["layer"] != MODEL_WIDE) & (rows["step"] == 1)]
-    logs = pd.DataFrame(np.log(of_layers[names].astype(float))).groupby(of_layers["layer"]).mean()
-    found = []
-    for values in pd.DataFrame(np.exp(logs)).to_dict("records"):
-        found.append(
-            Layer(**{str(n): v for n, v in values.items() if np.isfinite(v)}, kurtosis=kurtosis)
-        )
-    return found
-
-
-def _lay_on(ax: Axes, explicit: pd.DataFrame) -> list[tuple[Line2D, str]]:
-    """Rings where explicit runs lie: the mean over layers of the log. gid: ``explicit``."""
+def _draw_explicit(ax: Axes, explicit: pd.DataFrame) -> list[tuple[Line2D, str]]:
+    """A ring per explicit run: the mean over layers of the log. gid: ``explicit``."""
     explicit = explicit[np.isfinite(explicit["rank"].astype(float))]
     if explicit.empty:
         return []
-    of_layers = (
-        explicit[explicit["layer"] != MODEL_WIDE]
-        if (explicit["layer"] != MODEL_WIDE).any()
-        else explicit
+    per_layer = explicit[explicit["layer"] != MODEL_WIDE]
+    rows = per_layer if len(per_layer) else explicit
+    log = rows.assign(log=np.log(rows["value"].astype(float)))
+    means = log.groupby(["rank", "cell_id"])["log"].mean()
+    (line,) = ax.plot(
+        means.index.get_level_values("rank"),
+        np.exp(means),
+        color=style.INK,
+        marker="o",
+        markersize=5.5,
+        markerfacecolor="none",
+        markeredgewidth=0.6,
+        linestyle="none",
+        zorder=5,
+        gid="explicit",
     )
-    logs = (
-        of_layers.assign(log=np.log(of_layers["value"].astype(float)))
-        .groupby(["rank", "cell_id"])["log"]
-        .mean()
-    )
-    ring: dict[str, Any] = {"color": style.INK, "marker": "o", "markersize": 5.5, "markerfacecolor": "none",
-                            "markeredgewidth": 0.6, "linestyle": "none", "zorder": 5}  # fmt: skip
-    (line,) = ax.plot(logs.index.get_level_values("rank"), np.exp(logs), gid="explicit", **ring)
     return [(line, "explicit runs")]
 
 
+def _axes(ax: Axes, family: Family, explicit: pd.DataFrame) -> None:
+    """Make room for explicit runs of lower rank; label very high ranks as powers of two."""
+    if len(explicit):
+        ax.set_xlim(left=min(ax.get_xlim()[0], 0.7 * explicit["rank"].min()))
+    if family.finite_ranks[-1] > RANK_FREE_ONLY:
+        _powers(ax, family.finite_ranks)
+
+
 def _powers(ax: Axes, ranks: Sequence[float]) -> None:
-    """Ranks up to a million as powers of two, every other one where there are many."""
+    """Label ranks as powers of two: at most about seven of them."""
     powers = [rank for rank in ranks if float(np.log2(rank)).is_integer()]
     labelled = powers[:: 1 + len(powers) // 7]
     ax.xaxis.set_major_locator(FixedLocator(labelled))

@@ -1,4 +1,4 @@
-"""The held-out loss that each run ends with, by rule, rank and learning rate: what both figures of it read."""
+"""The final held-out loss of each run, by rule, rank and learning rate."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,20 @@ import pandas as pd
 
 from study.figures.selection import Absent, Family, Rule, Tables, families, per_step
 from study.vocabulary.optimizers import of_family
+from study.vocabulary.quantities import METRICS
+
+METRIC = "eval_loss"
+LABEL = (f"final {METRICS[METRIC].label}", f"({METRICS[METRIC].unit})")
+"""The y axis: quantity and unit."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A family whose learning rates may differ, and a row per cell: rule, rank, lr, gamma, seed, loss.
+    """A family whose learning rates may differ.
 
-    ``loss`` is NaN where the run diverged; runs that have not finished have no row. ``start`` is the held-out loss
-    before any step (NaN where it was not evaluated).
+    - ``cells``: one row per run that has ended: rule, rank, lr, gamma, seed and loss (NaN if it
+      diverged);
+    - ``start``: the held-out loss before training, NaN if it was not evaluated.
     """
 
     family: Family
@@ -26,8 +32,8 @@ class Sweep:
         return sorted(set(self.cells["lr"]))
 
     @property
-    def steps_in_gamma(self) -> int:
-        """The power of gamma that one lazy step moves the adapter by: 2 under SGD, 1 under a sign-like rule."""
+    def power_of_gamma(self) -> int:
+        """The power of gamma that a lazy step is proportional to: 2 under SGD, 1 if sign-like."""
         optimizer = str(self.family.keys.get("optimizer"))
         return 2 if optimizer in of_family("linear") else 1
 
@@ -35,17 +41,17 @@ class Sweep:
         return self.cells[self.cells["rule"] == rule]
 
     def means(self, rule: Rule, rank: float) -> pd.DataFrame:
-        """By learning rate: the mean, least and greatest loss over seeds, and ``whole``: no seed diverged there."""
+        """By learning rate: mean, lowest and highest loss over seeds; ``whole``: none diverged."""
         cells = self.of(rule)
         by = cells[cells["rank"] == rank].groupby("lr")["loss"]
         whole = by.apply(lambda loss: bool(np.isfinite(loss).all()))
         return pd.DataFrame({"mean": by.mean(), "low": by.min(), "high": by.max(), "whole": whole})
 
     def best(self, rule: Rule, rank: float) -> tuple[float, bool]:
-        """The learning rate of the least mean loss, and whether it lies at an edge of those tried.
+        """The learning rate with the lowest mean loss, and whether it is at an edge of the grid.
 
-        A rate at which a seed diverged is not chosen, but it bounds the others: its neighbour is no edge. NaN where no
-        rate is left.
+        A rate at which a seed diverged is never the best, but it counts as part of the grid. NaN if
+        a seed diverged at every rate.
         """
         means = self.means(rule, rank)
         whole = means.loc[means["whole"], "mean"]
@@ -56,16 +62,18 @@ class Sweep:
 
 
 def sweeps(tables: Tables) -> list[Sweep]:
-    """A study's settings with the final held-out loss of their runs. Raises :class:`Absent` where there is none."""
-    heldout = (
-        per_step(tables.cells, tables.metrics, "eval_loss") if len(tables.cells) else pd.DataFrame()
-    )
+    """The settings of a study with the final held-out loss of their runs.
+
+    Raises :class:`Absent` if no run has one.
+    """
+    cells = tables.cells
+    heldout = per_step(cells, tables.metrics, METRIC) if len(cells) else pd.DataFrame()
     if heldout.empty:
         raise Absent("no held-out loss in the tables")
-    cells = tables.cells.assign(cell_id=tables.cells["cell_id"].astype(str))
+    cells = cells.assign(cell_id=cells["cell_id"].astype(str))
     ended = cells["status"].isin(["complete", "diverged"])
     last = heldout.sort_values("step").groupby("cell_id").last()
-    # A run that was evaluated before its first step only has no final loss.
+    # A run that was evaluated only before training has no final loss.
     final = last.loc[last["step"] > 0, "value"]
     first = heldout[heldout["step"] == 0]
     found = []

@@ -1,5 +1,6 @@
-"""Laws in the rank: a statistic against the rank on log-log axes, with the fitted line, its band and its exponent."""
+"""Power laws in the rank: points on log-log axes, with fitted line, CI band and exponent."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,24 +14,34 @@ from pandas.api.types import is_numeric_dtype
 
 from study.analysis import fitted
 from study.figures import style
+from study.figures.captions import CI, ci
 from study.figures.selection import Absent, Family, Rule, families, most_varied, rules_left_out
+from study.vocabulary.quantities import ALL_KINDS, MEAN_LOG, MODEL_WIDE, TRAIN
 
 MOST_RULES = 8
+NARROW = 2.5
+"""Width of a panel, in inches, below which a prediction has its own line in the legend."""
+PER_LAYER = "one per seed, the mean over layers of the log; bars: 5th to 95th percentile of layers"
+"""The points of :func:`layer_laws`, for :func:`fine_print`."""
 
 
 @dataclass(frozen=True)
 class Law:
-    """A statistic of one rule at one step: a point per cell, and the fit where the analysis has one."""
+    """A statistic against the rank, for one rule at one step.
+
+    - ``rank``, ``value``: one point per cell;
+    - ``lost``: ranks of cells that had diverged by this step;
+    - ``fit``: the row of ``exponents``, if there is one;
+    - ``spread``: for a statistic per layer, the 5th and 95th percentile over layers by rank
+      (columns ``low`` and ``high``).
+    """
 
     rule: Rule
     rank: np.ndarray
     value: np.ndarray
     lost: np.ndarray
-    """Ranks of cells that had diverged by then."""
     fit: "pd.Series | None"
-    """The fit's row of ``exponents``."""
     spread: pd.DataFrame | None = None
-    """Per rank the 5th and 95th percentile over layers (columns low, high), where the statistic is one per layer."""
 
 
 @dataclass(frozen=True)
@@ -41,30 +52,41 @@ class Measured:
     steps: list[int]
 
 
-def measured(cells: pd.DataFrame, series: pd.DataFrame, most: int) -> tuple[list[Measured], str]:
-    """The families, at most ``most``, in which ``series`` says something about the rank, and a sentence on the rest.
+def whole_model(site: str, stat: str) -> dict[str, str]:
+    """The columns that select fits over the whole model, on the training batch."""
+    where = {"site": site, "stat": stat, "batch": TRAIN}
+    return {**where, "layer": MODEL_WIDE, "kind": MODEL_WIDE}
 
-    Raises :class:`Absent` where there is none.
+
+def over_layers(site: str, stat: str, batch: str = TRAIN) -> dict[str, str]:
+    """The columns that select fits of the mean over layers of the log."""
+    return {"site": site, "stat": stat, "batch": batch, "layer": MEAN_LOG, "kind": ALL_KINDS}
+
+
+def measured(cells: pd.DataFrame, series: pd.DataFrame, most: int) -> tuple[list[Measured], str]:
+    """At most ``most`` families with two ranks in ``series``, and a sentence on what is left out.
+
+    Raises :class:`Absent` if there is none.
     """
-    told = []
+    found = []
     for family in families(cells):
         ranks = family.cells.loc[np.isfinite(family.cells["rank"]), ["cell_id", "rank"]]
         counts = series.merge(ranks, on="cell_id").groupby("step")["rank"].nunique()
         if (counts > 1).any():
-            told.append(Measured(family, sorted(int(step) for step in counts.index[counts > 1])))
-    if not told:
+            found.append(Measured(family, sorted(int(step) for step in counts.index[counts > 1])))
+    if not found:
         raise Absent("a law in the rank needs at least two ranks measured at one step")
-    shown, left_out = most_varied([one.family for one in told], most)
-    kept = [one for one in told if any(one.family is family for family in shown)]
-    return kept, f"{left_out} {rules_left_out(shown, MOST_RULES)}".strip()
+    shown, left_out = most_varied(found, most, lambda one: one.family)
+    rules = rules_left_out([one.family for one in shown], MOST_RULES)
+    return shown, f"{left_out} {rules}".strip()
 
 
 def laws(
     family: Family, series: pd.DataFrame, exponents: pd.DataFrame, *, step: int, **where: str
 ) -> list[Law]:
-    """The family's laws at ``step``, a rule each; ``where`` names the fit (site, stat, batch, layer, kind).
+    """The family's laws at ``step``, one per rule; ``where`` selects the fit.
 
-    A cell of infinite rank has no place on the axis and is left out.
+    Cells of infinite rank have no place on the axis and are left out.
     """
     at_step = series[series["step"] == step]
     cells = family.cells[np.isfinite(family.cells["rank"])]
@@ -80,16 +102,43 @@ def laws(
     return found
 
 
+def layer_laws(
+    family: Family, at_step: pd.DataFrame, exponents: pd.DataFrame, step: int, where: dict[str, str]
+) -> list[Law]:
+    """The laws of the mean over layers of the log statistic, each with its spread over layers."""
+    cells = family.cells[["cell_id", "rule", "rank", "seed"]]
+    logs = at_step.assign(log=np.log(at_step["value"])).merge(
+        cells[np.isfinite(cells["rank"])], on="cell_id"
+    )
+    # As in the fits: within a seed the same layers at every rank. A layer that is missing at some
+    # ranks would otherwise look like a slope.
+    expected = logs.groupby(["rule", "seed"])["cell_id"].transform("nunique")
+    present = logs.groupby(["rule", "seed", "layer"])["cell_id"].transform("nunique")
+    logs = logs[present == expected]
+    means = (
+        np.exp(logs.groupby("cell_id")["log"].mean()).reset_index(name="value").assign(step=step)
+    )
+    found = []
+    for law in laws(family, means, exponents, step=step, **where):
+        mine = logs[logs["rule"] == law.rule]
+        layers = mine.groupby(["rank", "layer"])["log"].mean().groupby("rank")
+        spread = pd.DataFrame(
+            {"low": np.exp(layers.quantile(0.05)), "high": np.exp(layers.quantile(0.95))}
+        )
+        found.append(dataclasses.replace(law, spread=spread))
+    return found
+
+
 def fit_of(
     exponents: pd.DataFrame, family: Family, rule: Rule, **where: object
 ) -> "pd.Series | None":
-    """The row of ``exponents`` with this family, rule and ``where`` (site, stat, batch, step, layer, kind), if any."""
+    """The one row of ``exponents`` that :func:`rows_of` finds; None if it finds none or several."""
     rows = rows_of(exponents, family, rule, **where)
     return rows.iloc[0] if len(rows) == 1 else None
 
 
 def rows_of(exponents: pd.DataFrame, family: Family, rule: Rule, **where: object) -> pd.DataFrame:
-    """The rows of ``exponents`` with this family, rule and ``where``."""
+    """The rows of ``exponents`` of this family and rule with the values ``where`` of columns."""
     rows = exponents
     keys = {**where, "scaling": rule.scaling, "exponent_p": rule.p, **family.keys}
     for column, value in keys.items():
@@ -101,11 +150,9 @@ def rows_of(exponents: pd.DataFrame, family: Family, rule: Rule, **where: object
 def _equal(column: "pd.Series", value: Any) -> Any:
     if pd.isna(value):
         return column.isna()
-    return (
-        np.isclose(column, value, rtol=1e-9, atol=0)
-        if is_numeric_dtype(column)
-        else column == value
-    )
+    if is_numeric_dtype(column):
+        return np.isclose(column, value, rtol=1e-9, atol=0)
+    return column == value
 
 
 def draw(
@@ -118,9 +165,10 @@ def draw(
     curved: Mapping[Rule, float] | None = None,
     more: Sequence[tuple[Line2D, str]] = (),
 ) -> None:
-    """Draw a family's laws into one panel, ``inches`` wide, with the slopes in a legend above it, ``more`` below them.
+    """Draw a family's laws into a panel ``inches`` wide. The legend above it has the exponents.
 
-    ``curved``: by rule, the slope of a theory's curve that the caller draws, said behind the rule's own.
+    - ``curved``: predicted exponents of rules whose predicted curve the caller draws;
+    - ``more``: further entries of the legend.
 
     gids: ``points|line|band|theory|spread|lost <scaling> p=<p>``.
     """
@@ -128,51 +176,56 @@ def draw(
     labels: list[str] = []
     curved = curved or {}
     for place, law in enumerate(found):
-        colour, who = style.tint(law.rule, family.rules), style.gid(law.rule)
-        hollow: dict[str, Any] = {
-            "markerfacecolor": "white",
-            "markeredgewidth": 0.8,
-            "linestyle": "none",
-            "zorder": 4,
-        }
-        mark = style.marker(law.rule, family.rules)
-        points = ax.plot(
-            law.rank, law.value, color=colour, marker=mark, gid=f"points {who}", **hollow
-        )
+        colour = style.tint(law.rule, family.rules)
+        points = _draw_points(ax, law, family, colour)
         line, theory = _draw_fit(ax, law, colour)
         handles.append((*line, *points))
-        labels.append(
-            _slope(law)
-            + (f", theory {style.number(curved[law.rule])}" if law.rule in curved else "")
-        )
-        if theory:
-            said = f"theory {style.number(law.fit['predicted'])}"  # type: ignore[index]
-            if inches < 2.5:  # no room for it behind the slope
+        labels.append(_exponent(law))
+        if law.rule in curved:
+            labels[-1] += f", theory {style.number(curved[law.rule])}"
+        if law.fit is not None and theory:
+            text = f"theory {style.number(law.fit['predicted'])}"
+            if inches < NARROW:
                 handles += theory
-                labels.append(said)
+                labels.append(text)
             else:
-                labels[-1] += f", {said}"
+                labels[-1] += f", {text}"
         if law.spread is not None and len(law.spread):
-            _draw_spread(
-                ax, law.spread, colour, f"spread {who}", aside=place - (len(found) - 1) / 2
-            )
-        if len(law.lost):  # where it would have been is not known: on the floor, at its rank
-            floor: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "gid": f"lost {who}"}
-            ax.plot(law.lost, np.full(len(law.lost), 0.03), color=colour, **style.CROSS, **floor)
+            _draw_spread(ax, law, colour, aside=place - (len(found) - 1) / 2)
     handles += [line for line, _ in more]
     labels += [name for _, name in more]
     style.rank_axis(ax, family.finite_ranks, inches)
     ax.set_yscale("log")
-    above: dict[str, Any] = {
-        "loc": "lower left",
-        "bbox_to_anchor": (0.0, 1.02),
-        "alignment": "left",
-    }
-    ax.legend(handles, labels, title=heading, title_fontsize=8, **above)
+    style.legend_above(ax, handles, labels, heading)
+
+
+def _draw_points(ax: Axes, law: Law, family: Family, colour: Any) -> list[Line2D]:
+    """A hollow marker per cell. A diverged cell has no value: its cross is at the bottom."""
+    who = style.gid(law.rule)
+    if len(law.lost):
+        ax.plot(
+            law.lost,
+            np.full(len(law.lost), 0.03),
+            color=colour,
+            transform=ax.get_xaxis_transform(),
+            gid=f"lost {who}",
+            **style.CROSS,
+        )
+    return ax.plot(
+        law.rank,
+        law.value,
+        color=colour,
+        marker=style.marker(law.rule, family.rules),
+        markerfacecolor="white",
+        markeredgewidth=0.8,
+        linestyle="none",
+        zorder=4,
+        gid=f"points {who}",
+    )
 
 
 def _draw_fit(ax: Axes, law: Law, colour: Any) -> tuple[list[Line2D], list[Line2D]]:
-    """The fitted line with its band and, beneath it, the predicted one: a good theory shows as beads on the line."""
+    """The fitted line with its band and, below it, the predicted line as thicker dots."""
     if law.fit is None:
         return [], []
     who = style.gid(law.rule)
@@ -185,59 +238,58 @@ def _draw_fit(ax: Axes, law: Law, colour: Any) -> tuple[list[Line2D], list[Line2
     if not np.isfinite(law.fit["predicted"]):
         return line, []
     predicted, *_ = fitted({**law.fit, "exponent": law.fit["predicted"]}, along)
-    dotted: dict[str, Any] = {"color": style.INK, "linestyle": (0, (0.7, 1.8)), "linewidth": 1.8}
+    dotted: dict[str, Any] = {"color": style.INK, "linestyle": style.DOTTED, "linewidth": 1.8}
     return line, ax.plot(along, predicted, zorder=2.5, gid=f"theory {who}", **dotted)
 
 
-def _draw_spread(ax: Axes, spread: pd.DataFrame, colour: Any, gid: str, aside: float) -> None:
-    """A bar per rank from ``low`` to ``high``, moved aside on the page, not in the data, from another rule's bar."""
-    points = ScaledTranslation(aside * 2.6 / 72, 0, ax.get_figure(root=True).dpi_scale_trans)  # type: ignore[union-attr]
-    bars: dict[str, Any] = {
-        "color": colour,
-        "alpha": 0.3,
-        "linewidth": 2.2,
-        "zorder": 1,
-        "gid": gid,
-    }
-    ax.vlines(spread.index, spread["low"], spread["high"], transform=ax.transData + points, **bars)
+def _draw_spread(ax: Axes, law: Law, colour: Any, aside: float) -> None:
+    """A bar per rank from ``low`` to ``high``.
+
+    Bars of several rules are shifted ``aside`` on the page, not in the data.
+    """
+    spread, page = law.spread, ax.get_figure(root=True)
+    assert spread is not None
+    assert page is not None
+    ax.vlines(
+        spread.index,
+        spread["low"],
+        spread["high"],
+        transform=ax.transData + ScaledTranslation(aside * 2.6 / 72, 0, page.dpi_scale_trans),
+        color=colour,
+        alpha=0.3,
+        linewidth=2.2,
+        zorder=1,
+        gid=f"spread {style.gid(law.rule)}",
+    )
     ax.update_datalim(
         [(spread.index[0], spread["low"].min()), (spread.index[0], spread["high"].max())]
     )
 
 
-def _slope(law: Law) -> str:
-    """``LoRA  −0.50 [−0.52, −0.48]``; with a third digit where the interval is that narrow."""
+def _exponent(law: Law) -> str:
+    """``LoRA  −0.50 [−0.52, −0.48]``; with three digits if the interval is narrow."""
     if law.fit is None:
         return style.name(law.rule)
     low, high = law.fit["ci_low"], law.fit["ci_high"]
     digits = 3 if high - low < 0.02 else 2
-    gap = ": " if law.rule.scaling == "power" else "  "  # a name that ends with a number
-    said = f"{style.name(law.rule)}{gap}{style.number(law.fit['exponent'], digits)}"
-    return (
-        f"{said} [{style.number(low, digits)}, {style.number(high, digits)}]"
-        if np.isfinite(high - low)
-        else said
-    )
+    gap = "  " if law.rule.has_own_p else ": "  # the name ends with a number
+    text = f"{style.name(law.rule)}{gap}{style.number(law.fit['exponent'], digits)}"
+    if np.isfinite(high - low):
+        text += f" [{style.number(low, digits)}, {style.number(high, digits)}]"
+    return text
 
 
-def fine_print(drawn: Sequence[Law], point: str = "one per seed") -> str:
-    """What points, lines, bands, brackets and crosses are, in a few sentences."""
+def fine_print(drawn: Sequence[Law], points: str = "one per seed") -> str:
+    """What points, lines, bands, brackets and crosses mean."""
     fits = [law.fit for law in drawn if law.fit is not None]
-    said = [f"Points: {point}."]
+    sentences = [f"Points: {points}."]
     if fits:
-        over = {
-            "seeds": "over seeds",
-            "ranks": "over ranks, there being one seed",
-            "none": "none with two ranks",
-        }
-        kinds = " or ".join(
-            over[kind] for kind in over if kind in {fit["interval"] for fit in fits}
-        )
-        said.append(
-            f"Lines: fits; legend: their slopes in log–log with 95% interval ({kinds}); bands: the lines' own."
+        intervals = ci({fit["interval"] for fit in fits})
+        sentences.append(
+            f"Lines: power-law fits. Legend: exponent with {intervals}; bands: {CI} of the fit."
         )
     if any(np.isfinite(fit["predicted"]) for fit in fits):
-        said.append("Dotted: the slope that theory predicts, through the fit's centre.")
+        sentences.append("Dotted: predicted slope, through the centre of the fit.")
     if any(len(law.lost) for law in drawn):
-        said.append("×: a run at this rank had diverged by then.")
-    return " ".join(said)
+        sentences.append("×: a run at this rank had diverged by then.")
+    return " ".join(sentences)

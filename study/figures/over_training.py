@@ -1,6 +1,6 @@
-"""The paper's Figures 2 and 3: loss and gradient norm over training, one curve per rank, one panel per rule."""
+"""Loss and gradient norm over training (the paper's Figures 2 and 3): a curve per rank."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -27,124 +27,121 @@ from study.figures.training_curves import (
     limits,
     step_axis,
 )
+from study.vocabulary.quantities import GRADIENT_NORM, METRICS
 
 MOST_RULES = 5
+LARGEST_LOG = 500.0
+"""e^500 is still finite."""
 
 
-class Quantity(NamedTuple):
-    """What a row of panels shows: a (cell_id, step, value) series, averaged over seeds geometrically or not."""
+@dataclass(frozen=True)
+class Row:
+    """A row of panels: a (cell_id, step, value) series, with its label on the y axis.
+
+    ``geometric``: whether the mean over seeds is geometric.
+    """
 
     label: tuple[str, str]
     series: pd.DataFrame
     geometric: bool
 
+    def curves(self, family: Family) -> list[Curve]:
+        return curves(family, self.series, log=self.geometric)
+
 
 @style.paper()
 def loss_curves(tables: Tables) -> Figure:
-    """Training loss and held-out perplexity over training (Kalajdzievski 2023, arXiv 2312.03732, Figure 2).
+    """Training loss and held-out perplexity over training, one curve per rank (Kalajdzievski 2023,
+    arXiv 2312.03732, Figure 2).
 
-    A row of panels each, the second only where something was evaluated; a column per rule; y is shared along a row.
-    Losses are means over target tokens in nats; perplexity is the exponential of the held-out loss, its average over
-    seeds geometric. Settings that must not be mixed come one below the other.
+    A row of panels each; the second only if the study was evaluated. A column per rule; rows share
+    their y axis. Losses are means over target tokens in nats. Perplexity is the exponential of the
+    held-out loss; its mean over seeds is geometric.
     """
     loss, heldout = (per_step(tables.cells, tables.metrics, name) for name in ("loss", "eval_loss"))
-    perplexity = heldout.assign(
-        value=np.exp(np.minimum(heldout["value"].astype(float), 500.0))
-    )  # e^500: still finite
-    quantities = [
-        Quantity(("training loss", "(nats per token)"), loss, geometric=False),
-        Quantity(("held-out", "perplexity"), perplexity, geometric=True),
+    log = np.minimum(heldout["value"].astype(float), LARGEST_LOG)
+    metric = METRICS["loss"]
+    rows = [
+        Row((metric.label, f"({metric.unit})"), loss, geometric=False),
+        Row(("held-out", "perplexity"), heldout.assign(value=np.exp(log)), geometric=True),
     ]
-    return _over_training(
-        holding(tables.cells, loss, "finite training loss"), quantities, most=3, ratio=0.47
-    )
+    cells = holding(tables.cells, loss, "finite training loss")
+    return _over_training(cells, rows, most=3, ratio=0.47)
 
 
 @style.paper()
 def grad_norm_curves(tables: Tables) -> Figure:
-    """The norm of the gradient over all adapters, before clipping, over training (the paper's Figure 3), on a log axis.
+    """Norm of the gradient over all adapters, before clipping, over training, one curve per rank
+    (Kalajdzievski 2023, Figure 3).
 
-    From the probes' model-wide ``adapter_grad`` where every cell has it, else from the ``grad_norm`` of every step:
-    the same number, so that only the choice of steps differs. Averages over seeds are geometric.
+    The norms are those of the probes if every cell has them, else the ``grad_norm`` of every step.
+    The two are the same number; only the steps differ. Means over seeds are geometric.
     """
-    probed = model_wide(tables.cells, tables.probes, "adapter_grad", "norm")
+    probed = model_wide(tables.cells, tables.probes, GRADIENT_NORM.site, GRADIENT_NORM.stat)
     every_step = per_step(tables.cells, tables.metrics, "grad_norm")
     every_step = every_step[every_step["value"] > 0]
     series = probed if set(probed["cell_id"]) >= set(every_step["cell_id"]) else every_step
-    norm = Quantity(("adapter gradient norm", r"$\|\nabla_{\!A,B}\,L\|_2$"), series, geometric=True)
+    row = Row((GRADIENT_NORM.name, GRADIENT_NORM.symbol), series, geometric=True)
     cells = holding(tables.cells, series, "model-wide gradient norm")
-    return _over_training(cells, [norm], most=4, ratio=0.62, log=True)
+    return _over_training(cells, [row], most=4, ratio=0.62, log=True)
 
 
 def _over_training(
-    cells: pd.DataFrame, quantities: list[Quantity], *, most: int, ratio: float, log: bool = False
+    cells: pd.DataFrame, rows: list[Row], *, most: int, ratio: float, log: bool = False
 ) -> Figure:
-    """Settings one below the other, each with a row of panels per quantity and a column per rule."""
-    shown, left_out = most_varied(
-        [f for f in families(cells) if any(_curves(f, q) for q in quantities)], most
-    )
-    if not shown:
+    """Settings one below the other, each with its rows of panels and a column per rule."""
+    drawable = [family for family in families(cells) if any(row.curves(family) for row in rows)]
+    if not drawable:
         raise Absent("no run with two steps in the tables")
-    quantities = [q for q in quantities if any(_curves(family, q) for family in shown)]
+    shown, left_out = most_varied(drawable, most)
+    rows = [row for row in rows if any(row.curves(family) for family in shown)]
     columns = min(max(len(family.rules) for family in shown), MOST_RULES)
     page = style.figure(
-        len(quantities) * len(shown),
+        len(rows) * len(shown),
         columns,
         column=style.FULL if columns > 1 else style.HALF,
-        ratio=ratio
-        * max(columns, 2)
-        / 2,  # a row keeps its height, however many rules share its width
+        ratio=ratio * max(columns, 2) / 2,  # the height of a row does not depend on the columns
         above=0.3 + (0.35 * len(shown) if len(shown) > 1 else 0),
     )
     drawn: list[list[Curve]] = []
-    for part, family in zip(
-        style.rows(page, [family.label for family in shown]), shown, strict=True
-    ):
-        drawn += _family(part, family, quantities, columns, log)
-    hidden = any(coincide(row, limits(row, log=log, margin=0), log=log) for row in drawn)
-    said = fine_print(
-        [curve for row in drawn for curve in row],
+    parts = style.rows(page, [family.label for family in shown])
+    for part, family in zip(parts, shown, strict=True):
+        drawn += _draw(part, family, rows, columns, log)
+    hidden = any(coincide(found, limits(found, log=log, margin=0), log=log) for found in drawn)
+    text = fine_print(
+        [curve for found in drawn for curve in found],
         mean="geometric mean" if log else "mean",
         hidden=hidden,
     )
-    return style.finish(page, said, left_out, rules_left_out(shown, MOST_RULES))
+    return style.finish(page, text, left_out, rules_left_out(shown, MOST_RULES))
 
 
-def _family(
-    part: Figure | SubFigure, family: Family, quantities: list[Quantity], columns: int, log: bool
+def _draw(
+    part: Figure | SubFigure, family: Family, rows: list[Row], columns: int, log: bool
 ) -> list[list[Curve]]:
-    """Draw one setting's panels, with the ladder of its ranks beside them; return the curves of each row."""
-    panels = part.subplots(len(quantities), columns, sharex=True, sharey="row", squeeze=False)
+    """The panels of one setting and the legend of its ranks. Return the curves of each row."""
+    panels = part.subplots(len(rows), columns, sharex=True, sharey="row", squeeze=False)
     rules = family.rules[:columns]
     drawn: list[list[Curve]] = []
-    for row, quantity in zip(panels, quantities, strict=True):
-        found = [curve for curve in _curves(family, quantity) if curve.rule in rules]
+    for axes, row in zip(panels, rows, strict=True):
+        found = [curve for curve in row.curves(family) if curve.rule in rules]
         reach = limits(found, log=log, margin=0)
-        for ax, rule in zip(row, rules, strict=False):
+        for ax, rule in zip(axes, rules, strict=False):
             draw(ax, [curve for curve in found if curve.rule == rule], family.ranks, reach)
-        style.y_label(row[0], *quantity.label)
-        row[0].set_ylim(*limits(found, log=log, margin=0.05))
+        style.y_label(axes[0], *row.label)
+        axes[0].set_ylim(*limits(found, log=log, margin=0.05))
         if log:
-            style.log_axis(row)
+            style.log_axis(axes)
         else:
-            style.linear_axis(row[0])
+            style.linear_axis(axes[0])
         drawn.append(found)
-    all_curves = [curve for found in drawn for curve in found]
+    every = [curve for found in drawn for curve in found]
     for ax, rule in zip(panels[0], rules, strict=False):
-        ax.set_title(
-            style.title(rule, lines=1 if columns < 4 else 2),
-            color=style.tint(rule, [rule]),
-            linespacing=1.0,
-        )
-    for ax in panels[:, len(rules) :].flat:
-        ax.set_visible(False)
+        style.heading(ax, rule, columns)
+    style.hide(panels[:, len(rules) :].flat)
     for ax in panels[-1]:
-        step_axis(ax, np.concatenate([curve.step for curve in all_curves]))
-    style.ladder(
-        part, panels, rules, family.ranks, {(curve.rule, curve.rank) for curve in all_curves}
+        step_axis(ax, np.concatenate([curve.step for curve in every]))
+    style.rank_legend(
+        part, panels, rules, family.ranks, {(curve.rule, curve.rank) for curve in every}
     )
     return drawn
-
-
-def _curves(family: Family, quantity: Quantity) -> list[Curve]:
-    return curves(family, quantity.series, log=quantity.geometric)

@@ -1,28 +1,35 @@
-"""What a figure reads: a study's tables, cut into settings, rules, ranks and seeds.
+"""What a figure reads: the tables of a study, split into settings, rules, ranks and seeds.
 
-A *family* is everything that a figure must not mix: one model, data set, optimizer, learning rate and so on. Inside a
-family only the scaling rule, the rank and the seed differ; a figure gives each family a row of panels of its own.
+A *family* is one setting: one model, data set, optimizer, learning rate and so on. Within a family
+only the scaling rule, the rank and the seed differ. Every family has panels of its own, so that a
+figure never mixes settings.
 """
 
 import numbers
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from study.analysis.grouping import NOT_A_CURVE
+from study.analysis.grouping import NOT_A_CURVE, distinguishing
 from study.errors import StudyError
 from study.vocabulary.optimizers import label
-from study.vocabulary.quantities import MODEL_WIDE
+from study.vocabulary.quantities import MODEL_WIDE, TRAIN
 from study.vocabulary.scaling import RULES
 from study.vocabulary.sources import model_label
 
+T = TypeVar("T")
+
 
 class Tables(Protocol):
-    """The four tables of a study (DESIGN section 5): ``study.load(folder)`` returns them."""
+    """The tables that every figure can read (DESIGN section 5): ``study.load(folder)``.
+
+    ``truncations`` and ``distances`` are optional.
+    """
 
     @property
     def cells(self) -> pd.DataFrame: ...
@@ -35,12 +42,12 @@ class Tables(Protocol):
 
 
 class Absent(StudyError):
-    """The tables hold nothing that this figure shows; the message says what is missing."""
+    """The tables lack the data of this figure. The message names what is missing."""
 
 
 @dataclass(frozen=True, order=True)
 class Rule:
-    """A scaling rule as a figure tells it apart: its name, and its p where the name does not say it."""
+    """A scaling rule with its p. ``place`` sorts rules as the vocabulary does."""
 
     place: int
     scaling: str
@@ -48,15 +55,23 @@ class Rule:
 
     @classmethod
     def of(cls, scaling: str, exponent: float | None) -> "Rule":
-        """The rule of a cell; ``exponent`` is read only where the rule has no p of its own."""
+        """The rule of a cell; ``exponent`` is used only if the rule has no p of its own."""
         p = exponent if RULES[scaling].p is None else RULES[scaling].p
         assert p is not None
         return cls(list(RULES).index(scaling), str(scaling), float(p))
 
+    @property
+    def has_own_p(self) -> bool:
+        return RULES[self.scaling].p is not None
+
 
 @dataclass(frozen=True)
 class Family:
-    """The cells of one setting. ``label`` names what sets it apart from the study's others; ``""`` if it is alone."""
+    """The cells of one setting, with their rule in the column ``rule``.
+
+    ``label``: how the setting differs from the others of the study; ``""`` if it is the only one.
+    ``keys``: the columns of ``cells`` that define the setting, with their values.
+    """
 
     label: str
     keys: dict[str, Any]
@@ -80,10 +95,11 @@ PREFIX = {
     "alpha": "α = ",
     **dict.fromkeys(("study", "model", "optimizer"), ""),
 }
+"""The words before a value in a label; by default the column's name."""
 
 
 def families(cells: pd.DataFrame) -> list[Family]:
-    """The families of ``cells``: cells belong together by what the analysis puts into one fit, the rule aside."""
+    """The families of ``cells``. Cells that the analysis fits together share one, rules aside."""
     exponent = cells["exponent"] if "exponent" in cells else [None] * len(cells)
     rule = pd.Series(
         [Rule.of(s, p) for s, p in zip(cells["scaling"], exponent, strict=True)],
@@ -91,7 +107,7 @@ def families(cells: pd.DataFrame) -> list[Family]:
         dtype=object,
     )
     columns = [str(c) for c in cells if c not in NOT_A_CURVE and c not in ("scaling", "exponent")]
-    # As strings where they are no numbers, like the analysis: a list of targets may be an array, which has no groups.
+    # As strings, like the analysis: a list of targets may be an array, which pandas cannot group.
     words = {
         c: cells[c].map(str, na_action="ignore") for c in columns if not is_numeric_dtype(cells[c])
     }
@@ -102,46 +118,40 @@ def families(cells: pd.DataFrame) -> list[Family]:
         if varying
         else [cells]
     )
-    named = [c for c in varying if not _goes_without_saying(cells, c)]
+    named = {"optimizer", *distinguishing(cells, varying)}
     found = []
     for group in groups:
         keys = {c: group[c].iloc[0] for c in columns}
-        found.append(Family(", ".join(_named(c, keys[c]) for c in named), keys, group))
+        found.append(
+            Family(", ".join(_named(c, keys[c]) for c in varying if c in named), keys, group)
+        )
     return found
 
 
-KNOBS = ("momentum", "eps")
-"""Columns of ``cells`` that only some optimizers have."""
+def most_varied(
+    found: Sequence[T], most: int, family: Callable[[T], Any] = lambda one: one
+) -> tuple[list[T], str]:
+    """At most ``most`` of ``found``, in their order, and a sentence on what is left out.
 
-
-def _goes_without_saying(cells: pd.DataFrame, column: str) -> bool:
-    """Whether ``column`` is a knob at one setting per optimizer: "SGD" says "no eps"."""
-    if column not in KNOBS or "optimizer" not in cells:
-        return False
-    return bool(cells.groupby("optimizer", observed=True)[column].nunique(dropna=False).max() == 1)
-
-
-def most_varied(found: list[Family], most: int) -> tuple[list[Family], str]:
-    """At most ``most`` families, in their order, and a sentence on what was left out.
-
-    Optimizers take turns, each with its largest family first: a sweep over learning rates must not crowd one out.
+    Optimizers take turns, each with its largest family first, so that a sweep over learning rates
+    crowds out none of them. ``family``: the family of an element.
     """
-    largest = sorted(found, key=lambda family: -len(family.cells))
-    optimizer = [family.keys.get("optimizer") for family in largest]
+    largest = sorted(range(len(found)), key=lambda i: -len(family(found[i]).cells))
+    optimizer = [family(found[i]).keys.get("optimizer") for i in largest]
     turn = [optimizer[:i].count(optimizer[i]) for i in range(len(largest))]
-    chosen = [largest[i] for i in np.argsort(turn, kind="stable")[:most]]
+    chosen = {largest[i] for i in np.argsort(turn, kind="stable")[:most]}
     left_out = f"{most} of {len(found)} settings shown." if most < len(found) else ""
-    return [family for family in found if any(family is one for one in chosen)], left_out
+    return [one for i, one in enumerate(found) if i in chosen], left_out
 
 
-def rules_left_out(found: list[Family], most: int) -> str:
-    """A sentence for a family with more than ``most`` rules."""
+def rules_left_out(found: Sequence[Family], most: int) -> str:
+    """A sentence for a figure that shows only ``most`` of the rules; empty if it shows all."""
     rules = max(len(family.rules) for family in found)
     return f"{most} of {rules} rules shown." if rules > most else ""
 
 
 def _named(column: str, value: Any) -> str:
-    """``AdamW``, ``learning rate 0.0001``, ``no clip``, ``targets q_proj,v_proj``: a value as a heading names it."""
+    """A value in a label: ``AdamW``, ``learning rate 0.0001``, ``no clip``, ``targets q_proj``."""
     if pd.isna(value):
         return f"no {column.replace('_', ' ')}"
     text = (
@@ -153,7 +163,10 @@ def _named(column: str, value: Any) -> str:
 
 
 def per_step(cells: pd.DataFrame, metrics: pd.DataFrame, column: str) -> pd.DataFrame:
-    """One column of ``metrics`` as (cell_id, step, value), where finite; the step a cell diverged at is its last."""
+    """The finite values of a column of ``metrics``: (cell_id, step, value).
+
+    The last row of a diverged cell is the step at which it diverged.
+    """
     if column not in metrics:
         return NOTHING
     rows = metrics[np.isfinite(metrics[column].to_numpy(float, na_value=np.nan))]
@@ -168,16 +181,16 @@ def per_step(cells: pd.DataFrame, metrics: pd.DataFrame, column: str) -> pd.Data
 
 
 def model_wide(
-    cells: pd.DataFrame, probes: pd.DataFrame, site: str, stat: str, batch: str = "train"
+    cells: pd.DataFrame, probes: pd.DataFrame, site: str, stat: str, batch: str = TRAIN
 ) -> pd.DataFrame:
-    """A model-wide statistic as (cell_id, step, layer, value), where it has a logarithm."""
+    """The positive values of a statistic of the whole model: (cell_id, step, layer, value)."""
     return _probed(cells, probes, site, stat, batch, model=True)
 
 
 def per_layer(
-    cells: pd.DataFrame, probes: pd.DataFrame, site: str, stat: str, batch: str = "train"
+    cells: pd.DataFrame, probes: pd.DataFrame, site: str, stat: str, batch: str = TRAIN
 ) -> pd.DataFrame:
-    """The layers' statistic as (cell_id, step, layer, value), where it has a logarithm."""
+    """The positive values of a statistic of single layers: (cell_id, step, layer, value)."""
     return _probed(cells, probes, site, stat, batch, model=False)
 
 
@@ -203,7 +216,7 @@ def _probed(
 
 
 def _ends(cells: pd.DataFrame, series: pd.DataFrame) -> np.ndarray:
-    """Per row the step at which its cell diverged: from there on a pack measures the weights that it left behind."""
+    """Per row the step at which its cell diverged: later rows measure frozen weights."""
     if "diverged_step" not in cells:
         return np.full(len(series), np.inf)
     diverged = dict(
@@ -213,7 +226,7 @@ def _ends(cells: pd.DataFrame, series: pd.DataFrame) -> np.ndarray:
 
 
 def holding(cells: pd.DataFrame, series: pd.DataFrame, what: str) -> pd.DataFrame:
-    """The cells that ``series`` has values for. Raises :class:`Absent` where it has none."""
+    """The cells with values in ``series``. Raises :class:`Absent` if there are none."""
     found = cells[cells["cell_id"].isin(set(series["cell_id"]))] if len(cells) else cells
     if found.empty:
         raise Absent(f"no {what} in the tables")

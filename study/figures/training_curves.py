@@ -1,4 +1,4 @@
-"""Curves over training: one per rule and rank, averaged over seeds, and how they are drawn."""
+"""Curves over training: one per rule and rank, averaged over seeds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,15 +10,22 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from scipy.signal import savgol_filter
 
 from study.figures import style
+from study.figures.captions import span
 from study.figures.selection import Family, Rule
 
 SMOOTHED_FROM = 40
-"""Curves with fewer points than this are drawn as they are."""
+"""Curves with fewer points are not smoothed."""
+MARKED_UP_TO = 12
+"""Curves with at most this many points have markers."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One rule at one rank: the mean over its complete cells with their range, or one cell that is not complete."""
+    """One rule at one rank: the mean over its complete cells, or one cell that is not complete.
+
+    - ``low``, ``high``: the range over the cells; ``raw``: the mean before smoothing;
+    - ``window``: steps per smoothed value; 1 if nothing is smoothed.
+    """
 
     rule: Rule
     rank: float
@@ -27,11 +34,9 @@ class Curve:
     low: np.ndarray
     high: np.ndarray
     raw: np.ndarray
-    """The mean before smoothing."""
     cells: int
     status: str
     window: int
-    """How many steps one smoothed value averages; 1 where nothing is smoothed."""
 
     @property
     def complete(self) -> bool:
@@ -41,8 +46,8 @@ class Curve:
 def curves(family: Family, series: pd.DataFrame, *, log: bool) -> list[Curve]:
     """The family's curves of a (cell_id, step, value) series; with ``log`` the mean is geometric.
 
-    A cell that diverged or has not finished keeps a curve of its own: averaging it with the others would make a jump
-    where it ends. A diverged one is never smoothed, as that would hide how it went.
+    A cell that diverged or has not finished has a curve of its own: in a mean with others it would
+    cause a jump where it ends. A diverged cell is not smoothed, which would hide how it diverged.
     """
     series = series[series["cell_id"].isin(set(family.cells["cell_id"]))]
     steps = series["step"].nunique()
@@ -58,9 +63,8 @@ def curves(family: Family, series: pd.DataFrame, *, log: bool) -> list[Curve]:
             measured = [cell for cell in cells if cell in wide]
             complete = [cell for cell in measured if status[cell] == "complete"]
             if complete:
-                found.append(
-                    _averaged(rule, rank, wide[complete].dropna(), "complete", window, log)
-                )
+                rows = wide[complete].dropna()
+                found.append(_averaged(rule, rank, rows, "complete", window, log))
             for cell in measured:
                 alone = wide[[cell]].dropna()
                 if cell not in complete and len(alone) > 1:
@@ -74,16 +78,10 @@ def _averaged(
 ) -> Curve:
     values = np.log(wide.to_numpy(float)) if log else wide.to_numpy(float)
     window = window if len(values) >= window else 1
-    # Of first order: a centred running mean, and a straight line over the first and the last window.
+    # First order: a centred running mean, and a straight line over the first and last window.
     smooth = savgol_filter(values, window, 1, axis=0, mode="interp") if window > 1 else values
-    mean, low, high, raw = (
-        smooth.mean(axis=1),
-        smooth.min(axis=1),
-        smooth.max(axis=1),
-        values.mean(axis=1),
-    )
-    if log:
-        mean, low, high, raw = np.exp(mean), np.exp(low), np.exp(high), np.exp(raw)
+    lines = [smooth.mean(axis=1), smooth.min(axis=1), smooth.max(axis=1), values.mean(axis=1)]
+    mean, low, high, raw = map(np.exp, lines) if log else lines
     return Curve(
         rule, rank, wide.index.to_numpy(), mean, low, high, raw, values.shape[1], status, window
     )
@@ -92,20 +90,28 @@ def _averaged(
 def draw(
     ax: Axes, found: Sequence[Curve], ranks: Sequence[float], reach: tuple[float, float]
 ) -> None:
-    """Draw curves in their ranks' shades, unfinished ones thinner; a diverged one ends in a cross.
+    """Draw curves in the shades of their ranks. Curves that are not complete are thinner, and the
+    curve of a diverged cell ends in a cross.
 
-    A cross beyond ``reach`` sits at its end. gids: ``curve|raw|band|cross <scaling> p=<p> r=<rank> <status>``.
+    A cross outside of the range ``reach`` is drawn at its edge.
+    gids: ``curve|raw|band|cross <scaling> p=<p> r=<rank> <status>``.
     """
-    fog = max(0.05, 0.6 / (3 + len(ranks)))  # many bands upon one another turn opaque
-    dots = "o" if all(len(curve.step) <= 12 for curve in found) else None
+    opacity = max(0.05, 0.6 / (3 + len(ranks)))  # many overlapping bands become opaque
+    dots = "o" if all(len(curve.step) <= MARKED_UP_TO for curve in found) else None
     for curve in sorted(found, key=lambda c: (not c.complete, c.rank)):
         colour = style.shade(curve.rule, curve.rank, ranks)
         who = f"{style.gid(curve.rule)} r={style.rank_name(curve.rank)} {curve.status}"
         if curve.cells > 1:
-            band = ax.fill_between(
-                curve.step, curve.low, curve.high, color=colour, alpha=fog, linewidth=0, zorder=1
+            ax.fill_between(
+                curve.step,
+                curve.low,
+                curve.high,
+                color=colour,
+                alpha=opacity,
+                linewidth=0,
+                zorder=1,
+                gid=f"band {who}",
             )
-            band.set_gid(f"band {who}")
         if curve.window > 1:
             ax.plot(
                 curve.step,
@@ -132,44 +138,40 @@ def draw(
 
 
 def limits(found: Sequence[Curve], *, log: bool, margin: float) -> tuple[float, float]:
-    """The y range: what the complete curves need, and up to half as much again for those that went astray.
+    """The y range: that of the complete curves, plus up to half of it for the other curves.
 
-    ``margin`` is kept free on either side, in parts of the range.
+    ``margin``: the share of the range that stays free at either end.
     """
     if not found:
         return (1.0, 10.0) if log else (0.0, 1.0)
-    ends = np.log if log else np.asarray
-    steady = [c for c in found if c.complete] or list(found)
-    low, high = (
-        float(ends(f([f(v) for c in steady for v in (c.low, c.high, c.raw)])))
-        for f in (np.min, np.max)
-    )
+    scale = np.log if log else np.asarray
+    complete = [curve for curve in found if curve.complete] or list(found)
+    values = scale(np.concatenate([v for c in complete for v in (c.low, c.high, c.raw)]))
+    low, high = float(values.min()), float(values.max())
     span = (high - low) or 0.1 * abs(high) or 1.0
-    least, most = (float(ends(f([f(c.value) for c in found]))) for f in (np.min, np.max))
-    low, high = max(min(low, least), low - span / 2), min(max(high, most), high + span / 2)
+    every = scale(np.concatenate([curve.value for curve in found]))
+    low = max(min(low, float(every.min())), low - span / 2)
+    high = min(max(high, float(every.max())), high + span / 2)
     low, high = low - margin * (high - low), high + margin * (high - low)
     return (float(np.exp(low)), float(np.exp(high))) if log else (low, high)
 
 
 def coincide(found: Sequence[Curve], reach: tuple[float, float], *, log: bool) -> bool:
-    """Whether the ranks of some rule lie within 2 % of the y range of one another: then one curve hides the rest."""
+    """Whether the curves of some rule are within 2 % of the y range: one curve hides the others."""
     scale = np.log if log else np.asarray
     for rule in {curve.rule for curve in found}:
         complete = [curve for curve in found if curve.rule == rule and curve.complete]
         apart = pd.DataFrame(
             {curve.rank: pd.Series(scale(curve.value), curve.step) for curve in complete}
         ).dropna()
-        if (
-            len(complete) > 1
-            and len(apart)
-            and np.ptp(apart, axis=1).max() < 0.02 * np.ptp(scale(reach))
-        ):
+        near = 0.02 * np.ptp(scale(reach))
+        if len(complete) > 1 and len(apart) and np.ptp(apart, axis=1).max() < near:
             return True
     return False
 
 
 def step_axis(ax: Axes, steps: np.ndarray) -> None:
-    """The axis of optimizer steps: linear, or logarithmic from 1 on where the steps were spaced that way."""
+    """The axis of optimizer steps: linear, or logarithmic if the steps are spaced so."""
     ax.set_xlabel("optimizer step")
     last = max(int(steps.max()), 1)
     if last <= 64 or np.median(steps) > last / 8:
@@ -184,21 +186,20 @@ def step_axis(ax: Axes, steps: np.ndarray) -> None:
 
 
 def fine_print(drawn: Sequence[Curve], *, mean: str = "mean", hidden: bool = False) -> str:
-    """How the drawn curves came about, in a sentence or three."""
-    seeds = sorted({c.cells for c in drawn if c.complete})
-    windows = sorted({c.window for c in drawn} - {1})
-    said = []
-    if seeds and seeds[-1] > 1:
-        many = str(seeds[-1]) if len(seeds) == 1 else f"{seeds[0]}–{seeds[-1]}"
-        said.append(f"Lines: {mean} over {many} seeds; bands: their range.")
+    """What lines, bands and crosses mean. ``hidden``: whether some curves hide others."""
+    seeds = [curve.cells for curve in drawn if curve.complete]
+    windows = {curve.window for curve in drawn} - {1}
+    sentences = []
+    if max(seeds, default=1) > 1:
+        sentences.append(f"Lines: {mean} over {span(seeds)} seeds; bands: their range.")
     if hidden:
-        said.append("Where a panel seems to hold one curve, the curves of its ranks coincide.")
+        sentences.append("In a panel with a single visible curve, the curves of all ranks overlap.")
     if windows:
-        said.append(f"Smoothed over {windows[-1]} steps; hairlines: before smoothing.")
-    if any(c.status not in ("complete", "diverged") for c in drawn):
-        said.append("Thin lines: runs that have not finished.")
-    if any(c.status == "diverged" for c in drawn):
-        said.append(
-            "Thin lines ending in ×: runs that diverged, at their last finite value (or the edge)."
+        sentences.append(f"Smoothed over {max(windows)} steps; thin pale lines: before smoothing.")
+    if any(curve.status not in ("complete", "diverged") for curve in drawn):
+        sentences.append("Thin lines: runs that have not finished.")
+    if any(curve.status == "diverged" for curve in drawn):
+        sentences.append(
+            "Thin lines ending in ×: diverged runs, at their last finite value or the panel's edge."
         )
-    return " ".join(said)
+    return " ".join(sentences)

@@ -180,9 +180,11 @@ def test_gradients_are_shown_in_units_of_eps_at_the_first_step_both_have_one(ada
 
 def test_the_line_at_a_hundred_is_there_and_named(adamw, read) -> None:
     figure = eps_over_ranks(adamw)
-    assert [set(line.get_ydata()) for line in read.artists(figure, "enough")] == [{100.0}, {100.0}]
+    assert [set(line.get_ydata()) for line in read.artists(figure, "eps")] == [{100.0}, {100.0}]
     for ax in figure.axes:
-        assert "100; below: eps matters" in [t.get_text() for t in ax.get_legend().get_texts()]
+        assert "100: below, eps affects the updates" in [
+            t.get_text() for t in ax.get_legend().get_texts()
+        ]
         assert ax.get_ylim()[0] < 100 < ax.get_ylim()[1]
 
 

@@ -81,7 +81,7 @@ def test_nothing_collides_in_unusual_studies(kind: str, tiny, read) -> None:
 @pytest.mark.parametrize("name", PLAIN)
 def test_every_axis_is_labelled(name: str, small, read) -> None:
     figure = FIGURES[name](small)
-    panels = [ax for ax in figure.axes if ax.get_label() != "ladder"]
+    panels = [ax for ax in figure.axes if ax.get_label() != "legend"]
     for ax in panels:
         place = ax.get_subplotspec()
         assert bool(ax.get_xlabel()) == place.is_last_row()

@@ -11,13 +11,14 @@ from study.figures.against_p import crossing, exponent_against_p
 from study.figures.over_layers import exponent_heatmap
 from study.figures.over_steps import exponents_over_training
 from study.figures.selection import Absent, Rule
+from study.vocabulary.quantities import GRADIENT_NORM
 
 POWERS = [("power", p) for p in (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)]
 LORA, RSLORA = "lora p=1", "rslora p=0.5"
 
 
 def panels(figure) -> list:
-    return [ax for ax in figure.axes if ax.get_visible() and ax.get_label() != "ladder"]
+    return [ax for ax in figure.axes if ax.get_visible() and ax.get_label() != "legend"]
 
 
 def row(tables, **where):
@@ -73,7 +74,7 @@ def test_slopes_are_the_tables_and_the_stable_p_is_where_they_cross(powers, read
 def test_the_interval_of_the_stable_p_inverts_those_of_the_slopes() -> None:
     p = np.array([0.0, 0.5, 1.0])
     slope = 0.5 - p
-    line = against_p.Line(against_p.GRADIENT, 0, False, p, slope, slope - 0.1, slope + 0.1, slope)
+    line = against_p.Line(GRADIENT_NORM, 0, True, False, p, slope, slope - 0.1, slope + 0.1, slope)
     assert line.stable == pytest.approx((0.5, 0.4, 0.6))
 
 

@@ -59,12 +59,22 @@ def test_labels_name_what_differs_and_nothing_else() -> None:
     labels = [f.label for f in families(cells(lr=[1e-4, 1e-3], model=["smollm2", "smollm2"]))]
     assert labels == ["learning rate 0.0001", "learning rate 0.001"]
     table = cells(
-        optimizer=["adamw", "sgd"], alpha=[16.0, 8.0], clip=[None, 1.0], sequence_length=[48, 96]
+        optimizer=["adamw", "adamw", "sgd"],
+        alpha=[16.0, 8.0, 8.0],
+        clip=[None, 1.0, 1.0],
+        sequence_length=[48, 96, 96],
+        eps=[1e-8, 1e-8, None],
     )
-    assert [f.label for f in families(table)] == [
+    assert {f.label for f in families(table)} == {
         "AdamW, α = 16, no clip, sequence length 48",
+        "AdamW, α = 8, clip 1, sequence length 96",
         "SGD, α = 8, clip 1, sequence length 96",
-    ]
+    }
+
+
+def test_labels_omit_columns_that_are_constant_within_an_optimizer() -> None:
+    table = cells(optimizer=["adamw", "sgd"], eps=[1e-8, None], lr=[1e-4, 0.1])
+    assert [f.label for f in families(table)] == ["AdamW", "SGD"]
 
 
 def test_a_key_that_nobody_has_heard_of_still_parts_cells() -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.figures.learning_rates import learning_rate_basins, loss_against_rank
+from study.figures.basins import learning_rate_basins
+from study.figures.loss_by_rank import loss_against_rank
 from study.figures.selection import Absent
 
 RATES, RANKS = (1e-5, 1e-4, 1e-3, 1e-2), (4, 64, 1024)
@@ -78,7 +79,7 @@ def test_basins_are_means_over_seeds_and_the_best_is_marked(read) -> None:
             mark = named(read, figure, f"{'edge' if edge else 'best'} {who} r={rank}")
             assert (mark.get_xdata()[0], mark.get_ydata()[0]) == (best, means.min())
             assert (mark.get_markerfacecolor() == "white") == edge
-    axes = [ax for ax in figure.axes if ax.get_label() != "ladder"]
+    axes = [ax for ax in figure.axes if ax.get_label() != "legend"]
     assert [ax.get_xscale() for ax in axes] == ["log", "log"]
     assert [ax.get_xlabel() for ax in axes] == ["learning rate"] * 2
     assert "at an edge" in " ".join(

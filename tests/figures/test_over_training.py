@@ -17,7 +17,7 @@ LORA, RSLORA = Rule.of("lora", None), Rule.of("rslora", None)
 
 
 def panels(figure: Figure) -> list[Axes]:
-    return [ax for ax in figure.findobj(Axes) if ax.get_label() != "ladder" and ax.get_visible()]
+    return [ax for ax in figure.findobj(Axes) if ax.get_label() != "legend" and ax.get_visible()]
 
 
 def of_rank(
@@ -88,11 +88,11 @@ def test_rules_share_an_axis_and_are_headed_in_their_colour(full) -> None:
 
 def test_the_ladder_names_every_rank_lowest_at_the_bottom(full) -> None:
     figure = loss_curves(full)
-    (ladder,) = [ax for ax in figure.findobj(Axes) if ax.get_label() == "ladder"]
-    assert [t.get_text() for t in ladder.get_yticklabels()] == [str(4 * 2**k) for k in range(10)]
-    assert ladder.get_title() == "rank"
-    assert len(ladder.patches) == 20
-    lowest, highest = ladder.patches[0], ladder.patches[9]
+    (legend,) = [ax for ax in figure.findobj(Axes) if ax.get_label() == "legend"]
+    assert [t.get_text() for t in legend.get_yticklabels()] == [str(4 * 2**k) for k in range(10)]
+    assert legend.get_title() == "rank"
+    assert len(legend.patches) == 20
+    lowest, highest = legend.patches[0], legend.patches[9]
     assert lowest.get_y() < highest.get_y()
     assert same_color(lowest.get_facecolor(), style.shade(LORA, 4, [4, 2048]))
     assert same_color(highest.get_facecolor(), style.shade(LORA, 2048, [4, 2048]))
@@ -106,8 +106,8 @@ def test_a_rank_that_a_rule_lacks_is_blank_on_the_ladder(tiny) -> None:
     tables = tiny()
     gone = (tables.cells["scaling"] == "rslora") & (tables.cells["rank"] == 256)
     tables.cells = tables.cells[~gone]
-    (ladder,) = [ax for ax in loss_curves(tables).findobj(Axes) if ax.get_label() == "ladder"]
-    assert len(ladder.patches) == 5
+    (legend,) = [ax for ax in loss_curves(tables).findobj(Axes) if ax.get_label() == "legend"]
+    assert len(legend.patches) == 5
 
 
 # ------------------------------------------------------------------------------------------------- gradient norms
@@ -124,7 +124,7 @@ def test_gradient_norms_come_from_the_probes_on_a_log_axis(small, read) -> None:
     ]
     np.testing.assert_allclose(line.get_ydata(), rows["norm"], rtol=1e-6)
     assert panels(figure)[0].get_ylim() == panels(figure)[1].get_ylim()
-    assert "adapter gradient norm" in panels(figure)[0].get_ylabel()
+    assert "gradient norm" in panels(figure)[0].get_ylabel()
 
 
 def test_seeds_are_averaged_geometrically(tiny, read) -> None:
@@ -203,7 +203,7 @@ def test_a_study_that_all_diverged_is_still_drawn(tiny, read) -> None:
 
 
 def test_curves_that_hide_one_another_are_said_to_coincide(small, read) -> None:
-    sentence = "the curves of its ranks coincide"
+    sentence = "the curves of all ranks overlap"
     assert sentence not in " ".join(read.texts(loss_curves(small)))
     tables = SimpleNamespace(**vars(small))
     lora = small.metrics["cell_id"].isin(small.cells.query("scaling == 'lora'")["cell_id"])
@@ -239,8 +239,8 @@ def test_infinite_rank_is_dashed_and_tops_the_ladder(tiny, read) -> None:
     figure = loss_curves(tiny(ranks=(4, 64, np.inf)))
     assert {a.get_linestyle() for a in read.artists(figure, "curve lora p=1 r=∞")} == {"--"}
     assert {a.get_linestyle() for a in read.artists(figure, "curve lora p=1 r=64")} == {"-"}
-    (ladder,) = [ax for ax in figure.findobj(Axes) if ax.get_label() == "ladder"]
-    assert ladder.get_yticklabels()[-1].get_text() == "∞"
+    (legend,) = [ax for ax in figure.findobj(Axes) if ax.get_label() == "legend"]
+    assert legend.get_yticklabels()[-1].get_text() == "∞"
 
 
 def test_optimizers_are_never_mixed(tiny, read) -> None:

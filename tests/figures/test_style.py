@@ -196,7 +196,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_rubble(
     def full_disk(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(style.os, "replace", full_disk)
+    monkeypatch.setattr(Path, "replace", full_disk)
     with pytest.raises(OSError, match="No space"):
         save(figure, tmp_path, "grad")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

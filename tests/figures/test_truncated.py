@@ -43,15 +43,13 @@ def test_lines_are_means_over_seeds_and_end_at_the_run(study, read) -> None:
     np.testing.assert_allclose(line.get_ydata()[0], 3.0 - 0.1 + 0.005)
     [whole] = [a for a in read.artists(figure, "whole lora") if a.get_gid().endswith("r=64")]
     assert (whole.get_xdata()[0], whole.get_ydata()[0]) == (64, line.get_ydata()[-1])
-    assert "The base, nothing kept: 3.00 to 3.01." in " ".join(read.texts(figure)).replace(
-        "\n", " "
-    )
+    assert "Base ($k = 0$): 3.00 to 3.01." in " ".join(read.texts(figure)).replace("\n", " ")
 
 
 def test_nothing_collides_infinite_rank_and_all(study, read) -> None:
     figure = truncated_losses(study)
     assert read.collisions(figure) == []
-    panels = [ax for ax in figure.axes if ax.get_label() != "ladder"]
+    panels = [ax for ax in figure.axes if ax.get_label() != "legend"]
     assert all(ax.get_xlabel() for ax in panels)
     assert panels[0].get_ylabel()
 

@@ -1,0 +1,152 @@
+"""The final held-out loss against the learning rate: where the best rate lies at each rank."""
+
+import math
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from study.figures import style
+from study.figures.final_loss import LABEL, Sweep, sweeps
+from study.figures.selection import Absent, Rule, Tables, most_varied, rules_left_out
+
+MOST_SWEEPS, MOST_RULES = 3, 5
+ABOVE_START = 0.15
+"""How far the y axis reaches above the loss before training, as a share of the best decrease."""
+
+
+@style.paper()
+def learning_rate_basins(tables: Tables) -> Figure:
+    """Final held-out loss against the learning rate, one panel per rule and one line per rank.
+    Large markers show the best learning rate of each rank.
+
+    An open marker is at an edge of the grid: the best rate may lie outside. Lines are means over
+    seeds.
+    """
+    tried = [sweep for sweep in sweeps(tables) if len(sweep.rates) > 1]
+    if not tried:
+        raise Absent("a basin needs runs at two learning rates")
+    shown, left_out = most_varied(tried, MOST_SWEEPS, lambda sweep: sweep.family)
+    columns = min(max(len(sweep.family.rules) for sweep in shown), MOST_RULES)
+    page = style.figure(
+        len(shown),
+        columns,
+        column=style.FULL if columns > 1 else style.HALF,
+        ratio=0.66 * max(columns, 2) / 2,
+        above=0.3 + (0.35 * len(shown) if len(shown) > 1 else 0),
+    )
+    crosses = edges = False
+    parts = style.rows(page, [sweep.family.label for sweep in shown])
+    for part, sweep in zip(parts, shown, strict=True):
+        panels = part.subplots(1, columns, sharex=True, sharey=True, squeeze=False)[0]
+        rules = sweep.family.rules[:columns]
+        low, high = _y_range(sweep)
+        for ax, rule in zip(panels, rules, strict=False):
+            for rank in sweep.family.ranks:
+                crosses = _draw_basin(ax, sweep, rule, rank, high) or crosses
+                edges = _draw_best(ax, sweep, rule, rank) or edges
+            _rate_axis(ax)
+            style.heading(ax, rule, columns)
+        style.hide(panels[len(rules) :])
+        style.y_label(panels[0], *LABEL)
+        panels[0].set_ylim(low, high)
+        style.linear_axis(panels[0])
+        drawn = {(rule, rank) for rule in rules for rank in set(sweep.of(rule)["rank"])}
+        style.rank_legend(part, panels, rules, sweep.family.ranks, drawn)
+    seeds = max(sweep.cells["seed"].nunique() for sweep in shown)
+    best = "Large: the best learning rate of each rank"
+    return style.finish(
+        page,
+        f"Lines: mean over {seeds} seeds; bands: their range." if seeds > 1 else "",
+        f"{best}; open: at an edge of the grid." if edges else f"{best}.",
+        "×: diverged, or loss above the panel." if crosses else "",
+        left_out,
+        rules_left_out([sweep.family for sweep in shown], MOST_RULES),
+    )
+
+
+def _y_range(sweep: Sweep) -> tuple[float, float]:
+    """From the best run to a little above the loss before training."""
+    best, worst = float(sweep.cells["loss"].min()), float(sweep.cells["loss"].max())
+    high = worst
+    if sweep.start > best:
+        high = min(worst, sweep.start + ABOVE_START * (sweep.start - best))
+    margin = 0.06 * ((high - best) or 0.1 * abs(best) or 1.0)
+    return best - margin, high + margin
+
+
+def _draw_basin(ax: Axes, sweep: Sweep, rule: Rule, rank: float, top: float) -> bool:
+    """The losses of one rank. Return whether any is a cross: diverged, or above ``top``.
+
+    gids: ``basin|band|cross <scaling> p=<p> r=<rank>``.
+    """
+    means = sweep.means(rule, rank)
+    if means.empty:
+        return False
+    colour = style.shade(rule, rank, sweep.family.ranks)
+    who = f"{style.gid(rule)} r={style.rank_name(rank)}"
+    drawn = means[means["whole"]]
+    rates = drawn.index.to_numpy(float)
+    ax.plot(
+        rates,
+        drawn["mean"],
+        color=colour,
+        linestyle="dashed" if math.isinf(rank) else "solid",
+        marker="o",
+        markersize=1.8,
+        gid=f"basin {who}",
+    )
+    if sweep.cells["seed"].nunique() > 1:
+        ax.fill_between(
+            rates,
+            drawn["low"],
+            drawn["high"],
+            color=colour,
+            alpha=0.12,
+            linewidth=0,
+            gid=f"band {who}",
+        )
+    lost = means.index[~means["whole"] | (means["mean"] > top)].to_numpy(float)
+    if len(lost):
+        ax.plot(
+            lost,
+            np.full(len(lost), 1.0),
+            color=colour,
+            transform=ax.get_xaxis_transform(),
+            gid=f"cross {who}",
+            **{**style.CROSS, "markersize": 3.5},
+        )
+    return len(lost) > 0
+
+
+def _draw_best(ax: Axes, sweep: Sweep, rule: Rule, rank: float) -> bool:
+    """Mark the best learning rate of one rank. Return whether it lies at an edge of the grid.
+
+    gids: ``best|edge <scaling> p=<p> r=<rank>``.
+    """
+    best, edge = sweep.best(rule, rank)
+    if not np.isfinite(best):
+        return False
+    colour = style.shade(rule, rank, sweep.family.ranks)
+    ax.plot(
+        [best],
+        [float(sweep.means(rule, rank)["mean"][best])],
+        marker=style.rule_look(rule.scaling).marker,
+        markersize=5,
+        color=colour,
+        markerfacecolor="white" if edge else colour,
+        markeredgecolor=colour if edge else style.INK,
+        markeredgewidth=0.7,
+        linestyle="none",
+        zorder=4,
+        gid=f"{'edge' if edge else 'best'} {style.gid(rule)} r={style.rank_name(rank)}",
+    )
+    return edge
+
+
+def _rate_axis(ax: Axes) -> None:
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(base=10, numticks=7))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_xlabel("learning rate")

@@ -1,0 +1,195 @@
+"""The final held-out loss against the rank: does rank help, or only the size of the steps?"""
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from study.analysis.final_losses import fans
+from study.figures import style
+from study.figures.final_loss import LABEL, Sweep, sweeps
+from study.figures.selection import Absent, Rule, Tables, most_varied, rules_left_out
+from study.vocabulary.scaling import RULES
+
+MOST_SWEEPS, MOST_RULES = 3, 5
+REFERENCE = RULES["rslora"]
+"""The rule whose steps the others are matched to."""
+
+
+@style.paper()
+def loss_against_rank(tables: Tables) -> Figure:
+    """Final held-out loss against the rank: at one learning rate, at the best learning rate of each
+    rank, and at matched step size.
+
+    The one learning rate is the best at the lowest rank, over all rules: the one that tuning a
+    small adapter would choose. Matched: every rule has the learning rate at which its lazy step is
+    that of rsLoRA, with equal ``lr gamma`` under a sign-like optimizer and ``lr gamma^2`` under
+    SGD. Its loss is interpolated linearly in log lr. If the rules then agree, they differed by step
+    size alone.
+    """
+    every = [sweep for sweep in sweeps(tables) if len(sweep.family.finite_ranks) > 1]
+    if not every:
+        raise Absent("a loss against the rank needs runs at two ranks")
+    shown, left_out = most_varied(every, MOST_SWEEPS, lambda sweep: sweep.family)
+    points_of = [_panels(sweep) for sweep in shown]
+    columns = max(len(panels) for panels in points_of)
+    entries = max(len(sweep.family.rules[:MOST_RULES]) for sweep in shown) + 2
+    page = style.figure(
+        len(shown),
+        columns,
+        column=style.FULL if columns > 1 else style.HALF,
+        ratio=0.66 if columns < 3 else 0.9,
+        above=0.3 + 0.14 * entries * len(shown),
+    )
+    inches = page.get_figwidth() / columns - 0.5
+    parts = style.rows(page, [sweep.family.label for sweep in shown])
+    for part, sweep, drawn in zip(parts, shown, points_of, strict=True):
+        panels = part.subplots(1, columns, sharey=True, squeeze=False)[0]
+        for ax, (heading, points) in zip(panels, drawn.items(), strict=False):
+            _draw(ax, sweep, points, heading, inches)
+            ax.set_xlabel("rank $r$" + _cost(sweep, tables.probes))
+        style.hide(panels[len(drawn) :])
+        style.y_label(panels[0], *LABEL)
+        style.linear_axis(panels[0])
+    all_points = pd.concat([points for drawn in points_of for points in drawn.values()])
+    seeds = max(sweep.cells["seed"].nunique() for sweep in shown)
+    return style.finish(
+        page,
+        f"Points: one per seed; lines: mean over {seeds} seeds."
+        if seeds > 1
+        else "Points: runs (one seed).",
+        "Open: the best rate is at an edge of the grid." if all_points["edge"].any() else "",
+        "Dashed: infinite rank." if np.isinf(all_points["rank"]).any() else "",
+        left_out,
+        rules_left_out([sweep.family for sweep in shown], MOST_RULES),
+    )
+
+
+def _panels(sweep: Sweep) -> dict[str, pd.DataFrame]:
+    """By heading: the points (rule, rank, seed, loss, edge) of a panel."""
+    fixed = _fixed_rate(sweep)
+    at_fixed = sweep.cells[sweep.cells["lr"] == fixed].assign(edge=False)
+    found = {f"learning rate {_rate(fixed)}": at_fixed}
+    if len(sweep.rates) > 1:
+        found["best learning rate of each rank"] = _at_best_rates(sweep)
+        # The rate at which most points can be matched; among equals, the one with the lowest loss.
+        tried = [(rate, _matched(sweep, rate)) for rate in sweep.rates]
+        rate, matched = max(tried, key=lambda one: (len(one[1]), -one[1]["loss"].mean()))
+        if len(matched):
+            found[f"steps matched to {REFERENCE.label} at {_rate(rate)}"] = matched
+    return {heading: points[np.isfinite(points["loss"])] for heading, points in found.items()}
+
+
+def _at_best_rates(sweep: Sweep) -> pd.DataFrame:
+    best = []
+    for rule in sweep.family.rules:
+        cells = sweep.of(rule)
+        for rank in sweep.family.ranks:
+            rate, edge = sweep.best(rule, rank)
+            here = cells[(cells["rank"] == rank) & (cells["lr"] == rate)]
+            best.append(here.assign(edge=edge))
+    return pd.concat(best)
+
+
+def _fixed_rate(sweep: Sweep) -> float:
+    """The rate with the lowest mean loss at the lowest rank, if every rule ran there and no seed
+    diverged. The most common rate if there is no such rate."""
+    lowest = sweep.cells[sweep.cells["rank"] == sweep.cells["rank"].min()]
+    by = lowest.groupby("lr")
+    every_rule = by["rule"].nunique() == lowest["rule"].nunique()
+    whole = by["loss"].apply(lambda loss: bool(np.isfinite(loss).all()))
+    mean = by["loss"].mean().where(whole & every_rule)
+    if mean.notna().any():
+        return float(mean.index[mean.argmin()])
+    return float(sweep.cells["lr"].mode().iloc[0])
+
+
+def _matched(sweep: Sweep, fixed: float) -> pd.DataFrame:
+    """The loss of every rule, finite rank and seed at the step size of the reference at ``fixed``.
+
+    Interpolated in log lr within the rates that the seed ran: never beyond them, nor next to a
+    diverged run. Only ranks at which two rules can be compared.
+    """
+    assert REFERENCE.p is not None
+    rows = []
+    groups: Any = sweep.cells.groupby(["rule", "rank", "seed"])
+    for (rule, rank, seed), cells in groups:
+        if math.isinf(rank):
+            continue
+        # gamma = alpha r^-p: at equal alpha its ratio to the reference is r^(reference p - p).
+        rate = fixed * rank ** (sweep.power_of_gamma * (rule.p - REFERENCE.p))
+        cells = cells.sort_values("lr")
+        lr, loss = np.log(cells["lr"].to_numpy(float)), cells["loss"].to_numpy(float)
+        if lr[0] - 1e-9 <= math.log(rate) <= lr[-1] + 1e-9:
+            value = float(np.interp(math.log(rate), lr, loss))  # NaN next to a diverged run
+            rows.append({"rule": rule, "rank": rank, "seed": seed, "loss": value, "edge": False})
+    points = pd.DataFrame(rows, columns=["rule", "rank", "seed", "loss", "edge"])
+    points = points[np.isfinite(points["loss"].astype(float))]
+    return points[points.groupby("rank")["rule"].transform("nunique") > 1]
+
+
+def _draw(ax: Axes, sweep: Sweep, points: pd.DataFrame, heading: str, inches: float) -> None:
+    """One panel, with the rules in a legend above it."""
+    handles: list[Any] = []
+    labels: list[str] = []
+    for rule in sweep.family.rules[:MOST_RULES]:
+        mine = points[points["rule"] == rule]
+        if len(mine):
+            handles.append(_draw_rule(ax, rule, sweep.family.rules, mine))
+            labels.append(style.name(rule))
+    style.rank_axis(ax, sweep.family.finite_ranks, inches)
+    style.legend_above(ax, handles, labels, heading)
+
+
+def _draw_rule(
+    ax: Axes, rule: Rule, beside: list[Rule], points: pd.DataFrame
+) -> tuple[Line2D, Line2D]:
+    """The points and the mean of one rule; infinite rank is a horizontal line. Return its handle.
+
+    gids: ``points|line|edge|limit <scaling> p=<p>``.
+    """
+    colour, who = style.tint(rule, beside), style.gid(rule)
+    finite = points[np.isfinite(points["rank"])].sort_values("rank", kind="stable")
+    mean = finite.groupby("rank")["loss"].mean()
+    (line,) = ax.plot(mean.index, mean, color=colour, gid=f"line {who}", zorder=2)
+    dots: dict[str, Any] = {
+        "color": colour,
+        "marker": style.marker(rule, beside),
+        "linestyle": "none",
+        "markeredgewidth": 0.8,
+    }
+    at_edge = finite["edge"].astype(bool)
+    inner, outer = finite[~at_edge], finite[at_edge]
+    ax.plot(inner["rank"], inner["loss"], gid=f"points {who}", zorder=3, **dots)
+    if len(outer):
+        hollow = {**dots, "markerfacecolor": "white"}
+        ax.plot(outer["rank"], outer["loss"], gid=f"edge {who}", zorder=3, **hollow)
+    limit = points.loc[np.isinf(points["rank"]), "loss"]
+    if len(limit):
+        ax.axhline(
+            limit.mean(),
+            color=colour,
+            linestyle="dashed",
+            linewidth=0.8,
+            gid=f"limit {who}",
+            zorder=1,
+        )
+    return line, Line2D([], [], **dots)
+
+
+def _cost(sweep: Sweep, probes: pd.DataFrame) -> str:
+    """What a unit of rank costs, for a second line of the axis label; empty if not recorded."""
+    if probes.empty:
+        return ""
+    of_cell = sweep.cells["cell_id"].map(fans(probes)).dropna()
+    if of_cell.nunique() != 1:
+        return ""
+    return f"\n{6 * of_cell.iloc[0] / 1e6:.2g} MFLOP per token and unit of rank"
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:g}".replace("e-0", "e-")

@@ -1,0 +1,86 @@
+"""The style of every figure.
+
+- :mod:`~study.figures.style.page`: sizes, fonts, panels, the text below them, and saving;
+- :mod:`~study.figures.style.looks`: colours, markers and names of rules, ranks and quantities;
+- :mod:`~study.figures.style.axes`: axes, numbers, and the legend of ranks.
+"""
+
+from study.figures.style.axes import (
+    hide,
+    legend_above,
+    linear_axis,
+    log_axis,
+    number,
+    rank_axis,
+    rank_legend,
+    rank_name,
+    y_label,
+)
+from study.figures.style.looks import (
+    CROSS,
+    DASHED,
+    DOTTED,
+    RGBA,
+    Look,
+    gid,
+    heading,
+    lightness,
+    marker,
+    name,
+    quantity_look,
+    rule_look,
+    shade,
+    tint,
+    title,
+)
+from study.figures.style.page import (
+    DPI,
+    FAINT,
+    FULL,
+    HALF,
+    INK,
+    PAPER,
+    figure,
+    finish,
+    paper,
+    rows,
+    save,
+)
+
+__all__ = [
+    "CROSS",
+    "DASHED",
+    "DOTTED",
+    "DPI",
+    "FAINT",
+    "FULL",
+    "HALF",
+    "INK",
+    "PAPER",
+    "RGBA",
+    "Look",
+    "figure",
+    "finish",
+    "gid",
+    "heading",
+    "hide",
+    "legend_above",
+    "lightness",
+    "linear_axis",
+    "log_axis",
+    "marker",
+    "name",
+    "number",
+    "paper",
+    "quantity_look",
+    "rank_axis",
+    "rank_legend",
+    "rank_name",
+    "rows",
+    "rule_look",
+    "save",
+    "shade",
+    "tint",
+    "title",
+    "y_label",
+]

@@ -1,0 +1,121 @@
+"""The page: sizes, fonts, rows of panels, the text below them, and saving.
+
+Page and font sizes are those of tueplots for ICML's two columns. The fonts (STIX, a Times) ship
+with matplotlib, so a figure looks the same on every machine and needs no LaTeX.
+"""
+
+import io
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib.style
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from tueplots import axes, bundles, figsizes
+
+from study.store.files import write_bytes
+
+DPI = 300
+FULL, HALF = "full", "half"
+INK, FAINT = "#222222", "#6b6b6b"
+
+PAPER: dict[str, Any] = {
+    **bundles.icml2024(column="full", usetex=False),
+    **axes.lines(),
+    **axes.spines(top=False, right=False),
+    **axes.color(base=INK, face="none"),
+    # By name: the class "serif" is resolved when a figure is drawn, perhaps outside of `paper`.
+    "font.family": ["STIXGeneral", "DejaVu Sans"],
+    "mathtext.fontset": "stix",
+    "legend.fontsize": 7,
+    "figure.titlesize": 8,
+    "legend.frameon": False,
+    "legend.handlelength": 2.4,
+    "legend.borderaxespad": 0.0,
+    "legend.labelspacing": 0.25,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.labelpad": 2.5,
+    "axes.titlepad": 4.0,
+    "axes.xmargin": 0.02,
+    "lines.linewidth": 0.9,
+    "lines.markersize": 3.2,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+}
+
+
+@contextmanager
+def paper() -> Iterator[None]:
+    """Draw in this style, then restore the caller's rcParams. Works as a decorator too."""
+    with matplotlib.style.context(PAPER, after_reset=True):
+        yield
+
+
+def figure(
+    nrows: int, ncols: int, *, column: str = FULL, ratio: float, above: float = 0.0
+) -> Figure:
+    """An empty figure for a grid of panels, as wide as one column (``half``) or two (``full``).
+
+    ``ratio``: height of a panel over its width. ``above``: inches for legends and titles.
+    """
+    size = figsizes.icml2024_full if column == FULL else figsizes.icml2024_half
+    width, height = size(nrows=nrows, ncols=ncols, height_to_width_ratio=ratio)["figure.figsize"]
+    layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
+    return Figure(figsize=(width, height + above), layout=layout)
+
+
+def rows(page: Figure, labels: Sequence[str]) -> list[Any]:
+    """One subfigure per label, from top to bottom, with the label as its heading.
+
+    A single empty label gives the page itself.
+    """
+    if list(labels) == [""]:
+        return [page]
+    parts = list(page.subfigures(len(labels), 1, squeeze=False)[:, 0])
+    for part, label in zip(parts, labels, strict=True):
+        part.suptitle(
+            textwrap.fill(label, int(page.get_figwidth() * 15)),
+            x=0.008,
+            ha="left",
+            fontweight="bold",
+        )
+    return parts
+
+
+def finish(drawn: Figure, *sentences: str) -> Figure:
+    """Write ``sentences`` below the panels, then fix the layout.
+
+    A layout engine that stays on changes the layout slightly at every draw.
+    """
+    text = " ".join(s for s in sentences if s)
+    if text:
+        wrapped = textwrap.fill(text, int(drawn.get_figwidth() * 24))
+        drawn.supxlabel(wrapped, x=0.008, ha="left", fontsize=6.5, color=FAINT, linespacing=1.15)
+    drawn.draw_without_rendering()
+    drawn.set_layout_engine("none")
+    return drawn
+
+
+def save(drawn: Figure, folder: str | Path, name: str) -> tuple[Path, Path]:
+    """Write ``folder/name.png`` and ``folder/name.pdf``, each atomically; fonts are embedded.
+
+    Neither contains a date or a version: equal tables give equal bytes, so git reports a change
+    only if a picture changed.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
+    with paper():
+        _write(drawn, png, metadata={"Software": None}, dpi=DPI)
+        _write(drawn, pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    return png, pdf
+
+
+def _write(drawn: Figure, path: Path, **options: Any) -> None:
+    page = io.BytesIO()
+    drawn.savefig(page, format=path.suffix[1:], **options)
+    write_bytes(path, page.getvalue())
