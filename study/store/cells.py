@@ -28,12 +28,14 @@ NOT_COLUMNS = (
     *("model.name", "model.path", "data.name", "data.path"),  # see the columns model and data
     *("adapter.contraction", "adapter.path", "train.save_adapter"),
 )
-"""Configuration keys and groups that are not part of a cell's identity
-(:func:`study.config.identity`), or that a column of the record says. All others are columns."""
+"""Configuration keys and groups without a column. They are not part of a cell's identity
+(:func:`study.config.identity`), or the record has a column for them."""
 
 GROUPS = ("", "adapter", "train", "data", "model", "optimizer", "probes")
-"""A column is named by the key's last word. If two groups share the word, the earlier one has it,
-and the other's column is ``optimizer_alpha``."""
+"""The groups of keys with columns; "" for keys outside a group.
+
+A column has the name of the key's last word. If an earlier group has that word, and for every key
+of ``probes``, it is the whole key: ``optimizer_alpha``, ``probes_steps``."""
 
 RENAMED = {"optimizer.name": "optimizer"}
 ABSENT = {"loraplus_lr_ratio": 1.0}
