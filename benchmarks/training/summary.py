@@ -36,8 +36,9 @@ def _sweep(table: pd.DataFrame) -> str:
     lines = [
         f"- the whole sweep, {LABELS[OURS]} against {LABELS[way]}: "
         f"{wall[way] / wall[OURS]:.2f}x in wall-clock time "
-        f"({wall[way]:.0f} s and {wall[OURS]:.0f} s, set-up included), {whole[way] / whole[OURS]:.2f}x by the medians of steps; ranks from 1024 only: "
-        f"{high[way] / high[OURS]:.2f}x"
+        f"({wall[way]:.0f} s and {wall[OURS]:.0f} s, set-up included), "
+        f"{whole[way] / whole[OURS]:.2f}x by the medians of steps; "
+        f"ranks from 1024 only: {high[way] / high[OURS]:.2f}x"
         for way in others
     ]
     lines += _micro_batches(table)

@@ -1,1 +1,8 @@
-"""At home in the ecosystem: probes in other people's training, their adapters and configurations in, ours out."""
+"""Other tools: probes in their training, their adapters and configurations, ours for them.
+
+- :mod:`~study.integrations.transformers`: a callback for the Trainer; :mod:`~.runs`: its runs as
+  cells of a study;
+- :mod:`~study.integrations.axolotl`: the same as a plugin of Axolotl;
+- :mod:`~study.integrations.peft`: ``study export`` and ``study import``;
+- :mod:`~study.integrations.configs`: ``study import-config`` and ``study sweep-from``.
+"""

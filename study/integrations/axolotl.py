@@ -1,8 +1,8 @@
-"""Norm probes in Axolotl: one line in its YAML, and a second for whatever is not as by default::
+"""Norm probes in Axolotl: one line in its YAML, and one more to change defaults::
 
 plugins: [study.integrations.axolotl.NormProbePlugin]
 norm_probe: {results: results/mine, steps: [0, 1, 10]}
-lora_mlp_kernel: false      # fused kernels go around the layers' hooks
+lora_mlp_kernel: false      # fused kernels bypass the layers' hooks
 lora_qkv_kernel: false
 lora_o_kernel: false
 """
@@ -18,17 +18,18 @@ if TYPE_CHECKING:
 else:
     try:
         from axolotl.integrations.base import BasePlugin
-    except ImportError:  # to be read and tested where Axolotl, which pins torch, is not installed
+    except ImportError:  # so that the module can be tested without Axolotl, which pins torch
         BasePlugin = object
 
 KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel")
-"""Axolotl turns these on by itself on a GPU where its YAML does not mention them."""
+"""On a GPU, Axolotl turns these on unless its YAML sets them."""
 
 
 class NormProbePlugin(BasePlugin):
     """Adds :class:`study.integrations.transformers.NormProbeCallback` to Axolotl's trainer.
 
-    ``norm_probe`` in the YAML holds the callback's arguments; ``results`` is by default ``results/axolotl``.
+    ``norm_probe`` in the YAML holds the callback's arguments. ``results`` defaults to
+    ``results/axolotl``.
     """
 
     def get_input_args(self) -> str:
@@ -36,18 +37,21 @@ class NormProbePlugin(BasePlugin):
         return "study.integrations.axolotl_args.NormProbeArgs"
 
     def pre_model_load(self, cfg: Any) -> None:
-        """Before anything is loaded: raises :class:`StudyError` where fused kernels would hide what is asked for."""
+        """Raises :class:`StudyError` if fused kernels would bypass the hooks of a chosen site.
+
+        Axolotl calls it before it loads the model.
+        """
         sites = chosen("norm_probe.sites", _options(cfg).get("sites", "all"), SITES)
         on = [kernel for kernel in KERNELS if cfg.get(kernel)]
         if on and set(sites) & {*FORWARD, *BACKWARD}:
             raise StudyError(
-                f"{', '.join(on)} multiply around the LoRA layers, whose hooks then see nothing: set "
-                f"{', '.join(f'{kernel}: false' for kernel in KERNELS)}, or measure weights alone with "
+                f"{', '.join(on)} bypass the hooks of the LoRA layers: set "
+                f"{', '.join(f'{kernel}: false' for kernel in KERNELS)}, or measure weights only: "
                 "norm_probe: {sites: [A, B, delta_w, adapter_grad, adapter_update]}"
             )
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
-        """The callback, on the trainer as Axolotl built it."""
+        """The callback for the trainer that Axolotl built."""
         from study.integrations.transformers import NormProbeCallback
 
         data = ", ".join(str(source["path"]) for source in cfg.get("datasets") or []) or None

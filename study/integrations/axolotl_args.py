@@ -1,10 +1,13 @@
-"""The ``norm_probe`` key of Axolotl's YAML: pydantic, which Axolotl brings, checks it with the rest."""
+"""The ``norm_probe`` key of Axolotl's YAML, as the pydantic models that Axolotl checks it with."""
 
 from pydantic import BaseModel
 
 
 class NormProbeOptions(BaseModel, extra="forbid"):
-    """The arguments of :class:`study.integrations.transformers.NormProbeCallback`; what is not set is its default."""
+    """The arguments of :class:`study.integrations.transformers.NormProbeCallback`.
+
+    None is the callback's default.
+    """
 
     results: str | None = None
     steps: str | list[int] | None = None
@@ -16,6 +19,6 @@ class NormProbeOptions(BaseModel, extra="forbid"):
 
 
 class NormProbeArgs(BaseModel):
-    """What the plugin adds to Axolotl's own keys."""
+    """The key that the plugin adds to Axolotl's own."""
 
     norm_probe: NormProbeOptions | None = None

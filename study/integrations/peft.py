@@ -1,4 +1,4 @@
-"""Adapters out of this toolkit and into it: ``study export`` and ``study import``, in PEFT's format."""
+"""``study export`` and ``study import``: adapters in PEFT's format."""
 
 import math
 import shlex
@@ -21,17 +21,18 @@ from study.store import ADAPTER, find_cell, replacing
 from study.sweeps.cells import plan
 
 RECORD = "study_record.json"
-"""In an exported folder, the cell's record: how the adapter was drawn and trained, on what, by which code."""
+"""The cell's record in an exported folder: how the adapter was drawn and trained."""
 
 _GROUPS = ("model", "data", "optimizer")
-_NOT_OF_A_LINE = ("plots_dir", "device", "pack.")
-"""Keys that move no number and follow the machine."""
+_MACHINE_KEYS = ("plots_dir", "device", "pack.")
+"""Keys that depend on the machine and change no number."""
 
 
 def export_adapter(study_dir: Path, cell: str, folder: Path) -> Path:
-    """Copy the trained adapter of ``cell`` (an id, or how one begins) into a new ``folder``, in PEFT's format.
+    """Copy the trained adapter of a cell to a new ``folder``, in PEFT's format.
 
-    Raises :class:`StudyError` where there is no such cell, its adapter was not kept, or the folder is in use.
+    ``cell`` is an id or the start of one. Raises :class:`StudyError` for an unknown cell, if its
+    adapter was not saved, and if the folder is in use.
     """
     adapter, _ = _kept_adapter(study_dir, cell)
     _check_new(folder)
@@ -42,28 +43,31 @@ def export_adapter(study_dir: Path, cell: str, folder: Path) -> Path:
 
 
 def export_merged(study_dir: Path, cell: str, folder: Path) -> Path:
-    """Write the base with the adapter of ``cell`` added to its weights, and the tokenizer, into a new ``folder``.
+    """Write the base with a cell's adapter merged into it, and the tokenizer, to a new ``folder``.
 
-    float32 whatever the base's precision: rounded to bf16 an update of a hundredth of the weights loses a sixth of
-    itself. Takes the memory of the float32 base. Raises :class:`StudyError` as :func:`export_adapter` does, and where
-    the base is quantised or not the one that the cell was trained on.
+    Weights are float32 at any precision of the base: rounding to bf16 loses a sixth of an update
+    that is a hundredth of the weights. It takes the memory of the base in float32. Raises
+    :class:`StudyError` as :func:`export_adapter` does, and for a base that is quantised or differs
+    from the one that the cell was trained on.
     """
     adapter, record = _kept_adapter(study_dir, cell)
     of_base = record["config"]["model"]
     if of_base.get("quant_bits"):
         raise StudyError(
-            f"model.quant_bits={of_base['quant_bits']} has no dense weights to merge into: export the adapter itself"
+            f"model.quant_bits={of_base['quant_bits']}: an adapter cannot be merged into quantised "
+            "weights: export it without --merged"
         )
     _check_new(folder)
     found, config = read_adapter(adapter), ModelConfig(**of_base)
     base = load_base(config, torch.device("cpu"), "float32")
     if base.card.fingerprint != record["sources"]["model"]:
         raise StudyError(
-            f"{base.card.name} is not what cell {record['cell_id']} was trained on: give back its weights"
+            f"{base.card.name} has other weights than cell {record['cell_id']} was trained on: "
+            "restore those weights"
         )
     add_to_weights(base.model, found)
     model: Any = base.model
-    model.config.use_cache = True  # training had it off
+    model.config.use_cache = True  # it is off for training
     with quiet(), replacing(folder) as work:
         model.save_pretrained(work)
         load_tokenizer(config).save_pretrained(work)
@@ -77,16 +81,15 @@ def add_to_weights(model: torch.nn.Module, adapter: PeftAdapter) -> None:
     for layer, (A_RD, B_OR, gamma) in adapter.pairs.items():
         linear: Any = model.get_submodule(layer)
         delta_OD = gamma * (B_OR @ A_RD)
-        linear.weight += (
-            delta_OD if hasattr(linear, "in_features") else delta_OD.T
-        )  # a Conv1D keeps [D, O]
+        transposed = not hasattr(linear, "in_features")  # Conv1D stores [D, O]
+        linear.weight += delta_OD.T if transposed else delta_OD
 
 
 def inspect_adapter(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
-    """What a PEFT adapter is, and the lines that go on with it and that only measure it.
+    """A description of a PEFT adapter, and the commands that train it further and measure it.
 
-    The base is the one that ``overrides`` choose (``model=...``), else the one that the adapter names. Raises
-    :class:`StudyError` where the adapter can't be read, names no base, or is for another.
+    The base is the one in ``overrides`` (``model=...``), or the one that the adapter names. Raises
+    :class:`StudyError` for an adapter that cannot be read, names no base, or does not fit the base.
     """
     found = read_adapter(folder)
     chosen = list(overrides)
@@ -94,7 +97,7 @@ def inspect_adapter(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
         named = found.config.get("base_model_name_or_path")
         if not named:
             raise StudyError(
-                f"{folder} names no base: say which, study import {folder} model=hf model.path=..."
+                f"{folder} names no base: choose one, study import {folder} model=hf model.path=..."
             )
         chosen += ["model=hf", f"model.path={named}"]
     if dropout := found.config.get("lora_dropout"):
@@ -104,24 +107,25 @@ def inspect_adapter(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
     ranks, gammas = ({f(pair) for pair in found.pairs.values()} for f in (_rank, _gamma))
     line = shlex.join(["study", "train", *chosen])
     return [
-        f"{len(found.pairs)} layers, rank {_span(ranks)}, gamma {_span(gammas)} ({found.scaling}), on {cell.card.name}",
-        f"to go on with it:  {line} name=continued",
-        f"to measure it:     {line} name=measured train.steps=1 probes.steps=[0]",
+        f"{len(found.pairs)} layers, rank {_span(ranks)}, gamma {_span(gammas)} "
+        f"({found.scaling}), on {cell.card.name}",
+        f"to train it further:  {line} name=continued",
+        f"to measure it:        {line} name=measured train.steps=1 probes.steps=[0]",
     ]
 
 
 def line_of(config: dict[str, Any]) -> str:
-    """The ``study train`` line of a cell's configuration: what differs from the defaults of its groups."""
+    """The ``study train`` command of a configuration: settings that differ from the defaults."""
     groups = [f"{group}={config[group]['name']}" for group in _GROUPS]
-    if config["data"]["path"]:  # which has no default where it is needed
+    if config["data"]["path"]:  # data=jsonl has no default for it
         groups.append(f"data.path={config['data']['path']}")
     defaults = _flat(OmegaConf.to_container(_composed(groups), resolve=True))
     settings = [
         f"{key}={_value(value)}"
         for key, value in _flat(config).items()
-        if not key.startswith(_NOT_OF_A_LINE) and key in defaults and value != defaults[key]
+        if not key.startswith(_MACHINE_KEYS) and key in defaults and value != defaults[key]
     ]
-    if config["adapter"].get("path"):  # which brings the others
+    if config["adapter"].get("path"):  # the adapter there has its own settings
         kept = ("adapter.path", "adapter.dropout")
         settings = [s for s in settings if not s.startswith("adapter.") or s.startswith(kept)]
     if "data.seed=" not in " ".join(settings) and config["data"]["seed"] != config["seed"]:
@@ -138,8 +142,8 @@ def _kept_adapter(study_dir: Path, cell: str) -> tuple[Path, dict[str, Any]]:
                 f"cell {folder.name} diverged at step {record['diverged_step']}: it has no adapter"
             )
         raise StudyError(
-            f"cell {folder.name} has no adapter on disk: train it again with {line_of(record['config'])} "
-            "train.save_adapter=true"
+            f"cell {folder.name} has no saved adapter: train it again with "
+            f"{line_of(record['config'])} train.save_adapter=true"
         )
     return folder / ADAPTER, record
 
@@ -147,7 +151,7 @@ def _kept_adapter(study_dir: Path, cell: str) -> tuple[Path, dict[str, Any]]:
 def _check_new(folder: Path) -> None:
     """Make the folder's parent. Raises :class:`StudyError` if ``folder`` has any content."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise StudyError(f"{folder} is there already: give a new folder")
+        raise StudyError(f"{folder} already exists: give a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -157,7 +161,7 @@ def _composed(overrides: Sequence[str]) -> Any:
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested configuration by dotted key; lists are values."""
+    """A nested configuration by dotted key. Lists are values."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         flat |= (
@@ -169,7 +173,7 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _value(value: Any) -> str:
-    """In Hydra's grammar."""
+    """A value in Hydra's grammar."""
     if value is None:
         return "null"
     if isinstance(value, list):

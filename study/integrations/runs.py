@@ -1,4 +1,4 @@
-"""What a run of the transformers Trainer is, in the words of our cells: a configuration, an identity, a record."""
+"""A run of the transformers Trainer as a cell: its configuration, identity and record."""
 
 import hashlib
 import json
@@ -45,15 +45,15 @@ def open_cell(
     probes: ProbesConfig,
     data: str | None,
 ) -> tuple[CellConfig, CellWriter]:
-    """The cell of one adapter of ``trainer``'s run, which is about to begin, and its writer, opened; ``init`` as
-    :func:`init_of` says.
+    """The cell of one adapter of ``trainer``'s run, and an open writer for it.
 
-    The same run again has the same id and takes the place of its earlier rows; one that is resumed from a checkpoint
-    keeps those of the steps before. Raises :class:`StudyError` where the optimizer does not train the adapter or the
-    folder can't be written.
+    Call it when training begins; ``init`` is from :func:`init_of`. The same run has the same id and
+    replaces its earlier rows. A run that is resumed from a checkpoint keeps the rows before it.
+    Raises :class:`StudyError` if the optimizer does not train the adapter and if the folder cannot
+    be written.
     """
     args, model = trainer.args, trainer.model
-    sequence_length: Any = getattr(args, "max_length", None)  # TRL's; the Trainer itself knows none
+    sequence_length: Any = getattr(args, "max_length", None)  # TRL has it, the Trainer does not
     first, steps = trainer.state.global_step, trainer.state.max_steps
     pairs = [layer.pairs()[0] for layer in probe.layers]
     peft_config = model.peft_config[adapter]
@@ -90,7 +90,7 @@ def open_cell(
         "cell_id": cell_id,
         "study": config.name,
         "model": config.model.path,
-        "model_note": f"trained by {type(trainer).__name__} of {type(trainer).__module__.partition('.')[0]}",
+        "model_note": f"trained by {type(trainer).__name__} of {_package(trainer)}",
         "data": config.data.name,
         "gamma": pairs[0].gamma,
         "sources": asdict(sources),
@@ -113,14 +113,14 @@ def open_cell(
 
 
 def now() -> str:
-    """In UTC, to the second, as records have it."""
+    """The time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def init_of(model: Any, adapter: str, probe: NormProbe) -> str:
-    """How the adapter that ``probe`` reads began, to be asked before a checkpoint is loaded into it.
+    """The init of the adapter that ``probe`` reads; call it before a checkpoint is loaded.
 
-    Where B is not 0 it was trained before: theory says nothing of its first steps.
+    If B is not 0, the adapter was trained before, and theory does not predict its first steps.
     """
     if any(bool(layer.pairs()[0].B_OR.any()) for layer in probe.layers):
         return IMPORTED
@@ -129,12 +129,12 @@ def init_of(model: Any, adapter: str, probe: NormProbe) -> str:
 
 
 def _adapter_config(peft_config: Any, init: str, pairs: list[LoraPair]) -> AdapterConfig:
-    """The adapter as PEFT has it."""
+    """The adapter's configuration in PEFT, as ours."""
     ranks = sorted({pair.A_RD.shape[0] for pair in pairs})
     if len(ranks) > 1:
         warnings.warn(
-            f"layers differ in rank ({', '.join(map(str, ranks))}): the cell is filed under r={peft_config.r}; "
-            "exponents in the rank want runs without rank_pattern",
+            f"layers differ in rank ({', '.join(map(str, ranks))}): the cell has rank "
+            f"r={peft_config.r}; to fit scaling exponents, run without rank_pattern",
             stacklevel=2,
         )
     targets = peft_config.target_modules
@@ -149,20 +149,20 @@ def _adapter_config(peft_config: Any, init: str, pairs: list[LoraPair]) -> Adapt
 
 
 def _optimizer_config(optimizer: Optimizer, pair: LoraPair, adapter: str) -> OptimizerConfig:
-    """What steps the adapter: the optimizer's own class and numbers, whatever the arguments called it."""
+    """The optimizer of the adapter, read from its class and its parameter groups."""
     group_of = {id(weight): group for group in optimizer.param_groups for weight in group["params"]}
     try:
         of_A, of_B = group_of[id(pair.A_RD)], group_of[id(pair.B_OR)]
     except KeyError:
         raise StudyError(
-            f"the optimizer does not train adapter {adapter!r}: make it trainable (is_trainable=True) before the "
-            "Trainer is built"
+            f"the optimizer does not train adapter {adapter!r}: make it trainable "
+            "(is_trainable=True) before you build the Trainer"
         ) from None
     stepping = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     name = _optimizer_name(stepping, of_A)
     kind = optimizer_config(name) if name in OPTIMIZERS else OptimizerConfig
     known = {f.name: of_A[f.name] for f in fields(kind) if f.name in of_A}
-    lr_A, lr_B = (group.get("initial_lr", group["lr"]) for group in (of_A, of_B))  # before warm-up
+    lr_A, lr_B = (group.get("initial_lr", group["lr"]) for group in (of_A, of_B))  # without warm-up
     known |= {
         "name": name,
         "lr": float(lr_A),
@@ -183,6 +183,11 @@ def _optimizer_name(optimizer: Optimizer, options: Mapping[str, Any]) -> str:
     return shared[max(fitting, key=len)] if fitting else name
 
 
+def _package(thing: Any) -> str:
+    """The package that defines the class of ``thing``."""
+    return type(thing).__module__.partition(".")[0]
+
+
 def _model_name(model: nn.Module) -> str:
     config: Any = model.config
     return getattr(config, "_name_or_path", "") or str(
@@ -191,8 +196,7 @@ def _model_name(model: nn.Module) -> str:
 
 
 def _data_name(dataset: Any) -> str:
-    """A dataset of the datasets library by its fingerprint, which is the same for the same data; another by its type
-    and length."""
+    """A dataset of the datasets library by its fingerprint, another one by its type and length."""
     if fingerprint := getattr(dataset, "_fingerprint", None):
         return f"dataset {fingerprint}"
     length = f" of {len(dataset)}" if hasattr(dataset, "__len__") else ""
@@ -200,7 +204,7 @@ def _data_name(dataset: Any) -> str:
 
 
 def _json(content: Any) -> str:
-    """With sets in order, and in words what JSON has no form for."""
+    """Canonical JSON: sets sorted; ``str`` of anything that JSON cannot hold."""
 
     def plain(value: Any) -> Any:
         return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)

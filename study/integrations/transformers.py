@@ -1,22 +1,24 @@
-"""Per-layer norms of a PEFT run under the transformers Trainer, TRL's included, into our tables::
+"""Per-layer norms of a PEFT run under the transformers Trainer or TRL's trainers::
 
     trainer = SFTTrainer(model=peft_model, args=..., train_dataset=...)
     trainer.add_callback(NormProbeCallback(trainer, "results/mine"))
     trainer.train()                        # then: study analyze results/mine
 
-The run becomes a cell of the study (one for each adapter that is active), so that runs of several ranks into one folder
-are a rank sweep. Where it looks, and why there:
+Each active adapter of the run becomes a cell of the study. Runs of several ranks into one folder
+are thus a rank sweep. It measures:
 
-- *micro-batches* around ``trainer.training_step``, forward and backward together: the callbacks have no event for the
-  forward pass. Hooks on the layers exist only in a probed step, from the moment that the model is called with gradients
-  on, which leaves out generation and reference passes.
-- *gradients* in front of ``accelerator.clip_grad_norm_``: ``on_pre_optimizer_step`` comes after clipping, and a hook on
-  the parameters would see every micro-batch and not the sum. The Trainer calls it once a step, with an infinite norm
-  where it does not clip; where it is not called nothing is clipped and ``on_pre_optimizer_step`` is as good.
+- *micro-batches* around ``trainer.training_step``, forward and backward together, because callbacks
+  have no event for the forward pass. Hooks on the layers exist only in a probed step, from the
+  first call of the model with gradients on. Generation and reference passes are thus left out;
+- *gradients* before ``accelerator.clip_grad_norm_``. ``on_pre_optimizer_step`` is after clipping,
+  and a hook on the parameters would see single micro-batches instead of their sum. The Trainer
+  calls it once per step, with an infinite norm if it does not clip. If it is not called, nothing is
+  clipped, and ``on_pre_optimizer_step`` sees the same gradients;
 - *updates* in ``on_optimizer_step``, between the step and ``zero_grad``.
 
-Nothing is drawn at random and nothing is written to: the losses are those of a run without it, bit for bit. Row
-``step = s`` has the weights after s updates; there is no row after the last update, for which the Trainer has no batch.
+The callback draws no random numbers and changes no tensor: losses are bit for bit those of a run
+without it. Row ``step = s`` has the weights after s updates. There is no row after the last update,
+because the Trainer has no batch for it.
 """
 
 import math
@@ -42,26 +44,31 @@ from study.training.devices import peak_memory_gb
 from study.vocabulary.quantities import MODEL_WIDE, SITES, STATS, USUAL
 
 SHOWN = (("adapter_grad", "norm"), ("adapter_update", "norm"), ("adapter_update", "descent"))
-"""What the console is shown of the whole model: sites and stats."""
+"""The (site, stat) pairs of the whole model that the console shows."""
 TRACKED = (
     ("adapter_grad", "norm"),
     ("adapter_update", "norm"),
     ("adapter_out", "rms"),
     ("layer_out_grad", "rms"),
 )
-"""What a tracker is shown of every layer. The tables have every site and stat."""
+"""The (site, stat) pairs of every layer that a tracker gets. The tables have all of them."""
 
 
 class NormProbeCallback(TrainerCallback):
-    """Measures the layers of every adapter that ``trainer`` trains, into ``results``, a folder ``RESULTS/NAME``.
+    """Measures the layers of every adapter that ``trainer`` trains.
 
-    ``steps`` or ``every``, ``sites``, ``stats`` and ``tokens`` are those of ``study train``'s ``probes``; steps are
-    optimizer steps, however many micro-batches they take. ``data`` names the data in tables; by default a fingerprint.
-    At a probed step the trackers of ``report_to`` get a number per layer and site, the console three over the model.
+    - ``results``: the study's folder, ``RESULTS/NAME``;
+    - ``steps`` or ``every``, ``sites``, ``stats``, ``tokens``: as under ``probes`` of
+      ``study train``. Steps are optimizer steps, with any number of micro-batches;
+    - ``data``: the name of the data in the tables; default: a fingerprint.
 
-    Raises :class:`StudyError`, one line, for a model without LoRA, and for what can't be measured truly: fp16, whose
-    loss scale is in every gradient; several processes or GPUs, each of which sees its share; compiled models, whose
-    layers run no hooks. In ``train()`` it raises where a layer is trained but its hooks are bypassed by a fused kernel.
+    At a probed step, the trackers of ``report_to`` get a number per layer and site, and the console
+    gets three numbers of the whole model.
+
+    Raises :class:`StudyError` for a model without LoRA and where measurements would be wrong: fp16,
+    because the loss scale is in every gradient; several processes or GPUs, because each sees a part
+    of the step; compiled models, because their layers run no hooks. ``train()`` raises it if a
+    fused kernel bypasses the hooks of a layer that is trained.
     """
 
     def __init__(
@@ -89,8 +96,8 @@ class NormProbeCallback(TrainerCallback):
         names = active_adapters(trainer.model)
         self.probes = {name: NormProbe(trainer.model, adapter=name, **options) for name in names}
         if not self.probes:
-            NormProbe(trainer.model)  # says what there is instead
-        _name_variants(self.probes)
+            NormProbe(trainer.model)  # raises, and names the layers that the model has
+        _warn_of_variants(self.probes)
         self._inits = {
             name: init_of(trainer.model, name, probe) for name, probe in self.probes.items()
         }
@@ -102,11 +109,11 @@ class NormProbeCallback(TrainerCallback):
         self._probing = False
         self._start_step(0)
 
-    # The Trainer's events, in their order.
+    # Events of the Trainer, in order.
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Open the cells and begin to look."""
-        self._close("failed", error="the run was stopped before its end and begun anew")
+        """Open the cells and start measuring."""
+        self._close("failed", error="the run was stopped and started again")
         for name, probe in self.probes.items():
             config, writer = open_cell(
                 self.trainer, self.results, name, self._inits[name], probe, self.asked, self.data
@@ -114,25 +121,20 @@ class NormProbeCallback(TrainerCallback):
             self._writers.append(writer)
             self._probed_at = frozenset(probe_steps(config))
         self._weight = next(iter(self.probes.values())).layers[0].pairs()[0].A_RD
-        seen = rows_of(self._writers[0].folder, "metrics")[
-            "tokens"
-        ]  # by the part of the run that it is resumed from
+        seen = rows_of(self._writers[0].folder, "metrics")["tokens"]  # before a checkpoint
         self._tokens = int(seen.max()) if len(seen) else 0
         self._began = time.perf_counter()
         self._diverged_step: int | None = None
-        self._training_step, self._clip = (
-            self.trainer.training_step,
-            self.trainer.accelerator.clip_grad_norm_,
-        )
-        self._patches.enter_context(
-            _replaced(self.trainer, "training_step", self._watched_training_step)
-        )
-        self._patches.enter_context(
-            _replaced(self.trainer.accelerator, "clip_grad_norm_", self._watched_clip)
-        )
+        accelerator = self.trainer.accelerator
+        self._training_step, self._clip = self.trainer.training_step, accelerator.clip_grad_norm_
+        for owner, name, watched in (
+            (self.trainer, "training_step", self._watched_training_step),
+            (accelerator, "clip_grad_norm_", self._watched_clip),
+        ):
+            self._patches.enter_context(_replaced(owner, name, watched))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """A new optimizer step: its row begins with the learning rate of the coming update."""
+        """Start the row of a new optimizer step, with the learning rate of its update."""
         self._start_step(state.global_step)
         groups = self.trainer.optimizer.param_groups
         lr = next(
@@ -144,11 +146,11 @@ class NormProbeCallback(TrainerCallback):
         self._evaluated = {}
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Measure weights and gradients, unless that was done in front of clipping."""
+        """Measure weights and gradients, unless they were measured before clipping."""
         self._before_update()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Measure the updates, write the probes' rows and show them to the trackers."""
+        """Measure the updates, write the rows of the probes and send them to the trackers."""
         if not self._probing:
             return
         tables = []
@@ -178,7 +180,7 @@ class NormProbeCallback(TrainerCallback):
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **_: Any
     ) -> None:
-        """Keep the held-out loss for the row of the weights that it is of."""
+        """Keep the held-out loss for the next row, which has the same weights."""
         if "eval_loss" in metrics:
             self._evaluated = {"eval_loss": float(metrics["eval_loss"])}
 
@@ -196,7 +198,7 @@ class NormProbeCallback(TrainerCallback):
             **fields,
         )
 
-    # In between: the passes and the clipping, which have no event.
+    # Passes and clipping, which have no event.
 
     def _start_step(self, step: int) -> None:
         self._step, self._row = step, {"step": float(step)}
@@ -207,9 +209,7 @@ class NormProbeCallback(TrainerCallback):
     def _watched_training_step(
         self, model: nn.Module, inputs: Mapping[str, Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        self._real_tokens.append(
-            _count_tokens(inputs)
-        )  # before the pass, which may take inputs apart
+        self._real_tokens.append(_count_tokens(inputs))  # first: the pass may change inputs
         with self._watching():
             loss = self._training_step(model, inputs, *args, **kwargs)
         self._losses.append(loss.detach().float())
@@ -217,7 +217,7 @@ class NormProbeCallback(TrainerCallback):
 
     @contextmanager
     def _watching(self) -> Iterator[None]:
-        """Around one micro-batch; the probes watch from the model's first call with gradients on."""
+        """Around one micro-batch. Probes watch from the model's first call with gradients on."""
         with ExitStack() as watches:
 
             def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -239,9 +239,8 @@ class NormProbeCallback(TrainerCallback):
         norm = self._clip(parameters, max_norm, *args, **kwargs)
         if norm is not None:
             self._row["grad_norm"] = float(norm)
-            self._row["clip_factor"] = min(
-                1.0, max_norm / (float(norm) + 1e-6)
-            )  # as torch's clip_grad_norm_
+            # The factor of torch's clip_grad_norm_.
+            self._row["clip_factor"] = min(1.0, max_norm / (float(norm) + 1e-6))
         return norm
 
     def _before_update(self) -> None:
@@ -250,7 +249,7 @@ class NormProbeCallback(TrainerCallback):
             for probe in self.probes.values():
                 probe.before_update()
 
-    # Where the numbers go.
+    # Output.
 
     def _write_row(self, row: dict[str, float]) -> None:
         table = pd.DataFrame([row | {"seconds": time.perf_counter() - self._began}])
@@ -258,7 +257,7 @@ class NormProbeCallback(TrainerCallback):
             writer.append("metrics", table)
 
     def _track(self, tables: list[pd.DataFrame], state: Any, control: Any) -> None:
-        """The console and ``trainer_state.json`` get three numbers, the trackers one a layer and site."""
+        """Send three numbers to the console and ``trainer_state.json``, all layers to trackers."""
         whole: dict[str, float] = {}
         layers: dict[str, float] = {}
         for name, table in zip(self.probes, tables, strict=True):
@@ -272,7 +271,8 @@ class NormProbeCallback(TrainerCallback):
                     for layer, value in zip(rows["layer"], rows.get(stat, ()), strict=False):
                         of_layer = "" if layer == MODEL_WIDE else f"/{layer}"
                         numbers[f"{prefix}/{site}_{stat}{of_layer}"] = float(value)
-        if whole:  # transformers' own log, not a subclass's: TRL's empties its running means whenever it is called
+        if whole:
+            # Not self.trainer.log: TRL's method resets its running means at every call.
             Trainer.log(self.trainer, whole)
         for callback in self.trainer.callback_handler.callbacks:
             if self._reporters and isinstance(callback, self._reporters):
@@ -288,56 +288,58 @@ class NormProbeCallback(TrainerCallback):
 
 
 def _check(trainer: Trainer) -> None:
-    """Refuse what would be measured wrongly."""
+    """Refuse a trainer whose measurements would be wrong."""
     args = trainer.args
     if args.fp16:
         raise StudyError(
-            "fp16=True scales the loss, and with it every gradient: train in bf16 or float32 to probe"
+            "fp16=True scales the loss and every gradient: train in bf16 or float32 to probe"
         )
     if args.world_size > 1 or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         raise StudyError(
-            f"{args.world_size} processes (DDP, FSDP, DeepSpeed) each see a share of every step: "
+            f"{args.world_size} processes (DDP, FSDP, DeepSpeed) each see a part of every step: "
             "probe a run in one process"
         )
     if args.n_gpu > 1:
         raise StudyError(
-            f"the Trainer would use {args.n_gpu} GPUs, each for a share: set CUDA_VISIBLE_DEVICES=0"
+            f"the Trainer would use {args.n_gpu} GPUs, each for a part of every step: "
+            "set CUDA_VISIBLE_DEVICES=0"
         )
     if args.torch_compile:
-        raise StudyError(
-            "torch_compile=True leaves out the hooks of layers: set it to False to probe"
-        )
+        raise StudyError("torch_compile=True skips the hooks of layers: set it to False to probe")
     if getattr(trainer.model.config, "is_encoder_decoder", False):
-        raise StudyError("an encoder-decoder has two kinds of tokens: only decoders can be probed")
+        raise StudyError("encoder-decoder models cannot be probed: use a decoder")
 
 
-def _name_variants(probes: Mapping[str, NormProbe]) -> None:
+def _warn_of_variants(probes: Mapping[str, NormProbe]) -> None:
+    """Warn of layers whose adapter is not plain LoRA, such as DoRA's."""
     for name, probe in probes.items():
         if variants := probe.variants:
             layer, variant = next(iter(variants.items()))
             warnings.warn(
-                f"adapter {name!r}: {len(variants)} layers ({layer}, ...) are {variant}, whose output is not "
-                "W0 x + gamma B A x: they have no adapter_out, adapter_in_grad and delta_w",
+                f"adapter {name!r}: {len(variants)} layers ({layer}, ...) are {variant}: their "
+                "output is not W0 x + gamma B A x, so they have no adapter_out, adapter_in_grad "
+                "and delta_w",
                 stacklevel=3,
             )
 
 
 def _check_hooks_ran(table: pd.DataFrame) -> None:
-    """Every layer whose gradient came has been seen at work, unless its forward pass went around the module."""
+    """Raises :class:`StudyError` if a layer has a gradient but its hooks did not run."""
     by_site = {site: set(rows["layer"]) for site, rows in table.groupby("site", observed=True)}
     bypassed = sorted(
         by_site.get("A_grad", set()) - by_site.get("adapter_in", by_site.get("A_grad", set()))
     )
     if bypassed:
         raise StudyError(
-            f"{len(bypassed)} layers are trained without their module being called ({bypassed[0]}, ...): a fused LoRA "
-            "kernel goes around its hooks. In Axolotl set lora_mlp_kernel, lora_qkv_kernel and lora_o_kernel to false; "
-            'elsewhere turn it off, or ask for sites=["A", "B", "adapter_grad", "adapter_update"]'
+            f"the hooks of {len(bypassed)} trained layers did not run ({bypassed[0]}, ...): a "
+            "fused LoRA kernel bypasses them. In Axolotl set lora_mlp_kernel, lora_qkv_kernel and "
+            "lora_o_kernel to false; elsewhere turn the kernel off, or measure "
+            'sites=["A", "B", "adapter_grad", "adapter_update"]'
         )
 
 
 def _count_tokens(inputs: Mapping[str, Any]) -> Tensor | int:
-    """Real tokens of a micro-batch, on its device; 0 where its inputs have other names."""
+    """Real tokens of a micro-batch, on its device; 0 if the inputs have unknown names."""
     mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
     if isinstance(mask, Tensor) and mask.ndim == 2:
         return mask.sum()
@@ -346,7 +348,7 @@ def _count_tokens(inputs: Mapping[str, Any]) -> Tensor | int:
 
 @contextmanager
 def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """``owner.name`` is ``value`` for a while."""
+    """Set ``owner.name`` to ``value`` inside; restored on exit."""
     own, before = name in vars(owner), getattr(owner, name)
     setattr(owner, name, value)
     try:

@@ -1,4 +1,4 @@
-"""Runs of the real Trainer over PEFT on the tiny base, on the batches that our own training reads."""
+"""Runs of the Trainer over PEFT on the tiny base, with the batches that our own training reads."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -9,15 +9,17 @@ import pytest
 import torch
 from torch import nn
 
+import study
 from study.adapters import AdapterSpec
 from study.adapters.bank import initial_pair
 from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
+from study.store import StudyTables
 
 
 class OurBatches(torch.utils.data.IterableDataset):
-    """The examples of a cell's batches, one by one in order; an iterable dataset is never shuffled."""
+    """The examples of a cell's batches, in order. The Trainer does not shuffle such a dataset."""
 
     def __init__(self, corpus: Corpus, config: CellConfig) -> None:
         self.corpus, self.config = corpus, config
@@ -29,15 +31,14 @@ class OurBatches(torch.utils.data.IterableDataset):
             for ids_T, targets_T, real_T in zip(
                 batch.input_ids_BT, batch.targets_BT, batch.real_BT, strict=True
             ):
-                labels_T = torch.cat(
-                    [torch.tensor([-100]), targets_T[:-1]]
-                )  # transformers shifts them back
+                # transformers shifts labels back.
+                labels_T = torch.cat([torch.tensor([-100]), targets_T[:-1]])
                 yield {"input_ids": ids_T, "labels": labels_T, "attention_mask": real_T.long()}
 
 
 @pytest.fixture(scope="session")
 def peft_model(tiny_base: FrozenBase) -> Callable[..., nn.Module]:
-    """The tiny base under PEFT with the init that our cell of this rank and seed draws."""
+    """The tiny base under PEFT, with the A of our cell of the same rank and seed."""
     peft = pytest.importorskip("peft")
 
     def build(config: CellConfig, **options: Any) -> nn.Module:
@@ -67,7 +68,7 @@ def peft_model(tiny_base: FrozenBase) -> Callable[..., nn.Module]:
 
 @pytest.fixture(scope="session")
 def trainer_of(corpus: Corpus) -> Callable[..., Any]:
-    """A Trainer that follows a cell's configuration: ``trainer_of(model, config, folder, bf16=True)``."""
+    """A Trainer as a cell configures it: ``trainer_of(model, config, folder, bf16=True)``."""
 
     def build(model: nn.Module, config: CellConfig, folder: Path, **options: Any) -> Any:
         from transformers import Trainer, TrainingArguments
@@ -101,3 +102,25 @@ def trainer_of(corpus: Corpus) -> Callable[..., Any]:
         )
 
     return build
+
+
+@pytest.fixture(scope="session")
+def probed() -> Callable[..., StudyTables]:
+    """Train with the callback and read the tables: ``probed(trainer, folder, steps=[0])``."""
+    from study.integrations.transformers import NormProbeCallback
+
+    def train(trainer: Any, folder: Path, **options: Any) -> StudyTables:
+        trainer.add_callback(NormProbeCallback(trainer, folder / "results" / "run", **options))
+        trainer.train()
+        return study.load(folder / "results" / "run")
+
+    return train
+
+
+@pytest.fixture
+def config(cell: Callable[..., CellConfig]) -> CellConfig:
+    """Two optimizer steps of two micro-batches, clipped."""
+    return cell(
+        *("adapter.rank=4", "train.steps=2", "train.batch_size=2"),
+        *("train.accumulation=2", "train.clip=0.5"),
+    )

@@ -1,4 +1,4 @@
-"""The Axolotl plugin, under Axolotl's own plugin manager where it is installed, and on a plain dict everywhere."""
+"""The Axolotl plugin on a plain dict, and under Axolotl's plugin manager if it is installed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,14 +22,14 @@ def test_fused_kernels_are_refused_before_a_model_is_loaded(kernel: str) -> None
     cfg: dict[str, Any] = {**KERNELS_OFF, kernel: True}
     with pytest.raises(
         StudyError,
-        match=f"^{kernel} multiply around .*lora_mlp_kernel: false, lora_qkv_kernel: false",
+        match=f"^{kernel} bypass .*lora_mlp_kernel: false, lora_qkv_kernel: false",
     ):
         NormProbePlugin().pre_model_load(cfg)
     NormProbePlugin().pre_model_load(KERNELS_OFF)
     NormProbePlugin().pre_model_load(cfg | {"norm_probe": {"sites": ["A", "adapter_grad"]}})
 
 
-def test_it_probes_the_trainer_it_is_given(
+def test_it_probes_the_trainer(
     cell: Callable[..., CellConfig],
     peft_model: Callable[..., Any],
     trainer_of: Callable[..., Any],
@@ -77,7 +77,7 @@ def test_under_axolotls_own_manager(
         trainer.add_callback(callback)
     trainer.train()
     assert study.load(tmp_path / "run").probes["layer"].nunique() == 15
-    with pytest.raises(StudyError, match="lora_o_kernel multiply around"):
+    with pytest.raises(StudyError, match="lora_o_kernel bypass"):
         manager.pre_model_load(DictDefault({**cfg, "lora_o_kernel": True}))
 
 

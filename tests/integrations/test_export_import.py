@@ -30,7 +30,7 @@ IDS = torch.arange(40).view(2, 20)
 def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object
 ) -> tuple[int, str]:
-    """Exit code, and all that was printed."""
+    """The exit code and the printed text."""
     monkeypatch.setattr(sys, "argv", ["study", *map(str, words)])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -40,7 +40,7 @@ def command(
 
 @pytest.fixture(scope="module")
 def trained(cell: Callable[..., CellConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four cells on the tiny base: three rules whose adapters were kept, and one whose was not."""
+    """Four cells on the tiny base: three rules with saved adapters, and one without."""
     folder = tmp_path_factory.mktemp("kept")
     common = [
         f"results_dir={folder}",
@@ -65,12 +65,12 @@ def cell_id(study_dir: Path, scaling: str, rank: int = 6) -> str:
 
 
 def assert_equal_logits(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Within 1e-5 of the largest: our banks and PEFT multiply in different orders."""
+    """Within 1e-5 of the largest, because our banks and PEFT multiply in different orders."""
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 def our_logits(base: FrozenBase, adapter: Path) -> torch.Tensor:
-    """Through our own banks, from the factors as they were trained."""
+    """The logits of our banks with a trained adapter."""
     from study.adapters import AdapterSpec, adapted
 
     found = read_adapter(adapter)
@@ -124,13 +124,13 @@ def test_export(
     assert merged.config.use_cache
 
 
-def test_an_adapter_that_was_not_kept_names_the_line_that_trains_it_again(
+def test_a_missing_adapter_names_the_command_that_trains_it(
     trained: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """And that line trains the same cell, whose adapter is there afterwards."""
+    """The named command trains the same cell again, with its adapter."""
     name = cell_id(trained, "lora", rank=2)
     code, printed = command(monkeypatch, capsys, "export", trained, name, tmp_path / "adapter")
     assert (code, list(tmp_path.iterdir())) == (2, [])
@@ -162,7 +162,7 @@ def test_bad_exports_write_nothing(
     for words, message in (
         ((trained, "xyz", tmp_path / "new"), "no cell of .* begins with 'xyz': choose from"),
         ((trained, "", tmp_path / "new"), "4 cells of .* begin"),
-        ((trained, name, tmp_path / "used"), "is there already: give a new folder"),
+        ((trained, name, tmp_path / "used"), "already exists: give a new folder"),
         ((tmp_path / "nowhere", name, tmp_path / "new"), "no study in"),
     ):
         code, printed = command(monkeypatch, capsys, "export", *words, *merged)
@@ -174,7 +174,7 @@ def test_bad_exports_write_nothing(
 
 @pytest.fixture
 def theirs(tiny_base: FrozenBase, tmp_path: Path) -> tuple[Path, torch.Tensor]:
-    """A PEFT adapter with ranks and alphas of its own by layer, and the logits that PEFT computes with it."""
+    """A PEFT adapter whose ranks and alphas differ by layer, and its logits in PEFT."""
     import copy
 
     lora = peft.LoraConfig(
@@ -195,7 +195,7 @@ def theirs(tiny_base: FrozenBase, tmp_path: Path) -> tuple[Path, torch.Tensor]:
     return tmp_path / "theirs", logits
 
 
-def test_import_goes_on_where_peft_stopped(
+def test_import_continues_training_a_peft_adapter(
     theirs: tuple[Path, torch.Tensor],
     tiny_base: FrozenBase,
     jsonl: Path,
@@ -216,15 +216,15 @@ def test_import_goes_on_where_peft_stopped(
     )
     assert code == 0, printed
     assert "4 layers, rank 2 to 4, gamma 1.5 to 5.65685 (rslora), on tiny" in printed
-    go_on = next(line for line in printed.splitlines() if line.startswith("to go on with it"))
-    words = shlex.split(go_on.partition(":")[2])
+    (further,) = (line for line in printed.splitlines() if line.startswith("to train it further"))
+    words = shlex.split(further.partition(":")[2])
     assert "adapter.dropout=0.1" in words
     hydra_app.main([*words[2:], "adapter.dropout=0"])
 
     tables = study.load(tmp_path / "results" / "continued")
     row = tables.cells.iloc[0]
     assert (row["rank"], row["alpha"], row["scaling"], row["init"]) == (4, 8, "rslora", "imported")
-    # The loss at step 0 is PEFT's own with this adapter: what is measured is theirs, not a fresh init.
+    # The loss at step 0 is PEFT's loss with this adapter, not that of a fresh init.
     record = load_records(tmp_path / "results" / "continued")[0]
     assert record["sources"]["adapter"]
     cells = plan([cell_of(record)])
@@ -249,12 +249,12 @@ def cell_of(record: dict[str, Any]) -> CellConfig:
     from study.config import checked, typed
 
     config = OmegaConf.create(record["config"])
-    config.adapter.init = "kaiming"  # as a command line would leave it
+    config.adapter.init = "kaiming"  # the default of a command line
     return checked(typed(config))
 
 
 def peft_loss(folder: Path, base: FrozenBase, config: CellConfig) -> float:
-    """PEFT's own loss on the batch of step 0."""
+    """PEFT's loss on the batch of step 0."""
     import copy
 
     from torch.nn.functional import cross_entropy
@@ -306,7 +306,7 @@ def test_bad_imports(
     before = sorted(tmp_path.rglob("*"))
     capsys.readouterr()
     for words, message in (
-        ((folder,), "names no base: say which"),
+        ((folder,), "names no base: choose one"),
         (
             (folder, "model=hf", f"model.path={tmp_path / 'other'}"),
             "for another base than .*up_proj is 64 -> 128",
@@ -320,7 +320,7 @@ def test_bad_imports(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_an_adapter_of_infinite_rank_can_not_be_kept(cell: Callable[..., CellConfig]) -> None:
+def test_an_adapter_of_infinite_rank_cannot_be_saved(cell: Callable[..., CellConfig]) -> None:
     limit = ["adapter.rank=inf", "adapter.scaling=rslora", "optimizer=sgd"]
     with pytest.raises(StudyError, match="no factors to save"):
         cell(*limit, "train.save_adapter=true")
@@ -337,43 +337,20 @@ def test_smollm2(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One step on the real base: PEFT loads the export by its own base name with our logits."""
+    """One step on the real base. PEFT loads the export by its base's name and has our logits."""
     overrides = [
-        "model=smollm2",
-        "name=real",
-        "train.steps=1",
-        "train.batch_size=1",
-        "probes.steps=null",
-    ]
-    overrides += [
+        *("model=smollm2", "name=real", f"results_dir={tmp_path}", "probes.steps=null"),
+        *("train.steps=1", "train.batch_size=1", "train.eval_every=0", "train.save_adapter=true"),
+        *("adapter.scaling=power", "adapter.exponent=0.7", "adapter.targets=[q_proj,down_proj]"),
         "optimizer.lr=1e-3",
-        "adapter.targets=[q_proj,down_proj]",
-        "train.eval_every=0",
-        "train.save_adapter=true",
     ]
-    run(
-        plan(
-            [
-                cell(
-                    *overrides,
-                    f"results_dir={tmp_path}",
-                    "adapter.scaling=power",
-                    "adapter.exponent=0.7",
-                )
-            ]
-        )
-    )
-    name = str(study.load(tmp_path / "real").cells["cell_id"].item())
-    assert (
-        command(monkeypatch, capsys, "export", tmp_path / "real", name, tmp_path / "adapter")[0]
-        == 0
-    )
+    run(plan([cell(*overrides)]))
+    name, adapter = str(study.load(tmp_path / "real").cells["cell_id"].item()), tmp_path / "adapter"
+    assert command(monkeypatch, capsys, "export", tmp_path / "real", name, adapter)[0] == 0
     base = load_base(ModelConfig("smollm2"), torch.device("cpu"), "float32")
     expected = our_logits(base, tmp_path / "real" / "cells" / name / "adapter")
     with torch.no_grad():
-        theirs = (
-            peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()(IDS).logits
-        )
+        theirs = peft.AutoPeftModelForCausalLM.from_pretrained(adapter).eval()(IDS).logits
         moved = (base.model(IDS).logits - expected).abs().max()
     assert moved > 1e-2
     assert_equal_logits(theirs, expected)

@@ -1,11 +1,13 @@
 """Configurations of other tools as experiments of ``study train``.
 
-- :mod:`~study.integrations.configs.files`: a file's form, told by its keys;
+- :mod:`~study.integrations.configs.files`: reads a file and finds its form by its keys;
 - :mod:`~study.integrations.configs.finlora_yaml`, :mod:`~study.integrations.configs.finlora_json`,
-  :mod:`~study.integrations.configs.axolotl`, :mod:`~study.integrations.configs.peft`: a reader for each form;
-- :mod:`~study.integrations.configs.fields`, :mod:`~study.integrations.configs.parts`: what the readers share;
-- :mod:`~study.integrations.configs.sweeps`: ranks and rules, and Axolotl's sweep files;
-- :mod:`~study.integrations.configs.experiment`: what a reader gives, and its files.
+  :mod:`~study.integrations.configs.axolotl`, :mod:`~study.integrations.configs.peft`: one reader
+  for each form;
+- :mod:`~study.integrations.configs.fields`, :mod:`~study.integrations.configs.parts`: shared by the
+  readers;
+- :mod:`~study.integrations.configs.sweeps`: Axolotl's sweep files;
+- :mod:`~study.integrations.configs.experiment`: the result of a reader, and the files it becomes.
 """
 
 from study.integrations.configs.experiment import Experiment, Written, write

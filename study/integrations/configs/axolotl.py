@@ -1,4 +1,7 @@
-"""Axolotl's YAML (axolotl-ai-cloud/axolotl, src/axolotl/utils/schemas). Where it is silent, Axolotl's defaults hold."""
+"""Axolotl's YAML (axolotl-ai-cloud/axolotl, src/axolotl/utils/schemas).
+
+A key that is missing has Axolotl's default.
+"""
 
 import math
 from pathlib import Path
@@ -9,12 +12,12 @@ from study.errors import StudyError, unknown
 from study.integrations.configs.experiment import Experiment
 from study.integrations.configs.fields import Fields
 from study.integrations.configs.parts import (
+    list_untaken,
     put_base,
     put_data_file,
     scaling_rule,
     short,
     take_bits,
-    tell_the_rest,
 )
 from study.vocabulary.optimizers import OPTIMIZERS
 
@@ -32,8 +35,11 @@ SCHEDULES = {
 
 
 def read(fields: Fields, folder: Path) -> Experiment:
-    """The experiment; ``folder`` is where the file lies. Raises :class:`StudyError` for a missing or wrong value, an
-    adapter other than LoRA, bits that contradict each other, and training on preferences."""
+    """The experiment. ``folder`` holds the file.
+
+    Raises :class:`StudyError` for a missing or wrong value, an adapter other than LoRA, bits that
+    contradict each other, and training on preferences.
+    """
     bits = _check_method(fields)
     fields.require("base_model", "lora_r", "lora_alpha", "datasets", "learning_rate")
     experiment = Experiment(f"Axolotl's {fields.where}")
@@ -58,39 +64,41 @@ def read(fields: Fields, folder: Path) -> Experiment:
         )
     if fields.assumed:
         experiment.assumed.append(f"Axolotl's defaults: {', '.join(fields.assumed)}")
-    tell_the_rest(experiment, fields)
+    list_untaken(experiment, fields)
     return experiment
 
 
 def _check_method(fields: Fields) -> int | None:
-    """Refuse what is no LoRA on targets; the bits of the base."""
+    """The bits of the base. Raises for training that is not LoRA on target tokens."""
     adapter = fields.take("adapter")
     if adapter is None:
         raise StudyError(
-            f"{fields.where}: adapter is missing, so all weights are trained: set adapter: lora or qlora"
+            f"{fields.where}: adapter is missing, which trains all weights: "
+            "set adapter: lora or qlora"
         )
     if adapter not in ADAPTERS:
         raise unknown(f"adapter in {fields.where}:", adapter, ADAPTERS)
     if fields.take("rl"):
         raise StudyError(
-            f"{fields.where}: rl trains on preferences, and an experiment on targets: remove rl"
+            f"{fields.where}: rl trains on preferences, study train on targets: remove rl"
         )
     bits = take_bits(fields)
     if adapter == "qlora" and bits != 4:
-        said = f"load_in_{bits}bit" if bits else "no load_in_4bit"
+        given = f"load_in_{bits}bit" if bits else "no load_in_4bit"
         raise StudyError(
-            f"{fields.where}: adapter: qlora and {said} contradict each other: set load_in_4bit: true"
+            f"{fields.where}: adapter: qlora and {given} contradict each other: "
+            "set load_in_4bit: true"
         )
     return bits
 
 
 def _put_data(experiment: Experiment, fields: Fields, folder: Path) -> int | None:
-    """The first dataset; how many rows it trains on, where that is known."""
+    """Add the first dataset. Returns the number of its training rows, if the file is here."""
     experiment.values["data.sequence_length"] = fields.take_whole("sequence_len", 512)
     datasets = fields.take("datasets")
     if not isinstance(datasets, list) or not all(isinstance(entry, dict) for entry in datasets):
         raise fields.wrong(
-            "datasets", short(datasets), "is no list of datasets with a path and a type"
+            "datasets", short(datasets), "is not a list of datasets with a path and a type"
         )
     first = Fields(datasets[0], f"{fields.where}: datasets[0]")
     first.require("path")
@@ -107,19 +115,21 @@ def _put_data(experiment: Experiment, fields: Fields, folder: Path) -> int | Non
     else:
         experiment.groups["data"] = "jsonl"
         experiment.left_out.append(
-            f"datasets[0]: {file} of type {short(kind)} (a row must hold context and target: convert it, then give "
-            "data.path=... when you train)"
+            f"datasets[0]: {file} of type {short(kind)} (a row must hold context and target: "
+            "convert it, then give data.path=... when you train)"
         )
     first.take("ds_type")
-    tell_the_rest(experiment, first, "datasets[0].")
+    list_untaken(experiment, first, "datasets[0].")
     for n, entry in enumerate(datasets[1:], start=1):
-        experiment.left_out.append(f"datasets[{n}]: {short(entry)} (one file is trained on)")
+        experiment.left_out.append(
+            f"datasets[{n}]: {short(entry)} (only the first file is trained on)"
+        )
     heldout = _heldout(experiment, fields, examples)
     return len(split(examples, heldout)[0]) if examples else None
 
 
 def _heldout(experiment: Experiment, fields: Fields, examples: list[Example] | None) -> int:
-    """How many examples to hold out: Axolotl gives a number, or a share of the file."""
+    """How many examples to hold out. Axolotl gives a number or a share of the file."""
     asked = fields.take_number("val_set_size", 0.0) or 0.0
     if asked >= 1 or (asked and examples):
         heldout = max(1, round(asked if asked >= 1 else asked * len(examples or [])))
@@ -127,15 +137,15 @@ def _heldout(experiment: Experiment, fields: Fields, examples: list[Example] | N
         return heldout
     if asked:
         experiment.left_out.append(
-            f"val_set_size: {asked:g} (of a file that is not here: data.heldout as it is)"
+            f"val_set_size: {asked:g} (the file was not found: data.heldout keeps its default)"
         )
     return USUAL_HELDOUT
 
 
 def _reads_context_and_target(kind: Any) -> bool:
-    """Whether a dataset of this type is rows of context and target: a user-defined one that takes those two fields.
+    """Whether rows of a dataset of this type have the fields context and target.
 
-    alpaca, completion, chat_template, input_output and the others name other fields.
+    A user-defined type may. alpaca, completion, chat_template and the others have other fields.
     """
     fields = {"field_instruction": "context", "field_output": "target"}
     return isinstance(kind, dict) and all(kind.get(key) == name for key, name in fields.items())
@@ -147,7 +157,8 @@ def _targets(fields: Fields) -> str | list[str]:
         return "all-linear"
     if not modules:
         raise StudyError(
-            f"{fields.where}: lora_target_modules is missing and lora_target_linear is not true: set one of them"
+            f"{fields.where}: lora_target_modules is missing and lora_target_linear is not true: "
+            "set one of them"
         )
     return modules if isinstance(modules, str) else [str(name) for name in modules]
 
@@ -179,41 +190,41 @@ def _our_optimizer(theirs: str) -> str:
 
 
 def _put_steps(experiment: Experiment, fields: Fields, rows: int | None) -> None:
-    """Batch, steps, clipping and schedule. Epochs become steps where the data can be counted."""
+    """Add batch, steps, clipping and schedule. Epochs become steps if the data is here."""
     batch = fields.take_count("micro_batch_size", 1)
     total = fields.take_count("batch_size", batch) if "batch_size" in fields else batch
     accumulation = fields.take_count("gradient_accumulation_steps", max(1, total // batch))
     epochs = fields.take_number("num_epochs", 1.0) or 0.0
     if epochs <= 0:
-        raise fields.wrong("num_epochs", epochs, "is no training: give a number above 0")
-    most = fields.take_whole("max_steps") or -1  # transformers' word for no limit
+        raise fields.wrong("num_epochs", epochs, "is not positive: give a number above 0")
+    most = fields.take_whole("max_steps") or -1  # -1: no limit, as in transformers
     steps = most if most > 0 else math.ceil((rows or 0) * epochs / (batch * accumulation))
     experiment.values |= {"train.batch_size": batch, "train.accumulation": accumulation}
     if steps:
         experiment.values["train.steps"] = steps
     else:
         experiment.left_out.append(
-            f"num_epochs: {epochs:g} (of data that is not here: give train.steps=...)"
+            f"num_epochs: {epochs:g} (the data was not found: give train.steps=...)"
         )
     experiment.values["train.clip"] = fields.take_number("max_grad_norm", 1.0) or None
     schedule = str(fields.take("lr_scheduler", "cosine"))
     if schedule in SCHEDULES:
         experiment.values["train.schedule"] = SCHEDULES[schedule]
     else:
-        experiment.left_out.append(f"lr_scheduler: {schedule} (constant)")
+        experiment.left_out.append(f"lr_scheduler: {schedule} (constant instead)")
     _put_warmup(experiment, fields, steps)
 
 
 def _put_warmup(experiment: Experiment, fields: Fields, steps: int) -> None:
     warmup, ratio = fields.take_whole("warmup_steps"), fields.take_number("warmup_ratio")
     if warmup is None and steps:
-        # Axolotl's own, where the file names neither: 3 % of the steps, at most 100.
+        # Axolotl's default is 3 % of the steps, at most 100.
         warmup = min(int(0.03 * steps), 100) if ratio is None else int(ratio * steps)
         if ratio is None:
             fields.assumed.append(f"warmup_steps {warmup}")
     elif warmup is None and ratio:
         experiment.left_out.append(
-            f"warmup_ratio: {ratio:g} (of steps that are not known: give train.warmup=...)"
+            f"warmup_ratio: {ratio:g} (the number of steps is unknown: give train.warmup=...)"
         )
     if warmup:
         experiment.values["train.warmup"] = warmup

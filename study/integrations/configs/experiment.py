@@ -1,9 +1,9 @@
-"""An imported experiment: groups chosen, values set, what was left out; and the files that ``study train`` reads.
-
-Base and data are options of their own groups and not values of the experiment, so that ``model=tiny`` or ``data=pydoc``
-on the command line replaces them whole:
+"""An imported experiment, and the files that ``study train`` reads it from.
 
     conf/experiment/NAME.yaml   conf/model/NAME.yaml   conf/data/NAME.yaml
+
+Base and data have files of their own, so that ``model=tiny`` or ``data=pydoc`` on the command line
+replaces all of their settings.
 """
 
 import math
@@ -24,16 +24,18 @@ from study.errors import StudyError
 from study.store import write_text
 
 OWN_GROUPS = ("model", "data")
-"""Groups that an experiment brings an option for; the values of every other one stand in the experiment itself."""
+"""Groups that get a file of their own. Values of other groups are in the experiment's file."""
 
 
 @dataclass
 class Experiment:
-    """What a configuration of another tool comes to.
+    """A configuration of another tool, translated.
 
-    ``origin`` says what it was made from; ``groups`` chooses an option per group; ``values`` are by dotted key;
-    ``left_out`` has a line per key that has no counterpart, ``assumed`` one per value that the file does not hold;
-    ``sweep`` lists values by dotted key or group, of which all combinations are trained.
+    - ``origin``: the file that it was made from;
+    - ``groups``: the option of each group; ``values``: settings by dotted key;
+    - ``left_out``: a line for each key without a counterpart;
+    - ``assumed``: a line for each value that is not in the file;
+    - ``sweep``: lists of values by dotted key or group. All combinations are trained.
     """
 
     origin: str
@@ -44,35 +46,36 @@ class Experiment:
     sweep: dict[str, list[Any]] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
-        """Groups and values in one mapping: what tells two experiments apart."""
+        """Groups and values in one mapping."""
         return {**self.groups, **self.values}
 
 
 @dataclass(frozen=True)
 class Written:
-    """The files of an experiment, and the line that runs it."""
+    """The files of an experiment, and the command that trains it."""
 
     paths: list[Path]
     command: str
 
 
 def write(experiment: Experiment, name: str, folder: Path, *, force: bool = False) -> Written:
-    """Write ``experiment`` as ``folder/experiment/name.yaml`` beside its base and data.
+    """Write ``folder/experiment/name.yaml``, and the files of its base and data.
 
-    It is composed and checked as ``study train`` would first. Raises :class:`StudyError`, with nothing written, for a
-    value that ``study train`` refuses, a name that the toolkit or another file has, or a folder that can't be written.
+    The experiment is first composed and checked, as ``study train`` does it. Raises
+    :class:`StudyError` for a value that ``study train`` refuses, a name that is in use and a folder
+    that cannot be written; then nothing is written.
     """
-    home = folder.resolve() == CONF.resolve()
-    shown = "" if home else f"--config-dir={shlex.quote(folder.as_posix())} "
+    is_own = folder.resolve() == CONF.resolve()
+    shown = "" if is_own else f"--config-dir={shlex.quote(folder.as_posix())} "
     command = f"study train {shown}experiment={name}"
     texts = {folder / path: text for path, text in _files(experiment, name, command).items()}
     for path in texts:
         group = path.parent.name
-        if not home and (CONF / group / path.name).exists():
-            raise StudyError(f"{group}={name} is the toolkit's own: give another --name")
+        if not is_own and (CONF / group / path.name).exists():
+            raise StudyError(f"{group}={name} is one of the toolkit's own: give another --name")
         if path.exists() and not force:
             raise StudyError(
-                f"{path} is there already: give another --name, or --force to replace it"
+                f"{path} already exists: give another --name, or --force to overwrite it"
             )
     _check(experiment, name, command)
     try:
@@ -80,12 +83,12 @@ def write(experiment: Experiment, name: str, folder: Path, *, force: bool = Fals
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, text)
     except OSError as error:
-        raise StudyError(f"can't write {path} ({error.strerror}): give another --to") from None
+        raise StudyError(f"cannot write {path} ({error.strerror}): give another --to") from None
     return Written(list(texts), command)
 
 
 def _files(experiment: Experiment, name: str, command: str) -> dict[str, str]:
-    """Every file's text by its path under the folder of configuration, the experiment's first."""
+    """The text of every file, by its path in the configuration folder; the experiment is first."""
     options = {group: _under(group, experiment.values) for group in OWN_GROUPS}
     files = {f"experiment/{name}.yaml": _experiment_text(experiment, name, command, options)}
     for group, values in options.items():
@@ -134,7 +137,7 @@ def _under(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check(experiment: Experiment, name: str, command: str) -> None:
-    """Compose the experiment, and each swept value on top of it, and check them as ``study train`` does."""
+    """Compose and check the experiment alone, and with each swept value."""
     GlobalHydra.instance().clear()
     swept = [
         f"{key}={_in_a_sweep(value)}"
@@ -158,7 +161,7 @@ def _check(experiment: Experiment, name: str, command: str) -> None:
 
 
 def _in_a_sweep(value: Any) -> str:
-    """A value in Hydra's override grammar, where commas, spaces and brackets must be quoted."""
+    """A value in Hydra's override grammar, which quotes commas, spaces and brackets."""
     if isinstance(value, list):
         return f"[{','.join(_in_a_sweep(item) for item in value)}]"
     if value is None or isinstance(value, bool | int | float):

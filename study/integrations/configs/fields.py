@@ -1,4 +1,7 @@
-"""A configuration's keys, taken one by one and checked on the way: what nobody took has no counterpart here."""
+"""The keys of a configuration. A reader takes them one by one, and each is checked when taken.
+
+A key that no reader takes has no counterpart here.
+"""
 
 import math
 from collections.abc import Mapping
@@ -8,10 +11,10 @@ from study.errors import StudyError
 
 
 class Fields:
-    """The keys of one configuration; ``where`` is what messages call it. Null is the same as not there.
+    """The keys of one configuration. Messages call it ``where``. A null value is a missing key.
 
-    Every ``take`` method removes its key and raises :class:`StudyError` for a value of another type. A default that
-    asks for something, and was taken for want of the key, is in ``assumed``.
+    Every ``take`` method removes its key and raises :class:`StudyError` for a value of another
+    type. If the key is missing and its default is neither empty nor false, ``assumed`` lists it.
     """
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
@@ -23,7 +26,7 @@ class Fields:
         return key in self._left
 
     def require(self, *keys: str) -> None:
-        """Raises :class:`StudyError` naming whichever of ``keys`` are not there."""
+        """Raises :class:`StudyError` that names the missing ones of ``keys``."""
         if missing := [key for key in keys if self._left.get(key) in (None, "", [])]:
             verb = "is" if len(missing) == 1 else "are"
             raise StudyError(
@@ -31,7 +34,7 @@ class Fields:
             )
 
     def take(self, key: str, default: Any = None) -> Any:
-        """The value of ``key`` as it stands."""
+        """The value of ``key``, unchecked."""
         if key not in self._left and default:
             self.assumed.append(f"{key} {default}")
         return self._left.pop(key, default)
@@ -40,11 +43,11 @@ class Fields:
         """A string."""
         value = self.take(key, default)
         if value is not None and not isinstance(value, str):
-            raise self.wrong(key, value, "is no text")
+            raise self.wrong(key, value, "is not a string")
         return value
 
     def take_number(self, key: str, default: float | None = None) -> float | None:
-        """A finite number; text such as ``2e-4``, which is no number to YAML 1.1, is read as one."""
+        """A finite number. YAML 1.1 reads ``2e-4`` as a string; it is converted."""
         value = self.take(key, default)
         if value is None:
             return None
@@ -53,34 +56,34 @@ class Fields:
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
-            raise self.wrong(key, value, "is no number")
+            raise self.wrong(key, value, "is not a number")
         return number
 
     def take_whole(self, key: str, default: int | None = None) -> int | None:
-        """A whole number."""
+        """An integer."""
         value = self.take_number(key, default)
         if value is not None and not value.is_integer():
-            raise self.wrong(key, value, "is no whole number")
+            raise self.wrong(key, value, "is not an integer")
         return None if value is None else int(value)
 
     def take_count(self, key: str, default: int) -> int:
-        """A whole number of at least 1."""
+        """An integer of at least 1."""
         value = self.take_whole(key, default)
         if value is None or value < 1:
-            raise self.wrong(key, value, "is no count: give at least 1")
+            raise self.wrong(key, value, "is too small: give at least 1")
         return value
 
     def take_flag(self, key: str) -> bool:
-        """True or false; false if it is not there."""
+        """True or false; false if the key is missing."""
         value = self.take(key, False)
         if not isinstance(value, bool):
             raise self.wrong(key, value, "is neither true nor false")
         return value
 
     def wrong(self, key: str, value: Any, what: str) -> StudyError:
-        """The error for a value that is not what ``key`` takes."""
+        """The error for a wrong value of ``key``."""
         return StudyError(f"{self.where}: {key}={value!r} {what}")
 
     def untaken(self) -> dict[str, Any]:
-        """What is left and asks for something: false and empty values ask for nothing."""
+        """The keys that are left, without those whose value is false or empty."""
         return {key: value for key, value in self._left.items() if value not in (False, "", [], {})}

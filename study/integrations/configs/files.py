@@ -1,4 +1,4 @@
-"""From a file to an experiment: what form it has is told by its keys, whatever it is called."""
+"""From a file to an experiment. The keys tell the form of a file, not its name."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -23,50 +23,55 @@ READERS: tuple[tuple[str, Reader], ...] = (
     ("base_model", axolotl.read),
     ("adapter", axolotl.read),
 )
-"""A key that tells a form, first come first served, and its reader."""
+"""Keys and the reader of the form that has them. The first key found decides."""
 
 
 def read_file(
     path: Path, entry: str | None = None, changed: Mapping[str, Any] | None = None
 ) -> Experiment:
-    """The experiment that ``path`` describes; ``entry`` names one of a file that holds several, ``changed`` replaces
-    values of it first.
+    """The experiment that ``path`` describes.
 
-    Raises :class:`StudyError` for a file that can't be read, has none of the four forms or lacks the entry, and as its
-    reader does.
+    ``entry`` names one configuration of a file that holds several. ``changed`` replaces values
+    before they are read. Raises :class:`StudyError` for a file that cannot be read, has none of the
+    four forms or lacks the entry, and for whatever its reader refuses.
     """
     values, where = _one_entry(load(path), entry, path.name)
     for key, reader in READERS:
         if key in values:
             return reader(Fields({**values, **(changed or {})}, where), path.parent)
     raise StudyError(
-        f"{where} has none of the forms that are read, FinLoRA's YAML (lora_rank, model_name), an entry of its "
-        "finetune_configs.json (base_model, dataset_path), Axolotl's YAML (base_model, adapter), PEFT's "
-        "adapter_config.json (peft_type)"
+        f"{where} is none of the known configurations: FinLoRA's YAML (lora_rank, model_name), an "
+        "entry of its finetune_configs.json (base_model, dataset_path), Axolotl's YAML "
+        "(base_model, adapter), PEFT's adapter_config.json (peft_type)"
     )
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A YAML or JSON file that holds a mapping. Raises :class:`StudyError` for anything else."""
+    """The mapping in a YAML or JSON file. Raises :class:`StudyError` for any other file."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except OSError as error:
         raise StudyError(
-            f"{path} can't be read ({error.strerror}): give a YAML or JSON file"
+            f"cannot read {path} ({error.strerror}): give a YAML or JSON file"
         ) from None
     except UnicodeDecodeError:
         raise StudyError(f"{path} is not UTF-8 text: give a YAML or JSON file") from None
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         kind = "JSON" if path.suffix == ".json" else "YAML"
-        raise StudyError(f"{path} is no {kind}: {' '.join(str(error).split())}") from None
+        raise StudyError(f"{path} is not valid {kind}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise StudyError(f"{path} holds {type(values).__name__} and no keys: give a configuration")
+        raise StudyError(
+            f"{path} holds a {type(values).__name__} instead of keys: give a configuration"
+        )
     return values
 
 
 def _one_entry(values: dict[str, Any], entry: str | None, name: str) -> tuple[dict[str, Any], str]:
-    """The configuration itself, or the entry asked for where all the values are configurations by name."""
+    """The configuration and its name in messages.
+
+    A file whose values are all mappings holds several configurations by name.
+    """
     several = bool(values) and all(isinstance(value, dict) for value in values.values())
     if not several:
         if entry is not None:
@@ -76,7 +81,7 @@ def _one_entry(values: dict[str, Any], entry: str | None, name: str) -> tuple[di
         return values, name
     if entry is None and len(values) > 1:
         raise StudyError(
-            f"{name} has {len(values)} entries: choose one with --entry, out of {', '.join(values)}"
+            f"{name} has {len(values)} entries: choose one with --entry, from {', '.join(values)}"
         )
     chosen = next(iter(values)) if entry is None else entry
     if chosen not in values:

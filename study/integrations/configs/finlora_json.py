@@ -1,5 +1,8 @@
-"""An entry of FinLoRA's ``finetune_configs.json``. FinLoRA's ``finetune.py`` lays it over an Axolotl configuration of
-its own and trains with Axolotl; so is it read here."""
+"""An entry of FinLoRA's ``finetune_configs.json``.
+
+FinLoRA's ``finetune.py`` merges it into its own Axolotl configuration and trains with Axolotl. This
+reader does the same.
+"""
 
 from pathlib import Path
 
@@ -24,7 +27,7 @@ TEMPLATE = {
     "sequence_len": 4096,
     "bf16": "auto",
 }
-"""What ``finetune.py`` gives to Axolotl where the entry is silent (wangd12rpi/FinLoRA, lora/finetune.py)."""
+"""``finetune.py``'s values for missing keys (wangd12rpi/FinLoRA, lora/finetune.py)."""
 
 PROMPT = {
     "field_instruction": "context",
@@ -32,21 +35,17 @@ PROMPT = {
     "format": "[INST] {instruction} [/INST]",
 }
 SAME = (
-    *(
-        "base_model",
-        "lora_r",
-        "lora_alpha",
-        "learning_rate",
-        "num_epochs",
-        "gradient_accumulation_steps",
-    ),
-    *("peft_use_rslora", "peft_use_dora"),
+    *("base_model", "lora_r", "lora_alpha", "learning_rate", "num_epochs"),
+    *("gradient_accumulation_steps", "peft_use_rslora", "peft_use_dora"),
 )
-"""Keys that mean in an entry what they mean to Axolotl."""
+"""Keys that have the same meaning in an entry and in Axolotl."""
 
 
 def read(fields: Fields, folder: Path) -> Experiment:
-    """The experiment; ``folder`` is where the file lies. Raises :class:`StudyError` for a missing or wrong value."""
+    """The experiment. ``folder`` holds the file.
+
+    Raises :class:`StudyError` for a missing or wrong value.
+    """
     fields.require("base_model", "dataset_path", "lora_r")
     bits = take_bits(fields)
     own = {key: fields.take(key) for key in SAME if key in fields}

@@ -1,4 +1,4 @@
-"""What the readers share: bits, the rule, the base, the data, and how keys without a counterpart are told."""
+"""Shared by the readers: bits, scaling rule, base, data, and the list of keys left out."""
 
 import json
 from pathlib import Path
@@ -11,15 +11,15 @@ from study.integrations.configs.experiment import Experiment
 from study.integrations.configs.fields import Fields
 
 STAND_INS = {"xbrl_extract_train.jsonl": "xbrl_extract"}
-"""FinLoRA's files that the toolkit generates data like, for a machine that does not have them."""
+"""Generated data that is used if a file of FinLoRA's is missing."""
 
 WHY = {
     "peft_use_dora": "plain LoRA is trained",
     "use_dora": "plain LoRA is trained",
     "chat_template": "text is context + target, without a template",
-    "train_on_inputs": "the loss is on targets alone",
-    "sample_packing": "one example a row",
-    "lora_model_dir": "adapters begin at their init",
+    "train_on_inputs": "the loss is on targets only",
+    "sample_packing": "one example per row",
+    "lora_model_dir": "adapters start from their init",
     "lora_modules_to_save": "only adapters are trained",
     "modules_to_save": "only adapters are trained",
     "init_lora_weights": "adapter.init=kaiming, PEFT's default",
@@ -28,9 +28,9 @@ WHY = {
     "layers_to_transform": "all layers",
     "peft_layers_to_transform": "all layers",
     "fp16": "precision=float32",
-    "plugins": "probes are on in every run",
+    "plugins": "every run has probes",
 }
-"""What happens instead, for keys whose absence changes what is trained."""
+"""What is trained instead, for keys that would change it."""
 
 
 def scaling_rule(use_rslora: bool) -> str:
@@ -39,24 +39,24 @@ def scaling_rule(use_rslora: bool) -> str:
 
 
 def take_bits(fields: Fields) -> int | None:
-    """Bits of the base's weights out of ``quant_bits``, ``load_in_8bit`` and ``load_in_4bit``.
+    """Bits of the base's weights, from ``quant_bits``, ``load_in_8bit`` and ``load_in_4bit``.
 
-    Raises :class:`StudyError` where they contradict one another or ask for other bits than 8 and 4.
+    Raises :class:`StudyError` if they contradict each other or name other bits than 8 and 4.
     """
     bits = fields.take_whole("quant_bits")
     if bits not in (None, 4, 8):
         raise fields.wrong(
             "quant_bits", bits, "is neither 8 nor 4: leave it out for full precision"
         )
-    said = {f"quant_bits: {bits}": bits} if bits else {}
-    said |= {f"load_in_{n}bit: true": n for n in (8, 4) if fields.take_flag(f"load_in_{n}bit")}
-    if len(set(said.values())) > 1:
-        raise StudyError(f"{fields.where}: {' and '.join(said)} contradict each other: keep one")
-    return next(iter(said.values()), None)
+    given = {f"quant_bits: {bits}": bits} if bits else {}
+    given |= {f"load_in_{n}bit: true": n for n in (8, 4) if fields.take_flag(f"load_in_{n}bit")}
+    if len(set(given.values())) > 1:
+        raise StudyError(f"{fields.where}: {' and '.join(given)} contradict each other: keep one")
+    return next(iter(given.values()), None)
 
 
 def put_base(experiment: Experiment, path: str, bits: int | None, folder: Path) -> None:
-    """The base: a folder beside the file if there is one, else the hub name or path as it stands."""
+    """Set the base: a folder beside the file if it exists, else the name or path as given."""
     beside = folder / path
     experiment.groups["model"] = "hf"
     experiment.values["model.path"] = str(beside.resolve()) if beside.is_dir() else path
@@ -67,10 +67,11 @@ def put_base(experiment: Experiment, path: str, bits: int | None, folder: Path) 
 def put_data_file(
     experiment: Experiment, key: str, path: str, folder: Path
 ) -> list[Example] | None:
-    """The data file that ``key`` names, looked for beside the configuration and then here; the examples in it.
+    """Set the data file that ``key`` names. Returns its examples, or None if it is not found.
 
-    Where it is in neither place, FinLoRA's XBRL extraction is stood in for by the toolkit's own; any other file is left
-    for the command line to name.
+    The file is looked for beside the configuration, then in the working directory. If FinLoRA's
+    XBRL extraction is missing, the toolkit's generated one replaces it; the user has to name any
+    other missing file.
     """
     experiment.groups["data"] = "jsonl"
     found = next((p for p in (folder / path, Path(path)) if p.is_file()), None)
@@ -80,25 +81,23 @@ def put_data_file(
     if stand_in := STAND_INS.get(Path(path).name):
         experiment.groups["data"] = stand_in
         experiment.left_out.append(
-            f"{key}: {path} is not here, so data={stand_in} stands in, generated questions of the same form; "
-            f"with the file: data=jsonl data.path={Path(path).name}"
+            f"{key}: {path} not found: data={stand_in} is used instead, generated questions of the "
+            f"same form; if you have the file: data=jsonl data.path={Path(path).name}"
         )
     else:
-        experiment.left_out.append(
-            f"{key}: {path} is no file here: give data.path=... when you train"
-        )
+        experiment.left_out.append(f"{key}: {path} not found: give data.path=... when you train")
     return None
 
 
-def tell_the_rest(experiment: Experiment, fields: Fields, prefix: str = "") -> None:
-    """A line for every key that nobody took."""
+def list_untaken(experiment: Experiment, fields: Fields, prefix: str = "") -> None:
+    """Add a line to ``left_out`` for every key that was not taken."""
     for key, value in fields.untaken().items():
         why = f" ({WHY[key]})" if key in WHY else ""
         experiment.left_out.append(f"{prefix}{key}: {short(value)}{why}")
 
 
 def short(value: Any) -> str:
-    """A value on one line, cut where it is long."""
+    """A value on one line, at most 100 characters."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     text = " ".join(text.split())
     return text if len(text) <= 100 else text[:97] + "..."

@@ -1,11 +1,11 @@
-"""PEFT's ``adapter_config.json``: what the adapter is. It names a base, and neither data nor training."""
+"""PEFT's ``adapter_config.json``. It describes the adapter and names its base, nothing else."""
 
 from pathlib import Path
 
 from study.errors import StudyError
 from study.integrations.configs.experiment import Experiment
 from study.integrations.configs.fields import Fields
-from study.integrations.configs.parts import put_base, scaling_rule, tell_the_rest
+from study.integrations.configs.parts import list_untaken, put_base, scaling_rule
 
 USUAL = {
     "bias": "none",
@@ -14,19 +14,21 @@ USUAL = {
     "qalora_group_size": 16,
     "task_type": "CAUSAL_LM",
 }
-"""Values that ask for nothing: PEFT writes its defaults out."""
+"""Defaults that PEFT writes to the file. They need no counterpart."""
 
 BOOKKEEPING = ("auto_mapping", "fan_in_fan_out", "inference_mode", "peft_version")
-"""Keys that ask for nothing of training, whatever their value."""
+"""Keys that do not affect training, whatever their value."""
 
 
 def read(fields: Fields, folder: Path) -> Experiment:
-    """The experiment; ``folder`` is where the file lies. Raises :class:`StudyError` for another kind of adapter than
-    LoRA and for a missing or wrong value."""
+    """The experiment. ``folder`` holds the file.
+
+    Raises :class:`StudyError` for an adapter other than LoRA, and for a missing or wrong value.
+    """
     kind = fields.take("peft_type")
     if kind != "LORA":
         raise StudyError(
-            f"{fields.where}: peft_type={kind!r} is no LoRA adapter: only LORA can be imported"
+            f"{fields.where}: peft_type={kind!r} is not LoRA: only LORA can be imported"
         )
     fields.require("base_model_name_or_path", "r", "lora_alpha", "target_modules")
     experiment = Experiment(f"PEFT's {fields.where}")
@@ -42,7 +44,7 @@ def read(fields: Fields, folder: Path) -> Experiment:
         if key in BOOKKEEPING or USUAL.get(key) == value:
             fields.take(key)
     experiment.assumed.append(
-        "data (give data=jsonl data.path=...), optimizer and steps: study train's own"
+        "data (give data=jsonl data.path=...), optimizer and steps: defaults of study train"
     )
-    tell_the_rest(experiment, fields)
+    list_untaken(experiment, fields)
     return experiment

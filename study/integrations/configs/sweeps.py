@@ -1,4 +1,7 @@
-"""Axolotl's sweep files: a list of values per key, of which ``axolotl train --sweep`` takes all combinations."""
+"""Axolotl's sweep files: a list of values for each key.
+
+``axolotl train --sweep`` trains all combinations.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -9,22 +12,23 @@ from study.integrations.configs.files import load, read_file
 
 
 def from_sweep_file(sweep: Path, config: Path, entry: str | None = None) -> dict[str, list[Any]]:
-    """What to sweep, by our keys. Each value is put into ``config`` and read as any other, so that it means what it
-    means there.
+    """The values to sweep, by our keys.
 
-    Raises :class:`StudyError` where a key takes no list, changes nothing or several things at once, and for ``_``, the
-    pairs that no product of lists can say.
+    Each value is put into ``config``, which is then read as usual. Raises :class:`StudyError` for a
+    value that is not a list, for a key that changes none or several of our keys, and for ``_``:
+    its pairs of values are not a product of lists.
     """
     lists = load(sweep)
     if "_" in lists:
         raise StudyError(
-            f"{sweep.name}: '_' pairs values, and a Hydra sweep is a product of lists: write two sweeps"
+            f"{sweep.name}: '_' pairs values, but a Hydra sweep is a product of lists: "
+            "write two sweeps"
         )
     found: dict[str, list[Any]] = {}
     for key, values in lists.items():
         if not isinstance(values, list) or not values:
             raise StudyError(
-                f"{sweep.name}: {key}={values!r} is no list of values: write {key}: [...]"
+                f"{sweep.name}: {key}={values!r} is not a list of values: write {key}: [...]"
             )
         experiments = [read_file(config, entry, {key: value}) for value in values]
         changed = _changed([read_file(config, entry), *experiments])
@@ -35,14 +39,14 @@ def from_sweep_file(sweep: Path, config: Path, entry: str | None = None) -> dict
                 else "changes nothing that is trained here"
             )
             raise StudyError(
-                f"{sweep.name}: sweeping {key} {what}: leave it out and sweep on the command line"
+                f"{sweep.name}: {key} {what}: leave it out and sweep on the command line"
             )
         found[changed[0]] = [experiment.settings().get(changed[0]) for experiment in experiments]
     return found
 
 
 def _changed(experiments: list[Experiment]) -> list[str]:
-    """The keys in which they differ."""
+    """The keys with different values."""
     settings = [experiment.settings() for experiment in experiments]
     keys = dict.fromkeys(key for each in settings for key in each)
     return [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]

@@ -1,0 +1,117 @@
+"""Configurations of other tools as users have them, beside the data that they name."""
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import study
+from study.store import StudyTables
+
+# The YAML of FinLoRA's documentation of rsLoRA, key by key.
+FINLORA_YAML = """\
+use_rsLoRA: true
+lora_rank: 64        # a comment
+lora_alpha: 16
+quant_bits: 8
+
+dataset: "xbrl_extract_train.jsonl"
+model_name: "meta-llama/Llama-3.1-8B-Instruct"
+"""
+FINLORA_JSON = {
+    "formula_8bits_r8_rslora": {
+        "base_model": "meta-llama/Llama-3.1-8B-Instruct",
+        "dataset_path": "train.jsonl",
+        "lora_r": 8,
+        "quant_bits": 8,
+        "learning_rate": 0.0001,
+        "num_epochs": 4,
+        "batch_size": 8,
+        "gradient_accumulation_steps": 2,
+        "peft_use_rslora": True,
+    },
+    "formula_4bits_r4_dora": {
+        "base_model": "meta-llama/Llama-3.1-8B-Instruct",
+        "dataset_path": "elsewhere/train.jsonl",
+        "lora_r": 4,
+        "quant_bits": 4,
+        "lora_alpha": 32,
+        "peft_use_dora": True,
+    },
+}
+AXOLOTL = """\
+base_model: org/model-1b
+load_in_4bit: true
+adapter: qlora
+lora_r: 32
+lora_alpha: 16
+lora_dropout: 0.05
+lora_target_linear: true
+peft_use_rslora: true
+loraplus_lr_ratio: 16
+datasets:
+  - path: train.jsonl
+    ds_type: json
+    type:
+      field_instruction: context
+      field_output: target
+      format: "[INST] {instruction} [/INST]"
+sequence_len: 64
+sample_packing: true
+micro_batch_size: 2
+gradient_accumulation_steps: 3
+num_epochs: 2
+optimizer: paged_adamw_8bit
+learning_rate: 2e-4
+lr_scheduler: cosine
+warmup_ratio: 0.1
+weight_decay: 0.01
+adam_beta2: 0.95
+max_grad_norm: 0.5
+bf16: auto
+seed: 7
+flash_attention: true
+wandb_project:
+output_dir: ./out
+"""
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jsonl: Path) -> None:
+    """The working directory: a configuration in each form, and the data."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.jsonl").write_text(jsonl.read_text())
+    (tmp_path / "rslora.yaml").write_text(FINLORA_YAML)
+    (tmp_path / "finetune_configs.json").write_text(json.dumps(FINLORA_JSON))
+    (tmp_path / "axolotl.yml").write_text(AXOLOTL)
+
+
+@pytest.fixture
+def edit() -> Callable[..., None]:
+    """Replace keys of a YAML file: ``edit("axolotl.yml", lora_r=8)``; None removes a key."""
+
+    def replace(name: str, **keys: Any) -> None:
+        values = {**yaml.safe_load(Path(name).read_text()), **keys}
+        kept = {key: value for key, value in values.items() if value is not None}
+        Path(name).write_text(yaml.safe_dump(kept))
+
+    return replace
+
+
+@pytest.fixture
+def trained(study_cli: Callable[..., Any]) -> Callable[..., StudyTables]:
+    """Run a printed command on the tiny base and read the study's tables."""
+
+    def run(line: str, *more: str) -> StudyTables:
+        words = shlex.split(line)
+        small = ["model=tiny", "train.steps=2", "data.sequence_length=48"]
+        ran = study_cli(*words[1:], *small, *more)
+        assert ran.code == 0, ran.err
+        (name,) = (word.partition("=")[2] for word in words if word.startswith("experiment="))
+        return study.load(f"results/{name}")
+
+    return run

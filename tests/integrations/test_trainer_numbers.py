@@ -1,0 +1,197 @@
+"""Numbers that the callback measures in a run of the Trainer, against those of our training."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import study
+from study.config import CellConfig
+from study.data import Corpus
+from study.models import FrozenBase
+from study.training.loop import train
+from study.training.run import Run
+
+pytest.importorskip("peft")
+from study.integrations.transformers import NormProbeCallback
+
+Make = Callable[..., Any]
+"""Builds a cell, a PEFT model, a Trainer, or the tables of a probed run."""
+
+KEYS = ["step", "layer", "site"]
+STATS = (
+    *("mean_abs", "rms", "m4", "max_abs", "norm", "descent"),
+    *("nonfinite", "spectral", "stable_rank"),
+)
+
+
+def count_hooks(model: torch.nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def losses(trainer: Any) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def ours(base: FrozenBase, corpus: Corpus, config: CellConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
+    steps = [results[0] for results in train(base, corpus, [Run.of(config, corpus, base.device)])]
+    return pd.DataFrame([s.metrics for s in steps]), pd.concat(
+        [s.probes for s in steps if s.probes is not None]
+    )
+
+
+def assert_same_probes(theirs: pd.DataFrame, expected: pd.DataFrame, rtol: float) -> None:
+    """Row by row: each statistic within ``rtol`` of itself."""
+    both = [
+        t.astype(dict.fromkeys(KEYS[1:], str)).set_index(KEYS).sort_index()
+        for t in (theirs, expected)
+    ]
+    assert list(both[0].index) == list(both[1].index)
+    for stat in STATS:
+        np.testing.assert_allclose(both[0][stat], both[1][stat], rtol=rtol, atol=0, err_msg=stat)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optimizer=adamw", "optimizer.lr=1e-3"],
+        [
+            "optimizer=sgd",
+            "optimizer.lr=0.05",
+            "train.accumulation=2",
+            "train.clip=0.5",
+            "adapter.scaling=rslora",
+        ],
+    ],
+    ids=["adamw", "sgd, accumulated and clipped"],
+)
+def test_numbers_are_those_of_our_training(
+    overrides: list[str],
+    cell: Make,
+    tiny_base: FrozenBase,
+    corpus: Corpus,
+    peft_model: Make,
+    trainer_of: Make,
+    probed: Make,
+    tmp_path: Path,
+) -> None:
+    config = cell(*overrides, "adapter.rank=4", "train.eval_every=0", "probes.steps=[0,1,2]")
+    metrics, probes = ours(tiny_base, corpus, config)
+    tables = probed(trainer_of(peft_model(config), config, tmp_path), tmp_path, steps=[0, 1, 2])
+    last = config.train.steps
+    np.testing.assert_allclose(tables.metrics["loss"], metrics["loss"][:last], rtol=1e-5)
+    np.testing.assert_allclose(tables.metrics["grad_norm"], metrics["grad_norm"][:last], rtol=1e-5)
+    np.testing.assert_allclose(
+        tables.metrics["clip_factor"], metrics["clip_factor"][:last], rtol=1e-5
+    )
+    np.testing.assert_array_equal(tables.metrics["tokens"], metrics["tokens"][:last])
+    if config.train.clip:
+        assert tables.metrics["clip_factor"].max() < 1
+    assert_same_probes(tables.probes, probes[probes["step"] < last], rtol=1e-5)
+    expected = {key: getattr(config.adapter, key) for key in ("alpha", "gamma", "scaling")}
+    expected |= {key: getattr(config.train, key) for key in ("steps", "accumulation", "batch_size")}
+    expected |= {"lr": config.optimizer.lr, "optimizer": config.optimizer.name}
+    expected |= {"rank": 4, "init": "kaiming"}
+    row = tables.cells.iloc[0]
+    assert {key: row[key] for key in expected} == pytest.approx(expected)
+
+
+REENTRANT, NOT_REENTRANT = (
+    {
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": reentrant},
+    }
+    for reentrant in (True, False)
+)
+
+
+@pytest.mark.parametrize("options", [{}, {"bf16": True}, NOT_REENTRANT, REENTRANT], ids=str)
+def test_the_callback_does_not_change_training(
+    options: dict[str, Any],
+    config: CellConfig,
+    peft_model: Make,
+    trainer_of: Make,
+    probed: Make,
+    tmp_path: Path,
+) -> None:
+    """Bit for bit, with dropout. Afterwards the Trainer is restored."""
+    plain = trainer_of(peft_model(config, lora_dropout=0.1), config, tmp_path, **options)
+    plain.train()
+    watched = trainer_of(peft_model(config, lora_dropout=0.1), config, tmp_path, **options)
+    probed(watched, tmp_path, steps=[0, 1])
+    assert len(losses(plain)) == 2
+    assert losses(watched) == losses(plain)
+    for a, b in zip(plain.model.parameters(), watched.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert "training_step" not in vars(watched)
+    # Checkpointing has a hook of its own, so the count is not 0.
+    assert count_hooks(watched.model) == count_hooks(plain.model)
+
+
+@pytest.mark.parametrize("options", [NOT_REENTRANT, REENTRANT], ids=["not reentrant", "reentrant"])
+def test_checkpointing_changes_no_number(
+    options: dict[str, Any],
+    config: CellConfig,
+    peft_model: Make,
+    trainer_of: Make,
+    probed: Make,
+    tmp_path: Path,
+) -> None:
+    plain = probed(
+        trainer_of(peft_model(config), config, tmp_path), tmp_path / "plain", steps=[0, 1]
+    )
+    again = probed(
+        trainer_of(peft_model(config), config, tmp_path, **options),
+        tmp_path / "again",
+        steps=[0, 1],
+    )
+    assert_same_probes(again.probes, plain.probes, rtol=1e-6)
+    assert set(again.metrics["step"]) == {0, 1}  # optimizer steps, not the four micro-batches
+
+
+def test_bf16_autocast_is_near_float32(
+    config: CellConfig,
+    peft_model: Make,
+    trainer_of: Make,
+    probed: Make,
+    tmp_path: Path,
+) -> None:
+    plain = probed(trainer_of(peft_model(config), config, tmp_path), tmp_path / "plain", steps=[0])
+    bf16 = probed(
+        trainer_of(peft_model(config), config, tmp_path, bf16=True), tmp_path / "bf16", steps=[0]
+    )
+    assert bf16.cells["precision"].item() == "bf16"
+    whole = [
+        t.probes[(t.probes["layer"] == "model") & (t.probes["site"] == "adapter_grad")]
+        for t in (plain, bf16)
+    ]
+    assert whole[1]["norm"].item() == pytest.approx(whole[0]["norm"].item(), rel=0.02)
+    assert (bf16.probes["nonfinite"] == 0).all()
+
+
+def test_a_resumed_run_keeps_its_earlier_rows(
+    cell: Make,
+    peft_model: Make,
+    trainer_of: Make,
+    probed: Make,
+    tmp_path: Path,
+) -> None:
+    config = cell("train.steps=3")
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    whole = probed(
+        trainer_of(peft_model(config), config, tmp_path, **saving), tmp_path, steps=[0, 2]
+    )
+    trainer = trainer_of(peft_model(config), config, tmp_path, **saving)
+    trainer.add_callback(NormProbeCallback(trainer, tmp_path / "results" / "run", steps=[0, 2]))
+    trainer.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-2"))
+    resumed = study.load(tmp_path / "results" / "run")
+    assert resumed.metrics["step"].tolist() == [0, 1, 2]
+    # The init of the run, although it starts from the checkpoint's weights.
+    assert resumed.cells["init"].tolist() == ["kaiming"]
+    np.testing.assert_array_equal(resumed.metrics["tokens"], whole.metrics["tokens"])
+    np.testing.assert_allclose(resumed.metrics["loss"], whole.metrics["loss"], rtol=1e-6)
+    assert_same_probes(resumed.probes, whole.probes, rtol=1e-4)
