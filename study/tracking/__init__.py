@@ -1,9 +1,9 @@
-"""Weights & Biases beside the store, for those who want it (``tracker=wandb``, ``pip install 'study[wandb]'``).
+"""A copy of the results in Weights & Biases (``tracker=wandb``, ``pip install 'study[wandb]'``).
 
-- :mod:`~study.tracking.names`: what metrics are called there;
-- :mod:`~study.tracking.runs`: one run per cell, told of every row while it trains;
+- :mod:`~study.tracking.names`: the names of metrics in W&B;
+- :mod:`~study.tracking.runs`: one W&B run per cell, updated while it trains;
 - :mod:`~study.tracking.publish`: exponents and figures of a study, as artifacts;
-- :mod:`~study.tracking.workspace`: the page that shows them, as code.
+- :mod:`~study.tracking.workspace`: a W&B workspace for a study.
 
-The store is the truth and W&B a copy: what goes wrong there is said once and stops nothing.
+The store stays complete without W&B. An error in W&B prints one line and does not stop training.
 """

@@ -1,4 +1,4 @@
-"""What a row of the store is called in W&B, where charts are grouped by what stands before a slash."""
+"""The names of metrics in W&B, which groups charts by the part before a slash."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,21 +11,23 @@ _SHORT = {"adapter_grad": "grad_norm", "adapter_update": "update_norm"}
 
 
 def norm_of(site: str, batch: str = TRAIN) -> str:
-    """``grad_norm`` for the adapters' gradient, ``update_norm``, else ``<site>_norm``; off the training batch it is
-    ``<site>_norm_<batch>``."""
+    """``grad_norm``, ``update_norm``, or ``<site>_norm``.
+
+    On a batch other than the training batch, ``_<batch>`` is appended.
+    """
     return _SHORT.get(site, f"{site}_norm") + ("" if batch == TRAIN else f"_{batch}")
 
 
 def history_row(
     metrics: Mapping[str, float], probes: pd.DataFrame | None, sites: Sequence[str]
 ) -> dict[str, float]:
-    """One step of a cell under W&B's names: every metric as it is, and ``norm`` of the probed layers at ``sites``."""
+    """One step of a cell: every metric, and the ``norm`` of each probed layer at ``sites``."""
     row = {name: value for name, value in metrics.items() if name != "step"}
     if probes is None or "norm" not in probes:
         return row
     sent = probes[probes["site"].isin(sites)]
     layers = _layer_names(sent)
-    norms = sent["norm"].astype("float32")  # as the store has them
+    norms = sent["norm"].astype("float32")  # The precision of the store.
     for layer, site, batch, norm in zip(
         sent["layer"], sent["site"], sent["batch"], norms, strict=True
     ):
@@ -34,8 +36,11 @@ def history_row(
 
 
 def _layer_names(probes: pd.DataFrame) -> dict[str, str]:
-    """``block_07/q_proj`` for a layer by its path, ``model`` for the whole; the path below the block where two layers
-    of a block are of one kind (experts), so that no two layers share a name."""
+    """By path, a short name of each layer: ``block_07/q_proj``; ``model`` for the whole model.
+
+    Layers of the same block and kind, such as experts, keep the path below the block, so that no
+    two layers share a name.
+    """
     layers = probes[["layer", "block", "kind"]].drop_duplicates()
     shared = layers.duplicated(["block", "kind"], keep=False)
     names = {}
@@ -51,12 +56,11 @@ def _layer_names(probes: pd.DataFrame) -> dict[str, str]:
 
 
 def plain(config: Mapping[str, object]) -> dict[str, object]:
-    """A configuration as JSON has it: infinity, the rank of the limit, becomes ``inf`` in words."""
-    return {
-        key: plain(value)
-        if isinstance(value, Mapping)
-        else str(value)
-        if isinstance(value, float) and not math.isfinite(value)
-        else value
-        for key, value in config.items()
-    }
+    """A configuration that JSON can hold: an infinite rank becomes the string ``inf``."""
+    return {key: _plain_value(value) for key, value in config.items()}
+
+
+def _plain_value(value: object) -> object:
+    if isinstance(value, Mapping):
+        return plain(value)
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,6 +1,6 @@
-"""What a study shows, to W&B: the exponent table and the figures as artifacts of one run beside the cells'.
+"""Publish a study's exponent table and figures to W&B, as artifacts of one extra run.
 
-A sweep publishes when it ends, ``study dashboard --wandb`` when it is asked: whoever has all cells at hand.
+A sweep publishes when it ends. ``study dashboard --wandb`` publishes on request.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,11 @@ from study.store import load_records
 from study.tracking.runs import WandbRuns, one_line, start_run
 
 SUMMARY = "summary"
-"""The type of job that the run is, where those of cells are packs."""
+"""The job type of that run. The runs of cells have ``pack <n>``."""
 
 
 def tracker_of(study_dir: Path) -> TrackerConfig | None:
-    """How the study was tracked, as the last cell that was tells; None where none was."""
+    """The tracker settings of the last tracked cell; None if no cell was tracked."""
     records = sorted(load_records(study_dir), key=lambda record: record["started"])
     tracked = [record["config"].get("tracker", {}) for record in records]
     last = next((config for config in reversed(tracked) if config.get("name") == "wandb"), None)
@@ -26,36 +26,37 @@ def tracker_of(study_dir: Path) -> TrackerConfig | None:
 
 
 def publish(
-    study_dir: Path, plots: Path, tracker: TrackerConfig, say: Callable[[str], None]
+    study_dir: Path, plots: Path, tracker: TrackerConfig, notify: Callable[[str], None]
 ) -> None:
-    """Analyse and draw what is not up to date, and send it; what fails is said in one line."""
+    """Analyze and draw what is outdated, and send it. An error becomes one line for ``notify``."""
     if WandbRuns.given_up:
         return
     try:
-        _send(study_dir, plots, tracker, say)
-    except StudyError as error:  # one rank only: there is nothing to fit
-        say(f"nothing published to W&B: {error}")
-    except Exception as error:  # whatever it was, the study is trained
+        _send(study_dir, plots, tracker, notify)
+    except StudyError as error:  # For example, only one rank: nothing to fit.
+        notify(f"nothing published to W&B: {error}")
+    except Exception as error:  # W&B raises many types; the results on disk are complete.
         WandbRuns.given_up = True
-        say(f"exponents and figures are not in W&B ({one_line(error)})")
+        notify(f"could not publish exponents and figures to W&B ({one_line(error)})")
         return
     if tracker.mode == "offline":
-        say(
-            f"W&B is offline: wandb sync {Path(tracker.dir or '.') / 'wandb'}/offline-run-* sends the runs"
-        )
+        runs = Path(tracker.dir or ".") / "wandb" / "offline-run-*"
+        notify(f"W&B is offline. To upload the runs: wandb sync {runs}")
 
 
-def _send(study_dir: Path, plots: Path, tracker: TrackerConfig, say: Callable[[str], None]) -> None:
+def _send(
+    study_dir: Path, plots: Path, tracker: TrackerConfig, notify: Callable[[str], None]
+) -> None:
     import wandb
 
     study = study_dir.resolve().name
-    tables = current_tables(study_dir, say)
-    pictures = current_figures(study_dir, tables, plots, say)
+    tables = current_tables(study_dir, notify)
+    pictures = current_figures(study_dir, tables, plots, notify)
     exponents = wandb.Artifact(f"{study}-exponents", type="exponents")
     exponents.add_file(str(study_dir / "exponents.parquet"))
     figures = wandb.Artifact(f"{study}-figures", type="figures")
     for picture in pictures:
-        for path in sorted(plots.glob(f"{picture.name}.*")):  # as PNG and PDF
+        for path in sorted(plots.glob(f"{picture.name}.*")):  # PNG and PDF.
             figures.add_file(str(path))
     run = start_run(tracker, name=f"{study}: exponents and figures", group=study, job_type=SUMMARY)
     rows = summary(tables.exponents)

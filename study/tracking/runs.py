@@ -1,7 +1,7 @@
-"""``tracker=wandb``: one W&B run per cell, told of its rows by a thread of its own.
+"""``tracker=wandb``: one W&B run per cell, written by a separate thread.
 
-Training hands a row over and goes on; starting a run, which may ask a server, and writing happen in the thread. What
-fails there is said once, and the process has no tracker from then on.
+Training puts each row into a queue and continues. The thread starts runs, which may wait for a
+server, and writes the rows. The first error prints one line and turns tracking off for the process.
 """
 
 import os
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     import wandb
 
 _PATIENCE = 30.0
-"""Seconds that a server has to answer at the start of a run, and to take in what is left at its end."""
+"""Seconds to wait for the server at the start of a run, and for the upload at its end."""
 
 
 class Untracked:
-    """``tracker=none``: nobody is told."""
+    """``tracker=none``: does nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -35,23 +35,24 @@ class Untracked:
     def __exit__(self, *_: object) -> None: ...
 
     def start(self, record: Mapping[str, Any], label: str) -> None:
-        """A cell begins."""
+        """A cell starts."""
 
     def log(self, cell_id: str, metrics: Mapping[str, float], probes: pd.DataFrame | None) -> None:
-        """A cell has done a step."""
+        """A cell has finished a step."""
 
     def finish(self, cell_id: str, status: str, fields: Mapping[str, Any]) -> None:
         """A cell has ended."""
 
 
 class WandbRuns:
-    """The runs of one pack's cells; a context manager. ``say`` gets the one line that there is if something fails."""
+    """The W&B runs of one pack's cells; a context manager. ``notify`` gets one line on an error."""
 
     given_up: ClassVar[bool] = False
-    """Whether a failure has ended tracking in this process: the next pack would only wait for the same server."""
+    """Whether an error has turned tracking off in this process. The next pack would probably fail
+    in the same way, after waiting for the same server."""
 
-    def __init__(self, config: TrackerConfig, pack: int, say: Callable[[str], None]) -> None:
-        self.config, self.pack, self.say = config, pack, say
+    def __init__(self, config: TrackerConfig, pack: int, notify: Callable[[str], None]) -> None:
+        self.config, self.pack, self.notify = config, pack, notify
         self.sites = chosen("tracker.sites", config.sites, SITES)
         self.runs: dict[str, wandb.Run] = {}
         self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -73,18 +74,18 @@ class WandbRuns:
             self._give_up(f"no answer in {2 * _PATIENCE:.0f} s")
 
     def start(self, record: Mapping[str, Any], label: str) -> None:
-        """A cell begins: ``record`` is what the store has of it, ``label`` what people call it."""
+        """A cell starts. ``record``: its ``record.json``. ``label``: the name of the run."""
         self._tasks.put(partial(self._start, dict(record), label))
 
     def log(self, cell_id: str, metrics: Mapping[str, float], probes: pd.DataFrame | None) -> None:
-        """A cell has done a step; ``probes`` are its measurements if it was a probed one."""
+        """A cell has finished a step. ``probes``: its probe rows, if the step was probed."""
         self._tasks.put(partial(self._log, cell_id, metrics, probes))
 
     def finish(self, cell_id: str, status: str, fields: Mapping[str, Any]) -> None:
-        """A cell has ended; ``fields`` are what its record says of that."""
+        """A cell has ended. ``fields``: the fields that the end adds to its record."""
         self._tasks.put(partial(self._finish, cell_id, status, fields))
 
-    # In the thread.
+    # The methods below run in the thread.
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
@@ -92,13 +93,13 @@ class WandbRuns:
                 continue
             try:
                 task()
-            except Exception as error:  # whatever it was, it is no reason to stop training
+            except Exception as error:  # W&B raises many types; none may stop training.
                 self._give_up(one_line(error))
 
     def _give_up(self, why: str) -> None:
         if not WandbRuns.given_up:
             WandbRuns.given_up = True
-            self.say(f"W&B is told no more ({why}); training and its results go on without it")
+            self.notify(f"W&B tracking stopped ({why}); training continues without it")
 
     def _start(self, record: dict[str, Any], label: str) -> None:
         run = start_run(
@@ -116,7 +117,8 @@ class WandbRuns:
 
     def _log(self, cell_id: str, metrics: Mapping[str, float], probes: pd.DataFrame | None) -> None:
         run, step = self.runs[cell_id], int(metrics["step"])
-        # A cell that was interrupted is trained from the start, to the same numbers: W&B has the first of them.
+        # An interrupted cell trains again from the start, with the same numbers. W&B already has
+        # the first steps.
         if step >= run.starting_step:
             run.log(history_row(metrics, probes, self.sites), step=step)
 
@@ -127,22 +129,22 @@ class WandbRuns:
 
 
 def one_line(error: Exception) -> str:
-    """The kind of an error and the first line of what it says."""
+    """The type of an error and the first line of its message."""
     return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 
 
 Tracker = WandbRuns | Untracked
 
 
-def tracker(config: TrackerConfig, pack: int, say: Callable[[str], None]) -> Tracker:
-    """Whom to tell of a pack's results, as the configuration says. Imports nothing of W&B's before the first cell."""
-    return (
-        Untracked() if config.name == "none" or WandbRuns.given_up else WandbRuns(config, pack, say)
-    )
+def tracker(config: TrackerConfig, pack: int, notify: Callable[[str], None]) -> Tracker:
+    """The tracker of a pack. W&B is imported when the first cell starts."""
+    if config.name == "none" or WandbRuns.given_up:
+        return Untracked()
+    return WandbRuns(config, pack, notify)
 
 
 def silenced() -> Any:
-    """The ``wandb`` package with its own lines in the terminal turned off: they would run into the display's."""
+    """The ``wandb`` package without its terminal output, which would break the progress display."""
     import wandb
 
     wandb.setup(settings=wandb.Settings(silent=True))
@@ -150,10 +152,10 @@ def silenced() -> Any:
 
 
 def start_run(tracker: TrackerConfig, **about: Any) -> "wandb.Run":
-    """A run of W&B that is one of several in this process and leaves terminal, code and machine alone.
+    """Start a W&B run, one of several in this process. It records no terminal, code or machine.
 
-    Raises what W&B raises, and ``OSError`` where ``tracker.dir`` can't be written: W&B itself would quietly write
-    elsewhere.
+    Raises the errors of W&B, and ``OSError`` if ``tracker.dir`` is not writable: W&B would write to
+    another folder without a message.
     """
     wandb = silenced()
     if tracker.mode == "online" and not wandb.login(prompt=False, verify=False):
@@ -165,10 +167,12 @@ def start_run(tracker: TrackerConfig, **about: Any) -> "wandb.Run":
     settings = wandb.Settings(
         silent=True,
         console="off",
-        disable_git=True,  # the record has the commit, the versions and the device ...
+        # The record already has the commit, the versions and the device. Arguments and environment,
+        # which W&B would also store, may be private.
+        disable_git=True,
         x_save_requirements=False,
         save_code=False,
-        x_disable_meta=True,  # ... and what else W&B would note, arguments and environment, is nobody's business
+        x_disable_meta=True,
         x_disable_stats=True,
         init_timeout=_PATIENCE,
         finish_timeout=_PATIENCE,

@@ -1,7 +1,7 @@
-"""The W&B workspace of a study, as code: LoRA against rsLoRA, a section a site, a panel a kind of layer.
+"""``study dashboard --wandb RESULTS/NAME``: a W&B workspace that compares LoRA with rsLoRA.
 
-``study dashboard --wandb RESULTS/NAME``. Runs are grouped by rule and rank, so that a line is a rank of a rule over its
-seeds and layers of one kind; rules have the colours that they have in the figures.
+One section per site, one panel per kind of layer. Runs are grouped by rule and rank, so each line
+is one rank of one rule, averaged over seeds and layers. Rules have their colours of the figures.
 """
 
 import json
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
 from matplotlib.colors import to_hex
 
 from study.config import TrackerConfig, chosen
@@ -20,17 +21,18 @@ from study.store import load_tables
 from study.tracking.names import norm_of
 from study.tracking.publish import SUMMARY, publish, tracker_of
 from study.tracking.runs import one_line, silenced
-from study.vocabulary.quantities import MODEL_WIDE, SITES
+from study.vocabulary.quantities import GRADIENT_NORM, MODEL_WIDE, SITES, UNIONS
 
 if TYPE_CHECKING:
-    from wandb_workspaces.workspaces import Workspace
+    from wandb_workspaces.workspaces import Section, Workspace
 
 
-def open_workspace(study_dir: Path, plots: Path, say: Callable[[str], None]) -> str:
-    """Publish the study and save its workspace to W&B; where the workspace is, an address or a file.
+def open_workspace(study_dir: Path, plots: Path, notify: Callable[[str], None]) -> str:
+    """Publish the study and save its workspace to W&B. Returns the workspace's address.
 
-    Without an account to save to the specification is written to ``workspace.json`` in the study's folder, and ``say``
-    is told why. Raises :class:`StudyError` where there is no study, it has no W&B runs, or W&B is not installed.
+    If it cannot be saved, its specification is written to ``workspace.json`` in the study's folder,
+    ``notify`` gets the reason, and the path is returned. Raises :class:`StudyError` if there is no
+    study, if it has no W&B runs, or if wandb-workspaces is not installed.
     """
     try:
         import wandb_workspaces.workspaces  # noqa: F401
@@ -40,92 +42,81 @@ def open_workspace(study_dir: Path, plots: Path, say: Callable[[str], None]) -> 
         ) from None
     tracker = tracker_of(study_dir)
     if tracker is None:
-        raise StudyError(f"{study_dir} has no runs in W&B: train it with tracker=wandb")
-    publish(study_dir, plots, tracker, say)
+        raise StudyError(f"{study_dir} has no W&B runs: train it with tracker=wandb")
+    publish(study_dir, plots, tracker, notify)
     view = workspace(study_dir, tracker)
     try:
         return _saved(view, tracker)
-    except Exception as error:  # no key, no network, no such project: whatever W&B raises
+    except Exception as error:  # W&B raises many types: no key, no network, no such project.
         path = study_dir / "workspace.json"
         path.write_text(json.dumps(view._spec, indent=2) + "\n")
-        say(f"the workspace is not in W&B ({one_line(error)}): its specification is in {path}")
+        notify(f"could not save the workspace to W&B ({one_line(error)}): wrote it to {path}")
         return str(path)
 
 
 def workspace(study_dir: Path, tracker: TrackerConfig) -> "Workspace":
-    """The workspace of a study whose runs ``tracker`` describes. Nothing is sent."""
-    import wandb_workspaces.reports.v2 as panels
+    """The workspace of a study whose runs were tracked with ``tracker``. Sends nothing."""
     import wandb_workspaces.workspaces as ws
 
     tables = load_tables(study_dir)
-    probes, ranks = tables.probes, sorted(tables.cells["rank"].unique())
-    sent = [
-        site
-        for site in chosen("tracker.sites", tracker.sites, SITES)
-        if (probes["site"] == site).any()
-    ]
-    sites = sorted(sent, key=lambda site: site != "adapter_grad")  # the gradient first
-    layers = probes[probes["layer"] != MODEL_WIDE]
-    kinds = [str(kind) for kind in layers["kind"].drop_duplicates()]
-
-    def colour(scaling: str, rank: float) -> str:
-        red, green, blue, _ = shade(Rule.of(scaling, 0.0), rank, ranks)
-        return to_hex((red, green, blue))
-
-    def line(metric: str) -> panels.LinePlot:
-        return panels.LinePlot(title=metric, y=[metric], log_y=True)
-
-    def by_kind(site: str, kind: str) -> panels.LinePlot:
-        # A name below its block is the kind, or ends in it where a block has several layers of that kind.
-        regex = rf"^{norm_of(site)}/(block_\d+/)?(.*\.)?{re.escape(kind)}$"
-        return panels.LinePlot(
-            title=f"{site}: {kind}", metric_regex=regex, log_y=True, aggregate=True
-        )
-
-    def against_rank(metric: str) -> panels.ScatterPlot:
-        rank, last = panels.Config("adapter.rank"), panels.SummaryMetric(metric)
-        return panels.ScatterPlot(
-            title=f"{metric} against rank", x=rank, y=last, log_x=True, log_y=True
-        )
-
-    model_wide = [
-        f"{norm_of(site)}/{MODEL_WIDE}"
-        for site in sites
-        if site in ("adapter_grad", "adapter_update")
-    ]
-    sections = [
-        ws.Section(
-            "training", [line(name) for name in ("loss", "eval_loss", "grad_norm")], is_open=True
-        ),
-        ws.Section(
-            "against rank", [against_rank(name) for name in ("loss", *model_wide)], is_open=True
-        ),
-        *(
-            ws.Section(site, [by_kind(site, kind) for kind in kinds], is_open=True)
-            for site in sites
-        ),
-    ]
-    study = study_dir.resolve().name
+    study, ranks = study_dir.resolve().name, sorted(tables.cells["rank"].unique())
+    pairs = dict.fromkeys(zip(tables.cells["scaling"], tables.cells["rank"], strict=True))
     return ws.Workspace(
         entity=tracker.entity or "",
         project=tracker.project or "",
         name=f"{study}: LoRA against rsLoRA",
-        sections=sections,
+        sections=_sections(tables.probes, tracker),
         settings=ws.WorkspaceSettings(max_runs=100),
         runset_settings=ws.RunsetSettings(
             filters=ws.And(ws.Metric("Group") == study, ws.Metric("JobType") != SUMMARY),
             groupby=[ws.Config("adapter.scaling"), ws.Config("adapter.rank")],
             group_colors={
-                ws.GroupPath(scaling, f"{rank:g}"): colour(scaling, rank)
-                for scaling, rank in zip(tables.cells["scaling"], tables.cells["rank"], strict=True)
+                ws.GroupPath(scaling, f"{rank:g}"): _colour(scaling, rank, ranks)
+                for scaling, rank in pairs
             },
         ),
     )
 
 
+def _sections(probes: pd.DataFrame, tracker: TrackerConfig) -> "list[Section]":
+    """Training, metrics against rank, and one section per tracked site that was probed."""
+    import wandb_workspaces.reports.v2 as panels
+    import wandb_workspaces.workspaces as ws
+
+    def line(metric: str) -> panels.LinePlot:
+        return panels.LinePlot(title=metric, y=[metric], log_y=True)
+
+    def by_kind(site: str, kind: str) -> panels.LinePlot:
+        # A name below its block is the kind, or a path that ends in the kind.
+        regex = rf"^{norm_of(site)}/(block_\d+/)?(.*\.)?{re.escape(kind)}$"
+        title = f"{site}: {kind}"
+        return panels.LinePlot(title=title, metric_regex=regex, log_y=True, aggregate=True)
+
+    def against_rank(metric: str) -> panels.ScatterPlot:
+        rank, last = panels.Config("adapter.rank"), panels.SummaryMetric(metric)
+        title = f"{metric} against rank"
+        return panels.ScatterPlot(title=title, x=rank, y=last, log_x=True, log_y=True)
+
+    tracked = chosen("tracker.sites", tracker.sites, SITES)
+    probed = [site for site in tracked if (probes["site"] == site).any()]
+    sites = sorted(probed, key=lambda site: site != GRADIENT_NORM.site)  # The gradient comes first.
+    kinds = [str(kind) for kind in probes["kind"].drop_duplicates() if kind != MODEL_WIDE]
+    model_wide = [f"{norm_of(site)}/{MODEL_WIDE}" for site in sites if site in UNIONS]
+    plots = {
+        "training": [line(name) for name in ("loss", "eval_loss", "grad_norm")],
+        "against rank": [against_rank(name) for name in ("loss", *model_wide)],
+        **{site: [by_kind(site, kind) for kind in kinds] for site in sites},
+    }
+    return [ws.Section(name, those, is_open=True) for name, those in plots.items()]
+
+
+def _colour(scaling: str, rank: float, ranks: list[float]) -> str:
+    return to_hex(shade(Rule.of(scaling, 0.0), rank, ranks))
+
+
 def _saved(view: "Workspace", tracker: TrackerConfig) -> str:
     wandb = silenced()
     if not wandb.login(prompt=False, verify=False):
-        raise ValueError("no API key, run `wandb login`")
+        raise ValueError("no API key: run `wandb login`")
     view.entity = tracker.entity or wandb.Api().default_entity
     return str(view.save().url)

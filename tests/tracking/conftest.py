@@ -1,4 +1,4 @@
-"""One small tracked sweep, and what W&B's own reader says was written of it."""
+"""One small tracked sweep, and its contents as W&B's own reader prints them."""
 
 import json
 import os
@@ -15,9 +15,9 @@ WANDB = Path(sys.executable).parent / "wandb"
 
 @pytest.fixture(scope="session")
 def study_process(jsonl: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``study_process(folder, "train", ...)``: the console script in a process of its own, on the tiny model.
+    """``study_process(folder, "train", ...)``: the console script in its own process, on tiny.
 
-    ``first`` is code to run before it, keywords are environment variables.
+    ``first``: code to run before it. Keywords are environment variables.
     """
 
     def run(
@@ -52,7 +52,7 @@ def study_process(jsonl: Path) -> Callable[..., subprocess.CompletedProcess[str]
 
 @pytest.fixture(scope="session")
 def wandb_key() -> str:
-    """A key of the right form that opens nothing."""
+    """A key of the right form that no server accepts."""
     return "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -60,7 +60,7 @@ def wandb_key() -> str:
 def tracked(
     tmp_path_factory: pytest.TempPathFactory, study_process: Callable[..., Any], wandb_key: str
 ) -> Path:
-    """The folder of a sweep over two ranks and both rules in two packs, tracked offline by someone who has a key."""
+    """The folder of a sweep over two ranks and two rules in two packs, tracked offline."""
     folder = tmp_path_factory.mktemp("tracked")
     sweep = ["adapter.rank=2,4", "adapter.scaling=lora,rslora", "pack.max_cells=2", "tracker=wandb"]
     done = study_process(folder, "train", "-m", *sweep, WANDB_API_KEY=wandb_key)

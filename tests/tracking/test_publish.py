@@ -1,4 +1,4 @@
-"""What a sweep leaves in W&B when it ends, and the workspace that shows it."""
+"""The artifacts that a sweep publishes to W&B when it ends, and the workspace of the study."""
 
 import json
 import re
@@ -58,7 +58,10 @@ def test_the_end_of_a_sweep_says_what_comes_next(tracked: Path) -> None:
     lines = (tracked / "stderr").read_text().strip().splitlines()
     assert lines[-1] == "next: study analyze results/default"
     assert "study default: 4 complete" in lines
-    assert "W&B is offline: wandb sync results/default/wandb/offline-run-* sends the runs" in lines
+    assert (
+        "W&B is offline. To upload the runs: wandb sync results/default/wandb/offline-run-*"
+        in lines
+    )
 
 
 def test_the_workspace_has_a_section_a_site_and_a_panel_a_kind(study_dir: Path) -> None:
@@ -111,7 +114,7 @@ def test_without_a_key_the_workspace_is_a_file(
     assert spec["displayName"] == "default: LoRA against rsLoRA"
 
 
-def test_a_study_that_was_not_tracked_says_so(study_dir: Path, tmp_path: Path) -> None:
+def test_a_study_that_was_not_tracked_is_an_error(study_dir: Path, tmp_path: Path) -> None:
     cell = next((study_dir / "cells").iterdir())
     record = json.loads((cell / "record.json").read_text())
     record["config"]["tracker"] = {"name": "none"}
@@ -121,7 +124,7 @@ def test_a_study_that_was_not_tracked_says_so(study_dir: Path, tmp_path: Path) -
         open_workspace(tmp_path, tmp_path, pytest.fail)
 
 
-def test_what_fails_while_publishing_is_said_in_a_line(
+def test_an_error_while_publishing_is_one_line(
     study_dir: Path, tracked: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from study.tracking import publish
@@ -133,4 +136,4 @@ def test_what_fails_while_publishing_is_said_in_a_line(
     tracker, said = tracker_of(study_dir), []  # type: ignore[var-annotated]
     assert tracker is not None
     publish.publish(study_dir, tracked / "plots/default", tracker, said.append)
-    assert said[-1] == "exponents and figures are not in W&B (OSError: disk full)"
+    assert said[-1] == "could not publish exponents and figures to W&B (OSError: disk full)"

@@ -1,4 +1,4 @@
-"""W&B has what the store has, and nothing that goes wrong there reaches training."""
+"""W&B has the values of the store, and no error in W&B stops training."""
 
 import json
 import math
@@ -87,7 +87,7 @@ def test_per_layer_norms_come_at_probed_steps_and_from_the_chosen_sites_alone(
     assert all(name.startswith("A_norm/block_0") for name in layers[0])
 
 
-def test_a_run_says_what_it_is(tracked: Path, inspect: Inspect) -> None:
+def test_a_run_holds_the_record_of_its_cell(tracked: Path, inspect: Inspect) -> None:
     study_dir = tracked / "results/default"
     types = set()
     for record in study.store.load_records(study_dir):
@@ -115,7 +115,7 @@ def test_no_key_is_in_anything_that_is_written(tracked: Path, wandb_key: str) ->
     assert not [path for path in files if wandb_key.encode() in path.read_bytes()]
 
 
-def test_a_key_in_the_configuration_is_refused_unread(cell: Callable[..., Any]) -> None:
+def test_a_key_in_the_configuration_is_refused_and_not_printed(cell: Callable[..., Any]) -> None:
     with pytest.raises(study.errors.StudyError) as error:
         cell("tracker=wandb", f"+tracker.api_key={SECRET}")
     assert "tracker.api_key" in str(error.value)
@@ -125,7 +125,7 @@ def test_a_key_in_the_configuration_is_refused_unread(cell: Callable[..., Any]) 
 def test_a_cell_trained_again_is_the_same_run(
     tracked: Path, tmp_path: Path, study_process: Process, inspect: Inspect
 ) -> None:
-    """Interrupted, as its record says, it starts afresh: same id, whole again, so that a sync has the whole of it."""
+    """An interrupted cell starts again with the same run id, and its second run is complete."""
     shutil.copytree(tracked / "results", tmp_path / "results", symlinks=True)
     study_dir = tmp_path / "results/default"
     cells = study.load(str(study_dir)).cells
@@ -142,7 +142,7 @@ def test_a_cell_trained_again_is_the_same_run(
 
 
 class Resumed:
-    """A run that W&B has up to step 2: what it is told from then on."""
+    """A run that W&B already has up to step 2."""
 
     starting_step = 2
 
@@ -153,7 +153,7 @@ class Resumed:
         self.steps.append(step)
 
 
-def test_a_resumed_run_is_told_only_what_it_has_not() -> None:
+def test_a_resumed_run_gets_only_new_steps() -> None:
     runs = WandbRuns(TrackerConfig("wandb"), 1, pytest.fail)
     run = runs.runs["a"] = Resumed()  # type: ignore[assignment]
     for step in range(4):
@@ -172,7 +172,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-def test_what_fails_at_wandb_is_said_once_and_stops_nothing(
+def test_an_error_in_wandb_is_one_line_and_stops_nothing(
     tmp_path: Path, study_process: Process, broken: str
 ) -> None:
     overrides, environment = BROKEN[broken]
@@ -188,7 +188,7 @@ def test_what_fails_at_wandb_is_said_once_and_stops_nothing(
     assert SECRET not in done.stderr
 
 
-def test_a_write_that_fails_in_the_middle_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WandbRuns, "given_up", False)
     said: list[str] = []
 
@@ -207,11 +207,12 @@ def test_a_write_that_fails_in_the_middle_is_said_once(monkeypatch: pytest.Monke
     )
 
 
-def test_without_a_tracker_nothing_of_wandbs_is_imported(tmp_path: Path, jsonl: Path) -> None:
+def test_without_a_tracker_wandb_is_not_imported(tmp_path: Path, jsonl: Path) -> None:
     script = (
         "import sys; from study import cli; "
-        "sys.argv = ['study', 'train', 'model=tiny', 'data=jsonl', sys.argv[1], 'data.sequence_length=32', "
-        "'data.heldout=2', 'train.steps=1', 'adapter.rank=2']; cli.cli(standalone_mode=False); "
+        "sys.argv = ['study', 'train', 'model=tiny', 'data=jsonl', sys.argv[1], "
+        "'data.sequence_length=32', 'data.heldout=2', 'train.steps=1', 'adapter.rank=2']; "
+        "cli.cli(standalone_mode=False); "
         "print([name for name in sys.modules if name.partition('.')[0].startswith('wandb')])"
     )
     command = [sys.executable, "-c", script, f"data.path={jsonl}"]
@@ -220,7 +221,7 @@ def test_without_a_tracker_nothing_of_wandbs_is_imported(tmp_path: Path, jsonl: 
     assert not (tmp_path / "results/default/wandb").exists()
 
 
-def test_wandb_that_is_not_installed_is_said_before_anything_loads(
+def test_a_missing_wandb_is_an_error_before_anything_loads(
     cell: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
@@ -258,7 +259,7 @@ def test_bad_values_get_one_line(cell: Callable[..., Any], overrides: list[str],
     assert says in str(error.value)
 
 
-def test_wandbs_own_settings_decide_unless_told(
+def test_wandbs_environment_variables_are_defaults(
     cell: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("WANDB_MODE", "WANDB_PROJECT", "WANDB_DIR"):
