@@ -1,4 +1,5 @@
-# `make study`: from nothing to the exponent table and the figures. `make test`: every check that CI runs.
+# make study: from a fresh machine to the table of exponents and the figures.
+# make test: every check that CI runs.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -21,7 +22,7 @@ lint: .venv/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# The reference figures of the README, drawn again from the committed tables.
+# Draw the README's reference figures again, from the committed tables.
 figures: .venv/.installed
 	$(BIN)/study analyze results/reference
 	$(BIN)/study figures results/reference --to plots/reference
@@ -31,7 +32,7 @@ clean:
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "study needs Python 3.11 or newer, and $(PYTHON) is older: make PYTHON=python3.11 ..." >&2; exit 1; }
+		|| { echo "study needs Python 3.11 or newer, but $(PYTHON) is older: make PYTHON=python3.11 ..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
 .venv/.installed: .venv/bin/python pyproject.toml

@@ -1,6 +1,7 @@
-"""``hydra/sweeper=packed``: the grid of a multirun, packed so that each launched job is a pack of cells.
+"""``hydra/sweeper=packed``: turns the grid of a multirun into packs of cells, one per launched job.
 
-The sweeper decides what runs together, the launcher where. A thin face on ``study.sweeps``.
+The sweeper decides which cells run together, the launcher where. The work is done in
+``study.sweeps``.
 """
 
 import re
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class PackedSweeperConf:
-    """``params``: what an experiment sweeps, as Hydra's basic sweeper takes it; the command line overrides it."""
+    """``params``: the sweep of an experiment, as for Hydra's basic sweeper.
+
+    The command line overrides it.
+    """
 
     _target_: str = "hydra_plugins.study_packed_sweeper.packed_sweeper.PackedSweeper"
     params: dict[str, Any] | None = field(default=None)
@@ -40,7 +44,7 @@ ConfigStore.instance().store(
 
 
 class PackedSweeper(Sweeper):
-    """Product of all swept overrides, less the cells that are done, in packs."""
+    """Packs of all combinations of the swept overrides, without the cells that are complete."""
 
     def __init__(self, params: DictConfig | None) -> None:
         self.params: dict[str, Any] = dict(params or {})
@@ -55,8 +59,8 @@ class PackedSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Plan, pack and launch; returns the launcher's job returns. Raises whatever a job raised."""
-        # Imported here: Hydra imports every plugin at start-up, and torch takes seconds.
+        """Plan, pack and launch. Returns what the launcher returns; raises what a job raised."""
+        # Imported here, because Hydra imports every plugin at start-up and torch takes seconds.
         from study.config.compose import compose, search_path
         from study.sweeps import launch
         from study.sweeps.app import PLAN_KEY
@@ -82,7 +86,7 @@ class PackedSweeper(Sweeper):
         with launch.on_agenda(packs):
             returns = self.launcher.launch(jobs, initial_job_idx=0) if jobs else []
         for job in returns:
-            # The line of a user's mistake. Any other exception is raised here.
+            # The message of a user's mistake. Accessing it raises any other exception of the job.
             if job.return_value:
                 raise StudyError(job.return_value)
         if jobs:
@@ -91,16 +95,15 @@ class PackedSweeper(Sweeper):
         return returns
 
     def _axes(self, arguments: list[str]) -> tuple[list[str], list[list[str]]]:
-        """Overrides that all cells share, and one list of alternatives for each swept key."""
+        """Overrides that all cells share, and a list of alternatives for each swept key."""
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         by_key: dict[str, list[str]] = {}
         for override in parser.parse_overrides(
             [*(f"{key}={values}" for key, values in self.params.items()), *arguments]
         ):
             key = override.get_key_element()
-            by_key.pop(
-                key, None
-            )  # the command line comes last and wins over an experiment's own sweep
+            # The command line comes last and replaces the experiment's own sweep of a key.
+            by_key.pop(key, None)
             if override.is_sweep_override():
                 by_key[key] = [f"{key}={value!s}" for value in override.sweep_string_iterator()]
             else:
@@ -112,7 +115,7 @@ class PackedSweeper(Sweeper):
 
 
 def _publish(cells: Sequence["Cell"]) -> None:
-    """Send to W&B what the studies show that were tracked there."""
+    """Send the results of studies that are tracked in W&B to it."""
     for study_dir, config in {cell.study_dir: cell.config for cell in cells}.items():
         if config.tracker.name == "wandb":
             from study.tracking.publish import publish
@@ -127,5 +130,8 @@ def _publish(cells: Sequence["Cell"]) -> None:
 
 
 def _quoted(text: str) -> str:
-    """``text`` as a quoted string of Hydra's override grammar: quotes, and backslashes before one, are escaped."""
+    """``text`` as a quoted string of Hydra's override grammar.
+
+    Quotes are escaped, and so are backslashes before a quote.
+    """
     return '"' + re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and '\\"'), text) + '"'
