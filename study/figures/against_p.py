@@ -263,12 +263,12 @@ def _draw_star(ax: Axes, line: Line) -> None:
 
 def _p_axis(ax: Axes, ps: list[float], stars: list[float]) -> None:
     """Ticks at the measured p, and at the p of named rules with the name on a second line."""
-    named = {rule.p: rule.label for rule in RULES.values() if rule.p is not None}
+    named = {round(rule.p, 9): rule.label for rule in RULES.values() if rule.p is not None}
     others = [p for p in ps if p in named or all(abs(p - other) > 0.2 for other in named)]
     ax.xaxis.set_major_locator(FixedLocator(sorted({*others, *named})))
     ax.xaxis.set_major_formatter(
         # Unnamed ticks get an empty second line, or their numbers would sit lower than the others.
-        FuncFormatter(lambda p, _: f"{p:g}\n{named.get(round(p, 9), ' ')}")
+        FuncFormatter(lambda p, _: f"{p:.4g}\n{named.get(round(p, 9), ' ')}")
     )
     ax.xaxis.set_minor_locator(NullLocator())
     low, high = min([ps[0], *named, *stars]), max([ps[-1], *named, *stars])

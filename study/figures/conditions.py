@@ -75,25 +75,35 @@ def conditions(tables: Tables) -> Figure:
             at_step = rows[rows["step"] == step]
             where = laws.over_layers(quantity.site, quantity.stat)
             found = laws.layer_laws(one.family, at_step, tables.exponents, step, where)
-            known += _draw(ax, found, one.family, quantity, tables.probes, step)
+            curves = _curves(found, one.family, quantity, tables.probes, step)
+            found = [_without_line(law) if law.rule in curves else law for law in found]
+            _draw(ax, found, curves, one.family, quantity, step)
             drawn += found
+            known += curves.values()
     return style.finish(page, laws.fine_print(drawn, laws.PER_LAYER), _on_curves(known), left_out)
 
 
-def _draw(
-    ax: Axes,
-    found: list[laws.Law],
-    family: Family,
-    quantity: Quantity,
-    probes: pd.DataFrame,
-    step: int,
-) -> list[Predicted]:
-    """One condition: laws and predicted curves. Return the curves."""
+def _curves(
+    found: list[laws.Law], family: Family, quantity: Quantity, probes: pd.DataFrame, step: int
+) -> dict[Rule, Predicted]:
+    """By rule: the predicted curves that are known."""
     curves = {}
     for law in found:
         predicted = predicted_curve(family, law.rule, quantity, probes, step, law.rank)
         if predicted is not None:
             curves[law.rule] = predicted
+    return curves
+
+
+def _draw(
+    ax: Axes,
+    found: list[laws.Law],
+    curves: dict[Rule, Predicted],
+    family: Family,
+    quantity: Quantity,
+    step: int,
+) -> None:
+    """One condition: laws and predicted curves."""
     lines = [_draw_curve(ax, law, curves[law.rule]) for law in found if law.rule in curves]
     slopes = {
         law.rule: _slope(law, curves[law.rule])
@@ -102,7 +112,7 @@ def _draw(
     }
     laws.draw(
         ax,
-        [_without_line(law) if law.rule in curves else law for law in found],
+        found,
         family,
         heading=f"{quantity.name}:  {quantity.symbol}",
         inches=ax.get_figure(root=True).get_figwidth() / 2 - 0.6,  # type: ignore[union-attr]
@@ -111,7 +121,6 @@ def _draw(
     )
     style.y_label(ax, f"{quantity.stat} at step {step}", "mean over layers of the log")
     style.log_axis([ax])
-    return list(curves.values())
 
 
 def _on_curves(known: list[Predicted]) -> str:

@@ -71,7 +71,7 @@ def exponents_over_training(tables: Tables) -> Figure:
     return style.finish(
         page,
         sentence_on_ci("Bands", kinds),
-        f"Grey: less than a factor of {STABLE_RATIO:g} from the lowest rank to the highest.",
+        f"Grey: a change by less than a factor of {STABLE_RATIO:g} over these ranks.",
         "Dotted: theory." if theory else "",
         left_out,
         rules_left_out([family for family, _ in drawn], MOST_RULES),

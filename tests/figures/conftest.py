@@ -17,9 +17,9 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from study.analysis import fit_exponents
+from study.figures.selection import Rule
 
 ALPHA, LAYERS, KINDS = 16.0, 12, ("q_proj", "down_proj")
-P = {"lora": 1.0, "rslora": 0.5}
 FULL = {
     "ranks": tuple(4 * 2**k for k in range(10)),
     "seeds": (0, 1, 2),
@@ -60,7 +60,7 @@ def build(
         product(settings, rules, ranks, seeds)
     ):
         size = float(min(rank, 1e6))  # infinite rank: some number, at the end of the others
-        gamma = ALPHA * size ** -P.get(scaling, p)
+        gamma = ALPHA * size ** -Rule.of(scaling, p).p
         cell = {
             **BASE,
             "init": "kaiming",
@@ -178,7 +178,7 @@ def tiny() -> Callable[..., SimpleNamespace]:
     return lambda **changes: build(**{**TINY, **changes})
 
 
-# ----------------------------------------------------------------------------------------------------- reading figures
+# reading figures
 
 
 def artists(figure: Figure, start: str) -> list[Any]:

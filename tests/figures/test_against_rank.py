@@ -136,7 +136,7 @@ def test_the_rank_axis_is_labelled_with_the_studys_own_ranks(small, full) -> Non
     assert len(narrow.xaxis.get_minorticklocs()) == 5
 
 
-# --------------------------------------------------------------------------------------------------- activations
+# activations
 
 
 def test_activations_are_the_mean_over_layers_of_the_log(small, read) -> None:
@@ -198,7 +198,7 @@ def test_heldout_activations_are_said_to_be(tiny, read) -> None:
     assert "held-out batch" in " ".join(read.texts(activation_moments_vs_rank(tables)))
 
 
-# ------------------------------------------------------------------------------------------------ unusual studies
+# unusual studies
 
 
 @pytest.mark.parametrize("draw", VS_RANK)

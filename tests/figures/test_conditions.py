@@ -162,7 +162,7 @@ def test_a_condition_alone_is_no_comparison(sgd) -> None:
         conditions(half)
 
 
-# ------------------------------------------------------------------------------------------------------------- eps
+# eps
 
 
 def test_gradients_are_shown_in_units_of_eps_at_the_first_step_both_have_one(adamw, read) -> None:

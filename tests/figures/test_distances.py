@@ -197,7 +197,7 @@ def test_a_study_without_an_infinite_rank_says_so(study) -> None:
         rank_free_curves(study)
 
 
-# ------------------------------------------------------------------------------------------------------- rank-free
+# rank-free
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from study.figures import FIGURES, draw_all
+from study.vocabulary.scaling import RULES, Rule
 
 PLAIN = (
     *(
@@ -24,14 +25,14 @@ PLAIN = (
 )
 """What the synthetic studies have data for, whatever their rules and optimizers; the others have tests of their own."""
 UNFITTED = PLAIN[:5] + PLAIN[7:]
-RULES = [("lora", np.nan), ("rslora", np.nan)]
+BOTH = [("lora", np.nan), ("rslora", np.nan)]
 WIDE = tuple(4 * 2**k for k in range(10))
 STUDIES = {
-    "one rule": {"rules": RULES[1:]},
+    "one rule": {"rules": BOTH[1:]},
     "one rank": {"ranks": (64,)},
     "one seed, two ranks": {"ranks": (4, 2048), "seeds": (0,)},
     "uneven ranks": {"ranks": (4, 5, 6, 7, 8, 16, 1000, 1024)},
-    "ten ranks, power too": {"ranks": WIDE, "rules": [*RULES, ("power", 0.75)]},
+    "ten ranks, power too": {"ranks": WIDE, "rules": [*BOTH, ("power", 0.75)]},
     "five exponents": {"rules": [("power", p) for p in (0, 0.25, 0.5, 0.75, 1)]},
     "infinite rank": {"ranks": (4, 64, 1024, np.inf)},
     "long, log-spaced probes": {"steps": 300, "probed": (0, 1, 2, 4, 8, 16, 32, 64, 128, 300)},
@@ -76,6 +77,16 @@ def test_nothing_collides_in_unusual_studies(kind: str, tiny, read) -> None:
         "exponents_by_bits",
     }
     assert drawn == [name for name in FIGURES if name in drawn]
+
+
+def test_a_new_rule_is_drawn_without_a_look_of_its_own(
+    tiny, read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RULES, "cube", Rule("Cube", 1 / 3))
+    tables = tiny(rules=[("lora", np.nan), ("cube", np.nan)])
+    for name, figure in draw_all(tables):
+        assert read.collisions(figure) == [], name
+        assert "Cube" in " ".join(read.texts(figure)), name
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -140,7 +151,7 @@ def test_an_error_of_ours_is_not_hidden(tiny, monkeypatch: pytest.MonkeyPatch) -
         next(draw_all(tiny()))
 
 
-# ------------------------------------------------------------------------------------------- the checker itself
+# the checker itself
 
 
 def test_the_checker_sees_what_a_reader_would_trip_over(read) -> None:

@@ -34,7 +34,7 @@ def powers(tiny) -> SimpleNamespace:
     return tiny(rules=POWERS)
 
 
-# --------------------------------------------------------------------------------------------------------- against p
+# against p
 
 
 def test_a_crossing_is_found_between_beside_and_not_beyond() -> None:
@@ -113,7 +113,7 @@ def test_one_rule_says_nothing_about_p(tiny) -> None:
         exponent_against_p(tiny(fitted=False))
 
 
-# -------------------------------------------------------------------------------------------------------- over layers
+# over layers
 
 
 def maps(figure) -> dict[str, QuadMesh]:
@@ -181,7 +181,7 @@ def test_the_heading_says_median_and_spread(tiny, read) -> None:
     assert f"median {middle}  [{low}, {high}]" in panels(figure)[1].get_title()
 
 
-# ----------------------------------------------------------------------------------------------------- over training
+# over training
 
 
 def test_exponents_over_steps_are_the_tables_with_their_intervals(tiny, read) -> None:

@@ -110,7 +110,7 @@ def test_a_rank_that_a_rule_lacks_is_blank_on_the_ladder(tiny) -> None:
     assert len(legend.patches) == 5
 
 
-# ------------------------------------------------------------------------------------------------- gradient norms
+# gradient norms
 
 
 def test_gradient_norms_come_from_the_probes_on_a_log_axis(small, read) -> None:
@@ -150,7 +150,7 @@ def test_log_spaced_probes_get_a_log_step_axis(tiny) -> None:
     assert panels(loss_curves(tables))[0].get_xscale() == "linear"
 
 
-# ---------------------------------------------------------------------------------------------- runs that went astray
+# runs that went astray
 
 
 def test_a_diverged_cell_ends_in_a_cross_at_its_last_finite_value(tiny, read) -> None:
@@ -212,7 +212,7 @@ def test_curves_that_hide_one_another_are_said_to_coincide(small, read) -> None:
     assert sentence in " ".join(read.texts(loss_curves(tables))).replace("\n", " ")
 
 
-# ------------------------------------------------------------------------------------------------ unusual studies
+# unusual studies
 
 
 def test_one_rule_takes_half_a_page(tiny) -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,9 @@ from matplotlib.image import imread
 
 from study.figures import FIGURES, save, style
 from study.figures.selection import Rule
+from study.vocabulary import scaling
+from study.vocabulary.quantities import PRIMARY, WEIGHT_CHANGE
+from study.vocabulary.scaling import RULES
 
 LORA, RSLORA, POWER = Rule.of("lora", None), Rule.of("rslora", None), Rule.of("power", 0.75)
 RANKS = [4.0 * 2**k for k in range(10)]
@@ -99,6 +103,28 @@ def test_rules_have_markers_of_their_own() -> None:
     assert len({style.tint(rule, rules) for rule in rules}) == len(rules)
 
 
+@pytest.fixture
+def new_rules(monkeypatch: pytest.MonkeyPatch) -> list[Rule]:
+    """Two rules with a row in the vocabulary and no look of their own."""
+    for name, p in (("cube", 1 / 3), ("quarter", 0.25)):
+        monkeypatch.setitem(RULES, name, scaling.Rule(name.title(), p))
+    return [Rule.of("cube", None), Rule.of("quarter", None)]
+
+
+@pytest.mark.parametrize("blindness", list(BLINDNESS))
+def test_new_rules_stay_apart_from_the_others(blindness: str, new_rules: list[Rule]) -> None:
+    rules = [LORA, RSLORA, POWER, *new_rules]
+    tints = [lab(style.tint(rule, rules), blindness) for rule in rules]
+    assert min(np.linalg.norm(a - b) for a, b in combinations(tints, 2)) > 17
+    assert len({style.marker(rule, rules) for rule in rules}) == len(rules)
+    assert [style.name(rule) for rule in new_rules] == ["Cube", "Quarter"]
+
+
+def test_a_quantity_without_a_look_gets_a_spare_one() -> None:
+    looks = [style.quantity_look(quantity) for quantity in (WEIGHT_CHANGE, *PRIMARY)]
+    assert len({colour for colour, _ in looks}) == len({marker for _, marker in looks}) == 5
+
+
 def test_infinite_rank_is_ink_and_a_single_rank_has_a_shade() -> None:
     assert style.shade(RSLORA, np.inf, [4.0, np.inf]) == matplotlib.colors.to_rgba(style.INK)
     assert style.shade(LORA, 16.0, [16.0]) == style.tint(LORA, [LORA])
@@ -127,7 +153,7 @@ def test_sizes_are_the_columns_of_a_conference_page() -> None:
     assert style.figure(1, 1, column=style.HALF, ratio=0.5).get_figwidth() == 3.25
 
 
-# ------------------------------------------------------------------------------------------------------------ saving
+# saving
 
 
 @pytest.fixture(scope="module")
