@@ -136,8 +136,8 @@ def render_stable(stable: pd.DataFrame) -> Table:
     high = sorted(rows["high_rank_min"].dropna().unique())
     few = f"\nfewer than {FEW_SEEDS} seeds: the intervals are too wide to rely on"
     table = Table(
-        title="p*, the p in gamma = alpha / r^p at which a quantity does not change with rank",
-        caption="p* here: over the ranks measured; limit: for large rank, corrected for finite rank"
+        title="p* in gamma = alpha / r^p: the p at which a quantity does not depend on rank",
+        caption="p* here: over the ranks measured; limit: corrected for finite rank"
         + (few if rows["few_seeds"].any() else ""),
         caption_justify="left",
         box=box.SIMPLE_HEAD,

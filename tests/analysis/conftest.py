@@ -1,4 +1,4 @@
-"""Synthetic studies with known laws, and an assertion that prints what was found beside what was expected."""
+"""Synthetic studies with known laws, and an assertion that prints found and expected values."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ Law = Callable[[Mapping[str, Any], int, int], float]
 
 @pytest.fixture(scope="session")
 def study() -> Callable[..., tuple[pd.DataFrame, pd.DataFrame]]:
-    """A builder of ``(cells, probes)``; every keyword that holds a list or tuple of cell values is swept."""
+    """A builder of ``(cells, probes)``. Keywords with a list or tuple of cell values are swept."""
 
     def build(
         laws: Mapping[tuple[str, str], Law],
@@ -32,55 +32,20 @@ def study() -> Callable[..., tuple[pd.DataFrame, pd.DataFrame]]:
         dtype: str = "float64",
         **axes: Any,
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """``laws[site, stat](cell, layer number, step)`` is the statistic; a model-wide row takes layer -1."""
-        defaults = {
-            "study": "s",
-            "model": "m",
-            "quant_bits": math.nan,
-            "data": "d",
-            "optimizer": "sgd",
-            "lr": 1e-3,
-            "rank": RANKS,
-            "scaling": "lora",
-        }
-        defaults |= {
-            "exponent": math.nan,
-            "alpha": 16.0,
-            "init": "kaiming",
-            "targets": "all-linear",
-            "seed": (0, 1, 2),
-        }
-        grid = {
-            key: value if isinstance(value, (list, tuple)) else [value]
-            for key, value in (defaults | axes).items()
-        }
-        cells = pd.DataFrame(
-            [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-        )
-        cells["rank"] = cells["rank"].astype(float)
-        cells["data_seed"] = cells["seed"]
-        cells["gamma"] = 16 / cells["rank"]
-        cells["status"] = "complete"
-        cells["cell_id"] = [f"{k:012x}" for k in range(len(cells))]
+        """``laws[site, stat](cell, layer number, step)`` is the statistic.
 
+        The layer number of a model-wide row is -1.
+        """
+        cells = _cells(axes)
         rows = []
         for cell, step, (site, stat) in itertools.product(cells.to_dict("records"), steps, laws):
             model_wide = site in ("adapter_grad", "adapter_update")
             for number, (layer, block, kind) in enumerate(MODEL_WIDE if model_wide else layers):
                 value = laws[site, stat](cell, -1 if model_wide else number, step)
-                key = {
-                    "cell_id": cell["cell_id"],
-                    "step": step,
-                    "layer": layer,
-                    "block": block,
-                    "kind": kind,
-                    "site": site,
-                }
-                rows.append(key | {"batch": batch, "stat": stat, "value": value})
+                rows.append((cell["cell_id"], step, layer, block, kind, site, batch, stat, value))
         keys = ["cell_id", "step", "layer", "block", "kind", "site", "batch"]
-        probes = (
-            pd.DataFrame(rows).set_index([*keys, "stat"])["value"].unstack("stat").reset_index()
-        )
+        long = pd.DataFrame(rows, columns=[*keys, "stat", "value"])
+        probes = long.set_index([*keys, "stat"])["value"].unstack("stat").reset_index()
         probes.columns.name = None
         for name in ("cell_id", "layer", "kind", "site", "batch"):
             probes[name] = probes[name].astype("category")
@@ -90,9 +55,29 @@ def study() -> Callable[..., tuple[pd.DataFrame, pd.DataFrame]]:
     return build
 
 
+def _cells(axes: Mapping[str, Any]) -> pd.DataFrame:
+    """The cells of a sweep over ``axes``."""
+    defaults = {"study": "s", "model": "m", "quant_bits": math.nan, "data": "d"}
+    defaults |= {"optimizer": "sgd", "lr": 1e-3, "rank": RANKS, "scaling": "lora"}
+    defaults |= {"exponent": math.nan, "alpha": 16.0, "init": "kaiming", "targets": "all-linear"}
+    defaults |= {"seed": (0, 1, 2)}
+    grid = {
+        key: value if isinstance(value, (list, tuple)) else [value]
+        for key, value in (defaults | dict(axes)).items()
+    }
+    rows = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    cells = pd.DataFrame(rows)
+    cells["rank"] = cells["rank"].astype(float)
+    cells["data_seed"] = cells["seed"]
+    cells["gamma"] = 16 / cells["rank"]
+    cells["status"] = "complete"
+    cells["cell_id"] = [f"{k:012x}" for k in range(len(cells))]
+    return cells
+
+
 @pytest.fixture(scope="session")
 def assert_exponent() -> Callable[..., None]:
-    """``assert_exponent(row, expected, tol)``: one row of ``exponents`` against a number, saying all it knows."""
+    """``assert_exponent(row, expected, tol)``: one row of ``exponents`` against a number."""
 
     def check(row: pd.Series | pd.DataFrame, expected: float, tol: float) -> None:
         if isinstance(row, pd.DataFrame):
@@ -103,7 +88,8 @@ def assert_exponent() -> Callable[..., None]:
             f"{row['site']} {row['stat']} at step {row['step']} ({row['kind']}, {row['layer']}): "
             f"exponent {row['exponent']:.6g} [{row['ci_low']:.6g}, {row['ci_high']:.6g}] "
             f"over {row['interval']} ({row['seeds']} seeds, {row['ranks']} ranks), "
-            f"expected {expected:.6g} ± {tol:.2g}, off by {off:.2g}; predicted {row['predicted']:.6g}"
+            f"expected {expected:.6g} ± {tol:.2g}, off by {off:.2g}; "
+            f"predicted {row['predicted']:.6g}"
         )
 
     return check

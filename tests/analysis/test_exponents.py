@@ -1,4 +1,4 @@
-"""The exponents table: which rows, what is left out of a fit, and that no two curves are ever mixed."""
+"""The exponents table: its rows, the values left out of a fit, and that curves are not mixed."""
 
 import io
 import math
@@ -103,7 +103,7 @@ def test_float32_tables_are_fitted_in_float64(study, assert_exponent):
     [("lr", (1e-3, 1e-2)), ("optimizer", ("sgd", "adamw")), ("never_heard_of", (1, 2))],
 )
 def test_a_sweep_over_anything_gives_curves_of_their_own(study, assert_exponent, name, values):
-    """Mixed, a curve's slope would come out right and its interval wrong, or ranks would count twice."""
+    """If curves were mixed, intervals would be wrong, or ranks would count twice."""
 
     def law(cell, layer, step):
         return cell["rank"] ** (0.25 if cell[name] == values[0] else -0.75)

@@ -1,4 +1,4 @@
-"""The fits against closed form, against scipy and numpy one line at a time, and against simulation."""
+"""The fits against closed form, against scipy and numpy line by line, and against simulation."""
 
 import numpy as np
 import pytest
@@ -94,7 +94,7 @@ def test_seeds_are_the_sample():
 
 
 def test_many_groups_with_holes_agree_with_one_line_at_a_time():
-    """Random studies with points missing anywhere, against a loop that does what the docstring says."""
+    """Random studies with missing points, against a loop that follows the docstring."""
     rng = np.random.default_rng(3)
     groups, seeds, columns = 40, 4, 6
     rank, strands = frames(seeds, groups=groups)
@@ -177,7 +177,7 @@ def test_the_interval_covers_19_times_in_20(seeds, weights):
 
 
 def test_the_interval_over_seeds_covers_where_seeds_differ_in_slope():
-    """What an interval over pooled points would miss: a batch whose slope is its own."""
+    """Each batch has its own slope: an interval over pooled points would be too narrow."""
     rng = np.random.default_rng(5)
     studies = 20_000
     rank, strands = frames(5)

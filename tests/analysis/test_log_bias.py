@@ -1,4 +1,4 @@
-"""Curves are logarithms of means, data are means of logarithms: what parts the two, and that predictions know it."""
+"""The Jensen gap between a mean of logs (data) and the log of a mean (curves), in predictions."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ D_IN, D_OUT = 48, 32
 
 
 def test_spread_slopes_are_those_of_the_variance_over_seeds() -> None:
-    """Against numpy, seed by seed; a value that is missing leaves its rank with the other seeds."""
+    """Against numpy, seed by seed. At a missing value, the rank keeps its other seeds."""
     rng = np.random.default_rng(0)
     y_GSRL = rng.standard_normal((2, 5, 3, 4)) * np.array([2.0, 1.0, 0.5])[:, None]
     ranks = np.array([4.0, 16.0, 64.0])
@@ -37,7 +37,7 @@ def test_spread_slopes_are_those_of_the_variance_over_seeds() -> None:
 
 @pytest.fixture(scope="module")
 def first_steps() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """adapter_out after one SGD step, G A^T A x, of real draws of A on layers whose inputs lie close to G."""
+    """adapter_out after one SGD step, G A^T A x, for drawn A and inputs aligned with G."""
     cells, probes = [], []
     for rank, seed in itertools.product(RANKS, SEEDS):
         cell = {

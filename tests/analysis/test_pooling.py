@@ -1,4 +1,4 @@
-"""Pooling over layers: no layer drowns another, and none slips in or out along the ranks."""
+"""Pooling over layers: layers count the same, and the same layers are pooled at every rank."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def test_mean_and_median_of_the_log(two_seeds):
 
 
 def test_one_huge_layer_does_not_set_the_exponent(two_seeds):
-    """19 layers that are flat and one with 95 % of the energy that is not: a pooled norm would have its slope."""
+    """19 flat layers and a steep one with 95 % of the energy, which a pooled norm would follow."""
     x = np.tile(np.log([4.0, 64.0, 1024.0]), 2)
     y = np.zeros((6, 20))
     y[:, 0] = 0.5 * np.log(19 * 19) + x

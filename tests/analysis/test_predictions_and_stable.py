@@ -1,4 +1,4 @@
-"""Predictions join the tables to theory; p* is recovered from slopes that are known."""
+"""Predictions from tables and theory; p* is recovered from known slopes."""
 
 import math
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def sgd_descent(cell: dict, layer: int, step: int) -> float:
 
 
 def sgd_out(cell: dict, layer: int, step: int) -> float:
-    r, rho = cell["rank"], 2 + R_ALIGN - 1.2 * R_ALIGN / D_IN  # what theory's own uniform init has
+    r, rho = cell["rank"], 2 + R_ALIGN - 1.2 * R_ALIGN / D_IN  # theory's uniform init
     return (layer + 1) * r ** (-2 * p_of(cell)) * math.sqrt(r * (r - 1 + rho))
 
 
@@ -54,7 +54,7 @@ def recorded(probes: pd.DataFrame) -> pd.DataFrame:
 def metrics_of(
     cells: pd.DataFrame, steps: tuple[int, ...] = (0, 1), ratio: float = 1.0
 ) -> pd.DataFrame:
-    """Losses that fall by ``ratio`` times what their linearisation says."""
+    """Losses that fall by ``ratio`` times the fall of their linearisation."""
     rows = [
         {
             "cell_id": c["cell_id"],
@@ -135,7 +135,7 @@ def test_p_star_from_one_rule(study: Study) -> None:
 
 
 def test_a_wrong_rule_is_not_predicted(study: Study) -> None:
-    """Data of SGD under a sign-like name: predictions must miss by what theory says they differ."""
+    """SGD's data under the name of a sign-like rule: predictions miss by the difference."""
     table = analysed(study, scaling="rslora", optimizer="signsgd")
     row = table[
         (table["site"] == "adapter_update") & (table["layer"] == "model") & (table["step"] == 0)
@@ -207,8 +207,8 @@ def first(table: pd.DataFrame, site: str, step: int) -> dict:
     return row
 
 
-def test_clipped_sgd_has_lost_a_gamma_and_p_star_knows(study: Study) -> None:
-    """Always clipped, descent goes as r^(1/2 - p): its p* is 1/2 from any rule, and not 3/4 from LoRA."""
+def test_clipped_sgd_scales_with_one_power_of_gamma_less(study: Study) -> None:
+    """Always clipped, descent scales as r^(1/2 - p): p* is 1/2 from any rule, not 3/4 from LoRA."""
     clipped = {
         ("adapter_update", "descent"): lambda c, layer, step: 0.1 * c["rank"] ** (0.5 - p_of(c))
     }
@@ -222,14 +222,14 @@ def test_clipped_sgd_has_lost_a_gamma_and_p_star_knows(study: Study) -> None:
         assert stable["predicted"].to_numpy() == pytest.approx(0.5)
 
 
-def test_ranks_astride_the_clipping_threshold_have_no_p_star(study: Study) -> None:
+def test_ranks_of_which_some_are_clipped_have_no_p_star(study: Study) -> None:
     cells, probes = study(LAWS, steps=(0, 1), scaling="lora")
     metrics = metrics_of(cells)
     metrics.loc[metrics["step"] == 1, "clip_factor"] = np.where(cells["rank"] > 64, 0.5, 1.0)
     probes = recorded(probes)
     table = with_predictions(fit_exponents(cells, probes), cells, metrics, probes)
     assert first(table, "adapter_update", 0)["clipped"] == "never", (
-        "what is clipped later does not touch step 0"
+        "later clipping does not affect step 0"
     )
     assert first(table, "adapter_update", 1)["clipped"] == "some"
     stable = stable_exponents(table)
@@ -240,7 +240,7 @@ def test_ranks_astride_the_clipping_threshold_have_no_p_star(study: Study) -> No
 def test_eps_decides_which_law_adam_has(
     study: Study, gradient_over_eps: float, p_star: float | None
 ) -> None:
-    """Sign-like far above eps, linear far below it, and between the two no prediction and no p*."""
+    """Sign-like far above eps, linear far below; in between no prediction and no p*."""
     power = 2 if gradient_over_eps < 1 else 1
     laws = {
         ("adapter_update", "descent"): lambda c, layer, step: (
@@ -266,7 +266,7 @@ def test_eps_decides_which_law_adam_has(
 
 
 def test_eps_is_looked_at_up_to_the_row_s_step(study: Study) -> None:
-    """Gradients that sink to eps at step 3 say nothing of step 0."""
+    """Gradients near eps at step 3 do not affect step 0."""
     laws = {
         ("adapter_update", "descent"): lambda c, layer, step: 0.1,
         ("B_grad", "rms"): lambda c, layer, step: 1e-8 * (1e4 if step == 0 else 10.0),
@@ -282,7 +282,7 @@ def test_eps_is_looked_at_up_to_the_row_s_step(study: Study) -> None:
 
 
 def test_the_higher_ranks_alone_stand_beside_all_of_them(study: Study) -> None:
-    """A law that bends below rank 32: flat at p = 1/2 over all ranks no longer, but over the high ones."""
+    """A law that bends below rank 32: p* is 1/2 over the high ranks, but not over all."""
 
     def kinked(cell: dict, layer: int, step: int) -> float:
         return cell["rank"] ** (1 - 2 * p_of(cell)) * (
@@ -304,7 +304,7 @@ def test_the_higher_ranks_alone_stand_beside_all_of_them(study: Study) -> None:
 
 
 def test_the_interval_of_p_star_is_the_slopes_own_over_k(study: Study) -> None:
-    """Seeds whose slopes are -0.1, 0.0 and 0.2 about SGD's 1 - 2p: t over three, halved by k = 2."""
+    """Seeds with slopes -0.1, 0.0, 0.2 about SGD's 1 - 2p: t over three, divided by k = 2."""
     tilt = {0: -0.1, 1: 0.0, 2: 0.2}
     law = {
         ("adapter_update", "descent"): lambda c, layer, step: (
@@ -328,7 +328,7 @@ def test_the_interval_of_p_star_is_the_slopes_own_over_k(study: Study) -> None:
 
 
 def test_the_layers_own_p_star_spread(study: Study) -> None:
-    """Layers whose descents go as r^(1 - 2p) times r^(0, .1, ..., .5): quantiles of their p* on the pooled row."""
+    """Layers that scale as r^(1 - 2p) times r^(0, .1, ..., .5): quantiles of their p*."""
     law = {("delta_w", "norm"): lambda c, layer, step: c["rank"] ** (1 - 2 * p_of(c) + 0.1 * layer)}
     cells, probes = study(law, steps=(1,), scaling="rslora")
     stable = analyze(cells, metrics_of(cells, steps=(1,)), probes).stable
@@ -341,8 +341,8 @@ def test_the_layers_own_p_star_spread(study: Study) -> None:
     )
 
 
-def test_high_ranks_that_share_no_curve_are_passed_over(study: Study) -> None:
-    """LoRA at 4 and 32, rsLoRA at 4 and 64: two ranks from 32 up, and no line through them."""
+def test_high_ranks_of_different_curves_are_omitted(study: Study) -> None:
+    """LoRA at 4 and 32, rsLoRA at 4 and 64: no curve has two ranks from 32."""
     parts = [
         study(LAWS, scaling=scaling, rank=(4, rank))
         for scaling, rank in (("lora", 32), ("rslora", 64))
@@ -363,7 +363,7 @@ def test_one_rank_gives_empty_tables(study: Study) -> None:
 
 
 def test_a_curve_is_predicted_from_its_own_alignments(study: Study) -> None:
-    """At a large learning rate inputs have moved and r_align with them: that must not bend the small one's curve."""
+    """A large learning rate changes r_align; the prediction at a small one must not change."""
     cells, probes = study(LAWS, steps=(0, 1), scaling="rslora", lr=(1e-6, 1e-1))
     wild = (
         probes["cell_id"].astype(str).isin(set(cells.loc[cells["lr"] > 1e-3, "cell_id"])).to_numpy()

@@ -1,4 +1,4 @@
-"""Learning-rate transfer on basins whose bottoms are known, and losses whose causes are."""
+"""Learning-rate transfer with known best rates, and loss comparisons with known causes."""
 
 import itertools
 import math
@@ -40,7 +40,7 @@ def runs(
     seeds: Sequence[int] = (0, 1, 2),
     **fixed: Any,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """``cells`` and ``metrics``: ``loss(cell)`` is the final held-out loss, NaN a run that diverged."""
+    """``cells`` and ``metrics``. ``loss(cell)``: the final held-out loss; NaN: the run diverged."""
     base = {
         "study": "s",
         "model": "m",
@@ -69,14 +69,14 @@ def runs(
 
 
 def basin(law: Callable[[float, float], float], centre: float = 3e-3) -> Loss:
-    """A parabola in log lr whose bottom is at ``centre * r ** law(p, seed)``."""
+    """A parabola in log lr with its minimum at ``centre * r ** law(p, seed)``."""
     return lambda c: (
         2.0
         + 0.05 * (math.log(c["lr"]) - math.log(centre * c["rank"] ** law(p_of(c), c["seed"]))) ** 2
     )
 
 
-def test_a_parabola_s_bottom_is_found_exactly_at_uneven_rates() -> None:
+def test_the_minimum_of_a_parabola_is_found_exactly_at_uneven_rates() -> None:
     x = np.log(np.array([1e-5, 3e-5, 1e-4, 5e-4, 1e-3]))
     found = bottom(np.exp(x), 1.5 + 0.3 * (x - math.log(7e-5)) ** 2)
     assert found.lr == pytest.approx(7e-5)
@@ -89,11 +89,8 @@ def test_a_parabola_s_bottom_is_found_exactly_at_uneven_rates() -> None:
     [
         ([3.0, 2.0, 1.0], 1e-2, "highest"),
         ([1.0, 2.0, 3.0], 1e-4, "lowest"),
-        (
-            [3.0, 1.0, math.nan],
-            1e-3,
-            "",
-        ),  # bounded by a run that diverged: no edge, and no parabola
+        # Bounded by a run that diverged: not an edge, and no parabola.
+        ([3.0, 1.0, math.nan], 1e-3, ""),
         ([3.0, math.nan, math.nan], 1e-4, "lowest"),
         ([2.0, 2.0, 2.0], 1e-4, "lowest"),
     ],
@@ -105,7 +102,7 @@ def test_edges_and_divergence(loss: list[float], lr: float, edge: str) -> None:
 
 
 def test_the_exponent_of_the_best_rate() -> None:
-    """Bottoms at r^-(1-p)/1.5 plus a seed's own tilt: the mean over seeds, and its interval, in closed form."""
+    """Best rates at r^-(1-p)/1.5 with a tilt per seed: mean and interval in closed form."""
     tilt = {0: -0.02, 1: 0.0, 2: 0.03}
     cells, metrics = runs(
         basin(lambda p, seed: -(1 - p) / 1.5 + tilt[seed]),
@@ -127,7 +124,7 @@ def test_the_exponent_of_the_best_rate() -> None:
 
 
 def test_a_swapped_prediction_does_not_agree() -> None:
-    """Bottoms that move as if p were 1 - p."""
+    """Best rates that move as if p were 1 - p."""
     wobble = {0: -0.01, 1: 0.0, 2: 0.01}
     cells, metrics = runs(
         basin(lambda p, seed: -p * 0.75 + wobble[seed]), rates=tuple(10.0 ** np.arange(-8, 2, 0.4))
@@ -144,7 +141,7 @@ def test_optima_at_an_edge_are_counted_and_left_out() -> None:
         rules=(("power", 0.0),),
     )
     rates = best_rates(cells, metrics, NO_PROBES)
-    # Bottoms at 2.5e-3, 6.3e-4, 1.6e-4 and 3.9e-5: the last is below every rate tried, its best run the lowest.
+    # Minima at 2.5e-3, 6.3e-4, 1.6e-4 and 3.9e-5: the last is below all rates tried.
     assert dict(rates.groupby("rank")["edge"].first()) == {
         4.0: "",
         16.0: "",
@@ -177,7 +174,7 @@ def test_rho_is_of_the_run_at_the_best_rate() -> None:
     )
     probes = pd.DataFrame(
         [
-            {"cell_id": c, "step": step, "layer": layer, "site": "A", "batch": "train", "rho": lr * r * step * k}
+# Does rank help, or only the step size?
             for c, lr, r in cells[["cell_id", "lr", "rank"]].itertuples(index=False)
             for step in (1, 5)
             for layer, k in (("a", 1.0), ("b", 2.0), ("c", 10.0))
@@ -196,17 +193,17 @@ def test_what_is_predicted_for_the_best_rate() -> None:
     assert all(map(math.isnan, predicted_transfer("someone's", 0.5, "kaiming")))
 
 
-# ----------------------------------------------------------------------------------------- rank, or only the step size
+# Rank, or only the step size.
 
 
 def by_step_alone(cell: dict[str, Any]) -> float:
-    """A loss that knows of nothing but the step: monotone in it, so that a larger gamma always looks better."""
+    """A loss that depends on the step size only, and falls with it: a larger gamma always helps."""
     power = 2 if cell["optimizer"] == "sgd" else 1
     return 3.0 - 0.1 * math.log(cell["lr"] * cell["gamma"] ** power) + 0.001 * cell["seed"]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_where_the_step_is_all_the_matched_difference_is_nothing(optimizer: str) -> None:
+def test_if_only_the_step_matters_the_matched_difference_is_0(optimizer: str) -> None:
     cells, metrics = runs(
         by_step_alone, optimizer=optimizer, rules=(("lora", math.nan), ("rslora", math.nan))
     )
@@ -222,7 +219,7 @@ def test_where_the_step_is_all_the_matched_difference_is_nothing(optimizer: str)
     assert (matched["seeds"] == 3).all()
 
 
-def test_where_the_rule_matters_the_matched_difference_is_the_rule_s() -> None:
+def test_if_the_rule_matters_the_matched_difference_is_its_penalty() -> None:
     penalty = lambda c: by_step_alone(c) + (0.25 if c["scaling"] == "lora" else 0.0)  # noqa: E731
     cells, metrics = runs(penalty, rules=(("lora", math.nan), ("rslora", math.nan)))
     matched = rule_differences(compared_losses(cells, metrics, NO_PROBES)).query("how == 'matched'")
@@ -230,7 +227,7 @@ def test_where_the_rule_matters_the_matched_difference_is_the_rule_s() -> None:
 
 
 def test_lora_with_alpha_root_r_is_matched_without_interpolation() -> None:
-    """One learning rate: LoRA's alpha is raised to alpha sqrt(r), and is then compared with rsLoRA at that rate."""
+    """One learning rate: LoRA with alpha sqrt(r) is compared with rsLoRA at that rate."""
     parts = [runs(by_step_alone, rates=(1e-3,), rules=(("rslora", math.nan),))]
     for rank in RANKS:
         parts.append(
@@ -256,7 +253,7 @@ def test_lora_with_alpha_root_r_is_matched_without_interpolation() -> None:
 
 
 def test_what_a_doubling_of_the_rank_gains() -> None:
-    """At a fixed rate 0.02 nats a doubling and a seed's own; at the best rate nothing, the bottoms being level."""
+    """At a fixed rate, 0.02 nats per doubling, varying by seed; at the best rate, 0."""
     own = {0: 0.01, 1: 0.02, 2: 0.03}
     fall = lambda c: 3 - own[c["seed"]] * math.log2(c["rank"])  # noqa: E731
     cells, metrics = runs(fall, rates=(1e-3,), rules=(("rslora", math.nan),))

@@ -1,4 +1,4 @@
-"""Verdicts: the equivalence test against the textbook, and what it must never say."""
+"""Verdicts: the equivalence test against the textbook, and its rate of false claims."""
 
 import math
 
@@ -75,7 +75,7 @@ def test_the_margin_is_a_ratio_over_the_ranks():
     [(-0.5, 5, 0.05), (-0.5, 5, 1.0), (0.5, 2, 0.3), (MARGIN, 5, 0.05), (-MARGIN, 1, 0.1)],
 )
 def test_a_sloped_quantity_is_called_stable_at_most_once_in_20(true, seeds, noise):
-    """And practically never where the slope is beyond the margin; at the margin itself the test has its full size."""
+    """At the margin the test has its full size; far beyond it, false claims practically vanish."""
     studies = 20_000
     found = simulate(true, seeds, noise, studies)
     stable = np.mean(found == "stable")
@@ -129,7 +129,7 @@ def test_holm_within_families_is_holm_family_by_family():
 
 
 def test_holm_keeps_false_claims_rare():
-    """100 sloped quantities at the margin: uncorrected, nearly every study calls one of them stable."""
+    """100 slopes at the margin: uncorrected, nearly every study calls one of them stable."""
     rng = np.random.default_rng(2)
     p = rng.random((2000, 100))
     family = np.repeat(np.arange(2000), 100)
@@ -150,7 +150,7 @@ def test_primary_rows_stand_alone_and_the_rest_is_corrected():
 
 
 def test_stable_alone_but_not_corrected_is_unclear_and_nothing_worse():
-    """Its interval may well leave out 0: it is still no collapse."""
+    """Its interval may exclude 0: it is still not a collapse."""
     others = [row(-0.03, 0.008, site="A", stat=f"stat{n}") for n in range(50)]
     found = with_verdicts(pd.DataFrame(others))
     assert (found["p_value"] < 0.05).all()
@@ -159,7 +159,7 @@ def test_stable_alone_but_not_corrected_is_unclear_and_nothing_worse():
 
 
 def test_families_are_what_is_read_side_by_side():
-    """Curves, steps and poolings do not dilute each other; the layers of a quantity do."""
+    """Curves, steps and poolings are separate families; the layers of a quantity are one."""
     quantity = {"site": "A", "stat": "rms"}
     pooled = [
         row(0, 0.01, kind=kind, layer=layer, **quantity)

@@ -1,7 +1,8 @@
-"""A Monte Carlo of one adapted linear layer, in numpy: nothing here knows of any prediction.
+"""A Monte Carlo of one adapted linear layer, in numpy, without any prediction.
 
-Arrays carry a leading S (seeds): A [S, R, D], B [S, O, R]. The gradient with respect to the layer's output is
-``g + curvature * adapter_out``: constant, or that of a true quadratic loss. A random batch a step, or one for all.
+Arrays have a leading S (seeds): A [S, R, D], B [S, O, R]. The gradient with respect to the layer's
+output is ``g + curvature * adapter_out``: constant, or that of a quadratic loss. There is a random
+batch per step, or one for all steps.
 """
 
 from collections.abc import Callable, Iterator
@@ -64,7 +65,7 @@ def rmsprop(grad, state):
 
 
 def adafactor(grad, state):
-    """Factored second moment, update clipped to rms 1, no parameter scaling (torch's without it)."""
+    """Factored second moment, update clipped to rms 1; torch's without parameter scaling."""
     keep = 1 - state.t**-0.8
     rows, columns = state.first, state.second
     state.first = rows = keep * rows + (1 - keep) * np.square(grad).mean(2, keepdims=True)
@@ -76,7 +77,7 @@ def adafactor(grad, state):
 
 @dataclass
 class Problem:
-    """Batches (x [N, D], g [N, O]), one a step, the last repeated."""
+    """Batches (x [N, D], g [N, O]), one per step; the last one is repeated."""
 
     batches: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
 
@@ -113,8 +114,10 @@ def gaussian(rng: np.random.Generator, shape: tuple[int, ...], fan_in: int) -> n
 
 
 def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """``a @ b`` in halves small enough that BLAS runs each on one thread: on shared cores its threads cost 100 times
-    the work while they wait for one another."""
+    """``a @ b`` in halves small enough that BLAS runs each on one thread.
+
+    On shared cores its threads wait for each other, which costs 100 times the work.
+    """
     (m, k), n = a.shape[-2:], b.shape[-1]
     if m * k * n <= 2**17:
         return a @ b
@@ -144,7 +147,7 @@ def train(
     decoupled: float = 0.0,
     coupled: float = 0.0,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Rows 0 to ``steps``: every site's array, [S, ...], measured as the toolkit's probes do, and ``descent``, [S]."""
+    """Rows 0 to ``steps``: the array of every site, [S, ...], as probed, and ``descent``, [S]."""
     states = State(), State()
     for step in range(steps + 1):
         x, g = setting.batch(step)
@@ -191,7 +194,7 @@ def _both(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def statistic(stat: str, array: np.ndarray) -> np.ndarray:
-    """One number a seed, [S], from an array [S, ...]; ``descent`` is one already."""
+    """One number per seed, [S], from an array [S, ...]; ``descent`` is [S] already."""
     if array.ndim == 1:
         return array
     flat = np.abs(array.reshape(len(array), -1))
@@ -216,16 +219,18 @@ def sweep(
     stat: str | tuple[str, ...] = "norm",
     **training,
 ) -> list[dict]:
-    """Each step's ``{site: [ranks, S]}`` (``{(site, stat): ...}`` for several stats) with fresh draws at every rank."""
+    """Per step ``{site: [ranks, S]}``, with fresh draws at every rank.
+
+    For several stats: ``{(site, stat): [ranks, S]}``.
+    """
     x, g = setting.batch(0)
     d_in, d_out = x.shape[1], g.shape[1]
     names = (stat,) if isinstance(stat, str) else stat
     rows: list[dict] = []
     for rank in ranks:
         rng = np.random.default_rng([seed, rank])
-        block = max(
-            1, 2**16 // (rank * (d_in + d_out))
-        )  # few seeds at a time: arrays that stay in the cache
+        # Few seeds at a time, so that arrays stay in the cache.
+        block = max(1, 2**16 // (rank * (d_in + d_out)))
         blocks: list[dict] = []
         for first in range(0, seeds, block):
             count = min(block, seeds - first)
@@ -266,8 +271,10 @@ class Measured:
 
 
 def interval(samples: np.ndarray, comparisons: int = 1, error: float = 0.01) -> Measured:
-    """Of samples, one a seed; ``error`` is shared by all ``comparisons`` (Bonferroni). What has no spread at all, an
-    update of fixed size, is still only exact to first order in the learning rate and the decay: 0.001 is no difference.
+    """The interval of samples, one per seed; all ``comparisons`` share ``error`` (Bonferroni).
+
+    0.001 is added: a quantity without spread, such as an update of fixed size, is exact only to
+    first order in the learning rate and the decay.
     """
     count = len(samples)
     t = stats.t.ppf(1 - error / (2 * comparisons), count - 1)

@@ -37,11 +37,10 @@ def test_rows_agree_with_the_scalar_form_and_may_have_ranks_of_their_own():
     layer, modifiers = Layer(64, 32, 5.0, 6.0), Modifiers(decay="decoupled", eps_ratio=500.0)
     setting = {"step": 1, "optimizer": "adamw", "p": 0.5, "layer": layer, "modifiers": modifiers}
     fits = [RANKS, (32, 64, 128), (8,)]
-    rows = predicted_exponents(
-        "adapter_out", "rms", 1, "adamw", 0.5, fits, init=["A", "B", "A"], d_in=64, d_out=32, r_align=5.0, r_sign=6.0,
-        decay="decoupled", eps_ratio=500.0,
-    )  # fmt: skip
-    # A scalar column spreads over the rows that another column has.
+    others = {"init": ["A", "B", "A"], "decay": "decoupled", "eps_ratio": 500.0}
+    others |= {"d_in": 64, "d_out": 32, "r_align": 5.0, "r_sign": 6.0}
+    rows = predicted_exponents("adapter_out", "rms", 1, "adamw", 0.5, fits, **others)
+    # Scalar columns apply to every row.
     assert rows[0] == predicted_exponent("adapter_out", "rms", fits[0], init="A", **setting)
     assert rows[1] == predicted_exponent("adapter_out", "rms", fits[1], init="B", **setting)
     assert math.isnan(rows[2])

@@ -1,11 +1,10 @@
-"""Finite-rank curves against expectations: every constant of ``r (r - 1 + rho)`` in closed form, by Monte Carlo."""
+"""Finite-rank curves: every constant of ``r (r - 1 + rho)``, against Monte Carlo."""
 
 import math
 
 import numpy as np
 import pytest
 
-from study import theory
 from study.errors import StudyError
 from study.theory import (
     Layer,
@@ -29,7 +28,7 @@ SITES = ("adapter_out", "delta_w", "adapter_in_grad")
 
 
 def expected_squares(setting, init, kurtosis, kind):
-    """E|.|^2 of each product site at each rank after one step at gamma = 1, constants and all."""
+    """E|.|^2 of each product site at each rank after one step at gamma = 1, with its constants."""
     (x, g), G = setting.batch(0), setting.gradient(0)
     layer = measure_layer(G, x, g, init, kurtosis)
     if init == "B":
@@ -78,7 +77,7 @@ def test_a_sign_rule_on_peft_s_uniform_init_is_within_two_percent_of_the_gaussia
 
 
 def test_uniform_init_needs_its_kurtosis_where_x_is_concentrated():
-    """An x on one coordinate, as massive activations are: the diagonal term is a third of r_align's."""
+    """An x on one coordinate, as massive activations are: r_diag is a third of r_align."""
     setting = problem(3, tokens=2)
     setting.batches[0][0][:, 1:] *= 0.05
     measured = (
@@ -94,7 +93,7 @@ def test_uniform_init_needs_its_kurtosis_where_x_is_concentrated():
 
 
 def test_the_backward_crossover_of_a_sign_rule_is_not_pi_d_over_2_for_many_tokens():
-    """The table's "about r (r - 1 + pi D/2)": r_back falls from pi/2 towards 1 as G's rows point apart."""
+    """r_back falls from pi/2 towards 1 as the rows of G point in different directions."""
     setting = problem(3, tokens=12)
     measured = sweep(
         signsgd, setting, (8,), p=0, seeds=3000, seed=4, draw=gaussian, lr=LR, steps=1
@@ -108,22 +107,22 @@ def test_the_backward_crossover_of_a_sign_rule_is_not_pi_d_over_2_for_many_token
     assert not ratio.agrees(7 + math.pi / 2 * D)
 
 
-def test_alignments_of_one_token_and_of_strangers():
+def test_alignments_of_one_token_and_of_unrelated_tokens():
     rng = np.random.default_rng(0)
     x, g = rng.standard_normal((1, D)), rng.standard_normal((1, O))
     one = measure_layer(g.T @ x, x, g)
     assert one.r_align == pytest.approx(1)
     assert one.r_sign == pytest.approx(math.pi / 2)
     assert one.r_back == pytest.approx(math.pi / 2)
-    strangers = measure_layer(
+    unrelated = measure_layer(
         g.T @ x, rng.standard_normal((40_000, D)), rng.standard_normal((40_000, O))
     )
-    assert strangers.r_align == pytest.approx(D, rel=0.03)
-    assert strangers.r_sign == pytest.approx(math.pi / 2 * D, rel=0.03)
-    assert strangers.r_back == pytest.approx(math.pi / 2, rel=0.03)
+    assert unrelated.r_align == pytest.approx(D, rel=0.03)
+    assert unrelated.r_sign == pytest.approx(math.pi / 2 * D, rel=0.03)
+    assert unrelated.r_back == pytest.approx(math.pi / 2, rel=0.03)
 
 
-def test_r_back_of_strangers_to_a_wide_gradient_is_pi_over_2():
+def test_r_back_of_tokens_unrelated_to_a_wide_gradient_is_pi_over_2():
     rng = np.random.default_rng(1)
     layer = measure_layer(
         rng.standard_normal((O, D)), rng.standard_normal((9, D)), rng.standard_normal((40_000, O))
@@ -220,7 +219,7 @@ def test_a_fit_over_low_ranks_sees_092_where_the_asymptote_is_1():
     ) == pytest.approx(0.92, abs=0.01)
 
 
-def test_what_the_layer_lacks_has_no_curve():
+def test_a_curve_that_depends_on_an_unknown_property_is_nan():
     assert np.isnan(
         curve(
             "adapter_out", "rms", (4, 8), step=1, optimizer="sgd", p=0, layer=Layer(d_in=8, d_out=8)
@@ -296,7 +295,7 @@ def test_slope_weights_and_bias():
 
 
 def test_the_log_of_a_gradient_norm_is_biased_by_its_variance():
-    """E log|B_grad| lies 1/(2 r r_eff) under the curve: 0.026 / r_eff of slope over ranks 4 to 256."""
+    """E log|B_grad| is 1/(2 r r_eff) below the curve: 0.026 / r_eff in slope over ranks 4 to 256."""
     ranks = np.array([4, 8, 16, 32, 64, 128, 256])
     bias = slope(np.ones(7), ranks, log_bias=log_bias("B_grad", "norm", 1 / (2 * ranks)))
     assert bias == pytest.approx(0.026, abs=0.0005)
@@ -327,4 +326,3 @@ def test_theory_loads_neither_torch_nor_pandas():
         "import sys, study.theory; assert not {'torch', 'pandas', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert theory.PLAIN.lazy

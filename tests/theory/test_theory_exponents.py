@@ -111,7 +111,7 @@ def test_beyond_the_lazy_regime_nothing_is_predicted_but_what_has_not_moved():
 
 
 def test_the_paper_s_claim_stands_beside_the_derivation():
-    """They agree for r above the crossover under SGD, and part under sign-like rules."""
+    """They agree above the crossover under SGD, and differ under sign-like rules."""
     for optimizer, agrees in (("sgd", True), ("adamw", False)):
         prediction = predict("adapter_in_grad", "rms", step=1, optimizer=optimizer, p=P)
         assert "condition 2" in prediction.paper

@@ -41,7 +41,7 @@ def test_the_first_sgd_step_is_the_gradient_through_the_gram_matrix_of_the_init(
 def test_scaling_factors_by_c_and_gamma_by_its_square_changes_nothing_given_the_learning_rate(
     c, init
 ):
-    """SGD: lr c^2, decay / c^2. Adam: lr c, eps c's inverse, decoupled decay / c (lr * decay is what shrinks A)."""
+    """SGD: lr c^2, decay / c^2. Adam: lr c, eps / c, decoupled decay / c (lr * decay shrinks A)."""
 
     def adam_with(eps):
         return lambda grad, state: adam(grad, state, eps=eps)
@@ -66,7 +66,7 @@ def test_scaling_factors_by_c_and_gamma_by_its_square_changes_nothing_given_the_
 
 
 def test_predictions_obey_the_scaling_identity():
-    """c = r^-1/2: q rises by 1, p falls by 1, lr gains r^-1 (SGD) or r^-1/2 (sign), and the function stays the same."""
+    """c = r^-1/2: q + 1, p - 1, and lr times r^-1 (SGD) or r^-1/2 (sign) are the same function."""
     for optimizer, lr_exponent in (("sgd", -1.0), ("sign", -1 / 2)):
         for site, stat, updates in [
             ("adapter_out", "rms", 1),

@@ -1,6 +1,7 @@
-"""Every row of the table, measured on a simulated layer at ranks 4 to 4096 and held against the curve's slope.
+"""Every row of the table on a simulated layer at ranks 4 to 4096, against the slope of the curve.
 
-The tolerance is the t-interval over the slopes of single seeds, at an error of 1 % shared by all comparisons.
+The tolerance is the t-interval over the slopes of single seeds, at an error of 1 % shared by all
+comparisons.
 """
 
 from functools import lru_cache
@@ -15,7 +16,7 @@ from . import lazy_layer
 from .lazy_layer import Measured, interval, kaiming, problem, seed_slopes, sweep
 
 RANKS = (4, 16, 64, 256, 1024, 4096)
-P, Q = 0.7, 0.3  # generic: what the table tells apart, they tell apart
+P, Q = 0.7, 0.3  # generic: rows that differ in the table have different exponents
 SEEDS = 40
 COMPARISONS = 1000
 RULES = ("sgd", "momentum", "nesterov", "signsgd", "adam", "lion", "rmsprop", "adafactor")
@@ -39,7 +40,7 @@ def runs(rule, init="A", fresh=False):
 def measured_and_predicted(
     row, step, optimizer, init="A", layer=None, modifiers=theory.PLAIN, p=P, q=Q, ranks=RANKS
 ):
-    """{site: Measured}, {site: predicted slope} of every site of a row that has a prediction with a curve."""
+    """{site: Measured}, {site: predicted slope} of every site of a row with a predicted curve."""
     measured, predicted = {}, {}
     for name, values in row.items():
         site, stat = ("adapter_update", "descent") if name == "descent" else (name, "norm")
@@ -72,7 +73,7 @@ def disagreements(measured: dict[str, Measured], predicted: dict[str, float]) ->
 
 
 def layer_at(setting, step, init, weights=(1.0,)):
-    """The layer's numbers at a step whose trained factor holds the gradients of the steps before it, so weighted."""
+    """The layer's properties at a step whose trained factor holds a weighted sum of gradients."""
     G = sum(weight * setting.gradient(s) for s, weight in enumerate(weights))
     return measure_layer(G, *setting.batch(step), init)
 
@@ -119,7 +120,7 @@ def test_linear_rules_on_fresh_batches_hold_a_weighted_gradient(rule):
 
 @pytest.mark.parametrize("rule", ["signsgd", "adam", "lion", "rmsprop"])
 def test_sign_like_rules_on_fresh_batches(rule):
-    """Exact at step 1; later the mixing of gradients moves the three curves by up to 0.03, and nothing else."""
+    """Exact at step 1; later the mixing of gradients moves the three curves by up to 0.03."""
     for step in (1, 2, 3):
         layer = layer_at(FRESH, step, "A", (1,) * step)
         measured, predicted = measured_and_predicted(
@@ -163,7 +164,7 @@ def test_the_other_family_and_the_other_init_are_found_out():
 
 @pytest.mark.parametrize("rule", ["sgd", "adam"])
 def test_all_moments(rule):
-    """Rank-sized tensors are exact in every moment; the entries of activations are less Gaussian at rank 4."""
+    """Rank-sized tensors are exact in every moment; activations are less Gaussian at rank 4."""
     ranks, stats = (4, 16, 64, 256, 1024), ("rms", "mean_abs", "m4")
     row = sweep(
         getattr(lazy_layer, rule), SETTING, ranks, p=P, q=Q, seeds=SEEDS, steps=1, stat=stats
@@ -196,8 +197,8 @@ def test_a_true_quadratic_loss_trained_lazily(rule, lr):
         assert not disagreements(*measured_and_predicted(row, step, rule, layer=layer, ranks=ranks))
 
 
-def test_a_true_quadratic_loss_trained_hard_is_another_matter():
-    """Why predictions are gated on laziness: rank 1024 has converged where rank 4 has hardly begun."""
+def test_a_quadratic_loss_trained_beyond_the_lazy_regime_is_not_predicted():
+    """The reason for the lazy condition: rank 1024 has converged, rank 4 has hardly moved."""
     ranks = (4, 16, 64, 256, 1024)
     row = sweep(lazy_layer.signsgd, SETTING, ranks, p=0.0, seeds=SEEDS, lr=0.05, curvature=1.0)[3]
     wrong = disagreements(
@@ -208,13 +209,13 @@ def test_a_true_quadratic_loss_trained_hard_is_another_matter():
     assert len(wrong) > 3
 
 
-# What modifies an update -------------------------------------------------------------------------------------------
+# Modifiers of an update.
 
 SHORT = (4, 16, 64, 256, 1024)
 
 
 def modified(rule, modifiers=theory.PLAIN, optimizer=None, sites=None, **training):
-    """Disagreements over steps 0 to 3 with the modifier simulated and told to the theory."""
+    """Disagreements over steps 0 to 3, with the modifier simulated and given to the theory."""
     rows = sweep(getattr(lazy_layer, rule), SETTING, SHORT, p=P, q=Q, seeds=SEEDS, **training)
     wrong = []
     for step, row in enumerate(rows):
@@ -261,7 +262,7 @@ def test_coupled_decay_under_a_sign_rule_replaces_the_signal_of_a_by_its_sign(ru
 
 @pytest.mark.parametrize("rule", ["sgd", "momentum"])
 def test_always_clipped(rule):
-    """At q = 0 descent, output, weight and backward all go as 1/2 - p; the norm's own spread is in the clip factor."""
+    """At q = 0 descent, output, weight and backward all scale as 1/2 - p."""
     always = Modifiers(clip="always")
     assert not modified(rule, always, clip=1e-9)
     wrong = {line.split(":")[0] for line in modified(rule, clip=1e-9)}
@@ -282,8 +283,8 @@ def test_a_sign_rule_does_not_see_clipping(rule):
     assert not modified(rule, Modifiers(clip="always"), clip=1e-9)
 
 
-def test_ranks_astride_the_threshold_follow_neither_law():
-    """A threshold between the gradient norms of rank 4 and of rank 1024: both laws fail, so none is offered."""
+def test_ranks_of_which_some_are_clipped_follow_neither_law():
+    """A threshold between the gradient norms of ranks 4 and 1024: both laws fail."""
     norms = runs("sgd")[0]["adapter_grad"].mean(axis=1)
     threshold = float(norms[RANKS.index(64)])
     for told in ("never", "always"):
