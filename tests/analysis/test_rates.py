@@ -172,14 +172,15 @@ def test_rho_is_of_the_run_at_the_best_rate() -> None:
     cells, metrics = runs(
         basin(lambda p, seed: 0.0, centre=1e-3), rules=(("lora", math.nan),), seeds=(0,)
     )
+    place = {"site": "A", "batch": "train"}
     probes = pd.DataFrame(
         [
-# Does rank help, or only the step size?
+            {**place, "cell_id": c, "step": step, "layer": layer, "rho": lr * r * step * k}
             for c, lr, r in cells[["cell_id", "lr", "rank"]].itertuples(index=False)
             for step in (1, 5)
             for layer, k in (("a", 1.0), ("b", 2.0), ("c", 10.0))
         ]
-    )  # fmt: skip
+    )
     rates = best_rates(cells, metrics, probes)
     assert rates["rho"].to_numpy() == pytest.approx(1e-3 * rates["rank"].to_numpy() * 5 * 2.0)
     [row] = rate_transfer(rates).to_dict("records")

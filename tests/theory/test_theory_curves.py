@@ -295,7 +295,7 @@ def test_slope_weights_and_bias():
 
 
 def test_the_log_of_a_gradient_norm_is_biased_by_its_variance():
-    """E log|B_grad| is 1/(2 r r_eff) below the curve: 0.026 / r_eff in slope over ranks 4 to 256."""
+    """E log|B_grad| is 1/(2 r r_eff) below the curve: 0.026 / r_eff in slope at ranks 4 to 256."""
     ranks = np.array([4, 8, 16, 32, 64, 128, 256])
     bias = slope(np.ones(7), ranks, log_bias=log_bias("B_grad", "norm", 1 / (2 * ranks)))
     assert bias == pytest.approx(0.026, abs=0.0005)
