@@ -1,4 +1,4 @@
-"""The page as HTML: the files under ``page/`` in one document, with plotly.js and a study's data inside or not."""
+"""The page as HTML: the files in ``page/`` as one document, with or without a study's data."""
 
 import base64
 import gzip
@@ -10,6 +10,7 @@ from pathlib import Path
 from plotly.offline import get_plotlyjs
 
 PARTS = Path(__file__).parent / "page"
+STYLES = ("style.css", "panels.css")
 SCRIPTS = (
     "values.js",
     "fits.js",
@@ -18,21 +19,27 @@ SCRIPTS = (
     "heat.js",
     "lines.js",
     "tables.js",
+    "render.js",
+    "downloads.js",
     "main.js",
 )
-"""In the order in which they need each other."""
+"""Each may use the ones before it."""
 
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; connect-src "
-"""Nothing is loaded from elsewhere, whatever a study's names hold; ``'self'`` or ``'none'`` goes after it."""
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data: blob:; connect-src "
+)
+"""The content security policy: the page loads nothing from other addresses, even if a name in the
+study contains markup. ``'self'`` or ``'none'`` is appended."""
 
 
 def live_document(title: str) -> str:
-    """The page that asks its server for plotly.js, the overview and the values."""
+    """The page that fetches plotly.js, the overview and the values from its server."""
     return _document(title, POLICY + "'self'", "")
 
 
 def whole_document(title: str, overview: bytes, values: Sequence[str]) -> str:
-    """The page with everything inside; ``values`` are messages that :func:`embedded` has made text."""
+    """The page with everything embedded. ``values``: messages encoded by :func:`embedded`."""
     data = [("plotly", embedded(get_plotlyjs().encode())), ("overview", embedded(overview))]
     data += [(f"values-{n}", text) for n, text in enumerate(values)]
     scripts = "\n".join(
@@ -42,7 +49,7 @@ def whole_document(title: str, overview: bytes, values: Sequence[str]) -> str:
 
 
 def embedded(data: bytes) -> str:
-    """Bytes as text that an HTML file can hold: gzipped, base64."""
+    """Bytes as text for an HTML file: gzipped, then base64."""
     return base64.b64encode(gzip.compress(data, 9, mtime=0)).decode()
 
 
@@ -50,7 +57,7 @@ def _document(title: str, policy: str, data: str) -> str:
     parts = {
         "title": html.escape(title),
         "policy": policy,
-        "style": f"<style>\n{_text('style.css')}</style>",
+        "style": f"<style>\n{''.join(map(_text, STYLES))}</style>",
         "data": data,
         "scripts": "\n".join(f"<script>\n{_text(name)}</script>" for name in SCRIPTS),
     }

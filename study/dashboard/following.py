@@ -1,7 +1,7 @@
-"""A study on disk that may still be trained: read once, and afterwards only as far as it changed.
+"""A study on disk that may still be training. Only what changed is read again.
 
-A cell that has ended is never read again unless its record is replaced; of one that runs, the streams are read again
-when they have grown.
+A cell that has ended is read again only if its files change. A running cell is read again when its
+streams have grown.
 """
 
 import secrets
@@ -16,16 +16,21 @@ from study.dashboard.packing import pack_message, pack_values
 from study.dashboard.probes import CellProbes, Layers, Quantity
 from study.store import SCHEMAS, cell_folders, cells_table, load_cell, load_cell_table, load_cells
 
+FileStates = tuple[tuple[str, int, int], ...]
 ENDED = ("complete", "diverged", "failed")
 
 
 @dataclass
 class FollowedCell:
-    """A cell as of the last look. ``revision`` changes where its steps were replaced rather than added to."""
+    """A cell at the last refresh.
+
+    ``row``: its row of ``cells``. ``files``: the state of its files. ``revision`` increases when
+    steps are replaced; it stays when steps are added.
+    """
 
     folder: Path
     row: dict[str, Any]
-    seen: tuple[Any, ...]
+    files: FileStates
     probes: CellProbes
     metrics: pd.DataFrame
     revision: int = 0
@@ -35,11 +40,11 @@ class FollowedCell:
         return self.row["status"] in ENDED
 
 
-class Following:
-    """What is known of the study in ``folder``. :meth:`look` brings it up to date; nothing else reads new steps.
+class FollowedStudy:
+    """The study in ``folder``. Only :meth:`refresh` reads new steps.
 
-    ``instance`` tells one process' layer places and revisions from another's. Raises :class:`StudyError` where the
-    folder holds no study.
+    Layer indices and revisions are valid within one process; ``instance`` identifies it. Raises
+    :class:`StudyError` if the folder holds no study.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,44 +53,45 @@ class Following:
         self.instance = secrets.token_hex(8)
         self.layers = Layers()
         self.followed: dict[str, FollowedCell] = {}
-        self.look()
+        self.refresh()
 
-    def look(self) -> bool:
-        """Read what is new; whether anything is."""
+    def refresh(self) -> bool:
+        """Read what changed. Returns whether anything did."""
         changed = False
         for folder in cell_folders(self.folder):
             known = self.followed.get(folder.name)
-            seen = _files(folder)
-            if known and known.seen == seen and known.ended:
+            files = _file_states(folder)
+            unchanged = known is not None and known.files == files
+            if known and unchanged and known.ended:
                 continue
             row = load_cell(folder)
-            if row is None or (
-                known and known.seen == seen and known.row["status"] == row["status"]
-            ):
+            # The status can change without the files: a running cell whose process died.
+            if row is None or (known and unchanged and known.row["status"] == row["status"]):
                 continue
-            self.followed[folder.name] = self._read(folder, row, seen, known)
+            self.followed[folder.name] = self._read(folder, row, files, known)
             changed = True
         return changed
 
     def cells(self) -> pd.DataFrame:
-        """The ``cells`` table as of the last look."""
+        """The ``cells`` table at the last refresh."""
         return cells_table([cell.row for cell in self.followed.values()])
 
     def quantities(self) -> list[Quantity]:
-        """Everything that any cell measured, in the order of the tables."""
+        """The quantities that any cell measured, in the order of the tables."""
         return list(
             dict.fromkeys(q for cell in self.followed.values() for q in cell.probes.quantities)
         )
 
-    def message(self, quantity: Quantity, had: Mapping[str, tuple[int, int]]) -> bytes:
-        """The values of ``quantity`` in every cell, beyond the (revision, number of steps) that the reader has.
+    def values_message(self, quantity: Quantity, have: Mapping[str, tuple[int, int]]) -> bytes:
+        """The values of ``quantity`` that the page lacks, in every cell.
 
-        See ``page/values.js`` for how it is read.
+        ``have``: by cell, the revision and the number of steps that the page has.
+        ``page/values.js`` reads the message.
         """
         width = len(self.layers)
         blocks, parts = [], []
         for cell_id, cell in list(self.followed.items()):
-            revision, start = had.get(cell_id, (cell.revision, 0))
+            revision, start = have.get(cell_id, (cell.revision, 0))
             if revision != cell.revision:
                 start = 0
             if start >= len(cell.probes.steps):
@@ -107,28 +113,26 @@ class Following:
         return pack_message(header, parts)
 
     def _read(
-        self, folder: Path, row: dict[str, Any], seen: tuple[Any, ...], known: FollowedCell | None
+        self, folder: Path, row: dict[str, Any], files: FileStates, known: FollowedCell | None
     ) -> FollowedCell:
         probes = CellProbes.read(folder, self.layers)
         metrics = load_cell_table(folder, "metrics").to_pandas()
         revision = known.revision if known else 0
         if known and not _extends(probes.steps.tolist(), known.probes.steps.tolist()):
             revision += 1
-        return FollowedCell(folder, row, seen, probes, metrics, revision)
+        return FollowedCell(folder, row, files, probes, metrics, revision)
 
 
-def _files(folder: Path) -> tuple[Any, ...]:
-    """What changes about a cell's files whenever their content does."""
+def _file_states(folder: Path) -> FileStates:
+    """Name, modification time and size of each of a cell's files."""
+    tables = [f"{table}.{kind}" for table in SCHEMAS for kind in ("arrows", "parquet")]
     found = []
-    for name in (
-        "record.json",
-        *(f"{table}.{kind}" for table in SCHEMAS for kind in ("arrows", "parquet")),
-    ):
+    for name in ("record.json", *tables):
         try:
-            about = (folder / name).stat()
+            state = (folder / name).stat()
         except (FileNotFoundError, NotADirectoryError):
             continue
-        found.append((name, about.st_mtime_ns, about.st_size))
+        found.append((name, state.st_mtime_ns, state.st_size))
     return tuple(found)
 
 

@@ -1,11 +1,11 @@
-"""Probed values in two bytes each: what keeps a page of 20 cells, 210 layers and 200 steps under 10 MB.
+"""Probed values in two bytes each. A page of 20 cells, 210 layers and 200 steps stays under 10 MB.
 
-A value becomes its sign and the logarithm of its size in steps of 0.2 %, so that it is off by at most 0.1 % (more only
-in a block whose values span more than 27 decades: the block then says so in ``resolution``). What has no logarithm has
-a code of its own, so that zero, NaN, both infinities and "not measured" all survive. Codes are stored as differences
-from one step to the next, the sign in the last bit, low bytes before high ones: what gzip then finds is many small
-numbers and many zeros.
-``page/values.js`` reads this.
+A code holds the sign of a value and its logarithm in steps of 0.2 %, so the error is at most 0.1 %.
+It is larger only in a block that spans more than 27 decades; the block's ``resolution`` says so.
+Zero, NaN, both infinities and "not measured" have their own codes.
+
+Codes are stored as differences from step to step, with the sign in the last bit and low bytes
+before high bytes. gzip then sees many small numbers and zeros. ``page/values.js`` unpacks this.
 """
 
 import json
@@ -17,19 +17,19 @@ import numpy as np
 import numpy.typing as npt
 
 RESOLUTION = 2e-3
-"""The step of a code in natural logarithms: half of it is the largest error."""
+"""The natural logarithm between two codes. The largest error is half of it."""
 
 LARGEST = 32_000
 ZERO, NAN, INFINITE, MISSING = 0, 32_766, 32_767, -32_768
-"""Codes beside ``±1 ... ±LARGEST``; the negative of ``INFINITE`` is minus infinity."""
+"""Codes other than ``±1 ... ±LARGEST``. ``-INFINITE`` is minus infinity."""
 
 
 def pack_values(
     values_SW: npt.NDArray[np.floating], missing_SW: npt.NDArray[np.bool_]
 ) -> tuple[dict[str, Any], bytes]:
-    """Steps by layers as ``({"base": ..., "resolution": ...}, bytes)``, ``2 S W`` of them.
+    """``({"base": ..., "resolution": ...}, bytes)``: the ``[S, W]`` values in ``2 S W`` bytes.
 
-    ``missing_SW`` says what was not measured, as against what was measured and is not a number.
+    ``missing_SW``: whether a value was not measured. A measured value can be NaN.
     """
     values = values_SW.astype(np.float64)
     has_log = np.isfinite(values) & (values != 0) & ~missing_SW
@@ -46,9 +46,8 @@ def pack_values(
     codes[values == math.inf] = INFINITE
     codes[values == -math.inf] = -INFINITE
     codes[missing_SW] = MISSING
-    differences = np.diff(
-        codes, axis=0, prepend=np.zeros((1, codes.shape[1]), np.int16)
-    )  # wraps, and so does the sum
+    # Differences overflow and wrap; the browser's sum wraps back.
+    differences = np.diff(codes, axis=0, prepend=np.zeros((1, codes.shape[1]), np.int16))
     planes = (
         ((differences << 1) ^ (differences >> 15)).astype("<i2").view(np.uint8).reshape(-1, 2).T
     )
@@ -56,6 +55,6 @@ def pack_values(
 
 
 def pack_message(header: Any, parts: Sequence[bytes]) -> bytes:
-    """A JSON header and the bytes it describes in one piece: the header's length (4 bytes), the header, the parts."""
+    """The header's length in 4 bytes, the header as JSON, and the parts it describes."""
     text = json.dumps(header, allow_nan=False, separators=(",", ":")).encode()
     return b"".join([len(text).to_bytes(4, "little"), text, *parts])

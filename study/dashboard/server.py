@@ -1,7 +1,8 @@
-"""``study dashboard``: the page served from this machine, following the study while it is trained.
+"""``study dashboard``: serve the page from this machine and follow the study while it trains.
 
-The page asks for ``overview`` every second or two, which costs nothing while its ETag holds, and then for the steps
-that it does not have. All state is on disk, so a server that was stopped is started again under an open page.
+The page requests ``overview`` every second or two; an unchanged ETag makes that cheap. Then it
+requests the steps that it lacks. All state is on disk, so an open page continues when the server is
+restarted.
 """
 
 import asyncio
@@ -24,31 +25,32 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from study.dashboard.document import live_document
-from study.dashboard.following import Following
+from study.dashboard.following import FollowedStudy
 from study.dashboard.overview import fingerprint, overview
 from study.dashboard.probes import Quantity
 from study.dashboard.verdicts import Verdicts
 from study.errors import StudyError
 
 LOCAL = ("127.0.0.1", "localhost")
-LOOK_EVERY, LOOK_AT_LEAST_EVERY = 1.0, 2.5
-"""Seconds between looks at the disk; where a look takes long, ten times as long, so that training is hardly slowed."""
+REFRESH_EVERY, REFRESH_AT_LEAST_EVERY = 1.0, 2.5
+"""Seconds between refreshes. The pause is ten times as long as the refresh took, between these
+limits, so that training is hardly slowed."""
 
 
 def serve(study_dir: Path, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serve until interrupted; ``ready`` is told the address. Port 0 is any free one.
+    """Serve until interrupted. ``ready`` gets the address. Port 0 means any free port.
 
-    Raises :class:`StudyError` where the folder holds no study or the address can't be had.
+    Raises :class:`StudyError` if the folder holds no study, or if the address is not available.
     """
-    app = application(Following(study_dir), LOCAL if host in LOCAL else ("*",))
+    app = application(FollowedStudy(study_dir), LOCAL if host in LOCAL else ("*",))
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
-        listening.listen()  # now, so that a browser that is quicker than the application waits for it
+        listening.listen()  # Before the application starts, so that an early browser waits.
     except OSError as error:
         raise StudyError(
-            f"can't serve on {host}:{port} ({error.strerror}): choose another --port or --host"
+            f"cannot serve on {host}:{port} ({error.strerror}): choose another --port or --host"
         ) from None
     ready(f"http://{host}:{listening.getsockname()[1]}/")
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
@@ -56,9 +58,12 @@ def serve(study_dir: Path, host: str, port: int, ready: Callable[[str], None]) -
         server.run(sockets=[listening])
 
 
-def application(study: Following, hosts: tuple[str, ...]) -> Starlette:
-    """The ASGI application. Only requests that name one of ``hosts`` are answered, so that no other site's page can
-    read a study by pointing its own name at this machine."""
+def application(study: FollowedStudy, hosts: tuple[str, ...]) -> Starlette:
+    """The ASGI application. It answers only requests whose Host header is in ``hosts``.
+
+    Otherwise another site could read the study by resolving its own name to this machine (DNS
+    rebinding).
+    """
     watched = _Watched(study)
 
     def page(request: Request) -> Response:
@@ -76,16 +81,16 @@ def application(study: Following, hosts: tuple[str, ...]) -> Starlette:
         return Response(watched.page, media_type="application/json", headers=headers)
 
     def values(request: Request) -> Response:
-        asked = request.query_params
-        quantity = Quantity(*(asked.get(name, "") for name in Quantity._fields))
+        query = request.query_params
+        quantity = Quantity(*(query.get(name, "") for name in Quantity._fields))
         try:
-            had = {
+            have = {
                 cell: (int(revision), int(steps))
-                for cell, revision, steps in json.loads(asked.get("had", "[]"))
+                for cell, revision, steps in json.loads(query.get("have", "[]"))
             }
         except (ValueError, TypeError):
-            return Response("had=[[cell, revision, steps], ...]", status_code=400)
-        return Response(watched.values(quantity, had), media_type="application/octet-stream")
+            return Response("expected have=[[cell, revision, steps], ...]", status_code=400)
+        return Response(watched.values(quantity, have), media_type="application/octet-stream")
 
     routes = [
         Route("/", page),
@@ -101,35 +106,34 @@ def application(study: Following, hosts: tuple[str, ...]) -> Starlette:
 
 
 class _Watched:
-    """A followed study and its overview, kept up to date from a thread while the application runs."""
+    """A study and its overview, refreshed in a thread while the application runs."""
 
-    def __init__(self, study: Following) -> None:
+    def __init__(self, study: FollowedStudy) -> None:
         self.study, self.verdicts = study, Verdicts()
         self.lock = threading.Lock()
         self._describe()
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """Look at the disk now and then, for as long as the application runs."""
+        """Refresh for as long as the application runs."""
         watching = asyncio.create_task(self._watch())
         yield
         watching.cancel()
 
-    def values(self, quantity: Quantity, had: dict[str, tuple[int, int]]) -> bytes:
+    def values(self, quantity: Quantity, have: dict[str, tuple[int, int]]) -> bytes:
         with self.lock:
-            return self.study.message(quantity, had)
+            return self.study.values_message(quantity, have)
 
     async def _watch(self) -> None:
         while True:
             began = time.monotonic()
-            await asyncio.to_thread(self._look)
-            await asyncio.sleep(
-                min(max(LOOK_EVERY, 10 * (time.monotonic() - began)), LOOK_AT_LEAST_EVERY)
-            )
+            await asyncio.to_thread(self._refresh)
+            pause = max(REFRESH_EVERY, 10 * (time.monotonic() - began))
+            await asyncio.sleep(min(pause, REFRESH_AT_LEAST_EVERY))
 
-    def _look(self) -> None:
+    def _refresh(self) -> None:
         with self.lock:
-            if self.study.look():
+            if self.study.refresh():
                 self._describe()
 
     def _describe(self) -> None:

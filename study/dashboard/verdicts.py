@@ -1,5 +1,8 @@
-"""The primary exponents of a study as far as it got: the fits, predictions and tests of ``study analyze``, on the few
-rows that they need, so that a page over millions of rows has them in a second and may ask again while it is live."""
+"""The primary exponents of a study so far: the fits, predictions and tests of ``study analyze``.
+
+Only the rows that these need are read. Over millions of rows that takes a second, so the page can
+be live.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,30 +11,34 @@ import numpy as np
 import pandas as pd
 
 from study.analysis import fit_exponents, summary, with_predictions, with_verdicts
-from study.dashboard.following import FollowedCell, Following
+from study.dashboard.following import FollowedCell, FollowedStudy
 from study.errors import StudyError
 from study.store import load_cell_table
-from study.vocabulary.quantities import MODEL_WIDE, PRIMARY, STATS
+from study.vocabulary.quantities import GRADIENTS, MODEL_WIDE, PRIMARY, STATS
+from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
-GRADIENTS = ("A_grad", "B_grad")
-"""Sites whose size beside eps says whether Adam's updates are sign-like: predictions need them at every step."""
+FIXED_STEPS = sorted({step for q in PRIMARY for step in q.primary_at if isinstance(step, int)})
+"""The steps of the primary verdicts, except the last one measured."""
 
 
 class Verdicts:
-    """The verdict table of a followed study, fitted again when a cell has ended or the early steps have come in."""
+    """The verdict table of a study, fitted again when a cell ends or an early step is measured."""
 
     def __init__(self) -> None:
         self._fitted_for: Any = None
         self._found: tuple[pd.DataFrame, str] = pd.DataFrame(), ""
         self._rows: dict[str, tuple[Any, pd.DataFrame]] = {}
 
-    def of(self, study: Following) -> tuple[pd.DataFrame, str]:
-        """``(rows of study.analysis.summary that are primary, "")``; no rows and why, where nothing can be fitted."""
+    def of(self, study: FollowedStudy) -> tuple[pd.DataFrame, str]:
+        """The primary rows of :func:`study.analysis.summary`, and a note.
+
+        The note says why there are no rows; it is empty if there are.
+        """
         cells = list(study.followed.values())
         last = sorted(
             {int(cell.probes.steps[-1]) for cell in cells if cell.ended and len(cell.probes.steps)}
         )
-        steps = [0, 1, *last]
+        steps = [*FIXED_STEPS, *last]
         state = [
             (cell.row["cell_id"], cell.row["status"], cell.revision, _counted(cell, steps))
             for cell in cells
@@ -41,11 +48,11 @@ class Verdicts:
         return self._found
 
     def _fit(
-        self, study: Following, cells: Sequence[FollowedCell], steps: list[int]
+        self, study: FollowedStudy, cells: Sequence[FollowedCell], steps: list[int]
     ) -> tuple[pd.DataFrame, str]:
         table = study.cells()
         if table.loc[np.isfinite(table["rank"]), "rank"].nunique() < 2:
-            return pd.DataFrame(), "No exponents yet: they need cells at two ranks."
+            return pd.DataFrame(), "No exponents yet: two ranks are needed."
         parts = [self._needed(cell, steps) for cell in cells]
         parts = [part for part in parts if len(part)]
         if not parts:
@@ -71,17 +78,18 @@ class Verdicts:
         return rows[rows["primary"].astype(bool)], ""
 
     def _needed(self, cell: FollowedCell, steps: list[int]) -> pd.DataFrame:
-        """The probe rows of one cell that fits and predictions read; kept, once the cell has ended."""
-        key = (cell.seen, tuple(steps))
+        """The probe rows of one cell that fits and predictions need; kept once it has ended."""
+        key = (cell.files, tuple(steps))
         kept = self._rows.get(cell.row["cell_id"])
         if kept is not None and kept[0] == key:
             return kept[1]
         columns = ("step", "layer", "block", "kind", "site", "batch", "d_in", "d_out", *STATS)
         frame = load_cell_table(cell.folder, "probes", columns).to_pandas()
+        # Predictions need the gradients at every step, to compare them with Adam's eps.
         here = (
             frame["site"].isin(GRADIENTS)
             | (frame["layer"] == MODEL_WIDE)
-            | frame["step"].isin([*steps, 2, 3])
+            | frame["step"].isin([*steps, *range(LAST_PREDICTED_STEP + 1)])
         )
         rows = (
             frame[here]

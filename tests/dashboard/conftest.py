@@ -1,4 +1,4 @@
-"""A browser, one real study on the tiny base, and a way to write cells by hand."""
+"""A browser, a study trained on the tiny base, and a writer of cells with given values."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ FLAGS += ["--disable-component-update", "--disable-sync"]
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """Chromium as the distribution packages it. Without one CI fails; elsewhere these tests are skipped."""
+    """The distribution's Chromium. Without it, CI fails; elsewhere the tests are skipped."""
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         if os.environ.get("CI"):
@@ -43,7 +43,7 @@ def browser() -> Iterator[Browser]:
 
 
 class Watched:
-    """A page, and what it did that it should not: requests beyond its own address, errors, dialogs."""
+    """A page, with its requests, and its errors and dialogs."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -63,15 +63,15 @@ class Watched:
         )
 
     def open(self, url: str) -> Page:
-        """Go there, and wait until the charts are drawn."""
+        """Open an address and wait until the charts are drawn."""
         self.page.goto(url)
         self.page.wait_for_selector("body[data-ready]", timeout=60_000)
         return self.page
 
     def until(self, expression: str, seconds: float = 30) -> float:
-        """Wait for a JavaScript expression to hold; how long that took, in seconds.
+        """Wait until a JavaScript expression is true. Returns the seconds waited.
 
-        Asked from here again and again: Playwright's own waiting evaluates text inside of the page, which it forbids.
+        Playwright's own wait evaluates text inside the page, which the page's policy forbids.
         """
         began = time.monotonic()
         while not self.page.evaluate(expression):
@@ -99,7 +99,7 @@ def offline(browser: Browser) -> Iterator[Watched]:
 
 @pytest.fixture(scope="session")
 def trained(jsonl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eighteen cells over ranks, rules, optimizers and seeds, and two more, at another rate, that diverge."""
+    """18 cells over ranks, rules, optimizers and seeds; and 2 that diverge at a higher rate."""
     results = tmp_path_factory.mktemp("dashboard") / "results"
     small = [
         "model=tiny",
@@ -131,7 +131,7 @@ def trained(jsonl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def by_hand(tmp_path: Path) -> Callable[..., CellWriter]:
-    """``by_hand("id", rank=4)``: the writer of a running cell in ``tmp_path/results/odd``."""
+    """``by_hand("id", rank=4)`` returns the writer of a running cell in ``results/odd``."""
 
     def begin(cell_id: str, **about: Any) -> CellWriter:
         record = {
@@ -172,7 +172,7 @@ def by_hand(tmp_path: Path) -> Callable[..., CellWriter]:
 
 @pytest.fixture
 def one_step() -> Callable[[CellWriter, int, dict[str, float]], None]:
-    """``one_step(writer, step, norms)`` appends a step: a loss, and per layer the norm of the gradient over A and B."""
+    """``one_step(writer, step, norms)`` appends a loss, and a gradient norm per layer."""
 
     def append(writer: CellWriter, step: int, norms: dict[str, float]) -> None:
         rows = [

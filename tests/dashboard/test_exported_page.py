@@ -1,4 +1,4 @@
-"""The exported file in a browser without a network: what it shows, and that every way to choose works."""
+"""The exported file in a browser without a network: its values and its controls."""
 
 import csv
 import math
@@ -24,10 +24,11 @@ def file(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def heat(page: Any) -> list[dict[str, Any]]:
-    """The heat map's panels as the page holds them, values as words where they are no numbers."""
+    """The heat map's panels. Values that are not finite are strings."""
     return page.evaluate(
         """() => page.heat.panels.map(p => ({ rule: p.rule.id, of: p.of, columns: p.columns, z: p.z,
-            values: p.values.map(row => row.map(v => v === undefined ? "missing" : Number.isFinite(v) ? v : String(v))),
+            values: p.values.map(row => row.map(
+                v => v === undefined ? "missing" : Number.isFinite(v) ? v : String(v))),
             layers: page.heat.rows.map(l => l.name) }))"""
     )
 
@@ -46,8 +47,8 @@ def test_no_request_and_no_error(offline: Any, file: Path) -> None:
     assert offline.errors == []
 
 
-def test_the_right_value_in_the_right_cell(offline: Any, file: Path, trained: Path) -> None:
-    """Every entry of every panel, for two quantities and a single seed, against the store."""
+def test_every_value_is_in_its_place(offline: Any, file: Path, trained: Path) -> None:
+    """Every value of every panel against the store, for two quantities and one seed."""
     tables = study.load(trained)
     page = offline.open(file.as_uri() + "#optimizer=sgd&seed=1&rank=4&step=2")
     for site, stat in (("adapter_grad", "norm"), ("adapter_out", "max_abs")):
@@ -80,12 +81,10 @@ def test_the_right_value_in_the_right_cell(offline: Any, file: Path, trained: Pa
                     if stored > 0:
                         assert panel["z"][y][x] == pytest.approx(math.log10(stored), abs=5e-4)
                     else:
-                        assert panel["z"][y][x] is None, (
-                            "what has no logarithm has no colour of the scale"
-                        )
+                        assert panel["z"][y][x] is None, "zero and negative values have no colour"
 
 
-def test_what_is_drawn_is_what_the_page_holds(offline: Any, file: Path) -> None:
+def test_the_heat_map_draws_the_values_on_one_scale(offline: Any, file: Path) -> None:
     page = offline.open(file.as_uri())
     drawn = page.evaluate("byId('heat').data.filter(t => t.coloraxis).map(t => t.z)")
     assert drawn == [panel["z"] for panel in heat(page)]
@@ -96,16 +95,18 @@ def test_what_is_drawn_is_what_the_page_holds(offline: Any, file: Path) -> None:
     assert scale == pytest.approx([min(every), max(every)]), "one scale for all panels"
 
 
-def test_broken_cells_stand_out(offline: Any, file: Path) -> None:
+def test_values_that_are_not_finite_are_marked(offline: Any, file: Path) -> None:
     page = offline.open(file.as_uri() + "#optimizer=sgd&rules=rslora p=0.5")
     settings = page.locator("#setting option").all_inner_texts()
     chosen(page, "setting", next(text for text in settings if "1e+30" in text))
     assert page.locator("#key .not-finite.any").inner_text().startswith("not finite:")
     marked = page.evaluate(
-        "byId('heat').data.filter(t => !t.coloraxis && t.type === 'heatmap').flatMap(t => t.z.flat())"
+        "byId('heat').data.filter(t => t.type === 'heatmap' && !t.coloraxis)"
+        ".flatMap(t => t.z.flat())"
     )
     broken = page.evaluate(
-        "page.heat.panels.flatMap(p => p.values.flat()).filter(v => v !== undefined && !Number.isFinite(v)).length"
+        "page.heat.panels.flatMap(p => p.values.flat())"
+        ".filter(v => v !== undefined && !Number.isFinite(v)).length"
     )
     assert broken > 0
     assert sum(mark in (0, 1) for mark in marked) == broken
@@ -119,7 +120,8 @@ def test_a_click_on_a_layer_shows_its_curves_and_its_fit(
 ) -> None:
     page = offline.open(file.as_uri() + "#optimizer=adamw&seed=0&step=1")
     place = page.evaluate(
-        """() => { const box = byId('heat').getBoundingClientRect(), { xaxis, yaxis } = byId('heat')._fullLayout;
+        """() => { const box = byId('heat').getBoundingClientRect();
+            const { xaxis, yaxis } = byId('heat')._fullLayout;
             return [box.x + xaxis._offset + xaxis.c2p(2), box.y + yaxis._offset + yaxis.c2p(3),
                     page.heat.rows[3].name, page.heat.panels[0].columns[2]]; }"""
     )
@@ -152,7 +154,7 @@ def test_a_click_on_a_layer_shows_its_curves_and_its_fit(
         assert f"{name} {slope:.2f}".replace("-", "−") in page.locator("#fit-title").inner_text()
 
 
-def test_every_chooser_changes_what_is_shown_and_the_address_restores_it(
+def test_every_control_changes_the_charts_and_the_address_restores_it(
     offline: Any, file: Path
 ) -> None:
     page = offline.open(file.as_uri())
@@ -211,7 +213,7 @@ def test_the_last_rule_cannot_be_unchecked(offline: Any, file: Path) -> None:
     assert page.locator("#rules input:checked").count() == 1
 
 
-def test_the_keyboard_is_enough(offline: Any, file: Path) -> None:
+def test_the_keyboard_controls_the_heat_map_and_the_table(offline: Any, file: Path) -> None:
     page = offline.open(file.as_uri() + "#step=1&rank=4")
     page.focus("#heat")
     for key in ("ArrowDown", "ArrowDown", "ArrowRight", "PageUp"):
@@ -232,7 +234,7 @@ def test_the_keyboard_is_enough(offline: Any, file: Path) -> None:
     assert ranks == sorted(ranks, reverse=True)
 
 
-def test_what_is_shown_can_be_downloaded(offline: Any, file: Path, tmp_path: Path) -> None:
+def test_charts_can_be_downloaded(offline: Any, file: Path, tmp_path: Path) -> None:
     page = offline.open(file.as_uri())
     for chart, rows in (("heat", 14 * 2 * (3 + 3)), ("layer-fit", 6), ("cells", 20)):
         with page.expect_download() as waiting:
@@ -257,8 +259,9 @@ def test_it_fits_the_screen_light_and_dark(
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("document.documentElement.dataset.theme") == scheme
     contrast = page.evaluate(
-        """() => { const light = colour => { const c = colour.match(/[0-9.]+/g).slice(0, 3).map(v => v / 255)
-                .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+        """() => { const light = colour => {
+                const c = colour.match(/[0-9.]+/g).slice(0, 3).map(v => v / 255)
+                    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
                 return 0.2126 * c[0] + 0.7152 * c[1] + 0.0722 * c[2]; };
             const panel = document.querySelector('section');
             const back = light(getComputedStyle(panel).backgroundColor);
@@ -272,7 +275,7 @@ def test_it_fits_the_screen_light_and_dark(
     context.close()
 
 
-def test_names_from_the_data_are_text(
+def test_names_from_the_data_are_never_markup(
     offline: Any, by_hand: Callable[..., CellWriter], one_step: Callable[..., None], tmp_path: Path
 ) -> None:
     layer = "</script><script>alert(1)</script>.<b>q_proj"
@@ -293,13 +296,13 @@ def test_names_from_the_data_are_text(
     assert "<script>alert(3)</script> & co" in row.inner_text()
     assert page.locator("#kind option").all_inner_texts()[1] == "<b>q_proj"
     ticks = page.locator("#heat .ytick").all_text_contents()
-    assert "0 <b>q_proj" in ticks, "Plotly's own markup is not read either"
+    assert "0 <b>q_proj" in ticks, "Plotly does not interpret markup"
     assert page.locator("img").count() == 0
-    assert offline.errors == [], "no dialog either"
+    assert offline.errors == [], "no script ran"
     assert len(offline.requests) == 1
 
 
-def test_a_file_holds_as_much_as_fits(file: Path, trained: Path, tmp_path: Path) -> None:
+def test_a_file_stays_below_the_limit(file: Path, trained: Path, tmp_path: Path) -> None:
     most = file.stat().st_size - 20_000
     inside, there = export(trained, tmp_path / "some.html", most)
     assert 1 < inside < there

@@ -1,4 +1,4 @@
-"""Following a study on disk, and the application that serves it: no browser needed."""
+"""Following a study on disk, and the application that serves it, without a browser."""
 
 import builtins
 import json
@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 import study
 from study import cli
 from study.dashboard import following, probes, verdicts
-from study.dashboard.following import Following
+from study.dashboard.following import FollowedStudy
 from study.dashboard.overview import overview
 from study.dashboard.probes import Quantity
 from study.dashboard.server import application
@@ -25,8 +25,9 @@ from study.errors import StudyError
 from study.figures import style
 from study.figures.selection import Rule
 from study.store import CellWriter
+from study.vocabulary.quantities import TRAIN
 
-NORM = Quantity("adapter_grad", "norm", "train")
+NORM = Quantity("adapter_grad", "norm", TRAIN)
 LAYER = "model.layers.0.q_proj"
 
 
@@ -45,10 +46,10 @@ def test_a_finished_cell_is_never_read_again(
     for writer in (done, running):
         one_step(writer, 0, {LAYER: 1.0})
     done.close("complete", steps_done=0)
-    seen = Following(tmp_path / "results/odd")
+    followed = FollowedStudy(tmp_path / "results/odd")
     fitted = Verdicts()
-    overview(seen, fitted, live=True)
-    seen.message(NORM, {})
+    overview(followed, fitted, live=True)
+    followed.values_message(NORM, {})
 
     read: list[str] = []
     for module in (following, probes, verdicts):
@@ -58,44 +59,44 @@ def test_a_finished_cell_is_never_read_again(
             "load_cell_table",
             lambda folder, *rest, whole=whole: (read.append(folder.name), whole(folder, *rest))[1],
         )
-    assert not seen.look()
+    assert not followed.refresh()
     one_step(running, 1, {LAYER: 2.0})
-    assert seen.look()
-    overview(seen, fitted, live=True)
-    message = header(seen.message(NORM, {"done": (0, 1), "running": (0, 1)}))
+    assert followed.refresh()
+    overview(followed, fitted, live=True)
+    message = header(followed.values_message(NORM, {"done": (0, 1), "running": (0, 1)}))
     assert set(read) == {"running"}
     assert [(block["cell"], block["start"], block["steps"]) for block in message["blocks"]] == [
         ("running", 1, [1])
     ]
     running.close("complete", steps_done=1)
-    assert seen.look()
-    assert header(seen.message(NORM, {"done": (0, 1), "running": (0, 2)}))["blocks"] == [], (
-        "it ended: nothing new"
-    )
+    assert followed.refresh()
+    assert (
+        header(followed.values_message(NORM, {"done": (0, 1), "running": (0, 2)}))["blocks"] == []
+    ), "the cell ended without new steps"
 
 
-def test_a_cell_that_starts_afresh_is_sent_afresh(
+def test_a_restarted_cell_is_sent_again_from_the_start(
     by_hand: Callable[..., CellWriter], one_step: Callable[..., None], tmp_path: Path
 ) -> None:
     writer = by_hand("aaa")
     for step in range(3):
         one_step(writer, step, {LAYER: 1.0})
     writer.close("failed", steps_done=2)
-    seen = Following(tmp_path / "results/odd")
+    followed = FollowedStudy(tmp_path / "results/odd")
     one_step(by_hand("aaa"), 0, {LAYER: 9.0})
-    assert seen.look()
+    assert followed.refresh()
     assert [
         (b["revision"], b["start"], b["steps"])
-        for b in header(seen.message(NORM, {"aaa": (0, 3)}))["blocks"]
+        for b in header(followed.values_message(NORM, {"aaa": (0, 3)}))["blocks"]
     ] == [(1, 0, [0])]
 
 
-def test_verdicts_are_those_of_the_analysis(trained: Path) -> None:
+def test_verdicts_equal_those_of_the_analysis(trained: Path) -> None:
     tables = study.load(trained)
     found = study.analysis.analyze(tables.cells, tables.metrics, tables.probes)
     whole = study.analysis.summary(found.exponents)
     whole = whole[whole["primary"].astype(bool)].reset_index(drop=True)
-    rows, note = Verdicts().of(Following(trained))
+    rows, note = Verdicts().of(FollowedStudy(trained))
     columns = ["optimizer", "rule", "quantity", "step", "estimate", "verdict", "seeds", "ranks"]
     assert note == ""
     assert rows.reset_index(drop=True)[columns].astype(str).equals(whole[columns].astype(str))
@@ -104,39 +105,41 @@ def test_verdicts_are_those_of_the_analysis(trained: Path) -> None:
     )
 
 
-def test_nothing_to_fit_is_said_in_words(
+def test_a_note_says_why_there_are_no_verdicts(
     by_hand: Callable[..., CellWriter], tmp_path: Path
 ) -> None:
     writer = by_hand("aaa")
-    page = overview(Following(tmp_path / "results/odd"), Verdicts(), live=True)
+    page = overview(FollowedStudy(tmp_path / "results/odd"), Verdicts(), live=True)
     assert page["verdicts"] == []
     assert "two ranks" in page["verdict_note"]
     json.dumps(page, allow_nan=False)
     writer.close("failed", error="x")
 
 
-def test_no_study_is_one_line(tmp_path: Path) -> None:
+def test_no_study_is_a_one_line_error(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="no study in"):
-        Following(tmp_path)
+        FollowedStudy(tmp_path)
 
 
 def test_the_server_answers_only_for_its_own_name_and_only_with_news(trained: Path) -> None:
     with TestClient(
-        application(Following(trained), ("127.0.0.1",)), base_url="http://127.0.0.1"
+        application(FollowedStudy(trained), ("127.0.0.1",)), base_url="http://127.0.0.1"
     ) as client:
         first = client.get("/overview")
         assert first.json()["counts"]["complete"] == 18
         again = client.get("/overview", headers={"If-None-Match": first.headers["etag"]})
         assert (again.status_code, again.content) == (304, b"")
         assert client.get("/overview", headers={"Host": "evil.example"}).status_code == 400
-        assert client.get("/values", params={"had": "no"}).status_code == 400
+        assert client.get("/values", params={"have": "no"}).status_code == 400
         message = client.get("/values", params=NORM._asdict()).content
         assert len(header(message)["blocks"]) == 20
         assert "plotly.js v" in client.get("/plotly.js").text[:200]
         assert client.get("/").text.startswith("<!doctype html>")
 
 
-def test_elsewhere_is_said_aloud(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serving_to_other_machines_prints_a_warning(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from study.dashboard import server
 
     asked: list[Any] = []
@@ -150,7 +153,9 @@ def test_elsewhere_is_said_aloud(trained: Path, monkeypatch: pytest.MonkeyPatch)
     assert "warning: anyone who reaches 0.0.0.0 can read this study" in loud.output
 
 
-def test_a_missing_extra_is_one_line(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_a_one_line_error(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = builtins.__import__
 
     def without(name: str, *rest: Any) -> Any:
@@ -165,20 +170,21 @@ def test_a_missing_extra_is_one_line(trained: Path, monkeypatch: pytest.MonkeyPa
     assert str(result.exception) == "study dashboard needs uvicorn: pip install 'study[dashboard]'"
 
 
-def test_a_taken_port_is_one_line(trained: Path) -> None:
+def test_a_taken_port_is_a_one_line_error(trained: Path) -> None:
     from study.dashboard.server import serve
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(StudyError, match=f"can't serve on 127.0.0.1:{port}"):
+        with pytest.raises(StudyError, match=f"cannot serve on 127.0.0.1:{port}"):
             serve(trained, "127.0.0.1", port, lambda address: pytest.fail(address))
 
 
 def test_a_rule_has_the_colours_of_the_figures(trained: Path) -> None:
     rules = {
-        rule["id"]: rule for rule in overview(Following(trained), Verdicts(), live=False)["rules"]
+        rule["id"]: rule
+        for rule in overview(FollowedStudy(trained), Verdicts(), live=False)["rules"]
     }
     for scaling, p in (("lora", 1.0), ("rslora", 0.5)):
         drawn = {

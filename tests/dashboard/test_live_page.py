@@ -1,4 +1,4 @@
-"""The page while a study runs: it follows without a reload, and outlives the sweep and the server."""
+"""The page while a study runs: it updates without a reload and survives a server restart."""
 
 import os
 import signal
@@ -17,13 +17,13 @@ RUN = [sys.executable, "-c", "from study.cli import main; main()"]
 
 
 class Servers:
-    """``study dashboard`` in processes of their own."""
+    """``study dashboard``, each in its own process."""
 
     def __init__(self) -> None:
         self.running: list[subprocess.Popen[str]] = []
 
     def start(self, study: Path, port: int = 0) -> str:
-        """Start one and return its address, as it prints it."""
+        """Start a server and return the address that it prints."""
         command = [*RUN, "dashboard", str(study), "--port", str(port)]
         self.running.append(
             subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
@@ -33,14 +33,14 @@ class Servers:
         return line.split()[0]
 
     def stop(self) -> int:
-        """Interrupt the last one, as Ctrl-C does; its exit code."""
+        """Interrupt the last server, as Ctrl-C does, and return its exit code."""
         process = self.running.pop()
         process.send_signal(signal.SIGINT)
         return process.wait(timeout=30)
 
 
 def await_cells(study: Path, count: int) -> None:
-    """Wait until a study has that many cells begun."""
+    """Wait until ``count`` cells of a study have started."""
     deadline = time.monotonic() + 120
     while len(list(study.glob("cells/*/record.json"))) < count:
         assert time.monotonic() < deadline, f"no {count} cells in {study} after 120 s"
@@ -68,12 +68,12 @@ def test_a_step_is_on_the_page_within_five_seconds(
     address = servers.start(tmp_path / "results/odd")
     page = watched.open(address)
     page.evaluate("window.sameDocument = true")
-    assert page.locator("#live").inner_text() == "Following: 1 cell running"
+    assert page.locator("#live").inner_text() == "Live: 1 cell running"
     waits = []
     for step in (1, 2, 3):
         one_step(writer, step, {"model.layers.0.q_proj": 1.0 + step})
         waits.append(watched.until(f"page.heat.panels[0].columns.includes({step})"))
-    assert min(waits) < 5, "the least of three: a busy machine may delay any one of them"
+    assert min(waits) < 5, "the fastest of three, since a busy machine may delay one"
     assert page.evaluate("page.heat.panels[0].values[0]") == pytest.approx([1, 2, 3, 4], rel=1.1e-3)
 
     second = by_hand("bbb", rank=8)
@@ -88,7 +88,7 @@ def test_a_step_is_on_the_page_within_five_seconds(
     assert watched.errors == []
 
 
-def test_a_sweep_is_followed_to_its_end_and_past_the_servers(
+def test_a_sweep_is_followed_to_its_end_and_past_a_server_restart(
     watched: Any,
     servers: Servers,
     jsonl: Path,
@@ -123,9 +123,8 @@ def test_a_sweep_is_followed_to_its_end_and_past_the_servers(
     sweep += ["adapter.rank=4,8", f"results_dir={folder.parent}"]
     process = subprocess.Popen([*RUN, *sweep], cwd=tmp_path, stderr=subprocess.DEVNULL)
     await_cells(folder, 2)
-    process.send_signal(
-        signal.SIGSTOP
-    )  # held: this small sweep may end before the page has looked twice
+    # Paused, because this small sweep may end before the page has asked twice.
+    process.send_signal(signal.SIGSTOP)
     watched.until("page.overview.counts.running > 0", 120)
     steps = "page.overview.cells.reduce((sum, cell) => sum + cell.probed, 0)"
     seen = page.evaluate(steps)
@@ -139,7 +138,7 @@ def test_a_sweep_is_followed_to_its_end_and_past_the_servers(
     assert servers.start(folder, port) == address
     watched.until("page.overview.counts.complete === 3 && page.heat.panels.length > 1", 60)
     watched.until("document.getElementById('live').dataset.state === 'still'")
-    assert page.evaluate("window.sameDocument"), "never reloaded"
+    assert page.evaluate("window.sameDocument"), "the page was not reloaded"
     assert page.evaluate("page.view.steps.length") == 41
     assert not [
         error

@@ -1,4 +1,4 @@
-"""What the page computes for itself, in the browser, against the analysis in Python."""
+"""The numbers that the page computes in the browser, against the analysis in Python."""
 
 import base64
 import math
@@ -15,8 +15,9 @@ UNPACK = """([header, bytes, steps, width]) => {
     const values = new CellValues(0);
     const raw = Uint8Array.from(atob(bytes), letter => letter.charCodeAt(0));
     values.add({ start: 0, steps: [...Array(steps).keys()], ...header }, raw, width);
-    const word = value => (value === undefined ? "missing" : Number.isFinite(value) ? value : String(value));
-    return values.steps.map(s => [...Array(width).keys()].map(l => word(values.at(s, { place: l }.place))));
+    const finite = value => (Number.isFinite(value) ? value : String(value));
+    const word = value => (value === undefined ? "missing" : finite(value));
+    return values.steps.map(s => [...Array(width).keys()].map(l => word(values.at(s, l))));
 }"""
 
 
@@ -50,7 +51,9 @@ def test_every_kind_of_value_survives(browser: Browser) -> None:
 @pytest.mark.parametrize(
     ("decades", "error"), [(12, RESOLUTION / 2), (75, 75 * math.log(10) / 32_000)]
 )
-def test_values_are_as_close_as_is_promised(browser: Browser, decades: float, error: float) -> None:
+def test_unpacked_values_have_the_promised_error(
+    browser: Browser, decades: float, error: float
+) -> None:
     draw = np.random.default_rng(0)
     values = (
         10 ** draw.uniform(-decades / 2, decades / 2, (7, 11)) * draw.choice([-1, 1], (7, 11))
@@ -59,8 +62,8 @@ def test_values_are_as_close_as_is_promised(browser: Browser, decades: float, er
     assert np.abs(found / values - 1).max() <= error * 1.01
 
 
-def test_lines_are_the_analysis_own(browser: Browser) -> None:
-    """Several seeds, one seed, a seed with two ranks beside fuller ones, two ranks in all."""
+def test_lines_equal_those_of_the_analysis(browser: Browser) -> None:
+    """Several seeds; one seed; one seed with fewer ranks than others; two ranks in all."""
     draw = np.random.default_rng(1)
     page = browser.new_page()
     page.add_script_tag(content=(PARTS / "fits.js").read_text())

@@ -1,11 +1,13 @@
 "use strict";
-// A straight line in log rank, as study/analysis/fits.py fits it: a line per seed, then Student's t over the seeds.
+// A straight line in log rank, as study/analysis/fits.py fits it: one line per seed, then Student's
+// t over the seeds.
 
 /**
- * @param points [{rank, seed, value}]: positive, finite values at finite ranks; a rank once per seed.
- * @param tCritical half-widths in standard errors, for 1, 2, ... degrees of freedom.
- * @returns null with fewer than two ranks; else {slope, low, high, seeds, ranks, at}, where low and high are null
- *   without an interval and at(rank) gives [value, low, high].
+ * @param points [{rank, seed, value}]: positive, finite values at finite ranks, each rank once per
+ *   seed.
+ * @param tCritical half-widths in standard errors for 1, 2, ... degrees of freedom.
+ * @returns null with fewer than two ranks; otherwise {slope, low, high, seeds, ranks, at}. low and
+ *   high are null without an interval. at(rank) returns [value, low, high].
  */
 function fitLine(points, tCritical) {
   const bySeed = new Map();
@@ -16,36 +18,29 @@ function fitLine(points, tCritical) {
   let seeds = [...bySeed.values()];
   const most = Math.max(0, ...seeds.map(seed => seed.length));
   if (most < 2) return null;
-  // Two points are a line whatever they are: where a seed has three, the others must too.
+  // A line through two points has no error, so a seed with two ranks counts only if no seed has
+  // three.
   seeds = seeds.filter(seed => seed.length >= Math.min(3, most)).map(seedLine);
   const used = seeds.flatMap(seed => seed.points);
   const x = mean(used.map(point => point[0]));
   const slopes = seeds.map(seed => seed.slope);
   const levels = seeds.map(seed => seed.y + seed.slope * (x - seed.x));
-  const slope = mean(slopes), level = mean(levels);
+  const slope = mean(slopes);
+  const level = mean(levels);
   const ranks = new Set(used.map(point => point[0])).size;
-  const one = seeds.length === 1;
-  const df = ranks < 3 ? 0 : one ? used.length - 2 : seeds.length - 1;
-
-  let varSlope, varLevel, cov = 0;
-  if (one) {
-    const variance = seeds[0].rss / (used.length - 2);
-    varSlope = variance / seeds[0].sxx;
-    varLevel = variance / used.length;
-  } else {
-    const over = seeds.length * (seeds.length - 1);
-    varSlope = sum(slopes.map(s => (s - slope) ** 2)) / over;
-    varLevel = sum(levels.map(l => (l - level) ** 2)) / over;
-    cov = sum(slopes.map((s, n) => (s - slope) * (levels[n] - level))) / over;
-  }
-  const t = df > 0 ? tCritical[Math.min(df, tCritical.length) - 1] : null;
+  const { varSlope, varLevel, cov } = variances(seeds, slopes, levels, used.length);
+  const df = seeds.length === 1 ? used.length - 2 : seeds.length - 1;
+  const t = ranks >= 3 && df > 0 ? tCritical[Math.min(df, tCritical.length) - 1] : null;
   const half = t === null ? null : t * Math.sqrt(varSlope);
   return {
-    slope, seeds: seeds.length, ranks,
+    slope,
+    seeds: seeds.length,
+    ranks,
     low: half === null ? null : slope - half,
     high: half === null ? null : slope + half,
     at(rank) {
-      const dx = Math.log(rank) - x, y = level + slope * dx;
+      const dx = Math.log(rank) - x;
+      const y = level + slope * dx;
       if (t === null) return [Math.exp(y), null, null];
       const width = t * Math.sqrt(Math.max(0, varLevel + 2 * dx * cov + dx * dx * varSlope));
       return [Math.exp(y), Math.exp(y - width), Math.exp(y + width)];
@@ -53,11 +48,29 @@ function fitLine(points, tCritical) {
   };
 }
 
+/** (Co)variances of the mean slope and level: over seeds, or over ranks if there is one seed. */
+function variances(seeds, slopes, levels, points) {
+  if (seeds.length === 1) {
+    const variance = seeds[0].rss / (points - 2);
+    return { varSlope: variance / seeds[0].sxx, varLevel: variance / points, cov: 0 };
+  }
+  const [slope, level] = [mean(slopes), mean(levels)];
+  const over = seeds.length * (seeds.length - 1);
+  return {
+    varSlope: sum(slopes.map(s => (s - slope) ** 2)) / over,
+    varLevel: sum(levels.map(l => (l - level) ** 2)) / over,
+    cov: sum(slopes.map((s, n) => (s - slope) * (levels[n] - level))) / over,
+  };
+}
+
+/** Least squares through the points of one seed. rss: the residual sum of squares. */
 function seedLine(points) {
-  const x = mean(points.map(point => point[0])), y = mean(points.map(point => point[1]));
+  const x = mean(points.map(point => point[0]));
+  const y = mean(points.map(point => point[1]));
   const sxx = sum(points.map(point => (point[0] - x) ** 2));
   const slope = sum(points.map(point => (point[0] - x) * (point[1] - y))) / sxx;
-  return { points, x, y, sxx, slope, rss: sum(points.map(point => (point[1] - y - slope * (point[0] - x)) ** 2)) };
+  const rss = sum(points.map(point => (point[1] - y - slope * (point[0] - x)) ** 2));
+  return { points, x, y, sxx, slope, rss };
 }
 
 function sum(numbers) {
@@ -65,4 +78,5 @@ function sum(numbers) {
   for (const number of numbers) total += number;
   return total;
 }
+
 const mean = numbers => sum(numbers) / numbers.length;

@@ -1,166 +1,369 @@
 "use strict";
-// The heat map: layers against steps and layers against ranks, every rule beside the other on one colour scale, and
-// each layer's exponent at the end of its row.
+// The heat map. Left: layers against steps. Right: layers against ranks. One panel per rule, all on
+// one colour scale. The last panel holds the scaling exponent of each layer.
 
 const COLOURS = "Viridis";
+const GAP = 0.012; // between panels, as a share of the width
+const STRIP_GAP = 0.018; // more space before the exponents
+const MOST_NAMED_ROWS = 24; // with more layers, the axis shows blocks or kinds
+const MOST_BLOCK_TICKS = 32;
 
-/** Panels of the figure from left to right; column x of one is read by `readers[x]` at `steps[x]`. */
-function heatPanels(view) {
-  const steps = view.rules.map(rule => ({
-    rule, of: "steps", columns: view.steps, chosen: view.step,
-    head: `${rule.name}, rank ${rankName(view.rank)}`, readers: Array(view.steps.length).fill(view.reader(rule, view.rank)), steps: view.steps,
-  }));
-  const ranks = view.rules.map(rule => {
-    const has = view.ranks.filter(rank => view.cellsOf(rule, rank).length);
-    return {
-      rule, of: "ranks", columns: has, chosen: view.rank,
-      head: `${rule.name}, step ${view.step}`, readers: has.map(rank => view.reader(rule, rank)), steps: has.map(() => view.step),
-    };
-  });
-  return [...steps, ...ranks].filter(panel => panel.columns.length);
-}
+// Marks of values without a colour: two alternating values make a chequered patch.
+const ZERO_OR_NEGATIVE = 2;
 
-/** Draw, and return what was drawn: the page's data, from which clicks, downloads and the sentence below are made. */
+/** Draws the heat map. Returns what it shows, for clicks, downloads and the findings. */
 function drawHeat(view) {
   const rows = view.layers;
-  const panels = heatPanels(view);
-  const count = { broken: 0, noLog: 0 };
-  let first = null, low = Infinity, high = -Infinity;
-  for (const panel of panels) {
-    panel.values = rows.map(layer => panel.readers.map((read, x) => read(panel.steps[x], layer.place)));
-    panel.z = panel.values.map(row => row.map(value => {
-      if (!hasLog(value)) return null;
-      const log = Math.log10(value);
-      if (log < low) low = log;
-      if (log > high) high = log;
-      return log;
-    }));
-    // Not finite is a chequered patch, so that it is told apart by its texture too; without a logarithm is flat grey.
-    panel.marks = panel.values.map((row, y) => row.map((value, x) => {
-      if (value === undefined || hasLog(value)) return null;
-      if (Number.isFinite(value)) { count.noLog++; return 2; }
-      count.broken++;
-      if (panel.of === "steps" && (first === null || panel.columns[x] < first.step)) first = { layer: rows[y], step: panel.columns[x], rule: panel.rule };
-      return (x + y) % 2;
-    }));
-  }
-  if (low > high) [low, high] = [0, 1];
-  if (low === high) [low, high] = [low - 0.5, high + 0.5];
-  const fits = view.rules.map(rule => ({ rule, lines: rows.map(layer => view.fitOf(rule, layer)) }));
-
-  const data = [], layout = { margin: { l: 68, r: 84, t: 26, b: 44 }, annotations: [], shapes: [] };
+  const panels = heatPanels(view).map(panel => withValues(panel, rows));
+  const fits = view.rules.map(rule => ({
+    rule,
+    lines: rows.map(layer => view.fitOf(rule, layer)),
+  }));
   const strip = fits.some(fit => fit.lines.some(Boolean));
-  const widths = [...panels.map(panel => (panel.of === "steps" ? 3 : 1.25)), ...(strip ? [1.6] : [])];
-  const gap = 0.012, more = strip ? 0.018 : 0, unit = (1 - more - gap * (widths.length - 1)) / sum(widths);
-  let left = 0;
-  const domains = widths.map(width => { const domain = [left, left + width * unit]; left = domain[1] + gap; return domain; });
-  if (strip) domains.push(domains.pop().map(x => x + more));
+  const domains = heatDomains(panels, strip);
+  const data = panels.flatMap((panel, n) => panelTraces(panel, n));
+  const layout = heatLayout(view, panels);
 
-  panels.forEach((panel, n) => {
-    const axis = n === 0 ? "" : String(n + 1), xaxis = `x${axis}`;
-    data.push({ type: "heatmap", z: panel.z, xaxis, yaxis: "y", coloraxis: "coloraxis", hoverinfo: "none", hoverongaps: true, meta: n });
-    if (panel.marks.some(row => row.some(mark => mark !== null))) {
-      const marks = [[0, colour("broken")], [1 / 3, colour("broken")], [1 / 3, "#ffffff"], [2 / 3, "#ffffff"], [2 / 3, colour("none")], [1, colour("none")]];
-      data.push({ type: "heatmap", z: panel.marks, xaxis, yaxis: "y", zmin: 0, zmax: 2, colorscale: marks, showscale: false, hoverinfo: "none", hoverongaps: false, meta: n });
-    }
-    const many = panel.columns.length, shown = panel.of === "ranks" ? spread(many, 3) : many > 6 ? spread(many, 6).slice(0, 5) : spread(many, 6);
-    layout[`xaxis${axis}`] = {
-      ...AXIS(), domain: domains[n], showgrid: false, tickangle: 0, range: [-0.5, panel.columns.length - 0.5], tickvals: shown,
-      ticktext: shown.map(x => (panel.of === "ranks" ? rankName(panel.columns[x]) : panel.columns[x])),
-      title: { text: panel.of === "steps" ? "step" : "rank", standoff: 4, font: { size: 11.5 } },
-    };
-    layout.annotations.push(heading(panel.head, domains[n], panel.rule));
-    const broken = panel.columns.findIndex((_, x) => panel.values.some(row => row[x] !== undefined && !Number.isFinite(row[x])));
-    if (broken >= 0) layout.annotations.push(brokenFlag(xaxis, broken, panel));
-    const x = panel.columns.indexOf(panel.chosen);
-    if (x >= 0) layout.shapes.push(box(xaxis, x - 0.5, x + 0.5, -0.5, rows.length - 0.5, panel.columns.length > 60 ? 1 : 1.5));
-  });
-
-  if (strip) {
-    const n = panels.length, xaxis = `x${n + 1}`;
-    for (const { rule, lines } of fits) {
-      const there = lines.flatMap((line, y) => (line ? [y] : []));
-      data.push({
-        type: "scatter", mode: "markers", x: there.map(y => lines[y].slope), y: there, xaxis, yaxis: "y", hoverinfo: "none",
-        marker: { color: tint(rule), symbol: rule.marker, size: rows.length > 120 ? 4.5 : 6.5, opacity: 0.9 }, meta: { rule: rule.id },
-      });
-    }
-    layout[`xaxis${n + 1}`] = { ...AXIS(), domain: domains[n], nticks: 5, zeroline: true, zerolinecolor: colour("faint"), title: { text: "exponent in the rank", standoff: 4, font: { size: 11.5 } } };
-    layout.annotations.push(heading(`step ${view.step}`, domains[n]));
-  }
-
-  layout.yaxis = { ...AXIS(), ...layerTicks(view), range: [rows.length - 0.5, -0.5], showgrid: false, fixedrange: false };
-  for (const edge of kindEdges(view)) layout.shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, yref: "y", y0: edge - 0.5, y1: edge - 0.5, line: { color: colour("panel"), width: 2 } });
-  const shapes = layout.shapes;
+  panels.forEach((panel, n) => addPanel(layout, panel, n, domains[n], rows.length));
+  if (strip) addStrip(data, layout, view, fits, panels.length, domains.at(-1));
+  const { shapes } = layout;
   layout.shapes = [...shapes, ...rowMark(view)];
-  layout.dragmode = "zoom";
-  layout.coloraxis = {
-    cmin: low, cmax: high, colorscale: COLOURS,
-    colorbar: { thickness: 11, len: 1, x: 1.012, xpad: 0, outlinewidth: 0, tickfont: { size: 11 }, ...logTicks(low, high), title: { text: view.quantity.stat, side: "top", font: { size: 11.5 } } },
-  };
   draw("heat", data, layout);
-  return { panels, fits, rows, count, first, shapes };
+  return { panels, fits, rows, shapes, ...brokenIn(panels, rows) };
 }
 
-/** The frame around the chosen layer's row. */
+/** The panels from left to right. Column x shows `readers[x]` at step `steps[x]`. */
+function heatPanels(view) {
+  const bySteps = view.rules.map(rule => ({
+    rule,
+    of: "steps",
+    columns: view.steps,
+    chosen: view.step,
+    head: `${rule.name}, rank ${rankName(view.rank)}`,
+    readers: Array(view.steps.length).fill(view.reader(rule, view.rank)),
+    steps: view.steps,
+  }));
+  const byRanks = view.rules.map(rule => {
+    const ranks = view.ranks.filter(rank => view.cellsOf(rule, rank).length);
+    return {
+      rule,
+      of: "ranks",
+      columns: ranks,
+      chosen: view.rank,
+      head: `${rule.name}, step ${view.step}`,
+      readers: ranks.map(rank => view.reader(rule, rank)),
+      steps: ranks.map(() => view.step),
+    };
+  });
+  return [...bySteps, ...byRanks].filter(panel => panel.columns.length);
+}
+
+/** The panel with its `values` by layer and column, their logarithms `z`, and `marks`. */
+function withValues(panel, rows) {
+  const values = rows.map(layer =>
+    panel.readers.map((read, x) => read(panel.steps[x], layer.index)),
+  );
+  const z = values.map(row => row.map(value => (hasLog(value) ? Math.log10(value) : null)));
+  const marks = values.map((row, y) => row.map((value, x) => markOf(value, x, y)));
+  return { ...panel, values, z, marks };
+}
+
+/** Not finite: 0 or 1, alternating. Zero or negative: grey. Otherwise none. */
+function markOf(value, x, y) {
+  if (value === undefined || hasLog(value)) return null;
+  return Number.isFinite(value) ? ZERO_OR_NEGATIVE : (x + y) % 2;
+}
+
+/** How many values are `broken` (not finite) or have `noLog`; and the `first` broken one. */
+function brokenIn(panels, rows) {
+  const marks = panels.flatMap(panel => panel.marks.flat()).filter(mark => mark !== null);
+  const noLog = marks.filter(mark => mark === ZERO_OR_NEGATIVE).length;
+  let first = null;
+  for (const { of, rule, columns, values } of panels) {
+    if (of !== "steps") continue;
+    values.forEach((row, y) => {
+      const x = row.findIndex(isBroken);
+      if (x >= 0 && (first === null || columns[x] < first.step)) {
+        first = { layer: rows[y], step: columns[x], rule };
+      }
+    });
+  }
+  return { count: { broken: marks.length - noLog, noLog }, first };
+}
+
+const isBroken = value => value !== undefined && !Number.isFinite(value);
+
+/** The horizontal range of each panel, from 0 to 1. Panels over steps are wider. */
+function heatDomains(panels, strip) {
+  const widths = panels.map(panel => (panel.of === "steps" ? 3 : 1.25));
+  if (strip) widths.push(1.6);
+  const extra = strip ? STRIP_GAP : 0;
+  const unit = (1 - extra - GAP * (widths.length - 1)) / sum(widths);
+  let left = 0;
+  const domains = widths.map(width => {
+    const domain = [left, left + width * unit];
+    left = domain[1] + GAP;
+    return domain;
+  });
+  if (strip) domains.push(domains.pop().map(x => x + extra));
+  return domains;
+}
+
+/** Everything in the layout that the panels share. */
+function heatLayout(view, panels) {
+  const [low, high] = colourRange(panels);
+  const rows = view.layers.length;
+  const y = { ...AXIS(), ...layerTicks(view), range: [rows - 0.5, -0.5], showgrid: false };
+  return {
+    margin: { l: 68, r: 84, t: 26, b: 44 },
+    annotations: [],
+    shapes: kindEdges(view),
+    dragmode: "zoom",
+    yaxis: { ...y, fixedrange: false },
+    coloraxis: {
+      cmin: low,
+      cmax: high,
+      colorscale: COLOURS,
+      colorbar: {
+        thickness: 11,
+        len: 1,
+        x: 1.012,
+        xpad: 0,
+        outlinewidth: 0,
+        tickfont: { size: 11 },
+        ...logTicks(low, high),
+        title: { text: plain(view.quantity.stat), side: "top", font: { size: 11.5 } },
+      },
+    },
+  };
+}
+
+/** The lowest and highest logarithm of all panels, at least some distance apart. */
+function colourRange(panels) {
+  let low = Infinity;
+  let high = -Infinity;
+  for (const log of panels.flatMap(panel => panel.z.flat())) {
+    if (log === null) continue;
+    low = Math.min(low, log);
+    high = Math.max(high, log);
+  }
+  if (low > high) return [0, 1];
+  return low === high ? [low - 0.5, high + 0.5] : [low, high];
+}
+
+const axisName = n => `x${n === 0 ? "" : n + 1}`;
+
+/** The heat map of a panel and, if any value has no colour, a second one with its marks. */
+function panelTraces(panel, n) {
+  const common = { type: "heatmap", xaxis: axisName(n), yaxis: "y", hoverinfo: "none", meta: n };
+  const traces = [{ ...common, z: panel.z, coloraxis: "coloraxis", hoverongaps: true }];
+  if (panel.marks.some(row => row.some(mark => mark !== null))) {
+    const scale = ["broken", "white", "none"].flatMap((name, k) => {
+      const fill = name === "white" ? "#ffffff" : colour(name);
+      return [
+        [k / 3, fill],
+        [(k + 1) / 3, fill],
+      ];
+    });
+    traces.push({
+      ...common,
+      z: panel.marks,
+      zmin: 0,
+      zmax: 2,
+      colorscale: scale,
+      showscale: false,
+      hoverongaps: false,
+    });
+  }
+  return traces;
+}
+
+/** Adds the axis of a panel, its heading, the flag of broken values and the chosen column. */
+function addPanel(layout, panel, n, domain, rows) {
+  const { columns, of } = panel;
+  const name = column => (of === "ranks" ? rankName(column) : column);
+  const ticks = columnTicks(panel);
+  layout[`xaxis${n === 0 ? "" : n + 1}`] = {
+    ...AXIS(),
+    domain,
+    showgrid: false,
+    tickangle: 0,
+    range: [-0.5, columns.length - 0.5],
+    tickvals: ticks,
+    ticktext: ticks.map(x => name(columns[x])),
+    title: axisTitle(of === "steps" ? "step" : "rank"),
+  };
+  layout.annotations.push(heading(panel.head, domain, panel.rule));
+  const broken = columns.findIndex((_, x) => panel.values.some(row => isBroken(row[x])));
+  if (broken >= 0) layout.annotations.push(brokenFlag(axisName(n), broken, panel));
+  const x = columns.indexOf(panel.chosen);
+  if (x >= 0) layout.shapes.push(columnBox(axisName(n), x, rows, columns.length > 60 ? 1 : 1.5));
+}
+
+/** Positions of the labels. The last label of many steps is left out: it would overlap. */
+function columnTicks({ of, columns }) {
+  if (of === "ranks") return spread(columns.length, 3);
+  const ticks = spread(columns.length, 6);
+  return columns.length > 6 ? ticks.slice(0, 5) : ticks;
+}
+
+/** Adds the panel with the scaling exponent of each layer. */
+function addStrip(data, layout, view, fits, n, domain) {
+  for (const { rule, lines } of fits) {
+    const fitted = lines.flatMap((line, y) => (line ? [y] : []));
+    data.push({
+      type: "scatter",
+      mode: "markers",
+      x: fitted.map(y => lines[y].slope),
+      y: fitted,
+      xaxis: axisName(n),
+      yaxis: "y",
+      hoverinfo: "none",
+      marker: {
+        color: tint(rule),
+        symbol: rule.marker,
+        size: view.layers.length > 120 ? 4.5 : 6.5,
+        opacity: 0.9,
+      },
+      meta: { rule: rule.id },
+    });
+  }
+  layout[`xaxis${n + 1}`] = {
+    ...AXIS(),
+    domain,
+    nticks: 5,
+    zeroline: true,
+    zerolinecolor: colour("faint"),
+    title: axisTitle("exponent with rank"),
+  };
+  layout.annotations.push(heading(`step ${view.step}`, domain));
+}
+
+/** The frame around the row of the chosen layer. */
 function rowMark(view) {
   const y = view.layers.findIndex(layer => layer.name === view.layer);
-  return y < 0 ? [] : [{ type: "rect", xref: "paper", x0: 0, x1: 1, yref: "y", y0: y - 0.5, y1: y + 0.5, line: { color: colour("ink"), width: 1.5 } }];
+  if (y < 0) return [];
+  const line = { color: colour("ink"), width: 1.5 };
+  return [{ type: "rect", xref: "paper", x0: 0, x1: 1, yref: "y", y0: y - 0.5, y1: y + 0.5, line }];
+}
+
+/** The frame around the chosen column. */
+function columnBox(xref, x, rows, width) {
+  const line = { color: colour("ink"), width };
+  const [y0, y1] = [-0.5, rows - 0.5];
+  return { type: "rect", xref, yref: "y", x0: x - 0.5, x1: x + 0.5, y0, y1, line };
 }
 
 function heading(text, domain, rule) {
-  return { text: plain(text), xref: "paper", yref: "paper", x: domain[0], y: 1, yshift: 17, xanchor: "left", yanchor: "middle", showarrow: false, font: { size: 12, color: rule ? tint(rule) : colour("ink") } };
+  return {
+    text: plain(text),
+    xref: "paper",
+    yref: "paper",
+    x: domain[0],
+    y: 1,
+    yshift: 17,
+    xanchor: "left",
+    yanchor: "middle",
+    showarrow: false,
+    font: { size: 12, color: rule ? tint(rule) : colour("ink") },
+  };
 }
 
-/** A flag over the first column that holds what is not finite: one column of hundreds is a hair's breadth. */
-function brokenFlag(xref, x, panel) {
-  const left = x > panel.columns.length / 2;
-  return { text: `✕ ${panel.of === "steps" ? "step" : "rank"} ${panel.of === "steps" ? panel.columns[x] : rankName(panel.columns[x])}`, xref, x, xanchor: panel.of === "ranks" ? "center" : left ? "right" : "left", yref: "paper", y: 1, yanchor: "top", showarrow: false, font: { size: 11, color: "#ffffff" }, bgcolor: colour("flag"), borderpad: 2 };
+/** A flag at the first column with a broken value. One column of hundreds is hard to see. */
+function brokenFlag(xref, x, { of, columns }) {
+  const [name, column] = of === "steps" ? ["step", columns[x]] : ["rank", rankName(columns[x])];
+  const side = x > columns.length / 2 ? "right" : "left";
+  return {
+    text: `✕ ${name} ${column}`,
+    xref,
+    x,
+    xanchor: of === "ranks" ? "center" : side,
+    yref: "paper",
+    y: 1,
+    yanchor: "top",
+    showarrow: false,
+    font: { size: 11, color: "#ffffff" },
+    bgcolor: colour("flag"),
+    borderpad: 2,
+  };
 }
 
-const box = (xref, x0, x1, y0, y1, width) => ({ type: "rect", xref, yref: "y", x0, x1, y0, y1, line: { color: colour("ink"), width } });
-
-/** At most `most` of 0 ... n - 1, evenly, both ends among them. */
+/** At most `most` of the numbers 0 ... n - 1, evenly spaced, including both ends. */
 function spread(n, most) {
   if (n <= most) return [...Array(n).keys()];
   return distinct([...Array(most).keys()].map(k => Math.round((k * (n - 1)) / (most - 1))));
 }
 
+/** Labels of the rows: every layer if they are few, otherwise one per kind or per block. */
 function layerTicks(view) {
   const rows = view.layers;
-  if (view.order === "kind" || rows.length <= 24) {
-    if (rows.length <= 24) return { tickvals: [...rows.keys()], ticktext: rows.map(layer => plain(`${layer.block} ${layer.kind}`)) };
-    const groups = view.kinds.map(kind => [kind, rows.flatMap((layer, y) => (layer.kind === kind ? [y] : []))]).filter(([, ys]) => ys.length);
-    return { tickvals: groups.map(([, ys]) => mean(ys)), ticktext: groups.map(([kind]) => plain(kind)), ticks: "" };
+  if (rows.length <= MOST_NAMED_ROWS) {
+    const names = rows.map(layer => plain(`${layer.block} ${layer.kind}`));
+    return { tickvals: [...rows.keys()], ticktext: names };
   }
-  const starts = rows.flatMap((layer, y) => (y === 0 || rows[y - 1].block !== layer.block ? [y] : []));
-  const every = Math.ceil(starts.length / 32);
+  if (view.order === "kind") {
+    const rowsOf = kind => rows.flatMap((layer, y) => (layer.kind === kind ? [y] : []));
+    const kinds = view.kinds.filter(kind => rowsOf(kind).length);
+    const middles = kinds.map(kind => mean(rowsOf(kind)));
+    return { tickvals: middles, ticktext: kinds.map(plain), ticks: "" };
+  }
+  const starts = rows.flatMap((layer, y) => (rows[y - 1]?.block !== layer.block ? [y] : []));
+  const every = Math.ceil(starts.length / MOST_BLOCK_TICKS);
   const shown = starts.filter((_, n) => n % every === 0);
-  return { tickvals: shown, ticktext: shown.map(y => rows[y].block), title: { text: "block", standoff: 8, font: { size: 11.5 } } };
+  const title = { text: "block", standoff: 8, font: { size: 11.5 } };
+  return { tickvals: shown, ticktext: shown.map(y => rows[y].block), title };
 }
 
-const kindEdges = view => (view.order !== "kind" ? [] : view.layers.flatMap((layer, y) => (y > 0 && view.layers[y - 1].kind !== layer.kind ? [y] : [])));
+/** Lines between the kinds, if the layers are ordered by kind. */
+function kindEdges(view) {
+  if (view.order !== "kind") return [];
+  const rows = view.layers;
+  const starts = rows.flatMap((layer, y) => (y > 0 && rows[y - 1].kind !== layer.kind ? [y] : []));
+  const line = { color: colour("panel"), width: 2 };
+  return starts.map(y => ({
+    type: "line",
+    xref: "paper",
+    x0: 0,
+    x1: 1,
+    yref: "y",
+    y0: y - 0.5,
+    y1: y - 0.5,
+    line,
+  }));
+}
 
+/** Labels of the colour bar: powers of ten, or five values if it spans few of them. */
 function logTicks(low, high) {
   const every = Math.max(1, Math.ceil((high - low) / 8));
-  const decades = [];
-  for (let k = Math.ceil(low); k <= high; k += every) decades.push(k);
-  const values = decades.length >= 3 ? decades : [0, 1, 2, 3, 4].map(k => low + (k * (high - low)) / 4);
-  return { tickvals: values, ticktext: values.map(k => number(Number((10 ** k).toPrecision(2)))) };
+  const powers = [];
+  for (let k = Math.ceil(low); k <= high; k += every) powers.push(k);
+  const evenly = [0, 1, 2, 3, 4].map(k => low + (k * (high - low)) / 4);
+  const values = powers.length >= 3 ? powers : evenly;
+  const text = k => number(Number((10 ** k).toPrecision(2)));
+  return { tickvals: values, ticktext: values.map(text) };
 }
 
-/** Where to look first: what is not finite, and in every rule the layers whose exponents stand out. */
+/** Places to look at first: the first broken value, and each rule's extreme exponents. */
 function findings(view, drawn) {
   const found = [];
   if (drawn.first) {
     const { rule, step, layer } = drawn.first;
-    found.push({ text: `not finite from step ${step}: ${rule.name}, ${shortName(layer)}`, broken: true, choose: { layer: layer.name, step } });
+    const text = `not finite from step ${step}: ${rule.name}, ${shortName(layer)}`;
+    const title = "The first value that is not finite";
+    found.push({ text, title, broken: true, choose: { layer: layer.name, step } });
   }
   for (const { rule, lines } of drawn.fits) {
-    const there = lines.flatMap((line, y) => (line ? [y] : [])).sort((a, b) => lines[a].slope - lines[b].slope);
-    if (there.length < 2) continue;
-    for (const [word, y] of [["lowest", there[0]], ["highest", there.at(-1)]]) {
-      found.push({ text: `${rule.name} ${word} ${twoPlaces(lines[y].slope)}: ${shortName(drawn.rows[y])}`, rule, choose: { layer: drawn.rows[y].name } });
+    const fitted = lines.flatMap((line, y) => (line ? [y] : []));
+    if (fitted.length < 2) continue;
+    fitted.sort((a, b) => lines[a].slope - lines[b].slope);
+    for (const [which, y] of [
+      ["lowest", fitted[0]],
+      ["highest", fitted.at(-1)],
+    ]) {
+      const layer = drawn.rows[y];
+      const text = `${rule.name} ${which} ${twoPlaces(lines[y].slope)}: ${shortName(layer)}`;
+      const title = `The layer with the ${which} exponent of ${rule.name}`;
+      found.push({ text, title, rule, choose: { layer: layer.name } });
     }
   }
   return found;

@@ -1,22 +1,26 @@
 "use strict";
-// Small things that every part of the page is made of.
+// Helpers for every part of the page: elements, numbers, colours, charts and downloads.
 
 const byId = id => document.getElementById(id);
 
-/** An element; strings among the children become text, whatever they hold. */
+/** An element. Children that are strings become text, never markup. */
 function element(tag, attributes = {}, ...children) {
   const svg = ["svg", "line", "circle", "rect", "path"].includes(tag);
-  const made = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  const made = svg
+    ? document.createElementNS("http://www.w3.org/2000/svg", tag)
+    : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else if (value !== undefined && value !== false) made.setAttribute(name, value === true ? "" : value);
+    else if (value !== undefined && value !== false)
+      made.setAttribute(name, value === true ? "" : value);
   }
   made.append(...children.filter(child => child !== undefined && child !== null));
   return made;
 }
 
-/** Fill a <select> with [value, text] pairs; hidden where there is nothing to choose, if `optional`. */
-function fill(select, options, chosen, optional = false) {
+/** Fills a <select> with [value, text] pairs. If `optional`, it is hidden with fewer than two. */
+function fill(id, options, chosen, optional = false) {
+  const select = byId(id);
   const key = JSON.stringify(options);
   if (select.dataset.options !== key) {
     select.replaceChildren(...options.map(([value, text]) => element("option", { value }, text)));
@@ -26,77 +30,104 @@ function fill(select, options, chosen, optional = false) {
   if (optional) select.closest("label").hidden = options.length < 2;
 }
 
-/** Plotly reads a little HTML in its texts: names are to be read as they are. */
-const plain = text => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+/** Escapes a name for Plotly, which interprets some HTML. */
+const plain = text =>
+  String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 
-/** Four digits at most, and no more zeros than one can count. */
+/** At most four digits, in scientific notation for very small and large numbers. */
 function number(value) {
   if (value === undefined || value === null) return "not measured";
   if (!Number.isFinite(value)) return Number.isNaN(value) ? "NaN" : value > 0 ? "+∞" : "−∞";
   const size = Math.abs(value);
-  const text = value === 0 ? "0" : size >= 1e-3 && size < 1e5 ? String(Number(value.toPrecision(4))) : value.toExponential(2);
+  const plainly = value === 0 || (size >= 1e-3 && size < 1e5);
+  const text = plainly ? String(Number(value.toPrecision(4))) : value.toExponential(2);
   return text.replaceAll("-", "−");
 }
 
-const twoPlaces = value => (Math.round(value * 100) === 0 ? "0.00" : value.toFixed(2)).replace("-", "−");
-const interval = (value, low, high) => twoPlaces(value) + (low === null ? "" : ` [${twoPlaces(low)}, ${twoPlaces(high)}]`);
+const twoPlaces = value =>
+  (Math.round(value * 100) === 0 ? "0.00" : value.toFixed(2)).replace("-", "−");
 
-// ------------------------------------------------------------------------------------------------------------ colour
+/** `−0.50 [−0.52, −0.48]`; without the interval if `low` is null. */
+function interval(value, low, high) {
+  return twoPlaces(value) + (low === null ? "" : ` [${twoPlaces(low)}, ${twoPlaces(high)}]`);
+}
+
+// ---- colour
 
 const theme = () => document.documentElement.dataset.theme;
 const tint = rule => rule.tint[theme()];
-const shade = (rule, rank) => rule.shades[theme()][rank === Infinity ? "inf" : String(rank)] ?? tint(rule);
-const colour = name => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+const shade = (rule, rank) => rule.shades[theme()][rankKey(rank)] ?? tint(rule);
+const colour = name =>
+  getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
 function swatch(rule) {
-  return element("span", { class: rule.marker === "circle" ? "swatch" : "swatch square", style: `background:${tint(rule)}` });
+  return element("span", {
+    class: rule.marker === "circle" ? "swatch" : "swatch square",
+    style: `background:${tint(rule)}`,
+  });
 }
 
-// ------------------------------------------------------------------------------------------------------------ charts
+// ---- charts
 
 const AXIS = () => ({
-  gridcolor: colour("line"), linecolor: colour("line"), zeroline: false, ticks: "outside", ticklen: 3,
-  tickcolor: colour("line"), tickfont: { size: 11 }, fixedrange: true, automargin: false,
+  gridcolor: colour("line"),
+  linecolor: colour("line"),
+  zeroline: false,
+  ticks: "outside",
+  ticklen: 3,
+  tickcolor: colour("line"),
+  tickfont: { size: 11 },
+  fixedrange: true,
+  automargin: false,
 });
 
-/** A logarithmic axis that labels decades, and steps within them where it spans few. */
-function logAxis(values, extra = {}) {
+const axisTitle = text => ({ text, standoff: 4, font: { size: 11.5 } });
+
+/** A logarithmic axis. It labels powers of ten, and values between them if it spans few. */
+function logAxis(values) {
   const logs = values.filter(hasLog).map(Math.log10);
   const span = logs.length ? Math.max(...logs) - Math.min(...logs) : 0;
-  return { ...AXIS(), type: "log", exponentformat: "power", dtick: span > 1.2 ? Math.max(1, Math.ceil(span / 6)) : undefined, nticks: 6, ...extra };
+  const dtick = span > 1.2 ? Math.max(1, Math.ceil(span / 6)) : undefined;
+  return { ...AXIS(), type: "log", exponentformat: "power", dtick, nticks: 6 };
 }
 
 const LAYOUT = () => ({
-  paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: "system-ui, sans-serif", size: 12, color: colour("ink") },
-  showlegend: false, hovermode: "closest", dragmode: false,
+  paper_bgcolor: "rgba(0,0,0,0)",
+  plot_bgcolor: "rgba(0,0,0,0)",
+  font: { family: "system-ui, sans-serif", size: 12, color: colour("ink") },
+  showlegend: false,
+  hovermode: "closest",
+  dragmode: false,
 });
 
 function draw(id, data, layout) {
-  return Plotly.react(byId(id), data, { ...LAYOUT(), ...layout }, { displayModeBar: false, responsive: true, doubleClick: "reset" });
+  const options = { displayModeBar: false, responsive: true, doubleClick: "reset" };
+  return Plotly.react(byId(id), data, { ...LAYOUT(), ...layout }, options);
 }
 
-/** A small text that follows the pointer. */
+/** Shows a tooltip at the pointer; hides it if there is no text. */
 function tip(event, text) {
   const box = byId("tip");
   box.hidden = !text;
   if (!text) return;
   box.textContent = text;
-  const { clientX: x, clientY: y } = event, { offsetWidth: w, offsetHeight: h } = box;
+  const { clientX: x, clientY: y } = event;
+  const { offsetWidth: w, offsetHeight: h } = box;
   box.style.left = `${x + 16 + w > innerWidth ? x - w - 12 : x + 16}px`;
   box.style.top = `${y + 18 + h > innerHeight ? y - h - 10 : y + 18}px`;
 }
 
-/** What to say of a point of a chart, and what to do when it is clicked; said again, it changes nothing. */
-function answer(id, text, click = () => {}) {
+/** Sets the tooltip text and the click action of a chart's points. Later calls have no effect. */
+function onPoints(id, text, click = () => {}) {
   const chart = byId(id);
-  if (chart.dataset.answers) return;
-  chart.dataset.answers = "yes";
+  if (chart.dataset.listens) return;
+  chart.dataset.listens = "yes";
   chart.on("plotly_hover", ({ event, points: [point] }) => tip(event, text(point)));
   chart.on("plotly_unhover", () => tip(null, ""));
   chart.on("plotly_click", ({ points: [point] }) => click(point));
 }
 
-// --------------------------------------------------------------------------------------------------------- downloads
+// ---- downloads
 
 function download(name, text, type) {
   const address = URL.createObjectURL(new Blob([text], { type }));
@@ -105,19 +136,28 @@ function download(name, text, type) {
 }
 
 function downloadCsv(name, heads, rows) {
-  const word = value => {
+  const quoted = value => {
     const text = value === undefined || value === null ? "" : String(value);
-    const safe = /^[=+\-@]/.test(text) && typeof value === "string" ? `'${text}` : text;  // not a spreadsheet's formula
+    // A spreadsheet would run a text that starts like this as a formula.
+    const formula = typeof value === "string" && /^[=+\-@]/.test(text);
+    const safe = formula ? `'${text}` : text;
     return /[",\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
   };
-  download(`${name}.csv`, [heads, ...rows].map(row => row.map(word).join(",")).join("\n") + "\n", "text/csv");
+  const lines = [heads, ...rows].map(row => row.map(quoted).join(","));
+  download(`${name}.csv`, lines.join("\n") + "\n", "text/csv");
 }
 
 function downloadPng(id, name, title) {
   const chart = byId(id);
+  const extra = 24; // pixels for the title
+  const corner = { x: 0.01, xanchor: "left", y: 0.99, yanchor: "top" };
   const layout = {
-    ...chart.layout, paper_bgcolor: colour("panel"), title: { text: plain(title), font: { size: 13 }, x: 0.01, xanchor: "left", y: 0.99, yanchor: "top" },
-    margin: { ...chart.layout.margin, t: chart.layout.margin.t + 24 },
+    ...chart.layout,
+    paper_bgcolor: colour("panel"),
+    title: { text: plain(title), font: { size: 13 }, ...corner },
+    margin: { ...chart.layout.margin, t: chart.layout.margin.t + extra },
   };
-  Plotly.downloadImage({ data: chart.data, layout }, { format: "png", scale: 2, width: chart.clientWidth, height: chart.clientHeight + 24, filename: name });
+  const size = { width: chart.clientWidth, height: chart.clientHeight + extra };
+  const options = { format: "png", scale: 2, ...size, filename: name };
+  Plotly.downloadImage({ data: chart.data, layout }, options);
 }

@@ -1,108 +1,189 @@
 "use strict";
 // The two tables: exponents by rule and optimizer, and the cells.
 
-/** The primary exponents: a row per quantity, a column per optimizer, setting and rule. */
+/** The primary exponents: one row per quantity, one column per optimizer, setting and rule. */
 function verdictTable(overview) {
-  if (!overview.verdicts.length) return element("p", { class: "faint" }, overview.verdict_note);
+  const { verdicts } = overview;
+  if (!verdicts.length) return element("p", { class: "faint" }, overview.verdict_note);
   const rules = new Map(overview.rules.map(rule => [rule.id, rule]));
-  const column = verdict => JSON.stringify([verdict.optimizer, verdict.curve, verdict.rule]);
-  const row = verdict => JSON.stringify([verdict.quantity, verdict.quantity.endsWith("descent") ? verdict.step : "", verdict.over]);
-  const columns = distinct(overview.verdicts.map(column)), rows = distinct(overview.verdicts.map(row));
-  const several = distinct(overview.verdicts.map(verdict => verdict.optimizer)).length > 1;
-  const head = columns.map(key => {
-    const [optimizer, curve, id] = JSON.parse(key);
-    const about = [several ? overview.optimizers[optimizer] : null, curve].filter(Boolean).join(", ");
-    return element("th", { scope: "col" }, swatch(rules.get(id)), rules.get(id).name, about ? element("small", {}, ` ${about}`) : null);
-  });
-  const body = rows.map(key => {
-    const these = overview.verdicts.filter(verdict => row(verdict) === key);
-    const { quantity, step, over } = these[0];
-    const cells = columns.map(name => {
-      const verdict = these.find(one => column(one) === name);
+  const columnOf = ({ optimizer, curve, rule }) => JSON.stringify([optimizer, curve, rule]);
+  const rowOf = ({ quantity, at_last_step: last, step, over }) =>
+    JSON.stringify([quantity, last ? "last" : step, over]);
+  const columns = distinct(verdicts.map(columnOf));
+  const body = distinct(verdicts.map(rowOf)).map(key => {
+    const ofRow = verdicts.filter(verdict => rowOf(verdict) === key);
+    const { label, quantity, step, over } = ofRow[0];
+    const cells = columns.map(column => {
+      const verdict = ofRow.find(one => columnOf(one) === column);
       return element("td", {}, verdict ? verdictCell(verdict, rules.get(verdict.rule)) : "");
     });
-    const where = over === "the model" ? "over the model" : over.replace(" of the log", "");
-    return element("tr", {}, element("th", { scope: "row" }, quantity, element("small", {}, ` step ${step}, ${where}`)), ...cells);
+    const where = element("small", {}, ` step ${step}, ${over}`);
+    const head = element("th", { scope: "row", title: quantity }, label, where);
+    return element("tr", {}, head, ...cells);
   });
-  const kinds = distinct(overview.verdicts.map(verdict => verdict.interval));
-  const note = kinds.includes("ranks") ? "One seed: intervals are over ranks and say nothing about another seed."
-    : kinds.includes("none") ? "Fewer than three ranks: no interval." : `Intervals are over ${Math.max(...overview.verdicts.map(v => v.seeds))} seeds.`;
-  return element("div", {},
-    element("table", {}, element("thead", {}, element("tr", {}, element("th", {}, element("span", { class: "hidden" }, "quantity")), ...head)), element("tbody", {}, ...body)),
-    element("small", {}, `Bars run from −1 to 1; the open diamond is theory's exponent on the same ranks. ${note}`));
+  return element(
+    "div",
+    {},
+    tableOf([hiddenHead("quantity"), ...columns.map(key => verdictHead(key, overview))], body),
+    element(
+      "small",
+      {},
+      "Bars run from −1 to 1. The open diamond is the exponent from theory for the same ranks. ",
+      intervalNote(verdicts),
+    ),
+  );
+}
+
+/** The head of a column: its rule, and its optimizer if there are several. */
+function verdictHead(key, overview) {
+  const [optimizer, curve, id] = JSON.parse(key);
+  const rule = overview.rules.find(one => one.id === id);
+  const several = distinct(overview.verdicts.map(verdict => verdict.optimizer)).length > 1;
+  const about = [several ? overview.optimizers[optimizer] : null, curve].filter(Boolean);
+  const small = about.length ? element("small", {}, ` ${about.join(", ")}`) : null;
+  return element("th", { scope: "col" }, swatch(rule), rule.name, small);
+}
+
+function intervalNote(verdicts) {
+  const kinds = distinct(verdicts.map(verdict => verdict.interval));
+  if (kinds.includes("ranks")) {
+    return "One seed: the intervals are over ranks and do not show how much another seed differs.";
+  }
+  if (kinds.includes("none")) return "Fewer than three ranks: no interval.";
+  return `Intervals are over ${Math.max(...verdicts.map(verdict => verdict.seeds))} seeds.`;
 }
 
 const ARROWS = { stable: "=", collapses: "↘", explodes: "↗", unclear: "?" };
 
+/** An exponent as a bar and in numbers, with theory and verdict. */
 function verdictCell(verdict, rule) {
   const { exponent, ci_low: low, ci_high: high, predicted } = verdict;
-  const x = value => 46 + 42 * Math.max(-1, Math.min(1, value));
-  const bar = element("svg", { width: 92, height: 16, "aria-hidden": "true" },
-    element("line", { x1: 4, x2: 88, y1: 8, y2: 8, stroke: "var(--line)", "stroke-width": 1 }),
-    element("line", { x1: 46, x2: 46, y1: 1, y2: 15, stroke: "var(--faint)", "stroke-width": 1 }),
-    low === null ? null : element("line", { x1: x(low), x2: x(high), y1: 8, y2: 8, stroke: tint(rule), "stroke-width": 5, "stroke-linecap": "round", opacity: .45 }),
-    element("circle", { cx: x(exponent), cy: 8, r: 3.6, fill: tint(rule) }),
-    predicted === null ? null : element("path", { d: `M${x(predicted)} 1.5l6 6.5-6 6.5-6-6.5z`, fill: "none", stroke: "var(--ink)", "stroke-width": 1.3 }));
-  return element("div", { class: "cell" }, bar,
-    element("span", {}, element("b", {}, interval(exponent, low, high)), " ",
-      element("small", {}, predicted === null ? "" : `theory ${twoPlaces(predicted)}`), " ",
-      element("span", { class: verdict.verdict }, `${ARROWS[verdict.verdict]} ${verdict.verdict}`)));
+  const theory = predicted === null ? "" : `theory ${twoPlaces(predicted)}`;
+  const text = `${ARROWS[verdict.verdict]} ${verdict.verdict}`;
+  return element(
+    "div",
+    { class: "cell" },
+    exponentBar(verdict, rule),
+    element(
+      "span",
+      {},
+      element("b", {}, interval(exponent, low, high)),
+      " ",
+      element("small", {}, theory),
+      " ",
+      element("span", { class: verdict.verdict }, text),
+    ),
+  );
 }
 
-/** What each column of the cells' table is, and how to sort by it. */
+/** The exponent, its interval and theory on a line from −1 to 1. */
+function exponentBar({ exponent, ci_low: low, ci_high: high, predicted }, rule) {
+  const x = value => 46 + 42 * Math.max(-1, Math.min(1, value));
+  const line = (x1, x2, y1, y2, stroke, width, more = {}) =>
+    element("line", { x1, x2, y1, y2, stroke, "stroke-width": width, ...more });
+  const round = { "stroke-linecap": "round", opacity: 0.45 };
+  const diamond = predicted === null ? "" : `M${x(predicted)} 1.5l6 6.5-6 6.5-6-6.5z`;
+  const outline = { fill: "none", stroke: "var(--ink)", "stroke-width": 1.3 };
+  return element(
+    "svg",
+    { width: 92, height: 16, "aria-hidden": "true" },
+    line(4, 88, 8, 8, "var(--line)", 1),
+    line(46, 46, 1, 15, "var(--faint)", 1),
+    low === null ? null : line(x(low), x(high), 8, 8, tint(rule), 5, round),
+    element("circle", { cx: x(exponent), cy: 8, r: 3.6, fill: tint(rule) }),
+    predicted === null ? null : element("path", { d: diamond, ...outline }),
+  );
+}
+
+/** The columns of the cells' table: [name, value of a cell]. */
 function cellColumns(overview) {
   const names = new Map(overview.rules.map(rule => [rule.id, rule.name]));
   const own = ["rank", "scaling", "seed", "data_seed", "optimizer", "exponent"];
-  const last = cell => cell.curves.loss.value.at(-1) ?? null;
+  const differing = overview.configuration.differ.filter(name => !own.includes(name));
+  const several = Object.keys(overview.optimizers).length > 1;
+  const divergence = cell =>
+    cell.status === "diverged" ? `not finite at step ${cell.diverged_step}` : "";
   return [
     ["status", cell => cell.status],
     ["rule", cell => names.get(cell.rule)],
     ["rank", rankOf],
     ["seed", cell => cell.seed],
-    ...(Object.keys(overview.optimizers).length > 1 ? [["optimizer", cell => cell.optimizer]] : []),
-    ...overview.configuration.differ.filter(name => !own.includes(name)).map(name => [name, cell => cell[name]]),
+    ...(several ? [["optimizer", cell => cell.optimizer]] : []),
+    ...differing.map(name => [name, cell => cell[name]]),
     ["step", cell => cell.steps_done],
-    ["loss", last],
+    ["loss", cell => cell.curves.loss.value.at(-1) ?? null],
     ["seconds", cell => cell.seconds],
     ["cell", cell => cell.cell_id],
-    ["note", cell => cell.error ?? (cell.status === "diverged" ? `not finite at step ${cell.diverged_step}` : "")],
+    ["note", cell => cell.error ?? divergence(cell)],
   ];
 }
 
-/** The cells in the order that was asked for; `sort` is {name, down}. */
+/** The columns, and the cells in the chosen order. `sort` is {name, down}. */
 function cellRows(overview, sort) {
-  const columns = cellColumns(overview), key = columns.find(([name]) => name === sort.name)?.[1];
+  const columns = cellColumns(overview);
   const cells = [...overview.cells];
+  const key = columns.find(([name]) => name === sort.name)?.[1];
   if (key) {
-    const weight = value => (value === null || value === undefined || value === "" ? 1 : 0);
+    // Missing values come last in both directions.
+    const missing = value => Number(value === null || value === undefined || value === "");
     cells.sort((a, b) => {
       const [x, y] = [key(a), key(b)];
-      const order = typeof x === "number" && typeof y === "number" ? x - y : String(x).localeCompare(String(y), undefined, { numeric: true });
-      return weight(x) - weight(y) || (sort.down ? -order : order);
+      const order = compare(x, y);
+      return missing(x) - missing(y) || (sort.down ? -order : order);
     });
   }
   return { columns, cells };
 }
 
+function compare(x, y) {
+  if (typeof x === "number" && typeof y === "number") return x - y;
+  return String(x).localeCompare(String(y), undefined, { numeric: true });
+}
+
 function cellTable(overview, view, sort, resort, choose) {
   const { columns, cells } = cellRows(overview, sort);
-  const head = columns.map(([name]) => {
-    const here = sort.name === name;
-    return element("th", { scope: "col", "aria-sort": here ? (sort.down ? "descending" : "ascending") : "none" },
-      element("button", { type: "button", onclick: () => resort(name) }, name + (here ? (sort.down ? " ↓" : " ↑") : "")));
-  });
+  const head = columns.map(([name]) => sortHead(name, sort, resort));
   const body = cells.map(cell => {
-    const shown = cell.optimizer === view.optimizer && cell.setting === view.setting && rankOf(cell) === view.rank;
-    const texts = columns.map(([name, value]) => {
-      if (name === "status") return element("td", { class: `state ${cell.status}` }, cell.status);
-      if (name === "step") return element("td", {}, `${cell.steps_done}/${cell.steps}`);
-      if (name === "note") return element("td", { class: "error" }, value(cell));
-      const found = value(cell);
-      const text = name === "rank" ? rankName(found) : name === "cell" || typeof found !== "number" ? String(found ?? "") : number(found);
-      return element("td", {}, text);
-    });
-    const show = element("button", { type: "button", onclick: () => choose(cell), title: "Show this cell's rank, seed and setting in the charts" }, "show");
-    return element("tr", { class: shown ? "chosen" : undefined, "data-cell": cell.cell_id }, ...texts, element("td", {}, show));
+    const ofView = cell.optimizer === view.optimizer && cell.setting === view.setting;
+    const chosen = ofView && rankOf(cell) === view.rank;
+    const title = "Show this cell's rank, seed and setting in the charts";
+    const show = element("button", { type: "button", onclick: () => choose(cell), title }, "show");
+    return element(
+      "tr",
+      { class: chosen ? "chosen" : undefined, "data-cell": cell.cell_id },
+      ...columns.map(([name, value]) => cellEntry(name, value, cell)),
+      element("td", {}, show),
+    );
   });
-  return element("table", {}, element("thead", {}, element("tr", {}, ...head, element("th", {}, element("span", { class: "hidden" }, "show")))), element("tbody", {}, ...body));
+  return tableOf([...head, hiddenHead("show")], body);
 }
+
+function sortHead(name, sort, resort) {
+  const arrow = sort.down ? " ↓" : " ↑";
+  const order = sort.down ? "descending" : "ascending";
+  const sorted = sort.name === name;
+  const text = sorted ? name + arrow : name;
+  const button = element("button", { type: "button", onclick: () => resort(name) }, text);
+  return element("th", { scope: "col", "aria-sort": sorted ? order : "none" }, button);
+}
+
+function cellEntry(name, value, cell) {
+  const found = value(cell);
+  if (name === "status") return element("td", { class: `state ${found}` }, found);
+  if (name === "step") return element("td", {}, `${found}/${cell.steps}`);
+  if (name === "note") return element("td", { class: "error" }, found);
+  if (name === "rank") return element("td", {}, rankName(found));
+  return element("td", {}, typeof found === "number" ? number(found) : String(found ?? ""));
+}
+
+function tableOf(heads, rows) {
+  return element(
+    "table",
+    {},
+    element("thead", {}, element("tr", {}, ...heads)),
+    element("tbody", {}, ...rows),
+  );
+}
+
+/** A head that only screen readers read. */
+const hiddenHead = text => element("th", {}, element("span", { class: "hidden" }, text));

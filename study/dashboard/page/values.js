@@ -1,15 +1,17 @@
 "use strict";
-// What the page is given, and how it is read: the other half of study/dashboard/packing.py.
+// The probed values: where they come from, and how they are unpacked (study/dashboard/packing.py).
 
-const NAN = 32766, INFINITE = 32767, MISSING = -32768;
+const NAN = 32766,
+  INFINITE = 32767,
+  MISSING = -32768;
 
-/** The probed values of one cell, a row of codes per step; only ever added to. */
+/** The probed values of one cell: a row of codes per step. */
 class CellValues {
   constructor(revision) {
     this.revision = revision;
     this.steps = [];
-    this.rows = new Map();  // step -> {codes, base, resolution}
-    this.pooled = new Map();  // what pool() has worked out
+    this.rows = new Map(); // step -> {codes, base, resolution}
+    this.pooled = new Map(); // results of pool()
   }
 
   add(block, bytes, width) {
@@ -30,14 +32,16 @@ class CellValues {
     });
   }
 
-  /** Several layers as one, see together(); `name` stands for them, so that a choice made before costs nothing. */
-  pool(step, places, name) {
+  /** Several layers pooled by together(). The result is kept under `name`. */
+  pool(step, layers, name) {
     const key = `${name} ${step}`;
-    if (!this.pooled.has(key)) this.pooled.set(key, together(places.map(place => this.at(step, place))));
+    if (!this.pooled.has(key)) {
+      this.pooled.set(key, together(layers.map(layer => this.at(step, layer))));
+    }
     return this.pooled.get(key);
   }
 
-  /** The value at a step and layer: a number, NaN or an infinity as measured, or undefined where it was not. */
+  /** The value at a step and layer index: a number, NaN or infinity; undefined if not measured. */
   at(step, layer) {
     const row = this.rows.get(step);
     if (row === undefined || layer >= row.codes.length) return undefined;
@@ -51,9 +55,14 @@ class CellValues {
   }
 }
 
-/** Several values of one quantity as one: their geometric mean; what is not finite or has no logarithm shows through. */
+/**
+ * The geometric mean of the measured values. A value that is not finite is returned as it is; so is
+ * one that is zero or negative, if all are finite.
+ */
 function together(values) {
-  let count = 0, logs = 0, without;
+  let count = 0,
+    logs = 0,
+    without;
   for (const value of values) {
     if (value === undefined) continue;
     if (!Number.isFinite(value)) return value;
@@ -61,18 +70,18 @@ function together(values) {
     else logs += Math.log(value);
     count++;
   }
-  return count === 0 ? undefined : without ?? Math.exp(logs / count);
+  return count === 0 ? undefined : (without ?? Math.exp(logs / count));
 }
 
-/** Values by quantity and cell, from wherever they come. `source` is a FileSource or a ServerSource. */
+/** The values of every quantity and cell. `source` is a FileSource or a ServerSource. */
 class Values {
   constructor(source) {
     this.source = source;
-    this.known = new Map();  // quantity -> Map(cell -> CellValues)
+    this.known = new Map(); // quantity -> Map(cell -> CellValues)
     this.instance = null;
   }
 
-  /** Bring a quantity up to date with the overview: nothing is fetched where nothing is new. */
+  /** The values of a quantity by cell. Fetches only what the overview has and the page lacks. */
   async load(quantity, overview) {
     if (overview.instance !== this.instance) {
       this.known.clear();
@@ -82,19 +91,23 @@ class Values {
     const cells = this.known.get(name) ?? new Map();
     const current = cell => {
       const has = cells.get(cell.cell_id);
-      return has ? has.revision === cell.revision && has.steps.length >= cell.probed : cell.probed === 0;
+      return has
+        ? has.revision === cell.revision && has.steps.length >= cell.probed
+        : cell.probed === 0;
     };
     if (overview.cells.every(current)) return cells;
-    const had = [...cells].map(([cell, values]) => [cell, values.revision, values.steps.length]);
-    const message = await this.source.values(quantity, had, overview);
+    const have = [...cells].map(([cell, values]) => [cell, values.revision, values.steps.length]);
+    const message = await this.source.values(quantity, have, overview);
     const length = new DataView(message.buffer, message.byteOffset).getUint32(0, true);
     const header = JSON.parse(new TextDecoder().decode(message.subarray(4, 4 + length)));
-    if (header.instance !== this.instance) return cells;  // the server was started anew in between: ask again later
+    // The server was restarted since the overview: the next overview brings the values.
+    if (header.instance !== this.instance) return cells;
     let place = 4 + length;
     for (const block of header.blocks) {
       const size = 2 * block.steps.length * header.width;
       let values = cells.get(block.cell);
-      if (!values || values.revision !== block.revision) cells.set(block.cell, values = new CellValues(block.revision));
+      if (!values || values.revision !== block.revision)
+        cells.set(block.cell, (values = new CellValues(block.revision)));
       values.add(block, message.subarray(place, place + size), header.width);
       place += size;
     }
@@ -105,39 +118,47 @@ class Values {
 
 const quantityName = quantity => `${quantity.site} ${quantity.stat} ${quantity.batch}`;
 
-/** Everything is in this document. */
+/** Everything is embedded in this document. */
 class FileSource {
-  async plotly() { return new TextDecoder().decode(await embedded("plotly")); }
-  async overview() { return JSON.parse(new TextDecoder().decode(await embedded("overview"))); }
-
-  async values(quantity, had, overview) {
-    const place = overview.quantities.findIndex(other => quantityName(other) === quantityName(quantity));
-    return embedded(`values-${place}`);
+  async plotly() {
+    return new TextDecoder().decode(await embedded("plotly"));
   }
-}
-
-/** The server that this document came from. */
-class ServerSource {
-  async plotly() { return (await asked("plotly.js")).text(); }
-
-  /** The overview, or null where it has not changed since the last call. */
   async overview() {
-    const answer = await asked("overview", this.etag ? { headers: { "If-None-Match": this.etag }, cache: "no-store" } : {});
-    if (answer.status === 304) return null;
-    this.etag = answer.headers.get("ETag");
-    return answer.json();
+    return JSON.parse(new TextDecoder().decode(await embedded("overview")));
   }
 
-  async values(quantity, had) {
-    const query = new URLSearchParams({ ...quantity, had: JSON.stringify(had) });
-    return new Uint8Array(await (await asked(`values?${query}`)).arrayBuffer());
+  async values(quantity, _have, overview) {
+    const name = quantityName(quantity);
+    return embedded(`values-${overview.quantities.findIndex(one => quantityName(one) === name)}`);
   }
 }
 
-async function asked(path, options) {
-  const answer = await fetch(path, options);
-  if (!answer.ok && answer.status !== 304) throw new Error(`${path}: ${answer.status}`);
-  return answer;
+/** The server of this document. */
+class ServerSource {
+  async plotly() {
+    return (await request("plotly.js")).text();
+  }
+
+  /** The overview, or null if it has not changed since the last call. */
+  async overview() {
+    const unlessKnown = { headers: { "If-None-Match": this.etag }, cache: "no-store" };
+    const response = await request("overview", this.etag ? unlessKnown : {});
+    if (response.status === 304) return null;
+    this.etag = response.headers.get("ETag");
+    return response.json();
+  }
+
+  async values(quantity, have) {
+    const query = new URLSearchParams({ ...quantity, have: JSON.stringify(have) });
+    const response = await request(`values?${query}`);
+    return new Uint8Array(await response.arrayBuffer());
+  }
+}
+
+async function request(path, options) {
+  const response = await fetch(path, options);
+  if (!response.ok && response.status !== 304) throw new Error(`${path}: ${response.status}`);
+  return response;
 }
 
 /** The bytes of an element that study/dashboard/document.py embedded. */

@@ -1,26 +1,36 @@
 "use strict";
-// What the reader chose, kept in the address; and what follows from it: which cells, layers, ranks and steps are shown.
+// The choices of the reader, kept in the address, and what they show: cells, layers, ranks, steps.
 
-const CHOICES = ["site", "stat", "batch", "kind", "order", "optimizer", "setting", "rules", "rank", "seed", "step", "layer", "curve"];
-const MEAN = "mean over layers", ALL = "all";
+const CHOICES = [
+  ...["site", "stat", "batch", "kind", "order", "optimizer", "setting"],
+  ...["rules", "rank", "seed", "step", "layer", "curve"],
+];
+const MEAN = "mean over layers";
+const ALL = "all";
+const ORDERS = ["depth", "kind"];
+const STOPPED_EARLY = ["diverged", "failed"];
 
-/** The choices that were made; what was not chosen is left to the study, and follows it while it runs. */
+/** The choices made so far. Everything else keeps its default, which follows a running study. */
 class Choices {
-  constructor() { this.read(); }
+  constructor() {
+    this.read();
+  }
 
   read() {
     const given = new URLSearchParams(location.hash.slice(1));
-    this.made = Object.fromEntries(CHOICES.filter(name => given.has(name)).map(name => [name, given.get(name)]));
+    const made = CHOICES.filter(name => given.has(name));
+    this.made = Object.fromEntries(made.map(name => [name, given.get(name)]));
   }
 
   make(changes) {
     Object.assign(this.made, changes);
-    const address = new URLSearchParams(CHOICES.filter(name => name in this.made).map(name => [name, this.made[name]]));
+    const made = CHOICES.filter(name => name in this.made);
+    const address = new URLSearchParams(made.map(name => [name, this.made[name]]));
     history.replaceState(null, "", "#" + address);
   }
 }
 
-/** The quantity that is chosen, or the one to open with. */
+/** The chosen quantity. If it was not measured, the one that matches most of the choice. */
 function chosenQuantity(overview, made) {
   const all = overview.quantities;
   const ofSite = all.filter(quantity => quantity.site === made.site);
@@ -29,111 +39,160 @@ function chosenQuantity(overview, made) {
   return near.reduce((best, quantity) => (score(quantity) > score(best) ? quantity : best));
 }
 
-/** Everything that the charts need to know of the study, the choices and the values of the chosen quantity. */
+/** `wanted` if it is one of the options, otherwise the default. */
+function oneOf(options, wanted, otherwise = options[0]) {
+  return options.includes(wanted) ? wanted : otherwise;
+}
+
+/** What the charts show: the part of the study that the choices select. */
 class View {
   constructor(overview, made, quantity, values) {
     Object.assign(this, { overview, quantity, values });
-    const one = (options, wanted, otherwise = options[0]) => (options.includes(wanted) ? wanted : otherwise);
+    const cells = this.chooseSetting(made);
+    this.chooseRules(made, cells);
+    this.chooseSample(made, cells);
+    this.chooseStep(made);
+    this.chooseLayers(made);
+    this.curves = Object.keys(overview.labels.curve);
+    this.curve = oneOf(this.curves, made.curve);
+  }
 
-    this.optimizers = Object.keys(overview.optimizers);
-    this.optimizer = one(this.optimizers, made.optimizer);
-    const ofOptimizer = overview.cells.filter(cell => cell.optimizer === this.optimizer);
-    this.settings = distinct(ofOptimizer.map(cell => cell.setting));
-    const size = setting => ofOptimizer.filter(cell => cell.setting === setting).length;
-    this.setting = one(this.settings, made.setting, this.settings.reduce((most, other) => (size(other) > size(most) ? other : most)));
-    const cells = ofOptimizer.filter(cell => cell.setting === this.setting);
+  /** The cells of one optimizer and one setting. The default is the setting with most cells. */
+  chooseSetting(made) {
+    this.optimizers = Object.keys(this.overview.optimizers);
+    this.optimizer = oneOf(this.optimizers, made.optimizer);
+    const cells = this.overview.cells.filter(cell => cell.optimizer === this.optimizer);
+    this.settings = distinct(cells.map(cell => cell.setting));
+    const size = setting => cells.filter(cell => cell.setting === setting).length;
+    const largest = this.settings.reduce((most, one) => (size(one) > size(most) ? one : most));
+    this.setting = oneOf(this.settings, made.setting, largest);
+    return cells.filter(cell => cell.setting === this.setting);
+  }
 
-    const there = overview.rules.filter(rule => cells.some(cell => cell.rule === rule.id));
+  /** The default is every rule with its own exponent; if there is none, the first two. */
+  chooseRules(made, cells) {
+    this.allRules = this.overview.rules.filter(rule => cells.some(cell => cell.rule === rule.id));
     const wanted = (made.rules ?? "").split(",");
-    const usual = there.filter(rule => !rule.id.startsWith("power"));
-    const chosen = there.filter(rule => wanted.includes(rule.id));
-    this.allRules = there;
-    this.rules = chosen.length ? chosen : (usual.length ? usual : there.slice(0, 2));
+    const chosen = this.allRules.filter(rule => wanted.includes(rule.id));
+    const named = this.allRules.filter(rule => rule.has_own_p);
+    const usual = named.length ? named : this.allRules.slice(0, 2);
+    this.rules = chosen.length ? chosen : usual;
+  }
 
-    this.cells = cells.filter(cell => this.rules.some(rule => rule.id === cell.rule));
-    this.seeds = distinct(this.cells.map(cell => String(cell.seed)));
-    this.seed = one([ALL, ...this.seeds], made.seed);
-    this.sample = this.cells.filter(cell => this.seed === ALL || String(cell.seed) === this.seed);
+  /** The cells of the chosen rules and seed, and their ranks. The default is the highest rank. */
+  chooseSample(made, cells) {
+    const ofRules = cells.filter(cell => this.rules.some(rule => rule.id === cell.rule));
+    this.seeds = distinct(ofRules.map(cell => String(cell.seed)));
+    this.seed = oneOf([ALL, ...this.seeds], made.seed);
+    this.sample = ofRules.filter(cell => this.seed === ALL || String(cell.seed) === this.seed);
     this.ranks = distinct(this.sample.map(rankOf)).sort((a, b) => a - b);
-    const finite = this.ranks.filter(Number.isFinite);
-    this.rank = one(this.ranks, made.rank === undefined ? undefined : Number(made.rank === "inf" ? Infinity : made.rank),
-      finite.at(-1) ?? this.ranks.at(-1));
+    const highest = this.ranks.filter(Number.isFinite).at(-1) ?? this.ranks.at(-1);
+    this.rank = oneOf(this.ranks, made.rank === "inf" ? Infinity : Number(made.rank), highest);
+  }
 
-    const measured = this.sample.map(cell => values.get(cell.cell_id)?.steps ?? []).filter(steps => steps.length);
-    this.steps = distinct(measured.flat()).sort((a, b) => a - b);
-    const going = this.sample.filter(cell => !["diverged", "failed"].includes(cell.status));
-    const reached = going.map(cell => values.get(cell.cell_id)?.steps.at(-1)).filter(step => step !== undefined);
-    this.step = one(this.steps, made.step === undefined ? undefined : Number(made.step),
-      reached.length ? Math.min(...reached) : this.steps.at(-1));
+  /** The default is the last step that every cell has reached, except those that stopped early. */
+  chooseStep(made) {
+    const stepsOf = cell => this.values.get(cell.cell_id)?.steps ?? [];
+    this.steps = distinct(this.sample.flatMap(stepsOf)).sort((a, b) => a - b);
+    const going = this.sample.filter(cell => !STOPPED_EARLY.includes(cell.status));
+    const reached = going.map(cell => stepsOf(cell).at(-1)).filter(step => step !== undefined);
+    const common = reached.length ? Math.min(...reached) : this.steps.at(-1);
+    this.step = oneOf(this.steps, Number(made.step), common);
+  }
 
-    const layers = overview.layers.map((layer, place) => ({ ...layer, place }));
-    this.model = layers.find(layer => layer.kind === "model");
-    const projections = layers.filter(layer => layer !== this.model);
-    this.kinds = distinct(projections.map(layer => layer.kind));
-    this.kind = one([ALL, ...this.kinds], made.kind);
-    this.order = one(["depth", "kind"], made.order);
-    const kindPlace = layer => this.kinds.indexOf(layer.kind);
-    this.layers = projections
+  chooseLayers(made) {
+    const all = this.overview.layers.map((layer, index) => ({ ...layer, index }));
+    this.model = all.find(layer => layer.kind === "model");
+    const layers = all.filter(layer => layer !== this.model);
+    this.kinds = distinct(layers.map(layer => layer.kind));
+    this.kind = oneOf([ALL, ...this.kinds], made.kind);
+    this.order = oneOf(ORDERS, made.order);
+    const byKind = (a, b) => this.kinds.indexOf(a.kind) - this.kinds.indexOf(b.kind);
+    const byDepth = (a, b) => a.block - b.block || a.index - b.index;
+    this.layers = layers
       .filter(layer => this.kind === ALL || layer.kind === this.kind)
-      .sort((a, b) => (this.order === "kind" ? kindPlace(a) - kindPlace(b) : 0) || a.block - b.block || a.place - b.place);
-    this.hasModel = this.sample.some(cell => this.steps.some(step => this.at(cell, step, this.model) !== undefined));
-    this.layer = one([MEAN, ...(this.hasModel ? [this.model.name] : []), ...this.layers.map(layer => layer.name)], made.layer);
-    this.curves = Object.keys(overview.curves);
-    this.curve = one(this.curves, made.curve);
+      .sort((a, b) => (this.order === "kind" && byKind(a, b)) || byDepth(a, b));
+    this.hasModel = this.sample.some(cell =>
+      this.steps.some(step => this.at(cell, step, this.model) !== undefined),
+    );
+    const names = this.layers.map(layer => layer.name);
+    this.layer = oneOf([MEAN, ...(this.hasModel ? [this.model.name] : []), ...names], made.layer);
   }
 
-  at(cell, step, layer) { return this.values.get(cell.cell_id)?.at(step, layer.place); }
+  at(cell, step, layer) {
+    return this.values.get(cell.cell_id)?.at(step, layer.index);
+  }
 
-  cellsOf(rule, rank) { return this.sample.filter(cell => cell.rule === rule.id && (rank === undefined || rankOf(cell) === rank)); }
+  cellsOf(rule, rank) {
+    const ofRule = this.sample.filter(cell => cell.rule === rule.id);
+    return rank === undefined ? ofRule : ofRule.filter(cell => rankOf(cell) === rank);
+  }
 
-  /** A function from (step, place of a layer) to one number: the cell's own, or the geometric mean over seeds. */
+  /** A function from step and layer index to a value: the geometric mean over seeds. */
   reader(rule, rank) {
-    const cells = this.cellsOf(rule, rank).map(cell => this.values.get(cell.cell_id)).filter(Boolean);
-    if (cells.length === 1) return (step, place) => cells[0].at(step, place);
-    return (step, place) => together(cells.map(cell => cell.at(step, place)));
+    const cells = this.cellsOf(rule, rank).map(cell => this.values.get(cell.cell_id));
+    const read = cells.filter(Boolean);
+    if (read.length === 1) return (step, index) => read[0].at(step, index);
+    return (step, index) => together(read.map(cell => cell.at(step, index)));
   }
 
-  /** The layers that a chosen row stands for: one, or all that are shown. */
+  /** The layers of the chosen row: one, or all that are shown. */
   get chosenLayers() {
     if (this.layer === MEAN) return this.layers;
-    return [this.layer === this.model.name ? this.model : this.layers.find(layer => layer.name === this.layer)];
+    if (this.layer === this.model.name) return [this.model];
+    return [this.layers.find(layer => layer.name === this.layer)];
   }
 
   /** The chosen row over training in one cell: {step, value}. */
   curveOf(cell) {
-    const values = this.values.get(cell.cell_id), step = values?.steps ?? [];
-    const places = this.chosenLayers.map(layer => layer.place), name = `${this.layer} ${this.kind}`;
-    return { step, value: step.map(s => values.pool(s, places, name)) };
+    const values = this.values.get(cell.cell_id);
+    const step = values?.steps ?? [];
+    const indices = this.chosenLayers.map(layer => layer.index);
+    const name = `${this.layer} ${this.kind}`;
+    return { step, value: step.map(s => values.pool(s, indices, name)) };
   }
 
-  /** What a fit of the chosen row at the chosen step goes through: as in the analysis, nothing from divergence on. */
+  /** The points that the fit of the chosen row goes through. As in the analysis, it skips cells
+   *  that have diverged by the chosen step. */
   pointsOfChosen(rule) {
-    const cells = this.fitted(rule), step = this.step;
-    const kept = new Map();  // per seed the layers that every rank has: company must not change with the rank
+    const cells = this.fitted(rule);
+    const measured = (cell, layer) => hasLog(this.at(cell, this.step, layer));
+    // The same layers at every rank of a seed. Otherwise the mean would change with the layers.
+    const kept = new Map();
     for (const seed of distinct(cells.map(cell => cell.seed))) {
-      const ofSeed = cells.filter(cell => cell.seed === seed && this.chosenLayers.some(l => hasLog(this.at(cell, step, l))));
-      kept.set(seed, this.chosenLayers.filter(layer => ofSeed.every(cell => hasLog(this.at(cell, step, layer)))));
+      const ofSeed = cells.filter(cell => cell.seed === seed);
+      const some = ofSeed.filter(cell => this.chosenLayers.some(layer => measured(cell, layer)));
+      const inAll = layer => some.every(cell => measured(cell, layer));
+      kept.set(seed, this.chosenLayers.filter(inAll));
     }
-    return points(cells, cell => together(kept.get(cell.seed).map(layer => this.at(cell, step, layer))));
+    const pooled = cell =>
+      together(kept.get(cell.seed).map(layer => this.at(cell, this.step, layer)));
+    return points(cells, pooled);
   }
 
   /** The line of one layer at the chosen step, or null. */
   fitOf(rule, layer) {
-    return fitLine(points(this.fitted(rule), cell => this.at(cell, this.step, layer)), this.overview.t_critical);
+    const value = cell => this.at(cell, this.step, layer);
+    return fitLine(points(this.fitted(rule), value), this.overview.t_critical);
   }
 
   fitted(rule) {
-    const until = cell => (cell.status === "diverged" ? cell.diverged_step ?? 0 : Infinity);
-    return this.cellsOf(rule).filter(cell => Number.isFinite(rankOf(cell)) && this.step < until(cell));
+    const until = cell => (cell.status === "diverged" ? (cell.diverged_step ?? 0) : Infinity);
+    const ofRule = this.cellsOf(rule).filter(cell => Number.isFinite(rankOf(cell)));
+    return ofRule.filter(cell => this.step < until(cell));
   }
 }
 
-const points = (cells, value) =>
-  cells.map(cell => ({ rank: rankOf(cell), seed: cell.seed, value: value(cell) })).filter(point => hasLog(point.value));
+function points(cells, value) {
+  const all = cells.map(cell => ({ rank: rankOf(cell), seed: cell.seed, value: value(cell) }));
+  return all.filter(point => hasLog(point.value));
+}
+
 const rankOf = cell => (cell.rank === "inf" ? Infinity : cell.rank);
+const rankKey = rank => (rank === Infinity ? "inf" : String(rank));
+const rankName = rank => (rank === Infinity ? "∞" : String(rank));
 const hasLog = value => value > 0 && value < Infinity;
 const distinct = values => [...new Set(values)];
-const rankName = rank => (rank === Infinity ? "∞" : String(rank));
 
-/** A layer as there is room for it: `block 3 q_proj`. */
+/** `block 3 q_proj`; the full name outside of the blocks. */
 const shortName = layer => (layer.block < 0 ? layer.name : `block ${layer.block} ${layer.kind}`);

@@ -1,0 +1,63 @@
+"use strict";
+// The CSV and PNG buttons of the charts.
+
+const layerColumns = ["layer", "block", "kind", "rule", "rank", "step"];
+
+/** The heads and the rows of each chart's table. */
+const DOWNLOADS = {
+  heat: () => [[...layerColumns, page.view.quantity.stat], page.heat.panels.flatMap(heatRows)],
+  "layer-curves": () => curveRows(page.curves, page.view.quantity.stat),
+  "layer-fit": () => [
+    ["rule", "rank", "seed", page.view.quantity.stat],
+    page.fit.map(dot => [dot.rule.name, dot.rank, dot.seed, dot.value]),
+  ],
+  loss: () => curveRows(page.losses, page.view.curve),
+  cells: () => {
+    const { columns, cells } = cellRows(page.overview, page.sort);
+    const heads = columns.map(([name]) => name);
+    return [heads, cells.map(cell => columns.map(([, value]) => value(cell)))];
+  },
+};
+
+function heatRows(panel) {
+  const { rank, step } = page.view;
+  return page.heat.rows.flatMap((layer, y) =>
+    panel.columns.map((column, x) => {
+      const where = panel.of === "steps" ? [rank, column] : [column, step];
+      const { name, block, kind } = layer;
+      return [name, block, kind, panel.rule.name, ...where, panel.values[y][x]];
+    }),
+  );
+}
+
+function curveRows(drawn, name) {
+  const rows = drawn.flatMap(({ cell, step, value }) =>
+    step.map((s, k) => [cell.cell_id, cell.rule, cell.rank, cell.seed, s, value[k]]),
+  );
+  return [["cell", "rule", "rank", "seed", "step", name], rows];
+}
+
+function fileName(chart) {
+  const { site, stat } = page.view.quantity;
+  return [page.overview.study, chart, site, stat].join("-").replace(/[^\w.-]+/g, "_");
+}
+
+function pictureTitle(chart) {
+  const { quantity, layer, overview, step, curve } = page.view;
+  if (chart === "loss") return `${overview.study}: ${overview.labels.curve[curve]}`;
+  const where = chart === "heat" ? "" : `, ${layer}, step ${step}`;
+  return `${overview.study}: ${quantity.site} ${quantity.stat}${where}${seedText(page.view)}`;
+}
+
+function toolButton(text, title, onclick) {
+  return element("button", { type: "button", title, onclick }, text);
+}
+
+for (const tools of document.querySelectorAll(".tools")) {
+  const { chart } = tools.dataset;
+  const csv = () => downloadCsv(fileName(chart), ...DOWNLOADS[chart]());
+  tools.append(toolButton("CSV", "Download the values shown as a table", csv));
+  if (chart === "cells") continue;
+  const png = () => downloadPng(chart, fileName(chart), pictureTitle(chart));
+  tools.append(toolButton("PNG", "Download the chart as a picture", png));
+}
