@@ -20,7 +20,7 @@ from study.models import FrozenBase, load_base, load_tokenizer
 
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> None:
-    """One thread: results are then the same whatever else the machine does, and tiny tensors are faster for it."""
+    """One thread: results do not depend on the load, and tiny tensors are faster."""
     torch.set_num_threads(1)
 
 
@@ -38,7 +38,7 @@ def jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cell(jsonl: Path) -> Callable[..., CellConfig]:
-    """A typed cell on the tiny base, from Hydra overrides: ``cell("adapter.rank=8", "optimizer=sgd")``."""
+    """A typed cell on the tiny base: ``cell("adapter.rank=8", "optimizer=sgd")``."""
 
     def build(*overrides: str) -> CellConfig:
         GlobalHydra.instance().clear()
@@ -79,7 +79,7 @@ class Ran:
 def study_cli(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Ran]:
-    """``study_cli("train", "-m", ...)`` as the console script runs it: exit code, stdout, stderr."""
+    """``study_cli("train", "-m", ...)`` runs the console script: exit code, stdout, stderr."""
 
     def run(*arguments: str) -> Ran:
         GlobalHydra.instance().clear()

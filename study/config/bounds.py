@@ -29,7 +29,8 @@ class OneOf:
 
     def check(self, key: str, value: Any) -> None:
         if value not in self.choices:
-            raise unknown(key.removesuffix(".name"), value, self.choices)
+            choices = ["null" if choice is None else choice for choice in self.choices]
+            raise unknown(key.removesuffix(".name"), value, choices)
 
 
 @dataclass(frozen=True)

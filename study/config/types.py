@@ -39,7 +39,7 @@ class ModelConfig:
 
     name: str = bounded(OneOf(MODELS))
     path: str | None = None
-    quant_bits: int | None = bounded(OneOf(QUANT_BITS), None)
+    quant_bits: int | None = bounded(OneOf((None, *QUANT_BITS)), None)
 
 
 @dataclass

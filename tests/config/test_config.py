@@ -26,7 +26,7 @@ def test_the_identity_of_a_known_cell_is_pinned(cell: Build) -> None:
     "record", sorted(REFERENCE.glob("cells/*/record.json")), ids=lambda path: path.parent.name
 )
 def test_the_reference_study_keeps_its_identities(record: Path) -> None:
-    """A key that is added later moves the identity only where it is used: results that are there are found again."""
+    """A key added later changes the identity only if it is used, so stored results are found."""
     stored = json.loads(record.read_text())
     config = parse(OmegaConf.create(stored["config"]))
     assert identity(config, Sources(**stored["sources"])) == stored["cell_id"]

@@ -1,4 +1,4 @@
-"""What a plan says beforehand is what training takes: bytes, FLOPs and folds."""
+"""Estimates agree with what training takes: bytes, FLOPs and folds."""
 
 from collections.abc import Callable
 
@@ -47,7 +47,7 @@ def test_optimizer_states_are_counted_as_they_are_kept(name: str, cell: Build) -
         for t in state.values()
         if isinstance(t, torch.Tensor)
     )
-    # Scalars such as step counts, and Adafactor's row and column means, are less than a twentieth of a weight's worth.
+    # Step counts, and Adafactor's means per row and column, are under 0.05 numbers per weight.
     assert kept / (A.numel() + B.numel()) == pytest.approx(OPTIMIZERS[name].states, abs=0.05)
 
 

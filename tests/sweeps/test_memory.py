@@ -1,4 +1,4 @@
-"""When memory runs out the fold is halved and trained again; a plan is shown and nothing is trained."""
+"""A fold that runs out of memory is halved and trained again; a plan trains nothing."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path

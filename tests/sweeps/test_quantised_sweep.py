@@ -1,4 +1,4 @@
-"""A sweep over the bits of the base: cells of their own, told apart in every table and by the analysis."""
+"""A sweep over the bits of the base: each has its own cells, curves and identities."""
 
 import json
 from collections.abc import Callable
@@ -73,7 +73,7 @@ def test_bits_are_swept_recorded_and_kept_apart(
 def test_an_identity_of_before_there_were_bits_still_holds(
     study_cli: Cli, jsonl: Path, tmp_path: Path
 ) -> None:
-    """A record without the key is one without bits."""
+    """A record without the key is of an unquantised base."""
     line = [*SMALL, "data=jsonl", f"data.path={jsonl}", "probes.steps=[0]"]
     study_cli("train", *line)
     path = next((tmp_path / "results/default/cells").glob("*/record.json"))
@@ -86,7 +86,7 @@ def test_an_identity_of_before_there_were_bits_still_holds(
 def test_over_8_bits_on_cuda_every_cell_goes_alone(
     cell: Callable[..., CellConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """LLM.int8() looks for outliers over the whole batch: a neighbour would move a cell's numbers."""
+    """LLM.int8() looks for outliers over the whole batch, so cells would affect each other."""
 
     def sizes(device: str, *overrides: str) -> list[int]:
         cells = plan([cell(f"adapter.rank={rank}", *overrides) for rank in (2, 3, 4, 5)])

@@ -226,7 +226,9 @@ BAD = {
     "adapter.alpha=nan": "adapter.alpha=nan",
     "adapter.targets=[q_proj,k_prj]": "unknown target module 'k_prj': choose from",
     "data.path=/no/such/file.jsonl": "/no/such/file.jsonl",
-    "data.sequence_length=100000": "data.sequence_length=100000 is longer than tiny allows: give at most 512",
+    "data.sequence_length=100000": (
+        "data.sequence_length=100000 is longer than tiny allows: give at most 512"
+    ),
     "optimizer=adamx": "Could not find 'optimizer/adamx': choose from adafactor, adam, adamw, lion",
     "optimzer=sgd": "optimzer",
     "adapter.rnk=4": "unknown key adapter.rnk: choose from rank, alpha",

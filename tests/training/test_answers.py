@@ -1,4 +1,4 @@
-"""Held-out answers: as another implementation gives them, and better for training on a task that can be learned."""
+"""Held-out answers agree with another implementation and improve with training."""
 
 import copy
 import json
@@ -30,7 +30,7 @@ WORDS = {"a": "north", "b": "south", "c": "east", "d": "west"}
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four labels, each the name of the letter that the question ends with: one token of attention away."""
+    """Four labels; the last letter of a question names the right one."""
     path = tmp_path_factory.mktemp("task") / "task.jsonl"
     rows = [
         {"context": f"{'x' * (n % 7)}{n} {letter}:", "target": word}
@@ -93,8 +93,11 @@ def test_a_task_that_can_be_learned_is_learned(
 def test_answers_are_those_of_a_plain_generate_on_merged_weights(
     tiny_base: FrozenBase, cell: Build, learning: list[str]
 ) -> None:
-    """Batched, padded, cached and two cells at once, against transformers' own generate with gamma B A merged into the
-    weights, question by question, without padding and without a cache."""
+    """Two cells at once, batched, padded and cached, against transformers' generate.
+
+    The latter has gamma B A merged into the weights and takes one question at a time, without
+    padding and without a cache.
+    """
     configs = [cell(*learning, f"adapter.rank={rank}", "train.batch_size=7") for rank in (2, 8)]
     tokenizer = load_tokenizer(configs[0].model)
     corpus = build_corpus(configs[0].data, tokenizer, tokenizer.eos_token_id)
@@ -103,9 +106,7 @@ def test_answers_are_those_of_a_plain_generate_on_merged_weights(
     layers = resolve_targets(tiny_base.card.linears, "all-linear")
     with adapted(tiny_base.model, layers, [adapter_spec(c) for c in configs]) as banks:
         fold = Fold(tiny_base, corpus, configs, banks)
-        for step in range(
-            28
-        ):  # half way: the lower rank has some answers right, the higher one all
+        for step in range(28):  # the lower rank then has some answers right, the higher one all
             fold.backward(step)
             fold.grad_norms()
             fold.update()
@@ -176,7 +177,7 @@ def test_asking_changes_no_other_number(tiny_base: FrozenBase, cell: Build, corp
 def test_a_checkpoints_habits_of_generation_do_not_count(
     tiny_base: FrozenBase, corpus: Corpus
 ) -> None:
-    """Some checkpoints bring a penalty on repetition or sampling along: an answer is the likeliest one regardless."""
+    """A checkpoint's own generation settings, such as sampling, do not change an answer."""
     assert tiny_base.model.generation_config.repetition_penalty in (None, 1.0)
     ids_BL, real_BL = next(corpus.questions.batches(3))
     answer = tiny_base.continue_greedily(ids_BL, real_BL, 5, None, 257)

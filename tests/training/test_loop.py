@@ -1,4 +1,7 @@
-"""The loop: packed is solo, divergence stays at home, micro-batches are one batch, and the base never moves."""
+"""The loop: a folded cell equals the cell alone, and a diverged one disturbs no other.
+
+Micro-batches equal one batch, and the base never changes.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -30,7 +33,7 @@ def series(steps: Sequence[CellStep], name: str) -> list[float]:
 
 @pytest.fixture
 def mixed(cell: Build) -> list[CellConfig]:
-    """Cells that differ in all that cells of a fold may differ in."""
+    """Cells that differ in everything in which the cells of a fold may differ."""
     return [
         cell("adapter.rank=2", "seed=1", "train.clip=0.1"),
         cell("adapter.rank=4", "adapter.scaling=rslora", "train.schedule=cosine", "train.warmup=1"),
@@ -100,7 +103,7 @@ def test_a_lone_cell_that_diverges_ends_its_run(
 
 
 def test_micro_batches_are_one_batch(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
-    """Batch 6 at once and 3 times 2: the mean is over the step's tokens, however unevenly they fall."""
+    """A batch of 6 and 3 batches of 2: the mean is over all tokens of the step."""
     whole = cell("train.batch_size=6", "probes.tokens=4")
     parts = cell("train.batch_size=2", "train.accumulation=3", "probes.tokens=4")
     [one], [many] = run(tiny_base, corpus, [whole]), run(tiny_base, corpus, [parts])

@@ -1,4 +1,4 @@
-"""The loss in chunks is the loss, whatever the chunk, and holds no more logits than it says."""
+"""The loss in chunks equals the loss, and never holds more logits than it says."""
 
 import pytest
 import torch

@@ -14,7 +14,7 @@ LR = 0.1
 
 
 def first_update(config: CellConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One step from B = 0 with a known gradient, equal for A and B: (gradient, update of A, update of B)."""
+    """One step from B = 0 with one gradient for A and B: (gradient, update of A, update of B)."""
     gradient = torch.tensor([[3.0, -0.02], [0.5, -4.0]])
     A, B = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.zeros(2, 2))
     A.grad, B.grad = gradient.clone(), gradient.clone()
@@ -55,7 +55,7 @@ def test_loraplus_moves_b_further(cell: Build, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "signsgd", "lion", "adafactor"])
 def test_weight_decay_shrinks_a_by_lr_times_decay(cell: Build, name: str) -> None:
-    """Decoupled, or coupled where an update is linear in the gradient: the first step is the same."""
+    """Decoupled decay, and coupled decay under a linear rule, agree in the first step."""
     options = [f"optimizer={name}", f"optimizer.lr={LR}"]
     plain, decayed = (
         first_update(cell(*options)),

@@ -1,4 +1,4 @@
-"""Our trajectories are PEFT's: same init, same data, same optimizer, five steps, both rules."""
+"""Our trajectories agree with PEFT's: same init, data and optimizer, five steps, both rules."""
 
 import copy
 from collections.abc import Callable
@@ -21,7 +21,7 @@ STEPS = 5
 def peft_run(
     base: FrozenBase, config: CellConfig, corpus: Corpus
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """As a PEFT user writes it: logits of the whole batch, mask, shifted labels, torch's plain optimizer."""
+    """The loop of a PEFT user: all logits, a mask, shifted labels, torch's optimizer."""
     from peft import LoraConfig, get_peft_model
 
     adapter = config.adapter
