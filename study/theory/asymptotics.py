@@ -104,7 +104,7 @@ class Prediction:
 
 
 def family(optimizer: str) -> Family:
-    """The family of an optimizer. The name of a family stands for itself.
+    """The family of an optimizer. The name of a family is accepted too.
 
     Predictions for Adafactor are without parameter scaling. torch's Adafactor always scales, and
     transformers' does by default. With it, B moves by lr * 1e-3 while rms(B) is below that (a

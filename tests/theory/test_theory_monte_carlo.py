@@ -139,14 +139,14 @@ def test_two_predictions_swapped_are_found_out(rule, init):
     row = runs(rule, init)[1]
     measured, predicted = measured_and_predicted(row, 1, rule, init, layer_at(SETTING, 1, init))
     assert not disagreements(measured, predicted)
-    told_apart = 0
+    swaps = 0
     for one in predicted:
         for other in predicted:
             if predicted[one] - predicted[other] > 0.05:
                 swapped = predicted | {one: predicted[other], other: predicted[one]}
                 assert len(disagreements(measured, swapped)) == 2, (one, other)
-                told_apart += 1
-    assert told_apart > 60
+                swaps += 1
+    assert swaps > 60
 
 
 def test_the_other_family_and_the_other_init_are_found_out():
