@@ -16,3 +16,9 @@ def unknown(what: str, value: object, choices: Iterable[object]) -> StudyError:
     For example: ``unknown scaling 'lorra': choose from lora, rslora, power``.
     """
     return StudyError(f"unknown {what} {value!r}: choose from {', '.join(map(str, choices))}")
+
+
+def one_line(error: BaseException) -> str:
+    """The type of an error and the first line of its message."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"

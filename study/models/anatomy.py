@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from study.errors import StudyError
 from study.models import quantised
-from study.models.quiet import one_line, quiet
+from study.models.quiet import quiet, quoted
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def anatomy(config: Any, named: str, quant_bits: int | None = None) -> Anatomy:
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # what a model's constructor raises depends on its family
         raise StudyError(
-            f"{named} is not a causal language model of transformers ({one_line(error)}): "
+            f"{named} is not a causal language model of transformers ({quoted(error)}): "
             "choose another model"
         ) from None
     linears = {path: model.get_submodule(path) for path in block_linears(model)}

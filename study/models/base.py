@@ -19,7 +19,7 @@ from study.config import PRECISIONS, ModelConfig
 from study.errors import StudyError, unknown
 from study.models import quantised
 from study.models.card import ModelCard, describe
-from study.models.quiet import one_line
+from study.models.quiet import quoted
 from study.models.sources import find_model
 
 _DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16), strict=True))
@@ -173,7 +173,7 @@ def _check(base: FrozenBase, device: torch.device, relative: float) -> None:
         parts_BTV = base.logits(base.hidden_states(ids_BT).flatten(0, 1)).view_as(whole_BTV)
     except (AttributeError, TypeError, ValueError, RuntimeError, LookupError) as error:
         raise StudyError(
-            f"{family} fails on a short sequence of tokens ({one_line(error)}): "
+            f"{family} fails on a short sequence of tokens ({quoted(error)}): "
             "choose another causal LM"
         ) from None
     if whole_BTV.isnan().any():

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from study.errors import StudyError
 from study.models import hub, quantised
-from study.models.quiet import one_line, quiet
+from study.models.quiet import quiet, quoted
 from study.store.cache import file_sha256
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -116,7 +116,7 @@ class Checkpoint:
                 )
         except Exception as error:  # ValueError, KeyError, OSError and others
             raise StudyError(
-                f"{self.named}: config.json can't be used ({one_line(error)}): "
+                f"{self.named}: config.json can't be used ({quoted(error)}): "
                 "give a causal language model that transformers supports"
             ) from None
         quantisation = getattr(config, "quantization_config", None)
@@ -138,7 +138,7 @@ class Checkpoint:
                 )
         except Exception as error:  # as in config
             raise StudyError(
-                f"{self.named} has no usable tokenizer ({one_line(error)}): "
+                f"{self.named} has no usable tokenizer ({quoted(error)}): "
                 "save its tokenizer in the same folder"
             ) from None
         is_fast = isinstance(tokenizer, PreTrainedTokenizerFast)
@@ -167,7 +167,7 @@ class Checkpoint:
             ) from None
         except Exception as error:  # as in config
             raise StudyError(
-                f"{self.named} can't be loaded ({one_line(error)}): fetch or save the model again"
+                f"{self.named} can't be loaded ({quoted(error)}): fetch or save the model again"
             ) from None
         if missing := sorted(report["missing_keys"]):
             raise StudyError(
@@ -224,4 +224,4 @@ def safetensors_damage(file: Path) -> str | None:
     except FileNotFoundError:
         return "is missing"
     except (SafetensorError, OSError) as error:
-        return f"is damaged ({one_line(error)})"
+        return f"is damaged ({quoted(error)})"

@@ -7,7 +7,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
 from study.errors import StudyError
-from study.models.quiet import one_line, quiet
+from study.models.quiet import quiet, quoted
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 """The weights in one file, or the index of its shards."""
@@ -49,7 +49,7 @@ def snapshot(name: str) -> Path:
         ) from None
     except Exception as error:  # the hub's or its HTTP client's, depending on the version
         raise StudyError(
-            f"{named} is not a folder, and the hub can't be reached ({one_line(error)}): check the"
+            f"{named} is not a folder, and the hub can't be reached ({quoted(error)}): check the"
             " path or the network, or give a folder"
         ) from None
     if not files & {SINGLE, INDEX}:
@@ -67,6 +67,6 @@ def fetch_weights(name: str, commit: str) -> None:
         snapshot_download(name, revision=commit, allow_patterns=wanted, ignore_patterns=["*/*"])
     except Exception as error:  # as in snapshot
         raise StudyError(
-            f"model.path={name!r}: its weights can't be fetched from the hub ({one_line(error)}):"
+            f"model.path={name!r}: its weights can't be fetched from the hub ({quoted(error)}):"
             " check the network and the disk, then run the same command again"
         ) from None

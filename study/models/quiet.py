@@ -29,7 +29,7 @@ def quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def one_line(error: Exception) -> str:
+def quoted(error: Exception) -> str:
     """The message of another library's exception on one line of at most 160 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 160 else f"{text[:157]}..."

@@ -13,6 +13,7 @@ from torch import nn
 
 from study.adapters import LoraPair
 from study.adapters.peft_format import write_adapter
+from study.errors import one_line
 from study.models import where_from
 from study.store import ADAPTER, CellWriter
 from study.store.provenance import provenance
@@ -98,10 +99,8 @@ class Recorder:
         failed = [k for k, status in enumerate(self.status) if status == "complete"]
         for k in failed:
             self.status[k] = "failed"
-            self.fields[k]["error"] = _one_line(error)
-        return [
-            f"cell {self.fold[k].id} ({self.fold[k].label}): {_one_line(error)}" for k in failed
-        ]
+            self.fields[k]["error"] = one_line(error)
+        return [f"cell {self.fold[k].id} ({self.fold[k].label}): {one_line(error)}" for k in failed]
 
     def close(self, device: torch.device) -> None:
         """Write the results that are left, and close every cell with its status."""
@@ -134,8 +133,3 @@ def record_of(cell: Cell, device: torch.device, data: str) -> dict[str, Any]:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _one_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from study.analysis import summary
 from study.config import TrackerConfig
-from study.errors import StudyError
+from study.errors import StudyError, one_line
 from study.report.write import current_figures, current_tables
 from study.store import load_records
-from study.tracking.runs import WandbRuns, one_line, start_run
+from study.tracking.runs import WandbRuns, start_run
 
 SUMMARY = "summary"
 """The job type of that run. The runs of cells have ``pack <n>``."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import pandas as pd
 
 from study.config import TrackerConfig, chosen
+from study.errors import one_line
 from study.tracking.names import history_row, plain
 from study.vocabulary.quantities import SITES
 
@@ -126,11 +127,6 @@ class WandbRuns:
         run = self.runs.pop(cell_id)
         run.summary.update({"status": status, **fields})
         run.finish(exit_code=int(status == "failed"))
-
-
-def one_line(error: Exception) -> str:
-    """The type of an error and the first line of its message."""
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 
 
 Tracker = WandbRuns | Untracked

@@ -14,13 +14,13 @@ import pandas as pd
 from matplotlib.colors import to_hex
 
 from study.config import TrackerConfig, chosen
-from study.errors import StudyError
+from study.errors import StudyError, one_line
 from study.figures.selection import Rule
 from study.figures.style import shade
 from study.store import load_tables
 from study.tracking.names import norm_of
 from study.tracking.publish import SUMMARY, publish, tracker_of
-from study.tracking.runs import one_line, silenced
+from study.tracking.runs import silenced
 from study.vocabulary.quantities import GRADIENT_NORM, MODEL_WIDE, SITES, UNIONS
 
 if TYPE_CHECKING:
