@@ -1,6 +1,7 @@
-"""Synthetic studies that obey known power laws, and a reader's eye: does any text of a figure lie on another?"""
+"""Synthetic studies with known power laws, and a check that no text overlaps another."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import combinations, product
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +39,9 @@ BASE = {
 }
 
 
+Row = dict[str, Any]
+
+
 def build(
     *,
     ranks: Sequence[float],
@@ -45,97 +49,30 @@ def build(
     steps: int,
     probed: Sequence[int],
     rules: Sequence[tuple[str, float]] = (("lora", np.nan), ("rslora", np.nan)),
-    settings: Sequence[dict[str, Any]] = ({},),
-    status: Callable[[dict[str, Any]], str] = lambda cell: "complete",
+    settings: Sequence[Row] = ({},),
+    status: Callable[[Row], str] = lambda cell: "complete",
     evaluated: Sequence[int] | None = None,
     fitted: bool = True,
 ) -> SimpleNamespace:
-    """A study whose gradient norm goes as gamma sqrt(r), its first descent as gamma r and its output as gamma r^0.9.
+    """A study with known exponents: gradient norm gamma sqrt(r), descent gamma r, output
+    gamma r^0.9.
 
-    ``settings`` are overrides of the cells' columns, one family each. ``status`` names a cell's fate: a diverged one
-    blows up halfway and is measured on with frozen weights, a running one stops there.
+    - ``settings``: overrides of the cells' columns, one family each;
+    - ``status``: how a cell ends. A diverged cell diverges halfway, and is measured on with frozen
+      weights. A running cell stops halfway.
     """
     cells, metrics, probes = [], [], []
-    for number, (setting, (scaling, p), rank, seed) in enumerate(
-        product(settings, rules, ranks, seeds)
-    ):
-        size = float(min(rank, 1e6))  # infinite rank: some number, at the end of the others
-        gamma = ALPHA * size ** -Rule.of(scaling, p).p
-        cell = {
-            **BASE,
-            "init": "kaiming",
-            "targets": "all-linear",
-            "seed": seed,
-            "data_seed": seed,
-            **setting,
-        }
-        cell |= {
-            "cell_id": f"cell{number:04d}",
-            "rank": float(rank),
-            "scaling": scaling,
-            "exponent": p,
-            "gamma": gamma,
-        }
+    plan = product(settings, rules, ranks, seeds)
+    for number, (setting, (scaling, p), rank, seed) in enumerate(plan):
+        cell = _cell(number, setting, scaling, p, rank, seed)
         cell["status"] = status(cell)
-        half = steps // 2
-        cell["diverged_step"] = half if cell["status"] == "diverged" else np.nan
+        cell["diverged_step"] = steps // 2 if cell["status"] == "diverged" else np.nan
         cells.append(cell)
-        end = steps if cell["status"] != "running" else half
-
-        batch = np.random.default_rng(
-            [seed, 7]
-        )  # within a seed every rank and rule sees the same batches
-        own = np.random.default_rng([seed, number])
-        speed = 0.75 * cell["lr"] / 1e-4 * (gamma * size**0.75) ** 0.35
-        at = np.arange(steps + 1)
-        loss = 2.1 + 0.9 * np.exp(-speed * at / steps) + 0.12 * batch.standard_normal(steps + 1)
-        heldout = 2.2 + 0.7 * np.exp(-speed * at / steps) + 0.01 * own.standard_normal()
-        shape = np.exp(-1.5 * at / steps + 0.15 * batch.standard_normal(steps + 1))
-        norm = 0.3 * gamma * size**0.5 * shape * np.exp(0.02 * own.standard_normal(steps + 1))
-        if cell["status"] == "diverged":
-            loss[half - 2 : half + 1], loss[half + 1 :] = (3.5, 6.0, 40.0), 50.0
-            norm[half:] = np.inf
-        for step in range(end + 1):
-            row = {
-                "cell_id": cell["cell_id"],
-                "step": step,
-                "tokens": 192 * step,
-                "lr": cell["lr"],
-                "clip_factor": 1.0,
-            }
-            row |= (
-                {"loss": loss[step], "grad_norm": norm[step]}
-                if step < end
-                else {"loss": np.nan, "grad_norm": np.nan}
-            )
-            row["eval_loss"] = (
-                heldout[step]
-                if step in ((0, steps) if evaluated is None else evaluated)
-                else np.nan
-            )
-            metrics.append(row)
+        course = _course(cell, steps, np.random.default_rng([seed, number]))
+        metrics += _metrics(cell, course, steps, (0, steps) if evaluated is None else evaluated)
+        end = steps // 2 if cell["status"] == "running" else steps
         for step in [step for step in probed if step < end or step == steps == end]:
-            row = {"cell_id": cell["cell_id"], "step": step, "batch": "train"}
-            model = {**row, "layer": "model", "block": -1, "kind": "model"}
-            probes.append({**model, "site": "adapter_grad", "norm": norm[step]})
-            if step < steps:
-                descent = 1e-3 * gamma * size * shape[step] * np.exp(0.02 * own.standard_normal())
-                probes.append({**model, "site": "adapter_update", "norm": 0.1, "descent": descent})
-            for layer, kind in product(range(LAYERS), KINDS):
-                rms = (
-                    1e-3
-                    * gamma
-                    * size**0.9
-                    * step**0.8
-                    * np.exp(1.2 * np.sin(layer) + 0.05 * own.standard_normal())
-                )
-                named = {
-                    "layer": f"layers.{layer}.{kind}",
-                    "block": layer,
-                    "kind": kind,
-                    "site": "adapter_out",
-                }
-                probes.append({**row, **named, "mean_abs": 0.7 * rms, "rms": rms, "m4": 1.5 * rms})
+            probes += _probes(cell, course, step, steps)
     frames = [pd.DataFrame(rows) for rows in (cells, metrics, probes)]
     for column in ("cell_id", "layer", "kind", "site", "batch"):
         frames[2][column] = frames[2][column].astype("category")
@@ -149,8 +86,83 @@ def build(
     return tables
 
 
+def _size(cell: Row) -> float:
+    """The rank; for infinite rank a number beyond the others."""
+    return float(min(cell["rank"], 1e6))
+
+
+def _cell(number: int, setting: Row, scaling: str, p: float, rank: float, seed: int) -> Row:
+    cell = {**BASE, "init": "kaiming", "targets": "all-linear", "seed": seed, "data_seed": seed}
+    cell |= {**setting, "cell_id": f"cell{number:04d}", "rank": float(rank)}
+    cell |= {"scaling": scaling, "exponent": p}
+    cell["gamma"] = ALPHA * _size(cell) ** -Rule.of(scaling, p).p
+    return cell
+
+
+@dataclass
+class Course:
+    """What happens to a cell, by step; ``own``: its random numbers."""
+
+    loss: np.ndarray
+    heldout: np.ndarray
+    norm: np.ndarray
+    shape: np.ndarray
+    own: np.random.Generator
+
+
+def _course(cell: Row, steps: int, own: np.random.Generator) -> Course:
+    # Within a seed every rank and rule sees the same batches.
+    batch = np.random.default_rng([cell["seed"], 7])
+    gamma, size, at = cell["gamma"], _size(cell), np.arange(steps + 1)
+    speed = 0.75 * cell["lr"] / 1e-4 * (gamma * size**0.75) ** 0.35
+    loss = 2.1 + 0.9 * np.exp(-speed * at / steps) + 0.12 * batch.standard_normal(steps + 1)
+    heldout = 2.2 + 0.7 * np.exp(-speed * at / steps) + 0.01 * own.standard_normal()
+    shape = np.exp(-1.5 * at / steps + 0.15 * batch.standard_normal(steps + 1))
+    norm = 0.3 * gamma * size**0.5 * shape * np.exp(0.02 * own.standard_normal(steps + 1))
+    if cell["status"] == "diverged":
+        half = steps // 2
+        loss[half - 2 : half + 1], loss[half + 1 :] = (3.5, 6.0, 40.0), 50.0
+        norm[half:] = np.inf
+    return Course(loss, heldout, norm, shape, own)
+
+
+def _metrics(cell: Row, course: Course, steps: int, evaluated: Sequence[int]) -> list[Row]:
+    end = steps // 2 if cell["status"] == "running" else steps
+    return [
+        {
+            "cell_id": cell["cell_id"],
+            "step": step,
+            "tokens": 192 * step,
+            "lr": cell["lr"],
+            "clip_factor": 1.0,
+            "loss": course.loss[step] if step < end else np.nan,
+            "grad_norm": course.norm[step] if step < end else np.nan,
+            "eval_loss": course.heldout[step] if step in evaluated else np.nan,
+        }
+        for step in range(end + 1)
+    ]
+
+
+def _probes(cell: Row, course: Course, step: int, steps: int) -> list[Row]:
+    """The rows of one step: two of the whole model, one for each layer."""
+    gamma, size, own = cell["gamma"], _size(cell), course.own
+    row = {"cell_id": cell["cell_id"], "step": step, "batch": "train"}
+    model = {**row, "layer": "model", "block": -1, "kind": "model"}
+    rows = [{**model, "site": "adapter_grad", "norm": course.norm[step]}]
+    if step < steps:
+        descent = 1e-3 * gamma * size * course.shape[step] * np.exp(0.02 * own.standard_normal())
+        rows.append({**model, "site": "adapter_update", "norm": 0.1, "descent": descent})
+    for layer, kind in product(range(LAYERS), KINDS):
+        spread = np.exp(1.2 * np.sin(layer) + 0.05 * own.standard_normal())
+        rms = 1e-3 * gamma * size**0.9 * step**0.8 * spread
+        place = {"layer": f"layers.{layer}.{kind}", "block": layer, "kind": kind}
+        moments = {"mean_abs": 0.7 * rms, "rms": rms, "m4": 1.5 * rms}
+        rows.append({**row, **place, "site": "adapter_out", **moments})
+    return rows
+
+
 def exponents(tables: SimpleNamespace) -> pd.DataFrame:
-    """The analysis' own table, with the exponents that the synthetic laws were made from as the predictions."""
+    """The ``exponents`` table, with the exponents of the synthetic laws as predictions."""
 
     def predict(rows: pd.DataFrame) -> np.ndarray:
         known = {"adapter_grad": 0.5, "adapter_update": 1.0, "adapter_out": 0.9}
@@ -168,13 +180,13 @@ def full() -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def small() -> SimpleNamespace:
-    """The quick study's shape: 5 ranks, 2 rules, 1 seed, 15 steps."""
+    """As the quick study: 5 ranks, 2 rules, 1 seed, 15 steps."""
     return build(**SMALL)
 
 
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., SimpleNamespace]:
-    """A builder of small studies: 3 ranks, 2 rules, 2 seeds, 6 steps, and whatever is overridden."""
+    """A builder of small studies: 3 ranks, 2 rules, 2 seeds, 6 steps; arguments override these."""
     return lambda **changes: build(**{**TINY, **changes})
 
 
@@ -191,13 +203,13 @@ def texts(figure: Figure) -> list[str]:
 
 
 def collisions(figure: Figure) -> list[str]:
-    """What a reader would trip over: text on text, a legend on a panel, anything cut off by the page's edge."""
+    """What makes a figure hard to read: overlapping text, a legend on a panel, cut-off text."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     renderer = canvas.get_renderer()
     boxes: list[tuple[str, Any, Bbox]] = []
     for text, owner in _visible_texts(figure):
-        # Half a point of grace: bounding boxes hold the side bearings of the glyphs.
+        # Half a point of tolerance: bounding boxes include the side bearings of glyphs.
         box = text.get_window_extent(renderer)
         boxes.append((repr(text.get_text()), owner, box.padded(-0.5 * figure.dpi / 72)))
     found = [f"{a} on {b}" for (a, _, x), (b, _, y) in combinations(boxes, 2) if x.overlaps(y)]
@@ -237,7 +249,7 @@ def _axes(figure: Figure) -> list[Axes]:
 
 
 def _visible_texts(figure: Figure) -> list[tuple[Text, Any]]:
-    """Every text that is drawn, with what it belongs to: its axes, its legend, or None for the figure's own."""
+    """Every visible text with its owner: axes, a legend, or None for the figure."""
     found: list[tuple[Text, Any]] = []
     for ax in _axes(figure):
         for axis in (ax.xaxis, ax.yaxis):

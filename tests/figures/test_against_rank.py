@@ -1,4 +1,4 @@
-"""The laws in the rank: points, fitted lines, bands and slopes are those of the tables."""
+"""Power laws in the rank: points, fitted lines, bands and exponents are those of the tables."""
 
 from types import SimpleNamespace
 
@@ -132,7 +132,7 @@ def test_the_rank_axis_is_labelled_with_the_studys_own_ranks(small, full) -> Non
     assert labels(panels(grad_norm_vs_rank(small))[0]) == ["4", "16", "64", "256", "1024"]
     assert labels(panels(grad_norm_vs_rank(full))[0]) == [str(4 * 2**k) for k in range(10)]
     narrow = panels(activation_moments_vs_rank(full))[0]
-    assert labels(narrow) == ["4", "16", "64", "256", "1024"]  # no room for ten
+    assert labels(narrow) == ["4", "16", "64", "256", "1024"]  # ten would not fit
     assert len(narrow.xaxis.get_minorticklocs()) == 5
 
 
@@ -179,20 +179,19 @@ def test_bars_of_two_rules_stand_side_by_side_at_their_true_rank(small, read) ->
     assert on_page[0] < ax.transData.transform((4, 1))[0] < on_page[1]
 
 
-def test_a_layer_that_drops_out_at_one_rank_counts_at_none(small, read) -> None:
+def test_a_layer_that_is_missing_at_one_rank_is_left_out_at_all(small, read) -> None:
     tables = SimpleNamespace(**vars(small))
     lost = small.cells.query("scaling == 'lora' and rank == 1024")["cell_id"].iloc[0]
     gone = (small.probes["cell_id"] == lost) & (small.probes["layer"] == "layers.1.q_proj")
     tables.probes = small.probes[~gone]
     shared = SimpleNamespace(**vars(small))
     shared.probes = small.probes[small.probes["layer"] != "layers.1.q_proj"]
-    one, other = (
-        read.artists(activation_moments_vs_rank(t), "points lora")[0].get_ydata() for t in (tables, shared)
-    )  # fmt: skip
+    figures = [activation_moments_vs_rank(one) for one in (tables, shared)]
+    one, other = (read.artists(figure, "points lora")[0].get_ydata() for figure in figures)
     np.testing.assert_allclose(one, other)
 
 
-def test_heldout_activations_are_said_to_be(tiny, read) -> None:
+def test_heldout_activations_are_named_as_such(tiny, read) -> None:
     tables = tiny(fitted=False)
     tables.probes = tables.probes.assign(batch="heldout")
     assert "held-out batch" in " ".join(read.texts(activation_moments_vs_rank(tables)))
@@ -217,7 +216,7 @@ def test_two_ranks_have_a_slope_without_an_interval(tiny, read) -> None:
 
 
 @pytest.mark.parametrize("draw", VS_RANK)
-def test_one_rank_is_no_law(draw, tiny) -> None:
+def test_one_rank_is_not_enough(draw, tiny) -> None:
     with pytest.raises(Absent, match="at least two ranks"):
         draw(tiny(ranks=(16,)))
     with pytest.raises(Absent, match="at least two ranks"):
@@ -255,7 +254,7 @@ def test_diverged_cells_are_crossed_at_their_rank(tiny, read) -> None:
     )
     figure = grad_norm_vs_rank(tables)
     first, last = panels(figure)
-    assert not on(first, read.artists(figure, "lost"))  # at step 0 they were still well
+    assert not on(first, read.artists(figure, "lost"))  # none had diverged at step 0
     crosses = on(last, read.artists(figure, "lost"))
     assert [list(cross.get_xdata()) for cross in crosses] == [[1024], [1024]]
     assert len(on(last, read.artists(figure, "points lora"))[0].get_xdata()) == 7
@@ -277,7 +276,7 @@ def test_every_exponent_of_power_has_its_own_fit(tiny, read) -> None:
     assert len({points.get_marker() for points in read.artists(figure, "points")}) == 3
 
 
-def test_more_rules_than_a_panel_holds_are_capped_and_said(tiny, read) -> None:
+def test_the_text_says_if_rules_are_left_out(tiny, read) -> None:
     figure = descent_vs_rank(tiny(rules=[("power", p) for p in np.linspace(0, 1, 11)]))
     assert len(read.artists(figure, "points")) == 8
     assert "8 of 11 rules shown" in " ".join(read.texts(figure)).replace("\n", " ")

@@ -1,4 +1,4 @@
-"""Exponents by bits: a mark per number of bits, where the table has it; nothing where there is nothing to compare."""
+"""Exponents by bits: one marker per number of bits, from the table."""
 
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ def swept(tiny) -> SimpleNamespace:
     return tiny(settings=BITS)
 
 
-def test_marks_and_bars_are_the_tables(swept, read) -> None:
+def test_markers_and_bars_show_the_table(swept, read) -> None:
     figure = exponents_by_bits(swept)
     assert [ax.get_title(loc="left").split()[0] for ax in figure.axes] == ["LoRA", "rsLoRA"]
     rows = swept.exponents[
@@ -55,7 +55,7 @@ def test_nothing_collides(tiny, read, changes) -> None:
     assert read.collisions(exponents_by_bits(tiny(**changes))) == []
 
 
-def test_a_study_of_one_base_has_nothing_to_compare(tiny) -> None:
+def test_a_study_of_one_base_is_not_enough(tiny) -> None:
     for settings in ([{}], [{"quant_bits": np.nan}], [{"quant_bits": 4.0}]):
         with pytest.raises(Absent, match=r"need a study over model\.quant_bits"):
             exponents_by_bits(tiny(settings=settings))

@@ -1,4 +1,4 @@
-"""Forward and backward conditions beside their finite-rank curves, and gradients in units of eps."""
+"""The forward and backward conditions with predicted curves; gradients in units of eps."""
 
 from types import SimpleNamespace
 
@@ -18,14 +18,15 @@ LAYERS = {
     "layers.0.v_proj": (64, 9.0, 0.1),
     "layers.1.down_proj": (256, 5.0, 30.0),
 }
-"""By layer: D, r_align (and r_sign), and the size of what it puts out."""
+"""By layer: D, r_align (equal to r_sign), and the scale of its output."""
 LORA, RSLORA = "lora p=1", "rslora p=0.5"
 
 
 def lazy(
     *, optimizers=("sgd",), noise: float = 0.0, recorded: bool = True, eps: float = EPS
 ) -> SimpleNamespace:
-    """A study on the theory's own curves: adapter_out, adapter_in_grad and both factors' gradients at steps 0 and 1."""
+    """A study exactly on the predicted curves, at steps 0 and 1: adapter_out, adapter_in_grad and
+    the gradients of A and B."""
     cells, probes = [], []
     rng = np.random.default_rng(0)
     for optimizer in optimizers:
@@ -114,7 +115,7 @@ def test_points_are_the_mean_over_layers_of_the_log(adamw, read) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_the_curve_bends_as_the_data_do_and_the_line_does_not(optimizer: str, read) -> None:
+def test_the_predicted_curve_is_the_data_and_no_straight_line(optimizer: str, read) -> None:
     tables = lazy(optimizers=(optimizer,))
     figure = conditions(tables)
     for ax, site in zip(figure.axes, ("adapter_out", "adapter_in_grad"), strict=True):
@@ -149,13 +150,13 @@ def test_forward_and_backward_have_curves_of_their_own(sgd, read) -> None:
     assert all("rms at step 1" in ax.get_ylabel() for ax in figure.axes)
 
 
-def test_without_the_layers_numbers_there_is_no_curve_and_it_is_said(read) -> None:
+def test_without_recorded_alignments_there_is_no_curve_and_the_text_says_so(read) -> None:
     figure = conditions(lazy(recorded=False))
     assert read.artists(figure, "curve") == []
     assert "was not recorded" in " ".join(read.texts(figure)).replace("\n", " ")
 
 
-def test_a_condition_alone_is_no_comparison(sgd) -> None:
+def test_both_conditions_are_needed(sgd) -> None:
     half = SimpleNamespace(**vars(sgd))
     half.probes = sgd.probes[sgd.probes["site"] != "adapter_in_grad"]
     with pytest.raises(Absent, match="both adapter_out and adapter_in_grad"):
@@ -165,7 +166,7 @@ def test_a_condition_alone_is_no_comparison(sgd) -> None:
 # eps
 
 
-def test_gradients_are_shown_in_units_of_eps_at_the_first_step_both_have_one(adamw, read) -> None:
+def test_gradients_are_in_units_of_eps_at_the_first_step_with_both(adamw, read) -> None:
     figure = eps_over_ranks(adamw)
     for ax, site in zip(figure.axes, ("A_grad", "B_grad"), strict=True):
         points = next(a for a in read.artists(figure, f"points {LORA}") if a.axes is ax)
@@ -178,7 +179,7 @@ def test_gradients_are_shown_in_units_of_eps_at_the_first_step_both_have_one(ada
     assert "at step 1" in figure.axes[0].get_ylabel()
 
 
-def test_the_line_at_a_hundred_is_there_and_named(adamw, read) -> None:
+def test_the_threshold_is_drawn_and_named(adamw, read) -> None:
     figure = eps_over_ranks(adamw)
     assert [set(line.get_ydata()) for line in read.artists(figure, "eps")] == [{100.0}, {100.0}]
     for ax in figure.axes:
@@ -188,7 +189,7 @@ def test_the_line_at_a_hundred_is_there_and_named(adamw, read) -> None:
         assert ax.get_ylim()[0] < 100 < ax.get_ylim()[1]
 
 
-def test_an_optimizer_without_eps_has_no_part_in_it(sgd, read) -> None:
+def test_optimizers_without_eps_are_left_out(sgd, read) -> None:
     with pytest.raises(Absent, match="no optimizer with an eps"):
         eps_over_ranks(sgd)
     both = eps_over_ranks(lazy(optimizers=("sgd", "adamw")))

@@ -1,4 +1,4 @@
-"""Distances to infinite rank: drawn from real first steps of random adapters, beside what theory knows of them."""
+"""Distances to infinite rank: first steps of random adapters against the known distance."""
 
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ LAYERS = ("layers.0.q_proj", "layers.1.q_proj")
 
 
 def problem(layer: int) -> tuple[np.ndarray, np.ndarray, theory.Layer]:
-    """A weight gradient, inputs that lie to it as a batch does, and what theory needs to know of the two."""
+    """A weight gradient, the inputs of its batch, and the layer's sizes and alignments."""
     rng = np.random.default_rng(layer)
     x = rng.standard_normal((64, D_IN)) * np.geomspace(3, 0.3, D_IN)
     g = rng.standard_normal((64, D_OUT)) * 0.1
@@ -146,7 +146,7 @@ def test_points_are_the_mean_over_layers_of_the_log_distance(study, read) -> Non
             assert np.inf not in points.get_xdata()
 
 
-def test_theory_is_not_fitted_and_the_first_step_lies_on_it(study, read) -> None:
+def test_the_first_step_agrees_with_theory_without_a_fit(study, read) -> None:
     figure = distance_to_infinite_rank(study)
     known = [problem(number)[2] for number in range(len(LAYERS))]
     for heading, measure, weighting in (
@@ -187,7 +187,7 @@ def test_the_legend_has_the_slope_and_the_formula(study) -> None:
     assert [ax.get_yscale() for ax in figure.axes] == ["log"] * 6
 
 
-def test_a_study_without_an_infinite_rank_says_so(study) -> None:
+def test_missing_distances_are_reported(study) -> None:
     without = SimpleNamespace(
         **{name: frame for name, frame in vars(study).items() if name != "distances"}
     )
@@ -243,14 +243,12 @@ def test_rank_free_runs_reach_a_million_beside_the_explicit_ones(free, read) -> 
     np.testing.assert_allclose(line.get_ydata(), np.sqrt((D_IN + 1 - 1.2) / line.get_xdata()))
     rings = on(ax, read.artists(figure, "explicit"))
     assert set(rings.get_xdata()) == set(RANKS)
-    assert ax.get_xlim()[0] < min(RANKS), (
-        "the rings below the lowest rank-free run are on the page too"
-    )
+    assert ax.get_xlim()[0] < min(RANKS), "rings below the lowest rank-free run are visible"
     assert "$2^{20}$" in [t.get_text() for t in ax.get_xticklabels()]
     assert read.collisions(figure) == []
 
 
-def test_runs_that_are_no_cells_are_rank_free(free, read) -> None:
+def test_rank_free_runs_are_not_drawn_with_the_cells(free, read) -> None:
     explicit = read.artists(distance_to_infinite_rank(free), f"points {WHO}")[0]
     assert set(explicit.get_xdata()) == set(RANKS)
 

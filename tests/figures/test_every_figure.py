@@ -1,4 +1,4 @@
-"""All figures over all kinds of study: nothing collides, nothing is cut off, nothing crashes; and the checker sees."""
+"""All figures over all kinds of study: no crash, no overlap, nothing cut off."""
 
 import logging
 import warnings
@@ -23,7 +23,7 @@ PLAIN = (
     ),
     *("exponents_over_training", "exponent_heatmap", "loss_against_rank"),
 )
-"""What the synthetic studies have data for, whatever their rules and optimizers; the others have tests of their own."""
+"""The figures that every synthetic study has data for. The others have tests of their own."""
 UNFITTED = PLAIN[:5] + PLAIN[7:]
 BOTH = [("lora", np.nan), ("rslora", np.nan)]
 WIDE = tuple(4 * 2**k for k in range(10))
@@ -36,19 +36,29 @@ STUDIES = {
     "five exponents": {"rules": [("power", p) for p in (0, 0.25, 0.5, 0.75, 1)]},
     "infinite rank": {"ranks": (4, 64, 1024, np.inf)},
     "long, log-spaced probes": {"steps": 300, "probed": (0, 1, 2, 4, 8, 16, 32, 64, 128, 300)},
-    "diverged": {"steps": 20, "status": lambda c: "diverged" if c["rank"] > 4 and c["seed"] else "complete"},
+    "diverged": {
+        "steps": 20,
+        "status": lambda c: "diverged" if c["rank"] > 4 and c["seed"] else "complete",
+    },
     "all diverged": {"steps": 20, "status": lambda c: "diverged"},
     "still running": {"steps": 20, "status": lambda c: "running"},
-    "optimizers and rates": {"settings": [{"optimizer": o, "lr": lr} for o in ("adamw", "sgd") for lr in (1e-4, 0.1)]},
+    "optimizers and rates": {
+        "settings": [{"optimizer": o, "lr": lr} for o in ("adamw", "sgd") for lr in (1e-4, 0.1)]
+    },
     "long labels": {
         "settings": [
-            {"optimizer": "adamw", "model": "meta-llama/Llama-3.1-8B-Instruct", "targets": "q_proj,v_proj", "lr": 0.1},
+            {
+                "optimizer": "adamw",
+                "model": "meta-llama/Llama-3.1-8B-Instruct",
+                "targets": "q_proj,v_proj",
+                "lr": 0.1,
+            },
             {"optimizer": "sgd", "model": "smollm2", "targets": "all-linear", "lr": 0.12345},
         ]
     },
     "bits": {"settings": [{"quant_bits": bits} for bits in (np.nan, 8.0, 4.0)]},
     "not analysed": {"fitted": False},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -122,7 +132,7 @@ def test_tables_are_left_as_they_were(tiny) -> None:
     assert all(frame.equals(getattr(tables, name)) for name, frame in before.items())
 
 
-def test_what_cannot_be_drawn_is_skipped_with_its_reason(
+def test_a_figure_without_data_is_skipped_with_a_warning(
     tiny, caplog: pytest.LogCaptureFixture
 ) -> None:
     tables = tiny()
@@ -142,7 +152,7 @@ def test_what_cannot_be_drawn_is_skipped_with_its_reason(
     assert list(draw_all(nothing)) == []
 
 
-def test_an_error_of_ours_is_not_hidden(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_not_hidden(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: object) -> Figure:
         raise ValueError("a bug")
 
@@ -154,7 +164,7 @@ def test_an_error_of_ours_is_not_hidden(tiny, monkeypatch: pytest.MonkeyPatch) -
 # the checker itself
 
 
-def test_the_checker_sees_what_a_reader_would_trip_over(read) -> None:
+def test_the_check_finds_overlapping_and_cut_off_text(read) -> None:
     def page(**options: object) -> tuple[Figure, object]:
         figure = Figure(figsize=(4, 3), **options)
         ax = figure.subplots()
@@ -171,7 +181,7 @@ def test_the_checker_sees_what_a_reader_would_trip_over(read) -> None:
 
     figure, ax = page()
     ax.set_title(
-        "a title that is far too long for the little page it was given to stand upon, and wide",
+        "a title that is far too long for the small page that it is printed on, and wider",
         fontsize=14,
     )
     assert any("off the page" in found for found in read.collisions(figure))

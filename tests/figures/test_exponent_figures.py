@@ -1,4 +1,4 @@
-"""The figures of exponents: against p, over layers, over training. What they show is what the tables hold."""
+"""Exponents against p, over layers and over training: the figures show the tables."""
 
 from types import SimpleNamespace
 
@@ -37,7 +37,7 @@ def powers(tiny) -> SimpleNamespace:
 # against p
 
 
-def test_a_crossing_is_found_between_beside_and_not_beyond() -> None:
+def test_a_crossing_is_found_between_the_p_and_a_little_outside() -> None:
     p = np.array([0.0, 0.5, 1.0])
     assert crossing(p, 0.5 - p) == pytest.approx(0.5)
     assert crossing(p, 0.7 - p) == pytest.approx(0.7)
@@ -45,7 +45,7 @@ def test_a_crossing_is_found_between_beside_and_not_beyond() -> None:
     assert crossing(p, -0.1 - p) == pytest.approx(-0.1)
     assert np.isnan(crossing(p, 2.0 - p))
     assert np.isnan(crossing(p, np.ones(3)))
-    assert np.isnan(crossing(p, 0.5 + p))  # a slope that rises with p is no law of gamma
+    assert np.isnan(crossing(p, 0.5 + p))  # a slope that rises with p has no p*
     assert crossing(p, np.array([0.5, np.nan, -0.5])) == pytest.approx(0.5)
     assert np.isnan(crossing(p[:1], p[:1]))
 
@@ -85,8 +85,8 @@ def test_theory_lies_behind_where_it_says_something(powers, read) -> None:
     np.testing.assert_allclose(theory.get_ydata(), 0.5 - ps)
     (theory,) = read.artists(figure, "theory adapter_update 0")
     np.testing.assert_allclose(theory.get_ydata(), 1 - ps)  # AdamW: sign-like
-    assert all(a.get_zorder() < b.get_zorder() for a, b in zip(
-        read.artists(figure, "theory"), read.artists(figure, "line"), strict=True))  # fmt: skip
+    pairs = zip(read.artists(figure, "theory"), read.artists(figure, "line"), strict=True)
+    assert all(below.get_zorder() < above.get_zorder() for below, above in pairs)
 
 
 def test_theory_without_a_predicted_column_is_the_asymptote(tiny, read) -> None:
@@ -96,17 +96,17 @@ def test_theory_without_a_predicted_column_is_the_asymptote(tiny, read) -> None:
     (theory,) = read.artists(figure, "theory adapter_update 0")
     np.testing.assert_allclose(theory.get_ydata(), [1.0, 0.5, 0.0])  # 1 - 2p
     (theory,) = read.artists(figure, "theory adapter_out")
-    assert np.isnan(theory.get_ydata()).all()  # its crossover is not known
+    assert np.isnan(theory.get_ydata()).all()  # its crossover was not recorded
 
 
 def test_every_optimizer_has_a_panel(tiny, read) -> None:
-    knobs = [{"optimizer": "adamw", "eps": 1e-8}, {"optimizer": "sgd", "eps": np.nan}]
-    figure = exponent_against_p(tiny(settings=knobs))
+    settings = [{"optimizer": "adamw", "eps": 1e-8}, {"optimizer": "sgd", "eps": np.nan}]
+    figure = exponent_against_p(tiny(settings=settings))
     assert [ax.get_legend().get_title().get_text() for ax in panels(figure)] == ["AdamW", "SGD"]
     assert read.collisions(figure) == []
 
 
-def test_one_rule_says_nothing_about_p(tiny) -> None:
+def test_one_rule_is_not_enough(tiny) -> None:
     with pytest.raises(Absent, match="two scaling rules"):
         exponent_against_p(tiny(rules=[("lora", np.nan)]))
     with pytest.raises(Absent, match="analyze the study first"):
@@ -165,7 +165,7 @@ def test_layers_without_a_sure_exponent_are_hatched(tiny, read) -> None:
     assert "Hatched" not in " ".join(read.texts(exponent_heatmap(tiny())))
 
 
-def test_layers_that_carry_no_adapter_are_blank(tiny, read) -> None:
+def test_layers_without_an_adapter_are_blank(tiny, read) -> None:
     tables = tiny()
     tables.probes = tables.probes[tables.probes["layer"] != "layers.4.q_proj"]
     tables.exponents = tables.exponents[tables.exponents["layer"] != "layers.4.q_proj"]
@@ -174,7 +174,7 @@ def test_layers_that_carry_no_adapter_are_blank(tiny, read) -> None:
     assert all(a.get_array().mask.sum() == 1 for a in maps(figure).values())
 
 
-def test_the_heading_says_median_and_spread(tiny, read) -> None:
+def test_the_heading_has_median_and_spread(tiny, read) -> None:
     figure = exponent_heatmap(tiny())
     slopes = maps(figure)[f"map {RSLORA}"].get_array().compressed()
     middle, low, high = (style.number(q) for q in np.quantile(slopes, [0.5, 0.05, 0.95]))
@@ -212,7 +212,7 @@ def test_exponents_over_steps_are_the_tables_with_their_intervals(tiny, read) ->
     ] * 2
 
 
-def test_rules_keep_their_colours_and_zero_its_margin(tiny, read) -> None:
+def test_rules_have_their_colours_and_the_margin_is_shaded(tiny, read) -> None:
     figure = exponents_over_training(tiny())
     rules = [Rule.of("lora", None), Rule.of("rslora", None)]
     colours = {a.get_gid(): a.get_color() for a in read.artists(figure, "curve")}
@@ -226,7 +226,7 @@ def test_rules_keep_their_colours_and_zero_its_margin(tiny, read) -> None:
     assert (level.y0, level.y1) == pytest.approx((-margin, margin))
 
 
-def test_one_step_is_no_course(tiny) -> None:
+def test_one_step_is_not_enough(tiny) -> None:
     with pytest.raises(Absent, match="two steps"):
         exponents_over_training(tiny(probed=(0,)))
 

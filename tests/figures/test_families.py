@@ -1,4 +1,4 @@
-"""What a figure must not mix, and how that is told apart."""
+"""Families: which cells a figure shows together, and their labels."""
 
 import numpy as np
 import pandas as pd
@@ -40,12 +40,12 @@ def test_ranks_rules_and_seeds_make_one_family() -> None:
     assert family.finite_ranks == [4.0, 8.0]
 
 
-def test_a_rules_own_p_is_the_same_whether_written_or_not() -> None:
+def test_a_rules_own_p_may_be_given() -> None:
     (family,) = families(cells(exponent=[np.nan, 1.0]))
     assert family.rules == [Rule.of("lora", None)]
 
 
-def test_how_a_cell_went_and_on_what_makes_no_family() -> None:
+def test_outcome_and_device_make_no_family() -> None:
     table = cells(
         status=["complete", "diverged"],
         seconds=[1.0, 2.0],
@@ -77,7 +77,7 @@ def test_labels_omit_columns_that_are_constant_within_an_optimizer() -> None:
     assert [f.label for f in families(table)] == ["AdamW", "SGD"]
 
 
-def test_a_key_that_nobody_has_heard_of_still_parts_cells() -> None:
+def test_an_unknown_column_separates_families() -> None:
     assert [f.label for f in families(cells(nesterov=["yes", "no"]))] == [
         "nesterov no",
         "nesterov yes",
@@ -104,7 +104,7 @@ def test_too_many_families_leave_every_optimizer_one() -> None:
     assert nothing == ""
 
 
-def test_rows_after_a_divergence_are_not_the_runs() -> None:
+def test_rows_after_a_divergence_are_dropped() -> None:
     table = cells(rank=[4.0, 8.0], diverged_step=[2.0, np.nan])
     metrics = pd.DataFrame(
         {

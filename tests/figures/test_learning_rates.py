@@ -1,4 +1,4 @@
-"""Basins over learning rates and losses over ranks: the best is the best, an edge is said to be one."""
+"""Losses against the learning rate and against the rank."""
 
 from types import SimpleNamespace
 
@@ -18,7 +18,8 @@ LORA, RSLORA = "lora p=1", "rslora p=0.5"
 def sweep(
     *, optimizer="adamw", rates=RATES, ranks=RANKS, seeds=(0, 1), loss=None, lost=lambda cell: False
 ):
-    """A sweep over learning rates; ``loss(cell)`` ends each run, by default a parabola in its log step."""
+    """A sweep over learning rates. ``loss(cell)``: the final loss, by default a parabola in the log
+    of the step size."""
     power = 2 if optimizer == "sgd" else 1
 
     def parabola(cell: dict) -> float:
@@ -82,12 +83,10 @@ def test_basins_are_means_over_seeds_and_the_best_is_marked(read) -> None:
     axes = [ax for ax in figure.axes if ax.get_label() != "legend"]
     assert [ax.get_xscale() for ax in axes] == ["log", "log"]
     assert [ax.get_xlabel() for ax in axes] == ["learning rate"] * 2
-    assert "at an edge" in " ".join(
-        read.texts(figure)
-    )  # LoRA of rank 1024 wants more than the highest rate
+    assert "at an edge" in " ".join(read.texts(figure))  # LoRA at rank 1024 needs a higher rate
 
 
-def test_a_diverged_rate_is_crossed_and_never_the_best_but_bounds_the_others(read) -> None:
+def test_a_diverged_rate_is_a_cross_and_never_the_best_but_part_of_the_grid(read) -> None:
     tables = sweep(
         lost=lambda c: c["lr"] == 1e-2 and c["seed"] == 1,
         loss=lambda c: 3.0 + np.log10(1e-3 / c["lr"]) / 10,
@@ -100,7 +99,7 @@ def test_a_diverged_rate_is_crossed_and_never_the_best_but_bounds_the_others(rea
     assert "×: diverged" in " ".join(read.texts(figure))
 
 
-def test_runs_that_blew_up_do_not_flatten_the_basin(read) -> None:
+def test_very_high_losses_do_not_flatten_the_basin(read) -> None:
     figure = learning_rate_basins(
         sweep(loss=lambda c: 300.0 if c["lr"] > 5e-3 else 2.0 + abs(np.log10(c["lr"]) + 4) / 5)
     )
@@ -108,7 +107,7 @@ def test_runs_that_blew_up_do_not_flatten_the_basin(read) -> None:
     assert list(named(read, figure, f"cross {LORA} r=4").get_xdata()) == [1e-2]
 
 
-def test_losses_at_a_rate_fixed_at_the_lowest_rank(read) -> None:
+def test_losses_at_the_best_rate_of_the_lowest_rank(read) -> None:
     tables = sweep()
     figure = loss_against_rank(tables)
     fixed = final(tables, rank=4.0).groupby("lr")["eval_loss"].mean().idxmin()
@@ -140,15 +139,13 @@ def test_losses_at_each_ranks_best_rate(read) -> None:
     assert set(edge.get_xdata()) == {
         64.0,
         1024.0,
-    }  # they want 8e-3 and more, of a grid that ends at 1e-2
+    }  # their best rates are 8e-3 and above; the grid ends at 1e-2
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_what_only_the_step_size_decides_is_one_curve_at_matched_steps(
-    optimizer: str, read
-) -> None:
+def test_rules_that_differ_by_step_size_alone_agree_at_matched_steps(optimizer: str, read) -> None:
     power = 2 if optimizer == "sgd" else 1
-    # Linear in log lr, so that interpolation is exact; free of the rule but for the step that its gamma gives.
+    # Linear in log lr, so that interpolation is exact. The rule matters only through gamma.
     tables = sweep(
         optimizer=optimizer,
         loss=lambda c: 3.0 - 0.1 * np.log(c["lr"] * c["gamma"] ** power),
@@ -171,7 +168,7 @@ def test_what_only_the_step_size_decides_is_one_curve_at_matched_steps(
     assert np.abs(apart[0].get_ydata()[-1] - apart[1].get_ydata()[-1]) > 0.1
 
 
-def test_infinite_rank_is_a_level_and_not_a_place(read) -> None:
+def test_infinite_rank_is_a_horizontal_line(read) -> None:
     tables = sweep(ranks=(4, 64, np.inf), rates=(1e-3,))
     figure = loss_against_rank(tables)
     limit = named(read, figure, f"limit {RSLORA}")
@@ -182,7 +179,7 @@ def test_infinite_rank_is_a_level_and_not_a_place(read) -> None:
     assert "infinite rank" in " ".join(read.texts(figure))
 
 
-def test_what_is_missing_is_said() -> None:
+def test_missing_data_are_named() -> None:
     with pytest.raises(Absent, match="two learning rates"):
         learning_rate_basins(sweep(rates=(1e-3,)))
     with pytest.raises(Absent, match="two ranks"):

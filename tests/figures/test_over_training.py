@@ -1,4 +1,4 @@
-"""Loss and gradient-norm curves: the lines are the tables' numbers, in the right panel, colour and range."""
+"""Loss and gradient-norm curves show the tables, in the right panel, colour and range."""
 
 from types import SimpleNamespace
 
@@ -86,7 +86,7 @@ def test_rules_share_an_axis_and_are_headed_in_their_colour(full) -> None:
     assert same_color(rslora.title.get_color(), style.tint(RSLORA, [RSLORA]))
 
 
-def test_the_ladder_names_every_rank_lowest_at_the_bottom(full) -> None:
+def test_the_legend_names_every_rank_lowest_at_the_bottom(full) -> None:
     figure = loss_curves(full)
     (legend,) = [ax for ax in figure.findobj(Axes) if ax.get_label() == "legend"]
     assert [t.get_text() for t in legend.get_yticklabels()] == [str(4 * 2**k) for k in range(10)]
@@ -102,7 +102,7 @@ def test_a_study_without_evaluation_has_losses_only(tiny) -> None:
     assert len(panels(loss_curves(tiny(evaluated=[])))) == 2
 
 
-def test_a_rank_that_a_rule_lacks_is_blank_on_the_ladder(tiny) -> None:
+def test_a_rank_that_a_rule_lacks_is_blank_in_the_legend(tiny) -> None:
     tables = tiny()
     gone = (tables.cells["scaling"] == "rslora") & (tables.cells["rank"] == 256)
     tables.cells = tables.cells[~gone]
@@ -150,7 +150,7 @@ def test_log_spaced_probes_get_a_log_step_axis(tiny) -> None:
     assert panels(loss_curves(tables))[0].get_xscale() == "linear"
 
 
-# runs that went astray
+# diverged and running cells
 
 
 def test_a_diverged_cell_ends_in_a_cross_at_its_last_finite_value(tiny, read) -> None:
@@ -163,10 +163,12 @@ def test_a_diverged_cell_ends_in_a_cross_at_its_last_finite_value(tiny, read) ->
     (line,) = read.artists(figure, "curve lora p=1 r=256 diverged")
     assert list(cross.get_xdata()) == [
         10
-    ]  # the step it diverged at; it was measured on, frozen, up to 20
+    ]  # the step at which it diverged; later steps have frozen weights
     assert line.get_xdata()[-1] == 10
     assert line.get_ydata()[-1] == 40.0
-    assert 3.5 < cross.get_ydata()[0] < top.get_ylim()[1]  # far above the others: near the edge
+    assert (
+        3.5 < cross.get_ydata()[0] < top.get_ylim()[1]
+    )  # near the edge, far above the other curves
     (survivor,) = [
         a for a in read.artists(figure, "curve lora p=1 r=256 complete") if a.axes is top
     ]
@@ -202,7 +204,7 @@ def test_a_study_that_all_diverged_is_still_drawn(tiny, read) -> None:
     assert len(read.artists(figure, "cross")) == 12
 
 
-def test_curves_that_hide_one_another_are_said_to_coincide(small, read) -> None:
+def test_the_text_says_if_curves_hide_one_another(small, read) -> None:
     sentence = "the curves of all ranks overlap"
     assert sentence not in " ".join(read.texts(loss_curves(small)))
     tables = SimpleNamespace(**vars(small))
@@ -229,13 +231,13 @@ def test_every_exponent_of_power_has_a_panel(tiny, read) -> None:
     assert len(read.artists(figure, "curve power p=0.25")) == 3
 
 
-def test_too_many_rules_are_capped_and_said(tiny, read) -> None:
+def test_the_text_says_if_rules_are_left_out(tiny, read) -> None:
     figure = grad_norm_curves(tiny(rules=[("power", p) for p in np.linspace(0, 1, 9)]))
     assert len(panels(figure)) == 5
     assert "5 of 9 rules shown" in " ".join(read.texts(figure))
 
 
-def test_infinite_rank_is_dashed_and_tops_the_ladder(tiny, read) -> None:
+def test_infinite_rank_is_dashed_and_on_top_of_the_legend(tiny, read) -> None:
     figure = loss_curves(tiny(ranks=(4, 64, np.inf)))
     assert {a.get_linestyle() for a in read.artists(figure, "curve lora p=1 r=∞")} == {"--"}
     assert {a.get_linestyle() for a in read.artists(figure, "curve lora p=1 r=64")} == {"-"}

@@ -1,4 +1,4 @@
-"""Losses of cut adapters: a line per trained rank that ends, marked, at the run itself."""
+"""Losses of adapters cut to lower ranks: one line per trained rank, up to the whole run."""
 
 import math
 from types import SimpleNamespace
@@ -46,7 +46,7 @@ def test_lines_are_means_over_seeds_and_end_at_the_run(study, read) -> None:
     assert "Base ($k = 0$): 3.00 to 3.01." in " ".join(read.texts(figure)).replace("\n", " ")
 
 
-def test_nothing_collides_infinite_rank_and_all(study, read) -> None:
+def test_nothing_collides(study, read) -> None:
     figure = truncated_losses(study)
     assert read.collisions(figure) == []
     panels = [ax for ax in figure.axes if ax.get_label() != "legend"]
@@ -54,6 +54,6 @@ def test_nothing_collides_infinite_rank_and_all(study, read) -> None:
     assert panels[0].get_ylabel()
 
 
-def test_a_study_without_truncations_says_how_to_get_them(study) -> None:
+def test_missing_truncations_are_reported_with_the_fix(study) -> None:
     with pytest.raises(Absent, match=r"probes\.truncations=log"):
         truncated_losses(SimpleNamespace(cells=study.cells, truncations=pd.DataFrame()))
