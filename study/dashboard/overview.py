@@ -11,7 +11,6 @@ import pandas as pd
 
 from study.analysis.fits import t_critical
 from study.analysis.grouping import curve_labels, distinguishing
-from study.analysis.summary import OVER_MODEL
 from study.dashboard.colours import rule_looks
 from study.dashboard.following import FollowedCell, FollowedStudy
 from study.dashboard.probes import Layer, Quantity
@@ -30,23 +29,20 @@ MOST_DF = 200
 """The page gets Student's t up to this many degrees of freedom, and uses the last value beyond it.
 That is within 0.6 % of the normal distribution's."""
 
-
-NOT_CONFIGURATION = frozenset(
-    {
-        *("cell_id", "study", "status", "error", "diverged_step", "steps_done", "seconds"),
-        "peak_memory_gb",
-    }
+NOT_CONFIGURATION = (
+    *("cell_id", "study", "status", "error", "diverged_step", "steps_done", "seconds"),
+    "peak_memory_gb",
 )
 """The columns of ``cells`` that are not part of the configuration."""
 
 VERDICT_FIELDS = (
-    *("optimizer", "curve", "quantity", "step", "exponent", "ci_low", "ci_high", "predicted"),
-    *("verdict", "interval", "seeds", "ranks", "rank_min", "rank_max"),
+    *("optimizer", "curve", "quantity", "over", "step", "exponent", "ci_low", "ci_high"),
+    *("predicted", "verdict", "interval", "seeds", "ranks", "rank_min", "rank_max"),
 )
 
 
 def overview(study: FollowedStudy, verdicts: Verdicts, live: bool) -> dict[str, Any]:
-    """The object. Missing numbers are null; infinities are strings, which JSON has no numbers for.
+    """The object. Missing numbers are null; infinities are strings, since JSON cannot hold them.
 
     ``live``: whether the page can request updates.
     """
@@ -140,13 +136,11 @@ def _configuration(cells: pd.DataFrame) -> dict[str, Any]:
 def _verdict(row: Mapping[Any, Any]) -> dict[str, Any]:
     scaling, _, p = str(row["rule"]).partition(" p=")
     labels = {f"{q.site} {q.stat}": q.label for q in PRIMARY}
-    whole = row["over"] == OVER_MODEL
     return {
         **{name: _json(row[name]) for name in VERDICT_FIELDS},
         "rule": style.gid(Rule.of(scaling, float(p) if p else None)),
         "label": labels[row["quantity"]],
         "at_last_step": row["step"] not in FIXED_STEPS,
-        "over": "whole model" if whole else str(row["over"]).removesuffix(" of the log"),
     }
 
 

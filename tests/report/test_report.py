@@ -55,7 +55,7 @@ def test_a_sound_study_has_verdicts_and_no_caveats(on_disk: OnDisk) -> None:
 
 
 @pytest.mark.parametrize(
-    ("study", "said"),
+    ("study", "expected"),
     [
         ({"seeds": (0,)}, ["**One seed.**"]),
         ({"seeds": (0, 1, 2)}, ["**3 seeds.**", "fewer than 5"]),
@@ -112,10 +112,10 @@ def test_a_sound_study_has_verdicts_and_no_caveats(on_disk: OnDisk) -> None:
         ),
     ],
 )
-def test_each_caveat(on_disk: OnDisk, study: dict, said: list[str]) -> None:
+def test_each_caveat(on_disk: OnDisk, study: dict, expected: list[str]) -> None:
     lines = caveats_of(on_disk(**study))
     [line] = lines
-    for words in said:
+    for words in expected:
         assert words in line
 
 
@@ -129,13 +129,13 @@ def test_best_rates_inside_the_grid_have_an_exponent_and_no_caveat(on_disk: OnDi
 
 def test_a_sweep_over_rates_is_reported_at_the_lowest(on_disk: OnDisk) -> None:
     text = report_on(on_disk(lrs=(1e-4, 1e-3, 1e-2)))
-    says, stable = (
+    verdicts, stable = (
         text.split("## Caveats")[0],
         text.split("## p\\*")[1].split("## Scaling exponents")[0],
     )
-    for part in (says, stable):
+    for part in (verdicts, stable):
         assert "All rows are at the lowest learning rate (0.0001)" in part
-    assert says.count("**SGD, LoRA, γ = α/r**") == 1
+    assert verdicts.count("**SGD, LoRA, γ = α/r**") == 1
     # Two quantities, two rules, two steps.
     assert len([line for line in stable.splitlines() if line.startswith("| SGD")]) == 8
 
@@ -186,17 +186,17 @@ def test_captions_are_escaped(tmp_path: Path) -> None:
 
 
 def test_only_outdated_results_are_made_again(on_disk: OnDisk, tmp_path: Path) -> None:
-    folder, said = on_disk(ranks=(4, 32), seeds=(0,)), []
-    write_report(folder, tmp_path / "plots", said.append)
-    assert said == ["analyzing the cells ...", "drawing the figures ..."]
-    said.clear()
-    write_report(folder, tmp_path / "plots", said.append)
-    assert said == []
+    folder, notices = on_disk(ranks=(4, 32), seeds=(0,)), []
+    write_report(folder, tmp_path / "plots", notices.append)
+    assert notices == ["analyzing the cells ...", "drawing the figures ..."]
+    notices.clear()
+    write_report(folder, tmp_path / "plots", notices.append)
+    assert notices == []
     newest = next((folder / "cells").glob("*/record.json"))
     later = (folder / "exponents.parquet").stat().st_mtime + 60
     os.utime(newest, (later, later))
-    write_report(folder, tmp_path / "plots", said.append)
-    assert said == ["analyzing the cells ...", "drawing the figures ..."]
+    write_report(folder, tmp_path / "plots", notices.append)
+    assert notices == ["analyzing the cells ...", "drawing the figures ..."]
 
 
 def test_one_rank_has_no_verdicts(on_disk: OnDisk) -> None:

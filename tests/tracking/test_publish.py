@@ -64,7 +64,7 @@ def test_the_end_of_a_sweep_says_what_comes_next(tracked: Path) -> None:
     )
 
 
-def test_the_workspace_has_a_section_a_site_and_a_panel_a_kind(study_dir: Path) -> None:
+def test_the_workspace_has_a_section_per_site_and_a_panel_per_kind(study_dir: Path) -> None:
     tracker = tracker_of(study_dir)
     assert tracker is not None
     spec = workspace(study_dir, tracker)._spec["spec"]["section"]
@@ -107,9 +107,9 @@ def test_without_a_key_the_workspace_is_a_file(
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "results/default/workspace.json"
-    said = [line for line in done.stderr.splitlines() if "workspace" in line]
-    assert len(said) == 1
-    assert "no API key" in said[0]
+    notices = [line for line in done.stderr.splitlines() if "workspace" in line]
+    assert len(notices) == 1
+    assert "no API key" in notices[0]
     spec = json.loads((study_dir / "workspace.json").read_text())
     assert spec["displayName"] == "default: LoRA against rsLoRA"
 
@@ -133,7 +133,7 @@ def test_an_error_while_publishing_is_one_line(
     monkeypatch.setattr(
         publish, "start_run", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full\nand more"))
     )
-    tracker, said = tracker_of(study_dir), []  # type: ignore[var-annotated]
+    tracker, notices = tracker_of(study_dir), []  # type: ignore[var-annotated]
     assert tracker is not None
-    publish.publish(study_dir, tracked / "plots/default", tracker, said.append)
-    assert said[-1] == "could not publish exponents and figures to W&B (OSError: disk full)"
+    publish.publish(study_dir, tracked / "plots/default", tracker, notices.append)
+    assert notices[-1] == "could not publish exponents and figures to W&B (OSError: disk full)"

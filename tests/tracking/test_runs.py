@@ -190,19 +190,19 @@ def test_an_error_in_wandb_is_one_line_and_stops_nothing(
 
 def test_a_failed_write_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WandbRuns, "given_up", False)
-    said: list[str] = []
+    notices: list[str] = []
 
     class Full(Resumed):
         def log(self, row: dict[str, float], step: int) -> None:
             raise OSError("No space left on device")
 
-    with WandbRuns(TrackerConfig("wandb"), 1, said.append) as runs:
+    with WandbRuns(TrackerConfig("wandb"), 1, notices.append) as runs:
         runs.runs["a"] = Full()  # type: ignore[assignment]
         for step in range(2, 6):
             runs.log("a", {"step": step}, None)
-    assert len(said) == 1
-    assert "OSError: No space left on device" in said[0]
-    assert isinstance(tracker(TrackerConfig("wandb"), 2, said.append), Untracked), (
+    assert len(notices) == 1
+    assert "OSError: No space left on device" in notices[0]
+    assert isinstance(tracker(TrackerConfig("wandb"), 2, notices.append), Untracked), (
         "the next pack does not try again"
     )
 
@@ -240,7 +240,7 @@ def test_the_tracker_is_no_part_of_a_cells_identity(cell: Callable[..., Any]) ->
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("overrides", "message"),
     [
         (
             ["tracker=wandb", "tracker.mode=onlin"],
@@ -253,10 +253,12 @@ def test_the_tracker_is_no_part_of_a_cells_identity(cell: Callable[..., Any]) ->
         (["tracker.name=tensorboard"], "unknown tracker 'tensorboard': choose from none, wandb"),
     ],
 )
-def test_bad_values_get_one_line(cell: Callable[..., Any], overrides: list[str], says: str) -> None:
+def test_bad_values_get_one_line(
+    cell: Callable[..., Any], overrides: list[str], message: str
+) -> None:
     with pytest.raises(study.errors.StudyError) as error:
         cell(*overrides)
-    assert says in str(error.value)
+    assert message in str(error.value)
 
 
 def test_wandbs_environment_variables_are_defaults(

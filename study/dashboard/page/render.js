@@ -45,15 +45,27 @@ function renderChoosers(view) {
   const mean = view.seeds.length > 1 ? `mean of ${view.seeds.length}` : "only one";
   const seeds = [[ALL, mean], ...pairs(view.seeds)];
   const ranks = view.ranks.map(rank => [rankKey(rank), rankName(rank)]);
-  fill("site", pairs(sites, name => labelled("site", name)), site);
-  fill("stat", pairs(stats, name => labelled("stat", name)), stat);
+  fill(
+    "site",
+    pairs(sites, name => labelled("site", name)),
+    site,
+  );
+  fill(
+    "stat",
+    pairs(stats, name => labelled("stat", name)),
+    stat,
+  );
   fill("batch", pairs(batches), batch, true);
   fill("kind", kinds, view.kind);
   fill("optimizer", Object.entries(view.overview.optimizers), view.optimizer);
   fill("setting", pairs(view.settings), view.setting, true);
   fill("seed", seeds, view.seed);
   fill("rank", ranks, rankKey(view.rank));
-  fill("order", pairs(ORDERS, order => `by ${order}`), view.order);
+  fill(
+    "order",
+    pairs(ORDERS, order => `by ${order}`),
+    view.order,
+  );
   fill("curve", Object.entries(view.overview.labels.curve), view.curve);
   fill("layer", layerOptions(view), view.layer);
   for (const name of ["site", "stat"]) byId(name).title = byId(name).selectedOptions[0].text;

@@ -17,8 +17,9 @@ function verdictTable(overview) {
       const verdict = ofRow.find(one => columnOf(one) === column);
       return element("td", {}, verdict ? verdictCell(verdict, rules.get(verdict.rule)) : "");
     });
-    const where = element("small", {}, ` step ${step}, ${over}`);
-    const head = element("th", { scope: "row", title: quantity }, label, where);
+    const title = `${quantity}, ${over}`;
+    const small = element("small", {}, ` step ${step}`);
+    const head = element("th", { scope: "row", title }, label, small);
     return element("tr", {}, head, ...cells);
   });
   return element(

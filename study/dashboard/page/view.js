@@ -1,5 +1,5 @@
 "use strict";
-// The choices of the reader, kept in the address, and what they show: cells, layers, ranks, steps.
+// The choices of the reader, kept in the address, and the part of the study that they select.
 
 const CHOICES = [
   ...["site", "stat", "batch", "kind", "order", "optimizer", "setting"],
@@ -44,7 +44,7 @@ function oneOf(options, wanted, otherwise = options[0]) {
   return options.includes(wanted) ? wanted : otherwise;
 }
 
-/** What the charts show: the part of the study that the choices select. */
+/** The part of the study that the choices select. */
 class View {
   constructor(overview, made, quantity, values) {
     Object.assign(this, { overview, quantity, values });
@@ -152,8 +152,7 @@ class View {
     return { step, value: step.map(s => values.pool(s, indices, name)) };
   }
 
-  /** The points that the fit of the chosen row goes through. As in the analysis, it skips cells
-   *  that have diverged by the chosen step. */
+  /** The points of the fit of the chosen row. As in the analysis, it skips diverged cells. */
   pointsOfChosen(rule) {
     const cells = this.fitted(rule);
     const measured = (cell, layer) => hasLog(this.at(cell, this.step, layer));
