@@ -1,6 +1,7 @@
 """Limits on the size of files, functions and lines, so that each can be read at a glance."""
 
 import ast
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILE_LINES, FUNCTION_LINES, LINE_WIDTH = 400, 60, 100
 CODE = ("*.py", "*.js", "*.css", "*.html")
+PRAGMA = re.compile(r"  # (type: ignore|noqa).*$")
 
 
 def tracked(*patterns: str) -> list[Path]:
@@ -43,11 +45,11 @@ def test_no_function_is_too_long() -> None:
 
 
 def test_no_line_is_too_wide() -> None:
-    """Ruff checks Python alone."""
+    """As ruff counts: a comment for the type checker or the linter at the end is free."""
     wide = [
         f"{path.relative_to(ROOT)}:{number}"
         for path in tracked(*CODE)
         for number, line in enumerate(path.read_text().splitlines(), start=1)
-        if len(line) > LINE_WIDTH
+        if len(PRAGMA.sub("", line)) > LINE_WIDTH
     ]
     assert wide == []

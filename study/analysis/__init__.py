@@ -30,7 +30,7 @@ Losses:
 Others:
 
 - :mod:`~study.analysis.distances`: distances to the limit of infinite rank;
-- :mod:`~study.analysis.frames`, :mod:`~study.analysis.intervals`: shared helpers.
+- :mod:`~study.analysis.grouping`, :mod:`~study.analysis.intervals`: shared helpers.
 """
 
 from study.analysis.analyze import Analysis, analyze

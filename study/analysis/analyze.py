@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from study.analysis.exponents import fit_exponents
-from study.analysis.frames import curve_numbers
+from study.analysis.grouping import curve_numbers
 from study.analysis.predictions import with_predictions
 from study.analysis.rank_effects import compared_losses
 from study.analysis.rates import best_rates

@@ -32,9 +32,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from study.analysis.fits import Floats, Ints, Lines, fit_lines, spread_slopes, t_critical
-from study.analysis.frames import codes
 from study.analysis.grids import Grid, grids
-from study.analysis.grouping import FIT_COLUMNS, Design
+from study.analysis.grouping import FIT_COLUMNS, Design, codes
 from study.analysis.pooling import quantiles
 from study.errors import unknown
 from study.vocabulary.quantities import POOLINGS, STATS

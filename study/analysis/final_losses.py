@@ -7,8 +7,7 @@ row with a loss of NaN: it bounds the learning rates that work.
 import numpy as np
 import pandas as pd
 
-from study.analysis.frames import seed_numbers
-from study.analysis.grouping import curve_labels, numbered
+from study.analysis.grouping import curve_labels, numbered, seed_numbers
 from study.vocabulary.quantities import MODEL_WIDE
 
 ENDED = ("complete", "diverged")

@@ -12,8 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from study.analysis.fits import Floats, Ints, Strands
-from study.analysis.frames import codes
-from study.analysis.grouping import Design
+from study.analysis.grouping import Design, codes
 from study.analysis.pooling import pool
 from study.errors import StudyError
 from study.vocabulary.quantities import ALL_KINDS, MODEL_WIDE, POOLINGS

@@ -93,6 +93,27 @@ def firsts(number: Ints) -> Ints:
     return np.unique(number, return_index=True)[1]
 
 
+def curve_numbers(cells: pd.DataFrame) -> Ints:
+    """A number per cell, equal for cells of one curve: 0, 1, ... in order of first appearance."""
+    labels = curve_labels(cells)
+    return numbered(labels, labels.columns)
+
+
+def seed_numbers(cells: pd.DataFrame) -> Ints:
+    """A number for each pair of seed and data seed: the sample unit of every interval."""
+    units = [name for name in ("seed", "data_seed") if name in cells]
+    return cells.groupby(units, dropna=False).ngroup().to_numpy(np.intp)
+
+
+def codes(column: "pd.Series[str]") -> tuple[Ints, list[str]]:
+    """A column of strings as integers, and the strings they stand for.
+
+    Nothing is copied if the column is categorical.
+    """
+    values = column.astype("category").cat
+    return values.codes.to_numpy(), [str(name) for name in values.categories]
+
+
 @dataclass(frozen=True)
 class Design:
     """The cells of a study, sorted by curve, seed and rank (``K`` of them).
@@ -120,13 +141,7 @@ class Design:
         """
         cells = cells[cells["rank"] >= rank_min].reset_index(drop=True)
         labels = curve_labels(cells)
-        curve = (
-            labels.groupby(list(labels), dropna=False, observed=True, sort=False)
-            .ngroup()
-            .to_numpy(np.intp)
-        )
-        units = [name for name in ("seed", "data_seed") if name in cells]
-        seed = cells.groupby(units, dropna=False).ngroup().to_numpy(np.intp)
+        curve, seed = numbered(labels, labels.columns), seed_numbers(cells)
         rank = cells["rank"].to_numpy(float)
         _refuse_twins(cells, curve, seed)
         _refuse_scattered(labels, curve, rank)

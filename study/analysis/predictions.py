@@ -14,8 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from study.analysis.fits import Floats, Ints, Mask
-from study.analysis.frames import codes
-from study.analysis.grouping import firsts, numbered
+from study.analysis.grouping import codes, firsts, numbered
 from study.analysis.row_conditions import RowCurves, clipping, eps_ratios, laziness
 from study.theory import log_bias, predicted_exponents
 from study.theory.asymptotics import CLIPS

@@ -13,8 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from study.analysis.fits import Floats, Ints, Mask
-from study.analysis.frames import codes
-from study.analysis.grouping import curve_columns, curve_labels, firsts, numbered
+from study.analysis.grouping import codes, curve_columns, curve_labels, firsts, numbered
 from study.vocabulary.inits import INITS
 from study.vocabulary.quantities import DESCENT, MODEL_WIDE, TRAIN
 from study.vocabulary.thresholds import LAZY_WITHIN

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from study.analysis.frames import curve_numbers
-from study.analysis.grouping import curve_labels, numbered
+from study.analysis.grouping import curve_labels, curve_numbers, numbered
 from study.analysis.intervals import mean_interval
 
 

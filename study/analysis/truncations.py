@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from study.analysis.frames import curve_numbers, seed_numbers
-from study.analysis.grouping import curve_labels
+from study.analysis.grouping import curve_labels, curve_numbers, seed_numbers
 from study.analysis.intervals import mean_interval
 
 KEPT = 0.95
