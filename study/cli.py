@@ -19,7 +19,8 @@ import click
 from study import __version__
 from study.errors import StudyError
 
-STUDY_DIR = click.argument("study_dir", type=click.Path(path_type=Path), metavar="RESULTS/NAME")
+PATH = click.Path(path_type=Path)
+STUDY_DIR = click.argument("study_dir", type=PATH, metavar="RESULTS/NAME")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -43,7 +44,7 @@ PASSED_ON: dict[str, Any] = {"ignore_unknown_options": True, "help_option_names"
 @cli.command(context_settings=PASSED_ON)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def train(arguments: tuple[str, ...]) -> None:
-    """Train one cell, or a sweep with -m (a Hydra application: study train --help)."""
+    """Train one cell, or a sweep with -m (study train --help)."""
     from study.sweeps import app as hydra_app
 
     hydra_app.main(arguments)
@@ -70,7 +71,10 @@ def status(study_dir: Path, watch: bool) -> None:
 @cli.command()
 @STUDY_DIR
 def analyze(study_dir: Path) -> None:
-    """Fit scaling exponents, find each stable exponent p*, write the tables and print a summary."""
+    """Fit scaling exponents and p*, and print a summary.
+
+    Every exponent is in the tables, which are written to the study's folder.
+    """
     from rich.console import Console
 
     from study import analysis
@@ -96,9 +100,9 @@ def analyze(study_dir: Path) -> None:
     help="Also measure these ranks, by rank-free runs; any size, such as 65536,1048576.",
 )
 def distances(study_dir: Path, rank_free: str) -> None:
-    """Measure how far each cell is from the limit of infinite rank (SGD only).
+    """Measure the distance of SGD runs from infinite rank.
 
-    Trains that limit and writes distances.parquet.
+    Trains the limit of infinite rank and writes distances.parquet.
     """
     from study.analysis.distances import laws
     from study.store import write_derived
@@ -129,11 +133,9 @@ def rank_list(option: str, text: str) -> list[int]:
 
 @cli.command()
 @STUDY_DIR
-@click.option(
-    "--to", type=click.Path(path_type=Path), help="Folder of the figures.  [default: plots/NAME]"
-)
+@click.option("--to", type=PATH, help="Folder of the figures.  [default: plots/NAME]")
 def figures(study_dir: Path, to: Path | None) -> None:
-    """Draw every figure that the study has the data for, as PNG and PDF."""
+    """Draw the figures of a study, as PNG and PDF."""
     from study.figures import draw_all, save
     from study.store import load_tables
 
@@ -145,13 +147,12 @@ def figures(study_dir: Path, to: Path | None) -> None:
 
 @cli.command()
 @STUDY_DIR
-@click.option(
-    "--plots", type=click.Path(path_type=Path), help="Folder of the figures.  [default: plots/NAME]"
-)
+@click.option("--plots", type=PATH, help="Folder of the figures.  [default: plots/NAME]")
 def report(study_dir: Path, plots: Path | None) -> None:
-    """Write report.md and report.html: verdicts, p*, caveats and figures on one page.
+    """Write one page: verdicts, p*, caveats and figures.
 
-    Runs analyze and figures first if their results are missing or out of date.
+    The page is report.md and report.html. Runs analyze and figures first if their results are
+    missing or out of date.
     """
     from study.report import write_report
 
@@ -163,7 +164,7 @@ def report(study_dir: Path, plots: Path | None) -> None:
 @cli.command(context_settings=PASSED_ON)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(arguments: tuple[str, ...]) -> None:
-    """Time training against PEFT, or adapters at inference (study bench --help)."""
+    """Time training against PEFT, or adapters at inference."""
     _run_benchmarks(arguments)
 
 
@@ -183,7 +184,7 @@ def _run_benchmarks(arguments: tuple[str, ...]) -> None:
 @cli.command()
 @STUDY_DIR
 @click.argument("cell")
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("folder", type=PATH, metavar="DIR")
 @click.option(
     "--merged",
     is_flag=True,
@@ -200,12 +201,13 @@ def export(study_dir: Path, cell: str, folder: Path, merged: bool) -> None:
 
 
 @cli.command("import")
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("folder", type=PATH, metavar="DIR")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def import_(folder: Path, overrides: tuple[str, ...]) -> None:
-    """Check a PEFT adapter and print the commands that train it further and measure it.
+    """Check a PEFT adapter and print commands to train it.
 
-    DIR holds the adapter. Its base is the one that it names, or model=... model.path=...
+    The commands train the adapter in DIR further, or only measure it. Its base is the one that it
+    names, or model=... model.path=...
     """
     from study.integrations import peft
 
@@ -213,16 +215,15 @@ def import_(folder: Path, overrides: tuple[str, ...]) -> None:
         click.echo(line)
 
 
-CONFIG_FILE = click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
+CONFIG_FILE = click.argument("file", type=PATH, metavar="FILE")
 IMPORT_OPTIONS = (
     click.option("--entry", help="The configuration to read, if the file holds several."),
     click.option(
-        "--name",
-        help="Name of the experiment and the study.  [default: that of the entry or the file]",
+        "--name", help="Name of the experiment.  [default: that of the entry or the file]"
     ),
     click.option(
         "--to",
-        type=click.Path(path_type=Path),
+        type=PATH,
         default=Path("conf"),
         show_default=True,
         metavar="FOLDER",
@@ -230,7 +231,7 @@ IMPORT_OPTIONS = (
     ),
     click.option(
         "--sweep",
-        type=click.Path(path_type=Path),
+        type=PATH,
         metavar="FILE",
         help="A sweep file of Axolotl: a list of values for each key.",
     ),
@@ -248,9 +249,9 @@ def import_options(command: Callable[..., None]) -> Callable[..., None]:
 @CONFIG_FILE
 @import_options
 def import_config(file: Path, **options: Any) -> None:
-    """Turn a configuration of FinLoRA, Axolotl or PEFT into an experiment.
+    """Import a configuration of FinLoRA, Axolotl or PEFT.
 
-    Prints the command that trains it.
+    Writes it as an experiment and prints the command that trains it.
     """
     _import_config(file, {}, **options)
 
@@ -262,7 +263,7 @@ def import_config(file: Path, **options: Any) -> None:
 @click.option("--seeds", default="", help="Seeds, such as 0,1,2.  [default: the file's seed]")
 @import_options
 def sweep_from(file: Path, ranks: str, rules: str, seeds: str, **options: Any) -> None:
-    """The same as import-config, swept over ranks and scaling rules."""
+    """Like import-config, swept over ranks and rules."""
     lists = {"adapter.scaling": _list(rules), "adapter.rank": _list(ranks), "seed": _list(seeds)}
     _import_config(file, {key: values for key, values in lists.items() if values}, **options)
 
@@ -323,7 +324,7 @@ def _import_config(
     help="Create a workspace in W&B instead, for a study trained with tracker=wandb.",
 )
 def dashboard(study_dir: Path, file: Path | None, port: int, host: str, wandb: bool) -> None:
-    """Show every layer's norms in a browser, during training and afterwards."""
+    """Show every layer in a browser, also during training."""
     if wandb:
         from study.tracking.workspace import open_workspace
 
@@ -363,7 +364,10 @@ def dashboard(study_dir: Path, file: Path | None, port: int, host: str, wandb: b
 @click.argument("model", type=click.Choice(["smollm2"]))
 @click.option("--force", is_flag=True, help="Fetch and convert again, even if it is in the cache.")
 def fetch(model: str, force: bool) -> None:
-    """Download a base model to the user cache (STUDY_CACHE) and print its path."""
+    """Download a base model and print its path.
+
+    It is stored in the user cache, or in the folder STUDY_CACHE.
+    """
     from study.models import fetch_smollm2
 
     click.echo(fetch_smollm2(force))
