@@ -16,7 +16,8 @@ from study.vocabulary.scaling import RULES
 from study.vocabulary.thresholds import FEW_SEEDS, STABLE_RATIO
 
 SUMMARY_COLUMNS = (
-    *("optimizer", "rule", "curve", "quantity", "over", "step", "primary"),
+    *("optimizer", "scaling", "exponent_p", "rule", "curve", "site", "stat", "quantity"),
+    *("over", "step", "primary"),
     *("exponent", "ci_low", "ci_high", "estimate", "predicted", "verdict"),
     *("interval", "seeds", "ranks", "rank_min", "rank_max", "margin", "dropped"),
     *("layer_p05", "layer_p95"),

@@ -134,12 +134,11 @@ def _configuration(cells: pd.DataFrame) -> dict[str, Any]:
 
 
 def _verdict(row: Mapping[Any, Any]) -> dict[str, Any]:
-    scaling, _, p = str(row["rule"]).partition(" p=")
-    labels = {f"{q.site} {q.stat}": q.label for q in PRIMARY}
+    labels = {(q.site, q.stat): q.label for q in PRIMARY}
     return {
         **{name: _json(row[name]) for name in VERDICT_FIELDS},
-        "rule": style.gid(Rule.of(scaling, float(p) if p else None)),
-        "label": labels[row["quantity"]],
+        "rule": style.gid(Rule.of(row["scaling"], row["exponent_p"])),
+        "label": labels[row["site"], row["stat"]],
         "at_last_step": row["step"] not in FIXED_STEPS,
     }
 

@@ -14,7 +14,7 @@ from study.report.formatting import (
     number,
     quantity_text,
     row_list,
-    rule_of_summary,
+    rule_of_row,
     setting,
     span,
     verdict_text,
@@ -34,11 +34,12 @@ def verdict_section(tables: StudyTables) -> str:
     rows = summary(exponents)
     rows = rows[rows["primary"].astype(bool)]
     lines = []
-    for (optimizer, rule, curve), part in rows.groupby(
+    for (optimizer, _, curve), part in rows.groupby(
         ["optimizer", "rule", "curve"], sort=False, observed=True
     ):
-        names = (label(str(optimizer)), rule_of_summary(str(rule)), str(curve))
-        verdicts = "; ".join(map(_verdict, row_list(part)))
+        entries = row_list(part)
+        names = (label(str(optimizer)), rule_of_row(entries[0]), str(curve))
+        verdicts = "; ".join(map(_verdict, entries))
         lines.append(f"**{', '.join(filter(None, names))}**: {verdicts}.")
     margins = rows[["rank_min", "rank_max", "margin"]].drop_duplicates()
     tests = "; ".join(
@@ -56,7 +57,7 @@ def verdict_section(tables: StudyTables) -> str:
 
 def _verdict(row: Any) -> str:
     theory = "" if np.isnan(row.predicted) else f", theory {number(row.predicted)}"
-    quantity = quantity_text(*row.quantity.split())
+    quantity = quantity_text(row.site, row.stat)
     return f"{quantity} at step {row.step} {verdict_text(row.verdict)} ({row.estimate}{theory})"
 
 
@@ -125,8 +126,8 @@ def exponent_section(tables: StudyTables) -> str:
     body = [
         [
             label(row.optimizer),
-            ", ".join(filter(None, (rule_of_summary(row.rule), str(row.curve)))),
-            quantity_text(*row.quantity.split()),
+            ", ".join(filter(None, (rule_of_row(row), str(row.curve)))),
+            quantity_text(row.site, row.stat),
             str(row.step),
             row.estimate,
             number(row.predicted),

@@ -73,12 +73,6 @@ def rule_text(scaling: str, p: float) -> str:
     return formula(p) if rule.p is None else f"{rule.label}, {formula(rule.p)}"
 
 
-def rule_of_summary(name: str) -> str:
-    """The same for the ``rule`` of a summary table: ``lora``, or ``power p=0.75``."""
-    scaling, _, p = name.partition(" p=")
-    return rule_text(scaling, float(p or "nan"))
-
-
 def quantity_text(site: str, stat: str) -> str:
     """The label of a quantity; site and statistic in words if it has none."""
     known = next((q.label for q in QUANTITIES if (q.site, q.stat) == (site, stat)), None)
