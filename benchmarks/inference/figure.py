@@ -57,7 +57,12 @@ def _draw(ax: Axes, rows: pd.DataFrame, column: str, rules: list[Rule], inches: 
             look, who = _look(rule, rules, form), f"{form} {style.gid(rule)}"
             ax.plot(mine["rank"], mine[column], **look, zorder=3, gid=who)
             if column == "ratio":
-                bars = {"alpha": 0.5, "linewidth": 1.6, "zorder": 2, "gid": f"bars {who}"}
+                bars: dict[str, Any] = {
+                    "alpha": 0.5,
+                    "linewidth": 1.6,
+                    "zorder": 2,
+                    "gid": f"bars {who}",
+                }
                 ends = (mine["ratio_low"], mine["ratio_high"])
                 ax.vlines(mine["rank"], *ends, color=look["color"], **bars)
     style.rank_axis(ax, sorted(set(rows["rank"])), inches)

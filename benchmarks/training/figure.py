@@ -1,5 +1,7 @@
 """The figure of the training benchmark."""
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -34,7 +36,7 @@ def _draw(panel: Axes, table: pd.DataFrame) -> None:
     found = medians(table, "rank")
     for way, (colour, marker) in LOOKS.items():
         if way in found:
-            look = {"color": colour, "marker": marker, "markersize": 3.5}
+            look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 3.5}
             panel.plot(found.index, found[way], label=LABELS[way], **look)
     panel.set_xscale("log", base=2)
     panel.set_yscale("log")

@@ -66,7 +66,7 @@ class InOrder(Trainer):
     """A Trainer that does not shuffle."""
 
     def _get_train_sampler(self, *_: Any) -> Any:
-        return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+        return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
 class Clock(TrainerCallback):

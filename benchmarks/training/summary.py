@@ -1,6 +1,7 @@
 """The tables as text: medians and ratios."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -51,11 +52,11 @@ def _sweep(table: pd.DataFrame) -> str:
 
 def _micro_batches(table: pd.DataFrame) -> list[str]:
     """The runs that needed more micro-batches than another way at the same rank."""
-    most = table.groupby(["way", "rank"])["micro_batches"].max()
-    least = most.groupby("rank").min()
+    most = table.groupby(["way", "rank"])["micro_batches"].max().reset_index()
+    least = most.groupby("rank")["micro_batches"].min()
     return [
         f"- rank {rank}, {LABELS[way]}: {parts} micro-batches, because {least[rank]} did not fit"
-        for (way, rank), parts in most.items()
+        for way, rank, parts in most.itertuples(index=False)
         if parts > least[rank]
     ]
 
@@ -121,7 +122,7 @@ def _probes(table: pd.DataFrame) -> str:
 
 
 def _bf16(table: pd.DataFrame) -> str:
-    found = medians(table, "rank", "precision").unstack("precision").dropna(axis=1, how="all")
+    found: Any = medians(table, "rank", "precision").unstack("precision")
     shown = pd.DataFrame(
         {
             "ours, float32": found["packed", "float32"],

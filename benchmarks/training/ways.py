@@ -238,7 +238,7 @@ def _peft(model: nn.Module, config: CellConfig, run: TimedRun) -> Iterator[nn.Mo
         use_rslora=adapter.scaling == "rslora",
         target_modules=adapter.targets,
     )
-    peft_model = get_peft_model(model, lora)  # type: ignore[arg-type]
+    peft_model = get_peft_model(model, lora)
     try:
         with _not_timed(run):
             _copy_init(peft_model, config)

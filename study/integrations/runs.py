@@ -52,28 +52,41 @@ def open_cell(
     Raises :class:`StudyError` if the optimizer does not train the adapter and if the folder cannot
     be written.
     """
-    args, model = trainer.args, trainer.model
-    sequence_length: Any = getattr(args, "max_length", None)  # TRL has it, the Trainer does not
-    first, steps = trainer.state.global_step, trainer.state.max_steps
     pairs = [layer.pairs()[0] for layer in probe.layers]
-    peft_config = model.peft_config[adapter]
     config = CellConfig(
         name=study_dir.name,
         results_dir=str(study_dir.parent),
         plots_dir="plots",
-        device=args.device.type,
-        seed=args.seed,
-        precision="bf16" if args.bf16 or model.dtype == torch.bfloat16 else "float32",
-        model=ModelConfig("hf", _model_name(model)),
-        data=DataConfig(
+        adapter=_adapter_config(trainer.model.peft_config[adapter], init, pairs),
+        optimizer=_optimizer_config(trainer.optimizer, pairs[0], adapter),
+        probes=probes,
+        **_run_config(trainer, data),
+    )
+    record = _record(trainer, config, adapter, probe)
+    folder, first = study_dir / "cells" / record["cell_id"], trainer.state.global_step
+    earlier = {name: rows_of(folder, name) for name in ("metrics", "probes")} if first else {}
+    writer = CellWriter(folder, OmegaConf.to_yaml(OmegaConf.create(asdict(config))), record)
+    for name, rows in earlier.items():
+        writer.append(name, rows[rows["step"] < first])
+    return config, writer
+
+
+def _run_config(trainer: Any, data: str | None) -> dict[str, Any]:
+    """The parts of a cell's configuration that all adapters of a run share."""
+    args, model, steps = trainer.args, trainer.model, trainer.state.max_steps
+    sequence_length: Any = getattr(args, "max_length", None)  # TRL has it, the Trainer does not
+    return {
+        "device": args.device.type,
+        "seed": args.seed,
+        "precision": "bf16" if args.bf16 or model.dtype == torch.bfloat16 else "float32",
+        "model": ModelConfig("hf", _model_name(model)),
+        "data": DataConfig(
             name=data or _data_name(trainer.train_dataset),
             sequence_length=sequence_length,
             heldout=0,
             seed=args.seed if args.data_seed is None else args.data_seed,
         ),
-        adapter=_adapter_config(peft_config, init, pairs),
-        optimizer=_optimizer_config(trainer.optimizer, pairs[0], adapter),
-        train=TrainConfig(
+        "train": TrainConfig(
             steps=steps,
             batch_size=args.per_device_train_batch_size,
             accumulation=args.gradient_accumulation_steps,
@@ -81,35 +94,29 @@ def open_cell(
             schedule=str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
             warmup=args.get_warmup_steps(steps),
         ),
-        probes=probes,
-    )
-    made_from = {"model": model.config.to_dict(), "peft": peft_config.to_dict()}
+    }
+
+
+def _record(trainer: Any, config: CellConfig, adapter: str, probe: NormProbe) -> dict[str, Any]:
+    """The record of a cell, with its identity."""
+    peft_config = trainer.model.peft_config[adapter].to_dict()
+    made_from = {"model": trainer.model.config.to_dict(), "peft": peft_config}
     sources = Sources(_sha256(made_from), "", _sha256(config.data.name))
-    cell_id = identity(config, sources)
-    record = {
-        "cell_id": cell_id,
+    options = json.loads(_json(peft_config))
+    return {
+        "cell_id": identity(config, sources),
         "study": config.name,
         "model": config.model.path,
         "model_note": f"trained by {type(trainer).__name__} of {_package(trainer)}",
         "data": config.data.name,
-        "gamma": pairs[0].gamma,
+        "gamma": probe.layers[0].pairs()[0].gamma,
         "sources": asdict(sources),
         "config": asdict(config),
-        "peft": {
-            "adapter": adapter,
-            "variants": probe.variants,
-            **json.loads(_json(peft_config.to_dict())),
-        },
+        "peft": {"adapter": adapter, "variants": probe.variants, **options},
         "started": now(),
         **provenance(),
-        **describe_device(args.device),
+        **describe_device(trainer.args.device),
     }
-    folder = study_dir / "cells" / cell_id
-    earlier = {name: rows_of(folder, name) for name in ("metrics", "probes")} if first else {}
-    writer = CellWriter(folder, OmegaConf.to_yaml(OmegaConf.create(asdict(config))), record)
-    for name, rows in earlier.items():
-        writer.append(name, rows[rows["step"] < first])
-    return config, writer
 
 
 def now() -> str:
