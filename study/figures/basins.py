@@ -26,7 +26,7 @@ def learning_rate_basins(tables: Tables) -> Figure:
     """
     tried = [sweep for sweep in sweeps(tables) if len(sweep.rates) > 1]
     if not tried:
-        raise Absent("a basin needs runs at two learning rates")
+        raise Absent("a loss against the learning rate needs runs at two learning rates")
     shown, left_out = most_varied(tried, MOST_SWEEPS, lambda sweep: sweep.family)
     columns = min(max(len(sweep.family.rules) for sweep in shown), MOST_RULES)
     page = style.figure(

@@ -1,4 +1,4 @@
-"""Power laws in the rank: points on log-log axes, with fitted line, CI band and exponent."""
+"""Power laws against the rank: log-log points with fitted line, CI band and exponent."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -75,7 +75,7 @@ def measured(cells: pd.DataFrame, series: pd.DataFrame, most: int) -> tuple[list
         if (counts > 1).any():
             found.append(Measured(family, sorted(int(step) for step in counts.index[counts > 1])))
     if not found:
-        raise Absent("a law in the rank needs at least two ranks measured at one step")
+        raise Absent("a fit against the rank needs two ranks measured at one step")
     shown, left_out = most_varied(found, most, lambda one: one.family)
     rules = rules_left_out([one.family for one in shown], MOST_RULES)
     return shown, f"{left_out} {rules}".strip()
