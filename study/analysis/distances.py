@@ -116,13 +116,23 @@ def exponents(distances: pd.DataFrame) -> pd.DataFrame:
 
     ``site`` is the measure.
     """
-    cells = distances[["cell_id", *FACTS]].drop_duplicates("cell_id").assign(status="complete")
+    return exponents_of(runs(distances), distances)
+
+
+def runs(distances: pd.DataFrame) -> pd.DataFrame:
+    """The runs of a table of distances as a ``cells`` table."""
+    facts = distances[["cell_id", *(name for name in FACTS if name in distances)]]
+    return facts.drop_duplicates("cell_id").assign(status="complete").reset_index(drop=True)
+
+
+def exponents_of(cells: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
+    """:func:`exponents` of the runs that ``cells`` lists, grouped into curves by its columns."""
     probes = distances[["cell_id", "step", "layer", "kind", "distance"]].assign(
         site=distances["measure"],
         batch=TRAIN,
         block=np.where(distances["layer"] == MODEL_WIDE, -1, 0),
     )
-    return fit_exponents(cells.reset_index(drop=True), probes, stats=["distance"])
+    return fit_exponents(cells, probes, stats=["distance"])
 
 
 def laws(distances: pd.DataFrame) -> list[str]:

@@ -18,24 +18,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator
 
-from study.analysis import fit_exponents
+from study.analysis.distances import exponents_of, runs
 from study.figures import laws, style
 from study.figures.conditions import layers, layers_of
 from study.figures.selection import Absent, Family, Tables
 from study.figures.theory_lines import init_of
 from study.theory import distance_to_infinite_rank as first_step_distance
 from study.vocabulary.optimizers import OPTIMIZERS
-from study.vocabulary.quantities import FORWARD_OUT, MODEL_WIDE, TRAIN
+from study.vocabulary.quantities import FORWARD_OUT, MODEL_WIDE
 
 MOST_ROWS = 4
 RANK_FREE_ONLY = 2**14
 """Ranks above this are labelled as powers of two."""
 SERIES = ["cell_id", "step", "layer", "value"]
-SETTING = (
-    *("study", "model", "data", "optimizer", "lr", "alpha", "init"),
-    *("scaling", "exponent", "rank", "seed"),
-)
-"""What a table of distances may say of runs that are not cells of the study."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +80,7 @@ def rank_free_curves(tables: Tables) -> Figure:
             "no rank-free runs in the tables: study distances RESULTS/NAME "
             "--rank-free 65536,1048576"
         )
-    columns = ["cell_id", *(name for name in SETTING if name in rows)]
-    runs = rows[columns].drop_duplicates("cell_id").assign(status="complete")
-    return _figure(tables, runs.reset_index(drop=True), rows, explicit)
+    return _figure(tables, runs(rows), rows, explicit)
 
 
 def _of_cells(tables: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -109,7 +102,7 @@ def _figure(
 ) -> Figure:
     """A row of panels per setting and step, a column per measure."""
     shown, left_out = laws.measured(cells, rows[SERIES], MOST_ROWS)
-    exponents = _exponents(cells, rows)
+    exponents = exponents_of(cells, rows)
     measures = [name for name in MEASURES if name in set(rows["measure"])]
     settings = [
         (one.family, step) for one in shown for step in dict.fromkeys([one.steps[0], one.steps[-1]])
@@ -155,14 +148,6 @@ def _figure(
     )
 
 
-def _exponents(cells: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """The fits of the analysis, applied to distances as if they were a probed statistic."""
-    probes = rows[["cell_id", "step", "layer", "kind", "distance"]].assign(
-        site=rows["measure"], batch=TRAIN, block=np.where(rows["layer"] == MODEL_WIDE, -1, 0)
-    )
-    return fit_exponents(cells, probes, stats=["distance"])
-
-
 def _laws(family: Family, rows: pd.DataFrame, exponents: pd.DataFrame, step: int) -> list[laws.Law]:
     """The laws of one measure: the mean over layers of the log if it is measured per layer."""
     if rows.empty:
@@ -184,7 +169,7 @@ def _draw_theory(
     gid: ``known <measure>``.
     """
     kind, init = MEASURES[measure], init_of(family)
-    optimizer = OPTIMIZERS.get(family.keys.get("optimizer", "sgd"))
+    optimizer = OPTIMIZERS.get(family.keys.get("optimizer", ""))
     half = any(math.isclose(rule.p, 0.5) for rule in family.rules)
     linear = optimizer is not None and optimizer.family == "linear"
     if step != 1 or not (kind.weighting and half and linear) or init is None or init.q != 0:

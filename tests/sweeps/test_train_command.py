@@ -12,6 +12,7 @@ import pytest
 import study
 from study.config import parse
 from study.config.compose import CONF
+from study.sweeps import packs as packing
 from study.sweeps import run as sweep
 from study.sweeps.cells import plan
 from study.sweeps.packs import packs
@@ -187,7 +188,7 @@ def test_a_thousand_cells_are_composed_once(
         "load_configuration",
         lambda *a, **k: composed.append(1) or original(*a, **k),
     )
-    monkeypatch.setattr(sweep, "packs", lambda cells: pytest.fail(f"{len(cells)} planned"))
+    monkeypatch.setattr(packing, "packs", lambda cells: pytest.fail(f"{len(cells)} planned"))
     with pytest.raises(pytest.fail.Exception, match="1000 planned"):
         study_cli(
             "train",
