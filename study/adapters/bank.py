@@ -82,24 +82,25 @@ def dense_weight(linear: nn.Module) -> Tensor | None:
     return None
 
 
-def generator_for(seed: int, layer: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator keyed by seed and layer name, so no draw depends on the other cells of a pack."""
-    key = hashlib.sha256(f"{seed}:{layer}".encode()).digest()
+def generator_for(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator keyed by a seed and a name, so no draw depends on the other cells of a pack."""
+    key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "little", signed=True))
 
 
 def initial_pair(spec: AdapterSpec, layer: str, d: int, o: int) -> tuple[Tensor, Tensor]:
     """``A: [R, D]`` and ``B: [O, R]`` as ``spec.init`` draws them, float32 on the CPU.
 
-    The draw is keyed by seed and layer. For ``kaiming``, ``gaussian`` and ``init_b``, an adapter of
-    lower rank has the first rows of one of higher rank: common random numbers across ranks and
-    scaling rules. Raises ``ValueError`` for an unknown init.
+    The draw is keyed by seed, layer and rank, so adapters of different ranks are independent, as a
+    fit over ranks assumes. Scaling rules and optimizers at one rank share the draw. Raises
+    ``ValueError`` for an unknown init.
     """
     if spec.start is not None:
         return spec.start[layer].A_RD, spec.start[layer].B_OR
     if spec.init not in DRAWS:
         raise unknown("init", spec.init, DRAWS)
-    stream, rank, draw = generator_for(spec.seed, layer), int(spec.rank), DRAWS[spec.init]
+    rank, draw = int(spec.rank), DRAWS[spec.init]
+    stream = generator_for(spec.seed, f"{layer}/rank {rank}")
     if INITS[spec.init].drawn == "A":
         return draw(rank, d, stream), torch.zeros(o, rank)
     return torch.zeros(rank, d), draw(rank, o, stream).mT.contiguous()

@@ -10,7 +10,7 @@ from study.config.schedules import eval_steps, probe_steps, truncation_ranks
 from study.config.types import CellConfig
 from study.vocabulary.quantities import BATCHES, SITES, STATS, USUAL
 
-IDENTITY_VERSION = 1
+IDENTITY_VERSION = 2
 UNSEEN = ("eval_every", "answer_tokens", "save_adapter")
 """Keys of ``train`` that enter an identity through their effect, or not at all."""
 

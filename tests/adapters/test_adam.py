@@ -1,8 +1,8 @@
 """Infinite rank under Adam: LoRA converges for a negligible eps, and follows SGD's law otherwise.
 
-Ranks share their draws, as cells of one seed do: an adapter has the first rows of one of higher
-rank. The squared distance between the mean of the first r of ``r_ref`` iid terms and the mean of
-all is ``c (1/r - 1/r_ref)``. Between independent means it would be ``c (1/r + 1/r_ref)``.
+The squared distance between the mean of r iid terms and an independent mean of ``r_ref`` is
+``c (1/r + 1/r_ref)``. If the first mean is over some of the terms of the second, as in
+:func:`delta`, it is ``c (1/r - 1/r_ref)``. Cells draw independently at every rank.
 """
 
 from collections.abc import Callable
@@ -107,7 +107,7 @@ def test_on_a_model_lora_under_adam_converges_and_rslora_does_not(
             )
             for run in last.values()
         ]
-    apart = 1 / np.array(ranks) - 1 / highest
+    apart = 1 / np.array(ranks) + 1 / highest
     assert np.polyfit(np.log(apart), np.log(squares["lora"]), 1)[0] == pytest.approx(
         1.0, abs=0.15
     ), squares

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import study
 from study.config import parse
@@ -360,3 +361,10 @@ def test_packs_share_what_they_must(small: list[str], tmp_path: Path, jsonl: Pat
     assert [c.config.adapter.rank for c in max(groups, key=len)] == [2] * 4 + [8] * 4
     dealt = [[c.config.adapter.rank for c in pack] for pack in packs(plan(capped))]
     assert dealt == [[2, 8], [4, 16]], "each pack gets low and high ranks"
+
+
+def test_every_experiment_has_enough_seeds_for_a_verdict() -> None:
+    for experiment in EXPERIMENTS:
+        config = yaml.safe_load((CONF / f"experiment/{experiment}.yaml").read_text())
+        seeds = str(config["hydra"]["sweeper"]["params"].get("seed", "")).split(",")
+        assert len(set(seeds)) >= 3, experiment
