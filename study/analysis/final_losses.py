@@ -1,7 +1,7 @@
 """The final held-out loss of each run, and the cost of its adapters.
 
-Learning rates and alphas are kept apart here. Unfinished cells have no row. A diverged run has a
-row with a loss of NaN: it bounds the learning rates that work.
+Learning rates and alphas are kept apart here. Unfinished cells have no row. A diverged or
+stuck run has a row with a loss of NaN: it bounds the learning rates that work.
 """
 
 import numpy as np
@@ -9,8 +9,8 @@ import pandas as pd
 
 from study.analysis.grouping import curve_labels, numbered, seed_numbers
 from study.vocabulary.quantities import MODEL_WIDE
+from study.vocabulary.statuses import BROKEN, DONE
 
-ENDED = ("complete", "diverged")
 NOT_A_SETTING = ("scaling", "exponent_p", "lr", "alpha")
 """Columns compared within a setting: the rule, and what determines the size of a step."""
 
@@ -26,12 +26,12 @@ def final_losses(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFram
     - ``flops``: their cost per trained token (factored form, ``6 R (D + O)`` a layer). Both are NaN
       if the probes do not record the sizes of the layers.
     """
-    ended = cells["status"].isin(ENDED) & np.isfinite(cells["rank"].to_numpy(float))
+    ended = cells["status"].isin(DONE) & np.isfinite(cells["rank"].to_numpy(float))
     cells = cells[ended].reset_index(drop=True)
     labels = curve_labels(cells)
     ids = cells["cell_id"].astype(str)
-    diverged = cells["status"] == "diverged"
-    loss = ids.map(_last_loss(metrics)).astype(float).where(~diverged)
+    broken = cells["status"].isin(BROKEN)
+    loss = ids.map(_last_loss(metrics)).astype(float).where(~broken)
     rank = cells["rank"].to_numpy(float)
     parameters = rank * ids.map(fans(probes)).astype(float)
     table = labels.assign(
@@ -44,7 +44,7 @@ def final_losses(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFram
         parameters=parameters,
         flops=6 * parameters,
     )
-    return table[np.isfinite(loss) | diverged].reset_index(drop=True)
+    return table[np.isfinite(loss) | broken].reset_index(drop=True)
 
 
 def _last_loss(metrics: pd.DataFrame) -> "pd.Series[float]":

@@ -9,13 +9,15 @@ import pandas as pd
 from study.analysis.fits import Floats, Ints
 from study.errors import StudyError
 from study.vocabulary.scaling import RULES
+from study.vocabulary.statuses import END_COLUMNS, end_step
 
 NOT_A_CURVE = frozenset(
     {
         # The axes of a curve, and columns that follow from them.
         *("cell_id", "rank", "gamma", "seed", "data_seed", "adapter_sha256"),
         # How a cell ended, and on which device.
-        *("status", "error", "diverged_step", "steps_done", "seconds", "peak_memory_gb", "device"),
+        *("status", "error", "diverged_step", "stuck_step", "steps_done", "seconds"),
+        *("peak_memory_gb", "device"),
         # The schedule of measurements, which does not change their values.
         *("probes_every", "probes_steps", "probes_sites", "probes_stats", "probes_batch"),
         *("probes_truncations", "eval_every", "answer_tokens"),
@@ -93,6 +95,15 @@ def firsts(number: Ints) -> Ints:
     return np.unique(number, return_index=True)[1]
 
 
+def end_steps(cells: pd.DataFrame) -> Floats:
+    """Per cell the first step whose rows are not used: those of a diverged or a stuck cell.
+
+    A pack still measures a diverged cell, with frozen weights.
+    """
+    columns = [name for name in cells if name == "status" or name in END_COLUMNS]
+    return np.array([end_step(cell) for cell in cells[columns].to_dict("records")], float)
+
+
 def curve_numbers(cells: pd.DataFrame) -> Ints:
     """A number per cell, equal for cells of one curve: 0, 1, ... in order of first appearance."""
     labels = curve_labels(cells)
@@ -146,11 +157,7 @@ class Design:
         _refuse_twins(cells, curve, seed)
         _refuse_scattered(labels, curve, rank)
 
-        diverged = (cells["status"] == "diverged").to_numpy(bool)
-        # A pack still measures a diverged cell, with frozen weights. If the step is unknown, no row
-        # is used.
-        step = cells["diverged_step"].astype(float).fillna(0.0) if "diverged_step" in cells else 0.0
-        end = np.where(diverged, step, np.inf)
+        end = end_steps(cells)
         end[np.isinf(rank)] = 0.0
         order = np.lexsort((rank, seed, curve))
         return cls(

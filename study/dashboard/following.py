@@ -15,9 +15,9 @@ import pandas as pd
 from study.dashboard.packing import pack_message, pack_values
 from study.dashboard.probes import CellProbes, Layers, Quantity
 from study.store import SCHEMAS, cell_folders, cells_table, load_cell, load_cell_table, load_cells
+from study.vocabulary.statuses import ENDED
 
 FileStates = tuple[tuple[str, int, int], ...]
-ENDED = ("complete", "diverged", "failed")
 
 
 @dataclass

@@ -8,6 +8,7 @@ import pandas as pd
 from study.figures.selection import Absent, Family, Rule, Tables, families, per_step
 from study.vocabulary.optimizers import of_family
 from study.vocabulary.quantities import METRICS
+from study.vocabulary.statuses import BROKEN, DONE
 
 METRIC = "eval_loss"
 LABEL = (f"final {METRICS[METRIC].label}", f"({METRICS[METRIC].unit})")
@@ -19,7 +20,7 @@ class Sweep:
     """A family whose learning rates may differ.
 
     - ``cells``: one row per run that has ended: rule, rank, lr, gamma, seed and loss (NaN if it
-      diverged);
+      diverged or got stuck);
     - ``start``: the held-out loss before training, NaN if it was not evaluated.
     """
 
@@ -71,7 +72,7 @@ def sweeps(tables: Tables) -> list[Sweep]:
     if heldout.empty:
         raise Absent("no held-out loss in the tables")
     cells = cells.assign(cell_id=cells["cell_id"].astype(str))
-    ended = cells["status"].isin(["complete", "diverged"])
+    ended = cells["status"].isin(DONE)
     last = heldout.sort_values("step").groupby("cell_id").last()
     # A run that was evaluated only before training has no final loss.
     final = last.loc[last["step"] > 0, "value"]
@@ -83,8 +84,9 @@ def sweeps(tables: Tables) -> list[Sweep]:
             lr=cells.loc[own.index, "lr"].astype(float),
             loss=own["cell_id"].map(final).astype(float),
         )
-        own.loc[own["status"] == "diverged", "loss"] = np.nan
-        own = own[np.isfinite(own["loss"]) | (own["status"] == "diverged")]
+        broken = own["status"].isin(BROKEN)
+        own["loss"] = own["loss"].where(~broken)
+        own = own[np.isfinite(own["loss"]) | broken]
         if np.isfinite(own["loss"]).any():
             start = first.loc[first["cell_id"].isin(set(own["cell_id"])), "value"]
             found.append(Sweep(family, own, float(start.mean()) if len(start) else np.nan))

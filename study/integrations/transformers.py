@@ -41,6 +41,7 @@ from study.integrations.runs import init_of, now, open_cell
 from study.probes import NormProbe, active_adapters
 from study.store import CellWriter, rows_of
 from study.training.devices import peak_memory_gb
+from study.training.stuck import StuckCheck
 from study.vocabulary.quantities import MODEL_WIDE, SITES, STATS, USUAL
 
 SHOWN = (("adapter_grad", "norm"), ("adapter_update", "norm"), ("adapter_update", "descent"))
@@ -121,8 +122,11 @@ class NormProbeCallback(TrainerCallback):
             self._writers.append(writer)
             self._probed_at = frozenset(probe_steps(config))
         self._weight = next(iter(self.probes.values())).layers[0].pairs()[0].A_RD
-        seen = rows_of(self._writers[0].folder, "metrics")["tokens"]  # before a checkpoint
-        self._tokens = int(seen.max()) if len(seen) else 0
+        before = rows_of(self._writers[0].folder, "metrics")  # of a checkpoint
+        self._tokens = int(before["tokens"].max()) if len(before) else 0
+        self._stuck = StuckCheck()
+        for row in before.to_dict("records"):
+            self._stuck.add({str(name): value for name, value in row.items()})
         self._began = time.perf_counter()
         self._diverged_step: int | None = None
         accelerator = self.trainer.accelerator
@@ -189,10 +193,13 @@ class NormProbeCallback(TrainerCallback):
         if self._evaluated:
             self._write_row({"step": state.global_step, "tokens": self._tokens, **self._evaluated})
         fields = {"steps_done": state.global_step, "seconds": time.perf_counter() - self._began}
+        status = "complete"
         if self._diverged_step is not None:
-            fields["diverged_step"] = self._diverged_step
+            status, fields["diverged_step"] = "diverged", self._diverged_step
+        elif self._stuck.step is not None:
+            status, fields["stuck_step"] = "stuck", self._stuck.step
         self._close(
-            "complete" if self._diverged_step is None else "diverged",
+            status,
             finished=now(),
             peak_memory_gb=peak_memory_gb(args.device),
             **fields,
@@ -252,6 +259,7 @@ class NormProbeCallback(TrainerCallback):
     # Output.
 
     def _write_row(self, row: dict[str, float]) -> None:
+        self._stuck.add(row)
         table = pd.DataFrame([row | {"seconds": time.perf_counter() - self._began}])
         for writer in self._writers:
             writer.append("metrics", table)

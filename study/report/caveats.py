@@ -13,6 +13,7 @@ from study.store import StudyTables
 from study.vocabulary.optimizers import label, of_family
 from study.vocabulary.quantities import FORWARD_OUT, TRAIN
 from study.vocabulary.scaling import rule_label
+from study.vocabulary.statuses import STATUSES
 from study.vocabulary.thresholds import (
     FEW_SEEDS,
     LAST_PREDICTED_STEP,
@@ -64,15 +65,10 @@ def _few_seeds(tables: StudyTables) -> Iterator[str]:
 
 
 def _unfinished(tables: StudyTables) -> Iterator[str]:
-    for status, fitted in (
-        ("diverged", "Fits use the steps before a value was not finite."),
-        ("failed", "Fits use the steps before the failure."),
-        ("running", "Fits use the steps so far."),
-        ("interrupted", "Fits use the steps so far. The same `study train` command continues."),
-    ):
+    for status, about in STATUSES.items():
         cells = tables.cells[tables.cells["status"] == status]
-        if len(cells):
-            yield f"**{_count(len(cells), 'cell')} {status}** ({_cells(cells)}). {fitted}"
+        if about.fits and len(cells):
+            yield f"**{_count(len(cells), 'cell')} {status}** ({_cells(cells)}). {about.fits}"
 
 
 def _large_steps(tables: StudyTables) -> Iterator[str]:

@@ -19,7 +19,7 @@ FIRST = (
     *("momentum", "eps", "rank", "scaling", "exponent", "alpha", "gamma", "init", "targets"),
     *("dropout", "seed", "data_seed", "sequence_length", "steps", "batch_size", "accumulation"),
     *("clip", "schedule", "warmup", "weight_decay", "precision", "status", "error"),
-    *("diverged_step", "steps_done", "device", "seconds", "peak_memory_gb"),
+    *("diverged_step", "stuck_step", "steps_done", "device", "seconds", "peak_memory_gb"),
 )
 """The columns of every ``cells`` table, in order. Those of other keys and of sources follow."""
 

@@ -9,9 +9,10 @@ from study.errors import StudyError
 from study.store.files import is_held
 from study.store.streams import last_metrics
 from study.store.writer import LOCK
+from study.vocabulary import statuses
 
-STATUSES = ("complete", "running", "interrupted", "diverged", "failed")
-"""``interrupted``: recorded as running, but its process is gone. A sweep trains it again."""
+STATUSES = tuple(statuses.STATUSES)
+"""The states of a cell, in the order in which counts list them."""
 
 ADAPTER = "adapter"
 """The folder of a cell's trained adapter in PEFT's format, if ``train.save_adapter`` is set."""
@@ -37,7 +38,7 @@ def read_cell(cell_folder: Path) -> dict[str, Any] | None:
 
 
 def is_done(cell_folder: Path, with_adapter: bool = False) -> bool:
-    """Whether a cell needs no training: it is complete, or it diverged and would diverge again.
+    """Whether a cell needs no training: it is complete, or it would end in the same way again.
 
     ``with_adapter``: a complete cell without its trained adapter needs training.
     """
@@ -46,7 +47,7 @@ def is_done(cell_folder: Path, with_adapter: bool = False) -> bool:
         return False
     if with_adapter and record["status"] == "complete":
         return (cell_folder / ADAPTER).is_dir()
-    return record["status"] in ("complete", "diverged")
+    return record["status"] in statuses.DONE
 
 
 def load_records(study_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -64,7 +64,7 @@ class CellWriter:
     def close(self, status: str, **fields: Any) -> None:
         """Turn the streams into parquet files; then record ``status`` and ``fields``.
 
-        ``status``: complete, diverged or failed.
+        ``status``: one of :data:`study.vocabulary.statuses.ENDED`.
         """
         for name, (sink, written) in self._streams.items():
             written.close()

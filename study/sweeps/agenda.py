@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from study.store import is_held, lock, read_cell, write_text
+from study.vocabulary.statuses import ENDED
 
 WAITING = "waiting"
 """The state of a cell that is on an agenda and has not begun."""
-CLOSED = ("complete", "diverged", "failed")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Progress:
     @property
     def closed(self) -> int:
         """The number of cells that need no more training."""
-        return sum(self.states[state] for state in CLOSED)
+        return sum(self.states[state] for state in ENDED)
 
     @property
     def cells(self) -> int:
@@ -136,7 +136,7 @@ def progress(study_dir: Path, agenda: Agenda) -> Progress:
     for cell, record in zip(agenda.cells, now, strict=True):
         share = _share_done(record)
         spent += cell.cost * share
-        if record["status"] not in CLOSED:
+        if record["status"] not in ENDED:
             left += cell.cost * (1 - share)
             open_packs.add(cell.pack)
     began = min((record["started"] for record in now if record["status"] != WAITING), default=None)

@@ -22,6 +22,7 @@ from study.sweeps.progress import Display
 from study.tracking.runs import Tracker
 from study.training.devices import describe_device, peak_memory_gb
 from study.training.loop import CellStep
+from study.training.stuck import StuckCheck
 from study.vocabulary import scaling
 
 
@@ -42,6 +43,7 @@ class Recorder:
         self.status = ["complete"] * len(fold)
         self.fields: list[dict[str, Any]] = [{} for _ in fold]
         self.adapters: dict[int, dict[str, LoraPair]] = {}
+        self.stuck = [StuckCheck() for _ in fold]
         self._waiting: deque[list[CellStep]] = deque()
         display.start([cell.id for cell in fold])
         for cell, writer in zip(fold, writers, strict=True):
@@ -57,6 +59,7 @@ class Recorder:
         for result in alive:
             fields, step = self.fields[result.cell], int(result.metrics["step"])
             fields |= {"steps_done": step, "seconds": result.metrics["seconds"]}
+            self.stuck[result.cell].add(result.metrics)
             if result.adapter is not None:
                 self.adapters[result.cell] = result.adapter
             if result.diverged:
@@ -102,10 +105,18 @@ class Recorder:
             self.fields[k]["error"] = one_line(error)
         return [f"cell {self.fold[k].id} ({self.fold[k].label}): {one_line(error)}" for k in failed]
 
+    def _mark_stuck(self) -> None:
+        """Mark the complete cells whose run was stuck at its end."""
+        for k, check in enumerate(self.stuck):
+            if self.status[k] == "complete" and check.step is not None:
+                self.status[k] = "stuck"
+                self.fields[k]["stuck_step"] = check.step
+
     def close(self, device: torch.device) -> None:
         """Write the results that are left, and close every cell with its status."""
         while self._waiting:
             self._write(self._waiting.popleft())
+        self._mark_stuck()
         for writer, status, fields in zip(self.writers, self.status, self.fields, strict=True):
             writer.close(status, finished=_now(), peak_memory_gb=peak_memory_gb(device), **fields)
             self.tracked.finish(writer.record["cell_id"], status, fields)

@@ -12,6 +12,7 @@ from rich.text import Text
 from study.errors import StudyError
 from study.store import STATUSES, cell_row, load_cells
 from study.sweeps.agenda import WAITING, agendas, records
+from study.vocabulary.statuses import note
 
 COLUMNS = (
     *("status", "cell_id", "model", "optimizer", "lr", "scaling", "rank", "seed", "steps"),
@@ -80,11 +81,5 @@ def _texts(cell: pd.Series) -> list[str]:
         *(f"{cell['scaling']}{p}", f"{cell['rank']:g}", str(cell["seed"])),
         f"{done}/{cell['steps']}",
         "" if pd.isna(cell["seconds"]) else f"{cell['seconds']:.1f}",
-        _note(cell),
+        note(cell),
     ]
-
-
-def _note(cell: pd.Series) -> str:
-    if cell["status"] == "diverged":
-        return f"not finite at step {cell['diverged_step']:.0f}"
-    return cell["error"] if isinstance(cell["error"], str) else ""

@@ -23,7 +23,7 @@ _LINE_EVERY = 10.0
 """Seconds between lines if stdout is not a terminal. A cell that begins or ends adds a line."""
 _ROWS = 20
 """Rows of the live table. A table longer than the screen can't be followed."""
-_ORDER = ("running", "failed", "diverged", "interrupted", WAITING, "complete")
+_ORDER = ("running", "failed", "diverged", "stuck", "interrupted", WAITING, "complete")
 
 
 def watch(study_dir: Path, console: Console | None = None) -> None:

@@ -1,0 +1,78 @@
+"""The states of a cell: whether a sweep trains it again, and which of its steps are used."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Status:
+    """A state of a cell.
+
+    - ``has_ended``: no process trains it, and it did not lose its process;
+    - ``is_done``: a sweep does not train it again, because it would end in the same way;
+    - ``ended_at``: the field of its record with the first step whose numbers are not used. Empty if
+      all of its steps are used;
+    - ``note``: what happened at that step, with a place for it;
+    - ``fits``: which of its steps the fits use. Empty if it needs no explanation.
+    """
+
+    has_ended: bool = False
+    is_done: bool = False
+    ended_at: str = ""
+    note: str = ""
+    fits: str = ""
+
+
+STATUSES = {
+    "complete": Status(has_ended=True, is_done=True),
+    "running": Status(fits="Fits use the steps so far."),
+    "interrupted": Status(
+        fits="Fits use the steps so far. The same `study train` command continues."
+    ),
+    "diverged": Status(
+        has_ended=True,
+        is_done=True,
+        ended_at="diverged_step",
+        note="not finite at step {:.0f}",
+        fits="Fits use the steps before a value was not finite.",
+    ),
+    "stuck": Status(
+        has_ended=True,
+        is_done=True,
+        ended_at="stuck_step",
+        note="no gradient from step {:.0f}",
+        fits="From some step on, the gradient was zero and the loss did not change. Fits use the "
+        "steps before it, and no final loss is reported.",
+    ),
+    "failed": Status(has_ended=True, fits="Fits use the steps before the failure."),
+}
+"""Every state, by name. ``interrupted``: recorded as running, but its process is gone."""
+
+ENDED = tuple(name for name, status in STATUSES.items() if status.has_ended)
+DONE = tuple(name for name, status in STATUSES.items() if status.is_done)
+BROKEN = tuple(name for name, status in STATUSES.items() if status.ended_at)
+"""Cells whose numbers count only up to some step: later ones say nothing about training."""
+END_COLUMNS = tuple(STATUSES[name].ended_at for name in BROKEN)
+
+
+def end_step(cell: Mapping[str, Any]) -> float:
+    """The first step of a row of ``cells`` whose numbers are not used; infinity if all are used.
+
+    0 if the cell is broken and the step is unknown.
+    """
+    status = STATUSES.get(str(cell["status"]))
+    column = status.ended_at if status else ""
+    if not column:
+        return math.inf
+    step = float(cell.get(column) or 0)
+    return 0.0 if math.isnan(step) else step
+
+
+def note(cell: Mapping[str, Any]) -> str:
+    """How a row of ``cells`` ended, for a reader: its error, or what happened at which step."""
+    if isinstance(cell.get("error"), str):
+        return str(cell["error"])
+    status = STATUSES.get(str(cell["status"]))
+    return status.note.format(end_step(cell)) if status else ""
