@@ -30,10 +30,28 @@ MOST_DF = 200
 That is within 0.6 % of the normal distribution's."""
 
 NOT_CONFIGURATION = (
-    *("cell_id", "study", "status", "error", "diverged_step", "steps_done", "seconds"),
-    "peak_memory_gb",
+    *("cell_id", "study", "status", "error", "diverged_step", "stuck_step", "steps_done"),
+    *("seconds", "peak_memory_gb"),
 )
 """The columns of ``cells`` that are not part of the configuration."""
+
+MAIN = {
+    "model": "model {}",
+    "data": "data {}",
+    "steps": "{} steps",
+    "batch_size": "batch size {}",
+    "optimizer": "{}",
+    "lr": "learning rate {}",
+    "alpha": "alpha {}",
+    "init": "init {}",
+    "targets": "targets {}",
+    "precision": "{}",
+    "seed": "seed {}",
+}
+"""The settings that a reader needs first, each with its words. The page hides the others behind a
+disclosure."""
+MOST_VALUES = 6
+"""Values of a setting that its line lists."""
 
 VERDICT_FIELDS = (
     *("optimizer", "curve", "quantity", "over", "step", "exponent", "ci_low", "ci_high"),
@@ -57,7 +75,7 @@ def overview(study: FollowedStudy, verdicts: Verdicts, live: bool) -> dict[str, 
             _cell(study.followed[str(row["cell_id"])], row, setting)
             for row, setting in zip(cells.to_dict("records"), _settings(cells), strict=True)
         ],
-        "configuration": _configuration(cells),
+        "configuration": configuration(cells),
         "rules": rule_looks(cells),
         "optimizers": {str(name): label(str(name)) for name in cells["optimizer"]},
         "layers": [Layer(*layer)._asdict() for layer in study.layers],
@@ -123,14 +141,31 @@ def _settings(cells: pd.DataFrame) -> list[str]:
     ] or [""] * len(cells)
 
 
-def _configuration(cells: pd.DataFrame) -> dict[str, Any]:
-    """``differ``: the keys whose values differ between cells; ``same``: the other keys' values."""
+def configuration(cells: pd.DataFrame) -> dict[str, Any]:
+    """``differ``: the keys whose values differ between cells. ``main``: the values of
+    :data:`MAIN`, in words. ``rest``: the value of every other key that is the same in all cells."""
     columns = [str(name) for name in cells if name not in NOT_CONFIGURATION]
     differ = [name for name in columns if cells[name].astype(str).nunique() > 1]
     return {
         "differ": differ,
-        "same": {name: _text(cells[name].iloc[0]) for name in columns if name not in differ},
+        "main": [
+            words.format(_values(cells[name])) for name, words in MAIN.items() if name in cells
+        ],
+        "rest": {
+            name: _text(cells[name].iloc[0])
+            for name in columns
+            if name not in differ and name not in MAIN and _text(cells[name].iloc[0]) != "none"
+        },
     }
+
+
+def _values(column: "pd.Series[Any]") -> str:
+    """The distinct values of a column, optimizers by their labels; how many if they are many."""
+    values = sorted(set(column.dropna()), key=lambda value: (isinstance(value, str), value))
+    if len(values) > MOST_VALUES:
+        return f"{len(values)} values from {_text(values[0])} to {_text(values[-1])}"
+    name = label if column.name == "optimizer" else _text
+    return ", ".join(map(name, values)) or "none"
 
 
 def _verdict(row: Mapping[Any, Any]) -> dict[str, Any]:

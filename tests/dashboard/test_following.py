@@ -17,7 +17,7 @@ import study
 from study import cli
 from study.dashboard import following, probes, verdicts
 from study.dashboard.following import FollowedStudy
-from study.dashboard.overview import overview
+from study.dashboard.overview import configuration, overview
 from study.dashboard.probes import Quantity
 from study.dashboard.server import application
 from study.dashboard.verdicts import Verdicts
@@ -103,6 +103,25 @@ def test_verdicts_equal_those_of_the_analysis(trained: Path) -> None:
     assert rows["predicted"].to_numpy(float) == pytest.approx(
         whole["predicted"].to_numpy(float), nan_ok=True
     )
+
+
+def test_the_main_settings_are_one_short_line_and_the_rest_is_elsewhere(
+    trained: Path, jsonl: Path
+) -> None:
+    found = overview(FollowedStudy(trained), Verdicts(), live=False)["configuration"]
+    assert found["main"] == [
+        *("model tiny", f"data {jsonl}", "2 steps", "batch size 2", "AdamW, SGD"),
+        *("learning rate 0.0001, 0.01, 1e+30", "alpha 16", "init kaiming", "targets all-linear"),
+        *("float32", "seed 0, 1"),
+    ]
+    assert found["rest"]["sequence_length"] == "24"
+    assert {"model_sha256", "probes_every"} < set(found["rest"])
+    assert not {"model", "lr", "rank"} & set(found["rest"])
+
+
+def test_many_values_of_a_setting_are_counted(trained: Path) -> None:
+    cells = FollowedStudy(trained).cells().assign(seed=range(20))
+    assert "seed 20 values from 0 to 19" in configuration(cells)["main"]
 
 
 def test_a_note_says_why_there_are_no_verdicts(

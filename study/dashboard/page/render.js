@@ -246,10 +246,10 @@ function curveText(point, drawn, name) {
 const chooseCurve = (point, drawn) => choose({ rank: drawn[point.data.meta].cell.rank });
 
 function renderCells() {
-  const same = Object.entries(page.overview.configuration.same);
-  const known = same.filter(([, value]) => value !== "none");
-  const text = known.map(([name, value]) => `${name} ${value}`).join(" · ");
-  byId("same").textContent = `all cells: ${text}`;
+  const { main, rest } = page.overview.configuration;
+  byId("main-settings").textContent = main.join(" · ");
+  const others = Object.entries(rest).map(([name, value]) => `${name} ${value}`);
+  byId("other-settings").textContent = others.join(" · ");
   const focused = document.activeElement?.closest("#cells th")?.textContent;
   const table = cellTable(page.overview, page.view, page.sort, sortCells, chooseCell);
   byId("cells").replaceChildren(table);
