@@ -101,7 +101,7 @@ def end_steps(cells: pd.DataFrame) -> Floats:
     A pack still measures a diverged cell, with frozen weights.
     """
     columns = [name for name in cells if name == "status" or name in END_COLUMNS]
-    return np.array([end_step(cell) for cell in cells[columns].to_dict("records")], float)
+    return np.array([end_step(cell) for cell in cells[columns].to_dict("records")])
 
 
 def curve_numbers(cells: pd.DataFrame) -> Ints:

@@ -81,5 +81,5 @@ def _texts(cell: pd.Series) -> list[str]:
         *(f"{cell['scaling']}{p}", f"{cell['rank']:g}", str(cell["seed"])),
         f"{done}/{cell['steps']}",
         "" if pd.isna(cell["seconds"]) else f"{cell['seconds']:.1f}",
-        note(cell),
+        note(cell.to_dict()),
     ]

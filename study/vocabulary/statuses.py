@@ -57,7 +57,7 @@ BROKEN = tuple(name for name, status in STATUSES.items() if status.ended_at)
 END_COLUMNS = tuple(STATUSES[name].ended_at for name in BROKEN)
 
 
-def end_step(cell: Mapping[str, Any]) -> float:
+def end_step(cell: Mapping[Any, Any]) -> float:
     """The first step of a row of ``cells`` whose numbers are not used; infinity if all are used.
 
     0 if the cell is broken and the step is unknown.
@@ -70,7 +70,7 @@ def end_step(cell: Mapping[str, Any]) -> float:
     return 0.0 if math.isnan(step) else step
 
 
-def note(cell: Mapping[str, Any]) -> str:
+def note(cell: Mapping[Any, Any]) -> str:
     """How a row of ``cells`` ended, for a reader: its error, or what happened at which step."""
     if isinstance(cell.get("error"), str):
         return str(cell["error"])
