@@ -1,0 +1,68 @@
+"""The numbers of a row of ``exponents`` as text: the same in the report, the dashboard and W&B."""
+
+from typing import Any
+
+import pandas as pd
+
+from study.analysis.intervals import interval_text
+from study.vocabulary.thresholds import CONFIDENCE
+
+STRAIGHTNESS = "straightness of the line, one seed"
+"""What the brackets beside a slope show if there is one seed."""
+
+
+def factor_text(factor: float) -> str:
+    """``×0.74``: the factor from the lowest to the highest rank; empty if NaN."""
+    if pd.isna(factor):
+        return ""
+    if 0.1 <= factor < 9.995:
+        return f"×{factor:.2f}"
+    return f"×{factor:.0f}" if 1 < factor < 1e4 else f"×{factor:.2g}"
+
+
+def bend_text(row: Any) -> str:
+    """``bent: -0.10 at the lowest ranks, -0.39 at the highest``; empty if the line is straight."""
+    if not row.bent:
+        return ""
+    low, high = number_text(row.slope_low), number_text(row.slope_high)
+    return f"bent: {low} at the lowest ranks, {high} at the highest"
+
+
+def number_text(value: float) -> str:
+    """A number with two decimal places; empty if NaN."""
+    return "" if pd.isna(value) else interval_text(value, float("nan"), float("nan"))
+
+
+def setting_text(value: Any) -> str:
+    """The value of a setting; ``none`` if missing."""
+    if pd.isna(value):
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def bracket_head(rows: pd.DataFrame) -> str:
+    """What the brackets beside the slopes of ``rows`` show, for the head of a table.
+
+    Empty if they show different things, or nothing: see :func:`bracket_notes`.
+    """
+    kinds = set(rows["interval"].astype(str)) - {"none"}
+    if kinds == {"seeds"}:
+        return f"{100 * CONFIDENCE:g} % interval"
+    return STRAIGHTNESS if kinds == {"ranks"} else ""
+
+
+def bracket_notes(rows: pd.DataFrame) -> list[str]:
+    """What the brackets beside the slopes of ``rows`` show, in sentences."""
+    notes = []
+    seeds = sorted(set(rows.loc[rows["interval"] == "seeds", "seeds"]))
+    if seeds:
+        over = " or ".join(f"{n:g}" for n in seeds)
+        notes.append(f"Brackets are {100 * CONFIDENCE:g} % intervals over {over} seeds.")
+    if (rows["interval"] == "ranks").any():
+        notes.append(
+            f"With one seed, brackets show the {STRAIGHTNESS}: they do not say how much another "
+            "seed would differ."
+        )
+    if (rows["interval"] == "none").any():
+        notes.append("A slope without brackets has one seed and two ranks.")
+    return notes
