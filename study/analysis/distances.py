@@ -28,7 +28,7 @@ import pandas as pd
 
 from study.analysis.exponents import fit_exponents
 from study.analysis.fits import Floats
-from study.analysis.summary import interval_text
+from study.analysis.intervals import interval_text
 from study.vocabulary.quantities import ALL_KINDS, MEAN_LOG, MODEL_WIDE, TRAIN
 
 LOSS = "loss"

@@ -10,12 +10,17 @@ One row per curve (a configuration without its rank and seed), site, stat, batch
 
 :data:`~study.analysis.grouping.FIT_COLUMNS` lists its columns beside those of the curve:
 
-- ``interval``: the 95 % interval (``ci_low``, ``ci_high``) is over ``seeds`` (pairs of seed and
-  data seed), over ``ranks`` (if there is one seed), or there is ``none``;
-- ``points``: the cells in the fit. ``dropped``: the cells of the curve from ``rank_min`` that
-  are not, for any reason;
+- ``interval``: ``seeds`` if ``ci_low`` and ``ci_high`` are the 95 % interval over seeds (pairs of
+  seed and data seed). ``ranks`` if there is one seed: they then show how straight its line is, and
+  are not an interval for other seeds. ``none`` for one seed at two ranks;
+- ``points``: the cells in the fit, which are the same ranks of every seed
+  (:mod:`~study.analysis.blocks`). ``dropped``: the cells of the curve from ``rank_min`` that are
+  not in it, for any reason;
 - ``log_rank_mean``, ``log_stat_mean`` (natural logarithms), ``se_*``, ``cov``, ``t_crit``: for
   the line and its band (:func:`study.analysis.fits.fitted`);
+- ``curvature``, ``se_curvature``: the coefficient of ``(log rank)^2`` in a quadratic fit, and its
+  standard error over seeds. ``slope_low``, ``slope_high``: the slopes over the two lowest and over
+  the two highest ranks;
 - ``layers``: the number of layers pooled; 1 for a single layer;
 - ``layer_p05``, ``layer_median``, ``layer_p95``: quantiles of the exponents of single layers,
   in the ``mean_log`` row over all kinds;
@@ -42,6 +47,8 @@ NOT_STATS = ("cell_id", "step", "layer", "block", "kind", "site", "batch", "d_in
 """The columns of ``probes`` that identify a row or its layer. All others are statistics."""
 WEIGHTS = ("none", "rank")
 INTERVALS = ("seeds", "ranks", "none")
+BEND = ("curvature", "se_curvature", "slope_low", "slope_high")
+"""What the table says of a line that is not straight."""
 
 
 def fit_exponents(
@@ -160,6 +167,7 @@ class _Table:
             "cov": lines.cov[at],
             "df": df,
             "t_crit": t_crit,
+            **{name: getattr(lines, name)[at] for name in BEND},
             "layer_p05": of_layers[0][at],
             "layer_median": of_layers[1][at],
             "layer_p95": of_layers[2][at],

@@ -5,10 +5,11 @@ columns (layers and poolings of layers), ``S`` strands (the frames of one seed),
 strands of one curve at one step). Frames are sorted so that strands, and the strands of a group,
 are contiguous. NaN stands for a missing point.
 
-The sample unit is the seed: every seed gets its own least-squares line over the ranks it has, and
-the interval is Student's t over these lines. Points within a seed share a batch and an
-initialisation, so they are not an independent sample. An interval over ranks is given only if there
-is one seed.
+The sample unit is the seed: every seed gets its own least-squares line, all of them over the same
+ranks (:mod:`~study.analysis.blocks`), and the interval is Student's t over these lines. Points
+within a seed share a batch and an initialisation, so they are not an independent sample. With one
+seed the errors are those of the regression over ranks. They say how straight the line is, and do
+not cover other seeds.
 """
 
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from study.analysis.blocks import common_points
 from study.vocabulary.thresholds import CONFIDENCE, RANKS_FOR_INTERVAL
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -67,6 +69,10 @@ class Lines:
     ``log stat = log_stat_mean + slope * (log rank - log_rank_mean)``. ``slope`` is NaN for fewer
     than two ranks. ``se_*`` and ``cov`` are the standard errors of the two coefficients and their
     covariance; they are NaN, and ``df`` is 0, without an interval. ``points`` counts frames used.
+
+    ``curvature`` is the coefficient of ``(log rank)^2`` in the quadratic fit, with its standard
+    error over seeds (NaN with one seed); NaN for fewer than three ranks. ``slope_low`` and
+    ``slope_high`` are the slopes between the two lowest and between the two highest ranks.
     """
 
     slope: Floats
@@ -81,6 +87,10 @@ class Lines:
     points: Ints
     rank_min: Floats
     rank_max: Floats
+    curvature: Floats
+    se_curvature: Floats
+    slope_low: Floats
+    slope_high: Floats
 
 
 def fit_lines(
@@ -88,26 +98,29 @@ def fit_lines(
 ) -> Lines:
     """Fit ``y`` (log statistic) against log rank, per seed, then over the seeds of each group.
 
-    The line of a seed is (weighted) least squares over the ranks it has, which must be distinct.
-    The line of a group is the mean of the lines of its seeds. Its errors are those of this mean, on
+    The line of a seed is (weighted) least squares over its ranks, which must be distinct. The line
+    of a group is the mean of the lines of its seeds. Its errors are those of this mean, on
     ``seeds - 1`` degrees of freedom. With one seed they are the textbook regression errors, on
-    ``ranks - 2``. A seed with fewer than three ranks is left out if another has three: its slope is
-    a difference of two points and would dominate the others. Fewer than three ranks in all give a
-    slope without an interval.
+    ``ranks - 2``; one seed with two ranks has a slope without errors.
+
+    All seeds of a group are fitted over the same ranks. If their ranks differ, some seeds or some
+    ranks are left out, as :mod:`~study.analysis.blocks` says. A seed with fewer than three ranks is
+    left out if another has three: its slope is a difference of two points and would dominate the
+    others.
 
     ``weight_F`` is proportional to the inverse variance of a frame (None: all equal).
     """
     rank = np.asarray(rank_F, float)
-    there_FC = np.isfinite(y_FC)
+    x_F = np.log(rank)
+    w_F = np.ones_like(x_F) if weight_F is None else np.asarray(weight_F, float)
+    there_FC = common_points(np.isfinite(y_FC), x_F, strands.start_S, strands.group_G, w_F)
     with np.errstate(invalid="ignore", divide="ignore"):
-        own = _seed_lines(rank, y_FC, there_FC, strands, weight_F)
-        used_SC = _seeds_used(own.points, strands)
-        mean = _mean_lines(own, used_SC, strands)
-    used_FC = there_FC & used_SC[strands.strand_F]
-    ranks, lowest, highest = _ranks_used(rank, used_FC, strands.start_G)
-    spare = np.where(mean.seeds == 1, mean.points - 2, mean.seeds - 1)
-    df = np.where(ranks < RANKS_FOR_INTERVAL, 0, spare).clip(0)
-    known = df > 0
+        own = _seed_lines(x_F, y_FC, there_FC, strands, w_F)
+        mean = _mean_lines(own, strands)
+        ends = _ends(rank, y_FC, there_FC, strands.start_G)
+    df = np.where(mean.seeds == 1, mean.points - 2, mean.seeds - 1)
+    df = np.where(ends.ranks < 2, 0, df).clip(0)
+    known, bends = df > 0, ends.ranks >= RANKS_FOR_INTERVAL
     return Lines(
         slope=mean.slope,
         log_rank_mean=mean.x,
@@ -117,19 +130,23 @@ def fit_lines(
         cov=np.where(known, mean.cov, np.nan),
         df=df,
         seeds=mean.seeds,
-        ranks=ranks,
+        ranks=ends.ranks,
         points=mean.points,
-        rank_min=lowest,
-        rank_max=highest,
+        rank_min=ends.lowest,
+        rank_max=ends.highest,
+        curvature=np.where(bends, mean.curvature, np.nan),
+        se_curvature=np.sqrt(np.where(bends, mean.var_curvature, np.nan)),
+        slope_low=ends.slope_low,
+        slope_high=ends.slope_high,
     )
 
 
 @dataclass(frozen=True)
 class _SeedLines:
-    """The line of each seed about its own centre ``(x, y)``, all ``[S, C]``.
+    """The line of each seed about its own centre ``(x, y)``, all ``[S, C]`` or ``[S, 1]``.
 
     ``weight``: the sum of the weights of its points. ``sxx``, ``rss``: the weighted sums of squares
-    of x about the centre, and of the residuals.
+    of x about the centre, and of the residuals. ``curvature``: of the quadratic.
     """
 
     points: Ints
@@ -139,20 +156,21 @@ class _SeedLines:
     slope: Floats
     sxx: Floats
     rss: Floats
+    curvature: Floats
 
 
 def _seed_lines(
-    rank_F: Floats,
-    y_FC: Floats,
-    there_FC: Mask,
-    strands: Strands,
-    weight_F: npt.ArrayLike | None,
+    x_F: Floats, y_FC: Floats, there_FC: Mask, strands: Strands, w_F: Floats
 ) -> _SeedLines:
-    """Two passes, first the centre and then the slope: an exact power law is recovered exactly."""
-    x_F1 = np.log(rank_F)[:, None]
+    """Two passes, first the centre and then the slope: an exact power law is recovered exactly.
+
+    The quadratic is fitted through ``q``, which is ``x^2`` less its projection on 1 and x.
+    """
+    if (there_FC == there_FC[:, :1]).all():  # all columns lack the same frames: one x for all
+        there_FC = there_FC[:, :1]
+    x = x_F[:, None]
     y = np.where(there_FC, y_FC, 0.0)
-    w_F1 = np.ones_like(x_F1) if weight_F is None else np.asarray(weight_F, float)[:, None]
-    w = np.where(there_FC, w_F1, 0.0)
+    w = np.where(there_FC, w_F[:, None], 0.0)
     strand = strands.strand_F
 
     def sums(values: Floats) -> Floats:
@@ -160,22 +178,19 @@ def _seed_lines(
 
     points_SC = np.add.reduceat(there_FC, strands.start_S, axis=0, dtype=np.intp)
     w_SC = sums(w)
-    x_SC = sums(w * x_F1) / w_SC
+    x_SC = sums(w * x) / w_SC
     y_SC = sums(w * y) / w_SC
-    dx = x_F1 - x_SC[strand]
+    dx = x - x_SC[strand]
     dy = y - y_SC[strand]
     w_dx = w * dx
-    sxx_SC = sums(np.where(there_FC, w_dx * dx, 0.0))
-    slope_SC = sums(np.where(there_FC, w_dx * dy, 0.0)) / sxx_SC
-    rss_SC = sums(np.where(there_FC, w * (dy - slope_SC[strand] * dx) ** 2, 0.0))
-    return _SeedLines(points_SC, w_SC, x_SC, y_SC, slope_SC, sxx_SC, rss_SC)
-
-
-def _seeds_used(points_SC: Ints, strands: Strands) -> Mask:
-    """The seeds that a group's line is the mean of: three ranks, if any seed of it has three."""
-    most_GC = np.maximum.reduceat(points_SC, strands.group_G, axis=0)
-    needed_GC = np.clip(most_GC, 2, RANKS_FOR_INTERVAL)
-    return points_SC >= needed_GC[strands.group_S]
+    sxx_SC = sums(w_dx * dx)
+    slope_SC = sums(w_dx * dy) / sxx_SC
+    q = dx * (dx - (sums(w_dx * dx * dx) / sxx_SC)[strand]) - (sxx_SC / w_SC)[strand]
+    w_q = w * q
+    curvature_SC = sums(w_q * dy) / sums(w_q * q)
+    dy -= slope_SC[strand] * dx
+    rss_SC = sums(w * dy * dy)
+    return _SeedLines(points_SC, w_SC, x_SC, y_SC, slope_SC, sxx_SC, rss_SC, curvature_SC)
 
 
 @dataclass(frozen=True)
@@ -190,23 +205,24 @@ class _MeanLines:
     var_slope: Floats
     var_y: Floats
     cov: Floats
+    curvature: Floats
+    var_curvature: Floats
 
 
-def _mean_lines(own: _SeedLines, used_SC: Mask, strands: Strands) -> _MeanLines:
-    """The mean over the used seeds about a common centre: seeds may lack different ranks."""
-    group = strands.group_S
+def _mean_lines(own: _SeedLines, strands: Strands) -> _MeanLines:
+    """The mean over the seeds of each group. They have the same ranks, so the same centre."""
+    group, shape = strands.group_S, (len(strands.group_G), own.y.shape[1])
+    used = own.points >= 2
 
     def sums(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return np.add.reduceat(np.where(used_SC, values, 0), strands.group_G, axis=0)
+        total = np.add.reduceat(np.where(used, values, 0), strands.group_G, axis=0)
+        return np.broadcast_to(total, shape)
 
-    seeds = sums(used_SC.astype(np.intp))
+    seeds = sums(used.astype(np.intp))
     points = sums(own.points)
     weight = sums(own.weight)
-    x = sums(own.weight * own.x) / weight
-    y_SC = own.y + own.slope * (x[group] - own.x)
-    slope = sums(own.slope) / seeds
-    y = sums(y_SC) / seeds
-    d_slope, d_y = own.slope - slope[group], y_SC - y[group]
+    slope, y, curvature = (sums(each) / seeds for each in (own.slope, own.y, own.curvature))
+    off_slope, off_y = own.slope - slope[group], own.y - y[group]
 
     one = seeds == 1
     variance = sums(own.rss) / (points - 2)  # of a point; used for one seed only
@@ -214,13 +230,51 @@ def _mean_lines(own: _SeedLines, used_SC: Mask, strands: Strands) -> _MeanLines:
     return _MeanLines(
         seeds=seeds,
         points=points,
-        x=x,
+        x=sums(own.weight * own.x) / weight,
         y=y,
         slope=slope,
-        var_slope=np.where(one, variance / sums(own.sxx), sums(d_slope**2) / of_mean),
-        var_y=np.where(one, variance / weight, sums(d_y**2) / of_mean),
-        cov=np.where(one, 0.0, sums(d_slope * d_y) / of_mean),
+        var_slope=np.where(one, variance / sums(own.sxx), sums(off_slope**2) / of_mean),
+        var_y=np.where(one, variance / weight, sums(off_y**2) / of_mean),
+        cov=np.where(one, 0.0, sums(off_slope * off_y) / of_mean),
+        curvature=curvature,
+        var_curvature=sums((own.curvature - curvature[group]) ** 2) / of_mean,
     )
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """The number of ranks of each group, the lowest and the highest, and the slopes at the ends.
+
+    All ``[G, C]``. A slope is that of the mean over seeds, between two neighbouring ranks. NaN
+    where there are too few ranks.
+    """
+
+    ranks: Ints
+    lowest: Floats
+    highest: Floats
+    slope_low: Floats
+    slope_high: Floats
+
+
+def _ends(rank_F: Floats, y_FC: Floats, there_FC: Mask, start_G: Ints) -> _Ends:
+    shape = (len(start_G), y_FC.shape[1])
+    group_F = np.repeat(np.arange(len(start_G)), np.diff(np.append(start_G, len(rank_F))))
+    count = np.zeros(shape, np.intp)
+    lowest, highest, low, high, last = (np.full(shape, np.nan) for _ in range(5))
+    for rank in np.unique(rank_F):  # ascending; a study has a dozen
+        frames = np.flatnonzero(rank_F == rank)
+        first = np.flatnonzero(np.r_[True, np.diff(group_F[frames]) > 0])
+        at, there = group_F[frames[first]], there_FC[frames]
+        seeds = np.add.reduceat(there, first, axis=0, dtype=np.intp)
+        mean = np.add.reduceat(np.where(there, y_FC[frames], 0.0), first, axis=0) / seeds
+        slope, here = (mean - last[at]) / np.log(rank / highest[at]), seeds > 0
+        count[at] += here
+        lowest[at] = np.where(here & (count[at] == 1), rank, lowest[at])
+        low[at] = np.where(here & (count[at] == 2), slope, low[at])
+        high[at] = np.where(here, slope, high[at])
+        highest[at] = np.where(here, rank, highest[at])
+        last[at] = np.where(here, mean, last[at])
+    return _Ends(count, lowest, highest, low, high)
 
 
 def spread_slopes(
@@ -258,22 +312,6 @@ def spread_slopes(
         sxx_GL = np.add.reduceat(w_PL * dx * dx, start_G, axis=0)
         several = np.add.reduceat(known, start_G, axis=0, dtype=np.intp) > 1
         return np.where(several, sxy_GL / sxx_GL, np.nan)
-
-
-def _ranks_used(rank_F: Floats, used_FC: Mask, start_G: Ints) -> tuple[Ints, Floats, Floats]:
-    """The number of distinct ranks that each group uses, the lowest and the highest, ``[G, C]``.
-
-    The lowest and highest are NaN if there are none.
-    """
-    shape = (len(start_G), used_FC.shape[1])
-    count, lowest = np.zeros(shape, np.intp), np.full(shape, np.nan)
-    highest = lowest.copy()
-    for rank in np.unique(rank_F):  # ascending; a study has a dozen
-        present = np.logical_or.reduceat(used_FC & (rank_F == rank)[:, None], start_G, axis=0)
-        count += present
-        lowest[present & (count == 1)] = rank
-        highest[present] = rank
-    return count, lowest, highest
 
 
 def t_critical(df: npt.ArrayLike) -> Floats:

@@ -40,6 +40,7 @@ FIT_COLUMNS = (
     *("exponent", "ci_low", "ci_high", "interval", "seeds", "ranks", "rank_min", "rank_max"),
     *("points", "dropped", "layers"),
     *("log_rank_mean", "log_stat_mean", "se_slope", "se_mean", "cov", "df", "t_crit"),
+    *("curvature", "se_curvature", "slope_low", "slope_high"),
     *("layer_p05", "layer_median", "layer_p95", "spread_slope", "predicted"),
 )
 """The columns that :func:`study.analysis.exponents.fit_exponents` adds to the curve's."""
@@ -47,7 +48,10 @@ FIT_COLUMNS = (
 PREDICTION_COLUMNS = ("lazy", "clipped", "eps_ratio")
 """The columns that :func:`study.analysis.predictions.with_predictions` adds."""
 
-VERDICT_COLUMNS = ("margin", "p_value", "p_holm", "primary", "verdict")
+VERDICT_COLUMNS = (
+    *("factor", "margin", "p_stable", "p_slope", "p_beyond", "p_bent"),
+    *("bent", "primary", "verdict"),
+)
 """The columns that :func:`study.analysis.verdicts.with_verdicts` adds."""
 
 

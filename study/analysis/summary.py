@@ -9,22 +9,26 @@ from rich.table import Table
 from rich.text import Text
 
 from study.analysis.grouping import curve_columns, distinguishing, numbered
+from study.analysis.intervals import interval_text, rounded
 from study.analysis.stable import first_to_read, side_by_side
 from study.analysis.verdicts import rows_of
+from study.analysis.wording import STRAIGHTNESS, factor_text
 from study.vocabulary.quantities import DESCENT, MODEL_WIDE, PRIMARY
 from study.vocabulary.scaling import RULES
-from study.vocabulary.thresholds import FEW_SEEDS, STABLE_RATIO
+from study.vocabulary.thresholds import CONFIDENCE, FEW_SEEDS, STABLE_RATIO
+from study.vocabulary.verdicts import VERDICTS, Colour, meaning
 
 SUMMARY_COLUMNS = (
     *("optimizer", "scaling", "exponent_p", "rule", "curve", "site", "stat", "quantity"),
     *("over", "step", "primary"),
-    *("exponent", "ci_low", "ci_high", "estimate", "predicted", "verdict"),
+    *("exponent", "ci_low", "ci_high", "estimate", "factor", "predicted", "verdict"),
+    *("bent", "slope_low", "slope_high"),
+    *("p_stable", "p_slope", "p_beyond", "p_bent"),
     *("interval", "seeds", "ranks", "rank_min", "rank_max", "margin", "dropped"),
     *("layer_p05", "layer_p95"),
 )
 OVER_MODEL = "whole model"
 """The value of ``over`` in rows measured over the whole model."""
-STYLES = {"stable": "green", "collapses": "red", "explodes": "red", "unclear": "yellow"}
 
 
 def summary(exponents: pd.DataFrame) -> pd.DataFrame:
@@ -36,7 +40,7 @@ def summary(exponents: pd.DataFrame) -> pd.DataFrame:
     - ``rule``: the scaling rule, with its p if the user gave it;
     - ``curve``: the other values that separate the curves; empty if there are none;
     - ``over``: how layers were pooled;
-    - ``estimate``: the exponent with its interval, as text.
+    - ``estimate``: the exponent with ``ci_low`` and ``ci_high``, as text.
     """
     rows = _first_rows(exponents)
     named = distinguishing(rows, curve_columns(exponents))
@@ -69,16 +73,6 @@ def _first_rows(exponents: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values(["of_curve", "place", "step"], kind="stable")
 
 
-def interval_text(exponent: float, low: float, high: float, places: int = 2) -> str:
-    """``-0.50 [-0.52, -0.48]``, or ``-0.50`` without an interval."""
-    value, *bounds = (_rounded(number, places) for number in (exponent, low, high))
-    return value if pd.isna(low) or pd.isna(high) else f"{value} [{', '.join(bounds)}]"
-
-
-def _rounded(value: float, places: int = 2) -> str:
-    return f"{round(value, places) + 0.0:.{places}f}"  # + 0.0: never "-0.00"
-
-
 def _short(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
@@ -90,42 +84,58 @@ def _rule(scaling: object, p: float, prefix: str = "power ") -> str:
 
 
 def render_table(summary: pd.DataFrame) -> Table:
-    """``summary`` as a rich table that fits 80 columns, with a caption on margins and intervals.
+    """``summary`` as a rich table that fits 80 columns, with a caption on words and intervals.
 
-    Prints nothing.
+    Curves whose brackets show different things say so in their headings. Prints nothing.
     """
     table = Table(
-        title="Scaling exponents with rank, 95 % intervals",
+        title="Scaling exponents with rank",
         caption=_caption(summary),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
+        padding=0,  # the box leaves a blank between columns
+        pad_edge=False,
     )
-    table.add_column("quantity")
-    table.add_column("step", justify="right")
-    table.add_column("exponent", justify="right", no_wrap=True)
     predicted = bool(summary["predicted"].notna().any())
-    if predicted:
-        table.add_column("theory", justify="right", no_wrap=True)
+    table.add_column("quantity")
+    for column in ("step", "exponent", "factor", *(["theory"] if predicted else [])):
+        table.add_column(column, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
+    apart = len(_brackets(summary)) > 1
     curves = summary.groupby(["optimizer", "rule", "curve"], sort=False, observed=True)
     for key, rows in curves:
         table.add_section()
-        table.add_row(Text(", ".join(filter(None, map(str, key))), style="bold"))
+        name = ", ".join(filter(None, map(str, key)))
+        beside = f"  [ ] {' or '.join(_brackets(rows))}" if apart else ""
+        table.add_row(Text.assemble((name, "bold"), beside))
         for row in rows.to_dict("records"):
-            pooled = "" if row["over"] == OVER_MODEL else " (layers)"
-            verdict = str(row["verdict"])
-            table.add_row(
-                f"{row['quantity']}{pooled}",
-                str(row["step"]),
-                str(row["estimate"]),
-                *([_or_blank(row["predicted"])] if predicted else []),
-                Text(verdict + ("" if row["primary"] else " *"), style=STYLES[verdict]),
-            )
+            table.add_row(*_cells(row, predicted))
     return table
 
 
+def _cells(row: Mapping[Any, Any], predicted: bool) -> list[str | Text]:
+    """One row of the terminal table."""
+    word = str(row["verdict"])
+    bend = f"\n{rounded(row['slope_low'])} to {rounded(row['slope_high'])}" if row["bent"] else ""
+    verdict = Text(word + ("" if row["primary"] else " *"), style=STYLES[VERDICTS[word].colour])
+    if bend:
+        verdict.append("\nbent", style="default")
+    return [
+        row["quantity"] + ("" if row["over"] == OVER_MODEL else " (layers)"),
+        str(row["step"]),
+        row["estimate"] + bend,
+        factor_text(row["factor"]),
+        *([_or_blank(row["predicted"])] if predicted else []),
+        verdict,
+    ]
+
+
+STYLES: dict[Colour, str] = {"green": "green", "red": "red", "yellow": "yellow", "grey": "dim"}
+"""The style of the terminal for each colour of the vocabulary."""
+
+
 def _or_blank(value: float) -> str:
-    return "" if pd.isna(value) else _rounded(value)
+    return "" if pd.isna(value) else rounded(value)
 
 
 def render_stable(stable: pd.DataFrame) -> Table:
@@ -172,26 +182,37 @@ def measured_from(row: "Mapping[Any, Any] | pd.Series[Any]") -> str:
     return _rule(row["scaling"], row["exponent_p"], prefix="")
 
 
+def _brackets(rows: pd.DataFrame) -> list[str]:
+    """What the brackets beside the slopes of ``rows`` show: one text for each kind."""
+    over = rows.loc[rows["interval"] == "seeds", "seeds"].unique()
+    shown = [f"{100 * CONFIDENCE:g} % intervals over {seeds:g} seeds" for seeds in sorted(over)]
+    return shown + ([STRAIGHTNESS] if (rows["interval"] == "ranks").any() else [])
+
+
 def _caption(summary: pd.DataFrame) -> str:
     if summary.empty:
         return "nothing to show: no primary quantity was measured at two ranks"
-    margins = summary[["rank_min", "rank_max", "margin"]].drop_duplicates()
-    lines = [
-        f"stable: within ±{margin:.3f}, a factor of {STABLE_RATIO:g} from rank {low:g} to {high:g}"
-        for low, high, margin in margins.itertuples(index=False)
+    brackets = _brackets(summary)
+    lines = [f"[ ] {brackets[0]}"] if len(brackets) == 1 else []
+    if (summary["interval"] == "none").any():
+        lines.append("a slope without brackets has one seed and two ranks")
+    for word in VERDICTS:
+        if (summary["verdict"] == word).any():
+            lines.append(f"{word}: {meaning(word, STABLE_RATIO)}")
+    spans = summary[["rank_min", "rank_max", "margin"]].drop_duplicates()
+    lines += [
+        f"factor: from rank {low:g} to {high:g}; {STABLE_RATIO:g} is an exponent of ±{margin:.3f}"
+        for low, high, margin in spans.itertuples(index=False)
     ]
+    if summary["bent"].any():
+        lines.append("bent: not a straight line; below, its slopes at the lowest, highest ranks")
     pooled = summary.loc[summary["over"] != OVER_MODEL, "over"].unique()
     if len(pooled):
         lines.append(f"(layers): {' or '.join(pooled)}; all others: {OVER_MODEL}")
-    seeds = sorted(set(summary.loc[summary["interval"] == "seeds", "seeds"]))
-    if seeds:
-        lines.append(f"intervals over {' or '.join(map(str, seeds))} seeds")
-    if (summary["interval"] == "ranks").any():
-        lines.append("intervals from ranks only (one seed): they do not cover other seeds")
-    if (summary["interval"] == "none").any():
-        lines.append("fewer than three ranks: no interval")
     if (summary["dropped"] > 0).any():
         lines.append(f"cells of a curve that its fit leaves out: up to {summary['dropped'].max()}")
+    lines.append("every word is corrected for the number of tests (Holm)")
     if not summary["primary"].all():
-        lines.append("* corrected for the number of quantities tested (Holm)")
+        lines.append("* tested together with all quantities of its step; the others were fixed")
+        lines.append("  before the runs and are tested together")
     return "\n".join(lines)

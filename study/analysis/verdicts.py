@@ -1,18 +1,39 @@
-"""Verdicts: does a quantity stay stable as the rank grows? An equivalence test decides.
+"""Verdicts: does a quantity stay stable as the rank grows, and if not, how much does it change?
 
-A missing slope does not prove stability. A quantity is **stable** if its exponent is shown to be
-small: two one-sided t-tests at 5 % (TOST; Schuirmann 1987) reject exponents beyond +-margin. The
-margin is the same ratio in every study: a stable quantity changes by less than a factor of 1.5 from
-the lowest to the highest rank, so ``margin = ln(1.5) / ln(rank_max / rank_min)``. Otherwise the
-quantity **collapses** or **explodes** if the whole 95 % interval is below or above zero. Everything
-else is **unclear**, also a fit without an interval.
+The margin is the same ratio in every study, a factor of 1.5 from the lowest to the highest rank:
+``margin = ln(1.5) / ln(rank_max / rank_min)`` in units of the slope. Each word is shown by a t-test
+over seeds, whose level is such that the printed 95 % interval decides:
 
-A thousand tests at 5 % give fifty false claims by chance. The few :data:`PRIMARY` quantities, fixed
-before any run, are tested without correction. The others are tested with Holm's correction, within
-families of rows that are read together: a pooled or model-wide row belongs with all sites and stats
-of its curve, batch and step that are pooled the same way; the row of a layer belongs with the
-layers of its quantity. A row that is stable only without the correction is unclear. Intervals are
-pointwise.
+- **stable**: the interval lies inside ``±margin`` (two one-sided tests, Schuirmann 1987);
+- **collapses**, **explodes**: the interval lies outside it, below or above;
+- **falls**, **rises**: the interval excludes zero, but not all of the margin: the change is real,
+  and may be smaller or larger than the margin;
+- **unclear**: none of these. A missing slope does not prove stability;
+- **one seed**: the sample unit is the seed, so one seed gives no verdict. Two seeds are unclear.
+
+A row that is both non-zero and inside the margin is ``stable``. Inside and outside exclude each
+other, and an interval outside the margin excludes zero.
+
+**Many tests.** A thousand tests at 5 % give fifty false claims by chance, so every p-value is
+adjusted by Holm's method within its family, the rows that are read together:
+
+- the :data:`PRIMARY` rows of a curve, fixed before any run;
+- any other pooled or model-wide row, with all sites and stats of its curve, batch and step that are
+  pooled the same way;
+- the row of a layer, with the layers of its quantity.
+
+**What this guarantees.** A row has one true slope b. If ``|b| >= margin``, only ``stable`` would be
+false; if ``|b| < margin``, only ``collapses`` and ``explodes`` (and, for ``b = 0``, ``falls`` and
+``rises``). So a row can err in one way only, besides the sign of b. In each family, the probability
+of any false ``stable`` is at most 2.5 %, and so is that of any false ``collapses`` or ``explodes``
+of a row with a slope, and that of any wrong sign. For rows whose slope is zero, the probability
+that any of them gets one of the four words for a change is at most 5 %. Holm's method needs no
+independence of the rows.
+
+**Lack of fit.** A row is ``bent`` if its points do not lie on a line: the coefficient of
+``(log rank)^2``, estimated in each seed, is shown not to be zero (F(1, seeds - 1) at 5 %, the same
+families). The slope is then that of the line nearest to a curve, and ``slope_low`` and
+``slope_high`` are those at its ends. It needs three ranks and three seeds.
 """
 
 import math
@@ -25,9 +46,24 @@ from scipy import special
 from study.analysis.fits import Floats, Ints, Mask
 from study.analysis.grouping import curve_columns, numbered
 from study.vocabulary.quantities import MODEL_WIDE, POOLINGS, PRIMARY, TRAIN, Quantity
-from study.vocabulary.thresholds import SIGNIFICANCE, STABLE_RATIO
+from study.vocabulary.thresholds import (
+    ROUNDING,
+    SEEDS_FOR_VERDICT,
+    SIGNIFICANCE,
+    STABLE_RATIO,
+)
+from study.vocabulary.verdicts import (
+    COLLAPSES,
+    EXPLODES,
+    FALLS,
+    ONE_SEED,
+    RISES,
+    STABLE,
+    UNCLEAR,
+)
+from study.vocabulary.verdicts import VERDICTS as WORDS
 
-VERDICTS = ("stable", "collapses", "explodes", "unclear")
+VERDICTS = tuple(WORDS)
 
 
 def rows_of(quantity: Quantity, exponents: pd.DataFrame) -> "pd.Series[bool]":
@@ -39,47 +75,71 @@ def rows_of(quantity: Quantity, exponents: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def with_verdicts(exponents: pd.DataFrame) -> pd.DataFrame:
-    """``exponents`` with ``margin``, ``p_value``, ``p_holm``, ``primary`` and ``verdict``.
+    """``exponents`` with the columns ``VERDICT_COLUMNS`` of :mod:`study.analysis.grouping`.
 
     ``exponents`` is the table of :func:`~study.analysis.exponents.fit_exponents`; it is not
-    changed. ``margin``: of the exponent. ``p_value``: of the equivalence test. ``p_holm``:
-    corrected, and decides the verdict; equal to ``p_value`` in primary rows. Both are NaN without
-    an interval.
-    """
-    slope, se, df, low, high = (
-        exponents[name].to_numpy(float)
-        for name in ("exponent", "se_slope", "df", "rank_min", "rank_max")
-    )
-    with np.errstate(divide="ignore"):
-        margin = math.log(STABLE_RATIO) / np.log(high / low)
-    p_value = tost(slope, se, df, margin)
+    changed.
 
+    - ``factor``: by which the line changes from the lowest to the highest rank;
+    - ``margin``: of the exponent;
+    - ``p_stable``, ``p_slope``, ``p_beyond``, ``p_bent``: of the four tests, adjusted within the
+      family. A word is given at 5 % or less. NaN for fewer than three seeds;
+    - ``bent``: whether a straight line is rejected;
+    - ``primary``: whether the row was among the study's questions before any run;
+    - ``verdict``: a key of :data:`study.vocabulary.verdicts.VERDICTS`.
+    """
+    slope, se, df, low, high, seeds = (
+        exponents[name].to_numpy(float)
+        for name in ("exponent", "se_slope", "df", "rank_min", "rank_max", "seeds")
+    )
+    span = np.log(high / low)
+    with np.errstate(divide="ignore"):
+        margin = math.log(STABLE_RATIO) / span
     curve = numbered(exponents, curve_columns(exponents))
     primary = _primary(exponents, curve)
-    pooled = exponents["layer"].isin([*POOLINGS, MODEL_WIDE]).to_numpy(bool)
-    beside = numbered(exponents, ["batch", "step", "kind", "layer"], curve)
-    along = numbered(exponents, ["batch", "step", "site", "stat"], curve)
-    family = np.where(pooled, beside, along + beside.max(initial=0) + 1)
-    p_holm = np.where(primary, p_value, holm(np.where(primary, np.nan, p_value), family))
+    family = _families(exponents, curve, primary)
+    tested = seeds >= SEEDS_FOR_VERDICT
 
-    # A row that is stable without the correction neither collapses nor explodes.
-    sloped = p_value > SIGNIFICANCE
-    verdict = np.select(
-        [
-            p_holm <= SIGNIFICANCE,
-            sloped & (exponents["ci_high"] < 0).to_numpy(bool),
-            sloped & (exponents["ci_low"] > 0).to_numpy(bool),
-        ],
-        [0, 1, 2],
-        default=3,
+    def adjusted(p_values: Floats) -> Floats:
+        return holm(np.where(tested, p_values, np.nan), family)
+
+    curvature, se_curvature = (
+        exponents[name].to_numpy(float) for name in ("curvature", "se_curvature")
+    )
+    p_stable, p_slope, p_beyond, p_bent = (
+        adjusted(tost(slope, se, df, margin)),
+        adjusted(beyond(slope, se, df, 0.0)),
+        adjusted(beyond(slope, se, df, margin)),
+        adjusted(beyond(curvature, se_curvature, df, 0.0)),
     )
     return exponents.assign(
+        factor=np.exp(slope * span),
         margin=margin,
-        p_value=p_value,
-        p_holm=p_holm,
+        p_stable=p_stable,
+        p_slope=p_slope,
+        p_beyond=p_beyond,
+        p_bent=p_bent,
+        bent=p_bent <= SIGNIFICANCE,
         primary=primary,
-        verdict=pd.Categorical.from_codes(verdict.astype(np.int8), pd.Index(VERDICTS)),
+        verdict=_words(slope, seeds, p_stable, p_slope, p_beyond),
     )
+
+
+def _words(
+    slope: Floats, seeds: Floats, p_stable: Floats, p_slope: Floats, p_beyond: Floats
+) -> "pd.Categorical[str]":
+    down, moves, far = slope < 0, p_slope <= SIGNIFICANCE, p_beyond <= SIGNIFICANCE
+    choices = {
+        ONE_SEED: seeds == 1,
+        COLLAPSES: far & down,
+        EXPLODES: far,
+        STABLE: p_stable <= SIGNIFICANCE,
+        FALLS: moves & down,
+        RISES: moves,
+    }
+    codes = [VERDICTS.index(word) for word in choices]
+    chosen = np.select(list(choices.values()), codes, VERDICTS.index(UNCLEAR))
+    return pd.Categorical.from_codes(chosen.astype(np.int8), pd.Index(VERDICTS))
 
 
 def tost(
@@ -87,13 +147,29 @@ def tost(
 ) -> Floats:
     """The p-value of the equivalence test ``|slope| < margin``.
 
-    It is the larger of the p-values of two one-sided t-tests: that against the nearer bound. NaN
-    where ``se`` is NaN or ``df`` is 0.
+    It is twice the larger of the p-values of two one-sided t-tests: at most 5 % if and only if the
+    95 % interval lies inside the margin. NaN where ``se`` is NaN or ``df`` is 0.
     """
-    slope, se, df, margin = (np.asarray(values, float) for values in (slope, se, df, margin))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        distance = (margin - np.abs(slope)) / se
-        return np.asarray(np.where(df > 0, special.stdtr(df, -distance), np.nan), float)
+    return _tail(np.asarray(margin, float) - np.abs(np.asarray(slope, float)), se, df)
+
+
+def beyond(
+    slope: npt.ArrayLike, se: npt.ArrayLike, df: npt.ArrayLike, margin: npt.ArrayLike
+) -> Floats:
+    """The p-value of the test that ``|slope| > margin``; the usual two-sided one for a margin of 0.
+
+    It is twice that of the one-sided t-test against the bound on the slope's side: at most 5 % if
+    and only if the 95 % interval lies outside the margin. NaN as for :func:`tost`.
+    """
+    return _tail(np.abs(np.asarray(slope, float)) - np.asarray(margin, float), se, df)
+
+
+def _tail(distance: Floats, se: npt.ArrayLike, df: npt.ArrayLike) -> Floats:
+    """Twice the probability that Student's t is above ``distance`` standard errors, at most 1."""
+    se, df = np.asarray(se, float), np.asarray(df, float)
+    with np.errstate(invalid="ignore"):
+        p = 2 * special.stdtr(df, -distance / np.hypot(se, ROUNDING))
+    return np.asarray(np.where(df > 0, np.minimum(p, 1.0), np.nan), float)
 
 
 def holm(p_values: npt.ArrayLike, family: npt.ArrayLike | None = None) -> Floats:
@@ -114,6 +190,16 @@ def holm(p_values: npt.ArrayLike, family: npt.ArrayLike | None = None) -> Floats
     adjusted = np.full(p.shape, np.nan)
     adjusted[order] = pd.Series(np.minimum(left * p_sorted, 1.0)).groupby(label).cummax()
     return adjusted
+
+
+def _families(exponents: pd.DataFrame, curve: Ints, primary: Mask) -> Ints:
+    """A number per row, equal for the rows of a family."""
+    pooled = exponents["layer"].isin([*POOLINGS, MODEL_WIDE]).to_numpy(bool)
+    beside = numbered(exponents, ["batch", "step", "kind", "layer"], curve)
+    along = numbered(exponents, ["batch", "step", "site", "stat"], curve)
+    kind, number = np.where(pooled, 1, 2), np.where(pooled, beside, along)
+    kind, number = np.where(primary, 0, kind), np.where(primary, curve, number)
+    return kind * (1 + number.max(initial=0)) + number
 
 
 def _primary(exponents: pd.DataFrame, curve: Ints) -> Mask:
