@@ -37,6 +37,11 @@ def cli() -> None:
     """
 
 
+def say(line: str) -> None:
+    """Print a line on stderr."""
+    click.echo(line, err=True)
+
+
 PASSED_ON: dict[str, Any] = {"ignore_unknown_options": True, "help_option_names": []}
 """For a command that parses its own arguments."""
 
@@ -78,17 +83,17 @@ def analyze(study_dir: Path) -> None:
     from rich.console import Console
 
     from study import analysis
-    from study.store import load_tables, write_derived
+    from study.report import current_tables
+    from study.store import ANALYSED
     from study.sweeps.status import count_noun
 
-    tables = load_tables(study_dir)
-    found = analysis.analyze(tables.cells, tables.metrics, tables.probes)
+    found = current_tables(study_dir, say)
     Console().print(analysis.render_table(analysis.summary(found.exponents)))
     if len(found.stable):
         Console().print(analysis.render_stable(found.stable))
-    for name, table in vars(found).items():
-        path = write_derived(study_dir, name, table)
-        click.echo(f"{count_noun(len(table), 'row')} in {path}")
+    for name in ANALYSED:
+        rows = count_noun(len(getattr(found, name)), "row")
+        click.echo(f"{rows} in {study_dir / f'{name}.parquet'}")
 
 
 @cli.command()
@@ -105,14 +110,13 @@ def distances(study_dir: Path, rank_free: str) -> None:
     Trains the limit of infinite rank and writes distances.parquet.
     """
     from study.analysis.distances import laws
-    from study.store import write_derived
+    from study.store import derived, write_derived
     from study.sweeps.distances import measure_study
     from study.sweeps.status import count_noun
 
-    table = measure_study(
-        study_dir, rank_list("--rank-free", rank_free), lambda line: click.echo(line, err=True)
-    )
-    path = write_derived(study_dir, "distances", table)
+    made_from = derived.complete_cells_hash(study_dir)
+    table = measure_study(study_dir, rank_list("--rank-free", rank_free), say)
+    path = write_derived(study_dir, "distances", table, made_from)
     for law in laws(table):
         click.echo(law)
     click.echo(f"{count_noun(len(table), 'distance')} in {path}")
@@ -135,14 +139,12 @@ def rank_list(option: str, text: str) -> list[int]:
 @STUDY_DIR
 @click.option("--to", type=PATH, help="Folder of the figures.  [default: plots/NAME]")
 def figures(study_dir: Path, to: Path | None) -> None:
-    """Draw the figures of a study, as PNG and PDF."""
-    from study.figures import draw_all, save
-    from study.store import load_tables
+    """Draw the figures of a study, as PNG and PDF. Analyzes it first if needed."""
+    from study.report import current_tables, draw_figures
 
     folder = to or study_dir.parent.parent / "plots" / study_dir.name
-    for name, figure in draw_all(load_tables(study_dir)):
-        for path in save(figure, folder, name):
-            click.echo(path)
+    for path in draw_figures(current_tables(study_dir, say), folder):
+        click.echo(path)
 
 
 @cli.command()
@@ -151,13 +153,12 @@ def figures(study_dir: Path, to: Path | None) -> None:
 def report(study_dir: Path, plots: Path | None) -> None:
     """Write one page: verdicts, p*, caveats and figures.
 
-    The page is report.md and report.html. Runs analyze and figures first if their results are
-    missing or out of date.
+    The page is report.md and report.html. Analyzes and draws the study first if needed.
     """
     from study.report import write_report
 
     folder = plots or study_dir.parent.parent / "plots" / study_dir.name
-    for path in write_report(study_dir, folder, lambda line: click.echo(line, err=True)):
+    for path in write_report(study_dir, folder, say):
         click.echo(path)
 
 
@@ -329,7 +330,7 @@ def dashboard(study_dir: Path, file: Path | None, port: int, host: str, wandb: b
         from study.tracking.workspace import open_workspace
 
         plots = study_dir.parent.parent / "plots" / study_dir.name
-        click.echo(open_workspace(study_dir, plots, lambda line: click.echo(line, err=True)))
+        click.echo(open_workspace(study_dir, plots, say))
         return
     try:
         from study.dashboard.export import export

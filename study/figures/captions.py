@@ -1,7 +1,12 @@
 """Sentences that several figures print below their panels."""
 
 from collections.abc import Iterable
+from typing import Any
 
+import pandas as pd
+
+from study.vocabulary.optimizers import label
+from study.vocabulary.sources import model_label
 from study.vocabulary.thresholds import CONFIDENCE
 
 CI = f"{CONFIDENCE:.0%} CI"
@@ -32,3 +37,53 @@ def span(numbers: Iterable[int]) -> str:
     """``24``, or ``18–24`` if the numbers differ."""
     low, *_, high = sorted([*numbers] * 2)
     return str(low) if low == high else f"{low}–{high}"
+
+
+def settings(cells: pd.DataFrame) -> str:
+    """The settings of the cells of a figure, on one line. What varies is ``several``.
+
+    ``SmolLM2, pydoc, AdamW, learning rate 0.0001, α = 16, batch 4 × 48 tokens, 3 seeds, 12 steps``.
+    What the cells do not record is left out.
+    """
+    parts = [
+        _one(cells, "model", "{}", "models", model_label),
+        _one(cells, "data", "{}", "data sets"),
+        _one(cells, "optimizer", "{}", "optimizers", label),
+        _one(cells, "lr", "learning rate {:g}", "learning rates"),
+        _one(cells, "alpha", "α = {:g}", "values of α"),
+        _batch(cells),
+        _seeds(cells),
+        _one(cells, "steps", "{:g} steps", "numbers of steps"),
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _one(
+    cells: pd.DataFrame, column: str, form: str, plural: str, name: Any = lambda value: value
+) -> str:
+    """The value of a column in its ``form``; ``several`` of its ``plural``; empty if unknown."""
+    found = list(cells[column].dropna().unique()) if column in cells else []
+    if not found:
+        return ""
+    return form.format(name(found[0])) if len(found) == 1 else f"several {plural}"
+
+
+def _batch(cells: pd.DataFrame) -> str:
+    """``batch 4 × 48 tokens``: sequences of an optimizer step times their length."""
+    if "batch_size" not in cells:
+        return ""
+    accumulated = cells["accumulation"].fillna(1) if "accumulation" in cells else 1
+    sequences = _one(cells.assign(n=cells["batch_size"] * accumulated), "n", "{:g}", "batch sizes")
+    tokens = _one(cells, "sequence_length", " × {:g} tokens", "sequence lengths")
+    if sequences.startswith("several"):
+        return sequences
+    if tokens.startswith("several"):
+        return f"batch {sequences}, {tokens}"
+    return f"batch {sequences}{tokens or ' sequences'}" if sequences else ""
+
+
+def _seeds(cells: pd.DataFrame) -> str:
+    """``3 seeds``: pairs of ``seed`` and ``data_seed``."""
+    units = [name for name in ("seed", "data_seed") if name in cells]
+    number = len(cells[units].drop_duplicates())
+    return "" if not units else f"{number} seed" + "s" * (number != 1)

@@ -17,18 +17,27 @@ from study.store.records import (
     load_records,
     read_cell,
 )
-from study.store.schemas import DERIVED, SCHEMAS
+from study.store.schemas import ANALYSED, DERIVED, SCHEMAS
 from study.store.streams import last_metrics, load_cell_table, rows_of
-from study.store.tables import StudyTables, load_tables, write_derived
+from study.store.tables import (
+    StudyTables,
+    are_current,
+    load_measured,
+    load_tables,
+    with_derived,
+    write_derived,
+)
 from study.store.writer import CellWriter
 
 __all__ = [
     "ADAPTER",
+    "ANALYSED",
     "DERIVED",
     "SCHEMAS",
     "STATUSES",
     "CellWriter",
     "StudyTables",
+    "are_current",
     "cell_folders",
     "cell_row",
     "cells_table",
@@ -39,12 +48,14 @@ __all__ = [
     "load_cell",
     "load_cell_table",
     "load_cells",
+    "load_measured",
     "load_records",
     "load_tables",
     "lock",
     "read_cell",
     "replacing",
     "rows_of",
+    "with_derived",
     "write_bytes",
     "write_derived",
     "write_text",

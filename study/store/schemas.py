@@ -29,5 +29,9 @@ SCHEMAS = {"metrics": _METRICS, "probes": _PROBES, "truncations": _TRUNCATIONS}
   of delta_w, mean over layers.
 """
 
-DERIVED = ("exponents", "stable", "rates", "losses", "distances")
-"""Tables that ``study analyze`` and ``study distances`` compute from those of the cells."""
+ANALYSED = ("exponents", "stable", "rates", "losses")
+"""The tables that ``study analyze`` computes from those of the cells."""
+DISTANCES = "distances"
+"""The table of ``study distances``, which trains."""
+DERIVED = (*ANALYSED, DISTANCES)
+"""All tables that are computed from those of the cells."""

@@ -1,16 +1,22 @@
 """A study as tidy tables: those of its cells, and those computed from them."""
 
+import logging
 import os
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from study.store import derived
 from study.store.cells import load_cells
 from study.store.files import replacing
-from study.store.schemas import DERIVED, SCHEMAS, TEXT
+from study.store.schemas import ANALYSED, DERIVED, DISTANCES, SCHEMAS, TEXT
 from study.store.streams import load_cell_table
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,8 @@ class StudyTables:
     - ``probes``: a row per cell, step, layer, site and batch, with a column per statistic;
     - ``truncations``: a row per cell and lower rank, if ``probes.truncations`` is set;
     - ``exponents``, ``stable``, ``rates``, ``losses``, ``distances``: written by ``study analyze``
-      and ``study distances``; empty before.
+      and ``study distances``; empty before;
+    - ``data_hash``: of the study's data when they were read (:mod:`study.store.derived`).
     """
 
     cells: pd.DataFrame
@@ -34,28 +41,97 @@ class StudyTables:
     losses: pd.DataFrame = field(default_factory=pd.DataFrame)
     distances: pd.DataFrame = field(default_factory=pd.DataFrame)
     truncations: pd.DataFrame = field(default_factory=pd.DataFrame)
+    data_hash: str = ""
 
 
 def load_tables(study_dir: str | os.PathLike[str]) -> StudyTables:
     """All tables of a study. Running and diverged cells are included as far as they got.
 
-    Raises :class:`StudyError` if the folder holds no study.
+    A warning names the derived tables that are out of date (:func:`with_derived`). Raises
+    :class:`StudyError` if the folder holds no study.
     """
     folder = Path(study_dir)
+    return with_derived(folder, load_measured(folder))
+
+
+def load_measured(folder: Path) -> StudyTables:
+    """The tables of a study's cells. The derived ones stay empty.
+
+    Raises :class:`StudyError` if the folder holds no study.
+    """
+    data_hash = derived.data_hash(folder)  # first: a cell that trains on makes it outdated
     cells = load_cells(folder)
     frames = {name: _of_cells(folder, cells["cell_id"].tolist(), name) for name in SCHEMAS}
-    for name in DERIVED:
-        path = folder / f"{name}.parquet"
-        frames[name] = pd.read_parquet(path) if path.exists() else pd.DataFrame()
-    return StudyTables(cells, **frames)
+    return StudyTables(cells, **frames, exponents=pd.DataFrame(), data_hash=data_hash)
 
 
-def write_derived(study_dir: str | os.PathLike[str], name: str, table: pd.DataFrame) -> Path:
-    """Replace one of the study's :data:`~study.store.schemas.DERIVED` tables. Returns its file."""
+def with_derived(folder: Path, measured: StudyTables) -> StudyTables:
+    """``measured`` with the derived tables on disk; a warning names those that are out of date.
+
+    Distances of deleted cells are left out.
+    """
+    _warn_of_outdated(folder, measured.data_hash)
+    paths = {name: folder / f"{name}.parquet" for name in DERIVED}
+    frames = {
+        name: pd.read_parquet(path) if path.exists() else pd.DataFrame()
+        for name, path in paths.items()
+    }
+    frames["distances"] = _of_known_cells(frames["distances"], measured.cells)
+    return replace(measured, **frames)  # type: ignore[arg-type]
+
+
+def are_current(folder: Path, data_hash: str) -> bool:
+    """Whether all tables of ``study analyze`` are made by this code from data of this hash."""
+    return not _outdated(folder, data_hash, ANALYSED)
+
+
+def write_derived(
+    study_dir: str | os.PathLike[str], name: str, table: pd.DataFrame, made_from: str = ""
+) -> Path:
+    """Replace one of the study's :data:`~study.store.schemas.DERIVED` tables. Returns its file.
+
+    ``made_from``: its :func:`~study.store.derived.mark`, kept in the file's metadata.
+    """
     path = Path(study_dir) / f"{name}.parquet"
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    metadata = {**(arrow.schema.metadata or {}), derived.KEY: made_from.encode()}
     with replacing(path) as draft:
-        table.to_parquet(draft, index=False)
+        pq.write_table(arrow.replace_schema_metadata(metadata), draft)
     return path
+
+
+def _outdated(folder: Path, data_hash: str, names: Sequence[str]) -> list[str]:
+    """Those of the derived tables ``names`` that are not current, absent ones among them."""
+    analysed = derived.mark(data_hash, derived.TABLES)
+    marks = dict.fromkeys(names, analysed)
+    if DISTANCES in marks:
+        marks[DISTANCES] = derived.complete_cells_hash(folder)
+    paths = {name: folder / f"{name}.parquet" for name in names}
+    return [name for name in names if not derived.is_current(paths[name], marks[name])]
+
+
+def _warn_of_outdated(folder: Path, data_hash: str) -> None:
+    there = [name for name in DERIVED if (folder / f"{name}.parquet").exists()]
+    found = _outdated(folder, data_hash, there)
+    for command, names in (
+        ("analyze", [name for name in found if name != DISTANCES]),
+        ("distances", [name for name in found if name == DISTANCES]),
+    ):
+        if names:
+            verb = "is" if len(names) == 1 else "are"
+            _log.warning(
+                "%s of %s %s out of date: run `study %s %s`",
+                *(", ".join(names), folder, verb, command, folder),
+            )
+
+
+def _of_known_cells(distances: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """The distances of the cells that there are, and of rank-free runs, which have no cell."""
+    if distances.empty:
+        return distances
+    ids = distances["cell_id"].astype(str)
+    known = ids.isin(set(cells["cell_id"].astype(str))) | ids.str.startswith("free ")
+    return distances[known].reset_index(drop=True)
 
 
 def _of_cells(folder: Path, cell_ids: list[str], name: str) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from pathlib import Path
 from study.analysis import summary
 from study.config import TrackerConfig
 from study.errors import StudyError, one_line
-from study.report.write import current_figures, current_tables
+from study.report.current import current_figures, current_tables
 from study.store import load_records
 from study.tracking.runs import WandbRuns, start_run
 

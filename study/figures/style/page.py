@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.style
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from tueplots import axes, bundles, figsizes
 
+from study.figures.captions import settings
 from study.store.files import write_bytes
 
 DPI = 300
@@ -86,33 +88,48 @@ def rows(page: Figure, labels: Sequence[str]) -> list[Any]:
     return parts
 
 
-def finish(drawn: Figure, *sentences: str) -> Figure:
+def finish(drawn: Figure, *sentences: str, cells: pd.DataFrame | None = None) -> Figure:
     """Write ``sentences`` below the panels, then fix the layout.
 
-    A layout engine that stays on changes the layout slightly at every draw.
+    ``cells``: the cells that the figure shows. Their settings are the last line of the text, so
+    that a figure cut out of a page still says what it shows, and the figure's label, which
+    :func:`save` writes as metadata. A layout engine that stays on changes the layout slightly at
+    every draw.
     """
-    text = " ".join(s for s in sentences if s)
-    if text:
-        wrapped = textwrap.fill(text, int(drawn.get_figwidth() * 24))
+    if cells is not None:
+        drawn.set_label(settings(cells))
+    text = [" ".join(s for s in sentences if s), str(drawn.get_label())]
+    if any(text):
+        width = int(drawn.get_figwidth() * 24)
+        wrapped = "\n".join(textwrap.fill(part, width) for part in text if part)
         drawn.supxlabel(wrapped, x=0.008, ha="left", fontsize=6.5, color=FAINT, linespacing=1.15)
     drawn.draw_without_rendering()
     drawn.set_layout_engine("none")
     return drawn
 
 
-def save(drawn: Figure, folder: str | Path, name: str) -> tuple[Path, Path]:
+def save(drawn: Figure, folder: str | Path, name: str, data_hash: str = "") -> tuple[Path, Path]:
     """Write ``folder/name.png`` and ``folder/name.pdf``, each atomically; fonts are embedded.
 
-    Neither contains a date or a version: equal tables give equal bytes, so git reports a change
-    only if a picture changed.
+    Both carry as metadata the settings that :func:`finish` printed and ``data_hash``, the hash of
+    the study's data. Neither contains a date or a version: equal tables give equal bytes, so git
+    reports a change only if the data or a picture changed.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
+    about, source = str(drawn.get_label()) or None, f"data {data_hash}" if data_hash else None
+    of_png = {"Description": about, "Source": source}
+    undated = {"CreationDate": None, "Creator": None, "Producer": None}
+    of_pdf = {"Subject": about, "Keywords": source}
     with paper():
-        _write(drawn, png, metadata={"Software": None}, dpi=DPI)
-        _write(drawn, pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
+        _write(drawn, png, metadata=_given(of_png) | {"Software": None}, dpi=DPI)
+        _write(drawn, pdf, metadata=_given(of_pdf) | undated)
     return png, pdf
+
+
+def _given(metadata: dict[str, str | None]) -> dict[str, str | None]:
+    return {key: text for key, text in metadata.items() if text is not None}
 
 
 def _write(drawn: Figure, path: Path, **options: Any) -> None:
