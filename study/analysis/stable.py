@@ -26,8 +26,16 @@ from study.analysis.grouping import PREDICTION_COLUMNS, curve_columns, firsts, n
 from study.theory import Modifiers, predict, stable_exponent
 from study.theory.asymptotics import CLIPS
 from study.vocabulary.inits import INITS
-from study.vocabulary.optimizers import OPTIMIZERS
-from study.vocabulary.quantities import ALL_KINDS, MEAN_LOG, MODEL_WIDE, QUANTITIES, TRAIN
+from study.vocabulary.optimizers import OPTIMIZERS, label
+from study.vocabulary.quantities import (
+    ALL_KINDS,
+    MEAN_LOG,
+    MODEL_WIDE,
+    QUANTITIES,
+    TRAIN,
+    UNIONS,
+    UPDATES,
+)
 from study.vocabulary.thresholds import FEW_SEEDS, LINEAR_UNTIL, LINEAR_UP_TO, SIGN_LIKE_FROM
 
 STABLE_COLUMNS = (
@@ -35,6 +43,8 @@ STABLE_COLUMNS = (
     *(f"high_{name}" for name in ("rank_min", "p_star", "ci_low", "ci_high", "predicted")),
 )
 """The columns that a table of p* has beside those of ``exponents``."""
+EVERY_OPTIMIZER = "every optimizer"
+"""The optimizer of a measurement that does not depend on it."""
 
 
 def stable_exponents(exponents: pd.DataFrame) -> pd.DataFrame:
@@ -46,7 +56,7 @@ def stable_exponents(exponents: pd.DataFrame) -> pd.DataFrame:
     - ``p_star_limit`` with ``limit_low``, ``limit_high``, and ``limit``;
     - ``method``: ``linear`` or ``grid``. A grid needs two values of p whose slopes bracket zero.
       Its interval is where the bounds of the slopes cross zero (NaN if they do not);
-    - ``seeds``, ``ranks``, ``rank_min``, ``rank_max``, ``few_seeds``;
+    - ``interval``, ``seeds``, ``ranks``, ``rank_min``, ``rank_max``, ``few_seeds``;
     - ``layer_p05``, ``layer_median``, ``layer_p95``: quantiles of the ``p_star`` of single layers,
       in the ``mean_log`` row over all kinds.
     """
@@ -142,7 +152,7 @@ def _factor(
     return flat - steep, star
 
 
-APART = ("scaling", "exponent_p", "seeds", "ranks")
+APART = ("scaling", "exponent_p", "interval", "seeds", "ranks")
 """Columns that may differ between the rules of one grid."""
 
 
@@ -162,6 +172,7 @@ def _grid(rows: pd.DataFrame) -> pd.DataFrame:
         table[place] = rows[name].to_numpy(float)
     first = rows[_identity(rows)].take(firsts(grid)).reset_index(drop=True)
     clipped = rows["clipped"].cat.codes.groupby(grid).agg(["min", "max"])
+    fewest = rows["seeds"].groupby(grid).idxmin().to_numpy()
     found = first.assign(
         scaling="power",
         exponent_p=math.nan,
@@ -169,7 +180,7 @@ def _grid(rows: pd.DataFrame) -> pd.DataFrame:
         p_star=_crossings(p_P, slope),
         ci_low=_crossings(p_P, low),  # slopes fall with p, so the lower bound crosses first
         ci_high=_crossings(p_P, high),
-        seeds=rows["seeds"].groupby(grid).min().to_numpy(),
+        **{name: rows.loc[fewest, name].to_numpy() for name in ("interval", "seeds", "ranks")},
         lazy=_all_lazy(rows["lazy"], grid),
         clipped=np.where(
             clipped["min"] == clipped["max"], np.array(CLIPS, object)[clipped["min"]], "some"
@@ -202,7 +213,7 @@ def _identity(rows: pd.DataFrame) -> list[str]:
     """The columns that a row of p* takes over from ``exponents``."""
     fit = (
         *("site", "stat", "batch", "step", "kind", "layer", "block"),
-        *("seeds", "ranks", "rank_min", "rank_max"),
+        *("interval", "seeds", "ranks", "rank_min", "rank_max"),
     )
     return [*curve_columns(rows), *fit, *PREDICTION_COLUMNS]
 
@@ -238,8 +249,9 @@ def first_to_read(stable: pd.DataFrame) -> pd.DataFrame:
 def side_by_side(stable: pd.DataFrame) -> pd.DataFrame:
     """The rows over all ranks, each beside the estimate over its higher ranks alone.
 
-    That estimate is in ``high_rank_min``, ``high_p_star``, ``high_ci_low``, ``high_ci_high`` and
-    ``high_predicted`` (NaN without one).
+    One measurement is one row, also if it belongs to several optimizers (:func:`_once`). The
+    estimate over higher ranks is in ``high_rank_min``, ``high_p_star``, ``high_ci_low``,
+    ``high_ci_high`` and ``high_predicted`` (NaN without one).
     """
     beside = ["rank_min", "p_star", "ci_low", "ci_high", "predicted"]
     if stable.empty:
@@ -250,4 +262,41 @@ def side_by_side(stable: pd.DataFrame) -> pd.DataFrame:
     lowest = stable["rank_min"] == stable.groupby("group")["rank_min"].transform("min")
     high = stable.loc[~lowest, beside].add_prefix("high_").assign(group=stable["group"])
     high = high.drop_duplicates("group")
-    return stable[lowest].merge(high, on="group", how="left").drop(columns="group")
+    return _once(stable[lowest].merge(high, on="group", how="left").drop(columns="group"))
+
+
+def _once(rows: pd.DataFrame) -> pd.DataFrame:
+    """``rows`` with one row for what is one measurement, the same for several optimizers.
+
+    At step 0 no optimizer has acted, so all but the updates is bit for bit the same for each. The
+    optimizer of such a row is :data:`EVERY_OPTIMIZER`.
+    """
+    early = (rows["step"] == 0) & ~rows["site"].isin([*UPDATES, *_unions_of(UPDATES)])
+    keys = ["site", "stat", "batch", "kind", "layer", "method", "scaling", "exponent_p"]
+    keys += [name for name in ("study", "model", "data", "init") if name in rows]
+    number = numbered(rows, [*keys, "rank_min", "rank_max", "p_star", "ci_low"])
+    number = np.where(early, number, number.max() + 1 + np.arange(len(rows)))
+    several = rows["optimizer"].astype(object).groupby(number).transform("nunique") > 1
+    names = rows["optimizer"].astype(object).where(~several, EVERY_OPTIMIZER)
+    repeated = several & pd.Series(number, rows.index).duplicated()
+    return rows.assign(optimizer=names)[~repeated].reset_index(drop=True)
+
+
+def _unions_of(sites: tuple[str, ...]) -> list[str]:
+    return [name for name, parts in UNIONS.items() if set(parts) <= set(sites)]
+
+
+def shared_measurements(rows: pd.DataFrame) -> list[str]:
+    """Which of the rows of :func:`side_by_side` are one measurement, in sentences for a caption."""
+    names = list(dict.fromkeys(rows["optimizer"].astype(str))) if len(rows) else []
+    notes = []
+    if EVERY_OPTIMIZER in names:
+        notes.append(
+            "At step 0 no optimizer has acted: a gradient is the same measurement for every "
+            "optimizer."
+        )
+    for name in names:
+        first = OPTIMIZERS[name].starts_as if name in OPTIMIZERS else ""
+        if first in names:
+            notes.append(f"The first update of {label(name)} is that of {label(first)} up to eps.")
+    return notes

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from study.analysis.grouping import curve_columns, distinguishing, numbered
 from study.analysis.intervals import interval_text, rounded
-from study.analysis.stable import first_to_read, side_by_side
+from study.analysis.stable import first_to_read, shared_measurements, side_by_side
 from study.analysis.verdicts import rows_of
 from study.analysis.wording import STRAIGHTNESS, factor_text
 from study.vocabulary.quantities import DESCENT, MODEL_WIDE, PRIMARY
@@ -105,9 +105,7 @@ def render_table(summary: pd.DataFrame) -> Table:
     curves = summary.groupby(["optimizer", "rule", "curve"], sort=False, observed=True)
     for key, rows in curves:
         table.add_section()
-        name = ", ".join(filter(None, map(str, key)))
-        beside = f"  [ ] {' or '.join(_brackets(rows))}" if apart else ""
-        table.add_row(Text.assemble((name, "bold"), beside))
+        table.add_row(_heading(", ".join(filter(None, map(str, key))), rows, apart))
         for row in rows.to_dict("records"):
             table.add_row(*_cells(row, predicted))
     return table
@@ -145,11 +143,10 @@ def render_stable(stable: pd.DataFrame) -> Table:
     early = (rows["method"] == "grid") & (rows["step"] < rows["step"].max())
     rows = side_by_side(rows[~early])
     high = sorted(rows["high_rank_min"].dropna().unique())
-    few = f"\nfewer than {FEW_SEEDS} seeds: the intervals are too wide to rely on"
+    brackets = _brackets(rows)
     table = Table(
         title="p* in gamma = alpha / r^p: the p at which a quantity does not depend on rank",
-        caption="p* here: over the ranks measured; limit: corrected for finite rank"
-        + (few if rows["few_seeds"].any() else ""),
+        caption=_stable_caption(rows, brackets),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=0,  # the box leaves a blank between columns
@@ -163,7 +160,7 @@ def render_stable(stable: pd.DataFrame) -> Table:
     shown = ("predicted", *(["high_p_star"] if high else []), "p_star_limit", "limit")
     for optimizer, part in rows.groupby("optimizer", sort=False, observed=True):
         table.add_section()
-        table.add_row(Text(str(optimizer), style="bold"))
+        table.add_row(_heading(str(optimizer), part, len(brackets) > 1))
         for row in part.to_dict("records"):
             table.add_row(
                 DESCENT.name if row["stat"] == DESCENT.stat else f"{row['site']} {row['stat']}",
@@ -173,6 +170,14 @@ def render_stable(stable: pd.DataFrame) -> Table:
                 *(_or_blank(row[name]) for name in shown),
             )
     return table
+
+
+def _stable_caption(rows: pd.DataFrame, brackets: list[str]) -> str:
+    lines = ["p* here: over the ranks measured; limit: corrected for finite rank"]
+    lines += [f"[ ] {brackets[0]}"] if len(brackets) == 1 else []
+    if rows["few_seeds"].any():
+        lines.append(f"fewer than {FEW_SEEDS} seeds: the intervals are too wide to rely on")
+    return "\n".join([*lines, *shared_measurements(rows)])
 
 
 def measured_from(row: "Mapping[Any, Any] | pd.Series[Any]") -> str:
@@ -187,6 +192,12 @@ def _brackets(rows: pd.DataFrame) -> list[str]:
     over = rows.loc[rows["interval"] == "seeds", "seeds"].unique()
     shown = [f"{100 * CONFIDENCE:g} % intervals over {seeds:g} seeds" for seeds in sorted(over)]
     return shown + ([STRAIGHTNESS] if (rows["interval"] == "ranks").any() else [])
+
+
+def _heading(name: str, rows: pd.DataFrame, apart: bool) -> Text:
+    """The heading of a curve; with what its brackets show, if that differs ``apart``."""
+    beside = f"  [ ] {' or '.join(_brackets(rows))}" if apart else ""
+    return Text.assemble((name, "bold"), beside)
 
 
 def _caption(summary: pd.DataFrame) -> str:

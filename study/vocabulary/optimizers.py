@@ -34,6 +34,8 @@ class Optimizer:
     """``states``: numbers of optimizer state per weight. ``options``: what a user can set beside
     ``lr``, ``weight_decay`` and ``loraplus_lr_ratio``, which every optimizer has.
 
+    ``starts_as``: the optimizer whose first update it has, up to eps.
+
     ``built_from``: for an optimizer that shares another one's class, that class in lower case, and
     the options that must be on. The Trainer's optimizers are recognised by it.
     """
@@ -44,6 +46,7 @@ class Optimizer:
     states: int = 0
     options: Mapping[str, Option] = field(default_factory=dict)
     built_from: tuple[str, ...] = ()
+    starts_as: str = ""
 
     @property
     def has_eps(self) -> bool:
@@ -54,17 +57,24 @@ class Optimizer:
 OPTIMIZERS: dict[str, Optimizer] = {
     "sgd": Optimizer("SGD", "linear", "coupled", 0, {"momentum": MOMENTUM}),
     "momentum": Optimizer(
-        "SGD with momentum", "linear", "coupled", 1, {"momentum": MOMENTUM}, ("sgd", "momentum")
+        *("SGD with momentum", "linear", "coupled", 1, {"momentum": MOMENTUM}),
+        built_from=("sgd", "momentum"),
+        starts_as="sgd",
     ),
     "nesterov": Optimizer(
         *("Nesterov SGD", "linear", "coupled", 1, {"momentum": MOMENTUM}),
         built_from=("sgd", "momentum", "nesterov"),
     ),
-    "adamw": Optimizer("AdamW", "sign", "decoupled", 2, {"betas": BETAS, "eps": EPS}),
-    "adam": Optimizer("Adam", "sign", "coupled", 2, {"betas": BETAS, "eps": EPS}),
+    # With bias correction, the first update is gradient / (|gradient| + eps).
+    "adamw": Optimizer(
+        "AdamW", "sign", "decoupled", 2, {"betas": BETAS, "eps": EPS}, starts_as="signsgd"
+    ),
+    "adam": Optimizer(
+        "Adam", "sign", "coupled", 2, {"betas": BETAS, "eps": EPS}, starts_as="signsgd"
+    ),
     "rmsprop": Optimizer("RMSprop", "sign", "coupled", 1, {"alpha": Option(), "eps": EPS}),
     "signsgd": Optimizer("SignSGD", "sign", "decoupled", 0, {"momentum": MOMENTUM}),
-    "lion": Optimizer("Lion", "sign", "decoupled", 1, {"betas": BETAS}),
+    "lion": Optimizer("Lion", "sign", "decoupled", 1, {"betas": BETAS}, starts_as="signsgd"),
     # Its state is a mean per row and per column: less than a twentieth of a number per weight.
     "adafactor": Optimizer(
         "Adafactor",
