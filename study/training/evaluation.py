@@ -19,6 +19,7 @@ def heldout_losses(fold: Fold) -> list[float]:
     return (sums_K / count).tolist()
 
 
+@torch.no_grad()
 def exact_matches(fold: Fold, tokens: int) -> list[float]:
     """The share of held-out questions that each cell answers correctly.
 
@@ -27,7 +28,7 @@ def exact_matches(fold: Fold, tokens: int) -> list[float]:
     questions, device = fold.corpus.questions, fold.base.device
     answers_K: list[list[list[int]]] = [[] for _ in fold.cells]
     bf16 = fold.cells[0].precision == "bf16"
-    with fold.evaluating():
+    with fold.evaluating(), merged_once(fold.banks):
         for batch in questions.batches(fold.cells[0].train.batch_size):
             ids_BL, real_BL = (rows_BL.repeat(len(fold.cells), 1).to(device) for rows_BL in batch)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):

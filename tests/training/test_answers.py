@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 import study
-from study.adapters import adapted, resolve_targets
+from study.adapters import Contraction, adapted, resolve_targets
+from study.adapters import bank as bank_module
 from study.config import CellConfig, Sources, identity
 from study.data import Corpus, build_corpus
 from study.errors import StudyError
@@ -74,6 +75,28 @@ def learned(
         {"rank": c.adapter.rank} | step[k].metrics for step in steps for k, c in enumerate(configs)
     ]
     return corpus, configs, pd.DataFrame(rows)
+
+
+def test_answers_merge_each_weight_once(
+    tiny_base: FrozenBase, cell: Build, learning: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Greedy answers take a pass per token and batch; the weights are the same in all of them."""
+    config = cell(*learning, "adapter.contraction=merged", "train.batch_size=4")
+    tokenizer = load_tokenizer(config.model)
+    corpus = build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
+    merges = []
+    real = bank_module.merged
+    monkeypatch.setattr(bank_module, "merged", lambda *a: merges.append(1) or real(*a))
+    contraction = Contraction("merged")
+    with adapted(
+        tiny_base.model, tiny_base.card.linears, [adapter_spec(config)], contraction=contraction
+    ) as banks:
+        fold = Fold(tiny_base, corpus, [config], banks)
+        exact_matches(fold, 6)
+        assert len(merges) == len(banks) == 14
+        fold.update()
+        exact_matches(fold, 6)
+        assert len(merges) == 28, "the weights have changed"
 
 
 def test_a_task_that_can_be_learned_is_learned(
