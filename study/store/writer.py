@@ -1,6 +1,7 @@
 """The one writer of a cell."""
 
 import json
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from study.store.streams import read_stream
 
 LOCK = "lock"
 """The file in a cell's folder that its writer holds."""
+ERROR_LOG = "error.log"
+"""The file in a cell's folder with the traceback of an unexpected error."""
 _PATIENCE = 1.0
 """Seconds to wait for the lock. A reader that checks it holds it for some microseconds."""
 
@@ -61,6 +64,12 @@ class CellWriter:
         for batch in arrow.combine_chunks().to_batches():
             self._streams[table][1].write_batch(batch)
 
+    def write_error_log(self, error: BaseException) -> Path:
+        """Write the traceback of ``error`` and return the file's path."""
+        path = self.folder / ERROR_LOG
+        write_text(path, "".join(traceback.format_exception(error)))
+        return path
+
     def close(self, status: str, **fields: Any) -> None:
         """Turn the streams into parquet files; then record ``status`` and ``fields``.
 
@@ -77,8 +86,9 @@ class CellWriter:
         self._lock.release()
 
     def _clear(self) -> None:
-        """Delete the tables of an earlier run and the drafts of a killed one."""
-        for pattern in (*(f"{name}.*" for name in SCHEMAS), "record.json.*", "config.yaml.*"):
+        """Delete the tables and the error of an earlier run and the drafts of a killed one."""
+        drafts = ("record.json.*", "config.yaml.*", f"{ERROR_LOG}*")
+        for pattern in (*(f"{name}.*" for name in SCHEMAS), *drafts):
             for path in self.folder.glob(pattern):
                 path.unlink()
 

@@ -11,6 +11,7 @@ Letters as in :mod:`study.adapters.contraction`. Bytes are those held at one tim
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -27,6 +28,8 @@ from study.vocabulary.quantities import ALIGNMENTS, SITES, STATS, UPDATES, USUAL
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
 FLOAT = 4
+LOGITS_KEPT = 3
+"""Logits, their softmax and its gradient exist at the same time."""
 MEMORY_SHARE = {"cpu": 0.8, "cuda": 0.9}
 """The share of the free memory that a process may plan with."""
 ACHIEVED_SHARE = 0.5
@@ -37,11 +40,17 @@ The rest of the time goes to elementwise work, the optimizer and probes."""
 
 @dataclass(frozen=True)
 class Estimate:
-    """One cell: bytes of the shared base, bytes of its own, and FLOPs of its whole training."""
+    """One cell: bytes of the shared base, bytes of its own, and FLOPs of its whole training.
+
+    ``logits_bytes``: of the logits of its targets in one pass. A fold computes all logits in chunks
+    (:mod:`study.training.loss`), so it never holds more than ``chunk_bytes`` of them.
+    """
 
     base_bytes: int
     own_bytes: int
     flops: float
+    logits_bytes: int = 0
+    chunk_bytes: int = 0
 
     def seconds(self, rate: float) -> float:
         """The time it should take at a matmul rate in FLOP/s."""
@@ -58,10 +67,24 @@ class _AdapterCost:
     hidden: int
 
 
+def fold_bytes(needs: Sequence[Estimate]) -> int:
+    """The bytes of a fold: the base once, every cell's own, and one chunk of logits at most."""
+    logits = min(sum(need.logits_bytes for need in needs), needs[0].chunk_bytes)
+    return needs[0].base_bytes + sum(need.own_bytes for need in needs) + logits
+
+
 def estimate(
-    config: CellConfig, card: ModelCard, tokens: int, supervised: int, contraction: Contraction
+    config: CellConfig,
+    card: ModelCard,
+    tokens: int,
+    supervised: int,
+    contraction: Contraction,
+    device: str = "cpu",
 ) -> Estimate:
-    """The cost of a cell whose typical step has ``tokens`` tokens, ``supervised`` with a loss."""
+    """The cost of a cell whose typical step has ``tokens`` tokens, ``supervised`` with a loss.
+
+    ``device``: the type of the device, which decides the size of a chunk of logits.
+    """
     layers = resolve_targets(card.linears, config.adapter.targets)
     shapes = dict(zip(card.linears, card.shapes, strict=True))
     above = [shapes[layer] for layer in card.linears[card.linears.index(layers[0]) :]]
@@ -70,6 +93,8 @@ def estimate(
         base_bytes=card.parameters * (config.model.quant_bits or _bits(config)) // 8,
         own_bytes=_own_bytes(config, adapters, above, tokens),
         flops=_flops(config, card, adapters, above, tokens, supervised),
+        logits_bytes=LOGITS_KEPT * FLOAT * _logits(config, card, supervised),
+        chunk_bytes=LOGITS_KEPT * FLOAT * LOGITS[device],
     )
 
 
@@ -100,9 +125,17 @@ def _own_bytes(
     casts = adapters.weights if config.precision == "bf16" else 0
     micro_tokens = math.ceil(tokens / config.train.accumulation)
     activations = micro_tokens * (sum(d + o for d, o in above) + adapters.hidden)
-    logits = 3 * FLOAT * LOGITS["cpu"]
     floats = FLOAT * (copies * adapters.weights + adapters.kept)
-    return floats + (casts + activations) * _bits(config) // 8 + logits
+    return floats + (casts + activations) * _bits(config) // 8
+
+
+def _logits(config: CellConfig, card: ModelCard, supervised: int) -> int:
+    """The number of logits of a cell in one pass.
+
+    The head's width is that of the first linear layer, which reads the hidden states.
+    """
+    vocabulary = card.head // card.shapes[0][0]
+    return math.ceil(supervised / config.train.accumulation) * vocabulary
 
 
 def _flops(
@@ -125,24 +158,29 @@ def _bits(config: CellConfig) -> int:
     return {"float32": 32, "bf16": 16}[config.precision]
 
 
-def memory_budget(config: CellConfig, device: torch.device) -> int:
-    """Bytes that one process may use: ``pack.memory_gb``, or a share of the free memory."""
+def memory_budget(config: CellConfig, device: torch.device, held: int = 0) -> int:
+    """Bytes that one process may use, its base included: ``pack.memory_gb``, or a share of what is
+    free.
+
+    ``held``: bytes of the base that this process holds already. They are not free, and a fold's
+    estimate counts them.
+    """
     if config.pack.memory_gb is not None:
         return int(config.pack.memory_gb * 2**30)
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
         free = psutil.virtual_memory().available
-    return int(MEMORY_SHARE[device.type] * free)
+    return int(MEMORY_SHARE[device.type] * (free + held))
 
 
 def check_fits(config: CellConfig, need: Estimate, label: str) -> None:
     """Raises :class:`StudyError` if ``pack.memory_gb`` is too little for this cell alone."""
     allowed = config.pack.memory_gb
-    total = (need.base_bytes + need.own_bytes) / 2**30
+    total = fold_bytes([need]) / 2**30
     if allowed is not None and total > allowed:
         raise StudyError(
             f"pack.memory_gb={allowed:g} is too little for the cell {label}, which takes about "
-            f"{total:.1f} GB: raise it, or lower adapter.rank, train.batch_size (with "
+            f"{total:.2g} GB: raise it, or lower adapter.rank, train.batch_size (with "
             "train.accumulation) or data.sequence_length"
         )

@@ -11,7 +11,7 @@ from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
 from study.sweeps.cells import Cell
-from study.sweeps.estimate import Estimate
+from study.sweeps.estimate import Estimate, fold_bytes
 from study.sweeps.prepare import Prepared, PreparedPack
 from study.training.loop import train
 from study.training.run import Run
@@ -80,13 +80,12 @@ def fold_sizes(needs: Sequence[Estimate], most: int, memory: int) -> Iterator[in
     """
     start = 0
     while start < len(needs):
-        size, used = 1, needs[start].base_bytes + needs[start].own_bytes
+        size = 1
         while (
             size < most
             and start + size < len(needs)
-            and used + needs[start + size].own_bytes <= memory
+            and fold_bytes(needs[start : start + size + 1]) <= memory
         ):
-            used += needs[start + size].own_bytes
             size += 1
         yield size
         start += size

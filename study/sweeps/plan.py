@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from study.sweeps.cells import Cell
+from study.sweeps.estimate import fold_bytes
 from study.sweeps.launch import announce
 from study.sweeps.prepare import PreparedPack, prepare
 from study.training.devices import matmul_rate
@@ -36,7 +37,7 @@ def render_plan(packs: Sequence[PreparedPack]) -> str:
             ", ".join(f"{rank:g}" for rank in ranks),
             f"{sum(need.flops for need in needs) / 1e15:.3g}",
             f"{needs[0].base_bytes / 2**30:.2f}",
-            f"{max(need.own_bytes for need in needs) / 2**30:.2f}",
+            f"{max(fold_bytes([need]) - need.base_bytes for need in needs) / 2**30:.2f}",
             f"{pack.memory / 2**30:.1f}",
             _duration(seconds),
         )

@@ -38,8 +38,10 @@ class PreparedPack:
         return self.cells[0].cell.config
 
 
-def prepare(pack: Sequence[Cell]) -> PreparedPack:
+def prepare(pack: Sequence[Cell], held: int = 0) -> PreparedPack:
     """Read the data of a pack and estimate every cell. Loads no weights.
+
+    ``held``: bytes of the base that this process holds already.
 
     Raises :class:`StudyError` if the device is absent, or if ``pack.memory_gb`` is too little for
     one of the cells alone.
@@ -47,12 +49,14 @@ def prepare(pack: Sequence[Cell]) -> PreparedPack:
     config = pack[0].config
     device, corpus = choose_device(config.device), build_pack_corpus(config)
     cells = [_prepare_cell(cell, corpus, device) for cell in pack]
-    return PreparedPack(cells, device, corpus, memory_budget(config, device))
+    return PreparedPack(cells, device, corpus, memory_budget(config, device, held))
 
 
 def _prepare_cell(cell: Cell, corpus: Corpus, device: torch.device) -> Prepared:
     run = Run.of(cell.config, corpus, device)
-    need = estimate(cell.config, cell.card, run.tokens, run.supervised, run.contraction)
+    need = estimate(
+        cell.config, cell.card, run.tokens, run.supervised, run.contraction, device.type
+    )
     check_fits(cell.config, need, cell.label)
     return Prepared(cell, run, need)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from study.adapters import LoraPair
 from study.adapters.peft_format import write_adapter
-from study.errors import one_line
+from study.errors import StudyError, one_line
 from study.models import where_from
 from study.store import ADAPTER, CellWriter
 from study.store.provenance import provenance
@@ -98,12 +98,20 @@ class Recorder:
             )
 
     def fail(self, error: Exception) -> list[str]:
-        """Mark the cells that have not diverged as failed. Returns a line for each of them."""
+        """Mark the cells that have not diverged as failed. Returns a line for each of them.
+
+        The traceback goes to ``error.log`` in the cell's folder, unless the error is a user's
+        mistake.
+        """
         failed = [k for k, status in enumerate(self.status) if status == "complete"]
+        lines = []
         for k in failed:
-            self.status[k] = "failed"
-            self.fields[k]["error"] = one_line(error)
-        return [f"cell {self.fold[k].id} ({self.fold[k].label}): {one_line(error)}" for k in failed]
+            line = one_line(error)
+            if not isinstance(error, StudyError):
+                line += f" (traceback in {self.writers[k].write_error_log(error)})"
+            self.status[k], self.fields[k]["error"] = "failed", one_line(error)
+            lines.append(f"cell {self.fold[k].id} ({self.fold[k].label}): {line}")
+        return lines
 
     def _mark_stuck(self) -> None:
         """Mark the complete cells whose run was stuck at its end."""

@@ -1,5 +1,6 @@
 """Train one pack over one loaded base: claim, train, record and close its cells."""
 
+import secrets
 from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -36,7 +37,7 @@ def run(pack: Sequence[Cell]) -> None:
     if not todo:
         return
     keep_freed_memory()
-    prepared = prepare(todo)
+    prepared = prepare(todo, held_bytes())
     base = loaded_base(prepared.config, prepared.device)
     labels = {cell.id: cell.label for cell in todo}
     failures: list[str] = []
@@ -69,9 +70,12 @@ def _claim(
 ) -> Recorder:
     """Open the folders of a fold's cells for writing."""
     cells = [prepared.cell for prepared in fold]
+    shared = {"fold": secrets.token_hex(6)}
     writers = [
         CellWriter(
-            cell.folder, config_yaml(cell), record_of(cell, pack.device, pack.corpus.fingerprint)
+            cell.folder,
+            config_yaml(cell),
+            record_of(cell, pack.device, pack.corpus.fingerprint) | shared,
         )
         for cell in cells
     ]
@@ -106,6 +110,15 @@ def loaded_base(config: CellConfig, device: torch.device) -> FrozenBase:
         forget_base()  # before the next one is loaded: there may be no room for two
         _BASE[wanted] = load_base(config.model, device, config.precision)
     return _BASE[wanted]
+
+
+def held_bytes() -> int:
+    """The bytes of the base that this process holds; 0 before the first pack."""
+    return sum(
+        tensor.numel() * tensor.element_size()
+        for base in _BASE.values()
+        for tensor in (*base.model.parameters(), *base.model.buffers())
+    )
 
 
 def forget_base() -> None:

@@ -1,6 +1,8 @@
 """Estimates agree with what training takes: bytes, FLOPs and folds."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,11 +16,12 @@ from study.errors import StudyError
 from study.models import FrozenBase, describe
 from study.sweeps import packs
 from study.sweeps.cells import plan
-from study.sweeps.estimate import Estimate, check_fits, estimate, memory_budget
+from study.sweeps.estimate import Estimate, check_fits, estimate, fold_bytes, memory_budget
 from study.sweeps.packs import fastest_fold, fold_sizes
 from study.sweeps.plan import render_plan
 from study.sweeps.prepare import Prepared, PreparedPack
 from study.training.loop import train
+from study.training.loss import LOGITS
 from study.training.optimizers import build_optimizer
 from study.training.run import Run, typical_step
 from study.vocabulary.optimizers import OPTIMIZERS
@@ -29,9 +32,10 @@ CPU = torch.device("cpu")
 IN_PLACE = {torch.ops.aten.baddbmm_: lambda y, a, b, **_: 2 * a[0] * a[1] * a[2] * b[2]}
 
 
-def of(config: CellConfig, corpus: Corpus, form: str = "factored") -> Estimate:
+def of(config: CellConfig, corpus: Corpus, form: str = "factored", device: str = "cpu") -> Estimate:
     tokens, supervised = typical_step(config, corpus, CPU)
-    return estimate(config, describe(config.model), tokens, supervised, Contraction(form, tokens))
+    contraction = Contraction(form, tokens)
+    return estimate(config, describe(config.model), tokens, supervised, contraction, device)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -145,12 +149,42 @@ def test_folds_fit(own: list[int], most: int, allowed: int, sizes: list[int]) ->
     assert list(fold_sizes(needs, most, allowed * GB)) == sizes
 
 
+def test_a_fold_holds_one_chunk_of_logits_on_its_device(cell: Build, corpus: Corpus) -> None:
+    """Three copies of a chunk: 3.2 GB on CUDA, where a chunk is 16 times that of a CPU."""
+    config = cell("train.batch_size=3")
+    _, supervised = typical_step(config, corpus, CPU)
+    small, many = (of(config, corpus, device=device) for device in ("cpu", "cuda"))
+    assert small.own_bytes == many.own_bytes
+    assert small.logits_bytes == 3 * 4 * 258 * supervised, "of tiny's 258 tokens"
+    assert (small.chunk_bytes, many.chunk_bytes) == tuple(
+        3 * 4 * LOGITS[device] for device in ("cpu", "cuda")
+    )
+    wide = [replace(many, logits_bytes=2 * GB)] * 8
+    alone, folded = fold_bytes(wide[:1]), fold_bytes(wide)
+    assert alone == many.base_bytes + many.own_bytes + 2 * GB
+    assert folded == many.base_bytes + 8 * many.own_bytes + 3 * GB, "not 16 GB"
+    assert list(fold_sizes(wide, 8, folded)) == [8]
+    assert list(fold_sizes(wide, 8, folded - 1)) == [7, 1]
+
+
+def test_the_budget_of_a_process_includes_the_base_that_it_holds(
+    cell: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights in memory are not free, and the estimate of a fold counts them."""
+    for held in (0, 3 * GB):
+        monkeypatch.setattr(
+            "psutil.virtual_memory", lambda held=held: SimpleNamespace(available=10 * GB - held)
+        )
+        assert memory_budget(cell(), CPU, held) == int(0.8 * 10 * GB)
+    assert memory_budget(cell("pack.memory_gb=2"), CPU, 3 * GB) == 2 * GB
+
+
 def test_a_cell_beyond_the_budget_is_refused_by_name(cell: Build, corpus: Corpus) -> None:
-    config = cell("pack.memory_gb=0.01")
-    assert memory_budget(config, CPU) == int(0.01 * GB)
+    config = cell("pack.memory_gb=0.001")
+    assert memory_budget(config, CPU) == int(0.001 * GB)
     with pytest.raises(
         StudyError,
-        match=r"pack\.memory_gb=0\.01 is too little for the cell it, .* lower adapter\.rank",
+        match=r"pack\.memory_gb=0\.001 is too little for the cell it, .* lower adapter\.rank",
     ):
         check_fits(config, of(config, corpus), "it")
     check_fits(cell("pack.memory_gb=4"), of(config, corpus), "it")

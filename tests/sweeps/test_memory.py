@@ -9,7 +9,7 @@ import torch
 
 from study.config import CellConfig
 from study.errors import StudyError
-from study.store import load_cells, load_tables
+from study.store import load_cells, load_records, load_tables
 from study.sweeps import run as sweep
 from study.sweeps.cells import Cell, plan
 from study.sweeps.packs import packs
@@ -52,6 +52,9 @@ def test_a_fold_that_runs_out_of_memory_is_halved_and_goes_on(
     assert sizes == [4, 2, 1, 1, 2], "halves, in the order of the cells"
     tables = load_tables(tmp_path / "full")
     assert set(tables.cells["status"]) == {"complete"}
+    assert not list(tmp_path.rglob("error.log")), "they were trained after all"
+    folds = [record["fold"] for record in load_records(tmp_path / "full")]
+    assert sorted(folds.count(fold) for fold in set(folds)) == [1, 1, 2]
     assert (
         tables.metrics["step"].groupby(tables.metrics["cell_id"]).agg(list).tolist()
         == [[0, 1, 2, 3]] * 4
@@ -87,6 +90,22 @@ def test_the_base_is_loaded_once_for_all_packs_of_a_process(
     for one in cells[:2]:
         sweep.run([one])
     assert len(loads) == 1
+
+
+def test_the_second_pack_of_a_process_knows_the_base_that_is_loaded(
+    cells: list[Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the base would count twice: as memory that is not free, and as a need."""
+    monkeypatch.setattr(sweep, "_BASE", {})
+    held = []
+    real = sweep.prepare
+    monkeypatch.setattr(
+        sweep, "prepare", lambda pack, bytes_: held.append(bytes_) or real(pack, bytes_)
+    )
+    for one in cells[:2]:
+        sweep.run([one])
+    assert held[0] == 0
+    assert 4 * cells[0].card.parameters <= held[1] < 5 * cells[0].card.parameters
 
 
 def test_a_plan_is_shown_and_nothing_is_trained(

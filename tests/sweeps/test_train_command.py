@@ -319,10 +319,15 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(
     cells = study.load(str(tmp_path / "results/default")).cells.set_index("rank")
     assert dict(cells["status"]) == {2.0: "complete", 3.0: "failed", 4.0: "complete"}
     assert cells.loc[3.0, "error"] == "RuntimeError: out of luck"
+    [log] = (tmp_path / "results/default/cells").glob("*/error.log")
+    assert log.parent.name == cells.loc[3.0, "cell_id"]
+    assert f"(traceback in {log.relative_to(tmp_path)})" in ran.err
+    assert re.search(r'File ".*", line \d+, in train\n.*raise.*\n.*and more', log.read_text(), re.S)
     monkeypatch.setattr(sweep, "train", original)
     assert (
         "3 cells, 2 done, 1 to train" in study_cli("train", "-m", *small, "adapter.rank=2,3,4").err
     )
+    assert not log.exists(), "the cell has no error any more"
 
 
 def test_diverged_cells_are_recorded(study_cli: Cli, small: list[str], tmp_path: Path) -> None:
