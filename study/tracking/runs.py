@@ -4,6 +4,7 @@ Training puts each row into a queue and continues. The thread starts runs, which
 server, and writes the rows. The first error prints one line and turns tracking off for the process.
 """
 
+import hashlib
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -105,7 +106,7 @@ class WandbRuns:
     def _start(self, record: dict[str, Any], label: str) -> None:
         run = start_run(
             self.config,
-            id=record["cell_id"],
+            id=run_id(record["study"], record["cell_id"]),
             name=label,
             group=record["study"],
             job_type=f"pack {self.pack}",
@@ -127,6 +128,15 @@ class WandbRuns:
         run = self.runs.pop(cell_id)
         run.summary.update({"status": status, **fields})
         run.finish(exit_code=int(status == "failed"))
+
+
+def run_id(study: str, cell_id: str) -> str:
+    """The id of a cell's run. W&B's ids are unique in a project, and two studies of one project may
+    have the same cell.
+
+    The study is hashed, because its name may have characters and lengths that W&B refuses.
+    """
+    return f"{hashlib.sha256(study.encode()).hexdigest()[:8]}-{cell_id}"
 
 
 Tracker = WandbRuns | Untracked

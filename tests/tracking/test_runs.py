@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import study
 from study.config import TrackerConfig
 from study.tracking.names import history_row, norm_of
-from study.tracking.runs import Untracked, WandbRuns, tracker
+from study.tracking.runs import Untracked, WandbRuns, run_id, tracker
 from study.vocabulary.quantities import MODEL_WIDE, TRAIN
 
 Process = Callable[..., subprocess.CompletedProcess[str]]
@@ -94,7 +95,7 @@ def test_a_run_holds_the_record_of_its_cell(tracked: Path, inspect: Inspect) -> 
         records = inspect(run_dirs(study_dir)[record["cell_id"]][0])
         run = next(r["run"] for r in records if r["type"] == "run")
         assert (run["run_id"], run["run_group"], run["project"]) == (
-            record["cell_id"],
+            run_id("default", record["cell_id"]),
             "default",
             "study",
         )
@@ -107,6 +108,15 @@ def test_a_run_holds_the_record_of_its_cell(tracked: Path, inspect: Inspect) -> 
         [exit_code] = [r["exit"].get("exit_code", 0) for r in records if r["type"] == "exit"]
         assert exit_code == 0
     assert types == {"pack 1", "pack 2"}
+
+
+def test_one_cell_in_two_studies_is_two_runs() -> None:
+    """W&B's ids are unique in a project: one id would put both studies into one run."""
+    cell_id = "0123456789ab"
+    ids = {run_id(study_name, cell_id) for study_name in ("one", "two", "a name/with: signs")}
+    assert len(ids) == 3
+    assert all(re.fullmatch(r"[\w-]{1,64}", found) for found in ids)
+    assert run_id("one", cell_id) == run_id("one", cell_id), "an interrupted cell continues its run"
 
 
 def test_no_key_is_in_anything_that_is_written(tracked: Path, wandb_key: str) -> None:
