@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from study.analysis.blocks import common_points
 from study.analysis.fits import Strands, fit_lines, fitted, t_critical
 
 RANKS = np.array([4.0, 16.0, 64.0, 256.0, 1024.0])
@@ -94,49 +95,48 @@ def test_seeds_are_the_sample():
 
 
 def test_many_groups_with_holes_agree_with_one_line_at_a_time():
-    """Random studies with missing points, against a loop that follows the docstring."""
+    """Random studies with missing points, against a loop over the seeds of each block."""
     rng = np.random.default_rng(3)
     groups, seeds, columns = 40, 4, 6
     rank, strands = frames(seeds, groups=groups)
     y = rng.standard_normal((len(rank), columns))
     y[rng.random(y.shape) < rng.choice([0.1, 0.5, 0.8], size=(1, columns))] = np.nan
     fit = fit_lines(rank, y, strands)
-    cube = y.reshape(groups, seeds, len(RANKS), columns)
+    kept = common_points(
+        np.isfinite(y), np.log(rank), strands.start_S, strands.group_G, np.ones_like(rank)
+    )
+    cube, block = (each.reshape(groups, seeds, len(RANKS), columns) for each in (y, kept))
     intervals = 0
     for g in range(groups):
         for c in range(columns):
-            have = [np.isfinite(cube[g, s, :, c]) for s in range(seeds)]
-            needed = min(3, max(2, max(mask.sum() for mask in have)))
-            use = [s for s in range(seeds) if have[s].sum() >= needed]
-            assert fit.seeds[g, c] == len(use)
-            if not use:
-                assert np.isnan(fit.slope[g, c])
-                assert fit.points[g, c] == 0
+            row = {name: values[g, c] for name, values in vars(fit).items()}
+            present = block[g, :, :, c].any(axis=0)
+            use = np.flatnonzero(block[g, :, :, c].sum(axis=1) >= 2)
+            assert row["seeds"] == len(use)
+            if not len(use):
+                assert np.isnan(row["slope"])
                 continue
-            lines = [stats.linregress(X[have[s]], cube[g, s, have[s], c]) for s in use]
-            present = np.any([have[s] for s in use], axis=0)
-            assert fit.slope[g, c] == pytest.approx(
-                np.mean([line.slope for line in lines]), abs=1e-12
-            )
-            centre = np.concatenate([X[have[s]] for s in use]).mean()
+            lines = [stats.linregress(X[present], cube[g, s, present, c]) for s in use]
+            slopes = [line.slope for line in lines]
+            assert row["slope"] == pytest.approx(np.mean(slopes), abs=1e-12)
+            centre = X[present].mean()
             levels = [line.intercept + line.slope * centre for line in lines]
-            assert fit.log_rank_mean[g, c] == pytest.approx(centre)
-            assert fit.log_stat_mean[g, c] == pytest.approx(np.mean(levels), abs=1e-12)
-            assert fit.points[g, c] == sum(have[s].sum() for s in use)
-            assert fit.ranks[g, c] == present.sum()
-            assert fit.rank_min[g, c] == RANKS[present].min()
-            assert fit.rank_max[g, c] == RANKS[present].max()
-            if present.sum() < 3:
-                assert np.isnan(fit.se_slope[g, c])
-                assert fit.df[g, c] == 0
-            elif len(use) == 1:
-                assert fit.se_slope[g, c] == pytest.approx(lines[0].stderr, rel=1e-9)
-            else:
-                assert fit.se_slope[g, c] == pytest.approx(
-                    stats.sem([line.slope for line in lines]), rel=1e-9
-                )
-                assert fit.se_mean[g, c] == pytest.approx(stats.sem(levels), rel=1e-9)
+            assert row["log_rank_mean"] == pytest.approx(centre)
+            assert row["log_stat_mean"] == pytest.approx(np.mean(levels), abs=1e-12)
+            assert (row["points"], row["ranks"]) == (len(use) * present.sum(), present.sum())
+            assert (row["rank_min"], row["rank_max"]) == (
+                RANKS[present].min(),
+                RANKS[present].max(),
+            )
+            if len(use) > 1:
+                assert row["se_slope"] == pytest.approx(stats.sem(slopes), rel=1e-9)
+                assert row["se_mean"] == pytest.approx(stats.sem(levels), rel=1e-9)
                 intervals += 1
+            elif present.sum() > 2:
+                assert row["se_slope"] == pytest.approx(lines[0].stderr, rel=1e-9)
+            else:
+                assert np.isnan(row["se_slope"])
+                assert row["df"] == 0
     assert intervals > 50
 
 
@@ -151,38 +151,42 @@ def test_a_seed_with_two_ranks_leaves_where_others_have_three():
     assert fit.slope[0, 0] == pytest.approx(0.5, abs=1e-12)
 
 
-def test_two_ranks_give_a_slope_without_an_interval_and_one_gives_none():
+def test_two_ranks_have_an_interval_over_seeds():
+    rng = np.random.default_rng(6)
     rank, strands = frames(3, RANKS[:2])
+    y = rng.standard_normal((6, 20))
+    fit = fit_lines(rank, y, strands)
+    slopes = (y[1::2] - y[::2]) / np.log(4)
+    np.testing.assert_allclose(fit.slope[0], slopes.mean(axis=0))
+    np.testing.assert_allclose(fit.se_slope[0], stats.sem(slopes, axis=0))
+    assert (fit.df == 2).all()
+    assert np.isnan(fit.curvature).all()
+
+
+def test_one_seed_at_two_ranks_has_a_slope_and_no_interval_and_at_one_rank_has_neither():
+    rank, strands = frames(1, RANKS[:2])
     y = np.log(rank)[:, None] * np.array([[0.5, 0.5]])
-    y[1::2, 1] = np.nan
+    y[1, 1] = np.nan
     fit = fit_lines(rank, y, strands)
     assert fit.slope[0, 0] == pytest.approx(0.5)
     assert np.isnan(fit.se_slope[0, 0])
-    assert fit.df[0, 0] == 0
+    assert (fit.df == 0).all()
     assert np.isnan(fit.slope[0, 1])
     assert np.isnan(t_critical(0))
 
 
-@pytest.mark.parametrize(("seeds", "weights"), [(5, None), (5, "rank"), (1, None), (2, None)])
-def test_the_interval_covers_19_times_in_20(seeds, weights):
-    """Independent noise per cell and a common one per seed (its batch), 20,000 studies at once."""
-    rng = np.random.default_rng(4)
-    studies = 20_000
-    rank, strands = frames(seeds)
-    batch = rng.standard_normal((seeds, studies))[strands.strand_F]
-    y = -0.5 * np.log(rank)[:, None] + batch + 0.1 * rng.standard_normal((len(rank), studies))
+@pytest.mark.parametrize("weights", [None, "rank"])
+def test_curvature_and_the_slopes_at_the_ends(weights):
+    """Against numpy's quadratic, seed by seed, and against differences of means."""
+    rng = np.random.default_rng(7)
+    rank, strands = frames(4)
+    y = rng.standard_normal((20, 10))
     fit = fit_lines(rank, y, strands, rank if weights else None)
-    covered = (np.abs(fit.slope + 0.5) < t_critical(fit.df) * fit.se_slope).mean()
-    assert covered == pytest.approx(0.95, abs=4 * np.sqrt(0.95 * 0.05 / studies))
-
-
-def test_the_interval_over_seeds_covers_where_seeds_differ_in_slope():
-    """Each batch has its own slope: an interval over pooled points would be too narrow."""
-    rng = np.random.default_rng(5)
-    studies = 20_000
-    rank, strands = frames(5)
-    own = 0.05 * rng.standard_normal((5, studies))[strands.strand_F]
-    y = (own - 0.5) * np.log(rank)[:, None] + 0.01 * rng.standard_normal((len(rank), studies))
-    fit = fit_lines(rank, y, strands)
-    covered = (np.abs(fit.slope + 0.5) < t_critical(fit.df) * fit.se_slope).mean()
-    assert covered == pytest.approx(0.95, abs=4 * np.sqrt(0.95 * 0.05 / studies))
+    w = np.sqrt(RANKS) if weights else None
+    cube = y.reshape(4, 5, 10)
+    curvature = np.array([np.polyfit(X, cube[s], 2, w=w)[0] for s in range(4)])
+    np.testing.assert_allclose(fit.curvature[0], curvature.mean(axis=0), rtol=1e-8)
+    np.testing.assert_allclose(fit.se_curvature[0], stats.sem(curvature, axis=0), rtol=1e-8)
+    mean = cube.mean(axis=0)
+    np.testing.assert_allclose(fit.slope_low[0], (mean[1] - mean[0]) / np.log(4))
+    np.testing.assert_allclose(fit.slope_high[0], (mean[4] - mean[3]) / np.log(4))

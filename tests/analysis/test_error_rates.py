@@ -1,0 +1,258 @@
+"""How often intervals cover the truth and words are false, in thousands of simulated studies.
+
+A study has a common error per seed (its batch), which moves the level and the slope, and an
+independent one per seed and rank (the draw of A).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from study.analysis import fit_exponents, rank_effects, stable_exponents, with_verdicts
+from study.analysis.fits import Floats, Lines, Strands, fit_lines, t_critical
+from study.analysis.intervals import mean_interval
+from study.analysis.predictions import with_predictions
+from study.vocabulary.quantities import PRIMARY
+
+RANKS = np.array([4.0, 16.0, 64.0, 256.0, 1024.0])
+MARGIN = math.log(1.5) / math.log(1024 / 4)
+Study = Callable[..., tuple[pd.DataFrame, pd.DataFrame]]
+
+
+def lines(
+    truth: float | Floats,
+    *,
+    studies: int,
+    seeds: int = 5,
+    ranks: Floats = RANKS,
+    level: float = 1.0,
+    tilt: float = 0.0,
+    noise: float = 0.1,
+    lacking: Sequence[tuple[int, int]] = (),
+) -> Lines:
+    """The fits of ``studies`` studies, ``[1, studies]``.
+
+    ``level`` and ``tilt``: the common errors of a seed. ``noise``: that of a point. ``lacking``:
+    pairs of a seed and the number of high ranks that it lacks.
+    """
+    rng = np.random.default_rng(11)
+    rank, seed = np.tile(ranks, seeds), np.repeat(np.arange(seeds), len(ranks))
+    x = np.log(rank)[:, None]
+    batch = level * rng.standard_normal((seeds, studies))
+    slope = truth + tilt * rng.standard_normal((seeds, studies))
+    y = batch[seed] + slope[seed] * x + noise * rng.standard_normal((len(rank), studies))
+    for who, count in lacking:
+        y[(seed == who) & (rank > ranks[-1 - count])] = np.nan
+    return fit_lines(rank, y, Strands.of(np.zeros(len(rank)), seed))
+
+
+def assert_covers(covered: Any, what: str) -> None:
+    share = float(np.mean(covered))
+    print(f"{what}: covered {100 * share:.2f} % of {np.size(covered)}")
+    assert 0.93 < share < 0.97, what
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seeds": 2},
+        {"seeds": 3},
+        {"seeds": 5},
+        {"seeds": 5, "tilt": 0.05, "noise": 0.01},
+        {"seeds": 3, "tilt": 0.05},
+        {"seeds": 3, "ranks": RANKS[:2]},
+        {"seeds": 5, "lacking": [(4, 2)]},
+        {"seeds": 4, "lacking": [(1, 1), (2, 1), (3, 2)]},
+    ],
+    ids=str,
+)
+def test_the_interval_of_a_slope_covers_19_times_in_20(changes: dict[str, Any]) -> None:
+    fit = lines(-0.5, studies=10_000, **changes)
+    assert_covers(np.abs(fit.slope + 0.5) < t_critical(fit.df) * fit.se_slope, str(changes))
+
+
+def test_the_interval_of_a_mean_covers_19_times_in_20() -> None:
+    samples = np.random.default_rng(3).standard_normal((3000, 4))
+    bounds = np.array([mean_interval(sample) for sample in samples])
+    assert_covers((bounds[:, 1] < 0) & (bounds[:, 2] > 0), "mean of 4")
+
+
+def noisy_delta(common: bool) -> Callable[[Any, int, int], float]:
+    """SGD's law r^(1 - 2p); a layer is a study. ``common``: all rules have the same error."""
+    errors = np.random.default_rng(4).standard_normal((3, 5, 3, 2000))
+
+    def law(cell: Any, layer: int, step: int) -> float:
+        rule = 0 if common else round(2 * cell["exponent"])
+        place = int(np.searchsorted(RANKS, cell["rank"]))
+        error = 0.1 * errors[rule, place, cell["seed"], layer]
+        return float(cell["rank"] ** (1 - 2 * cell["exponent"]) * math.exp(error))
+
+    return law
+
+
+LAYERS = tuple((f"layers.{n}", n, "q_proj") for n in range(2000))
+
+
+def p_stars(study: Study, step: int, common: bool) -> pd.DataFrame:
+    """p* of 2000 layers from rules with p = 0, 1/2, 1, three seeds."""
+    cells, probes = study(
+        {("delta_w", "norm"): noisy_delta(common)},
+        layers=LAYERS,
+        steps=(step,),
+        scaling="power",
+        exponent=(0.0, 0.5, 1.0),
+    )
+    metrics = pd.DataFrame({"cell_id": cells["cell_id"], "step": step, "loss": 1.0})
+    metrics = metrics.assign(loss_after=np.nan, clip_factor=1.0)
+    exponents = with_predictions(fit_exponents(cells, probes), cells, metrics, probes)
+    found = stable_exponents(exponents)
+    return found[found["layer"].str.startswith("layers")]
+
+
+def test_the_interval_of_p_star_covers_19_times_in_20(study: Study) -> None:
+    found = p_stars(study, step=1, common=True)
+    assert (found["method"] == "linear").all()
+    assert (found["interval"] == "seeds").all()
+    assert_covers((found["ci_low"] < 0.5) & (found["ci_high"] > 0.5), "p*, one rule")
+
+
+def test_the_interval_of_p_star_from_a_grid(study: Study) -> None:
+    """95 % where rules share their draws and batches, as they do; more where they do not."""
+    found = p_stars(study, step=4, common=True)
+    assert (found["method"] == "grid").all()
+    assert_covers((found["ci_low"] < 0.5) & (found["ci_high"] > 0.5), "p*, grid")
+
+
+def test_the_interval_of_a_gain_from_rank_covers_19_times_in_20() -> None:
+    """A learning rate is a study of 4 seeds."""
+    rng = np.random.default_rng(5)
+    studies, seeds = 600, 4
+    grid = pd.MultiIndex.from_product(
+        [np.arange(1.0, studies + 1), range(seeds), RANKS], names=["lr", "seed", "rank"]
+    )
+    losses = grid.to_frame(index=False)
+    tilt = np.repeat(0.01 * rng.standard_normal(studies * seeds), len(RANKS))
+    error = 0.02 * rng.standard_normal(len(losses))
+    losses["loss"] = 2 - (0.03 + tilt) * np.log2(losses["rank"]) + error
+    losses = losses.assign(
+        how="fixed", setting=0, scaling="lora", exponent_p=1.0, alpha=16.0, optimizer="sgd", edge=""
+    )
+    gains = rank_effects(losses)
+    assert len(gains) == studies
+    assert_covers((gains["ci_low"] < 0.03) & (gains["ci_high"] > 0.03), "gain from rank")
+
+
+def words(truth: Sequence[float], *, studies: int, **how: Any) -> np.ndarray:
+    """The words of ``studies`` families of rows with the slopes ``truth``, ``[studies, rows]``.
+
+    Up to five rows are the primary rows of a curve; more are pooled rows of one step.
+    """
+    rows = len(truth)
+    fit = lines(np.tile(truth, studies), studies=studies * rows, **how)
+    table = pd.DataFrame({name: values[0] for name, values in vars(fit).items()})
+    table = table.rename(columns={"slope": "exponent"}).assign(batch="train")
+    keys = ["site", "stat", "kind", "layer", "step"]
+    if rows <= 5:
+        asked = [
+            (q.site, q.stat, q.kind, q.layer, 7 if at == "last" else at)
+            for q in PRIMARY
+            for at in q.primary_at
+        ][:rows]
+    else:
+        asked = [("A", f"stat{n}", "all", "mean_log", 3) for n in range(rows)]
+    table[keys] = pd.DataFrame(asked * studies, index=table.index)
+    table["lr"] = np.repeat(np.arange(studies), rows)
+    found = with_verdicts(table)
+    assert (found["primary"] == (rows <= 5)).all()
+    return found["verdict"].astype(str).to_numpy().reshape(studies, rows)
+
+
+def rates(found: np.ndarray, *claims: str) -> tuple[float, float]:
+    """The share of rows, and of families, in which any of ``claims`` is made."""
+    claimed = np.isin(found, claims)
+    return claimed.mean(), claimed.any(axis=1).mean()
+
+
+@pytest.mark.parametrize("rows", [5, 60])
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("tilt", [0.3, 1.0, 3.0])
+def test_a_flat_quantity_rarely_collapses_or_explodes(seeds: int, tilt: float, rows: int) -> None:
+    """``tilt``: the error of a seed's slope in margins. A family has 5 or 60 rows."""
+    found = words([0.0] * rows, studies=20_000 // rows, seeds=seeds, tilt=tilt * MARGIN, noise=0.01)
+    per_row, per_family = rates(found, "collapses", "explodes")
+    any_row, any_family = rates(found, "collapses", "explodes", "falls", "rises")
+    print(f"{seeds} seeds, {tilt} margins, {rows} rows: beyond {per_row:.2%} of rows, ", end="")
+    print(f"{per_family:.2%} of families; any change {any_row:.2%}, {any_family:.2%}")
+    assert per_row < 0.01
+    assert per_family < 0.05
+    assert any_family < 0.05 + 3 * math.sqrt(0.05 * 0.95 / len(found))
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("tilt", [0.02, 0.3, 1.0])
+def test_a_slope_just_inside_the_margin_rarely_explodes(seeds: int, tilt: float, rows: int) -> None:
+    truth = [0.99 * MARGIN] * rows
+    found = words(truth, studies=20_000 // rows, seeds=seeds, tilt=tilt * MARGIN, noise=1e-3)
+    per_row, per_family = rates(found, "explodes")
+    sign = rates(found, "collapses", "falls")[1]
+    print(f"{seeds} seeds, {tilt} margins, {rows} rows: explodes {per_row:.2%}, {per_family:.2%}")
+    assert per_family < 0.05
+    assert sign < 0.05
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("tilt", [0.02, 0.3, 1.0])
+def test_a_slope_at_the_margin_is_rarely_called_stable(seeds: int, tilt: float, rows: int) -> None:
+    truth = [-MARGIN, MARGIN, -MARGIN, MARGIN, 2 * MARGIN][:rows]
+    found = words(truth, studies=20_000 // rows, seeds=seeds, tilt=tilt * MARGIN, noise=1e-3)
+    per_row, per_family = rates(found, "stable")
+    print(f"{seeds} seeds, {tilt} margins, {rows} rows: stable {per_row:.2%}, {per_family:.2%}")
+    assert per_family < 0.05
+
+
+def test_a_family_of_all_kinds_rarely_errs() -> None:
+    """Flat, inside, at and beyond the margin together: the share of families with a false word."""
+    truth = np.array([0.0, 0.9, 1.0, -1.1, 3.0]) * MARGIN
+    found = words(list(truth), studies=8000, seeds=5, tilt=0.3 * MARGIN, noise=1e-3)
+    false = {
+        0: ("collapses", "explodes", "falls", "rises"),
+        1: ("collapses", "explodes", "falls"),
+        2: ("stable", "collapses", "falls"),
+        3: ("stable", "explodes", "rises"),
+        4: ("stable", "collapses", "falls"),
+    }
+    wrong = np.zeros(len(found), bool)
+    for row, claims in false.items():
+        wrong |= np.isin(found[:, row], claims)
+    print(f"a false word in {wrong.mean():.2%} of families")
+    assert wrong.mean() < 0.05
+    assert (found[:, 4] == "explodes").mean() > 0.9
+
+
+def test_words_are_found_where_there_is_data() -> None:
+    """The power of five seeds whose slopes err by a tenth of the margin."""
+    truth = np.array([0.0, 0.3, -3.0, 3.0, 1.0]) * MARGIN
+    found = words(list(truth), studies=2000, seeds=5, tilt=0.1 * MARGIN, noise=1e-4)
+    for row, word in enumerate(("stable", "stable", "collapses", "explodes", "rises")):
+        assert (found[:, row] == word).mean() > 0.95, word
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_a_straight_line_is_rarely_bent_and_a_bent_one_is_found(seeds: int) -> None:
+    fit = lines(0.3, studies=10_000, seeds=seeds, noise=0.05)
+    table = pd.DataFrame({name: values[0] for name, values in vars(fit).items()})
+    table = table.rename(columns={"slope": "exponent"}).assign(
+        batch="train", site="A", stat="rms", kind="all", layer="mean_log", step=0
+    )
+    table["lr"] = np.arange(len(table))  # a family of its own
+    false = with_verdicts(table)["bent"].mean()
+    bent = with_verdicts(table.assign(curvature=table["curvature"] + 0.1))["bent"].mean()
+    print(f"{seeds} seeds: bent {false:.2%} of lines, {bent:.2%} of curves")
+    assert false == pytest.approx(0.05, abs=0.01)
+    assert bent > 0.95
