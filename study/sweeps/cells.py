@@ -18,12 +18,16 @@ from study.vocabulary.inits import IMPORTED
 
 @dataclass(frozen=True)
 class Cell:
-    """One configuration with its identity, the card of its base and the hashes of its sources."""
+    """One configuration with its identity, the card of its base and the hashes of its sources.
+
+    ``varied``: the configuration keys in which the cells planned with it differ.
+    """
 
     id: str
     config: CellConfig
     card: ModelCard
     sources: Sources
+    varied: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -42,10 +46,12 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """Its name in a line of text."""
+        """Its name in a line of text: ``adamw rslora rank 4 seed 0``, and whatever else varies."""
         config = self.config
         rule = f"{config.optimizer.name} {config.adapter.scaling}"
-        return f"{rule} rank {config.adapter.rank} seed {config.seed}"
+        values = _values(config)
+        others = [f"{_short(key)} {values[key]}" for key in self.varied]
+        return " ".join([rule, f"rank {config.adapter.rank} seed {config.seed}", *others])
 
     @property
     def description(self) -> dict[str, Any]:
@@ -88,7 +94,45 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
         _check_writable(Path(config.results_dir))
         sources = Sources(card.fingerprint, card.tokenizer_fingerprint, examples, adapter)
         cells.append(Cell(identity(config, sources), config, card, sources))
-    return cells
+    varied = varied_keys([cell.config for cell in cells])
+    return [replace(cell, varied=varied) for cell in cells]
+
+
+IN_EVERY_LABEL = ("optimizer.name", "adapter.scaling", "adapter.rank", "seed")
+"""The keys that the name of every cell has."""
+
+
+def varied_keys(configs: Sequence[CellConfig]) -> tuple[str, ...]:
+    """The keys in which ``configs`` differ, beside :data:`IN_EVERY_LABEL`.
+
+    ``data.seed`` is among them only if it differs from ``seed``; options that only some optimizers
+    have only if they differ within one.
+    """
+    found: dict[str, set[str]] = {}
+    for config in configs:
+        values = _values(config)
+        if config.data.seed == config.seed:
+            del values["data.seed"]
+        for key, value in values.items():
+            within = f"{key} {config.optimizer.name}" if key.startswith("optimizer.") else key
+            found.setdefault(within, set()).add(repr(value))
+    varied = [key.partition(" ")[0] for key, values in found.items() if len(values) > 1]
+    return tuple(key for key in dict.fromkeys(varied) if key not in IN_EVERY_LABEL)
+
+
+def _short(key: str) -> str:
+    """``lr`` for ``optimizer.lr``, but ``data seed`` for ``data.seed``."""
+    group, _, word = key.rpartition(".")
+    return f"{group} {word}" if word in ("name", "path", "seed") else word
+
+
+def _values(config: CellConfig) -> dict[str, Any]:
+    """The values of a configuration by dotted key."""
+    found: dict[str, Any] = {}
+    for name, value in asdict(config).items():
+        parts = value if isinstance(value, dict) else {"": value}
+        found |= {f"{name}.{key}".rstrip("."): part for key, part in parts.items()}
+    return found
 
 
 def continue_adapter(config: CellConfig, card: ModelCard) -> CellConfig:

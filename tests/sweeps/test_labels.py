@@ -1,0 +1,44 @@
+"""The name of a cell in lines of text says what sets it apart from the others."""
+
+from collections.abc import Callable
+
+from study.config import CellConfig
+from study.sweeps.cells import plan
+
+OfCell = Callable[..., CellConfig]
+
+
+def labels(cell: OfCell, *each: tuple[str, ...]) -> list[str]:
+    return [planned.label for planned in plan([cell(*overrides) for overrides in each])]
+
+
+def test_learning_rates_have_labels_of_their_own(cell: OfCell) -> None:
+    rates = [f"{3.0**-n:.4g}" for n in range(7)]
+    found = labels(cell, *((f"optimizer.lr={rate}",) for rate in rates))
+    assert found == [f"adamw lora rank 8 seed 0 lr {float(rate)}" for rate in rates]
+
+
+def test_constant_keys_are_not_named(cell: OfCell) -> None:
+    ranks = labels(cell, ("adapter.rank=4", "seed=0"), ("adapter.rank=8", "seed=1"))
+    assert ranks == ["adamw lora rank 4 seed 0", "adamw lora rank 8 seed 1"]
+
+
+def test_every_key_that_varies_is_named(cell: OfCell) -> None:
+    exponents = [
+        ("adapter.scaling=power", f"adapter.exponent={p}", f"train.clip={clip}")
+        for p, clip in ((0.5, 1.0), (0.75, 2.0))
+    ]
+    assert labels(cell, *exponents) == [
+        "adamw power rank 8 seed 0 exponent 0.5 clip 1.0",
+        "adamw power rank 8 seed 0 exponent 0.75 clip 2.0",
+    ]
+
+
+def test_options_of_other_optimizers_are_not_named(cell: OfCell) -> None:
+    found = labels(cell, ("optimizer=sgd", "optimizer.lr=0.1"), ("optimizer=adamw",))
+    assert found == ["sgd lora rank 8 seed 0", "adamw lora rank 8 seed 0"]
+
+
+def test_a_data_seed_of_its_own_is_named(cell: OfCell) -> None:
+    found = labels(cell, ("data.seed=1",), ("data.seed=2",))
+    assert found == [f"adamw lora rank 8 seed 0 data seed {n}" for n in (1, 2)]
