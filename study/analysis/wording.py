@@ -60,8 +60,8 @@ def bracket_notes(rows: pd.DataFrame) -> list[str]:
         notes.append(f"Brackets are {100 * CONFIDENCE:g} % intervals over {over} seeds.")
     if (rows["interval"] == "ranks").any():
         notes.append(
-            f"With one seed, brackets show the {STRAIGHTNESS}: they do not say how much another "
-            "seed would differ."
+            f"Brackets of rows with one seed are the {STRAIGHTNESS}: they do not say how much "
+            "another seed would differ."
         )
     if (rows["interval"] == "none").any():
         notes.append("A slope without brackets has one seed and two ranks.")

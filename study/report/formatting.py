@@ -6,9 +6,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from study.analysis.summary import interval_text
+from study.analysis.intervals import interval_text
+from study.analysis.wording import setting_text
+from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import QUANTITIES, SITES, STATS
-from study.vocabulary.scaling import RULES, formula
+from study.vocabulary.scaling import RULES, formula, rule_label
+from study.vocabulary.thresholds import CONFIDENCE, STABLE_RATIO
+from study.vocabulary.verdicts import ONE_SEED, VERDICTS, meaning
+
+TESTED = (
+    f" Every word is corrected for the number of quantities tested (Holm). Before that, the "
+    f"{100 * CONFIDENCE:g} % interval decides it."
+)
+"""How verdicts are tested, for the text below a table."""
+setting = setting_text
 
 
 def row_list(table: pd.DataFrame) -> list[Any]:
@@ -29,13 +40,6 @@ def number_list(numbers: Iterable[float]) -> str:
 def percent(share: float) -> str:
     """``54 %``."""
     return f"{100 * share:.0f} %"
-
-
-def setting(value: Any) -> str:
-    """The value of a configuration key; ``none`` if missing."""
-    if pd.isna(value):
-        return "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def interval(value: float, low: float, high: float) -> str:
@@ -79,6 +83,37 @@ def quantity_text(site: str, stat: str) -> str:
     return known or f"{SITES[site].label}, {STATS[stat].label}"
 
 
-def verdict_text(verdict: str) -> str:
-    """A verdict as the predicate of a sentence."""
-    return {"stable": "is stable", "unclear": "is unclear"}.get(verdict, verdict)
+def curve_name(row: Any) -> str:
+    """``AdamW, rsLoRA``: optimizer and rule of a row, and what else separates its curve."""
+    rule = rule_label(str(row.scaling), row.exponent_p)
+    return ", ".join(filter(None, (label(str(row.optimizer)), rule, str(row.curve))))
+
+
+def row_estimate(row: Any) -> str:
+    """``-0.50 [-0.52, -0.48]``: the slope of a row of ``exponents``."""
+    return interval_text(row.exponent, row.ci_low, row.ci_high)
+
+
+def word_text(word: str) -> str:
+    """A verdict; bold if it says that the change is beyond the margin."""
+    return f"**{word}**" if VERDICTS[word].beyond else word
+
+
+def legend(rows: pd.DataFrame) -> str:
+    """What the verdicts of ``rows`` mean, and how they are tested."""
+    found = set(rows["verdict"].astype(str))
+    meanings = [f"*{word}*: {meaning(word, STABLE_RATIO)}" for word in VERDICTS if word in found]
+    return f"{'; '.join(meanings)}.{'' if found <= {ONE_SEED} else TESTED}"
+
+
+def at_lowest_rate(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The rows at each optimizer's lowest learning rate, and a note if there are several.
+
+    The theory assumes small steps, so it is compared with the lowest rate.
+    """
+    if table.empty or table.groupby("optimizer", observed=True)["lr"].nunique().max() < 2:
+        return table, ""
+    lowest = table.groupby("optimizer", observed=True)["lr"].transform("min")
+    rates = ", ".join(f"{rate:g}" for rate in sorted(set(lowest)))
+    note = f" All rows are at the lowest learning rate ({rates}), where the theory applies best."
+    return table[table["lr"] == lowest], note

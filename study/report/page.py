@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from study.report.caveats import Record, caveats
-from study.report.exponents import exponent_section, p_star_section, verdict_section
+from study.report.condition import condition_section
+from study.report.exponents import exponent_section, p_star_section
 from study.report.formatting import distinct, number_list, row_list, rule_of_row
 from study.report.losses import loss_section
 from study.report.markdown import Picture, bullets
@@ -22,7 +23,7 @@ def page(
     sections = [
         f"# {name}: how does LoRA's scaling behave as rank grows?",
         _overview(tables),
-        verdict_section(tables),
+        condition_section(tables),
         _caveat_section(tables, records),
         p_star_section(tables),
         exponent_section(tables),

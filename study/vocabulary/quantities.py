@@ -146,7 +146,8 @@ ALL_KINDS = "all"
 class Quantity:
     """A statistic at a site that tables, figures and reports put first.
 
-    - ``label``: for a table. ``name``: short, for a legend. ``symbol``: mathtext;
+    - ``label``: for a table. ``name``: short, for a legend. ``noun``: in a sentence. ``symbol``:
+      mathtext;
     - ``layer``, ``kind``: which rows of ``exponents`` hold it;
     - ``primary_at``: the steps at which its verdict is one of the study's own questions, fixed
       before any run. ``last`` is the last step measured;
@@ -157,6 +158,7 @@ class Quantity:
     stat: str
     label: str
     name: str
+    noun: str
     symbol: str
     layer: str = MEAN_LOG
     kind: str = ALL_KINDS
@@ -166,6 +168,7 @@ class Quantity:
 
 GRADIENT_NORM = Quantity(
     *("adapter_grad", "norm", "gradient norm over all adapters", "gradient norm"),
+    "gradient norm",
     r"$\|\nabla_{\!A,B}\,L\|$",
     *(MODEL_WIDE, MODEL_WIDE),
     primary_at=(0,),
@@ -174,6 +177,7 @@ GRADIENT_NORM = Quantity(
 """The paper's Figure 3. Flat at p = 1/2 under every optimizer."""
 DESCENT = Quantity(
     *("adapter_update", "descent", "descent of an update", "descent"),
+    "descent",
     r"$-\langle\nabla_{\!A,B}\,L,\ \Delta\rangle$",
     *(MODEL_WIDE, MODEL_WIDE),
     primary_at=(0, 1),
@@ -183,6 +187,7 @@ DESCENT = Quantity(
 any optimizer. The update of step 0 moves B only; from step 1 A moves too."""
 FORWARD_OUT = Quantity(
     *("adapter_out", "rms", "adapter output, rms", "forward"),
+    "adapter output",
     r"rms of $\gamma BAx$",
     primary_at=("last",),
     p_star=2,
@@ -190,13 +195,15 @@ FORWARD_OUT = Quantity(
 """Theorem 3.2, condition 1: outputs of the adapter."""
 BACKWARD_IN = Quantity(
     *("adapter_in_grad", "rms", "gradient into the inputs, rms", "backward"),
+    "gradient into the inputs",
     r"rms of $\gamma A^{\mathsf{T}} B^{\mathsf{T}} g$",
     primary_at=("last",),
     p_star=3,
 )
 """Theorem 3.2, condition 2: gradients that the adapter passes to its inputs."""
 WEIGHT_CHANGE = Quantity(
-    *("delta_w", "norm", "norm of γBA", "weight change"), r"$\|\gamma BA\|$", p_star=4
+    *("delta_w", "norm", "norm of γBA", "weight change", "norm of γBA", r"$\|\gamma BA\|$"),
+    p_star=4,
 )
 
 QUANTITIES: tuple[Quantity, ...] = (

@@ -11,6 +11,7 @@ import pytest
 
 from study.store import CellWriter
 from study.vocabulary.quantities import MODEL_WIDE, TRAIN
+from study.vocabulary.statuses import STATUSES
 
 P = {"lora": 1.0, "rslora": 0.5}
 ALPHA = 16.0
@@ -18,6 +19,7 @@ LAYERS = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj")
 
 Cell = Mapping[str, Any]
 OfCell = Callable[[Cell], Any]
+OfCellAndStep = Callable[[Cell, int], float]
 
 
 @pytest.fixture
@@ -32,30 +34,39 @@ def on_disk(tmp_path: Path) -> Callable[..., Path]:
         optimizer: Mapping[str, Any] | None = None,
         lazy: OfCell = lambda cell: 1.0,
         clip: OfCell = lambda cell: 1.0,
+        norm: OfCellAndStep = lambda cell, step: flat_norm(cell),
+        outputs: Mapping[str, OfCellAndStep] | None = None,
         status: OfCell = lambda cell: "complete",
         gradient: float = 1e-2,
         steps: int = 200,
+        probed: Sequence[int] = (0, 1),
         model: str = "known",
         record: Mapping[str, Any] | None = None,
     ) -> Path:
         """``lazy``, ``clip`` and ``status`` are functions of a cell: the actual loss change over
-        the linear prediction, the clip factor of its gradients, and its final status."""
+        the linear prediction, the clip factor of its gradients, and its final status. ``norm`` is
+        the gradient norm. ``outputs``: by batch, the rms of outputs and input gradients from step
+        1."""
         folder = tmp_path / "results" / "known"
         for number, (scaling, rank, lr, seed) in enumerate(itertools.product(P, ranks, lrs, seeds)):
             cell = {"scaling": scaling, "rank": rank, "lr": lr, "seed": seed}
             cell["gamma"] = ALPHA * rank ** -P[scaling]
-            about = {"cell_id": f"{number:012x}", "model": model}
+            name = (optimizer or {}).get("name", "sgd")
+            about = {"cell_id": f"{name}{number:04x}", "model": model}
             about |= record_of(cell, config_of(cell, steps, optimizer or {})) | dict(record or {})
             writer = CellWriter(folder / "cells" / about["cell_id"], "", about)
-            for step in (0, 1):
+            for step in probed:
                 row = metrics_of(cell, step, lazy(cell)) | {"clip_factor": clip(cell)}
                 writer.append("metrics", pd.DataFrame([row]))
-                writer.append("probes", pd.DataFrame(probes_of(cell, step, gradient)))
+                rows = probes_of(cell, step, gradient, norm(cell, step))
+                if step > 0:
+                    rows += outputs_of(cell, step, outputs or {})
+                writer.append("probes", pd.DataFrame(rows))
             final = {"step": steps, "tokens": 99, "eval_loss": final_loss(lr), "lr": lr}
             writer.append("metrics", pd.DataFrame([final]))
             end = status(cell)
-            diverged = {"diverged_step": 2} if end == "diverged" else {}
-            writer.close(end, steps_done=steps, **diverged)
+            ended_at = STATUSES[end].ended_at
+            writer.close(end, steps_done=steps, **({ended_at: 2} if ended_at else {}))
         return folder
 
     return write
@@ -120,8 +131,12 @@ def metrics_of(cell: Cell, step: int, lazy: float) -> dict[str, Any]:
     }
 
 
-def probes_of(cell: Cell, step: int, gradient: float) -> list[dict[str, Any]]:
-    norm = cell["gamma"] * cell["rank"] ** 0.5 * (1 + 0.01 * cell["seed"])
+def flat_norm(cell: Cell) -> float:
+    """gamma sqrt(r): flat under rsLoRA; times a factor of the seed."""
+    return cell["gamma"] * cell["rank"] ** 0.5 * (1 + 0.01 * cell["seed"])
+
+
+def probes_of(cell: Cell, step: int, gradient: float, norm: float) -> list[dict[str, Any]]:
     at = {"step": step, "batch": TRAIN}
     whole = at | {"layer": MODEL_WIDE, "block": -1, "kind": MODEL_WIDE}
     rows = [
@@ -133,6 +148,17 @@ def probes_of(cell: Cell, step: int, gradient: float) -> list[dict[str, Any]]:
         shape = {"d_in": 64, "d_out": 32}
         rows.append(at | where | shape | {"site": "B_grad", "rms": gradient * cell["gamma"]})
     return rows
+
+
+def outputs_of(cell: Cell, step: int, outputs: Mapping[str, OfCellAndStep]) -> list[dict[str, Any]]:
+    """The rms of both conditions in every layer, on each batch."""
+    return [
+        {"step": step, "batch": batch, "layer": layer, "block": 0, "site": site}
+        | {"kind": layer.rpartition(".")[2], "rms": (1 + n) * value(cell, step)}
+        for batch, value in outputs.items()
+        for site in ("adapter_out", "adapter_in_grad")
+        for n, layer in enumerate(LAYERS)
+    ]
 
 
 def final_loss(lr: float) -> float:
