@@ -107,7 +107,7 @@ def _record(trainer: Any, config: CellConfig, adapter: str, probe: NormProbe) ->
         "cell_id": identity(config, sources),
         "study": config.name,
         "model": config.model.path,
-        "model_note": f"trained by {type(trainer).__name__} of {_package(trainer)}",
+        "trained_by": f"{type(trainer).__name__} of {_package(trainer)}",
         "data": config.data.name,
         "gamma": probe.layers[0].pairs()[0].gamma,
         "sources": asdict(sources),
@@ -196,9 +196,11 @@ def _package(thing: Any) -> str:
 
 
 def _model_name(model: nn.Module) -> str:
+    """The name or path that the base was loaded from; for one built in memory, its class."""
     config: Any = model.config
+    base: Any = getattr(model, "get_base_model", lambda: model)()  # PEFT's wrapper has one
     return getattr(config, "_name_or_path", "") or str(
-        (config.architectures or [type(model).__name__])[0]
+        (config.architectures or [type(base).__name__])[0]
     )
 
 

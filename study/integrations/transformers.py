@@ -22,6 +22,7 @@ because the Trainer has no batch for it.
 """
 
 import math
+import secrets
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -290,8 +291,9 @@ class NormProbeCallback(TrainerCallback):
 
     def _close(self, status: str, **fields: Any) -> None:
         self._patches.close()
+        run = secrets.token_hex(6)  # its cells share the seconds
         for writer in self._writers:
-            writer.close(status, **fields)
+            writer.close(status, fold=run, **fields)
         self._writers = []
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from study.report.caveats import Record
 from study.report.formatting import distinct, setting
 from study.report.markdown import bullets
@@ -31,7 +33,7 @@ def provenance_section(tables: StudyTables, records: Sequence[Record]) -> str:
         f"versions: {_versions(records)}",
         f"commit: {distinct(_commit(record.get('git')) for record in records)}",
     ]
-    seconds = cells["seconds"].astype(float).sum() if "seconds" in cells else 0
+    seconds = total_seconds(cells, records)
     if seconds > 0:
         lines.append(f"total time of the cells: {seconds / 60:.1f} minutes")
     started, finished = _times(records, "started"), _times(records, "finished")
@@ -39,20 +41,38 @@ def provenance_section(tables: StudyTables, records: Sequence[Record]) -> str:
     return "## What was run\n\n" + bullets(lines)
 
 
+def total_seconds(cells: pd.DataFrame, records: Sequence[Record]) -> float:
+    """The time of all cells. Those of a fold were trained at the same time, so they count once."""
+    if "seconds" not in cells:
+        return 0.0
+    ids = cells["cell_id"].astype(str)
+    fold_of = {str(record["cell_id"]): record.get("fold") for record in records}
+    folds = ids.map(fold_of).fillna(ids)
+    return float(cells["seconds"].astype(float).groupby(folds.to_numpy()).max().sum())
+
+
 def _models(records: Sequence[Record]) -> Iterable[str]:
     for model in dict.fromkeys(record.get("model") for record in records):
         of_model = [record for record in records if record.get("model") == model]
-        notes = distinct(record.get("model_note") or "as published" for record in of_model)
-        hashes = distinct(_short_hash(record, "model") for record in of_model)
-        yield f"model: {model} ({notes}; sha256 {hashes})"
+        notes = distinct(map(_model_note, of_model))
+        yield f"model: {model} ({notes}; {distinct(_hash(r, 'model') for r in of_model)})"
+
+
+def _model_note(record: Record) -> str:
+    if "trained_by" in record:
+        return f"trained by the {record['trained_by']}"
+    return record.get("model_note") or "as published"
 
 
 def _data(record: Record) -> str:
-    return f"{record.get('data')} (sha256 {_short_hash(record, 'data')})"
+    return f"{record.get('data')} ({_hash(record, 'data')})"
 
 
-def _short_hash(record: Record, source: str) -> str:
-    return str(record.get("sources", {}).get(source, "unknown"))[:12]
+def _hash(record: Record, source: str) -> str:
+    """The first digits of a source's hash. A Trainer hands over no files that could be hashed."""
+    if "trained_by" in record:
+        return "content not hashed"
+    return "sha256 " + str(record.get("sources", {}).get(source, "unknown"))[:12]
 
 
 def _device(record: Record) -> str:

@@ -1,9 +1,11 @@
 """What the callback refuses, what trackers get, and runs of several ranks as a study."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
@@ -12,6 +14,7 @@ from study.cli import cli
 from study.config import CellConfig
 from study.errors import StudyError
 from study.models import FrozenBase
+from study.report.provenance import total_seconds
 
 pytest.importorskip("peft")
 from study.integrations.transformers import NormProbeCallback
@@ -126,9 +129,40 @@ def test_runs_of_several_ranks_are_a_study(
     for command in ("status", "report"):  # report also analyzes and draws
         done = CliRunner().invoke(cli, [command, str(folder)], catch_exceptions=False)
         assert done.exit_code == 0, done.output
+    report = (folder / "report.md").read_text()
+    base = "model: LlamaForCausalLM (trained by the Trainer of transformers; content not hashed)"
+    assert base in report
+    assert "PeftModel" not in report
+    assert "published" not in report, "the report cannot know which weights the Trainer got"
     exponents = study.load(folder).exponents
     row = exponents.query(
         "site == 'adapter_grad' and stat == 'norm' and step == 0 and layer == 'model'"
     ).iloc[0]
     assert row["exponent"] == pytest.approx(-0.5, abs=0.05)
     assert row["predicted"] == pytest.approx(-0.5, abs=0.01)
+
+
+def test_a_run_that_is_stuck_says_so(
+    cell: Make, peft_model: Make, trainer_of: Make, probed: Make, tmp_path: Path
+) -> None:
+    """As in our own training: finite losses, and no gradient from some step on."""
+    config = cell("optimizer=sgd", "optimizer.lr=1e4", "train.steps=6", "train.clip=1e9")
+    tables = probed(trainer_of(peft_model(config), config, tmp_path), tmp_path, steps=[0])
+    [ended] = tables.cells.to_dict("records")
+    assert ended["status"] == "stuck"
+    rows = tables.metrics.set_index("step")
+    assert rows["loss"].map(math.isfinite).all()
+    step = int(ended["stuck_step"])
+    assert (rows.loc[step:, "grad_norm"] == 0).all()
+    assert rows.loc[step - 1, "grad_norm"] > 0
+
+
+def test_the_adapters_of_one_run_share_their_time(
+    config: CellConfig, peft_model: Make, trainer_of: Make, probed: Make, tmp_path: Path
+) -> None:
+    """Each adapter's cell has the seconds of the whole run; the report counts them once."""
+    probed(trainer_of(peft_model(config), config, tmp_path), tmp_path, steps=[0])
+    [record] = study.store.load_records(tmp_path / "results" / "run")
+    cells = pd.DataFrame({"cell_id": ["a", "b", "c"], "seconds": [30.0, 60.0, 60.0]})
+    records = [record | {"cell_id": name} for name in ("a", "b")]
+    assert total_seconds(cells, [*records, {"cell_id": "c"}]) == 120.0
