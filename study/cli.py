@@ -78,7 +78,8 @@ def status(study_dir: Path, watch: bool) -> None:
 def analyze(study_dir: Path) -> None:
     """Fit scaling exponents and p*, and print a summary.
 
-    Every exponent is in the tables, which are written to the study's folder.
+    If learning rates were swept, it also prints how the best one scales with rank. Every exponent
+    is in the tables, which are written to the study's folder.
     """
     from rich.console import Console
 
@@ -91,6 +92,8 @@ def analyze(study_dir: Path) -> None:
     Console().print(analysis.render_table(analysis.summary(found.exponents)))
     if len(found.stable):
         Console().print(analysis.render_stable(found.stable))
+    if len(transfer := analysis.rate_transfer(found.rates)):
+        Console().print(analysis.render_rates(transfer))
     for name in ANALYSED:
         rows = count_noun(len(getattr(found, name)), "row")
         click.echo(f"{rows} in {study_dir / f'{name}.parquet'}")

@@ -23,6 +23,8 @@ Losses:
 
 - :mod:`~study.analysis.final_losses`: the final held-out loss of each run;
 - :mod:`~study.analysis.rates`: the best learning rate and its exponent with rank;
+- :mod:`~study.analysis.rate_predictions`: what theory predicts for this exponent;
+- :mod:`~study.analysis.rate_table`: the exponents as a terminal table;
 - :mod:`~study.analysis.rank_effects`: the effect of rank at one rate, the best, a matched step;
 - :mod:`~study.analysis.tasks`: perplexity and exact match beside the base model's;
 - :mod:`~study.analysis.truncations`: trained adapters cut to a lower rank.
@@ -39,6 +41,7 @@ from study.analysis.fits import fitted
 from study.analysis.grouping import curve_columns
 from study.analysis.predictions import with_predictions
 from study.analysis.rank_effects import compared_losses, rank_effects, rule_differences
+from study.analysis.rate_table import render_rates
 from study.analysis.rates import best_rates, rate_transfer
 from study.analysis.row_conditions import lazy_ratios
 from study.analysis.stable import first_to_read, side_by_side, stable_exponents
@@ -61,6 +64,7 @@ __all__ = [
     "lazy_ratios",
     "rank_effects",
     "rate_transfer",
+    "render_rates",
     "render_stable",
     "render_table",
     "rule_differences",

@@ -1,8 +1,11 @@
-"""The final held-out loss of each run, and the cost of its adapters.
+"""The final held-out loss of each run, the best learning rate tried, and the cost of the adapters.
 
-Learning rates and alphas are kept apart here. Unfinished cells have no row. A diverged or
-stuck run has a row with a loss of NaN: it bounds the learning rates that work.
+Learning rates and alphas are kept apart here. Unfinished cells have no row. A run that diverged or
+got stuck has a row with a loss of NaN: it bounds the learning rates that work.
 """
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,6 +16,18 @@ from study.vocabulary.statuses import BROKEN, DONE
 
 NOT_A_SETTING = ("scaling", "exponent_p", "lr", "alpha")
 """Columns compared within a setting: the rule, and what determines the size of a step."""
+
+INSIDE, LOWEST, HIGHEST = "", "lowest", "highest"
+"""Values of ``edge``: whether the best of the tried rates is the lowest or the highest. If it is,
+the true best rate may lie outside."""
+
+
+class Tried(NamedTuple):
+    """A learning rate that was tried, the mean final loss over seeds there, and its ``edge``."""
+
+    lr: float
+    loss: float
+    edge: str
 
 
 def final_losses(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
@@ -26,12 +41,12 @@ def final_losses(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFram
     - ``flops``: their cost per trained token (factored form, ``6 R (D + O)`` a layer). Both are NaN
       if the probes do not record the sizes of the layers.
     """
-    ended = cells["status"].isin(DONE) & np.isfinite(cells["rank"].to_numpy(float))
-    cells = cells[ended].reset_index(drop=True)
+    finished = cells["status"].isin(DONE) & np.isfinite(cells["rank"].to_numpy(float))
+    cells = cells[finished].reset_index(drop=True)
     labels = curve_labels(cells)
     ids = cells["cell_id"].astype(str)
     broken = cells["status"].isin(BROKEN)
-    loss = ids.map(_last_loss(metrics)).astype(float).where(~broken)
+    loss = ids.map(last_loss(metrics)).astype(float).where(~broken)
     rank = cells["rank"].to_numpy(float)
     parameters = rank * ids.map(fans(probes)).astype(float)
     table = labels.assign(
@@ -47,7 +62,48 @@ def final_losses(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFram
     return table[np.isfinite(loss) | broken].reset_index(drop=True)
 
 
-def _last_loss(metrics: pd.DataFrame) -> "pd.Series[float]":
+def common_rates(runs: pd.DataFrame) -> list[float]:
+    """The learning rates that every finite rank and every seed of one rule was run at, ascending.
+
+    ``runs`` has ``rank``, ``seed`` and ``lr``. Only these rates compare ranks: in a sweep that was
+    interrupted, some ranks lack the rates that are best elsewhere. A run that diverged counts.
+    """
+    runs = runs.loc[np.isfinite(runs["rank"].astype(float)), ["rank", "seed", "lr"]]
+    runs = runs.drop_duplicates()
+    places = len(runs[["rank", "seed"]].drop_duplicates())
+    count = runs.groupby("lr").size()
+    return sorted(float(rate) for rate in count.index[count == places])
+
+
+def best_tried(runs: pd.DataFrame, rates: Sequence[float]) -> Tried:
+    """The one of ``rates`` with the lowest mean loss over seeds, for the runs of a rule and rank.
+
+    ``runs`` has ``lr`` and ``loss``; ``rates`` are those of :func:`common_rates`. A rate at which a
+    seed diverged is never the best, but it is part of the grid. NaN if a seed diverged at every
+    rate, or if none of the rates was tried.
+    """
+    by = runs[runs["lr"].isin(list(rates))].groupby("lr")["loss"]
+    mean = by.mean().where(by.count() == by.size())
+    if not mean.notna().any():
+        return Tried(np.nan, np.nan, INSIDE)
+    place = int(np.nanargmin(mean.to_numpy(float)))
+    edge = LOWEST if place == 0 else HIGHEST if place == len(mean) - 1 else INSIDE
+    return Tried(float(mean.index[place]), float(mean.iloc[place]), edge)
+
+
+def fixed_rate(runs: pd.DataFrame) -> float:
+    """The best rate at the lowest rank, by the mean loss over rules and seeds.
+
+    Candidates are the rates that all rules and seeds were run at, without divergence. The most
+    common rate if there is no candidate.
+    """
+    lowest = runs[runs["rank"] == runs["rank"].min()].groupby("lr")["loss"]
+    shared = lowest.size() == lowest.size().max()
+    mean = lowest.mean().where(shared & (lowest.count() == lowest.size()))
+    return float(mean.idxmin() if mean.notna().any() else runs["lr"].mode().iloc[0])
+
+
+def last_loss(metrics: pd.DataFrame) -> "pd.Series[float]":
     """By cell, the last held-out loss after the first step."""
     evaluated = metrics.reindex(columns=["cell_id", "step", "eval_loss"]).dropna()
     evaluated = evaluated[evaluated["step"] > 0].sort_values("step")

@@ -6,7 +6,8 @@ at matched steps. Three comparisons:
 
 - ``fixed``: every rank at one learning rate, the best at the lowest rank, as tuning a small adapter
   would choose it;
-- ``best``: every rank at its own best rate (:mod:`study.analysis.rates`);
+- ``best``: every rank at its own best rate, in the mean over seeds
+  (:func:`study.analysis.final_losses.best_tried`);
 - ``matched``: every rule at the lazy step of rsLoRA: ``gamma lr`` under a sign-like optimizer,
   ``gamma^2 lr`` under a linear one. The step comes from the rule's alpha, from its rate, or from
   interpolation between two runs, linear in the log of the step.
@@ -15,10 +16,10 @@ at matched steps. Three comparisons:
 import numpy as np
 import pandas as pd
 
-from study.analysis.final_losses import final_losses
+from study.analysis.final_losses import best_tried, common_rates, final_losses, fixed_rate
 from study.analysis.grouping import numbered
 from study.analysis.intervals import mean_interval
-from study.analysis.rates import OF_A_RULE, bottom
+from study.analysis.rates import OF_A_RULE
 from study.vocabulary.optimizers import OPTIMIZERS, of_family
 
 COMPARISONS = ("fixed", "best", "matched")
@@ -117,30 +118,24 @@ def _rate_if_shared(losses: pd.DataFrame) -> pd.DataFrame:
 
 
 def _fixed(setting: pd.DataFrame) -> pd.DataFrame:
-    """All runs at one rate: the best at the lowest rank, in the mean over rules and seeds.
-
-    Candidates are the rates that all rules and seeds were run at, without divergence.
-    """
-    lowest = setting[setting["rank"] == setting["rank"].min()]
-    runs = lowest.groupby("lr")["loss"]
-    shared = runs.size() == runs.size().max()
-    mean = runs.mean().where(shared & runs.apply(lambda loss: bool(np.isfinite(loss).all())))
-    rate = mean.idxmin() if mean.notna().any() else setting["lr"].mode().iloc[0]
-    return setting[setting["lr"] == rate].assign(how="fixed", edge="")
+    """All runs at one rate: the best at the lowest rank, in the mean over rules and seeds."""
+    return setting[setting["lr"] == fixed_rate(setting)].assign(how="fixed", edge="")
 
 
 def _best(setting: pd.DataFrame) -> pd.DataFrame:
-    """The run with the lowest loss of each rule, rank and seed.
+    """The runs of each rule and rank at the rate that is best in the mean over seeds.
 
-    The vertex of the parabola has a lower loss, but was not run.
+    The best of each seed would be lower by chance. Only rates that all ranks and seeds of the rule
+    were run at count.
     """
-    rows = []
-    for _, runs in setting.groupby(numbered(setting, [*OF_A_RULE, "rank", "seed"])):
-        lr, loss = runs["lr"].to_numpy(float), runs["loss"].to_numpy(float)
-        if runs["lr"].nunique() > 1 and np.isfinite(loss).any():
-            row = runs.iloc[int(np.nanargmin(loss))].to_dict()
-            rows.append(row | {"how": "best", "edge": bottom(lr, loss).edge})
-    return pd.DataFrame(rows)
+    parts = []
+    for _, rule in setting.groupby(numbered(setting, OF_A_RULE)):
+        rates = common_rates(rule)
+        if len(rates) > 1:
+            for _, runs in rule.groupby("rank"):
+                best = best_tried(runs, rates)
+                parts.append(runs[runs["lr"] == best.lr].assign(how="best", edge=best.edge))
+    return pd.concat(parts) if parts else pd.DataFrame()
 
 
 def _matched(setting: pd.DataFrame) -> pd.DataFrame:

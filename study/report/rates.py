@@ -1,7 +1,9 @@
 """The report's section on how the best learning rate changes with rank."""
 
 from study.analysis import rate_transfer
-from study.report.formatting import interval, row_list, rule_of_row, span
+from study.analysis.rate_table import exponent_text, interval_span, legend
+from study.analysis.wording import bracket_notes
+from study.report.formatting import row_list, rule_of_row, span
 from study.report.markdown import table
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
@@ -12,15 +14,16 @@ def rate_section(tables: StudyTables) -> str:
     transfer = rate_transfer(tables.rates)
     if transfer.empty:
         return ""
-    heads = ["optimizer", "rule", "exponent of the best rate", "theory", "agree", "ranks"]
+    fitted = transfer[transfer["exponent"].notna()]
+    heads = ["optimizer", "rule", "exponent of the best rate", "theory", "agreement", "ranks"]
     heads += ["at the edge", "ρ", "seeds"]
     body = [
         [
             label(row.optimizer),
             rule_of_row(row),
-            interval(row.exponent, row.ci_low, row.ci_high) or "—",
-            span(row.predicted_low, row.predicted_high),
-            {1.0: "yes", 0.0: "no"}.get(row.agrees, ""),
+            exponent_text(row.exponent, row.ci_low, row.ci_high),
+            interval_span(row.predicted_low, row.predicted_high),
+            row.agreement,
             str(row.ranks),
             str(row.edges),
             span(row.rho_min, row.rho_max) or "not recorded",
@@ -37,8 +40,16 @@ def rate_section(tables: StudyTables) -> str:
     return (
         "## Does the best learning rate transfer across ranks?\n\n"
         + table(heads, body)
-        + "\n\nThe best rate is the minimum of a parabola in log lr, fitted around the best rate "
-        "tried. *At the edge* counts best rates that are the lowest or highest tried. Theory is "
-        "the interval from −(1 − p), if ρ = |ΔA x| / |A₀ x| is far below 1, to −(1 − p)/2, if ρ "
-        "is far above 1.\n\n" + table(["optimizer", "rule", "rank", "best learning rate"], rates)
+        + f"\n\n{' '.join([*legend(transfer), *bracket_notes(fitted), NOTES])}\n\n"
+        + table(["optimizer", "rule", "rank", "best learning rate"], rates)
     )
+
+
+NOTES = (
+    "The best rate is the minimum of a parabola in log lr around the best of the rates that every "
+    "rank and seed was run at. Intervals over seeds contain the error that the grid of rates "
+    "makes. *At the edge* counts best rates that are the lowest or highest tried. Theory "
+    "is the rate that changes the adapter output by the same amount at every rank measured. Under "
+    "a sign-like optimizer one end is for ρ = |ΔA x| / |A₀ x| far below 1, and the other, half of "
+    "it, for ρ far above 1."
+)

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ from study.analysis import (
     rank_effects,
     rate_transfer,
     rule_differences,
+    task_scores,
 )
 from study.analysis.intervals import mean_interval
-from study.analysis.rates import bottom, predicted_transfer
+from study.analysis.rates import bottom
+from study.figures.final_loss import sweeps
 
 RANKS = (4, 16, 64, 256)
 RATES = tuple(10.0 ** np.arange(-6, 0, 0.5))
@@ -117,21 +120,7 @@ def test_the_exponent_of_the_best_rate() -> None:
             (-(1 - p) / 1.5 + low, -(1 - p) / 1.5 + high)
         )
         assert (row["seeds"], row["ranks"], row["edges"], row["interval"]) == (3, 4, 0, "seeds")
-        assert row["agrees"] == 1.0
-    assert (table.loc[0.5, "predicted_low"], table.loc[0.5, "predicted_high"]) == (-0.5, -0.25)
-    assert (table.loc[0.0, "predicted_low"], table.loc[0.0, "predicted_high"]) == (-1.0, -0.5)
-    assert (table.loc[1.0, "predicted_low"], table.loc[1.0, "predicted_high"]) == (0.0, 0.0)
-
-
-def test_a_swapped_prediction_does_not_agree() -> None:
-    """Best rates that move as if p were 1 - p."""
-    wobble = {0: -0.01, 1: 0.0, 2: 0.01}
-    cells, metrics = runs(
-        basin(lambda p, seed: -p * 0.75 + wobble[seed]), rates=tuple(10.0 ** np.arange(-8, 2, 0.4))
-    )
-    table = rate_transfer(best_rates(cells, metrics, NO_PROBES)).set_index("exponent_p")
-    assert table.loc[0.0, "agrees"] == 0.0
-    assert table.loc[1.0, "agrees"] == 0.0
+        assert row["se_grid"] == pytest.approx(0.0, abs=1e-9), "a parabola has no grid error"
 
 
 def test_optima_at_an_edge_are_counted_and_left_out() -> None:
@@ -154,18 +143,64 @@ def test_optima_at_an_edge_are_counted_and_left_out() -> None:
     assert row["rank_max"] == 16
 
 
+def interrupted(cells: pd.DataFrame, lrs: Sequence[float], rank: int = 256) -> pd.Series:
+    """The cells of ``rank`` that had not run yet: all but those at ``lrs``."""
+    return (cells["rank"] == rank) & ~cells["lr"].isin(lrs)
+
+
+def test_only_rates_that_every_rank_was_run_at_are_compared() -> None:
+    """The sweep stopped when the last rank had run at the lowest two rates only."""
+    cells, metrics = runs(basin(lambda p, seed: 0.0), rates=RATES, rules=(("lora", math.nan),))
+    cells.loc[interrupted(cells, RATES[:2]), "status"] = "running"
+    rates = best_rates(cells, metrics, NO_PROBES)
+    assert set(rates["tried"]) == {2}
+    assert set(rates["edge"]) == {"highest"}, "all ranks at the same two rates"
+    assert set(rates["best_lr"].round(9)) == {round(RATES[1], 9)}
+    cells.loc[interrupted(cells, RATES[:1]), "status"] = "running"
+    assert best_rates(cells, metrics, NO_PROBES).empty, "one rate is not a choice"
+    losses = compared_losses(cells, metrics, NO_PROBES)
+    assert "best" not in set(losses["how"])
+
+
+@pytest.mark.parametrize("status", ["diverged", "stuck"])
+def test_a_run_that_diverged_or_got_stuck_was_tried(status: str) -> None:
+    cells, metrics = runs(basin(lambda p, seed: 0.0), rules=(("lora", math.nan),))
+    lost = (cells["rank"] == 256) & (cells["lr"] > 0.02)
+    cells.loc[lost, "status"] = status
+    rates = best_rates(cells, metrics, NO_PROBES)
+    assert set(rates["tried"]) == {len(RATES)}
+    assert set(rates["edge"]) == {""}
+
+
+def test_the_best_rate_is_that_of_the_mean_over_seeds() -> None:
+    """Each seed is lucky at a rate of its own. No rate has the mean of their best losses."""
+    own = {0: 1e-4, 1: 1e-3, 2: 1e-2}
+    lucky = lambda c: 2.0 if c["lr"] == own[c["seed"]] else 2.3 - 0.03 * (c["lr"] == 1e-3)  # noqa: E731
+    cells, metrics = runs(lucky, rates=tuple(own.values()), rules=(("lora", math.nan),))
+    losses = compared_losses(cells, metrics, NO_PROBES).query("how == 'best'")
+    assert set(losses["lr"]) == {1e-3}
+    mean = losses.groupby("rank")["loss"].mean()
+    assert mean.to_numpy() == pytest.approx((2.27 + 2.0 + 2.27) / 3)
+    scores = task_scores(cells, metrics)
+    assert np.log(scores["perplexity"].to_numpy()) == pytest.approx(mean.to_numpy())
+    [sweep] = sweeps(SimpleNamespace(cells=cells, metrics=metrics))
+    [rule] = sweep.family.rules
+    assert [sweep.best(rule, rank).loss for rank in RANKS] == pytest.approx(mean.tolist())
+
+
 def test_one_seed_has_an_interval_over_ranks_or_none() -> None:
     cells, metrics = runs(basin(lambda p, seed: -0.3), seeds=(0,), rules=(("rslora", math.nan),))
     [row] = rate_transfer(best_rates(cells, metrics, NO_PROBES)).to_dict("records")
     assert row["interval"] == "ranks"
     assert row["exponent"] == pytest.approx(-0.3)
+    assert row["agreement"] == "one seed"
     two, losses = runs(
         basin(lambda p, seed: -0.3), seeds=(0,), ranks=(4, 16), rules=(("rslora", math.nan),)
     )
     [row] = rate_transfer(best_rates(two, losses, NO_PROBES)).to_dict("records")
     assert row["interval"] == "none"
     assert math.isnan(row["ci_low"])
-    assert math.isnan(row["agrees"]), "without an interval nothing agrees or disagrees"
+    assert row["agreement"] == "one seed"
 
 
 def test_rho_is_of_the_run_at_the_best_rate() -> None:
@@ -185,13 +220,6 @@ def test_rho_is_of_the_run_at_the_best_rate() -> None:
     assert rates["rho"].to_numpy() == pytest.approx(1e-3 * rates["rank"].to_numpy() * 5 * 2.0)
     [row] = rate_transfer(rates).to_dict("records")
     assert (row["rho_min"], row["rho_max"]) == pytest.approx((0.04, 2.56))
-
-
-def test_what_is_predicted_for_the_best_rate() -> None:
-    assert predicted_transfer("sgd", 0.5, "kaiming") == (0.0, 0.0)
-    assert predicted_transfer("signsgd", 1.5, "gaussian") == (0.25, 0.5)
-    assert all(map(math.isnan, predicted_transfer("adamw", 0.5, "init_b")))
-    assert all(map(math.isnan, predicted_transfer("someone's", 0.5, "kaiming")))
 
 
 # Rank, or only the step size.

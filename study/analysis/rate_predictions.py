@@ -1,0 +1,124 @@
+"""What theory predicts for the exponent of the best learning rate with rank.
+
+The best rate is the one that moves the adapter output by the same amount at every rank. Near the
+init a step of size ``lr`` moves it by ``lr M(r)``, and ``M`` is the finite-rank curve of
+``adapter_out`` (:mod:`study.theory.curves`):
+
+    M(r) = gamma r sqrt(1 + (r_sign - 1)/r)          sign-like rules
+    M(r) = gamma^2 r sqrt(1 + (1 + r_align)/r)       linear rules, roughly
+
+So the best rate falls as ``1/M``. Under a sign-like rule the motion of A may dominate instead
+(rho = |dA x| / |A0 x| >> 1). The output then moves by about ``lr^2 M(r)``, and the best rate falls
+as ``M^-1/2`` (muA, arXiv 2602.06204). The prediction is the interval between the two. Below the
+crossover it is far from the asymptotes, -(1 - p) and -(1 - p)/2: at p = 1/2, ranks 4 to 256 and
+r_sign = 9 it is -0.37 to -0.19, not -0.5 to -0.25.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from study.analysis.fits import Floats
+from study.theory import Layer, curve, family, slope
+from study.theory.asymptotics import Modifiers
+from study.vocabulary.inits import INITS
+from study.vocabulary.optimizers import OPTIMIZERS
+from study.vocabulary.quantities import FORWARD_OUT
+from study.vocabulary.thresholds import LAST_PREDICTED_STEP
+
+MOVES = ("log_move_aligned", "log_move_unaligned")
+"""The columns of ``rates`` with log M, up to a constant. They are equal if the alignments were
+recorded."""
+LARGE = 1e9
+"""Stands for an unknown number of features, D, as an upper bound."""
+
+
+def log_moves(runs: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
+    """log M at each rank of the runs of one rule: the columns :data:`MOVES`, indexed by rank.
+
+    It is the mean over layers. If the probes recorded the alignments of the layers, both columns
+    use them. Otherwise the first has the least alignment number that is possible (r_align = 1: all
+    inputs along the direction that the gradient reads), and the second the largest plausible one
+    (r_align = D: inputs unrelated to the gradient). NaN for an init or optimizer without theory.
+    """
+    ranks = np.unique(runs["rank"].to_numpy(float))
+    first = runs.iloc[0]
+    columns = {name: np.full(len(ranks), math.nan) for name in MOVES}
+    if _has_theory(str(first["optimizer"]), str(first["init"])):
+        layers = _layers(runs, probes, str(first["optimizer"]))
+        for name, those in zip(MOVES, layers, strict=True):
+            logs = [_log_curve(first, ranks, layer) for layer in those]
+            columns[name] = np.mean(logs, axis=0)
+    return pd.DataFrame(columns, index=ranks)
+
+
+def predicted_interval(moves: pd.DataFrame, optimizer: str) -> tuple[float, float]:
+    """The interval predicted for the exponent of the best rate over the ranks of ``moves``.
+
+    ``moves`` is a part of :func:`log_moves`. NaN without a prediction, or with fewer than two
+    ranks.
+    """
+    if len(moves) < 2 or moves.isna().any(axis=None) or optimizer not in OPTIMIZERS:
+        return math.nan, math.nan
+    # log M is known up to a constant; centred, its exponential is near 1.
+    falls = [
+        -slope(np.exp(column - column.mean()), moves.index.to_numpy(float))
+        for column in moves.to_numpy(float).T
+    ]
+    if family(optimizer) == "sign":
+        falls += [fall / 2 for fall in falls]
+    return min(falls), max(falls)
+
+
+def _has_theory(optimizer: str, init: str) -> bool:
+    """Whether the law above holds: A is drawn, with a variance independent of rank."""
+    how = INITS.get(init)
+    return how is not None and how.drawn == "A" and how.q == 0 and optimizer in OPTIMIZERS
+
+
+def _log_curve(first: "pd.Series[float]", ranks: Floats, layer: Layer) -> Floats:
+    """The log of the finite-rank curve of ``adapter_out`` after one step."""
+    values = curve(
+        FORWARD_OUT.site,
+        "rms",
+        ranks,
+        step=1,
+        optimizer=str(first["optimizer"]),
+        p=float(first["exponent_p"]),
+        layer=layer,
+        modifiers=Modifiers(),
+    )
+    return np.log(values)
+
+
+def _layers(
+    runs: pd.DataFrame, probes: pd.DataFrame, optimizer: str
+) -> tuple[Sequence[Layer], Sequence[Layer]]:
+    """The layers for the two columns of :data:`MOVES`.
+
+    Recorded alignments are geometric means over the runs at the first step that has them: they do
+    not depend on rank or rate there.
+    """
+    kurtosis = INITS[str(runs["init"].iloc[0])].kurtosis
+    name = "r_sign" if family(optimizer) == "sign" else "r_align"
+    mine = probes[probes["cell_id"].astype(str).isin(set(runs["cell_id"].astype(str)))]
+    fans = mine["d_in"].dropna() if "d_in" in mine else pd.Series(dtype=float)
+    if name in mine:
+        there = (mine["site"] == FORWARD_OUT.site) & (mine[name] > 0)
+        there &= mine["step"].between(1, LAST_PREDICTED_STEP)
+        rows = mine[there & np.isfinite(mine[name])]
+        rows = rows[rows["step"] == rows["step"].min()]
+        if len(rows):
+            by = rows.assign(log=np.log(rows[name])).groupby(rows["layer"].astype(str))
+            d_in = by["d_in"].first() if "d_in" in rows else by["log"].first() * math.nan
+            recorded = [
+                Layer(d_in=fan if fan > 0 else LARGE, kurtosis=kurtosis, **{name: math.exp(log)})
+                for fan, log in zip(d_in, by["log"].mean(), strict=True)
+            ]
+            return recorded, recorded
+    D = float(fans.max()) if len(fans) and fans.max() > 0 else LARGE
+    scale = math.pi / 2 if name == "r_sign" else 1.0
+    ends = [Layer(d_in=D, kurtosis=kurtosis, **{name: scale * end}) for end in (1.0, D)]
+    return ends[:1], ends[1:]
