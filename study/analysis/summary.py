@@ -1,6 +1,6 @@
 """The rows to read first, and the terminal tables that show them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -29,6 +29,10 @@ SUMMARY_COLUMNS = (
 )
 OVER_MODEL = "whole model"
 """The value of ``over`` in rows measured over the whole model."""
+STYLES: dict[Colour, str] = {"green": "green", "red": "red", "yellow": "yellow", "grey": "dim"}
+"""The style of the terminal for each colour of the vocabulary."""
+Parts = Sequence[tuple[str, pd.DataFrame]]
+"""The rows of a table under each of its headings."""
 
 
 def summary(exponents: pd.DataFrame) -> pd.DataFrame:
@@ -86,11 +90,15 @@ def _rule(scaling: object, p: float, prefix: str = "power ") -> str:
 def render_table(summary: pd.DataFrame) -> Table:
     """``summary`` as a rich table that fits 80 columns, with a caption on words and intervals.
 
-    Curves whose brackets show different things say so in their headings. Prints nothing.
+    Prints nothing.
     """
+    curves = [
+        (", ".join(filter(None, map(str, key))), rows)
+        for key, rows in summary.groupby(["optimizer", "rule", "curve"], sort=False, observed=True)
+    ]
     table = Table(
         title="Scaling exponents with rank",
-        caption=_caption(summary),
+        caption=_caption(summary, curves),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=0,  # the box leaves a blank between columns
@@ -101,11 +109,9 @@ def render_table(summary: pd.DataFrame) -> Table:
     for column in ("step", "exponent", "factor", *(["theory"] if predicted else [])):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    apart = len(_brackets(summary)) > 1
-    curves = summary.groupby(["optimizer", "rule", "curve"], sort=False, observed=True)
-    for key, rows in curves:
+    for name, rows in curves:
         table.add_section()
-        table.add_row(_heading(", ".join(filter(None, map(str, key))), rows, apart))
+        table.add_row(Text(name, style="bold"))
         for row in rows.to_dict("records"):
             table.add_row(*_cells(row, predicted))
     return table
@@ -128,10 +134,6 @@ def _cells(row: Mapping[Any, Any], predicted: bool) -> list[str | Text]:
     ]
 
 
-STYLES: dict[Colour, str] = {"green": "green", "red": "red", "yellow": "yellow", "grey": "dim"}
-"""The style of the terminal for each colour of the vocabulary."""
-
-
 def _or_blank(value: float) -> str:
     return "" if pd.isna(value) else rounded(value)
 
@@ -143,10 +145,12 @@ def render_stable(stable: pd.DataFrame) -> Table:
     early = (rows["method"] == "grid") & (rows["step"] < rows["step"].max())
     rows = side_by_side(rows[~early])
     high = sorted(rows["high_rank_min"].dropna().unique())
-    brackets = _brackets(rows)
+    optimizers = [
+        (str(name), part) for name, part in rows.groupby("optimizer", sort=False, observed=True)
+    ]
     table = Table(
         title="p* in gamma = alpha / r^p: the p at which a quantity does not depend on rank",
-        caption=_stable_caption(rows, brackets),
+        caption=_stable_caption(rows, optimizers),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=0,  # the box leaves a blank between columns
@@ -158,9 +162,9 @@ def render_stable(stable: pd.DataFrame) -> Table:
     for column in ("step", "p* here", "theory", *above, "limit", "theory"):
         table.add_column(column, justify="right", no_wrap=True)
     shown = ("predicted", *(["high_p_star"] if high else []), "p_star_limit", "limit")
-    for optimizer, part in rows.groupby("optimizer", sort=False, observed=True):
+    for optimizer, part in optimizers:
         table.add_section()
-        table.add_row(_heading(str(optimizer), part, len(brackets) > 1))
+        table.add_row(Text(optimizer, style="bold"))
         for row in part.to_dict("records"):
             table.add_row(
                 DESCENT.name if row["stat"] == DESCENT.stat else f"{row['site']} {row['stat']}",
@@ -172,9 +176,9 @@ def render_stable(stable: pd.DataFrame) -> Table:
     return table
 
 
-def _stable_caption(rows: pd.DataFrame, brackets: list[str]) -> str:
+def _stable_caption(rows: pd.DataFrame, optimizers: Parts) -> str:
     lines = ["p* here: over the ranks measured; limit: corrected for finite rank"]
-    lines += [f"[ ] {brackets[0]}"] if len(brackets) == 1 else []
+    lines += _bracket_lines(optimizers)
     if rows["few_seeds"].any():
         lines.append(f"fewer than {FEW_SEEDS} seeds: the intervals are too wide to rely on")
     return "\n".join([*lines, *shared_measurements(rows)])
@@ -187,6 +191,18 @@ def measured_from(row: "Mapping[Any, Any] | pd.Series[Any]") -> str:
     return _rule(row["scaling"], row["exponent_p"], prefix="")
 
 
+def _bracket_lines(parts: Parts) -> list[str]:
+    """What the brackets show. Names the headings if they show different things."""
+    shown: dict[str, list[str]] = {}
+    for name, rows in parts:
+        shown.setdefault(" or ".join(_brackets(rows)), []).append(name)
+    shown.pop("", None)
+    several = len(shown) > 1
+    return [
+        f"[ ] {text}{': ' + '; '.join(names) if several else ''}" for text, names in shown.items()
+    ]
+
+
 def _brackets(rows: pd.DataFrame) -> list[str]:
     """What the brackets beside the slopes of ``rows`` show: one text for each kind."""
     over = rows.loc[rows["interval"] == "seeds", "seeds"].unique()
@@ -194,17 +210,10 @@ def _brackets(rows: pd.DataFrame) -> list[str]:
     return shown + ([STRAIGHTNESS] if (rows["interval"] == "ranks").any() else [])
 
 
-def _heading(name: str, rows: pd.DataFrame, apart: bool) -> Text:
-    """The heading of a curve; with what its brackets show, if that differs ``apart``."""
-    beside = f"  [ ] {' or '.join(_brackets(rows))}" if apart else ""
-    return Text.assemble((name, "bold"), beside)
-
-
-def _caption(summary: pd.DataFrame) -> str:
+def _caption(summary: pd.DataFrame, curves: Parts) -> str:
     if summary.empty:
         return "nothing to show: no primary quantity was measured at two ranks"
-    brackets = _brackets(summary)
-    lines = [f"[ ] {brackets[0]}"] if len(brackets) == 1 else []
+    lines = _bracket_lines(curves)
     if (summary["interval"] == "none").any():
         lines.append("a slope without brackets has one seed and two ranks")
     for word in VERDICTS:

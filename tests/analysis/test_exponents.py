@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.analysis import curve_columns, fit_exponents, fitted
+from study.analysis import curve_columns, fit_exponents, fitted, with_verdicts
 from study.analysis.grouping import CURVE_FIRST, FIT_COLUMNS
+from study.analysis.intervals import mean_interval
 from study.errors import StudyError
 
 OUT = ("adapter_out", "rms")
@@ -203,12 +204,13 @@ def test_infinite_rank_and_values_without_a_logarithm_are_left_out_and_counted(
 
     found = fit_exponents(*study({GRAD: law}, rank=(4, 16, 64, 256, 1024, math.inf)))
     assert_exponent(found, layer_slope(-1), 1e-12)
-    assert found["points"].item() == 11
-    assert found["dropped"].item() == 4 + 3
+    # The first seed lacks two ranks, the others one each: these are fitted over the other three.
+    assert (found["seeds"].item(), found["ranks"].item(), found["points"].item()) == (2, 3, 6)
+    assert found["dropped"].item() == 9 + 3
     assert found["rank_max"].item() == 1024
 
 
-def test_missing_ranks_drop_from_their_seed(study, assert_exponent):
+def test_a_seed_without_the_end_ranks_is_left_out(study, assert_exponent):
     cells, probes = study({GRAD: power_law, OUT: power_law})
     gone = cells["cell_id"][(cells["seed"] == 1) & cells["rank"].isin([4, 1024])]
     found = fit_exponents(cells, probes[~probes["cell_id"].isin(gone)])
@@ -219,7 +221,7 @@ def test_missing_ranks_drop_from_their_seed(study, assert_exponent):
         row["ranks"].item(),
         row["points"].item(),
         row["dropped"].item(),
-    ) == (3, 5, 13, 2)
+    ) == (2, 5, 10, 5)
     assert_exponent(at(found, kind="all", layer="mean_log"), layer_slope(2.5), 1e-12)
 
 
@@ -240,13 +242,50 @@ def test_a_quantity_that_is_zero_has_no_row(study):
     assert set(found["step"]) == {1}
 
 
-def test_one_seed_is_said_to_be_an_interval_over_ranks(study):
+def test_one_seed_has_no_interval_over_seeds(study):
     found = fit_exponents(*study({GRAD: noisy}, seed=0))
     assert found["interval"].item() == "ranks"
     assert (found["seeds"].item(), found["df"].item()) == (1, 3)
-    found = fit_exponents(*study({GRAD: noisy}, rank=(4, 16)))
+    found = fit_exponents(*study({GRAD: noisy}, seed=0, rank=(4, 16)))
     assert found["interval"].item() == "none"
     assert found[["ci_low", "ci_high", "se_slope", "t_crit"]].isna().all(axis=None)
+
+
+def test_two_ranks_and_several_seeds_have_an_interval(study):
+    found = fit_exponents(*study({GRAD: noisy}, rank=(4, 16))).iloc[0]
+    assert (found["interval"], found["seeds"], found["df"]) == ("seeds", 3, 2)
+    values = [
+        [math.log(noisy({"rank": rank, "seed": seed}, -1, 0)) for rank in (4, 16)]
+        for seed in range(3)
+    ]
+    slopes = np.diff(values)[:, 0] / math.log(4)
+    mean, low, high = mean_interval(slopes)
+    assert (found["exponent"], found["ci_low"], found["ci_high"]) == pytest.approx(
+        (mean, low, high)
+    )
+
+
+def test_a_bend_is_in_the_table(study):
+    """r (r + 6): the slope is 1.47 over the lowest pair of ranks and 2.00 over the highest."""
+    found = with_verdicts(
+        fit_exponents(
+            *study(
+                {
+                    GRAD: lambda cell, layer, step: (
+                        noisy(cell, layer, step) ** 0.1 * cell["rank"] * (cell["rank"] + 6)
+                    ),
+                    OUT: noisy,
+                }
+            )
+        )
+    )
+    row = at(found, site="adapter_grad").iloc[0]
+    low, high = math.log(16 * 22 / (4 * 10)) / math.log(4), math.log(4 * 1030 / 262) / math.log(4)
+    assert row["bent"]
+    assert (row["slope_low"], row["slope_high"]) == pytest.approx(
+        (low - 0.06, high - 0.06), abs=0.02
+    )
+    assert not at(found, site="adapter_out", kind="all", layer="mean_log")["bent"].item()
 
 
 def test_a_study_of_one_rank_has_an_empty_table(study):

@@ -3,11 +3,24 @@
 import io
 import math
 
+import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 
-from study.analysis import fit_exponents, render_table, summary, with_verdicts
-from study.analysis.summary import interval_text
+from study.analysis import (
+    first_to_read,
+    fit_exponents,
+    render_stable,
+    render_table,
+    side_by_side,
+    stable_exponents,
+    summary,
+    with_predictions,
+    with_verdicts,
+)
+from study.analysis.intervals import interval_text
+from study.analysis.stable import EVERY_OPTIMIZER
 from study.vocabulary.quantities import PRIMARY
 
 
@@ -65,14 +78,18 @@ def test_the_table_fits_a_terminal_and_says_what_it_must(study, capsys):
         "sgd, lora",
         "sgd, rslora",
         "-0.50 [-0.50, -0.50]",
+        "×0.06",
         "adapter_out rms (layers)",
-        "collapses",
-        "stable: within ±0.073, a factor of 1.5 from rank 4 to 1024",
+        "[ ] 95 % intervals over 3 seeds",
+        "stable: shown to change by less than a factor of 1.5",
+        "collapses: shown to fall by more than a factor of 1.5",
+        "factor: from rank 4 to 1024; 1.5 is an exponent of ±0.073",
         "mean over 6 layers of the log",
-        "intervals over 3 seeds",
+        "every word is corrected for the number of tests (Holm)",
     ):
         assert words in text
-    assert "theory" not in text
+    for words in ("theory", "bent", "explodes", "straightness"):
+        assert words not in text
 
 
 def test_what_tells_curves_apart_is_named(study):
@@ -92,8 +109,9 @@ def test_what_tells_curves_apart_is_named(study):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"seed": 0}, "intervals from ranks only (one seed): they do not cover other seeds"),
-        ({"rank": (4, 16)}, "fewer than three ranks: no interval"),
+        ({"seed": 0}, "[ ] straightness of the line, one seed"),
+        ({"seed": 0, "rank": (4, 16)}, "a slope without brackets has one seed and two ranks"),
+        ({"rank": (4, 16)}, "[ ] 95 % intervals over 3 seeds"),
         ({"rank": (4, 16, 64, math.inf)}, "cells of a curve that its fit leaves out: up to 3"),
         ({"rank": 4}, "nothing to show"),
     ],
@@ -101,3 +119,68 @@ def test_what_tells_curves_apart_is_named(study):
 def test_what_the_intervals_are_over_is_said(study, changes, words):
     text = shown(render_table(summary(with_verdicts(fit_exponents(*study(LAWS, **changes))))))
     assert words in text
+    assert ("95 %" in text) == ("95 %" in words or "fit leaves out" in words)
+
+
+def test_one_seed_has_no_verdict(study):
+    found = summary(with_verdicts(fit_exponents(*study(LAWS, seed=0))))
+    assert set(found["verdict"]) == {"one seed"}
+    assert "one seed: one seed gives no verdict" in shown(render_table(found))
+
+
+def test_curves_with_different_numbers_of_seeds_state_their_own(study):
+    cells, probes = study(LAWS, scaling=("lora", "rslora"), seed=(0, 1, 2, 3, 4))
+    few = (cells["scaling"] == "rslora") & (cells["seed"] > 2)
+    exponents = with_verdicts(fit_exponents(cells[~few], probes))
+    text = shown(render_table(summary(exponents)))
+    assert "[ ] 95 % intervals over 5 seeds: sgd, lora" in text
+    assert "[ ] 95 % intervals over 3 seeds: sgd, rslora" in text
+
+
+def test_a_bent_row_shows_the_slopes_at_its_ends(study):
+    def curve(cell, layer, step):
+        return law(cell, layer, step) * math.sqrt(1 + 6 / cell["rank"])
+
+    laws = LAWS | {("adapter_grad", "norm"): curve}
+    cells, probes = study(laws, scaling="rslora")
+    found = summary(with_verdicts(fit_exponents(cells, probes)))
+    row = found[found["quantity"] == "adapter_grad norm"].iloc[0]
+    assert row["bent"]
+    low = math.log((1 + 6 / 16) / (1 + 6 / 4)) / 2 / math.log(4)
+    assert row["slope_low"] == pytest.approx(low, abs=1e-3)
+    text = shown(render_table(found))
+    lines = text.splitlines()
+    [number] = [n for n, line in enumerate(lines) if "adapter_grad norm" in line]
+    assert f"{low:.2f} to -0.01" in lines[number + 1]
+    assert "bent" in lines[number + 1]
+    assert "bent: not a straight line" in text
+
+
+def test_a_gradient_at_step_0_is_one_measurement_for_every_optimizer(study):
+    """Three optimizers with one gradient; their updates differ."""
+
+    def update(cell, layer, step):
+        return cell["rank"] ** (0.0 if cell["optimizer"] == "sgd" else 0.5) * law(cell, layer, step)
+
+    laws = {("adapter_grad", "norm"): law, ("adapter_update", "descent"): update}
+    cells, probes = study(
+        laws, steps=(0, 1), scaling="rslora", optimizer=("sgd", "adamw", "signsgd"), eps=1e-8
+    )
+    metrics = pd.DataFrame({"cell_id": cells["cell_id"], "step": 0, "loss": 2.0})
+    metrics = metrics.assign(loss_after=np.nan, clip_factor=1.0)
+    stable = stable_exponents(
+        with_predictions(fit_exponents(cells, probes), cells, metrics, probes)
+    )
+    rows = side_by_side(first_to_read(stable))
+    gradient = rows[(rows["site"] == "adapter_grad") & (rows["step"] == 0)]
+    assert list(gradient["optimizer"]) == [EVERY_OPTIMIZER]
+    later = rows[(rows["site"] == "adapter_grad") & (rows["step"] == 1)]
+    assert set(later["optimizer"]) == {"sgd", "adamw", "signsgd"}
+    updates = rows[(rows["site"] == "adapter_update") & (rows["step"] == 0)]
+    assert set(updates["optimizer"]) == {"sgd", "adamw", "signsgd"}
+    text = shown(render_stable(stable))
+    flat = " ".join(text.split())
+    assert flat.count("same measurement for every optimizer") == 1
+    assert flat.count("The first update of AdamW is that of SignSGD up to eps.") == 1
+    assert "[ ] 95 % intervals over 3 seeds" in text
+    assert max(map(len, text.splitlines())) <= 80
