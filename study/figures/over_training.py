@@ -28,6 +28,7 @@ from study.figures.training_curves import (
     step_axis,
 )
 from study.vocabulary.quantities import GRADIENT_NORM, METRICS
+from study.vocabulary.statuses import BROKEN
 
 MOST_RULES = 5
 LARGEST_LOG = 500.0
@@ -48,6 +49,9 @@ class Row:
     def curves(self, family: Family) -> list[Curve]:
         return curves(family, self.series, log=self.geometric)
 
+    def has_lines(self, family: Family) -> bool:
+        return any(curve.has_line for curve in self.curves(family))
+
 
 @style.paper()
 def loss_curves(tables: Tables) -> Figure:
@@ -65,7 +69,7 @@ def loss_curves(tables: Tables) -> Figure:
         Row((metric.label, f"({metric.unit})"), loss, geometric=False),
         Row(("held-out", "perplexity"), heldout.assign(value=np.exp(log)), geometric=True),
     ]
-    cells = holding(tables.cells, loss, "finite training loss")
+    cells = _shown(tables.cells, loss, "finite training loss")
     return _over_training(cells, rows, most=3, ratio=0.47)
 
 
@@ -82,19 +86,25 @@ def grad_norm_curves(tables: Tables) -> Figure:
     every_step = every_step[every_step["value"] > 0]
     series = probed if set(probed["cell_id"]) >= set(every_step["cell_id"]) else every_step
     row = Row((GRADIENT_NORM.name, GRADIENT_NORM.symbol), series, geometric=True)
-    cells = holding(tables.cells, series, "model-wide gradient norm")
+    cells = _shown(tables.cells, series, "model-wide gradient norm")
     return _over_training(cells, [row], most=4, ratio=0.62, log=True)
+
+
+def _shown(cells: pd.DataFrame, series: pd.DataFrame, what: str) -> pd.DataFrame:
+    """The cells with values in ``series``, and the broken ones, which may have none."""
+    held = holding(cells, series, what)
+    return cells[cells["cell_id"].isin(held["cell_id"]) | cells["status"].isin(BROKEN)]
 
 
 def _over_training(
     cells: pd.DataFrame, rows: list[Row], *, most: int, ratio: float, log: bool = False
 ) -> Figure:
     """Settings one below the other, each with its rows of panels and a column per rule."""
-    drawable = [family for family in families(cells) if any(row.curves(family) for row in rows)]
+    drawable = [family for family in families(cells) if any(row.has_lines(family) for row in rows)]
     if not drawable:
         raise Absent("no run with two steps in the tables")
     shown, left_out = most_varied(drawable, most)
-    rows = [row for row in rows if any(row.curves(family) for family in shown)]
+    rows = [row for row in rows if any(row.has_lines(family) for family in shown)]
     columns = min(max(len(family.rules) for family in shown), MOST_RULES)
     page = style.figure(
         len(rows) * len(shown),
@@ -139,8 +149,9 @@ def _draw(
     for ax, rule in zip(panels[0], rules, strict=False):
         style.heading(ax, rule, columns)
     style.hide(panels[:, len(rules) :].flat)
+    steps = np.concatenate([curve.step for curve in every if curve.has_line])
     for ax in panels[-1]:
-        step_axis(ax, np.concatenate([curve.step for curve in every]))
+        step_axis(ax, steps)
     style.rank_legend(
         part, panels, rules, family.ranks, {(curve.rule, curve.rank) for curve in every}
     )

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from study.analysis.grouping import NOT_A_CURVE, distinguishing
+from study.analysis.grouping import NOT_A_CURVE, distinguishing, end_steps
 from study.errors import StudyError
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import MODEL_WIDE, TRAIN
@@ -165,7 +165,7 @@ def _named(column: str, value: Any) -> str:
 def per_step(cells: pd.DataFrame, metrics: pd.DataFrame, column: str) -> pd.DataFrame:
     """The finite values of a column of ``metrics``: (cell_id, step, value).
 
-    The last row of a diverged cell is the step at which it diverged.
+    The last row of a diverged cell is the step at which it diverged; so for a stuck cell.
     """
     if column not in metrics:
         return NOTHING
@@ -216,13 +216,9 @@ def _probed(
 
 
 def _ends(cells: pd.DataFrame, series: pd.DataFrame) -> np.ndarray:
-    """Per row the step at which its cell diverged: later rows measure frozen weights."""
-    if "diverged_step" not in cells:
-        return np.full(len(series), np.inf)
-    diverged = dict(
-        zip(cells["cell_id"], cells["diverged_step"].astype(float).fillna(np.inf), strict=True)
-    )
-    return series["cell_id"].map(diverged).to_numpy(float)
+    """Per row the step at which its cell diverged or got stuck; infinity if it did neither."""
+    ends = dict(zip(cells["cell_id"].astype(str), end_steps(cells), strict=True))
+    return series["cell_id"].map(ends).fillna(np.inf).to_numpy(float)
 
 
 def holding(cells: pd.DataFrame, series: pd.DataFrame, what: str) -> pd.DataFrame:

@@ -9,9 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from scipy.signal import savgol_filter
 
+from study.analysis.grouping import end_steps
 from study.figures import style
 from study.figures.captions import span
 from study.figures.selection import Family, Rule
+from study.vocabulary.statuses import BROKEN
 
 SMOOTHED_FROM = 40
 """Curves with fewer points are not smoothed."""
@@ -22,6 +24,9 @@ MARKED_UP_TO = 12
 @dataclass(frozen=True)
 class Curve:
     """One rule at one rank: the mean over its complete cells, or one cell that is not complete.
+
+    A broken cell (diverged or stuck) with fewer than two values is a point at infinity, at the step
+    at which it broke.
 
     - ``low``, ``high``: the range over the cells; ``raw``: the mean before smoothing;
     - ``window``: steps per smoothed value; 1 if nothing is smoothed.
@@ -42,17 +47,27 @@ class Curve:
     def complete(self) -> bool:
         return self.status == "complete"
 
+    @property
+    def broken(self) -> bool:
+        return self.status in BROKEN
+
+    @property
+    def has_line(self) -> bool:
+        return bool(np.isfinite(self.value).any())
+
 
 def curves(family: Family, series: pd.DataFrame, *, log: bool) -> list[Curve]:
     """The family's curves of a (cell_id, step, value) series; with ``log`` the mean is geometric.
 
-    A cell that diverged or has not finished has a curve of its own: in a mean with others it would
-    cause a jump where it ends. A diverged cell is not smoothed, which would hide how it diverged.
+    A cell that is not complete has a curve of its own: in a mean with others it would cause a jump
+    where it ends. A broken cell is not smoothed, which would hide how it broke.
     """
     series = series[series["cell_id"].isin(set(family.cells["cell_id"]))]
     steps = series["step"].nunique()
     window = 2 * (steps // 25) + 1 if steps >= SMOOTHED_FROM else 1
-    status = dict(zip(family.cells["cell_id"], family.cells["status"].astype(str), strict=True))
+    ids = family.cells["cell_id"]
+    status = dict(zip(ids, family.cells["status"].astype(str), strict=True))
+    ended = dict(zip(ids, end_steps(family.cells), strict=True))
     wide = series.pivot(index="step", columns="cell_id", values="value")
     found = []
     for rule in family.rules:
@@ -65,12 +80,22 @@ def curves(family: Family, series: pd.DataFrame, *, log: bool) -> list[Curve]:
             if complete:
                 rows = wide[complete].dropna()
                 found.append(_averaged(rule, rank, rows, "complete", window, log))
-            for cell in measured:
-                alone = wide[[cell]].dropna()
-                if cell not in complete and len(alone) > 1:
-                    smoothed = 1 if status[cell] == "diverged" else window
+            for cell in cells:
+                alone = wide.reindex(columns=[cell]).dropna()
+                if cell in complete:
+                    continue
+                if len(alone) > 1:
+                    smoothed = 1 if status[cell] in BROKEN else window
                     found.append(_averaged(rule, rank, alone, status[cell], smoothed, log))
+                elif status[cell] in BROKEN:
+                    found.append(_lost(rule, rank, ended[cell], status[cell]))
     return found
+
+
+def _lost(rule: Rule, rank: float, step: float, status: str) -> Curve:
+    """A broken cell without a line."""
+    at, beyond = np.array([step]), np.array([np.inf])
+    return Curve(rule, rank, at, beyond, beyond, beyond, beyond, 1, status, 1)
 
 
 def _averaged(
@@ -91,7 +116,7 @@ def draw(
     ax: Axes, found: Sequence[Curve], ranks: Sequence[float], reach: tuple[float, float]
 ) -> None:
     """Draw curves in the shades of their ranks. Curves that are not complete are thinner, and the
-    curve of a diverged cell ends in a cross.
+    curve of a broken cell ends in a cross.
 
     A cross outside of the range ``reach`` is drawn at its edge.
     gids: ``curve|raw|band|cross <scaling> p=<p> r=<rank> <status>``.
@@ -122,6 +147,11 @@ def draw(
                 zorder=1.5,
                 gid=f"raw {who}",
             )
+        if curve.broken:
+            last = np.clip(curve.value[-1:], *reach)
+            ax.plot(curve.step[-1:], last, color=colour, gid=f"cross {who}", **style.CROSS)
+        if not curve.has_line:
+            continue
         ax.plot(
             curve.step,
             curve.value,
@@ -132,9 +162,6 @@ def draw(
             markersize=2.2,
             gid=f"curve {who}",
         )
-        if curve.status == "diverged":
-            last = np.clip(curve.value[-1:], *reach)
-            ax.plot(curve.step[-1:], last, color=colour, gid=f"cross {who}", **style.CROSS)
 
 
 def limits(found: Sequence[Curve], *, log: bool, margin: float) -> tuple[float, float]:
@@ -142,6 +169,7 @@ def limits(found: Sequence[Curve], *, log: bool, margin: float) -> tuple[float, 
 
     ``margin``: the share of the range that stays free at either end.
     """
+    found = [curve for curve in found if curve.has_line]
     if not found:
         return (1.0, 10.0) if log else (0.0, 1.0)
     scale = np.log if log else np.asarray
@@ -196,10 +224,14 @@ def fine_print(drawn: Sequence[Curve], *, mean: str = "mean", hidden: bool = Fal
         sentences.append("In a panel with a single visible curve, the curves of all ranks overlap.")
     if windows:
         sentences.append(f"Smoothed over {max(windows)} steps; thin pale lines: before smoothing.")
-    if any(curve.status not in ("complete", "diverged") for curve in drawn):
+    if any(not curve.complete and not curve.broken for curve in drawn):
         sentences.append("Thin lines: runs that have not finished.")
-    if any(curve.status == "diverged" for curve in drawn):
+    broken = [status for status in BROKEN if any(curve.status == status for curve in drawn)]
+    if broken:
         sentences.append(
-            "Thin lines ending in ×: diverged runs, at their last finite value or the panel's edge."
+            f"Thin lines ending in ×: {' and '.join(broken)} runs, at their last finite value or "
+            "the panel's edge."
         )
+    if "stuck" in broken:
+        sentences.append("A stuck run has no gradient from there on.")
     return " ".join(sentences)

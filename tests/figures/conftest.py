@@ -19,6 +19,7 @@ from matplotlib.transforms import Bbox
 
 from study.analysis import fit_exponents
 from study.figures.selection import Rule
+from study.vocabulary.statuses import BROKEN, STATUSES
 
 ALPHA, LAYERS, KINDS = 16.0, 12, ("q_proj", "down_proj")
 FULL = {
@@ -59,14 +60,16 @@ def build(
 
     - ``settings``: overrides of the cells' columns, one family each;
     - ``status``: how a cell ends. A diverged cell diverges halfway, and is measured on with frozen
-      weights. A running cell stops halfway.
+      weights. A stuck cell has no gradient from halfway on. A running cell stops halfway.
     """
     cells, metrics, probes = [], [], []
     plan = product(settings, rules, ranks, seeds)
     for number, (setting, (scaling, p), rank, seed) in enumerate(plan):
         cell = _cell(number, setting, scaling, p, rank, seed)
         cell["status"] = status(cell)
-        cell["diverged_step"] = steps // 2 if cell["status"] == "diverged" else np.nan
+        for broken in BROKEN:
+            ended = steps // 2 if cell["status"] == broken else np.nan
+            cell[STATUSES[broken].ended_at] = ended
         cells.append(cell)
         course = _course(cell, steps, np.random.default_rng([seed, number]))
         metrics += _metrics(cell, course, steps, (0, steps) if evaluated is None else evaluated)
@@ -123,6 +126,9 @@ def _course(cell: Row, steps: int, own: np.random.Generator) -> Course:
         half = steps // 2
         loss[half - 2 : half + 1], loss[half + 1 :] = (3.5, 6.0, 40.0), 50.0
         norm[half:] = np.inf
+    if cell["status"] == "stuck":
+        loss[steps // 2 :] = heldout[steps // 2 :] = 2.9
+        norm[steps // 2 :] = 0.0
     return Course(loss, heldout, norm, shape, own)
 
 

@@ -159,7 +159,7 @@ def test_a_diverged_cell_ends_in_a_cross_at_its_last_finite_value(tiny, read) ->
     )
     figure = loss_curves(tables)
     top = panels(figure)[0]
-    (cross,) = read.artists(figure, "cross lora")
+    (cross,) = [a for a in read.artists(figure, "cross lora") if a.axes is top]
     (line,) = read.artists(figure, "curve lora p=1 r=256 diverged")
     assert list(cross.get_xdata()) == [
         10
@@ -184,6 +184,49 @@ def test_a_diverged_cell_ends_in_a_cross_at_its_last_finite_value(tiny, read) ->
     (cross,) = read.artists(norms, "cross rslora")
     (line,) = read.artists(norms, "curve rslora p=0.5 r=256 diverged")
     assert cross.get_ydata()[0] == line.get_ydata()[-1]
+
+
+def test_a_run_that_broke_before_its_second_value_leaves_a_cross(tiny, read) -> None:
+    """Evaluated before training, then diverged: without a mark its rank would just be absent."""
+    tables = tiny(
+        steps=20, status=lambda c: "diverged" if (c["rank"], c["seed"]) == (256, 0) else "complete"
+    )
+    figure = loss_curves(tables)
+    below = panels(figure)[2]
+    (cross,) = [a for a in read.artists(figure, "cross lora p=1 r=256") if a.axes is below]
+    assert list(cross.get_xdata()) == [10]
+    low, high = below.get_ylim()
+    assert low < cross.get_ydata()[0] < high
+    complete = [a.get_ydata() for a in read.artists(figure, "curve") if a.axes is below]
+    assert cross.get_ydata()[0] >= np.concatenate(complete).max()
+
+    first_step = tables.metrics["step"] > 0
+    of_cell = tables.metrics["cell_id"] == tables.cells["cell_id"].iloc[4]
+    assert tables.cells["status"].iloc[4] == "diverged"
+    tables.cells.loc[tables.cells.index[4], "diverged_step"] = 0.0
+    tables.metrics = tables.metrics[~(of_cell & first_step)]
+    tables.metrics.loc[of_cell, ["loss", "grad_norm", "eval_loss"]] = np.nan
+    for draw in (loss_curves, grad_norm_curves):
+        for cross in read.artists(draw(tables), "cross lora p=1 r=256"):
+            assert list(cross.get_xdata()) == [0], "it has no value at all"
+
+
+def test_a_stuck_run_ends_where_it_got_stuck(tiny, read) -> None:
+    """The flat line after it would look like a run that has converged."""
+    tables = tiny(
+        steps=20, status=lambda c: "stuck" if (c["rank"], c["seed"]) == (256, 0) else "complete"
+    )
+    figure = loss_curves(tables)
+    top = panels(figure)[0]
+    (line,) = [a for a in read.artists(figure, "curve lora p=1 r=256 stuck") if a.axes is top]
+    (cross,) = [a for a in read.artists(figure, "cross lora p=1 r=256 stuck") if a.axes is top]
+    assert line.get_xdata()[-1] == cross.get_xdata()[0] == 10
+    assert line.get_ydata()[-1] == cross.get_ydata()[0] == 2.9
+    said = " ".join(read.texts(figure)).replace("\n", " ")
+    assert "ending in ×: stuck runs" in said
+    assert "A stuck run has no gradient from there on." in said
+    (line,) = read.artists(grad_norm_curves(tables), "curve lora p=1 r=256 stuck")
+    assert line.get_xdata()[-1] < 10, "no value of 0 on a log axis"
 
 
 def test_a_running_cell_is_thin_and_not_averaged(tiny, read) -> None:
