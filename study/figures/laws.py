@@ -17,6 +17,7 @@ from study.figures import style
 from study.figures.captions import CI, ci
 from study.figures.selection import Absent, Family, Rule, families, most_varied, rules_left_out
 from study.vocabulary.quantities import ALL_KINDS, MEAN_LOG, MODEL_WIDE, TRAIN
+from study.vocabulary.statuses import BROKEN
 
 MOST_RULES = 8
 NARROW = 2.5
@@ -30,7 +31,7 @@ class Law:
     """A statistic against the rank, for one rule at one step.
 
     - ``rank``, ``value``: one point per cell;
-    - ``lost``: ranks of cells that had diverged by this step;
+    - ``lost``: ranks of cells that had diverged or got stuck by this step;
     - ``fit``: the row of ``exponents``, if there is one;
     - ``spread``: for a statistic per layer, the 5th and 95th percentile over layers by rank
       (columns ``low`` and ``high``).
@@ -94,7 +95,7 @@ def laws(
     for rule in family.rules[:MOST_RULES]:
         mine = cells[cells["rule"] == rule]
         points = mine.merge(at_step, on="cell_id").sort_values("rank", kind="stable")
-        lost = mine[(mine["status"] == "diverged") & ~mine["cell_id"].isin(set(points["cell_id"]))]
+        lost = mine[mine["status"].isin(BROKEN) & ~mine["cell_id"].isin(set(points["cell_id"]))]
         rank, value = points["rank"].to_numpy(float), points["value"].to_numpy(float)
         fit = fit_of(exponents, family, rule, step=step, **where)
         if len(points) or len(lost):
@@ -291,5 +292,5 @@ def fine_print(drawn: Sequence[Law], points: str = "one per seed") -> str:
     if any(np.isfinite(fit["predicted"]) for fit in fits):
         sentences.append("Dotted: predicted slope, through the centre of the fit.")
     if any(len(law.lost) for law in drawn):
-        sentences.append("×: a run at this rank had diverged by then.")
-    return " ".join(sentences)
+        sentences.append("×: a run at this rank had diverged or got stuck by then.")
+    return " ".join(filter(None, sentences))
