@@ -13,6 +13,7 @@ from importlib import import_module
 
 from matplotlib.figure import Figure
 
+from study.figures import style
 from study.figures.selection import Absent, Tables
 from study.figures.style import save
 
@@ -54,4 +55,6 @@ def draw_all(tables: Tables) -> Iterator[tuple[str, Figure]]:
         except Absent as reason:
             _log.warning("no figure %s: %s", name, reason)
             continue
+        if not figure.get_label():  # a figure that does not say what it shows: all cells
+            style.finish(figure, figure.get_supxlabel().replace("\n", " "), shown=[tables])
         yield name, figure

@@ -58,6 +58,7 @@ def activation_moments_vs_rank(tables: Tables) -> Figure:
         f"⟨·⟩: mean over tokens and features{over}.",
         laws.fine_print(drawn, laws.PER_LAYER),
         left_out,
+        shown=[one.family for one in shown],
     )
 
 

@@ -113,6 +113,7 @@ def exponent_against_p(tables: Tables) -> Figure:
         f"is 0; in brackets: the $p$ at which the {CI} contains 0.",
         "Dotted: theory." if theory else "",
         left_out,
+        shown=[family for family, _ in drawn],
     )
 
 

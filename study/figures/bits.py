@@ -75,6 +75,7 @@ def exponents_by_bits(tables: Tables) -> Figure:
         "Dotted: theory, which does not depend on the weights. Grey line: independent of rank.",
         left_out,
         rules_left_out(drawn, MOST_RULES),
+        shown=drawn,
     )
 
 

@@ -13,24 +13,24 @@ CI = f"{CONFIDENCE:.0%} CI"
 
 EXPONENT = "scaling exponent with rank"
 
-SOURCES = {
-    "seeds": "over seeds",
-    "ranks": "from ranks only (one seed)",
-    "none": "missing with two ranks",
+INTERVALS = {
+    "seeds": f"{CI} over seeds",
+    "ranks": "the straightness of the line (one seed)",
 }
-"""By the values of the column ``interval`` of ``exponents``."""
+"""What an interval shows, by the values of the column ``interval`` of ``exponents``. With one seed
+it says nothing about other seeds, so it has no confidence."""
 
 
 def ci(kinds: Iterable[str]) -> str:
-    """``95% CI over seeds``: the intervals of a figure and what they are computed from."""
+    """``95% CI over seeds``: what the intervals of a figure show; empty if no fit has one."""
     there = set(kinds)
-    return f"{CI} {' or '.join(text for kind, text in SOURCES.items() if kind in there)}"
+    return " or ".join(text for kind, text in INTERVALS.items() if kind in there)
 
 
 def sentence_on_ci(artists: str, kinds: Iterable[str]) -> str:
     """``Bands: 95% CI over seeds.``; empty if no fit has an interval."""
-    known = set(kinds) - {"none"}
-    return f"{artists}: {ci(known)}." if known else ""
+    shown = ci(kinds)
+    return f"{artists}: {shown}." if shown else ""
 
 
 def span(numbers: Iterable[int]) -> str:

@@ -80,7 +80,13 @@ def conditions(tables: Tables) -> Figure:
             _draw(ax, found, curves, one.family, quantity, step)
             drawn += found
             known += curves.values()
-    return style.finish(page, laws.fine_print(drawn, laws.PER_LAYER), _on_curves(known), left_out)
+    return style.finish(
+        page,
+        laws.fine_print(drawn, laws.PER_LAYER),
+        _on_curves(known),
+        left_out,
+        shown=[one.family for one in shown],
+    )
 
 
 def _curves(

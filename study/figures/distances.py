@@ -145,6 +145,7 @@ def _figure(
         dashed if theory else "",
         rings if len(explicit) else "",
         left_out,
+        shown=[family for family, _ in settings],
     )
 
 

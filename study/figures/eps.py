@@ -60,7 +60,9 @@ def eps_over_ranks(tables: Tables) -> Figure:
         style.log_axis(panels)
         for ax in panels:
             _shade_below(ax)
-    return style.finish(page, laws.fine_print(drawn, laws.PER_LAYER), left_out)
+    return style.finish(
+        page, laws.fine_print(drawn, laws.PER_LAYER), left_out, shown=[one.family for one in shown]
+    )
 
 
 def _in_eps(tables: Tables) -> dict[str, pd.DataFrame]:

@@ -14,7 +14,7 @@ from pandas.api.types import is_numeric_dtype
 
 from study.analysis import fitted
 from study.figures import style
-from study.figures.captions import CI, ci
+from study.figures.captions import sentence_on_ci
 from study.figures.selection import Absent, Family, Rule, families, most_varied, rules_left_out
 from study.vocabulary.quantities import ALL_KINDS, MEAN_LOG, MODEL_WIDE, TRAIN
 from study.vocabulary.statuses import BROKEN
@@ -285,10 +285,8 @@ def fine_print(drawn: Sequence[Law], points: str = "one per seed") -> str:
     fits = [law.fit for law in drawn if law.fit is not None]
     sentences = [f"Points: {points}."]
     if fits:
-        intervals = ci({fit["interval"] for fit in fits})
-        sentences.append(
-            f"Lines: power-law fits. Legend: exponent with {intervals}; bands: {CI} of the fit."
-        )
+        sentences.append("Lines: power-law fits. Legend: exponents.")
+        sentences.append(sentence_on_ci("Brackets, bands", {fit["interval"] for fit in fits}))
     if any(np.isfinite(fit["predicted"]) for fit in fits):
         sentences.append("Dotted: predicted slope, through the centre of the fit.")
     if any(len(law.lost) for law in drawn):

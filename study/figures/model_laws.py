@@ -58,4 +58,4 @@ def _against_rank(tables: Tables, quantity: Quantity, *, last: bool, unit: str =
         style.hide(panels[len(its_steps) :])
         style.y_label(panels[0], quantity.name, f"{quantity.symbol} {unit}".strip())
         style.log_axis(panels)
-    return style.finish(page, laws.fine_print(drawn), left_out)
+    return style.finish(page, laws.fine_print(drawn), left_out, shown=[one.family for one in shown])

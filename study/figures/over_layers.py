@@ -96,6 +96,7 @@ def exponent_heatmap(tables: Tables) -> Figure:
         else "",
         left_out,
         rules_left_out([family for family, _ in drawn], MOST_RULES),
+        shown=[family for family, _ in drawn],
     )
 
 

@@ -75,6 +75,7 @@ def exponents_over_training(tables: Tables) -> Figure:
         "Dotted: theory." if theory else "",
         left_out,
         rules_left_out([family for family, _ in drawn], MOST_RULES),
+        shown=[family for family, _ in drawn],
     )
 
 

@@ -71,6 +71,7 @@ def truncated_losses(tables: Tables) -> Figure:
         f"Base ($k = 0$): {' to '.join(dict.fromkeys([base[0], base[-1]]))}." if base else "",
         left_out,
         rules_left_out(shown, MOST_RULES),
+        shown=shown,
     )
 
 

@@ -118,7 +118,8 @@ def test_descent_is_drawn_at_the_first_step_with_its_definition(small, read) -> 
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     slope = row(small, "rslora", step=0, **DESCENT)["exponent"]
     assert f"{slope:.2f}" in labels[1]
-    assert "from ranks only (one seed)" in " ".join(read.texts(figure)).replace("\n", " ")
+    text = " ".join(read.texts(figure)).replace("\n", " ")
+    assert "Brackets, bands: the straightness of the line (one seed)." in text
 
 
 def test_the_rank_axis_is_labelled_with_the_studys_own_ranks(small, full) -> None:

@@ -6,10 +6,10 @@ with matplotlib, so a figure looks the same on every machine and needs no LaTeX.
 
 import io
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import matplotlib.style
 import pandas as pd
@@ -88,16 +88,23 @@ def rows(page: Figure, labels: Sequence[str]) -> list[Any]:
     return parts
 
 
-def finish(drawn: Figure, *sentences: str, cells: pd.DataFrame | None = None) -> Figure:
+class HasCells(Protocol):
+    """A part of a study, such as a :class:`~study.figures.selection.Family`."""
+
+    @property
+    def cells(self) -> pd.DataFrame: ...
+
+
+def finish(drawn: Figure, *sentences: str, shown: Iterable[HasCells] = ()) -> Figure:
     """Write ``sentences`` below the panels, then fix the layout.
 
-    ``cells``: the cells that the figure shows. Their settings are the last line of the text, so
-    that a figure cut out of a page still says what it shows, and the figure's label, which
+    ``shown``: what the figure shows. The settings of its cells are the last line of the text, so
+    that a figure cut out of a page still says what it shows, and they are the figure's label, which
     :func:`save` writes as metadata. A layout engine that stays on changes the layout slightly at
     every draw.
     """
-    if cells is not None:
-        drawn.set_label(settings(cells))
+    if cells := [part.cells for part in shown]:
+        drawn.set_label(settings(pd.concat(cells)))
     text = [" ".join(s for s in sentences if s), str(drawn.get_label())]
     if any(text):
         width = int(drawn.get_figwidth() * 24)
