@@ -11,11 +11,12 @@ Exponents:
 
 - :mod:`~study.analysis.grouping`: the cells that form a curve;
 - :mod:`~study.analysis.grids`, :mod:`~study.analysis.pooling`: probe rows as arrays, layers pooled;
-- :mod:`~study.analysis.fits`: lines with standard errors;
+- :mod:`~study.analysis.fits`: lines with standard errors, bends;
+- :mod:`~study.analysis.blocks`: the seeds and ranks of a fit, if some are missing;
 - :mod:`~study.analysis.exponents`: the ``exponents`` table;
 - :mod:`~study.analysis.predictions`: its column ``predicted``, from theory;
 - :mod:`~study.analysis.row_conditions`: clipping, eps and laziness, on which predictions depend;
-- :mod:`~study.analysis.verdicts`: stable, collapses, explodes or unclear;
+- :mod:`~study.analysis.verdicts`: stable, or how the quantity changes; the tests and their errors;
 - :mod:`~study.analysis.stable`: p*, the exponent of gamma at which a quantity is stable;
 - :mod:`~study.analysis.summary`: the rows to read first, as terminal tables.
 
