@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from study.analysis.final_losses import INSIDE, common_rates
 from study.figures import style
 from study.figures.final_loss import LABEL, Sweep, sweeps
 from study.figures.selection import Absent, Rule, Tables, most_varied, rules_left_out
@@ -19,7 +20,8 @@ ABOVE_START = 0.15
 @style.paper()
 def learning_rate_basins(tables: Tables) -> Figure:
     """Final held-out loss against the learning rate, one panel per rule and one line per rank.
-    Large markers show the best learning rate of each rank.
+    Large markers show the best learning rate of each rank, among those that all ranks and seeds of
+    the rule were run at.
 
     An open marker is at an edge of the grid: the best rate may lie outside. Lines are means over
     seeds.
@@ -61,9 +63,17 @@ def learning_rate_basins(tables: Tables) -> Figure:
         f"Lines: mean over {seeds} seeds; bands: their range." if seeds > 1 else "",
         f"{best}; open: at an edge of the grid." if edges else f"{best}.",
         "×: diverged, or loss above the panel." if crosses else "",
+        "The best is among the rates that all ranks were run at." if _uneven(shown) else "",
         left_out,
         rules_left_out([sweep.family for sweep in shown], MOST_RULES),
+        shown=shown,
     )
+
+
+def _uneven(shown: list[Sweep]) -> bool:
+    """Whether some ranks were run at rates that others of the same rule were not."""
+    every = [sweep.of(rule) for sweep in shown for rule in sweep.family.rules]
+    return any(len(common_rates(cells)) < cells["lr"].nunique() for cells in every if len(cells))
 
 
 def _y_range(sweep: Sweep) -> tuple[float, float]:
@@ -125,13 +135,14 @@ def _draw_best(ax: Axes, sweep: Sweep, rule: Rule, rank: float) -> bool:
 
     gids: ``best|edge <scaling> p=<p> r=<rank>``.
     """
-    best, edge = sweep.best(rule, rank)
+    best, loss, at_edge = sweep.best(rule, rank)
     if not np.isfinite(best):
         return False
+    edge = at_edge != INSIDE
     colour = style.shade(rule, rank, sweep.family.ranks)
     ax.plot(
         [best],
-        [float(sweep.means(rule, rank)["mean"][best])],
+        [loss],
         marker=style.rule_look(rule.scaling).marker,
         markersize=5,
         color=colour,

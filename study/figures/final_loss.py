@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from study.analysis.final_losses import Tried, best_tried, common_rates
 from study.figures.selection import Absent, Family, Rule, Tables, families, per_step
 from study.vocabulary.optimizers import of_family
 from study.vocabulary.quantities import METRICS
@@ -48,18 +49,14 @@ class Sweep:
         whole = by.apply(lambda loss: bool(np.isfinite(loss).all()))
         return pd.DataFrame({"mean": by.mean(), "low": by.min(), "high": by.max(), "whole": whole})
 
-    def best(self, rule: Rule, rank: float) -> tuple[float, bool]:
-        """The learning rate with the lowest mean loss, and whether it is at an edge of the grid.
+    def best(self, rule: Rule, rank: float) -> Tried:
+        """The best learning rate of a rank in the mean over seeds, as in the table ``losses``.
 
-        A rate at which a seed diverged is never the best, but it counts as part of the grid. NaN if
-        a seed diverged at every rate.
+        NaN if a seed diverged at every rate, or if the ranks have fewer than two rates in common.
         """
-        means = self.means(rule, rank)
-        whole = means.loc[means["whole"], "mean"]
-        if whole.empty:
-            return np.nan, False
-        best = float(whole.idxmin())
-        return best, best in (means.index[0], means.index[-1])
+        cells = self.of(rule)
+        rates = common_rates(cells)
+        return best_tried(cells[cells["rank"] == rank], rates if len(rates) > 1 else [])
 
 
 def sweeps(tables: Tables) -> list[Sweep]:

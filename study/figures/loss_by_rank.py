@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from study.analysis.final_losses import fans
+from study.analysis.final_losses import INSIDE, fans, fixed_rate
 from study.figures import style
 from study.figures.final_loss import LABEL, Sweep, sweeps
 from study.figures.selection import Absent, Rule, Tables, most_varied, rules_left_out
@@ -66,12 +66,13 @@ def loss_against_rank(tables: Tables) -> Figure:
         "Dashed: infinite rank." if np.isinf(all_points["rank"]).any() else "",
         left_out,
         rules_left_out([sweep.family for sweep in shown], MOST_RULES),
+        shown=shown,
     )
 
 
 def _panels(sweep: Sweep) -> dict[str, pd.DataFrame]:
     """By heading: the points (rule, rank, seed, loss, edge) of a panel."""
-    fixed = _fixed_rate(sweep)
+    fixed = fixed_rate(sweep.cells)
     at_fixed = sweep.cells[sweep.cells["lr"] == fixed].assign(edge=False)
     found = {f"learning rate {_rate(fixed)}": at_fixed}
     if len(sweep.rates) > 1:
@@ -89,23 +90,10 @@ def _at_best_rates(sweep: Sweep) -> pd.DataFrame:
     for rule in sweep.family.rules:
         cells = sweep.of(rule)
         for rank in sweep.family.ranks:
-            rate, edge = sweep.best(rule, rank)
-            here = cells[(cells["rank"] == rank) & (cells["lr"] == rate)]
-            best.append(here.assign(edge=edge))
+            tried = sweep.best(rule, rank)
+            here = cells[(cells["rank"] == rank) & (cells["lr"] == tried.lr)]
+            best.append(here.assign(edge=tried.edge != INSIDE))
     return pd.concat(best)
-
-
-def _fixed_rate(sweep: Sweep) -> float:
-    """The rate with the lowest mean loss at the lowest rank, if every rule ran there and no seed
-    diverged. The most common rate if there is no such rate."""
-    lowest = sweep.cells[sweep.cells["rank"] == sweep.cells["rank"].min()]
-    by = lowest.groupby("lr")
-    every_rule = by["rule"].nunique() == lowest["rule"].nunique()
-    whole = by["loss"].apply(lambda loss: bool(np.isfinite(loss).all()))
-    mean = by["loss"].mean().where(whole & every_rule)
-    if mean.notna().any():
-        return float(mean.index[mean.argmin()])
-    return float(sweep.cells["lr"].mode().iloc[0])
 
 
 def _matched(sweep: Sweep, fixed: float) -> pd.DataFrame:

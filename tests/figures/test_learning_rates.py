@@ -86,6 +86,26 @@ def test_basins_are_means_over_seeds_and_the_best_is_marked(read) -> None:
     assert "at an edge" in " ".join(read.texts(figure))  # LoRA at rank 1024 needs a higher rate
 
 
+def test_no_best_is_marked_where_only_some_ranks_were_run(read) -> None:
+    """The sweep stopped when rank 1024 had run at 1e-5 and 1e-4: a best rate there is no result."""
+    tables = sweep()
+    assert "that all ranks were run at" not in " ".join(read.texts(learning_rate_basins(tables)))
+    late = (tables.cells["rank"] == 1024) & (tables.cells["lr"] > 2e-4)
+    tables.cells.loc[late, "status"] = "running"
+    figure = learning_rate_basins(tables)
+    marks = read.artists(figure, "best ") + read.artists(figure, "edge ")
+    assert len(marks) == len(P) * len(RANKS)
+    assert {float(mark.get_xdata()[0]) for mark in marks} <= {1e-5, 1e-4}
+    assert "among the rates that all ranks were run at" in " ".join(read.texts(figure))
+    # One rate in common is no choice.
+    tables.cells.loc[
+        late | ((tables.cells["rank"] == 1024) & (tables.cells["lr"] > 2e-5)), "status"
+    ] = "running"
+    figure = learning_rate_basins(tables)
+    assert not read.artists(figure, "best ") + read.artists(figure, "edge ")
+    assert read.artists(figure, "basin ")
+
+
 def test_a_diverged_rate_is_a_cross_and_never_the_best_but_part_of_the_grid(read) -> None:
     tables = sweep(
         lost=lambda c: c["lr"] == 1e-2 and c["seed"] == 1,
