@@ -14,18 +14,17 @@ import numpy.typing as npt
 import pandas as pd
 
 from study.analysis.fits import Floats, Ints, Mask
-from study.analysis.grouping import codes, firsts, numbered
+from study.analysis.grouping import firsts, numbered
+from study.analysis.layer_numbers import LAYER_NUMBERS, layer_numbers
 from study.analysis.row_conditions import RowCurves, clipping, eps_ratios, laziness
-from study.theory import log_bias, predicted_exponents
+from study.theory import predicted_exponents
 from study.theory.asymptotics import CLIPS
-from study.theory.curves import MIDDLE_BACK
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS, decay_of
-from study.vocabulary.quantities import ALL_KINDS, MEAN_LOG, MODEL_WIDE, POOLINGS, PRODUCTS
-from study.vocabulary.thresholds import LAST_PREDICTED_STEP
+from study.vocabulary.quantities import ALL_KINDS, MEAN_LOG, MODEL_WIDE, POOLINGS
 
-LAYER_NUMBERS = ("d_in", "d_out", "r_align", "r_sign", "r_back")
-"""The columns of ``probes`` that finite-rank curves depend on."""
+LAYERS_AGREE = 0.02
+"""The median over layers has a prediction if those of its layers span less than this."""
 
 
 def with_predictions(
@@ -41,12 +40,12 @@ def with_predictions(
     - ``eps_ratio``: the smallest rms(gradient) / eps, median over layers, of the factor that the
       row is about; infinite if the optimizer has no eps or the gradient was not measured.
 
-    A ``mean_log`` row is predicted by the mean of the predictions for its layers (the slope of a
-    mean is the mean of the slopes). With several seeds, the slope of the Jensen gap between a mean
-    of logs and the log of a mean is subtracted (:func:`~study.theory.log_bias`; 0.03 for the
-    ``adapter_out`` of SGD over ranks from 4). A ``median`` row is predicted only if the predictions
-    for its layers all agree. There is no prediction for an init whose variance is not a power of
-    the rank, nor for an optimizer that is not in the vocabulary.
+    Every prediction is the slope of the mean of the log over draws of the init, so it does not
+    depend on the number of seeds (:mod:`study.theory.log_gaps`). A ``mean_log`` row is predicted by
+    the mean of the predictions for its layers (the slope of a mean is the mean of the slopes). A
+    ``median`` row is predicted only if the predictions for its layers agree within
+    :data:`LAYERS_AGREE`. There is no prediction for an init whose variance is not a power of the
+    rank, nor for an optimizer that is not in the vocabulary.
     """
     cells = cells[np.isfinite(cells["rank"])]
     curves = RowCurves.of(exponents, cells)
@@ -65,7 +64,6 @@ def with_predictions(
             exponents.take(single), curves, single, conditions.take(single), cells, probes
         )
     _pool(exponents, predicted, single, curves.curve_R)
-    predicted -= _bias_slopes(exponents)
     return exponents.assign(
         predicted=predicted,
         lazy=conditions["lazy"].to_numpy(),
@@ -95,7 +93,7 @@ def _of_single_layers(
     """
     curve = curves.curve_R[place]
     lazy = conditions["lazy"].to_numpy()
-    asked = _layer_numbers(rows, curve, curves.of_cell, probes).assign(
+    asked = layer_numbers(rows, curve, curves.of_cell, probes).assign(
         curve=curve,
         **{name: rows[name].array for name in ("site", "stat", "step", "rank_min", "rank_max")},
         clip=conditions["clipped"].to_numpy(),
@@ -137,48 +135,6 @@ def _ranks(
     return [tuple(r for r in by_curve[curve] if low <= r <= high) for curve, low, high in keys]
 
 
-def _layer_numbers(
-    rows: pd.DataFrame, curve: Ints, of_cell: "pd.Series[int]", probes: pd.DataFrame
-) -> pd.DataFrame:
-    """Sizes and alignments of the layers of ``rows``, whose curves are ``curve``.
-
-    Geometric means over the ranks and seeds of a curve: these numbers do not depend on rank or seed
-    while training is lazy. At a large learning rate they do, so curves are kept apart. NaN in rows
-    whose curve does not need them.
-    """
-    names = [name for name in LAYER_NUMBERS if name in probes]
-    result = pd.DataFrame(np.nan, index=range(len(rows)), columns=names)
-    crossed = _may_cross(rows)
-    here = np.flatnonzero(_may_cross(probes))
-    if not names or not crossed.any() or not len(here):
-        return result
-    (cell_N, ids), (batch_N, batches), (layer_N, layers) = (
-        codes(probes[name]) for name in ("cell_id", "batch", "layer")
-    )
-    by = [
-        of_cell.reindex(ids).to_numpy()[cell_N[here]],
-        probes["step"].to_numpy()[here].astype(int),
-        batch_N[here].astype(int),
-        layer_N[here].astype(int),
-    ]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = {name: np.log(probes[name].to_numpy()[here].astype(float)) for name in names}
-    means = pd.DataFrame(logs).groupby(by).mean()
-    asked = rows[crossed]
-    keys = [curve[crossed], asked["step"].to_numpy(int)]
-    for name, known in (("batch", batches), ("layer", layers)):
-        keys.append(pd.Index(known).get_indexer(pd.Index(asked[name].astype(str))))
-    result.loc[crossed] = np.exp(means.reindex(pd.MultiIndex.from_arrays(keys)).to_numpy(float))
-    if "r_back" in result:
-        result["r_back"] = result["r_back"].fillna(MIDDLE_BACK)
-    return result
-
-
-def _may_cross(rows: pd.DataFrame) -> Mask:
-    """The rows whose finite-rank curve may have a crossover, at steps with predictions."""
-    return (rows["site"].isin(PRODUCTS) & (rows["step"] <= LAST_PREDICTED_STEP)).to_numpy()
-
-
 def _decay(rows: pd.DataFrame) -> npt.NDArray[Any]:
     if "weight_decay" not in rows:
         return np.full(len(rows), "none", object)
@@ -201,22 +157,7 @@ def _pool(exponents: pd.DataFrame, predicted: Floats, single: Ints, curve: Ints)
         of_layer = pd.Series(predicted[layers]).groupby(group[layers])
         # If one layer has no prediction, the pool has none: the mean would be over other layers.
         mean = of_layer.mean().where(of_layer.count() == of_layer.size())
-        agreed = of_layer.max() - of_layer.min() < 1e-9
+        agreed = of_layer.max() - of_layer.min() < LAYERS_AGREE
         asked = group[here]
         taken = is_mean[here] | agreed.reindex(asked, fill_value=False).to_numpy()
         predicted[here] = np.where(taken, mean.reindex(asked).to_numpy(), np.nan)
-
-
-def _bias_slopes(exponents: pd.DataFrame) -> Floats:
-    """By row the slope of the Jensen gap between the log of a mean and a mean of logs.
-
-    ``log_bias`` is a multiple of the variance over seeds, so its slope is that multiple of the
-    variance's slope. 0 if the variance is not known, or in rows that do not pool layers.
-    """
-    spread = exponents["spread_slope"].fillna(0.0).to_numpy(float)
-    number = numbered(exponents, ["site", "stat"])
-    found = np.zeros(len(exponents))
-    distinct = exponents[["site", "stat"]].take(firsts(number)).astype(str)
-    for k, (site, stat) in enumerate(distinct.itertuples(index=False, name=None)):
-        found[number == k] = log_bias(site, stat, spread[number == k])
-    return found

@@ -7,10 +7,12 @@ those of :func:`study.theory.measure_layer`, in float32 on the device:
 
 - ``r_align = |G|^2 E|x|^2 / E|G x|^2``, ``r_sign = (pi/2) / mean cos^2(G_o, x)`` and
   ``r_diag = sum_i |G_i|^2 E x_i^2 / E|G x|^2``, written to ``adapter_out``;
+- ``r_eff = |G|^4 / |G G^T|^2`` and ``r_joint = tr(P M)^2 / |sym(P M)|^2`` with ``P = G^T G`` and
+  ``M = E x x^T``, written to ``adapter_out`` too;
 - ``r_back = g^T arcsin(K) g / g^T K g``, where K holds the cosines between the rows of G, written
   to ``adapter_in_grad``.
 
-Init[B] is the transposed problem: the first three are written to ``adapter_in_grad``, ``r_back`` to
+Init[B] is the transposed problem: the first five are written to ``adapter_in_grad``, ``r_back`` to
 ``adapter_out``. So each row has what its own curve needs.
 
 Cost per layer: for each accumulated step one weight gradient, ``2 N D O`` FLOPs, half of the frozen
@@ -32,7 +34,7 @@ from torch import Tensor, nn
 from study.probes.layers import adapted_layers
 from study.vocabulary.quantities import ALIGNMENTS
 
-ALIGNED = ALIGNMENTS[:3]
+ALIGNED = ALIGNMENTS[:-1]
 """The statistics of the side that the trained factor reads from. The other side has ``r_back``."""
 
 
@@ -106,21 +108,30 @@ class Alignment:
 
 
 def aligned(G_OD: Tensor, x_nD: Tensor, stats: Sequence[str] = ALIGNED) -> dict[str, Tensor]:
-    """The given ones of ``r_align``, ``r_sign`` and ``r_diag``: float32 scalars, NaN if G x = 0."""
+    """The given ones of :data:`ALIGNED`: float32 scalars, NaN if ``G x = 0``."""
     if not set(stats) & set(ALIGNED):
         return {}
     G_OD, x_nD = _at_scale_1(G_OD), _at_scale_1(x_nD)
-    G2_OD, x2_nD = G_OD.square(), x_nD.square()
-    rows_O, out_O = G2_OD.sum(1), (x_nD @ G_OD.mT).square().sum(0)
+    G2_OD, x2_nD, y_nO = G_OD.square(), x_nD.square(), x_nD @ G_OD.mT
+    rows_O, out_O = G2_OD.sum(1), y_nO.square().sum(0)
     energy, out_energy = x2_nD.sum(), out_O.sum()
     # Outputs without a gradient do not count: sign(0) = 0.
     cos2 = (out_O / rows_O).where(rows_O > 0, 0.0).sum() / (energy * (rows_O > 0).sum())
-    every = {
+    found = {
         "r_align": rows_O.sum() * energy / out_energy,
         "r_sign": math.pi / 2 / cos2.where(out_energy > 0, math.nan),
         "r_diag": torch.dot(G2_OD.sum(0), x2_nD.sum(0)) / out_energy,
     }
-    return {stat: every[stat] for stat in ALIGNED if stat in stats}
+    if "r_eff" in stats:
+        small = G_OD if len(G_OD) <= G_OD.shape[1] else G_OD.mT
+        r_eff = rows_O.sum() ** 2 / (small @ small.mT).square().sum()
+        found["r_eff"] = r_eff.where(out_energy > 0, math.nan)
+    if "r_joint" in stats:
+        # |sym(P M)|^2 = (tr (P M)^2 + |P M|^2) / 2, and P M = (y G)^T x.
+        back_nD = y_nO @ G_OD
+        crosswise = torch.sum((back_nD @ back_nD.mT) * (x_nD @ x_nD.mT))
+        found["r_joint"] = 2 * out_energy**2 / ((y_nO @ y_nO.mT).square().sum() + crosswise)
+    return {stat: found[stat] for stat in ALIGNED if stat in stats}
 
 
 def crossed(G_OD: Tensor, g_nO: Tensor, stats: Sequence[str] = ("r_back",)) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ contains ``gamma * sd(A)``, and a sign-like update contains neither.
 - :mod:`~study.theory.asymptotics`: the prediction for one quantity, its modifiers, and when there
   is none;
 - :mod:`~study.theory.curves`: curves at finite ranks, the alignments they depend on, slopes, p*;
+- :mod:`~study.theory.log_gaps`: how far the mean of a log lies below the log of its curve;
 - :mod:`~study.theory.columns`: predictions for the rows of an ``exponents`` table.
 
 **The paper and this table.** Kalajdzievski 2023 (arXiv 2312.03732), definition 3.1 and theorem 3.2:
@@ -63,6 +64,7 @@ from study.theory.curves import (
     curve,
     distance_to_infinite_rank,
     log_bias,
+    mean_log_curve,
     measure_layer,
     slope,
     stable_exponent,
@@ -78,6 +80,7 @@ __all__ = [
     "distance_to_infinite_rank",
     "family",
     "log_bias",
+    "mean_log_curve",
     "measure_layer",
     "predict",
     "predicted_exponent",

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from study.theory.asymptotics import PLAIN, Modifiers, predict
-from study.theory.curves import MIDDLE_BACK, UNKNOWN, Layer, curve, log_bias, slope
+from study.theory.curves import MIDDLE_BACK, UNKNOWN, Layer, mean_log_curve, slope
 from study.vocabulary.inits import UNIFORM
 
 
@@ -24,17 +24,14 @@ def predicted_exponent(
     init: str = "A",
     layer: Layer = UNKNOWN,
     modifiers: Modifiers = PLAIN,
-    log_variance: ArrayLike | None = None,
     weights: ArrayLike | None = None,
 ) -> float:
-    """The slope that a fit over ``ranks`` should find.
+    """The slope that a fit over ``ranks`` should find: that of the mean of the log over draws.
 
     NaN without a prediction, if the curve depends on an unknown property of the layer, or for fewer
     than two distinct ranks.
 
-    ``log_variance``: the variance of the log statistic over seeds at each rank. If it is given, the
-    slope is that of the mean of the log (:func:`~study.theory.curves.log_bias`). ``weights``: those
-    of the fit of the data.
+    ``weights``: those of the fit of the data.
 
     Raises :class:`StudyError` for an unknown site, stat, optimizer or init.
     """
@@ -42,9 +39,8 @@ def predicted_exponent(
     setting["modifiers"] = modifiers
     if predict(site, stat, **setting).exponent is None or len(set(ranks)) < 2:
         return math.nan
-    values = curve(site, stat, ranks, layer=layer, **setting)
-    bias = 0.0 if log_variance is None else log_bias(site, stat, log_variance)
-    return slope(values, ranks, log_bias=bias, weights=weights)
+    values = mean_log_curve(site, stat, ranks, layer=layer, **setting)
+    return slope(values, ranks, weights=weights)
 
 
 class Question(NamedTuple):
@@ -65,38 +61,38 @@ class Question(NamedTuple):
     r_align: float = math.nan
     r_sign: float = math.nan
     r_back: float = MIDDLE_BACK
+    r_diag: float = math.nan
     kurtosis: float = UNIFORM
+    r_eff: float = math.nan
+    r_joint: float = math.nan
     decay: str = "none"
     clip: str = "never"
     eps_ratio: float = math.inf
     lazy: bool = True
 
-    def answer(self, ranks: Sequence[float]) -> float:
-        """:func:`predicted_exponent` over ``ranks``."""
-        return predicted_exponent(
-            self.site,
-            self.stat,
-            ranks,
-            step=self.step,
-            optimizer=self.optimizer,
-            p=self.p,
-            q=self.q,
-            init=self.init,
-            layer=Layer(
+    @property
+    def setting(self) -> dict[str, Any]:
+        """The keyword arguments of :func:`predicted_exponent` and of the curves."""
+        return {
+            **{name: getattr(self, name) for name in ("step", "optimizer", "p", "q", "init")},
+            "layer": Layer(
                 d_in=self.d_in,
                 d_out=self.d_out,
                 r_align=self.r_align,
                 r_sign=self.r_sign,
                 r_back=self.r_back,
+                r_diag=None if math.isnan(self.r_diag) else self.r_diag,
                 kurtosis=self.kurtosis,
+                r_eff=self.r_eff,
+                r_joint=self.r_joint,
             ),
-            modifiers=Modifiers(
+            "modifiers": Modifiers(
                 decay=self.decay,
                 clip=self.clip,
                 eps_ratio=math.inf if math.isnan(self.eps_ratio) else self.eps_ratio,
                 lazy=bool(self.lazy),
             ),
-        )
+        }
 
 
 def predicted_exponents(
@@ -134,6 +130,8 @@ def predicted_exponents(
         # repeat too.
         question = Question._make(math.nan if value != value else value for value in row)
         if (fit, question) not in answers:
-            answers[fit, question] = question.answer(fit)
+            answers[fit, question] = predicted_exponent(
+                question.site, question.stat, fit, **question.setting
+            )
         predicted[i] = answers[fit, question]
     return predicted

@@ -28,13 +28,15 @@ Data are compared with the slope of the curve, which can be lower than the asymp
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from study.errors import StudyError, unknown
-from study.theory.asymptotics import PLAIN, Modifiers, Prediction, check_quantity, predict
-from study.theory.rows import RANK_SIZED
+from study.theory.asymptotics import PLAIN, Modifiers, Prediction, predict
+from study.theory.log_gaps import product_gap, sum_gap
+from study.theory.rows import Term
 from study.vocabulary.inits import UNIFORM
 from study.vocabulary.optimizers import Family
 
@@ -62,7 +64,12 @@ class Layer:
     - ``r_back``: see the module;
     - ``r_diag = sum_i |G_i|^2 E x_i^2 / E|G x|^2`` over the columns of G. ``None`` stands for
       r_align / D, the value for an x spread evenly over its entries;
-    - ``kurtosis``: the excess kurtosis of the entries of the random factor.
+    - ``kurtosis``: the excess kurtosis of the entries of the random factor;
+    - ``r_eff = |G|^4 / |G G^T|^2``: the effective number of directions of G. NaN stands for
+      ``sqrt(r_align)``, and for an unknown one if r_align is unknown too;
+    - ``r_joint = tr(P M)^2 / |P M|^2`` of the symmetric part of ``P M``, ``P = G^T G``, ``M`` the
+      second moment of x: the effective number of directions that G and x have in common. NaN
+      stands for 1. Only log biases (:mod:`study.theory.log_gaps`) depend on these two.
 
     Under Init[B] all of them are those of the transposed problem (x <-> g, G <-> G^T).
     """
@@ -74,6 +81,18 @@ class Layer:
     r_back: float = MIDDLE_BACK
     r_diag: float | None = None
     kurtosis: float = UNIFORM
+    r_eff: float = math.nan
+    r_joint: float = math.nan
+
+    @property
+    def share(self) -> float:
+        """The share of |G|^2 along one direction that stands for the spectrum of G."""
+        return self.r_align**-0.25 if math.isnan(self.r_eff) else self.r_eff**-0.5
+
+    @property
+    def joint(self) -> float:
+        """As ``share``, for the directions that G and x have in common."""
+        return 1.0 if math.isnan(self.r_joint) else min(1.0, self.r_joint**-0.5)
 
 
 UNKNOWN = Layer()
@@ -99,6 +118,7 @@ def measure_layer(
     cos2 = np.square(x @ directions.T).sum() / (energy * live.sum())
     K = np.clip(directions @ directions.T, -1.0, 1.0)
     g_live = g[:, live]
+    both = G.T @ out.T @ x
     return Layer(
         d_in=d_in,
         d_out=d_out,
@@ -107,6 +127,8 @@ def measure_layer(
         r_back=float(np.sum(g_live @ np.arcsin(K) * g_live) / np.sum(g_live @ K * g_live)),
         r_diag=float((np.square(G).sum(0) * np.square(x).sum(0)).sum() / out_energy),
         kurtosis=kurtosis,
+        r_eff=float(np.square(G).sum() ** 2 / np.square(G @ G.T).sum()),
+        r_joint=float(4 * np.trace(both) ** 2 / np.square(both + both.T).sum()),
     )
 
 
@@ -124,8 +146,13 @@ def crossover(term: str, kind: Family, layer: Layer, init: str = "A") -> float:
         }[term]
     if term != "aligned":
         return 2 + fan + layer.kurtosis
-    diagonal = layer.r_align / fan if layer.r_diag is None else layer.r_diag
-    return 2 + layer.r_align + layer.kurtosis * diagonal
+    return 2 + layer.r_align + layer.kurtosis * _diagonal(layer, init)
+
+
+def _diagonal(layer: Layer, init: str) -> float:
+    """``r_diag``, or the value that stands for it."""
+    fan = layer.d_in if init == "A" else layer.d_out
+    return layer.r_align / fan if layer.r_diag is None else layer.r_diag
 
 
 def curve(
@@ -168,50 +195,82 @@ def curve(
     values: Floats = ranks**prediction.exponent
     if prediction.row.term == "none":
         return values
-    # Adafactor divides by a product of row and column means, not entry by entry: its crossover
-    # is not known.
-    rho = (
-        math.nan
-        if optimizer == "adafactor"
-        else crossover(prediction.row.term, prediction.family, layer, init)
-    )
+    rho = _rho(prediction.row.term, prediction.family, optimizer, layer, init)
     return values * np.sqrt(1 + (rho - 1) / ranks)
 
 
-def log_bias(site: str, stat: str, log_variance: ArrayLike) -> Floats:
-    """The Jensen gap between the curve's log and the mean of the log statistic over seeds.
-
-    It is ``k/2`` times the variance of the log statistic over seeds: to second order,
-    ``E log s = log E[s^k] / k - k/2 var(log s)``. k is from :data:`MOMENTS`; it is 2 for
-    activations and ``delta_w``, whose curve is that of their rms. NaN for a statistic without a
-    curve.
-
-    For the norm of B_grad the variance is ``1 / (2 r r_eff)``, ``r_eff = |G|^4 / |G G^T|^2``: over
-    ranks 4 to 256 the measured slope is too steep by 0.026 / r_eff.
-
-    Raises :class:`StudyError` for a site or stat that is not in the vocabulary.
-    """
-    check_quantity(site, stat)
-    if stat not in MOMENTS:
-        return np.full_like(log_variance, math.nan, dtype=np.float64)
-    k = MOMENTS[stat] if site in RANK_SIZED else 2
-    return k / 2 * np.asarray(log_variance, dtype=np.float64)
-
-
-def slope(
-    values: ArrayLike,
+def log_bias(
+    site: str,
+    stat: str,
     ranks: ArrayLike,
     *,
-    log_bias: ArrayLike = 0.0,
-    weights: ArrayLike | None = None,
-) -> float:
-    """The least-squares slope of ``log(values) - log_bias`` against log ``ranks``.
+    step: int,
+    optimizer: str,
+    p: float,
+    q: float = 0.0,
+    init: str = "A",
+    layer: Layer = UNKNOWN,
+    modifiers: Modifiers = PLAIN,
+) -> Floats:
+    """How far the mean of the log over draws lies below the log of the curve, [ranks].
+
+    See :mod:`study.theory.log_gaps`. It is 0 if the layer's share is not known, and NaN where the
+    curve is NaN.
+
+    Raises :class:`StudyError` for a site, stat, optimizer or init that is not in the vocabulary.
+    """
+    ranks = np.asarray(ranks, dtype=np.float64)
+    found = predict(
+        site, stat, step=step, optimizer=optimizer, p=p, q=q, init=init, modifiers=modifiers
+    )
+    if found.row is None:
+        return np.full(ranks.shape, math.nan)
+    share = layer.share
+    if found.row.term != "none":
+        rho = _rho(found.row.term, found.family, optimizer, layer, init)
+        joint = layer.joint * _narrowing(layer, init)
+        return product_gap(found.row.term, found.family, ranks, rho, share, joint)
+    if not found.row.passes or math.isnan(share):
+        return np.zeros(ranks.shape)
+    power = found.row.spreads if stat == "descent" else MOMENTS[stat]
+    return sum_gap(share ** (1 / found.row.passes), power, ranks) / MOMENTS[stat]
+
+
+def _narrowing(layer: Layer, init: str) -> float:
+    """The standard deviation of z^2 beside that of a normal z, whose z^2 has variance 2.
+
+    It differs from 1 if u is mostly a single input, as massive activations are.
+    """
+    fan = layer.d_in if init == "A" else layer.d_out
+    beyond = _diagonal(layer, init) - layer.r_align / fan
+    if not beyond > 0:
+        return 1.0
+    return math.sqrt(1 + layer.kurtosis * min(beyond, 1.0) / 2)
+
+
+def mean_log_curve(site: str, stat: str, ranks: ArrayLike, **setting: Any) -> Floats:
+    """The exponential of the mean of the log over draws, [ranks]: what data are compared with.
+
+    The arguments and the errors are those of :func:`curve`.
+    """
+    bias = log_bias(site, stat, ranks, **setting)
+    return np.asarray(curve(site, stat, ranks, **setting) * np.exp(-bias))
+
+
+def _rho(term: Term, kind: Family, optimizer: str, layer: Layer, init: str) -> float:
+    # Adafactor divides by a product of row and column means, not entry by entry: its crossover
+    # is not known.
+    return math.nan if optimizer == "adafactor" else crossover(term, kind, layer, init)
+
+
+def slope(values: ArrayLike, ranks: ArrayLike, *, weights: ArrayLike | None = None) -> float:
+    """The least-squares slope of ``log(values)`` against log ``ranks``.
 
     It is exactly linear in the p of the values. ``weights``: those of the fit of the data.
     Raises :class:`StudyError` for fewer than two distinct ranks.
     """
     x = np.log(np.asarray(ranks, dtype=np.float64))
-    y = np.log(np.asarray(values, dtype=np.float64)) - np.asarray(log_bias, dtype=np.float64)
+    y = np.log(np.asarray(values, dtype=np.float64))
     w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64)
     x = x - np.average(x, weights=w)
     if not (w * x != 0).any():
@@ -237,7 +296,7 @@ def stable_exponent(
     """p*: the p at which the quantity does not change with rank.
 
     Without ``ranks``, in the limit of large rank; with them, the p at which the slope of the
-    finite-rank curve over these ranks is 0. A slope is linear in p with an integer factor, so two
+    mean of the log over these ranks is 0. A slope is linear in p with an integer factor, so two
     values of p determine it. None without a prediction, or if the quantity does not depend on p
     (B_update under a sign-like rule).
     """
@@ -252,19 +311,11 @@ def stable_exponent(
         return None
     if ranks is None:
         return flat / (flat - steep)
-    given = curve(
-        site,
-        stat,
-        ranks,
-        step=step,
-        optimizer=optimizer,
-        p=0.0,
-        q=q,
-        init=init,
-        layer=layer,
-        modifiers=modifiers,
+    setting: dict[str, Any] = {"step": step, "optimizer": optimizer, "p": 0.0, "q": q}
+    setting |= {"init": init, "layer": layer, "modifiers": modifiers}
+    return slope(mean_log_curve(site, stat, ranks, **setting), ranks, weights=weights) / (
+        flat - steep
     )
-    return slope(given, ranks, weights=weights) / (flat - steep)
 
 
 def distance_to_infinite_rank(

@@ -24,7 +24,9 @@ class Row:
     - ``updates``: the number of optimizer updates in the product;
     - ``first``: the first step at which the quantity is not zero;
     - ``term``: the crossover of the finite-rank curve. It exists if the r iid components of the
-      quantity have a mean other than zero.
+      quantity have a mean other than zero;
+    - ``passes``: how often a quantity without a crossover multiplies the random factor by G. Its
+      log is biased by the spread over draws (:mod:`study.theory.log_gaps`); 0: by nothing.
     """
 
     rank: float
@@ -35,6 +37,7 @@ class Row:
     derivation: str
     source: str
     term: Term = "none"
+    passes: int = 0
 
     def exponent(self, p: float, q: float, clipped: bool = False) -> float:
         """The asymptotic exponent. ``clipped`` divides each update by the gradient norm, which
@@ -63,23 +66,32 @@ _ANY: dict[str, Row] = {
     "layer_out_grad": _BASE,
     "A": Row(1 / 2, 0, 1, 0, 0, "r D iid entries of variance v; updates are of order lr", DERIVED),
     "B_grad": Row(
-        1 / 2, 1, 1, 0, 0, "gamma G A^T: r iid columns, E|.|^2 = gamma^2 v r |G|^2", PAPER
+        1 / 2, 1, 1, 0, 0, "gamma G A^T: r iid columns, E|.|^2 = gamma^2 v r |G|^2", PAPER, passes=1
     ),
     "adapter_grad": Row(
-        1 / 2, 1, 1, 0, 0, "B_grad: A_grad is 0 at step 0, then smaller by a factor lr", PAPER
+        1 / 2,
+        1,
+        1,
+        0,
+        0,
+        "B_grad: A_grad is 0 at step 0, then smaller by a factor lr",
+        PAPER,
+        passes=1,
     ),
 }
 LINEAR: dict[str, Row] = {
     **_ANY,
-    "B": Row(1 / 2, 1, 1, 1, 1, "-lr gamma sum_s G_s A^T, linear in B_grad", PAPER),
-    "B_update": Row(1 / 2, 1, 1, 1, 0, "lr B_grad", DERIVED),
+    "B": Row(1 / 2, 1, 1, 1, 1, "-lr gamma sum_s G_s A^T, linear in B_grad", PAPER, passes=1),
+    "B_update": Row(1 / 2, 1, 1, 1, 0, "lr B_grad", DERIVED, passes=1),
     "adapter_update": Row(
-        1 / 2, 1, 1, 1, 0, "B_update: A_update is smaller by a factor lr", DERIVED
+        1 / 2, 1, 1, 1, 0, "B_update: A_update is smaller by a factor lr", DERIVED, passes=1
     ),
-    "A_grad": Row(1 / 2, 2, 1, 1, 1, "gamma B^T G = -lr gamma^2 A G^T G: r iid rows", PAPER),
-    "A_update": Row(1 / 2, 2, 1, 2, 1, "lr A_grad", DERIVED),
+    "A_grad": Row(
+        1 / 2, 2, 1, 1, 1, "gamma B^T G = -lr gamma^2 A G^T G: r iid rows", PAPER, passes=2
+    ),
+    "A_update": Row(1 / 2, 2, 1, 2, 1, "lr A_grad", DERIVED, passes=2),
     "descent": Row(
-        1, 2, 2, 1, 0, "lr |B_grad|^2, mean lr gamma^2 v r |G|^2: no crossover", DERIVED
+        1, 2, 2, 1, 0, "lr |B_grad|^2, mean lr gamma^2 v r |G|^2: no crossover", DERIVED, passes=1
     ),
     "adapter_out": _product(
         "aligned",
@@ -111,7 +123,14 @@ SIGN: dict[str, Row] = {
         1 / 2, 0, 0, 2, 1, "about lr per entry once A_grad is not 0: lr sqrt(r D)", DERIVED
     ),
     "descent": Row(
-        1, 1, 1, 1, 0, "lr |B_grad|_1 = lr gamma sum_k |G a_k|_1, iid terms: no crossover", DERIVED
+        1,
+        1,
+        1,
+        1,
+        0,
+        "lr |B_grad|_1 = lr gamma sum_k |G a_k|_1, iid terms: no crossover",
+        DERIVED,
+        passes=1,
     ),
     "adapter_out": _product(
         "aligned", 1, "-lr gamma sign(G A^T) A x, E|.|^2 of r (r - 1 + r_sign)", ARCSINE

@@ -114,6 +114,20 @@ STATS: dict[str, Stat] = {
         usual=False,
         fitted=False,
     ),
+    "r_eff": Stat(
+        "effective number of directions of the weight gradient",
+        "|G|^4 / |G G^T|^2",
+        "alignment",
+        usual=False,
+        fitted=False,
+    ),
+    "r_joint": Stat(
+        "effective number of directions that inputs and weight gradient have in common",
+        "tr(P M)^2 / |sym(P M)|^2, P = G^T G, M = E x x^T",
+        "alignment",
+        usual=False,
+        fitted=False,
+    ),
     "r_back": Stat(
         "alignment of output gradients",
         "g^T arcsin(K) g / g^T K g",

@@ -15,7 +15,7 @@ from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
 from study.probes import Alignment, NormProbe
-from study.probes.alignment import aligned, crossed
+from study.probes.alignment import ALIGNED, aligned, crossed
 from study.theory import measure_layer
 from study.training.loop import Fold, train
 from study.training.probing import make_probe
@@ -45,7 +45,7 @@ def test_alignments_agree_with_theory(tiny_base: FrozenBase, corpus: Corpus, cel
     """Two updates at different learning rates, two micro-batches each; A is drawn in one cell, B in
     the other."""
     schedule = ["train.schedule=linear", "train.accumulation=2", f"probes.tokens={TOKENS}"]
-    stats = "probes.stats=[norm,r_align,r_sign,r_diag,r_back]"
+    stats = "probes.stats=[norm,r_align,r_sign,r_diag,r_eff,r_joint,r_back]"
     cells = [
         cell("adapter.rank=4", stats, "probes.steps=[0,2]", *schedule),
         cell("adapter.rank=6", *schedule),
@@ -85,7 +85,7 @@ def test_alignments_agree_with_theory(tiny_base: FrozenBase, corpus: Corpus, cel
                 if drawn == "A"
                 else ("adapter_in_grad", "adapter_out")
             )
-            for stat in ("r_align", "r_sign", "r_diag"):
+            for stat in ALIGNED:
                 assert rows.loc[near, stat] == pytest.approx(getattr(wanted, stat), rel=1e-5), (
                     bank.layer,
                     stat,

@@ -11,7 +11,7 @@ from study.theory import (
     crossover,
     curve,
     distance_to_infinite_rank,
-    log_bias,
+    mean_log_curve,
     measure_layer,
     predict,
     slope,
@@ -194,7 +194,8 @@ def test_slopes_are_linear_in_p_so_that_one_p_gives_the_stable_one():
             p_star = stable_exponent(
                 site, "rms", step=1, optimizer=optimizer, ranks=ranks, layer=LAYER
             )
-            flat = curve(site, "rms", ranks, step=1, optimizer=optimizer, p=p_star, layer=LAYER)
+            setting = {"step": 1, "optimizer": optimizer, "p": p_star, "layer": LAYER}
+            flat = mean_log_curve(site, "rms", ranks, **setting)
             assert slope(flat, ranks) == pytest.approx(0, abs=1e-12)
 
 
@@ -208,7 +209,7 @@ def test_the_backward_condition_is_flat_near_a_quarter_and_a_half_on_ranks_up_to
     forward = stable_exponent(
         "adapter_out", "rms", step=1, optimizer="sgd", ranks=ranks, layer=LAYER
     )
-    assert forward == pytest.approx(0.45, abs=0.01)
+    assert forward == pytest.approx(0.47, abs=0.01)
 
 
 def test_a_fit_over_low_ranks_sees_092_where_the_asymptote_is_1():
@@ -285,27 +286,12 @@ def test_distance_in_round_numbers():
         distance_to_infinite_rank(64, layer, weighting="spectral")
 
 
-def test_slope_weights_and_bias():
+def test_slope_weights():
     ranks = np.array([4.0, 16.0, 64.0])
     assert slope(ranks**-0.3, ranks) == pytest.approx(-0.3)
     assert slope([1, 16, 64], ranks, weights=[0, 1, 1]) == pytest.approx(1)
-    assert slope(ranks**-0.3, ranks, log_bias=np.log(ranks)) == pytest.approx(-1.3)
     with pytest.raises(StudyError, match="two distinct ranks"):
         slope([1, 2], [8, 8])
-
-
-def test_the_log_of_a_gradient_norm_is_biased_by_its_variance():
-    """E log|B_grad| is 1/(2 r r_eff) below the curve: 0.026 / r_eff in slope at ranks 4 to 256."""
-    ranks = np.array([4, 8, 16, 32, 64, 128, 256])
-    bias = slope(np.ones(7), ranks, log_bias=log_bias("B_grad", "norm", 1 / (2 * ranks)))
-    assert bias == pytest.approx(0.026, abs=0.0005)
-    setting = problem(1, tokens=12)
-    G = setting.gradient(0)
-    r_eff = np.square(G).sum() ** 2 / np.square(G @ G.T).sum()
-    norms = sweep(sgd, setting, (8,), p=0, seeds=4000, draw=gaussian, steps=0)[0]["B_grad"][0]
-    root_mean_square = np.sqrt(8 / (3 * D) * np.square(G).sum())
-    assert interval(np.log(norms / root_mean_square)).agrees(-1 / (16 * r_eff))
-    assert np.log(norms).var() == pytest.approx(1 / (16 * r_eff), rel=0.1)
 
 
 def test_a_curve_needs_a_prediction_and_ranks():

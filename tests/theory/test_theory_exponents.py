@@ -259,9 +259,9 @@ def test_a_new_site_or_stat_has_no_exponent_until_it_is_derived(monkeypatch):
             assert prediction.reason == f"no exponent has been derived for {stat} of {site}"
         assert stable_exponent(site, stat, **setting) is None
         assert math.isnan(predicted_exponents(site, stat, 1, "sgd", P, (4, 8)).item())
-    assert math.isnan(log_bias("adapter_out", "skew", 0.1))
+    assert math.isnan(log_bias("adapter_out", "skew", [4.0], p=P, **setting).item())
     with pytest.raises(StudyError, match="unknown stat 'skw'"):
-        log_bias("adapter_out", "skw", 0.1)
+        log_bias("adapter_out", "skw", [4.0], p=P, **setting)
 
 
 @pytest.mark.parametrize(

@@ -54,21 +54,20 @@ def measured_and_predicted(
         }
         if predict(site, stat, **setting).exponent is None:
             continue
-        variance = np.log(values).var(axis=1, ddof=1)
-        value = predicted_exponent(
-            site, stat, ranks, layer=layer or theory.Layer(), log_variance=variance, **setting
-        )
+        value = predicted_exponent(site, stat, ranks, layer=layer or theory.Layer(), **setting)
         if np.isfinite(value):
             measured[name] = interval(seed_slopes(values, ranks), COMPARISONS)
             predicted[name] = value
     return measured, predicted
 
 
-def disagreements(measured: dict[str, Measured], predicted: dict[str, float]) -> list[str]:
+def disagreements(
+    measured: dict[str, Measured], predicted: dict[str, float], slack: float = 0.0
+) -> list[str]:
     return [
         f"{name}: measured {measured[name]}, predicted {value:.4f}"
         for name, value in predicted.items()
-        if not measured[name].agrees(value)
+        if abs(measured[name].value - value) > measured[name].half + slack
     ]
 
 
@@ -173,9 +172,8 @@ def test_all_moments(rule):
     for (site, stat), values in row.items():
         if site == "descent":
             continue
-        variance = np.log(values).var(axis=1, ddof=1)
         predicted = predicted_exponent(
-            site, stat, ranks, step=1, optimizer=rule, p=P, q=Q, layer=layer, log_variance=variance
+            site, stat, ranks, step=1, optimizer=rule, p=P, q=Q, layer=layer
         )
         one = interval(seed_slopes(values, ranks), 200)
         shape = (
@@ -214,8 +212,11 @@ def test_a_quadratic_loss_trained_beyond_the_lazy_regime_is_not_predicted():
 SHORT = (4, 16, 64, 256, 1024)
 
 
-def modified(rule, modifiers=theory.PLAIN, optimizer=None, sites=None, **training):
-    """Disagreements over steps 0 to 3, with the modifier simulated and given to the theory."""
+def modified(rule, modifiers=theory.PLAIN, optimizer=None, sites=None, slack=0.0, **training):
+    """Disagreements over steps 0 to 3, with the modifier simulated and given to the theory.
+
+    ``slack``: by how much a slope may be off beside its interval.
+    """
     rows = sweep(getattr(lazy_layer, rule), SETTING, SHORT, p=P, q=Q, seeds=SEEDS, **training)
     wrong = []
     for step, row in enumerate(rows):
@@ -224,7 +225,7 @@ def modified(rule, modifiers=theory.PLAIN, optimizer=None, sites=None, **trainin
         found = measured_and_predicted(
             kept, step, optimizer or rule, layer=layer, modifiers=modifiers, ranks=SHORT
         )
-        wrong += disagreements(*found)
+        wrong += disagreements(*found, slack)
     return wrong
 
 
@@ -264,7 +265,8 @@ def test_coupled_decay_under_a_sign_rule_replaces_the_signal_of_a_by_its_sign(ru
 def test_always_clipped(rule):
     """At q = 0 descent, output, weight and backward all scale as 1/2 - p."""
     always = Modifiers(clip="always")
-    assert not modified(rule, always, clip=1e-9)
+    # One layer is the whole model here, so that clipping removes the spread of its own update too.
+    assert not modified(rule, always, clip=1e-9, slack=0.005)
     wrong = {line.split(":")[0] for line in modified(rule, clip=1e-9)}
     assert {
         "descent",

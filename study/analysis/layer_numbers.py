@@ -1,0 +1,161 @@
+"""Sizes and alignments of layers, by row of ``exponents``: what theory needs to know of a layer.
+
+All are geometric means over the ranks and seeds of a curve: these numbers do not depend on rank or
+seed while training is lazy. At a large learning rate they do, so curves are kept apart.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from study.analysis.fits import Floats, Ints, Mask
+from study.analysis.grouping import codes
+from study.theory import Layer
+from study.theory.curves import MIDDLE_BACK
+from study.vocabulary.quantities import ALIGNMENTS, DESCENT, MODEL_WIDE, PRODUCTS, TRAIN
+from study.vocabulary.thresholds import LAST_PREDICTED_STEP
+
+RECORDED = ("d_in", "d_out", *ALIGNMENTS)
+"""The columns of ``probes`` that finite-rank curves depend on."""
+LAYER_NUMBERS = tuple(dict.fromkeys([*RECORDED, "r_eff"]))
+"""The columns of :func:`layer_numbers`: fields of :class:`study.theory.Layer`."""
+
+
+def layer_numbers(
+    rows: pd.DataFrame, curve: Ints, of_cell: "pd.Series[int]", probes: pd.DataFrame
+) -> pd.DataFrame:
+    """The numbers of the layers of ``rows``, whose curves are ``curve``; NaN if not recorded.
+
+    ``r_eff`` is that of the layer's weight gradient, or for a row over the whole model that of the
+    gradients of all layers together. The others are NaN in rows whose curve does not need them.
+    """
+    names = [name for name in RECORDED if name in probes]
+    result = pd.DataFrame(
+        np.nan, index=range(len(rows)), columns=[*dict.fromkeys([*names, "r_eff"])]
+    )
+    crossed = _may_cross(rows)
+    here = np.flatnonzero(_may_cross(probes))
+    if not names or not len(here):
+        return result
+    means = _Means.of(probes, here, names, of_cell)
+    step = rows["step"].to_numpy(int)
+    batch, layer = rows["batch"].astype(str), rows["layer"].astype(str)
+    if crossed.any():
+        known = means.at(curve[crossed], step[crossed], batch[crossed], layer[crossed])
+        result.loc[crossed, names] = known.to_numpy(float)
+    if "r_back" in result:
+        result["r_back"] = result["r_back"].fillna(MIDDLE_BACK)
+    if "r_align" in names:
+        early = step <= LAST_PREDICTED_STEP
+        result.loc[early, "r_eff"] = _directions(rows[early], curve[early], of_cell, probes, means)
+    return result
+
+
+class _Means:
+    """Means by curve, step, batch and layer, with the names of batches and layers."""
+
+    def __init__(self, table: pd.DataFrame, batches: list[str], layers: list[str]) -> None:
+        self.table, self.batches, self.layers = table, batches, layers
+
+    @classmethod
+    def of(
+        cls, probes: pd.DataFrame, here: Ints, columns: Sequence[str], of_cell: "pd.Series[int]"
+    ) -> "_Means":
+        """Geometric means of ``columns`` over the cells of a curve, in the rows ``here``."""
+        (cell_N, ids), (batch_N, batches), (layer_N, layers) = (
+            codes(probes[name]) for name in ("cell_id", "batch", "layer")
+        )
+        by = [
+            of_cell.reindex(ids).to_numpy()[cell_N[here]],
+            probes["step"].to_numpy()[here].astype(int),
+            batch_N[here].astype(int),
+            layer_N[here].astype(int),
+        ]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            logs = {name: np.log(probes[name].to_numpy()[here].astype(float)) for name in columns}
+        table = pd.DataFrame(logs).groupby(by).mean()
+        return cls(table.transform(np.exp), batches, layers)
+
+    def at(
+        self, curve: Ints, step: Ints, batch: "pd.Series[str]", layer: "pd.Series[str]"
+    ) -> pd.DataFrame:
+        """The means at given places; NaN where there are none."""
+        keys = [
+            curve,
+            step,
+            pd.Index(self.batches).get_indexer(pd.Index(batch)),
+            pd.Index(self.layers).get_indexer(pd.Index(layer)),
+        ]
+        return self.table.reindex(pd.MultiIndex.from_arrays(keys))
+
+
+def _directions(
+    rows: pd.DataFrame,
+    curve: Ints,
+    of_cell: "pd.Series[int]",
+    probes: pd.DataFrame,
+    means: _Means,
+) -> Floats:
+    """By row ``r_eff``, on the training batch, rounded so that rows repeat.
+
+    Step 0 takes that of step 1, which is about the gradient of step 0.
+    """
+    step = np.maximum(rows["step"].to_numpy(int), 1)
+    train = pd.Series(TRAIN, index=rows.index)
+    known = means.at(curve, step, train, rows["layer"].astype(str))
+    share = _shares(known)
+    wide = (rows["layer"] == MODEL_WIDE).to_numpy()
+    if wide.any():
+        share[wide] = _of_models(rows[wide], curve[wide], of_cell, probes, means)
+    return share.round(2) ** -2
+
+
+def _shares(known: pd.DataFrame) -> Floats:
+    """Theory's ``share`` of each row of ``known``, from its ``r_align`` and ``r_eff``."""
+    pair = known.reindex(columns=["r_align", "r_eff"]).to_numpy(float)
+    distinct, where = np.unique(pair, axis=0, return_inverse=True, equal_nan=True)
+    return np.array([Layer(r_align=a, r_eff=b).share for a, b in distinct])[where.ravel()]
+
+
+def _of_models(
+    rows: pd.DataFrame,
+    curve: Ints,
+    of_cell: "pd.Series[int]",
+    probes: pd.DataFrame,
+    means: _Means,
+) -> Floats:
+    """By row the share of the gradients of all layers together: ``|w share| / sum w``.
+
+    ``w`` is a layer's part of the statistic: its descent, or the square of its norm.
+    """
+    found = np.full(len(rows), np.nan)
+    is_descent = (rows["stat"] == DESCENT.stat).to_numpy()
+    single = (probes["layer"] != MODEL_WIDE) & (probes["step"] <= LAST_PREDICTED_STEP)
+    for site in rows["site"].astype(str).unique():
+        here = np.flatnonzero(single & (probes["site"] == site))
+        for column, power, about in ((DESCENT.stat, 1, is_descent), ("norm", 2, ~is_descent)):
+            asked = about & (rows["site"] == site).to_numpy()
+            if column in probes and len(here) and asked.any():
+                parts = _Means.of(probes, here, [column], of_cell).table[column] ** power
+                keys = [curve[asked], rows["step"].to_numpy(int)[asked]]
+                keys.append(pd.Index(means.batches).get_indexer(rows["batch"].astype(str)[asked]))
+                shares = _joined(parts, means)
+                found[asked] = shares.reindex(pd.MultiIndex.from_arrays(keys)).to_numpy(float)
+    return found
+
+
+def _joined(weights: "pd.Series[float]", means: _Means) -> "pd.Series[float]":
+    """``|w share| / sum w`` by curve, step and batch, from ``w`` by layer."""
+    curve, step, _, layer = (weights.index.get_level_values(k) for k in range(4))
+    train = np.full(len(weights), means.batches.index(TRAIN) if TRAIN in means.batches else -1)
+    at = pd.MultiIndex.from_arrays([curve, np.maximum(step, 1), train, layer])
+    squares = (weights * _shares(means.table.reindex(at))) ** 2
+    by = [0, 1, 2]
+    root = squares.groupby(level=by).sum(min_count=1) ** 0.5
+    return root / weights.where(squares.notna()).groupby(level=by).sum(min_count=1)
+
+
+def _may_cross(rows: pd.DataFrame) -> Mask:
+    """The rows whose finite-rank curve may have a crossover, at steps with predictions."""
+    return (rows["site"].isin(PRODUCTS) & (rows["step"] <= LAST_PREDICTED_STEP)).to_numpy()
