@@ -7,6 +7,7 @@ import pandas as pd
 from study.analysis.intervals import interval_text
 from study.vocabulary.thresholds import CONFIDENCE
 
+INTERVAL = f"{100 * CONFIDENCE:g} % interval"
 STRAIGHTNESS = "straightness of the line, one seed"
 """What the brackets beside a slope show if there is one seed."""
 
@@ -47,7 +48,7 @@ def bracket_head(rows: pd.DataFrame) -> str:
     """
     kinds = set(rows["interval"].astype(str)) - {"none"}
     if kinds == {"seeds"}:
-        return f"{100 * CONFIDENCE:g} % interval"
+        return INTERVAL
     return STRAIGHTNESS if kinds == {"ranks"} else ""
 
 
@@ -57,7 +58,7 @@ def bracket_notes(rows: pd.DataFrame) -> list[str]:
     seeds = sorted(set(rows.loc[rows["interval"] == "seeds", "seeds"]))
     if seeds:
         over = " or ".join(f"{n:g}" for n in seeds)
-        notes.append(f"Brackets are {100 * CONFIDENCE:g} % intervals over {over} seeds.")
+        notes.append(f"Brackets are {INTERVAL}s over {over} seeds.")
     if (rows["interval"] == "ranks").any():
         notes.append(
             f"Brackets of rows with one seed are the {STRAIGHTNESS}: they do not say how much "

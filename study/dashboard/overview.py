@@ -11,15 +11,26 @@ import pandas as pd
 
 from study.analysis.fits import t_critical
 from study.analysis.grouping import curve_labels, distinguishing
+from study.analysis.wording import (
+    INTERVAL,
+    STRAIGHTNESS,
+    bend_text,
+    bracket_head,
+    bracket_notes,
+    factor_text,
+    number_text,
+)
 from study.dashboard.colours import rule_looks
 from study.dashboard.following import FollowedCell, FollowedStudy
 from study.dashboard.probes import Layer, Quantity
 from study.dashboard.verdicts import FIXED_STEPS, Verdicts
 from study.figures import style
 from study.figures.selection import Rule
-from study.store import STATUSES
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import FIRST_READ, METRICS, PRIMARY, SITES, STATS, TRAIN
+from study.vocabulary.statuses import STATUSES, Status, end_step, note
+from study.vocabulary.thresholds import STABLE_RATIO
+from study.vocabulary.verdicts import VERDICTS, meaning
 
 CURVES = {name: METRICS[name].label for name in ("loss", "eval_loss", "grad_norm")}
 """The metrics with a curve on the page."""
@@ -55,7 +66,7 @@ MOST_VALUES = 6
 
 VERDICT_FIELDS = (
     *("optimizer", "curve", "quantity", "over", "step", "exponent", "ci_low", "ci_high"),
-    *("predicted", "verdict", "interval", "seeds", "ranks", "rank_min", "rank_max"),
+    *("predicted", "estimate", "verdict", "interval", "seeds", "ranks", "rank_min", "rank_max"),
 )
 
 
@@ -65,7 +76,7 @@ def overview(study: FollowedStudy, verdicts: Verdicts, live: bool) -> dict[str, 
     ``live``: whether the page can request updates.
     """
     cells = study.cells()
-    rows, note = verdicts.of(study)
+    rows, why_none = verdicts.of(study)
     return {
         "study": study.folder.resolve().name,
         "instance": study.instance,
@@ -85,8 +96,18 @@ def overview(study: FollowedStudy, verdicts: Verdicts, live: bool) -> dict[str, 
             "stat": {name: stat.label for name, stat in STATS.items()},
             "curve": CURVES,
         },
-        "verdicts": [_verdict(row) for row in rows.to_dict("records")],
-        "verdict_note": note,
+        "states": {name: _state(row) for name, row in STATUSES.items()},
+        **_verdicts(rows, why_none),
+        "interval": INTERVAL,
+        "straightness": STRAIGHTNESS,
+        "words": {
+            word: {
+                "symbol": row.symbol,
+                "colour": row.colour,
+                "meaning": meaning(word, STABLE_RATIO),
+            }
+            for word, row in VERDICTS.items()
+        },
         "t_critical": t_critical(np.arange(1, MOST_DF + 1)).tolist(),
     }
 
@@ -115,6 +136,8 @@ def _cell(cell: FollowedCell, row: Mapping[Any, Any], setting: str) -> dict[str,
         "revision": cell.revision,
         "probed": len(cell.probes.steps),
         "curves": _curves(cell.metrics),
+        "end_step": _json(end_step(row)) if math.isfinite(end_step(row)) else None,
+        "note": note(row),
     }
 
 
@@ -168,14 +191,42 @@ def _values(column: "pd.Series[Any]") -> str:
     return ", ".join(map(name, values)) or "none"
 
 
-def _verdict(row: Mapping[Any, Any]) -> dict[str, Any]:
+def _verdicts(rows: pd.DataFrame, why_none: str) -> dict[str, Any]:
+    """The rows of the verdict table, what their brackets show, and the notes below it."""
+    if rows.empty:
+        return {"verdicts": [], "brackets": "", "verdict_notes": [why_none]}
+    return {
+        "verdicts": [_verdict(row) for row in rows.itertuples(index=False)],
+        "brackets": bracket_head(rows),
+        "verdict_notes": [*bracket_notes(rows), *_spans(rows)],
+    }
+
+
+def _verdict(row: Any) -> dict[str, Any]:
+    """A row of the summary: its numbers for the bar, and its texts, which are the report's."""
     labels = {(q.site, q.stat): q.label for q in PRIMARY}
     return {
-        **{name: _json(row[name]) for name in VERDICT_FIELDS},
-        "rule": style.gid(Rule.of(row["scaling"], row["exponent_p"])),
-        "label": labels[row["site"], row["stat"]],
-        "at_last_step": row["step"] not in FIXED_STEPS,
+        **{name: _json(getattr(row, name)) for name in VERDICT_FIELDS},
+        "rule": style.gid(Rule.of(row.scaling, row.exponent_p)),
+        "label": labels[row.site, row.stat],
+        "at_last_step": row.step not in FIXED_STEPS,
+        "factor": factor_text(row.factor),
+        "theory": number_text(row.predicted),
+        "bend": bend_text(row),
     }
+
+
+def _spans(rows: pd.DataFrame) -> list[str]:
+    """Over which ranks the factors are."""
+    pairs = rows[["rank_min", "rank_max"]].drop_duplicates().itertuples(index=False)
+    spans = " or ".join(f"{low:g} to {high:g}" for low, high in pairs)
+    return [f"× is the factor from the lowest to the highest rank ({spans})."]
+
+
+def _state(status: Status) -> dict[str, Any]:
+    """How the page shows a state. ``stopped_early``: its cells do not reach the last step."""
+    stopped = status.has_ended and (bool(status.ended_at) or not status.is_done)
+    return {"symbol": status.symbol, "colour": status.colour, "stopped_early": stopped}
 
 
 def _text(value: Any) -> str:

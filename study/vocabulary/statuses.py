@@ -3,13 +3,14 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
 class Status:
     """A state of a cell.
 
+    - ``symbol``, ``colour``: of the word, on a page;
     - ``has_ended``: no process trains it, and it did not lose its process;
     - ``is_done``: a sweep does not train it again, because it would end in the same way;
     - ``ended_at``: the field of its record with the first step whose numbers are not used. Empty if
@@ -18,6 +19,8 @@ class Status:
     - ``fits``: which of its steps the fits use. Empty if it needs no explanation.
     """
 
+    symbol: str
+    colour: Literal["green", "blue", "yellow", "red"]
     has_ended: bool = False
     is_done: bool = False
     ended_at: str = ""
@@ -26,12 +29,14 @@ class Status:
 
 
 STATUSES = {
-    "complete": Status(has_ended=True, is_done=True),
-    "running": Status(fits="Fits use the steps so far."),
+    "complete": Status("●", "green", has_ended=True, is_done=True),
+    "running": Status("◐", "blue", fits="Fits use the steps so far."),
     "interrupted": Status(
-        fits="Fits use the steps so far. The same `study train` command continues."
+        "■", "yellow", fits="Fits use the steps so far. The same `study train` command continues."
     ),
     "diverged": Status(
+        "✕",
+        "red",
         has_ended=True,
         is_done=True,
         ended_at="diverged_step",
@@ -39,6 +44,8 @@ STATUSES = {
         fits="Fits use the steps before a value was not finite.",
     ),
     "stuck": Status(
+        "◆",
+        "red",
         has_ended=True,
         is_done=True,
         ended_at="stuck_step",
@@ -46,7 +53,7 @@ STATUSES = {
         fits="From some step on, the gradient was zero and the loss did not change. Fits use the "
         "steps before it, and no final loss is reported.",
     ),
-    "failed": Status(has_ended=True, fits="Fits use the steps before the failure."),
+    "failed": Status("▲", "red", has_ended=True, fits="Fits use the steps before the failure."),
 }
 """Every state, by name. ``interrupted``: recorded as running, but its process is gone."""
 

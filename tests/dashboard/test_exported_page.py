@@ -265,7 +265,7 @@ def test_it_fits_the_screen_light_and_dark(
                 return 0.2126 * c[0] + 0.7152 * c[1] + 0.0722 * c[2]; };
             const panel = document.querySelector('section');
             const back = light(getComputedStyle(panel).backgroundColor);
-            return ['h2', 'h2 small', '.stable', '.collapses', '#main-settings', '#key']
+            return ['h2', 'h2 small', '.green', '.yellow', '.red', '#main-settings', '#key']
                 .map(name => document.querySelector(name)).filter(Boolean)
                 .map(node => light(getComputedStyle(node).color))
                 .map(ink => (Math.max(ink, back) + 0.05) / (Math.min(ink, back) + 0.05)); }"""

@@ -130,7 +130,7 @@ def test_a_note_says_why_there_are_no_verdicts(
     writer = by_hand("aaa")
     page = overview(FollowedStudy(tmp_path / "results/odd"), Verdicts(), live=True)
     assert page["verdicts"] == []
-    assert "two ranks" in page["verdict_note"]
+    assert "two ranks" in page["verdict_notes"][0]
     json.dumps(page, allow_nan=False)
     writer.close("failed", error="x")
 

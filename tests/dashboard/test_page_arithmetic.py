@@ -63,7 +63,7 @@ def test_unpacked_values_have_the_promised_error(
 
 
 def test_lines_equal_those_of_the_analysis(browser: Browser) -> None:
-    """Several seeds; one seed; one seed with fewer ranks than others; two ranks in all."""
+    """Several seeds; one seed; seeds that lack some ranks; two ranks in all."""
     draw = np.random.default_rng(1)
     page = browser.new_page()
     page.add_script_tag(content=(PARTS / "fits.js").read_text())
@@ -72,7 +72,11 @@ def test_lines_equal_those_of_the_analysis(browser: Browser) -> None:
         [[4, 8, 64, 512]] * 3,
         [[4, 8, 64, 512]],
         [[4, 8, 64], [8, 64], [4, 64, 512]],
+        [[4, 8, 64, 512]] * 4 + [[4, 8, 64]],
+        [[4, 8, 64, 512]] + [[4, 8, 64]] * 4,
+        [[4, 8, 64], [8, 64, 512], [4, 64, 512], [4, 8, 64, 512]],
         [[4, 8]] * 2,
+        [[4, 8]],
     ):
         rows = [(seed, rank) for seed, ranks in enumerate(ranks_of_seed) for rank in ranks]
         seed, rank = np.array(rows).T

@@ -15,12 +15,8 @@ function fitLine(points, tCritical) {
     if (!bySeed.has(point.seed)) bySeed.set(point.seed, []);
     bySeed.get(point.seed).push([Math.log(point.rank), Math.log(point.value)]);
   }
-  let seeds = [...bySeed.values()];
-  const most = Math.max(0, ...seeds.map(seed => seed.length));
-  if (most < 2) return null;
-  // A line through two points has no error, so a seed with two ranks counts only if no seed has
-  // three.
-  seeds = seeds.filter(seed => seed.length >= Math.min(3, most)).map(seedLine);
+  if (Math.max(0, ...[...bySeed.values()].map(seed => seed.length)) < 2) return null;
+  const seeds = commonRanks([...bySeed.values()]).map(seedLine);
   const used = seeds.flatMap(seed => seed.points);
   const x = mean(used.map(point => point[0]));
   const slopes = seeds.map(seed => seed.slope);
@@ -30,7 +26,7 @@ function fitLine(points, tCritical) {
   const ranks = new Set(used.map(point => point[0])).size;
   const { varSlope, varLevel, cov } = variances(seeds, slopes, levels, used.length);
   const df = seeds.length === 1 ? used.length - 2 : seeds.length - 1;
-  const t = ranks >= 3 && df > 0 ? tCritical[Math.min(df, tCritical.length) - 1] : null;
+  const t = df > 0 ? tCritical[Math.min(df, tCritical.length) - 1] : null;
   const half = t === null ? null : t * Math.sqrt(varSlope);
   return {
     slope,
@@ -46,6 +42,42 @@ function fitLine(points, tCritical) {
       return [Math.exp(y), Math.exp(y - width), Math.exp(y + width)];
     },
   };
+}
+
+/**
+ * The points of the seeds that a line is fitted to: all seeds over the same ranks, as
+ * study/analysis/blocks.py chooses them. A set of ranks is an integer, one bit per rank.
+ */
+function commonRanks(seeds) {
+  const xs = [...new Set(seeds.flat().map(point => point[0]))].sort((a, b) => a - b);
+  const bit = point => 1 << xs.indexOf(point[0]);
+  const own = seeds.map(points => points.reduce((ranks, point) => ranks | bit(point), 0));
+  if (own.every(ranks => ranks === own[0])) return seeds;
+  const size = ranks => xs.filter((_, k) => (ranks >> k) & 1).length;
+  const has = ranks => one => (one & ranks) === ranks;
+  const needed = Math.min(3, Math.max(...own.map(size)));
+  const shared = new Set();
+  for (const one of own) {
+    for (const ranks of [...shared]) shared.add(one & ranks);
+    shared.add(one);
+  }
+  let [best, most, mostSeeds] = [0, -1, 0];
+  for (const ranks of [...shared].sort((a, b) => a - b)) {
+    if (ranks === 0 || size(ranks) < needed) continue;
+    const count = own.filter(has(ranks)).length;
+    const precision = Number((count * spread(xs.filter((_, k) => (ranks >> k) & 1))).toFixed(9));
+    if (precision > most || (precision === most && count > mostSeeds)) {
+      [best, most, mostSeeds] = [ranks, precision, count];
+    }
+  }
+  const kept = seeds.filter((_, n) => has(best)(own[n]));
+  return kept.map(points => points.filter(point => best & bit(point)));
+}
+
+/** The sum of squares about the mean. */
+function spread(values) {
+  const centre = mean(values);
+  return sum(values.map(value => (value - centre) ** 2));
 }
 
 /** (Co)variances of the mean slope and level: over seeds, or over ranks if there is one seed. */

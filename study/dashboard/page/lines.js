@@ -44,7 +44,7 @@ function drawCurves(id, view, cells, series, { log = true } = {}) {
   return drawn;
 }
 
-/** The line of one cell, and a cross at its end if it diverged. */
+/** The line of one cell, and a cross at its end if it diverged or is stuck. */
 function curveTraces(view, rule, { cell, step, value }, { axis, index, visible }) {
   const shown = step.flatMap((_, k) => (visible(value[k]) ? [k] : []));
   const line = {
@@ -67,7 +67,7 @@ function curveTraces(view, rule, { cell, step, value }, { axis, index, visible }
     },
   ];
   const broken = value.some(v => v !== null && isBroken(v));
-  if (broken || cell.status === "diverged") {
+  if (broken || cell.end_step !== null) {
     traces.push({
       ...line,
       x: [line.x.at(-1) ?? step[0]],
@@ -108,6 +108,7 @@ function drawFit(view) {
   const data = [];
   const all = [];
   const slopes = [];
+  const seeds = [];
   for (const rule of view.rules) {
     const dots = view.pointsOfChosen(rule);
     const line = fitLine(dots, view.overview.t_critical);
@@ -115,6 +116,7 @@ function drawFit(view) {
     if (line) {
       data.push(...fitTraces(rule, dots, line));
       slopes.push(`${rule.name} ${interval(line.slope, line.low, line.high)}`);
+      if (line.low !== null) seeds.push(line.seeds);
     }
     data.push({
       type: "scatter",
@@ -143,11 +145,17 @@ function drawFit(view) {
     },
     yaxis: logAxis(all.map(dot => dot.value)),
   });
+  const brackets = distinct(seeds.map(bracketText)).join(" or ");
   byId("fit-title").textContent = slopes.length
-    ? `Exponent with rank at step ${view.step}: ${slopes.join(" · ")}`
+    ? `Exponent with rank at step ${view.step}: ${slopes.join(" · ")}` +
+      (brackets ? ` (brackets: ${brackets})` : "")
     : `No exponent at step ${view.step}: two ranks are needed`;
   return all;
 }
+
+/** What the brackets beside a slope show. */
+const bracketText = seeds =>
+  seeds === 1 ? page.overview.straightness : `${page.overview.interval} over ${seeds} seeds`;
 
 /** The fitted line and its band, if it has an interval. */
 function fitTraces(rule, dots, line) {

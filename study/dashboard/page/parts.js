@@ -47,6 +47,9 @@ function number(value) {
 const twoPlaces = value =>
   (Math.round(value * 100) === 0 ? "0.00" : value.toFixed(2)).replace("-", "−");
 
+/** A text with hyphens as minus signs. */
+const minus = text => text.replaceAll("-", "−");
+
 /** `−0.50 [−0.52, −0.48]`; without the interval if `low` is null. */
 function interval(value, low, high) {
   return twoPlaces(value) + (low === null ? "" : ` [${twoPlaces(low)}, ${twoPlaces(high)}]`);

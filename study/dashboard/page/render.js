@@ -1,13 +1,6 @@
 "use strict";
 // Draws each part of the page from `page` (main.js), and handles its tooltips and clicks.
 
-const STATE_MARKS = {
-  complete: "●",
-  running: "◐",
-  interrupted: "■",
-  diverged: "✕",
-  failed: "▲",
-};
 const ALWAYS_COUNTED = ["complete", "running", "diverged", "failed"];
 
 // ---- header, verdicts, choosers
@@ -16,7 +9,9 @@ function renderTop(overview) {
   byId("study").textContent = overview.study;
   const counts = Object.entries(overview.counts);
   const shown = counts.filter(([state, count]) => count || ALWAYS_COUNTED.includes(state));
-  byId("counts").replaceChildren(...shown.map(([state, count]) => countOf(state, count)));
+  const count = ([state, number]) => countOf(state, number, overview.states[state]);
+  byId("counts").replaceChildren(...shown.map(count));
+  byId("brackets").textContent = overview.brackets ? `brackets: ${overview.brackets}` : "";
   byId("verdict-table").replaceChildren(verdictTable(overview));
   if (!overview.live) {
     const left = overview.left_out
@@ -26,12 +21,10 @@ function renderTop(overview) {
   }
 }
 
-function countOf(state, count) {
-  const colours = { complete: "stable", running: "" };
-  const style = count ? (colours[state] ?? "collapses") : "faint";
+function countOf(state, count, { symbol, colour }) {
   const word = state === "complete" ? "done" : state;
   const number = element("b", {}, String(count));
-  return element("span", { class: style }, `${STATE_MARKS[state]} `, number, ` ${word}`);
+  return element("span", { class: count ? colour : "faint" }, `${symbol} `, number, ` ${word}`);
 }
 
 function renderChoosers(view) {
@@ -178,8 +171,9 @@ function heatText(point) {
   const { rank, step, quantity } = page.view;
   if (!at) {
     const { rule, lines } = page.heat.fits.find(fit => fit.rule.id === point.data.meta.rule);
-    const { slope, low, high, ranks } = lines[point.y];
-    const text = `exponent ${interval(slope, low, high)}, ${ranks} ranks`;
+    const { slope, low, high, ranks, seeds } = lines[point.y];
+    const brackets = low === null ? "" : `, brackets: ${bracketText(seeds)}`;
+    const text = `exponent ${interval(slope, low, high)}, ${ranks} ranks${brackets}`;
     return `${page.heat.rows[point.y].name}\n${rule.name}, ${text}`;
   }
   const where =

@@ -4,7 +4,7 @@
 /** The primary exponents: one row per quantity, one column per optimizer, setting and rule. */
 function verdictTable(overview) {
   const { verdicts } = overview;
-  if (!verdicts.length) return element("p", { class: "faint" }, overview.verdict_note);
+  if (!verdicts.length) return element("p", { class: "faint" }, ...overview.verdict_notes);
   const rules = new Map(overview.rules.map(rule => [rule.id, rule]));
   const columnOf = ({ optimizer, curve, rule }) => JSON.stringify([optimizer, curve, rule]);
   const rowOf = ({ quantity, at_last_step: last, step, over }) =>
@@ -15,24 +15,27 @@ function verdictTable(overview) {
     const { label, quantity, step, over } = ofRow[0];
     const cells = columns.map(column => {
       const verdict = ofRow.find(one => columnOf(one) === column);
-      return element("td", {}, verdict ? verdictCell(verdict, rules.get(verdict.rule)) : "");
+      const shown = verdict ? verdictCell(verdict, rules.get(verdict.rule), overview.words) : "";
+      return element("td", {}, shown);
     });
     const title = `${quantity}, ${over}`;
     const small = element("small", {}, ` step ${step}`);
     const head = element("th", { scope: "row", title }, label, small);
     return element("tr", {}, head, ...cells);
   });
-  return element(
-    "div",
-    {},
-    tableOf([hiddenHead("quantity"), ...columns.map(key => verdictHead(key, overview))], body),
-    element(
-      "small",
-      {},
-      "Bars run from −1 to 1. The open diamond is the exponent from theory for the same ranks. ",
-      intervalNote(verdicts),
-    ),
-  );
+  const heads = [hiddenHead("quantity"), ...columns.map(key => verdictHead(key, overview))];
+  return element("div", {}, tableOf(heads, body), verdictLegend(overview));
+}
+
+/** What the words, the bars and the numbers mean. */
+function verdictLegend({ verdicts, verdict_notes: notes, words }) {
+  const used = Object.entries(words).filter(([word]) => verdicts.some(v => v.verdict === word));
+  const meanings = used.flatMap(([word, { colour, symbol, meaning }]) => [
+    element("span", { class: colour }, `${symbol} ${word}`),
+    `: ${meaning}. `,
+  ]);
+  const bars = "Bars run from −1 to 1. The open diamond is the exponent from theory for the same";
+  return element("small", {}, ...meanings, `${notes.join(" ")} ${bars} ranks.`);
 }
 
 /** The head of a column: its rule, and its optimizer if there are several. */
@@ -45,22 +48,11 @@ function verdictHead(key, overview) {
   return element("th", { scope: "col" }, swatch(rule), rule.name, small);
 }
 
-function intervalNote(verdicts) {
-  const kinds = distinct(verdicts.map(verdict => verdict.interval));
-  if (kinds.includes("ranks")) {
-    return "One seed: the intervals are over ranks and do not show how much another seed differs.";
-  }
-  if (kinds.includes("none")) return "Fewer than three ranks: no interval.";
-  return `Intervals are over ${Math.max(...verdicts.map(verdict => verdict.seeds))} seeds.`;
-}
-
-const ARROWS = { stable: "=", collapses: "↘", explodes: "↗", unclear: "?" };
-
-/** An exponent as a bar and in numbers, with theory and verdict. */
-function verdictCell(verdict, rule) {
-  const { exponent, ci_low: low, ci_high: high, predicted } = verdict;
-  const theory = predicted === null ? "" : `theory ${twoPlaces(predicted)}`;
-  const text = `${ARROWS[verdict.verdict]} ${verdict.verdict}`;
+/** An exponent: a bar and its interval; below them the factor, theory and the verdict. */
+function verdictCell(verdict, rule, words) {
+  const { estimate, factor, theory, bend } = verdict;
+  const { symbol, colour, meaning } = words[verdict.verdict];
+  const parts = [factor, theory && `theory ${theory}`, bend].filter(Boolean);
   return element(
     "div",
     { class: "cell" },
@@ -68,11 +60,11 @@ function verdictCell(verdict, rule) {
     element(
       "span",
       {},
-      element("b", {}, interval(exponent, low, high)),
+      element("b", {}, minus(estimate)),
+      element("br"),
+      element("span", { class: colour, title: meaning }, `${symbol} ${verdict.verdict}`),
       " ",
-      element("small", {}, theory),
-      " ",
-      element("span", { class: verdict.verdict }, text),
+      element("small", {}, minus(parts.join(" · "))),
     ),
   );
 }
@@ -102,8 +94,6 @@ function cellColumns(overview) {
   const own = ["rank", "scaling", "seed", "data_seed", "optimizer", "exponent"];
   const differing = overview.configuration.differ.filter(name => !own.includes(name));
   const several = Object.keys(overview.optimizers).length > 1;
-  const divergence = cell =>
-    cell.status === "diverged" ? `not finite at step ${cell.diverged_step}` : "";
   return [
     ["status", cell => cell.status],
     ["rule", cell => names.get(cell.rule)],
@@ -115,7 +105,7 @@ function cellColumns(overview) {
     ["loss", cell => cell.curves.loss.value.at(-1) ?? null],
     ["seconds", cell => cell.seconds],
     ["cell", cell => cell.cell_id],
-    ["note", cell => cell.error ?? divergence(cell)],
+    ["note", cell => cell.note],
   ];
 }
 
@@ -144,6 +134,7 @@ function compare(x, y) {
 function cellTable(overview, view, sort, resort, choose) {
   const { columns, cells } = cellRows(overview, sort);
   const head = columns.map(([name]) => sortHead(name, sort, resort));
+  const { states } = overview;
   const body = cells.map(cell => {
     const ofView = cell.optimizer === view.optimizer && cell.setting === view.setting;
     const chosen = ofView && rankOf(cell) === view.rank;
@@ -152,7 +143,7 @@ function cellTable(overview, view, sort, resort, choose) {
     return element(
       "tr",
       { class: chosen ? "chosen" : undefined, "data-cell": cell.cell_id },
-      ...columns.map(([name, value]) => cellEntry(name, value, cell)),
+      ...columns.map(([name, value]) => cellEntry(name, value, cell, states)),
       element("td", {}, show),
     );
   });
@@ -168,9 +159,12 @@ function sortHead(name, sort, resort) {
   return element("th", { scope: "col", "aria-sort": sorted ? order : "none" }, button);
 }
 
-function cellEntry(name, value, cell) {
+function cellEntry(name, value, cell, states) {
   const found = value(cell);
-  if (name === "status") return element("td", { class: `state ${found}` }, found);
+  if (name === "status") {
+    const { symbol, colour } = states[found];
+    return element("td", { class: colour }, `${symbol} ${found}`);
+  }
   if (name === "step") return element("td", {}, `${found}/${cell.steps}`);
   if (name === "note") return element("td", { class: "error" }, found);
   if (name === "rank") return element("td", {}, rankName(found));

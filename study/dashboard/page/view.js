@@ -8,7 +8,6 @@ const CHOICES = [
 const MEAN = "mean over layers";
 const ALL = "all";
 const ORDERS = ["depth", "kind"];
-const STOPPED_EARLY = ["diverged", "failed"];
 
 /** The choices made so far. Everything else keeps its default, which follows a running study. */
 class Choices {
@@ -94,7 +93,7 @@ class View {
   chooseStep(made) {
     const stepsOf = cell => this.values.get(cell.cell_id)?.steps ?? [];
     this.steps = distinct(this.sample.flatMap(stepsOf)).sort((a, b) => a - b);
-    const going = this.sample.filter(cell => !STOPPED_EARLY.includes(cell.status));
+    const going = this.sample.filter(cell => !this.overview.states[cell.status].stopped_early);
     const reached = going.map(cell => stepsOf(cell).at(-1)).filter(step => step !== undefined);
     const common = reached.length ? Math.min(...reached) : this.steps.at(-1);
     this.step = oneOf(this.steps, Number(made.step), common);
@@ -152,7 +151,7 @@ class View {
     return { step, value: step.map(s => values.pool(s, indices, name)) };
   }
 
-  /** The points of the fit of the chosen row. As in the analysis, it skips diverged cells. */
+  /** The points of the fit of the chosen row. As in the analysis, it skips steps from a cell's end. */
   pointsOfChosen(rule) {
     const cells = this.fitted(rule);
     const measured = (cell, layer) => hasLog(this.at(cell, this.step, layer));
@@ -176,7 +175,7 @@ class View {
   }
 
   fitted(rule) {
-    const until = cell => (cell.status === "diverged" ? (cell.diverged_step ?? 0) : Infinity);
+    const until = cell => cell.end_step ?? Infinity;
     const ofRule = this.cellsOf(rule).filter(cell => Number.isFinite(rankOf(cell)));
     return ofRule.filter(cell => this.step < until(cell));
   }
