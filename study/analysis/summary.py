@@ -15,7 +15,7 @@ from study.analysis.verdicts import rows_of
 from study.analysis.wording import STRAIGHTNESS, factor_text
 from study.vocabulary.quantities import DESCENT, MODEL_WIDE, PRIMARY
 from study.vocabulary.scaling import RULES
-from study.vocabulary.thresholds import CONFIDENCE, FEW_SEEDS, STABLE_RATIO
+from study.vocabulary.thresholds import CONFIDENCE, FEW_SEEDS, SEEDS_FOR_VERDICT, STABLE_RATIO
 from study.vocabulary.verdicts import VERDICTS, Colour, meaning
 
 SUMMARY_COLUMNS = (
@@ -121,7 +121,8 @@ def _cells(row: Mapping[Any, Any], predicted: bool) -> list[str | Text]:
     """One row of the terminal table."""
     word = str(row["verdict"])
     bend = f"\n{rounded(row['slope_low'])} to {rounded(row['slope_high'])}" if row["bent"] else ""
-    verdict = Text(word + ("" if row["primary"] else " *"), style=STYLES[VERDICTS[word].colour])
+    star = " *" if row["seeds"] >= SEEDS_FOR_VERDICT and not row["primary"] else ""
+    verdict = Text(word + star, style=STYLES[VERDICTS[word].colour])
     if bend:
         verdict.append("\nbent", style="default")
     return [
@@ -179,7 +180,7 @@ def render_stable(stable: pd.DataFrame) -> Table:
 def _stable_caption(rows: pd.DataFrame, optimizers: Parts) -> str:
     lines = ["p* here: over the ranks measured; limit: corrected for finite rank"]
     lines += _bracket_lines(optimizers)
-    if rows["few_seeds"].any():
+    if (rows["few_seeds"] & (rows["interval"] == "seeds")).any():
         lines.append(f"fewer than {FEW_SEEDS} seeds: the intervals are too wide to rely on")
     return "\n".join([*lines, *shared_measurements(rows)])
 
@@ -231,8 +232,10 @@ def _caption(summary: pd.DataFrame, curves: Parts) -> str:
         lines.append(f"(layers): {' or '.join(pooled)}; all others: {OVER_MODEL}")
     if (summary["dropped"] > 0).any():
         lines.append(f"cells of a curve that its fit leaves out: up to {summary['dropped'].max()}")
-    lines.append("every word is corrected for the number of tests (Holm)")
-    if not summary["primary"].all():
+    tested = (summary["seeds"] >= SEEDS_FOR_VERDICT).any()
+    if tested:
+        lines.append("every word is corrected for the number of tests (Holm)")
+    if tested and not summary["primary"].all():
         lines.append("* tested together with all quantities of its step; the others were fixed")
         lines.append("  before the runs and are tested together")
     return "\n".join(lines)
