@@ -10,9 +10,15 @@ from rich.text import Text
 
 from study.analysis.grouping import curve_columns, distinguishing, numbered
 from study.analysis.intervals import interval_text, rounded
-from study.analysis.stable import first_to_read, shared_measurements, side_by_side
+from study.analysis.shared import one_per_measurement, shared_rules
+from study.analysis.stable import (
+    STABLE_COLUMNS,
+    first_to_read,
+    shared_measurements,
+    side_by_side,
+)
 from study.analysis.verdicts import rows_of
-from study.analysis.wording import STRAIGHTNESS, factor_text
+from study.analysis.wording import STRAIGHTNESS, factor_text, setting_text
 from study.vocabulary.quantities import DESCENT, MODEL_WIDE, PRIMARY
 from study.vocabulary.scaling import RULES
 from study.vocabulary.thresholds import CONFIDENCE, FEW_SEEDS, SEEDS_FOR_VERDICT, STABLE_RATIO
@@ -52,7 +58,8 @@ def summary(exponents: pd.DataFrame) -> pd.DataFrame:
     rows = rows.assign(
         rule=list(map(_rule, rows["scaling"], rows["exponent_p"])),
         curve=[
-            ", ".join(f"{name}={_short(getattr(row, name))}" for name in named) for row in by_row
+            ", ".join(f"{name}={setting_text(getattr(row, name))}" for name in named)
+            for row in by_row
         ],
         quantity=[f"{row.site} {row.stat}" for row in by_row],
         over=[
@@ -75,10 +82,6 @@ def _first_rows(exponents: pd.DataFrame) -> pd.DataFrame:
     ends = (rows["step"] == steps.transform("min")) | (rows["step"] == steps.transform("max"))
     rows = rows[rows["primary"].astype(bool) | ends]
     return rows.sort_values(["of_curve", "place", "step"], kind="stable")
-
-
-def _short(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _rule(scaling: object, p: float, prefix: str = "power ") -> str:
@@ -145,10 +148,16 @@ def render_stable(stable: pd.DataFrame) -> Table:
     # Of the estimates from a grid of p, the one at the last step is enough.
     early = (rows["method"] == "grid") & (rows["step"] < rows["step"].max())
     rows = side_by_side(rows[~early])
+    settings = distinguishing(
+        rows, [name for name in curve_columns(rows) if name not in STABLE_COLUMNS]
+    )
+    rows = one_per_measurement(rows, settings)
+    parts: dict[str, list[Any]] = {}
+    for number, row in enumerate(rows.to_dict("records")):
+        beside = [f"{name}={setting_text(row[name])}" for name in settings]
+        parts.setdefault(", ".join([str(row["optimizer"]), *beside]), []).append(number)
+    optimizers = [(name, rows.iloc[numbers]) for name, numbers in parts.items()]
     high = sorted(rows["high_rank_min"].dropna().unique())
-    optimizers = [
-        (str(name), part) for name, part in rows.groupby("optimizer", sort=False, observed=True)
-    ]
     table = Table(
         title="p* in gamma = alpha / r^p: the p at which a quantity does not depend on rank",
         caption=_stable_caption(rows, optimizers),
@@ -169,7 +178,7 @@ def render_stable(stable: pd.DataFrame) -> Table:
         for row in part.to_dict("records"):
             table.add_row(
                 DESCENT.name if row["stat"] == DESCENT.stat else f"{row['site']} {row['stat']}",
-                measured_from(row),
+                _measured_from(row),
                 str(row["step"]),
                 interval_text(row["p_star"], row["ci_low"], row["ci_high"]),
                 *(_or_blank(row[name]) for name in shown),
@@ -182,13 +191,15 @@ def _stable_caption(rows: pd.DataFrame, optimizers: Parts) -> str:
     lines += _bracket_lines(optimizers)
     if (rows["few_seeds"] & (rows["interval"] == "seeds")).any():
         lines.append(f"fewer than {FEW_SEEDS} seeds: the intervals are too wide to rely on")
-    return "\n".join([*lines, *shared_measurements(rows)])
+    return "\n".join([*lines, *shared_rules(rows), *shared_measurements(rows)])
 
 
-def measured_from(row: "Mapping[Any, Any] | pd.Series[Any]") -> str:
-    """The origin of one p*: the slope of a rule, or a grid of p."""
+def _measured_from(row: Mapping[Any, Any]) -> str:
+    """The origin of one p*: the slope of a rule, that of each rule, or a grid of p."""
     if row["method"] == "grid":
         return "grid"
+    if len(row["rules"]) > 1:
+        return "each rule"
     return _rule(row["scaling"], row["exponent_p"], prefix="")
 
 

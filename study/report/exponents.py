@@ -5,13 +5,12 @@ from typing import Any
 
 from study.analysis import curve_columns, first_to_read, side_by_side, summary
 from study.analysis.grouping import distinguishing
-from study.analysis.shared import notes, one_per_measurement
-from study.analysis.stable import STABLE_COLUMNS
+from study.analysis.shared import one_per_measurement, shared_rules
+from study.analysis.stable import STABLE_COLUMNS, shared_measurements
 from study.analysis.wording import bend_text, bracket_head, bracket_notes, factor_text
 from study.report.formatting import (
     at_lowest_rate,
     curve_name,
-    distinct,
     interval,
     legend,
     number,
@@ -46,13 +45,14 @@ def p_star_section(tables: StudyTables) -> str:
         lowest = " or ".join(f"{rank:g}" for rank in high)
         heads += [f"p\\*, ranks from {lowest}", "theory, same ranks"]
     heads += ["p\\*, corrected for finite rank", "theory, r → ∞", "small steps", "seeds"]
+    notes = [*shared_rules(rows), *shared_measurements(rows), *bracket_notes(rows)]
     body = [_p_star_cells(row, settings, bool(high)) for row in rows.to_dict("records")]
     return (
         "## p\\*: the p in γ = α / r^p at which a quantity does not depend on rank\n\n"
         + table(heads, body)
         + "\n\nAt steps 0 and 1 the exponent is linear in p with a known factor, so each rule "
         "gives an estimate of p\\*. At later steps, p\\* is where the exponents of several rules "
-        f"cross zero (*several rules*). {' '.join([*notes(rows), *bracket_notes(rows)])} "
+        f"cross zero (*several rules*). {' '.join(notes)} "
         "Quantities per layer are pooled by the mean of the log. *Small steps*: whether the loss "
         "changed as the linear theory predicts. If it did not, only quantities that the update "
         f"does not affect have a prediction.{note}"
@@ -63,7 +63,7 @@ def _p_star_cells(row: Mapping[Any, Any], settings: list[str], high: bool) -> li
     grid = row["method"] == "grid"
     rules = ["several rules"] if grid else [rule_label(*rule) for rule in row["rules"]]
     cells = [
-        distinct(map(label, row["optimizers"])),
+        label(row["optimizer"]),
         quantity_text(row["site"], row["stat"]),
         str(row["step"]),
         ", ".join([*rules, *(f"{name}={setting(row[name])}" for name in settings)]),

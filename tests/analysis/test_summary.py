@@ -184,6 +184,26 @@ def test_a_gradient_at_step_0_is_one_measurement_for_every_optimizer(study):
     text = shown(render_stable(stable))
     flat = " ".join(text.split())
     assert flat.count("same measurement for every optimizer") == 1
+    assert "Rules in one row" not in flat
     assert flat.count("The first update of AdamW is that of SignSGD up to eps.") == 1
     assert "[ ] 95 % intervals over 3 seeds" in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_rules_with_one_measurement_are_one_row_of_p_star(study):
+    """Before training moves the weights, rules differ by a power of gamma."""
+    gradient = {
+        ("adapter_grad", "norm"): lambda cell, layer, step: (
+            law(cell | {"scaling": "rslora"}, layer, step)
+            * cell["rank"] ** (-0.5 if cell["scaling"] == "lora" else 0.0)
+        )
+    }
+    cells, probes = study(gradient, scaling=("lora", "rslora"))
+    metrics = pd.DataFrame({"cell_id": cells["cell_id"], "step": 0, "loss": 2.0})
+    metrics = metrics.assign(loss_after=np.nan, clip_factor=1.0)
+    stable = stable_exponents(
+        with_predictions(fit_exponents(cells, probes), cells, metrics, probes)
+    )
+    text = shown(render_stable(stable))
+    assert sum("adapter_grad norm" in line for line in text.splitlines()) == 1
+    assert "each rule" in text
