@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: study test lint figures clean
+.PHONY: study test lint figures dashboard-picture clean
 .DELETE_ON_ERROR:
 
 study: .venv/.installed
@@ -22,10 +22,14 @@ lint: .venv/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# Draw the README's reference figures again, from the committed tables.
+# Draw every committed picture and write every number in the documents again, from the committed
+# tables (results/reference). Afterwards git reports only what changed.
 figures: .venv/.installed
-	$(BIN)/study analyze results/reference
-	$(BIN)/study figures results/reference --to plots/reference
+	$(BIN)/python -m docs.make
+
+# The README's picture of the dashboard, which needs Chromium.
+dashboard-picture: .venv/.installed-dev
+	$(BIN)/python -m docs.screenshot
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist

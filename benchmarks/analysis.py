@@ -133,40 +133,72 @@ def _record(number: int, scaling: str, rank: int, seed: int, steps: int) -> dict
     }
 
 
-@contextmanager
-def timed(what: str) -> Iterator[None]:
-    """Print the seconds of the block, and the process's peak memory after it."""
-    began = time.perf_counter()
-    yield
-    seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
-    print(f"{what:44s} {seconds:6.1f} s   peak {peak:5.2f} GiB", flush=True)
+class Timings:
+    """Seconds of each part and the process's peak memory: printed, and as a table."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    @contextmanager
+    def timed(self, what: str, label: str) -> Iterator[None]:
+        """Time the block. ``what`` is its key in the table."""
+        began = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - began
+        self.add(what, label, seconds)
+        print(f"{label:44s} {seconds:6.1f} s   peak {peak_gib():5.2f} GiB", flush=True)
+
+    def add(self, what: str, label: str, value: float) -> None:
+        """A row: seconds, or GiB."""
+        self.rows.append({"what": what, "label": label, "value": value})
+
+    def table(self, values: int) -> pd.DataFrame:
+        """The rows, with the number of probe values and the machine."""
+        return pd.DataFrame(self.rows).assign(values=values, device=processor())
 
 
-def measure(folder: Path) -> None:
+def peak_gib() -> float:
+    """The peak memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
+
+
+def processor() -> str:
+    """The processor and the number of cores."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+def measure(folder: Path, to: Path) -> None:
     """Load, analyse and draw. Runs in a process of its own, so that the peak is that of these."""
     from study.analysis import analyze
     from study.figures import draw_all, save
-    from study.store import load_tables, write_derived
+    from study.store import derived, load_measured, load_tables, write_derived
 
-    with timed("import and load"):
-        tables = load_tables(folder)
+    timings = Timings()
+    with timings.timed("load", "import and load"):
+        tables = load_measured(folder)
     values = sum(int(tables.probes[stat].notna().sum()) for stat in STATS)
     print(f"{len(tables.probes):,} probe rows, {values:,} values", flush=True)
-    with timed("analyze: fits, predictions, verdicts, p*"):
+    with timings.timed("analyze", "fits, predictions, verdicts and p*: time"):
         found = analyze(tables.cells, tables.metrics, tables.probes)
+    timings.add("memory", "the same: memory", peak_gib())
     print(f"{len(found.exponents):,} fits, {len(found.stable):,} p*", flush=True)
+    made_from = derived.mark(tables.data_hash, derived.TABLES)
     for name, table in vars(found).items():
-        write_derived(folder, name, table)
+        write_derived(folder, name, table, made_from)
     del found, tables
-    with timed("load again, with the exponents"):
+    with timings.timed("load again", "load again, with the exponents"):
         tables = load_tables(folder)
-    with timed("draw and save all figures"):
+    with timings.timed("figures", "all figures"):
         drawing, began = draw_all(tables), time.perf_counter()
         for name, figure in drawing:
             save(figure, folder / "plots", name)
             print(f"  {name:42s} {time.perf_counter() - began:6.1f} s", flush=True)
             began = time.perf_counter()
+    to.mkdir(parents=True, exist_ok=True)
+    write_derived(to, "analysis", timings.table(values))
 
 
 def main() -> None:
@@ -177,11 +209,21 @@ def main() -> None:
     parser.add_argument(
         "--values", type=float, default=20e6, help="probe values; rounded to whole steps"
     )
-    steps = max(2, round(parser.parse_args().values / VALUES_PER_STEP))
+    parser.add_argument(
+        "--to",
+        type=Path,
+        default=Path("results/bench"),
+        help="folder of the table, analysis.parquet",
+    )
+    options = parser.parse_args()
+    steps = max(2, round(options.values / VALUES_PER_STEP))
     print(f"{platform.machine()}, {os.cpu_count()} cores, pandas {pd.__version__}", flush=True)
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as place:
-        for part, arguments in ((write_study, (Path(place), steps)), (measure, (Path(place),))):
+        for part, arguments in (
+            (write_study, (Path(place), steps)),
+            (measure, (Path(place), options.to)),
+        ):
             process = spawn.Process(target=part, args=arguments)
             process.start()
             process.join()

@@ -4,15 +4,20 @@ from pathlib import Path
 from typing import Any
 
 import click
+import pandas as pd
 from rich.console import Console
 
-from study.cli import rank_list
+from study.cli import rank_list, say
+from study.errors import StudyError
 from study.figures.style import save
 from study.store import write_derived
 
 from . import timing
 from .costs import inference_costs, inference_verdict, render_inference
 from .figure import infer_cost
+
+NAME = "infer_cost"
+"""Of the table and of the figure."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -52,15 +57,23 @@ from .figure import infer_cost
     show_default=True,
     help="Folder of the figure.",
 )
-def inference(ranks: str, to: Path, plots: Path, **options: Any) -> None:
+@click.option(
+    "--measured/--read",
+    default=True,
+    help="Measure, or only print and draw the table of an earlier run.",
+)
+def inference(ranks: str, to: Path, plots: Path, measured: bool, **options: Any) -> None:
     """Time the base model, merged adapters and unmerged adapters in turns."""
-    timings = timing.run(
-        ranks=rank_list("--ranks", ranks), **options, say=lambda line: click.echo(line, err=True)
-    )
+    table = to / f"{NAME}.parquet"
+    if measured:
+        timings = timing.run(ranks=rank_list("--ranks", ranks), **options, say=say)
+        to.mkdir(parents=True, exist_ok=True)
+        write_derived(to, NAME, timings)
+    elif not table.exists():
+        raise StudyError(f"no {table} to read: measure without --read, or choose another --to")
+    timings = pd.read_parquet(table)
     costs = inference_costs(timings)
     Console().print(render_inference(costs))
     click.echo(inference_verdict(costs))
-    to.mkdir(parents=True, exist_ok=True)
-    table = write_derived(to, "infer_cost", timings)
-    for path in (table, *save(infer_cost(timings), plots, "infer_cost")):
+    for path in (table, *save(infer_cost(timings), plots, NAME)):
         click.echo(path)

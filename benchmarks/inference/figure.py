@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from study.figures import style
 from study.figures.selection import Absent, Rule
+from study.vocabulary.sources import model_label
 
 from .costs import SAME, inference_costs
 
@@ -43,7 +44,8 @@ def infer_cost(timings: pd.DataFrame) -> Figure:
     ]
     names = [f"{style.name(rule)}, {form}" for form in ("merged", "unmerged") for rule in rules]
     page.legend(handles, names, loc="outside upper center", ncols=len(handles))
-    return style.finish(page, *_fine_print(timings, costs))
+    page.set_label(_settings(timings, costs))
+    return style.finish(page, *_fine_print(costs))
 
 
 def _draw(ax: Axes, rows: pd.DataFrame, column: str, rules: list[Rule], inches: float) -> None:
@@ -82,11 +84,17 @@ def _handle(ax: Axes, rule: Rule, rules: list[Rule], form: str) -> Any:
     return ax.plot([], [], **_look(rule, rules, form))[0]
 
 
-def _fine_print(timings: pd.DataFrame, costs: pd.DataFrame) -> list[str]:
+def _settings(timings: pd.DataFrame, costs: pd.DataFrame) -> str:
+    """What was timed and on what, as the last line of the figure."""
     first, rounds = timings.iloc[0], int(costs["rounds"].max())
+    return (
+        f"{model_label(first['model'])}, {first['precision']}, {first['device_name']}, "
+        f"{first['threads']} threads, {rounds} rounds of all forms in random order"
+    )
+
+
+def _fine_print(costs: pd.DataFrame) -> list[str]:
     said = [
-        f"{first['model']}, {first['precision']}, {first['device_name']}, {first['threads']} "
-        f"threads; {rounds} rounds of all forms in random order.",
         "Points: median over rounds of the time relative to the base in that round; bars: 95% "
         "intervals, by resampling rounds. Grey: within 3% of the base.",
     ]

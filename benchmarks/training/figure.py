@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from study.figures import style
+from study.vocabulary.sources import model_label
 
+from .labels import LABELS
 from .summary import medians
-from .ways import LABELS
 
 LOOKS = {"trainer": ("#8a8a8a", "s"), "loop": ("#b0602b", "o"), "packed": ("#1f7f86", "D")}
 """The ways that are drawn, with their colour and marker."""
@@ -29,7 +30,15 @@ def speed(sweep: pd.DataFrame, large: pd.DataFrame | None) -> Figure:
         panels[0].legend(loc="upper left")
         for panel in panels[len(parts) :]:
             panel.set_axis_off()
-    return page
+        page.set_label(_settings([table for _, table in parts]))
+        return style.finish(page, "Points: medians over the steps of a run after the first.")
+
+
+def _settings(tables: list[pd.DataFrame]) -> str:
+    """What was timed and on what, as the last line of the figure."""
+    rows = pd.concat(tables)
+    told = [", ".join(map(str, rows[name].unique())) for name in ("model", "precision", "device")]
+    return ", ".join([model_label(told[0]), *told[1:]])
 
 
 def _draw(panel: Axes, table: pd.DataFrame) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .ways import LABELS
+from .labels import LABELS
 
 OURS = "packed"
 
@@ -167,7 +167,7 @@ def markdown(table: pd.DataFrame, *index: str) -> str:
     plain = table.reset_index()
     head = [*index, *[c for c in plain.columns if c not in index]]
     rows = [
-        [f"{v:.3g}" if isinstance(v, float) else str(v) for v in row]
+        [f"{v:#.3g}".rstrip(".") if isinstance(v, float) else str(v) for v in row]
         for row in plain[head].itertuples(index=False, name=None)
     ]
     return "\n".join(

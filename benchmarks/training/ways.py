@@ -194,13 +194,6 @@ WAYS: dict[str, Callable[[CellConfig], TimedRun]] = {
     "packed": packed,
     "compiled": compiled,
 }
-LABELS = {
-    "trainer": "PEFT + Trainer",
-    "loop": "PEFT, tuned loop",
-    "alone": "ours, one cell at a time",
-    "packed": "ours, packed",
-    "compiled": "ours, packed and compiled",
-}
 
 
 def _ours(way: str, config: CellConfig) -> TimedRun:

@@ -198,7 +198,22 @@ def test_the_command_prints_writes_and_draws(
     assert "prefill: merged" in ran.out
     table = pd.read_parquet(tmp_path / "results/infer_cost/infer_cost.parquet")
     assert set(table["form"]) == {"base", "control", "merged", "unmerged"}
-    assert (tmp_path / "plots/infer_cost/infer_cost.png").stat().st_size > 10_000
+    drawn = tmp_path / "plots/infer_cost/infer_cost.png"
+    before = drawn.read_bytes()
+    drawn.unlink()
+    monkeypatch.setattr(timing, "load_base", lambda *_: pytest.fail("a model was loaded"))
+    again = study_cli("bench", "inference", "--read")
+    assert again.out == ran.out
+    assert drawn.read_bytes() == before
+
+
+def test_reading_without_a_table_is_one_line(
+    study_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = study_cli("bench", "inference", "--read")
+    assert ran.code == 2
+    assert "no results/infer_cost/infer_cost.parquet to read" in ran.err
 
 
 @pytest.mark.parametrize(

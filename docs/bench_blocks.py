@@ -1,0 +1,262 @@
+"""The blocks of the benchmarks: speed of training, probes, inference and analysis."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.inference.costs import inference_costs
+from benchmarks.training.labels import LABELS
+from benchmarks.training.summary import OURS, markdown, medians
+from docs.blocks import Block, minus
+from docs.blocks import table as read
+from study.report.markdown import table
+
+STEPS = ("first step", "step")
+HIGH = 1024
+"""Ranks from here have a bar of their own."""
+
+
+def speed() -> str:
+    """The README's table: whole sweeps, and seconds of a step, by way."""
+    sweep, large = read("bench/sweep"), read("bench/large-steps")
+    compiled, short = medians(read("bench/compiled"), "rank"), _walls(read("bench/short"))
+    wall, all_steps = _walls(sweep), _walls(large[large["variant"].isin(STEPS)])
+    ratio = compiled["loop"] / compiled["compiled"]
+    shown = [16, 1024]
+    body = [
+        _whole("1024 tokens a step: the whole sweep", wall),
+        _by_rank("1024 tokens", sweep),
+        _whole("4096 tokens a step: all steps (one rule)", all_steps),
+        _by_rank("4096 tokens", large),
+        _whole("twelve cells of ten steps of 64 tokens, set-up included", short),
+        [
+            f"`pack.compile=true`, rank {' · '.join(map(str, shown))}, against the tuned loop",
+            *("", " · ".join(f"{ratio[rank]:.2f}" for rank in shown) + "×", ""),
+        ],
+        ["GPU", *["not yet measured"] * 3],
+    ]
+    return table(["SmolLM2, float32", LABELS["trainer"], LABELS["loop"], "ours"], body)
+
+
+def _walls(rows: pd.DataFrame) -> "pd.Series[float]":
+    """Seconds of all rows, by way."""
+    return rows.groupby("way")["seconds"].sum()
+
+
+def _whole(name: str, walls: "pd.Series[float]") -> list[str]:
+    """Each way's time over ours, and our seconds."""
+    over = [
+        f"{walls[way] / walls[OURS]:.2f}×" if way in walls else "" for way in ("trainer", "loop")
+    ]
+    return [name, *over, f"{walls[OURS]:.0f} s"]
+
+
+def _by_rank(name: str, rows: pd.DataFrame, ranks: Sequence[int] = (64, 1024, 2048)) -> list[str]:
+    """``4.2 · 11.1 · 20.1 s`` in the column of each way."""
+    steps = medians(rows, "rank")
+    entries = [
+        " · ".join(f"{steps[way][rank]:.1f}" for rank in ranks) + " s" if way in steps else ""
+        for way in ("trainer", "loop", OURS)
+    ]
+    return [f"{name}: rank {' · '.join(map(str, ranks))}", *entries]
+
+
+def sweep() -> str:
+    """Seconds of a step by rank, and the shares of the peak."""
+    rows = read("bench/sweep")
+    steps = medians(rows, "rank")
+    ways = ["alone", "loop", OURS, "trainer"]
+    shown = steps[ways].rename(columns=LABELS)
+    shown["tuned loop / ours"] = steps["loop"] / steps[OURS]
+    shown["Trainer / ours"] = steps["trainer"] / steps[OURS]
+    return markdown(shown.join(_shares(rows[rows["way"] == OURS])), "rank")
+
+
+def _shares(rows: pd.DataFrame) -> pd.DataFrame:
+    """FLOPs of a step over what the best matrix product of the run does in its time, in %."""
+    steps = rows[rows["variant"] == "step"]
+    median = steps.groupby("rank")[
+        ["seconds", "base_flops", "adapter_flops", "factored_flops"]
+    ].median()
+    possible = median["seconds"] * steps["peak"].max() / 100
+    base = median["base_flops"]
+    return pd.DataFrame(
+        {
+            "% of peak": (base + median["adapter_flops"]) / possible,
+            "without adapters": base / possible,
+            "as if factored": (base + median["factored_flops"]) / possible,
+        }
+    )
+
+
+def sweep_bars() -> str:
+    """The goals of the rank sweep."""
+    rows = read("bench/sweep")
+    wall, steps = _walls(rows), medians(rows, "rank")
+    both = medians(rows, "rank", "scaling")
+    high = both[both.index.get_level_values("rank") >= HIGH].sum()
+    ratios = steps["loop"] / steps[OURS]
+    worst = ratios.index[int(ratios.argmin())]
+    return _bars(
+        [
+            (
+                "twelve cells, set-up included, against the tuned loop",
+                wall["loop"],
+                wall[OURS],
+                1.5,
+            ),
+            ("the same, against the Trainer", wall["trainer"], wall[OURS], 1.7),
+            (
+                f"medians of ranks from {HIGH}, against the tuned loop",
+                high["loop"],
+                high[OURS],
+                1.9,
+            ),
+            (
+                f"the worst rank, {worst}, against the tuned loop",
+                *(steps["loop"][worst], steps[OURS][worst], 0.97),
+            ),
+        ]
+    )
+
+
+def flops() -> str:
+    """``1.81 times at rank 1024 and 2.19 times at rank 2048``: factored over merged."""
+    rows = read("bench/sweep")
+    rows = rows[(rows["way"] == OURS) & (rows["variant"] == "step")]
+    by_rank = rows.groupby("rank")[["base_flops", "adapter_flops", "factored_flops"]].median()
+    base = by_rank["base_flops"]
+    ratio = (base + by_rank["factored_flops"]) / (base + by_rank["adapter_flops"])
+    parts = [f"{ratio[rank]:.2f} times at rank {rank}" for rank in ratio.index if rank >= HIGH]
+    return " and ".join(parts)
+
+
+def large_steps() -> str:
+    """Seconds of a step of 4096 tokens."""
+    rows = read("bench/large-steps")
+    steps = medians(rows, "rank")
+    shown = steps[["loop", OURS]].rename(columns=LABELS)
+    shown["ratio"] = steps["loop"] / steps[OURS]
+    parts: Any = rows.groupby(["way", "rank"])["micro_batches"].max().unstack("way")
+    shown["micro-batches, tuned loop"] = parts["loop"]
+    return markdown(shown, "rank")
+
+
+def large_bars() -> str:
+    """The goals of large steps."""
+    rows = read("bench/large-steps")
+    all_steps = _walls(rows[rows["variant"].isin(STEPS)])
+    steps = medians(rows, "rank")
+    return _bars(
+        [
+            ("all steps", all_steps["loop"], all_steps[OURS], 1.9),
+            ("rank 2048, medians", steps["loop"][2048], steps[OURS][2048], 3.4),
+        ]
+    )
+
+
+def compiled() -> str:
+    """Seconds of a step with and without torch.compile."""
+    rows = read("bench/compiled")
+    steps = medians(rows, "rank")
+    shown = steps[["loop", OURS, "compiled"]].rename(columns=LABELS)
+    shown["tuned loop / compiled"] = steps["loop"] / steps["compiled"]
+    firsts = rows[(rows["variant"] == "first step") & (rows["way"] == "compiled")]
+    shown["first step, compiled"] = firsts.groupby("rank")["seconds"].median()
+    return markdown(shown, "rank")
+
+
+def short() -> str:
+    """Twelve short cells, set-up included."""
+    wall = _walls(read("bench/short"))
+    return _bars([("twelve cells, against the Trainer", wall["trainer"], wall[OURS], 2.5)])
+
+
+def peak() -> str:
+    """``52 to 57 %``: the share of the peak of plain steps at low ranks."""
+    rows = read("bench/sweep")
+    share = _shares(rows[(rows["way"] == OURS)])["% of peak"]
+    low = share[share.index <= 64]
+    return f"{low.min():.0f} to {low.max():.0f} %"
+
+
+def probes() -> str:
+    """The cost of probes."""
+    rows = read("bench/probes")
+    turn = rows.groupby("variant").cumcount()
+    seconds = rows.assign(turn=turn).pivot(index="turn", columns="variant", values="seconds")
+    over = 100 * (seconds.div(seconds["off"], axis=0).drop(columns="off") - 1)
+    bars = {"activations, every step": 10.0, "all sites, every 10 steps": 3.0}
+    body = []
+    for variant, percent in over.items():
+        bar = bars.get(str(variant))
+        met = "" if bar is None else "met" if percent.median() <= bar else "**missed**"
+        spread = f"{percent.median():+.1f} % ({percent.min():.1f} to {percent.max():.1f})"
+        body.append([str(variant), spread, "" if bar is None else f"{bar:g} %", met])
+    return minus(table(["probes", "", "bar", ""], body))
+
+
+def inference() -> str:
+    """The cost of merged and unmerged adapters, by phase."""
+    costs = inference_costs(read("infer_cost/infer_cost"))
+    body = []
+    for form, places in (("merged", 3), ("unmerged", 2)):
+        entries = [_range(costs, form, phase, places) for phase in ("prefill", "decode")]
+        body.append([f"{form} adapters", *entries])
+    return table(["", f"prefill of {_tokens(costs)} tokens", "decoding"], body)
+
+
+def merged() -> str:
+    """``0.98 to 1.01``: the time of merged adapters over that of the base."""
+    costs = inference_costs(read("infer_cost/infer_cost"))
+    return _range(costs, "merged", "", 2)
+
+
+def _range(costs: pd.DataFrame, form: str, phase: str, places: int) -> str:
+    rows = costs[(costs["form"] == form) & ((costs["phase"] == phase) | (phase == ""))]
+    return f"{rows['ratio'].min():.{places}f} to {rows['ratio'].max():.{places}f}"
+
+
+def _tokens(costs: pd.DataFrame) -> int:
+    return int(costs.loc[costs["phase"] == "prefill", "tokens"].iloc[0])
+
+
+def analysis() -> str:
+    """Time and memory of the analysis of a large study."""
+    rows = read("bench/analysis").set_index("what")
+    bars = {"analyze": (10.0, "s"), "memory": (2.0, "GiB"), "figures": (30.0, "s")}
+    body = []
+    for what, (bar, unit) in bars.items():
+        value = float(rows["value"][what])
+        met = "met" if value <= bar else "**missed**"
+        body.append([str(rows["label"][what]), f"{value:.3g} {unit}", f"{bar:g} {unit}", met])
+    return table(["", "", "bar", ""], body)
+
+
+def _bars(rows: Sequence[tuple[str, float, float, float]]) -> str:
+    """Rows of (what, PEFT's seconds, our seconds, bar)."""
+    body = []
+    for what, peft, ours, bar in rows:
+        ratio = peft / ours
+        met = "met" if ratio >= bar else "**missed**"
+        body.append([what, f"{peft:.3g} s", f"{ours:.3g} s", f"{ratio:.2f}", f"{bar:g}", met])
+    return table(["", "PEFT", "ours", "ratio", "bar", ""], body)
+
+
+BLOCKS: dict[str, Block] = {
+    "speed": speed,
+    "sweep": sweep,
+    "sweep-bars": sweep_bars,
+    "flops": flops,
+    "large-steps": large_steps,
+    "large-bars": large_bars,
+    "compiled": compiled,
+    "short": short,
+    "peak": peak,
+    "probes": probes,
+    "inference": inference,
+    "merged": merged,
+    "analysis": analysis,
+}
+"""By the name in the documents."""

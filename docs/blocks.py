@@ -1,0 +1,79 @@
+"""Numbers in documents: the mechanism. :mod:`docs.make` is the command.
+
+A document has a block wherever it shows a number that was measured::
+
+    <!-- numbers: NAME -->
+    written by the function NAME
+    <!-- end -->
+
+The markers may also stand within a line. A function reads committed tables and returns Markdown.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+
+from study.report import current_tables
+from study.store import StudyTables
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results/reference"
+"""The committed tables."""
+BLOCK = re.compile(r"(<!-- numbers: (\S+) -->)(.*?)(<!-- end -->)", re.DOTALL)
+
+Block = Callable[[], str]
+Say = Callable[[str], None]
+
+
+class NoTables(LookupError):
+    """The tables of a block are not there. The message names them."""
+
+
+def rewrite(text: str, blocks: Mapping[str, Block], say: Say) -> str:
+    """``text`` with every block written anew.
+
+    A block without tables stays as it is, and ``say`` gets a line. Raises ``KeyError`` for a name
+    that no function has.
+    """
+
+    def written(found: re.Match[str]) -> str:
+        start, name, old, end = found.groups()
+        try:
+            new = blocks[name]()
+        except NoTables as missing:
+            say(f"{name} stays as it is: {missing}")
+            return found[0]
+        return f"{start}\n{new}\n{end}" if old.startswith("\n") else f"{start}{new}{end}"
+
+    return BLOCK.sub(written, text)
+
+
+def names(text: str) -> list[str]:
+    """The names of the blocks of a document."""
+    return [found[2] for found in BLOCK.finditer(text)]
+
+
+@cache
+def study_tables(name: str = ".") -> StudyTables:
+    """The tables of the committed study in ``results/reference/name``, analysed by this code."""
+    folder = RESULTS / name
+    if not (folder / "cells").is_dir():
+        raise NoTables(f"no cells in {folder.relative_to(ROOT)}")
+    return current_tables(folder, lambda line: None)
+
+
+@cache
+def table(name: str) -> pd.DataFrame:
+    """A committed table of a benchmark: ``results/reference/name.parquet``."""
+    path = RESULTS / f"{name}.parquet"
+    if not path.exists():
+        raise NoTables(f"no {path.relative_to(ROOT)}")
+    return pd.read_parquet(path)
+
+
+def minus(text: str) -> str:
+    """``text`` with true minus signs before its numbers."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "−", text)

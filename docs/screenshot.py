@@ -1,0 +1,41 @@
+"""``make dashboard-picture``: the README's picture of the dashboard, as headless Chromium draws it.
+
+It is not part of ``make figures``: its bytes depend on the browser and on its fonts.
+"""
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import ViewportSize, sync_playwright
+
+from docs.blocks import RESULTS
+from docs.make import PLOTS
+from study.dashboard.export import export
+from study.errors import StudyError
+
+SIZE = ViewportSize(width=1600, height=1290)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+READY = "body[data-ready]"
+
+
+def main() -> None:
+    """Export the page of the committed study, open it and save what it shows."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        raise StudyError("no chromium on PATH: apt-get install chromium")
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        page_file = Path(folder) / "dashboard.html"
+        export(RESULTS, page_file)
+        chromium = playwright.chromium.launch(executable_path=browser, args=FLAGS)
+        page = chromium.new_page(viewport=SIZE)
+        page.goto(page_file.as_uri())
+        page.wait_for_selector(READY, timeout=60_000)
+        page.screenshot(path=PLOTS / "dashboard.png")
+        chromium.close()
+    print(PLOTS / "dashboard.png", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Every measured number in the documents is that of the committed tables: ``make figures``."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from benchmarks.inference.figure import infer_cost
+from benchmarks.training.figure import speed
+from docs import blocks, make
+from docs.blocks import BLOCK, NoTables, minus, names, rewrite
+from study.figures import save
+
+DOCUMENTS = [str(path.relative_to(blocks.ROOT)) for path in make.documents()]
+MEASURED = re.compile(r"\[[-−+]?\d+\.\d+, [-−+]?\d|\d\.\d+ ?×|×\d+\.\d|\d (minutes|hours)\b")
+"""An interval, a factor or a duration."""
+OLD = "before\n<!-- numbers: a -->\nold\n<!-- end -->\nx <!-- numbers: b -->old<!-- end --> y\n"
+
+
+def no_tables() -> str:
+    raise NoTables("no tables here")
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_document_has_the_numbers_of_the_committed_tables(name: str) -> None:
+    """If this fails, run ``make figures`` and read what has changed."""
+    text = (blocks.ROOT / name).read_text()
+    assert rewrite(text, make.BLOCKS, lambda line: None) == text
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_no_measured_number_stands_outside_of_a_block(name: str) -> None:
+    text = (blocks.ROOT / name).read_text()
+    outside = re.sub(r"```.*?```", "", BLOCK.sub("", text), flags=re.DOTALL)
+    assert [line for line in outside.splitlines() if MEASURED.search(line)] == []
+
+
+def test_every_block_is_in_a_document() -> None:
+    used = {name for path in make.documents() for name in names(path.read_text())}
+    assert used == set(make.BLOCKS)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_markers_leave_the_paragraph_whole(name: str) -> None:
+    """In Markdown, a line that begins with a comment ends the paragraph."""
+    lines = (blocks.ROOT / name).read_text().splitlines()
+    markers = [line for line in lines if line.startswith(("<!-- numbers:", "<!-- end"))]
+    assert [line for line in markers if not line.endswith("-->")] == []
+    assert [line for line in markers if line.count("<!--") > 1] == []
+
+
+def test_blocks_are_written_between_their_markers() -> None:
+    new = rewrite(OLD, {"a": lambda: "| 1 |", "b": lambda: "2"}, pytest.fail)
+    assert new == OLD.replace("\nold\n", "\n| 1 |\n").replace("-->old<", "-->2<")
+    assert rewrite(new, {"a": lambda: "| 1 |", "b": lambda: "2"}, pytest.fail) == new
+
+
+def test_a_block_without_tables_stays_and_says_so() -> None:
+    said: list[str] = []
+    new = rewrite(OLD, {"a": no_tables, "b": lambda: "2"}, said.append)
+    assert new == OLD.replace("-->old<", "-->2<")
+    assert said == ["a stays as it is: no tables here"]
+
+
+def test_an_unknown_block_is_an_error() -> None:
+    with pytest.raises(KeyError, match="b"):
+        rewrite(OLD, {"a": lambda: "1"}, pytest.fail)
+
+
+def test_an_absent_study_names_its_folder() -> None:
+    with pytest.raises(NoTables, match="no cells in results/reference/nothing"):
+        blocks.study_tables("nothing")
+    with pytest.raises(NoTables, match=r"no results/reference/bench/nothing\.parquet"):
+        blocks.table("bench/nothing")
+
+
+def test_minus_signs_of_numbers_are_true_ones() -> None:
+    assert minus("-0.50 [-0.52, -0.48], 1e-4, SmolLM2-135M, x-1") == (
+        "−0.50 [−0.52, −0.48], 1e-4, SmolLM2-135M, x-1"
+    )
+
+
+def drawn_speed() -> Figure:
+    return speed(blocks.table("bench/sweep"), blocks.table("bench/large-steps"))
+
+
+def drawn_costs() -> Figure:
+    return infer_cost(blocks.table("infer_cost/infer_cost"))
+
+
+@pytest.mark.parametrize("draw", [drawn_speed, drawn_costs])
+def test_pictures_of_benchmarks_are_the_same_bytes_and_say_what_they_show(
+    draw: Callable[[], Figure], tmp_path: Path
+) -> None:
+    first, again = (save(draw(), tmp_path, name)[0].read_bytes() for name in ("a", "b"))
+    assert first == again
+    about = Image.open(tmp_path / "a.png").info["Description"]
+    assert about.startswith("SmolLM2, float32, Intel(R) Xeon(R)")
+
+
+def test_a_pictures_numbers_are_those_of_the_table() -> None:
+    sweep = blocks.table("bench/sweep")
+    steps = sweep[(sweep["variant"] == "step") & (sweep["way"] == "packed")]
+    expected = steps.groupby("rank")["seconds"].median()
+    lines = {line.get_label(): line for line in drawn_speed().axes[0].lines}
+    found = pd.Series(lines["ours, packed"].get_ydata(), expected.index)
+    pd.testing.assert_series_equal(found, expected, check_names=False)
