@@ -15,10 +15,14 @@ Exponents:
 - :mod:`~study.analysis.blocks`: the seeds and ranks of a fit, if some are missing;
 - :mod:`~study.analysis.exponents`: the ``exponents`` table;
 - :mod:`~study.analysis.predictions`: its column ``predicted``, from theory;
+- :mod:`~study.analysis.layer_numbers`: sizes and alignments of layers, for predictions;
 - :mod:`~study.analysis.row_conditions`: clipping, eps and laziness, on which predictions depend;
 - :mod:`~study.analysis.verdicts`: stable, or how the quantity changes; the tests and their errors;
 - :mod:`~study.analysis.stable`: p*, the exponent of gamma at which a quantity is stable;
-- :mod:`~study.analysis.summary`: the rows to read first, as terminal tables.
+- :mod:`~study.analysis.shared`: rows of p* that are one measurement;
+- :mod:`~study.analysis.rank_stabilized`: the paper's condition, at the first and the last step;
+- :mod:`~study.analysis.summary`: the rows to read first, as terminal tables;
+- :mod:`~study.analysis.wording`: the numbers of a row as text, the same everywhere.
 
 Losses:
 
@@ -40,7 +44,7 @@ from study.analysis.analyze import Analysis, analyze
 from study.analysis.exponents import fit_exponents
 from study.analysis.fits import fitted
 from study.analysis.grouping import curve_columns
-from study.analysis.predictions import with_predictions
+from study.analysis.predictions import predicted_curve, with_predictions
 from study.analysis.rank_effects import compared_losses, rank_effects, rule_differences
 from study.analysis.rate_table import render_rates
 from study.analysis.rates import best_rates, rate_transfer
@@ -63,6 +67,7 @@ __all__ = [
     "fitted",
     "holm",
     "lazy_ratios",
+    "predicted_curve",
     "rank_effects",
     "rate_transfer",
     "render_rates",

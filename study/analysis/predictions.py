@@ -14,10 +14,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from study.analysis.fits import Floats, Ints, Mask
-from study.analysis.grouping import firsts, numbered
+from study.analysis.grouping import curve_columns, firsts, numbered
 from study.analysis.layer_numbers import LAYER_NUMBERS, layer_numbers
 from study.analysis.row_conditions import RowCurves, clipping, eps_ratios, laziness
-from study.theory import predicted_exponents
+from study.theory import mean_log_curve, predicted_exponents, questions
 from study.theory.asymptotics import CLIPS
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS, decay_of
@@ -72,6 +72,42 @@ def with_predictions(
     )
 
 
+def predicted_curve(
+    row: "pd.Series[Any]",
+    exponents: pd.DataFrame,
+    cells: pd.DataFrame,
+    probes: pd.DataFrame,
+    ranks: npt.ArrayLike,
+) -> Floats | None:
+    """The logarithm, up to a constant, of the curve whose slope is a row's ``predicted``, [ranks].
+
+    ``row`` is one of ``exponents``, which has predictions. A pooled row has the mean over its
+    layers, under the same conditions as its prediction. None if it has no prediction.
+    """
+    if not np.isfinite(row["predicted"]) or "lazy" not in exponents:
+        return None
+    same = np.ones(len(exponents), bool)
+    for name in (*curve_columns(exponents), "site", "stat", "batch", "step"):
+        same &= _equals(exponents[name], row[name])
+    single = ~exponents["layer"].isin(POOLINGS)
+    mine = single if row["layer"] in POOLINGS else exponents["layer"] == row["layer"]
+    if row["kind"] != ALL_KINDS:
+        mine = mine & (exponents["kind"] == row["kind"])
+    place = np.flatnonzero(same & mine.to_numpy())
+    rows = exponents.take(place)
+    curves = RowCurves.of(rows, cells[np.isfinite(cells["rank"])])
+    asked = _asked(rows, curves, np.arange(len(rows)), rows, probes)
+    known = [
+        np.log(mean_log_curve(one.site, one.stat, ranks, **one.setting))
+        for one in questions(**_columns(asked, rows))
+    ]
+    return np.asarray(np.mean(known, axis=0))
+
+
+def _equals(column: "pd.Series[Any]", value: Any) -> Mask:
+    return (column.isna() if pd.isna(value) else column == value).to_numpy(bool)
+
+
 def _has_theory(exponents: pd.DataFrame) -> Mask:
     """The rows whose optimizer and init theory knows."""
     powers = [name for name, init in INITS.items() if init.q is not None]
@@ -91,38 +127,48 @@ def _of_single_layers(
 
     Most rows ask the same as another, so each distinct question is answered once.
     """
+    asked = _asked(rows, curves, place, conditions, probes)
+    number = numbered(asked, asked.columns)
+    first = firsts(number)
+    ranks = _ranks(asked.take(first), curves.of_cell, cells)
+    return predicted_exponents(ranks=ranks, **_columns(asked.take(first), rows.take(first)))[number]
+
+
+def _asked(
+    rows: pd.DataFrame,
+    curves: RowCurves,
+    place: Ints,
+    conditions: pd.DataFrame,
+    probes: pd.DataFrame,
+) -> pd.DataFrame:
+    """What theory is asked about each row: the numbers of its layer and its conditions."""
     curve = curves.curve_R[place]
-    lazy = conditions["lazy"].to_numpy()
-    asked = layer_numbers(rows, curve, curves.of_cell, probes).assign(
+    lazy = conditions["lazy"].to_numpy(float)
+    return layer_numbers(rows, curve, curves.of_cell, probes).assign(
         curve=curve,
         **{name: rows[name].array for name in ("site", "stat", "step", "rank_min", "rank_max")},
         clip=conditions["clipped"].to_numpy(),
         eps_ratio=conditions["eps_ratio"].to_numpy(),
         lazy=np.where(np.isnan(lazy), True, lazy == 1),
     )
-    number = numbered(asked, asked.columns)
-    first = firsts(number)
-    ranks = _ranks(asked.take(first), curves.of_cell, cells)
-    return _slopes(asked.take(first), rows.take(first), ranks)[number]
 
 
-def _slopes(asked: pd.DataFrame, rows: pd.DataFrame, ranks: Sequence[Sequence[float]]) -> Floats:
-    """Theory's slopes for the questions ``asked`` about ``rows``, each over its own ranks."""
+def _columns(asked: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Any]:
+    """The fields of :class:`study.theory.columns.Question` for ``asked`` about ``rows``."""
     inits = [INITS[name] for name in rows["init"].astype(str)]
-    columns = (*LAYER_NUMBERS, "clip", "eps_ratio", "lazy")
-    return predicted_exponents(
-        rows["site"].astype(str).to_numpy(),
-        rows["stat"].astype(str).to_numpy(),
-        rows["step"].to_numpy(int),
-        rows["optimizer"].astype(str).to_numpy(),
-        rows["exponent_p"].to_numpy(float),
-        ranks,
-        init=[init.drawn for init in inits],
-        q=[float(init.q or 0.0) for init in inits],
-        kurtosis=[init.kurtosis for init in inits],
-        decay=_decay(rows),
-        **{name: asked[name].to_numpy() for name in columns if name in asked},
-    )
+    others = (*LAYER_NUMBERS, "clip", "eps_ratio", "lazy")
+    return {
+        "site": rows["site"].astype(str).to_numpy(),
+        "stat": rows["stat"].astype(str).to_numpy(),
+        "step": rows["step"].to_numpy(int),
+        "optimizer": rows["optimizer"].astype(str).to_numpy(),
+        "p": rows["exponent_p"].to_numpy(float),
+        "init": [init.drawn for init in inits],
+        "q": [float(init.q or 0.0) for init in inits],
+        "kurtosis": [init.kurtosis for init in inits],
+        "decay": _decay(rows),
+        **{name: asked[name].to_numpy() for name in others if name in asked},
+    }
 
 
 def _ranks(

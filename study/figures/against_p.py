@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from study.figures import style
 from study.figures.captions import CI, EXPONENT
 from study.figures.selection import Absent, Family, Rule, Tables, families, most_varied
-from study.figures.theory_lines import asymptote, fits
+from study.figures.theory_lines import fits
 from study.vocabulary.quantities import PRIMARY, Quantity
 from study.vocabulary.scaling import RULES
 
@@ -77,8 +77,6 @@ def exponent_against_p(tables: Tables) -> Figure:
     Large open markers show p*, the p at which a quantity does not depend on the rank.
 
     A panel per setting, over the rules that the study has: ``lora`` is p = 1, ``rslora`` p = 1/2.
-    Theory: ``1/2 - p`` for the gradient norm; for the descent ``1 - 2p`` under SGD and ``1 - p``
-    under a sign-like optimizer.
     """
     if tables.exponents.empty or tables.cells.empty:
         raise Absent("no exponents in the tables: analyze the study first")
@@ -154,12 +152,11 @@ def _lines(family: Family, exponents: pd.DataFrame) -> list[Line]:
             unique = {round(p, 9): row for p, row in points}
             if len(unique) > 1:
                 first, last = place == 0, step == "last"
-                found.append(_line(family, quantity, at, unique, first=first, last=last))
+                found.append(_line(quantity, at, unique, first=first, last=last))
     return found
 
 
 def _line(
-    family: Family,
     quantity: Quantity,
     step: int,
     by_p: dict[float, "pd.Series[Any]"],
@@ -169,8 +166,6 @@ def _line(
 ) -> Line:
     p = np.array(sorted(by_p))
     rows = pd.DataFrame([by_p[one] for one in p])
-    tabulated = rows["predicted"].to_numpy(float)
-    known = np.array([asymptote(quantity, family, one, step) for one in p])
     return Line(
         quantity,
         step,
@@ -180,7 +175,7 @@ def _line(
         rows["exponent"].to_numpy(float),
         rows["ci_low"].to_numpy(float),
         rows["ci_high"].to_numpy(float),
-        np.where(np.isfinite(tabulated), tabulated, known),
+        rows["predicted"].to_numpy(float),
     )
 
 
@@ -211,15 +206,16 @@ def _draw(ax: Axes, lines: list[Line], title: str, *, named: bool) -> None:
 
 
 def _draw_line(ax: Axes, line: Line) -> None:
-    ax.plot(
-        line.p,
-        line.predicted,
-        color=style.INK,
-        linestyle=style.DOTTED,
-        linewidth=1.4,
-        zorder=2,
-        gid=f"theory {line.gid}",
-    )
+    if np.isfinite(line.predicted).any():
+        ax.plot(
+            line.p,
+            line.predicted,
+            color=style.INK,
+            linestyle=style.DOTTED,
+            linewidth=1.4,
+            zorder=2,
+            gid=f"theory {line.gid}",
+        )
     ax.plot(line.p, line.exponent, **line.look, linewidth=0.9, zorder=3, gid=f"line {line.gid}")
     ax.vlines(
         line.p,

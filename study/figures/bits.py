@@ -19,7 +19,7 @@ from study.figures.selection import (
     most_varied,
     rules_left_out,
 )
-from study.figures.theory_lines import asymptote, fits
+from study.figures.theory_lines import fits
 from study.vocabulary.quantities import PRIMARY, Quantity
 
 MOST_FAMILIES, MOST_RULES = 4, 6
@@ -38,7 +38,7 @@ def exponents_by_bits(tables: Tables) -> Figure:
     """Scaling exponents of the primary quantities by the number of bits of the base's weights.
 
     A panel per rule, a row of panels per setting. A quantity is shown at the first step at which it
-    has an exponent. Theory does not depend on the weights.
+    has an exponent.
     """
     if tables.exponents.empty or tables.cells.empty:
         raise Absent("no exponents in the tables: analyze the study first")
@@ -72,7 +72,7 @@ def exponents_by_bits(tables: Tables) -> Figure:
     return style.finish(
         page,
         sentence_on_ci("Bars", intervals),
-        "Dotted: theory, which does not depend on the weights. Grey line: independent of rank.",
+        "Dotted: theory. Grey line: independent of rank.",
         left_out,
         rules_left_out(drawn, MOST_RULES),
         shown=drawn,
@@ -84,7 +84,7 @@ def _draw(
 ) -> set[str]:
     """The exponents of one rule. Return the kinds of their intervals.
 
-    gids: ``<bits>|bars <bits>|theory <quantity's name>``.
+    gids: ``<bits>|bars <bits>|theory <bits> <quantity's name>``.
     """
     names: list[str] = []
     intervals: set[str] = set()
@@ -95,18 +95,6 @@ def _draw(
         step = int(fit["step"].iloc[0])
         fit = fit[fit["step"] == step]
         intervals |= _draw_row(ax, fit, quantity, len(names), bits)
-        predicted = _predicted(fit, quantity, family, rule, step)
-        if np.isfinite(predicted):
-            ax.vlines(
-                [predicted],
-                len(names) - 0.4,
-                len(names) + 0.4,
-                color=style.INK,
-                linestyle=style.DOTTED,
-                linewidth=1.4,
-                zorder=1.5,
-                gid=f"theory {quantity.name}",
-            )
         names.append(f"{quantity.name}\nstep {step}")
     ax.axvline(0, color=style.FAINT, linewidth=0.6, zorder=1)
     ax.set_yticks(range(len(names)), names)
@@ -139,21 +127,19 @@ def _draw_row(
             zorder=2,
             gid=f"bars {who}",
         )
+        if np.isfinite(found["predicted"]):
+            ax.vlines(
+                [found["predicted"]],
+                y - APART / 2,
+                y + APART / 2,
+                color=style.INK,
+                linestyle=style.DOTTED,
+                linewidth=1.4,
+                zorder=1.5,
+                gid=f"theory {who}",
+            )
         intervals.add(str(found["interval"]))
     return intervals
-
-
-def _predicted(
-    fit: pd.DataFrame, quantity: Quantity, family: Family, rule: Rule, step: int
-) -> float:
-    """The predicted exponent: the mean over bits of the table's predictions, else the asymptote.
-
-    The table's predictions differ between bits by the measured alignments.
-    """
-    predicted = fit["predicted"].to_numpy(float)
-    if np.isfinite(predicted).any():
-        return float(np.nanmean(predicted))
-    return asymptote(quantity, family, rule.p, step)
 
 
 def _bits(value: float | None) -> int | None:

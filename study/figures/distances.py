@@ -20,9 +20,8 @@ from matplotlib.ticker import FixedFormatter, FixedLocator
 
 from study.analysis.distances import exponents_of, runs
 from study.figures import laws, style
-from study.figures.conditions import layers, layers_of
 from study.figures.selection import Absent, Family, Tables
-from study.figures.theory_lines import init_of
+from study.figures.theory_lines import init_of, layers, layers_of
 from study.theory import distance_to_infinite_rank as first_step_distance
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import FORWARD_OUT, MODEL_WIDE

@@ -1,7 +1,7 @@
 """Power laws against the rank: log-log points with fitted line, CI band and exponent."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,30 +163,27 @@ def draw(
     *,
     heading: str,
     inches: float,
-    curved: Mapping[Rule, float] | None = None,
+    curved: Collection[Rule] = (),
     more: Sequence[tuple[Line2D, str]] = (),
 ) -> None:
     """Draw a family's laws into a panel ``inches`` wide. The legend above it has the exponents.
 
-    - ``curved``: predicted exponents of rules whose predicted curve the caller draws;
+    - ``curved``: rules whose predicted curve the caller draws in place of the straight line;
     - ``more``: further entries of the legend.
 
     gids: ``points|line|band|theory|spread|lost <scaling> p=<p>``.
     """
     handles: list[Any] = []
     labels: list[str] = []
-    curved = curved or {}
     for place, law in enumerate(found):
         colour = style.tint(law.rule, family.rules)
         points = _draw_points(ax, law, family, colour)
-        line, theory = _draw_fit(ax, law, colour)
+        line, theory = _draw_fit(ax, law, colour, straight=law.rule not in curved)
         handles.append((*line, *points))
         labels.append(_exponent(law))
-        if law.rule in curved:
-            labels[-1] += f", theory {style.number(curved[law.rule])}"
-        if law.fit is not None and theory:
+        if law.fit is not None and np.isfinite(law.fit["predicted"]):
             text = f"theory {style.number(law.fit['predicted'])}"
-            if inches < NARROW:
+            if theory and inches < NARROW:
                 handles += theory
                 labels.append(text)
             else:
@@ -225,8 +222,10 @@ def _draw_points(ax: Axes, law: Law, family: Family, colour: Any) -> list[Line2D
     )
 
 
-def _draw_fit(ax: Axes, law: Law, colour: Any) -> tuple[list[Line2D], list[Line2D]]:
-    """The fitted line with its band and, below it, the predicted line as thicker dots."""
+def _draw_fit(
+    ax: Axes, law: Law, colour: Any, *, straight: bool
+) -> tuple[list[Line2D], list[Line2D]]:
+    """The fitted line with its band and, if ``straight``, the predicted line as thicker dots."""
     if law.fit is None:
         return [], []
     who = style.gid(law.rule)
@@ -236,7 +235,7 @@ def _draw_fit(ax: Axes, law: Law, colour: Any) -> tuple[list[Line2D], list[Line2
         along, low, high, color=colour, alpha=0.2, linewidth=0, zorder=2, gid=f"band {who}"
     )
     line = ax.plot(along, middle, color=colour, zorder=3, gid=f"line {who}")
-    if not np.isfinite(law.fit["predicted"]):
+    if not straight or not np.isfinite(law.fit["predicted"]):
         return line, []
     predicted, *_ = fitted({**law.fit, "exponent": law.fit["predicted"]}, along)
     dotted: dict[str, Any] = {"color": style.INK, "linestyle": style.DOTTED, "linewidth": 1.8}
@@ -280,14 +279,17 @@ def _exponent(law: Law) -> str:
     return text
 
 
-def fine_print(drawn: Sequence[Law], points: str = "one per seed") -> str:
-    """What points, lines, bands, brackets and crosses mean."""
+def fine_print(drawn: Sequence[Law], points: str = "one per seed", *, straight: bool = True) -> str:
+    """What points, lines, bands, brackets and crosses mean.
+
+    ``straight``: whether predictions are drawn as straight lines.
+    """
     fits = [law.fit for law in drawn if law.fit is not None]
     sentences = [f"Points: {points}."]
     if fits:
         sentences.append("Lines: power-law fits. Legend: exponents.")
         sentences.append(sentence_on_ci("Brackets, bands", {fit["interval"] for fit in fits}))
-    if any(np.isfinite(fit["predicted"]) for fit in fits):
+    if straight and any(np.isfinite(fit["predicted"]) for fit in fits):
         sentences.append("Dotted: predicted slope, through the centre of the fit.")
     if any(len(law.lost) for law in drawn):
         sentences.append("×: a run at this rank had diverged or got stuck by then.")

@@ -13,8 +13,7 @@ MOST_FAMILIES = 4
 def grad_norm_vs_rank(tables: Tables) -> Figure:
     """Norm of the gradient over all adapters against the rank, at the first and last probed step.
 
-    Theory for step 0: exponent ``1/2 - p`` under every optimizer. While B = 0, only B has a
-    gradient.
+    While B = 0, only B has a gradient.
     """
     return _against_rank(tables, GRADIENT_NORM, last=True)
 
@@ -23,8 +22,7 @@ def grad_norm_vs_rank(tables: Tables) -> Figure:
 def descent_vs_rank(tables: Tables) -> Figure:
     """Descent ``-<gradient, update>`` of the first update, over all adapters, against the rank.
 
-    The descent is the first-order decrease of the loss. Theory, at any rank: exponent ``1 - 2p``
-    under SGD, ``1 - p`` under a sign-like optimizer.
+    The descent is the first-order decrease of the loss.
     """
     return _against_rank(tables, DESCENT, last=False, unit="(nats)")
 

@@ -18,7 +18,7 @@ from study.figures.selection import (
     most_varied,
     rules_left_out,
 )
-from study.figures.theory_lines import asymptote, fits
+from study.figures.theory_lines import fits
 from study.figures.training_curves import step_axis
 from study.vocabulary.quantities import PRIMARY, Quantity
 from study.vocabulary.thresholds import STABLE_RATIO
@@ -113,8 +113,7 @@ def _draw(ax: Axes, family: Family, quantity: Quantity, rows: dict[Rule, pd.Data
             gid=f"band {who}",
         )
         ax.plot(step, fit["exponent"].to_numpy(float), **look, zorder=3, gid=f"curve {who}")
-        known = np.array([asymptote(quantity, family, rule.p, s) for s in step])
-        predicted = np.where(np.isfinite(fit["predicted"]), fit["predicted"], known).astype(float)
+        predicted = fit["predicted"].to_numpy(float)
         if np.isfinite(predicted).any():
             theory = True
             single = np.isfinite(predicted).sum() == 1  # no line to see: draw a dash

@@ -1,9 +1,9 @@
-"""Predictions for figures: the rows of ``exponents`` of a quantity, and the exponents from theory.
+"""What figures read of theory: rows of ``exponents``, the init and the layers of a family.
 
-A prediction in the table counts finite ranks. Where there is none, a figure shows the asymptote.
+A figure shows the column ``predicted`` of these rows, and no theory where it is NaN.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -11,40 +11,12 @@ import pandas as pd
 from study.analysis.verdicts import rows_of
 from study.figures import laws
 from study.figures.selection import Family, Rule
-from study.theory import PLAIN, Modifiers, predict
+from study.theory import Layer
 from study.vocabulary.inits import INITS, Init
-from study.vocabulary.optimizers import OPTIMIZERS, decay_of
-from study.vocabulary.quantities import Quantity
+from study.vocabulary.quantities import ALIGNMENTS, MODEL_WIDE, TRAIN, Quantity
 
 DEFAULT_INIT = "kaiming"
 """The init of studies whose tables name none."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What theory reads of a family: a known optimizer, an init that is a power law, modifiers."""
-
-    optimizer: str
-    init: Init
-    q: float
-    modifiers: Modifiers
-
-
-def setting(family: Family) -> Setting | None:
-    """The setting of a family; None if theory predicts nothing for its optimizer or its init.
-
-    Whether the gradient norm exceeded the clipping threshold at every rank is not in ``cells``, so
-    a family with clipping is "some": nothing is predicted for runs that are clipped at some ranks.
-    """
-    optimizer, init = str(family.keys.get("optimizer")), init_of(family)
-    if optimizer not in OPTIMIZERS or init is None or init.q is None:
-        return None
-    decay, clip = family.keys.get("weight_decay", 0.0), family.keys.get("clip")
-    modifiers = Modifiers(
-        decay=decay_of(optimizer, decay) if decay > 0 else "none",
-        clip=PLAIN.clip if clip is None or pd.isna(clip) else "some",
-    )
-    return Setting(optimizer, init, init.q, modifiers)
 
 
 def init_of(family: Family) -> Init | None:
@@ -52,30 +24,38 @@ def init_of(family: Family) -> Init | None:
     return INITS.get(family.keys.get("init", DEFAULT_INIT))
 
 
-def asymptote(quantity: Quantity, family: Family, p: float, step: int) -> float:
-    """The predicted exponent as r grows; NaN if a crossover bends the curve at finite ranks.
-
-    A quantity with a crossover is predicted in the ``exponents`` table, if its layers' alignments
-    were recorded. Its asymptote alone would be off by up to 0.4 at ranks up to 256.
-    """
-    known = setting(family)
-    if known is None:
-        return np.nan
-    predicted = predict(
-        quantity.site,
-        quantity.stat,
-        step=step,
-        optimizer=known.optimizer,
-        p=p,
-        q=known.q,
-        init=known.init.drawn,
-        modifiers=known.modifiers,
-    )
-    bends = predicted.row is None or predicted.row.term != "none"
-    return np.nan if bends or predicted.exponent is None else predicted.exponent
-
-
 def fits(exponents: pd.DataFrame, family: Family, rule: Rule, quantity: Quantity) -> pd.DataFrame:
     """The quantity's fits for one family and rule: one row per step, in order."""
     rows = exponents[rows_of(quantity, exponents)] if len(exponents) else exponents
     return laws.rows_of(rows, family, rule).sort_values("step") if len(rows) else rows
+
+
+def layers(
+    cells: Iterable[str], quantity: Quantity, probes: pd.DataFrame, step: int, kurtosis: float
+) -> list[Layer]:
+    """Sizes and alignments of each layer, as geometric means over ``cells``.
+
+    Ranks and seeds are averaged: in a lazy run alignments hardly depend on the rank.
+    """
+    rows = probes[
+        (probes["site"] == quantity.site)
+        & (probes["step"] == step)
+        & (probes["batch"] == TRAIN)
+        & (probes["layer"] != MODEL_WIDE)
+        & probes["cell_id"].isin(set(cells))
+    ]
+    return layers_of(rows, kurtosis)
+
+
+def layers_of(rows: pd.DataFrame, kurtosis: float) -> list[Layer]:
+    """A layer per value of the column ``layer``, from the columns ``d_in``, ``d_out`` and those of
+    alignments; none if these were not recorded."""
+    names = [name for name in ("d_in", "d_out", *ALIGNMENTS) if name in rows]
+    if "d_in" not in names or rows.empty:
+        return []
+    logs = pd.DataFrame(np.log(rows[names].astype(float))).groupby(rows["layer"].astype(str)).mean()
+    found = []
+    for values in pd.DataFrame(np.exp(logs)).to_dict("records"):
+        given = {str(name): value for name, value in values.items() if np.isfinite(value)}
+        found.append(Layer(**given, kurtosis=kurtosis))
+    return found

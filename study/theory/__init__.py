@@ -57,7 +57,7 @@ from study.theory.asymptotics import (
     family,
     predict,
 )
-from study.theory.columns import predicted_exponent, predicted_exponents
+from study.theory.columns import predicted_exponent, predicted_exponents, questions
 from study.theory.curves import (
     Layer,
     crossover,
@@ -85,6 +85,7 @@ __all__ = [
     "predict",
     "predicted_exponent",
     "predicted_exponents",
+    "questions",
     "slope",
     "stable_exponent",
 ]

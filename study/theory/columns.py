@@ -95,6 +95,25 @@ class Question(NamedTuple):
         }
 
 
+def questions(
+    site: ArrayLike,
+    stat: ArrayLike,
+    step: ArrayLike,
+    optimizer: ArrayLike,
+    p: ArrayLike,
+    **others: ArrayLike,
+) -> list[Question]:
+    """A question per row. Every column is a scalar or has one entry per row."""
+    columns = Question(site, stat, step, optimizer, p, **others)  # type: ignore[arg-type]
+    arrays = np.broadcast_arrays(*(np.atleast_1d(np.asarray(c, object)) for c in columns))
+    # One NaN object for all: tuples that hold the same object are equal, so rows with a NaN repeat
+    # too.
+    return [
+        Question._make(math.nan if value != value else value for value in row)
+        for row in zip(*arrays, strict=True)
+    ]
+
+
 def predicted_exponents(
     site: ArrayLike,
     stat: ArrayLike,
@@ -117,18 +136,13 @@ def predicted_exponents(
 
     Raises :class:`StudyError` for an unknown site, stat, optimizer, init or modifier.
     """
-    columns = Question(site, stat, step, optimizer, p, **others)  # type: ignore[arg-type]
-    arrays = np.broadcast_arrays(*(np.atleast_1d(np.asarray(c, object)) for c in columns))
-    rows = list(zip(*arrays, strict=True))
+    rows = questions(site, stat, step, optimizer, p, **others)
     shared = np.ndim(ranks[0]) == 0
     fits = [tuple(ranks)] * len(rows) if shared else [tuple(of_row) for of_row in ranks]
 
     answers: dict[tuple[tuple[float, ...], Question], float] = {}
     predicted = np.empty(len(rows))
-    for i, (fit, row) in enumerate(zip(fits, rows, strict=True)):
-        # One NaN object for all: tuples that hold the same object are equal, so rows with a NaN
-        # repeat too.
-        question = Question._make(math.nan if value != value else value for value in row)
+    for i, (fit, question) in enumerate(zip(fits, rows, strict=True)):
         if (fit, question) not in answers:
             answers[fit, question] = predicted_exponent(
                 question.site, question.stat, fit, **question.setting

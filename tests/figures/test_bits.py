@@ -30,11 +30,17 @@ def test_markers_and_bars_show_the_table(swept, read) -> None:
             assert mark.get_xdata()[0] == row["exponent"]
             (bar,) = (c for c in ax.collections if c.get_gid() == f"bars {bits} gradient norm")
             np.testing.assert_allclose(bar.get_segments()[0][:, 0], [row["ci_low"], row["ci_high"]])
-        (theory,) = (c for c in ax.collections if c.get_gid() == "theory gradient norm")
-        assert theory.get_segments()[0][0, 0] == pytest.approx(-0.5 if scaling == "lora" else 0.0)
+            (theory,) = (c for c in ax.collections if c.get_gid() == f"theory {bits} gradient norm")
+            assert theory.get_segments()[0][0, 0] == row["predicted"]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["as loaded", "8 bits", "4 bits"]
     assert any("step 0" in text for text in read.texts(figure))
+
+
+def test_no_theory_where_the_table_has_none(swept, read) -> None:
+    refused = SimpleNamespace(**vars(swept))
+    refused.exponents = swept.exponents.assign(predicted=np.nan)
+    assert read.artists(exponents_by_bits(refused), "theory") == []
 
 
 @pytest.mark.parametrize(

@@ -89,14 +89,13 @@ def test_theory_lies_behind_where_it_says_something(powers, read) -> None:
     assert all(below.get_zorder() < above.get_zorder() for below, above in pairs)
 
 
-def test_theory_without_a_predicted_column_is_the_asymptote(tiny, read) -> None:
+def test_no_theory_where_the_table_has_none(tiny, read) -> None:
     tables = tiny(rules=POWERS[:3], settings=[{"optimizer": "sgd"}])
     tables.exponents["predicted"] = np.nan
-    figure = exponent_against_p(tables)
-    (theory,) = read.artists(figure, "theory adapter_update 0")
-    np.testing.assert_allclose(theory.get_ydata(), [1.0, 0.5, 0.0])  # 1 - 2p
-    (theory,) = read.artists(figure, "theory adapter_out")
-    assert np.isnan(theory.get_ydata()).all()  # its crossover was not recorded
+    for draw in (exponent_against_p, exponents_over_training):
+        figure = draw(tables)
+        assert read.artists(figure, "theory") == []
+        assert "theory" not in " ".join(read.texts(figure))
 
 
 def test_every_optimizer_has_a_panel(tiny, read) -> None:
