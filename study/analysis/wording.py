@@ -10,6 +10,13 @@ from study.vocabulary.thresholds import CONFIDENCE
 INTERVAL = f"{100 * CONFIDENCE:g} % interval"
 STRAIGHTNESS = "straightness of the line, one seed"
 """What the brackets beside a slope show if there is one seed."""
+TESTED = (
+    "Every word is corrected for the number of quantities tested (Holm). Before that, the "
+    f"{INTERVAL} decides it."
+)
+"""How verdicts are tested, for the text below a table."""
+BRACKETS = {"seeds": INTERVAL, "ranks": STRAIGHTNESS}
+"""What brackets show, by the value of the column ``interval``."""
 
 
 def factor_text(factor: float) -> str:
@@ -46,10 +53,8 @@ def bracket_head(rows: pd.DataFrame) -> str:
 
     Empty if they show different things, or nothing: see :func:`bracket_notes`.
     """
-    kinds = set(rows["interval"].astype(str)) - {"none"}
-    if kinds == {"seeds"}:
-        return INTERVAL
-    return STRAIGHTNESS if kinds == {"ranks"} else ""
+    kinds = [kind for kind in BRACKETS if (rows["interval"] == kind).any()]
+    return BRACKETS[kinds[0]] if len(kinds) == 1 else ""
 
 
 def bracket_notes(rows: pd.DataFrame) -> list[str]:

@@ -14,6 +14,7 @@ from study.analysis.grouping import curve_labels, distinguishing
 from study.analysis.wording import (
     INTERVAL,
     STRAIGHTNESS,
+    TESTED,
     bend_text,
     bracket_head,
     bracket_notes,
@@ -30,7 +31,7 @@ from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import FIRST_READ, METRICS, PRIMARY, SITES, STATS, TRAIN
 from study.vocabulary.statuses import STATUSES, Status, end_step, note
 from study.vocabulary.thresholds import STABLE_RATIO
-from study.vocabulary.verdicts import VERDICTS, meaning
+from study.vocabulary.verdicts import ONE_SEED, VERDICTS, meaning
 
 CURVES = {name: METRICS[name].label for name in ("loss", "eval_loss", "grad_norm")}
 """The metrics with a curve on the page."""
@@ -195,10 +196,11 @@ def _verdicts(rows: pd.DataFrame, why_none: str) -> dict[str, Any]:
     """The rows of the verdict table, what their brackets show, and the notes below it."""
     if rows.empty:
         return {"verdicts": [], "brackets": "", "verdict_notes": [why_none]}
+    tested = [] if (rows["verdict"] == ONE_SEED).all() else [TESTED]
     return {
         "verdicts": [_verdict(row) for row in rows.itertuples(index=False)],
         "brackets": bracket_head(rows),
-        "verdict_notes": [*bracket_notes(rows), *_spans(rows)],
+        "verdict_notes": [*tested, *bracket_notes(rows), *_spans(rows)],
     }
 
 

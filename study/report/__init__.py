@@ -1,8 +1,9 @@
 """``study report``: a study on one page, as Markdown and as a self-contained HTML file.
 
 - :mod:`~study.report.page`: the page in Markdown, which calls one module per group of sections:
-  :mod:`~study.report.exponents`, :mod:`~study.report.rates`, :mod:`~study.report.losses`,
-  :mod:`~study.report.task`, :mod:`~study.report.truncations`, :mod:`~study.report.provenance`;
+  :mod:`~study.report.condition`, :mod:`~study.report.exponents`, :mod:`~study.report.rates`,
+  :mod:`~study.report.losses`, :mod:`~study.report.task`, :mod:`~study.report.truncations`,
+  :mod:`~study.report.provenance`;
 - :mod:`~study.report.caveats`: reasons to doubt the numbers;
 - :mod:`~study.report.formatting`, :mod:`~study.report.markdown`: numbers and names; tables, lists
   and pictures;

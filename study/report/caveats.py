@@ -13,11 +13,12 @@ from study.store import StudyTables
 from study.vocabulary.optimizers import label, of_family
 from study.vocabulary.quantities import FORWARD_OUT, TRAIN
 from study.vocabulary.scaling import rule_label
-from study.vocabulary.statuses import STATUSES
+from study.vocabulary.statuses import STATUSES, end_step
 from study.vocabulary.thresholds import (
     FEW_SEEDS,
     LAST_PREDICTED_STEP,
     LAZY_WITHIN,
+    SEEDS_FOR_VERDICT,
     SIGN_LIKE_FROM,
 )
 
@@ -57,9 +58,11 @@ def _few_seeds(tables: StudyTables) -> Iterator[str]:
     seeds = len(tables.cells[units].drop_duplicates())
     if seeds == 1:
         yield (
-            "**One seed.** The intervals are over ranks. They show how straight the line is, "
-            "not how much another seed would differ."
+            "**One seed.** There are no verdicts. Brackets show how straight the line is, not how "
+            "much another seed would differ."
         )
+    elif seeds < SEEDS_FOR_VERDICT:
+        yield f"**{seeds} seeds.** A verdict needs at least {SEEDS_FOR_VERDICT}."
     elif seeds < FEW_SEEDS:
         yield f"**{seeds} seeds.** Intervals over fewer than {FEW_SEEDS} seeds are unreliable."
 
@@ -68,7 +71,8 @@ def _unfinished(tables: StudyTables) -> Iterator[str]:
     for status, about in STATUSES.items():
         cells = tables.cells[tables.cells["status"] == status]
         if about.fits and len(cells):
-            yield f"**{_count(len(cells), 'cell')} {status}** ({_cells(cells)}). {about.fits}"
+            names = _ends(cells) if about.ended_at else _cells(cells)
+            yield f"**{_count(len(cells), 'cell')} {status}** ({names}). {about.fits}"
 
 
 def _large_steps(tables: StudyTables) -> Iterator[str]:
@@ -80,6 +84,8 @@ def _large_steps(tables: StudyTables) -> Iterator[str]:
             "assume that steps are small."
         )
         return
+    ends = {str(row["cell_id"]): end_step(row) for row in tables.cells.to_dict("records")}
+    ratios = ratios[ratios["step"] < ratios["cell_id"].map(ends)]
     off = ratios[(ratios["ratio"] - 1).abs() > LAZY_WITHIN]
     if off.empty:
         return
@@ -226,6 +232,20 @@ def _count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
+def _ends(cells: pd.DataFrame) -> str:
+    """``rsLoRA r = 64 at lr 0.1, step 3, 5``: broken cells by rank, with the step of their end."""
+    steps: dict[str, set[float]] = {}
+    for place in range(len(cells)):
+        cell = cells.iloc[[place]]
+        name = f"{_cells(cell)} at lr {cell['lr'].item():g}"
+        steps.setdefault(name, set()).add(end_step(cell.to_dict("records")[0]))
+    parts = [
+        f"{name}, step {', '.join(f'{step:g}' for step in sorted(found))}"
+        for name, found in steps.items()
+    ]
+    return _first_of(parts)
+
+
 def _cells(cells: pd.DataFrame) -> str:
     """``rsLoRA r = 64, 256``: cells by rule and rank, and by optimizer if there are several."""
     p = cells["exponent"] if "exponent" in cells else pd.Series(float("nan"), cells.index)
@@ -240,5 +260,9 @@ def _cells(cells: pd.DataFrame) -> str:
         f"{rule} r = {', '.join(f'{rank:g}' for rank in sorted(set(ranks)))}"
         for rule, ranks in cells["rank"].groupby(pd.Series(rules, cells.index), sort=False)
     ]
+    return _first_of(parts)
+
+
+def _first_of(parts: Sequence[str]) -> str:
     more = len(parts) - MOST_GROUPS
     return "; ".join(parts[:MOST_GROUPS]) + (f"; and {more} more" if more > 0 else "")

@@ -23,7 +23,7 @@ from study.vocabulary.quantities import HELDOUT, TRAIN
 from study.vocabulary.verdicts import VERDICTS
 
 TITLE = "## Are the adapters rank-stabilized?"
-BATCH_NAMES = {HELDOUT: "held-out, fixed", TRAIN: "training"}
+BATCH_NAMES = {HELDOUT: "held-out", TRAIN: "training"}
 
 Curve = tuple[str, list[Any]]
 """The name of a curve, and its rows."""

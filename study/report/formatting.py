@@ -7,18 +7,13 @@ import numpy as np
 import pandas as pd
 
 from study.analysis.intervals import interval_text
-from study.analysis.wording import setting_text
+from study.analysis.wording import TESTED, setting_text
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import QUANTITIES, SITES, STATS
 from study.vocabulary.scaling import RULES, formula, rule_label
-from study.vocabulary.thresholds import CONFIDENCE, STABLE_RATIO
+from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import ONE_SEED, VERDICTS, meaning
 
-TESTED = (
-    f" Every word is corrected for the number of quantities tested (Holm). Before that, the "
-    f"{100 * CONFIDENCE:g} % interval decides it."
-)
-"""How verdicts are tested, for the text below a table."""
 setting = setting_text
 
 
@@ -103,7 +98,7 @@ def legend(rows: pd.DataFrame) -> str:
     """What the verdicts of ``rows`` mean, and how they are tested."""
     found = set(rows["verdict"].astype(str))
     meanings = [f"*{word}*: {meaning(word, STABLE_RATIO)}" for word in VERDICTS if word in found]
-    return f"{'; '.join(meanings)}.{'' if found <= {ONE_SEED} else TESTED}"
+    return f"{'; '.join(meanings)}.{'' if found <= {ONE_SEED} else f' {TESTED}'}"
 
 
 def at_lowest_rate(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:

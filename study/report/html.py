@@ -29,8 +29,8 @@ td { font-variant-numeric: tabular-nums; }
 blockquote { margin: 1rem 0; padding-left: 1rem; border-left: 3px solid #8888; }
 img { max-width: 100%; background: #fff; } p:has(> img) { margin-bottom: 0; }
 """
-INTERVAL = r"[-+]?\d\.\d+ \[[-+]?\d\.\d+, [-+]?\d\.\d+\]"
-"""``0.50 [0.49, 0.51]``. A line must not break inside it."""
+UNBROKEN = r"[-+]?\d\.\d+ \[[-+]?\d\.\d+, [-+]?\d\.\d+\]|\d %"
+"""``0.50 [0.49, 0.51]`` and ``95 %``. A line must not break inside them."""
 
 
 def as_html(markdown: str, title: str, folder: Path) -> str:
@@ -52,7 +52,7 @@ def as_html(markdown: str, title: str, folder: Path) -> str:
         return f'<img alt="{escape(tokens[index].content)}" src="data:image/png;base64,{data}">'
 
     reader.add_render_rule("image", image)
-    body = re.sub(INTERVAL, lambda found: found[0].replace(" ", "\u00a0"), reader.render(markdown))
+    body = re.sub(UNBROKEN, lambda found: found[0].replace(" ", "\u00a0"), reader.render(markdown))
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'

@@ -5,8 +5,12 @@ A sweep publishes when it ends. ``study dashboard --wandb`` publishes on request
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from study.analysis import summary
+from study.analysis.wording import BRACKETS, bend_text, factor_text, number_text
 from study.config import TrackerConfig
 from study.errors import StudyError, one_line
 from study.report.current import current_figures, current_tables
@@ -15,6 +19,13 @@ from study.tracking.runs import WandbRuns, start_run
 
 SUMMARY = "summary"
 """The job type of that run. The runs of cells have ``pack <n>``."""
+
+
+TABLE_COLUMNS = (
+    *("optimizer", "rule", "quantity", "step", "exponent", "brackets", "factor", "theory"),
+    *("verdict", "bent"),
+)
+"""The columns of the run's table of exponents: the report's numbers and words."""
 
 
 def tracker_of(study_dir: Path) -> TrackerConfig | None:
@@ -66,6 +77,21 @@ def _send(
             {f"exponent/{row.optimizer} {row.rule}/{row.quantity}": row.exponent for row in here},
             step=int(step),
         )
+    run.log({"exponents": wandb.Table(list(TABLE_COLUMNS), _table(rows))})
     run.log_artifact(exponents)
     run.log_artifact(figures)
     run.finish()
+
+
+def _table(rows: pd.DataFrame) -> list[list[str | int]]:
+    """The rows of a summary under :data:`TABLE_COLUMNS`."""
+    entries: list[Any] = list(rows.itertuples(index=False))
+    return [
+        [
+            *(str(row.optimizer), ", ".join(filter(None, (row.rule, row.curve))), row.quantity),
+            *(int(row.step), row.estimate, BRACKETS.get(row.interval, "")),
+            *(factor_text(row.factor), number_text(row.predicted)),
+            *(str(row.verdict), bend_text(row)),
+        ]
+        for row in entries
+    ]

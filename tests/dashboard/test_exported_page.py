@@ -12,7 +12,10 @@ import pytest
 
 import study
 from study.dashboard.export import export
+from study.report import current_tables
+from study.report.exponents import exponent_section
 from study.store import CellWriter
+from study.vocabulary.verdicts import VERDICTS
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,55 @@ def test_no_request_and_no_error(offline: Any, file: Path) -> None:
     assert "2 diverged" in page.locator("#counts").inner_text()
     assert page.locator("#verdict-table tbody tr").count() >= 4
     assert offline.errors == []
+
+
+def test_verdicts_have_the_numbers_and_words_of_the_report(
+    offline: Any, file: Path, trained: Path
+) -> None:
+    """One number: exponent, interval, factor, theory and word are the same text in both.
+
+    The report is about the lowest learning rate.
+    """
+    text = exponent_section(current_tables(trained, lambda line: None))
+    lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
+    report = {
+        (curve.removeprefix("| "), quantity, step): [*numbers, theory, word.strip("*")]
+        for curve, quantity, step, *numbers, theory, word, _ in lines
+    }
+    page = offline.open(file.as_uri())
+    shown = page.evaluate(
+        """() => page.overview.verdicts.filter(v => v.curve !== 'lr=1e+30').map(v => [
+            [page.overview.optimizers[v.optimizer],
+             page.overview.rules.find(rule => rule.id === v.rule).name], v.label,
+            String(v.step), [v.estimate, v.factor, v.theory, v.verdict]])"""
+    )
+    assert len(shown) == 20
+    for curve, quantity, step, numbers in shown:
+        assert numbers == report[", ".join(curve), quantity, step]
+    cells = page.locator("#verdict-table td .cell > span").all_inner_texts()
+    for *_, (estimate, factor, _, word) in shown:
+        assert any(
+            estimate.replace("-", "−") in cell and f"{word} {factor}" in cell for cell in cells
+        )
+
+
+def test_one_seed_has_no_interval_and_no_verdict(offline: Any, file: Path) -> None:
+    """AdamW has one seed, SGD two, and one at the rate at which it diverges."""
+    page = offline.open(file.as_uri() + "#optimizer=adamw")
+    words = page.evaluate("page.overview.verdicts.map(v => [v.optimizer + v.curve, v.verdict])")
+    assert {word for curve, word in words if curve.startswith("adamw")} == {"one seed"}
+    assert {word for curve, word in words if curve == "sgdlr=0.01"} == {"unclear"}
+    assert "brackets: straightness of the line, one seed" in page.locator("#fit-title").inner_text()
+    assert "95 %" not in page.locator("#fit-title").inner_text()
+
+
+def test_a_word_has_the_colour_of_its_row(offline: Any, file: Path) -> None:
+    page = offline.open(file.as_uri())
+    found = page.evaluate(
+        "[...document.querySelectorAll('#verdict-table td .cell > span > span')]"
+        ".map(node => [node.textContent.slice(2), node.className])"
+    )
+    assert {(word, VERDICTS[word].colour) for word, _ in found} == {tuple(one) for one in found}
 
 
 def test_every_value_is_in_its_place(offline: Any, file: Path, trained: Path) -> None:

@@ -40,7 +40,8 @@ def test_a_sound_study_has_no_caveats_and_says_what_was_run(on_disk: OnDisk) -> 
 @pytest.mark.parametrize(
     ("study", "expected"),
     [
-        ({"seeds": (0,)}, ["**One seed.**"]),
+        ({"seeds": (0,)}, ["**One seed.** There are no verdicts."]),
+        ({"seeds": (0, 1)}, ["**2 seeds.** A verdict needs at least 3."]),
         ({"seeds": (0, 1, 2)}, ["**3 seeds.**", "fewer than 5"]),
         (
             {
@@ -68,7 +69,17 @@ def test_a_sound_study_has_no_caveats_and_says_what_was_run(on_disk: OnDisk) -> 
                     "diverged" if (c["scaling"], c["rank"]) == ("lora", 4) else "complete"
                 )
             },
-            ["**5 cells diverged** (LoRA r = 4)"],
+            ["**5 cells diverged** (LoRA r = 4 at lr 0.001, step 2)", "before a value"],
+        ),
+        (
+            {
+                "status": lambda c: (
+                    "stuck"
+                    if (c["scaling"], c["rank"], c["seed"]) == ("lora", 4, 3)
+                    else "complete"
+                )
+            },
+            ["**1 cell stuck** (LoRA r = 4 at lr 0.001, step 2)", "the gradient was zero"],
         ),
         # gamma at r = 32, 256 is 1/2, 1/16 under LoRA, at least 1 under rsLoRA: the gradients are
         # 80, 10 and at least 160 times eps.

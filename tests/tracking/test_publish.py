@@ -36,7 +36,7 @@ def test_exponents_and_figures_are_artifacts(
     assert (run["run_group"], run["job_type"]) == ("default", "summary")
     text = [json.dumps(record) for record in records if "artifact" in json.dumps(record)]
     assert any("default-exponents" in line and "exponents.parquet" in line for line in text), text
-    drawn = {figure.name for figure in (tracked / "plots/default").iterdir()}
+    drawn = {figure.name for figure in (tracked / "plots/default").glob("*.p*")}
     assert {"grad_norm_vs_rank.png", "grad_norm_vs_rank.pdf"} <= drawn
     assert any("default-figures" in line and all(name in line for name in drawn) for line in text)
 
@@ -52,6 +52,22 @@ def test_exponents_and_figures_are_artifacts(
     }
     assert logged == pytest.approx(expected, nan_ok=True)
     assert (0, "exponent/adamw lora/adapter_grad norm") in logged
+    [table] = path.glob("files/media/table/exponents_*.json")
+    sent = json.loads(table.read_text())
+    shown = {name: sent["columns"].index(name) for name in sent["columns"]}
+    assert [
+        (
+            row[shown["exponent"]],
+            row[shown["factor"]],
+            row[shown["verdict"]],
+            row[shown["brackets"]],
+        )
+        for row in sent["data"]
+    ] == [
+        # One seed and two ranks: a slope without brackets.
+        (r.estimate, f"×{2**r.exponent:.2f}", "one seed", "")
+        for r in rows.itertuples()
+    ]
 
 
 def test_the_end_of_a_sweep_says_what_comes_next(tracked: Path) -> None:

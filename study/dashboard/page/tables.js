@@ -19,8 +19,8 @@ function verdictTable(overview) {
       return element("td", {}, shown);
     });
     const title = `${quantity}, ${over}`;
-    const small = element("small", {}, ` step ${step}`);
-    const head = element("th", { scope: "row", title }, label, small);
+    const small = element("small", {}, ` at step ${step}`);
+    const head = element("th", { scope: "row", title }, label, element("br"), small);
     return element("tr", {}, head, ...cells);
   });
   const heads = [hiddenHead("quantity"), ...columns.map(key => verdictHead(key, overview))];
@@ -34,8 +34,8 @@ function verdictLegend({ verdicts, verdict_notes: notes, words }) {
     element("span", { class: colour }, `${symbol} ${word}`),
     `: ${meaning}. `,
   ]);
-  const bars = "Bars run from −1 to 1. The open diamond is the exponent from theory for the same";
-  return element("small", {}, ...meanings, `${notes.join(" ")} ${bars} ranks.`);
+  const marks = "◇ is the exponent from theory for the same ranks. Bars run from −1 to 1.";
+  return element("small", {}, ...meanings, `${notes.join(" ")} ${marks}`);
 }
 
 /** The head of a column: its rule, and its optimizer if there are several. */
@@ -52,7 +52,7 @@ function verdictHead(key, overview) {
 function verdictCell(verdict, rule, words) {
   const { estimate, factor, theory, bend } = verdict;
   const { symbol, colour, meaning } = words[verdict.verdict];
-  const parts = [factor, theory && `theory ${theory}`, bend].filter(Boolean);
+  const inTheory = theory ? [" ◇ ", element("span", { class: "hidden" }, "theory "), minus(theory)] : [];
   return element(
     "div",
     { class: "cell" },
@@ -64,14 +64,15 @@ function verdictCell(verdict, rule, words) {
       element("br"),
       element("span", { class: colour, title: meaning }, `${symbol} ${verdict.verdict}`),
       " ",
-      element("small", {}, minus(parts.join(" · "))),
+      element("small", {}, factor, ...inTheory),
+      bend ? element("small", { class: "bend" }, minus(bend)) : null,
     ),
   );
 }
 
 /** The exponent, its interval and theory on a line from −1 to 1. */
 function exponentBar({ exponent, ci_low: low, ci_high: high, predicted }, rule) {
-  const x = value => 46 + 42 * Math.max(-1, Math.min(1, value));
+  const x = value => 34 + 30 * Math.max(-1, Math.min(1, value));
   const line = (x1, x2, y1, y2, stroke, width, more = {}) =>
     element("line", { x1, x2, y1, y2, stroke, "stroke-width": width, ...more });
   const round = { "stroke-linecap": "round", opacity: 0.45 };
@@ -79,9 +80,9 @@ function exponentBar({ exponent, ci_low: low, ci_high: high, predicted }, rule) 
   const outline = { fill: "none", stroke: "var(--ink)", "stroke-width": 1.3 };
   return element(
     "svg",
-    { width: 92, height: 16, "aria-hidden": "true" },
-    line(4, 88, 8, 8, "var(--line)", 1),
-    line(46, 46, 1, 15, "var(--faint)", 1),
+    { width: 68, height: 16, "aria-hidden": "true" },
+    line(4, 64, 8, 8, "var(--line)", 1),
+    line(34, 34, 1, 15, "var(--faint)", 1),
     low === null ? null : line(x(low), x(high), 8, 8, tint(rule), 5, round),
     element("circle", { cx: x(exponent), cy: 8, r: 3.6, fill: tint(rule) }),
     predicted === null ? null : element("path", { d: diamond, ...outline }),
