@@ -23,9 +23,7 @@ One row per curve (a configuration without its rank and seed), site, stat, batch
   the two highest ranks;
 - ``layers``: the number of layers pooled; 1 for a single layer;
 - ``layer_p05``, ``layer_median``, ``layer_p95``: quantiles of the exponents of single layers,
-  in the ``mean_log`` row over all kinds;
-- ``spread_slope``: the slope against log rank of the variance of the log statistic over seeds,
-  mean over layers, in ``mean_log`` rows (NaN with one seed).
+  in the ``mean_log`` row over all kinds.
 """
 
 from collections import defaultdict
@@ -36,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from study.analysis.fits import Floats, Ints, Lines, fit_lines, spread_slopes, t_critical
+from study.analysis.fits import Ints, Lines, fit_lines, t_critical
 from study.analysis.grids import Grid, grids
 from study.analysis.grouping import FIT_COLUMNS, Design, codes
 from study.analysis.pooling import quantiles
@@ -90,14 +88,8 @@ def fit_exponents(
             y_FL = grid.logs(probes[stat].to_numpy())
             if np.isfinite(y_FL).any():
                 y_FC, layers_FC = grid.with_pools(y_FL)
-                spread_GC = grid.means(spread_slopes(grid.rank_F, y_FL, grid.strands, weight_F))
-                table.add(
-                    grid,
-                    stat,
-                    fit_lines(grid.rank_F, y_FC, grid.strands, weight_F),
-                    layers_FC,
-                    spread_GC,
-                )
+                lines = fit_lines(grid.rank_F, y_FC, grid.strands, weight_F)
+                table.add(grid, stat, lines, layers_FC)
 
     exponents = table.frame()
     if predict is not None:
@@ -123,7 +115,7 @@ class _Table:
         self.names["batch"] = {name: code for code, name in enumerate(batches)}
         self.names["interval"] = {name: code for code, name in enumerate(INTERVALS)}
 
-    def add(self, grid: Grid, stat: str, lines: Lines, layers_FC: Ints, spread_GC: Floats) -> None:
+    def add(self, grid: Grid, stat: str, lines: Lines, layers_FC: Ints) -> None:
         """Add the lines of one site and stat, except those without a slope."""
         at = group, column = np.nonzero(np.isfinite(lines.slope))
         curve = grid.curve_G[group]
@@ -171,7 +163,6 @@ class _Table:
             "layer_p05": of_layers[0][at],
             "layer_median": of_layers[1][at],
             "layer_p95": of_layers[2][at],
-            "spread_slope": spread_GC[at],
         }
         for name, values in columns.items():
             # int32 for counts and codes halves the table.

@@ -277,43 +277,6 @@ def _ends(rank_F: Floats, y_FC: Floats, there_FC: Mask, start_G: Ints) -> _Ends:
     return _Ends(count, lowest, highest, low, high)
 
 
-def spread_slopes(
-    rank_F: npt.ArrayLike, y_FL: Floats, strands: Strands, weight_F: npt.ArrayLike | None = None
-) -> Floats:
-    """The slope against log rank of the variance of ``y`` over the seeds of a group, ``[G, L]``.
-
-    Weighted as in :func:`fit_lines`. NaN if fewer than two ranks have two seeds. Theory's curves
-    are logs of means and data are means of logs. The Jensen gap between them is half this variance,
-    or all of it (:func:`study.theory.log_bias`).
-    """
-    rank = np.asarray(rank_F, float)
-    group_F = strands.group_S[strands.strand_F]
-    order = np.lexsort((rank, group_F))
-    rank, group, y = rank[order], group_F[order], y_FL[order]
-    # P: places, a rank of a group.
-    start_P = np.flatnonzero(np.r_[True, (rank[1:] != rank[:-1]) | (group[1:] != group[:-1])])
-    of_place = np.repeat(np.arange(len(start_P)), np.diff(np.append(start_P, len(rank))))
-    there = np.isfinite(y)
-    x_P1, group_P = np.log(rank[start_P])[:, None], group[start_P]
-    weight = np.ones_like(rank) if weight_F is None else np.asarray(weight_F, float)[order]
-    w_P1 = weight[start_P, None]
-    start_G = np.flatnonzero(np.r_[True, group_P[1:] != group_P[:-1]])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        seeds_PL = np.add.reduceat(there, start_P, axis=0, dtype=np.intp)
-        mean_PL = np.add.reduceat(np.where(there, y, 0.0), start_P, axis=0) / seeds_PL
-        off = np.where(there, y - mean_PL[of_place], 0.0)
-        variance_PL = np.add.reduceat(off * off, start_P, axis=0) / (seeds_PL - 1)
-        known = seeds_PL > 1
-        w_PL = known * w_P1
-        w_GL = np.add.reduceat(w_PL, start_G, axis=0)
-        x_GL = np.add.reduceat(w_PL * x_P1, start_G, axis=0) / w_GL
-        dx = np.where(known, x_P1 - x_GL[group_P], 0.0)
-        sxy_GL = np.add.reduceat(w_PL * dx * np.where(known, variance_PL, 0.0), start_G, axis=0)
-        sxx_GL = np.add.reduceat(w_PL * dx * dx, start_G, axis=0)
-        several = np.add.reduceat(known, start_G, axis=0, dtype=np.intp) > 1
-        return np.where(several, sxy_GL / sxx_GL, np.nan)
-
-
 def t_critical(df: npt.ArrayLike) -> Floats:
     """Student's t quantile: the half-width of a two-sided 95 % interval in standard errors.
 

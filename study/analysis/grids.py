@@ -64,20 +64,6 @@ class Grid:
             [np.ones(y_FL.shape, np.intp), *counts]
         )
 
-    def means(self, values_GL: Floats) -> Floats:
-        """The mean over the layers of each pool, ``[G, C]``; NaN in columns of single layers."""
-        found = np.full((len(values_GL), len(self.layer_C)), np.nan)
-        first = values_GL.shape[1]
-        for column, members in zip(
-            range(first, len(self.layer_C), len(POOLINGS)), self.pools, strict=True
-        ):
-            there = np.isfinite(values_GL[:, members])
-            with np.errstate(invalid="ignore"):
-                found[:, column] = np.where(there, values_GL[:, members], 0.0).sum(
-                    axis=1
-                ) / there.sum(axis=1)
-        return found
-
 
 def grids(design: Design, probes: pd.DataFrame) -> Iterator[Grid]:
     """The rows of ``probes`` that ``design`` can use, site by site. Omits sites without any."""

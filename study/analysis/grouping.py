@@ -41,7 +41,7 @@ FIT_COLUMNS = (
     *("points", "dropped", "layers"),
     *("log_rank_mean", "log_stat_mean", "se_slope", "se_mean", "cov", "df", "t_crit"),
     *("curvature", "se_curvature", "slope_low", "slope_high"),
-    *("layer_p05", "layer_median", "layer_p95", "spread_slope", "predicted"),
+    *("layer_p05", "layer_median", "layer_p95", "predicted"),
 )
 """The columns that :func:`study.analysis.exponents.fit_exponents` adds to the curve's."""
 

@@ -8,31 +8,10 @@ import pandas as pd
 import pytest
 
 from study.analysis import fit_exponents, with_predictions
-from study.analysis.fits import Strands, spread_slopes
 from study.theory import Layer, curve, measure_layer, slope
 
 RANKS, SEEDS, LAYERS = (4, 8, 32, 128), range(60), range(4)
 D_IN, D_OUT = 48, 32
-
-
-def test_spread_slopes_are_those_of_the_variance_over_seeds() -> None:
-    """Against numpy, seed by seed. At a missing value, the rank keeps its other seeds."""
-    rng = np.random.default_rng(0)
-    y_GSRL = rng.standard_normal((2, 5, 3, 4)) * np.array([2.0, 1.0, 0.5])[:, None]
-    ranks = np.array([4.0, 16.0, 64.0])
-    y_GSRL[0, 0, 1, 2] = np.nan
-    group, seed, rank = (
-        index.ravel() for index in np.meshgrid(range(2), range(5), ranks, indexing="ij")
-    )
-    found = spread_slopes(rank, y_GSRL.reshape(-1, 4), Strands.of(group, seed))
-    for weight, fit in ((None, np.ones(3)), (rank, ranks)):
-        found = spread_slopes(rank, y_GSRL.reshape(-1, 4), Strands.of(group, seed), weight)
-        for g, layer in itertools.product(range(2), range(4)):
-            variance = np.nanvar(y_GSRL[g, :, :, layer], axis=0, ddof=1)
-            expected = np.polyfit(np.log(ranks), variance, 1, w=np.sqrt(fit))[0]
-            assert found[g, layer] == pytest.approx(expected)
-    alone = spread_slopes(rank[:3], y_GSRL[0, 0], Strands.of(group[:3], seed[:3]))
-    assert np.isnan(alone).all(), "one seed has no variance"
 
 
 @pytest.fixture(scope="module")
