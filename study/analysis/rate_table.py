@@ -1,5 +1,8 @@
 """The exponents of the best learning rate as a terminal table."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 from rich import box
 from rich.table import Table
@@ -25,8 +28,7 @@ def render_rates(transfer: pd.DataFrame) -> Table:
         padding=0,  # the box leaves a blank between columns
         pad_edge=False,
     )
-    for column in ("optimizer", "rule"):
-        table.add_column(column)
+    table.add_column("optimizer, rule")
     for column in ("exponent", "theory"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("agreement", no_wrap=True)
@@ -35,14 +37,14 @@ def render_rates(transfer: pd.DataFrame) -> Table:
     named = distinguishing(transfer, _settings(transfer))
     for row in transfer.to_dict("records"):
         others = [f"{name}={setting_text(row[name])}" for name in named]
+        rule = rule_label(str(row["scaling"]), row["exponent_p"])
         word = str(row["agreement"])
         table.add_row(
-            label(str(row["optimizer"])),
-            ", ".join([rule_label(str(row["scaling"]), row["exponent_p"]), *others]),
+            ", ".join([label(str(row["optimizer"])), rule, *others]),
             exponent_text(row["exponent"], row["ci_low"], row["ci_high"]),
             interval_span(row["predicted_low"], row["predicted_high"]),
             Text(word, style=STYLES[AGREEMENTS[word].colour] if word else ""),
-            _ranks(row["ranks"], row["rank_min"], row["rank_max"]),
+            _ranks(row),
             str(row["seeds"]),
         )
     return table
@@ -73,8 +75,8 @@ def _settings(transfer: pd.DataFrame) -> list[str]:
     return [str(name) for name in before if name != "setting"]
 
 
-def _ranks(number: int, low: float, high: float) -> str:
-    return f"{number:g} ({low:g}-{high:g})" if number else "0"
+def _ranks(row: Mapping[Any, Any]) -> str:
+    return f"{row['rank_min']:g}-{row['rank_max']:g}" if row["ranks"] else "none"
 
 
 def _caption(transfer: pd.DataFrame) -> str:

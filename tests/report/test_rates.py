@@ -28,7 +28,8 @@ def test_the_section_has_the_exponents_and_a_word(
         assert word in text
         assert word in printed.out
     assert "best learning rate with rank" in printed.out
-    assert "3 (4-256)" in printed.out
+    assert "SGD, LoRA" in printed.out
+    assert "4-256" in printed.out
 
 
 def test_one_seed_has_no_word_and_no_95_percent(on_disk: OnDisk, study_cli) -> None:
