@@ -64,7 +64,10 @@ def _few_seeds(tables: StudyTables) -> Iterator[str]:
     elif seeds < SEEDS_FOR_VERDICT:
         yield f"**{seeds} seeds.** A verdict needs at least {SEEDS_FOR_VERDICT}."
     elif seeds < FEW_SEEDS:
-        yield f"**{seeds} seeds.** Intervals over fewer than {FEW_SEEDS} seeds are unreliable."
+        yield (
+            f"**{seeds} seeds.** Intervals over fewer than {FEW_SEEDS} seeds are too wide to rely "
+            "on."
+        )
 
 
 def _unfinished(tables: StudyTables) -> Iterator[str]:

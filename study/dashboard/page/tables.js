@@ -52,7 +52,8 @@ function verdictHead(key, overview) {
 function verdictCell(verdict, rule, words) {
   const { estimate, factor, theory, bend } = verdict;
   const { symbol, colour, meaning } = words[verdict.verdict];
-  const inTheory = theory ? [" ◇ ", element("span", { class: "hidden" }, "theory "), minus(theory)] : [];
+  const spoken = element("span", { class: "hidden" }, "theory ");
+  const inTheory = theory ? [" ◇ ", spoken, minus(theory)] : [];
   return element(
     "div",
     { class: "cell" },

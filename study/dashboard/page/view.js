@@ -151,7 +151,8 @@ class View {
     return { step, value: step.map(s => values.pool(s, indices, name)) };
   }
 
-  /** The points of the fit of the chosen row. As in the analysis, it skips steps from a cell's end. */
+  /** The points of the fit of the chosen row. As in the analysis, steps from a cell's end on are
+   *  left out. */
   pointsOfChosen(rule) {
     const cells = this.fitted(rule);
     const measured = (cell, layer) => hasLog(this.at(cell, this.step, layer));
