@@ -107,9 +107,7 @@ def test_a_figure_that_does_not_say_what_it_shows_names_all_cells(
     def plain(tables: SimpleNamespace) -> Figure:
         return Figure(layout="constrained")
 
-    for name in list(FIGURES):
-        monkeypatch.delitem(FIGURES, name)
-    monkeypatch.setitem(FIGURES, "plain", plain)
+    monkeypatch.setattr("study.figures.FIGURES", {"plain": plain})
     [(_, figure)] = draw_all(sweep)
     assert last_line(figure) == settings(sweep.cells)
 
