@@ -65,9 +65,9 @@ def bracket_notes(rows: pd.DataFrame) -> list[str]:
         over = " or ".join(f"{n:g}" for n in seeds)
         notes.append(f"Brackets are {INTERVAL}s over {over} seeds.")
     if (rows["interval"] == "ranks").any():
+        which = "Brackets of rows with one seed" if seeds else "Brackets"
         notes.append(
-            f"Brackets of rows with one seed are the {STRAIGHTNESS}: they do not say how much "
-            "another seed would differ."
+            f"{which} show the {STRAIGHTNESS}. They do not say how much another seed would differ."
         )
     if (rows["interval"] == "none").any():
         notes.append("A slope without brackets has one seed and two ranks.")

@@ -39,7 +39,7 @@ VERDICTS: dict[str, Verdict] = {
     "falls": Verdict("falls", "shown to fall; the size is not decided", "↘", "yellow"),
     "rises": Verdict("rises", "shown to rise; the size is not decided", "↗", "yellow"),
     "unclear": Verdict("is unclear", "none of these was shown", "?", "yellow"),
-    "one seed": Verdict("was measured with one seed", "one seed gives no verdict", "1", "grey"),
+    "one seed": Verdict("was measured with one seed", "one seed gives no verdict", "–", "grey"),
 }
 STABLE, COLLAPSES, EXPLODES, FALLS, RISES, UNCLEAR, ONE_SEED = VERDICTS
 
