@@ -66,8 +66,11 @@ def figure(
     """
     size = figsizes.icml2024_full if column == FULL else figsizes.icml2024_half
     width, height = size(nrows=nrows, ncols=ncols, height_to_width_ratio=ratio)["figure.figsize"]
-    layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
-    return Figure(figsize=(width, height + above), layout=layout)
+    return Figure(figsize=(width, height + above), layout=_layout())
+
+
+def _layout() -> ConstrainedLayoutEngine:
+    return ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
 
 
 def rows(page: Figure, labels: Sequence[str]) -> list[Any]:
@@ -110,6 +113,7 @@ def finish(drawn: Figure, *sentences: str, shown: Iterable[HasCells] = ()) -> Fi
         width = int(drawn.get_figwidth() * 24)
         wrapped = "\n".join(textwrap.fill(part, width) for part in text if part)
         drawn.supxlabel(wrapped, x=0.008, ha="left", fontsize=6.5, color=FAINT, linespacing=1.15)
+    drawn.set_layout_engine(_layout())  # also if the figure was finished before
     drawn.draw_without_rendering()
     drawn.set_layout_engine("none")
     return drawn
