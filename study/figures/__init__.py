@@ -56,5 +56,6 @@ def draw_all(tables: Tables) -> Iterator[tuple[str, Figure]]:
             _log.warning("no figure %s: %s", name, reason)
             continue
         if not figure.get_label():  # a figure that does not say what it shows: all cells
-            style.finish(figure, figure.get_supxlabel().replace("\n", " "), shown=[tables])
+            with style.paper():
+                style.finish(figure, figure.get_supxlabel().replace("\n", " "), shown=[tables])
         yield name, figure

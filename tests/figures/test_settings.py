@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from study.figures import FIGURES, draw_all, save
+from study.figures import FIGURES, draw_all, save, style
 from study.figures.captions import settings
 
 KNOWN = {
@@ -110,6 +110,7 @@ def test_a_figure_that_does_not_say_what_it_shows_names_all_cells(
     monkeypatch.setattr("study.figures.FIGURES", {"plain": plain})
     [(_, figure)] = draw_all(sweep)
     assert last_line(figure) == settings(sweep.cells)
+    assert figure._supxlabel.get_fontfamily() == style.PAPER["font.family"]
 
 
 def test_files_carry_the_settings_and_the_hash_of_the_data(
