@@ -123,7 +123,7 @@ def _over_training(
         mean="geometric mean" if log else "mean",
         hidden=hidden,
     )
-    return style.finish(page, text, left_out, rules_left_out(shown, MOST_RULES))
+    return style.finish(page, text, left_out, rules_left_out(shown, MOST_RULES), shown=shown)
 
 
 def _draw(
