@@ -7,8 +7,9 @@ all of these. Of all blocks it uses the one with the largest
 
     (number of seeds) * (sum of squares of log rank about its mean),
 
-the block whose slope has the smallest standard error if the points have independent errors. The
-choice does not depend on the values, so it does not bias the slope.
+the block whose slope has the smallest standard error if the points have independent errors. A
+block of one seed is used only if there is no other: one seed has no interval over seeds. The choice
+does not depend on the values, so it does not bias the slope.
 
 Dropping the highest of 5 ranks halves the sum of squares. So of 5 seeds, one that lacks the highest
 rank is left out, and the fit has the range of ranks that the complete study has. If only one of
@@ -104,13 +105,14 @@ class _Blocks:
         for own in of_seed:
             shared |= {own & ranks for ranks in shared} | {own}
         needed = min(RANKS_FOR_INTERVAL, max(own.bit_count() for own in of_seed))
-        best, most = 0, (-1.0, 0)
+        best, most = 0, (0, -1.0, 0)
         for ranks in sorted(shared):
             if ranks and ranks.bit_count() >= needed:
                 seeds = sum(own & ranks == ranks for own in of_seed)
-                precision = round(seeds * self._spread(ranks), 9), seeds  # a tie: more seeds
-                if precision > most:
-                    best, most = ranks, precision
+                precision = round(seeds * self._spread(ranks), 9)
+                value = min(seeds, 2), precision, seeds  # a tie in precision: more seeds
+                if value > most:
+                    best, most = ranks, value
         has_S = np.array([own & best == best for own in of_seed])
         return np.asarray(has_S[self.seed_f] & (best >> self.rank_f & 1).astype(bool))
 

@@ -61,14 +61,14 @@ function commonRanks(seeds) {
     for (const ranks of [...shared]) shared.add(one & ranks);
     shared.add(one);
   }
-  let [best, most, mostSeeds] = [0, -1, 0];
+  let [best, most] = [0, [0, -1, 0]];
   for (const ranks of [...shared].sort((a, b) => a - b)) {
     if (ranks === 0 || size(ranks) < needed) continue;
     const count = own.filter(has(ranks)).length;
     const precision = Number((count * spread(xs.filter((_, k) => (ranks >> k) & 1))).toFixed(9));
-    if (precision > most || (precision === most && count > mostSeeds)) {
-      [best, most, mostSeeds] = [ranks, precision, count];
-    }
+    const value = [Math.min(count, 2), precision, count];
+    const k = value.findIndex((part, n) => part !== most[n]);
+    if (k >= 0 && value[k] > most[k]) [best, most] = [ranks, value];
   }
   const kept = seeds.filter((_, n) => has(best)(own[n]));
   return kept.map(points => points.filter(point => best & bit(point)));
