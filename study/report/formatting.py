@@ -34,7 +34,7 @@ def number_list(numbers: Iterable[float]) -> str:
 
 def percent(share: float) -> str:
     """``54 %``."""
-    return f"{100 * share:.0f} %"
+    return f"{round(100 * share):d} %"
 
 
 def interval(value: float, low: float, high: float) -> str:

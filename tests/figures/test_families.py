@@ -105,7 +105,7 @@ def test_too_many_families_leave_every_optimizer_one() -> None:
 
 
 def test_rows_after_a_divergence_are_dropped() -> None:
-    table = cells(rank=[4.0, 8.0], diverged_step=[2.0, np.nan])
+    table = cells(rank=[4.0, 8.0], diverged_step=[2.0, np.nan], status=["diverged", "complete"])
     metrics = pd.DataFrame(
         {
             "cell_id": ["c0"] * 4 + ["c1"] * 4,
