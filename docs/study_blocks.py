@@ -13,6 +13,7 @@ from study.analysis.rank_stabilized import CONDITION, condition_rows
 from study.analysis.stable import shared_measurements
 from study.analysis.wording import bend_text, bracket_notes, factor_text, number_text
 from study.figures.captions import settings
+from study.report.condition import condition_sentences
 from study.report.formatting import legend, quantity_text, row_estimate, row_list, word_text
 from study.report.markdown import bullets, table
 from study.store import StudyTables
@@ -52,6 +53,7 @@ def condition() -> str:
         body.append([name, str(step), *(_entry(found[0]) if found else "" for found in here)])
     ranks = f"{rows['rank_min'].min():g} to {rows['rank_max'].max():g}"
     return minus(
+        f"{bullets(condition_sentences(rows))}\n\n"
         f"{table(['', 'step', *heads], body)}\n\n{settings(tables.cells)}. An entry is the "
         f"exponent with rank, the factor (×) from the lowest rank to the highest ({ranks}), and "
         f"the verdict. {legend(rows)} {' '.join(bracket_notes(rows))}"

@@ -45,7 +45,7 @@ def condition_section(tables: StudyTables) -> str:
             TITLE,
             _overall(curves),
             table(heads, body),
-            bullets([_sentence(name, entries) for name, entries in curves]),
+            bullets(condition_sentences(rows)),
             "Rank-stabilized (Kalajdzievski 2023, Theorem 3.2) means that the outputs of the "
             "adapters, and the gradients that they pass to their inputs, do not depend on the rank "
             "at any step. The gradient norm is the paper's Figure 3. An entry is a word, the "
@@ -53,6 +53,14 @@ def condition_section(tables: StudyTables) -> str:
             f"{legend(rows)} {' '.join(bracket_notes(rows))}{note}",
         ]
     )
+
+
+def condition_sentences(rows: pd.DataFrame) -> list[str]:
+    """A sentence per curve of :func:`~study.analysis.rank_stabilized.condition_rows`.
+
+    Curves that are stable at the first step and not at the last come first.
+    """
+    return [_sentence(name, entries) for name, entries in _curves(rows)]
 
 
 def _curves(rows: pd.DataFrame) -> list[Curve]:
