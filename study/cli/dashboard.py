@@ -1,0 +1,71 @@
+"""The command ``dashboard``."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from study.cli.group import STUDY_DIR, cli, say
+from study.errors import StudyError
+
+
+@cli.command()
+@STUDY_DIR
+@click.option(
+    "--export",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the page to one HTML file instead.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="Port to serve on.  [default: a free one]",
+)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to serve on. Other addresses expose the dashboard to your network.",
+)
+@click.option(
+    "--wandb",
+    is_flag=True,
+    help="Create a workspace in W&B instead, for a study trained with tracker=wandb.",
+)
+def dashboard(study_dir: Path, file: Path | None, port: int, host: str, wandb: bool) -> None:
+    """Show every layer in a browser, also during training."""
+    if wandb:
+        from study.tracking.workspace import open_workspace
+
+        plots = study_dir.parent.parent / "plots" / study_dir.name
+        click.echo(open_workspace(study_dir, plots, say))
+        return
+    try:
+        from study.dashboard.export import export
+        from study.dashboard.server import LOCAL, serve
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("plotly", "starlette", "uvicorn"):
+            raise
+        raise StudyError(
+            f"study dashboard needs {error.name}: pip install 'study[dashboard]'"
+        ) from None
+
+    if file is not None:
+        inside, there = export(study_dir, file)
+        left_out = f", {there - inside} more do not fit" if inside < there else ""
+        click.echo(f"{file}: {file.stat().st_size / 1e6:.1f} MB, {inside} quantities{left_out}")
+        return
+    if host not in LOCAL:
+        click.echo(
+            f"study: warning: anyone who reaches {host} can read this study; there is no password",
+            err=True,
+        )
+
+    def ready(address: str) -> None:
+        click.echo(f"{address} (Ctrl-C to stop)")
+        if sys.stdout.isatty():
+            click.launch(address)
+
+    serve(study_dir, host, port, ready)

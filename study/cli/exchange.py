@@ -1,0 +1,127 @@
+"""The commands that exchange adapters and configurations with other tools."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from study.cli.group import PATH, STUDY_DIR, cli
+
+
+@cli.command()
+@STUDY_DIR
+@click.argument("cell")
+@click.argument("folder", type=PATH, metavar="DIR")
+@click.option(
+    "--merged",
+    is_flag=True,
+    help="Write the whole model in float32, with the adapter merged into its weights.",
+)
+def export(study_dir: Path, cell: str, folder: Path, merged: bool) -> None:
+    """Write a trained adapter to DIR in PEFT's format.
+
+    CELL is an id or the start of one. The cell must have been trained with train.save_adapter=true.
+    """
+    from study.integrations import peft
+
+    click.echo((peft.export_merged if merged else peft.export_adapter)(study_dir, cell, folder))
+
+
+@cli.command("import")
+@click.argument("folder", type=PATH, metavar="DIR")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def import_(folder: Path, overrides: tuple[str, ...]) -> None:
+    """Check a PEFT adapter and print commands to train it.
+
+    The commands train the adapter in DIR further, or only measure it. Its base is the one that it
+    names, or model=... model.path=...
+    """
+    from study.integrations import peft
+
+    for line in peft.inspect_adapter(folder, overrides):
+        click.echo(line)
+
+
+CONFIG_FILE = click.argument("file", type=PATH, metavar="FILE")
+IMPORT_OPTIONS = (
+    click.option("--entry", help="The configuration to read, if the file holds several."),
+    click.option(
+        "--name", help="Name of the experiment.  [default: that of the entry or the file]"
+    ),
+    click.option(
+        "--to",
+        type=PATH,
+        default=Path("conf"),
+        show_default=True,
+        metavar="FOLDER",
+        help="Configuration folder to write to.",
+    ),
+    click.option(
+        "--sweep",
+        type=PATH,
+        metavar="FILE",
+        help="A sweep file of Axolotl: a list of values for each key.",
+    ),
+    click.option("--force", is_flag=True, help="Overwrite existing files."),
+)
+
+
+def import_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(IMPORT_OPTIONS):
+        command = option(command)
+    return command
+
+
+@cli.command("import-config")
+@CONFIG_FILE
+@import_options
+def import_config(file: Path, **options: Any) -> None:
+    """Import a configuration of FinLoRA, Axolotl or PEFT.
+
+    Writes it as an experiment and prints the command that trains it.
+    """
+    _import_config(file, {}, **options)
+
+
+@cli.command("sweep-from")
+@CONFIG_FILE
+@click.option("--ranks", default="4,16,64,256", show_default=True, help="Ranks to train.")
+@click.option("--rules", default="lora,rslora", show_default=True, help="Scaling rules to train.")
+@click.option("--seeds", default="", help="Seeds, such as 0,1,2.  [default: the file's seed]")
+@import_options
+def sweep_from(file: Path, ranks: str, rules: str, seeds: str, **options: Any) -> None:
+    """Like import-config, swept over ranks and rules."""
+    lists = {"adapter.scaling": _list(rules), "adapter.rank": _list(ranks), "seed": _list(seeds)}
+    _import_config(file, {key: values for key, values in lists.items() if values}, **options)
+
+
+def _list(text: str) -> list[int | str]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    return [int(part) if part.isdecimal() else part for part in parts]
+
+
+def _import_config(
+    file: Path,
+    swept: dict[str, list[Any]],
+    *,
+    entry: str | None,
+    name: str | None,
+    to: Path,
+    sweep: Path | None,
+    force: bool,
+) -> None:
+    from study.integrations.configs import from_sweep_file, read_file, write
+
+    experiment = read_file(file, entry)
+    experiment.sweep = {**(from_sweep_file(sweep, file, entry) if sweep else {}), **swept}
+    chosen = re.sub(r"[^\w-]+", "_", name or entry or file.stem)
+    written = write(experiment, chosen, to, force=force)
+    for note in experiment.left_out:
+        click.echo(f"no counterpart here: {note}", err=True)
+    for note in experiment.assumed:
+        click.echo(f"not in the file: {note}", err=True)
+    for path in written.paths:
+        click.echo(f"wrote {path}", err=True)
+    click.echo(written.command)

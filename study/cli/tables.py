@@ -1,0 +1,100 @@
+"""The commands that read a study's tables: ``analyze``, ``distances``, ``figures``, ``report``."""
+
+from pathlib import Path
+
+import click
+
+from study.cli.group import PATH, STUDY_DIR, cli, say
+from study.errors import StudyError
+
+
+@cli.command()
+@STUDY_DIR
+def analyze(study_dir: Path) -> None:
+    """Fit scaling exponents and p*, and print a summary.
+
+    If learning rates were swept, it also prints how the best one scales with rank. Every exponent
+    is in the tables, which are written to the study's folder.
+    """
+    from rich.console import Console
+
+    from study import analysis
+    from study.report import current_tables
+    from study.store import ANALYSED
+    from study.sweeps.status import count_noun
+
+    found = current_tables(study_dir, say)
+    Console().print(analysis.render_table(analysis.summary(found.exponents)))
+    if len(found.stable):
+        Console().print(analysis.render_stable(found.stable))
+    if len(transfer := analysis.rate_transfer(found.rates)):
+        Console().print(analysis.render_rates(transfer))
+    for name in ANALYSED:
+        rows = count_noun(len(getattr(found, name)), "row")
+        click.echo(f"{rows} in {study_dir / f'{name}.parquet'}")
+
+
+@cli.command()
+@STUDY_DIR
+@click.option(
+    "--rank-free",
+    default="",
+    metavar="RANKS",
+    help="Also measure these ranks, by rank-free runs; any size, such as 65536,1048576.",
+)
+def distances(study_dir: Path, rank_free: str) -> None:
+    """Measure the distance of SGD runs from infinite rank.
+
+    Trains the limit of infinite rank and writes distances.parquet.
+    """
+    from study.analysis.distances import laws
+    from study.store import derived, write_derived
+    from study.sweeps.distances import measure_study
+    from study.sweeps.status import count_noun
+
+    made_from = derived.complete_cells_hash(study_dir)
+    table = measure_study(study_dir, rank_list("--rank-free", rank_free), say)
+    path = write_derived(study_dir, "distances", table, made_from)
+    for law in laws(table):
+        click.echo(law)
+    click.echo(f"{count_noun(len(table), 'distance')} in {path}")
+
+
+def rank_list(option: str, text: str) -> list[int]:
+    """The ranks in ``text``, which is the value of ``option``; empty for an empty text.
+
+    Raises :class:`StudyError` for anything but positive integers separated by commas.
+    """
+    ranks = text.split(",") if text else []
+    if not all(rank.strip().isdecimal() and int(rank) > 0 for rank in ranks):
+        raise StudyError(
+            f"{option}={text} is not a list of ranks: give positive integers such as 256,1024"
+        )
+    return [int(rank) for rank in ranks]
+
+
+@cli.command()
+@STUDY_DIR
+@click.option("--to", type=PATH, help="Folder of the figures.  [default: plots/NAME]")
+def figures(study_dir: Path, to: Path | None) -> None:
+    """Draw the figures of a study, as PNG and PDF. Analyzes it first if needed."""
+    from study.report import current_tables, draw_figures
+
+    folder = to or study_dir.parent.parent / "plots" / study_dir.name
+    for path in draw_figures(current_tables(study_dir, say), folder):
+        click.echo(path)
+
+
+@cli.command()
+@STUDY_DIR
+@click.option("--plots", type=PATH, help="Folder of the figures.  [default: plots/NAME]")
+def report(study_dir: Path, plots: Path | None) -> None:
+    """Write one page: verdicts, p*, caveats and figures.
+
+    The page is report.md and report.html. Analyzes and draws the study first if needed.
+    """
+    from study.report import write_report
+
+    folder = plots or study_dir.parent.parent / "plots" / study_dir.name
+    for path in write_report(study_dir, folder, say):
+        click.echo(path)

@@ -1,0 +1,69 @@
+"""The commands that train, time and download: ``train``, ``status``, ``bench``, ``fetch``."""
+
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+
+from study.cli.group import PASSED_ON, STUDY_DIR, cli
+
+
+@cli.command(context_settings=PASSED_ON)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def train(arguments: tuple[str, ...]) -> None:
+    """Train one cell, or a sweep with -m (study train --help)."""
+    from study.sweeps import app as hydra_app
+
+    hydra_app.main(arguments)
+
+
+@cli.command()
+@STUDY_DIR
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="Follow all processes that train the study, until every cell is trained.",
+)
+def status(study_dir: Path, watch: bool) -> None:
+    """List the cells of a study and their states."""
+    from study.sweeps.status import load_status, render
+    from study.sweeps.watch import watch as follow
+
+    if watch:
+        follow(study_dir)
+    else:
+        click.echo(render(load_status(study_dir)))
+
+
+@cli.command(context_settings=PASSED_ON)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def bench(arguments: tuple[str, ...]) -> None:
+    """Time training against PEFT, or adapters at inference."""
+    _run_benchmarks(arguments)
+
+
+@cli.command("infer-cost", context_settings=PASSED_ON)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def infer_cost(arguments: tuple[str, ...]) -> None:
+    """The same as study bench inference."""
+    _run_benchmarks(("inference", *arguments))
+
+
+def _run_benchmarks(arguments: tuple[str, ...]) -> None:
+    """Run a benchmark. In a wheel the benchmarks are a subpackage, in a clone a package."""
+    package = "study.benchmarks" if find_spec("study.benchmarks") else "benchmarks"
+    import_module(f"{package}.commands").main(arguments)
+
+
+@cli.command()
+@click.argument("model", type=click.Choice(["smollm2"]))
+@click.option("--force", is_flag=True, help="Fetch and convert again, even if it is in the cache.")
+def fetch(model: str, force: bool) -> None:
+    """Download a base model and print its path.
+
+    It is stored in the user cache, or in the folder STUDY_CACHE.
+    """
+    from study.models import fetch_smollm2
+
+    click.echo(fetch_smollm2(force))
