@@ -1,0 +1,86 @@
+"""The fields of PEFT's ``adapter_config.json``, and which of their values can be read here.
+
+A layer of plain LoRA computes ``W0 x + gamma B A x``. Many fields of PEFT's ``LoraConfig`` change
+that, or change ``W0``. Each of them has its plain values here, and every other value is refused.
+Two readers share the table: one of trained weights (:mod:`study.adapters.peft_format`) and one of
+configurations to train afresh (:mod:`study.integrations.configs.peft`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+READ = (
+    *("peft_type", "base_model_name_or_path", "r", "lora_alpha", "use_rslora", "lora_dropout"),
+    *("target_modules", "rank_pattern", "alpha_pattern", "init_lora_weights"),
+)
+"""Fields that the readers take and check themselves."""
+
+INERT = (
+    *("task_type", "auto_mapping", "peft_version", "inference_mode", "runtime_config"),
+    *("fan_in_fan_out", "megatron_core", "qalora_group_size"),
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),
+)
+"""Fields that change nothing by themselves. Options of an init act only if
+``init_lora_weights`` names that init."""
+
+LAYERS = ("exclude_modules", "layers_to_transform", "layers_pattern")
+"""Fields that choose layers. The tensors of a trained adapter show the choice already."""
+
+PLAIN: dict[str, tuple[Any, ...]] = {
+    "bias": ("none",),
+    "revision": ("main",),
+    **dict.fromkeys(("use_dora", "use_qalora", "lora_bias", "ensure_weight_tying"), (False,)),
+    **dict.fromkeys(("modules_to_save", "layer_replication", "alora_invocation_tokens"), ([],)),
+    **dict.fromkeys(("target_parameters", "trainable_token_indices"), ([], {})),
+    **dict.fromkeys(("megatron_config", "velora_config", "monteclora_config"), ()),
+    **dict.fromkeys(("use_bdlora", "arrow_config", "kasa_config"), (False,)),
+}
+"""The values of other fields with which a layer is plain LoRA on the unchanged base. Null is one
+of them for every field."""
+
+KEEPING_BASE = (True, False, "gaussian", "orthogonal", "eva", "mica")
+"""Values of ``init_lora_weights`` that leave W0 as it is. Others, such as pissa, olora, corda,
+loftq and lora_ga, subtract the first ``gamma B A`` from W0 or quantise it."""
+
+EMPTY = (None, False, "", [], {})
+"""Values with which a field that this table does not know can be ignored."""
+
+
+def refusal(config: Mapping[str, Any], *, trained: bool) -> str | None:
+    """Why a configuration is not plain LoRA on the unchanged base, in words; None if it is.
+
+    The words name the first field that is not understood and its value. ``trained``: the adapter's
+    tensors are there as well, so fields that only choose layers are ignored.
+
+    >>> refusal({"use_dora": True}, trained=True)
+    'use_dora=True is not plain LoRA: only null or False can be read'
+    """
+    for key, value in config.items():
+        if key in READ or key in INERT or (trained and key in LAYERS):
+            continue
+        plain = PLAIN.get(key, ([], "") if key in LAYERS else None)
+        if plain is None and not _among(value, EMPTY):
+            return f"{key}={_short(value)} is not a known field of PEFT's LoraConfig: remove it"
+        if plain is not None and not _among(value, (None, *plain)):
+            choices = " or ".join(["null", *map(str, plain)])
+            return f"{key}={_short(value)} is not plain LoRA: only {choices} can be read"
+    init = config.get("init_lora_weights")
+    if not _among(init, (None, *KEEPING_BASE)):
+        choices = ", ".join(map(str, KEEPING_BASE))
+        return (
+            f"init_lora_weights={_short(init)} changes the base's weights: only {choices} can be "
+            "read (PEFT's save_pretrained converts others with "
+            "path_initial_model_for_weight_conversion)"
+        )
+    return None
+
+
+def _among(value: Any, choices: tuple[Any, ...]) -> bool:
+    """Whether it is one of them, of the same type: 0 is not False, and ``"false"`` neither."""
+    return any(type(value) is type(choice) and value == choice for choice in choices)
+
+
+def _short(value: Any) -> str:
+    """A value on one line, at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
