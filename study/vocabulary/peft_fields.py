@@ -42,7 +42,7 @@ KEEPING_BASE = (True, False, "gaussian", "orthogonal", "eva", "mica")
 """Values of ``init_lora_weights`` that leave W0 as it is. Others, such as pissa, olora, corda,
 loftq and lora_ga, subtract the first ``gamma B A`` from W0 or quantise it."""
 
-EMPTY = (None, False, "", [], {})
+EMPTY: tuple[Any, ...] = (None, False, "", [], {})
 """Values with which a field that this table does not know can be ignored."""
 
 
