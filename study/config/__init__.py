@@ -4,6 +4,7 @@
 - :mod:`~study.config.bounds`: what a bound can say;
 - :mod:`~study.config.checks`: from a composed Hydra config to a checked cell;
 - :mod:`~study.config.schedules`: what short words such as ``log`` stand for;
+- :mod:`~study.config.intervals`: how often something happens, in steps or in time;
 - :mod:`~study.config.hashing`: the identity of a cell;
 - :mod:`~study.config.compose`: Hydra overrides to cells, and where ``conf/`` is.
 """
@@ -11,6 +12,7 @@
 from study.config.bounds import chosen
 from study.config.checks import checked, parse, typed, validate
 from study.config.hashing import IDENTITY_VERSION, Sources, identity
+from study.config.intervals import Interval, interval
 from study.config.schedules import eval_steps, probe_steps, truncation_ranks
 from study.config.types import (
     DEVICES,
@@ -35,6 +37,7 @@ __all__ = [
     "AdapterConfig",
     "CellConfig",
     "DataConfig",
+    "Interval",
     "ModelConfig",
     "OptimizerConfig",
     "ProbesConfig",
@@ -45,6 +48,7 @@ __all__ = [
     "chosen",
     "eval_steps",
     "identity",
+    "interval",
     "optimizer_config",
     "parse",
     "probe_steps",

@@ -28,8 +28,8 @@ class Sources:
 def identity(config: CellConfig, sources: Sources) -> str:
     """The cell's id: 12 hex digits over everything that changes its trajectory or its tables.
 
-    Device, contraction, packing, launcher, tracker and paths are left out, and so is the choice to
-    save the adapter. Cells of one identity have the same result within rounding.
+    Device, contraction, packing, checkpoints, launcher, tracker and paths are left out, and so is
+    the choice to save the adapter. Cells of one identity have the same result within rounding.
     """
     adapter = {
         name: value

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from study.config.bounds import Number, OneOf, Rank, SomeOf, Whole, bounded
+from study.config.intervals import Every
 from study.vocabulary import scaling
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS
@@ -172,6 +173,15 @@ class PackConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    """``every``: the work between two checkpoints of a cell, such as ``60s``, ``10m``, ``1h`` or a
+    number of steps; null: no checkpoints.
+    """
+
+    every: Any = bounded(Every(), "60s")
+
+
+@dataclass
 class TrackerConfig:
     """Where results are sent beside the store. ``sites``: the sites whose per-layer norms are sent.
 
@@ -203,4 +213,5 @@ class CellConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     probes: ProbesConfig = field(default_factory=ProbesConfig)
     pack: PackConfig = field(default_factory=PackConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)

@@ -24,7 +24,7 @@ FIRST = (
 """The columns of every ``cells`` table, in order. Those of other keys and of sources follow."""
 
 NOT_COLUMNS = (
-    *("name", "results_dir", "plots_dir", "device", "pack", "tracker"),
+    *("name", "results_dir", "plots_dir", "device", "pack", "checkpoint", "tracker"),
     *("model.name", "model.path", "data.name", "data.path"),  # see the columns model and data
     *("adapter.contraction", "adapter.path", "train.save_adapter"),
 )

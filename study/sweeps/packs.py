@@ -141,6 +141,6 @@ def _shared(cell: Cell) -> str:
             config.adapter.targets,
             (train.steps, train.batch_size, train.accumulation),
             (train.eval_every, train.answer_tokens),
-            (config.probes, config.pack, config.tracker),
+            (config.probes, config.pack, config.checkpoint, config.tracker),
         )
     )
