@@ -18,6 +18,15 @@ def unknown(what: str, value: object, choices: Iterable[object]) -> StudyError:
     return StudyError(f"unknown {what} {value!r}: choose from {', '.join(map(str, choices))}")
 
 
+def short(value: object, most: int = 80) -> str:
+    """The value as Python writes it, on one line of at most ``most`` characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return f"a {type(value).__name__} with an integer of over 4300 digits"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def one_line(error: BaseException) -> str:
     """The type of an error and the first line of its message."""
     text = str(error).strip()

@@ -5,39 +5,51 @@ Other keys and blank lines are ignored.
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 from study.data.examples import Example
-from study.errors import StudyError
+from study.errors import StudyError, short
+from study.reading import open_file
+
+LONGEST_LINE = 4 << 20
+"""Bytes. About a million tokens, and parsing takes at most 25 times as much memory."""
+MOST_LINES = 10_000_000
 
 _ROW = '{"context": "...", "target": "..."}'
+_FIX = f"name a .jsonl file with one {_ROW} per line"
 
 
 def read(path: str) -> Iterator[Example]:
-    """Yield the examples of the file at ``path``, in order.
+    """Yield the examples of the file at ``path``, in order. One line at a time is in memory.
 
-    Raises :class:`StudyError` if the file can't be read, and, with the line's number, for a line
-    that is not an object with the strings ``context`` and ``target``, or whose target is blank.
+    Raises :class:`StudyError` if the file can't be read or has too many lines, and, with the line's
+    number, for a line that is too long, is not an object with the strings ``context`` and
+    ``target``, has one of them twice, or whose target is blank.
     """
-    content = _content(path).removeprefix(b"\xef\xbb\xbf")
-    # str.splitlines() would also split at U+2028, which a JSON string may contain.
-    for number, line in enumerate(content.split(b"\n"), start=1):
+    named = f"data.path={short(path, 200)}"
+    # bytes.splitlines() and str.splitlines() would also split at U+2028 or a lone carriage return,
+    # which a JSON string may contain.
+    for number, line in enumerate(_lines(path, named), start=1):
+        where = f"{named}, line {number}"
+        if number > MOST_LINES:
+            raise StudyError(f"{named} has over {MOST_LINES} lines: name a file with fewer")
+        if len(line) > LONGEST_LINE:
+            raise StudyError(
+                f"{where} is longer than {LONGEST_LINE >> 20} MiB: write one {_ROW} per line, and "
+                "cut its context"
+            )
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
         if line.strip():
-            yield _example(line, f"{path}, line {number}")
+            yield _example(line, where)
 
 
-def _content(path: str) -> bytes:
-    file, named = Path(path).expanduser(), f"data.path={path!r}"
-    if file.is_dir():
-        raise StudyError(f"{named} is a folder: name a .jsonl file in it")
-    if not file.exists():
-        raise StudyError(f"{named} does not exist: name a file with one {_ROW} per line")
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise StudyError(
-            f"{named} can't be read ({error.strerror}): check its permissions"
-        ) from None
+def _lines(path: str, named: str) -> Iterator[bytes]:
+    with open_file(path, named, _FIX) as file:
+        try:
+            while line := file.readline(LONGEST_LINE + 1):
+                yield line
+        except OSError as error:
+            raise StudyError(f"{named} can't be read ({error.strerror}): {_FIX}") from None
 
 
 def _example(line: bytes, where: str) -> Example:
@@ -54,12 +66,27 @@ def _example(line: bytes, where: str) -> Example:
         raise StudyError(
             f"{where} is of type {type(row).__name__}, not an object: write one {_ROW} per line"
         )
+    for key in ("context", "target"):
+        # Of equal keys, readers of JSON differ in which one counts.
+        if line.count(b'"%s"' % key.encode()) > 1 and _times(key, line) > 1:
+            raise StudyError(f"{where} has the key {key!r} twice: keep one of them")
     return Example(_text(row, "context", where), _text(row, "target", where))
+
+
+def _times(key: str, line: bytes) -> int:
+    """How often the row has the key. It is a valid object; the outermost is parsed last."""
+    keys: list[str] = []
+
+    def take(pairs: list[tuple[str, object]]) -> None:
+        keys[:] = [name for name, _ in pairs]
+
+    json.loads(line, object_pairs_hook=take)
+    return keys.count(key)
 
 
 def _text(row: dict[str, object], key: str, where: str) -> str:
     if key not in row:
-        keys = ", ".join(map(repr, row)) or "none"
+        keys = short(list(row)).strip("[]") or "none"
         raise StudyError(
             f"{where} has no key {key!r} (its keys: {keys}): write one {_ROW} per line"
         )
