@@ -3,11 +3,27 @@
 from collections.abc import Iterable
 
 
+MOST_CHARACTERS = 1000
+"""Of a message."""
+
+
 class StudyError(ValueError):
     """A user's mistake. The message names the value, the choices and the fix in one line.
 
-    The command line prints that line without a traceback.
+    The command line prints that line without a traceback. Characters that can't be printed are
+    escaped, and the middle of a long message is left out.
     """
+
+    def __init__(self, message: str) -> None:
+        line = "".join(c if c.isprintable() else _escaped(c) for c in message)
+        half = MOST_CHARACTERS // 2
+        super().__init__(
+            line if len(line) <= MOST_CHARACTERS else f"{line[: half - 5]} ... {line[-half:]}"
+        )
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 def unknown(what: str, value: object, choices: Iterable[object]) -> StudyError:
@@ -15,7 +31,7 @@ def unknown(what: str, value: object, choices: Iterable[object]) -> StudyError:
 
     For example: ``unknown scaling 'lorra': choose from lora, rslora, power``.
     """
-    return StudyError(f"unknown {what} {value!r}: choose from {', '.join(map(str, choices))}")
+    return StudyError(f"unknown {what} {short(value)}: choose from {', '.join(map(str, choices))}")
 
 
 def short(value: object, most: int = 80) -> str:
