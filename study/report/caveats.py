@@ -1,6 +1,6 @@
 """Reasons to doubt a study's numbers, found in its tables. One function per caveat."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -9,6 +9,7 @@ from study.analysis import lazy_ratios
 from study.analysis.rates import INSIDE
 from study.analysis.stable import first_to_read
 from study.report.formatting import distinct, percent, quantity_text
+from study.report.literal import UNREADABLE, Record
 from study.store import StudyTables
 from study.vocabulary.optimizers import label, of_family
 from study.vocabulary.quantities import FORWARD_OUT, TRAIN
@@ -22,9 +23,6 @@ from study.vocabulary.thresholds import (
     SIGN_LIKE_FROM,
 )
 
-Record = Mapping[str, Any]
-"""The ``record.json`` of a cell."""
-
 REGIMES_DIFFER = 0.05
 """The ranks span two regimes if p* over them differs from its limit by more than this."""
 SHORT = 100
@@ -34,7 +32,10 @@ MOST_GROUPS = 6
 
 
 def caveats(tables: StudyTables, records: Sequence[Record]) -> list[str]:
-    """One or two sentences each. Those that affect every number come first."""
+    """One or two sentences each. Those that affect every number come first.
+
+    ``records``: of all cells, those that can't be read among them.
+    """
     of_tables = (
         _few_seeds,
         _unfinished,
@@ -48,9 +49,20 @@ def caveats(tables: StudyTables, records: Sequence[Record]) -> list[str]:
     )
     of_records = (_other_weights, _several_commits, _uncommitted, _several_devices)
     return [
+        *_unreadable(records),
         *(line for caveat in of_tables for line in caveat(tables)),
         *(line for caveat in of_records for line in caveat(records)),
     ]
+
+
+def _unreadable(records: Sequence[Record]) -> Iterator[str]:
+    damaged = [record for record in records if record.get("status") == UNREADABLE]
+    if damaged:
+        reasons = [f"{record.get('cell_id')}: {record.get('error')}" for record in damaged]
+        yield (
+            f"**{_count(len(damaged), 'cell')} unreadable** ({_first_of(reasons)}). No number here "
+            "contains them. `study check` lists the damage, and a sweep trains them afresh."
+        )
 
 
 def _few_seeds(tables: StudyTables) -> Iterator[str]:
@@ -200,13 +212,13 @@ def _short(tables: StudyTables) -> Iterator[str]:
 
 
 def _other_weights(records: Sequence[Record]) -> Iterator[str]:
-    notes = (f"{r['model']}: {r['model_note']}" for r in records if r.get("model_note"))
+    notes = (f"{r.get('model')}: {r['model_note']}" for r in records if r.get("model_note"))
     for note in dict.fromkeys(notes):
         yield f"**The base is not the published weights.** {note}."
 
 
 def _several_commits(records: Sequence[Record]) -> Iterator[str]:
-    commits = {git["commit"][:12] for r in records if (git := r.get("git") or {}).get("commit")}
+    commits = {git["commit"] for r in records if (git := r.get("git") or {}).get("commit")}
     if len(commits) > 1:
         yield f"**Several code versions.** Cells ran at commits {', '.join(sorted(commits))}."
 

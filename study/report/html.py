@@ -1,17 +1,13 @@
-"""The Markdown page as one self-contained HTML file, with style and figures embedded."""
+"""The page as one self-contained HTML file, with style and figures embedded."""
 
 import base64
 import re
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterable
 from html import escape
-from pathlib import Path
-from typing import Any
-from urllib.parse import unquote
 
 from markdown_it import MarkdownIt
-from markdown_it.renderer import RendererHTML
-from markdown_it.token import Token
-from markdown_it.utils import OptionsDict
+
+from study.report.markdown import Block, Picture
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -33,29 +29,38 @@ UNBROKEN = r"[-+]?\d\.\d+ \[[-+]?\d\.\d+, [-+]?\d\.\d+\]|\d %"
 """``0.50 [0.49, 0.51]`` and ``95 %``. A line must not break inside them."""
 
 
-def as_html(markdown: str, title: str, folder: Path) -> str:
-    """``markdown`` as a whole HTML page. Pictures are read relative to ``folder`` and embedded.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""The content security policy: the page runs no script and loads nothing."""
+NOT_OURS = ("image", "link", "autolink", "html_inline", "html_block", "reference")
+"""Markdown that the report's texts don't use. A name that contains it stays text."""
 
-    HTML inside the Markdown is escaped, so that the names in a study cannot become markup.
+
+def as_html(blocks: Iterable[Block], title: str) -> str:
+    """A whole HTML page, with its pictures embedded.
+
+    The only files in it are those of its pictures. Names in the texts can't become markup, because
+    the texts hold no HTML, links or pictures.
     """
-    reader = MarkdownIt("commonmark", {"html": False}).enable("table")
+    reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable(list(NOT_OURS))
 
-    def image(
-        renderer: RendererHTML,
-        tokens: Sequence[Token],
-        index: int,
-        options: OptionsDict,
-        env: MutableMapping[str, Any],
-    ) -> str:
-        source = unquote(str(tokens[index].attrGet("src")))
-        data = base64.b64encode((folder / source).read_bytes()).decode()
-        return f'<img alt="{escape(tokens[index].content)}" src="data:image/png;base64,{data}">'
+    def rendered(markdown: str) -> str:
+        page = reader.render(markdown)
+        return re.sub(UNBROKEN, lambda found: found[0].replace(" ", "\u00a0"), page)
 
-    reader.add_render_rule("image", image)
-    body = re.sub(UNBROKEN, lambda found: found[0].replace(" ", "\u00a0"), reader.render(markdown))
+    body = "".join(
+        rendered(block) if isinstance(block, str) else _embedded(block) + rendered(block.caption)
+        for block in blocks
+    )
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
         f"<body>\n{body}</body>\n</html>\n"
     )
+
+
+def _embedded(picture: Picture) -> str:
+    data = base64.b64encode(picture.path.read_bytes()).decode()
+    about = escape(picture.caption)
+    return f'<p><img alt="{about}" src="data:image/png;base64,{data}"></p>\n'

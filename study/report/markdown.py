@@ -1,21 +1,53 @@
-"""Markdown: tables, lists and figures with their captions."""
+"""Markdown: names, tables, lists and figures with their captions."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import quote
+
+from study.vocabulary.printable import printable
+
+_ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", "|": "&#124;", "$": "&#36;"}
+_SPECIAL = re.compile(
+    r"[<>&|$\\`*\[\]~]"
+    r"|(?<![^\W_])_|_(?![^\W_])"  # between two letters, an underscore means nothing
+    r"|:(?=//)|(?<=\bwww)\.",  # GitHub makes links of addresses
+    re.IGNORECASE,
+)
+
+
+def literal(value: object) -> str:
+    """A name as Markdown that prints the name: in a paragraph, a list, a heading or a table.
+
+    A pipe is an entity, because a table would end its cell at an escaped one.
+    """
+    return _SPECIAL.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), printable(value))
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure on disk. ``source``: its path relative to the folder of the Markdown file."""
+    """A figure on disk: its file, and the file's path relative to the folder of the report."""
 
     name: str
     caption: str
+    path: Path
     source: str
 
     def markdown(self) -> str:
         """The picture with its caption below."""
-        source = f"<{self.source}>" if " " in self.source else self.source
-        return f"![{self.caption}]({source})\n\n{self.caption}"
+        return f"![{self.caption}]({quote(self.source)})\n\n{self.caption}"
+
+
+Block: TypeAlias = str | Picture
+"""A part of a page: Markdown, or a picture."""
+
+
+def as_markdown(blocks: Iterable[Block]) -> str:
+    """A page as one Markdown text."""
+    texts = [block if isinstance(block, str) else block.markdown() for block in blocks]
+    return "\n\n".join(texts) + "\n"
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,13 +1,14 @@
-"""The report in Markdown, section by section."""
+"""The report, section by section: Markdown and pictures."""
 
 from collections.abc import Sequence
 
-from study.report.caveats import Record, caveats
+from study.report.caveats import caveats
 from study.report.condition import condition_section
 from study.report.exponents import exponent_section, p_star_section
 from study.report.formatting import distinct, number_list, row_list, rule_of_row
+from study.report.literal import Record, literal_record, literal_tables
 from study.report.losses import loss_section
-from study.report.markdown import Picture, bullets
+from study.report.markdown import Block, Picture, bullets, literal
 from study.report.provenance import provenance_section
 from study.report.rates import rate_section
 from study.report.task import task_section
@@ -18,10 +19,11 @@ from study.vocabulary.optimizers import label
 
 def page(
     name: str, tables: StudyTables, records: Sequence[Record], pictures: Sequence[Picture]
-) -> str:
-    """The whole report on the study ``name`` as Markdown, from analyzed tables."""
-    sections = [
-        f"# {name}: how does LoRA's scaling behave as rank grows?",
+) -> list[Block]:
+    """The whole report on the study ``name``, from analyzed tables."""
+    tables, records = literal_tables(tables), [literal_record(record) for record in records]
+    blocks = [
+        f"# {literal(name)}: how does LoRA's scaling behave as rank grows?",
         _overview(tables),
         condition_section(tables),
         _caveat_section(tables, records),
@@ -31,10 +33,10 @@ def page(
         loss_section(tables),
         task_section(tables),
         truncation_section(tables),
-        _figure_section(pictures),
+        *(["## Figures", *pictures] if pictures else []),
         provenance_section(tables, records),
     ]
-    return "\n\n".join(section for section in sections if section) + "\n"
+    return [block for block in blocks if block]
 
 
 def _overview(tables: StudyTables) -> str:
@@ -56,9 +58,3 @@ def _overview(tables: StudyTables) -> str:
 
 def _caveat_section(tables: StudyTables, records: Sequence[Record]) -> str:
     return "## Caveats\n\n" + bullets(caveats(tables, records) or ["None found in the tables."])
-
-
-def _figure_section(pictures: Sequence[Picture]) -> str:
-    if not pictures:
-        return ""
-    return "## Figures\n\n" + "\n\n".join(picture.markdown() for picture in pictures)

@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from study.report.caveats import Record
 from study.report.formatting import distinct, setting
+from study.report.literal import UNREADABLE, Record
 from study.report.markdown import bullets
 from study.store import StudyTables
 
@@ -20,24 +20,27 @@ SETTINGS = (
 def provenance_section(tables: StudyTables, records: Sequence[Record]) -> str:
     """Everything that identifies the runs, as a list."""
     cells = tables.cells
+    found = [record for record in records if record.get("status") != UNREADABLE]
     lines = [
-        *_models(records),
-        f"data: {distinct(map(_data, records))}",
+        *_models(found),
+        f"data: {distinct(map(_data, found))}",
         *(
             f"{key.replace('_', ' ')}: {distinct(map(setting, cells[key]))}"
             for key in SETTINGS
             if key in cells
         ),
-        f"device: {distinct(map(_device, records))}",
+        f"device: {distinct(map(_device, found))}",
         *([f"precision: {distinct(cells['precision'])}"] if "precision" in cells else []),
-        f"versions: {_versions(records)}",
-        f"commit: {distinct(_commit(record.get('git')) for record in records)}",
+        f"versions: {_versions(found)}",
+        f"commit: {distinct(_commit(record.get('git')) for record in found)}",
     ]
-    seconds = total_seconds(cells, records)
+    seconds = total_seconds(cells, found)
     if seconds > 0:
         lines.append(f"total time of the cells: {seconds / 60:.1f} minutes")
-    started, finished = _times(records, "started"), _times(records, "finished")
+    started, finished = _times(found, "started"), _times(found, "finished")
     lines.append(f"from {min(started)} to {max(finished)}")
+    if len(found) < len(records):
+        lines.append(f"left out because they can't be read: {len(records) - len(found)} cells")
     return "## What was run\n\n" + bullets(lines)
 
 
@@ -46,7 +49,7 @@ def total_seconds(cells: pd.DataFrame, records: Sequence[Record]) -> float:
     if "seconds" not in cells:
         return 0.0
     ids = cells["cell_id"].astype(str)
-    fold_of = {str(record["cell_id"]): record.get("fold") for record in records}
+    fold_of = {str(record.get("cell_id")): record.get("fold") for record in records}
     folds = ids.map(fold_of).fillna(ids)
     return float(cells["seconds"].astype(float).groupby(folds.to_numpy()).max().sum())
 
@@ -72,7 +75,7 @@ def _hash(record: Record, source: str) -> str:
     """The first digits of a source's hash. A Trainer hands over no files that could be hashed."""
     if "trained_by" in record:
         return "content not hashed"
-    return "sha256 " + str(record.get("sources", {}).get(source, "unknown"))[:12]
+    return "sha256 " + str(record.get("sources", {}).get(source, "unknown"))
 
 
 def _device(record: Record) -> str:
@@ -82,7 +85,7 @@ def _device(record: Record) -> str:
 def _commit(git: Mapping[str, Any] | None) -> str:
     if not git:
         return "unknown (not run from a git clone)"
-    return str(git["commit"])[:12] + (" with uncommitted changes" if git.get("dirty") else "")
+    return str(git["commit"]) + (" with uncommitted changes" if git.get("dirty") else "")
 
 
 def _versions(records: Sequence[Record]) -> str:

@@ -1,28 +1,50 @@
 """Write a study's two reports. Analyze and draw first if needed."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+from study.figures import FIGURES
 from study.report.current import current_figures, current_tables
 from study.report.html import as_html
+from study.report.markdown import Picture, as_markdown
 from study.report.page import page
 from study.store import load_records
+from study.store.output import write_output
+from study.vocabulary.printable import printable
 
 
 def write_report(
-    study_dir: Path, plots: Path, notify: Callable[[str], None] = lambda line: None
+    study_dir: Path,
+    plots: Path,
+    notify: Callable[[str], None] = lambda line: None,
+    to: Path | None = None,
 ) -> list[Path]:
-    """Write ``report.md`` and ``report.html`` into ``study_dir`` and return their paths.
+    """Write ``report.md`` and ``report.html`` into ``to`` and return their paths.
 
-    Analyzes the cells, and draws the figures into ``plots``, if the results are missing or out of
-    date (:mod:`study.report.current`). ``notify`` gets one line for each. Raises
-    :class:`StudyError` if the folder holds no study.
+    ``to`` is ``study_dir`` by default. Analyzes the cells, and draws the figures into ``plots``, if
+    the results are missing or out of date (:mod:`study.report.current`). ``notify`` gets one line
+    for each. Raises :class:`StudyError` if the folder holds no study, or if a file can't be
+    written.
     """
+    folder = study_dir if to is None else to
     tables = current_tables(study_dir, notify)
-    pictures = current_figures(study_dir, tables, plots, notify)
+    pictures = [_picture(name, plots, folder) for name in current_figures(tables, plots, notify)]
     name = study_dir.resolve().name
-    text = page(name, tables, load_records(study_dir), pictures)
-    paths = [study_dir / "report.md", study_dir / "report.html"]
-    paths[0].write_text(text)
-    paths[1].write_text(as_html(text, f"{name}: report", study_dir))
+    blocks = page(name, tables, load_records(study_dir), pictures)
+    paths = [folder / "report.md", folder / "report.html"]
+    write_output(paths[0], as_markdown(blocks))
+    write_output(paths[1], as_html(blocks, f"{printable(name)}: report"))
     return paths
+
+
+def _picture(name: str, plots: Path, folder: Path) -> Picture:
+    path = plots / f"{name}.png"
+    source = Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+    return Picture(name, _caption(name), path, source)
+
+
+def _caption(figure: str) -> str:
+    """The first paragraph of the figure's docstring."""
+    first = (FIGURES[figure].__doc__ or figure).strip().split("\n\n")[0]
+    return " ".join(first.split()).replace("``", "`")

@@ -96,9 +96,10 @@ def _mark_of(made: Path) -> str | None:
 def _note(plots: Path) -> dict[str, Any]:
     try:
         found = json.loads((plots / DRAWN).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    whole = isinstance(found, dict) and isinstance(found.get("figures", []), list)
+    return found if whole else {}
 
 
 def _cell(folder: Path) -> list[Any]:

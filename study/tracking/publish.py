@@ -61,14 +61,14 @@ def _send(
     import wandb
 
     study = study_dir.resolve().name
-    tables = current_tables(study_dir, notify)
-    pictures = current_figures(study_dir, tables, plots, notify)
+    tables = current_tables(study_dir, notify, must_write=True)
+    drawn = current_figures(tables, plots, notify)
     exponents = wandb.Artifact(f"{study}-exponents", type="exponents")
     exponents.add_file(str(study_dir / "exponents.parquet"))
     figures = wandb.Artifact(f"{study}-figures", type="figures")
-    for picture in pictures:
-        for path in sorted(plots.glob(f"{picture.name}.*")):  # PNG and PDF.
-            figures.add_file(str(path))
+    for figure in drawn:
+        for kind in ("pdf", "png"):
+            figures.add_file(str(plots / f"{figure}.{kind}"))
     run = start_run(tracker, name=f"{study}: exponents and figures", group=study, job_type=SUMMARY)
     rows = summary(tables.exponents)
     for step in sorted(rows["step"].unique()):

@@ -15,7 +15,7 @@ from study.dashboard.following import FollowedStudy
 from study.dashboard.overview import overview
 from study.dashboard.verdicts import Verdicts
 from study.figures.selection import families
-from study.report.page import page
+from study.report import as_markdown, page
 from study.store import CellWriter, StudyTables, load_records, load_tables
 
 ADAMW = {"name": "adamw", "betas": [0.9, 0.999], "eps": 1e-8}
@@ -56,7 +56,7 @@ def write_cell(
     record |= {"gamma": 16 * rank**-0.5, "device": "cpu", "config": config}
     record |= {"sources": {"model": "m" * 64, "data": what.get("data", DATA)}}
     record |= {"started": "2026-01-01T00:00:00", "finished": "2026-01-01T00:01:00"}
-    writer = CellWriter(folder / "cells" / cell_id, "", record)
+    writer = CellWriter.open(folder / "cells" / cell_id, "", record)
     norm = rank**slope * (1 + 0.01 * seed)
     where = {"layer": "model", "block": -1, "kind": "model", "site": "adapter_grad"}
     row = {"step": 0, **where, "batch": "train", "norm": norm}
@@ -85,7 +85,7 @@ def test_sweeps_that_differ_in_one_key_are_two_curves(column: str, tmp_path: Pat
     assert slopes == pytest.approx(dict(zip(VALUES[column], SLOPES, strict=True)))
 
     tables = StudyTables(raw.cells, raw.metrics, raw.probes, found.exponents, found.stable)
-    report = page("known", tables, load_records(folder), [])
+    report = as_markdown(page("known", tables, load_records(folder), []))
     settings = {cell["setting"] for cell in _dashboard(folder)["cells"]}
     labels = {family.label for family in families(raw.cells)}
     for value in VALUES[column]:

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from study.errors import StudyError
-from study.report import Picture, as_html, caveats, current_tables, page, write_report
+from study.report import (
+    Picture,
+    as_html,
+    as_markdown,
+    caveats,
+    current_tables,
+    page,
+    write_report,
+)
+from study.report.markdown import Block
 from study.store import load_records
 
 OnDisk = Callable[..., Path]
@@ -19,8 +28,12 @@ def caveats_of(folder: Path) -> list[str]:
     return caveats(current_tables(folder, lambda line: None), load_records(folder))
 
 
-def report_on(folder: Path) -> str:
+def blocks_on(folder: Path) -> list[Block]:
     return page("known", current_tables(folder, lambda line: None), load_records(folder), [])
+
+
+def report_on(folder: Path) -> str:
+    return as_markdown(blocks_on(folder))
 
 
 def test_a_sound_study_has_no_caveats_and_says_what_was_run(on_disk: OnDisk) -> None:
@@ -160,7 +173,7 @@ def test_both_files_hold_every_figure_and_fetch_nothing(on_disk: OnDisk, tmp_pat
 
 def test_names_cannot_become_markup(on_disk: OnDisk, tmp_path: Path) -> None:
     folder = on_disk(ranks=(4, 32), seeds=(0,), model="<script>alert(1)</script>|x")
-    text = as_html(report_on(folder), "<b>", folder)
+    text = as_html(blocks_on(folder), "<b>")
     assert "<script>" not in text
     assert "&lt;script&gt;" in text
     assert "<title>&lt;b&gt;</title>" in text
@@ -168,9 +181,9 @@ def test_names_cannot_become_markup(on_disk: OnDisk, tmp_path: Path) -> None:
 
 def test_captions_are_escaped(tmp_path: Path) -> None:
     (tmp_path / "a b.png").write_bytes(b"png")
-    picture = Picture("x", 'the "loss" of `y`', "a b.png")
-    assert picture.markdown() == '![the "loss" of `y`](<a b.png>)\n\nthe "loss" of `y`'
-    html = as_html(picture.markdown(), "t", tmp_path)
+    picture = Picture("x", 'the "loss" of `y`', tmp_path / "a b.png", "a b.png")
+    assert picture.markdown() == '![the "loss" of `y`](a%20b.png)\n\nthe "loss" of `y`'
+    html = as_html([picture], "t")
     assert "&quot;loss&quot;" in html
     assert base64.b64encode(b"png").decode() in html
 

@@ -18,7 +18,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from tueplots import axes, bundles, figsizes
 
 from study.figures.captions import settings
-from study.store.files import write_bytes
+from study.store.output import write_output
 
 DPI = 300
 FULL, HALF = "full", "half"
@@ -127,7 +127,6 @@ def save(drawn: Figure, folder: str | Path, name: str, data_hash: str = "") -> t
     reports a change only if the data or a picture changed.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
     about, source = str(drawn.get_label()) or None, f"data {data_hash}" if data_hash else None
     of_png = {"Description": about, "Source": source}
@@ -146,4 +145,4 @@ def _given(metadata: dict[str, str | None]) -> dict[str, str | None]:
 def _write(drawn: Figure, path: Path, **options: Any) -> None:
     page = io.BytesIO()
     drawn.savefig(page, format=path.suffix[1:], **options)
-    write_bytes(path, page.getvalue())
+    write_output(path, page.getvalue())
