@@ -7,11 +7,17 @@ ends. Every function raises :class:`StudyError` for what it can't read. The mess
 
 import json
 import os
+import resource
 import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import psutil
+
 from study.errors import StudyError, short
+
+LONGEST_HEADER = 8 << 20
+"""Bytes of a safetensors header."""
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -70,6 +76,58 @@ def read_object(path: str | Path, named: str, fix: str, most: int) -> dict[str, 
     if not isinstance(value, dict):
         raise StudyError(f"{named} holds a {type(value).__name__}, not an object with keys: {fix}")
     return value
+
+
+def check_tensors(path: str | Path, named: str, fix: str) -> None:
+    """Check that a safetensors file can be opened in bounded memory.
+
+    Its library parses a header of up to 100 MB, in which a file of a stranger may name millions of
+    tensors. Models with the most tensors have headers of about 1 MiB.
+    """
+    with open_file(path, named, fix) as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > LONGEST_HEADER:
+        raise StudyError(f"{named} is damaged (it claims a header of {length} bytes): {fix}")
+
+
+def check_memory(need: int, free: int, named: str, fix: str) -> None:
+    """Check that ``need`` bytes fit into the ``free`` ones (:func:`free_memory`)."""
+    if need > free:
+        raise StudyError(
+            f"{named} needs {need / 2**30:.3g} GiB of memory and {free / 2**30:.3g} GiB are free: "
+            f"{fix}"
+        )
+
+
+def free_memory() -> int:
+    """Bytes that this process can still take: what the machine has free, within the limits of the
+    process (``ulimit -v``) and of its control group (a container's or Slurm's).
+    """
+    free = psutil.virtual_memory().available
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        free = min(free, limit - psutil.Process().memory_info().vms)
+    path = next((line[3:] for line in _lines("/proc/self/cgroup") if line.startswith("0::")), "")
+    group = Path("/sys/fs/cgroup", path.strip("/"))
+    for folder in (group, *group.parents[: len(group.parts) - 4]):
+        most, used = (_lines(folder / f"memory.{name}") for name in ("max", "current"))
+        if most and used and most[0].isdigit():
+            free = min(free, int(most[0]) - int(used[0]) + _cached(folder))
+    return max(free, 0)
+
+
+def _cached(group: Path) -> int:
+    """Bytes of files in memory that the system drops first."""
+    stat = dict(line.split(" ", 1) for line in _lines(group / "memory.stat"))
+    return int(stat.get("inactive_file", 0))
+
+
+def _lines(path: str | Path) -> list[str]:
+    """The lines of a file of the system; none if it is not there."""
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

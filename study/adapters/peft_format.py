@@ -11,34 +11,31 @@ The tensors are ``base_model.model.<path>.lora_A.weight``, ``[r, D]``, and ``.lo
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from study.adapters.bank import LoraPair
-from study.errors import StudyError
+from study.adapters.patterns import PathPatterns
+from study.errors import StudyError, short
+from study.reading import check_memory, check_tensors, free_memory, open_file, read_object
+from study.vocabulary.peft_fields import refusal
+from study.vocabulary.printable import printable
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KEY = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<factor>[AB])\.weight")
 _NEEDED = ("peft_type", "r", "lora_alpha")
-_OTHER_FUNCTIONS = (
-    "use_dora",
-    "use_qalora",
-    "lora_bias",
-    "alora_invocation_tokens",
-    "layer_replication",
-    "modules_to_save",
-    "trainable_token_indices",
-    "target_parameters",
-)
-"""Settings that make a layer compute more than ``W0 x + gamma B A x``, or change other modules."""
+_AGAIN = "save the adapter again (model.save_pretrained)"
+_LARGEST_CONFIG = 2 << 20
+"""Bytes. A rank of its own for each of 10,000 layers takes about one MiB."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +63,8 @@ class PeftAdapter:
             other = f"the adapter is for another base than {base}"
             if layer not in shapes:
                 raise StudyError(
-                    f"{other}, which has no {layer}: "
-                    f"its config names {self.config.get('base_model_name_or_path')!r}"
+                    f"{other}, which has no {printable(layer)}: "
+                    f"its config names {short(self.config.get('base_model_name_or_path'))}"
                 )
             if own != shapes[layer]:
                 raise StudyError(
@@ -151,118 +148,168 @@ def read_adapter(folder: Path) -> PeftAdapter:
     """Read a PEFT LoRA adapter, float32 on the CPU.
 
     Respects ``rank_pattern``, ``alpha_pattern`` and ``use_rslora``. Raises :class:`StudyError` if a
-    file is missing or damaged, if the adapter is not LoRA or computes more than ``W0 x +
-    gamma B A x`` (DoRA, biases, modules saved whole), or if shapes contradict each other or the
-    configuration.
+    file is missing or damaged, if the adapter is not LoRA on the unchanged base
+    (:mod:`study.vocabulary.peft_fields`), if a value has the wrong type, if shapes contradict each
+    other or the configuration, and if the weights don't fit in memory.
     """
-    config, tensors = _read_config(folder), _read_tensors(folder)
-    factors: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        found = _KEY.fullmatch(key)
-        if found is None:
-            raise StudyError(
-                f"{folder / WEIGHTS} has {key}, which is not A or B of a linear layer: "
-                "only plain LoRA can be read"
-            )
-        factors.setdefault(found["layer"], {})[found["factor"]] = tensor.float()
-    if not factors:
-        raise StudyError(
-            f"{folder / WEIGHTS} has no tensors: save the adapter again (model.save_pretrained)"
-        )
-    return PeftAdapter(
-        {layer: _pair(folder, layer, of, config) for layer, of in factors.items()}, config
-    )
+    config, named = _read_config(folder), printable(folder / WEIGHTS)
+    rules = _Rules(config, printable(folder / CONFIG))
+    check_tensors(folder / WEIGHTS, named, _fix(folder, WEIGHTS))
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            keys = _keys_by_layer(file, named)
+            ranks = {layer: rules.rank(layer) for layer in keys}
+            _check_shapes(file, keys, ranks, named)
+            pairs = {
+                layer: _pair(file, keys[layer], rules.gamma(layer, rank), f"{named}: {layer}")
+                for layer, rank in ranks.items()
+            }
+    except (SafetensorError, OSError, MemoryError) as error:
+        cause = " ".join(str(error).split()) or "no memory"
+        raise StudyError(f"{named} is damaged ({cause[:160]}): {_AGAIN}") from None
+    return PeftAdapter(pairs, config)
 
 
 def file_hash(folder: Path) -> str:
-    """The sha256 of both files of an adapter."""
-    digests = [
-        hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (CONFIG, WEIGHTS)
-    ]
+    """The sha256 of both files of an adapter. Raises :class:`StudyError` if one can't be read."""
+    digests = []
+    for name in (CONFIG, WEIGHTS):
+        with open_file(folder / name, printable(folder / name), _fix(folder, name)) as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
+def _fix(folder: Path, name: str) -> str:
+    """What to do if a file of the adapter can't be used."""
+    if name == WEIGHTS and os.path.exists(folder / "adapter_model.bin"):
+        return "adapter_model.bin is a pickle, which is not safe to open: save it as safetensors"
+    return f"give the folder with {CONFIG} and {WEIGHTS} that PEFT's save_pretrained wrote"
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
+    named = printable(folder / CONFIG)
+    config = read_object(folder / CONFIG, named, _fix(folder, CONFIG), _LARGEST_CONFIG)
+    if missing := [key for key in _NEEDED if key not in config]:
         raise StudyError(
-            f"{folder} has no {CONFIG}: give the folder that PEFT's save_pretrained wrote"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise StudyError(f"{path} can't be read ({error}): save the adapter again") from None
-    if not isinstance(config, dict) or (missing := [key for key in _NEEDED if key not in config]):
-        lacks = ", ".join(missing) if isinstance(config, dict) else "everything"
-        raise StudyError(f"{path} lacks {lacks}: give an adapter_config.json as PEFT writes it")
+            f"{named} lacks {', '.join(missing)}: give an adapter_config.json as PEFT writes it"
+        )
     if config["peft_type"] != "LORA":
         raise StudyError(
-            f"{path}: unknown adapter type {config['peft_type']!r}: only LORA can be read"
+            f"{named}: unknown adapter type {short(config['peft_type'])}: only LORA can be read"
         )
-    if other := [key for key in _OTHER_FUNCTIONS if config.get(key)]:
-        raise StudyError(
-            f"{path} has {other[0]}={config[other[0]]}: "
-            "only adapters that compute W0 x + gamma B A x can be read"
-        )
-    numbers = {"r": config["r"], "lora_alpha": config["lora_alpha"]}
-    for key in ("rank_pattern", "alpha_pattern"):
-        numbers |= {f"{key}[{name}]": value for name, value in (config.get(key) or {}).items()}
-    for key, value in numbers.items():
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 < value < math.inf
-        ):
-            raise StudyError(f"{path} has {key}={value!r}: it must be a number above 0")
+    for key, (fits, words) in _VALUES.items():
+        if not fits(config.get(key)):
+            raise StudyError(f"{named} has {key}={short(config.get(key))}: it must be {words}")
+    for pattern, (fits, words) in (("rank_pattern", _RANK), ("alpha_pattern", _ALPHA)):
+        for name, value in (config.get(pattern) or {}).items():
+            if not fits(value):
+                raise StudyError(
+                    f"{named} has {pattern}[{printable(name, 80)}]={short(value)}: "
+                    f"it must be {words}"
+                )
+    if words := refusal(config, trained=True):
+        raise StudyError(f"{named}: {words}")
     return config
 
 
-def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    path = folder / WEIGHTS
-    if not path.is_file():
-        has_pickle = (folder / "adapter_model.bin").exists()
-        pickled = (
-            " (adapter_model.bin is a pickle, which is not safe to open)" if has_pickle else ""
-        )
-        raise StudyError(f"{folder} has no {WEIGHTS}{pickled}: save the adapter as safetensors")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise StudyError(
-            f"{path} is damaged ({' '.join(str(error).split())}): save the adapter again"
-        ) from None
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
-def _pair(
-    folder: Path, layer: str, factors: Mapping[str, torch.Tensor], config: Mapping[str, Any]
-) -> LoraPair:
-    """One layer's factors and gamma. The shapes must match each other and the configured rank."""
-    if missing := {"A", "B"} - factors.keys():
-        raise StudyError(
-            f"{folder / WEIGHTS} has no lora_{missing.pop()} for {layer}: save the adapter again"
-        )
-    A, B = factors["A"], factors["B"]
-    rank = _by_layer(config.get("rank_pattern"), layer, config["r"])
-    if A.ndim != 2 or B.ndim != 2 or not A.shape[0] == B.shape[1] == rank:
-        raise StudyError(
-            f"{folder / WEIGHTS}: {layer} has lora_A {list(A.shape)} and lora_B {list(B.shape)}, "
-            f"but {CONFIG} says rank {rank}: save the adapter again "
-            "(A is [rank, in], B is [out, rank])"
-        )
-    if not (A.isfinite().all() and B.isfinite().all()):
-        raise StudyError(
-            f"{folder / WEIGHTS}: {layer} has non-finite weights: use a run that did not diverge"
-        )
-    alpha = _by_layer(config.get("alpha_pattern"), layer, config["lora_alpha"])
-    return LoraPair(A, B, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+_RANK = (lambda v: type(v) is int and 0 < v < 2**31, "a whole number from 1")
+_ALPHA = (lambda v: type(v) in (int, float) and 0 < v <= 1e30, "a number above 0")
+_OBJECT = (lambda v: v is None or isinstance(v, dict), "an object with a number for each pattern")
+_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "r": _RANK,
+    "lora_alpha": _ALPHA,
+    "rank_pattern": _OBJECT,
+    "alpha_pattern": _OBJECT,
+    "use_rslora": (lambda v: v is None or v is True or v is False, "true or false, unquoted"),
+    "lora_dropout": (
+        lambda v: v is None or (type(v) in (int, float) and 0 <= v < 1),
+        "a number from 0 to below 1",
+    ),
+    "base_model_name_or_path": (lambda v: v is None or _is_text(v), "a name in quotes"),
+    "target_modules": (
+        lambda v: v is None or _is_text(v) or (isinstance(v, list) and all(map(_is_text, v))),
+        "a name, a regex or a list of names",
+    ),
+}
+"""A test of the value of each field that is read, and the value in words. JSON has true for 1."""
 
 
-def _by_layer(pattern: Mapping[str, Any] | None, layer: str, default: Any) -> Any:
-    """PEFT's lookup: the value of the first key that matches, as a regex, the end of the path."""
-    return next(
-        (value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", layer)),
-        default,
-    )
+class _Rules:
+    """The rank and gamma that a configuration gives each layer. ``named``: its file, in errors."""
+
+    def __init__(self, config: Mapping[str, Any], named: str) -> None:
+        self._config = config
+        self._patterns = {
+            key: PathPatterns(config.get(key) or (), f"{named}: {key}")
+            for key in ("rank_pattern", "alpha_pattern")
+        }
+
+    def rank(self, layer: str) -> int:
+        return int(self._value("rank_pattern", layer, "r"))
+
+    def gamma(self, layer: str, rank: int) -> float:
+        alpha = self._value("alpha_pattern", layer, "lora_alpha")
+        return float(alpha / (math.sqrt(rank) if self._config.get("use_rslora") else rank))
+
+    def _value(self, pattern: str, layer: str, default: str) -> Any:
+        found = self._patterns[pattern].first_at_end(layer)
+        return self._config[default] if found is None else self._config[pattern][found]
+
+
+def _keys_by_layer(file: Any, named: str) -> dict[str, dict[str, str]]:
+    """The keys of A and B in an open safetensors file, by layer."""
+    keys: dict[str, dict[str, str]] = {}
+    for key in file.keys():  # noqa: SIM118, safe_open is no mapping
+        found = _KEY.fullmatch(key)
+        if found is None:
+            raise StudyError(
+                f"{named} has {printable(key)}, which is not A or B of a linear layer: "
+                "only plain LoRA can be read"
+            )
+        keys.setdefault(found["layer"], {})[found["factor"]] = key
+    if not keys:
+        raise StudyError(f"{named} has no tensors: {_AGAIN}")
+    for layer, of in keys.items():
+        if missing := {"A", "B"} - of.keys():
+            raise StudyError(
+                f"{named} has no lora_{missing.pop()} for {printable(layer)}: {_AGAIN}"
+            )
+    return keys
+
+
+def _check_shapes(
+    file: Any, keys: Mapping[str, Mapping[str, str]], ranks: Mapping[str, int], named: str
+) -> None:
+    """Shapes must match each other and the configured ranks, and fit in memory as float32."""
+    numbers = 0
+    for layer, of in keys.items():
+        slices = {factor: file.get_slice(key) for factor, key in of.items()}
+        A, B = (slices[factor].get_shape() for factor in "AB")
+        if len(A) != 2 or len(B) != 2 or not A[0] == B[1] == ranks[layer]:
+            raise StudyError(
+                f"{named}: {printable(layer)} has lora_A {A} and lora_B {B}, "
+                f"but {CONFIG} says rank {ranks[layer]}: {_AGAIN} "
+                "(A is [rank, in], B is [out, rank])"
+            )
+        for factor, of_factor in slices.items():
+            if not of_factor.get_dtype().startswith(("F", "BF")):
+                raise StudyError(
+                    f"{named}: {printable(layer)} has lora_{factor} of {of_factor.get_dtype()}: "
+                    "save the adapter in float32, bf16 or float16"
+                )
+        numbers += math.prod(A) + math.prod(B)
+    check_memory(4 * numbers, free_memory(), named, "use a machine with more, or a smaller adapter")
+
+
+def _pair(file: Any, keys: Mapping[str, str], gamma: float, named: str) -> LoraPair:
+    A_RD, B_OR = (file.get_tensor(keys[factor]).float() for factor in "AB")
+    if not (A_RD.isfinite().all() and B_OR.isfinite().all()):
+        raise StudyError(f"{named} has non-finite weights: use a run that did not diverge")
+    return LoraPair(A_RD, B_OR, gamma)
 
 
 def _whole(alpha: float) -> float | int:

@@ -173,15 +173,15 @@ def set_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) 
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no folder": (shutil.rmtree, f"has no {CONFIG}"),
-    "no config": (lambda f: (f / CONFIG).unlink(), f"has no {CONFIG}"),
-    "no weights": (lambda f: (f / WEIGHTS).unlink(), f"has no {WEIGHTS}"),
+    "no folder": (shutil.rmtree, f"{CONFIG} does not exist"),
+    "no config": (lambda f: (f / CONFIG).unlink(), f"{CONFIG} does not exist"),
+    "no weights": (lambda f: (f / WEIGHTS).unlink(), f"{WEIGHTS} does not exist"),
     "a pickle": (
         lambda f: (f / WEIGHTS).rename(f / "adapter_model.bin"),
         "a pickle, which is not safe to open",
     ),
-    "no json": (lambda f: (f / CONFIG).write_text("{"), "can't be read"),
-    "a list": (lambda f: (f / CONFIG).write_text("[]"), "lacks everything"),
+    "no json": (lambda f: (f / CONFIG).write_text("{"), "is not valid JSON"),
+    "a list": (lambda f: (f / CONFIG).write_text("[]"), "holds a list, not an object"),
     "missing keys": (lambda f: set_config(f, r=..., lora_alpha=...), "lacks r, lora_alpha"),
     "another type": (lambda f: set_config(f, peft_type="VERA"), "unknown adapter type 'VERA'"),
     "dora": (lambda f: set_config(f, use_dora=True), "use_dora=True"),
