@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-
 MOST_CHARACTERS = 1000
 """Of a message."""
 
@@ -15,11 +14,23 @@ class StudyError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        line = "".join(c if c.isprintable() else _escaped(c) for c in message)
-        half = MOST_CHARACTERS // 2
-        super().__init__(
-            line if len(line) <= MOST_CHARACTERS else f"{line[: half - 5]} ... {line[-half:]}"
-        )
+        super().__init__(printable(message, MOST_CHARACTERS))
+
+
+def printable(value: object, most: int = 300) -> str:
+    r"""``value`` as one line of visible text. The middle is left out beyond ``most`` characters.
+
+    Control characters, line breaks, marks that turn the direction of text around and lone
+    surrogates are written as Python writes them.
+
+    >>> printable("a\nb\u202ec")
+    'a\\nb\\u202ec'
+    """
+    text = str(value)
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else _escaped(c) for c in text)
+    half = most // 2
+    return text if len(text) <= most else f"{text[: half - 5]} ... {text[-half:]}"
 
 
 def _escaped(character: str) -> str:

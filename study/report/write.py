@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from study.errors import printable
 from study.figures import FIGURES
 from study.report.current import current_figures, current_tables
 from study.report.html import as_html
@@ -11,7 +12,6 @@ from study.report.markdown import Picture, as_markdown
 from study.report.page import page
 from study.store import load_records
 from study.store.output import write_output
-from study.vocabulary.printable import printable
 
 
 def write_report(
