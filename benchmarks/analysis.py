@@ -66,7 +66,7 @@ def _write_cell(
     power = np.array([LAWS[site] for site in layers["site"]])
     factor = (1 + np.arange(len(layers)) % 7)[:, None]
     size = factor * (rank ** power[:, :1]) * multiplier ** power[:, 1:]
-    writer = CellWriter(folder / "cells" / record["cell_id"], "", record)
+    writer = CellWriter.open(folder / "cells" / record["cell_id"], "", record)
     for step in range(steps):
         rows = places.assign(step=step, batch=TRAIN)
         values = size * np.exp(0.05 * noise.standard_normal((len(layers), len(STATS))))

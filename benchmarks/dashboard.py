@@ -78,7 +78,7 @@ def _write_cell(folder: Path, record: dict[str, Any], layers: int, diverged: int
     draw = np.random.default_rng([adapter["rank"], len(adapter["scaling"])])
     done = steps if diverged is None else diverged + 1
     shared = 0.08 * draw.standard_normal((done, 1))
-    writer = CellWriter(folder / "cells" / record["cell_id"], "", record)
+    writer = CellWriter.open(folder / "cells" / record["cell_id"], "", record)
     writer.append("probes", _probes(record, layers, shared, draw, diverged is not None))
     step = np.arange(done)
     loss = 3 - step / steps + 0.1 * draw.standard_normal(done)

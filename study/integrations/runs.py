@@ -29,7 +29,7 @@ from study.config import (
 )
 from study.errors import StudyError
 from study.probes import NormProbe
-from study.store import CellWriter, rows_of
+from study.store import CellWriter
 from study.store.provenance import provenance
 from study.training.devices import describe_device
 from study.vocabulary.inits import IMPORTED
@@ -64,11 +64,8 @@ def open_cell(
     )
     record = _record(trainer, config, adapter, probe)
     folder, first = study_dir / "cells" / record["cell_id"], trainer.state.global_step
-    earlier = {name: rows_of(folder, name) for name in ("metrics", "probes")} if first else {}
-    writer = CellWriter(folder, OmegaConf.to_yaml(OmegaConf.create(asdict(config))), record)
-    for name, rows in earlier.items():
-        writer.append(name, rows[rows["step"] < first])
-    return config, writer
+    text = OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+    return config, CellWriter.open(folder, text, record, first_step=first)
 
 
 def _run_config(trainer: Any, data: str | None) -> dict[str, Any]:

@@ -6,19 +6,24 @@ has ended, ``metrics.parquet``, ``probes.parquet`` and optionally ``truncations.
 which survive ``kill -9``. A lock makes sure that a cell has one writer.
 """
 
+from study.store.cell_tables import load_cell_table, rows_of
 from study.store.cells import cell_row, cells_table, load_cell, load_cells
-from study.store.files import is_held, lock, replacing, write_bytes, write_text
+from study.store.claims import Claim, ClaimLost, claim, is_claimed
+from study.store.files import StorageError, is_held, lock, replacing, write_bytes, write_text
 from study.store.records import (
     ADAPTER,
+    CHECKPOINTS,
     STATUSES,
     cell_folders,
+    damage,
     find_cell,
     is_done,
     load_records,
     read_cell,
+    read_record,
 )
 from study.store.schemas import ANALYSED, DERIVED, SCHEMAS
-from study.store.streams import last_metrics, load_cell_table, rows_of
+from study.store.streams import Damaged, last_metrics
 from study.store.tables import (
     StudyTables,
     are_current,
@@ -32,16 +37,24 @@ from study.store.writer import CellWriter
 __all__ = [
     "ADAPTER",
     "ANALYSED",
+    "CHECKPOINTS",
     "DERIVED",
     "SCHEMAS",
     "STATUSES",
     "CellWriter",
+    "Claim",
+    "ClaimLost",
+    "Damaged",
+    "StorageError",
     "StudyTables",
     "are_current",
     "cell_folders",
     "cell_row",
     "cells_table",
+    "claim",
+    "damage",
     "find_cell",
+    "is_claimed",
     "is_done",
     "is_held",
     "last_metrics",
@@ -53,6 +66,7 @@ __all__ = [
     "load_tables",
     "lock",
     "read_cell",
+    "read_record",
     "replacing",
     "rows_of",
     "with_derived",

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from study.store import derived
+from study.store.cell_tables import load_cell_table
 from study.store.cells import load_cells
 from study.store.files import replacing
 from study.store.schemas import ANALYSED, DERIVED, DISTANCES, SCHEMAS, TEXT
-from study.store.streams import load_cell_table
 
 _log = logging.getLogger(__name__)
 

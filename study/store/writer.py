@@ -1,68 +1,121 @@
 """The one writer of a cell."""
 
 import json
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from study.errors import StudyError
-from study.store.files import lock, replacing, write_text
+from study.store.cell_tables import load_cell_table, write_parquet
+from study.store.claims import HOLDER, LOCK, Claim, claim
+from study.store.files import (
+    StorageError,
+    make_folder,
+    remove,
+    remove_folder,
+    rename,
+    write_text,
+)
+from study.store.record_format import FORMAT
+from study.store.records import ADAPTER, CHECKPOINTS, RECORD, read_record
 from study.store.schemas import SCHEMAS
-from study.store.streams import read_stream
+from study.store.streams import Stream, read_synced
+from study.vocabulary.statuses import ENDED, RESUMABLE
 
-LOCK = "lock"
-"""The file in a cell's folder that its writer holds."""
+CONFIG = "config.yaml"
 ERROR_LOG = "error.log"
 """The file in a cell's folder with the traceback of an unexpected error."""
-_PATIENCE = 1.0
-"""Seconds to wait for the lock. A reader that checks it holds it for some microseconds."""
+ASIDE = "aside"
+"""The folder of a study with the results that were trained again, or could not be read."""
 
 
 class CellWriter:
-    """Opens a cell's folder, appends rows, and closes the cell with its status.
+    """Appends rows to a claimed cell, and ends it with its status.
 
-    ``kill -9`` at any moment costs the cell, which is trained again, and no other.
+    After a crash between any two calls of the system, the cell is resumed or trained again, and its
+    tables are those of an undisturbed run. One thread appends and ends; any may call :meth:`sync`.
     """
 
-    def __init__(self, folder: Path, config_yaml: str, record: dict[str, Any]) -> None:
-        """Raises :class:`StudyError` if the folder can't be written, or if another process is
-        writing it.
+    def __init__(
+        self, claimed: Claim, config_yaml: str, record: dict[str, Any], first_step: int = 0
+    ) -> None:
+        """Begin at ``first_step`` and keep the rows of the steps before it.
+
+        Results of a cell that had ended, or whose record can't be read, are moved to
+        ``aside/ID.TIME`` in the study's folder. Raises :class:`StorageError` if the folder can't be
+        written, and :class:`Damaged` if the rows to keep are not what was written. The claim is
+        released then.
         """
-        self.folder, self.record = folder, record
+        self.claim, self.folder = claimed, claimed.folder
+        self.record = record | {"format": FORMAT}
+        self._streams: dict[str, Stream] = {}
+        self._guard = threading.RLock()
+        self._error: StudyError | None = None
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = lock(folder / LOCK, _PATIENCE)
-            self._lock.acquire()
-        except TimeoutError:
+            kept = self._kept(first_step) if first_step else {}
+            self._make_room(first_step)
+            write_text(self.folder / CONFIG, config_yaml)
+            # Until the streams are replaced, no hash of them: both the old and the new are right.
+            self._save_record(status="running")
+            for name in SCHEMAS:
+                if len(rows := kept.get(name, ())):
+                    self._streams[name] = Stream(self._path(name), rows)
+                else:
+                    remove(self._path(name))
+            if self._streams:
+                self.sync()
+        except BaseException:
+            self._release()
+            raise
+
+    @classmethod
+    def open(
+        cls, folder: Path, config_yaml: str, record: dict[str, Any], first_step: int = 0
+    ) -> Self:
+        """Claim the cell in ``folder`` and begin it.
+
+        Raises :class:`StudyError` also if a live process holds the cell.
+        """
+        claimed = claim(folder)
+        if claimed is None:
             raise StudyError(
                 f"cell {folder.name} is being trained by another process: wait until it has ended"
-            ) from None
-        except OSError as error:
-            raise StudyError(
-                f"can't write results to {folder}: {error.strerror}; choose another results_dir"
-            ) from None
-        self._clear()
-        write_text(folder / "config.yaml", config_yaml)
-        self._save_record(status="running")
-        self._streams: dict[str, tuple[Any, pa.RecordBatchStreamWriter]] = {}
+            )
+        return cls(claimed, config_yaml, record, first_step)
 
     def append(self, table: str, rows: pd.DataFrame) -> None:
         """Append to one of :data:`~study.store.schemas.SCHEMAS`. Columns absent from ``rows`` are
-        NaN. Any process can read the rows when it returns.
+        NaN. Any process can read the rows when it returns; :meth:`sync` puts them on disk.
+
+        Raises :class:`~study.store.claims.ClaimLost` if another process has taken the cell over,
+        and :class:`StorageError` if the rows can't be written. The cell can still be resumed.
         """
         schema = SCHEMAS[table]
-        if table not in self._streams:
-            sink = (self.folder / f"{table}.arrows").open("wb", buffering=0)
-            self._streams[table] = sink, pa.ipc.new_stream(sink, schema)
         arrow = pa.Table.from_pandas(
             rows.reindex(columns=schema.names), schema=schema, preserve_index=False
         )
-        for batch in arrow.combine_chunks().to_batches():
-            self._streams[table][1].write_batch(batch)
+        self._check()
+        with self._guard, self._remembering():
+            if table in self._streams:
+                self._streams[table].append(arrow)
+            elif len(arrow):
+                self._streams[table] = Stream(self._path(table), arrow)
+
+    def sync(self) -> None:
+        """Wait until all rows that were appended are on disk. Does nothing after the end.
+
+        Raises :class:`StorageError` if they can't be.
+        """
+        with self._guard:
+            if not self.claim.is_lost:
+                self._save_record(streams=self._synced())
 
     def write_error_log(self, error: BaseException) -> Path:
         """Write the traceback of ``error`` and return the file's path."""
@@ -71,28 +124,118 @@ class CellWriter:
         return path
 
     def close(self, status: str, **fields: Any) -> None:
-        """Turn the streams into parquet files; then record ``status`` and ``fields``.
+        """Turn the streams into Parquet files, record ``status`` and ``fields``, release the claim.
 
-        ``status``: one of :data:`study.vocabulary.statuses.ENDED`.
+        ``status``: one of :data:`study.vocabulary.statuses.ENDED`. If it raises
+        :class:`StorageError`, :class:`Damaged` or :class:`~study.store.claims.ClaimLost`, the cell
+        has not ended: call :meth:`interrupt`.
         """
-        for name, (sink, written) in self._streams.items():
-            written.close()
-            sink.close()
-            stream = self.folder / f"{name}.arrows"
-            with replacing(self.folder / f"{name}.parquet") as draft:
-                pq.write_table(read_stream(stream, SCHEMAS[name]), draft, compression="zstd")
-            stream.unlink()
-        self._save_record(status=status, **fields)
-        self._lock.release()
+        self._check()
+        with self._guard:
+            tables = {}
+            for name, stream in self._streams.items():
+                tables[name] = write_parquet(
+                    self.folder / f"{name}.parquet", stream.read(SCHEMAS[name])
+                )
+            self._check()
+            self._save_record(without="streams", status=status, tables=tables, **fields)
+            self._tidy()
+            self._release()
 
-    def _clear(self) -> None:
-        """Delete the tables and the error of an earlier run and the drafts of a killed one."""
-        drafts = ("record.json.*", "config.yaml.*", f"{ERROR_LOG}*")
-        for pattern in (*(f"{name}.*" for name in SCHEMAS), *drafts):
-            for path in self.folder.glob(pattern):
-                path.unlink()
+    def interrupt(self, **fields: Any) -> None:
+        """Keep rows and checkpoints, record ``interrupted`` and ``fields``, release the claim.
 
-    def _save_record(self, **fields: Any) -> None:
-        self.record |= fields
-        text = json.dumps(self.record, indent=2, sort_keys=True, allow_nan=True)
-        write_text(self.folder / "record.json", text + "\n")
+        It also works after an error of :meth:`append` or :meth:`close`, and with a full disk: a
+        cell that is recorded as running and has no process is interrupted.
+        """
+        with self._guard:
+            try:
+                if not self.claim.is_lost:
+                    self._save_record(status="interrupted", streams=self._synced(), **fields)
+            except StorageError:
+                pass  # the record on disk says "running", which is as good
+            finally:
+                self._release()
+
+    def _kept(self, first_step: int) -> dict[str, pa.Table]:
+        """The rows of the steps before ``first_step``. Tables without steps are made at the end."""
+        record = read_record(self.folder) or {"status": "running"}
+        kept = {}
+        for name, schema in SCHEMAS.items():
+            if "step" not in schema.names:
+                continue
+            if record["status"] in ENDED:
+                rows = load_cell_table(self.folder, name, record=record)
+            else:
+                rows = read_synced(self._path(name), schema, record)
+            kept[name] = rows.filter(pa.compute.less(rows["step"], first_step))
+        return kept
+
+    def _make_room(self, first_step: int) -> None:
+        """Move finished results aside; delete what a killed process left and can't be resumed."""
+        record = read_record(self.folder)
+        finished = [*self.folder.glob("*.parquet"), *self.folder.glob(ADAPTER)]
+        resumable = record is not None and record["status"] in RESUMABLE
+        if not resumable and (record is not None or finished):
+            self._move_aside()
+            return
+        if not first_step:  # first: without its rows, a checkpoint is of no use
+            remove_folder(self.folder / CHECKPOINTS)
+        for path in (*finished, *self.folder.glob(f"{ERROR_LOG}*"), *self._drafts()):
+            remove_folder(path)
+
+    def _move_aside(self) -> None:
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
+        aside = self.folder.parents[1] / ASIDE / f"{self.folder.name}.{stamp}"
+        make_folder(aside)
+        names = sorted(path.name for path in self.folder.iterdir())
+        for name in sorted(names, key=lambda name: name != RECORD):  # first: no cell without tables
+            if name != LOCK and not name.startswith(HOLDER):
+                rename(self.folder / name, aside / name)
+
+    def _synced(self) -> dict[str, Any]:
+        with self._remembering():  # the system reports lost rows to the first caller only
+            for stream in self._streams.values():
+                stream.sync()
+        return {name: stream.written for name, stream in self._streams.items()}
+
+    def _tidy(self) -> None:
+        """Delete what an ended cell does not need. An error costs space, not the cell."""
+        for path in (*map(self._path, SCHEMAS), *self._drafts(), self.folder / CHECKPOINTS):
+            try:
+                remove_folder(path)
+            except StorageError:
+                continue
+
+    def _release(self) -> None:
+        for stream in self._streams.values():
+            stream.close()
+        self._streams = {}
+        self.claim.release()
+
+    def _drafts(self) -> list[Path]:
+        return list(self.folder.glob("*.partial"))
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.arrows"
+
+    def _save_record(self, without: str = "", **fields: Any) -> None:
+        record = {key: value for key, value in self.record.items() if key != without} | fields
+        text = json.dumps(record, indent=2, sort_keys=True, allow_nan=True)
+        write_text(self.folder / RECORD, text + "\n")
+        self.record = record
+
+    def _check(self) -> None:
+        """Raises the error of an earlier write, and if another process has the cell."""
+        if self._error is not None:
+            raise self._error
+        self.claim.check()
+
+    @contextmanager
+    def _remembering(self) -> Iterator[None]:
+        """Inside, an error ends the writing of rows: later ones would leave a gap."""
+        try:
+            yield
+        except StudyError as error:
+            self._error = error
+            raise

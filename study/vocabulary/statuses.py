@@ -12,6 +12,7 @@ class Status:
 
     - ``symbol``, ``colour``: of the word, on a page;
     - ``has_ended``: no process trains it, and it did not lose its process;
+    - ``can_resume``: a sweep continues it from its checkpoint, if it has one;
     - ``is_done``: a sweep does not train it again, because it would end in the same way;
     - ``ended_at``: the field of its record with the first step whose numbers are not used. Empty if
       all of its steps are used;
@@ -22,6 +23,7 @@ class Status:
     symbol: str
     colour: Literal["green", "blue", "yellow", "red"]
     has_ended: bool = False
+    can_resume: bool = False
     is_done: bool = False
     ended_at: str = ""
     note: str = ""
@@ -30,9 +32,12 @@ class Status:
 
 STATUSES = {
     "complete": Status("●", "green", has_ended=True, is_done=True),
-    "running": Status("◐", "blue", fits="Fits use the steps so far."),
+    "running": Status("◐", "blue", can_resume=True, fits="Fits use the steps so far."),
     "interrupted": Status(
-        "■", "yellow", fits="Fits use the steps so far. The same `study train` command continues."
+        "■",
+        "yellow",
+        can_resume=True,
+        fits="Fits use the steps so far. The same `study train` command continues.",
     ),
     "diverged": Status(
         "✕",
@@ -54,10 +59,21 @@ STATUSES = {
         "steps before it, and no final loss is reported.",
     ),
     "failed": Status("▲", "red", has_ended=True, fits="Fits use the steps before the failure."),
+    "unreadable": Status(
+        "?",
+        "red",
+        fits="Its files are damaged, and nothing uses them. The same `study train` command moves "
+        "them aside and trains it afresh.",
+    ),
 }
-"""Every state, by name. ``interrupted``: recorded as running, but its process is gone."""
+"""Every state, by name.
+
+``interrupted``: stopped by a signal or a full disk, or recorded as running without a process.
+``unreadable``: its record or a table is missing or damaged; it is never recorded.
+"""
 
 ENDED = tuple(name for name, status in STATUSES.items() if status.has_ended)
+RESUMABLE = tuple(name for name, status in STATUSES.items() if status.can_resume)
 DONE = tuple(name for name, status in STATUSES.items() if status.is_done)
 BROKEN = tuple(name for name, status in STATUSES.items() if status.ended_at)
 """Cells whose numbers count only up to some step: later ones say nothing about training."""

@@ -161,7 +161,7 @@ def by_hand(tmp_path: Path) -> Callable[..., CellWriter]:
             "seed": 0,
             "precision": "float32",
         }
-        return CellWriter(
+        return CellWriter.open(
             tmp_path / "results/odd/cells" / cell_id,
             "",
             record | {"cell_id": cell_id, "config": config},

@@ -54,7 +54,7 @@ def on_disk(tmp_path: Path) -> Callable[..., Path]:
             name = (optimizer or {}).get("name", "sgd")
             about = {"cell_id": f"{name}{number:04x}", "model": model}
             about |= record_of(cell, config_of(cell, steps, optimizer or {})) | dict(record or {})
-            writer = CellWriter(folder / "cells" / about["cell_id"], "", about)
+            writer = CellWriter.open(folder / "cells" / about["cell_id"], "", about)
             for step in probed:
                 row = metrics_of(cell, step, lazy(cell)) | {"clip_factor": clip(cell)}
                 writer.append("metrics", pd.DataFrame([row]))

@@ -174,7 +174,7 @@ def test_distances_of_a_deleted_cell_are_left_out(
 
 def test_a_running_cell_that_has_grown_is_new_data(small: Path) -> None:
     record = load_records(small)[0] | {"cell_id": "running"}
-    writer = CellWriter(small / "cells" / "running", "", record)
+    writer = CellWriter.open(small / "cells" / "running", "", record)
     row = pd.DataFrame([{"step": 0, "tokens": 9, "loss": 2.0}])
     writer.append("metrics", row)
     first = derived.data_hash(small)

@@ -98,9 +98,9 @@ def test_every_key_is_changed_above(cell: Build) -> None:
         else:
             keys.add(name)
     known = {*CHANGES, "optimizer.name", "model.quant_bits", "probes.steps"}
-    assert {key for key in keys - known if not key.startswith(("pack.", "tracker."))} == {
-        key for key in NOT_COLUMNS if key.startswith(("model.", "data."))
-    }
+    assert {
+        key for key in keys - known if not key.startswith(("checkpoint.", "pack.", "tracker."))
+    } == {key for key in NOT_COLUMNS if key.startswith(("model.", "data."))}
 
 
 def test_names_of_columns(cell: Build) -> None:

@@ -70,19 +70,19 @@ def test_content_is_on_disk_before_the_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events = []
-    sync, rename = os.fsync, Path.replace
+    sync, rename = os.fsync, os.replace
     names = {os.stat(tmp_path).st_ino: "folder"}
 
     def fsync(descriptor: int) -> None:
         events.append(names.get(os.fstat(descriptor).st_ino, "file"))
         sync(descriptor)
 
-    def replace(self: Path, target: Path) -> Path:
+    def replace(source: Path, target: Path) -> None:
         events.append("rename")
-        return rename(self, target)
+        rename(source, target)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(os, "replace", replace)
     write_text(tmp_path / "file", "content")
     assert events == ["file", "rename", "folder"]
 

@@ -14,7 +14,15 @@ import pytest
 
 import study
 from study.errors import StudyError
-from study.store import CellWriter, is_done, last_metrics, load_cells, load_tables, write_derived
+from study.store import (
+    CellWriter,
+    Damaged,
+    is_done,
+    last_metrics,
+    load_cells,
+    load_tables,
+    write_derived,
+)
 from study.vocabulary.quantities import STATS
 
 CONFIG = {
@@ -42,7 +50,7 @@ def record(cell_id: str) -> dict:
 
 
 def writer(study_dir: Path, cell_id: str = "abc") -> CellWriter:
-    return CellWriter(study_dir / "cells" / cell_id, "x: 1\n", record(cell_id))
+    return CellWriter.open(study_dir / "cells" / cell_id, "x: 1\n", record(cell_id))
 
 
 def metrics(step: int) -> pd.DataFrame:
@@ -179,5 +187,7 @@ def test_a_running_cell_has_done_the_steps_of_its_last_row(tmp_path: Path) -> No
     last = last_metrics(stream)
     assert last is not None
     assert (last["step"], last["tokens"], last["loss"]) == (48, 480, 1.5), "the last whole row"
-    cell.close("complete", steps_done=49)
-    assert last_metrics(stream) is None
+    with pytest.raises(Damaged, match=r"metrics.arrows has \d+ bytes instead of \d+"):
+        cell.close("complete", steps_done=49)
+    cell.interrupt()
+    assert load_cells(tmp_path)["status"].to_list() == ["interrupted"]

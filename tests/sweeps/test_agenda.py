@@ -16,11 +16,18 @@ from study.store import CellWriter
 from study.sweeps.agenda import WAITING, Planned, agendas, posted, progress, records
 from study.sweeps.progress import Display
 
-CONFIG = {"train": {"steps": 3}}
+CONFIG = {
+    "adapter": {"rank": 8, "alpha": 16.0, "scaling": "rslora"},
+    "optimizer": {"name": "adamw", "lr": 1e-4},
+    "train": {"steps": 3},
+    "data": {},
+    "seed": 0,
+}
+ABOUT = {"study": "s", "model": "tiny", "data": "pydoc", "gamma": 1.0, "config": CONFIG}
 
 
 def description(cell_id: str) -> dict:
-    return {"cell_id": cell_id, "study": "s", "config": CONFIG}
+    return {"cell_id": cell_id, **ABOUT}
 
 
 def planned(*costs: float, packs: int = 1) -> list[Planned]:
@@ -32,7 +39,7 @@ def planned(*costs: float, packs: int = 1) -> list[Planned]:
 
 def begin(study_dir: Path, cell_id: str, steps: int, ago: float = 0.0) -> CellWriter:
     started = (datetime.now(UTC) - timedelta(seconds=ago)).isoformat(timespec="seconds")
-    writer = CellWriter(
+    writer = CellWriter.open(
         study_dir / "cells" / cell_id, "", description(cell_id) | {"started": started}
     )
     for step in range(steps):
@@ -109,9 +116,9 @@ def test_a_cell_of_an_earlier_sweep_that_is_trained_again_is_waiting(tmp_path: P
 def test_the_display_counts_packs_and_cells_of_the_whole_sweep(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with posted(tmp_path, planned(1.0, 1.0, 2.0, packs=3)):
+    with posted(tmp_path, planned(1.0, 1.0, 2.0, packs=3)) as path:
         begin(tmp_path, "c0", 4, ago=0).close("complete", steps_done=3)
-        with Display(tmp_path, {"c1": "rank 8"}, 3) as display:
+        with Display(tmp_path, {"c1": "rank 8"}, 3, path) as display:
             display.start(["c1"])
             begin(tmp_path, "c1", 4).close("complete", steps_done=3)
             display.finish({"c1": "complete"})

@@ -42,7 +42,7 @@ class Sent:
 def recorder(cell: Callable[..., CellConfig], tmp_path: Path) -> Any:
     """The recorder of one cell."""
     (planned,) = plan([cell("name=mine", f"results_dir={tmp_path}")])
-    writer = CellWriter(planned.folder, config_yaml(planned), record_of(planned, CPU, "hash"))
+    writer = CellWriter.open(planned.folder, config_yaml(planned), record_of(planned, CPU, "hash"))
     with (
         Display(planned.study_dir, {planned.id: planned.label}, 3) as display,
         tracker(planned.config.tracker, display.pack, display.say) as tracked,

@@ -1,0 +1,78 @@
+"""The tables of one cell as they are read: streams while it trains, Parquet when it has ended."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from study.errors import one_line
+from study.store.files import write_bytes
+from study.store.schemas import SCHEMAS
+from study.store.streams import Damaged, read_stream, verified
+from study.vocabulary.statuses import ENDED
+
+
+def load_cell_table(
+    cell_folder: Path,
+    name: str,
+    columns: Sequence[str] | None = None,
+    record: Mapping[str, Any] | None = None,
+) -> pa.Table:
+    """One of :data:`SCHEMAS` as far as it is written, in the order of writing; all columns or some.
+
+    ``record``: the cell's record. If it says that the cell has ended, the table is read from
+    Parquet and compared with the record's hash. Without it, the stream is read if there is one.
+    Empty if the table has no rows. Raises :class:`Damaged` if the table is not what was written.
+    """
+    stream, finished = cell_folder / f"{name}.arrows", cell_folder / f"{name}.parquet"
+    if record is None:
+        in_parquet, expected = not stream.exists(), None
+    else:
+        in_parquet = record["status"] in ENDED
+        expected = record.get("tables", {}).get(name)
+    if in_parquet and (expected or finished.exists()):
+        return read_parquet(finished, SCHEMAS[name], columns, expected)
+    return read_stream(stream, SCHEMAS[name], columns)
+
+
+def rows_of(cell_folder: Path, table: str) -> pd.DataFrame:
+    """:func:`load_cell_table` as a frame."""
+    return load_cell_table(cell_folder, table).to_pandas()
+
+
+def write_parquet(path: Path, table: pa.Table) -> dict[str, Any]:
+    """Write a table atomically, and return the ``bytes`` and the ``sha256`` of its file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    content = sink.getvalue().to_pybytes()
+    write_bytes(path, content)
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def read_parquet(
+    path: Path,
+    schema: pa.Schema,
+    columns: Sequence[str] | None = None,
+    expected: Mapping[str, Any] | None = None,
+) -> pa.Table:
+    """A table with the columns of ``schema``; those that the file lacks are null.
+
+    ``expected``: the ``bytes`` and the ``sha256`` of the file. Without them, only the checksums of
+    its pages are compared. Raises :class:`Damaged` if the file is not what was written.
+    """
+    try:
+        content = path.read_bytes() if expected is None else verified(path, expected)
+        return pq.read_table(
+            pa.BufferReader(content),
+            schema=schema,
+            columns=None if columns is None else list(columns),
+            page_checksum_verification=True,
+        )
+    except Damaged:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+        raise Damaged(f"{path.name} is damaged: {one_line(error)}") from None
