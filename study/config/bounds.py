@@ -1,16 +1,18 @@
 """The values that a field may have. A bound stands in the metadata of the field that it limits."""
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Protocol
 
 from omegaconf import MISSING
 
-from study.errors import StudyError, unknown
+from study.errors import StudyError, short, unknown
 
 BOUND = "bound"
 """The key of a bound in a field's metadata."""
+LARGEST = 2**63 - 1
+"""The largest whole number that files and tensors hold."""
 
 
 class Bound(Protocol):
@@ -35,21 +37,26 @@ class OneOf:
 
 @dataclass(frozen=True)
 class SomeOf:
-    """``all``, one of a few names, or a list of them (:func:`chosen`)."""
+    """``all``, one of a few names, or a list of them, which may not be empty (:func:`chosen`)."""
 
     choices: Iterable[str]
 
     def check(self, key: str, value: Any) -> None:
-        chosen(key, value, self.choices)
+        if not chosen(key, value, self.choices):
+            raise StudyError(
+                f"{key}={short(value)} chooses nothing: "
+                f"give at least one of {', '.join(self.choices)}"
+            )
 
 
 @dataclass(frozen=True)
 class Number:
-    """A finite number above ``above``, at least ``least``, and below ``below``."""
+    """A finite number above ``above``, at least ``least``, at most ``most`` and below ``below``."""
 
     above: float | None = None
     least: float | None = None
     below: float | None = None
+    most: float | None = None
 
     def check(self, key: str, value: Any) -> None:
         inside = (
@@ -57,46 +64,136 @@ class Number:
             and (self.above is None or value > self.above)
             and (self.least is None or value >= self.least)
             and (self.below is None or value < self.below)
+            and (self.most is None or value <= self.most)
         )
         if not inside:
-            limits = (("above", self.above), ("of at least", self.least), ("below", self.below))
-            words = " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
+            limits = {
+                "above": self.above,
+                "of at least": self.least,
+                "below": self.below,
+                "of at most": self.most,
+            }
+            words = " and ".join(f"{word} {n:g}" for word, n in limits.items() if n is not None)
             raise StudyError(
                 f"{key}={value} is out of range: give a finite number {words}".rstrip()
             )
 
 
 @dataclass(frozen=True)
+class Each:
+    """A list of ``length`` elements, each within ``bound``."""
+
+    bound: Bound
+    length: int
+
+    def check(self, key: str, value: Any) -> None:
+        if len(value) != self.length:
+            raise StudyError(
+                f"{key}={short(value)} has {len(value)} elements: give a list of {self.length}"
+            )
+        for element in value:
+            self.bound.check(key, element)
+
+
+@dataclass(frozen=True)
 class Whole:
-    """A whole number of at least ``least``, or the word ``word``."""
+    """A whole number from ``least`` to ``most``, or the word ``word``."""
 
     least: int
     word: str | None = None
+    most: int = LARGEST
 
     def check(self, key: str, value: Any) -> None:
         if self.word is not None and value == self.word:
             return
-        if not _is_whole(value) or value < self.least:
+        if not _is_whole(value) or not self.least <= value <= self.most:
+            most = f" and at most {self.most}" if self.most < LARGEST or self.least < value else ""
             other = f", or {self.word}" if self.word else ""
             raise StudyError(
-                f"{key}={value} is out of range: "
-                f"give a whole number of at least {self.least}{other}"
+                f"{key}={short(value)} is out of range: "
+                f"give a whole number of at least {self.least}{most}{other}"
             )
 
 
 @dataclass(frozen=True)
 class Rank:
-    """A positive integer, or infinity."""
+    """A positive integer of at most ``most``, or infinity."""
+
+    most: int
 
     def check(self, key: str, value: Any) -> None:
-        if value != math.inf and (not _is_whole(value) or value < 1):
+        if value == math.inf:
+            return
+        if not _is_whole(value) or value < 1:
             raise StudyError(
-                f"{key}={value}: rank must be a positive integer or inf, such as {key}=16"
+                f"{key}={_plain(value)}: rank must be a positive integer or inf, such as {key}=16"
             )
+        if value > self.most:
+            raise StudyError(
+                f"{key}={short(value)} is too large: give at most {self.most}, or inf, the limit"
+            )
+
+
+@dataclass(frozen=True)
+class PathPart:
+    """One component of a path: the name of a folder that is made inside another one."""
+
+    def check(self, key: str, value: Any) -> None:
+        why = next((words for words, is_wrong in _WRONG_NAMES.items() if is_wrong(value)), None)
+        if why is not None:
+            raise StudyError(
+                f"{key}={short(value)} {why}: give one name of a folder, such as {key}=quick"
+            )
+
+
+LONGEST_NAME = 200
+"""Bytes of a folder's name. File systems allow 255; the rest is for endings."""
+_WRONG_NAMES: dict[str, Callable[[str], bool]] = {
+    "is empty": lambda name: not name,
+    "is not the name of a folder": lambda name: name in (".", ".."),
+    "has a slash or a backslash": lambda name: "/" in name or "\\" in name,
+    "has characters that can't be printed": lambda name: not name.isprintable(),
+    "starts or ends with a space": lambda name: name != name.strip(),
+    f"is longer than {LONGEST_NAME} bytes": lambda name: len(name.encode()) > LONGEST_NAME,
+}
+"""Why a name can't be a folder's; the first that holds is said."""
+
+
+@dataclass(frozen=True)
+class FilePath:
+    """A path that the operating system accepts: not empty, without null bytes, not too long."""
+
+    def check(self, key: str, value: Any) -> None:
+        parts = value.split("/")
+        if not value or "\0" in value or len(value) > 4000 or max(map(len, parts)) > 255:
+            raise StudyError(f"{key}={short(value)} is not a path: give the path of a file")
+
+
+@dataclass(frozen=True)
+class Modules:
+    """Names of modules: a word, a regex, or a list of names."""
+
+    def check(self, key: str, value: Any) -> None:
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            what = "is neither a name nor a list of names"
+        elif not names or not all(names):
+            what = "is empty or holds an empty name"
+        else:
+            return
+        raise StudyError(
+            f"{key}={short(value)} {what}: give all-linear, attention, mlp, a list such as "
+            "[q_proj,v_proj], or a regex"
+        )
 
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> str:
+    """A string without quotes, as the user wrote it; anything else as Python writes it."""
+    return short(value).strip("'") if isinstance(value, str) else short(value)
 
 
 def bounded(bound: Bound, default: Any = MISSING) -> Any:
@@ -107,8 +204,8 @@ def bounded(bound: Bound, default: Any = MISSING) -> Any:
 def check_bounds(config: Any) -> None:
     """Check every bounded field of a dataclass and of the dataclasses inside it.
 
-    None is a value that is not set. Of a list, every element is checked. Raises
-    :class:`StudyError` for the first value out of bounds.
+    A field that is None by default may be None. Raises :class:`StudyError` for the first value out
+    of bounds.
     """
     for key, value, bound in _bounded_values(config, ""):
         bound.check(key, value)
@@ -120,9 +217,8 @@ def _bounded_values(config: Any, prefix: str) -> Iterator[tuple[str, Any, Bound]
         bound = of_field.metadata.get(BOUND)
         if is_dataclass(value):
             yield from _bounded_values(value, f"{key}.")
-        elif bound is not None and value is not None:
-            elements = value if isinstance(value, list) and isinstance(bound, Number) else [value]
-            yield from ((key, element, bound) for element in elements)
+        elif bound is not None and (value is not None or of_field.default is not None):
+            yield key, value, bound
 
 
 def chosen(
@@ -134,7 +230,7 @@ def chosen(
     and may stand in a list beside other names. Raises :class:`StudyError` for an unknown name.
     """
     names = tuple(choices)
-    wanted = [value] if isinstance(value, str) else list(value)
+    wanted = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     for name in wanted:
         if name not in ("all", *names):
             raise unknown(key, name, ("all", *names))

@@ -38,8 +38,9 @@ def interval(key: str, value: Any) -> Interval:
 
 @dataclass(frozen=True)
 class Every:
-    """The bound of a field that holds an interval."""
+    """The bound of a field that holds an interval, or null: never."""
 
     def check(self, key: str, value: Any) -> None:
         """Raises :class:`StudyError` as :func:`interval` does."""
-        interval(key, value)
+        if value is not None:
+            interval(key, value)

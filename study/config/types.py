@@ -10,11 +10,23 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from study.config.bounds import Number, OneOf, Rank, SomeOf, Whole, bounded
+from study.config.bounds import (
+    Bound,
+    Each,
+    FilePath,
+    Modules,
+    Number,
+    OneOf,
+    PathPart,
+    Rank,
+    SomeOf,
+    Whole,
+    bounded,
+)
 from study.config.intervals import Every
 from study.vocabulary import scaling
 from study.vocabulary.inits import INITS
-from study.vocabulary.optimizers import OPTIMIZERS
+from study.vocabulary.optimizers import OPTIMIZERS, Option
 from study.vocabulary.quantities import BATCHES, SITES, STATS
 from study.vocabulary.sources import DATASETS, MODELS
 
@@ -27,6 +39,14 @@ TRACKERS = ("none", "wandb")
 TRACKER_MODES = ("offline", "online", "disabled")
 
 POSITIVE = Number(above=0.0)
+SEED = Whole(-(2**63))
+A_FILE = FilePath()
+
+# Far above any run. Beyond them, memory or time ends before a check of either is reached.
+MOST_RANK = 1 << 24
+MOST_STEPS = 10**8
+MOST_SEQUENCES = 10**6
+MOST_TOKENS = 10**7
 
 
 @dataclass
@@ -39,7 +59,7 @@ class ModelConfig:
     """
 
     name: str = bounded(OneOf(MODELS))
-    path: str | None = None
+    path: str | None = bounded(A_FILE, None)
     quant_bits: int | None = bounded(OneOf((None, *QUANT_BITS)), None)
 
 
@@ -50,10 +70,10 @@ class DataConfig:
     """
 
     name: str = bounded(OneOf(DATASETS))
-    path: str | None = None
-    sequence_length: int = bounded(Whole(2))
+    path: str | None = bounded(A_FILE, None)
+    sequence_length: int = bounded(Whole(2, most=MOST_TOKENS))
     heldout: int = bounded(Whole(1))
-    seed: int = MISSING
+    seed: int = bounded(SEED)
 
 
 @dataclass
@@ -69,15 +89,15 @@ class AdapterConfig:
     - ``path``: a PEFT adapter to continue with. Everything but ``dropout`` is then the adapter's.
     """
 
-    rank: Any = bounded(Rank())
+    rank: Any = bounded(Rank(MOST_RANK))
     alpha: float = bounded(POSITIVE)
     scaling: str = MISSING
-    exponent: float | None = None
-    targets: Any = MISSING
+    exponent: float | None = bounded(Number(least=-16.0, most=16.0), None)
+    targets: Any = bounded(Modules())
     init: str = bounded(OneOf(INITS))
     dropout: float = bounded(Number(least=0.0, below=1.0))
     contraction: str = bounded(OneOf(CONTRACTIONS), "auto")
-    path: str | None = None
+    path: str | None = bounded(A_FILE, None)
 
     def __post_init__(self) -> None:
         if self.rank == "inf":  # a string in a yaml file; Hydra's command line makes it a float
@@ -99,6 +119,11 @@ class OptimizerConfig:
     loraplus_lr_ratio: float = bounded(POSITIVE)
 
 
+def _option_bound(option: Option) -> Bound:
+    each = Number(option.above, option.least, option.below, option.most)
+    return each if option.length is None else Each(each, option.length)
+
+
 @cache
 def optimizer_config(name: str) -> type[OptimizerConfig]:
     """The configuration type of an optimizer: :class:`OptimizerConfig` and its own options.
@@ -106,7 +131,7 @@ def optimizer_config(name: str) -> type[OptimizerConfig]:
     Raises ``KeyError`` for a name that is not in :data:`study.vocabulary.optimizers.OPTIMIZERS`.
     """
     options = [
-        (key, option.type, bounded(Number(least=option.least)))
+        (key, option.type, bounded(_option_bound(option)))
         for key, option in OPTIMIZERS[name].options.items()
     ]
     made = make_dataclass(f"{name.capitalize()}Config", options, bases=(OptimizerConfig,))
@@ -126,12 +151,12 @@ class TrainConfig:
     - ``answer_tokens``: the most tokens of an answer to a held-out question; null: none is asked.
     """
 
-    steps: int = bounded(Whole(1))
-    batch_size: int = bounded(Whole(1))
-    accumulation: int = bounded(Whole(1))
+    steps: int = bounded(Whole(1, most=MOST_STEPS))
+    batch_size: int = bounded(Whole(1, most=MOST_SEQUENCES))
+    accumulation: int = bounded(Whole(1, most=MOST_SEQUENCES))
     clip: float | None = bounded(POSITIVE, None)
     schedule: str = bounded(OneOf(SCHEDULES))
-    warmup: int = bounded(Whole(0))
+    warmup: int = bounded(Whole(0, most=MOST_STEPS))
     eval_every: int | None = bounded(Whole(0), None)
     save_adapter: bool = False
     answer_tokens: int | None = bounded(Whole(1), None)
@@ -151,7 +176,7 @@ class ProbesConfig:
     sites: Any = bounded(SomeOf(SITES), "all")
     stats: Any = bounded(SomeOf(STATS), "all")
     batch: Any = bounded(SomeOf(BATCHES), "train")
-    tokens: int = bounded(Whole(1))
+    tokens: int = bounded(Whole(1, most=MOST_TOKENS))
     truncations: Any = None
 
 
@@ -167,7 +192,7 @@ class PackConfig:
     """
 
     max_cells: int | None = bounded(Whole(1), None)
-    memory_gb: float | None = bounded(POSITIVE, None)
+    memory_gb: float | None = bounded(Number(above=0.0, below=1e9), None)
     fold: Any = bounded(Whole(1, "auto"), "auto")
     compile: bool = False
 
@@ -192,7 +217,7 @@ class TrackerConfig:
     mode: str = bounded(OneOf(TRACKER_MODES), "offline")
     project: str | None = None
     entity: str | None = None
-    dir: str | None = None
+    dir: str | None = bounded(A_FILE, None)
     sites: Any = bounded(SomeOf(SITES), "all")
 
 
@@ -200,11 +225,11 @@ class TrackerConfig:
 class CellConfig:
     """One configuration trained once."""
 
-    name: str = MISSING
-    results_dir: str = MISSING
-    plots_dir: str = MISSING
+    name: str = bounded(PathPart())
+    results_dir: str = bounded(A_FILE)
+    plots_dir: str = bounded(A_FILE)
     device: str = bounded(OneOf(DEVICES))
-    seed: int = MISSING
+    seed: int = bounded(SEED)
     precision: str = bounded(OneOf(PRECISIONS))
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)

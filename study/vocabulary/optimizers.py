@@ -20,13 +20,20 @@ Decay = Literal["coupled", "decoupled"]
 
 @dataclass(frozen=True)
 class Option:
-    """One option of an optimizer: its type, and the least value that it may have."""
+    """One option of an optimizer: its type, and the limits of its value.
+
+    A list has ``length`` elements, each within the limits.
+    """
 
     type: Any = float
     least: float | None = 0.0
+    above: float | None = None
+    below: float | None = None
+    most: float | None = None
+    length: int | None = None
 
 
-BETAS, EPS, MOMENTUM = Option(list[float]), Option(), Option()
+BETAS, EPS, MOMENTUM = Option(list[float], below=1.0, length=2), Option(), Option()
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
         starts_as="sgd",
     ),
     "nesterov": Optimizer(
-        *("Nesterov SGD", "linear", "coupled", 1, {"momentum": MOMENTUM}),
+        *("Nesterov SGD", "linear", "coupled", 1, {"momentum": Option(least=None, above=0.0)}),
         built_from=("sgd", "momentum", "nesterov"),
     ),
     # With bias correction, the first update is gradient / (|gradient| + eps).
@@ -81,7 +88,10 @@ OPTIMIZERS: dict[str, Optimizer] = {
         "sign",
         "decoupled",
         0,
-        {"clip_threshold": Option(), "decay_rate": Option(least=None)},
+        {
+            "clip_threshold": Option(least=None, above=0.0),
+            "decay_rate": Option(least=None, most=0.0),
+        },
     ),
 }
 
