@@ -242,6 +242,13 @@ class LoraBank(nn.Module):
             else [stream.get_state() for stream in self._dropout_streams]
         )
 
+    def set_dropout(self, state: Sequence[Tensor | None]) -> None:
+        """Start each cell's stream in ``state``. A cell without one has no dropout."""
+        self._dropout_streams = self._new_dropout_streams(self.pairs[0].A_RD.device)
+        for stream, was in zip(self._dropout_streams, state, strict=True):
+            if was is not None:
+                stream.set_state(was)
+
     def rewind_dropout(self, state: list[Tensor] | None) -> None:
         """Set the streams back to ``state``, so that a repeated pass draws the same masks."""
         if state is None or self._dropout_streams is None:
@@ -293,6 +300,9 @@ class LoraBank(nn.Module):
         products = [b.multiply(x, W_OD) for b, x in zip(buckets, x_kND.split(sizes), strict=True)]
         return products if bias is None else [y + bias for y in products]
 
+    def _new_dropout_streams(self, device: torch.device) -> list[torch.Generator]:
+        return [generator_for(spec.seed, f"{self.layer}/dropout", device) for spec in self.specs]
+
     @property
     def _drops(self) -> bool:
         """Whether any cell has dropout and the bank is in train mode."""
@@ -306,9 +316,7 @@ class LoraBank(nn.Module):
         if not self._drops:
             return x_kND
         if self._dropout_streams is None:
-            self._dropout_streams = [
-                generator_for(s.seed, f"{self.layer}/dropout", x_kND.device) for s in self.specs
-            ]
+            self._dropout_streams = self._new_dropout_streams(x_kND.device)
         keep_k = zip(
             (1 - spec.dropout for spec in self.specs[cells]),
             self._dropout_streams[cells],

@@ -24,7 +24,7 @@ Letters: ``K`` cells, ``N`` tokens of a cell, ``n`` sampled tokens, ``D`` / ``O`
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -67,6 +67,21 @@ class Alignment:
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def gradients(self, cell: int) -> dict[str, Tensor]:
+        """One cell's accumulated weight gradients, ``[O, D]`` by layer; empty before the first."""
+        return {
+            layer.name: G_KOD[cell]
+            for layer, G_KOD in zip(self.layers, self._G_KOD, strict=True)
+            if G_KOD is not None
+        }
+
+    def set_gradients(self, gradients_K: Sequence[Mapping[str, Tensor]]) -> None:
+        """Go on from every cell's :meth:`gradients`. Raises ``KeyError`` if a layer is missing."""
+        for index, layer in enumerate(self.layers):
+            device = layer.pairs()[0].A_RD.device
+            summed = [of_cell[layer.name].to(device) for of_cell in gradients_K]
+            self._G_KOD[index] = torch.stack(summed)
 
     def of_inputs(self, layer: int, cell: int, x_nD: Tensor) -> dict[str, Tensor]:
         """The statistics of the layer's ``adapter_out`` from float32 inputs.

@@ -52,12 +52,19 @@ class Fold:
         self.tokens_K = [0] * len(cells)
         self.alignment, self.aligned_until = _alignment(base.model, cells[0])
         self.dropout_before: list[list[Tensor] | None] = []
-        self.began = time.perf_counter()
+        self.step = 0
+        self.began, self.earlier_K = time.perf_counter(), [0.0] * len(cells)
 
     @property
     def alive_K(self) -> list[bool]:
         """Which cells have not diverged."""
         return [not learner.diverged for learner in self.learners]
+
+    @property
+    def seconds_K(self) -> list[float]:
+        """Each cell's time so far: in this fold, and in earlier ones that it goes on from."""
+        here = time.perf_counter() - self.began
+        return [earlier + here for earlier in self.earlier_K]
 
     def learning_rates(self) -> list[float]:
         """Each cell's learning rate of the next update."""

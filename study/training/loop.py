@@ -14,6 +14,7 @@ from study.config import eval_steps, probe_steps
 from study.data import Corpus
 from study.models import FrozenBase
 from study.models.compiled import compiled_blocks
+from study.training.checkpoint import Snapshot, continued, start
 from study.training.evaluation import exact_matches, heldout_losses, truncated_losses
 from study.training.fold import Fold
 from study.training.probing import make_probe, probe_other_batches
@@ -22,10 +23,12 @@ from study.training.run import Run
 from study.vocabulary.quantities import TRAIN
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
-__all__ = ["CellStep", "Fold", "train"]
+__all__ = ["CellStep", "Fold", "Snapshot", "train"]
 
 
-def train(base: FrozenBase, corpus: Corpus, runs: Sequence[Run]) -> Iterator[list[CellStep | None]]:
+def train(
+    base: FrozenBase, corpus: Corpus, runs: Sequence[Run], resume: Sequence[Snapshot] = ()
+) -> Iterator[list[CellStep | None]]:
     """Train a fold. Yields at each step s = 0 ... ``train.steps`` one result per cell.
 
     A result is None once its cell has diverged. Row s is measured with the weights after s updates,
@@ -34,19 +37,24 @@ def train(base: FrozenBase, corpus: Corpus, runs: Sequence[Run]) -> Iterator[lis
     ``runs`` come ordered by rank. They may differ in adapter, optimizer, seeds, clipping and
     schedule; a run of infinite rank comes alone. When the generator ends, or the caller closes it,
     the base has no adapters again.
+
+    ``resume``: the state of every run before one and the same step, to continue from. Without it,
+    every run begins with step 0. Raises :class:`study.errors.StudyError` for a state of another
+    run.
     """
     shared = runs[0].config
     layers = resolve_targets(base.card.linears, shared.adapter.targets)
     bank_type = InfiniteRankBank if shared.adapter.rank == float("inf") else LoraBank
-    specs = [run.adapter for run in runs]
+    specs, contraction = [run.adapter for run in runs], continued(runs[0].contraction, resume)
     last, probed_at, evaluated_at = shared.train.steps, probe_steps(shared), eval_steps(shared)
 
     with (
-        adapted(base.model, layers, specs, bank_type, runs[0].contraction) as banks,
+        adapted(base.model, layers, specs, bank_type, contraction) as banks,
         compiled_blocks(base, layers) if shared.pack.compile else nullcontext() as compiled,
     ):
         fold = Fold(base, corpus, [run.config for run in runs], banks, compiled)
-        for step in range(last + 1):
+        for step in range(start(fold, resume), last + 1):
+            fold.step = step
             alive_K = fold.alive_K
             probe = make_probe(fold, TRAIN) if step in probed_at else None
             sent = probe_other_batches(fold, step) if step in probed_at else []

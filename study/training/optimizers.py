@@ -1,6 +1,6 @@
 """One optimizer and one schedule per cell, from torch, transformers or pytorch_optimizer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -122,6 +122,40 @@ class Learner:
         self.clip = config.train.clip
         self.diverged = False
         self._norm = torch.tensor(float("nan"))
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What the steps so far have changed, beside the weights.
+
+        The first part holds the optimizer's tensors, by the number of the weight and the name. The
+        second part is what JSON can hold. The tensors are those that the optimizer steps.
+        """
+        packed = self.optimizer.state_dict()
+        tensors: dict[str, Tensor] = {}
+        scalars: dict[str, Any] = {}
+        for weight, of_weight in packed["state"].items():
+            for name, value in of_weight.items():
+                part: dict[str, Any] = tensors if isinstance(value, Tensor) else scalars
+                part[f"{weight}/{name}"] = value
+        groups, schedule = packed["param_groups"], self.schedule.state_dict()
+        return tensors, {"optimizer": scalars, "groups": groups, "schedule": schedule}
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Continue from a :meth:`state` of a learner of the same configuration.
+
+        Raises ``KeyError``, ``TypeError`` or ``ValueError`` if it is of another one.
+        """
+        restored: dict[int, dict[str, Any]] = {}
+        for key, value in {**state["optimizer"], **tensors}.items():
+            weight, _, name = key.partition("/")
+            own = value.clone() if isinstance(value, Tensor) else value
+            restored.setdefault(int(weight), {})[name] = own
+        now = self.optimizer.state_dict()["param_groups"]
+        groups = [
+            {key: tuple(v) if isinstance(before.get(key), tuple) else v for key, v in of.items()}
+            for before, of in zip(now, state["groups"], strict=True)
+        ]
+        self.optimizer.load_state_dict({"state": restored, "param_groups": groups})
+        self.schedule.load_state_dict(dict(state["schedule"]))
 
     def measure_grad_norm(self) -> Tensor:
         """The global gradient norm, a scalar on the device. :meth:`update` clips by it."""

@@ -1,13 +1,14 @@
 """The result of one step: a row of ``metrics`` for each cell, and what else was measured."""
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import pandas as pd
 
 from study.adapters import LoraPair
 from study.probes import Sent
+from study.training.checkpoint import Snapshot, capture
 from study.training.fold import Fold
 
 
@@ -30,6 +31,17 @@ class CellStep:
     diverged: bool
     adapter: dict[str, LoraPair] | None = field(default=None, repr=False)
     truncations: pd.DataFrame | None = field(default=None, repr=False)
+    capture: Callable[[], Snapshot] | None = field(default=None, repr=False, compare=False)
+
+    def snapshot(self) -> Snapshot:
+        """The cell's state after this step, in the memory that training changes.
+
+        It is valid until the loop goes on: copy or write it before. Raises ``RuntimeError`` later,
+        and for a cell that has diverged, which has no later step.
+        """
+        if self.capture is None:
+            raise RuntimeError("this step has no state to go on from")
+        return self.capture()
 
     @property
     def arrived(self) -> bool:
@@ -53,18 +65,19 @@ def results(
 ) -> list[CellStep]:
     """The step's results, one per cell.
 
-    ``tokens`` counts the real tokens seen so far; ``seconds`` is the fold's time so far.
+    ``tokens`` counts the real tokens seen so far; ``seconds`` is the cell's time so far.
     """
-    seconds = time.perf_counter() - fold.began
+    seconds_K = fold.seconds_K
     return [
         CellStep(
             cell=k,
-            metrics={"step": step, "tokens": fold.tokens_K[k], "seconds": seconds}
+            metrics={"step": step, "tokens": fold.tokens_K[k], "seconds": seconds_K[k]}
             | {name: values[k] for name, values in metrics.items()},
             sent=sent,
             diverged=learner.diverged,
             adapter=_trained_adapter(fold, k, step),
             truncations=None if truncations is None else truncations[k],
+            capture=None if learner.diverged else partial(capture, fold, k, step),
         )
         for k, learner in enumerate(fold.learners)
     ]

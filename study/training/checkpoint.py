@@ -1,0 +1,166 @@
+"""The state of one cell between two steps: captured from a fold, and restored into another.
+
+A cell that goes on from a snapshot, in a fold of the same cells, follows the same path bit for bit
+on a CPU. In another fold it follows it within rounding, as the cell alone does.
+
+A step's batch and measurements depend on its number only, so the state is what the steps change:
+
+- the factors of every layer, the optimizer's state and the schedule;
+- the dropout streams, and the weight gradients that alignments need at the first few steps;
+- the counts of tokens and seconds;
+- the relative speed of the merged products (:func:`study.adapters.merged_rate`), which decides how
+  products are computed, and which every process measures anew.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from study.adapters import Contraction
+from study.errors import StudyError, one_line
+from study.store.checkpoints import WEIGHTS, Checkpoint
+from study.training.fold import Fold
+
+OPTIMIZER, DROPOUT, ALIGNMENT = "optimizer/", "dropout/", "alignment/"
+"""The beginnings of the names of tensors that are not weights."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A cell's state before ``step``. ``tensors``: by name; ``state``: what JSON can hold."""
+
+    step: int
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    state: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "Snapshot":
+        """The state in a checkpoint. Its tensors are read when they are asked for."""
+        return cls(checkpoint.step, _AsTensors(checkpoint.tensors), checkpoint.state)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def copied(self) -> "Snapshot":
+        """The same state in memory of its own on the host: training on does not change it."""
+        own = {name: t.to("cpu", copy=True) for name, t in self.tensors.items()}
+        return replace(self, tensors=own)
+
+    def checkpoint(self, cell_id: str) -> Checkpoint:
+        """The state as a checkpoint. On a CPU its arrays share the memory of the tensors."""
+        arrays = {name: tensor.cpu().numpy() for name, tensor in self.tensors.items()}
+        return Checkpoint(cell_id, self.step, arrays, self.state)
+
+
+class _AsTensors(Mapping[str, Tensor]):
+    """Arrays as tensors, each converted when it is asked for."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self.arrays = arrays
+
+    def __getitem__(self, name: str) -> Tensor:
+        return torch.from_numpy(self.arrays[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+
+def capture(fold: Fold, cell: int, step: int) -> Snapshot:
+    """The state of one cell after ``step``. Its tensors are those that training changes.
+
+    Raises ``RuntimeError`` if the fold is at another step.
+    """
+    if fold.step != step:
+        raise RuntimeError(f"the state after step {step} is gone: the fold is at {fold.step}")
+    tensors = {
+        name: weight.detach()
+        for bank in fold.banks
+        for name, weight in zip(_weights(bank.layer), bank.pairs[cell][:2], strict=True)
+    }
+    optimizer, state = fold.learners[cell].state()
+    tensors |= {OPTIMIZER + name: tensor for name, tensor in optimizer.items()}
+    for bank in fold.banks:
+        if (streams := bank.dropout_state()) is not None:
+            tensors[DROPOUT + bank.layer] = streams[cell]
+    if fold.alignment is not None:
+        summed = fold.alignment.gradients(cell)
+        tensors |= {ALIGNMENT + layer: G_OD for layer, G_OD in summed.items()}
+    state |= {
+        "tokens": fold.tokens_K[cell],
+        "seconds": fold.seconds_K[cell],
+        "merged_rate": fold.banks[0].contraction.merged_rate,
+        "device": fold.base.device.type,
+    }
+    return Snapshot(step + 1, tensors, state)
+
+
+def continued(contraction: Contraction, resume: Sequence[Snapshot]) -> Contraction:
+    """``contraction`` with the measurement of the process that took the first snapshot."""
+    if not resume:
+        return contraction
+    return replace(contraction, merged_rate=float(resume[0].state["merged_rate"]))
+
+
+def start(fold: Fold, resume: Sequence[Snapshot]) -> int:
+    """Give every cell of a new fold the state of its snapshot. Returns the first step to run.
+
+    Raises :class:`StudyError` if a snapshot is not of its cell, and ``ValueError`` if there is not
+    one snapshot of the same step for each cell. Without snapshots the first step is 0.
+    """
+    if not resume:
+        return 0
+    steps = [snapshot.step for snapshot in resume]
+    if len(steps) != len(fold.cells) or len(set(steps)) != 1:
+        raise ValueError(f"{len(fold.cells)} cells can't go on from the steps {steps}")
+    try:
+        for cell, snapshot in enumerate(resume):
+            _restore_cell(fold, cell, snapshot)
+        _restore_shared(fold, resume)
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise StudyError(
+            f"a checkpoint of step {resume[0].step} is not of its cell ({one_line(error)}): "
+            "delete the folder checkpoints of the cell to train it afresh"
+        ) from error
+    return steps[0]
+
+
+def _restore_cell(fold: Fold, cell: int, snapshot: Snapshot) -> None:
+    for bank in fold.banks:
+        for name, weight in zip(_weights(bank.layer), bank.pairs[cell][:2], strict=True):
+            stored = snapshot.tensors[name]
+            if stored.shape != weight.shape:
+                raise ValueError(f"{name} is {list(stored.shape)}, not {list(weight.shape)}")
+            weight.data.copy_(stored)
+    fold.learners[cell].restore(_part(snapshot.tensors, OPTIMIZER), snapshot.state)
+    fold.tokens_K[cell] = int(snapshot.state["tokens"])
+    fold.earlier_K[cell] = float(snapshot.state["seconds"])
+
+
+def _restore_shared(fold: Fold, resume: Sequence[Snapshot]) -> None:
+    """What the cells of a fold hold together: dropout streams and accumulated gradients."""
+    for bank in fold.banks:
+        streams = [snapshot.tensors.get(DROPOUT + bank.layer) for snapshot in resume]
+        if any(stream is not None for stream in streams):
+            bank.set_dropout(streams)
+    if resume[0].step > fold.aligned_until:
+        fold.alignment = None  # as it is after the step that measures it last
+    if fold.alignment is not None:
+        fold.alignment.set_gradients([_part(s.tensors, ALIGNMENT) for s in resume])
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix``, which is cut off."""
+    return {n.removeprefix(prefix): tensors[n] for n in tensors if n.startswith(prefix)}
+
+
+def _weights(layer: str) -> tuple[str, str]:
+    return f"{WEIGHTS}{layer}/A", f"{WEIGHTS}{layer}/B"
