@@ -29,7 +29,7 @@ from study.config import (
 )
 from study.errors import StudyError
 from study.probes import NormProbe
-from study.store import CellWriter
+from study.store import CellWriter, Damaged
 from study.store.provenance import provenance
 from study.training.devices import describe_device
 from study.vocabulary.inits import IMPORTED
@@ -65,7 +65,11 @@ def open_cell(
     record = _record(trainer, config, adapter, probe)
     folder, first = study_dir / "cells" / record["cell_id"], trainer.state.global_step
     text = OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
-    return config, CellWriter.open(folder, text, record, first_step=first)
+    try:
+        return config, CellWriter.open(folder, text, record, first if folder.exists() else 0)
+    except Damaged as damage:
+        warnings.warn(f"no rows before step {first} are kept: {damage}", stacklevel=2)
+        return config, CellWriter.open(folder, text, record)
 
 
 def _run_config(trainer: Any, data: str | None) -> dict[str, Any]:

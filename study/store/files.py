@@ -71,7 +71,7 @@ def create(path: Path) -> int:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
 
 
-def write(file: int, content: bytes, path: Path) -> None:
+def write(file: int, content: bytes | memoryview, path: Path) -> None:
     """Write all of ``content`` to the descriptor ``file`` of ``path``. It is not on disk yet."""
     left = memoryview(content)
     with storing(path):

@@ -35,13 +35,12 @@ class Stream:
         self.path, self._size, self._sha256 = path, 0, hashlib.sha256()
         self._encoded = _Encoded()
         self._writer = pa.ipc.new_stream(self._encoded, rows.schema)
-        with replacing(path) as draft:
-            self._file = create(draft)
-            try:
+        with contextlib.ExitStack() as on_error:
+            with replacing(path) as draft:
+                self._file = create(draft)
+                on_error.callback(self.close)
                 self.append(rows)
-            except BaseException:
-                os.close(self._file)
-                raise
+            on_error.pop_all()
 
     def append(self, rows: pa.Table) -> None:
         """Any process can read the rows when it returns. They may not be on disk."""

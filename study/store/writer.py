@@ -4,13 +4,14 @@ import json
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from study.errors import StudyError
 from study.store.cell_tables import load_cell_table, write_parquet
@@ -26,7 +27,7 @@ from study.store.files import (
 from study.store.record_format import FORMAT
 from study.store.records import ADAPTER, CHECKPOINTS, RECORD, read_record
 from study.store.schemas import SCHEMAS
-from study.store.streams import Stream, read_synced
+from study.store.streams import Damaged, Stream, read_synced
 from study.vocabulary.statuses import ENDED, RESUMABLE
 
 CONFIG = "config.yaml"
@@ -40,7 +41,8 @@ class CellWriter:
     """Appends rows to a claimed cell, and ends it with its status.
 
     After a crash between any two calls of the system, the cell is resumed or trained again, and its
-    tables are those of an undisturbed run. One thread appends and ends; any may call :meth:`sync`.
+    tables are those of an undisturbed run. One thread appends and ends the cell; another may call
+    :meth:`sync`.
     """
 
     def __init__(
@@ -50,13 +52,13 @@ class CellWriter:
 
         Results of a cell that had ended, or whose record can't be read, are moved to
         ``aside/ID.TIME`` in the study's folder. Raises :class:`StorageError` if the folder can't be
-        written, and :class:`Damaged` if the rows to keep are not what was written. The claim is
-        released then.
+        written, and :class:`Damaged` if the rows to keep are not all there or not what was written.
+        The claim is released then.
         """
         self.claim, self.folder = claimed, claimed.folder
         self.record = record | {"format": FORMAT}
         self._streams: dict[str, Stream] = {}
-        self._guard = threading.RLock()
+        self._appending, self._recording = threading.Lock(), threading.RLock()
         self._error: StudyError | None = None
         try:
             kept = self._kept(first_step) if first_step else {}
@@ -102,20 +104,22 @@ class CellWriter:
             rows.reindex(columns=schema.names), schema=schema, preserve_index=False
         )
         self._check()
-        with self._guard, self._remembering():
+        with self._appending, self._remembering():
             if table in self._streams:
                 self._streams[table].append(arrow)
             elif len(arrow):
                 self._streams[table] = Stream(self._path(table), arrow)
 
     def sync(self) -> None:
-        """Wait until all rows that were appended are on disk. Does nothing after the end.
+        """Wait until all rows that were appended are on disk, and record their hash.
 
-        Raises :class:`StorageError` if they can't be.
+        Raises as :meth:`append` does.
         """
-        with self._guard:
-            if not self.claim.is_lost:
-                self._save_record(streams=self._synced())
+        self._check()
+        synced = self._synced()
+        with self._recording:
+            self._check()
+            self._save_record(streams=synced)
 
     def write_error_log(self, error: BaseException) -> Path:
         """Write the traceback of ``error`` and return the file's path."""
@@ -131,14 +135,14 @@ class CellWriter:
         has not ended: call :meth:`interrupt`.
         """
         self._check()
-        with self._guard:
-            tables = {}
-            for name, stream in self._streams.items():
-                tables[name] = write_parquet(
-                    self.folder / f"{name}.parquet", stream.read(SCHEMAS[name])
-                )
+        tables = {}
+        for name, stream in self._streams.items():
+            rows = stream.read(SCHEMAS[name])
+            tables[name] = write_parquet(self.folder / f"{name}.parquet", rows)
+        with self._recording:
             self._check()
-            self._save_record(without="streams", status=status, tables=tables, **fields)
+            self.record.pop("streams", None)
+            self._save_record(status=status, tables=tables, **fields)
             self._tidy()
             self._release()
 
@@ -148,18 +152,17 @@ class CellWriter:
         It also works after an error of :meth:`append` or :meth:`close`, and with a full disk: a
         cell that is recorded as running and has no process is interrupted.
         """
-        with self._guard:
-            try:
-                if not self.claim.is_lost:
-                    self._save_record(status="interrupted", streams=self._synced(), **fields)
-            except StorageError:
-                pass  # the record on disk says "running", which is as good
-            finally:
-                self._release()
+        with self._recording, suppress(StorageError):  # else it says "running", which is as good
+            if not self.claim.is_lost:
+                synced = {} if self._error else {"streams": self._synced()}
+                self._save_record(status="interrupted", **synced, **fields)
+        self._release()
 
     def _kept(self, first_step: int) -> dict[str, pa.Table]:
         """The rows of the steps before ``first_step``. Tables without steps are made at the end."""
-        record = read_record(self.folder) or {"status": "running"}
+        record = read_record(self.folder)
+        if record is None or record["status"] == "unreadable":
+            raise Damaged(record["error"] if record else f"{RECORD} is missing")
         kept = {}
         for name, schema in SCHEMAS.items():
             if "step" not in schema.names:
@@ -168,7 +171,11 @@ class CellWriter:
                 rows = load_cell_table(self.folder, name, record=record)
             else:
                 rows = read_synced(self._path(name), schema, record)
-            kept[name] = rows.filter(pa.compute.less(rows["step"], first_step))
+            kept[name] = rows.filter(pc.less(rows["step"], first_step))
+        last = kept["metrics"]["step"].to_pylist()[-1:]  # a stream is cut only at its end
+        if last != [first_step - 1]:
+            last_step = f"step {last[0]}" if last else "none"
+            raise Damaged(f"the last row before step {first_step} is of {last_step}")
         return kept
 
     def _make_room(self, first_step: int) -> None:
@@ -194,10 +201,13 @@ class CellWriter:
                 rename(self.folder / name, aside / name)
 
     def _synced(self) -> dict[str, Any]:
+        """What is on disk of each stream."""
+        with self._appending:
+            streams = [(name, stream, stream.written) for name, stream in self._streams.items()]
         with self._remembering():  # the system reports lost rows to the first caller only
-            for stream in self._streams.values():
+            for _, stream, _ in streams:
                 stream.sync()
-        return {name: stream.written for name, stream in self._streams.items()}
+        return {name: written for name, _, written in streams}
 
     def _tidy(self) -> None:
         """Delete what an ended cell does not need. An error costs space, not the cell."""
@@ -219,8 +229,8 @@ class CellWriter:
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.arrows"
 
-    def _save_record(self, without: str = "", **fields: Any) -> None:
-        record = {key: value for key, value in self.record.items() if key != without} | fields
+    def _save_record(self, **fields: Any) -> None:
+        record = self.record | fields
         text = json.dumps(record, indent=2, sort_keys=True, allow_nan=True)
         write_text(self.folder / RECORD, text + "\n")
         self.record = record
