@@ -9,8 +9,9 @@ import json
 import os
 import resource
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import psutil
 
@@ -27,7 +28,7 @@ _KINDS = (
 )
 
 
-def open_file(path: str | Path, named: str, fix: str) -> BinaryIO:
+def open_file(path: str | Path, named: str, fix: str) -> BufferedReader:
     """Open a regular file for reading. ``~`` in ``path`` is the user's home folder.
 
     Nothing else can be opened: a pipe can be read only once, and every process reads its files

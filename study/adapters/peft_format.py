@@ -28,7 +28,6 @@ from study.adapters.patterns import PathPatterns
 from study.errors import StudyError, short
 from study.reading import check_memory, check_tensors, free_memory, open_file, read_object
 from study.vocabulary.peft_fields import refusal
-from study.vocabulary.printable import printable
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KEY = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<factor>[AB])\.weight")
@@ -63,7 +62,7 @@ class PeftAdapter:
             other = f"the adapter is for another base than {base}"
             if layer not in shapes:
                 raise StudyError(
-                    f"{other}, which has no {printable(layer)}: "
+                    f"{other}, which has no {layer}: "
                     f"its config names {short(self.config.get('base_model_name_or_path'))}"
                 )
             if own != shapes[layer]:
@@ -152,8 +151,8 @@ def read_adapter(folder: Path) -> PeftAdapter:
     (:mod:`study.vocabulary.peft_fields`), if a value has the wrong type, if shapes contradict each
     other or the configuration, and if the weights don't fit in memory.
     """
-    config, named = _read_config(folder), printable(folder / WEIGHTS)
-    rules = _Rules(config, printable(folder / CONFIG))
+    config, named = _read_config(folder), str(folder / WEIGHTS)
+    rules = _Rules(config, str(folder / CONFIG))
     check_tensors(folder / WEIGHTS, named, _fix(folder, WEIGHTS))
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
@@ -174,7 +173,7 @@ def file_hash(folder: Path) -> str:
     """The sha256 of both files of an adapter. Raises :class:`StudyError` if one can't be read."""
     digests = []
     for name in (CONFIG, WEIGHTS):
-        with open_file(folder / name, printable(folder / name), _fix(folder, name)) as file:
+        with open_file(folder / name, str(folder / name), _fix(folder, name)) as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
@@ -187,7 +186,7 @@ def _fix(folder: Path, name: str) -> str:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    named = printable(folder / CONFIG)
+    named = str(folder / CONFIG)
     config = read_object(folder / CONFIG, named, _fix(folder, CONFIG), _LARGEST_CONFIG)
     if missing := [key for key in _NEEDED if key not in config]:
         raise StudyError(
@@ -204,11 +203,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
         for name, value in (config.get(pattern) or {}).items():
             if not fits(value):
                 raise StudyError(
-                    f"{named} has {pattern}[{printable(name, 80)}]={short(value)}: "
-                    f"it must be {words}"
+                    f"{named} has {pattern}[{name}]={short(value)}: it must be {words}"
                 )
-    if words := refusal(config, trained=True):
-        raise StudyError(f"{named}: {words}")
+    if refused := refusal(config, trained=True):
+        raise StudyError(f"{named}: {refused}")
     return config
 
 
@@ -267,7 +265,7 @@ def _keys_by_layer(file: Any, named: str) -> dict[str, dict[str, str]]:
         found = _KEY.fullmatch(key)
         if found is None:
             raise StudyError(
-                f"{named} has {printable(key)}, which is not A or B of a linear layer: "
+                f"{named} has {key}, which is not A or B of a linear layer: "
                 "only plain LoRA can be read"
             )
         keys.setdefault(found["layer"], {})[found["factor"]] = key
@@ -275,9 +273,7 @@ def _keys_by_layer(file: Any, named: str) -> dict[str, dict[str, str]]:
         raise StudyError(f"{named} has no tensors: {_AGAIN}")
     for layer, of in keys.items():
         if missing := {"A", "B"} - of.keys():
-            raise StudyError(
-                f"{named} has no lora_{missing.pop()} for {printable(layer)}: {_AGAIN}"
-            )
+            raise StudyError(f"{named} has no lora_{missing.pop()} for {layer}: {_AGAIN}")
     return keys
 
 
@@ -291,14 +287,14 @@ def _check_shapes(
         A, B = (slices[factor].get_shape() for factor in "AB")
         if len(A) != 2 or len(B) != 2 or not A[0] == B[1] == ranks[layer]:
             raise StudyError(
-                f"{named}: {printable(layer)} has lora_A {A} and lora_B {B}, "
+                f"{named}: {layer} has lora_A {A} and lora_B {B}, "
                 f"but {CONFIG} says rank {ranks[layer]}: {_AGAIN} "
                 "(A is [rank, in], B is [out, rank])"
             )
         for factor, of_factor in slices.items():
             if not of_factor.get_dtype().startswith(("F", "BF")):
                 raise StudyError(
-                    f"{named}: {printable(layer)} has lora_{factor} of {of_factor.get_dtype()}: "
+                    f"{named}: {layer} has lora_{factor} of {of_factor.get_dtype()}: "
                     "save the adapter in float32, bf16 or float16"
                 )
         numbers += math.prod(A) + math.prod(B)

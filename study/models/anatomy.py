@@ -1,16 +1,24 @@
 """The layers and sizes of a model, from its configuration alone."""
 
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from study.errors import StudyError
-from study.models import quantised
+from study.models import quantised, received
 from study.models.quiet import quiet, quoted
+from study.models.received import Tensor
+
+MOST_MODULES = 50_000
+"""Of a model. The largest mixtures of experts have about as many; making them takes 5 seconds."""
 
 
 @dataclass(frozen=True)
@@ -20,44 +28,79 @@ class Anatomy:
     - ``linears``: the module paths of the linear layers in the transformer blocks;
     - ``shapes``: their ``(D, O)``;
     - ``parameters``: the number of weights of the model;
+    - ``vocabulary``: the number of its input embeddings;
     - ``head``: the number of weights of the head, ``d V``, tied to the embeddings or not.
     """
 
     linears: tuple[str, ...]
     shapes: tuple[tuple[int, int], ...]
     parameters: int
+    vocabulary: int
     head: int
 
 
-def anatomy(config: Any, named: str, quant_bits: int | None = None) -> Anatomy:
+def anatomy(
+    config: Any, named: str, quant_bits: int | None, tensors: Mapping[str, Tensor]
+) -> Anatomy:
     """The anatomy of the model that a transformers configuration describes, without its weights.
 
-    ``named`` is the model's name in errors. Raises :class:`StudyError` if the configuration is not
-    of a causal language model, or if ``quant_bits`` bits can't hold its linear layers.
+    ``named`` is the model's name in errors. ``tensors``: those in its files; empty if there are
+    none yet. Raises :class:`StudyError` if the configuration is not of a causal language model, if
+    a tensor has another shape than it says, or if ``quant_bits`` bits can't hold its linear layers.
     """
     try:
-        with quiet(), torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with (
+            quiet(),
+            torch.random.fork_rng(devices=[]),
+            torch.device("meta"),
+            _at_most(MOST_MODULES),
+        ):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        linears = {path: model.get_submodule(path) for path in block_linears(model)}
+        shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+        embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+        vocabulary = embeddings.weight.shape[0]
+        sizes = tuple(_shape(linear) for linear in linears.values())
+        head_size = head.weight.numel() if head else 0
     except Exception as error:  # what a model's constructor raises depends on its family
         raise StudyError(
             f"{named} is not a causal language model of transformers ({quoted(error)}): "
             "choose another model"
         ) from None
-    linears = {path: model.get_submodule(path) for path in block_linears(model)}
-    if not linears:
+    if not linears or not min(map(min, sizes)):
         raise StudyError(
             f"{named} has no linear layers in its blocks ({type(model).__name__}): "
             "choose another model"
         )
     if quant_bits == 4:
         quantised.check_rows(named, linears)
-    head = model.get_output_embeddings()
+    if getattr(config, "quantization_config", None) is None:  # otherwise weights are packed
+        received.check_shapes(tensors, shapes, model.base_model_prefix, named)
     return Anatomy(
         linears=tuple(linears),
-        shapes=tuple(_shape(linear) for linear in linears.values()),
-        parameters=sum(p.numel() for p in model.parameters()),
-        head=head.weight.numel() if head else 0,
+        shapes=sizes,
+        parameters=sum(math.prod(shape) for shape in shapes.values()),
+        vocabulary=vocabulary,
+        head=head_size,
     )
+
+
+@contextmanager
+def _at_most(modules: int) -> Iterator[None]:
+    """Inside, making more than so many modules raises ValueError."""
+    made = 0
+
+    def count(*_: Any) -> None:
+        nonlocal made
+        made += 1
+        if made > modules:
+            raise ValueError(f"it has over {modules} modules")
+
+    hook = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def block_linears(model: nn.Module) -> tuple[str, ...]:

@@ -21,10 +21,14 @@ from study.models import quantised
 from study.models.card import ModelCard, describe
 from study.models.quiet import quoted
 from study.models.sources import find_model
+from study.reading import check_memory, free_memory
 
 _DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16), strict=True))
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """Of the largest logit: rounding errors between the model run whole and in two parts."""
+
+
+_LESS = "try precision=bf16, model.quant_bits=4, a smaller model or another device"
 
 
 def no_context(_: Tensor) -> AbstractContextManager[None]:
@@ -135,13 +139,16 @@ def load_base(config: ModelConfig, device: torch.device, precision: str) -> Froz
     are computed in ``precision`` (:mod:`study.models.quantised`). Takes the memory of the weights;
     SmolLM2 in float32 takes about one second. torch's global random state is unchanged.
 
-    Raises :class:`StudyError` as :func:`study.models.describe` does, and if the weights don't fit
-    the model, if the logits are NaN, or if the model can't be run as a :class:`FrozenBase`.
+    Raises :class:`StudyError` as :func:`study.models.describe` does, and if there is too little
+    memory, if the weights don't fit the model, if the logits are NaN, or if the model can't be run
+    as a :class:`FrozenBase`.
     """
     if precision not in _DTYPES:
         raise unknown("precision", precision, PRECISIONS)
     card, dtype = describe(config), _DTYPES[precision]
-    model = find_model(config).load(device, dtype, config.quant_bits)
+    unloaded = find_model(config)
+    check_memory(_bytes(card, dtype, config.quant_bits), _free(device), unloaded.named, _LESS)
+    model = unloaded.load(device, dtype, config.quant_bits)
     model = model.eval().requires_grad_(False)
     model.config.use_cache = False
     # A checkpoint's own generation config may penalise repetition, which is not greedy decoding.
@@ -152,6 +159,18 @@ def load_base(config: ModelConfig, device: torch.device, precision: str) -> Froz
     # On CUDA, 8-bit products are in fp16, so the logits agree within a bf16 tolerance only.
     _check(base, device, _TOLERANCE[dtype if config.quant_bits is None else torch.bfloat16])
     return base
+
+
+def _bytes(card: ModelCard, dtype: torch.dtype, quant_bits: int | None) -> int:
+    """Bytes of the weights in memory."""
+    linears = sum(d * o for d, o in card.shapes)
+    in_linears = linears * (quant_bits or 8 * dtype.itemsize) // 8
+    return in_linears + (card.parameters - linears) * dtype.itemsize
+
+
+def _free(device: torch.device) -> int:
+    """Bytes that are free on a device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
 
 
 @torch.no_grad()

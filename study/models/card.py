@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from study.config import ModelConfig
+from study.errors import StudyError, short
 from study.models import hf, quantised
 from study.models.anatomy import Anatomy, anatomy
 from study.models.sources import UnloadedModel, find_model
@@ -64,13 +65,14 @@ def describe(config: ModelConfig) -> ModelCard:
 def _card(model: UnloadedModel, _: Hashable, quant_bits: int | None) -> ModelCard:
     """The card without the quantisation. The model's state is a key of the cache."""
     config = model.config(quant_bits)
-    layers = anatomy(config, model.named, quant_bits)
     tokenizer = model.tokenizer()
+    layers = anatomy(config, model.named, quant_bits, model.tensors())
+    _check_tokens(tokenizer, layers.vocabulary, model.named)
     return ModelCard(
         name=model.name,
         fingerprint=model.fingerprint(),
         tokenizer_fingerprint=_tokenizer_fingerprint(tokenizer),
-        max_length=_max_length(config, tokenizer),
+        max_length=_max_length(config, tokenizer, model.named),
         note=model.note,
         **vars(layers),
     )
@@ -98,9 +100,32 @@ def checkpoint_of(config: ModelConfig) -> hf.Checkpoint | None:
     return model if isinstance(model, hf.Checkpoint) else None
 
 
-def _max_length(config: Any, tokenizer: PreTrainedTokenizerFast) -> int:
+def _check_tokens(tokenizer: PreTrainedTokenizerFast, vocabulary: int, named: str) -> None:
+    """Raises :class:`StudyError` if a token has no embedding.
+
+    Among the tokens added for other uses only those count that end or pad a text: Gemma has one for
+    images.
+    """
+    ids = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    highest = max(ids.values(), default=0)
+    special = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id)
+    highest = max(highest, *(token for token in special if token is not None), 0)
+    if highest >= vocabulary:
+        raise StudyError(
+            f"{named}: its tokenizer has token {highest}, but the model has {vocabulary} "
+            "embeddings: save the tokenizer of this model in the folder"
+        )
+
+
+def _max_length(config: Any, tokenizer: PreTrainedTokenizerFast, named: str) -> int:
     positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return int(min(positions or tokenizer.model_max_length, _UNLIMITED))
+    longest = positions or tokenizer.model_max_length
+    if type(longest) not in (int, float) or not longest >= 2:
+        raise StudyError(
+            f"{named}: the longest sequence is {short(longest)} tokens "
+            "(max_position_embeddings in config.json): it must be at least 2"
+        )
+    return int(min(longest, _UNLIMITED))
 
 
 def _tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

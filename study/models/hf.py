@@ -4,19 +4,19 @@ Weights come from safetensors files only, and code in a checkpoint is never run.
 """
 
 import hashlib
-import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from study.errors import StudyError
-from study.models import hub, quantised
+from study.errors import StudyError, no_panic, short
+from study.models import hub, quantised, received
 from study.models.quiet import quiet, quoted
+from study.models.received import Tensor
 from study.store.cache import file_sha256
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -61,14 +61,10 @@ class Checkpoint:
         Takes milliseconds: only headers and lengths are checked. Raises :class:`StudyError` if a
         file is missing or damaged, or if the weights are pickled.
         """
-        if not (self.folder / "config.json").is_file():
-            raise StudyError(
-                f"{self.named} has no config.json: give the folder that save_pretrained wrote"
-            )
         if (self.folder / hub.SINGLE).is_file():
             files = [self.folder / hub.SINGLE]
         elif (self.folder / hub.INDEX).is_file():
-            files = self._shards()
+            files = received.shards(self.folder, self.named)
         elif self.commit:
             return []
         else:
@@ -76,20 +72,16 @@ class Checkpoint:
         if self.commit and not all(file.exists() for file in files):
             return []
         for file in files:
-            if damage := safetensors_damage(file):
-                raise StudyError(
-                    f"{self.named}: weight file {file.name} {damage}: fetch or save the model again"
-                )
+            received.check_weights(file, f"{self.named}: weight file {file.name}")
         return files
 
-    def _shards(self) -> list[Path]:
-        try:
-            index = json.loads((self.folder / hub.INDEX).read_text())
-            return [self.folder / shard for shard in sorted(set(index["weight_map"].values()))]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise StudyError(
-                f"{self.named}: {hub.INDEX} is damaged: fetch or save the model again"
-            ) from None
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Shape and type of every tensor by name; empty if the weights are not yet fetched."""
+        return {
+            name: tensor
+            for file in self.weight_files()
+            for name, tensor in received.tensors(file).items()
+        }
 
     def _no_weights(self) -> StudyError:
         if any(next(self.folder.glob(pattern), None) for pattern in _PICKLES):
@@ -110,7 +102,7 @@ class Checkpoint:
         """
         self.weight_files()
         try:
-            with quiet():
+            with quiet(), no_panic():
                 config = AutoConfig.from_pretrained(
                     self.folder, trust_remote_code=False, local_files_only=True
                 )
@@ -132,7 +124,7 @@ class Checkpoint:
         Raises :class:`StudyError` if there is none that the tokenizers library can run.
         """
         try:
-            with quiet():
+            with quiet(), no_panic():
                 tokenizer = AutoTokenizer.from_pretrained(
                     self.folder, trust_remote_code=False, local_files_only=True
                 )
@@ -145,6 +137,11 @@ class Checkpoint:
         if not is_fast or len(tokenizer) < _SMALLEST_TOKENIZER:
             raise StudyError(
                 f"{self.named} has no usable tokenizer: save its tokenizer.json in the same folder"
+            )
+        if dropout := getattr(tokenizer.backend_tokenizer.model, "dropout", None):
+            raise StudyError(
+                f"{self.named}: tokenizer.json has dropout={dropout:g}, so each run would have "
+                "other tokens: set it to null"
             )
         return tokenizer
 
@@ -169,6 +166,9 @@ class Checkpoint:
             raise StudyError(
                 f"{self.named} can't be loaded ({quoted(error)}): fetch or save the model again"
             ) from None
+        if mismatched := sorted(report["mismatched_keys"]):
+            name, found, needed = mismatched[0]
+            raise received.wrong_shape(self.named, name, found, needed)
         if missing := sorted(report["missing_keys"]):
             raise StudyError(
                 f"{self.named} lacks {len(missing)} weights of {type(model).__name__}"
@@ -190,6 +190,7 @@ def _from_pretrained(
         device_map=device,  # directly: weights for a GPU are not held in the host's memory
         quantization_config=None if quant_bits is None else quantised.bnb_config(quant_bits, dtype),
         use_safetensors=True,
+        ignore_mismatched_sizes=True,  # they are in the report, by name
         weights_only=True,
         trust_remote_code=False,
         local_files_only=True,
@@ -202,10 +203,18 @@ def find(path: str) -> Checkpoint:
 
     Raises :class:`StudyError` if there is neither.
     """
-    folder, named = Path(path).expanduser(), f"model.path={path!r}"
-    if folder.is_dir():
+    named = f"model.path={short(path, 200)}"
+    try:
+        folder = Path(path).expanduser()
+        is_folder, exists = folder.is_dir(), folder.exists()
+    except (OSError, RuntimeError) as error:  # too long a name; ~ of an unknown user
+        raise StudyError(
+            f"{named} can't be read ({quoted(error)}): give a folder or a hub name"
+        ) from None
+    if is_folder:
+        received.check_folder(folder, named)
         return Checkpoint(folder, path, named, path)
-    if folder.exists():
+    if exists:
         raise StudyError(f"{named} is a file: give the folder with config.json and *.safetensors")
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path):
         raise StudyError(
@@ -213,15 +222,5 @@ def find(path: str) -> Checkpoint:
             "or a hub name"
         )
     folder = hub.snapshot(path)
+    received.check_folder(folder, named)
     return Checkpoint(folder, path, named, path, commit=folder.name)
-
-
-def safetensors_damage(file: Path) -> str | None:
-    """What is wrong with a safetensors file, judging by header and length; None if nothing."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return None if opened.keys() else "holds no tensor"
-    except FileNotFoundError:
-        return "is missing"
-    except (SafetensorError, OSError) as error:
-        return f"is damaged ({quoted(error)})"

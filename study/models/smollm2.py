@@ -21,7 +21,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from study.errors import StudyError
-from study.models import hf, hub
+from study.models import hf, hub, received
 from study.models.quiet import quiet
 from study.store import lock
 from study.store.cache import cache_folder
@@ -84,8 +84,11 @@ def _damage(folder: Path) -> str | None:
     for name in _FILES:
         if not (folder / name).is_file():
             return f"{name} is missing"
-    damage = hf.safetensors_damage(folder / hub.SINGLE)
-    return f"{hub.SINGLE} {damage}" if damage else None
+    try:
+        received.check_weights(folder / hub.SINGLE, hub.SINGLE)
+    except StudyError as error:
+        return str(error)
+    return None
 
 
 def _fetch_into(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """The base models: one function for each row of :data:`study.vocabulary.sources.MODELS`."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from study.config import ModelConfig
 from study.errors import StudyError, unknown
 from study.models import hf, smollm2, tiny
+from study.models.received import Tensor
 from study.vocabulary.sources import MODELS
 
 
@@ -42,6 +43,10 @@ class UnloadedModel(Hashable, Protocol):
 
     def config(self, quant_bits: int | None) -> Any:
         """The model's configuration, a transformers ``PretrainedConfig``."""
+        ...
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Shape and type of every tensor in its files by name; empty if there are none yet."""
         ...
 
     def tokenizer(self) -> PreTrainedTokenizerFast:

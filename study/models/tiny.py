@@ -14,6 +14,7 @@ from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from study.models import quantised
+from study.models.received import Tensor
 
 MAX_LENGTH = 512
 
@@ -56,6 +57,9 @@ class TinyModel:
 
     def config(self, quant_bits: int | None = None) -> LlamaConfig:
         return config()
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         return tokenizer()

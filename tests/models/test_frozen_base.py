@@ -156,11 +156,16 @@ def test_a_missing_weight_is_an_error(tiny_folder: Path) -> None:
         load_base(ModelConfig("hf", str(tiny_folder)), CPU, "float32")
 
 
-def test_a_weight_of_another_shape(tiny_folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("model.norm.weight", (63,)), ("model.layers.1.mlp.up_proj.weight", (64, 128))],
+)
+def test_a_weight_of_another_shape(tiny_folder: Path, name: str, shape: tuple[int, ...]) -> None:
+    """The first is seen in the header, the second, which is transposed, by loading it."""
     weights = load_file(tiny_folder / "model.safetensors")
-    weights["model.norm.weight"] = torch.ones(63)
+    weights[name] = torch.ones(shape)
     save_file(weights, tiny_folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(StudyError, match="can't be loaded"):
+    with pytest.raises(StudyError, match=rf"'{name}' has shape \[{', '.join(map(str, shape))}\]"):
         load_base(ModelConfig("hf", str(tiny_folder)), CPU, "float32")
 
 
