@@ -1,6 +1,7 @@
 """The exception for a user's mistake, and the wording of its messages."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 MOST_CHARACTERS = 1000
 """Of a message."""
@@ -52,6 +53,17 @@ def short(value: object, most: int = 80) -> str:
     except ValueError:  # Python writes no integer of more than 4300 digits
         return f"a {type(value).__name__} with an integer of over 4300 digits"
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+@contextlib.contextmanager
+def no_panic() -> Iterator[None]:
+    """Inside, a panic of a library in Rust is a RuntimeError. Its own type is no ``Exception``."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RuntimeError(str(error)) from None
 
 
 def one_line(error: BaseException) -> str:
