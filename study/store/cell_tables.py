@@ -66,13 +66,16 @@ def read_parquet(
     """
     try:
         content = path.read_bytes() if expected is None else verified(path, expected)
-        return pq.read_table(
+        table = pq.read_table(
             pa.BufferReader(content),
             schema=schema,
             columns=None if columns is None else list(columns),
             page_checksum_verification=True,
         )
+        if expected is None:
+            table.validate(full=True)  # for example, indices outside their dictionary
+        return table
     except Damaged:
         raise
-    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+    except (OSError, ValueError, TypeError, KeyError, IndexError, pa.ArrowException) as error:
         raise Damaged(f"{path.name} is damaged: {one_line(error)}") from None

@@ -145,6 +145,15 @@ def load_newest(
     return None
 
 
+def unusable(folder: Path, cell_id: str) -> Iterator[tuple[Path, str]]:
+    """The files that :func:`load_newest` can't use, with the reason. Reads every file twice."""
+    for step, path in _steps(folder / CHECKPOINTS).items():
+        try:
+            _read(path, cell_id, step)
+        except _Unusable as reason:
+            yield path, str(reason)
+
+
 def _steps(place: Path) -> dict[int, Path]:
     """The files of checkpoints by step, in order."""
     named = ((_NAME.fullmatch(path.name), path) for path in place.glob("step-*"))

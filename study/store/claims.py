@@ -50,12 +50,6 @@ _PATIENCE = 0.02
 class ClaimLost(StudyError):
     """Another process took the cell over, or its folder was deleted. Nothing more is written."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(
-            f"cell {folder.name} now belongs to another process, or its folder {folder} was "
-            "deleted: run the same command again to train what is left"
-        )
-
 
 class Claim:
     """The right to write the cell in ``folder``, until :meth:`release` or the process's end."""
@@ -83,7 +77,10 @@ class Claim:
     def check(self) -> None:
         """Raises :class:`ClaimLost` if another process may write the cell now."""
         if self.is_lost:
-            raise ClaimLost(self.folder)
+            raise ClaimLost(
+                f"cell {self.folder.name} now belongs to another process, or its folder "
+                f"{self.folder} was deleted: run the same command again to train what is left"
+            )
 
     def beat(self) -> None:
         """Renew the claim, unless it is lost."""

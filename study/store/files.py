@@ -13,6 +13,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import BaseFileLock, FileLock
 
@@ -35,20 +36,27 @@ class StorageError(StudyError, OSError):
     command continues when the cause is gone.
     """
 
-    def __init__(self, path: Path, error: OSError) -> None:
-        number = error.errno
-        if number in _SPACE:
-            fix = "free some space, then run the same command again"
-        elif number in _RIGHTS:
-            fix = "choose a folder that you may write"
-        else:
-            fix = "check the disk, then run the same command again"
-        cause = error.strerror or str(error) or type(error).__name__
-        super().__init__(f"can't write {path}: {cause}; {fix}")
+    def __init__(self, message: str, number: int | None = None) -> None:
+        super().__init__(message)
         self.errno = number
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.errno)
+
+
+def _storage_error(path: Path, error: OSError) -> StorageError:
+    number = error.errno
+    if number in _SPACE:
+        fix = "free some space, then run the same command again"
+    elif number in _RIGHTS:
+        fix = "choose a folder that you may write"
+    else:
+        fix = "check the disk, then run the same command again"
+    cause = error.strerror or str(error) or type(error).__name__
+    return StorageError(f"can't write {path}: {cause}; {fix}", number)
 
 
 @contextlib.contextmanager
@@ -59,7 +67,7 @@ def storing(path: Path) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
-        raise StorageError(path, error) from None
+        raise _storage_error(path, error) from None
 
 
 # Single calls.

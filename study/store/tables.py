@@ -96,7 +96,7 @@ def write_derived(
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     metadata = {**(arrow.schema.metadata or {}), derived.KEY: made_from.encode()}
     with replacing(path) as draft:
-        pq.write_table(arrow.replace_schema_metadata(metadata), draft)
+        pq.write_table(arrow.replace_schema_metadata(metadata), draft, write_page_checksum=True)
     return path
 
 
