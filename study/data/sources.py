@@ -1,6 +1,7 @@
 """The data sets: one function for each row of :data:`study.vocabulary.sources.DATASETS`."""
 
 from collections.abc import Callable, Iterable
+from functools import cache
 
 from omegaconf import MISSING
 
@@ -31,7 +32,13 @@ def source(name: str) -> Callable[[Reader], Reader]:
 
 @source("pydoc")
 def _pydoc(_: str) -> Iterable[Example]:
-    return pydoc.documentation()
+    return _documentation()
+
+
+@cache
+def _documentation() -> tuple[Example, ...]:
+    """Read once in a process: it takes a second, and a sweep needs the examples several times."""
+    return tuple(pydoc.documentation())
 
 
 @source("xbrl_extract")

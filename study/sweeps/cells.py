@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,8 @@ class Cell:
         """Its name in a line of text: ``adamw rslora rank 4 seed 0``, and whatever else varies."""
         config = self.config
         rule = f"{config.optimizer.name} {config.adapter.scaling}"
-        values = _values(config)
-        others = [f"{_short(key)} {values[key]}" for key in self.varied]
+        values = _values(config, self.varied)
+        others = [f"{_short(key)} {value}" for key, value in values.items()]
         return " ".join([rule, f"rank {config.adapter.rank} seed {config.seed}", *others])
 
     @property
@@ -80,6 +80,7 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
     """
     cards: dict[str, ModelCard] = {}
     data: dict[str, str] = {}
+    resolved: set[str] = set()
     cells = []
     for config in configs:
         card = _once(cards, config.model, describe)
@@ -87,7 +88,9 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
         if config.adapter.path:
             adapter = file_hash(Path(config.adapter.path))
             config = continue_adapter(config, card)
-        resolve_targets(card.linears, config.adapter.targets)
+        if (asked := repr((config.model, config.adapter.targets))) not in resolved:
+            resolve_targets(card.linears, config.adapter.targets)
+            resolved.add(asked)
         _check_length(config, card)
         source = DataConfig(config.data.name, config.data.path)
         examples = _once(data, source, lambda d: fingerprint(load_examples(d)))
@@ -126,13 +129,15 @@ def _short(key: str) -> str:
     return f"{group} {word}" if word in ("name", "path", "seed") else word
 
 
-def _values(config: CellConfig) -> dict[str, Any]:
-    """The values of a configuration by dotted key."""
+def _values(config: CellConfig, keys: Sequence[str] | None = None) -> dict[str, Any]:
+    """The values of a configuration by dotted key: all, or those of ``keys`` that it has."""
     found: dict[str, Any] = {}
-    for name, value in asdict(config).items():
-        parts = value if isinstance(value, dict) else {"": value}
-        found |= {f"{name}.{key}".rstrip("."): part for key, part in parts.items()}
-    return found
+    for name, value in vars(config).items():
+        if is_dataclass(value):
+            found |= {f"{name}.{key}": part for key, part in vars(value).items()}
+        else:
+            found[name] = value
+    return found if keys is None else {key: found[key] for key in keys if key in found}
 
 
 def continue_adapter(config: CellConfig, card: ModelCard) -> CellConfig:

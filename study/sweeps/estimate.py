@@ -11,8 +11,10 @@ Letters as in :mod:`study.adapters.contraction`. Bytes are those held at one tim
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import psutil
 import torch
@@ -85,7 +87,7 @@ def estimate(
 
     ``device``: the type of the device, which decides the size of a chunk of logits.
     """
-    layers = resolve_targets(card.linears, config.adapter.targets)
+    layers = _adapted_layers(card.linears, config.adapter.targets)
     shapes = dict(zip(card.linears, card.shapes, strict=True))
     above = [shapes[layer] for layer in card.linears[card.linears.index(layers[0]) :]]
     adapters = _adapter_cost(config, [shapes[layer] for layer in layers], tokens, contraction)
@@ -98,6 +100,16 @@ def estimate(
     )
 
 
+def _adapted_layers(linears: Sequence[str], targets: str | Sequence[str]) -> Sequence[str]:
+    """:func:`resolve_targets`, once for the cells of a sweep, which share a few answers."""
+    return _resolved(tuple(linears), targets if isinstance(targets, str) else tuple(targets))
+
+
+@lru_cache
+def _resolved(linears: tuple[str, ...], targets: str | tuple[str, ...]) -> list[str]:
+    return resolve_targets(linears, targets)
+
+
 def _adapter_cost(
     config: CellConfig, adapted: list[tuple[int, int]], tokens: int, contraction: Contraction
 ) -> _AdapterCost:
@@ -106,13 +118,13 @@ def _adapter_cost(
     aligned = bool(probe_steps(config)) and bool(set(stats) & set(ALIGNMENTS))
     weights = kept = hidden = 0
     flops = 0.0
-    for d, o in adapted:
+    for (d, o), layers in Counter(adapted).items():  # a model has few shapes
         rank = d if math.isinf(config.adapter.rank) else int(config.adapter.rank)
         form = contraction.choose(d, o, rank) if dense else "factored"
-        weights += rank * (d + o)
-        flops += adapter_flops(form, tokens, d, o, rank)
-        hidden += rank if form == "factored" else 0
-        kept += (0 if form == "factored" else d * o) + (d * o if aligned else 0)
+        weights += layers * rank * (d + o)
+        flops += layers * adapter_flops(form, tokens, d, o, rank)
+        hidden += layers * rank if form == "factored" else 0
+        kept += layers * ((0 if form == "factored" else d * o) + (d * o if aligned else 0))
     return _AdapterCost(weights, flops, kept, hidden)
 
 

@@ -1,16 +1,17 @@
-"""One optimizer and one schedule per cell, from torch, transformers or pytorch_optimizer."""
+"""One optimizer and one schedule per cell, from torch, transformers or pytorch_optimizer.
+
+The last two are imported where they are used: with what they import in turn (PEFT, bitsandbytes)
+this takes more than a second, and a plan of a sweep builds no optimizer.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from pytorch_optimizer import Lion, SignSGD
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import get_scheduler
-from transformers.optimization import Adafactor
 
 from study.adapters import LoraBank
 from study.config import CellConfig, OptimizerConfig, TrainConfig
@@ -66,11 +67,15 @@ def _rmsprop(groups: Groups, **options: Any) -> Optimizer:
 
 @constructs("signsgd")
 def _signsgd(groups: Groups, **options: Any) -> Optimizer:
+    from pytorch_optimizer import SignSGD
+
     return SignSGD(groups, **options)
 
 
 @constructs("lion")
 def _lion(groups: Groups, **options: Any) -> Optimizer:
+    from pytorch_optimizer import Lion
+
     return Lion(groups, **options)
 
 
@@ -80,6 +85,8 @@ def _adafactor(groups: Groups, **options: Any) -> Optimizer:
 
     With parameter scaling, B = 0 would hardly move at first.
     """
+    from transformers.optimization import Adafactor
+
     fixed = {"relative_step": False, "scale_parameter": False, "warmup_init": False}
     return Adafactor(groups, **fixed, **options)
 
@@ -103,6 +110,8 @@ def build_optimizer(
 
 def build_schedule(config: TrainConfig, optimizer: Optimizer) -> LRScheduler:
     """A constant, linear or cosine schedule with linear warm-up from 0 over ``warmup`` steps."""
+    from transformers.optimization import get_scheduler
+
     name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
     return get_scheduler(
         name, optimizer, num_warmup_steps=config.warmup, num_training_steps=config.steps
@@ -136,23 +145,29 @@ class Learner:
             for name, value in of_weight.items():
                 part: dict[str, Any] = tensors if isinstance(value, Tensor) else scalars
                 part[f"{weight}/{name}"] = value
-        groups, schedule = packed["param_groups"], self.schedule.state_dict()
-        return tensors, {"optimizer": scalars, "groups": groups, "schedule": schedule}
+        return tensors, {
+            "optimizer": type(self.optimizer).__name__,
+            "of_weights": scalars,
+            "groups": packed["param_groups"],
+            "schedule": self.schedule.state_dict(),
+        }
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Continue from a :meth:`state` of a learner of the same configuration.
 
         Raises ``KeyError``, ``TypeError`` or ``ValueError`` if it is of another one.
         """
+        if state["optimizer"] != type(self.optimizer).__name__:
+            raise ValueError(f"{type(self.optimizer).__name__} is not {state['optimizer']}")
         restored: dict[int, dict[str, Any]] = {}
-        for key, value in {**state["optimizer"], **tensors}.items():
+        for key, value in {**state["of_weights"], **tensors}.items():
             weight, _, name = key.partition("/")
             own = value.clone() if isinstance(value, Tensor) else value
             restored.setdefault(int(weight), {})[name] = own
         now = self.optimizer.state_dict()["param_groups"]
         groups = [
-            {key: tuple(v) if isinstance(before.get(key), tuple) else v for key, v in of.items()}
-            for before, of in zip(now, state["groups"], strict=True)
+            new | {key: tuple(v) if isinstance(new.get(key), tuple) else v for key, v in of.items()}
+            for new, of in zip(now, state["groups"], strict=True)
         ]
         self.optimizer.load_state_dict({"state": restored, "param_groups": groups})
         self.schedule.load_state_dict(dict(state["schedule"]))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
@@ -11,7 +12,7 @@ import torch
 from study.adapters import AdapterSpec, Contraction, merged_rate
 from study.adapters.peft_format import read_adapter
 from study.config import CellConfig
-from study.data import Corpus
+from study.data import Corpus, TokenTable
 
 SAMPLED_BATCHES = 8
 """Batches that :func:`typical_step` averages over."""
@@ -58,17 +59,25 @@ def typical_step(config: CellConfig, corpus: Corpus, device: torch.device) -> tu
     Both are means over the first batches.
     """
     train = config.train
-    batches = [
-        corpus.train.batch(config.data.seed, position, train.batch_size)
-        for position in range(SAMPLED_BATCHES)
-    ]
-    if may_trim([config], device):
+    trimmed = may_trim([config], device)
+    return _typical_step(
+        corpus.train, config.data.seed, train.batch_size, train.accumulation, trimmed
+    )
+
+
+@lru_cache(maxsize=1024)
+def _typical_step(
+    table: TokenTable, seed: int, batch_size: int, accumulation: int, trimmed: bool
+) -> tuple[int, int]:
+    """:func:`typical_step`; a thousand cells of a sweep have a few orders of their batches."""
+    batches = [table.batch(seed, position, batch_size) for position in range(SAMPLED_BATCHES)]
+    if trimmed:
         batches = [batch.trimmed() for batch in batches]
     totals = (
         sum(batch.input_ids_BT.numel() for batch in batches),
         sum(batch.supervised for batch in batches),
     )
-    tokens, supervised = (total * train.accumulation // SAMPLED_BATCHES for total in totals)
+    tokens, supervised = (total * accumulation // SAMPLED_BATCHES for total in totals)
     return tokens, supervised
 
 
