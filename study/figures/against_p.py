@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from study.figures import style
-from study.figures.captions import CI, EXPONENT
+from study.figures.captions import CI, EXPONENT, plain
 from study.figures.selection import Absent, Family, Rule, Tables, families, most_varied
 from study.figures.theory_lines import fits
 from study.vocabulary.quantities import PRIMARY, Quantity
@@ -91,7 +91,7 @@ def exponent_against_p(tables: Tables) -> Figure:
     page = style.figure(1, len(drawn), column=column, ratio=0.9, above=above)
     panels = page.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
     for ax, (family, lines) in zip(panels, drawn, strict=True):
-        title = textwrap.fill(family.label, int(16 * page.get_figwidth() / len(drawn)))
+        title = plain(textwrap.fill(family.label, int(16 * page.get_figwidth() / len(drawn))))
         _draw(ax, lines, title, named=alone)
     style.y_label(panels[0], EXPONENT, "slope of log quantity in log $r$")
     style.linear_axis(panels[0])

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from study.errors import printable
 from study.vocabulary.optimizers import label
 from study.vocabulary.sources import model_label
 from study.vocabulary.thresholds import CONFIDENCE
@@ -31,6 +32,11 @@ def sentence_on_ci(artists: str, kinds: Iterable[str]) -> str:
     """``Bands: 95% CI over seeds.``; empty if no fit has an interval."""
     shown = ci(kinds)
     return f"{artists}: {shown}." if shown else ""
+
+
+def plain(text: str) -> str:
+    """A wrapped text with names in it, as matplotlib prints it: a dollar would begin a formula."""
+    return text.replace("$", r"\$")
 
 
 def span(numbers: Iterable[int]) -> str:
@@ -65,7 +71,7 @@ def _one(
     found = list(cells[column].dropna().unique()) if column in cells else []
     if not found:
         return ""
-    return form.format(name(found[0])) if len(found) == 1 else f"several {plural}"
+    return printable(form.format(name(found[0]))) if len(found) == 1 else f"several {plural}"
 
 
 def _batch(cells: pd.DataFrame) -> str:

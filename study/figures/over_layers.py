@@ -11,7 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
+from study.errors import printable
 from study.figures import laws, style
+from study.figures.captions import plain
 from study.figures.selection import (
     Absent,
     Family,
@@ -25,6 +27,7 @@ from study.vocabulary.quantities import FORWARD_OUT, MODEL_WIDE, TRAIN
 
 SITE, STAT = FORWARD_OUT.site, FORWARD_OUT.stat
 MOST_FAMILIES, MOST_RULES = 3, 3
+MOST_KINDS, MOST_BLOCKS = 64, 1024
 COLOURS = "RdBu_r"
 """Red grows with rank, blue shrinks, white is stable. Safe for colour-blind readers; no rule has
 these hues."""
@@ -158,6 +161,8 @@ def _map(places: pd.DataFrame, rows: pd.DataFrame) -> Map:
     sure = np.isfinite(layers["exponent"]) & np.isfinite(layers["ci_high"] - layers["ci_low"])
     layers = layers.assign(adapted=1.0, sure=sure.astype(float))
     kinds, blocks = list(dict.fromkeys(layers["kind"])), range(int(layers["block"].max()) + 1)
+    if len(kinds) > MOST_KINDS or len(blocks) > MOST_BLOCKS:
+        raise Absent(f"{len(kinds)} kinds of layers in {len(blocks)} blocks do not fit on a map")
     exponent, adapted, sures = (
         layers.pivot(index="kind", columns="block", values=name)
         .reindex(index=kinds, columns=blocks)
@@ -188,7 +193,7 @@ def _draw(ax: Axes, rule: Rule, table: Map, colours: Normalize, columns: int) ->
             cell["edgecolor"] = "white"
         ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, gid=who, **cell))
     ax.yaxis.set_major_locator(FixedLocator(range(len(kinds))))
-    ax.yaxis.set_major_formatter(FixedFormatter([kind.removesuffix("_proj") for kind in kinds]))
+    ax.yaxis.set_major_formatter(FixedFormatter([_tick(kind) for kind in kinds]))
     ax.yaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_locator(
         MaxNLocator(6 if blocks > 4 else blocks, steps=[1, 2, 5, 10], integer=True)
@@ -203,3 +208,7 @@ def _draw(ax: Axes, rule: Rule, table: Map, colours: Normalize, columns: int) ->
         middle, low, high = (style.number(v) for v in np.quantile(flat, [0.5, 0.05, 0.95]))
         heading += f"\nmedian {middle}  [{low}, {high}]"
     ax.set_title(heading, color=style.tint(rule, [rule]), linespacing=1.15)
+
+
+def _tick(kind: str) -> str:
+    return plain(printable(kind.removesuffix("_proj"), 40))

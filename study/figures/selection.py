@@ -16,7 +16,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from study.analysis.grouping import NOT_A_CURVE, distinguishing, end_steps
-from study.errors import StudyError
+from study.errors import StudyError, printable
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import MODEL_WIDE, TRAIN
 from study.vocabulary.scaling import RULES
@@ -153,13 +153,13 @@ def rules_left_out(found: Sequence[Family], most: int) -> str:
 def _named(column: str, value: Any) -> str:
     """A value in a label: ``AdamW``, ``learning rate 0.0001``, ``no clip``, ``targets q_proj``."""
     if pd.isna(value):
-        return f"no {column.replace('_', ' ')}"
+        return printable(f"no {column.replace('_', ' ')}")
     text = (
         f"{value:g}"
         if isinstance(value, numbers.Number)
         else label(re.sub(r"[][']", "", model_label(value)))
     )
-    return PREFIX.get(column, column.replace("_", " ") + " ") + text
+    return printable(PREFIX.get(column, column.replace("_", " ") + " ") + text)
 
 
 def per_step(cells: pd.DataFrame, metrics: pd.DataFrame, column: str) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from study.errors import StudyError, one_line
 from study.figures import FIGURES, draw_all, save
 from study.store import (
     ANALYSED,
+    StorageError,
     StudyTables,
     are_current,
     derived,
@@ -23,7 +24,7 @@ from study.store import (
     with_derived,
     write_derived,
 )
-from study.store.output import writing
+from study.store.files import make_folder, remove
 from study.vocabulary.quantities import SITES, STATS
 from study.vocabulary.scaling import RULES
 from study.vocabulary.verdicts import VERDICTS
@@ -51,7 +52,7 @@ def current_tables(study_dir: Path, notify: Notify, must_write: bool = False) ->
     found = vars(analyze(measured.cells, measured.metrics, measured.probes))
     try:
         _write_tables(study_dir, found, derived.mark(measured.data_hash, derived.TABLES))
-    except StudyError as error:
+    except StorageError as error:
         if must_write:
             raise
         notify(f"{error} (the tables are used, but not kept)")
@@ -74,8 +75,7 @@ def _with_derived(study_dir: Path, measured: StudyTables) -> StudyTables | Excep
 
 def _write_tables(study_dir: Path, tables: dict[str, pd.DataFrame], made_from: str) -> None:
     for name, table in tables.items():
-        with writing(study_dir / f"{name}.parquet"):
-            write_derived(study_dir, name, table, made_from)
+        write_derived(study_dir, name, table, made_from)
 
 
 def _has_known_words(tables: StudyTables) -> bool:
@@ -99,11 +99,9 @@ def draw_figures(tables: StudyTables, plots: Path) -> Iterator[Path]:
         yield from save(figure, plots, name, data_hash=tables.data_hash)
     for name in {name for name in FIGURES if name in derived.read_drawn(plots)} - set(drawn):
         for path in (plots / f"{name}.png", plots / f"{name}.pdf"):
-            with writing(path):
-                path.unlink(missing_ok=True)
-    with writing(plots / derived.DRAWN):
-        plots.mkdir(parents=True, exist_ok=True)
-        derived.write_drawn(plots, drawn, derived.mark(tables.data_hash, derived.FIGURES))
+            remove(path)
+    make_folder(plots)
+    derived.write_drawn(plots, drawn, derived.mark(tables.data_hash, derived.FIGURES))
 
 
 def current_figures(tables: StudyTables, plots: Path, notify: Notify) -> list[str]:

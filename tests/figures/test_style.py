@@ -1,5 +1,7 @@
 """Style: colours for colour-blind readers and grey prints; atomic, reproducible files."""
 
+import errno
+import os
 import subprocess
 import sys
 from itertools import combinations
@@ -15,6 +17,7 @@ from matplotlib.image import imread
 
 from study.figures import FIGURES, save, style
 from study.figures.selection import Rule
+from study.store import StorageError, files
 from study.vocabulary import scaling
 from study.vocabulary.quantities import PRIMARY, WEIGHT_CHANGE
 from study.vocabulary.scaling import RULES
@@ -218,10 +221,10 @@ def test_a_failed_save_leaves_the_old_files_and_nothing_else(
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def full_disk(*_: object) -> None:
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(files, "os", SimpleNamespace(**vars(os) | {"replace": full_disk}))
+    with pytest.raises(StorageError, match=r"can't write .*/grad.png: No space left on device"):
         save(figure, tmp_path, "grad")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

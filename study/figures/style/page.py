@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from tueplots import axes, bundles, figsizes
 
-from study.figures.captions import settings
+from study.figures.captions import plain, settings
 from study.store.output import write_output
 
 DPI = 300
@@ -74,7 +74,7 @@ def _layout() -> ConstrainedLayoutEngine:
 
 
 def rows(page: Figure, labels: Sequence[str]) -> list[Any]:
-    """One subfigure per label, from top to bottom, with the label as its heading.
+    """One subfigure per label, from top to bottom, with the label as its heading, without formulas.
 
     A single empty label gives the page itself.
     """
@@ -83,7 +83,7 @@ def rows(page: Figure, labels: Sequence[str]) -> list[Any]:
     parts = list(page.subfigures(len(labels), 1, squeeze=False)[:, 0])
     for part, label in zip(parts, labels, strict=True):
         part.suptitle(
-            textwrap.fill(label, int(page.get_figwidth() * 15)),
+            plain(textwrap.fill(label, int(page.get_figwidth() * 15))),
             x=0.008,
             ha="left",
             fontweight="bold",
@@ -108,10 +108,11 @@ def finish(drawn: Figure, *sentences: str, shown: Iterable[HasCells] = ()) -> Fi
     """
     if cells := [part.cells for part in shown]:
         drawn.set_label(settings(pd.concat(cells)))
-    text = [" ".join(s for s in sentences if s), str(drawn.get_label())]
-    if any(text):
-        width = int(drawn.get_figwidth() * 24)
-        wrapped = "\n".join(textwrap.fill(part, width) for part in text if part)
+    width = int(drawn.get_figwidth() * 24)
+    text = textwrap.fill(" ".join(s for s in sentences if s), width)
+    about = plain(textwrap.fill(str(drawn.get_label()), width))
+    if text or about:
+        wrapped = "\n".join(part for part in (text, about) if part)
         drawn.supxlabel(wrapped, x=0.008, ha="left", fontsize=6.5, color=FAINT, linespacing=1.15)
     drawn.set_layout_engine(_layout())  # also if the figure was finished before
     drawn.draw_without_rendering()
