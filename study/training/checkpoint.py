@@ -113,8 +113,8 @@ def continued(contraction: Contraction, resume: Sequence[Snapshot]) -> Contracti
 def start(fold: Fold, resume: Sequence[Snapshot]) -> int:
     """Give every cell of a new fold the state of its snapshot. Returns the first step to run.
 
-    Raises :class:`StudyError` if a snapshot is not of its cell, and ``ValueError`` if there is not
-    one snapshot of the same step for each cell. Without snapshots the first step is 0.
+    Raises :class:`StudyError` if a snapshot does not fit its cell, and ``ValueError`` if there is
+    not one snapshot of the same step for each cell. Without snapshots the first step is 0.
     """
     if not resume:
         return 0
@@ -127,8 +127,8 @@ def start(fold: Fold, resume: Sequence[Snapshot]) -> int:
         _restore_shared(fold, resume)
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise StudyError(
-            f"a checkpoint of step {resume[0].step} is not of its cell ({one_line(error)}): "
-            "delete the folder checkpoints of the cell to train it afresh"
+            f"a checkpoint of step {resume[0].step} does not fit its cell ({one_line(error)}): "
+            "delete the cell's folder checkpoints to begin again"
         ) from error
     return steps[0]
 

@@ -3,20 +3,24 @@ cells, and within rounding in any other.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
+from study.adapters import LoraPair, features
 from study.config import CellConfig
 from study.data import Corpus
-from study.models import FrozenBase
+from study.errors import StudyError
+from study.models import FrozenBase, load_base
 from study.store.checkpoints import load_newest, save
 from study.training.checkpoint import Snapshot
 from study.training.loop import CellStep, train
 from study.training.run import Run
 from study.vocabulary.optimizers import OPTIMIZERS
+from study.vocabulary.quantities import STATS
 
 Build = Callable[..., CellConfig]
 Rows = list[CellStep | None]
@@ -66,13 +70,19 @@ def assert_same(ours: Sequence[Rows], theirs: Sequence[Rows]) -> None:
 
 
 def assert_resumes(
-    base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig], folder: Path
+    base: FrozenBase,
+    corpus: Corpus,
+    cells: Sequence[CellConfig],
+    folder: Path,
+    after: Sequence[int] | None = None,
 ) -> None:
-    """Resume after every step, from a file, and compare with the run that was not disturbed."""
+    """Resume from files after the given steps, or after every one, and compare with the run that
+    was not disturbed.
+    """
     steps, snapshots = with_snapshots(base, corpus, cells)
-    for at, of_step in enumerate(snapshots):
+    for at in range(len(snapshots)) if after is None else after:
         resume = []
-        for k, snapshot in enumerate(of_step):
+        for k, snapshot in enumerate(snapshots[at]):
             place = folder / f"{at}.{k}"
             place.mkdir()
             save(place, snapshot.checkpoint("a cell"))
@@ -83,17 +93,192 @@ def assert_resumes(
         assert_same(list(trained(base, corpus, cells, resume)), steps[at + 1 :])
 
 
-EVERYTHING = (
-    "train.save_adapter=true",
-    "train.steps=6",
-    "probes.steps=[0,1,2,3,5,6]",
-    "probes.truncations=[1]",
+ALL_OF_IT = (
+    *("train.steps=4", "train.save_adapter=true", "train.eval_every=2", "probes.truncations=[1]"),
+    *("train.schedule=cosine", "train.warmup=2", "train.clip=0.5", "optimizer.loraplus_lr_ratio=4"),
 )
+
+EVERY_STAT = f"probes.stats=[{','.join(STATS)}]"
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer(
     tiny_base: FrozenBase, corpus: Corpus, cell: Build, optimizer: str, tmp_path: Path
 ) -> None:
-    config = cell(*EVERYTHING, f"optimizer={optimizer}", "optimizer.loraplus_lr_ratio=4")
+    config = cell(*ALL_OF_IT, f"optimizer={optimizer}", "probes.steps=[4]")
+    assert_resumes(tiny_base, corpus, [config], tmp_path, after=[1])
+
+
+def test_every_step_with_every_probe(
+    tiny_base: FrozenBase, corpus: Corpus, cell: Build, tmp_path: Path
+) -> None:
+    """Alignments are measured at steps 1 to 3, from gradients that all steps before have added."""
+    probes = ("probes.steps=[0,1,2,3,5]", EVERY_STAT, "probes.batch=all")
+    config = cell(*ALL_OF_IT, "train.steps=5", *probes)
+    steps, _ = with_snapshots(tiny_base, corpus, [config])
+    measured = pd.concat(row.probes for [row] in steps[1:4])
+    assert measured["r_align"].notna().any()
     assert_resumes(tiny_base, corpus, [config], tmp_path)
+
+
+SETTINGS = {
+    "dropout": ["adapter.dropout=0.3"],
+    "accumulation": ["train.accumulation=2", "train.schedule=linear"],
+    "answers": ["train.answer_tokens=3", "train.eval_every=1"],
+    "bf16": ["precision=bf16"],
+    "8 bits": ["model.quant_bits=8"],
+    "merged": ["adapter.contraction=merged"],
+    "mixed": ["adapter.contraction=mixed"],
+    "infinite rank": ["adapter.rank=inf", "adapter.scaling=rslora", "optimizer=momentum"],
+    "Init[B]": ["adapter.init=init_b"],
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_settings(corpus: Corpus, cell: Build, setting: str, tmp_path: Path) -> None:
+    config = cell(
+        *("train.steps=3", "probes.steps=[1,2,3]", "optimizer.weight_decay=0.1"), *SETTINGS[setting]
+    )
+    base = load_base(config.model, torch.device("cpu"), config.precision)
+    assert_resumes(base, corpus, [config], tmp_path, after=[0, 1])
+
+
+def test_a_continued_adapter_of_ranks_that_differ_by_layer(
+    tiny_base: FrozenBase, corpus: Corpus, cell: Build, tmp_path: Path
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    pairs = {}
+    for rank, layer in enumerate(tiny_base.card.linears, start=1):
+        d, o = features(tiny_base.model.get_submodule(layer))
+        A_RD, B_OR = (torch.randn(s, generator=draw) / 9 for s in ((rank, d), (o, rank)))
+        pairs[layer] = LoraPair(A_RD, B_OR, 0.5)
+    config = cell(*ALL_OF_IT, "probes.steps=[1,2]")
+    run = Run.of(config, corpus, tiny_base.device)
+    run = replace(run, adapter=replace(run.adapter, start=pairs))
+    steps = list(train(tiny_base, corpus, [run]))
+    snapshots = [
+        [row.snapshot().copied() for row in rows if row] for rows in train(tiny_base, corpus, [run])
+    ]
+    for at in (0, 2):
+        assert_same(list(train(tiny_base, corpus, [run], snapshots[at])), steps[at + 1 :])
+
+
+@pytest.fixture
+def mixed(cell: Build) -> list[CellConfig]:
+    """Cells that differ in everything in which the cells of a fold may differ."""
+    probes = ["train.steps=4", "probes.steps=[1,3]", EVERY_STAT]
+    own = (
+        ["adapter.rank=2", "seed=1", "train.clip=0.1"],
+        ["adapter.rank=4", "adapter.scaling=rslora", "train.schedule=cosine", "train.warmup=1"],
+        ["adapter.rank=4", "optimizer=momentum", "optimizer.lr=0.1", "seed=2"],
+        ["adapter.rank=9", "adapter.dropout=0.2", "optimizer=adafactor"],
+    )
+    return [cell(*probes, *overrides) for overrides in own]
+
+
+def test_folds_resume_bit_for_bit(
+    tiny_base: FrozenBase, corpus: Corpus, mixed: list[CellConfig], tmp_path: Path
+) -> None:
+    assert_resumes(tiny_base, corpus, mixed, tmp_path, after=[0, 2])
+
+
+def test_cells_resume_in_any_packing(
+    tiny_base: FrozenBase, corpus: Corpus, mixed: list[CellConfig]
+) -> None:
+    """Alone, and with a cell that was checkpointed in another fold."""
+    steps, four = with_snapshots(tiny_base, corpus, mixed)
+    [_, alone], [_, pair] = (
+        with_snapshots(tiny_base, corpus, cells)[1][:2] for cells in (mixed[:1], mixed[1:3])
+    )
+    for chosen, resume in (
+        ([0], four[1][:1]),
+        ([1], four[1][1:2]),
+        ([2], four[1][2:3]),
+        ([3], four[1][3:]),
+        ([0, 3], [alone[0], four[1][3]]),
+        ([0, 1, 2, 3], [alone[0], *pair, four[1][3]]),
+        ([1, 3], [pair[0], four[1][3]]),
+    ):
+        found = list(trained(tiny_base, corpus, [mixed[k] for k in chosen], resume))
+        assert len(found) == 3
+        for ours, theirs in zip(found, steps[2:], strict=True):
+            for row, k in zip(ours, chosen, strict=True):
+                assert_close(row, theirs[k])
+
+
+def assert_close(ours: CellStep | None, theirs: CellStep | None) -> None:
+    """The same within rounding, as a folded cell and the cell alone."""
+    assert ours is not None
+    assert theirs is not None
+    assert ours.metrics.keys() == theirs.metrics.keys()
+    for name in ours.metrics.keys() - {"seconds"}:
+        assert ours.metrics[name] == pytest.approx(theirs.metrics[name], rel=1e-3), name
+    assert (ours.probes is None) == (theirs.probes is None)
+    if ours.probes is not None:
+        for name in ("rms", "r_align"):
+            assert list(ours.probes[name]) == pytest.approx(
+                list(theirs.probes[name]), rel=1e-2, abs=1e-6, nan_ok=True
+            )
+
+
+def test_seconds_and_tokens_go_on(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
+    config = cell("train.steps=4", "probes.steps=null", "train.eval_every=0")
+    _, snapshots = with_snapshots(tiny_base, corpus, [config])
+    [before] = snapshots[2]
+    before = replace(before, state={**before.state, "seconds": 1000.0})
+    rows = [row for [row] in trained(tiny_base, corpus, [config], [before]) if row]
+    assert [row.metrics["step"] for row in rows] == [3, 4]
+    assert all(1000 < row.metrics["seconds"] < 1100 for row in rows)
+    assert rows[0].metrics["tokens"] > before.state["tokens"]
+
+
+def test_the_form_of_the_products_stays(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
+    """Another process may measure another speed and choose other forms, which round differently."""
+    config = cell("train.steps=2", "probes.steps=null", "train.eval_every=0")
+    [run] = [Run.of(config, corpus, tiny_base.device)]
+    fast = replace(run, contraction=replace(run.contraction, merged_rate=1.2))
+    slow = replace(run, contraction=replace(run.contraction, merged_rate=0.8))
+    [rows, *_] = train(tiny_base, corpus, [fast])
+    snapshot = next(train(tiny_base, corpus, [fast]))[0].snapshot().copied()
+    assert rows
+    resumed = train(tiny_base, corpus, [slow], [snapshot])
+    assert next(resumed)[0].snapshot().state["merged_rate"] == 1.2
+    resumed.close()
+
+
+def test_a_snapshot_is_of_its_step_only(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
+    steps = trained(tiny_base, corpus, [cell("probes.steps=null")])
+    [first] = next(steps)
+    live = first.snapshot()
+    copy = live.copied()
+    name = next(name for name in live.tensors if name.endswith("/B"))
+    assert torch.equal(live.tensors[name], copy.tensors[name])
+    next(steps)
+    assert not torch.equal(live.tensors[name], copy.tensors[name]), "a view of what trains"
+    with pytest.raises(RuntimeError, match="the state after step 0 is gone"):
+        first.snapshot()
+    steps.close()
+    wild = cell("optimizer=sgd", "optimizer.lr=1e30", "train.steps=50")
+    *_, [last] = trained(tiny_base, corpus, [wild])
+    assert last.diverged
+    with pytest.raises(RuntimeError, match="no state to go on from"):
+        last.snapshot()
+
+
+def test_a_state_of_another_cell_is_refused_in_one_line(
+    tiny_base: FrozenBase, corpus: Corpus, cell: Build
+) -> None:
+    config = cell("train.steps=2", "probes.steps=null")
+    _, [[first], [second]] = with_snapshots(tiny_base, corpus, [config])
+    others = [
+        cell("train.steps=2", o) for o in ("adapter.rank=3", "optimizer=sgd", "optimizer=lion")
+    ]
+    for other in others:
+        with pytest.raises(StudyError, match=r"^a checkpoint of step 1 does not fit its cell \("):
+            next(trained(tiny_base, corpus, [other], [first]))
+    without = replace(first, tensors={n: t for n, t in first.tensors.items() if "/A" not in n})
+    with pytest.raises(StudyError, match="does not fit its cell"):
+        next(trained(tiny_base, corpus, [config], [without]))
+    with pytest.raises(ValueError, match="can't go on from the steps"):
+        next(trained(tiny_base, corpus, [config, config], [first, second]))
+    assert not any("lora" in name for name, _ in tiny_base.model.named_modules())
