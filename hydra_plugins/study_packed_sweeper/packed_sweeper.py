@@ -4,7 +4,6 @@ The sweeper decides which cells run together, the launcher where. The work is do
 ``study.sweeps``.
 """
 
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
-
-from study.errors import StudyError
 
 if TYPE_CHECKING:
     from study.sweeps.cells import Cell
@@ -59,43 +57,63 @@ class PackedSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Plan, pack and launch. Returns what the launcher returns; raises what a job raised."""
-        # Imported here, because Hydra imports every plugin at start-up and torch takes seconds.
+        """Plan, pack and launch until all cells have results. Returns what the launcher returned.
+
+        Raises what a job raised, and :class:`StudyError` if cells failed.
+        """
+        # Imported here, because Hydra imports every plugin at start-up.
         from study.config.compose import compose, search_path
-        from study.sweeps import launch
-        from study.sweeps.app import PLAN_KEY
-        from study.sweeps.cells import plan, to_train
-        from study.sweeps.packs import packs as packed
-        from study.sweeps.plan import show_plan
+        from study.sweeps.app import PLAN_KEY, job_overrides
+        from study.sweeps.sharing import Outcome, train_all
 
         loader = self.hydra_context.config_loader
         shared, swept = self._axes(arguments)
         grid = [list(cell) for cell in product(*swept)]
         name = self.config.hydra.job.config_name
         found = search_path(self.config.hydra.overrides.hydra)
-        cells = plan(compose(loader, name, [*found, *shared], grid))
+        # Composed first: a mistake in a value is found before torch is imported, for seconds.
+        configs = compose(loader, name, [*found, *shared], grid)
+        from study.sweeps import launch
+        from study.sweeps.cells import plan, to_train
+        from study.sweeps.packs import packs as packed
+        from study.sweeps.plan import show_plan
+
+        cells = plan(configs)
         overrides = {cell.id: shlex.join(own) for cell, own in zip(cells, grid, strict=True)}
         packs = packed(to_train(cells))
         if PLAN_KEY in self.config:
             return show_plan(cells, packs)
         launch.announce(cells, packs)
-        jobs = [
-            [*shared, f"+cells=[{','.join(_quoted(overrides[cell.id]) for cell in pack)}]"]
-            for pack in packs
-        ]
-        with launch.on_agenda(packs):
-            returns = self.launcher.launch(jobs, initial_job_idx=0) if jobs else []
-        for job in returns:
-            # The message of a user's mistake. Accessing it raises any other exception of the job.
-            if job.return_value:
-                raise StudyError(job.return_value)
-        if jobs:
+        returns: list[JobReturn] = []
+
+        def one_pass(free: Sequence["Cell"]) -> list[Outcome]:
+            jobs = [
+                [
+                    *shared,
+                    *job_overrides(
+                        [overrides[cell.id] for cell in pack], agendas[pack[0].study_dir]
+                    ),
+                ]
+                for pack in packed(free)
+            ]
+            with launch.stopping_together(agendas.values()):
+                ended = self.launcher.launch(jobs, initial_job_idx=len(returns))
+            returns.extend(ended)
+            # Accessing the value raises the exception of a job that is not a user's mistake.
+            return [job.return_value for job in ended]
+
+        with launch.on_agenda(packs) as agendas:
+            train_all(cells, one_pass)
+        if packs:
             _publish(cells)
         launch.conclude(cells)
         return returns
 
     def _axes(self, arguments: list[str]) -> tuple[list[str], list[list[str]]]:
         """Overrides that all cells share, and a list of alternatives for each swept key."""
+        # Imported here, because Hydra imports every plugin at start-up.
+        from study.config.grid import alternatives, check_count
+
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         by_key: dict[str, list[str]] = {}
         for override in parser.parse_overrides(
@@ -105,13 +123,15 @@ class PackedSweeper(Sweeper):
             # The command line comes last and replaces the experiment's own sweep of a key.
             by_key.pop(key, None)
             if override.is_sweep_override():
-                by_key[key] = [f"{key}={value!s}" for value in override.sweep_string_iterator()]
+                by_key[key] = [f"{key}={value}" for value in alternatives(override)]
             else:
                 by_key[key] = [
                     override.input_line or f"{key}={override.get_value_element_as_str()}"
                 ]
-        shared = [alternatives[0] for alternatives in by_key.values() if len(alternatives) == 1]
-        return shared, [alternatives for alternatives in by_key.values() if len(alternatives) > 1]
+        shared = [axis[0] for axis in by_key.values() if len(axis) == 1]
+        swept = [axis for axis in by_key.values() if len(axis) > 1]
+        check_count(swept)
+        return shared, swept
 
 
 def _publish(cells: Sequence["Cell"]) -> None:
@@ -127,11 +147,3 @@ def _publish(cells: Sequence["Cell"]) -> None:
                 config.tracker,
                 lambda line: print(line, file=sys.stderr, flush=True),
             )
-
-
-def _quoted(text: str) -> str:
-    """``text`` as a quoted string of Hydra's override grammar.
-
-    Quotes are escaped, and so are backslashes before a quote.
-    """
-    return '"' + re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and '\\"'), text) + '"'

@@ -13,9 +13,12 @@ from study.cli.group import PASSED_ON, STUDY_DIR, cli
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def train(arguments: tuple[str, ...]) -> None:
     """Train one cell, or a sweep with -m (study train --help)."""
-    from study.sweeps import app as hydra_app
+    from study.sweeps import signals
 
-    hydra_app.main(arguments)
+    with signals.listen(["train", *arguments]):  # before the imports, which take a second
+        from study.sweeps import app as hydra_app
+
+        hydra_app.main(arguments)
 
 
 @cli.command()

@@ -6,6 +6,7 @@ A file whose lock is free was left by a killed sweep. Progress is read from the 
 
 import contextlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from study.store import is_held, lock, read_cell, write_text
-from study.vocabulary.statuses import ENDED
+from study.store.files import make_folder, remove, storing
+from study.vocabulary.statuses import DONE, ENDED
 
 WAITING = "waiting"
 """The state of a cell that is on an agenda and has not begun."""
@@ -23,16 +25,26 @@ WAITING = "waiting"
 
 @dataclass(frozen=True)
 class Planned:
-    """A cell to train. ``record``: as before it begins. ``pack``: from 1. ``cost``: in FLOPs."""
+    """A cell to train.
+
+    ``record``: as before it begins. ``pack``: from 1. ``cost``: in FLOPs, of all of its steps.
+    ``first_step``: where it continues; 0 if it has no checkpoint.
+    """
 
     record: dict[str, Any]
     pack: int
     cost: float
+    first_step: int = 0
 
     @property
     def id(self) -> str:
         """The cell's id."""
         return str(self.record["cell_id"])
+
+    @property
+    def share_before(self) -> float:
+        """The share of its steps that were done before the sweep, 0 to 1."""
+        return self.first_step / (self.record["config"]["train"]["steps"] + 1)
 
 
 @dataclass(frozen=True)
@@ -74,16 +86,18 @@ class Progress:
 
 
 @contextlib.contextmanager
-def posted(study_dir: Path, cells: Sequence[Planned]) -> Iterator[None]:
-    """Inside, other processes see that ``cells`` are to be trained.
+def posted(study_dir: Path, cells: Sequence[Planned]) -> Iterator[Path]:
+    """Inside, other processes see that ``cells`` are to be trained. Yields the agenda's file.
 
-    First deletes the agendas of killed sweeps.
+    First deletes the agendas of killed sweeps. Raises :class:`~study.store.files.StorageError` if
+    the folder can't be written.
     """
     folder = study_dir / "sweeps"
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob("*.json"):
+    make_folder(folder)
+    for left in (*folder.glob("*.json"), *folder.glob("*.stop")):
         if not is_held(_lock_of(left)):
             _delete(left)
+            remove(left)
     now = datetime.now(UTC)
     path = folder / f"{now:%Y%m%dT%H%M%S%f}-{os.getpid()}.json"
     # To the second, like the start of a cell: a cell that began earlier is another sweep's.
@@ -91,26 +105,49 @@ def posted(study_dir: Path, cells: Sequence[Planned]) -> Iterator[None]:
         "posted": now.isoformat(timespec="seconds"),
         "cells": [asdict(cell) for cell in cells],
     }
-    with lock(_lock_of(path)):  # taken first, so that nobody sees the agenda without its lock
+    held = lock(_lock_of(path))  # taken first, so that nobody sees the agenda without its lock
+    with storing(path):
+        held.acquire()
         write_text(path, json.dumps(content))
-        try:
-            yield
-        finally:
+    try:
+        yield path
+    finally:
+        with contextlib.suppress(OSError):  # a full or lost disk; or another sweep's file is in it
             _delete(path)
-            with contextlib.suppress(OSError):  # another sweep's file is in it
-                folder.rmdir()
+            folder.rmdir()
+        held.release()
+
+
+def stop_file(agenda: Path) -> Path:
+    """While this file exists, every process of the sweep, on any machine, stops after its step.
+
+    A signal would reach only processes of the sweep's own machine, and which of them train is known
+    to the launcher alone.
+    """
+    return agenda.with_suffix(".stop")
 
 
 def agendas(study_dir: Path) -> list[Agenda]:
-    """The agendas of a study's live sweeps, oldest first."""
+    """The agendas of a study's live sweeps, oldest first. A damaged one is left out."""
     found = []
     for path in sorted((study_dir / "sweeps").glob("*.json")):
-        with contextlib.suppress(FileNotFoundError):  # the sweep ended just now
-            if is_held(_lock_of(path)):
-                content = json.loads(path.read_text())
-                cells = [Planned(**cell) for cell in content["cells"]]
-                found.append(Agenda(content["posted"], cells))
+        if is_held(_lock_of(path)) and (agenda := read_agenda(path)):
+            found.append(agenda)
     return found
+
+
+def read_agenda(path: Path) -> Agenda | None:
+    """The agenda in a file; None if the sweep has just ended, or if the file is damaged."""
+    try:
+        content = json.loads(path.read_text())
+        cells = [Planned(**cell) for cell in content["cells"]]
+        # What readers use, so that a damaged file is found here and nowhere else.
+        numbers = [cell.share_before + cell.cost + cell.pack for cell in cells]
+        posted = datetime.fromisoformat(content["posted"])
+        whole = all(map(math.isfinite, numbers)) and posted.tzinfo and all(c.id for c in cells)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
+        return None
+    return Agenda(content["posted"], cells) if whole and cells else None
 
 
 def records(study_dir: Path, agenda: Agenda) -> list[dict[str, Any]]:
@@ -118,42 +155,60 @@ def records(study_dir: Path, agenda: Agenda) -> list[dict[str, Any]]:
     found = []
     for cell in agenda.cells:
         record = read_cell(study_dir / "cells" / cell.id)
-        begun = record is not None and record["started"] >= agenda.posted
+        begun = record is not None and _has_begun(record, agenda.posted)
         found.append(record if record is not None and begun else cell.record | {"status": WAITING})
     return found
+
+
+def _has_begun(record: dict[str, Any], posted: str) -> bool:
+    """Whether a cell was trained since ``posted``: it runs, has ended, or has stopped."""
+    if record["status"] in DONE or record["status"] == "running":
+        return True  # by whichever process: it was not done when the agenda was posted
+    return began(record) >= posted
+
+
+def began(record: dict[str, Any]) -> str:
+    """When a cell's training began or continued last, UTC; empty if its record does not say."""
+    try:
+        return max([str(record["started"]), *(str(each["at"]) for each in record["resumed"])])
+    except (KeyError, TypeError):
+        return str(record.get("started", ""))
 
 
 def progress(study_dir: Path, agenda: Agenda) -> Progress:
     """How far a sweep is.
 
     Time left is in proportion to cost, not to cells: rank 1024 takes several times as long as rank
-    4, and packs that run at the same time share the work.
+    4, and packs that run at the same time share the work. Steps that a cell had before the sweep
+    count neither as work nor as time.
     """
     now = records(study_dir, agenda)
-    total = sum(cell.cost for cell in agenda.cells)
-    spent = left = 0.0
+    total = spent = left = 0.0
     open_packs = set()
     for cell, record in zip(agenda.cells, now, strict=True):
-        share = _share_done(record)
-        spent += cell.cost * share
+        before = cell.share_before
+        share = max(before, _share_done(record))
+        total += cell.cost * (1 - before)
+        spent += cell.cost * (share - before)
         if record["status"] not in ENDED:
             left += cell.cost * (1 - share)
             open_packs.add(cell.pack)
-    began = min((record["started"] for record in now if record["status"] != WAITING), default=None)
+    times = [began(record) for record in now if record["status"] != WAITING]
     seconds_left = None
-    if began is not None and spent:
-        so_far = (datetime.now(UTC) - datetime.fromisoformat(began)).total_seconds()
-        seconds_left = so_far * left / spent
+    if times and spent:
+        since = datetime.fromisoformat(max(agenda.posted, min(times)))
+        seconds_left = (datetime.now(UTC) - since).total_seconds() * left / spent
     states = Counter(record["status"] for record in now)
     done = agenda.packs - len(open_packs)
-    return Progress(states, agenda.packs, done, 1 - left / total, seconds_left)
+    return Progress(states, agenda.packs, done, 1 - left / (total or 1), seconds_left)
 
 
 def _share_done(record: dict[str, Any]) -> float:
-    """The share of a cell's steps that is done, 0 to 1."""
-    if record["status"] == WAITING:
+    """The share of a cell's steps that is done, 0 to 1; 0 if a damaged record does not say."""
+    try:
+        return float((record.get("steps_done", -1) + 1) / (record["config"]["train"]["steps"] + 1))
+    except (KeyError, TypeError):
         return 0.0
-    return float((record.get("steps_done", -1) + 1) / (record["config"]["train"]["steps"] + 1))
 
 
 def _lock_of(agenda: Path) -> Path:
@@ -161,5 +216,5 @@ def _lock_of(agenda: Path) -> Path:
 
 
 def _delete(agenda: Path) -> None:
-    agenda.unlink(missing_ok=True)
-    _lock_of(agenda).unlink(missing_ok=True)
+    remove(agenda)
+    remove(_lock_of(agenda))

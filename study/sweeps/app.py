@@ -1,28 +1,34 @@
 """The Hydra application behind ``study train``: composed configs to cells, Hydra errors to a line.
 
-A job is a pack. The sweeper hands it to a launcher as Hydra overrides with ``+cells=[...]``, one
+A job is a pack. The sweeper hands it to a launcher as Hydra overrides (:func:`job_overrides`): one
 string of overrides per cell. The job composes its cells again from those strings, in whatever
 process the launcher starts.
 """
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from study.config import parse
 from study.config.compose import CONF, compose, search_path
 from study.errors import StudyError
+from study.sweeps import signals
+from study.sweeps.sharing import Outcome, train_all
 
 PLAN_FLAG, PLAN_KEY = "--plan", "plan_only"
 """Hydra's parser accepts no flags but its own, so ours travels as a key that no cell has."""
+_CELLS, _AGENDA = "cells", "agenda"
+"""The keys of a job: the overrides of its cells, and the agenda of its sweep."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -36,13 +42,15 @@ def main(arguments: Sequence[str]) -> None:
     sys.argv = [sys.argv[0], *overrides, *([f"+{PLAN_KEY}=true"] if plan_only else [])]
     mistakes: list[str | None] = []
 
-    def task(composed: DictConfig) -> str | None:
-        mistakes.append(job(composed))
-        return mistakes[-1]
+    def task(composed: DictConfig) -> Outcome:
+        outcome = job(composed)
+        mistakes.append(outcome.mistake)
+        return outcome
 
     app = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)
     try:
-        app()
+        with signals.listen(["train", *arguments]):
+            app()
     except MissingConfigException as error:
         raise StudyError(_choices(error)) from error
     except OverrideParseException as error:
@@ -56,42 +64,73 @@ def main(arguments: Sequence[str]) -> None:
         raise StudyError(mistake)
 
 
-def job(composed: DictConfig) -> str | None:
+def job_overrides(cells: Sequence[str], agenda: Path) -> list[str]:
+    """The overrides of a job beside the shared ones. ``cells``: each cell's own, as one text."""
+    texts = ",".join(_quoted(cell) for cell in cells)
+    return [f"+{_CELLS}=[{texts}]", f"+{_AGENDA}={_quoted(str(agenda))}"]
+
+
+def job(composed: DictConfig) -> Outcome:
     """One job: the cells of a pack or, without ``cells``, the one cell of the config itself.
 
-    Returns the user's mistake in one line, or None. Hydra would print an exception together with
-    all overrides of the job.
+    A user's mistake is part of the outcome. Hydra would print an exception together with all
+    overrides of the job.
     """
+    signals.listen_in_worker()
     try:
-        _run(composed)
+        if _CELLS in composed or _AGENDA in composed:
+            return _run_pack(composed)
+        _run_one(composed)
     except StudyError as error:
-        return str(error)
-    return None
+        return Outcome(mistake=str(error))
+    return Outcome()
 
 
-def _run(composed: DictConfig) -> None:
-    # Imported here: help, completion and bad overrides need no torch.
+def _run_one(composed: DictConfig) -> None:
+    """Train the one cell of a configuration, or show what that takes."""
+    config = parse(composed)  # before torch is imported, which takes seconds
     from study.sweeps import launch
     from study.sweeps.cells import plan, to_train
     from study.sweeps.plan import show_plan
-    from study.sweeps.run import run
+    from study.sweeps.run import train_pack
 
-    if "cells" not in composed:
-        cells = plan([parse(composed)])
-        pack = to_train(cells)
-        packs = [pack] if pack else []
-        if PLAN_KEY in composed:
-            return show_plan(cells, packs)
-        launch.announce(cells, packs)
-        with launch.on_agenda(packs):
-            run(pack)
-        return launch.conclude(cells)
+    cells = plan([config])
+    packs = [pack] if (pack := to_train(cells)) else []
+    if PLAN_KEY in composed:
+        return show_plan(cells, packs)
+    launch.announce(cells, packs)
+    with launch.on_agenda(packs) as agendas:
+        train_all(cells, lambda free: [train_pack(free, agendas[free[0].study_dir])])
+    return launch.conclude(cells)
+
+
+def _run_pack(composed: DictConfig) -> Outcome:
+    """Train the cells of a pack that no other process holds."""
+    overrides, agenda = composed.get(_CELLS), composed.get(_AGENDA)
+    if not isinstance(overrides, ListConfig) or not isinstance(agenda, str):
+        raise StudyError(
+            f"{_CELLS} and {_AGENDA} are keys that a sweep gives to its jobs: give overrides of "
+            "cells instead, such as -m adapter.rank=4,8"
+        )
     hydra_config = HydraConfig.get()
     shared = search_path(hydra_config.overrides.hydra)
-    shared += [o for o in hydra_config.overrides.task if not o.startswith("+cells=")]
+    internal = (f"+{_CELLS}=", f"+{_AGENDA}=")
+    shared += [o for o in hydra_config.overrides.task if not o.startswith(internal)]
     name = hydra_config.job.config_name
     loader = GlobalHydra.instance().config_loader()
-    return run(plan(compose(loader, name, shared, [shlex.split(cell) for cell in composed.cells])))
+    configs = compose(loader, name, shared, [shlex.split(str(cell)) for cell in overrides])
+    from study.sweeps.cells import plan
+    from study.sweeps.run import train_pack
+
+    return train_pack(plan(configs), Path(agenda))
+
+
+def _quoted(text: str) -> str:
+    """``text`` as a quoted string of Hydra's override grammar.
+
+    Quotes are escaped, and so are backslashes before a quote.
+    """
+    return '"' + re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and '\\"'), text) + '"'
 
 
 def _choices(error: MissingConfigException) -> str:

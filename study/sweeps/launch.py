@@ -1,13 +1,17 @@
 """What surrounds the packs of a sweep: its first line, its agenda and its last lines."""
 
+import contextlib
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+
+import psutil
 
 from study.adapters import Contraction
 from study.store import load_cells
-from study.sweeps.agenda import Planned, posted
+from study.store.files import remove
+from study.sweeps import signals
+from study.sweeps.agenda import Planned, posted, stop_file
 from study.sweeps.cells import Cell
 from study.sweeps.estimate import estimate
 from study.sweeps.status import count_noun, counts
@@ -22,18 +26,46 @@ def announce(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]]) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-@contextmanager
-def on_agenda(packs: Sequence[Sequence[Cell]]) -> Iterator[None]:
-    """Inside, every process sees which cells are still to train (:mod:`study.sweeps.agenda`)."""
+@contextlib.contextmanager
+def on_agenda(packs: Sequence[Sequence[Cell]]) -> Iterator[Mapping[Path, Path]]:
+    """Inside, every process sees which cells are still to train (:mod:`study.sweeps.agenda`).
+
+    Yields the file of each study's agenda, by the study's folder.
+    """
     planned: dict[Path, list[Planned]] = {}
     for pack in packs:
         cells = planned.setdefault(pack[0].study_dir, [])
         number = cells[-1].pack + 1 if cells else 1
         cells += [Planned(cell.description, number, _cost(cell)) for cell in pack]
-    with ExitStack() as stack:
-        for study_dir, of_study in planned.items():
-            stack.enter_context(posted(study_dir, of_study))
-        yield
+    with contextlib.ExitStack() as stack:
+        yield {
+            study_dir: stack.enter_context(posted(study_dir, of_study))
+            for study_dir, of_study in planned.items()
+        }
+
+
+@contextlib.contextmanager
+def stopping_together(agendas: Iterable[Path]) -> Iterator[None]:
+    """Inside, a first signal stops every process of the sweep after its step; a second one kills
+    those of this machine.
+    """
+    stops = [stop_file(agenda) for agenda in agendas]
+
+    def stop() -> None:
+        for path in stops:
+            with contextlib.suppress(OSError):  # a full disk: a second signal remains
+                path.touch()
+
+    try:
+        with signals.patience(stop):
+            yield
+    except signals.Stopped:
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        raise  # the files stay, for jobs that a cluster has not started yet
+    for path in stops:
+        remove(path)
 
 
 def conclude(cells: Sequence[Cell]) -> None:

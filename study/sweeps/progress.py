@@ -27,12 +27,15 @@ class Display:
     """Progress of one pack: packs, cells and steps done, loss, tokens per second and time left.
 
     A context manager. ``labels``: a name for each of the pack's cells, by cell id. ``steps``: the
-    last step. A pack that is on no agenda is shown as a sweep of its own.
+    last step. ``posted``: the file of the sweep's agenda; without one, a pack is shown as a sweep
+    of its own.
     """
 
-    def __init__(self, study_dir: Path, labels: Mapping[str, str], steps: int) -> None:
+    def __init__(
+        self, study_dir: Path, labels: Mapping[str, str], steps: int, posted: Path | None = None
+    ) -> None:
         self.study_dir, self.labels, self.steps = study_dir, labels, steps
-        self.agenda, self.pack = self._find_agenda()
+        self.agenda, self.pack = self._find_pack(posted)
         self.console = Console(stderr=True)
         self.bar = Progress(
             TextColumn("[bold]{task.fields[study]}[/]"),
@@ -45,6 +48,7 @@ class Display:
         self.task = self.bar.add_task("", total=1.0, study=study_dir.name, line="loading")
         self.logged_at = time.monotonic()
         self.fold: Sequence[str] = ()
+        self.tokens_before = 0.0
         self.finished = 0
         self._read_progress()
 
@@ -60,9 +64,9 @@ class Display:
     ) -> None:
         self.bar.stop()
 
-    def start(self, fold: Sequence[str]) -> None:
-        """The cells of ``fold``, given by id, begin."""
-        self.fold = fold
+    def start(self, fold: Sequence[str], tokens: float = 0.0) -> None:
+        """The cells of ``fold``, given by id, begin, or continue after ``tokens`` in all."""
+        self.fold, self.tokens_before = fold, tokens
         self.fold_began = time.monotonic()
 
     def advance(self, metrics: Sequence[Mapping[str, float]]) -> None:
@@ -72,7 +76,7 @@ class Display:
         if time.monotonic() - self.read_at > _READ_EVERY:
             self._read_progress()
         seconds = max(1e-9, time.monotonic() - self.fold_began)
-        tokens = sum(row["tokens"] for row in metrics) / seconds
+        tokens = (sum(row["tokens"] for row in metrics) - self.tokens_before) / seconds
         loss = next((f"loss {row['loss']:.4f}  " for row in metrics if "loss" in row), "")
         line = (
             f"{self._place(self.finished + 1)}  {self.labels[self.fold[0]]}  "
@@ -100,12 +104,12 @@ class Display:
         else:
             self.bar.console.print(f"[{self.study_dir.name}] {line}", markup=False, highlight=False)
 
-    def _find_agenda(self) -> tuple[agenda.Agenda | None, int]:
-        """The agenda with the pack's cells, and the pack's number on it; (None, 1) without one."""
-        for found in agenda.agendas(self.study_dir):
-            for cell in found.cells:
-                if cell.id in self.labels:
-                    return found, cell.pack
+    def _find_pack(self, posted: Path | None) -> tuple[agenda.Agenda | None, int]:
+        """The agenda, and the pack's number on it; (None, 1) without one."""
+        found = agenda.read_agenda(posted) if posted else None
+        for cell in found.cells if found else ():
+            if cell.id in self.labels:
+                return found, cell.pack
         return None, 1
 
     def _read_progress(self) -> None:

@@ -1,5 +1,6 @@
 """Record a fold while it trains: rows and records on disk, the display, the tracker's runs."""
 
+import contextlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,9 +16,10 @@ from study.adapters import LoraPair
 from study.adapters.peft_format import write_adapter
 from study.errors import StudyError, one_line
 from study.models import where_from
-from study.store import ADAPTER, CellWriter
+from study.store import ADAPTER, CellWriter, ClaimLost, StorageError, read_record, rows_of
 from study.store.provenance import provenance
 from study.sweeps.cells import Cell
+from study.sweeps.checkpointing import Checkpoints
 from study.sweeps.progress import Display
 from study.tracking.runs import Tracker
 from study.training.devices import describe_device, peak_memory_gb
@@ -29,7 +31,8 @@ from study.vocabulary import scaling
 class Recorder:
     """Writes a fold's results as they arrive and passes them to the display and the tracker.
 
-    ``writers``: one for each cell of ``fold``, in order.
+    ``writers``: one for each cell of ``fold``, in order. It ends with :meth:`close`, or with
+    :meth:`interrupt` if the cells are to be continued.
     """
 
     def __init__(
@@ -44,16 +47,29 @@ class Recorder:
         self.fields: list[dict[str, Any]] = [{} for _ in fold]
         self.adapters: dict[int, dict[str, LoraPair]] = {}
         self.stuck = [StuckCheck() for _ in fold]
+        self.checkpoints = Checkpoints(fold, writers, display.say)
+        self._open = set(range(len(fold)))
         self._waiting: deque[list[CellStep]] = deque()
-        display.start([cell.id for cell in fold])
+        self._last: Sequence[CellStep | None] = ()
+        tokens = sum(self._read_earlier(k) for k in range(len(fold)))
+        display.start([cell.id for cell in fold], tokens)
         for cell, writer in zip(fold, writers, strict=True):
             tracked.start(writer.record, cell.label)
+
+    def _read_earlier(self, cell: int) -> float:
+        """Take in the rows of the steps that a cell had before. Returns the tokens it has seen."""
+        tokens = 0.0
+        for row in rows_of(self.writers[cell].folder, "metrics").to_dict("records"):
+            self.stuck[cell].add(row)
+            tokens = row["tokens"]
+            self.fields[cell] |= {"steps_done": int(row["step"]), "seconds": row["seconds"]}
+        return tokens
 
     def add(self, results: Sequence[CellStep | None]) -> None:
         """Take the results of one step, by cell; None for a cell that had diverged before.
 
         They are written when their numbers have left the device, and by :meth:`close` at the
-        latest.
+        latest. Checkpoints are written when they are due.
         """
         alive = [result for result in results if result is not None]
         for result in alive:
@@ -66,8 +82,37 @@ class Recorder:
                 self.status[result.cell] = "diverged"
                 fields["diverged_step"] = step
         self.display.advance([result.metrics for result in alive])
+        self._last = results
         self._waiting.append(alive)
         while self._waiting and all(result.arrived for result in self._waiting[0]):
+            self._write(self._waiting.popleft())
+        if self.checkpoints.due(int(alive[0].metrics["step"])):
+            self._write_all()
+            self.checkpoints.write(results)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a step was added."""
+        return bool(self._last)
+
+    @property
+    def can_stop(self) -> bool:
+        """Whether a later step is to come, for which a checkpoint is of use."""
+        return any(
+            result is not None
+            and not result.diverged
+            and result.metrics["step"] < self.fold[result.cell].config.train.steps
+            for result in self._last
+        )
+
+    def checkpoint(self) -> None:
+        """Checkpoint the cells after the last step that was added, and wait until it is on disk."""
+        self._write_all()
+        self.checkpoints.now(self._last)
+
+    def _write_all(self) -> None:
+        """Write the rows that are left. Waits for their numbers."""
+        while self._waiting:
             self._write(self._waiting.popleft())
 
     def _write(self, results: Sequence[CellStep]) -> None:
@@ -97,20 +142,27 @@ class Recorder:
                 modules=dict(model.named_modules()),
             )
 
-    def fail(self, error: Exception) -> list[str]:
-        """Mark the cells that have not diverged as failed. Returns a line for each of them.
+    def fail(self, error: Exception, device: torch.device) -> dict[str, str]:
+        """Close the cells that have not diverged as failed. Returns a line for each, by id.
 
         The traceback goes to ``error.log`` in the cell's folder, unless the error is a user's
         mistake.
         """
+        try:
+            self._write_all()
+        except (StorageError, ClaimLost):
+            raise
+        except Exception:  # it may be the error itself: these rows can't be had
+            self._waiting.clear()
         failed = [k for k, status in enumerate(self.status) if status == "complete"]
-        lines = []
+        lines = {}
         for k in failed:
             line = one_line(error)
             if not isinstance(error, StudyError):
                 line += f" (traceback in {self.writers[k].write_error_log(error)})"
             self.status[k], self.fields[k]["error"] = "failed", one_line(error)
-            lines.append(f"cell {self.fold[k].id} ({self.fold[k].label}): {line}")
+            lines[self.fold[k].id] = f"cell {self.fold[k].id} ({self.fold[k].label}): {line}"
+        self.close(device)
         return lines
 
     def _mark_stuck(self) -> None:
@@ -122,12 +174,41 @@ class Recorder:
 
     def close(self, device: torch.device) -> None:
         """Write the results that are left, and close every cell with its status."""
-        while self._waiting:
-            self._write(self._waiting.popleft())
+        self.checkpoints.flush()
+        self._write_all()
         self._mark_stuck()
-        for writer, status, fields in zip(self.writers, self.status, self.fields, strict=True):
-            writer.close(status, finished=_now(), peak_memory_gb=peak_memory_gb(device), **fields)
-            self.tracked.finish(writer.record["cell_id"], status, fields)
+        for k in sorted(self._open):
+            self._close(k, finished=_now(), peak_memory_gb=peak_memory_gb(device))
+        self._show_end()
+
+    def _close(self, cell: int, **about: Any) -> None:
+        writer, status, fields = self.writers[cell], self.status[cell], self.fields[cell]
+        writer.close(status, **about, **fields)
+        self._open.discard(cell)
+        self.tracked.finish(writer.record["cell_id"], status, fields)
+
+    def interrupt(self, device: torch.device) -> None:
+        """Release every cell with its rows and checkpoints. One that has diverged is closed.
+
+        It also works after an error of the disk.
+        """
+        if not self._open:
+            return
+        with contextlib.suppress(Exception):  # the earlier checkpoints are good
+            self.checkpoints.flush()
+        for k in sorted(self._open):
+            if self.status[k] == "diverged":
+                with contextlib.suppress(Exception):
+                    self._write_all()
+                    self._close(k, finished=_now(), peak_memory_gb=peak_memory_gb(device))
+                    continue
+            self.status[k] = "interrupted"
+            self.writers[k].interrupt(**self.fields[k])
+            self._open.discard(k)
+            self.tracked.finish(self.fold[k].id, "interrupted", self.fields[k])
+        self._show_end()
+
+    def _show_end(self) -> None:
         self.display.finish(dict(zip([cell.id for cell in self.fold], self.status, strict=True)))
 
 
@@ -136,18 +217,29 @@ def config_yaml(cell: Cell) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(asdict(cell.config)))
 
 
-def record_of(cell: Cell, device: torch.device, data: str) -> dict[str, Any]:
+def record_of(cell: Cell, device: torch.device, data: str, first_step: int = 0) -> dict[str, Any]:
     """A cell's record as it begins: configuration, sources, versions, commit and device.
 
-    ``data``: the hash of the examples.
+    ``data``: the hash of the examples. A cell that continues at ``first_step`` keeps the time at
+    which it began, and gets an entry in ``resumed``.
     """
-    return {
+    now = _now()
+    record = {
         **cell.description,
         "sources": asdict(cell.sources) | {"data": data},
-        "started": _now(),
+        "started": now,
         **provenance(),
         **describe_device(device),
     }
+    if first_step:
+        earlier = read_record(cell.folder) or {}
+        record["started"] = earlier.get("started", now)
+        times = earlier.get("resumed", [])
+        record["resumed"] = [
+            *(times if isinstance(times, list) else []),
+            {"step": first_step, "at": now},
+        ]
+    return record
 
 
 def _now() -> str:

@@ -1,9 +1,13 @@
-"""Train one pack over one loaded base: claim, train, record and close its cells."""
+"""Train one pack over one loaded base: claim, continue or begin, train, record and close cells."""
 
+import contextlib
 import secrets
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -12,14 +16,27 @@ from study.config import CellConfig
 from study.errors import StudyError
 from study.models import FrozenBase, load_base
 from study.models.prefix import shared_prefix
-from study.store import CellWriter
-from study.sweeps.cells import Cell, to_train
+from study.store import (
+    CellWriter,
+    Claim,
+    ClaimLost,
+    Damaged,
+    StorageError,
+    claim,
+    is_claimed,
+)
+from study.sweeps import signals
+from study.sweeps.agenda import stop_file
+from study.sweeps.cells import Cell
+from study.sweeps.checkpointing import newest
 from study.sweeps.packs import folds
 from study.sweeps.prepare import Prepared, PreparedPack, prepare
 from study.sweeps.progress import Display
 from study.sweeps.record import Recorder, config_yaml, record_of
+from study.sweeps.sharing import Outcome, train_all
 from study.tracking.runs import Tracker, tracker
 from study.training.allocator import keep_freed_memory
+from study.training.checkpoint import Snapshot
 from study.training.devices import is_out_of_memory, release_memory
 from study.training.loop import train
 
@@ -28,71 +45,202 @@ PREFIX_SHARE = 10
 
 
 def run(pack: Sequence[Cell]) -> None:
-    """Train the cells of one pack that have no results yet.
+    """Train the cells of one pack until all have results, of this process or of another.
 
     A cell that fails is recorded as ``failed`` and the others go on. Afterwards this raises
     :class:`StudyError` naming the first failure.
     """
-    todo = to_train(pack)
-    if not todo:
-        return
+    train_all(pack, lambda free: [train_pack(free)])
+
+
+def train_pack(pack: Sequence[Cell], agenda: Path | None = None) -> Outcome:
+    """Train those cells of a pack that have no results and that no other process holds.
+
+    ``agenda``: the file of its sweep, whose process may ask to stop.
+    """
+    must_stop = _Stop(agenda)
+    todo = [cell for cell in pack if not cell.done and not is_claimed(cell.folder)]
+    if not todo or must_stop():
+        return Outcome(signum=signals.asked())
     keep_freed_memory()
     prepared = prepare(todo, held_bytes())
     base = loaded_base(prepared.config, prepared.device)
     labels = {cell.id: cell.label for cell in todo}
-    failures: list[str] = []
     with (
-        Display(todo[0].study_dir, labels, prepared.config.train.steps) as display,
+        Display(todo[0].study_dir, labels, prepared.config.train.steps, agenda) as display,
         tracker(prepared.config.tracker, display.pack, display.say) as tracked,
         _prefix_shared(base, prepared),
+        signals.patience(),
     ):
-        waiting = deque(folds(prepared, base))
-        while waiting:
-            fold = waiting.popleft()
-            recorder = _claim(fold, prepared, display, tracked)
-            error = _train(fold, prepared, base, recorder)
-            if error is not None:
-                failed = recorder.fail(error)
-                if len(fold) > 1 and is_out_of_memory(error):
-                    half = len(fold) // 2
-                    display.say(f"out of memory with {len(fold)} cells in a fold: retrying {half}")
-                    waiting.extendleft([fold[half:], fold[:half]])
-                else:
-                    failures += failed
-            recorder.close(prepared.device)
-            release_memory(prepared.device)
-    if failures:
-        raise StudyError(f"{len(failures)} of {len(todo)} cells failed; {failures[0]}")
+        failures = _Pass(prepared, base, display, tracked, must_stop).train_folds()
+    return Outcome(failures, signals.asked())
 
 
-def _claim(
-    fold: Sequence[Prepared], pack: PreparedPack, display: Display, tracked: Tracker
-) -> Recorder:
-    """Open the folders of a fold's cells for writing."""
-    cells = [prepared.cell for prepared in fold]
-    shared = {"fold": secrets.token_hex(6)}
-    writers = [
-        CellWriter(
-            cell.folder,
-            config_yaml(cell),
-            record_of(cell, pack.device, pack.corpus.fingerprint) | shared,
-        )
-        for cell in cells
-    ]
-    return Recorder(cells, writers, display, tracked)
+class _Stop:
+    """Whether this process must stop after its step: a signal came, or its sweep asks for it."""
+
+    def __init__(self, agenda: Path | None) -> None:
+        self._file = stop_file(agenda) if agenda else None
+        self._looked, self._asked = -1.0, False
+
+    def __call__(self) -> bool:
+        if self._file and time.monotonic() - self._looked > 0.2:
+            self._asked, self._looked = self._file.exists(), time.monotonic()
+        return self._asked or signals.asked() is not None
 
 
-def _train(
-    fold: Sequence[Prepared], pack: PreparedPack, base: FrozenBase, recorder: Recorder
-) -> Exception | None:
-    """Train a fold and record its results. Returns the error that ended it, if one did."""
-    try:
-        for results in train(base, pack.corpus, [prepared.run for prepared in fold]):
-            recorder.add(results)
-        recorder.save_adapters(base.model)
-    except Exception as error:  # of any kind: the other folds can still be trained
-        return error
-    return None
+@dataclass(frozen=True)
+class _Claimed:
+    """A cell that this process holds, and the state that it continues from, if it has one."""
+
+    prepared: Prepared
+    claim: Claim
+    state: Snapshot | None
+
+    @property
+    def step(self) -> int:
+        """The first step to run."""
+        return self.state.step if self.state else 0
+
+
+class _Pass:
+    """One pass over a pack: fold after fold, each claimed just before it trains."""
+
+    def __init__(
+        self,
+        pack: PreparedPack,
+        base: FrozenBase,
+        display: Display,
+        tracked: Tracker,
+        must_stop: Callable[[], bool],
+    ) -> None:
+        self.pack, self.base, self.display, self.tracked = pack, base, display, tracked
+        self.must_stop = must_stop
+        self.afresh: set[str] = set()
+        """The ids of cells whose checkpoints can't be used."""
+
+    def train_folds(self) -> dict[str, str]:
+        """Returns a line for each cell that failed, by id."""
+        failures: dict[str, str] = {}
+        self.waiting = deque(folds(self.pack, self.base))
+        while self.waiting and not self.must_stop():
+            fold = self._at_one_step(self._claim(self.waiting.popleft()))
+            recorder = self._open(fold) if fold else None
+            if recorder:
+                failures |= self._train(fold, recorder)
+                release_memory(self.pack.device)
+        return failures
+
+    def _claim(self, fold: Sequence[Prepared]) -> list[_Claimed]:
+        """Claim the cells of a fold that are still to train."""
+        claimed: list[_Claimed] = []
+        try:
+            for prepared in fold:
+                cell = prepared.cell
+                if (held := claim(cell.folder)) is None:
+                    continue
+                claimed.append(_Claimed(prepared, held, None))
+                if cell.done:  # another process has trained it since the pack was made
+                    claimed.pop().claim.release()
+                elif cell.id not in self.afresh:
+                    state = newest(cell, self.pack.device, self.display.say)
+                    claimed[-1] = _Claimed(prepared, held, state)
+        except BaseException:
+            _release(claimed)
+            raise
+        return claimed
+
+    def _at_one_step(self, claimed: Sequence[_Claimed]) -> list[_Claimed]:
+        """The cells that continue at the step of the first one. The others become the next fold."""
+        fold = [each for each in claimed if each.step == claimed[0].step]
+        others = [each for each in claimed if each.step != claimed[0].step]
+        if others:
+            _release(others)
+            self.waiting.appendleft([each.prepared for each in others])
+        return fold
+
+    def _open(self, fold: Sequence[_Claimed]) -> Recorder | None:
+        """Open the cells for writing; None if the rows before a checkpoint are damaged."""
+        shared = {"fold": secrets.token_hex(6)}
+        data = self.pack.corpus.fingerprint
+        writers: list[CellWriter] = []
+        try:
+            for each in fold:
+                cell, step = each.prepared.cell, each.step
+                record = record_of(cell, self.pack.device, data, step) | shared
+                writers.append(CellWriter(each.claim, config_yaml(cell), record, step))
+            cells = [each.prepared.cell for each in fold]
+            return Recorder(cells, writers, self.display, self.tracked)
+        except BaseException as error:
+            for writer in writers:
+                writer.interrupt()
+            _release(fold)
+            if not isinstance(error, Damaged) or len(writers) == len(fold):
+                raise
+            self._again(fold, afresh=[fold[len(writers)]], why=str(error))
+            return None
+
+    def _train(self, fold: Sequence[_Claimed], recorder: Recorder) -> dict[str, str]:
+        """Train a fold and record its results. Returns a line for each cell that failed, by id."""
+        try:
+            return self._trained(fold, recorder)
+        except ClaimLost as error:  # as if another process had held the cells from the start
+            self.display.say(str(error))
+            recorder.interrupt(self.pack.device)
+            return {}
+        except BaseException:  # the disk can't be written, or a second signal stops at once
+            recorder.interrupt(self.pack.device)
+            raise
+
+    def _trained(self, fold: Sequence[_Claimed], recorder: Recorder) -> dict[str, str]:
+        device = self.pack.device
+        try:
+            if self._run_steps(fold, recorder):
+                recorder.close(device)
+            else:
+                recorder.interrupt(device)
+        except (ClaimLost, StorageError):
+            raise
+        except Exception as error:  # of any kind: the other folds can still be trained
+            half = len(fold) // 2
+            if isinstance(error, StudyError) and fold[0].state and not recorder.has_begun:
+                recorder.interrupt(device)
+                self._again(fold, afresh=fold, why=str(error))
+            elif half and is_out_of_memory(error):
+                recorder.interrupt(device)
+                self.display.say(f"out of memory with {len(fold)} cells in a fold: retrying {half}")
+                cells = [each.prepared for each in fold]
+                self.waiting.extendleft([cells[half:], cells[:half]])
+            else:
+                return recorder.fail(error, device)
+        return {}
+
+    def _run_steps(self, fold: Sequence[_Claimed], recorder: Recorder) -> bool:
+        """Run the steps of a fold. False if it was stopped before the last one."""
+        runs = [each.prepared.run for each in fold]
+        states = [each.state for each in fold if each.state]
+        with contextlib.closing(train(self.base, self.pack.corpus, runs, states)) as steps:
+            for results in steps:
+                recorder.add(results)
+                if recorder.can_stop and (signals.handed() or self.must_stop()):
+                    recorder.checkpoint()
+                    signals.hand_over()
+                    if self.must_stop():
+                        return False
+        recorder.save_adapters(self.base.model)
+        return True
+
+    def _again(self, fold: Sequence[_Claimed], afresh: Sequence[_Claimed], why: str) -> None:
+        """Make ``fold`` the next one, with the cells of ``afresh`` at step 0."""
+        for each in afresh:
+            self.afresh.add(each.prepared.cell.id)
+            self.display.say(f"cell {each.prepared.cell.id} begins again: {why}")
+        self.waiting.appendleft([each.prepared for each in fold])
+
+
+def _release(cells: Sequence[_Claimed]) -> None:
+    for each in cells:
+        each.claim.release()
 
 
 def _prefix_shared(base: FrozenBase, pack: PreparedPack) -> AbstractContextManager[object]:

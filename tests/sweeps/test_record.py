@@ -72,8 +72,7 @@ def test_a_row_is_written_when_its_numbers_have_arrived(recorder: Recorder, tmp_
 
 def test_an_error_loses_no_row_of_the_steps_before(recorder: Recorder, tmp_path: Path) -> None:
     recorder.add([step(0, Sent(0))])
-    recorder.fail(RuntimeError("boom"))
-    recorder.close(CPU)
+    recorder.fail(RuntimeError("boom"), CPU)
     tables = load_tables(tmp_path / "mine")
     assert tables.cells["status"].to_list() == ["failed"]
     assert tables.metrics["step"].to_list() == [0]

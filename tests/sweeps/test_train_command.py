@@ -133,10 +133,11 @@ def test_a_path_with_spaces_and_quotes_reaches_the_cells(
 def test_cells_are_quoted_in_hydras_grammar(text: str) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from hydra_plugins.study_packed_sweeper.packed_sweeper import _quoted
+    from study.sweeps.app import job_overrides
 
-    override = OverridesParser.create().parse_override(f"+cells=[{_quoted(text)}]")
-    assert override.value() == [text]
+    cells, agenda = OverridesParser.create().parse_overrides(job_overrides([text], Path(text)))
+    assert cells.value() == [text]
+    assert agenda.value() == text
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -306,10 +307,11 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(
 ) -> None:
     original = sweep.train
 
-    def train(base: Any, corpus: Any, cells: Any) -> Any:
-        if cells[0].config.adapter.rank == 3:
+    def train(base: Any, corpus: Any, runs: Any, states: Any) -> Any:
+        if runs[0].config.adapter.rank == 3:
+            yield next(original(base, corpus, runs, states))
             raise RuntimeError("out of luck\nand more")
-        return original(base, corpus, cells)
+        yield from original(base, corpus, runs, states)
 
     monkeypatch.setattr(sweep, "train", train)
     ran = study_cli("train", "-m", *small, "adapter.rank=2,3,4")

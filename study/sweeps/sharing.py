@@ -1,0 +1,84 @@
+"""Processes that train the same cells share them: each one trains what no other holds.
+
+This module imports no torch, because the process of a sweep may only launch others.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import sleep
+from typing import TYPE_CHECKING
+
+from study.errors import StudyError
+from study.store import is_claimed
+from study.sweeps import signals
+
+if TYPE_CHECKING:
+    from study.sweeps.cells import Cell
+
+_POLL = 1.0
+"""Seconds between two looks at cells that other processes hold."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one pass over a pack ended.
+
+    - ``failures``: a line for each cell that failed, by id;
+    - ``signum``: the signal that ended the pass, if one did;
+    - ``mistake``: why no cell of the pack can be trained, in one line.
+    """
+
+    failures: Mapping[str, str] = field(default_factory=dict)
+    signum: int | None = None
+    mistake: str | None = None
+
+
+def train_all(cells: Sequence["Cell"], launch: Callable[[list["Cell"]], Iterable[Outcome]]) -> None:
+    """Call ``launch`` with the cells to train until every cell has results, of whichever process.
+
+    ``launch`` makes one pass: it leaves out cells that other processes hold. Those are waited for.
+    A cell that has failed here is not tried again.
+
+    Raises :class:`StudyError` naming the first failure, and :class:`~study.sweeps.signals.Stopped`
+    if a signal ended a pass.
+    """
+    failures: dict[str, str] = {}
+    todo = _left(cells, failures)
+    first = len(todo)
+    while todo:
+        free = _free(todo)
+        for outcome in launch(free) if free else ():
+            failures |= outcome.failures
+            signum = signals.asked() or outcome.signum
+            if signum is not None:
+                raise signals.Stopped(signum)
+            if outcome.mistake:
+                raise StudyError(outcome.mistake)
+        left = _left(todo, failures)
+        if free and len(left) == len(todo):  # others were faster: don't launch in a tight loop
+            sleep(_POLL)
+        todo = left
+    if failures:
+        line = next(iter(failures.values()))
+        raise StudyError(f"{len(failures)} of {first} cells failed; {line}")
+
+
+def _left(cells: Sequence["Cell"], failures: Mapping[str, str]) -> list["Cell"]:
+    """The distinct cells without results that have not failed here."""
+    distinct = {cell.id: cell for cell in cells if cell.id not in failures}
+    return [cell for cell in distinct.values() if not cell.done]
+
+
+def _free(cells: Sequence["Cell"]) -> list["Cell"]:
+    """The cells that no process holds. Waits while others hold all of them."""
+    told = False
+    while cells:
+        free = [cell for cell in cells if not is_claimed(cell.folder)]
+        if free:
+            return free
+        if not told:
+            signals.say(f"study: waiting for {len(cells)} cells that other processes train")
+            told = True
+        sleep(_POLL)
+        cells = [cell for cell in cells if not cell.done]
+    return []
