@@ -98,6 +98,11 @@ def _is_finite(value: Any) -> bool:
     return _is_number(value) and math.isfinite(value)
 
 
+def _is_rank(value: Any) -> bool:
+    """A positive number; infinite for the limit of infinite rank."""
+    return _is_number(value) and value > 0
+
+
 def _is_count(value: Any) -> bool:
     return _is_number(value) and isinstance(value, int) and value >= 0
 
@@ -145,7 +150,7 @@ _REQUIRED: dict[str, Check] = {
     "status": _is_status,
     "gamma": _is_number,
     "config": _is_config,
-    "config.adapter.rank": _is_finite,
+    "config.adapter.rank": _is_rank,
     "config.adapter.alpha": _is_finite,
     "config.adapter.scaling": _is_text,
     "config.optimizer.name": _is_text,
