@@ -5,6 +5,7 @@ copies while training goes on. If the host's memory can't hold copies, each cell
 the next step, from where its state is.
 """
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -166,7 +167,11 @@ class Checkpoints:
         error, self._error = self._error, None
         if isinstance(error, OSError):
             if not self._failing:  # one line about a disk that is full, not one an interval
-                self.say(f"no checkpoint was written, training goes on: {error}")
+                cause = os.strerror(error.errno) if error.errno else str(error)
+                place = self.fold[0].folder
+                self.say(
+                    f"no checkpoint could be written to {place} ({cause}): training goes on without"
+                )
             self._failing = True
         elif error is not None:
             raise error

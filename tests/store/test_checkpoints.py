@@ -74,7 +74,7 @@ def test_rows_are_put_on_disk_before_the_checkpoint_has_its_name(tmp_path: Path)
     assert seen == [[], ["step-00000005.safetensors"]]
 
     def fails() -> None:
-        raise StorageError(tmp_path, OSError(errno.EIO, "broken"))
+        raise OSError(errno.EIO, "broken")
 
     with pytest.raises(StorageError):
         save(tmp_path, at(15), fails)
