@@ -1,0 +1,138 @@
+"""The fast way to many cells gives what Hydra's own composition of each cell gives."""
+
+import random
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+import pytest
+import yaml
+from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf.errors import OmegaConfBaseException
+
+from study.config import CellConfig, parse
+from study.config.compose import CONF, compose
+from study.errors import StudyError
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+MISTAKES = (StudyError, HydraException, OmegaConfBaseException)
+
+
+@pytest.fixture(scope="module")
+def loader() -> Iterator[ConfigLoader]:
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        yield GlobalHydra.instance().config_loader()
+
+
+def by_hydra(loader: ConfigLoader, overrides: Sequence[str]) -> CellConfig:
+    return parse(loader.load_configuration("config", list(overrides), run_mode=RunMode.RUN))
+
+
+def assert_same(
+    loader: ConfigLoader, shared: Sequence[str], cells: Sequence[Sequence[str]], every: int = 1
+) -> None:
+    """``every``: compare one in so many cells; Hydra takes 50 ms for each."""
+    found = compose(loader, "config", shared, cells)
+    for cell, config in list(zip(cells, found, strict=True))[::every]:
+        assert repr(config) == repr(by_hydra(loader, [*shared, *cell])), cell
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_cells_of_every_experiment_are_those_of_hydra(
+    loader: ConfigLoader, experiment: str
+) -> None:
+    text = (CONF / "experiment" / f"{experiment}.yaml").read_text()
+    sweep = yaml.safe_load(text)["hydra"]["sweeper"]["params"]
+    axes = [[f"{key}={value}" for value in str(values).split(",")] for key, values in sweep.items()]
+    cells = [list(cell) for cell in product(*axes)]
+    assert_same(loader, [f"experiment={experiment}"], cells, every=max(1, len(cells) // 2))
+
+
+ALTERNATIVES = {
+    "adapter.rank": ("1", "8", "512"),
+    "adapter.alpha": ("1", "16.0", "1e3", "${adapter.rank}"),
+    "adapter.targets": ("attention", "[q_proj,v_proj]", "[up_proj]", "mlp"),
+    "adapter.dropout": ("0", "0.25"),
+    "seed": ("0", "5", "77"),
+    "data.seed": ("1", "${seed}", "${adapter.rank}"),
+    "probes.steps": ("log", "[0,1]", "null", "[0,10,20]"),
+    "probes.batch": ("train", "[train,heldout]"),
+    "optimizer": ("sgd", "adamw", "momentum"),
+    "optimizer.lr": ("1e-3", "2", "${adapter.alpha}"),
+    "optimizer.weight_decay": ("0", "0.1"),
+    "train": ("default",),
+    "train.clip": ("null", "1", "0.5"),
+    "train.steps": ("7", "100"),
+    "train.save_adapter": ("true", "false"),
+    "pack": ("{fold: 2}", "{max_cells: 3}", "{max_cells: null, fold: auto}"),
+    "pack.memory_gb": ("null", "2.5"),
+    "+tracker.project": ("null", "a name", "'1'"),
+    "adapter": ("{rank: 3}", "default"),
+    "name": ("first", "${adapter.scaling}"),
+    "preset": ("cpu", "gpu"),
+    "++train.warmup": ("1", "2"),
+    "~pack.compile": ("false",),
+}
+"""Values of each key. Keys and values of all kinds: groups, dictionaries, lists, interpolations."""
+
+
+def test_random_sweeps_are_those_of_hydra(loader: ConfigLoader) -> None:
+    draw = random.Random(12)
+    for _ in range(4):
+        keys = draw.sample(sorted(ALTERNATIVES), 6)
+        values = {key: ALTERNATIVES[key][: draw.choice((1, 9))] for key in keys}  # one, or all
+        cells = [[f"{key}={draw.choice(values[key])}" for key in keys] for _ in range(5)]
+        assert_same(loader, ["model=tiny", "data.heldout=4"], cells)
+
+
+def test_cells_may_set_different_keys_and_a_key_twice(loader: ConfigLoader) -> None:
+    cells = [
+        ["adapter.rank=4", "seed=1"],
+        ["seed=2"],
+        ["adapter.rank=16", "seed=3"],
+        [],
+        ["seed=4", "adapter.rank=8"],
+        ["adapter.rank=2", "adapter.rank=32"],
+        ["seed=5"],
+    ]
+    assert_same(loader, ["model=tiny"], cells)
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        *("adapter.rank=0", "adapter.rnak=4", "adapter.alpha=many", "seed=???", "seed=x"),
+        *(
+            "train.steps=1.5",
+            "train.steps=x",
+            "optimizer.lr=1" + "0" * 400,
+            "data.seed=${nothing}",
+            "optimizer=adamx",
+        ),
+        *("nothing=1", "probes.every=0", "optimizer.lr=-1", "name=null"),
+    ],
+)
+def test_a_mistake_of_any_cell_has_the_message_of_hydra(loader: ConfigLoader, mistake: str) -> None:
+    """The first cell is composed by Hydra, a later one is not. The message is Hydra's for both."""
+    key = mistake.partition("=")[0]
+    before = {
+        "adapter.rank": "adapter.rank=4",
+        "adapter.alpha": "adapter.alpha=8",
+        "optimizer.lr": "optimizer.lr=0.1",
+        "data.seed": "data.seed=3",
+        "name": "name=first",
+        "seed": "seed=1",
+        "train.steps": "train.steps=4",
+        "probes.every": "probes.every=null",
+    }.get(key, "seed=1")
+    messages = set()
+    for cells in ([[mistake]], [[before], [before], [mistake]]):
+        with pytest.raises(MISTAKES) as caught:
+            compose(loader, "config", ["model=tiny"], cells)
+        messages.add(str(caught.value))
+    with pytest.raises(MISTAKES) as caught:
+        by_hydra(loader, ["model=tiny", mistake])
+    assert messages == {str(caught.value)}
