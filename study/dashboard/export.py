@@ -7,7 +7,7 @@ from study.dashboard.document import embedded, whole_document
 from study.dashboard.following import FollowedStudy
 from study.dashboard.overview import in_order, overview
 from study.dashboard.verdicts import Verdicts
-from study.store import write_text
+from study.store.output import write_output
 
 MOST_BYTES = 10_000_000
 
@@ -17,7 +17,7 @@ def export(study_dir: Path, file: Path, most_bytes: int = MOST_BYTES) -> tuple[i
 
     Quantities are added in the order of :func:`~study.dashboard.overview.in_order` until the file
     reaches ``most_bytes``. The first is always included. Raises :class:`StudyError` if the folder
-    holds no study.
+    holds no study, or if the file can't be written.
     """
     study = FollowedStudy(study_dir)
     page = overview(study, Verdicts(), live=False)
@@ -34,6 +34,5 @@ def export(study_dir: Path, file: Path, most_bytes: int = MOST_BYTES) -> tuple[i
     page["left_out"] = len(quantities) - len(values)
     page["quantities"] = page["quantities"][: len(values)]
     whole = whole_document(title, json.dumps(page, allow_nan=False).encode(), values)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, whole)
+    write_output(file, whole)
     return len(values), len(quantities)

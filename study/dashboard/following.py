@@ -1,9 +1,12 @@
 """A study on disk that may still be training. Only what changed is read again.
 
 A cell that has ended is read again only if its files change. A running cell is read again when its
-streams have grown.
+streams have grown. A cell that can't be read does not disturb the others, and neither does one that
+is deleted, or made again, at any moment.
 """
 
+import logging
+import os
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,15 +17,21 @@ import pandas as pd
 
 from study.dashboard.packing import pack_message, pack_values
 from study.dashboard.probes import CellProbes, Layers, Quantity
-from study.store import SCHEMAS, cell_folders, cells_table, load_cell, load_cell_table, load_cells
+from study.errors import one_line, printable
+from study.figures.selection import Rule
+from study.store import SCHEMAS, cell_folders, cells_table, load_cell, load_cell_table
+from study.store.cells import FIRST
+from study.store.records import no_study
 from study.vocabulary.statuses import ENDED
 
 FileStates = tuple[tuple[str, int, int], ...]
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass
 class FollowedCell:
-    """A cell at the last refresh.
+    """A cell that can be read, at the last refresh.
 
     ``row``: its row of ``cells``. ``files``: the state of its files. ``revision`` increases when
     steps are replaced; it stays when steps are added.
@@ -40,41 +49,55 @@ class FollowedCell:
         return self.row["status"] in ENDED
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """A cell that can't be read: why, and the state of its files then."""
+
+    reason: str
+    files: FileStates
+
+
 class FollowedStudy:
     """The study in ``folder``. Only :meth:`refresh` reads new steps.
 
-    Layer indices and revisions are valid within one process; ``instance`` identifies it. Raises
-    :class:`StudyError` if the folder holds no study.
+    ``followed``: the cells that can be read; ``unreadable``: the others. Layer indices and
+    revisions are valid within one process; ``instance`` identifies it. Raises :class:`StudyError`
+    if the folder holds no study.
     """
 
     def __init__(self, folder: Path) -> None:
-        load_cells(folder)
         self.folder = folder
         self.instance = secrets.token_hex(8)
         self.layers = Layers()
         self.followed: dict[str, FollowedCell] = {}
+        self.unreadable: dict[str, Unreadable] = {}
+        self._next_revision: dict[str, int] = {}
+        self._logged: set[str] = set()
+        self._has_news = False
         self.refresh()
+        if not self.followed and not self.unreadable:
+            raise no_study(folder)
 
     def refresh(self) -> bool:
-        """Read what changed. Returns whether anything did."""
-        changed = False
-        for folder in cell_folders(self.folder):
-            known = self.followed.get(folder.name)
-            files = _file_states(folder)
-            unchanged = known is not None and known.files == files
-            if known and unchanged and known.ended:
-                continue
-            row = load_cell(folder)
-            # The status can change without the files: a running cell whose process died.
-            if row is None or (known and unchanged and known.row["status"] == row["status"]):
-                continue
-            self.followed[folder.name] = self._read(folder, row, files, known)
-            changed = True
+        """Read what changed. Returns whether anything did. Each problem is logged once."""
+        try:
+            folders = _folders(self.folder)
+        except OSError as error:
+            self.log(f"can't read {self.folder}: {error.strerror}")
+            return False
+        changed, self._has_news = self._has_news, False
+        changed |= self._forget({*self.followed, *self.unreadable} - {f.name for f in folders})
+        for folder in folders:
+            try:
+                changed |= self._refresh_cell(folder)
+            except Exception as error:  # Files of any content raise errors of many types.
+                changed |= self._leave_out(folder, one_line(error), _file_states(folder))
         return changed
 
     def cells(self) -> pd.DataFrame:
-        """The ``cells`` table at the last refresh."""
-        return cells_table([cell.row for cell in self.followed.values()])
+        """The ``cells`` table at the last refresh, without the unreadable cells."""
+        rows = [cell.row for cell in self.followed.values()]
+        return cells_table(rows) if rows else pd.DataFrame(columns=list(FIRST))
 
     def quantities(self) -> list[Quantity]:
         """The quantities that any cell measured, in the order of the tables."""
@@ -96,7 +119,11 @@ class FollowedStudy:
                 start = 0
             if start >= len(cell.probes.steps):
                 continue
-            values, missing = cell.probes.values(quantity, width)
+            try:
+                values, missing = cell.probes.values(quantity, width)
+            except Exception as error:  # The table was damaged or deleted after it was read.
+                self._has_news |= self._leave_out(cell.folder, one_line(error), cell.files)
+                continue
             scale, packed = pack_values(values[start:], missing[start:])
             steps = cell.probes.steps[start:].tolist()
             blocks.append(
@@ -112,27 +139,86 @@ class FollowedStudy:
         header = {"instance": self.instance, "quantity": quantity, "width": width, "blocks": blocks}
         return pack_message(header, parts)
 
+    def log(self, problem: str) -> None:
+        """Log a problem, once."""
+        if problem not in self._logged:
+            self._logged.add(problem)
+            _log.warning("%s", printable(problem))
+
+    def _refresh_cell(self, folder: Path) -> bool:
+        known, damaged = self.followed.get(folder.name), self.unreadable.get(folder.name)
+        files = _file_states(folder)
+        unchanged = known is not None and known.files == files
+        if (known and unchanged and known.ended) or (damaged and damaged.files == files):
+            return False
+        row = load_cell(folder)
+        if row is None:
+            return self._forget({folder.name} & {*self.followed, *self.unreadable})
+        if row["status"] == "unreadable":
+            return self._leave_out(folder, str(row["error"]), files)
+        # The status can change without the files: a running cell whose process died.
+        if known and unchanged and known.row["status"] == row["status"]:
+            return False
+        self.followed[folder.name] = self._read(folder, row, files, known)
+        self.unreadable.pop(folder.name, None)
+        return True
+
     def _read(
         self, folder: Path, row: dict[str, Any], files: FileStates, known: FollowedCell | None
     ) -> FollowedCell:
+        Rule.of(row["scaling"], row["exponent"])  # Raises for a rule that this version lacks.
         probes = CellProbes.read(folder, self.layers)
         metrics = load_cell_table(folder, "metrics").to_pandas()
-        revision = known.revision if known else 0
+        revision = known.revision if known else self._next_revision.get(folder.name, 0)
         if known and not _extends(probes.steps.tolist(), known.probes.steps.tolist()):
             revision += 1
         return FollowedCell(folder, row, files, probes, metrics, revision)
 
+    def _leave_out(self, folder: Path, reason: str, files: FileStates) -> bool:
+        """A cell can't be read. Returns whether this is news."""
+        self.log(f"cell {folder.name} of {self.folder} is unreadable: {reason}")
+        found = Unreadable(reason, files)
+        if self.unreadable.get(folder.name) == found:
+            return False
+        self._forget({folder.name} & {*self.followed})
+        self.unreadable[folder.name] = found
+        return True
+
+    def _forget(self, cells: set[str]) -> bool:
+        """These cells are gone. One that comes back has a new revision, so that a page that has
+        its old steps gets the new ones."""
+        for name in cells:
+            self.unreadable.pop(name, None)
+            if cell := self.followed.pop(name, None):
+                self._next_revision[name] = cell.revision + 1
+        return bool(cells)
+
+
+def _folders(study_dir: Path) -> list[Path]:
+    """The folders of the cells; none if the study was deleted.
+
+    Raises ``OSError`` if the study is there and can't be read.
+    """
+    try:
+        with os.scandir(study_dir / "cells"):
+            return cell_folders(study_dir)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
 
 def _file_states(folder: Path) -> FileStates:
-    """Name, modification time and size of each of a cell's files."""
+    """Name, time of the last change and size of each of a cell's files.
+
+    A change of rights is a change, since it may make a file readable.
+    """
     tables = [f"{table}.{kind}" for table in SCHEMAS for kind in ("arrows", "parquet")]
     found = []
     for name in ("record.json", *tables):
         try:
             state = (folder / name).stat()
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:
             continue
-        found.append((name, state.st_mtime_ns, state.st_size))
+        found.append((name, state.st_ctime_ns, state.st_size))
     return tuple(found)
 
 

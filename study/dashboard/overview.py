@@ -25,6 +25,7 @@ from study.dashboard.colours import rule_looks
 from study.dashboard.following import FollowedCell, FollowedStudy
 from study.dashboard.probes import Layer, Quantity
 from study.dashboard.verdicts import FIXED_STEPS, Verdicts
+from study.errors import printable
 from study.figures import style
 from study.figures.selection import Rule
 from study.vocabulary.optimizers import label
@@ -82,10 +83,14 @@ def overview(study: FollowedStudy, verdicts: Verdicts, live: bool) -> dict[str, 
         "study": study.folder.resolve().name,
         "instance": study.instance,
         "live": live,
-        "counts": {status: int((cells["status"] == status).sum()) for status in STATUSES},
+        "counts": _counts(cells, study),
         "cells": [
             _cell(study.followed[str(row["cell_id"])], row, setting)
             for row, setting in zip(cells.to_dict("records"), _settings(cells), strict=True)
+        ],
+        "unreadable": [
+            {"cell_id": name, "note": printable(cell.reason, 1000)}
+            for name, cell in sorted(study.unreadable.items())
         ],
         "configuration": configuration(cells),
         "rules": rule_looks(cells),
@@ -124,6 +129,11 @@ def in_order(quantities: Sequence[Quantity]) -> list[Quantity]:
     return sorted(
         quantities, key=lambda q: (q.batch != TRAIN, places.get((q.site, q.stat), len(places)))
     )
+
+
+def _counts(cells: pd.DataFrame, study: FollowedStudy) -> dict[str, int]:
+    counts = {status: int((cells["status"] == status).sum()) for status in STATUSES}
+    return counts | {"unreadable": len(study.unreadable)}
 
 
 def _cell(cell: FollowedCell, row: Mapping[Any, Any], setting: str) -> dict[str, Any]:
@@ -168,6 +178,8 @@ def _settings(cells: pd.DataFrame) -> list[str]:
 def configuration(cells: pd.DataFrame) -> dict[str, Any]:
     """``differ``: the keys whose values differ between cells. ``main``: the values of
     :data:`MAIN`, in words. ``rest``: the value of every other key that is the same in all cells."""
+    if cells.empty:
+        return {"differ": [], "main": [], "rest": {}}
     columns = [str(name) for name in cells if name not in NOT_CONFIGURATION]
     differ = [name for name in columns if cells[name].astype(str).nunique() > 1]
     return {

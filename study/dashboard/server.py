@@ -13,15 +13,17 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from plotly.offline import get_plotlyjs
 from starlette.applications import Starlette
+from starlette.datastructures import QueryParams
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from study.dashboard.document import live_document
@@ -29,8 +31,17 @@ from study.dashboard.following import FollowedStudy
 from study.dashboard.overview import fingerprint, overview
 from study.dashboard.probes import Quantity
 from study.dashboard.verdicts import Verdicts
-from study.errors import StudyError
+from study.errors import StudyError, one_line, short, unknown
 
+HAVE = "have"
+PARAMETERS = (*Quantity._fields, HAVE)
+"""The parameters of ``/values``."""
+LARGEST = 2**53
+"""The numbers that JavaScript can count to."""
+MOST_NAMED = 3
+"""Quantities that an answer names."""
+MOST_BYTES_OF_A_QUERY = 1 << 20
+"""For a page that has the values of 10 000 cells."""
 LOCAL = ("127.0.0.1", "localhost")
 REFRESH_EVERY, REFRESH_AT_LEAST_EVERY = 1.0, 2.5
 """Seconds between refreshes. The pause is ten times as long as the refresh took, between these
@@ -53,7 +64,15 @@ def serve(study_dir: Path, host: str, port: int, ready: Callable[[str], None]) -
             f"cannot serve on {host}:{port} ({error.strerror}): choose another --port or --host"
         ) from None
     ready(f"http://{host}:{listening.getsockname()[1]}/")
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            timeout_graceful_shutdown=1,
+            http="h11",
+            h11_max_incomplete_event_size=MOST_BYTES_OF_A_QUERY,
+        )
+    )
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listening])
 
@@ -81,16 +100,12 @@ def application(study: FollowedStudy, hosts: tuple[str, ...]) -> Starlette:
         return Response(watched.page, media_type="application/json", headers=headers)
 
     def values(request: Request) -> Response:
-        query = request.query_params
-        quantity = Quantity(*(query.get(name, "") for name in Quantity._fields))
         try:
-            have = {
-                cell: (int(revision), int(steps))
-                for cell, revision, steps in json.loads(query.get("have", "[]"))
-            }
-        except (ValueError, TypeError):
-            return Response("expected have=[[cell, revision, steps], ...]", status_code=400)
-        return Response(watched.values(quantity, have), media_type="application/octet-stream")
+            quantity, have = values_query(request.query_params)
+            found = watched.values(quantity, have)
+        except StudyError as error:
+            return PlainTextResponse(f"{error}\n", status_code=400)
+        return Response(found, media_type="application/octet-stream")
 
     routes = [
         Route("/", page),
@@ -105,12 +120,46 @@ def application(study: FollowedStudy, hosts: tuple[str, ...]) -> Starlette:
     return Starlette(routes=routes, middleware=guards, lifespan=watched.lifespan)
 
 
+def values_query(query: QueryParams) -> tuple[Quantity, dict[str, tuple[int, int]]]:
+    """The quantity that ``/values`` is asked for, and by cell what the page has: the revision and
+    the number of steps.
+
+    Raises :class:`StudyError` for anything else.
+    """
+    names = [name for name, _ in query.multi_items()]
+    for name in names:
+        if name not in PARAMETERS:
+            raise unknown("parameter", name, PARAMETERS)
+        if names.count(name) > 1:
+            raise StudyError(f"{name} is given {names.count(name)} times: give it once")
+    for name in Quantity._fields:
+        if name not in query:
+            raise StudyError(f"no {name} is given: /overview lists the quantities")
+    try:
+        have = json.loads(query.get(HAVE, "[]"))
+    except (ValueError, RecursionError):
+        have = None
+    if not isinstance(have, list) or not all(map(_is_entry, have)):
+        raise StudyError(f"{HAVE}={short(query[HAVE])}: give [[cell, revision, steps], ...]")
+    return Quantity(*(query[name] for name in Quantity._fields)), {c: (r, s) for c, r, s in have}
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether ``entry`` is ``[cell, revision, steps]``. A boolean is no number here."""
+    return (
+        isinstance(entry, list)
+        and [type(part) for part in entry] == [str, int, int]
+        and all(0 <= number < LARGEST for number in entry[1:])
+    )
+
+
 class _Watched:
     """A study and its overview, refreshed in a thread while the application runs."""
 
     def __init__(self, study: FollowedStudy) -> None:
         self.study, self.verdicts = study, Verdicts()
         self.lock = threading.Lock()
+        self.outdated = False
         self._describe()
 
     @contextlib.asynccontextmanager
@@ -121,7 +170,10 @@ class _Watched:
         watching.cancel()
 
     def values(self, quantity: Quantity, have: dict[str, tuple[int, int]]) -> bytes:
+        """Raises :class:`StudyError` for a quantity that no cell measured."""
         with self.lock:
+            if quantity not in (measured := self.study.quantities()):
+                raise unknown("quantity", " ".join(quantity), map(" ".join, measured[:MOST_NAMED]))
             return self.study.values_message(quantity, have)
 
     async def _watch(self) -> None:
@@ -132,9 +184,15 @@ class _Watched:
             await asyncio.sleep(min(pause, REFRESH_AT_LEAST_EVERY))
 
     def _refresh(self) -> None:
+        """An error leaves the page as it was, and the next refresh tries again."""
         with self.lock:
-            if self.study.refresh():
-                self._describe()
+            try:
+                self.outdated |= self.study.refresh()
+                if self.outdated:
+                    self._describe()
+                    self.outdated = False
+            except Exception as error:  # A file may change or vanish at any moment.
+                self.study.log(f"can't refresh the page ({one_line(error)}): trying again")
 
     def _describe(self) -> None:
         page = overview(self.study, self.verdicts, live=True)

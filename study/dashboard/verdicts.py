@@ -50,6 +50,8 @@ class Verdicts:
     def _fit(
         self, study: FollowedStudy, cells: Sequence[FollowedCell], steps: list[int]
     ) -> tuple[pd.DataFrame, str]:
+        if not cells:
+            return pd.DataFrame(), "No exponents: there is no cell that can be read."
         table = study.cells()
         if table.loc[np.isfinite(table["rank"]), "rank"].nunique() < 2:
             return pd.DataFrame(), "No exponents yet: two ranks are needed."

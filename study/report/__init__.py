@@ -10,6 +10,7 @@
   and pictures;
 - :mod:`~study.report.html`: the page as HTML with its figures embedded;
 - :mod:`~study.report.current`: derived tables and figures, made again if they are out of date;
+- :mod:`~study.report.records`: the records of all cells;
 - :mod:`~study.report.write`: both files, from a study's folder.
 """
 

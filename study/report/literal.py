@@ -24,8 +24,10 @@ UNREADABLE = "unreadable"
 KEY = "cell_id"
 """The column that is compared with other tables and not printed."""
 
-TEXTS = ("cell_id", "fold", "status", "error", "model", "model_note", "data", "device")
-TEXTS += ("device_name", "trained_by", "started", "finished")
+TEXTS = (
+    *("cell_id", "fold", "status", "error", "model", "model_note", "data", "device"),
+    *("device_name", "trained_by", "started", "finished"),
+)
 """The fields of a record that the report prints."""
 HASH_DIGITS = 12
 """How much of a hash it prints."""
@@ -33,7 +35,8 @@ HASH_DIGITS = 12
 
 def literal_tables(tables: StudyTables) -> StudyTables:
     """``tables`` with literal names. The words of the vocabulary stay as they are."""
-    return replace(tables, **{name: _literal_frame(getattr(tables, name)) for name in PRINTED})
+    found: dict[str, Any] = {name: _literal_frame(getattr(tables, name)) for name in PRINTED}
+    return replace(tables, **found)
 
 
 def literal_record(record: Record) -> Record:

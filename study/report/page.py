@@ -22,7 +22,7 @@ def page(
 ) -> list[Block]:
     """The whole report on the study ``name``, from analyzed tables."""
     tables, records = literal_tables(tables), [literal_record(record) for record in records]
-    blocks = [
+    blocks: list[Block] = [
         f"# {literal(name)}: how does LoRA's scaling behave as rank grows?",
         _overview(tables),
         condition_section(tables),
@@ -33,7 +33,8 @@ def page(
         loss_section(tables),
         task_section(tables),
         truncation_section(tables),
-        *(["## Figures", *pictures] if pictures else []),
+        "## Figures" if pictures else "",
+        *pictures,
         provenance_section(tables, records),
     ]
     return [block for block in blocks if block]

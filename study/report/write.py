@@ -10,7 +10,7 @@ from study.report.current import current_figures, current_tables
 from study.report.html import as_html
 from study.report.markdown import Picture, as_markdown
 from study.report.page import page
-from study.store import load_records
+from study.report.records import records_of
 from study.store.output import write_output
 
 
@@ -31,7 +31,7 @@ def write_report(
     tables = current_tables(study_dir, notify)
     pictures = [_picture(name, plots, folder) for name in current_figures(tables, plots, notify)]
     name = study_dir.resolve().name
-    blocks = page(name, tables, load_records(study_dir), pictures)
+    blocks = page(name, tables, records_of(study_dir, tables), pictures)
     paths = [folder / "report.md", folder / "report.html"]
     write_output(paths[0], as_markdown(blocks))
     write_output(paths[1], as_html(blocks, f"{printable(name)}: report"))

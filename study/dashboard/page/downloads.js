@@ -38,8 +38,9 @@ function curveRows(drawn, name) {
 }
 
 function fileName(chart) {
-  const { site, stat } = page.view.quantity;
-  return [page.overview.study, chart, site, stat].join("-").replace(/[^\w.-]+/g, "_");
+  const { site, stat } = page.view?.quantity ?? {};
+  const words = [page.overview.study, chart, site, stat].filter(Boolean);
+  return words.join("-").replace(/[^\w.-]+/g, "_");
 }
 
 function pictureTitle(chart) {

@@ -39,7 +39,9 @@ function render() {
 
 async function renderNow() {
   const { overview } = page;
-  if (!overview?.quantities.length) return;
+  if (!overview) return;
+  for (const id of ["choices", "charts"]) byId(id).hidden = overview.quantities.length === 0;
+  if (!overview.quantities.length) return renderWithoutCharts();
   const quantity = chosenQuantity(overview, choices.made);
   const view = new View(overview, choices.made, quantity, await values.load(quantity, overview));
   page.view = view;
@@ -57,6 +59,13 @@ async function renderNow() {
   once("fit", [layer, view.step], () => renderFit(view));
   once("losses", [shown, view.curve, rank], () => renderLosses(view));
   once("cells", [shown, rank, page.sort], () => renderCells());
+  document.body.dataset.ready = "yes";
+}
+
+/** Nothing was measured yet, or no cell can be read. */
+function renderWithoutCharts() {
+  page.view = null;
+  once("cells", [page.version, page.sort], () => renderCells());
   document.body.dataset.ready = "yes";
 }
 

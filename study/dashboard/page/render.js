@@ -260,6 +260,6 @@ function sortCells(name) {
 
 function chooseCell(cell) {
   const { rank, seed, optimizer, setting } = cell;
-  const rules = distinct([...page.view.rules.map(rule => rule.id), cell.rule]).join(",");
+  const rules = distinct([...(page.view?.rules ?? []).map(rule => rule.id), cell.rule]).join(",");
   choose({ rank, seed: String(seed), optimizer, setting, rules });
 }

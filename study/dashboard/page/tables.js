@@ -138,7 +138,7 @@ function cellTable(overview, view, sort, resort, choose) {
   const head = columns.map(([name]) => sortHead(name, sort, resort));
   const { states } = overview;
   const body = cells.map(cell => {
-    const ofView = cell.optimizer === view.optimizer && cell.setting === view.setting;
+    const ofView = cell.optimizer === view?.optimizer && cell.setting === view.setting;
     const chosen = ofView && rankOf(cell) === view.rank;
     const title = "Show this cell's rank, seed and setting in the charts";
     const show = element("button", { type: "button", onclick: () => choose(cell), title }, "show");
@@ -149,7 +149,18 @@ function cellTable(overview, view, sort, resort, choose) {
       element("td", {}, show),
     );
   });
-  return tableOf([...head, hiddenHead("show")], body);
+  const damaged = overview.unreadable.map(cell => unreadableRow(cell, columns, states));
+  return tableOf([...head, hiddenHead("show")], [...body, ...damaged]);
+}
+
+/** A cell without numbers: its files are damaged. */
+function unreadableRow({ cell_id: id, note }, columns, { unreadable: { symbol, colour } }) {
+  const entries = {
+    status: element("td", { class: colour }, `${symbol} unreadable`),
+    cell: element("td", {}, id),
+    note: element("td", { class: "error" }, note),
+  };
+  return element("tr", {}, ...columns.map(([name]) => entries[name] ?? element("td", {})));
 }
 
 function sortHead(name, sort, resort) {
