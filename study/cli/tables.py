@@ -23,7 +23,7 @@ def analyze(study_dir: Path) -> None:
     from study.store import ANALYSED
     from study.sweeps.status import count_noun
 
-    found = current_tables(study_dir, say)
+    found = current_tables(study_dir, say, must_write=True)
     Console().print(analysis.render_table(analysis.summary(found.exponents)))
     if len(found.stable):
         Console().print(analysis.render_stable(found.stable))
@@ -87,14 +87,20 @@ def figures(study_dir: Path, to: Path | None) -> None:
 
 @cli.command()
 @STUDY_DIR
-@click.option("--plots", type=PATH, help="Folder of the figures.  [default: plots/NAME]")
-def report(study_dir: Path, plots: Path | None) -> None:
+@click.option("--to", type=PATH, help="Folder of the page.  [default: RESULTS/NAME]")
+@click.option(
+    "--plots",
+    type=PATH,
+    help="Folder of the figures.  [default: plots/NAME, or figures in the folder of --to]",
+)
+def report(study_dir: Path, to: Path | None, plots: Path | None) -> None:
     """Write one page: verdicts, p*, caveats and figures.
 
-    The page is report.md and report.html. Analyzes and draws the study first if needed.
+    The page is report.md and report.html. Analyzes and draws the study first if needed. With --to,
+    it needs no right to write to the study's folder.
     """
     from study.report import write_report
 
-    folder = plots or study_dir.parent.parent / "plots" / study_dir.name
-    for path in write_report(study_dir, folder, say):
+    usual = to / "figures" if to else study_dir.parent.parent / "plots" / study_dir.name
+    for path in write_report(study_dir, plots or usual, say, to):
         click.echo(path)
