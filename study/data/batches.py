@@ -21,7 +21,7 @@ from study.config import DataConfig
 from study.data.examples import Example, fingerprint, split
 from study.data.questions import Questions
 from study.data.sources import load_examples
-from study.errors import StudyError
+from study.errors import StudyError, no_panic, one_line
 from study.store.cache import kept_arrays
 
 if TYPE_CHECKING:
@@ -30,8 +30,13 @@ if TYPE_CHECKING:
 IGNORED = -100
 """The target that torch's ``cross_entropy`` ignores."""
 
-_CHUNK = 1000
-"""Examples tokenised at once: enough for the tokenizer's threads, few enough to hold as lists."""
+_CHUNK, _CHARACTERS = 1000, 1 << 19
+"""Examples and characters tokenised at once: enough for the tokenizer's threads. A token takes
+about 200 bytes meanwhile."""
+
+_PER_TOKEN = 100
+"""Characters. Of a text that is longer per token that it may have, only the part that counts is
+tokenised. Few tokens are as long."""
 
 _VERSION = 1
 """The version of the tokenisation. Increase it when the token arrays change: they are cached."""
@@ -196,10 +201,12 @@ def _tokenise(
     # In place of an empty context, so that the target's first token can be predicted.
     start = [bos] if bos is not None else end
     tokens, lengths, contexts = [], [], []
-    for at in range(0, len(examples), _CHUNK):
-        chunk = examples[at : at + _CHUNK]
-        context_ids = _encode(tokenizer, [example.context for example in chunk], special=True)
-        target_ids = _encode(tokenizer, [example.target for example in chunk], special=False)
+    most = _PER_TOKEN * length
+    for chunk in _chunks(examples, most):
+        questions = [example.context[-most:] for example in chunk]
+        answers = [example.target[:most] for example in chunk]
+        context_ids = _encode(tokenizer, questions, special=True)
+        target_ids = _encode(tokenizer, answers, special=False)
         fitted = [
             _fit(context or start, target + end, length, bos)
             for context, target in zip(context_ids, target_ids, strict=True)
@@ -215,19 +222,39 @@ def _tokenise(
     }
 
 
+def _chunks(examples: Sequence[Example], most: int) -> Iterator[Sequence[Example]]:
+    """The examples in order: at most ``_CHUNK`` at once, and no more once they have
+    ``_CHARACTERS``, of which ``most`` count of each text.
+    """
+    first = size = 0
+    for index, example in enumerate(examples):
+        if index > first and (index - first == _CHUNK or size > _CHARACTERS):
+            yield examples[first:index]
+            first, size = index, 0
+        size += min(len(example.context), most) + min(len(example.target), most)
+    yield examples[first:]
+
+
 def _encode(
     tokenizer: "PreTrainedTokenizerBase", texts: list[str], special: bool
 ) -> list[list[int]]:
     # A tokenizer would cut the end of a question, so _fit cuts instead. ``verbose=False`` silences
     # the warning about long texts.
-    encoding = tokenizer(
-        texts,
-        add_special_tokens=special,
-        padding=False,
-        truncation=False,
-        return_attention_mask=False,
-        verbose=False,
-    )
+    try:
+        with no_panic():
+            encoding = tokenizer(
+                texts,
+                add_special_tokens=special,
+                padding=False,
+                truncation=False,
+                return_attention_mask=False,
+                verbose=False,
+            )
+    except Exception as error:  # what it raises depends on the parts of the tokenizer
+        raise StudyError(
+            f"the model's tokenizer fails on the data ({one_line(error)}): use the tokenizer.json "
+            "that was published with the model"
+        ) from None
     return list(encoding["input_ids"])
 
 
