@@ -12,6 +12,7 @@ from study.analysis.grouping import distinguishing
 from study.analysis.intervals import interval_text, rounded
 from study.analysis.summary import STYLES
 from study.analysis.wording import bracket_notes, setting_text
+from study.errors import printable
 from study.vocabulary.agreements import AGREEMENTS, meaning
 from study.vocabulary.optimizers import label
 from study.vocabulary.scaling import rule_label
@@ -22,7 +23,7 @@ def render_rates(transfer: pd.DataFrame) -> Table:
     """The table of :func:`~study.analysis.rates.rate_transfer` as a rich table of 80 columns."""
     table = Table(
         title="Scaling exponents of the best learning rate with rank",
-        caption=_caption(transfer),
+        caption=Text(_caption(transfer), style="table.caption"),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=0,  # the box leaves a blank between columns
@@ -40,7 +41,7 @@ def render_rates(transfer: pd.DataFrame) -> Table:
         rule = rule_label(str(row["scaling"]), row["exponent_p"])
         word = str(row["agreement"])
         table.add_row(
-            ", ".join([label(str(row["optimizer"])), rule, *others]),
+            Text(printable(", ".join([label(str(row["optimizer"])), rule, *others]))),
             exponent_text(row["exponent"], row["ci_low"], row["ci_high"]),
             interval_span(row["predicted_low"], row["predicted_high"]),
             Text(word, style=STYLES[AGREEMENTS[word].colour] if word else ""),

@@ -19,6 +19,7 @@ from study.analysis.stable import (
 )
 from study.analysis.verdicts import rows_of
 from study.analysis.wording import STRAIGHTNESS, factor_text, setting_text
+from study.errors import printable
 from study.vocabulary.quantities import DESCENT, MODEL_WIDE, PRIMARY
 from study.vocabulary.scaling import RULES
 from study.vocabulary.thresholds import CONFIDENCE, FEW_SEEDS, SEEDS_FOR_VERDICT, STABLE_RATIO
@@ -101,7 +102,7 @@ def render_table(summary: pd.DataFrame) -> Table:
     ]
     table = Table(
         title="Scaling exponents with rank",
-        caption=_caption(summary, curves),
+        caption=Text(_caption(summary, curves), style="table.caption"),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=0,  # the box leaves a blank between columns
@@ -114,7 +115,7 @@ def render_table(summary: pd.DataFrame) -> Table:
     table.add_column("verdict", no_wrap=True)
     for name, rows in curves:
         table.add_section()
-        table.add_row(Text(name, style="bold"))
+        table.add_row(Text(printable(name), style="bold"))
         for row in rows.to_dict("records"):
             table.add_row(*_cells(row, predicted))
     return table
@@ -160,7 +161,7 @@ def render_stable(stable: pd.DataFrame) -> Table:
     high = sorted(rows["high_rank_min"].dropna().unique())
     table = Table(
         title="p* in gamma = alpha / r^p: the p at which a quantity does not depend on rank",
-        caption=_stable_caption(rows, optimizers),
+        caption=Text(_stable_caption(rows, optimizers), style="table.caption"),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=0,  # the box leaves a blank between columns
@@ -174,7 +175,7 @@ def render_stable(stable: pd.DataFrame) -> Table:
     shown = ("predicted", *(["high_p_star"] if high else []), "p_star_limit", "limit")
     for optimizer, part in optimizers:
         table.add_section()
-        table.add_row(Text(optimizer, style="bold"))
+        table.add_row(Text(printable(optimizer), style="bold"))
         for row in part.to_dict("records"):
             table.add_row(
                 DESCENT.name if row["stat"] == DESCENT.stat else f"{row['site']} {row['stat']}",

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from study.errors import StudyError
+from study.errors import StudyError, printable
 from study.store import STATUSES, cell_row, load_cells
 from study.sweeps.agenda import WAITING, agendas, records
 from study.vocabulary.statuses import note
@@ -68,7 +68,7 @@ def table(cells: pd.DataFrame, title: str) -> Table:
         drawn.add_column(column, justify="right" if column in NUMBERS else "left")
     by_state = cells["status"].map(STATES.index)
     for _, cell in cells.assign(state=by_state).sort_values("state", kind="stable").iterrows():
-        drawn.add_row(*_texts(cell))
+        drawn.add_row(*(Text(printable(text)) for text in _texts(cell)))
     return drawn
 
 
