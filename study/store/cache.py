@@ -5,16 +5,16 @@ import hashlib
 import json
 import os
 import sys
-import zipfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import platformdirs
 
 from study.errors import StudyError
-from study.store.files import replacing, write_text
+from study.store.files import replacing
 
 _WORTH_A_LINE = 2 << 30
 """Bytes of a file that take long enough to hash for the user to wonder."""
@@ -49,20 +49,24 @@ def file_sha256(path: Path) -> str:
     seen = {"path": whole_path, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     name = hashlib.sha256(whole_path.encode()).hexdigest()[:24]
     note = cache_folder() / "sha256" / f"{name}.json"
-    try:
-        remembered = json.loads(note.read_text())
-        if {key: remembered[key] for key in seen} == seen:
-            return str(remembered["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # not cached, or the note is damaged: hash the file
+    remembered = _noted(note)
+    if all(remembered.get(key) == value for key, value in seen.items()):
+        return str(remembered["sha256"])
     if stat.st_size > _WORTH_A_LINE:
         print(f"hashing {path.name} ({stat.st_size / 1e9:.1f} GB, once)", file=sys.stderr)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    with contextlib.suppress(OSError):  # a read-only or full cache costs time, not correctness
-        note.parent.mkdir(exist_ok=True)
-        write_text(note, json.dumps(seen | {"sha256": sha256}))
+    content = json.dumps(seen | {"sha256": sha256}).encode()
+    _keep(note, lambda file: file.write(content))
     return sha256
+
+
+def _noted(note: Path) -> dict[str, Any]:
+    try:
+        with _kept(note) as file:
+            return dict(json.loads(file.read()))
+    except (OSError, ValueError):  # not cached, or damaged
+        return {}
 
 
 def kept_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -73,13 +77,44 @@ def kept_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[st
     """
     place = cache_folder() / "arrays" / f"{name}.npz"
     try:
-        with np.load(place, allow_pickle=False) as found:
+        with _kept(place) as file, np.load(file, allow_pickle=False) as found:
             return dict(found)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
-        pass
-    arrays = make()
+    except (OSError, ValueError):  # not cached, or damaged
+        arrays = make()
+    _keep(place, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+    return arrays
+
+
+# A file of the cache is the sha256 of its content in hex, a newline, and the content.
+
+_HEAD = 65
+
+
+@contextlib.contextmanager
+def _kept(place: Path) -> Iterator[BufferedReader]:
+    """An open file of the cache, at the start of its content. ValueError if it is damaged."""
+    with place.open("rb") as file:
+        head = file.read(_HEAD)
+        if head != _head(file):
+            raise ValueError(f"{place} is damaged")
+        yield file
+
+
+def _keep(place: Path, save: Callable[[BufferedRandom], Any]) -> None:
+    """Write a file of the cache, its content by ``save``."""
     with contextlib.suppress(OSError):  # a read-only or full cache costs time, not correctness
         place.parent.mkdir(exist_ok=True)
-        with replacing(place) as draft, draft.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-    return arrays
+        with replacing(place) as draft, draft.open("wb+") as file:
+            file.write(bytes(_HEAD))
+            save(file)
+            head = _head(file)
+            file.seek(0)
+            file.write(head)
+
+
+def _head(file: BufferedReader | BufferedRandom) -> bytes:
+    """The first line of an open file, from its content. Leaves the file at its content."""
+    file.seek(_HEAD)
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    file.seek(_HEAD)
+    return f"{digest}\n".encode()

@@ -16,16 +16,14 @@ def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("STUDY_CACHE", str(tmp_path / "cache"))
 
 
-def test_a_hash_is_cached_until_the_file_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hash_is_cached_until_the_file_changes(tmp_path: Path) -> None:
     file = tmp_path / "weights"
     file.write_bytes(b"one")
+    os.utime(file, ns=(0, 0))
     assert cache.file_sha256(file) == hashlib.sha256(b"one").hexdigest()
-    with monkeypatch.context() as patched:
-        patched.setattr(cache.hashlib, "file_digest", None)
-        assert cache.file_sha256(file) == hashlib.sha256(b"one").hexdigest()
     file.write_bytes(b"two")
+    os.utime(file, ns=(0, 0))
+    assert cache.file_sha256(file) == hashlib.sha256(b"one").hexdigest()
     os.utime(file, ns=(1, 1))
     assert cache.file_sha256(file) == hashlib.sha256(b"two").hexdigest()
 
@@ -35,8 +33,10 @@ def test_a_damaged_note_is_ignored(tmp_path: Path) -> None:
     file.write_bytes(b"one")
     cache.file_sha256(file)
     (note,) = (cache.cache_folder() / "sha256").iterdir()
-    note.write_text("[")
-    assert cache.file_sha256(file) == hashlib.sha256(b"one").hexdigest()
+    content = note.read_text()
+    for bad in ("[", "", "\0" * 99, "9" * 5000, content[65:], content.replace("7692c3", "7692c4")):
+        note.write_text(bad)
+        assert cache.file_sha256(file) == hashlib.sha256(b"one").hexdigest()
 
 
 def test_a_cache_folder_that_can_not_be_created(
@@ -68,9 +68,13 @@ def test_arrays_are_made_once_and_again_if_damaged(
     cache.kept_arrays("another", make)
     assert len(made) == 2
     (file,) = tmp_path.glob("arrays/name.npz")
-    file.write_bytes(file.read_bytes()[:40])
-    assert cache.kept_arrays("name", make)["a"].tolist() == [0, 1, 2]
-    assert len(made) == 3
+    content = file.read_bytes()
+    damaged = [content[:40], b"", content[65:], b"0" * 65 + content[65:]]
+    damaged += [content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :] for at in range(300)]
+    for number, bad in enumerate(damaged, start=3):
+        file.write_bytes(bad)
+        assert cache.kept_arrays("name", make)["a"].tolist() == [0, 1, 2]
+        assert len(made) == number
     assert [path.name for path in file.parent.iterdir() if path.suffix != ".npz"] == []
 
 
