@@ -2,7 +2,6 @@
 
 import contextlib
 import secrets
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -26,14 +25,13 @@ from study.store import (
     is_claimed,
 )
 from study.sweeps import signals
-from study.sweeps.agenda import stop_file
 from study.sweeps.cells import Cell
 from study.sweeps.checkpointing import newest
 from study.sweeps.packs import folds
 from study.sweeps.prepare import Prepared, PreparedPack, prepare
 from study.sweeps.progress import Display
 from study.sweeps.record import Recorder, config_yaml, record_of
-from study.sweeps.sharing import Outcome, train_all
+from study.sweeps.sharing import Outcome, StopRequest, train_all
 from study.tracking.runs import Tracker, tracker
 from study.training.allocator import keep_freed_memory
 from study.training.checkpoint import Snapshot
@@ -58,7 +56,7 @@ def train_pack(pack: Sequence[Cell], agenda: Path | None = None) -> Outcome:
 
     ``agenda``: the file of its sweep, whose process may ask to stop.
     """
-    must_stop = _Stop(agenda)
+    must_stop = StopRequest(agenda)
     todo = [cell for cell in pack if not cell.done and not is_claimed(cell.folder)]
     if not todo or must_stop():
         return Outcome(signum=signals.asked())
@@ -74,19 +72,6 @@ def train_pack(pack: Sequence[Cell], agenda: Path | None = None) -> Outcome:
     ):
         failures = _Pass(prepared, base, display, tracked, must_stop).train_folds()
     return Outcome(failures, signals.asked())
-
-
-class _Stop:
-    """Whether this process must stop after its step: a signal came, or its sweep asks for it."""
-
-    def __init__(self, agenda: Path | None) -> None:
-        self._file = stop_file(agenda) if agenda else None
-        self._looked, self._asked = -1.0, False
-
-    def __call__(self) -> bool:
-        if self._file and time.monotonic() - self._looked > 0.2:
-            self._asked, self._looked = self._file.exists(), time.monotonic()
-        return self._asked or signals.asked() is not None
 
 
 @dataclass(frozen=True)
@@ -119,9 +104,9 @@ class _Pass:
         self.afresh: set[str] = set()
         """The ids of cells whose checkpoints can't be used."""
 
-    def train_folds(self) -> dict[str, str]:
-        """Returns a line for each cell that failed, by id."""
-        failures: dict[str, str] = {}
+    def train_folds(self) -> dict[Path, str]:
+        """Returns a line for each that failed, by folder."""
+        failures: dict[Path, str] = {}
         self.waiting = deque(folds(self.pack, self.base))
         while self.waiting and not self.must_stop():
             fold = self._at_one_step(self._claim(self.waiting.popleft()))
@@ -180,8 +165,8 @@ class _Pass:
             self._again(fold, afresh=[fold[len(writers)]], why=str(error))
             return None
 
-    def _train(self, fold: Sequence[_Claimed], recorder: Recorder) -> dict[str, str]:
-        """Train a fold and record its results. Returns a line for each cell that failed, by id."""
+    def _train(self, fold: Sequence[_Claimed], recorder: Recorder) -> dict[Path, str]:
+        """Train a fold and record its results. Returns a line for each that failed, by folder."""
         try:
             return self._trained(fold, recorder)
         except ClaimLost as error:  # as if another process had held the cells from the start
@@ -192,7 +177,7 @@ class _Pass:
             recorder.interrupt(self.pack.device)
             raise
 
-    def _trained(self, fold: Sequence[_Claimed], recorder: Recorder) -> dict[str, str]:
+    def _trained(self, fold: Sequence[_Claimed], recorder: Recorder) -> dict[Path, str]:
         device = self.pack.device
         try:
             if self._run_steps(fold, recorder):

@@ -3,34 +3,56 @@
 This module imports no torch, because the process of a sweep may only launch others.
 """
 
+import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from time import sleep
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from study.errors import StudyError
 from study.store import is_claimed
 from study.sweeps import signals
+from study.sweeps.agenda import stop_file
 
 if TYPE_CHECKING:
     from study.sweeps.cells import Cell
 
 _POLL = 1.0
 """Seconds between two looks at cells that other processes hold."""
+_LOOK = 0.2
+"""Seconds between two looks for the file that asks a sweep's processes to stop."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How one pass over a pack ended.
 
-    - ``failures``: a line for each cell that failed, by id;
+    - ``failures``: a line for each cell that failed, by its folder;
     - ``signum``: the signal that ended the pass, if one did;
     - ``mistake``: why no cell of the pack can be trained, in one line.
     """
 
-    failures: Mapping[str, str] = field(default_factory=dict)
+    failures: Mapping[Path, str] = field(default_factory=dict)
     signum: int | None = None
     mistake: str | None = None
+
+
+class StopRequest:
+    """Whether this process must stop after its step: a signal came, or its sweep asks for it.
+
+    ``agenda``: the file of its sweep's agenda; None for a pack without a sweep.
+    """
+
+    def __init__(self, agenda: Path | None) -> None:
+        self._file = stop_file(agenda) if agenda else None
+        self._looked, self._found = -math.inf, False
+
+    def __call__(self) -> bool:
+        """It is cheap enough for every step: the sweep's file is looked for now and then."""
+        if self._file and time.monotonic() - self._looked > _LOOK:
+            self._found, self._looked = self._file.exists(), time.monotonic()
+        return self._found or signals.asked() is not None
 
 
 def train_all(cells: Sequence["Cell"], launch: Callable[[list["Cell"]], Iterable[Outcome]]) -> None:
@@ -42,7 +64,7 @@ def train_all(cells: Sequence["Cell"], launch: Callable[[list["Cell"]], Iterable
     Raises :class:`StudyError` naming the first failure, and :class:`~study.sweeps.signals.Stopped`
     if a signal ended a pass.
     """
-    failures: dict[str, str] = {}
+    failures: dict[Path, str] = {}
     todo = _left(cells, failures)
     first = len(todo)
     while todo:
@@ -56,16 +78,16 @@ def train_all(cells: Sequence["Cell"], launch: Callable[[list["Cell"]], Iterable
                 raise StudyError(outcome.mistake)
         left = _left(todo, failures)
         if free and len(left) == len(todo):  # others were faster: don't launch in a tight loop
-            sleep(_POLL)
+            time.sleep(_POLL)
         todo = left
     if failures:
         line = next(iter(failures.values()))
         raise StudyError(f"{len(failures)} of {first} cells failed; {line}")
 
 
-def _left(cells: Sequence["Cell"], failures: Mapping[str, str]) -> list["Cell"]:
+def _left(cells: Sequence["Cell"], failures: Mapping[Path, str]) -> list["Cell"]:
     """The distinct cells without results that have not failed here."""
-    distinct = {cell.id: cell for cell in cells if cell.id not in failures}
+    distinct = {cell.folder: cell for cell in cells if cell.folder not in failures}
     return [cell for cell in distinct.values() if not cell.done]
 
 
@@ -79,6 +101,6 @@ def _free(cells: Sequence["Cell"]) -> list["Cell"]:
         if not told:
             signals.say(f"study: waiting for {len(cells)} cells that other processes train")
             told = True
-        sleep(_POLL)
+        time.sleep(_POLL)
         cells = [cell for cell in cells if not cell.done]
     return []
