@@ -1,11 +1,17 @@
-"""The command ``study bench``: its suites, and ``study bench inference``."""
+"""The command ``study bench``: its suites and the benchmarks beside them."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 
 from study.errors import StudyError
 
-INFERENCE = "inference"
+OTHERS = {
+    "inference": (".inference.command", "inference"),
+    "checkpoint": (".checkpoints", "checkpoint"),
+    "scale": (".scale.command", "scale"),
+}
+"""The module and the name of each command that is not a suite."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -13,10 +19,10 @@ def main(arguments: Sequence[str]) -> None:
 
     Raises :class:`StudyError` if a suite is asked for and PEFT is not installed.
     """
-    if arguments[:1] == (INFERENCE,):
-        from .inference.command import inference
-
-        inference.main(arguments[1:], f"study bench {INFERENCE}", standalone_mode=False)
+    if arguments and arguments[0] in OTHERS:
+        module, name = OTHERS[arguments[0]]
+        command = getattr(import_module(module, __package__), name)
+        command.main(arguments[1:], f"study bench {arguments[0]}", standalone_mode=False)
         return
     if find_spec("peft") is None:
         raise StudyError(

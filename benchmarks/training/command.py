@@ -17,19 +17,23 @@ from .summary import summarise
 
 
 class SuitesCommand(click.Command):
-    """A command whose help lists the suites and the other benchmark."""
+    """A command whose help lists the suites and the other benchmarks."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the two lists below the options."""
         with formatter.section("Suites"):
             formatter.write_dl([(name, first_sentence(name)) for name in SUITES])
         with formatter.section("Commands"):
-            about = "What merged and unmerged adapters cost at inference (--help: its options)."
-            formatter.write_dl([("inference", about)])
+            formatter.write_dl(
+                [
+                    ("inference", "What merged and unmerged adapters cost at inference."),
+                    ("checkpoint", "What a checkpoint costs a run, in time and in bytes."),
+                ]
+            )
 
 
 @click.command(cls=SuitesCommand, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("names", nargs=-1, metavar="[SUITE]... | inference")
+@click.argument("names", nargs=-1, metavar="[SUITE]... | inference | checkpoint")
 @click.option(
     "--to",
     type=click.Path(path_type=Path),

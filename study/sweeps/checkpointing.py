@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import psutil
@@ -59,18 +60,35 @@ def newest(cell: Cell, device: torch.device, say: Say) -> Snapshot | None:
     return Snapshot.of(found)
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a checkpoint of a fold took: its bytes, and the seconds of copying and of writing.
+
+    Training waits for the copy. It waits for the writing only where memory can't hold a copy.
+    """
+
+    nbytes: int = 0
+    copying: float = 0.0
+    writing: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Copying and writing."""
+        return self.copying + self.writing
+
+
 class Schedule:
     """At which steps checkpoints are due.
 
     ``every``: the work between two; None: never. With a time, a checkpoint is also followed by
-    :data:`COST_SHARE` times its own cost in seconds without one.
+    :data:`COST_SHARE` times its own cost without one. ``cost``: of the last one.
     """
 
     def __init__(
         self, every: Interval | None, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self.every, self.clock = every, clock
-        self.cost = 0.0
+        self.cost = Cost()
         self._since = clock()
         self._step: int | None = None
 
@@ -87,7 +105,7 @@ class Schedule:
             return False
         if self.every.steps is not None:
             return step - self._step >= self.every.steps
-        least = max(self.every.seconds or 0.0, COST_SHARE * self.cost)
+        least = max(self.every.seconds or 0.0, COST_SHARE * self.cost.seconds)
         return self.clock() - self._since >= least
 
     def taken(self, step: int) -> None:
@@ -129,16 +147,18 @@ class Checkpoints:
         self.flush()
         if not (alive := _alive(results)):
             return
-        began, step = time.perf_counter(), int(alive[0].metrics["step"])
+        step = int(alive[0].metrics["step"])
         snapshots = [(result.cell, result.snapshot()) for result in alive]
         size = sum(snapshot.nbytes for _, snapshot in snapshots)
         if size > MEMORY_SHARE * available_memory(self.fold[0].config):
-            self._save(snapshots, step, began)
+            self._save(snapshots, step)
             self.flush()
         else:
+            began = time.perf_counter()
             copies = [(cell, snapshot.copied()) for cell, snapshot in snapshots]
+            copying = time.perf_counter() - began
             self._thread = threading.Thread(
-                target=self._save, args=(copies, step, began), name="checkpoint", daemon=True
+                target=self._save, args=(copies, step, copying), name="checkpoint", daemon=True
             )
             self._thread.start()
         self.schedule.taken(step)
@@ -154,7 +174,7 @@ class Checkpoints:
         step = int(alive[0].metrics["step"])
         if self.written != step:
             snapshots = [(result.cell, result.snapshot()) for result in alive]
-            self._save(snapshots, step, time.perf_counter())
+            self._save(snapshots, step)
             self.flush()
             self.schedule.taken(step)
         return self.written == step
@@ -176,8 +196,9 @@ class Checkpoints:
         elif error is not None:
             raise error
 
-    def _save(self, snapshots: Sequence[Part], step: int, began: float) -> None:
+    def _save(self, snapshots: Sequence[Part], step: int, copying: float = 0.0) -> None:
         """In the thread, or in the loop where memory can't hold copies. :meth:`flush` reports."""
+        began, nbytes = time.perf_counter(), sum(snapshot.nbytes for _, snapshot in snapshots)
         try:
             for cell, snapshot in snapshots:
                 checkpoint = snapshot.checkpoint(self.fold[cell].id)
@@ -185,7 +206,7 @@ class Checkpoints:
             self.written, self._failing = step, False
         except BaseException as error:
             self._error = error
-        self.schedule.cost = time.perf_counter() - began
+        self.schedule.cost = Cost(nbytes, copying, time.perf_counter() - began)
 
 
 def available_memory(config: CellConfig) -> float:

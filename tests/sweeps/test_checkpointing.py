@@ -14,7 +14,7 @@ from study.config import CellConfig, Interval
 from study.errors import StudyError
 from study.store.checkpoints import load_newest
 from study.sweeps import checkpointing
-from study.sweeps.checkpointing import Checkpoints, Schedule, available_memory, newest
+from study.sweeps.checkpointing import Checkpoints, Cost, Schedule, available_memory, newest
 from study.training.checkpoint import Snapshot
 from study.training.loop import CellStep
 
@@ -58,7 +58,7 @@ def test_checkpoints_take_a_twentieth_of_the_time() -> None:
     clock.now = 60
     assert schedule.due(5)
     schedule.taken(5)
-    schedule.cost = 10
+    schedule.cost = Cost(copying=2, writing=8)
     clock.now = 60 + 199
     assert not schedule.due(6)
     clock.now = 60 + 200
