@@ -149,7 +149,7 @@ _REQUIRED: dict[str, Check] = {
     **dict.fromkeys(("cell_id", "study", "model", "data"), _is_text),
     "status": _is_status,
     "gamma": _is_number,
-    "config": _is_config,
+    "config": _is_mapping,
     "config.adapter.rank": _is_rank,
     "config.adapter.alpha": _is_finite,
     "config.adapter.scaling": _is_text,
@@ -168,5 +168,6 @@ _OPTIONAL: dict[str, Check] = {
     **dict.fromkeys(("git", "peft"), _is_mapping),
     **dict.fromkeys(("config.model", "config.probes"), _is_mapping),
     **dict.fromkeys(("tables", "streams"), _are_files),
+    "config": _is_config,
 }
 """The keys of a record by dotted name, each with the check of its value. Others are free."""

@@ -1,0 +1,292 @@
+"""A record that can't be used makes its cell unreadable, and never stops a command."""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from study.errors import StudyError
+from study.store import (
+    CellWriter,
+    cell_folders,
+    cell_row,
+    damage,
+    find_cell,
+    is_done,
+    load_records,
+    read_cell,
+    read_record,
+)
+from study.store.record_format import FORMAT
+from study.vocabulary.statuses import STATUSES
+
+CONFIG = {
+    "adapter": {"rank": 8, "scaling": "rslora", "alpha": 16.0, "exponent": None},
+    "optimizer": {"name": "adamw", "lr": 1e-4, "betas": [0.9, 0.999]},
+    "train": {"steps": 3},
+    "data": {"seed": 0},
+    "seed": 0,
+}
+RECORD: dict[str, Any] = {
+    "cell_id": "abc",
+    "study": "s",
+    "model": "tiny",
+    "data": "pydoc",
+    "gamma": 0.5,
+    "config": CONFIG,
+    "device": "cpu",
+    "sources": {"model": "00ff", "adapter": None},
+}
+
+
+def complete(study_dir: Path, cell_id: str = "abc") -> Path:
+    """A complete cell with one row."""
+    folder = study_dir / "cells" / cell_id
+    writer = CellWriter.open(folder, "x: 1\n", RECORD | {"cell_id": cell_id})
+    writer.append("metrics", pd.DataFrame([{"step": 0, "tokens": 1, "loss": 1.0, "seconds": 0.5}]))
+    writer.close("complete", steps_done=0)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return complete(tmp_path)
+
+
+def change(**values: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Set dotted keys, with ``__`` for a dot; a key whose value is ``...`` is deleted."""
+
+    def changed(record: dict[str, Any]) -> dict[str, Any]:
+        for key, value in values.items():
+            *groups, last = key.split("__")
+            place = record
+            for group in groups:
+                place = place[group]
+            if value is ...:
+                del place[last]
+            else:
+                place[last] = value
+        return record
+
+    return changed
+
+
+BAD: dict[str, tuple[bytes | Callable[[dict[str, Any]], Any], str]] = {
+    "empty": (b"", "not valid JSON"),
+    "half": (b'{"cell_id": "abc", "sta', "not valid JSON"),
+    "binary": (bytes(range(256)), "not UTF-8"),
+    "zeros": (bytes(500), "not valid JSON"),
+    "deep": (b"[" * 100_000, "not valid JSON"),
+    "long number": (b'{"format": ' + b"9" * 5000 + b"}", "not valid JSON"),
+    "large": (b" " * (5 << 20), "larger than 4 MiB"),
+    "list": (b"[]", "holds a list"),
+    "twice": (b'{"cell_id": "abc", "cell_id": "abc"}', "occurs twice"),
+    "nothing": (b"{}", "no cell_id"),
+    "newer": (change(format=FORMAT + 1), "update study"),
+    "format of text": (change(format="1"), "format='1'"),
+    "no config": (change(config=...), "no config"),
+    "no rank": (change(config__adapter__rank=...), "no config.adapter.rank"),
+    "rank of text": (change(config__adapter__rank="8"), "config.adapter.rank='8'"),
+    "rank that is no number": (change(config__adapter__rank=math.nan), "config.adapter.rank=nan"),
+    "truth as rank": (change(config__adapter__rank=True), "config.adapter.rank=True"),
+    "huge steps": (change(config__train__steps=10**400), "config.train.steps=1000"),
+    "negative steps": (change(config__train__steps=-1), "config.train.steps=-1"),
+    "deep config": (change(config__adapter={"rank": {"a": {"b": 1}}}), "config="),
+    "config of text": (change(config="x"), "config='x'"),
+    "unknown status": (change(status="done"), "status='done'"),
+    "status of a list": (change(status=["complete"]), "status=['complete']"),
+    "unreadable as status": (change(status="unreadable"), "status='unreadable'"),
+    "seconds of text": (change(seconds="1"), "seconds='1'"),
+    "error of a number": (change(error=3), "error=3"),
+    "sources of a list": (change(sources=[1]), "sources=[1]"),
+    "a table elsewhere": (
+        change(tables={"../../x": {"bytes": 1, "sha256": "00"}}),
+        "tables={'../../x'",
+    ),
+    "a table without hash": (change(tables={"metrics": {"bytes": 1}}), "tables={'metrics'"),
+    "half a character": (change(model="\ud800"), "not Unicode"),
+    "copied": (change(cell_id="def"), "copied from the cell 'def'"),
+    "path as id": (change(cell_id="../../etc"), "copied from the cell '../../etc'"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_record_makes_its_cell_unreadable(folder: Path, kind: str) -> None:
+    bad, reason = BAD[kind]
+    path = folder / "record.json"
+    if isinstance(bad, bytes):
+        path.write_bytes(bad)
+    else:
+        path.write_text(json.dumps(bad(json.loads(path.read_text()))))
+    for record in (read_record(folder), read_cell(folder)):
+        assert record is not None
+        assert record["status"] == "unreadable"
+        assert record["cell_id"] == "abc", "the name of the folder"
+        assert reason in record["error"]
+        assert "\n" not in record["error"]
+        assert len(record["error"]) < 300
+        cell_row(record)
+    assert not is_done(folder)
+    assert load_records(folder.parents[1]) == []
+    with pytest.raises(StudyError, match=r"cell abc of .* is unreadable"):
+        find_cell(folder.parents[1], "ab")
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "loop"])
+def test_what_is_not_a_file_is_not_read(folder: Path, kind: str) -> None:
+    path = folder / "record.json"
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else path)
+    record = read_cell(folder)
+    assert record is not None
+    assert record["status"] == "unreadable"
+
+
+def test_a_record_without_a_format_is_an_older_one(folder: Path) -> None:
+    path = folder / "record.json"
+    older = json.loads(path.read_text())
+    del older["format"], older["tables"]
+    path.write_text(json.dumps(older))
+    assert read_cell(folder) == older
+    assert is_done(folder)
+    (folder / "metrics.parquet").unlink()
+    assert not is_done(folder)
+
+
+def test_the_committed_results_are_readable() -> None:
+    reference = Path(__file__).parents[2] / "results" / "reference"
+    studies = {path.parent for path in reference.glob("**/cells")}
+    assert studies
+    for study in studies:
+        for folder in cell_folders(study):
+            record = read_cell(folder)
+            assert record is not None
+            assert record["status"] in STATUSES
+            assert record["status"] != "unreadable", record["error"]
+            assert is_done(folder) == STATUSES[record["status"]].is_done
+
+
+def test_strangers_in_the_folder_of_cells_are_not_cells(folder: Path) -> None:
+    cells = folder.parent
+    (cells / "notes.txt").write_text("mine")
+    (cells / ".DS_Store").mkdir()
+    (cells / "dead").symlink_to(cells / "nowhere")
+    assert cell_folders(cells.parent) == [folder]
+    assert cell_folders(cells.parent / "nowhere") == []
+    (cells / "empty").mkdir()
+    assert read_cell(cells / "empty") is None
+
+
+def test_a_copied_cell_is_counted_once_and_named(folder: Path) -> None:
+    copy = folder.with_name("abc copy")
+    shutil.copytree(folder, copy)
+    assert [record["cell_id"] for record in load_records(folder.parents[1])] == ["abc"]
+    record = read_cell(copy)
+    assert record is not None
+    assert record["error"] == "copied from the cell 'abc'"
+    assert find_cell(folder.parents[1], "ab")[0] == folder
+
+
+def test_a_cell_is_found_by_the_begin_of_its_id(tmp_path: Path) -> None:
+    for name in ("abc", "abd", "ab"):
+        complete(tmp_path, name)
+    assert find_cell(tmp_path, "abd")[0].name == "abd"
+    assert find_cell(tmp_path, "ab")[0].name == "ab", "the whole id"
+    with pytest.raises(StudyError, match=r"3 cells of .* begin with 'a': choose from ab, abc, abd"):
+        find_cell(tmp_path, "a")
+    for missing in ("x", "../ab", "/", "ab/../abc"):
+        with pytest.raises(StudyError, match="no cell of"):
+            find_cell(tmp_path, missing)
+
+
+@pytest.mark.parametrize("how", ["missing", "cut", "changed"])
+def test_a_damaged_table_means_that_the_cell_is_not_done(folder: Path, how: str) -> None:
+    table = folder / "metrics.parquet"
+    content = bytearray(table.read_bytes())
+    assert is_done(folder)
+    if how == "missing":
+        table.unlink()
+    elif how == "cut":
+        table.write_bytes(content[:-1])
+    else:
+        content[len(content) // 2] ^= 4
+        table.write_bytes(content)
+    assert not is_done(folder)
+    record = read_record(folder)
+    assert record is not None
+    assert "metrics.parquet" in str(damage(folder, record))
+    seen = read_cell(folder)
+    assert seen is not None
+    assert seen["status"] == ("complete" if how == "changed" else "unreadable")
+    assert seen["config"] == CONFIG, "a row of the table of cells can still be made"
+
+
+def test_a_complete_cell_without_its_adapter_is_not_done(folder: Path) -> None:
+    assert not is_done(folder, with_adapter=True)
+    (folder / "adapter").mkdir()
+    assert is_done(folder, with_adapter=True)
+
+
+def paths(value: Any, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The path of every key of nested mappings."""
+    if not isinstance(value, dict):
+        return [prefix]
+    inner = [path for key, part in value.items() for path in paths(part, (*prefix, key))]
+    return [prefix, *inner] if prefix else inner
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_any_value_in_any_key_gives_a_row_or_a_reason(folder: Path, data: st.DataObject) -> None:
+    record = deepcopy(RECORD) | {"status": "complete", "steps_done": 0, "format": 1}
+    *groups, last = data.draw(st.sampled_from(paths(record)))
+    place = record
+    for group in groups:
+        place = place[group]
+    place[last] = data.draw(ANYTHING)
+    (folder / "record.json").write_text(json.dumps(record))
+    read = read_cell(folder)
+    assert read is not None
+    assert read["cell_id"] == "abc"
+    row = pd.DataFrame([cell_row(read)])
+    assert row["rank"].dtype == float
+    is_done(folder)
+
+
+@settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(content=st.binary(max_size=200), cut=st.integers(0, 2000))
+def test_any_bytes_give_a_reason(folder: Path, content: bytes, cut: int) -> None:
+    path = folder / "record.json"
+    path.write_bytes(path.read_bytes()[:cut] + content)
+    record = read_cell(folder)
+    assert record is not None
+    assert record["status"] in STATUSES
