@@ -7,11 +7,13 @@ The sweeper decides which cells run together, the launcher where. The work is do
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
@@ -79,7 +81,7 @@ class PackedSweeper(Sweeper):
         from study.sweeps.plan import show_plan
 
         cells = plan(configs)
-        overrides = {cell.id: shlex.join(own) for cell, own in zip(cells, grid, strict=True)}
+        overrides = {cell.folder: shlex.join(own) for cell, own in zip(cells, grid, strict=True)}
         packs = packed(to_train(cells))
         if PLAN_KEY in self.config:
             return show_plan(cells, packs)
@@ -91,12 +93,12 @@ class PackedSweeper(Sweeper):
                 [
                     *shared,
                     *job_overrides(
-                        [overrides[cell.id] for cell in pack], agendas[pack[0].study_dir]
+                        [overrides[cell.folder] for cell in pack], agendas[pack[0].study_dir]
                     ),
                 ]
                 for pack in packed(free)
             ]
-            with launch.stopping_together(agendas.values()):
+            with self._patience(launch.stopping_together(agendas.values())), launch.lost_workers():
                 ended = self.launcher.launch(jobs, initial_job_idx=len(returns))
             returns.extend(ended)
             # Accessing the value raises the exception of a job that is not a user's mistake.
@@ -108,6 +110,10 @@ class PackedSweeper(Sweeper):
             _publish(cells)
         launch.conclude(cells)
         return returns
+
+    def _patience(self, block: AbstractContextManager[None]) -> AbstractContextManager[None]:
+        """``block``, or nothing if the jobs run in this process, which asks for signals itself."""
+        return nullcontext() if isinstance(self.launcher, BasicLauncher) else block
 
     def _axes(self, arguments: list[str]) -> tuple[list[str], list[list[str]]]:
         """Overrides that all cells share, and a list of alternatives for each swept key."""

@@ -160,8 +160,8 @@ def continue_adapter(config: CellConfig, card: ModelCard) -> CellConfig:
 
 
 def to_train(cells: Sequence[Cell]) -> list[Cell]:
-    """The distinct cells that have no results yet."""
-    return [cell for cell in {cell.id: cell for cell in cells}.values() if not cell.done]
+    """The distinct cells that have no results yet. Two studies may have the same cell."""
+    return [cell for cell in {cell.folder: cell for cell in cells}.values() if not cell.done]
 
 
 def _once(known: dict[str, Any], config: ModelConfig | DataConfig, ask: Any) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 
 from study.adapters import Contraction
+from study.errors import StudyError, one_line
 from study.store import load_cells
 from study.store.files import remove
 from study.sweeps import signals
@@ -16,10 +17,18 @@ from study.sweeps.cells import Cell
 from study.sweeps.estimate import estimate
 from study.sweeps.status import count_noun, counts
 
+_LOST = (
+    "TerminatedWorkerError",  # joblib
+    "BrokenProcessPool",
+    "UncompletedJobError",  # submitit
+    "WorkerCrashedError",  # ray
+)
+"""The errors of launchers whose process ended without a result. Their packages are optional."""
+
 
 def announce(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]]) -> None:
     """Print on stderr how many cells the sweep has, and how many of them it will train."""
-    distinct, left = len({cell.id for cell in cells}), sum(len(pack) for pack in packs)
+    distinct, left = len({cell.folder for cell in cells}), sum(len(pack) for pack in packs)
     names = ", ".join(sorted({cell.config.name for cell in cells}))
     work = f"{left} to train in {count_noun(len(packs), 'pack')}" if left else "nothing to train"
     line = f"study {names}: {count_noun(distinct, 'cell')}, {distinct - left} done, {work}"
@@ -66,6 +75,22 @@ def stopping_together(agendas: Iterable[Path]) -> Iterator[None]:
         raise  # the files stay, for jobs that a cluster has not started yet
     for path in stops:
         remove(path)
+
+
+@contextlib.contextmanager
+def lost_workers() -> Iterator[None]:
+    """Inside, the error of a launcher that has lost a process is a line: its cells can continue."""
+    try:
+        yield
+    except Exception as error:
+        if (signum := signals.asked()) is not None:  # the signal came before its process listened
+            raise signals.Stopped(signum) from None
+        if type(error).__name__ not in _LOST:
+            raise
+        raise StudyError(
+            f"a process of the launcher was lost ({one_line(error)}): run the same command again, "
+            "which continues"
+        ) from None
 
 
 def conclude(cells: Sequence[Cell]) -> None:

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -142,8 +143,8 @@ class Recorder:
                 modules=dict(model.named_modules()),
             )
 
-    def fail(self, error: Exception, device: torch.device) -> dict[str, str]:
-        """Close the cells that have not diverged as failed. Returns a line for each, by id.
+    def fail(self, error: Exception, device: torch.device) -> dict[Path, str]:
+        """Close the cells that have not diverged as failed. Returns a line for each, by folder.
 
         The traceback goes to ``error.log`` in the cell's folder, unless the error is a user's
         mistake.
@@ -161,7 +162,7 @@ class Recorder:
             if not isinstance(error, StudyError):
                 line += f" (traceback in {self.writers[k].write_error_log(error)})"
             self.status[k], self.fields[k]["error"] = "failed", one_line(error)
-            lines[self.fold[k].id] = f"cell {self.fold[k].id} ({self.fold[k].label}): {line}"
+            lines[self.fold[k].folder] = f"cell {self.fold[k].id} ({self.fold[k].label}): {line}"
         self.close(device)
         return lines
 
