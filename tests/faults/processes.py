@@ -1,0 +1,204 @@
+"""Start ``study`` in processes that are cheap or fresh, and see how they end.
+
+Importing torch takes seconds. A server imports everything once, and a forked child of it begins a
+run in milliseconds. A fresh process is the console script, as users start it.
+"""
+
+import atexit
+import contextlib
+import multiprocessing as mp
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from .plan import VARIABLE, Plan
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 180.0
+"""Seconds after which a run that has not ended counts as hanging."""
+HANGS = "hangs"
+
+WARM = (
+    *("study.cli", "study.sweeps.app", "study.sweeps.run", "study.sweeps.launch"),
+    *("study.sweeps.plan", "study.sweeps.status", "study.store.checkpoints"),
+    *("transformers", "joblib", "pyarrow.parquet", "pandas", "scipy.optimize"),
+    "tests.faults.instrument",
+)
+"""What a child of the server need not import."""
+
+
+def environment(cache: Path) -> dict[str, str]:
+    """The variables of every process. One thread: results don't depend on the load, and a process
+    with one thread can be forked."""
+    plugin = Path(__file__).parent / "plugin"
+    return {
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "STUDY_CACHE": str(cache),
+        "PYTHONPATH": os.pathsep.join((str(plugin), str(ROOT))),
+    }
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended. ``code``: negative for a signal that nobody handled; None if it hangs."""
+
+    code: int | None
+    err: str
+
+
+class Running:
+    """One run: the main process, and those that it starts, in a session of their own."""
+
+    def __init__(self, plan: Plan, process: Any, pid: int) -> None:
+        self.plan, self.process, self.pid = plan, process, pid
+
+    def send(self, signum: int, group: bool) -> bool:
+        """Send a signal to the main process or to all. False if the main process has ended."""
+        if self.code() is not None:
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            (os.killpg if group else os.kill)(self.pid, signum)
+        return True
+
+    def code(self) -> int | None:
+        """The exit code of the main process; None while it runs."""
+        if isinstance(self.process, subprocess.Popen):
+            return self.process.poll()
+        return self.process.exitcode
+
+    def wait(self) -> Ended:
+        """Wait for the main process. One that hangs is killed, with its children."""
+        until = time.monotonic() + PATIENCE
+        while (code := self.code()) is None and time.monotonic() < until:
+            time.sleep(0.01)
+        if code is None:
+            self.end_all()
+        err = Path(f"{self.plan.folder}.{self.plan.run}.err")
+        return Ended(code, err.read_text(errors="replace") if err.exists() else "")
+
+    def end_all(self) -> None:
+        """Kill what is left of the session."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                if os.getsid(process.pid) == self.pid:
+                    process.kill()
+
+
+class Starter:
+    """Starts runs. Leave it with :meth:`close`."""
+
+    def __init__(self, cache: Path) -> None:
+        self.variables = environment(cache)
+        self._context = mp.get_context("forkserver")
+        self._context.set_forkserver_preload(list(WARM))
+
+    def start(self, arguments: Sequence[str], plan: Plan, fresh: bool = False) -> Running:
+        """Run ``study`` with ``arguments`` in the folder of ``plan``."""
+        variables = {**self.variables, VARIABLE: plan.dumps()}
+        err = f"{plan.folder}.{plan.run}.err"
+        if fresh:
+            script = Path(sys.executable).parent / "study"
+            with open(err, "w") as file:
+                started = subprocess.Popen(
+                    [script, *arguments],
+                    cwd=plan.folder,
+                    env=os.environ | variables,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
+                    start_new_session=True,
+                )
+            return Running(plan, started, started.pid)
+        with _variables(self.variables):  # the server takes them when it starts
+            process = self._context.Process(
+                target=run_forked, args=(tuple(arguments), variables, err)
+            )
+            process.start()
+        assert process.pid is not None
+        return Running(plan, process, process.pid)
+
+
+@contextlib.contextmanager
+def _variables(values: dict[str, str]) -> Any:
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def run_forked(arguments: tuple[str, ...], variables: dict[str, str], err: str) -> None:
+    """The child of the server: becomes a run of ``study``, and ends as the interpreter would."""
+    os.setsid()
+    for signum in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(signum, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.update(variables)
+    plan = Plan.loads(variables[VARIABLE])
+    os.chdir(plan.folder)
+    file = os.open(err, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    from .instrument import install
+
+    install(plan)
+    if plan.fork_workers:
+        _fork_workers()
+    sys.argv = ["study", *arguments]
+    code = _code_of_main()
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _code_of_main() -> int:
+    from study.cli import main
+
+    try:
+        main()
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        return 1
+    return 0
+
+
+def _fork_workers() -> None:
+    """Let joblib fork its workers, which else import torch for seconds."""
+    from joblib.externals.loky.backend import context
+
+    context.set_start_method("fork", force=True)
+
+
+def wait_for_orphans(plans: Sequence[Plan], seconds: float = 60.0) -> list[int]:
+    """Wait until no process of the runs is left. Returns those that are left after ``seconds``."""
+    until = time.monotonic() + seconds
+    while (left := _left(plans)) and time.monotonic() < until:
+        time.sleep(0.05)
+    return left
+
+
+def _left(plans: Sequence[Plan]) -> list[int]:
+    """The processes whose working directory is that of one of the runs."""
+    folders = {plan.folder for plan in plans}
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.cwd() in folders and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
