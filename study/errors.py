@@ -66,6 +66,11 @@ def no_panic() -> Iterator[None]:
         raise RuntimeError(str(error)) from None
 
 
+def given(value: object) -> str:
+    """The value as a user gives it: :func:`short`, without the quotes of a string."""
+    return short(value)[1:-1] if isinstance(value, str) else short(value)
+
+
 def one_line(error: BaseException) -> str:
     """The type of an error and the first line of its message."""
     text = str(error).strip()

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from omegaconf import MISSING
 
-from study.errors import StudyError, short, unknown
+from study.errors import StudyError, given, short, unknown
 
 BOUND = "bound"
 """The key of a bound in a field's metadata."""
@@ -87,10 +87,8 @@ class Each:
     length: int
 
     def check(self, key: str, value: Any) -> None:
-        if len(value) != self.length:
-            raise StudyError(
-                f"{key}={short(value)} has {len(value)} elements: give a list of {self.length}"
-            )
+        if not isinstance(value, list) or len(value) != self.length:
+            raise StudyError(f"{key}={short(value)} is not a list of {self.length} numbers")
         for element in value:
             self.bound.check(key, element)
 
@@ -107,7 +105,8 @@ class Whole:
         if self.word is not None and value == self.word:
             return
         if not _is_whole(value) or not self.least <= value <= self.most:
-            most = f" and at most {self.most}" if self.most < LARGEST or self.least < value else ""
+            is_large = _is_whole(value) and value > self.most
+            most = f" and at most {self.most}" if is_large else ""
             other = f", or {self.word}" if self.word else ""
             raise StudyError(
                 f"{key}={short(value)} is out of range: "
@@ -126,7 +125,7 @@ class Rank:
             return
         if not _is_whole(value) or value < 1:
             raise StudyError(
-                f"{key}={_plain(value)}: rank must be a positive integer or inf, such as {key}=16"
+                f"{key}={given(value)}: rank must be a positive integer or inf, such as {key}=16"
             )
         if value > self.most:
             raise StudyError(
@@ -189,11 +188,6 @@ class Modules:
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _plain(value: Any) -> str:
-    """A string without quotes, as the user wrote it; anything else as Python writes it."""
-    return short(value).strip("'") if isinstance(value, str) else short(value)
 
 
 def bounded(bound: Bound, default: Any = MISSING) -> Any:

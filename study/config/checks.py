@@ -5,8 +5,11 @@ Checks every mistake that can be seen without a model or data. What concerns one
 """
 
 import math
+import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from importlib.util import find_spec
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -14,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from study.config.bounds import check_bounds
 from study.config.schedules import probe_steps, truncation_ranks
 from study.config.types import CellConfig, optimizer_config
-from study.errors import StudyError, unknown
+from study.errors import StudyError, short, unknown
 from study.vocabulary import scaling
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS, of_family
@@ -39,8 +42,8 @@ def typed(composed: DictConfig) -> DictConfig:
         schema = OmegaConf.structured(CellConfig)
         schema.optimizer = OmegaConf.structured(optimizer_config(optimizer))
         return OmegaConf.merge(schema, plain)  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        raise StudyError(_first_line(error)) from error
+    except (OmegaConfBaseException, OverflowError) as error:
+        raise StudyError(first_line(error, plain)) from error
 
 
 def checked(config: DictConfig) -> CellConfig:
@@ -48,21 +51,38 @@ def checked(config: DictConfig) -> CellConfig:
 
     Raises :class:`StudyError`, one line, for a value that is missing or out of range.
     """
-    if missing := sorted(OmegaConf.missing_keys(config)):
-        raise StudyError(f"{missing[0]} is not set: give {missing[0]}=... on the command line")
     try:
+        if missing := sorted(OmegaConf.missing_keys(config)):
+            raise StudyError(f"{missing[0]} is not set: give {missing[0]}=... on the command line")
         cell: CellConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
-        raise StudyError(_first_line(error)) from error
+        raise StudyError(first_line(error)) from error
     validate(cell)
     return cell
 
 
-def _first_line(error: OmegaConfBaseException) -> str:
-    """OmegaConf's first line, led by the key that it is about."""
+def first_line(error: Exception, config: DictConfig | None = None) -> str:
+    """The first line of an error of OmegaConf, led by the key that it is about.
+
+    ``config``: the config that was converted. An error about the size of a number has no key.
+    """
+    if isinstance(error, OverflowError):
+        found = OmegaConf.to_container(config, resolve=False) if config is not None else {}
+        given = next(_large_numbers(found, ""), "a value")
+        return f"{given} is out of range: give a number below 1e308"
     line = str(error).splitlines()[0]
-    key = error.full_key
+    key = getattr(error, "full_key", None)
     return f"{key}: {line}" if key and key not in line else line
+
+
+def _large_numbers(values: Any, prefix: str) -> Iterator[str]:
+    """``key=value`` of every integer that no float can hold."""
+    if isinstance(values, int) and abs(values) > sys.float_info.max:
+        yield f"{prefix}={short(values)}"
+    for element in values if isinstance(values, list) else []:
+        yield from _large_numbers(element, prefix)
+    for key, value in values.items() if isinstance(values, dict) else []:
+        yield from _large_numbers(value, f"{prefix}.{key}".lstrip("."))
 
 
 def validate(config: CellConfig) -> None:

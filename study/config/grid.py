@@ -6,7 +6,7 @@ from math import prod
 
 from hydra.core.override_parser.types import Override, RangeSweep
 
-from study.errors import StudyError, short
+from study.errors import StudyError, given, short
 
 MOST_CELLS = 100_000
 """Of one sweep."""
@@ -21,11 +21,11 @@ def alternatives(override: Override) -> list[str]:
     # A shuffled range is made as a whole; counting a part of it is enough.
     values = swept.range() if isinstance(swept, RangeSweep) else override.sweep_iterator()
     count = sum(1 for _ in islice(values, MOST_CELLS + 1))
-    given = f"{override.get_key_element()}={short(override.get_value_string()).strip(chr(39))}"
+    swept_as = f"{override.get_key_element()}={given(override.get_value_string())}"
     if count == 0:
-        raise StudyError(f"{given} has no values to sweep over: give at least one")
+        raise StudyError(f"{swept_as} has no values to sweep over: give at least one")
     if count > MOST_CELLS:
-        raise StudyError(f"{given} has over {MOST_CELLS} values: give fewer")
+        raise StudyError(f"{swept_as} has over {MOST_CELLS} values: give fewer")
     return list(override.sweep_string_iterator())
 
 

@@ -4,8 +4,10 @@ import math
 from typing import Any
 
 from study.config.types import CellConfig
-from study.errors import StudyError
+from study.errors import StudyError, given
 
+MOST_STEPS = 1_000_000
+"""Of a schedule: its steps are listed in memory and in the identity of a cell."""
 MOST_DOUBLINGS = 16
 """The most powers of two in ``probes.truncations=log``: no layer has more than 65536 features."""
 
@@ -13,7 +15,8 @@ MOST_DOUBLINGS = 16
 def probe_steps(config: CellConfig) -> tuple[int, ...]:
     """The steps that are measured, ascending. Listed steps after the end of the run are dropped.
 
-    Raises :class:`StudyError` for a bad schedule, or for two schedules at once.
+    Raises :class:`StudyError` for a bad schedule, for two schedules at once, and for over
+    :data:`MOST_STEPS` steps.
     """
     probes, last = config.probes, config.train.steps
     if probes.every is not None and probes.steps is not None:
@@ -22,6 +25,7 @@ def probe_steps(config: CellConfig) -> tuple[int, ...]:
             "set one to null"
         )
     if probes.every is not None:
+        _check_count("probes.every", last, probes.every)
         return tuple(sorted({*range(0, last + 1, probes.every), last}))
     if probes.steps is None:
         return ()
@@ -31,7 +35,7 @@ def probe_steps(config: CellConfig) -> tuple[int, ...]:
     listed = _whole_numbers(probes.steps)
     if listed is None:
         raise StudyError(
-            f"probes.steps={probes.steps} is not a schedule: "
+            f"probes.steps={given(probes.steps)} is not a schedule: "
             "give 'log' or a list of steps such as [0,1,2,4]"
         )
     return tuple(sorted({step for step in listed if step <= last}))
@@ -52,7 +56,8 @@ def truncation_ranks(config: CellConfig, most: float = math.inf) -> tuple[float,
     ranks = powers if asked == "log" else _whole_numbers(asked)
     if ranks is None:
         raise StudyError(
-            f"probes.truncations={asked}: ranks must be 'log', a list such as [1,4,16], or null"
+            f"probes.truncations={given(asked)}: ranks must be 'log', a list such as [1,4,16], "
+            "or null"
         )
     return (*sorted({rank for rank in ranks if rank < min(own, most)}), own)
 
@@ -60,18 +65,28 @@ def truncation_ranks(config: CellConfig, most: float = math.inf) -> tuple[float,
 def eval_steps(config: CellConfig) -> frozenset[int]:
     """The steps with a held-out loss: the first, the last and every ``train.eval_every``-th.
 
-    Empty if ``train.eval_every`` is 0.
+    Empty if ``train.eval_every`` is 0. Raises :class:`StudyError` for over :data:`MOST_STEPS`
+    steps.
     """
     last, every = config.train.steps, config.train.eval_every
     if every == 0:
         return frozenset()
+    if every is not None:
+        _check_count("train.eval_every", last, every)
     return frozenset({0, last} | (set(range(0, last + 1, every)) if every else set()))
+
+
+def _check_count(key: str, last: int, every: int) -> None:
+    if last // every > MOST_STEPS:
+        least = math.ceil(last / MOST_STEPS)
+        raise StudyError(
+            f"{key}={every} stands for {last // every} steps of train.steps={last}: "
+            f"give at least {least}"
+        )
 
 
 def _whole_numbers(value: Any) -> list[int] | None:
     """``value`` as a list of whole numbers from 0 up; None if it is anything else."""
-    listed = [value] if isinstance(value, int) else value
-    if isinstance(listed, str):
-        return None
+    listed = value if isinstance(value, list) else [value]
     whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in listed)
-    return list(listed) if whole else None
+    return list(listed) if whole and len(listed) <= MOST_STEPS else None

@@ -1,0 +1,81 @@
+"""What Hydra and OmegaConf say about a user's mistake, in one line of ours."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+import antlr4
+import hydra
+import omegaconf
+import yaml
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from study.errors import StudyError, given
+
+_LIBRARIES = tuple(
+    f"{Path(str(module.__file__)).parent}{os.sep}" for module in (hydra, omegaconf, antlr4, yaml)
+)
+
+
+@contextmanager
+def as_study_errors() -> Iterator[None]:
+    """Inside, an error that Hydra reports becomes a :class:`StudyError` that says what is wrong.
+
+    Hydra checks few types. For some mistakes it raises a ``TypeError`` or a ``ValueError`` from
+    its own code, so whatever its code raises is taken for a mistake of the user.
+    """
+    try:
+        yield
+    except StudyError:
+        raise
+    except MissingConfigException as error:
+        raise StudyError(_choices(error)) from error
+    except OverrideParseException as error:
+        line = str(error).splitlines()[0]
+        raise StudyError(
+            f"can't read {given(error.override)} ({given(line)}): write key=value; a value with "
+            "spaces, brackets or letters beyond a to z has quotes of its own, such as "
+            "\"name='été'\""
+        ) from error
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise StudyError(_cause(error)) from error
+    except Exception as error:
+        if not _file(error.__traceback__).startswith(_LIBRARIES):
+            raise
+        raise StudyError(
+            f"can't compose the configuration ({_cause(error)}): a group, such as optimizer, takes "
+            "the name of an option, and any other key a value"
+        ) from error
+
+
+def _file(traceback: TracebackType | None) -> str:
+    """The file of the code that raised."""
+    file = ""
+    while traceback is not None:
+        file, traceback = traceback.tb_frame.f_code.co_filename, traceback.tb_next
+    return file
+
+
+def _choices(error: MissingConfigException) -> str:
+    """``Could not find 'optimizer/adamx': choose from adamw, sgd``."""
+    line = str(error).splitlines()[0]
+    found = line.partition(": ")[2] if line.startswith("In '") else line
+    return f"{found}: choose from {', '.join(error.options)}" if error.options else found
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of the innermost cause and, for an unknown key, the keys that exist."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    key, parent = getattr(error, "full_key", None), getattr(error, "parent_node", None)
+    if key and isinstance(parent, DictConfig) and line.startswith("Key "):
+        siblings = [str(name) for name in parent if name != "hydra"]
+        return f"unknown key {key}: choose from {', '.join(siblings)}"
+    if line.startswith("Ambiguous value"):
+        return f"{line}: add -m to sweep over it, or write key=[a,b] for one list"
+    return f"{key}: {line}" if key and key not in line else line
