@@ -15,15 +15,14 @@ from pathlib import Path
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, ListConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from study.config import parse
 from study.config.compose import CONF, compose, search_path
+from study.config.mistakes import as_study_errors
 from study.errors import StudyError
 from study.sweeps import signals
-from study.sweeps.sharing import Outcome, train_all
+from study.sweeps.sharing import Outcome, StopRequest, train_all
 
 PLAN_FLAG, PLAN_KEY = "--plan", "plan_only"
 """Hydra's parser accepts no flags but its own, so ours travels as a key that no cell has."""
@@ -48,18 +47,8 @@ def main(arguments: Sequence[str]) -> None:
         return outcome
 
     app = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)
-    try:
-        with signals.listen(["train", *arguments]):
-            app()
-    except MissingConfigException as error:
-        raise StudyError(_choices(error)) from error
-    except OverrideParseException as error:
-        line = str(error).splitlines()[0]
-        raise StudyError(
-            f"can't read {error.override} ({line}): write key=value, with quotes around odd values"
-        ) from error
-    except (HydraException, OmegaConfBaseException) as error:
-        raise StudyError(_cause(error)) from error
+    with as_study_errors(), signals.listen(["train", *arguments]):
+        app()
     for mistake in filter(None, mistakes):
         raise StudyError(mistake)
 
@@ -112,6 +101,8 @@ def _run_pack(composed: DictConfig) -> Outcome:
             f"{_CELLS} and {_AGENDA} are keys that a sweep gives to its jobs: give overrides of "
             "cells instead, such as -m adapter.rank=4,8"
         )
+    if StopRequest(Path(agenda))():  # before it composes and imports, which takes seconds
+        return Outcome(signum=signals.asked())
     hydra_config = HydraConfig.get()
     shared = search_path(hydra_config.overrides.hydra)
     internal = (f"+{_CELLS}=", f"+{_AGENDA}=")
@@ -131,24 +122,3 @@ def _quoted(text: str) -> str:
     Quotes are escaped, and so are backslashes before a quote.
     """
     return '"' + re.sub(r'(\\*)("|$)', lambda m: m[1] * 2 + (m[2] and '\\"'), text) + '"'
-
-
-def _choices(error: MissingConfigException) -> str:
-    """``Could not find 'optimizer/adamx': choose from adamw, sgd``."""
-    line = str(error).splitlines()[0]
-    found = line.partition(": ")[2] if line.startswith("In '") else line
-    return f"{found}: choose from {', '.join(error.options)}" if error.options else found
-
-
-def _cause(error: BaseException) -> str:
-    """The first line of the innermost cause and, for an unknown key, the keys that exist."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    line = str(error).splitlines()[0] if str(error) else type(error).__name__
-    key, parent = getattr(error, "full_key", None), getattr(error, "parent_node", None)
-    if key and isinstance(parent, DictConfig) and line.startswith("Key "):
-        siblings = [str(name) for name in parent if name != "hydra"]
-        return f"unknown key {key}: choose from {', '.join(siblings)}"
-    if line.startswith("Ambiguous value"):
-        return f"{line}: add -m to sweep over it, or write key=[a,b] for one list"
-    return f"{key}: {line}" if key and key not in line else line
