@@ -8,7 +8,8 @@ from torch import nn
 
 from study.adapters.bank import FACTORED, AdapterSpec, LoraBank
 from study.adapters.contraction import Contraction
-from study.errors import StudyError
+from study.adapters.patterns import PathPatterns
+from study.errors import StudyError, short
 
 # The names of the two halves of a block in the causal LMs of Hugging Face.
 HALVES = {
@@ -23,7 +24,8 @@ def resolve_targets(linears: Sequence[str], targets: str | Sequence[str]) -> lis
     ``targets`` is read as PEFT reads ``target_modules``: ``all-linear``; a list of names, each a
     path or the end of one; or a regex that matches whole paths. In addition, ``attention`` and
     ``mlp`` name one half of each block, and a single name works like a list of one. Raises
-    :class:`StudyError` for an invalid regex, an empty list or a name that matches nothing.
+    :class:`StudyError` for a regex that is invalid or takes seconds
+    (:mod:`study.adapters.patterns`), an empty list or a name that matches nothing.
     """
     kinds = sorted({path.rpartition(".")[2] for path in linears})
     choices = (
@@ -34,21 +36,19 @@ def resolve_targets(linears: Sequence[str], targets: str | Sequence[str]) -> lis
         return list(linears)
     if isinstance(targets, str) and not re.fullmatch(r"\w+", targets):
         try:
-            pattern = re.compile(targets)
-        except re.error as error:
-            raise StudyError(
-                f"adapter.targets={targets!r} is not a valid regex ({error}): {choices}"
-            ) from None
-        found = {path for path in linears if pattern.fullmatch(path)}
+            pattern = PathPatterns([targets], "adapter.targets")
+        except StudyError as error:
+            raise StudyError(f"{error}: {choices}") from None
+        found = {path for path in linears if pattern.match_whole(path)}
         if not found:
-            raise StudyError(f"adapter.targets={targets!r} matches no module: {choices}")
+            raise StudyError(f"adapter.targets={short(targets)} matches no module: {choices}")
     else:
         found = set()
         for name in [targets] if isinstance(targets, str) else targets:
             half = HALVES.get(name) or re.compile(rf"(^|.*\.){re.escape(name)}$")
             hits = {path for path in linears if half.search(path)}
             if not hits:
-                raise StudyError(f"unknown target module {name!r}: {choices}")
+                raise StudyError(f"unknown target module {short(name)}: {choices}")
             found |= hits
         if not found:
             raise StudyError(f"adapter.targets is empty: {choices}")

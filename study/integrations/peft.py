@@ -15,9 +15,11 @@ from study.adapters.peft_format import PeftAdapter, read_adapter
 from study.config import ModelConfig, parse
 from study.config.compose import CONF
 from study.errors import StudyError
+from study.integrations.overrides import written
 from study.models import load_base, load_tokenizer
 from study.models.quiet import quiet
 from study.store import ADAPTER, find_cell, replacing
+from study.store.files import make_folder, storing
 from study.sweeps.cells import plan
 
 RECORD = "study_record.json"
@@ -99,10 +101,10 @@ def inspect_adapter(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
             raise StudyError(
                 f"{folder} names no base: choose one, study import {folder} model=hf model.path=..."
             )
-        chosen += ["model=hf", f"model.path={named}"]
+        chosen += ["model=hf", f"model.path={written(named)}"]
     if dropout := found.config.get("lora_dropout"):
         chosen.append(f"adapter.dropout={dropout}")
-    chosen.append(f"adapter.path={folder.resolve()}")
+    chosen.append(f"adapter.path={written(str(folder.resolve()))}")
     (cell,) = plan([parse(_composed(chosen))])
     ranks, gammas = ({f(pair) for pair in found.pairs.values()} for f in (_rank, _gamma))
     line = shlex.join(["study", "train", *chosen])
@@ -118,10 +120,10 @@ def line_of(config: dict[str, Any]) -> str:
     """The ``study train`` command of a configuration: settings that differ from the defaults."""
     groups = [f"{group}={config[group]['name']}" for group in _GROUPS]
     if config["data"]["path"]:  # data=jsonl has no default for it
-        groups.append(f"data.path={config['data']['path']}")
+        groups.append(f"data.path={written(config['data']['path'])}")
     defaults = _flat(OmegaConf.to_container(_composed(groups), resolve=True))
     settings = [
-        f"{key}={_value(value)}"
+        f"{key}={written(value)}"
         for key, value in _flat(config).items()
         if not key.startswith(_MACHINE_KEYS) and key in defaults and value != defaults[key]
     ]
@@ -150,9 +152,10 @@ def _kept_adapter(study_dir: Path, cell: str) -> tuple[Path, dict[str, Any]]:
 
 def _check_new(folder: Path) -> None:
     """Make the folder's parent. Raises :class:`StudyError` if ``folder`` has any content."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise StudyError(f"{folder} already exists: give a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with storing(folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise StudyError(f"{folder} already exists: give a new folder")
+    make_folder(folder.parent)
 
 
 def _composed(overrides: Sequence[str]) -> Any:
@@ -170,15 +173,6 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
             else {f"{prefix}{key}": value}
         )
     return flat
-
-
-def _value(value: Any) -> str:
-    """A value in Hydra's grammar."""
-    if value is None:
-        return "null"
-    if isinstance(value, list):
-        return f"[{','.join(map(_value, value))}]"
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _rank(pair: Any) -> int:

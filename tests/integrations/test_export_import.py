@@ -309,7 +309,7 @@ def test_bad_imports(
             (folder, "model=hf", f"model.path={tmp_path / 'other'}"),
             "for another base than .*up_proj is 64 -> 128",
         ),
-        ((tmp_path / "nowhere", "model=tiny"), f"has no {CONFIG}"),
+        ((tmp_path / "nowhere", "model=tiny"), f"{CONFIG} does not exist"),
     ):
         code, printed = command(monkeypatch, capsys, "import", *words)
         assert code == 2

@@ -1,0 +1,37 @@
+"""Values in the grammar of Hydra's overrides."""
+
+import re
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+
+def written(value: Any) -> str:
+    r"""``value`` so that Hydra reads it back unchanged after ``key=``.
+
+    Text may come from a stranger's file: an interpolation in it stays text.
+
+    >>> written(["a b", None, True, 1e-05, "${oc.env:HOME}"])
+    "['a b',null,true,1e-05,'\\${oc.env:HOME}']"
+    """
+    if value is None:
+        return "null"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(written, value))}]"
+    if not isinstance(value, str):
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    if re.fullmatch(r"[\w./-]+", value, re.ASCII) and _read(value) == value:
+        return value
+    # OmegaConf takes two backslashes before an interpolation for one, and one for an escape.
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    # Hydra takes two backslashes before a quote for one.
+    text = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    return "'" + re.sub(r"(\\+)\Z", r"\1\1", text) + "'"
+
+
+def _read(text: str) -> Any:
+    try:
+        return OverridesParser.create().parse_override(f"key={text}").value()
+    except HydraException:
+        return None
