@@ -25,6 +25,8 @@ LARGEST = 4 << 20
 
 _FIX = "`study train` trains the cell afresh"
 
+_ABSENT = object()
+
 Check = Callable[[Any], bool]
 
 
@@ -64,10 +66,10 @@ def _check_keys(record: Mapping[str, Any]) -> None:
     for keys, required in ((_REQUIRED, True), (_OPTIONAL, False)):
         for key, check in keys.items():
             value = _value(record, key)
-            if value is None and not required:
+            if value is _ABSENT and not required:
                 continue
-            if not check(value):
-                what = f"{key}={short(value)}" if value is not None else f"no {key}"
+            if value is _ABSENT or not check(value):
+                what = f"no {key}" if value is _ABSENT else f"{key}={short(value)}"
                 raise Damaged(f"record.json has {what}: {_FIX}")
     try:
         json.dumps(record, ensure_ascii=False).encode()
@@ -76,10 +78,10 @@ def _check_keys(record: Mapping[str, Any]) -> None:
 
 
 def _value(record: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted key; None if it is absent."""
+    """The value of a dotted key, or :data:`_ABSENT`."""
     value: Any = record
     for word in key.split("."):
-        value = value.get(word) if isinstance(value, Mapping) else None
+        value = value.get(word, _ABSENT) if isinstance(value, Mapping) else _ABSENT
     return value
 
 
@@ -92,6 +94,18 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return isinstance(value, float) or abs(value) < 1 << 63
+
+
+def _is_none_or_number(value: Any) -> bool:
+    return value is None or _is_number(value)
+
+
+def _is_none_or_text(value: Any) -> bool:
+    return value is None or _is_text(value)
+
+
+def _is_none_or_mapping(value: Any) -> bool:
+    return value is None or _is_mapping(value)
 
 
 def _is_finite(value: Any) -> bool:
@@ -160,12 +174,13 @@ _REQUIRED: dict[str, Check] = {
     "config.seed": _is_count,
 }
 _OPTIONAL: dict[str, Check] = {
-    **dict.fromkeys(("error", "started", "finished", "fold", "device", "device_name"), _is_text),
-    **dict.fromkeys(("model_note", "trained_by"), _is_text),
-    **dict.fromkeys(("steps_done", "diverged_step", "stuck_step"), _is_number),
-    **dict.fromkeys(("seconds", "peak_memory_gb", "config.adapter.exponent"), _is_number),
+    **dict.fromkeys(("started", "finished", "fold", "device", "trained_by"), _is_text),
+    **dict.fromkeys(("error", "device_name", "model_note"), _is_none_or_text),
+    **dict.fromkeys(("steps_done", "diverged_step", "stuck_step"), _is_none_or_number),
+    **dict.fromkeys(("seconds", "peak_memory_gb", "config.adapter.exponent"), _is_none_or_number),
     **dict.fromkeys(("sources", "versions"), _is_mapping_of_text),
-    **dict.fromkeys(("git", "peft"), _is_mapping),
+    "git": _is_none_or_mapping,
+    "peft": _is_mapping,
     **dict.fromkeys(("config.model", "config.probes"), _is_mapping),
     **dict.fromkeys(("tables", "streams"), _are_files),
     "config": _is_config,
