@@ -6,6 +6,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from study.config.literals import literal
+
 
 def written(value: Any) -> str:
     r"""``value`` so that Hydra reads it back unchanged after ``key=``.
@@ -23,10 +25,8 @@ def written(value: Any) -> str:
         return str(value).lower() if isinstance(value, bool) else str(value)
     if re.fullmatch(r"[\w./-]+", value, re.ASCII) and _read(value) == value:
         return value
-    # OmegaConf takes two backslashes before an interpolation for one, and one for an escape.
-    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     # Hydra takes two backslashes before a quote for one.
-    text = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    text = re.sub(r"(\\*)'", r"\1\1\\'", literal(value))
     return "'" + re.sub(r"(\\+)\Z", r"\1\1", text) + "'"
 
 

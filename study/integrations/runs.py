@@ -27,6 +27,7 @@ from study.config import (
     identity,
     optimizer_config,
 )
+from study.config.literals import literal
 from study.errors import StudyError
 from study.probes import NormProbe
 from study.store import CellWriter, Damaged
@@ -64,7 +65,7 @@ def open_cell(
     )
     record = _record(trainer, config, adapter, probe)
     folder, first = study_dir / "cells" / record["cell_id"], trainer.state.global_step
-    text = OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+    text = OmegaConf.to_yaml(OmegaConf.create(literal(asdict(config))))
     try:
         return config, CellWriter.open(folder, text, record, first if folder.exists() else 0)
     except Damaged as damage:

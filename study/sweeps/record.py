@@ -15,6 +15,7 @@ from torch import nn
 
 from study.adapters import LoraPair
 from study.adapters.peft_format import write_adapter
+from study.config.literals import literal
 from study.errors import StudyError, one_line
 from study.models import where_from
 from study.store import ADAPTER, CellWriter, ClaimLost, StorageError, read_record, rows_of
@@ -215,7 +216,7 @@ class Recorder:
 
 def config_yaml(cell: Cell) -> str:
     """The text of ``config.yaml`` in a cell's folder."""
-    return OmegaConf.to_yaml(OmegaConf.create(asdict(cell.config)))
+    return OmegaConf.to_yaml(OmegaConf.create(literal(asdict(cell.config))))
 
 
 def record_of(cell: Cell, device: torch.device, data: str, first_step: int = 0) -> dict[str, Any]:
