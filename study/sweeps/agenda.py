@@ -118,15 +118,6 @@ def posted(study_dir: Path, cells: Sequence[Planned]) -> Iterator[Path]:
         held.release()
 
 
-def stop_file(agenda: Path) -> Path:
-    """While this file exists, every process of the sweep, on any machine, stops after its step.
-
-    A signal would reach only processes of the sweep's own machine, and which of them train is known
-    to the launcher alone.
-    """
-    return agenda.with_suffix(".stop")
-
-
 def agendas(study_dir: Path) -> list[Agenda]:
     """The agendas of a study's live sweeps, oldest first. A damaged one is left out."""
     found = []

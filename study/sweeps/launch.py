@@ -9,13 +9,15 @@ import psutil
 
 from study.adapters import Contraction
 from study.errors import StudyError, one_line
-from study.store import load_cells
+from study.store import load_cells, read_cell
 from study.store.files import remove
 from study.sweeps import signals
-from study.sweeps.agenda import Planned, posted, stop_file
+from study.sweeps.agenda import Planned, posted
 from study.sweeps.cells import Cell
 from study.sweeps.estimate import estimate
+from study.sweeps.sharing import stop_file
 from study.sweeps.status import count_noun, counts
+from study.vocabulary.statuses import RESUMABLE
 
 _LOST = (
     "TerminatedWorkerError",  # joblib
@@ -45,7 +47,9 @@ def on_agenda(packs: Sequence[Sequence[Cell]]) -> Iterator[Mapping[Path, Path]]:
     for pack in packs:
         cells = planned.setdefault(pack[0].study_dir, [])
         number = cells[-1].pack + 1 if cells else 1
-        cells += [Planned(cell.description, number, _cost(cell)) for cell in pack]
+        cells += [
+            Planned(cell.description, number, _cost(cell), _first_step(cell)) for cell in pack
+        ]
     with contextlib.ExitStack() as stack:
         yield {
             study_dir: stack.enter_context(posted(study_dir, of_study))
@@ -98,6 +102,14 @@ def conclude(cells: Sequence[Cell]) -> None:
     for study_dir in sorted({cell.study_dir for cell in cells}):
         print(f"study {study_dir.name}: {counts(load_cells(study_dir)['status'])}", file=sys.stderr)
         print(f"next: study analyze {study_dir}", file=sys.stderr, flush=True)
+
+
+def _first_step(cell: Cell) -> int:
+    """About the step at which a cell continues: a killed process may have lost the last ones."""
+    record = read_cell(cell.folder)
+    if record is None or record["status"] not in RESUMABLE:
+        return 0
+    return int(record.get("steps_done", -1)) + 1
 
 
 def _cost(cell: Cell) -> float:

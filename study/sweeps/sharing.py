@@ -1,6 +1,7 @@
 """Processes that train the same cells share them: each one trains what no other holds.
 
-This module imports no torch, because the process of a sweep may only launch others.
+This module imports neither torch nor pandas: a mistake in a value is found before they are
+imported, which takes seconds.
 """
 
 import math
@@ -11,9 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from study.errors import StudyError
-from study.store import is_claimed
 from study.sweeps import signals
-from study.sweeps.agenda import stop_file
 
 if TYPE_CHECKING:
     from study.sweeps.cells import Cell
@@ -36,6 +35,15 @@ class Outcome:
     failures: Mapping[Path, str] = field(default_factory=dict)
     signum: int | None = None
     mistake: str | None = None
+
+
+def stop_file(agenda: Path) -> Path:
+    """While this file exists, every process of the sweep, on any machine, stops after its step.
+
+    A signal would reach only processes of the sweep's own machine, and which of them train is known
+    to the launcher alone.
+    """
+    return agenda.with_suffix(".stop")
 
 
 class StopRequest:
@@ -93,6 +101,8 @@ def _left(cells: Sequence["Cell"], failures: Mapping[Path, str]) -> list["Cell"]
 
 def _free(cells: Sequence["Cell"]) -> list["Cell"]:
     """The cells that no process holds. Waits while others hold all of them."""
+    from study.store import is_claimed
+
     told = False
     while cells:
         free = [cell for cell in cells if not is_claimed(cell.folder)]

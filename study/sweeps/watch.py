@@ -15,7 +15,7 @@ from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 
 from study.sweeps.agenda import WAITING, Progress, agendas, progress
-from study.sweeps.status import count_noun, counts, load_status, render, table
+from study.sweeps.status import STATES, count_noun, counts, load_status, render, table
 
 _READ_EVERY = 1.0
 """Seconds between readings of the study's folder."""
@@ -23,7 +23,8 @@ _LINE_EVERY = 10.0
 """Seconds between lines if stdout is not a terminal. A cell that begins or ends adds a line."""
 _ROWS = 20
 """Rows of the live table. A table longer than the screen can't be followed."""
-_ORDER = ("running", "failed", "diverged", "stuck", "interrupted", WAITING, "complete")
+_FIRST = ("running", "failed", "unreadable", "diverged", "stuck", "interrupted", WAITING)
+_ORDER = (*_FIRST, *(state for state in STATES if state not in _FIRST))
 
 
 def watch(study_dir: Path, console: Console | None = None) -> None:
