@@ -7,6 +7,7 @@ checked before anything uses it.
 import json
 import math
 from collections.abc import Callable, Mapping
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from study.errors import StudyError, short
 from study.reading import read_object
 from study.store.schemas import SCHEMAS
 from study.store.streams import Damaged
+from study.vocabulary.scaling import RULES
 from study.vocabulary.statuses import ENDED, RESUMABLE
 
 FORMAT = 1
@@ -148,10 +150,25 @@ def _are_files(value: Any) -> bool:
 def _is_config(value: Any) -> bool:
     """Two levels of keys, whose values are plain or lists of plain values."""
     return isinstance(value, dict) and all(
-        _is_plain(group)
-        or (isinstance(group, dict) and all(_is_plain(inner) for inner in group.values()))
-        for group in value.values()
+        _is_key(key) and (_is_plain(group) or _is_group(group)) for key, group in value.items()
     )
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        _is_key(key) and _is_plain(inner) for key, inner in value.items()
+    )
+
+
+def _is_key(value: str) -> bool:
+    """A name of Python: keys become columns of tables and fields of their rows."""
+    return value.isidentifier() and not value.startswith("_") and not iskeyword(value)
+
+
+def _is_adapter(value: Any) -> bool:
+    """Its scaling is a rule that this version has, with an exponent if the rule has none."""
+    rule = RULES.get(value["scaling"])
+    return rule is not None and (rule.p is not None or _is_finite(value.get("exponent")))
 
 
 def _is_plain(value: Any) -> bool:
@@ -167,6 +184,7 @@ _REQUIRED: dict[str, Check] = {
     "config.adapter.rank": _is_rank,
     "config.adapter.alpha": _is_finite,
     "config.adapter.scaling": _is_text,
+    "config.adapter": _is_adapter,
     "config.optimizer.name": _is_text,
     "config.optimizer.lr": _is_finite,
     "config.train.steps": _is_count,
