@@ -21,7 +21,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from study.errors import StudyError
+from study.errors import StudyError, printable
 from study.store.files import (
     DRAFT,
     NO_LOCKS,
@@ -141,6 +141,16 @@ def is_claimed(folder: Path) -> bool:
     if held:
         return True
     return any(_is_live(path, time.time(), held is False) for path in _holders(folder).values())
+
+
+def claimant(folder: Path) -> str:
+    """The process that claimed the cell in ``folder`` last: ``pid 123 on host``."""
+    holders = _holders(folder)
+    try:
+        about = json.loads(holders[max(holders)].read_bytes())
+        return f"pid {int(about['pid'])} on {printable(about['host'], 80)}"
+    except (OSError, ValueError, KeyError, TypeError):  # it has just released the cell
+        return "another process"
 
 
 def _locked(path: Path) -> int | None:

@@ -101,7 +101,7 @@ def _left(cells: Sequence["Cell"], failures: Mapping[Path, str]) -> list["Cell"]
 
 def _free(cells: Sequence["Cell"]) -> list["Cell"]:
     """The cells that no process holds. Waits while others hold all of them."""
-    from study.store import is_claimed
+    from study.store.claims import claimant, is_claimed
 
     told = False
     while cells:
@@ -109,7 +109,9 @@ def _free(cells: Sequence["Cell"]) -> list["Cell"]:
         if free:
             return free
         if not told:
-            signals.say(f"study: waiting for {len(cells)} cells that other processes train")
+            who = ", ".join(sorted({claimant(cell.folder) for cell in cells}))
+            what = "1 cell" if len(cells) == 1 else f"{len(cells)} cells"
+            signals.say(f"study: waiting for {what}, trained by {who}")
             told = True
         time.sleep(_POLL)
         cells = [cell for cell in cells if not cell.done]
