@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from study.errors import one_line
 from study.store.files import write_bytes
+from study.store.records import read_record
 from study.store.schemas import SCHEMAS
 from study.store.streams import Damaged, read_stream, verified
 from study.vocabulary.statuses import ENDED
@@ -24,17 +25,18 @@ def load_cell_table(
 ) -> pa.Table:
     """One of :data:`SCHEMAS` as far as it is written, in the order of writing; all columns or some.
 
-    ``record``: the cell's record. If it says that the cell has ended, the table is read from
-    Parquet and compared with the record's hash. Without it, the stream is read if there is one.
-    Empty if the table has no rows. Raises :class:`Damaged` if the table is not what was written.
+    ``record``: the cell's record, if the caller has read it. If it says that the cell has ended,
+    the table is read from Parquet and compared with the record's hash, otherwise from its stream.
+    Empty if the table has no rows. Raises :class:`Damaged` if the table is not what was written, or
+    if the record is unreadable.
     """
     stream, finished = cell_folder / f"{name}.arrows", cell_folder / f"{name}.parquet"
-    if record is None:
-        in_parquet, expected = not stream.exists(), None
-    else:
-        in_parquet = record["status"] in ENDED
-        expected = record.get("tables", {}).get(name)
-    if in_parquet and (expected or finished.exists()):
+    if record is None or (record["status"] not in ENDED and not stream.exists()):
+        record = read_record(cell_folder) or {"status": "running"}  # it may have ended just now
+    if record["status"] == "unreadable":
+        raise Damaged(record["error"])
+    expected = record.get("tables", {}).get(name)
+    if record["status"] in ENDED and (expected or finished.exists()):
         return read_parquet(finished, SCHEMAS[name], columns, expected)
     return read_stream(stream, SCHEMAS[name], columns)
 

@@ -3,6 +3,7 @@
 Rows are derived from records, so that a new configuration key is a column without an edit here.
 """
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any
 
 import pandas as pd
 
+from study.errors import printable
 from study.store.records import cell_folders, no_study, read_cell
+
+_log = logging.getLogger(__name__)
 
 NAN = float("nan")
 
@@ -45,15 +49,30 @@ ORDER = ("model", "quant_bits", "data", "optimizer", "lr", "scaling", "exponent"
 HASH_DIGITS = 12
 
 
-def load_cells(study_dir: str | os.PathLike[str]) -> pd.DataFrame:
+def load_cells(study_dir: str | os.PathLike[str], with_unreadable: bool = False) -> pd.DataFrame:
     """The ``cells`` table of a study, sorted by :data:`ORDER`.
 
-    Raises :class:`StudyError` if the folder holds no study.
+    Cells with the status ``unreadable`` are left out, and a warning names them. Raises
+    :class:`StudyError` if the folder holds no study.
     """
     rows = [row for cell in cell_folders(study_dir) if (row := load_cell(cell)) is not None]
+    if not with_unreadable:
+        bad = {row["cell_id"]: row["error"] for row in rows if row["status"] == "unreadable"}
+        warn_of_damage(study_dir, bad)
+        rows = [row for row in rows if row["cell_id"] not in bad]
     if not rows:
         raise no_study(Path(study_dir))
     return cells_table(rows)
+
+
+def warn_of_damage(study_dir: str | os.PathLike[str], reasons: Mapping[str, str]) -> None:
+    """One warning for the cells that are left out. ``reasons``: by cell id."""
+    if reasons:
+        cell, reason = next(iter(reasons.items()))
+        _log.warning(
+            "%d of the cells of %s can't be read and are left out (%s: %s): run `study check %s`",
+            *(len(reasons), study_dir, cell, printable(reason), study_dir),
+        )
 
 
 def load_cell(cell_folder: Path) -> dict[str, Any] | None:

@@ -12,9 +12,11 @@ import pyarrow.parquet as pq
 
 from study.store import derived
 from study.store.cell_tables import load_cell_table
-from study.store.cells import load_cells
+from study.store.cells import load_cells, warn_of_damage
 from study.store.files import replacing
+from study.store.records import read_record
 from study.store.schemas import ANALYSED, DERIVED, DISTANCES, SCHEMAS, TEXT
+from study.store.streams import Damaged
 
 _log = logging.getLogger(__name__)
 
@@ -57,11 +59,15 @@ def load_tables(study_dir: str | os.PathLike[str]) -> StudyTables:
 def load_measured(folder: Path) -> StudyTables:
     """The tables of a study's cells. The derived ones stay empty.
 
-    Raises :class:`StudyError` if the folder holds no study.
+    Cells with a damaged table are left out, and a warning names them. Raises :class:`StudyError`
+    if the folder holds no study.
     """
     data_hash = derived.data_hash(folder)  # first: a cell that trains on makes it outdated
     cells = load_cells(folder)
-    frames = {name: _of_cells(folder, cells["cell_id"].tolist(), name) for name in SCHEMAS}
+    found, damaged = _of_cells(folder, cells["cell_id"].tolist())
+    warn_of_damage(folder, damaged)
+    cells = cells[~cells["cell_id"].isin(list(damaged))].reset_index(drop=True)
+    frames = {name: _joined(name, tables) for name, tables in found.items()}
     return StudyTables(cells, **frames, exponents=pd.DataFrame(), data_hash=data_hash)
 
 
@@ -134,10 +140,30 @@ def _of_known_cells(distances: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFram
     return distances[known].reset_index(drop=True)
 
 
-def _of_cells(folder: Path, cell_ids: list[str], name: str) -> pd.DataFrame:
+def _of_cells(
+    folder: Path, cell_ids: list[str]
+) -> tuple[dict[str, list[pa.Table]], dict[str, str]]:
+    """The tables of all cells by name, and by id why the tables of a cell can't be used."""
+    found: dict[str, list[pa.Table]] = {name: [] for name in SCHEMAS}
+    damaged = {}
+    for cell_id in cell_ids:
+        cell = folder / "cells" / cell_id
+        record = read_record(cell)
+        try:
+            tables = [
+                _with_id(cell_id, load_cell_table(cell, name, None, record)) for name in found
+            ]
+        except Damaged as error:
+            damaged[cell_id] = str(error)
+            continue
+        for name, table in zip(found, tables, strict=True):
+            found[name].append(table)
+    return found, damaged
+
+
+def _joined(name: str, tables: Sequence[pa.Table]) -> pd.DataFrame:
     """One table of all cells, with their ids as the first column."""
     empty = SCHEMAS[name].empty_table().add_column(0, "cell_id", pa.array([], TEXT))
-    tables = [_with_id(i, load_cell_table(folder / "cells" / i, name)) for i in cell_ids]
     return pa.concat_tables([empty, *tables]).unify_dictionaries().to_pandas()
 
 

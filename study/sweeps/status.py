@@ -30,7 +30,7 @@ def load_status(study_dir: Path) -> pd.DataFrame:
     planned = [record for agenda in agendas(study_dir) for record in records(study_dir, agenda)]
     waiting = pd.DataFrame([cell_row(record) for record in planned if record["status"] == WAITING])
     try:
-        begun = load_cells(study_dir)
+        begun = load_cells(study_dir, with_unreadable=True)
     except StudyError:
         if waiting.empty:
             raise
@@ -74,6 +74,9 @@ def table(cells: pd.DataFrame, title: str) -> Table:
 
 def _texts(cell: pd.Series) -> list[str]:
     """A cell's entries of :data:`COLUMNS`."""
+    if pd.isna(cell["rank"]):  # its record is unreadable
+        blank = [""] * (len(COLUMNS) - 3)
+        return [cell["status"], cell["cell_id"], *blank, note(cell.to_dict())]
     done = 0 if pd.isna(cell["steps_done"]) else int(cell["steps_done"])
     p = "" if pd.isna(cell["exponent"]) else f" p={cell['exponent']:g}"
     return [

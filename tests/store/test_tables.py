@@ -23,6 +23,7 @@ from study.store import (
     load_tables,
     write_derived,
 )
+from study.sweeps.status import render
 from study.vocabulary.quantities import STATS
 
 CONFIG = {
@@ -191,3 +192,32 @@ def test_a_running_cell_has_done_the_steps_of_its_last_row(tmp_path: Path) -> No
         cell.close("complete", steps_done=49)
     cell.interrupt()
     assert load_cells(tmp_path)["status"].to_list() == ["interrupted"]
+
+
+def test_unreadable_cells_are_left_out_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One has a bad record, and one a flipped bit in a table, which only its hash shows."""
+    for name in ("good", "norecord", "flipped"):
+        cell = writer(tmp_path, name)
+        cell.append("metrics", metrics(0))
+        cell.append("probes", probes(0))
+        cell.close("complete", seconds=1.0, steps_done=0)
+    (tmp_path / "cells" / "norecord" / "record.json").write_bytes(b"\0" * 10)
+    table = tmp_path / "cells" / "flipped" / "probes.parquet"
+    content = bytearray(table.read_bytes())
+    content[len(content) // 2] ^= 1
+    table.write_bytes(content)
+
+    with caplog.at_level("WARNING"):
+        tables = load_tables(tmp_path)
+    assert tables.cells["cell_id"].to_list() == ["good"]
+    assert set(tables.metrics["cell_id"]) == set(tables.probes["cell_id"]) == {"good"}
+    first, second = (line.getMessage() for line in caplog.records)
+    assert "1 of the cells of" in first
+    assert "norecord: record.json is not valid JSON" in first
+    assert "flipped: probes.parquet is damaged" in second
+    assert second.endswith(f"run `study check {tmp_path}`")
+    listed = load_cells(tmp_path, with_unreadable=True)
+    assert dict(zip(listed["cell_id"], listed["status"], strict=True))["norecord"] == "unreadable"
+    assert "norecord" in render(listed)
