@@ -247,7 +247,7 @@ class LoraBank(nn.Module):
         self._dropout_streams = self._new_dropout_streams(self.pairs[0].A_RD.device)
         for stream, was in zip(self._dropout_streams, state, strict=True):
             if was is not None:
-                stream.set_state(was)
+                stream.set_state(was.clone())  # torch crashes on a view into larger memory
 
     def rewind_dropout(self, state: list[Tensor] | None) -> None:
         """Set the streams back to ``state``, so that a repeated pass draws the same masks."""

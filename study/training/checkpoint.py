@@ -12,8 +12,10 @@ A step's batch and measurements depend on its number only, so the state is what 
   products are computed, and which every process measures anew.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -48,14 +50,30 @@ class Snapshot:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def copied(self) -> "Snapshot":
-        """The same state in memory of its own on the host: training on does not change it."""
-        own = {name: t.to("cpu", copy=True) for name, t in self.tensors.items()}
+        """The same state in memory of its own on the host: training on does not change it.
+
+        It is one block, which the system gets back. Small blocks would stay in the process
+        (:mod:`study.training.allocator`).
+        """
+        ends = list(accumulate((_aligned(t.nbytes) for t in self.tensors.values()), initial=0))
+        block = torch.empty(ends[-1], dtype=torch.uint8)
+        own = {
+            name: block[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            for start, (name, tensor) in zip(ends[:-1], self.tensors.items(), strict=True)
+        }
+        for name, tensor in self.tensors.items():
+            own[name].copy_(tensor)
         return replace(self, tensors=own)
 
     def checkpoint(self, cell_id: str) -> Checkpoint:
         """The state as a checkpoint. On a CPU its arrays share the memory of the tensors."""
         arrays = {name: tensor.cpu().numpy() for name, tensor in self.tensors.items()}
         return Checkpoint(cell_id, self.step, arrays, self.state)
+
+
+def _aligned(nbytes: int) -> int:
+    """The next multiple of a cache line."""
+    return -(-nbytes // 64) * 64
 
 
 class _AsTensors(Mapping[str, Tensor]):
@@ -74,13 +92,24 @@ class _AsTensors(Mapping[str, Tensor]):
         return len(self.arrays)
 
 
-def capture(fold: Fold, cell: int, step: int) -> Snapshot:
-    """The state of one cell after ``step``. Its tensors are those that training changes.
+def capturing(fold: Fold, cell: int, step: int) -> Callable[[], Snapshot]:
+    """A function that captures a cell's state after ``step``. It keeps no fold in memory.
 
-    Raises ``RuntimeError`` if the fold is at another step.
+    It raises ``RuntimeError`` when the fold has left the step.
     """
-    if fold.step != step:
-        raise RuntimeError(f"the state after step {step} is gone: the fold is at {fold.step}")
+    of_fold = weakref.ref(fold)
+
+    def captured() -> Snapshot:
+        fold = of_fold()
+        if fold is None or fold.step != step:
+            raise RuntimeError(f"the state after step {step} is gone: the loop has gone on")
+        return _capture(fold, cell)
+
+    return captured
+
+
+def _capture(fold: Fold, cell: int) -> Snapshot:
+    """The state of one cell as of now. Its tensors are those that training changes."""
     tensors = {
         name: weight.detach()
         for bank in fold.banks
@@ -100,7 +129,7 @@ def capture(fold: Fold, cell: int, step: int) -> Snapshot:
         "merged_rate": fold.banks[0].contraction.merged_rate,
         "device": fold.base.device.type,
     }
-    return Snapshot(step + 1, tensors, state)
+    return Snapshot(fold.step + 1, tensors, state)
 
 
 def continued(contraction: Contraction, resume: Sequence[Snapshot]) -> Contraction:

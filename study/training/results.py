@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import pandas as pd
 
 from study.adapters import LoraPair
 from study.probes import Sent
-from study.training.checkpoint import Snapshot, capture
+from study.training.checkpoint import Snapshot, capturing
 from study.training.fold import Fold
 
 
@@ -77,7 +76,7 @@ def results(
             diverged=learner.diverged,
             adapter=_trained_adapter(fold, k, step),
             truncations=None if truncations is None else truncations[k],
-            capture=None if learner.diverged else partial(capture, fold, k, step),
+            capture=None if learner.diverged else capturing(fold, k, step),
         )
         for k, learner in enumerate(fold.learners)
     ]

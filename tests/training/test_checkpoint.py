@@ -238,9 +238,9 @@ def test_the_form_of_the_products_stays(tiny_base: FrozenBase, corpus: Corpus, c
     [run] = [Run.of(config, corpus, tiny_base.device)]
     fast = replace(run, contraction=replace(run.contraction, merged_rate=1.2))
     slow = replace(run, contraction=replace(run.contraction, merged_rate=0.8))
-    [rows, *_] = train(tiny_base, corpus, [fast])
-    snapshot = next(train(tiny_base, corpus, [fast]))[0].snapshot().copied()
-    assert rows
+    steps = train(tiny_base, corpus, [fast])
+    snapshot = next(steps)[0].snapshot().copied()
+    steps.close()
     resumed = train(tiny_base, corpus, [slow], [snapshot])
     assert next(resumed)[0].snapshot().state["merged_rate"] == 1.2
     resumed.close()
@@ -257,7 +257,10 @@ def test_a_snapshot_is_of_its_step_only(tiny_base: FrozenBase, corpus: Corpus, c
     assert not torch.equal(live.tensors[name], copy.tensors[name]), "a view of what trains"
     with pytest.raises(RuntimeError, match="the state after step 0 is gone"):
         first.snapshot()
+    [later] = next(steps)
     steps.close()
+    with pytest.raises(RuntimeError, match="the state after step 2 is gone"):
+        later.snapshot()
     wild = cell("optimizer=sgd", "optimizer.lr=1e30", "train.steps=50")
     *_, [last] = trained(tiny_base, corpus, [wild])
     assert last.diverged
