@@ -14,7 +14,14 @@ from study.store import checkpoints
 from study.store.cell_tables import load_cell_table
 from study.store.claims import is_claimed
 from study.store.files import DRAFT
-from study.store.records import CHECKPOINTS, cell_folders, damage, no_study, read_record
+from study.store.records import (
+    CHECKPOINTS,
+    adapter_damage,
+    cell_folders,
+    damage,
+    no_study,
+    read_record,
+)
 from study.store.schemas import DERIVED, SCHEMAS
 from study.store.streams import Damaged, read_synced
 from study.store.writer import ASIDE
@@ -76,7 +83,11 @@ def _first_damage(folder: Path, record: dict[str, Any]) -> str | None:
     if record["status"] == "unreadable":
         return str(record["error"])
     if record["status"] in ENDED:
-        return damage(folder, record) or _first_unreadable(folder, record)
+        return (
+            damage(folder, record)
+            or _first_unreadable(folder, record)
+            or adapter_damage(folder, record)
+        )
     if is_claimed(folder):
         return None
     try:

@@ -136,10 +136,14 @@ def _is_mapping_of_text(value: Any) -> bool:
     return isinstance(value, dict) and all(v is None or _is_text(v) for v in value.values())
 
 
+def _are_tables(value: Any) -> bool:
+    return _are_files(value) and all(name in SCHEMAS for name in value)
+
+
 def _are_files(value: Any) -> bool:
-    """The size and hash of tables by name. A name becomes a part of a path."""
+    """The size and hash of files by name. A name becomes a part of a path."""
     return isinstance(value, dict) and all(
-        name in SCHEMAS
+        Path(name).name == name not in ("", "..")
         and isinstance(about, dict)
         and _is_count(about.get("bytes"))
         and _is_text(about.get("sha256"))
@@ -200,7 +204,8 @@ _OPTIONAL: dict[str, Check] = {
     "git": _is_none_or_mapping,
     "peft": _is_mapping,
     **dict.fromkeys(("config.model", "config.probes"), _is_mapping),
-    **dict.fromkeys(("tables", "streams"), _are_files),
+    **dict.fromkeys(("tables", "streams"), _are_tables),
+    "adapter": _are_files,
     "config": _is_config,
 }
 """The keys of a record by dotted name, each with the check of its value. Others are free."""

@@ -71,12 +71,12 @@ def is_done(cell_folder: Path, with_adapter: bool = False) -> bool:
     """Whether a cell needs no training: it is complete, or it would end in the same way again.
 
     It reads the tables: a cell with a missing or damaged one needs training. ``with_adapter``: a
-    complete cell without its trained adapter does too.
+    complete cell without its trained adapter does too, or with files of another size there.
     """
     record = read_record(cell_folder)
     if record is None or record["status"] not in statuses.DONE:
         return False
-    if with_adapter and record["status"] == "complete" and not (cell_folder / ADAPTER).is_dir():
+    if with_adapter and record["status"] == "complete" and not _has_adapter(cell_folder, record):
         return False
     return damage(cell_folder, record) is None
 
@@ -94,6 +94,16 @@ def damage(cell_folder: Path, record: Mapping[str, Any]) -> str | None:
             verified(cell_folder / f"{name}.parquet", expected)
     except Damaged as error:
         return str(error)
+    return None
+
+
+def adapter_damage(cell_folder: Path, record: Mapping[str, Any]) -> str | None:
+    """The first file of an ended cell's adapter that is missing or damaged, in words."""
+    try:
+        for name, expected in record.get("adapter", {}).items():
+            verified(cell_folder / ADAPTER / name, expected)
+    except Damaged as error:
+        return f"{ADAPTER}/{error}"
     return None
 
 
@@ -152,6 +162,17 @@ def _missing(cell_folder: Path, record: Mapping[str, Any]) -> str | None:
         if size != expected["bytes"]:
             return f"{name}.parquet has {size} bytes instead of {expected['bytes']}"
     return None
+
+
+def _has_adapter(cell_folder: Path, record: Mapping[str, Any]) -> bool:
+    folder = cell_folder / ADAPTER
+    try:
+        return folder.is_dir() and all(
+            (folder / name).stat().st_size == expected["bytes"]
+            for name, expected in record.get("adapter", {}).items()
+        )
+    except OSError:
+        return False
 
 
 def _unreadable(cell_folder: Path, reason: str) -> dict[str, Any]:

@@ -115,6 +115,13 @@ def verified(path: Path, expected: Mapping[str, Any], prefix: bool = False) -> b
     return content
 
 
+def described(path: Path) -> dict[str, Any]:
+    """The ``bytes`` and the ``sha256`` of a file, as :func:`verified` expects them."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
+
+
 def read_stream(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
     """The whole batches of a stream. A killed process may have left a part of one at the end."""
     try:

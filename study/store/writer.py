@@ -22,12 +22,13 @@ from study.store.files import (
     remove,
     remove_folder,
     rename,
+    storing,
     write_text,
 )
 from study.store.record_format import FORMAT
 from study.store.records import ADAPTER, CHECKPOINTS, RECORD, read_record
 from study.store.schemas import SCHEMAS
-from study.store.streams import Damaged, Stream, read_synced
+from study.store.streams import Damaged, Stream, described, read_synced
 from study.vocabulary.statuses import ENDED, RESUMABLE
 
 CONFIG = "config.yaml"
@@ -56,6 +57,7 @@ class CellWriter:
         The claim is released then.
         """
         self.claim, self.folder = claimed, claimed.folder
+        self._adapter = self.folder / ADAPTER
         self.record = record | {"format": FORMAT}
         self._streams: dict[str, Stream] = {}
         self._appending, self._recording = threading.Lock(), threading.RLock()
@@ -139,10 +141,13 @@ class CellWriter:
         for name, stream in self._streams.items():
             rows = stream.read(SCHEMAS[name])
             tables[name] = write_parquet(self.folder / f"{name}.parquet", rows)
+        with storing(self._adapter):
+            files = sorted(path for path in self._adapter.glob("*") if path.is_file())
+            adapter = {path.name: described(path) for path in files}
         with self._recording:
             self._check()
             self.record.pop("streams", None)
-            self._save_record(status=status, tables=tables, **fields)
+            self._save_record(status=status, tables=tables, adapter=adapter, **fields)
             self._tidy()
             self._release()
 

@@ -239,6 +239,12 @@ def test_a_damaged_table_means_that_the_cell_is_not_done(folder: Path, how: str)
 def test_a_complete_cell_without_its_adapter_is_not_done(folder: Path) -> None:
     assert not is_done(folder, with_adapter=True)
     (folder / "adapter").mkdir()
+    assert is_done(folder, with_adapter=True), "an early record does not name the files"
+    record = json.loads((folder / "record.json").read_text())
+    record["adapter"] = {"weights": {"bytes": 2, "sha256": "00"}}
+    (folder / "record.json").write_text(json.dumps(record))
+    assert not is_done(folder, with_adapter=True)
+    (folder / "adapter" / "weights").write_bytes(b"ab")
     assert is_done(folder, with_adapter=True)
 
 
