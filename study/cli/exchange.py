@@ -99,7 +99,7 @@ def sweep_from(file: Path, ranks: str, rules: str, seeds: str, **options: Any) -
 
 def _list(text: str) -> list[int | str]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    return [int(part) if part.isdecimal() else part for part in parts]
+    return [int(part) if part.isdecimal() and len(part) < 20 else part for part in parts]
 
 
 def _import_config(

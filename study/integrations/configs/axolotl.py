@@ -7,14 +7,17 @@ import math
 from pathlib import Path
 from typing import Any
 
+from study.config.bounds import LARGEST
 from study.data import Example, split
 from study.errors import StudyError, unknown
 from study.integrations.configs.experiment import Experiment
 from study.integrations.configs.fields import Fields
 from study.integrations.configs.parts import (
+    WHY,
     list_untaken,
     put_base,
     put_data_file,
+    refuse_other_base,
     scaling_rule,
     short,
     take_bits,
@@ -24,6 +27,9 @@ from study.vocabulary.optimizers import OPTIMIZERS
 ADAPTERS = ("lora", "qlora")
 USUAL_OPTIMIZER = "adamw_torch_fused"
 """Axolotl's default. It also replaces an optimizer that the toolkit does not have."""
+TARGETS = "lora_target_modules"
+NO_BF16 = (None, False, "false")
+MOST_EPOCHS = 1_000_000
 USUAL_HELDOUT = 64
 """``data.heldout`` of ``data=jsonl``."""
 SCHEDULES = {
@@ -54,14 +60,16 @@ def read(fields: Fields, folder: Path) -> Experiment:
     }
     _put_optimizer(experiment, fields)
     _put_steps(experiment, fields, rows)
-    if fields.take("bf16", False) in (True, "true", "auto", "full"):
+    if fields.take_one_of("bf16", (True, False, "true", "false", "auto", "full")) not in NO_BF16:
         experiment.values["precision"] = "bf16"
     if "seed" in fields:
         experiment.values["seed"] = fields.take_whole("seed")
-    if (init := fields.take("peft_init_lora_weights")) not in (None, True):
+    if init := refuse_other_base(fields, "peft_init_lora_weights"):
         experiment.left_out.append(
             f"peft_init_lora_weights: {init} (adapter.init=kaiming, PEFT's default)"
         )
+    if fields.take_flag("peft_use_dora"):
+        experiment.left_out.append(f"peft_use_dora: true ({WHY['peft_use_dora']})")
     if fields.assumed:
         experiment.assumed.append(f"Axolotl's defaults: {', '.join(fields.assumed)}")
     list_untaken(experiment, fields)
@@ -103,8 +111,8 @@ def _put_data(experiment: Experiment, fields: Fields, folder: Path) -> int | Non
     first = Fields(datasets[0], f"{fields.where}: datasets[0]")
     first.require("path")
     path, kind = str(first.take_text("path")), first.take("type")
-    files = first.take("data_files", path)
-    file = str(files[0] if isinstance(files, list) else files)
+    files = first.take_names("data_files") or path
+    file = files if isinstance(files, str) else files[0]
     examples = None
     if _reads_context_and_target(kind):
         examples = put_data_file(experiment, "datasets[0].path", file, folder)
@@ -131,6 +139,8 @@ def _put_data(experiment: Experiment, fields: Fields, folder: Path) -> int | Non
 def _heldout(experiment: Experiment, fields: Fields, examples: list[Example] | None) -> int:
     """How many examples to hold out. Axolotl gives a number or a share of the file."""
     asked = fields.take_number("val_set_size", 0.0) or 0.0
+    if not 0 <= asked <= LARGEST:
+        raise fields.wrong("val_set_size", asked, "is neither a share nor a number of examples")
     if asked >= 1 or (asked and examples):
         heldout = max(1, round(asked if asked >= 1 else asked * len(examples or [])))
         experiment.values["data.heldout"] = heldout
@@ -152,7 +162,7 @@ def _reads_context_and_target(kind: Any) -> bool:
 
 
 def _targets(fields: Fields) -> str | list[str]:
-    linear, modules = fields.take_flag("lora_target_linear"), fields.take("lora_target_modules")
+    linear, modules = fields.take_flag("lora_target_linear"), fields.take_names(TARGETS)
     if linear:
         return "all-linear"
     if not modules:
@@ -160,7 +170,7 @@ def _targets(fields: Fields) -> str | list[str]:
             f"{fields.where}: lora_target_modules is missing and lora_target_linear is not true: "
             "set one of them"
         )
-    return modules if isinstance(modules, str) else [str(name) for name in modules]
+    return modules
 
 
 def _put_optimizer(experiment: Experiment, fields: Fields) -> None:
@@ -195,8 +205,10 @@ def _put_steps(experiment: Experiment, fields: Fields, rows: int | None) -> None
     total = fields.take_count("batch_size", batch) if "batch_size" in fields else batch
     accumulation = fields.take_count("gradient_accumulation_steps", max(1, total // batch))
     epochs = fields.take_number("num_epochs", 1.0) or 0.0
-    if epochs <= 0:
-        raise fields.wrong("num_epochs", epochs, "is not positive: give a number above 0")
+    if not 0 < epochs <= MOST_EPOCHS:
+        raise fields.wrong(
+            "num_epochs", epochs, f"is not positive and at most {MOST_EPOCHS}: give such a number"
+        )
     most = fields.take_whole("max_steps") or -1  # -1: no limit, as in transformers
     steps = most if most > 0 else math.ceil((rows or 0) * epochs / (batch * accumulation))
     experiment.values |= {"train.batch_size": batch, "train.accumulation": accumulation}
@@ -216,7 +228,7 @@ def _put_steps(experiment: Experiment, fields: Fields, rows: int | None) -> None
 
 
 def _put_warmup(experiment: Experiment, fields: Fields, steps: int) -> None:
-    warmup, ratio = fields.take_whole("warmup_steps"), fields.take_number("warmup_ratio")
+    warmup, ratio = fields.take_whole("warmup_steps"), fields.take_share("warmup_ratio")
     if warmup is None and steps:
         # Axolotl's default is 3 % of the steps, at most 100.
         warmup = min(int(0.03 * steps), 100) if ratio is None else int(ratio * steps)

@@ -6,7 +6,6 @@ Base and data have files of their own, so that ``model=tiny`` or ``data=pydoc`` 
 replaces all of their settings.
 """
 
-import math
 import shlex
 import tempfile
 from collections.abc import Mapping
@@ -15,16 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from study.config import parse
-from study.config.compose import CONF
-from study.errors import StudyError
+from study.config.bounds import PathPart
+from study.config.compose import CONF, compose
+from study.config.literals import literal
+from study.config.mistakes import as_study_errors
+from study.errors import StudyError, printable
+from study.integrations import overrides
 from study.store import write_text
 
 OWN_GROUPS = ("model", "data")
 """Groups that get a file of their own. Values of other groups are in the experiment's file."""
+MOST_SWEPT = 1000
+"""Values of all swept keys. Each is composed and checked."""
 
 
 @dataclass
@@ -65,9 +69,13 @@ def write(experiment: Experiment, name: str, folder: Path, *, force: bool = Fals
     :class:`StudyError` for a value that ``study train`` refuses, a name that is in use and a folder
     that cannot be written; then nothing is written.
     """
+    PathPart().check("--name", name)
+    swept = sum(map(len, experiment.sweep.values()))
+    if swept > MOST_SWEPT:
+        raise StudyError(f"the sweep has {swept} values: give at most {MOST_SWEPT}")
     is_own = folder.resolve() == CONF.resolve()
-    shown = "" if is_own else f"--config-dir={shlex.quote(folder.as_posix())} "
-    command = f"study train {shown}experiment={name}"
+    words = [] if is_own else [f"--config-dir={folder.as_posix()}"]
+    command = shlex.join(["study", "train", *words, f"experiment={overrides.written(name)}"])
     texts = {folder / path: text for path, text in _files(experiment, name, command).items()}
     for path in texts:
         group = path.parent.name
@@ -93,7 +101,7 @@ def _files(experiment: Experiment, name: str, command: str) -> dict[str, str]:
     files = {f"experiment/{name}.yaml": _experiment_text(experiment, name, command, options)}
     for group, values in options.items():
         if values:
-            head = f"# {experiment.origin}\n"
+            head = f"# {printable(experiment.origin)}\n"
             body = {"defaults": [experiment.groups[group], "_self_"], **values}
             files[f"{group}/{name}.yaml"] = head + _yaml(body)
     return files
@@ -102,12 +110,12 @@ def _files(experiment: Experiment, name: str, command: str) -> dict[str, str]:
 def _experiment_text(
     experiment: Experiment, name: str, command: str, options: Mapping[str, Any]
 ) -> str:
-    lines = ["# @package _global_", f"# {experiment.origin}", f"# {command}"]
+    lines = ["@package _global_", experiment.origin, command]
     for title, notes in (
         ("No counterpart here", experiment.left_out),
         ("Not in the file", experiment.assumed),
     ):
-        lines += [f"# {title}:", *(f"#   {note}" for note in notes)] if notes else []
+        lines += [f"{title}:", *(f"  {note}" for note in notes)] if notes else []
     chosen = {
         group: name if options.get(group) else option for group, option in experiment.groups.items()
     }
@@ -123,11 +131,12 @@ def _experiment_text(
             body[key] = value
     if experiment.sweep:
         params = {
-            key: ",".join(_in_a_sweep(value) for value in values)
+            key: ",".join(map(overrides.written, values))
             for key, values in experiment.sweep.items()
         }
         body["hydra"] = {"mode": "MULTIRUN", "sweeper": {"params": params}}
-    return "\n".join(lines) + "\n" + _yaml(body)
+    comments = "".join(f"# {printable(line)}\n" for line in lines)
+    return comments + _yaml(body)
 
 
 def _under(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,12 +147,12 @@ def _under(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check(experiment: Experiment, name: str, command: str) -> None:
     """Compose and check the experiment alone, and with each swept value."""
-    GlobalHydra.instance().clear()
     swept = [
-        f"{key}={_in_a_sweep(value)}"
+        f"{key}={overrides.written(value)}"
         for key, values in experiment.sweep.items()
         for value in values
     ]
+    GlobalHydra.instance().clear()
     with (
         tempfile.TemporaryDirectory() as place,
         initialize_config_dir(str(CONF), version_base="1.3"),
@@ -152,24 +161,14 @@ def _check(experiment: Experiment, name: str, command: str) -> None:
             file = Path(place, path)
             file.parent.mkdir(exist_ok=True)
             file.write_text(text)
-        for own in [[], *([override] for override in swept)]:
-            overrides = [f"hydra.searchpath=[file://{place}]", f"experiment={name}", *own]
-            try:
-                parse(compose("config", overrides=overrides))
-            except StudyError as error:
-                raise StudyError(f"{experiment.origin}: {error}") from None
-
-
-def _in_a_sweep(value: Any) -> str:
-    """A value in Hydra's override grammar, which quotes commas, spaces and brackets."""
-    if isinstance(value, list):
-        return f"[{','.join(_in_a_sweep(item) for item in value)}]"
-    if value is None or isinstance(value, bool | int | float):
-        return "inf" if value == math.inf else yaml.safe_dump(value).split("\n")[0]
-    text = str(value)
-    plain = all(c.isalnum() or c in "_-./" for c in text)
-    return text if plain else "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        shared = [f"hydra.searchpath=[file://{place}]", f"experiment={overrides.written(name)}"]
+        loader = GlobalHydra.instance().config_loader()
+        try:
+            with as_study_errors():
+                compose(loader, "config", shared, [[], *([override] for override in swept)])
+        except StudyError as error:
+            raise StudyError(f"{experiment.origin}: {error}") from None
 
 
 def _yaml(body: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(body), sort_keys=False, allow_unicode=True, width=1000)
+    return yaml.safe_dump(literal(dict(body)), sort_keys=False, allow_unicode=True, width=1000)

@@ -4,10 +4,10 @@ A key that no reader takes has no counterpart here.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from study.errors import StudyError
+from study.errors import StudyError, short
 
 
 class Fields:
@@ -52,8 +52,10 @@ class Fields:
         if value is None:
             return None
         try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
+            number = float(value) if isinstance(value, int | float | str) else math.nan
+        except (ValueError, OverflowError):
+            number = math.nan
+        if isinstance(value, bool):
             number = math.nan
         if not math.isfinite(number):
             raise self.wrong(key, value, "is not a number")
@@ -73,6 +75,38 @@ class Fields:
             raise self.wrong(key, value, "is too small: give at least 1")
         return value
 
+    def take_share(self, key: str) -> float | None:
+        """A number from 0 to 1."""
+        value = self.take_number(key)
+        if value is not None and not 0 <= value <= 1:
+            raise self.wrong(key, value, "is not between 0 and 1")
+        return value
+
+    def take_one_of(self, key: str, choices: Collection[Any]) -> Any:
+        """One of ``choices``, of the same type; None if the key is missing."""
+        value = self.take(key)
+        if value is not None and not any(
+            type(value) is type(choice) and value == choice for choice in choices
+        ):
+            names = ", ".join(str(choice) for choice in choices)
+            raise self.wrong(key, value, f"is not understood: give one of {names}, or remove it")
+        return value
+
+    def take_names(self, key: str) -> str | list[str] | None:
+        """A string or a list of strings."""
+        value = self.take(key)
+        names = value if isinstance(value, list) else [value]
+        if value is not None and not all(isinstance(name, str) for name in names):
+            raise self.wrong(key, value, "is neither a string nor a list of strings")
+        return value
+
+    def take_mapping(self, key: str) -> dict[str, Any]:
+        """A mapping; empty if the key is missing."""
+        value = self.take(key)
+        if value is not None and not isinstance(value, dict):
+            raise self.wrong(key, value, "is not a mapping of keys to values")
+        return value or {}
+
     def take_flag(self, key: str) -> bool:
         """True or false; false if the key is missing."""
         value = self.take(key, False)
@@ -82,7 +116,7 @@ class Fields:
 
     def wrong(self, key: str, value: Any, what: str) -> StudyError:
         """The error for a wrong value of ``key``."""
-        return StudyError(f"{self.where}: {key}={value!r} {what}")
+        return StudyError(f"{self.where}: {key}={short(value)} {what}")
 
     def untaken(self) -> dict[str, Any]:
         """The keys that are left, without those whose value is false or empty."""

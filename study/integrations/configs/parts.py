@@ -1,14 +1,17 @@
 """Shared by the readers: bits, scaling rule, base, data, and the list of keys left out."""
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from study.config import DataConfig
+from study.config.bounds import FilePath
 from study.data import Example, load_examples
 from study.errors import StudyError
 from study.integrations.configs.experiment import Experiment
 from study.integrations.configs.fields import Fields
+from study.vocabulary.peft_fields import refusal
 
 STAND_INS = {"xbrl_extract_train.jsonl": "xbrl_extract"}
 """Generated data that is used if a file of FinLoRA's is missing."""
@@ -57,6 +60,7 @@ def take_bits(fields: Fields) -> int | None:
 
 def put_base(experiment: Experiment, path: str, bits: int | None, folder: Path) -> None:
     """Set the base: a folder beside the file if it exists, else the name or path as given."""
+    FilePath().check("the base", path)
     beside = folder / path
     experiment.groups["model"] = "hf"
     experiment.values["model.path"] = str(beside.resolve()) if beside.is_dir() else path
@@ -73,11 +77,12 @@ def put_data_file(
     XBRL extraction is missing, the toolkit's generated one replaces it; the user has to name any
     other missing file.
     """
+    FilePath().check(key, path)
     experiment.groups["data"] = "jsonl"
     found = next((p for p in (folder / path, Path(path)) if p.is_file()), None)
     if found is not None:
         experiment.values["data.path"] = str(found.resolve())
-        return load_examples(DataConfig("jsonl", str(found)))
+        return _examples(str(found), found.stat().st_mtime_ns)
     if stand_in := STAND_INS.get(Path(path).name):
         experiment.groups["data"] = stand_in
         experiment.left_out.append(
@@ -89,11 +94,28 @@ def put_data_file(
     return None
 
 
+@lru_cache(maxsize=2)
+def _examples(path: str, changed: int) -> list[Example]:
+    """The examples of a file, read once for all values of a sweep."""
+    return load_examples(DataConfig("jsonl", path))
+
+
+def refuse_other_base(fields: Fields, key: str) -> Any:
+    """Take the init that PEFT calls ``init_lora_weights``; None for PEFT's default.
+
+    Raises :class:`StudyError` for one that PEFT does not have, and for one that changes the base.
+    """
+    init = fields.take(key)
+    if why := refusal({"init_lora_weights": init}, trained=False):
+        raise StudyError(f"{fields.where}: {why.replace('init_lora_weights', key, 1)}")
+    return None if init is True else init
+
+
 def list_untaken(experiment: Experiment, fields: Fields, prefix: str = "") -> None:
     """Add a line to ``left_out`` for every key that was not taken."""
     for key, value in fields.untaken().items():
         why = f" ({WHY[key]})" if key in WHY else ""
-        experiment.left_out.append(f"{prefix}{key}: {short(value)}{why}")
+        experiment.left_out.append(f"{prefix}{short(key)}: {short(value)}{why}")
 
 
 def short(value: Any) -> str:

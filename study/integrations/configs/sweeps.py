@@ -6,9 +6,13 @@
 from pathlib import Path
 from typing import Any
 
-from study.errors import StudyError
+from study.errors import StudyError, given, short
+from study.integrations.configs.documents import load
 from study.integrations.configs.experiment import Experiment
-from study.integrations.configs.files import load, read_file
+from study.integrations.configs.files import read_file
+
+MOST_VALUES = 100
+"""Of one key. The configuration is read again with each."""
 
 
 def from_sweep_file(sweep: Path, config: Path, entry: str | None = None) -> dict[str, list[Any]]:
@@ -28,7 +32,12 @@ def from_sweep_file(sweep: Path, config: Path, entry: str | None = None) -> dict
     for key, values in lists.items():
         if not isinstance(values, list) or not values:
             raise StudyError(
-                f"{sweep.name}: {key}={values!r} is not a list of values: write {key}: [...]"
+                f"{sweep.name}: {given(key)}={short(values)} is not a list of values: "
+                "write key: [...]"
+            )
+        if len(values) > MOST_VALUES:
+            raise StudyError(
+                f"{sweep.name}: {given(key)} has {len(values)} values: give at most {MOST_VALUES}"
             )
         experiments = [read_file(config, entry, {key: value}) for value in values]
         changed = _changed([read_file(config, entry), *experiments])
@@ -39,7 +48,7 @@ def from_sweep_file(sweep: Path, config: Path, entry: str | None = None) -> dict
                 else "changes nothing that is trained here"
             )
             raise StudyError(
-                f"{sweep.name}: {key} {what}: leave it out and sweep on the command line"
+                f"{sweep.name}: {given(key)} {what}: leave it out and sweep on the command line"
             )
         found[changed[0]] = [experiment.settings().get(changed[0]) for experiment in experiments]
     return found

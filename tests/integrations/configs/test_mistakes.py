@@ -93,7 +93,7 @@ def test_in_the_form_of_a_file(refused: Cli, text: str, says: str) -> None:
         ("import-config finetune_configs.json", "has 2 entries: choose one with --entry, from"),
         ("import-config finetune_configs.json --entry x", "'x': choose from formula_8bits_r8"),
         ("import-config rslora.yaml --entry x", "has no entry 'x': leave out --entry"),
-        ("import-config nothing.yaml", "cannot read nothing.yaml (No such file or directory)"),
+        ("import-config nothing.yaml", "nothing.yaml does not exist"),
         ("import-config broken.json", "broken.json is not valid JSON"),
         ("import-config rslora.yaml --name quick", "experiment=quick is one of the toolkit's own"),
         ("import-config rslora.yaml --to train.jsonl", "cannot write"),
