@@ -18,7 +18,15 @@ from study.adapters.peft_format import write_adapter
 from study.config.literals import literal
 from study.errors import StudyError, one_line
 from study.models import where_from
-from study.store import ADAPTER, CellWriter, ClaimLost, StorageError, read_record, rows_of
+from study.store import (
+    ADAPTER,
+    CellWriter,
+    ClaimLost,
+    StorageError,
+    read_record,
+    replacing,
+    rows_of,
+)
 from study.store.provenance import provenance
 from study.sweeps.cells import Cell
 from study.sweeps.checkpointing import Checkpoints
@@ -134,15 +142,16 @@ class Recorder:
         """
         for k, pairs in self.adapters.items():
             adapter = self.fold[k].config.adapter
-            write_adapter(
-                self.fold[k].folder / ADAPTER,
-                pairs,
-                alpha=adapter.alpha,
-                exponent=scaling.exponent(adapter.scaling, adapter.exponent),
-                dropout=adapter.dropout,
-                base=where_from(self.fold[k].config.model),
-                modules=dict(model.named_modules()),
-            )
+            with replacing(self.fold[k].folder / ADAPTER) as draft:  # on disk before the record
+                write_adapter(
+                    draft,
+                    pairs,
+                    alpha=adapter.alpha,
+                    exponent=scaling.exponent(adapter.scaling, adapter.exponent),
+                    dropout=adapter.dropout,
+                    base=where_from(self.fold[k].config.model),
+                    modules=dict(model.named_modules()),
+                )
 
     def fail(self, error: Exception, device: torch.device) -> dict[Path, str]:
         """Close the cells that have not diverged as failed. Returns a line for each, by folder.
