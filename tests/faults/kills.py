@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,8 +70,14 @@ class Tally:
 class Trials:
     """Draws trials from a seed and runs them in folders below ``place``."""
 
-    def __init__(self, place: Path, seed: int, seeded_bug: str | None = None) -> None:
-        self.place, self.seed, self.seeded_bug = place, seed, seeded_bug
+    def __init__(
+        self,
+        place: Path,
+        seed: int,
+        sweeps: Sequence[str] = tuple(SWEEPS),
+        seeded_bug: str | None = None,
+    ) -> None:
+        self.place, self.seed, self.sweeps, self.seeded_bug = place, seed, sweeps, seeded_bug
         self.starter = Starter(place / "cache")
         self._undisturbed: dict[str, Undisturbed] = {}
 
@@ -91,7 +98,7 @@ class Trials:
     def trial(self, number: int, launcher: str, fresh: bool = False) -> Tally:
         """Kill one sweep until it has had its kills, let it complete, and compare it."""
         rng = random.Random(f"{self.seed}/{number}")
-        sweep = list(SWEEPS)[(number + self.seed) % len(SWEEPS)]
+        sweep = self.sweeps[number % len(self.sweeps)]
         undisturbed = self.undisturbed(sweep)
         folder = make_folder(self.place / f"trial {number}")
         trial = _Trial(self, rng, launcher, fresh, arguments(sweep, launcher), folder, undisturbed)
@@ -113,7 +120,7 @@ class Trials:
         once.
         """
         tally = Tally()
-        for sweep in SWEEPS:
+        for sweep in self.sweeps:
             self.undisturbed(sweep)
         number = first
         with ThreadPoolExecutor(jobs) as pool:

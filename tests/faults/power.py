@@ -11,11 +11,14 @@ POSIX promises little, and the model no more:
 
 import os
 import random
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+REBOOT = 600.0
+"""Seconds until a machine that has lost power is used again."""
 LEAST, NAMES_ONLY = 0, 1
 """Two seeds that are not drawn: nothing that was not synced is kept, and all names but no content.
 """
@@ -86,7 +89,7 @@ class Disk:
 
     def after_power_loss(self, target: Path, seed: int) -> None:
         """Write one of the states in which the disk may be to the folder ``target``."""
-        rng = random.Random(seed)
+        rng, began = random.Random(seed), time.time() - REBOOT
         contents = {node: path.read_bytes() for path, node in self._files(self.root_path)}
         lost: set[Folder] = set()
         for change in self._changes:
@@ -104,6 +107,7 @@ class Disk:
                 else:
                     now = contents.get(node, node.synced)
                     (path / name).write_bytes(_content(node.synced, now, seed, rng))
+                    os.utime(path / name, (began, began))
 
         write(self.root, target)
 

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +96,14 @@ class Running:
 
 
 class Starter:
-    """Starts runs. Leave it with :meth:`close`."""
+    """Starts runs. The server ends with the process that has the starter."""
 
     def __init__(self, cache: Path) -> None:
         self.variables = environment(cache)
         self._context = mp.get_context("forkserver")
         self._context.set_forkserver_preload(list(WARM))
+        with _variables(self.variables):  # the server takes them when it starts
+            forkserver.ensure_running()
 
     def start(self, arguments: Sequence[str], plan: Plan, fresh: bool = False) -> Running:
         """Run ``study`` with ``arguments`` in the folder of ``plan``."""
@@ -119,11 +122,8 @@ class Starter:
                     start_new_session=True,
                 )
             return Running(plan, started, started.pid)
-        with _variables(self.variables):  # the server takes them when it starts
-            process = self._context.Process(
-                target=run_forked, args=(tuple(arguments), variables, err)
-            )
-            process.start()
+        process = self._context.Process(target=run_forked, args=(tuple(arguments), variables, err))
+        process.start()
         assert process.pid is not None
         return Running(plan, process, process.pid)
 
