@@ -13,7 +13,7 @@ from study.errors import one_line
 from study.store.files import write_bytes
 from study.store.records import read_record
 from study.store.schemas import SCHEMAS
-from study.store.streams import Damaged, read_stream, verified
+from study.store.streams import Damaged, read_stream, read_whole, verified
 from study.vocabulary.statuses import ENDED
 
 
@@ -67,7 +67,7 @@ def read_parquet(
     its pages are compared. Raises :class:`Damaged` if the file is not what was written.
     """
     try:
-        content = path.read_bytes() if expected is None else verified(path, expected)
+        content = read_whole(path) if expected is None else verified(path, expected)
         table = pq.read_table(
             pa.BufferReader(content),
             schema=schema,

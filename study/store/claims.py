@@ -222,13 +222,17 @@ def _is_live(holder: Path, now: float, locked: bool) -> bool:
 
     ``locked``: no live process of this machine has the lock.
     """
+    about = {}
     try:
         age = now - holder.stat().st_mtime
-        about = json.loads(holder.read_bytes())
+        if holder.is_file():
+            about = json.loads(holder.read_bytes())
     except FileNotFoundError:
         return False
-    except (OSError, ValueError):  # not yet whole
-        about = {}
+    except OSError:  # the disk does not answer
+        return True
+    except (ValueError, RecursionError):  # not yet whole
+        pass
     of_this_machine = isinstance(about, dict) and about.get("boot") == boot_id()
     return abs(age) < STALE_AFTER and not (locked and of_this_machine)
 

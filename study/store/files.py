@@ -75,8 +75,9 @@ def storing(path: Path) -> Iterator[None]:
 
 def create(path: Path) -> int:
     """Open an empty file for writing and return its descriptor. Neither is on disk yet."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
     with storing(path):
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        return os.open(path, flags | os.O_NONBLOCK, 0o666)  # a pipe is an error, not a wait
 
 
 def write(file: int, content: bytes | memoryview, path: Path) -> None:
@@ -252,8 +253,11 @@ def probe(path: Path) -> bool | None:
     holder, and a study that the user may only read can be watched.
     """
     try:
-        with path.open() as file:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # even of a pipe
+        try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        finally:
+            os.close(file)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:

@@ -100,12 +100,7 @@ def verified(path: Path, expected: Mapping[str, Any], prefix: bool = False) -> b
 
     ``prefix``: the file may go on after the ``bytes`` that are hashed.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise Damaged(f"{path.name} is missing") from None
-    except OSError as error:
-        raise Damaged(f"{path.name} can't be read: {error.strerror}") from None
+    content = read_whole(path)
     size = expected["bytes"]
     if len(content) < size or (len(content) > size and not prefix):
         raise Damaged(f"{path.name} has {len(content)} bytes instead of {size}")
@@ -113,6 +108,18 @@ def verified(path: Path, expected: Mapping[str, Any], prefix: bool = False) -> b
     if hashlib.sha256(hashed).hexdigest() != expected["sha256"]:
         raise Damaged(f"{path.name} is damaged: its hash is not the one in record.json")
     return content
+
+
+def read_whole(path: Path) -> bytes:
+    """The content of a file. Raises :class:`Damaged` if it is missing, or a pipe or a device."""
+    try:
+        if not path.exists():
+            raise Damaged(f"{path.name} is missing")
+        if not path.is_file():
+            raise Damaged(f"{path.name} is not a file")
+        return path.read_bytes()
+    except OSError as error:
+        raise Damaged(f"{path.name} can't be read: {error.strerror}") from None
 
 
 def described(path: Path) -> dict[str, Any]:
@@ -124,10 +131,9 @@ def described(path: Path) -> dict[str, Any]:
 
 def read_stream(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
     """The whole batches of a stream. A killed process may have left a part of one at the end."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        content = b""
+    content = b""
+    with contextlib.suppress(Damaged):
+        content = read_whole(path)
     return _decoded(content, schema, columns)
 
 
@@ -164,6 +170,8 @@ def last_metrics(stream: Path) -> dict[str, Any] | None:
     Only the last batch is decoded. Reading 10 000 rows takes about 20 ms.
     """
     last = None
+    if not stream.is_file():
+        return None
     with (
         contextlib.suppress(pa.ArrowInvalid, EOFError, OSError),
         pa.OSFile(str(stream)) as source,

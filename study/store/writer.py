@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from study.errors import StudyError
 from study.store.cell_tables import load_cell_table, write_parquet
-from study.store.claims import HOLDER, LOCK, Claim, claim
+from study.store.claims import HOLDER, LOCK, Claim, claim, claimant
 from study.store.files import (
     StorageError,
     make_folder,
@@ -90,7 +90,8 @@ class CellWriter:
         claimed = claim(folder)
         if claimed is None:
             raise StudyError(
-                f"cell {folder.name} is being trained by another process: wait until it has ended"
+                f"cell {folder.name} is being trained by another process ({claimant(folder)}): "
+                "wait until it has ended"
             )
         return cls(claimed, config_yaml, record, first_step)
 

@@ -346,6 +346,13 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
 
 
+def test_a_pipe_in_place_of_the_lock(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "lock")
+    with pytest.raises(StorageError, match="lock: "):
+        claim(folder)
+
+
 def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "cell").touch()
     with pytest.raises(StorageError, match="Not a directory"):

@@ -26,6 +26,7 @@ from study.store import (
     read_cell,
     read_record,
 )
+from study.store.integrity import check_study
 from study.store.record_format import FORMAT
 from study.vocabulary.statuses import STATUSES
 
@@ -155,6 +156,19 @@ def test_what_is_not_a_file_is_not_read(folder: Path, kind: str) -> None:
     record = read_cell(folder)
     assert record is not None
     assert record["status"] == "unreadable"
+
+
+@pytest.mark.parametrize("name", ["lock", "holder.1", "metrics.arrows", "metrics.parquet"])
+def test_no_file_of_a_cell_may_be_a_pipe(folder: Path, name: str) -> None:
+    """Reading one would never end."""
+    status = "complete" if name == "metrics.parquet" else "running"
+    record = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps(record | {"status": status}))
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    assert read_cell(folder) is not None
+    assert not is_done(folder)
+    assert list(check_study(folder.parents[1])) or status == "running"
 
 
 def test_a_record_without_a_format_is_an_older_one(folder: Path) -> None:
