@@ -1,29 +1,105 @@
-"""``python -m tests.faults``: the long version of the fault tests, with a table at the end."""
+"""``python -m tests.faults``: many faults in small sweeps, and one table of what they show.
+
+Folders of runs that went wrong are kept. The seed that is printed makes the same faults again.
+"""
 
 import argparse
 import sys
 import tempfile
 import time
+from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
-from .kills import Trials
+from .calls import Calls, Found
+from .kills import SIGNALS, Tally, Trials
+from .scenarios import EVERY, LAUNCHERS, SHORT_EVERY
+
+SHARES = {"basic": 0.6, "joblib": 0.3, "submitit_local": 0.1}
+"""The share of each launcher in the kills."""
+FRESH_EVERY = {"basic": 8, "joblib": 8, "submitit_local": 4}
+"""One trial in so many starts fresh processes. Those of submitit's jobs always are."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument(
+        "--number", type=int, default=200, help="kills, failing calls, power losses"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--launcher", default="basic")
-    parser.add_argument("--fresh-every", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="sweeps at the same time")
+    parser.add_argument("--only", choices=["kills", "calls", "power"], help="one of the parts")
+    parser.add_argument("--launcher", choices=list(LAUNCHERS), help="one launcher of the kills")
     given = parser.parse_args()
     place = Path(tempfile.mkdtemp(prefix="study-faults-"))
-    trials = Trials(place, given.seed)
-    began = time.monotonic()
-    tally = trials.run(given.kills, given.launcher, given.first, given.fresh_every, given.jobs)
-    print(tally, time.monotonic() - began, place)
-    return bool(tally.wrong)
+    print(f"seed {given.seed}, in {place}", flush=True)
+    wrong: list[str] = []
+    if given.only in (None, "kills"):
+        wrong += _kills(place, given.number, given.seed, given.jobs, given.launcher)
+    calls = Calls(place)
+    for part, run in (("calls", calls.fail_some), ("power", calls.lose_power)):
+        if given.only in (None, part):
+            began = time.monotonic()
+            found = run(given.number, given.seed, given.jobs)
+            _show_found(part, found, time.monotonic() - began)
+            wrong += found.wrong
+    for line in wrong:
+        print(f"WRONG: {line}")
+    print(f"{len(wrong)} faults found with seed {given.seed}")
+    return bool(wrong)
+
+
+def _kills(place: Path, number: int, seed: int, jobs: int, launcher: str | None) -> list[str]:
+    trials, wrong, first = Trials(place, seed), [], 0
+    for name, share in SHARES.items():
+        if launcher not in (None, name):
+            continue
+        if name == "submitit_local" and not find_spec("hydra_plugins.hydra_submitit_launcher"):
+            print("submitit_local: not installed (pip install 'study[submitit]')")
+            continue
+        began, kills = time.monotonic(), max(1, round(share * number)) if not launcher else number
+        tally = trials.run(kills, name, first, FRESH_EVERY[name], jobs)
+        first += 10_000  # other trials than under the launcher before
+        _show_tally(name, tally, time.monotonic() - began)
+        wrong += tally.wrong
+    return wrong
+
+
+def _show_tally(launcher: str, tally: Tally, seconds: float) -> None:
+    signals = {signum.name: tally.kills[signum.name, launcher] for signum in SIGNALS}
+    again = [a + b for a, b in zip(tally.lost, tally.in_writing, strict=True)]
+    _show(
+        f"kills under {launcher}",
+        {
+            "kills": f"{tally.killed} in {tally.trials} sweeps: {_counts(Counter(signals))}",
+            "at": _counts(tally.stages),
+            "sweeps that differ from the undisturbed one": tally.differing,
+            "cells trained twice": tally.twice,
+            f"most steps lost per kill (a checkpoint every {EVERY})": max(tally.lost, default=0),
+            "with steps during an unfinished writing": max(again, default=0),
+            "most steps lost per stop that has time": max(tally.after_stop, default=0),
+            "exit codes": _counts(tally.exits),
+            "seconds": round(seconds),
+        },
+    )
+
+
+def _show_found(part: str, found: Found, seconds: float) -> None:
+    title = {"calls": "file calls that fail", "power": "losses of power"}[part]
+    rows = {"runs": _counts(found.runs), "wrong": len(found.wrong), "seconds": round(seconds)}
+    if part == "power":
+        rows[f"most steps lost (a checkpoint every {SHORT_EVERY})"] = found.most_lost
+    _show(title, rows)
+
+
+def _show(title: str, rows: dict[str, object]) -> None:
+    print(f"\n{title}")
+    for name, value in rows.items():
+        print(f"  {name:<50} {value}", flush=True)
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(counter.items()) if count)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,27 @@
 """A short sweep in which one file call fails, or at which the machine loses power."""
 
 import errno
+import random
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from .compare import differences, left_over
 from .evidence import evidence, read_trace
 from .instrument import POWER_LOST
 from .plan import Plan
+from .power import LEAST, NAMES_ONLY
 from .processes import Ended, Starter
 from .scenarios import make_folder, short_arguments, study_of
 
+ROWS = 10
+"""The rows of the short sweep, which are points too when power is lost."""
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EACCES)
 """A full disk, a broken one, one that is mounted read-only, and a folder without rights."""
 
@@ -149,22 +154,32 @@ class Calls:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         return found
 
-    def fail_each(self, points: Sequence[Point], errors: Sequence[int], jobs: int) -> Found:
-        """Let every point fail with every error, once and for good."""
-        cases = [(p, number, good) for p in points for number in errors for good in (False, True)]
-        return self._all(lambda case: self.failing(*case), cases, jobs)
+    def fail_some(self, number: int, seed: int, jobs: int) -> Found:
+        """Let calls fail: one of each kind, and others up to ``number``, all if there are fewer."""
+        rng, kinds = random.Random(seed), self.first_of_each_kind()
+        others = [point for point in self.points if point not in kinds]
+        points = [*rng.sample(kinds, len(kinds)), *rng.sample(others, len(others))]
+        cases = [
+            (point, ERRORS[(turn + shift) % len(ERRORS)], (turn + shift) % 3 == 2)
+            for turn in range(2 * len(ERRORS))
+            for shift, point in enumerate(points)
+        ]
+        return self._all(self.failing, cases[:number], jobs)
 
-    def lose_power_at_each(self, ats: Iterable[int], seeds: Iterable[int], jobs: int) -> Found:
-        """Lose power at every point with every seed."""
-        seeds = list(seeds)
-        cases = [(at, seed) for at in ats for seed in seeds]
-        return self._all(lambda case: self.losing_power(*case), cases, jobs)
+    def lose_power(self, number: int, seed: int, jobs: int) -> Found:
+        """Lose power so often, at points that are spread over the sweep."""
+        rng = random.Random(seed)
+        last = len(self.points) + ROWS
+        cases = [
+            (1 + (2 * turn + 1) * last // (2 * number), rng.choice([LEAST, NAMES_ONLY, turn, turn]))
+            for turn in range(number)
+        ]
+        return self._all(self.losing_power, cases, jobs)
 
-    def _all(self, run, cases, jobs: int) -> Found:  # type: ignore[no-untyped-def]
-        self.undisturbed  # noqa: B018  # before the threads start
+    def _all(self, run: Callable[..., Found], cases: Sequence[tuple[Any, ...]], jobs: int) -> Found:
         total = Found()
         with ThreadPoolExecutor(jobs) as pool:
-            for found in pool.map(run, cases):
+            for found in pool.map(lambda case: run(*case), cases):
                 total.add(found)
         return total
 

@@ -28,12 +28,7 @@ PATIENCE = 180.0
 """Seconds after which a run that has not ended counts as hanging."""
 HANGS = "hangs"
 
-WARM = (
-    *("study.cli", "study.sweeps.app", "study.sweeps.run", "study.sweeps.launch"),
-    *("study.sweeps.plan", "study.sweeps.status", "study.store.checkpoints"),
-    *("transformers", "joblib", "pyarrow.parquet", "pandas", "scipy.optimize"),
-    "tests.faults.instrument",
-)
+WARM = "tests.faults.warm"
 """What a child of the server need not import."""
 
 
@@ -45,8 +40,13 @@ def environment(cache: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "STUDY_CACHE": str(cache),
-        "PYTHONPATH": os.pathsep.join((str(plugin), str(ROOT))),
+        "PYTHONPATH": os.pathsep.join([str(plugin), str(ROOT), *_given_path()]),
     }
+
+
+def _given_path() -> list[str]:
+    """The user's own ``PYTHONPATH``."""
+    return [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Starter:
     def __init__(self, cache: Path) -> None:
         self.variables = environment(cache)
         self._context = mp.get_context("forkserver")
-        self._context.set_forkserver_preload(list(WARM))
+        self._context.set_forkserver_preload([WARM])
         with _variables(self.variables):  # the server takes them when it starts
             forkserver.ensure_running()
 

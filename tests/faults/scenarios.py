@@ -7,6 +7,8 @@ NAME = "s"
 """The name of every study."""
 EVERY = 3
 """Steps between two checkpoints."""
+SHORT_EVERY = 2
+"""The same in the short sweep."""
 
 SMALL = (
     f"train -m name={NAME} model=tiny device=cpu data=jsonl "
@@ -35,7 +37,8 @@ SWEEPS = {
 }
 """The overrides of each sweep."""
 SHORT = (
-    "adapter.rank=2,3 pack.fold=2 train.steps=4 checkpoint.every=2 train.save_adapter=true "
+    f"adapter.rank=2,3 pack.fold=2 train.steps=4 checkpoint.every={SHORT_EVERY} "
+    "train.save_adapter=true "
     "probes.steps=[0] probes.sites=[adapter_out,A] probes.truncations=[1] data.heldout=2 "
     "adapter.dropout=0.1"
 )

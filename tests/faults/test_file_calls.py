@@ -2,7 +2,7 @@
 
 import pytest
 
-from .calls import ERRORS, Calls
+from .calls import ERRORS, ROWS, Calls
 from .power import LEAST, NAMES_ONLY
 
 
@@ -28,8 +28,7 @@ def test_a_call_that_fails_gives_one_line_and_loses_nothing(calls: Calls, share:
 
 @pytest.mark.parametrize("seed", [LEAST, NAMES_ONLY, 2, 3])
 def test_power_loss_costs_no_row_of_a_checkpoint_and_no_record(calls: Calls, seed: int) -> None:
-    calls.undisturbed  # noqa: B018
-    last = len(calls.points) + 10  # rows are points too
+    last = len(calls.points) + ROWS
     for at in range(20 + 5 * seed, last + 1, (last - 20) // 3):
         found = calls.losing_power(at, seed)
         assert found.wrong == []
