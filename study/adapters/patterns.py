@@ -10,7 +10,7 @@ import regex
 
 from study.errors import StudyError, short
 
-SECONDS = 2.0
+SECONDS = 1.0
 """The time that one set of patterns may take, for all paths."""
 _LONGEST = 10_000
 """Characters."""

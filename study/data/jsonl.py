@@ -29,21 +29,23 @@ def read(path: str) -> Iterator[Example]:
     # bytes.splitlines() and str.splitlines() would also split at U+2028 or a lone carriage return,
     # which a JSON string may contain.
     for number, line in enumerate(_lines(path, named), start=1):
-        where = f"{named}, line {number}"
         if number > MOST_LINES:
             raise StudyError(f"{named} has over {MOST_LINES} lines: name a file with fewer")
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if not line or line.isspace():
+            continue
+        where = f"{named}, line {number}"
         if len(line) > LONGEST_LINE:
             raise StudyError(
                 f"{where} is longer than {LONGEST_LINE >> 20} MiB: write one {_ROW} per line, and "
                 "cut its context"
             )
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        if line.strip():
-            yield _example(line, where)
+        yield _example(line, where)
 
 
 def _lines(path: str, named: str) -> Iterator[bytes]:
+    """The lines of a file. Of a line that is too long, the beginning."""
     with open_file(path, named, _FIX) as file:
         try:
             while line := file.readline(LONGEST_LINE + 1):

@@ -1,0 +1,99 @@
+"""Data files that a stranger made: one line each, in bounded time and memory."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .changes import Refused
+from .conftest import BOMB
+
+GOOD = b'{"context": "a", "target": "b"}\n{"context": "c", "target": "d"}\n'
+
+
+def row(target: str = '"b"', context: str = '"a"') -> bytes:
+    return f'{{"context": {context}, "target": {target}}}\n'.encode()
+
+
+LINES: dict[str, tuple[bytes, str]] = {
+    "a line of 100 MB": (row(f'"{"x" * 100_000_000}"'), "line 1 is longer than 4 MiB"),
+    "100 MB without a line": (b"\0" * 100_000_000, "line 1 is longer than 4 MiB"),
+    "eleven million blank lines": (b"\n" * 11_000_000, "has over 10000000 lines"),
+    "latin-1": (GOOD + 'é "'.encode("latin-1"), "line 3 is not UTF-8"),
+    "UTF-16": ("\ufeff{}".encode("utf-16"), "line 1 is not UTF-8"),
+    "UTF-16 without a mark": (GOOD.decode().encode("utf-16-le"), "line 1 is not valid JSON"),
+    "binary": (bytes(range(256)) * 9, "line 1 is not"),
+    "null bytes": (GOOD + b"\0\0\n", "line 3 is not valid JSON"),
+    "a null byte in a string": (row('"\0"'), "line 1 is not valid JSON"),
+    "empty": (b"", "has no examples"),
+    "blank lines": (b"\n \r\n\t\n", "has no examples"),
+    "null": (b"null\n", "line 1 is of type NoneType"),
+    "a number": (b"7\n", "line 1 is of type int"),
+    "NaN": (b"NaN\n", "line 1 is of type float"),
+    "a list": (b"[]\n", "line 1 is of type list"),
+    "a document on several lines": (b'[\n{"context": "a"}]', "line 1 is not valid JSON"),
+    "other keys": (b'{"prompt": "a", "completion": "b"}\n', "no key 'context' (its keys: 'prompt'"),
+    "many keys": (
+        json.dumps({str(n): n for n in range(200_000)}).encode(),
+        "no key 'context' (its keys: '0'",
+    ),
+    "a number for text": (row("7"), "'target' is of type int"),
+    "a list for text": (row('["b"]'), "'target' is of type list"),
+    "an object for text": (row(context="{}"), "'context' is of type dict"),
+    "400 digits": (row("9" * 400), "'target' is of type int"),
+    "5000 digits": (row("9" * 5000), "line 1 is not valid JSON"),
+    "a target twice": (row('"b", "target": "c"'), "line 1 has the key 'target' twice"),
+    "a context twice": (row('"b", "context": "c"'), "line 1 has the key 'context' twice"),
+    "deep lists": (b"[" * 1_000_000, "line 1 is not valid JSON"),
+    "deep objects": (b'{"a":' * 500_000, "line 1 is not valid JSON"),
+    "a million empty lists": (row("[" + "[]," * 1_000_000 + "1]"), "'target' is of type list"),
+    "a lone surrogate": (row('"\\ud800"'), "unpaired surrogate"),
+    "a blank target": (row('" \\n"'), "'target' is empty"),
+}
+
+
+@pytest.mark.parametrize("case", LINES)
+def test_a_data_file(refused: Refused, case: str) -> None:
+    content, says = LINES[case]
+    refused("train data.path=x.jsonl", says, files={"x.jsonl": content}, seconds=BOMB)
+
+
+PLACES: dict[str, tuple[str, str]] = {
+    "zeros without end": ("/dev/zero", "is a device"),
+    "random bytes without end": ("/dev/urandom", "is a device"),
+    "nothing": ("/dev/null", "is a device"),
+    "a pipe": ("pipe", "is a pipe"),
+    "a folder": (".", "is a folder"),
+    "a link to itself": ("loop", "can't be read"),
+    "the memory of a process": ("/proc/self/mem", "can't be read"),
+    "absent": ("absent", "does not exist"),
+    "a long name": ("x" * 300, "is not a path"),
+    "an unknown user": ("'~nobody-of-this-name/x'", "can't be read"),
+    "inside a file": ("train.jsonl/x", "can't be read (Not a directory)"),
+}
+
+
+@pytest.mark.parametrize("case", PLACES)
+def test_a_place_of_data(refused: Refused, here: Path, case: str) -> None:
+    path, says = PLACES[case]
+    os.mkfifo(here / "pipe")
+    (here / "loop").symlink_to("loop")
+    refused(["train", f"data.path={path}"], says, seconds=BOMB)
+
+
+def test_windows_line_ends_and_a_mark_are_read(run: Callable[..., Any]) -> None:
+    rows = b"".join(row(f'"{n}"').replace(b"\n", b"\r\n") for n in range(12))
+    ended = run("train data.path=x.jsonl", files={"x.jsonl": b"\xef\xbb\xbf" + rows}, seconds=20)
+    assert ended.code == 0, ended.err
+
+
+@pytest.mark.parametrize("copies", [1, 1000])
+def test_one_example(run: Callable[..., Any], copies: int) -> None:
+    """Seen when the data is split, before weights are loaded."""
+    ended = run("train data.path=x.jsonl", files={"x.jsonl": row() * copies}, seconds=BOMB)
+    assert ended.code == 2
+    assert "too few distinct examples (1)" in ended.err.splitlines()[-1]
+    assert "Traceback" not in ended.err
