@@ -1,11 +1,12 @@
 """``study status``: the cells of a study by state, as text."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from rich.console import Console
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
@@ -54,11 +55,22 @@ def count_noun(number: int, noun: str) -> str:
 
 
 def render(cells: pd.DataFrame) -> str:
-    """The ``cells`` table as text: a line of counts, then a line per cell, by state."""
-    console = Console(width=200)
-    with console.capture() as capture:
-        console.print(table(cells, f"{cells['study'].iloc[0]}: {counts(cells['status'])}"))
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+    """The ``cells`` table as text: a line of counts, then a line per cell, by state.
+
+    Not by rich, which takes 0.3 ms a cell.
+    """
+    rows = [COLUMNS, *_rows(cells)]
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            " " * (width - cell_len(text)) + text
+            if column in NUMBERS
+            else text + " " * (width - cell_len(text))
+            for column, width, text in zip(COLUMNS, widths, row, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join([_title(cells), *lines])
 
 
 def table(cells: pd.DataFrame, title: str) -> Table:
@@ -66,23 +78,36 @@ def table(cells: pd.DataFrame, title: str) -> Table:
     drawn = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
     for column in COLUMNS:
         drawn.add_column(column, justify="right" if column in NUMBERS else "left")
-    by_state = cells["status"].map(STATES.index)
-    for _, cell in cells.assign(state=by_state).sort_values("state", kind="stable").iterrows():
-        drawn.add_row(*(Text(printable(text)) for text in _texts(cell)))
+    for row in _rows(cells):
+        drawn.add_row(*map(Text, row))
     return drawn
 
 
-def _texts(cell: pd.Series) -> list[str]:
+def _title(cells: pd.DataFrame) -> str:
+    return printable(f"{cells['study'].iloc[0]}: {counts(cells['status'])}")
+
+
+def _rows(cells: pd.DataFrame) -> list[list[str]]:
+    """The entries of :data:`COLUMNS` of every cell, by state."""
+    by_state = cells["status"].map(STATES.index).argsort(kind="stable")
+    return [
+        [printable(text) for text in _texts(cell)]
+        for cell in cells.iloc[by_state].to_dict("records")
+    ]
+
+
+def _texts(cell: Mapping[Any, Any]) -> list[str]:
     """A cell's entries of :data:`COLUMNS`."""
     if pd.isna(cell["rank"]):  # its record is unreadable
         blank = [""] * (len(COLUMNS) - 3)
-        return [cell["status"], cell["cell_id"], *blank, note(cell.to_dict())]
+        return [cell["status"], cell["cell_id"], *blank, note(cell)]
     done = 0 if pd.isna(cell["steps_done"]) else int(cell["steps_done"])
     p = "" if pd.isna(cell["exponent"]) else f" p={cell['exponent']:g}"
     return [
         *(cell["status"], cell["cell_id"], cell["model"], cell["optimizer"], f"{cell['lr']:g}"),
-        *(f"{cell['scaling']}{p}", f"{cell['rank']:g}", str(cell["seed"])),
-        f"{done}/{cell['steps']}",
+        # Whole numbers are floats in a column where an unreadable cell has none.
+        *(f"{cell['scaling']}{p}", f"{cell['rank']:g}", str(int(cell["seed"]))),
+        f"{done}/{int(cell['steps'])}",
         "" if pd.isna(cell["seconds"]) else f"{cell['seconds']:.1f}",
-        note(cell.to_dict()),
+        note(cell),
     ]
