@@ -1,0 +1,147 @@
+"""Processes that train the same cells share them: each cell is trained once, and all end with 0."""
+
+import re
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from study.config import CellConfig
+from study.errors import StudyError
+from study.store import claim, load_cells, load_records
+from study.sweeps import run as sweep
+from study.sweeps import sharing
+from study.sweeps.cells import plan
+from study.sweeps.sharing import Outcome, stop_file, train_all
+from tests.sweeps.conftest import Begin, wait_for
+
+SMALL = (
+    *("model=tiny", "train.batch_size=2", "data=jsonl", "data.sequence_length=32"),
+    *("data.heldout=2", "train.steps=10", "probes.steps=[0]", "optimizer.lr=1e-2"),
+)
+
+
+@pytest.fixture
+def small(jsonl: Path) -> list[str]:
+    return ["train", "-m", *SMALL, f"data.path={jsonl}"]
+
+
+def trained(said: str) -> int:
+    return len(re.findall(r"complete in [\d.]+ s", said))
+
+
+def test_three_identical_sweeps_train_every_cell_once(
+    begin: Begin, small: list[str], tmp_path: Path
+) -> None:
+    sweeps = [begin(*small, "adapter.rank=2,3,4", "seed=0,1") for _ in range(3)]
+    assert [process.wait() for process in sweeps] == [0, 0, 0], sweeps[0].said
+    assert sum(trained(process.said) for process in sweeps) == 6
+    assert all("6 complete\n" in process.said for process in sweeps), "each waits for all"
+    folds = Counter(record["fold"] for record in load_records(tmp_path / "results/default"))
+    assert set(folds.values()) == {1}
+    assert not (tmp_path / "results/default/aside").exists()
+
+
+def test_sweeps_that_share_some_cells_train_those_once(
+    begin: Begin, small: list[str], tmp_path: Path
+) -> None:
+    one = begin(*small, "adapter.rank=2,3,4", "pack.fold=3")
+    two = begin(*small, "adapter.rank=3,4,5", "pack.max_cells=1")
+    assert (one.wait(), two.wait()) == (0, 0)
+    assert trained(one.said) + trained(two.said) == 4
+    assert set(load_cells(tmp_path / "results/default")["status"]) == {"complete"}
+
+
+def test_a_sweep_waits_for_a_cell_that_another_process_trains(
+    begin: Begin, small: list[str], tmp_path: Path, cell_ids: Callable[..., list[str]]
+) -> None:
+    first, _ = cell_ids(*small[2:], ranks=(2, 3))
+    held = claim(tmp_path / "results/default/cells" / first)
+    assert held is not None
+    process = begin(*small, "adapter.rank=2,3")
+    wait_for(lambda: "waiting for" in process.said)
+    assert re.search(r"study: waiting for 1 cell, trained by pid \d+ on \S+\n", process.said)
+    assert trained(process.said) == 1, "it trained the other cell first"
+    assert not process.has_ended()
+    held.release()
+    assert process.wait() == 0
+    assert trained(process.said) == 2
+
+
+def test_a_sweep_that_waits_stops_at_once(
+    begin: Begin, small: list[str], tmp_path: Path, cell_ids: Callable[..., list[str]]
+) -> None:
+    [only] = cell_ids(*small[2:], ranks=(2,))
+    held = claim(tmp_path / "results/default/cells" / only)
+    assert held is not None
+    process = begin(*small, "adapter.rank=2")
+    wait_for(lambda: "waiting for" in process.said)
+    process.send(signal.SIGTERM)
+    assert process.wait() == 143
+    assert process.said.splitlines()[-1].startswith("study: stopped; continue with: study train -m")
+    held.release()
+
+
+@pytest.fixture
+def cell_ids(cell: Callable[..., CellConfig]) -> Callable[..., list[str]]:
+    def of(*overrides: str, ranks: tuple[int, ...]) -> list[str]:
+        cells = plan([cell(*overrides, f"adapter.rank={rank}") for rank in ranks])
+        return [each.id for each in cells]
+
+    return of
+
+
+# One process, step by step.
+
+
+def test_a_cell_that_was_finished_after_the_pack_was_made_is_not_trained_again(
+    cell: Callable[..., CellConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = plan([cell(f"results_dir={tmp_path}", f"adapter.rank={r}") for r in (2, 3)])
+    real = sweep.loaded_base
+
+    def faster(*arguments: Any) -> Any:
+        """While this process loads the base, another one trains the cells."""
+        monkeypatch.setattr(sweep, "loaded_base", real)
+        sweep.run(cells)
+        return real(*arguments)
+
+    monkeypatch.setattr(sweep, "loaded_base", faster)
+    seen = []
+    real_train = sweep.train
+    monkeypatch.setattr(sweep, "train", lambda *a: seen.append(1) or real_train(*a))
+    assert sweep.train_pack(cells) == Outcome()
+    assert len(seen) == 2
+    assert not (tmp_path / "default/aside").exists()
+
+
+def test_a_pack_whose_sweep_stops_trains_nothing(
+    cell: Callable[..., CellConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "loaded_base", lambda *_: pytest.fail("a model was loaded"))
+    agenda = tmp_path / "20260101-1.json"
+    stop_file(agenda).touch()
+    cells = plan([cell(f"results_dir={tmp_path}")])
+    assert sweep.train_pack(cells, agenda) == Outcome()
+    assert not cells[0].folder.exists()
+
+
+def test_what_a_launch_leaves_is_launched_again_but_not_a_cell_that_failed(
+    cell: Callable[..., CellConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "_POLL", 0.0)
+    cells = plan([cell(f"results_dir={tmp_path}", f"adapter.rank={r}") for r in (2, 3, 4)])
+    launched = []
+
+    def launch(free: list[Any]) -> list[Outcome]:
+        launched.append([each.config.adapter.rank for each in free])
+        if len(launched) == 1:  # another process holds all but one, which fails
+            return [Outcome({free[0].folder: "cell 2: boom"})]
+        return [sweep.train_pack(free[:1])]
+
+    with pytest.raises(StudyError, match="1 of 3 cells failed; cell 2: boom"):
+        train_all(cells, launch)
+    assert launched == [[2, 3, 4], [3, 4], [4]]

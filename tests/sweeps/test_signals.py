@@ -1,0 +1,276 @@
+"""Signals: the first one finishes the step and keeps all of it, a second one stops at once."""
+
+import errno
+import json
+import os
+import shlex
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from study.config import CellConfig
+from study.store import CellWriter, StorageError, is_claimed, load_cells, load_tables
+from study.sweeps import run as sweep
+from study.sweeps import signals
+from study.sweeps.cells import plan
+from tests.sweeps.conftest import Begin, Process, wait_for
+
+LINE = (
+    *("train", "-m", "model=tiny", "train.batch_size=2", "data=jsonl", "data.sequence_length=32"),
+    *("data.heldout=2", "probes.steps=null", "probes.every=7", "adapter.contraction=factored"),
+    *("adapter.dropout=0.1", "adapter.rank=2,3", "train.steps=60", "checkpoint.every=1h"),
+)
+STOPPING = "study: finishing this step, then stopping; press Ctrl-C again to stop at once"
+Cli = Callable[..., Any]
+
+
+@pytest.fixture
+def line(jsonl: Path) -> list[str]:
+    return [*LINE, f"data.path={jsonl}"]
+
+
+def rows(folder: Path) -> int:
+    """About how many rows are on disk."""
+    return sum(path.stat().st_size for path in folder.rglob("metrics.arrows")) // 400
+
+
+def stopped_line(process: Process, line: list[str]) -> str:
+    last = process.said.splitlines()[-1]
+    assert last == f"study: stopped; continue with: {shlex.join(['study', *line])}"
+    return last
+
+
+def same_tables(one: Path, two: Path) -> None:
+    """All numbers but the times are the same, bit for bit."""
+    tables = [load_tables(folder) for folder in (one, two)]
+    for name in ("metrics", "probes"):
+        pd.testing.assert_frame_equal(
+            *(
+                getattr(t, name).drop(columns="seconds", errors="ignore").reset_index(drop=True)
+                for t in tables
+            ),
+            check_exact=True,
+        )
+
+
+def test_a_stopped_sweep_continues_to_the_tables_of_an_undisturbed_one(
+    begin: Begin, line: list[str], tmp_path: Path
+) -> None:
+    whole = begin(*line, "results_dir=whole")
+    study_dir = tmp_path / "results/default"
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        before = rows(study_dir)
+        process = begin(*line)
+        wait_for(lambda before=before, p=process: rows(study_dir) > before + 3 or p.has_ended())
+        process.send(signum)
+        assert process.wait() == 128 + signum, process.said
+        assert STOPPING in process.said
+        assert "Traceback" not in process.said
+        stopped_line(process, line)
+        stopped = load_cells(study_dir)
+        assert "interrupted" in set(stopped["status"])
+        assert not list(study_dir.glob("sweeps/*"))
+    assert begin(*line).wait() == 0
+    assert whole.wait() == 0
+    same_tables(tmp_path / "whole/default", study_dir)
+    records = [json.loads(path.read_text()) for path in study_dir.glob("cells/*/record.json")]
+    resumed = [each for record in records for each in record.get("resumed", [])]
+    assert len(resumed) == 3
+    assert all(each["step"] > 0 for each in resumed)
+    assert not list(study_dir.rglob("checkpoints"))
+
+
+def test_a_signal_before_training_ends_the_process_at_once(
+    begin: Begin, line: list[str], tmp_path: Path
+) -> None:
+    def wait(*_: object) -> None:
+        (tmp_path / "loading").touch()
+        time.sleep(100)
+
+    def slow_to_load() -> None:
+        sweep.load_base = wait  # type: ignore[assignment]
+
+    process = begin(*line, first=slow_to_load)
+    wait_for((tmp_path / "loading").exists)
+    process.send(signal.SIGTERM)
+    start = time.monotonic()
+    assert process.wait() == 143
+    assert time.monotonic() - start < 10
+    stopped_line(process, line)
+    assert "Traceback" not in process.said
+
+
+def test_a_second_signal_stops_at_once_and_the_earlier_checkpoint_is_kept(
+    begin: Begin, line: list[str], tmp_path: Path
+) -> None:
+    def hang_in_a_step() -> None:
+        real = sweep.train
+
+        def train(*arguments: Any) -> Iterator[Any]:
+            for number, results in enumerate(real(*arguments)):
+                if number == 5:
+                    (tmp_path / "hangs").touch()
+                    time.sleep(100)
+                yield results
+
+        sweep.train = train  # type: ignore[assignment]
+
+    process = begin(*line, "checkpoint.every=2", first=hang_in_a_step)
+    wait_for((tmp_path / "hangs").exists)
+    process.send(signal.SIGINT)
+    wait_for(lambda: STOPPING in process.said)
+    process.send(signal.SIGINT)  # the terminal and a launcher may both deliver one Ctrl-C
+    time.sleep(0.7)
+    assert not process.has_ended()
+    process.send(signal.SIGINT)
+    assert process.wait() == 130
+    stopped_line(process, [*line, "checkpoint.every=2"])
+    assert len(list(tmp_path.rglob("checkpoints/*.safetensors"))) == 2
+
+
+def test_stopping_stops_the_processes_of_a_launcher(
+    begin: Begin, line: list[str], tmp_path: Path
+) -> None:
+    """``kill PID`` reaches the sweep's own process only. Its workers stop after their step."""
+    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "pack.max_cells=1")
+    line = [*line, "adapter.rank=2,3,4", "train.steps=5000"]
+    process = begin(*line, *joblib)
+    study_dir = tmp_path / "results/default"
+    wait_for(lambda: len(list(study_dir.rglob("metrics.arrows"))) == 2 or process.has_ended())
+    assert not process.has_ended(), process.said
+    process.send(signal.SIGTERM)
+    assert process.wait() == 143, process.said
+    stopped_line(process, [*line, *joblib])
+    cells = load_cells(study_dir)
+    assert set(cells["status"]) == {"interrupted"}
+    assert len(cells) == 2, "the pack that waited did not begin"
+    assert len(list(study_dir.rglob("checkpoints/*.safetensors"))) == 2
+    assert not list(study_dir.glob("sweeps/*"))
+
+
+# A launcher's own handler, as submitit's.
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["requeues", "goes on"])
+def test_the_handler_of_a_launcher_is_called_after_a_checkpoint(
+    cell: Callable[..., CellConfig], tmp_path: Path, ends: bool
+) -> None:
+    [planned] = plan([cell(f"results_dir={tmp_path}", "train.steps=30", "checkpoint.every=null")])
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        code = 99
+        try:
+            code = _be_a_job(planned, write, ends)
+        except SystemExit as leaving:
+            code = int(str(leaving.code))
+        finally:
+            os._exit(code)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        found = json.load(pipe)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == (144 if ends else 0)
+    assert found == {"checkpoints": 1, "held": True}
+    assert load_cells(tmp_path / "default")["status"].item() == (
+        "interrupted" if ends else "complete"
+    )
+
+
+def _be_a_job(planned: Any, write: int, ends: bool) -> int:
+    def handler(signum: int, frame: object) -> None:
+        found = {
+            "checkpoints": len(list(planned.folder.glob("checkpoints/*.safetensors"))),
+            "held": is_claimed(planned.folder),
+        }
+        os.write(write, json.dumps(found).encode())
+        os.close(write)
+        if ends:
+            raise SystemExit(144)
+
+    signal.signal(signal.SIGUSR2, handler)
+    signals.listen_in_worker()
+    real = sweep.train
+
+    def train(*arguments: Any) -> Iterator[Any]:
+        for number, results in enumerate(real(*arguments)):
+            if number == 4:
+                os.kill(os.getpid(), signal.SIGUSR2)
+            yield results
+
+    sweep.train = train  # type: ignore[assignment]
+    return len(sweep.train_pack([planned]).failures)
+
+
+# A disk that can't be written.
+
+
+def full_disk() -> StorageError:
+    return StorageError(
+        "can't write a file: No space left on device; free some space", errno.ENOSPC
+    )
+
+
+def test_a_full_disk_gives_one_line_and_the_cells_continue_when_there_is_space(
+    study_cli: Cli, line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = [*line, "train.steps=12", "checkpoint.every=3"]
+    assert study_cli(*line, "results_dir=whole").code == 0
+    real = CellWriter.append
+    written = []
+
+    def append(self: CellWriter, table: str, table_rows: pd.DataFrame) -> None:
+        written.append(table)
+        if len(written) > 9:
+            raise full_disk()
+        real(self, table, table_rows)
+
+    monkeypatch.setattr(CellWriter, "append", append)
+    ran = study_cli(*line)
+    assert ran.code == 2
+    assert "Traceback" not in ran.err
+    assert ran.err.splitlines()[-1] == f"study: {full_disk()}"
+    assert list(load_cells(tmp_path / "results/default")["status"]) == ["interrupted"]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert study_cli(*line).code == 0
+    same_tables(tmp_path / "whole/default", tmp_path / "results/default")
+
+
+def test_cells_of_a_fold_that_stopped_at_different_steps_continue_one_by_one(
+    cell: Callable[..., CellConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cells(folder: str, *overrides: str) -> list[Any]:
+        common = (f"results_dir={tmp_path / folder}", "train.steps=8", "checkpoint.every=1")
+        return plan([cell(*common, *overrides, f"adapter.rank={rank}") for rank in (2, 3, 4)])
+
+    sweep.run(cells("whole"))
+    real = sweep.train
+
+    def until(step: int) -> None:
+        def train(*arguments: Any) -> Iterator[Any]:
+            for number, results in enumerate(real(*arguments)):
+                yield results
+                if number == step:
+                    raise full_disk()
+
+        monkeypatch.setattr(sweep, "train", train)
+
+    for index, step in ((0, 2), (1, 4), (2, 4)):
+        until(step)
+        with pytest.raises(StorageError):
+            sweep.run([cells("results")[index]])
+    sizes = []
+    monkeypatch.setattr(sweep, "train", lambda *a: sizes.append(len(a[2])) or real(*a))
+    sweep.run(cells("results", "pack.fold=3"))
+    assert sizes == [1, 2], "those at one step go on together"
+    one, two = (load_tables(tmp_path / folder / "default") for folder in ("whole", "results"))
+    assert list(one.metrics["loss"]) == pytest.approx(
+        list(two.metrics["loss"]), nan_ok=True, rel=1e-5
+    )
+    assert set(two.cells["status"]) == {"complete"}
