@@ -138,14 +138,15 @@ def read_stream(path: Path, schema: pa.Schema, columns: Sequence[str] | None = N
 
 
 def read_synced(path: Path, schema: pa.Schema, record: Mapping[str, Any]) -> pa.Table:
-    """The rows of an interrupted cell's stream.
+    """The rows that an interrupted cell's stream had on disk when ``record`` was written.
 
-    Raises :class:`Damaged` if those that ``record`` had on disk have changed.
+    They include those before every checkpoint. What follows them may be anything after a power
+    cut, such as zeros. Raises :class:`Damaged` if they have changed.
     """
     synced = record.get("streams", {}).get(path.stem)
     if synced is None:
         return read_stream(path, schema)
-    return _decoded(verified(path, synced, prefix=True), schema, None)
+    return _decoded(verified(path, synced, prefix=True)[: synced["bytes"]], schema, None)
 
 
 def _decoded(content: bytes, schema: pa.Schema, columns: Sequence[str] | None) -> pa.Table:
@@ -179,7 +180,8 @@ def last_metrics(stream: Path) -> dict[str, Any] | None:
         for message in pa.ipc.MessageReader.open_stream(source):
             if message.type == "record batch":
                 last = message
-    if last is None:
-        return None
-    batch = pa.ipc.read_record_batch(last, SCHEMAS["metrics"])
-    return batch.slice(len(batch) - 1).to_pylist()[0]
+    with contextlib.suppress(pa.ArrowInvalid, OSError, IndexError):  # zeros of a power cut
+        if last is not None:
+            batch = pa.ipc.read_record_batch(last, SCHEMAS["metrics"])
+            return batch.slice(len(batch) - 1).to_pylist()[0]
+    return None
