@@ -2,6 +2,7 @@
 
 import re
 import time
+import warnings
 from collections.abc import Iterable
 from math import prod
 from typing import Any
@@ -56,7 +57,8 @@ class PathPatterns:
         if len(pattern) > _LONGEST or prod(n for n in counts if n) > _MOST_REPEATS:
             raise StudyError(f"{self._named} has too large a regex, {short(pattern)}: shorten it")
         try:
-            re.compile(pattern)
+            with warnings.catch_warnings(action="ignore"):  # of a set that may be meant otherwise
+                re.compile(pattern)
             return regex.compile(pattern), regex.compile(rf"(.*\.)?({pattern})$")
         except (re.error, regex.error, RecursionError, OverflowError, ValueError) as error:
             raise StudyError(

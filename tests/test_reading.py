@@ -1,0 +1,130 @@
+"""Files that others wrote: a result or one line, whatever they hold."""
+
+import json
+import os
+import resource
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from study import reading
+from study.errors import StudyError
+
+MOST = 1 << 16
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def read(path: Path) -> dict[str, object]:
+    return reading.read_object(path, "x.json", "fix it", MOST)
+
+
+@given(st.dictionaries(st.text(), values, max_size=4))
+def test_an_object_is_read_as_it_was_written(tmp_path_factory, value) -> None:
+    path = tmp_path_factory.mktemp("read") / "x.json"
+    path.write_text(json.dumps(value))
+    assert read(path) == value
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read(path) == value
+
+
+@given(st.binary(max_size=40) | st.text(alphabet='{}[]":,0e9\\u', max_size=30).map(str.encode))
+def test_any_content_is_an_object_or_one_line(tmp_path_factory, content: bytes) -> None:
+    path = tmp_path_factory.mktemp("read") / "x.json"
+    path.write_bytes(content)
+    try:
+        said = None
+        value = read(path)
+    except StudyError as error:
+        said = str(error)
+    if said is None:
+        assert isinstance(value, dict)
+    else:
+        assert said.startswith("x.json ")
+        assert said.endswith(": fix it")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "is not valid JSON (Expecting value)"),
+        ("[1]", "holds a list, not an object"),
+        ("\ufeff" * 2 + "{}", "is not valid JSON"),
+        ('{"a": {"b": 1, "b": 1}}', "the key 'b' occurs twice"),
+        ("{" * 10_000, "is not valid JSON"),
+        (" " * (MOST + 1), "is larger than 0.0625 MiB"),
+    ],
+)
+def test_other_content_is_named(tmp_path: Path, content: str, says: str) -> None:
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(StudyError) as caught:
+        read(tmp_path / "x.json")
+    assert says in str(caught.value)
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, says in (
+        (tmp_path / "pipe", "is a pipe"),
+        (tmp_path, "is a folder"),
+        ("/dev/zero", "is a device"),
+        (tmp_path / "absent", "does not exist"),
+        ("~no-user-of-this-name", "can't be read"),
+        ("a\0b", "can't be read"),
+    ):
+        with pytest.raises(StudyError, match=says):
+            reading.open_file(path, "x", "fix it")
+
+
+def test_a_file_of_the_system_without_a_length_is_read() -> None:
+    assert b"PPid" in reading.read_file("/proc/self/status", "x", "fix it", MOST)
+
+
+def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read every file, so the system's answer is replaced."""
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(reading.os, "open", refuse)
+    with pytest.raises(StudyError, match=r"x can't be read \(Permission denied\): fix it"):
+        reading.open_file(tmp_path, "x", "fix it")
+
+
+def test_a_header_is_checked_before_the_library_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    for length in (reading.LONGEST_HEADER + 1, 2**63):
+        path.write_bytes(length.to_bytes(8, "little"))
+        with pytest.raises(StudyError, match=f"claims a header of {length} bytes"):
+            reading.check_tensors(path, "x", "fix it")
+    path.write_bytes((100).to_bytes(8, "little"))
+    reading.check_tensors(path, "x", "fix it")
+
+
+def test_free_memory_respects_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = reading.free_memory()
+    assert before > 0
+    size = reading.psutil.Process().memory_info().vms
+    with monkeypatch.context() as limited:
+        limited.setattr(reading.resource, "getrlimit", lambda _: (size + 1000, size + 1000))
+        assert reading.free_memory() <= 1000
+    group = tmp_path / "a"
+    group.mkdir()
+    files = {
+        "/proc/self/cgroup": ["4:memory:/old", "0::/a/b"],
+        "/sys/fs/cgroup/a/memory.max": ["5000"],
+        "/sys/fs/cgroup/a/memory.current": ["3000"],
+        "/sys/fs/cgroup/a/memory.stat": ["anon 5", "inactive_file 700"],
+        "/sys/fs/cgroup/a/b/memory.max": ["max"],
+        "/sys/fs/cgroup/a/b/memory.current": ["1"],
+    }
+    monkeypatch.setattr(reading, "_lines", lambda path: files.get(str(path), []))
+    assert reading.free_memory() == 5000 - 3000 + 700
+    with pytest.raises(StudyError, match=r"x needs 2 GiB of memory and 1 GiB are free: fix it"):
+        reading.check_memory(2 << 30, 1 << 30, "x", "fix it")
+    assert resource.getrlimit(resource.RLIMIT_AS)
