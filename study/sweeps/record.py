@@ -69,7 +69,8 @@ class Recorder:
     def _read_earlier(self, cell: int) -> float:
         """Take in the rows of the steps that a cell had before. Returns the tokens it has seen."""
         tokens = 0.0
-        for row in rows_of(self.writers[cell].folder, "metrics").to_dict("records"):
+        rows: list[Any] = rows_of(self.writers[cell].folder, "metrics").to_dict("records")
+        for row in rows:
             self.stuck[cell].add(row)
             tokens = row["tokens"]
             self.fields[cell] |= {"steps_done": int(row["step"]), "seconds": row["seconds"]}

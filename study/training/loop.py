@@ -4,7 +4,7 @@ A fold is K cells that share each forward pass through the base. Every cell has 
 loss, clipping, optimizer and schedule, so a folded cell follows the path that it follows alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import nullcontext
 
 from study.adapters import adapted, resolve_targets
@@ -28,7 +28,7 @@ __all__ = ["CellStep", "Fold", "Snapshot", "train"]
 
 def train(
     base: FrozenBase, corpus: Corpus, runs: Sequence[Run], resume: Sequence[Snapshot] = ()
-) -> Iterator[list[CellStep | None]]:
+) -> Generator[list[CellStep | None], None, None]:
     """Train a fold. Yields at each step s = 0 ... ``train.steps`` one result per cell.
 
     A result is None once its cell has diverged. Row s is measured with the weights after s updates,
