@@ -108,13 +108,27 @@ def free_memory() -> int:
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY:
         free = min(free, limit - psutil.Process().memory_info().vms)
-    path = next((line[3:] for line in _lines("/proc/self/cgroup") if line.startswith("0::")), "")
-    group = Path("/sys/fs/cgroup", path.strip("/"))
-    for folder in (group, *group.parents[: len(group.parts) - 4]):
+    for folder in _groups():
         most, used = (_lines(folder / f"memory.{name}") for name in ("max", "current"))
         if most and used and most[0].isdigit():
             free = min(free, int(most[0]) - int(used[0]) + _cached(folder))
     return max(free, 0)
+
+
+def all_memory() -> int:
+    """Bytes that this process could take if nothing else were in memory, within the same limits."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    limits = [] if limit == resource.RLIM_INFINITY else [limit]
+    of_groups = [_lines(folder / "memory.max") for folder in _groups()]
+    limits += [int(most[0]) for most in of_groups if most and most[0].isdigit()]
+    return min([psutil.virtual_memory().total, *limits])
+
+
+def _groups() -> list[Path]:
+    """The folders of this process's control groups, the innermost first."""
+    path = next((line[3:] for line in _lines("/proc/self/cgroup") if line.startswith("0::")), "")
+    group = Path("/sys/fs/cgroup", path.strip("/"))
+    return [group, *group.parents[: len(group.parts) - 4]]
 
 
 def _cached(group: Path) -> int:

@@ -20,6 +20,8 @@ _LIBRARIES = tuple(
     f"{Path(str(module.__file__)).parent}{os.sep}" for module in (hydra, omegaconf, antlr4, yaml)
 )
 
+_STANDARD = f"{Path(os.__file__).parent}{os.sep}"
+
 
 @contextmanager
 def as_study_errors() -> Iterator[None]:
@@ -44,7 +46,7 @@ def as_study_errors() -> Iterator[None]:
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise StudyError(_cause(error)) from error
     except Exception as error:
-        if not _file(error.__traceback__).startswith(_LIBRARIES):
+        if not _is_raised_by_hydra(error.__traceback__):
             raise
         raise StudyError(
             f"can't compose the configuration ({_cause(error)}): a group, such as optimizer, takes "
@@ -52,12 +54,18 @@ def as_study_errors() -> Iterator[None]:
         ) from error
 
 
-def _file(traceback: TracebackType | None) -> str:
-    """The file of the code that raised."""
-    file = ""
+def _is_raised_by_hydra(traceback: TracebackType | None) -> bool:
+    """Whether the last code that is not of the standard library is of Hydra or below it."""
+    last = ""
     while traceback is not None:
-        file, traceback = traceback.tb_frame.f_code.co_filename, traceback.tb_next
-    return file
+        file = traceback.tb_frame.f_code.co_filename
+        last = last if _is_standard(file) else file
+        traceback = traceback.tb_next
+    return last.startswith(_LIBRARIES)
+
+
+def _is_standard(file: str) -> bool:
+    return file.startswith((_STANDARD, "<")) and "site-packages" not in file
 
 
 def _choices(error: MissingConfigException) -> str:

@@ -45,7 +45,7 @@ A_FILE = FilePath()
 # Far above any run. Beyond them, memory or time ends before a check of either is reached.
 MOST_RANK = 1 << 24
 MOST_STEPS = 10**8
-MOST_SEQUENCES = 10**6
+MOST_SEQUENCES, MOST_ACCUMULATION = 10**6, 10**5
 MOST_TOKENS = 10**7
 
 
@@ -153,7 +153,7 @@ class TrainConfig:
 
     steps: int = bounded(Whole(1, most=MOST_STEPS))
     batch_size: int = bounded(Whole(1, most=MOST_SEQUENCES))
-    accumulation: int = bounded(Whole(1, most=MOST_SEQUENCES))
+    accumulation: int = bounded(Whole(1, most=MOST_ACCUMULATION))
     clip: float | None = bounded(POSITIVE, None)
     schedule: str = bounded(OneOf(SCHEDULES))
     warmup: int = bounded(Whole(0, most=MOST_STEPS))

@@ -67,9 +67,10 @@ def job(composed: DictConfig) -> Outcome:
     """
     signals.listen_in_worker()
     try:
-        if _CELLS in composed or _AGENDA in composed:
-            return _run_pack(composed)
-        _run_one(composed)
+        with as_study_errors():
+            if _CELLS in composed or _AGENDA in composed:
+                return _run_pack(composed)
+            _run_one(composed)
     except StudyError as error:
         return Outcome(mistake=str(error))
     return Outcome()

@@ -24,6 +24,7 @@ from study.adapters.contraction import adapter_flops
 from study.config import CellConfig, chosen, eval_steps, probe_steps
 from study.errors import StudyError
 from study.models import ModelCard
+from study.reading import all_memory
 from study.training.loss import LOGITS
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import ALIGNMENTS, SITES, STATS, UPDATES, USUAL
@@ -184,6 +185,26 @@ def memory_budget(config: CellConfig, device: torch.device, held: int = 0) -> in
     else:
         free = psutil.virtual_memory().available
     return int(MEMORY_SHARE[device.type] * (free + held))
+
+
+def check_possible(config: CellConfig, card: ModelCard, device: torch.device) -> None:
+    """Raises :class:`StudyError` if a cell can't fit into the memory of the machine.
+
+    Its adapters, their optimizer, and activations of one token a sequence are counted. This needs
+    no data, so a batch that is too large is refused before it is built.
+    """
+    sequences = config.train.batch_size * config.train.accumulation
+    least = estimate(config, card, sequences, sequences, Contraction(), device.type).own_bytes
+    if device.type == "cuda":
+        most = torch.cuda.get_device_properties(device).total_memory
+    else:
+        most = all_memory()
+    if least > most:
+        raise StudyError(
+            f"adapter.rank={config.adapter.rank} and train.batch_size={config.train.batch_size} "
+            f"take at least {least / 2**30:.3g} GiB, and there are {most / 2**30:.3g} GiB of "
+            "memory: lower them"
+        )
 
 
 def check_fits(config: CellConfig, need: Estimate, label: str) -> None:

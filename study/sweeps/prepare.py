@@ -9,7 +9,7 @@ from study.config import CellConfig
 from study.data import Corpus, build_corpus
 from study.models import load_tokenizer
 from study.sweeps.cells import Cell
-from study.sweeps.estimate import Estimate, check_fits, estimate, memory_budget
+from study.sweeps.estimate import Estimate, check_fits, check_possible, estimate, memory_budget
 from study.training.devices import choose_device
 from study.training.run import Run
 
@@ -43,8 +43,8 @@ def prepare(pack: Sequence[Cell], held: int = 0) -> PreparedPack:
 
     ``held``: bytes of the base that this process holds already.
 
-    Raises :class:`StudyError` if the device is absent, or if ``pack.memory_gb`` is too little for
-    one of the cells alone.
+    Raises :class:`StudyError` if the device is absent, and if ``pack.memory_gb`` or the memory of
+    the machine is too little for one of the cells alone.
     """
     config = pack[0].config
     device, corpus = choose_device(config.device), build_pack_corpus(config)
@@ -53,6 +53,7 @@ def prepare(pack: Sequence[Cell], held: int = 0) -> PreparedPack:
 
 
 def _prepare_cell(cell: Cell, corpus: Corpus, device: torch.device) -> Prepared:
+    check_possible(cell.config, cell.card, device)
     run = Run.of(cell.config, corpus, device)
     need = estimate(
         cell.config, cell.card, run.tokens, run.supervised, run.contraction, device.type
