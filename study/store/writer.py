@@ -3,7 +3,7 @@
 import json
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -149,7 +149,7 @@ class CellWriter:
             self._check()
             self.record.pop("streams", None)
             self._save_record(status=status, tables=tables, adapter=adapter, **fields)
-            self._tidy()
+            self._tidy(status)
             self._release()
 
     def interrupt(self, **fields: Any) -> None:
@@ -190,20 +190,21 @@ class CellWriter:
         finished = [*self.folder.glob("*.parquet"), *self.folder.glob(ADAPTER)]
         resumable = record is not None and record["status"] in RESUMABLE
         if not resumable and (record is not None or finished):
-            self._move_aside()
+            self._move_aside({CHECKPOINTS} if first_step else set())
             return
         if not first_step:  # first: without its rows, a checkpoint is of no use
             remove_folder(self.folder / CHECKPOINTS)
         for path in (*finished, *self.folder.glob(f"{ERROR_LOG}*"), *self._drafts()):
             remove_folder(path)
 
-    def _move_aside(self) -> None:
+    def _move_aside(self, kept: Set[str]) -> None:
+        """Move all but the claim and the names in ``kept``."""
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
         aside = self.folder.parents[1] / ASIDE / f"{self.folder.name}.{stamp}"
         make_folder(aside)
         names = sorted(path.name for path in self.folder.iterdir())
         for name in sorted(names, key=lambda name: name != RECORD):  # first: no cell without tables
-            if name != LOCK and not name.startswith(HOLDER):
+            if name != LOCK and not name.startswith(HOLDER) and name not in kept:
                 rename(self.folder / name, aside / name)
 
     def _synced(self) -> dict[str, Any]:
@@ -215,9 +216,13 @@ class CellWriter:
                 stream.sync()
         return {name: written for name, _, written in streams}
 
-    def _tidy(self) -> None:
-        """Delete what an ended cell does not need. An error costs space, not the cell."""
-        for path in (*map(self._path, SCHEMAS), *self._drafts(), self.folder / CHECKPOINTS):
+    def _tidy(self, status: str) -> None:
+        """Delete what an ended cell does not need. An error costs space, not the cell.
+
+        A cell that failed can go on from the checkpoints before the failure.
+        """
+        checkpoints = [] if status == "failed" else [self.folder / CHECKPOINTS]
+        for path in (*map(self._path, SCHEMAS), *self._drafts(), *checkpoints):
             try:
                 remove_folder(path)
             except StorageError:

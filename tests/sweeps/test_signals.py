@@ -1,6 +1,5 @@
 """Signals: the first one finishes the step and keeps all of it, a second one stops at once."""
 
-import errno
 import json
 import os
 import shlex
@@ -14,7 +13,7 @@ import pandas as pd
 import pytest
 
 from study.config import CellConfig
-from study.store import CellWriter, StorageError, is_claimed, load_cells, load_tables
+from study.store import is_claimed, load_cells, load_tables
 from study.sweeps import run as sweep
 from study.sweeps import signals
 from study.sweeps.cells import plan
@@ -204,73 +203,3 @@ def _be_a_job(planned: Any, write: int, ends: bool) -> int:
 
     sweep.train = train  # type: ignore[assignment]
     return len(sweep.train_pack([planned]).failures)
-
-
-# A disk that can't be written.
-
-
-def full_disk() -> StorageError:
-    return StorageError(
-        "can't write a file: No space left on device; free some space", errno.ENOSPC
-    )
-
-
-def test_a_full_disk_gives_one_line_and_the_cells_continue_when_there_is_space(
-    study_cli: Cli, line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    line = [*line, "train.steps=12", "checkpoint.every=3"]
-    assert study_cli(*line, "results_dir=whole").code == 0
-    real = CellWriter.append
-    written = []
-
-    def append(self: CellWriter, table: str, table_rows: pd.DataFrame) -> None:
-        written.append(table)
-        if len(written) > 9:
-            raise full_disk()
-        real(self, table, table_rows)
-
-    monkeypatch.setattr(CellWriter, "append", append)
-    ran = study_cli(*line)
-    assert ran.code == 2
-    assert "Traceback" not in ran.err
-    assert ran.err.splitlines()[-1] == f"study: {full_disk()}"
-    assert list(load_cells(tmp_path / "results/default")["status"]) == ["interrupted"]
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
-    assert study_cli(*line).code == 0
-    same_tables(tmp_path / "whole/default", tmp_path / "results/default")
-
-
-def test_cells_of_a_fold_that_stopped_at_different_steps_continue_one_by_one(
-    cell: Callable[..., CellConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def cells(folder: str, *overrides: str) -> list[Any]:
-        common = (f"results_dir={tmp_path / folder}", "train.steps=8", "checkpoint.every=1")
-        return plan([cell(*common, *overrides, f"adapter.rank={rank}") for rank in (2, 3, 4)])
-
-    sweep.run(cells("whole"))
-    real = sweep.train
-
-    def until(step: int) -> None:
-        def train(*arguments: Any) -> Iterator[Any]:
-            for number, results in enumerate(real(*arguments)):
-                yield results
-                if number == step:
-                    raise full_disk()
-
-        monkeypatch.setattr(sweep, "train", train)
-
-    for index, step in ((0, 2), (1, 4), (2, 4)):
-        until(step)
-        with pytest.raises(StorageError):
-            sweep.run([cells("results")[index]])
-    sizes = []
-    monkeypatch.setattr(sweep, "train", lambda *a: sizes.append(len(a[2])) or real(*a))
-    sweep.run(cells("results", "pack.fold=3"))
-    assert sizes == [1, 2], "those at one step go on together"
-    one, two = (load_tables(tmp_path / folder / "default") for folder in ("whole", "results"))
-    assert list(one.metrics["loss"]) == pytest.approx(
-        list(two.metrics["loss"]), nan_ok=True, rel=1e-5
-    )
-    assert set(two.cells["status"]) == {"complete"}
