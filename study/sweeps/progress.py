@@ -4,7 +4,7 @@ The time left is that of the whole sweep, over all its packs and processes, weig
 (:mod:`study.sweeps.agenda`).
 """
 
-import sys
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -15,7 +15,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from study.sweeps import agenda
+from study.sweeps import agenda, signals
 
 _LOG_EVERY = 10.0
 """Seconds between plain lines while a cell trains."""
@@ -100,8 +100,9 @@ class Display:
         """Print a line of log on stderr; above the bar on a terminal."""
         self.logged_at = time.monotonic()
         if self.bar.disable:
-            print(f"[{self.study_dir.name}] {line}", file=sys.stderr, flush=True)
-        else:
+            signals.say(f"[{self.study_dir.name}] {line}")
+            return
+        with contextlib.suppress(OSError):  # the terminal is gone
             self.bar.console.print(f"[{self.study_dir.name}] {line}", markup=False, highlight=False)
 
     def _find_pack(self, posted: Path | None) -> tuple[agenda.Agenda | None, int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from study.store import CellWriter
+from study.store import CellWriter, lock
 from study.sweeps.agenda import WAITING, Planned, agendas, posted, progress, records
 from study.sweeps.progress import Display
 
@@ -136,3 +136,63 @@ def test_a_pack_without_a_sweep_counts_its_own_cells(
         display.start(["c1"])
         display.finish({"c1": "diverged"})
     assert f"[{tmp_path.name}] cell 1/2  rank 8  diverged in " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        '{"posted": "2026-',
+        "[]",
+        '{"posted": 3, "cells": []}',
+        '{"posted": "2026-01-01T00:00:00+00:00", "cells": [{"record": {}, "pack": 1, "cost": 1}]}',
+        '{"posted": "2026-01-01T00:00:00+00:00", "cells": [{"record": 1, "pack": "x"}]}',
+        '{"posted": "2026-01-01", "cells": [{"record": {"cell_id": "a", "config": {"train": '
+        '{"steps": 1}}}, "pack": 1, "cost": Infinity}]}',
+        "\udcff",
+    ],
+)
+def test_a_damaged_agenda_is_left_out(tmp_path: Path, text: str) -> None:
+    with posted(tmp_path, planned(1.0)):
+        path = tmp_path / "sweeps" / "20260101T000000-1.json"
+        path.write_bytes(text.encode(errors="surrogateescape"))
+        with lock(path.with_suffix(".lock")):
+            assert [len(agenda.cells) for agenda in agendas(tmp_path)] == [1]
+
+
+def test_an_unreadable_record_leaves_its_cell_waiting(tmp_path: Path) -> None:
+    with posted(tmp_path, planned(1.0, 1.0)):
+        [agenda] = agendas(tmp_path)
+        begin(tmp_path, "c0", 2).close("complete", steps_done=3)
+        (tmp_path / "cells/c1").mkdir()
+        (tmp_path / "cells/c1/record.json").write_text('{"status": "runn')
+        now = progress(tmp_path, agenda)
+        assert dict(now.states) == {"complete": 1, WAITING: 1}
+        assert now.seconds_left is not None
+
+
+def test_steps_from_before_the_sweep_are_neither_work_nor_time(tmp_path: Path) -> None:
+    """A cell of 4 steps continued at step 2 and did one of the last two in 10 s: 10 s are left."""
+    cell = Planned(description("c0"), 1, 8.0, first_step=2)
+    with posted(tmp_path, [cell]):
+        [agenda] = agendas(tmp_path)
+        agenda = type(agenda)(
+            (datetime.now(UTC) - timedelta(seconds=20)).isoformat(timespec="seconds"), agenda.cells
+        )
+        assert progress(tmp_path, agenda).seconds_left is None, "nothing was done in this sweep"
+        now = datetime.now(UTC)
+        about = {
+            "started": (now - timedelta(days=1)).isoformat(timespec="seconds"),
+            "resumed": [
+                {"step": 2, "at": (now - timedelta(seconds=10)).isoformat(timespec="seconds")}
+            ],
+        }
+        writer = CellWriter.open(tmp_path / "cells/c0", "", description("c0") | about)
+        for step in range(3):
+            writer.append(
+                "metrics", pd.DataFrame([{"step": step, "tokens": 1, "loss": 1.0, "seconds": 0.1}])
+            )
+        now_ = progress(tmp_path, agenda)
+        assert now_.work == pytest.approx(0.5)
+        assert now_.seconds_left == pytest.approx(10, abs=3)
+        writer.interrupt()
