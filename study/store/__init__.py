@@ -3,7 +3,9 @@
 ``results/<study>/cells/<cell_id>/`` holds ``config.yaml`` and ``record.json`` and, when the cell
 has ended, ``metrics.parquet``, ``probes.parquet`` and optionally ``truncations.parquet`` and
 ``adapter/``. While it trains, rows are appended to Arrow streams, which any process can read and
-which survive ``kill -9``. A lock makes sure that a cell has one writer.
+which survive ``kill -9``, and ``checkpoints/`` holds its state. A claim makes sure that a cell has
+one writer. The record holds the hash of every table, so that damage is found when a table is read.
+Results that are trained again are first moved to ``results/<study>/aside/``, which nothing reads.
 """
 
 from study.store.cell_tables import load_cell_table, rows_of
