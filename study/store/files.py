@@ -21,6 +21,7 @@ from study.errors import StudyError
 
 _SPACE = (errno.ENOSPC, errno.EDQUOT)
 _RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
+_PATHS = (errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """What ``flock`` answers on a file system that lacks it."""
@@ -53,21 +54,33 @@ def _storage_error(path: Path, error: OSError) -> StorageError:
         fix = "free some space, then run the same command again"
     elif number in _RIGHTS:
         fix = "choose a folder that you may write"
+    elif number in _PATHS:
+        fix = "give another path"
     else:
         fix = "check the disk, then run the same command again"
-    cause = error.strerror or str(error) or type(error).__name__
+    # Other libraries give an error of the system words of their own.
+    cause = os.strerror(number) if number else error.strerror or str(error) or type(error).__name__
     return StorageError(f"can't write {path}: {cause}; {fix}", number)
 
 
 @contextlib.contextmanager
 def storing(path: Path) -> Iterator[None]:
-    """Inside, an ``OSError`` becomes a :class:`StorageError` that names ``path``."""
+    """Inside, an ``OSError`` becomes a :class:`StorageError` that names ``path``.
+
+    The draft of a file is named as the file.
+    """
     try:
         yield
     except StorageError:
         raise
     except OSError as error:
-        raise _storage_error(path, error) from None
+        raise _storage_error(_without_draft(path), error) from None
+
+
+def _without_draft(path: Path) -> Path:
+    """The file that ``path`` becomes when it is written; ``path`` itself if it is no draft."""
+    name, _, end = path.name.partition(f".{os.getpid()}.")
+    return path.with_name(name) if end.endswith(DRAFT) else path
 
 
 # Single calls.
