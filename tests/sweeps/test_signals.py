@@ -203,3 +203,21 @@ def _be_a_job(planned: Any, write: int, ends: bool) -> int:
 
     sweep.train = train  # type: ignore[assignment]
     return len(sweep.train_pack([planned]).failures)
+
+
+def test_ctrl_c_in_another_command_gives_one_line(
+    study_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("study.sweeps.status.load_status", interrupted)
+    ran = study_cli("status", str(tmp_path))
+    assert (ran.code, ran.err.strip()) == (130, "study: interrupted")
+
+
+def test_a_wrong_command_has_clicks_message_and_exit_code(study_cli: Cli) -> None:
+    ran = study_cli("trian")
+    assert ran.code == 2
+    assert "No such command 'trian'" in ran.err
+    assert study_cli("--help").code == 0
