@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: study test lint figures dashboard-picture clean
+.PHONY: study test lint faults figures dashboard-picture clean
 .DELETE_ON_ERROR:
 
 study: .venv/.installed
@@ -21,6 +21,14 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+# Kill small sweeps N times, make N of their file calls fail and take their power N times; compare
+# what is left with undisturbed sweeps (tests/faults). N=200 takes about an hour on two cores.
+N ?= 200
+SEED ?= 0
+faults: .venv/.installed-dev
+	$(BIN)/python -m pip install --quiet --editable '.[submitit]'
+	$(BIN)/python -m tests.faults --number $(N) --seed $(SEED)
 
 # Draw every committed picture and write every number in the documents again, from the committed
 # tables (results/reference). Afterwards git reports only what changed.
