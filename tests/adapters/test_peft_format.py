@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -18,6 +20,7 @@ from study.adapters.peft_format import CONFIG, WEIGHTS, read_adapter, write_adap
 from study.errors import StudyError
 from study.models import FrozenBase
 from study.vocabulary import scaling
+from study.vocabulary.peft_fields import INERT, LAYERS, PLAIN, READ
 
 IDS = torch.arange(24).view(2, 12)
 
@@ -244,3 +247,33 @@ def test_another_base(good: Path, tiny_base: FrozenBase) -> None:
         found.check_fits(shapes | {first: (32, 64)}, "tiny")
     with pytest.raises(StudyError, match=f"another base than tiny, which has no {second}"):
         found.check_fits({n: s for n, s in shapes.items() if n != second}, "tiny")
+
+
+JUNK = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from([10**400, "pissa", "LORA", "all", "none", "(", "8", "false"]),
+    st.lists(st.integers() | st.text(max_size=4), max_size=2),
+    st.dictionaries(st.text(max_size=6), st.integers() | st.floats() | st.none(), max_size=2),
+)
+
+
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.dictionaries(st.sampled_from([*READ, *INERT, *LAYERS, *PLAIN, "x"]), JUNK, max_size=3))
+def test_any_config_is_an_adapter_or_one_line(good: Path, changes: dict[str, Any]) -> None:
+    before = (good / CONFIG).read_text()
+    (good / CONFIG).write_text(json.dumps(json.loads(before) | changes))
+    try:
+        found = read_adapter(good)
+    except StudyError:
+        return
+    finally:
+        (good / CONFIG).write_text(before)
+    for pair in found.pairs.values():
+        assert pair.A_RD.shape[0] == pair.B_OR.shape[1] == 3
+        assert 0 < pair.gamma < float("inf")

@@ -76,6 +76,23 @@ def test_a_bad_line_is_named(tmp_path, line, message):
     assert "\n" not in str(caught.value)
 
 
+@given(
+    content=st.binary(max_size=60)
+    | st.text(alphabet='{}[]":, contextarg0\\\n', max_size=60).map(str.encode)
+    | st.dictionaries(st.sampled_from(["context", "target", "x"]), st.text() | st.integers()).map(
+        lambda row: json.dumps(row).encode()
+    )
+)
+def test_any_content_is_examples_or_one_line(content, tmp_path_factory):
+    file = tmp_path_factory.mktemp("any") / "rows.jsonl"
+    file.write_bytes(content)
+    try:
+        examples = load_examples(config(file))
+    except StudyError:
+        return
+    assert all(isinstance(e.context, str) and e.target.strip() for e in examples)
+
+
 def test_a_file_that_is_not_utf8_is_named_with_its_line(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_bytes(GOOD.encode() + b'\n{"context": "\xe9", "target": "b"}\n')
