@@ -26,6 +26,7 @@ from study.sweeps.sharing import Outcome, StopRequest, train_all
 
 PLAN_FLAG, PLAN_KEY = "--plan", "plan_only"
 """Hydra's parser accepts no flags but its own, so ours travels as a key that no cell has."""
+_MULTIRUN_FLAGS = ("-m", "--multirun")
 _CELLS, _AGENDA = "cells", "agenda"
 """The keys of a job: the overrides of its cells, and the agenda of its sweep."""
 
@@ -37,7 +38,11 @@ def main(arguments: Sequence[str]) -> None:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions arrive unchanged; they become lines below
     plan_only = PLAN_FLAG in arguments
-    overrides = [argument for argument in arguments if argument != PLAN_FLAG]
+    # Hydra's parser takes no more overrides after a flag that follows one.
+    overrides = sorted(
+        (argument for argument in arguments if argument != PLAN_FLAG),
+        key=lambda argument: argument not in _MULTIRUN_FLAGS,
+    )
     sys.argv = [sys.argv[0], *overrides, *([f"+{PLAN_KEY}=true"] if plan_only else [])]
     mistakes: list[str | None] = []
 

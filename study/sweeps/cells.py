@@ -1,16 +1,16 @@
 """Configurations to cells: identified, and checked against base and data before weights load."""
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from study.adapters import resolve_targets
 from study.adapters.peft_format import file_hash, read_adapter, shortest_names
 from study.config import CellConfig, DataConfig, ModelConfig, Sources, identity
 from study.data import fingerprint, load_examples
-from study.errors import StudyError
+from study.errors import StudyError, given
 from study.models import ModelCard, describe
 from study.store import is_done
 from study.vocabulary.inits import IMPORTED
@@ -80,6 +80,7 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
     """
     cards: dict[str, ModelCard] = {}
     data: dict[str, str] = {}
+    writable: set[str] = set()
     resolved: set[str] = set()
     cells = []
     for config in configs:
@@ -94,7 +95,9 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
         _check_length(config, card)
         source = DataConfig(config.data.name, config.data.path)
         examples = _once(data, source, lambda d: fingerprint(load_examples(d)))
-        _check_writable(Path(config.results_dir))
+        if config.results_dir not in writable:
+            _check_writable(config.results_dir)
+            writable.add(config.results_dir)
         sources = Sources(card.fingerprint, card.tokenizer_fingerprint, examples, adapter)
         cells.append(Cell(identity(config, sources), config, card, sources))
     varied = varied_keys([cell.config for cell in cells])
@@ -186,12 +189,18 @@ def _check_length(config: CellConfig, card: ModelCard) -> None:
         )
 
 
-def _check_writable(results_dir: Path) -> None:
-    folder = results_dir.absolute()
-    nearest = next(place for place in (folder, *folder.parents) if place.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        cause = "not a folder" if not nearest.is_dir() else "not writable"
+def _check_writable(results_dir: str) -> None:
+    """Make a folder in the nearest folder that exists, and remove it: some file systems, such as
+    /proc, allow it by their permissions and refuse it.
+    """
+    folder = Path(results_dir).absolute()
+    nearest = folder
+    try:
+        nearest = next(place for place in (folder, *folder.parents) if place.exists())
+        with TemporaryDirectory(dir=nearest):
+            pass
+    except OSError as error:
         raise StudyError(
-            f"results_dir={results_dir} can't be written ({nearest} is {cause}): "
-            "give another results_dir"
-        )
+            f"results_dir={given(results_dir)} can't be written ({given(str(nearest))}: "
+            f"{error.strerror}): give another results_dir"
+        ) from None

@@ -298,7 +298,7 @@ def test_unwritable_results(
     ran = study_cli("train", *small, "results_dir=taken/here")
     assert ran.code == 2
     assert re.fullmatch(
-        r"study: results_dir=taken/here can't be written .*is not a folder.*", ran.err.strip()
+        r"study: results_dir=taken/here can't be written .*Not a directory.*", ran.err.strip()
     )
 
 
