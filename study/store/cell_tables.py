@@ -68,12 +68,7 @@ def read_parquet(
     """
     try:
         content = read_whole(path) if expected is None else verified(path, expected)
-        table = pq.read_table(
-            pa.BufferReader(content),
-            schema=schema,
-            columns=None if columns is None else list(columns),
-            page_checksum_verification=True,
-        )
+        table = _decoded(content, schema, None if columns is None else list(columns))
         if expected is None:
             table.validate(full=True)  # for example, indices outside their dictionary
         return table
@@ -81,3 +76,15 @@ def read_parquet(
         raise
     except (OSError, ValueError, TypeError, KeyError, IndexError, pa.ArrowException) as error:
         raise Damaged(f"{path.name} is damaged: {one_line(error)}") from None
+
+
+def _decoded(content: bytes, schema: pa.Schema, columns: list[str] | None) -> pa.Table:
+    file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+    if file.schema_arrow.equals(schema):
+        whole = file.read(columns, use_threads=False)
+        return whole if columns is None else whole.select(columns)
+    # This way also fills columns that are missing and converts types. It starts threads for every
+    # file, which takes as long as reading a thousand rows.
+    return pq.read_table(
+        pa.BufferReader(content), schema=schema, columns=columns, page_checksum_verification=True
+    )

@@ -56,6 +56,15 @@ def load_cells(study_dir: str | os.PathLike[str], with_unreadable: bool = False)
     :class:`StudyError` if the folder holds no study.
     """
     rows = [row for cell in cell_folders(study_dir) if (row := load_cell(cell)) is not None]
+    return cells_of(study_dir, rows, with_unreadable)
+
+
+def cells_of(
+    study_dir: str | os.PathLike[str],
+    rows: Sequence[Mapping[str, Any]],
+    with_unreadable: bool = False,
+) -> pd.DataFrame:
+    """:func:`load_cells`, from the rows of all cells (:func:`cell_row`)."""
     if not with_unreadable:
         bad = {row["cell_id"]: row["error"] for row in rows if row["status"] == "unreadable"}
         warn_of_damage(study_dir, bad)

@@ -9,7 +9,7 @@ alike.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -45,9 +45,25 @@ def data_hash(study_dir: str | os.PathLike[str]) -> str:
     It reads every file once: about a second for 1 GB. A running cell's streams only grow, so their
     size stands for their content.
     """
-    cells = [_cell(folder) for folder in cell_folders(study_dir)]
-    distances = _file_hash(Path(study_dir) / "distances.parquet")
-    return _hash([[cell for cell in cells if cell], distances])
+    found = [(folder, read_cell(folder)) for folder in cell_folders(study_dir)]
+    return hash_of_states(
+        study_dir, [cell_state(folder, record, {}) for folder, record in found if record]
+    )
+
+
+def hash_of_states(study_dir: str | os.PathLike[str], cells: Sequence[list[Any]]) -> str:
+    """:func:`data_hash`, from the :func:`cell_state` of every cell with a record."""
+    return _hash([cells, _file_hash(Path(study_dir) / "distances.parquet")])
+
+
+def cell_state(folder: Path, record: Mapping[str, Any], known: Mapping[str, str]) -> list[Any]:
+    """A cell's id, its end and the content of its tables.
+
+    ``record``: as of now. ``known``: the sha256 of tables that were compared with it, by name.
+    """
+    tables = [known.get(name) or _file_hash(folder / f"{name}.parquet") for name in SCHEMAS]
+    streams = [_size(folder / f"{name}.arrows") for name in SCHEMAS]
+    return [folder.name, record["status"], _file_hash(folder / "record.json"), tables, streams]
 
 
 def complete_cells_hash(study_dir: str | os.PathLike[str]) -> str:
@@ -100,16 +116,6 @@ def _note(plots: Path) -> dict[str, Any]:
         return {}
     whole = isinstance(found, dict) and isinstance(found.get("figures", []), list)
     return found if whole else {}
-
-
-def _cell(folder: Path) -> list[Any]:
-    """A cell's id, its end and the content of its tables; empty if it has no record."""
-    record = read_cell(folder)
-    if record is None:
-        return []
-    tables = [_file_hash(folder / f"{name}.parquet") for name in SCHEMAS]
-    streams = [_size(folder / f"{name}.arrows") for name in SCHEMAS]
-    return [folder.name, record["status"], _file_hash(folder / "record.json"), tables, streams]
 
 
 def _file_hash(path: Path) -> str | None:

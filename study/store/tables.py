@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -12,11 +13,12 @@ import pyarrow.parquet as pq
 
 from study.store import derived
 from study.store.cell_tables import load_cell_table
-from study.store.cells import load_cells, warn_of_damage
+from study.store.cells import cell_row, cells_of, warn_of_damage
 from study.store.files import replacing
-from study.store.records import read_record
+from study.store.records import cell_folders, read_cell
 from study.store.schemas import ANALYSED, DERIVED, DISTANCES, SCHEMAS, TEXT
 from study.store.streams import Damaged
+from study.vocabulary.statuses import ENDED
 
 _log = logging.getLogger(__name__)
 
@@ -62,12 +64,15 @@ def load_measured(folder: Path) -> StudyTables:
     Cells with a damaged table are left out, and a warning names them. Raises :class:`StudyError`
     if the folder holds no study.
     """
-    data_hash = derived.data_hash(folder)  # first: a cell that trains on makes it outdated
-    cells = load_cells(folder)
-    found, damaged = _of_cells(folder, cells["cell_id"].tolist())
+    read = {found.row["cell_id"]: found for found in map(_read, cell_folders(folder)) if found}
+    data_hash = derived.hash_of_states(folder, [found.state for found in read.values()])
+    cells = cells_of(folder, [found.row for found in read.values()])
+    damaged = {cell: read[cell].damage for cell in cells["cell_id"] if read[cell].damage}
     warn_of_damage(folder, damaged)
     cells = cells[~cells["cell_id"].isin(list(damaged))].reset_index(drop=True)
-    frames = {name: _joined(name, tables) for name, tables in found.items()}
+    tables = {cell: read[cell].tables for cell in cells["cell_id"]}
+    del read
+    frames = {name: _joined(name, tables) for name in SCHEMAS}
     return StudyTables(cells, **frames, exponents=pd.DataFrame(), data_hash=data_hash)
 
 
@@ -140,31 +145,42 @@ def _of_known_cells(distances: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFram
     return distances[known].reset_index(drop=True)
 
 
-def _of_cells(
-    folder: Path, cell_ids: list[str]
-) -> tuple[dict[str, list[pa.Table]], dict[str, str]]:
-    """The tables of all cells by name, and by id why the tables of a cell can't be used."""
-    found: dict[str, list[pa.Table]] = {name: [] for name in SCHEMAS}
-    damaged = {}
-    for cell_id in cell_ids:
-        cell = folder / "cells" / cell_id
-        record = read_record(cell)
-        try:
-            tables = [
-                _with_id(cell_id, load_cell_table(cell, name, None, record)) for name in found
-            ]
-        except Damaged as error:
-            damaged[cell_id] = str(error)
-            continue
-        for name, table in zip(found, tables, strict=True):
-            found[name].append(table)
-    return found, damaged
+@dataclass(frozen=True)
+class _Cell:
+    """A cell, read once: its row of ``cells``, its tables by name, and its part of the data's hash.
+
+    ``damage``: why its tables can't be used; empty if they can.
+    """
+
+    row: dict[str, Any]
+    state: list[Any]
+    tables: dict[str, pa.Table]
+    damage: str = ""
 
 
-def _joined(name: str, tables: Sequence[pa.Table]) -> pd.DataFrame:
-    """One table of all cells, with their ids as the first column."""
+def _read(folder: Path) -> _Cell | None:
+    """The cell in ``folder``; None if it has no record."""
+    record = read_cell(folder)
+    if record is None:
+        return None
+    row, recorded = cell_row(record), record.get("tables", {})
+    hashes = {name: about["sha256"] for name, about in recorded.items()}
+    # Before the tables: a cell that trains on makes the hash outdated.
+    state = derived.cell_state(folder, record, hashes if record["status"] in ENDED else {})
+    try:
+        tables = {name: load_cell_table(folder, name, None, record) for name in SCHEMAS}
+    except Damaged as error:
+        return _Cell(row, derived.cell_state(folder, record, {}), {}, str(error))
+    return _Cell(row, state, tables)
+
+
+def _joined(name: str, tables: dict[str, dict[str, pa.Table]]) -> pd.DataFrame:
+    """One table of all cells, with their ids as the first column. Takes it out of ``tables``."""
     empty = SCHEMAS[name].empty_table().add_column(0, "cell_id", pa.array([], TEXT))
-    return pa.concat_tables([empty, *tables]).unify_dictionaries().to_pandas()
+    parts = [_with_id(cell, of_cell.pop(name)) for cell, of_cell in tables.items()]
+    whole = pa.concat_tables([empty, *parts]).unify_dictionaries()
+    del parts
+    return whole.to_pandas(split_blocks=True, self_destruct=True)
 
 
 def _with_id(cell_id: str, table: pa.Table) -> pa.Table:
