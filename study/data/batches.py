@@ -21,7 +21,7 @@ from study.config import DataConfig
 from study.data.examples import Example, fingerprint, split
 from study.data.questions import Questions
 from study.data.sources import load_examples
-from study.errors import StudyError, no_panic, one_line
+from study.errors import StudyError, no_panic, one_line, short
 from study.store.cache import kept_arrays
 
 if TYPE_CHECKING:
@@ -140,6 +140,20 @@ class Corpus:
     heldout: TokenTable
     questions: Questions
     fingerprint: str
+
+    def check_tokens(self, vocabulary: int, named: str) -> None:
+        """Raises :class:`StudyError` if a token is not one of the ``vocabulary`` of a model.
+
+        A tokenizer may know more than its model: Gemma's has a token for images. ``named``: the
+        model in errors.
+        """
+        highest = max(int(table.tokens.max(initial=0)) for table in (self.train, self.heldout))
+        if highest >= vocabulary:
+            text = self.questions.tokenizer.decode([highest])
+            raise StudyError(
+                f"the data has {short(text)}, which is token {highest} of the tokenizer, but "
+                f"{named} has {vocabulary} embeddings: remove it from the data"
+            )
 
 
 def build_corpus(

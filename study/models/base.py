@@ -190,7 +190,7 @@ def _check(base: FrozenBase, device: torch.device, relative: float) -> None:
     try:
         whole_BTV = model(input_ids=ids_BT, use_cache=False).logits
         parts_BTV = base.logits(base.hidden_states(ids_BT).flatten(0, 1)).view_as(whole_BTV)
-    except (AttributeError, TypeError, ValueError, RuntimeError, LookupError) as error:
+    except Exception as error:  # depends on the family and on the numbers in its configuration
         raise StudyError(
             f"{family} fails on a short sequence of tokens ({quoted(error)}): "
             "choose another causal LM"

@@ -43,11 +43,12 @@ def prepare(pack: Sequence[Cell], held: int = 0) -> PreparedPack:
 
     ``held``: bytes of the base that this process holds already.
 
-    Raises :class:`StudyError` if the device is absent, and if ``pack.memory_gb`` or the memory of
-    the machine is too little for one of the cells alone.
+    Raises :class:`StudyError` if the device is absent, if the base lacks a token of the data, and
+    if ``pack.memory_gb`` or the memory of the machine is too little for one of the cells alone.
     """
     config = pack[0].config
     device, corpus = choose_device(config.device), build_pack_corpus(config)
+    corpus.check_tokens(pack[0].card.vocabulary, pack[0].card.name)
     cells = [_prepare_cell(cell, corpus, device) for cell in pack]
     return PreparedPack(cells, device, corpus, memory_budget(config, device, held))
 

@@ -12,7 +12,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from study.config import DataConfig
-from study.data import Corpus, Example, TokenBatch, TokenTable, build_corpus, fingerprint, split
+from study.data import (
+    Corpus,
+    Example,
+    TokenBatch,
+    TokenTable,
+    batches,
+    build_corpus,
+    fingerprint,
+    split,
+)
 from study.errors import StudyError
 
 EOS, BOS, PAD = 256, 257, 258
@@ -284,3 +293,45 @@ def test_finloras_rows_become_batches():
         learned = targets[targets != -100]
         assert "Answer:" + text(learned[:-1].tolist()) in text(ids.tolist())
         assert learned[-1] == EOS
+
+
+def test_a_token_that_the_model_lacks_is_named(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(
+        "".join(json.dumps({"context": f"{n}", "target": "z"}) + "\n" for n in range(9))
+    )
+    config = DataConfig(name="jsonl", path=str(file), sequence_length=16, heldout=2, seed=0)
+    corpus = build_corpus(config, PLAIN, EOS)
+    highest = max(int(corpus.train.tokens.max()), int(corpus.heldout.tokens.max()))
+    corpus.check_tokens(highest + 1, "m")
+    with pytest.raises(StudyError, match=rf"is token {highest} of .* but m has {highest} embedd"):
+        corpus.check_tokens(highest, "m")
+
+
+def test_long_texts_are_cut_before_they_are_tokenised_and_give_the_same_rows(tmp_path, monkeypatch):
+    file = tmp_path / "rows.jsonl"
+    rows = [{"context": f"{n} " + "ab c" * 900, "target": f"{n}" + "de f" * 900} for n in range(7)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = DataConfig(name="jsonl", path=str(file), sequence_length=16, heldout=2, seed=0)
+    tables = []
+    for per_token, characters in ((100, 1 << 19), (10_000, 1)):
+        monkeypatch.setattr(batches, "_PER_TOKEN", per_token)
+        monkeypatch.setattr(batches, "_CHARACTERS", characters)
+        monkeypatch.setattr(batches, "kept_arrays", lambda _, make: make())
+        tables.append(build_corpus(config, WITH_BOS, EOS).train)
+    assert tables[0].tokens.tolist() == tables[1].tokens.tolist()
+    assert tables[0].contexts.tolist() == tables[1].contexts.tolist()
+
+
+def test_a_tokenizer_that_fails_is_one_line(tmp_path, monkeypatch):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"context": "a", "target": "b"}\n{"context": "c", "target": "d"}\n')
+    config = DataConfig(name="jsonl", path=str(file), sequence_length=16, heldout=2, seed=0)
+    panic = type("PanicException", (BaseException,), {})("index out of bounds")
+
+    def fails(*_, **__):
+        raise panic
+
+    monkeypatch.setattr(type(PLAIN), "__call__", fails)
+    with pytest.raises(StudyError, match=r"tokenizer fails on the data \(RuntimeError: index"):
+        build_corpus(config, PLAIN, EOS)
