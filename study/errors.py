@@ -74,4 +74,4 @@ def given(value: object) -> str:
 def one_line(error: BaseException) -> str:
     """The type of an error and the first line of its message."""
     text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
+    return printable(f"{type(error).__name__}: {text.splitlines()[0] if text else ''}", 1000)

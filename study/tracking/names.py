@@ -1,6 +1,8 @@
 """The names of metrics in W&B, which groups charts by the part before a slash."""
 
+import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -16,6 +18,17 @@ def norm_of(site: str, batch: str = TRAIN) -> str:
     On a batch other than the training batch, ``_<batch>`` is appended.
     """
     return _SHORT.get(site, f"{site}_norm") + ("" if batch == TRAIN else f"_{batch}")
+
+
+def artifact_name(study: str, what: str) -> str:
+    """``quick-figures``: a name that W&B accepts. A study whose name it would refuse keeps what W&B
+    accepts of it, and gets a hash.
+    """
+    accepted = re.sub(r"[^a-zA-Z0-9_.-]", "_", study)[:80]
+    if accepted != study:
+        digits = hashlib.sha256(study.encode(errors="surrogateescape")).hexdigest()[:8]
+        accepted = f"{accepted}-{digits}"
+    return f"{accepted}-{what}"
 
 
 def history_row(

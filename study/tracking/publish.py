@@ -4,6 +4,7 @@ A sweep publishes when it ends. ``study dashboard --wandb`` publishes on request
 """
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pandas as pd
 from study.analysis import summary
 from study.analysis.wording import BRACKETS, bend_text, factor_text, number_text
 from study.config import TrackerConfig
+from study.config.types import TRACKER_MODES
 from study.errors import StudyError, one_line
 from study.report.current import current_figures, current_tables
 from study.store import load_records
+from study.tracking.names import artifact_name
 from study.tracking.runs import WandbRuns, start_run
 
 SUMMARY = "summary"
@@ -29,11 +32,23 @@ TABLE_COLUMNS = (
 
 
 def tracker_of(study_dir: Path) -> TrackerConfig | None:
-    """The tracker settings of the last tracked cell; None if no cell was tracked."""
-    records = sorted(load_records(study_dir), key=lambda record: record["started"])
-    tracked = [record["config"].get("tracker", {}) for record in records]
-    last = next((config for config in reversed(tracked) if config.get("name") == "wandb"), None)
-    return None if last is None else TrackerConfig(**last)
+    """The tracker settings of the last tracked cell; None if no cell was tracked.
+
+    W&B's files go to ``study_dir``, not to a folder that a record names. Raises
+    :class:`StudyError` if the record's other settings can't be used.
+    """
+    records = sorted(load_records(study_dir), key=lambda record: record.get("started") or "")
+    configs = [record["config"].get("tracker") for record in records]
+    tracked = [c for c in configs if isinstance(c, dict) and c.get("name") == "wandb"]
+    if not tracked:
+        return None
+    last = tracked[-1] | {"dir": str(study_dir)}
+    names = {field.name for field in fields(TrackerConfig)}
+    texts = [last.get("project"), last.get("entity")]
+    usable = last.get("mode") in TRACKER_MODES and all(isinstance(t, str | None) for t in texts)
+    if not (usable and last.keys() <= names):
+        raise StudyError(f"the tracker settings in the records of {study_dir} are damaged: {last}")
+    return TrackerConfig(**last)
 
 
 def publish(
@@ -63,9 +78,9 @@ def _send(
     study = study_dir.resolve().name
     tables = current_tables(study_dir, notify, must_write=True)
     drawn = current_figures(tables, plots, notify)
-    exponents = wandb.Artifact(f"{study}-exponents", type="exponents")
+    exponents = wandb.Artifact(artifact_name(study, "exponents"), type="exponents")
     exponents.add_file(str(study_dir / "exponents.parquet"))
-    figures = wandb.Artifact(f"{study}-figures", type="figures")
+    figures = wandb.Artifact(artifact_name(study, "figures"), type="figures")
     for figure in drawn:
         for kind in ("pdf", "png"):
             figures.add_file(str(plots / f"{figure}.{kind}"))

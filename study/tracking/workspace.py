@@ -18,6 +18,7 @@ from study.errors import StudyError, one_line
 from study.figures.selection import Rule
 from study.figures.style import shade
 from study.store import load_tables
+from study.store.output import write_output
 from study.tracking.names import norm_of
 from study.tracking.publish import SUMMARY, publish, tracker_of
 from study.tracking.runs import silenced
@@ -49,7 +50,7 @@ def open_workspace(study_dir: Path, plots: Path, notify: Callable[[str], None]) 
         return _saved(view, tracker)
     except Exception as error:  # W&B raises many types: no key, no network, no such project.
         path = study_dir / "workspace.json"
-        path.write_text(json.dumps(view._spec, indent=2) + "\n")
+        write_output(path, json.dumps(view._spec, indent=2) + "\n")
         notify(f"could not save the workspace to W&B ({one_line(error)}): wrote it to {path}")
         return str(path)
 
