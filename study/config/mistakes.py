@@ -79,7 +79,8 @@ def _cause(error: BaseException) -> str:
     """The first line of the innermost cause and, for an unknown key, the keys that exist."""
     while error.__cause__ is not None:
         error = error.__cause__
-    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    text = str(error)
+    line = type(error).__name__ if text in ("", "None") else text.splitlines()[0]
     key, parent = getattr(error, "full_key", None), getattr(error, "parent_node", None)
     if key and isinstance(parent, DictConfig) and line.startswith("Key "):
         siblings = [str(name) for name in parent if name != "hydra"]

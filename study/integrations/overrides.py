@@ -33,5 +33,5 @@ def written(value: Any) -> str:
 def _read(text: str) -> Any:
     try:
         return OverridesParser.create().parse_override(f"key={text}").value()
-    except HydraException:
+    except (HydraException, ValueError):  # Python reads no integer of over 4300 digits
         return None

@@ -79,7 +79,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(_imported: None, here: Path, tmp_path: Path) -> Run:
     """``run("import-config x.yaml", files={"x.yaml": "..."})`` runs a command of ``study``.
 
-    ``train`` gets the settings of a small cell first. A list of words is taken as it is.
+    ``train`` gets the settings of a small cell first, unless ``small`` is false. A list of words is
+    taken as it is.
     """
 
     def of(
@@ -87,13 +88,14 @@ def run(_imported: None, here: Path, tmp_path: Path) -> Run:
         *,
         files: Mapping[str, str | bytes] | None = None,
         seconds: float = VALUE,
+        small: bool = True,
     ) -> Ended:
         for name, content in (files or {}).items():
             path = here / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content.encode() if isinstance(content, str) else content)
         words = shlex.split(command) if isinstance(command, str) else list(command)
-        if words[0] == "train":
+        if words[0] == "train" and small:
             words[1:1] = SMALL.split()
         return _in_a_child(words, tmp_path, seconds)
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
 from study.config.bounds import PathPart
 from study.config.compose import CONF, compose
@@ -171,4 +171,5 @@ def _check(experiment: Experiment, name: str, command: str) -> None:
 
 
 def _yaml(body: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(literal(dict(body)), sort_keys=False, allow_unicode=True, width=1000)
+    """``body`` in OmegaConf's YAML, which reads some texts as numbers that other YAML does not."""
+    return OmegaConf.to_yaml(OmegaConf.create(literal(dict(body))))
