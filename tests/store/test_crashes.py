@@ -191,7 +191,7 @@ def test_crash_after_crash_costs_no_row(
         folder = tmp_path / str(seed) / "cells" / "abc"
         code = CRASHED
         for _ in range(40):
-            at = draw.randrange(40)
+            at = draw.randrange(80)
             code = in_child(lambda at=at, folder=folder: train_on(Disk(at, crash), folder))
             assert code in (0, CRASHED)
             if code == 0:
