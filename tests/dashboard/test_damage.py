@@ -11,6 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from study.dashboard import server
+from study.dashboard.export import export
 from study.dashboard.following import FollowedStudy
 from study.dashboard.overview import overview
 from study.dashboard.probes import Quantity
@@ -252,3 +253,32 @@ def test_a_question_for_a_cell_that_is_gone_is_answered(client: TestClient) -> N
     have = json.dumps([["gone", 7, 2**53 - 1], ["a", 0, 1]])
     answer = client.get("/values", params={**NORM._asdict(), "have": have})
     assert answer.status_code == 200
+
+
+def test_the_page_lists_unreadable_cells(offline: Any, odd: Odd, tmp_path: Path) -> None:
+    folder = odd("a", "b", "c")
+    (folder / "cells/b/record.json").write_text("<b>{")
+    export(folder, tmp_path / "some.html")
+    page = offline.open((tmp_path / "some.html").as_uri())
+    assert page.locator("#counts").inner_text().endswith("1 unreadable")
+    row = page.locator("#cells tbody tr", has_text="unreadable").inner_text()
+    assert "b" in row.split()
+    assert "record.json" in row
+    assert page.locator("#cells tbody tr").count() == 3
+    assert page.locator("#charts").is_visible()
+    assert offline.errors == []
+
+
+def test_a_page_without_a_readable_cell_has_no_charts(
+    offline: Any, odd: Odd, tmp_path: Path
+) -> None:
+    folder = odd("a")
+    (folder / "cells/a/record.json").write_text("")
+    export(folder, tmp_path / "none.html")
+    page = offline.open((tmp_path / "none.html").as_uri())
+    assert not page.locator("#charts").is_visible()
+    assert not page.locator("#choices").is_visible()
+    page.locator("#cells th button", has_text="cell").click()
+    page.locator("#theme").click()
+    assert page.locator("#cells tbody tr").count() == 1
+    assert offline.errors == []

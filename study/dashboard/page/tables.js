@@ -160,7 +160,8 @@ function unreadableRow({ cell_id: id, note }, columns, { unreadable: { symbol, c
     cell: element("td", {}, id),
     note: element("td", { class: "error" }, note),
   };
-  return element("tr", {}, ...columns.map(([name]) => entries[name] ?? element("td", {})));
+  const shown = columns.map(([name]) => entries[name] ?? element("td", {}));
+  return element("tr", {}, ...shown, element("td", {}));
 }
 
 function sortHead(name, sort, resort) {
