@@ -15,13 +15,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from study.errors import StudyError, no_panic, short
 from study.models import hub, quantised, received
-from study.models.quiet import quiet, quoted
+from study.models.quiet import no_stderr, quiet, quoted
 from study.models.received import Tensor
 from study.store.cache import file_sha256
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _SMALLEST_TOKENIZER = 16
 """If tokenizer files are missing, transformers may make a tokenizer of special tokens only."""
+
+
+_SAMPLE = "Sample 1: é, 漢\n"
+"""A text that any tokenizer must be able to encode."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +128,11 @@ class Checkpoint:
         Raises :class:`StudyError` if there is none that the tokenizers library can run.
         """
         try:
-            with quiet(), no_panic():
+            with quiet(), no_stderr(), no_panic():
                 tokenizer = AutoTokenizer.from_pretrained(
                     self.folder, trust_remote_code=False, local_files_only=True
                 )
+                tokenizer.decode(tokenizer(_SAMPLE).input_ids)
         except Exception as error:  # as in config
             raise StudyError(
                 f"{self.named} has no usable tokenizer ({quoted(error)}): "

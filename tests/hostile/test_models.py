@@ -81,6 +81,7 @@ def sparse(size: int) -> Change:
     return act
 
 
+PANIC = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
 HUGE = 10**9
 MODELS: dict[str, tuple[Change, str]] = {
     "100,000 layers": (config(num_hidden_layers=100_000), "num_hidden_layers=100000: at most 1000"),
@@ -175,6 +176,10 @@ MODELS: dict[str, tuple[Change, str]] = {
     "a list for an index": (index([1]), "index.json holds a list"),
     "a broken tokenizer": (text("tokenizer.json", '{"version"'), "no usable tokenizer"),
     "an empty tokenizer": (text("tokenizer.json", "{}"), "no usable tokenizer"),
+    "a tokenizer that panics": (
+        tokenizer(lambda t: t.update(normalizer=PANIC)),
+        "no usable tokenizer",
+    ),
     "random tokens": (
         tokenizer(lambda t: t["model"].update(dropout=0.5)),
         "tokenizer.json has dropout=0.5",
