@@ -182,8 +182,8 @@ class _Pass:
         try:
             if self._run_steps(fold, recorder):
                 recorder.close(device)
-            else:
-                recorder.interrupt(device)
+                return _not_done(recorder.fold)
+            recorder.interrupt(device)
         except (ClaimLost, StorageError):
             raise
         except Exception as error:  # of any kind: the other folds can still be trained
@@ -221,6 +221,15 @@ class _Pass:
             self.afresh.add(each.prepared.cell.id)
             self.display.say(f"cell {each.prepared.cell.id} begins again: {why}")
         self.waiting.appendleft([each.prepared for each in fold])
+
+
+def _not_done(cells: Sequence[Cell]) -> dict[Path, str]:
+    """Cells that have ended and can't be read. To train them again could go on for ever."""
+    return {
+        cell.folder: f"cell {cell.id} ({cell.label}): its results can't be read: run study check"
+        for cell in cells
+        if not cell.done
+    }
 
 
 def _release(cells: Sequence[_Claimed]) -> None:

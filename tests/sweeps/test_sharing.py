@@ -145,3 +145,19 @@ def test_what_a_launch_leaves_is_launched_again_but_not_a_cell_that_failed(
     with pytest.raises(StudyError, match="1 of 3 cells failed; cell 2: boom"):
         train_all(cells, launch)
     assert launched == [[2, 3, 4], [3, 4], [4]]
+
+
+def test_a_cell_whose_results_can_not_be_read_is_trained_once(
+    cell: Callable[..., CellConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that loses files would otherwise keep a sweep training for ever."""
+    cells = plan([cell(f"results_dir={tmp_path}")])
+    real = sweep.Recorder.close
+
+    def close(self: Any, device: Any) -> None:
+        real(self, device)
+        (cells[0].folder / "record.json").unlink()
+
+    monkeypatch.setattr(sweep.Recorder, "close", close)
+    with pytest.raises(StudyError, match=r"1 of 1 cells failed; .*results can't be read"):
+        sweep.run(cells)
