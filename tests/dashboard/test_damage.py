@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from study.dashboard import server
+from study.dashboard import probes, server
 from study.dashboard.export import export
 from study.dashboard.following import FollowedStudy
 from study.dashboard.overview import overview
@@ -148,7 +148,10 @@ def test_a_folder_that_can_not_be_read_keeps_what_is_shown(
     assert states(study) == {"a": "complete"}
 
 
-def test_a_table_that_vanishes_between_two_refreshes_costs_its_values(odd: Odd) -> None:
+def test_a_table_that_vanishes_between_two_refreshes_costs_its_values(
+    odd: Odd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "KEPT_ROWS", 0, raising=False)  # as if the tables were large
     study = FollowedStudy(folder := odd("a", "b"))
     (folder / "cells/b/probes.parquet").write_bytes(b"PAR1")
     assert [cell for cell, *_ in blocks(study)] == ["a"]
