@@ -28,6 +28,7 @@ N ?= 200
 SEED ?= 0
 faults: .venv/.installed-dev
 	$(BIN)/python -m pip install --quiet --editable '.[submitit]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --long tests/faults
 	$(BIN)/python -m tests.faults --number $(N) --seed $(SEED)
 
 # Draw every committed picture and write every number in the documents again, from the committed

@@ -18,6 +18,17 @@ from study.data import Corpus, build_corpus
 from study.models import FrozenBase, load_base, load_tokenizer
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also run the tests that take minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--long"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes: --long, or make faults"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> None:
     """One thread: results do not depend on the load, and tiny tensors are faster."""

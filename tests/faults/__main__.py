@@ -50,7 +50,8 @@ def main() -> int:
 
 
 def _kills(place: Path, number: int, seed: int, jobs: int, launcher: str | None) -> list[str]:
-    trials, wrong, first = Trials(place, seed), [], 0
+    trials = Trials(place, seed, say=lambda line: print(f"WRONG: {line}", flush=True))
+    wrong, first = [], 0
     for name, share in SHARES.items():
         if launcher not in (None, name):
             continue

@@ -107,13 +107,16 @@ class Calls:
         if ended.code == 0:
             found.wrong += differences(study_of(folder), self.undisturbed)
         else:
-            found.wrong += self._completed(folder)
+            found.wrong += [*self._completed(folder), *left_over(study_of(folder))]
         return self._kept_if_wrong(found, folder, f"{name}, {point.operation} {point.path}")
 
     # The loss of power.
 
     def losing_power(self, at: int, seed: int) -> Found:
-        """Lose power at a point; then run the command on what the disk may hold."""
+        """Lose power at a point; then run the command on what the disk may hold.
+
+        Files that an ended cell deletes may come back, and count for nothing.
+        """
         name = f"power {seed} at {at}"
         folder = make_folder(self.place / name)
         plan = self._plan(folder, at=at, power=seed, rows=True)
@@ -141,9 +144,8 @@ class Calls:
         """Run the command without faults. Returns a line for everything that is wrong then."""
         plan = replace(self._plan(folder), run="1")
         ended = self.starter.start(self.arguments, plan).wait()
-        study = study_of(folder)
         wrong = [] if ended.code == 0 else [f"without faults it ends with {ended}"]
-        return [*wrong, *differences(study, self.undisturbed), *left_over(study)]
+        return [*wrong, *differences(study_of(folder), self.undisturbed)]
 
     def _kept_if_wrong(self, found: Found, folder: Path, name: str) -> Found:
         """Name the fault in every line, or delete the folder if there is none."""

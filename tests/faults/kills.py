@@ -6,7 +6,7 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,8 +76,10 @@ class Trials:
         seed: int,
         sweeps: Sequence[str] = tuple(SWEEPS),
         seeded_bug: str | None = None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.place, self.seed, self.sweeps, self.seeded_bug = place, seed, sweeps, seeded_bug
+        self.say = say
         self.starter = Starter(place / "cache")
         self._undisturbed: dict[str, Undisturbed] = {}
 
@@ -107,6 +109,8 @@ class Trials:
         if tally.wrong:
             about = f"seed {self.seed}, trial {number}, {launcher}, {sweep}, in {folder}"
             tally.wrong = [f"{line} ({about})" for line in tally.wrong]
+            for line in tally.wrong:
+                self.say(line)
         else:
             shutil.rmtree(folder)
             for path in self.place.glob(f"{folder.name}.*"):
@@ -150,9 +154,10 @@ class _Trial:
 
     def run(self) -> None:
         self.tally.trials = 1
+        complete = False
         for _ in range(self.rng.randint(1, ROUNDS)):
-            self._round(disturbed=True)
-        for _ in range(FINISHES):
+            complete = complete or 0 in self._round(disturbed=True)
+        for _ in range(FINISHES if not complete else 0):
             codes = self._round(disturbed=False)
             if set(codes) == {0}:
                 break

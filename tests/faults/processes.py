@@ -158,6 +158,8 @@ def run_forked(arguments: tuple[str, ...], variables: dict[str, str], err: str) 
         _fork_workers()
     sys.argv = ["study", *arguments]
     code = _code_of_main()
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(signum, signal.SIG_IGN)  # nothing of study runs any more
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()
