@@ -15,16 +15,26 @@ from typing import Any
 
 import pandas as pd
 
-from study.dashboard.packing import pack_message, pack_values
-from study.dashboard.probes import CellProbes, Layers, Quantity
-from study.errors import one_line, printable
+from study.dashboard.packing import Scale, pack_message, pack_values
+from study.dashboard.probes import CellProbes, Layers, Quantity, stacked
+from study.errors import StudyError, one_line, printable
 from study.figures.selection import Rule
-from study.store import SCHEMAS, cell_folders, cells_table, load_cell, load_cell_table
+from study.store import (
+    SCHEMAS,
+    cell_folders,
+    cell_row,
+    cells_table,
+    load_cell_table,
+    read_cell,
+)
 from study.store.cells import FIRST
 from study.store.records import no_study
 from study.vocabulary.statuses import ENDED
 
 FileStates = tuple[tuple[str, int, int], ...]
+
+PACKED_TOGETHER = 1 << 20
+"""The most values that are packed at once. Each takes some 50 bytes meanwhile."""
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +101,7 @@ class FollowedStudy:
             try:
                 changed |= self._refresh_cell(folder)
             except Exception as error:  # Files of any content raise errors of many types.
-                changed |= self._leave_out(folder, one_line(error), _file_states(folder))
+                changed |= self._leave_out(folder, _reason(error), _file_states(folder))
         return changed
 
     def cells(self) -> pd.DataFrame:
@@ -112,7 +122,7 @@ class FollowedStudy:
         ``page/values.js`` reads the message.
         """
         width = len(self.layers)
-        blocks, parts = [], []
+        asked: list[tuple[FollowedCell, int]] = []
         for cell_id, cell in list(self.followed.items()):
             revision, start = have.get(cell_id, (cell.revision, 0))
             if revision != cell.revision:
@@ -120,22 +130,23 @@ class FollowedStudy:
             if start >= len(cell.probes.steps):
                 continue
             try:
-                values, missing = cell.probes.values(quantity, width)
+                cell.probes.load(quantity)
             except Exception as error:  # The table was damaged or deleted after it was read.
-                self._has_news |= self._leave_out(cell.folder, one_line(error), cell.files)
+                self._has_news |= self._leave_out(cell.folder, _reason(error), cell.files)
                 continue
-            scale, packed = pack_values(values[start:], missing[start:])
-            steps = cell.probes.steps[start:].tolist()
-            blocks.append(
-                {
-                    "cell": cell_id,
-                    "revision": cell.revision,
-                    "start": start,
-                    "steps": steps,
-                    **scale,
-                }
-            )
-            parts.append(packed)
+            asked.append((cell, start))
+        packed = _packed([(cell.probes, start) for cell, start in asked], quantity, width)
+        blocks = [
+            {
+                "cell": cell.folder.name,
+                "revision": cell.revision,
+                "start": start,
+                "steps": cell.probes.steps[start:].tolist(),
+                **scale,
+            }
+            for (cell, start), (scale, _) in zip(asked, packed, strict=True)
+        ]
+        parts = [part for _, part in packed]
         header = {"instance": self.instance, "quantity": quantity, "width": width, "blocks": blocks}
         return pack_message(header, parts)
 
@@ -151,24 +162,25 @@ class FollowedStudy:
         unchanged = known is not None and known.files == files
         if (known and unchanged and known.ended) or (damaged and damaged.files == files):
             return False
-        row = load_cell(folder)
-        if row is None:
+        record = read_cell(folder)
+        if record is None:
             return self._forget({folder.name} & {*self.followed, *self.unreadable})
-        if row["status"] == "unreadable":
-            return self._leave_out(folder, str(row["error"]), files)
+        if record["status"] == "unreadable":
+            return self._leave_out(folder, str(record["error"]), files)
         # The status can change without the files: a running cell whose process died.
-        if known and unchanged and known.row["status"] == row["status"]:
+        if known and unchanged and known.row["status"] == record["status"]:
             return False
-        self.followed[folder.name] = self._read(folder, row, files, known)
+        self.followed[folder.name] = self._read(folder, record, files, known)
         self.unreadable.pop(folder.name, None)
         return True
 
     def _read(
-        self, folder: Path, row: dict[str, Any], files: FileStates, known: FollowedCell | None
+        self, folder: Path, record: dict[str, Any], files: FileStates, known: FollowedCell | None
     ) -> FollowedCell:
+        row = cell_row(record)
         Rule.of(row["scaling"], row["exponent"])  # Raises for a rule that this version lacks.
-        probes = CellProbes.read(folder, self.layers)
-        metrics = load_cell_table(folder, "metrics").to_pandas()
+        probes = CellProbes.read(folder, self.layers, record)
+        metrics = load_cell_table(folder, "metrics", record=record).to_pandas()
         revision = known.revision if known else self._next_revision.get(folder.name, 0)
         if known and not _extends(probes.steps.tolist(), known.probes.steps.tolist()):
             revision += 1
@@ -192,6 +204,22 @@ class FollowedStudy:
             if cell := self.followed.pop(name, None):
                 self._next_revision[name] = cell.revision + 1
         return bool(cells)
+
+
+def _packed(
+    asked: Sequence[tuple[CellProbes, int]], quantity: Quantity, width: int
+) -> list[tuple[Scale, bytes]]:
+    """The values of cells from given steps on, packed. Cells of one layout are packed together."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for place, (probes, start) in enumerate(asked):
+        groups.setdefault((id(probes.layout), start), []).append(place)
+    found: dict[int, tuple[Scale, bytes]] = {}
+    for (_, start), places in groups.items():
+        size = max(1, PACKED_TOGETHER // (len(asked[places[0]][0].steps) * width))
+        for some in (places[n : n + size] for n in range(0, len(places), size)):
+            values, missing = stacked([asked[place][0] for place in some], quantity, width)
+            found |= zip(some, pack_values(values[:, start:], missing[:, start:]), strict=True)
+    return [found[place] for place in range(len(asked))]
 
 
 def _folders(study_dir: Path) -> list[Path]:
@@ -220,6 +248,10 @@ def _file_states(folder: Path) -> FileStates:
             continue
         found.append((name, state.st_ctime_ns, state.st_size))
     return tuple(found)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, StudyError) else one_line(error)
 
 
 def _extends(new: Sequence[int], old: Sequence[int]) -> bool:

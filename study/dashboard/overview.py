@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from study.analysis.fits import t_critical
@@ -154,11 +155,12 @@ def _cell(cell: FollowedCell, row: Mapping[Any, Any], setting: str) -> dict[str,
 
 def _curves(metrics: pd.DataFrame) -> dict[str, Any]:
     """The curves of :data:`CURVES` as ``{"step": [...], "value": [...]}`` at the measured steps."""
-    found = {}
+    step, found = metrics["step"].to_numpy(), {}
     for name in CURVES:
-        rows = metrics[metrics[name].notna()]
-        rows = rows.iloc[:: max(1, math.ceil(len(rows) / MOST_POINTS))]
-        found[name] = {"step": rows["step"].tolist(), "value": _json_list(rows[name])}
+        values = metrics[name].to_numpy(float)
+        rows = np.flatnonzero(~np.isnan(values))
+        rows = rows[:: max(1, math.ceil(len(rows) / MOST_POINTS))]
+        found[name] = {"step": step[rows].tolist(), "value": _json_list(values[rows])}
     return found
 
 
@@ -249,8 +251,7 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _json_list(column: "pd.Series[float]") -> list[Any]:
-    values = column.to_numpy(float)
+def _json_list(values: npt.NDArray[np.float64]) -> list[Any]:
     return values.tolist() if np.isfinite(values).all() else [_json(value) for value in values]
 
 

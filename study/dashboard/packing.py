@@ -24,34 +24,45 @@ ZERO, NAN, INFINITE, MISSING = 0, 32_766, 32_767, -32_768
 """Codes other than ``±1 ... ±LARGEST``. ``-INFINITE`` is minus infinity."""
 
 
-def pack_values(
-    values_SW: npt.NDArray[np.floating], missing_SW: npt.NDArray[np.bool_]
-) -> tuple[dict[str, Any], bytes]:
-    """``({"base": ..., "resolution": ...}, bytes)``: the ``[S, W]`` values in ``2 S W`` bytes.
+Scale = dict[str, float]
+"""``base`` and ``resolution``: the logarithm that the code 1 stands for, and the step from code to
+code."""
 
-    ``missing_SW``: whether a value was not measured. A measured value can be NaN.
+
+def pack_values(
+    values_KSW: npt.NDArray[np.floating], missing_KSW: npt.NDArray[np.bool_]
+) -> list[tuple[Scale, bytes]]:
+    """The ``[S, W]`` values of each of ``K`` cells in ``2 S W`` bytes, each with its scale.
+
+    ``missing_KSW``: whether a value was not measured. A measured value can be NaN.
     """
-    values = values_SW.astype(np.float64)
-    has_log = np.isfinite(values) & (values != 0) & ~missing_SW
+    values = values_KSW.astype(np.float64)
+    has_log = np.isfinite(values) & (values != 0) & ~missing_KSW
     with np.errstate(divide="ignore"):
         logs = np.log(np.abs(values, where=has_log, out=np.ones_like(values)))
-    base, top = (
-        (float(logs[has_log].min()), float(logs[has_log].max())) if has_log.any() else (0.0, 0.0)
-    )
-    resolution = max(RESOLUTION, (top - base) / (LARGEST - 1))
+    over = {"axis": (1, 2), "keepdims": True, "where": has_log}
+    any_K11 = has_log.any(axis=(1, 2), keepdims=True)
+    base_K11 = np.where(any_K11, logs.min(initial=np.inf, **over), 0.0)
+    top_K11 = np.where(any_K11, logs.max(initial=-np.inf, **over), 0.0)
+    resolution_K11 = np.maximum(RESOLUTION, (top_K11 - base_K11) / (LARGEST - 1))
 
-    codes = np.where(has_log, np.rint((logs - base) / resolution) + 1, 0.0).astype(np.int16)
+    steps_up = np.rint((logs - base_K11) / resolution_K11) + 1
+    codes = np.where(has_log, steps_up, 0.0).astype(np.int16)
     codes[has_log & (values < 0)] *= -1
     codes[np.isnan(values)] = NAN
     codes[values == math.inf] = INFINITE
     codes[values == -math.inf] = -INFINITE
-    codes[missing_SW] = MISSING
+    codes[missing_KSW] = MISSING
     # Differences overflow and wrap; the browser's sum wraps back.
-    differences = np.diff(codes, axis=0, prepend=np.zeros((1, codes.shape[1]), np.int16))
-    planes = (
-        ((differences << 1) ^ (differences >> 15)).astype("<i2").view(np.uint8).reshape(-1, 2).T
-    )
-    return {"base": base, "resolution": resolution}, planes.tobytes()
+    differences = np.diff(codes, axis=1, prepend=np.zeros_like(codes[:, :1]))
+    signs_last = ((differences << 1) ^ (differences >> 15)).astype("<i2")
+    planes = signs_last.view(np.uint8).reshape(len(codes), -1, 2).swapaxes(1, 2)
+    return [
+        ({"base": base, "resolution": resolution}, of_cell.tobytes())
+        for base, resolution, of_cell in zip(
+            base_K11.ravel().tolist(), resolution_K11.ravel().tolist(), planes, strict=True
+        )
+    ]
 
 
 def pack_message(header: Any, parts: Sequence[bytes]) -> bytes:

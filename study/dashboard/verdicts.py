@@ -8,17 +8,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 
 from study.analysis import fit_exponents, summary, with_predictions, with_verdicts
 from study.dashboard.following import FollowedCell, FollowedStudy
+from study.dashboard.probes import Layout
 from study.errors import StudyError
-from study.store import load_cell_table
 from study.vocabulary.quantities import GRADIENTS, MODEL_WIDE, PRIMARY, STATS
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
 FIXED_STEPS = sorted({step for q in PRIMARY for step in q.primary_at if isinstance(step, int)})
 """The steps of the primary verdicts, except the last one measured."""
+COLUMNS = ("step", "layer", "block", "kind", "site", "batch", "d_in", "d_out", *STATS)
 
 
 class Verdicts:
@@ -27,7 +30,7 @@ class Verdicts:
     def __init__(self) -> None:
         self._fitted_for: Any = None
         self._found: tuple[pd.DataFrame, str] = pd.DataFrame(), ""
-        self._rows: dict[str, tuple[Any, pd.DataFrame]] = {}
+        self._rows: dict[str, tuple[Any, pa.Table]] = {}
 
     def of(self, study: FollowedStudy) -> tuple[pd.DataFrame, str]:
         """The primary rows of :func:`study.analysis.summary`, and a note.
@@ -55,16 +58,11 @@ class Verdicts:
         table = study.cells()
         if table.loc[np.isfinite(table["rank"]), "rank"].nunique() < 2:
             return pd.DataFrame(), "No exponents yet: two ranks are needed."
-        parts = [self._needed(cell, steps) for cell in cells]
-        parts = [part for part in parts if len(part)]
-        if not parts:
+        probes = self._probes(cells, steps)
+        if probes.empty:
             return pd.DataFrame(), "No exponents yet: nothing has been measured."
-        probes = pd.concat(parts, ignore_index=True)
-        for name in ("cell_id", "layer", "kind", "site", "batch"):
-            probes[name] = probes[name].astype("category")
-        metrics = pd.concat(
-            [cell.metrics.assign(cell_id=cell.row["cell_id"]) for cell in cells], ignore_index=True
-        )
+        metrics = pd.concat([cell.metrics for cell in cells], ignore_index=True)
+        metrics = metrics.assign(cell_id=_ids(cells, [len(cell.metrics) for cell in cells]))
         asked = probes["site"].isin([q.site for q in PRIMARY]) & probes["step"].isin(steps)
         stats = list(dict.fromkeys(q.stat for q in PRIMARY))
         try:
@@ -79,28 +77,52 @@ class Verdicts:
             return pd.DataFrame(), f"No exponents: {error}"
         return rows[rows["primary"].astype(bool)], ""
 
-    def _needed(self, cell: FollowedCell, steps: list[int]) -> pd.DataFrame:
-        """The probe rows of one cell that fits and predictions need; kept once it has ended."""
+    def _probes(self, cells: Sequence[FollowedCell], steps: list[int]) -> pd.DataFrame:
+        """The probe rows of all cells that fits and predictions need."""
+        masks: dict[Layout, pa.Array] = {}
+        parts = [self._needed(cell, steps, masks) for cell in cells]
+        probes = pa.concat_tables(parts).unify_dictionaries().to_pandas()
+        for name in ("layer", "kind", "site", "batch"):
+            column = probes[name].cat.remove_unused_categories()
+            probes[name] = column.cat.reorder_categories(sorted(column.cat.categories))
+        return probes.assign(cell_id=_ids(cells, list(map(len, parts))))
+
+    def _needed(
+        self, cell: FollowedCell, steps: list[int], masks: dict[Layout, pa.Array]
+    ) -> pa.Table:
+        """Those rows of one cell; kept once it has ended. ``masks``: which rows, by layout."""
         key = (cell.files, tuple(steps))
         kept = self._rows.get(cell.row["cell_id"])
         if kept is not None and kept[0] == key:
             return kept[1]
-        columns = ("step", "layer", "block", "kind", "site", "batch", "d_in", "d_out", *STATS)
-        frame = load_cell_table(cell.folder, "probes", columns).to_pandas()
-        # Predictions need the gradients at every step, to compare them with Adam's eps.
-        here = (
-            frame["site"].isin(GRADIENTS)
-            | (frame["layer"] == MODEL_WIDE)
-            | frame["step"].isin([*steps, *range(LAST_PREDICTED_STEP + 1)])
-        )
-        rows = (
-            frame[here]
-            .assign(cell_id=cell.row["cell_id"])
-            .astype(dict.fromkeys(("layer", "kind", "site", "batch"), object))
-        )
-        if cell.ended:
-            self._rows[cell.row["cell_id"]] = key, rows
-        return rows
+        table, layout = cell.probes.rows(COLUMNS), cell.probes.layout
+        if len(table):
+            if layout not in masks:
+                masks[layout] = pa.array(_are_needed(table, steps))
+            table = table.filter(masks[layout])
+        if cell.ended and not cell.probes.in_memory:
+            self._rows[cell.row["cell_id"]] = key, table
+        return table
+
+
+def _are_needed(table: pa.Table, steps: list[int]) -> npt.NDArray[np.bool_]:
+    frame = table.select(["step", "layer", "site"]).to_pandas()
+    # Predictions need the gradients at every step, to compare them with Adam's eps.
+    needed = (
+        frame["site"].isin(GRADIENTS)
+        | (frame["layer"] == MODEL_WIDE)
+        | frame["step"].isin([*steps, *range(LAST_PREDICTED_STEP + 1)])
+    )
+    return needed.to_numpy()
+
+
+def _ids(cells: Sequence[FollowedCell], rows: Sequence[int]) -> "pd.Categorical[str]":
+    """The id of the cell of each row. ``rows``: how many each cell has."""
+    names = [str(cell.row["cell_id"]) for cell in cells]
+    ordered = sorted(name for name, number in zip(names, rows, strict=True) if number)
+    place = {name: code for code, name in enumerate(ordered)}
+    codes = np.array([place.get(name, -1) for name in names], np.int32)
+    return pd.Categorical.from_codes(np.repeat(codes, rows), pd.Index(ordered))
 
 
 def _counted(cell: FollowedCell, steps: list[int]) -> int:

@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import math
 import socket
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from starlette.testclient import TestClient
 
 import study
 from study import cli
-from study.dashboard import following, probes, verdicts
+from study.dashboard import following, probes
 from study.dashboard.following import FollowedStudy
 from study.dashboard.overview import configuration, overview
 from study.dashboard.probes import Quantity
@@ -36,12 +37,15 @@ def header(message: bytes) -> dict[str, Any]:
     return json.loads(message[4 : 4 + length])
 
 
+@pytest.mark.parametrize("kept_rows", [probes.KEPT_ROWS, 0], ids=["small", "large"])
 def test_a_finished_cell_is_never_read_again(
+    kept_rows: int,
     by_hand: Callable[..., CellWriter],
     one_step: Callable[..., None],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(probes, "KEPT_ROWS", kept_rows)
     done, running = by_hand("done", rank=4), by_hand("running", rank=8)
     for writer in (done, running):
         one_step(writer, 0, {LAYER: 1.0})
@@ -52,13 +56,14 @@ def test_a_finished_cell_is_never_read_again(
     followed.values_message(NORM, {})
 
     read: list[str] = []
-    for module in (following, probes, verdicts):
+    for module in (following, probes):
         whole = module.load_cell_table
-        monkeypatch.setattr(
-            module,
-            "load_cell_table",
-            lambda folder, *rest, whole=whole: (read.append(folder.name), whole(folder, *rest))[1],
-        )
+
+        def watched(folder: Path, *rest: Any, whole: Any = whole, **named: Any) -> Any:
+            read.append(folder.name)
+            return whole(folder, *rest, **named)
+
+        monkeypatch.setattr(module, "load_cell_table", watched)
     assert not followed.refresh()
     one_step(running, 1, {LAYER: 2.0})
     assert followed.refresh()
@@ -73,6 +78,33 @@ def test_a_finished_cell_is_never_read_again(
     assert (
         header(followed.values_message(NORM, {"done": (0, 1), "running": (0, 2)}))["blocks"] == []
     ), "the cell ended without new steps"
+
+
+def test_cells_packed_together_are_those_packed_alone(
+    by_hand: Callable[..., CellWriter],
+    one_step: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two layouts, a value that is not finite, a layer that one cell lacks, and large tables."""
+    other = "model.layers.1.q_proj"
+    for n, name in enumerate(("aa", "bb", "cc", "dd", "ee")):
+        writer = by_hand(name, rank=4 + n)
+        for step in range(2 + (n == 2)):
+            one_step(writer, step, {LAYER: 10.0 ** (n - step), other: math.nan})
+        writer.close("complete", steps_done=1)
+    study_dir = tmp_path / "results/odd"
+    quantity = Quantity("adapter_out", "rms", TRAIN)
+    messages = []
+    for kept, together in ((2000, 1 << 20), (2000, 1), (0, 1 << 20)):
+        monkeypatch.setattr(probes, "KEPT_ROWS", kept)
+        monkeypatch.setattr(following, "PACKED_TOGETHER", together)
+        followed = FollowedStudy(study_dir)
+        followed.instance = "same"
+        messages += [followed.values_message(quantity, {}), followed.values_message(NORM, {})]
+        assert len({id(cell.probes.layout) for cell in followed.followed.values()}) == 2
+    assert messages[:2] == messages[2:4] == messages[4:]
+    assert [len(b["steps"]) for b in header(messages[0])["blocks"]] == [2, 2, 3, 2, 2]
 
 
 def test_a_restarted_cell_is_sent_again_from_the_start(

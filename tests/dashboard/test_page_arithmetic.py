@@ -24,7 +24,7 @@ UNPACK = """([header, bytes, steps, width]) => {
 def unpacked(browser: Browser, values: np.ndarray, missing: np.ndarray) -> list[list[object]]:
     page = browser.new_page()
     page.add_script_tag(content=(PARTS / "values.js").read_text())
-    header, packed = pack_values(values, missing)
+    [(header, packed)] = pack_values(values[None], missing[None])
     found = page.evaluate(UNPACK, [header, base64.b64encode(packed).decode(), *values.shape])
     page.close()
     return found
