@@ -92,7 +92,7 @@ def test_a_signal_before_training_ends_the_process_at_once(
         time.sleep(100)
 
     def slow_to_load() -> None:
-        sweep.load_base = wait  # type: ignore[assignment]
+        sweep.loaded_base = wait  # type: ignore[assignment]
 
     process = begin(*line, first=slow_to_load)
     wait_for((tmp_path / "loading").exists)
