@@ -32,10 +32,13 @@ def command(
 ) -> tuple[int, str]:
     """The exit code and the printed text."""
     monkeypatch.setattr(sys, "argv", ["study", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
+    code = 0
+    try:
         main()
+    except SystemExit as ended:
+        code = int(ended.code or 0)
     printed = capsys.readouterr()
-    return int(ended.value.code or 0), printed.out + printed.err
+    return code, printed.out + printed.err
 
 
 @pytest.fixture(scope="module")
