@@ -13,6 +13,8 @@ BOUND = "bound"
 """The key of a bound in a field's metadata."""
 LARGEST = 2**63 - 1
 """The largest whole number that files and tensors hold."""
+LARGEST_FLOAT = 3e38
+"""The largest number that float32 holds."""
 
 
 class Bound(Protocol):
@@ -51,7 +53,10 @@ class SomeOf:
 
 @dataclass(frozen=True)
 class Number:
-    """A finite number above ``above``, at least ``least``, at most ``most`` and below ``below``."""
+    """A number above ``above``, at least ``least``, at most ``most`` and below ``below``.
+
+    It is finite in float32, because tensors are multiplied by it.
+    """
 
     above: float | None = None
     least: float | None = None
@@ -60,7 +65,7 @@ class Number:
 
     def check(self, key: str, value: Any) -> None:
         inside = (
-            math.isfinite(value)
+            abs(value) <= LARGEST_FLOAT
             and (self.above is None or value > self.above)
             and (self.least is None or value >= self.least)
             and (self.below is None or value < self.below)
@@ -74,6 +79,8 @@ class Number:
                 "of at most": self.most,
             }
             words = " and ".join(f"{word} {n:g}" for word, n in limits.items() if n is not None)
+            if self.most is None and value > LARGEST_FLOAT:
+                words = f"{words} and of at most {LARGEST_FLOAT:g}".removeprefix(" and ")
             raise StudyError(
                 f"{key}={value} is out of range: give a finite number {words}".rstrip()
             )

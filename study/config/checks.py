@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from study.config.bounds import check_bounds
+from study.config.bounds import LARGEST_FLOAT, check_bounds
 from study.config.schedules import probe_steps, truncation_ranks
 from study.config.types import CellConfig, optimizer_config
 from study.errors import StudyError, short, unknown
@@ -100,6 +100,12 @@ def _check_scaling(config: CellConfig) -> None:
         scaling.exponent(config.adapter.scaling, config.adapter.exponent)
     except ValueError as error:
         raise StudyError(str(error)) from None
+    if config.adapter.gamma > LARGEST_FLOAT:
+        raise StudyError(
+            f"adapter.alpha={config.adapter.alpha:g} at adapter.rank={config.adapter.rank} makes "
+            f"gamma {config.adapter.gamma:g}, over {LARGEST_FLOAT:g}: lower adapter.alpha or "
+            "raise adapter.exponent"
+        )
 
 
 def _check_infinite_rank(config: CellConfig) -> None:

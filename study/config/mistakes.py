@@ -43,7 +43,10 @@ def as_study_errors() -> Iterator[None]:
             "spaces, brackets or letters beyond a to z has quotes of its own, such as "
             "\"name='été'\""
         ) from error
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+    except yaml.YAMLError as error:
+        said = " ".join(str(error).split())
+        raise StudyError(f"a file of the configuration is not valid YAML: {said}") from error
+    except (HydraException, OmegaConfBaseException) as error:
         raise StudyError(_cause(error)) from error
     except Exception as error:
         if not _is_raised_by_hydra(error.__traceback__):

@@ -39,6 +39,7 @@ TRACKERS = ("none", "wandb")
 TRACKER_MODES = ("offline", "online", "disabled")
 
 POSITIVE = Number(above=0.0)
+A_RATE = Number(above=0.0, most=1e15)  # so that a product of two is finite in float32
 SEED = Whole(-(2**63))
 A_FILE = FilePath()
 
@@ -114,9 +115,9 @@ class OptimizerConfig:
     """What every optimizer has. ``loraplus_lr_ratio``: B's learning rate over A's (LoRA+)."""
 
     name: str = MISSING
-    lr: float = bounded(POSITIVE)
+    lr: float = bounded(A_RATE)
     weight_decay: float = bounded(Number(least=0.0))
-    loraplus_lr_ratio: float = bounded(POSITIVE)
+    loraplus_lr_ratio: float = bounded(A_RATE)
 
 
 def _option_bound(option: Option) -> Bound:

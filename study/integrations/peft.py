@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from study.adapters.peft_format import PeftAdapter, read_adapter
 from study.config import ModelConfig, parse
 from study.config.compose import CONF
+from study.config.mistakes import as_study_errors
 from study.errors import StudyError
 from study.integrations.overrides import written
 from study.models import load_base, load_tokenizer
@@ -159,7 +160,7 @@ def _check_new(folder: Path) -> None:
 
 
 def _composed(overrides: Sequence[str]) -> Any:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with as_study_errors(), initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", overrides=list(overrides))
 
 

@@ -79,8 +79,8 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "adam": Optimizer(
         "Adam", "sign", "coupled", 2, {"betas": BETAS, "eps": EPS}, starts_as="signsgd"
     ),
-    "rmsprop": Optimizer("RMSprop", "sign", "coupled", 1, {"alpha": Option(), "eps": EPS}),
-    "signsgd": Optimizer("SignSGD", "sign", "decoupled", 0, {"momentum": MOMENTUM}),
+    "rmsprop": Optimizer("RMSprop", "sign", "coupled", 1, {"alpha": Option(most=1.0), "eps": EPS}),
+    "signsgd": Optimizer("SignSGD", "sign", "decoupled", 0, {"momentum": Option(below=1.0)}),
     "lion": Optimizer("Lion", "sign", "decoupled", 1, {"betas": BETAS}, starts_as="signsgd"),
     # Its state is a mean per row and per column: less than a twentieth of a number per weight.
     "adafactor": Optimizer(

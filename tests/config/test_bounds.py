@@ -1,0 +1,70 @@
+"""What the bounds of fields accept and refuse, where the rest of the toolkit relies on it."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from study.config.bounds import LARGEST_FLOAT, FilePath, Modules, PathPart
+from study.config.types import optimizer_config
+from study.errors import StudyError
+from study.training.optimizers import build_optimizer
+from study.vocabulary.optimizers import OPTIMIZERS, Option
+
+
+@pytest.mark.parametrize("name", ["a", "été ☃", "x" * 200, "a b", "-", "a.b", "日本語", "...."])
+def test_names_of_folders(name: str) -> None:
+    PathPart().check("name", name)
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "a\\b", "a\0", "a\n", " a", "a ", "x" * 201, "\udcff", "a\u200e"]
+)
+def test_what_is_no_name_of_a_folder(name: str) -> None:
+    with pytest.raises(StudyError, match=r"^name="):
+        PathPart().check("name", name)
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", "a" * 256, "a/" * 3000])
+def test_what_is_no_path(path: str) -> None:
+    with pytest.raises(StudyError, match="is not a path"):
+        FilePath().check("data.path", path)
+
+
+@pytest.mark.parametrize("targets", ["mlp", ["q_proj"], r".*\.q_proj"])
+def test_targets(targets: Any) -> None:
+    Modules().check("adapter.targets", targets)
+
+
+@pytest.mark.parametrize("targets", [None, 3, [], "", [""], ["a", 3], {"a": 1}])
+def test_what_is_no_target(targets: Any) -> None:
+    with pytest.raises(StudyError, match="give all-linear, attention, mlp"):
+        Modules().check("adapter.targets", targets)
+
+
+def extremes(option: Option) -> list[Any]:
+    """The smallest and the largest values that an option may have."""
+    low = option.least if option.above is None else option.above + 1e-300
+    high = option.most if option.below is None else option.below - 1e-16
+    ends = [-LARGEST_FLOAT if low is None else low, LARGEST_FLOAT if high is None else high]
+    return ends if option.length is None else [[end] * option.length for end in ends]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_option_within_its_bounds_can_be_trained_with(name: str) -> None:
+    """Otherwise the optimizer would refuse it after the base was loaded."""
+    usual = {key: option.least or 0.5 for key, option in OPTIMIZERS[name].options.items()}
+    if "betas" in usual:
+        usual["betas"] = [0.9, 0.99]
+    if "decay_rate" in usual:
+        usual["decay_rate"] = -0.8
+    for key, option in OPTIMIZERS[name].options.items():
+        for value in extremes(option):
+            config = optimizer_config(name)(
+                name=name, lr=1e-3, weight_decay=0.0, loraplus_lr_ratio=1.0, **{**usual, key: value}
+            )
+            A, B = (torch.nn.Parameter(torch.ones(2, 2)) for _ in "AB")
+            optimizer = build_optimizer(config, [A], [B])
+            for _ in range(2):
+                A.grad, B.grad = torch.ones(2, 2), torch.ones(2, 2)
+                optimizer.step()
