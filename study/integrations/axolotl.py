@@ -10,7 +10,7 @@ lora_o_kernel: false
 from typing import TYPE_CHECKING, Any
 
 from study.config import chosen
-from study.errors import StudyError
+from study.errors import StudyError, short
 from study.vocabulary.quantities import BACKWARD, FORWARD, SITES
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ class NormProbePlugin(BasePlugin):
         """The callback for the trainer that Axolotl built."""
         from study.integrations.transformers import NormProbeCallback
 
-        data = ", ".join(str(source["path"]) for source in cfg.get("datasets") or []) or None
+        paths = [source.get("path") for source in cfg.get("datasets") or []]
+        data = ", ".join(str(path) for path in paths if path) or None
         return [
             NormProbeCallback(
                 trainer, **{"results": "results/axolotl", "data": data, **_options(cfg)}
@@ -63,4 +64,9 @@ class NormProbePlugin(BasePlugin):
 
 
 def _options(cfg: Any) -> dict[str, Any]:
-    return {key: value for key, value in (cfg.get("norm_probe") or {}).items() if value is not None}
+    options = cfg.get("norm_probe") or {}
+    if not hasattr(options, "items"):
+        raise StudyError(
+            f"norm_probe: {short(options)} has no keys: write norm_probe: {{results: results/mine}}"
+        )
+    return {key: value for key, value in options.items() if value is not None}

@@ -29,6 +29,12 @@ def test_fused_kernels_are_refused_before_a_model_is_loaded(kernel: str) -> None
     NormProbePlugin().pre_model_load(cfg | {"norm_probe": {"sites": ["A", "adapter_grad"]}})
 
 
+@pytest.mark.parametrize("value", [True, "results/mine", ["results"], 3])
+def test_another_value_than_keys_is_refused(value: Any) -> None:
+    with pytest.raises(StudyError, match="norm_probe: .* has no keys: write norm_probe: {results"):
+        NormProbePlugin().pre_model_load({"norm_probe": value})
+
+
 def test_it_probes_the_trainer(
     cell: Callable[..., CellConfig],
     peft_model: Callable[..., Any],
@@ -38,7 +44,7 @@ def test_it_probes_the_trainer(
     config = cell("train.steps=2")
     trainer = trainer_of(peft_model(config), config, tmp_path)
     cfg = {
-        "datasets": [{"path": "mine.jsonl"}],
+        "datasets": [{"path": "mine.jsonl"}, {"name": "without a path"}],
         "norm_probe": {"results": str(tmp_path / "run"), "steps": [0]},
     }
     for callback in NormProbePlugin().add_callbacks_post_trainer(cfg, trainer):
