@@ -31,7 +31,7 @@ def test_fused_kernels_are_refused_before_a_model_is_loaded(kernel: str) -> None
 
 @pytest.mark.parametrize("value", [True, "results/mine", ["results"], 3])
 def test_another_value_than_keys_is_refused(value: Any) -> None:
-    with pytest.raises(StudyError, match="norm_probe: .* has no keys: write norm_probe: {results"):
+    with pytest.raises(StudyError, match=r"norm_probe: .* has no keys: write"):
         NormProbePlugin().pre_model_load({"norm_probe": value})
 
 
