@@ -5,7 +5,7 @@ from pathlib import Path
 NAME = "scale"
 SHARED = (
     *("model=tiny", "data.heldout=4", "data.sequence_length=32", "device=cpu"),
-    *("train.steps=2", "train.batch_size=2"),
+    *("train.steps=8", "train.batch_size=2"),
 )
 RANKS = tuple(2**n for n in range(10))
 RULES = ("lora", "rslora")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from study.dashboard.packing import Scale, pack_message, pack_values
 from study.dashboard.probes import CellProbes, Layers, Quantity, stacked
@@ -51,7 +52,7 @@ class FollowedCell:
     row: dict[str, Any]
     files: FileStates
     probes: CellProbes
-    metrics: pd.DataFrame
+    metrics: pa.Table
     revision: int = 0
 
     @property
@@ -180,7 +181,7 @@ class FollowedStudy:
         row = cell_row(record)
         Rule.of(row["scaling"], row["exponent"])  # Raises for a rule that this version lacks.
         probes = CellProbes.read(folder, self.layers, record)
-        metrics = load_cell_table(folder, "metrics", record=record).to_pandas()
+        metrics = load_cell_table(folder, "metrics", record=record)
         revision = known.revision if known else self._next_revision.get(folder.name, 0)
         if known and not _extends(probes.steps.tolist(), known.probes.steps.tolist()):
             revision += 1

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 
 from study.analysis.fits import t_critical
 from study.analysis.grouping import curve_labels, distinguishing
@@ -144,7 +145,7 @@ def _cell(cell: FollowedCell, row: Mapping[Any, Any], setting: str) -> dict[str,
         "rule": style.gid(Rule.of(row["scaling"], row["exponent"])),
         "setting": setting,
         "seed": _json(seed) if seed == data_seed else f"{seed}, data {data_seed}",
-        "steps_done": int(cell.metrics["step"].max()) if len(cell.metrics) else 0,
+        "steps_done": int(cell.metrics["step"].to_numpy().max()) if len(cell.metrics) else 0,
         "revision": cell.revision,
         "probed": len(cell.probes.steps),
         "curves": _curves(cell.metrics),
@@ -153,11 +154,11 @@ def _cell(cell: FollowedCell, row: Mapping[Any, Any], setting: str) -> dict[str,
     }
 
 
-def _curves(metrics: pd.DataFrame) -> dict[str, Any]:
+def _curves(metrics: pa.Table) -> dict[str, Any]:
     """The curves of :data:`CURVES` as ``{"step": [...], "value": [...]}`` at the measured steps."""
     step, found = metrics["step"].to_numpy(), {}
     for name in CURVES:
-        values = metrics[name].to_numpy(float)
+        values = metrics[name].to_numpy()
         rows = np.flatnonzero(~np.isnan(values))
         rows = rows[:: max(1, math.ceil(len(rows) / MOST_POINTS))]
         found[name] = {"step": step[rows].tolist(), "value": _json_list(values[rows])}

@@ -16,11 +16,13 @@ from study.analysis import fit_exponents, summary, with_predictions, with_verdic
 from study.dashboard.following import FollowedCell, FollowedStudy
 from study.dashboard.probes import Layout
 from study.errors import StudyError
-from study.vocabulary.quantities import GRADIENTS, MODEL_WIDE, PRIMARY, STATS
+from study.vocabulary.quantities import GRADIENTS, MODEL_WIDE, PRIMARY, PRODUCTS, STATS
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
 FIXED_STEPS = sorted({step for q in PRIMARY for step in q.primary_at if isinstance(step, int)})
 """The steps of the primary verdicts, except the last one measured."""
+NEEDED = {*(q.site for q in PRIMARY), *GRADIENTS, *PRODUCTS}
+"""The sites whose exponents are fitted, and those on which their predictions depend."""
 COLUMNS = ("step", "layer", "block", "kind", "site", "batch", "d_in", "d_out", *STATS)
 
 
@@ -61,7 +63,7 @@ class Verdicts:
         probes = self._probes(cells, steps)
         if probes.empty:
             return pd.DataFrame(), "No exponents yet: nothing has been measured."
-        metrics = pd.concat([cell.metrics for cell in cells], ignore_index=True)
+        metrics = pa.concat_tables([cell.metrics for cell in cells]).to_pandas()
         metrics = metrics.assign(cell_id=_ids(cells, [len(cell.metrics) for cell in cells]))
         asked = probes["site"].isin([q.site for q in PRIMARY]) & probes["step"].isin(steps)
         stats = list(dict.fromkeys(q.stat for q in PRIMARY))
@@ -81,11 +83,15 @@ class Verdicts:
         """The probe rows of all cells that fits and predictions need."""
         masks: dict[Layout, pa.Array] = {}
         parts = [self._needed(cell, steps, masks) for cell in cells]
-        probes = pa.concat_tables(parts).unify_dictionaries().to_pandas()
+        rows = list(map(len, parts))
+        whole = pa.concat_tables(parts).unify_dictionaries()
+        del parts
+        probes = whole.to_pandas(split_blocks=True, self_destruct=True)
+        del whole
         for name in ("layer", "kind", "site", "batch"):
             column = probes[name].cat.remove_unused_categories()
             probes[name] = column.cat.reorder_categories(sorted(column.cat.categories))
-        return probes.assign(cell_id=_ids(cells, list(map(len, parts))))
+        return probes.assign(cell_id=_ids(cells, rows))
 
     def _needed(
         self, cell: FollowedCell, steps: list[int], masks: dict[Layout, pa.Array]
@@ -108,12 +114,12 @@ class Verdicts:
 def _are_needed(table: pa.Table, steps: list[int]) -> npt.NDArray[np.bool_]:
     frame = table.select(["step", "layer", "site"]).to_pandas()
     # Predictions need the gradients at every step, to compare them with Adam's eps.
-    needed = (
+    at_step = (
         frame["site"].isin(GRADIENTS)
         | (frame["layer"] == MODEL_WIDE)
         | frame["step"].isin([*steps, *range(LAST_PREDICTED_STEP + 1)])
     )
-    return needed.to_numpy()
+    return (at_step & frame["site"].isin(NEEDED)).to_numpy()
 
 
 def _ids(cells: Sequence[FollowedCell], rows: Sequence[int]) -> "pd.Categorical[str]":
