@@ -5,6 +5,7 @@ string of overrides per cell. The job composes its cells again from those string
 process the launcher starts.
 """
 
+import json
 import os
 import re
 import shlex
@@ -15,7 +16,8 @@ from pathlib import Path
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from study.config import parse
 from study.config.compose import CONF, compose, search_path
@@ -60,8 +62,24 @@ def main(arguments: Sequence[str]) -> None:
 
 def job_overrides(cells: Sequence[str], agenda: Path) -> list[str]:
     """The overrides of a job beside the shared ones. ``cells``: each cell's own, as one text."""
-    texts = ",".join(_quoted(cell) for cell in cells)
-    return [f"+{_CELLS}=[{texts}]", f"+{_AGENDA}={_quoted(str(agenda))}"]
+    # One string, because Hydra takes long to parse a list of thousands. A dollar in it would begin
+    # an interpolation of the job's configuration, which is not the cell's.
+    texts = json.dumps(list(cells)).replace("$", "\\u0024")
+    return [f"+{_CELLS}={_quoted(texts)}", f"+{_AGENDA}={_quoted(str(agenda))}"]
+
+
+def _cells_and_agenda(composed: DictConfig) -> tuple[list[str], Path]:
+    """What :func:`job_overrides` was given."""
+    try:
+        cells, agenda = json.loads(composed[_CELLS]), Path(composed[_AGENDA])
+        if isinstance(cells, list):
+            return [str(cell) for cell in cells], agenda
+    except (OmegaConfBaseException, TypeError, ValueError):
+        pass
+    raise StudyError(
+        f"{_CELLS} and {_AGENDA} are keys that a sweep gives to its jobs: give overrides of "
+        "cells instead, such as -m adapter.rank=4,8"
+    )
 
 
 def job(composed: DictConfig) -> Outcome:
@@ -101,13 +119,8 @@ def _run_one(composed: DictConfig) -> None:
 
 def _run_pack(composed: DictConfig) -> Outcome:
     """Train the cells of a pack that no other process holds."""
-    overrides, agenda = composed.get(_CELLS), composed.get(_AGENDA)
-    if not isinstance(overrides, ListConfig) or not isinstance(agenda, str):
-        raise StudyError(
-            f"{_CELLS} and {_AGENDA} are keys that a sweep gives to its jobs: give overrides of "
-            "cells instead, such as -m adapter.rank=4,8"
-        )
-    if StopRequest(Path(agenda))():  # before it composes and imports, which takes seconds
+    cells, agenda = _cells_and_agenda(composed)
+    if StopRequest(agenda)():  # before it composes and imports, which takes seconds
         return Outcome(signum=signals.asked())
     hydra_config = HydraConfig.get()
     shared = search_path(hydra_config.overrides.hydra)
@@ -115,11 +128,11 @@ def _run_pack(composed: DictConfig) -> Outcome:
     shared += [o for o in hydra_config.overrides.task if not o.startswith(internal)]
     name = hydra_config.job.config_name
     loader = GlobalHydra.instance().config_loader()
-    configs = compose(loader, name, shared, [shlex.split(str(cell)) for cell in overrides])
+    configs = compose(loader, name, shared, [shlex.split(cell) for cell in cells])
     from study.sweeps.cells import plan
     from study.sweeps.run import train_pack
 
-    return train_pack(plan(configs), Path(agenda))
+    return train_pack(plan(configs), agenda)
 
 
 def _quoted(text: str) -> str:

@@ -127,8 +127,18 @@ def test_a_path_with_spaces_and_quotes_reaches_the_cells(
     }
 
 
+def test_a_swept_interpolation_follows_its_own_cell(
+    study_cli: Cli, small: list[str], tmp_path: Path
+) -> None:
+    ran = study_cli("train", "-m", *small, "adapter.rank=2,3", "adapter.alpha=5,${adapter.rank}")
+    assert ran.code == 0, ran.err
+    cells = study.load(str(tmp_path / "results/default")).cells
+    assert set(zip(cells["rank"], cells["alpha"], strict=True)) == {(2, 5), (2, 2), (3, 5), (3, 3)}
+
+
 @pytest.mark.parametrize(
-    "text", ["plain", "a b", "it's", 'say "x"', r"back\slash", "end\\", r"\"", "a,b=[c]{d}"]
+    "text",
+    ["plain", "a b", "it's", 'say "x"', r"back\slash", "end\\", r"\"", "a,b=[c]{d}", "a=${seed}"],
 )
 def test_cells_are_quoted_in_hydras_grammar(text: str) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -136,7 +146,8 @@ def test_cells_are_quoted_in_hydras_grammar(text: str) -> None:
     from study.sweeps.app import job_overrides
 
     cells, agenda = OverridesParser.create().parse_overrides(job_overrides([text], Path(text)))
-    assert cells.value() == [text]
+    assert json.loads(cells.value()) == [text]
+    assert "$" not in cells.value(), "the job would resolve it"
     assert agenda.value() == text
 
 
