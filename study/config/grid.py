@@ -12,6 +12,20 @@ MOST_CELLS = 100_000
 """Of one sweep."""
 
 
+MOST_CHARACTERS = 20_000
+"""Of an override on the command line. Hydra takes seconds to parse a longer one."""
+
+
+def check_lengths(overrides: Sequence[str]) -> None:
+    """Raise :class:`StudyError` for an override of over :data:`MOST_CHARACTERS`."""
+    for override in overrides:
+        if len(override) > MOST_CHARACTERS:
+            raise StudyError(
+                f"{given(override)} has over {MOST_CHARACTERS} characters: put it into a file of "
+                "the configuration (--config-dir), or use range(...)"
+            )
+
+
 def alternatives(override: Override) -> list[str]:
     """The values of a swept override, each as an override's text has it.
 

@@ -89,6 +89,7 @@ VALUES = {
     "seed=${oc.env:NO_SUCH_VARIABLE}": "NO_SUCH_VARIABLE",
     "seed=${nope}": "seed: Interpolation key 'nope' not found",
     "hydra.run.dir=/proc/x": "can't compose the configuration",
+    f"adapter.targets=[{'abc,' * 20_000}]": "has over 20000 characters: put it into a file",
     "experiment=nope": "Could not find 'experiment/nope': choose from",
     "--config-dir=/nope": "/nope",
 }
