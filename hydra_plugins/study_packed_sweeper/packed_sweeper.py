@@ -66,6 +66,7 @@ class PackedSweeper(Sweeper):
         # Imported here, because Hydra imports every plugin at start-up.
         from study.config.compose import compose, search_path
         from study.sweeps.app import PLAN_KEY, job_overrides
+        from study.sweeps.imports import without_collections
         from study.sweeps.sharing import Outcome, train_all
 
         loader = self.hydra_context.config_loader
@@ -75,10 +76,11 @@ class PackedSweeper(Sweeper):
         found = search_path(self.config.hydra.overrides.hydra)
         # Composed first: a mistake in a value is found before torch is imported, for seconds.
         configs = compose(loader, name, [*found, *shared], grid)
-        from study.sweeps import launch
-        from study.sweeps.cells import plan, to_train
-        from study.sweeps.packs import packs as packed
-        from study.sweeps.plan import show_plan
+        with without_collections():
+            from study.sweeps import launch
+            from study.sweeps.cells import plan, to_train
+            from study.sweeps.packs import packs as packed
+            from study.sweeps.plan import show_plan
 
         cells = plan(configs)
         overrides = {cell.folder: shlex.join(own) for cell, own in zip(cells, grid, strict=True)}

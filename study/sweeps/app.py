@@ -21,9 +21,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from study.config import parse
 from study.config.compose import CONF, compose, search_path
+from study.config.grid import check_lengths
 from study.config.mistakes import as_study_errors
 from study.errors import StudyError
 from study.sweeps import signals
+from study.sweeps.imports import without_collections
 from study.sweeps.sharing import Outcome, StopRequest, train_all
 
 PLAN_FLAG, PLAN_KEY = "--plan", "plan_only"
@@ -45,6 +47,7 @@ def main(arguments: Sequence[str]) -> None:
         (argument for argument in arguments if argument != PLAN_FLAG),
         key=lambda argument: argument not in _MULTIRUN_FLAGS,
     )
+    check_lengths(overrides)
     sys.argv = [sys.argv[0], *overrides, *([f"+{PLAN_KEY}=true"] if plan_only else [])]
     mistakes: list[str | None] = []
 
@@ -102,10 +105,11 @@ def job(composed: DictConfig) -> Outcome:
 def _run_one(composed: DictConfig) -> None:
     """Train the one cell of a configuration, or show what that takes."""
     config = parse(composed)  # before torch is imported, which takes seconds
-    from study.sweeps import launch
-    from study.sweeps.cells import plan, to_train
-    from study.sweeps.plan import show_plan
-    from study.sweeps.run import train_pack
+    with without_collections():
+        from study.sweeps import launch
+        from study.sweeps.cells import plan, to_train
+        from study.sweeps.plan import show_plan
+        from study.sweeps.run import train_pack
 
     cells = plan([config])
     packs = [pack] if (pack := to_train(cells)) else []
@@ -129,8 +133,9 @@ def _run_pack(composed: DictConfig) -> Outcome:
     name = hydra_config.job.config_name
     loader = GlobalHydra.instance().config_loader()
     configs = compose(loader, name, shared, [shlex.split(cell) for cell in cells])
-    from study.sweeps.cells import plan
-    from study.sweeps.run import train_pack
+    with without_collections():
+        from study.sweeps.cells import plan
+        from study.sweeps.run import train_pack
 
     return train_pack(plan(configs), agenda)
 
