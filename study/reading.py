@@ -9,6 +9,7 @@ import json
 import os
 import resource
 import stat
+from functools import cache
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,12 @@ def free_memory() -> int:
     return max(free, 0)
 
 
+@cache
 def all_memory() -> int:
-    """Bytes that this process could take if nothing else were in memory, within the same limits."""
+    """Bytes that this process could take if nothing else were in memory, within the same limits.
+
+    Asked once: a sweep compares every cell with it.
+    """
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     limits = [] if limit == resource.RLIM_INFINITY else [limit]
     of_groups = [_lines(folder / "memory.max") for folder in _groups()]
