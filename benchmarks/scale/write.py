@@ -42,10 +42,19 @@ def write_study(results: Path, cells: int) -> None:
 
 
 def write_table(to: Path, rows: list[dict[str, Any]]) -> None:
-    """Write ``scale.parquet`` with the costs of the commands, and the machine."""
+    """Write the costs of the commands and the machine to ``scale.parquet``.
+
+    The rows of other commands and numbers of cells stay in the table.
+    """
     to.mkdir(parents=True, exist_ok=True)
     device = f"{describe_device(CPU)['device_name']}, {os.cpu_count()} cores"
-    write_derived(to, "scale", pd.DataFrame(rows).assign(device=device))
+    new = pd.DataFrame(rows).assign(device=device)
+    path = to / "scale.parquet"
+    old = [pd.read_parquet(path)] if path.exists() else []
+    table = pd.concat([*old, new], ignore_index=True).drop_duplicates(
+        ["what", "cells"], keep="last"
+    )
+    write_derived(to, "scale", table)
 
 
 def plan_cells(results: Path, cells: int) -> list[Cell]:

@@ -28,12 +28,13 @@ class SuitesCommand(click.Command):
                 [
                     ("inference", "What merged and unmerged adapters cost at inference."),
                     ("checkpoint", "What a checkpoint costs a run, in time and in bytes."),
+                    ("scale", "What the commands take on a study of thousands of tiny cells."),
                 ]
             )
 
 
 @click.command(cls=SuitesCommand, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("names", nargs=-1, metavar="[SUITE]... | inference | checkpoint")
+@click.argument("names", nargs=-1, metavar="[SUITE]... | inference | checkpoint | scale")
 @click.option(
     "--to",
     type=click.Path(path_type=Path),
