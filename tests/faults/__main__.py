@@ -79,6 +79,7 @@ def _show_tally(launcher: str, tally: Tally, seconds: float) -> None:
             f"most steps lost per kill (a checkpoint every {EVERY})": max(tally.lost, default=0),
             "with steps during an unfinished writing": max(again, default=0),
             "most steps lost per stop that has time": max(tally.after_stop, default=0),
+            "files of ended cells left over (study check)": tally.left_over,
             "exit codes": _counts(tally.exits),
             "seconds": round(seconds),
         },

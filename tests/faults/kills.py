@@ -1,6 +1,7 @@
 """Sweeps that are killed at random and run again until they are complete."""
 
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 from .compare import differences, left_over
 from .evidence import evidence, read_trace
 from .plan import Plan
-from .processes import HANGS, Ended, Running, Starter, wait_for_orphans
+from .processes import HANGS, ROOT, Ended, Running, Starter, wait_for_orphans
 from .scenarios import EVERY, SWEEPS, arguments, make_folder, study_of
 
 SIGNALS = {signal.SIGKILL: 5, signal.SIGTERM: 2, signal.SIGINT: 2, signal.SIGUSR1: 1}
@@ -45,6 +46,7 @@ class Tally:
     exits: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     differing: int = 0
+    left_over: int = 0
     twice: int = 0
     lost: list[int] = field(default_factory=list)
     in_writing: list[int] = field(default_factory=list)
@@ -58,6 +60,7 @@ class Tally:
         for name in ("wrong", "lost", "in_writing", "after_stop"):
             getattr(self, name).extend(getattr(other, name))
         self.differing += other.differing
+        self.left_over += other.left_over
         self.twice += other.twice
         self.trials += other.trials
 
@@ -162,9 +165,15 @@ class _Trial:
             if set(codes) == {0}:
                 break
             self.tally.wrong.append(f"without kills it ends with {codes}")
-        for pid in wait_for_orphans(self.plans):
+        for pid in wait_for_orphans(self.plans, self._forked_workers):
             self.tally.wrong.append(f"process {pid} does not end")
         self._compare()
+
+    @property
+    def _forked_workers(self) -> bool:
+        """Whether workers of joblib may outlive a killed sweep: forked ones inherit each other's
+        pipes, and do not see that it has ended."""
+        return self.launcher == "joblib" and not self.fresh
 
     def _round(self, disturbed: bool) -> list[int | None]:
         """Run the command once or twice at the same time. Returns the exit codes."""
@@ -244,12 +253,12 @@ class _Trial:
         name = HANGS if code is None else str(code)
         if code in GRACEFUL:
             name = f"{code} {GRACEFUL[code]}"
-            command = lines[-1].partition("continue with: ")[2] if lines else ""
-            if shlex.split(command) != ["study", *self.arguments]:
+            commands = [line.partition("continue with: ")[2] for line in lines]
+            if not any(shlex.split(command) == ["study", *self.arguments] for command in commands):
                 self.tally.wrong.append(f"no line that continues: {ended.err[-300:]!r}")
         self.tally.exits[name] += 1
-        if "Traceback" in ended.err:
-            self.tally.wrong.append(f"a traceback: {ended.err[-1500:]}")
+        if traceback := traceback_of_study(ended.err):
+            self.tally.wrong.append(f"a traceback: {traceback}")
         expected = {0} if signum is None else {0, 128 + signum, -signum}
         if signum is not None and self.launcher != "basic":
             expected |= {2, 130}  # a worker alone was killed, and its sweep says so
@@ -268,10 +277,18 @@ class _Trial:
         self.tally.lost += found.lost
         self.tally.in_writing += found.in_writing
         self.tally.after_stop += found.after_stop
-        self.tally.wrong += [*lines, *left_over(study), *found.twice]
+        self.tally.left_over += len(left_over(study))
+        self.tally.wrong += [*lines, *found.twice]
         if max(found.lost, default=0) > EVERY:
             self.tally.wrong.append(f"{max(found.lost)} steps lost by a kill, interval {EVERY}")
         if max(found.in_writing, default=0) > EVERY:
             self.tally.wrong.append(f"{max(found.in_writing)} steps lost while writing")
         if any(found.after_stop):
             self.tally.wrong.append(f"{max(found.after_stop)} steps lost by a stop")
+
+
+def traceback_of_study(err: str) -> str:
+    """The end of ``err`` if it has a traceback through the package; those of launchers' own
+    processes are theirs."""
+    ours = re.compile(rf'File "{re.escape(str(ROOT))}/(study|hydra_plugins)/')
+    return err[-1500:] if "Traceback" in err and ours.search(err) else ""

@@ -187,20 +187,43 @@ def _fork_workers() -> None:
     context.set_start_method("fork", force=True)
 
 
-def wait_for_orphans(plans: Sequence[Plan], seconds: float = 60.0) -> list[int]:
-    """Wait until no process of the runs is left. Returns those that are left after ``seconds``."""
+def wait_for_orphans(plans: Sequence[Plan], kill_idle: bool, seconds: float = 60.0) -> list[int]:
+    """Wait until no process of the runs is left. Returns those that are left after ``seconds``.
+
+    ``kill_idle``: kill those that use no processor.
+    """
     until = time.monotonic() + seconds
     while (left := _left(plans)) and time.monotonic() < until:
+        if kill_idle:
+            _kill_idle(left)
         time.sleep(0.05)
-    return left
+    return [process.pid for process in left]
 
 
-def _left(plans: Sequence[Plan]) -> list[int]:
+def _kill_idle(processes: Sequence[psutil.Process]) -> None:
+    """Kill the processes that have used no processor in half a second."""
+    before = {process: _used(process) for process in processes}
+    time.sleep(0.5)
+    for process in processes:
+        if _used(process) == before[process]:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+
+def _used(process: psutil.Process) -> float | None:
+    """Seconds of the processor; None if the process has ended."""
+    with contextlib.suppress(psutil.Error):
+        times = process.cpu_times()
+        return times.user + times.system
+    return None
+
+
+def _left(plans: Sequence[Plan]) -> list[psutil.Process]:
     """The processes whose working directory is that of one of the runs."""
     folders = {plan.folder for plan in plans}
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.cwd() in folders and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
+                found.append(process)
     return found
