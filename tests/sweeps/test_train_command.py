@@ -349,13 +349,14 @@ def test_diverged_cells_are_recorded(study_cli: Cli, small: list[str], tmp_path:
         "-m",
         *small,
         "optimizer=sgd",
-        "optimizer.lr=1e30,1e-3",
+        "adapter.alpha=1e10",
+        "optimizer.lr=1e15,1e-24",
         "pack.fold=2",
         "train.steps=5",
     )
     assert ran.code == 0, ran.err
     cells = study.load(str(tmp_path / "results/default")).cells.set_index("lr")
-    assert dict(cells["status"]) == {1e30: "diverged", 1e-3: "complete"}
+    assert dict(cells["status"]) == {1e15: "diverged", 1e-24: "complete"}
     assert "1 complete, 1 diverged" in study_cli("status", "results/default").out
 
 
