@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.inference.figure import infer_cost
 from benchmarks.training.figure import speed
-from docs import bench_blocks, study_blocks
+from docs import bench_blocks, reliability_blocks, study_blocks
 from docs.blocks import RESULTS, ROOT, Block, NoTables, Say, rewrite, study_tables, table
 from study.figures import FIGURES, save
 from study.report import draw_figures
@@ -18,7 +18,11 @@ from study.report import draw_figures
 PLOTS = ROOT / "plots/reference"
 PICTURES: dict[str, tuple[str, ...]] = {study_blocks.P_STAR: ("conditions",)}
 """By study, beside the quick one: the figures that documents show."""
-BLOCKS: dict[str, Block] = {**study_blocks.BLOCKS, **bench_blocks.BLOCKS}
+BLOCKS: dict[str, Block] = {
+    **study_blocks.BLOCKS,
+    **bench_blocks.BLOCKS,
+    **reliability_blocks.BLOCKS,
+}
 
 
 def documents() -> list[Path]:
