@@ -7,9 +7,11 @@ platforms. The content hash in a cell's identity tells such runs apart.
 
 import ast
 import gc
+import hashlib
 import importlib
 import inspect
 import re
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,15 +83,33 @@ def documentation() -> Iterator[Example]:
             yield Example(f"{question} in Python? Answer:", f" {answer}")
 
 
-def _entries() -> Iterator[tuple[str, str, str]]:
-    """Yield (question, docstring, dotted name) for everything with a docstring."""
+def state() -> str:
+    """A hash of what :func:`documentation` reads: sizes and times of the sources, the build of
+    Python, whose modules in C have their docstrings in them, and this module.
+    """
+    files = {file: file.stat() for file in (*_sources().values(), Path(__file__))}
+    seen = [(str(file), found.st_size, found.st_mtime_ns) for file, found in files.items()]
+    made_from = repr((sys.version, sys.platform, seen))
+    return hashlib.sha256(made_from.encode()).hexdigest()[:24]
+
+
+def _sources() -> dict[str, Path]:
+    """The files of those of :data:`SOURCE_MODULES` that this Python has."""
     folder = Path(sysconfig.get_path("stdlib"))
+    found = {}
     for module in SOURCE_MODULES.split():
         stem = folder.joinpath(*module.split("."))
-        files = (stem.with_suffix(".py"), stem / "__init__.py")
-        file = next((file for file in files if file.is_file()), None)
-        if file is not None:
-            yield from _from_source(module, _parsed(file))
+        for file in (stem.with_suffix(".py"), stem / "__init__.py"):
+            if file.is_file():
+                found[module] = file
+                break
+    return found
+
+
+def _entries() -> Iterator[tuple[str, str, str]]:
+    """Yield (question, docstring, dotted name) for everything with a docstring."""
+    for module, file in _sources().items():
+        yield from _from_source(module, _parsed(file))
     for module in BUILT_IN_MODULES.split():
         try:
             yield from _from_objects(importlib.import_module(module))
