@@ -7,7 +7,8 @@ import click
 import pandas as pd
 from rich.console import Console
 
-from study.cli import rank_list, say
+from study.cli.group import say
+from study.cli.tables import rank_list
 from study.errors import StudyError
 from study.figures.style import save
 from study.store import write_derived
