@@ -30,7 +30,7 @@ from .test_configs import AXOLOTL, PEFT
 SHARED = Path("/work/shared/data/configs")
 REAL = sorted(path for path in SHARED.rglob("*") if path.suffix in (".yml", ".yaml"))
 QUIET = settings(
-    max_examples=25,
+    max_examples=20,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
@@ -50,9 +50,9 @@ KEYS = (
     *(f"optimizer.{name}" for row in OPTIMIZERS for name in _keys(optimizer_config(row))),
 )
 WRONG: tuple[Any, ...] = (
-    *(None, True, 0, -1, 1.5, 10**9, 10**30, 10**400, float("inf"), float("nan"), 1e308, 5e-324),
-    *("", "abc", "1", "???", "${seed}", "${oc.env:HOME}", "${nope}", "${", "a\nb", "é☃", "\udcff"),
-    *([], [1, 2], [None], [[1]], ["a"], [10**400], {}, {"a": 1}, {1: 2}, {"name": None}),
+    *(None, True, -1, 1.5, 10**30, 10**400, float("inf"), float("nan")),
+    *("", "abc", "???", "${oc.env:HOME}", "${nope}", "${", "a\nb", "\udcff"),
+    *([], [None], [[1]], ["a"], {}, {"a": 1}),
 )
 SCALARS = st.one_of(
     st.none(),

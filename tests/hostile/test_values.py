@@ -82,7 +82,7 @@ VALUES = {
     "results_dir=''": "results_dir='' is not a path",
     f"results_dir={'a' * 300}": "is not a path",
     "+cells=5": "cells and agenda are keys that a sweep gives to its jobs",
-    "+cells=['x=1'] +agenda=a": "unknown key x",
+    "+cells=['x=1'] +agenda=a": "cells and agenda are keys that a sweep gives to its jobs",
     "train.stepss=3": "unknown key train.stepss: choose from steps, batch_size",
     "adapter=5": "a group, such as optimizer, takes the name of an option",
     "train.steps": "can't read train.steps",
