@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import psutil
 import torch
 
 from study.adapters import Contraction, resolve_targets
@@ -24,7 +23,7 @@ from study.adapters.contraction import adapter_flops
 from study.config import CellConfig, chosen, eval_steps, probe_steps
 from study.errors import StudyError
 from study.models import ModelCard
-from study.reading import all_memory
+from study.reading import all_memory, free_memory
 from study.training.loss import LOGITS
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import ALIGNMENTS, SITES, STATS, UPDATES, USUAL
@@ -180,10 +179,7 @@ def memory_budget(config: CellConfig, device: torch.device, held: int = 0) -> in
     """
     if config.pack.memory_gb is not None:
         return int(config.pack.memory_gb * 2**30)
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     return int(MEMORY_SHARE[device.type] * (free + held))
 
 
