@@ -81,7 +81,7 @@ def read_parquet(
 def _decoded(content: bytes, schema: pa.Schema, columns: list[str] | None) -> pa.Table:
     file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
     if file.schema_arrow.equals(schema):
-        whole = file.read(columns, use_threads=False)
+        whole = file.read(columns, use_threads=False).replace_schema_metadata(None)
         return whole if columns is None else whole.select(columns)
     # This way also fills columns that are missing and converts types. It starts threads for every
     # file, which takes as long as reading a thousand rows.

@@ -104,3 +104,15 @@ def test_the_record_says_which_files_count(tmp_path: Path, probes: pa.Table) -> 
     (tmp_path / "probes.parquet").unlink()
     with pytest.raises(Damaged, match=r"probes\.parquet is missing"):
         load_cell_table(tmp_path, "probes", record=record)
+
+
+@pytest.mark.parametrize("columns", [None, ["rms", "step"], ["layer"]])
+def test_a_file_is_read_as_by_a_data_set(
+    written: tuple[Path, dict[str, Any]], columns: list[str] | None
+) -> None:
+    """Its types are those of the schema, so it is read in a shorter way."""
+    path, expected = written
+    by_data_set = pq.read_table(path, schema=SCHEMAS["probes"], columns=columns)
+    found = read_parquet(path, SCHEMAS["probes"], columns, expected)
+    assert found.equals(by_data_set)
+    assert found.schema.equals(by_data_set.schema, check_metadata=True)

@@ -1,0 +1,39 @@
+"""What a command imports, and how."""
+
+import gc
+import subprocess
+import sys
+
+import pytest
+
+from study.sweeps.imports import without_collections
+
+
+def test_a_plan_imports_no_package_of_an_optimizer() -> None:
+    """They import PEFT and bitsandbytes: more than a second."""
+    code = (
+        "import sys; from study.sweeps import cells, launch, packs, plan, prepare;"
+        "print(*{'peft', 'bitsandbytes', 'pytorch_optimizer', 'matplotlib'} & set(sys.modules))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == []
+
+
+def test_a_status_imports_no_torch() -> None:
+    code = "import sys; from study.sweeps import status, watch; print('torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["False"]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_collections_go_on_as_before(enabled: bool) -> None:
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        with without_collections():
+            assert not gc.isenabled()
+        assert gc.isenabled() == enabled
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+        (gc.enable if before else gc.disable)()
