@@ -29,7 +29,8 @@ SWEEPS = {
     f"{NO_PROBES} optimizer.lr=1e-2",
     "infinite rank": "optimizer=momentum adapter.scaling=rslora adapter.rank=2,inf "
     "train.schedule=linear train.warmup=2",
-    "diverging": "optimizer=sgd optimizer.lr=1e30,1e-2 adapter.rank=2,3 pack.fold=3",
+    "diverging": "optimizer=sgd optimizer.lr=1e15,1e-12 adapter.alpha=1e10 adapter.rank=2,3 "
+    "pack.fold=3",
     "batches": "probes.batch=[train,heldout,noise] probes.stats=[all,r_align,r_sign] "
     "train.eval_every=4 adapter.rank=2,3 seed=0,1 pack.fold=2 optimizer=adamw",
     "merged": "adapter.targets=mlp adapter.rank=3,4,5 pack.fold=2 adapter.init=orthogonal "
