@@ -39,7 +39,6 @@ TRACKERS = ("none", "wandb")
 TRACKER_MODES = ("offline", "online", "disabled")
 
 POSITIVE = Number(above=0.0)
-A_RATE = Number(above=0.0, most=1e15)  # so that a product of two is finite in float32
 SEED = Whole(-(2**63))
 A_FILE = FilePath()
 
@@ -112,12 +111,15 @@ class AdapterConfig:
 
 @dataclass
 class OptimizerConfig:
-    """What every optimizer has. ``loraplus_lr_ratio``: B's learning rate over A's (LoRA+)."""
+    """What every optimizer has. ``loraplus_lr_ratio``: B's learning rate over A's (LoRA+).
+
+    Within their bounds, B's learning rate is finite in float32.
+    """
 
     name: str = MISSING
-    lr: float = bounded(A_RATE)
+    lr: float = bounded(Number(above=0.0, most=1e30))
     weight_decay: float = bounded(Number(least=0.0))
-    loraplus_lr_ratio: float = bounded(A_RATE)
+    loraplus_lr_ratio: float = bounded(Number(above=0.0, most=1e7))
 
 
 def _option_bound(option: Option) -> Bound:
