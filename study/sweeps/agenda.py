@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from study.store import is_held, lock, read_cell, write_text
+from study.store import cell_folders, is_held, lock, read_cell, write_text
 from study.store.files import make_folder, remove, storing
 from study.vocabulary.statuses import DONE, ENDED
 
@@ -141,11 +141,25 @@ def read_agenda(path: Path) -> Agenda | None:
     return Agenda(content["posted"], cells) if whole and cells else None
 
 
-def records(study_dir: Path, agenda: Agenda) -> list[dict[str, Any]]:
-    """The record of every cell on the agenda as of now; ``waiting`` if the cell has not begun."""
+Done: TypeAlias = dict[str, dict[str, Any]]
+"""The records of cells that are done, by id. They change no more in a sweep, so a process that
+follows one reads each of them once; with thousands of cells this is most of the work."""
+
+
+def records(study_dir: Path, agenda: Agenda, done: Done | None = None) -> list[dict[str, Any]]:
+    """The record of every cell on the agenda as of now; ``waiting`` if the cell has not begun.
+
+    Those that are done are added to ``done``, and taken from there the next time.
+    """
+    done = {} if done is None else done
+    there = {folder.name for folder in cell_folders(study_dir)}
     found = []
     for cell in agenda.cells:
-        record = read_cell(study_dir / "cells" / cell.id)
+        record = done.get(cell.id)
+        if record is None and cell.id in there:
+            record = read_cell(study_dir / "cells" / cell.id)
+            if record is not None and record["status"] in DONE:
+                done[cell.id] = record
         begun = record is not None and _has_begun(record, agenda.posted)
         found.append(record if record is not None and begun else cell.record | {"status": WAITING})
     return found
@@ -166,14 +180,14 @@ def began(record: dict[str, Any]) -> str:
         return str(record.get("started", ""))
 
 
-def progress(study_dir: Path, agenda: Agenda) -> Progress:
-    """How far a sweep is.
+def progress(study_dir: Path, agenda: Agenda, done: Done | None = None) -> Progress:
+    """How far a sweep is. ``done``: see :func:`records`.
 
     Time left is in proportion to cost, not to cells: rank 1024 takes several times as long as rank
     4, and packs that run at the same time share the work. Steps that a cell had before the sweep
     count neither as work nor as time.
     """
-    now = records(study_dir, agenda)
+    now = records(study_dir, agenda, done)
     total = spent = left = 0.0
     open_packs = set()
     for cell, record in zip(agenda.cells, now, strict=True):
@@ -190,8 +204,8 @@ def progress(study_dir: Path, agenda: Agenda) -> Progress:
         since = datetime.fromisoformat(max(agenda.posted, min(times)))
         seconds_left = (datetime.now(UTC) - since).total_seconds() * left / spent
     states = Counter(record["status"] for record in now)
-    done = agenda.packs - len(open_packs)
-    return Progress(states, agenda.packs, done, 1 - left / (total or 1), seconds_left)
+    packs_done = agenda.packs - len(open_packs)
+    return Progress(states, agenda.packs, packs_done, 1 - left / (total or 1), seconds_left)
 
 
 def _share_done(record: dict[str, Any]) -> float:

@@ -36,6 +36,8 @@ class Display:
     ) -> None:
         self.study_dir, self.labels, self.steps = study_dir, labels, steps
         self.agenda, self.pack = self._find_pack(posted)
+        self.done: agenda.Done = {}
+        self.sweep: agenda.Progress | None = None
         self.console = Console(stderr=True)
         self.bar = Progress(
             TextColumn("[bold]{task.fields[study]}[/]"),
@@ -115,7 +117,8 @@ class Display:
 
     def _read_progress(self) -> None:
         self.read_at = time.monotonic()
-        self.sweep = agenda.progress(self.study_dir, self.agenda) if self.agenda else None
+        if self.agenda:
+            self.sweep = agenda.progress(self.study_dir, self.agenda, self.done)
 
     def _place(self, cell: int) -> str:
         """``pack 2/3  cell 1/4 (9 of 12 done)``: the cell in its pack; cells done in all packs."""

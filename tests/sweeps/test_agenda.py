@@ -8,11 +8,13 @@ import sys
 import textwrap
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from study.store import CellWriter, lock
+from study.sweeps import agenda as agenda_module
 from study.sweeps.agenda import WAITING, Planned, agendas, posted, progress, records
 from study.sweeps.progress import Display
 
@@ -103,6 +105,31 @@ def test_the_time_left_is_weighted_by_cost_over_all_packs(tmp_path: Path) -> Non
         now = progress(tmp_path, agenda)
         assert now.closed == 2
         assert now.seconds_left == pytest.approx(50, abs=5), "a failed cell takes no more time"
+
+
+def test_a_process_that_follows_a_sweep_reads_each_cell_that_is_done_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a sweep of thousands of cells spends most of its time on its own progress."""
+    read: list[str] = []
+    whole = agenda_module.read_cell
+    monkeypatch.setattr(
+        agenda_module, "read_cell", lambda folder: (read.append(folder.name), whole(folder))[1]
+    )
+    with posted(tmp_path, planned(1.0, 1.0, 1.0, 1.0)):
+        [agenda] = agendas(tmp_path)
+        done: dict[str, Any] = {}
+        begin(tmp_path, "c0", 2).close("complete", steps_done=1)
+        begin(tmp_path, "c1", 2).close("failed", steps_done=1)
+        running = begin(tmp_path, "c2", 2)
+        assert progress(tmp_path, agenda, done).states == progress(tmp_path, agenda).states
+        read.clear()
+        states = progress(tmp_path, agenda, done).states
+        assert states == {"complete": 1, "failed": 1, "running": 1, WAITING: 1}
+        assert read == ["c1", "c2"], "a failed cell may be trained again, and one has not begun"
+        running.close("complete", steps_done=1)
+        assert progress(tmp_path, agenda, done).states["complete"] == 2
+        assert set(done) == {"c0", "c2"}
 
 
 def test_a_cell_of_an_earlier_sweep_that_is_trained_again_is_waiting(tmp_path: Path) -> None:
