@@ -24,6 +24,7 @@ import psutil
 from .plan import VARIABLE, Plan
 
 ROOT = Path(__file__).parents[2]
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 PATIENCE = 180.0
 """Seconds after which a run that has not ended counts as hanging."""
 HANGS = "hangs"
@@ -142,6 +143,7 @@ def _variables(values: dict[str, str]) -> Any:
 def run_forked(arguments: tuple[str, ...], variables: dict[str, str], err: str) -> None:
     """The child of the server: becomes a run of ``study``, and ends as the interpreter would."""
     os.setsid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # until the faults are in place
     for signum in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(signum, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -158,7 +160,7 @@ def run_forked(arguments: tuple[str, ...], variables: dict[str, str], err: str) 
         _fork_workers()
     sys.argv = ["study", *arguments]
     code = _code_of_main()
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for signum in STOPPING:
         signal.signal(signum, signal.SIG_IGN)  # nothing of study runs any more
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
@@ -170,6 +172,11 @@ def run_forked(arguments: tuple[str, ...], variables: dict[str, str], err: str) 
 def _code_of_main() -> int:
     from study.cli import main
 
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+    except KeyboardInterrupt:  # it came before study began, which can't answer
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     try:
         main()
     except SystemExit as leaving:
