@@ -124,7 +124,7 @@ def _keys(config: Mapping[str, Any], group: str) -> Iterator[tuple[str, Any]]:
     prefix = f"{group}." if group else ""
     for word, value in (config.get(group, {}) if group else config).items():
         key = prefix + word
-        if key not in NOT_COLUMNS and not isinstance(value, Mapping):
+        if key not in NOT_COLUMNS and not isinstance(value, dict):
             yield key, value
 
 

@@ -83,7 +83,7 @@ def _value(record: Mapping[str, Any], key: str) -> Any:
     """The value of a dotted key, or :data:`_ABSENT`."""
     value: Any = record
     for word in key.split("."):
-        value = value.get(word, _ABSENT) if isinstance(value, Mapping) else _ABSENT
+        value = value.get(word, _ABSENT) if isinstance(value, dict) else _ABSENT
     return value
 
 
