@@ -1,14 +1,16 @@
 """The server of processes imports this: what a run of ``study`` imports sooner or later."""
 
-import joblib  # noqa: F401
-import pandas  # noqa: F401
-import pyarrow.parquet  # noqa: F401
-import pytorch_optimizer  # noqa: F401
-import transformers.optimization  # noqa: F401
+from importlib import import_module
+
 from hydra.core.plugins import Plugins
-from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
-import tests.faults.instrument
-import tests.faults.seeded_bugs  # noqa: F401
+MODULES = (
+    *("joblib", "pandas", "pyarrow.parquet", "pytorch_optimizer", "transformers.optimization"),
+    *("study.cli", "study.sweeps.app", "study.sweeps.run", "study.sweeps.launch"),
+    *("study.sweeps.plan", "study.sweeps.status", "study.store.checkpoints"),
+    *("tests.faults.instrument", "tests.faults.seeded_bugs"),
+)
 
+for name in MODULES:
+    import_module(name)
 Plugins.instance()
