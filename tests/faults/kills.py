@@ -257,7 +257,8 @@ class _Trial:
             if not any(shlex.split(command) == ["study", *self.arguments] for command in commands):
                 self.tally.wrong.append(f"no line that continues: {ended.err[-300:]!r}")
         self.tally.exits[name] += 1
-        if traceback := traceback_of_study(ended.err):
+        # With -SIGINT, it came before study listened, and the interpreter shows an import.
+        if code != -signal.SIGINT and (traceback := traceback_of_study(ended.err)):
             self.tally.wrong.append(f"a traceback: {traceback}")
         expected = {0} if signum is None else {0, 128 + signum, -signum}
         if signum is not None and self.launcher != "basic":

@@ -29,6 +29,8 @@ PATIENCE = 180.0
 """Seconds after which a run that has not ended counts as hanging."""
 HANGS = "hangs"
 
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""The signals that ``study`` handles."""
 WARM = "tests.faults.warm"
 """What a child of the server need not import."""
 
@@ -178,9 +180,13 @@ def _code_of_main() -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
         main()
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except KeyboardInterrupt:  # before study listens: the interpreter ends by the signal
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     except BaseException:
         sys.excepthook(*sys.exc_info())
         return 1
