@@ -62,7 +62,6 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Begin]:
     """
     import transformers.optimization  # noqa: F401  (the first step imports it)
 
-
     monkeypatch.chdir(tmp_path)
     begun: list[Process] = []
 
