@@ -4,12 +4,19 @@ Folders of runs that went wrong are kept. The seed that is printed makes the sam
 """
 
 import argparse
+import os
 import sys
 import tempfile
 import time
 from collections import Counter
+from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
+
+import torch
+
+from study.store.provenance import provenance
+from study.training.devices import describe_device
 
 from .calls import Calls, Found
 from .kills import SIGNALS, Tally, Trials
@@ -19,6 +26,8 @@ SHARES = {"basic": 0.6, "joblib": 0.3, "submitit_local": 0.1}
 """The share of each launcher in the kills."""
 FRESH_EVERY = {"basic": 8, "joblib": 8, "submitit_local": 4}
 """One trial in so many starts fresh processes. Those of submitit's jobs always are."""
+_SAID: list[str] = []
+"""The lines of the table."""
 
 
 def main() -> int:
@@ -30,9 +39,14 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="sweeps at the same time")
     parser.add_argument("--only", choices=["kills", "calls", "power"], help="one of the parts")
     parser.add_argument("--launcher", choices=list(LAUNCHERS), help="one launcher of the kills")
+    parser.add_argument(
+        "--to", type=Path, default=Path("results/faults.txt"), help="also write the table here"
+    )
     given = parser.parse_args()
     place = Path(tempfile.mkdtemp(prefix="study-faults-"))
     print(f"seed {given.seed}, in {place}", flush=True)
+    commit = (provenance()["git"] or {}).get("commit", "unknown")
+    _say(f"{date.today()}, {_machine()}, commit {commit[:7]}, seed {given.seed}")
     wrong: list[str] = []
     if given.only in (None, "kills"):
         wrong += _kills(place, given.number, given.seed, given.jobs, given.launcher)
@@ -45,7 +59,9 @@ def main() -> int:
             wrong += found.wrong
     for line in wrong:
         print(f"WRONG: {line}")
-    print(f"{len(wrong)} faults found with seed {given.seed}")
+    _say(f"\n{len(wrong)} faults found")
+    given.to.parent.mkdir(parents=True, exist_ok=True)
+    given.to.write_text("\n".join(_SAID) + "\n")
     return bool(wrong)
 
 
@@ -95,9 +111,20 @@ def _show_found(part: str, found: Found, seconds: float) -> None:
 
 
 def _show(title: str, rows: dict[str, object]) -> None:
-    print(f"\n{title}")
+    _say(f"\n{title}")
     for name, value in rows.items():
-        print(f"  {name:<50} {value}", flush=True)
+        _say(f"  {name:<50} {value}")
+
+
+def _say(line: str) -> None:
+    """Print a line of the table, which is also written to a file."""
+    print(line, flush=True)
+    _SAID.append(line)
+
+
+def _machine() -> str:
+    """The processor, and how many of its cores this process may use."""
+    return f"{describe_device(torch.device('cpu'))['device_name']}, {os.cpu_count()} cores"
 
 
 def _counts(counter: Counter[str]) -> str:
