@@ -1,33 +1,27 @@
 """``python -m tests.faults``: many faults in small sweeps, and one table of what they show.
 
-Folders of runs that went wrong are kept. The seed that is printed makes the same faults again.
+Folders of runs that went wrong are kept. The seed that is printed makes the same faults again. The
+table is also written to ``results/faults.txt``.
 """
 
 import argparse
-import os
+import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-
-from study.store.provenance import provenance
-from study.training.devices import describe_device
-
 from .calls import Calls, Found
-from .kills import SIGNALS, Tally, Trials
-from .scenarios import EVERY, LAUNCHERS, SHORT_EVERY
+from .kills import GRACEFUL, SIGNALS, Tally, Trials
+from .processes import ROOT
+from .scenarios import EVERY, SHORT_EVERY
 
 SHARES = {"basic": 0.6, "joblib": 0.3, "submitit_local": 0.1}
 """The share of each launcher in the kills."""
 FRESH_EVERY = {"basic": 8, "joblib": 8, "submitit_local": 4}
 """One trial in so many starts fresh processes. Those of submitit's jobs always are."""
-_SAID: list[str] = []
-"""The lines of the table."""
+WIDTH = 52
 
 
 def main() -> int:
@@ -38,97 +32,110 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="sweeps at the same time")
     parser.add_argument("--only", choices=["kills", "calls", "power"], help="one of the parts")
-    parser.add_argument("--launcher", choices=list(LAUNCHERS), help="one launcher of the kills")
-    parser.add_argument(
-        "--to", type=Path, default=Path("results/faults.txt"), help="also write the table here"
-    )
+    parser.add_argument("--launcher", choices=list(SHARES), help="one launcher of the kills")
     given = parser.parse_args()
     place = Path(tempfile.mkdtemp(prefix="study-faults-"))
     print(f"seed {given.seed}, in {place}", flush=True)
-    commit = (provenance()["git"] or {}).get("commit", "unknown")
-    _say(f"{date.today()}, {_machine()}, commit {commit[:7]}, seed {given.seed}")
     wrong: list[str] = []
+    lines = [f"make faults N={given.number} SEED={given.seed}, commit {_commit()}"]
     if given.only in (None, "kills"):
-        wrong += _kills(place, given.number, given.seed, given.jobs, given.launcher)
+        tallies = _kills(place, given)
+        lines += _table(tallies)
+        wrong += [line for tally in tallies.values() for line in tally.wrong]
     calls = Calls(place)
     for part, run in (("calls", calls.fail_some), ("power", calls.lose_power)):
         if given.only in (None, part):
             began = time.monotonic()
             found = run(given.number, given.seed, given.jobs)
-            _show_found(part, found, time.monotonic() - began)
+            lines += _lines_of(part, found, time.monotonic() - began)
             wrong += found.wrong
-    for line in wrong:
-        print(f"WRONG: {line}")
-    _say(f"\n{len(wrong)} faults found")
-    given.to.parent.mkdir(parents=True, exist_ok=True)
-    given.to.write_text("\n".join(_SAID) + "\n")
+            print("\n".join(f"WRONG: {line}" for line in found.wrong), flush=True)
+    lines.append(_row("wrong in all", [len(wrong)]))
+    text = "\n".join(lines)
+    print(text)
+    (ROOT / "results").mkdir(exist_ok=True)
+    (ROOT / "results" / "faults.txt").write_text(text + "\n")
     return bool(wrong)
 
 
-def _kills(place: Path, number: int, seed: int, jobs: int, launcher: str | None) -> list[str]:
-    trials = Trials(place, seed, say=lambda line: print(f"WRONG: {line}", flush=True))
-    wrong, first = [], 0
-    for name, share in SHARES.items():
-        if launcher not in (None, name):
+def _kills(place: Path, given: argparse.Namespace) -> dict[str, Tally]:
+    """The kills of each launcher that is installed."""
+    trials = Trials(place, given.seed, say=lambda line: print(f"WRONG: {line}", flush=True))
+    tallies: dict[str, Tally] = {}
+    for turn, (launcher, share) in enumerate(SHARES.items()):
+        if given.launcher not in (None, launcher):
             continue
-        if name == "submitit_local" and not find_spec("hydra_plugins.hydra_submitit_launcher"):
-            print("submitit_local: not installed (pip install 'study[submitit]')")
+        if launcher == "submitit_local" and not find_spec("hydra_plugins.hydra_submitit_launcher"):
+            print("submitit_local is not installed: pip install 'study[submitit]'", flush=True)
             continue
-        began, kills = time.monotonic(), max(1, round(share * number)) if not launcher else number
-        tally = trials.run(kills, name, first, FRESH_EVERY[name], jobs)
-        first += 10_000  # other trials than under the launcher before
-        _show_tally(name, tally, time.monotonic() - began)
-        wrong += tally.wrong
-    return wrong
+        kills = given.number if given.launcher else max(1, round(share * given.number))
+        first = 10_000 * turn  # other trials than under the launcher before
+        tally = trials.run(kills, launcher, first, FRESH_EVERY[launcher], given.jobs)
+        tallies[launcher] = tally
+        print("\n".join(_table({launcher: tally})), flush=True)
+    return tallies
 
 
-def _show_tally(launcher: str, tally: Tally, seconds: float) -> None:
-    signals = {signum.name: tally.kills[signum.name, launcher] for signum in SIGNALS}
-    again = [a + b for a, b in zip(tally.lost, tally.in_writing, strict=True)]
-    _show(
-        f"kills under {launcher}",
-        {
-            "kills": f"{tally.killed} in {tally.trials} sweeps: {_counts(Counter(signals))}",
-            "at": _counts(tally.stages),
-            "sweeps that differ from the undisturbed one": tally.differing,
-            "cells trained twice": tally.twice,
-            f"most steps lost per kill (a checkpoint every {EVERY})": max(tally.lost, default=0),
-            "with steps during an unfinished writing": max(again, default=0),
-            "most steps lost per stop that has time": max(tally.after_stop, default=0),
-            "files of ended cells left over (study check)": tally.left_over,
-            "exit codes": _counts(tally.exits),
-            "seconds": round(seconds),
-        },
+def _table(tallies: dict[str, Tally]) -> list[str]:
+    """What the kills have shown, with a column for each launcher."""
+    found = tallies.values()
+    lines = [_row("launcher", list(tallies)), _row("sweeps", [t.trials for t in found])]
+    for signum in SIGNALS:
+        counts = [t.kills[signum.name, launcher] for launcher, t in tallies.items()]
+        lines.append(_row(f"{signum.name} sent", counts))
+    lines.append(_row("at another moment than a file call or a row", [t.timed for t in found]))
+    for code, name in GRACEFUL.items():
+        counts = [t.exits[f"{code} {name}"] for t in found]
+        lines.append(_row(f"exit code {code}, with the line that continues", counts))
+    lines += [
+        _row("sweeps with other tables than an undisturbed one", [t.differing for t in found]),
+        _row("cells trained twice", [t.twice for t in found]),
+        _row(
+            f"most steps lost per kill, checkpoints every {EVERY}",
+            [max(t.lost, default=0) for t in found],
+        ),
+        _row(
+            "  and steps trained while a checkpoint was written",
+            [max(t.in_writing, default=0) for t in found],
+        ),
+        _row("most steps lost per stop", [max(t.after_stop, default=0) for t in found]),
+        _row("tracebacks, wrong exit codes, and all else", [len(t.wrong) for t in found]),
+        _row("seconds", [round(t.seconds) for t in found]),
+    ]
+    return lines
+
+
+def _lines_of(part: str, found: Found, seconds: float) -> list[str]:
+    runs = found.runs.total()
+    if part == "calls":
+        codes = [
+            sum(count for run, count in found.runs.items() if run.endswith(f" {code}"))
+            for code in (0, 2)
+        ]
+        return [
+            _row("file calls that fail (ENOSPC, EIO, EROFS, EACCES)", [runs]),
+            _row("  exit code 0: the call was not needed", codes[:1]),
+            _row("  exit code 2, with one line", codes[1:]),
+            _row("  wrong tables, tracebacks, and all else", [len(found.wrong)]),
+            _row("  seconds", [round(seconds)]),
+        ]
+    return [
+        _row("losses of power", [runs]),
+        _row(f"  most steps lost, checkpoints every {SHORT_EVERY}", [found.most_lost]),
+        _row("  wrong tables, lost cells, and all else", [len(found.wrong)]),
+        _row("  seconds", [round(seconds)]),
+    ]
+
+
+def _row(name: str, values: list[object] | list[int] | list[str]) -> str:
+    return f"{name:<{WIDTH}}" + "".join(f"{value!s:>15}" for value in values)
+
+
+def _commit() -> str:
+    told = subprocess.run(
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True
     )
-
-
-def _show_found(part: str, found: Found, seconds: float) -> None:
-    title = {"calls": "file calls that fail", "power": "losses of power"}[part]
-    rows = {"runs": _counts(found.runs), "wrong": len(found.wrong), "seconds": round(seconds)}
-    if part == "power":
-        rows[f"most steps lost (a checkpoint every {SHORT_EVERY})"] = found.most_lost
-    _show(title, rows)
-
-
-def _show(title: str, rows: dict[str, object]) -> None:
-    _say(f"\n{title}")
-    for name, value in rows.items():
-        _say(f"  {name:<50} {value}")
-
-
-def _say(line: str) -> None:
-    """Print a line of the table, which is also written to a file."""
-    print(line, flush=True)
-    _SAID.append(line)
-
-
-def _machine() -> str:
-    """The processor, and how many of its cores this process may use."""
-    return f"{describe_device(torch.device('cpu'))['device_name']}, {os.cpu_count()} cores"
-
-
-def _counts(counter: Counter[str]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in sorted(counter.items()) if count)
+    return told.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from .instrument import POWER_LOST
 from .plan import Plan
 from .power import LEAST, NAMES_ONLY
 from .processes import Ended, Starter
-from .scenarios import make_folder, short_arguments, study_of
+from .scenarios import SHORT_EVERY, make_folder, short_arguments, study_of
 
 ROWS = 10
 """The rows of the short sweep, which are points too when power is lost."""
@@ -75,6 +75,8 @@ class Calls:
         ended = self.starter.start(self.arguments, plan).wait()
         if ended.code != 0:
             raise RuntimeError(f"the undisturbed sweep ends with {ended}")
+        if files := left_over(study_of(folder)):
+            raise RuntimeError(f"the undisturbed sweep leaves files: {files}")
         return study_of(folder)
 
     @cached_property
@@ -107,16 +109,13 @@ class Calls:
         if ended.code == 0:
             found.wrong += differences(study_of(folder), self.undisturbed)
         else:
-            found.wrong += [*self._completed(folder), *left_over(study_of(folder))]
+            found.wrong += self._completed(folder)
         return self._kept_if_wrong(found, folder, f"{name}, {point.operation} {point.path}")
 
     # The loss of power.
 
     def losing_power(self, at: int, seed: int) -> Found:
-        """Lose power at a point; then run the command on what the disk may hold.
-
-        Files that an ended cell deletes may come back, and count for nothing.
-        """
+        """Lose power at a point; then run the command on what the disk may hold."""
         name = f"power {seed} at {at}"
         folder = make_folder(self.place / name)
         plan = self._plan(folder, at=at, power=seed, rows=True)
@@ -131,6 +130,8 @@ class Calls:
         after = read_trace(Path(f"{plan.after}.trace"))
         work = evidence([*before, *after])
         found.wrong += work.twice
+        if max(work.lost, default=0) > 2 * SHORT_EVERY:
+            found.wrong.append(f"{max(work.lost)} steps lost, interval {SHORT_EVERY}")
         found.most_lost = max(
             (lost + more for lost, more in zip(work.lost, work.in_writing, strict=True)), default=0
         )

@@ -200,7 +200,8 @@ class _Os:
             return call(*given, **options)
         instrument = self._instrument
         path = _path_of(given[1] if name in OF_TWO_PATHS else given[0])
-        if instrument.folder not in path.parents or self._is_skipped(name, path):
+        inside = instrument.folder in (path, *path.parents)
+        if not inside or self._is_skipped(name, path):
             return call(*given, **options)
         if instrument.disk is None:
             instrument.reach(name, path, functools.partial(_half, name, given))

@@ -22,6 +22,8 @@ SIGNALS = {signal.SIGKILL: 5, signal.SIGTERM: 2, signal.SIGINT: 2, signal.SIGUSR
 """How often each signal is drawn."""
 GRACEFUL = {128 + signum: signum.name for signum in SIGNALS if signum != signal.SIGKILL}
 """The exit codes of stops that a process handles."""
+AT_A_TIME = "at a time"
+"""In place of a file call, for a signal from outside."""
 ROUNDS = 3
 """The most rounds with kills before a sweep is left to complete."""
 FINISHES = 4
@@ -52,6 +54,7 @@ class Tally:
     in_writing: list[int] = field(default_factory=list)
     after_stop: list[int] = field(default_factory=list)
     trials: int = 0
+    seconds: float = 0.0
 
     def add(self, other: "Tally") -> None:
         """Take in the tally of one trial."""
@@ -63,6 +66,11 @@ class Tally:
         self.left_over += other.left_over
         self.twice += other.twice
         self.trials += other.trials
+
+    @property
+    def timed(self) -> int:
+        """The number of kills that came from outside, at a time."""
+        return self.stages[AT_A_TIME]
 
     @property
     def killed(self) -> int:
@@ -126,9 +134,9 @@ class Trials:
         ``fresh_every``: one trial in so many has fresh processes; 0: none. ``jobs``: trials at
         once.
         """
-        tally = Tally()
         for sweep in self.sweeps:
             self.undisturbed(sweep)
+        tally, began = Tally(), time.monotonic()
         number = first
         with ThreadPoolExecutor(jobs) as pool:
             while tally.killed < kills:
@@ -137,6 +145,7 @@ class Trials:
                 for found in pool.map(self.trial, numbers, [launcher] * jobs, fresh):
                     tally.add(found)
                 number += jobs
+        tally.seconds = time.monotonic() - began
         return tally
 
 
@@ -192,7 +201,7 @@ class _Trial:
         for seconds, signum, group, started in sorted(late, key=lambda each: each[0]):
             time.sleep(max(0.0, seconds - (time.monotonic() - began)))
             if started.send(signum, group):
-                self._count(signum, "at a time")
+                self._count(signum, AT_A_TIME)
                 sent.append((started.plan.run, signum))
         ended = [each.wait() for each in running]
         asked = dict(sent) | self._faults()
