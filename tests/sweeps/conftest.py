@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from joblib.externals.loky import reusable_executor
 
 PATIENCE = 120.0
 """Seconds after which a process that has not ended hangs."""
@@ -96,6 +97,8 @@ def _run(arguments: tuple[str, ...], first: Callable[[], object], err: Path) -> 
         sys.argv = ["study", *arguments]
         torch.set_num_threads(1)
         GlobalHydra.instance().clear()
+        # Workers that an earlier test started are not this process's: waiting for them hangs.
+        reusable_executor._executor = None
         first()
         cli.main()
         code = 0
