@@ -23,7 +23,7 @@ lint: .venv/.installed-dev
 	$(BIN)/lint-imports --no-logo
 
 # Kill small sweeps N times, make N of their file calls fail and take their power N times; compare
-# what is left with undisturbed sweeps (tests/faults). N=200 takes about an hour on two cores.
+# what is left with undisturbed sweeps (tests/faults). N=200 takes about 20 minutes on two cores.
 N ?= 200
 SEED ?= 0
 faults: .venv/.installed-dev
