@@ -5,6 +5,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from study.errors import StudyError
+from study.vocabulary.extras import install
 
 OTHERS = {
     "inference": (".inference.command", "inference"),
@@ -26,8 +27,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     if find_spec("peft") is None:
         raise StudyError(
-            "study bench trains with PEFT too, and PEFT is not installed: "
-            "pip install 'study[bench]'"
+            f"study bench trains with PEFT too, and PEFT is not installed: {install('bench')}"
         )
     from .training.command import suites
 

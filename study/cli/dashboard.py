@@ -7,6 +7,7 @@ import click
 
 from study.cli.group import STUDY_DIR, cli, say
 from study.errors import StudyError
+from study.vocabulary.extras import install
 
 
 @cli.command()
@@ -48,9 +49,7 @@ def dashboard(study_dir: Path, file: Path | None, port: int, host: str, wandb: b
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("plotly", "starlette", "uvicorn"):
             raise
-        raise StudyError(
-            f"study dashboard needs {error.name}: pip install 'study[dashboard]'"
-        ) from None
+        raise StudyError(f"study dashboard needs {error.name}: {install('dashboard')}") from None
 
     if file is not None:
         inside, there = export(study_dir, file)

@@ -19,6 +19,7 @@ from study.config.schedules import probe_steps, truncation_ranks
 from study.config.types import CellConfig, optimizer_config
 from study.errors import StudyError, short, unknown
 from study.vocabulary import scaling
+from study.vocabulary.extras import install
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS, of_family
 
@@ -170,7 +171,7 @@ def _check_schedules(config: CellConfig) -> None:
 def _check_tracker(config: CellConfig) -> None:
     if config.tracker.name == "wandb" and find_spec("wandb") is None:
         raise StudyError(
-            "tracker=wandb needs Weights & Biases: pip install 'study[wandb]', or use tracker=none"
+            f"tracker=wandb needs Weights & Biases: {install('wandb')}, or use tracker=none"
         )
 
 

@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from study.errors import StudyError
 from study.models.quiet import quiet
+from study.vocabulary.extras import install
 
 SCHEMES = {8: "int8", 4: "nf4"}
 """The name of each number of bits in a fingerprint."""
@@ -35,8 +36,7 @@ def check_installed() -> None:
     """Raises :class:`StudyError` if bitsandbytes is not installed."""
     if find_spec("bitsandbytes") is None:
         raise StudyError(
-            "model.quant_bits needs bitsandbytes: "
-            "pip install 'study[quant]', or use model.quant_bits=null"
+            f"model.quant_bits needs bitsandbytes: {install('quant')}, or use model.quant_bits=null"
         )
 
 

@@ -1,4 +1,4 @@
-"""A copy of the results in Weights & Biases (``tracker=wandb``, ``pip install 'study[wandb]'``).
+"""A copy of the results in Weights & Biases (``tracker=wandb``, extra ``wandb``).
 
 - :mod:`~study.tracking.names`: the names of metrics in W&B;
 - :mod:`~study.tracking.runs`: one W&B run per cell, updated while it trains;

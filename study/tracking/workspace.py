@@ -22,6 +22,7 @@ from study.store.output import write_output
 from study.tracking.names import norm_of
 from study.tracking.publish import SUMMARY, publish, tracker_of
 from study.tracking.runs import silenced
+from study.vocabulary.extras import install
 from study.vocabulary.quantities import GRADIENT_NORM, MODEL_WIDE, SITES, UNIONS
 
 if TYPE_CHECKING:
@@ -38,9 +39,7 @@ def open_workspace(study_dir: Path, plots: Path, notify: Callable[[str], None]) 
     try:
         import wandb_workspaces.workspaces  # noqa: F401
     except ImportError:
-        raise StudyError(
-            "a W&B workspace needs wandb-workspaces: pip install 'study[wandb]'"
-        ) from None
+        raise StudyError(f"a W&B workspace needs wandb-workspaces: {install('wandb')}") from None
     tracker = tracker_of(study_dir)
     if tracker is None:
         raise StudyError(f"{study_dir} has no W&B runs: train it with tracker=wandb")

@@ -218,7 +218,7 @@ def test_a_missing_extra_is_a_one_line_error(
     monkeypatch.setattr(builtins, "__import__", without)
     result = CliRunner().invoke(cli.cli, ["dashboard", str(trained)])
     assert isinstance(result.exception, StudyError)
-    assert str(result.exception) == "study dashboard needs uvicorn: pip install 'study[dashboard]'"
+    assert str(result.exception) == "study dashboard needs uvicorn: pip install '.[dashboard]'"
 
 
 def test_a_taken_port_is_a_one_line_error(trained: Path) -> None:

@@ -66,7 +66,7 @@ def _kills(place: Path, given: argparse.Namespace) -> dict[str, Tally]:
         if given.launcher not in (None, launcher):
             continue
         if launcher == "submitit_local" and not find_spec("hydra_plugins.hydra_submitit_launcher"):
-            print("submitit_local is not installed: pip install 'study[submitit]'", flush=True)
+            print("submitit_local is not installed: pip install '.[submitit]'", flush=True)
             continue
         kills = given.number if given.launcher else max(1, round(share * given.number))
         first = 10_000 * turn  # other trials than under the launcher before

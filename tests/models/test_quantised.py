@@ -270,7 +270,7 @@ def test_a_checkpoint_quantised_by_another_method_is_refused(tiny_folder: Path) 
 
 def test_without_bitsandbytes_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantised, "find_spec", lambda _: None)
-    with pytest.raises(StudyError, match=r"needs bitsandbytes: pip install 'study\[quant\]'"):
+    with pytest.raises(StudyError, match=r"needs bitsandbytes: pip install '\.\[quant\]'"):
         describe(ModelConfig("tiny", quant_bits=4))
     assert describe(ModelConfig("tiny")).name == "tiny"
 

@@ -1,0 +1,28 @@
+"""The optional dependencies of the distribution, and the line that installs them.
+
+Every message and document names an optional dependency by :func:`install`. The line works in a
+clone of the repository, because the distribution is not on a package index.
+"""
+
+DISTRIBUTION = "rank-study"
+"""The name that pip knows. The package to import and the command are called ``study``."""
+
+EXTRAS = {
+    "bench": "study bench",
+    "dashboard": "study dashboard",
+    "data": "data sets of the Hugging Face hub",
+    "joblib": "several processes on one machine",
+    "peft": "probes on PEFT's models",
+    "quant": "bases of 8 and 4 bits",
+    "ray": "a Ray cluster",
+    "submitit": "a Slurm cluster",
+    "wandb": "Weights & Biases",
+}
+"""The key of ``[project.optional-dependencies]`` in pyproject.toml, and what it is for."""
+
+
+def install(extra: str) -> str:
+    """The command that installs an optional dependency. Raises ``KeyError`` for an unknown one."""
+    if extra not in EXTRAS:
+        raise KeyError(extra)
+    return f"pip install '.[{extra}]'"
