@@ -91,7 +91,7 @@ class _LastCell:
 
     def __init__(self, config: DictConfig, values: dict[str, Any], cell: CellConfig) -> None:
         self.config, self.values, self.cell = config, values, cell
-        self.following = _following(config, list(_paths(cell)))
+        self.following = _following(config, list(_paths(cell))) | dict.fromkeys(_REWRITTEN)
 
     def allows_changes(self, others: Sequence[Override]) -> bool:
         """Whether the keys that it sets are fields, and ``others`` change none of them: the order
@@ -121,6 +121,11 @@ class _LastCell:
         self.cell, self.values = replace(self.cell, **whole, **parts), values
         validate(self.cell)
         return self.cell
+
+
+_REWRITTEN = ("adapter.scaling", "adapter.exponent")
+"""Fields that the types write anew (:class:`AdapterConfig`): a cell may hold other values than its
+config, so both are read again."""
 
 
 def _paths(cell: CellConfig) -> Iterator[str]:

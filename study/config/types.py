@@ -25,6 +25,7 @@ from study.config.bounds import (
 )
 from study.config.intervals import Every
 from study.vocabulary import scaling
+from study.errors import StudyError
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS, Option
 from study.vocabulary.quantities import BATCHES, SITES, STATS
@@ -94,6 +95,8 @@ class AdapterConfig:
     scaling: str = MISSING
     exponent: float | None = bounded(Number(least=-16.0, most=16.0), None)
     targets: Any = bounded(Modules())
+    - ``scaling``: a rule of :data:`study.vocabulary.scaling.RULES`; a number, the p of the power
+      rule, becomes ``power`` with that ``exponent``;
     init: str = bounded(OneOf(INITS))
     dropout: float = bounded(Number(least=0.0, below=1.0))
     contraction: str = bounded(OneOf(CONTRACTIONS), "auto")
@@ -114,6 +117,10 @@ class OptimizerConfig:
     """What every optimizer has. ``loraplus_lr_ratio``: B's learning rate over A's (LoRA+).
 
     Within their bounds, B's learning rate is finite in float32.
+        try:
+            self.scaling, self.exponent = scaling.named_rule(self.scaling, self.exponent)
+        except ValueError as error:
+            raise StudyError(str(error)) from None
     """
 
     name: str = MISSING

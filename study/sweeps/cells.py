@@ -14,6 +14,7 @@ from study.errors import StudyError, given
 from study.models import ModelCard, describe
 from study.store import is_done
 from study.vocabulary.inits import IMPORTED
+from study.vocabulary.scaling import rule_words
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ class Cell:
     def label(self) -> str:
         """Its name in a line of text: ``adamw rslora rank 4 seed 0``, and whatever else varies."""
         config = self.config
-        rule = f"{config.optimizer.name} {config.adapter.scaling}"
+        rule = (
+            f"{config.optimizer.name} {rule_words(config.adapter.scaling, config.adapter.exponent)}"
+        )
         values = _values(config, self.varied)
         others = [f"{_short(key)} {value}" for key, value in values.items()]
         return " ".join([rule, f"rank {config.adapter.rank} seed {config.seed}", *others])
@@ -104,7 +107,9 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
     return [replace(cell, varied=varied) for cell in cells]
 
 
-IN_EVERY_LABEL = ("optimizer.name", "adapter.scaling", "adapter.rank", "seed")
+IN_EVERY_LABEL = (
+    *("optimizer.name", "adapter.scaling", "adapter.exponent", "adapter.rank", "seed"),
+)
 """The keys that the name of every cell has."""
 
 

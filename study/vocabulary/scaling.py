@@ -25,8 +25,32 @@ RULES: dict[str, Rule] = {
     "power": Rule("power", None, "the family that the other rules belong to"),
 }
 
+POWER = "power"
+"""The rule whose exponent the user gives."""
+
 FRACTIONS = {0.25: "1/4", 1 / 3: "1/3", 0.5: "1/2", 2 / 3: "2/3", 0.75: "3/4"}
 """Exponents that are written as a fraction."""
+
+
+def named_rule(scaling: str, power: float | None = None) -> tuple[str, float | None]:
+    """``adapter.scaling`` and ``adapter.exponent`` as a rule of :data:`RULES` and its exponent.
+
+    A number as the scaling is the p of the power rule, so that one axis of a sweep holds all rules.
+    Raises ``ValueError`` if ``power`` is given beside such a number.
+
+    >>> named_rule("0.75"), named_rule("lora")
+    (('power', 0.75), ('lora', None))
+    """
+    try:
+        p = float(scaling)
+    except ValueError:
+        return scaling, power
+    if power is not None:
+        raise ValueError(
+            f"adapter.scaling={scaling} is an exponent, and adapter.exponent={power:g} is another: "
+            "give one of them"
+        )
+    return POWER, p
 
 
 def exponent(scaling: str, power: float | None = None) -> float:
@@ -36,19 +60,22 @@ def exponent(scaling: str, power: float | None = None) -> float:
     ``power`` is None, and for any other rule if it is not.
     """
     if scaling not in RULES:
-        raise ValueError(f"unknown scaling {scaling!r}: choose from {', '.join(RULES)}")
+        raise ValueError(
+            f"unknown scaling {scaling!r}: choose from {', '.join(RULES)}, "
+            "or give a number: the p of alpha/r**p"
+        )
     fixed = RULES[scaling].p
     if fixed is None:
         if power is None or not math.isfinite(power):
             raise ValueError(
                 f"adapter.scaling={scaling} needs a finite adapter.exponent, not {power}: "
-                "give adapter.exponent=0.75"
+                "give adapter.scaling=0.75, for example"
             )
         return power
     if power is not None:
         raise ValueError(
-            f"adapter.exponent={power} needs adapter.scaling=power: "
-            f"scaling {scaling!r} has the exponent {fixed:g}"
+            f"adapter.exponent={power} needs adapter.scaling=power: scaling {scaling!r} has the "
+            f"exponent {fixed:g}. Several rules in one sweep: adapter.scaling={scaling},{power}"
         )
     return fixed
 
@@ -66,6 +93,11 @@ def rule_label(scaling: str, p: float | None = None) -> str:
     """``LoRA``, ``rsLoRA``, or ``power p = 0.75`` for a rule whose exponent the user gives."""
     rule = RULES[scaling]
     return rule.label if rule.p is not None or p is None else f"{rule.label} p = {p:g}"
+
+
+def rule_words(scaling: str, power: float | None = None) -> str:
+    """A rule in the words of the configuration: ``rslora``, or ``power p=0.75``."""
+    return scaling if power is None else f"{scaling} p={power:g}"
 
 
 def formula(p: float) -> str:

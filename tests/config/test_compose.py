@@ -56,6 +56,7 @@ ALTERNATIVES = {
     "adapter.alpha": ("1", "16.0", "1e3", "${adapter.rank}"),
     "adapter.targets": ("attention", "[q_proj,v_proj]", "[up_proj]", "mlp"),
     "adapter.dropout": ("0", "0.25"),
+    "adapter.scaling": ("lora", "0.75", "rslora", "1"),
     "seed": ("0", "5", "77"),
     "data.seed": ("1", "${seed}", "${adapter.rank}"),
     "probes.steps": ("log", "[0,1]", "null", "[0,10,20]"),
@@ -86,6 +87,21 @@ def test_random_sweeps_are_those_of_hydra(loader: ConfigLoader) -> None:
         values = {key: ALTERNATIVES[key][: draw.choice((1, 9))] for key in keys}  # one, or all
         cells = [[f"{key}={draw.choice(values[key])}" for key in keys] for _ in range(5)]
         assert_same(loader, ["model=tiny", "data.heldout=4"], cells)
+
+
+def test_rules_and_exponents_share_an_axis(loader: ConfigLoader) -> None:
+    rules = ("lora", "0.75", "rslora", "0.5", "1", "lora")
+    cells = [[f"adapter.scaling={rule}", f"seed={n}"] for n, rule in enumerate(rules)]
+    assert_same(loader, ["model=tiny"], cells)
+    found = [cell.adapter for cell in compose(loader, "config", ["model=tiny"], cells)]
+    assert [(adapter.scaling, adapter.exponent) for adapter in found] == [
+        ("lora", None),
+        ("power", 0.75),
+        ("rslora", None),
+        ("power", 0.5),
+        ("power", 1.0),
+        ("lora", None),
+    ]
 
 
 def test_cells_may_set_different_keys_and_a_key_twice(loader: ConfigLoader) -> None:

@@ -87,6 +87,14 @@ def test_what_does_not_move_the_numbers_does_not(cell: Build, overrides: list[st
     assert identity(cell(*overrides), SOURCES) == identity(cell(), SOURCES)
 
 
+def test_a_number_as_the_rule_is_the_same_cell_as_the_power_rule(cell: Build) -> None:
+    number = cell("adapter.scaling=0.75")
+    assert number == cell("adapter.scaling=power", "adapter.exponent=0.75")
+    assert identity(cell("adapter.scaling=0.5"), SOURCES) != identity(
+        cell("adapter.scaling=rslora"), SOURCES
+    )
+
+
 def test_the_order_of_targets_does_not_matter(cell: Build) -> None:
     a, b = cell("adapter.targets=[q_proj,v_proj]"), cell("adapter.targets=[v_proj,q_proj]")
     assert identity(a, SOURCES) == identity(b, SOURCES)
@@ -128,8 +136,13 @@ def test_eval_schedule(cell: Build) -> None:
     ("override", "says"),
     [
         ("adapter.scaling=lorra", "unknown scaling 'lorra': choose from lora, rslora, power"),
+        ("adapter.scaling=lorra", "or give a number: the p of alpha/r**p"),
         ("adapter.scaling=power", "adapter.exponent"),
+        ("adapter.scaling=nan", "adapter.exponent=nan is out of range"),
+        ("adapter.scaling=40", "adapter.exponent=40"),
+        ("adapter.scaling=0.75 adapter.exponent=0.5", "give one of them"),
         ("adapter.exponent=0.5", "needs adapter.scaling=power"),
+        ("adapter.exponent=0.5", "in one sweep: adapter.scaling=lora,0.5"),
         ("adapter.rank=0", "adapter.rank=0"),
         ("adapter.rank=-4", "adapter.rank=-4"),
         ("adapter.rank=four", "adapter.rank=four"),

@@ -29,9 +29,14 @@ def test_every_key_that_varies_is_named(cell: OfCell) -> None:
         for p, clip in ((0.5, 1.0), (0.75, 2.0))
     ]
     assert labels(cell, *exponents) == [
-        "adamw power rank 8 seed 0 exponent 0.5 clip 1.0",
-        "adamw power rank 8 seed 0 exponent 0.75 clip 2.0",
+        "adamw power p=0.5 rank 8 seed 0 clip 1.0",
+        "adamw power p=0.75 rank 8 seed 0 clip 2.0",
     ]
+
+
+def test_the_exponent_is_part_of_the_rule(cell: OfCell) -> None:
+    rules = labels(cell, *((f"adapter.scaling={rule}",) for rule in ("lora", "rslora", "0.75")))
+    assert rules == [f"adamw {rule} rank 8 seed 0" for rule in ("lora", "rslora", "power p=0.75")]
 
 
 def test_options_of_other_optimizers_are_not_named(cell: OfCell) -> None:

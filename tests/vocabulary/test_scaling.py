@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from study.vocabulary.scaling import RULES, exponent, gamma
+from study.vocabulary.scaling import RULES, exponent, gamma, named_rule
 
 
 @pytest.mark.parametrize("rank", [1, 4, 7, 64, 2048])
@@ -38,3 +38,12 @@ def test_errors_name_the_choices(scaling: str) -> None:
     with pytest.raises(ValueError, match=r"exponent|choose from lora, rslora, power"):
         exponent(scaling)
     assert set(RULES) == {"lora", "rslora", "power"}
+
+
+def test_a_number_is_the_exponent_of_the_power_rule() -> None:
+    assert named_rule("0.75") == named_rule("7.5e-1") == ("power", 0.75)
+    assert named_rule("0.5") == ("power", 0.5), "not rslora: the two stay apart"
+    assert named_rule("rslora") == ("rslora", None)
+    assert named_rule("power", 0.25) == ("power", 0.25)
+    with pytest.raises(ValueError, match=r"adapter\.exponent=0\.5 is another"):
+        named_rule("0.75", 0.5)
