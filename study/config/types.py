@@ -24,8 +24,8 @@ from study.config.bounds import (
     bounded,
 )
 from study.config.intervals import Every
-from study.vocabulary import scaling
 from study.errors import StudyError
+from study.vocabulary import scaling
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS, Option
 from study.vocabulary.quantities import BATCHES, SITES, STATS
@@ -83,6 +83,8 @@ class AdapterConfig:
 
     - ``rank``: a positive integer or ``math.inf``, the limit of SGD at p = 1/2
       (:mod:`study.adapters.infinite`);
+    - ``scaling``: a rule of :data:`study.vocabulary.scaling.RULES`; a number, the p of the power
+      rule, becomes ``power`` with that ``exponent``;
     - ``exponent``: p, for ``scaling=power``;
     - ``targets``: all-linear, attention, mlp, a list, or a regex;
     - ``contraction``: how products are computed (:mod:`study.adapters.contraction`). It changes
@@ -95,8 +97,6 @@ class AdapterConfig:
     scaling: str = MISSING
     exponent: float | None = bounded(Number(least=-16.0, most=16.0), None)
     targets: Any = bounded(Modules())
-    - ``scaling``: a rule of :data:`study.vocabulary.scaling.RULES`; a number, the p of the power
-      rule, becomes ``power`` with that ``exponent``;
     init: str = bounded(OneOf(INITS))
     dropout: float = bounded(Number(least=0.0, below=1.0))
     contraction: str = bounded(OneOf(CONTRACTIONS), "auto")
@@ -105,6 +105,10 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         if self.rank == "inf":  # a string in a yaml file; Hydra's command line makes it a float
             self.rank = math.inf
+        try:
+            self.scaling, self.exponent = scaling.named_rule(self.scaling, self.exponent)
+        except ValueError as error:
+            raise StudyError(str(error)) from None
 
     @property
     def gamma(self) -> float:
@@ -117,10 +121,6 @@ class OptimizerConfig:
     """What every optimizer has. ``loraplus_lr_ratio``: B's learning rate over A's (LoRA+).
 
     Within their bounds, B's learning rate is finite in float32.
-        try:
-            self.scaling, self.exponent = scaling.named_rule(self.scaling, self.exponent)
-        except ValueError as error:
-            raise StudyError(str(error)) from None
     """
 
     name: str = MISSING
