@@ -4,6 +4,8 @@
   :mod:`~study.report.condition`, :mod:`~study.report.exponents`, :mod:`~study.report.rates`,
   :mod:`~study.report.losses`, :mod:`~study.report.task`, :mod:`~study.report.truncations`,
   :mod:`~study.report.provenance`;
+- :mod:`~study.report.answer`, :mod:`~study.report.curves`: what was found, in a few sentences, and
+  the curves that they speak about;
 - :mod:`~study.report.caveats`: reasons to doubt the numbers;
 - :mod:`~study.report.literal`: names that can't become markup;
 - :mod:`~study.report.formatting`, :mod:`~study.report.markdown`: numbers and rules; tables, lists
@@ -14,6 +16,7 @@
 - :mod:`~study.report.write`: both files, from a study's folder.
 """
 
+from study.report.answer import answer
 from study.report.caveats import caveats
 from study.report.current import current_figures, current_tables, draw_figures
 from study.report.html import as_html
@@ -23,6 +26,7 @@ from study.report.write import write_report
 
 __all__ = [
     "Picture",
+    "answer",
     "as_html",
     "as_markdown",
     "caveats",

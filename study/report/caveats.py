@@ -8,12 +8,18 @@ import pandas as pd
 from study.analysis import lazy_ratios
 from study.analysis.rates import INSIDE
 from study.analysis.stable import first_to_read
-from study.report.formatting import distinct, percent, quantity_text
+from study.report.formatting import (
+    cell_list,
+    count_noun,
+    distinct,
+    first_of,
+    percent,
+    quantity_text,
+)
 from study.report.literal import UNREADABLE, Record
 from study.store import StudyTables
 from study.vocabulary.optimizers import label, of_family
 from study.vocabulary.quantities import FORWARD_OUT, TRAIN
-from study.vocabulary.scaling import rule_label
 from study.vocabulary.statuses import STATUSES, end_step
 from study.vocabulary.thresholds import (
     FEW_SEEDS,
@@ -27,8 +33,6 @@ REGIMES_DIFFER = 0.05
 """The ranks span two regimes if p* over them differs from its limit by more than this."""
 SHORT = 100
 """Runs with fewer steps than this end early in training."""
-MOST_GROUPS = 6
-"""Groups of cells that a caveat names before it counts the others."""
 
 
 def caveats(tables: StudyTables, records: Sequence[Record]) -> list[str]:
@@ -60,8 +64,8 @@ def _unreadable(records: Sequence[Record]) -> Iterator[str]:
     if damaged:
         reasons = [f"{record.get('cell_id')}: {record.get('error')}" for record in damaged]
         yield (
-            f"**{_count(len(damaged), 'cell')} unreadable** ({_first_of(reasons)}). No number here "
-            "contains them. `study check` lists the damage, and a sweep trains them afresh."
+            f"**{count_noun(len(damaged), 'cell')} unreadable** ({first_of(reasons)}). No number "
+            "here contains them. `study check` lists the damage, and a sweep trains them afresh."
         )
 
 
@@ -86,8 +90,8 @@ def _unfinished(tables: StudyTables) -> Iterator[str]:
     for status, about in STATUSES.items():
         cells = tables.cells[tables.cells["status"] == status]
         if about.fits and len(cells):
-            names = _ends(cells) if about.ended_at else _cells(cells)
-            yield f"**{_count(len(cells), 'cell')} {status}** ({names}). {about.fits}"
+            names = _ends(cells) if about.ended_at else cell_list(cells)
+            yield f"**{count_noun(len(cells), 'cell')} {status}** ({names}). {about.fits}"
 
 
 def _large_steps(tables: StudyTables) -> Iterator[str]:
@@ -107,11 +111,11 @@ def _large_steps(tables: StudyTables) -> Iterator[str]:
     worst = off.iloc[int((off["ratio"] - 1).abs().argmax())]
     yield (
         f"**Steps too large for the linear theory.** At {len(off)} of {len(ratios)} probed "
-        f"updates ({_cells(_of_ids(tables, off['cell_id']))}) the loss change differs from the "
+        f"updates ({cell_list(_of_ids(tables, off['cell_id']))}) the loss change differs from the "
         f"linear prediction by more than {percent(LAZY_WITHIN)}; at worst the loss changed by "
         f"{percent(worst['ratio'])} of the predicted amount "
-        f"({_cells(_of_ids(tables, [worst['cell_id']]))}, step {worst['step']:.0f}). From such a "
-        "step on, the cell's rule has no predictions."
+        f"({cell_list(_of_ids(tables, [worst['cell_id']]))}, step {worst['step']:.0f}). From such "
+        "a step on, the cell's rule has no predictions."
     )
 
 
@@ -137,9 +141,9 @@ def _small_beside_eps(tables: StudyTables) -> Iterator[str]:
         worst, step = low.index[int(low.argmin())]
         yield (
             f"**{_optimizers(cells)}'s eps affects the updates of {factor}.** In "
-            f"{_count(len(cells), 'cell')} ({_cells(cells)}) the median layer's rms gradient is "
-            f"below {SIGN_LIKE_FROM:g} eps, down to {low.min():.1f} eps "
-            f"({_cells(_of_ids(tables, [worst]))}, step {step}). These updates are not fully "
+            f"{count_noun(len(cells), 'cell')} ({cell_list(cells)}) the median layer's rms "
+            f"gradient is below {SIGN_LIKE_FROM:g} eps, down to {low.min():.1f} eps "
+            f"({cell_list(_of_ids(tables, [worst]))}, step {step}). These updates are not fully "
             "sign-like."
         )
 
@@ -153,7 +157,7 @@ def _clipped(tables: StudyTables) -> Iterator[str]:
         return
     cells = _of_ids(tables, clipped["cell_id"])
     line = f"**Clipping.** {len(clipped)} of {len(factors)} gradients were clipped"
-    line += f" ({_cells(cells)})."
+    line += f" ({cell_list(cells)})."
     linear = cells[cells["optimizer"].isin(of_family("linear"))]
     if len(linear):
         line += f" Clipping changes the exponents of {_optimizers(linear)}; a step with some"
@@ -243,41 +247,15 @@ def _optimizers(cells: pd.DataFrame) -> str:
     return distinct(label(str(name)) for name in cells["optimizer"])
 
 
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
 def _ends(cells: pd.DataFrame) -> str:
     """``rsLoRA r = 64 at lr 0.1, step 3, 5``: broken cells by rank, with the step of their end."""
     steps: dict[str, set[float]] = {}
     for place in range(len(cells)):
         cell = cells.iloc[[place]]
-        name = f"{_cells(cell)} at lr {cell['lr'].item():g}"
+        name = f"{cell_list(cell)} at lr {cell['lr'].item():g}"
         steps.setdefault(name, set()).add(end_step(cell.to_dict("records")[0]))
     parts = [
         f"{name}, step {', '.join(f'{step:g}' for step in sorted(found))}"
         for name, found in steps.items()
     ]
-    return _first_of(parts)
-
-
-def _cells(cells: pd.DataFrame) -> str:
-    """``rsLoRA r = 64, 256``: cells by rule and rank, and by optimizer if there are several."""
-    p = cells["exponent"] if "exponent" in cells else pd.Series(float("nan"), cells.index)
-    rules = [
-        rule_label(str(scaling), None if pd.isna(exponent) else exponent)
-        for scaling, exponent in zip(cells["scaling"], p, strict=True)
-    ]
-    if cells["optimizer"].nunique() > 1:
-        names = map(label, map(str, cells["optimizer"]))
-        rules = [f"{name} {rule}" for name, rule in zip(names, rules, strict=True)]
-    parts = [
-        f"{rule} r = {', '.join(f'{rank:g}' for rank in sorted(set(ranks)))}"
-        for rule, ranks in cells["rank"].groupby(pd.Series(rules, cells.index), sort=False)
-    ]
-    return _first_of(parts)
-
-
-def _first_of(parts: Sequence[str]) -> str:
-    more = len(parts) - MOST_GROUPS
-    return "; ".join(parts[:MOST_GROUPS]) + (f"; and {more} more" if more > 0 else "")
+    return first_of(parts)

@@ -10,6 +10,7 @@ from study.analysis.wording import bend_text, bracket_notes, factor_text
 from study.report.formatting import (
     at_lowest_rate,
     curve_name,
+    joined,
     legend,
     number,
     quantity_text,
@@ -66,11 +67,12 @@ def condition_sentences(rows: pd.DataFrame) -> list[str]:
 def _curves(rows: pd.DataFrame) -> list[Curve]:
     """Every curve. Those that are stable at the first step and not at the last come first."""
     parts = [row_list(part) for _, part in rows.groupby("curve_number", sort=False)]
-    parts.sort(key=lambda entries: _answer(entries) != LOST)
+    parts.sort(key=lambda entries: answer_of(entries) != LOST)
     return [(curve_name(entries[0]), entries) for entries in parts]
 
 
-def _answer(entries: Sequence[Any]) -> str:
+def answer_of(entries: Sequence[Any]) -> str:
+    """One of :data:`~study.analysis.rank_stabilized.ANSWERS`, from the rows of one curve."""
     return answer(
         [row.verdict for row in entries if row.is_first],
         [row.verdict for row in entries if row.is_last],
@@ -81,7 +83,7 @@ def _overall(curves: Sequence[Curve]) -> str:
     """Which curves are stable to the end, and which are not."""
     sentences = []
     for found in ANSWERS:
-        names = [name for name, entries in curves if _answer(entries) == found]
+        names = [name for name, entries in curves if answer_of(entries) == found]
         label = f"**{found.capitalize()}**" if found in (LOST, FAILS) else found.capitalize()
         if names:
             sentences.append(f"{label}: {'; '.join(names)}.")
@@ -122,7 +124,7 @@ def _sentence(name: str, entries: Sequence[Any]) -> str:
 def _at(rows: Sequence[Any], when: str) -> list[str]:
     """By step: ``at step 0 the gradient norm is stable (×1.05)``."""
     return [
-        f"{when} step {step} {_joined([_clause(row) for row in rows if row.step == step])}"
+        f"{when} step {step} {joined([_clause(row) for row in rows if row.step == step])}"
         for step in sorted({row.step for row in rows})
     ]
 
@@ -130,9 +132,3 @@ def _at(rows: Sequence[Any], when: str) -> list[str]:
 def _clause(row: Any) -> str:
     predicate = VERDICTS[row.verdict].predicate
     return f"the {CONDITION[row.place].noun} {predicate} ({factor_text(row.factor)})"
-
-
-def _joined(clauses: Sequence[str]) -> str:
-    """``a, b and c``."""
-    *others, last = clauses
-    return f"{', '.join(others)} and {last}" if others else last

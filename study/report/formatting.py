@@ -1,6 +1,6 @@
 """How the report prints numbers, settings, rules and quantities."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import ONE_SEED, VERDICTS, meaning
 
 setting = setting_text
+MOST_NAMED = 6
+"""Groups of cells that a sentence names before it counts the others."""
 
 
 def row_list(table: pd.DataFrame) -> list[Any]:
@@ -25,6 +27,40 @@ def row_list(table: pd.DataFrame) -> list[Any]:
 def distinct(values: Iterable[Any]) -> str:
     """Distinct values in order of appearance, separated by commas."""
     return ", ".join(dict.fromkeys(map(str, values)))
+
+
+def joined(parts: Sequence[str]) -> str:
+    """``a, b and c``."""
+    *others, last = parts
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def count_noun(number: int, noun: str) -> str:
+    """``1 cell``, ``2 cells``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def first_of(parts: Sequence[str]) -> str:
+    """The first :data:`MOST_NAMED` parts; the others are counted."""
+    more = len(parts) - MOST_NAMED
+    return "; ".join(parts[:MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
+
+
+def cell_list(cells: pd.DataFrame) -> str:
+    """``rsLoRA r = 64, 256``: cells by rule and rank, and by optimizer if there are several."""
+    p = cells["exponent"] if "exponent" in cells else pd.Series(float("nan"), cells.index)
+    rules = [
+        rule_label(str(scaling), None if pd.isna(exponent) else exponent)
+        for scaling, exponent in zip(cells["scaling"], p, strict=True)
+    ]
+    if cells["optimizer"].nunique() > 1:
+        names = map(label, map(str, cells["optimizer"]))
+        rules = [f"{name} {rule}" for name, rule in zip(names, rules, strict=True)]
+    parts = [
+        f"{rule} r = {', '.join(f'{rank:g}' for rank in sorted(set(ranks)))}"
+        for rule, ranks in cells["rank"].groupby(pd.Series(rules, cells.index), sort=False)
+    ]
+    return first_of(parts)
 
 
 def number_list(numbers: Iterable[float]) -> str:

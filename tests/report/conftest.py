@@ -31,7 +31,9 @@ def on_disk(tmp_path: Path) -> Callable[..., Path]:
         seeds: Sequence[int] = (0, 1, 2, 3, 4),
         ranks: Sequence[int] = (4, 32, 256),
         lrs: Sequence[float] = (1e-3,),
+        rules: Mapping[str, float] = P,
         optimizer: Mapping[str, Any] | None = None,
+        final: OfCell = lambda cell: final_loss(cell["lr"]),
         lazy: OfCell = lambda cell: 1.0,
         clip: OfCell = lambda cell: 1.0,
         norm: OfCellAndStep = lambda cell, step: flat_norm(cell),
@@ -43,14 +45,18 @@ def on_disk(tmp_path: Path) -> Callable[..., Path]:
         model: str = "known",
         record: Mapping[str, Any] | None = None,
     ) -> Path:
-        """``lazy``, ``clip`` and ``status`` are functions of a cell: the actual loss change over
-        the linear prediction, the clip factor of its gradients, and its final status. ``norm`` is
-        the gradient norm. ``outputs``: by batch, the rms of outputs and input gradients from step
-        1."""
+        """``rules``: by name, the p; one of the power rule is named ``power 0.75``.
+
+        ``final``, ``lazy``, ``clip`` and ``status`` are functions of a cell: the held-out loss
+        after training, the actual loss change over the linear prediction, the clip factor of its
+        gradients, and its final status. ``norm`` is the gradient norm. ``outputs``: by batch, the
+        rms of outputs and input gradients from step 1."""
         folder = tmp_path / "results" / "known"
-        for number, (scaling, rank, lr, seed) in enumerate(itertools.product(P, ranks, lrs, seeds)):
-            cell = {"scaling": scaling, "rank": rank, "lr": lr, "seed": seed}
-            cell["gamma"] = ALPHA * rank ** -P[scaling]
+        cells = itertools.product(rules, ranks, lrs, seeds)
+        for number, (scaling, rank, lr, seed) in enumerate(cells):
+            cell = {"rank": rank, "lr": lr, "seed": seed, "gamma": ALPHA * rank ** -rules[scaling]}
+            cell["scaling"] = scaling.split()[0]
+            cell["exponent"] = rules[scaling] if cell["scaling"] == "power" else None
             name = (optimizer or {}).get("name", "sgd")
             about = {"cell_id": f"{name}{number:04x}", "model": model}
             about |= record_of(cell, config_of(cell, steps, optimizer or {})) | dict(record or {})
@@ -62,8 +68,8 @@ def on_disk(tmp_path: Path) -> Callable[..., Path]:
                 if step > 0:
                     rows += outputs_of(cell, step, outputs or {})
                 writer.append("probes", pd.DataFrame(rows))
-            final = {"step": steps, "tokens": 99, "eval_loss": final_loss(lr), "lr": lr}
-            writer.append("metrics", pd.DataFrame([final]))
+            at_end = {"step": steps, "tokens": 99, "eval_loss": final(cell), "lr": lr}
+            writer.append("metrics", pd.DataFrame([at_end]))
             end = status(cell)
             ended_at = STATUSES[end].ended_at
             writer.close(end, steps_done=steps, **({ended_at: 2} if ended_at else {}))
@@ -77,7 +83,7 @@ def config_of(cell: Cell, steps: int, optimizer: Mapping[str, Any]) -> dict[str,
         "adapter": {
             "rank": cell["rank"],
             "scaling": cell["scaling"],
-            "exponent": None,
+            "exponent": cell["exponent"],
             "alpha": ALPHA,
             "init": "kaiming",
             "dropout": 0.0,

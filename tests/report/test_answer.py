@@ -1,0 +1,225 @@
+"""The answer says what the tables show, for any study, and no more."""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from study.report import answer, current_tables
+from study.report.answer import perplexities, size_text
+
+OnDisk = Callable[..., Path]
+Cell = Mapping[str, Any]
+POWERS = {"lora": 1.0, "rslora": 0.5, "power 0": 0.0, "power 0.75": 0.75, "power 1.5": 1.5}
+
+
+@pytest.fixture
+def on_disk(on_disk: OnDisk) -> OnDisk:
+    """A small study: three ranks, of which the highest is 100 times the lowest; three seeds."""
+    return partial(on_disk, ranks=(4, 16, 400), seeds=(0, 1, 2))
+
+
+def said(folder: Path) -> list[str]:
+    return answer(current_tables(folder, lambda line: None))
+
+
+def seeded(cell: Cell) -> float:
+    """A factor near 1 that differs between seeds and ranks."""
+    return math.exp(0.001 * (cell["seed"] - 1) * math.log(cell["rank"]))
+
+
+def growing(cell: Cell, step: int) -> float:
+    """Outputs that grow as r^0.5 under rsLoRA, and not at all under LoRA."""
+    return seeded(cell) * (cell["gamma"] * cell["rank"]) ** 1.0
+
+
+def flat(cell: Cell, step: int) -> float:
+    return seeded(cell)
+
+
+def learns(cell: Cell) -> float:
+    """A loss that falls with the rank under rsLoRA only."""
+    gain = 0.05 * math.log2(cell["rank"]) if cell["scaling"] == "rslora" else 0.0
+    return 2.5 - gain + 0.001 * cell["seed"]
+
+
+def test_a_study_that_explodes_and_learns_says_why(on_disk: OnDisk) -> None:
+    lora, rslora, why, together = said(on_disk(outputs={"train": growing}, final=learns))
+    assert lora == (
+        "LoRA (γ = α/r), rank 400 against rank 4: at step 1 the adapter output is stable (100 %), "
+        "the gradient into the inputs is stable (100 %) and the gradient norm collapses to 10 %. "
+        "Held-out perplexity shows no steady change with the rank: 12.2 at rank 4, 12.2 at rank "
+        "400 (20.1 before training)."
+    )
+    assert "the adapter output explodes to 10 times" in rslora
+    assert "Held-out perplexity falls from 11.0 at rank 4 to 7.92 at rank 400" in rslora
+    assert why.startswith('Why an output that "explodes" and a lower perplexity go together')
+    assert "Under rsLoRA one update changes the model more" in why, "SGD's descent is stable"
+    assert "at learning rate 0.001 the larger steps learned more in the same 200 steps" in why
+    assert why.endswith("sweep optimizer.lr.")
+    assert together.startswith("Neither LoRA nor rsLoRA keeps the adapter output, the gradient ")
+
+
+@pytest.mark.parametrize(
+    "study",
+    [
+        {"outputs": {"train": flat}, "final": learns},
+        {"outputs": {"train": growing}},
+        {"outputs": {"train": growing}, "final": learns, "seeds": (0,)},
+        {"outputs": {"train": growing}, "final": lambda cell: 4.9 - learns(cell)},
+        {"final": learns},
+    ],
+    ids=["no growth", "no gain", "one seed", "a loss", "no outputs"],
+)
+def test_without_both_there_is_no_reason_to_give(on_disk: OnDisk, study: dict[str, Any]) -> None:
+    assert not [line for line in said(on_disk(**study)) if line.startswith("Why")]
+
+
+def test_a_loss_that_rises_is_said_to(on_disk: OnDisk) -> None:
+    worse = said(on_disk(final=lambda cell: 4.9 - learns(cell)))[1]
+    assert "Held-out perplexity rises from 12.2 at rank 4 to 17.0 at rank 400" in worse
+
+
+def test_a_rule_that_holds_is_said_to(on_disk: OnDisk) -> None:
+    assert said(on_disk(outputs={"train": flat}, norm=flat))[-1] == (
+        "LoRA and rsLoRA keep the adapter output, the gradient into the inputs and the gradient "
+        "norm stable (within a factor of 1.5) from the first step to the last."
+    )
+    [*_, mixed] = said(on_disk(outputs={"train": flat}))
+    assert mixed.startswith("rsLoRA keeps the adapter output")
+    assert mixed.endswith("to the last; LoRA does not.")
+
+
+def test_one_rule(on_disk: OnDisk) -> None:
+    lines = said(on_disk(rules={"rslora": 0.5}))
+    assert [line.split(",")[0] for line in lines] == [
+        "rsLoRA (γ = α/√r)",
+        "rsLoRA keeps the gradient norm stable (within a factor of 1.5) from the first step to "
+        "the last.",
+    ]
+    assert said(on_disk(rules={"lora": 1.0}))[-1].startswith("LoRA does not keep the gradient norm")
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_few_seeds_give_measurements_and_no_verdict(on_disk: OnDisk, seeds: tuple) -> None:
+    lines = said(on_disk(seeds=seeds, outputs={"train": growing}, final=learns))
+    assert lines[-1] == ("A verdict needs 3 seeds, so these are measurements only: add seed=0,1,2.")
+    if len(seeds) == 1:
+        assert "the gradient norm is at 10 %. Held-out perplexity is 12.2 at rank 4 and" in lines[0]
+    text = " ".join(lines)
+    for word in ("collapses", "explodes", "is stable", "falls", "keeps"):
+        assert word not in text
+
+
+def test_several_optimizers_are_named(on_disk: OnDisk) -> None:
+    on_disk(rules={"lora": 1.0})
+    lines = said(on_disk(rules={"lora": 1.0}, optimizer={"name": "adamw"}))
+    assert [line.split(", rank")[0] for line in lines[:2]] == [
+        "LoRA (AdamW, γ = α/r)",
+        "LoRA (SGD, γ = α/r)",
+    ]
+    assert lines[2].startswith("Neither LoRA (AdamW) nor LoRA (SGD) keeps the gradient norm")
+
+
+def test_of_many_rules_the_extremes_are_named(on_disk: OnDisk) -> None:
+    lines = said(on_disk(rules=POWERS, outputs={"train": growing}, final=learns))
+    assert lines[0] == (
+        "5 rules, rank 400 against rank 4: at step 1 the adapter output changes least under LoRA "
+        "(100 %) and most under power p = 0 (100 times); at step 1 the gradient into the inputs "
+        "changes least under LoRA (100 %) and most under power p = 0 (100 times); at step 1 the "
+        "gradient norm changes least under rsLoRA (100 %) and most under power p = 1.5 (1 %); "
+        "the lowest perplexity at rank 400 is that of rsLoRA (7.92)."
+    )
+    assert lines[-1].startswith("0 of 5 keep the adapter output")
+
+
+def test_a_power_rule_has_its_formula(on_disk: OnDisk) -> None:
+    assert said(on_disk(rules={"power 0.75": 0.75}))[0].startswith("power p = 0.75 (γ = α/r^3/4)")
+
+
+def test_one_rank_is_said_to_be_one(on_disk: OnDisk) -> None:
+    lines = said(on_disk(ranks=(8,)))
+    assert lines[0] == (
+        "Every cell has rank 8, so the study can't say how anything changes with the rank: sweep "
+        "adapter.rank."
+    )
+    assert lines[1] == (
+        "LoRA (γ = α/r): held-out perplexity is 12.2 after training (20.1 before training)."
+    )
+    assert len(lines) == 3
+
+
+def test_infinite_rank_is_neither_a_rank_to_fit_nor_an_error(on_disk: OnDisk) -> None:
+    lines = said(on_disk(rules={"rslora": 0.5}, ranks=(math.inf,), norm=flat, final=flat_loss))
+    assert lines == [
+        "Every cell has rank ∞, so the study can't say how anything changes with the rank: sweep "
+        "adapter.rank."
+    ]
+    on_disk(rules={"rslora": 0.5}, norm=flat, final=flat_loss)
+    lines = said(on_disk(rules={"rslora": 0.5}, ranks=(4, 16, math.inf), norm=flat))
+    assert "rank 16 against rank 4" in lines[0]
+
+
+def flat_loss(cell: Cell) -> float:
+    return 2.5
+
+
+def test_missing_losses_leave_the_gradients(on_disk: OnDisk) -> None:
+    lines = said(on_disk(final=lambda cell: math.nan))
+    assert "perplexity" not in " ".join(lines)
+    assert lines[0].endswith("the gradient norm collapses to 10 %.")
+
+
+def test_runs_that_broke_off_are_counted_and_their_rank_has_no_loss(on_disk: OnDisk) -> None:
+    def end(cell: Cell) -> str:
+        high = cell["scaling"] == "rslora" and cell["rank"] == 400
+        return "diverged" if high and cell["seed"] else "complete"
+
+    lines = said(on_disk(status=end, final=learns))
+    assert "2 of 18 cells diverged (rsLoRA r = 400)." in lines
+    assert "falls from 11.0 at rank 4 to 9.98 at rank 16" in lines[1]
+
+
+def test_an_unfinished_study_says_how_far_it_is(on_disk: OnDisk) -> None:
+    lines = said(on_disk(status=lambda c: "interrupted" if c["rank"] == 400 else "complete"))
+    assert lines[0] == "So far 12 of 18 cells are done."
+
+
+def test_of_several_rates_the_best_at_the_lowest_rank_is_read(on_disk: OnDisk) -> None:
+    lines = said(on_disk(lrs=(1e-4, 1e-3, 1e-2), final=learns_at, outputs={"train": growing}))
+    assert "Held-out perplexity falls from 11.0 at rank 4 to 7.92 at rank 400" in lines[1]
+    [why] = [line for line in lines if line.startswith("Why")]
+    assert "at learning rate 0.001 the larger steps" in why
+    assert "sweep optimizer.lr" not in why
+    assert any(
+        line.startswith("The best learning rate changes with the rank r as") for line in lines
+    )
+
+
+def learns_at(cell: Cell) -> float:
+    return learns(cell) + 0.1 * math.log(cell["lr"] / 1e-3) ** 2
+
+
+def test_every_number_has_a_table(on_disk: OnDisk) -> None:
+    """Each percentage and factor of a sentence is the factor of a row of ``exponents``."""
+    folder = on_disk(outputs={"train": growing}, final=learns)
+    tables = current_tables(folder, lambda line: None)
+    known = {size_text(factor) for factor in tables.exponents["factor"].dropna()}
+    for line in answer(tables):
+        for number in re.findall(r"(?:to |\()([\d.]+ (?:%|times))", line):
+            assert number in known
+
+
+def test_numbers_for_sentences() -> None:
+    assert [size_text(f) for f in (0.0004, 0.089, 0.13, 1.01, 1.77, 2.0, 9.94, 12.6, 4096)] == [
+        *("0.04 %", "8.9 %", "13 %", "101 %", "177 %", "2.0 times", "9.9 times", "13 times"),
+        "4,096 times",
+    ]
+    assert perplexities(math.log(26.5), math.log(18), math.log(38.9)) == ["26.5", "18.0", "38.9"]
+    assert perplexities(math.log(255.31), math.log(255.12)) == ["255.3", "255.1"]
+    assert perplexities(2.0, 2.0) == ["7.39", "7.39"]
+    assert perplexities(2000.0) == ["1.01e+304"]
