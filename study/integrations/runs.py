@@ -1,15 +1,14 @@
-"""A run of the transformers Trainer as a cell: its configuration, identity and record."""
+"""A run of somebody else's training loop as a cell: its configuration, identity and record."""
 
 import hashlib
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import Optimizer
@@ -37,87 +36,124 @@ from study.vocabulary.inits import IMPORTED
 from study.vocabulary.optimizers import OPTIMIZERS
 
 
-def open_cell(
-    trainer: Any,
-    study_dir: Path,
-    adapter: str,
-    init: str,
-    probe: NormProbe,
-    probes: ProbesConfig,
-    data: str | None,
-) -> tuple[CellConfig, CellWriter]:
-    """The cell of one adapter of ``trainer``'s run, and an open writer for it.
+@dataclass(frozen=True)
+class Loop:
+    """What a training loop says of itself, beside its model and its optimizer.
 
-    Call it when training begins; ``init`` is from :func:`init_of`. The same run has the same id and
-    replaces its earlier rows. A run that is resumed from a checkpoint keeps the rows before it.
-    Raises :class:`StudyError` if the optimizer does not train the adapter and if the folder cannot
-    be written.
+    - ``results``: the study's folder;
+    - ``steps``: the optimizer steps of the whole run; None if that is not known before its end;
+    - ``data``: the name of its data in the tables;
+    - ``trained_by``: who trains, for the report;
+    - ``notes``: sentences for the record;
+    - ``varies``: anything else that separates its cells from others, by name.
     """
-    pairs = [layer.pairs()[0] for layer in probe.layers]
+
+    results: Path
+    seed: int
+    precision: str
+    data: str
+    trained_by: str
+    steps: int | None = None
+    batch_size: int = 1
+    accumulation: int = 1
+    data_seed: int | None = None
+    sequence_length: int | None = None
+    clip: float | None = None
+    schedule: str = "constant"
+    warmup: int = 0
+    notes: tuple[str, ...] = ()
+    varies: Mapping[str, Any] = field(default_factory=dict)
+
+
+UNKNOWN_STEPS = 1_000_000
+"""Stands for the length of a loop in its identity, if it is not known before the end."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter of a model in training: its PEFT name, its init (:func:`init_of`), its probe."""
+
+    name: str
+    init: str
+    probe: NormProbe
+
+
+def open_cell(
+    loop: Loop,
+    model: nn.Module,
+    optimizer: Optimizer,
+    adapter: Adapter,
+    probes: ProbesConfig,
+    first: int,
+) -> CellWriter:
+    """An open writer for the cell of one adapter of ``model``.
+
+    The same run has the same id and replaces its earlier rows. A run that goes on from step
+    ``first`` keeps the rows before it. Raises :class:`StudyError` if the optimizer does not train
+    the adapter and if the folder cannot be written.
+    """
+    pairs = [layer.pairs()[0] for layer in adapter.probe.layers]
+    peft_config = peft_configs(model)[adapter.name]
     config = CellConfig(
-        name=study_dir.name,
-        results_dir=str(study_dir.parent),
+        name=loop.results.name,
+        results_dir=str(loop.results.parent),
         plots_dir="plots",
-        adapter=_adapter_config(trainer.model.peft_config[adapter], init, pairs),
-        optimizer=_optimizer_config(trainer.optimizer, pairs[0], adapter),
+        device=pairs[0].A_RD.device.type,
+        seed=loop.seed,
+        precision=loop.precision,
+        model=ModelConfig("hf", _model_name(model)),
+        data=DataConfig(
+            name=loop.data,
+            sequence_length=loop.sequence_length,  # type: ignore[arg-type]
+            heldout=0,
+            seed=loop.seed if loop.data_seed is None else loop.data_seed,
+        ),
+        adapter=_adapter_config(peft_config, adapter.init, pairs),
+        optimizer=_optimizer_config(optimizer, pairs[0], adapter.name),
+        train=TrainConfig(
+            steps=UNKNOWN_STEPS if loop.steps is None else loop.steps,
+            batch_size=loop.batch_size,
+            accumulation=loop.accumulation,
+            clip=loop.clip,
+            schedule=loop.schedule,
+            warmup=loop.warmup,
+        ),
         probes=probes,
-        **_run_config(trainer, data),
     )
-    record = _record(trainer, config, adapter, probe)
-    folder, first = study_dir / "cells" / record["cell_id"], trainer.state.global_step
-    text = OmegaConf.to_yaml(OmegaConf.create(literal(asdict(config))))
+    record = _record(loop, model, config, adapter, peft_config.to_dict())
+    folder = loop.results / "cells" / record["cell_id"]
+    text = OmegaConf.to_yaml(OmegaConf.create(literal(record["config"])))
     try:
-        return config, CellWriter.open(folder, text, record, first if folder.exists() else 0)
+        return CellWriter.open(folder, text, record, first if folder.exists() else 0)
     except Damaged as damage:
         warnings.warn(f"no rows before step {first} are kept: {damage}", stacklevel=2)
-        return config, CellWriter.open(folder, text, record)
+        return CellWriter.open(folder, text, record)
 
 
-def _run_config(trainer: Any, data: str | None) -> dict[str, Any]:
-    """The parts of a cell's configuration that all adapters of a run share."""
-    args, model, steps = trainer.args, trainer.model, trainer.state.max_steps
-    sequence_length: Any = getattr(args, "max_length", None)  # TRL has it, the Trainer does not
-    return {
-        "device": args.device.type,
-        "seed": args.seed,
-        "precision": "bf16" if args.bf16 or model.dtype == torch.bfloat16 else "float32",
-        "model": ModelConfig("hf", _model_name(model)),
-        "data": DataConfig(
-            name=data or _data_name(trainer.train_dataset),
-            sequence_length=sequence_length,
-            heldout=0,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-        ),
-        "train": TrainConfig(
-            steps=steps,
-            batch_size=args.per_device_train_batch_size,
-            accumulation=args.gradient_accumulation_steps,
-            clip=args.max_grad_norm or None,
-            schedule=str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
-            warmup=args.get_warmup_steps(steps),
-        ),
-    }
-
-
-def _record(trainer: Any, config: CellConfig, adapter: str, probe: NormProbe) -> dict[str, Any]:
+def _record(
+    loop: Loop, model: Any, config: CellConfig, adapter: Adapter, peft_config: dict[str, Any]
+) -> dict[str, Any]:
     """The record of a cell, with its identity."""
-    peft_config = trainer.model.peft_config[adapter].to_dict()
-    made_from = {"model": trainer.model.config.to_dict(), "peft": peft_config}
+    base = getattr(peft_model(model), "config", {})
+    described = base.to_dict() if hasattr(base, "to_dict") else dict(base)
+    varies = {"varies": dict(loop.varies)} if loop.varies else {}
+    made_from = {"model": described, "peft": peft_config} | varies
     sources = Sources(_sha256(made_from), "", _sha256(config.data.name))
     options = json.loads(_json(peft_config))
     return {
         "cell_id": identity(config, sources),
         "study": config.name,
         "model": config.model.path,
-        "trained_by": f"{type(trainer).__name__} of {_package(trainer)}",
+        "trained_by": loop.trained_by,
         "data": config.data.name,
-        "gamma": probe.layers[0].pairs()[0].gamma,
+        "gamma": adapter.probe.layers[0].pairs()[0].gamma,
         "sources": asdict(sources),
-        "config": asdict(config),
-        "peft": {"adapter": adapter, "variants": probe.variants, **options},
+        "config": asdict(config) | dict(loop.varies),
+        "peft": {"adapter": adapter.name, "variants": adapter.probe.variants, **options},
+        "notes": list(loop.notes),
         "started": now(),
         **provenance(),
-        **describe_device(trainer.args.device),
+        **describe_device(adapter.probe.layers[0].pairs()[0].A_RD.device),
     }
 
 
@@ -126,14 +162,35 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def init_of(model: Any, adapter: str, probe: NormProbe) -> str:
+def peft_model(model: nn.Module) -> nn.Module:
+    """The module of ``model`` that PEFT adapted: ``model`` itself or, in a wrapper, a part of it.
+
+    Raises :class:`StudyError` if there is none.
+    """
+    for module in model.modules():
+        if isinstance(getattr(module, "peft_config", None), dict):
+            return module
+    raise StudyError(
+        f"{type(model).__name__} has no LoRA layer of PEFT: give the model that get_peft_model "
+        "returned"
+    )
+
+
+def peft_configs(model: nn.Module) -> dict[str, Any]:
+    """PEFT's configuration of each adapter, by name."""
+    adapted: Any = peft_model(model)
+    return dict(adapted.peft_config)
+
+
+def init_of(model: nn.Module, adapter: str, probe: NormProbe, resumed: bool = False) -> str:
     """The init of the adapter that ``probe`` reads; call it before a checkpoint is loaded.
 
     If B is not 0, the adapter was trained before, and theory does not predict its first steps.
+    ``resumed``: a checkpoint of the same run is loaded already, so B says nothing.
     """
-    if any(bool(layer.pairs()[0].B_OR.any()) for layer in probe.layers):
+    if not resumed and any(bool(layer.pairs()[0].B_OR.any()) for layer in probe.layers):
         return IMPORTED
-    how = model.peft_config[adapter].init_lora_weights
+    how = peft_configs(model)[adapter].init_lora_weights
     return "kaiming" if how is True else f"peft_{how}"
 
 
@@ -159,16 +216,8 @@ def _adapter_config(peft_config: Any, init: str, pairs: list[LoraPair]) -> Adapt
 
 def _optimizer_config(optimizer: Optimizer, pair: LoraPair, adapter: str) -> OptimizerConfig:
     """The optimizer of the adapter, read from its class and its parameter groups."""
-    group_of = {id(weight): group for group in optimizer.param_groups for weight in group["params"]}
-    try:
-        of_A, of_B = group_of[id(pair.A_RD)], group_of[id(pair.B_OR)]
-    except KeyError:
-        raise StudyError(
-            f"the optimizer does not train adapter {adapter!r}: make it trainable "
-            "(is_trainable=True) before you build the Trainer"
-        ) from None
-    stepping = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
-    name = _optimizer_name(stepping, of_A)
+    of_A, of_B = groups_of(optimizer, pair, adapter)
+    name = _optimizer_name(optimizer, of_A)
     kind = optimizer_config(name) if name in OPTIMIZERS else OptimizerConfig
     known = {f.name: of_A[f.name] for f in fields(kind) if f.name in of_A}
     lr_A, lr_B = (group.get("initial_lr", group["lr"]) for group in (of_A, of_B))  # without warm-up
@@ -182,6 +231,24 @@ def _optimizer_config(optimizer: Optimizer, pair: LoraPair, adapter: str) -> Opt
     return kind(**{"weight_decay": 0.0, **known})
 
 
+def groups_of(
+    optimizer: Optimizer, pair: LoraPair, adapter: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The optimizer's parameter groups of A and of B.
+
+    Raises :class:`StudyError` if it does not update them.
+    """
+    group_of = {id(weight): group for group in optimizer.param_groups for weight in group["params"]}
+    try:
+        return group_of[id(pair.A_RD)], group_of[id(pair.B_OR)]
+    except KeyError:
+        raise StudyError(
+            f"the optimizer does not train adapter {adapter!r}: make it trainable "
+            "(is_trainable=True) before you build the optimizer or the Trainer, and give the "
+            "optimizer of this model"
+        ) from None
+
+
 def _optimizer_name(optimizer: Optimizer, options: Mapping[str, Any]) -> str:
     """Our name of a torch optimizer with these options; for one that we lack, its class's name."""
     name = type(optimizer).__name__.lower()
@@ -192,26 +259,13 @@ def _optimizer_name(optimizer: Optimizer, options: Mapping[str, Any]) -> str:
     return shared[max(fitting, key=len)] if fitting else name
 
 
-def _package(thing: Any) -> str:
-    """The package that defines the class of ``thing``."""
-    return type(thing).__module__.partition(".")[0]
-
-
 def _model_name(model: nn.Module) -> str:
     """The name or path that the base was loaded from; for one built in memory, its class."""
-    config: Any = model.config
-    base: Any = getattr(model, "get_base_model", lambda: model)()  # PEFT's wrapper has one
-    return getattr(config, "_name_or_path", "") or str(
-        (config.architectures or [type(base).__name__])[0]
-    )
-
-
-def _data_name(dataset: Any) -> str:
-    """A dataset of the datasets library by its fingerprint, another one by its type and length."""
-    if fingerprint := getattr(dataset, "_fingerprint", None):
-        return f"dataset {fingerprint}"
-    length = f" of {len(dataset)}" if hasattr(dataset, "__len__") else ""
-    return f"{type(dataset).__name__}{length}"
+    adapted: Any = peft_model(model)
+    config: Any = getattr(adapted, "config", None)
+    base: Any = getattr(adapted, "get_base_model", lambda: adapted)()  # PEFT's wrapper has one
+    named = getattr(config, "_name_or_path", "")
+    return named or str((getattr(config, "architectures", None) or [type(base).__name__])[0])
 
 
 def _json(content: Any) -> str:

@@ -5,27 +5,11 @@
     trainer.train()                        # then: study analyze results/mine
 
 Each active adapter of the run becomes a cell of the study. Runs of several ranks into one folder
-are thus a rank sweep. It measures:
-
-- *micro-batches* around ``trainer.training_step``, forward and backward together, because callbacks
-  have no event for the forward pass. Hooks on the layers exist only in a probed step, from the
-  first call of the model with gradients on. Generation and reference passes are thus left out;
-- *gradients* before ``accelerator.clip_grad_norm_``. ``on_pre_optimizer_step`` is after clipping,
-  and a hook on the parameters would see single micro-batches instead of their sum. The Trainer
-  calls it once per step, with an infinite norm if it does not clip. If it is not called, nothing is
-  clipped, and ``on_pre_optimizer_step`` sees the same gradients;
-- *updates* in ``on_optimizer_step``, between the step and ``zero_grad``.
-
-The callback draws no random numbers and changes no tensor: losses are bit for bit those of a run
-without it. Row ``step = s`` has the weights after s updates. There is no row after the last update,
-because the Trainer has no batch for it.
+are thus a rank sweep. A :class:`~study.integrations.recording.Recording` measures; the callback
+begins and ends it, gives it the Trainer's losses and sends numbers to the trackers.
 """
 
-import math
-import secrets
-import time
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,14 +20,12 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
-from study.config import ProbesConfig, chosen, probe_steps
+from study.config import ProbesConfig
 from study.errors import StudyError
-from study.integrations.runs import init_of, now, open_cell
-from study.probes import NormProbe, active_adapters
-from study.store import CellWriter, rows_of
-from study.training.devices import peak_memory_gb
-from study.training.stuck import StuckCheck
-from study.vocabulary.quantities import MODEL_WIDE, SITES, STATS, USUAL
+from study.integrations.recording import Recording, read_adapters
+from study.integrations.refusals import check_model
+from study.integrations.runs import Loop
+from study.vocabulary.quantities import MODEL_WIDE
 
 SHOWN = (("adapter_grad", "norm"), ("adapter_update", "norm"), ("adapter_update", "descent"))
 """The (site, stat) pairs of the whole model that the console shows."""
@@ -62,7 +44,8 @@ class NormProbeCallback(TrainerCallback):
     - ``results``: the study's folder, ``RESULTS/NAME``;
     - ``steps`` or ``every``, ``sites``, ``stats``, ``tokens``: as under ``probes`` of
       ``study train``. Steps are optimizer steps, with any number of micro-batches;
-    - ``data``: the name of the data in the tables; default: a fingerprint.
+    - ``data``: the name of the data in the tables; default: a fingerprint;
+    - ``notes``: sentences for the records.
 
     At a probed step, the trackers of ``report_to`` get a number per layer and site, and the console
     gets three numbers of the whole model.
@@ -84,193 +67,85 @@ class NormProbeCallback(TrainerCallback):
         stats: str | list[str] = "all",
         tokens: int = 128,
         data: str | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         _check(trainer)
         self.trainer, self.results, self.data = trainer, Path(results), data
+        self.notes = tuple(notes)
         self.asked = ProbesConfig(
             every=every, steps=None if every else steps, sites=sites, stats=stats, tokens=tokens
         )
-        options: dict[str, Any] = {
-            "sites": chosen("sites", sites, SITES),
-            "stats": chosen("stats", stats, STATS, USUAL),
-            "tokens": tokens,
-        }
-        names = active_adapters(trainer.model)
-        self.probes = {name: NormProbe(trainer.model, adapter=name, **options) for name in names}
-        if not self.probes:
-            NormProbe(trainer.model)  # raises, and names the layers that the model has
-        _warn_of_variants(self.probes)
-        self._inits = {
-            name: init_of(trainer.model, name, probe) for name, probe in self.probes.items()
-        }
+        # Now, because a checkpoint may be loaded before training begins.
+        self.adapters = read_adapters(check_model(trainer.model), self.asked)
         self._reporters = tuple(get_reporting_integration_callbacks(trainer.args.report_to))
-        self._writers: list[CellWriter] = []
+        self._recording: Recording | None = None
         self._patches = ExitStack()
-        self._probed_at: frozenset[int] = frozenset()
-        self._evaluated: dict[str, float] = {}
-        self._probing = False
-        self._start_step(0)
-
-    # Events of the Trainer, in order.
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Open the cells and start measuring."""
-        self._close("failed", error="the run was stopped and started again")
-        for name, probe in self.probes.items():
-            config, writer = open_cell(
-                self.trainer, self.results, name, self._inits[name], probe, self.asked, self.data
-            )
-            self._writers.append(writer)
-            self._probed_at = frozenset(probe_steps(config))
-        self._weight = next(iter(self.probes.values())).layers[0].pairs()[0].A_RD
-        before = rows_of(self._writers[0].folder, "metrics")  # of a checkpoint
-        self._tokens = int(before["tokens"].max()) if len(before) else 0
-        self._stuck = StuckCheck()
-        for row in before.to_dict("records"):
-            self._stuck.add({str(name): value for name, value in row.items()})
-        self._began = time.perf_counter()
-        self._diverged_step: int | None = None
-        accelerator = self.trainer.accelerator
-        self._training_step, self._clip = self.trainer.training_step, accelerator.clip_grad_norm_
-        for owner, name, watched in (
-            (self.trainer, "training_step", self._watched_training_step),
-            (accelerator, "clip_grad_norm_", self._watched_clip),
-        ):
-            self._patches.enter_context(_replaced(owner, name, watched))
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the row of a new optimizer step, with the learning rate of its update."""
-        self._start_step(state.global_step)
-        groups = self.trainer.optimizer.param_groups
-        lr = next(
-            group["lr"]
-            for group in groups
-            if any(weight is self._weight for weight in group["params"])
-        )
-        self._row |= {"lr": float(lr), **self._evaluated}
-        self._evaluated = {}
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Measure weights and gradients, unless they were measured before clipping."""
-        self._before_update()
+        """Start measuring."""
+        self._patches.close()
+        if self._recording is not None:
+            self._recording.end("failed", error="the run was stopped and started again")
+        self._recording = Recording(
+            self.trainer.model,
+            self.trainer.optimizer,
+            self._described,
+            self.asked,
+            adapters=self.adapters,
+            start=state.global_step,
+            total=state.max_steps,
+        ).begin()
+        loss_of = _with_losses(self.trainer.training_step, self._recording)
+        self._patches.enter_context(_replaced(self.trainer, "training_step", loss_of))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Measure the updates, write the rows of the probes and send them to the trackers."""
-        if not self._probing:
-            return
-        tables = []
-        for probe, writer in zip(self.probes.values(), self._writers, strict=True):
-            probe.after_update([self._row.get("clip_factor", 1.0)])
-            table = probe.collect(self._step)[0]
-            try:
-                _check_hooks_ran(table)
-            except StudyError as error:
-                self._close("failed", error=str(error))
-                raise
-            writer.append("probes", table)
-            tables.append(table)
-        self._probing = False
-        self._track(tables, state, control)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Write the step's row of ``metrics``."""
-        loss = float(torch.stack(self._losses).sum()) if self._losses else math.nan
-        self._tokens += int(sum(self._real_tokens))
-        if self._diverged_step is None and not math.isfinite(
-            loss + self._row.get("grad_norm", 0.0)
-        ):
-            self._diverged_step = self._step
-        self._write_row(self._row | {"loss": loss, "tokens": self._tokens})
+        """Send what was measured to the trackers."""
+        if self._recording is not None and self._recording.tables:
+            self._track(self._recording.tables, state, control)
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **_: Any
     ) -> None:
         """Keep the held-out loss for the next row, which has the same weights."""
-        if "eval_loss" in metrics:
-            self._evaluated = {"eval_loss": float(metrics["eval_loss"])}
+        if self._recording is not None and "eval_loss" in metrics:
+            self._recording.heldout(metrics["eval_loss"])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Close the cells."""
-        if self._evaluated:
-            self._write_row({"step": state.global_step, "tokens": self._tokens, **self._evaluated})
-        fields = {"steps_done": state.global_step, "seconds": time.perf_counter() - self._began}
-        status = "complete"
-        if self._diverged_step is not None:
-            status, fields["diverged_step"] = "diverged", self._diverged_step
-        elif self._stuck.step is not None:
-            status, fields["stuck_step"] = "stuck", self._stuck.step
-        self._close(
-            status,
-            finished=now(),
-            peak_memory_gb=peak_memory_gb(args.device),
-            **fields,
+        self._patches.close()
+        recording, self._recording = self._recording, None
+        if recording is not None:
+            recording.end()
+
+    def _described(self, _: Recording) -> Loop:
+        """What the Trainer's arguments say of its loop."""
+        trainer = self.trainer
+        args, steps = trainer.args, trainer.state.max_steps
+        sequence_length: Any = getattr(args, "max_length", None)  # TRL has it, the Trainer does not
+        bf16 = args.bf16 or trainer.model.dtype == torch.bfloat16
+        return Loop(
+            results=self.results,
+            seed=args.seed,
+            data_seed=args.data_seed,
+            precision="bf16" if bf16 else "float32",
+            data=self.data or _data_name(trainer.train_dataset),
+            sequence_length=sequence_length,
+            trained_by=f"{type(trainer).__name__} of {_package(trainer)}",
+            steps=steps,
+            batch_size=args.per_device_train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            clip=args.max_grad_norm or None,
+            schedule=str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+            warmup=args.get_warmup_steps(steps),
+            notes=self.notes,
         )
 
-    # Passes and clipping, which have no event.
-
-    def _start_step(self, step: int) -> None:
-        self._step, self._row = step, {"step": float(step)}
-        self._probing, self._measured = step in self._probed_at, False
-        self._losses: list[Tensor] = []
-        self._real_tokens: list[Tensor | int] = []
-
-    def _watched_training_step(
-        self, model: nn.Module, inputs: Mapping[str, Any], *args: Any, **kwargs: Any
-    ) -> Tensor:
-        self._real_tokens.append(_count_tokens(inputs))  # first: the pass may change inputs
-        with self._watching():
-            loss = self._training_step(model, inputs, *args, **kwargs)
-        self._losses.append(loss.detach().float())
-        return loss
-
-    @contextmanager
-    def _watching(self) -> Iterator[None]:
-        """Around one micro-batch. Probes watch from the model's first call with gradients on."""
-        with ExitStack() as watches:
-
-            def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                if self._probing and torch.is_grad_enabled():
-                    mask = kwargs.get("attention_mask")
-                    real_BT = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-                    watches.close()
-                    for probe in self.probes.values():
-                        watches.enter_context(probe.watch(real_BT))
-
-            hook = self.trainer.model.register_forward_pre_hook(begin, with_kwargs=True)
-            try:
-                yield
-            finally:
-                hook.remove()
-
-    def _watched_clip(self, parameters: Any, max_norm: float, *args: Any, **kwargs: Any) -> Any:
-        self._before_update()
-        norm = self._clip(parameters, max_norm, *args, **kwargs)
-        if norm is not None:
-            self._row["grad_norm"] = float(norm)
-            # The factor of torch's clip_grad_norm_.
-            self._row["clip_factor"] = min(1.0, max_norm / (float(norm) + 1e-6))
-        return norm
-
-    def _before_update(self) -> None:
-        if self._probing and not self._measured:
-            self._measured = True
-            for probe in self.probes.values():
-                probe.before_update()
-
-    # Output.
-
-    def _write_row(self, row: dict[str, float]) -> None:
-        self._stuck.add(row)
-        table = pd.DataFrame([row | {"seconds": time.perf_counter() - self._began}])
-        for writer in self._writers:
-            writer.append("metrics", table)
-
-    def _track(self, tables: list[pd.DataFrame], state: Any, control: Any) -> None:
+    def _track(self, tables: Sequence[pd.DataFrame], state: Any, control: Any) -> None:
         """Send three numbers to the console and ``trainer_state.json``, all layers to trackers."""
         whole: dict[str, float] = {}
         layers: dict[str, float] = {}
-        for name, table in zip(self.probes, tables, strict=True):
-            prefix = "probe" if len(self.probes) == 1 else f"probe/{name}"
+        for adapter, table in zip(self.adapters, tables, strict=True):
+            prefix = "probe" if len(self.adapters) == 1 else f"probe/{adapter.name}"
             for shown, numbers in ((SHOWN, whole), (TRACKED, layers)):
                 for site, stat in shown:
                     rows = table[
@@ -289,16 +164,9 @@ class NormProbeCallback(TrainerCallback):
                     self.trainer.args, state, control, model=self.trainer.model, logs=dict(layers)
                 )
 
-    def _close(self, status: str, **fields: Any) -> None:
-        self._patches.close()
-        run = secrets.token_hex(6)  # its cells share the seconds
-        for writer in self._writers:
-            writer.close(status, fold=run, **fields)
-        self._writers = []
-
 
 def _check(trainer: Trainer) -> None:
-    """Refuse a trainer whose measurements would be wrong."""
+    """Refuse what the Trainer's arguments show before the run begins."""
     args = trainer.args
     if args.fp16:
         raise StudyError(
@@ -316,44 +184,32 @@ def _check(trainer: Trainer) -> None:
         )
     if args.torch_compile:
         raise StudyError("torch_compile=True skips the hooks of layers: set it to False to probe")
-    if getattr(trainer.model.config, "is_encoder_decoder", False):
-        raise StudyError("encoder-decoder models cannot be probed: use a decoder")
 
 
-def _warn_of_variants(probes: Mapping[str, NormProbe]) -> None:
-    """Warn of layers whose adapter is not plain LoRA, such as DoRA's."""
-    for name, probe in probes.items():
-        if variants := probe.variants:
-            layer, variant = next(iter(variants.items()))
-            warnings.warn(
-                f"adapter {name!r}: {len(variants)} layers ({layer}, ...) are {variant}: their "
-                "output is not W0 x + gamma B A x, so they have no adapter_out, adapter_in_grad "
-                "and delta_w",
-                stacklevel=3,
-            )
+def _with_losses(
+    training_step: Callable[..., Tensor], recording: Recording
+) -> Callable[..., Tensor]:
+    """``trainer.training_step`` with its losses recorded. Some trainers compute their own."""
+
+    def watched(model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        loss = training_step(model, inputs, *args, **kwargs)
+        recording.loss(loss.detach())
+        return loss
+
+    return watched
 
 
-def _check_hooks_ran(table: pd.DataFrame) -> None:
-    """Raises :class:`StudyError` if a layer has a gradient but its hooks did not run."""
-    by_site = {site: set(rows["layer"]) for site, rows in table.groupby("site", observed=True)}
-    bypassed = sorted(
-        by_site.get("A_grad", set()) - by_site.get("adapter_in", by_site.get("A_grad", set()))
-    )
-    if bypassed:
-        raise StudyError(
-            f"the hooks of {len(bypassed)} trained layers did not run ({bypassed[0]}, ...): a "
-            "fused LoRA kernel bypasses them. In Axolotl set lora_mlp_kernel, lora_qkv_kernel and "
-            "lora_o_kernel to false; elsewhere turn the kernel off, or measure "
-            'sites=["A", "B", "adapter_grad", "adapter_update"]'
-        )
+def _package(thing: Any) -> str:
+    """The package that defines the class of ``thing``."""
+    return type(thing).__module__.partition(".")[0]
 
 
-def _count_tokens(inputs: Mapping[str, Any]) -> Tensor | int:
-    """Real tokens of a micro-batch, on its device; 0 if the inputs have unknown names."""
-    mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
-    if isinstance(mask, Tensor) and mask.ndim == 2:
-        return mask.sum()
-    return ids.numel() if isinstance(ids, Tensor) else 0
+def _data_name(dataset: Any) -> str:
+    """A dataset of the datasets library by its fingerprint, another one by its type and length."""
+    if fingerprint := getattr(dataset, "_fingerprint", None):
+        return f"dataset {fingerprint}"
+    length = f" of {len(dataset)}" if hasattr(dataset, "__len__") else ""
+    return f"{type(dataset).__name__}{length}"
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Measure every adapted layer at one optimizer step.
 
-A few lines in any training loop, ours or a bare one over PEFT::
+:func:`study.record` does this around somebody else's loop and writes a study. By hand::
 
     probe = NormProbe(model)
     ...
@@ -30,7 +30,7 @@ from study.probes.frames import Sent, frame
 from study.probes.layers import adapted_layers
 from study.probes.recorder import Recorder
 from study.probes.sampled import SampledTokens
-from study.probes.weights import Weights
+from study.probes.weights import Gradients, Weights
 from study.vocabulary.quantities import (
     BACKWARD,
     GRADIENTS,
@@ -111,21 +111,19 @@ class NormProbe:
         """
         self._sampled.feed_noise()
 
-    def before_update(
-        self, gradients: Sequence[Sequence[tuple[Tensor, Tensor]]] | None = None
-    ) -> None:
+    def before_update(self, gradients: Gradients | None = None) -> None:
         """Measure the weights, and their gradients if there are any.
 
-        Call it after backward and before clipping. ``gradients``: those of A and B by layer and
-        cell, if they are not in ``.grad``.
+        Call it after backward and before clipping, or with copies of the ``gradients`` from before
+        clipping. They also stand for ``.grad`` in :meth:`after_update`.
         """
         self._weights.before_update(gradients)
 
     def after_update(self, clip_factors: Sequence[float] | None = None) -> None:
         """Measure the updates. Call it after the optimizer's step, before gradients are cleared.
 
-        ``clip_factors``: the factor by which clipping multiplied each cell's gradients; None if
-        they were not clipped. ``descent`` uses the gradient before clipping.
+        ``clip_factors``: the factor by which clipping multiplied each cell's ``.grad``; None if it
+        was not clipped. ``descent`` uses the gradient before clipping.
         """
         self._weights.after_update(clip_factors)
 

@@ -10,6 +10,9 @@ from study.probes.recorder import Recorder
 from study.probes.spectra import Core, core, largest_singular_values
 from study.vocabulary.quantities import UPDATES
 
+Gradients = Sequence[Sequence[tuple[Tensor | None, Tensor | None]]]
+"""Those of A and B by layer and cell; None for a factor without one."""
+
 
 class Weights:
     """Reads the adapters. ``spectra``: whether the largest singular value of delta_w is wanted."""
@@ -17,10 +20,12 @@ class Weights:
     def __init__(self, recorder: Recorder, spectra: bool) -> None:
         self.recorder, self.spectra = recorder, spectra
         self._before: list[list[tuple[Tensor, Tensor]]] = []
+        self._gradients: Gradients | None = None
 
-    def before_update(self, gradients: Sequence[Sequence[tuple[Tensor, Tensor]]] | None) -> None:
+    def before_update(self, gradients: Gradients | None) -> None:
         """See :meth:`study.probes.NormProbe.before_update`."""
         recorder = self.recorder
+        self._gradients = gradients
         cores: dict[tuple[int, int], Core] = {}
         for index, layer in enumerate(recorder.layers):
             pairs = layer.pairs()
@@ -49,11 +54,14 @@ class Weights:
                     for weight, old in zip(pair[:2], before, strict=True)
                 ]
                 recorder.add("updates", index, cell, *updates)
-                for site, weight, update in zip(UPDATES, pair[:2], updates, strict=True):
-                    if weight.grad is not None:
-                        parts = weight.grad, update, factors[cell]
-                        recorder.write(site, index, cell, _descent, *parts)
-        self._before = []
+                if self._gradients is None:
+                    gradients, factor = (pair.A_RD.grad, pair.B_OR.grad), factors[cell]
+                else:  # copies from before clipping
+                    gradients, factor = self._gradients[index][cell], 1.0
+                for site, gradient, update in zip(UPDATES, gradients, updates, strict=True):
+                    if gradient is not None:
+                        recorder.write(site, index, cell, _descent, gradient, update, factor)
+        self._before, self._gradients = [], None
 
 
 def _descent(gradient: Tensor, update: Tensor, clip_factor: float) -> dict[str, Tensor]:

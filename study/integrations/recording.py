@@ -1,0 +1,383 @@
+"""A training loop over PEFT as cells of a study: two lines around it.
+
+::
+
+    import study
+
+    with study.record("results/mine", peft_model, optimizer, steps=[0, 1, 10]):
+        for batch in loader:
+            peft_model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+Hooks on the model and on the optimizer find the passes and the updates, so the loop stays as it is:
+with gradient accumulation, clipping, schedulers, autocast, accelerate or Lightning. Nothing in the
+loop changes: no tensor, no random number, no loss. The transformers Trainer has a callback that
+does the same (:mod:`study.integrations.transformers`).
+"""
+
+import math
+import secrets
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Self
+from weakref import WeakSet
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from study.config import CellConfig, ProbesConfig, TrainConfig, chosen, probe_steps
+from study.errors import StudyError, one_line
+from study.integrations.passes import Passes, norm_of_gradients
+from study.integrations.refusals import check_hooks_ran, check_model, plain_optimizer
+from study.integrations.runs import (
+    UNKNOWN_STEPS,
+    Adapter,
+    Loop,
+    groups_of,
+    init_of,
+    now,
+    open_cell,
+)
+from study.probes import NormProbe, active_adapters
+from study.store import CellWriter, rows_of
+from study.training.devices import peak_memory_gb
+from study.training.stuck import StuckCheck
+from study.vocabulary.quantities import SITES, STATS, USUAL
+
+Describe = Callable[["Recording"], Loop]
+"""What the loop says of itself, asked at its first update."""
+
+_recorded: "WeakSet[Optimizer]" = WeakSet()
+"""The optimizers that are being recorded now."""
+
+
+class Recording:
+    """Writes a cell for every active adapter of ``model`` while ``optimizer`` trains it.
+
+    A context manager, or :meth:`begin` and :meth:`end`. Row ``step = s`` has the weights after s
+    updates and the batch of the update from s to s + 1. There is no row after the last update,
+    because a loop has no batch for it.
+
+    - ``describe``: asked at the first update for what model and optimizer do not say;
+    - ``adapters``: those of :func:`read_adapters`, if they had to be read earlier;
+    - ``start``: the updates that were made before, in a run that goes on from a checkpoint;
+    - ``total``: those of the whole run; None if it is not known yet.
+
+    Raises :class:`StudyError` for a model without LoRA and where measurements would be wrong
+    (:mod:`study.integrations.refusals`).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        describe: Describe,
+        probes: ProbesConfig,
+        *,
+        adapters: Sequence[Adapter] = (),
+        start: int = 0,
+        total: int | None = None,
+    ) -> None:
+        self.model = check_model(model)
+        self.optimizer = plain_optimizer(optimizer)
+        self.adapters = adapters or read_adapters(self.model, probes, resumed=start > 0)
+        self._pair = self.adapters[0].probe.layers[0].pairs()[0]
+        for adapter in self.adapters:
+            groups_of(self.optimizer, adapter.probe.layers[0].pairs()[0], adapter.name)
+        self._describe, self._asked = describe, probes
+        self._probed_at = frozenset(_schedule(probes, total))
+        self.step, self._total = start, total
+        self.precision = "bf16" if self._pair.A_RD.dtype == torch.bfloat16 else "float32"
+        self.tables: list[pd.DataFrame] = []
+        """What was measured at the newest update, a frame for each adapter; empty if nothing."""
+        weights = [w for group in self.optimizer.param_groups for w in group["params"]]
+        self.passes = Passes(self.model, weights)
+        self._hooks = ExitStack()
+        self._writers: list[CellWriter] = []
+        self._pending: dict[str, Tensor | float] = {}
+        self._next: dict[str, float] = {}
+        self._stuck, self._tokens = StuckCheck(), 0
+        self._diverged_step: int | None = None
+
+    @property
+    def group(self) -> Mapping[str, Any]:
+        """The optimizer's options for A, as they are now."""
+        return groups_of(self.optimizer, self._pair, self.adapters[0].name)[0]
+
+    # For the loop.
+
+    def loss(self, loss: Tensor | float) -> None:
+        """Record the loss of a micro-batch. Call it before its backward pass.
+
+        It is needed only if the loop computes the loss itself: that of a model's output is found.
+        """
+        self.passes.loss(loss)
+
+    def heldout(self, loss: float) -> None:
+        """Record a held-out loss of the weights as they are now."""
+        self._next["eval_loss"] = float(loss)
+
+    def begin(self) -> Self:
+        """Start watching. Raises :class:`StudyError` if the optimizer is being recorded already."""
+        if self.optimizer in _recorded:
+            raise StudyError(
+                "this optimizer is being recorded already: end that recording first, and open "
+                "one `with study.record(...)` around the whole loop, not around each step"
+            )
+        _recorded.add(self.optimizer)
+        self._hooks.callback(_recorded.discard, self.optimizer)
+        self.passes.attach(self._hooks)
+        before = self.optimizer.register_step_pre_hook(self._before_step)
+        after = self.optimizer.register_step_post_hook(self._after_step)
+        layer = self.adapters[0].probe.layers[0].module
+        precision = layer.register_forward_pre_hook(self._read_precision)
+        for hook in (before, after, precision):
+            self._hooks.callback(hook.remove)
+        self._began = time.perf_counter()
+        self._begin_step()
+        return self
+
+    def end(self, status: str = "", **fields: Any) -> None:
+        """Stop watching and close the cells. Without ``status``: as the numbers say.
+
+        Raises :class:`StudyError` if the optimizer made no step.
+        """
+        self._hooks.close()
+        if not self._writers:
+            if status:
+                return
+            raise StudyError(
+                "the recorded optimizer made no step: give the optimizer that the loop steps, and "
+                "keep the loop inside `with study.record(...)`"
+            )
+        self._flush()
+        if self._next:
+            self._write_row({"step": self.step, "tokens": self._tokens, **self._next})
+        fields = {"steps_done": self.step, "seconds": self._seconds(), **fields}
+        if not status:
+            status = "complete"
+            if self._diverged_step is not None:
+                status, fields["diverged_step"] = "diverged", self._diverged_step
+            elif self._stuck.step is not None:
+                status, fields["stuck_step"] = "stuck", self._stuck.step
+        self._close(status, fields)
+
+    def __enter__(self) -> Self:
+        return self.begin()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        _: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.end()
+        elif isinstance(error, Exception):
+            if not isinstance(error, StudyError):
+                for writer in self._writers:
+                    writer.write_error_log(error)
+            message = str(error) if isinstance(error, StudyError) else one_line(error)
+            self.end("failed", error=message)
+        else:  # Ctrl-C, or the end of the process
+            self.end("interrupted")
+
+    # Events of the optimizer, in order.
+
+    def _begin_step(self) -> None:
+        self._probing, self._updating = self.step in self._probed_at, False
+        self.passes.begin([a.probe for a in self.adapters] if self._probing else [])
+
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Measure before the update: now or, if a closure does the backward pass, after it."""
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._before_update()
+            return None
+
+        def watched() -> Any:
+            result = closure()
+            self._before_update()
+            return result
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": watched}
+        return (args[0], watched, *args[2:]), kwargs
+
+    @torch.no_grad()
+    def _before_update(self) -> None:
+        """The row of this update. Probes measure the weights, and the gradients before clipping."""
+        self._check_update()
+        if not self._writers:
+            self._open()
+        norm, clipped = self.passes.norm, norm_of_gradients(self.passes.weights)
+        assert norm is not None
+        row: dict[str, Tensor | float] = {"step": self.step, "grad_norm": norm, **self._next}
+        factor = norm if clipped is None else clipped / norm
+        row["clip_factor"] = torch.where(factor.isfinite(), factor, torch.ones_like(factor))
+        row["lr"] = float(self.group["lr"])
+        if (loss := self.passes.step_loss) is not None:
+            row["loss"] = loss
+        elif not self._pending:
+            warnings.warn(
+                "no loss was seen: call recording.loss(loss) before loss.backward()", stacklevel=4
+            )
+        self._next, self._row = {}, row
+        self.passes.end_watch()
+        if self._probing:
+            for adapter, gradients in zip(self.adapters, self.passes.gradients, strict=True):
+                adapter.probe.before_update(gradients)
+
+    @torch.no_grad()
+    def _after_step(self, *_: Any) -> None:
+        """Measure the update, and write the row of the step before: its numbers have arrived."""
+        self.tables = self._probe_update() if self._probing else []
+        self._flush()
+        self._tokens += self.passes.tokens
+        self._pending = self._row | {"tokens": self._tokens, "seconds": self._seconds()}
+        self.step += 1
+        self._begin_step()
+
+    def _probe_update(self) -> list[pd.DataFrame]:
+        tables = []
+        for adapter, writer in zip(self.adapters, self._writers, strict=True):
+            adapter.probe.after_update()
+            table = adapter.probe.collect(self.step)[0]
+            try:
+                check_hooks_ran(table)
+            except StudyError as error:
+                self.end("failed", error=str(error))
+                raise
+            writer.append("probes", table)
+            tables.append(table)
+        return tables
+
+    def _check_update(self) -> None:
+        if self._updating:
+            raise StudyError(
+                f"{type(self.optimizer).__name__} evaluates its closure several times in a step: "
+                "record an optimizer that does it once"
+            )
+        self._updating = True
+        if not self.passes.backwards:
+            raise StudyError(
+                f"step {self.step} of the optimizer came without a backward pass of the model: "
+                "give study.record the model that the loop calls, and the optimizer of that model"
+            )
+        if getattr(self.optimizer, "grad_scale", None) is not None:
+            raise _scaled()
+        unused = sum(not one.reached for one in self.passes.passes)
+        if unused and self._probing:
+            warnings.warn(
+                f"step {self.step}: {unused} forward passes had no backward pass and are in the "
+                "moments of activations: evaluate under torch.no_grad()",
+                stacklevel=5,
+            )
+
+    def _read_precision(self, module: nn.Module, _: Any) -> None:
+        """Of the first pass, inside the autocast of the loop or of accelerate."""
+        device = self._pair.A_RD.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            if dtype == torch.float16:
+                raise _scaled()
+            self.precision = "bf16" if dtype == torch.bfloat16 else self.precision
+
+    # Output.
+
+    def _open(self) -> None:
+        loop = self._describe(self)
+        for adapter in self.adapters:
+            self._writers.append(
+                open_cell(loop, self.model, self.optimizer, adapter, self._asked, self.step)
+            )
+        before = rows_of(self._writers[0].folder, "metrics")  # of a checkpoint
+        self._tokens = int(before["tokens"].max()) if len(before) else 0
+        for row in before.to_dict("records"):
+            self._stuck.add({str(name): value for name, value in row.items()})
+
+    def _flush(self) -> None:
+        """Write the pending row, with one copy from the device."""
+        if not self._pending:
+            return
+        row, self._pending = self._pending, {}
+        names = [name for name, value in row.items() if isinstance(value, Tensor)]
+        device = self._pair.A_RD.device
+        values = torch.stack([torch.as_tensor(row[name]).to(device).float() for name in names])
+        written = {**row, **dict(zip(names, values.tolist(), strict=True))}
+        plain = {name: float(value) for name, value in written.items()}
+        finite = math.isfinite(plain.get("loss", 0.0) + plain["grad_norm"])
+        if self._diverged_step is None and not finite:
+            self._diverged_step = int(plain["step"])
+        self._write_row(plain)
+
+    def _write_row(self, row: Mapping[str, float]) -> None:
+        self._stuck.add(row)
+        table = pd.DataFrame([{"seconds": self._seconds(), **row}])
+        for writer in self._writers:
+            writer.append("metrics", table)
+
+    def _close(self, status: str, fields: Mapping[str, Any]) -> None:
+        run = secrets.token_hex(6)  # its cells share the seconds
+        for writer in self._writers:
+            if status == "interrupted":
+                writer.interrupt(**fields)
+                continue
+            config = writer.record["config"]
+            if self._total is None and status != "failed":
+                config = config | {"train": config["train"] | {"steps": self.step}}
+            memory = peak_memory_gb(self._pair.A_RD.device)
+            ended = {"finished": now(), "peak_memory_gb": memory, "fold": run, "config": config}
+            writer.close(status, **ended, **fields)
+        self._writers = []
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._began
+
+
+def read_adapters(model: nn.Module, probes: ProbesConfig, resumed: bool = False) -> list[Adapter]:
+    """The active adapters of ``model``, each with a probe of what ``probes`` asks for.
+
+    Warns of layers whose adapter is not plain LoRA, such as DoRA's. Raises :class:`StudyError` if
+    there is none.
+    """
+    options: dict[str, Any] = {
+        "sites": chosen("sites", probes.sites, SITES),
+        "stats": chosen("stats", probes.stats, STATS, USUAL),
+        "tokens": probes.tokens,
+    }
+    names = active_adapters(model)
+    if not names:
+        NormProbe(model)  # raises, and says what is missing
+    found = []
+    for name in names:
+        probe = NormProbe(model, adapter=name, **options)
+        if variants := probe.variants:
+            layer, variant = next(iter(variants.items()))
+            warnings.warn(
+                f"adapter {name!r}: {len(variants)} layers ({layer}, ...) are {variant}: their "
+                "output is not W0 x + gamma B A x, so they have no adapter_out, adapter_in_grad "
+                "and delta_w",
+                stacklevel=4,
+            )
+        found.append(Adapter(name, init_of(model, name, probe, resumed), probe))
+    return found
+
+
+def _schedule(probes: ProbesConfig, total: int | None) -> Sequence[int]:
+    train = TrainConfig(steps=UNKNOWN_STEPS if total is None else total)
+    return probe_steps(CellConfig(train=train, probes=probes))
+
+
+def _scaled() -> StudyError:
+    return StudyError(
+        "fp16 scales the loss and every gradient (GradScaler): train in bf16 or float32 to record"
+    )
