@@ -1,4 +1,4 @@
-# make study: from a fresh machine to the table of exponents and the figures.
+# make study: from a fresh machine to a report on a first study, results/quick/report.html.
 # make test: every check that CI runs.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,8 +9,7 @@ BIN := .venv/bin
 study: .venv/.installed
 	$(BIN)/study fetch smollm2
 	$(BIN)/study train experiment=quick
-	$(BIN)/study analyze results/quick
-	$(BIN)/study figures results/quick
+	$(BIN)/study report results/quick
 
 test: lint
 	-$(BIN)/study fetch smollm2
