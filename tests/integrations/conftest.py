@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -16,6 +18,14 @@ from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
 from study.store import StudyTables
+from study.training.loop import train
+from study.training.run import Run
+
+KEYS = ["step", "layer", "site"]
+STATS = (
+    *("mean_abs", "rms", "m4", "max_abs", "norm", "descent"),
+    *("nonfinite", "spectral", "stable_rank"),
+)
 
 
 class OurBatches(torch.utils.data.IterableDataset):
@@ -115,6 +125,39 @@ def probed() -> Callable[..., StudyTables]:
         return study.load(folder / "results" / "run")
 
     return train
+
+
+@pytest.fixture(scope="session")
+def ours(tiny_base: FrozenBase, corpus: Corpus) -> Callable[..., tuple[pd.DataFrame, pd.DataFrame]]:
+    """The tables ``metrics`` and ``probes`` of our own training, without its last step."""
+
+    def train_ours(config: CellConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
+        run = Run.of(config, corpus, tiny_base.device)
+        steps = [results[0] for results in train(tiny_base, corpus, [run])]
+        probes = pd.concat([step.probes for step in steps if step.probes is not None])
+        metrics = pd.DataFrame([step.metrics for step in steps])
+        last = config.train.steps
+        return metrics[:last], probes[probes["step"] < last]
+
+    return train_ours
+
+
+@pytest.fixture(scope="session")
+def assert_same_probes() -> Callable[..., None]:
+    """``(theirs, expected, rtol)``: row by row, each statistic within ``rtol`` of itself."""
+
+    def compare(theirs: pd.DataFrame, expected: pd.DataFrame, rtol: float) -> None:
+        both = [
+            t.astype(dict.fromkeys(KEYS[1:], str)).set_index(KEYS).sort_index()
+            for t in (theirs, expected)
+        ]
+        assert list(both[0].index) == list(both[1].index)
+        for stat in STATS:
+            np.testing.assert_allclose(
+                both[0][stat], both[1][stat], rtol=rtol, atol=0, err_msg=stat
+            )
+
+    return compare
 
 
 @pytest.fixture

@@ -1,0 +1,207 @@
+"""``study.record`` around the loops that people write, with the real libraries."""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import study
+from study.config import CellConfig
+from study.data import Corpus
+
+pytest.importorskip("peft")
+
+Make = Callable[..., Any]
+Batch = dict[str, Any]
+Losses = list[float]
+
+
+def micro_batches(config: CellConfig, corpus: Corpus) -> Iterator[Batch]:
+    """Those of our training, in the form of transformers.
+
+    The loss is a mean over the supervised tokens of the whole step, as in our training, once a loop
+    has divided it by the number of micro-batches.
+    """
+    train = config.train
+    for step in range(train.steps):
+        first = step * train.accumulation
+        parts = [
+            corpus.train.batch(config.data.seed, first + n, train.batch_size)
+            for n in range(train.accumulation)
+        ]
+        supervised = sum(int((part.targets_BT >= 0).sum()) for part in parts)
+        for part in parts:
+            ignored = torch.full((train.batch_size, 1), -100)
+            yield {
+                "input_ids": part.input_ids_BT,
+                "labels": torch.cat([ignored, part.targets_BT[:, :-1]], dim=1),
+                "attention_mask": part.real_BT.long(),
+                "num_items_in_batch": supervised / train.accumulation,
+            }
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    return [weight for weight in model.parameters() if weight.requires_grad]
+
+
+def with_torch(model: Any, optimizer: Any, batches: Any, config: CellConfig, watch: Any) -> Losses:
+    losses, parts, batches = [], config.train.accumulation, list(batches)
+    with watch(model, optimizer):
+        for first in range(0, len(batches), parts):
+            for batch in batches[first : first + parts]:
+                loss = model(**batch).loss
+                (loss / parts).backward()
+                losses.append(float(loss))
+            if config.train.clip:
+                nn.utils.clip_grad_norm_(trainable(model), config.train.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+    return losses
+
+
+def with_a_closure(
+    model: Any, optimizer: Any, batches: Any, config: CellConfig, watch: Any
+) -> Losses:
+    losses, parts, batches = [], config.train.accumulation, iter(batches)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        for batch in islice(batches, parts):
+            loss = model(**batch).loss
+            losses.append(float(loss))
+            (loss / parts).backward()
+        if config.train.clip:
+            nn.utils.clip_grad_norm_(trainable(model), config.train.clip)
+        return loss
+
+    with watch(model, optimizer):
+        for _ in range(config.train.steps):
+            optimizer.step(closure)
+    return losses
+
+
+def with_accelerate(
+    model: Any, optimizer: Any, batches: Any, config: CellConfig, watch: Any
+) -> Losses:
+    accelerate = pytest.importorskip("accelerate")
+    accelerator = accelerate.Accelerator(
+        cpu=True, gradient_accumulation_steps=config.train.accumulation
+    )
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
+    losses = []
+    with watch(model, optimizer):
+        for batch in batches:
+            with accelerator.accumulate(model):
+                loss = model(**batch).loss
+                losses.append(float(loss))
+                accelerator.backward(loss)
+                if accelerator.sync_gradients and config.train.clip:
+                    accelerator.clip_grad_norm_(model.parameters(), config.train.clip)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+    return losses
+
+
+def with_lightning(
+    model: Any, optimizer: Any, batches: Any, config: CellConfig, watch: Any, manual: bool = False
+) -> Losses:
+    lightning = pytest.importorskip("lightning")
+    losses, parts, clip = [], config.train.accumulation, config.train.clip
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.automatic_optimization = model, not manual
+
+        def configure_optimizers(self) -> Any:
+            return optimizer
+
+        def training_step(self, batch: Batch, index: int) -> Tensor:
+            loss: Tensor = self.model(**batch).loss
+            losses.append(float(loss))
+            if manual:
+                self.manual_backward(loss / parts)
+                if (index + 1) % parts == 0:
+                    if clip:
+                        self.clip_gradients(self.optimizers(), gradient_clip_val=clip)
+                    self.optimizers().step()
+                    self.optimizers().zero_grad()
+            return loss
+
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    options = {} if manual else {"accumulate_grad_batches": parts, "gradient_clip_val": clip}
+    trainer = lightning.Trainer(
+        accelerator="cpu", max_epochs=1, **dict.fromkeys(quiet, False), **options
+    )
+    loader = torch.utils.data.DataLoader(list(batches), batch_size=None)
+    with watch(model, optimizer):
+        trainer.fit(Module(), loader)
+    return losses
+
+
+def with_manual_lightning(*arguments: Any) -> Losses:
+    return with_lightning(*arguments, manual=True)
+
+
+LOOPS = [with_torch, with_a_closure, with_accelerate, with_lightning, with_manual_lightning]
+CLIPPED = (
+    *("optimizer=sgd", "optimizer.lr=0.05", "train.accumulation=2", "train.clip=0.5"),
+    "adapter.scaling=rslora",
+)
+PLAIN = ("optimizer=adamw", "optimizer.lr=1e-3")
+
+
+def adapted(config: CellConfig, peft_model: Make, **options: Any) -> tuple[nn.Module, Any]:
+    torch.manual_seed(config.seed)
+    model = peft_model(config, **options)
+    make = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[config.optimizer.name]
+    return model, make(trainable(model), lr=config.optimizer.lr, weight_decay=0.0)
+
+
+@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
+@pytest.mark.parametrize("overrides", [PLAIN, CLIPPED], ids=["adamw", "sgd, accumulated, clipped"])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_numbers_are_those_of_our_training_and_losses_stay_the_same(
+    loop: Callable[..., Losses],
+    overrides: tuple[str, ...],
+    cell: Make,
+    corpus: Corpus,
+    peft_model: Make,
+    ours: Make,
+    assert_same_probes: Make,
+    tmp_path: Path,
+) -> None:
+    config = cell(*overrides, "adapter.rank=4", "train.eval_every=0", "probes.steps=[0,1,2]")
+    plain_model, optimizer = adapted(config, peft_model)
+    plain = loop(
+        plain_model, optimizer, micro_batches(config, corpus), config, lambda *_: nullcontext()
+    )
+
+    def watch(model: Any, optimizer: Any) -> Any:
+        return study.record(tmp_path / "run", model, optimizer, steps=[0, 1, 2])
+
+    model, optimizer = adapted(config, peft_model)
+    assert loop(model, optimizer, micro_batches(config, corpus), config, watch) == plain
+    for a, b in zip(plain_model.parameters(), model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+    metrics, probes = ours(config)
+    tables = study.load(tmp_path / "run")
+    for name in ("loss", "grad_norm", "clip_factor", "tokens", "lr"):
+        np.testing.assert_allclose(tables.metrics[name], metrics[name], rtol=1e-5, err_msg=name)
+    assert (tables.metrics["clip_factor"].max() < 1) == bool(config.train.clip)
+    assert_same_probes(tables.probes, probes, rtol=1e-5)
+    expected = {key: getattr(config.adapter, key) for key in ("alpha", "gamma", "scaling", "rank")}
+    expected |= {key: getattr(config.train, key) for key in ("steps", "accumulation", "batch_size")}
+    expected |= {"lr": config.optimizer.lr, "optimizer": config.optimizer.name}
+    expected |= {"init": "kaiming", "seed": config.seed, "status": "complete"}
+    row = tables.cells.iloc[0]
+    assert {key: row[key] for key in expected} == pytest.approx(expected)
