@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from study.adapters.contraction import Contraction, factored, factored_linear, merged, mixed
 from study.adapters.inits import DRAWS
-from study.errors import unknown
+from study.errors import StudyError, unknown
 from study.vocabulary.inits import INITS
 
 FACTORED = Contraction()
@@ -262,6 +262,27 @@ class LoraBank(nn.Module):
         differently in train mode."""
         self.training = mode
         return self
+
+    @property
+    def weight(self) -> Tensor:
+        """``W + gamma B A``, ``[O, D]``, for a model that reads a layer's weight itself.
+
+        Mamba multiplies by the weight of ``dt_proj``; others ask for a weight's dtype. Raises
+        :class:`StudyError` for several cells, a quantised weight, and dropout.
+        """
+        W_OD, bucket = dense_weight(self.base), self._buckets()[0]
+        if W_OD is None or len(self.specs) > 1 or self.specs[0].dropout:
+            raise StudyError(
+                f"the model reads the weight of {self.layer} itself: leave it out of "
+                "adapter.targets, or use pack.fold=1, adapter.dropout=0 and model.quant_bits=null"
+            )
+        V_1OD = merged(W_OD.float(), bucket.A_kRD, bucket.B_kOR, bucket.gamma_k11)
+        return V_1OD[0].to(W_OD.dtype)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the frozen linear."""
+        return self.base.bias  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
         x_KND = x.reshape(len(self.specs), -1, x.shape[-1])

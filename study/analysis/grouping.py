@@ -15,6 +15,7 @@ NOT_A_CURVE = frozenset(
     {
         # The axes of a curve, and columns that follow from them.
         *("cell_id", "rank", "gamma", "seed", "data_seed", "adapter_sha256"),
+        "adapted_share",  # follows from the model and the targets
         # How a cell ended, and on which device.
         *("status", "error", "diverged_step", "stuck_step", "steps_done", "seconds"),
         *("peak_memory_gb", "device"),

@@ -9,11 +9,14 @@ Weights come from safetensors files only: nothing is unpickled, and code in a ch
 
 from study.models.base import FrozenBase, load_base
 from study.models.card import ModelCard, describe, load_tokenizer, where_from
+from study.models.coverage import Coverage, coverage
 from study.models.smollm2 import fetch_smollm2
 
 __all__ = [
+    "Coverage",
     "FrozenBase",
     "ModelCard",
+    "coverage",
     "describe",
     "fetch_smollm2",
     "load_base",

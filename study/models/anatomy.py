@@ -1,6 +1,8 @@
 """The layers and sizes of a model, from its configuration alone."""
 
 import math
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ class Anatomy:
 
     - ``linears``: the module paths of the linear layers in the transformer blocks;
     - ``shapes``: their ``(D, O)``;
+    - ``others``: the weights in the blocks that belong to none of them, such as experts and
+      routers: the number of entries by :func:`in_block`. Vectors and biases are left out;
     - ``parameters``: the number of weights of the model;
     - ``vocabulary``: the number of its input embeddings;
     - ``head``: the number of weights of the head, ``d V``, tied to the embeddings or not.
@@ -34,6 +38,7 @@ class Anatomy:
 
     linears: tuple[str, ...]
     shapes: tuple[tuple[int, int], ...]
+    others: tuple[tuple[str, int], ...]
     parameters: int
     vocabulary: int
     head: int
@@ -58,6 +63,7 @@ def anatomy(
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         linears = {path: model.get_submodule(path) for path in block_linears(model)}
         shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+        others = _other_weights(model, linears)
         embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
         vocabulary = embeddings.weight.shape[0]
         sizes = tuple(_shape(linear) for linear in linears.values())
@@ -79,6 +85,7 @@ def anatomy(
     return Anatomy(
         linears=tuple(linears),
         shapes=sizes,
+        others=others,
         parameters=sum(math.prod(shape) for shape in shapes.values()),
         vocabulary=vocabulary,
         head=head_size,
@@ -107,16 +114,58 @@ def block_linears(model: nn.Module) -> tuple[str, ...]:
     """The module paths of every ``nn.Linear`` or ``Conv1D`` in the language model's blocks.
 
     A block is a module in a numbered list. Heads, embeddings and the layers of a vision tower are
-    not part of it.
+    not part of it, nor are subclasses of ``nn.Linear`` that compute something else, such as the
+    router of PhiMoE.
     """
-    text = set(model.get_decoder().modules())  # type: ignore[operator]
+    text = set(_language_model(model).modules())
     return tuple(
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-        and module in text
-        and any(part.isdigit() for part in name.split("."))
+        if module in text and any(part.isdigit() for part in name.split(".")) and _is_linear(module)
     )
+
+
+def _language_model(model: Any) -> nn.Module:
+    """The part with the embeddings of text: a model may have a vision tower beside it."""
+    decoder: nn.Module = model.get_decoder()
+    # ModernBERT calls its head a decoder.
+    return decoder if model.get_input_embeddings() in set(decoder.modules()) else model
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a module maps ``[N, D]`` to ``[N, O]`` by one matrix."""
+    if not isinstance(module, nn.Linear) or type(module).forward is nn.Linear.forward:
+        return isinstance(module, nn.Linear | Conv1D)
+    with torch.no_grad():
+        try:
+            y = module(torch.zeros_like(module.weight[:1]))
+        except Exception:  # a subclass may need other inputs, for example one group per head
+            return False
+    return isinstance(y, torch.Tensor) and y.shape == (1, module.out_features)
+
+
+def _other_weights(model: nn.Module, linears: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
+    text = {id(weight) for weight in _language_model(model).parameters()}
+    of_linears = {id(linear.weight) for linear in linears.values()}
+    others, sizes = text - of_linears, Counter[str]()
+    for path, weight in model.named_parameters():
+        name = in_block(path)
+        counts = weight.ndim > 1 and name != path and not path.endswith("bias")
+        if counts and id(weight) in others:
+            sizes[name] += weight.numel()
+    return tuple(sizes.items())
+
+
+def in_block(path: str) -> str:
+    """The name of a module or a weight within its block: the same in all blocks.
+
+    A path that leads into no block is its own name.
+
+    >>> in_block("model.layers.3.mlp.experts.7.up_proj")
+    'mlp.experts.*.up_proj'
+    """
+    within = re.sub(r"^.*?\.\d+\.", "", path, count=1)
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", within)
 
 
 def _shape(linear: nn.Module) -> tuple[int, int]:

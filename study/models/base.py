@@ -60,15 +60,19 @@ class FrozenBase:
         config: Any = self.model.config
         return int(config.get_text_config(decoder=True).vocab_size)
 
+    @property
+    def trunk(self) -> Any:
+        """The part of the model below its head."""
+        return self.model.get_submodule(trunk_name(self.model))
+
     def hidden_states(self, input_ids_BT: Tensor) -> Tensor:
         """The input of the head, ``[B, T, d]``, with causal attention and positions from 0.
 
         There is no attention mask: every token counts as real. The tokens may be on the CPU.
         """
         with self.around_pass(input_ids_BT):
-            trunk: Any = self.model.base_model
             ids = input_ids_BT.to(self.device)
-            return trunk(input_ids=ids, use_cache=False).last_hidden_state
+            return self.trunk(input_ids=ids, use_cache=False).last_hidden_state
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """The logits of hidden states, ``[N, V]``, with everything that follows the head.
@@ -78,7 +82,7 @@ class FrozenBase:
         """
         # A shallow copy takes microseconds. It shares the submodules, in its own dict.
         head: Any = copy.copy(self.model)
-        head._modules = {**head._modules, head.base_model_prefix: _IdentityTrunk()}
+        head._modules = {**head._modules, trunk_name(head): _IdentityTrunk(self.trunk)}
         return head(inputs_embeds=hidden_ND[None]).logits[0]
 
     def continue_greedily(
@@ -108,8 +112,29 @@ class FrozenBase:
         return whole_BL[:, input_ids_BL.shape[1] :]
 
 
+def trunk_name(model: Any) -> str:
+    """The name of the child that computes the hidden states.
+
+    It is ``base_model_prefix``, except in a few families (Llama 4): there it is the child that has
+    the embeddings.
+    """
+    children = dict(model.named_children())
+    if model.base_model_prefix in children:
+        return str(model.base_model_prefix)
+    embeddings = model.get_input_embeddings()
+    return next(name for name, child in children.items() if embeddings in set(child.modules()))
+
+
 class _IdentityTrunk(nn.Module):
-    """Replaces a model's trunk; its output is its input."""
+    """Replaces a model's trunk; its output is its input. Attributes are those of ``trunk``."""
+
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["trunk"] = trunk  # not a submodule: it is not run
+
+    def __getattr__(self, name: str) -> Any:
+        """Falcon H1 reads the scale of its logits from the trunk."""
+        return getattr(self.__dict__["trunk"], name)
 
     @property
     def decoder(self) -> "_IdentityTrunk":
@@ -205,8 +230,27 @@ def _check(base: FrozenBase, device: torch.device, relative: float) -> None:
             f"{family} computes its logits from more than its last hidden states: "
             "choose another causal LM"
         )
+    if not _passes_gradients(base, ids_BT):
+        raise StudyError(
+            f"{family} passes no gradients to the layers inside it: choose another causal LM"
+        )
     if not torch.allclose(whole_BTV[0, :half], whole_BTV[1, :half], rtol=0.0, atol=tolerance):
         raise StudyError(
             f"{family} attends to later tokens: choose a causal LM "
             "(BERT needs is_decoder=true in its config.json)"
         )
+
+
+def _passes_gradients(base: FrozenBase, ids_BT: Tensor) -> bool:
+    """Whether the hidden states have a gradient with respect to a layer's output.
+
+    Reformer's own backward pass needs an input with a gradient, which frozen embeddings lack.
+    """
+    zero = torch.zeros((), device=base.device, requires_grad=True)
+    layer = base.model.get_submodule(base.card.linears[0])
+    hook = layer.register_forward_hook(lambda _, __, y: y + zero)
+    try:
+        with torch.enable_grad():
+            return base.hidden_states(ids_BT).requires_grad
+    finally:
+        hook.remove()

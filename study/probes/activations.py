@@ -25,6 +25,13 @@ class Rows(NamedTuple):
     real: Tensor
     padding: Tensor
 
+    def among(self, x_NF: Tensor) -> "Rows | None":
+        """The same for ``x``; None if its rows are not the tokens, so that all of them count.
+
+        In a few families (Zaya) a layer reads other rows, such as one of each sequence.
+        """
+        return self if len(self.real) + len(self.padding) == len(x_NF) else None
+
 
 class Activations:
     """Hooks on every adapted layer. They are attached only inside :meth:`watch`.
@@ -88,7 +95,7 @@ class Activations:
             self._enter(layer, cell, input_sums_K[cell])
             self._enter(layer, cell, self._sums("outputs", y_KNO[cell], rows))
             if self._first_pass and self.sampled.need_inputs:
-                x_nD = self.sampled.of(x_KND[cell], rows.real if rows else None)
+                x_nD = self._sample(x_KND[cell], rows)
                 self.sampled.feed_inputs(layer, cell, x_nD, pair)
 
     def _on_backward(
@@ -99,8 +106,12 @@ class Activations:
         for cell, (rows, pair) in enumerate(zip(rows_K, pairs, strict=True)):
             self._enter(layer, cell, self._sums("output_gradients", dy_KNO[cell], rows))
             if first_pass and self.sampled.need_output_gradients:
-                dy_nO = self.sampled.of(dy_KNO[cell], rows.real if rows else None)
+                dy_nO = self._sample(dy_KNO[cell], rows)
                 self.sampled.feed_output_gradients(layer, cell, dy_nO, pair)
+
+    def _sample(self, x_NF: Tensor, rows: Rows | None) -> Tensor:
+        rows = rows and rows.among(x_NF)
+        return self.sampled.of(x_NF, rows.real if rows else None)
 
     def _input_sums(
         self, x: Tensor, x_KND: Tensor, rows_K: list[Rows | None]
@@ -115,7 +126,7 @@ class Activations:
         self, source: Source, x_NF: Tensor, rows: Rows | None
     ) -> dict[str, tuple[Tensor, int]]:
         """For each site, the sums over the real tokens of a cell and the number of elements."""
-        sums = {}
+        rows, sums = rows and rows.among(x_NF), {}
         for name in self.recorder.wanted_of(source):
             tensor = TENSORS[source][name](x_NF)
             real = len(x_NF) if rows is None else len(rows.real)

@@ -21,7 +21,8 @@ NAN = float("nan")
 FIRST = (
     *("cell_id", "study", "model", "quant_bits", "data", "optimizer", "lr", "loraplus_lr_ratio"),
     *("momentum", "eps", "rank", "scaling", "exponent", "alpha", "gamma", "init", "targets"),
-    *("dropout", "seed", "data_seed", "sequence_length", "steps", "batch_size", "accumulation"),
+    *("adapted_share", "dropout", "seed", "data_seed", "sequence_length", "steps"),
+    *("batch_size", "accumulation"),
     *("clip", "schedule", "warmup", "weight_decay", "precision", "status", "error"),
     *("diverged_step", "stuck_step", "steps_done", "device", "seconds", "peak_memory_gb"),
 )

@@ -136,6 +136,10 @@ def _is_mapping_of_text(value: Any) -> bool:
     return isinstance(value, dict) and all(v is None or _is_text(v) for v in value.values())
 
 
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
 def _are_tables(value: Any) -> bool:
     return _are_files(value) and all(name in SCHEMAS for name in value)
 
@@ -200,6 +204,8 @@ _OPTIONAL: dict[str, Check] = {
     **dict.fromkeys(("error", "device_name", "model_note"), _is_none_or_text),
     **dict.fromkeys(("steps_done", "diverged_step", "stuck_step"), _is_none_or_number),
     **dict.fromkeys(("seconds", "peak_memory_gb", "config.adapter.exponent"), _is_none_or_number),
+    "adapted_share": _is_number,
+    "not_adapted": _are_texts,
     **dict.fromkeys(("sources", "versions"), _is_mapping_of_text),
     "git": _is_none_or_mapping,
     "peft": _is_mapping,

@@ -11,7 +11,7 @@ from study.adapters.peft_format import file_hash, read_adapter, shortest_names
 from study.config import CellConfig, DataConfig, ModelConfig, Sources, identity
 from study.data import fingerprint, load_examples
 from study.errors import StudyError, given
-from study.models import ModelCard, describe
+from study.models import Coverage, ModelCard, coverage, describe
 from study.store import is_done
 from study.vocabulary.inits import IMPORTED
 from study.vocabulary.scaling import rule_words
@@ -21,13 +21,15 @@ from study.vocabulary.scaling import rule_words
 class Cell:
     """One configuration with its identity, the card of its base and the hashes of its sources.
 
-    ``varied``: the configuration keys in which the cells planned with it differ.
+    ``coverage``: which of the base's weights its adapters are on. ``varied``: the configuration
+    keys in which the cells planned with it differ.
     """
 
     id: str
     config: CellConfig
     card: ModelCard
     sources: Sources
+    coverage: Coverage
     varied: tuple[str, ...] = ()
 
     @property
@@ -68,6 +70,8 @@ class Cell:
             if self.config.data.path is None
             else self.config.data.path,
             "gamma": self.config.adapter.gamma,
+            "adapted_share": self.coverage.share,
+            "not_adapted": list(self.coverage.without),
             "config": asdict(self.config),
         }
 
@@ -84,7 +88,7 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
     cards: dict[str, ModelCard] = {}
     data: dict[str, str] = {}
     writable: set[str] = set()
-    resolved: set[str] = set()
+    covered: dict[str, Coverage] = {}
     cells = []
     for config in configs:
         card = _once(cards, config.model, describe)
@@ -92,9 +96,9 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
         if config.adapter.path:
             adapter = file_hash(Path(config.adapter.path))
             config = continue_adapter(config, card)
-        if (asked := repr((config.model, config.adapter.targets))) not in resolved:
-            resolve_targets(card.linears, config.adapter.targets)
-            resolved.add(asked)
+        if (asked := repr((config.model, config.adapter.targets))) not in covered:
+            layers = resolve_targets(card.linears, config.adapter.targets)
+            covered[asked] = coverage(card, layers)
         _check_length(config, card)
         source = DataConfig(config.data.name, config.data.path)
         examples = _once(data, source, lambda d: fingerprint(load_examples(d)))
@@ -102,7 +106,8 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
             _check_writable(config.results_dir)
             writable.add(config.results_dir)
         sources = Sources(card.fingerprint, card.tokenizer_fingerprint, examples, adapter)
-        cells.append(Cell(identity(config, sources), config, card, sources))
+        found = identity(config, sources)
+        cells.append(Cell(found, config, card, sources, covered[asked]))
     varied = varied_keys([cell.config for cell in cells])
     return [replace(cell, varied=varied) for cell in cells]
 

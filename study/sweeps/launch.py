@@ -29,12 +29,18 @@ _LOST = (
 
 
 def announce(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]]) -> None:
-    """Print on stderr how many cells the sweep has, and how many of them it will train."""
+    """Print on stderr how many cells the sweep has, and how many of them it will train.
+
+    If the base has weights that can't be adapted, say which.
+    """
     distinct, left = len({cell.folder for cell in cells}), sum(len(pack) for pack in packs)
     names = ", ".join(sorted({cell.config.name for cell in cells}))
     work = f"{left} to train in {count_noun(len(packs), 'pack')}" if left else "nothing to train"
     line = f"study {names}: {count_noun(distinct, 'cell')}, {distinct - left} done, {work}"
     print(line, file=sys.stderr, flush=True)
+    for notice in dict.fromkeys(cell.coverage.notice for cell in cells):
+        if notice is not None:
+            print(notice, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,111 @@
+"""Which share of the block weights has adapters, and what is said of the rest."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from transformers import PretrainedConfig
+
+from study.adapters import resolve_targets
+from study.config import CellConfig, ModelConfig
+from study.models import Coverage, coverage, describe
+from study.models.anatomy import in_block
+from study.store import load_cells, load_records
+from study.sweeps.cells import plan
+from study.sweeps.launch import announce
+from study.sweeps.packs import packs
+from study.sweeps.run import run
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 258,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": None,
+    "eos_token_id": 256,
+    "pad_token_id": 257,
+}
+ATTENTION = {"num_attention_heads": 2, "num_key_value_heads": 2}
+MIXTRAL = transformers.MixtralConfig(**SMALL, **ATTENTION, num_local_experts=4)
+MAMBA = transformers.MambaConfig(**SMALL, state_size=4, time_step_rank=2)
+
+Save = Callable[[PretrainedConfig], Path]
+
+
+def covered(folder: Path | None, targets: str | list[str] = "all-linear") -> Coverage:
+    config = ModelConfig("tiny") if folder is None else ModelConfig("hf", str(folder))
+    card = describe(config)
+    return coverage(card, resolve_targets(card.linears, targets))
+
+
+def test_a_usual_model_is_covered_and_nothing_is_said() -> None:
+    assert covered(None) == Coverage(share=1.0, without=(), out_of_reach=False)
+    assert covered(None).notice is None
+
+
+def test_a_choice_of_targets_is_no_news() -> None:
+    found = covered(None, "attention")
+    attention, mlp = 64 * (64 + 32 + 32 + 64), 3 * 64 * 128
+    assert found.share == pytest.approx(attention / (attention + mlp))
+    assert found.without == ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    assert found.notice is None
+
+
+def test_weights_that_are_no_linear_layer_are_named(save_family: Save) -> None:
+    found = covered(save_family(MAMBA))
+    d_inner = 2 * 16
+    linears = 16 * 2 * d_inner + d_inner * (2 + 2 * 4) + 2 * d_inner + d_inner * 16
+    others = d_inner * 4 + d_inner * 4  # A_log, and the kernel of the convolution
+    assert found.share == pytest.approx(linears / (linears + others))
+    assert found.notice == (
+        "adapters on 88.2 % of the block weights; not on: mixer.A_log, mixer.conv1d.weight"
+    )
+
+
+def test_the_names_of_many_weights_are_cut_short() -> None:
+    many = Coverage(0.9999, tuple(f"w{n}" for n in range(8)), out_of_reach=True)
+    assert many.notice == (
+        "adapters on 99.9 % of the block weights; not on: w0, w1, w2, w3, w4, w5 and 2 more"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("model.layers.11.self_attn.q_proj", "self_attn.q_proj"),
+        ("transformer.h.0.mlp.experts.7.up_proj", "mlp.experts.*.up_proj"),
+        ("blocks.3", "blocks.3"),
+    ],
+)
+def test_names_within_a_block(path: str, name: str) -> None:
+    assert in_block(path) == name
+
+
+def test_the_plan_says_it_and_the_record_keeps_it(
+    save_family: Save,
+    cell: Callable[..., CellConfig],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = save_family(MIXTRAL)
+    common = (f"results_dir={tmp_path}", "name=moe", "train.steps=1", "probes.steps=null")
+    cells = plan(
+        [
+            cell("model=hf", f"model.path={folder}", f"adapter.rank={rank}", *common)
+            for rank in (1, 2)
+        ]
+    )
+    capsys.readouterr()
+    announce(cells, packs(cells))
+    lines = capsys.readouterr().err.splitlines()
+    expected = covered(folder)
+    assert lines == ["study moe: 2 cells, 0 done, 2 to train in 1 pack", expected.notice]
+
+    run(cells[:1])
+    [record] = load_records(tmp_path / "moe")
+    assert record["adapted_share"] == expected.share
+    assert tuple(record["not_adapted"]) == expected.without
+    assert list(load_cells(tmp_path / "moe")["adapted_share"]) == [expected.share]
