@@ -3,7 +3,7 @@
 - :mod:`~study.config.types`: the typed configuration, each field with its bound;
 - :mod:`~study.config.bounds`: what a bound can say;
 - :mod:`~study.config.checks`: from a composed Hydra config to a checked cell;
-- :mod:`~study.config.schedules`: what short words such as ``log`` stand for;
+- :mod:`~study.config.schedules`: the steps and ranks that epochs and short words stand for;
 - :mod:`~study.config.intervals`: how often something happens, in steps or in time;
 - :mod:`~study.config.hashing`: the identity of a cell;
 - :mod:`~study.config.compose`: Hydra overrides to cells, and where ``conf/`` is.
@@ -13,7 +13,7 @@ from study.config.bounds import chosen
 from study.config.checks import checked, parse, typed, validate
 from study.config.hashing import IDENTITY_VERSION, Sources, identity
 from study.config.intervals import Interval, interval
-from study.config.schedules import eval_steps, probe_steps, truncation_ranks
+from study.config.schedules import eval_steps, probe_steps, resolved, truncation_ranks
 from study.config.types import (
     DEVICES,
     PRECISIONS,
@@ -52,6 +52,7 @@ __all__ = [
     "optimizer_config",
     "parse",
     "probe_steps",
+    "resolved",
     "truncation_ranks",
     "typed",
     "validate",

@@ -27,14 +27,16 @@ class Bound(Protocol):
 
 @dataclass(frozen=True)
 class OneOf:
-    """One of a few values."""
+    """One of a few values. ``or_else``: what else a user may give, which becomes one of them."""
 
     choices: Collection[Any]
+    or_else: str = ""
 
     def check(self, key: str, value: Any) -> None:
         if value not in self.choices:
             choices = ["null" if choice is None else choice for choice in self.choices]
-            raise unknown(key.removesuffix(".name"), value, choices)
+            more = [f"or {self.or_else}"] if self.or_else else []
+            raise unknown(key.removesuffix(".name"), value, [*choices, *more])
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,17 @@ class Number:
     below: float | None = None
     most: float | None = None
 
+    @property
+    def limits(self) -> str:
+        """In words: ``of at least 0 and below 1``; empty if there are none."""
+        limits = {
+            "above": self.above,
+            "of at least": self.least,
+            "below": self.below,
+            "of at most": self.most,
+        }
+        return " and ".join(f"{word} {n:g}" for word, n in limits.items() if n is not None)
+
     def check(self, key: str, value: Any) -> None:
         inside = (
             abs(value) <= LARGEST_FLOAT
@@ -72,13 +85,7 @@ class Number:
             and (self.most is None or value <= self.most)
         )
         if not inside:
-            limits = {
-                "above": self.above,
-                "of at least": self.least,
-                "below": self.below,
-                "of at most": self.most,
-            }
-            words = " and ".join(f"{word} {n:g}" for word, n in limits.items() if n is not None)
+            words = self.limits
             if self.most is None and value > LARGEST_FLOAT:
                 words = f"{words} and of at most {LARGEST_FLOAT:g}".removeprefix(" and ")
             raise StudyError(
@@ -118,6 +125,21 @@ class Whole:
             raise StudyError(
                 f"{key}={short(value)} is out of range: "
                 f"give a whole number of at least {self.least}{most}{other}"
+            )
+
+
+@dataclass(frozen=True)
+class StepsOrShare:
+    """A whole number of steps from 0 to ``most``, or a share of all steps: a number below 1."""
+
+    most: int
+
+    def check(self, key: str, value: Any) -> None:
+        is_share = isinstance(value, float) and 0.0 <= value < 1.0
+        if not is_share and not (_is_whole(value) and 0 <= value <= self.most):
+            raise StudyError(
+                f"{key}={given(value)} is out of range: give a whole number of steps of at most "
+                f"{self.most}, or a share of all steps from 0 to below 1, such as {key}=0.1"
             )
 
 

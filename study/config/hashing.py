@@ -11,7 +11,7 @@ from study.config.types import CellConfig
 from study.vocabulary.quantities import BATCHES, SITES, STATS, USUAL
 
 IDENTITY_VERSION = 2
-UNSEEN = ("eval_every", "answer_tokens", "save_adapter")
+UNSEEN = ("eval_every", "answer_tokens", "save_adapter", "epochs")
 """Keys of ``train`` that enter an identity through their effect, or not at all."""
 
 
@@ -30,6 +30,8 @@ def identity(config: CellConfig, sources: Sources) -> str:
 
     Device, contraction, packing, checkpoints, launcher, tracker and paths are left out, and so is
     the choice to save the adapter. Cells of one identity have the same result within rounding.
+
+    ``config`` holds whole numbers of steps (:func:`study.config.schedules.resolved`).
     """
     adapter = {
         name: value

@@ -1,8 +1,11 @@
-"""The steps and ranks that short words such as ``log`` stand for."""
+"""The steps and ranks that epochs, shares and short words such as ``log`` stand for."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+from study.config.types import MOST_STEPS as MOST_TRAIN_STEPS
 from study.config.types import CellConfig
 from study.errors import StudyError, given
 
@@ -10,6 +13,32 @@ MOST_STEPS = 1_000_000
 """Of a schedule: its steps are listed in memory and in the identity of a cell."""
 MOST_DOUBLINGS = 16
 """The most powers of two in ``probes.truncations=log``: no layer has more than 65536 features."""
+
+
+def resolved(config: CellConfig, rows: Callable[[], int]) -> CellConfig:
+    """``config`` with whole numbers for ``train.steps`` and ``train.warmup``.
+
+    ``train.epochs`` decides the steps, and a ``train.warmup`` below 1 is a share of them. Both are
+    computed as by the Trainer of transformers 5: an epoch has ceil(ceil(rows / batch_size) /
+    accumulation) steps. ``rows`` counts the training rows; it is called for epochs only.
+
+    Raises :class:`StudyError` if the steps are too many.
+    """
+    train = config.train
+    steps, warmup = train.steps, train.warmup
+    if train.epochs is not None:
+        batches = math.ceil(rows() / train.batch_size)
+        steps = math.ceil(train.epochs * math.ceil(batches / train.accumulation))
+    if steps > MOST_TRAIN_STEPS:
+        raise StudyError(
+            f"train.epochs={train.epochs:g} takes {steps} steps, over {MOST_TRAIN_STEPS}: "
+            "lower it, or raise train.batch_size"
+        )
+    if isinstance(warmup, float):
+        warmup = math.ceil(steps * warmup)
+    if (steps, warmup) == (train.steps, train.warmup):
+        return config
+    return replace(config, train=replace(train, steps=steps, warmup=warmup))
 
 
 def probe_steps(config: CellConfig) -> tuple[int, ...]:
@@ -39,6 +68,15 @@ def probe_steps(config: CellConfig) -> tuple[int, ...]:
             "give 'log' or a list of steps such as [0,1,2,4]"
         )
     return tuple(sorted({step for step in listed if step <= last}))
+
+
+def late_probes(config: CellConfig) -> str | None:
+    """The line about listed steps after the end of the run, which are not measured, if any."""
+    listed, last = _whole_numbers(config.probes.steps) or [], config.train.steps
+    if late := sorted({step for step in listed if step > last}):
+        steps = ", ".join(map(str, late[:5])) + (", ..." if len(late) > 5 else "")
+        return f"probes.steps: not measured at {steps}, after the last step (train.steps={last})"
+    return None
 
 
 def truncation_ranks(config: CellConfig, most: float = math.inf) -> tuple[float, ...]:

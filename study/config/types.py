@@ -20,6 +20,7 @@ from study.config.bounds import (
     PathPart,
     Rank,
     SomeOf,
+    StepsOrShare,
     Whole,
     bounded,
 )
@@ -29,7 +30,7 @@ from study.vocabulary import scaling
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS, Option
 from study.vocabulary.quantities import BATCHES, SITES, STATS
-from study.vocabulary.sources import DATASETS, MODELS
+from study.vocabulary.sources import AUTO, DATASETS, FORMATS, MODELS
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bf16")
@@ -48,6 +49,7 @@ MOST_RANK = 1 << 24
 MOST_STEPS = 10**8
 MOST_SEQUENCES, MOST_ACCUMULATION = 10**6, 10**5
 MOST_TOKENS = 10**7
+MOST_EPOCHS = 10**6
 
 
 @dataclass
@@ -66,8 +68,14 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """``heldout``: the most examples held out. ``seed`` orders the batches and follows the cell's
-    ``seed``.
+    """What is read, and how a row of it becomes text and tokens.
+
+    - ``path``: a file, or ``org/name``, a data set of the hub, of which ``split`` and ``subset``
+      are read;
+    - ``format``: what a row holds (:data:`study.vocabulary.sources.FORMATS`);
+    - ``chat_template``: of conversations; null: the tokenizer's own; ``chatml``, or a Jinja file;
+    - ``heldout``: the most examples held out;
+    - ``seed``: orders the batches and follows the cell's ``seed``.
     """
 
     name: str = bounded(OneOf(DATASETS))
@@ -75,6 +83,10 @@ class DataConfig:
     sequence_length: int = bounded(Whole(2, most=MOST_TOKENS))
     heldout: int = bounded(Whole(1))
     seed: int = bounded(SEED)
+    format: str = bounded(OneOf((AUTO, *FORMATS)), AUTO)
+    chat_template: str | None = bounded(A_FILE, None)
+    split: str = "train"
+    subset: str | None = None
 
 
 @dataclass
@@ -94,7 +106,7 @@ class AdapterConfig:
 
     rank: Any = bounded(Rank(MOST_RANK))
     alpha: float = bounded(POSITIVE)
-    scaling: str = MISSING
+    scaling: str = bounded(OneOf(scaling.RULES, or_else="a number: the p of alpha/r**p"))
     exponent: float | None = bounded(Number(least=-16.0, most=16.0), None)
     targets: Any = bounded(Modules())
     init: str = bounded(OneOf(INITS))
@@ -156,7 +168,10 @@ for _name in OPTIMIZERS:
 
 @dataclass
 class TrainConfig:
-    """- ``clip``: the global gradient norm to clip at; null: no clipping;
+    """- ``epochs``: passes over the training rows, which decide ``steps``
+      (:func:`study.config.schedules.resolved`);
+    - ``clip``: the global gradient norm to clip at; null: no clipping;
+    - ``warmup``: steps, or a share of all steps below 1;
     - ``eval_every``: null evaluates at the first and the last step, 0 never;
     - ``answer_tokens``: the most tokens of an answer to a held-out question; null: none is asked.
     """
@@ -166,10 +181,11 @@ class TrainConfig:
     accumulation: int = bounded(Whole(1, most=MOST_ACCUMULATION))
     clip: float | None = bounded(POSITIVE, None)
     schedule: str = bounded(OneOf(SCHEDULES))
-    warmup: int = bounded(Whole(0, most=MOST_STEPS))
+    warmup: Any = bounded(StepsOrShare(MOST_STEPS))
     eval_every: int | None = bounded(Whole(0), None)
     save_adapter: bool = False
     answer_tokens: int | None = bounded(Whole(1), None)
+    epochs: float | None = bounded(Number(above=0.0, most=MOST_EPOCHS), None)
 
 
 @dataclass

@@ -1,26 +1,67 @@
-"""Examples: their content hash, and their split into training and held-out examples.
+"""Examples of three kinds: their content hash, and their split into training and held-out ones.
 
-An example has a ``context`` to read and a ``target`` to produce, as in FinLoRA. Only the target is
-learned. This module needs no tokenizer and no model.
+This module needs no tokenizer and no model.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from study.errors import StudyError
 
 
 @dataclass(frozen=True)
 class Example:
-    """One supervised text. The model reads ``context + target`` and learns ``target``."""
+    """A question and its answer. The model reads ``context + target`` and learns ``target``."""
 
     context: str
     target: str
 
+    @property
+    def characters(self) -> int:
+        """How long its texts are."""
+        return len(self.context) + len(self.target)
 
-def fingerprint(examples: Sequence[Example]) -> str:
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation as the chat template writes it.
+
+    - ``learned``: the turns of the assistant, as places of characters in ``text``, ascending;
+    - ``answer``: what the assistant says in the last of them.
+    """
+
+    text: str
+    learned: tuple[tuple[int, int], ...]
+    answer: str
+
+    @property
+    def characters(self) -> int:
+        """How long its text is."""
+        return len(self.text)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text of which every token is learned."""
+
+    text: str
+
+    @property
+    def characters(self) -> int:
+        """How long its text is."""
+        return len(self.text)
+
+
+Row = Example | Conversation | Document
+"""What a data set has many of. All rows of one are of one kind."""
+
+R = TypeVar("R", bound=Row)
+
+
+def fingerprint(examples: Sequence[Row]) -> str:
     """The content hash: sha256, in hex, over one line of canonical JSON per example.
 
     The order of the examples counts, because it determines the batches. The file's name, white
@@ -32,7 +73,7 @@ def fingerprint(examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
-def split(examples: Sequence[Example], heldout: int) -> tuple[list[Example], list[Example]]:
+def split(examples: Sequence[R], heldout: int) -> tuple[list[R], list[R]]:
     """``(train, heldout)``. The second has at most ``heldout`` examples, at most a tenth of the
     distinct ones, and at least one.
 
@@ -57,9 +98,8 @@ def split(examples: Sequence[Example], heldout: int) -> tuple[list[Example], lis
     return train, [by_digest[digest] for digest in chosen]
 
 
-def _canonical(example: Example) -> bytes:
+def _canonical(example: Row) -> bytes:
     """One line of JSON. Two examples have the same line only if they are equal: JSON escapes the
     newlines in a string.
     """
-    row = {"context": example.context, "target": example.target}
-    return json.dumps(row, sort_keys=True, separators=(",", ":")).encode("ascii") + b"\n"
+    return json.dumps(vars(example), sort_keys=True, separators=(",", ":")).encode("ascii") + b"\n"

@@ -1,78 +1,104 @@
-"""``data=jsonl``: a file with one ``{"context": str, "target": str}`` per line, such as FinLoRA's.
-
-Other keys and blank lines are ignored.
-"""
+"""Rows from JSON: an object per line, or one list of objects."""
 
 import json
 from collections.abc import Iterator
+from io import BufferedReader
+from typing import Any
 
-from study.data.examples import Example
-from study.errors import StudyError, short
-from study.reading import open_file
+from study.errors import StudyError
+from study.reading import free_memory
+from study.vocabulary.sources import FORMATS
+
+Found = tuple[str, dict[str, Any]]
+"""Where a row is, for messages, and its fields."""
 
 LONGEST_LINE = 4 << 20
-"""Bytes. About a million tokens, and parsing takes at most 25 times as much memory."""
+"""Bytes. About a million tokens, and parsing takes at most ``_PARSED`` times as much memory."""
+_PARSED = 25
 MOST_LINES = 10_000_000
+LARGEST_LIST = 1 << 30
+"""Bytes of a file with one list."""
 
-_ROW = '{"context": "...", "target": "..."}'
-_FIX = f"name a .jsonl file with one {_ROW} per line"
+_BOM = b"\xef\xbb\xbf"
+_WRITE = 'write one object per line, such as {"context": "...", "target": "..."}'
+_READ = sorted(
+    {key for row in FORMATS.values() for fields in (*row.needs, row.takes) for key in fields}
+)
+"""The keys that some format reads."""
 
 
-def read(path: str) -> Iterator[Example]:
-    """Yield the examples of the file at ``path``, in order. One line at a time is in memory.
+def read_lines(file: BufferedReader, named: str) -> Iterator[Found]:
+    """Yield the rows of a file with an object per line. Blank lines are ignored.
 
-    Raises :class:`StudyError` if the file can't be read or has too many lines, and, with the line's
-    number, for a line that is too long, is not an object with the strings ``context`` and
-    ``target``, has one of them twice, or whose target is blank.
+    Raises :class:`StudyError` as :func:`lines` does, and for a line that is not a JSON object in
+    UTF-8, or that has a key twice which some format reads.
     """
-    named = f"data.path={short(path, 200)}"
+    for where, line in lines(file, named):
+        if line and not line.isspace():
+            row = _checked(_parsed(line, where), where)
+            for key in _READ:
+                # Of equal keys, readers of JSON differ in which one counts.
+                if line.count(b'"%s"' % key.encode()) > 1 and _times(key, line) > 1:
+                    raise StudyError(f"{where} has the key {key!r} twice: keep one of them")
+            yield where, row
+
+
+def lines(file: BufferedReader, named: str) -> Iterator[tuple[str, bytes]]:
+    """Yield the place and the bytes of each line. One line at a time is in memory.
+
+    Raises :class:`StudyError`, with the line's number, for a line that is too long and for too many
+    lines.
+    """
     # bytes.splitlines() and str.splitlines() would also split at U+2028 or a lone carriage return,
     # which a JSON string may contain.
-    for number, line in enumerate(_lines(path, named), start=1):
+    number = 0
+    while line := file.readline(LONGEST_LINE + 1):
+        number += 1
+        where = f"{named}, line {number}"
         if number > MOST_LINES:
             raise StudyError(f"{named} has over {MOST_LINES} lines: name a file with fewer")
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        if not line or line.isspace():
-            continue
-        where = f"{named}, line {number}"
         if len(line) > LONGEST_LINE:
             raise StudyError(
-                f"{where} is longer than {LONGEST_LINE >> 20} MiB: write one {_ROW} per line, and "
-                "cut its context"
+                f"{where} is longer than {LONGEST_LINE >> 20} MiB: write one row per line, and cut "
+                "its texts"
             )
-        yield _example(line, where)
+        yield where, line.removeprefix(_BOM) if number == 1 else line
 
 
-def _lines(path: str, named: str) -> Iterator[bytes]:
-    """The lines of a file. Of a line that is too long, the beginning."""
-    with open_file(path, named, _FIX) as file:
-        try:
-            while line := file.readline(LONGEST_LINE + 1):
-                yield line
-        except OSError as error:
-            raise StudyError(f"{named} can't be read ({error.strerror}): {_FIX}") from None
+def read_list(file: BufferedReader, named: str) -> Iterator[Found]:
+    """Yield the rows of a file with one list of objects. The whole list is in memory.
+
+    A file that does not begin with a bracket has an object per line, as many a ``.json`` of the
+    hub. Raises :class:`StudyError` as :func:`read_lines` does, and for a list that is too large.
+    """
+    if not file.peek(64).removeprefix(_BOM).lstrip().startswith(b"["):
+        yield from read_lines(file, named)
+        return
+    most = min(free_memory() // _PARSED, LARGEST_LIST)
+    content = file.read(most)
+    if file.read(1):
+        raise StudyError(
+            f"{named} is one list of over {most >> 20} MiB: {_WRITE}, in a .jsonl file"
+        )
+    for number, row in enumerate(_parsed(content.removeprefix(_BOM), named), start=1):
+        where = f"{named}, row {number}"
+        yield where, _checked(row, where)
 
 
-def _example(line: bytes, where: str) -> Example:
+def _parsed(content: bytes, where: str) -> Any:
     try:
-        row = json.loads(line.decode("utf-8"))
+        return json.loads(content.decode("utf-8"))
     except UnicodeDecodeError:
         raise StudyError(f"{where} is not UTF-8: save the file as UTF-8") from None
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise StudyError(
-            f"{where} is not valid JSON ({reason}): write one {_ROW} per line"
-        ) from None
+        raise StudyError(f"{where} is not valid JSON ({reason}): {_WRITE}") from None
+
+
+def _checked(row: Any, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise StudyError(
-            f"{where} is of type {type(row).__name__}, not an object: write one {_ROW} per line"
-        )
-    for key in ("context", "target"):
-        # Of equal keys, readers of JSON differ in which one counts.
-        if line.count(b'"%s"' % key.encode()) > 1 and _times(key, line) > 1:
-            raise StudyError(f"{where} has the key {key!r} twice: keep one of them")
-    return Example(_text(row, "context", where), _text(row, "target", where))
+        raise StudyError(f"{where} is of type {type(row).__name__}, not an object: {_WRITE}")
+    return row
 
 
 def _times(key: str, line: bytes) -> int:
@@ -84,25 +110,3 @@ def _times(key: str, line: bytes) -> int:
 
     json.loads(line, object_pairs_hook=take)
     return keys.count(key)
-
-
-def _text(row: dict[str, object], key: str, where: str) -> str:
-    if key not in row:
-        keys = short(list(row)).strip("[]") or "none"
-        raise StudyError(
-            f"{where} has no key {key!r} (its keys: {keys}): write one {_ROW} per line"
-        )
-    text = row[key]
-    if not isinstance(text, str):
-        raise StudyError(
-            f"{where}: {key!r} is of type {type(text).__name__}, not a string: put it in quotes"
-        )
-    if key == "target" and not text.strip():
-        raise StudyError(f"{where}: 'target' is empty: fill it in or delete the line")
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # tokenizers reject it
-        raise StudyError(
-            f"{where}: {key!r} has an unpaired surrogate: write the whole character"
-        ) from None
-    return text

@@ -1,26 +1,39 @@
-"""The data sets: one function for each row of :data:`study.vocabulary.sources.DATASETS`."""
+"""The data sets: one function for each row of :data:`study.vocabulary.sources.DATASETS` that is
+made here. The other rows read what ``data.path`` names.
+"""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from omegaconf import MISSING
 
 from study.config import DataConfig
-from study.data import jsonl, pydoc, xbrl
-from study.data.examples import Example
+from study.data import files, hub, pydoc, xbrl
+from study.data.chat import ChatTemplate
+from study.data.examples import Example, Row
+from study.data.formats import READERS, recognised
+from study.data.jsonl import Found
 from study.errors import StudyError, unknown
 from study.store.cache import kept_arrays
 from study.vocabulary.sources import DATASETS
 
-Reader = Callable[[str], Iterable[Example]]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Reader = Callable[[str], Iterable[Row]]
 """Returns a data set's examples in its own order, the same on every call. The argument is
 ``data.path``; it is empty for a data set that reads no path. Raises :class:`StudyError` for a file
 that it can't use."""
 
 SOURCES: dict[str, Reader] = {}
-"""The function of every data set, by name."""
+"""The function of every data set that has one, by name."""
+
+MOST_CHARACTERS = 1 << 33
+"""Of all texts of a data set. They are in memory."""
 
 
 def source(name: str) -> Callable[[Reader], Reader]:
@@ -55,13 +68,18 @@ def _xbrl_extract(_: str) -> Iterable[Example]:
     return xbrl.questions()
 
 
-@source("jsonl")
-def _jsonl(path: str) -> Iterable[Example]:
-    return jsonl.read(path)
+@dataclass(frozen=True)
+class Loaded:
+    """The rows of a data set, and the format that they had in a file; None for others."""
+
+    rows: list[Row]
+    format: str | None
 
 
-def load_examples(config: DataConfig) -> list[Example]:
-    """The examples of the data set that ``config`` names. Only its name and its path matter.
+def load_rows(config: DataConfig, tokenizer: Callable[[], "PreTrainedTokenizerBase"]) -> Loaded:
+    """The rows of the data set that ``config`` names. Its ``seed`` and lengths don't matter.
+
+    ``tokenizer`` is called for conversations only, whose text depends on it.
 
     Raises :class:`StudyError` for an unknown name, a path that is missing, unusable or not needed,
     and a data set without examples.
@@ -70,14 +88,67 @@ def load_examples(config: DataConfig) -> list[Example]:
         raise unknown("data", config.name, DATASETS)
     path = "" if config.path in (None, MISSING) else str(config.path)
     _check_path(config.name, path)
-    examples = list(SOURCES[config.name](path))
-    if not examples:  # pydoc: a Python installed without sources and docstrings
+    if made := SOURCES.get(config.name):
+        loaded = Loaded(list(made(path)), None)
+    else:
+        loaded = _of_format(config, _found(config), tokenizer)
+    if not loaded.rows:  # pydoc: a Python installed without sources and docstrings
         place = f"data.path={path!r}" if path else f"data={config.name}"
         others = ", ".join(name for name in DATASETS if name != config.name)
         raise StudyError(
             f"{place} has no examples: name another file, or choose data from {others}"
         )
-    return examples
+    return loaded
+
+
+def load_examples(config: DataConfig) -> list[Row]:
+    """The rows of :func:`load_rows`, of a data set without conversations."""
+
+    def tokenizer() -> "PreTrainedTokenizerBase":
+        raise StudyError("conversations can't be read without a model's tokenizer")
+
+    return load_rows(config, tokenizer).rows
+
+
+def _found(config: DataConfig) -> Iterator[Found]:
+    """The rows of a file, or of the hub for a name ``org/name`` if there is no ``org`` here."""
+    path = str(config.path)
+    is_local = files.is_file_name(path) or files.exists(path.partition("/")[0])
+    return hub.read(config) if hub.is_hub_name(path) and not is_local else files.read(path)
+
+
+def _of_format(
+    config: DataConfig,
+    found: Iterable[Found],
+    tokenizer: Callable[[], "PreTrainedTokenizerBase"],
+) -> Loaded:
+    @cache
+    def template() -> ChatTemplate:
+        return ChatTemplate(config, tokenizer())
+
+    name = None
+    rows: list[Row] = []
+    characters = 0
+    for where, fields in found:
+        if name is None:
+            name = recognised(config.format, fields, where)
+            _check_template(config, name)
+        row = READERS[name](fields, where, lambda *asked: template().conversation(*asked))
+        characters += row.characters
+        if characters > MOST_CHARACTERS:
+            raise StudyError(
+                f"{where}: the data has over {MOST_CHARACTERS} characters: name a part of it"
+            )
+        rows.append(row)
+    return Loaded(rows, name)
+
+
+def _check_template(config: DataConfig, name: str) -> None:
+    if config.chat_template is not None and name != "messages":
+        raise StudyError(
+            f"data.chat_template={config.chat_template} writes conversations, and the rows are of "
+            f"data.format={name}: remove it"
+        )
 
 
 def _check_path(name: str, path: str) -> None:

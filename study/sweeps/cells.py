@@ -2,17 +2,18 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from study.adapters import resolve_targets
 from study.adapters.peft_format import file_hash, read_adapter, shortest_names
-from study.config import CellConfig, DataConfig, ModelConfig, Sources, identity
-from study.data import fingerprint, load_examples
+from study.config import CellConfig, ModelConfig, Sources, identity
 from study.errors import StudyError, given
 from study.models import Coverage, ModelCard, coverage, describe
 from study.store import is_done
+from study.sweeps.datasets import DataSource, data_name, with_steps
 from study.vocabulary.inits import IMPORTED
 from study.vocabulary.scaling import rule_words
 
@@ -66,9 +67,7 @@ class Cell:
             "study": self.config.name,
             "model": self.card.name,
             "model_note": self.card.note,
-            "data": self.config.data.name
-            if self.config.data.path is None
-            else self.config.data.path,
+            "data": data_name(self.config.data),
             "gamma": self.config.adapter.gamma,
             "adapted_share": self.coverage.share,
             "not_adapted": list(self.coverage.without),
@@ -79,7 +78,8 @@ class Cell:
 def plan(configs: Iterable[CellConfig]) -> list[Cell]:
     """The cell of every configuration, in order, checked against its base and its data.
 
-    Writes nothing and loads no weights. Raises :class:`StudyError` for
+    Epochs and shares become numbers of steps. Writes nothing and loads no weights. Raises
+    :class:`StudyError` for
 
     - unknown targets, or a sequence longer than the model allows;
     - data, weights or an adapter that can't be read, or an adapter for another base;
@@ -87,6 +87,7 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
     """
     cards: dict[str, ModelCard] = {}
     data: dict[str, str] = {}
+    rows: dict[str, int] = {}
     writable: set[str] = set()
     covered: dict[str, Coverage] = {}
     cells = []
@@ -100,8 +101,9 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
             layers = resolve_targets(card.linears, config.adapter.targets)
             covered[asked] = coverage(card, layers)
         _check_length(config, card)
-        source = DataConfig(config.data.name, config.data.path)
-        examples = _once(data, source, lambda d: fingerprint(load_examples(d)))
+        source = DataSource(config.model, replace(config.data, seed=0))
+        examples = _once(data, source, DataSource.fingerprint)
+        config = with_steps(config, partial(_once, rows, source, DataSource.training_rows))
         if config.results_dir not in writable:
             _check_writable(config.results_dir)
             writable.add(config.results_dir)
@@ -177,7 +179,7 @@ def to_train(cells: Sequence[Cell]) -> list[Cell]:
     return [cell for cell in {cell.folder: cell for cell in cells}.values() if not cell.done]
 
 
-def _once(known: dict[str, Any], config: ModelConfig | DataConfig, ask: Any) -> Any:
+def _once(known: dict[str, Any], config: ModelConfig | DataSource, ask: Any) -> Any:
     """``ask(config)``, computed once per distinct config: a thousand cells share a few."""
     key = repr(config)
     if key not in known:

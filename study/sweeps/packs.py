@@ -137,7 +137,7 @@ def _shared(cell: Cell) -> str:
     return repr(
         (
             (config.name, config.results_dir, config.device, config.precision, config.model),
-            (data.name, data.path, data.sequence_length, data.heldout),
+            replace(data, seed=0),
             config.adapter.targets,
             (train.steps, train.batch_size, train.accumulation),
             (train.eval_every, train.answer_tokens),

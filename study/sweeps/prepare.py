@@ -7,6 +7,7 @@ import torch
 
 from study.config import CellConfig
 from study.data import Corpus, build_corpus
+from study.errors import StudyError
 from study.models import load_tokenizer
 from study.sweeps.cells import Cell
 from study.sweeps.estimate import Estimate, check_fits, check_possible, estimate, memory_budget
@@ -43,12 +44,14 @@ def prepare(pack: Sequence[Cell], held: int = 0) -> PreparedPack:
 
     ``held``: bytes of the base that this process holds already.
 
-    Raises :class:`StudyError` if the device is absent, if the base lacks a token of the data, and
-    if ``pack.memory_gb`` or the memory of the machine is too little for one of the cells alone.
+    Raises :class:`StudyError` if the device is absent, if the base lacks a token of the data, if
+    answers are asked for and no held-out row is a question, and if ``pack.memory_gb`` or the memory
+    of the machine is too little for one of the cells alone.
     """
     config = pack[0].config
     device, corpus = choose_device(config.device), build_pack_corpus(config)
     corpus.check_tokens(pack[0].card.vocabulary, pack[0].card.name)
+    _check_questions(config, corpus)
     cells = [_prepare_cell(cell, corpus, device) for cell in pack]
     return PreparedPack(cells, device, corpus, memory_budget(config, device, held))
 
@@ -61,6 +64,15 @@ def _prepare_cell(cell: Cell, corpus: Corpus, device: torch.device) -> Prepared:
     )
     check_fits(cell.config, need, cell.label)
     return Prepared(cell, run, need)
+
+
+def _check_questions(config: CellConfig, corpus: Corpus) -> None:
+    if config.train.answer_tokens and not corpus.questions.contexts:
+        raise StudyError(
+            f"train.answer_tokens={config.train.answer_tokens}: no held-out row is a question (a "
+            "text has none, and a conversation that was cut has lost its last turn): set it to "
+            "null, or raise data.sequence_length"
+        )
 
 
 def build_pack_corpus(config: CellConfig) -> Corpus:

@@ -146,13 +146,13 @@ class _Pass:
 
     def _open(self, fold: Sequence[_Claimed]) -> Recorder | None:
         """Open the cells for writing; None if the rows before a checkpoint are damaged."""
-        shared = {"fold": secrets.token_hex(6)}
-        data = self.pack.corpus.fingerprint
+        corpus = self.pack.corpus
+        shared = {"fold": secrets.token_hex(6), "rows": corpus.rows}
         writers: list[CellWriter] = []
         try:
             for each in fold:
                 cell, step = each.prepared.cell, each.step
-                record = record_of(cell, self.pack.device, data, step) | shared
+                record = record_of(cell, self.pack.device, corpus.fingerprint, step) | shared
                 writers.append(CellWriter(each.claim, config_yaml(cell), record, step))
             cells = [each.prepared.cell for each in fold]
             return Recorder(cells, writers, self.display, self.tracked)

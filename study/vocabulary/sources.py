@@ -1,6 +1,7 @@
-"""Base models and data sets: the names that ``model=`` and ``data=`` take.
+"""Base models, data sets and the formats of their rows: what ``model=``, ``data=`` and
+``data.format=`` take.
 
-:mod:`study.models` loads the models; :mod:`study.data.sources` reads the data sets.
+:mod:`study.models` loads the models; :mod:`study.data` reads the data sets.
 """
 
 from dataclasses import dataclass
@@ -23,8 +24,41 @@ MODELS: dict[str, Source] = {
 DATASETS: dict[str, Source] = {
     "pydoc": Source("documentation of Python's standard library"),
     "xbrl_extract": Source("generated XBRL filings"),
+    "file": Source("a file or a data set of the hub", reads_path=True),
     "jsonl": Source("a JSONL file", reads_path=True),
 }
+"""``jsonl`` is the earlier name of ``file``: both read the same files in the same way."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """What a row of a format holds.
+
+    - ``needs``: the fields that a row must have, as alternatives;
+    - ``takes``: fields that it may have as well.
+    """
+
+    needs: tuple[tuple[str, ...], ...]
+    takes: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """Its fields in a message: ``text, or prompt and completion``."""
+        words = ", or ".join(" and ".join(fields) for fields in self.needs)
+        return words + (f" (optional: {', '.join(self.takes)})" if self.takes else "")
+
+
+FORMATS: dict[str, Format] = {
+    "context_target": Format((("context", "target"),)),
+    "messages": Format((("messages",), ("conversations",)), ("tools",)),
+    "alpaca": Format((("instruction", "output"),), ("input",)),
+    "completion": Format((("text",), ("prompt", "completion"))),
+}
+"""In the order in which ``data.format=auto`` tries them: some sets of chats have a field ``prompt``
+beside ``messages``, and Alpaca's rows have a ``text`` that repeats them."""
+
+AUTO = "auto"
+"""The ``data.format`` that recognises the format by the fields of the first row."""
 
 
 def model_label(name: str) -> str:

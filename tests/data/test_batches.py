@@ -21,6 +21,7 @@ from study.data import (
     build_corpus,
     fingerprint,
     split,
+    tokens,
 )
 from study.errors import StudyError
 
@@ -218,13 +219,13 @@ def test_a_sequence_of_one_token_is_refused(build):
 
 def numbered(size: int) -> TokenTable:
     """A table whose row ``i`` is the two tokens ``0, i``."""
-    tokens = np.stack(
+    numbers = np.stack(
         [np.zeros(size, dtype=np.int32), np.arange(size, dtype=np.int32)], axis=1
     ).flatten()
     return TokenTable(
-        tokens,
+        numbers,
+        np.tile([False, True], size),
         2 * np.arange(size + 1),
-        np.ones(size, dtype=np.int32),
         sequence_length=4,
         padding_id=0,
     )
@@ -315,12 +316,12 @@ def test_long_texts_are_cut_before_they_are_tokenised_and_give_the_same_rows(tmp
     config = DataConfig(name="jsonl", path=str(file), sequence_length=16, heldout=2, seed=0)
     tables = []
     for per_token, characters in ((100, 1 << 19), (10_000, 1)):
-        monkeypatch.setattr(batches, "_PER_TOKEN", per_token)
-        monkeypatch.setattr(batches, "_CHARACTERS", characters)
+        monkeypatch.setattr(tokens, "_PER_TOKEN", per_token)
+        monkeypatch.setattr(tokens, "_CHARACTERS", characters)
         monkeypatch.setattr(batches, "kept_arrays", lambda _, make: make())
         tables.append(build_corpus(config, WITH_BOS, EOS).train)
     assert tables[0].tokens.tolist() == tables[1].tokens.tolist()
-    assert tables[0].contexts.tolist() == tables[1].contexts.tolist()
+    assert tables[0].learned.tolist() == tables[1].learned.tolist()
 
 
 def test_a_tokenizer_that_fails_is_one_line(tmp_path, monkeypatch):

@@ -122,23 +122,25 @@ def test_a_bad_path_is_named(tmp_path, monkeypatch, path, message):
 
 def test_an_unknown_name_lists_the_choices():
     with pytest.raises(
-        StudyError, match="unknown data 'pydocs': choose from pydoc, xbrl_extract, jsonl"
+        StudyError, match="unknown data 'pydocs': choose from pydoc, xbrl_extract, file, jsonl"
     ):
         load_examples(config(name="pydocs"))
 
 
 def test_a_path_for_a_data_set_that_reads_none_is_refused():
-    with pytest.raises(StudyError, match=r"use data=jsonl, or remove data\.path"):
+    with pytest.raises(StudyError, match=r"use data=file or data=jsonl, or remove data\.path"):
         load_examples(config("rows.jsonl", name="pydoc"))
 
 
-def test_every_data_set_has_a_reader():
-    assert SOURCES.keys() == DATASETS.keys()
+def test_every_data_set_without_a_path_has_a_reader():
+    assert SOURCES.keys() == {name for name, row in DATASETS.items() if not row.reads_path}
 
 
 def test_a_data_set_without_examples_names_the_others(monkeypatch):
     monkeypatch.setitem(SOURCES, "pydoc", lambda _: [])
-    with pytest.raises(StudyError, match=r"data=pydoc has no examples: .* xbrl_extract, jsonl"):
+    with pytest.raises(
+        StudyError, match=r"data=pydoc has no examples: .* xbrl_extract, file, jsonl"
+    ):
         load_examples(config(name="pydoc"))
 
 

@@ -35,10 +35,14 @@ LINES: dict[str, tuple[bytes, str]] = {
     "NaN": (b"NaN\n", "line 1 is of type float"),
     "a list": (b"[]\n", "line 1 is of type list"),
     "a document on several lines": (b'[\n{"context": "a"}]', "line 1 is not valid JSON"),
-    "other keys": (b'{"prompt": "a", "completion": "b"}\n', "no key 'context' (its keys: 'prompt'"),
+    "other keys": (
+        b'{"question": "a", "answer": "b"}\n',
+        "has the fields 'question', 'answer', wh",
+    ),
+    "another format later": (GOOD + b'{"text": "a"}\n', "no key 'context' (its keys: 'text'"),
     "many keys": (
         json.dumps({str(n): n for n in range(200_000)}).encode(),
-        "no key 'context' (its keys: '0'",
+        "has the fields '0', '1'",
     ),
     "a number for text": (row("7"), "'target' is of type int"),
     "a list for text": (row('["b"]'), "'target' is of type list"),

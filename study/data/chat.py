@@ -1,0 +1,168 @@
+"""Conversations to text by a chat template, and the places of the assistant's turns in it.
+
+The text is that of transformers' ``apply_chat_template``. A template comes from a stranger: it runs
+in the sandbox of transformers and within limits of time and memory.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from study.config import DataConfig
+from study.data.examples import Conversation
+from study.data.limits import limited
+from study.errors import StudyError, one_line, short
+from study.reading import read_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Message = dict[str, Any]
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""``data.chat_template=chatml``: the template that Axolotl, TRL and LLaMA-Factory call so."""
+
+LARGEST_TEMPLATE = 1 << 20
+LONGEST_TEXT = 16 << 20
+"""Bytes of a template, and characters of a conversation's text."""
+
+_TODAY = date(2024, 7, 26)
+"""The day for templates that ask for it, as Llama's do: the data must not change every day."""
+_ASKS_FOR_DATE = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_FIX = "give data.chat_template=chatml, or the path of a Jinja file"
+
+
+class ChatTemplate:
+    """The chat template of a configuration, for one tokenizer.
+
+    Raises :class:`StudyError` if there is none, and if it can't be read or is not valid.
+    """
+
+    def __init__(self, config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> None:
+        text, self.named = _template(config, tokenizer)
+        self.special: Mapping[str, Any] = tokenizer.special_tokens_map
+        self.template = _ASKS_FOR_DATE.sub(lambda m: repr(_TODAY.strftime(m[2])), text)
+        self._check()
+        self.marks_turns = _GENERATION.search(self.template) is not None
+
+    def _check(self) -> None:
+        try:
+            tokens = {(kind, value) for _, kind, value in jinja2.Environment().lex(self.template)}
+        except (jinja2.TemplateError, RecursionError) as error:
+            raise StudyError(
+                f"{self.named} is not valid Jinja ({one_line(error)}): {_FIX}"
+            ) from None
+        if ("operator", "**") in tokens:  # one power of large numbers can't be interrupted
+            raise StudyError(f"{self.named} computes powers, which no template needs: {_FIX}")
+        if ("name", "strftime_now") in tokens and "strftime_now(" in self.template:
+            raise StudyError(
+                f"{self.named} asks for the date in an unknown way, so each day would have other "
+                f"data: {_FIX}"
+            )
+
+    def conversation(self, messages: Sequence[Message], tools: Any, where: str) -> Conversation:
+        """The text of ``messages``, and where in it the assistant's turns are.
+
+        A turn is what the template marks with ``{% generation %}``. Without such marks it is the
+        text from the generation prompt to the end of the turn, as TRL takes it for a completion.
+
+        Raises :class:`StudyError` if the template fails, and if a turn can't be located.
+        """
+        text, marked = self._render(messages, tools, where)
+        turns = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
+        if self.marks_turns:
+            learned = [(start, end) for start, end in marked if end > start]
+        else:
+            learned = [self._turn(text, messages, n, tools, where) for n in turns]
+        if not learned:
+            raise StudyError(f"{where}: {self.named} marks no turn of the assistant: {_FIX}")
+        return Conversation(text, tuple(learned), messages[turns[-1]].get("content") or "")
+
+    def _turn(
+        self, text: str, messages: Sequence[Message], n: int, tools: Any, where: str
+    ) -> tuple[int, int]:
+        """The place of turn ``n``, by rendering the conversation up to it and with it."""
+        asked, _ = self._render(messages[:n], tools, where, prompt=True)
+        differing = (place for place, (a, b) in enumerate(zip(asked, text, strict=False)) if a != b)
+        start = next(differing, min(len(asked), len(text)))
+        # Some generation prompts begin a thought that the turn does not have.
+        if start < len(asked) and not text.startswith(self._render(messages[:n], tools, where)[0]):
+            raise self._changes_turns(where)
+        if n + 1 == len(messages):
+            return start, len(text)
+        answered, _ = self._render(messages[: n + 1], tools, where)
+        if text.startswith(answered):
+            return start, len(answered)
+        # A template may write a turn differently while it is the last, as Qwen3's does. What
+        # follows its content stays the same.
+        said = (messages[n].get("content") or "").rpartition("</think>")[2].strip()
+        rest = answered[answered.rfind(said) + len(said) :]
+        place = text.find(said + rest, start)
+        if not said or place < 0:
+            raise self._changes_turns(where)
+        return start, place + len(said) + len(rest)
+
+    def _changes_turns(self, where: str) -> StudyError:
+        return StudyError(
+            f"{where}: {self.named} changes earlier turns when later ones follow, so the "
+            "assistant's turns can't be located: mark them in the template with {% generation %}, "
+            "or give data.chat_template=chatml"
+        )
+
+    def _render(
+        self, messages: Sequence[Message], tools: Any, where: str, prompt: bool = False
+    ) -> tuple[str, list[tuple[int, int]]]:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            with limited(f"{where}: {self.named} runs for too long: {_FIX}"):
+                texts, marked = render_jinja_template(
+                    conversations=[list(messages)],
+                    tools=tools,
+                    chat_template=self.template,
+                    return_assistant_tokens_mask=self.marks_turns,
+                    add_generation_prompt=prompt,
+                    **self.special,
+                )
+        except StudyError:
+            raise
+        except Exception as error:  # of any kind: a template is a program
+            raise StudyError(
+                f"{where}: {self.named} fails on the conversation ({one_line(error)}): "
+                "change its turns, or give data.chat_template=chatml"
+            ) from None
+        if len(texts[0]) > LONGEST_TEXT:
+            raise StudyError(f"{where}: {self.named} writes over {LONGEST_TEXT} characters: {_FIX}")
+        return texts[0], marked[0] if self.marks_turns else []
+
+
+def _template(config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> tuple[str, str]:
+    """The text of the template, and its name in errors."""
+    if config.chat_template == "chatml":
+        return CHATML, "data.chat_template=chatml"
+    if config.chat_template is not None:
+        named = f"data.chat_template={short(config.chat_template, 200)}"
+        content = read_file(config.chat_template, named, _FIX, LARGEST_TEMPLATE)
+        try:
+            return content.decode("utf-8"), named
+        except UnicodeDecodeError:
+            raise StudyError(f"{named} is not UTF-8 text: {_FIX}") from None
+    try:
+        template = tokenizer.get_chat_template()
+    except ValueError:  # it has none, or several and no default
+        raise StudyError(
+            "data.format=messages needs a chat template, and the model's tokenizer has none: "
+            f"{_FIX}"
+        ) from None
+    if len(template) > LARGEST_TEMPLATE:
+        raise StudyError(f"the tokenizer's chat template is over 1 MiB: {_FIX}")
+    return template, "the tokenizer's chat template"

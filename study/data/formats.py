@@ -1,0 +1,176 @@
+"""Rows to examples: one function for each row of :data:`study.vocabulary.sources.FORMATS`."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from study.data.chat import Message
+from study.data.examples import Conversation, Document, Example, Row
+from study.errors import StudyError, short, unknown
+from study.vocabulary.sources import AUTO, FORMATS
+
+Fields = Mapping[str, Any]
+Chat = Callable[[Sequence[Message], Any, str], Conversation]
+"""Writes messages and tools by the chat template; the last argument is the place of the row."""
+
+READERS: dict[str, Callable[[Fields, str, Chat], Row]] = {}
+"""The function of every format, by name. It gets the fields of a row, its place and the template,
+and raises :class:`StudyError` for values that it can't use."""
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+SHAREGPT_ROLES = {
+    **{name: name for name in ROLES},
+    **dict.fromkeys(("human",), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "model"), "assistant"),
+    **dict.fromkeys(("observation", "function_response"), "tool"),
+}
+"""Our role for each value of ``from`` in ShareGPT's rows."""
+
+_ALPACA = "Below is an instruction that describes a task"
+_ALPACA_TASK = "Write a response that appropriately completes the request.\n\n"
+ALPACA = f"{_ALPACA}. {_ALPACA_TASK}### Instruction:\n{{instruction}}\n\n### Response:\n"
+ALPACA_WITH_INPUT = (
+    f"{_ALPACA}, paired with an input that provides further context. {_ALPACA_TASK}"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+"""The prompts of Stanford's Alpaca (tatsu-lab/stanford_alpaca, ``train.py``), with the line break
+at the end that Axolotl and LLaMA-Factory add."""
+
+
+def reader(name: str) -> Callable[..., Any]:
+    """Register a function as the reader of a format."""
+
+    def register(function: Callable[[Fields, str, Chat], Row]) -> Any:
+        READERS[name] = function
+        return function
+
+    return register
+
+
+def recognised(asked: str, fields: Fields, where: str) -> str:
+    """The format of a data set: ``asked``, or by the fields of its first row.
+
+    Raises :class:`StudyError`, with the fields found, if they are of no format.
+    """
+    if asked != AUTO:
+        return asked
+    for name, row in FORMATS.items():
+        if any(set(needed) <= set(fields) for needed in row.needs):
+            return name
+    found = short(list(fields)).strip("[]") or "none"
+    known = "; ".join(f"{name}: {row.words}" for name, row in FORMATS.items())
+    raise StudyError(
+        f"{where} has the fields {found}, which are of no format ({known}): rename them, or give "
+        "data.format"
+    )
+
+
+@reader("context_target")
+def _context_target(fields: Fields, where: str, _: Chat) -> Row:
+    context, target = _text(fields, "context", where), _text(fields, "target", where)
+    if not target.strip():
+        raise StudyError(f"{where}: 'target' is empty: fill it in or delete the line")
+    return Example(context, target)
+
+
+@reader("alpaca")
+def _alpaca(fields: Fields, where: str, _: Chat) -> Row:
+    instruction, output = _text(fields, "instruction", where), _text(fields, "output", where)
+    more = "" if fields.get("input") is None else _text(fields, "input", where)
+    if more:
+        return Example(ALPACA_WITH_INPUT.format(instruction=instruction, input=more), output)
+    return Example(ALPACA.format(instruction=instruction), output)
+
+
+@reader("completion")
+def _completion(fields: Fields, where: str, _: Chat) -> Row:
+    if "text" in fields and "prompt" not in fields:
+        return Document(_text(fields, "text", where))
+    return Example(_text(fields, "prompt", where), _text(fields, "completion", where))
+
+
+@reader("messages")
+def _messages(fields: Fields, where: str, chat: Chat) -> Row:
+    key = "conversations" if fields.get("messages") is None else "messages"
+    turns = _required(fields, key, where)
+    if not isinstance(turns, list):
+        raise StudyError(
+            f"{where}: {key!r} is of type {type(turns).__name__}, not a list of turns: write "
+            '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
+        )
+    messages = [
+        _message(turn, f"{where}, turn {number}") for number, turn in enumerate(turns, start=1)
+    ]
+    if not any(message["role"] == "assistant" for message in messages):
+        raise StudyError(f"{where} has no turn of the assistant: add one or delete the row")
+    return chat(messages, _tools(fields, where), where)
+
+
+def _message(turn: Any, where: str) -> Message:
+    """A turn in OpenAI's form: ``role``, ``content`` and whatever else the template may read."""
+    if not isinstance(turn, dict):
+        raise StudyError(
+            f'{where} is of type {type(turn).__name__}: write {{"role": "user", "content": "..."}}'
+        )
+    if "role" in turn or "from" not in turn:
+        message = {key: value for key, value in turn.items() if value is not None}
+        role = _text(message, "role", where)
+        if role not in ROLES:
+            raise unknown(f"role in {where}:", role, ROLES)
+        if "tool_calls" in message and "content" not in message:
+            return message
+        return message | {"content": _content(message, "content", where)}
+    role = _text(turn, "from", where)
+    if role not in SHAREGPT_ROLES:
+        raise unknown(f"'from' in {where}:", role, SHAREGPT_ROLES)
+    return {"role": SHAREGPT_ROLES[role], "content": _content(turn, "value", where)}
+
+
+def _content(turn: Fields, key: str, where: str) -> str:
+    """The text of a turn, or the texts of its parts. Images and sound are refused."""
+    parts = turn.get(key)
+    if not isinstance(parts, list):
+        return _text(turn, key, where)
+    for part in parts:
+        if not isinstance(part, dict) or part.get("type", "text") != "text":
+            raise StudyError(f"{where}: {short(part)} is not text: keep the parts of text only")
+    return "".join(_text(part, "text", where) for part in parts)
+
+
+def _tools(fields: Fields, where: str) -> list[Any] | None:
+    """The tools of a row: a list of JSON schemas, or its JSON."""
+    tools = fields.get("tools")
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError):
+            raise StudyError(f"{where}: 'tools' is not valid JSON: write a list") from None
+    if tools and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise StudyError(f"{where}: 'tools' is not a list of JSON schemas: write such a list")
+    return tools or None
+
+
+def _text(fields: Fields, key: str, where: str) -> str:
+    text = _required(fields, key, where)
+    if not isinstance(text, str):
+        raise StudyError(
+            f"{where}: {key!r} is of type {type(text).__name__}, not a string: put it in quotes"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # tokenizers reject it
+        raise StudyError(
+            f"{where}: {key!r} has an unpaired surrogate: write the whole character"
+        ) from None
+    return text
+
+
+def _required(fields: Fields, key: str, where: str) -> Any:
+    if key not in fields:
+        keys = short(list(fields)).strip("[]") or "none"
+        known = "; ".join(f"{name}: {row.words}" for name, row in FORMATS.items())
+        raise StudyError(
+            f"{where} has no key {key!r} (its keys: {keys}): write the fields of one format in "
+            f"every row ({known})"
+        )
+    return fields[key]
