@@ -1,11 +1,20 @@
 """The commands that read a study's tables: ``analyze``, ``distances``, ``figures``, ``report``."""
 
+import shutil
+import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from study.cli.group import PATH, STUDY_DIR, cli, say
 from study.errors import StudyError
+
+if TYPE_CHECKING:
+    from study.store import StudyTables
+
+WIDTH = 100
+"""The most columns of a line of text."""
 
 
 @cli.command()
@@ -20,8 +29,6 @@ def analyze(study_dir: Path) -> None:
 
     from study import analysis
     from study.report import current_tables
-    from study.store import ANALYSED
-    from study.sweeps.status import count_noun
 
     found = current_tables(study_dir, say, must_write=True)
     Console().print(analysis.render_table(analysis.summary(found.exponents)))
@@ -29,9 +36,24 @@ def analyze(study_dir: Path) -> None:
         Console().print(analysis.render_stable(found.stable))
     if len(transfer := analysis.rate_transfer(found.rates)):
         Console().print(analysis.render_rates(transfer))
-    for name in ANALYSED:
-        rows = count_noun(len(getattr(found, name)), "row")
-        click.echo(f"{rows} in {study_dir / f'{name}.parquet'}")
+    conclude(found, study_dir)
+    click.echo(f"all exponents: {study_dir / 'exponents.parquet'}")
+    click.echo(f"next: study report {study_dir}")
+
+
+def conclude(tables: "StudyTables", study_dir: Path) -> None:
+    """Print what the study found, in a few sentences."""
+    from study.errors import MOST_CHARACTERS, printable
+    from study.figures.captions import settings
+    from study.report import answer
+
+    width = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
+    head = printable(f"{study_dir.name}: {settings(tables.cells)}")
+    click.echo("\n" + textwrap.fill(head, width, subsequent_indent="  "))
+    for sentence in answer(tables):
+        line = printable(sentence, MOST_CHARACTERS)
+        click.echo(textwrap.fill(line, width, initial_indent="- ", subsequent_indent="  "))
+    click.echo()
 
 
 @cli.command()
@@ -94,13 +116,16 @@ def figures(study_dir: Path, to: Path | None) -> None:
     help="Folder of the figures.  [default: plots/NAME, or figures in the folder of --to]",
 )
 def report(study_dir: Path, to: Path | None, plots: Path | None) -> None:
-    """Write one page: verdicts, p*, caveats and figures.
+    """Write one page, and print what the study found.
 
-    The page is report.md and report.html. Analyzes and draws the study first if needed. With --to,
-    it needs no right to write to the study's folder.
+    The page is report.md and report.html: verdicts, p*, caveats and figures. Analyzes and draws the
+    study first if needed. With --to, it needs no right to write to the study's folder.
     """
-    from study.report import write_report
+    from study.report import current_tables, write_report
 
     usual = to / "figures" if to else study_dir.parent.parent / "plots" / study_dir.name
-    for path in write_report(study_dir, plots or usual, say, to):
-        click.echo(path)
+    tables = current_tables(study_dir, say)
+    [_, page] = write_report(study_dir, plots or usual, say, to, tables)
+    conclude(tables, study_dir)
+    click.echo(f"open {page}")
+    click.echo(f"study dashboard {study_dir}    # every layer, in a browser")

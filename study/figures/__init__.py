@@ -47,13 +47,18 @@ FIGURES: dict[str, Callable[[Tables], Figure]] = {
 _log = logging.getLogger(__name__)
 
 
-def draw_all(tables: Tables) -> Iterator[tuple[str, Figure]]:
-    """Draw, one by one, the figures whose data exist. A warning says why a figure is left out."""
+def draw_all(
+    tables: Tables, left_out: Callable[[str], None] = _log.warning
+) -> Iterator[tuple[str, Figure]]:
+    """Draw, one by one, the figures whose data exist.
+
+    ``left_out`` gets a line for each of the others, which says what it lacks.
+    """
     for name, draw in FIGURES.items():
         try:
             figure = draw(tables)
         except Absent as reason:
-            _log.warning("no figure %s: %s", name, reason)
+            left_out(f"no figure {name}: {reason}")
             continue
         if not figure.get_label():  # a figure that does not say what it shows: all cells
             with style.paper():

@@ -13,6 +13,7 @@ from study.report.formatting import (
     count_noun,
     distinct,
     first_of,
+    joined,
     percent,
     quantity_text,
 )
@@ -20,7 +21,7 @@ from study.report.literal import UNREADABLE, Record
 from study.store import StudyTables
 from study.vocabulary.optimizers import label, of_family
 from study.vocabulary.quantities import FORWARD_OUT, TRAIN
-from study.vocabulary.statuses import STATUSES, end_step
+from study.vocabulary.statuses import STATUSES, Status, end_step
 from study.vocabulary.thresholds import (
     FEW_SEEDS,
     LAST_PREDICTED_STEP,
@@ -36,26 +37,23 @@ SHORT = 100
 
 
 def caveats(tables: StudyTables, records: Sequence[Record]) -> list[str]:
-    """One or two sentences each. Those that affect every number come first.
+    """A sentence each, those that change a reader's conclusion most first.
 
     ``records``: of all cells, those that can't be read among them.
     """
-    of_tables = (
-        _few_seeds,
-        _unfinished,
-        _large_steps,
-        _small_beside_eps,
-        _clipped,
-        _two_regimes,
-        _no_alignment,
-        _best_rate_at_edge,
-        _short,
-    )
-    of_records = (_other_weights, _several_commits, _uncommitted, _several_devices)
     return [
         *_unreadable(records),
-        *(line for caveat in of_tables for line in caveat(tables)),
-        *(line for caveat in of_records for line in caveat(records)),
+        *_unfinished(tables),
+        *_few_seeds(tables),
+        *_other_weights(records),
+        *_large_steps(tables),
+        *_clipped(tables),
+        *_best_rate_at_edge(tables),
+        *_short(tables),
+        *_small_beside_eps(tables),
+        *_two_regimes(tables),
+        *_several_machines(records),
+        *_no_alignment(tables),
     ]
 
 
@@ -64,8 +62,8 @@ def _unreadable(records: Sequence[Record]) -> Iterator[str]:
     if damaged:
         reasons = [f"{record.get('cell_id')}: {record.get('error')}" for record in damaged]
         yield (
-            f"**{count_noun(len(damaged), 'cell')} unreadable** ({first_of(reasons)}). No number "
-            "here contains them. `study check` lists the damage, and a sweep trains them afresh."
+            f"**{count_noun(len(damaged), 'cell')} unreadable** ({first_of(reasons)}): no number "
+            "here contains them until a sweep trains them afresh."
         )
 
 
@@ -74,14 +72,14 @@ def _few_seeds(tables: StudyTables) -> Iterator[str]:
     seeds = len(tables.cells[units].drop_duplicates())
     if seeds == 1:
         yield (
-            "**One seed.** There are no verdicts. Brackets show how straight the line is, not how "
-            "much another seed would differ."
+            "**One seed**: there are no verdicts, and brackets show how straight the line is, not "
+            "how much another seed would differ."
         )
     elif seeds < SEEDS_FOR_VERDICT:
-        yield f"**{seeds} seeds.** A verdict needs at least {SEEDS_FOR_VERDICT}."
+        yield f"**{seeds} seeds**: a verdict needs at least {SEEDS_FOR_VERDICT}."
     elif seeds < FEW_SEEDS:
         yield (
-            f"**{seeds} seeds.** Intervals over fewer than {FEW_SEEDS} seeds are too wide to rely "
+            f"**{seeds} seeds**: intervals over fewer than {FEW_SEEDS} seeds are too wide to rely "
             "on."
         )
 
@@ -91,7 +89,13 @@ def _unfinished(tables: StudyTables) -> Iterator[str]:
         cells = tables.cells[tables.cells["status"] == status]
         if about.fits and len(cells):
             names = _ends(cells) if about.ended_at else cell_list(cells)
-            yield f"**{count_noun(len(cells), 'cell')} {status}** ({names}). {about.fits}"
+            yield f"**{count_noun(len(cells), 'cell')} {status}** ({names}): {_used_of(about)}."
+
+
+def _used_of(about: Status) -> str:
+    """What the fits use of a cell, as the end of a sentence."""
+    first, *_ = about.fits.split(". ")
+    return first[0].lower() + first[1:].removesuffix(".")
 
 
 def _large_steps(tables: StudyTables) -> Iterator[str]:
@@ -99,7 +103,7 @@ def _large_steps(tables: StudyTables) -> Iterator[str]:
     ratios = lazy_ratios(tables.metrics, tables.probes) if measured else pd.DataFrame()
     if ratios.empty:
         yield (
-            "**Step size not checked.** The loss after an update was not recorded, so predictions "
+            "**Step size not checked**: the loss after an update was not recorded, so predictions "
             "assume that steps are small."
         )
         return
@@ -110,12 +114,11 @@ def _large_steps(tables: StudyTables) -> Iterator[str]:
         return
     worst = off.iloc[int((off["ratio"] - 1).abs().argmax())]
     yield (
-        f"**Steps too large for the linear theory.** At {len(off)} of {len(ratios)} probed "
-        f"updates ({cell_list(_of_ids(tables, off['cell_id']))}) the loss change differs from the "
-        f"linear prediction by more than {percent(LAZY_WITHIN)}; at worst the loss changed by "
-        f"{percent(worst['ratio'])} of the predicted amount "
-        f"({cell_list(_of_ids(tables, [worst['cell_id']]))}, step {worst['step']:.0f}). From such "
-        "a step on, the cell's rule has no predictions."
+        f"**Steps too large for the linear theory**: at {len(off)} of {len(ratios)} probed updates "
+        f"({cell_list(_of_ids(tables, off['cell_id']))}) the loss changed by less or more than "
+        f"predicted, at worst by {percent(worst['ratio'])} of it "
+        f"({cell_list(_of_ids(tables, [worst['cell_id']]))}, step {worst['step']:.0f}), and such "
+        "rules have no predictions from there on."
     )
 
 
@@ -140,10 +143,10 @@ def _small_beside_eps(tables: StudyTables) -> Iterator[str]:
         cells = _of_ids(tables, low.index.get_level_values(0))
         worst, step = low.index[int(low.argmin())]
         yield (
-            f"**{_optimizers(cells)}'s eps affects the updates of {factor}.** In "
+            f"**{_optimizers(cells)}'s eps affects the updates of {factor}**: in "
             f"{count_noun(len(cells), 'cell')} ({cell_list(cells)}) the median layer's rms "
             f"gradient is below {SIGN_LIKE_FROM:g} eps, down to {low.min():.1f} eps "
-            f"({cell_list(_of_ids(tables, [worst]))}, step {step}). These updates are not fully "
+            f"({cell_list(_of_ids(tables, [worst]))}, step {step}), so updates are not fully "
             "sign-like."
         )
 
@@ -156,13 +159,12 @@ def _clipped(tables: StudyTables) -> Iterator[str]:
     if clipped.empty:
         return
     cells = _of_ids(tables, clipped["cell_id"])
-    line = f"**Clipping.** {len(clipped)} of {len(factors)} gradients were clipped"
-    line += f" ({cell_list(cells)})."
+    line = f"**Clipping**: {len(clipped)} of {len(factors)} gradients were clipped"
+    line += f" ({cell_list(cells)})"
     linear = cells[cells["optimizer"].isin(of_family("linear"))]
     if len(linear):
-        line += f" Clipping changes the exponents of {_optimizers(linear)}; a step with some"
-        line += " cells clipped and others not has no prediction."
-    yield line
+        line += f", which changes the exponents of {_optimizers(linear)}"
+    yield f"{line}."
 
 
 def _two_regimes(tables: StudyTables) -> Iterator[str]:
@@ -173,12 +175,11 @@ def _two_regimes(tables: StudyTables) -> Iterator[str]:
     if bent.empty:
         return
     pairs = dict.fromkeys(zip(bent["site"].astype(str), bent["stat"].astype(str), strict=True))
-    names = "; ".join(quantity_text(*pair) for pair in pairs)
+    names = joined([quantity_text(*pair).removesuffix(", rms") for pair in pairs])
     low, high = bent["rank_min"].min(), bent["rank_max"].max()
     yield (
-        f"**These ranks span two regimes.** Between ranks {low:g} and {high:g} the scaling law of "
-        f"these quantities changes: {names}. Their exponents, p\\* and theory are for the measured "
-        "ranks, not for the limit."
+        f"**These ranks span two regimes**: between ranks {low:g} and {high:g} the scaling law of "
+        f"{names} changes, so their exponents and p\\* are for these ranks and not for the limit."
     )
 
 
@@ -189,8 +190,8 @@ def _no_alignment(tables: StudyTables) -> Iterator[str]:
     names = [name for name in ("r_align", "r_sign") if name in out]
     if len(out) and not (names and out[names].notna().any(axis=None)):
         yield (
-            f"**Alignment not recorded.** Without it {site} has no prediction: train with "
-            "`probes.stats=[all,r_align,r_sign]`."
+            f"**Alignment not recorded**: without it the {FORWARD_OUT.noun} has no prediction "
+            "(train with `probes.stats=[all,r_align,r_sign]`)."
         )
 
 
@@ -201,8 +202,8 @@ def _best_rate_at_edge(tables: StudyTables) -> Iterator[str]:
     if len(edges):
         ends = " or ".join(sorted(set(edges["edge"])))
         yield (
-            f"**Best learning rate at the edge of the grid.** {len(edges)} of {len(tables.rates)} "
-            f"best rates are the {ends} rate tried, so the true best may lie outside. The "
+            f"**Best learning rate at the edge of the grid**: {len(edges)} of {len(tables.rates)} "
+            f"best rates are the {ends} rate tried, so the true best may lie outside, and the "
             "exponent of the best rate leaves them out."
         )
 
@@ -212,30 +213,28 @@ def _short(tables: StudyTables) -> Iterator[str]:
         return
     steps = int(tables.cells["steps"].max())
     if steps < SHORT:
-        yield f"**Short runs.** After {steps} steps, a final loss is from early in training."
+        yield f"**Short runs**: after {steps} steps, a final loss is from early in training."
 
 
 def _other_weights(records: Sequence[Record]) -> Iterator[str]:
     notes = (f"{r.get('model')}: {r['model_note']}" for r in records if r.get("model_note"))
     for note in dict.fromkeys(notes):
-        yield f"**The base is not the published weights.** {note}."
+        yield f"**The base is not the published weights** ({note})."
 
 
-def _several_commits(records: Sequence[Record]) -> Iterator[str]:
+def _several_machines(records: Sequence[Record]) -> Iterator[str]:
+    """What may differ between cells beside their settings: code and device."""
     commits = {git["commit"] for r in records if (git := r.get("git") or {}).get("commit")}
-    if len(commits) > 1:
-        yield f"**Several code versions.** Cells ran at commits {', '.join(sorted(commits))}."
-
-
-def _uncommitted(records: Sequence[Record]) -> Iterator[str]:
-    if any((r.get("git") or {}).get("dirty") for r in records):
-        yield "**Uncommitted changes.** Some cells ran with code that is in no commit."
-
-
-def _several_devices(records: Sequence[Record]) -> Iterator[str]:
     devices = {str(r["device_name"]) for r in records if r.get("device_name")}
+    parts = []
+    if len(commits) > 1:
+        parts.append(f"at commits {', '.join(sorted(commits))}")
+    if any((r.get("git") or {}).get("dirty") for r in records):
+        parts.append("with code that is in no commit")
     if len(devices) > 1:
-        yield f"**Several devices.** Cells ran on {', '.join(sorted(devices))}."
+        parts.append(f"on {', '.join(sorted(devices))}")
+    if parts:
+        yield f"**Several machines or code versions**: cells ran {joined(parts)}."
 
 
 def _of_ids(tables: StudyTables, ids: Any) -> pd.DataFrame:

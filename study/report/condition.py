@@ -9,6 +9,7 @@ from study.analysis.rank_stabilized import ANSWERS, CONDITION, FAILS, LOST, answ
 from study.analysis.wording import bend_text, bracket_notes, factor_text
 from study.report.formatting import (
     at_lowest_rate,
+    count_noun,
     curve_name,
     joined,
     legend,
@@ -18,7 +19,7 @@ from study.report.formatting import (
     row_list,
     word_text,
 )
-from study.report.markdown import bullets, table
+from study.report.markdown import Block, Details, table
 from study.store import StudyTables
 from study.vocabulary.quantities import HELDOUT, TRAIN
 from study.vocabulary.verdicts import VERDICTS
@@ -30,30 +31,30 @@ Curve = tuple[str, list[Any]]
 """The name of a curve, and its rows."""
 
 
-def condition_section(tables: StudyTables) -> str:
+def condition_section(tables: StudyTables) -> list[Block]:
     """Outputs, input gradients and the gradient norm at the first and the last step, by rule."""
     if tables.exponents.empty:
-        return f"{TITLE}\n\nUnknown: no quantity was measured at two ranks."
+        return [f"{TITLE}\n\nUnknown: no quantity was measured at two ranks."]
     exponents, note = at_lowest_rate(tables.exponents)
     rows = condition_rows(exponents)
     if rows.empty:
-        return ""
+        return []
     curves = _curves(rows)
     heads = ["optimizer, rule", "quantity", "batch", "at its first step", "at its last step"]
     body = [line for name, entries in curves for line in _lines(name, entries)]
-    return "\n\n".join(
-        [
-            TITLE,
-            _overall(curves),
-            table(heads, body),
-            bullets(condition_sentences(rows)),
-            "Rank-stabilized (Kalajdzievski 2023, Theorem 3.2) means that the outputs of the "
-            "adapters, and the gradients that they pass to their inputs, do not depend on the rank "
-            "at any step. The gradient norm is the paper's Figure 3. An entry is a word, the "
-            "scaling exponent with rank, and the factor (×) from the lowest to the highest rank. "
-            f"{legend(rows)} {' '.join(bracket_notes(rows))}{note}",
-        ]
-    )
+    return [
+        f"{TITLE}\n\n{_overall(curves)}\n\n"
+        "Rank-stabilized (Kalajdzievski 2023, Theorem 3.2) means that the outputs of the "
+        "adapters, and the gradients that they pass to their inputs, do not depend on the rank "
+        "at any step. The gradient norm is the paper's Figure 3.",
+        Details(
+            "Table: outputs, input gradients and gradient norm at the first and the last step "
+            f"({count_noun(len(curves), 'rule')})",
+            f"{table(heads, body)}\n\nAn entry is a word, the scaling exponent with rank, and the "
+            f"factor (×) from the lowest to the highest rank. {legend(rows)} "
+            f"{' '.join(bracket_notes(rows))}{note}",
+        ),
+    ]
 
 
 def condition_sentences(rows: pd.DataFrame) -> list[str]:

@@ -88,13 +88,16 @@ def _has_known_words(tables: StudyTables) -> bool:
     return all(known(table, column, words) for table in frames for column, words in WORDS.items())
 
 
-def draw_figures(tables: StudyTables, plots: Path) -> Iterator[Path]:
+def draw_figures(
+    tables: StudyTables, plots: Path, left_out: Notify | None = None
+) -> Iterator[Path]:
     """Draw every figure into ``plots``, as PNG and PDF. Yields the path of each file.
 
+    ``left_out`` gets a line for each figure whose data are missing; without it, a warning does.
     Figures of an earlier call whose data are gone are deleted.
     """
     drawn = []
-    for name, figure in draw_all(tables):
+    for name, figure in draw_all(tables, left_out) if left_out else draw_all(tables):
         drawn.append(name)
         yield from save(figure, plots, name, data_hash=tables.data_hash)
     for name in {name for name in FIGURES if name in derived.read_drawn(plots)} - set(drawn):
@@ -113,7 +116,7 @@ def current_figures(tables: StudyTables, plots: Path, notify: Notify) -> list[st
     made_from = derived.mark(tables.data_hash, derived.FIGURES)
     if not (derived.is_current(plots, made_from) and _are_files(plots)):
         notify("drawing the figures ...")
-        for _ in draw_figures(tables, plots):
+        for _ in draw_figures(tables, plots, left_out=lambda line: None):
             pass
     return derived.read_drawn(plots)
 

@@ -3,15 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from study.analysis import curve_columns, first_to_read, side_by_side, summary
-from study.analysis.grouping import distinguishing
+from study.analysis.grouping import distinguishing, numbered
 from study.analysis.shared import one_per_measurement, shared_rules
 from study.analysis.stable import STABLE_COLUMNS, shared_measurements
 from study.analysis.wording import bend_text, bracket_head, bracket_notes, factor_text
 from study.report.formatting import (
     at_lowest_rate,
+    count_noun,
     curve_name,
     interval,
+    joined,
     legend,
     number,
     quantity_text,
@@ -21,23 +26,24 @@ from study.report.formatting import (
     span,
     word_text,
 )
-from study.report.markdown import table
+from study.report.markdown import Block, Details, bullets, table
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
 from study.vocabulary.scaling import rule_label
 
 
-def p_star_section(tables: StudyTables) -> str:
-    """p* of every quantity, optimizer and rule, with theory; empty if none was estimated."""
+def p_star_section(tables: StudyTables) -> list[Block]:
+    """p* of every quantity, once for each optimizer, with theory; empty if none was estimated."""
     stable, note = at_lowest_rate(first_to_read(tables.stable))
     rows = side_by_side(stable)
     if rows.empty:
-        return ""
+        return []
     settings = distinguishing(
         rows, [name for name in curve_columns(rows) if name not in STABLE_COLUMNS]
     )
     last = rows["step"] == rows.groupby("method")["step"].transform("max")
     rows = one_per_measurement(rows[(rows["method"] == "linear") | last], settings)
+    rows = _one_per_optimizer(rows, settings)
     high = sorted(rows["high_rank_min"].dropna().unique())
     heads = ["optimizer", "quantity", "step", "estimated from"]
     heads += ["p\\*, measured ranks", "theory, same ranks"]
@@ -47,16 +53,52 @@ def p_star_section(tables: StudyTables) -> str:
     heads += ["p\\*, corrected for finite rank", "theory, r → ∞", "small steps", "seeds"]
     notes = [*shared_rules(rows), *shared_measurements(rows), *bracket_notes(rows)]
     body = [_p_star_cells(row, settings, bool(high)) for row in rows.to_dict("records")]
-    return (
-        "## p\\*: the p in γ = α / r^p at which a quantity does not depend on rank\n\n"
-        + table(heads, body)
-        + "\n\nAt steps 0 and 1 the exponent is linear in p with a known factor, so each rule "
-        "gives an estimate of p\\*. At later steps, p\\* is where the exponents of several rules "
-        f"cross zero (*several rules*). {' '.join(notes)} "
-        "Quantities per layer are pooled by the mean of the log. *Small steps*: whether the loss "
-        "changed as the linear theory predicts. If it did not, only quantities that the update "
-        f"does not affect have a prediction.{note}"
-    )
+    return [
+        "## p\\*\n\np\\* is the p in γ = α / r^p at which a quantity does not depend on the rank. "
+        "It depends on the optimizer, the quantity and the step.\n\n"
+        + bullets(_p_star_sentences(rows)),
+        Details(
+            f"Table: p\\* of {count_noun(len(body), 'quantity and step', 'quantities and steps')}, "
+            "with intervals and theory",
+            f"{table(heads, body)}\n\nAt steps 0 and 1 the exponent is linear in p with a known "
+            "factor, so one rule is enough to estimate p\\*: the one with small steps, and then "
+            "the one with the narrowest interval. At later steps, p\\* is where the exponents of "
+            f"several rules cross zero (*several rules*). {' '.join(notes)} Quantities per layer "
+            "are pooled by the mean of the log. *Small steps*: whether the loss changed as the "
+            "linear theory predicts. If it did not, only quantities that the update does not "
+            f"affect have a prediction.{note}",
+        ),
+    ]
+
+
+def _one_per_optimizer(rows: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
+    """Of the rules that give p* of a quantity at a step, the one to read.
+
+    Its steps are small, if those of any are, and its interval is the narrowest of those.
+    """
+    same = ["optimizer", "site", "stat", "step", *settings]
+    order = pd.DataFrame(
+        {
+            "of": numbered(rows, same),
+            "lazy": -rows["lazy"].fillna(0.0).to_numpy(float),
+            "width": (rows["ci_high"] - rows["ci_low"]).fillna(np.inf).to_numpy(float),
+            "place": np.arange(len(rows)),
+        }
+    ).sort_values(["of", "lazy", "width", "place"], kind="stable")
+    return rows.iloc[sorted(order.drop_duplicates("of")["place"])]
+
+
+def _p_star_sentences(rows: pd.DataFrame) -> list[str]:
+    """``**AdamW**: 1.00 for the descent of an update, 0.50 for ...``, each at its first step."""
+    first = rows[rows["step"] == rows.groupby(["site", "stat"])["step"].transform("min")]
+    lines = []
+    for optimizer, part in first.groupby("optimizer", sort=False, observed=True):
+        parts = [
+            f"{number(row.p_star)} for {quantity_text(row.site, row.stat)} (step {row.step})"
+            for row in row_list(part.drop_duplicates(["site", "stat"]))
+        ]
+        lines.append(f"**{label(str(optimizer))}**: {joined(parts)}.")
+    return lines
 
 
 def _p_star_cells(row: Mapping[Any, Any], settings: list[str], high: bool) -> list[str]:
@@ -84,10 +126,10 @@ def _p_star_cells(row: Mapping[Any, Any], settings: list[str], high: bool) -> li
     ]
 
 
-def exponent_section(tables: StudyTables) -> str:
+def exponent_section(tables: StudyTables) -> list[Block]:
     """The scaling exponents of the summary, with factors, theory and verdicts."""
     if tables.exponents.empty:
-        return ""
+        return []
     exponents, note = at_lowest_rate(tables.exponents)
     rows = summary(exponents)
     brackets = bracket_head(rows)
@@ -107,9 +149,12 @@ def exponent_section(tables: StudyTables) -> str:
         ]
         for row in row_list(rows)
     ]
-    return (
-        "## Scaling exponents with rank\n\n"
-        + table(heads, body)
-        + f"\n\n{legend(rows)} {' '.join(bracket_notes(rows))} *Factor*: from the lowest to the "
-        "highest rank. Theory is the slope of the finite-rank curve over the same ranks." + note
-    )
+    return [
+        "## Scaling exponents with rank",
+        Details(
+            f"Table: {count_noun(len(body), 'exponent')} with factor, theory and verdict",
+            f"{table(heads, body)}\n\n{legend(rows)} {' '.join(bracket_notes(rows))} *Factor*: "
+            "from the lowest to the highest rank. Theory is the slope of the finite-rank curve "
+            f"over the same ranks.{note}",
+        ),
+    ]

@@ -35,9 +35,9 @@ def joined(parts: Sequence[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def count_noun(number: int, noun: str) -> str:
-    """``1 cell``, ``2 cells``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def count_noun(number: int, noun: str, plural: str = "") -> str:
+    """``1 cell``, ``2 cells``. ``plural``: if it is not the noun with an s."""
+    return f"{number} {noun}" if number == 1 else f"{number} {plural or noun + 's'}"
 
 
 def first_of(parts: Sequence[str]) -> str:

@@ -26,7 +26,7 @@ KEY = "cell_id"
 
 TEXTS = (
     *("cell_id", "fold", "status", "error", "model", "model_note", "data", "device"),
-    *("device_name", "trained_by", "started", "finished"),
+    *("device_name", "trained_by", "training_note", "started", "finished"),
 )
 """The fields of a record that the report prints."""
 HASH_DIGITS = 12

@@ -7,7 +7,7 @@ import pandas as pd
 
 from study.analysis import rank_effects, rule_differences
 from study.report.formatting import row_list, rule_of_row, signed_interval
-from study.report.markdown import table
+from study.report.markdown import Block, Details, table
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
 
@@ -19,19 +19,18 @@ COMPARED = {
 """The comparisons of :mod:`study.analysis.rank_effects` in words, in the order of the tables."""
 
 
-def loss_section(tables: StudyTables) -> str:
+def loss_section(tables: StudyTables) -> list[Block]:
     """The effect of rank, of the rule and their cost; empty without final held-out losses."""
     effects = rank_effects(tables.losses)
     if effects.empty:
-        return ""
-    parts = [
+        return []
+    cost = _cost(tables.losses)
+    return [
         "## Does a higher rank help, or only a larger step?",
-        _effect_of_rank(effects),
-        "The gain is the decrease of the final held-out loss, in nats per token.",
-        _effect_of_rule(tables.losses),
-        _cost(tables.losses),
+        Details("Table: what doubling the rank does to the final loss", _effect_of_rank(effects)),
+        *_effect_of_rule(tables.losses),
+        *([Details("Cost of the adapters by rank", cost)] if cost else []),
     ]
-    return "\n\n".join(part for part in parts if part)
 
 
 def _effect_of_rank(effects: pd.DataFrame) -> str:
@@ -52,13 +51,14 @@ def _effect_of_rank(effects: pd.DataFrame) -> str:
         ]
         for row in row_list(effects)
     ]
-    return table(heads, body)
+    note = "The gain is the decrease of the final held-out loss, in nats per token."
+    return f"{table(heads, body)}\n\n{note}"
 
 
-def _effect_of_rule(losses: pd.DataFrame) -> str:
+def _effect_of_rule(losses: pd.DataFrame) -> list[Block]:
     differences = rule_differences(losses)
     if differences.empty:
-        return ""
+        return []
     body = [
         [
             label(row.optimizer),
@@ -81,7 +81,8 @@ def _effect_of_rule(losses: pd.DataFrame) -> str:
             "No two runs have the same step size, so this difference combines rule and step size. "
             "Sweep `optimizer.lr` to separate them."
         )
-    return f"{table(heads, body)}\n\n{note}"
+    summary = "Table: the loss of each rule minus rsLoRA's at equal rank"
+    return [note, Details(summary, table(heads, body))]
 
 
 def _compared_at(row: Any) -> str:

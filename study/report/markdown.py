@@ -1,4 +1,4 @@
-"""Markdown: names, tables, lists and figures with their captions."""
+"""Markdown: names, tables, lists, closed parts, contents, and figures with their captions."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -40,8 +40,44 @@ class Picture:
         return f"![{self.caption}]({quote(self.source)})\n\n{self.caption}"
 
 
-Block: TypeAlias = str | Picture
-"""A part of a page: Markdown, or a picture."""
+@dataclass(frozen=True)
+class Details:
+    """A part of a page that is closed until its ``summary`` is clicked. Both are Markdown."""
+
+    summary: str
+    text: str
+
+    def markdown(self) -> str:
+        """The part as GitHub, GitLab and editors show it."""
+        return f"<details>\n<summary>{self.summary}</summary>\n\n{self.text}\n\n</details>"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The list of a page's sections, linked."""
+
+    titles: tuple[str, ...]
+
+    @classmethod
+    def of(cls, blocks: Iterable["Block"]) -> "Contents":
+        """The contents of ``blocks``: their headings of the second level."""
+        texts = [block for block in blocks if isinstance(block, str)]
+        found = [title for text in texts for title in re.findall(r"^## (.+)$", text, re.MULTILINE)]
+        return cls(tuple(found))
+
+    def markdown(self) -> str:
+        """A line of links."""
+        return " · ".join(f"[{title}](#{anchor(title)})" for title in self.titles)
+
+
+Block: TypeAlias = str | Picture | Details | Contents
+"""A part of a page. A text is Markdown."""
+
+
+def anchor(title: str) -> str:
+    """The anchor that GitHub gives to a heading."""
+    kept = re.sub(r"[^\w\- ]", "", title.replace("\\*", "").lower())
+    return kept.strip().replace(" ", "-")
 
 
 def as_markdown(blocks: Iterable[Block]) -> str:

@@ -4,16 +4,16 @@ from study.analysis import rate_transfer
 from study.analysis.rate_table import exponent_text, interval_span, legend
 from study.analysis.wording import bracket_notes
 from study.report.formatting import row_list, rule_of_row, span
-from study.report.markdown import table
+from study.report.markdown import Block, Details, table
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
 
 
-def rate_section(tables: StudyTables) -> str:
+def rate_section(tables: StudyTables) -> list[Block]:
     """The exponent of the best rate, and the best rates; empty if no rates were swept."""
     transfer = rate_transfer(tables.rates)
     if transfer.empty:
-        return ""
+        return []
     fitted = transfer[transfer["exponent"].notna()]
     heads = ["optimizer", "rule", "exponent of the best rate", "theory", "agreement", "ranks"]
     heads += ["at the edge", "ρ", "seeds"]
@@ -37,12 +37,18 @@ def rate_section(tables: StudyTables) -> str:
         [label(row.optimizer), rule_of_row(row), f"{row.rank:g}", f"{row.best_lr:.2g}"]
         for row in row_list(best)
     ]
-    return (
-        "## Does the best learning rate transfer across ranks?\n\n"
-        + table(heads, body)
-        + f"\n\n{' '.join([*legend(transfer), *bracket_notes(fitted), NOTES])}\n\n"
-        + table(["optimizer", "rule", "rank", "best learning rate"], rates)
-    )
+    return [
+        "## Does the best learning rate transfer across ranks?",
+        Details(
+            "Table: the exponent of the best learning rate with rank, beside theory's",
+            f"{table(heads, body)}\n\n"
+            f"{' '.join([*legend(transfer), *bracket_notes(fitted), NOTES])}",
+        ),
+        Details(
+            "Table: the best learning rate of each rank",
+            table(["optimizer", "rule", "rank", "best learning rate"], rates),
+        ),
+    ]
 
 
 NOTES = (

@@ -13,7 +13,7 @@ from study.report.formatting import (
     rule_of_row,
     setting,
 )
-from study.report.markdown import table
+from study.report.markdown import Block, Details, table
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
 
@@ -22,11 +22,11 @@ OWN_COLUMNS = {"optimizer", "scaling", "exponent_p", "lr", "rank"}
 NOT_SETTINGS = ("seeds", "rates", "perplexity", "exact_match", "base_", "study")
 
 
-def task_section(tables: StudyTables) -> str:
+def task_section(tables: StudyTables) -> list[Block]:
     """Every rank and rule next to the base model; empty without a held-out loss."""
     scores = task_scores(tables.cells, tables.metrics)
     if scores.empty:
-        return ""
+        return []
     answered = bool(scores["exact_match"].notna().any())
     settings = [
         name
@@ -53,10 +53,8 @@ def task_section(tables: StudyTables) -> str:
         for row in row_list(scores)
     ]
     text = (
-        "## Did the task improve?\n\n"
-        + table([*heads, "seeds"], body)
-        + "\n\nOn held-out examples, after the last step. Perplexity is exp of the mean loss per "
-        "target token. "
+        "On held-out examples, after the last step. Perplexity is exp of the mean loss per target "
+        "token. "
     )
     if answered:
         text += (
@@ -67,7 +65,14 @@ def task_section(tables: StudyTables) -> str:
         text += "Exact match was not measured: train with `train.answer_tokens=20`."
     if (scores["rates"] > 1).any():
         text += " Of several learning rates, the table shows each rank's best."
-    return text
+    measured = "perplexity and exact match" if answered else "perplexity"
+    return [
+        "## Did the task improve?",
+        Details(
+            f"Table: {measured} of every rule and rank beside the base model's",
+            f"{table([*heads, 'seeds'], body)}\n\n{text}",
+        ),
+    ]
 
 
 def _exact_match(row: Any) -> list[str]:

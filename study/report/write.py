@@ -11,6 +11,7 @@ from study.report.html import as_html
 from study.report.markdown import Picture, as_markdown
 from study.report.page import page
 from study.report.records import records_of
+from study.store import StudyTables
 from study.store.output import write_output
 
 
@@ -19,16 +20,18 @@ def write_report(
     plots: Path,
     notify: Callable[[str], None] = lambda line: None,
     to: Path | None = None,
+    tables: StudyTables | None = None,
 ) -> list[Path]:
     """Write ``report.md`` and ``report.html`` into ``to`` and return their paths.
 
-    ``to`` is ``study_dir`` by default. Analyzes the cells, and draws the figures into ``plots``, if
+    ``to`` is ``study_dir`` by default. ``tables``: of :func:`current_tables`, if they were read
+    already. Analyzes the cells, and draws the figures into ``plots``, if
     the results are missing or out of date (:mod:`study.report.current`). ``notify`` gets one line
     for each. Raises :class:`StudyError` if the folder holds no study, or if a file can't be
     written.
     """
     folder = study_dir if to is None else to
-    tables = current_tables(study_dir, notify)
+    tables = tables or current_tables(study_dir, notify)
     pictures = [_picture(name, plots, folder) for name in current_figures(tables, plots, notify)]
     name = study_dir.resolve().name
     blocks = page(name, tables, records_of(study_dir, tables), pictures)
