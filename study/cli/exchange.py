@@ -78,7 +78,7 @@ def import_options(command: Callable[..., None]) -> Callable[..., None]:
 @CONFIG_FILE
 @import_options
 def import_config(file: Path, **options: Any) -> None:
-    """Import a configuration of FinLoRA, Axolotl or PEFT.
+    """Import a configuration of Axolotl, LLaMA-Factory, FinLoRA or PEFT.
 
     Writes it as an experiment and prints the command that trains it.
     """
@@ -118,10 +118,8 @@ def _import_config(
     experiment.sweep = {**(from_sweep_file(sweep, file, entry) if sweep else {}), **swept}
     chosen = re.sub(r"[^\w-]+", "_", name or entry or file.stem)
     written = write(experiment, chosen, to, force=force)
-    for note in experiment.left_out:
-        click.echo(f"no counterpart here: {note}", err=True)
-    for note in experiment.assumed:
-        click.echo(f"not in the file: {note}", err=True)
+    for line in experiment.notes.lines():
+        click.echo(line, err=True)
     for path in written.paths:
         click.echo(f"wrote {path}", err=True)
     click.echo(written.command)

@@ -148,7 +148,10 @@ def test_a_value_of_peft_that_is_not_understood(refused: Refused, case: str) -> 
         (f"sweep-from x.yaml --ranks {'9' * 400}", "rank must be a positive integer"),
         (f"sweep-from x.yaml --ranks {'9' * 5000}", "rank must be a positive integer"),
         (f"sweep-from x.yaml --seeds {','.join(map(str, range(2000)))}", "give at most 1000"),
-        ("sweep-from x.yaml --rules '${oc.env:HF_TOKEN}'", "unknown scaling '${oc.env:HF_TOKEN}'"),
+        (
+            "sweep-from x.yaml --rules '${oc.env:HF_TOKEN}'",
+            "unknown adapter.scaling '${oc.env:HF_TOKEN}'",
+        ),
         ("import-config /dev/zero", "is a device, not a file"),
         ("import-config .", "is a folder"),
         ("import-config x.yaml --to /proc/x", "cannot write"),

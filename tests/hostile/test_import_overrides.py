@@ -39,7 +39,7 @@ def adapter(here: Path) -> Path:
         ("model=tiny optimizer=null", "a group, such as optimizer, takes the name"),
         ("model=tiny seed=${nope}", "Interpolation key 'nope' not found"),
         ("model=tiny train.steps=ten", "train.steps"),
-        ("model=tiny seed=1,2", "Ambiguous value for argument 'seed=1,2'"),
+        ("model=tiny seed=1,2", "seed=1,2 names alternatives"),
         ("model=tiny name=../x", "name='../x' has a slash"),
         ("model=tiny results_dir=/proc/x", "results_dir=/proc/x can't be written"),
     ],

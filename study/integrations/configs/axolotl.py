@@ -1,78 +1,70 @@
 """Axolotl's YAML (axolotl-ai-cloud/axolotl, src/axolotl/utils/schemas).
 
-A key that is missing has Axolotl's default.
+A key that is missing has Axolotl's default. :mod:`~study.integrations.configs.axolotl_data` reads
+the datasets; :mod:`~study.integrations.configs.axolotl_keys` lists the keys that no reader takes.
 """
 
-import math
 from pathlib import Path
-from typing import Any
 
-from study.config.bounds import LARGEST
-from study.data import Example, split
 from study.errors import StudyError, unknown
+from study.integrations.configs import axolotl_keys
+from study.integrations.configs.axolotl_data import put_datasets
 from study.integrations.configs.experiment import Experiment
 from study.integrations.configs.fields import Fields
+from study.integrations.configs.notes import short
 from study.integrations.configs.parts import (
-    WHY,
-    list_untaken,
     put_base,
-    put_data_file,
     refuse_other_base,
     scaling_rule,
-    short,
     take_bits,
 )
-from study.vocabulary.optimizers import OPTIMIZERS
+from study.integrations.configs.training import (
+    WITHOUT_WARMUP,
+    bf16,
+    put_length,
+    put_optimizer,
+    put_schedule,
+)
 
 ADAPTERS = ("lora", "qlora")
-USUAL_OPTIMIZER = "adamw_torch_fused"
-"""Axolotl's default. It also replaces an optimizer that the toolkit does not have."""
 TARGETS = "lora_target_modules"
-NO_BF16 = (None, False, "false")
-MOST_EPOCHS = 1_000_000
-USUAL_HELDOUT = 64
-"""``data.heldout`` of ``data=jsonl``."""
-SCHEDULES = {
-    "cosine": "cosine",
-    "linear": "linear",
-    "constant": "constant",
-    "constant_with_warmup": "constant",
-}
+OUTSIDE_BLOCKS = {"embed_tokens", "lm_head", "wte", "wpe", "embed_in", "embed_out"}
+"""Usual names of embeddings and heads, which ``lora_target_linear`` does not cover."""
+PREFERENCES = ("rl", "reward_model", "process_reward_model")
+USUAL_WARMUP, MOST_WARMUP = 0.03, 100
+"""Axolotl's default: a share of the steps, and its limit (core/builders/base.py)."""
 
 
 def read(fields: Fields, folder: Path) -> Experiment:
     """The experiment. ``folder`` holds the file.
 
     Raises :class:`StudyError` for a missing or wrong value, an adapter other than LoRA, bits that
-    contradict each other, and training on preferences.
+    contradict each other, an init that changes the base, and training on preferences.
     """
     bits = _check_method(fields)
     fields.require("base_model", "lora_r", "lora_alpha", "datasets", "learning_rate")
     experiment = Experiment(f"Axolotl's {fields.where}")
     put_base(experiment, str(fields.take_text("base_model")), bits, folder)
-    rows = _put_data(experiment, fields, folder)
+    put_datasets(experiment, fields, folder)
     experiment.values |= {
         "adapter.rank": fields.take_whole("lora_r"),
         "adapter.alpha": fields.take_number("lora_alpha"),
         "adapter.scaling": scaling_rule(fields.take_flag("peft_use_rslora")),
-        "adapter.targets": _targets(fields),
+        "adapter.targets": _targets(experiment, fields),
         "adapter.dropout": fields.take_number("lora_dropout", 0.0),
     }
-    _put_optimizer(experiment, fields)
-    _put_steps(experiment, fields, rows)
-    if fields.take_one_of("bf16", (True, False, "true", "false", "auto", "full")) not in NO_BF16:
-        experiment.values["precision"] = "bf16"
+    _put_init(experiment, fields)
+    put_optimizer(experiment, fields, "optimizer", None)
+    _put_batch(experiment, fields)
+    put_length(experiment, fields, "num_epochs", 1.0)
+    _put_schedule(experiment, fields)
+    _put_precision(experiment, fields)
     if "seed" in fields:
         experiment.values["seed"] = fields.take_whole("seed")
-    if init := refuse_other_base(fields, "peft_init_lora_weights"):
-        experiment.left_out.append(
-            f"peft_init_lora_weights: {init} (adapter.init=kaiming, PEFT's default)"
-        )
-    if fields.take_flag("peft_use_dora"):
-        experiment.left_out.append(f"peft_use_dora: true ({WHY['peft_use_dora']})")
-    if fields.assumed:
-        experiment.assumed.append(f"Axolotl's defaults: {', '.join(fields.assumed)}")
-    list_untaken(experiment, fields)
+    _note_plugins(experiment, fields)
+    _note_special_tokens(experiment, fields)
+    _note_defaults(experiment, fields)
+    axolotl_keys.TOP.sort(fields, experiment.notes)
     return experiment
 
 
@@ -86,10 +78,11 @@ def _check_method(fields: Fields) -> int | None:
         )
     if adapter not in ADAPTERS:
         raise unknown(f"adapter in {fields.where}:", adapter, ADAPTERS)
-    if fields.take("rl"):
-        raise StudyError(
-            f"{fields.where}: rl trains on preferences, study train on targets: remove rl"
-        )
+    for key in PREFERENCES:
+        if fields.take(key):
+            raise StudyError(
+                f"{fields.where}: {key} trains on preferences, study train on targets: remove {key}"
+            )
     bits = take_bits(fields)
     if adapter == "qlora" and bits != 4:
         given = f"load_in_{bits}bit" if bits else "no load_in_4bit"
@@ -100,70 +93,20 @@ def _check_method(fields: Fields) -> int | None:
     return bits
 
 
-def _put_data(experiment: Experiment, fields: Fields, folder: Path) -> int | None:
-    """Add the first dataset. Returns the number of its training rows, if the file is here."""
-    experiment.values["data.sequence_length"] = fields.take_whole("sequence_len", 512)
-    datasets = fields.take("datasets")
-    if not isinstance(datasets, list) or not all(isinstance(entry, dict) for entry in datasets):
-        raise fields.wrong(
-            "datasets", short(datasets), "is not a list of datasets with a path and a type"
-        )
-    first = Fields(datasets[0], f"{fields.where}: datasets[0]")
-    first.require("path")
-    path, kind = str(first.take_text("path")), first.take("type")
-    files = first.take_names("data_files") or path
-    file = files if isinstance(files, str) else files[0]
-    examples = None
-    if _reads_context_and_target(kind):
-        examples = put_data_file(experiment, "datasets[0].path", file, folder)
-        if isinstance(kind, dict) and kind.get("format"):
-            experiment.left_out.append(
-                f"datasets[0].type.format: {short(kind['format'])} (text is context + target)"
-            )
-    else:
-        experiment.groups["data"] = "jsonl"
-        experiment.left_out.append(
-            f"datasets[0]: {file} of type {short(kind)} (a row must hold context and target: "
-            "convert it, then give data.path=... when you train)"
-        )
-    first.take("ds_type")
-    list_untaken(experiment, first, "datasets[0].")
-    for n, entry in enumerate(datasets[1:], start=1):
-        experiment.left_out.append(
-            f"datasets[{n}]: {short(entry)} (only the first file is trained on)"
-        )
-    heldout = _heldout(experiment, fields, examples)
-    return len(split(examples, heldout)[0]) if examples else None
-
-
-def _heldout(experiment: Experiment, fields: Fields, examples: list[Example] | None) -> int:
-    """How many examples to hold out. Axolotl gives a number or a share of the file."""
-    asked = fields.take_number("val_set_size", 0.0) or 0.0
-    if not 0 <= asked <= LARGEST:
-        raise fields.wrong("val_set_size", asked, "is neither a share nor a number of examples")
-    if asked >= 1 or (asked and examples):
-        heldout = max(1, round(asked if asked >= 1 else asked * len(examples or [])))
-        experiment.values["data.heldout"] = heldout
-        return heldout
-    if asked:
-        experiment.left_out.append(
-            f"val_set_size: {asked:g} (the file was not found: data.heldout keeps its default)"
-        )
-    return USUAL_HELDOUT
-
-
-def _reads_context_and_target(kind: Any) -> bool:
-    """Whether rows of a dataset of this type have the fields context and target.
-
-    A user-defined type may. alpaca, completion, chat_template and the others have other fields.
-    """
-    fields = {"field_instruction": "context", "field_output": "target"}
-    return isinstance(kind, dict) and all(kind.get(key) == name for key, name in fields.items())
-
-
-def _targets(fields: Fields) -> str | list[str]:
+def _targets(experiment: Experiment, fields: Fields) -> str | list[str]:
     linear, modules = fields.take_flag("lora_target_linear"), fields.take_names(TARGETS)
+    if parameters := fields.take_names("lora_target_parameters"):
+        experiment.notes.differs.append(
+            f"lora_target_parameters: {short(parameters)} (adapters are on linear layers)"
+        )
     if linear:
+        beyond = {modules} if isinstance(modules, str) else set(modules or ())
+        if outside := sorted(beyond & OUTSIDE_BLOCKS):
+            experiment.notes.differs.append(
+                f"{TARGETS}: {short(outside)} (adapters are on the linear layers of the blocks)"
+            )
+        elif beyond:
+            experiment.notes.inert.append(f"{TARGETS} (lora_target_linear covers them)")
         return "all-linear"
     if not modules:
         raise StudyError(
@@ -173,70 +116,79 @@ def _targets(fields: Fields) -> str | list[str]:
     return modules
 
 
-def _put_optimizer(experiment: Experiment, fields: Fields) -> None:
-    asked = str(fields.take("optimizer", USUAL_OPTIMIZER))
-    name = _our_optimizer(asked)
-    if name not in OPTIMIZERS:
-        name = _our_optimizer(USUAL_OPTIMIZER)
-        experiment.left_out.append(f"optimizer: {asked} ({name} instead)")
-    elif "8bit" in asked or "4bit" in asked:
-        experiment.left_out.append(f"optimizer: {asked} ({name}, with states in 32 bits)")
-    experiment.groups["optimizer"] = name
-    experiment.values["optimizer.lr"] = fields.take_number("learning_rate")
-    experiment.values["optimizer.weight_decay"] = fields.take_number("weight_decay", 0.0)
-    if (ratio := fields.take_number("loraplus_lr_ratio")) is not None:
-        experiment.values["optimizer.loraplus_lr_ratio"] = ratio
-    if {"betas", "eps"} <= set(OPTIMIZERS[name].options):
-        if "adam_beta1" in fields or "adam_beta2" in fields:
-            betas = [fields.take_number("adam_beta1", 0.9), fields.take_number("adam_beta2", 0.999)]
-            experiment.values["optimizer.betas"] = betas
-        if (eps := fields.take_number("adam_epsilon")) is not None:
-            experiment.values["optimizer.eps"] = eps
+def _put_init(experiment: Experiment, fields: Fields) -> None:
+    if fields.take_mapping("peft").get("loftq_config"):
+        raise StudyError(f"{fields.where}: peft.loftq_config changes the base's weights: remove it")
+    if init := refuse_other_base(fields, "peft_init_lora_weights"):
+        experiment.notes.differs.append(
+            f"peft_init_lora_weights: {init} (adapter.init=kaiming, PEFT's default)"
+        )
+    if fields.take_flag("peft_use_dora"):
+        experiment.notes.differs.append("peft_use_dora: true (plain LoRA is trained)")
 
 
-def _our_optimizer(theirs: str) -> str:
-    """Our name of an optimizer of transformers: ``adamw`` for ``paged_adamw_8bit``."""
-    return theirs.removeprefix("paged_").split("_")[0]
-
-
-def _put_steps(experiment: Experiment, fields: Fields, rows: int | None) -> None:
-    """Add batch, steps, clipping and schedule. Epochs become steps if the data is here."""
+def _put_batch(experiment: Experiment, fields: Fields) -> None:
+    """Add the batch, and the norm that gradients are clipped at."""
     batch = fields.take_count("micro_batch_size", 1)
     total = fields.take_count("batch_size", batch) if "batch_size" in fields else batch
     accumulation = fields.take_count("gradient_accumulation_steps", max(1, total // batch))
-    epochs = fields.take_number("num_epochs", 1.0) or 0.0
-    if not 0 < epochs <= MOST_EPOCHS:
-        raise fields.wrong(
-            "num_epochs", epochs, f"is not positive and at most {MOST_EPOCHS}: give such a number"
-        )
-    most = fields.take_whole("max_steps") or -1  # -1: no limit, as in transformers
-    steps = most if most > 0 else math.ceil((rows or 0) * epochs / (batch * accumulation))
-    experiment.values |= {"train.batch_size": batch, "train.accumulation": accumulation}
-    if steps:
-        experiment.values["train.steps"] = steps
-    else:
-        experiment.left_out.append(
-            f"num_epochs: {epochs:g} (the data was not found: give train.steps=...)"
-        )
-    experiment.values["train.clip"] = fields.take_number("max_grad_norm", 1.0) or None
-    schedule = str(fields.take("lr_scheduler", "cosine"))
-    if schedule in SCHEDULES:
-        experiment.values["train.schedule"] = SCHEDULES[schedule]
-    else:
-        experiment.left_out.append(f"lr_scheduler: {schedule} (constant instead)")
-    _put_warmup(experiment, fields, steps)
+    experiment.values |= {
+        "train.batch_size": batch,
+        "train.accumulation": accumulation,
+        "train.clip": fields.take_number("max_grad_norm", 1.0) or None,
+    }
 
 
-def _put_warmup(experiment: Experiment, fields: Fields, steps: int) -> None:
-    warmup, ratio = fields.take_whole("warmup_steps"), fields.take_share("warmup_ratio")
-    if warmup is None and steps:
-        # Axolotl's default is 3 % of the steps, at most 100.
-        warmup = min(int(0.03 * steps), 100) if ratio is None else int(ratio * steps)
-        if ratio is None:
-            fields.assumed.append(f"warmup_steps {warmup}")
-    elif warmup is None and ratio:
-        experiment.left_out.append(
-            f"warmup_ratio: {ratio:g} (the number of steps is unknown: give train.warmup=...)"
+def _put_schedule(experiment: Experiment, fields: Fields) -> None:
+    has_warmup = fields.untaken().get("lr_scheduler") != WITHOUT_WARMUP
+    put_schedule(experiment, fields, "lr_scheduler", "cosine")
+    warmup = experiment.values.get("train.warmup")
+    if warmup is None and has_warmup:
+        experiment.values["train.warmup"] = USUAL_WARMUP
+        fields.assumed.append(f"warmup_ratio {USUAL_WARMUP} (at most {MOST_WARMUP} steps)")
+    elif warmup == 1:  # Axolotl's builder replaces it, since the first step would be the warm-up.
+        experiment.values["train.warmup"] = 2
+
+
+def _put_precision(experiment: Experiment, fields: Fields) -> None:
+    asked = fields.take_one_of("bf16", (True, False, "true", "false", "auto", "full"))
+    if asked is None and not any(fields.untaken().get(key) for key in ("fp16", "float16")):
+        asked = "auto"
+        fields.assumed.append("bf16 auto")
+    if fields.untaken().get("bfloat16"):
+        asked = True
+    experiment.values["precision"] = bf16(asked)
+
+
+def _note_plugins(experiment: Experiment, fields: Fields) -> None:
+    given = fields.take_names("plugins") or []
+    for plugin in [given] if isinstance(given, str) else given:
+        if plugin.rpartition(".")[2] in axolotl_keys.INERT_PLUGINS:
+            experiment.notes.inert.append(f"plugins: {plugin}")
+        else:
+            experiment.notes.differs.append(f"plugins: {plugin} (it is not run)")
+
+
+def _note_special_tokens(experiment: Experiment, fields: Fields) -> None:
+    """Padding is masked, so its token changes nothing; other tokens are the base's own."""
+    tokens = fields.take_mapping("special_tokens")
+    others = {key: token for key, token in tokens.items() if key != "pad_token" and token}
+    if others:
+        experiment.notes.differs.append(
+            f"special_tokens: {short(others)} (the base's own tokenizer is used)"
         )
-    if warmup:
-        experiment.values["train.warmup"] = warmup
+    elif tokens:
+        experiment.notes.inert.append("special_tokens")
+
+
+def _note_defaults(experiment: Experiment, fields: Fields) -> None:
+    """Note what Axolotl does with keys that are not in the file."""
+    silent = fields.untaken()
+    if "excess_length_strategy" not in silent:
+        experiment.notes.differs.append(
+            "excess_length_strategy: drop, Axolotl's default (longer rows are cut)"
+        )
+    if "seed" not in experiment.values:
+        experiment.notes.defaults.append("seed: Axolotl draws adapters without one (seed=0)")
+    if fields.assumed:
+        experiment.notes.defaults.append(f"Axolotl's defaults: {', '.join(fields.assumed)}")

@@ -23,6 +23,7 @@ from study.config.literals import literal
 from study.config.mistakes import as_study_errors
 from study.errors import StudyError, printable
 from study.integrations import overrides
+from study.integrations.configs.notes import Notes
 from study.store import write_text
 
 OWN_GROUPS = ("model", "data")
@@ -37,16 +38,14 @@ class Experiment:
 
     - ``origin``: the file that it was made from;
     - ``groups``: the option of each group; ``values``: settings by dotted key;
-    - ``left_out``: a line for each key without a counterpart;
-    - ``assumed``: a line for each value that is not in the file;
+    - ``notes``: what is trained differently, what was assumed, and what was left out;
     - ``sweep``: lists of values by dotted key or group. All combinations are trained.
     """
 
     origin: str
     groups: dict[str, str] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
-    left_out: list[str] = field(default_factory=list)
-    assumed: list[str] = field(default_factory=list)
+    notes: Notes = field(default_factory=Notes)
     sweep: dict[str, list[Any]] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
@@ -110,12 +109,7 @@ def _files(experiment: Experiment, name: str, command: str) -> dict[str, str]:
 def _experiment_text(
     experiment: Experiment, name: str, command: str, options: Mapping[str, Any]
 ) -> str:
-    lines = ["@package _global_", experiment.origin, command]
-    for title, notes in (
-        ("No counterpart here", experiment.left_out),
-        ("Not in the file", experiment.assumed),
-    ):
-        lines += [f"{title}:", *(f"  {note}" for note in notes)] if notes else []
+    lines = ["@package _global_", experiment.origin, command, *experiment.notes.lines()]
     chosen = {
         group: name if options.get(group) else option for group, option in experiment.groups.items()
     }

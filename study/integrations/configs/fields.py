@@ -1,6 +1,6 @@
 """The keys of a configuration. A reader takes them one by one, and each is checked when taken.
 
-A key that no reader takes has no counterpart here.
+A key that no reader takes is sorted by :class:`study.integrations.configs.notes.Keys`.
 """
 
 import math
@@ -82,6 +82,11 @@ class Fields:
             raise self.wrong(key, value, "is not between 0 and 1")
         return value
 
+    def take_list(self, key: str) -> list[str] | None:
+        """Strings, of a list or separated by commas."""
+        names = self.take_names(key)
+        return [name.strip() for name in names.split(",")] if isinstance(names, str) else names
+
     def take_one_of(self, key: str, choices: Collection[Any]) -> Any:
         """One of ``choices``, of the same type; None if the key is missing."""
         value = self.take(key)
@@ -107,9 +112,9 @@ class Fields:
             raise self.wrong(key, value, "is not a mapping of keys to values")
         return value or {}
 
-    def take_flag(self, key: str) -> bool:
-        """True or false; false if the key is missing."""
-        value = self.take(key, False)
+    def take_flag(self, key: str, default: bool = False) -> bool:
+        """True or false."""
+        value = self.take(key, default)
         if not isinstance(value, bool):
             raise self.wrong(key, value, "is neither true nor false")
         return value
@@ -119,5 +124,5 @@ class Fields:
         return StudyError(f"{self.where}: {key}={short(value)} {what}")
 
     def untaken(self) -> dict[str, Any]:
-        """The keys that are left, without those whose value is false or empty."""
-        return {key: value for key, value in self._left.items() if value not in (False, "", [], {})}
+        """The keys that are left."""
+        return dict(self._left)

@@ -4,16 +4,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from study.errors import StudyError, printable, short, unknown
-from study.integrations.configs import axolotl, finlora_json, finlora_yaml, peft
+from study.errors import StudyError, short, unknown
+from study.integrations.configs import axolotl, finlora_json, finlora_yaml, llama_factory, peft
 from study.integrations.configs.documents import load
 from study.integrations.configs.experiment import Experiment
 from study.integrations.configs.fields import Fields
 
 Reader = Callable[[Fields, Path], Experiment]
 
+LLAMA_FACTORY = (
+    *("model_name_or_path", "stage", "finetuning_type", "cutoff_len", "lora_target"),
+    *("export_dir", "peft_config"),
+)
 READERS: tuple[tuple[str, Reader], ...] = (
     ("peft_type", peft.read),
+    *((key, llama_factory.read) for key in LLAMA_FACTORY),
     ("use_rsLoRA", finlora_yaml.read),
     ("lora_rank", finlora_yaml.read),
     ("model_name", finlora_yaml.read),
@@ -31,18 +36,17 @@ def read_file(
 
     ``entry`` names one configuration of a file that holds several. ``changed`` replaces values
     before they are read. Raises :class:`StudyError` for a file that cannot be read, has none of the
-    four forms or lacks the entry, and for whatever its reader refuses.
+    known forms or lacks the entry, and for whatever its reader refuses.
     """
     values, where = _one_entry(load(path), entry, path.name)
     for key, reader in READERS:
         if key in values:
-            experiment = reader(Fields({**values, **(changed or {})}, where), path.parent)
-            experiment.left_out = list(map(printable, experiment.left_out))
-            return experiment
+            return reader(Fields({**values, **(changed or {})}, where), path.parent)
     raise StudyError(
-        f"{where} is none of the known configurations: FinLoRA's YAML (lora_rank, model_name), an "
-        "entry of its finetune_configs.json (base_model, dataset_path), Axolotl's YAML "
-        "(base_model, adapter), PEFT's adapter_config.json (peft_type)"
+        f"{where} is none of the known configurations: Axolotl's YAML (base_model, adapter), "
+        "LLaMA-Factory's (model_name_or_path, stage), FinLoRA's (lora_rank, model_name), an entry "
+        "of its finetune_configs.json (base_model, dataset_path), PEFT's adapter_config.json "
+        "(peft_type)"
     )
 
 

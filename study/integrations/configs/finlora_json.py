@@ -9,7 +9,8 @@ from pathlib import Path
 from study.integrations.configs import axolotl
 from study.integrations.configs.experiment import Experiment
 from study.integrations.configs.fields import Fields
-from study.integrations.configs.parts import short, take_bits
+from study.integrations.configs.notes import short
+from study.integrations.configs.parts import take_bits
 
 TEMPLATE = {
     "adapter": "lora",
@@ -26,6 +27,7 @@ TEMPLATE = {
     "val_set_size": 0.02,
     "sequence_len": 4096,
     "bf16": "auto",
+    "deepspeed": "deepspeed_configs/zero1.json",
 }
 """``finetune.py``'s values for missing keys (wangd12rpi/FinLoRA, lora/finetune.py)."""
 
@@ -33,6 +35,7 @@ PROMPT = {
     "field_instruction": "context",
     "field_output": "target",
     "format": "[INST] {instruction} [/INST]",
+    "no_input_format": "[INST] {instruction} [/INST]",
 }
 SAME = (
     *("base_model", "lora_r", "lora_alpha", "learning_rate", "num_epochs"),
@@ -61,9 +64,8 @@ def read(fields: Fields, folder: Path) -> Experiment:
         for key, value in TEMPLATE.items()
         if key not in own and key != "adapter"
     ]
-    experiment.assumed.insert(0, f"FinLoRA's finetune.py sets {', '.join(silent)}")
-    experiment.left_out += [
-        f"{key}: {short(value)} (finetune.py does not read it)"
-        for key, value in fields.untaken().items()
+    experiment.notes.defaults.insert(0, f"FinLoRA's finetune.py sets {', '.join(silent)}")
+    experiment.notes.inert += [
+        f"{short(key)} (finetune.py does not read it)" for key in fields.untaken()
     ]
     return experiment

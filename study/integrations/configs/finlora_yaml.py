@@ -8,13 +8,15 @@ from pathlib import Path
 
 from study.integrations.configs.experiment import Experiment
 from study.integrations.configs.fields import Fields
+from study.integrations.configs.notes import Keys
 from study.integrations.configs.parts import (
-    list_untaken,
     put_base,
-    put_data_file,
     scaling_rule,
     take_bits,
 )
+from study.integrations.configs.rows import CONTEXT_TARGET, Rows, put_rows
+
+NO_MORE_KEYS = Keys({}, frozenset())
 
 
 def read(fields: Fields, folder: Path) -> Experiment:
@@ -25,14 +27,15 @@ def read(fields: Fields, folder: Path) -> Experiment:
     fields.require("model_name", "dataset", "lora_rank", "lora_alpha")
     experiment = Experiment(f"FinLoRA's YAML {fields.where}")
     put_base(experiment, str(fields.take_text("model_name")), take_bits(fields), folder)
-    put_data_file(experiment, "dataset", str(fields.take_text("dataset")), folder)
+    dataset = str(fields.take_text("dataset"))
+    put_rows(experiment, Rows("dataset", dataset, CONTEXT_TARGET), folder)
     experiment.values |= {
         "adapter.rank": fields.take_whole("lora_rank"),
         "adapter.alpha": fields.take_number("lora_alpha"),
         "adapter.scaling": scaling_rule(fields.take_flag("use_rsLoRA")),
     }
-    experiment.assumed.append(
+    experiment.notes.defaults.append(
         "targets, optimizer, learning rate and steps: defaults of study train"
     )
-    list_untaken(experiment, fields)
+    NO_MORE_KEYS.sort(fields, experiment.notes)
     return experiment

@@ -5,15 +5,16 @@ from pathlib import Path
 from study.errors import StudyError
 from study.integrations.configs.experiment import Experiment
 from study.integrations.configs.fields import Fields
+from study.integrations.configs.notes import Keys, short
 from study.integrations.configs.parts import (
-    WHY,
-    list_untaken,
     put_base,
     refuse_other_base,
     scaling_rule,
-    short,
 )
-from study.vocabulary.peft_fields import INERT, PLAIN, refusal
+from study.vocabulary.peft_fields import INERT, LAYERS, PLAIN, refusal
+
+OTHERS = Keys({}, frozenset((*INERT, *PLAIN, *LAYERS)))
+"""Fields that no reader takes. Every other value of theirs was refused."""
 
 
 def read(fields: Fields, folder: Path) -> Experiment:
@@ -39,15 +40,15 @@ def read(fields: Fields, folder: Path) -> Experiment:
         "adapter.targets": fields.take_names("target_modules"),
         "adapter.dropout": fields.take_number("lora_dropout", 0.0),
     }
-    for key in ("rank_pattern", "alpha_pattern"):
+    for key, one in (("rank_pattern", "rank"), ("alpha_pattern", "alpha")):
         if pattern := fields.take_mapping(key):
-            experiment.left_out.append(f"{key}: {short(pattern)} ({WHY[key]})")
+            experiment.notes.differs.append(f"{key}: {short(pattern)} (one {one} for all layers)")
     if init := refuse_other_base(fields, "init_lora_weights"):
-        experiment.left_out.append(f"init_lora_weights: {init} ({WHY['init_lora_weights']})")
-    for key in (*INERT, *PLAIN):
-        fields.take(key)
-    experiment.assumed.append(
-        "data (give data=jsonl data.path=...), optimizer and steps: defaults of study train"
+        experiment.notes.differs.append(
+            f"init_lora_weights: {init} (adapter.init=kaiming, PEFT's default)"
+        )
+    experiment.notes.defaults.append(
+        "data (give data=file data.path=...), optimizer and steps: defaults of study train"
     )
-    list_untaken(experiment, fields)
+    OTHERS.sort(fields, experiment.notes)
     return experiment

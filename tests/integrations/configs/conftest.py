@@ -78,6 +78,47 @@ flash_attention: true
 wandb_project:
 output_dir: ./out
 """
+LLAMA_FACTORY = """\
+model_name_or_path: org/model-4b
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_rank: 8
+lora_target: q_proj, v_proj
+use_rslora: true
+dataset: chats, more
+dataset_dir: data
+template: qwen3_nothink
+cutoff_len: 64
+max_samples: 1000
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 8
+learning_rate: 1.0e-4
+num_train_epochs: 3.0
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+bf16: true
+quantization_bit: 4
+output_dir: saves
+plot_loss: true
+"""
+DATASET_INFO = {
+    "chats": {
+        "hf_hub_url": "org/chats",
+        "formatting": "sharegpt",
+        "columns": {"messages": "messages"},
+        "tags": {
+            "role_tag": "role",
+            "content_tag": "content",
+            "user_tag": "user",
+            "assistant_tag": "assistant",
+        },
+    },
+    "more": {"hf_hub_url": "org/more"},
+    "rows": {"file_name": "rows.json"},
+    "texts": {"file_name": "rows.json", "columns": {"prompt": "text"}},
+    "answers": {"hf_hub_url": "org/qa", "columns": {"prompt": "question", "response": "answer"}},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +129,10 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jsonl: Path) -> None:
     (tmp_path / "rslora.yaml").write_text(FINLORA_YAML)
     (tmp_path / "finetune_configs.json").write_text(json.dumps(FINLORA_JSON))
     (tmp_path / "axolotl.yml").write_text(AXOLOTL)
+    (tmp_path / "factory.yaml").write_text(LLAMA_FACTORY)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(DATASET_INFO))
+    (tmp_path / "data" / "rows.json").write_text("[]")
 
 
 @pytest.fixture
@@ -104,11 +149,11 @@ def edit() -> Callable[..., None]:
 
 @pytest.fixture
 def trained(study_cli: Callable[..., Any]) -> Callable[..., StudyTables]:
-    """Run a printed command on the tiny base and read the study's tables."""
+    """Run two steps of a printed command on the tiny base and read the study's tables."""
 
     def run(line: str, *more: str) -> StudyTables:
         words = shlex.split(line)
-        small = ["model=tiny", "train.steps=2", "data.sequence_length=48"]
+        small = ["model=tiny", "train.steps=2", "train.epochs=null", "data.sequence_length=48"]
         ran = study_cli(*words[1:], *small, *more)
         assert ran.code == 0, ran.err
         (name,) = (word.partition("=")[2] for word in words if word.startswith("experiment="))

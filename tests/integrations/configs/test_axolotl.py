@@ -12,16 +12,17 @@ from study.store import StudyTables
 Cli = Callable[..., Any]
 Edit = Callable[..., None]
 Trained = Callable[..., StudyTables]
+FILE = Path("axolotl.yml")
 
 
 def test_axolotl(study_cli: Cli, trained: Trained) -> None:
-    experiment = read_file(Path("axolotl.yml"))
-    assert experiment.groups == {"model": "hf", "data": "jsonl", "optimizer": "adamw"}
-    # 54 rows, 2 epochs, 6 rows per step: 18 steps, a tenth of them warm-up.
+    experiment = read_file(FILE)
+    assert experiment.groups == {"model": "hf", "data": "file", "optimizer": "adamw"}
     assert experiment.values == {
         "model.path": "org/model-1b",
         "model.quant_bits": 4,
         "data.sequence_length": 64,
+        "data.format": "context_target",
         "data.path": str(Path("train.jsonl").resolve()),
         "adapter.rank": 32,
         "adapter.alpha": 16.0,
@@ -34,60 +35,211 @@ def test_axolotl(study_cli: Cli, trained: Trained) -> None:
         "optimizer.betas": [0.9, 0.95],
         "train.batch_size": 2,
         "train.accumulation": 3,
-        "train.steps": 18,
+        "train.epochs": 2.0,
         "train.clip": 0.5,
         "train.schedule": "cosine",
-        "train.warmup": 1,
+        "train.warmup": 0.1,
         "precision": "bf16",
         "seed": 7,
     }
-    assert {note.partition(":")[0] for note in experiment.left_out} == {
-        *("datasets[0].type.format", "optimizer", "sample_packing", "flash_attention", "output_dir")
-    }
-    imported = study_cli("import-config", "axolotl.yml", "--name", "mine")
+    imported = study_cli("import-config", str(FILE), "--name", "mine")
     tables = trained(imported.out, "precision=float32")
     assert tables.cells[
         ["rank", "scaling", "lr", "schedule", "weight_decay", "seed"]
     ].values.tolist() == [[32.0, "rslora", 2e-4, "cosine", 0.01, 7]]
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["alpaca", "completion", "chat_template", {"field_instruction": "q", "field_output": "a"}],
-)
-def test_datasets_of_other_types_are_left_for_the_user_to_convert(
-    study_cli: Cli, edit: Edit, kind: Any
-) -> None:
+def test_the_epochs_and_the_warmup_decide_the_steps(study_cli: Cli, trained: Trained) -> None:
+    """54 of 60 rows are trained on: 27 batches, 9 steps in an epoch, 18 in two."""
+    line = study_cli("import-config", str(FILE)).out
+    tables = trained(line, "precision=float32", "train.epochs=2", "probes.steps=null")
+    assert tables.cells[["steps", "warmup"]].values.tolist() == [[18, 2]]
+
+
+DATASETS: dict[str, tuple[Any, dict[str, str], str]] = {
+    "alpaca": ("alpaca", {"data.format": "alpaca"}, ""),
+    "alpaca's chat": ("alpaca:chat", {"data.format": "alpaca"}, "prompts are those of alpaca"),
+    "completion": ("completion", {"data.format": "completion"}, "longer texts are cut"),
+    "chat_template": ("chat_template", {"data.format": "messages"}, ""),
+    "sharegpt": ("sharegpt", {"data.format": "messages"}, ""),
+    "named fields": (
+        {
+            "field_instruction": "instruction",
+            "field_output": "output",
+            "format": "Q: {instruction}",
+        },
+        {"data.format": "alpaca"},
+        "datasets[0].type.format: Q: {instruction} (Alpaca's prompt)",
+    ),
+    "other fields": (
+        {"field_instruction": "q", "field_output": "a"},
+        {},
+        "convert its rows to one of data.format, then give data.path=...",
+    ),
+    "segments": ("input_output", {}, "datasets[0]: train.jsonl of type input_output (convert"),
+    "articles": ("context_qa.load_v2", {}, "of type context_qa.load_v2 (convert"),
+    "none": (None, {}, "of type null (convert"),
+}
+
+
+@pytest.mark.parametrize("case", DATASETS)
+def test_types_of_datasets(edit: Edit, case: str) -> None:
+    kind, values, says = DATASETS[case]
     edit("axolotl.yml", datasets=[{"path": "train.jsonl", "type": kind}])
-    imported = study_cli("import-config", "axolotl.yml")
-    assert "a row must hold context and target: convert it, then give data.path=..." in imported.err
+    experiment = read_file(FILE)
+    found = {key: value for key, value in experiment.values.items() if key == "data.format"}
+    assert found == values
+    assert ("data.path" in experiment.values) == bool(values)
+    assert says in "\n".join(experiment.notes.differs)
+
+
+CHAT = {"path": "org/chats", "type": "chat_template"}
+TEMPLATES: dict[str, tuple[dict[str, Any], dict[str, Any], str | None, str]] = {
+    "the tokenizer's": ({"chat_template": "tokenizer_default"}, {}, None, ""),
+    "chatml": ({"chat_template": "chatml"}, {}, "chatml", ""),
+    "of the dataset": ({"chat_template": "llama3"}, {"chat_template": "chatml"}, "chatml", ""),
+    "of Axolotl": ({"chat_template": "llama3"}, {}, None, "chat_template: llama3, of Axolotl"),
+    "a file": ({"chat_template_jinja": "mine.jinja"}, {}, "mine.jinja", ""),
+    "text": ({"chat_template_jinja": "{{ x }}"}, {}, None, "write the template to a file"),
+}
+
+
+@pytest.mark.parametrize("case", TEMPLATES)
+def test_chat_templates(edit: Edit, case: str) -> None:
+    keys, of_dataset, template, says = TEMPLATES[case]
+    Path("mine.jinja").write_text("{{ messages }}")
+    edit("axolotl.yml", datasets=[{**CHAT, **of_dataset}], **keys)
+    experiment = read_file(FILE)
+    found = experiment.values.get("data.chat_template")
+    assert (found and Path(found).name) == template
+    assert says in "\n".join(experiment.notes.differs)
+    assert bool(says) == any("template" in note for note in experiment.notes.differs)
+
+
+MESSAGES: dict[str, tuple[dict[str, Any], str | None, str]] = {
+    "from and value": (
+        {
+            "field_messages": "conversations",
+            "message_property_mappings": {"role": "from", "content": "value"},
+            "roles": {"user": ["human"], "assistant": ["gpt"]},
+            "roles_to_train": ["assistant"],
+            "train_on_eos": "turn",
+        },
+        "messages",
+        "",
+    ),
+    "the old keys": (
+        {"message_field_role": "from", "message_field_content": "value"},
+        "messages",
+        "",
+    ),
+    "another column": ({"field_messages": "turns"}, None, "datasets[0].field_messages: turns"),
+    "other properties": (
+        {"message_property_mappings": {"role": "who", "content": "what"}},
+        None,
+        'messages with {"content": "what", "role": "who"}',
+    ),
+    "other roles": ({"roles": {"user": ["customer"]}}, "messages", "datasets[0].roles"),
+    "other turns": ({"roles_to_train": ["user"]}, "messages", "datasets[0].roles_to_train"),
+    "all ends": ({"train_on_eos": "all"}, "messages", "datasets[0].train_on_eos: all"),
+}
+
+
+@pytest.mark.parametrize("case", MESSAGES)
+def test_fields_of_conversations(edit: Edit, case: str) -> None:
+    keys, format_, says = MESSAGES[case]
+    edit("axolotl.yml", datasets=[{**CHAT, **keys}])
+    experiment = read_file(FILE)
+    assert experiment.values.get("data.format") == format_
+    notes = [note for note in experiment.notes.differs if note.startswith("datasets[0]")]
+    assert says in "\n".join(notes)
+    assert bool(says) == bool(notes)
+
+
+def test_a_dataset_on_the_hub(edit: Edit) -> None:
+    one = {**CHAT, "split": "train[:20%]", "name": "english", "trust_remote_code": True}
+    edit("axolotl.yml", datasets=[one, CHAT], val_set_size=0.1)
+    experiment = read_file(FILE)
+    data = {key: value for key, value in experiment.values.items() if key.startswith("data.")}
+    assert data == {
+        "data.sequence_length": 64,
+        "data.format": "messages",
+        "data.path": "org/chats",
+        "data.split": "train[:20%]",
+        "data.subset": "english",
+    }
+    said = "\n".join(experiment.notes.differs)
+    assert "datasets[1]: {" in said
+    assert "val_set_size: 0.1 (a share of rows that are not here" in said
+
+
+def test_a_share_of_a_file_is_held_out(edit: Edit) -> None:
+    edit("axolotl.yml", val_set_size=0.05)
+    assert read_file(FILE).values["data.heldout"] == 3
+
+
+@pytest.mark.parametrize("path", ["missing.jsonl", "data/missing.parquet", "s3://bucket/rows"])
+def test_a_missing_file_has_to_be_given(study_cli: Cli, edit: Edit, path: str) -> None:
+    edit("axolotl.yml", datasets=[{"path": path, "type": "alpaca"}])
+    imported = study_cli("import-config", str(FILE))
+    assert f"datasets[0].path: {path} not found: give data.path=..." in imported.err
     assert "path" not in Path("conf/data/axolotl.yaml").read_text()
 
 
-def test_defaults_of_axolotl_are_listed(study_cli: Cli, edit: Edit) -> None:
-    silent = ("micro_batch_size", "lr_scheduler", "warmup_ratio", "max_grad_norm")
+WARMUP: dict[str, tuple[dict[str, Any], float]] = {
+    "a ratio": ({"warmup_ratio": 0.2}, 0.2),
+    "steps": ({"warmup_ratio": None, "warmup_steps": 5}, 5),
+    "steps as a ratio": ({"warmup_ratio": None, "warmup_steps": 0.1}, 0.1),
+    "none": ({"warmup_ratio": 0}, 0),
+    "one step, of which Axolotl makes two": ({"warmup_ratio": None, "warmup_steps": 1}, 2),
+    "Axolotl's default": ({"warmup_ratio": None}, 0.03),
+    "a schedule without": ({"lr_scheduler": "constant"}, 0),
+    "a constant schedule with": ({"lr_scheduler": "constant_with_warmup"}, 0.1),
+}
+
+
+@pytest.mark.parametrize("case", WARMUP)
+def test_warmup(edit: Edit, case: str) -> None:
+    keys, warmup = WARMUP[case]
+    edit("axolotl.yml", **keys)
+    found = read_file(FILE).values["train.warmup"]
+    assert (found, type(found)) == (warmup, type(warmup))
+
+
+def test_steps_come_before_epochs(edit: Edit) -> None:
+    edit("axolotl.yml", max_steps=7)
+    experiment = read_file(FILE)
+    assert experiment.values["train.steps"] == 7
+    assert "train.epochs" not in experiment.values
+    assert "num_epochs (max_steps decides)" in experiment.notes.inert
+
+
+def test_defaults_of_axolotl_are_used_and_listed(study_cli: Cli, edit: Edit) -> None:
+    silent = ("micro_batch_size", "lr_scheduler", "warmup_ratio", "max_grad_norm", "bf16", "seed")
     edit("axolotl.yml", **dict.fromkeys(silent))
-    imported = study_cli("import-config", "axolotl.yml")
-    defaults = (
-        "adam_beta1 0.9, micro_batch_size 1, max_grad_norm 1.0, lr_scheduler cosine, warmup_steps 1"
-    )
-    assert f"not in the file: Axolotl's defaults: {defaults}" in imported.err
+    experiment = read_file(FILE)
+    assert experiment.values["precision"] == "bf16"
+    assert experiment.notes.defaults == [
+        "seed: Axolotl draws adapters without one (seed=0)",
+        "Axolotl's defaults: adam_beta1 0.9, micro_batch_size 1, max_grad_norm 1.0, "
+        "lr_scheduler cosine, warmup_ratio 0.03 (at most 100 steps), bf16 auto",
+    ]
 
 
-def test_a_local_base_and_a_dataset_on_the_hub(study_cli: Cli, edit: Edit) -> None:
+@pytest.mark.parametrize(
+    ("keys", "precision"),
+    [
+        ({"bf16": False}, "float32"),
+        ({"bf16": None, "fp16": True}, "float32"),
+        ({"bf16": False, "bfloat16": True}, "bf16"),
+    ],
+)
+def test_precision(edit: Edit, keys: dict[str, Any], precision: str) -> None:
+    edit("axolotl.yml", **keys)
+    assert read_file(FILE).values["precision"] == precision
+
+
+def test_a_local_base(edit: Edit) -> None:
     Path("base").mkdir()
-    dataset = {
-        "path": "org/data",
-        "type": {"field_instruction": "context", "field_output": "target"},
-    }
-    edit("axolotl.yml", base_model="./base", datasets=[dataset, dataset], val_set_size=0.1)
-    experiment = read_file(Path("axolotl.yml"))
-    assert experiment.values["model.path"] == str(Path("base").resolve())
-    assert "data.path" not in experiment.values
-    said = "\n".join(experiment.left_out)
-    for note in (
-        "datasets[0].path: org/data not found",
-        "datasets[1]: {",
-        "val_set_size: 0.1",
-    ):
-        assert note in said
+    edit("axolotl.yml", base_model="./base")
+    assert read_file(FILE).values["model.path"] == str(Path("base").resolve())

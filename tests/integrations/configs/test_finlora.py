@@ -55,11 +55,12 @@ def test_an_entry_of_finetune_configs(study_cli: Cli, trained: Trained) -> None:
     imported = study_cli("import-config", "finetune_configs.json", "--entry", entry)
     assert imported.code == 0, imported.err
     experiment = read_file(Path("finetune_configs.json"), entry)
-    # 60 rows of which 2 % are held out, 4 epochs, 16 rows per step.
+    # 60 rows, of which 2 % are held out.
     assert experiment.values == {
         "model.path": "meta-llama/Llama-3.1-8B-Instruct",
         "model.quant_bits": 8,
         "data.sequence_length": 4096,
+        "data.format": "context_target",
         "data.path": str(Path("train.jsonl").resolve()),
         "data.heldout": 1,
         "adapter.rank": 8,
@@ -71,7 +72,7 @@ def test_an_entry_of_finetune_configs(study_cli: Cli, trained: Trained) -> None:
         "optimizer.weight_decay": 0.0,
         "train.batch_size": 8,
         "train.accumulation": 2,
-        "train.steps": 15,
+        "train.epochs": 4.0,
         "train.clip": 1.0,
         "train.schedule": "cosine",
         "train.warmup": 10,
@@ -99,11 +100,13 @@ def test_settings_without_a_counterpart_are_listed(study_cli: Cli) -> None:
     for note in (
         "peft_use_dora: true (plain LoRA is trained)",
         "datasets[0].path: elsewhere/train.jsonl not found: give data.path=... when you train",
-        "num_epochs: 4 (the data was not found: give train.steps=...)",
+        "datasets[0].type.format: [INST] {instruction} [/INST] (the text is the prompt and the ",
+        "val_set_size: 0.02 (a share of rows that are not here",
+        "deepspeed: deepspeed_configs/zero1.json (one device: with n GPUs, a step of Axolotl ",
         "optimizer: paged_adamw_8bit (adamw, with states in 32 bits)",
     ):
-        assert f"no counterpart here: {note}" in imported.err
-        assert f"#   {note}" in text
+        assert f"\n  {note}" in imported.err
+        assert f"\n#   {note}" in text
     ran = study_cli(*shlex.split(imported.out)[1:], "model=tiny", "data.sequence_length=48")
     assert ran.code == 2
-    assert "data=jsonl reads a file: add data.path=" in ran.err
+    assert "data=file reads a file: add data.path=" in ran.err

@@ -52,6 +52,9 @@ AXOLOTL: list[tuple[dict[str, Any], str]] = [
     ({"adapter": "ia3"}, "'ia3': choose from lora, qlora"),
     ({"adapter": None, "load_in_4bit": None}, "adapter is missing"),
     ({"rl": "dpo"}, "rl trains on preferences"),
+    ({"reward_model": True}, "reward_model trains on preferences"),
+    ({"peft": {"loftq_config": {"loftq_bits": 4}}}, "peft.loftq_config changes the base's weights"),
+    ({"warmup_steps": 3}, "warmup_steps and warmup_ratio contradict each other"),
     ({"lora_target_linear": None}, "lora_target_modules is missing"),
     ({"datasets": None}, "datasets is missing"),
     ({"datasets": "alpaca"}, "is not a list of datasets"),
@@ -101,7 +104,7 @@ def test_in_the_form_of_a_file(refused: Cli, text: str, says: str) -> None:
         ("sweep-from rslora.yaml --ranks 4,x", "rank must be a positive integer or inf"),
         ("import-config axolotl.yml --sweep pairs.yml", "'_' pairs values"),
         ("import-config axolotl.yml --sweep inert.yml", "output_dir changes nothing"),
-        ("import-config axolotl.yml --sweep two.yml", "changes train.batch_size and train.steps"),
+        ("import-config axolotl.yml --sweep two.yml", "changes train.epochs and train.steps"),
         ("import-config axolotl.yml --sweep flat.yml", "lora_r=8 is not a list of values"),
     ],
 )
@@ -110,7 +113,7 @@ def test_in_a_command(refused: Cli, line: str, says: str) -> None:
     sweeps = {
         "pairs": {"_": [{"lora_r": 8, "lora_alpha": 16}]},
         "inert": {"output_dir": ["a", "b"]},
-        "two": {"micro_batch_size": [1, 2]},
+        "two": {"max_steps": [1, 2]},
         "flat": {"lora_r": 8},
     }
     for name, keys in sweeps.items():

@@ -1,0 +1,109 @@
+"""The rows that a configuration trains on: where they are, and in which format."""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from study.config import DataConfig
+from study.config.bounds import LARGEST, FilePath
+from study.data import load_examples
+from study.integrations.configs.experiment import Experiment
+from study.integrations.configs.fields import Fields
+from study.vocabulary.sources import FORMATS
+
+STAND_INS = {"xbrl_extract_train.jsonl": "xbrl_extract"}
+"""Generated data that is used if a file of FinLoRA's is missing."""
+NOT_ON_THE_HUB = re.compile(r"\.(jsonl?|parquet|csv|txt|arrow)(\.\w+)?$")
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
+CONTEXT_TARGET, MESSAGES = "context_target", "messages"
+TOKENIZERS_OWN = "the tokenizer's own chat template is used"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one format.
+
+    - ``key``: what names them in messages;
+    - ``path``: a file, or ``org/name`` on the hub, of which ``split`` and ``subset`` are read;
+    - ``format``: one of :data:`study.vocabulary.sources.FORMATS`; None: one that can't be read;
+    - ``chat_template``: as ``data.chat_template``.
+    """
+
+    key: str
+    path: str
+    format: str | None
+    split: str | None = None
+    subset: str | None = None
+    chat_template: str | None = None
+
+
+def put_rows(experiment: Experiment, rows: Rows, folder: Path) -> Path | None:
+    """Set the data. Returns the file, or None if there is none on this machine.
+
+    A file is looked for beside the configuration, then in the working directory. If FinLoRA's XBRL
+    extraction is missing, the toolkit's generated one replaces it. The user has to name any other
+    missing file, and one whose format can't be read.
+    """
+    FilePath().check(rows.key, rows.path)
+    differs = experiment.notes.differs
+    experiment.groups["data"] = "file"
+    if rows.format is None:
+        return None
+    experiment.values["data.format"] = rows.format
+    if rows.chat_template:
+        experiment.values["data.chat_template"] = rows.chat_template
+    found = next((p for p in (folder / rows.path, Path(rows.path)) if p.is_file()), None)
+    if found is not None:
+        experiment.values["data.path"] = str(found.resolve())
+    elif stand_in := STAND_INS.get(Path(rows.path).name):
+        experiment.groups["data"] = stand_in
+        experiment.values.pop("data.format")
+        differs.append(
+            f"{rows.key}: {rows.path} not found: data={stand_in} is used instead, generated "
+            "questions of the same form; if you have the file: data=file "
+            f"data.path={Path(rows.path).name}"
+        )
+    elif HUB_NAME.fullmatch(rows.path) and not NOT_ON_THE_HUB.search(rows.path):
+        experiment.values["data.path"] = rows.path
+        if rows.split:
+            experiment.values["data.split"] = rows.split
+        if rows.subset:
+            experiment.values["data.subset"] = rows.subset
+    else:
+        differs.append(f"{rows.key}: {rows.path} not found: give data.path=... when you train")
+    return found
+
+
+def put_heldout(experiment: Experiment, fields: Fields, key: str, file: Path | None) -> None:
+    """Add the number of examples to hold out. The tools give a number or a share of the rows."""
+    differs = experiment.notes.differs
+    asked = fields.take_number(key, 0.0) or 0.0
+    if not 0 <= asked <= LARGEST:
+        raise fields.wrong(key, asked, "is neither a share nor a number of examples")
+    if asked >= 1:
+        experiment.values["data.heldout"] = round(asked)
+    elif asked and file is not None:
+        format_ = experiment.values.get("data.format", CONTEXT_TARGET)
+        count = _count(str(file), format_, file.stat().st_mtime_ns)
+        experiment.values["data.heldout"] = max(1, round(asked * count))
+    elif asked:
+        differs.append(
+            f"{key}: {asked:g} (a share of rows that are not here: data.heldout keeps its default)"
+        )
+    else:
+        differs.append(
+            f"{key}: 0 (data.heldout: a few rows are held out, at most a tenth, to measure the "
+            "loss on them)"
+        )
+
+
+@lru_cache(maxsize=2)
+def _count(path: str, format_: str, changed: int) -> int:
+    """The examples of a file, read once for all values of a sweep."""
+    return len(load_examples(DataConfig("file", path, format=format_)))
+
+
+def format_of(*names: str) -> str | None:
+    """The format whose rows have exactly the fields ``names``, the prompt first; None if none."""
+    return next((name for name, row in FORMATS.items() if names in row.needs), None)

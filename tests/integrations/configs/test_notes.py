@@ -1,0 +1,83 @@
+"""Notes of an import: sorted, and no key is lost in silence."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from study.errors import StudyError
+from study.integrations.configs import read_file
+
+Cli = Callable[..., Any]
+Edit = Callable[..., None]
+SHARED = Path(__file__).parents[4] / "shared/data/configs"
+REAL = sorted(path for path in SHARED.rglob("*") if path.suffix in (".yml", ".yaml"))
+HEADINGS = [
+    "Trained differently from the file:",
+    "Not in the file, set by default:",
+    "No effect on training, left out:",
+]
+
+
+def test_what_changes_training_comes_first(study_cli: Cli, edit: Edit) -> None:
+    edit("axolotl.yml", peft_use_dora=True, max_grad_norm=None)
+    imported = study_cli("import-config", "axolotl.yml")
+    assert imported.code == 0, imported.err
+    lines = imported.err.splitlines()
+    notes = lines[: next(n for n, line in enumerate(lines) if line.startswith("wrote "))]
+    where = [notes.index(heading) for heading in HEADINGS]
+    assert where == sorted(where)
+    assert where[0] == 0
+    groups = [notes[a + 1 : b] for a, b in zip(where, [*where[1:], len(notes)], strict=True)]
+    assert "  peft_use_dora: true (plain LoRA is trained)" in groups[0]
+    assert any("max_grad_norm 1.0" in line for line in groups[1])
+    assert groups[2] == ["  flash_attention, output_dir"]
+    text = Path("conf/experiment/axolotl.yaml").read_text()
+    assert "".join(f"# {line}\n" for line in notes) in text
+
+
+@pytest.mark.parametrize(
+    "value", [0.1, "x", False, [], {"a": 1}], ids=["number", "text", "false", "list", "mapping"]
+)
+def test_an_unknown_key_may_change_training(edit: Edit, value: Any) -> None:
+    edit("axolotl.yml", lora_magic=value)
+    edit("factory.yaml", lora_magic=value)
+    edit("rslora.yaml", lora_magic=value)
+    for name in ("axolotl.yml", "factory.yaml", "rslora.yaml"):
+        (note,) = [n for n in read_file(Path(name)).notes.differs if n.startswith("lora_magic")]
+        assert note.endswith("(an unknown key: it is ignored)")
+
+
+def test_a_key_that_changes_nothing_with_its_value_is_left_out(edit: Edit) -> None:
+    edit("axolotl.yml", sample_packing=False, shuffle_merged_datasets=True, peft_use_dora=False)
+    notes = read_file(Path("axolotl.yml")).notes
+    assert {"sample_packing", "shuffle_merged_datasets"} <= set(notes.inert)
+    edit("axolotl.yml", shuffle_merged_datasets=False)
+    notes = read_file(Path("axolotl.yml")).notes
+    assert "shuffle_merged_datasets: false (rows are always shuffled)" in notes.differs
+
+
+NAMES = ("axolotl.yml", "factory.yaml", "rslora.yaml")
+
+
+@pytest.mark.parametrize(
+    "path", [*map(Path, NAMES), *REAL], ids=lambda path: f"{path.parent.name}-{path.name}"[:40]
+)
+def test_no_key_is_lost_in_silence(path: Path) -> None:
+    """A changed value of any key changes what is trained or noted, or the key is listed as one
+    that has no effect.
+    """
+    try:
+        before = read_file(path)
+    except StudyError:
+        return  # nothing is imported
+    for key in yaml.safe_load(path.read_text()):
+        try:
+            after = read_file(path, changed={key: "changed"})
+        except StudyError:
+            continue  # the value was looked at
+        was = (before.settings(), before.notes.differs)
+        is_listed = any(key in note for note in after.notes.inert)
+        assert is_listed or (after.settings(), after.notes.differs) != was, key
