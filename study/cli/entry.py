@@ -1,6 +1,5 @@
 """The entry point of the console script ``study``."""
 
-import os
 import sys
 
 import click
@@ -16,18 +15,10 @@ def main() -> None:
     A signal gets 128 plus its number, and for ``study train`` the command that continues.
     """
     try:
-        # Hydra's completion script calls the executable like this, without the word train.
-        if sys.argv[1:2] == ["-sc"]:
-            from study.sweeps import app as hydra_app
-
-            line = os.environ.get("COMP_LINE", "")
-            os.environ["COMP_LINE"] = line.replace("study train", "study", 1)
-            hydra_app.main(sys.argv[1:])
-        else:
-            # Not standalone: click would report Ctrl-C itself, with exit code 1.
-            code = cli(prog_name="study", standalone_mode=False)
-            if isinstance(code, int) and code:
-                sys.exit(code)
+        # Not standalone: click would report Ctrl-C itself, with exit code 1.
+        code = cli(prog_name="study", standalone_mode=False)
+        if isinstance(code, int) and code:
+            sys.exit(code)
     except StudyError as error:
         click.echo(f"study: {error}", err=True)
         sys.exit(2)

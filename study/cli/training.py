@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
+from study.cli.completion import complete_overrides
 from study.cli.group import PASSED_ON, STUDY_DIR, cli
 
 
 @cli.command(context_settings=PASSED_ON)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, shell_complete=complete_overrides)
 def train(arguments: tuple[str, ...]) -> None:
     """Train one cell, or a sweep with -m (study train --help)."""
     from study.sweeps import signals

@@ -1,8 +1,10 @@
 """What Hydra and OmegaConf say about a user's mistake, in one line of ours."""
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from types import TracebackType
 
@@ -14,6 +16,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from study.config.hints import unknown_key
 from study.errors import StudyError, given
 
 _LIBRARIES = tuple(
@@ -24,8 +27,10 @@ _STANDARD = f"{Path(os.__file__).parent}{os.sep}"
 
 
 @contextmanager
-def as_study_errors() -> Iterator[None]:
+def as_study_errors(arguments: Sequence[str] = ()) -> Iterator[None]:
     """Inside, an error that Hydra reports becomes a :class:`StudyError` that says what is wrong.
+
+    ``arguments``: those of the command, from which a corrected override takes its value.
 
     Hydra checks few types. For some mistakes it raises a ``TypeError`` or a ``ValueError`` from
     its own code, so whatever its code raises is taken for a mistake of the user.
@@ -47,13 +52,13 @@ def as_study_errors() -> Iterator[None]:
         said = " ".join(str(error).split())
         raise StudyError(f"a file of the configuration is not valid YAML: {said}") from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise StudyError(_cause(error)) from error
+        raise StudyError(_cause(error, arguments)) from error
     except Exception as error:
         if not _is_raised_by_hydra(error.__traceback__):
             raise
         raise StudyError(
-            f"can't compose the configuration ({_cause(error)}): a group, such as optimizer, takes "
-            "the name of an option, and any other key a value"
+            f"can't compose the configuration ({_cause(error, arguments)}): a group, such as "
+            "optimizer, takes the name of an option, and any other key a value"
         ) from error
 
 
@@ -72,22 +77,29 @@ def _is_standard(file: str) -> bool:
 
 
 def _choices(error: MissingConfigException) -> str:
-    """``Could not find 'optimizer/adamx': choose from adamw, sgd``."""
+    """``Could not find 'optimizer/adamv': choose from adam, sgd; did you mean adam?``."""
     line = str(error).splitlines()[0]
     found = line.partition(": ")[2] if line.startswith("In '") else line
-    return f"{found}: choose from {', '.join(error.options)}" if error.options else found
+    if not error.options:
+        return found
+    near = get_close_matches(str(error.missing_cfg_file).rpartition("/")[2], error.options, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{found}: choose from {', '.join(error.options)}{hint}"
 
 
-def _cause(error: BaseException) -> str:
-    """The first line of the innermost cause and, for an unknown key, the keys that exist."""
+def _cause(error: BaseException, arguments: Sequence[str]) -> str:
+    """The first line of the innermost cause and, for an unknown key, the key that was meant."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error)
     line = type(error).__name__ if text in ("", "None") else text.splitlines()[0]
     key, parent = getattr(error, "full_key", None), getattr(error, "parent_node", None)
     if key and isinstance(parent, DictConfig) and line.startswith("Key "):
-        siblings = [str(name) for name in parent if name != "hydra"]
-        return f"unknown key {key}: choose from {', '.join(siblings)}"
-    if line.startswith("Ambiguous value"):
-        return f"{line}: add -m to sweep over it, or write key=[a,b] for one list"
+        return unknown_key(key, [str(name) for name in parent if name != "hydra"], arguments)
+    if ambiguous := re.match("Ambiguous value for argument '(.*)'", line):
+        key, _, values = ambiguous[1].partition("=")
+        return (
+            f"{given(ambiguous[1])} names alternatives: add -m to sweep over it, or write "
+            f"{given(f'{key}=[{values}]')} for one list"
+        )
     return f"{key}: {line}" if key and key not in line else line

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from study.config import parse
 from study.config.compose import CONF, compose, search_path
 from study.config.grid import check_lengths
+from study.config.hints import arranged
 from study.config.mistakes import as_study_errors
 from study.errors import StudyError
 from study.sweeps import signals
@@ -30,7 +31,6 @@ from study.sweeps.sharing import Outcome, StopRequest, train_all
 
 PLAN_FLAG, PLAN_KEY = "--plan", "plan_only"
 """Hydra's parser accepts no flags but its own, so ours travels as a key that no cell has."""
-_MULTIRUN_FLAGS = ("-m", "--multirun")
 _CELLS, _AGENDA = "cells", "agenda"
 """The keys of a job: the overrides of its cells, and the agenda of its sweep."""
 
@@ -42,13 +42,9 @@ def main(arguments: Sequence[str]) -> None:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions arrive unchanged; they become lines below
     plan_only = PLAN_FLAG in arguments
-    # Hydra's parser takes no more overrides after a flag that follows one.
-    overrides = sorted(
-        (argument for argument in arguments if argument != PLAN_FLAG),
-        key=lambda argument: argument not in _MULTIRUN_FLAGS,
-    )
-    check_lengths(overrides)
-    sys.argv = [sys.argv[0], *overrides, *([f"+{PLAN_KEY}=true"] if plan_only else [])]
+    check_lengths(arguments)
+    own = arranged([argument for argument in arguments if argument != PLAN_FLAG])
+    sys.argv = [sys.argv[0], *own, *([f"+{PLAN_KEY}=true"] if plan_only else [])]
     mistakes: list[str | None] = []
 
     def task(composed: DictConfig) -> Outcome:
@@ -57,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
         return outcome
 
     app = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)
-    with as_study_errors(), signals.listen(["train", *arguments]):
+    with as_study_errors(own), signals.listen(["train", *arguments]):
         app()
     for mistake in filter(None, mistakes):
         raise StudyError(mistake)

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 
 from study.adapters import Contraction
+from study.config.schedules import late_probes
 from study.errors import StudyError, one_line
 from study.store import load_cells, read_cell
 from study.store.files import remove
@@ -31,16 +32,16 @@ _LOST = (
 def announce(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]]) -> None:
     """Print on stderr how many cells the sweep has, and how many of them it will train.
 
-    If the base has weights that can't be adapted, say which.
+    Notices follow, such as which weights of the base can't be adapted.
     """
     distinct, left = len({cell.folder for cell in cells}), sum(len(pack) for pack in packs)
     names = ", ".join(sorted({cell.config.name for cell in cells}))
     work = f"{left} to train in {count_noun(len(packs), 'pack')}" if left else "nothing to train"
     line = f"study {names}: {count_noun(distinct, 'cell')}, {distinct - left} done, {work}"
     print(line, file=sys.stderr, flush=True)
-    for notice in dict.fromkeys(cell.coverage.notice for cell in cells):
-        if notice is not None:
-            print(notice, file=sys.stderr, flush=True)
+    notices = [notice for c in cells for notice in (c.coverage.notice, late_probes(c.config))]
+    for notice in dict.fromkeys(filter(None, notices)):
+        print(notice, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

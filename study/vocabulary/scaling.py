@@ -60,10 +60,7 @@ def exponent(scaling: str, power: float | None = None) -> float:
     ``power`` is None, and for any other rule if it is not.
     """
     if scaling not in RULES:
-        raise ValueError(
-            f"unknown scaling {scaling!r}: choose from {', '.join(RULES)}, "
-            "or give a number: the p of alpha/r**p"
-        )
+        raise ValueError(f"unknown scaling {scaling!r}: choose from {', '.join(RULES)}")
     fixed = RULES[scaling].p
     if fixed is None:
         if power is None or not math.isfinite(power):

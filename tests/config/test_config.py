@@ -135,8 +135,10 @@ def test_eval_schedule(cell: Build) -> None:
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("adapter.scaling=lorra", "unknown scaling 'lorra': choose from lora, rslora, power"),
-        ("adapter.scaling=lorra", "or give a number: the p of alpha/r**p"),
+        (
+            "adapter.scaling=lorra",
+            "unknown adapter.scaling 'lorra': choose from lora, rslora, power, or a number",
+        ),
         ("adapter.scaling=power", "adapter.exponent"),
         ("adapter.scaling=nan", "adapter.exponent=nan is out of range"),
         ("adapter.scaling=40", "adapter.exponent=40"),

@@ -214,7 +214,7 @@ def test_a_thousand_cells_are_composed_once(
     assert len(composed) < 10
 
 
-def test_help_config_and_completion(study_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_and_config(study_cli: Cli) -> None:
     text = study_cli("train", "--help").out
     for word in (
         "adapter",
@@ -225,15 +225,10 @@ def test_help_config_and_completion(study_cli: Cli, monkeypatch: pytest.MonkeyPa
     ):
         assert word in text
     assert "adapter:\n  rank: 5" in study_cli("train", "--cfg", "job", "adapter.rank=5").out
-    monkeypatch.setenv("COMP_LINE", "study train optimizer=")
-    assert set(study_cli("-sc", "query=bash").out.split()) >= {"optimizer=adamw", "optimizer=sgd"}
-    monkeypatch.setenv("COMP_LINE", "study train adapter.sc")
-    assert "adapter.scaling=" in study_cli("-sc", "query=bash").out
-    assert "complete" in study_cli("train", "-sc", "install=bash").out
 
 
 BAD = {
-    "adapter.scaling=lorra": "unknown scaling 'lorra': choose from lora, rslora, power",
+    "adapter.scaling=lorra": "unknown adapter.scaling 'lorra': choose from lora, rslora, power",
     "adapter.rank=0": "adapter.rank=0",
     "adapter.rank=-1": "adapter.rank=-1",
     "adapter.rank=abc": "adapter.rank=abc",
@@ -245,7 +240,7 @@ BAD = {
     ),
     "optimizer=adamx": "Could not find 'optimizer/adamx': choose from adafactor, adam, adamw, lion",
     "optimzer=sgd": "optimzer",
-    "adapter.rnk=4": "unknown key adapter.rnk: choose from rank, alpha",
+    "adapter.rnk=4": "unknown key adapter.rnk: did you mean adapter.rank=4?",
     "train.steps=many": "train.steps",
     "model=tinny": "choose from hf, smollm2, tiny",
     "adapter.rank=[": "adapter.rank=[",
@@ -299,6 +294,14 @@ def test_bad_data_names_the_line(
     assert len(ran.err.strip().splitlines()) == 1, ran.err
     assert re.search(says, ran.err), ran.err
     assert not (tmp_path / "results").exists()
+
+
+def test_a_probe_step_after_the_end_is_said(study_cli: Cli, small: list[str]) -> None:
+    ran = study_cli("train", *small, "probes.steps=[0,2,7,9]")
+    assert ran.code == 0, ran.err
+    notice = "probes.steps: not measured at 7, 9, after the last step (train.steps=2)"
+    assert ran.err.splitlines().count(notice) == 1
+    assert "not measured" not in study_cli("train", *small, "probes.steps=[0,2]").err
 
 
 def test_unwritable_results(

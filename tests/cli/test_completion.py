@@ -1,0 +1,121 @@
+"""Completion in a shell, by the code that ``study completion`` prints."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BASH = """
+complete() { :; }
+compopt() { echo "compopt $*"; }
+eval "$(study completion bash)"
+COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
+_study_completion study "${COMP_WORDS[COMP_CWORD]}"
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+"""What readline does: it splits words at ``=``. ``complete`` needs an interactive shell."""
+ZSH = """
+compdef() { :; }
+compadd() { print -r -- "compadd $#"; print -rl -- $completions; }
+_describe() { print -rl -- ${completions_with_descriptions%%:*}; }
+eval "$(study completion zsh)"
+words=("$@"); CURRENT=$#
+_study_completion
+"""
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A ``PATH`` with this ``study`` first."""
+    folder = tmp_path_factory.mktemp("bin")
+    script = folder / "study"
+    script.write_text(f"#!{sys.executable}\nfrom study.cli import main\nmain()\n")
+    script.chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def ask(path: str, shell: str, code: str, *words: str) -> list[str]:
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell}")
+    script = Path(path.partition(os.pathsep)[0]) / f"ask.{shell}"
+    script.write_text(code)
+    ran = subprocess.run(
+        [shell, script, *words],
+        env=os.environ | {"PATH": path, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.stderr == ""
+    return ran.stdout.split("\n")[:-1]
+
+
+def in_bash(path: str, *words: str) -> list[str]:
+    return ask(path, "bash", BASH, *words)
+
+
+def in_zsh(path: str, *words: str) -> list[str]:
+    return ask(path, "zsh", ZSH, *words)
+
+
+def test_verbs(path: str) -> None:
+    assert {"train", "analyze", "figures", "report"} <= set(in_bash(path, "study", ""))
+    assert in_bash(path, "study", "tr") == ["train"]
+    assert in_bash(path, "study", "fetch", "s") == ["smollm2"]
+    assert in_zsh(path, "study", "tr") == ["train"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["optimizer", "=", "ad"], ["adafactor", "adam", "adamw"]),
+        (["adapter.scaling", "="], ["lora", "rslora", "power"]),
+        (["-m", "model", "=", "tiny", "adapter.scaling", "=", "r"], ["rslora"]),
+        (["adapter.scaling", "=", "lora,"], ["lora,rslora", "lora,power"]),
+        (["precision", "="], ["float32", "bf16"]),
+        (["pack.compile", "="], ["false", "true"]),
+        (["adapter.sc"], ["compopt -o", "nospace", "adapter.scaling="]),
+        (["experiment", "=", "qu"], ["quantised", "quick"]),
+    ],
+)
+def test_overrides_in_bash(path: str, words: list[str], expected: list[str]) -> None:
+    assert " ".join(in_bash(path, "study", "train", *words)) == " ".join(expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ["optimizer=ad"],
+            ["compadd 5", *(f"optimizer={o}" for o in ("adafactor", "adam", "adamw"))],
+        ),
+        (["model=tiny", "adapter.scaling=r"], ["compadd 5", "adapter.scaling=rslora"]),
+        (["adapter.sc"], ["compadd 7", "adapter.scaling="]),
+    ],
+)
+def test_overrides_in_zsh(path: str, words: list[str], expected: list[str]) -> None:
+    assert in_zsh(path, "study", "train", *words) == expected
+
+
+def test_zsh_without_zsh(path: str) -> None:
+    """Click's protocol, which is all that a machine without zsh can check."""
+    ran = subprocess.run(
+        [sys.executable, "-c", "from study.cli import main; main()"],
+        env=os.environ
+        | {
+            "_STUDY_COMPLETE": "zsh_complete",
+            "COMP_WORDS": "study train -m adapter.scaling=lora,",
+            "COMP_CWORD": "3",
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.stdout.splitlines()[1::3] == [
+        "adapter.scaling=lora,rslora",
+        "adapter.scaling=lora,power",
+    ]
