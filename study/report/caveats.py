@@ -46,6 +46,7 @@ def caveats(tables: StudyTables, records: Sequence[Record]) -> list[str]:
         *_unfinished(tables),
         *_few_seeds(tables),
         *_other_weights(records),
+        *_noted_in_training(records),
         *_large_steps(tables),
         *_clipped(tables),
         *_best_rate_at_edge(tables),
@@ -220,6 +221,11 @@ def _other_weights(records: Sequence[Record]) -> Iterator[str]:
     notes = (f"{r.get('model')}: {r['model_note']}" for r in records if r.get("model_note"))
     for note in dict.fromkeys(notes):
         yield f"**The base is not the published weights** ({note})."
+
+
+def _noted_in_training(records: Sequence[Record]) -> Iterator[str]:
+    for note in dict.fromkeys(r["training_note"] for r in records if r.get("training_note")):
+        yield f"**Noted in training**: {note}"
 
 
 def _several_machines(records: Sequence[Record]) -> Iterator[str]:

@@ -201,7 +201,7 @@ _REQUIRED: dict[str, Check] = {
 }
 _OPTIONAL: dict[str, Check] = {
     **dict.fromkeys(("started", "finished", "fold", "device", "trained_by"), _is_text),
-    **dict.fromkeys(("error", "device_name", "model_note"), _is_none_or_text),
+    **dict.fromkeys(("error", "device_name", "model_note", "training_note"), _is_none_or_text),
     **dict.fromkeys(("steps_done", "diverged_step", "stuck_step"), _is_none_or_number),
     **dict.fromkeys(("seconds", "peak_memory_gb", "config.adapter.exponent"), _is_none_or_number),
     "adapted_share": _is_number,
