@@ -100,7 +100,7 @@ def test_in_the_form_of_a_file(refused: Cli, text: str, says: str) -> None:
         ("import-config broken.json", "broken.json is not valid JSON"),
         ("import-config rslora.yaml --name quick", "experiment=quick is one of the toolkit's own"),
         ("import-config rslora.yaml --to train.jsonl", "cannot write"),
-        ("sweep-from rslora.yaml --rules lorra", "unknown scaling 'lorra'"),
+        ("sweep-from rslora.yaml --rules lorra", "unknown adapter.scaling 'lorra'"),
         ("sweep-from rslora.yaml --ranks 4,x", "rank must be a positive integer or inf"),
         ("import-config axolotl.yml --sweep pairs.yml", "'_' pairs values"),
         ("import-config axolotl.yml --sweep inert.yml", "output_dir changes nothing"),

@@ -1,0 +1,68 @@
+"""The samples of docs/examples, and the commands of docs/axolotl-finlora.md."""
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from study.store import StudyTables
+
+Cli = Callable[..., Any]
+Trained = Callable[..., StudyTables]
+DOCS = Path(__file__).parents[3] / "docs"
+GUIDE = (DOCS / "axolotl-finlora.md").read_text()
+SAMPLES = {
+    "axolotl.yml": [16.0, "rslora", "opposites.json", "bf16"],
+    "llama_factory.yaml": [8.0, "lora", "opposites.json", "bf16"],
+    "finlora.yaml": [64.0, "rslora", "xbrl_extract", "float32"],
+}
+
+
+@pytest.fixture(autouse=True)
+def _samples(_here: None) -> None:
+    """The working directory holds the samples, and the other files that the guide names."""
+    shutil.copytree(DOCS / "examples", Path(), dirs_exist_ok=True)
+    entry = {"base_model": "org/model", "dataset_path": "x.jsonl", "lora_r": 8, "quant_bits": 8}
+    Path("finetune_configs.json").write_text(
+        json.dumps({"formula_llama_3_1_8b_8bits_r8_rslora": {**entry, "peft_use_rslora": True}})
+    )
+    peft = {"peft_type": "LORA", "base_model_name_or_path": "org/model", "r": 8, "lora_alpha": 16}
+    Path("adapter_config.json").write_text(json.dumps({**peft, "target_modules": ["q_proj"]}))
+    Path("sweep.yml").write_text(yaml.safe_dump({"lora_r": [4, 8], "learning_rate": [1e-4, 2e-4]}))
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_sample_trains(study_cli: Cli, trained: Trained, name: str) -> None:
+    imported = study_cli("import-config", name)
+    assert imported.code == 0, imported.err
+    cells = trained(imported.out, "data.heldout=2", "probes.steps=[0]").cells
+    (row,) = cells[["rank", "scaling", "data", "precision", "status"]].values.tolist()
+    row[2] = Path(row[2]).name
+    assert row == [*SAMPLES[name], "complete"]
+
+
+def test_every_sample_of_a_configuration_is_tested() -> None:
+    assert {path.name for path in (DOCS / "examples").glob("*.y*ml")} == set(SAMPLES)
+
+
+def test_the_commands_of_the_guide(study_cli: Cli) -> None:
+    blocks = re.findall(r"```bash\n(.*?)```", GUIDE, re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line]
+    assert len(lines) >= 8
+    for line in lines:
+        command, *words = shlex.split(line, comments=True)
+        assert command == "study"
+        ended = study_cli(*words)
+        assert ended.code == 0, (line, ended.err)
+
+
+def test_the_notes_in_the_guide_are_those_of_the_sample(study_cli: Cli) -> None:
+    (notes,) = re.findall(r"```text\n(.*?)```", GUIDE, re.DOTALL)
+    said = study_cli("import-config", "axolotl.yml").err
+    assert said.partition("wrote ")[0] == notes
