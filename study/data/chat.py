@@ -57,10 +57,8 @@ class ChatTemplate:
     def _check(self) -> None:
         try:
             tokens = {(kind, value) for _, kind, value in jinja2.Environment().lex(self.template)}
-        except (jinja2.TemplateError, RecursionError) as error:
-            raise StudyError(
-                f"{self.named} is not valid Jinja ({one_line(error)}): {_FIX}"
-            ) from None
+        except jinja2.TemplateSyntaxError as error:
+            raise self._invalid(error) from None
         if ("operator", "**") in tokens:  # one power of large numbers can't be interrupted
             raise StudyError(f"{self.named} computes powers, which no template needs: {_FIX}")
         if ("name", "strftime_now") in tokens and "strftime_now(" in self.template:
@@ -68,6 +66,9 @@ class ChatTemplate:
                 f"{self.named} asks for the date in an unknown way, so each day would have other "
                 f"data: {_FIX}"
             )
+
+    def _invalid(self, error: jinja2.TemplateSyntaxError) -> StudyError:
+        return StudyError(f"{self.named} is not valid Jinja ({one_line(error)}): {_FIX}")
 
     def conversation(self, messages: Sequence[Message], tools: Any, where: str) -> Conversation:
         """The text of ``messages``, and where in it the assistant's turns are.
@@ -85,6 +86,8 @@ class ChatTemplate:
             learned = [self._turn(text, messages, n, tools, where) for n in turns]
         if not learned:
             raise StudyError(f"{where}: {self.named} marks no turn of the assistant: {_FIX}")
+        if _said(messages[turns[-1]]) not in text:  # templates of models that see read parts only
+            raise StudyError(f"{where}: {self.named} leaves out what the assistant says: {_FIX}")
         return Conversation(text, tuple(learned), messages[turns[-1]].get("content") or "")
 
     def _turn(
@@ -104,7 +107,7 @@ class ChatTemplate:
             return start, len(answered)
         # A template may write a turn differently while it is the last, as Qwen3's does. What
         # follows its content stays the same.
-        said = (messages[n].get("content") or "").rpartition("</think>")[2].strip()
+        said = _said(messages[n])
         rest = answered[answered.rfind(said) + len(said) :]
         place = text.find(said + rest, start)
         if not said or place < 0:
@@ -114,8 +117,8 @@ class ChatTemplate:
     def _changes_turns(self, where: str) -> StudyError:
         return StudyError(
             f"{where}: {self.named} changes earlier turns when later ones follow, so the "
-            "assistant's turns can't be located: mark them in the template with {% generation %}, "
-            "or give data.chat_template=chatml"
+            "assistant's turns can't be located: mark them in the template with {% generation %} "
+            "(TRL has such templates of many models), or give data.chat_template=chatml"
         )
 
     def _render(
@@ -135,6 +138,8 @@ class ChatTemplate:
                 )
         except StudyError:
             raise
+        except jinja2.TemplateSyntaxError as error:
+            raise self._invalid(error) from None
         except Exception as error:  # of any kind: a template is a program
             raise StudyError(
                 f"{where}: {self.named} fails on the conversation ({one_line(error)}): "
@@ -143,6 +148,11 @@ class ChatTemplate:
         if len(texts[0]) > LONGEST_TEXT:
             raise StudyError(f"{where}: {self.named} writes over {LONGEST_TEXT} characters: {_FIX}")
         return texts[0], marked[0] if self.marks_turns else []
+
+
+def _said(message: Message) -> str:
+    """What a turn says, without a thought, which templates leave out of earlier turns."""
+    return (message.get("content") or "").rpartition("</think>")[2].strip()
 
 
 def _template(config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> tuple[str, str]:

@@ -1,12 +1,13 @@
 """``study train --plan``: what a sweep would take. Trains nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 from rich.console import Console
 from rich.table import Table
 
 from study.sweeps.cells import Cell
+from study.sweeps.datasets import data_name
 from study.sweeps.estimate import fold_bytes
 from study.sweeps.launch import announce
 from study.sweeps.prepare import PreparedPack, prepare
@@ -18,7 +19,29 @@ WIDTH = 120
 def show_plan(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]]) -> None:
     """Print what the packs will take on stdout: cells, FLOPs, memory and time."""
     announce(cells, packs)
-    print(render_plan([prepare(pack) for pack in packs]))
+    prepared = [prepare(pack) for pack in packs]
+    print("\n".join([render_plan(prepared), *data_lines(prepared)]))
+
+
+def data_lines(packs: Sequence[PreparedPack]) -> list[str]:
+    """What each pack reads: its rows, those that don't fit, and the steps of its epochs."""
+    return list(dict.fromkeys(line for pack in packs for line in _data_lines(pack)))
+
+
+def _data_lines(pack: PreparedPack) -> Iterator[str]:
+    rows, data, train = pack.corpus.rows, pack.config.data, pack.config.train
+    form = f" of data.format={rows['format']}" if rows["format"] else ""
+    sizes = f"{rows['train']} rows{form} to train on and {rows['heldout']} held out"
+    fit = f"{rows['cut']} are cut to {data.sequence_length} tokens"
+    yield (
+        f"data {data_name(data)}: {sizes}; {fit}, {rows['dropped']} others are dropped, because "
+        "they have nothing to learn"
+    )
+    if train.epochs is not None:
+        yield (
+            f"train.epochs={train.epochs:g}: {train.steps} steps of "
+            f"{train.batch_size * train.accumulation} rows; train.steps is ignored"
+        )
 
 
 def render_plan(packs: Sequence[PreparedPack]) -> str:

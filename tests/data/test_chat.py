@@ -1,0 +1,238 @@
+"""Conversations as text: the tokens and the learned ones are those of transformers and of TRL."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from study.config import DataConfig, ModelConfig
+from study.data import Conversation, limits
+from study.data.chat import CHATML, ChatTemplate
+from study.data.tokens import Encoder, tokenised
+from study.errors import StudyError
+from study.models import load_tokenizer
+
+trl = pytest.importorskip("trl")
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+
+BYTES = load_tokenizer(ModelConfig("tiny"))
+
+SHORT = [
+    {"role": "user", "content": "hi there"},
+    {"role": "assistant", "content": "hello"},
+]
+LONG = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "hi"},
+    {"role": "assistant", "content": "hello  you"},
+    {"role": "user", "content": "é?"},
+    {"role": "assistant", "content": "yes"},
+]
+
+
+def trained(trim_offsets: bool) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with merges across words, and with chatml's own tokens."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<eos>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(["hello you assistant\n yes? hi there\n\n"] * 50, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", bos_token="<eos>")
+
+
+TOKENIZERS = {"bytes": BYTES, "merges": trained(False), "trimmed places": trained(True)}
+
+
+def template(text: str | Path | None, tokenizer: Any = BYTES, folder: Path | None = None) -> Any:
+    """The template of a file, a name or, with ``folder``, a text."""
+    if folder is not None:
+        path = folder / "template.jinja"
+        path.write_text(str(text))
+        text = path
+    config = DataConfig("file", chat_template=None if text is None else str(text))
+    return ChatTemplate(config, tokenizer)
+
+
+def tokens(conversation: Conversation, tokenizer: Any, length: int = 4000) -> Any:
+    """The tokens of a conversation, and which of them are learned."""
+    arrays = tokenised([conversation], Encoder(tokenizer, 0, length))
+    return arrays["tokens"].tolist(), arrays["learned"].tolist()
+
+
+MARKED = ["qwen3_training", "lfm2_training", "llama3_training", "gemma3_training", "phi3_training"]
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+@pytest.mark.parametrize("name", MARKED)
+def test_marked_turns_are_those_of_transformers(name: str, tokenizer: str) -> None:
+    path, chosen = TEMPLATES / f"{name}.jinja", TOKENIZERS[tokenizer]
+    if name == "llama3_training" and chosen.bos_token is None:
+        pytest.skip("this template needs a bos")
+    for messages in (SHORT, LONG):
+        theirs = chosen.apply_chat_template(
+            messages,
+            chat_template=path.read_text(),
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )
+        ids, learned = tokens(template(path, chosen).conversation(messages, None, "row"), chosen)
+        assert ids == theirs["input_ids"]
+        assert learned == [bool(mask) for mask in theirs["assistant_masks"]]
+
+
+contents = st.text(st.characters(codec="utf-8"), min_size=1, max_size=9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(said=st.lists(contents, min_size=2, max_size=6), name=st.sampled_from(list(TOKENIZERS)))
+def test_any_text_has_the_tokens_and_the_marks_of_transformers(said: list[str], name: str) -> None:
+    chosen = TOKENIZERS[name]
+    messages = [
+        {"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(said)
+    ]
+    path = TEMPLATES / "qwen3_instruct_2507_training.jinja"
+    theirs = chosen.apply_chat_template(
+        messages,
+        chat_template=path.read_text(),
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    ids, learned = tokens(template(path, chosen).conversation(messages, None, "row"), chosen)
+    assert ids == theirs["input_ids"]
+    assert learned == [bool(mask) for mask in theirs["assistant_masks"]]
+
+
+@pytest.mark.parametrize("name", ["cohere2", "gemma3", "lfm2", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("messages", [SHORT, LONG], ids=["short", "long"])
+def test_turns_without_marks_are_those_that_trl_marks(name: str, messages: Any) -> None:
+    """TRL's training template of a model is its own template with marks."""
+    own = template(TEMPLATES / f"{name}.jinja")
+    marked = template(TEMPLATES / f"{name}_training.jinja")
+    assert not own.marks_turns
+    assert marked.marks_turns
+    assert own.conversation(messages, None, "row") == marked.conversation(messages, None, "row")
+
+
+@pytest.fixture(scope="module")
+def completions() -> Any:
+    """TRL's tokens and completion mask of the last turn, after all of its preparation."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    from study.models import tiny
+
+    def of(messages: list[dict[str, str]], chat_template: str, place: Path) -> Any:
+        tokenizer = load_tokenizer(ModelConfig("tiny"))
+        tokenizer.chat_template = chat_template
+        rows = [{"prompt": messages[:-1], "completion": messages[-1:]}]
+        config = SFTConfig(
+            output_dir=str(place), use_cpu=True, bf16=False, report_to=[], max_length=None
+        )
+        trainer = SFTTrainer(
+            tiny.build(),
+            args=config,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+        )
+        row = trainer.train_dataset[0]
+        return row["input_ids"], [label != -100 for label in row["labels"]]
+
+    return of
+
+
+@pytest.mark.parametrize("name", ["chatml", "qwen3", "qwen3_5_think", "glm4moe"])
+def test_the_last_turn_is_what_trl_takes_for_a_completion(
+    completions: Any, tmp_path: Path, name: str
+) -> None:
+    path = "chatml" if name == "chatml" else TEMPLATES / f"{name}.jinja"
+    text = CHATML if name == "chatml" else path.read_text()
+    ids, learned = tokens(template(path).conversation(SHORT, None, "row"), BYTES)
+    assert (ids, learned) == completions(SHORT, text, tmp_path)
+
+
+def test_a_turn_that_is_written_differently_while_it_is_the_last() -> None:
+    """Qwen3 writes a thought, also an empty one, in the last turn only."""
+    made = template(TEMPLATES / "qwen3.jinja").conversation(
+        [*SHORT, {"role": "user", "content": "hello"}, *LONG[-1:]], None, "row"
+    )
+    assert [made.text[start:end] for start, end in made.learned] == [
+        "hello<|im_end|>\n",
+        "<think>\n\n</think>\n\nyes<|im_end|>\n",
+    ]
+    assert made.answer == "yes"
+
+
+def test_chatml_is_that_of_trl() -> None:
+    made = template("chatml").conversation(LONG, None, "row")
+    assert made.text.startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nhi<|im")
+    assert [made.text[start:end] for start, end in made.learned] == [
+        "hello  you<|im_end|>\n",
+        "yes<|im_end|>\n",
+    ]
+
+
+def test_the_date_is_the_same_every_day() -> None:
+    made = template(TEMPLATES / "llama3_1.jinja").conversation(SHORT, None, "row")
+    assert "Today Date: 26 Jul 2024" in made.text
+
+
+def test_tools_are_passed_on() -> None:
+    tool = {"type": "function", "function": {"name": "sum", "parameters": {}}}
+    path = TEMPLATES / "qwen3.jinja"
+    made = template(path).conversation(SHORT, [tool], "row")
+    theirs = BYTES.apply_chat_template(
+        SHORT, tools=[tool], chat_template=path.read_text(), tokenize=False
+    )
+    assert made.text == theirs
+    assert '"name": "sum"' in made.text
+
+
+LOOP = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
+
+REFUSED = {
+    "{% if %}": "is not valid Jinja",
+    "{{ 9 ** 9 }}": "computes powers",
+    "{{ strftime_now(format) }}": "asks for the date in an unknown way",
+    "{{ raise_exception('only users') }}": r"fails on the conversation \(TemplateError: only users",
+    "{{ messages[9].content.x }}": "fails on the conversation",
+    "{{ ''.__class__.__mro__ }}": r"fails on the conversation \(SecurityError",
+    "{% set x = 'a' * 99999999999 %}": r"fails on the conversation \(MemoryError",
+    LOOP: "runs for too long",
+    "{{ 'ab' * 9999999 }}": "writes over 16777216 characters",
+    "{% generation %}{% endgeneration %}": "marks no turn",
+    "{% for m in messages %}{{ m.role }}{% endfor %}": "leaves out what the assistant says",
+    "{{ messages | length }}hello{{ messages | length }}": "changes earlier turns",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_a_template_of_a_stranger_is_refused_in_one_line(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SECONDS", 0.2)
+    with pytest.raises(StudyError, match=REFUSED[text]) as caught:
+        template(text, folder=tmp_path).conversation(SHORT, None, "row 1")
+    assert "chatml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_without_a_template() -> None:
+    with pytest.raises(StudyError, match=r"has none: give data\.chat_template=chatml"):
+        template(None)
+
+
+def test_a_template_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"\xff")
+    with pytest.raises(StudyError, match="is not UTF-8"):
+        template(tmp_path / "x")
+    with pytest.raises(StudyError, match="does not exist"):
+        template(tmp_path / "y")
