@@ -25,6 +25,17 @@ AXOLOTL = {
     "learning_rate": 1e-4,
     "max_steps": 3,
 }
+LLAMA_FACTORY = {
+    "model_name_or_path": "org/model",
+    "stage": "sft",
+    "finetuning_type": "lora",
+    "lora_rank": 8,
+    "dataset": "rows",
+    "template": "qwen3",
+    "learning_rate": 1e-4,
+    "num_train_epochs": 3.0,
+    "warmup_ratio": 0.1,
+}
 PEFT = {
     "peft_type": "LORA",
     "base_model_name_or_path": "org/model",
@@ -82,6 +93,10 @@ AXOLOTL_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a null byte": ({"base_model": "a\0b"}, "is not a path"),
     "a long path": ({"base_model": "a" * 5000}, "is not a path"),
+    "a long file name": (
+        {"datasets": [{"path": "org/x", "data_files": "a" * 3000}]},
+        "is not a path",
+    ),
     "no text": ({"base_model": {"a": 1}}, "base_model={'a': 1} is not a string"),
 }
 PEFT_VALUES: dict[str, tuple[dict[str, Any], str]] = {
@@ -97,6 +112,27 @@ PEFT_VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "a later PEFT": ({"use_magic": 3}, "use_magic=3 is not a known field"),
     "ranks": ({"rank_pattern": ["q_proj"]}, "rank_pattern=['q_proj'] is not a mapping"),
     "no targets": ({"target_modules": []}, "target_modules is missing"),
+}
+FACTORY_VALUES: dict[str, tuple[dict[str, Any], str]] = {
+    "no stage": ({"stage": ["sft"]}, "stage: ['sft'] is unknown"),
+    "no method": ({"finetuning_type": {"lora": 1}}, "finetuning_type={'lora': 1} is not LoRA"),
+    "a large rank": ({"lora_rank": 10**12}, "adapter.rank=1000000000000 is too large"),
+    "no names": ({"dataset": [["rows"]]}, "neither a string nor a list of strings"),
+    "a folder that is none": ({"dataset_dir": 7}, "dataset_dir=7 is not a string"),
+    "a flag in quotes": ({"use_rslora": "false"}, "'false' is neither true nor false"),
+    "many epochs": ({"num_train_epochs": 1e300}, "num_train_epochs=1e+300 is not positive"),
+    "a ratio": ({"warmup_ratio": -1}, "warmup_ratio=-1.0 is not between 0 and 1"),
+    "a null byte": ({"model_name_or_path": "a\0b"}, "is not a path"),
+    "an empty list": ({"dataset": []}, "dataset is missing"),
+}
+INFOS: dict[str, tuple[str, str]] = {
+    "no JSON": ("{", "dataset_info.json is not valid JSON"),
+    "no entry": ('{"more": {}}', "'rows': choose from more"),
+    "no mapping": ('{"rows": [1]}', "rows=[1] is not a mapping"),
+    "a path that is none": ('{"rows": {"file_name": "a\\u0000b"}}', "is not a path"),
+    "columns": ('{"rows": {"columns": [1]}}', "columns=[1] is not a mapping"),
+    "tags": ('{"rows": {"tags": "x"}}', "tags='x' is not a mapping"),
+    "deep": ('{"a":' * 300 + "1" + "}" * 300, "levels deep"),
 }
 TARGETS = "adapter.targets"
 SECRET = "hf_a_secret"
@@ -132,6 +168,20 @@ def test_a_value_of_axolotl_that_is_not_understood(refused: Refused, case: str) 
     changes, says = AXOLOTL_VALUES[case]
     text = yaml.safe_dump({**AXOLOTL, **changes})
     refused("import-config x.yaml", says, files={"x.yaml": text})
+
+
+@pytest.mark.parametrize("case", FACTORY_VALUES)
+def test_a_value_of_llama_factory_that_is_not_understood(refused: Refused, case: str) -> None:
+    changes, says = FACTORY_VALUES[case]
+    files = {"x.yaml": yaml.safe_dump({**LLAMA_FACTORY, **changes})}
+    refused("import-config x.yaml", says, files=files)
+
+
+@pytest.mark.parametrize("case", INFOS)
+def test_a_description_of_data_sets_that_lies(refused: Refused, case: str) -> None:
+    text, says = INFOS[case]
+    values = yaml.safe_dump({**LLAMA_FACTORY, "dataset_dir": "."})
+    refused("import-config x.yaml", says, files={"x.yaml": values, "dataset_info.json": text})
 
 
 @pytest.mark.parametrize("case", PEFT_VALUES)
@@ -210,3 +260,12 @@ def test_an_experiment_of_any_name_can_be_composed(run: Any, name: str) -> None:
     shown = run([*shlex.split(ended.out)[1:], "--cfg", "job"], seconds=BOMB, small=False)
     assert shown.code == 0, shown.err
     assert yaml.safe_load(shown.out)["adapter"]["targets"] == ["q_proj"]
+
+
+def test_a_template_in_one_long_line_is_no_file(run: Any) -> None:
+    """The system refuses to look for a file of such a name."""
+    dataset = {"path": "org/chats", "type": "chat_template", "chat_template_jinja": "{{ x }}" * 100}
+    files = {"x.yaml": yaml.safe_dump({**AXOLOTL, "datasets": [dataset]})}
+    ended = run("import-config x.yaml", files=files)
+    assert ended.code == 0, ended.err
+    assert "write the template to a file" in ended.err

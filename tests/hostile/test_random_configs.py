@@ -25,9 +25,9 @@ from study.integrations.configs import read_file, write
 from study.integrations.overrides import written
 from study.vocabulary.optimizers import OPTIMIZERS
 
-from .test_configs import AXOLOTL, PEFT
+from .test_configs import AXOLOTL, LLAMA_FACTORY, PEFT
 
-SHARED = Path("/work/shared/data/configs")
+SHARED = Path(__file__).parents[3] / "shared/data/configs"
 REAL = sorted(path for path in SHARED.rglob("*") if path.suffix in (".yml", ".yaml"))
 QUIET = settings(
     max_examples=20,
@@ -139,7 +139,9 @@ def changed(values: dict[str, Any], data: st.DataObject) -> dict[str, Any]:
     return result | data.draw(st.dictionaries(st.text(max_size=8), VALUES, max_size=2))
 
 
-@pytest.mark.parametrize("values", [AXOLOTL, PEFT], ids=["axolotl", "peft"])
+@pytest.mark.parametrize(
+    "values", [AXOLOTL, LLAMA_FACTORY, PEFT], ids=["axolotl", "llama-factory", "peft"]
+)
 @QUIET
 @given(data=st.data())
 def test_a_changed_configuration_is_imported_or_refused(
@@ -153,7 +155,7 @@ def test_real_configurations_are_imported_or_refused(here: Path, path: Path) -> 
     import_or_refuse(here, yaml.safe_load(path.read_text()))
 
 
-@pytest.mark.skipif(not REAL, reason="needs /work/shared/data/configs")
+@pytest.mark.skipif(not REAL, reason="shared/data/configs is absent")
 @QUIET
 @given(data=st.data())
 def test_changed_real_configurations_are_imported_or_refused(

@@ -11,6 +11,7 @@ from study.integrations.configs.rows import (
     MESSAGES,
     TOKENIZERS_OWN,
     Rows,
+    first_file,
     format_of,
     put_heldout,
     put_rows,
@@ -73,7 +74,7 @@ def _rows(experiment: Experiment, entry: Fields, fields: Fields, folder: Path) -
     path, kind = str(entry.take_text("path")), entry.take("type")
     if files := entry.take_names("data_files"):
         names = [files] if isinstance(files, str) else files
-        if len(names) > 1 or not (path in BUILDERS or (folder / names[0]).is_file()):
+        if len(names) > 1 or not (path in BUILDERS or first_file(folder / names[0])):
             differs.append(
                 f"datasets[0].data_files: {short(files)} (one file is read: give data.path=... "
                 "when you train)"
@@ -166,8 +167,7 @@ def _chat_template(
         notes.inert += [f"{key} (no conversations)" for key, value in chosen.items() if value]
         return None
     if jinja and name in (None, "jinja"):
-        file = folder / jinja if len(jinja) < 1000 and "\n" not in jinja else None
-        if file is not None and file.is_file():
+        if file := first_file(folder / jinja):
             return str(file.resolve())
         notes.differs.append(
             f"chat_template_jinja: {short(jinja)} ({TOKENIZERS_OWN}: write the template to a file "

@@ -13,6 +13,7 @@ from study.integrations.configs.rows import (
     MESSAGES,
     TOKENIZERS_OWN,
     Rows,
+    first_file,
     format_of,
     put_heldout,
     put_rows,
@@ -61,7 +62,7 @@ def put_dataset(experiment: Experiment, fields: Fields, folder: Path, stage: str
 def _rows(experiment: Experiment, name: str, place: str, folder: Path, stage: str) -> Rows:
     """The rows of one data set, as ``dataset_info.json`` describes them."""
     parents = () if place.startswith(REMOTE) else (folder / place, Path(place))
-    info = next((parent / INFO for parent in parents if (parent / INFO).is_file()), None)
+    info = first_file(*(parent / INFO for parent in parents))
     if info is None:
         experiment.notes.differs.append(
             f"dataset: {name} ({INFO} is not in {place}: give data.path=... when you train)"
@@ -82,7 +83,7 @@ def _rows(experiment: Experiment, name: str, place: str, folder: Path, stage: st
     llama_factory_keys.DATASET.sort(entry, experiment.notes, f"{name}.")
     if format_ is None:
         experiment.notes.differs.append(f"dataset: {name} ({CONVERT})")
-    where = hub or (str((info.parent / path).resolve()) if path else name)
+    where = hub or (str(info.parent / path) if path else name)
     return Rows("dataset", where, format_, split or "train", subset)
 
 

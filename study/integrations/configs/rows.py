@@ -53,7 +53,7 @@ def put_rows(experiment: Experiment, rows: Rows, folder: Path) -> Path | None:
     experiment.values["data.format"] = rows.format
     if rows.chat_template:
         experiment.values["data.chat_template"] = rows.chat_template
-    found = next((p for p in (folder / rows.path, Path(rows.path)) if p.is_file()), None)
+    found = first_file(folder / rows.path, Path(rows.path))
     if found is not None:
         experiment.values["data.path"] = str(found.resolve())
     elif stand_in := STAND_INS.get(Path(rows.path).name):
@@ -102,6 +102,17 @@ def put_heldout(experiment: Experiment, fields: Fields, key: str, file: Path | N
 def _count(path: str, format_: str, changed: int) -> int:
     """The examples of a file, read once for all values of a sweep."""
     return len(load_examples(DataConfig("file", path, format=format_)))
+
+
+def first_file(*paths: Path) -> Path | None:
+    """The first of ``paths`` that is a file."""
+    for path in paths:
+        try:
+            if path.is_file():
+                return path
+        except OSError:  # a name that is too long names no file
+            continue
+    return None
 
 
 def format_of(*names: str) -> str | None:
