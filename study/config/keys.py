@@ -1,11 +1,11 @@
 """The keys of ``study train``: which exist, and what each may hold."""
 
 from collections.abc import Iterator
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass, replace
 from functools import cache
 from typing import Any
 
-from study.config.bounds import BOUND, Modules, Number, OneOf, Rank, SomeOf, Whole
+from study.config.bounds import BOUND, Modules, Number, OneOf, SomeOf, Whole
 from study.config.compose import CONF
 from study.config.types import CellConfig, OptimizerConfig, optimizer_config
 from study.vocabulary.optimizers import OPTIMIZERS
@@ -70,8 +70,7 @@ def _limits(bound: Any) -> str:
     match bound:
         case Whole():
             return f"at least {bound.least}" if abs(bound.least) < 2**32 else ""
-        case Number():
-            return bound.limits.replace("of at", "at")
-        case Rank():
-            return "at least 1"
+        case Number():  # the largest numbers are beyond any use
+            most = bound.most if bound.most is not None and bound.most < 1e6 else None
+            return replace(bound, most=most).limits.replace("of at", "at")
     return ""

@@ -218,10 +218,10 @@ def test_help_and_config(study_cli: Cli) -> None:
     text = study_cli("train", "--help").out
     for word in (
         "adapter",
-        "optimizer: adafactor, adam, adamw",
+        "adafactor | adam | adamw",
         "experiment",
         "study train -m",
-        "rank: 8",
+        "adapter.rank=8",
     ):
         assert word in text
     assert "adapter:\n  rank: 5" in study_cli("train", "--cfg", "job", "adapter.rank=5").out
