@@ -16,6 +16,7 @@ from study.store.cells import FIRST
 
 LARGEST_SEED = 2**32 - 1
 """The largest that transformers and Lightning accept. torch draws a larger one if none is set."""
+UNSEEDED = "No seed was set: the draw of the init is unknown, and the run can't be repeated."
 
 
 def record(
@@ -64,14 +65,11 @@ def record(
     ...         optimizer.zero_grad()
     """
     _check_varies(varies)
-    notes = []
+    note = ""
     if seed is None:
         seed = torch.initial_seed()
-        if seed > LARGEST_SEED:  # nobody set one
-            seed = 0
-            notes.append(
-                "No seed was set, so the draw of the init is unknown and the run can't be repeated."
-            )
+        if not is_seeded():
+            seed, note = 0, UNSEEDED
 
     def described(recording: Recording) -> Loop:
         passes = recording.passes.passes
@@ -85,7 +83,7 @@ def record(
             batch_size=max(1, passes[0].sequences),
             accumulation=len(passes),
             schedule="scheduled" if "initial_lr" in recording.group else "constant",
-            notes=tuple(notes),
+            note=note,
             varies=varies,
         )
 
@@ -93,6 +91,11 @@ def record(
         every=every, steps=None if every else steps, sites=sites, stats=stats, tokens=tokens
     )
     return Recording(model, optimizer, described, asked, start=start, total=total)
+
+
+def is_seeded() -> bool:
+    """Whether somebody has set the seed of torch."""
+    return torch.initial_seed() <= LARGEST_SEED
 
 
 def _check_varies(varies: dict[str, Any]) -> None:

@@ -135,6 +135,11 @@ class Passes:
         """All gradients of the backward pass are in ``.grad``."""
         self.backwards += 1
         self._watches.close()
+        self.take_gradients()
+
+    @torch.no_grad()
+    def take_gradients(self) -> None:
+        """Take ``.grad`` as it is now for the gradient before clipping."""
         self.norm = norm_of_gradients(self.weights)
         self.gradients = [_copies(probe) for probe in self.probes]
 

@@ -123,6 +123,14 @@ class Recording:
         """Record a held-out loss of the weights as they are now."""
         self._next["eval_loss"] = float(loss)
 
+    def gradients(self) -> None:
+        """Take the gradients as they are now for those before clipping.
+
+        It is needed only if the loop changes them after the last backward pass and not by clipping,
+        such as by dividing ``.grad`` by the number of micro-batches. Call it before clipping.
+        """
+        self.passes.take_gradients()
+
     def begin(self) -> Self:
         """Start watching. Raises :class:`StudyError` if the optimizer is being recorded already."""
         if self.optimizer in _recorded:
@@ -223,7 +231,12 @@ class Recording:
         row: dict[str, Tensor | float] = {"step": self.step, "grad_norm": norm, **self._next}
         factor = norm if clipped is None else clipped / norm
         row["clip_factor"] = torch.where(factor.isfinite(), factor, torch.ones_like(factor))
-        row["lr"] = float(self.group["lr"])
+        row["lr"] = lr = float(self.group["lr"])
+        if self._probing and not lr:
+            self._say(
+                f"The learning rate of step {self.step} is 0 (warm-up): its update and its descent "
+                "are 0. Probe a later step for them."
+            )
         if (loss := self.passes.step_loss) is not None:
             row["loss"] = loss
         elif not self._pending:
@@ -290,6 +303,13 @@ class Recording:
             if dtype == torch.float16:
                 raise _scaled()
             self.precision = "bf16" if dtype == torch.bfloat16 else self.precision
+
+    def _say(self, sentence: str) -> None:
+        """Warn, and keep the sentence for the record."""
+        warnings.warn(sentence, stacklevel=5)
+        for writer in self._writers:
+            before = writer.record["training_note"]
+            writer.record["training_note"] = f"{before} {sentence}".strip()
 
     # Output.
 

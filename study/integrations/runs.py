@@ -44,7 +44,7 @@ class Loop:
     - ``steps``: the optimizer steps of the whole run; None if that is not known before its end;
     - ``data``: the name of its data in the tables;
     - ``trained_by``: who trains, for the report;
-    - ``notes``: sentences for the record;
+    - ``note``: sentences for the record and the report, on what to know of its numbers;
     - ``varies``: anything else that separates its cells from others, by name.
     """
 
@@ -61,7 +61,7 @@ class Loop:
     clip: float | None = None
     schedule: str = "constant"
     warmup: int = 0
-    notes: tuple[str, ...] = ()
+    note: str = ""
     varies: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -150,7 +150,7 @@ def _record(
         "sources": asdict(sources),
         "config": asdict(config) | dict(loop.varies),
         "peft": {"adapter": adapter.name, "variants": adapter.probe.variants, **options},
-        "notes": list(loop.notes),
+        "training_note": loop.note,
         "started": now(),
         **provenance(),
         **describe_device(adapter.probe.layers[0].pairs()[0].A_RD.device),

@@ -45,7 +45,7 @@ class NormProbeCallback(TrainerCallback):
     - ``steps`` or ``every``, ``sites``, ``stats``, ``tokens``: as under ``probes`` of
       ``study train``. Steps are optimizer steps, with any number of micro-batches;
     - ``data``: the name of the data in the tables; default: a fingerprint;
-    - ``notes``: sentences for the records.
+    - ``note``: sentences for the record and the report, on what to know of the run's numbers.
 
     At a probed step, the trackers of ``report_to`` get a number per layer and site, and the console
     gets three numbers of the whole model.
@@ -67,11 +67,11 @@ class NormProbeCallback(TrainerCallback):
         stats: str | list[str] = "all",
         tokens: int = 128,
         data: str | None = None,
-        notes: Sequence[str] = (),
+        note: str = "",
     ) -> None:
         _check(trainer)
-        self.trainer, self.results, self.data = trainer, Path(results), data
-        self.notes = tuple(notes)
+        self.trainer, self.results = trainer, Path(results)
+        self.data, self.note = data, note
         self.asked = ProbesConfig(
             every=every, steps=None if every else steps, sites=sites, stats=stats, tokens=tokens
         )
@@ -137,7 +137,7 @@ class NormProbeCallback(TrainerCallback):
             clip=args.max_grad_norm or None,
             schedule=str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
             warmup=args.get_warmup_steps(steps),
-            notes=self.notes,
+            note=self.note,
         )
 
     def _track(self, tables: Sequence[pd.DataFrame], state: Any, control: Any) -> None:

@@ -1,0 +1,331 @@
+"""What ``study.record`` refuses, notes and keeps, in small loops of torch."""
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import study
+from study.errors import StudyError
+from study.store import load_records
+
+peft = pytest.importorskip("peft")
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def script(cell: Make, peft_model: Make, tmp_path: Path) -> "Script":
+    """Rank 4, AdamW."""
+    torch.manual_seed(0)
+    return Script(peft_model(cell("adapter.rank=4")), tmp_path / "results" / "mine")
+
+
+class Script:
+    """Somebody's loop: ``script.run(recording, steps=3)``."""
+
+    def __init__(self, model: Any, results: Path) -> None:
+        self.model, self.results = model, results
+        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.weights, lr=1e-3)
+
+    def record(self, **options: Any) -> Any:
+        options = {"steps": [0, 1], **options}
+        return study.record(self.results, self.model, self.optimizer, **options)
+
+    def batches(self, steps: int) -> Iterator[dict[str, Tensor]]:
+        generator = torch.Generator().manual_seed(3)
+        for _ in range(steps):
+            ids = torch.randint(5, 90, (2, 12), generator=generator)
+            yield {"input_ids": ids, "labels": ids}
+
+    def step(self, batch: dict[str, Tensor]) -> None:
+        self.model(**batch).loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def run(self, recording: Any, steps: int = 3, step: Any = None) -> Any:
+        """Train inside ``recording``; ``step(batch)`` replaces :meth:`step`."""
+        with recording:
+            for batch in self.batches(steps):
+                (step or self.step)(batch)
+        return self.tables
+
+    @property
+    def tables(self) -> Any:
+        return study.load(str(self.results))
+
+
+def test_import_study_is_instant_and_record_is_there() -> None:
+    """Readers of tables never import torch."""
+    code = (
+        "import study, sys; assert 'torch' not in sys.modules; study.record; "
+        "assert 'torch' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_refused_models_and_optimizers(script: Script) -> None:
+    model, optimizer = script.model, script.optimizer
+    frozen = torch.optim.SGD(nn.Linear(2, 2).parameters())
+    scaled = type("Wrapper", (), {"scaler": object(), "optimizer": optimizer})()
+    compiled = nn.Sequential(model)
+    compiled.compile()
+    for given, of, message in (
+        (nn.Linear(2, 2), optimizer, "Linear has no LoRA layer of PEFT: give the model"),
+        (model, frozen, "the optimizer does not train adapter 'default'"),
+        (model, scaled, "fp16 scales the loss"),
+        (model, "adamw", "the optimizer is a str: give an optimizer of torch"),
+        (nn.DataParallel(model), optimizer, "DataParallel gives each GPU a part"),
+        (compiled, optimizer, "a compiled model skips the hooks"),
+    ):
+        with pytest.raises(StudyError, match=message):
+            study.record("results/mine", given, of)
+    with pytest.raises(StudyError, match="unknown sites 'q'"):
+        script.record(sites=["q"])
+    with pytest.raises(StudyError, match="rank=4: the tables have a column rank already"):
+        script.record(rank=4)
+    with pytest.raises(StudyError, match=r"mix=\[1\]: give a number, a string or a bool"):
+        script.record(mix=[1])
+    assert not script.results.exists()
+
+
+def test_several_processes_are_refused(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(StudyError, match=r"2 processes .* each see a part of every step"):
+        script.record()
+
+
+def test_loops_that_cannot_be_measured(script: Script) -> None:
+    lbfgs = torch.optim.LBFGS(script.weights, max_iter=3)
+
+    def no_backward(_: Any) -> None:
+        script.optimizer.step()
+
+    def nested(batch: Any) -> None:
+        script.run(script.record())
+
+    def in_fp16(batch: Any) -> None:
+        with torch.autocast("cpu", torch.float16):
+            script.step(batch)
+
+    def late_loss(batch: Any) -> None:
+        loss = _backward(script.model(**batch).loss)
+        recording.loss(loss)
+        script.optimizer.step()
+
+    def several_closures(batch: Any) -> None:
+        lbfgs.step(lambda: _backward(script.model(**batch).loss))
+
+    for step, optimizer, message in (
+        (no_backward, script.optimizer, r"step 0 .* without a backward pass"),
+        (nested, script.optimizer, r"being recorded already: .* around the whole loop"),
+        (in_fp16, script.optimizer, "fp16 scales the loss"),
+        (late_loss, script.optimizer, r"recording\.loss\(loss\) came after"),
+        (several_closures, lbfgs, "LBFGS evaluates its closure several times"),
+    ):
+        recording = study.record(script.results, script.model, optimizer, steps=[0])
+        with pytest.raises(StudyError, match=message):
+            script.run(recording, step=step)
+    with pytest.raises(StudyError, match="the recorded optimizer made no step"):
+        script.run(script.record(), steps=0)
+    assert not script.model._forward_pre_hooks
+    statuses = script.run(script.record()).cells["status"].tolist()
+    assert statuses.count("complete") == 1  # nothing is left of what failed
+
+
+def _backward(loss: Tensor) -> Tensor:
+    loss.backward()
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (RuntimeError("disk\nfull"), "failed", "RuntimeError: disk"),
+        (KeyboardInterrupt(), "interrupted", None),
+    ],
+)
+def test_how_a_loop_ends(
+    error: BaseException, status: str, message: str | None, script: Script
+) -> None:
+    with pytest.raises(type(error)):
+        script.run(script.record(), step=_until(2, script.step, error))
+    [folder] = (script.results / "cells").iterdir()
+    record = json.loads((folder / "record.json").read_text())
+    assert (record["status"], record.get("error")) == (status, message)
+    assert (folder / "error.log").exists() == (status == "failed")
+    assert script.tables.metrics["step"].tolist() == [0, 1]
+
+
+def _until(steps: int, step: Any, error: BaseException) -> Callable[[Any], None]:
+    """``step``, which raises ``error`` after some steps."""
+    left = iter(range(steps))
+
+    def stepping(batch: Any) -> None:
+        if next(left, None) is None:
+            raise error
+        step(batch)
+
+    return stepping
+
+
+def test_a_loop_that_goes_on(script: Script, tmp_path: Path) -> None:
+    """Rows before the checkpoint are kept, and the cell is the same."""
+    options = {"steps": [0, 2], "seed": 0, "total": 3}
+    whole = Script(copy.deepcopy(script.model), tmp_path / "whole")
+    expected = whole.run(whole.record(**options))
+    batches, saved = list(script.batches(3)), []
+
+    def saving(batch: Any) -> None:
+        script.step(batch)
+        saved.append(copy.deepcopy((script.model.state_dict(), script.optimizer.state_dict())))
+
+    with pytest.raises(KeyboardInterrupt):
+        script.run(script.record(**options), step=_until(2, saving, KeyboardInterrupt()))
+    script.model.load_state_dict(saved[0][0])
+    script.optimizer.load_state_dict(saved[0][1])
+    with script.record(**options, start=1):
+        for batch in batches[1:]:
+            script.step(batch)
+    tables = script.tables
+    assert tables.cells["status"].tolist() == ["complete"]
+    columns = ["step", "tokens", "loss", "grad_norm", "clip_factor", "lr"]
+    assert tables.metrics[columns].equals(expected.metrics[columns])
+    shared = [name for name in expected.probes if name != "cell_id"]
+    assert tables.probes[shared].equals(expected.probes[shared])
+
+
+def test_a_loss_of_ones_own(script: Script) -> None:
+    """Half the batch counts more: the recorded loss is the one that the gradient is of."""
+    expected = []
+    recording = script.record(steps=[0])
+
+    def step(batch: Any) -> None:
+        expected.append(0.0)
+        for weight in (0.5, 1.5):
+            loss = script.model(input_ids=batch["input_ids"]).logits.square().mean()
+            recording.loss(loss)
+            expected[-1] += weight * float(loss.detach())
+            (weight * loss).backward()
+        script.optimizer.step()
+        script.optimizer.zero_grad()
+        recording.heldout(2.5)
+
+    metrics = script.run(recording, steps=2, step=step).metrics
+    assert metrics["loss"][:2].tolist() == pytest.approx(expected)
+    assert metrics["eval_loss"].tolist()[1:] == [2.5, 2.5]
+    assert metrics["step"].tolist() == [0, 1, 2]
+
+
+def test_a_loss_that_nobody_told_is_asked_for(script: Script) -> None:
+    def step(batch: Any) -> None:
+        script.model(input_ids=batch["input_ids"]).logits.square().mean().backward()
+        script.optimizer.step()
+
+    with pytest.warns(UserWarning, match=r"no loss was seen: call recording\.loss"):
+        metrics = script.run(script.record(), step=step).metrics
+    assert metrics["loss"].isna().all()
+    assert (metrics["grad_norm"] > 0).all()
+
+
+def test_gradients_that_the_loop_changes_before_it_clips(script: Script) -> None:
+    """An average after the backward passes is no clipping, if the recording is told."""
+    for told in (False, True):
+        recording = script.record(steps=[0], told=told)
+
+        def step(batch: Any, recording: Any = recording, told: bool = told) -> None:
+            script.model(**batch).loss.backward()
+            for weight in script.weights:
+                weight.grad /= 4
+            if told:
+                recording.gradients()
+            script.optimizer.step()
+            script.optimizer.zero_grad()
+
+        tables = script.run(recording, steps=1, step=step)
+    told_of = dict(zip(tables.cells["cell_id"], tables.cells["told"], strict=True))
+    found = {told_of[row.cell_id]: row.clip_factor for row in tables.metrics.itertuples()}
+    assert found == {False: pytest.approx(0.25), True: 1.0}
+
+
+def test_evaluation_without_gradients_is_left_out(script: Script, tmp_path: Path) -> None:
+    """Between backward pass and update it changes neither tokens nor moments."""
+    plain = Script(copy.deepcopy(script.model), tmp_path / "plain")
+    expected = plain.run(plain.record())
+
+    def step(batch: Any) -> None:
+        script.model(**batch).loss.backward()
+        with torch.no_grad():
+            script.model(**{name: ids[:1] + 1 for name, ids in batch.items()})
+        script.optimizer.step()
+        script.optimizer.zero_grad()
+
+    tables = script.run(script.record(), step=step)
+    assert tables.metrics["tokens"].equals(expected.metrics["tokens"])
+    shared = [name for name in expected.probes if name != "cell_id"]
+    assert tables.probes[shared].equals(expected.probes[shared])
+
+
+def test_a_pass_without_a_backward_pass_is_told(script: Script) -> None:
+    def step(batch: Any) -> None:
+        script.model(**batch)
+        script.step(batch)
+
+    with pytest.warns(UserWarning, match=r"step 0: 1 forward passes had no backward pass"):
+        script.run(script.record(steps=[0]), step=step)
+
+
+def test_what_the_record_says_of_seed_and_warm_up(script: Script) -> None:
+    torch.manual_seed(2**40)  # as large as torch draws one
+    schedule = torch.optim.lr_scheduler.LambdaLR(script.optimizer, lambda step: float(step > 0))
+
+    def step(batch: Any) -> None:
+        script.step(batch)
+        schedule.step()
+
+    with pytest.warns(UserWarning, match=r"learning rate of step 0 is 0 \(warm-up\)"):
+        tables = script.run(script.record(mix="a"), steps=2, step=step)
+    row = tables.cells.iloc[0]
+    assert (row["lr"], row["schedule"], row["mix"], row["seed"]) == (1e-3, "scheduled", "a", 0)
+    assert tables.metrics["lr"].tolist() == [0.0, 1e-3]
+    [record] = load_records(script.results)
+    assert record["training_note"].startswith("No seed was set: the draw of the init is unknown")
+    assert "its update and its descent are 0" in record["training_note"]
+
+
+def test_bf16_autocast(script: Script) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        tables = script.run(script.record(steps=[0]), steps=1)
+    assert tables.cells["precision"].tolist() == ["bf16"]
+    assert (tables.probes["nonfinite"] == 0).all()
+
+
+def test_accelerates_bf16_is_seen(script: Script) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
+    model, optimizer = accelerator.prepare(script.model, script.optimizer)
+
+    def step(batch: Any) -> None:
+        accelerator.backward(model(**batch).loss)
+        optimizer.step()
+
+    recording = study.record(script.results, model, optimizer, steps=[0])
+    tables = script.run(recording, steps=1, step=step)
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    assert tables.cells["precision"].tolist() == ["bf16"]
+
+
+def test_a_loop_that_diverges(script: Script) -> None:
+    for group in script.optimizer.param_groups:
+        group["lr"] = 1e30
+    [cell] = script.run(script.record(steps=[0])).cells.to_dict("records")
+    assert (cell["status"], cell["diverged_step"], cell["steps_done"]) == ("diverged", 1, 3)
