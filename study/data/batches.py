@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from study.config import DataConfig
-from study.data.examples import Conversation, Example, Row, fingerprint, split
+from study.data.examples import Conversation, Example, Row, fingerprint, split_places
 from study.data.questions import Questions
 from study.data.sources import load_rows
-from study.data.tokens import VERSION, Encoder, tokenised
+from study.data.tokens import VERSION, Encoder, chosen, tokenised
 from study.errors import StudyError, short
 from study.store.cache import kept_arrays
 
@@ -164,8 +164,9 @@ def build_corpus(
 
     ``eos_token_id`` follows every target that leaves room for it; None: no target has an eos.
 
-    Raises :class:`StudyError` as :func:`load_rows` and :func:`split` do, for a sequence length
-    below 2, and if no row of either side fits.
+    Rows with nothing to learn are dropped before the split. Raises :class:`StudyError` as
+    :func:`load_rows` and :func:`split_places` do, for a sequence length below 2, and if too few
+    rows are left.
     """
     length = config.sequence_length
     if length < 2:
@@ -175,51 +176,59 @@ def build_corpus(
         )
     loaded = load_rows(config, lambda: tokenizer)
     content = fingerprint(loaded.rows)
-    sides = dict(zip(("train", "heldout"), split(loaded.rows, config.heldout), strict=True))
-
-    def made() -> dict[str, np.ndarray]:
-        encoder = Encoder(tokenizer, eos_token_id, length)
-        return {
-            f"{side}_{name}": array
-            for side, rows in sides.items()
-            for name, array in tokenised(rows, encoder).items()
-        }
-
     text_to_ids = tokenizer.backend_tokenizer.to_str() + str(tokenizer.special_tokens_map)
     made_from = (content, config.heldout, length, eos_token_id, text_to_ids, VERSION)
     key = hashlib.sha256(repr(made_from).encode()).hexdigest()[:24]
-    arrays = kept_arrays(f"tokens-{key}", made)
+    encoder = Encoder(tokenizer, eos_token_id, length)
+    arrays = kept_arrays(f"tokens-{key}", lambda: _sides(loaded.rows, config.heldout, encoder))
     padding_id = next((i for i in (tokenizer.pad_token_id, eos_token_id) if i is not None), 0)
-    tables = {
-        side: TokenTable(
+    train, heldout = (
+        TokenTable(
             arrays[f"{side}_tokens"],
             arrays[f"{side}_learned"],
             arrays[f"{side}_starts"],
             sequence_length=length,
             padding_id=padding_id,
         )
-        for side in sides
-    }
-    _check_filled(tables, length)
-    heldout = [sides["heldout"][n] for n in arrays["heldout_index"]]
-    asked = _questions(heldout, arrays["heldout_cut"])
-    contexts = [tables["heldout"].question(row) for row in asked]
+        for side in SIDES
+    )
+    held = [loaded.rows[n] for n in arrays["heldout_index"]]
+    asked = _questions(held, arrays["heldout_cut"])
+    contexts = [heldout.question(row) for row in asked]
     questions = Questions(contexts, list(asked.values()), tokenizer, padding_id, eos_token_id)
-    counts = {side: len(table) for side, table in tables.items()} | {
-        "cut": sum(int(arrays[f"{side}_cut"].sum()) for side in sides),
-        "dropped": sum(len(rows) - len(tables[side]) for side, rows in sides.items()),
+    rows = {
+        "train": len(train),
+        "heldout": len(heldout),
+        "cut": sum(int(arrays[f"{side}_cut"].sum()) for side in SIDES),
+        "dropped": len(loaded.rows) - int(arrays["kept"]),
+        "format": loaded.format,
     }
-    rows = {**counts, "format": loaded.format}
-    return Corpus(tables["train"], tables["heldout"], questions, content, rows)
+    return Corpus(train, heldout, questions, content, rows)
 
 
-def _check_filled(tables: Mapping[str, TokenTable], length: int) -> None:
-    words = {"train": "training", "heldout": "held-out"}
-    if empty := next((words[side] for side, table in tables.items() if not len(table)), None):
+SIDES = ("train", "heldout")
+
+
+def _sides(rows: Sequence[Row], heldout: int, encoder: Encoder) -> dict[str, np.ndarray]:
+    """The arrays of :func:`tokenised` for either side, each named after its side, and the number of
+    rows ``kept``.
+
+    Raises :class:`StudyError` if too few rows have anything to learn.
+    """
+    arrays = tokenised(rows, encoder)
+    kept = [rows[n] for n in arrays["index"]]
+    if len(kept) < len(rows) and len(set(kept)) < len(SIDES):
         raise StudyError(
-            f"every {empty} row is blank, or has nothing to learn in its first "
-            f"data.sequence_length={length} tokens: raise it, or give other data"
+            f"{len(rows) - len(kept)} of {len(rows)} rows are blank, or have nothing to learn in "
+            f"their first data.sequence_length={encoder.length} tokens, so too few are left: raise "
+            "it, or give other data"
         )
+    of_sides = {
+        f"{side}_{name}": array
+        for side, places in zip(SIDES, split_places(kept, heldout), strict=True)
+        for name, array in chosen(arrays, places).items()
+    }
+    return of_sides | {"kept": np.array(len(kept))}
 
 
 def _questions(rows: Sequence[Row], cut: np.ndarray) -> dict[int, str]:

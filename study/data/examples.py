@@ -74,8 +74,14 @@ def fingerprint(examples: Sequence[Row]) -> str:
 
 
 def split(examples: Sequence[R], heldout: int) -> tuple[list[R], list[R]]:
-    """``(train, heldout)``. The second has at most ``heldout`` examples, at most a tenth of the
-    distinct ones, and at least one.
+    """``(train, heldout)``: the examples at the places of :func:`split_places`."""
+    train, held = split_places(examples, heldout)
+    return [examples[place] for place in train], [examples[place] for place in held]
+
+
+def split_places(examples: Sequence[Row], heldout: int) -> tuple[list[int], list[int]]:
+    """The places of the training and of the held-out examples. The second has at most ``heldout``,
+    at most a tenth of the distinct ones, and at least one.
 
     Held out are the distinct examples with the smallest content hashes, ordered by hash. This draw
     depends neither on the seed nor on the order of the file, and rows added to the file displace
@@ -85,17 +91,16 @@ def split(examples: Sequence[R], heldout: int) -> tuple[list[R], list[R]]:
     Raises :class:`StudyError` if there are fewer than two distinct examples.
     """
     digests = [hashlib.sha256(_canonical(example)).digest() for example in examples]
-    by_digest = dict(zip(digests, examples, strict=True))
-    if len(by_digest) < 2:
+    place_of = {digest: place for place, digest in enumerate(digests)}
+    if len(place_of) < 2:
         raise StudyError(
-            f"the data has too few distinct examples ({len(by_digest)}): give at least 2, "
+            f"the data has too few distinct examples ({len(place_of)}): give at least 2, "
             "one to train on and one to hold out"
         )
-    chosen = sorted(by_digest)[: max(1, min(heldout, len(by_digest) // 10))]
+    chosen = sorted(place_of)[: max(1, min(heldout, len(place_of) // 10))]
     out = set(chosen)
-    pairs = zip(examples, digests, strict=True)
-    train = [example for example, digest in pairs if digest not in out]
-    return train, [by_digest[digest] for digest in chosen]
+    train = [place for place, digest in enumerate(digests) if digest not in out]
+    return train, [place_of[digest] for digest in chosen]
 
 
 def _canonical(example: Row) -> bytes:

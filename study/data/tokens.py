@@ -29,7 +29,7 @@ _PER_TOKEN = 100
 """Characters. Of a text that is longer per token that it may have, only the part that counts is
 tokenised. Few tokens are as long."""
 
-VERSION = 2
+VERSION = 3
 """The version of the tokenisation. Increase it when the arrays change: they are cached."""
 
 
@@ -104,6 +104,19 @@ def tokenised(rows: Sequence[Row], encoder: Encoder) -> dict[str, np.ndarray]:
         "starts": np.cumsum(lengths, dtype=np.int64),
         "cut": np.array(cut, dtype=bool),
         "index": np.array(index, dtype=np.int64),
+    }
+
+
+def chosen(arrays: dict[str, np.ndarray], places: Sequence[int]) -> dict[str, np.ndarray]:
+    """The arrays of :func:`tokenised` of some rows, in the order of ``places``."""
+    starts, ends = arrays["starts"][places], arrays["starts"][1:][places]
+    of_rows = [slice(start, end) for start, end in zip(starts, ends, strict=True)]
+    return {
+        "tokens": np.concatenate([arrays["tokens"][row] for row in of_rows]),
+        "learned": np.concatenate([arrays["learned"][row] for row in of_rows]),
+        "starts": np.concatenate([[0], np.cumsum(ends - starts)]),
+        "cut": arrays["cut"][places],
+        "index": arrays["index"][places],
     }
 
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from study.config import DataConfig, ModelConfig
-from study.data import Conversation, limits
+from study.data import Document, Example, Row, limits
 from study.data.chat import CHATML, ChatTemplate
 from study.data.tokens import Encoder, tokenised
 from study.errors import StudyError
@@ -62,9 +62,9 @@ def template(text: str | Path | None, tokenizer: Any = BYTES, folder: Path | Non
     return ChatTemplate(config, tokenizer)
 
 
-def tokens(conversation: Conversation, tokenizer: Any, length: int = 4000) -> Any:
-    """The tokens of a conversation, and which of them are learned."""
-    arrays = tokenised([conversation], Encoder(tokenizer, 0, length))
+def tokens(row: Row, tokenizer: Any, eos: int = 0) -> Any:
+    """The tokens of a row, and which of them are learned."""
+    arrays = tokenised([row], Encoder(tokenizer, eos, 4000))
     return arrays["tokens"].tolist(), arrays["learned"].tolist()
 
 
@@ -122,41 +122,47 @@ def test_turns_without_marks_are_those_that_trl_marks(name: str, messages: Any) 
     assert own.conversation(messages, None, "row") == marked.conversation(messages, None, "row")
 
 
-@pytest.fixture(scope="module")
-def completions() -> Any:
-    """TRL's tokens and completion mask of the last turn, after all of its preparation."""
+@pytest.fixture
+def of_trl(tmp_path: Path) -> Any:
+    """The tokens of a row and whether each is a label, after all of TRL's preparation."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     from study.models import tiny
 
-    def of(messages: list[dict[str, str]], chat_template: str, place: Path) -> Any:
+    def prepared(row: dict[str, Any], chat_template: str | None = None) -> Any:
         tokenizer = load_tokenizer(ModelConfig("tiny"))
         tokenizer.chat_template = chat_template
-        rows = [{"prompt": messages[:-1], "completion": messages[-1:]}]
         config = SFTConfig(
-            output_dir=str(place), use_cpu=True, bf16=False, report_to=[], max_length=None
+            output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[], max_length=None
         )
         trainer = SFTTrainer(
             tiny.build(),
             args=config,
-            train_dataset=Dataset.from_list(rows),
+            train_dataset=Dataset.from_list([row]),
             processing_class=tokenizer,
         )
-        row = trainer.train_dataset[0]
-        return row["input_ids"], [label != -100 for label in row["labels"]]
+        (found,) = trainer.train_dataset
+        labels = found.get("labels", found["input_ids"])
+        return found["input_ids"], [label != -100 for label in labels]
 
-    return of
+    return prepared
 
 
 @pytest.mark.parametrize("name", ["chatml", "qwen3", "qwen3_5_think", "glm4moe"])
-def test_the_last_turn_is_what_trl_takes_for_a_completion(
-    completions: Any, tmp_path: Path, name: str
-) -> None:
+def test_the_last_turn_is_what_trl_takes_for_a_completion(of_trl: Any, name: str) -> None:
     path = "chatml" if name == "chatml" else TEMPLATES / f"{name}.jinja"
     text = CHATML if name == "chatml" else path.read_text()
-    ids, learned = tokens(template(path).conversation(SHORT, None, "row"), BYTES)
-    assert (ids, learned) == completions(SHORT, text, tmp_path)
+    theirs = of_trl({"prompt": SHORT[:-1], "completion": SHORT[-1:]}, text)
+    assert tokens(template(path).conversation(SHORT, None, "row"), BYTES) == theirs
+
+
+@pytest.mark.parametrize("text", ["all of it", "é\n"])
+def test_texts_and_completions_are_those_of_trl(of_trl: Any, text: str) -> None:
+    eos = BYTES.eos_token_id
+    assert tokens(Document(text), BYTES, eos=eos) == of_trl({"text": text})
+    theirs = of_trl({"prompt": "q: ", "completion": text})
+    assert tokens(Example("q: ", text), BYTES, eos=eos) == theirs
 
 
 def test_a_turn_that_is_written_differently_while_it_is_the_last() -> None:
