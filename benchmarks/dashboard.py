@@ -216,7 +216,7 @@ def main() -> None:
             write_study(folder, asked.cells, asked.layers, asked.steps)
         file = Path(scratch) / "page.html"
         began = time.perf_counter()
-        inside, there = export(folder, file)
+        inside, there = export([folder], file)
         seconds, size = time.perf_counter() - began, file.stat().st_size / 1e6
         print(f"{asked.cells} cells x {asked.layers} layers x {asked.steps} steps")
         print(f"export: {size:.2f} MB, {inside} of {there} quantities, {seconds:.1f} s")

@@ -27,7 +27,7 @@ def main() -> None:
         raise StudyError("no chromium on PATH: apt-get install chromium")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         page_file = Path(folder) / "dashboard.html"
-        export(RESULTS, page_file)
+        export([RESULTS], page_file)
         chromium = playwright.chromium.launch(executable_path=browser, args=FLAGS)
         page = chromium.new_page(viewport=SIZE)
         page.goto(page_file.as_uri())

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from study.analysis.grouping import numbered
+
 SAME = 5e-4
 """Rows are one measurement if their p* and intervals differ by less than this. It is far below what
 another batch or another draw of A would change, and above rounding and the effect of eps."""
@@ -37,6 +39,23 @@ def one_per_measurement(rows: pd.DataFrame, settings: Sequence[str] = ()) -> pd.
         else:
             twin["rules"].append(rule)
     return pd.DataFrame(kept, columns=[*rows.columns, "rules"])
+
+
+def one_per_optimizer(rows: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
+    """Of the rules that give p* of a quantity at a step, the row of the one to read.
+
+    Its steps are small, if those of any are, and its interval is the narrowest of those.
+    """
+    same = ["optimizer", "site", "stat", "step", *settings]
+    order = pd.DataFrame(
+        {
+            "of": numbered(rows, same),
+            "lazy": -rows["lazy"].fillna(0.0).to_numpy(float),
+            "width": (rows["ci_high"] - rows["ci_low"]).fillna(np.inf).to_numpy(float),
+            "place": np.arange(len(rows)),
+        }
+    ).sort_values(["of", "lazy", "width", "place"], kind="stable")
+    return rows.iloc[sorted(order.drop_duplicates("of")["place"])]
 
 
 def _same(one: Mapping[Any, Any], other: Mapping[Any, Any], settings: Sequence[str]) -> bool:

@@ -2,16 +2,20 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from study.cli.group import STUDY_DIR, cli, say
+from study.cli.group import PATH, cli, say
 from study.errors import StudyError
 from study.vocabulary.extras import install
 
+if TYPE_CHECKING:
+    from study.dashboard.ahead import LookAhead
+
 
 @cli.command()
-@STUDY_DIR
+@click.argument("studies", type=PATH, metavar="RESULTS/NAME...", nargs=-1, required=True)
 @click.option(
     "--export",
     "file",
@@ -35,11 +39,16 @@ from study.vocabulary.extras import install
     is_flag=True,
     help="Create a workspace in W&B instead, for a study trained with tracker=wandb.",
 )
-def dashboard(study_dir: Path, file: Path | None, port: int, host: str, wandb: bool) -> None:
-    """Show every layer in a browser, also during training."""
+def dashboard(
+    studies: tuple[Path, ...], file: Path | None, port: int, host: str, wandb: bool
+) -> None:
+    """Show every layer in a browser, also during training. Several studies stand side by side."""
     if wandb:
         from study.tracking.workspace import open_workspace
 
+        if len(studies) > 1:
+            raise StudyError(f"--wandb takes one study, not {len(studies)}: run it for each")
+        [study_dir] = studies
         plots = study_dir.parent.parent / "plots" / study_dir.name
         click.echo(open_workspace(study_dir, plots, say))
         return
@@ -52,7 +61,7 @@ def dashboard(study_dir: Path, file: Path | None, port: int, host: str, wandb: b
         raise StudyError(f"study dashboard needs {error.name}: {install('dashboard')}") from None
 
     if file is not None:
-        inside, there = export(study_dir, file)
+        inside, there = export(studies, file)
         left_out = f", {there - inside} more do not fit" if inside < there else ""
         click.echo(f"{file}: {file.stat().st_size / 1e6:.1f} MB, {inside} quantities{left_out}")
         return
@@ -67,4 +76,20 @@ def dashboard(study_dir: Path, file: Path | None, port: int, host: str, wandb: b
         if sys.stdout.isatty():
             click.launch(address)
 
-    serve(study_dir, host, port, ready)
+    serve(studies, host, port, ready, _look_ahead())
+
+
+def _look_ahead() -> "LookAhead":
+    """What the live sweeps of a study have still to train, as ``study status --watch`` says it."""
+    from study.dashboard.ahead import Ahead
+    from study.sweeps.agenda import WAITING, Done, agendas, progress
+
+    done: dict[Path, Done] = {}  # read once, see study.sweeps.agenda.Done
+
+    def look(study_dir: Path) -> Ahead:
+        seen = done.setdefault(study_dir, {})
+        sweeps = [progress(study_dir, agenda, seen) for agenda in agendas(study_dir)]
+        times = [sweep.seconds_left for sweep in sweeps if sweep.seconds_left is not None]
+        return Ahead(sum(sweep.states[WAITING] for sweep in sweeps), max(times, default=None))
+
+    return look

@@ -18,8 +18,9 @@ PLOTLY_MARKERS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamon
 def rule_looks(cells: pd.DataFrame) -> list[dict[str, Any]]:
     """One object per rule, with colours for the ``light`` and the ``dark`` page.
 
-    ``id``, ``name``, ``marker``; ``has_own_p``: whether the rule fixes its exponent, as LoRA and
-    rsLoRA do; ``tint``: the colour of the rule; ``shades``: a colour per rank.
+    ``id``, ``name``, ``marker``; ``lines``: the name for the head of a panel; ``has_own_p``:
+    whether the rule fixes its exponent, as LoRA and rsLoRA do; ``tint``: the colour of the rule;
+    ``shades``: a colour per rank; ``dash`` and ``study``: the line and the number of the study.
     """
     ranks = sorted(set(cells["rank"]))
     pairs = zip(cells["scaling"], cells["exponent"], strict=True)
@@ -28,7 +29,10 @@ def rule_looks(cells: pd.DataFrame) -> list[dict[str, Any]]:
         {
             "id": style.gid(rule),
             "name": style.name(rule),
+            "lines": [style.name(rule)],
             "marker": PLOTLY_MARKERS.get(style.rule_look(rule.scaling).marker, "cross"),
+            "dash": "solid",
+            "study": 0,
             "has_own_p": RULES[rule.scaling].p is not None,
             "tint": {
                 "light": to_hex(style.tint(rule, rules)),

@@ -18,8 +18,10 @@ SCRIPTS = (
     "parts.js",
     "heat.js",
     "lines.js",
+    "against.js",
     "tables.js",
     "render.js",
+    "losses.js",
     "downloads.js",
     "main.js",
 )

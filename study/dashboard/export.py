@@ -1,32 +1,32 @@
 """``study dashboard --export``: the page as one file that works offline."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from study.dashboard.document import embedded, whole_document
-from study.dashboard.following import FollowedStudy
-from study.dashboard.overview import in_order, overview
-from study.dashboard.verdicts import Verdicts
+from study.dashboard.studies import Studies
 from study.store.output import write_output
 
 MOST_BYTES = 10_000_000
 
 
-def export(study_dir: Path, file: Path, most_bytes: int = MOST_BYTES) -> tuple[int, int]:
-    """Write the page on a study to ``file``. Returns the numbers of quantities in it and in all.
+def export(folders: Sequence[Path], file: Path, most_bytes: int = MOST_BYTES) -> tuple[int, int]:
+    """Write the page on the studies in ``folders`` to ``file``.
 
+    Returns the numbers of quantities in it and in all.
     Quantities are added in the order of :func:`~study.dashboard.overview.in_order` until the file
-    reaches ``most_bytes``. The first is always included. Raises :class:`StudyError` if the folder
+    reaches ``most_bytes``. The first is always included. Raises :class:`StudyError` if a folder
     holds no study, or if the file can't be written.
     """
-    study = FollowedStudy(study_dir)
-    page = overview(study, Verdicts(), live=False)
-    title = f"{page['study']}: dashboard"
-    quantities = in_order(study.quantities())
+    studies = Studies(folders)
+    page = studies.overview(live=False)
+    title = f"{studies.title}: dashboard"
+    quantities = studies.quantities()
     bytes_left = most_bytes - len(whole_document(title, json.dumps(page).encode(), []).encode())
     values: list[str] = []
     for quantity in quantities:
-        text = embedded(study.values_message(quantity, {}))
+        text = embedded(studies.values_message(quantity, {}))
         bytes_left -= len(text) + 100  # Its element and its entry in the overview take some too.
         if bytes_left < 0 and values:
             break

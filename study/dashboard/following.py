@@ -71,15 +71,15 @@ class Unreadable:
 class FollowedStudy:
     """The study in ``folder``. Only :meth:`refresh` reads new steps.
 
-    ``followed``: the cells that can be read; ``unreadable``: the others. Layer indices and
-    revisions are valid within one process; ``instance`` identifies it. Raises :class:`StudyError`
-    if the folder holds no study.
+    ``followed``: the cells that can be read; ``unreadable``: the others. ``layers``: those of all
+    studies on the page. Layer indices and revisions are valid within one process; ``instance``
+    identifies it. Raises :class:`StudyError` if the folder holds no study.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, layers: Layers | None = None) -> None:
         self.folder = folder
         self.instance = secrets.token_hex(8)
-        self.layers = Layers()
+        self.layers = Layers() if layers is None else layers
         self.followed: dict[str, FollowedCell] = {}
         self.unreadable: dict[str, Unreadable] = {}
         self._next_revision: dict[str, int] = {}
@@ -117,10 +117,22 @@ class FollowedStudy:
         )
 
     def values_message(self, quantity: Quantity, have: Mapping[str, tuple[int, int]]) -> bytes:
-        """The values of ``quantity`` that the page lacks, in every cell.
+        """:meth:`values` as one message, which ``page/values.js`` reads."""
+        found = self.values(quantity, have)
+        header = {
+            "instance": self.instance,
+            "quantity": quantity,
+            "width": len(self.layers),
+            "blocks": [block for block, _ in found],
+        }
+        return pack_message(header, [packed for _, packed in found])
+
+    def values(
+        self, quantity: Quantity, have: Mapping[str, tuple[int, int]]
+    ) -> list[tuple[dict[str, Any], bytes]]:
+        """The values of ``quantity`` that the page lacks: a description and bytes for each cell.
 
         ``have``: by cell, the revision and the number of steps that the page has.
-        ``page/values.js`` reads the message.
         """
         width = len(self.layers)
         asked: list[tuple[FollowedCell, int]] = []
@@ -137,19 +149,19 @@ class FollowedStudy:
                 continue
             asked.append((cell, start))
         packed = _packed([(cell.probes, start) for cell, start in asked], quantity, width)
-        blocks = [
-            {
-                "cell": cell.folder.name,
-                "revision": cell.revision,
-                "start": start,
-                "steps": cell.probes.steps[start:].tolist(),
-                **scale,
-            }
-            for (cell, start), (scale, _) in zip(asked, packed, strict=True)
+        return [
+            (
+                {
+                    "cell": cell.folder.name,
+                    "revision": cell.revision,
+                    "start": start,
+                    "steps": cell.probes.steps[start:].tolist(),
+                    **scale,
+                },
+                part,
+            )
+            for (cell, start), (scale, part) in zip(asked, packed, strict=True)
         ]
-        parts = [part for _, part in packed]
-        header = {"instance": self.instance, "quantity": quantity, "width": width, "blocks": blocks}
-        return pack_message(header, parts)
 
     def log(self, problem: str) -> None:
         """Log a problem, once."""

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from study.analysis.fits import t_critical
 from study.analysis.grouping import curve_labels, distinguishing
+from study.analysis.summary import OVER_MODEL
 from study.analysis.wording import (
     INTERVAL,
     STRAIGHTNESS,
@@ -25,13 +26,24 @@ from study.analysis.wording import (
 )
 from study.dashboard.colours import rule_looks
 from study.dashboard.following import FollowedCell, FollowedStudy
+from study.dashboard.losses import AXIS, HOW
+from study.dashboard.p_star import p_star
 from study.dashboard.probes import Layer, Quantity
 from study.dashboard.verdicts import FIXED_STEPS, Verdicts
 from study.errors import printable
 from study.figures import style
 from study.figures.selection import Rule
+from study.vocabulary.glossary import glossary
 from study.vocabulary.optimizers import label
-from study.vocabulary.quantities import FIRST_READ, METRICS, PRIMARY, SITES, STATS, TRAIN
+from study.vocabulary.quantities import (
+    FIRST_READ,
+    METRICS,
+    MODEL_WIDE,
+    PRIMARY,
+    SITES,
+    STATS,
+    TRAIN,
+)
 from study.vocabulary.statuses import STATUSES, Status, end_step, note
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import ONE_SEED, VERDICTS, meaning
@@ -70,7 +82,18 @@ MOST_VALUES = 6
 
 VERDICT_FIELDS = (
     *("optimizer", "curve", "quantity", "over", "step", "exponent", "ci_low", "ci_high"),
-    *("predicted", "estimate", "verdict", "interval", "seeds", "ranks", "rank_min", "rank_max"),
+    *(
+        "site",
+        "stat",
+        "predicted",
+        "estimate",
+        "verdict",
+        "interval",
+        "seeds",
+        "ranks",
+        "rank_min",
+        "rank_max",
+    ),
 )
 
 
@@ -80,14 +103,16 @@ def overview(study: FollowedStudy, verdicts: Verdicts, live: bool) -> dict[str, 
     ``live``: whether the page can request updates.
     """
     cells = study.cells()
-    rows, why_none = verdicts.of(study)
+    found = verdicts.of(study)
     return {
         "study": study.folder.resolve().name,
+        "studies": [study.folder.resolve().name],
         "instance": study.instance,
         "live": live,
         "counts": _counts(cells, study),
         "cells": [
             _cell(study.followed[str(row["cell_id"])], row, setting)
+            | {"loss_group": found.losses["groups"].get(str(row["cell_id"]))}
             for row, setting in zip(cells.to_dict("records"), _settings(cells), strict=True)
         ],
         "unreadable": [
@@ -103,9 +128,15 @@ def overview(study: FollowedStudy, verdicts: Verdicts, live: bool) -> dict[str, 
             "site": {name: site.label for name, site in SITES.items()},
             "stat": {name: stat.label for name, stat in STATS.items()},
             "curve": CURVES,
+            "unit": {name: METRICS[name].unit for name in CURVES},
+            "how": HOW,
+            "final_loss": AXIS,
         },
+        "glossary": glossary(),
         "states": {name: _state(row) for name, row in STATUSES.items()},
-        **_verdicts(rows, why_none),
+        **_verdicts(found.rows, found.note),
+        "p_star": p_star(found.stable),
+        "losses": {name: found.losses[name] for name in ("runs", "compared")},
         "interval": INTERVAL,
         "straightness": STRAIGHTNESS,
         "words": {
@@ -142,6 +173,8 @@ def _cell(cell: FollowedCell, row: Mapping[Any, Any], setting: str) -> dict[str,
     seed, data_seed = row["seed"], row["data_seed"]
     return {
         **{str(name): _json(value) for name, value in row.items() if name != "study"},
+        "key": str(row["cell_id"]),
+        "study": 0,
         "rule": style.gid(Rule.of(row["scaling"], row["exponent"])),
         "setting": setting,
         "seed": _json(seed) if seed == data_seed else f"{seed}, data {data_seed}",
@@ -155,12 +188,19 @@ def _cell(cell: FollowedCell, row: Mapping[Any, Any], setting: str) -> dict[str,
 
 
 def _curves(metrics: pa.Table) -> dict[str, Any]:
-    """The curves of :data:`CURVES` as ``{"step": [...], "value": [...]}`` at the measured steps."""
+    """The curves of :data:`CURVES` as ``{"step": [...], "value": [...]}`` at the measured steps.
+
+    A long curve is thinned out to every 2nd, 4th, 8th ... point and its last one, so that seeds of
+    different lengths have common steps, at which the page averages them.
+    """
     step, found = metrics["step"].to_numpy(), {}
     for name in CURVES:
         values = metrics[name].to_numpy()
         rows = np.flatnonzero(~np.isnan(values))
-        rows = rows[:: max(1, math.ceil(len(rows) / MOST_POINTS))]
+        every = 1
+        while len(rows) > every * MOST_POINTS:
+            every *= 2
+        rows = np.union1d(rows[::every], rows[-1:])
         found[name] = {"step": step[rows].tolist(), "value": _json_list(values[rows])}
     return found
 
@@ -226,6 +266,7 @@ def _verdict(row: Any) -> dict[str, Any]:
         **{name: _json(getattr(row, name)) for name in VERDICT_FIELDS},
         "rule": style.gid(Rule.of(row.scaling, row.exponent_p)),
         "label": labels[row.site, row.stat],
+        "layer": "mean" if row.over != OVER_MODEL else MODEL_WIDE,
         "at_last_step": row.step not in FIXED_STEPS,
         "factor": factor_text(row.factor),
         "theory": number_text(row.predicted),
@@ -241,9 +282,15 @@ def _spans(rows: pd.DataFrame) -> list[str]:
 
 
 def _state(status: Status) -> dict[str, Any]:
-    """How the page shows a state. ``stopped_early``: its cells do not reach the last step."""
+    """How the page shows a state. ``stopped_early``: its cells do not reach the last step;
+    ``done``: a sweep does not train them again."""
     stopped = status.has_ended and (bool(status.ended_at) or not status.is_done)
-    return {"symbol": status.symbol, "colour": status.colour, "stopped_early": stopped}
+    return {
+        "symbol": status.symbol,
+        "colour": status.colour,
+        "stopped_early": stopped,
+        "done": status.is_done,
+    }
 
 
 def _text(value: Any) -> str:

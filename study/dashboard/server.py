@@ -1,8 +1,8 @@
 """``study dashboard``: serve the page from this machine and follow the study while it trains.
 
-The page requests ``overview`` every second or two; an unchanged ETag makes that cheap. Then it
-requests the steps that it lacks. All state is on disk, so an open page continues when the server is
-restarted.
+The page requests ``progress`` and ``overview`` every second or two; an unchanged ETag makes the
+latter cheap. Then it requests the steps that it lacks. All state is on disk, so an open page
+continues when the server is restarted.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,14 @@ from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from study.dashboard.ahead import Ahead, LookAhead, ahead_of, nothing_ahead
 from study.dashboard.document import live_document
-from study.dashboard.following import FollowedStudy
-from study.dashboard.overview import fingerprint, overview
+from study.dashboard.overview import fingerprint
 from study.dashboard.probes import Quantity
-from study.dashboard.verdicts import Verdicts
+from study.dashboard.studies import Studies
 from study.errors import StudyError, one_line, short, unknown
 
 HAVE = "have"
@@ -48,12 +48,19 @@ REFRESH_EVERY, REFRESH_AT_LEAST_EVERY = 1.0, 2.5
 limits, so that training is hardly slowed."""
 
 
-def serve(study_dir: Path, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serve until interrupted. ``ready`` gets the address. Port 0 means any free port.
+def serve(
+    folders: Sequence[Path],
+    host: str,
+    port: int,
+    ready: Callable[[str], None],
+    look_ahead: LookAhead = nothing_ahead,
+) -> None:
+    """Serve the studies in ``folders`` until interrupted. Port 0 means any free port.
 
-    Raises :class:`StudyError` if the folder holds no study, or if the address is not available.
+    ``ready`` gets the address. ``look_ahead`` says what running sweeps have still to train. Raises
+    :class:`StudyError` if a folder holds no study, or if the address is not available.
     """
-    app = application(FollowedStudy(study_dir), LOCAL if host in LOCAL else ("*",))
+    app = application(Studies(folders), LOCAL if host in LOCAL else ("*",), look_ahead)
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -77,16 +84,18 @@ def serve(study_dir: Path, host: str, port: int, ready: Callable[[str], None]) -
         server.run(sockets=[listening])
 
 
-def application(study: FollowedStudy, hosts: tuple[str, ...]) -> Starlette:
+def application(
+    studies: Studies, hosts: tuple[str, ...], look_ahead: LookAhead = nothing_ahead
+) -> Starlette:
     """The ASGI application. It answers only requests whose Host header is in ``hosts``.
 
     Otherwise another site could read the study by resolving its own name to this machine (DNS
     rebinding).
     """
-    watched = _Watched(study)
+    watched = _Watched(studies, look_ahead)
 
     def page(request: Request) -> Response:
-        return HTMLResponse(live_document(f"{study.folder.resolve().name}: dashboard"))
+        return HTMLResponse(live_document(f"{studies.title}: dashboard"))
 
     def plotly(request: Request) -> Response:
         return Response(
@@ -98,6 +107,9 @@ def application(study: FollowedStudy, hosts: tuple[str, ...]) -> Starlette:
         if watched.etag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
         return Response(watched.page, media_type="application/json", headers=headers)
+
+    def progress(request: Request) -> Response:
+        return JSONResponse(watched.progress(), headers={"Cache-Control": "no-store"})
 
     def values(request: Request) -> Response:
         try:
@@ -111,6 +123,7 @@ def application(study: FollowedStudy, hosts: tuple[str, ...]) -> Starlette:
         Route("/", page),
         Route("/plotly.js", plotly),
         Route("/overview", overview_),
+        Route("/progress", progress),
         Route("/values", values),
     ]
     guards = [
@@ -154,13 +167,15 @@ def _is_entry(entry: Any) -> bool:
 
 
 class _Watched:
-    """A study and its overview, refreshed in a thread while the application runs."""
+    """Studies and their overview, refreshed in a thread while the application runs."""
 
-    def __init__(self, study: FollowedStudy) -> None:
-        self.study, self.verdicts = study, Verdicts()
+    def __init__(self, studies: Studies, look_ahead: LookAhead = nothing_ahead) -> None:
+        self.studies, self.look_ahead = studies, look_ahead
         self.lock = threading.Lock()
         self.outdated = False
+        self.ahead, self.looked_at = Ahead(), time.monotonic()
         self._describe()
+        self._look()
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -172,9 +187,16 @@ class _Watched:
     def values(self, quantity: Quantity, have: dict[str, tuple[int, int]]) -> bytes:
         """Raises :class:`StudyError` for a quantity that no cell measured."""
         with self.lock:
-            if quantity not in (measured := self.study.quantities()):
+            if quantity not in (measured := self.studies.quantities()):
                 raise unknown("quantity", " ".join(quantity), map(" ".join, measured[:MOST_NAMED]))
-            return self.study.values_message(quantity, have)
+            return self.studies.values_message(quantity, have)
+
+    def progress(self) -> dict[str, Any]:
+        """What sweeps have still to train as of now."""
+        left = self.ahead.seconds_left
+        if left is not None:
+            left = max(0.0, left - (time.monotonic() - self.looked_at))
+        return {"waiting": self.ahead.waiting, "seconds_left": left}
 
     async def _watch(self) -> None:
         while True:
@@ -187,13 +209,18 @@ class _Watched:
         """An error leaves the page as it was, and the next refresh tries again."""
         with self.lock:
             try:
-                self.outdated |= self.study.refresh()
+                self.outdated |= self.studies.refresh()
                 if self.outdated:
                     self._describe()
                     self.outdated = False
+                self._look()
             except Exception as error:  # A file may change or vanish at any moment.
-                self.study.log(f"can't refresh the page ({one_line(error)}): trying again")
+                self.studies.log(f"can't refresh the page ({one_line(error)}): trying again")
+
+    def _look(self) -> None:
+        folders = [study.folder for study in self.studies.followed]
+        self.ahead, self.looked_at = ahead_of(folders, self.look_ahead), time.monotonic()
 
     def _describe(self) -> None:
-        page = overview(self.study, self.verdicts, live=True)
+        page = self.studies.overview(live=True)
         self.page, self.etag = json.dumps(page, allow_nan=False).encode(), fingerprint(page)

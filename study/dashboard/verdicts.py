@@ -1,44 +1,70 @@
-"""The primary exponents of a study so far: the fits, predictions and tests of ``study analyze``.
+"""What a study shows so far: the fits, predictions, tests and comparisons of ``study analyze``.
 
 Only the rows that these need are read. Over millions of rows that takes a second, so the page can
 be live.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from study.analysis import fit_exponents, summary, with_predictions, with_verdicts
+from study.analysis import (
+    fit_exponents,
+    stable_exponents,
+    summary,
+    with_predictions,
+    with_verdicts,
+)
 from study.dashboard.following import FollowedCell, FollowedStudy
+from study.dashboard.losses import held_out
 from study.dashboard.probes import Layout
 from study.errors import StudyError
-from study.vocabulary.quantities import GRADIENTS, MODEL_WIDE, PRIMARY, PRODUCTS, STATS
+from study.vocabulary.quantities import (
+    GRADIENTS,
+    MODEL_WIDE,
+    PRIMARY,
+    PRODUCTS,
+    QUANTITIES,
+    STATS,
+)
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
 FIXED_STEPS = sorted({step for q in PRIMARY for step in q.primary_at if isinstance(step, int)})
 """The steps of the primary verdicts, except the last one measured."""
-NEEDED = {*(q.site for q in PRIMARY), *GRADIENTS, *PRODUCTS}
+NEEDED = {*(q.site for q in QUANTITIES), *GRADIENTS, *PRODUCTS}
 """The sites whose exponents are fitted, and those on which their predictions depend."""
 COLUMNS = ("step", "layer", "block", "kind", "site", "batch", "d_in", "d_out", *STATS)
 
 
+class Found(NamedTuple):
+    """What :class:`Verdicts` finds.
+
+    - ``rows``: the primary rows of :func:`study.analysis.summary`. ``note``: why there are none;
+    - ``stable``: the table of :func:`study.analysis.stable_exponents`;
+    - ``losses``: see :func:`~study.dashboard.losses.held_out`.
+    """
+
+    rows: pd.DataFrame
+    note: str
+    stable: pd.DataFrame
+    losses: dict[str, Any]
+
+
 class Verdicts:
-    """The verdict table of a study, fitted again when a cell ends or an early step is measured."""
+    """Verdicts, p* and losses of a study, found again when a cell ends or an early step is
+    measured."""
 
     def __init__(self) -> None:
         self._fitted_for: Any = None
-        self._found: tuple[pd.DataFrame, str] = pd.DataFrame(), ""
+        self._found: Found
         self._rows: dict[str, tuple[Any, pa.Table]] = {}
 
-    def of(self, study: FollowedStudy) -> tuple[pd.DataFrame, str]:
-        """The primary rows of :func:`study.analysis.summary`, and a note.
-
-        The note says why there are no rows; it is empty if there are.
-        """
+    def of(self, study: FollowedStudy) -> Found:
+        """What the study shows at its last refresh."""
         cells = list(study.followed.values())
         last = sorted(
             {int(cell.probes.steps[-1]) for cell in cells if cell.ended and len(cell.probes.steps)}
@@ -49,35 +75,35 @@ class Verdicts:
             for cell in cells
         ]
         if state != self._fitted_for:
-            self._found, self._fitted_for = self._fit(study, cells, steps), state
+            self._found, self._fitted_for = self._find(study, cells, steps), state
         return self._found
 
-    def _fit(
-        self, study: FollowedStudy, cells: Sequence[FollowedCell], steps: list[int]
-    ) -> tuple[pd.DataFrame, str]:
+    def _find(self, study: FollowedStudy, cells: Sequence[FollowedCell], steps: list[int]) -> Found:
+        none = pd.DataFrame()
         if not cells:
-            return pd.DataFrame(), "No exponents: there is no cell that can be read."
-        table = study.cells()
-        if table.loc[np.isfinite(table["rank"]), "rank"].nunique() < 2:
-            return pd.DataFrame(), "No exponents yet: two ranks are needed."
-        probes = self._probes(cells, steps)
-        if probes.empty:
-            return pd.DataFrame(), "No exponents yet: nothing has been measured."
+            note = "No exponents: there is no cell that can be read."
+            return Found(none, note, none, {"runs": [], "compared": [], "groups": {}})
+        table, probes = study.cells(), self._probes(cells, steps)
         metrics = pa.concat_tables([cell.metrics for cell in cells]).to_pandas()
         metrics = metrics.assign(cell_id=_ids(cells, [len(cell.metrics) for cell in cells]))
-        asked = probes["site"].isin([q.site for q in PRIMARY]) & probes["step"].isin(steps)
-        stats = list(dict.fromkeys(q.stat for q in PRIMARY))
+        losses = held_out(table, metrics, probes)
+        if table.loc[np.isfinite(table["rank"]), "rank"].nunique() < 2:
+            return Found(none, "No exponents yet: two ranks are needed.", none, losses)
+        if probes.empty:
+            return Found(none, "No exponents yet: nothing has been measured.", none, losses)
+        asked = probes["site"].isin([q.site for q in QUANTITIES]) & probes["step"].isin(steps)
+        stats = list(dict.fromkeys(q.stat for q in QUANTITIES))
         try:
             exponents = fit_exponents(table, probes[asked], stats=stats)
             if exponents.empty:
-                return (
-                    pd.DataFrame(),
-                    "No exponents yet: no quantity has been measured at two ranks.",
-                )
-            rows = summary(with_verdicts(with_predictions(exponents, table, metrics, probes)))
+                note = "No exponents yet: no quantity has been measured at two ranks."
+                return Found(none, note, none, losses)
+            predicted = with_predictions(exponents, table, metrics, probes)
+            rows = summary(with_verdicts(predicted))
+            stable = stable_exponents(predicted)
         except StudyError as error:
-            return pd.DataFrame(), f"No exponents: {error}"
-        return rows[rows["primary"].astype(bool)], ""
+            return Found(none, f"No exponents: {error}", none, losses)
+        return Found(rows[rows["primary"].astype(bool)], "", stable, losses)
 
     def _probes(self, cells: Sequence[FollowedCell], steps: list[int]) -> pd.DataFrame:
         """The probe rows of all cells that fits and predictions need."""

@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from study.analysis import curve_columns, first_to_read, side_by_side, summary
-from study.analysis.grouping import distinguishing, numbered
-from study.analysis.shared import one_per_measurement, shared_rules
+from study.analysis.grouping import distinguishing
+from study.analysis.shared import one_per_measurement, one_per_optimizer, shared_rules
 from study.analysis.stable import STABLE_COLUMNS, shared_measurements
 from study.analysis.wording import bend_text, bracket_head, bracket_notes, factor_text
 from study.report.formatting import (
@@ -43,7 +42,7 @@ def p_star_section(tables: StudyTables) -> list[Block]:
     )
     last = rows["step"] == rows.groupby("method")["step"].transform("max")
     rows = one_per_measurement(rows[(rows["method"] == "linear") | last], settings)
-    rows = _one_per_optimizer(rows, settings)
+    rows = one_per_optimizer(rows, settings)
     high = sorted(rows["high_rank_min"].dropna().unique())
     heads = ["optimizer", "quantity", "step", "estimated from"]
     heads += ["p\\*, measured ranks", "theory, same ranks"]
@@ -69,23 +68,6 @@ def p_star_section(tables: StudyTables) -> list[Block]:
             f"affect have a prediction.{note}",
         ),
     ]
-
-
-def _one_per_optimizer(rows: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
-    """Of the rules that give p* of a quantity at a step, the one to read.
-
-    Its steps are small, if those of any are, and its interval is the narrowest of those.
-    """
-    same = ["optimizer", "site", "stat", "step", *settings]
-    order = pd.DataFrame(
-        {
-            "of": numbered(rows, same),
-            "lazy": -rows["lazy"].fillna(0.0).to_numpy(float),
-            "width": (rows["ci_high"] - rows["ci_low"]).fillna(np.inf).to_numpy(float),
-            "place": np.arange(len(rows)),
-        }
-    ).sort_values(["of", "lazy", "width", "place"], kind="stable")
-    return rows.iloc[sorted(order.drop_duplicates("of")["place"])]
 
 
 def _p_star_sentences(rows: pd.DataFrame) -> list[str]:

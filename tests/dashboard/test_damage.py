@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from study.dashboard import probes, server
+from study.dashboard import probes, server, studies
 from study.dashboard.export import export
 from study.dashboard.following import FollowedStudy
 from study.dashboard.overview import overview
 from study.dashboard.probes import Quantity
 from study.dashboard.server import application
+from study.dashboard.studies import Studies
 from study.dashboard.verdicts import Verdicts
 from study.vocabulary.quantities import TRAIN
 
@@ -163,11 +164,10 @@ def test_the_watcher_survives_any_error_and_tries_again(
     odd: Odd, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = odd("a")
-    study = FollowedStudy(folder)
-    watched = server._Watched(study)
+    watched = server._Watched(Studies([folder]))
     odd("b")
     with monkeypatch.context() as patched, caplog.at_level(logging.WARNING):
-        patched.setattr(server, "overview", lambda *_, **__: {}["of a race"])
+        patched.setattr(studies, "overview", lambda *_, **__: {}["of a race"])
         watched._refresh()
         watched._refresh()
     assert len(caplog.messages) == 1
@@ -200,8 +200,8 @@ QUERIES = {
 
 @pytest.fixture
 def client(odd: Odd) -> TestClient:
-    study = FollowedStudy(odd("a"))
-    return TestClient(application(study, ("127.0.0.1",)), base_url="http://127.0.0.1")
+    followed = Studies([odd("a")])
+    return TestClient(application(followed, ("127.0.0.1",)), base_url="http://127.0.0.1")
 
 
 @pytest.mark.parametrize("have", QUERIES.values(), ids=QUERIES)
@@ -261,14 +261,14 @@ def test_a_question_for_a_cell_that_is_gone_is_answered(client: TestClient) -> N
 def test_the_page_lists_unreadable_cells(offline: Any, odd: Odd, tmp_path: Path) -> None:
     folder = odd("a", "b", "c")
     (folder / "cells/b/record.json").write_text("<b>{")
-    export(folder, tmp_path / "some.html")
-    page = offline.open((tmp_path / "some.html").as_uri())
+    export([folder], tmp_path / "some.html")
+    page = offline.open((tmp_path / "some.html").as_uri() + "#tab=cells")
     assert page.locator("#counts").inner_text().endswith("1 unreadable")
     row = page.locator("#cells tbody tr", has_text="unreadable").inner_text()
     assert "b" in row.split()
     assert "record.json" in row
     assert page.locator("#cells tbody tr").count() == 3
-    assert page.locator("#charts").is_visible()
+    assert page.locator("#tabs [data-tab=layers]").is_visible()
     assert offline.errors == []
 
 
@@ -277,9 +277,9 @@ def test_a_page_without_a_readable_cell_has_no_charts(
 ) -> None:
     folder = odd("a")
     (folder / "cells/a/record.json").write_text("")
-    export(folder, tmp_path / "none.html")
-    page = offline.open((tmp_path / "none.html").as_uri())
-    assert not page.locator("#charts").is_visible()
+    export([folder], tmp_path / "none.html")
+    page = offline.open((tmp_path / "none.html").as_uri() + "#tab=cells")
+    assert not page.locator("#tabs [data-tab=layers]").is_visible()
     assert not page.locator("#choices").is_visible()
     page.locator("#cells th button", has_text="cell").click()
     page.locator("#theme").click()

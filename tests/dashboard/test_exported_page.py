@@ -14,6 +14,7 @@ import study
 from study.dashboard.export import export
 from study.report import current_tables
 from study.report.exponents import exponent_section
+from study.report.markdown import Details
 from study.store import CellWriter
 from study.vocabulary.verdicts import VERDICTS
 
@@ -21,7 +22,7 @@ from study.vocabulary.verdicts import VERDICTS
 @pytest.fixture(scope="module")
 def file(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("export") / "small.html"
-    inside, there = export(trained, path)
+    inside, there = export([trained], path)
     assert inside == there > 50
     return path
 
@@ -57,7 +58,8 @@ def test_verdicts_have_the_numbers_and_words_of_the_report(
 
     The report is about the lowest learning rate.
     """
-    text = exponent_section(current_tables(trained, lambda line: None))
+    blocks = exponent_section(current_tables(trained, lambda line: None))
+    text = "\n".join(block.text for block in blocks if isinstance(block, Details))
     lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
     report = {
         (curve.removeprefix("| "), quantity, step): [*numbers, theory, word.strip("*")]
@@ -82,7 +84,7 @@ def test_verdicts_have_the_numbers_and_words_of_the_report(
 
 def test_one_seed_has_no_interval_and_no_verdict(offline: Any, file: Path) -> None:
     """AdamW has one seed, SGD two, and one at the rate at which it diverges."""
-    page = offline.open(file.as_uri() + "#optimizer=adamw")
+    page = offline.open(file.as_uri() + "#tab=layers&optimizer=adamw")
     words = page.evaluate("page.overview.verdicts.map(v => [v.optimizer + v.curve, v.verdict])")
     assert {word for curve, word in words if curve.startswith("adamw")} == {"one seed"}
     assert {word for curve, word in words if curve == "sgdlr=0.01"} == {"unclear"}
@@ -102,7 +104,7 @@ def test_a_word_has_the_colour_of_its_row(offline: Any, file: Path) -> None:
 def test_every_value_is_in_its_place(offline: Any, file: Path, trained: Path) -> None:
     """Every value of every panel against the store, for two quantities and one seed."""
     tables = study.load(trained)
-    page = offline.open(file.as_uri() + "#optimizer=sgd&seed=1&rank=4&step=2")
+    page = offline.open(file.as_uri() + "#tab=layers&optimizer=sgd&seed=1&rank=4&step=2")
     for site, stat in (("adapter_grad", "norm"), ("adapter_out", "max_abs")):
         chosen(page, "site", site)
         chosen(page, "stat", stat)
@@ -137,7 +139,7 @@ def test_every_value_is_in_its_place(offline: Any, file: Path, trained: Path) ->
 
 
 def test_the_heat_map_draws_the_values_on_one_scale(offline: Any, file: Path) -> None:
-    page = offline.open(file.as_uri())
+    page = offline.open(file.as_uri() + "#tab=layers")
     drawn = page.evaluate("byId('heat').data.filter(t => t.coloraxis).map(t => t.z)")
     assert drawn == [panel["z"] for panel in heat(page)]
     scale = page.evaluate(
@@ -148,7 +150,7 @@ def test_the_heat_map_draws_the_values_on_one_scale(offline: Any, file: Path) ->
 
 
 def test_values_that_are_not_finite_are_marked(offline: Any, file: Path) -> None:
-    page = offline.open(file.as_uri() + "#optimizer=sgd&rules=rslora p=0.5")
+    page = offline.open(file.as_uri() + "#tab=layers&optimizer=sgd&rules=rslora p=0.5")
     settings = page.locator("#setting option").all_inner_texts()
     chosen(page, "setting", next(text for text in settings if "1e+30" in text))
     assert page.locator("#key .not-finite.any").inner_text().startswith("not finite:")
@@ -163,6 +165,7 @@ def test_values_that_are_not_finite_are_marked(offline: Any, file: Path) -> None
     assert broken > 0
     assert sum(mark in (0, 1) for mark in marked) == broken
     assert "not finite from step" in page.locator("#where").inner_text()
+    page.locator("#tabs [data-tab=cells]").click()
     assert "diverged" in page.locator("#cells tbody").inner_text()
     assert offline.errors == []
 
@@ -170,7 +173,7 @@ def test_values_that_are_not_finite_are_marked(offline: Any, file: Path) -> None
 def test_a_click_on_a_layer_shows_its_curves_and_its_fit(
     offline: Any, file: Path, trained: Path
 ) -> None:
-    page = offline.open(file.as_uri() + "#optimizer=adamw&seed=0&step=1")
+    page = offline.open(file.as_uri() + "#tab=layers&optimizer=adamw&seed=0&step=1")
     place = page.evaluate(
         """() => { const box = byId('heat').getBoundingClientRect();
             const { xaxis, yaxis } = byId('heat')._fullLayout;
@@ -190,7 +193,7 @@ def test_a_click_on_a_layer_shows_its_curves_and_its_fit(
     tables = study.load(trained)
     cells = tables.cells.query("optimizer == 'adamw' and seed == 0").set_index("cell_id")
     rows = tables.probes.query("site == 'adapter_grad' and batch == 'train' and layer == @layer")
-    curves = page.evaluate("page.curves.map(c => [c.cell.cell_id, c.step, c.value])")
+    curves = page.evaluate("page.curves.map(c => [c.cells[0].cell_id, c.x, c.y])")
     assert {cell for cell, *_ in curves} == set(cells.index)
     for cell, steps, values in curves:
         stored = rows[rows["cell_id"] == cell].set_index("step")["norm"]
@@ -209,7 +212,7 @@ def test_a_click_on_a_layer_shows_its_curves_and_its_fit(
 def test_every_control_changes_the_charts_and_the_address_restores_it(
     offline: Any, file: Path
 ) -> None:
-    page = offline.open(file.as_uri())
+    page = offline.open(file.as_uri() + "#tab=layers")
     wanted = {
         "optimizer": "sgd",
         "site": "adapter_out",
@@ -217,12 +220,12 @@ def test_every_control_changes_the_charts_and_the_address_restores_it(
         "batch": "heldout",
         "kind": "q_proj",
     }
-    wanted |= {"seed": "1", "rank": "2", "order": "kind", "curve": "grad_norm"}
+    wanted |= {"seed": "1", "rank": "2", "order": "kind"}
     before = page.evaluate("JSON.stringify(page.heat.panels.map(p => p.values))")
     for name, value in wanted.items():
         chosen(page, name, value)
         after = page.evaluate("JSON.stringify(page.heat.panels.map(p => p.values))")
-        assert name in ("order", "curve") or after != before, name
+        assert name == "order" or after != before, name
         before = after
     setting = page.locator("#setting").input_value()
     chosen(page, "layer", page.locator("#layer option").last.get_attribute("value"))
@@ -247,7 +250,6 @@ def test_every_control_changes_the_charts_and_the_address_restores_it(
         "rank",
         "step",
         "layer",
-        "curve",
     )
     state = {name: page.locator(f"#{name}").input_value() for name in fields}
     assert state["setting"] == setting
@@ -259,14 +261,14 @@ def test_every_control_changes_the_charts_and_the_address_restores_it(
 
 
 def test_the_last_rule_cannot_be_unchecked(offline: Any, file: Path) -> None:
-    page = offline.open(file.as_uri() + "#rules=lora p=1")
+    page = offline.open(file.as_uri() + "#tab=layers&rules=lora p=1")
     page.evaluate("document.querySelector('#rules input:checked').click()")
     page.evaluate("rendering")
     assert page.locator("#rules input:checked").count() == 1
 
 
 def test_the_keyboard_controls_the_heat_map_and_the_table(offline: Any, file: Path) -> None:
-    page = offline.open(file.as_uri() + "#step=1&rank=4")
+    page = offline.open(file.as_uri() + "#tab=layers&step=1&rank=4")
     page.focus("#heat")
     for key in ("ArrowDown", "ArrowDown", "ArrowRight", "PageUp"):
         page.keyboard.press(key)
@@ -278,6 +280,10 @@ def test_the_keyboard_controls_the_heat_map_and_the_table(offline: Any, file: Pa
         2,
         8,
     ]
+    page.focus("#tabs [data-tab=layers]")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.evaluate("rendering")
     page.locator("#cells thead button", has_text="rank").focus()
     page.keyboard.press("Enter")
     page.keyboard.press("Enter")
@@ -287,8 +293,8 @@ def test_the_keyboard_controls_the_heat_map_and_the_table(offline: Any, file: Pa
 
 
 def test_charts_can_be_downloaded(offline: Any, file: Path, tmp_path: Path) -> None:
-    page = offline.open(file.as_uri())
-    for chart, rows in (("heat", 14 * 2 * (3 + 3)), ("layer-fit", 6), ("cells", 20)):
+    page = offline.open(file.as_uri() + "#tab=layers")
+    for chart, rows in (("heat", 14 * 2 * (3 + 3)), ("layer-fit", 6), ("layer-curves", 2 * 3 * 3)):
         with page.expect_download() as waiting:
             page.locator(f".tools[data-chart={chart}] button", has_text="CSV").click()
         waiting.value.save_as(tmp_path / "table.csv")
@@ -298,6 +304,11 @@ def test_charts_can_be_downloaded(offline: Any, file: Path, tmp_path: Path) -> N
     waiting.value.save_as(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     assert waiting.value.suggested_filename == "small-heat-adapter_grad-norm.png"
+    page.locator("#tabs [data-tab=cells]").click()
+    with page.expect_download() as waiting:
+        page.locator(".tools[data-chart=cells] button", has_text="CSV").click()
+    waiting.value.save_as(tmp_path / "table.csv")
+    assert len(list(csv.reader((tmp_path / "table.csv").open()))) == 20 + 1
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1920, "dark")])
@@ -308,7 +319,11 @@ def test_it_fits_the_screen_light_and_dark(
     page = context.new_page()
     page.goto(file.as_uri())
     page.wait_for_selector("body[data-ready]")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for tab in ("layers", "losses", "cells", "findings"):
+        page.locator(f"#tabs [data-tab={tab}]").click()
+        page.evaluate("rendering")
+        widths = "[document.documentElement.scrollWidth, byId('main').scrollWidth]"
+        assert max(page.evaluate(widths)) <= width, tab
     assert page.evaluate("document.documentElement.dataset.theme") == scheme
     contrast = page.evaluate(
         """() => { const light = colour => {
@@ -317,7 +332,7 @@ def test_it_fits_the_screen_light_and_dark(
                 return 0.2126 * c[0] + 0.7152 * c[1] + 0.0722 * c[2]; };
             const panel = document.querySelector('section');
             const back = light(getComputedStyle(panel).backgroundColor);
-            return ['h2', 'h2 small', '.green', '.yellow', '.red', '#main-settings', '#key']
+            return ['h2', 'h2 small', '.green', '.yellow', '.red', '.legend', '#key']
                 .map(name => document.querySelector(name)).filter(Boolean)
                 .map(node => light(getComputedStyle(node).color))
                 .map(ink => (Math.max(ink, back) + 0.05) / (Math.min(ink, back) + 0.05)); }"""
@@ -339,16 +354,17 @@ def test_names_from_the_data_are_never_markup(
     other = by_hand("plain", rank=8)
     one_step(other, 0, {layer: 0.5, "model.layers.0.v_proj": 1.0})
     other.close("complete", steps_done=0)
-    export(tmp_path / "results/odd", tmp_path / "odd.html")
-    page = offline.open((tmp_path / "odd.html").as_uri() + "#step=0")
+    export([tmp_path / "results/odd"], tmp_path / "odd.html")
+    page = offline.open((tmp_path / "odd.html").as_uri() + "#tab=layers&step=0")
     chosen(page, "layer", layer)
     assert page.locator("#layer option:checked").inner_text() == f"0: {layer}"
-    row = page.locator("#cells tbody tr", has_text="failed")
-    assert cell_id in row.inner_text()
-    assert "<script>alert(3)</script> & co" in row.inner_text()
     assert page.locator("#kind option").all_inner_texts()[1] == "<b>q_proj"
     ticks = page.locator("#heat .ytick").all_text_contents()
     assert "0 <b>q_proj" in ticks, "Plotly does not interpret markup"
+    page.locator("#tabs [data-tab=cells]").click()
+    row = page.locator("#cells tbody tr", has_text="failed")
+    assert cell_id in row.inner_text()
+    assert "<script>alert(3)</script> & co" in row.inner_text()
     assert page.locator("img").count() == 0
     assert offline.errors == [], "no script ran"
     assert len(offline.requests) == 1
@@ -356,6 +372,6 @@ def test_names_from_the_data_are_never_markup(
 
 def test_a_file_stays_below_the_limit(file: Path, trained: Path, tmp_path: Path) -> None:
     most = file.stat().st_size - 20_000
-    inside, there = export(trained, tmp_path / "some.html", most)
+    inside, there = export([trained], tmp_path / "some.html", most)
     assert 1 < inside < there
     assert (tmp_path / "some.html").stat().st_size <= most

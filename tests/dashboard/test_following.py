@@ -21,6 +21,7 @@ from study.dashboard.following import FollowedStudy
 from study.dashboard.overview import configuration, overview
 from study.dashboard.probes import Quantity
 from study.dashboard.server import application
+from study.dashboard.studies import Studies
 from study.dashboard.verdicts import Verdicts
 from study.errors import StudyError
 from study.figures import style
@@ -128,7 +129,7 @@ def test_verdicts_equal_those_of_the_analysis(trained: Path) -> None:
     found = study.analysis.analyze(tables.cells, tables.metrics, tables.probes)
     whole = study.analysis.summary(found.exponents)
     whole = whole[whole["primary"].astype(bool)].reset_index(drop=True)
-    rows, note = Verdicts().of(FollowedStudy(trained))
+    rows, note, *_ = Verdicts().of(FollowedStudy(trained))
     columns = ["optimizer", "rule", "quantity", "step", "estimate", "verdict", "seeds", "ranks"]
     assert note == ""
     assert rows.reset_index(drop=True)[columns].astype(str).equals(whole[columns].astype(str))
@@ -174,7 +175,7 @@ def test_no_study_is_a_one_line_error(tmp_path: Path) -> None:
 
 def test_the_server_answers_only_for_its_own_name_and_only_with_news(trained: Path) -> None:
     with TestClient(
-        application(FollowedStudy(trained), ("127.0.0.1",)), base_url="http://127.0.0.1"
+        application(Studies([trained]), ("127.0.0.1",)), base_url="http://127.0.0.1"
     ) as client:
         first = client.get("/overview")
         assert first.json()["counts"]["complete"] == 18
@@ -199,7 +200,7 @@ def test_serving_to_other_machines_prints_a_warning(
     loud = CliRunner().invoke(
         cli.cli, ["dashboard", str(trained), "--host", "0.0.0.0", "--port", "8080"]
     )
-    assert asked == [(trained, "127.0.0.1", 0), (trained, "0.0.0.0", 8080)]
+    assert asked == [((trained,), "127.0.0.1", 0), ((trained,), "0.0.0.0", 8080)]
     assert quiet.output == ""
     assert "warning: anyone who reaches 0.0.0.0 can read this study" in loud.output
 
@@ -229,7 +230,7 @@ def test_a_taken_port_is_a_one_line_error(trained: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(StudyError, match=f"cannot serve on 127.0.0.1:{port}"):
-            serve(trained, "127.0.0.1", port, lambda address: pytest.fail(address))
+            serve([trained], "127.0.0.1", port, lambda address: pytest.fail(address))
 
 
 def test_a_rule_has_the_colours_of_the_figures(trained: Path) -> None:

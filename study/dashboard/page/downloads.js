@@ -12,6 +12,16 @@ const DOWNLOADS = {
     page.fit.map(dot => [dot.rule.name, dot.rank, dot.seed, dot.value]),
   ],
   loss: () => curveRows(page.losses, page.view.curve),
+  "rank-loss": () => [
+    ["how", "rule", "rank", "seed", "lr", "loss", "best rate at the edge"],
+    page.rankLosses.map(row => [
+      ...[row.how, row.rule, row.rank, row.seed, row.lr, row.loss, row.edge],
+    ]),
+  ],
+  "rate-loss": () => [
+    ["rule", "rank", "seed", "lr", "loss"],
+    page.view.runs.map(row => [row.rule, row.rank, row.seed, row.lr, row.loss]),
+  ],
   cells: () => {
     const { columns, cells } = cellRows(page.overview, page.sort);
     const heads = columns.map(([name]) => name);
@@ -30,11 +40,12 @@ function heatRows(panel) {
   );
 }
 
+/** The means over seeds that a chart shows. */
 function curveRows(drawn, name) {
-  const rows = drawn.flatMap(({ cell, step, value }) =>
-    step.map((s, k) => [cell.cell_id, cell.rule, cell.rank, cell.seed, s, value[k]]),
+  const rows = drawn.flatMap(({ rule, rank, cells, x, y }) =>
+    x.map((step, k) => [rule.id, rank, cells.length, step, y[k]]),
   );
-  return [["cell", "rule", "rank", "seed", "step", name], rows];
+  return [["rule", "rank", "seeds", "step", name], rows];
 }
 
 function fileName(chart) {
@@ -46,6 +57,7 @@ function fileName(chart) {
 function pictureTitle(chart) {
   const { quantity, layer, overview, step, curve } = page.view;
   if (chart === "loss") return `${overview.study}: ${overview.labels.curve[curve]}`;
+  if (chart.endsWith("-loss")) return `${overview.study}: ${overview.labels.final_loss}`;
   const where = chart === "heat" ? "" : `, ${layer}, step ${step}`;
   return `${overview.study}: ${quantity.site} ${quantity.stat}${where}${seedText(page.view)}`;
 }

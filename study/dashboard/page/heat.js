@@ -6,30 +6,34 @@ const COLOURS = "Viridis";
 const GAP = 0.012; // between panels, as a share of the width
 const STRIP_GAP = 0.018; // more space before the exponents
 const MOST_NAMED_ROWS = 24; // with more layers, the axis shows blocks or kinds
-const MOST_BLOCK_TICKS = 32;
+const TICK_HEIGHT = 14; // pixels
 
 // Marks of values without a colour: two alternating values make a chequered patch.
 const ZERO_OR_NEGATIVE = 2;
 
-/** Draws the heat map. Returns what it shows, for clicks, downloads and the findings. */
-function drawHeat(view) {
+/** What the heat map shows, for drawing, clicks, downloads and the findings. */
+function heatContent(view) {
   const rows = view.layers;
   const panels = heatPanels(view).map(panel => withValues(panel, rows));
   const fits = view.rules.map(rule => ({
     rule,
     lines: rows.map(layer => view.fitOf(rule, layer)),
   }));
+  return { panels, fits, rows, ...brokenIn(panels, rows) };
+}
+
+/** Draws the heat map. Returns the shapes on it, except the frame around the chosen row. */
+function drawHeat(view, { panels, fits, rows }) {
   const strip = fits.some(fit => fit.lines.some(Boolean));
   const domains = heatDomains(panels, strip);
   const data = panels.flatMap((panel, n) => panelTraces(panel, n));
   const layout = heatLayout(view, panels);
-
   panels.forEach((panel, n) => addPanel(layout, panel, n, domains[n], rows.length));
   if (strip) addStrip(data, layout, view, fits, panels.length, domains.at(-1));
   const { shapes } = layout;
   layout.shapes = [...shapes, ...rowMark(view)];
   draw("heat", data, layout);
-  return { panels, fits, rows, shapes, ...brokenIn(panels, rows) };
+  return shapes;
 }
 
 /** The panels from left to right. Column x shows `readers[x]` at step `steps[x]`. */
@@ -39,20 +43,19 @@ function heatPanels(view) {
     of: "steps",
     columns: view.steps,
     chosen: view.step,
-    head: `${rule.name}, rank ${rankName(view.rank)}`,
+    head: [...rule.lines, `rank ${rankName(view.rank)}`],
     readers: Array(view.steps.length).fill(view.reader(rule, view.rank)),
     steps: view.steps,
   }));
   const byRanks = view.rules.map(rule => {
-    const ranks = view.ranks.filter(rank => view.cellsOf(rule, rank).length);
     return {
       rule,
       of: "ranks",
-      columns: ranks,
+      columns: view.ranks,
       chosen: view.rank,
-      head: `${rule.name}, step ${view.step}`,
-      readers: ranks.map(rank => view.reader(rule, rank)),
-      steps: ranks.map(() => view.step),
+      head: [...rule.lines, `step ${view.step}`],
+      readers: view.ranks.map(rank => view.reader(rule, rank)),
+      steps: view.ranks.map(() => view.step),
     };
   });
   return [...bySteps, ...byRanks].filter(panel => panel.columns.length);
@@ -96,7 +99,7 @@ const isBroken = value => value !== undefined && !Number.isFinite(value);
 /** The horizontal range of each panel, from 0 to 1. Panels over steps are wider. */
 function heatDomains(panels, strip) {
   const widths = panels.map(panel => (panel.of === "steps" ? 3 : 1.25));
-  if (strip) widths.push(1.6);
+  if (strip) widths.push(1.9);
   const extra = strip ? STRIP_GAP : 0;
   const unit = (1 - extra - GAP * (widths.length - 1)) / sum(widths);
   let left = 0;
@@ -115,7 +118,7 @@ function heatLayout(view, panels) {
   const rows = view.layers.length;
   const y = { ...AXIS(), ...layerTicks(view), range: [rows - 0.5, -0.5], showgrid: false };
   return {
-    margin: { l: 68, r: 84, t: 26, b: 44 },
+    margin: heatMargin(view),
     annotations: [],
     shapes: kindEdges(view),
     dragmode: "zoom",
@@ -151,6 +154,10 @@ function colourRange(panels) {
   return low === high ? [low - 0.5, high + 0.5] : [low, high];
 }
 
+/** The margins: above the panels, there is a line for each line of their heads. */
+const heatMargin = view => ({ l: 62, r: 66, t: 24 + 16 * view.rules[0].lines.length, b: 44 });
+const heatWidth = () => innerSize("heat", heatMargin(page.view)).width;
+
 const axisName = n => `x${n === 0 ? "" : n + 1}`;
 
 /** The heat map of a panel and, if any value has no colour, a second one with its marks. */
@@ -182,7 +189,7 @@ function panelTraces(panel, n) {
 function addPanel(layout, panel, n, domain, rows) {
   const { columns, of } = panel;
   const name = column => (of === "ranks" ? rankName(column) : column);
-  const ticks = columnTicks(panel);
+  const ticks = columnTicks(panel, (domain[1] - domain[0]) * heatWidth());
   layout[`xaxis${n === 0 ? "" : n + 1}`] = {
     ...AXIS(),
     domain,
@@ -200,11 +207,11 @@ function addPanel(layout, panel, n, domain, rows) {
   if (x >= 0) layout.shapes.push(columnBox(axisName(n), x, rows, columns.length > 60 ? 1 : 1.5));
 }
 
-/** Positions of the labels. The last label of many steps is left out: it would overlap. */
-function columnTicks({ of, columns }) {
-  if (of === "ranks") return spread(columns.length, 3);
-  const ticks = spread(columns.length, 6);
-  return columns.length > 6 ? ticks.slice(0, 5) : ticks;
+/** Positions of the labels, as many as fit: the first and the last column, or the chosen one. */
+function columnTicks({ columns, chosen }, pixels) {
+  const widest = Math.max(...columns.map(column => String(column).length));
+  if (pixels < 24 + 14 * widest) return [Math.max(0, columns.indexOf(chosen))];
+  return spread(columns.length, Math.max(2, Math.floor(pixels / (10 + 7 * widest))));
 }
 
 /** Adds the panel with the scaling exponent of each layer. */
@@ -231,12 +238,13 @@ function addStrip(data, layout, view, fits, n, domain) {
   layout[`xaxis${n + 1}`] = {
     ...AXIS(),
     domain,
-    nticks: 5,
+    nticks: Math.max(2, Math.floor(((domain[1] - domain[0]) * heatWidth()) / 42)),
+    tickangle: 0,
     zeroline: true,
     zerolinecolor: colour("faint"),
-    title: axisTitle("exponent with rank"),
+    title: axisTitle("exponent"),
   };
-  layout.annotations.push(heading(`step ${view.step}`, domain));
+  layout.annotations.push(heading(["exponent", `step ${view.step}`], domain));
 }
 
 /** The frame around the row of the chosen layer. */
@@ -254,16 +262,21 @@ function columnBox(xref, x, rows, width) {
   return { type: "rect", xref, yref: "y", x0: x - 0.5, x1: x + 0.5, y0, y1, line };
 }
 
-function heading(text, domain, rule) {
+/** The head of a panel, a line or two. A line that is wider than the panel is cut. */
+function heading(lines, domain, rule, pixels = heatWidth()) {
+  const most = Math.max(6, Math.floor(((domain[1] - domain[0]) * pixels) / 6.6));
+  const short = line => (line.length > most ? `${line.slice(0, most - 1)}…` : line);
+  const text = [lines].flat().map(line => plain(short(line)));
   return {
-    text: plain(text),
+    text: text.join("<br>"),
+    align: "left",
     xref: "paper",
     yref: "paper",
     x: domain[0],
     y: 1,
-    yshift: 17,
+    yshift: 5,
     xanchor: "left",
-    yanchor: "middle",
+    yanchor: "bottom",
     showarrow: false,
     font: { size: 12, color: rule ? tint(rule) : colour("ink") },
   };
@@ -294,11 +307,14 @@ function spread(n, most) {
   return distinct([...Array(most).keys()].map(k => Math.round((k * (n - 1)) / (most - 1))));
 }
 
+/** `0 q_proj`: block and kind. */
+const rowName = layer => `${layer.block} ${layer.kind}`;
+
 /** Labels of the rows: every layer if they are few, otherwise one per kind or per block. */
 function layerTicks(view) {
   const rows = view.layers;
   if (rows.length <= MOST_NAMED_ROWS) {
-    const names = rows.map(layer => plain(`${layer.block} ${layer.kind}`));
+    const names = rows.map(layer => plain(rowName(layer)));
     return { tickvals: [...rows.keys()], ticktext: names };
   }
   if (view.order === "kind") {
@@ -308,7 +324,8 @@ function layerTicks(view) {
     return { tickvals: middles, ticktext: kinds.map(plain), ticks: "" };
   }
   const starts = rows.flatMap((layer, y) => (rows[y - 1]?.block !== layer.block ? [y] : []));
-  const every = Math.ceil(starts.length / MOST_BLOCK_TICKS);
+  const { height } = innerSize("heat", heatMargin(view));
+  const every = Math.ceil((starts.length * TICK_HEIGHT) / height);
   const shown = starts.filter((_, n) => n % every === 0);
   const title = { text: "block", standoff: 8, font: { size: 11.5 } };
   return { tickvals: shown, ticktext: shown.map(y => rows[y].block), title };
@@ -339,7 +356,7 @@ function logTicks(low, high) {
   for (let k = Math.ceil(low); k <= high; k += every) powers.push(k);
   const evenly = [0, 1, 2, 3, 4].map(k => low + (k * (high - low)) / 4);
   const values = powers.length >= 3 ? powers : evenly;
-  const text = k => number(Number((10 ** k).toPrecision(2)));
+  const text = k => brief(Number((10 ** k).toPrecision(2)));
   return { tickvals: values, ticktext: values.map(text) };
 }
 
@@ -361,7 +378,7 @@ function findings(view, drawn) {
       ["highest", fitted.at(-1)],
     ]) {
       const layer = drawn.rows[y];
-      const text = `${rule.name} ${which} ${twoPlaces(lines[y].slope)}: ${shortName(layer)}`;
+      const text = `${rule.name} ${twoPlaces(lines[y].slope)}: ${rowName(layer)}`;
       const title = `The layer with the ${which} exponent of ${rule.name}`;
       found.push({ text, title, rule, choose: { layer: layer.name } });
     }

@@ -1,76 +1,140 @@
 "use strict";
-// Curves over training, one per cell; and the log-log fit of one layer against rank.
+// Curves in one panel per rule, with common axes and a label at the end of each curve.
 
-const PANEL_GAP = 0.07;
+const MARGIN = { l: 74, r: 52, t: 26, b: 40 };
+const PANEL_GAP = 52; // pixels between panels: labels stand there
 const MOST_MARKED_POINTS = 40; // longer curves are drawn without markers
+const MOST_LABELS = 6;
+const LABEL_HEIGHT = 13; // pixels
 
 /**
- * Curves over training: one panel per rule, with a common y axis.
- * @param series gives {step, value} of a cell.
- * @returns the curves as [{cell, step, value}].
+ * @param curves [{rule, rank, cells, x, y}], one per rule and rank.
+ * @param look {log, yTitle, xAxis, smooth, zoom, extra}: whether y is logarithmic; its title; the
+ *   x axis, by default steps; the weight of the moving average; the ranges from the address; and a
+ *   function from a curve to more traces.
  */
-function drawCurves(id, view, cells, series, { log = true } = {}) {
-  const rules = view.rules.filter(rule => cells.some(cell => cell.rule === rule.id));
-  const width = (1 - PANEL_GAP * (rules.length - 1)) / Math.max(1, rules.length);
+function drawCurves(id, view, curves, look) {
+  const { log = true, yTitle, smooth = 0, zoom = null, extra = () => [] } = look;
+  const rules = view.rules.filter(rule => curves.some(curve => curve.rule === rule));
   const visible = log ? hasLog : Number.isFinite;
+  const drawn = curves.map(curve => ({ ...curve, smoothed: movingAverage(curve.y, smooth) }));
+  const ranges = zoom ?? [xRange(drawn, look.xAxis), yRange(drawn, visible, log)];
+  const margin = { ...MARGIN, t: 10 + 16 * Math.max(1, ...rules.map(rule => rule.lines.length)) };
+  const size = innerSize(id, margin);
+  const panels = panelDomains(rules.length, size.width);
+  const xAxis = look.xAxis ?? stepAxis(ranges[0], size.width * (panels[0]?.[1] ?? 1));
+  const layout = { margin, annotations: [], dragmode: look.zooms ? "zoom" : false };
   const data = [];
-  const drawn = [];
-  const layout = { margin: { l: 62, r: 34, t: 24, b: 38 }, annotations: [] };
-  const ends = []; // per rule, the last value by rank
   rules.forEach((rule, n) => {
-    const left = n * (width + PANEL_GAP);
-    const domain = [left, left + width];
-    const last = new Map();
-    for (const cell of cells.filter(cell => cell.rule === rule.id)) {
-      const curve = { cell, ...series(cell) };
-      data.push(...curveTraces(view, rule, curve, { axis: n, index: drawn.length, visible }));
-      drawn.push(curve);
-      const end = curve.value.findLast(visible);
-      if (end !== undefined) last.set(rankOf(cell), end);
+    layout[`xaxis${n === 0 ? "" : n + 1}`] = {
+      ...AXIS(),
+      ...xAxis,
+      domain: panels[n],
+      range: ranges[0],
+      matches: n === 0 ? undefined : "x",
+      fixedrange: !look.zooms,
+    };
+    layout.annotations.push(heading(rule.lines, panels[n], rule, size.width));
+    const own = drawn.filter(curve => curve.rule === rule);
+    for (const curve of own) {
+      const place = { xaxis: axisName(n), yaxis: "y", hoverinfo: "none" };
+      const trace = { ...place, type: "scatter", meta: drawn.indexOf(curve) };
+      data.push(...curveTraces(view, curve, { trace, visible, smooth }), ...extra(curve, trace));
     }
-    const x = { ...AXIS(), domain, nticks: 6, title: axisTitle("step") };
-    layout[`xaxis${n === 0 ? "" : n + 1}`] = x;
-    layout.annotations.push(heading(rule.name, domain, rule));
-    ends.push([rule, last, axisName(n)]);
+    layout.annotations.push(
+      ...endLabels(view, own, { axis: axisName(n), visible, log, ranges, size }),
+    );
   });
-  const all = drawn.flatMap(curve => curve.value).filter(visible);
-  const scale = log ? Math.log10 : value => value;
-  const room = all.length ? (scale(Math.max(...all)) - scale(Math.min(...all))) / 13 : 0;
-  for (const [rule, last, axis] of ends) {
-    layout.annotations.push(...rankLabels(rule, last, axis, scale, room));
-  }
-  layout.yaxis = log ? logAxis(all) : { ...AXIS(), nticks: 6 };
+  layout.yaxis = {
+    ...(log ? logAxis(ranges[1]) : { ...AXIS(), nticks: 6, range: ranges[1] }),
+    title: axisTitle(yTitle, 10),
+    fixedrange: !look.zooms,
+  };
   draw(id, data, layout);
   return drawn;
 }
 
-/** The line of one cell, and a cross at its end if it diverged or is stuck. */
-function curveTraces(view, rule, { cell, step, value }, { axis, index, visible }) {
-  const shown = step.flatMap((_, k) => (visible(value[k]) ? [k] : []));
-  const line = {
-    type: "scatter",
-    x: shown.map(k => step[k]),
-    y: shown.map(k => value[k]),
-    xaxis: axisName(axis),
-    yaxis: "y",
-    hoverinfo: "none",
-    meta: index,
+/** The pixels inside the margins of a chart. */
+function innerSize(id, margin) {
+  const [width, height] = sizeOf(id);
+  return {
+    width: Math.max(50, width - margin.l - margin.r),
+    height: Math.max(50, height - margin.t - margin.b),
   };
-  const chosen = rankOf(cell) === view.rank;
-  const traces = [
-    {
-      ...line,
-      mode: shown.length > MOST_MARKED_POINTS ? "lines" : "lines+markers",
-      line: { color: shade(rule, rankOf(cell)), width: chosen ? 2.4 : 1.4 },
-      marker: { size: 4 },
-      opacity: chosen ? 1 : 0.75,
-    },
-  ];
-  const broken = value.some(v => v !== null && isBroken(v));
-  if (broken || cell.end_step !== null) {
+}
+
+/** The horizontal range of each of `n` panels, from 0 to 1. */
+function panelDomains(n, pixels) {
+  const gap = n > 1 ? Math.min(PANEL_GAP / pixels, 0.5 / (n - 1)) : 0;
+  const width = (1 - gap * (n - 1)) / n;
+  return [...Array(n).keys()].map(k => [k * (width + gap), k * (width + gap) + width]);
+}
+
+/** An axis of steps: only whole numbers have a tick. */
+function stepAxis([low, high], pixels) {
+  const ticks = wholeTicks(low, high, Math.max(2, Math.floor(pixels / 34)));
+  return { tickvals: ticks, ticktext: ticks.map(String), title: axisTitle("step") };
+}
+
+/** Whole numbers from `low` to `high`, evenly spaced, about `most` of them. */
+function wholeTicks(low, high, most) {
+  let every = 1;
+  for (let k = 0; (high - low) / every > most; k++)
+    every = [1, 2, 5][k % 3] * 10 ** Math.floor(k / 3);
+  const ticks = [];
+  for (let at = Math.ceil(low / every) * every; at <= high; at += every) ticks.push(at);
+  return ticks;
+}
+
+/** From the lowest to the highest x, with some room, in units of the axis. */
+function xRange(curves, axis) {
+  const scale = axis?.type === "log" ? Math.log10 : x => x;
+  return withRoom(curves.flatMap(curve => curve.x).map(scale), 0.03, 0.5);
+}
+
+function yRange(curves, visible, log) {
+  const shown = curves.flatMap(curve => curve.y).filter(visible);
+  return withRoom(log ? shown.map(Math.log10) : shown, 0.06, 0.05);
+}
+
+/** The range of numbers, wider by a share on each side; `least` if they are all the same. */
+function withRoom(numbers, share, least) {
+  if (!numbers.length) return [0, 1];
+  const low = numbers.reduce((a, b) => Math.min(a, b));
+  const high = numbers.reduce((a, b) => Math.max(a, b));
+  const room = share * (high - low) || least;
+  return [low - room, high + room];
+}
+
+/** An exponential moving average without the bias of its start, as TensorBoard and W&B show it. */
+function movingAverage(values, weight) {
+  if (!weight) return values;
+  let [average, total] = [0, 0];
+  return values.map(value => {
+    if (!Number.isFinite(value)) return value;
+    average = weight * average + (1 - weight) * value;
+    total = weight * total + (1 - weight);
+    return average / total;
+  });
+}
+
+/** The line of a rule and rank, and a cross at its end if a cell diverged or is stuck. */
+function curveTraces(view, { rule, rank, cells, x, y, smoothed }, { trace, visible, smooth }) {
+  const shown = x.flatMap((_, k) => (visible(y[k]) ? [k] : []));
+  const line = { ...trace, x: shown.map(k => x[k]), y: shown.map(k => smoothed[k]) };
+  const chosen = rank === view.rank;
+  const look = { color: shade(rule, rank), dash: rule.dash, width: chosen ? 2.8 : 1.6 };
+  const points = shown.length > MOST_MARKED_POINTS || smooth ? "lines" : "lines+markers";
+  const traces = [];
+  if (smooth) {
+    const raw = { ...line, y: shown.map(k => y[k]), mode: "lines", opacity: 0.25 };
+    traces.push({ ...raw, line: { ...look, width: 1 } });
+  }
+  traces.push({ ...line, mode: points, line: look, marker: { size: chosen ? 5.5 : 4 } });
+  if (y.some(v => v !== null && isBroken(v)) || cells.some(cell => cell.end_step !== null)) {
     traces.push({
       ...line,
-      x: [line.x.at(-1) ?? step[0]],
+      x: [line.x.at(-1) ?? x[0]],
       y: [line.y.at(-1) ?? 1],
       mode: "markers",
       marker: { symbol: "x-thin", size: 9, line: { width: 2.4, color: colour("broken") } },
@@ -79,103 +143,75 @@ function curveTraces(view, rule, { cell, step, value }, { axis, index, visible }
   return traces;
 }
 
-/** Ranks at the ends of their curves, from the highest value down, where there is room. */
-function rankLabels(rule, ends, axis, scale, room) {
-  let last = Infinity;
-  const fromTop = [...ends].sort((a, b) => b[1] - a[1]);
-  return fromTop.flatMap(([rank, value]) => {
-    const y = scale(value);
-    if (last - y < room) return [];
-    last = y;
-    return [
-      {
-        text: rankName(rank),
-        xref: `${axis} domain`,
-        x: 1,
-        xanchor: "left",
-        xshift: 3,
-        yref: "y",
-        y,
-        showarrow: false,
-        font: { size: 10, color: shade(rule, rank) },
-      },
-    ];
+/**
+ * The rank of each curve beside its end, at most MOST_LABELS of them, moved apart where they would
+ * overlap. The lowest, the highest and the chosen rank always have one.
+ */
+function endLabels(view, curves, { axis, visible, log, ranges, size }) {
+  const [[, right], [low, high]] = ranges;
+  const scale = log ? Math.log10 : value => value;
+  const ends = curves.flatMap(curve => {
+    const last = curve.y.findLastIndex((y, k) => visible(y) && curve.x[k] <= right + 1e-9);
+    if (last < 0) return [];
+    const share = (high - scale(curve.smoothed[last])) / (high - low);
+    return share < 0 || share > 1 ? [] : [{ curve, at: share * size.height }];
   });
+  const labelled = fewOf(ends, view.rank).sort((a, b) => a.at - b.at);
+  const heads = labelled.length ? [endLabel("rank", axis, 0, -LABEL_HEIGHT - 2)] : [];
+  const places = movedApart(
+    labelled.map(end => end.at),
+    size.height,
+  );
+  return [
+    ...heads,
+    ...labelled.map(({ curve: { rule, rank } }, k) => {
+      const text = `<span style="color:${shade(rule, rank)}">━</span> ${rankName(rank)}`;
+      return endLabel(rank === view.rank ? `<b>${text}</b>` : text, axis, 0, places[k]);
+    }),
+  ];
 }
 
-/** The chosen layer and step against rank: a marker per cell, a line and a band per rule. */
-function drawFit(view) {
-  const data = [];
-  const all = [];
-  const slopes = [];
-  const seeds = [];
-  for (const rule of view.rules) {
-    const dots = view.pointsOfChosen(rule);
-    const line = fitLine(dots, view.overview.t_critical);
-    all.push(...dots.map(dot => ({ ...dot, rule })));
-    if (line) {
-      data.push(...fitTraces(rule, dots, line));
-      slopes.push(`${rule.name} ${interval(line.slope, line.low, line.high)}`);
-      if (line.low !== null) seeds.push(line.seeds);
-    }
-    data.push({
-      type: "scatter",
-      mode: "markers",
-      x: dots.map(dot => dot.rank),
-      y: dots.map(dot => dot.value),
-      marker: {
-        color: tint(rule),
-        symbol: rule.marker,
-        size: 7,
-        line: { color: colour("panel"), width: 1 },
-      },
-      hoverinfo: "none",
-      meta: { rule: rule.id, seeds: dots.map(dot => dot.seed) },
-    });
-  }
-  const ranks = distinct(all.map(dot => dot.rank)).sort((a, b) => a - b);
-  draw("layer-fit", data, {
-    margin: { l: 62, r: 34, t: 10, b: 38 },
-    xaxis: {
-      ...AXIS(),
-      type: "log",
-      tickvals: ranks,
-      ticktext: ranks.map(rankName),
-      title: axisTitle("rank"),
-    },
-    yaxis: logAxis(all.map(dot => dot.value)),
-  });
-  const brackets = distinct(seeds.map(bracketText)).join(" or ");
-  byId("fit-title").textContent = slopes.length
-    ? `Exponent with rank at step ${view.step}: ${slopes.join(" · ")}` +
-      (brackets ? ` (brackets: ${brackets})` : "")
-    : `No exponent at step ${view.step}: two ranks are needed`;
-  return all;
+/** A text to the right of a panel, `y` pixels below its top. */
+function endLabel(text, axis, x, y) {
+  return {
+    text,
+    xref: `${axis} domain`,
+    x: 1,
+    xanchor: "left",
+    xshift: 3 + x,
+    yref: "paper",
+    y: 1,
+    yanchor: "middle",
+    yshift: -y,
+    showarrow: false,
+    font: { size: 11, color: colour("ink") },
+  };
 }
 
-/** What the brackets beside a slope show. */
-const bracketText = seeds =>
-  seeds === 1 ? page.overview.straightness : `${page.overview.interval} over ${seeds} seeds`;
-
-/** The fitted line and its band, if it has an interval. */
-function fitTraces(rule, dots, line) {
-  const ranks = dots.map(dot => dot.rank);
-  const low = Math.min(...ranks);
-  const high = Math.max(...ranks);
-  const x = [...Array(25).keys()].map(k => low * (high / low) ** (k / 24));
-  const at = x.map(line.at);
-  const common = { type: "scatter", mode: "lines", hoverinfo: "skip" };
-  const traces = [];
-  if (line.low !== null) {
-    traces.push({
-      ...common,
-      x: [...x, ...x.toReversed()],
-      y: [...at.map(a => a[1]), ...at.map(a => a[2]).toReversed()],
-      fill: "toself",
-      fillcolor: tint(rule) + "2e",
-      line: { width: 0 },
-    });
+/** At most MOST_LABELS of the ends, evenly spread over the ranks. */
+function fewOf(ends, chosenRank) {
+  if (ends.length <= MOST_LABELS) return [...ends];
+  const byRank = [...ends].sort((a, b) => a.curve.rank - b.curve.rank);
+  const kept = new Set(spread(byRank.length, MOST_LABELS).map(k => byRank[k]));
+  const chosen = byRank.find(end => end.curve.rank === chosenRank);
+  if (chosen && !kept.has(chosen)) {
+    const inner = [...kept].slice(1, -1);
+    const near = end => Math.abs(byRank.indexOf(end) - byRank.indexOf(chosen));
+    kept.delete(inner.reduce((best, end) => (near(end) < near(best) ? end : best)));
+    kept.add(chosen);
   }
-  traces.push({ ...common, x, y: at.map(a => a[0]), line: { color: tint(rule), width: 1.8 } });
-  return traces;
+  return [...kept];
+}
+
+/** Ascending places, at least LABEL_HEIGHT apart and not below `bottom`. */
+function movedApart(places, bottom) {
+  const moved = [];
+  for (const place of places)
+    moved.push(Math.max(place, (moved.at(-1) ?? -Infinity) + LABEL_HEIGHT));
+  let below = bottom + LABEL_HEIGHT;
+  for (let k = moved.length - 1; k >= 0; k--) {
+    moved[k] = Math.min(moved[k], below - LABEL_HEIGHT);
+    below = moved[k];
+  }
+  return moved;
 }

@@ -11,6 +11,9 @@ const page = {
   curves: [],
   fit: [],
   losses: [],
+  rankLosses: [],
+  rateLosses: [],
+  ahead: { waiting: 0, seconds_left: null }, // what running sweeps have still to train
   sort: { name: "", down: false },
 };
 const choices = new Choices();
@@ -40,33 +43,73 @@ function render() {
 async function renderNow() {
   const { overview } = page;
   if (!overview) return;
-  for (const id of ["choices", "charts"]) byId(id).hidden = overview.quantities.length === 0;
-  if (!overview.quantities.length) return renderWithoutCharts();
-  const quantity = chosenQuantity(overview, choices.made);
-  const view = new View(overview, choices.made, quantity, await values.load(quantity, overview));
-  page.view = view;
-  renderChoosers(view);
-  const rules = view.rules.map(rule => rule.id);
-  const cells = [view.optimizer, view.setting, rules, view.seed];
-  const shown = [page.version, quantityName(quantity), cells, theme()];
-  const rank = rankName(view.rank);
-  const heat = [shown, view.kind, view.order, rank, view.step];
-  const layer = [shown, view.kind, view.layer];
-  if (!once("heat", heat, () => renderHeat(view))) {
-    once("row", [heat, view.layer], () => renderRow(view));
-  }
-  once("curves", [layer, rank], () => renderCurves(view));
-  once("fit", [layer, view.step], () => renderFit(view));
-  once("losses", [shown, view.curve, rank], () => renderLosses(view));
-  once("cells", [shown, rank, page.sort], () => renderCells());
+  const charts = overview.quantities.length > 0;
+  const tab = chosenTab(charts, overview);
+  renderTab(tab);
+  for (const name of ["layers", "losses"]) tabButton(name).hidden = !charts;
+  page.view = charts ? await viewOf(overview) : null;
+  if (page.view) renderChoosers(page.view);
+  const draw = { layers: renderLayers, losses: renderAllLosses, cells: renderTable }[tab];
+  if (draw) draw(page.view);
   document.body.dataset.ready = "yes";
 }
 
-/** Nothing was measured yet, or no cell can be read. */
-function renderWithoutCharts() {
-  page.view = null;
-  once("cells", [page.version, page.sort], () => renderCells());
-  document.body.dataset.ready = "yes";
+/** The chosen view; by default the findings, if there are any when the page is opened. */
+function chosenTab(charts, overview) {
+  page.firstTab ??= overview.verdicts.length ? "findings" : "layers";
+  const tabs = charts ? TABS : ["findings", "cells"];
+  return oneOf(tabs, choices.made.tab, oneOf(tabs, page.firstTab, "cells"));
+}
+
+const TABS = ["findings", "layers", "losses", "cells"];
+const tabButton = name => document.querySelector(`#tabs [data-tab="${name}"]`);
+
+async function viewOf(overview) {
+  const quantity = await quantityToShow(overview);
+  return new View(overview, choices.made, quantity, await values.load(quantity, overview));
+}
+
+/** The chosen quantity; by default the first that has a value that the heat map can show. */
+async function quantityToShow(overview) {
+  const first = chosenQuantity(overview, choices.made);
+  if (choices.made.site !== undefined) return first;
+  for (const quantity of [first, ...overview.quantities.slice(0, MOST_TRIED)]) {
+    const cells = [...(await values.load(quantity, overview)).values()];
+    if (cells.some(cell => cell.positive.length)) return quantity;
+  }
+  return first;
+}
+
+const MOST_TRIED = 6; // quantities that are read in search of something to show
+
+/** What every chart depends on. */
+function inputs(view) {
+  const rules = view.rules.map(rule => rule.id);
+  const cells = [view.optimizer, view.setting, rules, view.seed, rankName(view.rank)];
+  return [page.version, cells, theme()];
+}
+
+function renderLayers(view) {
+  const shown = [inputs(view), quantityName(view.quantity), view.kind];
+  renderLayerTexts(view);
+  const heat = [shown, view.order, view.step, view.notice, sizeOf("heat")];
+  if (!once("heat", heat, () => renderHeat(view))) {
+    once("row", [heat, view.layer], () => renderRow(view));
+  }
+  once("curves", [shown, view.layer, sizeOf("layer-curves")], () => renderCurves(view));
+  once("fit", [shown, view.layer, view.step, sizeOf("layer-fit")], () => renderFit(view));
+}
+
+function renderAllLosses(view) {
+  const { curve, smooth, zoom, how } = view;
+  const during = [inputs(view), curve, smooth, zoom, sizeOf("loss")];
+  once("losses", during, () => renderLosses(view));
+  const final = [inputs(view), how, sizeOf("rank-loss"), sizeOf("rate-loss")];
+  once("final losses", final, () => renderFinalLosses(view));
+}
+
+function renderTable(view) {
+  once("cells", [page.version, view && inputs(view), page.sort], () => renderCells());
 }
 
 const drawnFor = {};
@@ -90,9 +133,29 @@ function receive(overview) {
 
 // ---- controls
 
-for (const name of CHOICES.filter(name => !["rules", "step"].includes(name))) {
+const SELECTS = CHOICES.filter(name => byId(name)?.tagName === "SELECT");
+for (const name of SELECTS) {
   byId(name).addEventListener("change", event => choose({ [name]: event.target.value }));
 }
+// Another curve has another scale.
+byId("curve").addEventListener("change", () => choose({ zoom: undefined }));
+byId("unzoom").addEventListener("click", () => choose({ zoom: undefined }));
+byId("smooth").addEventListener("input", event => {
+  const smooth = Number(event.target.value);
+  choose({ smooth: smooth || undefined });
+});
+byId("tabs").addEventListener("click", event => {
+  const { tab } = event.target.closest("[data-tab]")?.dataset ?? {};
+  if (tab) choose({ tab });
+});
+byId("tabs").addEventListener("keydown", event => {
+  const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  if (!by) return;
+  const tabs = TABS.filter(tab => !tabButton(tab).hidden);
+  const tab = neighbour(tabs, document.body.dataset.tab, by);
+  choose({ tab });
+  tabButton(tab).focus();
+});
 byId("step").addEventListener("input", event =>
   choose({ step: page.view.steps[event.target.value] }),
 );
@@ -121,6 +184,24 @@ byId("heat").addEventListener("keydown", event => {
   event.preventDefault();
   choose(change());
 });
+
+// A chart is drawn for its size in pixels, which the window and the texts around it change.
+const sizes = new ResizeObserver(() => render());
+for (const chart of document.querySelectorAll(".chart")) sizes.observe(chart);
+
+// Words of the glossary are explained on hover and on focus.
+function explain(event) {
+  const word = event.target.closest?.("[data-term]");
+  const text = word && page.overview?.glossary[word.dataset.term];
+  if (!text) return;
+  const { left, bottom } = word.getBoundingClientRect();
+  tip({ clientX: left, clientY: bottom - 10 }, text);
+  word.addEventListener(event.type === "focusin" ? "focusout" : "mouseout", () => tip(null, ""), {
+    once: true,
+  });
+}
+document.addEventListener("mouseover", explain);
+document.addEventListener("focusin", explain);
 
 function neighbour(list, current, by) {
   return list[Math.max(0, Math.min(list.length - 1, list.indexOf(current) + by))];
@@ -154,14 +235,18 @@ function connection(state, text) {
 /** Asks the server for news, again and again. Server and sweep may stop and come back. */
 async function follow() {
   try {
+    page.ahead = await source.progress();
     const overview = await source.overview();
     if (overview) await receive(overview);
+    else renderProgress(page.overview);
     const { running } = page.overview.counts;
     const cells = running === 1 ? "cell" : "cells";
     if (running) connection("live", `Live: ${running} ${cells} running`);
+    else if (page.ahead.waiting) connection("live", "Live: cells are waiting");
     else connection("still", "Up to date: no cell is running");
   } catch (error) {
-    if (!(error instanceof TypeError) && !/^overview|^values/.test(error.message)) throw error;
+    if (!(error instanceof TypeError) && !/^overview|^values|^progress/.test(error.message))
+      throw error;
     connection("gone", "No server: start study dashboard again on the same --port");
   } finally {
     setTimeout(follow, ASK_EVERY);

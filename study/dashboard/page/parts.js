@@ -18,15 +18,22 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
+/** A word that the glossary explains, on hover and on focus. */
+const term = (word, text = word, attributes = {}) =>
+  element("span", { "data-term": word, tabindex: 0, ...attributes }, text);
+
 /** Fills a <select> with [value, text] pairs. If `optional`, it is hidden with fewer than two. */
 function fill(id, options, chosen, optional = false) {
   const select = byId(id);
   const key = JSON.stringify(options);
   if (select.dataset.options !== key) {
-    select.replaceChildren(...options.map(([value, text]) => element("option", { value }, text)));
+    const option = ([value, text]) =>
+      element("option", { value, title: page.overview.glossary[value] }, text);
+    select.replaceChildren(...options.map(option));
     select.dataset.options = key;
   }
   select.value = chosen;
+  select.dataset.term = chosen;
   if (optional) select.closest("label").hidden = options.length < 2;
 }
 
@@ -42,6 +49,14 @@ function number(value) {
   const plainly = value === 0 || (size >= 1e-3 && size < 1e5);
   const text = plainly ? String(Number(value.toPrecision(4))) : value.toExponential(2);
   return text.replaceAll("-", "−");
+}
+
+/** Three digits: `1e−4`, `0.01`, `2.5e7`. */
+function brief(value) {
+  const size = Math.abs(value);
+  const rounded = Number(value.toPrecision(3));
+  const plainly = value === 0 || (size >= 1e-3 && size < 1e5);
+  return minus(plainly ? String(rounded) : rounded.toExponential().replace("e+", "e"));
 }
 
 const twoPlaces = value =>
@@ -84,14 +99,43 @@ const AXIS = () => ({
   automargin: false,
 });
 
-const axisTitle = text => ({ text, standoff: 4, font: { size: 11.5 } });
+const axisTitle = (text, standoff = 4) => ({ text, standoff, font: { size: 11.5 } });
 
-/** A logarithmic axis. It labels powers of ten, and values between them if it spans few. */
-function logAxis(values) {
-  const logs = values.filter(hasLog).map(Math.log10);
-  const span = logs.length ? Math.max(...logs) - Math.min(...logs) : 0;
-  const dtick = span > 1.2 ? Math.max(1, Math.ceil(span / 6)) : undefined;
-  return { ...AXIS(), type: "log", exponentformat: "power", dtick, nticks: 6 };
+/** A logarithmic axis from 10^low to 10^high: powers of ten, or values between if they are few. */
+function logAxis([low, high]) {
+  const axis = { ...AXIS(), type: "log", range: [low, high] };
+  if (high - low > 3.5) {
+    return { ...axis, exponentformat: "power", dtick: Math.max(1, Math.ceil((high - low) / 6)) };
+  }
+  const between = [[1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 5, 7]].map(parts =>
+    logValues(parts, low, high),
+  );
+  const ticks = between.find(values => values.length >= 3) ?? linearValues(10 ** low, 10 ** high);
+  return { ...axis, tickvals: ticks, ticktext: ticks.map(brief) };
+}
+
+/** The values `part` times a power of ten between 10^low and 10^high. */
+function logValues(parts, low, high) {
+  const found = [];
+  for (let k = Math.floor(low); k <= high; k++) {
+    for (const part of parts) {
+      const log = k + Math.log10(part);
+      if (log >= low && log <= high) found.push(Number((part * 10 ** k).toPrecision(3)));
+    }
+  }
+  return found;
+}
+
+/** Some four round values between `low` and `high`. */
+function linearValues(low, high) {
+  const rough = (high - low) / 4;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const every = [1, 2, 5, 10].find(part => part * power >= rough) * power;
+  const found = [];
+  for (let n = Math.ceil(low / every); n * every <= high; n++) {
+    found.push(Number((n * every).toPrecision(6)));
+  }
+  return found;
 }
 
 const LAYOUT = () => ({
@@ -103,9 +147,21 @@ const LAYOUT = () => ({
   dragmode: false,
 });
 
+/** The pixels of a chart. */
+const sizeOf = id => [Math.max(120, byId(id).clientWidth), Math.max(100, byId(id).clientHeight)];
+
 function draw(id, data, layout) {
-  const options = { displayModeBar: false, responsive: true, doubleClick: "reset" };
-  return Plotly.react(byId(id), data, { ...LAYOUT(), ...layout }, options);
+  if (byId(id).querySelector(":scope > .empty")) byId(id).replaceChildren();
+  const [width, height] = sizeOf(id);
+  const options = { displayModeBar: false, doubleClick: "reset" };
+  return Plotly.react(byId(id), data, { ...LAYOUT(), ...layout, width, height }, options);
+}
+
+/** Shows a sentence in place of a chart. */
+function say(id, text) {
+  Plotly.purge(byId(id));
+  delete byId(id).dataset.listens;
+  byId(id).replaceChildren(element("p", { class: "empty" }, text));
 }
 
 /** Shows a tooltip at the pointer; hides it if there is no text. */

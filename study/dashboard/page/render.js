@@ -7,12 +7,13 @@ const ALWAYS_COUNTED = ["complete", "running", "diverged", "failed"];
 
 function renderTop(overview) {
   byId("study").textContent = overview.study;
-  const counts = Object.entries(overview.counts);
-  const shown = counts.filter(([state, count]) => count || ALWAYS_COUNTED.includes(state));
-  const count = ([state, number]) => countOf(state, number, overview.states[state]);
-  byId("counts").replaceChildren(...shown.map(count));
+  renderProgress(overview);
   byId("brackets").textContent = overview.brackets ? `brackets: ${overview.brackets}` : "";
   byId("verdict-table").replaceChildren(verdictTable(overview));
+  byId("verdict-legend").replaceChildren(...verdictLegend(overview));
+  byId("p-star").hidden = overview.p_star.rows.length === 0;
+  byId("p-star-table").replaceChildren(pStarTable(overview));
+  byId("p-star-legend").textContent = pStarLegend(overview);
   if (!overview.live) {
     const left = overview.left_out
       ? `; ${overview.left_out} more quantities were left out to stay below 10 MB`
@@ -21,10 +22,49 @@ function renderTop(overview) {
   }
 }
 
+/** Cells by state, how many of all are done, and the time left of the sweeps that train them. */
+function renderProgress(overview) {
+  const { waiting, seconds_left: left } = page.ahead;
+  const counts = Object.entries({ ...overview.counts, waiting });
+  const states = { ...overview.states, waiting: { symbol: "○", colour: "grey" } };
+  const shown = counts.filter(([state, count]) => count || ALWAYS_COUNTED.includes(state));
+  byId("counts").replaceChildren(
+    ...shown.map(([state, number]) => countOf(state, number, states[state])),
+  );
+  const all = sum(counts.map(([, count]) => count));
+  const done = sum(counts.filter(([state]) => states[state].done).map(([, count]) => count));
+  const time = left === null ? "" : ` · ${duration(left)} left`;
+  byId("progress-text").textContent = `${done} of ${all} cells done${time}`;
+  const bar = byId("bar");
+  bar.setAttribute("aria-valuenow", done);
+  bar.setAttribute("aria-valuemax", all);
+  bar.firstElementChild.style.width = `${(100 * done) / Math.max(1, all)}%`;
+}
+
+/** `0:03:10`, as study status writes it. */
+function duration(seconds) {
+  const whole = Math.round(seconds);
+  const two = number => String(number).padStart(2, "0");
+  return `${Math.floor(whole / 3600)}:${two(Math.floor(whole / 60) % 60)}:${two(whole % 60)}`;
+}
+
 function countOf(state, count, { symbol, colour }) {
   const word = state === "complete" ? "done" : state;
   const number = element("b", {}, String(count));
-  return element("span", { class: count ? colour : "faint" }, `${symbol} `, number, ` ${word}`);
+  const attributes = { class: count ? colour : "faint", "data-term": state };
+  return element("span", attributes, `${symbol} `, number, ` ${word}`);
+}
+
+// ---- views
+
+/** Shows the chosen view. A chart that was drawn in another window size is drawn again. */
+function renderTab(tab) {
+  document.body.dataset.tab = tab;
+  for (const button of document.querySelectorAll("#tabs button")) {
+    const chosen = button.dataset.tab === tab;
+    button.setAttribute("aria-selected", chosen);
+    button.tabIndex = chosen ? 0 : -1;
+  }
 }
 
 function renderChoosers(view) {
@@ -38,16 +78,8 @@ function renderChoosers(view) {
   const mean = view.seeds.length > 1 ? `mean of ${view.seeds.length}` : "only one";
   const seeds = [[ALL, mean], ...pairs(view.seeds)];
   const ranks = view.ranks.map(rank => [rankKey(rank), rankName(rank)]);
-  fill(
-    "site",
-    pairs(sites, name => labelled("site", name)),
-    site,
-  );
-  fill(
-    "stat",
-    pairs(stats, name => labelled("stat", name)),
-    stat,
-  );
+  fill("site", pairs(sites), site);
+  fill("stat", pairs(stats), stat);
   fill("batch", pairs(batches), batch, true);
   fill("kind", kinds, view.kind);
   fill("optimizer", Object.entries(view.overview.optimizers), view.optimizer);
@@ -59,9 +91,8 @@ function renderChoosers(view) {
     pairs(ORDERS, order => `by ${order}`),
     view.order,
   );
-  fill("curve", Object.entries(view.overview.labels.curve), view.curve);
   fill("layer", layerOptions(view), view.layer);
-  for (const name of ["site", "stat"]) byId(name).title = byId(name).selectedOptions[0].text;
+  renderLossChoosers(view);
   renderStep(view);
   renderRules(view);
 }
@@ -69,10 +100,10 @@ function renderChoosers(view) {
 /** Options of a <select>: the value, and its text. */
 const pairs = (values, text = value => value) => values.map(value => [value, text(value)]);
 
-/** `rms: root mean square`; the name alone if its label says nothing more. */
-function labelled(group, name) {
-  const label = page.overview.labels[group][name];
-  return label && label !== name ? `${name}: ${label}` : name;
+/** `gradient of A and B, Frobenius norm`. */
+function quantityText({ site, stat }) {
+  const { labels } = page.overview;
+  return `${labels.site[site] ?? site}, ${labels.stat[stat] ?? stat}`;
 }
 
 function layerOptions(view) {
@@ -101,7 +132,8 @@ function renderRules(view) {
       const input = { type: "checkbox", value: rule.id, onchange: chooseRules };
       return element("label", {}, element("input", input), swatch(rule), rule.name);
     });
-    box.replaceChildren(element("legend", {}, "Rules"), ...labels);
+    const legend = element("legend", {}, term("rule", "Rules"));
+    box.replaceChildren(legend, ...labels);
   }
   for (const input of box.querySelectorAll("input")) {
     input.checked = view.rules.some(rule => rule.id === input.value);
@@ -116,25 +148,46 @@ function chooseRules() {
 
 // ---- heat map
 
-function renderHeat(view) {
-  const drawn = drawHeat(view);
-  page.heat = drawn;
+/** The texts around the charts. They come first, because they take room from the charts. */
+function renderLayerTexts(view) {
   const kind = view.kind === ALL ? "" : ` (${view.kind})`;
-  const where = `${view.layers.length} layers${kind}, log colours`;
+  const where = `${view.layers.length} layers${kind}`;
+  const about = `${quantityText(view.quantity)}; ${where}${seedText(view)}`;
   byId("heat-title").replaceChildren(
     `${view.quantity.site} ${view.quantity.stat}`,
-    element("small", {}, ` ${where}${seedText(view)}${batchText(view.quantity)}`),
+    element("small", {}, ` ${about}${batchText(view.quantity)}`),
   );
+  byId("curves-title").textContent = `Over training${seedText(view)}`;
+  renderNotice(view);
+}
+
+function renderHeat(view) {
+  const drawn = heatContent(view);
   const buttons = findings(view, drawn).map(found => {
     const { text, title, rule, broken } = found;
     const onclick = () => choose(found.choose);
     const attributes = { type: "button", title, class: broken ? "broken" : undefined, onclick };
     return element("button", attributes, rule ? swatch(rule) : null, text);
   });
-  byId("where").replaceChildren("Look first at", ...buttons);
+  byId("where").replaceChildren("Extremes", ...buttons);
   byId("where").hidden = buttons.length === 0;
   renderKey(drawn.count);
+  page.heat = { ...drawn, shapes: drawHeat(view, drawn) };
   onPoints("heat", heatText, heatClick);
+}
+
+/** What is not measured at the chosen step, with a button to a step that has something to show. */
+function renderNotice({ notice, step: chosen }) {
+  const box = byId("notice");
+  box.hidden = notice === null;
+  if (notice === null) return;
+  const { text, step } = notice;
+  const onclick = () => choose({ step });
+  const other = step !== undefined && step !== chosen;
+  box.replaceChildren(
+    text,
+    other ? element("button", { type: "button", onclick }, `Show step ${step}`) : "",
+  );
 }
 
 function renderKey({ broken, noLog }) {
@@ -143,12 +196,7 @@ function renderKey({ broken, noLog }) {
     entry(broken ? "not-finite any" : "not-finite", `not finite: ${broken}`),
     ...(noLog ? [entry("no-log", `zero or negative: ${noLog}`)] : []),
     entry("", "not measured"),
-    element(
-      "span",
-      {},
-      "Click a value or use the arrow keys to choose it. ",
-      "Drag up or down to zoom, double-click to reset.",
-    ),
+    element("span", {}, "Click or arrow keys: choose. Drag: zoom. Double-click: reset."),
   );
 }
 
@@ -198,7 +246,9 @@ function renderRow(view) {
 // ---- curves and cells
 
 function renderCurves(view) {
-  page.curves = drawCurves("layer-curves", view, view.sample, cell => view.curveOf(cell));
+  const curves = view.curves(cell => view.curveOf(cell), together);
+  const yTitle = `${view.quantity.site} ${view.quantity.stat}`;
+  page.curves = drawCurves("layer-curves", view, curves, { yTitle });
   onPoints(
     "layer-curves",
     point => curveText(point, page.curves, page.view.quantity.stat),
@@ -208,6 +258,7 @@ function renderCurves(view) {
 
 function renderFit(view) {
   page.fit = drawFit(view);
+  if (!page.fit.length) return;
   const where = point => `rank ${point.x}, seed ${point.data.meta.seeds[point.pointIndex]}`;
   onPoints(
     "layer-fit",
@@ -216,28 +267,14 @@ function renderFit(view) {
   );
 }
 
-function renderLosses(view) {
-  const infinities = { inf: Infinity, "-inf": -Infinity };
-  const series = cell => {
-    const { step, value } = cell.curves[view.curve];
-    return { step, value: value.map(v => infinities[v] ?? v) };
-  };
-  const log = view.curve === "grad_norm";
-  page.losses = drawCurves("loss", view, view.sample, series, { log });
-  onPoints(
-    "loss",
-    point => curveText(point, page.losses, page.overview.labels.curve[page.view.curve]),
-    point => chooseCurve(point, page.losses),
-  );
-}
-
 function curveText(point, drawn, name) {
-  const { cell } = drawn[point.data.meta];
-  const where = `rank ${rankName(rankOf(cell))}, seed ${cell.seed}, step ${point.x}`;
+  const { rule, rank, cells } = drawn[point.data.meta];
+  const seeds = cells.length > 1 ? `mean of ${cells.length} seeds` : `seed ${cells[0].seed}`;
+  const where = `${rule.name}, rank ${rankName(rank)}, step ${point.x}, ${seeds}`;
   return `${where}\n${name} ${number(point.y)}`;
 }
 
-const chooseCurve = (point, drawn) => choose({ rank: drawn[point.data.meta].cell.rank });
+const chooseCurve = (point, drawn) => choose({ rank: rankKey(drawn[point.data.meta].rank) });
 
 function renderCells() {
   const { main, rest } = page.overview.configuration;
@@ -261,5 +298,15 @@ function sortCells(name) {
 function chooseCell(cell) {
   const { rank, seed, optimizer, setting } = cell;
   const rules = distinct([...(page.view?.rules ?? []).map(rule => rule.id), cell.rule]).join(",");
-  choose({ rank, seed: String(seed), optimizer, setting, rules });
+  choose({ rank, seed: String(seed), optimizer, setting, rules, tab: "layers" });
+}
+
+/** Shows the quantity of a verdict in the charts of the layers. */
+function chooseVerdict({ site, stat, step, layer, optimizer, curve, rule }) {
+  const rules = distinct([...(page.view?.rules ?? []).map(one => one.id), rule]).join(",");
+  choose({
+    ...{ tab: "layers", site, stat, batch: "train", step, optimizer, rules },
+    layer: layer === "mean" ? MEAN : layer,
+    setting: curve.replaceAll("=", " "),
+  });
 }

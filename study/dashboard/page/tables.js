@@ -1,5 +1,5 @@
 "use strict";
-// The two tables: exponents by rule and optimizer, and the cells.
+// The tables: exponents by rule and optimizer, p* by optimizer, and the cells.
 
 /** The primary exponents: one row per quantity, one column per optimizer, setting and rule. */
 function verdictTable(overview) {
@@ -19,23 +19,28 @@ function verdictTable(overview) {
       return element("td", {}, shown);
     });
     const title = `${quantity}, ${over}`;
-    const small = element("small", {}, ` at step ${step}`);
-    const head = element("th", { scope: "row", title }, label, element("br"), small);
-    return element("tr", {}, head, ...cells);
+    return element("tr", {}, rowHead(label, step, title), ...cells);
   });
   const heads = [hiddenHead("quantity"), ...columns.map(key => verdictHead(key, overview))];
-  return element("div", {}, tableOf(heads, body), verdictLegend(overview));
+  return tableOf(heads, body);
+}
+
+/** The head of a row: a quantity and its step. It stays in view while the columns scroll. */
+function rowHead(label, step, title) {
+  const small = element("small", {}, ` at step ${step}`);
+  return element("th", { scope: "row", title }, label, element("br"), small);
 }
 
 /** What the words, the bars and the numbers mean. */
 function verdictLegend({ verdicts, verdict_notes: notes, words }) {
+  if (!verdicts.length) return [];
   const used = Object.entries(words).filter(([word]) => verdicts.some(v => v.verdict === word));
   const meanings = used.flatMap(([word, { colour, symbol, meaning }]) => [
     element("span", { class: colour }, `${symbol} ${word}`),
     `: ${meaning}. `,
   ]);
-  const marks = "◇ is the exponent from theory for the same ranks. Bars run from −1 to 1.";
-  return element("small", {}, ...meanings, `${notes.join(" ")} ${marks}`);
+  const marks = "◇ is the exponent from theory for the same ranks. Bars run from −1 to 1. ";
+  return [...meanings, `${notes.join(" ")} ${marks}`, "Click a number to see its layers."];
 }
 
 /** The head of a column: its rule, and its optimizer if there are several. */
@@ -51,29 +56,43 @@ function verdictHead(key, overview) {
 /** An exponent: a bar and its interval; below them the factor, theory and the verdict. */
 function verdictCell(verdict, rule, words) {
   const { estimate, factor, theory, bend } = verdict;
-  const { symbol, colour, meaning } = words[verdict.verdict];
-  const spoken = element("span", { class: "hidden" }, "theory ");
-  const inTheory = theory ? [" ◇ ", spoken, minus(theory)] : [];
+  const { symbol, colour } = words[verdict.verdict];
+  const onclick = () => chooseVerdict(verdict);
   return element(
-    "div",
-    { class: "cell" },
-    exponentBar(verdict, rule),
+    "button",
+    { class: "cell", type: "button", onclick },
+    rangeBar({ ...verdict, value: verdict.exponent, from: -1, to: 1, zero: 0, fill: tint(rule) }),
     element(
       "span",
       {},
       element("b", {}, minus(estimate)),
       element("br"),
-      element("span", { class: colour, title: meaning }, `${symbol} ${verdict.verdict}`),
+      element(
+        "span",
+        { class: colour, "data-term": verdict.verdict },
+        `${symbol} ${verdict.verdict}`,
+      ),
       " ",
-      element("small", {}, factor, ...inTheory),
-      bend ? element("small", { class: "bend" }, minus(bend)) : null,
+      element("small", { "data-term": "factor" }, factor),
+      ...inTheory(theory),
+      bend ? element("small", { class: "bend", "data-term": "bent" }, minus(bend)) : null,
     ),
   );
 }
 
-/** The exponent, its interval and theory on a line from −1 to 1. */
-function exponentBar({ exponent, ci_low: low, ci_high: high, predicted }, rule) {
-  const x = value => 34 + 30 * Math.max(-1, Math.min(1, value));
+/** `◇ 0.50`, if theory has a number. */
+function inTheory(text) {
+  if (!text) return [];
+  const spoken = element("span", { class: "hidden" }, "theory ");
+  return [element("small", { "data-term": "theory" }, " ◇ ", spoken, minus(text))];
+}
+
+/**
+ * A value, its interval and theory on a line from `from` to `to`. `zero`: where the line has a
+ * tick; `fill`: the colour of the value.
+ */
+function rangeBar({ value, ci_low: low, ci_high: high, predicted, from, to, zero, fill }) {
+  const x = number => 4 + 60 * Math.max(0, Math.min(1, (number - from) / (to - from)));
   const line = (x1, x2, y1, y2, stroke, width, more = {}) =>
     element("line", { x1, x2, y1, y2, stroke, "stroke-width": width, ...more });
   const round = { "stroke-linecap": "round", opacity: 0.45 };
@@ -83,11 +102,65 @@ function exponentBar({ exponent, ci_low: low, ci_high: high, predicted }, rule) 
     "svg",
     { width: 68, height: 16, "aria-hidden": "true" },
     line(4, 64, 8, 8, "var(--line)", 1),
-    line(34, 34, 1, 15, "var(--faint)", 1),
-    low === null ? null : line(x(low), x(high), 8, 8, tint(rule), 5, round),
-    element("circle", { cx: x(exponent), cy: 8, r: 3.6, fill: tint(rule) }),
+    line(x(zero), x(zero), 1, 15, "var(--faint)", 1),
+    low === null ? null : line(x(low), x(high), 8, 8, fill, 5, round),
+    element("circle", { cx: x(value), cy: 8, r: 3.6, fill }),
     predicted === null ? null : element("path", { d: diamond, ...outline }),
   );
+}
+
+/** p*: one row per quantity and step, one column per optimizer and setting. */
+function pStarTable({ p_star: { rows } }) {
+  const columnOf = ({ optimizer, setting }) => JSON.stringify([optimizer, setting]);
+  const rowOf = ({ label, step }) => JSON.stringify([label, step]);
+  const columns = distinct(rows.map(columnOf));
+  const heads = columns.map(key => {
+    const [optimizer, setting] = JSON.parse(key);
+    const small = setting ? element("small", {}, ` ${setting}`) : null;
+    return element("th", { scope: "col" }, optimizer, small);
+  });
+  const body = distinct(rows.map(rowOf)).map(key => {
+    const ofRow = rows.filter(row => rowOf(row) === key);
+    const { label, step, site, stat } = ofRow[0];
+    const cells = columns.map(column => {
+      const found = ofRow.filter(row => columnOf(row) === column);
+      return element("td", {}, ...found.map(row => pStarCell(row)));
+    });
+    return element("tr", {}, rowHead(label, step, `${site} ${stat}`), ...cells);
+  });
+  return tableOf([hiddenHead("quantity"), ...heads], body);
+}
+
+/** An estimate of p*: a bar, its interval, theory and the rule that was trained; at large rank. */
+function pStarCell(row) {
+  const limit = row.corrected
+    ? element(
+        "small",
+        { class: "bend", "data-term": "corrected" },
+        `large rank ${minus(row.corrected)}${row.limit ? ` ◇ ${minus(row.limit)}` : ""}`,
+      )
+    : null;
+  return element(
+    "div",
+    { class: "cell" },
+    rangeBar({ ...row, value: row.p_star, from: 0, to: 1.2, zero: 0.5, fill: "var(--ink)" }),
+    element(
+      "span",
+      {},
+      element("b", {}, minus(row.estimate)),
+      ...inTheory(row.theory),
+      element("small", {}, ` ${row.source}`),
+      limit,
+    ),
+  );
+}
+
+function pStarLegend({ p_star: { rows, notes } }) {
+  const seeds = distinct(rows.map(row => row.seeds)).join(" or ");
+  const about =
+    "LoRA has p = 1, and rsLoRA p = 0.5, where the bars have a tick. Bars run from 0 to 1.2. " +
+    `Brackets are over ${seeds} seeds. ◇ is theory. The rule is the one that was trained.`;
+  return [about, ...notes].join(" ");
 }
 
 /** The columns of the cells' table: [name, value of a cell]. */

@@ -12,11 +12,16 @@ class CellValues {
     this.steps = [];
     this.rows = new Map(); // step -> {codes, base, resolution}
     this.pooled = new Map(); // results of pool()
+    this.measured = []; // the steps with any value
+    this.positive = []; // the steps with a value that a logarithmic chart can show
   }
 
   add(block, bytes, width) {
     const { start, steps, base, resolution } = block;
-    for (const step of this.steps.splice(start)) this.rows.delete(step);
+    const replaced = new Set(this.steps.splice(start));
+    for (const step of replaced) this.rows.delete(step);
+    this.measured = this.measured.filter(step => !replaced.has(step));
+    this.positive = this.positive.filter(step => !replaced.has(step));
     this.pooled.clear();
     const size = steps.length * width;
     let before = new Int16Array(width);
@@ -28,6 +33,8 @@ class CellValues {
       }
       this.rows.set(step, { codes, base, resolution });
       this.steps.push(step);
+      if (codes.some(code => code !== MISSING)) this.measured.push(step);
+      if (codes.some(code => code > 0 && code < NAN)) this.positive.push(step);
       before = codes;
     });
   }
@@ -90,7 +97,7 @@ class Values {
     const name = quantityName(quantity);
     const cells = this.known.get(name) ?? new Map();
     const current = cell => {
-      const has = cells.get(cell.cell_id);
+      const has = cells.get(cell.key);
       return has
         ? has.revision === cell.revision && has.steps.length >= cell.probed
         : cell.probed === 0;
@@ -137,6 +144,11 @@ class FileSource {
 class ServerSource {
   async plotly() {
     return (await request("plotly.js")).text();
+  }
+
+  /** What running sweeps have still to train: {waiting, seconds_left}. */
+  async progress() {
+    return (await request("progress")).json();
   }
 
   /** The overview, or null if it has not changed since the last call. */

@@ -2,8 +2,8 @@
 // The choices of the reader, kept in the address, and the part of the study that they select.
 
 const CHOICES = [
-  ...["site", "stat", "batch", "kind", "order", "optimizer", "setting"],
-  ...["rules", "rank", "seed", "step", "layer", "curve"],
+  ...["tab", "site", "stat", "batch", "kind", "order", "optimizer", "setting"],
+  ...["rules", "rank", "seed", "step", "layer", "curve", "smooth", "zoom", "how"],
 ];
 const MEAN = "mean over layers";
 const ALL = "all";
@@ -21,8 +21,10 @@ class Choices {
     this.made = Object.fromEntries(made.map(name => [name, given.get(name)]));
   }
 
+  /** An undefined value takes a choice back. */
   make(changes) {
     Object.assign(this.made, changes);
+    for (const name of CHOICES) if (this.made[name] === undefined) delete this.made[name];
     const made = CHOICES.filter(name => name in this.made);
     const address = new URLSearchParams(made.map(name => [name, this.made[name]]));
     history.replaceState(null, "", "#" + address);
@@ -52,20 +54,36 @@ class View {
     this.chooseSample(made, cells);
     this.chooseStep(made);
     this.chooseLayers(made);
-    this.curves = Object.keys(overview.labels.curve);
-    this.curve = oneOf(this.curves, made.curve);
+    this.curveNames = Object.keys(overview.labels.curve);
+    this.curve = oneOf(this.curveNames, made.curve);
+    this.smooth = Math.max(0, Math.min(0.99, Number(made.smooth) || 0));
+    this.zoom = zoomOf(made.zoom);
+    this.chooseLosses(made);
   }
 
-  /** The cells of one optimizer and one setting. The default is the setting with most cells. */
+  /**
+   * The cells of one optimizer and one setting of each study. The default is the setting with most
+   * cells. A study that lacks the chosen optimizer or setting shows its default.
+   */
   chooseSetting(made) {
+    const every = this.overview.cells;
+    const studies = distinct(every.map(cell => cell.study));
+    const chosen = studies.map(study => {
+      const own = every.filter(cell => cell.study === study);
+      const optimizer = oneOf(distinct(own.map(cell => cell.optimizer)), made.optimizer);
+      const cells = own.filter(cell => cell.optimizer === optimizer);
+      const settings = distinct(cells.map(cell => cell.setting));
+      const size = setting => cells.filter(cell => cell.setting === setting).length;
+      const largest = settings.reduce((most, one) => (size(one) > size(most) ? one : most));
+      const setting = oneOf(settings, made.setting, largest);
+      return { optimizer, setting, cells: cells.filter(cell => cell.setting === setting) };
+    });
     this.optimizers = Object.keys(this.overview.optimizers);
-    this.optimizer = oneOf(this.optimizers, made.optimizer);
-    const cells = this.overview.cells.filter(cell => cell.optimizer === this.optimizer);
-    this.settings = distinct(cells.map(cell => cell.setting));
-    const size = setting => cells.filter(cell => cell.setting === setting).length;
-    const largest = this.settings.reduce((most, one) => (size(one) > size(most) ? one : most));
-    this.setting = oneOf(this.settings, made.setting, largest);
-    return cells.filter(cell => cell.setting === this.setting);
+    this.optimizer = oneOf(this.optimizers, made.optimizer, chosen[0].optimizer);
+    const ofOptimizer = every.filter(cell => cell.optimizer === this.optimizer);
+    this.settings = distinct(ofOptimizer.map(cell => cell.setting));
+    this.setting = oneOf(this.settings, made.setting, chosen[0].setting);
+    return chosen.flatMap(({ cells }) => cells);
   }
 
   /** The default is every rule with its own exponent; if there is none, the first two. */
@@ -78,25 +96,67 @@ class View {
     this.rules = chosen.length ? chosen : usual;
   }
 
-  /** The cells of the chosen rules and seed, and their ranks. The default is the highest rank. */
+  /** The cells of the chosen rules and seed, and their ranks. The default is the highest rank that
+   *  all of the rules have. */
   chooseSample(made, cells) {
     const ofRules = cells.filter(cell => this.rules.some(rule => rule.id === cell.rule));
     this.seeds = distinct(ofRules.map(cell => String(cell.seed)));
     this.seed = oneOf([ALL, ...this.seeds], made.seed);
     this.sample = ofRules.filter(cell => this.seed === ALL || String(cell.seed) === this.seed);
     this.ranks = distinct(this.sample.map(rankOf)).sort((a, b) => a - b);
-    const highest = this.ranks.filter(Number.isFinite).at(-1) ?? this.ranks.at(-1);
+    const finite = this.ranks.filter(Number.isFinite);
+    const ofAll = finite.filter(rank => this.rules.every(rule => this.cellsOf(rule, rank).length));
+    const highest = ofAll.at(-1) ?? finite.at(-1) ?? this.ranks.at(-1);
     this.rank = oneOf(this.ranks, made.rank === "inf" ? Infinity : Number(made.rank), highest);
   }
 
-  /** The default is the last step that every cell has reached, except those that stopped early. */
+  /**
+   * The default is the last step at which every cell has something to show, except cells that
+   * stopped early. `notice` says what the reader misses at the chosen step.
+   */
   chooseStep(made) {
-    const stepsOf = cell => this.values.get(cell.cell_id)?.steps ?? [];
-    this.steps = distinct(this.sample.flatMap(stepsOf)).sort((a, b) => a - b);
+    const read = this.sample.map(cell => this.values.get(cell.key)).filter(Boolean);
+    const inOrder = lists => distinct(lists.flat()).sort((a, b) => a - b);
+    this.steps = inOrder(read.map(cell => cell.steps));
+    this.measured = inOrder(read.map(cell => cell.measured));
+    const positive = inOrder(read.map(cell => cell.positive));
     const going = this.sample.filter(cell => !this.overview.states[cell.status].stopped_early);
-    const reached = going.map(cell => stepsOf(cell).at(-1)).filter(step => step !== undefined);
-    const common = reached.length ? Math.min(...reached) : this.steps.at(-1);
-    this.step = oneOf(this.steps, Number(made.step), common);
+    const last = cell => this.values.get(cell.key)?.positive.at(-1);
+    const reached = going.map(last).filter(step => step !== undefined);
+    const lastOne = positive.at(-1) ?? this.measured.at(-1) ?? this.steps.at(-1);
+    const common = reached.length ? Math.min(...reached) : lastOne;
+    const wanted = made.step === undefined ? NaN : Number(made.step);
+    this.step = oneOf(this.steps, wanted, common);
+    this.notice = this.missing(made.step, positive, common);
+  }
+
+  /** {text, step}: what is not measured, and a step with something to show; or null. */
+  missing(asked, positive, step) {
+    const name = `${this.quantity.site} ${this.quantity.stat}`;
+    if (asked !== undefined && Number(asked) !== this.step) {
+      return { text: `Not measured at step ${asked}. This is step ${this.step}.` };
+    }
+    if (!this.measured.includes(this.step)) {
+      const at = this.measured.length ? ` It was at step ${someOf(this.measured)}.` : "";
+      return { text: `${name}: not measured at step ${this.step}.${at}`, step };
+    }
+    if (positive.includes(this.step)) return null;
+    const why = this.step === 0 ? " B is zero before the first update." : "";
+    return { text: `${name}: zero or negative at step ${this.step}.${why}`, step };
+  }
+
+  /** The final losses of the chosen rules, and the comparisons that the study allows. */
+  chooseLosses(made) {
+    const { losses, labels } = this.overview;
+    const groups = new Set(this.sample.map(cell => `${cell.study} ${cell.loss_group}`));
+    const own = row =>
+      groups.has(`${row.study ?? 0} ${row.group}`) && this.rules.some(rule => rule.id === row.rule);
+    this.runs = losses.runs.filter(own);
+    const compared = losses.compared.filter(own);
+    this.hows = Object.keys(labels.how).filter(how => compared.some(row => row.how === how));
+    this.how = oneOf(this.hows, made.how);
+    this.compared = compared.filter(row => row.how === this.how);
+    this.best = compared.filter(row => row.how === "best");
   }
 
   chooseLayers(made) {
@@ -119,7 +179,7 @@ class View {
   }
 
   at(cell, step, layer) {
-    return this.values.get(cell.cell_id)?.at(step, layer.index);
+    return this.values.get(cell.key)?.at(step, layer.index);
   }
 
   cellsOf(rule, rank) {
@@ -129,7 +189,7 @@ class View {
 
   /** A function from step and layer index to a value: the geometric mean over seeds. */
   reader(rule, rank) {
-    const cells = this.cellsOf(rule, rank).map(cell => this.values.get(cell.cell_id));
+    const cells = this.cellsOf(rule, rank).map(cell => this.values.get(cell.key));
     const read = cells.filter(Boolean);
     if (read.length === 1) return (step, index) => read[0].at(step, index);
     return (step, index) => together(read.map(cell => cell.at(step, index)));
@@ -144,11 +204,25 @@ class View {
 
   /** The chosen row over training in one cell: {step, value}. */
   curveOf(cell) {
-    const values = this.values.get(cell.cell_id);
+    const values = this.values.get(cell.key);
     const step = values?.steps ?? [];
     const indices = this.chosenLayers.map(layer => layer.index);
     const name = `${this.layer} ${this.kind}`;
     return { step, value: step.map(s => values.pool(s, indices, name)) };
+  }
+
+  /**
+   * One curve per rule and rank, the mean over seeds: {rule, rank, cells, x, y}.
+   * @param series gives {step, value} of a cell.
+   * @param pool gives the mean of values.
+   */
+  curves(series, pool) {
+    return this.rules.flatMap(rule =>
+      this.ranks.flatMap(rank => {
+        const cells = this.cellsOf(rule, rank);
+        return cells.length ? [{ rule, rank, cells, ...average(cells.map(series), pool) }] : [];
+      }),
+    );
   }
 
   /** The points of the fit of the chosen row. As in the analysis, steps from a cell's end on are
@@ -181,6 +255,30 @@ class View {
     return ofRule.filter(cell => this.step < until(cell));
   }
 }
+
+/**
+ * The mean of curves {step, value}: {x, y}. As in the heat map, it is over the seeds that have a
+ * step. Steps that a longer curve lacks, because it is thinned out, are left out.
+ */
+function average(curves, pool) {
+  const long = curves.filter(curve => curve.step.length);
+  const maps = long.map(({ step, value }) => new Map(step.map((s, k) => [s, value[k]])));
+  const all = distinct(long.flatMap(curve => curve.step)).sort((a, b) => a - b);
+  const x = all.filter(s => maps.every((map, k) => map.has(s) || long[k].step.at(-1) < s));
+  const y = x.map(s => pool(maps.filter(map => map.has(s)).map(map => map.get(s))));
+  return { x, y };
+}
+
+/** `[[x0, x1], [y0, y1]]` from the address, in units of the axes; null for anything else. */
+function zoomOf(text) {
+  const numbers = (text ?? "").split(",").map(part => (part === "" ? NaN : Number(part)));
+  const whole = numbers.length === 4 && numbers.every(Number.isFinite);
+  return whole ? [numbers.slice(0, 2), numbers.slice(2)] : null;
+}
+
+/** `0, 1, 10`; `0, 1, ... 100` if they are many. */
+const someOf = steps =>
+  steps.length > 6 ? `${steps.slice(0, 3).join(", ")}, ... ${steps.at(-1)}` : steps.join(", ");
 
 function points(cells, value) {
   const all = cells.map(cell => ({ rank: rankOf(cell), seed: cell.seed, value: value(cell) }));

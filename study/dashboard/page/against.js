@@ -1,0 +1,294 @@
+"use strict";
+// Charts against rank and learning rate: the log-log fit of one layer, and the final losses.
+
+const MOST_NAME = 16; // letters of a rule's name beside its line
+
+/** A logarithmic axis with a tick at each rank, labelled where there is room. */
+function rankAxis(ranks, pixels) {
+  const logs = ranks.map(Math.log);
+  const span = logs.at(-1) - logs[0] || 1;
+  let last = -Infinity;
+  const text = ranks.map((rank, k) => {
+    const at = ((logs[k] - logs[0]) / span) * pixels;
+    if (at - last < 30) return "";
+    last = at;
+    return rankName(rank);
+  });
+  const range = withRoom(ranks.map(Math.log10), 0.04, 0.3);
+  return {
+    ...AXIS(),
+    type: "log",
+    range,
+    tickvals: ranks,
+    ticktext: text,
+    title: axisTitle("rank"),
+  };
+}
+
+/** The names of rules at the right ends of their lines. `ends`: [{rule, y}], y in units of axis. */
+function ruleLabels(ends, [low, high], height) {
+  const placed = ends
+    .map(({ rule, y }) => ({ rule, at: ((high - y) / (high - low)) * height }))
+    .sort((a, b) => a.at - b.at);
+  const places = movedApart(
+    placed.map(end => end.at),
+    height,
+  );
+  return placed.map(({ rule }, k) => {
+    const label = endLabel(plain(shortened(rule.name)), "x", 2, places[k]);
+    return { ...label, font: { size: 11.5, color: tint(rule) } };
+  });
+}
+
+const shortened = name => (name.length > MOST_NAME ? `${name.slice(0, MOST_NAME - 1)}…` : name);
+
+/** The margins of a chart with the names of `rules` to the right. */
+function marginFor(rules) {
+  const letters = Math.max(4, ...rules.map(rule => Math.min(MOST_NAME, rule.name.length)));
+  return { ...MARGIN, t: 10, r: 14 + 6.8 * letters };
+}
+
+/** The chosen layer and step against rank: a marker per cell, a line and a band per rule. */
+function drawFit(view) {
+  const found = view.rules.map(rule => {
+    const dots = view.pointsOfChosen(rule);
+    return { rule, dots, line: fitLine(dots, view.overview.t_critical) };
+  });
+  const all = found.flatMap(({ rule, dots }) => dots.map(dot => ({ ...dot, rule })));
+  renderFitTitle(view, found);
+  if (!all.length) {
+    say("layer-fit", view.notice?.text ?? "No positive value to show.");
+    return all;
+  }
+  const margin = marginFor(view.rules);
+  const size = innerSize("layer-fit", margin);
+  const ranks = distinct(all.map(dot => dot.rank)).sort((a, b) => a - b);
+  const range = fitRange(found);
+  const data = [];
+  const ends = [];
+  for (const { rule, dots, line } of found) {
+    if (line) {
+      data.push(...fitTraces(rule, dots, line), ...theoryTrace(view, rule, dots, line));
+      ends.push({ rule, y: Math.log10(line.at(Math.max(...dots.map(dot => dot.rank)))[0]) });
+    }
+    data.push({
+      type: "scatter",
+      mode: "markers",
+      x: dots.map(dot => dot.rank),
+      y: dots.map(dot => dot.value),
+      marker: markerOf(rule, 7),
+      hoverinfo: "none",
+      meta: { rule: rule.id, seeds: dots.map(dot => dot.seed) },
+    });
+  }
+  draw("layer-fit", data, {
+    margin,
+    annotations: ruleLabels(ends, range, size.height),
+    xaxis: rankAxis(ranks, size.width),
+    yaxis: {
+      ...logAxis(range),
+      title: axisTitle(`${view.quantity.stat}, step ${view.step}`, 10),
+    },
+  });
+  return all;
+}
+
+/** The range of the y axis: all points, and the bands as far as the points' own range again. */
+function fitRange(found) {
+  const logs = found.flatMap(({ dots }) => dots.map(dot => Math.log10(dot.value)));
+  const [low, high] = withRoom(logs, 1, 0.1);
+  const bands = found.flatMap(({ dots, line }) =>
+    line && line.low !== null
+      ? dots.flatMap(({ rank }) => line.at(rank).slice(1).map(Math.log10))
+      : [],
+  );
+  const inside = bands.map(log => Math.max(low, Math.min(high, log)));
+  return withRoom([...logs, ...inside], 0.06, 0.1);
+}
+
+const markerOf = (rule, size) => ({
+  color: tint(rule),
+  symbol: rule.marker,
+  size,
+  line: { color: rule.marker.endsWith("-open") ? tint(rule) : colour("panel"), width: 1 },
+});
+
+function renderFitTitle(view, found) {
+  const fitted = found.filter(({ line }) => line);
+  const brackets = distinct(
+    fitted.filter(({ line }) => line.low !== null).map(({ line }) => bracketText(line.seeds)),
+  ).join(" or ");
+  const slopes = fitted.map(({ rule, line }) =>
+    element("span", {}, swatch(rule), `${rule.name} ${interval(line.slope, line.low, line.high)} `),
+  );
+  const none = view.measured.includes(view.step)
+    ? `No exponent at step ${view.step}: two ranks are needed`
+    : `Not measured at step ${view.step}`;
+  const dotted = fitted.some(({ rule }) => theoryOf(view, rule) !== null) ? "dotted: theory" : "";
+  const about = [brackets && `brackets: ${brackets}`, dotted].filter(Boolean).join("; ");
+  byId("fit-title").replaceChildren(
+    ...(slopes.length
+      ? [`Exponent at step ${view.step}: `, ...slopes, about ? `(${about})` : ""]
+      : [none]),
+  );
+}
+
+/** What the brackets beside a slope show. */
+const bracketText = seeds =>
+  seeds === 1 ? page.overview.straightness : `${page.overview.interval} over ${seeds} seeds`;
+
+/** The fitted line and its band, if it has an interval. */
+function fitTraces(rule, dots, line) {
+  const x = between(dots.map(dot => dot.rank));
+  const at = x.map(line.at);
+  const common = { type: "scatter", mode: "lines", hoverinfo: "skip" };
+  const traces = [];
+  if (line.low !== null) {
+    traces.push({
+      ...common,
+      x: [...x, ...x.toReversed()],
+      y: [...at.map(a => a[1]), ...at.map(a => a[2]).toReversed()],
+      fill: "toself",
+      fillcolor: tint(rule) + "2e",
+      line: { width: 0 },
+    });
+  }
+  const look = { color: tint(rule), width: 1.8, dash: rule.dash };
+  return [...traces, { ...common, x, y: at.map(a => a[0]), line: look }];
+}
+
+/** 25 points from the lowest to the highest of `ranks`, evenly spaced in the logarithm. */
+function between(ranks) {
+  const low = Math.min(...ranks);
+  const high = Math.max(...ranks);
+  return [...Array(25).keys()].map(k => low * (high / low) ** (k / 24));
+}
+
+/** The exponent that the table of verdicts predicts for what the fit shows; null if none. */
+function theoryOf(view, rule) {
+  const { site, stat, batch } = view.quantity;
+  if (batch !== "train") return null;
+  const layer = view.layer === MEAN && view.kind === ALL ? "mean" : view.layer;
+  const row = view.overview.verdicts.find(
+    one =>
+      one.rule === rule.id &&
+      one.site === site &&
+      one.stat === stat &&
+      one.step === view.step &&
+      one.layer === layer &&
+      one.optimizer === view.optimizer,
+  );
+  return row?.predicted ?? null;
+}
+
+/** A dotted line with theory's slope through the middle of the fitted one. */
+function theoryTrace(view, rule, dots, line) {
+  const slope = theoryOf(view, rule);
+  if (slope === null) return [];
+  const x = between(dots.map(dot => dot.rank));
+  const middle = x[12];
+  const y = x.map(rank => line.at(middle)[0] * (rank / middle) ** slope);
+  const look = { color: colour("ink"), width: 1.6, dash: "dot" };
+  return [{ type: "scatter", mode: "lines", hoverinfo: "skip", x, y, line: look, name: "theory" }];
+}
+
+// ---- final losses
+
+const noLoss = "No final held-out loss yet. It needs train.eval_every and a cell that has ended.";
+
+/** The final held-out loss against the rank: a marker per run, a line through the means. */
+function drawRankLosses(view) {
+  const rows = view.compared.filter(row => row.loss !== null);
+  if (!rows.length) {
+    say("rank-loss", noLoss);
+    return rows;
+  }
+  const margin = marginFor(view.rules);
+  const size = innerSize("rank-loss", margin);
+  const ranks = distinct(rows.map(row => row.rank)).sort((a, b) => a - b);
+  const range = withRoom(
+    rows.map(row => row.loss),
+    0.08,
+    0.05,
+  );
+  const data = [];
+  const ends = [];
+  for (const rule of view.rules) {
+    const own = rows.filter(row => row.rule === rule.id);
+    if (!own.length) continue;
+    const means = meanBy(own, row => row.rank);
+    const line = { color: tint(rule), width: 2, dash: rule.dash };
+    const common = { type: "scatter", hoverinfo: "none" };
+    data.push({ ...common, hoverinfo: "skip", mode: "lines", ...means, line });
+    const marker = markerOf(rule, 7);
+    marker.symbol = own.map(row =>
+      row.edge ? `${rule.marker.replace("-open", "")}-open` : rule.marker,
+    );
+    const [x, y] = [own.map(row => row.rank), own.map(row => row.loss)];
+    data.push({ ...common, mode: "markers", x, y, marker, meta: { rows: own } });
+    ends.push({ rule, y: means.y.at(-1) });
+  }
+  draw("rank-loss", data, {
+    margin,
+    annotations: ruleLabels(ends, range, size.height),
+    xaxis: rankAxis(ranks, size.width),
+    yaxis: { ...AXIS(), nticks: 6, range, title: axisTitle(lossTitle(size), 10) },
+  });
+  return rows;
+}
+
+/** On two lines if the chart is low. */
+function lossTitle({ height }) {
+  const { final_loss: text } = page.overview.labels;
+  return height < 230 ? text.replace(" (", "<br>(") : text;
+}
+
+/** The means of the losses: {x, y}, ascending in x. */
+function meanBy(rows, key) {
+  const x = distinct(rows.map(key)).sort((a, b) => a - b);
+  return { x, y: x.map(at => mean(rows.filter(row => key(row) === at).map(row => row.loss))) };
+}
+
+/** The final held-out loss against the learning rate: a panel per rule, a line per rank. */
+function drawRateLosses(view) {
+  const rates = distinct(view.runs.map(row => row.lr)).sort((a, b) => a - b);
+  if (rates.length < 2) {
+    const one = "Trained at one learning rate. A sweep over optimizer.lr compares several.";
+    say("rate-loss", view.runs.length ? one : noLoss);
+    return [];
+  }
+  const curves = view.rules.flatMap(rule => {
+    const own = view.runs.filter(row => row.rule === rule.id);
+    return distinct(own.map(row => row.rank)).map(rank => {
+      const rows = own.filter(row => row.rank === rank);
+      // A rate at which a seed diverged has no mean.
+      const lost = new Set(rows.filter(row => row.loss === null).map(row => row.lr));
+      const means = meanBy(
+        rows.filter(row => !lost.has(row.lr)),
+        row => row.lr,
+      );
+      return { rule, rank, cells: [], ...means };
+    });
+  });
+  const ticks = rates.length > 6 ? {} : { tickvals: rates, ticktext: rates.map(brief) };
+  const xAxis = {
+    type: "log",
+    exponentformat: "power",
+    ...ticks,
+    title: axisTitle("learning rate"),
+  };
+  const extra = (curve, trace) => bestRate(view, curve, trace);
+  const yTitle = lossTitle(innerSize("rate-loss", MARGIN));
+  return drawCurves("rate-loss", view, curves, { log: false, yTitle, xAxis, extra });
+}
+
+/** A large marker at the best rate of a rank; open if it is the lowest or the highest tried. */
+function bestRate(view, { rule, rank, x, y }, trace) {
+  const best = view.best.find(row => row.rule === rule.id && row.rank === rank);
+  const k = best ? x.indexOf(best.lr) : -1;
+  if (k < 0) return [];
+  const closed = rule.marker.replace("-open", "");
+  const symbol = best.edge ? `${closed}-open` : closed;
+  const marker = { size: 11, symbol, color: shade(rule, rank), line: { width: 2 } };
+  return [{ ...trace, mode: "markers", x: [x[k]], y: [y[k]], marker, name: "best" }];
+}

@@ -1,0 +1,95 @@
+"use strict";
+// The view of the losses: during training, against the rank, and against the learning rate.
+
+function renderLosses(view) {
+  const infinities = { inf: Infinity, "-inf": -Infinity };
+  const series = cell => {
+    const { step, value } = cell.curves[view.curve];
+    return { step, value: value.map(v => infinities[v] ?? v) };
+  };
+  const log = view.curve === "grad_norm";
+  const unit = page.overview.labels.unit[view.curve];
+  const label = page.overview.labels.curve[view.curve];
+  const yTitle = unit ? `${label} (${unit})` : label;
+  const { smooth, zoom } = view;
+  const curves = view.curves(series, log ? together : mean);
+  if (!curves.some(curve => curve.x.length)) {
+    page.losses = [];
+    say("loss", `No ${label} yet.`);
+    return;
+  }
+  page.losses = drawCurves("loss", view, curves, { log, yTitle, smooth, zoom, zooms: true });
+  onPoints(
+    "loss",
+    point => curveText(point, page.losses, label),
+    point => chooseCurve(point, page.losses),
+  );
+  onZoom("loss", zoom => choose({ zoom }));
+}
+
+/** Calls `changed` with the ranges that the reader drags, as text; undefined on a double-click. */
+function onZoom(id, changed) {
+  const chart = byId(id);
+  if (chart.dataset.zooms === chart.dataset.listens) return;
+  chart.dataset.zooms = chart.dataset.listens;
+  chart.on("plotly_relayout", changes => {
+    if (!Object.keys(changes).some(name => name.includes("axis"))) return;
+    const { xaxis, yaxis } = chart._fullLayout;
+    const text = value => String(Number(value.toPrecision(6)));
+    changed([...xaxis.range, ...yaxis.range].map(text).join(","));
+  });
+  chart.on("plotly_doubleclick", () => {
+    changed(undefined);
+    return false;
+  });
+}
+
+function renderLossChoosers(view) {
+  const { labels } = view.overview;
+  fill("curve", Object.entries(labels.curve), view.curve);
+  const hows = view.hows.length ? view.hows : Object.keys(labels.how).slice(0, 1);
+  fill(
+    "how",
+    pairs(hows, how => howText(view, how)),
+    view.how ?? hows[0],
+  );
+  byId("smooth").value = view.smooth;
+  byId("smooth-value").textContent = view.smooth ? view.smooth.toFixed(2) : "none";
+  byId("unzoom").hidden = view.zoom === null;
+}
+
+/** `at one learning rate, 0.0001`. */
+function howText(view, how) {
+  const rates = distinct(
+    view.overview.losses.compared.filter(row => row.how === how).map(row => row.lr),
+  );
+  const one = how === "fixed" && rates.length === 1 ? `, ${brief(rates[0])}` : "";
+  return view.overview.labels.how[how] + one;
+}
+
+function renderFinalLosses(view) {
+  page.rankLosses = drawRankLosses(view);
+  if (page.rankLosses.length) {
+    onPoints(
+      "rank-loss",
+      point => finalText(point.data.meta.rows[point.pointIndex]),
+      point => choose({ rank: point.x }),
+    );
+  }
+  page.rateLosses = drawRateLosses(view);
+  if (page.rateLosses.length) {
+    onPoints(
+      "rate-loss",
+      point => rateText(page.rateLosses[point.data.meta], point),
+      point => choose({ rank: rankKey(page.rateLosses[point.data.meta].rank) }),
+    );
+  }
+}
+
+function finalText({ rank, seed, lr, loss, edge }) {
+  const note = edge ? "\nthe best rate is the lowest or the highest that was tried" : "";
+  return `rank ${rank}, seed ${seed}, learning rate ${brief(lr)}\nloss ${number(loss)}${note}`;
+}
+
+const rateText = ({ rule, rank }, { x, y }) =>
+  `${rule.name}, rank ${rank}, learning rate ${brief(x)}\nmean loss ${number(y)}`;
