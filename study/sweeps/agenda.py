@@ -10,13 +10,16 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from study.store import cell_folders, is_held, lock, read_cell, write_text
 from study.store.files import make_folder, remove, storing
+from study.sweeps.pace import CellTime, began, seconds_left
 from study.vocabulary.statuses import DONE, ENDED
 
 WAITING = "waiting"
@@ -28,13 +31,15 @@ class Planned:
     """A cell to train.
 
     ``record``: as before it begins. ``pack``: from 1. ``cost``: in FLOPs, of all of its steps.
-    ``first_step``: where it continues; 0 if it has no checkpoint.
+    ``first_step``: where it continues; 0 if it has no checkpoint. ``shares``: pairs (step, share of
+    its time that is over after it); without them all steps take as long.
     """
 
     record: dict[str, Any]
     pack: int
     cost: float
     first_step: int = 0
+    shares: list[list[float]] = field(default_factory=list)
 
     @property
     def id(self) -> str:
@@ -43,8 +48,14 @@ class Planned:
 
     @property
     def share_before(self) -> float:
-        """The share of its steps that were done before the sweep, 0 to 1."""
-        return self.first_step / (self.record["config"]["train"]["steps"] + 1)
+        """The share of its time that was over before the sweep, 0 to 1."""
+        return self.share(self.first_step - 1)
+
+    def share(self, step: int) -> float:
+        """The share of its time that is over after ``step``, 0 to 1; 0 after step -1."""
+        last = self.record["config"]["train"]["steps"]
+        steps, shares = zip([-1, 0.0], *(self.shares or [[last, 1.0]]), strict=True)
+        return float(np.interp(step, steps, shares))
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,7 @@ class Progress:
     """How far a sweep is.
 
     ``states``: cells by state. ``work``: the share that is done, 0 to 1, weighted by cost.
-    ``seconds_left``: None until the first step is done.
+    ``seconds_left``: None until enough was measured (:mod:`study.sweeps.pace`).
     """
 
     states: Counter[str]
@@ -172,14 +183,6 @@ def _has_begun(record: dict[str, Any], posted: str) -> bool:
     return began(record) >= posted
 
 
-def began(record: dict[str, Any]) -> str:
-    """When a cell's training began or continued last, UTC; empty if its record does not say."""
-    try:
-        return max([str(record["started"]), *(str(each["at"]) for each in record["resumed"])])
-    except (KeyError, TypeError):
-        return str(record.get("started", ""))
-
-
 def progress(study_dir: Path, agenda: Agenda, done: Done | None = None) -> Progress:
     """How far a sweep is. ``done``: see :func:`records`.
 
@@ -188,32 +191,41 @@ def progress(study_dir: Path, agenda: Agenda, done: Done | None = None) -> Progr
     count neither as work nor as time.
     """
     now = records(study_dir, agenda, done)
-    total = spent = left = 0.0
+    total = left = 0.0
     open_packs = set()
-    for cell, record in zip(agenda.cells, now, strict=True):
-        before = cell.share_before
-        share = max(before, _share_done(record))
-        total += cell.cost * (1 - before)
-        spent += cell.cost * (share - before)
+    shares = [_share_done(cell, record) for cell, record in zip(agenda.cells, now, strict=True)]
+    for cell, record, share in zip(agenda.cells, now, shares, strict=True):
+        total += cell.cost * (1 - cell.share_before)
         if record["status"] not in ENDED:
             left += cell.cost * (1 - share)
             open_packs.add(cell.pack)
-    times = [began(record) for record in now if record["status"] != WAITING]
-    seconds_left = None
-    if times and spent:
-        since = datetime.fromisoformat(max(agenda.posted, min(times)))
-        seconds_left = (datetime.now(UTC) - since).total_seconds() * left / spent
     states = Counter(record["status"] for record in now)
     packs_done = agenda.packs - len(open_packs)
-    return Progress(states, agenda.packs, packs_done, 1 - left / (total or 1), seconds_left)
+    times = [
+        CellTime(
+            record,
+            study_dir / "cells" / cell.id,
+            cell.cost,
+            cell.first_step,
+            cell.share_before,
+            cell.share(cell.first_step),
+            share,
+        )
+        for cell, record, share in zip(agenda.cells, now, shares, strict=True)
+    ]
+    seconds = seconds_left(times, agenda.posted)
+    return Progress(states, agenda.packs, packs_done, 1 - left / (total or 1), seconds)
 
 
-def _share_done(record: dict[str, Any]) -> float:
-    """The share of a cell's steps that is done, 0 to 1; 0 if a damaged record does not say."""
+def _share_done(cell: Planned, record: dict[str, Any]) -> float:
+    """The share of a cell's time that is over, 0 to 1; not less than before the sweep.
+
+    A damaged record does not say.
+    """
     try:
-        return float((record.get("steps_done", -1) + 1) / (record["config"]["train"]["steps"] + 1))
+        return max(cell.share_before, cell.share(record.get("steps_done", -1)))
     except (KeyError, TypeError):
-        return 0.0
+        return cell.share_before
 
 
 def _lock_of(agenda: Path) -> Path:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import psutil
 
-from study.adapters import Contraction
 from study.config.schedules import late_probes
 from study.errors import StudyError, one_line
 from study.store import load_cells, read_cell
@@ -15,7 +14,7 @@ from study.store.files import remove
 from study.sweeps import signals
 from study.sweeps.agenda import Planned, posted
 from study.sweeps.cells import Cell
-from study.sweeps.estimate import estimate
+from study.sweeps.cost import relative_cost, step_shares
 from study.sweeps.sharing import stop_file
 from study.sweeps.status import count_noun, counts
 from study.vocabulary.statuses import RESUMABLE
@@ -55,7 +54,14 @@ def on_agenda(packs: Sequence[Sequence[Cell]]) -> Iterator[Mapping[Path, Path]]:
         cells = planned.setdefault(pack[0].study_dir, [])
         number = cells[-1].pack + 1 if cells else 1
         cells += [
-            Planned(cell.description, number, _cost(cell), _first_step(cell)) for cell in pack
+            Planned(
+                cell.description,
+                number,
+                relative_cost(cell.config, cell.card),
+                _first_step(cell),
+                step_shares(cell.config),
+            )
+            for cell in pack
         ]
     with contextlib.ExitStack() as stack:
         yield {
@@ -117,11 +123,3 @@ def _first_step(cell: Cell) -> int:
     if record is None or record["status"] not in RESUMABLE:
         return 0
     return int(record.get("steps_done", -1)) + 1
-
-
-def _cost(cell: Cell) -> float:
-    """FLOPs of a cell's training, without reading its data: as if every token were a target."""
-    config = cell.config
-    tokens = config.train.batch_size * config.train.accumulation * config.data.sequence_length
-    contraction = Contraction(config.adapter.contraction, tokens)
-    return estimate(config, cell.card, tokens, tokens, contraction).flops

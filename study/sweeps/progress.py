@@ -1,7 +1,7 @@
 """What a running sweep shows: a rich display on a terminal, plain log lines elsewhere.
 
-The time left is that of the whole sweep, over all its packs and processes, weighted by cost
-(:mod:`study.sweeps.agenda`).
+The time left is that of the whole sweep, over all its packs and processes
+(:mod:`study.sweeps.pace`).
 """
 
 import contextlib
@@ -17,6 +17,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from study.sweeps import agenda, signals
 
+MEASURING = "measuring the time left"
+"""Stands for the time left until it can be told."""
 _LOG_EVERY = 10.0
 """Seconds between plain lines while a cell trains."""
 _READ_EVERY = 5.0
@@ -129,12 +131,10 @@ class Display:
         return f"pack {self.pack}/{self.sweep.packs}  {place} ({done})"
 
     def _left(self) -> str:
-        """``  0:03:10 left`` in the whole sweep; empty if unknown."""
-        if (
-            self.sweep is None
-            or self.sweep.seconds_left is None
-            or self.sweep.closed == self.sweep.cells
-        ):
+        """``  0:03:10 left`` in the whole sweep; empty if there is no sweep, or if it has ended."""
+        if self.sweep is None or self.sweep.closed == self.sweep.cells:
             return ""
+        if self.sweep.seconds_left is None:
+            return f"  {MEASURING}"
         left = max(0.0, self.sweep.seconds_left - (time.monotonic() - self.read_at))
         return f"  {timedelta(seconds=round(left))} left"

@@ -15,6 +15,7 @@ from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 
 from study.sweeps.agenda import WAITING, Progress, agendas, progress
+from study.sweeps.progress import MEASURING
 from study.sweeps.status import STATES, count_noun, counts, load_status, render, table
 
 _READ_EVERY = 1.0
@@ -91,8 +92,8 @@ def _headline(cells: pd.DataFrame, sweep: Progress | None) -> str:
     if sweep:
         parts += [f"{sweep.packs_done} of {count_noun(sweep.packs, 'pack')} done"]
         parts += [f"{sweep.work:.0%}"]
-        if sweep.seconds_left is not None:
-            parts.append(f"{timedelta(seconds=round(sweep.seconds_left))} left")
+        left = sweep.seconds_left
+        parts.append(MEASURING if left is None else f"{timedelta(seconds=round(left))} left")
     return "  ".join(part for part in parts if part)
 
 

@@ -88,7 +88,7 @@ def test_the_agenda_of_a_killed_sweep_is_ignored_and_deleted(tmp_path: Path) -> 
 
 
 def test_the_time_left_is_weighted_by_cost_over_all_packs(tmp_path: Path) -> None:
-    """Of a cost of 1 + 4 + 5, 3 are spent in 30 s, so the other 7 take 70 s."""
+    """Of a cost of 1 + 4 + 5, 3 are spent in 30 s. The first step, 0.25, does not count."""
     with posted(tmp_path, planned(1.0, 4.0, 5.0, packs=3)):
         [agenda] = agendas(tmp_path)
         agenda = type(agenda)(
@@ -100,11 +100,13 @@ def test_the_time_left_is_weighted_by_cost_over_all_packs(tmp_path: Path) -> Non
         assert dict(now.states) == {"complete": 1, "running": 1, WAITING: 1}
         assert (now.cells, now.closed, now.packs, now.packs_done) == (3, 1, 3, 1)
         assert now.work == pytest.approx(0.3)
-        assert now.seconds_left == pytest.approx(70, abs=5)
+        assert now.seconds_left == pytest.approx(7 * 30 / 2.75, abs=5)
         running.close("failed", steps_done=1)
         now = progress(tmp_path, agenda)
         assert now.closed == 2
-        assert now.seconds_left == pytest.approx(50, abs=5), "a failed cell takes no more time"
+        assert now.seconds_left == pytest.approx(5 * 30 / 2.75, abs=5), (
+            "a failed cell takes no more time"
+        )
 
 
 def test_a_process_that_follows_a_sweep_reads_each_cell_that_is_done_once(
@@ -153,7 +155,7 @@ def test_the_display_counts_packs_and_cells_of_the_whole_sweep(
     assert line.startswith(
         f"[{tmp_path.name}] pack 2/3  cell 1/1 (2 of 3 done)  rank 8  complete in "
     )
-    assert line.endswith(" left")
+    assert line.endswith("  measuring the time left"), "in less than a second"
 
 
 def test_a_pack_without_a_sweep_counts_its_own_cells(
@@ -195,31 +197,35 @@ def test_an_unreadable_record_leaves_its_cell_waiting(tmp_path: Path) -> None:
         (tmp_path / "cells/c1/record.json").write_text('{"status": "runn')
         now = progress(tmp_path, agenda)
         assert dict(now.states) == {"complete": 1, WAITING: 1}
-        assert now.seconds_left is not None
+        assert now.work == 0.5
 
 
 def test_steps_from_before_the_sweep_are_neither_work_nor_time(tmp_path: Path) -> None:
-    """A cell of 4 steps continued at step 2 and did one of the last two in 10 s: 10 s are left."""
-    cell = Planned(description("c0"), 1, 8.0, first_step=2)
-    with posted(tmp_path, [cell]):
+    """A cell of 10 steps continued at step 4. After that one, two steps took 6 s: 9 s are left."""
+    config = CONFIG | {"train": {"steps": 9}}
+    about = description("c0") | {"config": config}
+    with posted(tmp_path, [Planned(about, 1, 8.0, first_step=4)]):
         [agenda] = agendas(tmp_path)
-        agenda = type(agenda)(
-            (datetime.now(UTC) - timedelta(seconds=20)).isoformat(timespec="seconds"), agenda.cells
-        )
-        assert progress(tmp_path, agenda).seconds_left is None, "nothing was done in this sweep"
         now = datetime.now(UTC)
-        about = {
-            "started": (now - timedelta(days=1)).isoformat(timespec="seconds"),
-            "resumed": [
-                {"step": 2, "at": (now - timedelta(seconds=10)).isoformat(timespec="seconds")}
-            ],
+        agenda = type(agenda)((now - timedelta(seconds=20)).isoformat(), agenda.cells)
+        assert progress(tmp_path, agenda).seconds_left is None, "nothing was done in this sweep"
+        about |= {
+            "started": (now - timedelta(days=1)).isoformat(),
+            "resumed": [{"step": 4, "at": (now - timedelta(seconds=10)).isoformat()}],
         }
-        writer = CellWriter.open(tmp_path / "cells/c0", "", description("c0") | about)
-        for step in range(3):
-            writer.append(
-                "metrics", pd.DataFrame([{"step": step, "tokens": 1, "loss": 1.0, "seconds": 0.1}])
-            )
-        now_ = progress(tmp_path, agenda)
-        assert now_.work == pytest.approx(0.5)
-        assert now_.seconds_left == pytest.approx(10, abs=3)
+        writer = CellWriter.open(tmp_path / "cells/c0", "", about)
+        for step, seconds in enumerate([100.0, 200.0, 300.0, 400.0, 404.0, 407.0, 410.0]):
+            row = {"step": step, "tokens": 1, "loss": 1.0, "seconds": seconds}
+            writer.append("metrics", pd.DataFrame([row]))
+        found = progress(tmp_path, agenda)
+        assert found.work == pytest.approx(0.5)
+        assert found.seconds_left == pytest.approx(9, abs=1)
         writer.interrupt()
+
+
+def test_a_slow_step_counts_for_more_than_a_plain_one() -> None:
+    """Half of the time is that of step 0, and the last step takes none."""
+    cell = Planned(description("c0"), 1, 8.0, shares=[[0, 0.5], [2, 1.0], [3, 1.0]])
+    assert [cell.share(step) for step in (-1, 0, 1, 2, 3)] == [0.0, 0.5, 0.75, 1.0, 1.0]
+    plain = Planned(description("c0"), 1, 8.0)
+    assert [plain.share(step) for step in (-1, 0, 1, 2, 3)] == [0.0, 0.25, 0.5, 0.75, 1.0]

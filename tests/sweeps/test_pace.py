@@ -1,0 +1,146 @@
+"""The time left that a sweep says first is near what it then takes, on recorded step times."""
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from study.config import CellConfig
+from study.models import ModelCard, describe
+from study.sweeps.agenda import Planned
+from study.sweeps.cost import relative_cost, step_shares
+from study.sweeps.pace import CellTime, seconds_left
+
+Build = Callable[..., CellConfig]
+ROOT = Path(__file__).parents[2]
+PFLOP = {4: 1.32, 16: 1.37, 64: 1.55, 256: 2.26}
+"""The costs of the cells of the quick study on SmolLM2, as ``study train --plan`` shows them."""
+
+
+class Replay:
+    """A sweep of one process whose cells took the recorded ``seconds`` at each of their steps."""
+
+    def __init__(self, cells: list[tuple[float, "np.ndarray[Any, Any]"]], config: CellConfig):
+        self.costs = [cost for cost, _ in cells]
+        self.rows = [seconds for _, seconds in cells]
+        self.ends = np.cumsum([seconds[-1] for seconds in self.rows])
+        self.begins = self.ends - [seconds[-1] for seconds in self.rows]
+        self.shares = step_shares(config)
+        self.steps = config.train.steps
+
+    def left(self, now: float) -> float | None:
+        """What the sweep says ``now`` seconds after its first cell began."""
+        cells = [self._cell(number, now) for number in range(len(self.rows))]
+        return seconds_left(
+            cells,
+            _utc(0),
+            now,
+            first_step=lambda cell: float(self.rows[int(cell.folder.name)][0]),
+            last_seen=lambda cell: self._last_row(int(cell.folder.name), now),
+        )
+
+    def first(self) -> tuple[float, float]:
+        """When it says a time first, and the ratio of that time to the true one."""
+        for now in np.arange(0.5, self.ends[-1], 0.5):
+            if (left := self.left(now)) is not None:
+                return now, left / (self.ends[-1] - now)
+        raise AssertionError("it never says one")
+
+    def _done(self, cell: int, now: float) -> int:
+        return int((self.begins[cell] + self.rows[cell] <= now).sum()) - 1
+
+    def _last_row(self, cell: int, now: float) -> float:
+        return float(self.begins[cell] + self.rows[cell][self._done(cell, now)])
+
+    def _cell(self, number: int, now: float) -> CellTime:
+        done = self._done(number, now)
+        record = {
+            "config": {"train": {"steps": self.steps}},
+            "status": "complete" if done == self.steps else "running",
+            "started": _utc(self.begins[number]),
+            "steps_done": done,
+        }
+        plan = Planned(record, 1, self.costs[number], shares=self.shares)
+        place = Path(str(number))
+        after_first = plan.share(0)
+        return CellTime(record, place, plan.cost, 0, 0.0, after_first, plan.share(done))
+
+
+def _utc(seconds: float) -> str:
+    return datetime.fromtimestamp(float(seconds), UTC).isoformat()
+
+
+def recorded() -> Iterator[tuple[float, "np.ndarray[Any, Any]"]]:
+    """Cost and seconds so far at each step, of every cell of the committed quick study."""
+    folders = (ROOT / "results/reference/cells").iterdir()
+    records = [(json.loads((f / "record.json").read_text()), f) for f in folders]
+    for record, folder in sorted(records, key=lambda pair: pair[0]["started"]):
+        metrics = pd.read_parquet(folder / "metrics.parquet")
+        yield PFLOP[record["config"]["adapter"]["rank"]], metrics["seconds"].to_numpy(float)
+
+
+@pytest.fixture
+def quick(cell: Build) -> CellConfig:
+    """The schedule of the quick study."""
+    return cell(
+        *("train.steps=10", "train.batch_size=4", "data.heldout=8"),
+        *("probes.steps=[0,1,10]", "probes.batch=[train,heldout]"),
+    )
+
+
+def test_the_first_time_said_is_near_what_the_quick_study_took(quick: CellConfig) -> None:
+    """Six minutes. Time in proportion to steps said 21, because the first two are measured."""
+    replay = Replay(list(recorded()), quick)
+    when, ratio = replay.first()
+    assert when < 10
+    assert 0.8 < ratio < 1.2
+    for now in np.arange(when, 300.0, 10.0):
+        left = replay.left(now)
+        assert left is not None
+        assert 0.75 < left / (replay.ends[-1] - now) < 1.25
+
+
+def test_a_slow_first_step_is_not_that_of_all_cells(quick: CellConfig) -> None:
+    """Imports and warm-up of 30 s before the first row, in the first cell only."""
+    (cost, first), *others = recorded()
+    replay = Replay([(cost, first + 30.0), *others], quick)
+    _, ratio = replay.first()
+    assert 0.8 < ratio < 1.2
+
+
+def test_no_time_is_said_before_it_can_be_told(quick: CellConfig) -> None:
+    replay = Replay(list(recorded()), quick)
+    assert replay.left(replay.rows[0][0] + 0.1) is None, "one step"
+    assert replay.left(replay.rows[0][1] + 0.1) is None, "two steps"
+    short = Replay([(cost, seconds / 100) for cost, seconds in recorded()], quick)
+    assert short.left(1.0) is None, "one second"
+
+
+def test_shares_are_those_of_the_kinds_of_steps(cell: Build) -> None:
+    config = cell("train.steps=6", "probes.steps=[0]", "train.eval_every=0", "probes.batch=[train]")
+    # Step 0: the step, its statistics and the loss after it. The last step measures nothing.
+    whole = 6 + 0.6 + 1 / 3
+    first = 1 + 0.6 + 1 / 3
+    assert step_shares(config) == [[0, pytest.approx(first / whole)], [6, pytest.approx(1.0)]]
+    assert step_shares(cell("train.steps=6", "probes.steps=null", "train.eval_every=0"))[-1] == [
+        6,
+        pytest.approx(1.0),
+    ]
+
+
+def test_shares_stay_few_and_end_at_one(cell: Build) -> None:
+    many = step_shares(cell("train.steps=5000", "probes.steps=null", "probes.every=7"))
+    assert len(many) <= 66
+    assert many[-1] == [5000, pytest.approx(1.0)]
+    assert many == sorted(many)
+
+
+def test_on_a_tiny_model_the_rank_hardly_matters(cell: Build) -> None:
+    card: ModelCard = describe(cell().model)
+    low, high = (relative_cost(cell(f"adapter.rank={rank}"), card) for rank in (2, 64))
+    assert 1.0 < high / low < 1.4
