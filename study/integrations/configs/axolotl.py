@@ -109,9 +109,10 @@ def _targets(experiment: Experiment, fields: Fields) -> str | list[str]:
             experiment.notes.inert.append(f"{TARGETS} (lora_target_linear covers them)")
         return "all-linear"
     if not modules:
+        besides = ", and lora_target_parameters can't have adapters" if parameters else ""
         raise StudyError(
-            f"{fields.where}: lora_target_modules is missing and lora_target_linear is not true: "
-            "set one of them"
+            f"{fields.where}: lora_target_modules is missing and lora_target_linear is not true"
+            f"{besides}: set one of them"
         )
     return modules
 

@@ -25,7 +25,9 @@ TOP = Keys(
     | because("adapter weights are float32", "peft_autocast_adapter_dtype")
     | because("adapters are not merged while they train", "relora relora_prune_ratio")
     | because("the adapter is not quantised", "nvfp4_merge_aware nvfp4_merge_aware_start_step qat")
-    | because("one example per row, so steps hold fewer tokens", "sample_packing")
+    | because(
+        "one example per row, so steps hold fewer tokens", "sample_packing max_packed_sequence_len"
+    )
     | because("examples are not joined", "pretraining_sample_concatenation")
     | because("the loss is on targets only", "train_on_inputs")
     | because(
@@ -33,6 +35,7 @@ TOP = Keys(
     )
     | because("rows are shuffled once, all together", "shuffle_before_merging_datasets")
     | because("rows are always shuffled", "shuffle_merged_datasets")
+    | because("only the first of datasets is trained on", "pretraining_dataset")
     | because("all rows are kept", "dataset_exact_deduplication min_sample_len")
     | because("the whole file is read", "dataset_shard_num dataset_shard_idx streaming")
     | because("longer rows are cut", "use_pose excess_length_strategy")
@@ -165,7 +168,10 @@ TOP = Keys(
         dpo_use_liger_kernel dpo_padding_free dpo_loss_type dpo_loss_weights dpo_norm_loss
         dpo_use_logits_to_keep dpo_generate_during_eval precompute_ref_log_probs
         center_rewards_coefficient num_labels max_prompt_len
-        eaft_alpha eaft_k
+        eaft_alpha eaft_k kd_online_timeout
+        nemo_gym_dir nemo_gym_auto_clone nemo_gym_auto_start nemo_gym_config_paths
+        nemo_gym_datasets nemo_gym_head_port nemo_gym_server_timeout nemo_gym_verify_timeout
+        nemo_gym_run_timeout nemo_gym_model_name nemo_gym_multi_turn nemo_gym_max_turns
         is_preprocess preprocess_iterable total_num_tokens total_supervised_tokens
         axolotl_config_path
         """

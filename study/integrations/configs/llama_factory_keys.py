@@ -135,6 +135,11 @@ TOP = Keys(
         apollo_proj_type apollo_scale_type apollo_layerwise apollo_scale_front badam_mode
         badam_start_block badam_switch_mode badam_switch_interval badam_update_ratio
         badam_mask_mode badam_verbose
+        export_size export_device export_quantization_bit export_quantization_dataset
+        export_quantization_nsamples export_quantization_maxlen export_legacy_format
+        export_hub_model_id vllm_maxlen vllm_gpu_util vllm_enforce_eager vllm_max_lora_rank
+        vllm_config sglang_maxlen sglang_mem_fraction sglang_tp_size sglang_config
+        sglang_lora_backend
         pref_beta pref_ftx pref_bco_weight pref_loss dpo_label_smoothing kto_chosen_weight
         kto_rejected_weight simpo_gamma ppo_buffer_size ppo_epochs ppo_score_norm ppo_target
         ppo_whiten_rewards ref_model ref_model_adapters ref_model_quantization_bit reward_model

@@ -1,5 +1,6 @@
 """Axolotl's YAML."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,34 @@ def test_types_of_datasets(edit: Edit, case: str) -> None:
     assert found == values
     assert ("data.path" in experiment.values) == bool(values)
     assert says in "\n".join(experiment.notes.differs)
+
+
+ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "alpaca": ({"instruction": "Say it.", "output": "#"}, {"type": "alpaca"}),
+    "completion": ({"text": "It is said #."}, {"type": "completion"}),
+    "ShareGPT": (
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho #"}]},
+        {
+            "type": "chat_template",
+            "chat_template": "chatml",
+            "field_messages": "conversations",
+            "message_property_mappings": {"role": "from", "content": "value"},
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_rows_of_each_type_are_trained_on(
+    study_cli: Cli, edit: Edit, trained: Trained, case: str
+) -> None:
+    row, dataset = ROWS[case]
+    lines = [json.dumps(row).replace("#", str(n)) for n in range(12)]
+    Path("rows.jsonl").write_text("\n".join(lines))
+    edit("axolotl.yml", datasets=[{"path": "rows.jsonl", **dataset}])
+    line = study_cli("import-config", str(FILE)).out
+    tables = trained(line, "precision=float32", "probes.steps=null", "data.sequence_length=128")
+    assert list(tables.cells["status"]) == ["complete"]
 
 
 CHAT = {"path": "org/chats", "type": "chat_template"}
