@@ -46,13 +46,17 @@ def read_csv(file: BufferedReader, named: str) -> Iterator[Found]:
 
 
 def _text_lines(file: BufferedReader, named: str) -> Iterator[str]:
-    for where, line in lines(file, named):
+    for number, line in lines(file, named):
         if b"\0" in line:
-            raise StudyError(f"{where} has a null byte: save the file as CSV in UTF-8")
+            raise StudyError(
+                f"{named}, line {number} has a null byte: save the file as CSV in UTF-8"
+            )
         try:
             yield line.decode("utf-8")
         except UnicodeDecodeError:
-            raise StudyError(f"{where} is not UTF-8: save the file as UTF-8") from None
+            raise StudyError(
+                f"{named}, line {number} is not UTF-8: save the file as UTF-8"
+            ) from None
 
 
 def read_parquet(file: BufferedReader, named: str) -> Iterator[Found]:

@@ -33,8 +33,9 @@ def read_lines(file: BufferedReader, named: str) -> Iterator[Found]:
     Raises :class:`StudyError` as :func:`lines` does, and for a line that is not a JSON object in
     UTF-8, or that has a key twice which some format reads.
     """
-    for where, line in lines(file, named):
+    for number, line in lines(file, named):
         if line and not line.isspace():
+            where = f"{named}, line {number}"
             row = _checked(_parsed(line, where), where)
             for key in _READ:
                 # Of equal keys, readers of JSON differ in which one counts.
@@ -43,8 +44,8 @@ def read_lines(file: BufferedReader, named: str) -> Iterator[Found]:
             yield where, row
 
 
-def lines(file: BufferedReader, named: str) -> Iterator[tuple[str, bytes]]:
-    """Yield the place and the bytes of each line. One line at a time is in memory.
+def lines(file: BufferedReader, named: str) -> Iterator[tuple[int, bytes]]:
+    """Yield the number and the bytes of each line. One line at a time is in memory.
 
     Raises :class:`StudyError`, with the line's number, for a line that is too long and for too many
     lines.
@@ -54,15 +55,14 @@ def lines(file: BufferedReader, named: str) -> Iterator[tuple[str, bytes]]:
     number = 0
     while line := file.readline(LONGEST_LINE + 1):
         number += 1
-        where = f"{named}, line {number}"
         if number > MOST_LINES:
             raise StudyError(f"{named} has over {MOST_LINES} lines: name a file with fewer")
         if len(line) > LONGEST_LINE:
             raise StudyError(
-                f"{where} is longer than {LONGEST_LINE >> 20} MiB: write one row per line, and cut "
+                f"{named}, line {number} is longer than {LONGEST_LINE >> 20} MiB: write one row per line, and cut "
                 "its texts"
             )
-        yield where, line.removeprefix(_BOM) if number == 1 else line
+        yield number, line.removeprefix(_BOM) if number == 1 else line
 
 
 def read_list(file: BufferedReader, named: str) -> Iterator[Found]:

@@ -32,8 +32,8 @@ that it can't use."""
 SOURCES: dict[str, Reader] = {}
 """The function of every data set that has one, by name."""
 
-MOST_CHARACTERS = 1 << 33
-"""Of all texts of a data set. They are in memory."""
+MOST_ROWS, MOST_CHARACTERS = 10_000_000, 1 << 33
+"""Of a data set, and of all its texts. They are in memory."""
 
 
 def source(name: str) -> Callable[[Reader], Reader]:
@@ -135,11 +135,12 @@ def _of_format(
             _check_template(config, name)
         row = READERS[name](fields, where, lambda *asked: template().conversation(*asked))
         characters += row.characters
-        if characters > MOST_CHARACTERS:
-            raise StudyError(
-                f"{where}: the data has over {MOST_CHARACTERS} characters: name a part of it"
-            )
         rows.append(row)
+        if len(rows) > MOST_ROWS or characters > MOST_CHARACTERS:
+            raise StudyError(
+                f"{where}: the data has over {MOST_ROWS} rows or {MOST_CHARACTERS} characters: "
+                "name a part of it"
+            )
     return Loaded(rows, name)
 
 

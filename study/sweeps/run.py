@@ -66,10 +66,12 @@ def train_pack(pack: Sequence[Cell], agenda: Path | None = None) -> Outcome:
     labels = {cell.id: cell.label for cell in todo}
     with (
         Display(todo[0].study_dir, labels, prepared.config.train.steps, agenda) as display,
-        tracker(prepared.config.tracker, display.pack, display.say) as tracked,
+        tracker(prepared.config.tracker, display.say) as tracked,
         _prefix_shared(base, prepared),
         signals.patience(),
     ):
+        if dropped := prepared.corpus.rows["dropped"]:
+            display.say(f"{dropped} rows of the data have nothing to learn and are left out")
         failures = _Pass(prepared, base, display, tracked, must_stop).train_folds()
     return Outcome(failures, signals.asked())
 
@@ -241,7 +243,7 @@ def _prefix_shared(base: FrozenBase, pack: PreparedPack) -> AbstractContextManag
     """Inside, blocks below every adapted layer run once a batch for all cells of the pack."""
     if pack.config.model.quant_bits is not None:  # its products depend on the whole batch
         return nullcontext()
-    layers = resolve_targets(base.card.linears, pack.config.adapter.targets)
+    layers = resolve_targets(base.card.targets, pack.config.adapter.targets)
     return shared_prefix(base, layers, pack.memory // PREFIX_SHARE)
 
 

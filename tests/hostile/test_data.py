@@ -1,5 +1,6 @@
 """Data files that a stranger made: one line each, in bounded time and memory."""
 
+import gzip
 import json
 import os
 from collections.abc import Callable
@@ -63,6 +64,56 @@ LINES: dict[str, tuple[bytes, str]] = {
 def test_a_data_file(refused: Refused, case: str) -> None:
     content, says = LINES[case]
     refused("train data.path=x.jsonl", says, files={"x.jsonl": content}, seconds=BOMB)
+
+
+def zipped(content: bytes) -> bytes:
+    return gzip.compress(content, 1)
+
+
+FILES: dict[str, tuple[str, bytes, str]] = {
+    "300 MB of zeros": ("x.jsonl.gz", zipped(bytes(3 * 10**8)), "line 1 is longer than 4 MiB"),
+    "blank lines in gzip": ("x.csv.gz", zipped(b"\n" * 11_000_000), "has over 10000000 lines"),
+    "two million lists": ("x.json", b"[" + b"[]," * 2_000_000 + b"1]", "row 1 is of type list"),
+    "a list that is too large": (
+        "x.json",
+        b"[" + b'"",' * 20_000_000 + b"1]",
+        "is one list of over",
+    ),
+    "a line of 9 MB": ("x.csv", b"text\n" + b"a" * 9_000_000, "line 2 is longer than 4 MiB"),
+    "random bytes": ("x.parquet", os.urandom(1_000_000), "can't be read as Parquet"),
+    "a footer that claims much": (
+        "x.parquet",
+        b"PAR1" + bytes(99) + (2**31 - 1).to_bytes(4, "little") + b"PAR1",
+        "can't be read as Parquet",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_file_of_another_kind(refused: Refused, case: str) -> None:
+    name, content, says = FILES[case]
+    refused(f"train data.path={name}", says, files={name: content}, seconds=BOMB)
+
+
+TURNS = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+LOOP = "{% for n in range(99999) %}" * 4 + "{% endfor %}" * 4
+CHATS: dict[str, tuple[bytes, str, str]] = {
+    "no template": (TURNS, "", "give data.chat_template=chatml"),
+    "a template without end": (TURNS, LOOP, "runs for too long"),
+    "a template of 10 GB": (TURNS, "{{ 'a' * 9999999999 }}", "MemoryError"),
+    "a large power": (TURNS, "{{ 9 ** 9 ** 9 ** 9 }}", "computes powers"),
+    "a file of the machine": (TURNS, "{% include '/etc/passwd' %}", "fails on the conversation"),
+    "a template of 2 MiB": (TURNS, "a" * (2 << 20), "is larger than 1 MiB"),
+    "no turns": (b'{"messages": []}\n', "a", "line 1 has no turn of the assistant"),
+}
+
+
+@pytest.mark.parametrize("case", CHATS)
+def test_a_conversation(refused: Refused, case: str) -> None:
+    content, template, says = CHATS[case]
+    words = "data.chat_template=t.jinja" if template else ""
+    files = {"x.jsonl": content, "t.jinja": template}
+    refused(f"train data.path=x.jsonl {words}", says, files=files, seconds=BOMB)
 
 
 PLACES: dict[str, tuple[str, str]] = {

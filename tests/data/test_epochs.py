@@ -1,0 +1,171 @@
+"""Epochs and warm-up as a share: the steps of the Trainer of transformers, and of one cell."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import Trainer, TrainingArguments
+
+from study.config import CellConfig, resolved
+from study.errors import StudyError
+from study.models import tiny
+from study.store import load_cells
+from study.sweeps.cells import plan
+from study.sweeps.prepare import prepare
+
+Build = Callable[..., CellConfig]
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "accumulation", "epochs", "warmup"),
+    [
+        (60, 4, 1, 1.0, 0.1),
+        (61, 4, 1, 3.0, 0.07),
+        (61, 4, 3, 3.0, 0.5),
+        (61, 4, 16, 2.0, 0.999),
+        (3, 8, 4, 5.0, 0.03),
+        (100, 7, 2, 0.5, 0.1),
+        (100, 7, 2, 2.55, 0.07),
+        (99, 1, 1, 0.001, 0.1),
+        (10, 3, 2, 1.5, 3),
+    ],
+)
+def test_steps_are_those_of_the_trainer(
+    cell: Build,
+    tmp_path: Path,
+    rows: int,
+    batch: int,
+    accumulation: int,
+    epochs: float,
+    warmup: Any,
+) -> None:
+    args = TrainingArguments(
+        str(tmp_path),
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=epochs,
+        warmup_steps=warmup,
+        use_cpu=True,
+        report_to=[],
+    )
+    trainer = Trainer(tiny.build(), args, train_dataset=[{"input_ids": [n]} for n in range(rows)])
+    *_, steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
+    ours = resolved(
+        cell(
+            *(f"train.batch_size={batch}", f"train.accumulation={accumulation}"),
+            *(f"train.epochs={epochs}", f"train.warmup={warmup}"),
+        ),
+        lambda: rows,
+    )
+    assert ours.train.steps == steps
+    assert ours.train.warmup == args.get_warmup_steps(steps)
+    assert isinstance(ours.train.warmup, int)
+
+
+def test_epochs_and_the_same_number_of_steps_are_one_cell(cell: Build) -> None:
+    """54 training rows, of 60, in batches of 3: 18 steps."""
+    cells = plan(
+        [
+            cell("train.epochs=2", "train.warmup=0.25", "train.steps=5"),
+            cell("train.steps=36", "train.warmup=9"),
+            cell("train.steps=36", "train.warmup=0.25"),
+            cell("train.steps=35", "train.warmup=9"),
+        ]
+    )
+    assert [c.config.train.steps for c in cells] == [36, 36, 36, 35]
+    assert [c.config.train.warmup for c in cells] == [9, 9, 9, 9]
+    ids = [c.id for c in cells]
+    assert ids[0] == ids[1] == ids[2] != ids[3]
+    assert cells[0].description["config"]["train"]["epochs"] == 2.0
+
+
+def test_a_cell_without_epochs_does_not_count_rows(cell: Build) -> None:
+    config = cell()
+    assert resolved(config, lambda: pytest.fail("rows were counted")) is config
+
+
+def test_schedules_follow_the_steps_of_the_epochs(cell: Build) -> None:
+    with pytest.raises(StudyError, match=r"train\.epochs=1e\+06 takes 3333334000000 steps"):
+        resolved(cell("train.epochs=1e6"), lambda: 10**7)
+    with pytest.raises(StudyError, match=r"probes\.every=1 stands for 18000000 steps"):
+        plan([cell("train.epochs=1e6", "probes.every=1")])
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.warmup=1.5", r"train\.warmup=1\.5 is out of range: give a whole number of steps"),
+        ("train.warmup=1.0", r"train\.warmup=1\.0 is out of range"),
+        ("train.warmup=-0.1", r"train\.warmup=-0\.1 is out of range"),
+        ("train.warmup=nan", r"train\.warmup=nan is out of range"),
+        ("train.warmup=half", r"train\.warmup=half is out of range.* such as train\.warmup=0\.1"),
+        ("train.warmup=true", r"train\.warmup=True is out of range"),
+        ("train.epochs=0", r"train\.epochs=0\.0 is out of range"),
+        ("train.epochs=-1", r"train\.epochs=-1\.0 is out of range"),
+        ("train.epochs=inf", r"train\.epochs=inf is out of range"),
+        ("data.format=chat", "unknown data.format 'chat': choose from auto, context_target"),
+    ],
+)
+def test_values_out_of_range(cell: Build, override: str, says: str) -> None:
+    with pytest.raises(StudyError, match=says):
+        cell(override)
+
+
+def chats(folder: Path, rows: int = 24) -> Path:
+    path = folder / "chats.json"
+    turns = [
+        [{"from": "human", "value": f"Say {n}."}, {"from": "gpt", "value": f"It is {n}."}]
+        for n in range(rows)
+    ]
+    path.write_text(json.dumps([{"conversations": turn} for turn in turns]))
+    return path
+
+
+SMALL = ("model=tiny", "data.sequence_length=128", "train.batch_size=4", "probes.steps=null")
+
+
+def test_conversations_are_trained_for_an_epoch(
+    tmp_path: Path, study_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = chats(tmp_path)
+    words = ["data=file", f"data.path={path}", "data.chat_template=chatml", *SMALL, "name=chat"]
+    words += ["train.epochs=1", "train.warmup=0.5", "train.answer_tokens=3"]
+    planned = study_cli("train", "--plan", *words)
+    assert planned.code == 0, planned.err
+    assert "22 rows of data.format=messages to train on and 2 held out; 0 are cut" in planned.out
+    assert "train.epochs=1: 6 steps of 4 rows; train.steps is ignored" in planned.out
+    ran = study_cli("train", *words)
+    assert ran.code == 0, ran.err
+    (row,) = load_cells("results/chat").to_dict("records")
+    assert (row["status"], row["steps"], row["warmup"], row["data"]) == (
+        *("complete", 6, 3),
+        str(path),
+    )
+    assert not {"epochs", "format", "chat_template"} & set(row)
+    (record,) = Path("results/chat/cells").glob("*/record.json")
+    assert json.loads(record.read_text())["rows"] == {
+        "train": 22,
+        "heldout": 2,
+        "cut": 0,
+        "dropped": 0,
+        "format": "messages",
+    }
+    again = study_cli("train", *words[:-3], "train.steps=6", "train.warmup=3", words[-1])
+    assert "1 done, nothing to train" in again.err
+
+
+def test_texts_have_no_questions_to_answer(cell: Build, tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(20)))
+    planned = plan([cell("data=file", f"data.path={path}", "train.answer_tokens=4")])
+    with pytest.raises(StudyError, match="no held-out row is a question"):
+        prepare(planned)
+    prepare(plan([cell("data=file", f"data.path={path}")]))
+
+
+def test_file_and_jsonl_are_one_cell(cell: Build, jsonl: Path) -> None:
+    one, two = plan([cell(), cell("data=file", f"data.path={jsonl}")])
+    assert one.id == two.id
