@@ -200,9 +200,12 @@ DATASET = Keys(
         "train_on_eot": "turn",
         "revision": "main",
     },
-    inert=frozenset({"preprocess_shards", "trust_remote_code"}),
+    inert=names(
+        "preprocess_shards trust_remote_code field field_messages message_property_mappings "
+        "message_field_role message_field_content"
+    ),
 )
-"""Keys of an entry of ``datasets``."""
+"""Keys of an entry of ``datasets``. The names of fields are taken for the types that read them."""
 PROMPT = Keys(
     instead=because("rows have no system message of their own", "field_system"),
     inert=frozenset({"system_format"}),

@@ -27,6 +27,8 @@ TAGS = (
     {"role": "role", "content": "content", "user": "user", "assistant": "assistant"},
 )
 """Names inside a conversation that the toolkit reads; the first are LLaMA-Factory's defaults."""
+ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
+"""The columns of other rows, and their usual names."""
 CONVERT = "convert its rows to one of data.format, then give data.path=... when you train"
 
 
@@ -97,11 +99,13 @@ def _format(experiment: Experiment, entry: Fields, name: str, stage: str) -> str
         usual = _tags_are_usual(tags) and format_of(column) == MESSAGES
         format_ = MESSAGES if usual else None
     else:
-        prompt = columns.take_text("prompt") or "instruction"
-        answer = columns.take_text("response") or "output"
-        query = columns.take_text("query") or "input"
-        names = (prompt,) if stage == "pt" else (prompt, answer)
-        format_ = format_of(*names) if query == "input" else None
+        # If columns are named, LLaMA-Factory reads no others.
+        names_of = {} if columns.untaken() else ALPACA
+        prompt, query, answer = (columns.take_text(key) or names_of.get(key) for key in ALPACA)
+        names = [name for name in (prompt, None if stage == "pt" else answer) if name]
+        format_ = format_of(*names) if query in (None, "input") else None
+        if format_ == "alpaca" and query is None:
+            experiment.notes.differs.append(f"{name}.columns: no query (a field input is read)")
     llama_factory_keys.COLUMNS.sort(columns, experiment.notes, f"{name}.columns.")
     return format_
 

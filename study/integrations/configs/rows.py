@@ -56,6 +56,9 @@ def put_rows(experiment: Experiment, rows: Rows, folder: Path) -> Path | None:
     found = first_file(folder / rows.path, Path(rows.path))
     if found is not None:
         experiment.values["data.path"] = str(found.resolve())
+        part = " ".join(each for each in (rows.subset, rows.split) if each)
+        if part not in ("", "train"):
+            differs.append(f"{rows.key}: {part} of {rows.path} (the whole file is read)")
     elif stand_in := STAND_INS.get(Path(rows.path).name):
         experiment.groups["data"] = stand_in
         experiment.values.pop("data.format")
@@ -64,15 +67,21 @@ def put_rows(experiment: Experiment, rows: Rows, folder: Path) -> Path | None:
             "questions of the same form; if you have the file: data=file "
             f"data.path={Path(rows.path).name}"
         )
-    elif HUB_NAME.fullmatch(rows.path) and not NOT_ON_THE_HUB.search(rows.path):
+    elif _is_hub_name(rows.path) and not (folder / rows.path).is_dir():
         experiment.values["data.path"] = rows.path
         if rows.split:
             experiment.values["data.split"] = rows.split
         if rows.subset:
             experiment.values["data.subset"] = rows.subset
     else:
-        differs.append(f"{rows.key}: {rows.path} not found: give data.path=... when you train")
+        differs.append(
+            f"{rows.key}: {rows.path} is no file here: give data.path=... when you train"
+        )
     return found
+
+
+def _is_hub_name(path: str) -> bool:
+    return HUB_NAME.fullmatch(path) is not None and not NOT_ON_THE_HUB.search(path)
 
 
 def put_heldout(experiment: Experiment, fields: Fields, key: str, file: Path | None) -> None:

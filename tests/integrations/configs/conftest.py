@@ -117,6 +117,10 @@ DATASET_INFO = {
     "more": {"hf_hub_url": "org/more"},
     "rows": {"file_name": "rows.json"},
     "texts": {"file_name": "rows.json", "columns": {"prompt": "text"}},
+    "named": {
+        "file_name": "rows.json",
+        "columns": {"prompt": "instruction", "response": "output"},
+    },
     "answers": {"hf_hub_url": "org/qa", "columns": {"prompt": "question", "response": "answer"}},
 }
 

@@ -202,6 +202,20 @@ def test_a_dataset_on_the_hub(edit: Edit) -> None:
     assert "val_set_size: 0.1 (a share of rows that are not here" in said
 
 
+def test_the_whole_of_a_file_is_read(edit: Edit) -> None:
+    edit("axolotl.yml", datasets=[{"path": "train.jsonl", "type": "alpaca", "split": "train[:9]"}])
+    differs = read_file(FILE).notes.differs
+    assert "datasets[0].path: train[:9] of train.jsonl (the whole file is read)" in differs
+
+
+def test_a_folder_beside_the_file_is_no_name_on_the_hub(edit: Edit) -> None:
+    Path("org/chats").mkdir(parents=True)
+    edit("axolotl.yml", datasets=[CHAT])
+    experiment = read_file(FILE)
+    assert "data.path" not in experiment.values
+    assert "datasets[0].path: org/chats is no file here" in experiment.notes.differs[0]
+
+
 def test_a_share_of_a_file_is_held_out(edit: Edit) -> None:
     edit("axolotl.yml", val_set_size=0.05)
     assert read_file(FILE).values["data.heldout"] == 3
@@ -211,7 +225,7 @@ def test_a_share_of_a_file_is_held_out(edit: Edit) -> None:
 def test_a_missing_file_has_to_be_given(study_cli: Cli, edit: Edit, path: str) -> None:
     edit("axolotl.yml", datasets=[{"path": path, "type": "alpaca"}])
     imported = study_cli("import-config", str(FILE))
-    assert f"datasets[0].path: {path} not found: give data.path=..." in imported.err
+    assert f"datasets[0].path: {path} is no file here: give data.path=..." in imported.err
     assert "path" not in Path("conf/data/axolotl.yaml").read_text()
 
 

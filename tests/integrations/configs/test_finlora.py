@@ -99,7 +99,7 @@ def test_settings_without_a_counterpart_are_listed(study_cli: Cli) -> None:
     text = Path("conf/experiment/formula_4bits_r4_dora.yaml").read_text()
     for note in (
         "peft_use_dora: true (plain LoRA is trained)",
-        "datasets[0].path: elsewhere/train.jsonl not found: give data.path=... when you train",
+        "datasets[0].path: elsewhere/train.jsonl is no file here: give data.path=... when ",
         "datasets[0].type.format: [INST] {instruction} [/INST] (the text is the prompt and the ",
         "val_set_size: 0.02 (a share of rows that are not here",
         "deepspeed: deepspeed_configs/zero1.json (one device: with n GPUs, a step of Axolotl ",

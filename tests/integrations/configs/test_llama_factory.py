@@ -80,6 +80,11 @@ DATASETS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"data.format": "completion", "data.path": "rows.json"},
         "max_samples: 1000 (all rows of the file are read)",
     ),
+    "named columns": (
+        {"dataset": "named"},
+        {"data.format": "alpaca", "data.path": "rows.json"},
+        "named.columns: no query (a field input is read)",
+    ),
     "other columns": ({"dataset": "answers"}, {}, "dataset: answers (convert its rows"),
     "no description": (
         {"dataset_dir": "REMOTE:org/data"},
