@@ -59,8 +59,8 @@ def lines(file: BufferedReader, named: str) -> Iterator[tuple[int, bytes]]:
             raise StudyError(f"{named} has over {MOST_LINES} lines: name a file with fewer")
         if len(line) > LONGEST_LINE:
             raise StudyError(
-                f"{named}, line {number} is longer than {LONGEST_LINE >> 20} MiB: write one row per line, and cut "
-                "its texts"
+                f"{named}, line {number} is longer than {LONGEST_LINE >> 20} MiB: write one row "
+                "per line, and cut its texts"
             )
         yield number, line.removeprefix(_BOM) if number == 1 else line
 

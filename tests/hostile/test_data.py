@@ -72,13 +72,8 @@ def zipped(content: bytes) -> bytes:
 
 FILES: dict[str, tuple[str, bytes, str]] = {
     "300 MB of zeros": ("x.jsonl.gz", zipped(bytes(3 * 10**8)), "line 1 is longer than 4 MiB"),
-    "blank lines in gzip": ("x.csv.gz", zipped(b"\n" * 11_000_000), "has over 10000000 lines"),
     "two million lists": ("x.json", b"[" + b"[]," * 2_000_000 + b"1]", "row 1 is of type list"),
-    "a list that is too large": (
-        "x.json",
-        b"[" + b'"",' * 20_000_000 + b"1]",
-        "is one list of over",
-    ),
+    "a large list": ("x.json", b"[" + b'"",' * 20_000_000 + b"1]", "is one list of over"),
     "a line of 9 MB": ("x.csv", b"text\n" + b"a" * 9_000_000, "line 2 is longer than 4 MiB"),
     "random bytes": ("x.parquet", os.urandom(1_000_000), "can't be read as Parquet"),
     "a footer that claims much": (
