@@ -36,14 +36,16 @@ def infer_cost(timings: pd.DataFrame) -> Figure:
         _draw(ax, rows, column, rules, inches=page.get_figwidth() / len(PANELS) - 0.6)
         style.log_axis([ax])
     tokens = dict(zip(costs["phase"], costs["tokens"], strict=True))
-    style.y_label(panels[0], "time relative to the base", f"prefill, {tokens['prefill']} tokens")
-    style.y_label(panels[1], "time relative to the base", "decode, 1 token")
-    style.y_label(panels[2], "peak memory relative to the base", "prefill")
+    panels[0].set_title(f"prefill, {tokens['prefill']} tokens", loc="left")
+    panels[1].set_title("decode, 1 token", loc="left")
+    panels[2].set_title(f"prefill, {tokens['prefill']} tokens", loc="left")
+    for ax, what in zip(panels, ("time", "time", "peak memory"), strict=True):
+        ax.set_ylabel(f"{what} / that of the base")
     handles = [
         _handle(panels[0], rule, rules, form) for form in ("merged", "unmerged") for rule in rules
     ]
     names = [f"{style.name(rule)}, {form}" for form in ("merged", "unmerged") for rule in rules]
-    page.legend(handles, names, loc="outside upper center", ncols=len(handles))
+    page.legend(handles, names, loc="outside upper left", ncols=len(handles))
     page.set_label(_settings(timings, costs))
     return style.finish(page, *_fine_print(costs))
 
@@ -59,12 +61,7 @@ def _draw(ax: Axes, rows: pd.DataFrame, column: str, rules: list[Rule], inches: 
             look, who = _look(rule, rules, form), f"{form} {style.gid(rule)}"
             ax.plot(mine["rank"], mine[column], **look, zorder=3, gid=who)
             if column == "ratio":
-                bars: dict[str, Any] = {
-                    "alpha": 0.5,
-                    "linewidth": 1.6,
-                    "zorder": 2,
-                    "gid": f"bars {who}",
-                }
+                bars: dict[str, Any] = {"linewidth": 0.8, "zorder": 2, "gid": f"bars {who}"}
                 ends = (mine["ratio_low"], mine["ratio_high"])
                 ax.vlines(mine["rank"], *ends, color=look["color"], **bars)
     style.rank_axis(ax, sorted(set(rows["rank"])), inches)

@@ -5,7 +5,6 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, NullLocator
 
 from study.figures import style
 from study.vocabulary.sources import model_label
@@ -13,23 +12,22 @@ from study.vocabulary.sources import model_label
 from .labels import LABELS
 from .summary import medians
 
-LOOKS = {"trainer": ("#8a8a8a", "s"), "loop": ("#b0602b", "o"), "packed": ("#1f7f86", "D")}
+LOOKS = {"trainer": ("#7a7a7a", "s"), "loop": ("#b0602b", "o"), "packed": ("#1f7f86", "D")}
 """The ways that are drawn, with their colour and marker."""
-TICKS = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200)
 
 
 def speed(sweep: pd.DataFrame, large: pd.DataFrame | None) -> Figure:
     """Seconds of a step against rank: a panel for each step size, a line for each way."""
     parts = [("1024", sweep)] + ([("4096", large)] if large is not None else [])
     with style.paper():
-        page = style.figure(1, 2, column=style.FULL, ratio=0.75)
-        panels = page.subplots(1, 2, squeeze=False)[0]
-        for panel, (tokens, table) in zip(panels, parts, strict=False):
-            _draw(panel, table)
-            panel.set_title(f"{tokens} tokens per step")
-        panels[0].legend(loc="upper left")
-        for panel in panels[len(parts) :]:
-            panel.set_axis_off()
+        column = style.FULL if len(parts) > 1 else style.HALF
+        page = style.figure(1, len(parts), column=column, ratio=0.7, above=0.2)
+        panels = page.subplots(1, len(parts), squeeze=False)[0]
+        for panel, (tokens, table) in zip(panels, parts, strict=True):
+            _draw(panel, table, inches=page.get_figwidth() / len(parts) - 0.5)
+            panel.set_title(f"{tokens} tokens per step", loc="left")
+        handles, names = panels[0].get_legend_handles_labels()
+        page.legend(handles, names, loc="outside upper left", ncols=len(names))
         page.set_label(_settings([table for _, table in parts]))
         return style.finish(page, "Points: medians over the steps of a run after the first.")
 
@@ -41,20 +39,13 @@ def _settings(tables: list[pd.DataFrame]) -> str:
     return ", ".join([model_label(told[0]), *told[1:]])
 
 
-def _draw(panel: Axes, table: pd.DataFrame) -> None:
+def _draw(panel: Axes, table: pd.DataFrame, inches: float) -> None:
+    """A line per way. ``inches``: the width of the panel."""
     found = medians(table, "rank")
     for way, (colour, marker) in LOOKS.items():
         if way in found:
             look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 3.5}
             panel.plot(found.index, found[way], label=LABELS[way], **look)
-    panel.set_xscale("log", base=2)
-    panel.set_yscale("log")
-    ranks = list(found.index)
-    panel.set_xticks(ranks, [str(rank) for rank in ranks])
-    panel.xaxis.set_minor_locator(NullLocator())
-    low, high = panel.get_ylim()
-    ticks = [tick for tick in TICKS if low <= tick <= high]
-    panel.set_yticks(ticks, [str(tick) for tick in ticks])
-    panel.yaxis.set_minor_formatter(NullFormatter())
-    panel.set_xlabel("rank")
+    style.rank_axis(panel, [float(rank) for rank in found.index], inches)
+    style.log_axis([panel])
     panel.set_ylabel("seconds per step")

@@ -13,7 +13,7 @@ MOMENTS = {
     "rms": r"$\langle y^2\rangle^{1/2}$",
     "m4": r"$\langle y^4\rangle^{1/4}$",
 }
-MOST_FAMILIES = 4
+MOST_FAMILIES = 3
 
 
 @style.paper()
@@ -33,7 +33,7 @@ def activation_moments_vs_rank(tables: Tables) -> Figure:
     cells = holding(tables.cells, first, f"{SITE} moments")
     shown, left_out = laws.measured(cells, first, MOST_FAMILIES)
 
-    entries = 2 * max(len(one.family.rules) for one in shown) + 1
+    entries = max(len(one.family.rules) for one in shown) + 1
     page = style.figure(
         len(shown), len(moments), ratio=0.85, above=0.3 + 0.14 * entries * len(shown)
     )
@@ -56,7 +56,7 @@ def activation_moments_vs_rank(tables: Tables) -> Figure:
     return style.finish(
         page,
         f"⟨·⟩: mean over tokens and features{over}.",
-        laws.fine_print(drawn, laws.PER_LAYER),
+        laws.fine_print(drawn, laws.PER_LAYER, inches=inches),
         left_out,
         shown=[one.family for one in shown],
     )

@@ -11,15 +11,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from study.figures import style
-from study.figures.captions import CI, EXPONENT, plain
+from study.figures.captions import CI, EXPONENT, plain, span
 from study.figures.selection import Absent, Family, Rule, Tables, families, most_varied
 from study.figures.theory_lines import fits
-from study.vocabulary.quantities import PRIMARY, Quantity
+from study.vocabulary.quantities import DESCENT, PRIMARY, Quantity
 from study.vocabulary.scaling import RULES
 
 MOST_FAMILIES = 3
 BEYOND = 0.25
 """How far outside the measured p a crossing is extrapolated."""
+LONGEST_BAR = 0.5
+"""How far bars extend the y axis at either end, as a share of the range of the exponents."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,9 @@ class Line:
             crossing(self.p, self.high),
         )
 
-    @property
-    def name(self) -> str:
-        return f"{self.quantity.name}, {'last step' if self.last else f'step {self.step}'}"
+    def name(self, last: str) -> str:
+        """The quantity and its step; ``last``: how the last step is called."""
+        return f"{self.quantity.noun}, {last if self.last else f'step {self.step}'}"
 
     @property
     def gid(self) -> str:
@@ -77,6 +79,7 @@ def exponent_against_p(tables: Tables) -> Figure:
     Large open markers show p*, the p at which a quantity does not depend on the rank.
 
     A panel per setting, over the rules that the study has: ``lora`` is p = 1, ``rslora`` p = 1/2.
+    With one setting the legend has the values of p*.
     """
     if tables.exponents.empty or tables.cells.empty:
         raise Absent("no exponents in the tables: analyze the study first")
@@ -85,34 +88,72 @@ def exponent_against_p(tables: Tables) -> Figure:
     if not drawable:
         raise Absent("an exponent against p needs two scaling rules of different p in one setting")
     drawn, left_out = most_varied(drawable, MOST_FAMILIES, lambda one: one[0])
+    every_line = [line for _, lines in drawn for line in lines]
+    ends = span(line.step for line in every_line if line.last) if _any_last(every_line) else ""
+    last = "last step" if "–" in ends else f"step {ends}"
 
     alone = len(drawn) == 1
-    column, above = (style.HALF, 0.9) if alone else (style.FULL, 1.1)
+    column, above = (style.HALF, 0.9) if alone else (style.FULL, 0.7)
     page = style.figure(1, len(drawn), column=column, ratio=0.9, above=above)
     panels = page.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
+    limits = _limits(every_line)
     for ax, (family, lines) in zip(panels, drawn, strict=True):
+        _draw(ax, lines, limits)
         title = plain(textwrap.fill(family.label, int(16 * page.get_figwidth() / len(drawn))))
-        _draw(ax, lines, title, named=alone)
+        ax.set_title(title, loc="left", fontweight="bold")
     style.y_label(panels[0], EXPONENT, "slope of log quantity in log $r$")
     style.linear_axis(panels[0])
-    if not alone:
-        handles = {
-            line.name: panels[0].plot([], [], **line.look)[0]
-            for _, lines in drawn
-            for line in lines
-        }
-        page.legend(
-            list(handles.values()), list(handles), loc="outside upper center", ncols=len(handles)
-        )
-    theory = any(np.isfinite(line.predicted).any() for _, lines in drawn for line in lines)
+    _legend(page, panels[0], every_line, last, alone=alone)
+    cut = any((line.low < limits[0]).any() or (line.high > limits[1]).any() for line in every_line)
+    theory = any(np.isfinite(line.predicted).any() for line in every_line)
+    in_brackets = f"; in brackets: the $p$ at which the {CI} contains 0" if alone else ""
     return style.finish(
         page,
-        f"Bars: {CI} of the exponent. $p^*$ (large open markers): the $p$ at which the exponent "
-        f"is 0; in brackets: the $p$ at which the {CI} contains 0.",
+        f"Bars: {CI} of the exponent. $p^{{\\star}}$ (large open markers): the $p$ at which the "
+        f"exponent is 0{in_brackets}.",
+        "A bar that reaches the edge of the panel continues beyond it." if cut else "",
         "Dotted: theory." if theory else "",
+        f"Last step: the last one that was probed, {ends}." if "–" in ends else "",
+        _definitions(every_line),
         left_out,
         shown=[family for family, _ in drawn],
     )
+
+
+def _any_last(lines: list[Line]) -> bool:
+    return any(line.last for line in lines)
+
+
+def _legend(page: Figure, ax: Axes, every: list[Line], last: str, *, alone: bool) -> None:
+    """One legend above the panels. With one setting it has the values of p*."""
+    named = {line.name(last): line for line in every}
+    handles = [ax.plot([], [], **line.look)[0] for line in named.values()]
+    labels = [f"{name}:  {_star(line)}" if alone else name for name, line in named.items()]
+    if alone:
+        style.legend_above(ax, handles, labels, "")
+    else:
+        columns = 3 if len(labels) > 4 else len(labels)
+        page.legend(handles, labels, loc="outside upper left", ncols=columns)
+
+
+def _definitions(lines: list[Line]) -> str:
+    """``Adapter output: rms of γBAx; ...``"""
+    told = {line.quantity.noun: line.quantity.symbol for line in lines}
+    text = "; ".join(f"{noun}: {symbol}" for noun, symbol in told.items())
+    update = r" ($\Delta$: the update)" if DESCENT.noun in told else ""
+    return f"{text[:1].upper()}{text[1:]}{update}."
+
+
+def _limits(lines: list[Line]) -> tuple[float, float]:
+    """The y range: 0, all exponents and, as far as :data:`LONGEST_BAR`, their intervals."""
+    middle = np.concatenate([[0.0], *(line.exponent for line in lines)])
+    ends = np.concatenate([values for line in lines for values in (line.low, line.high)])
+    ends = np.append(ends[np.isfinite(ends)], middle)
+    low, high = float(np.nanmin(middle)), float(np.nanmax(middle))
+    reach = LONGEST_BAR * (high - low or 1.0)
+    low, high = max(float(ends.min()), low - reach), min(float(ends.max()), high + reach)
+    margin = 0.06 * (high - low or 1.0)
+    return low - margin, high + margin
 
 
 def crossing(p: np.ndarray, slope: np.ndarray) -> float:
@@ -179,33 +220,36 @@ def _line(
     )
 
 
-def _draw(ax: Axes, lines: list[Line], title: str, *, named: bool) -> None:
-    """The lines of one setting. The legend above has p* and, if ``named``, the names of the lines.
+def _draw(ax: Axes, lines: list[Line], limits: tuple[float, float]) -> None:
+    """The lines of one setting, within the y range ``limits``.
 
     gids: ``line|bars|theory|star|reach <site> <step>``.
     """
     ax.axhline(0, color=style.FAINT, linewidth=0.6, zorder=1, gid="zero")
     for rule in (Rule.of(name, None) for name, row in RULES.items() if row.p is not None):
         ax.axvline(
-            rule.p,
-            color=style.tint(rule, [rule]),
-            linewidth=0.6,
-            alpha=0.7,
-            zorder=0.5,
-            gid=f"at {rule.p:g}",
+            rule.p, color=style.tint(rule, [rule]), linewidth=0.5, zorder=0.5, gid=f"at {rule.p:g}"
         )
     for line in lines:
         _draw_line(ax, line)
         _draw_star(ax, line)
     every = sorted({p for line in lines for p in line.p})
-    stars = [line.stable[0] for line in lines]
+    stars = [p for line in lines for p in line.stable]
     _p_axis(ax, every, [star for star in stars if np.isfinite(star)])
-    handles = [ax.plot([], [], **line.look)[0] for line in lines]
-    labels = [f"{line.name}:  {_star(line)}" if named else _star(line) for line in lines]
-    style.legend_above(ax, handles, labels, title, bold=True)
+    ax.set_ylim(*limits)
 
 
 def _draw_line(ax: Axes, line: Line) -> None:
+    ax.plot(line.p, line.exponent, **line.look, linewidth=0.9, zorder=3, gid=f"line {line.gid}")
+    ax.vlines(
+        line.p,
+        line.low,
+        line.high,
+        color=line.look["color"],
+        linewidth=0.7,
+        zorder=2.8,
+        gid=f"bars {line.gid}",
+    )
     if np.isfinite(line.predicted).any():
         ax.plot(
             line.p,
@@ -213,20 +257,9 @@ def _draw_line(ax: Axes, line: Line) -> None:
             color=style.INK,
             linestyle=style.DOTTED,
             linewidth=1.4,
-            zorder=2,
+            zorder=3.2,
             gid=f"theory {line.gid}",
         )
-    ax.plot(line.p, line.exponent, **line.look, linewidth=0.9, zorder=3, gid=f"line {line.gid}")
-    ax.vlines(
-        line.p,
-        line.low,
-        line.high,
-        color=line.look["color"],
-        linewidth=1.6,
-        alpha=0.45,
-        zorder=3,
-        gid=f"bars {line.gid}",
-    )
 
 
 def _draw_star(ax: Axes, line: Line) -> None:
@@ -250,8 +283,7 @@ def _draw_star(ax: Axes, line: Line) -> None:
             ends,
             [0, 0],
             color=colour,
-            linewidth=2.4,
-            alpha=0.5,
+            linewidth=1.6,
             solid_capstyle="butt",
             zorder=3,
             gid=f"reach {line.gid}",
@@ -277,9 +309,9 @@ def _star(line: Line) -> str:
     """``p* = 0.50 [0.49, 0.52]``; with three digits if the interval is narrow."""
     star, low, high = line.stable
     if not np.isfinite(star):
-        return f"no $p^*$ within {BEYOND:g} of these $p$"
+        return f"no $p^{{\\star}}$ within {BEYOND:g} of these $p$"
     digits = 3 if high - low < 0.02 else 2
-    text = f"$p^*$ = {style.number(star, digits)}"
+    text = f"$p^{{\\star}}$ = {style.number(star, digits)}"
     if np.isfinite(high - low):
         text += f" [{style.number(low, digits)}, {style.number(high, digits)}]"
     return text

@@ -1,11 +1,12 @@
 """The final held-out loss against the learning rate: where the best rate lies at each rank."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
 
 from study.analysis.final_losses import INSIDE, common_rates
 from study.figures import style
@@ -39,27 +40,28 @@ def learning_rate_basins(tables: Tables) -> Figure:
         above=0.3 + (0.35 * len(shown) if len(shown) > 1 else 0),
     )
     crosses = edges = False
+    every = drawn = 0
     parts = style.rows(page, [sweep.family.label for sweep in shown])
     for part, sweep in zip(parts, shown, strict=True):
         panels = part.subplots(1, columns, sharex=True, sharey=True, squeeze=False)[0]
-        rules = sweep.family.rules[:columns]
+        rules, ranks = sweep.family.rules[:columns], style.ranks_to_draw(sweep.family.ranks)
         low, high = _y_range(sweep)
         for ax, rule in zip(panels, rules, strict=False):
-            for rank in sweep.family.ranks:
+            for rank in ranks:
                 crosses = _draw_basin(ax, sweep, rule, rank, high) or crosses
                 edges = _draw_best(ax, sweep, rule, rank) or edges
-            _rate_axis(ax)
+            _rate_axis(ax, sweep.rates)
             style.heading(ax, rule, columns)
         style.hide(panels[len(rules) :])
         style.y_label(panels[0], *LABEL)
         panels[0].set_ylim(low, high)
         style.linear_axis(panels[0])
-        drawn = {(rule, rank) for rule in rules for rank in set(sweep.of(rule)["rank"])}
-        style.rank_legend(part, panels, rules, sweep.family.ranks, drawn)
+        every, drawn = max((every, drawn), (len(sweep.family.ranks), len(ranks)))
     seeds = max(sweep.cells["seed"].nunique() for sweep in shown)
     best = "Large: the best learning rate of each rank"
     return style.finish(
         page,
+        style.on_ranks(drawn, every),
         f"Lines: mean over {seeds} seeds; bands: their range." if seeds > 1 else "",
         f"{best}; open: at an edge of the grid." if edges else f"{best}.",
         "×: diverged, or loss above the panel." if crosses else "",
@@ -89,7 +91,7 @@ def _y_range(sweep: Sweep) -> tuple[float, float]:
 def _draw_basin(ax: Axes, sweep: Sweep, rule: Rule, rank: float, top: float) -> bool:
     """The losses of one rank. Return whether any is a cross: diverged, or above ``top``.
 
-    gids: ``basin|band|cross <scaling> p=<p> r=<rank>``.
+    gids: ``basin|band|cross <scaling> p=<p> r=<rank>``; ``label <rank>``.
     """
     means = sweep.means(rule, rank)
     if means.empty:
@@ -107,6 +109,9 @@ def _draw_basin(ax: Axes, sweep: Sweep, rule: Rule, rank: float, top: float) -> 
         markersize=1.8,
         gid=f"basin {who}",
     )
+    if len(rates):
+        y = min(float(drawn["mean"].iloc[-1]), top)
+        style.label_end(ax, float(rates[-1]), y, style.rank_name(rank), colour)
     if sweep.cells["seed"].nunique() > 1:
         ax.fill_between(
             rates,
@@ -156,8 +161,16 @@ def _draw_best(ax: Axes, sweep: Sweep, rule: Rule, rank: float) -> bool:
     return edge
 
 
-def _rate_axis(ax: Axes) -> None:
+def _rate_axis(ax: Axes, rates: Sequence[float]) -> None:
+    """A logarithmic axis that ends with the rates, with at most about five labels."""
     ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(base=10, numticks=7))
+    powers = [k for k in range(-12, 7) if rates[0] * 0.99 <= 10.0**k <= rates[-1] * 1.01]
+    labelled = {10.0**k: f"$10^{{{k}}}$" for k in powers}
+    if len(labelled) < 3:
+        labelled = {rate: style.decimal(rate) for rate in rates}
+    ticks = list(labelled)[:: math.ceil(len(labelled) / 5)]
+    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_major_formatter(FixedFormatter([labelled[tick] for tick in ticks]))
+    ax.xaxis.set_minor_locator(FixedLocator(rates))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("learning rate")

@@ -22,7 +22,7 @@ from study.figures.selection import (
 from study.figures.theory_lines import fits
 from study.vocabulary.quantities import PRIMARY, Quantity
 
-MOST_FAMILIES, MOST_RULES = 4, 6
+MOST_FAMILIES, MOST_RULES = 3, 6
 LOOKS = {
     None: ("as loaded", "o", style.INK),
     8: ("8 bits", "s", "#2b6fc2"),
@@ -95,7 +95,7 @@ def _draw(
         step = int(fit["step"].iloc[0])
         fit = fit[fit["step"] == step]
         intervals |= _draw_row(ax, fit, quantity, len(names), bits)
-        names.append(f"{quantity.name}\nstep {step}")
+        names.append(f"{quantity.noun}\nstep {step}")
     ax.axvline(0, color=style.FAINT, linewidth=0.6, zorder=1)
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
@@ -122,8 +122,7 @@ def _draw_row(
             [found["ci_low"]],
             [found["ci_high"]],
             color=LOOKS[one][2],
-            linewidth=1.8,
-            alpha=0.45,
+            linewidth=0.8,
             zorder=2,
             gid=f"bars {who}",
         )

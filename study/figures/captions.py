@@ -1,5 +1,6 @@
 """Sentences that several figures print below their panels."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,10 @@ from study.vocabulary.sources import model_label
 from study.vocabulary.thresholds import CONFIDENCE
 
 CI = f"{CONFIDENCE:.0%} CI"
+
+FORMULA_OR_WORD = re.compile(r"(?:\$[^$]*\$|\\\$|[^\s$])+")
+"""A word of a text: a formula between dollars counts as one, with what adjoins it."""
+MARKUP = re.compile(r"\\(?:mathsf|mathrm|!)|\\(?=[a-zA-Z])|[${}^_]")
 
 EXPONENT = "scaling exponent with rank"
 
@@ -37,6 +42,21 @@ def sentence_on_ci(artists: str, kinds: Iterable[str]) -> str:
 def plain(text: str) -> str:
     """A wrapped text with names in it, as matplotlib prints it: a dollar would begin a formula."""
     return text.replace("$", r"\$")
+
+
+def wrapped(text: str, width: int) -> str:
+    """``text`` with line breaks, none of them within a formula.
+
+    A line has at most ``width`` characters as they are printed: the markup of formulas is free.
+    """
+    lines: list[str] = [""]
+    for word in FORMULA_OR_WORD.findall(text):
+        longer = f"{lines[-1]} {word}".strip()
+        if len(MARKUP.sub("", longer)) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return "\n".join(line for line in lines if line)
 
 
 def span(numbers: Iterable[int]) -> str:

@@ -21,7 +21,7 @@ from study.figures.selection import Absent, Family, Rule, Tables, holding, per_l
 from study.vocabulary.quantities import BACKWARD_IN, FORWARD_OUT, Quantity
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
-MOST_FAMILIES = 4
+MOST_FAMILIES = 3
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _draw(
         ax,
         found,
         family,
-        heading=f"{quantity.name}:  {quantity.symbol}",
+        heading=f"{quantity.noun} ({quantity.name}):  {quantity.symbol}",
         inches=ax.get_figure(root=True).get_figwidth() / 2 - 0.6,  # type: ignore[union-attr]
         curved=set(curves),
         more=[(line, "theory") for line in lines[:1]],

@@ -106,7 +106,7 @@ def _figure(
     settings = [
         (one.family, step) for one in shown for step in dict.fromkeys([one.steps[0], one.steps[-1]])
     ][:MOST_ROWS]
-    entries = 2 * min(max(len(family.rules) for family, _ in settings), laws.MOST_RULES) + 2
+    entries = min(max(len(family.rules) for family, _ in settings), laws.MOST_RULES) + 2
     page = style.figure(
         len(settings),
         len(measures),
@@ -140,7 +140,7 @@ def _figure(
     rings = "Rings: explicit runs, which train factors of their rank."
     return style.finish(
         page,
-        laws.fine_print(drawn, laws.PER_LAYER),
+        laws.fine_print(drawn, laws.PER_LAYER, inches=inches),
         dashed if theory else "",
         rings if len(explicit) else "",
         left_out,

@@ -15,7 +15,7 @@ from study.vocabulary.quantities import SITES
 from study.vocabulary.thresholds import SIGN_LIKE_FROM
 
 FACTORS, STAT = ("A_grad", "B_grad"), "rms"
-MOST_FAMILIES = 4
+MOST_FAMILIES = 3
 
 
 @style.paper()

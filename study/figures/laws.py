@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.transforms import ScaledTranslation
+from matplotlib.transforms import ScaledTranslation, Transform
 from pandas.api.types import is_numeric_dtype
 
 from study.analysis import fitted
@@ -21,7 +21,9 @@ from study.vocabulary.statuses import BROKEN
 
 MOST_RULES = 8
 NARROW = 2.5
-"""Width of a panel, in inches, below which a prediction has its own line in the legend."""
+"""Width of a panel, in inches, below which its legend has predictions in parentheses."""
+MARKER, WIDEST = 3.6, 10.0
+"""Points: what a marker with its bar takes beside those of other rules, and what all may take."""
 PER_LAYER = "one per seed, the mean over layers of the log; bars: 5th to 95th percentile of layers"
 """The points of :func:`layer_laws`, for :func:`fine_print`."""
 
@@ -175,21 +177,22 @@ def draw(
     """
     handles: list[Any] = []
     labels: list[str] = []
-    for place, law in enumerate(found):
+    for number, law in enumerate(found):
         colour = style.tint(law.rule, family.rules)
-        points = _draw_points(ax, law, family, colour)
-        line, theory = _draw_fit(ax, law, colour, straight=law.rule not in curved)
+        shift = min(MARKER, WIDEST / len(found)) * (number - (len(found) - 1) / 2)
+        aside = _aside(ax, shift if law.spread is not None else 0.0)
+        points = _draw_points(ax, law, family, colour, aside)
+        line = _draw_fit(ax, law, colour, straight=law.rule not in curved)
         handles.append((*line, *points))
-        labels.append(_exponent(law))
+        labels.append(_exponent(law, short=inches < NARROW))
         if law.fit is not None and np.isfinite(law.fit["predicted"]):
-            text = f"theory {style.number(law.fit['predicted'])}"
-            if theory and inches < NARROW:
-                handles += theory
-                labels.append(text)
-            else:
-                labels[-1] += f", {text}"
+            theory = style.number(law.fit["predicted"])
+            labels[-1] += f" ({theory})" if inches < NARROW else f", theory {theory}"
         if law.spread is not None and len(law.spread):
-            _draw_spread(ax, law, colour, aside=place - (len(found) - 1) / 2)
+            _draw_spread(ax, law, colour, aside)
+    place = ax.get_subplotspec()
+    if all(law.fit is None for law in found) and not (place is None or place.is_first_col()):
+        handles, labels = [], []  # the legend of the first panel has the names
     handles += [line for line, _ in more]
     labels += [name for _, name in more]
     style.rank_axis(ax, family.finite_ranks, inches)
@@ -197,7 +200,17 @@ def draw(
     style.legend_above(ax, handles, labels, heading)
 
 
-def _draw_points(ax: Axes, law: Law, family: Family, colour: Any) -> list[Line2D]:
+def _aside(ax: Axes, points: float) -> Transform:
+    """A shift by ``points`` on the page, not in the data.
+
+    It keeps the markers and the bars of several rules at one rank apart.
+    """
+    page = ax.get_figure(root=True)
+    assert page is not None
+    return ax.transData + ScaledTranslation(points / 72, 0, page.dpi_scale_trans)
+
+
+def _draw_points(ax: Axes, law: Law, family: Family, colour: Any, aside: Transform) -> list[Line2D]:
     """A hollow marker per cell. A diverged cell has no value: its cross is at the bottom."""
     who = style.gid(law.rule)
     if len(law.lost):
@@ -209,9 +222,12 @@ def _draw_points(ax: Axes, law: Law, family: Family, colour: Any) -> list[Line2D
             gid=f"lost {who}",
             **style.CROSS,
         )
+    # Matplotlib leaves shifted artists out when it chooses the limits.
+    ax.update_datalim(np.column_stack([law.rank, law.value]))
     return ax.plot(
         law.rank,
         law.value,
+        transform=aside,
         color=colour,
         marker=style.marker(law.rule, family.rules),
         markerfacecolor="white",
@@ -222,12 +238,10 @@ def _draw_points(ax: Axes, law: Law, family: Family, colour: Any) -> list[Line2D
     )
 
 
-def _draw_fit(
-    ax: Axes, law: Law, colour: Any, *, straight: bool
-) -> tuple[list[Line2D], list[Line2D]]:
-    """The fitted line with its band and, if ``straight``, the predicted line as thicker dots."""
+def _draw_fit(ax: Axes, law: Law, colour: Any, *, straight: bool) -> list[Line2D]:
+    """The fitted line with its band and, if ``straight``, the predicted line as dots upon it."""
     if law.fit is None:
-        return [], []
+        return []
     who = style.gid(law.rule)
     along = np.geomspace(law.fit["rank_min"], law.fit["rank_max"], 65)
     middle, low, high = fitted(law.fit, along)
@@ -236,29 +250,25 @@ def _draw_fit(
     )
     line = ax.plot(along, middle, color=colour, zorder=3, gid=f"line {who}")
     if not straight or not np.isfinite(law.fit["predicted"]):
-        return line, []
+        return line
     predicted, *_ = fitted({**law.fit, "exponent": law.fit["predicted"]}, along)
-    dotted: dict[str, Any] = {"color": style.INK, "linestyle": style.DOTTED, "linewidth": 1.8}
-    return line, ax.plot(along, predicted, zorder=2.5, gid=f"theory {who}", **dotted)
+    dotted: dict[str, Any] = {"color": style.INK, "linestyle": style.DOTTED, "linewidth": 1.5}
+    ax.plot(along, predicted, zorder=3.2, gid=f"theory {who}", **dotted)
+    return line
 
 
-def _draw_spread(ax: Axes, law: Law, colour: Any, aside: float) -> None:
-    """A bar per rank from ``low`` to ``high``.
-
-    Bars of several rules are shifted ``aside`` on the page, not in the data.
-    """
-    spread, page = law.spread, ax.get_figure(root=True)
+def _draw_spread(ax: Axes, law: Law, colour: Any, aside: Transform) -> None:
+    """A bar per rank from ``low`` to ``high``, behind the markers."""
+    spread = law.spread
     assert spread is not None
-    assert page is not None
     ax.vlines(
         spread.index,
         spread["low"],
         spread["high"],
-        transform=ax.transData + ScaledTranslation(aside * 2.6 / 72, 0, page.dpi_scale_trans),
+        transform=aside,
         color=colour,
-        alpha=0.3,
-        linewidth=2.2,
-        zorder=1,
+        linewidth=0.6,
+        zorder=2.2,
         gid=f"spread {style.gid(law.rule)}",
     )
     ax.update_datalim(
@@ -266,31 +276,44 @@ def _draw_spread(ax: Axes, law: Law, colour: Any, aside: float) -> None:
     )
 
 
-def _exponent(law: Law) -> str:
-    """``LoRA  −0.50 [−0.52, −0.48]``; with three digits if the interval is narrow."""
+def _exponent(law: Law, *, short: bool) -> str:
+    """``LoRA  −0.50 [−0.52, −0.48]``; with three digits if the interval is narrow.
+
+    ``short``: two digits, and a rule without a p of its own is ``p = 0.75``.
+    """
+    name = f"p = {law.rule.p:g}" if short and not law.rule.has_own_p else style.name(law.rule)
     if law.fit is None:
-        return style.name(law.rule)
+        return name
     low, high = law.fit["ci_low"], law.fit["ci_high"]
-    digits = 3 if high - low < 0.02 else 2
+    digits = 3 if high - low < 0.02 and not short else 2
     gap = "  " if law.rule.has_own_p else ": "  # the name ends with a number
-    text = f"{style.name(law.rule)}{gap}{style.number(law.fit['exponent'], digits)}"
+    text = f"{name}{gap}{style.number(law.fit['exponent'], digits)}"
     if np.isfinite(high - low):
         text += f" [{style.number(low, digits)}, {style.number(high, digits)}]"
     return text
 
 
-def fine_print(drawn: Sequence[Law], points: str = "one per seed", *, straight: bool = True) -> str:
+def fine_print(
+    drawn: Sequence[Law],
+    points: str = "one per seed",
+    *,
+    straight: bool = True,
+    inches: float = NARROW,
+) -> str:
     """What points, lines, bands, brackets and crosses mean.
 
-    ``straight``: whether predictions are drawn as straight lines.
+    ``straight``: whether predictions are drawn as straight lines. ``inches``: the width of a panel.
     """
     fits = [law.fit for law in drawn if law.fit is not None]
     sentences = [f"Points: {points}."]
     if fits:
         sentences.append("Lines: power-law fits. Legend: exponents.")
         sentences.append(sentence_on_ci("Brackets, bands", {fit["interval"] for fit in fits}))
-    if straight and any(np.isfinite(fit["predicted"]) for fit in fits):
-        sentences.append("Dotted: predicted slope, through the centre of the fit.")
+    if any(np.isfinite(fit["predicted"]) for fit in fits):
+        if straight:
+            sentences.append("Dotted: predicted slope, through the centre of the fit.")
+        if inches < NARROW:
+            sentences.append("In parentheses: the predicted exponent.")
     if any(len(law.lost) for law in drawn):
         sentences.append("×: a run at this rank had diverged or got stuck by then.")
     return " ".join(filter(None, sentences))

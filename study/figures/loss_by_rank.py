@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from study.analysis.final_losses import INSIDE, fans, fixed_rate
 from study.figures import style
@@ -16,6 +15,8 @@ from study.figures.selection import Absent, Rule, Tables, most_varied, rules_lef
 from study.vocabulary.scaling import RULES
 
 MOST_SWEEPS, MOST_RULES = 3, 5
+FARTHEST_START = 2.0
+"""The loss before training is drawn if the y axis grows by at most this factor for it."""
 REFERENCE = RULES["rslora"]
 """The rule whose steps the others are matched to."""
 
@@ -37,24 +38,34 @@ def loss_against_rank(tables: Tables) -> Figure:
     shown, left_out = most_varied(every, MOST_SWEEPS, lambda sweep: sweep.family)
     points_of = [_panels(sweep) for sweep in shown]
     columns = max(len(panels) for panels in points_of)
-    entries = max(len(sweep.family.rules[:MOST_RULES]) for sweep in shown) + 2
     page = style.figure(
         len(shown),
         columns,
         column=style.FULL if columns > 1 else style.HALF,
         ratio=0.66 if columns < 3 else 0.9,
-        above=0.3 + 0.14 * entries * len(shown),
+        above=0.5 + 0.45 * len(shown),
     )
     inches = page.get_figwidth() / columns - 0.5
     parts = style.rows(page, [sweep.family.label for sweep in shown])
+    beside = sorted({rule for sweep in shown for rule in sweep.family.rules[:MOST_RULES]})
     for part, sweep, drawn in zip(parts, shown, points_of, strict=True):
         panels = part.subplots(1, columns, sharey=True, squeeze=False)[0]
+        rules = sweep.family.rules[:MOST_RULES]
+        start = sweep.start if _is_near(sweep.start, drawn) else np.nan
         for ax, (heading, points) in zip(panels, drawn.items(), strict=False):
-            _draw(ax, sweep, points, heading, inches)
+            _draw(ax, points, start, rules, beside)
+            style.rank_axis(ax, sweep.family.finite_ranks, inches)
+            ax.set_title(heading, loc="left")
             ax.set_xlabel("rank $r$" + _cost(sweep, tables.probes))
         style.hide(panels[len(drawn) :])
         style.y_label(panels[0], *LABEL)
         style.linear_axis(panels[0])
+    page.legend(
+        [_handle(page.axes[0], rule, beside) for rule in beside],
+        [style.name(rule) for rule in beside],
+        loc="outside upper right",
+        ncols=min(len(beside), 2 * columns),
+    )
     all_points = pd.concat([points for drawn in points_of for points in drawn.values()])
     seeds = max(sweep.cells["seed"].nunique() for sweep in shown)
     return style.finish(
@@ -63,11 +74,20 @@ def loss_against_rank(tables: Tables) -> Figure:
         if seeds > 1
         else "Points: runs (one seed).",
         "Open: the best rate is at an edge of the grid." if all_points["edge"].any() else "",
+        _on_start([sweep.start for sweep in shown]),
         "Dashed: infinite rank." if np.isinf(all_points["rank"]).any() else "",
         left_out,
         rules_left_out([sweep.family for sweep in shown], MOST_RULES),
         shown=shown,
     )
+
+
+def _on_start(losses: list[float]) -> str:
+    """A sentence on the loss before training; empty if no study evaluated it."""
+    known = sorted({f"{loss:.2f}" for loss in losses if np.isfinite(loss)})
+    if not known:
+        return ""
+    return f"Base: the loss before training, {' to '.join(dict.fromkeys([known[0], known[-1]]))}."
 
 
 def _panels(sweep: Sweep) -> dict[str, pd.DataFrame]:
@@ -120,30 +140,49 @@ def _matched(sweep: Sweep, fixed: float) -> pd.DataFrame:
     return points[points.groupby("rank")["rule"].transform("nunique") > 1]
 
 
-def _draw(ax: Axes, sweep: Sweep, points: pd.DataFrame, heading: str, inches: float) -> None:
-    """One panel, with the rules in a legend above it."""
-    handles: list[Any] = []
-    labels: list[str] = []
-    for rule in sweep.family.rules[:MOST_RULES]:
+def _is_near(start: float, drawn: dict[str, pd.DataFrame]) -> bool:
+    """Whether the loss before training is so near that a line for it leaves room for the others."""
+    loss = pd.concat(drawn.values())["loss"]
+    low, high = loss.min(), loss.max()
+    return bool(max(high, start) - min(low, start) <= (1 + FARTHEST_START) * (high - low))
+
+
+def _draw(
+    ax: Axes, points: pd.DataFrame, start: float, rules: list[Rule], beside: list[Rule]
+) -> None:
+    """One panel, with the ``rules`` of its setting; ``beside``: those of the figure.
+
+    ``start``: the loss of the base, NaN if it is not drawn. gid: ``base``.
+    """
+    if np.isfinite(start):
+        ax.axhline(
+            start, color=style.FAINT, linewidth=0.8, linestyle=style.DASHED, gid="base", zorder=1
+        )
+        ax.annotate(
+            "base",
+            (0, start),
+            (2, -2),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="top",
+            color=style.FAINT,
+            fontsize=7,
+        )
+    for rule in rules:
         mine = points[points["rule"] == rule]
         if len(mine):
-            handles.append(_draw_rule(ax, rule, sweep.family.rules, mine))
-            labels.append(style.name(rule))
-    style.rank_axis(ax, sweep.family.finite_ranks, inches)
-    style.legend_above(ax, handles, labels, heading)
+            _draw_rule(ax, rule, beside, mine)
 
 
-def _draw_rule(
-    ax: Axes, rule: Rule, beside: list[Rule], points: pd.DataFrame
-) -> tuple[Line2D, Line2D]:
-    """The points and the mean of one rule; infinite rank is a horizontal line. Return its handle.
+def _draw_rule(ax: Axes, rule: Rule, beside: list[Rule], points: pd.DataFrame) -> None:
+    """The points and the mean of one rule; infinite rank is a horizontal line.
 
     gids: ``points|line|edge|limit <scaling> p=<p>``.
     """
     colour, who = style.tint(rule, beside), style.gid(rule)
     finite = points[np.isfinite(points["rank"])].sort_values("rank", kind="stable")
     mean = finite.groupby("rank")["loss"].mean()
-    (line,) = ax.plot(mean.index, mean, color=colour, gid=f"line {who}", zorder=2)
+    ax.plot(mean.index, mean, color=colour, gid=f"line {who}", zorder=2)
     dots: dict[str, Any] = {
         "color": colour,
         "marker": style.marker(rule, beside),
@@ -166,7 +205,12 @@ def _draw_rule(
             gid=f"limit {who}",
             zorder=1,
         )
-    return line, Line2D([], [], **dots)
+
+
+def _handle(ax: Axes, rule: Rule, beside: list[Rule]) -> Any:
+    """The entry of a rule in the legend."""
+    look: dict[str, Any] = {"color": style.tint(rule, beside), "marker": style.marker(rule, beside)}
+    return ax.plot([], [], **look)[0]
 
 
 def _cost(sweep: Sweep, probes: pd.DataFrame) -> str:

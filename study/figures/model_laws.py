@@ -6,7 +6,7 @@ from study.figures import laws, style
 from study.figures.selection import Tables, holding, model_wide
 from study.vocabulary.quantities import DESCENT, GRADIENT_NORM, Quantity
 
-MOST_FAMILIES = 4
+MOST_FAMILIES = 3
 
 
 @style.paper()

@@ -107,7 +107,7 @@ def _page(shown: list[Map], rows: int, columns: int) -> Figure:
     """A page whose height follows the number of projections."""
     kinds = max(len(one.kinds) for one in shown)
     # A row of panels: the map, its heading and axis, and the heading of the setting.
-    inches = max(0.16 * kinds, 0.4) + 0.75 + (0.2 if rows > 1 else 0)
+    inches = max(0.16 * kinds, 0.5) + 0.75 + (0.2 if rows > 1 else 0)
     page = style.figure(rows, columns, ratio=0.1)
     page.set_figheight(rows * inches + 0.3)
     return page

@@ -23,7 +23,7 @@ from study.figures.training_curves import step_axis
 from study.vocabulary.quantities import PRIMARY, Quantity
 from study.vocabulary.thresholds import STABLE_RATIO
 
-MOST_FAMILIES, MOST_RULES = 4, 6
+MOST_FAMILIES, MOST_RULES = 3, 6
 
 Fits = dict[tuple[Rule, str], pd.DataFrame]
 """By rule and name of quantity: the fits, one row per step."""
@@ -48,31 +48,33 @@ def exponents_over_training(tables: Tables) -> Figure:
         q for q in PRIMARY if any(q.name == name for _, rows in drawn for _, name in rows)
     ]
 
-    page = style.figure(len(drawn), len(quantities), ratio=0.95, above=0.3 + 0.45 * len(drawn))
+    ratio = 0.95 * len(quantities) / 4  # the height does not depend on the number of columns
+    page = style.figure(len(drawn), len(quantities), ratio=ratio, above=0.3 + 0.45 * len(drawn))
     theory = False
     parts = style.rows(page, [family.label for family, _ in drawn])
+    beside = sorted({rule for family, _ in drawn for rule in family.rules[:MOST_RULES]})
     for part, (family, rows) in zip(parts, drawn, strict=True):
         panels = part.subplots(1, len(quantities), sharex=True, sharey=True, squeeze=False)[0]
         rules = [rule for rule in family.rules[:MOST_RULES] if any(rule == one for one, _ in rows)]
         for ax, quantity in zip(panels, quantities, strict=True):
             name = quantity.name
             here = {rule: rows[rule, name] for rule in rules if (rule, name) in rows}
-            theory = _draw(ax, family, quantity, here) or theory
+            theory = _draw(ax, family.finite_ranks, beside, quantity, here) or theory
             step_axis(ax, np.concatenate([fit["step"].to_numpy(int) for fit in rows.values()]))
         style.y_label(panels[0], "scaling exponent", "with rank")
         style.linear_axis(panels[0])
-        part.legend(
-            [panels[0].plot([], [], **_look(rule, family))[0] for rule in rules],
-            [style.name(rule) for rule in rules],
-            loc="outside upper right",
-            ncols=len(rules),
-        )
+    page.legend(
+        [page.axes[0].plot([], [], **_look(rule, beside))[0] for rule in beside],
+        [style.name(rule) for rule in beside],
+        loc="outside upper right",
+        ncols=len(beside),
+    )
     kinds = {str(kind) for _, rows in drawn for one in rows.values() for kind in one["interval"]}
     return style.finish(
         page,
         sentence_on_ci("Bands", kinds),
         f"Grey: a change by less than a factor of {STABLE_RATIO:g} over these ranks.",
-        "Dotted: theory." if theory else "",
+        "Short black lines: theory." if theory else "",
         left_out,
         rules_left_out([family for family, _ in drawn], MOST_RULES),
         shown=[family for family, _ in drawn],
@@ -89,18 +91,23 @@ def _fits(family: Family, exponents: pd.DataFrame) -> Fits:
     return found
 
 
-def _draw(ax: Axes, family: Family, quantity: Quantity, rows: dict[Rule, pd.DataFrame]) -> bool:
+def _draw(
+    ax: Axes,
+    ranks: list[float],
+    beside: list[Rule],
+    quantity: Quantity,
+    rows: dict[Rule, pd.DataFrame],
+) -> bool:
     """The exponents of one quantity. Return whether theory predicts any of them.
 
-    gids: ``curve|band|theory <rule>``, ``level``.
+    ``beside``: the rules of the figure. gids: ``curve|band|theory <rule>``, ``level``.
     """
-    ranks = family.finite_ranks
     margin = np.log(STABLE_RATIO) / np.log(ranks[-1] / ranks[0])
     ax.axhspan(-margin, margin, color=style.FAINT, alpha=0.13, linewidth=0, zorder=0, gid="level")
     ax.axhline(0, color=style.FAINT, linewidth=0.6, zorder=1)
     theory = False
     for rule, fit in rows.items():
-        who, look = style.gid(rule), _look(rule, family)
+        who, look = style.gid(rule), _look(rule, beside)
         step = fit["step"].to_numpy(int)
         ax.fill_between(
             step,
@@ -116,26 +123,25 @@ def _draw(ax: Axes, family: Family, quantity: Quantity, rows: dict[Rule, pd.Data
         predicted = fit["predicted"].to_numpy(float)
         if np.isfinite(predicted).any():
             theory = True
-            single = np.isfinite(predicted).sum() == 1  # no line to see: draw a dash
             ax.plot(
                 step,
                 predicted,
                 color=style.INK,
-                linestyle=style.DOTTED,
-                linewidth=1.5,
-                marker="_" if single else None,
-                markersize=7,
-                zorder=2.5,
+                linestyle="none",
+                marker="_",
+                markersize=8,
+                markeredgewidth=1.1,
+                zorder=3.5,
                 gid=f"theory {who}",
             )
-    ax.set_title(f"{quantity.name}\n{quantity.symbol}", linespacing=1.2)
+    ax.set_title(f"{quantity.noun}\n{quantity.symbol}", linespacing=1.2)
     return theory
 
 
-def _look(rule: Rule, family: Family) -> dict[str, Any]:
+def _look(rule: Rule, beside: list[Rule]) -> dict[str, Any]:
     return {
-        "color": style.tint(rule, family.rules),
-        "marker": style.marker(rule, family.rules),
+        "color": style.tint(rule, beside),
+        "marker": style.marker(rule, beside),
         "markersize": 2.6,
         "markerfacecolor": "white",
         "markeredgewidth": 0.7,

@@ -31,6 +31,8 @@ from study.vocabulary.quantities import GRADIENT_NORM, METRICS
 from study.vocabulary.statuses import BROKEN
 
 MOST_RULES = 5
+FEWEST_EVALUATIONS = 3
+"""With fewer, a line would suggest a course that nobody measured."""
 LARGEST_LOG = 500.0
 """e^500 is still finite."""
 
@@ -58,9 +60,10 @@ def loss_curves(tables: Tables) -> Figure:
     """Training loss and held-out perplexity over training, one curve per rank (Kalajdzievski 2023,
     arXiv 2312.03732, Figure 2).
 
-    A row of panels each; the second only if the study was evaluated. A column per rule; rows share
-    their y axis. Losses are means over target tokens in nats. Perplexity is the exponential of the
-    held-out loss; its mean over seeds is geometric.
+    A row of panels each; the second only if the study was evaluated at three steps or more. A
+    column per rule; rows share their y axis, and show the other rules in grey. Losses are means
+    over target tokens in nats. Perplexity is the exponential of the held-out loss; its mean over
+    seeds is geometric.
     """
     loss, heldout = (per_step(tables.cells, tables.metrics, name) for name in ("loss", "eval_loss"))
     log = np.minimum(heldout["value"].astype(float), LARGEST_LOG)
@@ -69,8 +72,9 @@ def loss_curves(tables: Tables) -> Figure:
         Row((metric.label, f"({metric.unit})"), loss, geometric=False),
         Row(("held-out", "perplexity"), heldout.assign(value=np.exp(log)), geometric=True),
     ]
+    few = heldout["step"].nunique() < FEWEST_EVALUATIONS
     cells = _shown(tables.cells, loss, "finite training loss")
-    return _over_training(cells, rows, most=3, ratio=0.47)
+    return _over_training(cells, rows[:1] if few else rows, most=3, ratio=0.52)
 
 
 @style.paper()
@@ -87,7 +91,7 @@ def grad_norm_curves(tables: Tables) -> Figure:
     series = probed if set(probed["cell_id"]) >= set(every_step["cell_id"]) else every_step
     row = Row((GRADIENT_NORM.name, GRADIENT_NORM.symbol), series, geometric=True)
     cells = _shown(tables.cells, series, "model-wide gradient norm")
-    return _over_training(cells, [row], most=4, ratio=0.62, log=True)
+    return _over_training(cells, [row], most=3, ratio=0.62, log=True)
 
 
 def _shown(cells: pd.DataFrame, series: pd.DataFrame, what: str) -> pd.DataFrame:
@@ -120,6 +124,7 @@ def _over_training(
     hidden = any(coincide(found, limits(found, log=log, margin=0), log=log) for found in drawn)
     text = fine_print(
         [curve for found in drawn for curve in found],
+        ranks=max(len(style.ranks_to_draw(family.ranks)) for family in shown),
         mean="geometric mean" if log else "mean",
         hidden=hidden,
     )
@@ -129,30 +134,29 @@ def _over_training(
 def _draw(
     part: Figure | SubFigure, family: Family, rows: list[Row], columns: int, log: bool
 ) -> list[list[Curve]]:
-    """The panels of one setting and the legend of its ranks. Return the curves of each row."""
+    """The panels of one setting. Return the curves of each row, of all ranks."""
     panels = part.subplots(len(rows), columns, sharex=True, sharey="row", squeeze=False)
-    rules = family.rules[:columns]
-    drawn: list[list[Curve]] = []
+    rules, ranks = family.rules[:columns], style.ranks_to_draw(family.ranks)
+    every: list[list[Curve]] = []
     for axes, row in zip(panels, rows, strict=True):
-        found = [curve for curve in row.curves(family) if curve.rule in rules]
+        measured = [curve for curve in row.curves(family) if curve.rule in rules]
+        found = [curve for curve in measured if curve.rank in ranks or curve.broken]
         reach = limits(found, log=log, margin=0)
         for ax, rule in zip(axes, rules, strict=False):
-            draw(ax, [curve for curve in found if curve.rule == rule], family.ranks, reach)
+            own = [curve for curve in found if curve.rule == rule]
+            others = [c for c in found if c.rule != rule and c.rank in (ranks[0], ranks[-1])]
+            draw(ax, own, others, ranks, reach)
         style.y_label(axes[0], *row.label)
         axes[0].set_ylim(*limits(found, log=log, margin=0.05))
         if log:
             style.log_axis(axes)
         else:
             style.linear_axis(axes[0])
-        drawn.append(found)
-    every = [curve for found in drawn for curve in found]
+        every.append(measured)
     for ax, rule in zip(panels[0], rules, strict=False):
         style.heading(ax, rule, columns)
     style.hide(panels[:, len(rules) :].flat)
-    steps = np.concatenate([curve.step for curve in every if curve.has_line])
+    steps = [curve.step for measured in every for curve in measured if curve.has_line]
     for ax in panels[-1]:
-        step_axis(ax, steps)
-    style.rank_legend(
-        part, panels, rules, family.ranks, {(curve.rule, curve.rank) for curve in every}
-    )
-    return drawn
+        step_axis(ax, np.concatenate(steps))
+    return every

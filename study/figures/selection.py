@@ -19,10 +19,13 @@ from study.analysis.grouping import NOT_A_CURVE, distinguishing, end_steps
 from study.errors import StudyError, printable
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import MODEL_WIDE, TRAIN
-from study.vocabulary.scaling import RULES
+from study.vocabulary.scaling import RULES, rule_label
 from study.vocabulary.sources import model_label
 
 T = TypeVar("T")
+
+MOST_NAMED = 3
+"""Rules that a sentence names; more are counted."""
 
 
 class Tables(Protocol):
@@ -140,14 +143,17 @@ def most_varied(
     optimizer = [family(found[i]).keys.get("optimizer") for i in largest]
     turn = [optimizer[:i].count(optimizer[i]) for i in range(len(largest))]
     chosen = {largest[i] for i in np.argsort(turn, kind="stable")[:most]}
-    left_out = f"{most} of {len(found)} settings shown." if most < len(found) else ""
+    left_out = f"{most} of {len(found)} settings are drawn." if most < len(found) else ""
     return [one for i, one in enumerate(found) if i in chosen], left_out
 
 
 def rules_left_out(found: Sequence[Family], most: int) -> str:
-    """A sentence for a figure that shows only ``most`` of the rules; empty if it shows all."""
-    rules = max(len(family.rules) for family in found)
-    return f"{most} of {rules} rules shown." if rules > most else ""
+    """A sentence on the rules that a figure of at most ``most`` leaves out; empty if none."""
+    left_out = sorted({rule for family in found for rule in family.rules[most:]})
+    if len(left_out) > MOST_NAMED:
+        return f"{most} of {max(len(family.rules) for family in found)} rules are drawn."
+    names = ", ".join(rule_label(rule.scaling, rule.p) for rule in left_out)
+    return f"Not drawn: {names}." if names else ""
 
 
 def _named(column: str, value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -113,45 +114,63 @@ def _averaged(
 
 
 def draw(
-    ax: Axes, found: Sequence[Curve], ranks: Sequence[float], reach: tuple[float, float]
+    ax: Axes,
+    found: Sequence[Curve],
+    others: Sequence[Curve],
+    ranks: Sequence[float],
+    reach: tuple[float, float],
 ) -> None:
-    """Draw curves in the shades of their ranks. Curves that are not complete are thinner, and the
-    curve of a broken cell ends in a cross.
+    """Draw the curves of a rule in the shades of their ranks, each labelled with its rank.
 
-    A cross outside of the range ``reach`` is drawn at its edge.
-    gids: ``curve|raw|band|cross <scaling> p=<p> r=<rank> <status>``.
+    Curves that are not complete are thinner, and the curve of a broken cell ends in a cross. A
+    cross outside of the range ``reach`` is drawn at its edge. ``others``: curves of other rules,
+    drawn in grey behind.
+    gids: ``curve|raw|band|cross|other <scaling> p=<p> r=<rank> <status>``; ``label <rank>``.
     """
-    opacity = max(0.05, 0.6 / (3 + len(ranks)))  # many overlapping bands become opaque
-    dots = "o" if all(len(curve.step) <= MARKED_UP_TO for curve in found) else None
-    for curve in sorted(found, key=lambda c: (not c.complete, c.rank)):
-        colour = style.shade(curve.rule, curve.rank, ranks)
-        who = f"{style.gid(curve.rule)} r={style.rank_name(curve.rank)} {curve.status}"
-        if curve.cells > 1:
-            ax.fill_between(
-                curve.step,
-                curve.low,
-                curve.high,
-                color=colour,
-                alpha=opacity,
-                linewidth=0,
-                zorder=1,
-                gid=f"band {who}",
-            )
-        if curve.window > 1:
+    for curve in others:
+        if curve.complete:
             ax.plot(
                 curve.step,
-                curve.raw,
-                color=colour,
-                alpha=0.15,
-                linewidth=0.3,
-                zorder=1.5,
-                gid=f"raw {who}",
+                curve.value,
+                color=style.CONTEXT,
+                linewidth=0.4,
+                zorder=0.5,
+                gid=f"other {_who(curve)}",
             )
-        if curve.broken:
-            last = np.clip(curve.value[-1:], *reach)
-            ax.plot(curve.step[-1:], last, color=colour, gid=f"cross {who}", **style.CROSS)
-        if not curve.has_line:
-            continue
+    dots = "o" if all(len(curve.step) <= MARKED_UP_TO for curve in found) else None
+    for curve in sorted(found, key=lambda c: (not c.complete, c.rank)):
+        _draw_curve(ax, curve, style.shade(curve.rule, curve.rank, ranks), dots, len(ranks), reach)
+    for rank in ranks:
+        ends = [curve for curve in found if curve.rank == rank and curve.has_line]
+        if ends:
+            last = max(ends, key=lambda curve: (curve.complete, curve.step[-1]))
+            y = float(np.clip(last.value[-1], *reach))
+            colour = style.shade(last.rule, rank, ranks)
+            style.label_end(ax, float(last.step[-1]), y, style.rank_name(rank), colour)
+
+
+def _draw_curve(
+    ax: Axes,
+    curve: Curve,
+    colour: style.RGBA,
+    dots: str | None,
+    ranks: int,
+    reach: tuple[float, float],
+) -> None:
+    """One curve, with its range over the seeds and its distance from the values before smoothing.
+
+    ``ranks``: how many ranks the panel has: many overlapping areas become opaque.
+    """
+    who = _who(curve)
+    areas = [("band", curve.low, curve.high, max(0.05, 0.6 / (3 + ranks)))] * (curve.cells > 1)
+    areas += [("raw", curve.raw, curve.value, 0.25)] * (curve.window > 1)
+    for kind, low, high, opacity in areas:
+        area: dict[str, Any] = {"color": colour, "alpha": opacity, "linewidth": 0, "zorder": 1}
+        ax.fill_between(curve.step, low, high, gid=f"{kind} {who}", **area)
+    if curve.broken:
+        last = np.clip(curve.value[-1:], *reach)
+        ax.plot(curve.step[-1:], last, color=colour, gid=f"cross {who}", **style.CROSS)
+    if curve.has_line:
         ax.plot(
             curve.step,
             curve.value,
@@ -162,6 +181,10 @@ def draw(
             markersize=2.2,
             gid=f"curve {who}",
         )
+
+
+def _who(curve: Curve) -> str:
+    return f"{style.gid(curve.rule)} r={style.rank_name(curve.rank)} {curve.status}"
 
 
 def limits(found: Sequence[Curve], *, log: bool, margin: float) -> tuple[float, float]:
@@ -203,7 +226,8 @@ def step_axis(ax: Axes, steps: np.ndarray) -> None:
     ax.set_xlabel("optimizer step")
     last = max(int(steps.max()), 1)
     if last <= 64 or np.median(steps) > last / 8:
-        ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+        whole = MaxNLocator(6, steps=[1, 2, 5, 10], integer=True).tick_values(0, last)
+        ax.xaxis.set_major_locator(FixedLocator([step for step in whole if 0 <= step <= last]))
         return
     powers = [10**k for k in range(len(str(last)))]
     ax.set_xscale("symlog", linthresh=1, linscale=0.3)
@@ -213,17 +237,29 @@ def step_axis(ax: Axes, steps: np.ndarray) -> None:
     ax.set_xlim(-0.1, last * 1.15)
 
 
-def fine_print(drawn: Sequence[Curve], *, mean: str = "mean", hidden: bool = False) -> str:
-    """What lines, bands and crosses mean. ``hidden``: whether some curves hide others."""
+def fine_print(
+    drawn: Sequence[Curve], *, ranks: int, mean: str = "mean", hidden: bool = False
+) -> str:
+    """What lines, bands and crosses mean.
+
+    ``drawn``: the curves of all ranks; ``ranks``: how many ranks are drawn. ``hidden``: whether
+    some curves hide others.
+    """
     seeds = [curve.cells for curve in drawn if curve.complete]
     windows = {curve.window for curve in drawn} - {1}
-    sentences = []
+    every = len({curve.rank for curve in drawn})
+    sentences = [style.on_ranks(ranks, every)]
     if max(seeds, default=1) > 1:
         sentences.append(f"Lines: {mean} over {span(seeds)} seeds; bands: their range.")
+    if len({curve.rule for curve in drawn if curve.complete}) > 1:
+        sentences.append("Grey: the other rules, at the lowest and the highest rank.")
     if hidden:
-        sentences.append("In a panel with a single visible curve, the curves of all ranks overlap.")
+        sentences.append("Where a panel shows a single line, the lines of all ranks coincide.")
     if windows:
-        sentences.append(f"Smoothed over {max(windows)} steps; thin pale lines: before smoothing.")
+        sentences.append(
+            f"Smoothed over {max(windows)} steps; shaded: the distance from the values before "
+            "smoothing."
+        )
     if any(not curve.complete and not curve.broken for curve in drawn):
         sentences.append("Thin lines: runs that have not finished.")
     broken = [status for status in BROKEN if any(curve.status == status for curve in drawn)]

@@ -59,14 +59,14 @@ def truncated_losses(tables: Tables) -> Figure:
         _kept_axis(panels[: len(rules)], sorted({k for k in joined["kept"] if 0 < k < math.inf}))
         style.y_label(panels[0], METRICS["eval_loss"].label, f"({METRICS['eval_loss'].unit})")
         style.linear_axis(panels[0])
-        pairs = joined[joined["rule"].isin(rules)]
-        drawn = set(zip(pairs["rule"], pairs["rank"], strict=True))
-        style.rank_legend(part, panels, rules, family.ranks, drawn)
     seeds = max(family.cells["seed"].nunique() for family in shown)
     base = sorted({f"{loss:.2f}" for loss in rows.loc[rows["kept"] == 0, "loss"]})
     return style.finish(
         page,
         f"Lines: mean over {seeds} seeds." if seeds > 1 else "",
+        style.on_ranks(
+            *max((len(style.ranks_to_draw(one.ranks)), len(one.ranks)) for one in shown)
+        ),
         "Large: the whole run.",
         f"Base ($k = 0$): {' to '.join(dict.fromkeys([base[0], base[-1]]))}." if base else "",
         left_out,
@@ -76,9 +76,12 @@ def truncated_losses(tables: Tables) -> Figure:
 
 
 def _draw(ax: Axes, family: Family, rule: Rule, rows: pd.DataFrame) -> None:
-    """The lines of one rule. gids: ``cut|whole <scaling> p=<p> r=<rank>``."""
+    """The lines of one rule, each labelled at its end.
+
+    gids: ``cut|whole <scaling> p=<p> r=<rank>``; ``rank <rank>``.
+    """
     most = max((k for k in rows["kept"] if math.isfinite(k)), default=1.0)
-    for rank in family.ranks:
+    for rank in style.ranks_to_draw(family.ranks):
         loss = rows[(rows["rank"] == rank) & (rows["kept"] > 0)].groupby("kept")["loss"].mean()
         if loss.empty:
             continue
@@ -97,15 +100,28 @@ def _draw(ax: Axes, family: Family, rule: Rule, rows: pd.DataFrame) -> None:
             zorder=4,
             gid=f"whole {who}",
         )
+        ax.annotate(
+            style.rank_name(rank),
+            (kept[-1], loss.iloc[-1]),
+            (3, 3),
+            textcoords="offset points",
+            color=colour,
+            fontsize=7,
+            gid=f"rank {style.rank_name(rank)}",
+        )
 
 
 def _kept_axis(panels: Any, kept: list[float]) -> None:
     """A logarithmic axis with at most about six labels."""
     labelled = kept[:: 1 + (len(kept) - 1) // 6]
+    # Room for the labels: above the markers, and right of the last one.
+    right = 2 * panels[0].get_xlim()[1]
     for ax in panels:
+        ax.margins(y=0.15)
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_locator(FixedLocator(labelled))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda k, _: style.rank_name(k)))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.set_xlim(right=right)
         ax.set_xlabel("rank $k$ of the cut $\\Delta W$")

@@ -1,25 +1,21 @@
-"""Synthetic studies with known power laws, and a check that no text overlaps another."""
+"""Synthetic studies with known power laws."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.legend import Legend
 from matplotlib.text import Text
-from matplotlib.transforms import Bbox
 
 from study.analysis import fit_exponents
 from study.figures.selection import Rule
 from study.vocabulary.statuses import BROKEN, STATUSES
+from tests.figures.checklist import problems
 
 ALPHA, LAYERS, KINDS = 16.0, 12, ("q_proj", "down_proj")
 FULL = {
@@ -208,86 +204,7 @@ def texts(figure: Figure) -> list[str]:
     return [t.get_text() for t in figure.findobj(Text) if t.get_visible() and t.get_text()]
 
 
-def collisions(figure: Figure) -> list[str]:
-    """What makes a figure hard to read: overlapping text, a legend on a panel, cut-off text."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    renderer = canvas.get_renderer()
-    boxes: list[tuple[str, Any, Bbox]] = []
-    for text, owner in _visible_texts(figure):
-        # Half a point of tolerance: bounding boxes include the side bearings of glyphs.
-        box = text.get_window_extent(renderer)
-        boxes.append((repr(text.get_text()), owner, box.padded(-0.5 * figure.dpi / 72)))
-    found = [f"{a} on {b}" for (a, _, x), (b, _, y) in combinations(boxes, 2) if x.overlaps(y)]
-    page = figure.bbox.padded(1)
-    found += [
-        f"{a} off the page"
-        for a, _, x in boxes
-        if not (page.contains(x.x0, x.y0) and page.contains(x.x1, x.y1))
-    ]
-    panels = [ax for ax in _axes(figure) if ax.axison]
-    for legend in figure.findobj(Legend):
-        frame = legend.get_window_extent(renderer)
-        boxes.append(("a legend", legend, frame))
-        found += [
-            f"{a} on a legend" for a, owner, x in boxes if owner is not legend and x.overlaps(frame)
-        ]
-        found += [
-            "a legend on a panel" for ax in panels if ax.get_window_extent(renderer).overlaps(frame)
-        ]
-    inside = [(a, x) for a, owner, x in boxes if isinstance(owner, Axes)]
-    found += [
-        f"{a} on a panel"
-        for a, x in inside
-        for ax in panels
-        if ax.get_window_extent(renderer).padded(-1).overlaps(x)
-    ]
-    found += [
-        "panels overlap"
-        for a, b in combinations(panels, 2)
-        if a.get_window_extent(renderer).overlaps(b.get_window_extent(renderer))
-    ]
-    return found
-
-
-def _axes(figure: Figure) -> list[Axes]:
-    return [ax for ax in figure.findobj(Axes) if ax.get_visible()]
-
-
-def _visible_texts(figure: Figure) -> list[tuple[Text, Any]]:
-    """Every visible text with its owner: axes, a legend, or None for the figure."""
-    found: list[tuple[Text, Any]] = []
-    for ax in _axes(figure):
-        for axis in (ax.xaxis, ax.yaxis):
-            found += [(t, ax) for t in _tick_labels(axis)] + [
-                (axis.label, ax),
-                (axis.get_offset_text(), ax),
-            ]
-        found += [(t, ax) for t in (ax.title, ax._left_title, ax._right_title, *ax.texts)]
-        if legend := ax.get_legend():
-            found += [(t, legend) for t in (*legend.get_texts(), legend.get_title())]
-    for part in [figure, *figure.subfigs]:
-        found += [(t, None) for t in part.texts]
-    return [(t, owner) for t, owner in found if t.get_visible() and t.get_text().strip()]
-
-
-def _tick_labels(axis: matplotlib.axis.Axis) -> list[Text]:
-    low, high = sorted(axis.get_view_interval())
-    slack = 1e-9 * (high - low)
-    ticks = [
-        t
-        for t in (*axis.get_major_ticks(), *axis.get_minor_ticks())
-        if low - slack <= t.get_loc() <= high + slack
-    ]
-    return [
-        label
-        for t in ticks
-        for label in (t.label1, t.label2)
-        if t.get_visible() and label.get_visible()
-    ]
-
-
 @pytest.fixture(scope="session")
 def read() -> SimpleNamespace:
-    """``artists(figure, gid)``, ``texts(figure)`` and ``collisions(figure)``."""
-    return SimpleNamespace(artists=artists, texts=texts, collisions=collisions)
+    """``artists(figure, gid)``, ``texts(figure)`` and ``problems(figure)``."""
+    return SimpleNamespace(artists=artists, texts=texts, problems=problems)

@@ -93,6 +93,8 @@ def test_theory_is_a_dotted_line_through_the_fits_centre_where_there_is_one(full
         fit["log_rank_mean"], np.log(theory.get_xdata()), np.log(theory.get_ydata())
     )
     np.testing.assert_allclose(at_centre, fit["log_stat_mean"])
+    (line,) = on(first, read.artists(figure, "line lora"))
+    assert theory.get_zorder() > line.get_zorder(), "dots upon the line, where both agree"
 
 
 def test_rules_have_their_colour_and_marker(full, read) -> None:
@@ -122,7 +124,7 @@ def test_descent_is_drawn_at_the_first_step_with_its_definition(small, read) -> 
     assert "Brackets, bands: the straightness of the line (one seed)." in text
 
 
-def test_the_rank_axis_is_labelled_with_the_studys_own_ranks(small, full) -> None:
+def test_the_rank_axis_is_labelled_with_the_studys_own_ranks(small, full, tiny) -> None:
     def labels(ax: Axes) -> list[str]:
         ax.figure.draw_without_rendering()
         low, high = ax.get_xlim()
@@ -133,8 +135,9 @@ def test_the_rank_axis_is_labelled_with_the_studys_own_ranks(small, full) -> Non
     assert labels(panels(grad_norm_vs_rank(small))[0]) == ["4", "16", "64", "256", "1024"]
     assert labels(panels(grad_norm_vs_rank(full))[0]) == [str(4 * 2**k) for k in range(10)]
     narrow = panels(activation_moments_vs_rank(full))[0]
-    assert labels(narrow) == ["4", "16", "64", "256", "1024"]  # ten would not fit
+    assert labels(narrow) == ["4", "16", "64", "256", "2048"]  # ten would not fit
     assert len(narrow.xaxis.get_minorticklocs()) == 5
+    assert labels(panels(grad_norm_vs_rank(tiny(ranks=(4, 2048))))[0]) == ["4", "64", "2048"]
 
 
 # activations
@@ -166,7 +169,7 @@ def test_activations_are_the_mean_over_layers_of_the_log(small, read) -> None:
     assert headings == ["mean absolute value", "root mean square", "fourth moment"]
 
 
-def test_bars_of_two_rules_stand_side_by_side_at_their_true_rank(small, read) -> None:
+def test_bars_stand_behind_their_markers_and_rules_side_by_side(small, read) -> None:
     figure = activation_moments_vs_rank(small)
     ax = panels(figure)[0]
     lora, rslora = on(ax, read.artists(figure, "spread"))
@@ -178,6 +181,9 @@ def test_bars_of_two_rules_stand_side_by_side_at_their_true_rank(small, read) ->
     assert not isinstance(lora.get_transform(), IdentityTransform)
     on_page = [bars.get_transform().transform((4, 1))[0] for bars in (lora, rslora)]
     assert on_page[0] < ax.transData.transform((4, 1))[0] < on_page[1]
+    markers = [on(ax, read.artists(figure, f"points {who}"))[0] for who in ("lora", "rslora")]
+    assert [mark.get_transform().transform((4, 1))[0] for mark in markers] == on_page
+    assert all(bars.get_zorder() < mark.get_zorder() for bars in (lora, rslora) for mark in markers)
 
 
 def test_a_layer_that_is_missing_at_one_rank_is_left_out_at_all(small, read) -> None:
@@ -283,7 +289,7 @@ def test_every_exponent_of_power_has_its_own_fit(tiny, read) -> None:
 def test_the_text_says_if_rules_are_left_out(tiny, read) -> None:
     figure = descent_vs_rank(tiny(rules=[("power", p) for p in np.linspace(0, 1, 11)]))
     assert len(read.artists(figure, "points")) == 8
-    assert "8 of 11 rules shown" in " ".join(read.texts(figure)).replace("\n", " ")
+    assert "Not drawn: power p = 0.8, power p = 0.9, power p = 1." in " ".join(read.texts(figure)).replace("\n", " ")
 
 
 def test_settings_have_rows_fits_and_steps_of_their_own(tiny) -> None:

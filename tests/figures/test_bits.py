@@ -58,7 +58,7 @@ def test_no_theory_where_the_table_has_none(swept, read) -> None:
     ids=["three", "two, one rule", "two optimizers", "one seed, three rules"],
 )
 def test_nothing_collides(tiny, read, changes) -> None:
-    assert read.collisions(exponents_by_bits(tiny(**changes))) == []
+    assert read.problems(exponents_by_bits(tiny(**changes))) == []
 
 
 def test_a_study_of_one_base_is_not_enough(tiny) -> None:

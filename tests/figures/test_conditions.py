@@ -159,8 +159,8 @@ def test_forward_and_backward_have_curves_of_their_own(sgd, read) -> None:
         assert words[-1] == "theory"
     assert said[0][0] != said[1][0]
     headings = [ax.get_legend().get_title().get_text() for ax in figure.axes]
-    assert headings[0].startswith("forward")
-    assert headings[1].startswith("backward")
+    assert headings[0].startswith("adapter output (forward)")
+    assert headings[1].startswith("gradient into the inputs (backward)")
     assert [ax.get_yscale() for ax in figure.axes] == ["log", "log"]
     assert all("rms at step 1" in ax.get_ylabel() for ax in figure.axes)
 
@@ -237,4 +237,4 @@ def test_nothing_collides(draw, optimizers, read) -> None:
     tables = lazy(optimizers=optimizers, noise=0.1)
     tables.cells["eps"] = tables.cells["eps"].fillna(EPS)
     tables.exponents = analysed(tables)
-    assert read.collisions(draw(tables)) == []
+    assert read.problems(draw(tables)) == []

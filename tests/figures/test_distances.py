@@ -245,7 +245,7 @@ def test_rank_free_runs_reach_a_million_beside_the_explicit_ones(free, read) -> 
     assert set(rings.get_xdata()) == set(RANKS)
     assert ax.get_xlim()[0] < min(RANKS), "rings below the lowest rank-free run are visible"
     assert "$2^{20}$" in [t.get_text() for t in ax.get_xticklabels()]
-    assert read.collisions(figure) == []
+    assert read.problems(figure) == []
 
 
 def test_rank_free_runs_are_not_drawn_with_the_cells(free, read) -> None:
@@ -254,4 +254,4 @@ def test_rank_free_runs_are_not_drawn_with_the_cells(free, read) -> None:
 
 
 def test_nothing_collides(study, read) -> None:
-    assert read.collisions(distance_to_infinite_rank(study)) == []
+    assert read.problems(distance_to_infinite_rank(study)) == []

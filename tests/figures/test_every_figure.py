@@ -64,7 +64,7 @@ STUDIES = {
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("size", ["full", "small"])
 def test_nothing_collides(name: str, size: str, request: pytest.FixtureRequest, read) -> None:
-    assert read.collisions(FIGURES[name](request.getfixturevalue(size))) == []
+    assert read.problems(FIGURES[name](request.getfixturevalue(size))) == []
 
 
 @pytest.mark.parametrize("kind", STUDIES)
@@ -75,7 +75,7 @@ def test_nothing_collides_in_unusual_studies(kind: str, tiny, read) -> None:
             "error"
         )  # a missing glyph, a layout that collapsed, the logarithm of zero
         for name, figure in draw_all(tiny(**STUDIES[kind])):
-            assert read.collisions(figure) == [], name
+            assert read.problems(figure) == [], name
             drawn.append(name)
     expected = {"one rank": PLAIN[:2], "not analysed": UNFITTED}.get(kind, PLAIN)
     if kind in ("all diverged", "still running"):  # no run has a final loss
@@ -95,7 +95,7 @@ def test_a_new_rule_is_drawn_without_a_look_of_its_own(
     monkeypatch.setitem(RULES, "cube", Rule("Cube", 1 / 3))
     tables = tiny(rules=[("lora", np.nan), ("cube", np.nan)])
     for name, figure in draw_all(tables):
-        assert read.collisions(figure) == [], name
+        assert read.problems(figure) == [], name
         assert "Cube" in " ".join(read.texts(figure)), name
 
 
@@ -171,26 +171,24 @@ def test_the_check_finds_overlapping_and_cut_off_text(read) -> None:
         ax.plot([0, 1], [0, 1], label="a line")
         return figure, ax
 
-    assert read.collisions(page(layout="constrained")[0]) == []
+    assert read.problems(page(layout="constrained")[0]) == []
 
     figure, ax = page(layout="constrained")
     ax.set_xticks([0.5, 0.501], ["a long label", "another long label"])
-    assert any(
-        "'a long label' on 'another long label'" in found for found in read.collisions(figure)
-    )
+    assert any("'a long label' on 'another long label'" in found for found in read.problems(figure))
 
     figure, ax = page()
     ax.set_title(
         "a title that is far too long for the small page that it is printed on, and wider",
         fontsize=14,
     )
-    assert any("off the page" in found for found in read.collisions(figure))
+    assert any("off the page" in found for found in read.problems(figure))
 
     figure, ax = page(layout="constrained")
     ax.legend(loc="center")
-    assert "a legend on a panel" in read.collisions(figure)
+    assert "a legend on a panel" in read.problems(figure)
 
     figure, ax = page()
     ax.set_title("title")
     figure.suptitle("over it", y=0.93)
-    assert any("'title' on" in found for found in read.collisions(figure))
+    assert any("'title' on" in found for found in read.problems(figure))

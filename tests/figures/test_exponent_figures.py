@@ -78,7 +78,7 @@ def test_the_interval_of_the_stable_p_inverts_those_of_the_slopes() -> None:
     assert line.stable == pytest.approx((0.5, 0.4, 0.6))
 
 
-def test_theory_lies_behind_where_it_says_something(powers, read) -> None:
+def test_theory_is_dotted_upon_the_lines(powers, read) -> None:
     figure = exponent_against_p(powers)
     ps = np.array([p for _, p in POWERS])
     (theory,) = read.artists(figure, "theory adapter_grad 0")
@@ -86,7 +86,7 @@ def test_theory_lies_behind_where_it_says_something(powers, read) -> None:
     (theory,) = read.artists(figure, "theory adapter_update 0")
     np.testing.assert_allclose(theory.get_ydata(), 1 - ps)  # AdamW: sign-like
     pairs = zip(read.artists(figure, "theory"), read.artists(figure, "line"), strict=True)
-    assert all(below.get_zorder() < above.get_zorder() for below, above in pairs)
+    assert all(dots.get_zorder() > line.get_zorder() for dots, line in pairs)
 
 
 def test_no_theory_where_the_table_has_none(tiny, read) -> None:
@@ -101,8 +101,14 @@ def test_no_theory_where_the_table_has_none(tiny, read) -> None:
 def test_every_optimizer_has_a_panel(tiny, read) -> None:
     settings = [{"optimizer": "adamw", "eps": 1e-8}, {"optimizer": "sgd", "eps": np.nan}]
     figure = exponent_against_p(tiny(settings=settings))
-    assert [ax.get_legend().get_title().get_text() for ax in panels(figure)] == ["AdamW", "SGD"]
-    assert read.collisions(figure) == []
+    assert [ax.get_title(loc="left") for ax in panels(figure)] == ["AdamW", "SGD"]
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names[0] == "gradient norm, step 0"
+    assert names[-1] == "adapter output, step 6"
+    said = " ".join(read.texts(figure)).replace("\n", " ")
+    assert r"adapter output: rms of $\gamma BAx$" in said
+    assert read.problems(figure) == []
 
 
 def test_one_rule_is_not_enough(tiny) -> None:
@@ -190,7 +196,7 @@ def test_exponents_over_steps_are_the_tables_with_their_intervals(tiny, read) ->
     assert [ax.get_title().split("\n")[0] for ax in panels(figure)] == [
         "gradient norm",
         "descent",
-        "forward",
+        "adapter output",
     ]
     curve = next(a for a in read.artists(figure, f"curve {LORA}") if a.axes is gradient)
     rows = [
@@ -240,4 +246,4 @@ def test_one_step_is_not_enough(tiny) -> None:
     ],
 )
 def test_nothing_collides(draw, study, tiny, read) -> None:
-    assert read.collisions(draw(tiny(**study))) == []
+    assert read.problems(draw(tiny(**study))) == []

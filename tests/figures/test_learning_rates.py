@@ -132,7 +132,7 @@ def test_losses_at_the_best_rate_of_the_lowest_rank(read) -> None:
     figure = loss_against_rank(tables)
     fixed = final(tables, rank=4.0).groupby("lr")["eval_loss"].mean().idxmin()
     ax = figure.axes[0]
-    assert ax.get_legend().get_title().get_text() == f"learning rate {fixed:g}"
+    assert ax.get_title(loc="left") == f"learning rate {fixed:g}"
     for scaling, who in (("lora", LORA), ("rslora", RSLORA)):
         rows = final(tables, scaling=scaling, lr=fixed)
         points = next(a for a in read.artists(figure, f"points {who}") if a.axes is ax)
@@ -173,7 +173,7 @@ def test_rules_that_differ_by_step_size_alone_agree_at_matched_steps(optimizer: 
     )
     figure = loss_against_rank(tables)
     ax = figure.axes[2]
-    assert "matched" in ax.get_legend().get_title().get_text()
+    assert "matched" in ax.get_title(loc="left")
     lines = [
         next(a for a in read.artists(figure, f"line {who}") if a.axes is ax)
         for who in (LORA, RSLORA)
@@ -224,4 +224,4 @@ def test_missing_data_are_named() -> None:
     ],
 )
 def test_nothing_collides(draw, study, read) -> None:
-    assert read.collisions(draw(sweep(**study))) == []
+    assert read.problems(draw(sweep(**study))) == []

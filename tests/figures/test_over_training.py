@@ -16,6 +16,9 @@ from study.figures.selection import Rule
 LORA, RSLORA = Rule.of("lora", None), Rule.of("rslora", None)
 
 
+EVALUATED = (0, 3, 6)
+
+
 def panels(figure: Figure) -> list[Axes]:
     return [ax for ax in figure.findobj(Axes) if ax.get_label() != "legend" and ax.get_visible()]
 
@@ -39,7 +42,7 @@ def test_loss_has_a_line_per_rank_that_is_the_tables_numbers(small, read) -> Non
         np.testing.assert_array_equal(line.get_xdata(), np.arange(15))
         np.testing.assert_allclose(line.get_ydata(), of_rank(small, "lora", rank, "loss")[:, 0])
         assert same_color(line.get_color(), style.shade(LORA, rank, [4, 16, 64, 256, 1024]))
-    assert len(read.artists(figure, "curve")) == 2 * 2 * 5  # rows, rules, ranks
+    assert len(read.artists(figure, "curve")) == 2 * 5  # rules, ranks
     assert not read.artists(figure, "band")  # one seed
     assert not read.artists(figure, "raw")  # 15 steps: nothing smoothed
 
@@ -47,26 +50,28 @@ def test_loss_has_a_line_per_rank_that_is_the_tables_numbers(small, read) -> Non
 def test_perplexity_is_the_exponential_of_the_heldout_loss(full, read) -> None:
     figure = loss_curves(full)
     bottom = panels(figure)[2]
-    (line,) = [a for a in read.artists(figure, "curve lora p=1 r=64 complete") if a.axes is bottom]
-    expected = np.exp(of_rank(full, "lora", 64, "eval_loss").mean(axis=1))
+    (line,) = [a for a in read.artists(figure, "curve lora p=1 r=32 complete") if a.axes is bottom]
+    expected = np.exp(of_rank(full, "lora", 32, "eval_loss").mean(axis=1))
     np.testing.assert_array_equal(line.get_xdata(), [0, 10, 20, 30, 40, 50])
     np.testing.assert_allclose(line.get_ydata(), expected)
 
 
 def test_many_steps_are_smoothed_seeds_averaged_and_the_raw_mean_kept(full, read) -> None:
     figure = loss_curves(full)
-    losses = of_rank(full, "rslora", 512, "loss")
+    losses = of_rank(full, "rslora", 256, "loss")
     smooth = savgol_filter(losses, 5, 1, axis=0)
-    line, _ = read.artists(figure, "curve rslora p=0.5 r=512 complete")
-    (raw,) = read.artists(figure, "raw rslora p=0.5 r=512")
-    band, _ = read.artists(figure, "band rslora p=0.5 r=512")
+    line, _ = read.artists(figure, "curve rslora p=0.5 r=256 complete")
+    (raw,) = read.artists(figure, "raw rslora p=0.5 r=256")  # the area between both
+    band, _ = read.artists(figure, "band rslora p=0.5 r=256")
     np.testing.assert_allclose(line.get_ydata(), smooth.mean(axis=1))
-    np.testing.assert_allclose(raw.get_ydata(), losses.mean(axis=1))
+    corners = {(x, round(y, 9)) for x, y in raw.get_paths()[0].vertices}
+    assert {(x, round(y, 9)) for x, y in enumerate(losses.mean(axis=1))} <= corners
     at_20 = band.get_paths()[0].vertices
     at_20 = at_20[at_20[:, 0] == 20, 1]
     np.testing.assert_allclose([at_20.min(), at_20.max()], [smooth[20].min(), smooth[20].max()])
     said = " ".join(read.texts(figure)).replace("\n", " ")
-    assert "mean over 3 seeds; bands: their range. Smoothed over 5 steps" in said
+    assert "mean over 3 seeds; bands: their range." in said
+    assert "Smoothed over 5 steps" in said
 
 
 def test_rules_share_an_axis_and_are_headed_in_their_colour(full) -> None:
@@ -86,28 +91,65 @@ def test_rules_share_an_axis_and_are_headed_in_their_colour(full) -> None:
     assert same_color(rslora.title.get_color(), style.tint(RSLORA, [RSLORA]))
 
 
-def test_the_legend_names_every_rank_lowest_at_the_bottom(full) -> None:
+def labels(ax: Axes) -> dict[str, str]:
+    """The colours of the labels at the lines of a panel, by their text."""
+    return {text.get_text(): text.get_color() for text in ax.texts}
+
+
+def test_lines_are_labelled_with_their_ranks_in_their_colours(small) -> None:
+    lora, rslora = panels(grad_norm_curves(small))
+    ranks = [4, 16, 64, 256, 1024]
+    for ax, rule in ((lora, LORA), (rslora, RSLORA)):
+        assert list(labels(ax)) == [str(rank) for rank in ranks]
+        for rank in ranks:
+            assert same_color(labels(ax)[str(rank)], style.shade(rule, rank, ranks))
+    assert lora.texts[0].xyann[1] > lora.texts[-1].xyann[1], "LoRA's norm falls with the rank"
+    assert lora.get_xlim()[1] > 15 == lora.spines["bottom"].get_bounds()[1]
+
+
+def test_at_most_six_ranks_are_drawn_and_the_text_says_so(full, small, read) -> None:
     figure = loss_curves(full)
-    (legend,) = [ax for ax in figure.findobj(Axes) if ax.get_label() == "legend"]
-    assert [t.get_text() for t in legend.get_yticklabels()] == [str(4 * 2**k) for k in range(10)]
-    assert legend.get_title() == "rank"
-    assert len(legend.patches) == 20
-    lowest, highest = legend.patches[0], legend.patches[9]
-    assert lowest.get_y() < highest.get_y()
-    assert same_color(lowest.get_facecolor(), style.shade(LORA, 4, [4, 2048]))
-    assert same_color(highest.get_facecolor(), style.shade(LORA, 2048, [4, 2048]))
+    assert list(labels(panels(figure)[0])) == ["4", "32", "256", "2048"]
+    assert "ranks (4 of 10 are drawn)." in " ".join(read.texts(figure))
+    assert "Numbers at the lines: ranks." in " ".join(read.texts(loss_curves(small)))
+
+
+def test_a_broken_run_is_drawn_at_every_rank(tiny, read) -> None:
+    ranks = tuple(4 * 2**k for k in range(10))
+    figure = loss_curves(
+        tiny(ranks=ranks, steps=20, status=lambda c: "diverged" if c["rank"] == 8 else "complete")
+    )
+    assert read.artists(figure, "cross lora p=1 r=8")
+    assert not read.artists(figure, "curve lora p=1 r=16")
+
+
+def test_other_rules_are_grey_behind(small, read) -> None:
+    lora, rslora = panels(grad_norm_curves(small))
+    figure = lora.figure
+    grey = [a for a in read.artists(figure, "other rslora") if a.axes is lora]
+    own = [a for a in read.artists(figure, "curve rslora") if a.axes is rslora]
+    assert len(grey) == 2  # the lowest and the highest rank
+    np.testing.assert_array_equal(grey[0].get_ydata(), own[0].get_ydata())
+    assert same_color(grey[0].get_color(), style.CONTEXT)
 
 
 def test_a_study_without_evaluation_has_losses_only(tiny) -> None:
     assert len(panels(loss_curves(tiny(evaluated=[])))) == 2
 
 
-def test_a_rank_that_a_rule_lacks_is_blank_in_the_legend(tiny) -> None:
+def test_two_evaluations_are_no_course(tiny) -> None:
+    assert len(panels(loss_curves(tiny(evaluated=(0, 6))))) == 2
+    assert len(panels(loss_curves(tiny(evaluated=EVALUATED)))) == 4
+
+
+def test_a_rank_that_a_rule_lacks_has_no_label(tiny) -> None:
     tables = tiny()
     gone = (tables.cells["scaling"] == "rslora") & (tables.cells["rank"] == 256)
     tables.cells = tables.cells[~gone]
-    (legend,) = [ax for ax in loss_curves(tables).findobj(Axes) if ax.get_label() == "legend"]
-    assert len(legend.patches) == 5
+    assert [list(labels(ax)) for ax in panels(loss_curves(tables))] == [
+        ["4", "32", "256"],
+        ["4", "32"],
+    ]
 
 
 # gradient norms
@@ -189,7 +231,9 @@ def test_a_diverged_cell_ends_in_a_cross_at_its_last_finite_value(tiny, read) ->
 def test_a_run_that_broke_before_its_second_value_leaves_a_cross(tiny, read) -> None:
     """Evaluated before training, then diverged: without a mark its rank would just be absent."""
     tables = tiny(
-        steps=20, status=lambda c: "diverged" if (c["rank"], c["seed"]) == (256, 0) else "complete"
+        steps=20,
+        evaluated=(0, 15, 20),
+        status=lambda c: "diverged" if (c["rank"], c["seed"]) == (256, 0) else "complete",
     )
     figure = loss_curves(tables)
     below = panels(figure)[2]
@@ -239,7 +283,7 @@ def test_a_running_cell_is_thin_and_not_averaged(tiny, read) -> None:
     assert len(thin.get_xdata()) == 10
     assert thin.get_linewidth() < thick.get_linewidth()
     assert not read.artists(figure, "cross")
-    assert "have not finished" in " ".join(read.texts(figure))
+    assert "have not finished" in " ".join(read.texts(figure)).replace("\n", " ")
 
 
 def test_a_study_that_all_diverged_is_still_drawn(tiny, read) -> None:
@@ -248,7 +292,7 @@ def test_a_study_that_all_diverged_is_still_drawn(tiny, read) -> None:
 
 
 def test_the_text_says_if_curves_hide_one_another(small, read) -> None:
-    sentence = "the curves of all ranks overlap"
+    sentence = "the lines of all ranks coincide"
     assert sentence not in " ".join(read.texts(loss_curves(small)))
     tables = SimpleNamespace(**vars(small))
     lora = small.metrics["cell_id"].isin(small.cells.query("scaling == 'lora'")["cell_id"])
@@ -261,7 +305,7 @@ def test_the_text_says_if_curves_hide_one_another(small, read) -> None:
 
 
 def test_one_rule_takes_half_a_page(tiny) -> None:
-    figure = loss_curves(tiny(rules=[("rslora", np.nan)]))
+    figure = loss_curves(tiny(rules=[("rslora", np.nan)], evaluated=EVALUATED))
     assert figure.get_figwidth() == 3.25
     assert len(panels(figure)) == 2
 
@@ -277,15 +321,16 @@ def test_every_exponent_of_power_has_a_panel(tiny, read) -> None:
 def test_the_text_says_if_rules_are_left_out(tiny, read) -> None:
     figure = grad_norm_curves(tiny(rules=[("power", p) for p in np.linspace(0, 1, 9)]))
     assert len(panels(figure)) == 5
-    assert "5 of 9 rules shown" in " ".join(read.texts(figure))
+    assert "5 of 9 rules are drawn" in " ".join(read.texts(figure))
+    figure = grad_norm_curves(tiny(rules=[("power", p) for p in np.linspace(0, 1, 6)]))
+    assert "Not drawn: power p = 1." in " ".join(read.texts(figure))
 
 
-def test_infinite_rank_is_dashed_and_on_top_of_the_legend(tiny, read) -> None:
+def test_infinite_rank_is_dashed_and_labelled(tiny, read) -> None:
     figure = loss_curves(tiny(ranks=(4, 64, np.inf)))
     assert {a.get_linestyle() for a in read.artists(figure, "curve lora p=1 r=∞")} == {"--"}
     assert {a.get_linestyle() for a in read.artists(figure, "curve lora p=1 r=64")} == {"-"}
-    (legend,) = [ax for ax in figure.findobj(Axes) if ax.get_label() == "legend"]
-    assert legend.get_yticklabels()[-1].get_text() == "∞"
+    assert list(labels(panels(figure)[0])) == ["4", "64", "∞"]
 
 
 def test_optimizers_are_never_mixed(tiny, read) -> None:

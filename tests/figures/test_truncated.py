@@ -48,7 +48,7 @@ def test_lines_are_means_over_seeds_and_end_at_the_run(study, read) -> None:
 
 def test_nothing_collides(study, read) -> None:
     figure = truncated_losses(study)
-    assert read.collisions(figure) == []
+    assert read.problems(figure) == []
     panels = [ax for ax in figure.axes if ax.get_label() != "legend"]
     assert all(ax.get_xlabel() for ax in panels)
     assert panels[0].get_ylabel()

@@ -2,21 +2,24 @@
 
 - :mod:`~study.figures.style.page`: sizes, fonts, panels, the text below them, and saving;
 - :mod:`~study.figures.style.looks`: colours, markers and names of rules, ranks and quantities;
-- :mod:`~study.figures.style.axes`: axes, numbers, and the legend of ranks.
+- :mod:`~study.figures.style.axes`: axes and numbers;
+- :mod:`~study.figures.style.labels`: the names of lines, at their ends.
 """
 
 from study.figures.style.axes import (
+    decimal,
     hide,
     legend_above,
     linear_axis,
     log_axis,
     number,
     rank_axis,
-    rank_legend,
     rank_name,
     y_label,
 )
+from study.figures.style.labels import MOST_LABELS, label_end, on_ranks, ranks_to_draw
 from study.figures.style.looks import (
+    CONTEXT,
     CROSS,
     DASHED,
     DOTTED,
@@ -48,6 +51,7 @@ from study.figures.style.page import (
 )
 
 __all__ = [
+    "CONTEXT",
     "CROSS",
     "DASHED",
     "DOTTED",
@@ -56,14 +60,17 @@ __all__ = [
     "FULL",
     "HALF",
     "INK",
+    "MOST_LABELS",
     "PAPER",
     "RGBA",
     "Look",
+    "decimal",
     "figure",
     "finish",
     "gid",
     "heading",
     "hide",
+    "label_end",
     "legend_above",
     "lightness",
     "linear_axis",
@@ -71,11 +78,12 @@ __all__ = [
     "marker",
     "name",
     "number",
+    "on_ranks",
     "paper",
     "quantity_look",
     "rank_axis",
-    "rank_legend",
     "rank_name",
+    "ranks_to_draw",
     "rows",
     "rule_look",
     "save",

@@ -1,30 +1,25 @@
-"""Axes, numbers and legends: rank axes, short logarithmic axes, and the legend of ranks."""
+"""Axes, numbers and legends: rank axes, and logarithmic axes of any length."""
 
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import (
     FixedLocator,
+    Formatter,
     FuncFormatter,
+    Locator,
     LogLocator,
     MaxNLocator,
     NullFormatter,
     NullLocator,
 )
 
-from study.figures.selection import Rule
-from study.figures.style.looks import shade
-
-TICK_INCHES = 0.27
+TICK_INCHES = 0.3
 """Width of a four-digit tick label and a gap."""
-ROW_INCHES = 0.155
-"""Height of a row in the legend of ranks."""
+FEWEST_TICKS, MOST_TICKS = 3, 6
+"""Labelled ticks of a logarithmic axis."""
 
 
 def y_label(ax: Axes, quantity: str, definition: str = "") -> None:
@@ -67,93 +62,117 @@ def rank_name(rank: float) -> str:
 
 
 def rank_axis(ax: Axes, ranks: Sequence[float], inches: float) -> None:
-    """A logarithmic axis with a tick at every rank of the study.
+    """A logarithmic axis with a tick at every rank of the study, and at least three ticks.
 
     On an axis ``inches`` long, as many ticks are labelled as fit.
     """
     ax.set_xscale("log", base=2)
     span = math.log(ranks[-1] / ranks[0]) or math.log(2)
+    ticks = _with_a_middle(ranks)
     apart = TICK_INCHES * span / inches
     labelled: list[float] = []
-    for rank in ranks:
+    for rank in ticks:
         if not labelled or math.log(rank / labelled[-1]) >= apart:
             labelled.append(rank)
+    if ticks[-1] not in labelled and len(labelled) > FEWEST_TICKS:
+        labelled[-1] = ticks[-1]  # the highest rank rather than the one before it
     ax.xaxis.set_major_locator(FixedLocator(labelled))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda rank, _: rank_name(rank)))
-    ax.xaxis.set_minor_locator(FixedLocator([r for r in ranks if r not in labelled]))
+    ax.xaxis.set_minor_locator(FixedLocator([rank for rank in ranks if rank not in labelled]))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlim(ranks[0] * math.exp(-0.06 * span), ranks[-1] * math.exp(0.06 * span))
     ax.set_xlabel("rank $r$")
 
 
+def _with_a_middle(ranks: Sequence[float]) -> list[float]:
+    """``ranks``; if there are two, also the power of two or the integer that is halfway."""
+    if len(ranks) != 2:
+        return list(ranks)
+    halfway = math.sqrt(ranks[0] * ranks[1])
+    power = 2.0 ** round(math.log2(halfway))
+    middle = power if ranks[0] < power < ranks[1] else float(round(halfway))
+    return sorted({*ranks, middle})
+
+
 def linear_axis(ax: Axes) -> None:
     """A linear y axis with about five round labels."""
-    # The default locator reads the label size from the rcParams at every draw; this one does not.
-    ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    ax.yaxis.set_major_locator(_round_ticks())
+
+
+def _round_ticks() -> MaxNLocator:
+    """About five round numbers.
+
+    Unlike matplotlib's default, it does not read the size of the labels from the rcParams at every
+    draw. An axis needs a locator of its own.
+    """
+    return MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], min_n_ticks=FEWEST_TICKS)
+
+
+class LogTicks(Locator):
+    """Ticks of a logarithmic axis: powers of ten if three are in view, else more of each decade.
+
+    An axis too short for three of these has the ticks of a linear one.
+    """
+
+    SUBS = ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 5, 7))
+    """The multiples of a power of ten that are tried, in this order."""
+
+    def __call__(self) -> Sequence[float]:
+        assert self.axis is not None
+        return self.tick_values(*self.axis.get_view_interval())
+
+    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
+        """The ticks between ``vmin`` and ``vmax``."""
+        low, high = sorted((vmin, vmax))
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        for subs in self.SUBS:
+            ticks = [sub * 10.0**power for power in powers for sub in subs]
+            ticks = [tick for tick in ticks if low <= tick <= high]
+            if len(ticks) >= FEWEST_TICKS:
+                return ticks[:: math.ceil(len(ticks) / MOST_TICKS)]
+        return [tick for tick in _round_ticks().tick_values(low, high) if low <= tick <= high]
+
+
+class Decimals(Formatter):
+    """All labels of an axis as decimals or, if one would be long, all with powers of ten."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return decimal(x)
+
+    def format_ticks(self, values: Iterable[float]) -> list[str]:
+        """The labels of the ticks at ``values``."""
+        values = list(values)
+        return [decimal(value, powers=not all(map(_is_short, values))) for value in values]
 
 
 def log_axis(panels: Sequence[Axes]) -> None:
-    """A logarithmic y axis, shared by ``panels``, with labels even below one decade."""
+    """A logarithmic y axis, shared by ``panels``, labelled at :class:`LogTicks`."""
     for ax in panels:
         ax.set_yscale("log")
     axis = panels[0].yaxis
+    axis.set_major_locator(LogTicks())
+    axis.set_major_formatter(Decimals())
     low, high = panels[0].get_ylim()
     decades = math.log10(high / low)
-    steps = (1, 2, 3, 5) if decades < 0.8 else (1, 3) if decades < 3 else (1,)
-    axis.set_major_locator(LogLocator(base=10, subs=steps, numticks=20 if len(steps) > 1 else 7))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _decimal(value)))
     axis.set_minor_locator(
         LogLocator(base=10, subs=range(2, 10), numticks=20) if decades < 6 else NullLocator()
     )
     axis.set_minor_formatter(NullFormatter())
-    if decades < 1 / 3:  # too short for two labels at these steps: label it like a linear axis
-        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        axis.set_minor_locator(NullLocator())
 
 
-def _decimal(value: float) -> str:
-    exponent = math.floor(math.log10(value) + 1e-9)
-    if -3 <= exponent <= 3:
+def decimal(value: float, *, powers: bool | None = None) -> str:
+    """``0.003``, or with ``powers`` ``3 × 10⁻³`` as a formula; by default the shorter one."""
+    if not (powers if powers is not None else not _is_short(value)):
         return f"{value:.6g}"
+    exponent = _exponent(value)
     digits = round(value / 10**exponent, 6)
     power = rf"10^{{{exponent}}}"
     return f"${power}$" if digits == 1 else rf"${digits:g}\times {power}$"
 
 
-def rank_legend(
-    parent: Figure | SubFigure,
-    panels: Any,
-    rules: Sequence[Rule],
-    ranks: Sequence[float],
-    drawn: set[tuple[Rule, float]],
-) -> Axes:
-    """A legend beside ``panels``: a row per rank, lowest at the bottom, and a column per rule.
+def _is_short(value: float) -> bool:
+    return -3 <= _exponent(value) <= 3
 
-    ``drawn``: the (rule, rank) pairs with a curve; the other cells stay blank.
-    """
-    page = parent.get_figure(root=True)
-    width = min(0.15 * len(rules), 0.45)
-    height = ROW_INCHES * len(ranks)
-    available = 0.8 * page.get_figheight() * parent.bbox.height / page.bbox.height
-    ax, _ = matplotlib.colorbar.make_axes(
-        list(np.ravel(panels)),
-        location="right",
-        fraction=width / (page.get_figwidth() - 1),
-        shrink=min(0.95, height / available),
-        aspect=height / width,
-        pad=0.015,
-    )
-    for x, rule in enumerate(rules):
-        for y, rank in enumerate(ranks):
-            if (rule, rank) in drawn:
-                colour = shade(rule, rank, ranks)
-                ax.add_patch(
-                    Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="white", linewidth=0.6)
-                )
-    ax.set(xlim=(0, len(rules)), ylim=(0, len(ranks)), xticks=[])
-    ax.set_yticks(np.arange(len(ranks)) + 0.5, [rank_name(r) for r in ranks])
-    ax.tick_params(length=0, pad=2, left=False, labelleft=False, labelright=True)
-    ax.spines[:].set_visible(False)
-    ax.set_title("rank", fontsize=7, pad=3)
-    ax.set_label("legend")
-    return ax
+
+def _exponent(value: float) -> int:
+    return math.floor(math.log10(value) + 1e-9)

@@ -30,8 +30,10 @@ from study.vocabulary.scaling import FRACTIONS, RULES, rule_label
 
 RGBA = tuple[float, float, float, float]
 
-DOTTED, DASHED = (0, (0.7, 1.8)), (0, (4, 2))
+DOTTED, DASHED = (0, (0.8, 2.2)), (0, (4, 2))
 """Line styles: a predicted exponent; a predicted curve or a threshold."""
+CONTEXT = "#8c8c8c"
+"""The colour of what a panel shows for comparison only."""
 CROSS: dict[str, Any] = {
     "marker": "x",
     "markersize": 4.5,
@@ -45,14 +47,20 @@ CROSS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Look:
-    """``shades``: colours from light (low rank) to dark. ``marker``: matplotlib's."""
+    """``shades``: colours from light to dark; white paper takes those from :data:`ON_WHITE` on.
+    ``marker``: matplotlib's."""
 
     shades: Colormap
     marker: str
 
 
-LIGHTEST, DARKEST = 80.0, 27.0
-"""CIELAB lightness of the lowest and of the highest rank: visible on white, and not black."""
+LIGHTEST, DARKEST = 80.0, 20.0
+"""CIELAB lightness at the ends of a rule's colour map."""
+ON_WHITE = 1 / 3
+"""The first part of a colour map is for dark pages. From here on, where the lightness is 60, its
+colours have a contrast of at least 3:1 against white (WCAG 2.2, criterion 1.4.11)."""
+MIDDLE = 0.36
+"""The place of a single colour of a rule among those that are legible on white."""
 
 
 def _shades(*colours: Any) -> Colormap:
@@ -70,8 +78,8 @@ def lightness(colours: np.ndarray) -> np.ndarray:
 
 
 LOOKS = {
-    "lora": Look(_shades(*matplotlib.colormaps["copper"](np.linspace(1.0, 0.2, 64))), "o"),
-    "rslora": Look(_shades("#97e2cc", "#36b0a4", "#11788a", "#0c3a46"), "s"),
+    "lora": Look(_shades(*matplotlib.colormaps["copper"](np.linspace(1.0, 0.1, 64))), "o"),
+    "rslora": Look(_shades("#97e2cc", "#36b0a4", "#11788a", "#07303b"), "s"),
     "power": Look(_shades("#d9cdf9", "#9a78e0", "#6a3fc4", "#2c1268"), "^"),
 }
 """By the name of a scaling rule."""
@@ -145,8 +153,8 @@ def tint(rule: Rule, beside: Sequence[Rule]) -> RGBA:
     Several exponents of one rule in ``beside`` take shades of its hue.
     """
     peers = [r for r in beside if r.scaling == rule.scaling]
-    at = 0.6 if len(peers) < 2 else 0.15 + 0.75 * peers.index(rule) / (len(peers) - 1)
-    return rule_look(rule.scaling).shades(at)
+    at = MIDDLE if len(peers) < 2 else 0.9 * peers.index(rule) / (len(peers) - 1)
+    return _on_white(rule, at)
 
 
 def marker(rule: Rule, beside: Sequence[Rule]) -> str:
@@ -158,10 +166,15 @@ def marker(rule: Rule, beside: Sequence[Rule]) -> str:
 
 
 def shade(rule: Rule, rank: float, ranks: Sequence[float]) -> RGBA:
-    """The colour of one rank among ``ranks``: light is low, and infinite rank is ink."""
+    """The colour of one rank among ``ranks`` on white: light is low, and infinite rank is ink."""
     if math.isinf(rank):
         return matplotlib.colors.to_rgba(INK)
     finite = [math.log(r) for r in ranks if math.isfinite(r)]
     low, high = min(finite), max(finite)
-    at = 0.6 if low == high else (math.log(rank) - low) / (high - low)
-    return rule_look(rule.scaling).shades(at)
+    at = MIDDLE if low == high else (math.log(rank) - low) / (high - low)
+    return _on_white(rule, at)
+
+
+def _on_white(rule: Rule, at: float) -> RGBA:
+    """The colour at ``at``, from 0 (light) to 1, of those that are legible on white paper."""
+    return rule_look(rule.scaling).shades(ON_WHITE + at * (1 - ON_WHITE))

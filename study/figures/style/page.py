@@ -17,12 +17,15 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from tueplots import axes, bundles, figsizes
 
-from study.figures.captions import plain, settings
+from study.figures.captions import plain, settings, wrapped
+from study.figures.style.labels import place_labels
 from study.store.output import write_output
 
 DPI = 300
 FULL, HALF = "full", "half"
 INK, FAINT = "#222222", "#6b6b6b"
+HIGHEST = 8.8
+"""Inches: the text of an ICML page is 9 inches high, and a caption needs a line."""
 
 PAPER: dict[str, Any] = {
     **bundles.icml2024(column="full", usetex=False),
@@ -60,13 +63,14 @@ def paper() -> Iterator[None]:
 def figure(
     nrows: int, ncols: int, *, column: str = FULL, ratio: float, above: float = 0.0
 ) -> Figure:
-    """An empty figure for a grid of panels, as wide as one column (``half``) or two (``full``).
+    """An empty figure for a grid of panels, as wide as one column (``half``) or two (``full``),
+    and at most as high as a page.
 
     ``ratio``: height of a panel over its width. ``above``: inches for legends and titles.
     """
     size = figsizes.icml2024_full if column == FULL else figsizes.icml2024_half
     width, height = size(nrows=nrows, ncols=ncols, height_to_width_ratio=ratio)["figure.figsize"]
-    return Figure(figsize=(width, height + above), layout=_layout())
+    return Figure(figsize=(width, min(height + above, HIGHEST)), layout=_layout())
 
 
 def _layout() -> ConstrainedLayoutEngine:
@@ -99,7 +103,7 @@ class HasCells(Protocol):
 
 
 def finish(drawn: Figure, *sentences: str, shown: Iterable[HasCells] = ()) -> Figure:
-    """Write ``sentences`` below the panels, then fix the layout.
+    """Write ``sentences`` below the panels, fix the layout, and place the labels of lines.
 
     ``shown``: what the figure shows. The settings of its cells are the last line of the text, so
     that a figure cut out of a page still says what it shows, and they are the figure's label, which
@@ -108,15 +112,16 @@ def finish(drawn: Figure, *sentences: str, shown: Iterable[HasCells] = ()) -> Fi
     """
     if cells := [part.cells for part in shown]:
         drawn.set_label(settings(pd.concat(cells)))
-    width = int(drawn.get_figwidth() * 24)
-    text = textwrap.fill(" ".join(s for s in sentences if s), width)
+    width = int(drawn.get_figwidth() * 25)
+    text = wrapped(" ".join(s for s in sentences if s), width)
     about = plain(textwrap.fill(str(drawn.get_label()), width))
     if text or about:
-        wrapped = "\n".join(part for part in (text, about) if part)
-        drawn.supxlabel(wrapped, x=0.008, ha="left", fontsize=6.5, color=FAINT, linespacing=1.15)
+        lines = "\n".join(part for part in (text, about) if part)
+        drawn.supxlabel(lines, x=0.008, ha="left", fontsize=6.5, color=FAINT, linespacing=1.15)
     drawn.set_layout_engine(_layout())  # also if the figure was finished before
     drawn.draw_without_rendering()
     drawn.set_layout_engine("none")
+    place_labels(drawn)
     return drawn
 
 
