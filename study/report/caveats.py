@@ -1,5 +1,6 @@
 """Reasons to doubt a study's numbers, found in its tables. One function per caveat."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -45,6 +46,7 @@ def caveats(tables: StudyTables, records: Sequence[Record]) -> list[str]:
         *_unreadable(records),
         *_unfinished(tables),
         *_few_seeds(tables),
+        *_partly_adapted(records),
         *_other_weights(records),
         *_noted_in_training(records),
         *_large_steps(tables),
@@ -215,6 +217,20 @@ def _short(tables: StudyTables) -> Iterator[str]:
     steps = int(tables.cells["steps"].max())
     if steps < SHORT:
         yield f"**Short runs**: after {steps} steps, a final loss is from early in training."
+
+
+def _partly_adapted(records: Sequence[Record]) -> Iterator[str]:
+    """Which share of the block weights has adapters, by model and targets, if not all of them."""
+    found: dict[tuple[str, ...], float] = {}
+    for record in records:
+        share = record.get("adapted_share")
+        if share is not None and share < 1:
+            found[str(record.get("model")), *record.get("not_adapted", ())] = share
+    for (model, *names), share in found.items():
+        # Rounded down: 100 % would be wrong.
+        text = f"**Part of {model} is adapted**: {math.floor(1000 * share) / 10:g} % of the block "
+        text += "weights have adapters"
+        yield f"{text}, but not {first_of(names, ', ')}." if names else f"{text}."
 
 
 def _other_weights(records: Sequence[Record]) -> Iterator[str]:

@@ -40,10 +40,10 @@ def count_noun(number: int, noun: str, plural: str = "") -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {plural or noun + 's'}"
 
 
-def first_of(parts: Sequence[str]) -> str:
+def first_of(parts: Sequence[str], separator: str = "; ") -> str:
     """The first :data:`MOST_NAMED` parts; the others are counted."""
     more = len(parts) - MOST_NAMED
-    return "; ".join(parts[:MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
+    return separator.join([*parts[:MOST_NAMED], *([f"and {more} more"] if more > 0 else [])])
 
 
 def cell_list(cells: pd.DataFrame) -> str:

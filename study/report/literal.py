@@ -50,6 +50,10 @@ def literal_record(record: Record) -> Record:
     for name, most in (("versions", None), ("sources", HASH_DIGITS)):
         if isinstance(entries := record.get(name), Mapping):
             found[name] = {literal(key): literal(str(v)[:most]) for key, v in entries.items()}
+    if isinstance(share := record.get("adapted_share"), int | float):
+        found["adapted_share"] = float(share)
+    if isinstance(names := record.get("not_adapted"), list):
+        found["not_adapted"] = [literal(name) for name in names]
     git = record.get("git")
     if isinstance(git, Mapping) and git.get("commit"):
         commit = literal(str(git["commit"])[:HASH_DIGITS])

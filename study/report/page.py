@@ -35,7 +35,7 @@ def page(
         *loss_section(tables),
         *task_section(tables),
         *truncation_section(tables),
-        *(["## Figures", *pictures] if pictures else []),
+        *_figure_section(pictures),
         provenance_section(tables, records),
     ]
     return [
@@ -59,6 +59,10 @@ def _overview(tables: StudyTables) -> str:
         f"{number_list(sorted(set(cells['steps'])))} steps; "
         f"{seeds} {'seed' if seeds == 1 else 'seeds'}."
     )
+
+
+def _figure_section(pictures: Sequence[Picture]) -> list[Block]:
+    return ["## Figures", *pictures] if pictures else []
 
 
 def _caveat_section(tables: StudyTables, records: Sequence[Record]) -> list[Block]:

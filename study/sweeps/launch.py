@@ -114,7 +114,7 @@ def conclude(cells: Sequence[Cell]) -> None:
     """Print on stderr the state of the cells' studies, and the next command."""
     for study_dir in sorted({cell.study_dir for cell in cells}):
         print(f"study {study_dir.name}: {counts(load_cells(study_dir)['status'])}", file=sys.stderr)
-        print(f"next: study analyze {study_dir}", file=sys.stderr, flush=True)
+        print(f"next: study report {study_dir}", file=sys.stderr, flush=True)
 
 
 def _first_step(cell: Cell) -> int:

@@ -38,7 +38,7 @@ def watch(study_dir: Path, console: Console | None = None) -> None:
     follow = _live if console.is_terminal else _lines
     cells = follow(study_dir, console)
     print(render(cells), file=console.file)
-    print(f"next: study analyze {study_dir}", file=console.file, flush=True)
+    print(f"next: study report {study_dir}", file=console.file, flush=True)
 
 
 def _live(study_dir: Path, console: Console) -> pd.DataFrame:

@@ -5,12 +5,15 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from study.errors import StudyError
 from study.report import (
     Picture,
+    answer,
     as_html,
     as_markdown,
     caveats,
@@ -18,7 +21,9 @@ from study.report import (
     page,
     write_report,
 )
+from study.report.html import INCH
 from study.report.markdown import Block
+from study.report.page import MOST_CAVEATS
 from study.store import load_records
 
 OnDisk = Callable[..., Path]
@@ -53,9 +58,9 @@ def test_a_sound_study_has_no_caveats_and_says_what_was_run(on_disk: OnDisk) -> 
 @pytest.mark.parametrize(
     ("study", "expected"),
     [
-        ({"seeds": (0,)}, ["**One seed.** There are no verdicts."]),
-        ({"seeds": (0, 1)}, ["**2 seeds.** A verdict needs at least 3."]),
-        ({"seeds": (0, 1, 2)}, ["**3 seeds.**", "fewer than 5"]),
+        ({"seeds": (0,)}, ["**One seed**: there are no verdicts"]),
+        ({"seeds": (0, 1)}, ["**2 seeds**: a verdict needs at least 3."]),
+        ({"seeds": (0, 1, 2)}, ["**3 seeds**:", "fewer than 5"]),
         (
             {
                 "lazy": lambda c: (
@@ -63,17 +68,17 @@ def test_a_sound_study_has_no_caveats_and_says_what_was_run(on_disk: OnDisk) -> 
                 )
             },
             [
-                "**Steps too large for the linear theory.** At 2 of 60 probed updates",
+                "**Steps too large for the linear theory**: at 2 of 60 probed updates",
                 "rsLoRA r = 256",
-                "60 % of the predicted amount",
+                "by 60 % of it",
             ],
         ),
         (
             {"clip": lambda c: 0.5 if c["scaling"] == "rslora" else 1.0},
             [
-                "**Clipping.** 30 of 60 gradients",
+                "**Clipping**: 30 of 60 gradients",
                 "rsLoRA r = 4, 32, 256",
-                "Clipping changes the exponents of SGD",
+                "which changes the exponents of SGD",
             ],
         ),
         (
@@ -99,21 +104,28 @@ def test_a_sound_study_has_no_caveats_and_says_what_was_run(on_disk: OnDisk) -> 
         (
             {"optimizer": {"name": "adamw", "eps": 1e-9}, "gradient": 1.6e-7},
             [
-                "**AdamW's eps affects the updates of B.**",
+                "**AdamW's eps affects the updates of B**",
                 "10 cells (LoRA r = 32, 256)",
                 "down to 10.0 eps",
             ],
         ),
         (
             {"record": {"model_note": "rounded to 4 bits"}},
-            ["**The base is not the published weights.** known: rounded"],
+            ["**The base is not the published weights** (known: rounded"],
         ),
-        ({"record": {"git": {"commit": "abc", "dirty": True}}}, ["**Uncommitted changes.**"]),
-        ({"steps": 20}, ["**Short runs.** After 20 steps"]),
+        (
+            {"record": {"git": {"commit": "abc", "dirty": True}}},
+            ["cells ran with code that is in no commit"],
+        ),
+        (
+            {"record": {"adapted_share": 0.3749, "not_adapted": ["router", "experts.*"]}},
+            ["**Part of known is adapted**: 37.4 % of the block weights", "not router, experts.*"],
+        ),
+        ({"steps": 20}, ["**Short runs**: after 20 steps"]),
         (
             {"lrs": (1e-4, 1e-3)},
             [
-                "**Best learning rate at the edge of the grid.** 30 of 30",
+                "**Best learning rate at the edge of the grid**: 30 of 30",
                 "the highest rate tried",
             ],
         ),
@@ -124,6 +136,42 @@ def test_each_caveat(on_disk: OnDisk, study: dict, expected: list[str]) -> None:
     [line] = lines
     for words in expected:
         assert words in line
+    assert "\n" not in line
+    assert len(re.findall(r"\w\.(?= [A-Z])", line)) == 0, "one sentence"
+
+
+def test_the_page_shows_eight_caveats_and_closes_the_others(on_disk: OnDisk) -> None:
+    folder = on_disk(
+        seeds=(0, 1),
+        steps=20,
+        lazy=lambda cell: 0.6,
+        clip=lambda cell: 0.5,
+        lrs=(1e-4, 1e-3),
+        status=lambda cell: (
+            "diverged" if cell["seed"] else "stuck" if cell["rank"] == 4 else "complete"
+        ),
+        optimizer={"name": "adamw", "eps": 1e-9},
+        gradient=1.6e-7,
+        record={
+            "model_note": "rounded",
+            "adapted_share": 0.5,
+            "git": {"commit": "abc", "dirty": True},
+        },
+    )
+    found = caveats_of(folder)
+    assert len(found) == 11
+    assert [line.split("**")[1] for line in found[:4]] == [
+        "12 cells diverged",
+        "4 cells stuck",
+        "2 seeds",
+        "Part of known is adapted",
+    ]
+    text = report_on(folder)
+    section = text.split("## Caveats\n")[1].split("\n## ")[0]
+    shown, closed = section.split("<details>")
+    assert shown.count("\n- ") == MOST_CAVEATS
+    assert "<summary>3 lesser caveats</summary>" in closed
+    assert closed.count("\n- ") == 3
 
 
 def test_best_rates_inside_the_grid_have_no_caveat(on_disk: OnDisk) -> None:
@@ -132,15 +180,58 @@ def test_best_rates_inside_the_grid_have_no_caveat(on_disk: OnDisk) -> None:
 
 def test_a_sweep_over_rates_is_reported_at_the_lowest(on_disk: OnDisk) -> None:
     text = report_on(on_disk(lrs=(1e-4, 1e-3, 1e-2)))
-    condition, stable = (
-        text.split("## Caveats")[0],
-        text.split("## p\\*")[1].split("## Scaling exponents")[0],
-    )
+    condition = text.split("## Are the adapters")[1].split("\n## ")[0]
+    stable = text.split("## p\\*\n")[1].split("\n## ")[0]
     for part in (condition, stable):
         assert "All rows are at the lowest learning rate (0.0001)" in part
     assert len([line for line in condition.splitlines() if line.startswith("| SGD, LoRA")]) == 1
-    # Two quantities, two steps; the rules are one measurement.
+    # Two quantities, two steps.
     assert len([line for line in stable.splitlines() if line.startswith("| SGD")]) == 4
+
+
+def test_p_star_is_said_once_for_each_optimizer(on_disk: OnDisk) -> None:
+    """Not for each rule. Of rules that measured it apart, the one with small steps is read."""
+
+    def lazy(cell: dict) -> float:
+        return 0.5 if cell["scaling"] == "rslora" else 1.0
+
+    study: dict[str, Any] = {"lazy": lazy, "seeds": (0, 1, 2)}
+    on_disk(**study)
+    text = report_on(on_disk(**study, optimizer={"name": "adamw"}))
+    stable = text.split("## p\\*\n")[1].split("\n## ")[0]
+    assert [line.split("**")[1] for line in stable.splitlines() if line.startswith("- ")] == [
+        "AdamW",
+        "SGD",
+        "every optimizer",
+    ]
+    keys = [tuple(line.split(" | ")[:3]) for line in stable.splitlines() if line.startswith("| ")]
+    assert len(keys) == len(set(keys))
+    assert "\n| SGD | descent of an update | 1 | LoRA |" in stable
+
+
+def test_the_answer_comes_first_and_the_contents_lead_to_every_section(on_disk: OnDisk) -> None:
+    folder = on_disk(ranks=(4, 32), seeds=(0, 1, 2))
+    blocks = blocks_on(folder)
+    text = as_markdown(blocks)
+    assert re.findall(r"^## .*", text, re.MULTILINE)[0] == "## What was found"
+    [found] = [block for block in blocks if isinstance(block, str) and "What was found" in block]
+    assert found.count("\n- ") == len(answer(current_tables(folder, lambda line: None)))
+    html = as_html(blocks, "t")
+    anchors = re.findall(r'<h2 id="([^"]+)">', html)
+    assert re.findall(r'href="#([^"]+)"', html) == anchors[1:]
+    assert "p" in anchors
+    assert "caveats" in anchors
+
+
+def test_every_table_is_closed_and_has_a_summary(on_disk: OnDisk) -> None:
+    blocks = blocks_on(on_disk())
+    text, html = as_markdown(blocks), as_html(blocks, "t")
+    inside = "".join(re.findall(r"<details>.*?</details>", text, re.DOTALL))
+    assert text.count("|---|") == inside.count("|---|") >= 4
+    assert "<details open" not in text
+    summaries = re.findall(r"<summary>(.*?)</summary>", text)
+    assert all(len(summary) > 20 for summary in summaries)
+    assert html.count("<details>") == html.count("<summary>") == html.count("<table>") + 1
 
 
 class Fetched(HTMLParser):
@@ -153,7 +244,11 @@ class Fetched(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.fetched += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.fetched += [
+            value or ""
+            for name, value in attrs
+            if name == "src" or (name == "href" and not str(value).startswith("#"))
+        ]
 
 
 def test_both_files_hold_every_figure_and_fetch_nothing(on_disk: OnDisk, tmp_path: Path) -> None:
@@ -184,8 +279,18 @@ def test_captions_are_escaped(tmp_path: Path) -> None:
     picture = Picture("x", 'the "loss" of `y`', tmp_path / "a b.png", "a b.png")
     assert picture.markdown() == '![the "loss" of `y`](a%20b.png)\n\nthe "loss" of `y`'
     html = as_html([picture], "t")
+    assert " width=" not in html, "no PNG"
     assert "&quot;loss&quot;" in html
     assert base64.b64encode(b"png").decode() in html
+
+
+@pytest.mark.parametrize("inches", [3.4, 6.8])
+def test_a_figure_has_its_own_size(inches: float, tmp_path: Path) -> None:
+    """A figure of one column is half as wide as one of two."""
+    path = tmp_path / "a.png"
+    Image.new("RGB", (round(inches * 300), 300)).save(path, dpi=(300, 300))
+    html = as_html([Picture("x", "c", path, "a.png")], "t")
+    assert f' width="{round(INCH * inches)}"' in html
 
 
 def test_one_rank_has_no_verdicts(on_disk: OnDisk) -> None:

@@ -74,7 +74,7 @@ def test_a_watch_follows_a_sweep_to_its_end(followed: tuple[Path, str, str]) -> 
         seen
     )
     assert any("of 3 packs done" in line for line in seen)
-    assert lines[-1] == "next: study analyze results/default"
+    assert lines[-1] == "next: study report results/default"
     assert "default: 3 complete" in lines
     assert sum(line.startswith("complete ") for line in lines) == 3
 
@@ -87,7 +87,7 @@ def test_training_counts_packs_and_prints_the_next_command(followed: tuple[Path,
     assert re.search(
         r"\[default\] pack 3/3  cell 1/1 \(3 of 3 done\)  .*complete in [\d.]+ s\n", said
     )
-    assert said.endswith("study default: 3 complete\nnext: study analyze results/default\n")
+    assert said.endswith("study default: 3 complete\nnext: study report results/default\n")
     assert not re.search(r"[\r\x1b]", said), "a log file is plain text"
 
 

@@ -13,7 +13,7 @@ import study
 from study.analysis import summary
 from study.errors import StudyError
 from study.tracking.publish import tracker_of
-from study.tracking.runs import WandbRuns
+from study.tracking.runs import Runs
 from study.tracking.workspace import open_workspace, workspace
 
 
@@ -72,7 +72,7 @@ def test_exponents_and_figures_are_artifacts(
 
 def test_the_end_of_a_sweep_says_what_comes_next(tracked: Path) -> None:
     lines = (tracked / "stderr").read_text().strip().splitlines()
-    assert lines[-1] == "next: study analyze results/default"
+    assert lines[-1] == "next: study report results/default"
     assert "study default: 4 complete" in lines
     assert (
         "W&B is offline. To upload the runs: wandb sync results/default/wandb/offline-run-*"
@@ -145,7 +145,7 @@ def test_an_error_while_publishing_is_one_line(
 ) -> None:
     from study.tracking import publish
 
-    monkeypatch.setattr(WandbRuns, "given_up", False)
+    monkeypatch.setattr(Runs, "given_up", False)
     monkeypatch.setattr(
         publish, "start_run", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full\nand more"))
     )
