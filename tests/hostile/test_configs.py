@@ -262,6 +262,17 @@ def test_an_experiment_of_any_name_can_be_composed(run: Any, name: str) -> None:
     assert yaml.safe_load(shown.out)["adapter"]["targets"] == ["q_proj"]
 
 
+def test_roles_that_are_lists_are_unknown_roles(run: Any) -> None:
+    entry = {"hf_hub_url": "org/x", "formatting": "sharegpt", "tags": {"user_tag": ["human"]}}
+    values = {**LLAMA_FACTORY, "dataset_dir": "."}
+    info = json.dumps({"rows": entry})
+    ended = run(
+        "import-config x.yaml", files={"x.yaml": yaml.safe_dump(values), "dataset_info.json": info}
+    )
+    assert ended.code == 0, ended.err
+    assert "dataset: rows (convert its rows" in ended.err
+
+
 def test_a_template_in_one_long_line_is_no_file(run: Any) -> None:
     """The system refuses to look for a file of such a name."""
     dataset = {"path": "org/chats", "type": "chat_template", "chat_template_jinja": "{{ x }}" * 100}

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from study.data.formats import SHAREGPT_ROLES
 from study.integrations.configs import axolotl_keys
 from study.integrations.configs.experiment import Experiment
 from study.integrations.configs.fields import Fields
@@ -41,12 +42,6 @@ PROMPTS = {
 }
 """What a type that names its fields writes around them, and Axolotl's defaults."""
 TEMPLATES = {"tokenizer_default": None, "chatml": "chatml"}
-ROLES = {
-    "user": {"human", "user"},
-    "assistant": {"gpt", "assistant"},
-    "system": {"system"},
-    "tool": {"tool"},
-}
 PROPERTIES = ({"role": "from", "content": "value"}, {"role": "role", "content": "content"})
 
 
@@ -140,8 +135,7 @@ def _messages_are_usual(experiment: Experiment, entry: Fields) -> bool:
     }
     column = entry.take_text("field_messages") or "messages"
     roles = entry.take_mapping("roles")
-    usual = all(set(sources) <= ROLES.get(role, set()) for role, sources in roles.items())
-    if not usual:
+    if any(_unusual(role, sources) for role, sources in roles.items()):
         experiment.notes.differs.append(
             f"datasets[0].roles: {short(roles)} (roles have their usual names)"
         )
@@ -152,6 +146,12 @@ def _messages_are_usual(experiment: Experiment, entry: Fields) -> bool:
         )
         return False
     return True
+
+
+def _unusual(role: str, sources: Any) -> bool:
+    """Whether the toolkit reads one of the names ``sources`` as another role than ``role``."""
+    names = sources if isinstance(sources, list) else [sources]
+    return any(SHAREGPT_ROLES.get(str(name)) != role for name in names)
 
 
 def _chat_template(

@@ -1,8 +1,8 @@
 """LLaMA-Factory's ``dataset``: names that its ``dataset_info.json`` explains (data/parser.py)."""
 
 from pathlib import Path
-from typing import Any
 
+from study.data.formats import ROLES, SHAREGPT_ROLES
 from study.errors import StudyError, unknown
 from study.integrations.configs import llama_factory_keys
 from study.integrations.configs.documents import load
@@ -22,11 +22,14 @@ from study.integrations.configs.rows import (
 INFO = "dataset_info.json"
 REMOTE = ("REMOTE:", "ONLINE")
 CONVERSATIONS = ("sharegpt", "openai")
-TAGS = (
-    {"role": "from", "content": "value", "user": "human", "assistant": "gpt"},
-    {"role": "role", "content": "content", "user": "user", "assistant": "assistant"},
-)
-"""Names inside a conversation that the toolkit reads; the first are LLaMA-Factory's defaults."""
+TAGS = {"role": "from", "content": "value", "user": "human", "assistant": "gpt"}
+"""LLaMA-Factory's names of a turn's parts and roles."""
+OUR_ROLES = {"user": "user", "assistant": "assistant", "system": "system", "observation": "tool"}
+PARTS = {
+    ("from", "value"): SHAREGPT_ROLES,
+    ("role", "content"): dict(zip(ROLES, ROLES, strict=True)),
+}
+"""The parts of a turn that the toolkit reads, and our role for each name of a role."""
 ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
 """The columns of other rows, and their usual names."""
 CONVERT = "convert its rows to one of data.format, then give data.path=... when you train"
@@ -93,7 +96,7 @@ def _format(experiment: Experiment, entry: Fields, name: str, stage: str) -> str
     """Our format of the entry's rows; None if it can't be read."""
     formatting = entry.take_text("formatting") or "alpaca"
     columns = Fields(entry.take_mapping("columns"), f"columns of {entry.where}")
-    tags = {key.removesuffix("_tag"): tag for key, tag in entry.take_mapping("tags").items()}
+    tags = {key.removesuffix("_tag"): str(t) for key, t in entry.take_mapping("tags").items()}
     if formatting in CONVERSATIONS:
         column = columns.take_text("messages") or "conversations"
         usual = _tags_are_usual(tags) and format_of(column) == MESSAGES
@@ -110,7 +113,8 @@ def _format(experiment: Experiment, entry: Fields, name: str, stage: str) -> str
     return format_
 
 
-def _tags_are_usual(tags: dict[str, Any]) -> bool:
-    usual = [{**each, "system": "system"} for each in TAGS]
-    named = {key: tag for key, tag in tags.items() if key in usual[0]}
-    return any({**TAGS[0], "system": "system", **named} == each for each in usual)
+def _tags_are_usual(tags: dict[str, str]) -> bool:
+    """Whether the toolkit reads conversations whose parts and roles have these names."""
+    named = {**TAGS, **tags}
+    roles = PARTS.get((named.pop("role"), named.pop("content")), {})
+    return all(roles.get(tag, "") == OUR_ROLES.get(key) for key, tag in named.items())

@@ -112,7 +112,13 @@ DATASET_INFO = {
             "content_tag": "content",
             "user_tag": "user",
             "assistant_tag": "assistant",
+            "system_tag": "system",
         },
+    },
+    "roles": {
+        "hf_hub_url": "org/chats",
+        "formatting": "sharegpt",
+        "tags": {"observation_tag": "result"},
     },
     "more": {"hf_hub_url": "org/more"},
     "rows": {"file_name": "rows.json"},

@@ -86,6 +86,7 @@ DATASETS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "named.columns: no query (a field input is read)",
     ),
     "other columns": ({"dataset": "answers"}, {}, "dataset: answers (convert its rows"),
+    "other roles": ({"dataset": "roles"}, {}, "dataset: roles (convert its rows"),
     "no description": (
         {"dataset_dir": "REMOTE:org/data"},
         {},
@@ -116,7 +117,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"peft_config": {"name": "lora"}}, "has the form of LLaMA-Factory's v1"),
     ({"pissa_init": True}, "pissa_init changes the base's weights"),
     ({"quantization_bit": 3}, "quantization_bit=3 is neither 8 nor 4"),
-    ({"dataset": "nothing"}, "'nothing': choose from chats, more, rows"),
+    ({"dataset": "nothing"}, "'nothing': choose from chats, roles, more"),
     ({"lora_rank": "many"}, "lora_rank='many' is not a number"),
     ({"warmup_ratio": 1}, "warmup_ratio=1 leaves no step after the warm-up"),
     ({"warmup_steps": 2}, "warmup_steps and warmup_ratio contradict each other"),
