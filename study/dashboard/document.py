@@ -16,6 +16,7 @@ SCRIPTS = (
     "fits.js",
     "view.js",
     "parts.js",
+    "ticks.js",
     "heat.js",
     "lines.js",
     "against.js",

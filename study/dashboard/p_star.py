@@ -41,7 +41,7 @@ def _row(row: Mapping[Any, Any], settings: list[str]) -> dict[str, Any]:
     grid = row["method"] == "grid"
     return {
         "optimizer": label(str(row["optimizer"])),
-        "setting": ", ".join(f"{name} {setting_text(row[name])}" for name in settings),
+        "setting": ", ".join(f"{name}={setting_text(row[name])}" for name in settings),
         "label": labels[row["site"], row["stat"]],
         "site": row["site"],
         "stat": row["stat"],

@@ -68,6 +68,18 @@ class Watched:
         self.page.wait_for_selector("body[data-ready]", timeout=60_000)
         return self.page
 
+    def show(self, choices: str = "") -> Page:
+        """Make exactly these choices on the open page, as its address would: much faster."""
+        self.page.evaluate(
+            """async address => {
+                history.replaceState(null, "", "#" + address);
+                choices.read();
+                await render();
+            }""",
+            choices,
+        )
+        return self.page
+
     def until(self, expression: str, seconds: float = 30) -> float:
         """Wait until a JavaScript expression is true. Returns the seconds waited.
 
@@ -134,38 +146,7 @@ def by_hand(tmp_path: Path) -> Callable[..., CellWriter]:
     """``by_hand("id", rank=4)`` returns the writer of a running cell in ``results/odd``."""
 
     def begin(cell_id: str, **about: Any) -> CellWriter:
-        record = {
-            "model": "known",
-            "data": "pydoc",
-            "gamma": 1.0,
-            "device": "cpu",
-            "study": "odd",
-        } | about
-        config = {
-            "adapter": {
-                "rank": about.get("rank", 4),
-                "scaling": about.get("scaling", "lora"),
-                "exponent": None,
-            }
-            | {"alpha": 16.0, "init": "kaiming", "dropout": 0.0, "targets": "all-linear"},
-            "optimizer": {"name": "adamw", "lr": 1e-4, "weight_decay": 0.0},
-            "train": {
-                "steps": 9,
-                "batch_size": 2,
-                "accumulation": 1,
-                "clip": None,
-                "schedule": "constant",
-                "warmup": 0,
-            },
-            "data": {"seed": 0, "sequence_length": 48},
-            "seed": 0,
-            "precision": "float32",
-        }
-        return CellWriter.open(
-            tmp_path / "results/odd/cells" / cell_id,
-            "",
-            record | {"cell_id": cell_id, "config": config},
-        )
+        return begin_cell(tmp_path / "results/odd", cell_id, **about)
 
     return begin
 
@@ -193,3 +174,39 @@ def one_step() -> Callable[[CellWriter, int, dict[str, float]], None]:
         )
 
     return append
+
+
+def begin_cell(study: Path, cell_id: str, **about: Any) -> CellWriter:
+    """The writer of a running cell in the folder ``study``."""
+    record = {
+        "model": "known",
+        "data": "pydoc",
+        "gamma": 1.0,
+        "device": "cpu",
+        "study": study.name,
+    } | about
+    config = {
+        "adapter": {
+            "rank": about.get("rank", 4),
+            "scaling": about.get("scaling", "lora"),
+            "exponent": None,
+        }
+        | {"alpha": 16.0, "init": "kaiming", "dropout": 0.0, "targets": "all-linear"},
+        "optimizer": {"name": "adamw", "lr": 1e-4, "weight_decay": 0.0},
+        "train": {
+            "steps": 9,
+            "batch_size": 2,
+            "accumulation": 1,
+            "clip": None,
+            "schedule": "constant",
+            "warmup": 0,
+        },
+        "data": {"seed": 0, "sequence_length": 48},
+        "seed": about.get("seed", 0),
+        "precision": "float32",
+    }
+    return CellWriter.open(
+        study / "cells" / cell_id,
+        "",
+        record | {"cell_id": cell_id, "config": config},
+    )

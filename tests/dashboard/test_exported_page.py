@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -18,6 +18,8 @@ from study.report.markdown import Details
 from study.store import CellWriter
 from study.vocabulary.verdicts import VERDICTS
 
+from .conftest import Watched
+
 
 @pytest.fixture(scope="module")
 def file(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -25,6 +27,18 @@ def file(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     inside, there = export([trained], path)
     assert inside == there > 50
     return path
+
+
+@pytest.fixture(scope="module")
+def exported(browser: Any, file: Path) -> Iterator[Watched]:
+    """The file, opened once for this module."""
+    context = browser.new_context(
+        viewport={"width": 1280, "height": 1000}, accept_downloads=True, offline=True
+    )
+    watched = Watched(context.new_page())
+    watched.open(file.as_uri())
+    yield watched
+    context.close()
 
 
 def heat(page: Any) -> list[dict[str, Any]]:
@@ -52,7 +66,7 @@ def test_no_request_and_no_error(offline: Any, file: Path) -> None:
 
 
 def test_verdicts_have_the_numbers_and_words_of_the_report(
-    offline: Any, file: Path, trained: Path
+    exported: Watched, trained: Path
 ) -> None:
     """One number: exponent, interval, factor, theory and word are the same text in both.
 
@@ -65,7 +79,7 @@ def test_verdicts_have_the_numbers_and_words_of_the_report(
         (curve.removeprefix("| "), quantity, step): [*numbers, theory, word.strip("*")]
         for curve, quantity, step, *numbers, theory, word, _ in lines
     }
-    page = offline.open(file.as_uri())
+    page = exported.show()
     shown = page.evaluate(
         """() => page.overview.verdicts.filter(v => v.curve !== 'lr=1e+30').map(v => [
             [page.overview.optimizers[v.optimizer],
@@ -82,9 +96,9 @@ def test_verdicts_have_the_numbers_and_words_of_the_report(
         )
 
 
-def test_one_seed_has_no_interval_and_no_verdict(offline: Any, file: Path) -> None:
+def test_one_seed_has_no_interval_and_no_verdict(exported: Watched) -> None:
     """AdamW has one seed, SGD two, and one at the rate at which it diverges."""
-    page = offline.open(file.as_uri() + "#tab=layers&optimizer=adamw")
+    page = exported.show("tab=layers&optimizer=adamw")
     words = page.evaluate("page.overview.verdicts.map(v => [v.optimizer + v.curve, v.verdict])")
     assert {word for curve, word in words if curve.startswith("adamw")} == {"one seed"}
     assert {word for curve, word in words if curve == "sgdlr=0.01"} == {"unclear"}
@@ -92,8 +106,8 @@ def test_one_seed_has_no_interval_and_no_verdict(offline: Any, file: Path) -> No
     assert "95 %" not in page.locator("#fit-title").inner_text()
 
 
-def test_a_word_has_the_colour_of_its_row(offline: Any, file: Path) -> None:
-    page = offline.open(file.as_uri())
+def test_a_word_has_the_colour_of_its_row(exported: Watched) -> None:
+    page = exported.show()
     found = page.evaluate(
         "[...document.querySelectorAll('#verdict-table td .cell > span > span')]"
         ".map(node => [node.textContent.slice(2), node.className])"
@@ -101,10 +115,10 @@ def test_a_word_has_the_colour_of_its_row(offline: Any, file: Path) -> None:
     assert {(word, VERDICTS[word].colour) for word, _ in found} == {tuple(one) for one in found}
 
 
-def test_every_value_is_in_its_place(offline: Any, file: Path, trained: Path) -> None:
+def test_every_value_is_in_its_place(exported: Watched, trained: Path) -> None:
     """Every value of every panel against the store, for two quantities and one seed."""
     tables = study.load(trained)
-    page = offline.open(file.as_uri() + "#tab=layers&optimizer=sgd&seed=1&rank=4&step=2")
+    page = exported.show("tab=layers&optimizer=sgd&seed=1&rank=4&step=2")
     for site, stat in (("adapter_grad", "norm"), ("adapter_out", "max_abs")):
         chosen(page, "site", site)
         chosen(page, "stat", stat)
@@ -138,8 +152,8 @@ def test_every_value_is_in_its_place(offline: Any, file: Path, trained: Path) ->
                         assert panel["z"][y][x] is None, "zero and negative values have no colour"
 
 
-def test_the_heat_map_draws_the_values_on_one_scale(offline: Any, file: Path) -> None:
-    page = offline.open(file.as_uri() + "#tab=layers")
+def test_the_heat_map_draws_the_values_on_one_scale(exported: Watched) -> None:
+    page = exported.show("tab=layers")
     drawn = page.evaluate("byId('heat').data.filter(t => t.coloraxis).map(t => t.z)")
     assert drawn == [panel["z"] for panel in heat(page)]
     scale = page.evaluate(
@@ -149,8 +163,8 @@ def test_the_heat_map_draws_the_values_on_one_scale(offline: Any, file: Path) ->
     assert scale == pytest.approx([min(every), max(every)]), "one scale for all panels"
 
 
-def test_values_that_are_not_finite_are_marked(offline: Any, file: Path) -> None:
-    page = offline.open(file.as_uri() + "#tab=layers&optimizer=sgd&rules=rslora p=0.5")
+def test_values_that_are_not_finite_are_marked(exported: Watched) -> None:
+    page = exported.show("tab=layers&optimizer=sgd&rules=rslora p=0.5")
     settings = page.locator("#setting option").all_inner_texts()
     chosen(page, "setting", next(text for text in settings if "1e+30" in text))
     assert page.locator("#key .not-finite.any").inner_text().startswith("not finite:")
@@ -167,13 +181,11 @@ def test_values_that_are_not_finite_are_marked(offline: Any, file: Path) -> None
     assert "not finite from step" in page.locator("#where").inner_text()
     page.locator("#tabs [data-tab=cells]").click()
     assert "diverged" in page.locator("#cells tbody").inner_text()
-    assert offline.errors == []
+    assert exported.errors == []
 
 
-def test_a_click_on_a_layer_shows_its_curves_and_its_fit(
-    offline: Any, file: Path, trained: Path
-) -> None:
-    page = offline.open(file.as_uri() + "#tab=layers&optimizer=adamw&seed=0&step=1")
+def test_a_click_on_a_layer_shows_its_curves_and_its_fit(exported: Watched, trained: Path) -> None:
+    page = exported.show("tab=layers&optimizer=adamw&seed=0&step=1")
     place = page.evaluate(
         """() => { const box = byId('heat').getBoundingClientRect();
             const { xaxis, yaxis } = byId('heat')._fullLayout;
@@ -185,7 +197,7 @@ def test_a_click_on_a_layer_shows_its_curves_and_its_fit(
     page.wait_for_selector("#tip:not([hidden])")
     assert layer in page.locator("#tip").inner_text()
     page.mouse.click(x, y)
-    offline.until("page.view.layer !== 'mean over layers'")
+    exported.until("page.view.layer !== 'mean over layers'")
     page.evaluate("rendering")
     assert page.locator("#layer").input_value() == layer
     assert page.evaluate("page.view.step") == step
@@ -260,15 +272,15 @@ def test_every_control_changes_the_charts_and_the_address_restores_it(
     assert offline.errors == []
 
 
-def test_the_last_rule_cannot_be_unchecked(offline: Any, file: Path) -> None:
-    page = offline.open(file.as_uri() + "#tab=layers&rules=lora p=1")
+def test_the_last_rule_cannot_be_unchecked(exported: Watched) -> None:
+    page = exported.show("tab=layers&rules=lora p=1")
     page.evaluate("document.querySelector('#rules input:checked').click()")
     page.evaluate("rendering")
     assert page.locator("#rules input:checked").count() == 1
 
 
-def test_the_keyboard_controls_the_heat_map_and_the_table(offline: Any, file: Path) -> None:
-    page = offline.open(file.as_uri() + "#tab=layers&step=1&rank=4")
+def test_the_keyboard_controls_the_heat_map_and_the_table(exported: Watched) -> None:
+    page = exported.show("tab=layers&step=1&rank=4")
     page.focus("#heat")
     for key in ("ArrowDown", "ArrowDown", "ArrowRight", "PageUp"):
         page.keyboard.press(key)
@@ -292,8 +304,8 @@ def test_the_keyboard_controls_the_heat_map_and_the_table(offline: Any, file: Pa
     assert ranks == sorted(ranks, reverse=True)
 
 
-def test_charts_can_be_downloaded(offline: Any, file: Path, tmp_path: Path) -> None:
-    page = offline.open(file.as_uri() + "#tab=layers")
+def test_charts_can_be_downloaded(exported: Watched, tmp_path: Path) -> None:
+    page = exported.show("tab=layers")
     for chart, rows in (("heat", 14 * 2 * (3 + 3)), ("layer-fit", 6), ("layer-curves", 2 * 3 * 3)):
         with page.expect_download() as waiting:
             page.locator(f".tools[data-chart={chart}] button", has_text="CSV").click()

@@ -155,7 +155,12 @@ function colourRange(panels) {
 }
 
 /** The margins: above the panels, there is a line for each line of their heads. */
-const heatMargin = view => ({ l: 62, r: 66, t: 24 + 16 * view.rules[0].lines.length, b: 44 });
+const heatMargin = view => ({
+  l: Math.max(62, 12 + 6.4 * Math.max(0, ...namedRows(view).map(name => name.length))),
+  r: 66,
+  t: 24 + 16 * view.rules[0].lines.length,
+  b: 44,
+});
 const heatWidth = () => innerSize("heat", heatMargin(page.view)).width;
 
 const axisName = n => `x${n === 0 ? "" : n + 1}`;
@@ -207,13 +212,6 @@ function addPanel(layout, panel, n, domain, rows) {
   if (x >= 0) layout.shapes.push(columnBox(axisName(n), x, rows, columns.length > 60 ? 1 : 1.5));
 }
 
-/** Positions of the labels, as many as fit: the first and the last column, or the chosen one. */
-function columnTicks({ columns, chosen }, pixels) {
-  const widest = Math.max(...columns.map(column => String(column).length));
-  if (pixels < 24 + 14 * widest) return [Math.max(0, columns.indexOf(chosen))];
-  return spread(columns.length, Math.max(2, Math.floor(pixels / (10 + 7 * widest))));
-}
-
 /** Adds the panel with the scaling exponent of each layer. */
 function addStrip(data, layout, view, fits, n, domain) {
   for (const { rule, lines } of fits) {
@@ -235,10 +233,13 @@ function addStrip(data, layout, view, fits, n, domain) {
       meta: { rule: rule.id },
     });
   }
+  const slopes = fits.flatMap(({ lines }) => lines.flatMap(line => (line ? [line.slope] : [])));
+  const range = withRoom([0, ...slopes], 0.06, 0.1);
   layout[`xaxis${n + 1}`] = {
     ...AXIS(),
     domain,
-    nticks: Math.max(2, Math.floor(((domain[1] - domain[0]) * heatWidth()) / 42)),
+    range,
+    ...plainTicks(range, ((domain[1] - domain[0]) * heatWidth()) / 42),
     tickangle: 0,
     zeroline: true,
     zerolinecolor: colour("faint"),
@@ -301,14 +302,14 @@ function brokenFlag(xref, x, { of, columns }) {
   };
 }
 
-/** At most `most` of the numbers 0 ... n - 1, evenly spaced, including both ends. */
-function spread(n, most) {
-  if (n <= most) return [...Array(n).keys()];
-  return distinct([...Array(most).keys()].map(k => Math.round((k * (n - 1)) / (most - 1))));
-}
-
 /** `0 q_proj`: block and kind. */
 const rowName = layer => `${layer.block} ${layer.kind}`;
+
+/** The labels of the rows if they are names of single layers or of kinds; otherwise none. */
+function namedRows(view) {
+  if (view.layers.length <= MOST_NAMED_ROWS) return view.layers.map(rowName);
+  return view.order === "kind" ? view.kinds : [];
+}
 
 /** Labels of the rows: every layer if they are few, otherwise one per kind or per block. */
 function layerTicks(view) {
@@ -347,17 +348,6 @@ function kindEdges(view) {
     y1: y - 0.5,
     line,
   }));
-}
-
-/** Labels of the colour bar: powers of ten, or five values if it spans few of them. */
-function logTicks(low, high) {
-  const every = Math.max(1, Math.ceil((high - low) / 8));
-  const powers = [];
-  for (let k = Math.ceil(low); k <= high; k += every) powers.push(k);
-  const evenly = [0, 1, 2, 3, 4].map(k => low + (k * (high - low)) / 4);
-  const values = powers.length >= 3 ? powers : evenly;
-  const text = k => brief(Number((10 ** k).toPrecision(2)));
-  return { tickvals: values, ticktext: values.map(text) };
 }
 
 /** Places to look at first: the first broken value, and each rule's extreme exponents. */

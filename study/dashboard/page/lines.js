@@ -25,6 +25,7 @@ function drawCurves(id, view, curves, look) {
   const xAxis = look.xAxis ?? stepAxis(ranges[0], size.width * (panels[0]?.[1] ?? 1));
   const layout = { margin, annotations: [], dragmode: look.zooms ? "zoom" : false };
   const data = [];
+  const along = xAxis.type === "log" ? Math.log10 : x => x;
   rules.forEach((rule, n) => {
     layout[`xaxis${n === 0 ? "" : n + 1}`] = {
       ...AXIS(),
@@ -42,7 +43,7 @@ function drawCurves(id, view, curves, look) {
       data.push(...curveTraces(view, curve, { trace, visible, smooth }), ...extra(curve, trace));
     }
     layout.annotations.push(
-      ...endLabels(view, own, { axis: axisName(n), visible, log, ranges, size }),
+      ...endLabels(view, own, { axis: axisName(n), visible, log, ranges, size, along }),
     );
   });
   layout.yaxis = {
@@ -68,22 +69,6 @@ function panelDomains(n, pixels) {
   const gap = n > 1 ? Math.min(PANEL_GAP / pixels, 0.5 / (n - 1)) : 0;
   const width = (1 - gap * (n - 1)) / n;
   return [...Array(n).keys()].map(k => [k * (width + gap), k * (width + gap) + width]);
-}
-
-/** An axis of steps: only whole numbers have a tick. */
-function stepAxis([low, high], pixels) {
-  const ticks = wholeTicks(low, high, Math.max(2, Math.floor(pixels / 34)));
-  return { tickvals: ticks, ticktext: ticks.map(String), title: axisTitle("step") };
-}
-
-/** Whole numbers from `low` to `high`, evenly spaced, about `most` of them. */
-function wholeTicks(low, high, most) {
-  let every = 1;
-  for (let k = 0; (high - low) / every > most; k++)
-    every = [1, 2, 5][k % 3] * 10 ** Math.floor(k / 3);
-  const ticks = [];
-  for (let at = Math.ceil(low / every) * every; at <= high; at += every) ticks.push(at);
-  return ticks;
 }
 
 /** From the lowest to the highest x, with some room, in units of the axis. */
@@ -147,11 +132,11 @@ function curveTraces(view, { rule, rank, cells, x, y, smoothed }, { trace, visib
  * The rank of each curve beside its end, at most MOST_LABELS of them, moved apart where they would
  * overlap. The lowest, the highest and the chosen rank always have one.
  */
-function endLabels(view, curves, { axis, visible, log, ranges, size }) {
+function endLabels(view, curves, { axis, visible, log, ranges, size, along }) {
   const [[, right], [low, high]] = ranges;
   const scale = log ? Math.log10 : value => value;
   const ends = curves.flatMap(curve => {
-    const last = curve.y.findLastIndex((y, k) => visible(y) && curve.x[k] <= right + 1e-9);
+    const last = curve.y.findLastIndex((y, k) => visible(y) && along(curve.x[k]) <= right + 1e-9);
     if (last < 0) return [];
     const share = (high - scale(curve.smoothed[last])) / (high - low);
     return share < 0 || share > 1 ? [] : [{ curve, at: share * size.height }];
@@ -192,7 +177,7 @@ function endLabel(text, axis, x, y) {
 function fewOf(ends, chosenRank) {
   if (ends.length <= MOST_LABELS) return [...ends];
   const byRank = [...ends].sort((a, b) => a.curve.rank - b.curve.rank);
-  const kept = new Set(spread(byRank.length, MOST_LABELS).map(k => byRank[k]));
+  const kept = new Set(evenlySpaced(byRank.length, MOST_LABELS).map(k => byRank[k]));
   const chosen = byRank.find(end => end.curve.rank === chosenRank);
   if (chosen && !kept.has(chosen)) {
     const inner = [...kept].slice(1, -1);

@@ -101,43 +101,6 @@ const AXIS = () => ({
 
 const axisTitle = (text, standoff = 4) => ({ text, standoff, font: { size: 11.5 } });
 
-/** A logarithmic axis from 10^low to 10^high: powers of ten, or values between if they are few. */
-function logAxis([low, high]) {
-  const axis = { ...AXIS(), type: "log", range: [low, high] };
-  if (high - low > 3.5) {
-    return { ...axis, exponentformat: "power", dtick: Math.max(1, Math.ceil((high - low) / 6)) };
-  }
-  const between = [[1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 5, 7]].map(parts =>
-    logValues(parts, low, high),
-  );
-  const ticks = between.find(values => values.length >= 3) ?? linearValues(10 ** low, 10 ** high);
-  return { ...axis, tickvals: ticks, ticktext: ticks.map(brief) };
-}
-
-/** The values `part` times a power of ten between 10^low and 10^high. */
-function logValues(parts, low, high) {
-  const found = [];
-  for (let k = Math.floor(low); k <= high; k++) {
-    for (const part of parts) {
-      const log = k + Math.log10(part);
-      if (log >= low && log <= high) found.push(Number((part * 10 ** k).toPrecision(3)));
-    }
-  }
-  return found;
-}
-
-/** Some four round values between `low` and `high`. */
-function linearValues(low, high) {
-  const rough = (high - low) / 4;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const every = [1, 2, 5, 10].find(part => part * power >= rough) * power;
-  const found = [];
-  for (let n = Math.ceil(low / every); n * every <= high; n++) {
-    found.push(Number((n * every).toPrecision(6)));
-  }
-  return found;
-}
-
 const LAYOUT = () => ({
   paper_bgcolor: "rgba(0,0,0,0)",
   plot_bgcolor: "rgba(0,0,0,0)",
