@@ -99,6 +99,7 @@ def exponent_against_p(tables: Tables) -> Figure:
     limits = _limits(every_line)
     for ax, (family, lines) in zip(panels, drawn, strict=True):
         _draw(ax, lines, limits)
+        _p_axis(ax, every_line)
         title = plain(textwrap.fill(family.label, int(16 * page.get_figwidth() / len(drawn))))
         ax.set_title(title, loc="left", fontweight="bold")
     style.y_label(panels[0], EXPONENT, "slope of log quantity in log $r$")
@@ -139,9 +140,10 @@ def _legend(page: Figure, ax: Axes, every: list[Line], last: str, *, alone: bool
 def _definitions(lines: list[Line]) -> str:
     """``Adapter output: rms of γBAx; ...``"""
     told = {line.quantity.noun: line.quantity.symbol for line in lines}
+    if DESCENT.noun in told:
+        told[DESCENT.noun] += r" with the update $\Delta$"
     text = "; ".join(f"{noun}: {symbol}" for noun, symbol in told.items())
-    update = r" ($\Delta$: the update)" if DESCENT.noun in told else ""
-    return f"{text[:1].upper()}{text[1:]}{update}."
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _limits(lines: list[Line]) -> tuple[float, float]:
@@ -233,9 +235,6 @@ def _draw(ax: Axes, lines: list[Line], limits: tuple[float, float]) -> None:
     for line in lines:
         _draw_line(ax, line)
         _draw_star(ax, line)
-    every = sorted({p for line in lines for p in line.p})
-    stars = [p for line in lines for p in line.stable]
-    _p_axis(ax, every, [star for star in stars if np.isfinite(star)])
     ax.set_ylim(*limits)
 
 
@@ -290,9 +289,17 @@ def _draw_star(ax: Axes, line: Line) -> None:
         )
 
 
-def _p_axis(ax: Axes, ps: list[float], stars: list[float]) -> None:
-    """Ticks at the measured p, and at the p of named rules with the name on a second line."""
+def _p_axis(ax: Axes, lines: list[Line]) -> None:
+    """Ticks at the measured p, and at the p of named rules with the name on a second line.
+
+    ``lines``: those of all panels, so that the panels have one axis.
+    """
+    ps = sorted({float(p) for line in lines for p in line.p})
+    stars = [star for line in lines for star in line.stable if np.isfinite(star)]
     named = {round(rule.p, 9): rule.label for rule in RULES.values() if rule.p is not None}
+    low, high = min([ps[0], *named, *stars]), max([ps[-1], *named, *stars])
+    if len(ps) < 3:  # only a few ticks would be left
+        ps = [float(p) for p in np.arange(-2, 3, 0.25) if low <= p <= high]
     others = [p for p in ps if p in named or all(abs(p - other) > 0.2 for other in named)]
     ax.xaxis.set_major_locator(FixedLocator(sorted({*others, *named})))
     ax.xaxis.set_major_formatter(
@@ -300,7 +307,6 @@ def _p_axis(ax: Axes, ps: list[float], stars: list[float]) -> None:
         FuncFormatter(lambda p, _: f"{p:.4g}\n{named.get(round(p, 9), ' ')}")
     )
     ax.xaxis.set_minor_locator(NullLocator())
-    low, high = min([ps[0], *named, *stars]), max([ps[-1], *named, *stars])
     ax.set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     ax.set_xlabel(r"$p$ of $\gamma = \alpha\, r^{-p}$")
 

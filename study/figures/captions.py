@@ -15,7 +15,9 @@ CI = f"{CONFIDENCE:.0%} CI"
 
 FORMULA_OR_WORD = re.compile(r"(?:\$[^$]*\$|\\\$|[^\s$])+")
 """A word of a text: a formula between dollars counts as one, with what adjoins it."""
-MARKUP = re.compile(r"\\(?:mathsf|mathrm|!)|\\(?=[a-zA-Z])|[${}^_]")
+UNSEEN = re.compile(r"\\(?:mathsf|mathrm|!|,)|[${}^_]")
+"""The markup of formulas that takes no room on the page."""
+SYMBOL = re.compile(r"\\[a-zA-Z]+ ?|\\.")
 
 EXPONENT = "scaling exponent with rank"
 
@@ -47,12 +49,13 @@ def plain(text: str) -> str:
 def wrapped(text: str, width: int) -> str:
     """``text`` with line breaks, none of them within a formula.
 
-    A line has at most ``width`` characters as they are printed: the markup of formulas is free.
+    A line has at most ``width`` characters as they are printed: the markup of formulas takes no
+    room.
     """
     lines: list[str] = [""]
     for word in FORMULA_OR_WORD.findall(text):
         longer = f"{lines[-1]} {word}".strip()
-        if len(MARKUP.sub("", longer)) > width:
+        if len(SYMBOL.sub("x", UNSEEN.sub("", longer))) > width:
             lines.append(word)
         else:
             lines[-1] = longer

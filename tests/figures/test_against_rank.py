@@ -289,7 +289,8 @@ def test_every_exponent_of_power_has_its_own_fit(tiny, read) -> None:
 def test_the_text_says_if_rules_are_left_out(tiny, read) -> None:
     figure = descent_vs_rank(tiny(rules=[("power", p) for p in np.linspace(0, 1, 11)]))
     assert len(read.artists(figure, "points")) == 8
-    assert "Not drawn: power p = 0.8, power p = 0.9, power p = 1." in " ".join(read.texts(figure)).replace("\n", " ")
+    said = " ".join(read.texts(figure)).replace("\n", " ")
+    assert "Not drawn: power p = 0.8, power p = 0.9, power p = 1." in said
 
 
 def test_settings_have_rows_fits_and_steps_of_their_own(tiny) -> None:
