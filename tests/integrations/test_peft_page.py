@@ -1,0 +1,146 @@
+"""The code of docs/peft.md and docs/examples/peft_sweep.py runs as it stands."""
+
+import re
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import study
+from study.cli import cli
+from study.models import FrozenBase
+
+peft = pytest.importorskip("peft")
+
+DOCS = Path(__file__).parents[2] / "docs"
+BLOCKS = re.findall(r"^```python\n(.*?)^```", (DOCS / "peft.md").read_text(), re.M | re.S)
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def script(
+    cell: Make, peft_model: Make, tiny_base: FrozenBase, tmp_path: Path, monkeypatch: Any
+) -> dict[str, Any]:
+    """What a user's script has before the lines of the page, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = peft_model(cell("adapter.rank=4"))
+    batches = [{"input_ids": ids, "labels": ids} for ids in torch.randint(5, 90, (2, 2, 12))]
+    return {
+        "study": study,
+        "torch": torch,
+        "peft_model": model,
+        "optimizer": torch.optim.AdamW([w for w in model.parameters() if w.requires_grad], lr=1e-3),
+        "loader": torch.utils.data.DataLoader(batches, batch_size=None),
+    }
+
+
+def block(text: str) -> str:
+    """The only block of the page with ``text``."""
+    [found] = [code for code in BLOCKS if text in code]
+    return found
+
+
+def run(code: str, names: dict[str, Any], steps: int) -> Any:
+    exec(compile(code, "docs/peft.md", "exec"), names)
+    tables = study.load("results/mine")
+    assert set(tables.cells["status"]) == {"complete"}
+    assert set(tables.cells["steps_done"]) == {steps}
+    assert set(tables.probes["site"]) >= {"adapter_out", "layer_out_grad", "adapter_update"}
+    return tables
+
+
+def test_every_block_is_run_here() -> None:
+    assert len(BLOCKS) == 5
+
+
+def test_from_a_script_to_exponents_in_15_lines(
+    script: dict[str, Any], tiny_base: FrozenBase
+) -> None:
+    import transformers
+
+    code = block("for rank in")
+    assert len(code.strip().splitlines()) <= 15
+    tiny_base.model.save_pretrained("base")
+    names = ("get_peft_model", "LoraConfig")
+    script |= {"BASE": "base", "AutoModelForCausalLM": transformers.AutoModelForCausalLM}
+    script |= {name: getattr(peft, name) for name in names}
+    tables = run(code, script, steps=2)
+    assert tables.cells["rank"].tolist() == [4.0, 16.0, 64.0]
+    done = CliRunner().invoke(cli, ["analyze", "results/mine"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    exponents = study.load("results/mine").exponents
+    first = exponents.query("step == 0 and layer == 'model' and site == 'adapter_grad'")
+    [row] = first.query("stat == 'norm'").to_dict("records")
+    assert row["exponent"] == pytest.approx(0.0, abs=0.1)
+    assert row["predicted"] == pytest.approx(0.0, abs=0.01)
+
+
+def test_a_loss_of_ones_own(script: dict[str, Any]) -> None:
+    def my_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:])
+
+    metrics = run(block("my_loss"), script | {"my_loss": my_loss}, steps=2).metrics
+    assert metrics["loss"].notna().tolist() == [True, True, False]
+    assert metrics["eval_loss"].tolist()[2] == 2.5
+
+
+def test_accelerate(script: dict[str, Any]) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    tables = run(
+        block("accelerator.prepare"), script | {"Accelerator": accelerate.Accelerator}, steps=1
+    )
+    assert tables.cells["accumulation"].tolist() == [2]
+
+
+def test_lightning(script: dict[str, Any]) -> None:
+    lightning = pytest.importorskip("lightning")
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    trainer = lightning.Trainer(
+        accelerator="cpu", max_epochs=1, log_every_n_steps=1, **dict.fromkeys(quiet, False)
+    )
+    run(block("LightningModule"), script | {"lightning": lightning, "trainer": trainer}, steps=2)
+
+
+def test_trl(script: dict[str, Any]) -> None:
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    from study.config import ModelConfig
+    from study.models import load_tokenizer
+
+    data = datasets.Dataset.from_list(
+        [{"prompt": f"Say {n}:", "completion": f" {n}"} for n in range(8)]
+    )
+    quiet = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True}
+    args = trl.SFTConfig(output_dir="out", max_steps=2, use_cpu=True, bf16=False, **quiet)
+
+    def trainer(**options: Any) -> Any:
+        tokenizer = load_tokenizer(ModelConfig("tiny"))
+        return trl.SFTTrainer(processing_class=tokenizer, **options)
+
+    run(block("SFTTrainer"), script | {"SFTTrainer": trainer, "args": args, "data": data}, steps=2)
+
+
+def test_the_example_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eighteen runs: ranks, rules and seeds. Their exponents have verdicts."""
+    folder = tmp_path / "results" / "peft_sweep"
+    example = DOCS / "examples" / "peft_sweep.py"
+    monkeypatch.setattr(sys, "argv", [str(example), str(folder)])
+    runpy.run_path(str(example), run_name="__main__")
+    cells = study.load(str(folder)).cells
+    assert (cells["status"] == "complete").all()
+    assert cells.groupby("scaling")["seed"].agg(["size", "nunique"]).values.tolist() == [[9, 3]] * 2
+    done = CliRunner().invoke(cli, ["analyze", str(folder)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    exponents = study.load(str(folder)).exponents
+    rows = exponents.query(
+        "site == 'adapter_grad' and stat == 'norm' and step == 0 and layer == 'model'"
+    ).set_index("scaling")
+    for rule, verdict in (("lora", "collapses"), ("rslora", None)):
+        assert rows.loc[rule, "exponent"] == pytest.approx(rows.loc[rule, "predicted"], abs=0.1)
+        assert verdict in (None, rows.loc[rule, "verdict"])
