@@ -49,7 +49,10 @@ class AdapterSpec:
 
 
 class LoraPair(NamedTuple):
-    """One cell's adapter in one layer: the leaf tensors that an optimizer steps, and gamma."""
+    """One cell's adapter in one layer: the leaf tensors that an optimizer steps, and gamma.
+
+    On experts (:mod:`study.adapters.experts`) both factors have a first dimension, the expert.
+    """
 
     A_RD: Tensor
     B_OR: Tensor
@@ -88,12 +91,15 @@ def generator_for(seed: int, name: str, device: torch.device | str = "cpu") -> t
     return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "little", signed=True))
 
 
-def initial_pair(spec: AdapterSpec, layer: str, d: int, o: int) -> tuple[Tensor, Tensor]:
+def initial_pair(
+    spec: AdapterSpec, layer: str, d: int, o: int, experts: int = 0
+) -> tuple[Tensor, Tensor]:
     """``A: [R, D]`` and ``B: [O, R]`` as ``spec.init`` draws them, float32 on the CPU.
 
-    The draw is keyed by seed, layer and rank, so adapters of different ranks are independent, as a
-    fit over ranks assumes. Scaling rules and optimizers at one rank share the draw. Raises
-    ``ValueError`` for an unknown init.
+    With ``experts``, as many of each, stacked in the first dimension. The draw is keyed by seed,
+    layer and rank, so adapters of different ranks are independent, as a fit over ranks assumes.
+    Scaling rules and optimizers at one rank share the draw. Raises ``ValueError`` for an unknown
+    init.
     """
     if spec.start is not None:
         return spec.start[layer].A_RD, spec.start[layer].B_OR
@@ -101,9 +107,13 @@ def initial_pair(spec: AdapterSpec, layer: str, d: int, o: int) -> tuple[Tensor,
         raise unknown("init", spec.init, DRAWS)
     rank, draw = int(spec.rank), DRAWS[spec.init]
     stream = generator_for(spec.seed, f"{layer}/rank {rank}")
-    if INITS[spec.init].drawn == "A":
-        return draw(rank, d, stream), torch.zeros(o, rank)
-    return torch.zeros(rank, d), draw(rank, o, stream).mT.contiguous()
+    draws_A = INITS[spec.init].drawn == "A"
+    drawn = [draw(rank, d if draws_A else o, stream) for _ in range(max(1, experts))]
+    factor = torch.stack(drawn) if experts else drawn[0]
+    each = factor.shape[:-2]
+    if draws_A:
+        return factor, torch.zeros(*each, o, rank)
+    return torch.zeros(*each, rank, d), factor.mT.contiguous()
 
 
 class Bucket(nn.Module):
@@ -190,8 +200,13 @@ class LoraBank(nn.Module):
         self.pairs: list[LoraPair] = []
         self._dropout_streams: list[torch.Generator] | None = None
 
+    @property
+    def features(self) -> tuple[int, int]:
+        """``(D, O)``."""
+        return features(self.base)
+
     def _bucket(self, specs: Sequence[AdapterSpec]) -> Bucket:
-        d, o = features(self.base)
+        d, o = self.features
         drawn = [self.drawn(spec, d, o) for spec in specs]
         # Dropout acts on the input of the adapter only, and a merged product has a single input.
         W_OD = dense_weight(self.base)

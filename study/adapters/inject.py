@@ -1,13 +1,16 @@
-"""Find a model's linears by name, replace them by banks, and restore them."""
+"""Find a model's layers by name, put adapters on them, and restore them."""
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
 from study.adapters.bank import FACTORED, AdapterSpec, LoraBank
 from study.adapters.contraction import Contraction
+from study.adapters.experts import AdaptedExperts, ExpertBank, is_of_experts
 from study.adapters.patterns import PathPatterns
 from study.errors import StudyError, short
 
@@ -19,7 +22,10 @@ HALVES = {
 
 
 def resolve_targets(linears: Sequence[str], targets: str | Sequence[str]) -> list[str]:
-    """The linears (module paths) that ``targets`` names, in the model's order.
+    """The paths among ``linears`` that ``targets`` names, in their order.
+
+    They are the module paths of linear layers and the paths of the weights of experts, which are
+    the linear layers of their experts.
 
     ``targets`` is read as PEFT reads ``target_modules``: ``all-linear``; a list of names, each a
     path or the end of one; or a regex that matches whole paths. In addition, ``attention`` and
@@ -63,24 +69,47 @@ def adapted(
     bank_type: type[LoraBank] = LoraBank,
     contraction: Contraction = FACTORED,
 ) -> Iterator[list[LoraBank]]:
-    """Inside, every layer in ``layers`` is a bank. The plain model is restored on exit.
+    """Inside, every layer in ``layers`` has adapters. The plain model is restored on exit.
 
-    ``bank_type``: :class:`LoraBank` or a subclass, such as
-    :class:`~study.adapters.infinite.InfiniteRankBank`. ``contraction``: how the banks compute their
-    products.
+    Yields their banks. A linear is replaced by its bank, a module of experts by an
+    :class:`~study.adapters.experts.AdaptedExperts`. ``bank_type``: of the linears,
+    :class:`LoraBank` or a subclass, such as :class:`~study.adapters.infinite.InfiniteRankBank`.
+    ``contraction``: how the banks of linears compute their products. Raises :class:`StudyError`
+    for experts with another ``bank_type``.
     """
     device = next(model.parameters()).device
-    frozen = {layer: model.get_submodule(layer) for layer in layers}
-    banks = [bank_type(base, layer, specs, contraction) for layer, base in frozen.items()]
+    banks: list[LoraBank] = []
+    replaced: dict[str, Any] = {}
+    experts: dict[str, list[ExpertBank]] = defaultdict(list)
+    for layer in layers:
+        if is_of_experts(model, layer):
+            if bank_type is not LoraBank:
+                raise StudyError(
+                    "infinite rank and rank-free SGD are for linear layers: "
+                    f"leave experts ({layer}, ...) out of adapter.targets"
+                )
+            owner = layer.rpartition(".")[0]
+            of_experts = ExpertBank(model.get_submodule(owner), layer, specs, contraction)
+            experts[owner].append(of_experts)
+            banks.append(of_experts)
+        else:
+            replaced[layer] = bank_type(model.get_submodule(layer), layer, specs, contraction)
+            banks.append(replaced[layer])
+    replaced |= {
+        owner: AdaptedExperts(model.get_submodule(owner), of_owner)
+        for owner, of_owner in experts.items()
+    }
+    plain = {path: model.get_submodule(path) for path in replaced}
     try:
         for bank in banks:
             bank.buckets.to(device)
             bank.make_pairs()
-            _replace(model, bank.layer, bank)
+        for path, module in replaced.items():
+            _replace(model, path, module)
         yield banks
     finally:
-        for layer, base in frozen.items():
-            _replace(model, layer, base)
+        for path, module in plain.items():
+            _replace(model, path, module)
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:

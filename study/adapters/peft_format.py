@@ -6,6 +6,7 @@ for a rule that PEFT lacks, ``lora_alpha = gamma * r``.
 
 The tensors are ``base_model.model.<path>.lora_A.weight``, ``[r, D]``, and ``.lora_B.weight``,
 ``[O, r]``, also for a ``Conv1D`` base, whose own weight is ``[D, O]``.
+Adapters on experts are stored otherwise (:mod:`study.adapters.peft_experts`).
 """
 
 import hashlib
@@ -14,7 +15,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,14 @@ from safetensors.torch import save_file
 
 from study.adapters.bank import LoraPair
 from study.adapters.patterns import PathPatterns
+from study.adapters.peft_experts import (
+    flat,
+    is_wrapped,
+    places,
+    target_names,
+    unflat,
+    with_experts,
+)
 from study.errors import StudyError, short
 from study.reading import check_memory, check_tensors, free_memory, open_file, read_object
 from study.vocabulary.peft_fields import refusal
@@ -52,13 +61,14 @@ class PeftAdapter:
         """The scaling rule of ``lora_alpha``: ``rslora`` or ``lora``."""
         return "rslora" if self.config.get("use_rslora") else "lora"
 
-    def check_fits(self, shapes: Mapping[str, tuple[int, int]], base: str) -> None:
+    def check_fits(self, shapes: Mapping[str, tuple[int, ...]], base: str) -> None:
         """Raise :class:`StudyError` if a layer is missing in ``shapes`` or has another size there.
 
-        ``shapes``: ``(D, O)`` by module path. ``base``: the name of the base, for the message.
+        ``shapes``: ``(D, O)`` by module path, ``(E, D, O)`` of experts. ``base``: the name of the
+        base, for the message.
         """
         for layer, pair in self.pairs.items():
-            own = (pair.A_RD.shape[1], pair.B_OR.shape[0])
+            own = (*pair.A_RD.shape[:-2], pair.A_RD.shape[-1], pair.B_OR.shape[-2])
             other = f"the adapter is for another base than {base}"
             if layer not in shapes:
                 raise StudyError(
@@ -67,9 +77,13 @@ class PeftAdapter:
                 )
             if own != shapes[layer]:
                 raise StudyError(
-                    f"{other}: its {layer} is {own[0]} -> {own[1]}, "
-                    f"not {shapes[layer][0]} -> {shapes[layer][1]}"
+                    f"{other}: its {layer} is {_words(own)}, not {_words(shapes[layer])}"
                 )
+
+
+def _words(shape: Sequence[int]) -> str:
+    *experts, d, o = shape
+    return f"{d} -> {o}" + "".join(f" in {count} experts" for count in experts)
 
 
 def write_adapter(
@@ -89,7 +103,9 @@ def write_adapter(
     - ``base``: where PEFT loads the model from;
     - ``modules``: all modules of the model by path.
     """
-    ranks = {layer: pair.A_RD.shape[0] for layer, pair in pairs.items()}
+    linears = [layer for layer in pairs if layer in modules]
+    experts = [layer for layer in pairs if layer not in modules]
+    ranks = {layer: pair.A_RD.shape[-2] for layer, pair in pairs.items()}
     rank = next(iter(ranks.values()))
     rslora = exponent == 0.5
     divisor = {layer: math.sqrt(r) if rslora else r for layer, r in ranks.items()}
@@ -110,37 +126,28 @@ def write_adapter(
         "use_rslora": rslora,
         "rank_pattern": {layer: r for layer, r in ranks.items() if r != rank},
         "alpha_pattern": {layer: _whole(a) for layer, a in alphas.items() if a != lora_alpha},
-        "target_modules": shortest_names(pairs, modules),
+        **target_names(linears, experts, modules),
         "lora_dropout": dropout,
         "bias": "none",
-        "fan_in_fan_out": any(not hasattr(modules[layer], "in_features") for layer in pairs),
+        "fan_in_fan_out": any(not hasattr(modules[layer], "in_features") for layer in linears),
         "init_lora_weights": True,
         "inference_mode": True,
     }
     work = folder.with_name(folder.name + ".partial")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
+    place_of = {layer: layer for layer in linears} | places(experts)
     tensors = {
-        f"base_model.model.{layer}.lora_{factor}.weight": weight.detach().float().cpu().contiguous()
+        f"base_model.model.{place_of[layer]}.lora_{factor}.weight": (
+            weight.detach().float().cpu().contiguous()
+        )
         for layer, pair in pairs.items()
-        for factor, weight in zip("AB", pair[:2], strict=True)
+        for factor, weight in flat(pair).items()
     }
     save_file(tensors, work / WEIGHTS, metadata={"format": "pt"})
     (work / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     work.replace(folder)
-
-
-def shortest_names(layers: Iterable[str], paths: Iterable[str]) -> list[str]:
-    """``layers`` as ``target_modules`` and ``adapter.targets`` name them.
-
-    Bare names, which every reader understands, if they select no other module of ``paths``; full
-    paths otherwise.
-    """
-    wanted = set(layers)
-    names = sorted({layer.rpartition(".")[2] for layer in wanted})
-    selected = {path for path in paths if path.rpartition(".")[2] in names}
-    return names if selected == wanted else sorted(wanted)
 
 
 def read_adapter(folder: Path) -> PeftAdapter:
@@ -156,11 +163,11 @@ def read_adapter(folder: Path) -> PeftAdapter:
     check_tensors(folder / WEIGHTS, named, _fix(folder, WEIGHTS))
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
-            keys = _keys_by_layer(file, named)
+            keys = with_experts(_keys_by_layer(file, named), config, named)
             ranks = {layer: rules.rank(layer) for layer in keys}
             _check_shapes(file, keys, ranks, named)
             pairs = {
-                layer: _pair(file, keys[layer], rules.gamma(layer, rank), f"{named}: {layer}")
+                layer: _pair(file, layer, keys[layer], rank, rules.gamma(layer, rank), named)
                 for layer, rank in ranks.items()
             }
     except (SafetensorError, OSError, MemoryError) as error:
@@ -285,7 +292,8 @@ def _check_shapes(
     for layer, of in keys.items():
         slices = {factor: file.get_slice(key) for factor, key in of.items()}
         A, B = (slices[factor].get_shape() for factor in "AB")
-        if len(A) != 2 or len(B) != 2 or not A[0] == B[1] == ranks[layer]:
+        experts = A[0] // ranks[layer] if is_wrapped(layer, keys[layer]) else 1
+        if len(A) != 2 or len(B) != 2 or not A[0] == B[1] == experts * ranks[layer] > 0:
             raise StudyError(
                 f"{named}: {layer} has lora_A {A} and lora_B {B}, "
                 f"but {CONFIG} says rank {ranks[layer]}: {_AGAIN} "
@@ -301,11 +309,15 @@ def _check_shapes(
     check_memory(4 * numbers, free_memory(), named, "use a machine with more, or a smaller adapter")
 
 
-def _pair(file: Any, keys: Mapping[str, str], gamma: float, named: str) -> LoraPair:
-    A_RD, B_OR = (file.get_tensor(keys[factor]).float() for factor in "AB")
-    if not (A_RD.isfinite().all() and B_OR.isfinite().all()):
-        raise StudyError(f"{named} has non-finite weights: use a run that did not diverge")
-    return LoraPair(A_RD, B_OR, gamma)
+def _pair(
+    file: Any, layer: str, keys: Mapping[str, str], rank: int, gamma: float, named: str
+) -> LoraPair:
+    A, B = (file.get_tensor(keys[factor]).float() for factor in "AB")
+    if not (A.isfinite().all() and B.isfinite().all()):
+        raise StudyError(f"{named}: {layer} has non-finite weights: use a run that did not diverge")
+    if is_wrapped(layer, keys):
+        A, B = unflat(A, B, rank)
+    return LoraPair(A, B, gamma)
 
 
 def _whole(alpha: float) -> float | int:

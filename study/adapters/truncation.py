@@ -23,19 +23,19 @@ def singular_factors(A_RD: Tensor, B_OR: Tensor) -> tuple[Tensor, Tensor, Tensor
 
     The values are in descending order. The first k columns of B' times the first k rows of A' are
     the best rank-k approximation. Computed in float64; the factors keep their dtype. If an entry is
-    not finite, every result is NaN.
+    not finite, every result is NaN. Both factors may have a first dimension, the expert.
     """
     if not (A_RD.isfinite().all() and B_OR.isfinite().all()):
-        m = min(*A_RD.shape, len(B_OR))
-        nan = [
-            A_RD.new_full(shape, torch.nan) for shape in ((m, A_RD.shape[1]), (len(B_OR), m), (m,))
-        ]
+        each, d, o = A_RD.shape[:-2], A_RD.shape[-1], B_OR.shape[-2]
+        m = min(*A_RD.shape[-2:], o)
+        nan = [A_RD.new_full((*each, *shape), torch.nan) for shape in ((m, d), (o, m), (m,))]
         return nan[0], nan[1], nan[2].double()
     Q_A, R_A = torch.linalg.qr(A_RD.double().mT)
     Q_B, R_B = torch.linalg.qr(B_OR.double())
     U, s, Vh = torch.linalg.svd(R_B @ R_A.mT, full_matrices=False)
     root = s.sqrt()  # on both sides, so that neither factor leaves the range of float32
-    return ((root[:, None] * Vh) @ Q_A.mT).to(A_RD.dtype), ((Q_B @ U) * root).to(B_OR.dtype), s
+    A_mD, B_Om = (root[..., :, None] * Vh) @ Q_A.mT, (Q_B @ U) * root[..., None, :]
+    return A_mD.to(A_RD.dtype), B_Om.to(B_OR.dtype), s
 
 
 class Truncation:
@@ -57,9 +57,9 @@ class Truncation:
         """
         for pairs, factors in zip(self.pairs, self.factors, strict=True):
             for (A_RD, B_OR, _), (A_mD, B_Om, _) in zip(pairs, factors, strict=True):
-                k = int(min(rank, len(A_mD)))
-                A_RD.zero_()[:k] = A_mD[:k]
-                B_OR.zero_()[:, :k] = B_Om[:, :k]
+                k = int(min(rank, A_mD.shape[-2]))
+                A_RD.zero_()[..., :k, :] = A_mD[..., :k, :]
+                B_OR.zero_()[..., :k] = B_Om[..., :k]
         by_cell = zip(*self.factors, strict=True)
         return [
             float(torch.stack([_share(s, rank) for *_, s in layers]).nanmean())
@@ -91,4 +91,4 @@ def truncating(banks: Sequence[LoraBank]) -> Iterator[Truncation]:
 def _share(s: Tensor, rank: float) -> Tensor:
     """NaN (0 / 0) if all singular values are 0."""
     squares = s.square()
-    return squares[: int(min(rank, len(s)))].sum() / squares.sum()
+    return squares[..., : int(min(rank, s.shape[-1]))].sum() / squares.sum()

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,8 +29,10 @@ class Anatomy:
 
     - ``linears``: the module paths of the linear layers in the transformer blocks;
     - ``shapes``: their ``(D, O)``;
-    - ``others``: the weights in the blocks that belong to none of them, such as experts and
-      routers: the number of entries by :func:`in_block`. Vectors and biases are left out;
+    - ``experts``: the paths of the weights of experts in the blocks;
+    - ``expert_shapes``: their ``(E, D, O)``, for E experts;
+    - ``others``: the other weights in the blocks, such as routers: the number of entries by
+      :func:`in_block`. Vectors and biases are left out;
     - ``parameters``: the number of weights of the model;
     - ``vocabulary``: the number of its input embeddings;
     - ``head``: the number of weights of the head, ``d V``, tied to the embeddings or not.
@@ -38,10 +40,22 @@ class Anatomy:
 
     linears: tuple[str, ...]
     shapes: tuple[tuple[int, int], ...]
+    experts: tuple[str, ...]
+    expert_shapes: tuple[tuple[int, int, int], ...]
     others: tuple[tuple[str, int], ...]
     parameters: int
     vocabulary: int
     head: int
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The paths of everything that can have an adapter."""
+        return self.linears + self.experts
+
+    @property
+    def shapes_by_path(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of :attr:`targets`: ``(D, O)``, or ``(E, D, O)`` of experts."""
+        return dict(zip(self.targets, self.shapes + self.expert_shapes, strict=True))
 
 
 def anatomy(
@@ -63,7 +77,8 @@ def anatomy(
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         linears = {path: model.get_submodule(path) for path in block_linears(model)}
         shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-        others = _other_weights(model, linears)
+        experts = _expert_weights(model)
+        others = _other_weights(model, {*experts, *(f"{path}.weight" for path in linears)})
         embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
         vocabulary = embeddings.weight.shape[0]
         sizes = tuple(_shape(linear) for linear in linears.values())
@@ -85,6 +100,8 @@ def anatomy(
     return Anatomy(
         linears=tuple(linears),
         shapes=sizes,
+        experts=tuple(experts),
+        expert_shapes=tuple(experts.values()),
         others=others,
         parameters=sum(math.prod(shape) for shape in shapes.values()),
         vocabulary=vocabulary,
@@ -144,14 +161,31 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(y, torch.Tensor) and y.shape == (1, module.out_features)
 
 
-def _other_weights(model: nn.Module, linears: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
+def _expert_weights(model: nn.Module) -> dict[str, tuple[int, int, int]]:
+    """``(E, D, O)`` of the weights of experts in the language model's blocks, by path.
+
+    Only modules with transformers' experts interface count: their inputs are one row per token.
+    Those are ``[E, O, D]``, or ``[E, D, O]`` if the module is transposed.
+    """
+    text, found = set(_language_model(model).modules()), {}
+    for path, module in model.named_modules():
+        if module not in text or not hasattr(module, "has_gate"):
+            continue
+        for name, weight in module.named_parameters(path, recurse=False):
+            if weight.ndim == 3 and in_block(name) != name:
+                experts, first, second = weight.shape
+                sides = (first, second) if module.is_transposed else (second, first)
+                found[name] = (experts, *sides)
+    return found
+
+
+def _other_weights(model: nn.Module, adaptable: Set[str]) -> tuple[tuple[str, int], ...]:
     text = {id(weight) for weight in _language_model(model).parameters()}
-    of_linears = {id(linear.weight) for linear in linears.values()}
-    others, sizes = text - of_linears, Counter[str]()
+    sizes: Counter[str] = Counter()
     for path, weight in model.named_parameters():
         name = in_block(path)
         counts = weight.ndim > 1 and name != path and not path.endswith("bias")
-        if counts and id(weight) in others:
+        if counts and id(weight) in text and path not in adaptable:
             sizes[name] += weight.numel()
     return tuple(sizes.items())
 

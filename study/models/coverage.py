@@ -1,7 +1,7 @@
 """What share of a model's block weights the adapters are on, and which weights have none.
 
-An adapter is a product of two factors beside a linear layer. Some families hold weights in their
-blocks that are no linear layer: routers, state-space matrices, convolutions. Whoever asks for
+An adapter is a product of two factors beside a linear layer, or beside each expert. Some families
+hold other weights in their blocks: routers, state-space matrices, convolutions. Whoever asks for
 ``all-linear`` must read that these stay as they are.
 """
 
@@ -23,12 +23,14 @@ class Coverage:
     - ``share``: of the block weights, from 0 to 1;
     - ``without``: the names of the weights without an adapter, the largest first
       (:func:`study.models.anatomy.in_block`);
-    - ``out_of_reach``: whether some of them are no linear layers, so that no targets select them.
+    - ``out_of_reach``: whether some of them can have none, so that no targets select them;
+    - ``experts``: the paths of the weights of experts that have adapters.
     """
 
     share: float
     without: tuple[str, ...]
     out_of_reach: bool
+    experts: tuple[str, ...] = ()
 
     @property
     def notice(self) -> str | None:
@@ -48,16 +50,17 @@ class Coverage:
 
 
 def coverage(model: Anatomy, layers: Sequence[str]) -> Coverage:
-    """The coverage of adapters on ``layers``, module paths of ``model``'s linear layers."""
+    """The coverage of adapters on ``layers``, which are among ``model.targets``."""
     without = Counter(dict(model.others))
     adapted, chosen = 0, set(layers)
-    for path, (d, o) in zip(model.linears, model.shapes, strict=True):
+    for path, shape in model.shapes_by_path.items():
         if path in chosen:
-            adapted += d * o
+            adapted += math.prod(shape)
         else:
-            without[in_block(path)] += d * o
+            without[in_block(path)] += math.prod(shape)
     return Coverage(
         share=adapted / (adapted + without.total()),
         without=tuple(name for name, _ in without.most_common()),
         out_of_reach=bool(model.others),
+        experts=tuple(path for path in model.experts if path in chosen),
     )

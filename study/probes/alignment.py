@@ -77,8 +77,13 @@ class Alignment:
         }
 
     def set_gradients(self, gradients_K: Sequence[Mapping[str, Tensor]]) -> None:
-        """Go on from every cell's :meth:`gradients`. Raises ``KeyError`` if a layer is missing."""
+        """Go on from every cell's :meth:`gradients`. Raises ``KeyError`` if a layer is missing.
+
+        Experts have none: their inputs are not seen.
+        """
         for index, layer in enumerate(self.layers):
+            if layer.experts:
+                continue
             device = layer.pairs()[0].A_RD.device
             summed = [of_cell[layer.name].to(device) for of_cell in gradients_K]
             self._G_KOD[index] = torch.stack(summed)

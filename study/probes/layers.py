@@ -15,10 +15,11 @@ from study.vocabulary.inits import INITS
 
 @dataclass(frozen=True)
 class AdaptedLayer:
-    """One adapted linear.
+    """One adapted linear, or one adapted weight of experts.
 
-    - ``name``: its module path in the base model;
-    - ``module``: the module that computes ``W0 x + gamma B A x``;
+    - ``name``: its path in the base model;
+    - ``module``: the module that computes ``W0 x + gamma B A x``. That of experts is never called,
+      so their activations are not measured;
     - ``pairs``: returns its K adapters;
     - ``specs``: how they were drawn; None if unknown, as for PEFT's;
     - ``variant``: PEFT's name for another computation, such as DoRA's rescaling; empty if none;
@@ -35,12 +36,18 @@ class AdaptedLayer:
     @property
     def d_in(self) -> int:
         """The number of input features."""
-        return self.pairs()[0].A_RD.shape[1]
+        return self.pairs()[0].A_RD.shape[-1]
 
     @property
     def d_out(self) -> int:
         """The number of output features."""
-        return self.pairs()[0].B_OR.shape[0]
+        return self.pairs()[0].B_OR.shape[-2]
+
+    @property
+    def experts(self) -> int:
+        """The number of experts that share the weight; 0 for a linear layer."""
+        A_RD = self.pairs()[0].A_RD
+        return A_RD.shape[0] if A_RD.ndim == 3 else 0
 
     def drawn(self, cell: int) -> str:
         """The factor that was random at the start, ``A`` or ``B``; PEFT's default if unknown."""
@@ -52,8 +59,8 @@ class AdaptedLayer:
         """``A0_RD``, drawn again rather than kept. None if it is unknown or 0."""
         if self.specs is None or self.drawn(cell) != "A":
             return None
-        A_RD = self.pairs()[cell].A_RD
-        return initial_pair(self.specs[cell], self.name, self.d_in, self.d_out)[0].to(A_RD)
+        shape = self.d_in, self.d_out, self.experts
+        return initial_pair(self.specs[cell], self.name, *shape)[0].to(self.pairs()[cell].A_RD)
 
     @property
     def block(self) -> int:

@@ -15,7 +15,11 @@ Gradients = Sequence[Sequence[tuple[Tensor | None, Tensor | None]]]
 
 
 class Weights:
-    """Reads the adapters. ``spectra``: whether the largest singular value of delta_w is wanted."""
+    """Reads the adapters.
+
+    ``spectra``: whether the largest singular value of delta_w is wanted. That of experts, a stack
+    of many matrices, is not computed.
+    """
 
     def __init__(self, recorder: Recorder, spectra: bool) -> None:
         self.recorder, self.spectra = recorder, spectra
@@ -31,7 +35,7 @@ class Weights:
             pairs = layer.pairs()
             for cell, pair in enumerate(pairs):
                 found = recorder.add("weights", index, cell, pair)
-                if self.spectra and "delta_w" in found:
+                if self.spectra and "delta_w" in found and not layer.experts:
                     with recorder.measuring():
                         cores[index, cell] = _core(pair, found["delta_w"])
                 given = gradients[index][cell] if gradients else (pair.A_RD.grad, pair.B_OR.grad)

@@ -8,7 +8,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from study.adapters import resolve_targets
-from study.adapters.peft_format import file_hash, read_adapter, shortest_names
+from study.adapters.experts import check_possible
+from study.adapters.peft_experts import shortest_names
+from study.adapters.peft_format import file_hash, read_adapter
 from study.config import CellConfig, ModelConfig, Sources, identity
 from study.errors import StudyError, given
 from study.models import Coverage, ModelCard, coverage, describe
@@ -81,7 +83,7 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
     Epochs and shares become numbers of steps. Writes nothing and loads no weights. Raises
     :class:`StudyError` for
 
-    - unknown targets, or a sequence longer than the model allows;
+    - unknown targets, experts that can't have the adapter, or too long a sequence;
     - data, weights or an adapter that can't be read, or an adapter for another base;
     - a results folder that can't be written.
     """
@@ -98,8 +100,10 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
             adapter = file_hash(Path(config.adapter.path))
             config = continue_adapter(config, card)
         if (asked := repr((config.model, config.adapter.targets))) not in covered:
-            layers = resolve_targets(card.linears, config.adapter.targets)
+            layers = resolve_targets(card.targets, config.adapter.targets)
             covered[asked] = coverage(card, layers)
+        experts = covered[asked].experts
+        check_possible(experts, config.adapter.rank, config.adapter.dropout)
         _check_length(config, card)
         source = DataSource(config.model, replace(config.data, seed=0))
         examples = _once(data, source, DataSource.fingerprint)
@@ -107,7 +111,9 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
         if config.results_dir not in writable:
             _check_writable(config.results_dir)
             writable.add(config.results_dir)
-        sources = Sources(card.fingerprint, card.tokenizer_fingerprint, examples, adapter)
+        # Before experts had adapters, the same targets selected less of these models.
+        model = f"{card.fingerprint}+experts" if experts else card.fingerprint
+        sources = Sources(model, card.tokenizer_fingerprint, examples, adapter)
         found = identity(config, sources)
         cells.append(Cell(found, config, card, sources, covered[asked]))
     varied = varied_keys([cell.config for cell in cells])
@@ -161,14 +167,14 @@ def continue_adapter(config: CellConfig, card: ModelCard) -> CellConfig:
     Raises :class:`StudyError` if the adapter can't be read or is for another base.
     """
     found = read_adapter(Path(str(config.adapter.path)))
-    found.check_fits(dict(zip(card.linears, card.shapes, strict=True)), card.name)
+    found.check_fits(card.shapes_by_path, card.name)
     adapter = replace(
         config.adapter,
         rank=found.config["r"],
         alpha=float(found.config["lora_alpha"]),
         scaling=found.scaling,
         exponent=None,
-        targets=shortest_names(found.pairs, card.linears),
+        targets=shortest_names(found.pairs, card.targets),
         init=IMPORTED,
     )
     return replace(config, adapter=adapter)

@@ -5,7 +5,7 @@ Letters as in :mod:`study.adapters.contraction`. Bytes are those held at one tim
 - the base: its weights, once for all cells of a process;
 - a cell's adapters: ``P = R sum(D + O)`` floats, their gradients and the optimizer's state; the
   weights before the step, if a probe measures updates; in bf16 the adapters' casts; ``D O`` floats
-  for each merged layer, and as many for the weight gradients that alignments need;
+  for each merged layer and expert, and as many for the weight gradients that alignments need;
 - a cell's activations: ``sum(D + O)`` numbers a token, over all linears from the first adapted
   block up. For Llama, GPT-2, Phi and Qwen this is within a fifth of what transformers keeps.
 """
@@ -13,7 +13,7 @@ Letters as in :mod:`study.adapters.contraction`. Bytes are those held at one tim
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 
 import torch
@@ -68,6 +68,10 @@ class _AdapterCost:
     kept: int
     hidden: int
 
+    def __add__(self, other: "_AdapterCost") -> "_AdapterCost":
+        sums = (mine + its for mine, its in zip(astuple(self), astuple(other), strict=True))
+        return _AdapterCost(*sums)
+
 
 def fold_bytes(needs: Sequence[Estimate]) -> int:
     """The bytes of a fold: the base once, every cell's own, and one chunk of logits at most."""
@@ -87,10 +91,14 @@ def estimate(
 
     ``device``: the type of the device, which decides the size of a chunk of logits.
     """
-    layers = _adapted_layers(card.linears, config.adapter.targets)
-    shapes = dict(zip(card.linears, card.shapes, strict=True))
-    above = [shapes[layer] for layer in card.linears[card.linears.index(layers[0]) :]]
-    adapters = _adapter_cost(config, [shapes[layer] for layer in layers], tokens, contraction)
+    layers = _adapted_layers(card.targets, config.adapter.targets)
+    linears = dict(zip(card.linears, card.shapes, strict=True))
+    experts = dict(zip(card.experts, card.expert_shapes, strict=True))
+    first = card.linears.index(layers[0]) if layers[0] in linears else 0
+    above = [linears[layer] for layer in card.linears[first:]]
+    adapted = [linears[layer] for layer in layers if layer in linears]
+    adapters = _adapter_cost(config, adapted, tokens, contraction)
+    adapters += _expert_cost(config, [experts[layer] for layer in layers if layer in experts])
     return Estimate(
         base_bytes=card.parameters * (config.model.quant_bits or _bits(config)) // 8,
         own_bytes=_own_bytes(config, adapters, above, tokens),
@@ -126,6 +134,14 @@ def _adapter_cost(
         hidden += layers * rank if form == "factored" else 0
         kept += layers * ((0 if form == "factored" else d * o) + (d * o if aligned else 0))
     return _AdapterCost(weights, flops, kept, hidden)
+
+
+def _expert_cost(config: CellConfig, adapted: list[tuple[int, int, int]]) -> _AdapterCost:
+    """Of adapters on experts: every pass merges their weights, and keeps them for its gradients."""
+    rank, passes = int(config.adapter.rank) if adapted else 0, config.train.accumulation
+    weights = sum(e * rank * (d + o) for e, d, o in adapted)
+    merged = sum(e * d * o for e, d, o in adapted)
+    return _AdapterCost(weights, 6.0 * passes * rank * merged, merged, 0)
 
 
 def _own_bytes(

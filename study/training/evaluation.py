@@ -3,7 +3,7 @@
 import pandas as pd
 import torch
 
-from study.adapters import features, merged_once, truncating
+from study.adapters import merged_once, truncating
 from study.config import truncation_ranks
 from study.training.fold import Fold
 
@@ -47,7 +47,7 @@ def truncated_losses(fold: Fold) -> list[pd.DataFrame] | None:
     None if no truncation is asked for. Costs an SVD of a small core per layer, and an evaluation
     per rank.
     """
-    largest = max(min(features(bank.base)) for bank in fold.banks)
+    largest = max(min(bank.features) for bank in fold.banks)
     kept_K = [truncation_ranks(config, largest) for config in fold.cells]
     if not any(kept_K):
         return None

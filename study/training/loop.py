@@ -43,7 +43,7 @@ def train(
     run.
     """
     shared = runs[0].config
-    layers = resolve_targets(base.card.linears, shared.adapter.targets)
+    layers = resolve_targets(base.card.targets, shared.adapter.targets)
     bank_type = InfiniteRankBank if shared.adapter.rank == float("inf") else LoraBank
     specs, contraction = [run.adapter for run in runs], continued(runs[0].contraction, resume)
     last, probed_at, evaluated_at = shared.train.steps, probe_steps(shared), eval_steps(shared)

@@ -23,7 +23,7 @@ INERT = (
 """Fields that change nothing by themselves. Options of an init act only if
 ``init_lora_weights`` names that init."""
 
-LAYERS = ("exclude_modules", "layers_to_transform", "layers_pattern")
+LAYERS = ("exclude_modules", "layers_to_transform", "layers_pattern", "target_parameters")
 """Fields that choose layers. The tensors of a trained adapter show the choice already."""
 
 PLAIN: dict[str, tuple[Any, ...]] = {

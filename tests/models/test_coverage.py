@@ -38,7 +38,7 @@ Save = Callable[[PretrainedConfig], Path]
 def covered(folder: Path | None, targets: str | list[str] = "all-linear") -> Coverage:
     config = ModelConfig("tiny") if folder is None else ModelConfig("hf", str(folder))
     card = describe(config)
-    return coverage(card, resolve_targets(card.linears, targets))
+    return coverage(card, resolve_targets(card.targets, targets))
 
 
 def test_a_usual_model_is_covered_and_nothing_is_said() -> None:
@@ -52,6 +52,22 @@ def test_a_choice_of_targets_is_no_news() -> None:
     assert found.share == pytest.approx(attention / (attention + mlp))
     assert found.without == ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
     assert found.notice is None
+
+
+def test_experts_are_linear_layers(save_family: Save) -> None:
+    folder, experts, attention = save_family(MIXTRAL), 4 * 3 * 16 * 24, 4 * 16 * 16
+    whole, half = covered(folder), covered(folder, "attention")
+    router = 4 * 16
+    assert whole.share == pytest.approx(1 - router / (experts + attention + router))
+    assert whole.notice == ("adapters on 98.8 % of the block weights; not on: mlp.gate.weight")
+    assert half.share == pytest.approx(attention / (experts + attention + router))
+    assert half.notice == (
+        "adapters on 17.9 % of the block weights; not on: mlp.experts.gate_up_proj, "
+        "mlp.experts.down_proj, mlp.gate.weight"
+    )
+    names = ["gate_up_proj", "down_proj"]
+    assert covered(folder, "mlp") == covered(folder, names)
+    assert len(covered(folder, names).experts) == 4
 
 
 def test_weights_that_are_no_linear_layer_are_named(save_family: Save) -> None:

@@ -1,0 +1,124 @@
+"""K adapters on the experts of one module: a weight per expert, in one 3-D parameter.
+
+transformers keeps the experts of a mixture as two parameters of one module, ``[E, O, D]`` each, or
+``[E, D, O]`` if the module is ``is_transposed``. As in PEFT's ``target_parameters``, every expert
+has an adapter of its own of rank R, ``W_e + gamma B_e A_e``, and the module runs with the sum as
+its weight. Inputs are never seen apart from it, so there is no dropout, and hooks read no
+activations.
+
+Letters: ``E`` experts, ``O`` / ``D`` out / in features, ``R`` rank, ``K`` cells.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from study.adapters.bank import FACTORED, AdapterSpec, Bucket, LoraBank, LoraPair, initial_pair
+from study.adapters.contraction import Contraction
+from study.errors import StudyError
+
+
+def is_of_experts(model: nn.Module, layer: str) -> bool:
+    """Whether the path leads to a weight of experts, not to a linear layer."""
+    owner, _, name = layer.rpartition(".")
+    return isinstance(getattr(model.get_submodule(owner), name, None), nn.Parameter)
+
+
+def check_possible(experts: Sequence[str], rank: float, dropout: float) -> None:
+    """Raise :class:`StudyError` if the weights ``experts``, by path, can't have such adapters."""
+    if not experts:
+        return
+    others = f"or leave experts ({experts[0]}, ...) out of adapter.targets"
+    if dropout:
+        raise StudyError(
+            f"adapter.dropout={dropout:g} can't act on experts, whose inputs an adapter does not "
+            f"see, as in PEFT: use adapter.dropout=0, {others}"
+        )
+    if rank == float("inf"):
+        raise StudyError(f"adapter.rank=inf is for linear layers: use a finite rank, {others}")
+
+
+class ExpertBank(LoraBank):
+    """The adapters of K cells on one weight of a module of experts.
+
+    A is ``[E, R, D]`` and B ``[E, O, R]`` per cell. ``base``: the module; the last word of
+    ``layer`` is the weight's name. Raises ``ValueError`` if the cells are not ordered by rank.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        layer: str,
+        specs: Sequence[AdapterSpec],
+        contraction: Contraction = FACTORED,
+    ) -> None:
+        self.name = layer.rpartition(".")[2]
+        super().__init__(base, layer, specs, contraction)
+
+    @property
+    def features(self) -> tuple[int, int]:
+        _, first, second = self.base.get_parameter(self.name).shape
+        return (first, second) if _is_transposed(self.base) else (second, first)
+
+    def _bucket(self, specs: Sequence[AdapterSpec]) -> Bucket:
+        return Bucket([self.drawn(spec, *self.features) for spec in specs], "factored")
+
+    def drawn(self, spec: AdapterSpec, d: int, o: int) -> LoraPair:
+        gamma = spec.gamma if spec.start is None else spec.start[self.layer].gamma
+        experts = len(self.base.get_parameter(self.name))
+        return LoraPair(*initial_pair(spec, self.layer, d, o, experts), gamma)
+
+    def adapted_weight(self, cell: int) -> Tensor:
+        """``W_e + gamma B_e A_e`` of every expert for one cell, in the form and dtype of W."""
+        W = self.base.get_parameter(self.name)
+        for bucket in self._buckets():
+            if cell < len(bucket.gammas):
+                break
+            cell -= len(bucket.gammas)
+        A_ERD, B_EOR = bucket.A_kRD[cell].to(W.dtype), bucket.B_kOR[cell].to(W.dtype)
+        factors = (A_ERD.mT, B_EOR.mT) if _is_transposed(self.base) else (B_EOR, A_ERD)
+        with torch.autocast(W.device.type, enabled=False):
+            return torch.baddbmm(W, *factors, alpha=bucket.gammas[cell])
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("a bank of experts is run by AdaptedExperts")
+
+
+class AdaptedExperts(nn.Module):
+    """A module of experts that runs with the adapted weights of each cell.
+
+    Its inputs, a row per token and cell, are split among the cells.
+    """
+
+    def __init__(self, base: nn.Module, banks: Iterable[ExpertBank]) -> None:
+        super().__init__()
+        self.base, self.banks = base, nn.ModuleList(banks)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        banks: list[ExpertBank] = list(self.banks)  # type: ignore[arg-type]
+        cells = len(banks[0].specs)
+        out = []
+        for cell in range(cells):
+            weights = {bank.name: bank.adapted_weight(cell) for bank in banks}
+            own = [_of_cell(value, cell, cells) for value in args]
+            named = {key: _of_cell(value, cell, cells) for key, value in kwargs.items()}
+            out.append(functional_call(self.base, weights, tuple(own), named))
+        return out[0] if cells == 1 else torch.cat(out)
+
+    def __getattr__(self, name: str) -> Any:
+        """Models also read attributes of their experts."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+
+def _of_cell(value: Any, cell: int, cells: int) -> Any:
+    return value.chunk(cells)[cell] if isinstance(value, Tensor) else value
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    return bool(getattr(module, "is_transposed", False))

@@ -1,0 +1,244 @@
+"""Adapters on the experts of a mixture: their products, PEFT's format, and what is refused."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from study.adapters import AdapterSpec, LoraPair, adapted, truncating
+from study.adapters.bank import initial_pair
+from study.adapters.experts import check_possible
+from study.adapters.infinite import InfiniteRankBank
+from study.adapters.peft_format import CONFIG, read_adapter, write_adapter
+from study.errors import StudyError
+
+peft = pytest.importorskip("peft")
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+SHARED = {
+    "n_routed_experts": 4,
+    "moe_intermediate_size": 12,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+    "head_dim": 4,
+}
+FAMILIES: dict[str, PretrainedConfig] = {
+    "mixtral": transformers.MixtralConfig(**SMALL),
+    # Its weights are [E, D, O] and have biases.
+    "gpt_oss": transformers.GptOssConfig(**SMALL, head_dim=8),
+    # Linear layers of the same names stand beside the experts.
+    "deepseek_v3": transformers.DeepseekV3Config(**SMALL, **SHARED),
+}
+LINEARS = ("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
+IDS_BT = torch.arange(40).view(4, 10)
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> Any:
+    return built(str(request.param))
+
+
+@pytest.fixture
+def mixtral() -> Any:
+    return built("mixtral")
+
+
+def built(family: str) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(FAMILIES[family]).eval().requires_grad_(False)
+
+
+def layers_of(model: nn.Module) -> list[str]:
+    """The adapted layers: some linears, and all experts."""
+    linears = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and path.endswith(LINEARS)
+    ]
+    return linears + experts_of(model)
+
+
+def experts_of(model: nn.Module) -> list[str]:
+    return [path for path, _ in model.named_parameters() if path.endswith(EXPERTS)]
+
+
+def move(pairs: Sequence[LoraPair]) -> None:
+    """Make B non-zero."""
+    for number, pair in enumerate(pairs):
+        stream = torch.Generator().manual_seed(number)
+        pair.B_OR.data.copy_(torch.randn(pair.B_OR.shape, generator=stream) / 8)
+
+
+def merged_logits(model: nn.Module, pairs: dict[str, LoraPair]) -> Tensor:
+    """The logits of a copy whose weights are ``W + gamma B A``, expert by expert."""
+    whole: Any = copy.deepcopy(model)
+    for layer, (A, B, gamma) in pairs.items():
+        if A.ndim == 2:
+            whole.get_submodule(layer).weight.data += gamma * B @ A
+            continue
+        transposed = whole.get_submodule(layer.rpartition(".")[0]).is_transposed
+        for expert, W in enumerate(whole.get_parameter(layer).data):
+            delta = gamma * B[expert] @ A[expert]
+            W += delta.T if transposed else delta
+    return whole(IDS_BT).logits
+
+
+@torch.no_grad()
+def test_each_cell_of_a_fold_runs_with_its_own_experts(model: Any) -> None:
+    specs = [AdapterSpec(2, 1.5, seed=0), AdapterSpec(2, 0.5, seed=1), AdapterSpec(3, 0.7, seed=2)]
+    ids_BT = IDS_BT.repeat(3, 1)
+    plain = model(IDS_BT).logits
+    with adapted(model, layers_of(model), specs) as banks:
+        torch.testing.assert_close(model(ids_BT).logits, plain.repeat(3, 1, 1))
+        move([pair for bank in banks for pair in bank.pairs])
+        pairs_K = [{bank.layer: bank.pairs[cell] for bank in banks} for cell in range(3)]
+        found_K = model(ids_BT).logits.chunk(3)
+    for found, pairs in zip(found_K, pairs_K, strict=True):
+        expected = merged_logits(model, pairs)
+        assert (expected - plain).abs().max() > 0.01
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(model(IDS_BT).logits, plain), "the plain model is restored"
+
+
+def test_gradients_are_those_of_the_weights(mixtral: Any) -> None:
+    """``dL/dA = gamma B^T G`` and ``dL/dB = gamma G A^T`` with G the gradient of the weight."""
+    layers = experts_of(mixtral)
+    with adapted(mixtral, layers, [AdapterSpec(2, 1.5)]) as banks:
+        move([bank.pairs[0] for bank in banks])
+        mixtral(IDS_BT).logits.square().sum().backward()
+        for bank in banks:
+            bank.bind_grads()
+        pairs = {bank.layer: bank.pairs[0] for bank in banks}
+    for layer, (A, B, gamma) in pairs.items():
+        mixtral.get_parameter(layer).data += gamma * B.detach() @ A.detach()
+        mixtral.get_parameter(layer).requires_grad_(True)
+    mixtral(IDS_BT).logits.square().sum().backward()
+    for layer, (A, B, gamma) in pairs.items():
+        G = mixtral.get_parameter(layer).grad
+        torch.testing.assert_close(A.grad, gamma * B.detach().mT @ G, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(B.grad, gamma * G @ A.detach().mT, rtol=1e-3, atol=1e-5)
+
+
+def test_a_trained_adapter_is_one_of_peft_and_comes_back(model: Any, tmp_path: Path) -> None:
+    layers = layers_of(model)
+    with adapted(model, layers, [AdapterSpec(3, 0.7)]) as banks, torch.no_grad():
+        move([bank.pairs[0] for bank in banks])
+        expected = model(IDS_BT).logits
+        pairs = {bank.layer: bank.pairs[0] for bank in banks}
+    modules = dict(model.named_modules())
+    write_adapter(tmp_path / "own", pairs, alpha=2.1, exponent=1.0, modules=modules)
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "own").eval()
+    torch.testing.assert_close(theirs(IDS_BT).logits, expected, rtol=1e-4, atol=1e-5)
+
+    theirs.save_pretrained(tmp_path / "theirs")
+    for folder in ("own", "theirs"):
+        back = read_adapter(tmp_path / folder)
+        assert back.pairs.keys() == pairs.keys()
+        with adapted(model, layers, [AdapterSpec(3, 1.0, start=back.pairs)]), torch.no_grad():
+            assert torch.equal(model(IDS_BT).logits, expected)
+
+
+def test_one_of_the_weights_alone(mixtral: Any, tmp_path: Path) -> None:
+    """PEFT then has a single wrapper."""
+    layers = [path for path in experts_of(mixtral) if path.endswith("gate_up_proj")]
+    with adapted(mixtral, layers, [AdapterSpec(2, 1.0)]) as banks, torch.no_grad():
+        move([bank.pairs[0] for bank in banks])
+        expected = mixtral(IDS_BT).logits
+        pairs = {bank.layer: bank.pairs[0] for bank in banks}
+    modules = dict(mixtral.named_modules())
+    write_adapter(tmp_path / "one", pairs, alpha=2.0, exponent=1.0, modules=modules)
+    assert read_adapter(tmp_path / "one").pairs.keys() == pairs.keys()
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(mixtral), tmp_path / "one").eval()
+    torch.testing.assert_close(theirs(IDS_BT).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_parameter_without_its_module_is_one_line(mixtral: Any, tmp_path: Path) -> None:
+    with adapted(mixtral, experts_of(mixtral), [AdapterSpec(2, 1.0)]) as banks:
+        pairs = {bank.layer: bank.pairs[0] for bank in banks}
+    modules = dict(mixtral.named_modules())
+    write_adapter(tmp_path / "bare", pairs, alpha=2.0, exponent=1.0, modules=modules)
+    config = tmp_path / "bare" / CONFIG
+    config.write_text(config.read_text().replace("mlp.experts.", ""))
+    with pytest.raises(StudyError, match="has 'down_proj' without its module") as caught:
+        read_adapter(tmp_path / "bare")
+    assert "\n" not in str(caught.value)
+
+
+def test_every_expert_is_drawn_as_a_layer_is() -> None:
+    spec = AdapterSpec(3, 1.0, seed=5)
+    A_ERD, B_EOR = initial_pair(spec, "layer", 16, 8, experts=4)
+    assert (A_ERD.shape, B_EOR.shape) == ((4, 3, 16), (4, 8, 3))
+    assert torch.equal(A_ERD[0], initial_pair(spec, "layer", 16, 8)[0])
+    assert not torch.equal(A_ERD[0], A_ERD[1])
+    assert A_ERD.abs().max() <= 1 / 4
+    assert not B_EOR.any()
+    B_first = initial_pair(AdapterSpec(3, 1.0, init="init_b"), "layer", 16, 8, experts=4)
+    assert [factor.shape for factor in B_first] == [(4, 3, 16), (4, 8, 3)]
+    assert B_first[1].any()
+    assert not B_first[0].any()
+
+
+def test_experts_are_truncated_one_by_one(mixtral: Any) -> None:
+    with adapted(mixtral, experts_of(mixtral), [AdapterSpec(3, 1.0)]) as banks:
+        move([bank.pairs[0] for bank in banks])
+        A, B, _ = banks[0].pairs[0]
+        whole = (B @ A).detach()
+        with truncating(banks) as truncation:
+            truncation.keep(3)
+            torch.testing.assert_close((B @ A).detach(), whole, rtol=1e-4, atol=1e-6)
+            [share] = truncation.keep(1)
+            for expert, delta in enumerate(whole):
+                U, s, Vh = torch.linalg.svd(delta)
+                best = s[0] * U[:, :1] @ Vh[:1]
+                torch.testing.assert_close((B @ A)[expert].detach(), best, rtol=1e-3, atol=1e-5)
+            assert 1 / 3 < share < 1
+        assert torch.equal((B @ A).detach(), whole)
+
+
+@pytest.mark.parametrize(
+    ("rank", "dropout", "message"),
+    [
+        (4, 0.1, r"adapter.dropout=0.1 can't act on experts.* use adapter.dropout=0, or leave"),
+        (float("inf"), 0.0, r"adapter.rank=inf is for linear layers: use a finite rank, or leave"),
+    ],
+)
+def test_what_is_refused(rank: float, dropout: float, message: str) -> None:
+    check_possible([], rank, dropout)
+    with pytest.raises(StudyError, match=message):
+        check_possible(["model.layers.0.mlp.experts.down_proj"], rank, dropout)
+
+
+def test_banks_of_linears_alone(mixtral: Any) -> None:
+    spec = AdapterSpec(float("inf"), 1.0)
+    with (
+        pytest.raises(StudyError, match=r"leave experts \(model.layers.0.mlp.experts.gate_up_proj"),
+        adapted(mixtral, experts_of(mixtral), [spec], InfiniteRankBank),
+    ):
+        pass

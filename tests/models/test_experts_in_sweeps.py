@@ -1,0 +1,178 @@
+"""A sweep over a mixture of experts: folds, probes, checkpoints, exports and mistakes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers
+from transformers import PretrainedConfig
+
+import study
+from study.adapters import Contraction
+from study.analysis.analyze import analyze
+from study.config import CellConfig, ModelConfig
+from study.data import Corpus
+from study.errors import StudyError
+from study.models import FrozenBase, describe, load_base
+from study.store import is_done, load_records
+from study.sweeps.cells import plan
+from study.sweeps.estimate import estimate
+from study.sweeps.run import run
+from study.training.loop import train
+from study.training.run import Run
+
+CPU = torch.device("cpu")
+MIXTRAL = transformers.MixtralConfig(
+    vocab_size=258,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    num_local_experts=4,
+    bos_token_id=None,
+    eos_token_id=256,
+    pad_token_id=257,
+)
+
+
+@pytest.fixture
+def mixtral(save_family: Callable[[PretrainedConfig], Path]) -> ModelConfig:
+    return ModelConfig("hf", str(save_family(MIXTRAL)))
+
+
+@pytest.fixture
+def base(mixtral: ModelConfig) -> FrozenBase:
+    return load_base(mixtral, CPU, "float32")
+
+
+@pytest.fixture
+def moe(mixtral: ModelConfig, cell: Callable[..., CellConfig]) -> Callable[..., CellConfig]:
+    def build(*overrides: str) -> CellConfig:
+        small = ("train.eval_every=0", "train.batch_size=2", "train.steps=2", "probes.steps=[0,1]")
+        return cell("model=hf", f"model.path={mixtral.path}", *small, *overrides)
+
+    return build
+
+
+def results(base: FrozenBase, corpus: Corpus, *cells: CellConfig, **more: Any) -> list[Any]:
+    """Each cell's results, by step."""
+    steps = train(base, corpus, [Run.of(config, corpus, CPU) for config in cells], **more)
+    return list(zip(*steps, strict=True))
+
+
+def probes(of_cell: list[Any]) -> pd.DataFrame:
+    return pd.concat([result.probes for result in of_cell if result.probes is not None])
+
+
+def test_a_fold_equals_its_cells(
+    base: FrozenBase, corpus: Corpus, moe: Callable[..., CellConfig]
+) -> None:
+    common = ("train.accumulation=2", "probes.steps=[0,2]")
+    cells = [
+        moe("adapter.rank=2", *common),
+        moe("adapter.rank=3", *common, "optimizer=sgd", "optimizer.lr=0.1"),
+    ]
+    for config, folded in zip(cells, results(base, corpus, *cells), strict=True):
+        [alone] = results(base, corpus, config)
+        for mine, its in zip(folded, alone, strict=True):
+            assert mine.metrics["loss"] == pytest.approx(its.metrics["loss"], rel=1e-5)
+        both = probes(folded).merge(probes(alone), on=["step", "layer", "site"], validate="1:1")
+        assert len(both) == len(probes(alone))
+        np.testing.assert_allclose(both["norm_x"], both["norm_y"], rtol=1e-3, atol=1e-7)
+
+
+def test_probes_measure_the_factors_of_experts_and_the_activations_of_linears(
+    base: FrozenBase, corpus: Corpus, moe: Callable[..., CellConfig]
+) -> None:
+    stats = "probes.stats=[all,r_align,r_back,rho]"
+    [of_cell] = results(base, corpus, moe("adapter.rank=2", stats))
+    found = probes(of_cell)
+    experts = found[found["layer"].isin(base.card.experts)]
+    assert set(experts["layer"]) == set(base.card.experts)
+    factors = {"A", "B", "A_grad", "B_grad", "delta_w", "A_update", "B_update"}
+    assert factors <= set(experts["site"])
+    assert not set(experts["site"]) & {"adapter_in", "adapter_out", "layer_out", "layer_out_grad"}
+    assert np.isfinite(experts["norm"]).all()
+    moved = experts[(experts["step"] == 1) & (experts["site"] == "delta_w")]
+    assert (moved["norm"] > 0).all()
+    sizes = experts.groupby("kind", observed=True)[["d_in", "d_out"]].first()
+    assert sizes.loc["gate_up_proj"].tolist() == [16, 48]
+    assert sizes.loc["down_proj"].tolist() == [24, 16]
+    linears = found[found["layer"] == base.card.linears[0]]
+    assert {"adapter_in", "adapter_out", "layer_out_grad"} <= set(linears["site"])
+
+
+def test_a_cell_goes_on_from_a_checkpoint(
+    base: FrozenBase, corpus: Corpus, moe: Callable[..., CellConfig]
+) -> None:
+    config = moe(
+        "adapter.rank=2", "train.steps=3", "probes.steps=[0,3]", "probes.stats=[norm,r_align]"
+    )
+    [whole] = results(base, corpus, config)
+    steps: Any = train(base, corpus, [Run.of(config, corpus, CPU)])
+    next(steps)
+    [second] = next(steps)
+    snapshot = second.snapshot().copied()
+    steps.close()
+    [rest] = results(base, corpus, config, resume=[snapshot])
+    assert [r.metrics["loss"] for r in rest] == [r.metrics["loss"] for r in whole[2:]]
+
+
+def test_a_study_is_trained_continued_and_analysed(
+    moe: Callable[..., CellConfig], mixtral: ModelConfig, tmp_path: Path
+) -> None:
+    common = (f"results_dir={tmp_path}", "name=moe", "train.steps=1", "train.save_adapter=true")
+    cells = plan(
+        [
+            moe(*common, f"adapter.rank={rank}", f"seed={seed}", "probes.truncations=[1]")
+            for rank in (1, 2, 4)
+            for seed in (0, 1, 2)
+        ]
+    )
+    run(cells)
+    assert {record["status"] for record in load_records(tmp_path / "moe")} == {"complete"}
+    found = study.load(tmp_path / "moe")
+    exponents = analyze(found.cells, found.metrics, found.probes).exponents
+    kinds = exponents[exponents["site"] == "delta_w"]["kind"].astype(str)
+    assert {"gate_up_proj", "down_proj", "q_proj"} <= set(kinds)
+
+    again = moe(*common[:1], "name=on", "train.steps=1", f"adapter.path={cells[0].folder}/adapter")
+    [continued] = plan([again])
+    assert set(continued.coverage.experts) == set(describe(mixtral).experts)
+    run([continued])
+    assert is_done(continued.folder)
+
+
+def test_experts_change_the_identity_and_attention_alone_does_not(
+    moe: Callable[..., CellConfig],
+) -> None:
+    whole, attention = plan([moe(), moe("adapter.targets=attention")])
+    card = whole.card
+    assert whole.sources.model == f"{card.fingerprint}+experts"
+    assert attention.sources.model == card.fingerprint
+    assert attention.coverage.experts == ()
+
+
+@pytest.mark.parametrize("wrong", ["adapter.dropout=0.1", "adapter.rank=inf"])
+def test_a_mistake_is_one_line_before_training(wrong: str, moe: Callable[..., CellConfig]) -> None:
+    sgd = ("optimizer=sgd", "adapter.scaling=rslora")
+    with pytest.raises(StudyError, match="leave experts") as caught:
+        plan([moe(wrong, *sgd)])
+    assert "\n" not in str(caught.value)
+    plan([moe(wrong, "adapter.targets=attention", *sgd)])
+
+
+def test_the_estimate_counts_experts(moe: Callable[..., CellConfig]) -> None:
+    [cell] = plan([moe("adapter.rank=2")])
+    linear = replace(cell.config, adapter=replace(cell.config.adapter, targets="attention"))
+    needs = [estimate(c, cell.card, 64, 32, Contraction()) for c in (cell.config, linear)]
+    floats = 2 * 2 * 4 * ((16 + 48) + (24 + 16))  # layers, rank, experts, D + O of both weights
+    assert needs[0].own_bytes - needs[1].own_bytes > 4 * floats
+    assert needs[0].flops > needs[1].flops
