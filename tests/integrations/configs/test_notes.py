@@ -81,3 +81,38 @@ def test_no_key_is_lost_in_silence(path: Path) -> None:
         was = (before.settings(), before.notes.differs)
         is_listed = any(key in note for note in after.notes.inert)
         assert is_listed or (after.settings(), after.notes.differs) != was, key
+
+
+REFUSED = {
+    "ebft__llama-1b-ebft-opencode-novllm.yaml": "rl trains on preferences",
+    "export_lora.yaml": "has the form of LLaMA-Factory's v1",
+    "qwen3_lora_sft.yaml": "export_dir exports a model and trains nothing",
+    "qwen3vl_lora_dpo.yaml": "stage: dpo trains on preferences",
+}
+"""The real files that can't be imported, and why."""
+
+
+TRAINED = [path for path in REAL if path.name not in REFUSED]
+"""The others."""
+
+
+@pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.name[:40])
+def test_real_configurations_keep_their_data_epochs_and_warmup(path: Path) -> None:
+    Path("data/dataset_info.json").unlink()
+    experiment = read_file(path)
+    of_axolotl = path.parent.name == "axolotl"
+    assert experiment.origin.startswith("Axolotl's" if of_axolotl else "LLaMA-Factory's")
+    values = experiment.values
+    assert values["train.epochs"] >= 1
+    assert values["train.warmup"] == 0.1
+    assert ("data.path" in values) == of_axolotl  # no dataset_info.json is beside the others
+    assert values.get("data.format") in (("alpaca", "messages") if of_axolotl else (None,))
+    assert not [note for note in experiment.notes.differs if "unknown key" in note]
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in REAL if path.name in REFUSED], ids=lambda path: path.name[:40]
+)
+def test_real_configurations_that_train_no_adapter_on_targets_are_refused(path: Path) -> None:
+    with pytest.raises(StudyError, match=REFUSED[path.name]):
+        read_file(path)
