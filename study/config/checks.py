@@ -19,9 +19,9 @@ from study.config.schedules import probe_steps, truncation_ranks
 from study.config.types import CellConfig, optimizer_config
 from study.errors import StudyError, short, unknown
 from study.vocabulary import scaling
-from study.vocabulary.extras import install
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS, of_family
+from study.vocabulary.trackers import TRACKERS
 
 
 def parse(composed: DictConfig) -> CellConfig:
@@ -169,9 +169,11 @@ def _check_schedules(config: CellConfig) -> None:
 
 
 def _check_tracker(config: CellConfig) -> None:
-    if config.tracker.name == "wandb" and find_spec("wandb") is None:
+    row = TRACKERS.get(config.tracker.name)
+    if row is not None and find_spec(row.module) is None:
         raise StudyError(
-            f"tracker=wandb needs Weights & Biases: {install('wandb')}, or use tracker=none"
+            f"tracker={config.tracker.name} needs the package {row.module}: {row.install}, or use "
+            "tracker=none"
         )
 
 

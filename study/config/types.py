@@ -31,13 +31,13 @@ from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS, Option
 from study.vocabulary.quantities import BATCHES, SITES, STATS
 from study.vocabulary.sources import AUTO, DATASETS, FORMATS, MODELS
+from study.vocabulary.trackers import NONE, TRACKERS
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bf16")
 QUANT_BITS = (8, 4)
 SCHEDULES = ("constant", "linear", "cosine")
 CONTRACTIONS = ("auto", "factored", "mixed", "merged")
-TRACKERS = ("none", "wandb")
 TRACKER_MODES = ("offline", "online", "disabled")
 
 POSITIVE = Number(above=0.0)
@@ -236,10 +236,10 @@ class CheckpointConfig:
 class TrackerConfig:
     """Where results are sent beside the store. ``sites``: the sites whose per-layer norms are sent.
 
-    It holds no account key: W&B has its own settings for that, so no record contains one.
+    It holds no account key: trackers have settings of their own, so no record contains one.
     """
 
-    name: str = bounded(OneOf(TRACKERS), "none")
+    name: str = bounded(OneOf((NONE, *TRACKERS)), NONE)
     mode: str = bounded(OneOf(TRACKER_MODES), "offline")
     project: str | None = None
     entity: str | None = None

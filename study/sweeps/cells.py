@@ -53,13 +53,23 @@ class Cell:
     @property
     def label(self) -> str:
         """Its name in a line of text: ``adamw rslora rank 4 seed 0``, and whatever else varies."""
+        return self._named(self.varied)
+
+    @property
+    def run_name(self) -> str:
+        """Its name in a tracker: the label, with alpha and the learning rate in any case.
+
+        A job of a launcher does not know what varies between jobs.
+        """
+        return self._named((*ALSO_IN_RUN_NAMES, *self.varied))
+
+    def _named(self, keys: Sequence[str]) -> str:
         config = self.config
-        rule = (
-            f"{config.optimizer.name} {rule_words(config.adapter.scaling, config.adapter.exponent)}"
-        )
-        values = _values(config, self.varied)
+        rule = rule_words(config.adapter.scaling, config.adapter.exponent)
+        values = _values(config, keys)
         others = [f"{_short(key)} {value}" for key, value in values.items()]
-        return " ".join([rule, f"rank {config.adapter.rank} seed {config.seed}", *others])
+        cell = f"{config.optimizer.name} {rule} rank {config.adapter.rank} seed {config.seed}"
+        return " ".join([cell, *others])
 
     @property
     def description(self) -> dict[str, Any]:
@@ -124,6 +134,9 @@ IN_EVERY_LABEL = (
     *("optimizer.name", "adapter.scaling", "adapter.exponent", "adapter.rank", "seed"),
 )
 """The keys that the name of every cell has."""
+
+
+ALSO_IN_RUN_NAMES = ("optimizer.lr", "adapter.alpha")
 
 
 def varied_keys(configs: Sequence[CellConfig]) -> tuple[str, ...]:

@@ -64,7 +64,7 @@ class Recorder:
         tokens = sum(self._read_earlier(k) for k in range(len(fold)))
         display.start([cell.id for cell in fold], tokens)
         for cell, writer in zip(fold, writers, strict=True):
-            tracked.start(writer.record, cell.label)
+            tracked.start(writer.record, cell.run_name)
 
     def _read_earlier(self, cell: int) -> float:
         """Take in the rows of the steps that a cell had before. Returns the tokens it has seen."""

@@ -1,9 +1,12 @@
-"""A copy of the results in Weights & Biases (``tracker=wandb``, extra ``wandb``).
+"""A copy of the results in an experiment tracker (``tracker=wandb``, ``tracker=tensorboard`` ...).
 
-- :mod:`~study.tracking.names`: the names of metrics in W&B;
-- :mod:`~study.tracking.runs`: one W&B run per cell, updated while it trains;
-- :mod:`~study.tracking.publish`: exponents and figures of a study, as artifacts;
+- :mod:`~study.tracking.names`: what trackers are told: metrics, tags, configuration;
+- :mod:`~study.tracking.runs`: one run per cell, updated while it trains;
+- :mod:`~study.tracking.wandb_runs`: runs in Weights & Biases;
+- :mod:`~study.tracking.accelerated`: runs in every other tracker of ``accelerate.tracking``;
+- :mod:`~study.tracking.publish`: exponents and figures of a study in W&B, as artifacts;
 - :mod:`~study.tracking.workspace`: a W&B workspace for a study.
 
-The store stays complete without W&B. An error in W&B prints one line and does not stop training.
+The store stays complete without them. An error in a tracker prints one line and does not stop
+training.
 """

@@ -1,13 +1,18 @@
-"""The names of metrics in W&B, which groups charts by the part before a slash."""
+"""What trackers are told: the names of metrics, tags and the configuration.
+
+W&B and others group charts by the part of a name before a slash.
+"""
 
 import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
 from study.vocabulary.quantities import MODEL_WIDE, TRAIN
+from study.vocabulary.scaling import rule_words
 
 _SHORT = {"adapter_grad": "grad_norm", "adapter_update": "update_norm"}
 
@@ -29,6 +34,41 @@ def artifact_name(study: str, what: str) -> str:
         digits = hashlib.sha256(study.encode(errors="surrogateescape")).hexdigest()[:8]
         accepted = f"{accepted}-{digits}"
     return f"{accepted}-{what}"
+
+
+def rule_of(record: Mapping[str, Any]) -> str:
+    """``rslora``, or ``power p=0.75``: the scaling rule of a cell's record."""
+    adapter = record["config"]["adapter"]
+    return rule_words(adapter["scaling"], adapter["exponent"])
+
+
+def tags(record: Mapping[str, Any]) -> list[str]:
+    """The rule, rank, optimizer and model of a cell's record; W&B allows 64 characters for each."""
+    rank, optimizer = record["config"]["adapter"]["rank"], record["config"]["optimizer"]["name"]
+    return [tag[-64:] for tag in (rule_of(record), f"rank {rank}", optimizer, record["model"])]
+
+
+def flat(record: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """The configuration of a cell's record by dotted key, and what else identifies the cell.
+
+    Lists become text, an infinite number becomes ``inf``, and keys without a value are left out, as
+    not every tracker stores those.
+    """
+    found: dict[str, bool | int | float | str] = {
+        key: record[key] for key in ("study", "cell_id", "gamma")
+    }
+
+    def add(prefix: str, values: Mapping[str, Any]) -> None:
+        for key, value in plain(values).items():
+            if isinstance(value, Mapping):
+                add(f"{prefix}{key}.", value)
+            elif value is not None:
+                found[prefix + key] = (
+                    value if isinstance(value, bool | int | float | str) else str(value)
+                )
+
+    add("", record["config"])
+    return found
 
 
 def history_row(

@@ -18,10 +18,11 @@ from study.errors import StudyError, one_line
 from study.report.current import current_figures, current_tables
 from study.store import load_records
 from study.tracking.names import artifact_name
-from study.tracking.runs import WandbRuns, start_run
+from study.tracking.runs import Runs
+from study.tracking.wandb_runs import start_run
 
 SUMMARY = "summary"
-"""The job type of that run. The runs of cells have ``pack <n>``."""
+"""The job type of that run. The runs of cells have their rule."""
 
 
 TABLE_COLUMNS = (
@@ -55,14 +56,14 @@ def publish(
     study_dir: Path, plots: Path, tracker: TrackerConfig, notify: Callable[[str], None]
 ) -> None:
     """Analyze and draw what is outdated, and send it. An error becomes one line for ``notify``."""
-    if WandbRuns.given_up:
+    if Runs.given_up:
         return
     try:
         _send(study_dir, plots, tracker, notify)
     except StudyError as error:  # For example, only one rank: nothing to fit.
         notify(f"nothing published to W&B: {error}")
     except Exception as error:  # W&B raises many types; the results on disk are complete.
-        WandbRuns.given_up = True
+        Runs.given_up = True
         notify(f"could not publish exponents and figures to W&B ({one_line(error)})")
         return
     if tracker.mode == "offline":

@@ -21,7 +21,7 @@ from study.store import load_tables
 from study.store.output import write_output
 from study.tracking.names import norm_of
 from study.tracking.publish import SUMMARY, publish, tracker_of
-from study.tracking.runs import silenced
+from study.tracking.wandb_runs import silenced
 from study.vocabulary.extras import install
 from study.vocabulary.quantities import GRADIENT_NORM, MODEL_WIDE, SITES, UNIONS
 

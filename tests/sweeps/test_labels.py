@@ -47,3 +47,11 @@ def test_options_of_other_optimizers_are_not_named(cell: OfCell) -> None:
 def test_a_data_seed_of_its_own_is_named(cell: OfCell) -> None:
     found = labels(cell, ("data.seed=1",), ("data.seed=2",))
     assert found == [f"adamw lora rank 8 seed 0 data seed {n}" for n in (1, 2)]
+
+
+def test_the_name_of_a_run_has_alpha_and_the_learning_rate(cell: OfCell) -> None:
+    """A job of a launcher plans its own cells, and does not know what varies between jobs."""
+    [alone] = plan([cell("adapter.scaling=0.75", "optimizer.lr=1e-3", "adapter.alpha=8")])
+    assert alone.run_name == "adamw power p=0.75 rank 8 seed 0 lr 0.001 alpha 8.0"
+    [one, _] = plan([cell("train.clip=1", "optimizer.lr=0.1"), cell("train.clip=2")])
+    assert one.run_name == "adamw lora rank 8 seed 0 lr 0.1 alpha 16.0 clip 1.0"

@@ -45,7 +45,7 @@ def recorder(cell: Callable[..., CellConfig], tmp_path: Path) -> Any:
     writer = CellWriter.open(planned.folder, config_yaml(planned), record_of(planned, CPU, "hash"))
     with (
         Display(planned.study_dir, {planned.id: planned.label}, 3) as display,
-        tracker(planned.config.tracker, display.pack, display.say) as tracked,
+        tracker(planned.config.tracker, display.say) as tracked,
     ):
         yield Recorder([planned], [writer], display, tracked)
 

@@ -16,7 +16,8 @@ import pytest
 import study
 from study.config import TrackerConfig
 from study.tracking.names import history_row, norm_of
-from study.tracking.runs import Untracked, WandbRuns, run_id, tracker
+from study.tracking.runs import Runs, Untracked, tracker
+from study.tracking.wandb_runs import WandbRuns, run_id
 from study.vocabulary.quantities import MODEL_WIDE, TRAIN
 
 Process = Callable[..., subprocess.CompletedProcess[str]]
@@ -99,6 +100,12 @@ def test_a_run_holds_the_record_of_its_cell(tracked: Path, inspect: Inspect) -> 
             "default",
             "study",
         )
+        adapter = record["config"]["adapter"]
+        rule, rank = adapter["scaling"], adapter["rank"]
+        assert run["job_type"] == rule
+        assert run["tags"] == [rule, f"rank {rank}", "adamw", "tiny"]
+        name = f"adamw {rule} rank {rank} seed 0 lr 0.0001 alpha 16.0"
+        assert run["display_name"] == name
         types.add(run["job_type"])
         config = run["config"]["update"]
         assert config["gamma"] == record["gamma"]
@@ -107,7 +114,7 @@ def test_a_run_holds_the_record_of_its_cell(tracked: Path, inspect: Inspect) -> 
         assert config["sources"] == record["sources"]
         [exit_code] = [r["exit"].get("exit_code", 0) for r in records if r["type"] == "exit"]
         assert exit_code == 0
-    assert types == {"pack 1", "pack 2"}
+    assert types == {"lora", "rslora"}
 
 
 def test_one_cell_in_two_studies_is_two_runs() -> None:
@@ -164,8 +171,8 @@ class Resumed:
 
 
 def test_a_resumed_run_gets_only_new_steps() -> None:
-    runs = WandbRuns(TrackerConfig("wandb"), 1, pytest.fail)
-    run = runs.runs["a"] = Resumed()  # type: ignore[assignment]
+    runs = WandbRuns(TrackerConfig("wandb"), pytest.fail)
+    run = runs.runs["a"] = Resumed()
     for step in range(4):
         runs._log("a", {"step": step, "loss": 1.0}, None)
     assert run.steps == [2, 3]
@@ -188,7 +195,7 @@ def test_an_error_in_wandb_is_one_line_and_stops_nothing(
     overrides, environment = BROKEN[broken]
     (tmp_path / "taken").write_text("a file")
     sweep = ["-m", "adapter.rank=2,3", "pack.max_cells=1", "tracker=wandb"]
-    impatient = "from study.tracking import runs; runs._PATIENCE = 3.0"
+    impatient = "from study.tracking import runs, wandb_runs as w; runs.PATIENCE = w.PATIENCE = 3.0"
     done = study_process(tmp_path, "train", *sweep, *overrides, first=impatient, **environment)
     assert done.returncode == 0, done.stderr
     cells = study.load(str(tmp_path / "results/default")).cells
@@ -199,20 +206,20 @@ def test_an_error_in_wandb_is_one_line_and_stops_nothing(
 
 
 def test_a_failed_write_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(WandbRuns, "given_up", False)
+    monkeypatch.setattr(Runs, "given_up", False)
     notices: list[str] = []
 
     class Full(Resumed):
         def log(self, row: dict[str, float], step: int) -> None:
             raise OSError("No space left on device")
 
-    with WandbRuns(TrackerConfig("wandb"), 1, notices.append) as runs:
-        runs.runs["a"] = Full()  # type: ignore[assignment]
+    with WandbRuns(TrackerConfig("wandb"), notices.append) as runs:
+        runs.runs["a"] = Full()
         for step in range(2, 6):
             runs.log("a", {"step": step}, None)
     assert len(notices) == 1
     assert "OSError: No space left on device" in notices[0]
-    assert isinstance(tracker(TrackerConfig("wandb"), 2, notices.append), Untracked), (
+    assert isinstance(tracker(TrackerConfig("wandb"), notices.append), Untracked), (
         "the next pack does not try again"
     )
 
@@ -260,7 +267,10 @@ def test_the_tracker_is_no_part_of_a_cells_identity(cell: Callable[..., Any]) ->
             ["tracker=wandb", "tracker.sites=[a]"],
             "unknown tracker.sites 'a': choose from all, adapter_in",
         ),
-        (["tracker.name=tensorboard"], "unknown tracker 'tensorboard': choose from none, wandb"),
+        (
+            ["tracker.name=tensorbord"],
+            "unknown tracker 'tensorbord': choose from none, wandb, tens",
+        ),
     ],
 )
 def test_bad_values_get_one_line(

@@ -1,0 +1,184 @@
+"""``tracker=tensorboard``, ``tracker=trackio`` ...: they hold what the store holds."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+import study
+from study.config import TrackerConfig
+from study.config.compose import CONF
+from study.errors import StudyError
+from study.tracking.accelerated import ARGUMENTS
+from study.tracking.names import flat, norm_of
+from study.tracking.runs import Runs
+from study.vocabulary.quantities import MODEL_WIDE
+from study.vocabulary.trackers import NONE, TRACKERS, WANDB
+
+Process = Callable[..., subprocess.CompletedProcess[str]]
+Values = dict[str, dict[str, dict[int, float]]]
+"""By run and metric, the value at each step."""
+SWEEP = ["-m", "adapter.rank=2", "adapter.scaling=rslora,0.75", "optimizer.lr=1e-3", "pack.fold=2"]
+
+
+def in_tensorboard(folder: Path) -> Values:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found: Values = {}
+    for run in (folder / "results/default/tensorboard").iterdir():
+        events = EventAccumulator(str(run)).Reload()
+        found[run.name] = {
+            tag: {event.step: event.value for event in events.Scalars(tag)}
+            for tag in events.Tags()["scalars"]
+        }
+    return found
+
+
+def in_trackio(folder: Path) -> Values:
+    """Trackio reads the folder from the environment when it is imported: hence a process."""
+    code = (
+        "import json; from trackio.sqlite_storage import SQLiteStorage as s;"
+        "print(json.dumps({run: s.get_logs('default', run) for run in s.get_runs('default')}))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"TRACKIO_DIR": str(folder / "trackio")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found: Values = {}
+    for run, rows in yaml.safe_load(ran.stdout).items():
+        for row in rows:
+            for name, value in row.items():
+                if isinstance(value, int | float):
+                    found.setdefault(run, {}).setdefault(name, {})[row["step"]] = float(value)
+    return found
+
+
+READ: Mapping[str, Callable[[Path], Values]] = {
+    "tensorboard": in_tensorboard,
+    "trackio": in_trackio,
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_the_values_are_those_of_the_store(
+    tmp_path: Path, study_process: Process, name: str
+) -> None:
+    pytest.importorskip(name)
+    where = {"TRACKIO_DIR": str(tmp_path / "trackio")}
+    ran = study_process(tmp_path, "train", *SWEEP, f"tracker={name}", **where)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == "", "the tracker prints nothing"
+    assert "tracking stopped" not in ran.stderr
+    tables, runs = study.load(str(tmp_path / "results/default")), READ[name](tmp_path)
+    assert len(tables.cells) == len(runs) == 2
+    compared = 0
+    for cell in tables.cells.itertuples():
+        [run] = [run for run in runs if run.endswith(str(cell.cell_id))]
+        rule = "rslora" if cell.scaling == "rslora" else "power p=0.75"
+        assert run.startswith(f"adamw {rule} rank 2 seed 0 lr 0.001 alpha 16.0 ")
+        metrics = tables.metrics[tables.metrics["cell_id"] == cell.cell_id].set_index("step")
+        for metric in metrics.columns.drop("cell_id"):
+            stored = metrics[metric].dropna().to_dict()
+            assert runs[run].get(metric, {}) == pytest.approx(stored, rel=1e-6), metric
+            compared += len(stored)
+        probes = tables.probes[tables.probes["cell_id"] == cell.cell_id]
+        for site in ("adapter_grad", "delta_w"):
+            rows = probes[(probes["site"] == site) & (probes["layer"] == MODEL_WIDE)]
+            stored = dict(zip(rows["step"], rows["norm"].astype(float), strict=True))
+            if stored:
+                sent = runs[run][f"{norm_of(site)}/{MODEL_WIDE}"]
+                assert sent == pytest.approx(stored, rel=1e-6)
+                compared += len(stored)
+    assert compared > 40
+
+
+def test_a_tracker_that_fails_while_training_loses_no_result(
+    tmp_path: Path, study_process: Process
+) -> None:
+    pytest.importorskip("tensorboard")
+    full = (
+        "from accelerate.tracking import TensorBoardTracker as T\n"
+        "def log(self, values, step): raise OSError('No space left on device')\n"
+        "T.log = log"
+    )
+    ran = study_process(tmp_path, "train", *SWEEP, "tracker=tensorboard", first=full)
+    assert ran.returncode == 0, ran.stderr
+    assert list(study.load(str(tmp_path / "results/default")).cells["status"]) == ["complete"] * 2
+    assert ran.stderr.count("TensorBoard tracking stopped (OSError: No space left on device)") == 1
+    assert "Traceback" not in ran.stderr
+
+
+def test_the_trackers_are_accelerates() -> None:
+    tracking = pytest.importorskip("accelerate.tracking")
+    assert set(TRACKERS) == set(tracking.LOGGER_TYPE_TO_CLASS)
+    assert set(ARGUMENTS) == set(TRACKERS) - {WANDB}
+    files = {path.stem: yaml.safe_load(path.read_text()) for path in CONF.glob("tracker/*.yaml")}
+    assert set(files) == {NONE, *TRACKERS}
+    assert all(content["name"] == name for name, content in files.items())
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_an_absent_package_is_a_line_before_training(
+    cell: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setitem(sys.modules, TRACKERS[name].module, None)
+    with pytest.raises(StudyError) as error:
+        cell(f"tracker={name}")
+    assert f"tracker={name} needs the package {TRACKERS[name].module}: pip" in str(error.value)
+    assert TRACKERS[name].install in str(error.value)
+
+
+def test_every_value_of_the_configuration_can_be_stored(cell: Callable[..., Any]) -> None:
+    from study.sweeps.cells import plan
+
+    [planned] = plan([cell("adapter.rank=inf", "adapter.scaling=rslora", "optimizer=sgd")])
+    stored = flat(planned.description)
+    assert stored["adapter.rank"] == "inf"
+    assert stored["optimizer.lr"] == 1e-2
+    assert stored["cell_id"] == planned.id
+    assert "adapter.path" not in stored, "it has no value"
+    assert not any("key" in name or "token" in name.split(".") for name in stored)
+    assert all(isinstance(value, bool | int | float | str) for value in stored.values())
+
+
+class Written(Runs):
+    """Runs that say in what order they are written."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(TrackerConfig(name), pytest.fail)
+        self.events: list[str] = []
+
+    def open(self, record: dict[str, Any], name: str) -> str:
+        self.events.append(f"{name} opens")
+        return name
+
+    def write(self, run: str, row: dict[str, float], step: int) -> None:
+        self.events.append(f"{run} {step}")
+
+    def close(self, run: str, status: str, fields: Mapping[str, Any]) -> None:
+        self.events.append(f"{run} closes")
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
+def test_cells_of_a_fold_are_written_one_after_the_other_where_they_must(name: str) -> None:
+    with Written(name) as runs:
+        for cell in "abc":
+            runs.start({"cell_id": cell}, cell)
+        for step in range(2):
+            for cell in "abc":
+                runs.log(cell, {"step": step, "loss": np.float64(1.0)}, None)
+        for cell in "bac":
+            runs.finish(cell, "complete", {})
+    of_each = {c: [event for event in runs.events if event.startswith(c)] for c in "abc"}
+    assert all(of_each[c] == [f"{c} opens", f"{c} 0", f"{c} 1", f"{c} closes"] for c in "abc")
+    one_after_the_other = [event for c in "abc" for event in of_each[c]]
+    assert (runs.events == one_after_the_other) == (name == "mlflow")
