@@ -81,8 +81,9 @@ def _rows(experiment: Experiment, entry: Fields, fields: Fields, folder: Path) -
     template = _chat_template(experiment, entry, fields, format_, folder)
     split, subset = entry.take_text("split"), entry.take_text("name")
     if format_ is None:
+        part = " ".join(each for each in (path, subset, split) if each)
         differs.append(
-            f"datasets[0]: {path} of type {short(kind)} (convert its rows to one of "
+            f"datasets[0]: {part} of type {short(kind)} (convert its rows to one of "
             "data.format, then give data.path=... when you train)"
         )
     return Rows("datasets[0].path", path, format_, split, subset, template)

@@ -116,7 +116,7 @@ def test_rows_of_each_type_are_trained_on(
     row, dataset = ROWS[case]
     lines = [json.dumps(row).replace("#", str(n)) for n in range(12)]
     Path("rows.jsonl").write_text("\n".join(lines))
-    edit("axolotl.yml", datasets=[{"path": "rows.jsonl", **dataset}])
+    edit("axolotl.yml", datasets=[{"path": "rows.jsonl", **dataset}], val_set_size=0.1)
     line = study_cli("import-config", str(FILE)).out
     tables = trained(line, "precision=float32", "probes.steps=null", "data.sequence_length=128")
     assert list(tables.cells["status"]) == ["complete"]
