@@ -82,14 +82,19 @@ def dashboard(
 def _look_ahead() -> "LookAhead":
     """What the live sweeps of a study have still to train, as ``study status --watch`` says it."""
     from study.dashboard.ahead import Ahead
-    from study.sweeps.agenda import WAITING, Done, agendas, progress
+    from study.store import cell_folders
+    from study.sweeps.agenda import WAITING, Done, agendas, progress, records
 
     done: dict[Path, Done] = {}  # read once, see study.sweeps.agenda.Done
 
     def look(study_dir: Path) -> Ahead:
-        seen = done.setdefault(study_dir, {})
-        sweeps = [progress(study_dir, agenda, seen) for agenda in agendas(study_dir)]
-        times = [sweep.seconds_left for sweep in sweeps if sweep.seconds_left is not None]
-        return Ahead(sum(sweep.states[WAITING] for sweep in sweeps), max(times, default=None))
+        seen, waiting, times = done.setdefault(study_dir, {}), set(), []
+        for agenda in agendas(study_dir):
+            now = records(study_dir, agenda, seen)
+            waiting |= {str(one["cell_id"]) for one in now if one["status"] == WAITING}
+            times.append(progress(study_dir, agenda, seen).seconds_left)
+        # A cell that failed and waits for its next attempt is counted as failed.
+        waiting -= {folder.name for folder in cell_folders(study_dir)} if waiting else set()
+        return Ahead(len(waiting), max((t for t in times if t is not None), default=None))
 
     return look

@@ -51,7 +51,8 @@ function drawCurves(id, view, curves, look) {
     title: axisTitle(yTitle, 10),
     fixedrange: !look.zooms,
   };
-  draw(id, data, layout);
+  // The address holds the zoom, so a double-click changes the address: see onZoom.
+  draw(id, data, layout, look.zooms ? { doubleClick: false } : {});
   return drawn;
 }
 

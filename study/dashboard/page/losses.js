@@ -38,10 +38,7 @@ function onZoom(id, changed) {
     const text = value => String(Number(value.toPrecision(6)));
     changed([...xaxis.range, ...yaxis.range].map(text).join(","));
   });
-  chart.on("plotly_doubleclick", () => {
-    changed(undefined);
-    return false;
-  });
+  chart.on("plotly_doubleclick", () => changed(undefined));
 }
 
 function renderLossChoosers(view) {

@@ -113,10 +113,11 @@ const LAYOUT = () => ({
 /** The pixels of a chart. */
 const sizeOf = id => [Math.max(120, byId(id).clientWidth), Math.max(100, byId(id).clientHeight)];
 
-function draw(id, data, layout) {
+/** `config`: options of Plotly, such as what a double-click does. */
+function draw(id, data, layout, config = {}) {
   if (byId(id).querySelector(":scope > .empty")) byId(id).replaceChildren();
   const [width, height] = sizeOf(id);
-  const options = { displayModeBar: false, doubleClick: "reset" };
+  const options = { displayModeBar: false, doubleClick: "reset", ...config };
   return Plotly.react(byId(id), data, { ...LAYOUT(), ...layout, width, height }, options);
 }
 

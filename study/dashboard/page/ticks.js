@@ -56,7 +56,8 @@ function wholeTicks(low, high, most) {
   for (let k = 0; (high - low) / every > most; k++)
     every = [1, 2, 5][k % 3] * 10 ** Math.floor(k / 3);
   const ticks = [];
-  for (let at = Math.ceil(low / every) * every; at <= high; at += every) ticks.push(at);
+  // + 0 makes 0 of -0.
+  for (let at = Math.ceil(low / every) * every; at <= high; at += every) ticks.push(at + 0);
   return ticks;
 }
 

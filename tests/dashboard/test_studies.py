@@ -1,0 +1,164 @@
+"""Several studies on one page, and the head of the page while sweeps run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from starlette.testclient import TestClient
+
+from study import cli
+from study.cli.dashboard import _look_ahead
+from study.dashboard.ahead import Ahead, ahead_of
+from study.dashboard.export import export
+from study.dashboard.server import application
+from study.dashboard.studies import Studies
+from study.errors import StudyError
+from study.sweeps.agenda import Planned, posted
+
+from .conftest import Watched, begin_cell
+
+LAYER = "model.layers.0.q_proj"
+
+
+def written(folder: Path, slope: float, ranks: tuple[int, ...] = (4, 8, 16)) -> Path:
+    """A study whose gradient norms follow ``rank ** slope``, over three seeds."""
+    draw = np.random.default_rng(0)
+    for rank in ranks:
+        for seed in range(3):
+            writer = begin_cell(folder, f"{rank}-{seed}", rank=rank, seed=seed)
+            norm = float(rank**slope * np.exp(0.01 * draw.standard_normal()))
+            places = ((LAYER, 0, "q_proj"), ("model", -1, "model"))
+            rows = [
+                {"step": 0, "layer": layer, "block": block, "kind": kind, "site": "adapter_grad"}
+                | {"batch": "train", "norm": norm, "nonfinite": 0.0}
+                for layer, block, kind in places
+            ]
+            writer.append("probes", pd.DataFrame(rows))
+            metrics = {"step": 0, "tokens": 9, "loss": 2.0 + slope, "lr": 1e-4}
+            writer.append("metrics", pd.DataFrame([metrics]))
+            writer.close("complete", steps_done=0)
+    return folder
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> list[Path]:
+    """Two studies that share their cell ids."""
+    return [written(tmp_path / "first", -0.5), written(tmp_path / "second", 0.0, (4, 8, 32))]
+
+
+def test_several_studies_stand_side_by_side(offline: Watched, pair: list[Path]) -> None:
+    file = pair[0].parent / "both.html"
+    export(pair, file)
+    page = offline.open(file.as_uri() + "#tab=layers")
+    assert page.locator("h1").inner_text() == "first, second"
+    panels = page.evaluate(
+        "page.heat.panels.filter(p => p.of === 'ranks')"
+        ".map(p => [p.rule.name, p.columns, p.values])"
+    )
+    assert [(name, columns) for name, columns, _ in panels] == [
+        ("LoRA, first", [4, 8, 16, 32]),
+        ("LoRA, second", [4, 8, 16, 32]),
+    ], "the studies share their axes"
+    missing = [[value is None for value in values[0]] for _, _, values in panels]
+    assert missing == [[False, False, False, True], [False, False, True, False]]
+    assert page.evaluate("page.view.rank") == 8, "the highest rank that both have"
+    texts = page.locator("#fit-title").inner_text()
+    assert "LoRA, first −0.5" in texts
+    assert "LoRA, second 0.0" in texts
+    dashes = page.evaluate("byId('layer-curves').data.map(t => t.line.dash)")
+    assert set(dashes) == {"solid", "dash"}
+    offline.show("tab=cells")
+    assert page.locator("#cells tbody tr").count() == 18
+    assert offline.errors == []
+
+
+def test_each_study_keeps_the_numbers_of_its_own_page(pair: list[Path]) -> None:
+    both = Studies(pair).overview(live=False)
+    for number, folder in enumerate(pair):
+        alone = Studies([folder]).overview(live=False)
+        own = [row for row in both["verdicts"] if row["study"] == number]
+        assert len(own) == len(alone["verdicts"]) == 1
+        for one, other in zip(own, alone["verdicts"], strict=True):
+            same = ("exponent", "ci_low", "ci_high", "verdict", "estimate", "factor", "label")
+            assert {k: one[k] for k in same} == {k: other[k] for k in same}
+    assert len({cell["key"] for cell in both["cells"]}) == 18
+    assert both["counts"]["complete"] == 18
+
+
+def test_values_of_several_studies_have_their_own_keys(pair: list[Path]) -> None:
+    studies = Studies(pair)
+    with TestClient(application(studies, ("127.0.0.1",)), base_url="http://127.0.0.1") as client:
+        quantity = {"site": "adapter_grad", "stat": "norm", "batch": "train"}
+        assert client.get("/values", params=quantity).status_code == 200
+        have = '[["0: 4-0", 0, 1], ["1: 4-0", 0, 1]]'
+        rest = client.get("/values", params={**quantity, "have": have}).content
+        header = rest[4 : 4 + int.from_bytes(rest[:4], "little")].decode()
+        assert '"cell":"0: 4-1"' in header
+        assert '"cell":"0: 4-0"' not in header
+        assert '"cell":"1: 4-0"' not in header
+
+
+def test_studies_of_one_name_are_told_apart_and_one_given_twice_is_refused(
+    tmp_path: Path,
+) -> None:
+    folders = [written(tmp_path / place / "same", 0.0, (4,)) for place in ("a", "b")]
+    assert Studies(folders).names == [str(folder) for folder in folders]
+    with pytest.raises(StudyError, match="same is given twice: give each study once"):
+        Studies([folders[0], folders[0]])
+
+
+def test_the_command_takes_several_studies(pair: list[Path], tmp_path: Path) -> None:
+    file = tmp_path / "page.html"
+    done = CliRunner().invoke(cli.cli, ["dashboard", *map(str, pair), "--export", str(file)])
+    assert done.exit_code == 0, done.output
+    assert file.stat().st_size < 10e6
+    refused = CliRunner().invoke(cli.cli, ["dashboard", *map(str, pair), "--wandb"])
+    assert str(refused.exception) == "--wandb takes one study, not 2: run it for each"
+
+
+# ---- progress
+
+
+def test_the_sweeps_ahead_are_added_up() -> None:
+    found = {Path("a"): Ahead(2, 30.0), Path("b"): Ahead(3, None), Path("c"): Ahead(0, 90.0)}
+    assert ahead_of(list(found), found.__getitem__) == Ahead(5, 90.0)
+    assert ahead_of([Path("b")], found.__getitem__) == Ahead(3, None)
+
+
+def test_waiting_cells_and_the_time_left_are_those_of_the_agenda(
+    by_hand: Callable[..., Any], one_step: Callable[..., None], tmp_path: Path
+) -> None:
+    writer = by_hand("running")
+    record = {"status": "running", "study": "odd", "config": {"train": {"steps": 9}}}
+    cells = [Planned({**record, "cell_id": name}, 1, 1.0) for name in ("running", "x", "y")]
+    look, folder = _look_ahead(), tmp_path / "results/odd"
+    with posted(folder, cells):
+        one_step(writer, 0, {LAYER: 1.0})
+        assert look(folder).waiting == 2
+    assert look(folder) == Ahead(0, None), "the sweep has ended"
+    writer.close("complete", steps_done=0)
+
+
+def test_the_head_shows_cells_done_waiting_and_the_time_left(
+    offline: Watched, pair: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studies = Studies(pair[:1])
+    with TestClient(
+        application(studies, ("127.0.0.1",), lambda folder: Ahead(6, 190.0)),
+        base_url="http://127.0.0.1",
+    ) as client:
+        told = client.get("/progress").json()
+    assert told["waiting"] == 6
+    assert 150 < told["seconds_left"] <= 190
+    file = pair[0].parent / "one.html"
+    export(pair[:1], file)
+    page = offline.open(file.as_uri())
+    assert page.locator("#progress-text").inner_text() == "9 of 9 cells done"
+    page.evaluate("page.ahead = { waiting: 6, seconds_left: 190 }; renderProgress(page.overview);")
+    assert page.locator("#progress-text").inner_text() == "9 of 15 cells done · 0:03:10 left"
+    assert "○ 6 waiting" in page.locator("#counts").inner_text()
+    assert page.evaluate("byId('bar').firstElementChild.style.width") == "60%"
