@@ -9,8 +9,9 @@
 - :mod:`~study.config.compose`: Hydra overrides to cells, and where ``conf/`` is.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from study.config.bounds import chosen
-from study.config.checks import checked, parse, typed, validate
 from study.config.hashing import IDENTITY_VERSION, Sources, identity
 from study.config.intervals import Interval, interval
 from study.config.schedules import eval_steps, probe_steps, resolved, truncation_ranks
@@ -28,6 +29,9 @@ from study.config.types import (
     TrainConfig,
     optimizer_config,
 )
+
+if TYPE_CHECKING:
+    from study.config.checks import checked, parse, typed, validate
 
 __all__ = [
     "DEVICES",
@@ -57,3 +61,15 @@ __all__ = [
     "typed",
     "validate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The functions of :mod:`~study.config.checks`, on first use.
+
+    They need OmegaConf, which the environment of Axolotl cannot import.
+    """
+    if name not in ("checked", "parse", "typed", "validate"):
+        raise AttributeError(f"module 'study.config' has no attribute {name!r}")
+    from study.config import checks
+
+    return getattr(checks, name)

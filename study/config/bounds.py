@@ -5,10 +5,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Protocol
 
-from omegaconf import MISSING
-
 from study.errors import StudyError, given, short, unknown
 
+MISSING: Any = "???"
+"""OmegaConf's mark for a value that is not set. It is written out here because the types of the
+configuration are also read where OmegaConf can't be imported, such as beside Axolotl."""
 BOUND = "bound"
 """The key of a bound in a field's metadata."""
 LARGEST = 2**63 - 1

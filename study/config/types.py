@@ -8,9 +8,8 @@ from dataclasses import dataclass, field, make_dataclass
 from functools import cache
 from typing import Any
 
-from omegaconf import MISSING
-
 from study.config.bounds import (
+    MISSING,
     Bound,
     Each,
     FilePath,

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 from torch import nn
 from torch.optim import Optimizer
 
@@ -122,7 +122,7 @@ def open_cell(
     )
     record = _record(loop, model, config, adapter, peft_config.to_dict())
     folder = loop.results / "cells" / record["cell_id"]
-    text = OmegaConf.to_yaml(OmegaConf.create(literal(record["config"])))
+    text = yaml.safe_dump(literal(record["config"]), sort_keys=False, allow_unicode=True)
     try:
         return CellWriter.open(folder, text, record, first if folder.exists() else 0)
     except Damaged as damage:
