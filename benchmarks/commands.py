@@ -2,10 +2,6 @@
 
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
-
-from study.errors import StudyError
-from study.vocabulary.extras import install
 
 OTHERS = {
     "inference": (".inference.command", "inference"),
@@ -16,19 +12,12 @@ OTHERS = {
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run ``study bench`` with ``arguments``.
-
-    Raises :class:`StudyError` if a suite is asked for and PEFT is not installed.
-    """
+    """Run ``study bench`` with ``arguments``."""
     if arguments and arguments[0] in OTHERS:
         module, name = OTHERS[arguments[0]]
         command = getattr(import_module(module, __package__), name)
         command.main(arguments[1:], f"study bench {arguments[0]}", standalone_mode=False)
         return
-    if find_spec("peft") is None:
-        raise StudyError(
-            f"study bench trains with PEFT too, and PEFT is not installed: {install('bench')}"
-        )
     from .training.command import suites
 
     suites.main(arguments, "study bench", standalone_mode=False)

@@ -1,19 +1,22 @@
 """``study bench``: time the suites, write a table for each, summarise the tables and draw them."""
 
 from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-import pandas as pd
-import torch
 
-from study.errors import unknown
-from study.figures.style import save
+from study.errors import StudyError, unknown
+from study.vocabulary.extras import install
 
-from .figure import speed
-from .suites import SUITES, Size, device_name, first_sentence, rows_of
-from .summary import summarise
+from .listing import SUITES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .suites import Size
 
 
 class SuitesCommand(click.Command):
@@ -22,7 +25,7 @@ class SuitesCommand(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the two lists below the options."""
         with formatter.section("Suites"):
-            formatter.write_dl([(name, first_sentence(name)) for name in SUITES])
+            formatter.write_dl(list(SUITES.items()))
         with formatter.section("Commands"):
             formatter.write_dl(
                 [
@@ -89,6 +92,19 @@ def suites(
     for name in names:
         if name not in SUITES:
             raise unknown("suite", name, SUITES)
+    if find_spec("peft") is None:
+        raise StudyError(
+            f"study bench trains with PEFT too, and PEFT is not installed: {install('bench')}"
+        )
+    # Imported here, because torch and PEFT take seconds, and the help needs neither.
+    import pandas as pd
+
+    from study.figures.style import save
+
+    from .figure import speed
+    from .suites import Size
+    from .summary import summarise
+
     size = Size(model, [int(rank) for rank in ranks.split(",")], steps, device)
     to.mkdir(parents=True, exist_ok=True)
     for name in (names or tuple(SUITES)) if measured else ():
@@ -104,11 +120,16 @@ def suites(
             click.echo(path)
 
 
-def _time_suite(name: str, size: Size) -> pd.DataFrame:
+def _time_suite(name: str, size: "Size") -> "pd.DataFrame":
     """The rows of a suite, measured in a process of its own.
 
     Memory that one suite's allocator keeps is thus free again for the next.
     """
+    import pandas as pd
+    import torch
+
+    from .suites import device_name, rows_of
+
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         rows = pool.submit(rows_of, name, size).result()
     return pd.DataFrame(rows).assign(

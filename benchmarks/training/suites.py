@@ -1,4 +1,4 @@
-"""What is timed: one generator for each suite, which yields rows as they are measured.
+"""How each suite is timed: one generator for each, which yields rows as they are measured.
 
 A row has ``suite``, ``way``, ``rank``, ``scaling``, ``precision``, ``variant``, the ``tokens`` and
 ``micro_batches`` of a step, and ``seconds``: of one optimizer step, or of what ``variant`` says.
@@ -18,6 +18,7 @@ from study.config import CellConfig
 from study.training.devices import choose_device, describe_device
 
 from .flops import step_flops
+from .listing import SUITES
 from .processes import time_command, train_apart, train_here
 from .ways import TimedRun, base_and_corpus, cell, check_agreement, packed
 
@@ -51,14 +52,14 @@ class Size:
 
 
 def whole_sweep(size: Size) -> Iterator[Row]:
-    """All ranks under both rules, 1024 tokens a step, all four ways."""
+    """The suite ``sweep``."""
     grid = product(size.ranks, RULES)
     cells = [size.cell(1024, rank, f"adapter.scaling={rule}") for rank, rule in grid]
     yield from _compare("sweep", ["trainer", "loop", "alone", "packed"], cells)
 
 
 def large_steps(size: Size) -> Iterator[Row]:
-    """All ranks, 4096 tokens a step, tuned loop against ours.
+    """The suite ``large-steps``.
 
     One rule is enough: it does not change the time. Each run has a process of its own, because at
     high rank it takes most of a machine with 24 GiB.
@@ -68,19 +69,19 @@ def large_steps(size: Size) -> Iterator[Row]:
 
 
 def compiled_steps(size: Size) -> Iterator[Row]:
-    """Five steps of 1024 tokens at all ranks: tuned loop, ours, and ours with pack.compile."""
+    """The suite ``compiled``."""
     cells = [size.cell(1024, rank, "train.steps=5") for rank in size.ranks]
     yield from _compare("compiled", ["loop", "packed", "compiled"], cells)
 
 
 def by_tokens(size: Size) -> Iterator[Row]:
-    """256 to 16384 tokens a step at a low rank, tuned loop against ours."""
+    """The suite ``tokens``."""
     cells = [size.cell(tokens, size.ranks[1]) for tokens in (256, 1024, 4096, 16384)]
     yield from _compare("tokens", ["loop", "packed"], cells)
 
 
 def short_sweep(size: Size) -> Iterator[Row]:
-    """Ten steps of 64 tokens, both rules: one process for each cell against one for all of ours."""
+    """The suite ``short``."""
     grid = [
         size.cell(64, rank, f"adapter.scaling={rule}", "train.steps=10")
         for rank, rule in product(size.ranks, RULES)
@@ -92,7 +93,7 @@ def short_sweep(size: Size) -> Iterator[Row]:
 
 
 def start_up(size: Size) -> Iterator[Row]:
-    """One step in a fresh process: study train against a PEFT script."""
+    """The suite ``start-up``."""
     config = size.cell(256, 4, "train.steps=1")
     for way in ("trainer", "alone"):
         for _ in range(3):
@@ -112,7 +113,7 @@ PROBES = {
 
 
 def probes(size: Size) -> Iterator[Row]:
-    """Twenty steps at a low rank, with and without probes, three times in turn."""
+    """The suite ``probes``."""
     for _ in range(3):
         for variant, overrides in PROBES.items():
             config = size.cell(1024, size.ranks[1], "train.steps=20", *overrides)
@@ -121,14 +122,14 @@ def probes(size: Size) -> Iterator[Row]:
 
 
 def bf16(size: Size) -> Iterator[Row]:
-    """Ours in float32 and in bf16 in turn, and the tuned loop in bf16."""
+    """The suite ``bf16``."""
     for rank in (*(r for r in size.ranks if r <= 64), size.ranks[-1]):
         yield from _compare("bf16", ["packed"], [size.cell(1024, rank)])
         yield from _compare("bf16", ["loop", "packed"], [size.cell(1024, rank, "precision=bf16")])
 
 
 def layers(size: Size) -> Iterator[Row]:
-    """Adapters on the last quarter, the last half and all of the blocks."""
+    """The suite ``layers``."""
     base, _ = base_and_corpus(size.cell(1024, 4))
     blocks = sorted(
         {int(part) for name in base.card.linears for part in name.split(".") if part.isdigit()}
@@ -142,7 +143,7 @@ def layers(size: Size) -> Iterator[Row]:
             yield _row("layers", run.way, config, seconds, variant=f"{len(late)} blocks")
 
 
-SUITES: dict[str, Callable[[Size], Iterator[Row]]] = {
+RUNS: dict[str, Callable[[Size], Iterator[Row]]] = {
     "sweep": whole_sweep,
     "large-steps": large_steps,
     "compiled": compiled_steps,
@@ -153,18 +154,14 @@ SUITES: dict[str, Callable[[Size], Iterator[Row]]] = {
     "bf16": bf16,
     "layers": layers,
 }
-
-
-def first_sentence(suite: str) -> str:
-    """A suite in one line, for help and progress."""
-    return (SUITES[suite].__doc__ or "").partition("\n")[0]
+"""The generator of each of :data:`benchmarks.training.listing.SUITES`."""
 
 
 def rows_of(suite: str, size: Size) -> list[Row]:
     """All rows of a suite. Each is also printed to stderr when it is measured."""
-    print(f"{suite}: {first_sentence(suite)}", file=sys.stderr, flush=True)
+    print(f"{suite}: {SUITES[suite]}", file=sys.stderr, flush=True)
     rows = []
-    for row in SUITES[suite](size):
+    for row in RUNS[suite](size):
         rows.append(row)
         if row["variant"] != "set-up":
             line = (

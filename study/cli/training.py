@@ -43,7 +43,7 @@ def status(study_dir: Path, watch: bool) -> None:
 @cli.command(context_settings=PASSED_ON)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(arguments: tuple[str, ...]) -> None:
-    """Time training against PEFT, or adapters at inference."""
+    """Time training, inference, checkpoints and large studies."""
     _run_benchmarks(arguments)
 
 

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ import pandas as pd
 import pytest
 
 from benchmarks.training.processes import apart
-from benchmarks.training.suites import SUITES
+from benchmarks.training.listing import SUITES
+from benchmarks.training.suites import RUNS
 from benchmarks.training.ways import TimedRun, cell, check_agreement
 from study.config import CellConfig
 
@@ -51,7 +54,17 @@ def test_an_unknown_suite_names_the_suites(study_cli: Callable[..., Any]) -> Non
 def test_help_lists_the_suites_and_inference(study_cli: Callable[..., Any]) -> None:
     ran = study_cli("bench", "--help")
     listed = {line.split()[0] for line in ran.out.splitlines() if line.startswith("  ")}
-    assert {*SUITES, "inference"} <= listed
+    assert {*SUITES, "inference", "checkpoint", "scale"} <= listed
+    assert set(SUITES) == set(RUNS)
+
+
+def test_help_imports_no_torch() -> None:
+    code = (
+        "import sys; from study.cli import cli; cli(['bench', '--help'], standalone_mode=False);"
+        "print({'torch', 'pandas', 'peft', 'matplotlib'} & set(sys.modules))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "set()"
 
 
 def hungry(config: CellConfig) -> int:
