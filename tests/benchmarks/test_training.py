@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from benchmarks.training.processes import apart
 from benchmarks.training.listing import SUITES
+from benchmarks.training.processes import apart
 from benchmarks.training.suites import RUNS
 from benchmarks.training.ways import TimedRun, cell, check_agreement
 from study.config import CellConfig
