@@ -239,6 +239,10 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: v is None or _is_text(v) or (isinstance(v, list) and all(map(_is_text, v))),
         "a name, a regex or a list of names",
     ),
+    "target_parameters": (
+        lambda v: v is None or (isinstance(v, list) and all(map(_is_text, v))),
+        "a list of names",
+    ),
 }
 """A test of the value of each field that is read, and the value in words. JSON has true for 1."""
 
