@@ -13,8 +13,9 @@ from study.analysis.rank_stabilized import CONDITION, condition_rows
 from study.analysis.stable import shared_measurements
 from study.analysis.wording import bend_text, bracket_notes, factor_text, number_text
 from study.figures.captions import settings
-from study.report.condition import condition_sentences
+from study.report.answer import answer as what_was_found
 from study.report.formatting import legend, quantity_text, row_estimate, row_list, word_text
+from study.report.literal import literal_tables
 from study.report.markdown import bullets, table
 from study.store import StudyTables
 from study.sweeps.status import count_noun
@@ -36,6 +37,11 @@ P_STAR = "stable_exponent"
 """The folder of the study of p*, in ``results/reference``."""
 
 
+def answer() -> str:
+    """What the quick study found, as ``make study`` prints it."""
+    return minus(bullets(what_was_found(literal_tables(study_tables()))))
+
+
 def condition() -> str:
     """The paper's condition in the quick study: a row per quantity and step, a column per rule."""
     tables = study_tables()
@@ -53,7 +59,6 @@ def condition() -> str:
         body.append([name, str(step), *(_entry(found[0]) if found else "" for found in here)])
     ranks = f"{rows['rank_min'].min():g} to {rows['rank_max'].max():g}"
     return minus(
-        f"{bullets(condition_sentences(rows))}\n\n"
         f"{table(['', 'step', *heads], body)}\n\n{settings(tables.cells)}. An entry is the "
         f"exponent with rank, the factor (×) from the lowest rank to the highest ({ranks}), and "
         f"the verdict. {legend(rows)} {' '.join(bracket_notes(rows))}"
@@ -197,6 +202,7 @@ def _of(quantity: Quantity, rows: pd.DataFrame, step: int) -> pd.DataFrame:
 
 
 BLOCKS: dict[str, Block] = {
+    "answer": answer,
     "condition": condition,
     "largest-layer": largest_layer,
     "quick-cells": quick_cells,

@@ -118,9 +118,9 @@ def _large_steps(tables: StudyTables) -> Iterator[str]:
     worst = off.iloc[int((off["ratio"] - 1).abs().argmax())]
     yield (
         f"**Steps too large for the linear theory**: at {len(off)} of {len(ratios)} probed updates "
-        f"({cell_list(_of_ids(tables, off['cell_id']))}) the loss changed by less or more than "
-        f"predicted, at worst by {percent(worst['ratio'])} of it "
-        f"({cell_list(_of_ids(tables, [worst['cell_id']]))}, step {worst['step']:.0f}), and such "
+        f"({cell_list(_of_ids(tables, off['cell_id']))}) the loss did not change by the predicted "
+        f"amount within {percent(LAZY_WITHIN)}, at worst by {percent(worst['ratio'])} of it "
+        f"({cell_list(_of_ids(tables, [worst['cell_id']]))}, step {worst['step']:.0f}), so their "
         "rules have no predictions from there on."
     )
 

@@ -5,13 +5,12 @@ from typing import Any
 
 import pandas as pd
 
-from study.analysis.rank_stabilized import ANSWERS, CONDITION, FAILS, LOST, answer, condition_rows
+from study.analysis.rank_stabilized import ANSWERS, FAILS, LOST, answer, condition_rows
 from study.analysis.wording import bend_text, bracket_notes, factor_text
 from study.report.formatting import (
     at_lowest_rate,
     count_noun,
     curve_name,
-    joined,
     legend,
     number,
     quantity_text,
@@ -22,7 +21,6 @@ from study.report.formatting import (
 from study.report.markdown import Block, Details, table
 from study.store import StudyTables
 from study.vocabulary.quantities import HELDOUT, TRAIN
-from study.vocabulary.verdicts import VERDICTS
 
 TITLE = "## Are the adapters rank-stabilized?"
 BATCH_NAMES = {HELDOUT: "held-out", TRAIN: "training"}
@@ -55,14 +53,6 @@ def condition_section(tables: StudyTables) -> list[Block]:
             f"{' '.join(bracket_notes(rows))}{note}",
         ),
     ]
-
-
-def condition_sentences(rows: pd.DataFrame) -> list[str]:
-    """A sentence per curve of :func:`~study.analysis.rank_stabilized.condition_rows`.
-
-    Curves that are stable at the first step and not at the last come first.
-    """
-    return [_sentence(name, entries) for name, entries in _curves(rows)]
 
 
 def _curves(rows: pd.DataFrame) -> list[Curve]:
@@ -110,26 +100,3 @@ def _entry(row: Any) -> str:
     parts = [word_text(row.verdict), row_estimate(row), factor_text(row.factor), bend_text(row)]
     parts += [f"theory {theory}" if theory else ""]
     return f"step {row.step}: " + ", ".join(filter(None, parts))
-
-
-def _sentence(name: str, entries: Sequence[Any]) -> str:
-    """``**rsLoRA**: at step 0 the gradient norm is stable (×1.05); by step 12 the ...``"""
-    parts = [
-        *_at([row for row in entries if row.is_first], "at"),
-        *_at([row for row in entries if row.is_last and not row.is_first], "by"),
-    ]
-    low, high = entries[0].rank_min, entries[0].rank_max
-    return f"**{name}**, from rank {low:g} to {high:g}: {'; '.join(parts)}."
-
-
-def _at(rows: Sequence[Any], when: str) -> list[str]:
-    """By step: ``at step 0 the gradient norm is stable (×1.05)``."""
-    return [
-        f"{when} step {step} {joined([_clause(row) for row in rows if row.step == step])}"
-        for step in sorted({row.step for row in rows})
-    ]
-
-
-def _clause(row: Any) -> str:
-    predicate = VERDICTS[row.verdict].predicate
-    return f"the {CONDITION[row.place].noun} {predicate} ({factor_text(row.factor)})"

@@ -42,7 +42,7 @@ def p_star_section(tables: StudyTables) -> list[Block]:
     )
     last = rows["step"] == rows.groupby("method")["step"].transform("max")
     rows = one_per_measurement(rows[(rows["method"] == "linear") | last], settings)
-    rows = one_per_optimizer(rows, settings)
+    others, rows = rows, one_per_optimizer(rows, settings)
     high = sorted(rows["high_rank_min"].dropna().unique())
     heads = ["optimizer", "quantity", "step", "estimated from"]
     heads += ["p\\*, measured ranks", "theory, same ranks"]
@@ -51,7 +51,10 @@ def p_star_section(tables: StudyTables) -> list[Block]:
         heads += [f"p\\*, ranks from {lowest}", "theory, same ranks"]
     heads += ["p\\*, corrected for finite rank", "theory, r → ∞", "small steps", "seeds"]
     notes = [*shared_rules(rows), *shared_measurements(rows), *bracket_notes(rows)]
-    body = [_p_star_cells(row, settings, bool(high)) for row in rows.to_dict("records")]
+    body = [
+        _p_star_cells(row, settings, bool(high), _apart(row, others, settings))
+        for row in rows.to_dict("records")
+    ]
     return [
         "## p\\*\n\np\\* is the p in γ = α / r^p at which a quantity does not depend on the rank. "
         "It depends on the optimizer, the quantity and the step.\n\n"
@@ -83,14 +86,28 @@ def _p_star_sentences(rows: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _p_star_cells(row: Mapping[Any, Any], settings: list[str], high: bool) -> list[str]:
+def _apart(row: Mapping[Any, Any], others: pd.DataFrame, settings: list[str]) -> list[str]:
+    """``but 0.60 from LoRA``: the p* of other rules whose intervals do not meet that of ``row``."""
+    here = pd.Series(True, others.index)
+    for name in ("optimizer", "site", "stat", "step", *settings):
+        here &= others[name].eq(row[name]) | (others[name].isna() & pd.isna(row[name]))
+    here &= (others["ci_low"] > row["ci_high"]) | (others["ci_high"] < row["ci_low"])
+    return [
+        f"but {number(other.p_star)} from {joined([rule_label(*rule) for rule in other.rules])}"
+        for other in row_list(others[here & (others["method"] != "grid")])
+    ]
+
+
+def _p_star_cells(
+    row: Mapping[Any, Any], settings: list[str], high: bool, apart: list[str]
+) -> list[str]:
     grid = row["method"] == "grid"
     rules = ["several rules"] if grid else [rule_label(*rule) for rule in row["rules"]]
     cells = [
         label(row["optimizer"]),
         quantity_text(row["site"], row["stat"]),
         str(row["step"]),
-        ", ".join([*rules, *(f"{name}={setting(row[name])}" for name in settings)]),
+        ", ".join([*rules, *(f"{name}={setting(row[name])}" for name in settings), *apart]),
         interval(row["p_star"], row["ci_low"], row["ci_high"]),
         number(row["predicted"]),
     ]

@@ -13,10 +13,9 @@ from study.report.markdown import Block, Contents, Details, Picture, anchor
 STYLE = """
 :root { color-scheme: light dark; }
 body {
-  font: 16px/1.55 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto 4rem;
+  font: 16px/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto 4rem;
   padding: 0 1.5rem;
 }
-h1, h2, p, ul, blockquote, nav { max-width: 56rem; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin-bottom: .5rem; }
 h2 { font-size: 1.25rem; margin: 2.4rem 0 .6rem; }
 li { margin: .35rem 0; }
@@ -25,13 +24,13 @@ nav a { margin-right: 1.2rem; white-space: nowrap; } a { color: inherit; }
 details { margin: .8rem 0; } summary { cursor: pointer; }
 summary { color: #2364aa; color: light-dark(#2364aa, #8bbcf0); }
 details > :not(summary) { margin-left: 1rem; }
-table { border-collapse: collapse; font-size: .85rem; display: block; overflow-x: auto; }
+table { border-collapse: collapse; font-size: .8rem; display: block; overflow-x: auto; }
 th, td {
   text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #8884;
   vertical-align: top;
 }
 td { font-variant-numeric: tabular-nums; }
-figure { margin: 1.6rem 0 2.2rem; max-width: 56rem; }
+figure { margin: 1.6rem 0 2.2rem; }
 figure img { max-width: 100%; height: auto; background: #fff; padding: .5rem; border-radius: 4px; }
 figcaption p { margin: .3rem 0; font-size: .9rem; }
 """

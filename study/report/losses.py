@@ -27,6 +27,7 @@ def loss_section(tables: StudyTables) -> list[Block]:
     cost = _cost(tables.losses)
     return [
         "## Does a higher rank help, or only a larger step?",
+        *_note_on_steps(tables.losses),
         Details("Table: what doubling the rank does to the final loss", _effect_of_rank(effects)),
         *_effect_of_rule(tables.losses),
         *([Details("Cost of the adapters by rank", cost)] if cost else []),
@@ -70,19 +71,25 @@ def _effect_of_rule(losses: pd.DataFrame) -> list[Block]:
         for row in row_list(differences)
     ]
     heads = ["optimizer", "compared at", "rule", "rank", "loss minus rsLoRA's at equal rank"]
-    if (differences["how"] == "matched").any():
-        note = (
-            "At matched step size, the remaining difference is due to the rule. The rest is due "
-            "to the step size. Losses are interpolated between runs, linearly in the log of the "
-            f"step size{_widest_gap(losses)}."
-        )
-    else:
-        note = (
-            "No two runs have the same step size, so this difference combines rule and step size. "
-            "Sweep `optimizer.lr` to separate them."
-        )
     summary = "Table: the loss of each rule minus rsLoRA's at equal rank"
-    return [note, Details(summary, table(heads, body))]
+    return [Details(summary, table(heads, body))]
+
+
+def _note_on_steps(losses: pd.DataFrame) -> list[Block]:
+    """What differences between rules are due to; empty without two rules."""
+    differences = rule_differences(losses)
+    if differences.empty:
+        return []
+    if (differences["how"] == "matched").any():
+        return [
+            "At matched step size, the difference between rules is due to the rule. The rest is "
+            "due to the step size. Losses are interpolated between runs, linearly in the log of "
+            f"the step size{_widest_gap(losses)}."
+        ]
+    return [
+        "No two runs have the same step size, so a difference between rules is one of rule and "
+        "step size. To separate them, sweep `optimizer.lr`."
+    ]
 
 
 def _compared_at(row: Any) -> str:

@@ -16,6 +16,7 @@ from study.report.formatting import (
 from study.report.markdown import Block, Details, table
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
+from study.vocabulary.scaling import rule_label
 
 OWN_COLUMNS = {"optimizer", "scaling", "exponent_p", "lr", "rank"}
 """Settings with a column in the section's table. Other settings are named if they differ."""
@@ -67,12 +68,23 @@ def task_section(tables: StudyTables) -> list[Block]:
         text += " Of several learning rates, the table shows each rank's best."
     measured = "perplexity and exact match" if answered else "perplexity"
     return [
-        "## Did the task improve?",
+        f"## Did the task improve?\n\n{_best(scores)}",
         Details(
             f"Table: {measured} of every rule and rank beside the base model's",
             f"{table([*heads, 'seeds'], body)}\n\n{text}",
         ),
     ]
+
+
+def _best(scores: pd.DataFrame) -> str:
+    row = row_list(scores)[int(scores["perplexity"].argmin())]
+    rule = rule_label(str(row.scaling), row.exponent_p)
+    base = number(row.base_perplexity)
+    return (
+        f"The lowest held-out perplexity is {number(row.perplexity)}, that of {rule} at rank "
+        f"{number_list([row.rank])} under {label(row.optimizer)}."
+        f"{f' The base model has {base}.' if base else ''}"
+    )
 
 
 def _exact_match(row: Any) -> list[str]:

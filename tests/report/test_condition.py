@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from study.analysis.rank_stabilized import FAILS, HOLDS, LATE, LOST, OPEN, answer
-from study.report import current_tables
+from study.report import as_markdown, current_tables
 from study.report.condition import condition_section
 
 OnDisk = Callable[..., Path]
@@ -16,7 +16,7 @@ Cell = Mapping[str, Any]
 
 
 def section(folder: Path) -> str:
-    return condition_section(current_tables(folder, lambda line: None))
+    return as_markdown(condition_section(current_tables(folder, lambda line: None)))
 
 
 def noise(cell: Cell, step: int) -> float:
@@ -58,12 +58,6 @@ def test_a_rule_that_does_not_stay_stable_is_named_first(on_disk: OnDisk) -> Non
     assert text.split("\n\n")[1] == (
         "**Stable at the first step and not at the last**: SGD, rsLoRA. "
         "**Not stable at the last step**: SGD, LoRA."
-    )
-    sentence = next(line for line in text.splitlines() if line.startswith("- "))
-    assert sentence == (
-        "- **SGD, rsLoRA**, from rank 4 to 256: at step 0 the gradient norm is stable (×1.00); "
-        "at step 1 the adapter output is stable (×1.00) and the gradient into the inputs is "
-        "stable (×1.00); by step 1 the gradient norm collapses (×0.61)."
     )
 
 

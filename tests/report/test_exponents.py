@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from study.analysis.wording import factor_text
-from study.report import current_tables
+from study.report import as_markdown, current_tables
 from study.report.exponents import exponent_section, p_star_section
 
 OnDisk = Callable[..., Path]
@@ -32,7 +32,7 @@ def test_factors(factor: float, text: str) -> None:
 
 def test_exponents_have_factors_theory_and_words(on_disk: OnDisk) -> None:
     """The study has gamma sqrt(r) and gamma^2 r exactly, over ranks 4 to 256."""
-    text = exponent_section(tables(on_disk()))
+    text = as_markdown(exponent_section(tables(on_disk())))
     found = {tuple(row[:3]): row[3:] for row in rows_of(text)}
     norm, descent = "gradient norm over all adapters", "descent of an update"
     assert found["SGD, LoRA", norm, "0"][0] == "-0.50 [-0.50, -0.50]"
@@ -45,14 +45,15 @@ def test_exponents_have_factors_theory_and_words(on_disk: OnDisk) -> None:
 
 def test_with_one_seed_nothing_is_called_an_interval(on_disk: OnDisk) -> None:
     found = tables(on_disk(seeds=(0,)))
-    for text in (exponent_section(found), p_star_section(found)):
+    for section in (exponent_section(found), p_star_section(found)):
+        text = as_markdown(section)
         assert "95 % interval" not in text
         assert "straightness of the line, one seed" in text
-    assert {row[6] for row in rows_of(exponent_section(found))} == {"one seed"}
+    assert {row[6] for row in rows_of(as_markdown(exponent_section(found)))} == {"one seed"}
 
 
 def test_two_seeds_have_an_interval_and_no_verdict(on_disk: OnDisk) -> None:
-    rows = rows_of(exponent_section(tables(on_disk(seeds=(0, 1)))))
+    rows = rows_of(as_markdown(exponent_section(tables(on_disk(seeds=(0, 1))))))
     assert {row[6] for row in rows} == {"unclear"}
     assert all("[" in row[3] for row in rows)
 
@@ -61,7 +62,7 @@ def test_p_star_has_one_row_per_measurement(on_disk: OnDisk) -> None:
     """Rules share their draws, and no optimizer has acted at step 0."""
     on_disk()
     folder = on_disk(optimizer={"name": "signsgd"})
-    text = p_star_section(tables(folder))
+    text = as_markdown(p_star_section(tables(folder)))
     norm = [row for row in rows_of(text) if row[1].startswith("gradient norm") and row[2] == "0"]
     assert [(row[0], row[3]) for row in norm] == [("every optimizer", "LoRA, rsLoRA")]
     assert text.count("the same measurement for every optimizer") == 1
@@ -70,16 +71,19 @@ def test_p_star_has_one_row_per_measurement(on_disk: OnDisk) -> None:
     assert {row[0] for row in descent} == {"SGD", "SignSGD"}
 
 
-def test_rules_with_different_numbers_keep_their_rows(on_disk: OnDisk) -> None:
+def test_a_rule_with_another_number_is_named_in_the_row(on_disk: OnDisk) -> None:
     def norm(cell, step):
         return cell["rank"] ** (0.1 if cell["scaling"] == "lora" else 0.0) * (1 + cell["seed"])
 
-    rows = rows_of(p_star_section(tables(on_disk(norm=norm))))
+    rows = rows_of(as_markdown(p_star_section(tables(on_disk(norm=norm)))))
     norms = [row for row in rows if row[1].startswith("gradient norm") and row[2] == "0"]
-    assert [row[3] for row in norms] == ["LoRA", "rsLoRA"]
+    [row] = norms
+    assert " but " in row[3]
+    for text in ("LoRA", "rsLoRA", "0.50", "1.10"):
+        assert text in " ".join(row[3:5])
 
 
 def test_adam_starts_as_signsgd(on_disk: OnDisk) -> None:
     on_disk(optimizer={"name": "adamw", "eps": 1e-12})
-    text = p_star_section(tables(on_disk(optimizer={"name": "signsgd"})))
+    text = as_markdown(p_star_section(tables(on_disk(optimizer={"name": "signsgd"}))))
     assert "The first update of AdamW is that of SignSGD up to eps." in text

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from study import load
+from study.report import as_markdown
 from study.report.rates import rate_section
 
 OnDisk = Callable[..., Path]
@@ -16,7 +17,7 @@ def test_the_section_has_the_exponents_and_a_word(
     """The best rate is 1e-3 at every rank and seed. The SGD of LoRA should need 1/M = r^+1."""
     folder = on_disk(lrs=LRS)
     printed = study_cli("analyze", str(folder))
-    text = rate_section(load(folder))
+    text = as_markdown(rate_section(load(folder)))
     [lora] = [line for line in text.splitlines() if "LoRA, γ = α/r |" in line and "[" in line]
     [rslora] = [line for line in text.splitlines() if "rsLoRA" in line and "[" in line]
     # Alignments were not recorded, so theory is the interval from r_align = 1 to r_align = D = 64.
@@ -35,7 +36,7 @@ def test_the_section_has_the_exponents_and_a_word(
 def test_one_seed_has_no_word_and_no_95_percent(on_disk: OnDisk, study_cli) -> None:
     folder = on_disk(lrs=LRS, seeds=(0,))
     study_cli("analyze", str(folder))
-    text = rate_section(load(folder))
+    text = as_markdown(rate_section(load(folder)))
     assert "| one seed |" in text
     assert "95 %" not in text
     assert "straightness" in text
@@ -47,7 +48,7 @@ def test_three_rates_do_not_place_the_minimum(on_disk: OnDisk, study_cli) -> Non
     study_cli("analyze", str(folder))
     [lora] = [
         line
-        for line in rate_section(load(folder)).splitlines()
+        for line in as_markdown(rate_section(load(folder))).splitlines()
         if "LoRA, γ = α/r |" in line and "[" in line
     ]
     # ln(10) / sqrt(12), over ranks 4, 32 and 256: 1.96 * 0.665 * sqrt(2) / ln(64) = 0.44.

@@ -70,7 +70,7 @@ def test_a_sound_study_has_no_caveats_and_says_what_was_run(on_disk: OnDisk) -> 
             [
                 "**Steps too large for the linear theory**: at 2 of 60 probed updates",
                 "rsLoRA r = 256",
-                "by 60 % of it",
+                "at worst by 60 % of it",
             ],
         ),
         (
