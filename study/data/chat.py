@@ -34,6 +34,9 @@ LARGEST_TEMPLATE = 1 << 20
 LONGEST_TEXT = 16 << 20
 """Bytes of a template, and characters of a conversation's text."""
 
+SECONDS, SECONDS_PER_TURN = 2.0, 0.05
+"""Of the processor, for one conversation. Templates take milliseconds, twice per turn."""
+
 _TODAY = date(2024, 7, 26)
 """The day for templates that ask for it, as Llama's do: the data must not change every day."""
 _ASKS_FOR_DATE = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
@@ -78,6 +81,11 @@ class ChatTemplate:
 
         Raises :class:`StudyError` if the template fails, and if a turn can't be located.
         """
+        seconds = SECONDS + SECONDS_PER_TURN * len(messages)
+        with limited(seconds, f"{where}: {self.named} runs for too long: {_FIX}"):
+            return self._conversation(messages, tools, where)
+
+    def _conversation(self, messages: Sequence[Message], tools: Any, where: str) -> Conversation:
         text, marked = self._render(messages, tools, where)
         turns = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
         if self.marks_turns:
@@ -95,8 +103,7 @@ class ChatTemplate:
     ) -> tuple[int, int]:
         """The place of turn ``n``, by rendering the conversation up to it and with it."""
         asked, _ = self._render(messages[:n], tools, where, prompt=True)
-        differing = (place for place, (a, b) in enumerate(zip(asked, text, strict=False)) if a != b)
-        start = next(differing, min(len(asked), len(text)))
+        start = len(asked) if text.startswith(asked) else _in_common(asked, text)
         # Some generation prompts begin a thought that the turn does not have.
         if start < len(asked) and not text.startswith(self._render(messages[:n], tools, where)[0]):
             raise self._changes_turns(where)
@@ -127,15 +134,14 @@ class ChatTemplate:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            with limited(f"{where}: {self.named} runs for too long: {_FIX}"):
-                texts, marked = render_jinja_template(
-                    conversations=[list(messages)],
-                    tools=tools,
-                    chat_template=self.template,
-                    return_assistant_tokens_mask=self.marks_turns,
-                    add_generation_prompt=prompt,
-                    **self.special,
-                )
+            texts, marked = render_jinja_template(
+                conversations=[list(messages)],
+                tools=tools,
+                chat_template=self.template,
+                return_assistant_tokens_mask=self.marks_turns,
+                add_generation_prompt=prompt,
+                **self.special,
+            )
         except StudyError:
             raise
         except jinja2.TemplateSyntaxError as error:
@@ -148,6 +154,12 @@ class ChatTemplate:
         if len(texts[0]) > LONGEST_TEXT:
             raise StudyError(f"{where}: {self.named} writes over {LONGEST_TEXT} characters: {_FIX}")
         return texts[0], marked[0] if self.marks_turns else []
+
+
+def _in_common(one: str, two: str) -> int:
+    """How many characters two texts have in common at their beginning."""
+    pairs = enumerate(zip(one, two, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(two)))
 
 
 def _said(message: Message) -> str:

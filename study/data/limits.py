@@ -11,14 +11,14 @@ import psutil
 
 from study.errors import StudyError
 
-SECONDS, MEMORY = 2.0, 1 << 30
-"""Of the processor, and bytes, that one call may take. A template takes milliseconds."""
+MEMORY = 1 << 30
+"""Bytes by which the process may grow."""
 
 
 @contextlib.contextmanager
-def limited(message: str) -> Iterator[None]:
-    """Inside, :class:`StudyError` with ``message`` after :data:`SECONDS`, and ``MemoryError`` once
-    the process has grown by :data:`MEMORY`.
+def limited(seconds: float, message: str) -> Iterator[None]:
+    """Inside, :class:`StudyError` with ``message`` after ``seconds`` of the processor, and
+    ``MemoryError`` once the process has grown by :data:`MEMORY`.
 
     Python delivers signals to the main thread only, so elsewhere the time is not limited. Limits of
     memory exist on Linux.
@@ -36,7 +36,7 @@ def limited(message: str) -> Iterator[None]:
         if psutil.LINUX:
             resource.setrlimit(resource.RLIMIT_AS, (lowered, hard))
         if is_main:
-            signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
+            signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
         yield
     finally:
         if is_main:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from study.config import DataConfig, ModelConfig
-from study.data import Document, Example, Row, limits
+from study.data import Document, Example, Row, chat
 from study.data.chat import CHATML, ChatTemplate
 from study.data.tokens import Encoder, tokenised
 from study.errors import StudyError
@@ -224,7 +224,7 @@ REFUSED = {
 def test_a_template_of_a_stranger_is_refused_in_one_line(
     tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "SECONDS", 0.2)
+    monkeypatch.setattr(chat, "SECONDS", 0.2)
     with pytest.raises(StudyError, match=REFUSED[text]) as caught:
         template(text, folder=tmp_path).conversation(SHORT, None, "row 1")
     assert "chatml" in str(caught.value)
