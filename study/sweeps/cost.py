@@ -9,9 +9,11 @@ import math
 import numpy as np
 
 from study.adapters import Contraction
+from study.adapters.contraction import FLOAT
 from study.config import CellConfig, eval_steps, probe_steps
 from study.models import ModelCard
 from study.sweeps.estimate import estimate
+from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
 CALLS = 2e7
@@ -30,8 +32,10 @@ def relative_cost(config: CellConfig, card: ModelCard) -> float:
     """The time of a cell, in FLOPs. Reads no data: every token counts as a target."""
     tokens = config.train.batch_size * config.train.accumulation * config.data.sequence_length
     contraction = Contraction(config.adapter.contraction, tokens)
-    flops = estimate(config, card, tokens, tokens, contraction).flops
-    return flops + config.train.steps * CALLS * len(card.linears)
+    whole = estimate(config, card, tokens, tokens, contraction)
+    # An update reads the gradient and reads and writes the weights and what the optimizer keeps.
+    floats = (3 + 2 * OPTIMIZERS[config.optimizer.name].states) * whole.weights
+    return whole.flops + config.train.steps * (FLOAT * floats + CALLS * len(card.linears))
 
 
 def step_shares(config: CellConfig) -> list[list[float]]:

@@ -42,7 +42,8 @@ The rest of the time goes to elementwise work, the optimizer and probes."""
 
 @dataclass(frozen=True)
 class Estimate:
-    """One cell: bytes of the shared base, bytes of its own, and FLOPs of its whole training.
+    """One cell: bytes of the shared base, bytes of its own, FLOPs of its whole training, and the
+    number of its adapters' weights.
 
     ``logits_bytes``: of the logits of its targets in one pass. A fold computes all logits in chunks
     (:mod:`study.training.loss`), so it never holds more than ``chunk_bytes`` of them.
@@ -53,6 +54,7 @@ class Estimate:
     flops: float
     logits_bytes: int = 0
     chunk_bytes: int = 0
+    weights: int = 0
 
     def seconds(self, rate: float) -> float:
         """The time it should take at a matmul rate in FLOP/s."""
@@ -105,6 +107,7 @@ def estimate(
         flops=_flops(config, card, adapters, above, tokens, supervised),
         logits_bytes=LOGITS_KEPT * FLOAT * _logits(config, card, supervised),
         chunk_bytes=LOGITS_KEPT * FLOAT * LOGITS[device],
+        weights=adapters.weights,
     )
 
 

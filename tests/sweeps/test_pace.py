@@ -18,8 +18,8 @@ from study.sweeps.pace import CellTime, seconds_left
 
 Build = Callable[..., CellConfig]
 ROOT = Path(__file__).parents[2]
-PFLOP = {4: 1.32, 16: 1.37, 64: 1.55, 256: 2.26}
-"""The costs of the cells of the quick study on SmolLM2, as ``study train --plan`` shows them."""
+PFLOP = {4: 1.369, 16: 1.424, 64: 1.645, 256: 2.517}
+"""The relative costs of the cells of the quick study on SmolLM2, by rank."""
 
 
 class Replay:
@@ -98,11 +98,11 @@ def test_the_first_time_said_is_near_what_the_quick_study_took(quick: CellConfig
     replay = Replay(list(recorded()), quick)
     when, ratio = replay.first()
     assert when < 10
-    assert 0.8 < ratio < 1.2
+    assert 0.85 < ratio < 1.15
     for now in np.arange(when, 300.0, 10.0):
         left = replay.left(now)
         assert left is not None
-        assert 0.75 < left / (replay.ends[-1] - now) < 1.25
+        assert 0.85 < left / (replay.ends[-1] - now) < 1.15
 
 
 def test_a_slow_first_step_is_not_that_of_all_cells(quick: CellConfig) -> None:
@@ -110,7 +110,7 @@ def test_a_slow_first_step_is_not_that_of_all_cells(quick: CellConfig) -> None:
     (cost, first), *others = recorded()
     replay = Replay([(cost, first + 30.0), *others], quick)
     _, ratio = replay.first()
-    assert 0.8 < ratio < 1.2
+    assert 0.85 < ratio < 1.15
 
 
 def test_no_time_is_said_before_it_can_be_told(quick: CellConfig) -> None:
