@@ -73,40 +73,54 @@ class ChatTemplate:
     def _invalid(self, error: jinja2.TemplateSyntaxError) -> StudyError:
         return StudyError(f"{self.named} is not valid Jinja ({one_line(error)}): {_FIX}")
 
-    def conversation(self, messages: Sequence[Message], tools: Any, where: str) -> Conversation:
+    def conversation(
+        self, messages: Sequence[Message], tools: Any, prompt: int, where: str
+    ) -> Conversation:
         """The text of ``messages``, and where in it the assistant's turns are.
 
         A turn is what the template marks with ``{% generation %}``. Without such marks it is the
-        text from the generation prompt to the end of the turn, as TRL takes it for a completion.
+        text from the generation prompt to the end of the turn. If the first messages are a
+        ``prompt`` (their number; 0: none), all that follows the generation prompt is one turn, as
+        in TRL's data sets of prompts and completions.
 
         Raises :class:`StudyError` if the template fails, and if a turn can't be located.
         """
         seconds = SECONDS + SECONDS_PER_TURN * len(messages)
         with limited(seconds, f"{where}: {self.named} runs for too long: {_FIX}"):
-            return self._conversation(messages, tools, where)
+            return self._conversation(messages, tools, prompt, where)
 
-    def _conversation(self, messages: Sequence[Message], tools: Any, where: str) -> Conversation:
+    def _conversation(
+        self, messages: Sequence[Message], tools: Any, prompt: int, where: str
+    ) -> Conversation:
         text, marked = self._render(messages, tools, where)
         turns = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
-        if self.marks_turns:
+        if prompt:
+            learned = [(self._start(text, messages, prompt, tools, where), len(text))]
+        elif self.marks_turns:
             learned = [(start, end) for start, end in marked if end > start]
         else:
             learned = [self._turn(text, messages, n, tools, where) for n in turns]
         if not learned:
             raise StudyError(f"{where}: {self.named} marks no turn of the assistant: {_FIX}")
-        if _said(messages[turns[-1]]) not in text:  # templates of models that see read parts only
+        last = messages[-1 if prompt else turns[-1]]
+        if _said(last) not in text:  # templates of models that see read parts only
             raise StudyError(f"{where}: {self.named} leaves out what the assistant says: {_FIX}")
-        return Conversation(text, tuple(learned), messages[turns[-1]].get("content") or "")
+        return Conversation(text, tuple(learned), last.get("content") or "")
 
-    def _turn(
-        self, text: str, messages: Sequence[Message], n: int, tools: Any, where: str
-    ) -> tuple[int, int]:
-        """The place of turn ``n``, by rendering the conversation up to it and with it."""
+    def _start(self, text: str, messages: Sequence[Message], n: int, tools: Any, where: str) -> int:
+        """Where turn ``n`` begins, by rendering the conversation up to it."""
         asked, _ = self._render(messages[:n], tools, where, prompt=True)
         start = len(asked) if text.startswith(asked) else _in_common(asked, text)
         # Some generation prompts begin a thought that the turn does not have.
         if start < len(asked) and not text.startswith(self._render(messages[:n], tools, where)[0]):
             raise self._changes_turns(where)
+        return start
+
+    def _turn(
+        self, text: str, messages: Sequence[Message], n: int, tools: Any, where: str
+    ) -> tuple[int, int]:
+        """The place of turn ``n``. Its end is found by rendering the conversation with it."""
+        start = self._start(text, messages, n, tools, where)
         if n + 1 == len(messages):
             return start, len(text)
         answered, _ = self._render(messages[: n + 1], tools, where)

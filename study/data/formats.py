@@ -10,8 +10,9 @@ from study.errors import StudyError, short, unknown
 from study.vocabulary.sources import AUTO, FORMATS
 
 Fields = Mapping[str, Any]
-Chat = Callable[[Sequence[Message], Any, str], Conversation]
-"""Writes messages and tools by the chat template; the last argument is the place of the row."""
+Chat = Callable[[Sequence[Message], Any, int, str], Conversation]
+"""Writes messages and tools by the chat template. The number is that of the first messages that are
+a prompt; the text is the place of the row."""
 
 READERS: dict[str, Callable[[Fields, str, Chat], Row]] = {}
 """The function of every format, by name. It gets the fields of a row, its place and the template,
@@ -83,27 +84,35 @@ def _alpaca(fields: Fields, where: str, _: Chat) -> Row:
 
 
 @reader("completion")
-def _completion(fields: Fields, where: str, _: Chat) -> Row:
+def _completion(fields: Fields, where: str, chat: Chat) -> Row:
     if "text" in fields and "prompt" not in fields:
         return Document(_text(fields, "text", where))
+    if isinstance(fields.get("prompt"), list):  # as TRL has them
+        prompt, completion = (_turns(fields, key, where) for key in ("prompt", "completion"))
+        if not completion:
+            raise StudyError(f"{where} has no turn in 'completion': add one or delete the row")
+        return chat([*prompt, *completion], _tools(fields, where), len(prompt), where)
     return Example(_text(fields, "prompt", where), _text(fields, "completion", where))
 
 
 @reader("messages")
 def _messages(fields: Fields, where: str, chat: Chat) -> Row:
     key = "conversations" if fields.get("messages") is None else "messages"
+    messages = _turns(fields, key, where)
+    if not any(message["role"] == "assistant" for message in messages):
+        raise StudyError(f"{where} has no turn of the assistant: add one or delete the row")
+    return chat(messages, _tools(fields, where), 0, where)
+
+
+def _turns(fields: Fields, key: str, where: str) -> list[Message]:
+    """The turns of a conversation in OpenAI's form."""
     turns = _required(fields, key, where)
     if not isinstance(turns, list):
         raise StudyError(
             f"{where}: {key!r} is of type {type(turns).__name__}, not a list of turns: write "
             '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
         )
-    messages = [
-        _message(turn, f"{where}, turn {number}") for number, turn in enumerate(turns, start=1)
-    ]
-    if not any(message["role"] == "assistant" for message in messages):
-        raise StudyError(f"{where} has no turn of the assistant: add one or delete the row")
-    return chat(messages, _tools(fields, where), where)
+    return [_message(turn, f"{where}, turn {number}") for number, turn in enumerate(turns, start=1)]
 
 
 def _message(turn: Any, where: str) -> Message:

@@ -14,7 +14,7 @@ from omegaconf import MISSING
 from study.config import DataConfig
 from study.data import files, hub, pydoc, xbrl
 from study.data.chat import ChatTemplate
-from study.data.examples import Example, Row
+from study.data.examples import Conversation, Example, Row
 from study.data.formats import READERS, recognised
 from study.data.jsonl import Found
 from study.errors import StudyError, unknown
@@ -132,8 +132,14 @@ def _of_format(
     for where, fields in found:
         if name is None:
             name = recognised(config.format, fields, where)
-            _check_template(config, name)
         row = READERS[name](fields, where, lambda *asked: template().conversation(*asked))
+        if not rows:
+            _check_template(config, name, row)
+        elif type(row) is not type(rows[0]):
+            raise StudyError(
+                f"{where} has other fields or types than the rows before it: give all rows the "
+                f"same fields of data.format={name}"
+            )
         characters += row.characters
         rows.append(row)
         if len(rows) > MOST_ROWS or characters > MOST_CHARACTERS:
@@ -144,8 +150,8 @@ def _of_format(
     return Loaded(rows, name)
 
 
-def _check_template(config: DataConfig, name: str) -> None:
-    if config.chat_template is not None and name != "messages":
+def _check_template(config: DataConfig, name: str, row: Row) -> None:
+    if config.chat_template is not None and not isinstance(row, Conversation):
         raise StudyError(
             f"data.chat_template={config.chat_template} writes conversations, and the rows are of "
             f"data.format={name}: remove it"

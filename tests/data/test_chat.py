@@ -84,7 +84,7 @@ def test_marked_turns_are_those_of_transformers(name: str, tokenizer: str) -> No
             return_dict=True,
             return_assistant_tokens_mask=True,
         )
-        ids, learned = tokens(template(path, chosen).conversation(messages, None, "row"), chosen)
+        ids, learned = tokens(template(path, chosen).conversation(messages, None, 0, "row"), chosen)
         assert ids == theirs["input_ids"]
         assert learned == [bool(mask) for mask in theirs["assistant_masks"]]
 
@@ -106,7 +106,7 @@ def test_any_text_has_the_tokens_and_the_marks_of_transformers(said: list[str], 
         return_dict=True,
         return_assistant_tokens_mask=True,
     )
-    ids, learned = tokens(template(path, chosen).conversation(messages, None, "row"), chosen)
+    ids, learned = tokens(template(path, chosen).conversation(messages, None, 0, "row"), chosen)
     assert ids == theirs["input_ids"]
     assert learned == [bool(mask) for mask in theirs["assistant_masks"]]
 
@@ -119,7 +119,9 @@ def test_turns_without_marks_are_those_that_trl_marks(name: str, messages: Any) 
     marked = template(TEMPLATES / f"{name}_training.jinja")
     assert not own.marks_turns
     assert marked.marks_turns
-    assert own.conversation(messages, None, "row") == marked.conversation(messages, None, "row")
+    assert own.conversation(messages, None, 0, "row") == marked.conversation(
+        messages, None, 0, "row"
+    )
 
 
 @pytest.fixture
@@ -154,7 +156,17 @@ def test_the_last_turn_is_what_trl_takes_for_a_completion(of_trl: Any, name: str
     path = "chatml" if name == "chatml" else TEMPLATES / f"{name}.jinja"
     text = CHATML if name == "chatml" else path.read_text()
     theirs = of_trl({"prompt": SHORT[:-1], "completion": SHORT[-1:]}, text)
-    assert tokens(template(path).conversation(SHORT, None, "row"), BYTES) == theirs
+    for prompt in (0, 1):
+        assert tokens(template(path).conversation(SHORT, None, prompt, "row"), BYTES) == theirs
+
+
+def test_turns_after_a_prompt_are_what_trl_takes_for_a_completion(of_trl: Any) -> None:
+    """All that follows the prompt is learned, the turn of the user and marked turns too."""
+    path = TEMPLATES / "qwen2_5_vl_training.jinja"
+    theirs = of_trl({"prompt": LONG[:2], "completion": LONG[2:]}, path.read_text())
+    made = template(path).conversation(LONG, None, 2, "row")
+    assert tokens(made, BYTES) == theirs
+    assert made.answer == "yes"
 
 
 @pytest.mark.parametrize("text", ["all of it", "é\n"])
@@ -168,7 +180,7 @@ def test_texts_and_completions_are_those_of_trl(of_trl: Any, text: str) -> None:
 def test_a_turn_that_is_written_differently_while_it_is_the_last() -> None:
     """Qwen3 writes a thought, also an empty one, in the last turn only."""
     made = template(TEMPLATES / "qwen3.jinja").conversation(
-        [*SHORT, {"role": "user", "content": "hello"}, *LONG[-1:]], None, "row"
+        [*SHORT, {"role": "user", "content": "hello"}, *LONG[-1:]], None, 0, "row"
     )
     assert [made.text[start:end] for start, end in made.learned] == [
         "hello<|im_end|>\n",
@@ -178,7 +190,7 @@ def test_a_turn_that_is_written_differently_while_it_is_the_last() -> None:
 
 
 def test_chatml_is_that_of_trl() -> None:
-    made = template("chatml").conversation(LONG, None, "row")
+    made = template("chatml").conversation(LONG, None, 0, "row")
     assert made.text.startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nhi<|im")
     assert [made.text[start:end] for start, end in made.learned] == [
         "hello  you<|im_end|>\n",
@@ -187,14 +199,14 @@ def test_chatml_is_that_of_trl() -> None:
 
 
 def test_the_date_is_the_same_every_day() -> None:
-    made = template(TEMPLATES / "llama3_1.jinja").conversation(SHORT, None, "row")
+    made = template(TEMPLATES / "llama3_1.jinja").conversation(SHORT, None, 0, "row")
     assert "Today Date: 26 Jul 2024" in made.text
 
 
 def test_tools_are_passed_on() -> None:
     tool = {"type": "function", "function": {"name": "sum", "parameters": {}}}
     path = TEMPLATES / "qwen3.jinja"
-    made = template(path).conversation(SHORT, [tool], "row")
+    made = template(path).conversation(SHORT, [tool], 0, "row")
     theirs = BYTES.apply_chat_template(
         SHORT, tools=[tool], chat_template=path.read_text(), tokenize=False
     )
@@ -226,7 +238,7 @@ def test_a_template_of_a_stranger_is_refused_in_one_line(
 ) -> None:
     monkeypatch.setattr(chat, "SECONDS", 0.2)
     with pytest.raises(StudyError, match=REFUSED[text]) as caught:
-        template(text, folder=tmp_path).conversation(SHORT, None, "row 1")
+        template(text, folder=tmp_path).conversation(SHORT, None, 0, "row 1")
     assert "chatml" in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -150,6 +150,18 @@ def test_values_of_csv_are_text(tmp_path: Path) -> None:
     ]
 
 
+def test_prompts_and_completions_of_turns(tmp_path: Path) -> None:
+    row = {"prompt": TURNS[:1], "completion": TURNS[1:]}
+    found = rows_of(written(tmp_path / "rows.jsonl", [row]), chat_template="chatml")
+    assert (found.rows, found.format) == ([CHAT], "completion")
+
+
+def test_rows_of_two_kinds_are_refused(tmp_path: Path) -> None:
+    rows = [{"text": "a"}, {"prompt": "b", "completion": "c"}]
+    with pytest.raises(StudyError, match="line 2 has other fields or types than the rows before"):
+        rows_of(written(tmp_path / "rows.jsonl", rows))
+
+
 def test_a_format_that_is_named_is_not_guessed(tmp_path: Path) -> None:
     path = written(tmp_path / "rows.jsonl", [{"text": "t", "prompt": "p", "completion": "c"}])
     with pytest.raises(StudyError, match="no key 'instruction'"):
@@ -203,7 +215,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
         {"instruction": "", "output": "", "input": []},
         "'input' is of typ",
     ),
-    "a prompt of turns": ({"prompt": TURNS, "completion": TURNS}, "'prompt' is of type list"),
+    "a completion of text": ({"prompt": TURNS, "completion": "a"}, "'completion' is of type str"),
+    "no completion": ({"prompt": TURNS, "completion": []}, "no turn in 'completion'"),
     "no turns": ({"messages": []}, "line 1 has no turn of the assistant"),
     "turns that are text": ({"messages": "hello"}, "'messages' is of type str, not a list"),
     "messages of null": ({"messages": None}, "no key 'conversations'"),
@@ -259,7 +272,7 @@ def test_any_row_is_read_or_is_one_line(
     except StudyError:
         return
     assert found.rows
-    assert len({type(row) for row in found.rows} - {Document, Example}) <= 1
+    assert len({type(row) for row in found.rows}) == 1
 
 
 FILES: dict[str, tuple[str, bytes, str]] = {
