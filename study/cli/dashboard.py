@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from study.cli.group import PATH, cli, say
+from study.cli.group import PATH, cli, plots_folder, say
 from study.errors import StudyError
 from study.vocabulary.extras import install
 
@@ -49,8 +49,7 @@ def dashboard(
         if len(studies) > 1:
             raise StudyError(f"--wandb takes one study, not {len(studies)}: run it for each")
         [study_dir] = studies
-        plots = study_dir.parent.parent / "plots" / study_dir.name
-        click.echo(open_workspace(study_dir, plots, say))
+        click.echo(open_workspace(study_dir, plots_folder(study_dir), say))
         return
     try:
         from study.dashboard.export import export

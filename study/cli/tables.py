@@ -2,13 +2,15 @@
 
 import shutil
 import textwrap
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from study.cli.group import PATH, STUDY_DIR, cli, say
-from study.errors import StudyError
+from study.cli.group import PATH, STUDY_DIR, cli, plots_folder, say
+from study.errors import StudyError, unknown
 
 if TYPE_CHECKING:
     from study.store import StudyTables
@@ -97,14 +99,45 @@ def rank_list(option: str, text: str) -> list[int]:
 
 @cli.command()
 @STUDY_DIR
-@click.option("--to", type=PATH, help="Folder of the figures.  [default: plots/NAME]")
-def figures(study_dir: Path, to: Path | None) -> None:
-    """Draw the figures of a study, as PNG and PDF. Analyzes it first if needed."""
+@click.option("--to", type=PATH, help="Folder of the figures.  [default: plots_dir/NAME]")
+@click.option(
+    "--only", "names", multiple=True, metavar="FIGURE", help="Draw this one; may be repeated."
+)
+@click.option(
+    "--formats", default="png,pdf", show_default=True, help="File formats: png, pdf and svg."
+)
+def figures(study_dir: Path, to: Path | None, names: tuple[str, ...], formats: str) -> None:
+    """Draw the figures of a study. Analyzes it first if needed."""
+    from study.figures import FIGURES, draw_all, save
+    from study.figures.style import FORMATS
     from study.report import current_tables, draw_figures
 
-    folder = to or study_dir.parent.parent / "plots" / study_dir.name
-    for path in draw_figures(current_tables(study_dir, say), folder):
-        click.echo(path)
+    kinds = [kind.strip() for kind in formats.split(",")]
+    check_choices("--only", names, FIGURES)
+    check_choices("--formats", kinds, FORMATS)
+    folder = to or plots_folder(study_dir)
+    tables = current_tables(study_dir, say)
+    if not names and kinds == ["png", "pdf"]:
+        for path in draw_figures(tables, folder):
+            click.echo(path)
+        return
+    # Some of the figures, or other formats: the note of what the report finds here stays.
+    missing: list[str] = []
+    for name, figure in draw_all(tables, missing.append, names or tuple(FIGURES)):
+        for path in save(figure, folder, name, tables.data_hash, kinds):
+            click.echo(path)
+    if names and missing:
+        raise StudyError("; ".join(missing))
+
+
+def check_choices(option: str, values: Iterable[str], choices: Iterable[str]) -> None:
+    """Raise :class:`StudyError`, with the choices, for a value that is none of them."""
+    names = tuple(choices)
+    for value in values:
+        if value not in names:
+            near = get_close_matches(value, names, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise StudyError(f"{unknown(option, value, names)}{hint}")
 
 
 @cli.command()
@@ -113,7 +146,7 @@ def figures(study_dir: Path, to: Path | None) -> None:
 @click.option(
     "--plots",
     type=PATH,
-    help="Folder of the figures.  [default: plots/NAME, or figures in the folder of --to]",
+    help="Folder of the figures.  [default: plots_dir/NAME, or figures in the folder of --to]",
 )
 def report(study_dir: Path, to: Path | None, plots: Path | None) -> None:
     """Write one page, and print what the study found.
@@ -123,9 +156,9 @@ def report(study_dir: Path, to: Path | None, plots: Path | None) -> None:
     """
     from study.report import current_tables, write_report
 
-    usual = to / "figures" if to else study_dir.parent.parent / "plots" / study_dir.name
+    usual = plots or (to / "figures" if to else plots_folder(study_dir))
     tables = current_tables(study_dir, say)
-    [_, page] = write_report(study_dir, plots or usual, say, to, tables)
+    [_, page] = write_report(study_dir, usual, say, to, tables)
     conclude(tables, study_dir)
     click.echo(f"open {page}")
     click.echo(f"study dashboard {study_dir}    # every layer, in a browser")

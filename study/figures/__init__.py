@@ -8,7 +8,7 @@ paragraph of its docstring is its caption in reports.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 
 from matplotlib.figure import Figure
@@ -48,15 +48,17 @@ _log = logging.getLogger(__name__)
 
 
 def draw_all(
-    tables: Tables, left_out: Callable[[str], None] = _log.warning
+    tables: Tables,
+    left_out: Callable[[str], None] = _log.warning,
+    names: Iterable[str] | None = None,
 ) -> Iterator[tuple[str, Figure]]:
-    """Draw, one by one, the figures whose data exist.
+    """Draw, one by one, the figures of ``names`` whose data exist; of all without ``names``.
 
     ``left_out`` gets a line for each of the others, which says what it lacks.
     """
-    for name, draw in FIGURES.items():
+    for name in FIGURES if names is None else names:
         try:
-            figure = draw(tables)
+            figure = FIGURES[name](tables)
         except Absent as reason:
             left_out(f"no figure {name}: {reason}")
             continue

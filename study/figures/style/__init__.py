@@ -39,6 +39,7 @@ from study.figures.style.looks import (
 from study.figures.style.page import (
     DPI,
     FAINT,
+    FORMATS,
     FULL,
     HALF,
     INK,
@@ -57,6 +58,7 @@ __all__ = [
     "DOTTED",
     "DPI",
     "FAINT",
+    "FORMATS",
     "FULL",
     "HALF",
     "INK",

@@ -125,27 +125,39 @@ def finish(drawn: Figure, *sentences: str, shown: Iterable[HasCells] = ()) -> Fi
     return drawn
 
 
-def save(drawn: Figure, folder: str | Path, name: str, data_hash: str = "") -> tuple[Path, Path]:
+FORMATS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "png": ("Description", "Source", ("Software",)),
+    "pdf": ("Subject", "Keywords", ("CreationDate", "Creator", "Producer")),
+    "svg": ("Description", "Source", ("Date", "Creator")),
+}
+"""By format, the fields of its metadata: for the settings, for the hash of the data, and those that
+would hold a date or a version."""
+USUAL_FORMATS = ("png", "pdf")
+
+
+def save(
+    drawn: Figure,
+    folder: str | Path,
+    name: str,
+    data_hash: str = "",
+    formats: Sequence[str] = USUAL_FORMATS,
+) -> tuple[Path, ...]:
     """Write ``folder/name.png`` and ``folder/name.pdf``, each atomically; fonts are embedded.
 
-    Both carry as metadata the settings that :func:`finish` printed and ``data_hash``, the hash of
-    the study's data. Neither contains a date or a version: equal tables give equal bytes, so git
-    reports a change only if the data or a picture changed.
+    They carry as metadata the settings that :func:`finish` printed and ``data_hash``, the hash of
+    the study's data. They contain no date and no version: equal tables give equal bytes, so git
+    reports a change only if the data or a picture changed. ``formats``: some of :data:`FORMATS`.
     """
-    folder = Path(folder)
-    png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
     about, source = str(drawn.get_label()) or None, f"data {data_hash}" if data_hash else None
-    of_png = {"Description": about, "Source": source}
-    undated = {"CreationDate": None, "Creator": None, "Producer": None}
-    of_pdf = {"Subject": about, "Keywords": source}
-    with paper():
-        _write(drawn, png, metadata=_given(of_png) | {"Software": None}, dpi=DPI)
-        _write(drawn, pdf, metadata=_given(of_pdf) | undated)
-    return png, pdf
-
-
-def _given(metadata: dict[str, str | None]) -> dict[str, str | None]:
-    return {key: text for key, text in metadata.items() if text is not None}
+    paths = tuple(Path(folder) / f"{name}.{kind}" for kind in formats)
+    with paper(), matplotlib.rc_context({"svg.hashsalt": name}):
+        for kind, path in zip(formats, paths, strict=True):
+            of_about, of_source, undated = FORMATS[kind]
+            given = {of_about: about, of_source: source}
+            metadata = {key: text for key, text in given.items() if text is not None}
+            dpi = DPI if kind == "png" else "figure"
+            _write(drawn, path, metadata=metadata | dict.fromkeys(undated), dpi=dpi)
+    return paths
 
 
 def _write(drawn: Figure, path: Path, **options: Any) -> None:

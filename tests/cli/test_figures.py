@@ -1,0 +1,78 @@
+"""``study figures``: some figures, other formats, and the folder that a study was trained with."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from study.cli.group import plots_folder
+
+Cli = Callable[..., Any]
+NAME = "grad_norm_vs_rank"
+
+
+def test_some_figures_in_some_formats_in_the_studys_plots_dir(
+    study_cli: Cli, jsonl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = ["data=file", f"data.path={jsonl}", "data.sequence_length=32", "data.heldout=2"]
+    small = ["model=tiny", *data, "train.batch_size=2", "train.steps=1", "probes.stats=[norm]"]
+    where = ["results_dir=a/results", "plots_dir=a/pictures/all", "name=mine"]
+    ran = study_cli("train", "-m", *small, *where, "adapter.rank=2,4")
+    assert ran.code == 0, ran.err
+    drawn = study_cli("figures", "a/results/mine", "--only", NAME, "--formats", "svg,png")
+    assert drawn.code == 0, drawn.err
+    folder = Path("a/pictures/all/mine")
+    assert drawn.out.split() == [f"{folder}/{NAME}.svg", f"{folder}/{NAME}.png"]
+    assert {path.name for path in folder.iterdir()} == {f"{NAME}.svg", f"{NAME}.png"}
+    svg = (folder / f"{NAME}.svg").read_bytes()
+    study_cli("figures", "a/results/mine", "--only", NAME, "--formats", "svg")
+    assert (folder / f"{NAME}.svg").read_bytes() == svg, "no date, no random names"
+
+    both = ["--only", NAME, "--only", "learning_rate_basins"]
+    absent = study_cli("figures", "a/results/mine", *both, "--to", "other")
+    assert absent.code == 2
+    assert absent.err.startswith("study: no figure learning_rate_basins: ")
+    assert {path.name for path in Path("other").iterdir()} == {f"{NAME}.png", f"{NAME}.pdf"}
+    for option, says in {
+        "--only=grad_norm_vs_rnk": f"; did you mean {NAME}?",
+        "--formats=gif": "unknown --formats 'gif': choose from png, pdf, svg",
+    }.items():
+        wrong = study_cli("figures", "a/results/mine", option)
+        assert wrong.code == 2
+        assert wrong.err.count("\n") == 1
+        assert says in wrong.err
+
+
+@pytest.mark.parametrize(
+    ("results", "plots", "expected"),
+    [
+        ("results", "plots", "plots/known"),
+        ("results", "pictures/all", "pictures/all/known"),
+        ("results", "/etc/x", "plots/known"),
+        ("results", "../../x", "plots/known"),
+        ("/results", "x", "plots/known"),
+        ("a/b/c/d/e/f", "x", "plots/known"),
+        (".", "x", "results/x/known"),
+        ("results", ["x"], "plots/known"),
+        (None, None, "plots/known"),
+    ],
+)
+def test_a_record_names_no_folder_but_one_beside_the_results(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    results: Any,
+    plots: Any,
+    expected: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "results/known/cells/a"
+    folder.mkdir(parents=True)
+    record = {"config": {"results_dir": results, "plots_dir": plots}}
+    monkeypatch.setattr("study.store.read_record", lambda _: record)
+    found = plots_folder(Path("results/known"))
+    assert str(found) == expected
+    said = capsys.readouterr().err
+    assert ("--to" in said) == (plots in ("/etc/x", "../../x") or results == "/results")
