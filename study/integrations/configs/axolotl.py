@@ -132,6 +132,8 @@ def _put_batch(experiment: Experiment, fields: Fields) -> None:
     """Add the batch, and the norm that gradients are clipped at."""
     batch = fields.take_count("micro_batch_size", 1)
     total = fields.take_count("batch_size", batch) if "batch_size" in fields else batch
+    if "gradient_accumulation_steps" in fields and total != batch:
+        experiment.notes.inert.append("batch_size (gradient_accumulation_steps decides)")
     accumulation = fields.take_count("gradient_accumulation_steps", max(1, total // batch))
     experiment.values |= {
         "train.batch_size": batch,

@@ -249,6 +249,15 @@ def test_warmup(edit: Edit, case: str) -> None:
     assert (found, type(found)) == (warmup, type(warmup))
 
 
+def test_the_total_batch_decides_only_without_accumulation(edit: Edit) -> None:
+    edit("axolotl.yml", batch_size=12)
+    experiment = read_file(FILE)
+    assert experiment.values["train.accumulation"] == 3
+    assert "batch_size (gradient_accumulation_steps decides)" in experiment.notes.inert
+    edit("axolotl.yml", gradient_accumulation_steps=None)
+    assert read_file(FILE).values["train.accumulation"] == 6
+
+
 def test_steps_come_before_epochs(edit: Edit) -> None:
     edit("axolotl.yml", max_steps=7)
     experiment = read_file(FILE)
