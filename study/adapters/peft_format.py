@@ -106,7 +106,6 @@ def write_adapter(
     linears = [layer for layer in pairs if layer in modules]
     experts = [layer for layer in pairs if layer not in modules]
     ranks = {layer: pair.A_RD.shape[-2] for layer, pair in pairs.items()}
-    rank = next(iter(ranks.values()))
     rslora = exponent == 0.5
     divisor = {layer: math.sqrt(r) if rslora else r for layer, r in ranks.items()}
     alphas = {
@@ -116,16 +115,12 @@ def write_adapter(
         else pair.gamma * divisor[layer]
         for layer, pair in pairs.items()
     }
-    lora_alpha = next(iter(alphas.values()))
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
-        "r": rank,
-        "lora_alpha": _whole(lora_alpha),
+        **_patterns(ranks, alphas),
         "use_rslora": rslora,
-        "rank_pattern": {layer: r for layer, r in ranks.items() if r != rank},
-        "alpha_pattern": {layer: _whole(a) for layer, a in alphas.items() if a != lora_alpha},
         **target_names(linears, experts, modules),
         "lora_dropout": dropout,
         "bias": "none",
@@ -148,6 +143,17 @@ def write_adapter(
     (work / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     work.replace(folder)
+
+
+def _patterns(ranks: Mapping[str, int], alphas: Mapping[str, float]) -> dict[str, Any]:
+    """The fields for rank and alpha: those of the first layer, and where others differ."""
+    rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
+    return {
+        "r": rank,
+        "lora_alpha": _whole(alpha),
+        "rank_pattern": {layer: r for layer, r in ranks.items() if r != rank},
+        "alpha_pattern": {layer: _whole(a) for layer, a in alphas.items() if a != alpha},
+    }
 
 
 def read_adapter(folder: Path) -> PeftAdapter:

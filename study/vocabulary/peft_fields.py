@@ -31,7 +31,7 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     "revision": ("main",),
     **dict.fromkeys(("use_dora", "use_qalora", "lora_bias", "ensure_weight_tying"), (False,)),
     **dict.fromkeys(("modules_to_save", "layer_replication", "alora_invocation_tokens"), ([],)),
-    **dict.fromkeys(("target_parameters", "trainable_token_indices"), ([], {})),
+    "trainable_token_indices": ([], {}),
     **dict.fromkeys(("megatron_config", "velora_config", "monteclora_config"), ()),
     **dict.fromkeys(("use_bdlora", "arrow_config", "kasa_config"), (False,)),
 }
