@@ -28,6 +28,7 @@ from study.errors import StudyError
 from study.models import FrozenBase, load_base, load_tokenizer
 from study.store import load_cells
 from study.sweeps.cells import Cell, plan
+from study.sweeps.datasets import data_name
 from study.training.devices import choose_device
 from study.training.loop import Fold
 from study.training.run import adapter_spec
@@ -187,7 +188,7 @@ def _facts(run: str, cell: Cell) -> dict[str, Any]:
         "run": run,
         "study": config.name,
         "model": cell.card.name,
-        "data": config.data.name if config.data.path is None else config.data.path,
+        "data": data_name(config.data),
         "optimizer": config.optimizer.name,
         "lr": config.optimizer.lr,
         "exponent": math.nan if adapter.exponent is None else adapter.exponent,
