@@ -88,7 +88,12 @@ def import_config(file: Path, **options: Any) -> None:
 @cli.command("sweep-from")
 @CONFIG_FILE
 @click.option("--ranks", default="4,16,64,256", show_default=True, help="Ranks to train.")
-@click.option("--rules", default="lora,rslora", show_default=True, help="Scaling rules to train.")
+@click.option(
+    "--rules",
+    default="lora,rslora",
+    show_default=True,
+    help="Scaling rules to train. A number is the p of alpha/r**p.",
+)
 @click.option("--seeds", default="", help="Seeds, such as 0,1,2.  [default: the file's seed]")
 @import_options
 def sweep_from(file: Path, ranks: str, rules: str, seeds: str, **options: Any) -> None:

@@ -57,8 +57,12 @@ AXOLOTL: list[tuple[dict[str, Any], str]] = [
     ({"warmup_steps": 3}, "warmup_steps and warmup_ratio contradict each other"),
     ({"lora_target_linear": None}, "lora_target_modules is missing"),
     (
-        {"lora_target_linear": None, "lora_target_parameters": ["experts.down_proj"]},
-        "and lora_target_parameters can't have adapters: set one of them",
+        {
+            "lora_target_linear": None,
+            "lora_target_modules": ".*q_proj",
+            "lora_target_parameters": ["experts.down_proj"],
+        },
+        "lora_target_modules is a regex and lora_target_parameters is given: name the modules",
     ),
     ({"datasets": None}, "datasets is missing"),
     ({"datasets": "alpaca"}, "is not a list of datasets"),

@@ -49,6 +49,12 @@ def test_sweep_from_trains_ranks_and_rules_in_one_line(study_cli: Cli, trained: 
     )
 
 
+def test_a_number_among_the_rules_is_an_exponent(study_cli: Cli, trained: Trained) -> None:
+    imported = study_cli("sweep-from", "rslora.yaml", "--ranks", "4", "--rules", "rslora,0.75")
+    cells = trained(imported.out, "probes.steps=null").cells.set_index("scaling")
+    assert cells["gamma"].to_dict() == pytest.approx({"rslora": 16 / 2, "power": 16 / 4**0.75})
+
+
 def test_packs_in_other_processes_read_the_experiment(study_cli: Cli, trained: Trained) -> None:
     line = study_cli("sweep-from", "rslora.yaml", "--ranks", "2,3").out
     tables = trained(line, "pack.max_cells=2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
