@@ -162,7 +162,6 @@ CHANGES = {
     "rank": "4",
     "order": "kind",
     "layer": "model.layers.3.down_proj",
-    "curve": "grad_norm",
     "stat": "rms",
     "site": "adapter_out",
     "step": "20",
@@ -192,7 +191,7 @@ def measure(file: Path, repeats: int) -> Times:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
             page = browser.new_page(viewport={"width": 1920, "height": 1080})
             thread = MainThread(page)
-            opening = (opened(page, file.as_uri()), thread.since())
+            opening = (opened(page, f"{file.as_uri()}#tab=layers"), thread.since())
             times.setdefault("to interactive", []).append(opening)
             for name, value in CHANGES.items():
                 answer = page.evaluate(ANSWER, [name, value])

@@ -15,9 +15,11 @@ from docs.make import PLOTS
 from study.dashboard.export import export
 from study.errors import StudyError
 
-SIZE = ViewportSize(width=1600, height=1290)
+SIZE = ViewportSize(width=1600, height=1000)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
 READY = "body[data-ready]"
+VIEW = "tab=layers&step=0&layer=model"
+"""The choices in the address: the gradient norm at step 0, which the verdicts are about."""
 
 
 def main() -> None:
@@ -30,7 +32,7 @@ def main() -> None:
         export([RESULTS], page_file)
         chromium = playwright.chromium.launch(executable_path=browser, args=FLAGS)
         page = chromium.new_page(viewport=SIZE)
-        page.goto(page_file.as_uri())
+        page.goto(f"{page_file.as_uri()}#{VIEW}")
         page.wait_for_selector(READY, timeout=60_000)
         page.screenshot(path=PLOTS / "dashboard.png")
         chromium.close()

@@ -82,6 +82,8 @@ def test_a_step_is_on_the_page_within_five_seconds(
     second.close("failed", error="OutOfMemoryError: none left", steps_done=0)
     watched.until("page.overview.counts.complete === 1 && page.overview.counts.failed === 1")
     watched.until("document.getElementById('live').dataset.state === 'still'")
+    assert page.locator("#progress-text").inner_text() == "1 of 2 cells done"
+    watched.show("tab=cells")
     assert "OutOfMemoryError" in page.locator("#cells").inner_text()
     assert page.evaluate("window.sameDocument")
     assert all(url.startswith(address) for url in watched.requests)
@@ -126,6 +128,9 @@ def test_a_sweep_is_followed_to_its_end_and_past_a_server_restart(
     # Paused, because this small sweep may end before the page has asked twice.
     process.send_signal(signal.SIGSTOP)
     watched.until("page.overview.counts.running > 0", 120)
+    watched.until("page.ahead.waiting === 1")
+    assert page.locator("#progress-text").inner_text().startswith("1 of 3 cells done")
+    assert "1 waiting" in page.locator("#counts").inner_text()
     steps = "page.overview.cells.reduce((sum, cell) => sum + cell.probed, 0)"
     seen = page.evaluate(steps)
     process.send_signal(signal.SIGCONT)

@@ -149,8 +149,8 @@ function pStarCell(row) {
       {},
       element("b", {}, minus(row.estimate)),
       ...inTheory(row.theory),
-      element("small", {}, ` ${row.source}`),
       limit,
+      element("small", { class: "bend" }, `from ${row.source}`),
     ),
   );
 }
