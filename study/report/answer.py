@@ -244,10 +244,11 @@ def _on_larger_steps(curve: Curve, word: str, several: bool) -> str:
         )
     else:
         first = "one update changes the model more at a higher rank"
+    steps = "time" if math.isnan(curve.steps) else f"{curve.steps:g} steps"
     text = (
         f'Why an output that "{word}" and a lower perplexity go together: a larger output is a '
         f"larger step. Under {curve.rule} {first}, and at learning rate {curve.lr:g} the larger "
-        f"steps learned more in the same {curve.steps:g} steps."
+        f"steps learned more in the same {steps}."
     )
     if several:
         return text

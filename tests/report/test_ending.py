@@ -1,0 +1,68 @@
+"""What ``study report`` and ``study analyze`` print: what was found, and what to open."""
+
+import re
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from study.cli import cli
+from study.figures import FIGURES
+from study.report import answer, current_tables
+
+OnDisk = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _few_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that can be drawn and one that can't."""
+    few = {name: FIGURES[name] for name in ("grad_norm_vs_rank", "learning_rate_basins")}
+    monkeypatch.setattr("study.figures.FIGURES", few)
+
+
+@pytest.fixture
+def folder(on_disk: OnDisk) -> Path:
+    return on_disk(ranks=(4, 32), seeds=(0, 1, 2))
+
+
+def told(*arguments: object) -> str:
+    """What a command prints on stdout and stderr."""
+    result = CliRunner().invoke(cli, list(map(str, arguments)), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_report_ends_with_what_was_found_and_what_to_open(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = told("report", folder)
+    assert caplog.messages == [], "no list of figures that could not be drawn"
+    assert not re.search(r"no figure|\brows?\b|\.parquet|\.png|nan", text)
+    lines = text.splitlines()
+    assert lines[:2] == ["analyzing the cells ...", "drawing the figures ..."]
+    assert lines[-2:] == [
+        f"open {folder / 'report.html'}",
+        f"study dashboard {folder}    # every layer, in a browser",
+    ]
+    unwrapped = re.sub(r"\n  ", " ", text)
+    sentences = [line.removeprefix("- ") for line in unwrapped.splitlines() if line[:2] == "- "]
+    assert sentences == answer(current_tables(folder, lambda line: None))
+    assert max(map(len, lines[2:-2])) <= 100
+
+
+def test_an_analysis_ends_with_the_same_sentences(folder: Path) -> None:
+    text = told("analyze", folder)
+    for sentence in answer(current_tables(folder, lambda line: None)):
+        wrapped = textwrap.fill(f"- {sentence}", 100, subsequent_indent="  ")
+        assert wrapped in text or " ".join(wrapped.split()) in " ".join(text.split())
+    assert text.endswith(
+        f"all exponents: {folder / 'exponents.parquet'}\nnext: study report {folder}\n"
+    )
+    assert not re.search(r"\d rows? in", text)
+
+
+def test_control_characters_in_names_are_not_printed(on_disk: OnDisk) -> None:
+    folder = on_disk(ranks=(4,), seeds=(0,), model="a\x1b[2Jb")
+    assert "\x1b" not in told("report", folder)
