@@ -1,6 +1,8 @@
 """The command ``dashboard``."""
 
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,9 @@ from study.vocabulary.extras import install
 
 if TYPE_CHECKING:
     from study.dashboard.ahead import LookAhead
+
+WAIT = 1.0
+"""Seconds between looks for the first cell of a study."""
 
 
 @cli.command()
@@ -42,7 +47,10 @@ if TYPE_CHECKING:
 def dashboard(
     studies: tuple[Path, ...], file: Path | None, port: int, host: str, wandb: bool
 ) -> None:
-    """Show every layer in a browser, also during training. Several studies stand side by side."""
+    """Show every layer in a browser, also during training. Several studies stand side by side.
+
+    It waits for a study that has no cell yet.
+    """
     if wandb:
         from study.tracking.workspace import open_workspace
 
@@ -75,7 +83,30 @@ def dashboard(
         if sys.stdout.isatty():
             click.launch(address)
 
+    for study_dir in studies:
+        wait_for_cells(study_dir, say)
     serve(studies, host, port, ready, _look_ahead())
+
+
+def wait_for_cells(
+    study_dir: Path, notify: Callable[[str], None], pause: Callable[[float], None] = time.sleep
+) -> None:
+    """Return when a study has a cell. ``notify`` gets one line if it has none yet.
+
+    ``pause``: waits for a number of seconds. Raises :class:`StudyError` if no sweep will write to
+    that folder, because it holds studies, or because it or a folder above it is a file.
+    """
+    from study.store.records import RECORD, cell_folders, no_study
+
+    is_told = False
+    while not any((folder / RECORD).exists() for folder in cell_folders(study_dir)):
+        above = (study_dir, *study_dir.parents)
+        if any(place.is_file() for place in above) or any(study_dir.glob("*/cells")):
+            raise no_study(study_dir)
+        if not is_told:
+            notify(f"waiting for the first cell ({no_study(study_dir)}); Ctrl-C to stop")
+        is_told = True
+        pause(WAIT)
 
 
 def _look_ahead() -> "LookAhead":
