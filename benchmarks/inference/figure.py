@@ -47,7 +47,8 @@ def infer_cost(timings: pd.DataFrame) -> Figure:
     names = [f"{style.name(rule)}, {form}" for form in ("merged", "unmerged") for rule in rules]
     page.legend(handles, names, loc="outside upper left", ncols=len(handles))
     page.set_label(_settings(timings, costs))
-    return style.finish(page, *_fine_print(costs))
+    hidden = f"Where rules agree, {style.name(rules[-1])} hides the other." if rules[1:] else ""
+    return style.finish(page, hidden, *_fine_print(costs))
 
 
 def _draw(ax: Axes, rows: pd.DataFrame, column: str, rules: list[Rule], inches: float) -> None:

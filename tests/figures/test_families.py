@@ -98,7 +98,7 @@ def test_too_many_families_leave_every_optimizer_one() -> None:
     table = cells(optimizer=["adamw"] * 5 + ["sgd"], lr=[1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0])
     kept, said = most_varied(families(table), 3)
     assert [f.keys["optimizer"] for f in kept] == ["adamw", "adamw", "sgd"]
-    assert said == "3 of 6 settings shown."
+    assert said == "3 of 6 settings are drawn."
     everything, nothing = most_varied(families(table), 6)
     assert len(everything) == 6
     assert nothing == ""

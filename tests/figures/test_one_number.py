@@ -22,6 +22,7 @@ from study.figures.model_laws import descent_vs_rank, grad_norm_vs_rank
 from study.figures.over_steps import exponents_over_training
 from study.report.current import current_tables
 from study.report.exponents import exponent_section
+from study.report.markdown import as_markdown
 from study.store import StudyTables
 from study.sweeps import app as hydra_app
 from study.theory import slope
@@ -89,8 +90,8 @@ def printed(value: float) -> float:
 
 
 def theory_in(text: str) -> float:
-    """The number after ``theory`` in a label; NaN if there is none."""
-    found = re.search(r"theory (−?[\d.]+)", text)
+    """The number after ``theory`` in a label, or in parentheses; NaN if there is none."""
+    found = re.search(r"(?:theory |\()(−?[\d.]+)\b", text)
     return float(found[1].replace("−", "-")) if found else np.nan
 
 
@@ -99,18 +100,12 @@ def panels(figure: Any) -> list[Any]:
 
 
 def labels_by_rule(ax: Any) -> dict[str, float]:
-    """By rule the theory that a panel's legend prints. In a narrow panel it is the next entry."""
+    """By rule the theory that a panel's legend prints."""
     words = [text.get_text() for text in ax.get_legend().get_texts()]
-    found = {}
-    for scaling in P:
-        place = next(
-            k for k, word in enumerate(words) if word.startswith(RULES[scaling].label + " ")
-        )
-        own = " ".join(
-            w for w in words[place : place + 2] if w == words[place] or w[:6] == "theory"
-        )
-        found[scaling] = theory_in(own)
-    return found
+    return {
+        scaling: theory_in(next(w for w in words if w.startswith(RULES[scaling].label + " ")))
+        for scaling in P
+    }
 
 
 def check_labels(figure: Any, tables: StudyTables, shown: list[tuple[Quantity, int]]) -> None:
@@ -179,7 +174,7 @@ def test_dotted_lines_over_steps_and_against_p(study: Faces, read) -> None:
 
 def test_the_report_and_the_dashboard(study: Faces) -> None:
     folder, tables = study
-    text = exponent_section(tables)
+    text = as_markdown(exponent_section(tables))
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     report = pd.DataFrame([line for line in lines if len(line) > 5 and line[2].isdigit()])
     page = overview(FollowedStudy(folder), Verdicts(), live=False)
