@@ -162,6 +162,8 @@ def _chat_template(
     notes = experiment.notes
     own = {key: entry.take_text(key) for key in ("chat_template", "chat_template_jinja")}
     shared = {key: fields.take_text(key) for key in ("chat_template", "chat_template_jinja")}
+    if entry.untaken().get("conversation") == "chatml":  # of sharegpt, in Axolotl before 0.6
+        own["chat_template"] = own["chat_template"] or entry.take_text("conversation")
     chosen = own if any(own.values()) else shared
     name, jinja = chosen["chat_template"], chosen["chat_template_jinja"]
     if format_ != MESSAGES:

@@ -127,6 +127,7 @@ TEMPLATES: dict[str, tuple[dict[str, Any], dict[str, Any], str | None, str]] = {
     "the tokenizer's": ({"chat_template": "tokenizer_default"}, {}, None, ""),
     "chatml": ({"chat_template": "chatml"}, {}, "chatml", ""),
     "of the dataset": ({"chat_template": "llama3"}, {"chat_template": "chatml"}, "chatml", ""),
+    "of the old key": ({}, {"type": "sharegpt", "conversation": "chatml"}, "chatml", ""),
     "of Axolotl": ({"chat_template": "llama3"}, {}, None, "chat_template: llama3, of Axolotl"),
     "a file": ({"chat_template_jinja": "mine.jinja"}, {}, "mine.jinja", ""),
     "text": ({"chat_template_jinja": "{{ x }}"}, {}, None, "write the template to a file"),
