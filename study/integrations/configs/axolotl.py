@@ -17,6 +17,7 @@ from study.integrations.configs.parts import (
     refuse_other_base,
     scaling_rule,
     take_bits,
+    take_targets,
 )
 from study.integrations.configs.training import (
     WITHOUT_WARMUP,
@@ -94,11 +95,8 @@ def _check_method(fields: Fields) -> int | None:
 
 
 def _targets(experiment: Experiment, fields: Fields) -> str | list[str]:
-    linear, modules = fields.take_flag("lora_target_linear"), fields.take_names(TARGETS)
-    if parameters := fields.take_names("lora_target_parameters"):
-        experiment.notes.differs.append(
-            f"lora_target_parameters: {short(parameters)} (adapters are on linear layers)"
-        )
+    linear = fields.take_flag("lora_target_linear")
+    modules = take_targets(fields, TARGETS, "lora_target_parameters")
     if linear:
         beyond = {modules} if isinstance(modules, str) else set(modules or ())
         if outside := sorted(beyond & OUTSIDE_BLOCKS):
@@ -109,10 +107,9 @@ def _targets(experiment: Experiment, fields: Fields) -> str | list[str]:
             experiment.notes.inert.append(f"{TARGETS} (lora_target_linear covers them)")
         return "all-linear"
     if not modules:
-        besides = ", and lora_target_parameters can't have adapters" if parameters else ""
         raise StudyError(
-            f"{fields.where}: lora_target_modules is missing and lora_target_linear is not true"
-            f"{besides}: set one of them"
+            f"{fields.where}: lora_target_modules is missing and lora_target_linear is not true: "
+            "set one of them"
         )
     return modules
 

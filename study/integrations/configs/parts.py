@@ -1,5 +1,6 @@
 """Shared by the readers: bits, scaling rule, base and init."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,22 @@ def put_base(experiment: Experiment, path: str, bits: int | None, folder: Path) 
     experiment.values["model.path"] = str(beside.resolve()) if beside.is_dir() else path
     if bits:
         experiment.values["model.quant_bits"] = bits
+
+
+def take_targets(fields: Fields, modules: str, parameters: str) -> str | list[str] | None:
+    """``adapter.targets`` from the keys for linear layers and for weights of experts.
+
+    None if neither has a value. A linear layer may be selected by its weight.
+    """
+    named, given = fields.take_names(modules), fields.take_names(parameters) or []
+    given = [given] if isinstance(given, str) else given
+    weights = [name.removesuffix(".weight") for name in given]
+    if not weights or named == "all-linear":  # which has experts
+        return named or None
+    if isinstance(named, str) and not named.isidentifier():  # a regex that matches whole paths
+        return rf"({named})|(.*\.)?({'|'.join(map(re.escape, weights))})"
+    named = [named] if isinstance(named, str) else named or []
+    return list(dict.fromkeys([*named, *weights]))
 
 
 def refuse_other_base(fields: Fields, key: str) -> Any:

@@ -10,6 +10,7 @@ from study.integrations.configs.parts import (
     put_base,
     refuse_other_base,
     scaling_rule,
+    take_targets,
 )
 from study.vocabulary.peft_fields import INERT, LAYERS, PLAIN, refusal
 
@@ -28,16 +29,19 @@ def read(fields: Fields, folder: Path) -> Experiment:
         raise StudyError(
             f"{fields.where}: peft_type={kind!r} is not LoRA: only LORA can be imported"
         )
+    targets = take_targets(fields, "target_modules", "target_parameters")
     if why := refusal(fields.untaken(), trained=False):
         raise StudyError(f"{fields.where}: {why}")
-    fields.require("base_model_name_or_path", "r", "lora_alpha", "target_modules")
+    fields.require("base_model_name_or_path", "r", "lora_alpha")
+    if not targets:
+        fields.require("target_modules")
     experiment = Experiment(f"PEFT's {fields.where}")
     put_base(experiment, str(fields.take_text("base_model_name_or_path")), None, folder)
     experiment.values |= {
         "adapter.rank": fields.take_whole("r"),
         "adapter.alpha": fields.take_number("lora_alpha"),
         "adapter.scaling": scaling_rule(fields.take_flag("use_rslora")),
-        "adapter.targets": fields.take_names("target_modules"),
+        "adapter.targets": targets,
         "adapter.dropout": fields.take_number("lora_dropout", 0.0),
     }
     for key, one in (("rank_pattern", "rank"), ("alpha_pattern", "alpha")):

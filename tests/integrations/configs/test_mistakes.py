@@ -56,14 +56,6 @@ AXOLOTL: list[tuple[dict[str, Any], str]] = [
     ({"peft": {"loftq_config": {"loftq_bits": 4}}}, "peft.loftq_config changes the base's weights"),
     ({"warmup_steps": 3}, "warmup_steps and warmup_ratio contradict each other"),
     ({"lora_target_linear": None}, "lora_target_modules is missing"),
-    (
-        {
-            "lora_target_linear": None,
-            "lora_target_modules": ".*q_proj",
-            "lora_target_parameters": ["experts.down_proj"],
-        },
-        "lora_target_modules is a regex and lora_target_parameters is given: name the modules",
-    ),
     ({"datasets": None}, "datasets is missing"),
     ({"datasets": "alpaca"}, "is not a list of datasets"),
     ({"micro_batch_size": 0}, "micro_batch_size=0 is too small: give at least 1"),
