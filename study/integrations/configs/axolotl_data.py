@@ -165,7 +165,17 @@ def _chat_template(
     if entry.untaken().get("conversation") == "chatml":  # of sharegpt, in Axolotl before 0.6
         own["chat_template"] = own["chat_template"] or entry.take_text("conversation")
     chosen = own if any(own.values()) else shared
+    if chosen is own:
+        notes.inert += [
+            f"{key} (the dataset has its own)" for key, given in shared.items() if given
+        ]
     name, jinja = chosen["chat_template"], chosen["chat_template_jinja"]
+    if format_ is None:
+        given = {key: short(value) for key, value in chosen.items() if value}
+        notes.differs += [
+            f"{key}: {value} (see data.chat_template)" for key, value in given.items()
+        ]
+        return None
     if format_ != MESSAGES:
         notes.inert += [f"{key} (no conversations)" for key, value in chosen.items() if value]
         return None

@@ -92,8 +92,11 @@ def _take_warmup(fields: Fields) -> float | int | None:
         )
     if ratio == 1:
         raise fields.wrong("warmup_ratio", 1, "leaves no step after the warm-up: lower it")
-    warmup = steps or ratio if steps is None or ratio else steps
-    if warmup is None or 0 < warmup < 1:
+    given = [value for value in (steps, ratio) if value is not None]
+    if not given:
+        return None
+    warmup = max(given)  # at most one of them is not 0
+    if 0 < warmup < 1:
         return warmup
     if warmup < 0 or not warmup.is_integer():
         raise fields.wrong(

@@ -186,6 +186,21 @@ def test_fields_of_conversations(edit: Edit, case: str) -> None:
     assert bool(says) == bool(notes)
 
 
+@pytest.mark.parametrize(
+    ("dataset", "group", "note"),
+    [
+        ({"path": "train.jsonl", "type": "alpaca"}, "inert", "chat_template (no conversations)"),
+        ({**CHAT, "chat_template": "chatml"}, "inert", "chat_template (the dataset has its own)"),
+        ({**CHAT, "field_messages": "x"}, "differs", "chat_template: llama3 (see data.chat_"),
+    ],
+)
+def test_a_chat_template_that_is_not_applied(
+    edit: Edit, dataset: dict[str, Any], group: str, note: str
+) -> None:
+    edit("axolotl.yml", datasets=[dataset], chat_template="llama3")
+    assert note in "\n".join(getattr(read_file(FILE).notes, group))
+
+
 def test_a_dataset_on_the_hub(edit: Edit) -> None:
     one = {**CHAT, "split": "train[:20%]", "name": "english", "trust_remote_code": True}
     edit("axolotl.yml", datasets=[one, CHAT], val_set_size=0.1)
