@@ -15,7 +15,7 @@ CI = f"{CONFIDENCE:.0%} CI"
 
 FORMULA_OR_WORD = re.compile(r"(?:\$[^$]*\$|\\\$|[^\s$])+")
 """A word of a text: a formula between dollars counts as one, with what adjoins it."""
-UNSEEN = re.compile(r"\\(?:mathsf|mathrm|!|,)|[${}^_]")
+UNSEEN = re.compile(r"\\(?:mathsf|mathrm|!|,)|(?<!\\)[${}^_]")
 """The markup of formulas that takes no room on the page."""
 SYMBOL = re.compile(r"\\[a-zA-Z]+ ?|\\.")
 

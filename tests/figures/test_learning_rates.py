@@ -199,6 +199,16 @@ def test_infinite_rank_is_a_horizontal_line(read) -> None:
     assert "infinite rank" in " ".join(read.texts(figure))
 
 
+def test_the_base_has_a_line_if_it_is_near(read) -> None:
+    figure = loss_against_rank(sweep())
+    assert {a.get_ydata()[0] for a in read.artists(figure, "base")} == {3.5}
+    assert "Base: the loss before training, 3.50." in " ".join(read.texts(figure))
+    far = sweep(loss=lambda cell: 2.0 + 1e-3 * cell["seed"])
+    figure = loss_against_rank(far)
+    assert not read.artists(figure, "base"), "it would press the other lines together"
+    assert "Base: the loss before training, 3.50." in " ".join(read.texts(figure))
+
+
 def test_missing_data_are_named() -> None:
     with pytest.raises(Absent, match="two learning rates"):
         learning_rate_basins(sweep(rates=(1e-3,)))

@@ -1,0 +1,95 @@
+"""Labels at the lines, ticks of short axes, and line breaks around formulas."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from study.figures import style
+from study.figures.captions import wrapped
+from study.figures.style.axes import Decimals, LogTicks
+from study.figures.style.labels import labels_of, spread
+
+DOUBLING = [4.0 * 2**k for k in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("number", "drawn"),
+    [(6, [0, 1, 2, 3, 4, 5]), (7, [0, 2, 4, 6]), (9, [0, 2, 4, 6, 8]), (10, [0, 3, 6, 9])],
+)
+def test_at_most_six_ranks_at_even_distances(number: int, drawn: list[int]) -> None:
+    assert style.ranks_to_draw(DOUBLING[:number]) == [DOUBLING[place] for place in drawn]
+
+
+def test_the_first_the_last_and_infinite_rank_are_drawn() -> None:
+    found = style.ranks_to_draw([*DOUBLING, np.inf])
+    assert (found[0], found[-2], found[-1]) == (4, DOUBLING[-1], np.inf)
+    assert len(found) <= style.MOST_LABELS
+
+
+def test_labels_are_spread_as_little_as_possible() -> None:
+    apart = spread(np.array([1.0, 5.0, 9.0]), 2, 0, 10)
+    np.testing.assert_allclose(apart, [1, 5, 9])
+    np.testing.assert_allclose(spread(np.array([5.0, 5.0, 5.0]), 2, 0, 10), [3, 5, 7])
+    np.testing.assert_allclose(spread(np.array([0.0, 0.0, 9.0]), 2, 0, 10), [0, 2, 9])
+    np.testing.assert_allclose(spread(np.array([9.0, 10.0]), 2, 0, 10), [8, 10])
+
+
+def test_labels_stand_beside_the_lines_within_the_panel() -> None:
+    with style.paper():
+        page = style.figure(1, 1, column=style.HALF, ratio=0.6)
+        ax = page.subplots()
+        for rank in (4, 16, 64):
+            ax.plot([0, 10], [0, 1], color="black")
+            style.label_end(ax, 10, 1, str(rank), "black")
+        style.finish(page)
+    assert ax.get_xlim()[1] > 10
+    assert ax.spines["bottom"].get_bounds()[1] == 10
+    places = [text.xyann for text in labels_of(ax)]
+    end = ax.transAxes.inverted().transform(ax.transData.transform((10, 1)))[0]
+    assert all(end < x < 1 and 0 < y < 1 for x, y in places)
+    assert len({y for _, y in places}) == 3
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.5, 2000, [1, 10, 100, 1000]),
+        (0.2, 6, [0.3, 1, 3]),
+        (0.9, 5.5, [1, 2, 5]),
+        (0.95, 3.5, [1, 2, 3]),
+        (2.0, 2.6, [2.0, 2.2, 2.4, 2.6]),
+    ],
+)
+def test_a_logarithmic_axis_of_any_length_has_three_ticks(
+    low: float, high: float, ticks: list[float]
+) -> None:
+    found = LogTicks().tick_values(low, high)
+    assert list(found) == pytest.approx(ticks)
+
+
+def test_many_decades_have_few_ticks() -> None:
+    assert list(LogTicks().tick_values(1e-9, 1e3)) == pytest.approx([1e-9, 1e-6, 1e-3, 1, 1e3])
+
+
+def test_the_labels_of_an_axis_have_one_form() -> None:
+    assert Decimals().format_ticks([0.001, 0.01]) == ["0.001", "0.01"]
+    assert Decimals().format_ticks([1e-4, 0.001]) == ["$10^{-4}$", "$10^{-3}$"]
+    assert style.decimal(3e-5) == r"$3\times 10^{-5}$"
+
+
+def test_a_line_is_never_broken_within_a_formula() -> None:
+    text = "Dashed: theory ($D - 0.2$ for a uniform $A$), of $x$."
+    for width in range(8, 40):
+        lines = wrapped(text, width).split("\n")
+        assert " ".join(lines) == text
+        assert all(line.count("$") % 2 == 0 for line in lines)
+
+
+def test_the_markup_of_formulas_takes_no_room() -> None:
+    assert wrapped(r"$\mathsf{T}$ and $\gamma_{0}$ too", 12) == r"$\mathsf{T}$ and $\gamma_{0}$ too"
+    assert wrapped("cost 5\\$ a day", 8) == "cost 5\\$\na day"
+
+
+def test_a_page_is_never_higher_than_paper() -> None:
+    assert isinstance(style.figure(9, 1, ratio=2), Figure)
+    assert style.figure(9, 1, ratio=2).get_figheight() < 9
