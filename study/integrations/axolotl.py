@@ -5,13 +5,12 @@ norm_probe: {results: results/mine, steps: [0, 1, 10]}
 lora_mlp_kernel: false      # fused kernels bypass the layers' hooks
 lora_qkv_kernel: false
 lora_o_kernel: false
+seed: 0
+
+Neither Hydra nor OmegaConf is imported: Axolotl pins a version of antlr that they cannot use.
 """
 
 from typing import TYPE_CHECKING, Any
-
-from study.config import chosen
-from study.errors import StudyError, short
-from study.vocabulary.quantities import BACKWARD, FORWARD, SITES
 
 if TYPE_CHECKING:
     BasePlugin = object
@@ -21,8 +20,10 @@ else:
     except ImportError:  # so that the module can be tested without Axolotl, which pins torch
         BasePlugin = object
 
-KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel")
-"""On a GPU, Axolotl turns these on unless its YAML sets them."""
+UNSEEDED = (
+    "seed is not set in Axolotl's YAML: the draw of the init is unknown, and the run can't be "
+    "repeated."
+)
 
 
 class NormProbePlugin(BasePlugin):
@@ -33,40 +34,35 @@ class NormProbePlugin(BasePlugin):
     """
 
     def get_input_args(self) -> str:
-        """The key that the plugin adds to Axolotl's YAML."""
+        """The key that the plugin adds to Axolotl's YAML, and the check of its LoRA kernels.
+
+        Axolotl patches a model's code for its fused kernels before any other hook of a plugin
+        runs, so its validation of the YAML is the first place to refuse them.
+        """
         return "study.integrations.axolotl_args.NormProbeArgs"
 
-    def pre_model_load(self, cfg: Any) -> None:
-        """Raises :class:`StudyError` if fused kernels would bypass the hooks of a chosen site.
+    def pre_lora_load(self, cfg: Any, model: Any) -> None:
+        """Seed torch before the adapter is drawn, if ``seed`` is set and nobody has done it.
 
-        Axolotl calls it before it loads the model.
+        Axolotl seeds later, in its trainer. Without this, runs of one seed differ in their init.
         """
-        sites = chosen("norm_probe.sites", _options(cfg).get("sites", "all"), SITES)
-        on = [kernel for kernel in KERNELS if cfg.get(kernel)]
-        if on and set(sites) & {*FORWARD, *BACKWARD}:
-            raise StudyError(
-                f"{', '.join(on)} bypass the hooks of the LoRA layers: set "
-                f"{', '.join(f'{kernel}: false' for kernel in KERNELS)}, or measure weights only: "
-                "norm_probe: {sites: [A, B, delta_w, adapter_grad, adapter_update]}"
-            )
+        import torch
+
+        from study.integrations.loops import is_seeded
+
+        if cfg.get("seed") is not None and not is_seeded():
+            torch.manual_seed(cfg.get("seed"))
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
         """The callback for the trainer that Axolotl built."""
         from study.integrations.transformers import NormProbeCallback
 
         paths = [source.get("path") for source in cfg.get("datasets") or []]
-        data = ", ".join(str(path) for path in paths if path) or None
-        return [
-            NormProbeCallback(
-                trainer, **{"results": "results/axolotl", "data": data, **_options(cfg)}
-            )
-        ]
-
-
-def _options(cfg: Any) -> dict[str, Any]:
-    options = cfg.get("norm_probe") or {}
-    if not hasattr(options, "items"):
-        raise StudyError(
-            f"norm_probe: {short(options)} has no keys: write norm_probe: {{results: results/mine}}"
-        )
-    return {key: value for key, value in options.items() if value is not None}
+        options = {
+            "results": "results/axolotl",
+            "data": ", ".join(str(path) for path in paths if path) or None,
+            "note": UNSEEDED if cfg.get("seed") is None else "",
+        }
+        given = cfg.get("norm_probe") or {}
+        given = {key: value for key, value in given.items() if value is not None}
+        return [NormProbeCallback(trainer, **options | given)]

@@ -1,38 +1,60 @@
-"""The Axolotl plugin on a plain dict, and under Axolotl's plugin manager if it is installed."""
+"""The Axolotl plugin on plain dicts. test_axolotl_itself.py has Axolotl's own part."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import study
 from study.config import CellConfig
-from study.errors import StudyError
+from study.store import load_records
 
 pytest.importorskip("peft")
-from study.integrations.axolotl import NormProbePlugin
+pytest.importorskip("pydantic")
+import pydantic
 
-NAME = "study.integrations.axolotl.NormProbePlugin"
+from study.integrations.axolotl import NormProbePlugin
+from study.integrations.axolotl_args import NormProbeArgs
+
 KERNELS_OFF = {"lora_mlp_kernel": False, "lora_qkv_kernel": False, "lora_o_kernel": False}
 
 
+def checked(**yaml: Any) -> Any:
+    """The YAML as Axolotl checks it: by its own class, joined with the plugin's."""
+    kernels = dict.fromkeys(KERNELS_OFF, (bool | None, None))
+    joined = pydantic.create_model("Joined", __base__=NormProbeArgs, **kernels)
+    return joined(**yaml)
+
+
 @pytest.mark.parametrize("kernel", KERNELS_OFF)
-def test_fused_kernels_are_refused_before_a_model_is_loaded(kernel: str) -> None:
-    cfg: dict[str, Any] = {**KERNELS_OFF, kernel: True}
+def test_fused_kernels_are_refused_when_the_yaml_is_checked(kernel: str) -> None:
+    """The first hook that Axolotl calls; it patches the model's code before the next one."""
+    on = {**KERNELS_OFF, kernel: True}
     with pytest.raises(
-        StudyError,
-        match=f"^{kernel} bypass .*lora_mlp_kernel: false, lora_qkv_kernel: false",
+        pydantic.ValidationError,
+        match=f"{kernel} bypass .*lora_mlp_kernel: false, lora_qkv_kernel: false",
     ):
-        NormProbePlugin().pre_model_load(cfg)
-    NormProbePlugin().pre_model_load(KERNELS_OFF)
-    NormProbePlugin().pre_model_load(cfg | {"norm_probe": {"sites": ["A", "adapter_grad"]}})
+        checked(**on)
+    checked(**KERNELS_OFF)
+    checked(**on, norm_probe={"sites": ["A", "adapter_grad"]})
 
 
-@pytest.mark.parametrize("value", [True, "results/mine", ["results"], 3])
+@pytest.mark.parametrize("value", [True, "results/mine", ["results"], {"everyy": 3}])
 def test_another_value_than_keys_is_refused(value: Any) -> None:
-    with pytest.raises(StudyError, match=r"norm_probe: .* has no keys: write"):
-        NormProbePlugin().pre_model_load({"norm_probe": value})
+    with pytest.raises(pydantic.ValidationError, match="norm_probe"):
+        checked(norm_probe=value)
+    options = checked(norm_probe={"steps": [0, 1]}).model_dump()["norm_probe"]
+    assert options["steps"] == [0, 1]
+
+
+def test_a_seed_that_is_set_reaches_the_init() -> None:
+    """Axolotl draws the adapter before it uses ``seed``."""
+    for before, seed, after in ((2**40, 7, 7), (2**40, None, 2**40), (3, 7, 3)):
+        torch.manual_seed(before)
+        NormProbePlugin().pre_lora_load({"seed": seed}, None)
+        assert torch.initial_seed() == after
 
 
 def test_it_probes_the_trainer(
@@ -54,43 +76,5 @@ def test_it_probes_the_trainer(
     assert tables.cells["data"].item() == "mine.jsonl"
     assert set(tables.probes["step"]) == {0}
     assert len(tables.metrics) == 2
-
-
-def test_under_axolotls_own_manager(
-    cell: Callable[..., CellConfig],
-    peft_model: Callable[..., Any],
-    trainer_of: Callable[..., Any],
-    tmp_path: Path,
-) -> None:
-    base = pytest.importorskip("axolotl.integrations.base")
-    from axolotl.utils.dict import DictDefault
-
-    manager = base.PluginManager.get_instance()
-    manager.register(NAME)
-    assert isinstance(manager.plugins[NAME], base.BasePlugin)
-    assert manager.get_input_args() == ["study.integrations.axolotl_args.NormProbeArgs"]
-    cfg = DictDefault(
-        {
-            **KERNELS_OFF,
-            "norm_probe": {"results": str(tmp_path / "run")},
-            "datasets": [{"path": "d"}],
-        }
-    )
-    manager.pre_model_load(cfg)
-    config = cell("train.steps=1")
-    trainer = trainer_of(peft_model(config), config, tmp_path)
-    for callback in manager.add_callbacks_post_trainer(cfg, trainer):
-        trainer.add_callback(callback)
-    trainer.train()
-    assert study.load(tmp_path / "run").probes["layer"].nunique() == 15
-    with pytest.raises(StudyError, match="lora_o_kernel bypass"):
-        manager.pre_model_load(DictDefault({**cfg, "lora_o_kernel": True}))
-
-
-def test_the_yaml_key_is_checked() -> None:
-    pydantic = pytest.importorskip("pydantic")
-    from study.integrations.axolotl_args import NormProbeArgs
-
-    assert NormProbeArgs(norm_probe={"steps": [0, 1]}).model_dump()["norm_probe"]["steps"] == [0, 1]
-    with pytest.raises(pydantic.ValidationError, match="everyy"):
-        NormProbeArgs(norm_probe={"everyy": 3})
+    [record] = load_records(tmp_path / "run")
+    assert record["training_note"].startswith("seed is not set in Axolotl's YAML: the draw of the")
