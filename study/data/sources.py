@@ -17,7 +17,7 @@ from study.data.chat import ChatTemplate
 from study.data.examples import Conversation, Example, Row
 from study.data.formats import READERS, recognised
 from study.data.jsonl import Found
-from study.errors import StudyError, unknown
+from study.errors import StudyError, given, short, unknown
 from study.store.cache import kept_arrays
 from study.vocabulary.sources import DATASETS
 
@@ -114,7 +114,15 @@ def _found(config: DataConfig) -> Iterator[Found]:
     """The rows of a file, or of the hub for a name ``org/name`` if there is no ``org`` here."""
     path = str(config.path)
     is_local = files.is_file_name(path) or files.exists(path.partition("/")[0])
-    return hub.read(config) if hub.is_hub_name(path) and not is_local else files.read(path)
+    if hub.is_hub_name(path) and not is_local:
+        return hub.read(config)
+    if config.split != DataConfig.split or config.subset is not None:
+        key = "split" if config.subset is None else "subset"
+        raise StudyError(
+            f"data.{key}={given(getattr(config, key))} is a part of a data set of the hub, and "
+            f"data.path={short(path, 200)} is a file: remove data.{key}"
+        )
+    return files.read(path)
 
 
 def _of_format(

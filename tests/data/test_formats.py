@@ -334,6 +334,14 @@ def test_a_template_for_rows_without_conversations_is_refused(tmp_path: Path) ->
         rows_of(path, chat_template="chatml")
 
 
+@pytest.mark.parametrize("part", [{"split": "test"}, {"subset": "en"}])
+def test_a_file_has_no_split_and_no_subset(tmp_path: Path, part: dict[str, str]) -> None:
+    ((key, value),) = part.items()
+    path = written(tmp_path / "rows.jsonl", [{"text": "a"}])
+    with pytest.raises(StudyError, match=rf"data\.{key}={value} .* is a file: remove data\.{key}"):
+        rows_of(path, **part)
+
+
 # What is learned, cut and dropped.
 
 
