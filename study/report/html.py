@@ -24,11 +24,15 @@ nav a { margin-right: 1.2rem; white-space: nowrap; } a { color: inherit; }
 details { margin: .8rem 0; } summary { cursor: pointer; }
 summary { color: #2364aa; color: light-dark(#2364aa, #8bbcf0); }
 details > :not(summary) { margin-left: 1rem; }
-table { border-collapse: collapse; font-size: .8rem; display: block; overflow-x: auto; }
+table {
+  border-collapse: collapse; font-size: .8rem; display: block; overflow-x: auto;
+  width: max-content; max-width: 100%;
+}
 th, td {
   text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid #8884;
   vertical-align: top;
 }
+@media (min-width: 64rem) { table { max-width: min(74rem, max(100%, 50vw + 26rem)); } }
 td { font-variant-numeric: tabular-nums; }
 figure { margin: 1.6rem 0 2.2rem; }
 figure img { max-width: 100%; height: auto; background: #fff; padding: .5rem; border-radius: 4px; }

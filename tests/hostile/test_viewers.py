@@ -20,7 +20,7 @@ from study import figures
 from study.errors import printable
 from study.figures import style
 from study.report import as_html, as_markdown, current_tables, page
-from study.report.markdown import literal, table
+from study.report.markdown import Contents, Details, literal, table
 from study.report.records import records_of
 from study.store import derived, files, write_derived
 
@@ -60,6 +60,7 @@ SECRET = b"\x89PNG a file of the reader"
 TAGS = {
     *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "ul", "li", "table"),
     *("thead", "tbody", "tr", "th", "td", "strong", "em", "code", "blockquote", "img"),
+    *("figure", "figcaption", "details", "summary", "nav", "a"),
 }
 """The elements of a report."""
 
@@ -133,12 +134,18 @@ def test_every_text_of_a_study_is_text_in_its_report(
     blocks = page(text, tables, records_of(folder, tables), [])
     markdown = as_markdown(blocks)
     tokens = github(markdown)
-    assert not set(tokens) & (NOT_TEXT - {"em_open"})
+    assert not set(tokens) & (NOT_TEXT - {"em_open", "html_block", "link_open"})
+    # The report's own: both ends of each closed part, and the contents.
+    [contents] = [block for block in blocks if isinstance(block, Contents)]
+    closed = [block for block in blocks if isinstance(block, Details)]
+    assert tokens.count("html_block") == 2 * len(closed)
+    assert tokens.count("link_open") == len(contents.titles)
     assert tokens.count("heading_open") == sum(str(block).startswith("#") for block in blocks)
     assert markdown.replace("\n", "").isprintable()
     parsed = Parsed(as_html(blocks, text))
     assert parsed.tags <= TAGS
-    assert not [name for name, _ in parsed.attributes if name in ("href", "src", "srcdoc")]
+    addresses = [value for name, value in parsed.attributes if name in ("href", "src", "srcdoc")]
+    assert [value for value in addresses if not value.startswith("#")] == []
     assert not [name for name, _ in parsed.attributes if name.startswith("on")]
     assert f"model: {printable(text)}" in "".join(parsed.texts).replace("\u00a0", " ")
 
