@@ -247,10 +247,13 @@ def _passes_gradients(base: FrozenBase, ids_BT: Tensor) -> bool:
     Reformer's own backward pass needs an input with a gradient, which frozen embeddings lack.
     """
     zero = torch.zeros((), device=base.device, requires_grad=True)
-    layer = base.model.get_submodule(base.card.linears[0])
-    hook = layer.register_forward_hook(lambda _, __, y: y + zero)
+    hooks = [  # on every layer: a model does not run all of them on text
+        base.model.get_submodule(layer).register_forward_hook(lambda _, __, y: y + zero)
+        for layer in base.card.linears
+    ]
     try:
         with torch.enable_grad():
             return base.hidden_states(ids_BT).requires_grad
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()

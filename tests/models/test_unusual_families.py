@@ -84,7 +84,7 @@ def test_a_probed_step(
     probes = pd.concat([before.probes, after.probes])
     assert np.isfinite(probes["norm"]).all()
     moved = probes[(probes["step"] == 1) & (probes["site"] == "delta_w")]
-    assert set(moved["layer"]) == set(base.card.linears)
+    assert set(moved["layer"]) == set(base.card.targets)
     assert (moved["norm"] > 0).all(), "every adapter has a gradient"
 
 
