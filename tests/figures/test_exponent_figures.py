@@ -111,6 +111,29 @@ def test_every_optimizer_has_a_panel(tiny, read) -> None:
     assert read.problems(figure) == []
 
 
+def test_long_intervals_are_cut_and_the_text_says_so(powers, read) -> None:
+    sentence = "continues beyond it"
+    assert sentence not in " ".join(read.texts(exponent_against_p(powers))).replace("\n", " ")
+    tables = SimpleNamespace(**vars(powers))
+    wide = powers.exponents["site"].eq("adapter_out") & powers.exponents["exponent_p"].eq(0.5)
+    tables.exponents = powers.exponents.assign(
+        ci_low=powers.exponents["ci_low"].mask(wide, -40.0),
+        ci_high=powers.exponents["ci_high"].mask(wide, 40.0),
+    )
+    figure = exponent_against_p(tables)
+    low, high = panels(figure)[0].get_ylim()
+    assert high - low < 6
+    assert sentence in " ".join(read.texts(figure)).replace("\n", " ")
+
+
+def test_intervals_of_the_stable_p_lie_within_the_panel(powers, read) -> None:
+    figure = exponent_against_p(powers)
+    low, high = panels(figure)[0].get_xlim()
+    ends = np.concatenate([a.get_xdata() for a in read.artists(figure, "reach")])
+    assert low < ends.min()
+    assert ends.max() < high
+
+
 def test_one_rule_is_not_enough(tiny) -> None:
     with pytest.raises(Absent, match="two scaling rules"):
         exponent_against_p(tiny(rules=[("lora", np.nan)]))
