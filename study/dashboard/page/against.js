@@ -10,8 +10,9 @@ function rankAxis(ranks, pixels) {
   let last = -Infinity;
   const text = ranks.map((rank, k) => {
     const at = ((logs[k] - logs[0]) / span) * pixels;
-    if (at - last < 30) return "";
-    last = at;
+    const half = 4 + 3.5 * rankName(rank).length;
+    if (at - half < last) return "";
+    last = at + half;
     return rankName(rank);
   });
   const range = withRoom(ranks.map(Math.log10), 0.04, 0.3);

@@ -3,7 +3,7 @@
 // one colour scale. The last panel holds the scaling exponent of each layer.
 
 const COLOURS = "Viridis";
-const GAP = 0.012; // between panels, as a share of the width
+const GAP = 0.028; // between panels, as a share of the width
 const STRIP_GAP = 0.018; // more space before the exponents
 const MOST_NAMED_ROWS = 24; // with more layers, the axis shows blocks or kinds
 const TICK_HEIGHT = 14; // pixels

@@ -169,7 +169,7 @@ function renderHeat(view) {
     const attributes = { type: "button", title, class: broken ? "broken" : undefined, onclick };
     return element("button", attributes, rule ? swatch(rule) : null, text);
   });
-  byId("where").replaceChildren("Extremes", ...buttons);
+  byId("where").replaceChildren("Look at", ...buttons);
   byId("where").hidden = buttons.length === 0;
   renderKey(drawn.count);
   page.heat = { ...drawn, shapes: drawHeat(view, drawn) };
