@@ -34,16 +34,6 @@ OmegaConf.register_new_resolver("by", _by, replace=True)
 another choice."""
 
 
-def _reference(_root_: DictConfig) -> str:
-    from study.config.reference import reference  # for --help only
-
-    return reference(_root_).replace("$", "$$")  # Hydra's template takes one $ for a placeholder
-
-
-OmegaConf.register_new_resolver("reference", _reference, replace=True)
-"""For the help of ``study train``: ``${reference:}`` is the reference of all keys."""
-
-
 def compose(
     loader: ConfigLoader, name: str, shared: Sequence[str], cells: Sequence[Sequence[str]]
 ) -> list[CellConfig]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from study.config import parse
@@ -33,6 +33,16 @@ PLAN_FLAG, PLAN_KEY = "--plan", "plan_only"
 """Hydra's parser accepts no flags but its own, so ours travels as a key that no cell has."""
 _CELLS, _AGENDA = "cells", "agenda"
 """The keys of a job: the overrides of its cells, and the agenda of its sweep."""
+
+
+def _reference(_root_: DictConfig) -> str:
+    from study.config.reference import reference  # for --help only
+
+    return reference(_root_).replace("$", "$$")  # Hydra's template takes one $ for a placeholder
+
+
+OmegaConf.register_new_resolver("reference", _reference, replace=True)
+"""For the help of ``study train``: ``${reference:}`` is the reference of all keys."""
 
 
 def main(arguments: Sequence[str]) -> None:

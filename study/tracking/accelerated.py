@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from study.errors import StudyError
 from study.tracking.names import flat, tags
-from study.tracking.runs import Runs
+from study.tracking.writing import Runs
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker

@@ -18,8 +18,8 @@ from study.errors import StudyError, one_line
 from study.report.current import current_figures, current_tables
 from study.store import load_records
 from study.tracking.names import artifact_name
-from study.tracking.runs import Runs
 from study.tracking.wandb_runs import start_run
+from study.tracking.writing import Runs
 
 SUMMARY = "summary"
 """The job type of that run. The runs of cells have their rule."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from study.config import TrackerConfig
 from study.tracking.names import plain, rule_of, tags
-from study.tracking.runs import PATIENCE, Runs
+from study.tracking.writing import PATIENCE, Runs
 
 if TYPE_CHECKING:
     import wandb

@@ -17,7 +17,7 @@ from study.config.compose import CONF
 from study.errors import StudyError
 from study.tracking.accelerated import ARGUMENTS
 from study.tracking.names import flat, norm_of
-from study.tracking.runs import Runs
+from study.tracking.writing import Runs
 from study.vocabulary.quantities import MODEL_WIDE
 from study.vocabulary.trackers import NONE, TRACKERS, WANDB
 

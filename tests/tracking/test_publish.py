@@ -13,8 +13,8 @@ import study
 from study.analysis import summary
 from study.errors import StudyError
 from study.tracking.publish import tracker_of
-from study.tracking.runs import Runs
 from study.tracking.workspace import open_workspace, workspace
+from study.tracking.writing import Runs
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ import pytest
 import study
 from study.config import TrackerConfig
 from study.tracking.names import history_row, norm_of
-from study.tracking.runs import Runs, Untracked, tracker
+from study.tracking.runs import Untracked, tracker
 from study.tracking.wandb_runs import WandbRuns, run_id
+from study.tracking.writing import Runs
 from study.vocabulary.quantities import MODEL_WIDE, TRAIN
 
 Process = Callable[..., subprocess.CompletedProcess[str]]
@@ -195,7 +196,9 @@ def test_an_error_in_wandb_is_one_line_and_stops_nothing(
     overrides, environment = BROKEN[broken]
     (tmp_path / "taken").write_text("a file")
     sweep = ["-m", "adapter.rank=2,3", "pack.max_cells=1", "tracker=wandb"]
-    impatient = "from study.tracking import runs, wandb_runs as w; runs.PATIENCE = w.PATIENCE = 3.0"
+    impatient = (
+        "from study.tracking import writing, wandb_runs as w; writing.PATIENCE = w.PATIENCE = 3.0"
+    )
     done = study_process(tmp_path, "train", *sweep, *overrides, first=impatient, **environment)
     assert done.returncode == 0, done.stderr
     cells = study.load(str(tmp_path / "results/default")).cells
