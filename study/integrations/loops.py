@@ -1,6 +1,8 @@
 """``study.record``: recording of a loop that a user wrote."""
 
 import inspect
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,30 +69,27 @@ def record(
     _check_varies(varies)
     note = ""
     if seed is None:
-        seed = torch.initial_seed()
-        if not is_seeded():
-            seed, note = 0, UNSEEDED
-
-    def described(recording: Recording) -> Loop:
-        passes = recording.passes.passes
-        return Loop(
-            results=Path(results),
-            seed=seed,
-            precision=recording.precision,
-            data=data,
-            trained_by="script's own loop",
-            steps=total,
-            batch_size=max(1, passes[0].sequences),
-            accumulation=len(passes),
-            schedule="scheduled" if "initial_lr" in recording.group else "constant",
-            note=note,
-            varies=varies,
-        )
-
+        seed, note = (torch.initial_seed(), "") if is_seeded() else (0, UNSEEDED)
+    by = "script's own loop"
+    known = Loop(Path(results), seed, "", data, by, steps=total, note=note, varies=varies)
     asked = ProbesConfig(
         every=every, steps=None if every else steps, sites=sites, stats=stats, tokens=tokens
     )
-    return Recording(model, optimizer, described, asked, start=start, total=total)
+    return Recording(
+        model, optimizer, partial(_with_first_step, known), asked, start=start, total=total
+    )
+
+
+def _with_first_step(known: Loop, recording: Recording) -> Loop:
+    """``known`` with what the first step shows."""
+    passes = recording.passes.passes
+    return replace(
+        known,
+        precision=recording.precision,
+        batch_size=max(1, passes[0].sequences),
+        accumulation=len(passes),
+        schedule="scheduled" if "initial_lr" in recording.group else "constant",
+    )
 
 
 def is_seeded() -> bool:

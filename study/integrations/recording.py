@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from study.config import CellConfig, ProbesConfig, TrainConfig, chosen, probe_steps
+from study.config import CellConfig, ProbesConfig, TrainConfig, probe_steps
 from study.errors import StudyError, one_line
 from study.integrations.passes import Passes, norm_of_gradients
 from study.integrations.refusals import check_hooks_ran, check_model, plain_optimizer
@@ -40,15 +40,13 @@ from study.integrations.runs import (
     Adapter,
     Loop,
     groups_of,
-    init_of,
     now,
     open_cell,
+    read_adapters,
 )
-from study.probes import NormProbe, active_adapters
 from study.store import CellWriter, rows_of
 from study.training.devices import peak_memory_gb
 from study.training.stuck import StuckCheck
-from study.vocabulary.quantities import SITES, STATS, USUAL
 
 Describe = Callable[["Recording"], Loop]
 """What the loop says of itself, asked at its first update."""
@@ -361,35 +359,6 @@ class Recording:
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._began
-
-
-def read_adapters(model: nn.Module, probes: ProbesConfig, resumed: bool = False) -> list[Adapter]:
-    """The active adapters of ``model``, each with a probe of what ``probes`` asks for.
-
-    Warns of layers whose adapter is not plain LoRA, such as DoRA's. Raises :class:`StudyError` if
-    there is none.
-    """
-    options: dict[str, Any] = {
-        "sites": chosen("sites", probes.sites, SITES),
-        "stats": chosen("stats", probes.stats, STATS, USUAL),
-        "tokens": probes.tokens,
-    }
-    names = active_adapters(model)
-    if not names:
-        NormProbe(model)  # raises, and says what is missing
-    found = []
-    for name in names:
-        probe = NormProbe(model, adapter=name, **options)
-        if variants := probe.variants:
-            layer, variant = next(iter(variants.items()))
-            warnings.warn(
-                f"adapter {name!r}: {len(variants)} layers ({layer}, ...) are {variant}: their "
-                "output is not W0 x + gamma B A x, so they have no adapter_out, adapter_in_grad "
-                "and delta_w",
-                stacklevel=4,
-            )
-        found.append(Adapter(name, init_of(model, name, probe, resumed), probe))
-    return found
 
 
 def _schedule(probes: ProbesConfig, total: int | None) -> Sequence[int]:

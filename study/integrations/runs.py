@@ -23,17 +23,19 @@ from study.config import (
     ProbesConfig,
     Sources,
     TrainConfig,
+    chosen,
     identity,
     optimizer_config,
 )
 from study.config.literals import literal
 from study.errors import StudyError
-from study.probes import NormProbe
+from study.probes import NormProbe, active_adapters
 from study.store import CellWriter, Damaged
 from study.store.provenance import provenance
 from study.training.devices import describe_device
 from study.vocabulary.inits import IMPORTED
 from study.vocabulary.optimizers import OPTIMIZERS
+from study.vocabulary.quantities import SITES, STATS, USUAL
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,35 @@ def _record(
 def now() -> str:
     """The time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def read_adapters(model: nn.Module, probes: ProbesConfig, resumed: bool = False) -> list[Adapter]:
+    """The active adapters of ``model``, each with a probe of what ``probes`` asks for.
+
+    Warns of layers whose adapter is not plain LoRA, such as DoRA's. Raises :class:`StudyError` if
+    there is none.
+    """
+    options: dict[str, Any] = {
+        "sites": chosen("sites", probes.sites, SITES),
+        "stats": chosen("stats", probes.stats, STATS, USUAL),
+        "tokens": probes.tokens,
+    }
+    names = active_adapters(model)
+    if not names:
+        NormProbe(model)  # raises, and says what is missing
+    found = []
+    for name in names:
+        probe = NormProbe(model, adapter=name, **options)
+        if variants := probe.variants:
+            layer, variant = next(iter(variants.items()))
+            warnings.warn(
+                f"adapter {name!r}: {len(variants)} layers ({layer}, ...) are {variant}: their "
+                "output is not W0 x + gamma B A x, so they have no adapter_out, adapter_in_grad "
+                "and delta_w",
+                stacklevel=4,
+            )
+        found.append(Adapter(name, init_of(model, name, probe, resumed), probe))
+    return found
 
 
 def peft_model(model: nn.Module) -> nn.Module:
