@@ -21,7 +21,8 @@ contains ``gamma * sd(A)``, and a sign-like update contains neither.
   is none;
 - :mod:`~study.theory.curves`: curves at finite ranks, the alignments they depend on, slopes, p*;
 - :mod:`~study.theory.log_gaps`: how far the mean of a log lies below the log of its curve;
-- :mod:`~study.theory.columns`: predictions for the rows of an ``exponents`` table.
+- :mod:`~study.theory.columns`: predictions for the rows of an ``exponents`` table;
+- :mod:`~study.theory.equivalence`: runs at another rank or rule that are the same, or start alike.
 
 **The paper and this table.** Kalajdzievski 2023 (arXiv 2312.03732), definition 3.1 and theorem 3.2:
 an adapter is rank-stabilized (the moments of its outputs, and of the gradients into its inputs,

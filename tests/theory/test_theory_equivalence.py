@@ -1,0 +1,118 @@
+"""Equivalent runs: exact ones within rounding, first updates by Monte Carlo."""
+
+import numpy as np
+import pytest
+
+from study.errors import StudyError
+from study.theory import measure_layer
+from study.theory.equivalence import (
+    ALIGNED,
+    QUANTITIES,
+    UNALIGNED,
+    converted_alpha,
+    gamma_factor,
+    growth,
+    lr_factor,
+    rescaling,
+    row_of,
+)
+from study.vocabulary import scaling
+
+from .lazy_layer import D_IN, D_OUT, adam, gaussian, kaiming, problem, sgd, signsgd, sweep, train
+
+RULES = {"sgd": sgd, "signsgd": signsgd, "adam": adam}
+
+
+@pytest.mark.parametrize("rank", [1, 64, 2048])
+def test_a_converted_alpha_has_the_same_gamma(rank):
+    new = converted_alpha(16, rank, p=0.5, new_p=1.0)
+    assert scaling.gamma("lora", new, rank) == pytest.approx(
+        scaling.gamma("rslora", 16, rank), rel=1e-14
+    )
+
+
+@pytest.mark.parametrize(("a", "b"), [(3.0, 1.0), (1.0, 0.25), (0.2, 7.0)])
+@pytest.mark.parametrize("optimizer", RULES)
+def test_a_rescaled_run_has_the_same_product_at_every_step(optimizer, a, b):
+    """Far from lazy. The factors of the other family must not pass."""
+
+    def run(kind, a, b):
+        to = rescaling(kind, a, b)
+        A = kaiming(np.random.default_rng(0), (2, 6, D_IN), D_IN)
+        B = np.zeros((2, D_OUT, 6))
+        lr, gamma = (1.0 if optimizer == "sgd" else 0.02), 0.5
+        rows = train(
+            *(RULES[optimizer], problem(0, 4), to.init_a * A, B, to.alpha * gamma),
+            lr=to.lr_a * lr,
+            lr_ratio=to.lr_b / to.lr_a,
+            curvature=1.0,
+        )
+        return [row["delta_w"] for row in rows]
+
+    plain, scaled = run(optimizer, 1.0, 1.0), run(optimizer, a, b)
+    np.testing.assert_allclose(scaled, plain, rtol=1e-9, atol=1e-14)
+    other = run("signsgd" if optimizer == "sgd" else "sgd", a, b)
+    assert np.abs(other[-1] - plain[-1]).max() > 1e-3 * np.abs(plain[-1]).max()
+
+
+def test_decoupled_decay_is_divided_by_as_much_as_its_rate_grows():
+    for optimizer in RULES:
+        to = rescaling(optimizer, 3.0, 2.0)
+        assert (to.lr_a * to.decay_a, to.lr_b * to.decay_b) == pytest.approx((1, 1))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "signsgd"])
+@pytest.mark.parametrize("name", QUANTITIES)
+def test_what_undoes_a_growth_keeps_the_measured_quantity(optimizer, name):
+    """From rank 8 of LoRA to rank 64 of rsLoRA, by gamma or by the learning rate."""
+    what, lr, draws = QUANTITIES[name], 1e-9, 400
+    setting = problem(3)
+    x, g = setting.batch(0)
+    layer = measure_layer(setting.gradient(0), x, g, kurtosis=0.0)
+    ranks, gammas = (8, 64), (16 / 8, 16 / 8)
+    grown = growth(name, ranks, gammas, optimizer, layers=[layer])
+    row = row_of(name, optimizer)
+
+    def size(rank, gamma, lr):
+        # sweep's gamma is rank**-p: this p makes it the wanted one.
+        p = -np.log(gamma) / np.log(rank)
+        rows = sweep(
+            *(RULES[optimizer], setting, (rank,)),
+            p=p,
+            seeds=draws,
+            draw=gaussian,
+            stat=what.stat if what.stat != "descent" else "norm",
+            lr=lr,
+            steps=1,
+        )
+        site = "descent" if what.stat == "descent" else what.site
+        values = rows[what.step][site][0]
+        return values.mean() if site == "descent" else np.sqrt(np.square(values).mean())
+
+    old = size(ranks[0], gammas[0], lr)
+    assert size(ranks[1], gammas[1], lr) / old == pytest.approx(grown, rel=0.04)
+    by_gamma = gamma_factor(grown, row)
+    assert size(ranks[1], by_gamma * gammas[1], lr) == pytest.approx(old, rel=0.04)
+    by_lr = lr_factor(grown, row)
+    if name == "grad_norm":
+        assert by_lr is None
+    else:
+        assert size(ranks[1], gammas[1], by_lr * lr) == pytest.approx(old, rel=0.04)
+        assert grown != pytest.approx(1, rel=0.5)
+
+
+def test_the_law_of_an_unknown_layer_lies_between_its_ends():
+    """AdamW at p = 0: r when aligned, nearly sqrt(r) when not."""
+    aligned, unaligned = (
+        growth("adapter_out", (64, 256), (1, 1), "adamw", layers=[layer])
+        for layer in (ALIGNED, UNALIGNED)
+    )
+    assert aligned == pytest.approx(4, rel=0.01)
+    assert unaligned == pytest.approx(2, rel=0.01)
+
+
+def test_mistakes_name_the_choices():
+    with pytest.raises(StudyError, match="choose from descent, grad_norm, adapter_out"):
+        growth("loss", (4, 8), (1, 1), "adamw")
+    with pytest.raises(StudyError, match="not both positive"):
+        rescaling("adamw", 0.0, 1.0)
