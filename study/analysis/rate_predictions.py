@@ -47,7 +47,7 @@ def log_moves(runs: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
     first = runs.iloc[0]
     columns = {name: np.full(len(ranks), math.nan) for name in MOVES}
     if _has_theory(str(first["optimizer"]), str(first["init"])):
-        layers = _layers(runs, probes, str(first["optimizer"]))
+        layers = layer_bounds(runs, probes, str(first["optimizer"]))
         for name, those in zip(MOVES, layers, strict=True):
             logs = [_log_curve(first, ranks, layer) for layer in those]
             columns[name] = np.mean(logs, axis=0)
@@ -93,7 +93,7 @@ def _log_curve(first: "pd.Series[float]", ranks: Floats, layer: Layer) -> Floats
     return np.log(values)
 
 
-def _layers(
+def layer_bounds(
     runs: pd.DataFrame, probes: pd.DataFrame, optimizer: str
 ) -> tuple[Sequence[Layer], Sequence[Layer]]:
     """The layers for the two columns of :data:`MOVES`.

@@ -5,8 +5,18 @@ commands. ``study --help`` must be instant, so every command imports what it nee
 function.
 """
 
-from study.cli import completion, dashboard, exchange, integrity, tables, training
+from study.cli import completion, dashboard, exchange, integrity, tables, training, transfer
 from study.cli.entry import main
 from study.cli.group import cli
 
-__all__ = ["cli", "completion", "dashboard", "exchange", "integrity", "main", "tables", "training"]
+__all__ = [
+    "cli",
+    "completion",
+    "dashboard",
+    "exchange",
+    "integrity",
+    "main",
+    "tables",
+    "training",
+    "transfer",
+]

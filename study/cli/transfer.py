@@ -1,0 +1,322 @@
+"""``study transfer``: alpha and learning rates of a run at another rank or rule."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from study.cli.group import PATH, cli, say
+from study.cli.transfer_source import Source, Target, read_source, read_target
+from study.errors import StudyError, unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from study.theory import Layer
+
+KEPT_BY = {"grad_norm": "no learning rate changes it"}
+
+
+@cli.command()
+@click.argument("config", type=PATH, metavar="CONFIG")
+@click.option("--rank", help="The new rank.  [default: that of CONFIG]")
+@click.option("--rule", help="The new rule: lora, rslora, or a number p.  [default: the same]")
+@click.option("--lr", help="The learning rate of the run, if CONFIG has none.")
+@click.option("--optimizer", help="The optimizer of the run, if CONFIG names none.")
+@click.option("--study", "study_dir", type=PATH, metavar="RESULTS/NAME", help="A measured study.")
+@click.option(
+    "--keep",
+    default="descent",
+    show_default=True,
+    help="What the lines to paste keep: descent, grad_norm or adapter_out.",
+)
+@click.option("--entry", help="The configuration to read, if the file holds several.")
+def transfer(
+    config: Path,
+    rank: str | None,
+    rule: str | None,
+    lr: str | None,
+    optimizer: str | None,
+    study_dir: Path | None,
+    keep: str,
+    entry: str | None,
+) -> None:
+    """Print the alpha and learning rates of a run at another rank or rule.
+
+    CONFIG is a configuration of PEFT, Axolotl, LLaMA-Factory or FinLoRA, or a cell:
+    RESULTS/NAME/cells/ID. It prints what is exactly equivalent, what is equal in the first update
+    by theory, and what a study measured as best.
+    """
+    from study.theory.equivalence import QUANTITIES
+
+    if keep not in QUANTITIES:
+        raise unknown("--keep", keep, QUANTITIES)
+    run = read_source(config, entry, lr, optimizer)
+    target = read_target(run, rank, rule)
+    tables = None
+    if study_dir is not None:
+        from study.report import current_tables
+
+        tables = current_tables(study_dir, say)
+    layers = bounds(run, tables)
+    parts = [about(run), exact_lines(run, target)]
+    if target.rank != run.adapter.rank:
+        parts.append(first_update_lines(run, target, layers))
+        parts.append(measured_lines(run, target, tables, study_dir, config))
+    parts.append(gradient_norm_lines(run, target))
+    parts.append(paste_lines(run, target, layers, keep))
+    click.echo("\n\n".join("\n".join(lines) for lines in parts))
+
+
+Layers = tuple[Sequence["Layer"], Sequence["Layer"]]
+
+
+def bounds(run: Source, tables: Any) -> Layers:
+    """The layers between which the run's are: the same ones twice if a study recorded them."""
+    from study.theory.equivalence import ALIGNED, UNALIGNED
+    from study.vocabulary.inits import INITS
+
+    if tables is not None and len(tables.cells):
+        cells = tables.cells
+        same = cells["optimizer"].astype(str) == run.optimizer.name
+        cells = cells[same & cells["init"].astype(str).isin(INITS)]
+        if len(cells):
+            from study.analysis.rate_predictions import layer_bounds
+
+            return layer_bounds(cells, tables.probes, run.optimizer.name)
+    return [ALIGNED], [UNALIGNED]
+
+
+def about(run: Source) -> list[str]:
+    from study.vocabulary.scaling import rule_words
+
+    rule = rule_words(run.adapter.scaling, run.adapter.exponent)
+    rate = f", learning rate {run.optimizer.lr:g}" if run.has_lr else ""
+    head = (
+        f"{run.origin}: rank {run.adapter.rank}, alpha {run.adapter.alpha:g}, {rule} "
+        f"(gamma {run.adapter.gamma:.4g}), {run.optimizer.name}{rate}"
+    )
+    return [head, *(f"assumed: {what}" for what in run.assumed)]
+
+
+def exact_lines(run: Source, target: Target) -> list[str]:
+    """The other rules at the run's rank, the trade of alpha against B's rate, and its limits."""
+    from study.theory.equivalence import converted_alpha, rescaling
+    from study.vocabulary.optimizers import OPTIMIZERS
+    from study.vocabulary.scaling import RULES
+
+    rank, name = run.adapter.rank, run.optimizer.name
+    rules = {rule: row.p for rule, row in RULES.items() if row.p is not None}
+    rules |= {target.name: target.p}
+    same = ", ".join(
+        f"{rule} with alpha {converted_alpha(run.adapter.alpha, rank, run.p, p):.10g}"
+        for rule, p in rules.items()
+    )
+    double = rescaling(name, 1.0, 0.5)
+    ratio = run.optimizer.loraplus_lr_ratio / double.lr_b
+    given = "" if not OPTIMIZERS[name].has_eps else " (exact for eps 0)"
+    old, alpha = run.optimizer.loraplus_lr_ratio, run.adapter.alpha
+    lines = [
+        "(a) exactly equivalent",
+        f"  at rank {rank}: {same}",
+        f"  at rank {rank} under {name}{given}: alpha {alpha * double.alpha:g} instead of "
+        f"{alpha:g}, or loraplus_lr_ratio {ratio:g} instead of {old:g}; without weight decay and "
+        "clipping",
+    ]
+    if target.rank != rank:
+        lines.append(f"  at rank {target.rank}: nothing, because A has other random rows there")
+    return lines
+
+
+def factors(run: Source, target: Target, quantity: str, layers: Layers) -> list[float]:
+    """How much a quantity grows from the run to the target, at one alpha and learning rate.
+
+    One number, or the two ends if the layers are not known. Raises :class:`StudyError` without a
+    prediction.
+    """
+    from study.theory.equivalence import growth
+    from study.vocabulary.inits import INITS
+
+    init = INITS.get(run.init)
+    if init is None or init.q is None:
+        raise StudyError(f"no prediction for init {run.init}")
+    ranks = (run.adapter.rank, target.rank)
+    gammas = tuple(target.alpha * float(rank) ** -target.p for rank in ranks)
+    ends = [
+        growth(
+            quantity,
+            ranks,
+            (gammas[0], gammas[1]),
+            run.optimizer.name,
+            q=init.q,
+            init=init.drawn,
+            layers=of_end,
+        )
+        for of_end in layers
+    ]
+    if any(map(math.isnan, ends)):
+        raise StudyError(f"no curve for {run.optimizer.name} has been derived")
+    return ends[:1] if math.isclose(*ends, rel_tol=1e-9) else ends
+
+
+def first_update_lines(run: Source, target: Target, layers: Layers) -> list[str]:
+    from study.theory import family
+    from study.theory.equivalence import QUANTITIES, gamma_factor, lr_factor, row_of
+    from study.vocabulary.inits import INITS
+
+    lines = [
+        f"(b) equal in the first update, by theory: from rank {run.adapter.rank} with "
+        f"{target.name} and alpha {target.alpha:.10g} to rank {target.rank}"
+    ]
+    for name, what in QUANTITIES.items():
+        try:
+            grown = factors(run, target, name, layers)
+        except StudyError as error:
+            lines.append(f"  keeps the {what.label}: {error}")
+            continue
+        row = row_of(name, run.optimizer.name, INITS[run.init].drawn)
+        alphas = [f"{target.alpha * gamma_factor(growth, row):.4g}" for growth in grown]
+        rates = [
+            run.rate(factor) for growth in grown if (factor := lr_factor(growth, row)) is not None
+        ]
+        rate = f"learning rate {' to '.join(rates)}" if rates else KEPT_BY[name]
+        lines.append(f"  keeps the {what.label}: alpha {' to '.join(alphas)}, or {rate}")
+        if len(grown) > 1:
+            lines.append(
+                "    (ends: inputs along the gradients, or unrelated to them; --study "
+                "with r_align and r_sign of adapter_out gives one number)"
+            )
+    if run.clip is not None and family(run.optimizer.name) == "linear":
+        lines.append(f"  this is without clipping; the run clips at {run.clip:g}")
+    return lines
+
+
+def measured_lines(
+    run: Source, target: Target, tables: Any, study_dir: Path | None, config: Path
+) -> list[str]:
+    head = "(c) best by a measured study"
+    if tables is None or study_dir is None:
+        import shlex
+
+        ranks = ",".join(str(rank) for rank in sorted({run.adapter.rank, target.rank}))
+        return [
+            f"{head}: give --study RESULTS/NAME. These commands measure it:",
+            "  study train experiment=learning_rate_transfer name=transfer "
+            f"optimizer={run.optimizer.name} adapter.alpha={target.alpha:.10g} "
+            f"adapter.exponent={target.p:g} adapter.rank={ranks}",
+            f"  study transfer {shlex.quote(str(config))} --rank {target.rank} "
+            f"--rule {target.rule if target.rule != 'power' else f'{target.p:g}'} "
+            "--study results/transfer",
+        ]
+    return [f"{head}, {study_dir}", *_measured(run, target, tables.rates)]
+
+
+def _measured(run: Source, target: Target, rates: "pd.DataFrame") -> Iterator[str]:
+    """A line per exponent of the best rate with the optimizer and the rule of the target."""
+    from study.analysis import rate_transfer
+    from study.sweeps.status import count_noun
+
+    table = rate_transfer(rates)
+    found = 0
+    for row in table.to_dict("records"):
+        is_ours = row["optimizer"] == run.optimizer.name
+        if not is_ours or not math.isclose(row["exponent_p"], target.p, abs_tol=1e-9):
+            continue
+        if not math.isfinite(row["exponent"]):
+            continue
+        found += 1
+        up = target.rank / run.adapter.rank
+        at = [row[key] for key in ("exponent", "ci_low", "ci_high")]
+        best, *ends = (up**each for each in at)
+        spread = " to ".join(run.rate(end) for end in sorted(ends))
+        over = {"seeds": "95 % interval over seeds", "ranks": "interval over ranks of one seed"}
+        interval = (
+            f"{spread}, {over[row['interval']]}" if row["interval"] in over else "no interval"
+        )
+        inside = all(
+            row["rank_min"] <= rank <= row["rank_max"] for rank in (run.adapter.rank, target.rank)
+        )
+        beyond = "" if inside else "; these ranks are outside, so this extrapolates"
+        yield (
+            f"  {target.name}, alpha {target.alpha:.10g} at both ranks: learning rate "
+            f"{run.rate(best)} ({interval})"
+        )
+        yield (
+            f"    exponent {at[0]:.2f} [{at[1]:.2f}, {at[2]:.2f}] at the study's alpha, "
+            f"{row['alpha']:g}, over ranks {row['rank_min']:g} to {row['rank_max']:g}, "
+            f"{count_noun(row['seeds'], 'seed')}{beyond}"
+        )
+    if not found:
+        yield (
+            f"  no exponent for {run.optimizer.name} and {target.name}: it needs two ranks at "
+            "which the best of several learning rates is not at an edge"
+        )
+
+
+def gradient_norm_lines(run: Source, target: Target) -> list[str]:
+    lines = [
+        "gradient norm at step 0, under every optimizer",
+        "  rsLoRA's grad_norm is sqrt(r) times LoRA's at the same alpha: "
+        f"{math.sqrt(target.rank):.3g} times at rank {target.rank} is normal",
+    ]
+    try:
+        [grown] = factors(run, target, "grad_norm", bounds(run, None))
+    except StudyError as error:
+        return [*lines, f"  {error}"]
+    # From the run to the target's rule at its own rank, gamma stays.
+    return [
+        *lines,
+        f"  {target.name} with alpha {target.alpha:.10g} at rank {target.rank} is expected to have "
+        f"{grown:.3g} times the grad_norm of this run",
+    ]
+
+
+def paste_lines(run: Source, target: Target, layers: Layers, keep: str) -> list[str]:
+    """Lines for PEFT and Axolotl: by the learning rate if it is known, else by alpha."""
+    from study.theory.equivalence import (
+        QUANTITIES,
+        converted_alpha,
+        gamma_factor,
+        lr_factor,
+        row_of,
+    )
+    from study.vocabulary.inits import INITS
+
+    alpha, rate, why = target.alpha, 1.0, "exactly equivalent"
+    if target.rank != run.adapter.rank:
+        try:
+            ends = factors(run, target, keep, layers)
+        except StudyError as error:
+            return [f"nothing to paste: {error}"]
+        grown = math.sqrt(math.prod(ends)) if len(ends) > 1 else ends[0]
+        row = row_of(keep, run.optimizer.name, INITS[run.init].drawn)
+        by_rate = lr_factor(grown, row)
+        if run.has_lr and by_rate is not None:
+            rate = by_rate
+        else:
+            alpha *= gamma_factor(grown, row)
+        middle = ", middle of the two ends" if len(ends) > 1 else ""
+        why = f"keeps the {QUANTITIES[keep].label}{middle}"
+    is_rslora = target.rule == "rslora"
+    theirs = alpha if is_rslora else converted_alpha(alpha, target.rank, target.p, 1.0)
+    number = f"{theirs:.10g}"
+    flag = str(is_rslora)
+    lr = run.rate(rate)
+    lines = [
+        f"to paste ({why})",
+        f"  PEFT:    LoraConfig(r={target.rank}, lora_alpha={number}, use_rslora={flag})"
+        f"  # learning rate: {lr}",
+        "  Axolotl:",
+        f"    lora_r: {target.rank}",
+        f"    lora_alpha: {number}",
+        f"    peft_use_rslora: {flag.lower()}",
+        f"    learning_rate: {lr}" if run.has_lr else f"    # learning_rate: {lr}",
+    ]
+    if not float(number).is_integer():
+        lines.append(
+            f"    # Axolotl takes a whole lora_alpha, not {number}: with --lr, "
+            "another --rule or --keep may give one"
+        )
+    return lines

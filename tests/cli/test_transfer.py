@@ -1,0 +1,265 @@
+"""``study transfer``: what it prints for the configurations of other tools, trained on tiny."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from study.analysis import best_rates
+from study.cli.transfer import bounds, first_update_lines, measured_lines
+from study.cli.transfer_source import Source, read_source, read_target
+from study.config import CellConfig
+from study.data import Corpus
+from study.models import FrozenBase
+from study.training.loop import CellStep, train
+from study.training.run import Run
+
+Cli = Callable[..., Any]
+Build = Callable[..., CellConfig]
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "docs/examples"
+FINLORA = ROOT.parent / "shared/data/finlora/rslora_config.yaml"
+
+
+@pytest.fixture
+def peft(tmp_path: Path) -> Path:
+    """An adapter_config.json: LoRA of rank 8 and alpha 16."""
+    config = {"peft_type": "LORA", "base_model_name_or_path": "org/model", "r": 8}
+    config |= {"lora_alpha": 16, "use_rslora": False, "target_modules": "all-linear"}
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def alphas(text: str, keeps: str) -> list[float]:
+    """The alpha, or the two ends, of the line that keeps something."""
+    [line] = [line for line in text.splitlines() if f"keeps the {keeps}: alpha" in line]
+    [ends] = re.findall(r"alpha ([\d.e+-]+(?: to [\d.e+-]+)?),", line)
+    return [float(end) for end in ends.split(" to ")]
+
+
+@pytest.mark.parametrize("file", [EXAMPLES / "finlora.yaml", FINLORA])
+def test_finlora_from_rank_64_to_256(study_cli: Cli, file: Path) -> None:
+    """rsLoRA under AdamW: descent goes as gamma r = alpha sqrt(r), the gradient as alpha."""
+    if not file.exists():
+        pytest.skip("the shared data are not here")
+    ran = study_cli("transfer", str(file), "--rank", "256")
+    assert ran.code == 0
+    assert "at rank 64: lora with alpha 128, rslora with alpha 16" in ran.out
+    assert "at rank 256: nothing" in ran.out
+    assert alphas(ran.out, "descent of the first update") == [8]
+    assert alphas(ran.out, "gradient norm at step 0") == [16]
+    assert alphas(ran.out, "adapter_out after the first update") == pytest.approx([8, 16], rel=0.01)
+    assert "16 times at rank 256 is normal" in ran.out
+    assert "LoraConfig(r=256, lora_alpha=8, use_rslora=True)  # learning rate: yours" in ran.out
+    sgd = study_cli("transfer", str(file), "--rank", "256", "--optimizer", "sgd")
+    assert alphas(sgd.out, "descent of the first update") == [16], "gamma^2 r is alpha^2"
+
+
+def test_axolotl_gets_lines_to_paste(study_cli: Cli) -> None:
+    """From rank 16 to 256 the descent of rsLoRA under AdamW grows by 4, so the rate falls by 4."""
+    ran = study_cli("transfer", str(EXAMPLES / "axolotl.yml"), "--rank", "256")
+    pasted = ["lora_r: 256", "lora_alpha: 16", "peft_use_rslora: true", "learning_rate: 5e-05"]
+    assert [line.strip() for line in ran.out.splitlines()[-4:]] == pasted
+    lora = study_cli("transfer", str(EXAMPLES / "axolotl.yml"), "--rule", "lora")
+    pasted = ["lora_r: 16", "lora_alpha: 64", "peft_use_rslora: false", "learning_rate: 0.0002"]
+    assert [line.strip() for line in lora.out.splitlines()[-4:]] == pasted
+
+
+def trained(base: FrozenBase, corpus: Corpus, config: CellConfig) -> list[CellStep]:
+    return [cells[0] for cells in train(base, corpus, [Run.of(config, corpus, base.device)])]
+
+
+def losses(steps: list[CellStep]) -> list[float]:
+    return [step.metrics["loss"] for step in steps if "loss" in step.metrics]
+
+
+def test_exactly_equivalent_runs_are_the_same_within_rounding(
+    study_cli: Cli, peft: Path, tiny_base: FrozenBase, corpus: Corpus, cell: Build
+) -> None:
+    for name, ratio in (("adamw", 2), ("sgd", 4)):
+        out = study_cli("transfer", str(peft), "--rule", "rslora", "--optimizer", name).out
+        [alpha] = re.findall(r"lora_alpha=([\d.]+), use_rslora=True", out)
+        assert f"alpha 32 instead of 16, or loraplus_lr_ratio {ratio} instead of 1" in out
+        run = ["adapter.rank=8", f"optimizer={name}", "train.steps=4", "optimizer.lr=0.02"]
+        # Adam's eps is compared with gradients, which change with alpha: exact without it.
+        run += ["optimizer.eps=1e-30"] if name == "adamw" else []
+        runs = {
+            "plain": ["adapter.alpha=16"],
+            "rslora": ["adapter.scaling=rslora", f"adapter.alpha={alpha}"],
+            "double": ["adapter.alpha=32"],
+            "loraplus": ["adapter.alpha=16", f"optimizer.loraplus_lr_ratio={ratio}"],
+        }
+        found = {
+            key: losses(trained(tiny_base, corpus, cell(*run, *values)))
+            for key, values in runs.items()
+        }
+        assert found["rslora"] == pytest.approx(found["plain"], rel=1e-5)
+        assert found["loraplus"] == pytest.approx(found["double"], rel=1e-5)
+        assert found["double"] != pytest.approx(found["plain"], rel=1e-4)
+
+
+QUANTITIES = {
+    "descent of the first update": (0, "adapter_update", "descent"),
+    "gradient norm at step 0": (0, "adapter_grad", "norm"),
+    "adapter_out after the first update": (1, "adapter_out", "rms"),
+}
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_runs_that_are_equal_in_the_first_update_agree_in_what_was_measured(
+    name: str, peft: Path, tiny_base: FrozenBase, corpus: Corpus, cell: Build
+) -> None:
+    """From LoRA at rank 32 to rsLoRA at rank 128, with the layers' alignments as recorded."""
+    peft.write_text(json.dumps(json.loads(peft.read_text()) | {"r": 32}))
+    usual = [f"optimizer={name}", "optimizer.lr=1e-4", "train.steps=1", "probes.steps=[0,1]"]
+    usual += ["probes.stats=[all,r_sign,r_align]"]
+    usual += ["optimizer.eps=1e-30"] if name == "adamw" else []
+
+    def probed(seed: int, *overrides: str) -> list[pd.DataFrame]:
+        """The rows of steps 0 and 1."""
+        steps = trained(tiny_base, corpus, cell(*usual, f"seed={seed}", "data.seed=0", *overrides))
+        return [step.probes.assign(step=i, cell_id=str(seed)) for i, step in enumerate(steps)]
+
+    def size(cells: list[list[pd.DataFrame]], quantity: str) -> float:
+        """The mean power over seeds, as the curves have it; the geometric mean over layers."""
+        step, site, stat = QUANTITIES[quantity]
+        rows = pd.concat([probes[step] for probes in cells])
+        rows = rows[rows["site"] == site]
+        power = rows[stat].astype(float) ** (1 if stat == "descent" else 2)
+        return float(np.exp(np.log(power.groupby(rows["layer"].astype(str)).mean()).mean()))
+
+    seeds = (0, 1)
+    old = [probed(seed, "adapter.rank=32") for seed in seeds]
+    run = read_source(peft, None, "1e-4", name)
+    target = read_target(run, "128", "rslora")
+    cells = pd.DataFrame({"cell_id": list("01"), "optimizer": name, "init": "kaiming"})
+    probes = pd.concat([rows for one in old for rows in one])
+    found = bounds(run, SimpleNamespace(cells=cells, probes=probes))
+    text = "\n".join(first_update_lines(run, target, found))
+    for quantity in QUANTITIES:
+        [alpha] = alphas(text, quantity)
+        new = ("adapter.rank=128", "adapter.scaling=rslora", f"adapter.alpha={alpha}")
+        kept = size([probed(seed, *new) for seed in seeds], quantity)
+        assert kept == pytest.approx(size(old, quantity), rel=0.15), quantity
+    twice = ("adapter.rank=128", "adapter.scaling=rslora", f"adapter.alpha={2 * alpha}")
+    assert size([probed(0, *twice)], quantity) > 1.6 * size(old, quantity), "alpha matters"
+
+
+def swept(law: float) -> SimpleNamespace:
+    """The tables of a sweep whose best learning rate is ``3e-3 r**law`` under rsLoRA."""
+    base = {"study": "s", "model": "m", "data": "d", "optimizer": "adamw", "init": "kaiming"}
+    base |= {"targets": "all-linear", "scaling": "rslora", "exponent": np.nan, "alpha": 16.0}
+    rows = [
+        base | {"rank": float(rank), "lr": lr, "seed": seed, "data_seed": seed}
+        for rank in (16, 64, 256)
+        for lr in 10.0 ** np.arange(-6, 0, 0.5)
+        for seed in (0, 1, 2)
+    ]
+    cells = pd.DataFrame(rows)
+    cells["cell_id"] = [f"{i:05d}" for i in range(len(cells))]
+    cells["gamma"], cells["status"] = 16 / np.sqrt(cells["rank"]), "complete"
+    off = np.log(cells["lr"] / (3e-3 * cells["rank"] ** law)) + 0.02 * cells["seed"]
+    metrics = cells[["cell_id"]].assign(step=50, eval_loss=1 + off**2)
+    names = ("cell_id", "step", "layer", "site", "batch", "rms")
+    probes = pd.DataFrame({name: [] for name in names})
+    return SimpleNamespace(rates=best_rates(cells, metrics, probes))
+
+
+def test_a_measured_study_gives_the_rate_with_its_interval() -> None:
+    run = read_source(EXAMPLES / "axolotl.yml", None, None, None)
+    for rank, beyond in (("64", False), ("1024", True)):
+        target = read_target(run, rank, None)
+        lines = measured_lines(run, target, swept(-0.5), Path("results/x"), Path("c"))
+        text = "\n".join(lines)
+        rate = 2e-4 * (int(rank) / 16) ** -0.5
+        assert f"rslora, alpha 16 at both ranks: learning rate {rate:.4g} (" in text
+        assert "exponent -0.50 [-0.5" in text
+        assert "3 seeds" in text
+        assert ("extrapolates" in text) == beyond
+    lora = read_target(run, "64", "lora")
+    text = "\n".join(measured_lines(run, lora, swept(-0.5), Path("results/x"), Path("c")))
+    assert "no exponent for adamw and lora" in text
+
+
+def test_a_cell_is_read_by_the_start_of_its_id(study_cli: Cli) -> None:
+    folder = ROOT / "results/reference/cells"
+    record = next(folder.glob("*/record.json"))
+    adapter = json.loads(record.read_text())["config"]["adapter"]
+    ran = study_cli("transfer", str(folder / record.parent.name[:8]), "--rank", "999")
+    assert ran.code == 0
+    assert f"cell {record.parent.name} of reference: rank {adapter['rank']}, alpha" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--rank", "0"], "--rank=0 is out of range"),
+        (["--rank", "x\n"], "--rank='x\\n' is out of range"),
+        (["--rank", "9" * 5000], "is out of range"),
+        (["--rule", "lorra"], "choose from lora, rslora, power"),
+        (["--rule", "power"], "has no exponent"),
+        (["--rule", "nan"], "out of range"),
+        (["--lr", "fast"], "--lr='fast' is not a number"),
+        (["--lr", "-1"], "lr=-1.0 is out of range"),
+        (["--optimizer", "adamm"], "choose from sgd"),
+        (["--keep", "loss"], "choose from descent, grad_norm, adapter_out"),
+        (["--study", "nowhere"], "no study in nowhere"),
+        (["--entry", "one"], "has no entry"),
+    ],
+)
+def test_a_mistake_gets_one_line(
+    study_cli: Cli, peft: Path, options: list[str], words: str
+) -> None:
+    ran = study_cli("transfer", str(peft), *options)
+    assert (ran.code, ran.out) == (2, "")
+    assert len(ran.err.splitlines()) == 1
+    assert words in ran.err
+
+
+@pytest.mark.parametrize(
+    "change", [{"r": "8x"}, {"r": 0}, {"lora_alpha": None}, {"lora_alpha": -1}, {"use_dora": True}]
+)
+def test_a_wrong_configuration_gets_one_line(
+    study_cli: Cli, peft: Path, change: dict[str, Any]
+) -> None:
+    peft.write_text(json.dumps(json.loads(peft.read_text()) | change))
+    ran = study_cli("transfer", str(peft), "--rank", "64")
+    assert (ran.code, ran.out) == (2, "")
+    assert len(ran.err.splitlines()) == 1
+
+
+def test_places_without_a_run_get_one_line(study_cli: Cli, tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "none.yaml", tmp_path / "s/cells/abc"):
+        ran = study_cli("transfer", str(place))
+        assert ran.code == 2
+        assert len(ran.err.splitlines()) == 1
+
+
+def test_it_imports_no_torch() -> None:
+    code = (
+        "import sys; from study.cli import main\n"
+        "try: main()\n"
+        "finally: print('torch' in sys.modules, file=sys.stderr)"
+    )
+    arguments = ["transfer", str(EXAMPLES / "axolotl.yml"), "--rank", "64"]
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT
+    )
+    assert ran.returncode == 0
+    assert ran.stderr.splitlines()[-1] == "False"
+
+
+def test_a_source_says_what_it_assumes(peft: Path) -> None:
+    run: Source = read_source(peft.parent, None, None, None)
+    assert run.optimizer.name == "adamw"
+    assert not run.has_lr
+    assert len(run.assumed) == 2
