@@ -95,9 +95,14 @@ def read_source(path: Path, entry: str | None, lr: str | None, optimizer: str | 
             raise StudyError(f"{origin}: {error}") from None
     if adapter.rank == math.inf:
         raise StudyError(f"{origin} has infinite rank, which no alpha reaches: give a finite run")
+    try:
+        p = exponent(adapter.scaling, adapter.exponent)
+    except ValueError as error:
+        raise StudyError(f"{origin}: {error}") from None
+    _check_gamma(origin, adapter.gamma)
     return Source(
         *(origin, adapter, trained, rate is not None),
-        p=exponent(adapter.scaling, adapter.exponent),
+        p=p,
         init=str(settings.get("adapter.init", USUAL_INIT)),
         clip=None if clip is None else _number("train.clip", clip, 1.0),
         assumed=tuple(assumed),
@@ -192,4 +197,15 @@ def read_target(run: Source, rank: str | None, rule: str | None) -> Target:
     except ValueError:
         raise StudyError(f"--rule={short(rule)} has no exponent: give a number, its p") from None
     alpha = converted_alpha(adapter.alpha, adapter.rank, run.p, p)
+    _check_gamma(f"rank {new} with alpha {alpha:.4g}", alpha * float(new) ** -p)
     return Target(new, adapter.scaling, p, alpha)
+
+
+def _check_gamma(where: str, gamma: float) -> None:
+    """Raises :class:`StudyError` for a gamma that a run in float32 cannot have."""
+    from study.config.bounds import LARGEST_FLOAT
+
+    if not 1 / LARGEST_FLOAT <= gamma <= LARGEST_FLOAT:
+        raise StudyError(
+            f"{where} has gamma {gamma:g}, which float32 does not hold: change alpha or the rule"
+        )

@@ -63,9 +63,9 @@ def in_zsh(path: str, *words: str) -> list[str]:
 
 def test_verbs(path: str) -> None:
     assert {"train", "analyze", "figures", "report"} <= set(in_bash(path, "study", ""))
-    assert in_bash(path, "study", "tr") == ["train"]
+    assert in_bash(path, "study", "trai") == ["train"]
     assert in_bash(path, "study", "fetch", "s") == ["smollm2"]
-    assert in_zsh(path, "study", "tr") == ["train"]
+    assert in_zsh(path, "study", "trai") == ["train"]
 
 
 @pytest.mark.parametrize(

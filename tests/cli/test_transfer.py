@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -200,6 +201,32 @@ def test_a_cell_is_read_by_the_start_of_its_id(study_cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("adapter.exponent", 3),
+        ("adapter.alpha", 1e-320),
+        ("adapter.rank", float("inf")),
+        ("optimizer.name", "zzz"),
+        ("optimizer.loraplus_lr_ratio", "x"),
+        ("train.clip", "y"),
+    ],
+)
+def test_a_strangers_cell_gets_one_line(
+    study_cli: Cli, tmp_path: Path, key: str, value: Any
+) -> None:
+    cell = next((ROOT / "results/reference/cells").glob("*/record.json")).parent
+    copy = tmp_path / "s/cells" / cell.name
+    shutil.copytree(cell, copy)
+    record = json.loads((copy / "record.json").read_text())
+    group, name = key.split(".")
+    record["config"][group][name] = value
+    (copy / "record.json").write_text(json.dumps(record))
+    ran = study_cli("transfer", str(copy), "--rank", "512")
+    assert (ran.code, ran.out) == (2, "")
+    assert len(ran.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--rank", "0"], "--rank=0 is out of range"),
@@ -208,6 +235,7 @@ def test_a_cell_is_read_by_the_start_of_its_id(study_cli: Cli) -> None:
         (["--rule", "lorra"], "choose from lora, rslora, power"),
         (["--rule", "power"], "has no exponent"),
         (["--rule", "nan"], "out of range"),
+        (["--rule", "16", "--rank", "9999999"], "float32 does not hold"),
         (["--lr", "fast"], "--lr='fast' is not a number"),
         (["--lr", "-1"], "lr=-1.0 is out of range"),
         (["--optimizer", "adamm"], "choose from sgd"),
