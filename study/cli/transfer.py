@@ -78,7 +78,9 @@ def bounds(run: Source, tables: Any) -> Layers:
     from study.theory.equivalence import ALIGNED, UNALIGNED
     from study.vocabulary.inits import INITS
 
-    if tables is not None and len(tables.cells):
+    # Recorded alignments are those of adapter_out with A drawn.
+    drawn = INITS[run.init].drawn if run.init in INITS else ""
+    if tables is not None and len(tables.cells) and drawn == "A":
         cells = tables.cells
         same = cells["optimizer"].astype(str) == run.optimizer.name
         cells = cells[same & cells["init"].astype(str).isin(INITS)]

@@ -89,9 +89,9 @@ def rescaling(optimizer: str, a: float, b: float) -> Rescaling:
     ``a``.
 
     Exact for one eps of both factors only if it is 0. Clipping by the global norm keeps its effect
-    only if ``a == b`` and its limit is divided by ``a``, or under a sign-like rule whose gradients
-    are all scaled alike. Derived here. Raises :class:`StudyError` for an unknown optimizer and for
-    factors that are not positive.
+    only if ``a == b`` and its limit is divided by ``a``. Derived here.
+
+    Raises :class:`StudyError` for an unknown optimizer and for factors that are not positive.
     """
     if not (a > 0 and b > 0):
         raise StudyError(f"factors a={a:g} and b={b:g} are not both positive: give such numbers")
@@ -120,7 +120,8 @@ def growth(
 ) -> float:
     """The size of a quantity at the new rank and gamma over its size at the old ones.
 
-    It is at one learning rate: the geometric mean over layers. NaN if a curve is not known.
+    It is at one learning rate: the geometric mean over layers of the curves, which are means over
+    draws of A. NaN if a curve is not known.
 
     Raises :class:`StudyError` for a quantity that is not one of :data:`QUANTITIES`, for an unknown
     optimizer, and without a prediction.
