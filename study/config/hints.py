@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher, get_close_matches
 from typing import NoReturn
 
+import yaml
 from hydra._internal.utils import get_args_parser
 
 from study.config.compose import CONF
@@ -75,10 +76,19 @@ def unknown_key(key: str, siblings: Iterable[str], arguments: Sequence[str] = ()
     typed = next((text for text in arguments if f"{_key_of(text)}.".startswith(f"{key}.")), key)
     word, equals, value = typed.lstrip("+").partition("=")
     group = word.rpartition(".")[0]
+    if options := _options_with(word):
+        return f"{word} is a key of {' or '.join(options)} only: give that, or remove {word}"
     keys = [*known_keys(), *(f"{group}.{name}" for name in beside if group)]
     if likely := meant(word, keys):
         return f"unknown key {word}: did you mean {_written(likely, value if equals else None)}?"
     return f"unknown key {word}: choose from {', '.join(beside)}"
+
+
+def _options_with(key: str) -> list[str]:
+    """The options of a group, such as ``optimizer=sgd``, which have a key that others lack."""
+    group, _, name = key.rpartition(".")
+    files = sorted((CONF / group).glob("*.yaml")) if group in known_keys() else []
+    return [f"{group}={file.stem}" for file in files if name in yaml.safe_load(file.read_text())]
 
 
 def meant(word: str, keys: Iterable[str]) -> list[str]:

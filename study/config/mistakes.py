@@ -37,7 +37,7 @@ def as_study_errors(arguments: Sequence[str] = ()) -> Iterator[None]:
     """
     try:
         yield
-    except StudyError:
+    except (StudyError, BrokenPipeError):  # the reader of a pipe, such as head, has enough
         raise
     except MissingConfigException as error:
         raise StudyError(_choices(error)) from error

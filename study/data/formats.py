@@ -97,8 +97,12 @@ def _completion(fields: Fields, where: str, chat: Chat) -> Row:
 
 @reader("messages")
 def _messages(fields: Fields, where: str, chat: Chat) -> Row:
-    key = "conversations" if fields.get("messages") is None else "messages"
-    messages = _turns(fields, key, where)
+    has_messages = fields.get("messages") is not None or "conversations" not in fields
+    messages = _turns(fields, "messages" if has_messages else "conversations", where)
+    own = bool(messages) and messages[0]["role"] == "system"
+    if fields.get("system") is not None and not own:  # a turn comes before the field, as in Axolotl
+        system = _text(fields, "system", where)
+        messages = [{"role": "system", "content": system}, *messages] if system else messages
     if not any(message["role"] == "assistant" for message in messages):
         raise StudyError(f"{where} has no turn of the assistant: add one or delete the row")
     return chat(messages, _tools(fields, where), 0, where)

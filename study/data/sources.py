@@ -94,7 +94,8 @@ def load_rows(config: DataConfig, tokenizer: Callable[[], "PreTrainedTokenizerBa
         loaded = _of_format(config, _found(config), tokenizer)
     if not loaded.rows:  # pydoc: a Python installed without sources and docstrings
         place = f"data.path={path!r}" if path else f"data={config.name}"
-        others = ", ".join(name for name in DATASETS if name != config.name)
+        offered = [name for name, row in DATASETS.items() if row.offered]
+        others = ", ".join(name for name in offered if name != config.name)
         raise StudyError(
             f"{place} has no examples: name another file, or choose data from {others}"
         )
@@ -171,8 +172,7 @@ def _check_path(name: str, path: str) -> None:
     if DATASETS[name].reads_path and not path:
         raise StudyError(f"data={name} reads a file: add data.path=<file>")
     if path and not DATASETS[name].reads_path:
-        readers = " or ".join(f"data={key}" for key, row in DATASETS.items() if row.reads_path)
         raise StudyError(
             f"data={name} reads no file, but data.path={path!r} is given: "
-            f"use {readers}, or remove data.path"
+            "add data=file, or remove data.path"
         )

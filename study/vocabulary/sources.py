@@ -9,10 +9,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Source:
-    """``reads_path``: whether the user names a file, a folder or a hub repository."""
+    """- ``reads_path``: whether the user names a file, a folder or a hub repository;
+    - ``offered``: whether messages offer it. An earlier name is understood and not offered.
+    """
 
     label: str
     reads_path: bool = False
+    offered: bool = True
 
 
 MODELS: dict[str, Source] = {
@@ -25,7 +28,7 @@ DATASETS: dict[str, Source] = {
     "pydoc": Source("documentation of Python's standard library"),
     "xbrl_extract": Source("generated XBRL filings"),
     "file": Source("a file or a data set of the hub", reads_path=True),
-    "jsonl": Source("a JSONL file", reads_path=True),
+    "jsonl": Source("a JSONL file", reads_path=True, offered=False),
 }
 """``jsonl`` is the earlier name of ``file``: both read the same files in the same way."""
 
@@ -50,7 +53,7 @@ class Format:
 
 FORMATS: dict[str, Format] = {
     "context_target": Format((("context", "target"),)),
-    "messages": Format((("messages",), ("conversations",)), ("tools",)),
+    "messages": Format((("messages",), ("conversations",)), ("system", "tools")),
     "alpaca": Format((("instruction", "output"),), ("input",)),
     "completion": Format((("text",), ("prompt", "completion"))),
 }

@@ -1,5 +1,9 @@
 """Errors of Hydra become a line; errors of other code stay what they are."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -24,3 +28,12 @@ def test_an_error_of_omegaconf_becomes_a_line() -> None:
 def test_a_users_mistake_passes_through() -> None:
     with pytest.raises(StudyError, match=r"^rank=0$"), as_study_errors():
         raise StudyError("rank=0")
+
+
+def test_help_whose_reader_has_enough_says_nothing() -> None:
+    code = "import sys; from study import cli; sys.argv[1:] = ['train', '--help']; cli.main()"
+    reader, writer = os.pipe()
+    os.close(reader)  # as head does after its lines
+    ran = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=-1, check=False)
+    os.close(writer)
+    assert ran.stderr == b""

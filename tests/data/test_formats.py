@@ -219,7 +219,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no completion": ({"prompt": TURNS, "completion": []}, "no turn in 'completion'"),
     "no turns": ({"messages": []}, "line 1 has no turn of the assistant"),
     "turns that are text": ({"messages": "hello"}, "'messages' is of type str, not a list"),
-    "messages of null": ({"messages": None}, "no key 'conversations'"),
+    "messages of null": ({"messages": None}, "'messages' is of type NoneType, not a list"),
     "a turn that is text": ({"messages": ["hello"]}, "line 1, turn 1 is of type str"),
     "no assistant": (say(("user", "q")), "line 1 has no turn of the assistant"),
     "an unknown role": (

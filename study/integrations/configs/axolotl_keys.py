@@ -193,8 +193,10 @@ DATASET = Keys(
     | because("the loss includes the end of each of the assistant's turns", "train_on_eot")
     | because("the mean cross entropy of the targets is trained", "logprobs_field temperature")
     | because("roles have their usual names", "roles field_human field_model")
-    | because("the prompt's style is the usual one", "conversation"),
+    | because("the prompt's style is the usual one", "conversation")
+    | because("a system message is read from the field system", "field_system"),
     plain={
+        "field_system": "system",
         "roles_to_train": ["assistant"],
         "train_on_eos": "turn",
         "train_on_eot": "turn",

@@ -101,6 +101,8 @@ def _format(experiment: Experiment, entry: Fields, name: str, stage: str) -> str
         column = columns.take_text("messages") or "conversations"
         usual = _tags_are_usual(tags) and format_of(column) == MESSAGES
         format_ = MESSAGES if usual else None
+        if columns.untaken().get("system") == "system":
+            columns.take_text("system")  # data.format=messages reads this field
     else:
         # If columns are named, LLaMA-Factory reads no others.
         names_of = {} if columns.untaken() else ALPACA

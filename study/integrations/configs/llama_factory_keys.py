@@ -161,7 +161,7 @@ COLUMNS = Keys(
     instead=because("text only", "images videos audios")
     | because("the first turn has no history", "history")
     | because("preferences are not trained on", "chosen rejected kto_tag")
-    | because("rows have no system message of their own", "system"),
+    | because("a conversation's system message is read from the field system", "system"),
     inert=frozenset({"tools"}),
 )
 """Keys of its ``columns``."""

@@ -121,6 +121,11 @@ DATASET_INFO = {
         "tags": {"observation_tag": "result"},
     },
     "more": {"hf_hub_url": "org/more"},
+    "told": {
+        "hf_hub_url": "org/told",
+        "formatting": "sharegpt",
+        "columns": {"system": "rules"},
+    },
     "rows": {"file_name": "rows.json"},
     "texts": {"file_name": "rows.json", "columns": {"prompt": "text"}},
     "named": {

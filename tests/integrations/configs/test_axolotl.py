@@ -171,6 +171,8 @@ MESSAGES: dict[str, tuple[dict[str, Any], str | None, str]] = {
     ),
     "other roles": ({"roles": {"user": ["customer"]}}, "messages", "datasets[0].roles"),
     "other turns": ({"roles_to_train": ["user"]}, "messages", "datasets[0].roles_to_train"),
+    "a system message": ({"field_system": "system"}, "messages", ""),
+    "another system message": ({"field_system": "rules"}, "messages", "datasets[0].field_system"),
     "all ends": ({"train_on_eos": "all"}, "messages", "datasets[0].train_on_eos: all"),
 }
 

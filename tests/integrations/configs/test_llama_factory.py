@@ -85,6 +85,11 @@ DATASETS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"data.format": "alpaca", "data.path": "rows.json"},
         "named.columns: no query (a field input is read)",
     ),
+    "a system message": (
+        {"dataset": "told"},
+        {"data.format": "messages", "data.path": "told"},
+        "told.columns.system: rules (a conversation's system message is read from the field sys",
+    ),
     "other columns": ({"dataset": "answers"}, {}, "dataset: answers (convert its rows"),
     "other roles": ({"dataset": "roles"}, {}, "dataset: roles (convert its rows"),
     "no description": (
