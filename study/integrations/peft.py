@@ -60,6 +60,11 @@ def export_merged(study_dir: Path, cell: str, folder: Path) -> Path:
             f"model.quant_bits={of_base['quant_bits']}: an adapter cannot be merged into quantised "
             "weights: export it without --merged"
         )
+    if str(record["sources"]["model"]).endswith("+experts"):
+        raise StudyError(
+            f"cell {record['cell_id']} adapts experts, and only linear layers are merged here: "
+            "export it without --merged, then merge it with merge_and_unload of PEFT"
+        )
     _check_new(folder)
     found, config = read_adapter(adapter), ModelConfig(**of_base)
     base = load_base(config, torch.device("cpu"), "float32")
