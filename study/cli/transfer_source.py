@@ -12,7 +12,6 @@ from study.errors import StudyError, short, unknown
 if TYPE_CHECKING:
     from study.config import AdapterConfig, OptimizerConfig
 
-USUAL_OPTIMIZER = "adamw"
 USUAL_INIT = "kaiming"
 NO_RATE = 1.0
 """Stands for a learning rate that is not known. All learning rates are then factors on it."""
@@ -113,7 +112,7 @@ def _training(
     origin: str, settings: Mapping[str, Any], lr: str | None, optimizer: str | None
 ) -> tuple[str, float | None, list[str]]:
     """The optimizer's name, the learning rate if it is known, and what is assumed."""
-    from study.vocabulary.optimizers import OPTIMIZERS
+    from study.vocabulary.optimizers import MOST_USED, OPTIMIZERS
 
     given_lr = None if lr is None else _parsed("--lr", lr)
     own_lr, own_name = settings.get("optimizer.lr"), settings.get("optimizer.name")
@@ -123,7 +122,7 @@ def _training(
     assumed = []
     name = own_name or optimizer
     if name is None:
-        name = USUAL_OPTIMIZER
+        name = MOST_USED
         assumed.append(f"optimizer {name} (--optimizer names another)")
     if name not in OPTIMIZERS:
         raise unknown("optimizer", name, OPTIMIZERS)

@@ -95,6 +95,9 @@ OPTIMIZERS: dict[str, Optimizer] = {
     ),
 }
 
+MOST_USED = "adamw"
+"""The optimizer of a run that does not name its own: the default of PEFT's users and tools."""
+
 
 def of_family(family: Family) -> tuple[str, ...]:
     """The names of the optimizers of one family."""

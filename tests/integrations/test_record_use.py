@@ -312,6 +312,8 @@ def test_bf16_autocast(script: Script) -> None:
 
 def test_accelerates_bf16_is_seen(script: Script) -> None:
     accelerate = pytest.importorskip("accelerate")
+    # Accelerators of a process share their state, also with those of earlier tests.
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
     model, optimizer = accelerator.prepare(script.model, script.optimizer)
 

@@ -90,14 +90,17 @@ def test_a_key_is_a_column_if_and_only_if_it_is_part_of_the_identity(cell: Build
 
 
 def test_every_key_is_changed_above(cell: Build) -> None:
-    """``model`` and ``data`` by name and path stand in the record; ``probes.steps`` with every."""
+    """``model`` and ``data`` by name and path stand in the record; ``probes.steps`` with every.
+
+    ``train.epochs`` decides ``train.steps``.
+    """
     keys = set()
     for name, value in asdict(cell("adapter.rank=8")).items():
         if isinstance(value, dict):
             keys |= {f"{name}.{word}" for word in value}
         else:
             keys.add(name)
-    known = {*CHANGES, "optimizer.name", "model.quant_bits", "probes.steps"}
+    known = {*CHANGES, "optimizer.name", "model.quant_bits", "probes.steps", "train.epochs"}
     assert {
         key for key in keys - known if not key.startswith(("checkpoint.", "pack.", "tracker."))
     } == {key for key in NOT_COLUMNS if key.startswith(("model.", "data."))}
