@@ -274,9 +274,9 @@ def groups_of(
         return group_of[id(pair.A_RD)], group_of[id(pair.B_OR)]
     except KeyError:
         raise StudyError(
-            f"the optimizer does not train adapter {adapter!r}: make it trainable "
-            "(is_trainable=True) before you build the optimizer or the Trainer, and give the "
-            "optimizer of this model"
+            f"the optimizer does not train all of adapter {adapter!r}: make it trainable "
+            "(is_trainable=True) before you build the optimizer or the Trainer, and give one "
+            "optimizer that holds A and B of every layer of this model"
         ) from None
 
 

@@ -262,8 +262,8 @@ def _together(found: Sequence[Curve]) -> Iterator[str]:
         return
     if max(row.seeds for curve in measured for row in curve.condition) < SEEDS_FOR_VERDICT:
         yield (
-            f"A verdict needs {SEEDS_FOR_VERDICT} seeds, so these are measurements only: add "
-            f"seed={','.join(map(str, range(SEEDS_FOR_VERDICT)))}."
+            f"A verdict needs {SEEDS_FOR_VERDICT} seeds, so these are measurements only: train "
+            f"seeds {joined(list(map(str, range(SEEDS_FOR_VERDICT))))}."
         )
         return
     places = sorted({row.place for curve in measured for row in curve.condition})

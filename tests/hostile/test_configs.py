@@ -69,7 +69,7 @@ DOCUMENTS: dict[str, tuple[str, str | bytes, str]] = {
     "a JSON key twice": ("x.json", '{"r": 8, "r": 9}', "the key 'r' occurs twice"),
     "a long number": ("x.yaml", f"base_model: {'9' * 5000}", "not valid YAML"),
     "no text": ("x.yaml", b"\xff\xfe\x00", "is not UTF-8 text"),
-    "nothing": ("x.yaml", "", "holds a NoneType instead of keys"),
+    "nothing": ("x.yaml", "", "is empty: give a configuration"),
     "null bytes": ("x.yaml", "a: \x00", "not valid YAML"),
 }
 AXOLOTL_VALUES: dict[str, tuple[dict[str, Any], str]] = {

@@ -81,7 +81,7 @@ def test_refused_models_and_optimizers(script: Script) -> None:
     compiled.compile()
     for given, of, message in (
         (nn.Linear(2, 2), optimizer, "Linear has no LoRA layer of PEFT: give the model"),
-        (model, frozen, "the optimizer does not train adapter 'default'"),
+        (model, frozen, "the optimizer does not train all of adapter 'default'"),
         (model, scaled, "fp16 scales the loss"),
         (model, "adamw", "the optimizer is a str: give an optimizer of torch"),
         (nn.DataParallel(model), optimizer, "DataParallel gives each GPU a part"),

@@ -46,7 +46,7 @@ def test_refusals(
     model = peft_model(config)
     model.requires_grad_(False)
     next(model.get_submodule("base_model.model.lm_head").parameters()).requires_grad_(True)
-    with pytest.raises(StudyError, match="does not train adapter 'default'"):
+    with pytest.raises(StudyError, match="does not train all of adapter 'default'"):
         probed(trainer_of(model, config, tmp_path), tmp_path)
     assert not (tmp_path / "results").exists()
 

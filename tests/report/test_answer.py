@@ -107,7 +107,9 @@ def test_one_rule(on_disk: OnDisk) -> None:
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
 def test_few_seeds_give_measurements_and_no_verdict(on_disk: OnDisk, seeds: tuple) -> None:
     lines = said(on_disk(seeds=seeds, outputs={"train": growing}, final=learns))
-    assert lines[-1] == ("A verdict needs 3 seeds, so these are measurements only: add seed=0,1,2.")
+    assert lines[-1] == (
+        "A verdict needs 3 seeds, so these are measurements only: train seeds 0, 1 and 2."
+    )
     if len(seeds) == 1:
         assert "the gradient norm is at 10 %. Held-out perplexity is 12.2 at rank 4 and" in lines[0]
     text = " ".join(lines)

@@ -21,6 +21,7 @@ MOST_VALUES = 20_000
 MOST_LEVELS = 40
 """Of values inside each other."""
 _FIX = "give a YAML or JSON file"
+_KINDS = {list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -46,9 +47,9 @@ def load(path: Path) -> dict[str, Any]:
     except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise StudyError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise StudyError(
-            f"{path} holds a {type(values).__name__} instead of keys: give a configuration"
-        )
+        held = _KINDS.get(type(values), "a value")
+        wrong = "is empty" if values is None else f"holds {held} instead of keys"
+        raise StudyError(f"{path} {wrong}: give a configuration")
     return values
 
 
