@@ -13,6 +13,7 @@ from study.analysis.fits import Floats, Ints, Mask
 from study.analysis.grouping import codes
 from study.theory import Layer
 from study.theory.curves import MIDDLE_BACK
+from study.vocabulary.optimizers import of_family
 from study.vocabulary.quantities import ALIGNMENTS, DESCENT, MODEL_WIDE, PRODUCTS, TRAIN
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
@@ -28,13 +29,15 @@ def layer_numbers(
     """The numbers of the layers of ``rows``, whose curves are ``curve``; NaN if not recorded.
 
     ``r_eff`` is that of the layer's weight gradient, or for a row over the whole model that of the
-    gradients of all layers together. The others are NaN in rows whose curve does not need them.
+    gradients of all layers together. The others are NaN in rows whose curve does not need them:
+    under a spectral rule every row needs the sizes of its layer.
     """
     names = [name for name in RECORDED if name in probes]
     result = pd.DataFrame(
         np.nan, index=range(len(rows)), columns=[*dict.fromkeys([*names, "r_eff"])]
     )
-    crossed = _may_cross(rows)
+    spectral = rows["optimizer"].isin(of_family("spectral")).to_numpy()
+    crossed = _may_cross(rows) | (spectral & (rows["step"] <= LAST_PREDICTED_STEP).to_numpy())
     here = np.flatnonzero(_may_cross(probes))
     if not names or not len(here):
         return result

@@ -20,7 +20,7 @@ from study.analysis.row_conditions import RowCurves, clipping, eps_ratios, lazin
 from study.theory import mean_log_curve, predicted_exponents, questions
 from study.theory.asymptotics import CLIPS
 from study.vocabulary.inits import INITS
-from study.vocabulary.optimizers import OPTIMIZERS, decay_of
+from study.vocabulary.optimizers import ADJUSTMENTS, OPTIMIZERS, decay_of
 from study.vocabulary.quantities import ALL_KINDS, MEAN_LOG, MODEL_WIDE, POOLINGS
 
 LAYERS_AGREE = 0.02
@@ -167,8 +167,35 @@ def _columns(asked: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Any]:
         "q": [float(init.q or 0.0) for init in inits],
         "kurtosis": [init.kurtosis for init in inits],
         "decay": _decay(rows),
+        **_spectral_columns(asked, rows),
         **{name: asked[name].to_numpy() for name in others if name in asked},
     }
+
+
+def adjustments(rows: pd.DataFrame) -> npt.NDArray[Any]:
+    """By row Muon's factor on an update; torch's default where the optimizer has none."""
+    if "adjust_lr_fn" not in rows:
+        return np.full(len(rows), ADJUSTMENTS[0], object)
+    known = rows["adjust_lr_fn"].astype(object)
+    return known.where(known.isin(ADJUSTMENTS), ADJUSTMENTS[0]).to_numpy()
+
+
+def _spectral_columns(asked: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Any]:
+    """What only a spectral rule depends on: its factor, and the rank of the layer's gradient.
+
+    That rank is at most the number of tokens of a step and the smaller side of the layer. It is
+    given for rows whose ranks do not exceed this bound, where theory needs no more than that they
+    do not: the gradients of several steps have more directions, and padded batches fewer.
+    """
+    adjust = adjustments(rows)
+    sizes = ("sequence_length", "batch_size", "accumulation")
+    if "d_in" not in asked or not set(sizes) <= set(rows):
+        return {"adjust": adjust}
+    sides = [asked[side].to_numpy(float) for side in ("d_in", "d_out")]
+    tokens = np.prod([rows[size].to_numpy(float) for size in sizes], axis=0)
+    most = np.min([*sides, tokens], axis=0)
+    within = asked["rank_max"].to_numpy(float) <= most
+    return {"adjust": adjust, "g_rank": np.where(within, most, np.nan)}
 
 
 def _ranks(

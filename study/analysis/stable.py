@@ -23,6 +23,7 @@ import pandas as pd
 
 from study.analysis.fits import Floats, Ints
 from study.analysis.grouping import PREDICTION_COLUMNS, curve_columns, firsts, numbered
+from study.analysis.predictions import adjustments
 from study.theory import Modifiers, predict, stable_exponent
 from study.theory.asymptotics import CLIPS
 from study.vocabulary.inits import INITS
@@ -126,6 +127,7 @@ def _factor(
     optimizer: str,
     init: str,
     clipped: str,
+    adjust: str,
     eps_dominates: bool | None,
 ) -> tuple[float, float]:
     """k, the change of a slope per unit of p, and theory's p* for large rank.
@@ -137,7 +139,7 @@ def _factor(
         return math.nan, math.nan
     # In all of QUANTITIES the effect of decay is of the next order in the learning rate.
     ratio = 1.0 if eps_dominates is None else 0.0 if eps_dominates else math.inf
-    acting = Modifiers(clip=clipped, eps_ratio=ratio)
+    acting = Modifiers(clip=clipped, eps_ratio=ratio, adjust=adjust)
     law: dict[str, Any] = {
         "step": step,
         "optimizer": optimizer,
@@ -222,8 +224,9 @@ def _factors(rows: pd.DataFrame) -> Floats:
     """:func:`_factor` of every row, ``[rows, 2]``, computed once per distinct question."""
     ratio = rows["eps_ratio"].to_numpy(float)
     dominates = np.where(ratio <= LINEAR_UP_TO, 1, np.where(ratio >= SIGN_LIKE_FROM, 0, -1))
-    words = ["site", "stat", "optimizer", "init", "clipped"]
-    asked = rows[[*words, "step"]].assign(eps_dominates=dominates)
+    words = ["site", "stat", "optimizer", "init", "clipped", "adjust"]
+    asked = rows.assign(adjust=adjustments(rows), eps_dominates=dominates)
+    asked = asked[[*words, "step", "eps_dominates"]]
     number = numbered(asked, asked.columns)
     answers = []
     for question in asked.take(firsts(number)).to_dict("records"):

@@ -26,6 +26,7 @@ from study.config.bounds import (
 from study.config.intervals import Every
 from study.errors import StudyError
 from study.vocabulary import scaling
+from study.vocabulary.expectations import Expectation
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS, Option
 from study.vocabulary.quantities import BATCHES, SITES, STATS
@@ -141,6 +142,10 @@ class OptimizerConfig:
 
 
 def _option_bound(option: Option) -> Bound:
+    if option.choices:
+        return OneOf(option.choices)
+    if option.type is int:
+        return Whole(int(option.least or 0), most=int(option.most or MOST_STEPS))
     each = Number(option.above, option.least, option.below, option.most)
     return each if option.length is None else Each(each, option.length)
 
@@ -248,7 +253,7 @@ class TrackerConfig:
 
 @dataclass
 class CellConfig:
-    """One configuration trained once."""
+    """One configuration trained once. ``expects``: what its experiment predicts."""
 
     name: str = bounded(PathPart())
     results_dir: str = bounded(A_FILE)
@@ -265,3 +270,4 @@ class CellConfig:
     pack: PackConfig = field(default_factory=PackConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    expects: list[Expectation] = field(default_factory=list)

@@ -251,6 +251,9 @@ def _optimizer_config(optimizer: Optimizer, pair: LoraPair, adapter: str) -> Opt
     name = _optimizer_name(optimizer, of_A)
     kind = optimizer_config(name) if name in OPTIMIZERS else OptimizerConfig
     known = {f.name: of_A[f.name] for f in fields(kind) if f.name in of_A}
+    for key, option in OPTIMIZERS[name].options.items() if name in OPTIMIZERS else ():
+        if option.choices and known[key] is None:
+            known[key] = option.choices[0]
     lr_A, lr_B = (group.get("initial_lr", group["lr"]) for group in (of_A, of_B))  # without warm-up
     known |= {
         "name": name,

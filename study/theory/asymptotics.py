@@ -9,7 +9,8 @@ from typing import get_args
 
 from study.errors import StudyError, unknown
 from study.theory.rows import DECAYED_A, MIRROR, PAPER_CLAIMS, RANK_SIZED, ROWS, Row
-from study.vocabulary.optimizers import OPTIMIZERS, Family
+from study.theory.spectral import adjusted_exponent
+from study.vocabulary.optimizers import ADJUSTMENTS, OPTIMIZERS, Family
 from study.vocabulary.quantities import ALIGNMENTS, SITES, STATS
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP, LINEAR_UP_TO, SIGN_LIKE_FROM
 
@@ -60,6 +61,8 @@ class Modifiers:
     - ``eps_ratio``: rms(gradient) / eps of the factor in question, at the rank where it is nearest
       to 1. Adam is sign-like at 100 and above, linear in the gradient (the exponents of SGD) at
       1/100 and below, and neither in between;
+    - ``adjust``: the factor of a spectral rule on the update of a matrix, by its shape
+      (:data:`study.vocabulary.optimizers.ADJUSTMENTS`), or ``none``;
     - ``lazy``: whether the actual and the linearised loss change agree within a tenth.
 
     Raises :class:`StudyError` for a value outside the choices.
@@ -68,6 +71,7 @@ class Modifiers:
     decay: str = "none"
     clip: str = "never"
     eps_ratio: float = math.inf
+    adjust: str = ADJUSTMENTS[0]
     lazy: bool = True
 
     def __post_init__(self) -> None:
@@ -75,6 +79,8 @@ class Modifiers:
             raise unknown("decay", self.decay, DECAYS)
         if self.clip not in CLIPS:
             raise unknown("clip", self.clip, CLIPS)
+        if self.adjust not in ("none", *ADJUSTMENTS):
+            raise unknown("adjust", self.adjust, ("none", *ADJUSTMENTS))
         if not self.eps_ratio >= 0:
             raise StudyError(
                 f"eps_ratio={self.eps_ratio} must be rms(gradient) / eps: "
@@ -164,6 +170,8 @@ def predict(
     clipped = kind == "linear" and modifiers.clip == "always"
     entrywise = site in RANK_SIZED and stat in ENTRYWISE
     exponent = row.exponent(p, q, clipped) - (1 / 2 if entrywise else 0.0)
+    if kind == "spectral" and row.updates:
+        exponent += adjusted_exponent(row, init, modifiers.adjust)
     derivation = _derivation(row, clipped, entrywise, init)
     return Prediction(exponent, row.source, derivation, paper=paper, row=row, family=kind)
 
@@ -217,7 +225,11 @@ def _why_not(
             f"(from {SIGN_LIKE_FROM:g}) nor linear (up to {LINEAR_UP_TO:g})"
         )
     mixed = quantity == "adapter_update" or (quantity == "A_update" and step > 0)
-    if kind == "linear" and decayed and mixed:
+    if kind == "spectral" and stat in ("mean_abs", "m4"):
+        return "the distribution of the entries of an orthogonalised update changes with the rank"
+    if kind == "spectral" and quantity == "adapter_update" and step > 0:
+        return "Muon's factors on the updates of A and B differ, and either may be the larger"
+    if kind in ("linear", "spectral") and decayed and mixed:
         return (
             "lr decay A and the gradient's part of the update scale differently, "
             "and either may be the larger"

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from study.theory.asymptotics import PLAIN, Modifiers, predict
 from study.theory.curves import MIDDLE_BACK, UNKNOWN, Layer, mean_log_curve, slope
 from study.vocabulary.inits import UNIFORM
+from study.vocabulary.optimizers import ADJUSTMENTS
 
 
 def predicted_exponent(
@@ -65,9 +66,11 @@ class Question(NamedTuple):
     kurtosis: float = UNIFORM
     r_eff: float = math.nan
     r_joint: float = math.nan
+    g_rank: float = math.nan
     decay: str = "none"
     clip: str = "never"
     eps_ratio: float = math.inf
+    adjust: str = ADJUSTMENTS[0]
     lazy: bool = True
 
     @property
@@ -85,11 +88,13 @@ class Question(NamedTuple):
                 kurtosis=self.kurtosis,
                 r_eff=self.r_eff,
                 r_joint=self.r_joint,
+                g_rank=self.g_rank,
             ),
             "modifiers": Modifiers(
                 decay=self.decay,
                 clip=self.clip,
                 eps_ratio=math.inf if math.isnan(self.eps_ratio) else self.eps_ratio,
+                adjust=self.adjust,
                 lazy=bool(self.lazy),
             ),
         }

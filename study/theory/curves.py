@@ -37,12 +37,16 @@ from study.errors import StudyError, unknown
 from study.theory.asymptotics import PLAIN, Modifiers, Prediction, predict
 from study.theory.log_gaps import product_gap, sum_gap
 from study.theory.rows import Term
+from study.theory.spectral import bend, gap
 from study.vocabulary.inits import UNIFORM
 from study.vocabulary.optimizers import Family
 
 MIDDLE_BACK = 1.25
 """Stands for an unknown ``r_back``, which is between 1 and pi/2. At D = 576 its slope is within
 0.007 of that of either end over ranks 4 to 256, and within 0.013 over ranks 4 to 2048."""
+
+RESOLVED = 1e-9
+"""Singular values of G above this part of the largest count in its rank."""
 
 MOMENTS = {"norm": 2, "rms": 2, "mean_abs": 1, "m4": 4, "descent": 1}
 """The power k of each statistic whose mean over the init is known in closed form. The curve is the
@@ -69,7 +73,10 @@ class Layer:
       ``sqrt(r_align)``, and for an unknown one if r_align is unknown too;
     - ``r_joint = tr(P M)^2 / |P M|^2`` of the symmetric part of ``P M``, ``P = G^T G``, ``M`` the
       second moment of x: the effective number of directions that G and x have in common. NaN
-      stands for 1. Only log biases (:mod:`study.theory.log_gaps`) depend on these two.
+      stands for 1. Only log biases (:mod:`study.theory.log_gaps`) depend on these two;
+    - ``g_rank``: the rank of G, at most the number of tokens that it sums over;
+    - ``outside``: the share of |x|^2 outside the row space of G. Only the curves of spectral rules
+      (:mod:`study.theory.spectral`) depend on these two.
 
     Under Init[B] all of them are those of the transposed problem (x <-> g, G <-> G^T).
     """
@@ -83,6 +90,8 @@ class Layer:
     kurtosis: float = UNIFORM
     r_eff: float = math.nan
     r_joint: float = math.nan
+    g_rank: float = math.nan
+    outside: float = math.nan
 
     @property
     def share(self) -> float:
@@ -119,6 +128,8 @@ def measure_layer(
     K = np.clip(directions @ directions.T, -1.0, 1.0)
     g_live = g[:, live]
     both = G.T @ out.T @ x
+    _, singular, V = np.linalg.svd(G, full_matrices=False)
+    g_rank = int((singular > RESOLVED * singular[0]).sum())
     return Layer(
         d_in=d_in,
         d_out=d_out,
@@ -129,6 +140,8 @@ def measure_layer(
         kurtosis=kurtosis,
         r_eff=float(np.square(G).sum() ** 2 / np.square(G @ G.T).sum()),
         r_joint=float(4 * np.trace(both) ** 2 / np.square(both + both.T).sum()),
+        g_rank=g_rank,
+        outside=float(max(0.0, 1 - np.square(x @ V[:g_rank].T).sum() / energy)),
     )
 
 
@@ -193,6 +206,8 @@ def curve(
             f"{prediction.reason}"
         )
     values: Floats = ranks**prediction.exponent
+    if prediction.family == "spectral" and prediction.row.updates:
+        return values * bend(prediction.row, ranks, layer, init, modifiers.adjust)
     if prediction.row.term == "none":
         return values
     rho = _rho(prediction.row.term, prediction.family, optimizer, layer, init)
@@ -226,6 +241,8 @@ def log_bias(
     if found.row is None:
         return np.full(ranks.shape, math.nan)
     share = layer.share
+    if found.family == "spectral" and found.row.updates:
+        return gap(found.row, ranks, layer)
     if found.row.term != "none":
         rho = _rho(found.row.term, found.family, optimizer, layer, init)
         joint = layer.joint * _narrowing(layer, init)

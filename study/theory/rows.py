@@ -12,9 +12,10 @@ from typing import Literal
 
 from study.vocabulary.optimizers import Family
 
-Term = Literal["none", "aligned", "crossed", "weight"]
+Term = Literal["none", "aligned", "crossed", "weight", "trained", "random", "reached", "nuclear"]
 """Which crossover a finite-rank curve has, if any; :func:`study.theory.curves.crossover` gives its
-value."""
+value. Under a spectral rule, :mod:`study.theory.spectral` has the curve of each term, and the last
+four occur nowhere else."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,39 @@ SIGN: dict[str, Row] = {
 }
 """Updates of fixed size: Adam as eps goes to 0, and the other sign-like rules."""
 
-ROWS: Mapping[Family, Mapping[str, Row]] = {"linear": LINEAR, "sign": SIGN}
+POLAR = "derived here: study.theory.spectral"
+SPECTRAL: dict[str, Row] = {
+    **_ANY,
+    "B": Row(0, 0, 0, 1, 1, "-lr c polar(G A^T): |.|^2 = min(r, m)", POLAR, "trained"),
+    "B_update": Row(0, 0, 0, 1, 0, "lr c polar(G A^T): |.|^2 = min(r, m)", POLAR, "trained"),
+    "adapter_update": Row(
+        0, 0, 0, 1, 0, "at step 0 B_update: the gradient of A is 0", POLAR, "trained"
+    ),
+    "A_grad": Row(
+        0, 1, 0, 1, 1, "gamma B^T G: lr c gamma |G| for r >= m, less below", POLAR, "reached"
+    ),
+    "A_update": Row(0, 0, 0, 2, 1, "lr c polar(B^T G): |.|^2 = min(r, m)", POLAR, "random"),
+    "descent": Row(1 / 2, 1, 1, 1, 0, "lr c gamma |G A^T|_*, a nuclear norm", POLAR, "nuclear"),
+    "adapter_out": Row(
+        *(1 / 2, 1, 1, 1, 1),
+        "-lr c gamma polar(G A^T) A x, E|.|^2 of (1 - s) r + s min(r, m)",
+        *(POLAR, "aligned"),
+    ),
+    "delta_w": Row(
+        *(1 / 2, 1, 1, 1, 1),
+        "-lr c gamma polar(G A^T) A, E|.|^2 of min(r, m) (D - m + max(r, m))",
+        *(POLAR, "weight"),
+    ),
+    "adapter_in_grad": Row(
+        *(1 / 2, 1, 1, 1, 1),
+        "-lr c gamma A^T polar(G A^T)^T g, E|.|^2 near r + D - m far above m",
+        *(POLAR, "crossed"),
+    ),
+}
+"""Updates with equal singular values: Muon. m is the rank of G, and c the factor for the shape of
+the matrix. Exponents hold for ranks far above m and D."""
+
+ROWS: Mapping[Family, Mapping[str, Row]] = {"linear": LINEAR, "sign": SIGN, "spectral": SPECTRAL}
 
 DECAYED_A = Row(1 / 2, 0, 1, 0, 0, "only decay moves it at step 0: lr decay A", DERIVED)
 """The update of the random factor at step 0 under weight decay."""

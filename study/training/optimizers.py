@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from study.adapters import LoraBank
 from study.config import CellConfig, OptimizerConfig, TrainConfig
+from study.errors import StudyError
 
 Groups = list[dict[str, Any]]
 
@@ -89,6 +90,25 @@ def _adafactor(groups: Groups, **options: Any) -> Optimizer:
 
     fixed = {"relative_step": False, "scale_parameter": False, "warmup_init": False}
     return Adafactor(groups, **fixed, **options)
+
+
+@constructs("muon")
+def _muon(groups: Groups, **options: Any) -> Optimizer:
+    """torch's Muon, on each A and each B alone.
+
+    Raises :class:`StudyError` with a torch that lacks it, and for the 3-D adapters of experts.
+    """
+    if not hasattr(torch.optim, "Muon"):
+        raise StudyError(
+            f"torch {torch.__version__} has no Muon: install torch 2.9 or later, or use another "
+            "optimizer"
+        )
+    if any(weight.dim() != 2 for group in groups for weight in group["params"]):
+        raise StudyError(
+            "optimizer=muon takes matrices, and the adapters of experts are stacks of them: use "
+            "another optimizer, or leave the experts out of adapter.targets"
+        )
+    return torch.optim.Muon(groups, **options)
 
 
 def build_optimizer(

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Family = Literal["linear", "sign"]
+Family = Literal["linear", "sign", "spectral"]
 """How an update scales with its gradients.
 
 - ``linear``: proportional to them. Momentum is linear too: its buffer is a linear function of past
   gradients;
-- ``sign``: independent of their scale, as eps goes to 0."""
+- ``sign``: independent of their scale, as eps goes to 0: every entry moves equally far;
+- ``spectral``: independent of their scale too: every singular value of the update is the same."""
 
 Decay = Literal["coupled", "decoupled"]
 """Weight decay is added to the gradient (``coupled``) or to the weights (``decoupled``)."""
@@ -22,7 +23,8 @@ Decay = Literal["coupled", "decoupled"]
 class Option:
     """One option of an optimizer: its type, and the limits of its value.
 
-    A list has ``length`` elements, each within the limits.
+    A list has ``length`` elements, each within the limits. ``choices``: the only values, if it has
+    any; the first one is what torch's None stands for.
     """
 
     type: Any = float
@@ -31,7 +33,12 @@ class Option:
     below: float | None = None
     most: float | None = None
     length: int | None = None
+    choices: tuple[Any, ...] = ()
 
+
+ADJUSTMENTS = ("original", "match_rms_adamw")
+"""By what Muon multiplies the update of a matrix with ``a`` rows and ``b`` columns:
+sqrt(max(1, a / b)), or 0.2 sqrt(max(a, b)), with which its rms is that of an update of AdamW."""
 
 BETAS, EPS, MOMENTUM = Option(list[float], below=1.0, length=2), Option(), Option()
 
@@ -91,6 +98,18 @@ OPTIMIZERS: dict[str, Optimizer] = {
         {
             "clip_threshold": Option(least=None, above=0.0),
             "decay_rate": Option(least=None, most=0.0),
+        },
+    ),
+    "muon": Optimizer(
+        "Muon",
+        "spectral",
+        "decoupled",
+        1,
+        {
+            "momentum": Option(below=1.0),
+            "nesterov": Option(bool, choices=(True, False)),
+            "ns_steps": Option(int, least=1, most=99),
+            "adjust_lr_fn": Option(str, choices=ADJUSTMENTS),
         },
     ),
 }

@@ -43,7 +43,9 @@ def test_what_is_no_target(targets: Any) -> None:
 
 
 def extremes(option: Option) -> list[Any]:
-    """The smallest and the largest values that an option may have."""
+    """The smallest and the largest values that an option may have, or all of them."""
+    if option.choices:
+        return list(option.choices)
     low = option.least if option.above is None else option.above + 1e-300
     high = option.most if option.below is None else option.below - 1e-16
     ends = [-LARGEST_FLOAT if low is None else low, LARGEST_FLOAT if high is None else high]
@@ -53,7 +55,10 @@ def extremes(option: Option) -> list[Any]:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_option_within_its_bounds_can_be_trained_with(name: str) -> None:
     """Otherwise the optimizer would refuse it after the base was loaded."""
-    usual = {key: option.least or 0.5 for key, option in OPTIMIZERS[name].options.items()}
+    usual = {
+        key: option.choices[0] if option.choices else option.least or 0.5
+        for key, option in OPTIMIZERS[name].options.items()
+    }
     if "betas" in usual:
         usual["betas"] = [0.9, 0.99]
     if "decay_rate" in usual:

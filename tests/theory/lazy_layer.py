@@ -75,6 +75,33 @@ def adafactor(grad, state):
     return -update / np.maximum(1.0, np.sqrt(np.square(update).mean((1, 2), keepdims=True)))
 
 
+def polar(matrices):
+    """``U V^T`` of the singular value decomposition, over the nonzero singular values."""
+    U, s, V = np.linalg.svd(matrices, full_matrices=False)
+    kept = s > 1e-9 * s[..., :1]
+    return matmul(U * kept[..., None, :], V)
+
+
+def muon(grad, state, adjust="none"):
+    """torch's Muon with exact orthogonalisation."""
+    state.first = 0.95 * state.first + 0.05 * grad
+    rows, columns = grad.shape[-2:]
+    factor = {
+        "none": 1.0,
+        "original": max(1.0, rows / columns) ** 0.5,
+        "match_rms_adamw": 0.2 * max(rows, columns) ** 0.5,
+    }[adjust]
+    return -factor * polar(0.05 * grad + 0.95 * state.first)
+
+
+def muon_original(grad, state):
+    return muon(grad, state, "original")
+
+
+def muon_match_rms_adamw(grad, state):
+    return muon(grad, state, "match_rms_adamw")
+
+
 @dataclass
 class Problem:
     """Batches (x [N, D], g [N, O]), one per step; the last one is repeated."""

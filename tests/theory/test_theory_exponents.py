@@ -14,27 +14,29 @@ from study.vocabulary.quantities import SITES, STATS, Site, Stat
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
 P, Q = 0.7, 0.3  # generic: no two rows of the table have the same exponent by accident
+FAMILIES = ("linear", "sign", "spectral")
+PRODUCT = (1 - 2 * P - Q, 1 - P - Q / 2, 1 / 2 - P - Q / 2)
 
-TABLE = {  # site, stat, first step: (SGD, sign-like)
-    ("adapter_grad", "norm", 0): (1 / 2 - P - Q / 2, 1 / 2 - P - Q / 2),
-    ("B_grad", "norm", 0): (1 / 2 - P - Q / 2, 1 / 2 - P - Q / 2),
-    ("B_update", "norm", 0): (1 / 2 - P - Q / 2, 1 / 2),
-    ("A_grad", "norm", 1): (1 / 2 - 2 * P - Q / 2, 1 / 2 - P),
-    ("A_update", "norm", 1): (1 / 2 - 2 * P - Q / 2, 1 / 2),
-    ("adapter_update", "descent", 0): (1 - 2 * P - Q, 1 - P - Q / 2),
-    ("adapter_out", "norm", 1): (1 - 2 * P - Q, 1 - P - Q / 2),
-    ("delta_w", "norm", 1): (1 - 2 * P - Q, 1 - P - Q / 2),
-    ("adapter_in_grad", "norm", 1): (1 - 2 * P - Q, 1 - P - Q / 2),
-    ("A", "norm", 0): (1 / 2 - Q / 2, 1 / 2 - Q / 2),
-    ("B", "norm", 1): (1 / 2 - P - Q / 2, 1 / 2),
-    ("layer_out", "norm", 0): (0, 0),
-    ("layer_out_grad", "rms", 0): (0, 0),
-    ("adapter_in", "m4", 0): (0, 0),
+TABLE = {  # site, stat, first step: (SGD, sign-like, Muon with torch's factor)
+    ("adapter_grad", "norm", 0): (1 / 2 - P - Q / 2,) * 3,
+    ("B_grad", "norm", 0): (1 / 2 - P - Q / 2,) * 3,
+    ("B_update", "norm", 0): (1 / 2 - P - Q / 2, 1 / 2, 0),
+    ("A_grad", "norm", 1): (1 / 2 - 2 * P - Q / 2, 1 / 2 - P, -P),
+    ("A_update", "norm", 1): (1 / 2 - 2 * P - Q / 2, 1 / 2, 1 / 2),
+    ("adapter_update", "descent", 0): PRODUCT,
+    ("adapter_out", "norm", 1): PRODUCT,
+    ("delta_w", "norm", 1): PRODUCT,
+    ("adapter_in_grad", "norm", 1): PRODUCT,
+    ("A", "norm", 0): (1 / 2 - Q / 2,) * 3,
+    ("B", "norm", 1): (1 / 2 - P - Q / 2, 1 / 2, 0),
+    ("layer_out", "norm", 0): (0, 0, 0),
+    ("layer_out_grad", "rms", 0): (0, 0, 0),
+    ("adapter_in", "m4", 0): (0, 0, 0),
 }
 
 
 @pytest.mark.parametrize(("key", "expected"), TABLE.items(), ids=str)
-@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, "linear", "sign"])
+@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, *FAMILIES])
 def test_the_table(key, expected, optimizer):
     site, stat, first = key
     for step in range(LAST_PREDICTED_STEP + 1):
@@ -44,7 +46,7 @@ def test_the_table(key, expected, optimizer):
             assert f"0 until step {first}" in prediction.reason
         else:
             assert prediction.exponent == pytest.approx(
-                expected[theory.family(optimizer) == "sign"]
+                expected[FAMILIES.index(theory.family(optimizer))]
             )
             assert prediction.reason is None
         assert prediction.source
@@ -269,7 +271,7 @@ def test_a_new_site_or_stat_has_no_exponent_until_it_is_derived(monkeypatch):
     [
         ({"site": "adaptor_out"}, "unknown site 'adaptor_out': choose from adapter_in"),
         ({"stat": "mean"}, "unknown stat 'mean': choose from mean_abs"),
-        ({"optimizer": "muon"}, "unknown optimizer 'muon': choose from sgd"),
+        ({"optimizer": "shampoo"}, "unknown optimizer 'shampoo': choose from sgd"),
         ({"init": "C"}, "unknown init 'C': choose from A, B"),
     ],
 )
@@ -285,7 +287,9 @@ def test_a_mistake_names_the_choices(change, message):
         predict(**arguments)
 
 
-@pytest.mark.parametrize("change", [{"decay": "l2"}, {"clip": "yes"}, {"eps_ratio": math.nan}])
+@pytest.mark.parametrize(
+    "change", [{"decay": "l2"}, {"clip": "yes"}, {"eps_ratio": math.nan}, {"adjust": "rms"}]
+)
 def test_a_wrong_modifier(change):
     with pytest.raises(StudyError):
         Modifiers(**change)

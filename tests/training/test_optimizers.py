@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from study.config import CellConfig
+from study.errors import StudyError
 from study.training.optimizers import build_optimizer
 from study.vocabulary.optimizers import OPTIMIZERS
 
@@ -32,10 +33,15 @@ def test_first_step(cell: Build, name: str) -> None:
         "nesterov": -LR * 1.9 * gradient,  # the look-ahead adds momentum times the fresh buffer
         "rmsprop": -LR * 10 * gradient.sign(),  # 1 / sqrt(1 - 0.99)
         "adafactor": None,
+        "muon": None,
     }.get(name, -LR * gradient.sign())
-    if (
-        expected is None
-    ):  # its first step has unit rms and the gradient's signs (clip_threshold = 1)
+    if name == "muon":  # Newton-Schulz leaves singular values between 0.7 and 1.2
+        steps = torch.linalg.svdvals(dB) / LR
+        assert 0.68 < steps.min() <= steps.max() < 1.21
+        U, _, V = torch.linalg.svd(gradient)
+        torch.testing.assert_close(dB / LR, -U @ V, atol=0.35, rtol=0)
+        expected = dB
+    elif expected is None:  # a unit rms and the gradient's signs (clip_threshold = 1)
         assert dB.square().mean().sqrt().item() == pytest.approx(LR, rel=1e-3)
         assert torch.equal(dB.sign(), -gradient.sign())
         expected = dB
@@ -53,7 +59,7 @@ def test_loraplus_moves_b_further(cell: Build, name: str) -> None:
     torch.testing.assert_close(plus[2], 4 * plain[2], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "signsgd", "lion", "adafactor"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "signsgd", "lion", "adafactor", "muon"])
 def test_weight_decay_shrinks_a_by_lr_times_decay(cell: Build, name: str) -> None:
     """Decoupled decay, and coupled decay under a linear rule, agree in the first step."""
     options = [f"optimizer={name}", f"optimizer.lr={LR}"]
@@ -64,3 +70,32 @@ def test_weight_decay_shrinks_a_by_lr_times_decay(cell: Build, name: str) -> Non
     torch.testing.assert_close(
         decayed[1] - plain[1], torch.full((2, 2), -LR * 0.5), rtol=1e-3, atol=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("adjust", "of_A", "of_B"),
+    [("original", 1.0, 2.0), ("match_rms_adamw", 0.2 * 24**0.5, 0.2 * 16**0.5)],
+)
+def test_muon_orthogonalises_each_matrix_and_scales_it_by_its_shape(
+    cell: Build, adjust: str, of_A: float, of_B: float
+) -> None:
+    """A is [4, 24], B [16, 4]: all singular values of an update are near the factor."""
+    torch.manual_seed(0)
+    weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((4, 24), (16, 4))]
+    for weight in weights:
+        weight.grad = torch.randn(weight.shape)
+    config = cell("optimizer=muon", f"optimizer.lr={LR}", f"optimizer.adjust_lr_fn={adjust}")
+    build_optimizer(config.optimizer, weights[:1], weights[1:]).step()
+    for weight, factor in zip(weights, (of_A, of_B), strict=True):
+        relative = torch.linalg.svdvals(weight.detach()) / (LR * factor)
+        assert 0.65 < relative.min() <= relative.max() < 1.25
+
+
+def test_muon_where_it_cannot_be(cell: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = cell("optimizer=muon").optimizer
+    stack = torch.nn.Parameter(torch.zeros(2, 4, 4))
+    with pytest.raises(StudyError, match=r"adapters of experts.*adapter.targets"):
+        build_optimizer(config, [stack], [stack])
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(StudyError, match=r"has no Muon: install torch 2\.9"):
+        build_optimizer(config, [], [])

@@ -43,6 +43,7 @@ def test_every_row_has_a_constructor_and_a_configuration_file() -> None:
 
 def test_rows_answer_what_other_modules_ask() -> None:
     assert of_family("linear") == ("sgd", "momentum", "nesterov")
+    assert of_family("spectral") == ("muon",)
     assert decay_of("adamw", 0.1) == "decoupled"
     assert decay_of("adam", 0.1) == "coupled"
     assert decay_of("adam", 0.0) == "none"

@@ -1,0 +1,112 @@
+"""Finite-rank sizes under Muon: an update is the orthogonalised gradient.
+
+Every nonzero singular value of an update is lr times the optimizer's factor for the matrix's shape
+(:data:`study.vocabulary.optimizers.ADJUSTMENTS`). Muon's Newton-Schulz steps are taken as exact.
+They leave the singular values between about 0.7 and 1.2, and lower where one is less than about
+1/1000 of the gradient's norm.
+
+For Init[A], let m be the rank of the weight gradient ``G`` [O, D]: at most the number of tokens
+that it sums over, O and D. Let ``polar(M) = (M M^T)^(-1/2) M`` on the range of M. The first
+gradient of B is ``gamma G A^T``, so ``B = -lr c polar(G A^T)``. Its rank is min(r, m), and the
+projector ``P`` [r, r] on its rows is that on the columns of ``A G^T``. P is the identity up to
+r = m.
+
+- **Norm of B**: ``lr c sqrt(min(r, m))``. The first update of A that is not 0, the polar factor of
+  ``B^T G``, has the same rank.
+- **delta_w**: ``|polar(G A^T) A| = |P A|``. Split A into its part in the row space of G, of which
+  P leaves all, and the independent rest, of which P leaves min(r, m) rows:
+  ``E|.|^2 = (lr c gamma)^2 v (r m + min(r, m) (D - m)) = (...) v min(r, m) (D - m + max(r, m))``.
+  It grows as sqrt(r) up to r = m, is flat up to about D, and grows as sqrt(r) again.
+- **adapter_out**: ``|P A x|``. Likewise ``E|.|^2 = (lr c gamma)^2 v |x|^2 ((1 - s) r + s min(r,
+  m))``, where s is the share of |x|^2 outside the row space of G. It is 0 on the inputs that G sums
+  over if there are at most O of them: then the size is a power law at all ranks.
+- **A_grad**: ``gamma B^T G`` has the norm ``lr c gamma |G|`` for r >= m. Below, the norm of the
+  part of G that r random directions reach depends on all of its singular values: no closed form.
+- **descent**: ``lr c gamma |G A^T|_*``, the nuclear norm. It grows as r far below the effective
+  rank of G, and as sqrt(r) far above m. Between, it depends on all singular values of G, which no
+  statistic records: no closed form but for m = 1, where it is ``sqrt(2 v) |G| Gamma((r + 1) / 2) /
+  Gamma(r / 2)``.
+- **adapter_in_grad**: ``A^T polar(G A^T)^T g`` contains a square root of a Wishart matrix. Far
+  above m its size is ``sqrt(r + D - m)``, which is exact for m = 1: no closed form otherwise.
+
+The forms with D are exact for a Gaussian A and one gradient: at step 1, or with the same batch at
+every step. Derived here; ``tests/theory/test_theory_spectral.py`` compares them with Monte Carlo.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from study.theory.log_gaps import sum_gap
+from study.theory.rows import Row
+
+if TYPE_CHECKING:
+    from study.theory.curves import Layer
+
+Floats = NDArray[np.float64]
+_log_gamma = np.vectorize(math.lgamma, otypes=[float])
+
+
+def adjustment(rows: Floats, columns: Floats, adjust: str) -> Floats:
+    """The factor on the update of a matrix of this shape."""
+    if adjust == "none":
+        return np.ones(np.broadcast(rows, columns).shape)
+    if adjust == "original":
+        return np.sqrt(np.maximum(1, rows / columns))
+    return 0.2 * np.sqrt(np.maximum(rows, columns))
+
+
+def adjusted_exponent(row: Row, init: str, adjust: str) -> float:
+    """The exponent of :func:`adjustment` at ranks above the layer's features."""
+    of_B = (row.term == "random") == (init == "B")
+    return 0.0 if adjust == "none" or (adjust == "original" and of_B) else 1 / 2
+
+
+def bend(row: Row, ranks: Floats, layer: "Layer", init: str, adjust: str) -> Floats:
+    """The size of a quantity over its power law at large rank, up to a factor, [ranks].
+
+    NaN without a closed form, or if it depends on an unknown property of the layer.
+    """
+    of_B = (row.term == "random") == (init == "B")
+    if adjust == "none":
+        factor = np.ones(ranks.shape)
+    elif of_B:
+        factor = adjustment(np.full(ranks.shape, layer.d_out), ranks, adjust)
+    else:
+        factor = adjustment(ranks, np.full(ranks.shape, layer.d_in), adjust)
+    power = row.rank + adjusted_exponent(row, init, adjust)
+    return np.asarray(factor * np.sqrt(_square(row, ranks, layer, init)) / ranks**power)
+
+
+def _square(row: Row, ranks: Floats, layer: "Layer", init: str) -> Floats:
+    """The mean square, up to a factor, [ranks]."""
+    m, fan = layer.g_rank, layer.d_in if init == "A" else layer.d_out
+    captured = np.minimum(ranks, m)  # NaN for an unknown m
+    single = np.where(m == 1, 1.0, math.nan)
+    if row.term in ("trained", "random"):
+        return captured
+    if row.term == "weight":
+        return np.asarray(captured * (fan - m + np.maximum(ranks, m)))
+    if row.term == "aligned":
+        outside = 0.0 if m == fan else layer.outside
+        beyond = np.where(ranks > m, (1 - outside) * ranks + outside * captured, ranks)
+        return np.where(np.isnan(m), math.nan, beyond)
+    if row.term == "reached":
+        return np.where(ranks >= m, 1.0, math.nan)
+    if row.term == "crossed":
+        return np.asarray(single * (ranks + fan - m))
+    return np.asarray(single * np.exp(2 * (_log_gamma((ranks + 1) / 2) - _log_gamma(ranks / 2))))
+
+
+def gap(row: Row, ranks: Floats, layer: "Layer") -> Floats:
+    """How far the mean of the log lies below the log of the curve, [ranks].
+
+    ``adapter_out`` is ``|A x|``, up to r = m: a sum of squares with the share of |x|^2 along one
+    direction, as in :mod:`study.theory.log_gaps`. The others have no gap to this order.
+    """
+    share = min(1.0, 1 / (layer.r_align * layer.share)) if layer.r_align > 0 else 0.0
+    if row.term != "aligned" or not share:
+        return np.zeros(ranks.shape)
+    return sum_gap(share, 2, ranks) / 2

@@ -1,0 +1,155 @@
+"""The rows of the spectral family on a simulated layer, against the closed forms.
+
+The simulated layer has D = 24 and O = 20, so G has the rank of its 6 tokens or of one.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import pytest
+
+from study.theory import Layer, Modifiers, curve, measure_layer, predict, predicted_exponent
+from study.vocabulary.optimizers import ADJUSTMENTS
+
+from . import lazy_layer
+from .lazy_layer import D_IN, D_OUT, gaussian, interval, problem, seed_slopes, sweep
+
+RANKS = (2, 4, 8, 16, 64, 256)
+P, Q = 0.7, 0.3
+LR = 1e-9
+COMPARISONS = 3000
+SETTINGS = {tokens: problem(3, tokens=tokens) for tokens in (1, 6)}
+
+
+@lru_cache
+def runs(tokens, init="A", adjust="none"):
+    rule = "muon" if adjust == "none" else f"muon_{adjust}"
+    return sweep(
+        getattr(lazy_layer, rule),
+        SETTINGS[tokens],
+        RANKS,
+        p=P,
+        q=Q,
+        seeds=150,
+        init=init,
+        draw=gaussian,
+        steps=3,
+        lr=LR,
+    )
+
+
+def named(site, init):
+    """The site that plays the role of ``site`` under ``init``."""
+    other = {"A": "B", "B": "A", "A_update": "B_update", "B_update": "A_update"}
+    other |= {"adapter_out": "adapter_in_grad", "adapter_in_grad": "adapter_out"}
+    other |= {"A_grad": "B_grad"}
+    return site if init == "A" else other.get(site, site)
+
+
+def absolute(setting, layer, init, step):
+    """The factor between the size of each site and its curve, which is known up to that factor.
+
+    On one batch all updates are equal: after ``step`` of them B is as many times as large.
+    """
+    (x, g), G = setting.batch(0), setting.gradient(0)
+    if init == "B":
+        x, g, G = g, x, G.T
+    sd = (3 * G.shape[1]) ** -0.5
+    sizes = {
+        **dict.fromkeys(("B", "B_update", "A_update", "adapter_update"), 1.0),
+        "delta_w": sd,
+        "adapter_out": sd * np.linalg.norm(x),
+    }
+    if layer.g_rank == 1:
+        sizes["A_grad"] = np.linalg.norm(G)
+        sizes["descent"] = 2**0.5 * sd * np.linalg.norm(G)
+        sizes["adapter_in_grad"] = sd * np.linalg.norm(g)
+    updates = ("B_update", "A_update", "adapter_update", "descent")
+    return {
+        named(site, init): LR * size * (1 if site in updates else step)
+        for site, size in sizes.items()
+    }
+
+
+def law_of(site, step, init, adjust, layer):
+    place = ("adapter_update", "descent") if site == "descent" else (site, "norm")
+    law = {"step": step, "optimizer": "muon", "p": P, "q": Q, "init": init, "layer": layer}
+    return place, law | {"modifiers": Modifiers(adjust=adjust)}
+
+
+@pytest.mark.parametrize("adjust", ["none", *ADJUSTMENTS])
+@pytest.mark.parametrize("init", ["A", "B"])
+@pytest.mark.parametrize("tokens", SETTINGS)
+def test_every_closed_form_at_every_rank_with_its_constant(tokens, init, adjust):
+    setting = SETTINGS[tokens]
+    layer = measure_layer(setting.gradient(0), *setting.batch(0), init, kurtosis=0.0)
+    assert layer.g_rank == tokens
+    for step, row in enumerate(runs(tokens, init, adjust)):
+        expected = absolute(setting, layer, init, step)
+        for site, values in row.items():
+            if not values.any():
+                continue
+            (*place,), law = law_of(site, step, init, adjust, layer)
+            prediction = predict(*place, **{k: v for k, v in law.items() if k != "layer"})
+            if prediction.row is None or not prediction.row.updates:
+                continue
+            sizes = curve(*place, RANKS, **law)
+            assert np.isfinite(sizes).all() == (site in expected), (step, site)
+            power = 1 if site == "descent" else 2
+            for rank, samples, size in zip(RANKS, values, sizes, strict=True):
+                if site in expected:
+                    ratio = interval((samples / (expected[site] * size)) ** power, COMPARISONS)
+                    assert ratio.agrees(1.0), (step, site, rank, ratio)
+
+
+@pytest.mark.parametrize("tokens", SETTINGS)
+def test_slopes_of_mean_logs(tokens):
+    setting = SETTINGS[tokens]
+    layer = measure_layer(setting.gradient(0), *setting.batch(0), kurtosis=0.0)
+    row = runs(tokens)[1]
+    for site in ("B", "delta_w", "adapter_out", "A_update"):
+        place, law = law_of(site, 1, "A", "none", layer)
+        measured = interval(seed_slopes(row[site], RANKS), 100)
+        assert measured.agrees(predicted_exponent(*place, RANKS, **law)), (site, measured)
+
+
+def test_outside_the_row_space_the_output_saturates_at_the_rank_of_the_gradient():
+    """A second batch of which G has read nothing: half of its inputs lie outside."""
+    setting = problem(3, batches=2, tokens=6)
+    x, g = setting.batch(1)
+    layer = measure_layer(setting.gradient(0), x, g, kurtosis=0.0)
+    assert 0.3 < layer.outside < 0.9
+    training = {"p": P, "q": Q, "seeds": 150, "draw": gaussian, "steps": 1, "lr": LR}
+    rows = sweep(lazy_layer.muon, setting, RANKS, **training)
+    place, law = law_of("adapter_out", 1, "A", "none", layer)
+    scale = LR * np.linalg.norm(x) / (3 * D_IN) ** 0.5
+    sizes = scale * curve(*place, RANKS, **law)
+    for samples, size in zip(rows[1]["adapter_out"], sizes, strict=True):
+        assert interval((samples / size) ** 2, 10).agrees(1.0)
+
+
+def test_descent_grows_as_r_far_below_the_rank_of_the_gradient_and_as_its_root_far_above():
+    low, high = (1, 2, 4), (64, 256, 1024)
+    law = {"p": 0.0, "draw": gaussian, "steps": 0, "lr": LR}
+    flat = lazy_layer.Problem([(np.eye(200), np.eye(200))])
+    below = sweep(lazy_layer.muon, flat, low, seeds=20, **law)[0]["descent"]
+    above = sweep(lazy_layer.muon, SETTINGS[6], high, seeds=40, **law)[0]["descent"]
+    assert seed_slopes(below, low).mean() == pytest.approx(1.0, abs=0.02)
+    assert seed_slopes(above, high).mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_without_the_rank_of_the_gradient_there_is_no_curve():
+    place, law = law_of("delta_w", 1, "A", "none", Layer(D_IN, D_OUT))
+    assert np.isnan(curve(*place, RANKS, **law)).all()
+
+
+def test_what_has_no_prediction_says_why():
+    for site, stat, step, reason in (
+        ("adapter_update", "norm", 1, "either may be the larger"),
+        ("B_update", "m4", 0, "distribution of the entries"),
+    ):
+        found = predict(site, stat, step=step, optimizer="muon", p=P)
+        assert found.exponent is None
+        assert reason in found.reason
+    decayed = Modifiers(decay="decoupled")
+    assert predict("A_update", "norm", step=1, optimizer="muon", p=P, modifiers=decayed).reason
