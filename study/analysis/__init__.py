@@ -21,6 +21,7 @@ Exponents:
 - :mod:`~study.analysis.stable`: p*, the exponent of gamma at which a quantity is stable;
 - :mod:`~study.analysis.shared`: rows of p* that are one measurement;
 - :mod:`~study.analysis.rank_stabilized`: the paper's condition, at the first and the last step;
+- :mod:`~study.analysis.expectations`: what an experiment expected beside what was measured;
 - :mod:`~study.analysis.summary`: the rows to read first, as terminal tables;
 - :mod:`~study.analysis.wording`: the numbers of a row as text, the same everywhere.
 

@@ -2,6 +2,7 @@
 
 - :mod:`~study.config.types`: the typed configuration, each field with its bound;
 - :mod:`~study.config.bounds`: what a bound can say;
+- :mod:`~study.config.expectations`: the bounds of what an experiment expects;
 - :mod:`~study.config.checks`: from a composed Hydra config to a checked cell;
 - :mod:`~study.config.schedules`: the steps and ranks that epochs and short words stand for;
 - :mod:`~study.config.intervals`: how often something happens, in steps or in time;

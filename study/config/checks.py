@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from study.config.bounds import LARGEST_FLOAT, check_bounds
+from study.config.expectations import check_expectations, check_form
 from study.config.schedules import probe_steps, truncation_ranks
 from study.config.types import CellConfig, optimizer_config
 from study.errors import StudyError, short, unknown
@@ -36,6 +37,7 @@ def typed(composed: DictConfig) -> DictConfig:
     """
     known = {f.name for f in fields(CellConfig)}
     plain = OmegaConf.masked_copy(composed, [str(key) for key in composed if str(key) in known])
+    check_form(_plain(plain).get("expects", []))
     try:
         optimizer = OmegaConf.select(plain, "optimizer.name")
         if optimizer not in OPTIMIZERS:
@@ -47,6 +49,12 @@ def typed(composed: DictConfig) -> DictConfig:
         raise StudyError(first_line(error, plain)) from error
 
 
+def _plain(config: DictConfig) -> dict[Any, Any]:
+    found = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(found, dict)
+    return found
+
+
 def checked(config: DictConfig) -> CellConfig:
     """The cell of a typed config.
 
@@ -54,7 +62,10 @@ def checked(config: DictConfig) -> CellConfig:
     """
     try:
         if missing := sorted(OmegaConf.missing_keys(config)):
-            raise StudyError(f"{missing[0]} is not set: give {missing[0]}=... on the command line")
+            place = (
+                "in its experiment" if missing[0].startswith("expects[") else "on the command line"
+            )
+            raise StudyError(f"{missing[0]} is not set: give {missing[0]}=... {place}")
         cell: CellConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise StudyError(first_line(error)) from error
@@ -92,6 +103,7 @@ def validate(config: CellConfig) -> None:
     Raises :class:`StudyError` for the first bad one.
     """
     check_bounds(config)
+    check_expectations(config.expects)
     for check in CHECKS:
         check(config)
 

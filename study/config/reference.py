@@ -39,7 +39,9 @@ def reference(root: DictConfig) -> str:
             option = str(runtime.choices.get(group) or "null")
             lines += _entry(f"{group}={option}", " | ".join(file.stem for file in files))
     lines += ["", "Keys (key=value):", ""]
-    single = {str(key): value for key, value in composed.items() if not isinstance(value, dict)}
+    single = {
+        str(key): value for key, value in composed.items() if not isinstance(value, dict | list)
+    }
     lines += _keys("", single, [folder / "config.yaml" for folder in folders])
     for group, values in ((str(key), value) for key, value in composed.items()):
         if isinstance(values, dict) and group in options:

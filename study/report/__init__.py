@@ -1,9 +1,9 @@
 """``study report``: a study on one page, as Markdown and as a self-contained HTML file.
 
 - :mod:`~study.report.page`: the page, which calls one module per group of sections:
-  :mod:`~study.report.condition`, :mod:`~study.report.exponents`, :mod:`~study.report.rates`,
-  :mod:`~study.report.losses`, :mod:`~study.report.task`, :mod:`~study.report.truncations`,
-  :mod:`~study.report.provenance`;
+  :mod:`~study.report.expected`, :mod:`~study.report.condition`, :mod:`~study.report.exponents`,
+  :mod:`~study.report.rates`, :mod:`~study.report.losses`, :mod:`~study.report.task`,
+  :mod:`~study.report.truncations`, :mod:`~study.report.provenance`;
 - :mod:`~study.report.answer`, :mod:`~study.report.curves`: what was found, in a few sentences, and
   the curves that they speak about;
 - :mod:`~study.report.caveats`: reasons to doubt the numbers;

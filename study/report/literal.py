@@ -13,6 +13,7 @@ import pandas as pd
 
 from study.report.markdown import literal
 from study.store import StudyTables
+from study.vocabulary.expectations import Expectation, read_expectation
 
 Record = Mapping[str, Any]
 """The ``record.json`` of a cell."""
@@ -54,11 +55,21 @@ def literal_record(record: Record) -> Record:
         found["adapted_share"] = float(share)
     if isinstance(names := record.get("not_adapted"), list):
         found["not_adapted"] = [literal(name) for name in names]
+    config = record.get("config")
+    if isinstance(config, Mapping) and isinstance(entries := config.get("expects"), list):
+        read = [read_expectation(entry) for entry in entries]
+        found["expects"] = [_literal_expectation(one) for one in read if one is not None]
     git = record.get("git")
     if isinstance(git, Mapping) and git.get("commit"):
         commit = literal(str(git["commit"])[:HASH_DIGITS])
         found["git"] = {"commit": commit, "dirty": bool(git.get("dirty"))}
     return found
+
+
+def _literal_expectation(one: Expectation) -> Expectation:
+    texts = {name: getattr(one, name) for name in ("source", "refuted_by", "layer", "kind")}
+    found: dict[str, Any] = {name: text and literal(text) for name, text in texts.items()}
+    return replace(one, **found)
 
 
 def _literal_frame(table: pd.DataFrame) -> pd.DataFrame:

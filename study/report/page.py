@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from study.report.answer import answer
 from study.report.caveats import caveats
 from study.report.condition import condition_section
+from study.report.expected import expected_section
 from study.report.exponents import exponent_section, p_star_section
 from study.report.formatting import count_noun, distinct, number_list, row_list, rule_of_row
 from study.report.literal import Record, literal_record, literal_tables
@@ -28,6 +29,7 @@ def page(
     tables, records = literal_tables(tables), [literal_record(record) for record in records]
     sections: list[Block] = [
         *_caveat_section(tables, records),
+        *expected_section(tables, records),
         *condition_section(tables),
         *p_star_section(tables),
         *exponent_section(tables),

@@ -10,6 +10,7 @@ import pytest
 from study.config import CellConfig, Sources, identity
 from study.store import cell_row
 from study.store.cells import FIRST, NOT_COLUMNS
+from study.vocabulary.expectations import Expectation
 from study.vocabulary.optimizers import OPTIMIZERS
 
 SOURCES = Sources(model="a" * 64 + "+nf4", tokenizer="b" * 64, data="c" * 64)
@@ -67,6 +68,16 @@ CHANGES = {
     "probes.truncations": [1],
     "pack.compile": True,
     "tracker.mode": "online",
+    "expects": [
+        Expectation(
+            what="best_rate",
+            predicted=0.0,
+            tolerance=0.1,
+            optimizer="sgd",
+            source="a paper",
+            refuted_by="a rate that moves",
+        )
+    ],
 }
 
 

@@ -1,0 +1,227 @@
+"""Expectations beside what was measured, each with a verdict by equivalence.
+
+An expectation (:mod:`study.vocabulary.expectations`) is about every curve that it matches, and each
+has a row of its own. It ``agrees`` if the 95 % interval lies within the tolerance of the expected
+value (two one-sided tests, Schuirmann 1987), and ``differs`` if it lies outside. Holm's method
+corrects both for the number of rows: among all rows of a study, the probability of any false
+``agrees`` is at most 2.5 %, and so is that of any false ``differs``.
+
+A factor is compared as its logarithm. The interval of a p* from several rules need not be
+symmetric; its longer half counts.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from study.analysis.fits import Floats, t_critical
+from study.analysis.grouping import curve_columns, distinguishing
+from study.analysis.rates import rate_transfer
+from study.analysis.shared import one_per_measurement, one_per_optimizer
+from study.analysis.stable import STABLE_COLUMNS, side_by_side
+from study.analysis.verdicts import beyond, holm, tost
+from study.analysis.wording import setting_text
+from study.vocabulary.agreements import AGREES, DIFFERS
+from study.vocabulary.expectations import (
+    BEST_RATE,
+    FACTOR,
+    LAST,
+    NOT_MEASURED,
+    P_STAR,
+    P_STAR_LIMIT,
+    SLOPE,
+    Expectation,
+)
+from study.vocabulary.thresholds import SEEDS_FOR_VERDICT, SIGNIFICANCE
+from study.vocabulary.verdicts import ONE_SEED, UNCLEAR
+
+COLUMNS_OF = {
+    SLOPE: ("exponent", "ci_low", "ci_high"),
+    P_STAR: ("p_star", "ci_low", "ci_high"),
+    P_STAR_LIMIT: ("p_star_limit", "limit_low", "limit_high"),
+    BEST_RATE: ("exponent", "ci_low", "ci_high"),
+    FACTOR: ("exponent", "ci_low", "ci_high"),
+}
+"""The columns of the value and its interval, in the table that holds it."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """An expectation beside one curve that it is about.
+
+    - ``curve``: the rule, if the expectation names none, and the settings that separate the curve
+      from others of the study, as text;
+    - ``measured``, ``low``, ``high``: the value and its 95 % interval, NaN without one;
+    - ``seeds``; ``step``: at which it was measured, None for a best rate;
+    - ``verdict``: a key of :data:`study.vocabulary.expectations.MEANINGS`.
+    """
+
+    expectation: Expectation
+    curve: str
+    measured: float
+    low: float
+    high: float
+    seeds: int
+    step: int | None
+    verdict: str
+
+
+def compare(
+    expectations: Sequence[Expectation],
+    exponents: pd.DataFrame,
+    stable: pd.DataFrame,
+    rates: pd.DataFrame,
+) -> list[Compared]:
+    """A row for each curve that an expectation matches, in the order of ``expectations``.
+
+    The tables are those of :func:`~study.analysis.verdicts.with_verdicts`,
+    :func:`~study.analysis.stable.stable_exponents` and :func:`~study.analysis.rates.best_rates`.
+    An expectation without a curve has one row, which is ``not measured``.
+    """
+    transfer = rate_transfer(rates)
+    rows = [
+        (one, row)
+        for one in expectations
+        for row in _measured(one, exponents, stable, transfer) or [_NOTHING]
+    ]
+    agrees, differs = _p_values(rows)
+    return [
+        Compared(
+            one,
+            row["curve"],
+            *_displayed(one, row),
+            seeds=row["seeds"],
+            step=row["step"],
+            verdict=_word(row, agrees[n], differs[n]),
+        )
+        for n, (one, row) in enumerate(rows)
+    ]
+
+
+Row = dict[str, Any]
+_NOTHING: Row = dict.fromkeys(("value", "low", "high", "span"), math.nan) | {
+    "curve": "",
+    "seeds": 0,
+    "step": None,
+}
+
+
+def _measured(
+    one: Expectation, exponents: pd.DataFrame, stable: pd.DataFrame, transfer: pd.DataFrame
+) -> list[Row]:
+    """The value and interval of every curve that an expectation is about."""
+    if one.what == BEST_RATE:
+        found = _of_curves(one, transfer)
+        names = [name for name in ("rule", "alpha", "setting") if name in found]
+    elif one.what in (P_STAR, P_STAR_LIMIT):
+        found = _at_lowest_rate(one, _of_curves(one, _at(one, stable)))
+        found, names = _one_per_curve(found)
+    else:
+        found = _at_lowest_rate(one, _of_curves(one, _at(one, exponents)))
+        names = distinguishing(found, curve_columns(exponents)) if len(found) else []
+    columns = COLUMNS_OF[one.what]
+    if found.empty or columns[0] not in found:
+        return []
+    found = found[found[columns[0]].notna()]
+    with_rule = one.rule is None and one.what not in (P_STAR, P_STAR_LIMIT)
+    return [_row(one, row, names, with_rule) for row in found.to_dict("records")]
+
+
+def _row(one: Expectation, row: dict[Any, Any], names: Iterable[str], with_rule: bool) -> Row:
+    value, low, high = (float(row[name]) for name in COLUMNS_OF[one.what])
+    settings = [f"p={row['exponent_p']:g}"] if with_rule else []
+    settings += [f"{name}={setting_text(row[name])}" for name in names]
+    return {
+        "curve": ", ".join(settings),
+        "value": value,
+        "low": low,
+        "high": high,
+        "span": math.log(float(row["rank_max"]) / float(row["rank_min"])),
+        "seeds": int(row["seeds"]),
+        "step": None if one.what == BEST_RATE else int(row["step"]),
+    }
+
+
+def _at(one: Expectation, table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of its quantity at its step."""
+    if table.empty:
+        return table
+    here = pd.Series(True, table.index)
+    for name, value in one.place.items():
+        here &= table[name].astype(object) == value
+    rows = table[here]
+    step = rows["step"].max() if one.step == LAST else one.step
+    return rows[rows["step"] == step]
+
+
+def _of_curves(one: Expectation, table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of its optimizer, rule and alpha."""
+    if table.empty:
+        return table
+    here = table["optimizer"].astype(object) == one.optimizer
+    if one.p is not None:
+        here &= np.isclose(table["exponent_p"].astype(float), one.p)
+    for name in ("alpha", "lr"):
+        wanted = getattr(one, name)
+        if wanted is not None and name in table:
+            here &= np.isclose(table[name].astype(float), wanted, rtol=1e-9, atol=0)
+    return table[here]
+
+
+def _at_lowest_rate(one: Expectation, rows: pd.DataFrame) -> pd.DataFrame:
+    """Those at the lowest learning rate, unless the expectation names one."""
+    return rows if one.lr is not None or rows.empty else rows[rows["lr"] == rows["lr"].min()]
+
+
+def _one_per_curve(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Rows of p*, one for all rules of a setting, and the names of the settings."""
+    if rows.empty:
+        return rows, []
+    rows = side_by_side(rows)
+    known = [name for name in curve_columns(rows) if name not in STABLE_COLUMNS]
+    names = distinguishing(rows, known)
+    return one_per_optimizer(one_per_measurement(rows, names), names), names
+
+
+def _p_values(rows: Sequence[tuple[Expectation, Row]]) -> tuple[Floats, Floats]:
+    """Of the tests that a row is within and outside its tolerance, corrected for all rows."""
+    off, half, df, margin = np.array([*_distances(rows)], float).reshape(-1, 4).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        se = half / t_critical(df)
+    return holm(tost(off, se, df, margin)), holm(beyond(off, se, df, margin))
+
+
+def _distances(rows: Sequence[tuple[Expectation, Row]]) -> Iterator[tuple[float, ...]]:
+    """Distance from the expected value, half the interval, degrees of freedom, and tolerance."""
+    for one, row in rows:
+        half = max(row["high"] - row["value"], row["value"] - row["low"])
+        tested = row["seeds"] >= SEEDS_FOR_VERDICT and math.isfinite(half)
+        df = row["seeds"] - 1 if tested else 0
+        if one.what == FACTOR:
+            expected, margin = math.log(one.predicted), math.log(one.tolerance)
+            yield row["value"] * row["span"] - expected, half * row["span"], df, margin
+        else:
+            yield row["value"] - one.predicted, half, df, one.tolerance
+
+
+def _displayed(one: Expectation, row: Row) -> tuple[float, float, float]:
+    """The value and its interval, on the scale of the expectation."""
+    values = row["value"], row["low"], row["high"]
+    if one.what != FACTOR:
+        return values
+    value, low, high = (math.exp(slope * row["span"]) for slope in values)
+    return value, low, high
+
+
+def _word(row: Row, p_agrees: float, p_differs: float) -> str:
+    if row["seeds"] == 0:
+        return NOT_MEASURED
+    if row["seeds"] == 1:
+        return ONE_SEED
+    if p_agrees <= SIGNIFICANCE:
+        return AGREES
+    return DIFFERS if p_differs <= SIGNIFICANCE else UNCLEAR

@@ -1,0 +1,109 @@
+"""The report's section on what the experiment expected, beside what was measured."""
+
+import math
+from collections.abc import Sequence
+
+from study.analysis.expectations import Compared, compare
+from study.analysis.wording import TESTED, factor_text
+from study.report.formatting import count_noun, joined, quantity_text
+from study.report.literal import UNREADABLE, Record
+from study.report.markdown import Block, Details, table
+from study.store import StudyTables
+from study.vocabulary.agreements import DIFFERS
+from study.vocabulary.expectations import FACTOR, MEANINGS, WHAT_LABELS, Expectation
+from study.vocabulary.optimizers import label
+from study.vocabulary.scaling import named_rule, rule_label
+
+Held = tuple[Expectation, int]
+"""An expectation, and the number of cells that hold it."""
+
+
+def expected_section(tables: StudyTables, records: Sequence[Record]) -> list[Block]:
+    """Expected and measured values with their verdicts; empty if no cell holds an expectation."""
+    held = _held(records)
+    found = compare([one for one, _ in held], tables.exponents, tables.stable, tables.rates)
+    if not found:
+        return []
+    words = [row.verdict for row in found]
+    counts = [f"{words.count(word)} {_bold(word)}" for word in MEANINGS if word in words]
+    legend = "; ".join(f"*{word}*: {MEANINGS[word]}" for word in MEANINGS if word in words)
+    heads = ["optimizer, rule", "quantity", "what", "step", "expected", "measured", "verdict"]
+    heads += ["source", "refuted by"]
+    cells = sum(record.get("status") != UNREADABLE for record in records)
+    some = sum(count < cells for _, count in held)
+    note = (
+        f" {count_noun(some, 'expectation')} of these stood in the configuration of only some of "
+        "the cells: the experiment was changed between them."
+        if some
+        else ""
+    )
+    return [
+        "## Expected and measured\n\nThe experiment stated what it expects, and each cell keeps "
+        f"what was stated when it began. Of {count_noun(len(found), 'comparison')}: "
+        f"{joined(counts)}.{note}",
+        Details(
+            f"Table: {count_noun(len(found), 'comparison')} with source and verdict",
+            f"{table(heads, [_line(row) for row in found])}\n\n{legend}. {TESTED}",
+        ),
+    ]
+
+
+def _held(records: Sequence[Record]) -> list[Held]:
+    """Every expectation that some cell holds, in the order of the cells' beginning."""
+    held: list[Held] = []
+    for record in sorted(records, key=lambda record: str(record.get("started", ""))):
+        for one in record.get("expects", []):
+            place = next((n for n, (other, _) in enumerate(held) if other == one), None)
+            if place is None:
+                held.append((one, 1))
+            else:
+                held[place] = one, held[place][1] + 1
+    return held
+
+
+def _bold(word: str) -> str:
+    return f"**{word}**" if word == DIFFERS else word
+
+
+def _line(row: Compared) -> list[str]:
+    one = row.expectation
+    rule = "" if one.rule is None else rule_label(*named_rule(one.rule))
+    place = one.layer or one.kind
+    quantity = "" if one.site is None else quantity_text(one.site, str(one.stat))
+    step = one.step if row.step is None else row.step
+    return [
+        ", ".join(filter(None, (label(one.optimizer), rule, row.curve))),
+        f"{quantity} ({place})" if place else quantity,
+        WHAT_LABELS[one.what],
+        "" if step is None else str(step),
+        _expected(one),
+        _measured(row),
+        _bold(row.verdict),
+        one.source,
+        one.refuted_by,
+    ]
+
+
+def _expected(one: Expectation) -> str:
+    if one.what == FACTOR:
+        return f"{factor_text(one.predicted)}, within a factor of {one.tolerance:g}"
+    return f"{one.predicted:g} ± {one.tolerance:g}"
+
+
+def _three_digits(row: Compared) -> str:
+    """``0.502 [0.499, 0.505]``: tolerances may be as small as 0.01."""
+    if math.isnan(row.measured):
+        return ""
+    value, low, high = (f"{round(n, 3) + 0.0:.3f}" for n in (row.measured, row.low, row.high))
+    return value if math.isnan(row.low) else f"{value} [{low}, {high}]"
+
+
+def _measured(row: Compared) -> str:
+    if row.expectation.what != FACTOR:
+        return _three_digits(row)
+    bounds = [factor_text(row.low), factor_text(row.high)]
+    return (
+        f"{factor_text(row.measured)} [{', '.join(bounds)}]"
+        if all(bounds)
+        else (factor_text(row.measured))
+    )

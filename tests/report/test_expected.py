@@ -1,0 +1,164 @@
+"""The report and its verdicts on expectations, on studies with known slopes."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from study.analysis.expectations import Compared, compare
+from study.report import as_markdown, current_tables
+from study.report.expected import expected_section
+from study.report.literal import literal_record
+from study.vocabulary.expectations import Expectation
+
+OnDisk = Callable[..., Path]
+Cell = Mapping[str, Any]
+NORM = Expectation(
+    what="slope",
+    site="adapter_grad",
+    stat="norm",
+    step=0,
+    optimizer="sgd",
+    predicted=0.0,
+    tolerance=0.02,
+    rule="rslora",
+    source="Theorem 3.2",
+    refuted_by="a slope | beyond 0.02",
+)
+P_STAR = replace(NORM, what="p_star", rule=None, predicted=0.5)
+
+
+def norm(cell: Cell, step: int) -> float:
+    """gamma sqrt(r), with slopes over seeds of mean 0 and standard deviation 0.003."""
+    return cell["gamma"] * cell["rank"] ** (0.5 + 0.002 * (cell["seed"] - 2))
+
+
+def compared(folder: Path, *expectations: Expectation) -> list[Compared]:
+    tables = current_tables(folder, lambda line: None)
+    return compare(expectations, tables.exponents, tables.stable, tables.rates)
+
+
+@pytest.fixture
+def five_seeds(on_disk: OnDisk) -> Path:
+    return on_disk(norm=norm, ranks=(4, 256))
+
+
+def test_the_interval_decides(five_seeds: Path) -> None:
+    """The half-width is 2.776 x 0.002 x sqrt(2.5 / 5) = 0.0039, which allows for two rows."""
+    near, far = compared(five_seeds, NORM, replace(NORM, predicted=0.3))
+    assert near.measured == pytest.approx(0.0, abs=1e-6)
+    assert near.high - near.low == pytest.approx(2 * 0.00393, rel=0.01)
+    assert (near.verdict, far.verdict) == ("agrees", "differs")
+    [narrow] = compared(five_seeds, replace(NORM, tolerance=0.003))
+    [wide] = compared(five_seeds, replace(NORM, tolerance=0.0041))
+    assert (narrow.verdict, wide.verdict) == ("unclear", "agrees")
+
+
+def test_many_expectations_are_corrected(five_seeds: Path) -> None:
+    """One that just agrees alone is unclear among ten."""
+    close = replace(NORM, tolerance=0.0041)
+    others = [replace(NORM, tolerance=0.0041, predicted=0.001 * n) for n in range(10)]
+    assert {row.verdict for row in compared(five_seeds, close, *others)} == {"unclear"}
+
+
+def test_a_factor_is_a_ratio(five_seeds: Path) -> None:
+    """Under LoRA the norm falls by 64^-1/2 = 1/8 from rank 4 to 256."""
+    one = replace(NORM, what="factor", rule="lora", predicted=1 / 8, tolerance=1.1)
+    right, wrong = compared(five_seeds, one, replace(one, predicted=1.0))
+    assert right.measured == pytest.approx(1 / 8, rel=1e-5)
+    assert right.low < 1 / 8 < right.high
+    assert (right.verdict, wrong.verdict) == ("agrees", "differs")
+
+
+def test_p_star_is_one_row_for_rules_that_share_it(five_seeds: Path) -> None:
+    rows = compared(five_seeds, P_STAR)
+    assert [(row.verdict, round(row.measured, 4)) for row in rows] == [("agrees", 0.5)]
+
+
+def test_every_rule_has_a_row_unless_one_is_named(five_seeds: Path) -> None:
+    rows = compared(five_seeds, replace(NORM, rule=None))
+    assert sorted((row.curve, row.verdict) for row in rows) == [
+        ("p=0.5", "agrees"),
+        ("p=1", "differs"),
+    ]
+
+
+def test_the_lowest_rate_is_read_unless_one_is_named(on_disk: OnDisk) -> None:
+    """The norm has the slope 0 at 1e-3 and 0.5 at 1e-2."""
+    folder = on_disk(
+        lrs=(1e-3, 1e-2),
+        ranks=(4, 256),
+        rules={"rslora": 0.5},
+        norm=lambda c, s: norm(c, s) * c["rank"] ** (0.5 * (c["lr"] > 1e-3)),
+    )
+    lowest, named = compared(folder, NORM, replace(NORM, lr=1e-2, predicted=0.5))
+    assert (lowest.verdict, named.verdict) == ("agrees", "agrees")
+
+
+@pytest.mark.parametrize(
+    ("seeds", "verdict"), [((0,), "one seed"), ((0, 1), "unclear"), ((0, 1, 2), "agrees")]
+)
+def test_a_verdict_needs_three_seeds(on_disk: OnDisk, seeds: Sequence[int], verdict: str) -> None:
+    [row] = compared(on_disk(norm=norm, seeds=seeds, ranks=(4, 256), rules={"rslora": 0.5}), NORM)
+    assert (row.verdict, row.seeds) == (verdict, len(seeds))
+
+
+def test_the_last_step_and_what_is_missing(on_disk: OnDisk) -> None:
+    folder = on_disk(
+        probed=(0, 1, 4),
+        ranks=(4, 256),
+        rules={"rslora": 0.5},
+        norm=lambda c, s: norm(c, s) * c["rank"] ** (0.1 * s),
+    )
+    last, absent, rate = compared(
+        folder,
+        replace(NORM, step="last", predicted=0.4),
+        replace(NORM, step=3),
+        Expectation(
+            what="best_rate",
+            optimizer="sgd",
+            predicted=0.5,
+            tolerance=0.1,
+            source="theory",
+            refuted_by="another exponent",
+        ),
+    )
+    assert (last.step, last.verdict) == (4, "agrees")
+    assert (absent.verdict, rate.verdict) == ("not measured", "not measured")
+    assert math.isnan(absent.measured)
+
+
+def test_best_rates(on_disk: OnDisk) -> None:
+    """The best rate is 1e-3 at every rank."""
+    folder = on_disk(
+        lrs=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1), ranks=(4, 256), seeds=(0, 1, 2), rules={"lora": 1.0}
+    )
+    one = Expectation(
+        what="best_rate",
+        optimizer="sgd",
+        rule="lora",
+        predicted=0.0,
+        tolerance=0.14,
+        source="a claim",
+        refuted_by="a rate that moves",
+    )
+    right, wrong = compared(folder, one, replace(one, predicted=1.0))
+    assert (right.verdict, wrong.verdict) == ("agrees", "differs")
+
+
+def test_the_section_counts_and_lists_them(five_seeds: Path) -> None:
+    tables = current_tables(five_seeds, lambda line: None)
+    wrong = replace(NORM, predicted=0.3, source="[a claim](http://example.org)")
+    entries = [vars(NORM), vars(wrong), {"what": "nonsense"}]
+    records = [literal_record({"status": "complete", "config": {"expects": entries}})] * 2
+    text = as_markdown(expected_section(tables, records))
+    assert "Of 2 comparisons: 1 agrees and 1 **differs**." in text
+    assert "| 0 ± 0.02 | 0.000 [-0.004, 0.004] | agrees | Theorem 3.2 | a slope &#124;" in text
+    assert r"\[a claim\]" in text, "a record is text, not markup"
+    assert "only some" not in text
+    older = literal_record({"status": "complete", "config": {}})
+    assert "only some" in as_markdown(expected_section(tables, [*records, older]))
+    assert expected_section(tables, [older]) == []
