@@ -14,12 +14,14 @@ components are iid. A sum of r iid vectors has second moment ``r (r - 1 + rho)``
 norm of the mean of one of them, with ``rho = E|one|^2 / |E one|^2``. It is linear in r if the mean
 is 0 (gradients, updates), and quadratic far above the crossover ``rho`` if it is not
 (``adapter_out``, ``delta_w``, ``adapter_in_grad``). Optimizers differ in one respect: an SGD update
-contains ``gamma * sd(A)``, and a sign-like update contains neither.
+contains ``gamma * sd(A)``, and a sign-like update contains neither. Muon's (*spectral*) contains
+neither, and is no sum of independent components: its singular values are equal.
 
 - :mod:`~study.theory.rows`: the table of exponents, with derivations and sources;
 - :mod:`~study.theory.asymptotics`: the prediction for one quantity, its modifiers, and when there
   is none;
 - :mod:`~study.theory.curves`: curves at finite ranks, the alignments they depend on, slopes, p*;
+- :mod:`~study.theory.spectral`: the curves under Muon, and the quantities that have none;
 - :mod:`~study.theory.log_gaps`: how far the mean of a log lies below the log of its curve;
 - :mod:`~study.theory.columns`: predictions for the rows of an ``exponents`` table;
 - :mod:`~study.theory.equivalence`: runs at another rank or rule that are the same, or start alike.

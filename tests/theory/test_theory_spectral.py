@@ -8,7 +8,16 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from study.theory import Layer, Modifiers, curve, measure_layer, predict, predicted_exponent
+from study.theory import (
+    Layer,
+    Modifiers,
+    curve,
+    measure_layer,
+    predict,
+    predicted_exponent,
+    predicted_exponents,
+)
+from study.theory.equivalence import rescaling
 from study.vocabulary.optimizers import ADJUSTMENTS
 
 from . import lazy_layer
@@ -138,6 +147,19 @@ def test_descent_grows_as_r_far_below_the_rank_of_the_gradient_and_as_its_root_f
     assert seed_slopes(above, high).mean() == pytest.approx(0.5, abs=0.02)
 
 
+def test_twice_the_gamma_is_half_the_rate_of_b():
+    """As :func:`study.theory.equivalence.rescaling` says for a rule that ignores the scale."""
+    rng = np.random.default_rng(0)
+    A, B = gaussian(rng, (3, 8, D_IN), D_IN), np.zeros((3, D_OUT, 8))
+    change = rescaling("muon", 1.0, 0.5)
+    plain, other = (
+        list(lazy_layer.train(lazy_layer.muon, SETTINGS[6], A, B, gamma, lr=0.01, lr_ratio=ratio))
+        for gamma, ratio in ((0.3, 1.0), (0.3 * change.alpha, change.lr_b))
+    )
+    for one, two in zip(plain, other, strict=True):
+        np.testing.assert_allclose(two["delta_w"], one["delta_w"], rtol=1e-7, atol=1e-12)
+
+
 def test_without_the_rank_of_the_gradient_there_is_no_curve():
     place, law = law_of("delta_w", 1, "A", "none", Layer(D_IN, D_OUT))
     assert np.isnan(curve(*place, RANKS, **law)).all()
@@ -153,3 +175,21 @@ def test_what_has_no_prediction_says_why():
         assert reason in found.reason
     decayed = Modifiers(decay="decoupled")
     assert predict("A_update", "norm", step=1, optimizer="muon", p=P, modifiers=decayed).reason
+
+
+def test_the_fitted_slopes_of_a_table_of_muons_rows():
+    """Below the rank of the gradient and O, torch's factor sqrt(O / r) undoes the growth of B."""
+    ranks = (4, 8, 16)
+    for site, step, adjust, expected in (
+        ("B_update", 0, "original", 0.0),
+        ("B_update", 0, "match_rms_adamw", 0.5),
+        ("A_update", 1, "original", 0.5),
+        ("delta_w", 1, "original", -0.5),
+        ("adapter_out", 1, "original", -0.5),
+        ("adapter_out", 1, "match_rms_adamw", 0.0),
+        ("adapter_in_grad", 1, "original", np.nan),
+        ("A_grad", 1, "original", np.nan),
+    ):
+        others = {"d_in": 64, "d_out": 48, "g_rank": 48, "adjust": adjust}
+        slopes = predicted_exponents(site, "norm", step, "muon", 0.5, ranks, **others)
+        np.testing.assert_allclose(slopes, [expected], atol=1e-12)
