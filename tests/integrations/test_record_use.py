@@ -98,6 +98,17 @@ def test_refused_models_and_optimizers(script: Script) -> None:
     assert not script.results.exists()
 
 
+def test_a_muon_of_ones_own(script: Script) -> None:
+    """torch's None for the factor is its default, and has the same name in the table."""
+    script.optimizer = torch.optim.Muon(script.weights, lr=1e-3, weight_decay=0.0)
+    tables = script.run(script.record())
+    row = tables.cells.iloc[0]
+    assert (row["optimizer"], row["adjust_lr_fn"]) == ("muon", "original")
+    assert (row["momentum"], row["nesterov"], row["ns_steps"]) == (0.95, True, 5)
+    moved = tables.probes.query("site == 'B_update' and step == 0")["norm"]
+    assert (moved > 0).all()
+
+
 def test_several_processes_are_refused(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)

@@ -6,9 +6,13 @@ import pytest
 import torch
 
 from study.config import CellConfig
+from study.data import Corpus
 from study.errors import StudyError
+from study.models import FrozenBase
 from study.training.optimizers import build_optimizer
 from study.vocabulary.optimizers import OPTIMIZERS
+
+from .test_loop import run, series
 
 Build = Callable[..., CellConfig]
 LR = 0.1
@@ -99,3 +103,28 @@ def test_muon_where_it_cannot_be(cell: Build, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delattr(torch.optim, "Muon")
     with pytest.raises(StudyError, match=r"has no Muon: install torch 2\.9"):
         build_optimizer(config, [], [])
+
+
+def test_muon_in_a_fold_is_muon_alone(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
+    """Two cells of one rank share a stack, which would have other singular values as a whole."""
+    ranks = ("adapter.rank=4", "adapter.rank=4", "adapter.rank=9")
+    cells = [
+        cell(
+            "optimizer=muon",
+            rank,
+            f"seed={seed}",
+            "train.steps=3",
+            "probes.sites=[B_update]",
+            "probes.steps=[0,1]",
+        )
+        for seed, rank in enumerate(ranks)
+    ]
+    for config, folded in zip(cells, run(tiny_base, corpus, cells), strict=True):
+        [alone] = run(tiny_base, corpus, [config])
+        losses = [series(steps, "loss")[:3] for steps in (folded, alone)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+        for ours, theirs in zip(folded, alone, strict=True):
+            if ours.probes is not None and theirs.probes is not None:
+                both = ours.probes.merge(theirs.probes, on=["layer", "site"])
+                assert len(both) == len(theirs.probes) > 0
+                assert (both["norm_x"] / both["norm_y"] - 1).abs().max() < 0.02
