@@ -55,8 +55,7 @@ def literal_record(record: Record) -> Record:
         found["adapted_share"] = float(share)
     if isinstance(names := record.get("not_adapted"), list):
         found["not_adapted"] = [literal(name) for name in names]
-    config = record.get("config")
-    if isinstance(config, Mapping) and isinstance(entries := config.get("expects"), list):
+    if isinstance(entries := record.get("expects"), list):
         read = [read_expectation(entry) for entry in entries]
         found["expects"] = [_literal_expectation(one) for one in read if one is not None]
     git = record.get("git")

@@ -74,6 +74,8 @@ class Cell:
     @property
     def description(self) -> dict[str, Any]:
         """The part of its record that is known before it runs."""
+        config = asdict(self.config)
+        expects = config.pop("expects")
         return {
             "cell_id": self.id,
             "study": self.config.name,
@@ -83,7 +85,8 @@ class Cell:
             "gamma": self.config.adapter.gamma,
             "adapted_share": self.coverage.share,
             "not_adapted": list(self.coverage.without),
-            "config": asdict(self.config),
+            "config": config,
+            **({"expects": expects} if expects else {}),
         }
 
 

@@ -153,12 +153,12 @@ def test_the_section_counts_and_lists_them(five_seeds: Path) -> None:
     tables = current_tables(five_seeds, lambda line: None)
     wrong = replace(NORM, predicted=0.3, source="[a claim](http://example.org)")
     entries = [vars(NORM), vars(wrong), {"what": "nonsense"}]
-    records = [literal_record({"status": "complete", "config": {"expects": entries}})] * 2
+    records = [literal_record({"status": "complete", "expects": entries})] * 2
     text = as_markdown(expected_section(tables, records))
     assert "Of 2 comparisons: 1 agrees and 1 **differs**." in text
     assert "| 0 ± 0.02 | 0.000 [-0.004, 0.004] | agrees | Theorem 3.2 | a slope &#124;" in text
     assert r"\[a claim\]" in text, "a record is text, not markup"
     assert "only some" not in text
-    older = literal_record({"status": "complete", "config": {}})
+    older = literal_record({"status": "complete", "expects": []})
     assert "only some" in as_markdown(expected_section(tables, [*records, older]))
     assert expected_section(tables, [older]) == []
