@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 import study
@@ -14,7 +15,10 @@ Cli = Callable[..., Any]
 SMALL = ("model=tiny", "train.steps=2", "seed=0", "probes.steps=[0,1]", "adapter.scaling=lora")
 
 
-def test_a_cell_keeps_what_its_experiment_expects(study_cli: Cli, tmp_path: Path) -> None:
+def test_a_cell_keeps_what_its_experiment_expects(
+    study_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert study_cli("train", "experiment=quick", *SMALL, "adapter.rank=5").code == 0
     [folder] = (tmp_path / "results/quick/cells").iterdir()
     stated = yaml.safe_load((CONF / "experiment/quick.yaml").read_text())["expects"]
