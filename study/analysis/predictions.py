@@ -19,6 +19,7 @@ from study.analysis.layer_numbers import LAYER_NUMBERS, layer_numbers
 from study.analysis.row_conditions import RowCurves, clipping, eps_ratios, laziness
 from study.theory import mean_log_curve, predicted_exponents, questions
 from study.theory.asymptotics import CLIPS
+from study.theory.spectral import ORTHOGONAL_FROM
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import ADJUSTMENTS, OPTIMIZERS, decay_of
 from study.vocabulary.quantities import ALL_KINDS, MEAN_LOG, MODEL_WIDE, POOLINGS
@@ -167,7 +168,7 @@ def _columns(asked: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Any]:
         "q": [float(init.q or 0.0) for init in inits],
         "kurtosis": [init.kurtosis for init in inits],
         "decay": _decay(rows),
-        **_spectral_columns(asked, rows),
+        **spectral_columns(asked, rows),
         **{name: asked[name].to_numpy() for name in others if name in asked},
     }
 
@@ -180,12 +181,13 @@ def adjustments(rows: pd.DataFrame) -> npt.NDArray[Any]:
     return known.where(known.isin(ADJUSTMENTS), ADJUSTMENTS[0]).to_numpy()
 
 
-def _spectral_columns(asked: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Any]:
+def spectral_columns(asked: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Any]:
     """What only a spectral rule depends on: its factor, and the rank of the layer's gradient.
 
     That rank is at most the number of tokens of a step and the smaller side of the layer. It is
     given for rows whose ranks do not exceed this bound, where theory needs no more than that they
-    do not: the gradients of several steps have more directions, and padded batches fewer.
+    do not: the gradients of several steps have more directions, and padded batches fewer. It is NaN
+    elsewhere, and where fewer Newton-Schulz steps leave the singular values unequal.
     """
     adjust = adjustments(rows)
     sizes = ("sequence_length", "batch_size", "accumulation")
@@ -195,6 +197,8 @@ def _spectral_columns(asked: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Any]
     tokens = np.prod([rows[size].to_numpy(float) for size in sizes], axis=0)
     most = np.min([*sides, tokens], axis=0)
     within = asked["rank_max"].to_numpy(float) <= most
+    if "ns_steps" in rows:
+        within &= ~(rows["ns_steps"].to_numpy(float) < ORTHOGONAL_FROM)
     return {"adjust": adjust, "g_rank": np.where(within, most, np.nan)}
 
 

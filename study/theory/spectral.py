@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from study.theory.curves import Layer
 
 Floats = NDArray[np.float64]
+ORTHOGONAL_FROM = 5
+"""The fewest Newton-Schulz steps, torch's default, that leave nearly equal singular values."""
 _log_gamma = np.vectorize(math.lgamma, otypes=[float])
 
 
