@@ -77,7 +77,8 @@ def unknown_key(key: str, siblings: Iterable[str], arguments: Sequence[str] = ()
     word, equals, value = typed.lstrip("+").partition("=")
     group = word.rpartition(".")[0]
     if options := _options_with(word):
-        return f"{word} is a key of {' or '.join(options)} only: give that, or remove {word}"
+        some = f"one of {', '.join(options)}" if len(options) > 1 else options[0]
+        return f"{word} is a key of {some} only: give that, or remove {word}"
     keys = [*known_keys(), *(f"{group}.{name}" for name in beside if group)]
     if likely := meant(word, keys):
         return f"unknown key {word}: did you mean {_written(likely, value if equals else None)}?"
