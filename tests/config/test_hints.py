@@ -24,7 +24,7 @@ SLIPS = {
     "adapter.rnak=4": "unknown key adapter.rnak: did you mean adapter.rank=4?",
     "adapter.lr=1": "unknown key adapter.lr: did you mean optimizer.lr=1?",
     "trian.steps=3": "unknown key trian.steps: did you mean train.steps=3?",
-    "optimizer.momentum=0.9": "optimizer.momentum is a key of one of optimizer=momentum, optimizer=muo",
+    "optimizer.momentum=0.9": "optimizer.momentum is a key of one of optimizer=momentum, opt",
     "data.format=alpaca": "data.format is a key of data=file only: give that, or remove",
     "optimzer=sgd": "unknown key optimzer: did you mean optimizer=sgd?",
     "experimnt=quick": "unknown key experimnt: did you mean experiment=quick?",
