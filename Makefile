@@ -13,7 +13,7 @@ study: .venv/.installed
 
 test: lint
 	-$(BIN)/study fetch smollm2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

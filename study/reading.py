@@ -123,7 +123,8 @@ def all_memory() -> int:
     Asked once: a sweep compares every cell with it.
     """
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    limits = [] if limit == resource.RLIM_INFINITY else [limit]
+    held = psutil.Process().memory_info().vms  # libraries, which count towards ulimit -v
+    limits = [] if limit == resource.RLIM_INFINITY else [max(limit - held, 0)]
     of_groups = [_lines(folder / "memory.max") for folder in _groups()]
     limits += [int(most[0]) for most in of_groups if most and most[0].isdigit()]
     return min([psutil.virtual_memory().total, *limits])
