@@ -17,7 +17,7 @@ from study.config.compose import CONF
 from study.config.mistakes import as_study_errors
 from study.errors import StudyError
 from study.integrations.overrides import written
-from study.models import load_base, load_tokenizer
+from study.models import WITH_EXPERTS, load_base, load_tokenizer
 from study.models.quiet import quiet
 from study.store import ADAPTER, find_cell, replacing
 from study.store.files import make_folder, storing
@@ -60,7 +60,7 @@ def export_merged(study_dir: Path, cell: str, folder: Path) -> Path:
             f"model.quant_bits={of_base['quant_bits']}: an adapter cannot be merged into quantised "
             "weights: export it without --merged"
         )
-    if str(record["sources"]["model"]).endswith("+experts"):
+    if str(record["sources"]["model"]).endswith(WITH_EXPERTS):
         raise StudyError(
             f"cell {record['cell_id']} adapts experts, and only linear layers are merged here: "
             "export it without --merged, then merge it with merge_and_unload of PEFT"

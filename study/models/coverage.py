@@ -15,6 +15,10 @@ from study.models.anatomy import Anatomy, in_block
 _NAMED = 6
 """Names in a line."""
 
+WITH_EXPERTS = "+experts"
+"""Ends the model's fingerprint in the record of a cell that adapts experts. Earlier cells with the
+same targets did not adapt them, so they are other cells."""
+
 
 @dataclass(frozen=True)
 class Coverage:

@@ -13,7 +13,7 @@ from study.adapters.peft_experts import shortest_names
 from study.adapters.peft_format import file_hash, read_adapter
 from study.config import CellConfig, ModelConfig, Sources, identity
 from study.errors import StudyError, given
-from study.models import Coverage, ModelCard, coverage, describe
+from study.models import WITH_EXPERTS, Coverage, ModelCard, coverage, describe
 from study.store import is_done
 from study.sweeps.datasets import DataSource, data_name, with_steps
 from study.vocabulary.inits import IMPORTED
@@ -124,8 +124,7 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
         if config.results_dir not in writable:
             _check_writable(config.results_dir)
             writable.add(config.results_dir)
-        # Before experts had adapters, the same targets selected less of these models.
-        model = f"{card.fingerprint}+experts" if experts else card.fingerprint
+        model = card.fingerprint + (WITH_EXPERTS if experts else "")
         sources = Sources(model, card.tokenizer_fingerprint, examples, adapter)
         found = identity(config, sources)
         cells.append(Cell(found, config, card, sources, covered[asked]))

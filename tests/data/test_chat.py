@@ -68,6 +68,20 @@ def tokens(row: Row, tokenizer: Any, eos: int = 0) -> Any:
     return arrays["tokens"].tolist(), arrays["learned"].tolist()
 
 
+def assert_as_transformers(messages: Any, path: Path, tokenizer: Any) -> None:
+    """The tokens and the marks of a template with generation blocks are those of transformers."""
+    theirs = tokenizer.apply_chat_template(
+        messages,
+        chat_template=path.read_text(),
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    row = template(path, tokenizer).conversation(messages, None, 0, "row")
+    ids, learned = tokens(row, tokenizer)
+    assert ids == theirs["input_ids"]
+    assert learned == [bool(mask) for mask in theirs["assistant_masks"]]
+
+
 MARKED = ["qwen3_training", "lfm2_training", "llama3_training", "gemma3_training", "phi3_training"]
 
 
@@ -78,15 +92,7 @@ def test_marked_turns_are_those_of_transformers(name: str, tokenizer: str) -> No
     if name == "llama3_training" and chosen.bos_token is None:
         pytest.skip("this template needs a bos")
     for messages in (SHORT, LONG):
-        theirs = chosen.apply_chat_template(
-            messages,
-            chat_template=path.read_text(),
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-        )
-        ids, learned = tokens(template(path, chosen).conversation(messages, None, 0, "row"), chosen)
-        assert ids == theirs["input_ids"]
-        assert learned == [bool(mask) for mask in theirs["assistant_masks"]]
+        assert_as_transformers(messages, path, chosen)
 
 
 contents = st.text(st.characters(codec="utf-8"), min_size=1, max_size=9)
@@ -100,15 +106,7 @@ def test_any_text_has_the_tokens_and_the_marks_of_transformers(said: list[str], 
         {"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(said)
     ]
     path = TEMPLATES / "qwen3_instruct_2507_training.jinja"
-    theirs = chosen.apply_chat_template(
-        messages,
-        chat_template=path.read_text(),
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-    )
-    ids, learned = tokens(template(path, chosen).conversation(messages, None, 0, "row"), chosen)
-    assert ids == theirs["input_ids"]
-    assert learned == [bool(mask) for mask in theirs["assistant_masks"]]
+    assert_as_transformers(messages, path, chosen)
 
 
 @pytest.mark.parametrize("name", ["cohere2", "gemma3", "lfm2", "qwen2_5_vl", "qwen3_vl"])
