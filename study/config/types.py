@@ -46,6 +46,7 @@ A_FILE = FilePath()
 
 # Far above any run. Beyond them, memory or time ends before a check of either is reached.
 MOST_RANK = 1 << 24
+MOST_WIDTH = 1 << 14
 MOST_STEPS = 10**8
 MOST_SEQUENCES, MOST_ACCUMULATION = 10**6, 10**5
 MOST_TOKENS = 10**7
@@ -58,12 +59,14 @@ class ModelConfig:
 
     - ``path``: a folder or a hub name; ``smollm2`` and ``tiny`` need none;
     - ``quant_bits``: 8 or 4, the bits that hold the weights of its block linears
-      (:mod:`study.models.quantised`); null: as loaded.
+      (:mod:`study.models.quantised`); null: as loaded;
+    - ``width``: of ``tiny`` only, the features of its hidden states (:mod:`study.models.tiny`).
     """
 
     name: str = bounded(OneOf(MODELS))
     path: str | None = bounded(A_FILE, None)
     quant_bits: int | None = bounded(OneOf((None, *QUANT_BITS)), None)
+    width: int | None = bounded(Whole(8, most=MOST_WIDTH), None)
 
 
 @dataclass

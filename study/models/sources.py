@@ -92,14 +92,20 @@ def _tiny(config: ModelConfig) -> UnloadedModel:
             f"model={config.name} is made in memory, but model.path={config.path!r} is given: "
             f"use {readers}, or remove model.path"
         )
-    return tiny.TinyModel(config.name)
+    width = tiny.WIDTH if config.width is None else config.width
+    if width % tiny.WIDTH_STEP:
+        raise StudyError(
+            f"model.width={width} is not a multiple of {tiny.WIDTH_STEP}: give one, "
+            f"such as {tiny.WIDTH_STEP * max(1, round(width / tiny.WIDTH_STEP))}"
+        )
+    return tiny.TinyModel(config.name, width)
 
 
 def find_model(config: ModelConfig) -> UnloadedModel:
     """The model that ``config`` names. SmolLM2 is fetched if it is not in the cache.
 
-    Raises :class:`StudyError` for an unknown name, and for a path that is missing, does not lead to
-    a model, or is not needed.
+    Raises :class:`StudyError` for an unknown name, for a path that is missing, does not lead to a
+    model, or is not needed, and for a width that the model can't have.
     """
     if config.name not in MODELS:
         raise unknown("model", config.name, MODELS)
@@ -107,5 +113,11 @@ def find_model(config: ModelConfig) -> UnloadedModel:
         raise StudyError(
             f"model={config.name} needs model.path: "
             "give a folder, or a hub name such as meta-llama/Llama-3.1-8B-Instruct"
+        )
+    if config.width is not None and not MODELS[config.name].has_width:
+        having = " or ".join(f"model={key}" for key, row in MODELS.items() if row.has_width)
+        raise StudyError(
+            f"model.width={config.width}, but the width of model={config.name} is that of its "
+            f"weights: use {having}, or model.width=null"
         )
     return FINDERS[config.name](config)

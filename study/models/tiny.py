@@ -1,10 +1,13 @@
 """``model=tiny``: a random two-layer Llama and a byte tokenizer, for tests and first tries.
 
-Both are made in memory, without files, and are the same on every machine.
+Both are made in memory, without files, and are the same on every machine. ``model.width`` sets the
+number of features of the hidden states. Entries of hidden states, attention and logits have the
+same scale at every width, so that only sums over features change with it.
 """
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +20,12 @@ from study.models import quantised
 from study.models.received import Tensor
 
 MAX_LENGTH = 512
+WIDTH = 64
+WIDTH_STEP = 8
+"""A width is a multiple of this: the 4 heads have an even number of features each."""
 
 _SHAPE: dict[str, Any] = {
     "vocab_size": 258,
-    "hidden_size": 64,
-    "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -35,6 +39,7 @@ _SEED = 20231203
 # Large enough that attention and logits are not flat (logits have standard deviation 0.8), small
 # enough that the initial loss is close to log(258) and training changes it smoothly.
 _INIT_STD = 0.1
+_EMBEDDING = "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class TinyModel:
     """The tiny model as an :class:`~study.models.sources.UnloadedModel`."""
 
     name: str
+    width: int = WIDTH
     note: str = "random weights"
     where: None = None
 
@@ -53,10 +59,10 @@ class TinyModel:
         """It has no files that could change."""
 
     def fingerprint(self) -> str:
-        return fingerprint()
+        return fingerprint(self.width)
 
     def config(self, quant_bits: int | None = None) -> LlamaConfig:
-        return config()
+        return config(self.width)
 
     def tensors(self) -> dict[str, Tensor]:
         return {}
@@ -68,7 +74,7 @@ class TinyModel:
         self, device: torch.device, dtype: torch.dtype, quant_bits: int | None
     ) -> LlamaForCausalLM:
         """The model, on ``device`` in ``dtype``, with linears in ``quant_bits``."""
-        model = build()
+        model = build(self.width)
         if quant_bits is not None:
             return quantised.reloaded(model, device, dtype, quant_bits)
         # As from a checkpoint, the rotary frequencies, which are buffers, stay in float32.
@@ -77,30 +83,36 @@ class TinyModel:
         return model.to(device)
 
 
-def config() -> LlamaConfig:
-    """A Llama with 2 layers, 64 features, 4 heads (2 for keys and values) and 258 tokens."""
-    return LlamaConfig(**_SHAPE)
+def config(width: int = WIDTH) -> LlamaConfig:
+    """A Llama with 2 layers, 4 heads (2 for keys and values), 258 tokens and ``width`` features."""
+    return LlamaConfig(**_shape(width))
 
 
-def build() -> LlamaForCausalLM:
+def _shape(width: int) -> dict[str, Any]:
+    return {**_SHAPE, "hidden_size": width, "intermediate_size": 2 * width}
+
+
+def build(width: int = WIDTH) -> LlamaForCausalLM:
     """The model, in float32 on the CPU. torch's global random state is unchanged."""
     with torch.random.fork_rng(devices=[]):  # transformers draws an init, which is overwritten
-        model = LlamaForCausalLM(config())
+        model = LlamaForCausalLM(config(width))
     # Weights are drawn here, ordered by name, so that they don't depend on the init of a version of
     # transformers. The only vectors are the norms' weights, which are ones.
     generator = torch.Generator().manual_seed(_SEED)
+    of_linear = _INIT_STD * math.sqrt(WIDTH / width)  # a product sums over features
     with torch.no_grad():
-        for _, parameter in sorted(model.named_parameters()):
+        for name, parameter in sorted(model.named_parameters()):
             if parameter.ndim == 1:
                 parameter.fill_(1.0)
             else:
-                parameter.normal_(0.0, _INIT_STD, generator=generator)
+                std = _INIT_STD if name == _EMBEDDING else of_linear
+                parameter.normal_(0.0, std, generator=generator)
     return model
 
 
-def fingerprint() -> str:
+def fingerprint(width: int = WIDTH) -> str:
     """sha256 of everything that determines the weights: shape, seed and scale of the init."""
-    made_from = {"family": "llama", "shape": _SHAPE, "seed": _SEED, "init_std": _INIT_STD}
+    made_from = {"family": "llama", "shape": _shape(width), "seed": _SEED, "init_std": _INIT_STD}
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
 

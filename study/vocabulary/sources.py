@@ -10,18 +10,20 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Source:
     """- ``reads_path``: whether the user names a file, a folder or a hub repository;
-    - ``offered``: whether messages offer it. An earlier name is understood and not offered.
+    - ``offered``: whether messages offer it. An earlier name is understood and not offered;
+    - ``has_width``: whether the user chooses its width.
     """
 
     label: str
     reads_path: bool = False
     offered: bool = True
+    has_width: bool = False
 
 
 MODELS: dict[str, Source] = {
     "smollm2": Source("SmolLM2"),
     "hf": Source("a causal LM of transformers", reads_path=True),
-    "tiny": Source("a tiny random Llama"),
+    "tiny": Source("a tiny random Llama", has_width=True),
 }
 
 DATASETS: dict[str, Source] = {

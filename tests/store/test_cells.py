@@ -111,7 +111,8 @@ def test_every_key_is_changed_above(cell: Build) -> None:
             keys |= {f"{name}.{word}" for word in value}
         else:
             keys.add(name)
-    known = {*CHANGES, "optimizer.name", "model.quant_bits", "probes.steps", "train.epochs"}
+    known = {*CHANGES, "optimizer.name", "probes.steps", "train.epochs"}
+    known |= {"model.quant_bits", "model.width"}  # the model's fingerprint has them
     assert {
         key for key in keys - known if not key.startswith(("checkpoint.", "pack.", "tracker."))
     } == {key for key in NOT_COLUMNS if key.startswith(("model.", "data."))}
