@@ -9,8 +9,8 @@ import pandas as pd
 
 from study.probes.layers import AdaptedLayer
 from study.probes.moments import Ledger
-from study.probes.statistics import combine, statistics
-from study.vocabulary.quantities import DESCENT, MODEL_WIDE, UNIONS
+from study.probes.statistics import combine, statistics, with_norms
+from study.vocabulary.quantities import DESCENT, MEAN_NORM, MODEL_WIDE, UNIONS
 
 KEYS = ("step", "layer", "block", "kind", "site", "batch", "d_in", "d_out")
 
@@ -55,6 +55,7 @@ def frame(
     ``d_out`` are the features of the layer; 0 in a row over the whole model.
     """
     parts = []
+    sums_SLX = with_norms(sums_SLX, counts_SL)
     for site in sites:
         indices = [measured.index(part) for part in UNIONS.get(site, (site,))]
         sums_LX, counts_L = combine(sums_SLX[indices], axis=0), counts_SL[indices].sum(0)
@@ -95,6 +96,7 @@ def _values(
     site: str, sums: np.ndarray, counts: np.ndarray, stats: Sequence[str]
 ) -> dict[str, Any]:
     values = statistics(sums, counts, stats)
-    if DESCENT.stat in values and site != DESCENT.site:
-        values[DESCENT.stat] = np.full_like(values[DESCENT.stat], np.nan)
+    for stat, is_here in ((DESCENT.stat, site == DESCENT.site), (MEAN_NORM, site in UNIONS)):
+        if stat in values and not is_here:
+            values[stat] = np.full_like(values[stat], np.nan)
     return {"site": site, **values}

@@ -5,6 +5,7 @@ there and a function here. A stat without a function is computed on the device a
 (:meth:`study.probes.recorder.Recorder.write`).
 
 A row of sums has the columns below. Sums add over micro-batches, over A and B, and over layers.
+Norms of tensors are known only after the micro-batches are added: :func:`with_norms` fills them in.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,8 +14,9 @@ import numpy as np
 
 from study.vocabulary.quantities import STATS
 
-ABS, SQUARE, FOURTH, MAX = range(4)
-"""Columns: the sums of |x|, x^2 and x^4, and the largest |x|."""
+ABS, SQUARE, FOURTH, MAX, NORM, TENSORS = range(6)
+"""Columns: the sums of |x|, x^2 and x^4, and the largest |x|; the sum of the norms of the tensors
+that a row joins, and their number."""
 
 Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """A statistic ``[...]`` from rows of sums ``[..., SUMS]`` and numbers of elements ``[...]``."""
@@ -58,6 +60,11 @@ def _norm(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
     return np.sqrt(sums[..., SQUARE])
 
 
+@statistic("mean_norm")
+def _mean_norm(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
+    return sums[..., NORM] / sums[..., TENSORS]
+
+
 @statistic("nonfinite")
 def _nonfinite(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(sums[..., ABS]), 0.0, 1.0)
@@ -69,12 +76,12 @@ def _stable_rank(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 
 WRITTEN = {
-    stat: MAX + 1 + index
+    stat: TENSORS + 1 + index
     for index, stat in enumerate(stat for stat in STATS if stat not in STATISTICS)
 }
 """Columns that hold a statistic itself, by name."""
 
-SUMS = MAX + 1 + len(WRITTEN)
+SUMS = TENSORS + 1 + len(WRITTEN)
 """The number of columns."""
 
 
@@ -84,9 +91,19 @@ def no_sums(shape: Sequence[int]) -> np.ndarray:
     Descent is 0 too: it adds over A and B, of which one may have no gradient.
     """
     sums = np.zeros((*shape, SUMS))
-    sums[..., MAX + 1 :] = np.nan
+    sums[..., TENSORS + 1 :] = np.nan
     sums[..., WRITTEN["descent"]] = 0.0
     return sums
+
+
+def with_norms(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """The sums of single tensors, ``[..., SUMS]``, with their norms. A tensor of no elements was
+    not measured, and does not count.
+    """
+    filled = sums.copy()
+    filled[..., NORM] = np.sqrt(sums[..., SQUARE])
+    filled[..., TENSORS] = count > 0
+    return filled
 
 
 def statistics(sums: np.ndarray, count: np.ndarray, stats: Sequence[str]) -> dict[str, np.ndarray]:

@@ -38,6 +38,10 @@ NOT_PREDICTED = {
         "beyond the lazy regime"
     ),
     "nonfinite": "a count of failures has no exponent",
+    "mean_norm": (
+        "at step 0 it goes as gamma sqrt(r), as the norm does; its mean at finite rank has not "
+        "been derived"
+    ),
     **dict.fromkeys(
         ALIGNMENTS, "a property of the layer's gradients: curves depend on it, not on the adapter"
     ),

@@ -75,7 +75,7 @@ class Stat:
     - ``label``: in words. ``formula``: its definition;
     - ``kind``: ``moment`` is computed from sums over the elements, ``spectrum`` from singular
       values, ``alignment`` from inputs and weight gradients, ``motion`` from A and its init;
-    - ``usual``: part of ``probes.stats=all``. The others cost a product with the inputs, or a
+    - ``usual``: part of ``probes.stats=all``. Most others cost a product with the inputs, or a
       weight gradient, per layer;
     - ``fitted``: whether a scaling exponent of it is estimated.
     """
@@ -136,7 +136,12 @@ STATS: dict[str, Stat] = {
         fitted=False,
     ),
     "rho": Stat("motion of A beside its init", "|dA x| / |A0 x|", "motion", usual=False),
+    "mean_norm": Stat(
+        "mean norm over A and B of all layers", "mean over tensors of sqrt(sum x^2)", usual=False
+    ),
 }
+MEAN_NORM = "mean_norm"
+"""Of a union of A and B: the other reading of the paper's "average gradient norm"."""
 
 USUAL = tuple(name for name, stat in STATS.items() if stat.usual)
 """What ``probes.stats=all`` stands for."""

@@ -1,7 +1,7 @@
 """Every number of a probe compared with its definition, on our banks and on PEFT's layers."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,10 +18,11 @@ from study.probes import NormProbe
 from study.probes.frames import KEYS
 from study.probes.moments import scaled_sums, unscaled
 from study.training.loop import Fold
-from study.vocabulary.quantities import MODEL_WIDE, SITES, USUAL
+from study.vocabulary.quantities import MEAN_NORM, MODEL_WIDE, SITES, UNIONS, USUAL
 
 SPECS = [AdapterSpec(4, 2.0, seed=0), AdapterSpec(6, 0.5, seed=1)]
 TOKENS = 10
+MEASURED = [*USUAL, MEAN_NORM]
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ class Measured:
 
 @pytest.fixture
 def measured(fold: Fold) -> Measured:
-    probe = NormProbe(fold.base.model, tokens=TOKENS)
+    probe = NormProbe(fold.base.model, stats=MEASURED, tokens=TOKENS)
     reference = Reference(fold, 2)
     fold.backward(2, probe)
     reference.remove()
@@ -182,9 +183,40 @@ def test_unions_of_A_and_B_by_layer_and_over_the_model(measured: Measured) -> No
         assert_row(table, MODEL_WIDE, "adapter_grad", {"norm": measured.norms[k]})
 
 
+def test_the_mean_norm_is_over_the_tensors_of_a_union(measured: Measured) -> None:
+    """Over the model a mean of 2 x layers numbers, which is not a mean of per-layer norms."""
+
+    def mean(tensors: Sequence[Tensor]) -> dict[str, float]:
+        return {MEAN_NORM: sum(tensor.double().norm().item() for tensor in tensors) / len(tensors)}
+
+    for k, table in enumerate(measured.tables):
+        for site, found in (
+            ("adapter_grad", measured.gradients),
+            ("adapter_update", measured.updates),
+        ):
+            of_cell = {layer: pair for (layer, cell), pair in found.items() if cell == k}
+            for layer, pair in of_cell.items():
+                assert_row(table, layer, site, mean(pair))
+            every = [tensor for pair in of_cell.values() for tensor in pair]
+            assert len(every) == 2 * len(measured.fold.banks)
+            assert_row(table, MODEL_WIDE, site, mean(every))
+        assert table.loc[~table["site"].isin(UNIONS), MEAN_NORM].isna().all()
+
+
+def test_a_frozen_factor_is_not_part_of_the_mean_norm(fold: Fold) -> None:
+    fold.backward(2, None)
+    for bank in fold.banks:
+        bank.pairs[0].A_RD.grad = None
+    probe = NormProbe(fold.base.model, sites=["adapter_grad"], stats=[MEAN_NORM])
+    probe.before_update()
+    norms = [bank.pairs[0].B_OR.grad.double().norm().item() for bank in fold.banks]
+    table = probe.collect(2)[0]
+    assert_row(table, MODEL_WIDE, "adapter_grad", {MEAN_NORM: sum(norms) / len(norms)})
+
+
 def test_rows_and_columns(measured: Measured) -> None:
     for k, table in enumerate(measured.tables):
-        assert list(table.columns) == [*KEYS, *USUAL]
+        assert list(table.columns) == [*KEYS, *MEASURED]
         assert set(table["site"]) == set(SITES)
         assert (table["step"] == 7).all()
         assert table.loc[table["site"] != "adapter_update", "descent"].isna().all()
