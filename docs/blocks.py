@@ -17,11 +17,14 @@ from pathlib import Path
 import pandas as pd
 
 from study.report import current_tables
-from study.store import StudyTables
+from study.store import StudyTables, cell_folders
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results/reference"
-"""The committed tables."""
+"""The committed tables: a folder per study, and those of the benchmarks."""
+PLOTS = ROOT / "plots/reference"
+QUICK = "quick"
+"""The study of the README: ``make study`` trains it."""
 BLOCK = re.compile(r"(<!-- numbers: (\S+) -->)(.*?)(<!-- end -->)", re.DOTALL)
 
 Block = Callable[[], str]
@@ -57,10 +60,10 @@ def names(text: str) -> list[str]:
 
 
 @cache
-def study_tables(name: str = ".") -> StudyTables:
+def study_tables(name: str = QUICK) -> StudyTables:
     """The tables of the committed study in ``results/reference/name``, analysed by this code."""
     folder = RESULTS / name
-    if not (folder / "cells").is_dir():
+    if not cell_folders(folder):
         raise NoTables(f"no cells in {folder.relative_to(ROOT)}")
     return current_tables(folder, lambda line: None)
 

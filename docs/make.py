@@ -11,11 +11,21 @@ from pathlib import Path
 from benchmarks.inference.figure import infer_cost
 from benchmarks.training.figure import speed
 from docs import bench_blocks, reliability_blocks, study_blocks
-from docs.blocks import RESULTS, ROOT, Block, NoTables, Say, rewrite, study_tables, table
+from docs.blocks import (
+    PLOTS,
+    QUICK,
+    RESULTS,
+    ROOT,
+    Block,
+    NoTables,
+    Say,
+    rewrite,
+    study_tables,
+    table,
+)
 from study.figures import FIGURES, save
 from study.report import draw_figures
 
-PLOTS = ROOT / "plots/reference"
 PICTURES: dict[str, tuple[str, ...]] = {study_blocks.P_STAR: ("conditions",)}
 """By study, beside the quick one: the figures that documents show."""
 BLOCKS: dict[str, Block] = {
@@ -43,7 +53,7 @@ def write_documents(say: Say) -> None:
 
 def draw_pictures(say: Say) -> None:
     """Draw the pictures of the studies and of the benchmarks again."""
-    for _ in draw_figures(study_tables(), PLOTS):
+    for _ in draw_figures(study_tables(), PLOTS / QUICK):
         pass
     for study, figures in PICTURES.items():
         try:

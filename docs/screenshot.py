@@ -10,8 +10,7 @@ from pathlib import Path
 
 from playwright.sync_api import ViewportSize, sync_playwright
 
-from docs.blocks import RESULTS
-from docs.make import PLOTS
+from docs.blocks import PLOTS, QUICK, RESULTS
 from study.dashboard.export import export
 from study.errors import StudyError
 
@@ -23,13 +22,13 @@ VIEW = "tab=layers&step=0&layer=model"
 
 
 def main() -> None:
-    """Export the page of the committed study, open it and save what it shows."""
+    """Export the page of the quick study, open it and save what it shows."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         raise StudyError("no chromium on PATH: apt-get install chromium")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         page_file = Path(folder) / "dashboard.html"
-        export([RESULTS], page_file)
+        export([RESULTS / QUICK], page_file)
         chromium = playwright.chromium.launch(executable_path=browser, args=FLAGS)
         page = chromium.new_page(viewport=SIZE)
         page.goto(f"{page_file.as_uri()}#{VIEW}")

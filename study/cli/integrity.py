@@ -1,10 +1,10 @@
-"""The command ``study check``, which compares a study's files with what was written."""
+"""The commands ``check``, which compares a study's files with what was written, and ``archive``."""
 
 from pathlib import Path
 
 import click
 
-from study.cli.group import STUDY_DIR, cli
+from study.cli.group import PATH, STUDY_DIR, cli, say
 from study.errors import MOST_CHARACTERS, printable
 
 
@@ -42,3 +42,29 @@ def check(context: click.Context, study_dir: Path, repair: bool) -> None:
         summary += f". Run `study check {study_dir} --repair` for the commands that repair it"
     click.echo(summary, err=repair)
     context.exit(1 if damaged else 0)
+
+
+@cli.command()
+@STUDY_DIR
+@click.option("--to", type=PATH, required=True, metavar="FOLDER", help="Folder of the archive.")
+@click.option(
+    "--plots",
+    default="plots",
+    show_default=True,
+    metavar="FOLDER",
+    help="Folder of figures that the archived study names.",
+)
+def archive(study_dir: Path, to: Path, plots: str) -> None:
+    """Write a study into one file, for a repository or a paper.
+
+    The file is FOLDER/cells.tar.zst. It holds configuration, record and tables of every cell that
+    has ended. Every command that reads a study also reads FOLDER.
+    """
+    from study.store.archiving import write_archive
+    from study.sweeps.status import count_noun
+
+    written = write_archive(study_dir, to, plots)
+    if written.left_out:
+        say(f"left out, because they have not ended: {', '.join(written.left_out)}")
+    size = f"{count_noun(written.cells, 'cell')}, {written.megabytes:.1f} MB"
+    click.echo(f"{written.path}: {size}")

@@ -240,9 +240,10 @@ def _folders(study_dir: Path) -> list[Path]:
 
     Raises ``OSError`` if the study is there and can't be read.
     """
+    folders = cell_folders(study_dir)
     try:
         with os.scandir(study_dir / "cells"):
-            return cell_folders(study_dir)
+            return folders
     except (FileNotFoundError, NotADirectoryError):
         return []
 

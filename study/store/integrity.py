@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from study.errors import one_line
 from study.store import checkpoints
+from study.store.archive import NOTE
 from study.store.cell_tables import load_cell_table
 from study.store.claims import is_claimed
 from study.store.files import DRAFT
@@ -56,7 +57,7 @@ def check_study(study_dir: Path) -> Iterator[Problem]:
     for folder in folders:
         yield from _check_cell(folder, study_dir)
     for path in sorted((study_dir / "cells").iterdir()):
-        if not path.is_dir():
+        if not path.is_dir() and path.name != NOTE:
             yield Problem(path, "is not a cell, and nothing reads it", _remove(path), False)
     for name in DERIVED:
         yield from _check_derived(study_dir / f"{name}.parquet")

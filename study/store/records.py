@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from study.errors import StudyError
+from study.store.archive import ARCHIVE, unpack
 from study.store.claims import is_claimed
 from study.store.record_format import parse
 from study.store.streams import Damaged, last_metrics, verified
@@ -22,7 +23,11 @@ CHECKPOINTS = "checkpoints"
 
 
 def cell_folders(study_dir: str | os.PathLike[str]) -> list[Path]:
-    """The folders of a study's cells, by id. Some may have no record yet, or an unreadable one."""
+    """The folders of a study's cells, by id. Some may have no record yet, or an unreadable one.
+
+    Those of an archived study are extracted first (:func:`~study.store.archive.unpack`).
+    """
+    unpack(Path(study_dir))
     cells = Path(study_dir) / "cells"
     try:
         with os.scandir(cells) as entries:
@@ -140,10 +145,13 @@ def find_cell(study_dir: str | os.PathLike[str], cell: str) -> tuple[Path, dict[
 
 def no_study(folder: Path) -> StudyError:
     """The error for a folder without cells. It names the studies nearby."""
-    near = [
-        cells.parent for place in (folder, folder.parent) for cells in sorted(place.glob("*/cells"))
-    ]
-    there = f", or choose from {', '.join(map(str, near))}" if near else ""
+    near = {
+        cells.parent
+        for place in (folder, folder.parent)
+        for name in ("cells", ARCHIVE)
+        for cells in place.glob(f"*/{name}")
+    }
+    there = f", or choose from {', '.join(map(str, sorted(near)))}" if near else ""
     return StudyError(f"no study in {folder}: train one with `study train name=...`{there}")
 
 

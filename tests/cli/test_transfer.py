@@ -20,6 +20,7 @@ from study.cli.transfer_source import Source, read_source, read_target
 from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
+from study.store import cell_folders
 from study.training.loop import CellStep, train
 from study.training.run import Run
 
@@ -192,12 +193,11 @@ def test_a_measured_study_gives_the_rate_with_its_interval() -> None:
 
 
 def test_a_cell_is_read_by_the_start_of_its_id(study_cli: Cli) -> None:
-    folder = ROOT / "results/reference/cells"
-    record = next(folder.glob("*/record.json"))
-    adapter = json.loads(record.read_text())["config"]["adapter"]
-    ran = study_cli("transfer", str(folder / record.parent.name[:8]), "--rank", "999")
+    cell = cell_folders(ROOT / "results/reference/quick")[0]
+    adapter = json.loads((cell / "record.json").read_text())["config"]["adapter"]
+    ran = study_cli("transfer", str(cell.parent / cell.name[:8]), "--rank", "999")
     assert ran.code == 0
-    assert f"cell {record.parent.name} of reference: rank {adapter['rank']}, alpha" in ran.out
+    assert f"cell {cell.name} of quick: rank {adapter['rank']}, alpha" in ran.out
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_a_cell_is_read_by_the_start_of_its_id(study_cli: Cli) -> None:
 def test_a_strangers_cell_gets_one_line(
     study_cli: Cli, tmp_path: Path, key: str, value: Any
 ) -> None:
-    cell = next((ROOT / "results/reference/cells").glob("*/record.json")).parent
+    cell = cell_folders(ROOT / "results/reference/quick")[0]
     copy = tmp_path / "s/cells" / cell.name
     shutil.copytree(cell, copy)
     record = json.loads((copy / "record.json").read_text())

@@ -10,9 +10,10 @@ from omegaconf import OmegaConf
 
 from study.config import CellConfig, Sources, eval_steps, identity, parse, probe_steps
 from study.errors import StudyError
+from study.store import cell_folders
 
 Build = Callable[..., CellConfig]
-REFERENCE = Path(__file__).parents[2] / "results/reference"
+REFERENCE = Path(__file__).parents[2] / "results/reference/quick"
 SOURCES = Sources(model="m", tokenizer="t", data="d")
 
 
@@ -22,12 +23,10 @@ def test_the_identity_of_a_known_cell_is_pinned(cell: Build) -> None:
     assert identity(known, SOURCES) == "cc341c1967e9"
 
 
-@pytest.mark.parametrize(
-    "record", sorted(REFERENCE.glob("cells/*/record.json")), ids=lambda path: path.parent.name
-)
-def test_the_reference_study_keeps_its_identities(record: Path) -> None:
+@pytest.mark.parametrize("folder", cell_folders(REFERENCE), ids=lambda folder: folder.name)
+def test_the_reference_study_keeps_its_identities(folder: Path) -> None:
     """A key added later changes the identity only if it is used, so stored results are found."""
-    stored = json.loads(record.read_text())
+    stored = json.loads((folder / "record.json").read_text())
     config = parse(OmegaConf.create(stored["config"]))
     assert identity(config, Sources(**stored["sources"])) == stored["cell_id"]
 

@@ -12,6 +12,7 @@ import pytest
 
 from study.config import CellConfig
 from study.models import ModelCard, describe
+from study.store import cell_folders
 from study.sweeps.agenda import Planned
 from study.sweeps.cost import relative_cost, step_shares
 from study.sweeps.pace import CellTime, seconds_left
@@ -77,7 +78,7 @@ def _utc(seconds: float) -> str:
 
 def recorded() -> Iterator[tuple[float, "np.ndarray[Any, Any]"]]:
     """Cost and seconds so far at each step, of every cell of the committed quick study."""
-    folders = (ROOT / "results/reference/cells").iterdir()
+    folders = cell_folders(ROOT / "results/reference/quick")
     records = [(json.loads((f / "record.json").read_text()), f) for f in folders]
     for record, folder in sorted(records, key=lambda pair: pair[0]["started"]):
         metrics = pd.read_parquet(folder / "metrics.parquet")
