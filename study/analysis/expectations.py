@@ -13,13 +13,15 @@ symmetric; its longer half counts.
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 
+from study.analysis.best_alpha import alpha_gaps, alpha_transfer, best_alphas
 from study.analysis.fits import Floats, t_critical
 from study.analysis.grouping import curve_columns, distinguishing
+from study.analysis.loss_gaps import loss_gaps
 from study.analysis.rates import rate_transfer
 from study.analysis.shared import one_per_measurement, one_per_optimizer
 from study.analysis.stable import STABLE_COLUMNS, side_by_side
@@ -27,9 +29,13 @@ from study.analysis.verdicts import beyond, holm, tost
 from study.analysis.wording import setting_text
 from study.vocabulary.agreements import AGREES, DIFFERS
 from study.vocabulary.expectations import (
+    ALPHA_GAP,
+    BEST_ALPHA,
     BEST_RATE,
     FACTOR,
     LAST,
+    LOSS_GAP,
+    NEEDS,
     NOT_MEASURED,
     P_STAR,
     P_STAR_LIMIT,
@@ -45,8 +51,28 @@ COLUMNS_OF = {
     P_STAR_LIMIT: ("p_star_limit", "limit_low", "limit_high"),
     BEST_RATE: ("exponent", "ci_low", "ci_high"),
     FACTOR: ("exponent", "ci_low", "ci_high"),
+    LOSS_GAP: ("gap", "ci_low", "ci_high"),
+    BEST_ALPHA: ("exponent", "ci_low", "ci_high"),
+    ALPHA_GAP: ("gap", "ci_low", "ci_high"),
 }
 """The columns of the value and its interval, in the table that holds it."""
+
+
+class Tables(Protocol):
+    """The tables of a study that expectations are about: ``study.load(folder)``."""
+
+    @property
+    def cells(self) -> pd.DataFrame: ...
+    @property
+    def metrics(self) -> pd.DataFrame: ...
+    @property
+    def probes(self) -> pd.DataFrame: ...
+    @property
+    def exponents(self) -> pd.DataFrame: ...
+    @property
+    def stable(self) -> pd.DataFrame: ...
+    @property
+    def rates(self) -> pd.DataFrame: ...
 
 
 @dataclass(frozen=True)
@@ -70,23 +96,16 @@ class Compared:
     verdict: str
 
 
-def compare(
-    expectations: Sequence[Expectation],
-    exponents: pd.DataFrame,
-    stable: pd.DataFrame,
-    rates: pd.DataFrame,
-) -> list[Compared]:
+def compare(expectations: Sequence[Expectation], tables: Tables) -> list[Compared]:
     """A row for each curve that an expectation matches, in the order of ``expectations``.
 
-    The tables are those of :func:`~study.analysis.verdicts.with_verdicts`,
-    :func:`~study.analysis.stable.stable_exponents` and :func:`~study.analysis.rates.best_rates`.
     An expectation without a curve has one row, which is ``not measured``.
     """
-    transfer = rate_transfer(rates)
+    found = {what: _table(what, tables) for what in {one.what for one in expectations}}
     rows = [
         (one, row)
         for one in expectations
-        for row in _measured(one, exponents, stable, transfer) or [_NOTHING]
+        for row in _measured(one, found[one.what], tables.exponents) or [_NOTHING]
     ]
     agrees, differs = _p_values(rows)
     return [
@@ -110,19 +129,32 @@ _NOTHING: Row = dict.fromkeys(("value", "low", "high", "span"), math.nan) | {
 }
 
 
-def _measured(
-    one: Expectation, exponents: pd.DataFrame, stable: pd.DataFrame, transfer: pd.DataFrame
-) -> list[Row]:
+def _table(what: str, tables: Tables) -> pd.DataFrame:
+    """The table that holds the values of a kind of expectation, a row per curve."""
+    if what == BEST_RATE:
+        return rate_transfer(tables.rates)
+    if what in (P_STAR, P_STAR_LIMIT):
+        return tables.stable
+    if what == LOSS_GAP:
+        return loss_gaps(tables.cells, tables.metrics)
+    if what in (BEST_ALPHA, ALPHA_GAP):
+        alphas = best_alphas(tables.cells, tables.metrics, tables.probes)
+        return alpha_transfer(alphas) if what == BEST_ALPHA else alpha_gaps(alphas)
+    return tables.exponents
+
+
+def _measured(one: Expectation, table: pd.DataFrame, exponents: pd.DataFrame) -> list[Row]:
     """The value and interval of every curve that an expectation is about."""
-    if one.what == BEST_RATE:
-        found = _of_curves(one, transfer)
-        names = [name for name in ("rule", "alpha", "setting") if name in found]
+    found = _of_curves(one, _at(one, table))
+    if one.what in (BEST_RATE, BEST_ALPHA, ALPHA_GAP):
+        known = [name for name in ("rank", "alpha", "lr", "setting") if name in found]
+        names = distinguishing(found, known) if len(found) else []
     elif one.what in (P_STAR, P_STAR_LIMIT):
-        found = _at_lowest_rate(one, _of_curves(one, _at(one, stable)))
-        found, names = _one_per_curve(found)
+        found, names = _one_per_curve(_at_lowest_rate(one, found))
     else:
-        found = _at_lowest_rate(one, _of_curves(one, _at(one, exponents)))
-        names = distinguishing(found, curve_columns(exponents)) if len(found) else []
+        found = _at_lowest_rate(one, found)
+        known = [name for name in curve_columns(exponents) if name in found]
+        names = distinguishing(found, known) if len(found) else []
     columns = COLUMNS_OF[one.what]
     if found.empty or columns[0] not in found:
         return []
@@ -142,18 +174,18 @@ def _row(one: Expectation, row: dict[Any, Any], names: Iterable[str], with_rule:
         "high": high,
         "span": math.log(float(row["rank_max"]) / float(row["rank_min"])),
         "seeds": int(row["seeds"]),
-        "step": None if one.what == BEST_RATE else int(row["step"]),
+        "step": int(row["step"]) if "step" in NEEDS[one.what] else None,
     }
 
 
 def _at(one: Expectation, table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of its quantity at its step."""
-    if table.empty:
+    """The rows of its quantity, if it has one, at its step, if it has one."""
+    if table.empty or "step" not in NEEDS[one.what]:
         return table
-    here = pd.Series(True, table.index)
-    for name, value in one.place.items():
-        here &= table[name].astype(object) == value
-    rows = table[here]
+    rows = table
+    if "site" in NEEDS[one.what]:
+        for name, value in one.place.items():
+            rows = rows[rows[name].astype(object) == value]
     step = rows["step"].max() if one.step == LAST else one.step
     return rows[rows["step"] == step]
 

@@ -8,9 +8,9 @@ from study.config.bounds import MISSING, Bound, Number, OneOf, Whole
 from study.config.types import MOST_STEPS
 from study.errors import StudyError, short, unknown
 from study.vocabulary.expectations import (
-    BEST_RATE,
     FACTOR,
     LAST,
+    NEEDS,
     P_STAR,
     P_STAR_LIMIT,
     WHATS,
@@ -32,8 +32,8 @@ BOUNDS: dict[str, Bound] = {
     "lr": Number(above=0.0),
 }
 """The values that a field may have, if it is not null."""
-OF_A_QUANTITY = ("site", "stat", "step")
-"""The fields that everything but a best rate needs, and a best rate has not."""
+OF_SOME = ("site", "stat", "step")
+"""The fields that some expectations need and the others may not have."""
 
 
 NAMES = tuple(field.name for field in fields(Expectation))
@@ -75,11 +75,11 @@ def _check(prefix: str, one: Expectation) -> None:
         _ = one.p
     except ValueError as error:
         raise StudyError(f"{prefix}rule: {error}") from None
-    for name in OF_A_QUANTITY:
-        given = getattr(one, name) is not None
-        if given and one.what == BEST_RATE:
-            raise StudyError(f"{prefix}{name}: {BEST_RATE} is of a whole run, so leave {name} out")
-        if not given and one.what != BEST_RATE:
+    for name in OF_SOME:
+        given, needed = getattr(one, name) is not None, name in NEEDS[one.what]
+        if given and not needed:
+            raise StudyError(f"{prefix}{name}: {one.what} has no {name}, so leave it out")
+        if needed and not given:
             raise StudyError(f"{prefix}{name} is not set: {one.what} needs it")
     if one.what == FACTOR and (one.predicted <= 0 or one.tolerance <= 1):
         raise StudyError(

@@ -20,8 +20,8 @@ Held = tuple[Expectation, int]
 
 def expected_section(tables: StudyTables, records: Sequence[Record]) -> list[Block]:
     """Expected and measured values with their verdicts; empty if no cell holds an expectation."""
-    held = _held(records)
-    found = compare([one for one, _ in held], tables.exponents, tables.stable, tables.rates)
+    held = held_expectations(records)
+    found = compare([one for one, _ in held], tables)
     if not found:
         return []
     words = [row.verdict for row in found]
@@ -48,7 +48,7 @@ def expected_section(tables: StudyTables, records: Sequence[Record]) -> list[Blo
     ]
 
 
-def _held(records: Sequence[Record]) -> list[Held]:
+def held_expectations(records: Sequence[Record]) -> list[Held]:
     """Every expectation that some cell holds, in the order of the cells' beginning."""
     held: list[Held] = []
     for record in sorted(records, key=lambda record: str(record.get("started", ""))):
@@ -76,15 +76,15 @@ def _line(row: Compared) -> list[str]:
         f"{quantity} ({place})" if place else quantity,
         WHAT_LABELS[one.what],
         "" if step is None else str(step),
-        _expected(one),
-        _measured(row),
+        expected_text(one),
+        measured_text(row),
         _bold(row.verdict),
         one.source,
         one.refuted_by,
     ]
 
 
-def _expected(one: Expectation) -> str:
+def expected_text(one: Expectation) -> str:
     if one.what == FACTOR:
         return f"{factor_text(one.predicted)}, within a factor of {one.tolerance:g}"
     return f"{one.predicted:g} ± {one.tolerance:g}"
@@ -98,7 +98,7 @@ def _three_digits(row: Compared) -> str:
     return value if math.isnan(row.low) else f"{value} [{low}, {high}]"
 
 
-def _measured(row: Compared) -> str:
+def measured_text(row: Compared) -> str:
     if row.expectation.what != FACTOR:
         return _three_digits(row)
     bounds = [factor_text(row.low), factor_text(row.high)]

@@ -24,15 +24,26 @@ from study.vocabulary.quantities import (
 from study.vocabulary.scaling import exponent, named_rule
 from study.vocabulary.verdicts import ONE_SEED, UNCLEAR
 
-SLOPE, FACTOR, P_STAR, P_STAR_LIMIT, BEST_RATE = WHATS = (
+SLOPE, FACTOR, P_STAR, P_STAR_LIMIT, BEST_RATE, LOSS_GAP, BEST_ALPHA, ALPHA_GAP = WHATS = (
     *("slope", "factor", "p_star", "p_star_limit", "best_rate"),
+    *("loss_gap", "best_alpha", "alpha_gap"),
 )
+NEEDS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys((SLOPE, FACTOR, P_STAR, P_STAR_LIMIT), ("site", "stat", "step")),
+    LOSS_GAP: ("step",),
+    **dict.fromkeys((BEST_RATE, BEST_ALPHA, ALPHA_GAP), ()),
+}
+"""Which of ``site``, ``stat`` and ``step`` each needs. It may not have the others."""
 WHAT_LABELS: dict[str, str] = {
     SLOPE: "slope with rank",
     FACTOR: "factor from the lowest to the highest rank",
     P_STAR: "p\\* over the ranks measured",
     P_STAR_LIMIT: "p\\* corrected for finite rank",
     BEST_RATE: "exponent of the best learning rate",
+    LOSS_GAP: "held-out loss at the highest rank minus that at the lowest",
+    BEST_ALPHA: "exponent of the best α at a fixed learning rate",
+    ALPHA_GAP: "held-out loss at the lowest learning rate minus that at the highest, each at its "
+    "best α",
 }
 """What can be expected, in Markdown."""
 LAST = "last"
@@ -57,9 +68,10 @@ class Expectation:
     - ``optimizer``, ``rule``: of the curves that it is about. ``rule`` is a name of
       :data:`study.vocabulary.scaling.RULES` or a p; null: every rule;
     - ``site``, ``stat``, ``batch``: of the quantity. ``layer``, ``kind``: null for the whole model,
-      or for the mean over all layers. A best rate has none of these and no step;
-    - ``step``: a number, or ``last``;
-    - ``alpha``, ``lr``: null for every alpha, and for the lowest learning rate;
+      or for the mean over all layers;
+    - ``step``: a number, or ``last``. :data:`NEEDS` says what has no quantity or no step;
+    - ``alpha``, ``lr``: null for every alpha, and for the lowest learning rate (of a best alpha:
+      for every learning rate);
     - ``predicted``, ``tolerance``: it agrees within ``predicted`` plus or minus ``tolerance``. Of
       a factor the tolerance is a ratio: 1.5 means from ``predicted / 1.5`` to ``predicted * 1.5``;
     - ``source``: paper and equation, or the theory of this project;
@@ -114,7 +126,7 @@ def read_expectation(entry: object) -> Expectation | None:
     is_known = (
         found.what in WHATS
         and found.optimizer in OPTIMIZERS
-        and (found.what == BEST_RATE or (found.site in SITES and found.stat in STATS))
+        and ("site" not in NEEDS[found.what] or (found.site in SITES and found.stat in STATS))
         and (found.what != FACTOR or (found.predicted > 0 and found.tolerance > 1))
     )
     return found if is_known else None

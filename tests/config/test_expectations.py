@@ -56,7 +56,7 @@ def test_an_entry_is_typed_and_survives_a_record(parsed: Parsed) -> None:
         ({"step": -1}, "expects[0].step=-1 is out of range"),
         ({"site": "A_gradd"}, "unknown expects[0].site 'A_gradd'"),
         ({"source": " "}, "expects[0].source is empty: write a sentence"),
-        ({"what": "best_rate"}, "expects[0].site: best_rate is of a whole run"),
+        ({"what": "best_rate"}, "expects[0].site: best_rate has no site, so leave it out"),
         ({"what": "factor"}, "expects[0].tolerance=0.05 of a factor of -0.25: give a factor above"),
         ({"what": "p_star", "step": "last"}, "expects[0].step=last: p_star needs a number"),
     ],

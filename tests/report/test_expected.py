@@ -37,8 +37,7 @@ def norm(cell: Cell, step: int) -> float:
 
 
 def compared(folder: Path, *expectations: Expectation) -> list[Compared]:
-    tables = current_tables(folder, lambda line: None)
-    return compare(expectations, tables.exponents, tables.stable, tables.rates)
+    return compare(expectations, current_tables(folder, lambda line: None))
 
 
 @pytest.fixture
