@@ -14,6 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from study.config import near_best  # noqa: F401  (registers its resolver)
 from study.config.checks import checked, typed, validate
 from study.config.types import CellConfig
 from study.errors import StudyError, unknown
