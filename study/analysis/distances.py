@@ -4,7 +4,7 @@
 E = delta_w minus its limit, per layer:
 
 ==================  ==================================================  ====================
-measure             definition                                          after the first step
+measure             definition                                          after one SGD step
 ==================  ==================================================  ====================
 ``input_weighted``  sqrt(E|E x|^2 / E|limit x|^2), x the inputs of the  sqrt((1 + r_align)/r)
                     limit at step s
@@ -14,8 +14,12 @@ measure             definition                                          after th
 ==================  ==================================================  ====================
 
 ``input_weighted`` is the one that matters for the model, because the inputs of a layer occupy few
-directions. The law r^-1/2 holds for a few lazy steps; later the motion of A, of order 1/r a step,
-bends it.
+directions. After one step of a sign-like rule, r_sign - 1 and pi D / 2 - 1 take the places of
+1 + r_align and D + 1.
+
+The law r^-1/2 holds under SGD for a few lazy steps; later the motion of A, of order 1/r a step,
+bends it. Under sign-like rules with eps -> 0 it holds at every step. An eps above 0 adds a
+difference from the limit that grows as eps r.
 """
 
 import math
@@ -29,17 +33,16 @@ import pandas as pd
 from study.analysis.exponents import fit_exponents
 from study.analysis.fits import Floats
 from study.analysis.intervals import interval_text
+from study.vocabulary.distances import LOSS
 from study.vocabulary.quantities import ALL_KINDS, MEAN_LOG, MODEL_WIDE, TRAIN
 
-LOSS = "loss"
-MEASURES = ("input_weighted", "frobenius", LOSS)
 EXPLICIT, RANK_FREE = "explicit", "rank-free"
 """Values of ``run``: with factors of the given rank, or at a cost that does not depend on it
 (:mod:`study.adapters.rank_free`)."""
 
 FACTS = (
-    *("run", "study", "model", "data", "optimizer", "lr", "alpha", "init", "scaling", "exponent"),
-    *("rank", "seed"),
+    *("run", "study", "model", "data", "optimizer", "lr", "eps", "alpha", "init", "scaling"),
+    *("exponent", "rank", "seed"),
 )
 """The columns that describe a run, named as in the ``cells`` table."""
 
@@ -58,11 +61,15 @@ class Snapshot:
     moments: dict[str, Floats]
 
 
-def compare(limit: Snapshot, run: Snapshot) -> pd.DataFrame:
+def compare(limit: Snapshot, run: Snapshot, variances: float = 0.0) -> pd.DataFrame:
     """The rows of one run at one step.
 
+    ``variances``: the variance of the limit over that of the run. It is 0 for an exact limit, and
+    r / R for a run of rank r beside a run of a large rank R with an A of its own. Their squared
+    distance is ``1 + r / R`` times that from the exact limit, so distances are divided by its root.
+
     Columns: ``step``, ``layer``, ``kind``, ``measure``, ``distance``, and the properties of the
-    limit's layer that theory depends on: ``d_in``, ``d_out``, ``r_align``, ``r_diag``.
+    limit's layer that theory depends on: ``d_in``, ``d_out``, ``r_align``, ``r_diag``, ``r_sign``.
     """
     place = {"layer": MODEL_WIDE, "kind": MODEL_WIDE}
     rows: list[dict[str, Any]] = [
@@ -70,7 +77,8 @@ def compare(limit: Snapshot, run: Snapshot) -> pd.DataFrame:
     ]
     for layer, delta_OD in limit.deltas.items():
         rows += _layer_rows(layer, delta_OD, limit.moments[layer], run.deltas[layer])
-    return pd.DataFrame(rows).assign(step=limit.step)
+    table = pd.DataFrame(rows).assign(step=limit.step)
+    return table.assign(distance=table["distance"] / math.sqrt(1 + variances))
 
 
 def _layer_rows(
@@ -90,6 +98,7 @@ def _layer_rows(
         "d_out": limit.shape[0],
         "r_align": _ratio(energy * float(np.trace(M_DD)), out_energy),
         "r_diag": _ratio(float(np.square(limit).sum(0) @ M_DD.diagonal()), out_energy),
+        "r_sign": _sign_alignment(limit, M_DD),
     }
     squares = {
         "input_weighted": _ratio(_weighted(error, M_DD), out_energy),
@@ -99,6 +108,16 @@ def _layer_rows(
         {**facts, "measure": measure, "distance": math.sqrt(square)}
         for measure, square in squares.items()
     ]
+
+
+def _sign_alignment(limit_OD: Floats, M_DD: Floats) -> float:
+    """``(pi/2) / mean cos^2(G_o, x)``: after one step, the rows of the limit are parallel to those
+    of the weight gradient G, under SGD and under sign-like rules.
+    """
+    norms = np.square(limit_OD).sum(axis=1)
+    live = norms > 0
+    squares = ((limit_OD @ M_DD) * limit_OD).sum(axis=1)[live] / norms[live]
+    return _ratio(math.pi / 2 * float(np.trace(M_DD)) * live.sum(), float(squares.sum()))
 
 
 def _weighted(delta_OD: Floats, M_DD: Floats) -> float:
@@ -133,6 +152,16 @@ def exponents_of(cells: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
         block=np.where(distances["layer"] == MODEL_WIDE, -1, 0),
     )
     return fit_exponents(cells, probes, stats=["distance"])
+
+
+def of_cells(cells: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
+    """:func:`exponents_of` the explicit runs, with all columns of ``cells``; empty without any."""
+    if distances.empty:
+        return pd.DataFrame()
+    names = cells["cell_id"].astype(str), distances["cell_id"].astype(str)
+    rows = distances[names[1].isin(set(names[0]))]
+    measured = cells[names[0].isin(set(names[1]))]
+    return exponents_of(measured, rows) if len(rows) else pd.DataFrame()
 
 
 def laws(distances: pd.DataFrame) -> list[str]:

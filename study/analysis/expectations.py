@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from study.analysis.best_alpha import alpha_gaps, alpha_transfer, best_alphas
+from study.analysis.distances import of_cells
 from study.analysis.fits import Floats, t_critical
 from study.analysis.grouping import curve_columns, distinguishing
 from study.analysis.loss_gaps import loss_gaps
@@ -32,6 +33,7 @@ from study.vocabulary.expectations import (
     ALPHA_GAP,
     BEST_ALPHA,
     BEST_RATE,
+    DISTANCE,
     FACTOR,
     LAST,
     LOSS_GAP,
@@ -54,6 +56,7 @@ COLUMNS_OF = {
     LOSS_GAP: ("gap", "ci_low", "ci_high"),
     BEST_ALPHA: ("exponent", "ci_low", "ci_high"),
     ALPHA_GAP: ("gap", "ci_low", "ci_high"),
+    DISTANCE: ("exponent", "ci_low", "ci_high"),
 }
 """The columns of the value and its interval, in the table that holds it."""
 
@@ -73,6 +76,8 @@ class Tables(Protocol):
     def stable(self) -> pd.DataFrame: ...
     @property
     def rates(self) -> pd.DataFrame: ...
+    @property
+    def distances(self) -> pd.DataFrame: ...
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,8 @@ def _table(what: str, tables: Tables) -> pd.DataFrame:
     if what in (BEST_ALPHA, ALPHA_GAP):
         alphas = best_alphas(tables.cells, tables.metrics, tables.probes)
         return alpha_transfer(alphas) if what == BEST_ALPHA else alpha_gaps(alphas)
+    if what == DISTANCE:
+        return of_cells(tables.cells, tables.distances)
     return tables.exponents
 
 
@@ -183,7 +190,7 @@ def _at(one: Expectation, table: pd.DataFrame) -> pd.DataFrame:
     if table.empty or "step" not in NEEDS[one.what]:
         return table
     rows = table
-    if "site" in NEEDS[one.what]:
+    if {"site", "measure"} & {*NEEDS[one.what]}:
         for name, value in one.place.items():
             rows = rows[rows[name].astype(object) == value]
     step = rows["step"].max() if one.step == LAST else one.step
@@ -197,7 +204,7 @@ def _of_curves(one: Expectation, table: pd.DataFrame) -> pd.DataFrame:
     here = table["optimizer"].astype(object) == one.optimizer
     if one.p is not None:
         here &= np.isclose(table["exponent_p"].astype(float), one.p)
-    for name in ("alpha", "lr"):
+    for name in ("alpha", "eps", "lr"):
         wanted = getattr(one, name)
         if wanted is not None and name in table:
             here &= np.isclose(table[name].astype(float), wanted, rtol=1e-9, atol=0)

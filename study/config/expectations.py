@@ -7,6 +7,7 @@ from typing import Any
 from study.config.bounds import MISSING, Bound, Number, OneOf, Whole
 from study.config.types import MOST_STEPS
 from study.errors import StudyError, short, unknown
+from study.vocabulary.distances import MEASURES
 from study.vocabulary.expectations import (
     FACTOR,
     LAST,
@@ -26,13 +27,15 @@ BOUNDS: dict[str, Bound] = {
     "optimizer": OneOf(OPTIMIZERS),
     "site": OneOf(SITES),
     "stat": OneOf(STATS),
+    "measure": OneOf(MEASURES),
     "batch": OneOf(BATCHES),
     "step": Whole(0, LAST, MOST_STEPS),
     "alpha": Number(above=0.0),
     "lr": Number(above=0.0),
+    "eps": Number(least=0.0),
 }
 """The values that a field may have, if it is not null."""
-OF_SOME = ("site", "stat", "step")
+OF_SOME = ("site", "stat", "measure", "step")
 """The fields that some expectations need and the others may not have."""
 
 

@@ -1,14 +1,14 @@
 """Distance of runs of finite rank from the run of infinite rank.
 
-Under SGD at p = 1/2 the distance after the first step is known: ``sqrt((D + 1)/r)`` in Frobenius
-norm. If each direction is weighted by the second moment of the inputs, it is
-``sqrt((1 + r_align)/r)``, which is much smaller on real text. Rank-free runs, whose cost does not
-depend on the rank, reach ranks whose factors would not fit in memory.
+The distance after the first step is known, under SGD at p = 1/2 and under sign-like rules at p = 1
+(:func:`study.theory.distance_to_infinite_rank`). It is much smaller on real text if each direction
+is weighted by the second moment of the inputs. Rank-free runs of SGD, whose cost does not depend on
+the rank, reach ranks whose factors would not fit in memory.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from study.figures import laws, style
 from study.figures.selection import Absent, Family, Tables
 from study.figures.theory_lines import init_of, layers, layers_of
 from study.theory import distance_to_infinite_rank as first_step_distance
+from study.vocabulary.distances import LIMIT_P, LOSS
+from study.vocabulary.distances import MEASURES as LABELS
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import FORWARD_OUT, MODEL_WIDE
 
@@ -34,18 +36,26 @@ SERIES = ["cell_id", "step", "layer", "value"]
 
 @dataclass(frozen=True)
 class Measure:
-    """``label``: in a heading. ``weighting``: as theory names it, if the first step is known.
-    ``formula``: that distance."""
+    """``weighting``: as theory names it, if the first step is known. ``formula``: that distance, by
+    the family of the optimizer."""
 
-    label: str
     weighting: str = ""
-    formula: str = ""
+    formula: Mapping[str, str] = field(default_factory=dict)
 
 
 MEASURES = {
-    "input_weighted": Measure("input-weighted", "inputs", r"$\sqrt{(1 + r_\mathrm{align})/r}$"),
-    "frobenius": Measure("Frobenius", "frobenius", r"$\sqrt{(D + 1)/r}$"),
-    "loss": Measure("loss"),
+    "input_weighted": Measure(
+        "inputs",
+        {
+            "linear": r"$\sqrt{(1 + r_\mathrm{align})/r}$",
+            "sign": r"$\sqrt{(r_\mathrm{sign} - 1)/r}$",
+        },
+    ),
+    "frobenius": Measure(
+        "frobenius",
+        {"linear": r"$\sqrt{(D + 1)/r}$", "sign": r"$\sqrt{(\pi D / 2 - 1)/r}$"},
+    ),
+    LOSS: Measure(),
 }
 """By the values of the column ``measure``."""
 
@@ -117,7 +127,7 @@ def _figure(
     inches = page.get_figwidth() / len(measures) - 0.6
     labels = [", ".join(filter(None, (f.label, f"after step {s}"))) for f, s in settings]
     drawn: list[laws.Law] = []
-    theory = False
+    theory: set[str] = set()
     for part, (family, step) in zip(style.rows(page, labels), settings, strict=True):
         panels = part.subplots(1, len(measures), squeeze=False)[0]
         for ax, measure in zip(panels, measures, strict=True):
@@ -127,21 +137,22 @@ def _figure(
             )
             found = _laws(family, here, exponents, step)
             known = _draw_theory(ax, tables, family, rows, measure, step)
-            theory = theory or bool(known)
+            theory |= {OPTIMIZERS[family.keys["optimizer"]].family} if known else set()
             more = [*known, *_draw_explicit(ax, there)]
-            heading = MEASURES[measure].label
+            heading = LABELS[measure]
             laws.draw(ax, found, family, heading=heading, inches=inches, more=more)
             _axes(ax, family, explicit)
             unit = "relative" if MEASURES[measure].weighting else "nats"
             style.y_label(ax, "distance to infinite rank", unit)
             style.log_axis([ax])
             drawn += found
-    dashed = "Dashed: theory for the first step, without a fit ($D - 0.2$ for a uniform $A$)."
+    dashed = "Dashed: theory for the first step, without a fit."
+    uniform = "Under SGD, $D - 0.2$ takes the place of $D + 1$ for a uniform $A$."
     rings = "Rings: explicit runs, which train factors of their rank."
     return style.finish(
         page,
         laws.fine_print(drawn, laws.PER_LAYER, inches=inches),
-        dashed if theory else "",
+        f"{dashed} {uniform if 'linear' in theory else ''}".strip() if theory else "",
         rings if len(explicit) else "",
         left_out,
         shown=[family for family, _ in settings],
@@ -164,15 +175,16 @@ def _laws(family: Family, rows: pd.DataFrame, exponents: pd.DataFrame, step: int
 def _draw_theory(
     ax: Axes, tables: Tables, family: Family, rows: pd.DataFrame, measure: str, step: int
 ) -> list[tuple[Line2D, str]]:
-    """The known distance after one SGD step at p = 1/2, as the mean over layers of the log.
+    """The known distance after the first step, as the mean over layers of the log.
 
     gid: ``known <measure>``.
     """
     kind, init = MEASURES[measure], init_of(family)
     optimizer = OPTIMIZERS.get(family.keys.get("optimizer", ""))
-    half = any(math.isclose(rule.p, 0.5) for rule in family.rules)
-    linear = optimizer is not None and optimizer.family == "linear"
-    if step != 1 or not (kind.weighting and half and linear) or init is None or init.q != 0:
+    if step != 1 or optimizer is None or optimizer.family not in kind.formula:
+        return []
+    p = LIMIT_P[optimizer.family]
+    if not any(math.isclose(rule.p, p) for rule in family.rules) or init is None or init.q != 0:
         return []
     recorded = layers_of(rows[(rows["layer"] != MODEL_WIDE) & (rows["step"] == 1)], init.kurtosis)
     known = recorded or layers(
@@ -180,7 +192,9 @@ def _draw_theory(
     )
     ranks = np.geomspace(family.finite_ranks[0], family.finite_ranks[-1], 33)
     curves = [
-        first_step_distance(ranks, layer, weighting=kind.weighting, init=init.drawn)
+        first_step_distance(
+            ranks, layer, weighting=kind.weighting, kind=optimizer.family, init=init.drawn
+        )
         for layer in known
     ]
     log = np.array([np.log(curve) for curve in curves if np.isfinite(curve).all()])
@@ -189,7 +203,7 @@ def _draw_theory(
     dashes: dict[str, Any] = {"color": style.INK, "linestyle": style.DASHED, "linewidth": 0.9}
     distance = np.exp(log.mean(axis=0))
     (line,) = ax.plot(ranks, distance, zorder=3.5, gid=f"known {measure}", **dashes)
-    return [(line, f"theory {kind.formula}")]
+    return [(line, f"theory {kind.formula[optimizer.family]}")]
 
 
 def _draw_explicit(ax: Axes, explicit: pd.DataFrame) -> list[tuple[Line2D, str]]:

@@ -2,8 +2,9 @@
 
 The table of a cell holds sums, not matrices, so every run is made again: first the limit of each
 group of cells (:mod:`study.adapters.infinite`), then the cells themselves with explicit factors, as
-they were trained. For ranks whose factors do not fit in memory there are rank-free runs; these are
-also made at the ranks of the cells, for comparison. :mod:`study.analysis.distances` measures.
+they were trained. Under SGD, for ranks whose factors do not fit in memory, there are rank-free
+runs; these are also made at the ranks of the cells, for comparison.
+:mod:`study.analysis.distances` measures.
 """
 
 import math
@@ -19,7 +20,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from study.adapters import LoraBank, adapted, resolve_targets
-from study.adapters.infinite import InfiniteRankBank
+from study.adapters.infinite import EPS, STAND_IN, InfiniteRankBank
 from study.adapters.rank_free import RankFreeBank
 from study.analysis.distances import EXPLICIT, RANK_FREE, Snapshot, compare
 from study.config import CellConfig, parse, probe_steps
@@ -33,8 +34,9 @@ from study.training.devices import choose_device
 from study.training.loop import Fold
 from study.training.run import adapter_spec
 from study.vocabulary import scaling
+from study.vocabulary.distances import LIMIT_P
 from study.vocabulary.inits import INITS
-from study.vocabulary.optimizers import of_family
+from study.vocabulary.optimizers import OPTIMIZERS, decay_of, of_family
 
 
 def measure_study(
@@ -43,12 +45,13 @@ def measure_study(
     """The distances of every complete cell that has a limit, at its probed steps but 0.
 
     With ``rank_free``, rank-free runs of these ranks and of the ranks of the cells are measured
-    too, one per seed. ``say`` gets a line for each run.
+    too, one per seed, for optimizers of the linear family. ``say`` gets a line for each run.
 
     Columns: ``cell_id`` (for a rank-free run it begins with ``free``, so it equals no cell's), the
     rest of :data:`~study.analysis.distances.FACTS`, and those of
     :func:`~study.analysis.distances.compare`. One limit is in memory at a time: ``4 D (O + 2 D)``
-    bytes per layer and step.
+    bytes per layer and step. A limit under a sign-like rule is first trained with factors of
+    :data:`~study.adapters.infinite.STAND_IN` times the highest rank of its cells.
 
     Raises :class:`StudyError` if no cell has a limit.
     """
@@ -59,29 +62,54 @@ def measure_study(
     groups: dict[str, list[CellConfig]] = {}
     for config in configs:
         if has_limit(config):
-            groups.setdefault(repr(at_rank(config, math.inf)), []).append(config)
+            groups.setdefault(repr(limit_of(config)), []).append(config)
     if not groups:
         raise StudyError(
             f"no complete cell in {study_dir} has a limit of infinite rank: train some with "
-            f"adapter.scaling=rslora optimizer={'|'.join(of_family('linear'))} and probes.steps"
+            f"adapter.scaling=rslora optimizer={'|'.join(of_family('linear'))}, or with "
+            f"adapter.scaling=lora optimizer={'|'.join(of_family('sign'))}, and probes.steps"
         )
     tables = []
     for finite in groups.values():
         finite.sort(key=lambda config: config.adapter.rank)
-        ranks = {*rank_free, *(config.adapter.rank for config in finite)} if rank_free else ()
+        asked = rank_free if _is_exact(finite[0]) else ()
+        ranks = {*asked, *(config.adapter.rank for config in finite)} if asked else ()
         free = [at_rank(finite[0], rank) for rank in sorted(ranks)]
         tables += _measure_group(finite, free, say)
     return pd.concat(tables, ignore_index=True)
 
 
 def has_limit(config: CellConfig) -> bool:
-    """Whether the run converges as the rank grows, and is measured after some step."""
-    adapter = config.adapter
-    half = scaling.exponent(adapter.scaling, adapter.exponent) == 0.5
-    linear = config.optimizer.name in of_family("linear")
-    constant = adapter.init in INITS and INITS[adapter.init].q == 0
-    measured = max(probe_steps(config), default=0) > 0
-    return half and linear and constant and math.isfinite(adapter.rank) and measured
+    """Whether the run converges as the rank grows (with eps -> 0), and is measured after some step.
+
+    Coupled decay has no limit under sign-like rules: it does not shrink with the rank, as the
+    gradient beside it does.
+    """
+    adapter, optimizer = config.adapter, config.optimizer
+    family = OPTIMIZERS[optimizer.name].family
+    p = scaling.exponent(adapter.scaling, adapter.exponent)
+    decay = decay_of(optimizer.name, optimizer.weight_decay)
+    return (
+        p == LIMIT_P.get(family)
+        and (family == "linear" or decay != "coupled")
+        and adapter.init in INITS
+        and INITS[adapter.init].q == 0
+        and math.isfinite(adapter.rank)
+        and max(probe_steps(config), default=0) > 0
+    )
+
+
+def limit_of(config: CellConfig) -> CellConfig:
+    """The configuration of infinite rank that ``config`` approaches: an eps becomes nearly 0."""
+    optimizer = config.optimizer
+    if OPTIMIZERS[optimizer.name].has_eps:
+        optimizer = replace(optimizer, eps=EPS)  # type: ignore[call-arg]
+    return replace(at_rank(config, math.inf), optimizer=optimizer)
+
+
+def _is_exact(config: CellConfig) -> bool:
+    """Whether its limit is known; a large finite rank stands for any other."""
+    return OPTIMIZERS[config.optimizer.name].family == "linear"
 
 
 def at_rank(config: CellConfig, rank: float) -> CellConfig:
@@ -164,8 +192,10 @@ def _measure_group(
     tokenizer = load_tokenizer(config.model)
     corpus = build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
     say(f"seed {config.seed}: the limit of {config.optimizer.name} {config.adapter.scaling}")
-    infinite = at_rank(config, math.inf)
-    limits = list(trajectory(base, corpus, infinite, InfiniteRankBank, moments=True))
+    large = math.inf if _is_exact(config) else STAND_IN * finite[-1].adapter.rank
+    bank = InfiniteRankBank if _is_exact(config) else LoraBank
+    infinite = at_rank(limit_of(config), large)
+    limits = list(trajectory(base, corpus, infinite, bank, moments=True))
     runs: list[tuple[str, type[LoraBank], Cell]] = [
         *((EXPLICIT, LoraBank, cell) for cell in plan(finite)),
         *((RANK_FREE, RankFreeBank, cell) for cell in plan(free)),
@@ -176,7 +206,8 @@ def _measure_group(
         snapshots = trajectory(base, corpus, cell.config, bank_type)
         facts = _facts(run, cell)
         for limit, snapshot in zip(limits, snapshots, strict=True):
-            tables.append(compare(limit, snapshot).assign(**facts))
+            variances = cell.config.adapter.rank / large
+            tables.append(compare(limit, snapshot, variances).assign(**facts))
     return tables
 
 
@@ -191,6 +222,7 @@ def _facts(run: str, cell: Cell) -> dict[str, Any]:
         "data": data_name(config.data),
         "optimizer": config.optimizer.name,
         "lr": config.optimizer.lr,
+        "eps": getattr(config.optimizer, "eps", math.nan),
         "exponent": math.nan if adapter.exponent is None else adapter.exponent,
         "rank": float(adapter.rank),
         "seed": config.seed,

@@ -336,17 +336,20 @@ def stable_exponent(
 
 
 def distance_to_infinite_rank(
-    ranks: ArrayLike, layer: Layer, *, weighting: str, init: str = "A"
+    ranks: ArrayLike, layer: Layer, *, weighting: str, kind: Family = "linear", init: str = "A"
 ) -> Floats:
-    """Relative distance of delta_w from its limit at infinite rank after one SGD step, [ranks].
+    """Relative distance of delta_w from its limit at infinite rank after the first step, [ranks].
 
-    The limit is ``-lr alpha^2 v G`` (p = 1/2, q = 0). Both weightings give sqrt((rho - 1) / r), the
-    standard deviation of a mean of r iid terms:
+    For q = 0, the limit is ``-lr alpha^2 v G`` under SGD (p = 1/2), and under a sign-like rule with
+    eps -> 0 (p = 1) the mean of ``alpha b a^T`` over the rows of A. Either weighting gives
+    sqrt((rho - 1) / r), the standard deviation of a mean of r iid terms, with rho of
+    :func:`crossover`:
 
-    - ``frobenius``: sqrt((D + 1 + kappa) / r);
-    - ``inputs``: each direction weighted by the second moment of the inputs,
-      sqrt((r_align + 1 + kappa r_diag) / r), far smaller on real text. Under Init[B] the alignment
-      is on the output side, so the weighting makes no difference, and O replaces D.
+    - ``frobenius``: sqrt((D + 1 + kappa) / r) under SGD, sqrt((pi D / 2 - 1) / r) sign-like;
+    - ``inputs``: each direction weighted by the second moment of the inputs. This is
+      sqrt((r_align + 1 + kappa r_diag) / r) or sqrt((r_sign - 1) / r), far smaller on real text.
+      Under Init[B] the alignment is on the output side, and O replaces D: under SGD the weighting
+      makes no difference.
 
     Raises :class:`StudyError` for an unknown weighting.
     """
@@ -354,6 +357,6 @@ def distance_to_infinite_rank(
     if weighting not in terms:
         raise unknown("weighting", weighting, terms)
     return np.sqrt(
-        (crossover(terms[weighting], "linear", layer, init) - 1)
+        (crossover(terms[weighting], kind, layer, init) - 1)
         / np.asarray(ranks, dtype=np.float64)
     )

@@ -6,11 +6,12 @@ identity.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from study.vocabulary.agreements import AGREES, DIFFERS
+from study.vocabulary.distances import LOSS, MEASURES
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import (
     ALL_KINDS,
@@ -24,16 +25,18 @@ from study.vocabulary.quantities import (
 from study.vocabulary.scaling import exponent, named_rule
 from study.vocabulary.verdicts import ONE_SEED, UNCLEAR
 
-SLOPE, FACTOR, P_STAR, P_STAR_LIMIT, BEST_RATE, LOSS_GAP, BEST_ALPHA, ALPHA_GAP = WHATS = (
+SLOPE, FACTOR, P_STAR, P_STAR_LIMIT, BEST_RATE, LOSS_GAP, BEST_ALPHA, ALPHA_GAP, DISTANCE = (
     *("slope", "factor", "p_star", "p_star_limit", "best_rate"),
-    *("loss_gap", "best_alpha", "alpha_gap"),
+    *("loss_gap", "best_alpha", "alpha_gap", "distance"),
 )
 NEEDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((SLOPE, FACTOR, P_STAR, P_STAR_LIMIT), ("site", "stat", "step")),
     LOSS_GAP: ("step",),
     **dict.fromkeys((BEST_RATE, BEST_ALPHA, ALPHA_GAP), ()),
+    DISTANCE: ("measure", "step"),
 }
-"""Which of ``site``, ``stat`` and ``step`` each needs. It may not have the others."""
+"""Which of ``site``, ``stat``, ``measure`` and ``step`` each needs. It may not have the others."""
+WHATS = tuple(NEEDS)
 WHAT_LABELS: dict[str, str] = {
     SLOPE: "slope with rank",
     FACTOR: "factor from the lowest to the highest rank",
@@ -44,6 +47,7 @@ WHAT_LABELS: dict[str, str] = {
     BEST_ALPHA: "exponent of the best α at a fixed learning rate",
     ALPHA_GAP: "held-out loss at the lowest learning rate minus that at the highest, each at its "
     "best α",
+    DISTANCE: "slope of the distance to infinite rank",
 }
 """What can be expected, in Markdown."""
 LAST = "last"
@@ -69,9 +73,10 @@ class Expectation:
       :data:`study.vocabulary.scaling.RULES` or a p; null: every rule;
     - ``site``, ``stat``, ``batch``: of the quantity. ``layer``, ``kind``: null for the whole model,
       or for the mean over all layers;
+    - ``measure``: of a distance, a name of :data:`study.vocabulary.distances.MEASURES`;
     - ``step``: a number, or ``last``. :data:`NEEDS` says what has no quantity or no step;
-    - ``alpha``, ``lr``: null for every alpha, and for the lowest learning rate (of a best alpha:
-      for every learning rate);
+    - ``alpha``, ``eps``, ``lr``: null for every alpha and eps, and for the lowest learning rate (of
+      a best alpha: for every learning rate);
     - ``predicted``, ``tolerance``: it agrees within ``predicted`` plus or minus ``tolerance``. Of
       a factor the tolerance is a ratio: 1.5 means from ``predicted / 1.5`` to ``predicted * 1.5``;
     - ``source``: paper and equation, or the theory of this project;
@@ -93,6 +98,8 @@ class Expectation:
     step: Any = None
     alpha: float | None = None
     lr: float | None = None
+    eps: float | None = None
+    measure: str | None = None
 
     @property
     def p(self) -> float | None:
@@ -102,10 +109,11 @@ class Expectation:
     @property
     def place(self) -> dict[str, str | None]:
         """The columns of ``exponents`` and ``stable`` that name the quantity, with their values."""
-        whole = self.site in UNIONS and self.layer is None and self.kind is None
+        wide = self.site in UNIONS or self.measure == LOSS
+        whole = wide and self.layer is None and self.kind is None
         return {
-            "site": self.site,
-            "stat": self.stat,
+            "site": self.measure or self.site,
+            "stat": DISTANCE if self.measure else self.stat,
             "batch": self.batch,
             "layer": self.layer or (MODEL_WIDE if whole else MEAN_LOG),
             "kind": self.kind or (MODEL_WIDE if whole else ALL_KINDS),
@@ -126,12 +134,17 @@ def read_expectation(entry: object) -> Expectation | None:
     is_known = (
         found.what in WHATS
         and found.optimizer in OPTIMIZERS
-        and ("site" not in NEEDS[found.what] or (found.site in SITES and found.stat in STATS))
+        and all(
+            getattr(found, name) in names
+            for name, names in _NAMED.items()
+            if name in NEEDS[found.what]
+        )
         and (found.what != FACTOR or (found.predicted > 0 and found.tolerance > 1))
     )
     return found if is_known else None
 
 
+_NAMED: dict[str, Container[str]] = {"site": SITES, "stat": STATS, "measure": MEASURES}
 _TYPES = {field.name: str(field.type) for field in fields(Expectation)}
 
 

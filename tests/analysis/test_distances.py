@@ -31,6 +31,22 @@ def test_distances_and_alignments_follow_their_definitions() -> None:
     assert (layer["d_in"], layer["d_out"], layer["kind"], layer["step"]) == (6, 4, "q", 3)
 
 
+def test_the_noise_of_a_limit_of_large_rank_is_divided_out() -> None:
+    _, limit, run = snapshots()
+    exact, noisy = compare(limit, run)["distance"], compare(limit, run, 1 / 16)["distance"]
+    np.testing.assert_allclose(noisy, exact / math.sqrt(17 / 16))
+
+
+def test_the_sign_alignment_is_the_mean_squared_cosine_of_rows_and_inputs() -> None:
+    x, limit, run = snapshots()
+    delta = limit.deltas["a.q"].copy()
+    delta[2] = 0  # an output without gradient counts for nothing
+    row = compare(Snapshot(1, 2.0, {"a.q": delta}, limit.moments), run).iloc[1]
+    rows = delta[[0, 1, 3]]
+    dots = (x @ rows.T) ** 2 / np.square(rows).sum(1)
+    assert row["r_sign"] == pytest.approx(math.pi / 2 * 3 * np.square(x).sum() / dots.sum())
+
+
 def test_a_limit_that_has_not_moved_has_no_distance() -> None:
     _, limit, run = snapshots()
     still = Snapshot(0, 2.0, {"a.q": np.zeros((4, 6))}, limit.moments)

@@ -274,6 +274,30 @@ def test_distance_to_infinite_rank(init, weighting):
         assert interval(squares / expected, comparisons=8).agrees(1.0)
 
 
+@pytest.mark.parametrize("init", ["A", "B"])
+@pytest.mark.parametrize("weighting", ["frobenius", "inputs"])
+def test_distance_to_infinite_rank_under_a_sign_like_rule(init, weighting):
+    """At gamma = 1/r, for a Gaussian init, whose mean over draws is known, by Monte Carlo."""
+    setting = problem(3, tokens=12)
+    (x, g), G = setting.batch(0), setting.gradient(0)
+    layer = measure_layer(G, x, g, init)
+    rng = np.random.default_rng(0)
+    if init == "A":
+        A = rng.standard_normal((1000, 64, D))
+        delta = np.sign(G @ A.mT) @ A / 64
+        limit = math.sqrt(2 / math.pi) * G / np.linalg.norm(G, axis=1, keepdims=True)
+    else:
+        B = rng.standard_normal((1000, O, 64))
+        delta = B @ np.sign(B.mT @ G) / 64
+        limit = math.sqrt(2 / math.pi) * G / np.linalg.norm(G, axis=0)
+        # Theory's r_back of the transposed problem weighs by the inputs.
+        assert layer.r_back == measure_layer(G.T, g, x).r_back
+    weigh = x.T if weighting == "inputs" else np.eye(D)
+    squares = np.square((delta - limit) @ weigh).sum((1, 2)) / np.square(limit @ weigh).sum()
+    told = distance_to_infinite_rank(64, layer, weighting=weighting, kind="sign", init=init)
+    assert interval(squares / told**2, comparisons=4).agrees(1.0)
+
+
 def test_distance_in_round_numbers():
     layer = Layer(d_in=576, d_out=576, r_align=5.0, r_diag=0.0, kurtosis=0.0)
     assert distance_to_infinite_rank(64, layer, weighting="frobenius") == pytest.approx(
