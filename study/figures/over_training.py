@@ -27,7 +27,7 @@ from study.figures.training_curves import (
     limits,
     step_axis,
 )
-from study.vocabulary.quantities import GRADIENT_NORM, METRICS
+from study.vocabulary.quantities import GRADIENT_NORM, MEAN_GRADIENT_NORM, METRICS
 from study.vocabulary.statuses import BROKEN
 
 MOST_RULES = 5
@@ -83,15 +83,25 @@ def grad_norm_curves(tables: Tables) -> Figure:
     (Kalajdzievski 2023, Figure 3).
 
     The norms are those of the probes if every cell has them, else the ``grad_norm`` of every step.
-    The two are the same number; only the steps differ. Means over seeds are geometric.
+    The two are the same number; only the steps differ. Means over seeds are geometric. The paper
+    names its quantity the average parameter gradient norm. If the statistic ``mean_norm`` was
+    measured, a second row of panels shows the other reading: the mean over all A and B of the norm
+    of each one's gradient.
     """
-    probed = model_wide(tables.cells, tables.probes, GRADIENT_NORM.site, GRADIENT_NORM.stat)
+    probed, mean = (
+        model_wide(tables.cells, tables.probes, quantity.site, quantity.stat)
+        for quantity in (GRADIENT_NORM, MEAN_GRADIENT_NORM)
+    )
     every_step = per_step(tables.cells, tables.metrics, "grad_norm")
     every_step = every_step[every_step["value"] > 0]
     series = probed if set(probed["cell_id"]) >= set(every_step["cell_id"]) else every_step
-    row = Row((GRADIENT_NORM.name, GRADIENT_NORM.symbol), series, geometric=True)
+    rows = [
+        Row((quantity.name, quantity.symbol), values, geometric=True)
+        for quantity, values in ((GRADIENT_NORM, series), (MEAN_GRADIENT_NORM, mean))
+        if quantity is GRADIENT_NORM or len(values)
+    ]
     cells = _shown(tables.cells, series, "model-wide gradient norm")
-    return _over_training(cells, [row], most=3, ratio=0.62, log=True)
+    return _over_training(cells, rows, most=3, ratio=0.62, log=True)
 
 
 def _shown(cells: pd.DataFrame, series: pd.DataFrame, what: str) -> pd.DataFrame:

@@ -194,6 +194,13 @@ GRADIENT_NORM = Quantity(
     p_star=1,
 )
 """The paper's Figure 3. Flat at p = 1/2 under every optimizer."""
+MEAN_GRADIENT_NORM = Quantity(
+    *("adapter_grad", MEAN_NORM, "mean norm of the gradients of A and B", "mean gradient norm"),
+    "mean norm of the gradients of A and B",
+    r"mean of $\|\nabla_{\!A}\,L\|$, $\|\nabla_{\!B}\,L\|$",
+    *(MODEL_WIDE, MODEL_WIDE),
+)
+"""The other reading of the paper's Figure 3, "average parameter gradient norm"."""
 DESCENT = Quantity(
     *("adapter_update", "descent", "descent of an update", "descent"),
     "descent",

@@ -169,6 +169,21 @@ def test_gradient_norms_come_from_the_probes_on_a_log_axis(small, read) -> None:
     assert "gradient norm" in panels(figure)[0].get_ylabel()
 
 
+def test_both_readings_of_the_average_gradient_norm_are_drawn(tiny, read) -> None:
+    """The second row is the mean over A and B of all layers, if it was measured."""
+    tables = tiny()
+    whole = (tables.probes["layer"] == "model") & (tables.probes["site"] == "adapter_grad")
+    tables.probes["mean_norm"] = (tables.probes["norm"] / 7).where(whole)
+    figure = grad_norm_curves(tables)
+    above, _, below, _ = panels(figure)
+    curves = read.artists(figure, "curve rslora p=0.5 r=32 complete")
+    upper, lower = (curve.get_ydata() for curve in curves)
+    np.testing.assert_allclose(lower, upper / 7, rtol=1e-6)
+    assert above.get_ylabel().startswith("gradient norm")
+    assert below.get_ylabel().startswith("mean gradient norm")
+    assert read.problems(figure) == []
+
+
 def test_seeds_are_averaged_geometrically(tiny, read) -> None:
     tables = tiny()
     tables.probes = tables.probes.iloc[:0]
