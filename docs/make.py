@@ -10,28 +10,27 @@ from pathlib import Path
 
 from benchmarks.inference.figure import infer_cost
 from benchmarks.training.figure import speed
-from docs import bench_blocks, reliability_blocks, study_blocks
-from docs.blocks import (
-    PLOTS,
-    QUICK,
-    RESULTS,
-    ROOT,
-    Block,
-    NoTables,
-    Say,
-    rewrite,
-    study_tables,
-    table,
-)
-from study.figures import FIGURES, save
-from study.report import draw_figures
+from docs import bench_blocks, findings, reliability_blocks, study_blocks
+from docs.blocks import PLOTS, QUICK, RESULTS, ROOT, Block, Say, rewrite, study_tables, table
+from docs.pictures import slim
+from docs.studies import STUDIES
+from study.dashboard.export import export
+from study.figures import FIGURES, draw_all, save
+from study.report import as_markdown
+from study.report.write import report_of
+from study.store import derived
+from study.store.archive import ARCHIVE
+from study.store.files import remove
+from study.store.output import write_output
 
-PICTURES: dict[str, tuple[str, ...]] = {study_blocks.P_STAR: ("conditions",)}
-"""By study, beside the quick one: the figures that documents show."""
+REPORT, DASHBOARD = "report.md", "dashboard.html"
+MOST_BYTES = 3_000_000
+"""Of the dashboard's page."""
 BLOCKS: dict[str, Block] = {
     **study_blocks.BLOCKS,
     **bench_blocks.BLOCKS,
     **reliability_blocks.BLOCKS,
+    **findings.BLOCKS,
 }
 
 
@@ -51,18 +50,34 @@ def write_documents(say: Say) -> None:
             say(f"new numbers in {path.relative_to(ROOT)}")
 
 
+def draw_study(name: str, say: Say) -> None:
+    """Draw the pictures of a study and write its report, unless both are current."""
+    tables, folder = study_tables(name), PLOTS / name
+    made_from = derived.mark(tables.data_hash, derived.FIGURES)
+    if derived.is_current(folder, made_from) and (folder / REPORT).exists():
+        return
+    say(f"drawing {name} ...")
+    asked = FIGURES if name == QUICK or name not in STUDIES else STUDIES[name].figures
+    known = [figure for figure in FIGURES if figure in asked]
+    drawn = []
+    for figure, page in draw_all(tables, say, known):
+        [path] = save(page, folder, figure, tables.data_hash, ["png"])
+        slim(path)
+        drawn.append(figure)
+    for path in folder.glob("*.png"):
+        if path.stem not in drawn:
+            remove(path)
+    blocks = report_of(RESULTS / name, tables, drawn, folder, folder)
+    write_output(folder / REPORT, as_markdown(blocks))
+    if name == QUICK:
+        export([RESULTS / name], folder / DASHBOARD, MOST_BYTES)
+    derived.write_drawn(folder, drawn, made_from)
+
+
 def draw_pictures(say: Say) -> None:
     """Draw the pictures of the studies and of the benchmarks again."""
-    for _ in draw_figures(study_tables(), PLOTS / QUICK):
-        pass
-    for study, figures in PICTURES.items():
-        try:
-            tables = study_tables(study)
-        except NoTables as missing:
-            say(f"the pictures of {study} stay as they are: {missing}")
-            continue
-        for name in figures:
-            save(FIGURES[name](tables), PLOTS / study, name, tables.data_hash)
+    for archive in sorted(RESULTS.glob(f"*/{ARCHIVE}")):
+        draw_study(archive.parent.name, say)
     save(speed(table("bench/sweep"), table("bench/large-steps")), PLOTS, "speed")
     save(infer_cost(table("infer_cost/infer_cost")), PLOTS, "infer_cost")
     say(f"drew {PLOTS.relative_to(ROOT)} from {RESULTS.relative_to(ROOT)}")

@@ -10,6 +10,9 @@ from study.store.output import write_output
 
 MOST_BYTES = 10_000_000
 
+EXPORTED = "exported"
+"""In place of the random name of a live process: the same studies give the same file."""
+
 
 def export(folders: Sequence[Path], file: Path, most_bytes: int = MOST_BYTES) -> tuple[int, int]:
     """Write the page on the studies in ``folders`` to ``file``.
@@ -20,6 +23,7 @@ def export(folders: Sequence[Path], file: Path, most_bytes: int = MOST_BYTES) ->
     holds no study, or if the file can't be written.
     """
     studies = Studies(folders)
+    studies.instance = EXPORTED
     page = studies.overview(live=False)
     title = f"{studies.title}: dashboard"
     quantities = studies.quantities()

@@ -10,6 +10,7 @@ from study.report.literal import UNREADABLE, Record
 from study.report.markdown import Block, Details, table
 from study.store import StudyTables
 from study.vocabulary.agreements import DIFFERS
+from study.vocabulary.distances import MEASURES
 from study.vocabulary.expectations import FACTOR, MEANINGS, WHAT_LABELS, Expectation
 from study.vocabulary.optimizers import label
 from study.vocabulary.scaling import named_rule, rule_label
@@ -43,7 +44,7 @@ def expected_section(tables: StudyTables, records: Sequence[Record]) -> list[Blo
         f"{joined(counts)}.{note}",
         Details(
             f"Table: {count_noun(len(found), 'comparison')} with source and verdict",
-            f"{table(heads, [_line(row) for row in found])}\n\n{legend}. {TESTED}",
+            f"{table(heads, [compared_line(row) for row in found])}\n\n{legend}. {TESTED}",
         ),
     ]
 
@@ -65,11 +66,14 @@ def _bold(word: str) -> str:
     return f"**{word}**" if word == DIFFERS else word
 
 
-def _line(row: Compared) -> list[str]:
+def compared_line(row: Compared) -> list[str]:
+    """A row of the section's table."""
     one = row.expectation
     rule = "" if one.rule is None else rule_label(*named_rule(one.rule))
     place = one.layer or one.kind
-    quantity = "" if one.site is None else quantity_text(one.site, str(one.stat))
+    quantity = MEASURES.get(one.measure or "", "")
+    if one.site is not None:
+        quantity = quantity_text(one.site, str(one.stat))
     step = one.step if row.step is None else row.step
     return [
         ", ".join(filter(None, (label(one.optimizer), rule, row.curve))),
@@ -85,6 +89,7 @@ def _line(row: Compared) -> list[str]:
 
 
 def expected_text(one: Expectation) -> str:
+    """``0.5 ± 0.02``."""
     if one.what == FACTOR:
         return f"{factor_text(one.predicted)}, within a factor of {one.tolerance:g}"
     return f"{one.predicted:g} ± {one.tolerance:g}"
@@ -99,6 +104,7 @@ def _three_digits(row: Compared) -> str:
 
 
 def measured_text(row: Compared) -> str:
+    """``0.502 [0.499, 0.505]``: the value and its 95 % interval."""
     if row.expectation.what != FACTOR:
         return _three_digits(row)
     bounds = [factor_text(row.low), factor_text(row.high)]

@@ -1,14 +1,14 @@
 """Write a study's two reports. Analyze and draw first if needed."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from study.errors import printable
 from study.figures import FIGURES
 from study.report.current import current_figures, current_tables
 from study.report.html import as_html
-from study.report.markdown import Picture, as_markdown
+from study.report.markdown import Block, Picture, as_markdown
 from study.report.page import page
 from study.report.records import records_of
 from study.store import StudyTables
@@ -32,13 +32,19 @@ def write_report(
     """
     folder = study_dir if to is None else to
     tables = tables or current_tables(study_dir, notify)
-    pictures = [_picture(name, plots, folder) for name in current_figures(tables, plots, notify)]
-    name = study_dir.resolve().name
-    blocks = page(name, tables, records_of(study_dir, tables), pictures)
+    blocks = report_of(study_dir, tables, current_figures(tables, plots, notify), plots, folder)
     paths = [folder / "report.md", folder / "report.html"]
     write_output(paths[0], as_markdown(blocks))
-    write_output(paths[1], as_html(blocks, f"{printable(name)}: report"))
+    write_output(paths[1], as_html(blocks, f"{printable(study_dir.resolve().name)}: report"))
     return paths
+
+
+def report_of(
+    study_dir: Path, tables: StudyTables, figures: Iterable[str], plots: Path, folder: Path
+) -> list[Block]:
+    """The report that will lie in ``folder``, with the ``figures`` in ``plots``."""
+    pictures = [_picture(name, plots, folder) for name in figures]
+    return page(study_dir.resolve().name, tables, records_of(study_dir, tables), pictures)
 
 
 def _picture(name: str, plots: Path, folder: Path) -> Picture:

@@ -1,0 +1,89 @@
+"""The answer of FINDINGS.md: five sentences, each with the numbers of the studies it rests on."""
+
+from typing import Any
+
+from docs.blocks import NoTables, minus
+from docs.claims import DESCENT, FORWARD, GRADIENT, HELDOUT
+from docs.evidence import matching
+from study.report.expected import measured_text
+from study.report.markdown import bullets
+from study.vocabulary.expectations import BEST_RATE, P_STAR, P_STAR_LIMIT, SLOPE
+
+HISTORY, OVER_TRAINING = "optimizer_history", "theorem_over_training"
+P_STAR_STUDY, RATES = "stable_exponent", "learning_rate_rho_tiny"
+
+
+def answer() -> str:
+    """Five sentences."""
+    return minus(bullets([_sgd(), _adam(), _gradients(), _rates(), _muon()]))
+
+
+def _sgd() -> str:
+    descent = _found(P_STAR_STUDY, what=P_STAR, optimizer="sgd", step=0, **DESCENT)
+    output = _found(P_STAR_STUDY, what=P_STAR_LIMIT, optimizer="sgd", **FORWARD)
+    return (
+        "**Under SGD, rsLoRA is right.** The p at which a first step lowers the loss equally at "
+        f"every rank is {descent}, and the p at which the adapters' output does not depend on the "
+        f"rank is {output} once the finite ranks are corrected for. After 40 steps, the output "
+        f"on held-out inputs goes as r to the power {_trained('sgd', 0.5)} at γ = α/√r and "
+        f"{_trained('sgd', 1)} at γ = α/r."
+    )
+
+
+def _adam() -> str:
+    descent = _found(P_STAR_STUDY, what=P_STAR, optimizer="adamw", step=0, **DESCENT)
+    output = _found(P_STAR_STUDY, what=P_STAR_LIMIT, optimizer="adamw", **FORWARD)
+    return (
+        "**Under Adam with small steps, α/r is the stable rule, not α/√r.** Every entry of an "
+        "update has the size of the learning rate, whatever the gradient, so a higher rank moves "
+        f"more. The same two exponents are {descent} and {output}. After 40 steps the output goes "
+        f"as r to the power {_trained('adamw', 0.5)} at α/√r and {_trained('adamw', 1)} at α/r."
+    )
+
+
+def _gradients() -> str:
+    start = _found(OVER_TRAINING, what=SLOPE, step=0, p=1.0, **GRADIENT)
+    last = _found(OVER_TRAINING, what=SLOPE, step="last", optimizer="adamw", p=0.5, **GRADIENT)
+    return (
+        "**The gradient norm can't decide between the rules.** At the start it goes as γ√r under "
+        f"every optimizer (r to the power {start} at α/r), because no optimizer has acted yet, "
+        "and Adam divides it out. Under AdamW it goes as r to the power "
+        f"{last} at α/√r after 40 steps."
+    )
+
+
+def _rates() -> str:
+    exponents = [
+        f"{_found(RATES, what=BEST_RATE, optimizer='adamw', p=p)} at p = {name}"
+        for p, name in ((0.0, "0"), (0.5, "1/2"), (1.0, "1"))
+    ]
+    return (
+        "**The best learning rate under Adam is where the claims meet.** On a tiny model it goes "
+        f"as r to the power {'; '.join(exponents)}. Theory puts it at -(1-p) while A hardly moves "
+        "and at -(1-p)/2 once A has moved beyond its start, so it is free of the rank only at "
+        "p = 1, and the rules differ in which learning rate to use rather than in what they reach."
+    )
+
+
+def _muon() -> str:
+    descent = _found(HISTORY, what=P_STAR, optimizer="muon", step=0, **DESCENT)
+    others = _found(HISTORY, what=P_STAR, optimizer="lion", step=0, **DESCENT)
+    return (
+        "**Other optimizers belong to one of three families.** Lion, RMSprop and Adafactor act as "
+        f"Adam does (Lion: {others}). Muon, whose updates have equal singular values, has "
+        f"p\\* = {descent}."
+    )
+
+
+def _trained(optimizer: str, p: float) -> str:
+    where = {"what": SLOPE, "step": "last", "optimizer": optimizer, "p": p}
+    return _found(OVER_TRAINING, **where, **FORWARD, **HELDOUT)
+
+
+def _found(study: str, **where: Any) -> str:
+    """The measured values of the expectations with these fields, or that the study was not run."""
+    try:
+        rows = matching(study, where)
+    except NoTables:
+        return f"(not run: `{study}`)"
+    return ", ".join(dict.fromkeys(map(measured_text, rows))) or "(not measured)"

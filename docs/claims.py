@@ -1,0 +1,281 @@
+"""The claims of the literature and of this project's theory, and where a study tests each.
+
+A claim is tested by expectations that the cells of a study hold (:mod:`docs.evidence`). ``reads``
+says what a verdict on the expectation means for the claim.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from study.vocabulary.agreements import AGREES, DIFFERS
+from study.vocabulary.expectations import (
+    ALPHA_GAP,
+    BEST_ALPHA,
+    BEST_RATE,
+    FACTOR,
+    LOSS_GAP,
+    NOT_MEASURED,
+    P_STAR,
+    P_STAR_LIMIT,
+    SLOPE,
+)
+from study.vocabulary.verdicts import ONE_SEED, UNCLEAR
+
+SUPPORTS = {AGREES: "holds", DIFFERS: "**fails**", UNCLEAR: "open"}
+"""What a verdict says of a claim that predicts the expected value."""
+REFUTES = {AGREES: "**fails**", DIFFERS: "open", UNCLEAR: "open"}
+"""The same for a claim that the expected value contradicts."""
+UNTESTED = {ONE_SEED: "one seed", NOT_MEASURED: NOT_MEASURED}
+
+RSLORA = "Kalajdzievski 2023, 2312.03732"
+ABSTRACT, SECOND_HAND = "from the abstract", "second hand"
+FORWARD: dict[str, Any] = {"site": "adapter_out", "stat": "rms"}
+BACKWARD: dict[str, Any] = {"site": "adapter_in_grad", "stat": "rms"}
+GRADIENT: dict[str, Any] = {"site": "adapter_grad", "stat": "norm"}
+DESCENT: dict[str, Any] = {"site": "adapter_update", "stat": "descent"}
+HELDOUT: dict[str, Any] = {"batch": "heldout"}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of the table of claims.
+
+    - ``claim``: a sentence; ``source``: paper and place, and how it was read;
+    - ``regime``: model, optimizer and time; ``study``: of :data:`docs.studies.STUDIES`; empty if
+      none tests it;
+    - ``where``: fields of the expectations that test it, with their values;
+    - ``reads``: what each verdict on them says of the claim.
+    """
+
+    claim: str
+    source: str
+    regime: str
+    study: str = ""
+    where: Mapping[str, Any] = field(default_factory=dict)
+    reads: Mapping[str, str] = field(default_factory=lambda: SUPPORTS)
+
+
+def _of(what: str, optimizer: str, p: float | None = None, step: Any = None, **more: Any) -> Any:
+    known = {"what": what, "optimizer": optimizer, "p": p, "step": step}
+    return {key: value for key, value in known.items() if value is not None} | more
+
+
+THEOREM = f"{RSLORA}: Theorem 3.2, {SECOND_HAND}"
+PROOF = f"{RSLORA}: appendix A, {SECOND_HAND}"
+FIGURE = f"{RSLORA}: Figure {{}}, {SECOND_HAND}"
+OWN = "this project, study/theory"
+REGRET = f"LoRA Without Regret (Schulman et al. 2025), {SECOND_HAND}"
+MUA = f"muA, 2602.06204, {ABSTRACT}"
+LORA_ALPHA = f"LoRA-α, 2606.12883, {ABSTRACT}"
+LORA_MUON = f"LoRA-Muon, 2606.12921, {ABSTRACT}"
+
+_STABILIZED = "Outputs of the adapters do not depend on the rank at γ = α/√r."
+_BACK = "Gradients that adapters pass to their inputs do not depend on the rank at γ = α/√r."
+_COLLAPSE = "At γ = α/r outputs of the adapters collapse as the rank grows."
+
+CLAIMS: tuple[Claim, ...] = (
+    # rsLoRA's theorem, which is about SGD.
+    *(
+        Claim(
+            text,
+            THEOREM,
+            "SmolLM2, SGD, one lazy step",
+            "stable_exponent",
+            _of(P_STAR_LIMIT, "sgd", step=1, **place),
+        )
+        for text, place in ((_STABILIZED, FORWARD), (_BACK, BACKWARD))
+    ),
+    *(
+        Claim(
+            text,
+            THEOREM,
+            "SmolLM2, SGD, 40 steps, held-out inputs",
+            "theorem_over_training",
+            _of(SLOPE, "sgd", p, "last", **place, **HELDOUT),
+        )
+        for text, place, p in (
+            (_STABILIZED, FORWARD, 0.5),
+            (f"{_BACK} (Expected: the curve at finite rank.)", BACKWARD, 0.5),
+            (_COLLAPSE, FORWARD, 1),
+        )
+    ),
+    Claim(
+        _STABILIZED,
+        THEOREM,
+        "tiny, SGD, 400 steps, held-out inputs",
+        "theorem_over_training_tiny",
+        _of(SLOPE, "sgd", 0.5, "last", **FORWARD, **HELDOUT),
+    ),
+    # The same condition under optimizers that the proof does not cover.
+    Claim(
+        "The theorem's condition at γ = α/√r also holds under Adam.",
+        f"{RSLORA}: its experiments use AdamW, {SECOND_HAND}",
+        "SmolLM2, AdamW, one lazy step",
+        "stable_exponent",
+        _of(P_STAR_LIMIT, "adamw", step=1, **FORWARD),
+        REFUTES,
+    ),
+    Claim(
+        "The theorem's condition at γ = α/√r also holds under Adam.",
+        f"{RSLORA}: its experiments use AdamW, {SECOND_HAND}",
+        "SmolLM2, AdamW, 40 steps, held-out inputs",
+        "theorem_over_training",
+        _of(SLOPE, "adamw", 0.5, "last", **FORWARD, **HELDOUT),
+        REFUTES,
+    ),
+    # The paper's figures.
+    *(
+        Claim(
+            "The gradient norm at the start goes as γ√r: it collapses at γ = α/r and does not at "
+            "γ = α/√r.",
+            PROOF,
+            f"SmolLM2, {name}, step 0",
+            "theorem_over_training",
+            _of(SLOPE, optimizer, step=0, **GRADIENT),
+        )
+        for optimizer, name in (("sgd", "SGD"), ("adamw", "AdamW"))
+    ),
+    *(
+        Claim(
+            text,
+            FIGURE.format(number),
+            f"SmolLM2, {name}, 40 steps",
+            "theorem_over_training",
+            _of(SLOPE, optimizer, p, "last", **GRADIENT),
+            reads,
+        )
+        for number, optimizer, name, flat in (
+            (3, "adamw", "AdamW", REFUTES),
+            (4, "sgd", "SGD", SUPPORTS),
+        )
+        for p, text, reads in (
+            (0.5, "At γ = α/√r the gradient norm does not depend on the rank in training.", flat),
+            (1, "At γ = α/r the gradient norm collapses as the rank grows.", SUPPORTS),
+        )
+    ),
+    *(
+        Claim(
+            text,
+            FIGURE.format(2),
+            f"SmolLM2, {name}, 40 steps",
+            "theorem_over_training",
+            _of(LOSS_GAP, optimizer, p),
+        )
+        for optimizer, name in (("adamw", "AdamW"), ("sgd", "SGD"))
+        for p, text in (
+            (0.5, "At γ = α/√r a higher rank has a lower loss."),
+            (1, "At γ = α/r a higher rank has the same or a higher loss."),
+        )
+    ),
+    Claim(
+        "At γ = α/√r the gradient norm does not depend on the rank with other data and Adafactor.",
+        FIGURE.format(5),
+        "SmolLM2, Adafactor, 40 steps",
+        "paper_fig5",
+        _of(FACTOR, "adafactor", 0.5, "last", **GRADIENT),
+    ),
+    # Learning rates.
+    *(
+        Claim(
+            "At γ = α/r the best learning rate does not depend on the rank.",
+            f"{REGRET}; muA, {ABSTRACT}",
+            f"{model}, AdamW",
+            study,
+            _of(BEST_RATE, "adamw", 1),
+        )
+        for model, study in (
+            ("tiny", "learning_rate_rho_tiny"),
+            ("SmolLM2", "learning_rate_rho"),
+        )
+    ),
+    *(
+        Claim(
+            text,
+            source,
+            f"{model}, AdamW",
+            study,
+            _of(BEST_RATE, "adamw", p),
+        )
+        for p, text, source in (
+            (0, "Without a factor of the rank in γ, the best learning rate falls as 1/r.", MUA),
+            (
+                0.5,
+                "At γ = α/√r the best learning rate falls with the rank, as r^-(1-p) while rho is "
+                "small and as r^-(1-p)/2 once it is large.",
+                OWN,
+            ),
+        )
+        for model, study in (
+            ("tiny", "learning_rate_rho_tiny"),
+            ("SmolLM2", "learning_rate_rho"),
+        )
+    ),
+    # Alpha.
+    Claim(
+        "The best α goes as √r.",
+        LORA_ALPHA,
+        "tiny, AdamW, fixed learning rate",
+        "alpha_against_lr_tiny",
+        _of(BEST_ALPHA, "adamw"),
+    ),
+    Claim(
+        "A large α with a small learning rate gains what a large learning rate can't.",
+        LORA_ALPHA,
+        "tiny, AdamW",
+        "alpha_against_lr_tiny",
+        _of(ALPHA_GAP, "adamw"),
+    ),
+    # Other optimizers.
+    *(
+        Claim(
+            text,
+            source,
+            "SmolLM2, one or two lazy steps",
+            study,
+            _of(P_STAR, optimizer, **DESCENT),
+        )
+        for optimizer, study, text, source in (
+            (
+                "sgd",
+                "stable_exponent",
+                "SGD's steps lower the loss at every rank alike at p = 1/2.",
+                OWN,
+            ),
+            ("adamw", "stable_exponent", "AdamW's do at p = 1.", OWN),
+            ("signsgd", "stable_exponent", "SignSGD's do at p = 1.", OWN),
+            ("lion", "optimizer_history", "Lion's do at p = 1.", OWN),
+            ("rmsprop", "optimizer_history", "RMSprop's do at p = 1.", OWN),
+            ("adafactor", "optimizer_history", "Adafactor's do at p = 1.", OWN),
+            ("muon", "optimizer_history", "Muon's do at the p of the nuclear norm.", OWN),
+        )
+    ),
+    Claim(
+        "Learning rates transfer across ranks under Muon at fixed γ.",
+        f"{LORA_MUON}; its optimizer differs from torch's Muon",
+        "SmolLM2, torch's Muon, one lazy step",
+        "optimizer_history",
+        _of(P_STAR, "muon", step=1, **FORWARD),
+    ),
+    # No drift.
+    Claim(
+        "Training does not drift with the rank at γ = α/r under Adam.",
+        REGRET,
+        "tiny, AdamW, 400 steps, held-out inputs",
+        "theorem_over_training_tiny",
+        _of(SLOPE, "adamw", 1, "last", **FORWARD, **HELDOUT),
+    ),
+    Claim(
+        "A quantised base changes no exponent.",
+        OWN,
+        "SmolLM2 at 4, 8 and 32 bits, AdamW, two lazy steps",
+        "quantised",
+        _of(P_STAR, "adamw"),
+    ),
+    Claim(
+        "A and B need learning rates of their own.",
+        f"LoRA+, 2402.12354, {ABSTRACT}",
+        "the claim is about width. A ratio of the two rates is a factor that does not depend on "
+        "the rank",
+    ),
+)
