@@ -33,6 +33,7 @@ _MODULES = {
     "eps_over_ranks": "eps",
     "loss_against_rank": "loss_by_rank",
     "learning_rate_basins": "basins",
+    "loss_against_alpha": "alpha_against_rate",
     "truncated_losses": "truncated",
     "distance_to_infinite_rank": "distances",
     "rank_free_curves": "distances",

@@ -45,12 +45,13 @@ def learning_rate_basins(tables: Tables) -> Figure:
     for part, sweep in zip(parts, shown, strict=True):
         panels = part.subplots(1, columns, sharex=True, sharey=True, squeeze=False)[0]
         rules, ranks = sweep.family.rules[:columns], style.ranks_to_draw(sweep.family.ranks)
-        low, high = _y_range(sweep)
+        low, high = y_range(sweep)
         for ax, rule in zip(panels, rules, strict=False):
             for rank in ranks:
                 crosses = _draw_basin(ax, sweep, rule, rank, high) or crosses
                 edges = _draw_best(ax, sweep, rule, rank) or edges
-            _rate_axis(ax, sweep.rates)
+            rate_axis(ax, sweep.rates)
+            ax.set_xlabel("learning rate")
             style.heading(ax, rule, columns)
         style.hide(panels[len(rules) :])
         style.y_label(panels[0], *LABEL)
@@ -78,7 +79,7 @@ def _uneven(shown: list[Sweep]) -> bool:
     return any(len(common_rates(cells)) < cells["lr"].nunique() for cells in every if len(cells))
 
 
-def _y_range(sweep: Sweep) -> tuple[float, float]:
+def y_range(sweep: Sweep) -> tuple[float, float]:
     """From the best run to a little above the loss before training."""
     best, worst = float(sweep.cells["loss"].min()), float(sweep.cells["loss"].max())
     high = worst
@@ -161,7 +162,7 @@ def _draw_best(ax: Axes, sweep: Sweep, rule: Rule, rank: float) -> bool:
     return edge
 
 
-def _rate_axis(ax: Axes, rates: Sequence[float]) -> None:
+def rate_axis(ax: Axes, rates: Sequence[float]) -> None:
     """A logarithmic axis that ends with the rates, with at most about five labels."""
     ax.set_xscale("log")
     powers = [k for k in range(-12, 7) if rates[0] * 0.99 <= 10.0**k <= rates[-1] * 1.01]
@@ -173,4 +174,3 @@ def _rate_axis(ax: Axes, rates: Sequence[float]) -> None:
     ax.xaxis.set_major_formatter(FixedFormatter([labelled[tick] for tick in ticks]))
     ax.xaxis.set_minor_locator(FixedLocator(rates))
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.set_xlabel("learning rate")

@@ -1,5 +1,6 @@
 """The final held-out loss of each run, by rule, rank and learning rate."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,8 +60,10 @@ class Sweep:
         return best_tried(cells[cells["rank"] == rank], rates if len(rates) > 1 else [])
 
 
-def sweeps(tables: Tables) -> list[Sweep]:
+def sweeps(tables: Tables, free: Sequence[str] = ("lr",)) -> list[Sweep]:
     """The settings of a study with the final held-out loss of their runs.
+
+    ``free``: the columns of ``cells`` that differ within a setting.
 
     Raises :class:`Absent` if no run has one.
     """
@@ -75,10 +78,10 @@ def sweeps(tables: Tables) -> list[Sweep]:
     final = last.loc[last["step"] > 0, "value"]
     first = heldout[heldout["step"] == 0]
     found = []
-    for family in families(cells.drop(columns="lr")):
+    for family in families(cells.drop(columns=list(free))):
         own = family.cells[ended.reindex(family.cells.index)]
         own = own.assign(
-            lr=cells.loc[own.index, "lr"].astype(float),
+            **{name: cells.loc[own.index, name].astype(float) for name in free},
             loss=own["cell_id"].map(final).astype(float),
         )
         broken = own["status"].isin(BROKEN)
