@@ -75,6 +75,16 @@ def common_rates(runs: pd.DataFrame) -> list[float]:
     return sorted(float(rate) for rate in count.index[count == places])
 
 
+def rates_of_a_rank(runs: pd.DataFrame) -> list[float]:
+    """The learning rates that every seed of one rule and rank was run at, ascending.
+
+    ``runs`` has ``seed`` and ``lr``. A run that diverged counts.
+    """
+    runs = runs[["seed", "lr"]].drop_duplicates()
+    count = runs.groupby("lr").size()
+    return sorted(float(rate) for rate in count.index[count == runs["seed"].nunique()])
+
+
 def best_tried(runs: pd.DataFrame, rates: Sequence[float]) -> Tried:
     """The one of ``rates`` with the lowest mean loss over seeds, for the runs of a rule and rank.
 

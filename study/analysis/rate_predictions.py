@@ -9,7 +9,8 @@ init a step of size ``lr`` moves it by ``lr M(r)``, and ``M`` is the finite-rank
 
 So the best rate falls as ``1/M``. Under a sign-like rule the motion of A may dominate instead
 (rho = |dA x| / |A0 x| >> 1). The output then moves by about ``lr^2 M(r)``, and the best rate falls
-as ``M^-1/2`` (muA, arXiv 2602.06204). The prediction is the interval between the two. Below the
+as ``M^-1/2`` (muA, arXiv 2602.06204). The prediction is the interval between the two;
+:mod:`study.analysis.rate_crossover` says where in it, if rho is known. Below the
 crossover it is far from the asymptotes, -(1 - p) and -(1 - p)/2: at p = 1/2, ranks 4 to 256 and
 r_sign = 9 it is -0.37 to -0.19, not -0.5 to -0.25.
 """
@@ -62,14 +63,22 @@ def predicted_interval(moves: pd.DataFrame, optimizer: str) -> tuple[float, floa
     """
     if len(moves) < 2 or moves.isna().any(axis=None) or optimizer not in OPTIMIZERS:
         return math.nan, math.nan
-    # log M is known up to a constant; centred, its exponential is near 1.
-    falls = [
-        -slope(np.exp(column - column.mean()), moves.index.to_numpy(float))
-        for column in moves.to_numpy(float).T
-    ]
+    falls = [-m for m in move_slopes(moves)]
     if family(optimizer) == "sign":
         falls += [fall / 2 for fall in falls]
     return min(falls), max(falls)
+
+
+def move_slopes(moves: pd.DataFrame) -> list[float]:
+    """d log M / d log r over the ranks of ``moves``, a part of :func:`log_moves`, of each column.
+
+    There must be two ranks at least.
+    """
+    # log M is known up to a constant; centred, its exponential is near 1.
+    return [
+        float(slope(np.exp(column - column.mean()), moves.index.to_numpy(float)))
+        for column in moves.to_numpy(float).T
+    ]
 
 
 def _has_theory(optimizer: str, init: str) -> bool:

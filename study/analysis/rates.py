@@ -31,7 +31,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from study.analysis.final_losses import HIGHEST, INSIDE, LOWEST, common_rates, final_losses
+from study.analysis.final_losses import HIGHEST, INSIDE, LOWEST, final_losses, rates_of_a_rank
 from study.analysis.fits import Floats, Strands, fit_lines, t_critical
 from study.analysis.grouping import numbered
 from study.analysis.rate_predictions import MOVES, log_moves, predicted_interval
@@ -70,8 +70,10 @@ class Best(NamedTuple):
 def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
     """The best learning rate of every rule, rank and seed.
 
-    Only the rates that all ranks and seeds of the rule were run at count
-    (:func:`~study.analysis.final_losses.common_rates`); a rule with fewer than two has no rows.
+    Of each rank only the rates count that all its seeds were run at
+    (:func:`~study.analysis.final_losses.rates_of_a_rank`); a rank with fewer than two has no rows.
+    Ranks need not share a grid. In a sweep that was interrupted, a rank may lack the rates around
+    its best one. The best of the others is then at an edge, and no exponent is fitted to it.
 
     Columns: those of the curve without ``lr``, ``setting``, ``rank``, ``seed``, and
 
@@ -88,20 +90,19 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
     rho = _rho(probes)
     parts = []
     for _, rule in ends.groupby(numbered(ends, OF_A_RULE)):
-        rates = common_rates(rule)
-        if len(rates) > 1:
-            table = _best_of_a_rule(rule[rule["lr"].isin(rates)], len(rates), rho)
-            moves = log_moves(rule, probes)
-            parts.append(table.join(moves, on="rank") if len(table) else table)
-    parts = [part for part in parts if len(part)]
+        table = _best_of_a_rule(rule, rho)
+        if len(table):
+            parts.append(table.join(log_moves(rule, probes), on="rank"))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def _best_of_a_rule(runs: pd.DataFrame, tried: int, rho: dict[str, float]) -> pd.DataFrame:
+def _best_of_a_rule(rule: pd.DataFrame, rho: dict[str, float]) -> pd.DataFrame:
     """The rows of :func:`best_rates` for the runs of one rule, without theory's columns."""
+    rates = {rank: rates_of_a_rank(runs) for rank, runs in rule.groupby("rank")}
     rows, found = [], []
-    for _, own in runs.groupby(["rank", "seed"]):
-        if not np.isfinite(own["loss"]).any():
+    for (rank, _), own in rule.groupby(["rank", "seed"]):
+        own = own[own["lr"].isin(rates[rank])]
+        if len(rates[rank]) < 2 or not np.isfinite(own["loss"]).any():
             continue
         best = bottom(own["lr"].to_numpy(float), own["loss"].to_numpy(float))
         off = (np.log(own["lr"]) - np.log(best.lr)).abs()
@@ -112,7 +113,7 @@ def _best_of_a_rule(runs: pd.DataFrame, tried: int, rho: dict[str, float]) -> pd
                 "best_lr": best.lr,
                 "best_loss": best.loss,
                 "edge": best.edge,
-                "tried": tried,
+                "tried": len(rates[rank]),
                 "grid_step": best.step,
                 "rho": rho.get(str(own.loc[nearest, "cell_id"]), np.nan),
             }

@@ -5,7 +5,7 @@ commands. ``study --help`` must be instant, so every command imports what it nee
 function.
 """
 
-from study.cli import completion, dashboard, exchange, integrity, tables, training, transfer
+from study.cli import completion, dashboard, exchange, integrity, rates, tables, training, transfer
 from study.cli.entry import main
 from study.cli.group import cli
 
@@ -16,6 +16,7 @@ __all__ = [
     "exchange",
     "integrity",
     "main",
+    "rates",
     "tables",
     "training",
     "transfer",

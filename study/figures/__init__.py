@@ -34,6 +34,7 @@ _MODULES = {
     "loss_against_rank": "loss_by_rank",
     "learning_rate_basins": "basins",
     "loss_against_alpha": "alpha_against_rate",
+    "rate_exponent_vs_rho": "rate_exponents",
     "truncated_losses": "truncated",
     "distance_to_infinite_rank": "distances",
     "rank_free_curves": "distances",

@@ -53,7 +53,7 @@ def rate_section(tables: StudyTables) -> list[Block]:
 
 NOTES = (
     "The best rate is the minimum of a parabola in log lr around the best of the rates that every "
-    "rank and seed was run at. Intervals over seeds contain the error that the grid of rates "
+    "seed of the rank was run at. Intervals over seeds contain the error that the grid of rates "
     "makes. *At the edge* counts best rates that are the lowest or highest tried. Theory "
     "is the rate that changes the adapter output by the same amount at every rank measured. Under "
     "a sign-like optimizer one end is for ρ = |ΔA x| / |A₀ x| far below 1, and the other, half of "

@@ -148,18 +148,48 @@ def interrupted(cells: pd.DataFrame, lrs: Sequence[float], rank: int = 256) -> p
     return (cells["rank"] == rank) & ~cells["lr"].isin(lrs)
 
 
-def test_only_rates_that_every_rank_was_run_at_are_compared() -> None:
+def test_a_rank_of_an_interrupted_sweep_has_its_best_rate_at_an_edge() -> None:
     """The sweep stopped when the last rank had run at the lowest two rates only."""
     cells, metrics = runs(basin(lambda p, seed: 0.0), rates=RATES, rules=(("lora", math.nan),))
     cells.loc[interrupted(cells, RATES[:2]), "status"] = "running"
     rates = best_rates(cells, metrics, NO_PROBES)
-    assert set(rates["tried"]) == {2}
-    assert set(rates["edge"]) == {"highest"}, "all ranks at the same two rates"
-    assert set(rates["best_lr"].round(9)) == {round(RATES[1], 9)}
+    last = rates[rates["rank"] == 256]
+    assert set(last["tried"]) == {2}
+    assert set(last["edge"]) == {"highest"}
+    [row] = rate_transfer(rates).to_dict("records")
+    assert (row["ranks"], row["rank_max"]) == (3, 64), "no exponent is fitted to it"
+    assert row["exponent"] == pytest.approx(0.0, abs=1e-9)
     cells.loc[interrupted(cells, RATES[:1]), "status"] = "running"
-    assert best_rates(cells, metrics, NO_PROBES).empty, "one rate is not a choice"
+    assert set(best_rates(cells, metrics, NO_PROBES)["rank"]) == {4, 16, 64}, "one is no choice"
     losses = compared_losses(cells, metrics, NO_PROBES)
     assert "best" not in set(losses["how"])
+
+
+def test_only_rates_that_every_seed_of_a_rank_was_run_at_count() -> None:
+    """The last seed lacks the rates around the best one."""
+    cells, metrics = runs(basin(lambda p, seed: 0.0), rates=RATES, rules=(("lora", math.nan),))
+    lacking = (cells["seed"] == 2) & (cells["rank"] == 256) & ~cells["lr"].isin(RATES[:3])
+    cells.loc[lacking, "status"] = "running"
+    rates = best_rates(cells, metrics, NO_PROBES).set_index(["rank", "seed"])
+    assert set(rates.loc[256, "tried"]) == {3}
+    assert set(rates.loc[256, "edge"]) == {"highest"}
+
+
+def test_every_rank_may_have_a_grid_of_its_own() -> None:
+    """Five rates around the best one of each rank, of which no two ranks share any."""
+    law = lambda p, seed: -0.5  # noqa: E731
+    parts = []
+    for n, rank in enumerate(RANKS):
+        centre = 3e-3 * rank**-0.5 * 1.1
+        own = tuple(float(f"{centre * 2.0**k:.3g}") for k in range(-2, 3))
+        cells, metrics = runs(basin(law), rates=own, ranks=(rank,), rules=(("lora", math.nan),))
+        parts.append(
+            [table.assign(cell_id=f"{n}-" + table["cell_id"]) for table in (cells, metrics)]
+        )
+    cells, metrics = (pd.concat(each, ignore_index=True) for each in zip(*parts, strict=True))
+    [row] = rate_transfer(best_rates(cells, metrics, NO_PROBES)).to_dict("records")
+    assert row["exponent"] == pytest.approx(-0.5)
+    assert (row["ranks"], row["edges"]) == (4, 0)
 
 
 @pytest.mark.parametrize("status", ["diverged", "stuck"])

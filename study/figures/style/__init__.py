@@ -7,6 +7,7 @@
 """
 
 from study.figures.style.axes import (
+    LogTicks,
     decimal,
     hide,
     legend_above,
@@ -65,6 +66,7 @@ __all__ = [
     "MOST_LABELS",
     "PAPER",
     "RGBA",
+    "LogTicks",
     "Look",
     "decimal",
     "figure",

@@ -1,0 +1,83 @@
+"""The crossover of the best rate's exponent, against sign descent of one layer in numpy."""
+
+import math
+
+import numpy as np
+import pytest
+
+from study.analysis.rate_crossover import K, rate_exponent
+
+D, O = 64, 16  # noqa: E741
+
+
+def trained(rank: int, L: float, inputs: int, seed: int, steps: int = 8) -> tuple[float, float]:
+    """SignSGD of B A at gamma = 1 on a loss that is linear in the output: its rms, and rho."""
+    rng = np.random.default_rng(seed)
+    x, dy = rng.standard_normal((inputs, D)), rng.standard_normal((inputs, O))
+    A0 = rng.standard_normal((rank, D)) / math.sqrt(3 * D)
+    A, B = A0.copy(), np.zeros((O, rank))
+    for _ in range(steps):
+        B, A = (
+            B - L / steps * np.sign(dy.T @ (x @ A.T)),
+            A - L / steps * np.sign((dy @ B).T @ x),
+        )
+    rho = np.linalg.norm(x @ (A - A0).T) / np.linalg.norm(x @ A0.T)
+    return float(np.sqrt(np.mean((x @ A.T @ B.T) ** 2))), float(rho)
+
+
+def test_the_output_of_one_input() -> None:
+    """L M(r) (1 + k rho), by a fresh draw: ``||A0 x||_1`` is near its mean at a high rank.
+
+    In the first step B is 0 and A does not move, so A makes 15 of 16 steps.
+    """
+    for L in (1e-4, 1e-2, 1.0):
+        out, rho = trained(4096, L, 1, seed=1, steps=16)
+        rest, _ = trained(4096, 1e-6, 1, seed=1, steps=16)
+        assert out / L == pytest.approx(rest / 1e-6 * (1 + K * rho), rel=0.03), L
+
+
+def best_rate(rank: int, move: float, seeds: int = 6) -> tuple[float, float]:
+    """The log of L at which the output of one input moves by ``move``, and rho: means."""
+    found = []
+    for seed in range(seeds):
+        low, high = -20.0, 5.0
+        for _ in range(30):
+            middle = (low + high) / 2
+            out, rho = trained(rank, math.exp(middle), 1, seed=1000 * rank + seed)
+            low, high = (middle, high) if out < move else (low, middle)
+        found.append((middle, math.log(rho)))
+    log_rate, log_rho = np.mean(found, axis=0)
+    return float(log_rate), math.exp(log_rho)
+
+
+@pytest.mark.parametrize("move", [3e-3, 0.3, 1000.0])
+def test_the_exponent_of_the_rate_that_moves_the_output_by_the_same_amount(move: float) -> None:
+    low, high = (best_rate(rank, move) for rank in (64, 256))
+    slope = (high[0] - low[0]) / math.log(4)
+    rho = math.sqrt(low[1] * high[1])
+    print(f"rho {rho:.3g}: {slope:.3f}, predicted {rate_exponent(1.0, 1.0, rho):.3f}")
+    assert slope == pytest.approx(rate_exponent(1.0, 1.0, rho), abs=0.03)
+
+
+def slope_of_the_output(L: float, inputs: int) -> float:
+    ranks = (16, 64, 256)
+    logs = [
+        np.mean([math.log(trained(rank, L, inputs, seed=100 * rank + n)[0]) for n in range(8)])
+        for rank in ranks
+    ]
+    return float(np.polyfit(np.log(ranks), logs, 1)[0])
+
+
+def test_the_bend_of_the_motion_of_A_is_smaller_than_that_of_M() -> None:
+    """Of 64 inputs: far below rho = 1 the slope is m, far above it is m_A, between m and 1."""
+    m, m_A = slope_of_the_output(1e-6, 64), slope_of_the_output(10.0, 64)
+    print(f"m {m:.3f}, m_A {m_A:.3f}")
+    assert m < 0.82
+    assert m + 0.06 < m_A < 1.0
+
+
+def test_the_ends() -> None:
+    assert rate_exponent(0.8, 1.0, 0.0) == -0.8
+    assert rate_exponent(0.8, 1.0, 1e12) == pytest.approx(-0.5)
+    rho = np.geomspace(1e-3, 1e3, 50)
+    assert (np.diff(rate_exponent(0.8, 0.9, rho)) > 0).all()

@@ -1,0 +1,133 @@
+"""Best rates at several horizons of the same runs, and the rates that a sweep lacks."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from study.analysis.rate_crossover import rate_exponent
+from study.analysis.rate_horizons import exponents_against_rho, horizons, rates_by_horizon
+from study.analysis.rate_refinement import missing_rates
+from tests.analysis.test_rates import NO_PROBES, RANKS, Loss, basin, runs
+
+LORA = (("lora", math.nan),)
+POWER = (("power", 0.0),)
+RATES = tuple(2.0 ** np.arange(-16, 0))
+
+
+def at_steps(
+    law: float = -0.5, centre: float = 0.1, steps: tuple[int, ...] = (8, 32), **fixed: object
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Cells and metrics: the best rate is ``centre r^law``, and falls as 1/step."""
+    parts = []
+    for step in steps:
+        cells, metrics = runs(basin(lambda p, seed: law, centre / step), rates=RATES, **fixed)
+        parts.append(metrics[metrics["step"] > 0].assign(step=step))
+    return cells, pd.concat(parts, ignore_index=True)
+
+
+def recorded(cells: pd.DataFrame, steps: tuple[int, ...] = (8, 32)) -> pd.DataFrame:
+    """Probes with ``rho = 100 lr step`` and ``r_sign = 9`` in every cell."""
+    place = {"batch": "train", "layer": "a", "d_in": 64.0, "d_out": 64.0}
+    rows = []
+    for cell, lr in cells[["cell_id", "lr"]].itertuples(index=False):
+        rows += [{**place, "cell_id": cell, "step": 1, "site": "adapter_out", "r_sign": 9.0}]
+        rows += [
+            {**place, "cell_id": cell, "step": step, "site": "A", "rho": 100 * lr * step}
+            for step in steps
+        ]
+    return pd.DataFrame(rows)
+
+
+def test_each_horizon_has_its_best_rates() -> None:
+    cells, metrics = at_steps(rules=POWER)
+    rates = rates_by_horizon(cells, metrics, recorded(cells))
+    for step in (8, 32):
+        own = rates[rates["horizon"] == step]
+        assert own["best_lr"].to_numpy() == pytest.approx(0.1 / step * own["rank"] ** -0.5)
+        nearest = [min(RATES, key=lambda lr: abs(math.log(lr / best))) for best in own["best_lr"]]
+        assert own["rho"].to_numpy() == pytest.approx(100 * step * np.array(nearest))
+
+
+def test_exponents_beside_rho_and_the_crossover() -> None:
+    cells, metrics = at_steps(rules=POWER)
+    table = exponents_against_rho(rates_by_horizon(cells, metrics, recorded(cells)))
+    assert list(table["horizon"]) == [8, 32]
+    assert table["exponent"].to_numpy() == pytest.approx(-0.5)
+    bend = np.polyfit(np.log(RANKS), [math.log(r * math.sqrt(1 + 8 / r)) for r in RANKS], 1)[0]
+    row = table.iloc[-1]
+    assert row["move_slope"] == pytest.approx(bend)
+    assert row["at_rho_high"] == pytest.approx(rate_exponent(bend, bend, row["rho"]))
+    assert row["at_rho_low"] == pytest.approx(rate_exponent(bend, 1.0, row["rho"]))
+    assert row["rho_low"] < row["rho"] < row["rho_high"]
+
+
+def test_a_schedule_that_falls_has_no_horizons() -> None:
+    cells, metrics = at_steps(rules=LORA, schedule="cosine")
+    assert rates_by_horizon(cells, metrics, NO_PROBES).empty
+    assert exponents_against_rho(pd.DataFrame()).empty
+    kept, losses = at_steps(rules=LORA, schedule="constant")
+    assert horizons(kept, losses) == [8, 32]
+
+
+def test_a_run_that_broke_later_counts_at_an_earlier_horizon() -> None:
+    cells, metrics = at_steps(rules=LORA)
+    late = cells["lr"] == RATES[-1]
+    cells.loc[late, "status"] = "diverged"
+    cells["diverged_step"] = np.where(late, 20.0, np.nan)
+    metrics = metrics[
+        ~(metrics["cell_id"].isin(cells.loc[late, "cell_id"]) & (metrics["step"] > 8))
+    ]
+    rates = rates_by_horizon(cells, metrics, NO_PROBES).set_index(["horizon", "rank", "seed"])
+    assert set(rates["tried"]) == {len(RATES)}, "a run that diverged was tried"
+    assert horizons(cells, metrics) == [8, 32]
+
+
+# What a sweep lacks.
+
+
+def lacking(loss: Loss, rates: tuple[float, ...], ranks=(4,)) -> list[tuple[float, ...]]:
+    cells, metrics = runs(loss, rates=rates, ranks=ranks, rules=LORA)
+    found = missing_rates(cells, metrics, NO_PROBES)
+    assert all(one.seeds == ((0, 0), (1, 1), (2, 2)) for one in found)
+    return [one.rates for one in found]
+
+
+def at(best: float) -> Loss:
+    return basin(lambda p, seed: 0.0, best)
+
+
+def test_a_grid_of_doublings_around_the_best_lacks_nothing() -> None:
+    assert lacking(at(1e-3), (5e-4, 1e-3, 2e-3)) == []
+    assert lacking(at(1e-3), (2.5e-4, 5.01e-4, 1e-3, 2e-3), ranks=(4, 16)) == []
+
+
+def test_a_best_rate_at_an_edge_asks_for_the_next_two_beyond() -> None:
+    assert lacking(at(1e-3), (2.5e-4, 5e-4)) == [(1e-3, 2e-3)]
+    assert lacking(at(1e-4), (1e-3, 2e-3)) == [(2.5e-4, 5e-4)]
+
+
+def test_a_wide_step_beside_the_best_is_filled() -> None:
+    assert lacking(at(1e-3), (1e-4, 1e-3, 1e-2)) == [(5e-4, 2e-3)]
+    assert lacking(at(1e-3), (5e-4, 1e-3, 1e-2)) == [(2e-3,)]
+
+
+def test_if_every_rate_diverged_lower_ones_are_asked_for() -> None:
+    assert lacking(lambda c: math.nan, (1e-3, 2e-3)) == [(2.5e-4, 5e-4)]
+
+
+def test_each_rank_lacks_its_own_rates_and_one_that_a_seed_needs_is_for_all() -> None:
+    by_rank = basin(lambda p, seed: -0.5, 2e-3)  # 1e-3 at rank 4, 2.5e-4 at 64
+    assert lacking(by_rank, (5e-4, 1e-3, 2e-3), ranks=(4, 64)) == [(1.25e-4, 2.5e-4)]
+    one_seed = lambda c: at(1e-3 if c["seed"] else 4e-3)(c)  # noqa: E731
+    assert lacking(one_seed, (5e-4, 1e-3, 2e-3)) == [(4e-3, 8e-3)]
+
+
+def test_the_arguments_sweep_rates_and_seeds() -> None:
+    cells, metrics = runs(at(1e-3), rates=(1e-4, 1e-3, 1e-2), ranks=(4,), rules=LORA)
+    [missing] = missing_rates(cells, metrics, NO_PROBES)
+    assert missing.swept == ["optimizer.lr=0.0005,0.002", "seed=0,1,2"]
+    fixed = cells.assign(data_seed=7)
+    [missing] = missing_rates(fixed, metrics, NO_PROBES)
+    assert missing.swept == ["optimizer.lr=0.0005,0.002", "seed=0,1,2", "data.seed=7"]
