@@ -29,7 +29,8 @@ def layer_numbers(
     """The numbers of the layers of ``rows``, whose curves are ``curve``; NaN if not recorded.
 
     ``r_eff`` is that of the layer's weight gradient, or for a row over the whole model that of the
-    gradients of all layers together. The others are NaN in rows whose curve does not need them:
+    gradients of all layers together. Under a spectral rule ``r_eff`` and ``r_nuc`` are those of the
+    gradient of one step, the first. The others are NaN in rows whose curve does not need them:
     under a spectral rule every row needs the sizes of its layer.
     """
     names = [name for name in RECORDED if name in probes]
@@ -51,7 +52,13 @@ def layer_numbers(
         result["r_back"] = result["r_back"].fillna(MIDDLE_BACK)
     if "r_align" in names:
         early = step <= LAST_PREDICTED_STEP
-        result.loc[early, "r_eff"] = _directions(rows[early], curve[early], of_cell, probes, means)
+        of_step = np.where(spectral, 1, np.maximum(step, 1))  # that of step 1 is about step 0's
+        result.loc[early, "r_eff"] = _directions(
+            rows[early], curve[early], of_step[early], of_cell, probes, means
+        )
+        if "r_nuc" in names:
+            of_first = means.at(curve, of_step, pd.Series(TRAIN, index=rows.index), layer)
+            result["r_nuc"] = of_first["r_nuc"].where(spectral & early).to_numpy(float)
     return result
 
 
@@ -96,15 +103,12 @@ class _Means:
 def _directions(
     rows: pd.DataFrame,
     curve: Ints,
+    step: Ints,
     of_cell: "pd.Series[int]",
     probes: pd.DataFrame,
     means: _Means,
 ) -> Floats:
-    """By row ``r_eff``, on the training batch, rounded so that rows repeat.
-
-    Step 0 takes that of step 1, which is about the gradient of step 0.
-    """
-    step = np.maximum(rows["step"].to_numpy(int), 1)
+    """By row ``r_eff`` at ``step``, on the training batch, rounded so that rows repeat."""
     train = pd.Series(TRAIN, index=rows.index)
     known = means.at(curve, step, train, rows["layer"].astype(str))
     share = _shares(known)

@@ -21,8 +21,8 @@ from study.theory import mean_log_curve, predicted_exponents, questions
 from study.theory.asymptotics import CLIPS
 from study.theory.spectral import ORTHOGONAL_FROM
 from study.vocabulary.inits import INITS
-from study.vocabulary.optimizers import ADJUSTMENTS, OPTIMIZERS, decay_of
-from study.vocabulary.quantities import ALL_KINDS, MEAN_LOG, MODEL_WIDE, POOLINGS
+from study.vocabulary.optimizers import ADJUSTMENTS, OPTIMIZERS, decay_of, of_family
+from study.vocabulary.quantities import ALL_KINDS, DESCENT, MEAN_LOG, MODEL_WIDE, POOLINGS
 
 LAYERS_AGREE = 0.02
 """The median over layers has a prediction if those of its layers span less than this."""
@@ -45,8 +45,10 @@ def with_predictions(
     depend on the number of seeds (:mod:`study.theory.log_gaps`). A ``mean_log`` row is predicted by
     the mean of the predictions for its layers (the slope of a mean is the mean of the slopes). A
     ``median`` row is predicted only if the predictions for its layers agree within
-    :data:`LAYERS_AGREE`. There is no prediction for an init whose variance is not a power of the
-    rank, nor for an optimizer that is not in the vocabulary.
+    :data:`LAYERS_AGREE`. The descent of the whole model is the sum of those of its layers; where
+    their slopes differ, as under Muon, it is predicted by their mean, weighted by descent. There is
+    no prediction for an init whose variance is not a power of the rank, nor for an optimizer that
+    is not in the vocabulary.
     """
     cells = cells[np.isfinite(cells["rank"])]
     curves = RowCurves.of(exponents, cells)
@@ -65,6 +67,7 @@ def with_predictions(
             exponents.take(single), curves, single, conditions.take(single), cells, probes
         )
     _pool(exponents, predicted, single, curves.curve_R)
+    _add_layers(exponents, predicted, single, curves.curve_R)
     return exponents.assign(
         predicted=predicted,
         lazy=conditions["lazy"].to_numpy(),
@@ -83,17 +86,23 @@ def predicted_curve(
     """The logarithm, up to a constant, of the curve whose slope is a row's ``predicted``, [ranks].
 
     ``row`` is one of ``exponents``, which has predictions. A pooled row has the mean over its
-    layers, under the same conditions as its prediction. None if it has no prediction.
+    layers, under the same conditions as its prediction. The model-wide descent under a spectral
+    rule is the sum over layers. None if it has no prediction.
     """
     if not np.isfinite(row["predicted"]) or "lazy" not in exponents:
         return None
     same = np.ones(len(exponents), bool)
     for name in (*curve_columns(exponents), "site", "stat", "batch", "step"):
         same &= _equals(exponents[name], row[name])
-    single = ~exponents["layer"].isin(POOLINGS)
-    mine = single if row["layer"] in POOLINGS else exponents["layer"] == row["layer"]
-    if row["kind"] != ALL_KINDS:
-        mine = mine & (exponents["kind"] == row["kind"])
+    pooled = row["layer"] in POOLINGS
+    added = row["kind"] == MODEL_WIDE and row["optimizer"] in of_family("spectral")
+    mine = exponents["layer"] == row["layer"]
+    if pooled or added:
+        mine = ~exponents["layer"].isin(POOLINGS)
+    if added:
+        mine &= exponents["kind"] != MODEL_WIDE
+    elif row["kind"] != ALL_KINDS:
+        mine &= exponents["kind"] == row["kind"]
     place = np.flatnonzero(same & mine.to_numpy())
     rows = exponents.take(place)
     curves = RowCurves.of(rows, cells[np.isfinite(cells["rank"])])
@@ -102,6 +111,9 @@ def predicted_curve(
         np.log(mean_log_curve(one.site, one.stat, ranks, **one.setting))
         for one in questions(**_columns(asked, rows))
     ]
+    if added:
+        level = rows["log_stat_mean"].to_numpy(float) - np.mean(known, axis=1)
+        return np.asarray(np.log(np.exp(level[:, None] + known).sum(axis=0)))
     return np.asarray(np.mean(known, axis=0))
 
 
@@ -168,8 +180,8 @@ def _columns(asked: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Any]:
         "q": [float(init.q or 0.0) for init in inits],
         "kurtosis": [init.kurtosis for init in inits],
         "decay": _decay(rows),
-        **spectral_columns(asked, rows),
         **{name: asked[name].to_numpy() for name in others if name in asked},
+        **spectral_columns(asked, rows),
     }
 
 
@@ -187,19 +199,25 @@ def spectral_columns(asked: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Any]:
     That rank is at most the number of tokens of a step and the smaller side of the layer. It is
     given for rows whose ranks do not exceed this bound, where theory needs no more than that they
     do not: the gradients of several steps have more directions, and padded batches fewer. It is NaN
-    elsewhere, and where fewer Newton-Schulz steps leave the singular values unequal.
+    elsewhere, and where fewer Newton-Schulz steps leave the singular values unequal. ``r_nuc`` is
+    NaN there too.
     """
-    adjust = adjustments(rows)
+    columns = {"adjust": adjustments(rows)}
+    unequal = (
+        rows["ns_steps"].to_numpy(float) < ORTHOGONAL_FROM
+        if "ns_steps" in rows
+        else np.zeros(len(rows), bool)
+    )
+    if "r_nuc" in asked:
+        columns["r_nuc"] = np.where(unequal, np.nan, asked["r_nuc"].to_numpy(float))
     sizes = ("sequence_length", "batch_size", "accumulation")
     if "d_in" not in asked or not set(sizes) <= set(rows):
-        return {"adjust": adjust}
+        return columns
     sides = [asked[side].to_numpy(float) for side in ("d_in", "d_out")]
     tokens = np.prod([rows[size].to_numpy(float) for size in sizes], axis=0)
     most = np.min([*sides, tokens], axis=0)
-    within = asked["rank_max"].to_numpy(float) <= most
-    if "ns_steps" in rows:
-        within &= ~(rows["ns_steps"].to_numpy(float) < ORTHOGONAL_FROM)
-    return {"adjust": adjust, "g_rank": np.where(within, most, np.nan)}
+    within = (asked["rank_max"].to_numpy(float) <= most) & ~unequal
+    return columns | {"g_rank": np.where(within, most, np.nan)}
 
 
 def _ranks(
@@ -217,6 +235,26 @@ def _decay(rows: pd.DataFrame) -> npt.NDArray[Any]:
         return np.full(len(rows), "none", object)
     pairs = zip(rows["optimizer"].astype(str), rows["weight_decay"].astype(float), strict=True)
     return np.array([decay_of(name, decay) for name, decay in pairs], object)
+
+
+def _add_layers(exponents: pd.DataFrame, predicted: Floats, single: Ints, curve: Ints) -> None:
+    """Fill the model-wide rows of descent that have no prediction of their own.
+
+    A layer's weight is its mean descent over ranks and seeds.
+    """
+    wide = (exponents["kind"] == MODEL_WIDE).to_numpy()
+    sums = wide & (exponents["stat"] == DESCENT.stat).to_numpy() & np.isnan(predicted)
+    if not sums.any():
+        return
+    quantity = numbered(exponents, ["site", "stat", "batch", "step"], curve)
+    layers = single[~wide[single]]
+    weight = pd.Series(np.exp(exponents["log_stat_mean"].to_numpy(float)[layers]))
+    terms = pd.DataFrame({"slope": weight * predicted[layers], "weight": weight})
+    totals = terms.groupby(quantity[layers]).sum(min_count=1)
+    mean = (totals["slope"] / totals["weight"]).where(
+        terms["slope"].isna().groupby(quantity[layers]).sum() == 0
+    )
+    predicted[sums] = mean.reindex(quantity[sums]).to_numpy()
 
 
 def _pool(exponents: pd.DataFrame, predicted: Floats, single: Ints, curve: Ints) -> None:

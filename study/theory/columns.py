@@ -67,6 +67,7 @@ class Question(NamedTuple):
     r_eff: float = math.nan
     r_joint: float = math.nan
     g_rank: float = math.nan
+    r_nuc: float = math.nan
     decay: str = "none"
     clip: str = "never"
     eps_ratio: float = math.inf
@@ -89,6 +90,7 @@ class Question(NamedTuple):
                 r_eff=self.r_eff,
                 r_joint=self.r_joint,
                 g_rank=self.g_rank,
+                r_nuc=self.r_nuc,
             ),
             "modifiers": Modifiers(
                 decay=self.decay,

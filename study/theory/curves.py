@@ -75,8 +75,9 @@ class Layer:
       second moment of x: the effective number of directions that G and x have in common. NaN
       stands for 1. Only log biases (:mod:`study.theory.log_gaps`) depend on these two;
     - ``g_rank``: the rank of G, at most the number of tokens that it sums over;
+    - ``r_nuc = |G|_*^2 / |G|^2``: the effective number of directions of G by its nuclear norm;
     - ``outside``: the share of |x|^2 outside the row space of G. Only the curves of spectral rules
-      (:mod:`study.theory.spectral`) depend on these two.
+      (:mod:`study.theory.spectral`) depend on these three.
 
     Under Init[B] all of them are those of the transposed problem (x <-> g, G <-> G^T).
     """
@@ -91,6 +92,7 @@ class Layer:
     r_eff: float = math.nan
     r_joint: float = math.nan
     g_rank: float = math.nan
+    r_nuc: float = math.nan
     outside: float = math.nan
 
     @property
@@ -141,6 +143,7 @@ def measure_layer(
         r_eff=float(np.square(G).sum() ** 2 / np.square(G @ G.T).sum()),
         r_joint=float(4 * np.trace(both) ** 2 / np.square(both + both.T).sum()),
         g_rank=g_rank,
+        r_nuc=float(singular.sum() ** 2 / np.square(singular).sum()),
         outside=float(max(0.0, 1 - np.square(x @ V[:g_rank].T).sum() / energy)),
     )
 
@@ -357,6 +360,5 @@ def distance_to_infinite_rank(
     if weighting not in terms:
         raise unknown("weighting", weighting, terms)
     return np.sqrt(
-        (crossover(terms[weighting], kind, layer, init) - 1)
-        / np.asarray(ranks, dtype=np.float64)
+        (crossover(terms[weighting], kind, layer, init) - 1) / np.asarray(ranks, dtype=np.float64)
     )

@@ -160,7 +160,7 @@ SPECTRAL: dict[str, Row] = {
         0, 1, 0, 1, 1, "gamma B^T G: lr c gamma |G| for r >= m, less below", POLAR, "reached"
     ),
     "A_update": Row(0, 0, 0, 2, 1, "lr c polar(B^T G): |.|^2 = min(r, m)", POLAR, "random"),
-    "descent": Row(1 / 2, 1, 1, 1, 0, "lr c gamma |G A^T|_*, a nuclear norm", POLAR, "nuclear"),
+    "descent": Row(1 / 2, 1, 1, 1, 0, "lr c gamma |G A^T|_*, the nuclear norm", POLAR, "nuclear"),
     "adapter_out": Row(
         *(1 / 2, 1, 1, 1, 1),
         "-lr c gamma polar(G A^T) A x, E|.|^2 of (1 - s) r + s min(r, m)",

@@ -23,9 +23,10 @@ r = m.
 - **A_grad**: ``gamma B^T G`` has the norm ``lr c gamma |G|`` for r >= m. Below, the norm of the
   part of G that r random directions reach depends on all of its singular values: no closed form.
 - **descent**: ``lr c gamma |G A^T|_*``, the nuclear norm. It grows as r far below the effective
-  rank of G, and as sqrt(r) far above m. Between, it depends on all singular values of G, which no
-  statistic records: no closed form but for m = 1, where it is ``sqrt(2 v) |G| Gamma((r + 1) / 2) /
-  Gamma(r / 2)``.
+  rank of G, and as sqrt(r) far above. :func:`nuclear_norm` computes it from two properties of G.
+  For m = 1 it is ``sqrt(2 v) |G| Gamma((r + 1) / 2) / Gamma(r / 2)``. From step 1, the update
+  contains earlier gradients too. One curve stands for all steps: on gradients of SmolLM2, the slope
+  over ranks 4 to 128 changes by at most 0.02 in the mean over layers.
 - **adapter_in_grad**: ``A^T polar(G A^T)^T g`` contains a square root of a Wishart matrix. Far
   above m its size is ``sqrt(r + D - m)``, which is exact for m = 1: no closed form otherwise.
 
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 ORTHOGONAL_FROM = 5
 """The fewest Newton-Schulz steps, torch's default, that leave nearly equal singular values."""
+POINTS = 400
+"""Points of an integral over the logarithm of kappa. The error is below 1e-3."""
 _log_gamma = np.vectorize(math.lgamma, otypes=[float])
 
 
@@ -84,6 +87,8 @@ def bend(row: Row, ranks: Floats, layer: "Layer", init: str, adjust: str) -> Flo
 
 def _square(row: Row, ranks: Floats, layer: "Layer", init: str) -> Floats:
     """The mean square, up to a factor, [ranks]."""
+    if row.term == "nuclear":
+        return nuclear_norm(ranks, layer) ** 2
     m, fan = layer.g_rank, layer.d_in if init == "A" else layer.d_out
     captured = np.minimum(ranks, m)  # NaN for an unknown m
     single = np.where(m == 1, 1.0, math.nan)
@@ -97,9 +102,43 @@ def _square(row: Row, ranks: Floats, layer: "Layer", init: str) -> Floats:
         return np.where(np.isnan(m), math.nan, beyond)
     if row.term == "reached":
         return np.where(ranks >= m, 1.0, math.nan)
-    if row.term == "crossed":
-        return np.asarray(single * (ranks + fan - m))
-    return np.asarray(single * np.exp(2 * (_log_gamma((ranks + 1) / 2) - _log_gamma(ranks / 2))))
+    return np.asarray(single * (ranks + fan - m))
+
+
+def nuclear_norm(ranks: Floats, layer: "Layer") -> Floats:
+    """The mean of ``|G Z^T|_* / |G|`` for a standard normal Z of shape [r, D], [ranks].
+
+    NaN without ``r_nuc``, or without ``r_eff`` and ``r_align``.
+
+    The nuclear norm of M is ``(2 / pi) int_0^inf tr(M^T M (M^T M + t^2)^-1) dt``. Its integrand is
+    near ``df(kappa) = sum_i s_i^2 / (s_i^2 + kappa)``, where ``t^2 = kappa (r - df(kappa))`` and
+    the s_i are the singular values of G (the deterministic equivalent of kernel ridge regression:
+    Bach 2024, arXiv 2303.01372, section 2). Integrated by parts, this is ``(2 / pi) int
+    sqrt(kappa (r - df)) (-df') dkappa`` over all kappa with df < r. It is within 1 % from rank 4,
+    and 3 % too high there if G is a single direction.
+
+    G is taken as one direction with the layer's share of |G|^2, plus k others of equal size. r_nuc
+    determines k. On gradients of SmolLM2, the slope over ranks 4 to 512 is then within 0.01 of that
+    with all singular values.
+    """
+    if layer.g_rank == 1:
+        return math.sqrt(2) * np.exp(_log_gamma((ranks + 1) / 2) - _log_gamma(ranks / 2))
+    if math.isnan(layer.r_nuc) or math.isnan(layer.share):
+        return np.full(ranks.shape, math.nan)
+    share = min(layer.share, 1 - 1e-6)
+    rest = 1 - share
+    others = max(1.0, (math.sqrt(layer.r_nuc) - math.sqrt(share)) ** 2 / rest)
+    one, each = share, rest / others
+    # df = r is a quadratic equation for kappa, with a root above 0 if r is below the rank of G.
+    linear = ranks * (one + each) - 1
+    constant = one * each * np.maximum(1 + others - ranks, 0)
+    lowest = (np.sqrt(linear**2 + 4 * ranks * constant) - linear) / (2 * ranks)
+    log_kappa = np.linspace(np.log(np.maximum(lowest, each * 1e-6)), math.log(1e6), POINTS, axis=1)
+    kappa = np.exp(log_kappa)
+    df = one / (one + kappa) + others * each / (each + kappa)
+    minus_slope = one / (one + kappa) ** 2 + others * each / (each + kappa) ** 2
+    root = np.sqrt(kappa * np.maximum(ranks[:, None] - df, 0))
+    return np.asarray(2 / math.pi * np.trapezoid(root * minus_slope * kappa, log_kappa, axis=1))
 
 
 def gap(row: Row, ranks: Floats, layer: "Layer") -> Floats:

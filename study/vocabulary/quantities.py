@@ -121,6 +121,13 @@ STATS: dict[str, Stat] = {
         usual=False,
         fitted=False,
     ),
+    "r_nuc": Stat(
+        "effective number of directions of the weight gradient, by its nuclear norm",
+        "|G|_*^2 / |G|^2",
+        "alignment",
+        usual=False,
+        fitted=False,
+    ),
     "r_joint": Stat(
         "effective number of directions that inputs and weight gradient have in common",
         "tr(P M)^2 / |sym(P M)|^2, P = G^T G, M = E x x^T",
