@@ -26,6 +26,7 @@ _MODULES = {
     "activation_moments_vs_rank": "activation_moments",
     "descent_vs_rank": "model_laws",
     "exponent_against_p": "against_p",
+    "local_slopes_by_width": "local_slopes",
     "exponents_over_training": "over_steps",
     "exponents_by_bits": "bits",
     "exponent_heatmap": "over_layers",

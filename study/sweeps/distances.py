@@ -103,7 +103,7 @@ def limit_of(config: CellConfig) -> CellConfig:
     """The configuration of infinite rank that ``config`` approaches: an eps becomes nearly 0."""
     optimizer = config.optimizer
     if OPTIMIZERS[optimizer.name].has_eps:
-        optimizer = replace(optimizer, eps=EPS)  # type: ignore[call-arg]
+        optimizer = replace(optimizer, eps=EPS)
     return replace(at_rank(config, math.inf), optimizer=optimizer)
 
 
