@@ -1,7 +1,7 @@
 """The curves that the answer speaks about: a rule in one setting, with what was measured of it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import pandas as pd
 
 from study.analysis import rank_effects
 from study.analysis.final_losses import NOT_A_SETTING
-from study.analysis.grouping import curve_labels, distinguishing
+from study.analysis.grouping import curve_labels, distinguishing, firsts, numbered
 from study.analysis.rank_stabilized import condition_rows
 from study.analysis.verdicts import rows_of
 from study.analysis.wording import setting_text
@@ -138,13 +138,16 @@ def _key(table: pd.DataFrame, columns: Sequence[str]) -> "pd.Series[str]":
     """A text per row, equal for rows that agree in ``columns``."""
     if table.empty:
         return pd.Series([], dtype=object)
-    texts = [
-        (table[name].astype(float) if pd.api.types.is_numeric_dtype(table[name]) else table[name])
-        .astype(object)
-        .map(str)
-        for name in columns
-    ]
-    return pd.concat(texts, axis=1).agg("\n".join, axis=1)
+    number = numbered(table, columns)
+    first = table.iloc[firsts(number)]
+    texts = [map(str, _comparable(first[name])) for name in columns]
+    keys = np.array(["\n".join(row) for row in zip(*texts, strict=True)], object)
+    return pd.Series(keys[number], table.index)
+
+
+def _comparable(values: "pd.Series[Any]") -> Iterable[Any]:
+    """Numbers as floats, because one table may hold them as integers."""
+    return values.astype(float) if pd.api.types.is_numeric_dtype(values) else values.astype(object)
 
 
 def _by_rank(losses: pd.DataFrame) -> dict[float, float]:
