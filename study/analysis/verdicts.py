@@ -66,9 +66,9 @@ from study.vocabulary.verdicts import VERDICTS as WORDS
 VERDICTS = tuple(WORDS)
 
 
-def rows_of(quantity: Quantity, exponents: pd.DataFrame) -> "pd.Series[bool]":
-    """The rows of ``exponents`` that hold a quantity, at any step, on the training batch."""
-    here = exponents["batch"] == TRAIN
+def rows_of(quantity: Quantity, exponents: pd.DataFrame, batch: str = TRAIN) -> "pd.Series[bool]":
+    """The rows of ``exponents`` that hold a quantity on a batch, at any step."""
+    here = exponents["batch"] == batch
     for name in ("site", "stat", "kind", "layer"):
         here = here & (exponents[name] == getattr(quantity, name))
     return here

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from study.analysis.rank_stabilized import BATCHES_OF
 from study.figures import style
 from study.figures.captions import sentence_on_ci
 from study.figures.selection import (
@@ -20,7 +21,7 @@ from study.figures.selection import (
 )
 from study.figures.theory_lines import fits
 from study.figures.training_curves import step_axis
-from study.vocabulary.quantities import PRIMARY, Quantity
+from study.vocabulary.quantities import HELDOUT, PRIMARY, TRAIN, Quantity
 from study.vocabulary.thresholds import STABLE_RATIO
 
 MOST_FAMILIES, MOST_RULES = 3, 6
@@ -35,7 +36,8 @@ def exponents_over_training(tables: Tables) -> Figure:
     band a quantity counts as stable.
 
     A panel per quantity, a row of panels per setting. The grey band is the margin of the verdicts:
-    a change by less than a factor of 1.5 from the lowest to the highest rank.
+    a change by less than a factor of 1.5 from the lowest to the highest rank. The two conditions of
+    the paper are read on held-out inputs, if the study probed them, as in a report.
     """
     if tables.exponents.empty or tables.cells.empty:
         raise Absent("no exponents in the tables: analyze the study first")
@@ -75,6 +77,7 @@ def exponents_over_training(tables: Tables) -> Figure:
         sentence_on_ci("Bands", kinds),
         f"Grey: a change by less than a factor of {STABLE_RATIO:g} over these ranks.",
         "Short black lines: theory." if theory else "",
+        _on_batches(drawn),
         left_out,
         rules_left_out([family for family, _ in drawn], MOST_RULES),
         shown=[family for family, _ in drawn],
@@ -82,13 +85,30 @@ def exponents_over_training(tables: Tables) -> Figure:
 
 
 def _fits(family: Family, exponents: pd.DataFrame) -> Fits:
-    """The fits of every quantity that some rule has at two steps."""
+    """The fits of every quantity that some rule has at two steps, on the first batch with them."""
     found: Fits = {}
     for quantity in PRIMARY:
-        rows = {rule: fits(exponents, family, rule, quantity) for rule in family.rules[:MOST_RULES]}
-        if any(len(one) > 1 for one in rows.values()):
-            found |= {(rule, quantity.name): one for rule, one in rows.items() if len(one)}
+        for batch in BATCHES_OF.get(quantity, (TRAIN,)):
+            rows = {
+                rule: fits(exponents, family, rule, quantity, batch)
+                for rule in family.rules[:MOST_RULES]
+            }
+            if any(len(one) > 1 for one in rows.values()):
+                found |= {(rule, quantity.name): one for rule, one in rows.items() if len(one)}
+                break
     return found
+
+
+def _on_batches(drawn: list[tuple[Family, Fits]]) -> str:
+    """A sentence on the quantities that are read on held-out inputs; empty if none is."""
+    names = {
+        name
+        for _, rows in drawn
+        for (_, name), one in rows.items()
+        if (one["batch"] == HELDOUT).any()
+    }
+    nouns = [quantity.noun for quantity in PRIMARY if quantity.name in names]
+    return f"On held-out inputs: {' and '.join(nouns)}." if nouns else ""
 
 
 def _draw(

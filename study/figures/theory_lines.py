@@ -24,9 +24,11 @@ def init_of(family: Family) -> Init | None:
     return INITS.get(family.keys.get("init", DEFAULT_INIT))
 
 
-def fits(exponents: pd.DataFrame, family: Family, rule: Rule, quantity: Quantity) -> pd.DataFrame:
+def fits(
+    exponents: pd.DataFrame, family: Family, rule: Rule, quantity: Quantity, batch: str = TRAIN
+) -> pd.DataFrame:
     """The quantity's fits for one family and rule: one row per step, in order."""
-    rows = exponents[rows_of(quantity, exponents)] if len(exponents) else exponents
+    rows = exponents[rows_of(quantity, exponents, batch)] if len(exponents) else exponents
     return laws.rows_of(rows, family, rule).sort_values("step") if len(rows) else rows
 
 

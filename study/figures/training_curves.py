@@ -222,10 +222,11 @@ def coincide(found: Sequence[Curve], reach: tuple[float, float], *, log: bool) -
 
 
 def step_axis(ax: Axes, steps: np.ndarray) -> None:
-    """The axis of optimizer steps: linear, or logarithmic if the steps are spaced so."""
+    """The axis of optimizer steps: logarithmic if half of the steps are in the first quarter of a
+    long run, else linear."""
     ax.set_xlabel("optimizer step")
     last = max(int(steps.max()), 1)
-    if last <= 64 or np.median(steps) > last / 8:
+    if last <= 64 or np.median(np.unique(steps)) > last / 4:
         whole = MaxNLocator(6, steps=[1, 2, 5, 10], integer=True).tick_values(0, last)
         ax.xaxis.set_major_locator(FixedLocator([step for step in whole if 0 <= step <= last]))
         return

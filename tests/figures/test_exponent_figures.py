@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.collections import QuadMesh
 
@@ -238,6 +239,27 @@ def test_exponents_over_steps_are_the_tables_with_their_intervals(tiny, read) ->
     assert [list(a.get_xdata()) for a in read.artists(figure, "curve") if a.axes is descent] == [
         [0, 1]
     ] * 2
+
+
+def test_the_conditions_of_the_paper_are_read_on_held_out_inputs(tiny, read) -> None:
+    tables = tiny()
+    assert "held-out" not in " ".join(read.texts(exponents_over_training(tables)))
+    heldout = tables.exponents.assign(batch="heldout", exponent=tables.exponents["exponent"] + 0.07)
+    tables.exponents = pd.concat([tables.exponents, heldout], ignore_index=True)
+    figure = exponents_over_training(tables)
+    gradient, _, forward = panels(figure)
+    of_lora = tables.exponents[tables.exponents["scaling"] == "lora"]
+    of_lora = of_lora[of_lora["layer"].isin(["model", "mean_log"])].sort_values("step")
+    of_lora = of_lora[of_lora["kind"].isin(["model", "all"])]
+    for ax, batch, site, stat in (
+        (gradient, "train", "adapter_grad", "norm"),
+        (forward, "heldout", "adapter_out", "rms"),
+    ):
+        curve = next(a for a in read.artists(figure, f"curve {LORA}") if a.axes is ax)
+        here = (of_lora["batch"] == batch) & (of_lora["site"] == site) & (of_lora["stat"] == stat)
+        np.testing.assert_allclose(curve.get_ydata(), of_lora.loc[here, "exponent"])
+    assert "On held-out inputs: adapter output." in " ".join(read.texts(figure)).replace("\n", " ")
+    assert read.problems(figure) == []
 
 
 def test_rules_have_their_colours_and_the_margin_is_shaded(tiny, read) -> None:
