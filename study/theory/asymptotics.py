@@ -19,8 +19,10 @@ DECAYS = ("none", "decoupled", "coupled")
 CLIPS = ("never", "always", "some")
 
 ENTRYWISE = ("rms", "mean_abs", "m4")
-PREDICTED = ("norm", *ENTRYWISE, "descent")
-"""Stats that scale as a power of the rank."""
+OF_ONE_SITE = {"descent": "adapter_update", "stable_rank": "delta_w"}
+"""Stats that have a row of their own, with the only site that has a prediction."""
+PREDICTED = ("norm", *ENTRYWISE, *OF_ONE_SITE)
+"""Stats that scale as a power of the rank, or saturate."""
 NOT_PREDICTED = {
     "max_abs": (
         "an extreme value: it grows with the logarithm of the number of entries, "
@@ -29,9 +31,6 @@ NOT_PREDICTED = {
     "spectral": (
         "the largest singular value of a random matrix bends where r crosses its dimensions: "
         "no power law"
-    ),
-    "stable_rank": (
-        "a ratio of two norms that saturates at the rank of the gradient: no power law"
     ),
     "rho": (
         "A's motion beside its init is of the next order in the learning rate, "
@@ -160,7 +159,7 @@ def predict(
     if kind == "sign" and modifiers.eps_ratio <= LINEAR_UP_TO:
         kind = "linear"
     # The site as Init[A] names it.
-    quantity = "descent" if stat == "descent" else MIRROR.get(site, site) if init == "B" else site
+    quantity = stat if stat in OF_ONE_SITE else MIRROR.get(site, site) if init == "B" else site
     paper = PAPER_CLAIMS.get(site)
     row = ROWS[kind].get(quantity)
     if row is None or stat not in (*PREDICTED, *NOT_PREDICTED):
@@ -206,8 +205,8 @@ def _why_not(
     """Why there is no prediction, or None. ``quantity`` is the site as Init[A] names it."""
     if stat in NOT_PREDICTED:
         return NOT_PREDICTED[stat]
-    if stat == "descent" and site != "adapter_update":
-        return "descent is a statistic of the site adapter_update"
+    if OF_ONE_SITE.get(stat, site) != site:
+        return f"{stat} is a statistic of the site {OF_ONE_SITE[stat]}"
     if not 0 <= step <= LAST_PREDICTED_STEP:
         return (
             f"predictions are for steps 0 to {LAST_PREDICTED_STEP}: "

@@ -38,6 +38,7 @@ from study.theory.asymptotics import PLAIN, Modifiers, Prediction, predict
 from study.theory.log_gaps import product_gap, sum_gap
 from study.theory.rows import Term
 from study.theory.spectral import bend, gap
+from study.theory.stable_ranks import stable_rank
 from study.vocabulary.inits import UNIFORM
 from study.vocabulary.optimizers import Family
 
@@ -213,6 +214,8 @@ def curve(
         return values * bend(prediction.row, ranks, layer, init, modifiers.adjust)
     if prediction.row.term == "none":
         return values
+    if prediction.row.term == "stable":
+        return values * stable_rank(ranks, prediction.family, layer, init)
     rho = _rho(prediction.row.term, prediction.family, optimizer, layer, init)
     return values * np.sqrt(1 + (rho - 1) / ranks)
 
@@ -246,6 +249,8 @@ def log_bias(
     share = layer.share
     if found.family == "spectral" and found.row.updates:
         return gap(found.row, ranks, layer)
+    if found.row.term == "stable":
+        return np.zeros(ranks.shape)
     if found.row.term != "none":
         rho = _rho(found.row.term, found.family, optimizer, layer, init)
         joint = layer.joint * _narrowing(layer, init)

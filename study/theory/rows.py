@@ -12,10 +12,12 @@ from typing import Literal
 
 from study.vocabulary.optimizers import Family
 
-Term = Literal["none", "aligned", "crossed", "weight", "trained", "random", "reached", "nuclear"]
+Term = Literal[
+    "none", "aligned", "crossed", "weight", "stable", "trained", "random", "reached", "nuclear"
+]
 """Which crossover a finite-rank curve has, if any; :func:`study.theory.curves.crossover` gives its
 value. Under a spectral rule, :mod:`study.theory.spectral` has the curve of each term, and the last
-four occur nowhere else."""
+four occur nowhere else. ``stable`` is a stable rank (:mod:`study.theory.stable_ranks`)."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,9 @@ _ANY: dict[str, Row] = {
     "adapter_in": _BASE,
     "layer_out": _BASE,
     "layer_out_grad": _BASE,
+    "stable_rank": Row(
+        0, 0, 0, 0, 1, "saturates: study.theory.stable_ranks", DERIVED, term="stable"
+    ),
     "A": Row(1 / 2, 0, 1, 0, 0, "r D iid entries of variance v; updates are of order lr", DERIVED),
     "B_grad": Row(
         1 / 2, 1, 1, 0, 0, "gamma G A^T: r iid columns, E|.|^2 = gamma^2 v r |G|^2", PAPER, passes=1
