@@ -1,8 +1,9 @@
 """p*: the exponent of gamma at which a quantity does not change with rank.
 
 At steps 0 and 1 every slope is exactly linear in p with a known integer factor k (a gradient
-contains gamma once, an SGD update once more), so one rule is enough: ``p* = p + slope / k``. From
-step 2, p* is where the slopes measured on a grid of p cross zero. Two estimates come from the same
+contains gamma once, an SGD update once more), so one rule is enough: ``p* = p + slope / k``. Up to
+step 3 the same holds as long as steps are lazy. Elsewhere, p* is where the slopes measured on a
+grid of p cross zero. Two estimates come from the same
 measurement:
 
 - ``p_star``: over the ranks measured; compare with ``predicted``, theory's p* for those ranks;
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from study.analysis.fits import Floats, Ints
+from study.analysis.fits import Floats, Ints, Mask
 from study.analysis.grouping import PREDICTION_COLUMNS, curve_columns, firsts, numbered
 from study.analysis.predictions import adjustments
 from study.theory import Modifiers, predict, stable_exponent
@@ -37,7 +38,13 @@ from study.vocabulary.quantities import (
     UNIONS,
     UPDATES,
 )
-from study.vocabulary.thresholds import FEW_SEEDS, LINEAR_UNTIL, LINEAR_UP_TO, SIGN_LIKE_FROM
+from study.vocabulary.thresholds import (
+    FEW_SEEDS,
+    LAST_PREDICTED_STEP,
+    LINEAR_UNTIL,
+    LINEAR_UP_TO,
+    SIGN_LIKE_FROM,
+)
 
 STABLE_COLUMNS = (
     *("method", "p_star", "p_star_limit", "limit_low", "limit_high", "limit", "few_seeds"),
@@ -67,8 +74,8 @@ def stable_exponents(exponents: pd.DataFrame) -> pd.DataFrame:
         wanted |= ((exponents["site"] == site) & (exponents["stat"] == stat)).to_numpy()
     wanted &= exponents["optimizer"].isin(list(OPTIMIZERS)).to_numpy()
     rows = exponents[wanted]
-    early = rows["step"] <= LINEAR_UNTIL
-    found = [part for part in (_linear(rows[early]), _grid(rows[~early])) if len(part)]
+    linear = _is_linear(rows)
+    found = [part for part in (_linear(rows[linear]), _grid(rows[~linear])) if len(part)]
     if not found:
         return pd.DataFrame()
     table = pd.concat(found, ignore_index=True)
@@ -91,6 +98,12 @@ def _keys(rows: pd.DataFrame) -> list[str]:
         for name in curve_columns(rows)
         if name in ("model", "data", "optimizer", "init", "targets", "lr")
     ]
+
+
+def _is_linear(rows: pd.DataFrame) -> Mask:
+    """The rows whose slopes are linear in p."""
+    step, lazy = rows["step"].to_numpy(int), rows["lazy"].to_numpy(float)
+    return (step <= LINEAR_UNTIL) | ((step <= LAST_PREDICTED_STEP) & (lazy == 1))
 
 
 def _linear(rows: pd.DataFrame) -> pd.DataFrame:

@@ -62,12 +62,12 @@ def p_star_section(tables: StudyTables) -> list[Block]:
         Details(
             f"Table: p\\* of {count_noun(len(body), 'quantity and step', 'quantities and steps')}, "
             "with intervals and theory",
-            f"{table(heads, body)}\n\nAt steps 0 and 1 the exponent is linear in p with a known "
-            "factor, so one rule is enough to estimate p\\*: the one with small steps, and then "
-            "the one with the narrowest interval. At later steps, p\\* is where the exponents of "
-            f"several rules cross zero (*several rules*). {' '.join(notes)} Quantities per layer "
-            "are pooled by the mean of the log. *Small steps*: whether the loss changed as the "
-            "linear theory predicts. If it did not, only quantities that the update does not "
+            f"{table(heads, body)}\n\nAt steps 0 and 1, and up to step 3 if steps are small, the "
+            "exponent is linear in p with a known factor, so one rule is enough to estimate p\\*: "
+            "the one with small steps, and then the one with the narrowest interval. Elsewhere, "
+            "p\\* is where the exponents of several rules cross zero (*several rules*). "
+            f"{' '.join(notes)} Quantities per layer are pooled by the mean of the log. *Small "
+            "steps*: whether the loss changed as the linear theory predicts. If it did not, only quantities that the update does not "
             f"affect have a prediction.{note}",
         ),
     ]

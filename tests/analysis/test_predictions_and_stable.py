@@ -189,6 +189,21 @@ def test_p_star_on_a_grid_is_where_slopes_cross_zero(study: Study) -> None:
     assert outside.empty, "slopes of one sign bracket nothing"
 
 
+@pytest.mark.parametrize(("ratio", "steps"), [(1.0, [1, 2, 3]), (0.8, [1])])
+def test_one_rule_gives_p_star_up_to_step_3_while_steps_are_lazy(
+    study: Study, ratio: float, steps: list[int]
+) -> None:
+    cells, probes = study(
+        {("adapter_update", "descent"): sgd_descent}, steps=(1, 2, 3, 4), scaling="rslora"
+    )
+    metrics = metrics_of(cells, steps=(1, 2, 3, 4), ratio=ratio)
+    stable = stable_exponents(
+        with_predictions(fit_exponents(cells, probes), cells, metrics, probes)
+    )
+    assert sorted(stable["step"]) == steps
+    assert stable["p_star"].to_numpy() == pytest.approx(0.5)
+
+
 def test_clipping_under_sgd_moves_the_prediction(study: Study) -> None:
     cells, probes = study(LAWS, steps=(0, 1), scaling="lora")
     fitted = fit_exponents(cells, recorded(probes))
