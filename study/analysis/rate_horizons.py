@@ -20,7 +20,14 @@ from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.statuses import BROKEN, STATUSES
 
 CONSTANT = "constant"
-RHO_COLUMNS = ("rho", "rho_low", "rho_high", "move_slope", "at_rho_low", "at_rho_high")
+RHO_COLUMNS: tuple[str, ...] = (
+    "rho",
+    "rho_low",
+    "rho_high",
+    "move_slope",
+    "at_rho_low",
+    "at_rho_high",
+)
 
 
 def horizons(cells: pd.DataFrame, metrics: pd.DataFrame) -> list[int]:
@@ -100,12 +107,12 @@ def stopped_at(
         column = STATUSES[word].ended_at
         if column in cells:
             status[(status == word) & (cells[column].astype(float) > step)] = "complete"
-    early = {name: table[table["step"] <= step] for name, table in (("m", metrics), ("p", probes))}
-    return cells.assign(status=status), early["m"], early["p"]
+    metrics, probes = (table[table["step"] <= step] for table in (metrics, probes))
+    return cells.assign(status=status), metrics, probes
 
 
 def _is_constant(cells: pd.DataFrame) -> "pd.Series[bool]":
     """Tables of a study that recorded no schedule have the default, which is constant."""
     if "schedule" not in cells:
-        return pd.Series(np.ones(len(cells), bool), cells.index)
-    return cells["schedule"].astype(object).fillna(CONSTANT) == CONSTANT
+        return pd.Series(True, cells.index)
+    return cells["schedule"].astype(object).fillna(CONSTANT).eq(CONSTANT)

@@ -87,7 +87,7 @@ def _wanted(own: pd.DataFrame) -> Iterable[float]:
     if not np.isfinite(own["loss"]).any():
         return [float(own["lr"].min()) / STEP**n for n in range(1, BEYOND + 1)]
     edge = bottom(own["lr"].to_numpy(float), own["loss"].to_numpy(float)).edge
-    best = float(own.loc[own["loss"].idxmin(), "lr"])
+    best = float(own["lr"].iloc[int(np.nanargmin(own["loss"].to_numpy(float)))])
     if edge == INSIDE:
         return _beside(best, own)
     towards = {LOWEST: 1 / STEP, HIGHEST: STEP}[edge]

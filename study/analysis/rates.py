@@ -98,11 +98,12 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
 
 def _best_of_a_rule(rule: pd.DataFrame, rho: dict[str, float]) -> pd.DataFrame:
     """The rows of :func:`best_rates` for the runs of one rule, without theory's columns."""
-    rates = {rank: rates_of_a_rank(runs) for rank, runs in rule.groupby("rank")}
+    of_ranks = {float(rank): rates_of_a_rank(runs) for rank, runs in rule.groupby("rank")}  # type: ignore[arg-type]
     rows, found = [], []
-    for (rank, _), own in rule.groupby(["rank", "seed"]):
-        own = own[own["lr"].isin(rates[rank])]
-        if len(rates[rank]) < 2 or not np.isfinite(own["loss"]).any():
+    for _, own in rule.groupby(["rank", "seed"]):
+        tried = of_ranks[float(own["rank"].iloc[0])]
+        own = own[own["lr"].isin(tried)]
+        if len(tried) < 2 or not np.isfinite(own["loss"]).any():
             continue
         best = bottom(own["lr"].to_numpy(float), own["loss"].to_numpy(float))
         off = (np.log(own["lr"]) - np.log(best.lr)).abs()
@@ -113,7 +114,7 @@ def _best_of_a_rule(rule: pd.DataFrame, rho: dict[str, float]) -> pd.DataFrame:
                 "best_lr": best.lr,
                 "best_loss": best.loss,
                 "edge": best.edge,
-                "tried": len(rates[rank]),
+                "tried": len(tried),
                 "grid_step": best.step,
                 "rho": rho.get(str(own.loc[nearest, "cell_id"]), np.nan),
             }

@@ -1,6 +1,8 @@
 """The exponent of the best learning rate with rank against rho, beside the predicted crossover."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -70,7 +72,7 @@ def _points(family: Family, tables: Tables) -> pd.DataFrame:
     points = exponents_against_rho(rates)
     if points.empty:
         return points
-    points = points[np.isfinite(points[["exponent", "rho", "move_slope"]]).all(axis=1)]
+    points = points.dropna(subset=["exponent", "rho", "move_slope"])
     rules = [
         Rule.of(str(s), p) for s, p in zip(points["scaling"], points["exponent_p"], strict=True)
     ]
@@ -95,28 +97,30 @@ def _draw(ax: Axes, family: Family, points: pd.DataFrame) -> None:
             continue
         colour, gid = style.tint(rule, family.rules), style.gid(rule)
         m = float(own["move_slope"].mean())
-        ends = [rate_exponent(m, of_A, rho) for of_A in (m, 1 - rule.p)]
-        ax.fill_between(rho, *ends, color=colour, alpha=0.15, linewidth=0, gid=f"band {gid}")
-        middle = (ends[0] + ends[1]) / 2
+        bent, straight = (rate_exponent(m, of_A, rho) for of_A in (m, 1 - rule.p))
+        ax.fill_between(
+            rho, bent, straight, color=colour, alpha=0.15, linewidth=0, gid=f"band {gid}"
+        )
+        middle = (bent + straight) / 2
         ax.plot(rho, middle, color=colour, linestyle=style.DASHED, gid=f"curve {gid}")
         style.label_end(ax, float(rho[-1]), float(middle[-1]), f"$p={rule.p:g}$", colour)
-        for row in own.sort_values("horizon").itertuples():
-            _draw_point(ax, rule, family, row, is_last=row.horizon == last)
+        for row in own.sort_values("horizon").to_dict("records"):
+            _draw_point(ax, rule, family, row, is_last=row["horizon"] == last)
     _rho_axis(ax, low, high)
     style.y_label(ax, "exponent of the best", "learning rate with rank")
     style.linear_axis(ax)
 
 
-def _draw_point(ax: Axes, rule: Rule, family: Family, row: object, *, is_last: bool) -> None:
+def _draw_point(
+    ax: Axes, rule: Rule, family: Family, row: Mapping[Any, Any], *, is_last: bool
+) -> None:
     """A measured exponent; that of a shorter run is open, smaller, and without bars."""
     colour = style.tint(rule, family.rules)
-    x, y = float(row.rho), float(row.exponent)  # type: ignore[attr-defined]
+    x, y = float(row["rho"]), float(row["exponent"])
     if is_last:
-        whiskers = {
-            "xerr": [[x - row.rho_low], [row.rho_high - x]],  # type: ignore[attr-defined]
-            "yerr": None if math.isnan(row.ci_low) else [[y - row.ci_low], [row.ci_high - y]],  # type: ignore[attr-defined]
-        }
-        ax.errorbar(x, y, **whiskers, fmt="none", ecolor=colour, elinewidth=0.7)
+        ax.hlines(y, row["rho_low"], row["rho_high"], color=colour, linewidth=0.6)
+        if math.isfinite(row["ci_low"]):
+            ax.vlines(x, row["ci_low"], row["ci_high"], color=colour, linewidth=1.0)
     ax.plot(
         [x],
         [y],
@@ -138,7 +142,7 @@ def _rho_axis(ax: Axes, low: float, high: float) -> None:
     powers = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
     ticks = [10.0**power for power in powers]
     if len(ticks) < 3:
-        ticks = style.LogTicks().tick_values(low, high)
+        ticks = [*style.LogTicks().tick_values(low, high)]
     ticks = ticks[:: math.ceil(len(ticks) / MOST_TICKS)]
     ax.xaxis.set_major_locator(FixedLocator(ticks))
     ax.xaxis.set_major_formatter(FixedFormatter([style.decimal(tick) for tick in ticks]))

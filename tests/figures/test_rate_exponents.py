@@ -1,0 +1,107 @@
+"""The exponent of the best learning rate against rho."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from study.analysis.rate_crossover import K, rate_exponent
+from study.analysis.rate_horizons import exponents_against_rho, rates_by_horizon
+from study.figures.rate_exponents import rate_exponent_vs_rho
+from study.figures.selection import Absent
+from tests.analysis.test_rates import runs
+
+RANKS, R_SIGN, MOVE = (4, 256), 9.0, 100.0
+BASE = {"study": "s", "model": "tiny", "data": "pydoc", "schedule": "constant"}
+RULES = (("power", 0.0), ("power", 0.5), ("power", 1.0))
+
+
+def best(gamma: float, rank: float) -> float:
+    """The rate that moves the output by MOVE, with rho = lr."""
+    asked = MOVE / (gamma * math.sqrt(rank * (rank + R_SIGN - 1)))
+    return 2 * asked / (1 + math.sqrt(1 + 4 * K * asked))
+
+
+def study(alphas=(0.01, 1.0, 1e4), seeds=(0, 1, 2), with_rho=True, optimizer="adamw"):
+    """A study whose best rates follow the crossover, each rank with rates of its own.
+
+    At step 10 the best rates are those at step 20 to the power 1.1.
+    """
+    parts: list[tuple[pd.DataFrame, pd.DataFrame]] = []
+    for rule in RULES:
+        for alpha in alphas:
+            for rank in RANKS:
+                centre = best(alpha * rank ** -rule[1], rank)
+
+                def loss(cell: dict[str, Any], centre: float = centre) -> float:
+                    offset = math.log(cell["lr"] / centre) - 0.05 * (cell["seed"] - 1)
+                    return 2.0 + 0.1 * offset**2
+
+                rates = tuple(centre * 1.1 * 2.0**k for k in range(-2, 3))
+                fixed = {**BASE, "alpha": alpha, "optimizer": optimizer}
+                one = runs(loss, rates=rates, ranks=(rank,), rules=(rule,), seeds=seeds, **fixed)
+                parts.append(
+                    tuple(t.assign(cell_id=f"{len(parts)}-" + t["cell_id"]) for t in one)  # type: ignore[arg-type]
+                )
+    cells, metrics = (pd.concat(each, ignore_index=True) for each in zip(*parts, strict=True))
+    early = metrics[metrics["step"] == 50].assign(step=20)
+    place = {"batch": "train", "layer": "a", "d_in": 64.0, "d_out": 64.0}
+    probes = [cells[["cell_id"]].assign(**place, step=1, site="adapter_out", r_sign=R_SIGN)]
+    for step in (20, 50) if with_rho else ():
+        rho = cells["lr"] * step / 50
+        probes.append(cells[["cell_id"]].assign(**place, step=step, site="A", rho=rho))
+    return SimpleNamespace(
+        cells=cells,
+        metrics=pd.concat([early, metrics], ignore_index=True),
+        probes=pd.concat(probes, ignore_index=True),
+        exponents=pd.DataFrame(),
+    )
+
+
+def named(read, figure, gid: str) -> list[Any]:
+    return [artist for artist in read.artists(figure, gid) if artist.get_gid() == gid]
+
+
+def test_points_are_those_of_the_analysis_and_lie_on_the_band(read) -> None:
+    tables = study()
+    found = exponents_against_rho(rates_by_horizon(tables.cells, tables.metrics, tables.probes))
+    last = found[found["horizon"] == 50]
+    figure = rate_exponent_vs_rho(tables)
+    for p in (0, 0.5, 1):
+        own = last[np.isclose(last["exponent_p"], p)]
+        drawn = [a.get_xydata()[0] for a in named(read, figure, f"point power p={p:g}")]
+        expected = own[["rho", "exponent"]].to_numpy(float)
+        np.testing.assert_allclose(sorted(map(tuple, drawn)), sorted(map(tuple, expected)))
+        assert len(named(read, figure, f"early power p={p:g}")) == 3
+        # The study was made with one M for both paths: the end of the band with m_A = m.
+        for row in own.to_dict("records"):
+            assert row["exponent"] == pytest.approx(
+                rate_exponent(row["move_slope"], row["move_slope"], row["rho"]), abs=0.05
+            )
+    [band] = read.artists(figure, "band power p=0.5")
+    y = band.get_paths()[0].vertices[:, 1]
+    m = float(last.loc[np.isclose(last["exponent_p"], 0.5), "move_slope"].iloc[0])
+    assert y.min() >= -m - 1e-6
+    assert y.max() <= -m / 2 + 1e-6
+    assert "Open: after 20 steps instead of 50." in " ".join(read.texts(figure))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"seeds": (0,)}, {"alphas": (1.0,)}, {"alphas": (1e-4, 1e4), "seeds": (0, 1)}]
+)
+def test_nothing_collides(changes: dict[str, Any], read) -> None:
+    assert read.problems(rate_exponent_vs_rho(study(**changes))) == []
+
+
+def test_what_is_missing_is_named() -> None:
+    for changes in ({"with_rho": False}, {"optimizer": "sgd"}):
+        with pytest.raises(Absent, match="needs rho of A"):
+            rate_exponent_vs_rho(study(alphas=(1.0,), seeds=(0,), **changes))
+    tables = study(alphas=(1.0,), seeds=(0,))
+    one = tables.cells["lr"] == tables.cells["lr"].iloc[0]
+    tables.cells = tables.cells[one]
+    with pytest.raises(Absent, match="learning rates swept"):
+        rate_exponent_vs_rho(tables)
