@@ -20,10 +20,10 @@ from study.report.formatting import (
 )
 from study.report.markdown import Block, Details, table
 from study.store import StudyTables
-from study.vocabulary.quantities import HELDOUT, TRAIN
+from study.vocabulary.quantities import HELDOUT, NOISE, TRAIN
 
 TITLE = "## Are the adapters rank-stabilized?"
-BATCH_NAMES = {HELDOUT: "held-out", TRAIN: "training"}
+BATCH_NAMES = {TRAIN: "training", HELDOUT: "held-out", NOISE: "noise"}
 
 Curve = tuple[str, list[Any]]
 """The name of a curve, and its rows."""

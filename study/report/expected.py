@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from study.analysis.expectations import Compared, compare
 from study.analysis.wording import TESTED, factor_text
+from study.report.condition import BATCH_NAMES
 from study.report.formatting import count_noun, joined, quantity_text
 from study.report.literal import UNREADABLE, Record
 from study.report.markdown import Block, Details, table
@@ -13,6 +14,7 @@ from study.vocabulary.agreements import DIFFERS
 from study.vocabulary.distances import MEASURES
 from study.vocabulary.expectations import FACTOR, MEANINGS, WHAT_LABELS, Expectation
 from study.vocabulary.optimizers import label
+from study.vocabulary.quantities import TRAIN
 from study.vocabulary.scaling import named_rule, rule_label
 
 Held = tuple[Expectation, int]
@@ -70,7 +72,7 @@ def compared_line(row: Compared) -> list[str]:
     """A row of the section's table."""
     one = row.expectation
     rule = "" if one.rule is None else rule_label(*named_rule(one.rule))
-    place = one.layer or one.kind
+    place = ", ".join(filter(None, (one.layer or one.kind, _batch(one))))
     quantity = MEASURES.get(one.measure or "", "")
     if one.site is not None:
         quantity = quantity_text(one.site, str(one.stat))
@@ -86,6 +88,11 @@ def compared_line(row: Compared) -> list[str]:
         one.source,
         one.refuted_by,
     ]
+
+
+def _batch(one: Expectation) -> str:
+    """The batch that a quantity is read on, unless it is the training batch."""
+    return "" if one.site is None or one.batch == TRAIN else BATCH_NAMES[one.batch]
 
 
 def expected_text(one: Expectation) -> str:

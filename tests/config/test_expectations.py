@@ -62,6 +62,15 @@ def test_an_entry_is_typed_and_survives_a_record(parsed: Parsed) -> None:
         ({"measure": "l1"}, "unknown expects[0].measure 'l1': choose from input_weighted"),
         ({"what": "factor"}, "expects[0].tolerance=0.05 of a factor of -0.25: give a factor above"),
         ({"what": "p_star", "step": "last"}, "expects[0].step=last: p_star needs a number"),
+        ({"what": "loss_gap"}, "expects[0].site: loss_gap has no site, so leave it out"),
+        (
+            {"what": "loss_gap", "site": None, "stat": None, "step": None},
+            "expects[0].step is not set: loss_gap needs it",
+        ),
+        (
+            {"what": "best_alpha", "site": None, "stat": None},
+            "expects[0].step: best_alpha has no step, so leave it out",
+        ),
     ],
 )
 def test_a_mistake_gets_one_line(parsed: Parsed, change: Mapping[str, Any], message: str) -> None:

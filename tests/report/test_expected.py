@@ -158,6 +158,10 @@ def test_the_section_counts_and_lists_them(five_seeds: Path) -> None:
     assert "| 0 ± 0.02 | 0.000 [-0.004, 0.004] | agrees | Theorem 3.2 | a slope &#124;" in text
     assert r"\[a claim\]" in text, "a record is text, not markup"
     assert "only some" not in text
+    heldout = vars(replace(NORM, batch="heldout"))
+    elsewhere = [literal_record({"status": "complete", "expects": [heldout]})]
+    row = "| gradient norm over all adapters (held-out) | slope with rank |"
+    assert row in as_markdown(expected_section(tables, elsewhere))
     older = literal_record({"status": "complete", "expects": []})
     assert "only some" in as_markdown(expected_section(tables, [*records, older]))
     assert expected_section(tables, [older]) == []
