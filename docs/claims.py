@@ -19,6 +19,7 @@ from study.vocabulary.expectations import (
     P_STAR,
     P_STAR_LIMIT,
     SLOPE,
+    Expectation,
 )
 from study.vocabulary.verdicts import ONE_SEED, UNCLEAR
 
@@ -26,6 +27,8 @@ SUPPORTS = {AGREES: "holds", DIFFERS: "**fails**", UNCLEAR: "open"}
 """What a verdict says of a claim that predicts the expected value."""
 REFUTES = {AGREES: "**fails**", DIFFERS: "open", UNCLEAR: "open"}
 """The same for a claim that the expected value contradicts."""
+CHANGES = {AGREES: "**fails**", DIFFERS: "holds", UNCLEAR: "open"}
+"""The same for a claim that a value differs from the expected one."""
 UNTESTED = {ONE_SEED: "one seed", NOT_MEASURED: NOT_MEASURED}
 
 RSLORA = "Kalajdzievski 2023, 2312.03732"
@@ -45,7 +48,8 @@ class Claim:
     - ``regime``: model, optimizer and time; ``study``: of :data:`docs.studies.STUDIES`; empty if
       none tests it;
     - ``where``: fields of the expectations that test it, with their values;
-    - ``reads``: what each verdict on them says of the claim.
+    - ``reads``: what each verdict on them says of the claim;
+    - ``unstated``: a comparison that no experiment stated beforehand, in place of ``where``.
     """
 
     claim: str
@@ -54,11 +58,26 @@ class Claim:
     study: str = ""
     where: Mapping[str, Any] = field(default_factory=dict)
     reads: Mapping[str, str] = field(default_factory=lambda: SUPPORTS)
+    unstated: Expectation | None = None
 
 
 def _of(what: str, optimizer: str, p: float | None = None, step: Any = None, **more: Any) -> Any:
     known = {"what": what, "optimizer": optimizer, "p": p, "step": step}
     return {key: value for key, value in known.items() if value is not None} | more
+
+
+def _loss_gap(optimizer: str, rule: str) -> Expectation:
+    """No change of the loss with the rank, to 0.05 nats."""
+    return Expectation(
+        what=LOSS_GAP,
+        predicted=0,
+        tolerance=0.05,
+        optimizer=optimizer,
+        rule=rule,
+        step="last",
+        source="",
+        refuted_by="",
+    )
 
 
 THEOREM = f"{RSLORA}: Theorem 3.2, {SECOND_HAND}"
@@ -73,6 +92,11 @@ LORA_MUON = f"LoRA-Muon, 2606.12921, {ABSTRACT}"
 _STABILIZED = "Outputs of the adapters do not depend on the rank at γ = α/√r."
 _BACK = "Gradients that adapters pass to their inputs do not depend on the rank at γ = α/√r."
 _COLLAPSE = "At γ = α/r outputs of the adapters collapse as the rank grows."
+
+_CROSSOVER = (
+    "the best learning rate falls with the rank: as r^(-(1-p)) while A hardly moves, half as fast "
+    "once it has moved beyond its start. Expected: the crossover of theory, one value per α."
+)
 
 CLAIMS: tuple[Claim, ...] = (
     # rsLoRA's theorem, which is about SGD.
@@ -160,12 +184,13 @@ CLAIMS: tuple[Claim, ...] = (
             FIGURE.format(2),
             f"SmolLM2, {name}, 40 steps",
             "theorem_over_training",
-            _of(LOSS_GAP, optimizer, p),
+            reads=reads,
+            unstated=_loss_gap(optimizer, rule),
         )
         for optimizer, name in (("adamw", "AdamW"), ("sgd", "SGD"))
-        for p, text in (
-            (0.5, "At γ = α/√r a higher rank has a lower loss."),
-            (1, "At γ = α/r a higher rank has the same or a higher loss."),
+        for rule, text, reads in (
+            ("rslora", "At γ = α/√r a higher rank has a lower loss.", CHANGES),
+            ("lora", "At γ = α/r the loss does not depend on the rank.", SUPPORTS),
         )
     ),
     Claim(
@@ -179,10 +204,10 @@ CLAIMS: tuple[Claim, ...] = (
     *(
         Claim(
             "At γ = α/r the best learning rate does not depend on the rank.",
-            f"{REGRET}; muA, {ABSTRACT}",
+            f"{REGRET}, \\|slope\\| below 0.14; {MUA}",
             f"{model}, AdamW",
             study,
-            _of(BEST_RATE, "adamw", 1),
+            _of(BEST_RATE, "adamw", 1) | {"alpha": None},
         )
         for model, study in (
             ("tiny", "learning_rate_rho_tiny"),
@@ -198,13 +223,8 @@ CLAIMS: tuple[Claim, ...] = (
             _of(BEST_RATE, "adamw", p),
         )
         for p, text, source in (
-            (0, "Without a factor of the rank in γ, the best learning rate falls as 1/r.", MUA),
-            (
-                0.5,
-                "At γ = α/√r the best learning rate falls with the rank, as r^-(1-p) while rho is "
-                "small and as r^-(1-p)/2 once it is large.",
-                OWN,
-            ),
+            (0, f"At γ = α {_CROSSOVER}", f"{MUA}: 1/r; the crossover: {OWN}"),
+            (0.5, f"At γ = α/√r {_CROSSOVER}", OWN),
         )
         for model, study in (
             ("tiny", "learning_rate_rho_tiny"),

@@ -14,7 +14,7 @@ from docs.blocks import PLOTS, ROOT, Block, NoTables, minus, study_tables
 from docs.claims import CLAIMS, UNTESTED, Claim
 from docs.evidence import compared, expectations, matching, records
 from docs.studies import STUDIES, Committed
-from study.analysis.expectations import Compared
+from study.analysis.expectations import Compared, compare
 from study.figures.captions import settings
 from study.report.answer import answer as what_was_found
 from study.report.expected import compared_line, expected_text, measured_text
@@ -23,7 +23,7 @@ from study.report.literal import literal_tables
 from study.report.markdown import bullets, literal, table
 from study.report.provenance import total_seconds
 from study.vocabulary.agreements import AGREEMENTS, AGREES, DIFFERS
-from study.vocabulary.expectations import MEANINGS
+from study.vocabulary.expectations import MEANINGS, NOT_MEASURED
 
 NOT_RUN = "not run"
 MOST_SENTENCES = 4
@@ -43,17 +43,23 @@ def is_run(study: str) -> bool:
 def claims() -> str:
     """A row per claim: source, regime, what was expected and measured, and the verdict."""
     heads = ["claim", "source", "regime", "expected", "measured", "so the claim"]
-    return minus(table(heads, [_claim(one) for one in CLAIMS]))
+    return minus(table(heads, [claim_row(one) for one in CLAIMS]))
 
 
-def _claim(one: Claim) -> list[str]:
+def claim_row(one: Claim) -> list[str]:
+    """A row of the table: claim, source, regime, expected, measured, verdict."""
     row = [one.claim, one.source, f"{one.regime} ({_link(one.study)})" if one.study else one.regime]
     if not one.study or not is_run(one.study):
         return [*row, "", "", NOT_RUN if one.study else "not studied"]
-    found = matching(one.study, one.where)
+    if one.unstated:
+        found = compare([one.unstated], study_tables(one.study))
+        note = ", not stated beforehand"
+    else:
+        found, note = matching(one.study, one.where), ""
     if not found:
-        return [*row, "", "", UNTESTED["not measured"]]
-    return [*row, _distinct(expected_text(r.expectation) for r in found), *_verdict(one, found)]
+        return [*row, "", "", UNTESTED[NOT_MEASURED]]
+    expected = _distinct(f"{expected_text(row.expectation)}{note}" for row in found)
+    return [*row, expected, *_verdict(one, found)]
 
 
 def _verdict(one: Claim, found: Sequence[Compared]) -> list[str]:
@@ -153,9 +159,9 @@ def cost() -> str:
         seconds = total_seconds(cells, found)
         whole += seconds
         devices = [f"{r.get('device_name')}, {_threads(r)}" for r in found]
-        commits = [f"`{commit[:7]}`" for commit in _commits(name)]
+        ran = [f"`{commit[:7]}`" for commit in commits(name)]
         row = [_link(name), str(len(cells)), distinct(map(literal, cells["model"]))]
-        body.append([*row, _time(seconds), distinct(devices), ", ".join(commits) or "unknown"])
+        body.append([*row, _time(seconds), distinct(devices), ", ".join(ran) or "unknown"])
     body.append(["all", str(sum(int(row[1]) for row in body)), "", _time(whole), "", ""])
     return table(heads, body)
 
@@ -165,7 +171,7 @@ def _threads(record: Any) -> str:
     return count_noun(threads, "thread") if isinstance(threads, int) else "threads not recorded"
 
 
-def _commits(study: str) -> list[str]:
+def commits(study: str) -> list[str]:
     """The commits that its cells ran at."""
     found = (record.get("git") or {} for record in records(study))
     return list(dict.fromkeys(str(git["commit"]) for git in found if git.get("commit")))
@@ -178,7 +184,7 @@ def order() -> str:
     for name in filter(is_run, STUDIES):
         file = f"conf/experiment/{name}.yaml"
         added = first_commit(file)
-        ran = [(commit, is_ancestor(added, commit)) for commit in _commits(name)]
+        ran = [(commit, is_ancestor(added, commit)) for commit in commits(name)]
         places = ", ".join(f"`{commit[:7]}`" for commit, _ in ran)
         first = "yes" if ran and all(earlier for _, earlier in ran) else "**no**"
         body.append([_link(name), f"`{added[:7]}`", places, first])

@@ -57,10 +57,9 @@ def draw_study(name: str, say: Say) -> None:
     if derived.is_current(folder, made_from) and (folder / REPORT).exists():
         return
     say(f"drawing {name} ...")
-    asked = FIGURES if name == QUICK or name not in STUDIES else STUDIES[name].figures
-    known = [figure for figure in FIGURES if figure in asked]
+    asked = [figure for figure in FIGURES if figure in STUDIES[name].figures]
     drawn = []
-    for figure, page in draw_all(tables, say, known):
+    for figure, page in draw_all(tables, say, asked):
         [path] = save(page, folder, figure, tables.data_hash, ["png"])
         slim(path)
         drawn.append(figure)

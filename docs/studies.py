@@ -9,8 +9,7 @@ class Committed:
 
     - ``title``: of its section. ``asks``: its question;
     - ``figure``: the figure of its section;
-    - ``others``: further figures of its report. Without the quick study, which has all of them,
-      each is here because a sentence of FINDINGS.md needs it.
+    - ``others``: further figures of its report.
     """
 
     name: str
@@ -84,13 +83,13 @@ STUDIES: dict[str, Committed] = {
             "Alpha against the learning rate",
             "Do cells of equal gamma times learning rate train alike, and how does the best alpha "
             "grow with the rank?",
-            "loss_against_rank",
+            "loss_against_alpha",
         ),
         Committed(
             "alpha_against_lr",
             "Alpha against the learning rate, on SmolLM2",
             "The same on SmolLM2.",
-            "loss_against_rank",
+            "loss_against_alpha",
         ),
         Committed(
             "width_by_rank",
@@ -146,6 +145,11 @@ STUDIES: dict[str, Committed] = {
             "The quick study",
             "What does the study that `make study` trains show?",
             "grad_norm_vs_rank",
+            (
+                *("loss_curves", "grad_norm_curves", "activation_moments_vs_rank"),
+                *("descent_vs_rank", "exponent_against_p", "exponents_over_training"),
+                *("exponent_heatmap", "conditions", "eps_over_ranks", "loss_against_rank"),
+            ),
         ),
     )
 }

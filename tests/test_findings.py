@@ -1,0 +1,140 @@
+"""FINDINGS.md and what it rests on: archives, their order in git, claims, and pictures."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image, PngImagePlugin
+
+from docs import answer, archive, findings
+from docs.blocks import PLOTS, RESULTS, NoTables, study_tables
+from docs.claims import CLAIMS, REFUTES, SUPPORTS, Claim
+from docs.evidence import expectations, matching
+from docs.pictures import slim
+from docs.studies import STUDIES
+from study.analysis.expectations import Compared
+from study.figures import FIGURES
+from study.store import load_records
+from study.store.archive import ARCHIVE
+from study.vocabulary.agreements import AGREES, DIFFERS
+from study.vocabulary.expectations import Expectation
+from study.vocabulary.verdicts import UNCLEAR
+
+COMMITTED = sorted(path.parent.name for path in RESULTS.glob(f"*/{ARCHIVE}"))
+MOST_MEGABYTES = 8
+"""Of all committed pictures, reports and the page of a dashboard."""
+
+
+def megabytes(paths: Iterator[Path]) -> float:
+    return sum(path.stat().st_size for path in paths) / 1e6
+
+
+def test_archives_and_pictures_are_small() -> None:
+    assert megabytes(RESULTS.glob(f"*/{ARCHIVE}")) < archive.MOST_MEGABYTES
+    kept = (path for path in PLOTS.rglob("*") if path.suffix in (".png", ".html", ".md"))
+    assert megabytes(kept) < MOST_MEGABYTES
+
+
+@pytest.mark.parametrize("study", COMMITTED)
+def test_a_committed_study_is_in_findings_and_names_its_own_folders(study: str) -> None:
+    """``docs.archive`` has checked the hash of every table."""
+    assert study in STUDIES
+    for record in load_records(RESULTS / study):
+        assert record["study"] == study
+        assert record["config"]["results_dir"] == "results/reference"
+        assert record["config"]["plots_dir"] == "plots/reference"
+
+
+@pytest.mark.parametrize("study", COMMITTED)
+def test_expectations_were_committed_before_the_cells_ran(study: str) -> None:
+    held = expectations(study)[1]
+    try:
+        first = findings.first_commit(f"conf/experiment/{study}.yaml")
+    except NoTables:
+        pytest.skip("no git history")
+    earlier = {findings.is_ancestor(first, ran) for ran in findings.commits(study)}
+    assert earlier == {held}
+
+
+def test_rows_name_studies_and_figures_that_exist() -> None:
+    assert {one.study for one in CLAIMS} <= {*STUDIES, ""}
+    assert {figure for study in STUDIES.values() for figure in study.figures} <= set(FIGURES)
+
+
+def compared(verdict: str, measured: float) -> Compared:
+    one = Expectation(
+        what="p_star",
+        predicted=0.5,
+        tolerance=0.02,
+        optimizer="sgd",
+        source="a paper",
+        refuted_by="a p*",
+        site="adapter_update",
+        stat="descent",
+        step=0,
+    )
+    return Compared(one, "", measured, measured - 0.01, measured + 0.01, 3, 0, verdict)
+
+
+@pytest.mark.parametrize(
+    ("reads", "words", "verdict"),
+    [
+        (SUPPORTS, [AGREES], "holds"),
+        (SUPPORTS, [AGREES, AGREES], "holds: 2"),
+        (SUPPORTS, [AGREES, DIFFERS, UNCLEAR], "holds: 1, **fails**: 1, open: 1"),
+        (REFUTES, [AGREES], "**fails**"),
+        (REFUTES, [DIFFERS], "open"),
+        (SUPPORTS, ["one seed"], "one seed"),
+    ],
+)
+def test_a_claim_says_what_the_verdicts_on_its_expectations_mean(
+    monkeypatch: pytest.MonkeyPatch, reads: dict[str, str], words: list[str], verdict: str
+) -> None:
+    rows = [compared(word, 0.5 + n / 10) for n, word in enumerate(words)]
+    monkeypatch.setattr(findings, "matching", lambda *_: rows)
+    monkeypatch.setattr(findings, "is_run", lambda _: True)
+    row = findings.claim_row(Claim("It holds.", "a paper", "SGD", "quick", {}, reads))
+    assert row[3:] == ["0.5 ± 0.02", "; ".join(map(measured, rows)), verdict]
+
+
+def measured(row: Compared) -> str:
+    return f"{row.measured:.3f} [{row.low:.3f}, {row.high:.3f}]"
+
+
+def test_a_study_without_tables_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(study: str, where: object) -> list[Compared]:
+        raise NoTables(study)
+
+    monkeypatch.setattr(findings, "is_run", lambda _: False)
+    assert findings.claim_row(CLAIMS[0])[3:] == ["", "", "not run"]
+    assert findings.study_block(STUDIES["quick"]).endswith("**Not run.**")
+    assert "`quick`: not run" in findings.still_open()
+    assert findings.failed() == "None."
+    monkeypatch.setattr(answer, "matching", absent)
+    assert answer.answer().count("not run: ") > 10
+
+
+def test_evidence_is_found_by_the_fields_of_an_expectation() -> None:
+    where = {"what": "p_star", "optimizer": "sgd", "site": "adapter_update", "step": 0}
+    [row] = matching("stable_exponent", where)
+    tables = study_tables("stable_exponent").stable
+    here = (tables["optimizer"] == "sgd") & (tables["site"] == "adapter_update")
+    here &= (tables["stat"] == "descent") & (tables["step"] == 0) & (tables["layer"] == "model")
+    assert row.measured in set(tables[here]["p_star"])
+    assert matching("stable_exponent", where | {"p": 0.5}) == []
+
+
+def test_a_picture_of_few_colours_keeps_its_texts_and_is_the_same_bytes(tmp_path: Path) -> None:
+    texts = {"Description": "What it shows: α/√r.", "Source": "data 123"}
+    info = PngImagePlugin.PngInfo()
+    for key, text in texts.items():
+        info.add_text(key, text)
+    contents = []
+    for name in ("a.png", "b.png"):
+        Image.linear_gradient("L").convert("RGB").save(tmp_path / name, pnginfo=info, dpi=(90, 90))
+        slim(tmp_path / name)
+        picture = Image.open(tmp_path / name)
+        assert (picture.mode, picture.size) == ("P", (256, 256))
+        assert picture.text == texts  # type: ignore[attr-defined]
+        contents.append((tmp_path / name).read_bytes())
+    assert contents[0] == contents[1]
