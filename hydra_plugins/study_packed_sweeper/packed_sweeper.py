@@ -21,7 +21,7 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
     from study.sweeps.cells import Cell
@@ -47,13 +47,16 @@ class PackedSweeper(Sweeper):
     """Packs of all combinations of the swept overrides, without the cells that are complete."""
 
     def __init__(self, params: DictConfig | None) -> None:
-        self.params: dict[str, Any] = dict(params or {})
+        self.params: Any = {}
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Called by Hydra before :meth:`sweep`."""
         self.hydra_context, self.config = hydra_context, config
+        # As written: Hydra has resolved interpolations, and each cell resolves its own.
+        params = config.hydra.sweeper.params
+        self.params = OmegaConf.to_container(params, resolve=False) if params else {}
         self.launcher: Launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )

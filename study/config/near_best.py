@@ -3,11 +3,10 @@
 The best learning rate depends on p, alpha and rank, by orders of magnitude in a study of several
 alphas. A grid that all cells share would waste most of its cells. In an experiment
 
-    optimizer.lr: '\\${near_best:-1,85,9.8,10},\\${near_best:0,85,9.8,10}'
+    optimizer.lr: "${near_best:-1,85,9.8,10},${near_best:0,85,9.8,10}"
 
-sweeps half of and once the expected best rate of each cell. The backslash makes each cell resolve
-it; the command line needs none. A cell's identity and record hold the number that results. The four
-arguments are
+sweeps half of and once the expected best rate of each cell. A cell's identity and record hold the
+number that results. The four arguments are
 
 1. the distance from the expected best rate, in doublings;
 2. ``move``, 3. ``r_sign`` and 4. ``crossover`` of :func:`expected_best`.
