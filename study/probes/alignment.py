@@ -8,11 +8,12 @@ those of :func:`study.theory.measure_layer`, in float32 on the device:
 - ``r_align = |G|^2 E|x|^2 / E|G x|^2``, ``r_sign = (pi/2) / mean cos^2(G_o, x)`` and
   ``r_diag = sum_i |G_i|^2 E x_i^2 / E|G x|^2``, written to ``adapter_out``;
 - ``r_eff = |G|^4 / |G G^T|^2`` and ``r_joint = tr(P M)^2 / |sym(P M)|^2`` with ``P = G^T G`` and
-  ``M = E x x^T``, written to ``adapter_out`` too, as is ``r_nuc = |G|_*^2 / |G|^2``;
+  ``M = E x x^T``, written to ``adapter_out`` too, as are ``r_nuc = |G|_*^2 / |G|^2`` and
+  ``r_rows = 1 / mean_o (sum_i G_oi^4 / |G_o|^4)``;
 - ``r_back = g^T arcsin(K) g / g^T K g``, where K holds the cosines between the rows of G, written
   to ``adapter_in_grad``.
 
-Init[B] is the transposed problem: the first six are written to ``adapter_in_grad``, ``r_back`` to
+Init[B] is the transposed problem: the first seven are written to ``adapter_in_grad``, ``r_back`` to
 ``adapter_out``. So each row has what its own curve needs.
 
 Cost per layer: for each accumulated step one weight gradient, ``2 N D O`` FLOPs, half of the frozen
@@ -147,6 +148,9 @@ def aligned(G_OD: Tensor, x_nD: Tensor, stats: Sequence[str] = ALIGNED) -> dict[
         small = G_OD if len(G_OD) <= G_OD.shape[1] else G_OD.mT
         r_eff = rows_O.sum() ** 2 / (small @ small.mT).square().sum()
         found["r_eff"] = r_eff.where(out_energy > 0, math.nan)
+    if "r_rows" in stats:
+        shares_O = (G2_OD / rows_O[:, None]).square().sum(1).where(rows_O > 0, 0.0)
+        found["r_rows"] = (rows_O > 0).sum() / shares_O.sum().where(out_energy > 0, math.nan)
     if "r_nuc" in stats:
         found["r_nuc"] = _nuclear_norm(G_OD).square() / rows_O.sum().where(out_energy > 0, math.nan)
     if "r_joint" in stats:

@@ -68,6 +68,7 @@ class Question(NamedTuple):
     r_joint: float = math.nan
     g_rank: float = math.nan
     r_nuc: float = math.nan
+    r_rows: float = math.nan
     decay: str = "none"
     clip: str = "never"
     eps_ratio: float = math.inf
@@ -91,6 +92,7 @@ class Question(NamedTuple):
                 r_joint=self.r_joint,
                 g_rank=self.g_rank,
                 r_nuc=self.r_nuc,
+                r_rows=self.r_rows,
             ),
             "modifiers": Modifiers(
                 decay=self.decay,

@@ -8,15 +8,22 @@ cosines between the rows of G, kappa is the excess kurtosis of A's entries, 0 fo
 quantity             SGD                              sign-like
 ===================  ===============================  ===========================================
 ``adapter_out``      2 + r_align + kappa r_diag       r_sign = (pi/2) / mean cos^2(G_o, x)
-``delta_w``          2 + D + kappa                    pi D / 2
+``delta_w``          2 + D + kappa                    pi D / 2, less for a uniform A and rows of G
+                                                      that read few inputs
 ``adapter_in_grad``  2 + D + kappa                    r_back D, r_back = g^T arcsin(K) g / g^T K g
 ===================  ===============================  ===========================================
 
 - The column for SGD is exact for any iid A, on any batches.
 - The column for sign-like rules is exact for a Gaussian A and one gradient (step 1, or the same
-  batch at every step). A uniform A differs by about ``kappa / 12`` divided by the number of inputs
-  that a row of G reads. From step 2, fresh batches change the slope by up to 0.03 (under Adam,
-  ranks 4 to 256, r_sign 25; mostly by less than 0.015).
+  batch at every step). From step 2, fresh batches change the slope by up to 0.03 (under Adam, ranks
+  4 to 256, r_sign 25; mostly by less than 0.015).
+- For a uniform A the mean of ``sign(G_o a) a`` is longer: its square is that of a Gaussian times
+  ``1 - kappa q / 12``, to first order in kappa (the Edgeworth series of ``G_o a``), where
+  ``q = 1 / r_rows`` is the concentration of the rows of G. The next order depends on more than q:
+  it is ``kappa^2 q^1.5 / 12`` for rows with a single large entry and near 0 for rows with several.
+  Half of it is taken. On SmolLM2, q is 0.4 in value projections, whose inputs have a few large
+  entries, and 0.01 in output projections. The crossovers of ``adapter_out`` and
+  ``adapter_in_grad`` are not corrected.
 - Adafactor's factored second moment has a crossover that has not been derived: there is no curve.
 - ``r_back`` is pi/2 for one token, and for gradients g unrelated to the training batch. It falls
   towards 1 in a batch of many tokens.
@@ -78,7 +85,9 @@ class Layer:
     - ``g_rank``: the rank of G, at most the number of tokens that it sums over;
     - ``r_nuc = |G|_*^2 / |G|^2``: the effective number of directions of G by its nuclear norm;
     - ``outside``: the share of |x|^2 outside the row space of G. Only the curves of spectral rules
-      (:mod:`study.theory.spectral`) depend on these three.
+      (:mod:`study.theory.spectral`) depend on these three;
+    - ``r_rows = 1 / mean_o (sum_i G_oi^4 / |G_o|^4)``: the effective number of inputs that a row of
+      G reads. NaN stands for infinitely many.
 
     Under Init[B] all of them are those of the transposed problem (x <-> g, G <-> G^T).
     """
@@ -95,6 +104,15 @@ class Layer:
     g_rank: float = math.nan
     r_nuc: float = math.nan
     outside: float = math.nan
+    r_rows: float = math.nan
+
+    @property
+    def sharpness(self) -> float:
+        """The squared length of the mean of ``sign(G_o a) a``, over that for a Gaussian a."""
+        if math.isnan(self.r_rows):
+            return 1.0
+        q, kappa = 1 / self.r_rows, self.kurtosis
+        return 1 - kappa * q / 12 + kappa**2 * q**1.5 / 24
 
     @property
     def share(self) -> float:
@@ -146,6 +164,7 @@ def measure_layer(
         g_rank=g_rank,
         r_nuc=float(singular.sum() ** 2 / np.square(singular).sum()),
         outside=float(max(0.0, 1 - np.square(x @ V[:g_rank].T).sum() / energy)),
+        r_rows=float(1 / np.mean((directions**4).sum(1))),
     )
 
 
@@ -159,7 +178,7 @@ def crossover(term: str, kind: Family, layer: Layer, init: str = "A") -> float:
         return {
             "aligned": layer.r_sign,
             "crossed": layer.r_back * fan,
-            "weight": math.pi / 2 * fan,
+            "weight": math.pi / 2 * fan / layer.sharpness,
         }[term]
     if term != "aligned":
         return 2 + fan + layer.kurtosis

@@ -128,6 +128,13 @@ STATS: dict[str, Stat] = {
         usual=False,
         fitted=False,
     ),
+    "r_rows": Stat(
+        "effective number of inputs that an output's weight gradient reads",
+        "1 / mean over outputs of sum_i G_oi^4 / |G_o|^4",
+        "alignment",
+        usual=False,
+        fitted=False,
+    ),
     "r_joint": Stat(
         "effective number of directions that inputs and weight gradient have in common",
         "tr(P M)^2 / |sym(P M)|^2, P = G^T G, M = E x x^T",

@@ -253,6 +253,27 @@ def test_the_middle_r_back_is_within_0013_of_either_end():
         assert max(ends[0] - ends[1], ends[1] - ends[2]) < off
 
 
+@pytest.mark.parametrize("large", [(0.5,), (0.65,), (0.4, 0.4), (0.3, 0.2, 0.2)], ids=str)
+def test_a_uniform_A_and_rows_that_read_few_inputs(large):
+    """The squared length of the mean of sign(G_o a) a, by Monte Carlo over 800,000 a.
+
+    ``large``: shares of |G_o|^2 on single inputs; the rest is spread over 40 of them.
+    """
+    row = np.sqrt([*large, *[(1 - sum(large)) / 40] * 40])
+    rng = np.random.default_rng(0)
+    total = np.zeros(len(row))
+    for _ in range(40):
+        a = math.sqrt(3) * rng.uniform(-1, 1, (20_000, len(row)))
+        total += np.sign(a @ row) @ a
+    exact = np.square(total / 800_000).sum() / (2 / math.pi)
+    layer = measure_layer(np.tile(row, (3, 1)), np.eye(len(row)), np.ones((5, 3)))
+    assert layer.r_rows == pytest.approx(1 / np.sum(row**4))
+    assert exact > 1.015, "a Gaussian A would have 1"
+    assert layer.sharpness == pytest.approx(exact, rel=0.02)
+    assert crossover("weight", "sign", layer) == math.pi / 2 * len(row) / layer.sharpness
+    assert measure_layer(row[None], np.eye(len(row)), np.ones((5, 1)), kurtosis=0.0).sharpness == 1
+
+
 @pytest.mark.parametrize("init", ["A", "B"])
 @pytest.mark.parametrize("weighting", ["frobenius", "inputs"])
 def test_distance_to_infinite_rank(init, weighting):
@@ -280,7 +301,7 @@ def test_distance_to_infinite_rank_under_a_sign_like_rule(init, weighting):
     """At gamma = 1/r, for a Gaussian init, whose mean over draws is known, by Monte Carlo."""
     setting = problem(3, tokens=12)
     (x, g), G = setting.batch(0), setting.gradient(0)
-    layer = measure_layer(G, x, g, init)
+    layer = measure_layer(G, x, g, init, kurtosis=0.0)
     rng = np.random.default_rng(0)
     if init == "A":
         A = rng.standard_normal((1000, 64, D))
