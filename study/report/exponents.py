@@ -67,8 +67,8 @@ def p_star_section(tables: StudyTables) -> list[Block]:
             "the one with small steps, and then the one with the narrowest interval. Elsewhere, "
             "p\\* is where the exponents of several rules cross zero (*several rules*). "
             f"{' '.join(notes)} Quantities per layer are pooled by the mean of the log. *Small "
-            "steps*: whether the loss changed as the linear theory predicts. If it did not, only quantities that the update does not "
-            f"affect have a prediction.{note}",
+            "steps*: whether the loss changed as the linear theory predicts. If it did not, only "
+            f"quantities that the update does not affect have a prediction.{note}",
         ),
     ]
 
