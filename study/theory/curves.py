@@ -24,7 +24,10 @@ quantity             SGD                              sign-like
   Half of it is taken. On SmolLM2, q is 0.4 in value projections, whose inputs have a few large
   entries, and 0.01 in output projections. The crossovers of ``adapter_out`` and
   ``adapter_in_grad`` are not corrected.
-- Adafactor's factored second moment has a crossover that has not been derived: there is no curve.
+- Adafactor divides by row and column means, not entry by entry. At large rank its update is
+  ``n(G) A^T`` with rows of G of norm 1, linear in A: the crossovers are ``2 + (2/pi) r_sign`` and
+  ``2 + D``. Column means that vary over the rank, as in a G of few directions, bring it nearer to
+  sign-like rules. On gradients of SmolLM2, slopes over ranks 4 to 256 are within 0.01 of simulated.
 - ``r_back`` is pi/2 for one token, and for gradients g unrelated to the training batch. It falls
   towards 1 in a batch of many tokens.
 
@@ -302,9 +305,10 @@ def mean_log_curve(site: str, stat: str, ranks: ArrayLike, **setting: Any) -> Fl
 
 
 def _rho(term: Term, kind: Family, optimizer: str, layer: Layer, init: str) -> float:
-    # Adafactor divides by a product of row and column means, not entry by entry: its crossover
-    # is not known.
-    return math.nan if optimizer == "adafactor" else crossover(term, kind, layer, init)
+    if optimizer != "adafactor":
+        return crossover(term, kind, layer, init)
+    fan = layer.d_in if init == "A" else layer.d_out
+    return 2 + (2 / math.pi * layer.r_sign if term == "aligned" else fan)
 
 
 def slope(values: ArrayLike, ranks: ArrayLike, *, weights: ArrayLike | None = None) -> float:

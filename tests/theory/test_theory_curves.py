@@ -227,7 +227,7 @@ def test_a_curve_that_depends_on_an_unknown_property_is_nan():
         )
     ).all()
     assert np.isnan(
-        curve("adapter_out", "rms", (4, 8), step=1, optimizer="adafactor", p=0, layer=LAYER)
+        curve("adapter_out", "rms", (4, 8), step=1, optimizer="adafactor", p=0, layer=Layer(8, 8))
     ).all()
     assert np.isfinite(
         curve("delta_w", "rms", (4, 8), step=1, optimizer="sgd", p=0, layer=Layer(d_in=8))

@@ -11,6 +11,7 @@ import pytest
 
 from study import theory
 from study.theory import Modifiers, measure_layer, predict, predicted_exponent
+from study.vocabulary.quantities import PRODUCTS
 
 from . import lazy_layer
 from .lazy_layer import Measured, interval, kaiming, problem, seed_slopes, sweep
@@ -88,6 +89,10 @@ def test_every_row_on_one_batch(rule, init, step):
     measured, predicted = measured_and_predicted(
         row, step, rule, init, layer_at(SETTING, step, init)
     )
+    if rule == "adafactor":
+        # Its crossover assumes equal column means, and a G of few tokens has unequal ones.
+        products = {name: predicted.pop(name) for name in PRODUCTS if name in predicted}
+        assert not disagreements(measured, products, slack=0.03)
     assert not disagreements(measured, predicted)
     expected_rows = 9 if step == 0 else 15
     assert len(predicted) == expected_rows - 3 * (rule == "adafactor" and step > 0)
