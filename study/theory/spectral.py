@@ -30,6 +30,12 @@ r = m.
 - **adapter_in_grad**: ``A^T polar(G A^T)^T g`` contains a square root of a Wishart matrix. Far
   above m its size is ``sqrt(r + D - m)``, which is exact for m = 1: no closed form otherwise.
 
+**Learning rates across ranks.** Up to r = min(m, O), an update moves the adapter output by ``lr
+gamma sqrt(r)`` times the factor for the shape of B. With torch's factor ``sqrt(O / r)`` this is
+``lr gamma``: a rate transfers at a constant gamma, and under rslora the best rate grows as sqrt(r).
+With ``match_rms_adamw`` (and r below O) it is ``lr gamma sqrt(r)``: a rate transfers under rslora.
+Above O, torch's factor is 1 and the output grows as in the table of rows.
+
 The forms with D are exact for a Gaussian A and one gradient: at step 1, or with the same batch at
 every step. Derived here; ``tests/theory/test_theory_spectral.py`` compares them with Monte Carlo.
 """
