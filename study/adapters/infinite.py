@@ -39,12 +39,14 @@ is the expectation (a mean-field limit), ``alpha E[b a^T]``, in which A moves as
   rank R stands for the limit, with an A that is drawn independently. To leading order both runs
   deviate from the limit by independent means of variances c / r and c / R. Their mean squared
   distance is then ``1 + r / R`` times that of the run from the limit. With R = 16 r this is 3 % of
-  the distance, and it is divided out (:func:`study.analysis.distances.compare`).
+  the distance, and it is divided out (:func:`study.analysis.distances.compare`). The squared norm
+  of the run of rank R is larger than that of the limit, by ``1 + c / R`` in units of the limit. It
+  lowers all relative distances by the same factor, which is 1 + 1/16 of the squared distance at the
+  highest rank.
 - At a fixed eps the limit is trivial, because gradients fall as 1/r: below eps an update is
   proportional to its gradient, as under SGD, and goes to 0. Its difference from the limit of
   eps -> 0 grows as ``eps r``, while the fluctuations fall as r^-1/2. The distance is smallest at a
   rank that falls as ``eps^(-2/3)``.
-- Coupled decay enters beside a gradient that falls as 1/r, so there is no such limit.
 
 There is no limit, or a trivial one, for other exponents, and for inits whose variance falls with
 the rank.

@@ -36,7 +36,7 @@ from study.training.run import adapter_spec
 from study.vocabulary import scaling
 from study.vocabulary.distances import LIMIT_P
 from study.vocabulary.inits import INITS
-from study.vocabulary.optimizers import OPTIMIZERS, decay_of, of_family
+from study.vocabulary.optimizers import OPTIMIZERS, of_family
 
 
 def measure_study(
@@ -80,18 +80,11 @@ def measure_study(
 
 
 def has_limit(config: CellConfig) -> bool:
-    """Whether the run converges as the rank grows (with eps -> 0), and is measured after some step.
-
-    Coupled decay has no limit under sign-like rules: it does not shrink with the rank, as the
-    gradient beside it does.
-    """
-    adapter, optimizer = config.adapter, config.optimizer
-    family = OPTIMIZERS[optimizer.name].family
+    """Whether the run converges as the rank grows (with eps -> 0) and is measured after a step."""
+    adapter = config.adapter
     p = scaling.exponent(adapter.scaling, adapter.exponent)
-    decay = decay_of(optimizer.name, optimizer.weight_decay)
     return (
-        p == LIMIT_P.get(family)
-        and (family == "linear" or decay != "coupled")
+        p == LIMIT_P.get(OPTIMIZERS[config.optimizer.name].family)
         and adapter.init in INITS
         and INITS[adapter.init].q == 0
         and math.isfinite(adapter.rank)

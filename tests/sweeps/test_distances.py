@@ -5,17 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from study import load
 from study.adapters import LoraBank
-from study.adapters.infinite import InfiniteRankBank
+from study.adapters.infinite import EPS, InfiniteRankBank
 from study.adapters.rank_free import RankFreeBank
 from study.analysis.distances import compare, laws
 from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
-from study.sweeps.distances import at_rank, trajectory
+from study.sweeps.distances import at_rank, has_limit, limit_of, trajectory
 from study.theory import Layer, distance_to_infinite_rank, slope
 from study.training.loop import train
 from study.training.run import Run
@@ -149,15 +150,87 @@ def test_a_study_without_a_limit_is_said_in_a_line(
         f"data.path={jsonl}",
         "data.heldout=6",
     ]
-    assert study_cli("train", *small, "name=adam", "train.steps=1").code == 0
+    adam = ["name=adam", "train.steps=1", "adapter.scaling=rslora"]
+    assert study_cli("train", *small, *adam).code == 0
     ran = study_cli("distances", str(tmp_path / "adam"))
     assert (ran.code, ran.err.count("\n")) == (2, 1)
     assert "has a limit of infinite rank: train some with adapter.scaling=rslora" in ran.err
+    assert "or with adapter.scaling=lora optimizer=adamw|adam|" in ran.err
     ran = study_cli("distances", str(tmp_path / "adam"), "--rank-free", "4,x")
     assert (ran.code, ran.err) == (
         2,
         "study: --rank-free=4,x is not a list of ranks: give positive integers such as 256,1024\n",
     )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "has_one"),
+    [
+        (["optimizer=sgd", "adapter.scaling=rslora"], True),
+        (["optimizer=sgd", "adapter.scaling=lora"], False),
+        (["optimizer=adamw", "adapter.scaling=lora"], True),
+        (["optimizer=adamw", "adapter.scaling=1"], True),
+        (["optimizer=adamw", "adapter.scaling=rslora"], False),
+        (["optimizer=adamw", "adapter.scaling=lora", "optimizer.weight_decay=0.1"], True),
+        (["optimizer=adamw", "adapter.scaling=lora", "adapter.init=scaled"], False),
+        (["optimizer=muon", "adapter.scaling=lora"], False),
+    ],
+    ids=str,
+)
+def test_which_runs_have_a_limit(
+    cell: Callable[..., CellConfig], overrides: list[str], has_one: bool
+) -> None:
+    assert has_limit(cell("adapter.rank=8", "probes.steps=[1]", *overrides)) is has_one
+
+
+def test_adam_approaches_a_run_of_large_rank(
+    tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig]
+) -> None:
+    """At p = 1, the first step is as far from the limit as theory says, and a step with a moved A
+    as r^(-1/2). An eps far above the gradients keeps a run away from the limit.
+    """
+    steps = ("train.steps=2", "probes.steps=[1,2]", "optimizer.lr=1e-2")
+    adam = cell("adapter.rank=8", "adapter.scaling=lora", "optimizer=adamw", *steps)
+    large = 2**11
+    infinite = at_rank(limit_of(adam), large)
+    assert infinite.optimizer.eps == EPS
+    limits = list(trajectory(tiny_base, corpus, infinite, LoraBank, moments=True))
+
+    def squares(config: CellConfig, rank: int, seeds: int) -> pd.Series:
+        """By step and measure: the mean of the squared distance over that after the first step."""
+        tables = []
+        for seed in range(1, 1 + seeds):  # of the init; the data are those of the limit
+            run = replace(at_rank(config, rank), seed=seed)
+            both = zip(limits, trajectory(tiny_base, corpus, run, LoraBank), strict=True)
+            tables += [compare(limit, snapshot, rank / large) for limit, snapshot in both]
+        rows = pd.concat(tables, ignore_index=True)
+        rows = rows[rows["layer"] != MODEL_WIDE]
+        told = [
+            float(
+                distance_to_infinite_rank(
+                    rank,
+                    Layer(d_in=row["d_in"], r_sign=row["r_sign"]),
+                    weighting={"frobenius": "frobenius", "input_weighted": "inputs"}[
+                        row["measure"]
+                    ],
+                    kind="sign",
+                )
+            )
+            for row in rows.to_dict("records")
+        ]
+        expected = pd.Series(told, rows.index) ** 2
+        longer = 1 + expected * rank / large  # the squared norm of the stand-in, over the limit's
+        ratio = rows["distance"] ** 2 / expected * longer
+        return ratio.groupby([rows["step"], rows["measure"]]).mean()
+
+    low, high = squares(limit_of(adam), 8, 5), squares(limit_of(adam), 128, 5)
+    for found in (low, high):
+        assert found[1, "frobenius"] == pytest.approx(1.0, abs=0.05)
+        assert found[1, "input_weighted"] == pytest.approx(1.0, abs=0.3)
+    # As a ratio to r^(-1/2) at both ranks.
+    assert high[2, "frobenius"] / low[2, "frobenius"] == pytest.approx(1.0, abs=0.1)
+    far = replace(adam, optimizer=replace(adam.optimizer, eps=1.0))
+    assert squares(far, 128, 1)[1, "input_weighted"] > 3 * high[1, "input_weighted"]
 
 
 def test_a_warmup_that_starts_at_nothing_has_no_distance_yet(
