@@ -9,21 +9,27 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any
 
+import pandas as pd
+
 from docs.answer import answer
 from docs.blocks import PLOTS, ROOT, Block, NoTables, minus, study_tables
 from docs.claims import CLAIMS, UNTESTED, Claim
 from docs.evidence import compared, expectations, matching, records
 from docs.studies import STUDIES, Committed
+from study.analysis.distances import exponents
 from study.analysis.expectations import Compared, compare
+from study.analysis.intervals import interval_text
 from study.figures.captions import settings
 from study.report.answer import answer as what_was_found
 from study.report.expected import compared_line, expected_text, measured_text
-from study.report.formatting import count_noun, distinct, joined
+from study.report.formatting import count_noun, distinct, joined, row_list
 from study.report.literal import literal_tables
 from study.report.markdown import bullets, literal, table
 from study.report.provenance import total_seconds
 from study.vocabulary.agreements import AGREEMENTS, AGREES, DIFFERS
+from study.vocabulary.distances import LOSS, MEASURES
 from study.vocabulary.expectations import MEANINGS, NOT_MEASURED
+from study.vocabulary.quantities import ALL_KINDS, MEAN_LOG
 
 NOT_RUN = "not run"
 MOST_SENTENCES = 4
@@ -67,7 +73,14 @@ def _verdict(one: Claim, found: Sequence[Compared]) -> list[str]:
     reads = {**UNTESTED, **one.reads}
     words = Counter(reads[row.verdict] for row in found)
     verdict = ", ".join(word if len(found) == 1 else f"{word}: {n}" for word, n in words.items())
-    return [_distinct(measured_text(row) for row in found), verdict]
+    texts = [measured_text(row) if len(found) == 1 else _named(row) for row in found]
+    return ["; ".join(filter(None, texts)), verdict]
+
+
+def _named(row: Compared) -> str:
+    """A measured value with what separates it from others of its claim."""
+    beside = row.curve or ("" if row.step is None else f"step {row.step}")
+    return f"{measured_text(row)} ({beside})" if beside else measured_text(row)
 
 
 def _distinct(texts: Iterator[str]) -> str:
@@ -85,15 +98,35 @@ def study_block(study: Committed) -> str:
     if not is_run(study.name):
         return f"{study.asks} **{NOT_RUN.capitalize()}.**"
     tables = study_tables(study.name)
-    parts = [study.asks, f"{settings(literal_tables(tables).cells)}. {_size(study.name)}."]
+    ran = settings(literal_tables(tables).cells)
+    parts = [study.asks, f"{ran[:1].upper()}{ran[1:]}. {_size(study.name)}."]
     if rows := compared(study.name):
         parts.append(_counts(study.name, rows))
     text = " ".join(parts)
     picture = PLOTS / study.name / f"{study.figure}.png"
     shown = [f"![{study.title}]({picture.relative_to(ROOT)})"] if picture.exists() else []
-    found = what_was_found(literal_tables(tables))[:MOST_SENTENCES]
-    report = f"[Report](plots/reference/{study.name}/report.md)"
-    return minus("\n\n".join([text, *shown, bullets([*found, report])]))
+    found = what_was_found(literal_tables(tables)) if study.in_sentences else []
+    sentences = [bullets(found[:MOST_SENTENCES])] if found else []
+    if len(tables.distances):
+        sentences.append(distance_table(tables.distances))
+    report = f"[All comparisons, figures and settings](plots/reference/{study.name}/report.md)"
+    return minus("\n\n".join([text, *shown, *sentences, report]))
+
+
+def distance_table(distances: pd.DataFrame) -> str:
+    """How the distance to infinite rank goes with the rank, at the last step."""
+    fits = exponents(distances)
+    pooled = (fits["layer"] == MEAN_LOG) & (fits["kind"] == ALL_KINDS)
+    rows = fits[(pooled | (fits["site"] == LOSS)) & (fits["step"] == fits["step"].max())]
+    body = [
+        [
+            MEASURES[str(row.site)],
+            f"{row.run}, ranks {row.rank_min:.0f} to {row.rank_max:.0f}",
+            interval_text(row.exponent, row.ci_low, row.ci_high, places=3),
+        ]
+        for row in row_list(rows.sort_values(["site", "run"]))
+    ]
+    return table(["distance", "run", f"exponent at step {rows['step'].max():.0f}"], body)
 
 
 def _size(study: str) -> str:

@@ -5,7 +5,10 @@ git reports a change only where a number or a picture changed. The picture of th
 screenshot (:mod:`docs.screenshot`).
 """
 
+import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks.inference.figure import infer_cost
@@ -26,6 +29,8 @@ from study.store.output import write_output
 REPORT, DASHBOARD = "report.md", "dashboard.html"
 MOST_BYTES = 3_000_000
 """Of the dashboard's page."""
+PROCESSES = min(4, os.cpu_count() or 1)
+"""That draw studies at a time. Each takes about 1 GB."""
 BLOCKS: dict[str, Block] = {
     **study_blocks.BLOCKS,
     **bench_blocks.BLOCKS,
@@ -50,16 +55,19 @@ def write_documents(say: Say) -> None:
             say(f"new numbers in {path.relative_to(ROOT)}")
 
 
-def draw_study(name: str, say: Say) -> None:
-    """Draw the pictures of a study and write its report, unless both are current."""
+def draw_study(name: str) -> list[str]:
+    """Draw the pictures of a study and write its report, unless both are current.
+
+    Returns a line on what was done, and one for each figure that lacks its data.
+    """
     tables, folder = study_tables(name), PLOTS / name
     made_from = derived.mark(tables.data_hash, derived.FIGURES)
     if derived.is_current(folder, made_from) and (folder / REPORT).exists():
-        return
-    say(f"drawing {name} ...")
+        return []
+    said = [f"drew {name}"]
     asked = [figure for figure in FIGURES if figure in STUDIES[name].figures]
     drawn = []
-    for figure, page in draw_all(tables, say, asked):
+    for figure, page in draw_all(tables, said.append, asked):
         [path] = save(page, folder, figure, tables.data_hash, ["png"])
         slim(path)
         drawn.append(figure)
@@ -71,12 +79,16 @@ def draw_study(name: str, say: Say) -> None:
     if name == QUICK:
         export([RESULTS / name], folder / DASHBOARD, MOST_BYTES)
     derived.write_drawn(folder, drawn, made_from)
+    return said
 
 
 def draw_pictures(say: Say) -> None:
     """Draw the pictures of the studies and of the benchmarks again."""
-    for archive in sorted(RESULTS.glob(f"*/{ARCHIVE}")):
-        draw_study(archive.parent.name, say)
+    names = sorted(archive.parent.name for archive in RESULTS.glob(f"*/{ARCHIVE}"))
+    with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
+        for lines in pool.map(draw_study, names):
+            for line in lines:
+                say(line)
     save(speed(table("bench/sweep"), table("bench/large-steps")), PLOTS, "speed")
     save(infer_cost(table("infer_cost/infer_cost")), PLOTS, "infer_cost")
     say(f"drew {PLOTS.relative_to(ROOT)} from {RESULTS.relative_to(ROOT)}")

@@ -9,7 +9,9 @@ class Committed:
 
     - ``title``: of its section. ``asks``: its question;
     - ``figure``: the figure of its section;
-    - ``others``: further figures of its report.
+    - ``others``: further figures of its report;
+    - ``in_sentences``: whether the report's sentences are in its section. They compare ranks over
+      training, one sentence per curve.
     """
 
     name: str
@@ -17,6 +19,7 @@ class Committed:
     asks: str
     figure: str
     others: tuple[str, ...] = ()
+    in_sentences: bool = False
 
     @property
     def figures(self) -> tuple[str, ...]:
@@ -49,6 +52,7 @@ STUDIES: dict[str, Committed] = {
             "while SmolLM2 trains? Also the paper's Figures 2, 3 and 4.",
             "exponents_over_training",
             ("conditions", "grad_norm_curves", "loss_curves"),
+            in_sentences=True,
         ),
         Committed(
             "theorem_over_training_tiny",
@@ -56,12 +60,14 @@ STUDIES: dict[str, Committed] = {
             "What becomes of the exponents when training goes on for longer?",
             "exponents_over_training",
             ("grad_norm_vs_rank",),
+            in_sentences=True,
         ),
         Committed(
             "theorem_over_training_frozen",
             "The control: A frozen",
             "Does a frozen A keep the adapter lazy for longer?",
             "exponents_over_training",
+            in_sentences=True,
         ),
         Committed(
             "learning_rate_rho_tiny",
@@ -127,18 +133,22 @@ STUDIES: dict[str, Committed] = {
             "The paper's Figure 5: other data, Adafactor",
             "Does the gradient norm stay where the paper shows it?",
             "grad_norm_vs_rank",
+            in_sentences=True,
         ),
         Committed(
             "paper_attention",
             "The paper's appendix: attention only",
             "Does it matter that only attention is adapted?",
             "grad_norm_vs_rank",
+            in_sentences=True,
         ),
         Committed(
             "paper_b3",
             "The paper's appendix B.3",
-            "The setting of appendix B.3.",
+            "A is drawn smaller by the square root of the rank. Does training collapse at α/r, as "
+            "theory says?",
             "grad_norm_vs_rank",
+            in_sentences=True,
         ),
         Committed(
             "quick",
@@ -150,6 +160,7 @@ STUDIES: dict[str, Committed] = {
                 *("descent_vs_rank", "exponent_against_p", "exponents_over_training"),
                 *("exponent_heatmap", "conditions", "eps_over_ranks", "loss_against_rank"),
             ),
+            in_sentences=True,
         ),
     )
 }

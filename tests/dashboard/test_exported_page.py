@@ -56,6 +56,11 @@ def chosen(page: Any, name: str, value: str) -> None:
     page.evaluate("rendering")
 
 
+def test_the_same_study_gives_the_same_file(trained: Path, file: Path, tmp_path: Path) -> None:
+    export([trained], tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_bytes() == file.read_bytes()
+
+
 def test_no_request_and_no_error(offline: Any, file: Path) -> None:
     page = offline.open(file.as_uri())
     assert offline.requests == [file.as_uri()]
