@@ -20,7 +20,7 @@ Cost per layer: for each accumulated step one weight gradient, ``2 N D O`` FLOPs
 layer's own, and ``4 D O`` bytes per cell, as much as the adapted weights. For each measured step
 ``2 n D O`` FLOPs for the first three, and ``2 O^2 D`` FLOPs and O^2 arcsines for ``r_back``. Only
 steps that have predictions are measured. ``r_nuc`` needs the eigenvalues of a matrix of the smaller
-side of the layer, in float64: 0.1 s of one thread for 576. On a GPU it waits for them.
+side of the layer, in float64: 0.05 s of one thread for 576. On a GPU it waits for them.
 
 Letters: ``K`` cells, ``N`` tokens of a cell, ``n`` sampled tokens, ``D`` / ``O`` in / out features.
 """
