@@ -33,8 +33,12 @@ CURVE_FIRST = (
 )
 """The curve's columns that lead the ``exponents`` table; any others of ``cells`` follow."""
 
-HASH_OF = {"model_sha256": "model", "tokenizer_sha256": "model", "data_sha256": "data"}
-"""For each hash, the column with the name of its source."""
+HASH_OF = {
+    "model_sha256": ("model", "width"),
+    "tokenizer_sha256": ("model",),
+    "data_sha256": ("data",),
+}
+"""For each hash, the columns that name its source."""
 
 FIT_COLUMNS = (
     *("site", "stat", "batch", "step", "kind", "layer", "block"),
@@ -72,13 +76,14 @@ def distinguishing(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
     return [
         name
         for name in beside
-        if _varies(rows, name, "optimizer") and _varies(rows, name, HASH_OF.get(name, "optimizer"))
+        if _varies(rows, name, "optimizer") and _varies(rows, name, *HASH_OF.get(name, ()))
     ]
 
 
-def _varies(rows: pd.DataFrame, column: str, within: str) -> bool:
-    """Whether ``column`` has several values in rows of one value of ``within``."""
-    values = rows.groupby(rows[within].astype(object), dropna=False)[column]
+def _varies(rows: pd.DataFrame, column: str, *within: str) -> bool:
+    """Whether ``column`` has several values in rows with the same values of ``within``."""
+    same = [rows[name].astype(object) for name in within if name in rows]
+    values = rows.groupby(same or np.zeros(len(rows)), dropna=False)[column]
     return bool(values.nunique(dropna=False).max() > 1)
 
 

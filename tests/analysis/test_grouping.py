@@ -112,6 +112,13 @@ def test_a_hash_is_named_only_if_its_name_does_not_imply_it() -> None:
     assert distinguishing(rows, rows.columns) == ["data", "data_sha256"]
 
 
+def test_the_width_of_a_model_made_in_memory_stands_for_its_hash() -> None:
+    rows = pd.DataFrame({"optimizer": "sgd", "model": "tiny", "width": [64, 128]})
+    rows = rows.assign(model_sha256=["a", "b"])
+    assert distinguishing(rows, rows.columns) == ["width"]
+    assert distinguishing(rows.drop(columns="width"), ["model", "model_sha256"]) == ["model_sha256"]
+
+
 def test_the_probe_schedule_does_not_separate_curves(tmp_path: Path) -> None:
     """Ranks that were probed at other steps are still compared at the steps that they share."""
     folder = tmp_path / "results/known"
