@@ -16,6 +16,7 @@ from docs.blocks import PLOTS, RESULTS, ROOT
 from study.errors import StudyError
 from study.store.archiving import Thin, write_archive
 from study.store.integrity import check_study
+from study.vocabulary.quantities import FIRST_READ, MOMENTS, QUANTITIES
 
 MOST_MEGABYTES = 15
 """Of all archives together."""
@@ -29,9 +30,38 @@ def evaluated(name: str, rows: pa.Table) -> pa.Table:
     return rows.filter(pc.or_(pc.is_finite(pc.fill_null(rows["eval_loss"], math.nan)), is_last))
 
 
-THINNED: dict[str, Thin] = {"learning_rate_rho_tiny": evaluated}
-"""By study, what the archive keeps of each table, if not all rows. Its 1500 cells of 128 steps are
-compared by their held-out losses."""
+READ = {
+    *((quantity.site, quantity.stat) for quantity in QUANTITIES),
+    *FIRST_READ,
+    *(("adapter_out", "mean_abs"), ("adapter_out", "m4")),  # the figure of activation moments
+    *(("A_grad", "rms"), ("B_grad", "rms")),  # compared with the eps of Adam
+    ("adapter_grad", "mean_norm"),
+}
+"""The moments that figures, reports, expectations and the caveats of the analysis read."""
+
+
+def read_moments(name: str, rows: pa.Table) -> pa.Table:
+    """Of ``probes``, the moments in :data:`READ`; others are null. All of other tables.
+
+    Exponents of what is kept are those of the study. Fewer exponents are tested, so a verdict that
+    is corrected for their number may be given sooner.
+    """
+    if name != "probes":
+        return rows
+    for stat in (stat for stat in MOMENTS if stat != "nonfinite"):
+        sites = [site for site, known in READ if known == stat]
+        is_read = pc.is_in(rows["site"].cast(pa.string()), pa.array(sites, pa.string()))
+        column = pc.if_else(is_read, rows[stat], pa.scalar(None, rows[stat].type))
+        rows = rows.set_column(rows.schema.get_field_index(stat), rows.schema.field(stat), column)
+    return rows
+
+
+THINNED: dict[str, Thin] = {
+    "learning_rate_rho_tiny": evaluated,  # 1500 cells of 128 steps
+    "optimizer_history": read_moments,
+    "theorem_over_training": read_moments,
+}
+"""By study, what the archive keeps of each table, if not all."""
 
 
 def archive(name: str) -> None:
