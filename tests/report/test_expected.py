@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from study.analysis.expectations import Compared, compare
@@ -165,3 +166,31 @@ def test_the_section_counts_and_lists_them(five_seeds: Path) -> None:
     older = literal_record({"status": "complete", "expects": []})
     assert "only some" in as_markdown(expected_section(tables, [*records, older]))
     assert expected_section(tables, [older]) == []
+
+
+def test_the_slope_of_a_distance_to_infinite_rank(five_seeds: Path) -> None:
+    """Of the explicit runs; rank-free ones, which are no cells, do not count."""
+    tables = current_tables(five_seeds, lambda line: None)
+    cells = tables.cells[tables.cells["scaling"] == "rslora"]
+    place = {"layer": "0.q", "kind": "q", "step": 1, "measure": "frobenius"}
+    rows = [
+        {"cell_id": cell["cell_id"], "rank": cell["rank"], **place}
+        | {"distance": cell["rank"] ** (-0.5 + 0.002 * (cell["seed"] - 2))}
+        for cell in cells.to_dict("records")
+    ]
+    free = [row | {"cell_id": f"free {row['cell_id']}", "distance": 1.0} for row in rows]
+    found = replace(tables, distances=pd.DataFrame([*rows, *free]))
+    one = replace(NORM, what="distance", site=None, stat=None, measure="frobenius", step=1)
+    one = replace(one, predicted=-0.5)
+    right, wrong, eps, absent = compare(
+        [
+            one,
+            replace(one, predicted=0.0),
+            replace(one, eps=3e-5),
+            replace(one, measure="input_weighted"),
+        ],
+        found,
+    )
+    assert right.measured == pytest.approx(-0.5, abs=1e-6)
+    assert (right.verdict, wrong.verdict) == ("agrees", "differs")
+    assert (eps.verdict, absent.verdict) == ("not measured", "not measured")
