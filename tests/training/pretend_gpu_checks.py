@@ -23,6 +23,7 @@ from study.sweeps.progress import Display
 from study.sweeps.record import Recorder, config_yaml, record_of
 from study.tracking.runs import tracker
 from study.training.checkpoint import Snapshot
+from study.training.devices import measure_matmul_rate
 from study.training.loop import CellStep, Fold, train
 from study.training.optimizers import build_optimizer, step_if
 from study.training.run import Run
@@ -290,6 +291,12 @@ def test_every_optimizer_steps_only_where_a_cell_is_alive(cell: Build, name: str
         assert not torch.equal(ours, old)
         assert torch.equal(later, ours)
         assert torch.equal(same, old)
+
+
+def test_a_rate_is_that_of_finished_products() -> None:
+    with PretendGpu() as gpu:
+        assert measure_matmul_rate(GPU, side=8) > 0
+    assert sum(n for wait, n in gpu.waits.items() if wait.startswith("synchronize")) == 6
 
 
 def test_rows_are_recorded_when_they_arrive(
