@@ -11,13 +11,7 @@ tensor on it is a :class:`PretendTensor`, which holds its numbers in a CPU tenso
   mask as an index, every copy between the devices that is not ``non_blocking``, and an event that
   the device has not reached. :attr:`PretendGpu.waits` counts them, by operation and caller.
 
-Use it like this::
-
-    device = register()              # before the first backward pass of the process
-    with PretendGpu() as gpu:
-        move(model, device)
-        step(model)
-    assert not gpu.waits, gpu.waits
+Call :func:`register` and :func:`move`, and then run anything inside ``with PretendGpu() as gpu``.
 
 It has one stream, and no kernels of its own: it computes with those of the CPU, so its numbers are
 the CPU's bit for bit, except where a product has another form on accelerators.
@@ -74,15 +68,11 @@ def _register_autocast() -> None:
 
         return kernel
 
-    _AUTOCAST.append(torch.library.Library("_", "IMPL", key))
-    _AUTOCAST[0].fallback(torch.library.fallthrough_kernel)
-    _AUTOCAST.append(torch.library.Library("aten", "IMPL", key))
+    everything, products = (torch.library.Library(name, "IMPL", key) for name in ("_", "aten"))
+    everything.fallback(torch.library.fallthrough_kernel)
     for name in ("linear", "matmul", "mm", "bmm", "scaled_dot_product_attention"):
-        _AUTOCAST[1].impl(name, lowered(getattr(torch.ops.aten, name).default))
-
-
-_AUTOCAST: list[torch.library.Library] = []
-"""torch forgets what a library has registered when it is deleted."""
+        products.impl(name, lowered(getattr(torch.ops.aten, name).default))
+    _Device.kept = everything, products
 
 
 def move(model: nn.Module, device: torch.device) -> None:
@@ -123,22 +113,17 @@ class PretendGpu(TorchDispatchMode):
         super().__exit__(*exception)
         self._of_data.__exit__(*exception)
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         here = not any(isinstance(x, PretendTensor) for x in pytree.tree_leaves((args, kwargs)))
-        if here and not _is_on_device(kwargs.get("device")):
-            return func(*args, **kwargs)
-        return _run(func, args, kwargs)
+        elsewhere = here and not _is_on_device(kwargs.get("device"))
+        return func(*args, **kwargs) if elsewhere else _run(func, args, kwargs)
 
 
 class _TensorOfData(TorchFunctionMode):
     """``torch.tensor(data, device=...)``, which does not pass through dispatch modes."""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = {**(kwargs or {})}
         if func is torch.tensor and _is_on_device(kwargs.get("device")):
             device = kwargs.pop("device")
@@ -166,13 +151,11 @@ class PretendTensor(Tensor):
         _Device.wait("aten::tolist")
         return self.raw.tolist()
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, **_: Any) -> str:
         return f"pretend({self.raw!r})"
 
     @classmethod
-    def __torch_dispatch__(
-        cls, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
 
 
@@ -180,8 +163,10 @@ class _Device:
     """What the device still has to do: the copies to the host, in order, up to each event."""
 
     counting: PretendGpu | None = None
-    copies: ClassVar[list["_Copy"]] = []
+    copies: ClassVar[list[tuple[Tensor, Tensor]]] = []
     last: "Event | None" = None
+    kept: Any = None
+    """torch forgets what a library has registered when it is deleted."""
 
     @classmethod
     def wait(cls, operation: str) -> None:
@@ -203,11 +188,7 @@ class _Device:
         return target
 
 
-_Copy = tuple[Tensor, Tensor]
-"""A tensor on the host, and the numbers on their way to it."""
-
-
-def _arrive(copies: list[_Copy]) -> None:
+def _arrive(copies: list[tuple[Tensor, Tensor]]) -> None:
     for target, numbers in copies:
         target.copy_(numbers)
     copies.clear()
@@ -217,7 +198,7 @@ class Event:
     """As ``torch.cuda.Event``: a place in the device's work."""
 
     def __init__(self) -> None:
-        self._copies: list[_Copy] = []
+        self._copies: list[tuple[Tensor, Tensor]] = []
         self._reached = False
 
     def record(self, stream: Any = None) -> None:
@@ -289,7 +270,10 @@ def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     raw_args, raw_kwargs = pytree.tree_map_only(PretendTensor, lambda x: x.raw, (args, {**kwargs}))
     device = raw_kwargs.pop("device", None)
     stays = bool(there) if device is None else _is_on_device(device)
-    waits = bool(there) and (name in _WAITS or (name in _INDEXING and _finds(args[1], here)))
+    waits = bool(there) and name in _WAITS
+    if name in _INDEXING and there:  # by a mask, whose true entries are counted, or from the host
+        indices = [x for x in pytree.tree_leaves(args[1]) if x is not None]
+        waits = bool(here) or any(x.dtype in (torch.bool, torch.uint8) for x in indices)
     if name in _COPIES:
         into = name == "aten::copy_"  # the target comes first
         stays = isinstance(args[0], PretendTensor) if into else stays
@@ -313,9 +297,3 @@ def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     return pytree.tree_map_only(
         Tensor, lambda x: known[id(x)] if id(x) in known else PretendTensor(x), result
     )
-
-
-def _finds(indices: Any, here: Sequence[Tensor]) -> bool:
-    """Whether the device is asked for the number of elements, or indices are copied to it."""
-    given = [x for x in pytree.tree_leaves(indices) if x is not None]
-    return any(x.dtype in (torch.bool, torch.uint8) for x in given) or bool(here)

@@ -105,12 +105,7 @@ def assert_close(
                 ), (one.step, name)
 
 
-FOLDS = (
-    ["adamw"],
-    ["adam", "sgd"],
-    ["momentum", "rmsprop", "signsgd", "lion"],
-    ["nesterov", "adafactor", "muon"],
-)
+FOLDS = (["adamw"], ["adam", "sgd"], ["momentum", "muon", "adafactor", "lion"])
 
 
 @pytest.mark.parametrize("optimizers", FOLDS, ids=len)
@@ -123,8 +118,9 @@ def test_a_plain_step_never_waits(
 ) -> None:
     """Its numbers are the CPU's, and leave the device in one copy that does not block."""
     ranks = (2, 4, 4, 8)
+    targets = FEW if len(optimizers) > 2 else "adapter.targets=all-linear"
     cells = [
-        cell(*PLAIN, f"adapter.rank={rank}", f"optimizer={name}", f"seed={rank}", "train.clip=2")
+        cell(*PLAIN, targets, f"adapter.rank={rank}", f"optimizer={name}", "train.clip=2")
         for name, rank in zip(optimizers, ranks, strict=False)
     ]
     found = OnGpu(gpu_base, corpus, cells)
@@ -142,7 +138,7 @@ def test_a_probed_and_evaluated_step_never_waits(
     """
     every = ("probes.every=1", "probes.steps=null", "probes.batch=all", "probes.tokens=8")
     stats = f"probes.stats=[{','.join(STATS)}]"
-    shared = (*every, stats, FEW, "train.steps=2", "train.eval_every=1", "train.clip=0.5")
+    shared = (*every, stats, FEW, "train.steps=1", "train.eval_every=1", "train.clip=0.5")
     cells = [cell(*shared, f"adapter.rank={rank}", f"seed={rank}") for rank in (2, 4)]
     rows: list[CellStep] = []
     arrived: list[list[bool]] = []
@@ -152,9 +148,9 @@ def test_a_probed_and_evaluated_step_never_waits(
         arrived.append([row.arrived for row in rows])
 
     found, wanted = OnGpu(gpu_base, corpus, cells, see=see), on_cpu(tiny_base, corpus, cells)
-    assert found.waits[1:] == [Counter()] * 2
-    assert found.sent == [4] * 3
-    assert arrived == [[False], [True, False], [True, True, False]]
+    assert found.waits[1:] == [Counter()]
+    assert found.sent == [4] * 2
+    assert arrived == [[False], [True, False]]
     assert_close(found.steps, wanted)
     for ours, theirs in zip(found.steps, wanted, strict=True):
         for one, other in zip(ours, theirs, strict=True):
@@ -267,7 +263,9 @@ def test_a_lone_cell_that_diverges_ends_its_run(
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_steps_only_where_a_cell_is_alive(cell: Build, name: str) -> None:
-    """Three steps: one as on a CPU, one with gradients that are not finite, and one after it."""
+    """A step is that of a CPU. One with gradients that are not finite changes no weight. Neither
+    waits for the device, once the optimizer has its state.
+    """
     config = cell(f"optimizer={name}").optimizer
     draw = torch.Generator().manual_seed(0)
     start = [torch.randn(shape, generator=draw) for shape in ((3, 5), (6, 3))]
@@ -279,13 +277,16 @@ def test_every_optimizer_steps_only_where_a_cell_is_alive(cell: Build, name: str
         for go in alive:
             for weight, gradient in zip(weights, gradients, strict=True):
                 weight.grad = (gradient if go else gradient * math.nan).to(device)
-            step_if(torch.tensor(go).to(device), optimizer, weights)
+            flag = torch.tensor(go).to(device)
+            gpu.waits.clear()
+            step_if(flag, optimizer, weights)
+        assert not gpu.waits
         return [w.detach().cpu() for w in weights]
 
-    with PretendGpu():
-        once, then_dead = stepped(GPU, True), stepped(GPU, True, False)
+    with PretendGpu() as gpu:
+        once, then_dead = stepped(GPU, True, True), stepped(GPU, True, True, False)
         never = stepped(GPU, False, False)
-    expected = stepped(CPU, True)
+        expected = stepped(CPU, True, True)
     for ours, later, wanted, old, same in zip(once, then_dead, expected, start, never, strict=True):
         torch.testing.assert_close(ours, wanted)
         assert not torch.equal(ours, old)
