@@ -1,5 +1,7 @@
 """Held-out measurements of a fold: loss, exact match, and loss at lower ranks."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 import torch
 from torch import Tensor
@@ -7,6 +9,14 @@ from torch import Tensor
 from study.adapters import merged_once, truncating
 from study.config import truncation_ranks
 from study.training.fold import Fold
+
+
+def evaluations(fold: Fold) -> dict[str, Sequence[float] | Tensor]:
+    """What is measured on held-out examples as training goes on, by metric and cell."""
+    found: dict[str, Sequence[float] | Tensor] = {"eval_loss": heldout_losses(fold)}
+    if tokens := fold.cells[0].train.answer_tokens:
+        found["exact_match"] = exact_matches(fold, tokens)
+    return found
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from study.data import Corpus
 from study.models import FrozenBase
 from study.models.compiled import compiled_blocks
 from study.training.checkpoint import Snapshot, continued, start
-from study.training.evaluation import exact_matches, heldout_losses, truncated_losses
+from study.training.evaluation import evaluations, truncated_losses
 from study.training.fold import Fold
 from study.training.probing import make_probe, probe_other_batches
 from study.training.results import CellStep, Numbers, results
@@ -66,9 +66,7 @@ def train(
             sent = probe_other_batches(fold, step) if step in probed_at else []
             metrics: dict[str, Sequence[float] | Tensor] = {"lr": fold.learning_rates()}
             if step in evaluated_at:
-                metrics["eval_loss"] = heldout_losses(fold)
-                if shared.train.answer_tokens:
-                    metrics["exact_match"] = exact_matches(fold, shared.train.answer_tokens)
+                metrics |= evaluations(fold)
             if step < last or probe:
                 metrics["loss"] = loss_K = fold.backward(step, probe)
                 metrics["grad_norm"] = norm_K = fold.grad_norms()
@@ -85,6 +83,7 @@ def train(
                 sent.insert(0, probe.send(step))
             truncations = truncated_losses(fold) if step == last else None
             rows_K = results(fold, step, metrics, sent, truncations)
+            # Read now, while the device computes this step.
             alive_K = earlier.alive_K if earlier else [True] * len(runs)
             if not any(alive_K):
                 return

@@ -126,9 +126,13 @@ def results(
     ``metrics``: what was measured, by name and cell. ``tokens`` counts the real tokens seen so far;
     ``seconds`` is the cell's time so far, when the device has been told to do the step.
     """
-    steps = [step] * len(fold.cells)
-    so_far = {"step": steps, "tokens": fold.tokens_K, "seconds": fold.seconds_K}
-    numbers = Numbers(so_far | dict(metrics), fold.alive_K)
+    columns: dict[str, Sequence[float] | Tensor] = {
+        "step": [step] * len(fold.cells),
+        "tokens": fold.tokens_K,
+        "seconds": fold.seconds_K,
+        **metrics,
+    }
+    numbers = Numbers(columns, fold.alive_K)
     return [
         CellStep(
             cell=k,
