@@ -13,8 +13,7 @@ tensor on it is a :class:`PretendTensor`, which holds its numbers in a CPU tenso
 
 Call :func:`register` and :func:`move`, and then run anything inside ``with PretendGpu() as gpu``.
 
-It has one stream, and no kernels of its own: it computes with those of the CPU, so its numbers are
-the CPU's bit for bit, except where a product has another form on accelerators.
+It has one stream. It computes with the kernels of the CPU, so its numbers are those of a CPU.
 """
 
 import collections
