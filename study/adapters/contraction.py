@@ -134,12 +134,12 @@ def _outer(u_KNI: Tensor, v_KNJ: Tensor) -> Tensor:
 def _product(u_KIN: Tensor, v_KNJ: Tensor) -> Tensor:
     """``u v``, stored at least as float32.
 
-    The product of bf16 factors is float32-precise on CUDA. On a CPU, which has no such product, it
+    The product of bf16 factors is float32-precise on a GPU. On a CPU, which has no such product, it
     is rounded to bf16 once: a relative error of 1.7e-3, like that of the factors. Casting the
     factors instead would make a layer's passes 1.3 to 2 times slower.
     """
     half = u_KIN.dtype.itemsize < torch.float32.itemsize
-    if half and u_KIN.is_cuda:
+    if half and u_KIN.device.type != "cpu":
         return torch.bmm(u_KIN, v_KNJ, out_dtype=torch.float32)
     product = torch.bmm(u_KIN, v_KNJ)
     return product.float() if half else product
@@ -288,8 +288,8 @@ def merged_rate(device: torch.device) -> float:
         began = time.perf_counter()
         y_1NO = product()
         y_1NO.backward(y_1NO.detach())
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            torch.get_device_module(device).synchronize(device)
         return time.perf_counter() - began
 
     times = {name: [] for name in products}  # type: dict[str, list[float]]

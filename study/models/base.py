@@ -6,14 +6,14 @@ would take most of the activation memory.
 """
 
 import copy
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, masking_utils
 
 from study.config import PRECISIONS, ModelConfig
 from study.errors import StudyError, unknown
@@ -34,6 +34,25 @@ _LESS = "try precision=bf16, model.quant_bits=4, a smaller model or another devi
 def no_context(_: Tensor) -> AbstractContextManager[None]:
     """A context that does nothing."""
     return nullcontext()
+
+
+@contextmanager
+def _one_sequence_per_row() -> Iterator[None]:
+    """Inside, transformers knows that a row of tokens is one sequence.
+
+    Without a mask it looks for rows that are packed with several sequences, by their positions. It
+    reads the answer from the device in every pass, and here the answer is always no.
+    """
+    name = "find_packed_sequence_indices"
+    original = getattr(masking_utils, name, None)
+    if original is None:  # another version of transformers
+        yield
+        return
+    setattr(masking_utils, name, lambda position_ids: None)
+    try:
+        yield
+    finally:
+        setattr(masking_utils, name, original)
 
 
 @dataclass
@@ -68,10 +87,11 @@ class FrozenBase:
     def hidden_states(self, input_ids_BT: Tensor) -> Tensor:
         """The input of the head, ``[B, T, d]``, with causal attention and positions from 0.
 
-        There is no attention mask: every token counts as real. The tokens may be on the CPU.
+        There is no attention mask: every token counts as real. The tokens may be on the CPU. Does
+        not wait for the device.
         """
-        with self.around_pass(input_ids_BT):
-            ids = input_ids_BT.to(self.device)
+        with self.around_pass(input_ids_BT), _one_sequence_per_row():
+            ids = input_ids_BT.to(self.device, non_blocking=True)
             return self.trunk(input_ids=ids, use_cache=False).last_hidden_state
 
     def logits(self, hidden_ND: Tensor) -> Tensor:

@@ -70,7 +70,8 @@ class Activations:
         if real_N.all():
             return None
         device = self.recorder.device
-        return Rows(*(mask_N.nonzero().flatten().to(device) for mask_N in (real_N, ~real_N)))
+        rows = (mask_N.nonzero().flatten() for mask_N in (real_N, ~real_N))
+        return Rows(*(each.to(device, non_blocking=True) for each in rows))
 
     def _on_forward(
         self,

@@ -59,7 +59,8 @@ class Alignment:
         ``watch``, so that the probe measures before the gradients of its own step are added.
         """
         device = self.layers[0].pairs()[0].A_RD.device
-        weights_K11 = torch.tensor(weights_K, dtype=torch.float32, device=device).view(-1, 1, 1)
+        weights_K11 = torch.tensor(weights_K, dtype=torch.float32).view(-1, 1, 1)
+        weights_K11 = weights_K11.to(device, non_blocking=True)
         hooks = [
             layer.module.register_forward_hook(partial(self._on_forward, index, weights_K11))
             for index, layer in enumerate(self.layers)

@@ -60,7 +60,8 @@ class AdaptedLayer:
         if self.specs is None or self.drawn(cell) != "A":
             return None
         shape = self.d_in, self.d_out, self.experts
-        return initial_pair(self.specs[cell], self.name, *shape)[0].to(self.pairs()[cell].A_RD)
+        A0_RD, _ = initial_pair(self.specs[cell], self.name, *shape)
+        return A0_RD.to(self.pairs()[cell].A_RD, non_blocking=True)
 
     @property
     def block(self) -> int:

@@ -5,6 +5,7 @@ the host in one copy. :mod:`study.probes.statistics` takes roots and means of th
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,19 +44,20 @@ class Leaving:
     """A copy of a tensor to the host that does not block the device."""
 
     def __init__(self, x: Tensor) -> None:
-        self._copied: torch.cuda.Event | None = None
+        self._copied: Any = None  # an event of the device
         self._on_host = x
-        if x.device.type == "cuda":
+        if x.device.type != "cpu":
+            device = torch.get_device_module(x.device)
             self._on_host = torch.empty_like(x, device="cpu", pin_memory=True).copy_(
                 x, non_blocking=True
             )
-            self._copied = torch.cuda.Event()
-            self._copied.record(torch.cuda.current_stream(x.device))
+            self._copied = device.Event()
+            self._copied.record(device.current_stream(x.device))
 
     @property
     def arrived(self) -> bool:
         """Whether the copy is complete, so that :meth:`numpy` returns at once."""
-        return self._copied is None or self._copied.query()
+        return self._copied is None or bool(self._copied.query())
 
     def numpy(self) -> np.ndarray:
         """The numbers. Waits for the copy."""
@@ -75,7 +77,7 @@ class Ledger:
         self.shape = tuple(shape)
         self._moments: list[tuple[tuple[int, ...], Tensor, int]] = []
         self._written: list[tuple[tuple[int, ...], Tensor]] = []
-        self._leaving: list[Leaving] = []
+        self._leaving: Leaving | None = None
 
     def add(self, place: tuple[int, ...], scaled: Tensor, count: int) -> None:
         """Add the :func:`scaled_sums` of ``count`` elements to those already at ``place``."""
@@ -86,33 +88,35 @@ class Ledger:
         self._written.append(((*place, column), value))
 
     def send(self) -> None:
-        """Begin to copy all numbers to the host. Does not wait for the device."""
+        """Begin to copy all numbers to the host, in one copy. Does not wait for the device."""
+        parts = []
         if self._moments:
-            self._leaving.append(Leaving(torch.stack([scaled for _, scaled, _ in self._moments])))
+            parts.append(torch.stack([scaled for _, scaled, _ in self._moments]).flatten().double())
         if self._written:
-            self._leaving.append(
-                Leaving(torch.stack([value.double() for _, value in self._written]))
-            )
+            parts.append(torch.stack([value.double() for _, value in self._written]))
+        if parts:
+            self._leaving = Leaving(torch.cat(parts))
 
     @property
     def arrived(self) -> bool:
         """Whether all numbers are on the host."""
-        return all(part.arrived for part in self._leaving)
+        return self._leaving is None or self._leaving.arrived
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """All sums, ``[*shape, SUMS]`` float64, and the numbers of elements, ``[*shape]``.
 
-        A statistic that was not written is NaN. Waits for the copies.
+        A statistic that was not written is NaN. Waits for the copy.
         """
         sums, counts = no_sums(self.shape), np.zeros(self.shape)
-        leaving = iter(self._leaving)
+        numbers = np.zeros(0) if self._leaving is None else self._leaving.numpy()
+        scaled, written = np.split(numbers, [4 * len(self._moments)])
         if self._moments:
             places, _, each = zip(*self._moments, strict=True)
-            index, moments = tuple(np.array(places).T), unscaled(next(leaving).numpy())
+            index, moments = tuple(np.array(places).T), unscaled(scaled.reshape(-1, 4))
             np.add.at(sums[..., :MAX], index, moments[:, :MAX])
             np.maximum.at(sums[..., MAX], index, moments[:, MAX])
             np.add.at(counts, index, each)
         if self._written:
             places, _ = zip(*self._written, strict=True)
-            sums[tuple(np.array(places).T)] = next(leaving).numpy()
+            sums[tuple(np.array(places).T)] = written
         return sums, counts

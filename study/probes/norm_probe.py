@@ -119,11 +119,12 @@ class NormProbe:
         """
         self._weights.before_update(gradients)
 
-    def after_update(self, clip_factors: Sequence[float] | None = None) -> None:
+    def after_update(self, clip_factors: Sequence[float] | Tensor | None = None) -> None:
         """Measure the updates. Call it after the optimizer's step, before gradients are cleared.
 
-        ``clip_factors``: the factor by which clipping multiplied each cell's ``.grad``; None if it
-        was not clipped. ``descent`` uses the gradient before clipping.
+        ``clip_factors``: the factor by which clipping multiplied each cell's ``.grad``, as numbers
+        or as a float32 tensor on the device, ``[K]``; None if it was not clipped. ``descent`` uses
+        the gradient before clipping.
         """
         self._weights.after_update(clip_factors)
 

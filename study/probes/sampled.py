@@ -48,8 +48,10 @@ class SampledTokens:
         device = self.recorder.device
         for index, layer in enumerate(self.recorder.layers):
             stream = generator_for(0, f"{layer.name}/noise")
-            x_nD = torch.randn(self.tokens, layer.d_in, generator=stream).to(device)
-            dy_nO = torch.randn(self.tokens, layer.d_out, generator=stream).to(device)
+            x_nD, dy_nO = (
+                torch.randn(self.tokens, size, generator=stream).to(device, non_blocking=True)
+                for size in (layer.d_in, layer.d_out)
+            )
             for cell, pair in enumerate(layer.pairs()):
                 self.feed_inputs(index, cell, x_nD, pair)
                 self.feed_output_gradients(index, cell, dy_nO, pair)

@@ -79,7 +79,7 @@ def _krylov_core(*factors: Tensor) -> Core:
     # One block more than needed to span the rows, because the first is random.
     count = min(BLOCKS, -(-d // BLOCK), 1 + -(-rank // BLOCK))
     start = torch.randn(d, min(BLOCK, d), generator=torch.Generator().manual_seed(0))
-    Q_db = torch.linalg.qr(start.to(factors[0].device))[0]
+    Q_db = torch.linalg.qr(start.to(factors[0].device, non_blocking=True))[0]
     blocks = [Q_db]
     while len(blocks) < count:
         image = _product(Q_db, factors)

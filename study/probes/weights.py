@@ -46,10 +46,10 @@ class Weights:
         for (index, cell), value in zip(cores, values, strict=True):
             recorder.write("delta_w", index, cell, lambda value: {"spectral": value}, value)
 
-    def after_update(self, clip_factors: Sequence[float] | None) -> None:
+    def after_update(self, clip_factors: Sequence[float] | Tensor | None) -> None:
         """See :meth:`study.probes.NormProbe.after_update`."""
         recorder = self.recorder
-        factors = clip_factors or [1.0] * recorder.cells
+        factors = [1.0] * recorder.cells if clip_factors is None else clip_factors
         for index, before_K in enumerate(self._before):
             pairs = recorder.layers[index].pairs()
             for cell, (before, pair) in enumerate(zip(before_K, pairs, strict=True)):
@@ -68,7 +68,7 @@ class Weights:
         self._before, self._gradients = [], None
 
 
-def _descent(gradient: Tensor, update: Tensor, clip_factor: float) -> dict[str, Tensor]:
+def _descent(gradient: Tensor, update: Tensor, clip_factor: float | Tensor) -> dict[str, Tensor]:
     """Minus the inner product of the update and the gradient before clipping."""
     product = torch.dot(gradient.flatten().float(), update.flatten().float())
     return {"descent": -product / clip_factor}

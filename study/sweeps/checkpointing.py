@@ -147,7 +147,7 @@ class Checkpoints:
         self.flush()
         if not (alive := _alive(results)):
             return
-        step = int(alive[0].metrics["step"])
+        step = alive[0].step
         snapshots = [(result.cell, result.snapshot()) for result in alive]
         size = sum(snapshot.nbytes for _, snapshot in snapshots)
         if size > MEMORY_SHARE * available_memory(self.fold[0].config):
@@ -171,7 +171,7 @@ class Checkpoints:
         self.flush()
         if not (alive := _alive(results)):
             return True
-        step = int(alive[0].metrics["step"])
+        step = alive[0].step
         if self.written != step:
             snapshots = [(result.cell, result.snapshot()) for result in alive]
             self._save(snapshots, step)

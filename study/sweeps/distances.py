@@ -133,7 +133,7 @@ def trajectory(
             [loss] = fold.backward(step, inputs)
             fold.grad_norms()
             if step in at:
-                yield Snapshot(step, loss, _deltas(banks), inputs.means() if inputs else {})
+                yield Snapshot(step, float(loss), _deltas(banks), inputs.means() if inputs else {})
             fold.update()
 
 

@@ -79,25 +79,15 @@ class Recorder:
     def add(self, results: Sequence[CellStep | None]) -> None:
         """Take the results of one step, by cell; None for a cell that had diverged before.
 
-        They are written when their numbers have left the device, and by :meth:`close` at the
-        latest. Checkpoints are written when they are due.
+        They are read and written when their numbers have left the device, and by :meth:`close` at
+        the latest. Checkpoints are written when they are due.
         """
         alive = [result for result in results if result is not None]
-        for result in alive:
-            fields, step = self.fields[result.cell], int(result.metrics["step"])
-            fields |= {"steps_done": step, "seconds": result.metrics["seconds"]}
-            self.stuck[result.cell].add(result.metrics)
-            if result.adapter is not None:
-                self.adapters[result.cell] = result.adapter
-            if result.diverged:
-                self.status[result.cell] = "diverged"
-                fields["diverged_step"] = step
-        self.display.advance([result.metrics for result in alive])
         self._last = results
         self._waiting.append(alive)
         while self._waiting and all(result.arrived for result in self._waiting[0]):
             self._write(self._waiting.popleft())
-        if self.checkpoints.due(int(alive[0].metrics["step"])):
+        if self.checkpoints.due(alive[0].step):
             self._write_all()
             self.checkpoints.write(results)
 
@@ -108,11 +98,13 @@ class Recorder:
 
     @property
     def can_stop(self) -> bool:
-        """Whether a later step is to come, for which a checkpoint is of use."""
+        """Whether a later step is to come, for which a checkpoint is of use. Waits for the numbers
+        of the last step.
+        """
         return any(
             result is not None
             and not result.diverged
-            and result.metrics["step"] < self.fold[result.cell].config.train.steps
+            and result.step < self.fold[result.cell].config.train.steps
             for result in self._last
         )
 
@@ -127,6 +119,10 @@ class Recorder:
             self._write(self._waiting.popleft())
 
     def _write(self, results: Sequence[CellStep]) -> None:
+        """Read and write the results of one step. Waits for their numbers."""
+        for result in results:
+            self._read(result)
+        self.display.advance([result.metrics for result in results])
         for result in results:
             writer, probes = self.writers[result.cell], result.probes
             writer.append("metrics", pd.DataFrame([result.metrics]))
@@ -136,11 +132,22 @@ class Recorder:
             if result.truncations is not None:
                 writer.append("truncations", result.truncations)
 
+    def _read(self, result: CellStep) -> None:
+        fields = self.fields[result.cell]
+        fields |= {"steps_done": result.step, "seconds": result.metrics["seconds"]}
+        self.stuck[result.cell].add(result.metrics)
+        if result.adapter is not None:
+            self.adapters[result.cell] = result.adapter
+        if result.diverged:
+            self.status[result.cell] = "diverged"
+            fields["diverged_step"] = result.step
+
     def save_adapters(self, model: nn.Module) -> None:
         """Write the trained adapters of cells with ``train.save_adapter``, in PEFT's format.
 
         ``model``: the base after its adapters were removed.
         """
+        self._write_all()
         for k, pairs in self.adapters.items():
             adapter = self.fold[k].config.adapter
             with replacing(self.fold[k].folder / ADAPTER) as draft:  # on disk before the record

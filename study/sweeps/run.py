@@ -209,7 +209,7 @@ class _Pass:
         with contextlib.closing(train(self.base, self.pack.corpus, runs, states)) as steps:
             for results in steps:
                 recorder.add(results)
-                if recorder.can_stop and (signals.handed() or self.must_stop()):
+                if (signals.handed() or self.must_stop()) and recorder.can_stop:
                     recorder.checkpoint()
                     signals.hand_over()
                     if self.must_stop():

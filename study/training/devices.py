@@ -77,8 +77,8 @@ def measure_matmul_rate(
     def seconds() -> float:
         began = time.perf_counter()
         torch.mm(a, b)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if device.type != "cpu":
+            torch.get_device_module(device).synchronize(device)
         return time.perf_counter() - began
 
     seconds()

@@ -1,29 +1,43 @@
 """Held-out measurements of a fold: loss, exact match, and loss at lower ranks."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 import torch
+from torch import Tensor
 
 from study.adapters import merged_once, truncating
 from study.config import truncation_ranks
 from study.training.fold import Fold
 
 
+def evaluations(fold: Fold) -> dict[str, Sequence[float] | Tensor]:
+    """What is measured on held-out examples as training goes on, by metric and cell."""
+    found: dict[str, Sequence[float] | Tensor] = {"eval_loss": heldout_losses(fold)}
+    if tokens := fold.cells[0].train.answer_tokens:
+        found["exact_match"] = exact_matches(fold, tokens)
+    return found
+
+
 @torch.no_grad()
-def heldout_losses(fold: Fold) -> list[float]:
-    """Each cell's mean loss over the supervised tokens of the held-out examples, in nats."""
+def heldout_losses(fold: Fold) -> Tensor:
+    """Each cell's mean loss over the supervised tokens of the held-out examples, in nats, ``[K]``.
+
+    Does not wait for the device.
+    """
     sums_K, count = torch.zeros(len(fold.cells), device=fold.base.device), 0
     with fold.evaluating(), merged_once(fold.banks):
         for batch in fold.corpus.heldout.batches(fold.cells[0].train.batch_size):
             sums_K += fold.nll_sums(fold.stacked([batch] * len(fold.cells)))
             count += batch.supervised
-    return (sums_K / count).tolist()
+    return sums_K / count
 
 
 @torch.no_grad()
 def exact_matches(fold: Fold, tokens: int) -> list[float]:
     """The share of held-out questions that each cell answers correctly.
 
-    Answers are greedy and have at most ``tokens`` tokens.
+    Answers are greedy and have at most ``tokens`` tokens. Waits for the device at every token.
     """
     questions, device = fold.corpus.questions, fold.base.device
     answers_K: list[list[list[int]]] = [[] for _ in fold.cells]
@@ -54,7 +68,7 @@ def truncated_losses(fold: Fold) -> list[pd.DataFrame] | None:
     rows_K: list[list[dict[str, float]]] = [[] for _ in fold.cells]
     with truncating(fold.banks) as truncation:
         for kept in sorted({kept for of_cell in kept_K for kept in of_cell}):
-            share_K, loss_K = truncation.keep(kept), heldout_losses(fold)
+            share_K, loss_K = truncation.keep(kept), heldout_losses(fold).tolist()
             for rows, of_cell, share, loss in zip(rows_K, kept_K, share_K, loss_K, strict=True):
                 if kept in of_cell:
                     rows.append({"kept": kept, "loss": loss, "share": share})

@@ -36,7 +36,11 @@ class Watcher(Protocol):
 
 
 class Fold:
-    """K cells in lockstep: their banks, their learners and their batches."""
+    """K cells in lockstep: their banks, their learners and their batches.
+
+    Losses and norms are ``[K]`` tensors on the device. No method but the evaluation of answers
+    waits for the device. ``alive_K``: which cells have not diverged, on the device too.
+    """
 
     def __init__(
         self,
@@ -49,16 +53,12 @@ class Fold:
         self.base, self.corpus, self.cells, self.banks = base, corpus, cells, banks
         self.compiled = compiled
         self.learners = [Learner(config, cell, banks) for cell, config in enumerate(cells)]
+        self.alive_K = torch.ones(len(cells), dtype=torch.bool, device=base.device)
         self.tokens_K = [0] * len(cells)
         self.alignment, self.aligned_until = _alignment(base.model, cells[0])
         self.dropout_before: list[list[Tensor] | None] = []
         self.step = 0
         self.began, self.earlier_K = time.perf_counter(), [0.0] * len(cells)
-
-    @property
-    def alive_K(self) -> list[bool]:
-        """Which cells have not diverged."""
-        return [not learner.diverged for learner in self.learners]
 
     @property
     def seconds_K(self) -> list[float]:
@@ -72,11 +72,11 @@ class Fold:
 
     # The passes of one optimizer step.
 
-    def backward(self, step: int, probe: Watcher | None = None) -> list[float]:
+    def backward(self, step: int, probe: Watcher | None = None) -> Tensor:
         """Forward and backward over the micro-batches of ``step``.
 
-        Returns each cell's mean loss over the step's supervised tokens. Leaves the gradients of
-        that mean in each cell's pairs.
+        Returns each cell's mean loss over the step's supervised tokens, ``[K]``. Leaves the
+        gradients of that mean in each cell's pairs.
         """
         micro_batches, supervised_K = self._micro_batches(step)
         real_K = torch.stack([self._per_cell(m.real_BT) for m in micro_batches]).sum(0).tolist()
@@ -101,7 +101,7 @@ class Fold:
                 total_K += loss_K.detach()
         for bank in self.banks:
             bank.bind_grads()
-        return total_K.tolist()
+        return total_K
 
     def _aligning(self, step: int) -> AbstractContextManager[None]:
         """Surrounds a training pass: accumulates the weight gradients that a later probe needs."""
@@ -111,25 +111,27 @@ class Fold:
             return nullcontext()
         return self.alignment.accumulate(self.learning_rates())
 
-    def grad_norms(self) -> list[float]:
-        """Each cell's gradient norm over all its adapters, before clipping."""
-        return torch.stack([learner.measure_grad_norm() for learner in self.learners]).tolist()
+    def grad_norms(self) -> Tensor:
+        """Each cell's gradient norm over all its adapters, before clipping, ``[K]``."""
+        return torch.stack([learner.measure_grad_norm() for learner in self.learners])
 
-    def mark_diverged(self, loss_K: list[float], norm_K: list[float]) -> None:
+    def mark_diverged(self, loss_K: Tensor, norm_K: Tensor) -> None:
         """Mark the cells whose loss or gradient norm is not finite: they take no further step."""
-        for learner, loss, norm in zip(self.learners, loss_K, norm_K, strict=True):
-            learner.diverged |= not (math.isfinite(loss) and math.isfinite(norm))
+        self.alive_K = self.alive_K & loss_K.isfinite() & norm_K.isfinite()
 
-    def update(self) -> list[float]:
+    def update(self) -> Tensor:
         """One optimizer step for every cell that has not diverged.
 
-        Returns the factor by which clipping multiplied each cell's gradient.
+        Returns the factor by which clipping multiplied each cell's gradient, ``[K]`` float64.
         """
-        return [1.0 if learner.diverged else learner.update() for learner in self.learners]
+        each = zip(self.learners, self.alive_K, strict=True)
+        return torch.stack([learner.update(alive) for learner, alive in each])
 
     @torch.no_grad()
-    def losses_after(self, step: int) -> list[float]:
+    def losses_after(self, step: int) -> Tensor:
         """Each cell's loss on the batch of ``step`` after its update, with the same dropout masks.
+
+        ``[K]``; NaN for a cell that has diverged.
 
         ``(loss - loss_after) / descent`` compares the actual with the linearised change of the
         loss: it is 1 in the lazy regime. Costs a forward pass, so it is measured only at steps that
@@ -140,10 +142,7 @@ class Fold:
         micro_batches, supervised_K = self._micro_batches(step)
         with merged_once(self.banks):
             losses_K = [self.nll_sums(batch) / supervised_K for batch in micro_batches]
-        loss_K = torch.stack(losses_K).sum(0).tolist()
-        return [
-            loss if alive else math.nan for loss, alive in zip(loss_K, self.alive_K, strict=True)
-        ]
+        return torch.stack(losses_K).sum(0).where(self.alive_K, math.nan)
 
     # Batches, and the losses on them.
 
@@ -168,8 +167,10 @@ class Fold:
         rows_N = supervised_BT.flatten().nonzero().flatten()
         bf16 = self.cells[0].precision == "bf16"
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            hidden_Nd = self.base.hidden_states(batch.input_ids_BT).flatten(0, 1)[rows_N.to(device)]
-            targets_N = batch.targets_BT.flatten()[rows_N].to(device)
+            hidden_Nd = self.base.hidden_states(batch.input_ids_BT).flatten(0, 1)[
+                rows_N.to(device, non_blocking=True)
+            ]
+            targets_N = batch.targets_BT.flatten()[rows_N].to(device, non_blocking=True)
             nll_N = target_losses(hidden_Nd, targets_N, self.base.logits, self.base.vocabulary)
         sizes_K = self._per_cell(supervised_BT).tolist()
         return torch.stack([nll.sum() for nll in nll_N.split(sizes_K)])
@@ -193,7 +194,8 @@ class Fold:
         accumulation = self.cells[0].train.accumulation
         micro_batches = [self._micro_batch(step, index) for index in range(accumulation)]
         counts_K = [self._per_cell(m.targets_BT != IGNORED) for m in micro_batches]
-        return micro_batches, torch.stack(counts_K).sum(0).to(self.base.device)
+        supervised_K = torch.stack(counts_K).sum(0)
+        return micro_batches, supervised_K.to(self.base.device, non_blocking=True)
 
     def _micro_batch(self, step: int, index: int) -> TokenBatch:
         """Every cell's own batch of one forward pass, stacked: ``[K * B, T]``, on the CPU."""

@@ -2,10 +2,15 @@
 
 A fold is K cells that share each forward pass through the base. Every cell has its own batches,
 loss, clipping, optimizer and schedule, so a folded cell follows the path that it follows alone.
+
+The host never waits for a device in a plain step. It tells the device what to do in a step, and
+reads the numbers of the step before while the device does it. On a CPU they are there at once.
 """
 
 from collections.abc import Generator, Sequence
 from contextlib import nullcontext
+
+from torch import Tensor
 
 from study.adapters import adapted, resolve_targets
 from study.adapters.bank import LoraBank
@@ -15,10 +20,10 @@ from study.data import Corpus
 from study.models import FrozenBase
 from study.models.compiled import compiled_blocks
 from study.training.checkpoint import Snapshot, continued, start
-from study.training.evaluation import exact_matches, heldout_losses, truncated_losses
+from study.training.evaluation import evaluations, truncated_losses
 from study.training.fold import Fold
 from study.training.probing import make_probe, probe_other_batches
-from study.training.results import CellStep, results
+from study.training.results import CellStep, Numbers, results
 from study.training.run import Run
 from study.vocabulary.quantities import TRAIN
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
@@ -32,7 +37,8 @@ def train(
     """Train a fold. Yields at each step s = 0 ... ``train.steps`` one result per cell.
 
     A result is None once its cell has diverged. Row s is measured with the weights after s updates,
-    on the batch of step s; the last step only measures.
+    on the batch of step s; the last step only measures. The numbers of a result may still be on
+    their way to the host (:attr:`CellStep.arrived`).
 
     ``runs`` come ordered by rank. They may differ in adapter, optimizer, seeds, clipping and
     schedule; a run of infinite rank comes alone. When the generator ends, or the caller closes it,
@@ -53,32 +59,35 @@ def train(
         compiled_blocks(base, layers) if shared.pack.compile else nullcontext() as compiled,
     ):
         fold = Fold(base, corpus, [run.config for run in runs], banks, compiled)
+        earlier: Numbers | None = None
         for step in range(start(fold, resume), last + 1):
             fold.step = step
-            alive_K = fold.alive_K
             probe = make_probe(fold, TRAIN) if step in probed_at else None
             sent = probe_other_batches(fold, step) if step in probed_at else []
-            metrics = {"lr": fold.learning_rates()}
+            metrics: dict[str, Sequence[float] | Tensor] = {"lr": fold.learning_rates()}
             if step in evaluated_at:
-                metrics["eval_loss"] = heldout_losses(fold)
-                if shared.train.answer_tokens:
-                    metrics["exact_match"] = exact_matches(fold, shared.train.answer_tokens)
+                metrics |= evaluations(fold)
             if step < last or probe:
-                metrics["loss"] = fold.backward(step, probe)
-                metrics["grad_norm"] = fold.grad_norms()
-                fold.mark_diverged(metrics["loss"], metrics["grad_norm"])
+                metrics["loss"] = loss_K = fold.backward(step, probe)
+                metrics["grad_norm"] = norm_K = fold.grad_norms()
+                fold.mark_diverged(loss_K, norm_K)
             if probe:
                 probe.before_update()
             if step < last:
-                metrics["clip_factor"] = fold.update()
+                metrics["clip_factor"] = factor_K = fold.update()
                 if probe:
-                    probe.after_update(metrics["clip_factor"])
+                    probe.after_update(factor_K.float())
                     if "adapter_update" in probe.sites and step <= LAST_PREDICTED_STEP:
                         metrics["loss_after"] = fold.losses_after(step)
             if probe:
                 sent.insert(0, probe.send(step))
             truncations = truncated_losses(fold) if step == last else None
             rows_K = results(fold, step, metrics, sent, truncations)
+            # Read now, while the device computes this step.
+            alive_K = earlier.alive_K if earlier else [True] * len(runs)
+            if not any(alive_K):
+                return
             yield [row if alive else None for row, alive in zip(rows_K, alive_K, strict=True)]
-            if not any(fold.alive_K):
+            earlier = rows_K[0].numbers
+            if earlier.arrived and not any(earlier.alive_K):
                 return

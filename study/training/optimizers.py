@@ -149,7 +149,6 @@ class Learner:
         )
         self.schedule = build_schedule(config.train, self.optimizer)
         self.clip = config.train.clip
-        self.diverged = False
         self._norm = torch.tensor(float("nan"))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -197,15 +196,42 @@ class Learner:
         self._norm = get_total_norm([w.grad for w in self.weights if w.grad is not None])
         return self._norm
 
-    def update(self) -> float:
-        """Clip as torch's ``clip_grad_norm_`` does, then step.
+    def update(self, alive: Tensor) -> Tensor:
+        """Clip as torch's ``clip_grad_norm_`` does, then step; no weight changes unless ``alive``.
 
-        Returns the factor by which clipping multiplied the gradient.
+        ``alive``: a boolean scalar on the device. Does not wait for the device. Returns the factor
+        by which clipping multiplied the gradient, a float64 scalar; 1 for a cell that has diverged.
         """
-        factor = 1.0
+        unclipped = alive.new_ones((), dtype=torch.float64)
+        if alive.device.type == "cpu" and not alive:  # reading it costs nothing there
+            return unclipped
+        factor = unclipped
         if self.clip is not None:
             clip_grads_with_norm_(self.weights, self.clip, self._norm)
-            factor = min(1.0, self.clip / (float(self._norm) + 1e-6))
-        self.optimizer.step()
+            factor = (self.clip / (self._norm.double() + 1e-6)).clamp(max=1.0)
+        if alive.device.type == "cpu":
+            self.optimizer.step()
+        else:
+            step_if(alive, self.optimizer, self.weights)
         self.schedule.step()
-        return factor
+        return factor.where(alive, unclipped)
+
+
+@torch.no_grad()
+def step_if(alive: Tensor, optimizer: Any, weights: Sequence[Tensor]) -> None:
+    """One step of which the device leaves the weights as they are unless ``alive``.
+
+    Fused optimizers have a flag for this, which mixed precision uses (``found_inf`` of
+    :class:`torch.amp.GradScaler`). With the others the weights are put back, at the cost of a copy.
+    Then the optimizer's own state is not that of the weights any more; a cell that has diverged has
+    no later step that would read it.
+    """
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.found_inf = (~alive).float()
+        optimizer.step()
+        del optimizer.found_inf
+        return
+    before = [weight.clone() for weight in weights]
+    optimizer.step()
+    for weight, old in zip(weights, before, strict=True):
+        torch.where(alive, weight, old, out=weight)

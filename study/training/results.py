@@ -1,36 +1,95 @@
 """The result of one step: a row of ``metrics`` for each cell, and what else was measured."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import pandas as pd
+import torch
+from torch import Tensor
 
 from study.adapters import LoraPair
 from study.probes import Sent
+from study.probes.moments import Leaving
 from study.training.checkpoint import Snapshot, capturing
 from study.training.fold import Fold
+
+
+class Numbers:
+    """The numbers of one step of a fold. They come to the host in one copy, which does not block.
+
+    ``columns``: of the ``metrics`` table, by name; each has a number per cell, a ``[K]`` tensor on
+    the device or a list. They have a column ``step``. ``alive_K``: whether a cell's loss and its
+    gradient norm have been finite, up to this step.
+    """
+
+    def __init__(self, columns: Mapping[str, Sequence[float] | Tensor], alive_K: Tensor) -> None:
+        self._columns = columns
+        on_device = [x for x in columns.values() if isinstance(x, Tensor)]
+        self._leaving = Leaving(torch.stack([x.double() for x in (*on_device, alive_K)]))
+        self.step = int(columns["step"][0])
+
+    @property
+    def arrived(self) -> bool:
+        """Whether all numbers are on the host, so that reading them does not wait."""
+        return self._leaving.arrived
+
+    @cached_property
+    def rows_K(self) -> list[dict[str, float]]:
+        """Each cell's row of the ``metrics`` table, less ``cell_id``. Waits for the numbers."""
+        left = iter(self._left)
+        of_all = {
+            name: next(left) if isinstance(column, Tensor) else column
+            for name, column in self._columns.items()
+        }
+        return [
+            {name: column[k] for name, column in of_all.items()} for k in range(len(self.alive_K))
+        ]
+
+    @cached_property
+    def alive_K(self) -> list[bool]:
+        """Which cells have not diverged. Waits for the numbers."""
+        return [bool(alive) for alive in self._left[-1]]
+
+    @cached_property
+    def _left(self) -> list[list[float]]:
+        return self._leaving.numpy().tolist()
 
 
 @dataclass(frozen=True)
 class CellStep:
     """One step of the ``cell``-th cell of a fold.
 
-    - ``metrics``: a row of the ``metrics`` table, less ``cell_id``;
+    - ``numbers``: of all cells, on their way to the host;
     - ``sent``: the probes' numbers, on their way to the host;
-    - ``diverged``: the loss or the gradient norm is not finite at this step. The cell has no later
-      step;
     - ``adapter``: the trained factors by layer, copied to the CPU. Only at the last step of a cell
       with ``train.save_adapter``;
     - ``truncations``: a table of held-out losses at lower ranks. Only at the last step, if asked.
     """
 
     cell: int
-    metrics: dict[str, float]
+    numbers: Numbers = field(repr=False)
     sent: Sequence[Sent] = field(repr=False)
-    diverged: bool
     adapter: dict[str, LoraPair] | None = field(default=None, repr=False)
     truncations: pd.DataFrame | None = field(default=None, repr=False)
     capture: Callable[[], Snapshot] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def step(self) -> int:
+        """The number of the step."""
+        return self.numbers.step
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """A row of the ``metrics`` table, less ``cell_id``. Waits for the numbers."""
+        return self.numbers.rows_K[self.cell]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss or the gradient norm is not finite at this step. The cell has no later
+        step. Waits for the numbers.
+        """
+        return not self.numbers.alive_K[self.cell]
 
     def snapshot(self) -> Snapshot:
         """The cell's state after this step, in the memory that training changes.
@@ -38,14 +97,14 @@ class CellStep:
         It is valid until the loop goes on: copy or write it before. Raises ``RuntimeError`` later,
         and for a cell that has diverged, which has no later step.
         """
-        if self.capture is None:
+        if self.capture is None or self.diverged:
             raise RuntimeError("this step has no state to go on from")
         return self.capture()
 
     @property
     def arrived(self) -> bool:
-        """Whether the probes' numbers have left the device, which they do while it trains on."""
-        return all(sent.arrived for sent in self.sent)
+        """Whether all numbers have left the device, which they do while it trains on."""
+        return self.numbers.arrived and all(sent.arrived for sent in self.sent)
 
     @property
     def probes(self) -> pd.DataFrame | None:
@@ -58,27 +117,32 @@ class CellStep:
 def results(
     fold: Fold,
     step: int,
-    metrics: dict[str, list[float]],
+    metrics: Mapping[str, Sequence[float] | Tensor],
     sent: Sequence[Sent],
     truncations: Sequence[pd.DataFrame] | None,
 ) -> list[CellStep]:
     """The step's results, one per cell.
 
-    ``tokens`` counts the real tokens seen so far; ``seconds`` is the cell's time so far.
+    ``metrics``: what was measured, by name and cell. ``tokens`` counts the real tokens seen so far;
+    ``seconds`` is the cell's time so far, when the device has been told to do the step.
     """
-    seconds_K = fold.seconds_K
+    columns: dict[str, Sequence[float] | Tensor] = {
+        "step": [step] * len(fold.cells),
+        "tokens": fold.tokens_K,
+        "seconds": fold.seconds_K,
+        **metrics,
+    }
+    numbers = Numbers(columns, fold.alive_K)
     return [
         CellStep(
             cell=k,
-            metrics={"step": step, "tokens": fold.tokens_K[k], "seconds": seconds_K[k]}
-            | {name: values[k] for name, values in metrics.items()},
+            numbers=numbers,
             sent=sent,
-            diverged=learner.diverged,
             adapter=_trained_adapter(fold, k, step),
             truncations=None if truncations is None else truncations[k],
-            capture=None if learner.diverged else capturing(fold, k, step),
+            capture=capturing(fold, k, step),
         )
-        for k, learner in enumerate(fold.learners)
+        for k in range(len(fold.cells))
     ]
 
 

@@ -17,6 +17,7 @@ from study.sweeps import checkpointing
 from study.sweeps.checkpointing import Checkpoints, Cost, Schedule, available_memory, newest
 from study.training.checkpoint import Snapshot
 from study.training.loop import CellStep
+from study.training.results import Numbers
 
 Build = Callable[..., CellConfig]
 IDS = ("aaaaaaaaaaaa", "bbbbbbbbbbbb")
@@ -89,10 +90,8 @@ class Fold:
     def step(self, step: int, diverged: bool = False) -> list[CellStep]:
         self.weight.fill_(step)
         snapshot = Snapshot(step + 1, {"weights/a": self.weight}, {"device": "cpu"})
-        return [
-            CellStep(k, {"step": step}, (), diverged and k == 1, capture=lambda: snapshot)
-            for k in range(2)
-        ]
+        numbers = Numbers({"step": [step] * 2}, torch.tensor([True, not diverged]))
+        return [CellStep(k, numbers, (), capture=lambda: snapshot) for k in range(2)]
 
     def on_disk(self, cell: int = 0) -> tuple[int, float] | None:
         """The newest checkpoint's step, and the weight in it."""

@@ -15,6 +15,7 @@ from study.sweeps.progress import Display
 from study.sweeps.record import Recorder, config_yaml, record_of
 from study.tracking.runs import tracker
 from study.training.loop import CellStep
+from study.training.results import Numbers
 
 CPU = torch.device("cpu")
 
@@ -51,8 +52,8 @@ def recorder(cell: Callable[..., CellConfig], tmp_path: Path) -> Any:
 
 
 def step(number: int, sent: Sent) -> CellStep:
-    metrics = {"step": number, "tokens": 9, "seconds": 1.0, "loss": 2.0}
-    return CellStep(cell=0, metrics=metrics, sent=[sent], diverged=False)  # type: ignore[list-item]
+    known = {"step": [number], "tokens": [9], "seconds": [1.0], "loss": [2.0]}
+    return CellStep(0, Numbers(known, torch.tensor([True])), sent=[sent])  # type: ignore[list-item]
 
 
 def written(tmp_path: Path) -> list[int]:

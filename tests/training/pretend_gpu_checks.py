@@ -1,0 +1,327 @@
+"""What training does on a GPU, on a pretend one: its numbers, and where the host waits.
+
+``test_pretend_gpu.py`` runs this file in a process of its own.
+"""
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from study.adapters import AdapterSpec, adapted
+from study.config import CellConfig
+from study.data import Corpus
+from study.models import FrozenBase, load_base
+from study.store import CellWriter, load_tables
+from study.sweeps.cells import plan
+from study.sweeps.progress import Display
+from study.sweeps.record import Recorder, config_yaml, record_of
+from study.tracking.runs import tracker
+from study.training.checkpoint import Snapshot
+from study.training.devices import measure_matmul_rate
+from study.training.loop import CellStep, Fold, train
+from study.training.optimizers import build_optimizer, step_if
+from study.training.run import Run
+from study.vocabulary.optimizers import OPTIMIZERS
+from study.vocabulary.quantities import STATS
+from tests.pretend_gpu import PretendGpu, move, register
+
+Build = Callable[..., CellConfig]
+GPU, CPU = register(), torch.device("cpu")
+PLAIN = ("train.steps=2", "train.eval_every=0", "probes.steps=null")
+FEW = "adapter.targets=[down_proj]"
+
+
+def moved(base: FrozenBase) -> FrozenBase:
+    """A copy of ``base`` on the pretend device."""
+    copied = copy.deepcopy(base)
+    move(copied.model, GPU)
+    return copied
+
+
+@pytest.fixture(scope="module")
+def gpu_base(tiny_base: FrozenBase) -> FrozenBase:
+    with PretendGpu():
+        return moved(tiny_base)
+
+
+def runs_of(cells: Sequence[CellConfig], corpus: Corpus, device: torch.device) -> list[Run]:
+    return [Run.of(config, corpus, device) for config in cells]
+
+
+class OnGpu:
+    """A fold that was trained on the pretend device: its steps, and the waits in each of them."""
+
+    def __init__(
+        self,
+        base: FrozenBase,
+        corpus: Corpus,
+        cells: Sequence[CellConfig],
+        resume: Sequence[Snapshot] = (),
+        see: Callable[[list[CellStep | None]], object] = lambda rows: None,
+    ) -> None:
+        self.steps: list[list[CellStep | None]] = []
+        self.waits: list[Counter[str]] = []
+        self.sent: list[int] = []
+        with PretendGpu() as gpu:
+            runs = runs_of(cells, corpus, base.device)
+            waits, sent = gpu.waits.copy(), gpu.sent
+            for rows in train(base, corpus, runs, resume):
+                see(rows)
+                self.steps.append(rows)
+                self.waits.append(gpu.waits - waits)
+                self.sent.append(gpu.sent - sent)
+                waits, sent = gpu.waits.copy(), gpu.sent
+
+
+def on_cpu(
+    base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig]
+) -> list[list[CellStep | None]]:
+    return list(train(base, corpus, runs_of(cells, corpus, CPU)))
+
+
+def assert_close(
+    found: Sequence[Sequence[CellStep | None]],
+    wanted: Sequence[Sequence[CellStep | None]],
+    rel: float = 1e-4,
+) -> None:
+    """The same rows within rounding: a CPU cuts padding off, so its products have other shapes."""
+    assert len(found) == len(wanted)
+    for ours, theirs in zip(found, wanted, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert (one is None) == (other is None)
+            if one is None or other is None:
+                continue
+            assert one.diverged == other.diverged
+            assert list(one.metrics) == list(other.metrics)
+            for name in one.metrics.keys() - {"seconds"}:
+                assert one.metrics[name] == pytest.approx(
+                    other.metrics[name], rel=rel, nan_ok=True
+                ), (one.step, name)
+
+
+FOLDS = (["adamw"], ["adam", "sgd"], ["momentum", "muon", "adafactor", "lion"])
+
+
+@pytest.mark.parametrize("optimizers", FOLDS, ids=len)
+def test_a_plain_step_never_waits(
+    tiny_base: FrozenBase,
+    gpu_base: FrozenBase,
+    corpus: Corpus,
+    cell: Build,
+    optimizers: list[str],
+) -> None:
+    """Its numbers are the CPU's, and leave the device in one copy that does not block."""
+    ranks = (2, 4, 4, 8)
+    targets = FEW if len(optimizers) > 2 else "adapter.targets=all-linear"
+    cells = [
+        cell(*PLAIN, targets, f"adapter.rank={rank}", f"optimizer={name}", "train.clip=2")
+        for name, rank in zip(optimizers, ranks, strict=False)
+    ]
+    found = OnGpu(gpu_base, corpus, cells)
+    assert_close(found.steps, on_cpu(tiny_base, corpus, cells))
+    # In the first step optimizers make their state, and transformers' Adafactor copies it.
+    assert found.waits[1:] == [Counter()] * 2
+    assert found.sent == [1] * 3
+
+
+def test_a_probed_and_evaluated_step_never_waits(
+    tiny_base: FrozenBase, gpu_base: FrozenBase, corpus: Corpus, cell: Build
+) -> None:
+    """With every statistic but r_nuc, an eigenvalue problem. The numbers of each of the three
+    batches leave in one copy, those of the step in another; they can be read without a wait once
+    the next step is under way.
+    """
+    every = ("probes.every=1", "probes.steps=null", "probes.batch=all", "probes.tokens=8")
+    stats = f"probes.stats=[{','.join(stat for stat in STATS if stat != 'r_nuc')}]"
+    shared = (*every, stats, FEW, "train.steps=1", "train.eval_every=1", "train.clip=0.5")
+    cells = [cell(*shared, f"adapter.rank={rank}", f"seed={rank}") for rank in (2, 4)]
+    rows: list[CellStep] = []
+    arrived: list[list[bool]] = []
+
+    def see(results: list[CellStep | None]) -> None:
+        rows.extend(result for result in results[:1] if result)
+        arrived.append([row.arrived for row in rows])
+
+    found, wanted = OnGpu(gpu_base, corpus, cells, see=see), on_cpu(tiny_base, corpus, cells)
+    assert found.waits[1:] == [Counter()]
+    assert found.sent == [4] * 2
+    assert arrived == [[False], [True, False]]
+    assert_close(found.steps, wanted)
+    for ours, theirs in zip(found.steps, wanted, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert one is not None
+            assert other is not None
+            # Statistics that tiny differences decide (arcsines near 1) have fewer digits.
+            pd.testing.assert_frame_equal(one.probes, other.probes, rtol=5e-3, atol=1e-6)
+
+
+def test_bf16(corpus: Corpus, cell: Build) -> None:
+    """In bf16 gradients of the factors are float32 on a GPU; a CPU rounds them once more."""
+    config = [cell(*PLAIN, "precision=bf16", f"adapter.rank={rank}") for rank in (4, 8)]
+    base = load_base(config[0].model, CPU, "bf16")
+    with PretendGpu():
+        on_gpu = moved(base)
+    found = OnGpu(on_gpu, corpus, config)
+    assert found.waits[1:] == [Counter()] * 2
+    assert_close(found.steps, on_cpu(base, corpus, config), rel=0.03)
+
+
+def test_answers(tiny_base: FrozenBase, gpu_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
+    config = [cell(*PLAIN, "train.steps=1", "train.eval_every=1", "train.answer_tokens=2")]
+    found = OnGpu(gpu_base, corpus, config)
+    assert_close(found.steps, on_cpu(tiny_base, corpus, config))
+    assert found.steps[0][0] is not None
+    assert "exact_match" in found.steps[0][0].metrics
+
+
+@pytest.mark.parametrize("resumed_on", ["the device", "the CPU"])
+def test_a_resumed_step(
+    tiny_base: FrozenBase, gpu_base: FrozenBase, corpus: Corpus, cell: Build, resumed_on: str
+) -> None:
+    """A snapshot of the device continues there bit for bit, and on a CPU within rounding."""
+    cells = [cell(*PLAIN, f"optimizer={name}", FEW) for name in ("adamw", "momentum")]
+    taken: list[list[Snapshot]] = []
+    whole = OnGpu(
+        gpu_base,
+        corpus,
+        cells,
+        see=lambda rows: taken.append([row.snapshot().copied() for row in rows if row]),
+    )
+    if resumed_on == "the CPU":
+        rows = list(train(tiny_base, corpus, runs_of(cells, corpus, CPU), taken[0]))
+        assert_close(rows, whole.steps[1:])
+        return
+    resumed = OnGpu(gpu_base, corpus, cells, taken[0])
+    assert resumed.waits[1:] == [Counter()]
+    assert_close(resumed.steps, whole.steps[1:], rel=0)
+
+
+def wild(cell: Build, *overrides: str) -> CellConfig:
+    return cell(*PLAIN, "optimizer=sgd", "optimizer.lr=1e30", *overrides)
+
+
+def test_a_cell_that_diverges_disturbs_no_other(
+    tiny_base: FrozenBase, gpu_base: FrozenBase, corpus: Corpus, cell: Build
+) -> None:
+    """Its last row is the one where it diverged, as on a CPU, and nobody waits to find out."""
+    shared = ("train.steps=4", "probes.steps=[2]", "probes.sites=[B_update]")
+    cells = [
+        cell(*PLAIN, *shared, "adapter.rank=2"),
+        wild(cell, *shared, "adapter.rank=4", "train.clip=1e30"),
+        cell(*PLAIN, *shared, "adapter.rank=8", "optimizer=lion"),
+    ]
+    found, wanted = OnGpu(gpu_base, corpus, cells), on_cpu(tiny_base, corpus, cells)
+    assert_close(found.steps, wanted)
+    assert found.waits[1:] == [Counter()] * 4
+    ended = [rows[1] is None for rows in found.steps]
+    assert any(ended)
+    last = found.steps[ended.index(True) - 1][1]
+    assert last is not None
+    assert last.diverged
+    with pytest.raises(RuntimeError, match="no state to go on from"):
+        last.snapshot()
+
+
+def test_a_cell_that_has_diverged_never_changes_again(
+    gpu_base: FrozenBase, corpus: Corpus, cell: Build
+) -> None:
+    """Nor while the host does not know of it."""
+    config = wild(cell)
+    specs = [AdapterSpec(4, 2.0)]
+    with PretendGpu() as gpu, adapted(gpu_base.model, gpu_base.card.linears, specs) as banks:
+        fold = Fold(gpu_base, corpus, [config], banks)
+        kept, alive = [], []
+        for step in range(5):
+            fold.mark_diverged(fold.backward(step), fold.grad_norms())
+            gpu.waits.clear()
+            fold.update()
+            assert not gpu.waits
+            alive.append(bool(fold.alive_K))
+            kept.append([pair.B_OR.raw.clone() for bank in banks for pair in bank.pairs])
+        assert alive == sorted(alive, reverse=True), "it does not come back to life"
+        assert alive[0]
+        assert not alive[-2]
+        at = alive.index(False)
+        for weights in kept[at:]:
+            same = zip(weights, kept[at - 1], strict=True)
+            assert all(torch.equal(w, old) for w, old in same)
+
+
+def test_a_lone_cell_that_diverges_ends_its_run(
+    tiny_base: FrozenBase, gpu_base: FrozenBase, corpus: Corpus, cell: Build
+) -> None:
+    config = [wild(cell, "train.steps=50")]
+    found = OnGpu(gpu_base, corpus, config)
+    assert_close(found.steps, on_cpu(tiny_base, corpus, config))
+    assert len(found.steps) < 10
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_steps_only_where_a_cell_is_alive(cell: Build, name: str) -> None:
+    """A step is that of a CPU. One with gradients that are not finite changes no weight. Neither
+    waits for the device, once the optimizer has its state.
+    """
+    config = cell(f"optimizer={name}").optimizer
+    draw = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=draw) for shape in ((3, 5), (6, 3))]
+    gradients = [torch.randn(w.shape, generator=draw) for w in start]
+
+    def stepped(device: torch.device, *alive: bool) -> list[torch.Tensor]:
+        weights = [torch.nn.Parameter(w.clone().to(device)) for w in start]
+        optimizer = build_optimizer(config, weights[:1], weights[1:])
+        for go in alive:
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = (gradient if go else gradient * math.nan).to(device)
+            flag = torch.tensor(go).to(device)
+            gpu.waits.clear()
+            step_if(flag, optimizer, weights)
+        assert not gpu.waits
+        return [w.detach().cpu() for w in weights]
+
+    with PretendGpu() as gpu:
+        once, then_dead = stepped(GPU, True, True), stepped(GPU, True, True, False)
+        never = stepped(GPU, False, False)
+        expected = stepped(CPU, True, True)
+    for ours, later, wanted, old, same in zip(once, then_dead, expected, start, never, strict=True):
+        torch.testing.assert_close(ours, wanted)
+        assert not torch.equal(ours, old)
+        assert torch.equal(later, ours)
+        assert torch.equal(same, old)
+
+
+def test_a_rate_is_that_of_finished_products() -> None:
+    with PretendGpu() as gpu:
+        assert measure_matmul_rate(GPU, side=8) > 0
+    assert sum(n for wait, n in gpu.waits.items() if wait.startswith("synchronize")) == 6
+
+
+def test_rows_are_recorded_when_they_arrive(
+    gpu_base: FrozenBase, corpus: Corpus, cell: Build, tmp_path: Path
+) -> None:
+    """A sweep's recorder waits for no plain step. A diverged cell has no row after its last one."""
+    shared = ("name=mine", f"results_dir={tmp_path}", *PLAIN, "train.steps=4")
+    cells = plan([cell(*shared, "adapter.rank=2"), wild(cell, *shared, "adapter.rank=4")])
+    writers = [
+        CellWriter.open(each.folder, config_yaml(each), record_of(each, CPU, "hash"))
+        for each in cells
+    ]
+    with (
+        Display(cells[0].study_dir, {each.id: each.label for each in cells}, 4) as display,
+        tracker(cells[0].config.tracker, display.say) as tracked,
+    ):
+        recorder = Recorder(cells, writers, display, tracked)
+        found = OnGpu(gpu_base, corpus, [each.config for each in cells], see=recorder.add)
+        recorder.close(CPU)
+    assert found.waits[1:] == [Counter()] * 4
+    tables = load_tables(tmp_path / "mine")
+    by_rank = tables.cells.set_index("rank")
+    assert by_rank["status"].to_dict() == {2: "complete", 4: "diverged"}
+    rows = tables.metrics.groupby("cell_id")["step"].max()
+    assert rows[by_rank.loc[2, "cell_id"]] == 4
+    assert rows[by_rank.loc[4, "cell_id"]] == by_rank.loc[4, "diverged_step"] < 4
