@@ -99,8 +99,9 @@ def _table(title: str) -> Table:
 
 
 def _by_rule(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The rows of each rule with its name, in the order of the table."""
+    """The rows of each rule with its name, by p and alpha."""
     named = distinguishing(rows, [name for name in CURVE_FIRST if name in rows and name != "lr"])
+    rows = rows.sort_values(list(OF_A_RULE))
     for _, rule in rows.groupby(numbered(rows, OF_A_RULE)):
         first = rule.iloc[0]
         others = [f"{name}={setting_text(first[name])}" for name in named]

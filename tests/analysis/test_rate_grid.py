@@ -33,17 +33,25 @@ def wall(u: Floats) -> Floats:
     return np.where(u < 0.3, 0.05 * u**2, np.nan)
 
 
-def simulated(basin: Basin, *, seeds: int, noise: float, scatter: float) -> pd.DataFrame:
+def simulated(
+    basin: Basin,
+    *,
+    seeds: int,
+    noise: float,
+    scatter: float,
+    step: float = H,
+) -> pd.DataFrame:
     """``rates`` of many studies: rules of one setting, each with an exponent of its own.
 
-    The grid has a step of sqrt(10), and each basin lies anywhere beside it. ``noise`` is that of a
-    loss, ``scatter`` that of the best rate of a seed.
+    Each basin lies anywhere beside the grid. ``noise`` is that of a loss, ``scatter`` that of the
+    best rate of a seed, ``step`` that of the grid in log lr.
     """
     rng = np.random.default_rng(7)
-    x = np.arange(-14, 15) * H
+    reach = math.ceil(14 * H / step)
+    x = np.arange(-reach, reach + 1) * step
     rows = []
     for study in range(STUDIES):
-        exponent, start = rng.uniform(-1, 1), rng.uniform(0, H)
+        exponent, start = rng.uniform(-1, 1), rng.uniform(0, step)
         found, places = [], []
         for seed in range(seeds):
             for rank in RANKS:
@@ -83,6 +91,22 @@ def test_intervals_cover_the_true_exponent(
     table = rate_transfer(simulated(basin, seeds=seeds, noise=noise, scatter=scatter))
     print(f"{basin.__name__} noise {noise} scatter {scatter}, {seeds} seeds: {coverage(table):.3f}")
     assert 0.93 <= round(coverage(table), 2) <= 0.97
+
+
+def steep(u: Floats) -> Floats:
+    """Three times steeper towards high rates, as the basins of the tiny model."""
+    return 0.05 * np.where(u < 0, u**2, 3 * u**2)
+
+
+def test_the_interval_at_the_size_of_the_tiny_study_of_rho() -> None:
+    """Rates in steps of 2, five seeds (``conf/experiment/learning_rate_rho_tiny.yaml``)."""
+    rates = simulated(steep, seeds=5, noise=0.002, scatter=0.15, step=math.log(2))
+    table = rate_transfer(rates)
+    half = float(((table["ci_high"] - table["ci_low"]) / 2).median())
+    print(f"{coverage(table):.3f}, half width {half:.3f}")
+    assert 0.93 <= round(coverage(table), 2) <= 0.97
+    # At p = 1/2 the ends are 0.19 apart, with the bend of r_sign = 9 over these ranks.
+    assert half < 0.19 / 2
 
 
 def test_an_interval_over_seeds_alone_does_not_contain_the_error_of_the_grid() -> None:

@@ -13,7 +13,6 @@ import yaml
 import study
 from study.config import parse
 from study.config.compose import CONF
-from study.config.near_best import expected_best
 from study.sweeps import packs as packing
 from study.sweeps import run as sweep
 from study.sweeps.cells import plan
@@ -173,23 +172,6 @@ def test_every_experiment_runs_two_steps_on_tiny(
     cells = study.load(str(tmp_path / "results" / experiment)).cells
     assert set(cells["status"]) == {"complete"}
     assert set(cells["rank"]) == {2.0, 3.0}
-
-
-def test_an_interpolation_in_the_sweep_of_an_experiment_is_each_cells_own(
-    study_cli: Cli, tmp_path: Path
-) -> None:
-    """Hydra resolves the sweeper's settings once, for the configuration without overrides."""
-    name = "learning_rate_rho_tiny"
-    one_of_each = ("seed=0", "adapter.alpha=4", "adapter.scaling=0", "probes.steps=null")
-    ran = study_cli(
-        "train", f"experiment={name}", "train.steps=1", "adapter.rank=2,32", *one_of_each
-    )
-    assert ran.code == 0, ran.err
-    cells = study.load(str(tmp_path / "results" / name)).cells
-    best = {rank: expected_best(4.0, rank, 1, 85, 9.8, 10) for rank in (2, 32)}
-    for rank, rate in best.items():
-        own = sorted(cells.loc[cells["rank"] == rank, "lr"])
-        assert own == pytest.approx([rate * 2.0**k for k in range(-2, 3)], rel=5e-3)
 
 
 def test_an_experiment_sweeps_without_m_and_the_command_line_wins(
