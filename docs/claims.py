@@ -28,8 +28,8 @@ SUPPORTS = {AGREES: "holds", DIFFERS: "**fails**", UNCLEAR: "open"}
 """What a verdict says of a claim that predicts the expected value."""
 REFUTES = {AGREES: "**fails**", DIFFERS: "open", UNCLEAR: "open"}
 """The same for a claim that the expected value contradicts."""
-CHANGES = {AGREES: "**fails**", DIFFERS: "holds", UNCLEAR: "open"}
-"""The same for a claim that a value differs from the expected one."""
+LOWER = {AGREES: "**fails**", DIFFERS: "holds", UNCLEAR: "open"}
+"""The same for a claim that a value is below the expected one. It fails if the value is above."""
 UNTESTED = {ONE_SEED: "one seed", NOT_MEASURED: NOT_MEASURED}
 
 RSLORA = "Kalajdzievski 2023, 2312.03732"
@@ -211,7 +211,7 @@ CLAIMS: tuple[Claim, ...] = (
         )
         for optimizer, name in (("adamw", "AdamW"), ("sgd", "SGD"))
         for rule, text, reads in (
-            ("rslora", "At γ = α/√r a higher rank has a lower loss at one learning rate.", CHANGES),
+            ("rslora", "At γ = α/√r a higher rank has a lower loss at one learning rate.", LOWER),
             ("lora", "At γ = α/r the loss does not depend on the rank.", SUPPORTS),
         )
         for regime, study in OVER_TRAINING

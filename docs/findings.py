@@ -13,7 +13,7 @@ import pandas as pd
 
 from docs.answer import answer
 from docs.blocks import PLOTS, ROOT, Block, NoTables, minus, study_tables
-from docs.claims import CLAIMS, UNTESTED, Claim
+from docs.claims import CLAIMS, LOWER, UNTESTED, Claim
 from docs.evidence import compared, expectations, matching, records
 from docs.studies import STUDIES, Committed
 from study.analysis.distances import exponents
@@ -70,11 +70,18 @@ def claim_row(one: Claim) -> list[str]:
 
 def _verdict(one: Claim, found: Sequence[Compared]) -> list[str]:
     """What was measured, and what it says of the claim."""
-    reads = {**UNTESTED, **one.reads}
-    words = Counter(reads[row.verdict] for row in found)
+    words = Counter(_word(one, row) for row in found)
     verdict = ", ".join(word if len(found) == 1 else f"{word}: {n}" for word, n in words.items())
     texts = [measured_text(row) if len(found) == 1 else _named(row) for row in found]
     return ["; ".join(filter(None, texts)), verdict]
+
+
+def _word(one: Claim, row: Compared) -> str:
+    """What one verdict says of the claim."""
+    is_above = row.verdict == DIFFERS and row.measured > row.expectation.predicted
+    if one.reads is LOWER and is_above:
+        return LOWER[AGREES]
+    return {**UNTESTED, **one.reads}[row.verdict]
 
 
 def _named(row: Compared) -> str:

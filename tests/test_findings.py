@@ -8,7 +8,7 @@ from PIL import Image, PngImagePlugin
 
 from docs import answer, archive, findings
 from docs.blocks import PLOTS, RESULTS, NoTables, study_tables
-from docs.claims import CLAIMS, REFUTES, SUPPORTS, Claim
+from docs.claims import CLAIMS, LOWER, REFUTES, SUPPORTS, Claim
 from docs.evidence import expectations, matching
 from docs.pictures import slim
 from docs.studies import STUDIES
@@ -85,6 +85,8 @@ def compared(verdict: str, measured: float) -> Compared:
         (REFUTES, [AGREES], "**fails**"),
         (REFUTES, [DIFFERS], "open"),
         (SUPPORTS, ["one seed"], "one seed"),
+        (LOWER, [AGREES], "**fails**"),
+        (LOWER, [UNCLEAR, DIFFERS], "open: 1, **fails**: 1"),
     ],
 )
 def test_a_claim_says_what_the_verdicts_on_its_expectations_mean(
