@@ -219,15 +219,16 @@ def _refuse_twins(cells: pd.DataFrame, curve: Ints, seed: Ints) -> None:
 def _refuse_scattered(labels: pd.DataFrame, curve: Ints, rank: Floats) -> None:
     """Raise :class:`StudyError` if there are several ranks and no curve has two of them.
 
-    A sweep over learning rates may have rates of its own at each rank
-    (:mod:`study.config.near_best`): its curves have one rank each, and are the runs that the best
-    rates are read from.
+    A sweep over several learning rates may have rates of its own at each rank
+    (:mod:`study.config.near_best`). Its curves have one rank each; the best rates are read from
+    them.
     """
     finite = pd.Series(rank).where(np.isfinite(rank))
     if finite.nunique() < 2 or finite.groupby(curve).nunique().max() > 1:
         return
     rule = numbered(labels, [str(name) for name in labels if name != "lr"])
-    if finite.groupby(rule).nunique().max() < 2 or labels["lr"].groupby(rule).nunique().max() < 2:
+    rates = labels["lr"].groupby([rule, finite]).nunique()
+    if finite.groupby(rule).nunique().max() < 2 or rates.max() < 2:
         differing = ", ".join(
             str(name) for name in labels if labels[name].nunique(dropna=False) > 1
         )
