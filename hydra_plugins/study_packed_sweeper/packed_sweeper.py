@@ -67,6 +67,7 @@ class PackedSweeper(Sweeper):
         from study.config.compose import compose, search_path
         from study.sweeps.app import PLAN_KEY, job_overrides
         from study.sweeps.imports import without_collections
+        from study.sweeps.launchers import parallel_jobs
         from study.sweeps.sharing import Outcome, train_all
 
         loader = self.hydra_context.config_loader
@@ -84,7 +85,8 @@ class PackedSweeper(Sweeper):
 
         cells = plan(configs)
         overrides = {cell.folder: shlex.join(own) for cell, own in zip(cells, grid, strict=True)}
-        packs = packed(to_train(cells))
+        at_a_time = configs[0].pack.devices or parallel_jobs(self.config.hydra.launcher)
+        packs = packed(to_train(cells), at_a_time)
         if PLAN_KEY in self.config:
             return show_plan(cells, packs)
         launch.announce(cells, packs)
@@ -98,7 +100,7 @@ class PackedSweeper(Sweeper):
                         [overrides[cell.folder] for cell in pack], agendas[pack[0].study_dir]
                     ),
                 ]
-                for pack in packed(free)
+                for pack in packed(free, at_a_time)
             ]
             with self._patience(launch.stopping_together(agendas.values())), launch.lost_workers():
                 ended = self.launcher.launch(jobs, initial_job_idx=len(returns))

@@ -27,6 +27,7 @@ from study.config.mistakes import as_study_errors
 from study.errors import StudyError
 from study.sweeps import signals
 from study.sweeps.imports import without_collections
+from study.sweeps.launchers import visible_gpus
 from study.sweeps.sharing import Outcome, StopRequest, train_all
 
 PLAN_FLAG, PLAN_KEY = "--plan", "plan_only"
@@ -43,6 +44,8 @@ def _reference(_root_: DictConfig) -> str:
 
 OmegaConf.register_new_resolver("reference", _reference, replace=True)
 """For the help of ``study train``: ``${reference:}`` is the reference of all keys."""
+OmegaConf.register_new_resolver("gpus", visible_gpus, replace=True)
+"""For ``conf/launcher``: ``${gpus:}`` is the number of GPUs that this process sees, at least 1."""
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -40,12 +40,12 @@ class PreparedPack:
 
 
 def prepare(
-    pack: Sequence[Cell], device: torch.device | None = None, held: int = 0
+    pack: Sequence[Cell], held: int = 0, device: torch.device | None = None
 ) -> PreparedPack:
     """Read the data of a pack and estimate every cell. Loads no weights.
 
-    ``device``: where it will train; None: what its configuration asks for. ``held``: bytes of the
-    base that this process holds already.
+    ``held``: bytes of the base that this process holds already. ``device``: where it will train;
+    None: what its configuration asks for.
 
     Raises :class:`StudyError` if the device is absent, if the base lacks a token of the data, if
     answers are asked for and no held-out row is a question, and if ``pack.memory_gb`` or the memory

@@ -75,7 +75,7 @@ def train_pack(pack: Sequence[Cell], agenda: Path | None = None) -> Outcome:
 def _train_on(
     device: torch.device, todo: Sequence[Cell], agenda: Path | None, must_stop: StopRequest
 ) -> Outcome:
-    prepared = prepare(todo, device, held_bytes())
+    prepared = prepare(todo, held_bytes(), device)
     base = loaded_base(prepared.config, device)
     labels = {cell.id: cell.label for cell in todo}
     with (
