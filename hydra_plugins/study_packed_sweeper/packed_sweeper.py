@@ -65,7 +65,7 @@ class PackedSweeper(Sweeper):
         """
         # Imported here, because Hydra imports every plugin at start-up.
         from study.config.compose import compose, search_path
-        from study.sweeps.app import PLAN_KEY, job_overrides
+        from study.sweeps.app import PLAN_KEY, job_overrides, planned_for
         from study.sweeps.imports import without_collections
         from study.sweeps.launchers import parallel_jobs
         from study.sweeps.sharing import Outcome, train_all
@@ -88,7 +88,8 @@ class PackedSweeper(Sweeper):
         at_a_time = configs[0].pack.devices or parallel_jobs(self.config.hydra.launcher)
         packs = packed(to_train(cells), at_a_time)
         if PLAN_KEY in self.config:
-            return show_plan(cells, packs)
+            return show_plan(cells, packs, planned_for(self.config))
+        launch.check_weights(cells)
         launch.announce(cells, packs)
         returns: list[JobReturn] = []
 
