@@ -112,22 +112,20 @@ def render_price(cells: Sequence[Cell], devices: Fleet) -> str:
 def _hours(priced: Sequence[CellPrice], devices: Fleet) -> Iterator[str]:
     alone = [price for price in priced if price.devices == 1]
     hours = sum(price.seconds for price in alone) / 3600
-    busy = makespan([(1, price.seconds) for price in alone], devices.count) / 3600
+    busy = makespan([(1, price.seconds) for price in alone], devices.count)
     yield (
         f"{count_noun(len(alone), 'cell')}, one on a device: {hours:.1f} GPU hours; on "
-        f"{devices.count} {devices.name} about {busy:.1f} hours, the longest first"
+        f"{devices.count} {devices.name} about {_duration(busy)}, the longest first"
     )
     if large := [price for price in priced if price.devices > 1]:
-        both = [(price.devices, price.seconds / price.devices) for price in priced]
-        hours, busy = (
-            seconds / 3600
-            for seconds in (sum(p.seconds for p in priced), makespan(both, devices.count))
-        )
+        fit = [price for price in priced if price.devices <= devices.count]
+        hours = sum(price.seconds for price in fit) / 3600
+        busy = makespan([(p.devices, p.seconds / p.devices) for p in fit], devices.count)
         yield (
             f"{count_noun(len(large), 'cell')} too large for one {devices.name}, and training of a "
             "cell over several devices is not implemented. If it were, with base, adapters and "
-            f"batch divided evenly, all cells would take {hours:.1f} GPU hours and about "
-            f"{busy:.1f} hours"
+            f"batch divided evenly, {count_noun(len(fit), 'cell')} would fit, and take {hours:.1f} "
+            f"GPU hours and about {_duration(busy)}"
         )
     row, step = devices.row, ACHIEVED_SHARE
     yield (
