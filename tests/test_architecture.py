@@ -14,7 +14,7 @@ Edges = set[tuple[str, str]]
 
 @pytest.fixture(scope="module")
 def imports() -> Edges:
-    """Which package of ``study`` imports which, by name. ``python -m study`` only starts ``cli``."""
+    """Which package of ``study`` imports which, by name. ``__main__`` only starts ``cli``."""
     graph = grimp.build_graph("study", cache_dir=None)
     modules = graph.modules - {"study", "study.__main__"}
     package = {module: module.split(".")[1] for module in modules}
