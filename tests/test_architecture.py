@@ -14,9 +14,10 @@ Edges = set[tuple[str, str]]
 
 @pytest.fixture(scope="module")
 def imports() -> Edges:
-    """Which package of ``study`` imports which, by name."""
+    """Which package of ``study`` imports which, by name. ``__main__`` only starts ``cli``."""
     graph = grimp.build_graph("study", cache_dir=None)
-    package = {module: module.split(".")[1] for module in graph.modules if "." in module}
+    modules = graph.modules - {"study", "study.__main__"}
+    package = {module: module.split(".")[1] for module in modules}
     found = {
         (package[importer], package[imported])
         for importer in package

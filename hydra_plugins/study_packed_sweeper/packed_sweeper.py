@@ -68,8 +68,9 @@ class PackedSweeper(Sweeper):
         """
         # Imported here, because Hydra imports every plugin at start-up.
         from study.config.compose import compose, search_path
-        from study.sweeps.app import PLAN_KEY, job_overrides
+        from study.sweeps.app import PLAN_KEY, job_overrides, planned_for
         from study.sweeps.imports import without_collections
+        from study.sweeps.launchers import parallel_jobs
         from study.sweeps.sharing import Outcome, train_all
 
         loader = self.hydra_context.config_loader
@@ -87,9 +88,11 @@ class PackedSweeper(Sweeper):
 
         cells = plan(configs)
         overrides = {cell.folder: shlex.join(own) for cell, own in zip(cells, grid, strict=True)}
-        packs = packed(to_train(cells))
+        at_a_time = configs[0].pack.devices or parallel_jobs(self.config.hydra.launcher)
+        packs = packed(to_train(cells), at_a_time)
         if PLAN_KEY in self.config:
-            return show_plan(cells, packs)
+            return show_plan(cells, packs, planned_for(self.config))
+        launch.check_weights(cells)
         launch.announce(cells, packs)
         returns: list[JobReturn] = []
 
@@ -101,7 +104,7 @@ class PackedSweeper(Sweeper):
                         [overrides[cell.folder] for cell in pack], agendas[pack[0].study_dir]
                     ),
                 ]
-                for pack in packed(free)
+                for pack in packed(free, at_a_time)
             ]
             with self._patience(launch.stopping_together(agendas.values())), launch.lost_workers():
                 ended = self.launcher.launch(jobs, initial_job_idx=len(returns))

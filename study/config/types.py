@@ -217,14 +217,16 @@ class ProbesConfig:
 class PackConfig:
     """How cells share a process and a forward pass.
 
-    - ``max_cells``: the most cells in one pack; null: no limit;
+    - ``max_cells``: the most cells in one pack; null: no limit; ``auto``: one pack per device;
+    - ``devices``: how many packs are trained at the same time; null: what the launcher says;
     - ``fold``: cells in one forward pass, a number or ``auto``;
     - ``memory_gb``: GiB that a process may use; null: most of the free memory;
     - ``compile``: whether plain steps run compiled (:mod:`study.models.compiled`). It changes
       rounding only.
     """
 
-    max_cells: int | None = bounded(Whole(1), None)
+    max_cells: Any = bounded(Whole(1, "auto"), None)
+    devices: int | None = bounded(Whole(1), None)
     memory_gb: float | None = bounded(Number(above=0.0, below=1e9), None)
     fold: Any = bounded(Whole(1, "auto"), "auto")
     compile: bool = False

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from study.config import ModelConfig
 from study.errors import StudyError, unknown
-from study.models import hf, smollm2, tiny
+from study.models import hf, shape, smollm2, tiny
 from study.models.received import Tensor
 from study.vocabulary.sources import MODELS
 
@@ -82,6 +82,11 @@ def _smollm2(config: ModelConfig) -> UnloadedModel:
 @finds("hf")
 def _hf(config: ModelConfig) -> UnloadedModel:
     return hf.find(str(config.path))
+
+
+@finds("shape")
+def _shape(config: ModelConfig) -> UnloadedModel:
+    return shape.find(str(config.path))
 
 
 @finds("tiny")

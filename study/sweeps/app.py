@@ -26,11 +26,15 @@ from study.config.hints import arranged
 from study.config.mistakes import as_study_errors
 from study.errors import StudyError
 from study.sweeps import signals
+from study.sweeps.fleet import Fleet, fleet
 from study.sweeps.imports import without_collections
+from study.sweeps.launchers import visible_gpus
 from study.sweeps.sharing import Outcome, StopRequest, train_all
 
 PLAN_FLAG, PLAN_KEY = "--plan", "plan_only"
 """Hydra's parser accepts no flags but its own, so ours travels as a key that no cell has."""
+HERE = "here"
+"""The value of that key for a plan for this machine."""
 _CELLS, _AGENDA = "cells", "agenda"
 """The keys of a job: the overrides of its cells, and the agenda of its sweep."""
 
@@ -43,18 +47,25 @@ def _reference(_root_: DictConfig) -> str:
 
 OmegaConf.register_new_resolver("reference", _reference, replace=True)
 """For the help of ``study train``: ``${reference:}`` is the reference of all keys."""
+OmegaConf.register_new_resolver("gpus", visible_gpus, replace=True)
+"""For ``conf/launcher``: ``${gpus:}`` is the number of GPUs that this process sees, at least 1."""
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run ``study train`` with Hydra's command line, and ``--plan``, which trains nothing.
 
+    ``--plan=8xh100`` plans for other devices than this machine's (:mod:`study.sweeps.fleet`).
+
     Raises :class:`StudyError` for every mistake of the user, including those that Hydra reports.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions arrive unchanged; they become lines below
-    plan_only = PLAN_FLAG in arguments
+    plans = [text for text in arguments if text.partition("=")[0] == PLAN_FLAG]
     check_lengths(arguments)
-    own = arranged([argument for argument in arguments if argument != PLAN_FLAG])
-    sys.argv = [sys.argv[0], *own, *([f"+{PLAN_KEY}=true"] if plan_only else [])]
+    own = arranged([argument for argument in arguments if argument not in plans])
+    asked = [text.partition("=")[2] for text in plans]
+    for text in filter(None, asked):
+        fleet(text)
+    sys.argv = [sys.argv[0], *own, *(f"+{PLAN_KEY}={text or HERE}" for text in asked[-1:])]
     mistakes: list[str | None] = []
 
     def task(composed: DictConfig) -> Outcome:
@@ -67,6 +78,12 @@ def main(arguments: Sequence[str]) -> None:
         app()
     for mistake in filter(None, mistakes):
         raise StudyError(mistake)
+
+
+def planned_for(composed: DictConfig) -> Fleet | None:
+    """The devices that ``--plan`` names; None for those of this machine."""
+    text = str(composed[PLAN_KEY])
+    return None if text == HERE else fleet(text)
 
 
 def job_overrides(cells: Sequence[str], agenda: Path) -> list[str]:
@@ -120,7 +137,8 @@ def _run_one(composed: DictConfig) -> None:
     cells = plan([config])
     packs = [pack] if (pack := to_train(cells)) else []
     if PLAN_KEY in composed:
-        return show_plan(cells, packs)
+        return show_plan(cells, packs, planned_for(composed))
+    launch.check_weights(cells)
     launch.announce(cells, packs)
     with launch.on_agenda(packs) as agendas:
         train_all(cells, lambda free: [train_pack(free, agendas[free[0].study_dir])])

@@ -47,6 +47,7 @@ class Estimate:
 
     ``logits_bytes``: of the logits of its targets in one pass. A fold computes all logits in chunks
     (:mod:`study.training.loss`), so it never holds more than ``chunk_bytes`` of them.
+    ``activation_bytes``: the part of ``own_bytes`` that its activations take.
     """
 
     base_bytes: int
@@ -55,6 +56,7 @@ class Estimate:
     logits_bytes: int = 0
     chunk_bytes: int = 0
     weights: int = 0
+    activation_bytes: int = 0
 
     def seconds(self, rate: float) -> float:
         """The time it should take at a matmul rate in FLOP/s."""
@@ -101,13 +103,15 @@ def estimate(
     adapted = [linears[layer] for layer in layers if layer in linears]
     adapters = _adapter_cost(config, adapted, tokens, contraction)
     adapters += _expert_cost(config, [experts[layer] for layer in layers if layer in experts])
+    activations = _activation_bytes(config, adapters, above, tokens)
     return Estimate(
         base_bytes=card.parameters * (config.model.quant_bits or _bits(config)) // 8,
-        own_bytes=_own_bytes(config, adapters, above, tokens),
+        own_bytes=_state_bytes(config, adapters) + activations,
         flops=_flops(config, card, adapters, above, tokens, supervised),
         logits_bytes=LOGITS_KEPT * FLOAT * _logits(config, card, supervised),
         chunk_bytes=LOGITS_KEPT * FLOAT * LOGITS[device],
         weights=adapters.weights,
+        activation_bytes=activations,
     )
 
 
@@ -147,17 +151,21 @@ def _expert_cost(config: CellConfig, adapted: list[tuple[int, int, int]]) -> _Ad
     return _AdapterCost(weights, 6.0 * passes * rank * merged, merged, 0)
 
 
-def _own_bytes(
-    config: CellConfig, adapters: _AdapterCost, above: list[tuple[int, int]], tokens: int
-) -> int:
+def _state_bytes(config: CellConfig, adapters: _AdapterCost) -> int:
+    """Of adapters, their gradients, the optimizer's state, and what products and probes keep."""
     sites = chosen("probes.sites", config.probes.sites, SITES)
     updates = bool(probe_steps(config)) and bool({*UPDATES, "adapter_update"} & set(sites))
     copies = 2 + OPTIMIZERS[config.optimizer.name].states + updates
     casts = adapters.weights if config.precision == "bf16" else 0
+    return FLOAT * (copies * adapters.weights + adapters.kept) + casts * _bits(config) // 8
+
+
+def _activation_bytes(
+    config: CellConfig, adapters: _AdapterCost, above: list[tuple[int, int]], tokens: int
+) -> int:
     micro_tokens = math.ceil(tokens / config.train.accumulation)
     activations = micro_tokens * (sum(d + o for d, o in above) + adapters.hidden)
-    floats = FLOAT * (copies * adapters.weights + adapters.kept)
-    return floats + (casts + activations) * _bits(config) // 8
+    return activations * _bits(config) // 8
 
 
 def _logits(config: CellConfig, card: ModelCard, supervised: int) -> int:

@@ -17,6 +17,7 @@ from study.sweeps.cells import Cell
 from study.sweeps.cost import relative_cost, step_shares
 from study.sweeps.sharing import stop_file
 from study.sweeps.status import count_noun, counts
+from study.vocabulary.sources import MODELS
 from study.vocabulary.statuses import RESUMABLE
 
 _LOST = (
@@ -41,6 +42,16 @@ def announce(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]]) -> None:
     notices = [notice for c in cells for notice in (c.coverage.notice, late_probes(c.config))]
     for notice in dict.fromkeys(filter(None, notices)):
         print(notice, file=sys.stderr, flush=True)
+
+
+def check_weights(cells: Iterable[Cell]) -> None:
+    """Raises :class:`StudyError` for a base that has no weights, which serves plans only."""
+    for cell in cells:
+        if not MODELS[cell.config.model.name].has_weights:
+            raise StudyError(
+                f"model={cell.config.model.name} has no weights: add --plan, or train with "
+                "model=hf and model.path=<a folder or hub name with weights>"
+            )
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Cells to packs, and a pack's cells to folds."""
 
+import heapq
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
 from study.sweeps.cells import Cell
+from study.sweeps.cost import relative_cost
 from study.sweeps.estimate import Estimate, fold_bytes
 from study.sweeps.prepare import Prepared, PreparedPack
 from study.training.loop import train
@@ -20,21 +22,49 @@ FOLD_GAIN = 0.98
 """Doubling a fold must bring a cell's step under this share of its time, or it is not doubled."""
 
 
-def packs(cells: Sequence[Cell]) -> list[list[Cell]]:
+def packs(cells: Sequence[Cell], at_a_time: int = 1) -> list[list[Cell]]:
     """Group cells that can share a process: same base, data, shape of a step and loop.
 
     Each pack is ordered by rank. ``pack.max_cells`` bounds its size, so that a launcher with
-    several workers has several packs to distribute.
+    several workers has several packs to distribute. ``at_a_time``: the packs that the launcher
+    trains at the same time. With ``pack.max_cells=auto`` there are as many, of about the same cost.
     """
     groups: list[list[Cell]] = []
+    costs = {id(cell): relative_cost(cell.config, cell.card) for cell in cells if _is_dealt(cell)}
     for _, group in groupby(sorted(cells, key=_shared), key=_shared):
         ordered = sorted(group, key=lambda cell: cell.config.adapter.rank)
+        if _is_dealt(ordered[0]):
+            share = sum(costs[id(cell)] for cell in ordered) / sum(costs.values())
+            own = [costs[id(cell)] for cell in ordered]
+            dealt = deal(own, max(1, round(share * at_a_time)))
+            groups += [[ordered[place] for place in pack] for pack in dealt]
+            continue
         size = ordered[0].config.pack.max_cells or len(ordered)
         # Every n-th cell: packs then cost about the same. Contiguous packs would put all high
         # ranks into the last one.
         count = -(-len(ordered) // size)
         groups += [ordered[start::count] for start in range(count)]
-    return groups
+    # A launcher starts packs in this order: the longest first, so that none is left to the end.
+    return sorted(groups, key=lambda pack: -sum(costs.get(id(cell), 0.0) for cell in pack))
+
+
+def deal(costs: Sequence[float], hands: int) -> list[list[int]]:
+    """Places of ``costs`` in at most ``hands`` lists of about the same sum, the largest sum first.
+
+    The largest cost goes first, and each to the list with the least so far: the largest sum is then
+    at most a third above the best possible (Graham 1969, Theorem 2).
+    """
+    dealt: list[list[int]] = [[] for _ in range(min(hands, len(costs)))]
+    least = [(0.0, hand) for hand in range(len(dealt))]
+    for place in sorted(range(len(costs)), key=lambda place: -costs[place]):
+        total, hand = heapq.heappop(least)
+        dealt[hand].append(place)
+        heapq.heappush(least, (total + costs[place], hand))
+    return [sorted(dealt[hand]) for _, hand in sorted(least, reverse=True)]
+
+
+def _is_dealt(cell: Cell) -> bool:
+    return bool(cell.config.pack.max_cells == "auto")
 
 
 def folds(pack: PreparedPack, base: FrozenBase) -> Iterator[Sequence[Prepared]]:

@@ -1,4 +1,8 @@
-"""``study train --plan``: what a sweep would take. Trains nothing."""
+"""``study train --plan``: what a sweep would take. Trains nothing.
+
+``--plan`` alone plans for this machine: it reads the data and measures the speed of products.
+``--plan=8xh100`` prices the sweep for devices that need not be here (:mod:`study.sweeps.price`).
+"""
 
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -8,19 +12,32 @@ from rich.table import Table
 
 from study.sweeps.cells import Cell
 from study.sweeps.datasets import data_name
-from study.sweeps.estimate import fold_bytes
+from study.sweeps.estimate import ACHIEVED_SHARE, fold_bytes
+from study.sweeps.fleet import Fleet
 from study.sweeps.launch import announce
 from study.sweeps.prepare import PreparedPack, prepare
+from study.sweeps.price import CellPrice, cell_price, disk_price, makespan
+from study.sweeps.status import count_noun
 from study.training.devices import matmul_rate
+from study.vocabulary.devices import MATMUL_SHARE
 
 WIDTH = 120
 
 
-def show_plan(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]]) -> None:
-    """Print what the packs will take on stdout: cells, FLOPs, memory and time."""
+def show_plan(
+    cells: Sequence[Cell], packs: Sequence[Sequence[Cell]], devices: Fleet | None = None
+) -> None:
+    """Print what the packs will take on stdout: cells, FLOPs, memory, time and bytes on disk.
+
+    ``devices``: those to price the sweep for; None: this machine's.
+    """
     announce(cells, packs)
+    todo = [cell for pack in packs for cell in pack]
+    if devices:
+        print("\n".join([render_price(todo, devices), *disk_lines(todo)]))
+        return
     prepared = [prepare(pack) for pack in packs]
-    print("\n".join([render_plan(prepared), *data_lines(prepared)]))
+    print("\n".join([render_plan(prepared), *data_lines(prepared), *disk_lines(todo)]))
 
 
 def data_lines(packs: Sequence[PreparedPack]) -> list[str]:
@@ -64,13 +81,85 @@ def render_plan(packs: Sequence[PreparedPack]) -> str:
             f"{pack.memory / 2**30:.1f}",
             _duration(seconds),
         )
+    rate = matmul_rate(packs[0].device) / 1e9 if packs else 0.0
+    lines = _printed(table)
+    lines += [f"all packs: about {_duration(total)} at half of the measured {rate:.0f} GFLOP/s"]
+    return "\n".join(lines)
+
+
+def render_price(cells: Sequence[Cell], devices: Fleet) -> str:
+    """A table with a line for each rank, and the hours of all cells on ``devices``."""
+    columns = ("rank", "cells", "PFLOP a cell", "hours a cell", "base GB", "adapter GB")
+    table = Table(*columns, "activations GB", "devices a cell", box=None)
+    priced = [cell_price(cell, devices) for cell in cells]
+    for rank in sorted({price.cell.config.adapter.rank for price in priced}):
+        own = [price for price in priced if price.cell.config.adapter.rank == rank]
+        most = max(own, key=lambda price: fold_bytes([price.need]))
+        need = most.need
+        table.add_row(
+            f"{rank:g}",
+            str(len(own)),
+            f"{max(price.need.flops for price in own) / 1e15:.3g}",
+            f"{max(price.seconds for price in own) / 3600:.2f}",
+            f"{need.base_bytes / 2**30:.1f}",
+            f"{(need.own_bytes - need.activation_bytes) / 2**30:.1f}",
+            f"{need.activation_bytes / 2**30:.1f}",
+            str(most.devices),
+        )
+    return "\n".join([*_printed(table), *_hours(priced, devices)])
+
+
+def _hours(priced: Sequence[CellPrice], devices: Fleet) -> Iterator[str]:
+    alone = [price for price in priced if price.devices == 1]
+    hours = sum(price.seconds for price in alone) / 3600
+    busy = makespan([(1, price.seconds) for price in alone], devices.count)
+    yield (
+        f"{count_noun(len(alone), 'cell')}, one on a device: {hours:.1f} GPU hours; on "
+        f"{devices.count} {devices.name} about {_duration(busy)}, the longest first"
+    )
+    if large := [price for price in priced if price.devices > 1]:
+        fit = [price for price in priced if price.devices <= devices.count]
+        hours = sum(price.seconds for price in fit) / 3600
+        busy = makespan([(p.devices, p.seconds / p.devices) for p in fit], devices.count)
+        yield (
+            f"{count_noun(len(large), 'cell')} too large for one {devices.name}, and training of a "
+            "cell over several devices is not implemented. If it were, with base, adapters and "
+            f"batch divided evenly, {count_noun(len(fit), 'cell')} would fit, and take {hours:.1f} "
+            f"GPU hours and about {_duration(busy)}"
+        )
+    row, step = devices.row, ACHIEVED_SHARE
+    yield (
+        f"assumed: {row.label} with {row.gib:g} GiB; {MATMUL_SHARE:.0%} of the data sheet's peak "
+        f"({row.bf16:g} TFLOP/s in bf16, {row.float32:g} in float32) in large products, and "
+        f"{step:.0%} of that in a step; every sequence is full; loading is not counted"
+    )
+
+
+def disk_lines(cells: Sequence[Cell]) -> Iterator[str]:
+    """What the cells write to disk, in one line."""
+    price = disk_price(cells)
+    if not cells:
+        return
+    yield (
+        f"on disk: about {_size(price.tables)} of tables and records, {_size(price.adapters)} of "
+        f"adapters, and up to {_size(price.checkpoints)} of checkpoints for each cell in training"
+    )
+
+
+def _size(nbytes: float) -> str:
+    """``1.5 GB``: in powers of 1000, as disks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000:
+            return f"{nbytes:.3g} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.3g} TB"
+
+
+def _printed(table: Table) -> list[str]:
     console = Console(width=WIDTH)
     with console.capture() as capture:
         console.print(table)
-    rate = matmul_rate(packs[0].device) / 1e9 if packs else 0.0
-    lines = [line.rstrip() for line in capture.get().splitlines()]
-    lines += [f"all packs: about {_duration(total)} at half of the measured {rate:.0f} GFLOP/s"]
-    return "\n".join(lines)
+    return [line.rstrip() for line in capture.get().splitlines()]
 
 
 def _duration(seconds: float) -> str:

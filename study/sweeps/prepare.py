@@ -39,17 +39,21 @@ class PreparedPack:
         return self.cells[0].cell.config
 
 
-def prepare(pack: Sequence[Cell], held: int = 0) -> PreparedPack:
+def prepare(
+    pack: Sequence[Cell], held: int = 0, device: torch.device | None = None
+) -> PreparedPack:
     """Read the data of a pack and estimate every cell. Loads no weights.
 
-    ``held``: bytes of the base that this process holds already.
+    ``held``: bytes of the base that this process holds already. ``device``: where it will train;
+    None: what its configuration asks for.
 
     Raises :class:`StudyError` if the device is absent, if the base lacks a token of the data, if
     answers are asked for and no held-out row is a question, and if ``pack.memory_gb`` or the memory
     of the machine is too little for one of the cells alone.
     """
     config = pack[0].config
-    device, corpus = choose_device(config.device), build_pack_corpus(config)
+    device = device or choose_device(config.device)
+    corpus = build_pack_corpus(config)
     corpus.check_tokens(pack[0].card.vocabulary, pack[0].card.name)
     _check_questions(config, corpus)
     cells = [_prepare_cell(cell, corpus, device) for cell in pack]

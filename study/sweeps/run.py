@@ -27,6 +27,7 @@ from study.store import (
 from study.sweeps import signals
 from study.sweeps.cells import Cell
 from study.sweeps.checkpointing import newest
+from study.sweeps.devices import others_wait, own_device
 from study.sweeps.packs import folds
 from study.sweeps.prepare import Prepared, PreparedPack, prepare
 from study.sweeps.progress import Display
@@ -61,8 +62,21 @@ def train_pack(pack: Sequence[Cell], agenda: Path | None = None) -> Outcome:
     if not todo or must_stop():
         return Outcome(signum=signals.asked())
     keep_freed_memory()
-    prepared = prepare(todo, held_bytes())
-    base = loaded_base(prepared.config, prepared.device)
+    with own_device(todo[0].config.device, must_stop) as device:
+        if device is None:
+            return Outcome(signum=signals.asked())
+        outcome = _train_on(device, todo, agenda, must_stop)
+        if device.type == "cuda" and others_wait():
+            forget_base()
+            release_memory(device)
+    return outcome
+
+
+def _train_on(
+    device: torch.device, todo: Sequence[Cell], agenda: Path | None, must_stop: StopRequest
+) -> Outcome:
+    prepared = prepare(todo, held_bytes(), device)
+    base = loaded_base(prepared.config, device)
     labels = {cell.id: cell.label for cell in todo}
     with (
         Display(todo[0].study_dir, labels, prepared.config.train.steps, agenda) as display,

@@ -11,19 +11,22 @@ from dataclasses import dataclass
 class Source:
     """- ``reads_path``: whether the user names a file, a folder or a hub repository;
     - ``offered``: whether messages offer it. An earlier name is understood and not offered;
-    - ``has_width``: whether the user chooses its width.
+    - ``has_width``: whether the user chooses its width;
+    - ``has_weights``: whether it can be trained. One without serves plans only.
     """
 
     label: str
     reads_path: bool = False
     offered: bool = True
     has_width: bool = False
+    has_weights: bool = True
 
 
 MODELS: dict[str, Source] = {
     "smollm2": Source("SmolLM2"),
     "hf": Source("a causal LM of transformers", reads_path=True),
     "tiny": Source("a tiny random Llama", has_width=True),
+    "shape": Source("a model without weights", reads_path=True, has_weights=False),
 }
 
 DATASETS: dict[str, Source] = {

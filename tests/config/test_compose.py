@@ -158,3 +158,11 @@ def test_a_mistake_of_any_cell_has_the_message_of_hydra(loader: ConfigLoader, mi
     with pytest.raises(MISTAKES) as caught:
         by_hydra(loader, ["model=tiny", mistake])
     assert messages == {str(caught.value)}
+
+
+def test_a_preset_sets_keys_of_the_main_file_and_the_command_line_sets_them_again(
+    loader: ConfigLoader,
+) -> None:
+    assert by_hydra(loader, ["preset=gpu"]).precision == "bf16"
+    assert by_hydra(loader, ["preset=gpu", "precision=float32"]).precision == "float32"
+    assert by_hydra(loader, ["experiment=quick", "preset=gpu"]).precision == "bf16"

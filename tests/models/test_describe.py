@@ -91,7 +91,8 @@ def test_every_model_has_a_finder() -> None:
 
 
 def test_unknown_model() -> None:
-    assert error_of(ModelConfig("llama")) == "unknown model 'llama': choose from smollm2, hf, tiny"
+    choices = "smollm2, hf, tiny, shape"
+    assert error_of(ModelConfig("llama")) == f"unknown model 'llama': choose from {choices}"
 
 
 def test_tiny_takes_no_path(tiny_folder: Path) -> None:

@@ -100,7 +100,7 @@ def test_the_second_pack_of_a_process_knows_the_base_that_is_loaded(
     held = []
     real = sweep.prepare
     monkeypatch.setattr(
-        sweep, "prepare", lambda pack, bytes_: held.append(bytes_) or real(pack, bytes_)
+        sweep, "prepare", lambda pack, bytes_, on: held.append(bytes_) or real(pack, bytes_, on)
     )
     for one in cells[:2]:
         sweep.run([one])
