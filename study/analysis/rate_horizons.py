@@ -72,8 +72,9 @@ def exponents_against_rho(rates: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame()
     rows = []
     for _, rule in rates.groupby(numbered(rates, ("horizon", *OF_A_RULE))):
-        [row] = rate_transfer(rule.drop(columns="horizon")).to_dict("records")
-        rows.append({**row, "horizon": rule["horizon"].iloc[0], **_rho_and_theory(rule)})
+        [found] = rate_transfer(rule.drop(columns="horizon")).to_dict("records")
+        row = {str(name): value for name, value in found.items()}
+        rows.append(row | {"horizon": rule["horizon"].iloc[0], **_rho_and_theory(rule)})
     return pd.DataFrame(rows)
 
 

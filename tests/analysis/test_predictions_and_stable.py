@@ -387,9 +387,8 @@ def test_one_rank_gives_empty_tables(study: Study) -> None:
 def test_a_curve_is_predicted_from_its_own_alignments(study: Study) -> None:
     """A large learning rate changes r_align; the prediction at a small one must not change."""
     cells, probes = study(LAWS, steps=(0, 1), scaling="rslora", lr=(1e-6, 1e-1))
-    wild = (
-        probes["cell_id"].astype(str).isin(set(cells.loc[cells["lr"] > 1e-3, "cell_id"])).to_numpy()
-    )
+    large = set(cells.loc[cells["lr"] > 1e-3, "cell_id"])
+    wild = probes["cell_id"].astype(str).isin(large).to_numpy()
     probes = recorded(probes)
     probes.loc[wild, "r_align"] *= 50
     table = with_predictions(fit_exponents(cells, probes), cells, metrics_of(cells), probes)
