@@ -22,7 +22,8 @@ def _sgd() -> str:
     descent = _found(P_STAR_STUDY, what=P_STAR, optimizer="sgd", step=0, **DESCENT)
     output = _found(P_STAR_STUDY, what=P_STAR_LIMIT, optimizer="sgd", **FORWARD)
     return (
-        "**Under SGD, rsLoRA is right.** The p at which a first step lowers the loss equally at "
+        "**Under SGD, outputs do not depend on the rank at γ = α/√r, as rsLoRA proves.** The p at "
+        "which a first step lowers the loss equally at "
         f"every rank is {descent}, and the p at which the adapters' output does not depend on the "
         f"rank is {output} once the finite ranks are corrected for. After 40 steps, the output "
         f"on held-out inputs goes as r to the power {_trained('sgd', 0.5)} at γ = α/√r and "
@@ -70,8 +71,8 @@ def _muon() -> str:
     others = _found(HISTORY, what=P_STAR, optimizer="lion", step=0, **DESCENT)
     return (
         "**Other optimizers belong to one of three families.** Lion, RMSprop and Adafactor act as "
-        f"Adam does (Lion: {others}). Muon, whose updates have equal singular values, has "
-        f"p\\* = {descent}."
+        f"Adam does (Lion: {others}). The update of Muon has equal singular values. With torch's "
+        f"factor √(rows/columns) on it, its p\\* is {descent} over the ranks measured."
     )
 
 
