@@ -125,13 +125,16 @@ def distance_table(distances: pd.DataFrame) -> str:
     fits = exponents(distances)
     pooled = (fits["layer"] == MEAN_LOG) & (fits["kind"] == ALL_KINDS)
     rows = fits[(pooled | (fits["site"] == LOSS)) & (fits["step"] == fits["step"].max())]
+    has_several_eps = "eps" in rows and rows["eps"].nunique() > 1
+    order = ["site", *(["eps"] if has_several_eps else []), "run"]
     body = [
         [
             MEASURES[str(row.site)],
-            f"{row.run}, ranks {row.rank_min:.0f} to {row.rank_max:.0f}",
+            f"{row.run}, ranks {row.rank_min:.0f} to {row.rank_max:.0f}"
+            + (f", eps {row.eps:g}" if has_several_eps else ""),
             interval_text(row.exponent, row.ci_low, row.ci_high, places=3),
         ]
-        for row in row_list(rows.sort_values(["site", "run"]))
+        for row in row_list(rows.sort_values(order))
     ]
     return table(["distance", "run", f"exponent at step {rows['step'].max():.0f}"], body)
 

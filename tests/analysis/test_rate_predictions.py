@@ -102,7 +102,7 @@ def test_no_prediction_without_theory() -> None:
         ("adamw", "orthogonal"),
         ("adamw", "imported"),
         ("someone's", "kaiming"),
-        ("adafactor", "kaiming"),
+        ("muon", "kaiming"),
     ):
         found = predicted_interval(log_moves(runs(optimizer, 0.5, init), NONE), optimizer)
         assert all(map(math.isnan, found)), (optimizer, init)

@@ -16,6 +16,7 @@ from benchmarks.inference.figure import infer_cost
 from benchmarks.training.figure import speed
 from docs.blocks import study_tables, table
 from study.figures import FIGURES, Absent, draw_all
+from tests.figures import test_alpha, test_local_slopes, test_rate_exponents
 from tests.figures.checklist import contrast, problems
 from tests.figures.test_conditions import lazy
 from tests.figures.test_learning_rates import sweep
@@ -141,8 +142,16 @@ FREE = {"optimizer": "sgd", "exponent": np.nan, "lr": 0.1, "alpha": 16.0, "init"
 """What the table of distances says of a run that is no cell."""
 
 
+OF_ONE_FIGURE = {
+    "loss_against_alpha": test_alpha.swept,
+    "local_slopes_by_width": lambda: test_local_slopes.study_of((64, 256)),
+    "rate_exponent_vs_rho": test_rate_exponents.study,
+}
+"""Studies that have data for one figure only."""
+
+
 def test_every_figure_is_drawn_and_passes(studies: list[SimpleNamespace]) -> None:
-    drawn = {}
+    drawn = {name: problems(FIGURES[name](make())) for name, make in OF_ONE_FIGURE.items()}
     for tables in studies:
         for name, draw in FIGURES.items():
             if name not in drawn:

@@ -22,6 +22,7 @@ from study.vocabulary import scaling
 from study.vocabulary.quantities import PRIMARY, WEIGHT_CHANGE
 from study.vocabulary.scaling import RULES
 from tests.figures.checklist import contrast
+from tests.figures.test_every_figure import PLAIN
 
 LORA, RSLORA, POWER = Rule.of("lora", None), Rule.of("rslora", None), Rule.of("power", 0.75)
 RANKS = [4.0 * 2**k for k in range(10)]
@@ -201,7 +202,7 @@ def test_the_callers_rcparams_have_no_effect_and_are_restored(
     assert garish == plain
 
 
-@pytest.mark.parametrize("name", list(FIGURES)[:7])
+@pytest.mark.parametrize("name", PLAIN)
 def test_a_figure_drawn_later_under_other_rcparams_looks_the_same(
     name: str, small: SimpleNamespace
 ) -> None:
