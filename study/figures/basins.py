@@ -22,7 +22,7 @@ ABOVE_START = 0.15
 def learning_rate_basins(tables: Tables) -> Figure:
     """Final held-out loss against the learning rate, one panel per rule and one line per rank.
     Large markers show the best learning rate of each rank, among those that all ranks and seeds of
-    the rule were run at.
+    the rule were run at, or among the rank's own if every rank has its own.
 
     An open marker is at an edge of the grid: the best rate may lie outside. Lines are means over
     seeds.
@@ -66,17 +66,23 @@ def learning_rate_basins(tables: Tables) -> Figure:
         f"Lines: mean over {seeds} seeds; bands: their range." if seeds > 1 else "",
         f"{best}; open: at an edge of the grid." if edges else f"{best}.",
         "×: diverged, or loss above the panel." if crosses else "",
-        "The best is among the rates that all ranks were run at." if _uneven(shown) else "",
+        _candidates(shown),
         left_out,
         rules_left_out([sweep.family for sweep in shown], MOST_RULES),
         shown=shown,
     )
 
 
-def _uneven(shown: list[Sweep]) -> bool:
-    """Whether some ranks were run at rates that others of the same rule were not."""
-    every = [sweep.of(rule) for sweep in shown for rule in sweep.family.rules]
-    return any(len(common_rates(cells)) < cells["lr"].nunique() for cells in every if len(cells))
+def _candidates(shown: list[Sweep]) -> str:
+    """Which rates the best one is among, if ranks of a rule were run at different rates."""
+    rules = [(sweep, rule) for sweep in shown for rule in sweep.family.rules]
+    rules = [(sweep, rule) for sweep, rule in rules if len(sweep.of(rule))]
+    if any(sweep.has_own_rates(rule) for sweep, rule in rules):
+        return "Each rank has rates of its own."
+    uneven = (
+        len(common_rates(sweep.of(rule))) < sweep.of(rule)["lr"].nunique() for sweep, rule in rules
+    )
+    return "The best is among the rates that all ranks were run at." if any(uneven) else ""
 
 
 def y_range(sweep: Sweep) -> tuple[float, float]:
@@ -162,15 +168,33 @@ def _draw_best(ax: Axes, sweep: Sweep, rule: Rule, rank: float) -> bool:
     return edge
 
 
+MOST_LABELLED = 12
+"""Of more rates than these, the axis labels round numbers."""
+
+
 def rate_axis(ax: Axes, rates: Sequence[float]) -> None:
     """A logarithmic axis that ends with the rates, with at most about five labels."""
     ax.set_xscale("log")
-    powers = [k for k in range(-12, 7) if rates[0] * 0.99 <= 10.0**k <= rates[-1] * 1.01]
-    labelled = {10.0**k: f"$10^{{{k}}}$" for k in powers}
-    if len(labelled) < 3:
+    labelled = _round(rates, (1,))
+    many = len(rates) > MOST_LABELLED
+    if len(labelled) < 2 and many:
+        labelled = _round(rates, (1, 3))
+    elif len(labelled) < 3 and not many:
         labelled = {rate: style.decimal(rate) for rate in rates}
     ticks = list(labelled)[:: math.ceil(len(labelled) / 5)]
     ax.xaxis.set_major_locator(FixedLocator(ticks))
     ax.xaxis.set_major_formatter(FixedFormatter([labelled[tick] for tick in ticks]))
-    ax.xaxis.set_minor_locator(FixedLocator(rates))
+    ax.xaxis.set_minor_locator(FixedLocator(rates if len(rates) <= MOST_LABELLED else []))
     ax.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _round(rates: Sequence[float], digits: Sequence[int]) -> dict[float, str]:
+    """The labels of the numbers ``digit x 10^k`` within the rates, ascending."""
+    found = {}
+    for power in range(-12, 7):
+        for digit in digits:
+            number = digit * 10.0**power
+            if rates[0] * 0.99 <= number <= rates[-1] * 1.01:
+                factor = "" if digit == 1 else rf"{digit} \times "
+                found[number] = f"${factor}10^{{{power}}}$"
+    return found

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 import pandas as pd
@@ -51,13 +52,23 @@ class Sweep:
         return pd.DataFrame({"mean": by.mean(), "low": by.min(), "high": by.max(), "whole": whole})
 
     def best(self, rule: Rule, rank: float) -> Tried:
-        """The best learning rate of a rank in the mean over seeds, as in the table ``losses``.
+        """The best learning rate of a rank in the mean over seeds.
 
-        NaN if a seed diverged at every rate, or if the ranks have fewer than two rates in common.
+        It is among the rates that all ranks share, as in the table ``losses``, or among the rank's
+        own (:meth:`has_own_rates`). NaN if a seed diverged at every rate, or if there are fewer
+        than two rates.
         """
         cells = self.of(rule)
-        rates = common_rates(cells)
-        return best_tried(cells[cells["rank"] == rank], rates if len(rates) > 1 else [])
+        own = cells[cells["rank"] == rank]
+        rates = common_rates(own if self.has_own_rates(rule) else cells)
+        return best_tried(own, rates if len(rates) > 1 else [])
+
+    def has_own_rates(self, rule: Rule) -> bool:
+        """Whether each of several ranks has rates of its own (:mod:`study.config.near_best`): those
+        of no rank contain those of another. In an interrupted sweep they do.
+        """
+        rates = self.of(rule).groupby("rank")["lr"].agg(frozenset).tolist()
+        return len(rates) > 1 and not any(a <= b for a, b in permutations(rates, 2))
 
 
 def sweeps(tables: Tables, free: Sequence[str] = ("lr",)) -> list[Sweep]:
