@@ -7,14 +7,13 @@ independent one per seed and rank (the draw of A).
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from study import load
+from docs.blocks import study_tables
 from study.analysis import fit_exponents, rank_effects, stable_exponents, with_verdicts
 from study.analysis.fits import Floats, Lines, Strands, fit_lines, t_critical
 from study.analysis.intervals import mean_interval
@@ -22,7 +21,6 @@ from study.analysis.predictions import with_predictions
 from study.theory import Layer, curve, measure_layer, predicted_exponent, slope
 from study.vocabulary.quantities import POOLINGS, PRIMARY
 
-REFERENCE = Path(__file__).parents[2] / "results/reference"
 RANKS = np.array([4.0, 16.0, 64.0, 256.0, 1024.0])
 MARGIN = math.log(1.5) / math.log(1024 / 4)
 Study = Callable[..., tuple[pd.DataFrame, pd.DataFrame]]
@@ -182,7 +180,7 @@ def test_committed_intervals_miss_predictions_where_rows_are_concentrated() -> N
     Fewer than 85 % of the intervals of delta_w hold the prediction. Those that miss it lie on the
     side of concentrated rows, and 19 in 20 hold the prediction for some concentration up to 0.6.
     """
-    tables = load(str(REFERENCE / "stable_exponent"))
+    tables = study_tables("stable_exponent")
     rows = tables.exponents.astype({"layer": str})
     here = (rows["site"] == "delta_w") & (rows["stat"] == "norm") & (rows["step"] == 1)
     here &= rows["optimizer"].isin(["signsgd", "adamw"]) & ~rows["layer"].isin(POOLINGS)

@@ -206,7 +206,7 @@ def test_a_thousand_cells_are_composed_once(
         "load_configuration",
         lambda *a, **k: composed.append(1) or original(*a, **k),
     )
-    monkeypatch.setattr(packing, "packs", lambda cells: pytest.fail(f"{len(cells)} planned"))
+    monkeypatch.setattr(packing, "packs", lambda cells, _: pytest.fail(f"{len(cells)} planned"))
     with pytest.raises(pytest.fail.Exception, match="1000 planned"):
         study_cli(
             "train",
@@ -247,7 +247,7 @@ BAD = {
     "optimzer=sgd": "optimzer",
     "adapter.rnk=4": "unknown key adapter.rnk: did you mean adapter.rank=4?",
     "train.steps=many": "train.steps",
-    "model=tinny": "choose from hf, smollm2, tiny",
+    "model=tinny": "choose from hf, shape, smollm2, tiny",
     "adapter.rank=[": "adapter.rank=[",
 }
 
