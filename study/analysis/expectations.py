@@ -13,7 +13,7 @@ symmetric; its longer half counts.
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ from study.analysis.loss_gaps import loss_gaps
 from study.analysis.rates import rate_transfer
 from study.analysis.shared import one_per_measurement, one_per_optimizer
 from study.analysis.stable import STABLE_COLUMNS, side_by_side
+from study.analysis.tables import AnalysedTables
 from study.analysis.verdicts import beyond, holm, tost
 from study.analysis.wording import setting_text
 from study.vocabulary.agreements import AGREES, DIFFERS
@@ -61,25 +62,6 @@ COLUMNS_OF = {
 """The columns of the value and its interval, in the table that holds it."""
 
 
-class Tables(Protocol):
-    """The tables of a study that expectations are about: ``study.load(folder)``."""
-
-    @property
-    def cells(self) -> pd.DataFrame: ...
-    @property
-    def metrics(self) -> pd.DataFrame: ...
-    @property
-    def probes(self) -> pd.DataFrame: ...
-    @property
-    def exponents(self) -> pd.DataFrame: ...
-    @property
-    def stable(self) -> pd.DataFrame: ...
-    @property
-    def rates(self) -> pd.DataFrame: ...
-    @property
-    def distances(self) -> pd.DataFrame: ...
-
-
 @dataclass(frozen=True)
 class Compared:
     """An expectation beside one curve that it is about.
@@ -101,7 +83,7 @@ class Compared:
     verdict: str
 
 
-def compare(expectations: Sequence[Expectation], tables: Tables) -> list[Compared]:
+def compare(expectations: Sequence[Expectation], tables: AnalysedTables) -> list[Compared]:
     """A row for each curve that an expectation matches, in the order of ``expectations``.
 
     An expectation without a curve has one row, which is ``not measured``.
@@ -134,7 +116,7 @@ _NOTHING: Row = dict.fromkeys(("value", "low", "high", "span"), math.nan) | {
 }
 
 
-def _table(what: str, tables: Tables) -> pd.DataFrame:
+def _table(what: str, tables: AnalysedTables) -> pd.DataFrame:
     """The table that holds the values of a kind of expectation, a row per curve."""
     if what == BEST_RATE:
         return rate_transfer(tables.rates)

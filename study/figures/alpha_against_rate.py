@@ -134,14 +134,7 @@ def _draw(ax: Axes, part: Part, rank: float, top: float) -> bool:
         lost = _lost(whole, by.mean(), top) * lr
         if len(lost):
             crosses = True
-            ax.plot(
-                lost,
-                np.full(len(lost), 1.0),
-                color=colour,
-                transform=ax.get_xaxis_transform(),
-                gid=f"cross {who}",
-                **{**style.CROSS, "markersize": 3.5},
-            )
+            style.crosses(ax, lost, colour, f"cross {who}")
     return crosses
 
 

@@ -131,14 +131,7 @@ def _draw_basin(ax: Axes, sweep: Sweep, rule: Rule, rank: float, top: float) -> 
         )
     lost = means.index[~means["whole"] | (means["mean"] > top)].to_numpy(float)
     if len(lost):
-        ax.plot(
-            lost,
-            np.full(len(lost), 1.0),
-            color=colour,
-            transform=ax.get_xaxis_transform(),
-            gid=f"cross {who}",
-            **{**style.CROSS, "markersize": 3.5},
-        )
+        style.crosses(ax, lost, colour, f"cross {who}")
     return len(lost) > 0
 
 

@@ -9,13 +9,14 @@ import numbers
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from study.analysis.grouping import NOT_A_CURVE, distinguishing, end_steps
+from study.analysis.tables import Tables as Tables
 from study.errors import StudyError, printable
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import MODEL_WIDE, TRAIN
@@ -26,22 +27,6 @@ T = TypeVar("T")
 
 MOST_NAMED = 3
 """Rules that a sentence names; more are counted."""
-
-
-class Tables(Protocol):
-    """The tables that every figure can read (DESIGN section 5): ``study.load(folder)``.
-
-    ``truncations`` and ``distances`` are optional.
-    """
-
-    @property
-    def cells(self) -> pd.DataFrame: ...
-    @property
-    def metrics(self) -> pd.DataFrame: ...
-    @property
-    def probes(self) -> pd.DataFrame: ...
-    @property
-    def exponents(self) -> pd.DataFrame: ...
 
 
 class Absent(StudyError):

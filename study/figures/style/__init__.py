@@ -8,6 +8,7 @@
 
 from study.figures.style.axes import (
     LogTicks,
+    crosses,
     decimal,
     hide,
     legend_above,
@@ -68,6 +69,7 @@ __all__ = [
     "RGBA",
     "LogTicks",
     "Look",
+    "crosses",
     "decimal",
     "figure",
     "finish",

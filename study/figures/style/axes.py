@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import (
     FixedLocator,
@@ -15,6 +16,8 @@ from matplotlib.ticker import (
     NullFormatter,
     NullLocator,
 )
+
+from study.figures.style.looks import CROSS
 
 TICK_INCHES = 0.3
 """Width of a four-digit tick label and a gap."""
@@ -176,3 +179,15 @@ def _is_short(value: float) -> bool:
 
 def _exponent(value: float) -> int:
     return math.floor(math.log10(value) + 1e-9)
+
+
+def crosses(ax: Axes, x: np.ndarray, colour: Any, gid: str) -> None:
+    """Crosses on the upper edge of a panel: runs that diverged, or whose values lie above it."""
+    ax.plot(
+        x,
+        np.full(len(x), 1.0),
+        color=colour,
+        transform=ax.get_xaxis_transform(),
+        gid=gid,
+        **{**CROSS, "markersize": 3.5},
+    )
