@@ -82,7 +82,7 @@ def settings(cells: pd.DataFrame) -> str:
         _one(cells, "alpha", "α = {:g}", "values of α"),
         _batch(cells),
         _seeds(cells),
-        _one(cells, "steps", "{:g} steps", "numbers of steps"),
+        _steps(cells),
     ]
     return ", ".join(part for part in parts if part)
 
@@ -95,6 +95,12 @@ def _one(
     if not found:
         return ""
     return printable(form.format(name(found[0]))) if len(found) == 1 else f"several {plural}"
+
+
+def _steps(cells: pd.DataFrame) -> str:
+    """``12 steps``, or ``1 step``."""
+    found = _one(cells, "steps", "{:g} steps", "numbers of steps")
+    return "1 step" if found == "1 steps" else found
 
 
 def _batch(cells: pd.DataFrame) -> str:

@@ -113,9 +113,7 @@ def _figure(
     shown, left_out = laws.measured(cells, rows[SERIES], MOST_ROWS)
     exponents = exponents_of(cells, rows)
     measures = [name for name in MEASURES if name in set(rows["measure"])]
-    settings = [
-        (one.family, step) for one in shown for step in dict.fromkeys([one.steps[0], one.steps[-1]])
-    ][:MOST_ROWS]
+    settings = _rows_of(shown)
     entries = min(max(len(family.rules) for family, _ in settings), laws.MOST_RULES) + 2
     page = style.figure(
         len(settings),
@@ -157,6 +155,17 @@ def _figure(
         left_out,
         shown=[family for family, _ in settings],
     )
+
+
+def _rows_of(shown: Sequence[laws.Measured]) -> list[tuple[Family, int]]:
+    """The setting and step of each row: the last step of every setting, and before it the first
+    step, of all settings if there is room, else of the first setting."""
+    firsts = shown if 2 * len(shown) <= MOST_ROWS else shown[:1]
+    rows = []
+    for one in shown:
+        steps = [one.steps[0], one.steps[-1]] if one in firsts else [one.steps[-1]]
+        rows += [(one.family, step) for step in dict.fromkeys(steps)]
+    return rows[:MOST_ROWS]
 
 
 def _laws(family: Family, rows: pd.DataFrame, exponents: pd.DataFrame, step: int) -> list[laws.Law]:

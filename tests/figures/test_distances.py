@@ -187,6 +187,22 @@ def test_the_legend_has_the_slope_and_the_formula(study) -> None:
     assert [ax.get_yscale() for ax in figure.axes] == ["log"] * 6
 
 
+def test_the_last_step_of_every_setting_is_shown(study, read) -> None:
+    copies = range(3)
+    tables = {
+        name: pd.concat(
+            [frame.assign(cell_id=frame["cell_id"].astype(str) + f"-{copy}") for copy in copies]
+        )
+        for name, frame in vars(study).items()
+        if len(frame)
+    }
+    tables["cells"]["lr"] = np.repeat([1e-3, 2e-3, 3e-3], len(study.cells))
+    figure = distance_to_infinite_rank(SimpleNamespace(**{**vars(study), **tables}))
+    rows = [part.get_suptitle() for part in figure.subfigs]
+    assert [row.rpartition(" ")[2] for row in rows if row] == ["1", "5", "5", "5"], rows
+    assert len(read.artists(figure, "known frobenius")) == 1
+
+
 def test_missing_distances_are_reported(study) -> None:
     without = SimpleNamespace(
         **{name: frame for name, frame in vars(study).items() if name != "distances"}

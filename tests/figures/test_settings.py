@@ -56,6 +56,7 @@ def test_every_setting_is_named() -> None:
         ),
         ({"sequence_length": [np.nan]}, "8 × 48 tokens", "8 sequences"),
         ({"seed": [0, 1, 1], "data_seed": [0, 0, 0]}, "1 seed", "2 seeds"),
+        ({"steps": [1]}, "12 steps", "1 step"),
         ({"steps": [12, 24]}, "12 steps", "several numbers of steps"),
         ({"alpha": [np.nan]}, "α = 16, ", ""),
     ],
