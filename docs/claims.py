@@ -223,6 +223,32 @@ CLAIMS: tuple[Claim, ...] = (
         "paper_fig5",
         _of(FACTOR, "adafactor", 0.5, "last", **GRADIENT),
     ),
+    *(
+        Claim(
+            text,
+            f"{RSLORA}: its ablation of the targets, {SECOND_HAND}",
+            "SmolLM2, AdamW, attention only, 40 steps",
+            "paper_attention",
+            where,
+        )
+        for text, where in (
+            (
+                "At γ = α/√r the gradient norm does not depend on the rank in training.",
+                _of(FACTOR, "adamw", 0.5, "last", **GRADIENT),
+            ),
+            (
+                "At γ = α/r the gradient norm collapses as the rank grows.",
+                _of(SLOPE, "adamw", 1, "last", **GRADIENT),
+            ),
+        )
+    ),
+    Claim(
+        "With A smaller by √r, a high rank learns less than a low one at γ = α/r.",
+        f"{RSLORA}: appendix B.3, {SECOND_HAND}; the size: {OWN}",
+        "SmolLM2, SGD, 40 steps",
+        "paper_b3",
+        _of(LOSS_GAP, "sgd", 1, "last"),
+    ),
     # Learning rates.
     *(
         Claim(
@@ -235,6 +261,7 @@ CLAIMS: tuple[Claim, ...] = (
         for model, study in (
             ("tiny", "learning_rate_rho_tiny"),
             ("SmolLM2", "learning_rate_rho"),
+            ("SmolLM2, 20 steps", "paper_learning_rate"),
         )
     ),
     *(
@@ -255,19 +282,17 @@ CLAIMS: tuple[Claim, ...] = (
         )
     ),
     # Alpha.
-    Claim(
-        "The best α goes as √r.",
-        LORA_ALPHA,
-        "tiny, AdamW, fixed learning rate",
-        "alpha_against_lr_tiny",
-        _of(BEST_ALPHA, "adamw"),
-    ),
-    Claim(
-        "A large α with a small learning rate gains what a large learning rate can't.",
-        LORA_ALPHA,
-        "tiny, AdamW",
-        "alpha_against_lr_tiny",
-        _of(ALPHA_GAP, "adamw"),
+    *(
+        Claim(text, LORA_ALPHA, f"{model}, AdamW{regime}", study, _of(what, "adamw"))
+        for text, regime, what in (
+            ("The best α goes as √r.", ", fixed learning rate", BEST_ALPHA),
+            (
+                "A large α with a small learning rate gains what a large learning rate can't.",
+                "",
+                ALPHA_GAP,
+            ),
+        )
+        for model, study in (("tiny", "alpha_against_lr_tiny"), ("SmolLM2", "alpha_against_lr"))
     ),
     # Other optimizers.
     *(

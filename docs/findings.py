@@ -14,6 +14,7 @@ import pandas as pd
 from docs.answer import answer
 from docs.blocks import PLOTS, ROOT, Block, NoTables, minus, study_tables
 from docs.claims import CLAIMS, LOWER, UNTESTED, Claim
+from docs.coverage import coverage
 from docs.evidence import compared, expectations, matching, records
 from docs.studies import STUDIES, Committed
 from study.analysis.distances import exponents
@@ -260,6 +261,7 @@ def _block(name: str) -> Callable[[], str]:
 BLOCKS: dict[str, Block] = {
     "findings-answer": answer,
     "claims": claims,
+    "coverage": coverage,
     "failed": failed,
     "open": still_open,
     "cost": cost,

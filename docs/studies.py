@@ -136,6 +136,14 @@ STUDIES: dict[str, Committed] = {
             in_sentences=True,
         ),
         Committed(
+            "paper_learning_rate",
+            "The paper's learning rates",
+            "Does rsLoRA of a high rank reach a lower loss than LoRA of a low rank at its best "
+            "learning rate? What does it cost to truncate the trained adapter?",
+            "learning_rate_basins",
+            ("truncated_losses",),
+        ),
+        Committed(
             "paper_attention",
             "The paper's appendix: attention only",
             "Does it matter that only attention is adapted?",
