@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.inference.costs import inference_costs
-from benchmarks.training.labels import LABELS
-from benchmarks.training.summary import OURS, markdown, medians
+from benchmarks.training.labels import LABELS, NOT_MEASURED
+from benchmarks.training.summary import OURS, limits, markdown, medians
 from docs.blocks import Block, minus
 from docs.blocks import table as read
 from study.report.markdown import table
@@ -34,7 +34,7 @@ def speed() -> str:
             f"`pack.compile=true`, rank {' · '.join(map(str, shown))}, against the tuned loop",
             *("", " · ".join(f"{ratio[rank]:.2f}" for rank in shown) + "×", ""),
         ],
-        ["GPU", *["not yet measured"] * 3],
+        ["GPU", *[NOT_MEASURED] * 3],
     ]
     return table(["SmolLM2, float32", LABELS["trainer"], LABELS["loop"], "ours"], body)
 
@@ -63,31 +63,14 @@ def _by_rank(name: str, rows: pd.DataFrame, ranks: Sequence[int] = (64, 1024, 20
 
 
 def sweep() -> str:
-    """Seconds of a step by rank, and the shares of the peak."""
+    """Seconds of a step by rank, and how close ours are to the limits."""
     rows = read("bench/sweep")
     steps = medians(rows, "rank")
     ways = ["alone", "loop", OURS, "trainer"]
     shown = steps[ways].rename(columns=LABELS)
     shown["tuned loop / ours"] = steps["loop"] / steps[OURS]
     shown["Trainer / ours"] = steps["trainer"] / steps[OURS]
-    return markdown(shown.join(_shares(rows[rows["way"] == OURS])), "rank")
-
-
-def _shares(rows: pd.DataFrame) -> pd.DataFrame:
-    """FLOPs of a step over what the best matrix product of the run does in its time, in %."""
-    steps = rows[rows["variant"] == "step"]
-    median = steps.groupby("rank")[
-        ["seconds", "base_flops", "adapter_flops", "factored_flops"]
-    ].median()
-    possible = median["seconds"] * steps["peak"].max() / 100
-    base = median["base_flops"]
-    return pd.DataFrame(
-        {
-            "% of peak": (base + median["adapter_flops"]) / possible,
-            "without adapters": base / possible,
-            "as if factored": (base + median["factored_flops"]) / possible,
-        }
-    )
+    return markdown(shown.join(limits(rows[rows["way"] == OURS])), "rank")
 
 
 def sweep_bars() -> str:
@@ -176,9 +159,28 @@ def short() -> str:
 def peak() -> str:
     """``52 to 57 %``: the share of the peak of plain steps at low ranks."""
     rows = read("bench/sweep")
-    share = _shares(rows[(rows["way"] == OURS)])["% of peak"]
+    share = limits(rows[rows["way"] == OURS])["% of peak"]
     low = share[share.index <= 64]
     return f"{low.min():.0f} to {low.max():.0f} %"
+
+
+def products() -> str:
+    """The goals for a step's time over that of its products alone."""
+    rows = read("bench/sweep")
+    over = limits(rows[rows["way"] == OURS])["step / its products"]
+    bars = (
+        ("ranks up to 64", over[over.index <= 64], 1.25),
+        (f"ranks from {HIGH}", over[over.index >= HIGH], 1.15),
+    )
+    return table(["", "step / its products", "bar", ""], [_most(*bar) for bar in bars])
+
+
+def _most(name: str, found: "pd.Series[float]", bar: float) -> list[str]:
+    """A row: the range of some ratios, and whether all are within the bar."""
+    if found.isna().any():
+        return [name, NOT_MEASURED, f"{bar:g}", ""]
+    met = "met" if found.max() <= bar else "**missed**"
+    return [name, f"{found.min():.2f} to {found.max():.2f}", f"{bar:g}", met]
 
 
 def probes() -> str:
@@ -254,6 +256,7 @@ BLOCKS: dict[str, Block] = {
     "compiled": compiled,
     "short": short,
     "peak": peak,
+    "products": products,
     "probes": probes,
     "inference": inference,
     "merged": merged,

@@ -1,4 +1,4 @@
-"""The work that an optimizer step does, in FLOPs of matrix products."""
+"""The work of an optimizer step in FLOPs of matrix products, and how fast this machine does it."""
 
 import torch
 
@@ -7,16 +7,18 @@ from study.config import CellConfig
 from study.training.devices import measure_matmul_rate
 from study.training.run import Run
 
+from .products import Products
 from .ways import base_and_corpus
 
 
-def step_flops(config: CellConfig) -> dict[str, float]:
-    """FLOPs of a step, and the device's matmul rate.
+def step_limits(config: CellConfig) -> dict[str, float]:
+    """The FLOPs of a step, and two limits of its speed, measured now.
 
     - ``base_flops``: frozen linears, the head on targets, attention's causal half;
     - ``adapter_flops``: the adapters in the form that we choose;
     - ``factored_flops``: the adapters as LoRA is usually computed;
-    - ``peak``: FLOP/s of the device's matrix product, measured now.
+    - ``products``: seconds of our step's products alone (:mod:`benchmarks.training.products`);
+    - ``peak``: FLOP/s of the device's square matrix product.
     """
     base, corpus = base_and_corpus(config)
     card, device = base.card, base.device
@@ -39,5 +41,6 @@ def step_flops(config: CellConfig) -> dict[str, float]:
         "base_flops": linears + 4.0 * run.supervised * card.head + attention,
         "adapter_flops": float(ours),
         "factored_flops": float(factored),
+        "products": Products.of_step(config).seconds(device),
         "peak": measure_matmul_rate(device, dtype),
     }

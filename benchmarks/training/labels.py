@@ -1,4 +1,4 @@
-"""The ways to train, as tables and figures name them. No torch and no PEFT, unlike ``ways.py``."""
+"""The words of tables and figures. No torch and no PEFT, unlike ``ways.py``."""
 
 LABELS = {
     "trainer": "PEFT + Trainer",
@@ -7,4 +7,6 @@ LABELS = {
     "packed": "ours, packed",
     "compiled": "ours, packed and compiled",
 }
-"""By the name of the way."""
+"""The ways to train, by the name of the way."""
+NOT_MEASURED = "not measured"
+"""What a table says where no number was measured."""

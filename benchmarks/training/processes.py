@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from omegaconf import OmegaConf
@@ -22,6 +22,7 @@ from study.models.card import checkpoint_of
 
 from .ways import WAYS, TimedRun, labelled_rows, options_of
 
+T = TypeVar("T")
 SHARED = (
     "model.name",
     "device",
@@ -33,27 +34,27 @@ SHARED = (
 """Keys that all cells of a command line share."""
 
 
-def train_here(way: str, config: CellConfig) -> TimedRun:
+def train(way: str, config: CellConfig) -> TimedRun:
     """Train ``config`` one way, in this process."""
     run = WAYS[way](config)
     run.micro_batches = config.train.accumulation
     return run
 
 
-def train_apart(way: str, config: CellConfig) -> TimedRun:
-    """Train ``config`` one way, in a process of its own with the machine's whole memory."""
-    return apart(partial(train_here, way), config)
+def here(measure: Callable[[CellConfig], T], config: CellConfig) -> T:
+    """``measure(config)`` in this process."""
+    return measure(config)
 
 
-def apart(train: Callable[[CellConfig], TimedRun], config: CellConfig) -> TimedRun:
-    """``train(config)`` in a process of its own.
+def apart(measure: Callable[[CellConfig], T], config: CellConfig) -> T:
+    """``measure(config)`` in a process of its own, with the machine's whole memory.
 
     If the system kills that process, as it does when memory runs out, the same step is tried again
     with twice as many micro-batches. Raises ``SystemExit`` if one sequence at a time does not fit.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
-            return pool.submit(train, config).result()
+            return pool.submit(measure, config).result()
         except BrokenProcessPool:
             size = config.train.batch_size
             if size == 1:
@@ -61,7 +62,7 @@ def apart(train: Callable[[CellConfig], TimedRun], config: CellConfig) -> TimedR
                     f"rank {config.adapter.rank} does not fit in this machine's memory"
                 ) from None
     halves = replace(config.train, batch_size=size // 2, accumulation=2 * config.train.accumulation)
-    return apart(train, replace(config, train=halves))
+    return apart(measure, replace(config, train=halves))
 
 
 def time_command(way: str, cells: Sequence[CellConfig]) -> float:

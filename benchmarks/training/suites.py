@@ -9,6 +9,7 @@ all of them.
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -17,9 +18,9 @@ import torch
 from study.config import CellConfig
 from study.training.devices import choose_device, describe_device
 
-from .flops import step_flops
+from .flops import step_limits
 from .listing import SUITES
-from .processes import time_command, train_apart, train_here
+from .processes import apart, here, time_command, train
 from .ways import TimedRun, base_and_corpus, cell, check_agreement, packed
 
 RULES = ("lora", "rslora")
@@ -65,7 +66,7 @@ def large_steps(size: Size) -> Iterator[Row]:
     high rank it takes most of a machine with 24 GiB.
     """
     cells = [size.cell(4096, rank) for rank in size.ranks]
-    yield from _compare("large-steps", ["loop", "packed"], cells, train_apart)
+    yield from _compare("large-steps", ["loop", "packed"], cells, apart)
 
 
 def compiled_steps(size: Size) -> Iterator[Row]:
@@ -182,17 +183,19 @@ def _compare(
     suite: str,
     ways: Sequence[str],
     cells: Sequence[CellConfig],
-    train: Callable[[str, CellConfig], TimedRun] = train_here,
+    measured: Callable[[Callable[[CellConfig], Any], CellConfig], Any] = here,
 ) -> Iterator[Row]:
     """Every cell in every way: a row for each step and one for the set-up.
+
+    ``measured``: in which process, :func:`here` or :func:`apart`.
 
     Raises ``SystemExit`` if the ways reach different losses.
     """
     for turn, config in enumerate(cells):
         order = [*ways[turn % len(ways) :], *ways[: turn % len(ways)]]
-        runs = [train(way, config) for way in order]
+        runs: list[TimedRun] = [measured(partial(train, way), config) for way in order]
         check_agreement(runs, config.precision)
-        counted = step_flops(config)
+        limits = measured(step_limits, config)
         for run in runs:
             shared = {"micro_batches": run.micro_batches}
             yield _row(suite, run.way, config, run.setup, variant="set-up", **shared)
@@ -200,19 +203,19 @@ def _compare(
                 # The first step also touches memory for the first time. It counts in the time of a
                 # sweep, not in the median of a step.
                 variant = "first step" if step == 0 else "step"
-                yield _row(suite, run.way, config, seconds, variant=variant, **shared, **counted)
+                yield _row(suite, run.way, config, seconds, variant=variant, **shared, **limits)
 
 
 def _row(
     suite: str, way: str, config: CellConfig, seconds: float, *, variant: str, **more: float
 ) -> Row:
-    train = config.train
+    step = config.train
     return {
         "suite": suite,
         "way": way,
         "rank": int(config.adapter.rank),
         "scaling": config.adapter.scaling,
-        "tokens": train.batch_size * train.accumulation * config.data.sequence_length,
+        "tokens": step.batch_size * step.accumulation * config.data.sequence_length,
         "precision": config.precision,
         "variant": variant,
         "seconds": seconds,

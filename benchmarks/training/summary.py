@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .labels import LABELS
+from .labels import LABELS, NOT_MEASURED
 
 OURS = "packed"
 
@@ -46,7 +46,7 @@ def _sweep(table: pd.DataFrame) -> str:
     shown = steps.rename(columns=LABELS)
     for way in others:
         shown[f"{LABELS[way]} / ours"] = steps[way] / steps[OURS]
-    shown = shown.join(_share_of_peak(table[table["way"] == OURS]))
+    shown = shown.join(limits(table[table["way"] == OURS]))
     return "\n".join(lines) + f"\n\nSeconds of a step, medians:\n\n{markdown(shown, 'rank')}"
 
 
@@ -65,28 +65,40 @@ def _compiled(table: pd.DataFrame) -> str:
     steps, firsts = medians(table, "rank"), table[table["variant"] == "first step"]
     shown = steps.rename(columns=LABELS)
     shown["tuned loop / compiled"] = steps["loop"] / steps["compiled"]
-    share = _share_of_peak(table[table["way"] == "compiled"])
-    shown["% of peak, compiled"] = share["% of peak"]
+    shown["% of peak, compiled"] = limits(table[table["way"] == "compiled"])["% of peak"]
     first = firsts.groupby(["rank", "way"])["seconds"].median().unstack("way")
     shown["first step, compiled"] = first["compiled"]
     saved = steps["packed"] - steps["compiled"]
-    shown["pays from step"] = np.ceil(
-        (first["compiled"] - first["packed"]) / saved.where(saved > 0)
-    )
+    pays_from = np.ceil((first["compiled"] - first["packed"]) / saved.where(saved > 0))
+    shown["pays from step"] = [f"{step:.0f}" if step > 0 else "never" for step in pays_from]
     return f"Seconds of a step, medians:\n\n{markdown(shown, 'rank')}"
 
 
-def _share_of_peak(table: pd.DataFrame) -> pd.DataFrame:
-    """FLOPs of a step over what the device's best matmul rate allows in its time, in percent."""
+def limits(table: pd.DataFrame) -> pd.DataFrame:
+    """By rank, how close our steps are to what products allow.
+
+    - ``% of peak``: FLOPs of a step over what the best square product of the run would do in its
+      time; also ``without adapters``, and ``as if factored``;
+    - ``products, % of peak``: the same of its products alone;
+    - ``step / its products``: their times (:mod:`benchmarks.training.products`).
+
+    The last two are NaN in a table that lacks the column.
+    """
     steps = table[table["variant"] == "step"]
-    columns = ["seconds", "base_flops", "adapter_flops", "factored_flops"]
+    if "products" not in steps:
+        steps = steps.assign(products=np.nan)
+    columns = ["seconds", "products", "base_flops", "adapter_flops", "factored_flops"]
     by_rank = steps.groupby("rank")[columns].median()
-    possible = by_rank["seconds"] * steps["peak"].max()
+    possible = by_rank["seconds"] * steps["peak"].max() / 100
+    base, seconds = by_rank["base_flops"], by_rank["seconds"]
+    of_peak = (base + by_rank["adapter_flops"]) / possible
     return pd.DataFrame(
         {
-            "% of peak": 100 * (by_rank["base_flops"] + by_rank["adapter_flops"]) / possible,
-            "without adapters": 100 * by_rank["base_flops"] / possible,
-            "as if factored": 100 * (by_rank["base_flops"] + by_rank["factored_flops"]) / possible,
+            "% of peak": of_peak,
+            "without adapters": base / possible,
+            "as if factored": (base + by_rank["factored_flops"]) / possible,
+            "products, % of peak": of_peak * seconds / by_rank["products"],
+            "step / its products": seconds / by_rank["products"],
         }
     )
 
@@ -163,13 +175,16 @@ def _exponent(series: "pd.Series[float]", level: str) -> float:
 
 
 def markdown(table: pd.DataFrame, *index: str) -> str:
-    """A table as Markdown, numbers with three significant digits."""
+    """A table as Markdown, numbers with three significant digits; NaN as "not measured"."""
     plain = table.reset_index()
     head = [*index, *[c for c in plain.columns if c not in index]]
-    rows = [
-        [f"{v:#.3g}".rstrip(".") if isinstance(v, float) else str(v) for v in row]
-        for row in plain[head].itertuples(index=False, name=None)
-    ]
+    rows = [[_entry(v) for v in row] for row in plain[head].itertuples(index=False, name=None)]
     return "\n".join(
         "| " + " | ".join(map(str, row)) + " |" for row in [head, ["---"] * len(head), *rows]
     )
+
+
+def _entry(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return NOT_MEASURED if np.isnan(value) else f"{value:#.3g}".rstrip(".")

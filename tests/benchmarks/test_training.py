@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from benchmarks.training.labels import NOT_MEASURED
 from benchmarks.training.listing import SUITES
 from benchmarks.training.processes import apart
 from benchmarks.training.suites import RUNS
@@ -26,10 +27,12 @@ def test_four_ways_are_timed_and_summarised(study_cli: Callable[..., Any], tmp_p
     assert set(rows["way"]) == {"trainer", "loop", "alone", "packed"}
     steps = rows[rows["variant"] != "set-up"]
     assert steps.groupby(["way", "rank", "scaling"]).size().eq(2).all()
-    assert (steps["seconds"] > 0).all()
+    assert (steps[["seconds", "products"]] > 0).all(axis=None)
     assert steps["adapter_flops"].le(steps["factored_flops"]).all()
     assert "the whole sweep, ours, packed against PEFT, tuned loop" in ran.out
     assert "grows as blocks^" in ran.out
+    assert "step / its products" in ran.out
+    assert NOT_MEASURED not in ran.out
     assert (tmp_path / "speed.png").exists()
     again = study_cli("bench", "--read", *size)
     assert again.out == ran.out
