@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: study test lint faults figures dashboard-picture clean
+.PHONY: study test lint faults gpu figures dashboard-picture clean
 .DELETE_ON_ERROR:
 
 study: .venv/.installed
@@ -29,6 +29,13 @@ faults: .venv/.installed-dev
 	$(BIN)/python -m pip install --quiet --editable '.[submitit]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --long tests/faults
 	$(BIN)/python -m tests.faults --number $(N) --seed $(SEED)
+
+# On a machine with a GPU: the tests marked gpu, the benchmarks and the reference studies on it, in
+# bf16. Run it again to go on where it stopped, after MINUTES or at a failure (benchmarks/gpu.py).
+MINUTES ?= 30
+gpu: .venv/.installed-dev
+	-$(BIN)/study fetch smollm2
+	$(BIN)/python -m benchmarks.gpu --minutes $(MINUTES)
 
 # Draw every committed picture and write every number in the documents again, from the committed
 # tables (results/reference). Afterwards git reports only what changed.

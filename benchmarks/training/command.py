@@ -71,6 +71,16 @@ class SuitesCommand(click.Command):
     help="Where to train.",
 )
 @click.option(
+    "--precision",
+    type=click.Choice(["float32", "bf16"]),
+    default="float32",
+    show_default=True,
+    help="The precision of products.",
+)
+@click.option(
+    "--add", is_flag=True, help="Keep the rows of other ranks that a table of this machine has."
+)
+@click.option(
     "--measured/--read",
     default=True,
     help="Measure, or only summarise the tables of an earlier run.",
@@ -83,6 +93,8 @@ def suites(
     ranks: str,
     steps: int,
     device: str,
+    precision: str,
+    add: bool,
     measured: bool,
 ) -> None:
     """Time training against PEFT, suite by suite.
@@ -105,10 +117,13 @@ def suites(
     from .suites import Size
     from .summary import summarise
 
-    size = Size(model, [int(rank) for rank in ranks.split(",")], steps, device)
+    size = Size(model, [int(rank) for rank in ranks.split(",")], steps, device, precision)
     to.mkdir(parents=True, exist_ok=True)
     for name in (names or tuple(SUITES)) if measured else ():
-        _time_suite(name, size).to_parquet(to / f"{name}.parquet", index=False)
+        path = to / f"{name}.parquet"
+        earlier = [_earlier(path, size)] if add and path.exists() else []
+        rows = pd.concat([*earlier, _time_suite(name, size)])
+        rows.sort_values("rank", kind="stable").to_parquet(path, index=False)
     tables = {
         name: pd.read_parquet(to / f"{name}.parquet")
         for name in SUITES
@@ -118,6 +133,26 @@ def suites(
     if "sweep" in tables:
         for path in save(speed(tables["sweep"], tables.get("large-steps")), plots, "speed"):
             click.echo(path)
+
+
+def _earlier(path: Path, size: "Size") -> "pd.DataFrame":
+    """The rows of a table without those of the ranks that are measured now.
+
+    Raises :class:`StudyError` if it was measured on another machine or model.
+    """
+    import pandas as pd
+
+    from .suites import device_name
+
+    rows = pd.read_parquet(path)
+    for column, now in (("device", device_name(size)), ("model", size.model)):
+        was = rows[column].iloc[0]
+        if was != now:
+            raise StudyError(
+                f"{path} has {column} {was!r}, and this run has {now!r}, so --add can't join them: "
+                "choose another folder with --to"
+            )
+    return rows[~rows["rank"].isin(size.ranks)]
 
 
 def _time_suite(name: str, size: "Size") -> "pd.DataFrame":

@@ -10,6 +10,9 @@ from study.training.run import Run
 from .products import Products
 from .ways import base_and_corpus
 
+PEAK_SIDE = {"cpu": 2048, "cuda": 8192}
+"""Of the square product, by device: large enough that a larger one is no faster."""
+
 
 def step_limits(config: CellConfig) -> dict[str, float]:
     """The FLOPs of a step, and two limits of its speed, measured now.
@@ -42,5 +45,5 @@ def step_limits(config: CellConfig) -> dict[str, float]:
         "adapter_flops": float(ours),
         "factored_flops": float(factored),
         "products": Products.of_step(config).seconds(device),
-        "peak": measure_matmul_rate(device, dtype),
+        "peak": measure_matmul_rate(device, dtype, PEAK_SIDE[device.type]),
     }

@@ -6,6 +6,7 @@ LABELS = {
     "alone": "ours, one cell at a time",
     "packed": "ours, packed",
     "compiled": "ours, packed and compiled",
+    "folded": "ours, packed and folded",
 }
 """The ways to train, by the name of the way."""
 NOT_MEASURED = "not measured"

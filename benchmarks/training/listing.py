@@ -11,6 +11,8 @@ SUITES = {
     "start-up": "One step in a fresh process: study train against a PEFT script.",
     "probes": "Twenty steps at a low rank, with and without probes, three times in turn.",
     "bf16": "Ours in float32 and in bf16 in turn, and the tuned loop in bf16.",
+    "folds": "All ranks under both rules in one pack: a cell in a forward pass against as many as "
+    "pack.fold=auto chooses.",
     "layers": "Adapters on the last quarter, the last half and all of the blocks.",
 }
 """By name, in the order in which they run."""

@@ -21,7 +21,7 @@ from study.training.devices import choose_device, describe_device
 from .flops import step_limits
 from .listing import SUITES
 from .processes import apart, here, time_command, train
-from .ways import TimedRun, base_and_corpus, cell, check_agreement, packed
+from .ways import TimedRun, base_and_corpus, cell, check_agreement, packed, whole_pack
 
 RULES = ("lora", "rslora")
 Row = dict[str, Any]
@@ -29,12 +29,16 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Size:
-    """The model, the ranks of a sweep, the optimizer steps of a run, and the device."""
+    """The model, the ranks of a sweep, the optimizer steps of a run, the device and the precision.
+
+    The suite ``bf16`` has precisions of its own.
+    """
 
     model: str
     ranks: Sequence[int]
     steps: int
     device: str = "auto"
+    precision: str = "float32"
 
     def cell(self, tokens: int, rank: int, *overrides: str) -> CellConfig:
         """A cell of ``tokens`` in a step: sequences of 256, micro-batches of at most 4096."""
@@ -43,6 +47,7 @@ class Size:
         return cell(
             f"model={self.model}",
             f"device={self.device}",
+            f"precision={self.precision}",
             f"adapter.rank={rank}",
             f"data.sequence_length={length}",
             f"train.batch_size={batch}",
@@ -125,8 +130,20 @@ def probes(size: Size) -> Iterator[Row]:
 def bf16(size: Size) -> Iterator[Row]:
     """The suite ``bf16``."""
     for rank in (*(r for r in size.ranks if r <= 64), size.ranks[-1]):
-        yield from _compare("bf16", ["packed"], [size.cell(1024, rank)])
+        yield from _compare("bf16", ["packed"], [size.cell(1024, rank, "precision=float32")])
         yield from _compare("bf16", ["loop", "packed"], [size.cell(1024, rank, "precision=bf16")])
+
+
+def folds(size: Size) -> Iterator[Row]:
+    """The suite ``folds``."""
+    grid = [
+        size.cell(1024, rank, f"adapter.scaling={rule}")
+        for rank, rule in product(size.ranks, RULES)
+    ]
+    for _ in range(3):
+        for way, fold in (("packed", 1), ("folded", "auto")):
+            seconds = whole_pack(grid, fold)
+            yield _row("folds", way, grid[0], seconds, variant=f"{len(grid)} cells")
 
 
 def layers(size: Size) -> Iterator[Row]:
@@ -153,6 +170,7 @@ RUNS: dict[str, Callable[[Size], Iterator[Row]]] = {
     "start-up": start_up,
     "probes": probes,
     "bf16": bf16,
+    "folds": folds,
     "layers": layers,
 }
 """The generator of each of :data:`benchmarks.training.listing.SUITES`."""

@@ -114,11 +114,19 @@ def _tokens(table: pd.DataFrame) -> str:
 
 
 def _walls(table: pd.DataFrame) -> str:
+    return _against(table, "trainer", OURS if OURS in set(table["way"]) else "alone")
+
+
+def _folds(table: pd.DataFrame) -> str:
+    return _against(table, OURS, "folded")
+
+
+def _against(table: pd.DataFrame, slow: str, fast: str) -> str:
+    """A line for each variant: the median seconds of two ways, and their ratio."""
     by_way = table.groupby(["variant", "way"])["seconds"].median().unstack("way")
-    ours = OURS if OURS in by_way else "alone"
     return "\n".join(
-        f"- {variant}: {LABELS['trainer']} {row['trainer']:.1f} s, {LABELS[ours]} "
-        f"{row[ours]:.1f} s: {row['trainer'] / row[ours]:.2f}x"
+        f"- {variant}: {LABELS[slow]} {row[slow]:.1f} s, {LABELS[fast]} {row[fast]:.1f} s: "
+        f"{row[slow] / row[fast]:.2f}x"
         for variant, row in by_way.iterrows()
     )
 
@@ -163,6 +171,7 @@ SECTIONS: dict[str, Callable[[pd.DataFrame], str]] = {
     "start-up": _walls,
     "probes": _probes,
     "bf16": _bf16,
+    "folds": _folds,
     "layers": _layers,
 }
 """The section of each suite."""

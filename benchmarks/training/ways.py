@@ -18,11 +18,12 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -196,17 +197,29 @@ WAYS: dict[str, Callable[[CellConfig], TimedRun]] = {
 }
 
 
-def _ours(way: str, config: CellConfig) -> TimedRun:
-    """What ``study train`` does, records on disk included."""
+def whole_pack(cells: Sequence[CellConfig], fold: int | str) -> float:
+    """Seconds that ours takes for a pack of cells whose base is loaded, with ``pack.fold=fold``."""
+    base_and_corpus(cells[0])
+    wall, _ = _trained([replace(each, pack=replace(each.pack, fold=fold)) for each in cells])
+    return wall
+
+
+def _trained(cells: Sequence[CellConfig]) -> tuple[float, pd.DataFrame]:
+    """What ``study train`` does with a pack, records on disk included: its seconds, its metrics."""
     folder = Path(tempfile.mkdtemp())
     try:
         began = time.perf_counter()
         with contextlib.redirect_stderr(io.StringIO()):
-            sweep.run(plan([replace(config, results_dir=str(folder))]))
+            sweep.run(plan([replace(each, results_dir=str(folder)) for each in cells]))
         wall = time.perf_counter() - began
-        metrics = load_tables(folder / config.name).metrics.sort_values("step")
+        return wall, load_tables(folder / cells[0].name).metrics
     finally:
         shutil.rmtree(folder)
+
+
+def _ours(way: str, config: CellConfig) -> TimedRun:
+    wall, metrics = _trained([config])
+    metrics = metrics.sort_values("step")
     seconds, count = metrics["seconds"].to_numpy(), config.train.steps
     steps = [float(b - a) for a, b in zip([0.0, *seconds], seconds, strict=False)][:count]
     gc.collect()

@@ -38,6 +38,24 @@ def test_four_ways_are_timed_and_summarised(study_cli: Callable[..., Any], tmp_p
     assert again.out == ran.out
 
 
+def test_ranks_are_added_to_a_table_of_the_same_machine(
+    study_cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    size = ["--model=tiny", "--steps=2", "--add", f"--to={tmp_path}", f"--plots={tmp_path}"]
+    for rank in (4, 2, 4):
+        ran = study_cli("bench", "folds", "--precision=bf16", f"--ranks={rank}", *size)
+        assert ran.code == 0, ran.err
+    rows = pd.read_parquet(tmp_path / "folds.parquet")
+    assert list(rows["rank"]) == [2] * 6 + [4] * 6
+    assert set(rows["way"]) == {"packed", "folded"}
+    assert set(rows["precision"]) == {"bf16"}
+    assert "- 2 cells: ours, packed " in ran.out
+    rows.assign(device="another").to_parquet(tmp_path / "folds.parquet")
+    ran = study_cli("bench", "folds", *size)
+    assert ran.code == 2
+    assert "has device 'another', and this run has" in ran.err
+
+
 def test_ways_with_different_losses_are_not_compared() -> None:
     runs = [TimedRun("loop", losses=[2.0, 1.000]), TimedRun("packed", losses=[2.0, 1.0005])]
     check_agreement(runs, "float32")
