@@ -216,19 +216,19 @@ def measured_lines(
 
 
 def _measured(run: Source, target: Target, rates: "pd.DataFrame") -> Iterator[str]:
-    """A line per exponent of the best rate with the optimizer and the rule of the target."""
+    """Two lines per exponent of the best rate with the optimizer and the rule of the target, the
+    alpha closest to the target's first."""
     from study.analysis import rate_transfer
     from study.sweeps.status import count_noun
 
-    table = rate_transfer(rates)
-    found = 0
-    for row in table.to_dict("records"):
-        is_ours = row["optimizer"] == run.optimizer.name
-        if not is_ours or not math.isclose(row["exponent_p"], target.p, abs_tol=1e-9):
-            continue
-        if not math.isfinite(row["exponent"]):
-            continue
-        found += 1
+    rows = [
+        row
+        for row in rate_transfer(rates).to_dict("records")
+        if row["optimizer"] == run.optimizer.name
+        and math.isclose(row["exponent_p"], target.p, abs_tol=1e-9)
+        and math.isfinite(row["exponent"])
+    ]
+    for row in sorted(rows, key=lambda row: abs(math.log(row["alpha"] / target.alpha))):
         up = target.rank / run.adapter.rank
         at = [row[key] for key in ("exponent", "ci_low", "ci_high")]
         best, *ends = (up**each for each in at)
@@ -250,7 +250,7 @@ def _measured(run: Source, target: Target, rates: "pd.DataFrame") -> Iterator[st
             f"{row['alpha']:g}, over ranks {row['rank_min']:g} to {row['rank_max']:g}, "
             f"{count_noun(row['seeds'], 'seed')}{beyond}"
         )
-    if not found:
+    if not rows:
         yield (
             f"  no exponent for {run.optimizer.name} and {target.name}: it needs two ranks at "
             "which the best of several learning rates is not at an edge"

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -156,20 +157,26 @@ def test_runs_that_are_equal_in_the_first_update_agree_in_what_was_measured(
     assert size([probed(0, *twice)], quantity) > 1.6 * size(old, quantity), "alpha matters"
 
 
-def swept(law: float) -> SimpleNamespace:
-    """The tables of a sweep whose best learning rate is ``3e-3 r**law`` under rsLoRA."""
+def swept(*laws: float) -> SimpleNamespace:
+    """The tables of a sweep whose best learning rate is ``3e-3 r**law`` under rsLoRA.
+
+    Each further law is that of an alpha 16 times as high.
+    """
     base = {"study": "s", "model": "m", "data": "d", "optimizer": "adamw", "init": "kaiming"}
-    base |= {"targets": "all-linear", "scaling": "rslora", "exponent": np.nan, "alpha": 16.0}
+    base |= {"targets": "all-linear", "scaling": "rslora", "exponent": np.nan}
     rows = [
-        base | {"rank": float(rank), "lr": lr, "seed": seed, "data_seed": seed}
+        base
+        | {"rank": float(rank), "lr": lr, "seed": seed, "data_seed": seed}
+        | {"alpha": 16.0 ** (1 + at), "law": law}
+        for at, law in enumerate(laws)
         for rank in (16, 64, 256)
         for lr in 10.0 ** np.arange(-6, 0, 0.5)
         for seed in (0, 1, 2)
     ]
     cells = pd.DataFrame(rows)
     cells["cell_id"] = [f"{i:05d}" for i in range(len(cells))]
-    cells["gamma"], cells["status"] = 16 / np.sqrt(cells["rank"]), "complete"
-    off = np.log(cells["lr"] / (3e-3 * cells["rank"] ** law)) + 0.02 * cells["seed"]
+    cells["gamma"], cells["status"] = cells["alpha"] / np.sqrt(cells["rank"]), "complete"
+    off = np.log(cells["lr"] / (3e-3 * cells["rank"] ** cells.pop("law"))) + 0.02 * cells["seed"]
     metrics = cells[["cell_id"]].assign(step=50, eval_loss=1 + off**2)
     names = ("cell_id", "step", "layer", "site", "batch", "rms")
     probes = pd.DataFrame({name: [] for name in names})
@@ -190,6 +197,16 @@ def test_a_measured_study_gives_the_rate_with_its_interval() -> None:
     lora = read_target(run, "64", "lora")
     text = "\n".join(measured_lines(run, lora, swept(-0.5), Path("results/x"), Path("c")))
     assert "no exponent for adamw and lora" in text
+
+
+def test_the_exponent_at_the_closest_alpha_comes_first() -> None:
+    run = read_source(EXAMPLES / "axolotl.yml", None, None, None)
+    for alpha, first in ((16, "-0.50"), (200, "-0.25")):
+        target = replace(read_target(run, "64", None), alpha=float(alpha))
+        lines = measured_lines(run, target, swept(-0.5, -0.25), Path("results/x"), Path("c"))
+        exponents = [line.split()[1] for line in lines if "exponent" in line]
+        assert len(exponents) == 2
+        assert exponents[0] == first
 
 
 def test_a_cell_is_read_by_the_start_of_its_id(study_cli: Cli) -> None:
