@@ -66,7 +66,7 @@ class Factored(torch.autograd.Function):
         x, z_KNR, A, B, gamma = ctx.saved_tensors  # type: ignore[attr-defined]
         dz_KNR = torch.bmm(dy, B) * gamma.to(x.dtype)
         dx = torch.bmm(dz_KNR, A) if ctx.needs_input_grad[1] else None  # type: ignore[attr-defined]
-        return dy, dx, _outer(dz_KNR, x), _outer(dy, z_KNR), None
+        return dy, dx, outer(dz_KNR, x), outer(dy, z_KNR), None
 
 
 class FactoredLinear(torch.autograd.Function):
@@ -109,7 +109,7 @@ class FactoredLinear(torch.autograd.Function):
             dz_kNR = torch.bmm(dy, B).mul_(gamma)
             if dx_KND is not None:
                 dx_KND[part].baddbmm_(dz_kNR, A)
-            gradients += [_outer(dz_kNR, x), _outer(dy, z_kNR), None]
+            gradients += [outer(dz_kNR, x), outer(dy, z_kNR), None]
         return dx_KND, None, None, None, *gradients
 
 
@@ -120,7 +120,7 @@ def _each(
     return zip(cells, adapters[::3], adapters[1::3], adapters[2::3], strict=True)
 
 
-def _outer(u_KNI: Tensor, v_KNJ: Tensor) -> Tensor:
+def outer(u_KNI: Tensor, v_KNJ: Tensor) -> Tensor:
     """``u^T v`` over the tokens, ``[K, I, J]``: the gradient of a factor, at least as float32.
 
     See :func:`_product` for its precision. A tall and narrow product is computed transposed: half
@@ -163,7 +163,7 @@ class Mixed(torch.autograd.Function):
         x, V, A, B, gamma = ctx.saved_tensors  # type: ignore[attr-defined]
         dx = torch.bmm(dy, V) if ctx.needs_input_grad[0] else None  # type: ignore[attr-defined]
         z_KNR, dz_KNR = torch.bmm(x, A.mT).mul_(gamma), torch.bmm(dy, B).mul_(gamma)
-        return dx, None, _outer(dz_KNR, x), _outer(dy, z_KNR), None
+        return dx, None, outer(dz_KNR, x), outer(dy, z_KNR), None
 
 
 class Merged(torch.autograd.Function):

@@ -82,9 +82,11 @@ def folds(pack: PreparedPack, base: FrozenBase) -> Iterator[Sequence[Prepared]]:
     alone = [prepared for prepared in pack.cells if _trains_alone(prepared.cell)]
     together = [prepared for prepared in pack.cells if not _trains_alone(prepared.cell)]
     if together:
+        most, start = _largest_fold(pack, together, base), 0
+        if most == 1:  # cells with the same batches follow each other, and share their start
+            together.sort(key=lambda prepared: prepared.cell.config.data.seed)
         needs = [prepared.estimate for prepared in together]
-        start = 0
-        for size in fold_sizes(needs, _largest_fold(pack, together, base), pack.memory):
+        for size in fold_sizes(needs, most, pack.memory):
             yield together[start : start + size]
             start += size
     yield from ([prepared] for prepared in alone)

@@ -3,7 +3,7 @@
 import contextlib
 import secrets
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from study.sweeps import signals
 from study.sweeps.cells import Cell
 from study.sweeps.checkpointing import newest
 from study.sweeps.devices import others_wait, own_device
+from study.sweeps.estimate import fold_bytes
 from study.sweeps.packs import folds
 from study.sweeps.prepare import Prepared, PreparedPack, prepare
 from study.sweeps.progress import Display
@@ -38,9 +39,12 @@ from study.training.allocator import keep_freed_memory
 from study.training.checkpoint import Snapshot
 from study.training.devices import is_out_of_memory, release_memory
 from study.training.loop import train
+from study.training.shared_start import SharedStart
 
 PREFIX_SHARE = 10
 """One part in so many of a pack's memory may hold activations below the adapted blocks."""
+SPARE_SHARE = 2
+"""One part in so many of the memory that no fold needs may hold passes that the cells share."""
 
 
 def run(pack: Sequence[Cell]) -> None:
@@ -124,6 +128,8 @@ class _Pass:
         """Returns a line for each that failed, by folder."""
         failures: dict[Path, str] = {}
         self.waiting = deque(folds(self.pack, self.base))
+        cells = [prepared.cell.config for fold in self.waiting for prepared in fold]
+        self.shared = SharedStart(cells, _spare_bytes(self.pack, self.waiting) // SPARE_SHARE)
         while self.waiting and not self.must_stop():
             fold = self._at_one_step(self._claim(self.waiting.popleft()))
             recorder = self._open(fold) if fold else None
@@ -220,7 +226,8 @@ class _Pass:
         """Run the steps of a fold. False if it was stopped before the last one."""
         runs = [each.prepared.run for each in fold]
         states = [each.state for each in fold if each.state]
-        with contextlib.closing(train(self.base, self.pack.corpus, runs, states)) as steps:
+        steps = train(self.base, self.pack.corpus, runs, states, self.shared)
+        with contextlib.closing(steps):
             for results in steps:
                 recorder.add(results)
                 if (signals.handed() or self.must_stop()) and recorder.can_stop:
@@ -251,6 +258,12 @@ def _not_done(cells: Sequence[Cell]) -> dict[Path, str]:
 def _release(cells: Sequence[_Claimed]) -> None:
     for each in cells:
         each.claim.release()
+
+
+def _spare_bytes(pack: PreparedPack, folds: Iterable[Sequence[Prepared]]) -> int:
+    """The memory of a pack that none of its folds needs, and the cache of the prefix does not."""
+    largest = max(fold_bytes([prepared.estimate for prepared in fold]) for fold in folds)
+    return max(0, pack.memory - pack.memory // PREFIX_SHARE - largest)
 
 
 def _prefix_shared(base: FrozenBase, pack: PreparedPack) -> AbstractContextManager[object]:

@@ -7,7 +7,7 @@ features of the hidden states.
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
@@ -23,7 +23,15 @@ from study.probes import Alignment
 from study.training.loss import target_losses
 from study.training.optimizers import Learner
 from study.training.run import may_trim
-from study.vocabulary.quantities import ALIGNMENTS, STATS, USUAL
+from study.training.shared_start import (
+    Key,
+    SharedStart,
+    keys_of,
+    may_share,
+    reads_outputs,
+    replayed,
+)
+from study.vocabulary.quantities import ALIGNMENTS, STATS, TRAIN, USUAL
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
 
@@ -49,9 +57,11 @@ class Fold:
         cells: Sequence[CellConfig],
         banks: Sequence[LoraBank],
         compiled: CompiledBlocks | None = None,
+        shared: SharedStart | None = None,
     ) -> None:
         self.base, self.corpus, self.cells, self.banks = base, corpus, cells, banks
-        self.compiled = compiled
+        self.compiled, self.shared = compiled, shared or SharedStart()
+        self.shared.begin(cells)
         self.learners = [Learner(config, cell, banks) for cell, config in enumerate(cells)]
         self.alive_K = torch.ones(len(cells), dtype=torch.bool, device=base.device)
         self.tokens_K = [0] * len(cells)
@@ -91,12 +101,12 @@ class Fold:
             merged_once(self.banks) if len(micro_batches) > 1 else nullcontext(),
             self.compiled.running() if self.compiled and unobserved else nullcontext(),
         ):
-            for batch in micro_batches:
+            for index, batch in enumerate(micro_batches):
                 with (
                     probe.watch(batch.real_BT) if probe else nullcontext(),
                     self._aligning(step),
+                    self.passing(batch, supervised_K, (TRAIN, index), by_seed=True) as loss_K,
                 ):
-                    loss_K = self.nll_sums(batch) / supervised_K
                     loss_K.sum().backward()
                 total_K += loss_K.detach()
         for bank in self.banks:
@@ -145,6 +155,35 @@ class Fold:
         return torch.stack(losses_K).sum(0).where(self.alive_K, math.nan)
 
     # Batches, and the losses on them.
+
+    @contextmanager
+    def passing(
+        self, batch: TokenBatch, supervised: Tensor | int, what: Hashable, by_seed: bool = False
+    ) -> Iterator[Tensor]:
+        """Yields each cell's mean loss over a stacked batch, ``[K]``; inside, take the gradients of
+        their sum.
+
+        At step 0 it may be a pass that another fold of the pack kept. ``what``: the name of the
+        pass. ``by_seed``: whether the batch depends on the cell's ``data.seed``.
+        """
+        keys_K = self.start_keys(what, by_seed, batch.input_ids_BT.shape[1])
+        if known_K := self.shared.known(keys_K):
+            yield replayed(known_K, self.banks)
+            return
+        with self.shared.recording(keys_K, self.banks, reads_outputs(self.cells[0])) as keep:
+            loss_K = self.nll_sums(batch) / supervised
+            keep(loss_K)
+            yield loss_K
+
+    def start_keys(self, what: Hashable, by_seed: bool = False, length: int = 0) -> list[Key]:
+        """What each cell's numbers depend on while it is the base; empty if a cell is not.
+
+        Compiled passes have no hooks.
+        """
+        if self.step or self.compiled or not all(may_share(cell) for cell in self.cells):
+            return []
+        seeds_K = [cell.data.seed if by_seed else None for cell in self.cells]
+        return keys_of(self.banks, what, seeds_K, length)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -25,6 +25,7 @@ from study.training.fold import Fold
 from study.training.probing import make_probe, probe_other_batches
 from study.training.results import CellStep, Numbers, results
 from study.training.run import Run
+from study.training.shared_start import SharedStart
 from study.vocabulary.quantities import TRAIN
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
@@ -32,7 +33,11 @@ __all__ = ["CellStep", "Fold", "Snapshot", "train"]
 
 
 def train(
-    base: FrozenBase, corpus: Corpus, runs: Sequence[Run], resume: Sequence[Snapshot] = ()
+    base: FrozenBase,
+    corpus: Corpus,
+    runs: Sequence[Run],
+    resume: Sequence[Snapshot] = (),
+    shared: SharedStart | None = None,
 ) -> Generator[list[CellStep | None], None, None]:
     """Train a fold. Yields at each step s = 0 ... ``train.steps`` one result per cell.
 
@@ -47,18 +52,20 @@ def train(
     ``resume``: the state of every run before one and the same step, to continue from. Without it,
     every run begins with step 0. Raises :class:`study.errors.StudyError` for a state of another
     run.
+
+    ``shared``: what the folds of a pack compute once for all.
     """
-    shared = runs[0].config
-    layers = resolve_targets(base.card.targets, shared.adapter.targets)
-    bank_type = InfiniteRankBank if shared.adapter.rank == float("inf") else LoraBank
+    first = runs[0].config
+    layers = resolve_targets(base.card.targets, first.adapter.targets)
+    bank_type = InfiniteRankBank if first.adapter.rank == float("inf") else LoraBank
     specs, contraction = [run.adapter for run in runs], continued(runs[0].contraction, resume)
-    last, probed_at, evaluated_at = shared.train.steps, probe_steps(shared), eval_steps(shared)
+    last, probed_at, evaluated_at = first.train.steps, probe_steps(first), eval_steps(first)
 
     with (
         adapted(base.model, layers, specs, bank_type, contraction) as banks,
-        compiled_blocks(base, layers) if shared.pack.compile else nullcontext() as compiled,
+        compiled_blocks(base, layers) if first.pack.compile else nullcontext() as compiled,
     ):
-        fold = Fold(base, corpus, [run.config for run in runs], banks, compiled)
+        fold = Fold(base, corpus, [run.config for run in runs], banks, compiled, shared)
         earlier: Numbers | None = None
         for step in range(start(fold, resume), last + 1):
             fold.step = step

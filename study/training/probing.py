@@ -76,8 +76,8 @@ def _probe_heldout(fold: Fold, probe: NormProbe) -> None:
         fold.evaluating(),
         probe.watch(batch_K.real_BT),
         torch.set_grad_enabled(probe.needs_backward),
+        fold.passing(batch_K, batch.supervised, HELDOUT) as loss_K,
     ):
-        loss_K = fold.nll_sums(batch_K) / batch.supervised
         if probe.needs_backward:
             stacks = [list(bank.buckets.parameters()) for bank in fold.banks]
             parameters = [stack for of_bank in stacks for stack in of_bank]

@@ -15,10 +15,10 @@ from study.adapters.contraction import (
     Factored,
     Merged,
     Mixed,
-    _outer,
     adapter_flops,
     factored,
     merged,
+    outer,
 )
 
 NO_CUDA, WHY = not torch.cuda.is_available(), "no CUDA device"
@@ -89,7 +89,7 @@ def test_a_factors_gradient_is_as_precise_as_it_says(device: str) -> None:
         ):
             halves = u.to(dtype), v.to(dtype)
             exact = halves[0].double().mT @ halves[1].double()
-            found = _outer(*halves)
+            found = outer(*halves)
             assert found.dtype == torch.float32
             assert float((found - exact).norm() / exact.norm()) < error
 

@@ -1,0 +1,69 @@
+"""The cells of a pack pass through the base once at step 0, and their tables are those of cells
+that do not share it.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from study.config import ModelConfig
+from study.models import FrozenBase, load_base
+from study.store import load_tables
+from study.sweeps import run
+
+PACK = (
+    *("-m", "model=tiny", "data.sequence_length=32", "data.heldout=2", "train.batch_size=2"),
+    *("train.steps=2", "probes.steps=[0]", "probes.stats=[rms,norm,descent]", "pack.fold=1"),
+    *("adapter.rank=2,4", "adapter.scaling=lora,rslora", "optimizer=sgd,adamw", "seed=0,1"),
+)
+CELLS, SEEDS = 16, 2
+
+
+@pytest.fixture
+def trained(
+    study_cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[Any, int]]:
+    """Trains a study of the given name: its tables, and its passes through the base."""
+    passes: list[int] = []
+    real = FrozenBase.hidden_states
+
+    def counted(base: FrozenBase, input_ids_BT: Tensor) -> Tensor:
+        passes.append(1)
+        return real(base, input_ids_BT)
+
+    monkeypatch.setattr(FrozenBase, "hidden_states", counted)
+    load_base(ModelConfig("tiny"), torch.device("cpu"), "float32")
+    loading = len(passes)
+    monkeypatch.chdir(tmp_path)
+
+    def train(name: str, *more: str) -> tuple[Any, int]:
+        passes.clear()
+        run.forget_base()  # so that each study loads it, which takes passes too
+        ran = study_cli("train", *PACK, f"name={name}", *more)
+        assert ran.code == 0, ran.err
+        return load_tables(tmp_path / "results" / name), len(passes) - loading
+
+    return train
+
+
+def test_a_pack_passes_through_the_base_once_per_seed(
+    trained: Callable[..., tuple[Any, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, passes = trained("shared")
+    monkeypatch.setattr(run, "SPARE_SHARE", 2**60)  # no room for a pass
+    alone, alone_passes = trained("alone")
+    of_steps, losses_after, evaluations = 2 * CELLS, CELLS, 1 + CELLS
+    assert alone_passes == of_steps + losses_after + evaluations
+    # The start's held-out loss is a number, which is shared without room for a pass.
+    assert alone_passes - passes == CELLS - SEEDS
+    for name in ("metrics", "probes"):
+        ours, theirs = (getattr(tables, name) for tables in (shared, alone))
+        columns = [column for column in ours if column != "seconds"]
+        by = [c for c in ("cell_id", "step", "batch", "layer", "site") if c in ours]
+        ours, theirs = (t.sort_values(by, ignore_index=True)[columns] for t in (ours, theirs))
+        pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
