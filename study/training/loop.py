@@ -22,12 +22,11 @@ from study.models.compiled import compiled_blocks
 from study.training.checkpoint import Snapshot, continued, start
 from study.training.evaluation import evaluations, truncated_losses
 from study.training.fold import Fold
-from study.training.probing import make_probe, probe_other_batches
+from study.training.probing import make_probe, probe_other_batches, probe_update
 from study.training.results import CellStep, Numbers, results
 from study.training.run import Run
 from study.training.shared_start import SharedStart
 from study.vocabulary.quantities import TRAIN
-from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
 __all__ = ["CellStep", "Fold", "Snapshot", "train"]
 
@@ -46,14 +45,10 @@ def train(
     their way to the host (:attr:`CellStep.arrived`).
 
     ``runs`` come ordered by rank. They may differ in adapter, optimizer, seeds, clipping and
-    schedule; a run of infinite rank comes alone. When the generator ends, or the caller closes it,
-    the base has no adapters again.
-
-    ``resume``: the state of every run before one and the same step, to continue from. Without it,
-    every run begins with step 0. Raises :class:`study.errors.StudyError` for a state of another
-    run.
-
-    ``shared``: what the folds of a pack compute once for all.
+    schedule; a run of infinite rank comes alone. ``resume``: the state of every run before one and
+    the same step, to continue from; :class:`study.errors.StudyError` for that of another run.
+    ``shared``: what the folds of a pack compute once for all of them. When the generator ends, or
+    the caller closes it, the base has no adapters again.
     """
     first = runs[0].config
     layers = resolve_targets(base.card.targets, first.adapter.targets)
@@ -83,9 +78,7 @@ def train(
             if step < last:
                 metrics["clip_factor"] = factor_K = fold.update()
                 if probe:
-                    probe.after_update(factor_K.float())
-                    if "adapter_update" in probe.sites and step <= LAST_PREDICTED_STEP:
-                        metrics["loss_after"] = fold.losses_after(step)
+                    metrics |= probe_update(fold, probe, factor_K)
             if probe:
                 sent.insert(0, probe.send(step))
             truncations = truncated_losses(fold) if step == last else None

@@ -22,6 +22,7 @@ from study.vocabulary.quantities import (
     USUAL,
     WEIGHTS,
 )
+from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
 
 def make_probe(fold: Fold, batch: str) -> NormProbe | None:
@@ -50,6 +51,16 @@ def make_probe(fold: Fold, batch: str) -> NormProbe | None:
         tokens=wanted.tokens,
         alignment=fold.alignment,
     )
+
+
+def probe_update(fold: Fold, probe: NormProbe, clip_factor_K: Tensor) -> dict[str, Tensor]:
+    """Measure the update of the fold's step. Returns metrics: the loss after it, at steps that have
+    predictions.
+    """
+    probe.after_update(clip_factor_K.float())
+    if "adapter_update" in probe.sites and fold.step <= LAST_PREDICTED_STEP:
+        return {"loss_after": fold.losses_after(fold.step)}
+    return {}
 
 
 def probe_other_batches(fold: Fold, step: int) -> list[Sent]:
