@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from study.adapters.contraction import Contraction, factored, factored_linear, merged, mixed
 from study.adapters.inits import DRAWS
-from study.adapters.zero_product import zero_product
+from study.adapters.zero_product import known_output
 from study.errors import StudyError, unknown
 from study.vocabulary.inits import INITS
 
@@ -304,9 +304,9 @@ class LoraBank(nn.Module):
         """``known``: the output, if an earlier pass computed it and all products ``B A`` are zero.
         The backward pass then gives the gradients of the factors, and none of ``x``.
         """
-        x_KND = x.reshape(len(self.specs), -1, x.shape[-1])
         if known is not None:
-            return self._known(x_KND, known.reshape(*x_KND.shape[:2], -1)).view_as(known)
+            return known_output(self, x, known)
+        x_KND = x.reshape(len(self.specs), -1, x.shape[-1])
         product = {"factored": self._factored, "mixed": self._dense, "merged": self._dense}
         out, first = [], 0
         for form, neighbours in groupby(self._buckets(), key=lambda bucket: bucket.form):
@@ -341,14 +341,6 @@ class LoraBank(nn.Module):
         sizes = [len(bucket.gammas) for bucket in buckets]
         products = [b.multiply(x, W_OD) for b, x in zip(buckets, x_kND.split(sizes), strict=True)]
         return products if bias is None else [y + bias for y in products]
-
-    def _known(self, x_KND: Tensor, y_KNO: Tensor) -> Tensor:
-        """``y``, as a function of the factors."""
-        drawn, buckets = {INITS[spec.init].drawn for spec in self.specs}, self._buckets()
-        ends = pairwise(accumulate((len(b.gammas) for b in buckets), initial=0))
-        parts = [(slice(*of_rank), b.form) for of_rank, b in zip(ends, buckets, strict=True)]
-        adapters = [tensor for b in buckets for tensor in (b.A_kRD, b.B_kOR, b.gamma_k11)]
-        return zero_product(y_KNO, x_KND.to(y_KNO.dtype), parts, drawn, adapters)
 
     def _new_dropout_streams(self, device: torch.device) -> list[torch.Generator]:
         return [generator_for(spec.seed, f"{self.layer}/dropout", device) for spec in self.specs]

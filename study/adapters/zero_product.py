@@ -14,17 +14,39 @@ Letters: ``K`` cells, ``N`` tokens of one cell, ``D`` in features, ``O`` out fea
 """
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from study.adapters.contraction import outer
+from study.vocabulary.inits import INITS
+
+if TYPE_CHECKING:
+    from study.adapters.bank import LoraBank
+
+
+def known_output(bank: "LoraBank", x: Tensor, y: Tensor) -> Tensor:
+    """The known output ``y`` of a bank, from which gradients reach its factors, but not ``x``.
+
+    ``x``: its input, ``[K * B, ..., D]``. ``y``, ``[K * B, ..., O]``, is not copied.
+    """
+    buckets: list[Any] = list(bank.buckets)
+    drawn = {INITS[spec.init].drawn for spec in bank.specs}
+    ends = pairwise(accumulate((len(bucket.gammas) for bucket in buckets), initial=0))
+    parts = [(slice(*cells), b.form) for cells, b in zip(ends, buckets, strict=True)]
+    adapters = [tensor for b in buckets for tensor in (b.A_kRD, b.B_kOR, b.gamma_k11)]
+    x_KND, y_KNO = (t.reshape(len(bank.specs), -1, t.shape[-1]) for t in (x, y))
+    return ZeroProduct.apply(y_KNO, x_KND.to(y.dtype), parts, drawn, *adapters).view_as(y)
 
 
 class ZeroProduct(torch.autograd.Function):
-    """A layer's known output as a function of factors with zero products; see
-    :func:`zero_product`.
+    """``y_KNO`` as a function of factors whose products are zero.
+
+    ``x`` and ``y`` have one dtype. ``parts``: for each rank its cells, and one of
+    :data:`study.adapters.contraction.FORMS`; ``adapters``: for each rank A, B and gamma.
+    ``drawn``: the factors that are not 0, ``A`` or ``B``; both if it depends on the cell.
     """
 
     @staticmethod
@@ -53,22 +75,6 @@ class ZeroProduct(torch.autograd.Function):
             gradients.append(torch.zeros_like(B) if dB is None else dB)
             gradients.append(None)
         return None, None, None, None, *gradients
-
-
-def zero_product(
-    y_KNO: Tensor,
-    x_KND: Tensor,
-    parts: Sequence[tuple[slice, str]],
-    drawn: Collection[str],
-    adapters: Sequence[Tensor],
-) -> Tensor:
-    """The known output ``y`` of a layer, from which gradients reach the factors, but not ``x``.
-
-    ``x`` and ``y`` have one dtype. ``parts``: for each rank its cells, and one of
-    :data:`study.adapters.contraction.FORMS`; ``adapters``: for each rank A, B and gamma.
-    ``drawn``: the factors that are not 0, ``A`` or ``B``; both if it depends on the cell.
-    """
-    return ZeroProduct.apply(y_KNO, x_KND, parts, drawn, *adapters)
 
 
 Gradients = tuple[Tensor | None, Tensor | None]

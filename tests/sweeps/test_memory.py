@@ -36,9 +36,9 @@ def test_a_fold_that_runs_out_of_memory_is_halved_and_goes_on(
     sizes = []
     real = sweep.train
 
-    def train(base: Any, corpus: Any, runs: Sequence[Run], states: Any) -> Iterator[Any]:
+    def train(base: Any, corpus: Any, runs: Sequence[Run], *more: Any) -> Iterator[Any]:
         sizes.append(len(runs))
-        for step, results in enumerate(real(base, corpus, runs, states)):
+        for step, results in enumerate(real(base, corpus, runs, *more)):
             if len(runs) == 4 and step == 2:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             if len(runs) == 2 and sizes.count(2) == 1:
@@ -69,10 +69,10 @@ def test_a_single_cell_that_runs_out_of_memory_fails_alone(
 ) -> None:
     real = sweep.train
 
-    def train(base: Any, corpus: Any, runs: Sequence[Run], states: Any) -> Iterator[Any]:
+    def train(base: Any, corpus: Any, runs: Sequence[Run], *more: Any) -> Iterator[Any]:
         if any(r.config.adapter.rank == 4 and r.config.seed == 1 for r in runs):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        yield from real(base, corpus, runs, states)
+        yield from real(base, corpus, runs, *more)
 
     monkeypatch.setattr(sweep, "train", train)
     with pytest.raises(StudyError, match="1 of 4 cells failed"):

@@ -326,11 +326,11 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(
 ) -> None:
     original = sweep.train
 
-    def train(base: Any, corpus: Any, runs: Any, states: Any) -> Any:
+    def train(base: Any, corpus: Any, runs: Any, *more: Any) -> Any:
         if runs[0].config.adapter.rank == 3:
-            yield next(original(base, corpus, runs, states))
+            yield next(original(base, corpus, runs, *more))
             raise RuntimeError("out of luck\nand more")
-        yield from original(base, corpus, runs, states)
+        yield from original(base, corpus, runs, *more)
 
     monkeypatch.setattr(sweep, "train", train)
     ran = study_cli("train", "-m", *small, "adapter.rank=2,3,4")
