@@ -7,7 +7,7 @@ import pandas as pd
 
 from benchmarks.inference.costs import inference_costs
 from benchmarks.training.labels import LABELS, NOT_MEASURED
-from benchmarks.training.summary import OURS, limits, markdown, medians
+from benchmarks.training.summary import OURS, limits, markdown, medians, ratios_to
 from docs.blocks import Block, minus
 from docs.blocks import table as read
 from study.report.markdown import table
@@ -186,9 +186,7 @@ def _most(name: str, found: "pd.Series[float]", bar: float) -> list[str]:
 def probes() -> str:
     """The cost of probes."""
     rows = read("bench/probes")
-    turn = rows.groupby("variant").cumcount()
-    seconds = rows.assign(turn=turn).pivot(index="turn", columns="variant", values="seconds")
-    over = 100 * (seconds.div(seconds["off"], axis=0).drop(columns="off") - 1)
+    over = 100 * (ratios_to("off", rows[rows["way"] == OURS]) - 1)
     bars = {"activations, every step": 10.0, "all sites, every 10 steps": 3.0}
     body = []
     for variant, percent in over.items():

@@ -9,5 +9,7 @@ LABELS = {
     "folded": "ours, packed and folded",
 }
 """The ways to train, by the name of the way."""
+PLAIN = "no probes"
+"""The single steps of the suite ``probes`` that its other steps are compared with."""
 NOT_MEASURED = "not measured"
 """What a table says where no number was measured."""

@@ -9,7 +9,8 @@ SUITES = {
     "short": "Ten steps of 64 tokens, both rules: one process for each cell against one for "
     "all of ours.",
     "start-up": "One step in a fresh process: study train against a PEFT script.",
-    "probes": "Twenty steps at a low rank, with and without probes, three times in turn.",
+    "probes": "Twenty steps at a low rank, with and without probes, three times in turn; single "
+    "steps at ranks 16 and 1024 by the sites that they measure.",
     "bf16": "Ours in float32 and in bf16 in turn, and the tuned loop in bf16.",
     "folds": "All ranks under both rules in one pack: a cell in a forward pass against as many as "
     "pack.fold=auto chooses.",

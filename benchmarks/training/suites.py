@@ -20,6 +20,7 @@ from study.training.devices import choose_device, describe_device
 
 from .flops import step_limits
 from .listing import SUITES
+from .probed import probed_steps
 from .processes import apart, here, time_command, train
 from .ways import TimedRun, base_and_corpus, cell, check_agreement, packed, whole_pack
 
@@ -107,7 +108,7 @@ def start_up(size: Size) -> Iterator[Row]:
             yield _row("start-up", way, config, seconds, variant="a process of one step")
 
 
-PROBES = {
+PROBES: dict[str, list[str]] = {
     "off": ["probes.steps=null"],
     "activations, every step": [
         "probes.every=1",
@@ -116,15 +117,25 @@ PROBES = {
     "all sites, every 10 steps": ["probes.every=10"],
     "all sites, every step": ["probes.every=1"],
 }
+"""The runs of the suite ``probes``."""
+PROBED_RANKS, PROBED_TOKENS, TURNS = (16, 1024), (192, 1024), 3
+"""The single steps of the suite ``probes``."""
 
 
 def probes(size: Size) -> Iterator[Row]:
-    """The suite ``probes``."""
-    for _ in range(3):
+    """The suite ``probes``: whole runs, then single steps by what is measured in them.
+
+    Rows of steps have the way ``fold``: a step without what else a run does.
+    """
+    for _ in range(TURNS):
         for variant, overrides in PROBES.items():
             config = size.cell(1024, size.ranks[1], "train.steps=20", *overrides)
             run = packed(config)
             yield _row("probes", run.way, config, sum(run.steps), variant=variant)
+    for rank, tokens in product(PROBED_RANKS, PROBED_TOKENS):
+        config = size.cell(tokens, rank)
+        for asked, seconds in probed_steps(config, TURNS):
+            yield _row("probes", "fold", config, seconds, variant=asked)
 
 
 def bf16(size: Size) -> Iterator[Row]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .labels import LABELS, NOT_MEASURED
+from .labels import LABELS, NOT_MEASURED, PLAIN
 
 OURS = "packed"
 
@@ -132,13 +132,28 @@ def _against(table: pd.DataFrame, slow: str, fast: str) -> str:
 
 
 def _probes(table: pd.DataFrame) -> str:
+    more = 100 * (ratios_to("off", table[table["way"] == OURS]) - 1)
+    lines = [
+        f"- {variant}: {percent.median():+.1f} % ({percent.min():+.1f} to {percent.max():+.1f})"
+        for variant, percent in more.items()
+    ]
+    steps = table[table["way"] == "fold"]
+    shown = {
+        f"rank {rank}, {tokens} tokens": ratios_to(PLAIN, rows).median()
+        for (rank, tokens), rows in steps.groupby(["rank", "tokens"])
+    }
+    if shown:
+        ratios = pd.DataFrame(shown).reindex(steps["variant"].unique()).dropna(how="all")
+        lines += ["", "A probed step over a plain one, medians, by what it measures:", ""]
+        lines.append(markdown(ratios.rename_axis("measured"), "measured"))
+    return "\n".join(lines)
+
+
+def ratios_to(plain: str, table: pd.DataFrame) -> pd.DataFrame:
+    """The time of each variant over that of the variant ``plain``, a row for each turn."""
     turn = table.groupby("variant").cumcount()
     seconds = table.assign(turn=turn).pivot(index="turn", columns="variant", values="seconds")
-    over = 100 * (seconds.div(seconds["off"], axis=0).drop(columns="off") - 1)
-    return "\n".join(
-        f"- {variant}: {percent.median():+.1f} % ({percent.min():+.1f} to {percent.max():+.1f})"
-        for variant, percent in over.items()
-    )
+    return seconds.div(seconds[plain], axis=0).drop(columns=plain)
 
 
 def _bf16(table: pd.DataFrame) -> str:

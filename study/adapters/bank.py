@@ -8,17 +8,18 @@ Letters: ``K`` cells, ``k`` cells of one rank, ``N`` tokens of one cell (batch t
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate, groupby, pairwise
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from study.adapters.contraction import Contraction, factored, factored_linear, merged, mixed
+from study.adapters.contraction import Contraction, Show, factored, factored_linear, merged, mixed
+from study.adapters.frozen import dense_weight, features
 from study.adapters.inits import DRAWS
 from study.adapters.zero_product import known_output
 from study.errors import StudyError, unknown
@@ -58,32 +59,6 @@ class LoraPair(NamedTuple):
     A_RD: Tensor
     B_OR: Tensor
     gamma: float
-
-
-def features(linear: nn.Module) -> tuple[int, int]:
-    """``(D, O)`` of a frozen linear: ``nn.Linear``, a subclass of it, or transformers' ``Conv1D``.
-
-    Also correct for a quantised linear, whose packed weight has another shape.
-    """
-    if hasattr(linear, "in_features"):
-        return int(linear.in_features), int(linear.out_features)  # type: ignore[arg-type]
-    conv1d: Any = linear
-    d, o = conv1d.weight.shape  # stored as [D, O]
-    return int(d), int(o)
-
-
-def dense_weight(linear: nn.Module) -> Tensor | None:
-    """The weight of a frozen linear, a view ``[O, D]``; None if quantised or of another class.
-
-    A packed weight can only be used through its linear. Subclasses are excluded: their product need
-    not be ``x W^T + b``.
-    """
-    if type(linear) is nn.Linear:
-        return linear.weight
-    if type(linear) is Conv1D:
-        conv1d: Any = linear
-        return conv1d.weight.mT  # stored as [D, O]
-    return None
 
 
 def generator_for(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
@@ -134,6 +109,7 @@ class Bucket(nn.Module):
             "gamma_k11", torch.tensor(self.gammas).view(-1, 1, 1), persistent=False
         )
         self.form = form
+        self.show_product: Show | None = None
         self._keeps = False
         self._kept: tuple[Tensor, Tensor] | None = None
 
@@ -153,7 +129,7 @@ class Bucket(nn.Module):
         if self._kept is not None:
             return self._kept[1]
         with torch.set_grad_enabled(self.form == "merged" and torch.is_grad_enabled()):
-            made = merged(W_OD, self.A_kRD, self.B_kOR, self.gamma_k11)
+            made = merged(W_OD, self.A_kRD, self.B_kOR, self.gamma_k11, self.show_product)
         if not self._keeps:
             return made
         self._kept = made, made.detach().requires_grad_(made.requires_grad)
@@ -299,6 +275,23 @@ class LoraBank(nn.Module):
     def bias(self) -> Tensor | None:
         """The bias of the frozen linear."""
         return self.base.bias  # type: ignore[return-value]
+
+    @contextmanager
+    def showing_products(self, show: Callable[[int, Tensor], None]) -> Iterator[None]:
+        """Inside, ``show(first, BA_kOD)`` gets the products ``B A`` that merging forms.
+
+        They are those of k neighbouring cells from cell ``first`` on, without gamma. Factored
+        adapters form none.
+        """
+        first = 0
+        for bucket in self._buckets():
+            bucket.show_product = partial(show, first)
+            first += len(bucket.gammas)
+        try:
+            yield
+        finally:
+            for bucket in self._buckets():
+                bucket.show_product = None
 
     def forward(self, x: Tensor, known: Tensor | None = None) -> Tensor:
         """``known``: the output, if an earlier pass computed it and all products ``B A`` are zero.

@@ -36,6 +36,8 @@ FORMS = ("factored", "mixed", "merged")
 FLOAT = 40
 """FLOPs computed in the time that one float takes through memory: about the same on a CPU and on a
 GPU. It decides at low rank only, where the forms differ by few FLOPs."""
+Show = Callable[[Tensor], None]
+"""Gets the products ``B A`` of K cells, ``[K, O, D]``, when they are formed."""
 NARROW = 16
 """A factor's gradient with fewer columns is computed transposed. Measured on a CPU, 192 to 1536
 rows."""
@@ -167,18 +169,26 @@ class Mixed(torch.autograd.Function):
 
 
 class Merged(torch.autograd.Function):
-    """The weights ``W + gamma B A``, ``[K, O, D]``. Their gradient gives those of A and B."""
+    """The weights ``W + gamma B A``, ``[K, O, D]``. Their gradient gives those of A and B.
+
+    ``show``: gets the product ``B A``.
+    """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, W_OD: Tensor, A: Tensor, B: Tensor, gamma: Tensor) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, W_OD: Tensor, A: Tensor, B: Tensor, gamma: Tensor, show: Show | None
+    ) -> Tensor:
         ctx.save_for_backward(A, B, gamma)
-        return torch.addcmul(W_OD, torch.bmm(B, A), gamma)
+        product_KOD = torch.bmm(B, A)
+        if show is not None:
+            show(product_KOD)
+        return torch.addcmul(W_OD, product_KOD, gamma)
 
     @staticmethod
     def backward(ctx: FunctionCtx, dW: Tensor) -> tuple[Tensor | None, ...]:
         A, B, gamma = ctx.saved_tensors  # type: ignore[attr-defined]
         dW = dW * gamma  # once, rather than on both products below
-        return None, torch.bmm(B.mT, dW), torch.bmm(dW, A.mT), None
+        return None, torch.bmm(B.mT, dW), torch.bmm(dW, A.mT), None, None
 
 
 def factored(
@@ -206,9 +216,11 @@ def mixed(x_KND: Tensor, V_KOD: Tensor, A_KRD: Tensor, B_KOR: Tensor, gamma_K11:
     return Mixed.apply(x_KND, V_KOD, A_KRD, B_KOR, gamma_K11)
 
 
-def merged(W_OD: Tensor, A_KRD: Tensor, B_KOR: Tensor, gamma_K11: Tensor) -> Tensor:
+def merged(
+    W_OD: Tensor, A_KRD: Tensor, B_KOR: Tensor, gamma_K11: Tensor, show: Show | None = None
+) -> Tensor:
     """``W + gamma B A``, ``[K, O, D]`` float32; see :class:`Merged`."""
-    return Merged.apply(W_OD, A_KRD, B_KOR, gamma_K11)
+    return Merged.apply(W_OD, A_KRD, B_KOR, gamma_K11, show)
 
 
 @dataclass(frozen=True)

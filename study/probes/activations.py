@@ -9,28 +9,27 @@ from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from study.probes.moments import scaled_sums
-from study.probes.recorder import Recorder
+from study.probes.delta_w import DeltaW
+from study.probes.recorder import Recorder, in_backward
 from study.probes.sampled import SampledTokens
 from study.probes.sites import TENSORS, Source
 from study.vocabulary.quantities import BACKWARD, FORWARD
 
 
 class Rows(NamedTuple):
-    """The indices of the real tokens and of the padding among the ``[N, F]`` of a cell."""
+    """The indices of the real tokens among the ``[N, F]`` of a cell, and the number N."""
 
     real: Tensor
-    padding: Tensor
+    tokens: int
 
-    def among(self, x_NF: Tensor) -> "Rows | None":
-        """The same for ``x``; None if its rows are not the tokens, so that all of them count.
+    def among(self, x_NF: Tensor) -> Tensor | None:
+        """The indices in ``x``; None if its rows are not the tokens, so that all of them count.
 
         In a few families (Zaya) a layer reads other rows, such as one of each sequence.
         """
-        return self if len(self.real) + len(self.padding) == len(x_NF) else None
+        return self.real if self.tokens == len(x_NF) else None
 
 
 class Activations:
@@ -39,8 +38,8 @@ class Activations:
     Sampled tokens are taken from the first pass only.
     """
 
-    def __init__(self, recorder: Recorder, sampled: SampledTokens) -> None:
-        self.recorder, self.sampled = recorder, sampled
+    def __init__(self, recorder: Recorder, sampled: SampledTokens, delta_w: DeltaW) -> None:
+        self.recorder, self.sampled, self.delta_w = recorder, sampled, delta_w
         self._first_pass = True
         self._last_input: tuple[Tensor, list[dict[str, tuple[Tensor, int]]]] | None = None
 
@@ -58,7 +57,8 @@ class Activations:
             if wanted
         ]
         try:
-            yield
+            with self.delta_w.watch():
+                yield
         finally:
             for hook in hooks:
                 hook.remove()
@@ -69,9 +69,8 @@ class Activations:
         """None if there is no padding."""
         if real_N.all():
             return None
-        device = self.recorder.device
-        rows = (mask_N.nonzero().flatten() for mask_N in (real_N, ~real_N))
-        return Rows(*(each.to(device, non_blocking=True) for each in rows))
+        real = real_N.nonzero().flatten().to(self.recorder.device, non_blocking=True)
+        return Rows(real, len(real_N))
 
     def _on_forward(
         self,
@@ -87,7 +86,7 @@ class Activations:
         if y.requires_grad and not recorder.wanted.isdisjoint(BACKWARD):
             # Under checkpointing a layer runs twice. Only one of its outputs is in the graph.
             y.register_hook(partial(self._on_backward, layer, rows_K, self._first_pass))
-        if _in_backward():
+        if in_backward():
             return  # the second run of a checkpointed layer: its activations are measured already
         x_KND = args[0].detach().reshape(recorder.cells, -1, args[0].shape[-1])
         y_KNO = y.detach().reshape(recorder.cells, -1, y.shape[-1])
@@ -97,7 +96,10 @@ class Activations:
             self._enter(layer, cell, self._sums("outputs", y_KNO[cell], rows))
             if self._first_pass and self.sampled.need_inputs:
                 x_nD = self._sample(x_KND[cell], rows)
-                self.sampled.feed_inputs(layer, cell, x_nD, pair)
+                product = self.delta_w.product(layer, cell, pair)
+                self.sampled.feed_inputs(layer, cell, x_nD, product)
+                if not self.sampled.need_output_gradients:
+                    self.delta_w.release(layer, cell)
 
     def _on_backward(
         self, layer: int, rows_K: list[Rows | None], first_pass: bool, dy: Tensor
@@ -108,11 +110,12 @@ class Activations:
             self._enter(layer, cell, self._sums("output_gradients", dy_KNO[cell], rows))
             if first_pass and self.sampled.need_output_gradients:
                 dy_nO = self._sample(dy_KNO[cell], rows)
-                self.sampled.feed_output_gradients(layer, cell, dy_nO, pair)
+                product = self.delta_w.product(layer, cell, pair)
+                self.sampled.feed_output_gradients(layer, cell, dy_nO, product)
+                self.delta_w.release(layer, cell)
 
     def _sample(self, x_NF: Tensor, rows: Rows | None) -> Tensor:
-        rows = rows and rows.among(x_NF)
-        return self.sampled.of(x_NF, rows.real if rows else None)
+        return self.sampled.of(x_NF, rows and rows.among(x_NF))
 
     def _input_sums(
         self, x: Tensor, x_KND: Tensor, rows_K: list[Rows | None]
@@ -127,19 +130,13 @@ class Activations:
         self, source: Source, x_NF: Tensor, rows: Rows | None
     ) -> dict[str, tuple[Tensor, int]]:
         """For each site, the sums over the real tokens of a cell and the number of elements."""
-        rows, sums = rows and rows.among(x_NF), {}
+        real, sums = rows and rows.among(x_NF), {}
         for name in self.recorder.wanted_of(source):
             tensor = TENSORS[source][name](x_NF)
-            real = len(x_NF) if rows is None else len(rows.real)
-            padding = None if rows is None else rows.padding
-            sums[name] = scaled_sums(tensor, padding), real * tensor.shape[1]
+            count = len(x_NF) if real is None else len(real)
+            sums[name] = self.recorder.sums(tensor, real), count * tensor.shape[1]
         return sums
 
     def _enter(self, layer: int, cell: int, sums: dict[str, tuple[Tensor, int]]) -> None:
         for site, (scaled, count) in sums.items():
             self.recorder.enter(site, layer, cell, scaled, count)
-
-
-def _in_backward() -> bool:
-    """Whether a backward pass is running. torch's own checkpointing asks the same."""
-    return bool(torch._C._current_graph_task_id() != -1)

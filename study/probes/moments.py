@@ -1,43 +1,90 @@
 """Sums over the elements of a tensor, and their way to the host.
 
-A tensor is read once on its device and leaves a few numbers there. All numbers of a step come to
-the host in one copy. :mod:`study.probes.statistics` takes roots and means of them.
+A tensor is read once, in chunks that stay in the cache, and leaves a few numbers on its device. All
+numbers of a step come to the host in one copy. :mod:`study.probes.statistics` takes roots and means
+of them.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from study.probes.statistics import MAX, no_sums
+from study.probes.statistics import ABS, FOURTH, MAX, SQUARE, no_sums
+
+POWERS = {ABS: 1, SQUARE: 2, FOURTH: 4}
+"""The power of |x| that each column adds up."""
+
+CHUNK, GPU_CHUNK = 2**17, 2**26
+"""Elements of a chunk. A CPU's fits into the cache of a core twice, and is not smaller because a
+chunk takes ten calls. A GPU's only bounds temporary memory."""
 
 
-def scaled_sums(x: Tensor, padding: Tensor | None = None) -> Tensor:
-    """The sums of t, t^2 and t^4 with t = |x| / max |x|, and max |x|.
+class Chunked(Protocol):
+    """A tensor that is made chunk by chunk, and never held as a whole."""
 
-    Returns ``[4]``, float32, on the device of ``x``. Does not synchronise. ``padding``: indices of
-    rows to leave out. The scale keeps fourth powers of small gradients within float32. A non-finite
-    element shows in the first sum. This takes a few passes over memory: much cheaper than
-    ``pow(4)`` or ``isfinite``.
+    def numel(self) -> int:
+        """The number of its elements."""
+        ...
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Its elements, in float32 tensors of about :func:`chunk_size` elements."""
+        ...
+
+
+def chunk_size(device: torch.device) -> int:
+    """The number of elements that are read at a time."""
+    return CHUNK if device.type == "cpu" else GPU_CHUNK
+
+
+def chunks_of(x: Tensor | Chunked, rows: Tensor | None = None) -> Iterator[Tensor]:
+    """The elements of ``x`` in float32 chunks.
+
+    ``rows``: the indices of the rows of a matrix ``x`` to read; None for all of them.
     """
-    t = x.detach().float().abs()
-    if padding is not None:
-        # Zeros add nothing to the sums. Copying the other rows would take a third of the time.
-        t.index_fill_(0, padding, 0.0)
-    t = t.flatten()
-    largest = t.amax()
-    first = t.mul_(1 / largest.clamp_min(torch.finfo(torch.float32).tiny)).sum()
-    second = t.square_().sum()
-    return torch.stack([first, second, torch.dot(t, t), largest])
+    if not isinstance(x, Tensor):
+        yield from x.chunks()
+    elif rows is None:
+        for chunk in x.detach().flatten().split(chunk_size(x.device)):
+            yield chunk.float()
+    else:
+        for some in rows.split(max(1, chunk_size(x.device) // x.shape[1])):
+            yield x.detach().index_select(0, some).float()
 
 
-def unscaled(scaled: np.ndarray) -> np.ndarray:
-    """The columns ``[ABS, SQUARE, FOURTH, MAX]`` from :func:`scaled_sums`, ``[..., 4]`` float64."""
-    largest = scaled[..., 3:].astype(np.float64)
+def scaled_sums(chunks: Iterable[Tensor], columns: Sequence[int] = tuple(POWERS)) -> Tensor:
+    """For each chunk the sums of t, t^2 and t^4 with t = |x| / max |x|, and max |x|.
+
+    ``columns``: those of :data:`POWERS` to add up. Returns ``[C, len(columns) + 1]``, float32, on
+    the device of the chunks. Does not synchronise. The scale keeps fourth powers of small gradients
+    within float32. An element that is not finite shows in the largest. A chunk is read from memory
+    once: ``pow(4)``, ``isfinite`` and norms would take several times as long.
+    """
+    return torch.stack([torch.stack(_scaled(chunk, columns)) for chunk in chunks])
+
+
+def _scaled(x: Tensor, columns: Sequence[int]) -> list[Tensor]:
+    t = x.abs().flatten()
+    largest, sums = t.amax(), {}
+    if columns:
+        t.mul_(1 / largest.clamp_min(torch.finfo(torch.float32).tiny))
+    if ABS in columns:
+        sums[ABS] = t.sum()
+    if SQUARE in columns or FOURTH in columns:
+        sums[SQUARE] = t.square_().sum()
+    if FOURTH in columns:
+        sums[FOURTH] = torch.dot(t, t)
+    return [*(sums[column] for column in columns), largest]
+
+
+def unscaled(scaled: np.ndarray, columns: Sequence[int] = tuple(POWERS)) -> np.ndarray:
+    """The sums of |x|^n and max |x| of each chunk from its :func:`scaled_sums`; float64."""
+    largest = scaled[..., -1:].astype(np.float64)
+    powers = [POWERS[column] for column in columns]
     with np.errstate(invalid="ignore"):
-        return np.concatenate([scaled[..., :3] * largest ** [1, 2, 4], largest], axis=-1)
+        return np.concatenate([scaled[..., :-1] * largest**powers, largest], axis=-1)
 
 
 class Leaving:
@@ -69,12 +116,12 @@ class Leaving:
 class Ledger:
     """The numbers of one step, by place: an index into ``shape``.
 
-    Enter numbers with :meth:`add` and :meth:`write`, then call :meth:`send` once, then
-    :meth:`read`.
+    ``columns``: those that :func:`scaled_sums` adds up. Enter numbers with :meth:`add` and
+    :meth:`write`, then call :meth:`send` once, then :meth:`read`.
     """
 
-    def __init__(self, shape: Sequence[int]) -> None:
-        self.shape = tuple(shape)
+    def __init__(self, shape: Sequence[int], columns: Sequence[int]) -> None:
+        self.shape, self.columns = tuple(shape), tuple(columns)
         self._moments: list[tuple[tuple[int, ...], Tensor, int]] = []
         self._written: list[tuple[tuple[int, ...], Tensor]] = []
         self._leaving: Leaving | None = None
@@ -91,7 +138,7 @@ class Ledger:
         """Begin to copy all numbers to the host, in one copy. Does not wait for the device."""
         parts = []
         if self._moments:
-            parts.append(torch.stack([scaled for _, scaled, _ in self._moments]).flatten().double())
+            parts.append(torch.cat([scaled for _, scaled, _ in self._moments]).flatten().double())
         if self._written:
             parts.append(torch.stack([value.double() for _, value in self._written]))
         if parts:
@@ -109,13 +156,17 @@ class Ledger:
         """
         sums, counts = no_sums(self.shape), np.zeros(self.shape)
         numbers = np.zeros(0) if self._leaving is None else self._leaving.numpy()
-        scaled, written = np.split(numbers, [4 * len(self._moments)])
+        columns = (*self.columns, MAX)
+        chunks = [len(scaled) for _, scaled, _ in self._moments]
+        scaled, written = np.split(numbers, [len(columns) * sum(chunks)])
         if self._moments:
             places, _, each = zip(*self._moments, strict=True)
-            index, moments = tuple(np.array(places).T), unscaled(scaled.reshape(-1, 4))
-            np.add.at(sums[..., :MAX], index, moments[:, :MAX])
-            np.maximum.at(sums[..., MAX], index, moments[:, MAX])
-            np.add.at(counts, index, each)
+            np.add.at(counts, tuple(np.array(places).T), each)
+            index = tuple(np.repeat(places, chunks, axis=0).T)
+            moments = unscaled(scaled.reshape(-1, len(columns)), self.columns)
+            for column, of_chunks in zip(self.columns, moments.T, strict=False):
+                np.add.at(sums[..., column], index, of_chunks)
+            np.maximum.at(sums[..., MAX], index, moments[:, -1])
         if self._written:
             places, _ = zip(*self._written, strict=True)
             sums[tuple(np.array(places).T)] = written

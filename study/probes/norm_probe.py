@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from study.probes.activations import Activations
 from study.probes.alignment import Alignment
+from study.probes.delta_w import DeltaW
 from study.probes.frames import Sent, frame
 from study.probes.layers import adapted_layers
 from study.probes.recorder import Recorder
@@ -33,9 +34,9 @@ from study.probes.sampled import SampledTokens
 from study.probes.weights import Gradients, Weights
 from study.vocabulary.quantities import (
     BACKWARD,
+    DESCENT,
     GRADIENTS,
     SITES,
-    SPECTRA,
     TRAIN,
     UNIONS,
     USUAL,
@@ -79,11 +80,12 @@ class NormProbe:
         self._reset()
 
     def _reset(self) -> None:
-        self._recorder = Recorder(self.layers, self._wanted)
-        rho, spectra = "rho" in self.stats, not set(SPECTRA).isdisjoint(self.stats)
-        self._sampled = SampledTokens(self._recorder, self.tokens, self.alignment, rho)
-        self._activations = Activations(self._recorder, self._sampled)
-        self._weights = Weights(self._recorder, spectra)
+        self._recorder = Recorder(self.layers, self._wanted, self.stats)
+        self._sampled = SampledTokens(self._recorder, self.tokens, self.alignment)
+        self._delta_w = DeltaW(self._recorder)
+        self._activations = Activations(self._recorder, self._sampled, self._delta_w)
+        descent = DESCENT.stat in self.stats and DESCENT.site in self.sites
+        self._weights = Weights(self._recorder, descent)
 
     @property
     def needs_backward(self) -> bool:
@@ -117,6 +119,7 @@ class NormProbe:
         Call it after backward and before clipping, or with copies of the ``gradients`` from before
         clipping. They also stand for ``.grad`` in :meth:`after_update`.
         """
+        self._delta_w.measure()
         self._weights.before_update(gradients)
 
     def after_update(self, clip_factors: Sequence[float] | Tensor | None = None) -> None:

@@ -11,22 +11,27 @@ import torch
 from torch import Tensor
 
 from study.probes.layers import AdaptedLayer
-from study.probes.moments import Ledger, scaled_sums
+from study.probes.moments import Chunked, Ledger, chunks_of, scaled_sums
 from study.probes.sites import TENSORS, Source
-from study.probes.statistics import WRITTEN
+from study.probes.statistics import WRITTEN, added_up
 from study.vocabulary.quantities import PRODUCTS, SITES
 
 
 class Recorder:
-    """Enters numbers by site, layer and cell. ``wanted``: the sites to measure."""
+    """Enters numbers by site, layer and cell.
 
-    def __init__(self, layers: Sequence[AdaptedLayer], wanted: Set[str]) -> None:
-        self.layers, self.wanted = layers, wanted
+    ``wanted``: the sites to measure. ``stats``: what to measure there.
+    """
+
+    def __init__(
+        self, layers: Sequence[AdaptedLayer], wanted: Set[str], stats: Sequence[str]
+    ) -> None:
+        self.layers, self.wanted, self.stats = layers, wanted, stats
         pairs = layers[0].pairs()
         self.cells, self.device = len(pairs), pairs[0].A_RD.device
         self.sites = tuple(name for name in SITES if name in wanted)
         """The second axis of the ledger, ``[K, S, L]``."""
-        self.ledger = Ledger((self.cells, len(self.sites), len(layers)))
+        self.ledger = Ledger((self.cells, len(self.sites), len(layers)), added_up(stats))
 
     def wanted_of(self, source: Source) -> list[str]:
         """The wanted sites that are computed from ``source``."""
@@ -38,25 +43,27 @@ class Recorder:
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             yield
 
-    def add(self, source: Source, layer: int, cell: int, *parts: Any) -> dict[str, Tensor]:
-        """Enter the sums of every wanted site of ``source``, and return the tensors by site.
+    def sums(self, x: Tensor | Chunked, rows: Tensor | None = None) -> Tensor:
+        """The :func:`~study.probes.moments.scaled_sums` of ``x``, or of some rows of it."""
+        with self.measuring():
+            return scaled_sums(chunks_of(x, rows), self.ledger.columns)
+
+    def add(self, source: Source, layer: int, cell: int, *parts: Any) -> None:
+        """Enter the sums of every wanted site of ``source``.
 
         ``parts``: the arguments of the functions in :mod:`study.probes.sites`. A product ``gamma B
         A`` is left out if the layer computes something else (:attr:`AdaptedLayer.variant`).
         """
-        found = {}
         for name in self.wanted_of(source):
             if name in PRODUCTS and self.layers[layer].variant:
                 continue
             with self.measuring():
                 tensor = TENSORS[source][name](*parts)
-                if tensor is not None:
-                    self.enter(name, layer, cell, scaled_sums(tensor), tensor.numel())
-                    found[name] = tensor
-        return found
+            if tensor is not None:
+                self.enter(name, layer, cell, self.sums(tensor), tensor.numel())
 
     def enter(self, site: str, layer: int, cell: int, scaled: Tensor, count: int) -> None:
-        """Enter the :func:`~study.probes.moments.scaled_sums` of ``count`` elements."""
+        """Enter the :meth:`sums` of ``count`` elements."""
         self.ledger.add((cell, self.sites.index(site), layer), scaled, count)
 
     def write(
@@ -76,3 +83,8 @@ class Recorder:
         with self.measuring():
             for stat, value in stats_of(*parts).items():
                 self.ledger.write((cell, self.sites.index(site), layer), WRITTEN[stat], value)
+
+
+def in_backward() -> bool:
+    """Whether a backward pass is running. torch's own checkpointing asks the same."""
+    return bool(torch._C._current_graph_task_id() != -1)

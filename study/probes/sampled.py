@@ -11,17 +11,16 @@ from torch import Tensor
 
 from study.adapters.bank import LoraPair, generator_for
 from study.probes.alignment import Alignment
+from study.probes.product import Product
 from study.probes.recorder import Recorder
 
 
 class SampledTokens:
     """Measures on ``tokens`` tokens of every cell, ``[n, F]`` float32."""
 
-    def __init__(
-        self, recorder: Recorder, tokens: int, alignment: Alignment | None, rho: bool
-    ) -> None:
+    def __init__(self, recorder: Recorder, tokens: int, alignment: Alignment | None) -> None:
         self.recorder, self.tokens, self.alignment = recorder, tokens, alignment
-        self.rho = rho and "A" in recorder.wanted
+        self.rho = "rho" in recorder.stats and "A" in recorder.wanted
 
     @property
     def need_inputs(self) -> bool:
@@ -53,21 +52,21 @@ class SampledTokens:
                 for size in (layer.d_in, layer.d_out)
             )
             for cell, pair in enumerate(layer.pairs()):
-                self.feed_inputs(index, cell, x_nD, pair)
-                self.feed_output_gradients(index, cell, dy_nO, pair)
+                self.feed_inputs(index, cell, x_nD, Product(pair))
+                self.feed_output_gradients(index, cell, dy_nO, Product(pair))
 
-    def feed_inputs(self, layer: int, cell: int, x_nD: Tensor, pair: LoraPair) -> None:
+    def feed_inputs(self, layer: int, cell: int, x_nD: Tensor, product: Product) -> None:
         """Measure everything that is computed from sampled inputs."""
         recorder = self.recorder
-        recorder.add("sampled_inputs", layer, cell, x_nD, pair)
+        recorder.add("sampled_inputs", layer, cell, x_nD, product)
         if self.alignment is not None:
             recorder.write("adapter_out", layer, cell, self.alignment.of_inputs, layer, cell, x_nD)
         if self.rho and (A0_RD := recorder.layers[layer].initial_A(cell)) is not None:
-            recorder.write("A", layer, cell, _rho, x_nD, pair, A0_RD)
+            recorder.write("A", layer, cell, _rho, x_nD, product.pair, A0_RD)
 
-    def feed_output_gradients(self, layer: int, cell: int, dy_nO: Tensor, pair: LoraPair) -> None:
+    def feed_output_gradients(self, layer: int, cell: int, dy_nO: Tensor, product: Product) -> None:
         """Measure everything that is computed from sampled output gradients."""
-        self.recorder.add("sampled_output_gradients", layer, cell, dy_nO, pair)
+        self.recorder.add("sampled_output_gradients", layer, cell, dy_nO, product)
         if self.alignment is not None:
             stats_of = self.alignment.of_output_gradients
             self.recorder.write("adapter_in_grad", layer, cell, stats_of, layer, cell, dy_nO)

@@ -6,9 +6,13 @@ there and a function here. The probe feeds every source to all functions registe
 - :mod:`study.probes.activations` feeds ``inputs``, ``outputs`` and ``output_gradients``, which
   hooks read: ``[N, F]`` for the N tokens of a cell, padding included;
 - :mod:`study.probes.sampled` feeds ``sampled_inputs`` and ``sampled_output_gradients``: ``[n, F]``
-  float32 for n real tokens, and the adapter;
+  float32 for n real tokens, and the product ``gamma B A``;
+- :mod:`study.probes.delta_w` feeds ``product``, the same product;
 - :mod:`study.probes.weights` feeds ``weights`` (the adapter), ``gradients`` and ``updates``
   (``[R, D]`` of A and ``[O, R]`` of B).
+
+A product and an update are not tensors: their elements are computed chunk by chunk
+(:class:`study.probes.moments.Chunked`).
 
 Letters: ``N`` tokens of a cell, ``n`` sampled tokens, ``D`` / ``O`` in / out features, ``R`` rank.
 """
@@ -19,6 +23,8 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from study.adapters.bank import LoraPair
+from study.probes.moments import Chunked
+from study.probes.product import Product
 
 Source = Literal[
     "inputs",
@@ -26,12 +32,13 @@ Source = Literal[
     "output_gradients",
     "sampled_inputs",
     "sampled_output_gradients",
+    "product",
     "weights",
     "gradients",
     "updates",
 ]
 TensorOf = Callable[..., Any]
-"""Returns the tensor of a site; None for a weight without a gradient."""
+"""Returns the tensor of a site, or it chunk by chunk; None for a weight without a gradient."""
 
 TENSORS: dict[Source, dict[str, TensorOf]] = {source: {} for source in get_args(Source)}
 """The function of every site, by source and name."""
@@ -63,15 +70,18 @@ def _layer_out_grad(dy_NO: Tensor) -> Tensor:
 
 
 @site("adapter_out", "sampled_inputs")
-def _adapter_out(x_nD: Tensor, pair: LoraPair) -> Tensor:
-    """``gamma B A x``, ``[n, O]``."""
-    return (x_nD @ pair.A_RD.float().mT) @ pair.B_OR.float().mT * pair.gamma
+def _adapter_out(x_nD: Tensor, product: Product) -> Tensor:
+    return product.of_inputs(x_nD)
 
 
 @site("adapter_in_grad", "sampled_output_gradients")
-def _adapter_in_grad(dy_nO: Tensor, pair: LoraPair) -> Tensor:
-    """``gamma A^T B^T dy``, ``[n, D]``."""
-    return (dy_nO @ pair.B_OR.float()) @ pair.A_RD.float() * pair.gamma
+def _adapter_in_grad(dy_nO: Tensor, product: Product) -> Tensor:
+    return product.of_output_gradients(dy_nO)
+
+
+@site("delta_w", "product")
+def _delta_w(product: Product) -> Chunked:
+    return product
 
 
 @site("A", "weights")
@@ -82,15 +92,6 @@ def _A(pair: LoraPair) -> Tensor:
 @site("B", "weights")
 def _B(pair: LoraPair) -> Tensor:
     return pair.B_OR.detach()
-
-
-@site("delta_w", "weights")
-def _delta_w(pair: LoraPair) -> Tensor:
-    """``gamma B A``, ``[O, D]``: ``2 D O R`` FLOPs.
-
-    The Gram matrices of the factors would cost more above R = D O / (D + O).
-    """
-    return pair.B_OR.float() @ pair.A_RD.float() * pair.gamma
 
 
 @site("A_grad", "gradients")
@@ -104,10 +105,10 @@ def _B_grad(dA_RD: Tensor | None, dB_OR: Tensor | None) -> Tensor | None:
 
 
 @site("A_update", "updates")
-def _A_update(dA_RD: Tensor, dB_OR: Tensor) -> Tensor:
+def _A_update(dA_RD: Chunked | None, dB_OR: Chunked | None) -> Chunked | None:
     return dA_RD
 
 
 @site("B_update", "updates")
-def _B_update(dA_RD: Tensor, dB_OR: Tensor) -> Tensor:
+def _B_update(dA_RD: Chunked | None, dB_OR: Chunked | None) -> Chunked | None:
     return dB_OR

@@ -24,53 +24,62 @@ Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 STATISTICS: dict[str, Statistic] = {}
 """The function of every statistic that is computed from sums, by name."""
 
+_COLUMN: dict[str, int] = {}
+"""The column of sums over elements that each of them reads."""
 
-def statistic(name: str) -> Callable[[Statistic], Statistic]:
-    """Register a function as a statistic."""
+
+def statistic(name: str, column: int) -> Callable[[Statistic], Statistic]:
+    """Register a function as a statistic that reads this column of sums over elements."""
 
     def register(function: Statistic) -> Statistic:
-        STATISTICS[name] = function
+        STATISTICS[name], _COLUMN[name] = function, column
         return function
 
     return register
 
 
-@statistic("mean_abs")
+def added_up(stats: Sequence[str]) -> tuple[int, ...]:
+    """The columns of ``ABS``, ``SQUARE`` and ``FOURTH`` that ``stats`` need, in this order."""
+    needed = {_COLUMN[stat] for stat in stats if stat in _COLUMN}
+    return tuple(column for column in (ABS, SQUARE, FOURTH) if column in needed)
+
+
+@statistic("mean_abs", ABS)
 def _mean_abs(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
     return sums[..., ABS] / count
 
 
-@statistic("rms")
+@statistic("rms", SQUARE)
 def _rms(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
     return np.sqrt(sums[..., SQUARE] / count)
 
 
-@statistic("m4")
+@statistic("m4", FOURTH)
 def _m4(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
     return (sums[..., FOURTH] / count) ** 0.25
 
 
-@statistic("max_abs")
+@statistic("max_abs", MAX)
 def _max_abs(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
     return sums[..., MAX]
 
 
-@statistic("norm")
+@statistic("norm", SQUARE)
 def _norm(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
     return np.sqrt(sums[..., SQUARE])
 
 
-@statistic("mean_norm")
+@statistic("mean_norm", SQUARE)
 def _mean_norm(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
     return sums[..., NORM] / sums[..., TENSORS]
 
 
-@statistic("nonfinite")
+@statistic("nonfinite", MAX)
 def _nonfinite(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
-    return np.where(np.isfinite(sums[..., ABS]), 0.0, 1.0)
+    return np.where(np.isfinite(sums[..., MAX]), 0.0, 1.0)
 
 
-@statistic("stable_rank")
+@statistic("stable_rank", SQUARE)
 def _stable_rank(sums: np.ndarray, count: np.ndarray) -> np.ndarray:
     return sums[..., SQUARE] / sums[..., WRITTEN["spectral"]] ** 2
 

@@ -12,9 +12,12 @@ import pandas as pd
 import pytest
 
 from benchmarks.training.labels import NOT_MEASURED
+from benchmarks.training.labels import PLAIN
 from benchmarks.training.listing import SUITES
+from benchmarks.training.probed import ASKED, probed_steps
 from benchmarks.training.processes import apart
 from benchmarks.training.suites import RUNS
+from benchmarks.training.summary import summarise
 from benchmarks.training.ways import TimedRun, cell, check_agreement
 from study.config import CellConfig
 
@@ -99,3 +102,23 @@ def test_a_step_that_does_not_fit_is_split_into_micro_batches() -> None:
     config = cell("model=tiny", "train.batch_size=8", "train.accumulation=1")
     assert apart(hungry, config) == 4
     assert (config.train.batch_size, config.train.accumulation) == (8, 1)
+
+
+def test_probed_steps_are_timed_in_turn_and_compared_with_plain_ones() -> None:
+    config = cell("model=tiny", "device=cpu", "data.sequence_length=32", "train.batch_size=2")
+    timed = list(probed_steps(config, 2))
+    assert [name for name, _ in timed] == [*ASKED] * 2
+    assert all(seconds > 0 for _, seconds in timed)
+    steps = [{"way": "fold", "rank": 8, "tokens": 64, "variant": n, "seconds": s} for n, s in timed]
+    runs = [
+        {"way": "packed", "rank": 8, "tokens": 64, "variant": variant, "seconds": seconds}
+        for variant, seconds in {"off": 2.0, "all sites, every step": 3.0}.items()
+    ]
+    table = pd.DataFrame(runs + steps).assign(device="this machine", model="tiny")
+    text = summarise({"probes": table})
+    assert "- all sites, every step: +50.0 % (+50.0 to +50.0)" in text
+    seconds = pd.DataFrame(timed, columns=["name", "seconds"]).groupby("name")["seconds"]
+    first, second = seconds.nth(0).to_numpy(), seconds.nth(1).to_numpy()
+    ratios = dict(zip(ASKED, (first / first[0] + second / second[0]) / 2, strict=True))
+    lines = [f"| {name} | {ratios[name]:#.3g} |" for name in ASKED if name != PLAIN]
+    assert "\n".join(["| measured | rank 8, 64 tokens |", "| --- | --- |", *lines]) in text

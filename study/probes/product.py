@@ -1,0 +1,75 @@
+"""``gamma B A`` of one cell in one layer, and what is multiplied by it.
+
+Letters: ``n`` sampled tokens, ``D`` / ``O`` in / out features, ``R`` rank, ``E`` experts.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from study.adapters.bank import LoraPair
+from study.probes.moments import chunk_size, chunks_of
+
+
+@dataclass(frozen=True)
+class Product:
+    """``gamma B A``, ``[O, D]``; of experts ``[E, O, D]``.
+
+    ``BA_OD``: the product without gamma, float32; None if it is not held. Its elements are then
+    computed a few rows at a time, and tokens are multiplied by both factors.
+    """
+
+    pair: LoraPair
+    BA_OD: Tensor | None = None
+
+    @property
+    def is_compact(self) -> bool:
+        """Whether it has fewer elements than its factors, so that tokens should be multiplied by
+        it, not by both factors. That is above R = D O / (D + O)."""
+        A_RD, B_OR, _ = self.pair
+        return self.numel() < A_RD.numel() + B_OR.numel()
+
+    def numel(self) -> int:
+        """The number of its elements."""
+        A_RD, B_OR, _ = self.pair
+        return B_OR.shape[:-1].numel() * A_RD.shape[-1]
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Its elements: ``2 D O R`` FLOPs if the product is not held.
+
+        The Gram matrices of the factors would give the norm alone.
+        """
+        A_RD, B_OR, gamma = self.pair
+        if self.BA_OD is not None:
+            for chunk in chunks_of(self.BA_OD):
+                yield chunk * gamma
+            return
+        d = A_RD.shape[-1]
+        rows = max(1, chunk_size(A_RD.device) // d)
+        matrices = zip(A_RD, B_OR, strict=True) if A_RD.ndim == 3 else [(A_RD, B_OR)]
+        for A, B in matrices:
+            A = A.detach().float()
+            for some in B.detach().float().split(rows):
+                yield (some * gamma) @ A
+
+    def formed(self) -> "Product":
+        """The same, with the product held."""
+        if self.BA_OD is not None:
+            return self
+        A_RD, B_OR, _ = self.pair
+        return Product(self.pair, B_OR.float() @ A_RD.float())
+
+    def of_inputs(self, x_nD: Tensor) -> Tensor:
+        """``gamma B A x``, ``[n, O]``."""
+        A_RD, B_OR, gamma = self.pair
+        if self.BA_OD is not None:
+            return (x_nD * gamma) @ self.BA_OD.mT
+        return (x_nD @ A_RD.float().mT * gamma) @ B_OR.float().mT
+
+    def of_output_gradients(self, dy_nO: Tensor) -> Tensor:
+        """``gamma A^T B^T dy``, ``[n, D]``."""
+        A_RD, B_OR, gamma = self.pair
+        if self.BA_OD is not None:
+            return (dy_nO * gamma) @ self.BA_OD
+        return (dy_nO @ B_OR.float() * gamma) @ A_RD.float()
