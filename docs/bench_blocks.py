@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.inference.costs import inference_costs
-from benchmarks.training.labels import LABELS, NOT_MEASURED
+from benchmarks.training.labels import LABELS, NOT_MEASURED, PLAIN
 from benchmarks.training.summary import OURS, limits, markdown, medians, ratios_to
 from docs.blocks import Block, minus
 from docs.blocks import table as read
@@ -197,6 +197,20 @@ def probes() -> str:
     return minus(table(["probes", "", "bar", ""], body))
 
 
+def probed_steps() -> str:
+    """The time of a step that measures all sites over that of a plain one, at rank 1024."""
+    rows = read("bench/probes").query("way == 'fold' and rank == 1024")
+    body = []
+    for tokens, bar in {192: 1.5, 1024: 1.2}.items():
+        steps, found, met = rows[rows["tokens"] == tokens], NOT_MEASURED, ""
+        if len(steps):
+            ratio = ratios_to(PLAIN, steps)["all sites"]
+            found = f"{ratio.median():.2f} ({ratio.min():.2f} to {ratio.max():.2f})"
+            met = "met" if ratio.median() <= bar else "**missed**"
+        body.append([f"{tokens} tokens", found, f"{bar:g}", met])
+    return table(["", "all sites / no probes", "bar", ""], body)
+
+
 def inference() -> str:
     """The cost of merged and unmerged adapters, by phase."""
     costs = inference_costs(read("infer_cost/infer_cost"))
@@ -256,6 +270,7 @@ BLOCKS: dict[str, Block] = {
     "peak": peak,
     "products": products,
     "probes": probes,
+    "probed-steps": probed_steps,
     "inference": inference,
     "merged": merged,
     "analysis": analysis,

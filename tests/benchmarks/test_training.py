@@ -11,8 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from benchmarks.training.labels import NOT_MEASURED
-from benchmarks.training.labels import PLAIN
+from benchmarks.training.labels import NOT_MEASURED, PLAIN
 from benchmarks.training.listing import SUITES
 from benchmarks.training.probed import ASKED, probed_steps
 from benchmarks.training.processes import apart
