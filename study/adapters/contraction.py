@@ -36,11 +36,11 @@ FORMS = ("factored", "mixed", "merged")
 FLOAT = 40
 """FLOPs computed in the time that one float takes through memory: about the same on a CPU and on a
 GPU. It decides at low rank only, where the forms differ by few FLOPs."""
-Show = Callable[[Tensor], None]
-"""Gets the products ``B A`` of K cells, ``[K, O, D]``, when they are formed."""
 NARROW = 16
 """A factor's gradient with fewer columns is computed transposed. Measured on a CPU, 192 to 1536
 rows."""
+Show = Callable[[Tensor], None]
+"""Gets the products ``B A`` of K cells, ``[K, O, D]``, when they are formed."""
 
 
 class Factored(torch.autograd.Function):

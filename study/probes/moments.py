@@ -18,8 +18,8 @@ POWERS = {ABS: 1, SQUARE: 2, FOURTH: 4}
 """The power of |x| that each column adds up."""
 
 CHUNK, GPU_CHUNK = 2**17, 2**26
-"""Elements of a chunk. A CPU's fits into the cache of a core twice, and is not smaller because a
-chunk takes ten calls. A GPU's only bounds temporary memory."""
+"""Elements of a chunk. On a CPU a chunk and a copy of it fit into the cache of a core; smaller ones
+would cost more calls. On a GPU a chunk only bounds temporary memory."""
 
 
 class Chunked(Protocol):
