@@ -17,9 +17,9 @@ from study.probes.statistics import ABS, FOURTH, MAX, SQUARE, no_sums
 POWERS = {ABS: 1, SQUARE: 2, FOURTH: 4}
 """The power of |x| that each column adds up."""
 
-CHUNK, GPU_CHUNK = 2**17, 2**26
-"""Elements of a chunk. On a CPU a chunk and a copy of it fit into the cache of a core; smaller ones
-would cost more calls. On a GPU a chunk only bounds temporary memory."""
+CHUNK, GPU_CHUNK = 2**18, 2**26
+"""Elements of a chunk. On a CPU a chunk, which its threads share, and a copy of it fit into their
+caches; smaller ones would cost more calls. On a GPU a chunk only bounds temporary memory."""
 
 
 class Chunked(Protocol):
@@ -62,14 +62,15 @@ def scaled_sums(chunks: Iterable[Tensor], columns: Sequence[int] = tuple(POWERS)
     within float32. An element that is not finite shows in the largest. A chunk is read from memory
     once: ``pow(4)``, ``isfinite`` and norms would take several times as long.
     """
-    return torch.stack([torch.stack(_scaled(chunk, columns)) for chunk in chunks])
+    numbers = [number for chunk in chunks for number in _scaled(chunk, columns)]
+    return torch.stack(numbers).view(-1, len(columns) + 1)
 
 
 def _scaled(x: Tensor, columns: Sequence[int]) -> list[Tensor]:
     t = x.abs().flatten()
     largest, sums = t.amax(), {}
     if columns:
-        t.mul_(1 / largest.clamp_min(torch.finfo(torch.float32).tiny))
+        t.mul_(largest.clamp_min(torch.finfo(torch.float32).tiny).reciprocal_())
     if ABS in columns:
         sums[ABS] = t.sum()
     if SQUARE in columns or FOURTH in columns:
