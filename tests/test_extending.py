@@ -1,30 +1,38 @@
-"""The recipes of docs/extending.md: each adds one thing and takes it through every command."""
+"""The recipes of docs/extending.md: each adds one thing, and a study with all of them runs."""
 
+import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 import study
+from study.store import StudyTables
 
 ROOT = Path(__file__).parents[1]
-SMALL = [
-    "model=tiny",
-    "train.steps=2",
-    "train.batch_size=2",
-    "data.heldout=2",
-    "probes.steps=[0,1]",
-]
-SWEEP = ["adapter.rank=2,4,8", "adapter.scaling=lora,rslora", "seed=0,1,2", "optimizer.lr=1e-3"]
+RECIPES = {
+    "An optimizer": "optimizer=signum",
+    "An init": "adapter.init=wide",
+    "A scaling rule": "adapter.scaling=rslora,cbrt",
+    "A statistic": "probes.stats=[all,kurtosis]",
+    "A data set": "data=sums",
+    "A figure": "name=recipes",
+}
+"""The headings of the page, and the override that uses what the recipe adds. Every study has all
+figures, so the last one only names the study."""
+SWEEP = "model=tiny train.steps=2 train.batch_size=2 data.heldout=2 probes.steps=[0,1] "
+SWEEP += "adapter.rank=2,4,8 seed=0,1,2 optimizer.lr=1e-3"
 COMMANDS = """
-import sys, {module}
+import importlib, json, sys
+modules, lines = json.loads(sys.argv[1])
+for module in modules:
+    importlib.import_module(module)
 from study import cli
-for line in {lines!r}:
+for line in lines:
     sys.argv = ["study", *line]
     try:
         cli.main()
@@ -34,64 +42,72 @@ for line in {lines!r}:
 """
 
 
-def recipe(heading: str) -> dict[str, str]:
+def blocks(heading: str) -> dict[str, str]:
     """The code blocks under a heading: ``python``, and each YAML file by its path in ``conf/``."""
     text = (ROOT / "docs/extending.md").read_text()
     section = text[text.index(f"## {heading}\n") :].split("\n## ")[0]
-    blocks = re.findall(r"```(python|yaml)\n(.*?)```", section, re.DOTALL)
+    found = re.findall(r"```(python|yaml)\n(.*?)```", section, re.DOTALL)
     return {
         body.splitlines()[0].removeprefix("# conf/") if kind == "yaml" else kind: body
-        for kind, body in blocks
+        for kind, body in found
     }
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Callable[..., study.store.StudyTables]:
-    """Run a recipe through every command in a process of its own; returns the study's tables."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where one study with all recipes went through every command, in a process of its own.
 
-    def commands(heading: str, *overrides: str) -> study.store.StudyTables:
-        blocks = recipe(heading)
-        (tmp_path / "recipe_module.py").write_text(blocks.pop("python"))
-        for name, body in blocks.items():
-            path = tmp_path / "conf" / name
+    Each recipe is a module, which imports what it uses. It comes before the rest of the package, as
+    a row of a table does.
+    """
+    place = tmp_path_factory.mktemp("recipes")
+    modules = {f"recipe_{number}": heading for number, heading in enumerate(RECIPES)}
+    for module, heading in modules.items():
+        for name, body in blocks(heading).items():
+            path = place / (f"{module}.py" if name == "python" else f"conf/{name}")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(body)
-        searched = [f"hydra.searchpath=[file://{tmp_path}/conf]"] if blocks else []
-        lines = [
-            ["train", "-m", *searched, *SMALL, *SWEEP, *overrides, "name=recipe"],
-            ["analyze", "results/recipe"],
-            ["figures", "results/recipe"],
-            ["report", "results/recipe"],
-            ["dashboard", "results/recipe", "--export", "recipe.html"],
-        ]
-        done = subprocess.run(
-            [sys.executable, "-c", COMMANDS.format(module="recipe_module", lines=lines)],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}", "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        return study.load(str(tmp_path / "results/recipe"))
-
-    return commands
+    searched = f"hydra.searchpath=[file://{place}/conf]"
+    lines = [
+        ["train", "-m", searched, *SWEEP.split(), *RECIPES.values()],
+        ["analyze", "results/recipes"],
+        ["figures", "results/recipes"],
+        ["report", "results/recipes"],
+        ["dashboard", "results/recipes", "--export", "recipes.html"],
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, json.dumps([list(modules), lines])],
+        cwd=place,
+        env=os.environ | {"PYTHONPATH": f"{place}:{ROOT}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return place
 
 
-def report(tmp_path: Path) -> str:
-    return (tmp_path / "results/recipe/report.md").read_text()
+@pytest.fixture(scope="module")
+def tables(folder: Path) -> StudyTables:
+    return study.load(str(folder / "results/recipes"))
 
 
-def first_gradient_norms(tables: study.store.StudyTables) -> pd.DataFrame:
+@pytest.fixture(scope="module")
+def report(folder: Path) -> str:
+    return (folder / "results/recipes/report.md").read_text()
+
+
+def first_gradient_norms(tables: StudyTables) -> pd.DataFrame:
     rows = tables.exponents
     here = (rows["site"] == "adapter_grad") & (rows["layer"] == "model") & (rows["step"] == 0)
     return rows[here & (rows["stat"] == "norm")]
 
 
-Run = Callable[..., study.store.StudyTables]
+def test_every_recipe_of_the_page_is_tested() -> None:
+    text = (ROOT / "docs/extending.md").read_text()
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == list(RECIPES)
 
 
-def test_an_optimizer(run: Run, tmp_path: Path) -> None:
-    tables = run("An optimizer", "optimizer=signum")
+def test_an_optimizer(tables: StudyTables, report: str) -> None:
     assert set(tables.cells["optimizer"]) == {"signum"}
     assert set(tables.cells["momentum"]) == {0.9}
     descent = tables.stable[
@@ -99,11 +115,10 @@ def test_an_optimizer(run: Run, tmp_path: Path) -> None:
     ]
     assert descent["limit"].dropna().eq(1.0).all(), "a sign-like rule: p* of descent is 1"
     assert len(descent["limit"].dropna())
-    assert "Signum" in report(tmp_path)
+    assert "Signum" in report
 
 
-def test_an_init(run: Run, tmp_path: Path) -> None:
-    tables = run("An init", "adapter.init=wide")
+def test_an_init(tables: StudyTables) -> None:
     assert set(tables.cells["init"]) == {"wide"}
     assert first_gradient_norms(tables)["predicted"].notna().all()
     drawn = tables.probes[(tables.probes["site"] == "A") & (tables.probes["step"] == 0)]
@@ -111,19 +126,17 @@ def test_an_init(run: Run, tmp_path: Path) -> None:
     assert (drawn["rms"] / expected).mean() == pytest.approx(1.0, abs=0.02)
 
 
-def test_a_rule(run: Run, tmp_path: Path) -> None:
-    tables = run("A scaling rule", "adapter.scaling=rslora,cbrt")
+def test_a_rule(tables: StudyTables, report: str) -> None:
     fitted = first_gradient_norms(tables).set_index("scaling")
     assert fitted.loc["cbrt", "exponent_p"] == pytest.approx(1 / 3)
     assert fitted.loc["cbrt", "predicted"] == pytest.approx(1 / 2 - 1 / 3, abs=1e-6)
     slope = fitted.loc["cbrt", "exponent"] - fitted.loc["rslora", "exponent"]
     assert slope == pytest.approx(1 / 2 - 1 / 3, abs=1e-3), "gamma alone differs at step 0"
-    assert "cube root, γ = α/r^1/3" in report(tmp_path)
+    assert "cube root, γ = α/r^1/3" in report
 
 
-def test_a_statistic(run: Run, tmp_path: Path) -> None:
-    tables = run("A statistic", "probes.stats=[all,kurtosis]")
-    stored = (tmp_path / "results/recipe/cells").glob("*/probes.parquet")
+def test_a_statistic(tables: StudyTables, folder: Path) -> None:
+    stored = (folder / "results/recipes/cells").glob("*/probes.parquet")
     rows = pd.concat(map(pd.read_parquet, stored)).dropna(subset=["kurtosis", "rms", "m4"])
     assert len(rows)
     ratio = rows["kurtosis"] / (rows["m4"] / rows["rms"]) ** 4
@@ -132,21 +145,12 @@ def test_a_statistic(run: Run, tmp_path: Path) -> None:
     assert tables.exponents.loc[tables.exponents["stat"] == "kurtosis", "predicted"].isna().all()
 
 
-def test_a_data_set(run: Run, tmp_path: Path) -> None:
-    tables = run("A data set", "data=sums")
+def test_a_data_set(tables: StudyTables, report: str) -> None:
     assert set(tables.cells["data"]) == {"sums"}
     assert tables.metrics["loss"].notna().any()
-    assert "data: sums" in report(tmp_path)
+    assert "data: sums" in report
 
 
-def test_a_figure(run: Run, tmp_path: Path) -> None:
-    run("A figure")
-    picture = tmp_path / "plots/recipe/seconds_vs_rank.png"
-    assert picture.stat().st_size > 5_000
-    assert "Seconds that a cell took against its rank." in report(tmp_path)
-
-
-def test_every_recipe_of_the_page_is_tested() -> None:
-    text = (ROOT / "docs/extending.md").read_text()
-    tested = re.findall(r'run\("([^"]+)"', Path(__file__).read_text())
-    assert set(re.findall(r"^## (.+)$", text, re.MULTILINE)) == set(tested)
+def test_a_figure(folder: Path, report: str) -> None:
+    assert (folder / "plots/recipes/seconds_vs_rank.png").stat().st_size > 5_000
+    assert "Seconds that a cell took against its rank." in report
