@@ -45,8 +45,7 @@ faults: .venv/.installed-dev
 # On a machine with a GPU: the tests marked gpu, the benchmarks and the reference studies on it, in
 # bf16. Run it again to go on where it stopped, after MINUTES or at a failure (benchmarks/gpu.py).
 MINUTES ?= 30
-gpu: .venv/.installed-dev
-	-$(BIN)/study fetch smollm2
+gpu: smollm2
 	$(BIN)/python -m benchmarks.gpu --minutes $(MINUTES)
 
 # Draw every committed picture and write every number in the documents again, from the committed
