@@ -38,7 +38,10 @@ class Run:
     def of(cls, config: CellConfig, corpus: Corpus, device: torch.device) -> Self:
         """The run of ``config`` on ``corpus``. Builds eight batches to count their tokens."""
         tokens, supervised = typical_step(config, corpus, device)
-        contraction = Contraction(config.adapter.contraction, tokens, merged_rate(device))
+        form = config.adapter.contraction
+        # Measuring the rate takes a tenth of a second, and only the choice of a form needs it.
+        rate = merged_rate(device) if form == "auto" else 1.0
+        contraction = Contraction(form, tokens, rate)
         return cls(config, adapter_spec(config), tokens, supervised, contraction)
 
 
