@@ -82,6 +82,8 @@ def distinguishing(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
 
 def _varies(rows: pd.DataFrame, column: str, *within: str) -> bool:
     """Whether ``column`` has several values in rows with the same values of ``within``."""
+    if rows[column].nunique(dropna=False) < 2:  # most columns; to group the rows takes longer
+        return False
     same = [rows[name].astype(object) for name in within if name in rows]
     values = rows.groupby(same or np.zeros(len(rows)), dropna=False)[column]
     return bool(values.nunique(dropna=False).max() > 1)
