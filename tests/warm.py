@@ -1,16 +1,26 @@
-"""The server of processes imports this: what a run of ``study`` imports sooner or later."""
+"""The server of :mod:`tests.forked` imports this: what ``study`` imports sooner or later.
+
+It also composes a configuration: the parsers of Hydra and OmegaConf are slow the first time.
+"""
 
 from importlib import import_module
 
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+
+from study.config import parse
+from study.config.compose import CONF
 
 MODULES = (
     *("joblib", "pandas", "pyarrow.parquet", "pytorch_optimizer", "transformers.optimization"),
     *("study.cli", "study.sweeps.app", "study.sweeps.run", "study.sweeps.launch"),
     *("study.sweeps.plan", "study.sweeps.status", "study.store.checkpoints"),
-    *("tests.faults.instrument", "tests.faults.seeded_bugs"),
 )
 
 for name in MODULES:
     import_module(name)
 Plugins.instance()
+with initialize_config_dir(str(CONF), version_base="1.3"):
+    parse(compose("config", overrides=["model=tiny", "adapter.rank=2", "optimizer.lr=1e-3"]))
+GlobalHydra.instance().clear()

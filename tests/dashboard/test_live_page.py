@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from study.store import CellWriter
+from tests.forked import STUDY, Forked
 
-RUN = [sys.executable, "-c", "from study.cli import main; main()"]
+RUN = [sys.executable, "-c", STUDY]
 
 
 class Servers:
@@ -123,23 +124,23 @@ def test_a_sweep_is_followed_to_its_end_and_past_a_server_restart(
         "name=odd",
     ]
     sweep += ["adapter.rank=4,8", f"results_dir={folder.parent}"]
-    process = subprocess.Popen([*RUN, *sweep], cwd=tmp_path, stderr=subprocess.DEVNULL)
-    await_cells(folder, 2)
-    # Paused, because this small sweep may end before the page has asked twice.
-    process.send_signal(signal.SIGSTOP)
-    watched.until("page.overview.counts.running > 0", 120)
-    watched.until("page.ahead.waiting === 1")
-    assert page.locator("#progress-text").inner_text().startswith("1 of 3 cells done")
-    assert "1 waiting" in page.locator("#counts").inner_text()
-    steps = "page.overview.cells.reduce((sum, cell) => sum + cell.probed, 0)"
-    seen = page.evaluate(steps)
-    process.send_signal(signal.SIGCONT)
-    watched.until(f"{steps} > {seen}", 60)
+    with Forked(STUDY, sweep, tmp_path, os.environ) as process:
+        await_cells(folder, 2)
+        # Paused, because this small sweep may end before the page has asked twice.
+        process.send(signal.SIGSTOP)
+        watched.until("page.overview.counts.running > 0", 120)
+        watched.until("page.ahead.waiting === 1")
+        assert page.locator("#progress-text").inner_text().startswith("1 of 3 cells done")
+        assert "1 waiting" in page.locator("#counts").inner_text()
+        steps = "page.overview.cells.reduce((sum, cell) => sum + cell.probed, 0)"
+        seen = page.evaluate(steps)
+        process.send(signal.SIGCONT)
+        watched.until(f"{steps} > {seen}", 60)
 
-    port = int(address.rsplit(":", 1)[1].strip("/"))
-    assert servers.stop() == 0
-    watched.until("document.getElementById('live').dataset.state === 'gone'", 30)
-    assert process.wait(timeout=120) == 0
+        port = int(address.rsplit(":", 1)[1].strip("/"))
+        assert servers.stop() == 0
+        watched.until("document.getElementById('live').dataset.state === 'gone'", 30)
+        assert process.wait().returncode == 0
     assert servers.start(folder, port) == address
     watched.until("page.overview.counts.complete === 3 && page.heat.panels.length > 1", 60)
     watched.until("document.getElementById('live').dataset.state === 'still'")

@@ -1,29 +1,26 @@
 """Start ``study`` in processes that are cheap or fresh, and see how they end.
 
-Importing torch takes seconds. A server imports everything once, and a forked child of it begins a
-run in milliseconds. A fresh process is the console script, as users start it.
+A cheap process is forked from a server (:mod:`tests.forked`). A fresh one is the console script, as
+users start it.
 """
 
-import atexit
 import contextlib
-import multiprocessing as mp
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from tests.forked import ROOT, exit_code, inherited_path, leave, server
+
 from .plan import VARIABLE, Plan
 
-ROOT = Path(__file__).parents[2]
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 PATIENCE = 180.0
 """Seconds after which a run that has not ended counts as hanging."""
@@ -31,25 +28,17 @@ HANGS = "hangs"
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """The signals that ``study`` handles."""
-WARM = "tests.faults.warm"
-"""What a child of the server need not import."""
 
 
 def environment(cache: Path) -> dict[str, str]:
-    """The variables of every process. One thread: results don't depend on the load, and a process
-    with one thread can be forked."""
+    """The variables of every process."""
     plugin = Path(__file__).parent / "plugin"
     return {
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "STUDY_CACHE": str(cache),
-        "PYTHONPATH": os.pathsep.join([str(plugin), str(ROOT), *_given_path()]),
+        "PYTHONPATH": os.pathsep.join([str(plugin), str(ROOT), *inherited_path()]),
     }
-
-
-def _given_path() -> list[str]:
-    """The user's own ``PYTHONPATH``."""
-    return [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
 
 
 @dataclass(frozen=True)
@@ -99,14 +88,10 @@ class Running:
 
 
 class Starter:
-    """Starts runs. The server ends with the process that has the starter."""
+    """Starts runs."""
 
     def __init__(self, cache: Path) -> None:
         self.variables = environment(cache)
-        self._context = mp.get_context("forkserver")
-        self._context.set_forkserver_preload([WARM])
-        with _variables(self.variables):  # the server takes them when it starts
-            forkserver.ensure_running()
 
     def start(self, arguments: Sequence[str], plan: Plan, fresh: bool = False) -> Running:
         """Run ``study`` with ``arguments`` in the folder of ``plan``."""
@@ -125,21 +110,10 @@ class Starter:
                     start_new_session=True,
                 )
             return Running(plan, started, started.pid)
-        process = self._context.Process(target=run_forked, args=(tuple(arguments), variables, err))
+        process = server().Process(target=run_forked, args=(tuple(arguments), variables, err))
         process.start()
         assert process.pid is not None
         return Running(plan, process, process.pid)
-
-
-@contextlib.contextmanager
-def _variables(values: dict[str, str]) -> Any:
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def run_forked(arguments: tuple[str, ...], variables: dict[str, str], err: str) -> None:
@@ -164,11 +138,7 @@ def run_forked(arguments: tuple[str, ...], variables: dict[str, str], err: str) 
     code = _code_of_main()
     for signum in STOPPING:
         signal.signal(signum, signal.SIG_IGN)  # nothing of study runs any more
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    leave(code)
 
 
 def _code_of_main() -> int:
@@ -183,7 +153,7 @@ def _code_of_main() -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
         main()
     except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        return exit_code(leaving)
     except KeyboardInterrupt:  # before study listens: the interpreter ends by the signal
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)

@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,8 +10,7 @@ from rich.console import Console
 
 from study.sweeps.status import load_status
 from study.sweeps.watch import watch
-
-STUDY = [sys.executable, "-c", "from study.cli import main; main()"]
+from tests.forked import STUDY, Forked
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +20,6 @@ def followed(tmp_path_factory: pytest.TempPathFactory, jsonl: Path) -> tuple[Pat
     The folder, the output of ``status --watch`` and the stderr of ``train``.
     """
     folder = tmp_path_factory.mktemp("watched")
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "OMP_NUM_THREADS": "1",
-    }
     small = [
         "model=tiny",
         "data=jsonl",
@@ -34,35 +27,16 @@ def followed(tmp_path_factory: pytest.TempPathFactory, jsonl: Path) -> tuple[Pat
         "data.sequence_length=32",
         "data.heldout=2",
     ]
-    sweep = [
-        *STUDY,
-        "train",
-        "-m",
-        *small,
-        "train.batch_size=2",
-        "train.steps=400",
-        "adapter.rank=2,3,4",
-    ]
-    train = subprocess.Popen(
-        [*sweep, "pack.max_cells=1"], cwd=folder, env=environment, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        while not list((folder / "results/default").glob("sweeps/*.json")) and train.poll() is None:
+    sweep = [*small, "train.batch_size=2", "train.steps=400", "adapter.rank=2,3,4"]
+    sweep += ["pack.max_cells=1"]
+    with Forked(STUDY, ["train", "-m", *sweep], folder, os.environ) as train:
+        while not list((folder / "results/default").glob("sweeps/*.json")) and not train.ended:
             time.sleep(0.05)
-        looked = subprocess.run(
-            [*STUDY, "status", "results/default", "--watch"],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=900,
-        )
-        _, said = train.communicate(timeout=900)
-    finally:
-        train.kill()
-    assert train.returncode == 0, said
-    return folder, looked.stdout, said
+        watching = Forked(STUDY, ["status", "results/default", "--watch"], folder, os.environ)
+        looked, trained = watching.wait(), train.wait()
+    assert looked.returncode == 0, looked.stderr
+    assert trained.returncode == 0, trained.stderr
+    return folder, looked.stdout, trained.stderr
 
 
 def test_a_watch_follows_a_sweep_to_its_end(followed: tuple[Path, str, str]) -> None:

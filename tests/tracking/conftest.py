@@ -5,17 +5,20 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.forked import STUDY, Forked
 
 WANDB = Path(sys.executable).parent / "wandb"
 
 
 @pytest.fixture(scope="session")
 def study_process(jsonl: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``study_process(folder, "train", ...)``: the console script in its own process, on tiny.
+    """``study_process(folder, "train", ...)``: the console script in a forked process, on tiny.
 
     ``first``: code to run before it. Keywords are environment variables.
     """
@@ -35,17 +38,7 @@ def study_process(jsonl: Path) -> Callable[..., subprocess.CompletedProcess[str]
         small = [*small, "data.heldout=2", "train.steps=2"] if command == "train" else []
         line = [command, *flags, *small, *(argument for argument in rest if argument not in flags)]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-        return subprocess.run(
-            [sys.executable, "-c", f"from study.cli import main; {first}\nmain()", *line],
-            cwd=folder,
-            env=clean
-            | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-            | environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=900,
-        )
+        return Forked(f"{first}\n{STUDY}", line, folder, clean | environment).wait()
 
     return run
 
@@ -71,8 +64,12 @@ def tracked(
 
 @pytest.fixture(scope="session")
 def inspect() -> Callable[[Path], list[dict[str, Any]]]:
-    """The records of an offline run, as ``wandb leet inspect --json`` prints them."""
+    """The records of an offline run, as ``wandb leet inspect --json`` prints them.
 
+    They are read once, because W&B's command line is slow to start.
+    """
+
+    @cache
     def records(run_dir: Path) -> list[dict[str, Any]]:
         done = subprocess.run(
             [WANDB, "leet", "inspect", "--json", run_dir],

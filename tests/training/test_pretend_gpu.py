@@ -5,15 +5,14 @@ accelerator of every test after it.
 """
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from torch.utils import backend_registration
 
+from tests.forked import ROOT, Forked
+
 CHECKS = Path(__file__).with_name("pretend_gpu_checks.py")
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(
@@ -21,13 +20,9 @@ ROOT = Path(__file__).parents[2]
     reason="this version of torch has no devices in Python",
 )
 def test_on_a_pretend_gpu() -> None:
-    ended = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", CHECKS],
-        cwd=ROOT,
-        env={**os.environ, "PYTEST_ADDOPTS": "", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    code = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(CHECKS)]
+    ended = Forked(code, options, ROOT, os.environ | {"PYTEST_ADDOPTS": ""}).wait()
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert " passed" in ended.stdout
     assert "skipped" not in ended.stdout
