@@ -1,7 +1,5 @@
 """``study bench`` on the tiny base: the ways reach one loss, and rows become text and a figure."""
 
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +16,7 @@ from benchmarks.training.processes import apart
 from benchmarks.training.suites import RUNS
 from benchmarks.training.summary import summarise
 from benchmarks.training.ways import TimedRun, cell, check_agreement
-from study.config import CellConfig
+from tests.benchmarks.hungry import hungry
 
 
 def test_four_ways_are_timed_and_summarised(study_cli: Callable[..., Any], tmp_path: Path) -> None:
@@ -88,13 +86,6 @@ def test_help_imports_no_torch() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines()[-1] == "set()"
-
-
-def hungry(config: CellConfig) -> int:
-    """Stands for a training run that the system kills if a micro-batch has over two sequences."""
-    if config.train.batch_size > 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return config.train.accumulation
 
 
 def test_a_step_that_does_not_fit_is_split_into_micro_batches() -> None:
