@@ -1,21 +1,31 @@
-"""Small data, the tiny base, typed cells and the console script for every test."""
+"""Small data, the tiny base, typed cells and the console script for every test.
+
+The process that hands out tests reads this file before it starts the others. So fixtures import
+torch, which takes seconds.
+"""
+
+from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
 
 from study import cli
 from study.config import CellConfig, ModelConfig, parse
 from study.config.compose import CONF
-from study.data import Corpus, build_corpus
-from study.models import FrozenBase, load_base, load_tokenizer
+
+if TYPE_CHECKING:
+    from study.data import Corpus
+    from study.models import FrozenBase
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,6 +42,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> None:
     """One thread: results do not depend on the load, and tiny tensors are faster."""
+    import torch
+
     torch.set_num_threads(1)
 
 
@@ -50,30 +62,43 @@ def jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cell(jsonl: Path) -> Callable[..., CellConfig]:
     """A typed cell on the tiny base: ``cell("adapter.rank=8", "optimizer=sgd")``."""
+    small = [
+        "model=tiny",
+        "data=jsonl",
+        f"data.path={jsonl}",
+        "data.sequence_length=48",
+        "data.heldout=6",
+    ]
+    small += ["train.steps=3", "train.batch_size=3", "optimizer.lr=1e-2"]
+
+    @cache
+    def composed(*overrides: str) -> DictConfig:
+        """Hydra takes most of the time, and its result depends on nothing but the overrides:
+        interpolations, such as those of environment variables, are not resolved yet."""
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("config", overrides=[*small, *overrides])
 
     def build(*overrides: str) -> CellConfig:
-        GlobalHydra.instance().clear()
-        small = [
-            "model=tiny",
-            "data=jsonl",
-            f"data.path={jsonl}",
-            "data.sequence_length=48",
-            "data.heldout=6",
-        ]
-        small += ["train.steps=3", "train.batch_size=3", "optimizer.lr=1e-2"]
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            return parse(compose("config", overrides=[*small, *overrides]))
+        return parse(composed(*overrides).copy())
 
     return build
 
 
 @pytest.fixture(scope="session")
 def tiny_base() -> FrozenBase:
+    import torch
+
+    from study.models import load_base
+
     return load_base(ModelConfig("tiny"), torch.device("cpu"), "float32")
 
 
 @pytest.fixture(scope="session")
 def corpus(cell: Callable[..., CellConfig]) -> Corpus:
+    from study.data import build_corpus
+    from study.models import load_tokenizer
+
     config = cell()
     tokenizer = load_tokenizer(config.model)
     return build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
