@@ -36,9 +36,8 @@ SIZES = (5.5, 11)
 
 def problems(figure: Figure) -> list[str]:
     """Everything that makes ``figure`` hard to read, in words; empty if nothing does."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    renderer = canvas.get_renderer()
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw_without_rendering()
     return [found for check in CHECKS for found in check(figure, renderer)]
 
 
