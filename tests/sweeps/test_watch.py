@@ -27,7 +27,7 @@ def followed(tmp_path_factory: pytest.TempPathFactory, jsonl: Path) -> tuple[Pat
         "data.sequence_length=32",
         "data.heldout=2",
     ]
-    sweep = [*small, "train.batch_size=2", "train.steps=400", "adapter.rank=2,3,4"]
+    sweep = [*small, "train.batch_size=2", "train.steps=200", "adapter.rank=2,3,4"]
     sweep += ["pack.max_cells=1"]
     with Forked(STUDY, ["train", "-m", *sweep], folder, os.environ) as train:
         while not list((folder / "results/default").glob("sweeps/*.json")) and not train.ended:
@@ -44,7 +44,7 @@ def test_a_watch_follows_a_sweep_to_its_end(followed: tuple[Path, str, str]) -> 
     lines = out.strip().splitlines()
     seen = [line for line in lines if re.match(r"\d\d:\d\d:\d\d  default: ", line)]
     assert any("3 waiting" in line or "2 waiting" in line for line in seen), "from the start"
-    assert any(re.search(r"1 running.*rank [234] lora at step \d+/400", line) for line in seen), (
+    assert any(re.search(r"1 running.*rank [234] lora at step \d+/200", line) for line in seen), (
         seen
     )
     assert any("of 3 packs done" in line for line in seen)
