@@ -65,7 +65,13 @@ def _documentation() -> tuple[Example, ...]:
 
 @source("xbrl_extract")
 def _xbrl_extract(_: str) -> Iterable[Example]:
-    return xbrl.questions()
+    return _questions()
+
+
+@cache
+def _questions() -> tuple[Example, ...]:
+    """Cached in the process: a plan asks for their hash, and training for the questions."""
+    return tuple(xbrl.questions())
 
 
 @dataclass(frozen=True)

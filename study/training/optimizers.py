@@ -1,9 +1,11 @@
-"""One optimizer and one schedule per cell, from torch, transformers or pytorch_optimizer.
+"""One optimizer and one schedule per cell.
 
-The last two are imported where they are used: with what they import in turn (PEFT, bitsandbytes)
-this takes more than a second, and a plan of a sweep builds no optimizer.
+Optimizers are those of torch, transformers and pytorch_optimizer. The last two are imported where
+they are used: with what they import in turn (PEFT, bitsandbytes) this takes more than a second, and
+most optimizers need neither.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from study.adapters import LoraBank
 from study.config import CellConfig, OptimizerConfig, TrainConfig
@@ -129,13 +131,33 @@ def build_optimizer(
 
 
 def build_schedule(config: TrainConfig, optimizer: Optimizer) -> LRScheduler:
-    """A constant, linear or cosine schedule with linear warm-up from 0 over ``warmup`` steps."""
-    from transformers.optimization import get_scheduler
+    """A constant, linear or cosine schedule with linear warm-up from 0 over ``warmup`` steps.
 
-    name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
-    return get_scheduler(
-        name, optimizer, num_warmup_steps=config.warmup, num_training_steps=config.steps
-    )
+    The factors are those of ``transformers.get_scheduler``. Its module imports PEFT and, where they
+    are installed, bitsandbytes and torch's compiler, which takes a second.
+    """
+    decay, warmup, steps = DECAYS[config.schedule], config.warmup, config.steps
+
+    def factor(step: int) -> float:
+        return step / warmup if step < warmup else decay(step, warmup, steps)
+
+    return LambdaLR(optimizer, factor)
+
+
+def _linear(step: int, first: int, end: int) -> float:
+    return max(0.0, (end - step) / max(1, end - first))
+
+
+def _cosine(step: int, first: int, end: int) -> float:
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * ((step - first) / max(1, end - first)))))
+
+
+DECAYS: dict[str, Callable[[int, int, int], float]] = {
+    "constant": lambda step, first, end: 1.0,
+    "linear": _linear,
+    "cosine": _cosine,
+}
+"""The factor of the learning rate at ``step``, from the step ``first`` to ``end``."""
 
 
 class Learner:

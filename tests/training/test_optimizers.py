@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 
 from study.config import CellConfig
 from study.data import Corpus
 from study.errors import StudyError
 from study.models import FrozenBase
-from study.training.optimizers import build_optimizer
+from study.training.optimizers import build_optimizer, build_schedule
 from study.vocabulary.optimizers import OPTIMIZERS
 
 from .test_loop import run, series
@@ -128,3 +129,27 @@ def test_muon_in_a_fold_is_muon_alone(tiny_base: FrozenBase, corpus: Corpus, cel
                 both = ours.probes.merge(theirs.probes, on=["layer", "site"])
                 assert len(both) == len(theirs.probes) > 0
                 assert (both["norm_x"] / both["norm_y"] - 1).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 1, 7])
+def test_schedules_are_those_of_transformers(cell: Build, name: str, warmup: int) -> None:
+    """Bit for bit, also beyond the last step."""
+    from transformers.optimization import get_scheduler
+
+    def rates(build: Callable[[torch.optim.Optimizer], LRScheduler]) -> list[float]:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=3e-4)
+        schedule, found = build(optimizer), list[float]()
+        for _ in range(30):
+            found.append(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+        return found
+
+    config = cell("train.steps=23", f"train.schedule={name}", f"train.warmup={warmup}").train
+    theirs = "constant_with_warmup" if name == "constant" else name
+    assert rates(lambda optimizer: build_schedule(config, optimizer)) == rates(
+        lambda optimizer: get_scheduler(
+            theirs, optimizer, num_warmup_steps=warmup, num_training_steps=23
+        )
+    )
