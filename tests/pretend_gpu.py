@@ -253,7 +253,8 @@ def _caller() -> str:
 
 
 _KERNELS: dict[str, Callable[..., Any]] = {
-    "aten::bmm.dtype": lambda a, b, dtype: torch.bmm(a.to(dtype), b.to(dtype))
+    "aten::bmm.dtype": lambda a, b, dtype: torch.bmm(a.to(dtype), b.to(dtype)),
+    "aten::bmm.dtype_out": lambda a, b, dtype, out: torch.bmm(a.to(dtype), b.to(dtype), out=out),
 }
 """Operations of accelerators that the CPU has not, by name and overload."""
 

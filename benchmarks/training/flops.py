@@ -44,6 +44,6 @@ def step_limits(config: CellConfig) -> dict[str, float]:
         "base_flops": linears + 4.0 * run.supervised * card.head + attention,
         "adapter_flops": float(ours),
         "factored_flops": float(factored),
-        "products": Products.of_step(config).seconds(device),
+        "products": Products.of_step(config, base, corpus).seconds(device),
         "peak": measure_matmul_rate(device, dtype, PEAK_SIDE[device.type]),
     }

@@ -20,10 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from study.config import CellConfig
+from study.data import Corpus
+from study.models import FrozenBase
 from study.training.loop import train
 from study.training.run import Run
-
-from .ways import base_and_corpus
 
 aten = torch.ops.aten
 _SAME_FLOPS = {
@@ -60,18 +60,17 @@ class Products(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         held: Iterable[Tensor] = (*model.parameters(), *model.buffers())
-        self._weights = {_address(tensor) for tensor in held}
+        self._weights = {_memory(tensor) for tensor in held}
         self._shared: dict[tuple[Any, ...], Tensor] = {}
         self._calls: list[Call] = []
         self.flops = 0
 
     @classmethod
-    def of_step(cls, config: CellConfig) -> Self:
+    def of_step(cls, config: CellConfig, base: FrozenBase, corpus: Corpus) -> Self:
         """Those of the second step of a cell: a plain step, without probes.
 
         Raises :class:`study.errors.StudyError` as training does.
         """
-        base, corpus = base_and_corpus(config)
         short = replace(config, train=replace(config.train, steps=2))
         with closing(train(base, corpus, [Run.of(short, corpus, base.device)])) as steps:
             next(steps)
@@ -85,7 +84,8 @@ class Products(TorchDispatchMode):
         packet = func._overloadpacket
         formula = flop_registry.get(_SAME_FLOPS.get(packet, packet))
         if formula is not None:
-            self.flops += formula(*args, **kwargs, out_val=result)
+            operands = [each for each in args if not isinstance(each, torch.dtype)]
+            self.flops += formula(*operands, **kwargs, out_val=result)
             self._record(func, args, kwargs, result)
         return result
 
@@ -105,7 +105,7 @@ class Products(TorchDispatchMode):
 
     def _stand_in(self, tensor: Tensor, place: int) -> Tensor:
         """What takes the place of ``tensor`` when the products are run again."""
-        if _address(tensor) in self._weights or not tensor.is_floating_point():
+        if _memory(tensor) in self._weights or not tensor.is_floating_point():
             return tensor.detach()
         shape, strides = tuple(tensor.shape), tensor.stride()
         layout = (place, shape, strides, tensor.dtype, tensor.device)
@@ -133,9 +133,9 @@ class Products(TorchDispatchMode):
         return median(times)
 
 
-def _address(tensor: Tensor) -> int:
-    """Where a tensor's memory begins. Views of one tensor share it."""
-    return tensor.untyped_storage().data_ptr()
+def _memory(tensor: Tensor) -> int:
+    """The identity of a tensor's memory. Views of one tensor share it."""
+    return tensor.untyped_storage()._cdata
 
 
 def _with_result(func: Any) -> Callable[..., Any] | None:

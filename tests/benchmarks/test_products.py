@@ -33,19 +33,19 @@ def counted_by_torch(config: CellConfig) -> int:
 def test_the_flops_are_those_that_torch_counts(form: str) -> None:
     config = cell(*SIZE, "train.steps=2", "adapter.rank=4", f"adapter.contraction={form}")
     with sdpa_kernel(SDPBackend.MATH):  # torch does not count the attention kernel of a CPU
-        products = Products.of_step(config)
+        products = Products.of_step(config, *base_and_corpus(config))
         assert products.flops == counted_by_torch(config) > 0
-    fused = Products.of_step(config)
+    fused = Products.of_step(config, *base_and_corpus(config))
     assert fused.flops > products.flops, "the fused kernel computes the scores again"
 
 
 def test_products_that_add_in_place_count() -> None:
     """torch's counter lacks them, so the FLOPs are compared with those of another form."""
-    flops = {
-        form: Products.of_step(cell(*SIZE, "adapter.rank=4", f"adapter.contraction={form}")).flops
-        for form in ("factored", "merged")
-    }
     base, corpus = base_and_corpus(cell(*SIZE))
+    flops = {}
+    for form in ("factored", "merged"):
+        config = cell(*SIZE, "adapter.rank=4", f"adapter.contraction={form}")
+        flops[form] = Products.of_step(config, base, corpus).flops
     tokens = Run.of(cell(*SIZE), corpus, CPU).tokens
     more = sum(6 * tokens * 4 * (d + o) for d, o in base.card.shapes)
     less = sum(2 * tokens * d * o + 6 * 4 * d * o for d, o in base.card.shapes)
@@ -54,7 +54,7 @@ def test_products_that_add_in_place_count() -> None:
 
 def test_products_are_run_again_without_a_change_to_the_weights() -> None:
     config = cell(*SIZE, "adapter.rank=4", "adapter.contraction=factored")
-    products = Products.of_step(config)
+    products = Products.of_step(config, *base_and_corpus(config))
     base, _ = base_and_corpus(config)
     before = [weight.clone() for weight in base.model.parameters()]
     with Products(base.model) as again:

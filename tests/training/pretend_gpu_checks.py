@@ -12,7 +12,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.training.products import RUNS, Products
 from study.adapters import AdapterSpec, adapted
 from study.config import CellConfig
 from study.data import Corpus
@@ -328,6 +330,25 @@ def test_a_rate_is_that_of_finished_products() -> None:
     with PretendGpu() as gpu:
         assert measure_matmul_rate(GPU, side=8) > 0
     assert sum(n for wait, n in gpu.waits.items() if wait.startswith("synchronize")) == 6
+
+
+def test_the_products_of_a_step_are_run_again_on_the_device(
+    corpus: Corpus, cell: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are those of the CPU, in bf16 too. The host waits only for the end of each run."""
+    monkeypatch.setattr("study.training.fold.may_trim", lambda *_: False)  # a CPU cuts off padding
+    for precision in ("float32", "bf16"):
+        config = cell(*PLAIN, "adapter.contraction=factored", f"precision={precision}")
+        base = load_base(config.model, CPU, precision)
+        with sdpa_kernel(SDPBackend.MATH):  # each device has a kernel of its own
+            expected = Products.of_step(config, base, corpus)
+            with PretendGpu() as gpu:
+                products = Products.of_step(config, moved(base), corpus)
+                gpu.waits.clear()
+                assert products.seconds(GPU) > 0
+        assert products.flops == expected.flops > 0
+        assert sum(gpu.waits.values()) == RUNS
+        assert {wait.split()[0] for wait in gpu.waits} == {"synchronize"}
 
 
 def test_rows_are_recorded_when_they_arrive(
