@@ -48,7 +48,7 @@ def test_gradients_agree_with_numerical_ones() -> None:
         mixed_with_its_weight, operands(torch.float64, *FACTORED_SHAPES[1:])
     )
     assert torch.autograd.gradcheck(
-        lambda *a: Merged.apply(W, *a, GAMMA_K11), operands(torch.float64, *MERGED_SHAPES)
+        lambda *a: Merged.apply(W, *a, GAMMA_K11, None), operands(torch.float64, *MERGED_SHAPES)
     )
 
 
