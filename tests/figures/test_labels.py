@@ -50,6 +50,17 @@ def test_labels_stand_beside_the_lines_within_the_panel() -> None:
     assert len({y for _, y in places}) == 3
 
 
+def test_the_room_for_labels_does_not_grow_with_the_distance_to_a_line() -> None:
+    with style.paper():
+        page = style.figure(1, 1, column=style.HALF, ratio=0.6)
+        ax = page.subplots()
+        for rank, end in ((4, 10), (256, 1)):
+            ax.plot([0, end], [0, 1], color="black")
+            style.label_end(ax, end, 1, str(rank), "black")
+        style.finish(page)
+    assert ax.get_xlim()[1] < 13
+
+
 @pytest.mark.parametrize(
     ("low", "high", "ticks"),
     [

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation
+from matplotlib.text import Annotation, Text
 
 MOST_LABELS = 6
 """More labels in a panel would need more shades than a reader can tell apart."""
@@ -83,7 +83,8 @@ def place_labels(page: Figure) -> None:
     if not labelled:
         return
     renderer: Any = FigureCanvasAgg(page).get_renderer()
-    extents = {ax: [text.get_window_extent(renderer) for text in labels_of(ax)] for ax in labelled}
+    # Of the texts alone: an annotation's own extent includes the line that leads to it.
+    extents = {ax: [Text.get_window_extent(t, renderer) for t in labels_of(ax)] for ax in labelled}
     width = max(box.width for boxes in extents.values() for box in boxes)
     height = max(box.height for boxes in extents.values() for box in boxes)
     for ax in labelled:
