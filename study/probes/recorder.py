@@ -45,8 +45,7 @@ class Recorder:
 
     def sums(self, x: Tensor | Chunked, rows: Tensor | None = None) -> Tensor:
         """The :func:`~study.probes.moments.scaled_sums` of ``x``, or of some rows of it."""
-        with self.measuring():
-            return scaled_sums(chunks_of(x, rows), self.ledger.columns)
+        return scaled_sums(chunks_of(x, rows), self.ledger.columns)
 
     def add(self, source: Source, layer: int, cell: int, *parts: Any) -> None:
         """Enter the sums of every wanted site of ``source``.
@@ -59,8 +58,8 @@ class Recorder:
                 continue
             with self.measuring():
                 tensor = TENSORS[source][name](*parts)
-            if tensor is not None:
-                self.enter(name, layer, cell, self.sums(tensor), tensor.numel())
+                if tensor is not None:
+                    self.enter(name, layer, cell, self.sums(tensor), tensor.numel())
 
     def enter(self, site: str, layer: int, cell: int, scaled: Tensor, count: int) -> None:
         """Enter the :meth:`sums` of ``count`` elements."""
