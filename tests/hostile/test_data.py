@@ -19,10 +19,18 @@ def row(target: str = '"b"', context: str = '"a"') -> bytes:
     return f'{{"context": {context}, "target": {target}}}\n'.encode()
 
 
-LINES: dict[str, tuple[bytes, str]] = {
-    "a line of 100 MB": (row(f'"{"x" * 100_000_000}"'), "line 1 is longer than 4 MiB"),
-    "5 MB of zeros": (b"\0" * 5_000_000, "line 1 is longer than 4 MiB"),
-    "eleven million blank lines": (b"\n" * 11_000_000, "has over 10000000 lines"),
+Content = bytes | Callable[[], bytes]
+"""Of a file. A function makes what is large, because every process of the tests reads this file."""
+
+
+def made(content: Content) -> bytes:
+    return content() if callable(content) else content
+
+
+LINES: dict[str, tuple[Content, str]] = {
+    "a line of 100 MB": (lambda: row(f'"{"x" * 100_000_000}"'), "line 1 is longer than 4 MiB"),
+    "5 MB of zeros": (lambda: bytes(5_000_000), "line 1 is longer than 4 MiB"),
+    "eleven million blank lines": (lambda: b"\n" * 11_000_000, "has over 10000000 lines"),
     "latin-1": (GOOD + 'é "'.encode("latin-1"), "line 3 is not UTF-8"),
     "UTF-16": ("\ufeff{}".encode("utf-16"), "line 1 is not UTF-8"),
     "UTF-16 without a mark": (GOOD.decode().encode("utf-16-le"), "line 1 is not valid JSON"),
@@ -42,7 +50,7 @@ LINES: dict[str, tuple[bytes, str]] = {
     ),
     "another format later": (GOOD + b'{"text": "a"}\n', "no key 'context' (its keys: 'text'"),
     "many keys": (
-        json.dumps({str(n): n for n in range(200_000)}).encode(),
+        lambda: json.dumps({str(n): n for n in range(200_000)}).encode(),
         "has the fields '0', '1'",
     ),
     "a number for text": (row("7"), "'target' is of type int"),
@@ -63,19 +71,27 @@ LINES: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize("case", LINES)
 def test_a_data_file(refused: Refused, case: str) -> None:
     content, says = LINES[case]
-    refused("train data.path=x.jsonl", says, files={"x.jsonl": content}, seconds=BOMB)
+    refused("train data.path=x.jsonl", says, files={"x.jsonl": made(content)}, seconds=BOMB)
 
 
 def zipped(content: bytes) -> bytes:
     return gzip.compress(content, 1)
 
 
-FILES: dict[str, tuple[str, bytes, str]] = {
-    "300 MB of zeros": ("x.jsonl.gz", zipped(bytes(3 * 10**8)), "line 1 is longer than 4 MiB"),
-    "two million lists": ("x.json", b"[" + b"[]," * 2_000_000 + b"1]", "row 1 is of type list"),
-    "a large list": ("x.json", b"[" + b'"",' * 20_000_000 + b"1]", "is one list of over"),
-    "a line of 9 MB": ("x.csv", b"text\n" + b"a" * 9_000_000, "line 2 is longer than 4 MiB"),
-    "random bytes": ("x.parquet", os.urandom(1_000_000), "can't be read as Parquet"),
+FILES: dict[str, tuple[str, Content, str]] = {
+    "300 MB of zeros": (
+        "x.jsonl.gz",
+        lambda: zipped(bytes(3 * 10**8)),
+        "line 1 is longer than 4 MiB",
+    ),
+    "two million lists": (
+        "x.json",
+        lambda: b"[" + b"[]," * 2_000_000 + b"1]",
+        "row 1 is of type list",
+    ),
+    "a large list": ("x.json", lambda: b"[" + b'"",' * 20_000_000 + b"1]", "is one list of over"),
+    "a line of 9 MB": ("x.csv", lambda: b"text\n" + b"a" * 9_000_000, "line 2 is longer than"),
+    "random bytes": ("x.parquet", lambda: os.urandom(1_000_000), "can't be read as Parquet"),
     "a footer that claims much": (
         "x.parquet",
         b"PAR1" + bytes(99) + (2**31 - 1).to_bytes(4, "little") + b"PAR1",
@@ -87,7 +103,7 @@ FILES: dict[str, tuple[str, bytes, str]] = {
 @pytest.mark.parametrize("case", FILES)
 def test_a_file_of_another_kind(refused: Refused, case: str) -> None:
     name, content, says = FILES[case]
-    refused(f"train data.path={name}", says, files={name: content}, seconds=BOMB)
+    refused(f"train data.path={name}", says, files={name: made(content)}, seconds=BOMB)
 
 
 TURNS = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
