@@ -227,16 +227,13 @@ def test_a_failed_write_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_without_a_tracker_wandb_is_not_imported(tmp_path: Path, jsonl: Path) -> None:
-    script = (
-        "import sys; from study import cli; "
-        "sys.argv = ['study', 'train', 'model=tiny', 'data=jsonl', sys.argv[1], "
-        "'data.sequence_length=32', 'data.heldout=2', 'train.steps=1', 'adapter.rank=2']; "
-        "cli.cli(standalone_mode=False); "
-        "print([name for name in sys.modules if name.partition('.')[0].startswith('wandb')])"
+def test_without_a_tracker_wandb_is_not_imported(tmp_path: Path, study_process: Process) -> None:
+    imported = (
+        "import atexit, sys; atexit.register(lambda: print("
+        "[name for name in sys.modules if name.partition('.')[0].startswith('wandb')]))"
     )
-    command = [sys.executable, "-c", script, f"data.path={jsonl}"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = study_process(tmp_path, "train", "adapter.rank=2", first=imported)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1] == "[]"
     assert not (tmp_path / "results/default/wandb").exists()
 
