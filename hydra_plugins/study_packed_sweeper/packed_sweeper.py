@@ -81,7 +81,7 @@ class PackedSweeper(Sweeper):
         # Composed first: a mistake in a value is found before torch is imported, for seconds.
         configs = compose(loader, name, [*found, *shared], grid)
         with without_collections():
-            from study.sweeps import launch
+            from study.sweeps import launch, processes
             from study.sweeps.cells import plan, to_train
             from study.sweeps.packs import packs as packed
             from study.sweeps.plan import show_plan
@@ -93,6 +93,7 @@ class PackedSweeper(Sweeper):
         if PLAN_KEY in self.config:
             return show_plan(cells, packs, planned_for(self.config))
         launch.check_weights(cells)
+        processes.check(cells, launched_here=isinstance(self.launcher, BasicLauncher))
         launch.announce(cells, packs)
         returns: list[JobReturn] = []
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from study.adapters.contraction import Contraction, Show, factored, factored_linear, merged, mixed
 from study.adapters.frozen import dense_weight, features
 from study.adapters.inits import DRAWS
+from study.adapters.world import own, undivided
 from study.adapters.zero_product import known_output
 from study.errors import StudyError, unknown
 from study.vocabulary.inits import INITS
@@ -202,23 +203,42 @@ class LoraBank(nn.Module):
         return LoraPair(*initial_pair(spec, self.layer, d, o), gamma)
 
     def make_pairs(self) -> None:
-        """Make the per-cell views that optimizers step.
+        """Make the per-cell views that optimizers step: of divided factors, this process's part.
 
         Call it once, after the last ``.to()``: a copied parameter shares no memory with them.
         """
         self.pairs = [
-            LoraPair(nn.Parameter(bucket.A_kRD.data[i]), nn.Parameter(bucket.B_kOR.data[i]), gamma)
+            LoraPair(nn.Parameter(A_RD), nn.Parameter(B_OR), gamma)
+            for A_RD, B_OR, gamma in self._each_cell(own)
+        ]
+
+    def whole_pairs(self) -> list[LoraPair]:
+        """Each cell's whole factors and gamma, without a gradient.
+
+        All processes must call it at the same time: it puts divided factors together. In a pass
+        they are whole already.
+        """
+        return self._each_cell(undivided)
+
+    def _each_cell(self, read: Callable[[Tensor], Tensor]) -> list[LoraPair]:
+        return [
+            LoraPair(*cell)
             for bucket in self._buckets()
-            for i, gamma in enumerate(bucket.gammas)
+            for cell in zip(
+                *(read(stack.data) for stack in (bucket.A_kRD, bucket.B_kOR)),
+                bucket.gammas,
+                strict=True,
+            )
         ]
 
     def bind_grads(self) -> None:
         """Set the gradients of each cell's pair to its slice of the last backward pass's."""
         pairs = iter(self.pairs)
         for bucket in self._buckets():
+            dA_kRD, dB_kOR = own(bucket.A_kRD.grad), own(bucket.B_kOR.grad)
             for i, pair in zip(range(len(bucket.gammas)), pairs, strict=False):
-                pair.A_RD.grad = None if bucket.A_kRD.grad is None else bucket.A_kRD.grad[i]
-                pair.B_OR.grad = None if bucket.B_kOR.grad is None else bucket.B_kOR.grad[i]
+                pair.A_RD.grad = None if dA_kRD is None else dA_kRD[i]
+                pair.B_OR.grad = None if dB_kOR is None else dB_kOR[i]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients, and the slices of the pairs, which would keep their memory alive."""

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,14 +68,16 @@ def adapted(
     specs: Sequence[AdapterSpec],
     bank_type: type[LoraBank] = LoraBank,
     contraction: Contraction = FACTORED,
+    divide: Callable[[], None] = lambda: None,
 ) -> Iterator[list[LoraBank]]:
     """Inside, every layer in ``layers`` has adapters. The plain model is restored on exit.
 
     Yields their banks. A linear is replaced by its bank, a module of experts by an
     :class:`~study.adapters.experts.AdaptedExperts`. ``bank_type``: of the linears,
     :class:`LoraBank` or a subclass, such as :class:`~study.adapters.infinite.InfiniteRankBank`.
-    ``contraction``: how the banks of linears compute their products. Raises :class:`StudyError`
-    for experts with another ``bank_type``.
+    ``contraction``: how the banks of linears compute their products. ``divide``: called when
+    the adapters are in place and before anything reads them; it may divide them among processes.
+    Raises :class:`StudyError` for experts with another ``bank_type``.
     """
     device = next(model.parameters()).device
     banks: list[LoraBank] = []
@@ -103,9 +105,11 @@ def adapted(
     try:
         for bank in banks:
             bank.buckets.to(device)
-            bank.make_pairs()
         for path, module in replaced.items():
             _replace(model, path, module)
+        divide()
+        for bank in banks:
+            bank.make_pairs()
         yield banks
     finally:
         for path, module in plain.items():

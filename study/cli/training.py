@@ -17,9 +17,17 @@ def train(arguments: tuple[str, ...]) -> None:
     from study.sweeps import signals
 
     with signals.listen(["train", *arguments]):  # before the imports, which take a second
-        from study.sweeps import app as hydra_app
+        from study.sweeps import processes
 
-        hydra_app.main(arguments)
+        if processes.follows():
+            from study.sweeps.following import follow
+
+            follow()
+        else:
+            from study.sweeps import app as hydra_app
+
+            with processes.leading():
+                hydra_app.main(arguments)
 
 
 @cli.command()

@@ -175,6 +175,56 @@ def _check_answers(config: CellConfig) -> None:
         )
 
 
+def _check_shard(config: CellConfig) -> None:
+    """``train.shard`` divides factors and batches, so what needs them whole is refused."""
+    adapter, train, optimizer = config.adapter, config.train, config.optimizer.name
+    whole = [name for name, row in OPTIMIZERS.items() if not row.elementwise]
+    needs_whole = {
+        f"optimizer={optimizer}": (
+            optimizer in whole,
+            "an optimizer other than " + ", ".join(whole),
+        ),
+        "adapter.rank=inf": (adapter.rank == math.inf, "a finite rank"),
+        f"adapter.contraction={adapter.contraction}": (
+            adapter.contraction not in ("auto", "factored"),
+            "adapter.contraction=factored",
+        ),
+        f"adapter.dropout={adapter.dropout:g}": (adapter.dropout > 0, "adapter.dropout=0"),
+        f"model.quant_bits={config.model.quant_bits}": (
+            config.model.quant_bits is not None,
+            "model.quant_bits=null",
+        ),
+        f"pack.fold={config.pack.fold}": (config.pack.fold not in ("auto", 1), "pack.fold=1"),
+        "pack.compile=true": (config.pack.compile, "pack.compile=false"),
+        f"train.answer_tokens={train.answer_tokens}": (
+            train.answer_tokens is not None,
+            "train.answer_tokens=null",
+        ),
+        "probes.truncations": (
+            config.probes.truncations is not None,
+            "probes.truncations=null",
+        ),
+    }
+    for key, (is_asked, instead) in needs_whole.items():
+        if train.shard and is_asked:
+            raise StudyError(
+                f"train.shard=true can't train with {key}: use {instead}, or train.shard=false"
+            )
+
+
+def _check_checkpointing(config: CellConfig) -> None:
+    if config.train.checkpointing and config.adapter.dropout:
+        raise StudyError(
+            f"train.checkpointing=true and adapter.dropout={config.adapter.dropout:g}: a block "
+            "that is computed again would draw another mask, so set one of them to false or 0"
+        )
+    if config.train.checkpointing and config.pack.compile:
+        raise StudyError(
+            "train.checkpointing=true and pack.compile=true: a compiled block keeps what it likes, "
+            "so set one of them to false"
+        )
+
+
 def _check_schedules(config: CellConfig) -> None:
     probe_steps(config)
     truncation_ranks(config)
@@ -195,6 +245,8 @@ CHECKS = (
     _check_contraction,
     _check_decay,
     _check_answers,
+    _check_shard,
+    _check_checkpointing,
     _check_schedules,
     _check_tracker,
 )

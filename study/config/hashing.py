@@ -11,7 +11,7 @@ from study.config.types import CellConfig
 from study.vocabulary.quantities import BATCHES, SITES, STATS, USUAL
 
 IDENTITY_VERSION = 2
-UNSEEN = ("eval_every", "answer_tokens", "save_adapter", "epochs")
+UNSEEN = ("eval_every", "answer_tokens", "save_adapter", "epochs", "shard", "checkpointing")
 """Keys of ``train`` that enter an identity through their effect, or not at all."""
 
 

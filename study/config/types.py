@@ -180,7 +180,11 @@ class TrainConfig:
     - ``clip``: the global gradient norm to clip at; null: no clipping;
     - ``warmup``: steps, or a share of all steps below 1;
     - ``eval_every``: null evaluates at the first and the last step, 0 never;
-    - ``answer_tokens``: the most tokens of an answer to a held-out question; null: none is asked.
+    - ``answer_tokens``: the most tokens of an answer to a held-out question; null: none is asked;
+    - ``shard``: whether the processes of torchrun train each cell together
+      (:mod:`study.training.sharding`);
+    - ``checkpointing``: whether the backward pass computes each block again
+      (:mod:`study.models.blocks`). Neither of the two changes a number beyond rounding.
     """
 
     steps: int = bounded(Whole(1, most=MOST_STEPS))
@@ -193,6 +197,8 @@ class TrainConfig:
     save_adapter: bool = False
     answer_tokens: int | None = bounded(Whole(1), None)
     epochs: float | None = bounded(Number(above=0.0, most=MOST_EPOCHS), None)
+    shard: bool = False
+    checkpointing: bool = False
 
 
 @dataclass

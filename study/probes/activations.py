@@ -4,7 +4,7 @@ Letters: ``K`` cells, ``B`` sequences, ``T`` tokens of a sequence, ``N`` tokens 
 features (``D`` in, ``O`` out).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -19,10 +19,14 @@ from study.vocabulary.quantities import BACKWARD, FORWARD
 
 
 class Rows(NamedTuple):
-    """The indices of the real tokens among the ``[N, F]`` of a cell, and the number N."""
+    """The indices of the real tokens among the ``[N, F]`` of a cell, and the number N.
+
+    ``counts``: how many real tokens each process has.
+    """
 
     real: Tensor
     tokens: int
+    counts: Sequence[int]
 
     def among(self, x_NF: Tensor) -> Tensor | None:
         """The indices in ``x``; None if its rows are not the tokens, so that all of them count.
@@ -49,7 +53,7 @@ class Activations:
         rows_K: list[Rows | None] = [None] * self.recorder.cells
         if real_BT is not None:
             chunks = real_BT.bool().chunk(self.recorder.cells)
-            rows_K = [self._rows(real.flatten()) for real in chunks]
+            rows_K = [self._rows(self.recorder.world.rows(real, False)) for real in chunks]
         wanted = not self.recorder.wanted.isdisjoint(FORWARD + BACKWARD) or self.sampled.rho
         hooks = [
             layer.module.register_forward_hook(partial(self._on_forward, index, rows_K))
@@ -65,12 +69,13 @@ class Activations:
             self._last_input = None
         self._first_pass = False
 
-    def _rows(self, real_N: Tensor) -> Rows | None:
-        """None if there is no padding."""
-        if real_N.all():
+    def _rows(self, reals: Sequence[Tensor]) -> Rows | None:
+        """``reals``: the real tokens of each process, ``[B, T]``. None if there is no padding."""
+        if all(real_BT.all() for real_BT in reals):
             return None
+        real_N = reals[self.recorder.world.number].flatten()
         real = real_N.nonzero().flatten().to(self.recorder.device, non_blocking=True)
-        return Rows(real, len(real_N))
+        return Rows(real, len(real_N), [int(real_BT.sum()) for real_BT in reals])
 
     def _on_forward(
         self,
@@ -91,7 +96,7 @@ class Activations:
         x_KND = args[0].detach().reshape(recorder.cells, -1, args[0].shape[-1])
         y_KNO = y.detach().reshape(recorder.cells, -1, y.shape[-1])
         input_sums_K = self._input_sums(args[0], x_KND, rows_K)
-        for cell, (rows, pair) in enumerate(zip(rows_K, adapted.pairs(), strict=True)):
+        for cell, (rows, pair) in enumerate(zip(rows_K, adapted.whole_pairs(), strict=True)):
             self._enter(layer, cell, input_sums_K[cell])
             self._enter(layer, cell, self._sums("outputs", y_KNO[cell], rows))
             if self._first_pass and self.sampled.need_inputs:
@@ -105,7 +110,7 @@ class Activations:
         self, layer: int, rows_K: list[Rows | None], first_pass: bool, dy: Tensor
     ) -> None:
         dy_KNO = dy.reshape(self.recorder.cells, -1, dy.shape[-1])
-        pairs = self.recorder.layers[layer].pairs()
+        pairs = self.recorder.layers[layer].whole_pairs()
         for cell, (rows, pair) in enumerate(zip(rows_K, pairs, strict=True)):
             self._enter(layer, cell, self._sums("output_gradients", dy_KNO[cell], rows))
             if first_pass and self.sampled.need_output_gradients:
@@ -115,7 +120,10 @@ class Activations:
                 self.delta_w.release(layer, cell)
 
     def _sample(self, x_NF: Tensor, rows: Rows | None) -> Tensor:
-        return self.sampled.of(x_NF, rows and rows.among(x_NF))
+        real = rows and rows.among(x_NF)
+        if rows is None or real is None:
+            return self.sampled.of(x_NF, None, [len(x_NF)] * self.recorder.world.size)
+        return self.sampled.of(x_NF, real, rows.counts)
 
     def _input_sums(
         self, x: Tensor, x_KND: Tensor, rows_K: list[Rows | None]

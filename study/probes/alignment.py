@@ -33,6 +33,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from study.adapters.world import ALONE, World
 from study.probes.layers import adapted_layers
 from study.vocabulary.quantities import ALIGNMENTS
 
@@ -47,8 +48,10 @@ class Alignment:
     :class:`study.errors.StudyError` if ``model`` has no LoRA layer.
     """
 
-    def __init__(self, model: nn.Module, stats: Sequence[str] = ALIGNMENTS) -> None:
-        self.layers, self.stats = adapted_layers(model), tuple(stats)
+    def __init__(
+        self, model: nn.Module, stats: Sequence[str] = ALIGNMENTS, world: World = ALONE
+    ) -> None:
+        self.layers, self.stats, self.world = adapted_layers(model), tuple(stats), world
         self._G_KOD: list[Tensor | None] = [None] * len(self.layers)
 
     @contextmanager
@@ -125,7 +128,9 @@ class Alignment:
             x_KND = x.reshape(cells, -1, x.shape[-1]).float()
             G_KOD = self._G_KOD[layer]
             if G_KOD is None:
-                self._G_KOD[layer] = torch.bmm(dy_KNO.mT, x_KND)
+                self._G_KOD[layer] = self.world.sum(torch.bmm(dy_KNO.mT, x_KND))
+            elif self.world.size > 1:
+                G_KOD += self.world.sum(torch.bmm(dy_KNO.mT, x_KND))
             else:
                 G_KOD.baddbmm_(dy_KNO.mT, x_KND)
 

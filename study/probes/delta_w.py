@@ -57,8 +57,9 @@ class DeltaW:
     def measure(self) -> None:
         """Measure every layer that no pass has measured, and the spectra of all."""
         for index, layer in enumerate(self.recorder.layers):
-            for cell, pair in enumerate(layer.pairs()):
-                if self._wants(index, cell):
+            wanted = [self._wants(index, cell) for cell in range(self.recorder.cells)]
+            for cell, pair in enumerate(layer.whole_pairs() if any(wanted) else ()):
+                if wanted[cell]:
                     self._take(index, cell, Product(pair))
                     self.release(index, cell)
         values = largest_singular_values(list(self._cores.values()))

@@ -20,7 +20,9 @@ class AdaptedLayer:
     - ``name``: its path in the base model;
     - ``module``: the module that computes ``W0 x + gamma B A x``. That of experts is never called,
       so their activations are not measured;
-    - ``pairs``: returns its K adapters;
+    - ``features``: of its inputs and of its outputs;
+    - ``pairs``: returns its K adapters: of divided factors, this process's part;
+    - ``whole_pairs``: returns them whole. All processes must call it at the same time;
     - ``specs``: how they were drawn; None if unknown, as for PEFT's;
     - ``variant``: PEFT's name for another computation, such as DoRA's rescaling; empty if none;
     - ``is_on``: whether the adapters are in use now.
@@ -28,7 +30,9 @@ class AdaptedLayer:
 
     name: str
     module: nn.Module
+    features: tuple[int, int]
     pairs: Callable[[], list[LoraPair]]
+    whole_pairs: Callable[[], list[LoraPair]]
     specs: tuple[AdapterSpec, ...] | None = None
     variant: str = ""
     is_on: Callable[[], bool] = lambda: True
@@ -36,12 +40,12 @@ class AdaptedLayer:
     @property
     def d_in(self) -> int:
         """The number of input features."""
-        return self.pairs()[0].A_RD.shape[-1]
+        return self.features[0]
 
     @property
     def d_out(self) -> int:
         """The number of output features."""
-        return self.pairs()[0].B_OR.shape[-2]
+        return self.features[1]
 
     @property
     def experts(self) -> int:
@@ -85,8 +89,9 @@ def adapted_layers(model: nn.Module, adapter: str | None = None) -> list[Adapted
     layers = []
     for path, module in model.named_modules():
         if isinstance(module, LoraBank):
+            pairs, whole = partial(getattr, module, "pairs"), module.whole_pairs
             layers.append(
-                AdaptedLayer(module.layer, module, partial(getattr, module, "pairs"), module.specs)
+                AdaptedLayer(module.layer, module, module.features, pairs, whole, module.specs)
             )
         elif hasattr(module, "lora_A") and hasattr(module, "lora_B") and hasattr(module, "scaling"):
             name = path.removeprefix("base_model.model.")
@@ -142,10 +147,12 @@ def _peft_layer(name: str, module: Any, adapter: str) -> AdaptedLayer:
             f"{name} is a {type(module).__name__} with LoRA, and only linear layers can be probed: "
             "leave it out of target_modules (and target_parameters)"
         )
+
+    def pairs() -> list[LoraPair]:
+        return [LoraPair(down.weight, up.weight, float(module.scaling[adapter]))]
+
     return AdaptedLayer(
-        name,
-        module,
-        lambda: [LoraPair(down.weight, up.weight, float(module.scaling[adapter]))],
+        *(name, module, (down.weight.shape[1], up.weight.shape[0]), pairs, pairs),
         variant=_variant(module, adapter),
         is_on=lambda: not module.disable_adapters and adapter in module.active_adapters,
     )

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from study.adapters.world import ALONE, World
 from study.probes.statistics import ABS, FOURTH, MAX, SQUARE, no_sums
 
 POWERS = {ABS: 1, SQUARE: 2, FOURTH: 4}
@@ -81,6 +82,14 @@ def _scaled(x: Tensor, columns: Sequence[int]) -> list[Tensor]:
     return [*(sums[column] for column in columns), largest]
 
 
+def joined(scaled: Tensor, columns: Sequence[int] = tuple(POWERS)) -> Tensor:
+    """The :func:`scaled_sums` of several chunks as those of one, ``[1, len(columns) + 1]``."""
+    largest = scaled[:, -1:].amax(0, keepdim=True)
+    powers = torch.tensor([POWERS[column] for column in columns], device=scaled.device)
+    ratio = scaled[:, -1:] / largest.clamp_min(torch.finfo(scaled.dtype).tiny)
+    return torch.cat([(scaled[:, :-1] * ratio**powers).sum(0, keepdim=True), largest], dim=1)
+
+
 def unscaled(scaled: np.ndarray, columns: Sequence[int] = tuple(POWERS)) -> np.ndarray:
     """The sums of |x|^n and max |x| of each chunk from its :func:`scaled_sums`; float64."""
     largest = scaled[..., -1:].astype(np.float64)
@@ -119,14 +128,16 @@ class Ledger:
     """The numbers of one step, by place: an index into ``shape``.
 
     ``columns``: those that :func:`scaled_sums` adds up. Enter numbers with :meth:`add` and
-    :meth:`write`, then call :meth:`send` once, then :meth:`read`.
+    :meth:`write`, then call :meth:`send` once, then :meth:`read`. The processes of ``world`` enter
+    as many numbers at the same places in the same order, and read the sums of all.
     """
 
-    def __init__(self, shape: Sequence[int], columns: Sequence[int]) -> None:
-        self.shape, self.columns = tuple(shape), tuple(columns)
+    def __init__(self, shape: Sequence[int], columns: Sequence[int], world: World = ALONE) -> None:
+        self.shape, self.columns, self.world = tuple(shape), tuple(columns), world
         self._moments: list[tuple[tuple[int, ...], Tensor, int]] = []
         self._written: list[tuple[tuple[int, ...], Tensor]] = []
         self._leaving: Leaving | None = None
+        self._counts = np.zeros((world.size, 0))
 
     def add(self, place: tuple[int, ...], scaled: Tensor, count: int) -> None:
         """Add the :func:`scaled_sums` of ``count`` elements to those already at ``place``."""
@@ -144,7 +155,9 @@ class Ledger:
         if self._written:
             parts.append(torch.stack([value.double() for _, value in self._written]))
         if parts:
-            self._leaving = Leaving(torch.cat(parts))
+            self._leaving = Leaving(self.world.gathered(torch.cat(parts)))
+        counts = torch.tensor([count for _, _, count in self._moments], dtype=torch.float64)
+        self._counts = self.world.gathered(counts).numpy()
 
     @property
     def arrived(self) -> bool:
@@ -157,19 +170,21 @@ class Ledger:
         A statistic that was not written is NaN. Waits for the copy.
         """
         sums, counts = no_sums(self.shape), np.zeros(self.shape)
-        numbers = np.zeros(0) if self._leaving is None else self._leaving.numpy()
+        if self._leaving is None:
+            return sums, counts
         columns = (*self.columns, MAX)
         chunks = [len(scaled) for _, scaled, _ in self._moments]
-        scaled, written = np.split(numbers, [len(columns) * sum(chunks)])
+        scaled, written = np.split(self._leaving.numpy(), [len(columns) * sum(chunks)], axis=1)
         if self._moments:
-            places, _, each = zip(*self._moments, strict=True)
-            np.add.at(counts, tuple(np.array(places).T), each)
-            index = tuple(np.repeat(places, chunks, axis=0).T)
-            moments = unscaled(scaled.reshape(-1, len(columns)), self.columns)
-            for column, of_chunks in zip(self.columns, moments.T, strict=False):
-                np.add.at(sums[..., column], index, of_chunks)
-            np.maximum.at(sums[..., MAX], index, moments[:, -1])
+            places = [place for place, _, _ in self._moments]
+            index = tuple(np.repeat(np.array(places), chunks, axis=0).T)
+            for of_process, each in zip(scaled, self._counts, strict=True):
+                np.add.at(counts, tuple(np.array(places).T), each)
+                moments = unscaled(of_process.reshape(-1, len(columns)), self.columns)
+                for column, of_chunks in zip(self.columns, moments.T, strict=False):
+                    np.add.at(sums[..., column], index, of_chunks)
+                np.maximum.at(sums[..., MAX], index, moments[:, -1])
         if self._written:
-            places, _ = zip(*self._written, strict=True)
-            sums[tuple(np.array(places).T)] = written
+            index = tuple(np.array([place for place, _ in self._written]).T)
+            sums[index] = written.sum(0)
         return sums, counts

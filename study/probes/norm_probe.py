@@ -24,6 +24,7 @@ from functools import partial
 import pandas as pd
 from torch import Tensor, nn
 
+from study.adapters.world import ALONE, World
 from study.probes.activations import Activations
 from study.probes.alignment import Alignment
 from study.probes.delta_w import DeltaW
@@ -50,7 +51,8 @@ class NormProbe:
     - ``tokens``: how many real tokens of the first micro-batch ``adapter_out``,
       ``adapter_in_grad``, ``rho`` and the alignments are computed from, evenly spaced;
     - ``alignment``: the accumulated weight gradients; None if no alignment is measured;
-    - ``adapter``: the PEFT adapter to read; needed if several are active.
+    - ``adapter``: the PEFT adapter to read; needed if several are active;
+    - ``world``: the processes that train the model together.
 
     All other moments are over the real tokens and all features of one optimizer step, all its
     micro-batches together. Gradients are read as backward leaves them: of the mean loss if the loss
@@ -72,15 +74,16 @@ class NormProbe:
         tokens: int = 128,
         alignment: Alignment | None = None,
         adapter: str | None = None,
+        world: World = ALONE,
     ) -> None:
         self.layers = adapted_layers(model, adapter)
         self.sites, self.stats = tuple(sites), tuple(stats)
-        self.tokens, self.alignment = tokens, alignment
+        self.tokens, self.alignment, self.world = tokens, alignment, world
         self._wanted = {part for site in self.sites for part in UNIONS.get(site, (site,))}
         self._reset()
 
     def _reset(self) -> None:
-        self._recorder = Recorder(self.layers, self._wanted, self.stats)
+        self._recorder = Recorder(self.layers, self._wanted, self.stats, self.world)
         self._sampled = SampledTokens(self._recorder, self.tokens, self.alignment)
         self._delta_w = DeltaW(self._recorder)
         self._activations = Activations(self._recorder, self._sampled, self._delta_w)
@@ -99,6 +102,8 @@ class NormProbe:
 
     def watch(self, real_BT: Tensor | None = None) -> AbstractContextManager[None]:
         """Measure the forward and backward pass inside: one micro-batch of every cell.
+
+        It may be of this process's rows only, see :meth:`study.adapters.world.World.rows`.
 
         ``real_BT``, ``[K * B, T]``, is true (or 1) on real tokens, as an attention mask is. None:
         every token is real.

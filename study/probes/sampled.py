@@ -6,6 +6,9 @@ computed from (x, dL/dy, A, B, gamma) on a sample of the tokens.
 Letters: ``N`` tokens of a cell, ``n`` sampled tokens, ``F`` features (``D`` in, ``O`` out).
 """
 
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
 import torch
 from torch import Tensor
 
@@ -32,15 +35,24 @@ class SampledTokens:
         """Whether anything is computed from output gradients."""
         return bool(self.recorder.wanted_of("sampled_output_gradients"))
 
-    def of(self, x_NF: Tensor, real: Tensor | None) -> Tensor:
-        """Evenly spaced real tokens, the same for every cell: ``[n, F]`` float32.
+    def of(self, x_NF: Tensor, real: Tensor | None, counts: Sequence[int]) -> Tensor:
+        """Evenly spaced real tokens of all processes, the same for every cell: ``[n, F]`` float32.
 
-        ``real``: the indices of the real tokens; None if all are real.
+        ``real``: the indices of this process's real tokens; None if all of its tokens are real.
+        ``counts``: how many real tokens each process has.
         """
-        count = len(x_NF) if real is None else len(real)
-        last, n = count - 1, min(self.tokens, count)
-        spaced = torch.linspace(0, last, n, device=x_NF.device).round().long()
-        return x_NF[spaced if real is None else real[spaced]].float()
+        world, count = self.recorder.world, sum(counts)
+        n = min(self.tokens, count)
+        if world.size == 1:
+            spaced = torch.linspace(0, count - 1, n, device=x_NF.device).round().long()
+            return x_NF[spaced if real is None else real[spaced]].float()
+        spaced = torch.linspace(0, count - 1, n).round().long()
+        ends = torch.tensor([0, *accumulate(counts)])
+        places = torch.searchsorted(spaced, ends).tolist()  # of each process in the sample
+        own = spaced[slice(*places[world.number :][:2])] - ends[world.number]
+        own = own.to(x_NF.device, non_blocking=True)
+        x_mF = x_NF[own if real is None else real[own]].float()
+        return world.joined(x_mF, [end - start for start, end in pairwise(places)])
 
     def feed_noise(self) -> None:
         """See :meth:`study.probes.NormProbe.feed_noise`."""
@@ -51,7 +63,7 @@ class SampledTokens:
                 torch.randn(self.tokens, size, generator=stream).to(device, non_blocking=True)
                 for size in (layer.d_in, layer.d_out)
             )
-            for cell, pair in enumerate(layer.pairs()):
+            for cell, pair in enumerate(layer.whole_pairs()):
                 self.feed_inputs(index, cell, x_nD, Product(pair))
                 self.feed_output_gradients(index, cell, dy_nO, Product(pair))
 

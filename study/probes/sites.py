@@ -37,6 +37,10 @@ Source = Literal[
     "gradients",
     "updates",
 ]
+WHOLE: tuple[Source, ...] = ("sampled_inputs", "sampled_output_gradients", "product")
+"""The sources that every process of a :class:`~study.adapters.world.World` has whole. Of the others
+each has a part."""
+
 TensorOf = Callable[..., Any]
 """Returns the tensor of a site, or it chunk by chunk; None for a weight without a gradient."""
 

@@ -90,6 +90,10 @@ WRITTEN = {
 }
 """Columns that hold a statistic itself, by name."""
 
+OF_A_PART = ("descent",)
+"""The written statistics that each process computes of its part. They add. Of the others every
+process computes the same number."""
+
 SUMS = TENSORS + 1 + len(WRITTEN)
 """The number of columns."""
 

@@ -25,7 +25,7 @@ from study.config.grid import check_lengths
 from study.config.hints import arranged
 from study.config.mistakes import as_study_errors
 from study.errors import StudyError
-from study.sweeps import signals
+from study.sweeps import processes, signals
 from study.sweeps.fleet import Fleet, fleet
 from study.sweeps.imports import without_collections
 from study.sweeps.launchers import visible_gpus
@@ -139,6 +139,7 @@ def _run_one(composed: DictConfig) -> None:
     if PLAN_KEY in composed:
         return show_plan(cells, packs, planned_for(composed))
     launch.check_weights(cells)
+    processes.check(cells)
     launch.announce(cells, packs)
     with launch.on_agenda(packs) as agendas:
         train_all(cells, lambda free: [train_pack(free, agendas[free[0].study_dir])])

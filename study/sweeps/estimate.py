@@ -7,13 +7,15 @@ Letters as in :mod:`study.adapters.contraction`. Bytes are those held at one tim
   weights before the step, if a probe measures updates; in bf16 the adapters' casts; ``D O`` floats
   for each merged layer and expert, and as many for the weight gradients that alignments need;
 - a cell's activations: ``sum(D + O)`` numbers a token, over all linears from the first adapted
-  block up. For Llama, GPT-2, Phi and Qwen this is within a fifth of what transformers keeps.
+  block up. For Llama, GPT-2, Phi and Qwen this is within a fifth of what transformers keeps. With
+  ``train.checkpointing``: the inputs of all blocks, and the activations of one.
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -48,6 +50,9 @@ class Estimate:
     ``logits_bytes``: of the logits of its targets in one pass. A fold computes all logits in chunks
     (:mod:`study.training.loss`), so it never holds more than ``chunk_bytes`` of them.
     ``activation_bytes``: the part of ``own_bytes`` that its activations take.
+
+    For :meth:`divided`: ``sequences`` of one pass; the bytes of ``base_bytes`` and of ``own_bytes``
+    that every device holds, the head and the casts; those of one block, which it puts together.
     """
 
     base_bytes: int
@@ -57,10 +62,40 @@ class Estimate:
     chunk_bytes: int = 0
     weights: int = 0
     activation_bytes: int = 0
+    sequences: int = 1
+    head_bytes: int = 0
+    cast_bytes: int = 0
+    block_bytes: int = 0
+
+    def divided(self, devices: int) -> "Estimate":
+        """What each device takes if ``devices`` train the cell together, as FSDP2 divides it.
+
+        A device puts the weights of one block together at a time, and those of the next one. It has
+        whole sequences: more devices than sequences take no less time.
+        """
+        if devices == 1:
+            return self
+        share = math.ceil(self.sequences / devices) / self.sequences
+        divided = self.own_bytes - self.activation_bytes - self.cast_bytes
+        activations = math.ceil(share * self.activation_bytes)
+        return replace(
+            self,
+            base_bytes=(self.base_bytes - self.head_bytes) // devices
+            + self.head_bytes
+            + _BLOCKS_AT_ONCE * self.block_bytes,
+            own_bytes=divided // devices + self.cast_bytes + activations,
+            activation_bytes=activations,
+            logits_bytes=math.ceil(share * self.logits_bytes),
+            flops=share * self.flops,
+        )
 
     def seconds(self, rate: float) -> float:
         """The time it should take at a matmul rate in FLOP/s."""
         return self.flops / (ACHIEVED_SHARE * rate)
+
+
+_BLOCKS_AT_ONCE = 2
+"""The block that a device computes, and the one that it fetches."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +138,21 @@ def estimate(
     adapted = [linears[layer] for layer in layers if layer in linears]
     adapters = _adapter_cost(config, adapted, tokens, contraction)
     adapters += _expert_cost(config, [experts[layer] for layer in layers if layer in experts])
-    activations = _activation_bytes(config, adapters, above, tokens)
+    blocks = max(1, len({block for block in map(_block_of, card.linears) if block}))
+    activations = _activation_bytes(config, adapters, above, tokens, blocks)
+    bits = config.model.quant_bits or _bits(config)
+    casts = adapters.weights * _bits(config) // 8 if config.precision == "bf16" else 0
+    if config.train.checkpointing:
+        casts //= blocks
+    of_blocks = sum(d * o for d, o in card.shapes) * bits // 8 + FLOAT * adapters.weights
     return Estimate(
-        base_bytes=card.parameters * (config.model.quant_bits or _bits(config)) // 8,
-        own_bytes=_state_bytes(config, adapters) + activations,
+        base_bytes=card.parameters * bits // 8,
+        own_bytes=_state_bytes(config, adapters) + casts + activations,
         flops=_flops(config, card, adapters, above, tokens, supervised),
+        sequences=config.train.batch_size,
+        head_bytes=card.head * _bits(config) // 8,
+        cast_bytes=casts,
+        block_bytes=of_blocks // blocks,
         logits_bytes=LOGITS_KEPT * FLOAT * _logits(config, card, supervised),
         chunk_bytes=LOGITS_KEPT * FLOAT * LOGITS[device],
         weights=adapters.weights,
@@ -152,20 +197,31 @@ def _expert_cost(config: CellConfig, adapted: list[tuple[int, int, int]]) -> _Ad
 
 
 def _state_bytes(config: CellConfig, adapters: _AdapterCost) -> int:
-    """Of adapters, their gradients, the optimizer's state, and what products and probes keep."""
+    """Of adapters, their gradients, the optimizer's state, and what merging and probes keep."""
     sites = chosen("probes.sites", config.probes.sites, SITES)
     updates = bool(probe_steps(config)) and bool({*UPDATES, "adapter_update"} & set(sites))
     copies = 2 + OPTIMIZERS[config.optimizer.name].states + updates
-    casts = adapters.weights if config.precision == "bf16" else 0
-    return FLOAT * (copies * adapters.weights + adapters.kept) + casts * _bits(config) // 8
+    return FLOAT * (copies * adapters.weights + adapters.kept)
 
 
 def _activation_bytes(
-    config: CellConfig, adapters: _AdapterCost, above: list[tuple[int, int]], tokens: int
+    config: CellConfig,
+    adapters: _AdapterCost,
+    above: list[tuple[int, int]],
+    tokens: int,
+    blocks: int,
 ) -> int:
     micro_tokens = math.ceil(tokens / config.train.accumulation)
-    activations = micro_tokens * (sum(d + o for d, o in above) + adapters.hidden)
-    return activations * _bits(config) // 8
+    a_token = sum(d + o for d, o in above) + adapters.hidden
+    if config.train.checkpointing:
+        a_token = a_token // blocks + blocks * above[0][0]  # a block reads the hidden states
+    return micro_tokens * a_token * _bits(config) // 8
+
+
+def _block_of(linear: str) -> str | None:
+    """The path of the block that a linear is in."""
+    found = re.match(r".*?\.\d+(?=\.)", linear)
+    return found[0] if found else None
 
 
 def _logits(config: CellConfig, card: ModelCard, supervised: int) -> int:
@@ -185,12 +241,18 @@ def _flops(
     tokens: int,
     supervised: int,
 ) -> float:
-    forward = 2 * tokens * sum(d * o for d, o in card.shapes) + 2 * supervised * card.head
+    of_blocks = 2 * tokens * sum(d * o for d, o in card.shapes)
+    forward = of_blocks + 2 * supervised * card.head
     backward = 2 * tokens * sum(d * o for d, o in above) + 2 * supervised * card.head
     losses_after = sum(step <= LAST_PREDICTED_STEP for step in probe_steps(config))
     passes = config.train.steps + losses_after / 3  # a loss after an update is one forward pass
     evaluations = len(eval_steps(config)) * config.data.heldout / config.train.batch_size
-    return passes * (forward + backward + adapters.flops) + evaluations * forward
+    again = config.train.steps if config.train.checkpointing else 0
+    return (
+        passes * (forward + backward + adapters.flops)
+        + again * (of_blocks + adapters.flops / 3)
+        + evaluations * forward
+    )
 
 
 def _bits(config: CellConfig) -> int:
@@ -210,14 +272,17 @@ def memory_budget(config: CellConfig, device: torch.device, held: int = 0) -> in
     return int(MEMORY_SHARE[device.type] * (free + held))
 
 
-def check_possible(config: CellConfig, card: ModelCard, device: torch.device) -> None:
-    """Raises :class:`StudyError` if a cell can't fit into the memory of the machine.
+def check_possible(
+    config: CellConfig, card: ModelCard, device: torch.device, devices: int = 1
+) -> None:
+    """Raises :class:`StudyError` if a cell can't fit into the memory of ``devices`` such devices.
 
     Its adapters, their optimizer, and activations of one token a sequence are counted. This needs
     no data, so a batch that is too large is refused before it is built.
     """
     sequences = config.train.batch_size * config.train.accumulation
-    least = estimate(config, card, sequences, sequences, Contraction(), device.type).own_bytes
+    need = estimate(config, card, sequences, sequences, Contraction(), device.type)
+    least = need.divided(devices).own_bytes
     if device.type == "cuda":
         most = torch.cuda.get_device_properties(device).total_memory
     else:

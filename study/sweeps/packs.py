@@ -72,10 +72,11 @@ def folds(pack: PreparedPack, base: FrozenBase) -> Iterator[Sequence[Prepared]]:
 
     ``auto`` is 1 on a CPU, where folding does not pay. On CUDA a short trial finds the fastest
     size.
-    Three kinds of cells are trained alone:
+    Four kinds of cells are trained alone:
 
     - infinite rank, whose adapter is another module;
     - a continued adapter, whose layers may differ in rank;
+    - a cell that is divided among processes (``train.shard``);
     - an 8-bit base on CUDA, whose products depend on the whole batch
       (:mod:`study.models.quantised`).
     """
@@ -93,7 +94,8 @@ def folds(pack: PreparedPack, base: FrozenBase) -> Iterator[Sequence[Prepared]]:
 
 
 def _trains_alone(cell: Cell) -> bool:
-    return math.isinf(cell.config.adapter.rank) or bool(cell.config.adapter.path)
+    config = cell.config
+    return math.isinf(config.adapter.rank) or bool(config.adapter.path) or config.train.shard
 
 
 def _largest_fold(pack: PreparedPack, together: Sequence[Prepared], base: FrozenBase) -> int:
@@ -172,7 +174,7 @@ def _shared(cell: Cell) -> str:
             replace(data, seed=0),
             config.adapter.targets,
             (train.steps, train.batch_size, train.accumulation),
-            (train.eval_every, train.answer_tokens),
+            (train.eval_every, train.answer_tokens, train.shard, train.checkpointing),
             (config.probes, config.pack, config.checkpoint, config.tracker),
         )
     )

@@ -89,8 +89,8 @@ def render_plan(packs: Sequence[PreparedPack]) -> str:
 
 def render_price(cells: Sequence[Cell], devices: Fleet) -> str:
     """A table with a line for each rank, and the hours of all cells on ``devices``."""
-    columns = ("rank", "cells", "PFLOP a cell", "hours a cell", "base GB", "adapter GB")
-    table = Table(*columns, "activations GB", "devices a cell", box=None)
+    columns = ("rank", "cells", "PFLOP a cell", "GPU hours a cell", "base GB", "adapter GB")
+    table = Table(*columns, "activations GB", "devices a cell", "GB a device", box=None)
     priced = [cell_price(cell, devices) for cell in cells]
     for rank in sorted({price.cell.config.adapter.rank for price in priced}):
         own = [price for price in priced if price.cell.config.adapter.rank == rank]
@@ -100,13 +100,18 @@ def render_price(cells: Sequence[Cell], devices: Fleet) -> str:
             f"{rank:g}",
             str(len(own)),
             f"{max(price.need.flops for price in own) / 1e15:.3g}",
-            f"{max(price.seconds for price in own) / 3600:.2f}",
+            f"{max(_gpu_hours(price) for price in own):.2f}",
             f"{need.base_bytes / 2**30:.1f}",
             f"{(need.own_bytes - need.activation_bytes) / 2**30:.1f}",
             f"{need.activation_bytes / 2**30:.1f}",
-            str(most.devices),
+            str(most.devices or "too large"),
+            f"{fold_bytes([most.part]) / 2**30:.1f}",
         )
     return "\n".join([*_printed(table), *_hours(priced, devices)])
+
+
+def _gpu_hours(price: CellPrice) -> float:
+    return price.seconds * (price.devices or 1) / 3600
 
 
 def _hours(priced: Sequence[CellPrice], devices: Fleet) -> Iterator[str]:
@@ -117,16 +122,18 @@ def _hours(priced: Sequence[CellPrice], devices: Fleet) -> Iterator[str]:
         f"{count_noun(len(alone), 'cell')}, one on a device: {hours:.1f} GPU hours; on "
         f"{devices.count} {devices.name} about {_duration(busy)}, the longest first"
     )
-    if large := [price for price in priced if price.devices > 1]:
-        fit = [price for price in priced if price.devices <= devices.count]
-        hours = sum(price.seconds for price in fit) / 3600
-        busy = makespan([(p.devices, p.seconds / p.devices) for p in fit], devices.count)
+    if large := [price for price in priced if price.devices != 1]:
+        fit = [(n, p) for p in priced if (n := p.devices) and n <= devices.count]
+        hours = sum(_gpu_hours(price) for _, price in fit)
+        busy = makespan([(n, price.seconds) for n, price in fit], devices.count)
         yield (
-            f"{count_noun(len(large), 'cell')} too large for one {devices.name}, and training of a "
-            "cell over several devices is not implemented. If it were, with base, adapters and "
-            f"batch divided evenly, {count_noun(len(fit), 'cell')} would fit, and take {hours:.1f} "
-            f"GPU hours and about {_duration(busy)}"
+            f"{count_noun(len(large), 'cell')} too large for one {devices.name}. With "
+            "train.shard=true, over as many devices as each cell needs, "
+            f"{len(fit)} of {count_noun(len(priced), 'cell')} fit: {hours:.1f} GPU hours and about "
+            f"{_duration(busy)}"
         )
+        if not all(price.cell.config.train.checkpointing for price in large):
+            yield "train.checkpointing=true keeps fewer activations, and computes each block again"
     row, step = devices.row, ACHIEVED_SHARE
     yield (
         f"assumed: {row.label} with {row.gib:g} GiB; {MATMUL_SHARE:.0%} of the data sheet's peak "

@@ -9,6 +9,7 @@ from study.config import CellConfig
 from study.data import Corpus, build_corpus
 from study.errors import StudyError
 from study.models import load_tokenizer
+from study.sweeps import processes
 from study.sweeps.cells import Cell
 from study.sweeps.estimate import Estimate, check_fits, check_possible, estimate, memory_budget
 from study.training.devices import choose_device
@@ -61,11 +62,12 @@ def prepare(
 
 
 def _prepare_cell(cell: Cell, corpus: Corpus, device: torch.device) -> Prepared:
-    check_possible(cell.config, cell.card, device)
+    devices = processes.count()
+    check_possible(cell.config, cell.card, device, devices)
     run = Run.of(cell.config, corpus, device)
     need = estimate(
         cell.config, cell.card, run.tokens, run.supervised, run.contraction, device.type
-    )
+    ).divided(devices)
     check_fits(cell.config, need, cell.label)
     return Prepared(cell, run, need)
 

@@ -31,16 +31,17 @@ CHECKPOINTS = 2
 
 @dataclass(frozen=True)
 class CellPrice:
-    """One cell: its estimate, and its time on one device in seconds.
+    """One cell: its estimate, the least number of devices that hold it, and its time on them.
 
-    ``devices``: the least number of devices that hold it, if base, adapters and batch are divided
-    evenly among them.
+    ``devices``: None if no number of devices holds it. ``part``: the share of each of them, or the
+    whole estimate. ``seconds``: on all of them together.
     """
 
     cell: Cell
     need: Estimate
+    devices: int | None
+    part: Estimate
     seconds: float
-    devices: int
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,10 @@ class DiskPrice:
 def cell_price(cell: Cell, devices: Fleet) -> CellPrice:
     """The price of a cell on one kind of device."""
     need = paper_estimate(cell.config, cell.card)
-    memory = MEMORY_SHARE["cuda"] * devices.memory
-    seconds = need.seconds(devices.rate(cell.config.precision))
-    return CellPrice(cell, need, seconds, least_devices(need, len(cell.card.linears), memory))
+    count = least_devices(need, MEMORY_SHARE["cuda"] * devices.memory)
+    part = need.divided(count or 1)
+    seconds = part.seconds(devices.rate(cell.config.precision))
+    return CellPrice(cell, need, count, part, seconds)
 
 
 def paper_estimate(config: CellConfig, card: ModelCard, device: str = "cuda") -> Estimate:
@@ -69,25 +71,13 @@ def paper_estimate(config: CellConfig, card: ModelCard, device: str = "cuda") ->
     return estimate(config, card, tokens, tokens, contraction, device)
 
 
-def shard_bytes(need: Estimate, devices: int, linears: int) -> float:
-    """Bytes on each of ``devices`` devices, if base, adapters, their state and the batch are
-    divided evenly, as FSDP2 divides them.
+def least_devices(need: Estimate, memory: float) -> int | None:
+    """The least power of two of devices with ``memory`` bytes each that hold a cell.
 
-    A device gathers the weights of one block at a time, and holds those of the next one as well;
-    ``linears`` counts the layers of all blocks. One device gathers nothing.
+    None if 4096 don't: some of it is whole on every device.
     """
-    gathered = 0.0 if devices == 1 else 2 * _LINEARS_OF_A_BLOCK * need.base_bytes / linears
-    return fold_bytes([need]) / devices + gathered
-
-
-_LINEARS_OF_A_BLOCK = 7
-"""Of Llama and its relatives."""
-
-
-def least_devices(need: Estimate, linears: int, memory: float) -> int:
-    """The least power of two of devices with ``memory`` bytes each that hold a cell; up to 4096."""
     counts = (2**power for power in range(13))
-    return next((n for n in counts if shard_bytes(need, n, linears) <= memory), 4096)
+    return next((n for n in counts if fold_bytes([need.divided(n)]) <= memory), None)
 
 
 def makespan(jobs: Sequence[tuple[int, float]], devices: int) -> float:

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from study.adapters import resolve_targets
+from study.adapters.world import Order, World
 from study.config import CellConfig
-from study.errors import StudyError
+from study.errors import StudyError, one_line
 from study.models import FrozenBase, load_base
 from study.models.prefix import shared_prefix
 from study.store import (
@@ -24,7 +25,7 @@ from study.store import (
     claim,
     is_claimed,
 )
-from study.sweeps import signals
+from study.sweeps import processes, signals
 from study.sweeps.cells import Cell
 from study.sweeps.checkpointing import newest
 from study.sweeps.devices import others_wait, own_device
@@ -66,7 +67,7 @@ def train_pack(pack: Sequence[Cell], agenda: Path | None = None) -> Outcome:
     if not todo or must_stop():
         return Outcome(signum=signals.asked())
     keep_freed_memory()
-    with own_device(todo[0].config.device, must_stop) as device:
+    with _device(todo[0].config, must_stop) as device:
         if device is None:
             return Outcome(signum=signals.asked())
         outcome = _train_on(device, todo, agenda, must_stop)
@@ -76,11 +77,22 @@ def train_pack(pack: Sequence[Cell], agenda: Path | None = None) -> Outcome:
     return outcome
 
 
+def _device(
+    config: CellConfig, must_stop: StopRequest
+) -> AbstractContextManager[torch.device | None]:
+    """Inside, the device of a pack is this process's."""
+    if config.train.shard:
+        return nullcontext(processes.own_device(config.device))
+    return own_device(config.device, must_stop)
+
+
 def _train_on(
     device: torch.device, todo: Sequence[Cell], agenda: Path | None, must_stop: StopRequest
 ) -> Outcome:
+    world = processes.world(device)
+    world.agreed(todo)
     prepared = prepare(todo, held_bytes(), device)
-    base = loaded_base(prepared.config, device)
+    base = loaded_base(prepared.config, processes.device_of_base(device))
     labels = {cell.id: cell.label for cell in todo}
     with (
         Display(todo[0].study_dir, labels, prepared.config.train.steps, agenda) as display,
@@ -90,7 +102,8 @@ def _train_on(
     ):
         if dropped := prepared.corpus.rows["dropped"]:
             display.say(f"{dropped} rows of the data have nothing to learn and are left out")
-        failures = _Pass(prepared, base, display, tracked, must_stop).train_folds()
+        failures = _Pass(prepared, base, world, display, tracked, must_stop).train_folds()
+    world.agreed(None)
     return Outcome(failures, signals.asked())
 
 
@@ -115,11 +128,13 @@ class _Pass:
         self,
         pack: PreparedPack,
         base: FrozenBase,
+        world: World,
         display: Display,
         tracked: Tracker,
         must_stop: Callable[[], bool],
     ) -> None:
-        self.pack, self.base, self.display, self.tracked = pack, base, display, tracked
+        self.pack, self.base, self.world = pack, base, world
+        self.display, self.tracked = display, tracked
         self.must_stop = must_stop
         self.afresh: set[str] = set()
         """The ids of cells whose checkpoints can't be used."""
@@ -209,6 +224,8 @@ class _Pass:
         except (ClaimLost, StorageError):
             raise
         except Exception as error:  # of any kind: the other folds can still be trained
+            if self.world.size > 1:  # its peers are elsewhere in their steps
+                raise self._of_several(recorder, error) from error
             half = len(fold) // 2
             if isinstance(error, StudyError) and fold[0].state and not recorder.has_begun:
                 recorder.interrupt(device)
@@ -222,11 +239,23 @@ class _Pass:
                 return recorder.fail(error, device)
         return {}
 
+    def _of_several(self, recorder: Recorder, error: Exception) -> StudyError:
+        """Close the cell of several processes after an ``error`` in this one. Returns why."""
+        cause = processes.cause(error)
+        if cause is None:
+            recorder.interrupt(self.pack.device)
+            return StudyError(
+                "a process of torchrun was lost: run the same command again, which continues"
+            )
+        lines = recorder.fail(cause, self.pack.device)
+        return StudyError(next(iter(lines.values()), one_line(cause)))
+
     def _run_steps(self, fold: Sequence[_Claimed], recorder: Recorder) -> bool:
         """Run the steps of a fold. False if it was stopped before the last one."""
         runs = [each.prepared.run for each in fold]
         states = [each.state for each in fold if each.state]
-        steps = train(self.base, self.pack.corpus, runs, states, self.shared)
+        self.world.agreed((fold[0].prepared.cell.id, fold[0].step))
+        steps = train(self.base, self.pack.corpus, runs, states, self.shared, self.world)
         with contextlib.closing(steps):
             for results in steps:
                 recorder.add(results)
@@ -234,7 +263,9 @@ class _Pass:
                     recorder.checkpoint()
                     signals.hand_over()
                     if self.must_stop():
+                        self.world.agreed(Order.STOP)
                         return False
+                self.world.agreed(Order.GO_ON)
         recorder.save_adapters(self.base.model)
         return True
 
@@ -269,6 +300,8 @@ def _spare_bytes(pack: PreparedPack, folds: Iterable[Sequence[Prepared]]) -> int
 def _prefix_shared(base: FrozenBase, pack: PreparedPack) -> AbstractContextManager[object]:
     """Inside, blocks below every adapted layer run once a batch for all cells of the pack."""
     if pack.config.model.quant_bits is not None:  # its products depend on the whole batch
+        return nullcontext()
+    if pack.config.train.shard:  # a block that a process skips is missed by its peers
         return nullcontext()
     layers = resolve_targets(base.card.targets, pack.config.adapter.targets)
     return shared_prefix(base, layers, pack.memory // PREFIX_SHARE)

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from study.adapters import Contraction
+from study.adapters import Contraction, LoraBank
+from study.adapters.world import DIVIDED, Order
 from study.errors import StudyError, one_line
 from study.store.checkpoints import WEIGHTS, Checkpoint
 from study.training.fold import Fold
@@ -109,11 +110,17 @@ def capturing(fold: Fold, cell: int, step: int) -> Callable[[], Snapshot]:
 
 
 def _capture(fold: Fold, cell: int) -> Snapshot:
-    """The state of one cell as of now. Its tensors are those that training changes."""
+    """The state of one cell as of now. Its tensors are those that training changes.
+
+    Process 0 tells the others to take part, if there are others. All get the whole state.
+    """
+    world = fold.world
+    if world.number == 0:
+        world.agreed(Order.CAPTURE)
     tensors = {
-        name: weight.detach()
+        name: world.whole(factor.detach(), dim)
         for bank in fold.banks
-        for name, weight in zip(_weights(bank.layer), bank.pairs[cell][:2], strict=True)
+        for name, factor, dim in _factors(bank, cell)
     }
     optimizer, state = fold.learners[cell].state()
     tensors |= {OPTIMIZER + name: tensor for name, tensor in optimizer.items()}
@@ -164,11 +171,11 @@ def start(fold: Fold, resume: Sequence[Snapshot]) -> int:
 
 def _restore_cell(fold: Fold, cell: int, snapshot: Snapshot) -> None:
     for bank in fold.banks:
-        for name, weight in zip(_weights(bank.layer), bank.pairs[cell][:2], strict=True):
-            stored = snapshot.tensors[name]
-            if stored.shape != weight.shape:
-                raise ValueError(f"{name} is {list(stored.shape)}, not {list(weight.shape)}")
-            weight.data.copy_(stored)
+        for name, factor, dim in _factors(bank, cell):
+            stored = fold.world.part(snapshot.tensors[name], dim)
+            if stored.shape != factor.shape:
+                raise ValueError(f"{name} is {list(stored.shape)}, not {list(factor.shape)}")
+            factor.data.copy_(stored)
     fold.learners[cell].restore(_part(snapshot.tensors, OPTIMIZER), snapshot.state)
     fold.tokens_K[cell] = int(snapshot.state["tokens"])
     fold.earlier_K[cell] = float(snapshot.state["seconds"])
@@ -191,5 +198,7 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): tensors[n] for n in tensors if n.startswith(prefix)}
 
 
-def _weights(layer: str) -> tuple[str, str]:
-    return f"{WEIGHTS}{layer}/A", f"{WEIGHTS}{layer}/B"
+def _factors(bank: LoraBank, cell: int) -> Iterator[tuple[str, Tensor, int]]:
+    """The name of each factor in a checkpoint, the factor, and the dimension it is divided in."""
+    for side, factor, dim in zip("AB", bank.pairs[cell][:2], DIVIDED, strict=True):
+        yield f"{WEIGHTS}{bank.layer}/{side}", factor, dim

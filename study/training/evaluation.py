@@ -34,7 +34,7 @@ def heldout_losses(fold: Fold) -> Tensor:
         for batch in fold.corpus.heldout.batches(fold.cells[0].train.batch_size):
             sums_K += fold.nll_sums(fold.stacked([batch] * len(fold.cells)))
             count += batch.supervised
-    return sums_K / count
+    return fold.world.sum(sums_K) / count
 
 
 @torch.no_grad()

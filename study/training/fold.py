@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from study.adapters import LoraBank, merged_once
+from study.adapters.world import ALONE, World
 from study.config import CellConfig, chosen, probe_steps
 from study.data import IGNORED, Corpus, TokenBatch
 from study.models import FrozenBase
@@ -58,14 +59,15 @@ class Fold:
         banks: Sequence[LoraBank],
         compiled: CompiledBlocks | None = None,
         shared: SharedStart | None = None,
+        world: World = ALONE,
     ) -> None:
         self.base, self.corpus, self.cells, self.banks = base, corpus, cells, banks
-        self.compiled, self.shared = compiled, shared or SharedStart()
+        self.compiled, self.shared, self.world = compiled, shared or SharedStart(), world
         self.shared.begin(cells)
-        self.learners = [Learner(config, cell, banks) for cell, config in enumerate(cells)]
+        self.learners = [Learner(config, cell, banks, world) for cell, config in enumerate(cells)]
         self.alive_K = torch.ones(len(cells), dtype=torch.bool, device=base.device)
         self.tokens_K = [0] * len(cells)
-        self.alignment, self.aligned_until = _alignment(base.model, cells[0])
+        self.alignment, self.aligned_until = _alignment(base.model, cells[0], world)
         self.dropout_before: list[list[Tensor] | None] = []
         self.step = 0
         self.began, self.earlier_K = time.perf_counter(), [0.0] * len(cells)
@@ -111,7 +113,7 @@ class Fold:
                 total_K += loss_K.detach()
         for bank in self.banks:
             bank.bind_grads()
-        return total_K
+        return self.world.sum(total_K)
 
     def _aligning(self, step: int) -> AbstractContextManager[None]:
         """Surrounds a training pass: accumulates the weight gradients that a later probe needs."""
@@ -152,7 +154,7 @@ class Fold:
         micro_batches, supervised_K = self._micro_batches(step)
         with merged_once(self.banks):
             losses_K = [self.nll_sums(batch) / supervised_K for batch in micro_batches]
-        return torch.stack(losses_K).sum(0).where(self.alive_K, math.nan)
+        return self.world.sum(torch.stack(losses_K).sum(0)).where(self.alive_K, math.nan)
 
     # Batches, and the losses on them.
 
@@ -197,11 +199,12 @@ class Fold:
                 bank.train()
 
     def nll_sums(self, batch: TokenBatch) -> Tensor:
-        """Each cell's sum of negative log-likelihoods in nats, ``[K]``.
+        """Each cell's sum of negative log-likelihoods in nats over this process's rows, ``[K]``.
 
         Logits are computed for the supervised tokens only.
         """
         device = self.base.device
+        batch = self._own_rows(batch)
         supervised_BT = batch.targets_BT != IGNORED  # on the CPU, so that the device never waits
         rows_N = supervised_BT.flatten().nonzero().flatten()
         bf16 = self.cells[0].precision == "bf16"
@@ -244,12 +247,18 @@ class Fold:
             [data.batch(cell.data.seed, position, train.batch_size) for cell in self.cells]
         )
 
+    def _own_rows(self, batch: TokenBatch) -> TokenBatch:
+        """The rows of a batch that this process computes."""
+        world = self.world
+        filled = ((batch.input_ids_BT, 0), (batch.targets_BT, IGNORED), (batch.real_BT, False))
+        return TokenBatch(*(world.rows(x_BT, fill)[world.number] for x_BT, fill in filled))
+
     def _per_cell(self, mask_BT: Tensor) -> Tensor:
         """The number of true entries in each cell's share of a stacked batch, ``[K]``."""
         return mask_BT.reshape(len(self.cells), -1).sum(1)
 
 
-def _alignment(model: nn.Module, config: CellConfig) -> tuple[Alignment | None, int]:
+def _alignment(model: nn.Module, config: CellConfig, world: World) -> tuple[Alignment | None, int]:
     """The weight gradients that alignment statistics need, and the last step that measures them.
 
     ``(None, 0)`` if none is asked for.
@@ -258,4 +267,4 @@ def _alignment(model: nn.Module, config: CellConfig) -> tuple[Alignment | None, 
     stats = [stat for stat in wanted if stat in ALIGNMENTS]
     predicted = (step for step in probe_steps(config) if step <= LAST_PREDICTED_STEP)
     until = max(predicted, default=0)
-    return (Alignment(model, stats), until) if stats and until else (None, 0)
+    return (Alignment(model, stats, world), until) if stats and until else (None, 0)

@@ -7,17 +7,19 @@ The host never waits for a device in a plain step. It tells the device what to d
 reads the numbers of the step before while the device does it. On a CPU they are there at once.
 """
 
-from collections.abc import Generator, Sequence
-from contextlib import nullcontext
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 from torch import Tensor
 
-from study.adapters import adapted, resolve_targets
+from study.adapters import Contraction, adapted, resolve_targets
 from study.adapters.bank import LoraBank
 from study.adapters.infinite import InfiniteRankBank
+from study.adapters.world import ALONE, World
 from study.config import eval_steps, probe_steps
 from study.data import Corpus
 from study.models import FrozenBase
+from study.models.blocks import recomputing
 from study.models.compiled import compiled_blocks
 from study.training.checkpoint import Snapshot, continued, start
 from study.training.evaluation import evaluations, truncated_losses
@@ -25,6 +27,7 @@ from study.training.fold import Fold
 from study.training.probing import make_probe, probe_other_batches, probe_update
 from study.training.results import CellStep, Numbers, results
 from study.training.run import Run
+from study.training.sharding import copy_to_divide, divide
 from study.training.shared_start import SharedStart
 from study.vocabulary.quantities import TRAIN
 
@@ -37,6 +40,7 @@ def train(
     runs: Sequence[Run],
     resume: Sequence[Snapshot] = (),
     shared: SharedStart | None = None,
+    world: World = ALONE,
 ) -> Generator[list[CellStep | None], None, None]:
     """Train a fold. Yields at each step s = 0 ... ``train.steps`` one result per cell.
 
@@ -47,20 +51,14 @@ def train(
     ``runs`` come ordered by rank. They may differ in adapter, optimizer, seeds, clipping and
     schedule; a run of infinite rank comes alone. ``resume``: the state of every run before one and
     the same step, to continue from; :class:`study.errors.StudyError` for that of another run.
-    ``shared``: what the folds of a pack compute once for all of them. When the generator ends, or
-    the caller closes it, the base has no adapters again.
+    ``shared``: what the folds of a pack compute once for all of them. ``world``: the processes that
+    train the fold together: all call this, with the same arguments. When the generator ends, or the
+    caller closes it, the base has no adapters again.
     """
-    first = runs[0].config
-    layers = resolve_targets(base.card.targets, first.adapter.targets)
-    bank_type = InfiniteRankBank if first.adapter.rank == float("inf") else LoraBank
-    specs, contraction = [run.adapter for run in runs], continued(runs[0].contraction, resume)
+    first, contraction = runs[0].config, continued(runs[0].contraction, resume)
     last, probed_at, evaluated_at = first.train.steps, probe_steps(first), eval_steps(first)
 
-    with (
-        adapted(base.model, layers, specs, bank_type, contraction) as banks,
-        compiled_blocks(base, layers) if first.pack.compile else nullcontext() as compiled,
-    ):
-        fold = Fold(base, corpus, [run.config for run in runs], banks, compiled, shared)
+    with _folded(base, corpus, runs, contraction, shared, world) as fold:
         earlier: Numbers | None = None
         for step in range(start(fold, resume), last + 1):
             fold.step = step
@@ -89,5 +87,32 @@ def train(
                 return
             yield [row if alive else None for row, alive in zip(rows_K, alive_K, strict=True)]
             earlier = rows_K[0].numbers
-            if earlier.arrived and not any(earlier.alive_K):
+            # Processes end at the same step, but their numbers may arrive at different times.
+            if world.size == 1 and earlier.arrived and not any(earlier.alive_K):
                 return
+
+
+@contextmanager
+def _folded(
+    base: FrozenBase,
+    corpus: Corpus,
+    runs: Sequence[Run],
+    contraction: Contraction,
+    start_of_pack: SharedStart | None,
+    world: World,
+) -> Iterator[Fold]:
+    """Inside, the base has the adapters of ``runs``, and its blocks run as these ask for."""
+    base, shared = copy_to_divide(base, world), runs[0].config
+    layers = resolve_targets(base.card.targets, shared.adapter.targets)
+    bank_type = InfiniteRankBank if shared.adapter.rank == float("inf") else LoraBank
+    specs = [run.adapter for run in runs]
+    with (
+        recomputing(base) if shared.train.checkpointing else nullcontext(),
+        adapted(
+            *(base.model, layers, specs, bank_type, contraction), lambda: divide(base, world)
+        ) as banks,
+        compiled_blocks(base, layers) if shared.pack.compile else nullcontext() as compiled,
+    ):
+        yield Fold(
+            base, corpus, [run.config for run in runs], banks, compiled, start_of_pack, world
+        )

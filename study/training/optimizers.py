@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from study.adapters import LoraBank
+from study.adapters.world import ALONE, DIVIDED, World
 from study.config import CellConfig, OptimizerConfig, TrainConfig
 from study.errors import StudyError
 
@@ -161,11 +162,19 @@ DECAYS: dict[str, Callable[[int, int, int], float]] = {
 
 
 class Learner:
-    """One cell's optimizer, schedule and clipping over its own slice of every bank."""
+    """One cell's optimizer, schedule and clipping over its own slice of every bank.
 
-    def __init__(self, config: CellConfig, cell: int, banks: Sequence[LoraBank]) -> None:
+    ``world``: the processes that each hold a part of these slices.
+    """
+
+    def __init__(
+        self, config: CellConfig, cell: int, banks: Sequence[LoraBank], world: World = ALONE
+    ) -> None:
+        self.world = world
         pairs = [bank.pairs[cell] for bank in banks]
         self.weights = [weight for pair in pairs for weight in pair[:2]]
+        self.dims = [dim for dim in DIVIDED for _ in pairs]
+        """Of each weight, in the optimizer's order, the dimension in which it is divided."""
         self.optimizer = build_optimizer(
             config.optimizer, [p.A_RD for p in pairs], [p.B_OR for p in pairs]
         )
@@ -177,15 +186,20 @@ class Learner:
         """What the steps so far have changed, beside the weights.
 
         The first part holds the optimizer's tensors, by the number of the weight and the name. The
-        second part is what JSON can hold. The tensors are those that the optimizer steps.
+        second part is what JSON can hold. The tensors are those that the optimizer steps or, if
+        they are divided, whole copies on the host.
         """
         packed = self.optimizer.state_dict()
         tensors: dict[str, Tensor] = {}
         scalars: dict[str, Any] = {}
         for weight, of_weight in packed["state"].items():
             for name, value in of_weight.items():
-                part: dict[str, Any] = tensors if isinstance(value, Tensor) else scalars
-                part[f"{weight}/{name}"] = value
+                if not isinstance(value, Tensor):
+                    scalars[f"{weight}/{name}"] = value
+                elif value.dim() < 2:  # such as the number of steps
+                    tensors[f"{weight}/{name}"] = value
+                else:
+                    tensors[f"{weight}/{name}"] = self.world.whole(value, self.dims[weight])
         return tensors, {
             "optimizer": type(self.optimizer).__name__,
             "of_weights": scalars,
@@ -202,9 +216,13 @@ class Learner:
             raise ValueError(f"{type(self.optimizer).__name__} is not {state['optimizer']}")
         restored: dict[int, dict[str, Any]] = {}
         for key, value in {**state["of_weights"], **tensors}.items():
-            weight, _, name = key.partition("/")
-            own = value.clone() if isinstance(value, Tensor) else value
-            restored.setdefault(int(weight), {})[name] = own
+            number, _, name = key.partition("/")
+            own = value
+            if isinstance(value, Tensor):
+                divided = value.dim() > 1
+                part = self.world.part(value, self.dims[int(number)]) if divided else value
+                own = part.clone()
+            restored.setdefault(int(number), {})[name] = own
         now = self.optimizer.state_dict()["param_groups"]
         groups = [
             new | {key: tuple(v) if isinstance(new.get(key), tuple) else v for key, v in of.items()}
@@ -215,7 +233,8 @@ class Learner:
 
     def measure_grad_norm(self) -> Tensor:
         """The global gradient norm, a scalar on the device. :meth:`update` clips by it."""
-        self._norm = get_total_norm([w.grad for w in self.weights if w.grad is not None])
+        norm = get_total_norm([w.grad for w in self.weights if w.grad is not None])
+        self._norm = self.world.norm(norm)
         return self._norm
 
     def update(self, alive: Tensor) -> Tensor:

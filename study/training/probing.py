@@ -9,6 +9,7 @@ from torch import Tensor
 from study.adapters import infinite
 from study.config import chosen
 from study.probes import NormProbe, Sent
+from study.probes.weights import Gradients
 from study.training.fold import Fold
 from study.vocabulary.quantities import (
     BATCHES,
@@ -50,6 +51,7 @@ def make_probe(fold: Fold, batch: str) -> NormProbe | None:
         stats=stats,
         tokens=wanted.tokens,
         alignment=fold.alignment,
+        world=fold.world,
     )
 
 
@@ -90,11 +92,28 @@ def _probe_heldout(fold: Fold, probe: NormProbe) -> None:
         fold.passing(batch_K, batch.supervised, HELDOUT) as loss_K,
     ):
         if probe.needs_backward:
-            stacks = [list(bank.buckets.parameters()) for bank in fold.banks]
-            parameters = [stack for of_bank in stacks for stack in of_bank]
-            flat = iter(torch.autograd.grad(loss_K.sum(), parameters))
-            gradients = [_pairs([next(flat) for _ in of_bank]) for of_bank in stacks]
+            gradients = _gradients(fold, loss_K.sum())
     probe.before_update(gradients)
+
+
+def _gradients(fold: Fold, loss: Tensor) -> Gradients:
+    """The gradients of ``loss`` by layer and cell. Those of the last step are not read any more.
+
+    FSDP leaves the gradients of divided factors in ``.grad`` only.
+    """
+    if fold.world.size > 1:
+        for bank in fold.banks:
+            bank.zero_grad()
+        loss.backward()
+        for bank in fold.banks:
+            bank.bind_grads()
+        found = [[(A_RD.grad, B_OR.grad) for A_RD, B_OR, _ in bank.pairs] for bank in fold.banks]
+        for bank in fold.banks:
+            bank.zero_grad()
+        return found
+    stacks = [list(bank.buckets.parameters()) for bank in fold.banks]
+    flat = iter(torch.autograd.grad(loss, [stack for of_bank in stacks for stack in of_bank]))
+    return [_pairs([next(flat) for _ in of_bank]) for of_bank in stacks]
 
 
 def _pairs(stacks: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -150,8 +150,8 @@ def _trained_adapter(fold: Fold, cell: int, step: int) -> dict[str, LoraPair] | 
     train = fold.cells[cell].train
     if step < train.steps or not train.save_adapter:
         return None
-    pairs = {bank.layer: bank.pairs[cell] for bank in fold.banks}
+    pairs = ((bank.layer, bank.whole_pairs()[cell]) for bank in fold.banks)
     return {
-        layer: LoraPair(A.detach().cpu().clone(), B.detach().cpu().clone(), gamma)
-        for layer, (A, B, gamma) in pairs.items()
+        layer: LoraPair(A_RD.cpu().clone(), B_OR.cpu().clone(), gamma)
+        for layer, (A_RD, B_OR, gamma) in pairs
     }

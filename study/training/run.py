@@ -39,6 +39,8 @@ class Run:
         """The run of ``config`` on ``corpus``. Builds eight batches to count their tokens."""
         tokens, supervised = typical_step(config, corpus, device)
         form = config.adapter.contraction
+        if config.train.shard:  # only factored products leave the factors divided between passes
+            form = "factored"
         # Measuring the rate takes a tenth of a second, and only the choice of a form needs it.
         rate = merged_rate(device) if form == "auto" else 1.0
         contraction = Contraction(form, tokens, rate)

@@ -154,10 +154,14 @@ class SharedStart:
 
 
 def may_share(cell: CellConfig) -> bool:
-    """Whether a cell starts as the base: its adapters are drawn, and have no dropout."""
-    adapter = cell.adapter
+    """Whether a cell starts as the base: its adapters are drawn, and have no dropout.
+
+    A pass of several processes is not kept, and neither are activations that are computed again.
+    """
+    adapter, train = cell.adapter, cell.train
     largest = max(adapter.alpha, adapter.gamma)  # at infinite rank gamma is 0
-    return adapter.path is None and adapter.dropout == 0 and largest <= MOST_GAMMA
+    keeps = not (train.shard or train.checkpointing)
+    return keeps and adapter.path is None and adapter.dropout == 0 and largest <= MOST_GAMMA
 
 
 def keys_of(

@@ -50,6 +50,9 @@ class Optimizer:
 
     ``starts_as``: the optimizer whose first update it has, up to eps.
 
+    ``elementwise``: whether the update of a weight depends on that weight and its gradient only. If
+    not, it needs whole matrices.
+
     ``built_from``: for an optimizer that shares another one's class, that class in lower case, and
     the options that must be on. The Trainer's optimizers are recognised by it.
     """
@@ -61,6 +64,7 @@ class Optimizer:
     options: Mapping[str, Option] = field(default_factory=dict)
     built_from: tuple[str, ...] = ()
     starts_as: str = ""
+    elementwise: bool = True
 
     @property
     def has_eps(self) -> bool:
@@ -99,6 +103,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
             "clip_threshold": Option(least=None, above=0.0),
             "decay_rate": Option(least=None, most=0.0),
         },
+        elementwise=False,
     ),
     "muon": Optimizer(
         "Muon",
@@ -111,6 +116,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
             "ns_steps": Option(int, least=1, most=99),
             "adjust_lr_fn": Option(str, choices=ADJUSTMENTS),
         },
+        elementwise=False,
     ),
 }
 

@@ -13,6 +13,7 @@ from study.models import describe
 from study.store import CHECKPOINTS
 from study.sweeps import run as sweep
 from study.sweeps.cells import plan
+from study.sweeps.estimate import fold_bytes
 from study.sweeps.fleet import Fleet, fleet
 from study.sweeps.price import (
     cell_price,
@@ -20,7 +21,6 @@ from study.sweeps.price import (
     least_devices,
     makespan,
     paper_estimate,
-    shard_bytes,
 )
 from study.training.checkpoint import Snapshot
 
@@ -51,8 +51,28 @@ def test_the_papers_own_cell_has_5_billion_weights(cell: Build) -> None:
     # float32 A and B, their gradients, two moments, and a bf16 copy for the products
     assert need.own_bytes - need.activation_bytes == (4 * 4 + 2) * need.weights
     assert need.base_bytes == 2 * 8_030_261_248
-    assert least_devices(need, 224, 0.9 * 79 * GIB) == 2
-    assert shard_bytes(need, 2, 224) < shard_bytes(need, 1, 224) / 2 + GIB
+    assert least_devices(need, 0.9 * 79 * GIB) == 2
+
+
+def test_devices_divide_all_but_the_head_and_the_casts(cell: Build) -> None:
+    shape = ("model=shape", "model.path=llama-3.1-70b", "precision=bf16", "adapter.rank=2048")
+    config = cell(*shape, "data.sequence_length=512", "train.batch_size=8", "optimizer=adamw")
+    need = paper_estimate(config, describe(config.model))
+    assert need.head_bytes == 2 * 8192 * 128_256
+    assert need.cast_bytes == 2 * need.weights
+    eight, many = need.divided(8), need.divided(64)
+    gathered = 2 * need.block_bytes
+    assert eight.base_bytes - need.head_bytes - gathered == (need.base_bytes - need.head_bytes) // 8
+    assert (eight.activation_bytes, many.activation_bytes) == (need.activation_bytes // 8,) * 2
+    assert eight.flops == many.flops == need.flops / 8, "more devices than sequences wait"
+    assert fold_bytes([many]) < fold_bytes([eight])
+    assert least_devices(need, 0.9 * 79 * GIB) is None, "the casts are whole on every device"
+    config.train.checkpointing = True
+    again = paper_estimate(config, describe(config.model))
+    assert again.cast_bytes == need.cast_bytes // 80
+    assert again.activation_bytes < need.activation_bytes / 10
+    assert again.flops == pytest.approx(need.flops * 4 / 3, rel=0.1)
+    assert least_devices(again, 0.9 * 79 * GIB) == 16
 
 
 def test_a_config_json_is_a_shape(tmp_path: Path) -> None:
@@ -153,7 +173,8 @@ def test_a_sweep_is_priced_for_devices_that_are_not_here(
     assert ran.code == 0, ran.err
     rows = [text.split() for text in ran.out.splitlines()]
     assert [row[:2] for row in rows[1:3]] == [["16", "2"], ["2048", "2"]]
-    assert [row[-1] for row in rows[1:3]] == ["1", "4"], "devices a cell"
+    assert [row[-2] for row in rows[1:3]] == ["1", "4"], "devices a cell"
+    assert all(10 < float(row[-1]) < 79 for row in rows[1:3]), "GB a device"
     assert "2 cells too large for one h100" in ran.out
     assert "assumed: NVIDIA H100" in ran.out
     assert not list(tmp_path.iterdir())

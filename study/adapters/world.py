@@ -1,0 +1,141 @@
+"""The processes that train one cell together, each on a device of its own.
+
+Every process holds a part of each factor, and computes on a part of each batch. A sum over a batch
+is then the sum of what the processes have. :class:`World` is a process on its own, for which every
+method is the identity; :class:`Processes` are several, through ``torch.distributed``.
+
+A factor is divided by its features: A by its inputs, B by its outputs. So any rank can be divided.
+Letters: ``P`` processes.
+"""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from enum import Enum
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+DIVIDED = (-1, -2)
+"""The dimension in which A and B are divided."""
+_PATIENCE = timedelta(weeks=52)
+"""How long a process waits for process 0, which may itself wait for cells that others train."""
+
+
+class Order(Enum):
+    """What process 0 tells the others after a step."""
+
+    CAPTURE = "capture the state after this step"
+    GO_ON = "go on with the next step"
+    STOP = "stop after this step"
+
+
+class World:
+    """One process, which holds every tensor whole. ``number``: of this process, from 0."""
+
+    number, size = 0, 1
+    device: torch.device
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of ``x`` over the processes."""
+        return x
+
+    def norm(self, norm: Tensor) -> Tensor:
+        """The norm of a tensor that is divided, from the ``norm`` of each part."""
+        return norm
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """``x`` of every process, stacked, ``[P, ...]``. The shapes must be the same."""
+        return x[None]
+
+    def whole(self, part: Tensor, dim: int) -> Tensor:
+        """The parts of a tensor that is divided in ``dim``, put together in the host's memory."""
+        return part
+
+    def part(self, whole: Tensor, dim: int) -> Tensor:
+        """This process's part of a tensor: the reverse of :meth:`whole`."""
+        return whole
+
+    def rows(self, x: Tensor, fill: float) -> list[Tensor]:
+        """The rows of ``x`` that each process has, as many for each: ``fill`` makes up the last."""
+        missing = -len(x) % self.size
+        filled = torch.cat([x, x.new_full((missing, *x.shape[1:]), fill)]) if missing else x
+        return list(filled.chunk(self.size))
+
+    def joined(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        """The rows of all processes in order. ``sizes``: how many each has."""
+        return x
+
+    def agreed(self, order: Any = None) -> Any:
+        """What process 0 gives as ``order``, in every process. Waits for it, but for no device.
+
+        An order is pickled: it comes from a process of the same job.
+        """
+        return order
+
+
+ALONE = World()
+
+
+class Processes(World):
+    """This process and its peers. ``torch.distributed`` must be initialised.
+
+    ``device``: this process's. Orders go through a group of the CPU, so that they wait for no
+    device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        import torch.distributed as dist
+
+        self.device = device
+        self.number, self.size = dist.get_rank(), dist.get_world_size()
+        self._orders = _group_of_orders()
+
+    def sum(self, x: Tensor) -> Tensor:
+        total = x.detach().clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    def norm(self, norm: Tensor) -> Tensor:
+        return self.sum(norm.square()).sqrt()
+
+    def gathered(self, x: Tensor) -> Tensor:
+        x = x.detach().contiguous()
+        parts = x.new_empty(self.size, *x.shape)
+        torch.distributed.all_gather(list(parts.unbind()), x)
+        return parts
+
+    def whole(self, part: Tensor, dim: int) -> Tensor:
+        return torch.cat(self.gathered(part).unbind(), dim).cpu()
+
+    def part(self, whole: Tensor, dim: int) -> Tensor:
+        return whole.tensor_split(self.size, dim)[self.number]
+
+    def joined(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        filled = x.new_zeros(max(sizes), *x.shape[1:])
+        filled[: len(x)] = x
+        parts = self.gathered(filled)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    def agreed(self, order: Any = None) -> Any:
+        orders = [order]
+        torch.distributed.broadcast_object_list(orders, src=0, group=self._orders)
+        return orders[0]
+
+
+@cache
+def _group_of_orders() -> Any:
+    return torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
+
+
+def own(tensor: T) -> T:
+    """This process's part of a tensor that torch has divided; anything else as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def undivided(tensor: Tensor) -> Tensor:
+    """A tensor that torch has divided, put together; any other tensor as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -1,0 +1,74 @@
+"""One cell over several processes: base, adapters, gradients and optimizer state divided.
+
+torch's FSDP2 divides every weight among the devices. A block's weights are put together just before
+the block runs, forward or backward, and dropped after it. Its gradients are summed over the
+processes, and each keeps its part. Optimizers step these parts.
+
+The base stays whole in the memory of the host. Every cell divides a copy of it, because FSDP can't
+be taken off a module. The head stays whole on every device.
+"""
+
+import copy
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from study.adapters.bank import Bucket
+from study.adapters.world import DIVIDED, World
+from study.models import FrozenBase
+from study.models.blocks import blocks_of
+
+
+def copy_to_divide(base: FrozenBase, world: World) -> FrozenBase:
+    """A copy of ``base`` with modules of its own, and the same weights; alone, ``base`` itself."""
+    if world.size == 1:
+        return base
+    model: Any = base.model
+    # New tensors in the same memory: FSDP moves the data of those it is given to its device.
+    aliases = {id(tensor): _alias(tensor) for tensor in [*model.parameters(), *model.buffers()]}
+    return replace(base, model=copy.deepcopy(model, aliases))
+
+
+def _alias(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(tensor.data, requires_grad=tensor.requires_grad)
+    return tensor.detach()
+
+
+def divide(base: FrozenBase, world: World) -> None:
+    """Divide the weights of ``base``, which has its adapters, among the processes of ``world``.
+
+    ``base``: of :func:`copy_to_divide`. Afterwards it is on the device of this process.
+    """
+    if world.size == 1:
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    dims = _divided_dims(base.model)
+    blocks = blocks_of(base)
+    for block in blocks:
+        fully_shard(block, mesh=mesh, shard_placement_fn=partial(_placement, dims))
+    for module in (*blocks, fully_shard(base.trunk, mesh=mesh)):
+        # Gradients are of the mean over all tokens, of which each process has its own: they add.
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+    for child in base.model.children():
+        if child is not base.trunk:
+            child.to(world.device)
+
+
+def _divided_dims(model: nn.Module) -> dict[int, int]:
+    """The dimension in which each factor is divided, by the factor's id."""
+    buckets = [module for module in model.modules() if isinstance(module, Bucket)]
+    stacks = [(bucket.A_kRD, bucket.B_kOR) for bucket in buckets]
+    return {id(stack): dim for pair in stacks for stack, dim in zip(pair, DIVIDED, strict=True)}
+
+
+def _placement(dims: dict[int, int], parameter: nn.Parameter) -> Any:
+    from torch.distributed.tensor import Shard
+
+    return Shard(dims[id(parameter)]) if id(parameter) in dims else None

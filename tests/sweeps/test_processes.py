@@ -1,0 +1,164 @@
+"""``study train`` in the processes of torchrun: one writes and prints, all train, all end."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from study import cli
+from study.store import load_cells, rows_of
+from study.sweeps import following, processes
+from tests.conftest import Ran
+from tests.together import together
+
+StudyCli = Callable[..., Ran]
+
+
+@pytest.fixture
+def torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """``torchrun("train", ...)``: the exit code of each process, and what it printed on stderr."""
+
+    def start(*arguments: str, before: Callable[[int], None] = lambda _: None) -> list[Any]:
+        monkeypatch.setattr(sys, "argv", ["study", *arguments])
+
+        def task(number: int) -> int:
+            before(number)
+            GlobalHydra.instance().clear()
+            monkeypatch.setattr(following, "os", SimpleNamespace(_exit=sys.exit))
+            try:
+                cli.main()
+            except SystemExit as leaving:
+                return int(leaving.code or 0)
+            return 0
+
+        codes = together(task, tmp_path)
+        said = [(tmp_path / f"stderr-{number}").read_text() for number in range(len(codes))]
+        return list(zip(codes, said, strict=True))
+
+    return start
+
+
+@pytest.fixture
+def small(jsonl: Path, tmp_path: Path) -> list[str]:
+    return [
+        *("train", "model=tiny", "data=jsonl", f"data.path={jsonl}", "data.sequence_length=48"),
+        *(f"results_dir={tmp_path}/results", "name=small", "train.batch_size=3", "adapter.rank=2"),
+        *("train.steps=3", "data.heldout=6", "probes.every=null", "probes.steps=[3]"),
+    ]
+
+
+def test_a_sweep_and_its_continuation(
+    torchrun: Callable[..., list[Any]], small: list[str], tmp_path: Path, study_cli: StudyCli
+) -> None:
+    """Two processes train a cell and stop at a signal; one process goes on and trains the rest."""
+
+    def stop_after_step_1(number: int) -> None:
+        from study.sweeps import record, signals
+
+        add = record.Recorder.add
+
+        def added(self: Any, results: Any) -> None:
+            add(self, results)
+            if results[0].step == 1:
+                signals._process.asked = 15
+
+        if number == 0:
+            record.Recorder.add = added  # type: ignore[method-assign]
+
+    sweep = [small[0], "-m", *small[1:], "adapter.rank=2,3"]
+    leader, other = torchrun(*sweep, "train.shard=true", before=stop_after_step_1)
+    assert leader[0] == 128 + 15
+    assert "study: stopped; continue with: study train -m" in leader[1]
+    assert other == (1, "")
+    study = tmp_path / "results" / "small"
+    [begun] = load_cells(study)["cell_id"]
+    assert list(rows_of(study / "cells" / begun, "metrics")["step"]) == [0, 1]
+
+    assert study_cli(*sweep).code == 0
+    cells = load_cells(study).set_index("cell_id")
+    assert set(cells["status"]) == {"complete"}
+    assert len(cells) == 2
+    assert list(rows_of(study / "cells" / begun, "metrics")["step"]) == [0, 1, 2, 3]
+
+    leader, other = torchrun(*small, "train.shard=true", "seed=1")
+    assert leader[0] == 0, leader[1]
+    assert "1 cell" in leader[1]
+    assert other == (0, "")
+
+
+def test_a_failure_ends_all_with_one_message(
+    torchrun: Callable[..., list[Any]], small: list[str], tmp_path: Path
+) -> None:
+    def fail_at_step_1(number: int) -> None:
+        train = following.train
+
+        def failing(*arguments: Any, **world: Any) -> Any:
+            for results in train(*arguments, **world):
+                if results[0].step == 1:
+                    raise RuntimeError("no memory is left")
+                yield results
+
+        if number == 1:
+            following.train = failing  # type: ignore[assignment]
+
+    leader, other = torchrun(*small, "train.shard=true", before=fail_at_step_1)
+    assert leader[0] == 2
+    assert leader[1].count("process 1 failed: RuntimeError: no memory is left") == 1
+    assert "Traceback" not in leader[1]
+    assert other == (1, "")
+    [status] = load_cells(tmp_path / "results" / "small")["status"]
+    assert status == "failed"
+
+
+def test_a_lost_process_leaves_a_cell_that_can_continue(
+    torchrun: Callable[..., list[Any]], small: list[str], tmp_path: Path
+) -> None:
+    def vanish_at_step_1(number: int) -> None:
+        train = following.train
+
+        def vanishing(*arguments: Any, **world: Any) -> Any:
+            for results in train(*arguments, **world):
+                if results[0].step == 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield results
+
+        if number == 1:
+            following.train = vanishing  # type: ignore[assignment]
+
+    leader, _ = torchrun(*small, "train.shard=true", before=vanish_at_step_1)
+    assert leader[0] == 2
+    assert "a process of torchrun was lost: run the same command again" in leader[1]
+    [status] = load_cells(tmp_path / "results" / "small")["status"]
+    assert status == "interrupted"
+
+
+def test_a_mistake_ends_all_with_one_message(
+    torchrun: Callable[..., list[Any]], small: list[str]
+) -> None:
+    leader, other = torchrun(*small)
+    assert leader[0] == 2
+    assert "2 processes, but train.shard=false: use train.shard=true" in leader[1]
+    assert other[1] == ""
+
+
+def test_several_processes_are_needed(study_cli: StudyCli, small: list[str]) -> None:
+    ran = study_cli(*small, "train.shard=true")
+    assert ran.code == 2
+    assert "start it with torchrun --nproc-per-node N -m study train" in ran.err
+
+
+def test_factors_that_cannot_be_divided_evenly(
+    small: list[str], monkeypatch: pytest.MonkeyPatch, cell: Any
+) -> None:
+    from study.errors import StudyError
+    from study.sweeps.cells import plan
+
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    with pytest.raises(StudyError, match="maps 64 features to 64, which 3 processes can't divide"):
+        processes.check(plan([cell("train.shard=true")]))

@@ -1,0 +1,84 @@
+"""Several processes that train together, as torchrun starts them, forked from the test's own."""
+
+import contextlib
+import faulthandler
+import multiprocessing
+import os
+import pickle
+import queue
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed import TCPStore
+
+PROCESSES = 2
+_SECONDS = 600
+"""Far more than any test takes: the machine may be busy."""
+
+
+def together(task: Callable[[int], Any], folder: Path) -> list[Any]:
+    """``task(number)`` in every process at the same time: what each returns, or its exception.
+
+    None for a process that was killed. This process has loaded torch already, so that the others
+    start in little time. What each prints on stderr is in ``stderr-NUMBER`` in ``folder``.
+    """
+    import torch.distributed.fsdp  # noqa: F401  before the fork, so that it is loaded once
+
+    # torchrun has a store that outlives its processes.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    processes = [
+        context.Process(target=_run, args=(task, number, store.port, folder, results))
+        for number in range(PROCESSES)
+    ]
+    for process in processes:
+        process.start()
+    found: dict[int, Any] = {}
+    deadline = time.monotonic() + _SECONDS
+    try:
+        while len(found) < PROCESSES:
+            killed = {n: None for n, process in enumerate(processes) if process.exitcode}
+            if len(found | killed) == PROCESSES:
+                break
+            with contextlib.suppress(queue.Empty):
+                number, result = results.get(timeout=0.2)
+                found[number] = pickle.loads(result)
+            assert time.monotonic() < deadline, [
+                (folder / f"stderr-{number}").read_text() for number in range(PROCESSES)
+            ]
+    finally:
+        for process in processes:
+            process.join(5)
+            process.kill()
+    return [found.get(number) for number in range(PROCESSES)]
+
+
+def _run(task: Callable[[int], Any], number: int, port: int, folder: Path, results: Any) -> None:
+    os.environ |= {
+        "TORCHELASTIC_RUN_ID": "test",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(number),
+        "LOCAL_RANK": str(number),
+        "WORLD_SIZE": str(PROCESSES),
+    }
+    torch.set_num_threads(1)
+    sys.stderr = (folder / f"stderr-{number}").open("w", buffering=1)
+    os.dup2(sys.stderr.fileno(), 2)
+    faulthandler.dump_traceback_later(_SECONDS - 5, file=sys.stderr)
+    try:
+        result = task(number)
+    except BaseException as error:
+        traceback.print_exc()
+        result = RuntimeError(repr(error))
+    results.put((number, pickle.dumps(result)))  # a tensor by its values, not by its memory
+    results.close()
+    results.join_thread()
+    os._exit(0)

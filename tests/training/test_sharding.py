@@ -1,0 +1,242 @@
+"""A cell over two processes follows the path that it follows alone, and so do its probes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from study.adapters.world import ALONE, Order, World
+from study.config import CellConfig
+from study.data import Corpus
+from study.errors import StudyError
+from study.models import FrozenBase, load_base
+from study.sweeps import processes
+from study.training.checkpoint import Snapshot
+from study.training.loop import train
+from study.training.run import Run
+from study.vocabulary.optimizers import OPTIMIZERS
+from study.vocabulary.quantities import STATS
+from tests.together import together
+
+Build = Callable[..., CellConfig]
+CPU = torch.device("cpu")
+PLAIN = ("probes.every=null", "probes.steps=null")
+EVERY_NUMBER = ("probes.steps=[0,1,2,4]", "probes.batch=all", f"probes.stats=[{','.join(STATS)}]")
+STOP = 2
+"""The step after which a run is stopped and goes on elsewhere."""
+
+CELLS = {
+    # 3 sequences, or 7 held out in batches of 3, can't be divided by 2: a process gets none.
+    "every number": (*EVERY_NUMBER, "train.steps=4", "train.eval_every=1", "adapter.rank=3"),
+    "micro-batches": (
+        *EVERY_NUMBER,
+        "probes.steps=[0,1]",
+        "train.accumulation=2",
+        "optimizer=sgd",
+        "probes.tokens=20",
+    ),
+    "clipped": (*PLAIN, "train.clip=0.05", "train.steps=4", "train.save_adapter=true"),
+    "checkpointing": (*EVERY_NUMBER, "probes.steps=[0,1]", "train.checkpointing=true"),
+    "bf16": (*PLAIN, "precision=bf16"),
+    **{
+        name: (*PLAIN, f"optimizer={name}", "optimizer.lr=1e-3")
+        for name, row in OPTIMIZERS.items()
+        if row.elementwise
+    },
+}
+TOLERANCE = {"bf16": 1e-2}
+
+
+def trained(
+    base: FrozenBase, corpus: Corpus, config: CellConfig, world: World, resume: Any = ()
+) -> list[dict[str, Any]]:
+    """What each step leaves, with the state after step :data:`STOP`."""
+    steps = []
+    run = Run.of(config, corpus, CPU)
+    for [result] in train(base, corpus, [run], resume, world=world):
+        assert result is not None
+        is_stop = result.step == STOP < config.train.steps
+        snapshot = result.snapshot().copied() if is_stop and world.number == 0 else None
+        if world.number and world.agreed() is Order.CAPTURE:
+            result.snapshot()
+            world.agreed()
+        elif world.number == 0:
+            world.agreed(Order.GO_ON)
+        adapter = result.adapter and {n: (p.A_RD, p.B_OR) for n, p in result.adapter.items()}
+        steps.append({**vars_of(result), "snapshot": snapshot, "adapter": adapter})
+    return steps
+
+
+def vars_of(result: Any) -> dict[str, Any]:
+    return {"metrics": result.metrics, "probes": result.probes, "step": result.step}
+
+
+@pytest.fixture(scope="module")
+def configs(cell: Build) -> dict[str, CellConfig]:
+    small = ("train.steps=3", "data.heldout=7", "adapter.contraction=factored")
+    return {name: cell(*small, *own, "train.shard=true") for name, own in CELLS.items()}
+
+
+@pytest.fixture(scope="module")
+def bases(configs: dict[str, CellConfig]) -> dict[str, FrozenBase]:
+    model = configs["sgd"].model
+    return {precision: load_base(model, CPU, precision) for precision in ("float32", "bf16")}
+
+
+@pytest.fixture(scope="module")
+def corpus(configs: dict[str, CellConfig]) -> Corpus:
+    from study.data import build_corpus
+    from study.models import load_tokenizer
+
+    config = configs["sgd"]
+    tokenizer = load_tokenizer(config.model)
+    return build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
+
+
+@pytest.fixture(scope="module")
+def alone(
+    bases: dict[str, FrozenBase], corpus: Corpus, configs: dict[str, CellConfig]
+) -> dict[str, Any]:
+    return {
+        name: trained(bases[config.precision], corpus, config, ALONE)
+        for name, config in configs.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def divided(
+    bases: dict[str, FrozenBase],
+    corpus: Corpus,
+    configs: dict[str, CellConfig],
+    alone: dict[str, Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Any]:
+    """By two processes: every cell, and the one that goes on from the state of one process."""
+
+    def task(number: int) -> dict[str, Any]:
+        world = processes.world(CPU)
+        found = {
+            name: trained(bases[config.precision], corpus, config, world)
+            for name, config in configs.items()
+        }
+        state = alone["clipped"][STOP]["snapshot"]
+        found["resumed"] = trained(bases["float32"], corpus, configs["clipped"], world, [state])
+        return found if number == 0 else {}
+
+    found = together(task, tmp_path_factory.mktemp("together"))
+    assert not isinstance(found[0], Exception), found[0]
+    return found[0]
+
+
+def assert_close(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], loss: float) -> None:
+    assert [step["step"] for step in ours] == [step["step"] for step in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["metrics"].keys() == other["metrics"].keys()
+        for name in one["metrics"].keys() - {"seconds"}:
+            scale = max(1.0, abs(other["metrics"][name]))
+            assert one["metrics"][name] == pytest.approx(other["metrics"][name], abs=loss * scale)
+        assert (one["probes"] is None) == (other["probes"] is None)
+        if one["probes"] is not None:
+            assert_close_tables(one["probes"], other["probes"])
+
+
+def assert_close_tables(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
+    keys = ["step", "layer", "site", "batch", "d_in", "d_out"]
+    pd.testing.assert_frame_equal(ours[keys], theirs[keys])
+    for stat in ours.columns.intersection(list(STATS)):
+        np.testing.assert_allclose(ours[stat], theirs[stat], rtol=1e-5, err_msg=stat)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_two_processes_follow_the_path_of_one(
+    alone: dict[str, Any], divided: dict[str, Any], name: str
+) -> None:
+    assert_close(divided[name], alone[name], TOLERANCE.get(name, 1e-6))
+
+
+def test_every_statistic_was_measured(alone: dict[str, Any]) -> None:
+    measured = pd.concat([step["probes"] for step in alone["every number"] if step["step"] != 3])
+    assert measured[list(STATS)].notna().any().all()
+    assert set(measured["batch"]) == {"train", "heldout", "noise"}
+
+
+def test_a_run_goes_on_with_another_number_of_processes(
+    bases: dict[str, FrozenBase],
+    corpus: Corpus,
+    configs: dict[str, CellConfig],
+    alone: dict[str, Any],
+    divided: dict[str, Any],
+) -> None:
+    state = divided["clipped"][STOP]["snapshot"]
+    assert isinstance(state, Snapshot)
+    assert state.tensors.keys() == alone["clipped"][STOP]["snapshot"].tensors.keys()
+    by_one = trained(bases["float32"], corpus, configs["clipped"], ALONE, [state])
+    for resumed in (by_one, divided["resumed"]):
+        assert_close(resumed, alone["clipped"][STOP + 1 :], 1e-6)
+        for layer, factors in alone["clipped"][-1]["adapter"].items():
+            for ours, theirs in zip(resumed[-1]["adapter"][layer], factors, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-5)
+
+
+def test_checkpointing_changes_nothing(
+    bases: dict[str, FrozenBase], corpus: Corpus, configs: dict[str, CellConfig], cell: Build
+) -> None:
+    """Bit for bit: hooks see every forward pass once for their sums."""
+    kept = cell(*CELLS["checkpointing"], "train.checkpointing=false")
+    again = cell(*CELLS["checkpointing"])
+    ours, theirs = (trained(bases["float32"], corpus, c, ALONE) for c in (kept, again))
+    for one, other in zip(ours, theirs, strict=True):
+        one["metrics"].pop("seconds"), other["metrics"].pop("seconds")
+        assert one["metrics"] == other["metrics"]
+        if one["probes"] is not None:
+            pd.testing.assert_frame_equal(one["probes"], other["probes"], check_exact=True)
+
+
+def test_checkpointing_keeps_less(
+    bases: dict[str, FrozenBase], corpus: Corpus, cell: Build
+) -> None:
+    """The bytes that a forward pass keeps for its backward pass."""
+    kept = []
+    for value in ("false", "true"):
+        config = cell(*PLAIN, "train.steps=1", f"train.checkpointing={value}", "train.eval_every=0")
+        saved: dict[int, int] = {}
+
+        def pack(x: torch.Tensor, saved: dict[int, int] = saved) -> torch.Tensor:
+            saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            trained(bases["float32"], corpus, config, ALONE)
+        weights = {p.untyped_storage().data_ptr() for p in bases["float32"].model.parameters()}
+        kept.append(sum(size for place, size in saved.items() if place not in weights))
+    assert kept[1] < kept[0] / 2
+
+
+REFUSED = {
+    "optimizer=muon": "optimizer=muon",
+    "optimizer=adafactor": "optimizer=adafactor",
+    "adapter.dropout=0.1": "adapter.dropout=0.1",
+    "adapter.contraction=merged": "adapter.contraction=merged",
+    "model.quant_bits=8": "model.quant_bits=8",
+    "pack.fold=2": "pack.fold=2",
+    "pack.compile=true": "pack.compile=true",
+    "train.answer_tokens=4": "train.answer_tokens=4",
+    "probes.truncations=[1]": "probes.truncations",
+}
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_what_needs_whole_factors_is_refused(cell: Build, override: str) -> None:
+    with pytest.raises(StudyError, match=r"train\.shard=true can't train with") as refused:
+        cell("train.shard=true", override)
+    assert REFUSED[override] in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("override", ["adapter.dropout=0.1", "pack.compile=true"])
+def test_checkpointing_refuses(cell: Build, override: str) -> None:
+    with pytest.raises(StudyError, match=r"train\.checkpointing=true and"):
+        cell("train.checkpointing=true", override)
