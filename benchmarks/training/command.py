@@ -121,8 +121,8 @@ def suites(
     to.mkdir(parents=True, exist_ok=True)
     for name in (names or tuple(SUITES)) if measured else ():
         path = to / f"{name}.parquet"
-        earlier = [_earlier(path, size)] if add and path.exists() else []
-        rows = pd.concat([*earlier, _time_suite(name, size)])
+        kept = [earlier_rows(path, size)] if add and path.exists() else []
+        rows = pd.concat([*kept, _time_suite(name, size)])
         rows.sort_values("rank", kind="stable").to_parquet(path, index=False)
     tables = {
         name: pd.read_parquet(to / f"{name}.parquet")
@@ -135,7 +135,7 @@ def suites(
             click.echo(path)
 
 
-def _earlier(path: Path, size: "Size") -> "pd.DataFrame":
+def earlier_rows(path: Path, size: "Size") -> "pd.DataFrame":
     """The rows of a table without those of the ranks that are measured now.
 
     Raises :class:`StudyError` if it was measured on another machine or model.

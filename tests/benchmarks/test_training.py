@@ -9,11 +9,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from benchmarks.training.command import earlier_rows
 from benchmarks.training.labels import NOT_MEASURED, PLAIN
 from benchmarks.training.listing import SUITES
 from benchmarks.training.probed import ASKED, probed_steps
 from benchmarks.training.processes import apart
-from benchmarks.training.suites import RUNS
+from benchmarks.training.suites import RUNS, Size
 from benchmarks.training.summary import summarise
 from benchmarks.training.ways import TimedRun, cell, check_agreement
 from tests.benchmarks.hungry import hungry
@@ -42,15 +43,17 @@ def test_ranks_are_added_to_a_table_of_the_same_machine(
     study_cli: Callable[..., Any], tmp_path: Path
 ) -> None:
     size = ["--model=tiny", "--steps=2", "--add", f"--to={tmp_path}", f"--plots={tmp_path}"]
-    for rank in (4, 2, 4):
+    for rank in (4, 2):
         ran = study_cli("bench", "folds", "--precision=bf16", f"--ranks={rank}", *size)
         assert ran.code == 0, ran.err
-    rows = pd.read_parquet(tmp_path / "folds.parquet")
+    path = tmp_path / "folds.parquet"
+    rows = pd.read_parquet(path)
     assert list(rows["rank"]) == [2] * 6 + [4] * 6
     assert set(rows["way"]) == {"packed", "folded"}
     assert set(rows["precision"]) == {"bf16"}
     assert "- 2 cells: ours, packed " in ran.out
-    rows.assign(device="another").to_parquet(tmp_path / "folds.parquet")
+    assert list(earlier_rows(path, Size("tiny", [4, 8], 2))["rank"]) == [2] * 6, "4 is replaced"
+    rows.assign(device="another").to_parquet(path)
     ran = study_cli("bench", "folds", *size)
     assert ran.code == 2
     assert "has device 'another', and this run has" in ran.err
