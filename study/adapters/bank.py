@@ -96,8 +96,8 @@ def initial_pair(
 class Bucket(nn.Module):
     """Neighbouring cells of one rank, which share their products.
 
-    ``A_kRD`` and ``B_kOR`` are the registered parameters. ``form`` is one of
-    :data:`study.adapters.contraction.FORMS`.
+    ``A_kRD`` and ``B_kOR`` are the registered parameters, ``cells`` is their number of cells, and
+    ``form`` one of :data:`study.adapters.contraction.FORMS`.
     """
 
     gamma_k11: Tensor
@@ -105,6 +105,7 @@ class Bucket(nn.Module):
     def __init__(self, drawn: Sequence[LoraPair], form: str) -> None:
         super().__init__()
         A_k, B_k, self.gammas = zip(*drawn, strict=True)
+        self.cells = len(drawn)
         self.A_kRD, self.B_kOR = nn.Parameter(torch.stack(A_k)), nn.Parameter(torch.stack(B_k))
         self.register_buffer(
             "gamma_k11", torch.tensor(self.gammas).view(-1, 1, 1), persistent=False
@@ -231,12 +232,20 @@ class LoraBank(nn.Module):
             )
         ]
 
+    def rank_dimensions(self) -> list[tuple[Tensor, int]]:
+        """The registered factors, each with its dimension that is the rank."""
+        return [
+            (factor, factor.dim() - from_end)
+            for bucket in self._buckets()
+            for factor, from_end in ((bucket.A_kRD, 2), (bucket.B_kOR, 1))
+        ]
+
     def bind_grads(self) -> None:
         """Set the gradients of each cell's pair to its slice of the last backward pass's."""
         pairs = iter(self.pairs)
         for bucket in self._buckets():
             dA_kRD, dB_kOR = own(bucket.A_kRD.grad), own(bucket.B_kOR.grad)
-            for i, pair in zip(range(len(bucket.gammas)), pairs, strict=False):
+            for i, pair in zip(range(bucket.cells), pairs, strict=False):
                 pair.A_RD.grad = None if dA_kRD is None else dA_kRD[i]
                 pair.B_OR.grad = None if dB_kOR is None else dB_kOR[i]
 
@@ -324,14 +333,14 @@ class LoraBank(nn.Module):
         out, first = [], 0
         for form, neighbours in groupby(self._buckets(), key=lambda bucket: bucket.form):
             buckets = list(neighbours)
-            cells = slice(first, first := first + sum(len(bucket.gammas) for bucket in buckets))
+            cells = slice(first, first := first + sum(bucket.cells for bucket in buckets))
             out += product[form](buckets, x_KND[cells], cells)
         y_KNO = out[0] if len(out) == 1 else torch.cat(out)
         return y_KNO.view(*x.shape[:-1], y_KNO.shape[-1])
 
     def _factored(self, buckets: Sequence[Bucket], x_kND: Tensor, cells: slice) -> list[Tensor]:
         """One frozen product for all of ``buckets``; each adds its adapters' products."""
-        sizes = [len(bucket.gammas) for bucket in buckets]
+        sizes = [bucket.cells for bucket in buckets]
         W_OD = dense_weight(self.base)
         if W_OD is not None and not self._drops:
             ends = list(accumulate(sizes, initial=0))
@@ -351,7 +360,7 @@ class LoraBank(nn.Module):
         W_OD = dense_weight(self.base)
         assert W_OD is not None
         bias: Any = self.base.bias
-        sizes = [len(bucket.gammas) for bucket in buckets]
+        sizes = [bucket.cells for bucket in buckets]
         products = [b.multiply(x, W_OD) for b, x in zip(buckets, x_kND.split(sizes), strict=True)]
         return products if bias is None else [y + bias for y in products]
 

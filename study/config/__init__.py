@@ -17,6 +17,7 @@ from study.config.hashing import IDENTITY_VERSION, Sources, identity
 from study.config.intervals import Interval, interval
 from study.config.schedules import eval_steps, probe_steps, resolved, truncation_ranks
 from study.config.types import (
+    AUTO_COMPILE,
     DEVICES,
     PRECISIONS,
     QUANT_BITS,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from study.config.checks import checked, parse, typed, validate
 
 __all__ = [
+    "AUTO_COMPILE",
     "DEVICES",
     "IDENTITY_VERSION",
     "PRECISIONS",

@@ -41,6 +41,17 @@ class OneOf:
 
 
 @dataclass(frozen=True)
+class Flag:
+    """true, false, or the word ``word``."""
+
+    word: str
+
+    def check(self, key: str, value: Any) -> None:
+        if not isinstance(value, bool) and value != self.word:
+            raise unknown(key, value, ("true", "false", self.word))
+
+
+@dataclass(frozen=True)
 class SomeOf:
     """``all``, one of a few names, or a list of them, which may not be empty (:func:`chosen`)."""
 

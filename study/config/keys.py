@@ -5,7 +5,7 @@ from dataclasses import Field, fields, is_dataclass, replace
 from functools import cache
 from typing import Any
 
-from study.config.bounds import BOUND, Modules, Number, OneOf, SomeOf, Whole
+from study.config.bounds import BOUND, Flag, Modules, Number, OneOf, SomeOf, Whole
 from study.config.compose import CONF
 from study.config.types import CellConfig, OptimizerConfig, optimizer_config
 from study.vocabulary.optimizers import OPTIMIZERS
@@ -57,6 +57,8 @@ def _words(bound: Any) -> list[str]:
     match bound:
         case OneOf():
             return ["null" if choice is None else str(choice) for choice in bound.choices]
+        case Flag():
+            return ["true", "false", bound.word]
         case SomeOf():
             return ["all", *bound.choices]
         case Whole(word=str()):

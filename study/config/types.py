@@ -13,6 +13,7 @@ from study.config.bounds import (
     Bound,
     Each,
     FilePath,
+    Flag,
     Modules,
     Number,
     OneOf,
@@ -38,6 +39,7 @@ PRECISIONS = ("float32", "bf16")
 QUANT_BITS = (8, 4)
 SCHEDULES = ("constant", "linear", "cosine")
 CONTRACTIONS = ("auto", "factored", "mixed", "merged")
+AUTO_COMPILE = "auto"
 TRACKER_MODES = ("offline", "online", "disabled")
 
 POSITIVE = Number(above=0.0)
@@ -227,15 +229,15 @@ class PackConfig:
     - ``devices``: how many packs are trained at the same time; null: what the launcher says;
     - ``fold``: cells in one forward pass, a number or ``auto``;
     - ``memory_gb``: GiB that a process may use; null: most of the free memory;
-    - ``compile``: whether plain steps run compiled (:mod:`study.models.compiled`). It changes
-      rounding only.
+    - ``compile``: whether plain steps run compiled; ``auto``: where a short trial says that it pays
+      (:mod:`study.models.compiled`). It changes rounding only.
     """
 
     max_cells: Any = bounded(Whole(1, "auto"), None)
     devices: int | None = bounded(Whole(1), None)
     memory_gb: float | None = bounded(Number(above=0.0, below=1e9), None)
     fold: Any = bounded(Whole(1, "auto"), "auto")
-    compile: bool = False
+    compile: Any = bounded(Flag(AUTO_COMPILE), False)
 
 
 @dataclass

@@ -15,6 +15,7 @@ from study.adapters.world import Order, World
 from study.config import CellConfig
 from study.errors import StudyError, one_line
 from study.models import FrozenBase, load_base
+from study.models.compiled import Compiler, compiler
 from study.models.prefix import shared_prefix
 from study.store import (
     CellWriter,
@@ -98,11 +99,12 @@ def _train_on(
         Display(todo[0].study_dir, labels, prepared.config.train.steps, agenda) as display,
         tracker(prepared.config.tracker, display.say) as tracked,
         _prefix_shared(base, prepared),
+        compiler(prepared.config.pack.compile, display.say) as compiles,
         signals.patience(),
     ):
         if dropped := prepared.corpus.rows["dropped"]:
             display.say(f"{dropped} rows of the data have nothing to learn and are left out")
-        failures = _Pass(prepared, base, world, display, tracked, must_stop).train_folds()
+        failures = _Pass(prepared, base, world, compiles, display, tracked, must_stop).train_folds()
     world.agreed(None)
     return Outcome(failures, signals.asked())
 
@@ -129,13 +131,14 @@ class _Pass:
         pack: PreparedPack,
         base: FrozenBase,
         world: World,
+        compiles: Compiler,
         display: Display,
         tracked: Tracker,
         must_stop: Callable[[], bool],
     ) -> None:
         self.pack, self.base, self.world = pack, base, world
         self.display, self.tracked = display, tracked
-        self.must_stop = must_stop
+        self.compiles, self.must_stop = compiles, must_stop
         self.afresh: set[str] = set()
         """The ids of cells whose checkpoints can't be used."""
 
@@ -255,7 +258,12 @@ class _Pass:
         runs = [each.prepared.run for each in fold]
         states = [each.state for each in fold if each.state]
         self.world.agreed((fold[0].prepared.cell.id, fold[0].step))
-        steps = train(self.base, self.pack.corpus, runs, states, self.shared, self.world)
+        self.compiles.folds_after = len(self.waiting)
+        steps = train(
+            *(self.base, self.pack.corpus, runs, states, self.shared),
+            compiles=self.compiles,
+            world=self.world,
+        )
         with contextlib.closing(steps):
             for results in steps:
                 recorder.add(results)

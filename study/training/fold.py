@@ -49,6 +49,7 @@ class Fold:
 
     Losses and norms are ``[K]`` tensors on the device. No method but the evaluation of answers
     waits for the device. ``alive_K``: which cells have not diverged, on the device too.
+    ``compiled``: the blocks that plain training passes run instead, if any.
     """
 
     def __init__(
@@ -57,12 +58,12 @@ class Fold:
         corpus: Corpus,
         cells: Sequence[CellConfig],
         banks: Sequence[LoraBank],
-        compiled: CompiledBlocks | None = None,
         shared: SharedStart | None = None,
         world: World = ALONE,
     ) -> None:
         self.base, self.corpus, self.cells, self.banks = base, corpus, cells, banks
-        self.compiled, self.shared, self.world = compiled, shared or SharedStart(), world
+        self.compiled: CompiledBlocks | None = None
+        self.shared, self.world = shared or SharedStart(), world
         self.shared.begin(cells)
         self.learners = [Learner(config, cell, banks, world) for cell, config in enumerate(cells)]
         self.alive_K = torch.ones(len(cells), dtype=torch.bool, device=base.device)
@@ -225,7 +226,8 @@ class Fold:
             torch.cat([batch.targets_BT for batch in batches]),
             torch.cat([batch.real_BT for batch in batches]),
         )
-        return stacked.trimmed() if may_trim(self.cells, self.base.device) else stacked
+        trims = self.compiled is None and may_trim(self.cells, self.base.device)
+        return stacked.trimmed() if trims else stacked
 
     def _micro_batches(self, step: int) -> tuple[list[TokenBatch], Tensor]:
         """A step's micro-batches, and each cell's supervised tokens in all of them, ``[K]``.

@@ -20,7 +20,7 @@ from study.config import eval_steps, probe_steps
 from study.data import Corpus
 from study.models import FrozenBase
 from study.models.blocks import recomputing
-from study.models.compiled import compiled_blocks
+from study.models.compiled import CompiledBlocks, Compiler, Passes, compiler
 from study.training.checkpoint import Snapshot, continued, start
 from study.training.evaluation import evaluations, truncated_losses
 from study.training.fold import Fold
@@ -40,6 +40,7 @@ def train(
     runs: Sequence[Run],
     resume: Sequence[Snapshot] = (),
     shared: SharedStart | None = None,
+    compiles: Compiler | None = None,
     world: World = ALONE,
 ) -> Generator[list[CellStep | None], None, None]:
     """Train a fold. Yields at each step s = 0 ... ``train.steps`` one result per cell.
@@ -51,45 +52,18 @@ def train(
     ``runs`` come ordered by rank. They may differ in adapter, optimizer, seeds, clipping and
     schedule; a run of infinite rank comes alone. ``resume``: the state of every run before one and
     the same step, to continue from; :class:`study.errors.StudyError` for that of another run.
-    ``shared``: what the folds of a pack compute once for all of them. ``world``: the processes that
-    train the fold together: all call this, with the same arguments. When the generator ends, or the
-    caller closes it, the base has no adapters again.
+    ``shared`` and ``compiles``: what the folds of a pack compute, and compile, once for all of
+    them. ``world``: the processes that train the fold together: all call this, with the same
+    arguments. When the generator ends, or the caller closes it, the base has no adapters again.
     """
-    first, contraction = runs[0].config, continued(runs[0].contraction, resume)
-    last, probed_at, evaluated_at = first.train.steps, probe_steps(first), eval_steps(first)
-
-    with _folded(base, corpus, runs, contraction, shared, world) as fold:
-        earlier: Numbers | None = None
-        for step in range(start(fold, resume), last + 1):
-            fold.step = step
-            probe = make_probe(fold, TRAIN) if step in probed_at else None
-            sent = probe_other_batches(fold, step) if step in probed_at else []
-            metrics: dict[str, Sequence[float] | Tensor] = {"lr": fold.learning_rates()}
-            if step in evaluated_at:
-                metrics |= evaluations(fold)
-            if step < last or probe:
-                metrics["loss"] = loss_K = fold.backward(step, probe)
-                metrics["grad_norm"] = norm_K = fold.grad_norms()
-                fold.mark_diverged(loss_K, norm_K)
-            if probe:
-                probe.before_update()
-            if step < last:
-                metrics["clip_factor"] = factor_K = fold.update()
-                if probe:
-                    metrics |= probe_update(fold, probe, factor_K)
-            if probe:
-                sent.insert(0, probe.send(step))
-            truncations = truncated_losses(fold) if step == last else None
-            rows_K = results(fold, step, metrics, sent, truncations)
-            # Read now, while the device computes this step.
-            alive_K = earlier.alive_K if earlier else [True] * len(runs)
-            if not any(alive_K):
-                return
-            yield [row if alive else None for row, alive in zip(rows_K, alive_K, strict=True)]
-            earlier = rows_K[0].numbers
-            # Processes end at the same step, but their numbers may arrive at different times.
-            if world.size == 1 and earlier.arrived and not any(earlier.alive_K):
-                return
+    contraction = continued(runs[0].contraction, resume)
+    with (
+        _folded(base, corpus, runs, contraction, shared, world) as fold,
+        nullcontext(compiles) if compiles else compiler(fold.cells[0].pack.compile) as compiles,
+    ):
+        begun = start(fold, resume)
+        fold.compiled = _compiled(fold, compiles, _passes(runs, begun))
+        yield from _steps(fold, begun)
 
 
 @contextmanager
@@ -111,8 +85,69 @@ def _folded(
         adapted(
             *(base.model, layers, specs, bank_type, contraction), lambda: divide(base, world)
         ) as banks,
-        compiled_blocks(base, layers) if shared.pack.compile else nullcontext() as compiled,
     ):
-        yield Fold(
-            base, corpus, [run.config for run in runs], banks, compiled, start_of_pack, world
-        )
+        yield Fold(base, corpus, [run.config for run in runs], banks, start_of_pack, world)
+
+
+def _steps(fold: Fold, begun: int) -> Generator[list[CellStep | None], None, None]:
+    """The steps of a fold from ``begun`` on: the algorithm."""
+    shared = fold.cells[0]
+    last, probed_at, evaluated_at = shared.train.steps, probe_steps(shared), eval_steps(shared)
+    earlier: Numbers | None = None
+    for step in range(begun, last + 1):
+        fold.step = step
+        probe = make_probe(fold, TRAIN) if step in probed_at else None
+        sent = probe_other_batches(fold, step) if step in probed_at else []
+        metrics: dict[str, Sequence[float] | Tensor] = {"lr": fold.learning_rates()}
+        if step in evaluated_at:
+            metrics |= evaluations(fold)
+        if step < last or probe:
+            metrics["loss"] = loss_K = fold.backward(step, probe)
+            metrics["grad_norm"] = norm_K = fold.grad_norms()
+            fold.mark_diverged(loss_K, norm_K)
+        if probe:
+            probe.before_update()
+        if step < last:
+            metrics["clip_factor"] = factor_K = fold.update()
+            if probe:
+                metrics |= probe_update(fold, probe, factor_K)
+        if probe:
+            sent.insert(0, probe.send(step))
+        truncations = truncated_losses(fold) if step == last else None
+        rows_K = results(fold, step, metrics, sent, truncations)
+        # Read now, while the device computes this step.
+        alive_K = earlier.alive_K if earlier else [True] * len(fold.cells)
+        if not any(alive_K):
+            return
+        yield [row if alive else None for row, alive in zip(rows_K, alive_K, strict=True)]
+        earlier = rows_K[0].numbers
+        # Processes end at the same step, but their numbers may arrive at different times.
+        if fold.world.size == 1 and earlier.arrived and not any(earlier.alive_K):
+            return
+
+
+def _compiled(fold: Fold, compiles: Compiler, passes: Passes) -> CompiledBlocks | None:
+    """The compiled blocks that the plain passes of a fold run, if any. Keeps streams of dropout."""
+    streams = [bank.dropout_state() for bank in fold.banks]
+    ranks = [factor for bank in fold.banks for factor in bank.rank_dimensions()]
+    layers = resolve_targets(fold.base.card.targets, fold.cells[0].adapter.targets)
+    blocks = compiles.blocks(fold.base, layers, ranks, passes)
+    for bank, stream in zip(fold.banks, streams, strict=True):
+        bank.rewind_dropout(stream)
+    return blocks
+
+
+def _passes(runs: Sequence[Run], begun: int) -> Passes:
+    """The plain training passes of a fold that begins with the step ``begun``."""
+    config, steps = runs[0].config, runs[0].config.train
+    sequences = len(runs) * steps.batch_size
+    every_token = sequences * steps.accumulation * config.data.sequence_length
+    plain = sorted(set(range(steps.steps)).difference(probe_steps(config)))
+    return Passes(
+        sequences,
+        config.data.sequence_length,
+        share=sum(run.tokens for run in runs) / every_token,
+        left=steps.accumulation * sum(step >= begun for step in plain),
+        whole=steps.accumulation * len(plain),
+        bf16=config.precision == "bf16",
+    )

@@ -76,7 +76,7 @@ def test_verbs(path: str) -> None:
         (["-m", "model", "=", "tiny", "adapter.scaling", "=", "r"], ["rslora"]),
         (["adapter.scaling", "=", "lora,"], ["lora,rslora", "lora,power"]),
         (["precision", "="], ["float32", "bf16"]),
-        (["pack.compile", "="], ["false", "true"]),
+        (["pack.compile", "="], ["false", "true", "auto"]),
         (["adapter.sc"], ["compopt -o", "nospace", "adapter.scaling="]),
         (["experiment", "=", "qu"], ["quantised", "quick"]),
     ],

@@ -1,5 +1,9 @@
-"""``pack.compile`` changes a run and its probes by rounding only, and leaves the base unchanged."""
+"""``pack.compile`` changes a run and its probes by rounding only, and leaves the base unchanged.
 
+``auto`` says what it chose; the ranks of a pack share a program.
+"""
+
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -10,17 +14,27 @@ from torch._dynamo.utils import counters
 
 from study.config import CellConfig
 from study.data import Corpus
-from study.models import FrozenBase
+from study.models import FrozenBase, compiled
+from study.models.compiled import Trial, chosen, compiler
 from study.training.loop import CellStep, train
 from study.training.run import Run
 
 
-def run(base: FrozenBase, corpus: Corpus, config: CellConfig) -> list[CellStep]:
+def run(
+    base: FrozenBase, corpus: Corpus, config: CellConfig, of_pack: compiled.Compiler | None = None
+) -> list[CellStep]:
+    runs = [Run.of(config, corpus, base.device)]
     return [
         results[0]
-        for results in train(base, corpus, [Run.of(config, corpus, base.device)])
+        for results in train(base, corpus, runs, compiles=of_pack)
         if results[0] is not None
     ]
+
+
+def assert_same_numbers(ours: list[CellStep], wanted: list[CellStep], rel: float) -> None:
+    for step, other in zip(ours, wanted, strict=True):
+        seconds = {"seconds": step.metrics["seconds"]}
+        assert step.metrics == pytest.approx(other.metrics | seconds, rel=rel)
 
 
 @pytest.mark.parametrize(
@@ -45,13 +59,94 @@ def test_a_compiled_run_equals_a_plain_run(
     counters.clear()
     plain = run(tiny_base, corpus, cell(*shape))
     assert not counters["stats"]
-    compiled = run(tiny_base, corpus, cell(*shape, "pack.compile=true"))
-    assert counters["stats"]["unique_graphs"] > 0
-    for ours, wanted in zip(compiled, plain, strict=True):
-        assert ours.metrics == pytest.approx(
-            wanted.metrics | {"seconds": ours.metrics["seconds"]}, rel=1e-4
-        )
-    probes = [steps[3].probes for steps in (compiled, plain)]
-    ours, wanted = (probe[["rms", "norm"]] for probe in probes if probe is not None)
-    pd.testing.assert_frame_equal(ours, wanted, rtol=1e-3)
+    ours = run(tiny_base, corpus, cell(*shape, "pack.compile=true"))
+    # The tiny base has one block after the first. Weights that are merged once for all
+    # micro-batches of a step break the graph of a block into several.
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs == 1 if contraction == "factored" else graphs > 1
+    assert torch._inductor.config.fx_graph_cache, "the next run does not compile again"
+    assert_same_numbers(ours, plain, rel=1e-4)
+    probes = [steps[3].probes for steps in (ours, plain)]
+    found, wanted = (probe[["rms", "norm"]] for probe in probes if probe is not None)
+    pd.testing.assert_frame_equal(found, wanted, rtol=1e-3)
     assert not any("forward" in vars(module) for module in tiny_base.model.modules())
+
+
+@pytest.mark.parametrize("form", ["factored", "merged"])
+def test_the_ranks_of_a_pack_share_a_program(
+    tiny_base: FrozenBase,
+    corpus: Corpus,
+    cell: Callable[..., CellConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    form: str,
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    shape = [f"adapter.contraction={form}", "train.steps=2", "probes.steps=null"]
+    counters.clear()
+    with compiler(True) as of_pack:
+        for rank in (16, 24, 33):
+            config = cell(*shape, "pack.compile=true", f"adapter.rank={rank}")
+            ours = run(tiny_base, corpus, config, of_pack)
+            assert counters["stats"]["unique_graphs"] == 1, f"compiled again at rank {rank}"
+    assert_same_numbers(ours, run(tiny_base, corpus, cell(*shape, "adapter.rank=33")), rel=1e-4)
+
+
+def test_auto_says_what_it_chose_and_moves_no_number(
+    tiny_base: FrozenBase,
+    corpus: Corpus,
+    cell: Callable[..., CellConfig],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The choice is made once for all folds of a pack, also among runs with dropout."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(compiled, "TRIAL", 0.01)
+    monkeypatch.setattr(compiled, "LEAST_COMPILING", 1e9)
+    shape = ["train.steps=4", "probes.steps=null", "adapter.dropout=0.1"]
+    plain, asked = cell(*shape), cell(*shape, "pack.compile=auto")
+    wanted = run(tiny_base, corpus, plain)
+    said: list[str] = []
+    counters.clear()
+    with compiler("auto", said.append) as of_pack:
+        for _ in range(2):
+            assert_same_numbers(run(tiny_base, corpus, asked, of_pack), wanted, rel=0)
+    [line] = said
+    assert re.fullmatch(
+        "pack.compile=auto: not compiled: the 4 passes left take .* s, too little to pay for it",
+        line,
+    )
+    assert not counters["stats"], "nothing was compiled for a trial"
+
+    monkeypatch.setattr(compiled, "LEAST_COMPILING", 0.0)
+    with compiler("auto", said.append) as of_pack:
+        ours = run(tiny_base, corpus, asked, of_pack)
+    assert re.match(
+        "pack.compile=auto: (not )?compiled: a block takes .* ms compiled and ", said[1]
+    )
+    assert counters["stats"]["unique_graphs"] >= 1
+    assert_same_numbers(ours, wanted, rel=1e-4)
+    assert not any("forward" in vars(module) for module in tiny_base.model.modules())
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile.func, backend=broken))
+    with compiler("auto", said.append) as of_pack:
+        run(tiny_base, corpus, asked, of_pack)
+    assert "not compiled: torch.compile fails: " in said[2]
+    assert "BackendCompilerFailed" in said[2]
+
+
+def test_a_trial_pays_if_it_saves_more_than_compiling_takes() -> None:
+    faster = Trial(plain=0.080, compiled=0.060, compiling=10.0)
+    pays, why = chosen(faster, passes=1000)
+    assert pays
+    assert why == (
+        "a block takes 60 ms compiled and 80 ms as it is, which saves 20 s in the passes left; "
+        "compiling takes 10 s"
+    )
+    assert not chosen(faster, passes=499)[0]
+    assert chosen(faster, passes=501)[0]
+    assert chosen(Trial(0.08, 0.09, 10.0), 10**6) == (
+        False,
+        "a block takes 90 ms compiled and 80 ms as it is",
+    )
