@@ -315,7 +315,7 @@ class LoraBank(nn.Module):
         first = 0
         for bucket in self._buckets():
             bucket.show_product = partial(show, first)
-            first += len(bucket.gammas)
+            first += bucket.cells
         try:
             yield
         finally:

@@ -34,7 +34,7 @@ def known_output(bank: "LoraBank", x: Tensor, y: Tensor) -> Tensor:
     """
     buckets: list[Any] = list(bank.buckets)
     drawn = {INITS[spec.init].drawn for spec in bank.specs}
-    ends = pairwise(accumulate((len(bucket.gammas) for bucket in buckets), initial=0))
+    ends = pairwise(accumulate((bucket.cells for bucket in buckets), initial=0))
     parts = [(slice(*cells), b.form) for cells, b in zip(ends, buckets, strict=True)]
     adapters = [tensor for b in buckets for tensor in (b.A_kRD, b.B_kOR, b.gamma_k11)]
     x_KND, y_KNO = (t.reshape(len(bank.specs), -1, t.shape[-1]) for t in (x, y))
