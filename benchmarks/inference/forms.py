@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from study.adapters import AdapterSpec, dense_weight, features
-from study.adapters.bank import generator_for, initial_pair
+from study.adapters.bank import initial_pair
+from study.adapters.inits import generator_for
 from study.errors import StudyError
 from study.models import FrozenBase
 from study.vocabulary.scaling import gamma

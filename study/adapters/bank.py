@@ -7,7 +7,6 @@ Letters: ``K`` cells, ``k`` cells of one rank, ``N`` tokens of one cell (batch t
 ``D`` in features, ``O`` out features, ``R`` rank.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from study.adapters.contraction import Contraction, Show, factored, factored_linear, merged, mixed
 from study.adapters.frozen import dense_weight, features
-from study.adapters.inits import DRAWS
+from study.adapters.inits import DRAWS, generator_for
 from study.adapters.world import own, undivided
 from study.adapters.zero_product import known_output
 from study.errors import StudyError, unknown
@@ -60,12 +59,6 @@ class LoraPair(NamedTuple):
     A_RD: Tensor
     B_OR: Tensor
     gamma: float
-
-
-def generator_for(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator keyed by a seed and a name, so no draw depends on the other cells of a pack."""
-    key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "little", signed=True))
 
 
 def initial_pair(
@@ -223,12 +216,10 @@ class LoraBank(nn.Module):
 
     def _each_cell(self, read: Callable[[Tensor], Tensor]) -> list[LoraPair]:
         return [
-            LoraPair(*cell)
+            LoraPair(A_RD, B_OR, gamma)
             for bucket in self._buckets()
-            for cell in zip(
-                *(read(stack.data) for stack in (bucket.A_kRD, bucket.B_kOR)),
-                bucket.gammas,
-                strict=True,
+            for A_RD, B_OR, gamma in zip(
+                read(bucket.A_kRD.data), read(bucket.B_kOR.data), bucket.gammas, strict=True
             )
         ]
 

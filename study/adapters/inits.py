@@ -4,6 +4,7 @@ The rows of :data:`study.vocabulary.inits.INITS` say which factor is drawn, and 
 entries. To add an init, add a row there and a function here.
 """
 
+import hashlib
 import math
 from collections.abc import Callable
 
@@ -28,6 +29,12 @@ def draws(*names: str) -> Callable[[Draw], Draw]:
         return draw
 
     return register
+
+
+def generator_for(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator keyed by a seed and a name, so no draw depends on the other cells of a pack."""
+    key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "little", signed=True))
 
 
 @draws("kaiming", "init_b")

@@ -32,7 +32,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from study.adapters.bank import AdapterSpec, LoraBank, LoraPair, generator_for, initial_pair
+from study.adapters.bank import AdapterSpec, LoraBank, LoraPair, initial_pair
+from study.adapters.inits import generator_for
 from study.vocabulary.inits import INITS
 
 HELD = 2**14

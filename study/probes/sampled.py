@@ -12,7 +12,8 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from study.adapters.bank import LoraPair, generator_for
+from study.adapters.bank import LoraPair
+from study.adapters.inits import generator_for
 from study.probes.alignment import Alignment
 from study.probes.product import Product
 from study.probes.recorder import Recorder

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from study.adapters import AdapterSpec, adapted
-from study.adapters.bank import generator_for
+from study.adapters.inits import generator_for
 from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
