@@ -11,6 +11,7 @@ from study.vocabulary.expectations import BEST_RATE, P_STAR, P_STAR_LIMIT, SLOPE
 
 HISTORY, OVER_TRAINING = "optimizer_history", "theorem_over_training"
 P_STAR_STUDY, RATES = "stable_exponent", "learning_rate_rho_tiny"
+RATES_SMOLLM2, RATES_OF_RULES = "learning_rate_rho", "paper_learning_rate"
 
 
 def answer() -> str:
@@ -58,11 +59,16 @@ def _rates() -> str:
         f"{_range(RATES, what=BEST_RATE, optimizer='adamw', p=p)} at p = {name}"
         for p, name in ((0.0, "0"), (0.5, "1/2"), (1.0, "1"))
     ]
+    lazy = {"what": BEST_RATE, "optimizer": "adamw", "alpha": 256}
+    smollm2 = [_found(RATES_SMOLLM2, p=p, **lazy) for p in (0.0, 0.5)]
+    lora = _found(RATES_OF_RULES, what=BEST_RATE, optimizer="adamw", p=1.0)
     return (
-        "**The best learning rate under Adam is where the claims meet.** On a tiny model it goes "
-        f"as r to the power {'; '.join(exponents)}, over all α. Theory puts it at -(1-p) while A "
-        "hardly moves and at -(1-p)/2 once A has moved beyond its start, so that it does not "
-        "depend on the rank at p = 1 only."
+        "**The best learning rate under Adam is where the claims meet.** Theory puts it at "
+        "r^(-(1-p)) while A hardly moves, and at the square root of that once A has moved beyond "
+        "its start, so that it does not depend on the rank at p = 1 only. On SmolLM2 it goes as r "
+        f"to the power {smollm2[0]} at p = 0 and {smollm2[1]} at p = 1/2, both at an α at which A "
+        f"hardly moves, and {lora} at p = 1. On a tiny model, over all α, it goes as r to the "
+        f"power {'; '.join(exponents)}."
     )
 
 

@@ -195,7 +195,7 @@ def _check_shard(config: CellConfig) -> None:
             "model.quant_bits=null",
         ),
         f"pack.fold={config.pack.fold}": (config.pack.fold not in ("auto", 1), "pack.fold=1"),
-        "pack.compile=true": (config.pack.compile, "pack.compile=false"),
+        f"pack.compile={_yaml(config.pack.compile)}": (config.pack.compile, "pack.compile=false"),
         f"train.answer_tokens={train.answer_tokens}": (
             train.answer_tokens is not None,
             "train.answer_tokens=null",
@@ -212,6 +212,11 @@ def _check_shard(config: CellConfig) -> None:
             )
 
 
+def _yaml(flag: Any) -> str:
+    """``true``, ``false``, or a word as it is."""
+    return str(flag).lower()
+
+
 def _check_checkpointing(config: CellConfig) -> None:
     if config.train.checkpointing and config.adapter.dropout:
         raise StudyError(
@@ -220,8 +225,8 @@ def _check_checkpointing(config: CellConfig) -> None:
         )
     if config.train.checkpointing and config.pack.compile:
         raise StudyError(
-            "train.checkpointing=true and pack.compile=true: a compiled block keeps what it likes, "
-            "so set one of them to false"
+            f"train.checkpointing=true and pack.compile={_yaml(config.pack.compile)}: a compiled "
+            "block chooses itself what it keeps, so set one of them to false"
         )
 
 

@@ -57,10 +57,23 @@ def check(cells: Sequence["Cell"], launched_here: bool = True) -> None:
             f"torchrun has started {processes} processes, but train.shard=false: use "
             "train.shard=true, or start study without torchrun"
         )
+    _check_torch()
     if not launched_here:
         raise StudyError("torchrun trains with the launcher of its own: leave launcher=... out")
     for cell in cells:
         _check_divides(cell, processes)
+
+
+def _check_torch() -> None:
+    """Raises :class:`StudyError` if this torch can't add gradients over processes."""
+    import torch
+    from torch.distributed.fsdp import FSDPModule
+
+    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+        raise StudyError(
+            f"train.shard=true needs a newer torch than {torch.__version__}: "
+            "pip install --upgrade torch"
+        )
 
 
 def _check_divides(cell: "Cell", processes: int) -> None:

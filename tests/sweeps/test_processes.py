@@ -12,6 +12,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from study import cli
+from study.errors import StudyError
 from study.store import load_cells, rows_of
 from study.sweeps import following, processes
 from tests.conftest import Ran
@@ -162,3 +163,15 @@ def test_factors_that_cannot_be_divided_evenly(
     monkeypatch.setattr(processes, "count", lambda: 3)
     with pytest.raises(StudyError, match="maps 64 features to 64, which 3 processes can't divide"):
         processes.check(plan([cell("train.shard=true")]))
+
+
+def test_a_torch_that_cannot_add_gradients_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``fully_shard`` of older releases lacks the method."""
+    from torch.distributed.fsdp import FSDPModule
+
+    cells: Any = [SimpleNamespace(config=SimpleNamespace(train=SimpleNamespace(shard=True)))]
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "here")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delattr(FSDPModule, "set_force_sum_reduction_for_comms")
+    with pytest.raises(StudyError, match=r"needs a newer torch than .*: pip install"):
+        processes.check(cells)

@@ -223,6 +223,7 @@ REFUSED = {
     "model.quant_bits=8": "model.quant_bits=8",
     "pack.fold=2": "pack.fold=2",
     "pack.compile=true": "pack.compile=true",
+    "pack.compile=auto": "pack.compile=auto",
     "train.answer_tokens=4": "train.answer_tokens=4",
     "probes.truncations=[1]": "probes.truncations",
 }
