@@ -59,6 +59,7 @@ def read_moments(name: str, rows: pa.Table) -> pa.Table:
 THINNED: dict[str, Thin] = {
     "learning_rate_rho_tiny": evaluated,  # 1500 cells of 128 steps
     "optimizer_history": read_moments,
+    "quantised": read_moments,
     "stable_exponent": read_moments,
     "theorem_over_training": read_moments,
     "theorem_over_training_frozen": read_moments,

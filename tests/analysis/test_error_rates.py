@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from docs.blocks import study_tables
+from docs.coverage import FIRST, held
 from study.analysis import fit_exponents, rank_effects, stable_exponents, with_verdicts
 from study.analysis.fits import Floats, Lines, Strands, fit_lines, t_critical
 from study.analysis.intervals import mean_interval
@@ -195,6 +196,17 @@ def test_committed_intervals_miss_predictions_where_rows_are_concentrated() -> N
         told = rows["predicted"] + rows["layer"].map(width).map(shift)
         possible |= ((rows["ci_low"] < told) & (told < rows["ci_high"])).to_numpy()
     assert possible.mean() > 0.95
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "rmsprop"])
+def test_committed_intervals_hold_predictions_where_rows_were_recorded(optimizer: str) -> None:
+    """Of SmolLM2's 210 layers; two standard errors of a share of 0.95 are 0.03."""
+    rows = held("optimizer_history")
+    for (site, stat), (_, step) in FIRST.items():
+        is_here = (rows["site"] == site) & (rows["stat"] == stat) & (rows["step"] == step)
+        here = rows[is_here & (rows["optimizer"] == optimizer)]
+        assert len(here) == 210
+        assert 0.92 <= here["held"].mean() <= 0.98, site
 
 
 def weight_slope(ranks: Sequence[float], d_in: float, r_rows: float = math.nan) -> float:
