@@ -24,15 +24,15 @@ Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 STATISTICS: dict[str, Statistic] = {}
 """The function of every statistic that is computed from sums, by name."""
 
-_COLUMN: dict[str, int] = {}
-"""The column of sums over elements that each of them reads."""
+_COLUMNS: dict[str, tuple[int, ...]] = {}
+"""The columns of sums over elements that each of them reads."""
 
 
-def statistic(name: str, column: int) -> Callable[[Statistic], Statistic]:
-    """Register a function as a statistic that reads this column of sums over elements."""
+def statistic(name: str, *columns: int) -> Callable[[Statistic], Statistic]:
+    """Register a function as a statistic that reads these columns of sums over elements."""
 
     def register(function: Statistic) -> Statistic:
-        STATISTICS[name], _COLUMN[name] = function, column
+        STATISTICS[name], _COLUMNS[name] = function, columns
         return function
 
     return register
@@ -40,7 +40,7 @@ def statistic(name: str, column: int) -> Callable[[Statistic], Statistic]:
 
 def added_up(stats: Sequence[str]) -> tuple[int, ...]:
     """The columns of ``ABS``, ``SQUARE`` and ``FOURTH`` that ``stats`` need, in this order."""
-    needed = {_COLUMN[stat] for stat in stats if stat in _COLUMN}
+    needed = {column for stat in stats for column in _COLUMNS.get(stat, ())}
     return tuple(column for column in (ABS, SQUARE, FOURTH) if column in needed)
 
 
