@@ -247,7 +247,8 @@ def _caller() -> str:
     """The innermost line of this repository, without this file."""
     for frame in reversed(traceback.extract_stack()):
         path = Path(frame.filename)
-        if path.is_relative_to(ROOT) and path != Path(__file__):
+        is_ours = path.is_relative_to(ROOT) and "site-packages" not in path.parts
+        if is_ours and path != Path(__file__):
             return f"{path.relative_to(ROOT)}:{frame.lineno}"
     return "?"
 

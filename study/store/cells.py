@@ -33,6 +33,7 @@ NOT_COLUMNS = (
     *("model.name", "model.path", "data.name", "data.path"),  # see the columns model and data
     *("data.format", "data.chat_template", "data.split", "data.subset"),  # see data_sha256
     *("adapter.contraction", "adapter.path", "train.save_adapter", "train.epochs"),
+    *("train.shard", "train.checkpointing"),
     "expects",
 )
 """Configuration keys and groups without a column. They are not part of a cell's identity

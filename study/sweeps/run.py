@@ -259,11 +259,8 @@ class _Pass:
         states = [each.state for each in fold if each.state]
         self.world.agreed((fold[0].prepared.cell.id, fold[0].step))
         self.compiles.folds_after = len(self.waiting)
-        steps = train(
-            *(self.base, self.pack.corpus, runs, states, self.shared),
-            compiles=self.compiles,
-            world=self.world,
-        )
+        once = (self.shared, self.compiles, self.world)
+        steps = train(self.base, self.pack.corpus, runs, states, *once)
         with contextlib.closing(steps):
             for results in steps:
                 recorder.add(results)

@@ -103,7 +103,8 @@ def test_a_key_is_a_column_if_and_only_if_it_is_part_of_the_identity(cell: Build
 def test_every_key_is_changed_above(cell: Build) -> None:
     """``model`` and ``data`` by name and path stand in the record; ``probes.steps`` with every.
 
-    ``train.epochs`` decides ``train.steps``.
+    ``train.epochs`` decides ``train.steps``. ``train.shard`` and ``train.checkpointing`` say where
+    numbers are computed.
     """
     keys = set()
     for name, value in asdict(cell("adapter.rank=8")).items():
@@ -112,6 +113,7 @@ def test_every_key_is_changed_above(cell: Build) -> None:
         else:
             keys.add(name)
     known = {*CHANGES, "optimizer.name", "probes.steps", "train.epochs"}
+    known |= {"train.shard", "train.checkpointing"}
     known |= {"model.quant_bits", "model.width"}  # the model's fingerprint has them
     assert {
         key for key in keys - known if not key.startswith(("checkpoint.", "pack.", "tracker."))
