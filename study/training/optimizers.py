@@ -1,11 +1,9 @@
-"""One optimizer and one schedule per cell.
+"""One optimizer and one schedule per cell, from torch, transformers or pytorch_optimizer.
 
-Optimizers are those of torch, transformers and pytorch_optimizer. The last two are imported where
-they are used: with what they import in turn (PEFT, bitsandbytes) this takes more than a second, and
-most optimizers need neither.
+The last two are imported where they are used: with what they import in turn (PEFT, bitsandbytes)
+this takes more than a second, and most cells need neither.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -134,31 +132,18 @@ def build_optimizer(
 def build_schedule(config: TrainConfig, optimizer: Optimizer) -> LRScheduler:
     """A constant, linear or cosine schedule with linear warm-up from 0 over ``warmup`` steps.
 
-    The factors are those of ``transformers.get_scheduler``. Its module imports PEFT and, where they
-    are installed, bitsandbytes and torch's compiler, which takes a second.
+    It is that of ``transformers.get_scheduler``. A constant rate without warm-up does not need it:
+    its module imports PEFT and, where they are installed, bitsandbytes and torch's compiler, which
+    takes a second.
     """
-    decay, warmup, steps = DECAYS[config.schedule], config.warmup, config.steps
+    if config.schedule == "constant" and not config.warmup:
+        return LambdaLR(optimizer, lambda step: 1.0)
+    from transformers.optimization import get_scheduler
 
-    def factor(step: int) -> float:
-        return step / warmup if step < warmup else decay(step, warmup, steps)
-
-    return LambdaLR(optimizer, factor)
-
-
-def _linear(step: int, first: int, end: int) -> float:
-    return max(0.0, (end - step) / max(1, end - first))
-
-
-def _cosine(step: int, first: int, end: int) -> float:
-    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * ((step - first) / max(1, end - first)))))
-
-
-DECAYS: dict[str, Callable[[int, int, int], float]] = {
-    "constant": lambda step, first, end: 1.0,
-    "linear": _linear,
-    "cosine": _cosine,
-}
-"""The factor of the learning rate at ``step``, from the step ``first`` to ``end``."""
+    name = "constant_with_warmup" if config.schedule == "constant" else config.schedule
+    return get_scheduler(
+        name, optimizer, num_warmup_steps=config.warmup, num_training_steps=config.steps
+    )
 
 
 class Learner:

@@ -134,7 +134,7 @@ def test_muon_in_a_fold_is_muon_alone(tiny_base: FrozenBase, corpus: Corpus, cel
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("warmup", [0, 1, 7])
 def test_schedules_are_those_of_transformers(cell: Build, name: str, warmup: int) -> None:
-    """Bit for bit, also beyond the last step."""
+    """A constant one without warm-up is built without them. Also beyond the last step."""
     from transformers.optimization import get_scheduler
 
     def rates(build: Callable[[torch.optim.Optimizer], LRScheduler]) -> list[float]:
