@@ -19,9 +19,9 @@ POWERS = {ABS: 1, SQUARE: 2, FOURTH: 4}
 """The power of |x| that each column adds up."""
 
 CHUNK, GPU_CHUNK = 2**20, 2**26
-"""Elements of a chunk. On a CPU a chunk and a copy of it fit into the last cache. With the faster
-caches of single cores, calls of small chunks take the time that memory saves. On a GPU a chunk only
-bounds temporary memory."""
+"""Elements of a chunk. On a CPU a chunk and a copy of it fit into the last cache. Smaller chunks
+would fit into the cache of a core, but their many calls take the time that this saves. On a GPU a
+chunk bounds temporary memory and nothing else."""
 
 
 class Chunked(Protocol):

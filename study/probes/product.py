@@ -36,10 +36,7 @@ class Product:
         return B_OR.shape[:-1].numel() * A_RD.shape[-1]
 
     def chunks(self) -> Iterator[Tensor]:
-        """Its elements: ``2 D O R`` FLOPs if the product is not held.
-
-        The Gram matrices of the factors would give the norm alone.
-        """
+        """Its elements: ``2 D O R`` FLOPs if the product is not held."""
         A_RD, B_OR, gamma = self.pair
         if self.BA_OD is not None:
             for chunk in chunks_of(self.BA_OD):

@@ -63,7 +63,7 @@ class Weights:
                     for weight, moved in zip(pair[:2], self._moved, strict=True)
                 )
                 before_K.append(LoraPair(A_RD, B_OR, pair.gamma))
-                # The copy, which is in the cache.
+                # The copy is read, not the weight: it is in the cache.
                 self.recorder.add("weights", index, cell, before_K[-1])
                 given = gradients[index][cell] if gradients else (pair.A_RD.grad, pair.B_OR.grad)
                 self.recorder.add("gradients", index, cell, *given)
