@@ -1,12 +1,14 @@
 """Two numbers of the whole model against the rank: the gradient norm and the descent."""
 
+import math
+
 from matplotlib.figure import Figure
 
 from study.figures import laws, style
 from study.figures.selection import Tables, holding, model_wide
 from study.vocabulary.quantities import DESCENT, GRADIENT_NORM, Quantity
 
-MOST_FAMILIES = 3
+MOST_ROWS = 3
 
 
 @style.paper()
@@ -28,24 +30,29 @@ def descent_vs_rank(tables: Tables) -> Figure:
 
 
 def _against_rank(tables: Tables, quantity: Quantity, *, last: bool, unit: str = "") -> Figure:
-    """A row per family: a panel for the first step and, with ``last``, one for the last."""
+    """A row per family: a panel for the first step and, with ``last``, one for the last.
+
+    Without ``last``, two families stand beside each other.
+    """
     site, stat = quantity.site, quantity.stat
     series = model_wide(tables.cells, tables.probes, site, stat)
     cells = holding(tables.cells, series, f"model-wide {site} {stat}")
-    shown, left_out = laws.measured(cells, series, MOST_FAMILIES)
+    shown, left_out = laws.measured(cells, series, MOST_ROWS if last else 2 * MOST_ROWS)
     steps = [list(dict.fromkeys([one.steps[0], one.steps[-1]]))[: 1 + last] for one in shown]
     columns = max(map(len, steps))
+    beside = 2 if columns == 1 and len(shown) > 1 else 1
+    rows, across = math.ceil(len(shown) / beside), columns * beside
     entries = max(len(one.family.rules) for one in shown) + 1
     page = style.figure(
-        len(shown),
-        columns,
-        column=style.FULL if columns > 1 else style.HALF,
+        rows,
+        across,
+        column=style.FULL if across > 1 else style.HALF,
         ratio=0.58,
-        above=0.3 + 0.14 * entries * len(shown),
+        above=0.3 + 0.14 * entries * rows,
     )
-    inches = page.get_figwidth() / columns - 0.6
+    inches = page.get_figwidth() / across - 0.6
     drawn: list[laws.Law] = []
-    parts = style.rows(page, [one.family.label for one in shown])
+    parts = style.rows(page, [one.family.label for one in shown], beside)
     for part, one, its_steps in zip(parts, shown, steps, strict=True):
         panels = part.subplots(1, columns, sharey=True, squeeze=False)[0]
         for ax, step in zip(panels, its_steps, strict=False):

@@ -5,6 +5,7 @@ with matplotlib, so a figure looks the same on every machine and needs no LaTeX.
 """
 
 import io
+import math
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -77,17 +78,18 @@ def _layout() -> ConstrainedLayoutEngine:
     return ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
 
 
-def rows(page: Figure, labels: Sequence[str]) -> list[Any]:
+def rows(page: Figure, labels: Sequence[str], beside: int = 1) -> list[Any]:
     """One subfigure per label, from top to bottom, with the label as its heading, without formulas.
 
-    A single empty label gives the page itself.
+    ``beside``: how many stand beside each other. A single empty label gives the page itself.
     """
     if list(labels) == [""]:
         return [page]
-    parts = list(page.subfigures(len(labels), 1, squeeze=False)[:, 0])
+    parts = page.subfigures(math.ceil(len(labels) / beside), beside, squeeze=False).flatten()
+    parts = list(parts[: len(labels)])
     for part, label in zip(parts, labels, strict=True):
         part.suptitle(
-            plain(textwrap.fill(label, int(page.get_figwidth() * 15))),
+            plain(textwrap.fill(label, int(page.get_figwidth() * 15 / beside))),
             x=0.008,
             ha="left",
             fontweight="bold",
