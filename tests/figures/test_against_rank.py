@@ -293,6 +293,17 @@ def test_the_text_says_if_rules_are_left_out(tiny, read) -> None:
     assert "Not drawn: power p = 0.8, power p = 0.9, power p = 1." in said
 
 
+def test_settings_of_one_panel_stand_beside_each_other(tiny, read) -> None:
+    names = ["adafactor", "adamw", "lion", "muon", "rmsprop", "sgd", "signsgd"]
+    figure = descent_vs_rank(tiny(settings=[{"optimizer": name} for name in names]))
+    boxes = [ax.get_window_extent() for ax in panels(figure)]
+    assert len(boxes) == 6
+    for left, right in zip(boxes[::2], boxes[1::2], strict=True):
+        assert left.y0 == pytest.approx(right.y0)
+        assert left.x1 < right.x0
+    assert "6 of 7 settings are drawn." in " ".join(read.texts(figure)).replace("\n", " ")
+
+
 def test_settings_have_rows_fits_and_steps_of_their_own(tiny) -> None:
     settings = [{"optimizer": "adamw", "clip": None}, {"optimizer": "sgd", "clip": 1.0}]
     tables = tiny(settings=settings)
