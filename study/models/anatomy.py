@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -200,6 +200,30 @@ def in_block(path: str) -> str:
     """
     within = re.sub(r"^.*?\.\d+\.", "", path, count=1)
     return re.sub(r"(?<=\.)\d+(?=\.)", "*", within)
+
+
+def block_of(path: str) -> tuple[str, int] | None:
+    """The list of blocks that a module or a weight is in, by path, and the block's place in it.
+
+    None for a path that leads into no block.
+
+    >>> block_of("model.layers.3.mlp.up_proj")
+    ('model.layers', 3)
+    """
+    found = re.match(r"(.+?)\.(\d+)\.", path)
+    return (found[1], int(found[2])) if found else None
+
+
+def first_block(layers: Sequence[str]) -> tuple[str, int] | None:
+    """The list of blocks that contains all ``layers``, by path, and the index of the first of them.
+
+    None if there is no such list.
+    """
+    places = [place for place in map(block_of, layers) if place]
+    paths = {path for path, _ in places}
+    if len(places) < len(layers) or len(paths) != 1:
+        return None
+    return paths.pop(), min(index for _, index in places)
 
 
 def _shape(linear: nn.Module) -> tuple[int, int]:

@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from study.errors import StudyError
+from study.models.anatomy import first_block
 from study.models.base import FrozenBase
 from study.models.card import ModelCard
-from study.models.prefix import first_block
 
 
 def block_path(card: ModelCard) -> str:

@@ -24,8 +24,8 @@ from torch.utils import _pytree as pytree
 
 from study.config import AUTO_COMPILE
 from study.errors import one_line
+from study.models.anatomy import first_block
 from study.models.base import FrozenBase
-from study.models.prefix import first_block
 
 Ranks = Sequence[tuple[Tensor, int]]
 """Factors of adapters, each with its dimension that is the rank."""

@@ -5,7 +5,6 @@ cell, share all computation below those layers. Within :func:`shared_prefix`, th
 block below is cached on the device, by batch, and the blocks below are skipped for a known batch.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from study.models.anatomy import first_block
 from study.models.base import FrozenBase, no_context
 
 
@@ -105,15 +105,3 @@ def shared_prefix(base: FrozenBase, layers: Sequence[str], limit: int) -> Iterat
         base.around_pass = no_context
         for index, block in enumerate(originals):
             blocks[index] = block
-
-
-def first_block(layers: Sequence[str]) -> tuple[str, int] | None:
-    """The list of blocks that contains all ``layers``, by path, and the index of the first of them.
-
-    None if there is no such list.
-    """
-    found = [match for match in (re.match(r"(.+?)\.(\d+)\.", layer) for layer in layers) if match]
-    paths = {match[1] for match in found}
-    if len(found) < len(layers) or len(paths) != 1:
-        return None
-    return paths.pop(), min(int(match[2]) for match in found)

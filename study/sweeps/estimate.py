@@ -12,7 +12,6 @@ Letters as in :mod:`study.adapters.contraction`. Bytes are those held at one tim
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
@@ -25,6 +24,7 @@ from study.adapters.contraction import adapter_flops
 from study.config import CellConfig, chosen, eval_steps, probe_steps
 from study.errors import StudyError
 from study.models import ModelCard
+from study.models.anatomy import block_of
 from study.reading import all_memory, free_memory
 from study.training.loss import LOGITS
 from study.vocabulary.optimizers import OPTIMIZERS
@@ -138,7 +138,7 @@ def estimate(
     adapted = [linears[layer] for layer in layers if layer in linears]
     adapters = _adapter_cost(config, adapted, tokens, contraction)
     adapters += _expert_cost(config, [experts[layer] for layer in layers if layer in experts])
-    blocks = max(1, len({block for block in map(_block_of, card.linears) if block}))
+    blocks = max(1, len({place for place in map(block_of, card.linears) if place}))
     activations = _activation_bytes(config, adapters, above, tokens, blocks)
     bits = config.model.quant_bits or _bits(config)
     casts = adapters.weights * _bits(config) // 8 if config.precision == "bf16" else 0
@@ -216,12 +216,6 @@ def _activation_bytes(
     if config.train.checkpointing:
         a_token = a_token // blocks + blocks * above[0][0]  # a block reads the hidden states
     return micro_tokens * a_token * _bits(config) // 8
-
-
-def _block_of(linear: str) -> str | None:
-    """The path of the block that a linear is in."""
-    found = re.match(r".*?\.\d+(?=\.)", linear)
-    return found[0] if found else None
 
 
 def _logits(config: CellConfig, card: ModelCard, supervised: int) -> int:

@@ -85,8 +85,8 @@ def rows(page: Figure, labels: Sequence[str], beside: int = 1) -> list[Any]:
     """
     if list(labels) == [""]:
         return [page]
-    parts = page.subfigures(math.ceil(len(labels) / beside), beside, squeeze=False).flatten()
-    parts = list(parts[: len(labels)])
+    grid = page.subfigures(math.ceil(len(labels) / beside), beside, squeeze=False)
+    parts = list(grid.flat)[: len(labels)]
     for part, label in zip(parts, labels, strict=True):
         part.suptitle(
             plain(textwrap.fill(label, int(page.get_figwidth() * 15 / beside))),
