@@ -22,14 +22,14 @@ from study.analysis.expectations import Compared, compare
 from study.analysis.intervals import interval_text
 from study.figures.captions import settings
 from study.report.answer import answer as what_was_found
-from study.report.expected import compared_line, expected_text, measured_text
+from study.report.expected import compared_line, expected_text, measured_text, verdict_counts
 from study.report.formatting import count_noun, distinct, joined, row_list
 from study.report.literal import literal_tables
 from study.report.markdown import bullets, literal, table
 from study.report.provenance import total_seconds
-from study.vocabulary.agreements import AGREEMENTS, AGREES, DIFFERS
+from study.vocabulary.agreements import AGREES, DIFFERS
 from study.vocabulary.distances import LOSS, MEASURES
-from study.vocabulary.expectations import MEANINGS, NOT_MEASURED
+from study.vocabulary.expectations import NOT_MEASURED
 from study.vocabulary.quantities import ALL_KINDS, MEAN_LOG
 
 NOT_RUN = "not run"
@@ -156,15 +156,9 @@ def _time(seconds: float) -> str:
 
 
 def _counts(study: str, rows: Sequence[Compared]) -> str:
-    words = Counter(row.verdict for row in rows)
-    counts = joined([_count(words[word], word) for word in MEANINGS if word in words])
     when = "" if expectations(study)[1] else ", written after the data"
-    return f"Of {count_noun(len(rows), 'comparison')} with what was expected{when}: {counts}."
-
-
-def _count(number: int, word: str) -> str:
-    """``2 agree``, ``1 agrees``, ``3 unclear``."""
-    return f"{number} {word.removesuffix('s') if number > 1 and word in AGREEMENTS else word}"
+    number = count_noun(len(rows), "comparison")
+    return f"Of {number} with what was expected{when}: {verdict_counts(rows)}."
 
 
 def failed() -> str:

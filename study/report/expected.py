@@ -1,6 +1,7 @@
 """The report's section on what the experiment expected, beside what was measured."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 from study.analysis.expectations import Compared, compare
@@ -10,7 +11,7 @@ from study.report.formatting import count_noun, joined, quantity_text
 from study.report.literal import UNREADABLE, Record
 from study.report.markdown import Block, Details, table
 from study.store import StudyTables
-from study.vocabulary.agreements import DIFFERS
+from study.vocabulary.agreements import AGREEMENTS, DIFFERS
 from study.vocabulary.distances import MEASURES
 from study.vocabulary.expectations import FACTOR, MEANINGS, WHAT_LABELS, Expectation
 from study.vocabulary.optimizers import label
@@ -27,8 +28,7 @@ def expected_section(tables: StudyTables, records: Sequence[Record]) -> list[Blo
     found = compare([one for one, _ in held], tables)
     if not found:
         return []
-    words = [row.verdict for row in found]
-    counts = [f"{words.count(word)} {_bold(word)}" for word in MEANINGS if word in words]
+    words = {row.verdict for row in found}
     legend = "; ".join(f"*{word}*: {MEANINGS[word]}" for word in MEANINGS if word in words)
     heads = ["optimizer, rule", "quantity", "what", "step", "expected", "measured", "verdict"]
     heads += ["source", "refuted by"]
@@ -43,7 +43,7 @@ def expected_section(tables: StudyTables, records: Sequence[Record]) -> list[Blo
     return [
         "## Expected and measured\n\nThe experiment stated what it expects, and each cell keeps "
         f"what was stated when it began. Of {count_noun(len(found), 'comparison')}: "
-        f"{joined(counts)}.{note}",
+        f"{verdict_counts(found)}.{note}",
         Details(
             f"Table: {count_noun(len(found), 'comparison')} with source and verdict",
             f"{table(heads, [compared_line(row) for row in found])}\n\n{legend}. {TESTED}",
@@ -64,8 +64,20 @@ def held_expectations(records: Sequence[Record]) -> list[Held]:
     return held
 
 
-def _bold(word: str) -> str:
-    return f"**{word}**" if word == DIFFERS else word
+def verdict_counts(rows: Sequence[Compared]) -> str:
+    """``2 agree, 1 **differs** and 3 unclear``."""
+    words = Counter(row.verdict for row in rows)
+    return joined([_counted(words[word], word) for word in MEANINGS if word in words])
+
+
+def _counted(number: int, word: str) -> str:
+    form = word.removesuffix("s") if number > 1 and word in AGREEMENTS else word
+    return f"{number} {_bold(word, form)}"
+
+
+def _bold(word: str, text: str) -> str:
+    """``text``, which stands for ``word``; bold if that is a difference."""
+    return f"**{text}**" if word == DIFFERS else text
 
 
 def compared_line(row: Compared) -> list[str]:
@@ -84,7 +96,7 @@ def compared_line(row: Compared) -> list[str]:
         "" if step is None else str(step),
         expected_text(one),
         measured_text(row),
-        _bold(row.verdict),
+        _bold(row.verdict, row.verdict),
         one.source,
         one.refuted_by,
     ]

@@ -11,7 +11,7 @@ import pytest
 
 from study.analysis.expectations import Compared, compare
 from study.report import as_markdown, current_tables
-from study.report.expected import expected_section
+from study.report.expected import expected_section, verdict_counts
 from study.report.literal import literal_record
 from study.vocabulary.expectations import Expectation
 
@@ -156,6 +156,8 @@ def test_the_section_counts_and_lists_them(five_seeds: Path) -> None:
     records = [literal_record({"status": "complete", "expects": entries})] * 2
     text = as_markdown(expected_section(tables, records))
     assert "Of 2 comparisons: 1 agrees and 1 **differs**." in text
+    [right, wrong] = compare([NORM, wrong], tables)
+    assert verdict_counts([right, right, wrong, wrong]) == "2 agree and 2 **differ**"
     assert "| 0 ± 0.02 | 0.000 [-0.004, 0.004] | agrees | Theorem 3.2 | a slope &#124;" in text
     assert r"\[a claim\]" in text, "a record is text, not markup"
     assert "only some" not in text
