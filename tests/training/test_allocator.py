@@ -12,8 +12,8 @@ from study.training.allocator import keep_freed_memory
 if sys.argv[1] == "kept" and not keep_freed_memory():
     sys.exit(3)
 x = torch.ones(2 * 2**20)
-for _ in range(3):
-    x.add(1.0)
+for _ in range(10):  # two blocks at a time, as below: the heap grows to its full size here
+    x.add(1.0).mul(2.0)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):
     x.add(1.0).mul(2.0)
