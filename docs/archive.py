@@ -57,6 +57,9 @@ def read_moments(name: str, rows: pa.Table) -> pa.Table:
 
 
 THINNED: dict[str, Thin] = {
+    "alpha_against_lr": read_moments,
+    "alpha_against_lr_tiny": evaluated,
+    "learning_rate_rho": read_moments,
     "learning_rate_rho_tiny": evaluated,  # 1500 cells of 128 steps
     "optimizer_history": read_moments,
     "quantised": read_moments,
