@@ -59,6 +59,7 @@ def read_moments(name: str, rows: pa.Table) -> pa.Table:
 THINNED: dict[str, Thin] = {
     "alpha_against_lr": read_moments,
     "alpha_against_lr_tiny": evaluated,
+    "infinite_rank_adam": read_moments,
     "learning_rate_rho": read_moments,
     "learning_rate_rho_tiny": evaluated,  # 1500 cells of 128 steps
     "optimizer_history": read_moments,
@@ -67,6 +68,7 @@ THINNED: dict[str, Thin] = {
     "theorem_over_training": read_moments,
     "theorem_over_training_frozen": read_moments,
     "theorem_over_training_tiny": read_moments,
+    "width_by_rank": read_moments,
 }
 """By study, what the archive keeps of each table, if not all."""
 

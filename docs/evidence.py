@@ -4,14 +4,12 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-import yaml
-
-from docs.blocks import RESULTS, ROOT, study_tables
+from docs.blocks import RESULTS, study_tables
 from study.analysis.expectations import Compared, compare
 from study.report.expected import held_expectations
 from study.report.literal import Record, literal_record
 from study.report.records import records_of
-from study.vocabulary.expectations import Expectation, read_expectation
+from study.vocabulary.expectations import Expectation
 
 
 @cache
@@ -21,25 +19,15 @@ def records(study: str) -> Sequence[Record]:
 
 
 @cache
-def expectations(study: str) -> tuple[Sequence[Expectation], bool]:
-    """The expectations on a study, and whether its cells hold them.
-
-    The first studies are older than expectations. Those of their experiment's file were written
-    after the data.
-    """
-    held = held_expectations([literal_record(record) for record in records(study)])
-    if held:
-        return [one for one, _ in held], True
-    file = ROOT / f"conf/experiment/{study}.yaml"
-    entries = yaml.safe_load(file.read_text()).get("expects", [])
-    found = [read_expectation(entry) for entry in entries]
-    return [one for one in found if one is not None], False
+def expectations(study: str) -> Sequence[Expectation]:
+    """The expectations that the cells of a study hold."""
+    return [one for one, _ in held_expectations([literal_record(r) for r in records(study)])]
 
 
 @cache
 def compared(study: str) -> Sequence[Compared]:
     """Every expectation on a study, beside what was measured."""
-    return compare(expectations(study)[0], study_tables(study))
+    return compare(expectations(study), study_tables(study))
 
 
 def matching(study: str, where: Mapping[str, Any]) -> list[Compared]:

@@ -15,7 +15,8 @@ from docs.answer import answer
 from docs.blocks import PLOTS, ROOT, Block, NoTables, minus, study_tables
 from docs.claims import CLAIMS, LOWER, UNTESTED, Claim
 from docs.coverage import coverage
-from docs.evidence import compared, expectations, matching, records
+from docs.evidence import compared, matching, records
+from docs.learned import learned
 from docs.studies import STUDIES, Committed
 from study.analysis.distances import exponents
 from study.analysis.expectations import Compared, compare
@@ -109,7 +110,7 @@ def study_block(study: Committed) -> str:
     ran = settings(literal_tables(tables).cells)
     parts = [study.asks, f"{ran[:1].upper()}{ran[1:]}. {_size(study.name)}."]
     if rows := compared(study.name):
-        parts.append(_counts(study.name, rows))
+        parts.append(_counts(rows))
     text = " ".join(parts)
     picture = PLOTS / study.name / f"{study.figure}.png"
     shown = [f"![{study.title}]({picture.relative_to(ROOT)})"] if picture.exists() else []
@@ -155,10 +156,9 @@ def _time(seconds: float) -> str:
     return count_noun(round(seconds / 60), "minute")
 
 
-def _counts(study: str, rows: Sequence[Compared]) -> str:
-    when = "" if expectations(study)[1] else ", written after the data"
+def _counts(rows: Sequence[Compared]) -> str:
     number = count_noun(len(rows), "comparison")
-    return f"Of {number} with what was expected{when}: {verdict_counts(rows)}."
+    return f"Of {number} with what was expected: {verdict_counts(rows)}."
 
 
 def failed() -> str:
@@ -257,6 +257,7 @@ BLOCKS: dict[str, Block] = {
     "claims": claims,
     "coverage": coverage,
     "failed": failed,
+    "learned": learned,
     "open": still_open,
     "cost": cost,
     "order": order,

@@ -1,0 +1,109 @@
+"""The block ``learned`` of FINDINGS.md: why the gradient into the inputs falls less under LoRA.
+
+Under SGD, while the model has learned little, the gradient into the inputs is a multiple of
+``gamma^2 sqrt(r (r + 1 + d_in))`` times the number of steps (``study/theory/curves.py``). What an
+adapter has learned after T steps goes as ``gamma^2 r T``. If having learned is why the gradient
+grows more slowly, an adapter of the same rank under another rule has lost the same share of it
+where ``gamma^2 r T`` is the same.
+"""
+
+import numpy as np
+import pandas as pd
+
+from docs.blocks import minus, study_tables
+from study.analysis.intervals import interval_text, mean_interval
+from study.report.markdown import table
+from study.vocabulary.quantities import HELDOUT
+from study.vocabulary.scaling import RULES
+
+STUDY, OPTIMIZER, MEASURED, OTHER = "theorem_over_training", "sgd", "lora", "rslora"
+SITE, STAT = "adapter_in_grad", "rms"
+
+
+def gradients() -> pd.DataFrame:
+    """By ``scaling``, ``rank``, ``seed`` and ``step``: the gradient, as measured and as predicted.
+
+    ``measured`` is the geometric mean over the layers of the rms on held-out inputs; ``predicted``
+    that of ``gamma^2 sqrt(r (r + 1 + d_in)) T``; ``learned`` is ``gamma^2 r T``.
+    """
+    tables = study_tables(STUDY)
+    cells = tables.cells[tables.cells["optimizer"] == OPTIMIZER]
+    probes = tables.probes
+    here = (probes["site"] == SITE) & (probes["batch"] == HELDOUT) & (probes["step"] > 0)
+    rows = probes.loc[here, ["cell_id", "step", "d_in", STAT]].merge(
+        cells[["cell_id", "scaling", "rank", "seed", "gamma"]], on="cell_id"
+    )
+    rows["learned"] = rows["gamma"] ** 2 * rows["rank"] * rows["step"]
+    rows["predicted"] = rows["learned"] * np.sqrt(1 + (1 + rows["d_in"]) / rows["rank"])
+    rows["measured"] = rows[STAT]
+    by = ["scaling", "rank", "seed", "step"]
+    columns = ["measured", "predicted", "learned"]
+    rows[columns] = np.log(rows[columns].astype(float))
+    means = rows.groupby(by, observed=True)[columns].mean()
+    return means.apply(np.exp)
+
+
+def shares() -> pd.DataFrame:
+    """:func:`gradients` with ``share``: ``measured / predicted``, over that of the reference.
+
+    The reference is the cell of the same seed and step that has learned least: ``MEASURED`` at its
+    highest rank. The division removes what is the same for every rank: the size of the gradients,
+    and that the gradients of different batches partly cancel.
+    """
+    found = gradients().reset_index()
+    found["share"] = found["measured"] / found["predicted"]
+    reference = found[(found["scaling"] == MEASURED) & (found["rank"] == found["rank"].max())]
+    same = ["seed", "step"]
+    of_reference = found[same].merge(reference[[*same, "share"]], on=same, how="left")["share"]
+    found["share"] /= of_reference.to_numpy()
+    return found
+
+
+def compared_shares() -> pd.DataFrame:
+    """The ranks of ``MEASURED`` at the last step: ``share``, and ``other``, that of ``OTHER``.
+
+    ``other`` is read at the same rank, seed and ``learned``, between the steps on both sides; it is
+    1 for the reference, which has learned less than every cell of ``OTHER``.
+    """
+    found = shares()
+    last = found[(found["scaling"] == MEASURED) & (found["step"] == found["step"].max())].copy()
+    highest = last["rank"].max()
+    last["other"] = [
+        1.0 if rank == highest else _share_at(found, rank, seed, learned)
+        for rank, seed, learned in zip(last["rank"], last["seed"], last["learned"], strict=True)
+    ]
+    return last
+
+
+def _share_at(found: pd.DataFrame, rank: int, seed: int, learned: float) -> float:
+    here = (found["scaling"] == OTHER) & (found["rank"] == rank) & (found["seed"] == seed)
+    curve = found[here].sort_values("learned")
+    logs = np.log(curve[["learned", "share"]])
+    return float(np.exp(np.interp(np.log(learned), logs["learned"], logs["share"])))
+
+
+def _slopes(rows: pd.DataFrame, values: pd.Series) -> str:
+    """The exponent of ``values`` with the rank: its mean over seeds, and the 95 % interval."""
+    logs = rows.assign(x=np.log(rows["rank"]), y=np.log(values))
+    found = [np.polyfit(one["x"], one["y"], 1)[0] for _, one in logs.groupby("seed")]
+    return interval_text(*mean_interval(found))
+
+
+def learned() -> str:
+    """A row per rank of ``MEASURED`` but the reference, and the exponent that shares explain."""
+    rows = compared_shares()
+    step = rows["step"].iloc[0]
+    means = rows[rows["rank"] < rows["rank"].max()].groupby("rank")[["learned", "share", "other"]]
+    body = [
+        [f"{rank:g}", f"{one['learned']:.0f}", f"{one['share']:.2f}", f"{one['other']:.2f}"]
+        for rank, one in means.mean().iterrows()
+    ]
+    mine, other = RULES[MEASURED].label, RULES[OTHER].label
+    heads = ["rank", "γ²rT", f"{mine}, step {step}", f"{other}, at the same γ²rT"]
+    exponents = (
+        f"Exponent of the gradient with rank under {mine} at step {step}: "
+        f"{_slopes(rows, rows['measured'])} measured, "
+        f"{_slopes(rows, rows['measured'] / rows['other'])} after division by the last column, "
+        f"{_slopes(rows, rows['predicted']).split()[0]} by theory before anything is learned."
+    )
+    return minus(f"{table(heads, body)}\n\n{exponents}")
