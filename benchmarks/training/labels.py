@@ -7,6 +7,7 @@ LABELS = {
     "packed": "ours, packed",
     "compiled": "ours, packed and compiled",
     "folded": "ours, packed and folded",
+    "single": "ours, a pack for each cell",
 }
 """The ways to train, by the name of the way."""
 PLAIN = "no probes"

@@ -22,7 +22,15 @@ from .flops import step_limits
 from .listing import SUITES
 from .probed import probed_steps
 from .processes import apart, here, time_command, train
-from .ways import TimedRun, base_and_corpus, cell, check_agreement, packed, whole_pack
+from .ways import (
+    TimedRun,
+    base_and_corpus,
+    cell,
+    check_agreement,
+    composed,
+    packed,
+    whole_pack,
+)
 
 RULES = ("lora", "rslora")
 Row = dict[str, Any]
@@ -157,6 +165,32 @@ def folds(size: Size) -> Iterator[Row]:
             yield _row("folds", way, grid[0], seconds, variant=f"{len(grid)} cells")
 
 
+MOST_RANK = {"stable_exponent": 2048, "quick": 256}
+"""The highest rank of the experiments of the suite ``shared``."""
+
+
+def shared(size: Size) -> Iterator[Row]:
+    """The suite ``shared``."""
+    quick = [f"adapter.scaling={rule}" for rule in RULES]
+    studies = {"stable_exponent": ["optimizer=adamw adapter.scaling=rslora"], "quick": quick}
+    for experiment, settings in studies.items():
+        grid = product([rank for rank in size.ranks if rank <= MOST_RANK[experiment]], settings)
+        cells = [
+            composed(
+                f"experiment={experiment}",
+                f"model={size.model}",
+                f"device={size.device}",
+                f"adapter.rank={rank}",
+                *setting.split(),
+            )
+            for rank, setting in grid
+        ]
+        for _ in range(2):
+            each = sum(whole_pack([one]) for one in cells)
+            for way, seconds in (("single", each), ("packed", whole_pack(cells))):
+                yield _row("shared", way, cells[0], seconds, variant=experiment)
+
+
 def layers(size: Size) -> Iterator[Row]:
     """The suite ``layers``."""
     base, _ = base_and_corpus(size.cell(1024, 4))
@@ -182,6 +216,7 @@ RUNS: dict[str, Callable[[Size], Iterator[Row]]] = {
     "probes": probes,
     "bf16": bf16,
     "folds": folds,
+    "shared": shared,
     "layers": layers,
 }
 """The generator of each of :data:`benchmarks.training.listing.SUITES`."""

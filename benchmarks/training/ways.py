@@ -66,16 +66,21 @@ class TimedRun:
 
 def cell(*overrides: str) -> CellConfig:
     """A cell without probes and held-out loss, which PEFT does not have."""
-    GlobalHydra.instance().clear()
-    plain = [
+    return composed(
         "probes.steps=null",
         "train.eval_every=0",
         "optimizer.lr=1e-4",
         "data=xbrl_extract",
         "data.heldout=16",
-    ]
+        *overrides,
+    )
+
+
+def composed(*overrides: str) -> CellConfig:
+    """The cell that ``study train`` makes of ``overrides``."""
+    GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return parse(compose("config", overrides=[*plain, *overrides]))
+        return parse(compose("config", overrides=list(overrides)))
 
 
 def base_and_corpus(config: CellConfig) -> tuple[FrozenBase, Corpus]:
@@ -197,7 +202,7 @@ WAYS: dict[str, Callable[[CellConfig], TimedRun]] = {
 }
 
 
-def whole_pack(cells: Sequence[CellConfig], fold: int | str) -> float:
+def whole_pack(cells: Sequence[CellConfig], fold: int | str = 1) -> float:
     """Seconds that ours takes for a pack of cells whose base is loaded, with ``pack.fold=fold``."""
     base_and_corpus(cells[0])
     wall, _ = _trained([replace(each, pack=replace(each.pack, fold=fold)) for each in cells])
