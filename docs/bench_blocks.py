@@ -1,6 +1,5 @@
 """The blocks of the benchmarks: speed of training, probes, inference and analysis."""
 
-import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -9,7 +8,7 @@ import pandas as pd
 
 from benchmarks.inference.costs import inference_costs
 from benchmarks.training.labels import LABELS, NOT_MEASURED, PLAIN
-from benchmarks.training.summary import OURS, limits, markdown, medians, ratios_to
+from benchmarks.training.summary import OURS, limits, markdown, medians, processor, ratios_to
 from docs.blocks import Block, minus
 from docs.blocks import table as read
 from study.report.markdown import table
@@ -31,18 +30,18 @@ def speed() -> str:
     ratio = compiled["loop"] / compiled["compiled"]
     shown = [16, 1024]
     body = [
-        [*_whole("1024 tokens a step: the whole sweep", wall), processor("sweep")],
-        [*_by_rank("1024 tokens", sweep), processor("sweep")],
-        [*_whole("4096 tokens a step: all steps (one rule)", all_steps), processor("large-steps")],
-        [*_by_rank("4096 tokens", large), processor("large-steps")],
+        [*_whole("1024 tokens a step: the whole sweep", wall), ran_on("sweep")],
+        [*_by_rank("1024 tokens", sweep), ran_on("sweep")],
+        [*_whole("4096 tokens a step: all steps (one rule)", all_steps), ran_on("large-steps")],
+        [*_by_rank("4096 tokens", large), ran_on("large-steps")],
         [
             *_whole("twelve cells of ten steps of 64 tokens, set-up included", short),
-            processor("short"),
+            ran_on("short"),
         ],
         [
             f"`pack.compile=true`, rank {' · '.join(map(str, shown))}, against the tuned loop",
             *("", " · ".join(f"{ratio[rank]:.2f}" for rank in shown) + "×", ""),
-            processor("compiled"),
+            ran_on("compiled"),
         ],
         ["GPU", *[NOT_MEASURED] * 3, ""],
     ]
@@ -50,11 +49,9 @@ def speed() -> str:
     return table(["SmolLM2, float32", *ways, "two threads of"], body)
 
 
-def processor(suite: str) -> str:
+def ran_on(suite: str) -> str:
     """The processor that a suite ran on."""
-    [device] = read(f"bench/{suite}")["device"].unique()
-    name = str(device).partition(",")[0]
-    return re.sub(r"\(R\)| Processor", "", name)
+    return processor(read(f"bench/{suite}"))
 
 
 def _walls(rows: pd.DataFrame) -> "pd.Series[float]":
@@ -301,7 +298,7 @@ def _bars(rows: Sequence[tuple[str, float, float, float]]) -> str:
 
 
 BLOCKS: dict[str, Block] = {
-    **{f"on-{suite}": partial(processor, suite) for suite in TABLES},
+    **{f"on-{suite}": partial(ran_on, suite) for suite in TABLES},
     "speed": speed,
     "sweep": sweep,
     "sweep-bars": sweep_bars,

@@ -10,7 +10,7 @@ from study.figures import style
 from study.vocabulary.sources import model_label
 
 from .labels import LABELS
-from .summary import medians
+from .summary import medians, processor
 
 LOOKS = {"trainer": ("#7a7a7a", "s"), "loop": ("#b0602b", "o"), "packed": ("#1f7f86", "D")}
 """The ways that are drawn, with their colour and marker."""
@@ -25,18 +25,17 @@ def speed(sweep: pd.DataFrame, large: pd.DataFrame | None) -> Figure:
         panels = page.subplots(1, len(parts), squeeze=False)[0]
         for panel, (tokens, table) in zip(panels, parts, strict=True):
             _draw(panel, table, inches=page.get_figwidth() / len(parts) - 0.5)
-            panel.set_title(f"{tokens} tokens per step", loc="left")
+            panel.set_title(f"{tokens} tokens per step, {processor(table)}", loc="left")
         handles, names = panels[0].get_legend_handles_labels()
         page.legend(handles, names, loc="outside upper left", ncols=len(names))
-        page.set_label(_settings([table for _, table in parts]))
+        page.set_label(_settings(pd.concat([table for _, table in parts])))
         return style.finish(page, "Points: medians over the steps of a run after the first.")
 
 
-def _settings(tables: list[pd.DataFrame]) -> str:
-    """What was timed and on what, as the last line of the figure."""
-    rows = pd.concat(tables)
-    told = [", ".join(map(str, rows[name].unique())) for name in ("model", "precision", "device")]
-    return ", ".join([model_label(told[0]), *told[1:]])
+def _settings(rows: pd.DataFrame) -> str:
+    """What was timed, as the last line of the figure."""
+    model, precision = (", ".join(map(str, rows[name].unique())) for name in ("model", "precision"))
+    return f"{model_label(model)}, {precision}"
 
 
 def _draw(panel: Axes, table: pd.DataFrame, inches: float) -> None:

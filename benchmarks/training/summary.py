@@ -1,5 +1,6 @@
 """The tables as text: medians and ratios."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -72,6 +73,12 @@ def _compiled(table: pd.DataFrame) -> str:
     pays_from = np.ceil((first["compiled"] - first["packed"]) / saved.where(saved > 0))
     shown["pays from step"] = [f"{step:.0f}" if step > 0 else "never" for step in pays_from]
     return f"Seconds of a step, medians:\n\n{markdown(shown, 'rank')}"
+
+
+def processor(table: pd.DataFrame) -> str:
+    """The processor that a table was measured on, or several, as people call it."""
+    names = [str(device).partition(",")[0] for device in table["device"].unique()]
+    return ", ".join(re.sub(r"\(R\)| Processor", "", name) for name in names)
 
 
 def limits(table: pd.DataFrame) -> pd.DataFrame:
