@@ -99,7 +99,7 @@ def test_pictures_of_benchmarks_are_the_same_bytes_and_say_what_they_show(
     first, again = (save(draw(), tmp_path, name)[0].read_bytes() for name in ("a", "b"))
     assert first == again
     about = Image.open(tmp_path / "a.png").info["Description"]
-    assert about.startswith("SmolLM2, float32, Intel(R) Xeon(R)")
+    assert about.startswith("SmolLM2, float32")
 
 
 def test_a_pictures_numbers_are_those_of_the_table() -> None:
