@@ -5,6 +5,9 @@ not matter.
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +16,9 @@ from study.adapters.contraction import FLOAT
 from study.config import CellConfig, eval_steps, probe_steps
 from study.models import ModelCard
 from study.sweeps.estimate import estimate
+from study.training.shared_start import may_share
 from study.vocabulary.optimizers import OPTIMIZERS
+from study.vocabulary.quantities import HELDOUT, TRAIN
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
 CALLS = 2e7
@@ -38,24 +43,71 @@ def relative_cost(config: CellConfig, card: ModelCard) -> float:
     return whole.flops + config.train.steps * (FLOAT * floats + CALLS * len(card.linears))
 
 
-def step_shares(config: CellConfig) -> list[list[float]]:
+def known_batches(cells: Sequence[CellConfig]) -> list[frozenset[str]]:
+    """For each cell of a pack, in order: the batches whose pass at step 0 an earlier cell has run.
+
+    See :mod:`study.training.shared_start`. Only the training batch depends on the seed. That cells
+    whose products have other forms run a pass of their own is left out.
+    """
+    found: list[frozenset[str]] = []
+    seen: set[tuple[str, int | None]] = set()
+    for config in cells:
+        of_cell: set[tuple[str, int | None]] = {(TRAIN, config.data.seed)}
+        of_cell |= {(batch, None) for batch in {*config.probes.batch, HELDOUT} - {TRAIN}}
+        shares = may_share(config)
+        found.append(frozenset(batch for batch, _ in of_cell & seen) if shares else frozenset())
+        if shares:
+            seen |= of_cell
+    return found
+
+
+def cost_with(known: frozenset[str], config: CellConfig, card: ModelCard) -> float:
+    """:func:`relative_cost` of a cell for which the passes of some batches are known."""
+    share = base_share(config, card)
+    whole = _weights(config, frozenset(), share).sum()
+    return relative_cost(config, card) * float(_weights(config, known, share).sum() / whole)
+
+
+def base_share(config: CellConfig, card: ModelCard) -> float:
+    """The share of a plain step that is not the adapters'."""
+    lowest = replace(config, adapter=replace(config.adapter, rank=1))
+    return min(1.0, relative_cost(lowest, card) / relative_cost(config, card))
+
+
+def step_shares(
+    config: CellConfig, known: frozenset[str] = frozenset(), of_base: float = 1.0
+) -> list[list[float]]:
     """How much of a cell's time is over after a step: pairs (step, share), for interpolation.
 
     A probed or evaluated step takes several times as long as a plain one, so the number of steps
-    does not say how far a cell is.
+    does not say how far a cell is. ``known``: the batches whose pass at step 0 is known;
+    ``of_base``: the share of a step that such a pass saves.
     """
-    last, probed, evaluated = config.train.steps, probe_steps(config), eval_steps(config)
-    weight = np.ones(last + 1)  # of each step, in plain steps
+    last = config.train.steps
+    over = np.cumsum(_weights(config, known, of_base))
+    measured = {0, *probe_steps(config), *eval_steps(config)}
+    bends = {last, *(s for step in measured for s in (step - 1, step) if s >= 0)}
+    points = sorted(bends)
+    points = [*points[:: math.ceil(len(points) / MOST_POINTS)], last]
+    return [[step, float(over[step] / max(over[last], 1e-9))] for step in dict.fromkeys(points)]
+
+
+def _weights(config: CellConfig, known: frozenset[str], of_base: float) -> "np.ndarray[Any, Any]":
+    """The time of each step, in plain steps, ``[steps + 1]``."""
+    last, probed = config.train.steps, probe_steps(config)
+    weight = np.ones(last + 1)
     weight[last] = last in probed  # the last step only measures
     for step in probed:
         # The step's own batch is in the plain step; the others are passed through the model too.
         weight[step] += len(config.probes.batch) - 1 + STATISTICS * len(config.probes.batch)
         if step < last and step <= LAST_PREDICTED_STEP:  # the loss after the update
             weight[step] += FORWARD
-    for step in evaluated:
-        weight[step] += FORWARD * config.data.heldout / config.train.batch_size
-    over = np.cumsum(weight)
-    bends = {last, *(s for step in {0, *probed, *evaluated} for s in (step - 1, step) if s >= 0)}
-    points = sorted(bends)
-    points = [*points[:: math.ceil(len(points) / MOST_POINTS)], last]
-    return [[step, float(over[step] / max(over[last], 1e-9))] for step in dict.fromkeys(points)]
+    heldout = FORWARD * config.data.heldout / config.train.batch_size
+    for step in eval_steps(config):
+        weight[step] += heldout
+    if 0 in probed:
+        weight[0] -= of_base * len(known & {*config.probes.batch} - {TRAIN})
+    if 0 in eval_steps(config) and HELDOUT in known:
+        weight[0] -= heldout
+    weight[0] -= of_base * (TRAIN in known)
+    return weight

@@ -1,7 +1,7 @@
 """The time left that a sweep says first is near what it then takes, on recorded step times."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,25 +14,40 @@ from study.config import CellConfig
 from study.models import ModelCard, describe
 from study.store import cell_folders
 from study.sweeps.agenda import Planned
-from study.sweeps.cost import relative_cost, step_shares
+from study.sweeps.cost import (
+    base_share,
+    cost_with,
+    known_batches,
+    relative_cost,
+    step_shares,
+)
 from study.sweeps.pace import CellTime, seconds_left
 
 Build = Callable[..., CellConfig]
 ROOT = Path(__file__).parents[2]
-PFLOP = {4: 1.369, 16: 1.424, 64: 1.645, 256: 2.517}
-"""The relative costs of the cells of the quick study on SmolLM2, by rank."""
+SCHEDULE = (
+    *("train.steps=10", "train.batch_size=4", "data.heldout=8", "data.sequence_length=48"),
+    *("probes.steps=[0,1,10]", "probes.batch=[train,heldout]"),
+)
+"""That of the quick study."""
 
 
 class Replay:
     """A sweep of one process whose cells took the recorded ``seconds`` at each of their steps."""
 
-    def __init__(self, cells: list[tuple[float, "np.ndarray[Any, Any]"]], config: CellConfig):
-        self.costs = [cost for cost, _ in cells]
+    def __init__(self, cells: "Recorded"):
+        configs = [config for config, _ in cells]
+        card = describe(configs[0].model)
+        known = known_batches(configs)
+        pairs = list(zip(configs, known, strict=True))
+        self.costs = [cost_with(batches, config, card) for config, batches in pairs]
+        self.shares = [
+            step_shares(config, batches, base_share(config, card)) for config, batches in pairs
+        ]
         self.rows = [seconds for _, seconds in cells]
         self.ends = np.cumsum([seconds[-1] for seconds in self.rows])
         self.begins = self.ends - [seconds[-1] for seconds in self.rows]
-        self.shares = step_shares(config)
-        self.steps = config.train.steps
+        self.steps = configs[0].train.steps
 
     def left(self, now: float) -> float | None:
         """What the sweep says ``now`` seconds after its first cell began."""
@@ -66,7 +81,7 @@ class Replay:
             "started": _utc(self.begins[number]),
             "steps_done": done,
         }
-        plan = Planned(record, 1, self.costs[number], shares=self.shares)
+        plan = Planned(record, 1, self.costs[number], shares=self.shares[number])
         place = Path(str(number))
         after_first = plan.share(0)
         return CellTime(record, place, plan.cost, 0, 0.0, after_first, plan.share(done))
@@ -76,28 +91,29 @@ def _utc(seconds: float) -> str:
     return datetime.fromtimestamp(float(seconds), UTC).isoformat()
 
 
-def recorded() -> Iterator[tuple[float, "np.ndarray[Any, Any]"]]:
-    """Cost and seconds so far at each step, of every cell of the committed quick study."""
-    folders = cell_folders(ROOT / "results/reference/quick")
-    records = [(json.loads((f / "record.json").read_text()), f) for f in folders]
-    for record, folder in sorted(records, key=lambda pair: pair[0]["started"]):
-        metrics = pd.read_parquet(folder / "metrics.parquet")
-        yield PFLOP[record["config"]["adapter"]["rank"]], metrics["seconds"].to_numpy(float)
+Recorded = list[tuple[CellConfig, "np.ndarray[Any, Any]"]]
 
 
 @pytest.fixture
-def quick(cell: Build) -> CellConfig:
-    """The schedule of the quick study."""
-    return cell(
-        *("train.steps=10", "train.batch_size=4", "data.heldout=8"),
-        *("probes.steps=[0,1,10]", "probes.batch=[train,heldout]"),
-    )
+def quick(cell: Build) -> Recorded:
+    """The cells of the committed quick study in their order, and the seconds at each step."""
+    folders = cell_folders(ROOT / "results/reference/quick")
+    records = [(json.loads((f / "record.json").read_text()), f) for f in folders]
+    found = []
+    for record, folder in sorted(records, key=lambda pair: pair[0]["started"]):
+        config, metrics = record["config"], pd.read_parquet(folder / "metrics.parquet")
+        rank, seed = config["adapter"]["rank"], config["data"]["seed"]
+        one = cell("model=smollm2", f"adapter.rank={rank}", f"data.seed={seed}", *SCHEDULE)
+        found.append((one, metrics["seconds"].to_numpy(float)))
+    return found
 
 
-def test_the_first_time_said_is_near_what_the_quick_study_took(quick: CellConfig) -> None:
+@pytest.mark.smollm2
+def test_the_first_time_said_is_near_what_the_quick_study_took(quick: Recorded) -> None:
     """Six minutes. Time in proportion to steps said 21, because the first two are measured."""
-    replay = Replay(list(recorded()), quick)
+    replay = Replay(quick)
     when, ratio = replay.first()
+    print(f"first said at {when} s: {ratio:.2f} of the time that was left")
     assert when < 10
     assert 0.85 < ratio < 1.15
     for now in np.arange(when, 300.0, 10.0):
@@ -106,19 +122,21 @@ def test_the_first_time_said_is_near_what_the_quick_study_took(quick: CellConfig
         assert 0.85 < left / (replay.ends[-1] - now) < 1.15
 
 
-def test_a_slow_first_step_is_not_that_of_all_cells(quick: CellConfig) -> None:
+@pytest.mark.smollm2
+def test_a_slow_first_step_is_not_that_of_all_cells(quick: Recorded) -> None:
     """Imports and warm-up of 30 s before the first row, in the first cell only."""
-    (cost, first), *others = recorded()
-    replay = Replay([(cost, first + 30.0), *others], quick)
+    (config, first), *others = quick
+    replay = Replay([(config, first + 30.0), *others])
     _, ratio = replay.first()
     assert 0.85 < ratio < 1.15
 
 
-def test_no_time_is_said_before_it_can_be_told(quick: CellConfig) -> None:
-    replay = Replay(list(recorded()), quick)
+@pytest.mark.smollm2
+def test_no_time_is_said_before_it_can_be_told(quick: Recorded) -> None:
+    replay = Replay(quick)
     assert replay.left(replay.rows[0][0] + 0.1) is None, "one step"
     assert replay.left(replay.rows[0][1] + 0.1) is None, "two steps"
-    short = Replay([(cost, seconds / 100) for cost, seconds in recorded()], quick)
+    short = Replay([(config, seconds / 100) for config, seconds in quick])
     assert short.left(1.0) is None, "one second"
 
 
@@ -132,6 +150,30 @@ def test_shares_are_those_of_the_kinds_of_steps(cell: Build) -> None:
         6,
         pytest.approx(1.0),
     ]
+
+
+def test_cells_of_a_pack_know_what_earlier_ones_ran(cell: Build) -> None:
+    first, same, other, apart = (
+        cell("probes.batch=[train,heldout]", f"data.seed={seed}", f"adapter.dropout={dropout}")
+        for seed, dropout in ((0, 0), (0, 0), (1, 0), (1, 0.1))
+    )
+    known = known_batches([first, same, other, apart, other])
+    assert [sorted(of_cell) for of_cell in known] == [
+        [],
+        ["heldout", "train"],
+        ["heldout"],
+        [],
+        ["heldout", "train"],
+    ]
+
+
+def test_a_known_pass_is_left_out_of_the_first_step(cell: Build) -> None:
+    config = cell("train.steps=6", "probes.steps=[0]", "train.eval_every=0", "probes.batch=[train]")
+    # A pass through the base is three quarters of a step here.
+    whole = 6 + 0.6 + 1 / 3 - 0.75
+    first = 1 + 0.6 + 1 / 3 - 0.75
+    shares = step_shares(config, frozenset({"train"}), of_base=0.75)
+    assert shares == [[0, pytest.approx(first / whole)], [6, pytest.approx(1.0)]]
 
 
 def test_shares_stay_few_and_end_at_one(cell: Build) -> None:
