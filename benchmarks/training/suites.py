@@ -165,23 +165,24 @@ def folds(size: Size) -> Iterator[Row]:
             yield _row("folds", way, grid[0], seconds, variant=f"{len(grid)} cells")
 
 
-MOST_RANK = {"stable_exponent": 2048, "quick": 256}
-"""The highest rank of the experiments of the suite ``shared``."""
+SHARING = {
+    "stable_exponent": (2048, [["optimizer=adamw", "adapter.scaling=rslora"]]),
+    "quick": (256, [[f"adapter.scaling={rule}"] for rule in RULES]),
+}
+"""The experiments of the suite ``shared``: the highest rank, and the settings at each rank."""
 
 
 def shared(size: Size) -> Iterator[Row]:
     """The suite ``shared``."""
-    quick = [f"adapter.scaling={rule}" for rule in RULES]
-    studies = {"stable_exponent": ["optimizer=adamw adapter.scaling=rslora"], "quick": quick}
-    for experiment, settings in studies.items():
-        grid = product([rank for rank in size.ranks if rank <= MOST_RANK[experiment]], settings)
+    for experiment, (highest, settings) in SHARING.items():
+        grid = product([rank for rank in size.ranks if rank <= highest], settings)
         cells = [
             composed(
                 f"experiment={experiment}",
                 f"model={size.model}",
                 f"device={size.device}",
                 f"adapter.rank={rank}",
-                *setting.split(),
+                *setting,
             )
             for rank, setting in grid
         ]

@@ -46,8 +46,8 @@ def relative_cost(config: CellConfig, card: ModelCard) -> float:
 def known_batches(cells: Sequence[CellConfig]) -> list[frozenset[str]]:
     """For each cell of a pack, in order: the batches whose pass at step 0 an earlier cell has run.
 
-    See :mod:`study.training.shared_start`. Only the training batch depends on the seed. That cells
-    whose products have other forms run a pass of their own is left out.
+    See :mod:`study.training.shared_start`. Only the training batch depends on the seed. Cells whose
+    products have other forms run a pass of their own, which is not counted here.
     """
     found: list[frozenset[str]] = []
     seen: set[tuple[str, int | None]] = set()
@@ -105,9 +105,8 @@ def _weights(config: CellConfig, known: frozenset[str], of_base: float) -> "np.n
     heldout = FORWARD * config.data.heldout / config.train.batch_size
     for step in eval_steps(config):
         weight[step] += heldout
-    if 0 in probed:
-        weight[0] -= of_base * len(known & {*config.probes.batch} - {TRAIN})
+    passes = {TRAIN, *(config.probes.batch if 0 in probed else ())}
+    weight[0] -= of_base * len(known & passes)
     if 0 in eval_steps(config) and HELDOUT in known:
         weight[0] -= heldout
-    weight[0] -= of_base * (TRAIN in known)
     return weight
