@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Python compiles a module when it is first imported. Most of the installed ones never are.
 INSTALL := --quiet --no-compile
+# Then it must be kept: the tests start many processes, and each would compile all of it again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: study test smollm2 lint style types imports faults gpu figures dashboard-picture clean
 .DELETE_ON_ERROR:
