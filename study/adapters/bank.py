@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from study.adapters.contraction import Contraction, Show, factored, factored_linear, merged, mixed
+from study.adapters.bucket import Bucket, Forms
+from study.adapters.contraction import Contraction, factored_linear, merged
 from study.adapters.frozen import dense_weight, features
 from study.adapters.inits import DRAWS, generator_for
 from study.adapters.world import own, undivided
@@ -86,62 +87,6 @@ def initial_pair(
     return torch.zeros(*each, rank, d), factor.mT.contiguous()
 
 
-class Bucket(nn.Module):
-    """Neighbouring cells of one rank, which share their products.
-
-    ``A_kRD`` and ``B_kOR`` are the registered parameters, ``cells`` is their number of cells, and
-    ``form`` one of :data:`study.adapters.contraction.FORMS`.
-    """
-
-    gamma_k11: Tensor
-
-    def __init__(self, drawn: Sequence[LoraPair], form: str) -> None:
-        super().__init__()
-        A_k, B_k, self.gammas = zip(*drawn, strict=True)
-        self.cells = len(drawn)
-        self.A_kRD, self.B_kOR = nn.Parameter(torch.stack(A_k)), nn.Parameter(torch.stack(B_k))
-        self.register_buffer(
-            "gamma_k11", torch.tensor(self.gammas).view(-1, 1, 1), persistent=False
-        )
-        self.form = form
-        self.show_product: Show | None = None
-        self._keeps = False
-        self._kept: tuple[Tensor, Tensor] | None = None
-
-    def add_to(self, y_kNO: Tensor, x_kND: Tensor) -> Tensor:
-        """``y + gamma B A x``."""
-        return factored(y_kNO, x_kND, self.A_kRD, self.B_kOR, self.gamma_k11)
-
-    def multiply(self, x_kND: Tensor, W_OD: Tensor) -> Tensor:
-        """``x (W + gamma B A)^T``, ``[k, N, O]``, through the merged weight."""
-        V_kOD = self._added_to(W_OD)
-        if self.form == "mixed":
-            return mixed(x_kND, V_kOD, self.A_kRD, self.B_kOR, self.gamma_k11)
-        return torch.bmm(x_kND, V_kOD.mT)
-
-    def _added_to(self, W_OD: Tensor) -> Tensor:
-        """``W + gamma B A``, ``[k, O, D]``. In the mixed form no gradient flows through it."""
-        if self._kept is not None:
-            return self._kept[1]
-        with torch.set_grad_enabled(self.form == "merged" and torch.is_grad_enabled()):
-            made = merged(W_OD, self.A_kRD, self.B_kOR, self.gamma_k11, self.show_product)
-        if not self._keeps:
-            return made
-        self._kept = made, made.detach().requires_grad_(made.requires_grad)
-        return self._kept[1]
-
-    @contextmanager
-    def merged_once(self) -> Iterator[None]:
-        """See :func:`merged_once`."""
-        self._keeps = True
-        try:
-            yield
-            if self._kept is not None and self._kept[1].grad is not None:
-                self._kept[0].backward(self._kept[1].grad)
-        finally:
-            self._keeps, self._kept = False, None
-
-
 class LoraBank(nn.Module):
     """A frozen linear with the adapters of K cells, ordered by rank.
 
@@ -187,9 +132,10 @@ class LoraBank(nn.Module):
             and W_OD.dtype == torch.float32
             and not any(spec.dropout for spec in specs)
         )
+        if not can_merge:
+            return Bucket(drawn)
         # The rank of the factors, which in some subclasses is not the rank of the spec.
-        rank = len(drawn[0].A_RD)
-        return Bucket(drawn, self.contraction.choose(d, o, rank) if can_merge else "factored")
+        return Bucket(drawn, Forms.cheapest(self.contraction, d, o, len(drawn[0].A_RD)))
 
     def drawn(self, spec: AdapterSpec, d: int, o: int) -> LoraPair:
         """The factors and the gamma that a cell starts with. Subclasses hold other factors."""
@@ -297,21 +243,21 @@ class LoraBank(nn.Module):
         return self.base.bias  # type: ignore[return-value]
 
     @contextmanager
-    def showing_products(self, show: Callable[[int, Tensor], None]) -> Iterator[None]:
+    def showing_products(
+        self, show: Callable[[int, Tensor], None], are_needed: bool
+    ) -> Iterator[None]:
         """Inside, ``show(first, BA_kOD)`` gets the products ``B A`` that merging forms.
 
         They are those of k neighbouring cells from cell ``first`` on, without gamma. Factored
-        adapters form none.
+        adapters form none. ``are_needed``: the caller would form them itself, so passes merge where
+        that is cheaper in all (:class:`study.adapters.bucket.Forms`).
         """
         first = 0
-        for bucket in self._buckets():
-            bucket.show_product = partial(show, first)
-            first += bucket.cells
-        try:
-            yield
-        finally:
+        with ExitStack() as stack:
             for bucket in self._buckets():
-                bucket.show_product = None
+                stack.enter_context(bucket.showing_product(partial(show, first), are_needed))
+                first += bucket.cells
+            yield
 
     def forward(self, x: Tensor, known: Tensor | None = None) -> Tensor:
         """``known``: the output, if an earlier pass computed it and all products ``B A`` are zero.
@@ -386,12 +332,7 @@ class LoraBank(nn.Module):
 
 @contextmanager
 def merged_once(banks: Sequence[LoraBank]) -> Iterator[None]:
-    """Inside, weights are merged once, at the first pass, and reused by the following passes.
-
-    No factor may change inside. Gradients accumulate in the merged weights and are projected on A
-    and B once, at the end. Each merged weight and its gradient hold ``D O`` floats. Factored
-    adapters are not affected.
-    """
+    """Inside, weights are merged once for all passes (:meth:`Bucket.merged_once`)."""
     with ExitStack() as stack:
         for bank in banks:
             for bucket in bank._buckets():

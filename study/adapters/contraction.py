@@ -12,6 +12,8 @@ RunLoRA (Cherniuk et al. 2023, arXiv 2312.03415) proposes to choose between form
 ``h = D O / (D + O)``. If ``T < h``, factored takes the fewest FLOPs. Otherwise mixed takes the
 fewest up to ``R = (h / 2) / (1 - h / T)``, and merged above.
 
+A probe that needs ``B A`` itself costs the factored form ``2 R D O`` more, and the others nothing.
+
 All forms are the same function, so the choice changes results by rounding only. For this reason
 delta_w is formed first and then added, no delta is recovered by subtraction, and merged weights are
 float32 only: in bf16, at ``|delta_w| / |W| = 1e-4``, they would lose 98 % of the adapter's output.
@@ -237,18 +239,24 @@ class Contraction:
     tokens: int = 0
     merged_rate: float = 1.0
 
-    def choose(self, d: int, o: int, rank: int) -> str:
-        """One of ``FORMS`` for ``A: [R, D]`` and ``B: [O, R]`` on a dense float32 weight."""
+    def choose(self, d: int, o: int, rank: int, needs_product: bool = False) -> str:
+        """One of ``FORMS`` for ``A: [R, D]`` and ``B: [O, R]`` on a dense float32 weight.
+
+        ``needs_product``: whether a probe needs ``B A`` itself.
+        """
         if self.form != "auto":
             return self.form
-        return min(FORMS, key=lambda form: self._cost(form, d, o, rank))
 
-    def _cost(self, form: str, d: int, o: int, rank: int) -> float:
-        """In units of the factored form's FLOPs."""
-        rate = self.merged_rate if form == "merged" else 1.0
-        return adapter_flops(form, self.tokens, d, o, rank) / rate + FLOAT * floats_moved(
-            form, self.tokens, d, o
-        )
+        def cost(form: str) -> float:
+            """In units of the factored form's FLOPs."""
+            rate = self.merged_rate if form == "merged" else 1.0
+            flops = adapter_flops(form, self.tokens, d, o, rank)
+            floats = floats_moved(form, self.tokens, d, o)
+            if needs_product and form == "factored":
+                flops, floats = flops + 2 * rank * d * o, floats + d * o
+            return flops / rate + FLOAT * floats
+
+        return min(FORMS, key=cost)
 
 
 def adapter_flops(form: str, tokens: int, d: int, o: int, rank: int) -> int:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from study.adapters.bank import FACTORED, AdapterSpec, Bucket, LoraBank, LoraPair, initial_pair
+from study.adapters.bank import FACTORED, AdapterSpec, LoraBank, LoraPair, initial_pair
+from study.adapters.bucket import Bucket
 from study.adapters.contraction import Contraction
 from study.errors import StudyError
 
@@ -64,7 +65,7 @@ class ExpertBank(LoraBank):
         return (first, second) if _is_transposed(self.base) else (second, first)
 
     def _bucket(self, specs: Sequence[AdapterSpec]) -> Bucket:
-        return Bucket([self.drawn(spec, *self.features) for spec in specs], "factored")
+        return Bucket([self.drawn(spec, *self.features) for spec in specs])
 
     def drawn(self, spec: AdapterSpec, d: int, o: int) -> LoraPair:
         gamma = spec.gamma if spec.start is None else spec.start[self.layer].gamma

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from study.adapters.bank import LoraBank, LoraPair
@@ -37,18 +38,20 @@ class DeltaW:
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Inside, products that the pass forms are taken. None is held afterwards."""
+        takes = (self._wanted or self._lends) and not self.recorder.zero_product
         with ExitStack() as stack:
             for index, layer in enumerate(self.recorder.layers):
-                if isinstance(layer.module, LoraBank) and (self._wanted or self._lends):
-                    stack.enter_context(layer.module.showing_products(partial(self._seen, index)))
+                if takes and isinstance(layer.module, LoraBank):
+                    show = partial(self._seen, index)
+                    stack.enter_context(layer.module.showing_products(show, self._wanted))
             yield
         self._held = {}
 
     def product(self, layer: int, cell: int, pair: LoraPair) -> Product:
         """``gamma B A``, to multiply sampled tokens by. Measures delta_w if that is needed too."""
         if (layer, cell) not in self._held and self._wants(layer, cell):
-            self._take(layer, cell, Product(pair))
-        return self._held.get((layer, cell), Product(pair))
+            self._take(layer, cell, self.recorder.product(pair))
+        return self._held.get((layer, cell), self.recorder.product(pair))
 
     def release(self, layer: int, cell: int) -> None:
         """No more tokens of the layer are multiplied by the product."""
@@ -60,7 +63,7 @@ class DeltaW:
             wanted = [self._wants(index, cell) for cell in range(self.recorder.cells)]
             for cell, pair in enumerate(layer.whole_pairs() if any(wanted) else ()):
                 if wanted[cell]:
-                    self._take(index, cell, Product(pair))
+                    self._take(index, cell, self.recorder.product(pair))
                     self.release(index, cell)
         values = largest_singular_values(list(self._cores.values()))
         for (index, cell), value in zip(self._cores, values, strict=True):
@@ -97,6 +100,9 @@ class DeltaW:
 def _core(product: Product) -> Core:
     """The core of ``delta_w``, from the product or from its factors, whichever is smaller."""
     A_RD, B_OR, gamma = product.pair
+    if product.is_zero:
+        zero = torch.zeros(1, 1, dtype=torch.float64, device=A_RD.device)
+        return Core(zero[0, 0], zero)
     BA_OD = product.BA_OD if product.is_compact else None
     scale, square_mm = core(B_OR.float(), A_RD.float()) if BA_OD is None else core(BA_OD)
     return Core(scale * gamma, square_mm)

@@ -65,8 +65,9 @@ class SampledTokens:
                 for size in (layer.d_in, layer.d_out)
             )
             for cell, pair in enumerate(layer.whole_pairs()):
-                self.feed_inputs(index, cell, x_nD, Product(pair))
-                self.feed_output_gradients(index, cell, dy_nO, Product(pair))
+                product = self.recorder.product(pair)
+                self.feed_inputs(index, cell, x_nD, product)
+                self.feed_output_gradients(index, cell, dy_nO, product)
 
     def feed_inputs(self, layer: int, cell: int, x_nD: Tensor, product: Product) -> None:
         """Measure everything that is computed from sampled inputs."""

@@ -31,6 +31,7 @@ from study.training.shared_start import (
     may_share,
     reads_outputs,
     replayed,
+    starts_as_base,
 )
 from study.vocabulary.quantities import ALIGNMENTS, STATS, TRAIN, USUAL
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
@@ -49,6 +50,7 @@ class Fold:
 
     Losses and norms are ``[K]`` tensors on the device. No method but the evaluation of answers
     waits for the device. ``alive_K``: which cells have not diverged, on the device too.
+    ``is_base``: whether every cell still computes what the base does, because all ``B A`` are zero.
     ``compiled``: the blocks that plain training passes run instead, if any.
     """
 
@@ -71,6 +73,7 @@ class Fold:
         self.alignment, self.aligned_until = _alignment(base.model, cells[0], world)
         self.dropout_before: list[list[Tensor] | None] = []
         self.step = 0
+        self.is_base = all(starts_as_base(cell) for cell in cells)
         self.began, self.earlier_K = time.perf_counter(), [0.0] * len(cells)
 
     @property
@@ -137,6 +140,7 @@ class Fold:
 
         Returns the factor by which clipping multiplied each cell's gradient, ``[K]`` float64.
         """
+        self.is_base = False
         each = zip(self.learners, self.alive_K, strict=True)
         return torch.stack([learner.update(alive) for learner, alive in each])
 
@@ -183,7 +187,7 @@ class Fold:
 
         Compiled passes have no hooks.
         """
-        if self.step or self.compiled or not all(may_share(cell) for cell in self.cells):
+        if not self.is_base or self.compiled or not all(may_share(cell) for cell in self.cells):
             return []
         seeds_K = [cell.data.seed if by_seed else None for cell in self.cells]
         return keys_of(self.banks, what, seeds_K, length)

@@ -52,6 +52,7 @@ def make_probe(fold: Fold, batch: str) -> NormProbe | None:
         tokens=wanted.tokens,
         alignment=fold.alignment,
         world=fold.world,
+        zero_product=fold.is_base,
     )
 
 

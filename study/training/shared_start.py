@@ -154,14 +154,19 @@ class SharedStart:
 
 
 def may_share(cell: CellConfig) -> bool:
-    """Whether a cell starts as the base: its adapters are drawn, and have no dropout.
+    """Whether a cell can share its passes at step 0: it starts as the base, without dropout.
 
     A pass of several processes is not kept, and neither are activations that are computed again.
     """
-    adapter, train = cell.adapter, cell.train
+    keeps = not (cell.train.shard or cell.train.checkpointing)
+    return keeps and cell.adapter.dropout == 0 and starts_as_base(cell)
+
+
+def starts_as_base(cell: CellConfig) -> bool:
+    """Whether the product ``gamma B A`` of every adapter is zero at step 0: it is drawn."""
+    adapter = cell.adapter
     largest = max(adapter.alpha, adapter.gamma)  # at infinite rank gamma is 0
-    keeps = not (train.shard or train.checkpointing)
-    return keeps and adapter.path is None and adapter.dropout == 0 and largest <= MOST_GAMMA
+    return adapter.path is None and largest <= MOST_GAMMA
 
 
 def keys_of(

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
 from study.adapters import AdapterSpec, Contraction, LoraBank, merged_once
+from study.adapters.bucket import Forms
 from study.adapters.contraction import (
     FLOAT,
     FORMS,
@@ -261,7 +262,7 @@ def test_a_bank_may_have_several_forms(forms: tuple[str, str]) -> None:
     linear = nn.Linear(d, o)
     bank = trained_bank(linear, Contraction())
     for bucket, form in zip(bank.buckets, forms, strict=True):
-        bucket.form = form  # type: ignore[assignment]
+        bucket.forms = Forms(form, form)  # type: ignore[assignment]
     x, dy = torch.randn(len(SPECS) * 3, 7, d), torch.randn(len(SPECS) * 3, 7, o)
     for found, expected in zip(
         passes(bank, x, dy), passes(trained_bank(linear, Contraction()), x, dy), strict=True

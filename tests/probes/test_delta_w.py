@@ -2,13 +2,18 @@
 
 from collections.abc import Callable
 
+import pandas as pd
 import pytest
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.training.products import Products
+from study.adapters import AdapterSpec, Contraction, adapted
 from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
 from study.probes import NormProbe
+from study.training.loop import Fold
 from tests.probes.folds import SPECS, TOKENS, trained
 
 
@@ -40,3 +45,65 @@ def test_delta_w_is_formed_at_most_once(
         assert extra == [0, factors[low] + factors[high], formed, formed + through_product]
     else:
         assert extra == [0, through_product, 0, through_product]
+
+
+def test_a_probed_step_takes_the_form_that_is_cheapest_with_the_product(
+    tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig]
+) -> None:
+    """At high rank and few tokens a plain step is factored, and one that needs B A is mixed.
+
+    The losses and the gradients of both agree within rounding.
+    """
+    few = Contraction("auto", 16)
+    high, d, o = 512, *tiny_base.card.shapes[0]
+    assert few.choose(d, o, high) == "factored"
+    assert few.choose(d, o, high, needs_product=True) == "mixed"
+    assert few.choose(d, o, 1, needs_product=True) == "factored", "mixing moves more memory"
+    config = cell(f"adapter.rank={high}")
+    found = []
+    for sites in (["A"], ["adapter_out"], ["delta_w"]):
+        spec = AdapterSpec(high, 0.5)
+        with adapted(tiny_base.model, tiny_base.card.linears, [spec], contraction=few) as banks:
+            fold = Fold(tiny_base, corpus, [config], banks)
+            fold.backward(0)
+            fold.grad_norms()
+            fold.update()
+            probe = NormProbe(tiny_base.model, sites=sites, stats=["rms"], tokens=TOKENS)
+            with Products(tiny_base.model) as products:
+                loss_K = fold.backward(1, probe)
+                probe.before_update()
+            gradients = [factor.grad for bank in banks for factor in bank.pairs[0][:2]]
+            found.append((products.flops, loss_K, gradients))
+    (plain_flops, loss_K, gradients), (sampled_flops, *same), (flops, loss_2, gradients_2) = found
+    torch.testing.assert_close(same, [loss_K, gradients], rtol=0, atol=0)
+    torch.testing.assert_close((loss_2, gradients_2), (loss_K, gradients), rtol=1e-5, atol=1e-8)
+    formed = sum(2 * high * d * o for d, o in tiny_base.card.shapes)
+    assert sampled_flops > plain_flops
+    assert flops - plain_flops < formed, "the product alone would cost more"
+
+
+@pytest.mark.parametrize("form", ["factored", "mixed", "merged"])
+@pytest.mark.parametrize("init", ["kaiming", "init_b"])
+def test_a_product_that_is_known_to_be_zero_is_not_formed(
+    tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig], form: str, init: str
+) -> None:
+    """Before the first update every number is the same as without that knowledge."""
+    config = cell("adapter.rank=90", f"adapter.init={init}")
+    spec = AdapterSpec(90, 0.5, init=init)
+    contraction = Contraction(form)
+    with adapted(tiny_base.model, tiny_base.card.linears, [spec], contraction=contraction) as banks:
+        fold = Fold(tiny_base, corpus, [config], banks)
+        assert fold.is_base
+        tables, flops = [], []
+        for knows in (False, True):
+            probe = NormProbe(tiny_base.model, tokens=TOKENS, zero_product=knows)
+            with FlopCounterMode(display=False) as counter:
+                fold.backward(0, probe)
+                probe.before_update()
+            flops.append(counter.get_total_flops())
+            tables += probe.collect(0)
+        pd.testing.assert_frame_equal(*tables, check_exact=True)
+        assert flops[1] < flops[0]
+        fold.grad_norms()
+        fold.update()
+        assert not fold.is_base

@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 
 import study
 from study.adapters import Contraction, adapted, resolve_targets
-from study.adapters import bank as bank_module
+from study.adapters import bucket as bucket_module
 from study.config import CellConfig, Sources, identity
 from study.data import Corpus, build_corpus
 from study.errors import StudyError
@@ -85,8 +85,8 @@ def test_answers_merge_each_weight_once(
     tokenizer = load_tokenizer(config.model)
     corpus = build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
     merges = []
-    real = bank_module.merged
-    monkeypatch.setattr(bank_module, "merged", lambda *a: merges.append(1) or real(*a))
+    real = bucket_module.merged
+    monkeypatch.setattr(bucket_module, "merged", lambda *a: merges.append(1) or real(*a))
     contraction = Contraction("merged")
     with adapted(
         tiny_base.model, tiny_base.card.linears, [adapter_spec(config)], contraction=contraction
