@@ -34,7 +34,7 @@ from study.vocabulary.expectations import NOT_MEASURED
 from study.vocabulary.quantities import ALL_KINDS, MEAN_LOG
 
 NOT_RUN = "not run"
-MOST_SENTENCES = 4
+MOST_SENTENCES = 5
 """Of a study's answer; its report has all."""
 
 

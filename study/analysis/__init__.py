@@ -51,7 +51,7 @@ from study.analysis.rate_table import render_rates
 from study.analysis.rates import best_rates, rate_transfer
 from study.analysis.row_conditions import lazy_ratios
 from study.analysis.stable import first_to_read, side_by_side, stable_exponents
-from study.analysis.summary import render_stable, render_table, summary
+from study.analysis.summary import headline, render_stable, render_table, summary
 from study.analysis.tasks import task_scores
 from study.analysis.truncations import truncated_losses, truncation_effects
 from study.analysis.verdicts import VERDICTS, holm, tost, with_verdicts
@@ -66,6 +66,7 @@ __all__ = [
     "first_to_read",
     "fit_exponents",
     "fitted",
+    "headline",
     "holm",
     "lazy_ratios",
     "predicted_curve",

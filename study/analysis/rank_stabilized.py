@@ -52,7 +52,7 @@ def condition_rows(exponents: pd.DataFrame) -> pd.DataFrame:
       quantity has an exponent. An adapter's output is zero at step 0, so its first step is 1.
     """
     parts = [
-        _of_quantity(quantity, exponents).assign(place=place)
+        rows_of_condition(quantity, exponents).assign(place=place)
         for place, quantity in enumerate(CONDITION)
     ]
     rows = pd.concat(parts)
@@ -87,13 +87,14 @@ def _all_stable(words: Iterable[str]) -> bool | None:
     return None if found & SAYS_NOTHING else True
 
 
-def _of_quantity(quantity: Quantity, exponents: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a quantity; for each curve on the first of its batches that was probed."""
+def rows_of_condition(quantity: Quantity, exponents: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a quantity at any step; for each curve on the first of its batches that was
+    probed. They are those of :data:`BATCHES_OF`, or the training batch."""
     here = np.ones(len(exponents), bool)
     for name in ("site", "stat", "kind", "layer"):
         here &= (exponents[name] == getattr(quantity, name)).to_numpy()
     rows = exponents[here]
-    batches = BATCHES_OF[quantity]
+    batches = BATCHES_OF.get(quantity, (TRAIN,))
     rank = rows["batch"].map({name: n for n, name in enumerate(batches)}).astype(float)
     curve = numbered(rows, curve_columns(exponents))
     return rows[(rank == rank.groupby(curve).transform("min")).to_numpy()]

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from study.analysis.grouping import curve_columns, distinguishing, numbered
 from study.analysis.intervals import interval_text, rounded
+from study.analysis.rank_stabilized import rows_of_condition
 from study.analysis.shared import one_per_measurement, shared_rules
 from study.analysis.stable import (
     STABLE_COLUMNS,
@@ -17,7 +18,7 @@ from study.analysis.stable import (
     shared_measurements,
     side_by_side,
 )
-from study.analysis.verdicts import rows_of
+from study.analysis.verdicts import at_primary_steps, rows_of
 from study.analysis.wording import STRAIGHTNESS, factor_text, setting_text
 from study.errors import printable
 from study.vocabulary.quantities import DESCENT, MODEL_WIDE, PRIMARY
@@ -27,7 +28,7 @@ from study.vocabulary.verdicts import VERDICTS, Colour, meaning
 
 SUMMARY_COLUMNS = (
     *("optimizer", "scaling", "exponent_p", "rule", "curve", "site", "stat", "quantity"),
-    *("over", "step", "primary"),
+    *("over", "batch", "step", "primary"),
     *("exponent", "ci_low", "ci_high", "estimate", "factor", "predicted", "verdict"),
     *("bent", "slope_low", "slope_high"),
     *("p_stable", "p_slope", "p_beyond", "p_bent"),
@@ -53,7 +54,32 @@ def summary(exponents: pd.DataFrame) -> pd.DataFrame:
     - ``over``: how layers were pooled;
     - ``estimate``: the exponent with ``ci_low`` and ``ci_high``, as text.
     """
-    rows = _first_rows(exponents)
+    return _described(_first_rows(exponents), exponents)
+
+
+def headline(exponents: pd.DataFrame) -> pd.DataFrame:
+    """Every primary quantity at its primary steps, in the columns and the order of :func:`summary`.
+
+    Each is there on the training batch, as it was fixed before any run, and before that on the
+    batch of the paper's condition if it is another:
+    :data:`~study.analysis.rank_stabilized.BATCHES_OF`.
+    """
+    curve = pd.Series(numbered(exponents, curve_columns(exponents)), exponents.index)
+    parts = []
+    for place, quantity in enumerate(PRIMARY):
+        for rows in (
+            rows_of_condition(quantity, exponents),
+            exponents[rows_of(quantity, exponents)],
+        ):
+            rows = rows.assign(of_curve=curve[rows.index], place=place)
+            parts.append(rows[at_primary_steps(quantity, rows, rows["of_curve"].to_numpy())])
+    rows = pd.concat(parts)
+    rows = rows[~rows.index.duplicated()]
+    return _described(rows.sort_values(["of_curve", "place", "step"], kind="stable"), exponents)
+
+
+def _described(rows: pd.DataFrame, exponents: pd.DataFrame) -> pd.DataFrame:
+    """Rows of ``exponents`` with :data:`SUMMARY_COLUMNS`."""
     named = distinguishing(rows, curve_columns(exponents))
     by_row = list(rows.itertuples(index=False))
     rows = rows.assign(

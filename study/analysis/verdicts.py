@@ -205,10 +205,16 @@ def _families(exponents: pd.DataFrame, curve: Ints, primary: Mask) -> Ints:
 def _primary(exponents: pd.DataFrame, curve: Ints) -> Mask:
     """The rows of primary quantities at their primary steps."""
     primary = np.zeros(len(exponents), bool)
-    step = exponents["step"].to_numpy()
     for quantity in PRIMARY:
         rows = np.flatnonzero(rows_of(quantity, exponents))
-        last = pd.Series(step[rows]).groupby(curve[rows]).transform("max").to_numpy()
-        for at in quantity.primary_at:
-            primary[rows[step[rows] == (last if at == "last" else at)]] = True
+        primary[rows] = at_primary_steps(quantity, exponents.iloc[rows], curve[rows])
     return primary
+
+
+def at_primary_steps(quantity: Quantity, rows: pd.DataFrame, curve: Ints) -> Mask:
+    """Which ``rows`` of a quantity on one batch are at its primary steps. ``curve``: one number
+    for the rows of each curve."""
+    step = rows["step"].to_numpy()
+    last = pd.Series(step).groupby(curve).transform("max").to_numpy()
+    at = [last if one == "last" else one for one in quantity.primary_at]
+    return np.any([step == one for one in at], axis=0)

@@ -1,10 +1,12 @@
 """The numbers of a row of ``exponents`` as text: the same in the report, the dashboard and W&B."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
 from study.analysis.intervals import interval_text
+from study.vocabulary.quantities import BATCH_NAMES, TRAIN
 from study.vocabulary.thresholds import CONFIDENCE
 
 INTERVAL = f"{100 * CONFIDENCE:g} % interval"
@@ -39,6 +41,19 @@ def bend_text(row: Any) -> str:
 def number_text(value: float) -> str:
     """A number with two decimal places; empty if NaN."""
     return "" if pd.isna(value) else interval_text(value, float("nan"), float("nan"))
+
+
+def batch_words(batches: Iterable[str]) -> dict[str, str]:
+    """``{"train": "training batch", "heldout": "held-out batch"}``: how a verdict names its batch.
+
+    ``batches``: those of the rows of a study. If the training batch is the only one, its words are
+    empty: there is nothing to tell apart.
+    """
+    found = list(dict.fromkeys(map(str, batches)))
+    return {
+        batch: "" if found == [TRAIN] else f"{BATCH_NAMES.get(batch, batch)} batch"
+        for batch in found
+    }
 
 
 def setting_text(value: Any) -> str:

@@ -13,11 +13,13 @@ import pyarrow as pa
 
 from study.analysis.fits import t_critical
 from study.analysis.grouping import curve_labels, distinguishing
+from study.analysis.rank_stabilized import BATCHES_OF
 from study.analysis.summary import OVER_MODEL
 from study.analysis.wording import (
     INTERVAL,
     STRAIGHTNESS,
     TESTED,
+    batch_words,
     bend_text,
     bracket_head,
     bracket_notes,
@@ -81,7 +83,8 @@ MOST_VALUES = 6
 """Values of a setting that its line lists."""
 
 VERDICT_FIELDS = (
-    *("optimizer", "curve", "quantity", "over", "step", "exponent", "ci_low", "ci_high"),
+    *("optimizer", "curve", "quantity", "over", "batch", "step"),
+    *("exponent", "ci_low", "ci_high"),
     *(
         "site",
         "stat",
@@ -124,6 +127,7 @@ def overview(study: FollowedStudy, verdicts: Verdicts, live: bool) -> dict[str, 
         "optimizers": {str(name): label(str(name)) for name in cells["optimizer"]},
         "layers": [Layer(*layer)._asdict() for layer in study.layers],
         "quantities": [quantity._asdict() for quantity in in_order(study.quantities())],
+        "batches": batch_words(quantity.batch for quantity in study.quantities()),
         "labels": {
             "site": {name: site.label for name, site in SITES.items()},
             "stat": {name: stat.label for name, stat in STATS.items()},
@@ -157,10 +161,19 @@ def fingerprint(page: dict[str, Any]) -> str:
 
 
 def in_order(quantities: Sequence[Quantity]) -> list[Quantity]:
-    """Training batch first, then :data:`~study.vocabulary.quantities.FIRST_READ`, then the rest."""
+    """:data:`~study.vocabulary.quantities.FIRST_READ` first.
+
+    Of one site and statistic, the batch on which the report reads the paper's condition comes
+    first. At other sites the training batch does.
+    """
     places = {pair: n for n, pair in enumerate(FIRST_READ)}
+    condition = {quantity.site: batches[0] for quantity, batches in BATCHES_OF.items()}
     return sorted(
-        quantities, key=lambda q: (q.batch != TRAIN, places.get((q.site, q.stat), len(places)))
+        quantities,
+        key=lambda q: (
+            places.get((q.site, q.stat), len(places)),
+            q.batch != condition.get(q.site, TRAIN),
+        ),
     )
 
 

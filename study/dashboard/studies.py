@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from study.analysis.wording import batch_words
 from study.dashboard.following import FollowedStudy
 from study.dashboard.overview import configuration, in_order, overview
 from study.dashboard.packing import pack_message
@@ -112,6 +113,7 @@ class Studies:
             "configuration": configuration(cells),
             "optimizers": {k: v for page in pages for k, v in page["optimizers"].items()},
             "quantities": [quantity._asdict() for quantity in self.quantities()],
+            "batches": batch_words(quantity.batch for quantity in self.quantities()),
             "layers": pages[-1]["layers"],
             "brackets": _if_same([page["brackets"] for page in pages]),
             "verdict_notes": _distinct(page["verdict_notes"] for page in pages),

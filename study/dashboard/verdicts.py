@@ -14,11 +14,12 @@ import pyarrow as pa
 
 from study.analysis import (
     fit_exponents,
+    headline,
     stable_exponents,
-    summary,
     with_predictions,
     with_verdicts,
 )
+from study.analysis.rank_stabilized import BATCHES_OF
 from study.dashboard.following import FollowedCell, FollowedStudy
 from study.dashboard.losses import held_out
 from study.dashboard.probes import Layout
@@ -26,10 +27,12 @@ from study.errors import StudyError
 from study.vocabulary.quantities import (
     GRADIENTS,
     MODEL_WIDE,
+    POOLINGS,
     PRIMARY,
     PRODUCTS,
     QUANTITIES,
     STATS,
+    TRAIN,
 )
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
@@ -37,13 +40,15 @@ FIXED_STEPS = sorted({step for q in PRIMARY for step in q.primary_at if isinstan
 """The steps of the primary verdicts, except the last one measured."""
 NEEDED = {*(q.site for q in QUANTITIES), *GRADIENTS, *PRODUCTS}
 """The sites whose exponents are fitted, and those on which their predictions depend."""
+CONDITION_BATCHES = {batch for batches in BATCHES_OF.values() for batch in batches} - {TRAIN}
+"""The batches, other than the training batch, on which the paper's condition is read."""
 COLUMNS = ("step", "layer", "block", "kind", "site", "batch", "d_in", "d_out", *STATS)
 
 
 class Found(NamedTuple):
     """What :class:`Verdicts` finds.
 
-    - ``rows``: the primary rows of :func:`study.analysis.summary`. ``note``: why there are none;
+    - ``rows``: those of :func:`study.analysis.headline`. ``note``: why there are none;
     - ``stable``: the table of :func:`study.analysis.stable_exponents`;
     - ``losses``: see :func:`~study.dashboard.losses.held_out`.
     """
@@ -91,19 +96,17 @@ class Verdicts:
             return Found(none, "No exponents yet: two ranks are needed.", none, losses)
         if probes.empty:
             return Found(none, "No exponents yet: nothing has been measured.", none, losses)
-        asked = probes["site"].isin([q.site for q in QUANTITIES]) & probes["step"].isin(steps)
-        stats = list(dict.fromkeys(q.stat for q in QUANTITIES))
         try:
-            exponents = fit_exponents(table, probes[asked], stats=stats)
+            exponents = _exponents(table, probes, steps)
             if exponents.empty:
                 note = "No exponents yet: no quantity has been measured at two ranks."
                 return Found(none, note, none, losses)
             predicted = with_predictions(exponents, table, metrics, probes)
-            rows = summary(with_verdicts(predicted))
+            rows = headline(with_verdicts(predicted))
             stable = stable_exponents(predicted)
         except StudyError as error:
             return Found(none, f"No exponents: {error}", none, losses)
-        return Found(rows[rows["primary"].astype(bool)], "", stable, losses)
+        return Found(rows, "", stable, losses)
 
     def _probes(self, cells: Sequence[FollowedCell], steps: list[int]) -> pd.DataFrame:
         """The probe rows of all cells that fits and predictions need."""
@@ -137,15 +140,36 @@ class Verdicts:
         return table
 
 
+def _exponents(cells: pd.DataFrame, probes: pd.DataFrame, steps: list[int]) -> pd.DataFrame:
+    """The exponents of all quantities, and of what a word on the condition is corrected for.
+
+    A primary verdict is corrected for the other primary ones. One on held-out inputs is corrected
+    for all sites and statistics on them at its step, so those are fitted too.
+    """
+    sites = [quantity.site for quantity in QUANTITIES]
+    stats = list(dict.fromkeys(quantity.stat for quantity in QUANTITIES))
+    asked = probes["site"].isin(sites) & probes["step"].isin(steps)
+    exponents = fit_exponents(cells, probes[asked], stats=stats)
+    last = [step for step in steps if step not in FIXED_STEPS]
+    beside = probes["batch"].isin(CONDITION_BATCHES) & probes["step"].isin(last)
+    if not beside.any():
+        return exponents
+    family = fit_exponents(cells, probes[beside])
+    fitted = family["site"].isin(sites) & family["stat"].isin(stats)
+    pooled = family["layer"].isin([*POOLINGS, MODEL_WIDE])
+    return pd.concat([exponents, family[pooled & ~fitted]], ignore_index=True)
+
+
 def _are_needed(table: pa.Table, steps: list[int]) -> npt.NDArray[np.bool_]:
-    frame = table.select(["step", "layer", "site"]).to_pandas()
+    frame = table.select(["step", "layer", "site", "batch"]).to_pandas()
     # Predictions need the gradients at every step, to compare them with Adam's eps.
     at_step = (
         frame["site"].isin(GRADIENTS)
         | (frame["layer"] == MODEL_WIDE)
         | frame["step"].isin([*steps, *range(LAST_PREDICTED_STEP + 1)])
     )
-    return (at_step & frame["site"].isin(NEEDED)).to_numpy()
+    needed = frame["site"].isin(NEEDED) | frame["batch"].isin(CONDITION_BATCHES)
+    return (at_step & needed).to_numpy()
 
 
 def _ids(cells: Sequence[FollowedCell], rows: Sequence[int]) -> "pd.Categorical[str]":

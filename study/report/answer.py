@@ -13,6 +13,7 @@ import pandas as pd
 
 from study.analysis import rate_transfer
 from study.analysis.rank_stabilized import CONDITION, FAILS, HOLDS, LATE, LOST, OPEN
+from study.analysis.wording import batch_words
 from study.report.condition import answer_of
 from study.report.curves import Curve, curves
 from study.report.formatting import (
@@ -52,6 +53,7 @@ def answer(tables: StudyTables) -> list[str]:
         *_unfinished(tables.cells),
         *_too_few_ranks(tables.cells),
         *_of_rules(found),
+        *_on_batches(found, tables.exponents),
         *_broken(tables.cells),
         *_why(found, tables.cells),
         *_best_rates(tables.rates),
@@ -199,6 +201,18 @@ def perplexities(*losses: float) -> list[str]:
         if len(set(texts)) == len(set(values)):
             break
     return texts
+
+
+def _on_batches(found: Sequence[Curve], exponents: pd.DataFrame) -> Iterator[str]:
+    """The batches that the sentences on rules are about, if the study has several."""
+    on = batch_words(exponents["batch"].unique()) if len(exponents) else {}
+    places = {(row.place, on[str(row.batch)]) for curve in found for row in curve.condition}
+    nouns: dict[str, list[str]] = {}
+    for place, batch in sorted(places):
+        nouns.setdefault(batch, []).append(f"the {CONDITION[place].noun}")
+    nouns.pop("", None)
+    if nouns:
+        yield " ".join(f"Read on the {batch}: {joined(nouns[batch])}." for batch in nouns)
 
 
 def _best_rates(rates: pd.DataFrame) -> Iterator[str]:

@@ -20,10 +20,9 @@ from study.report.formatting import (
 )
 from study.report.markdown import Block, Details, table
 from study.store import StudyTables
-from study.vocabulary.quantities import HELDOUT, NOISE, TRAIN
+from study.vocabulary.quantities import BATCH_NAMES
 
 TITLE = "## Are the adapters rank-stabilized?"
-BATCH_NAMES = {TRAIN: "training", HELDOUT: "held-out", NOISE: "noise"}
 
 Curve = tuple[str, list[Any]]
 """The name of a curve, and its rows."""
@@ -87,10 +86,9 @@ def _lines(name: str, entries: Sequence[Any]) -> list[list[str]]:
     for place in dict.fromkeys(row.place for row in entries):
         rows = [row for row in entries if row.place == place]
         first, last = rows[0], rows[-1]
-        batch = str(first.batch)
         label = quantity_text(first.site, first.stat)
         at_last = _entry(last) if last.step != first.step else ""
-        lines.append([name, label, BATCH_NAMES.get(batch, batch), _entry(first), at_last])
+        lines.append([name, label, BATCH_NAMES[str(first.batch)], _entry(first), at_last])
     return lines
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from study.analysis.expectations import Compared, compare
 from study.analysis.wording import TESTED, factor_text
-from study.report.condition import BATCH_NAMES
 from study.report.formatting import count_noun, joined, quantity_text
 from study.report.literal import UNREADABLE, Record
 from study.report.markdown import Block, Details, table
@@ -15,7 +14,7 @@ from study.vocabulary.agreements import AGREEMENTS, DIFFERS
 from study.vocabulary.distances import MEASURES
 from study.vocabulary.expectations import FACTOR, MEANINGS, WHAT_LABELS, Expectation
 from study.vocabulary.optimizers import label
-from study.vocabulary.quantities import TRAIN
+from study.vocabulary.quantities import BATCH_NAMES, TRAIN
 from study.vocabulary.scaling import named_rule, rule_label
 
 Held = tuple[Expectation, int]

@@ -9,7 +9,13 @@ from study.analysis import curve_columns, first_to_read, side_by_side, summary
 from study.analysis.grouping import distinguishing
 from study.analysis.shared import one_per_measurement, one_per_optimizer, shared_rules
 from study.analysis.stable import STABLE_COLUMNS, shared_measurements
-from study.analysis.wording import bend_text, bracket_head, bracket_notes, factor_text
+from study.analysis.wording import (
+    batch_words,
+    bend_text,
+    bracket_head,
+    bracket_notes,
+    factor_text,
+)
 from study.report.formatting import (
     at_lowest_rate,
     count_noun,
@@ -132,13 +138,16 @@ def exponent_section(tables: StudyTables) -> list[Block]:
     exponents, note = at_lowest_rate(tables.exponents)
     rows = summary(exponents)
     brackets = bracket_head(rows)
-    heads = ["optimizer, rule", "quantity", "step"]
+    on = batch_words(exponents["batch"].unique())
+    several = any(on.values())
+    heads = ["optimizer, rule", "quantity", *(["batch"] if several else []), "step"]
     heads += [f"exponent [{brackets}]" if brackets else "exponent"]
     heads += ["factor", "theory", "verdict", "5–95 % of layers"]
     body = [
         [
             curve_name(row),
             quantity_text(row.site, row.stat),
+            *([on[row.batch]] if several else []),
             str(row.step),
             row_estimate(row),
             factor_text(row.factor),

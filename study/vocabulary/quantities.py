@@ -166,6 +166,8 @@ ALIGNMENTS = tuple(name for name, stat in STATS.items() if stat.kind == "alignme
 
 TRAIN, HELDOUT, NOISE = BATCHES = ("train", "heldout", "noise")
 """The step's own batch; one fixed batch that is never trained on; isotropic Gaussian x and g."""
+BATCH_NAMES = {TRAIN: "training", HELDOUT: "held-out", NOISE: "noise"}
+"""Each batch in a word."""
 
 MODEL_WIDE = "model"
 """The value of the columns ``layer`` and ``kind`` in a row over the whole model."""

@@ -1,6 +1,7 @@
 """Following a study on disk, and the application that serves it, without a browser."""
 
 import builtins
+import itertools
 import json
 import math
 import socket
@@ -9,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 from matplotlib.colors import to_hex
@@ -27,7 +30,7 @@ from study.errors import StudyError
 from study.figures import style
 from study.figures.selection import Rule
 from study.store import CellWriter
-from study.vocabulary.quantities import TRAIN
+from study.vocabulary.quantities import MOMENTS, TRAIN
 
 NORM = Quantity("adapter_grad", "norm", TRAIN)
 LAYER = "model.layers.0.q_proj"
@@ -127,15 +130,44 @@ def test_a_restarted_cell_is_sent_again_from_the_start(
 def test_verdicts_equal_those_of_the_analysis(trained: Path) -> None:
     tables = study.load(trained)
     found = study.analysis.analyze(tables.cells, tables.metrics, tables.probes)
-    whole = study.analysis.summary(found.exponents)
-    whole = whole[whole["primary"].astype(bool)].reset_index(drop=True)
+    whole = study.analysis.headline(found.exponents)
     rows, note, *_ = Verdicts().of(FollowedStudy(trained))
-    columns = ["optimizer", "rule", "quantity", "step", "estimate", "verdict", "seeds", "ranks"]
+    columns = ["optimizer", "rule", "quantity", "batch", "step", "estimate", "verdict"]
+    columns += ["seeds", "ranks"]
     assert note == ""
+    assert set(whole["batch"]) == {"train", "heldout"}
     assert rows.reset_index(drop=True)[columns].astype(str).equals(whole[columns].astype(str))
     assert rows["predicted"].to_numpy(float) == pytest.approx(
         whole["predicted"].to_numpy(float), nan_ok=True
     )
+
+
+def test_a_word_on_held_out_inputs_is_corrected_as_in_the_analysis(
+    by_hand: Callable[..., CellWriter], tmp_path: Path
+) -> None:
+    """It is one of the many words on these inputs, of which the page shows two."""
+    draw = np.random.default_rng(0)
+    for rank, seed in itertools.product((4, 16, 64), range(3)):
+        writer = by_hand(f"{rank}-{seed}", rank=rank, seed=seed)
+        where = {"step": 5, "layer": LAYER, "block": 0, "kind": "q_proj", "nonfinite": 0.0}
+        rows = [
+            where
+            | {"site": site, "batch": batch, "d_in": 8, "d_out": 8}
+            | {stat: rank**-0.1 * math.exp(0.03 * draw.standard_normal()) for stat in MOMENTS}
+            for site in ("adapter_out", "adapter_in", "layer_out")
+            for batch in ("train", "heldout")
+        ]
+        writer.append("probes", pd.DataFrame(rows))
+        writer.append("metrics", pd.DataFrame([{"step": 5, "tokens": 9, "loss": 2.0, "lr": 1e-4}]))
+        writer.close("complete", steps_done=5)
+    tables = study.load(tmp_path / "results/odd")
+    whole = study.analysis.headline(
+        study.analysis.analyze(tables.cells, tables.metrics, tables.probes).exponents
+    )
+    rows = Verdicts().of(FollowedStudy(tmp_path / "results/odd")).rows
+    p_values = ["p_stable", "p_slope", "p_beyond"]
+    assert list(rows["batch"]) == list(whole["batch"]) == ["heldout", "train"]
+    assert rows[p_values].to_numpy() == pytest.approx(whole[p_values].to_numpy(), rel=1e-9)
 
 
 def test_the_main_settings_are_one_short_line_and_the_rest_is_elsewhere(

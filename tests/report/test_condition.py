@@ -9,7 +9,9 @@ import pytest
 
 from study.analysis.rank_stabilized import FAILS, HOLDS, LATE, LOST, OPEN, answer
 from study.report import as_markdown, current_tables
+from study.report.answer import answer as said
 from study.report.condition import condition_section
+from study.report.exponents import exponent_section
 
 OnDisk = Callable[..., Path]
 Cell = Mapping[str, Any]
@@ -79,6 +81,26 @@ def test_without_held_out_probes_the_table_says_training(on_disk: OnDisk) -> Non
     text = section(on_disk(norm=flat, outputs={"train": flat}))
     assert "held-out" not in text
     assert "| SGD, rsLoRA | adapter output, rms | training | step 1: stable, 0.00 [" in text
+
+
+def test_a_study_with_two_batches_says_which_one_each_word_is_about(on_disk: OnDisk) -> None:
+    tables = current_tables(
+        on_disk(norm=flat, outputs={"train": flat, "heldout": falling}), lambda line: None
+    )
+    read = (
+        "Read on the held-out batch: the adapter output and the gradient into the inputs. "
+        "Read on the training batch: the gradient norm."
+    )
+    assert read in said(tables)
+    exponents = as_markdown(exponent_section(tables))
+    assert "| quantity | batch | step |" in exponents
+    assert "| adapter output, rms | training batch | 1 | 0.00 [" in exponents
+
+
+def test_a_study_with_the_training_batch_names_none(on_disk: OnDisk) -> None:
+    tables = current_tables(on_disk(norm=flat, outputs={"train": flat}), lambda line: None)
+    assert "batch:" not in " ".join(said(tables))
+    assert "| quantity | step |" in as_markdown(exponent_section(tables))
 
 
 def test_one_seed_has_no_verdict_and_no_interval(on_disk: OnDisk) -> None:

@@ -168,13 +168,13 @@ function between(ranks) {
 /** The exponent that the table of verdicts predicts for what the fit shows; null if none. */
 function theoryOf(view, rule) {
   const { site, stat, batch } = view.quantity;
-  if (batch !== "train") return null;
   const layer = view.layer === MEAN && view.kind === ALL ? "mean" : view.layer;
   const row = view.overview.verdicts.find(
     one =>
       one.rule === rule.id &&
       one.site === site &&
       one.stat === stat &&
+      one.batch === batch &&
       one.step === view.step &&
       one.layer === layer &&
       one.optimizer === view.optimizer,

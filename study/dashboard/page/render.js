@@ -155,7 +155,7 @@ function renderLayerTexts(view) {
   const about = `${quantityText(view.quantity)}; ${where}${seedText(view)}`;
   byId("heat-title").replaceChildren(
     `${view.quantity.site} ${view.quantity.stat}`,
-    element("small", {}, ` ${about}${batchText(view.quantity)}`),
+    element("small", {}, ` ${about}${onBatch(view.overview, view.quantity)}`),
   );
   byId("curves-title").textContent = `Over training${seedText(view)}`;
   renderNotice(view);
@@ -199,8 +199,6 @@ function renderKey({ broken, noLog }) {
     element("span", {}, "Click or arrow keys: choose. Drag: zoom. Double-click: reset."),
   );
 }
-
-const batchText = ({ batch }) => (batch === "train" ? "" : `, ${batch} batch`);
 
 function seedText(view) {
   if (view.seeds.length < 2) return "";
@@ -302,10 +300,10 @@ function chooseCell(cell) {
 }
 
 /** Shows the quantity of a verdict in the charts of the layers. */
-function chooseVerdict({ site, stat, step, layer, optimizer, curve, rule }) {
+function chooseVerdict({ site, stat, batch, step, layer, optimizer, curve, rule }) {
   const rules = distinct([...(page.view?.rules ?? []).map(one => one.id), rule]).join(",");
   choose({
-    ...{ tab: "layers", site, stat, batch: "train", step, optimizer, rules },
+    ...{ tab: "layers", site, stat, batch, step, optimizer, rules },
     layer: layer === "mean" ? MEAN : layer,
     setting: curve.replaceAll("=", " "),
   });

@@ -7,27 +7,33 @@ function verdictTable(overview) {
   if (!verdicts.length) return element("p", { class: "faint" }, ...overview.verdict_notes);
   const rules = new Map(overview.rules.map(rule => [rule.id, rule]));
   const columnOf = ({ optimizer, curve, rule }) => JSON.stringify([optimizer, curve, rule]);
-  const rowOf = ({ quantity, at_last_step: last, step, over }) =>
-    JSON.stringify([quantity, last ? "last" : step, over]);
+  const rowOf = ({ quantity, batch, at_last_step: last, step, over }) =>
+    JSON.stringify([quantity, batch, last ? "last" : step, over]);
   const columns = distinct(verdicts.map(columnOf));
   const body = distinct(verdicts.map(rowOf)).map(key => {
     const ofRow = verdicts.filter(verdict => rowOf(verdict) === key);
     const { label, quantity, step, over } = ofRow[0];
+    const when = `at step ${step}${onBatch(overview, ofRow[0])}`;
     const cells = columns.map(column => {
       const verdict = ofRow.find(one => columnOf(one) === column);
       const shown = verdict ? verdictCell(verdict, rules.get(verdict.rule), overview.words) : "";
       return element("td", {}, shown);
     });
     const title = `${quantity}, ${over}`;
-    return element("tr", {}, rowHead(label, step, title), ...cells);
+    return element("tr", {}, rowHead(label, when, title), ...cells);
   });
   const heads = [hiddenHead("quantity"), ...columns.map(key => verdictHead(key, overview))];
   return tableOf(heads, body);
 }
 
-/** The head of a row: a quantity and its step. It stays in view while the columns scroll. */
-function rowHead(label, step, title) {
-  const small = element("small", {}, ` at step ${step}`);
+/** `, held-out batch`; empty if the page has the training batch only. */
+function onBatch({ batches }, { batch }) {
+  return batches[batch] ? `, ${batches[batch]}` : "";
+}
+
+/** The head of a row: a quantity, and when it is read. It stays in view while columns scroll. */
+function rowHead(label, when, title) {
+  const small = element("small", {}, ` ${when}`);
   return element("th", { scope: "row", title }, label, element("br"), small);
 }
 
@@ -126,7 +132,7 @@ function pStarTable({ p_star: { rows } }) {
       const found = ofRow.filter(row => columnOf(row) === column);
       return element("td", {}, ...found.map(row => pStarCell(row)));
     });
-    return element("tr", {}, rowHead(label, step, `${site} ${stat}`), ...cells);
+    return element("tr", {}, rowHead(label, `at step ${step}`, `${site} ${stat}`), ...cells);
   });
   return tableOf([hiddenHead("quantity"), ...heads], body);
 }
