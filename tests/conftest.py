@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -114,6 +115,16 @@ def corpus(cell: Callable[..., CellConfig]) -> Corpus:
     config = cell()
     tokenizer = load_tokenizer(config.model)
     return build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_wait_for_the_disk() -> None:
+    """``fsync`` checks the descriptor and does not wait: no machine loses power during a test.
+
+    Whether it is called, and when, is seen by tests that replace it, and by :mod:`tests.faults`.
+    Processes that are not forked call the true one.
+    """
+    os.fsync = os.fstat  # type: ignore[assignment]  # it returns more
 
 
 @dataclass

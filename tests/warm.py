@@ -1,8 +1,10 @@
 """The server of :mod:`tests.forked` imports this: what ``study`` imports sooner or later.
 
-It also composes a configuration: the parsers of Hydra and OmegaConf are slow the first time.
+It also composes a configuration: the parsers of Hydra and OmegaConf are slow the first time. As in
+the tests themselves, ``fsync`` does not wait for the disk.
 """
 
+import os
 from importlib import import_module
 
 from hydra import compose, initialize_config_dir
@@ -24,3 +26,4 @@ Plugins.instance()
 with initialize_config_dir(str(CONF), version_base="1.3"):
     parse(compose("config", overrides=["model=tiny", "adapter.rank=2", "optimizer.lr=1e-3"]))
 GlobalHydra.instance().clear()
+os.fsync = os.fstat  # type: ignore[assignment]  # it returns more
