@@ -1,5 +1,6 @@
 """``study bench`` on the tiny base: the ways reach one loss, and rows become text and a figure."""
 
+import multiprocessing
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from benchmarks.training import command, flops
 from benchmarks.training.command import earlier_rows
 from benchmarks.training.labels import NOT_MEASURED, PLAIN
 from benchmarks.training.listing import SUITES
@@ -20,6 +22,15 @@ from benchmarks.training.ways import TimedRun, cell, check_agreement
 from tests.benchmarks.hungry import hungry
 
 
+@pytest.fixture
+def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process of a suite is forked from this one, which has imported torch and PEFT. It finds
+    the machine's peak with a small product."""
+    monkeypatch.setattr(command, "get_context", lambda _: multiprocessing.get_context("fork"))
+    monkeypatch.setitem(flops.PEAK_SIDE, "cpu", 256)
+
+
+@pytest.mark.usefixtures("_forked")
 def test_four_ways_are_timed_and_summarised(study_cli: Callable[..., Any], tmp_path: Path) -> None:
     size = ["--model=tiny", "--ranks=2,4", "--steps=2", f"--to={tmp_path}", f"--plots={tmp_path}"]
     ran = study_cli("bench", "sweep", "layers", *size)
@@ -39,6 +50,7 @@ def test_four_ways_are_timed_and_summarised(study_cli: Callable[..., Any], tmp_p
     assert again.out == ran.out
 
 
+@pytest.mark.usefixtures("_forked")
 def test_ranks_are_added_to_a_table_of_the_same_machine(
     study_cli: Callable[..., Any], tmp_path: Path
 ) -> None:
