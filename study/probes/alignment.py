@@ -61,9 +61,7 @@ class Alignment:
         The weight is the learning rate of the update that uses them. Enter this after a probe's
         ``watch``, so that the probe measures before the gradients of its own step are added.
         """
-        device = self.layers[0].pairs()[0].A_RD.device
-        weights_K11 = torch.tensor(weights_K, dtype=torch.float32).view(-1, 1, 1)
-        weights_K11 = weights_K11.to(device, non_blocking=True)
+        weights_K11 = self._on_device(weights_K)
         hooks = [
             layer.module.register_forward_hook(partial(self._on_forward, index, weights_K11))
             for index, layer in enumerate(self.layers)
@@ -73,6 +71,15 @@ class Alignment:
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def add(self, gradients_L: Sequence[Tensor], weights_K: Sequence[float]) -> None:
+        """Add the known weight gradients of a pass, ``[K, O, D]`` by layer, times the weights.
+
+        The same as :meth:`accumulate` around that pass, bit for bit.
+        """
+        weights_K11 = self._on_device(weights_K)
+        for layer, dW_KOD in enumerate(gradients_L):
+            self._add(layer, dW_KOD * weights_K11)
 
     def gradients(self, cell: int) -> dict[str, Tensor]:
         """One cell's accumulated weight gradients, ``[O, D]`` by layer; empty before the first."""
@@ -115,6 +122,11 @@ class Alignment:
             return crossed(G_KOD[cell], dy_nO, self.stats)
         return aligned(G_KOD[cell].mT, dy_nO, self.stats)
 
+    def _on_device(self, weights_K: Sequence[float]) -> Tensor:
+        device = self.layers[0].pairs()[0].A_RD.device
+        weights_K11 = torch.tensor(weights_K, dtype=torch.float32).view(-1, 1, 1)
+        return weights_K11.to(device, non_blocking=True)
+
     def _on_forward(
         self, layer: int, weights_K11: Tensor, _: nn.Module, args: tuple[Tensor, ...], y: Tensor
     ) -> None:
@@ -124,15 +136,17 @@ class Alignment:
     def _on_backward(self, layer: int, weights_K11: Tensor, x: Tensor, dy: Tensor) -> None:
         cells = len(weights_K11)
         with torch.no_grad(), torch.autocast(dy.device.type, enabled=False):
-            dy_KNO = dy.reshape(cells, -1, dy.shape[-1]).float() * weights_K11
-            x_KND = x.reshape(cells, -1, x.shape[-1]).float()
-            G_KOD = self._G_KOD[layer]
-            if G_KOD is None:
-                self._G_KOD[layer] = self.world.sum(torch.bmm(dy_KNO.mT, x_KND))
-            elif self.world.size > 1:
-                G_KOD += self.world.sum(torch.bmm(dy_KNO.mT, x_KND))
-            else:
-                G_KOD.baddbmm_(dy_KNO.mT, x_KND)
+            x_KND, dy_KNO = (each.reshape(cells, -1, each.shape[-1]) for each in (x, dy))
+            self._add(layer, self.world.sum(weight_gradient(x_KND, dy_KNO) * weights_K11))
+
+    def _add(self, layer: int, weighted_KOD: Tensor) -> None:
+        G_KOD = self._G_KOD[layer]
+        self._G_KOD[layer] = weighted_KOD if G_KOD is None else G_KOD.add_(weighted_KOD)
+
+
+def weight_gradient(x_KND: Tensor, dy_KNO: Tensor) -> Tensor:
+    """``dL/dW`` of each cell from a layer's inputs and output gradients: ``[K, O, D]`` float32."""
+    return torch.bmm(dy_KNO.float().mT, x_KND.float())
 
 
 def aligned(G_OD: Tensor, x_nD: Tensor, stats: Sequence[str] = ALIGNED) -> dict[str, Tensor]:

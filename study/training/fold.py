@@ -102,6 +102,8 @@ class Fold:
             bank.zero_grad()
         if probe:
             self.dropout_before = [bank.dropout_state() for bank in self.banks]
+        if step >= self.aligned_until:
+            self.alignment = None
         unobserved = not probe and self.alignment is None
         with (
             merged_once(self.banks) if len(micro_batches) > 1 else nullcontext(),
@@ -110,22 +112,15 @@ class Fold:
             for index, batch in enumerate(micro_batches):
                 with (
                     probe.watch(batch.real_BT) if probe else nullcontext(),
-                    self._aligning(step),
-                    self.passing(batch, supervised_K, (TRAIN, index), by_seed=True) as loss_K,
+                    self.passing(
+                        *(batch, supervised_K, (TRAIN, index)), by_seed=True, aligns=True
+                    ) as loss_K,
                 ):
                     loss_K.sum().backward()
                 total_K += loss_K.detach()
         for bank in self.banks:
             bank.bind_grads()
         return self.world.sum(total_K)
-
-    def _aligning(self, step: int) -> AbstractContextManager[None]:
-        """Surrounds a training pass: accumulates the weight gradients that a later probe needs."""
-        if step >= self.aligned_until:
-            self.alignment = None
-        if self.alignment is None:
-            return nullcontext()
-        return self.alignment.accumulate(self.learning_rates())
 
     def grad_norms(self) -> Tensor:
         """Each cell's gradient norm over all its adapters, before clipping, ``[K]``."""
@@ -165,19 +160,32 @@ class Fold:
 
     @contextmanager
     def passing(
-        self, batch: TokenBatch, supervised: Tensor | int, what: Hashable, by_seed: bool = False
+        self,
+        batch: TokenBatch,
+        supervised: Tensor | int,
+        what: Hashable,
+        by_seed: bool = False,
+        aligns: bool = False,
     ) -> Iterator[Tensor]:
         """Yields each cell's mean loss over a stacked batch, ``[K]``; inside, take the gradients of
         their sum.
 
         At step 0 it may be a pass that another fold of the pack kept. ``what``: the name of the
-        pass. ``by_seed``: whether the batch depends on the cell's ``data.seed``.
+        pass. ``by_seed``: whether the batch depends on the cell's ``data.seed``. ``aligns``:
+        whether the update uses its weight gradients, so that alignments need them.
         """
+        alignment, weights_K = self.alignment if aligns else None, self.learning_rates()
         keys_K = self.start_keys(what, by_seed, batch.input_ids_BT.shape[1])
         if known_K := self.shared.known(keys_K):
             yield replayed(known_K, self.banks)
+            if alignment:
+                each = zip(*map(self.shared.weight_gradients, known_K), strict=True)
+                alignment.add([torch.stack(dW_K) for dW_K in each], weights_K)
             return
-        with self.shared.recording(keys_K, self.banks, reads_outputs(self.cells[0])) as keep:
+        with (
+            alignment.accumulate(weights_K) if alignment else nullcontext(),
+            self.shared.recording(keys_K, self.banks, reads_outputs(self.cells[0])) as keep,
+        ):
             loss_K = self.nll_sums(batch) / supervised
             keep(loss_K)
             yield loss_K

@@ -11,9 +11,10 @@ Cells share a pass if their products have the same forms (:mod:`study.adapters.c
 differ in rounding, so a cell's numbers would otherwise depend on the cells beside it. A pass is not
 kept if a layer does not run exactly once in it, which a weight of experts never does.
 
-A pass keeps ``N (D + O)`` numbers of each layer, D of them once for layers that read one tensor,
-and ``N O`` more if a probe reads outputs. Letters: ``K`` cells of a fold, ``N`` tokens of a cell,
-``D`` / ``O`` in / out features of a layer.
+A pass keeps ``N (D + O)`` numbers of each layer, D of them once for layers that read one tensor;
+``N O`` more if a probe reads outputs; ``D O`` more if alignments need the weight gradients.
+
+Letters: ``K`` cells of a fold, ``N`` tokens of a cell, ``D`` / ``O`` in / out features of a layer.
 """
 
 import math
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 
 from study.adapters import LoraBank
 from study.config import CellConfig, chosen, probe_steps
+from study.probes.alignment import weight_gradient
 from study.vocabulary.quantities import SITES
 
 MOST_GAMMA = 1e20
@@ -63,11 +65,15 @@ class KnownLayer:
 
 @dataclass
 class KnownPass:
-    """One cell's loss, a scalar on the device, and its part of every layer."""
+    """One cell's loss, a scalar on the device, and its part of every layer.
+
+    ``weight_gradients``: ``dL/dW`` of every frozen weight, ``[O, D]``, once a cell has needed them.
+    """
 
     loss: Tensor
     layers: Sequence[KnownLayer]
     nbytes: int
+    weight_gradients: Sequence[Tensor] = ()
 
 
 class SharedStart:
@@ -115,6 +121,20 @@ class SharedStart:
         for key in set(keys_K):
             if not self._is_needed(key):
                 del self._passes[key]
+        return found
+
+    def weight_gradients(self, known: KnownPass) -> Sequence[Tensor]:
+        """``dL/dW`` of every layer in a known pass, ``[O, D]``. Kept with it if there is room."""
+        if known.weight_gradients:
+            return known.weight_gradients
+        layers = [(layer.x, layer.dy) for layer in known.layers if layer.dy is not None]
+        found = [
+            weight_gradient(*(each.reshape(1, -1, each.shape[-1]) for each in layer))[0]
+            for layer in layers
+        ]
+        nbytes = sum(dW_OD.nbytes for dW_OD in found)
+        if nbytes + self._used() <= self.limit:
+            known.weight_gradients, known.nbytes = found, known.nbytes + nbytes
         return found
 
     @contextmanager

@@ -11,6 +11,7 @@ from study.adapters import AdapterSpec
 from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase, load_base
+from study.training import shared_start
 from study.training.checkpoint import Snapshot
 from study.training.loop import CellStep, train
 from study.training.run import Run
@@ -114,6 +115,31 @@ def test_cells_that_differ_in_all_but_their_batches(
     assert pack.replays == [0, 2, 2, 2]
     assert pack.passes[1] - pack.passes[0] == 3 * 4
     assert not pack.shared._passes, "the last cell leaves nothing in memory"
+
+
+@pytest.mark.parametrize("room", [2**30, 2**18])
+def test_the_weight_gradients_of_a_shared_pass(
+    tiny_base: FrozenBase,
+    corpus: Corpus,
+    cell: Build,
+    room: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are computed once if there is room for them, and by every cell otherwise."""
+    computed: list[object] = []
+    real = shared_start.weight_gradient
+    monkeypatch.setattr(
+        shared_start, "weight_gradient", lambda *each: computed.append(1) or real(*each)
+    )
+    few = ("train.steps=1", "train.eval_every=0", "data.sequence_length=16", "train.batch_size=1")
+    probes = "probes.stats=[norm,r_align,r_back]"
+    rates = (1e-3, 2e-3, 3e-3)
+    cells = [[cell(*few, probes, "optimizer=sgd", f"optimizer.lr={rate}")] for rate in rates]
+    pack = Pack(tiny_base, corpus, cells, room)
+    pack.assert_equal()
+    assert pack.replays == [0, 1, 1]
+    layers = len(tiny_base.card.linears)
+    assert len(computed) == (layers if room == 2**30 else 2 * layers)
 
 
 @pytest.mark.parametrize("form", ["merged", "mixed"])
