@@ -5,7 +5,6 @@ not matter.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +15,8 @@ from study.adapters.contraction import FLOAT
 from study.config import CellConfig, eval_steps, probe_steps
 from study.models import ModelCard
 from study.sweeps.estimate import estimate
-from study.training.shared_start import may_share
+from study.sweeps.known import saved
 from study.vocabulary.optimizers import OPTIMIZERS
-from study.vocabulary.quantities import HELDOUT, TRAIN
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
 CALLS = 2e7
@@ -41,24 +39,6 @@ def relative_cost(config: CellConfig, card: ModelCard) -> float:
     # An update reads the gradient and reads and writes the weights and what the optimizer keeps.
     floats = (3 + 2 * OPTIMIZERS[config.optimizer.name].states) * whole.weights
     return whole.flops + config.train.steps * (FLOAT * floats + CALLS * len(card.linears))
-
-
-def known_batches(cells: Sequence[CellConfig]) -> list[frozenset[str]]:
-    """For each cell of a pack, in order: the batches whose pass at step 0 an earlier cell has run.
-
-    See :mod:`study.training.shared_start`. Only the training batch depends on the seed. Cells whose
-    products have other forms run a pass of their own, which is not counted here.
-    """
-    found: list[frozenset[str]] = []
-    seen: set[tuple[str, int | None]] = set()
-    for config in cells:
-        of_cell: set[tuple[str, int | None]] = {(TRAIN, config.data.seed)}
-        of_cell |= {(batch, None) for batch in {*config.probes.batch, HELDOUT} - {TRAIN}}
-        shares = may_share(config)
-        found.append(frozenset(batch for batch, _ in of_cell & seen) if shares else frozenset())
-        if shares:
-            seen |= of_cell
-    return found
 
 
 def cost_with(known: frozenset[str], config: CellConfig, card: ModelCard) -> float:
@@ -105,8 +85,6 @@ def _weights(config: CellConfig, known: frozenset[str], of_base: float) -> "np.n
     heldout = FORWARD * config.data.heldout / config.train.batch_size
     for step in eval_steps(config):
         weight[step] += heldout
-    passes = {TRAIN, *(config.probes.batch if 0 in probed else ())}
-    weight[0] -= of_base * len(known & passes)
-    if 0 in eval_steps(config) and HELDOUT in known:
-        weight[0] -= heldout
+    without = saved(config, known)
+    weight[0] -= of_base * (without.of_step + without.of_probe) + heldout * without.evaluations
     return weight

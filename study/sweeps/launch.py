@@ -14,7 +14,8 @@ from study.store.files import remove
 from study.sweeps import signals
 from study.sweeps.agenda import Planned, posted
 from study.sweeps.cells import Cell
-from study.sweeps.cost import base_share, cost_with, known_batches, step_shares
+from study.sweeps.cost import base_share, cost_with, step_shares
+from study.sweeps.known import known_batches
 from study.sweeps.sharing import stop_file
 from study.sweeps.status import count_noun, counts
 from study.vocabulary.sources import MODELS

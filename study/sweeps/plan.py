@@ -75,7 +75,7 @@ def render_plan(packs: Sequence[PreparedPack]) -> str:
             str(number),
             str(len(needs)),
             ", ".join(f"{rank:g}" for rank in ranks),
-            f"{sum(need.flops for need in needs) / 1e15:.3g}",
+            f"{planned_flops(pack) / 1e15:.3g}",
             f"{needs[0].base_bytes / 2**30:.2f}",
             f"{max(fold_bytes([need]) - need.base_bytes for need in needs) / 2**30:.2f}",
             f"{pack.memory / 2**30:.1f}",
@@ -85,6 +85,11 @@ def render_plan(packs: Sequence[PreparedPack]) -> str:
     lines = _printed(table)
     lines += [f"all packs: about {_duration(total)} at half of the measured {rate:.0f} GFLOP/s"]
     return "\n".join(lines)
+
+
+def planned_flops(pack: PreparedPack) -> float:
+    """The FLOPs of a pack. Passes that its cells share at step 0 count once."""
+    return sum(prepared.estimate.flops for prepared in pack.cells)
 
 
 def render_price(cells: Sequence[Cell], devices: Fleet) -> str:

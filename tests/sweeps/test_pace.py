@@ -17,10 +17,10 @@ from study.sweeps.agenda import Planned
 from study.sweeps.cost import (
     base_share,
     cost_with,
-    known_batches,
     relative_cost,
     step_shares,
 )
+from study.sweeps.known import known_batches
 from study.sweeps.pace import CellTime, seconds_left
 
 Build = Callable[..., CellConfig]
