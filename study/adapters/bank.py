@@ -10,7 +10,6 @@ Letters: ``K`` cells, ``k`` cells of one rank, ``N`` tokens of one cell (batch t
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import accumulate, groupby, pairwise
 from typing import Any, NamedTuple, Self
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from study.adapters.bucket import Bucket, Forms
-from study.adapters.contraction import Contraction, factored_linear, merged
+from study.adapters.contraction import Contraction, Shows, factored_linear, merged
 from study.adapters.frozen import dense_weight, features
 from study.adapters.inits import DRAWS, generator_for
 from study.adapters.world import own, undivided
@@ -243,19 +242,17 @@ class LoraBank(nn.Module):
         return self.base.bias  # type: ignore[return-value]
 
     @contextmanager
-    def showing_products(
-        self, show: Callable[[int, Tensor], None], are_needed: bool
-    ) -> Iterator[None]:
-        """Inside, ``show(first, BA_kOD)`` gets the products ``B A`` that merging forms.
+    def showing(self, shows_of: Callable[[int], Shows], needs_products: bool) -> Iterator[None]:
+        """Inside, what passes compute on their way is shown.
 
-        They are those of k neighbouring cells from cell ``first`` on, without gamma. Factored
-        adapters form none. ``are_needed``: the caller would form them itself, so passes merge where
-        that is cheaper in all (:class:`study.adapters.bucket.Forms`).
+        ``shows_of(first)`` gets that of k neighbouring cells of one rank from cell ``first`` on.
+        ``needs_products``: the caller would form ``B A`` itself, so passes merge where that is
+        cheaper in all (:class:`study.adapters.bucket.Forms`).
         """
         first = 0
         with ExitStack() as stack:
             for bucket in self._buckets():
-                stack.enter_context(bucket.showing_product(partial(show, first), are_needed))
+                stack.enter_context(bucket.showing(shows_of(first), needs_products))
                 first += bucket.cells
             yield
 
@@ -282,8 +279,9 @@ class LoraBank(nn.Module):
         if W_OD is not None and not self._drops:
             ends = list(accumulate(sizes, initial=0))
             adapters = [tensor for b in buckets for tensor in (b.A_kRD, b.B_kOR, b.gamma_k11)]
-            parts = [slice(*ends) for ends in pairwise(ends)]
-            return [factored_linear(x_kND, W_OD, self.base.bias, parts, adapters)]  # type: ignore[arg-type]
+            parts, shows = [slice(*ends) for ends in pairwise(ends)], [b.shows for b in buckets]
+            bias: Any = self.base.bias
+            return [factored_linear(x_kND, W_OD, bias, parts, shows, adapters)]
         y_kNO = self.base(x_kND)
         # Under autocast the base's product is bf16, and so are the adapters' products.
         x_kND = self._dropped(x_kND, cells).to(y_kNO.dtype)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from study.adapters.contraction import Contraction, Show, factored, merged, mixed
+from study.adapters.contraction import Contraction, Shows, factored, merged, mixed
 
 
 class Forms(NamedTuple):
@@ -56,7 +56,7 @@ class Bucket(nn.Module):
             "gamma_k11", torch.tensor(self.gammas).view(-1, 1, 1), persistent=False
         )
         self.forms = forms
-        self._show: Show | None = None
+        self.shows: Shows | None = None
         self._needs_product = False
         self._keeps = False
         self._kept: tuple[Tensor, Tensor] | None = None
@@ -67,16 +67,16 @@ class Bucket(nn.Module):
         return self.forms.probed if self._needs_product else self.forms.plain
 
     @contextmanager
-    def showing_product(self, show: Show, is_needed: bool) -> Iterator[None]:
-        """Inside, ``show(BA_kOD)`` gets the product, without gamma, when a pass forms it.
+    def showing(self, shows: Shows, needs_product: bool) -> Iterator[None]:
+        """Inside, ``shows`` get what passes compute on their way.
 
-        ``is_needed``: it is formed anyway, so passes use :attr:`Forms.probed`.
+        ``needs_product``: it is formed anyway, so passes use :attr:`Forms.probed`.
         """
-        self._show, self._needs_product = show, is_needed
+        self.shows, self._needs_product = shows, needs_product
         try:
             yield
         finally:
-            self._show, self._needs_product = None, False
+            self.shows, self._needs_product = None, False
 
     def add_to(self, y_kNO: Tensor, x_kND: Tensor) -> Tensor:
         """``y + gamma B A x``."""
@@ -94,7 +94,7 @@ class Bucket(nn.Module):
         if self._kept is not None:
             return self._kept[1]
         with torch.set_grad_enabled(self.form == "merged" and torch.is_grad_enabled()):
-            made = merged(W_OD, self.A_kRD, self.B_kOR, self.gamma_k11, self._show)
+            made = merged(W_OD, self.A_kRD, self.B_kOR, self.gamma_k11, self.shows)
         if not self._keeps:
             return made
         self._kept = made, made.detach().requires_grad_(made.requires_grad)

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,8 +41,19 @@ GPU. It decides at low rank only, where the forms differ by few FLOPs."""
 NARROW = 16
 """A factor's gradient with fewer columns is computed transposed. Measured on a CPU, 192 to 1536
 rows."""
-Show = Callable[[Tensor], None]
-"""Gets the products ``B A`` of K cells, ``[K, O, D]``, when they are formed."""
+
+
+class Shows(NamedTuple):
+    """What gets the tensors that a pass computes for K cells of one rank, when it has them.
+
+    - ``product``: ``B A``, ``[K, O, D]``, which merging forms;
+    - ``hidden``: ``gamma A x``, ``[K, N, R]``, in the forward pass of :class:`FactoredLinear`;
+    - ``hidden_gradient``: ``gamma B^T dy``, ``[K, N, R]``, in its backward pass.
+    """
+
+    product: Callable[[Tensor], None]
+    hidden: Callable[[Tensor], None]
+    hidden_gradient: Callable[[Tensor], None]
 
 
 class Factored(torch.autograd.Function):
@@ -81,7 +92,7 @@ class FactoredLinear(torch.autograd.Function):
     rank.
 
     ``x_KND`` and ``W_OD`` have one dtype; ``b_O`` may be None; ``cells`` are the cells of each
-    rank, and ``adapters`` the A, B and gamma of each rank.
+    rank, ``shows`` what gets its tensors, if anything, and ``adapters`` its A, B and gamma.
     """
 
     @staticmethod
@@ -91,14 +102,17 @@ class FactoredLinear(torch.autograd.Function):
         W_OD: Tensor,
         b_O: Tensor | None,
         cells: Sequence[slice],
+        shows: Sequence[Shows | None],
         *adapters: Tensor,
     ) -> Tensor:
         adapters = tuple(tensor.to(x_KND.dtype) for tensor in adapters)
         y_KNO, z = linear(x_KND, W_OD, b_O), []
-        for part, A, B, gamma in _each(cells, adapters):
+        for (part, A, B, gamma), show in zip(_each(cells, adapters), shows, strict=True):
             z.append(torch.bmm(x_KND[part], A.mT).mul_(gamma))
+            if show is not None:
+                show.hidden(z[-1])
             y_KNO[part].baddbmm_(z[-1], B.mT)
-        ctx.cells = cells
+        ctx.cells, ctx.shows = cells, shows
         ctx.save_for_backward(x_KND, W_OD, *z, *adapters)
         return y_KNO
 
@@ -108,13 +122,16 @@ class FactoredLinear(torch.autograd.Function):
         z, adapters = saved[: len(ctx.cells)], saved[len(ctx.cells) :]
         dx_KND = torch.matmul(dy_KNO, W_OD) if ctx.needs_input_grad[0] else None
         gradients: list[Tensor | None] = []
-        for (part, A, B, gamma), z_kNR in zip(_each(ctx.cells, adapters), z, strict=True):
+        ranks = zip(_each(ctx.cells, adapters), z, ctx.shows, strict=True)
+        for (part, A, B, gamma), z_kNR, show in ranks:
             dy, x = dy_KNO[part], x_KND[part]
             dz_kNR = torch.bmm(dy, B).mul_(gamma)
+            if show is not None:
+                show.hidden_gradient(dz_kNR)
             if dx_KND is not None:
                 dx_KND[part].baddbmm_(dz_kNR, A)
             gradients += [outer(dz_kNR, x), outer(dy, z_kNR), None]
-        return dx_KND, None, None, None, *gradients
+        return dx_KND, None, None, None, None, *gradients
 
 
 def _each(
@@ -173,17 +190,17 @@ class Mixed(torch.autograd.Function):
 class Merged(torch.autograd.Function):
     """The weights ``W + gamma B A``, ``[K, O, D]``. Their gradient gives those of A and B.
 
-    ``show``: gets the product ``B A``.
+    ``shows``: get the product ``B A``.
     """
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, W_OD: Tensor, A: Tensor, B: Tensor, gamma: Tensor, show: Show | None
+        ctx: FunctionCtx, W_OD: Tensor, A: Tensor, B: Tensor, gamma: Tensor, shows: Shows | None
     ) -> Tensor:
         ctx.save_for_backward(A, B, gamma)
         product_KOD = torch.bmm(B, A)
-        if show is not None:
-            show(product_KOD)
+        if shows is not None:
+            shows.product(product_KOD)
         return torch.addcmul(W_OD, product_KOD, gamma)
 
     @staticmethod
@@ -206,11 +223,12 @@ def factored_linear(
     W_OD: Tensor,
     b_O: Tensor | None,
     cells: Sequence[slice],
+    shows: Sequence[Shows | None],
     adapters: Sequence[Tensor],
 ) -> Tensor:
     """``x W^T + b + gamma B A x``, ``[K, N, O]`` in W's precision; see :class:`FactoredLinear`."""
     with torch.autocast(x_KND.device.type, enabled=False):
-        return FactoredLinear.apply(x_KND.to(W_OD.dtype), W_OD, b_O, cells, *adapters)
+        return FactoredLinear.apply(x_KND.to(W_OD.dtype), W_OD, b_O, cells, shows, *adapters)
 
 
 def mixed(x_KND: Tensor, V_KOD: Tensor, A_KRD: Tensor, B_KOR: Tensor, gamma_K11: Tensor) -> Tensor:
@@ -219,10 +237,10 @@ def mixed(x_KND: Tensor, V_KOD: Tensor, A_KRD: Tensor, B_KOR: Tensor, gamma_K11:
 
 
 def merged(
-    W_OD: Tensor, A_KRD: Tensor, B_KOR: Tensor, gamma_K11: Tensor, show: Show | None = None
+    W_OD: Tensor, A_KRD: Tensor, B_KOR: Tensor, gamma_K11: Tensor, shows: Shows | None = None
 ) -> Tensor:
     """``W + gamma B A``, ``[K, O, D]`` float32; see :class:`Merged`."""
-    return Merged.apply(W_OD, A_KRD, B_KOR, gamma_K11, show)
+    return Merged.apply(W_OD, A_KRD, B_KOR, gamma_K11, shows)
 
 
 @dataclass(frozen=True)

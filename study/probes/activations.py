@@ -5,13 +5,18 @@ features (``D`` in, ``O`` out).
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from study.adapters.bank import LoraBank
+from study.adapters.contraction import Shows
 from study.probes.delta_w import DeltaW
+from study.probes.product import Product
 from study.probes.recorder import Recorder, in_backward
 from study.probes.sampled import SampledTokens
 from study.probes.sites import TENSORS, Source
@@ -46,6 +51,10 @@ class Activations:
         self.recorder, self.sampled, self.delta_w = recorder, sampled, delta_w
         self._first_pass = True
         self._last_input: tuple[Tensor, list[dict[str, tuple[Tensor, int]]]] | None = None
+        self._z: dict[tuple[int, int], Tensor] = {}
+        """By layer and cell: ``gamma A x`` of the sampled tokens, if the pass computes it."""
+        self._waiting: dict[tuple[int, int], tuple[Tensor, Product]] = {}
+        """By layer and cell: sampled output gradients until the pass computes ``gamma B^T dy``."""
 
     @contextmanager
     def watch(self, real_BT: Tensor | None) -> Iterator[None]:
@@ -61,13 +70,34 @@ class Activations:
             if wanted
         ]
         try:
-            with self.delta_w.watch():
+            with self._seeing_products(rows_K):
                 yield
         finally:
             for hook in hooks:
                 hook.remove()
-            self._last_input = None
+            self._last_input, self._z, self._waiting = None, {}, {}
+            self.delta_w.release_all()
         self._first_pass = False
+
+    @contextmanager
+    def _seeing_products(self, rows_K: list[Rows | None]) -> Iterator[None]:
+        """Inside, the probe gets products of the pass, instead of computing them again."""
+        takes = self.delta_w.takes_products and not self.recorder.zero_product
+        with ExitStack() as stack:
+            for index, layer in enumerate(self.recorder.layers):
+                if takes and isinstance(layer.module, LoraBank):
+                    shows_of = partial(self._shows, index, rows_K)
+                    needs_products = self.delta_w.is_wanted
+                    stack.enter_context(layer.module.showing(shows_of, needs_products))
+            yield
+
+    def _shows(self, layer: int, rows_K: list[Rows | None], first: int) -> Shows:
+        """What takes the products of a layer, of the cells from ``first`` on."""
+        return Shows(
+            partial(self.delta_w.take, layer, first),
+            partial(self._on_hidden, layer, rows_K, first),
+            partial(self._on_hidden_gradient, layer, rows_K, first),
+        )
 
     def _rows(self, reals: Sequence[Tensor]) -> Rows | None:
         """``reals``: the real tokens of each process, ``[B, T]``. None if there is no padding."""
@@ -102,6 +132,7 @@ class Activations:
             if self._first_pass and self.sampled.need_inputs:
                 x_nD = self._sample(x_KND[cell], rows)
                 product = self.delta_w.product(layer, cell, pair)
+                product = replace(product, z_nR=self._z.get((layer, cell)))
                 self.sampled.feed_inputs(layer, cell, x_nD, product)
                 if not self.sampled.need_output_gradients:
                     self.delta_w.release(layer, cell)
@@ -116,8 +147,26 @@ class Activations:
             if first_pass and self.sampled.need_output_gradients:
                 dy_nO = self._sample(dy_KNO[cell], rows)
                 product = self.delta_w.product(layer, cell, pair)
-                self.sampled.feed_output_gradients(layer, cell, dy_nO, product)
                 self.delta_w.release(layer, cell)
+                if (layer, cell) in self._z:  # gamma B^T dy comes next
+                    self._waiting[layer, cell] = dy_nO, product
+                else:
+                    self.sampled.feed_output_gradients(layer, cell, dy_nO, product)
+
+    def _on_hidden(self, layer: int, rows_K: list[Rows | None], first: int, z_kNR: Tensor) -> None:
+        is_repeated = in_backward()  # the second run of a checkpointed layer
+        if self._first_pass and not is_repeated and z_kNR.dtype == torch.float32:
+            for cell, z_NR in enumerate(z_kNR.detach(), start=first):
+                self._z[layer, cell] = self._sample(z_NR, rows_K[cell])
+
+    def _on_hidden_gradient(
+        self, layer: int, rows_K: list[Rows | None], first: int, dz_kNR: Tensor
+    ) -> None:
+        for cell, dz_NR in enumerate(dz_kNR, start=first):
+            if (layer, cell) in self._waiting:
+                dy_nO, product = self._waiting.pop((layer, cell))
+                product = replace(product, dz_nR=self._sample(dz_NR, rows_K[cell]))
+                self.sampled.feed_output_gradients(layer, cell, dy_nO, product)
 
     def _sample(self, x_NF: Tensor, rows: Rows | None) -> Tensor:
         real = rows and rows.among(x_NF)

@@ -1,17 +1,13 @@
 """``gamma B A`` of every layer: formed once in a step, and used for all sites that need it.
 
 A step that merges the adapters into the weights forms it anyway, and shows it
-(:meth:`study.adapters.bank.LoraBank.showing_products`). Otherwise the probe forms it.
+(:class:`study.adapters.contraction.Shows`). Otherwise the probe forms it.
 """
-
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from study.adapters.bank import LoraBank, LoraPair
+from study.adapters.bank import LoraPair
 from study.probes.product import Product
 from study.probes.recorder import Recorder, in_backward
 from study.probes.spectra import Core, core, largest_singular_values
@@ -26,7 +22,7 @@ class DeltaW:
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
-        self._wanted = "delta_w" in recorder.wanted
+        self.is_wanted = "delta_w" in recorder.wanted
         self._spectra = not set(SPECTRA).isdisjoint(recorder.stats)
         self._lends = bool(
             recorder.wanted_of("sampled_inputs") + recorder.wanted_of("sampled_output_gradients")
@@ -35,17 +31,10 @@ class DeltaW:
         self._measured: set[tuple[int, int]] = set()
         self._cores: dict[tuple[int, int], Core] = {}
 
-    @contextmanager
-    def watch(self) -> Iterator[None]:
-        """Inside, products that the pass forms are taken. None is held afterwards."""
-        takes = (self._wanted or self._lends) and not self.recorder.zero_product
-        with ExitStack() as stack:
-            for index, layer in enumerate(self.recorder.layers):
-                if takes and isinstance(layer.module, LoraBank):
-                    show = partial(self._seen, index)
-                    stack.enter_context(layer.module.showing_products(show, self._wanted))
-            yield
-        self._held = {}
+    @property
+    def takes_products(self) -> bool:
+        """Whether products that a pass forms are of use."""
+        return self.is_wanted or self._lends
 
     def product(self, layer: int, cell: int, pair: LoraPair) -> Product:
         """``gamma B A``, to multiply sampled tokens by. Measures delta_w if that is needed too."""
@@ -56,6 +45,10 @@ class DeltaW:
     def release(self, layer: int, cell: int) -> None:
         """No more tokens of the layer are multiplied by the product."""
         self._held.pop((layer, cell), None)
+
+    def release_all(self) -> None:
+        """No tokens are multiplied any more."""
+        self._held = {}
 
     def measure(self) -> None:
         """Measure every layer that no pass has measured, and the spectra of all."""
@@ -72,10 +65,10 @@ class DeltaW:
 
     def _wants(self, layer: int, cell: int) -> bool:
         of_plain_lora = not self.recorder.layers[layer].variant
-        return self._wanted and of_plain_lora and (layer, cell) not in self._measured
+        return self.is_wanted and of_plain_lora and (layer, cell) not in self._measured
 
-    def _seen(self, layer: int, first: int, BA_kOD: Tensor) -> None:
-        """The products of the cells from ``first`` on, which a pass has formed."""
+    def take(self, layer: int, first: int, BA_kOD: Tensor) -> None:
+        """Take the products of the cells from ``first`` on, which a pass has formed."""
         if in_backward():
             return  # the second run of a checkpointed layer
         pairs = self.recorder.layers[layer].pairs()[first:]

@@ -19,12 +19,16 @@ class Product:
 
     - ``BA_OD``: the product without gamma, float32; None if it is not held. Its elements are then
       computed a few rows at a time, and tokens are multiplied by both factors;
-    - ``is_zero``: whether it is known to be zero. Then nothing is multiplied.
+    - ``is_zero``: whether it is known to be zero. Then nothing is multiplied;
+    - ``z_nR``, ``dz_nR``: ``gamma A x`` and ``gamma B^T dy`` of the sampled tokens, float32, if the
+      pass has computed them. They save one of two products.
     """
 
     pair: LoraPair
     BA_OD: Tensor | None = None
     is_zero: bool = False
+    z_nR: Tensor | None = None
+    dz_nR: Tensor | None = None
 
     @property
     def is_compact(self) -> bool:
@@ -70,7 +74,8 @@ class Product:
             return _zeros(x_nD, len(B_OR))
         if self.BA_OD is not None:
             return (x_nD * gamma) @ self.BA_OD.mT
-        return (x_nD @ A_RD.float().mT * gamma) @ B_OR.float().mT
+        z_nR = x_nD @ A_RD.float().mT * gamma if self.z_nR is None else self.z_nR
+        return z_nR @ B_OR.float().mT
 
     def of_output_gradients(self, dy_nO: Tensor) -> Tensor:
         """``gamma A^T B^T dy``, ``[n, D]``."""
@@ -79,7 +84,8 @@ class Product:
             return _zeros(dy_nO, A_RD.shape[1])
         if self.BA_OD is not None:
             return (dy_nO * gamma) @ self.BA_OD
-        return (dy_nO @ B_OR.float() * gamma) @ A_RD.float()
+        dz_nR = dy_nO @ B_OR.float() * gamma if self.dz_nR is None else self.dz_nR
+        return dz_nR @ A_RD.float()
 
 
 def _zeros(x_nF: Tensor, features: int) -> Tensor:

@@ -22,7 +22,8 @@ def test_delta_w_is_formed_at_most_once(
     tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig], form: str
 ) -> None:
     """By FLOPs beyond those of a plain step. A step that merges has formed it already, and tokens
-    are multiplied by it where it has fewer elements than its factors.
+    are multiplied by it where it has fewer elements than its factors. A factored step has
+    multiplied them by one factor already.
     """
     sampled = ["adapter_out", "adapter_in_grad"]
     asked = [["A", "A_grad", "layer_out"], sampled, ["delta_w"], [*sampled, "delta_w"]]
@@ -38,13 +39,15 @@ def test_delta_w_is_formed_at_most_once(
         shapes = [bank.features for bank in fold.banks]
     low, high = (spec.rank for spec in SPECS)
     formed = sum(2 * rank * d * o for d, o in shapes for rank in (low, high))
-    factors = {rank: sum(4 * TOKENS * rank * (d + o) for d, o in shapes) for rank in (low, high)}
-    through_product = factors[low] + sum(4 * TOKENS * d * o for d, o in shapes)
+    factor = {rank: sum(2 * TOKENS * rank * (d + o) for d, o in shapes) for rank in (low, high)}
+    through_product = sum(4 * TOKENS * d * o for d, o in shapes)
     extra = [more - counted[0] for more in counted[1:]]
     if form == "factored":
-        assert extra == [0, factors[low] + factors[high], formed, formed + through_product]
+        sampled_too = formed + factor[low] + through_product
+        assert extra == [0, factor[low] + factor[high], formed, sampled_too]
     else:
-        assert extra == [0, through_product, 0, through_product]
+        through_both = 2 * factor[low] + through_product
+        assert extra == [0, through_both, 0, through_both]
 
 
 def test_a_probed_step_takes_the_form_that_is_cheapest_with_the_product(
