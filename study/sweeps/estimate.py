@@ -5,7 +5,8 @@ Letters as in :mod:`study.adapters.contraction`. Bytes are those held at one tim
 - the base: its weights, once for all cells of a process;
 - a cell's adapters: ``P = R sum(D + O)`` floats, their gradients and the optimizer's state; the
   weights before the step, if a probe measures updates; in bf16 the adapters' casts; ``D O`` floats
-  for each merged layer and expert, and as many for the weight gradients that alignments need;
+  for each merged layer and expert, as many for the weight gradients that alignments need, and for
+  the product ``B A`` that a probe multiplies tokens by;
 - a cell's activations: ``sum(D + O)`` numbers a token, over all linears from the first adapted
   block up. For Llama, GPT-2, Phi and Qwen this is within a fifth of what transformers keeps. With
   ``train.checkpointing``: the inputs of all blocks, and the activations of one.
@@ -177,8 +178,7 @@ def _adapter_cost(
     config: CellConfig, adapted: list[tuple[int, int]], tokens: int, contraction: Contraction
 ) -> _AdapterCost:
     dense = config.precision == "float32" and config.model.quant_bits is None
-    stats = chosen("probes.stats", config.probes.stats, STATS, USUAL)
-    aligned = bool(probe_steps(config)) and bool(set(stats) & set(ALIGNMENTS))
+    stats, sites = _probed(config)
     weights = kept = hidden = 0
     flops = 0.0
     for (d, o), layers in Counter(adapted).items():  # a model has few shapes
@@ -187,8 +187,19 @@ def _adapter_cost(
         weights += layers * rank * (d + o)
         flops += layers * adapter_flops(form, tokens, d, o, rank)
         hidden += layers * rank if form == "factored" else 0
-        kept += layers * ((0 if form == "factored" else d * o) + (d * o if aligned else 0))
+        forms = {form, contraction.choose(d, o, rank, "delta_w" in sites) if dense else form}
+        is_lent = {"delta_w", "adapter_in_grad"} <= sites and d * o < rank * (d + o)
+        matrices = (forms != {"factored"}) + bool(stats & {*ALIGNMENTS}) + is_lent
+        kept += layers * d * o * matrices
     return _AdapterCost(weights, flops, kept, hidden)
+
+
+def _probed(config: CellConfig) -> tuple[set[str], set[str]]:
+    """The statistics and the sites that probes measure; none without a probed step."""
+    if not probe_steps(config):
+        return set(), set()
+    stats = chosen("probes.stats", config.probes.stats, STATS, USUAL)
+    return set(stats), set(chosen("probes.sites", config.probes.sites, SITES))
 
 
 def _expert_cost(config: CellConfig, adapted: list[tuple[int, int, int]]) -> _AdapterCost:
@@ -201,8 +212,7 @@ def _expert_cost(config: CellConfig, adapted: list[tuple[int, int, int]]) -> _Ad
 
 def _state_bytes(config: CellConfig, adapters: _AdapterCost) -> int:
     """Of adapters, their gradients, the optimizer's state, and what merging and probes keep."""
-    sites = chosen("probes.sites", config.probes.sites, SITES)
-    updates = bool(probe_steps(config)) and bool({*UPDATES, "adapter_update"} & set(sites))
+    updates = bool({*UPDATES, "adapter_update"} & _probed(config)[1])
     copies = 2 + OPTIMIZERS[config.optimizer.name].states + updates
     return FLOAT * (copies * adapters.weights + adapters.kept)
 
