@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,17 @@ OfCellAndStep = Callable[[Cell, int], float]
 
 
 @pytest.fixture
-def on_disk(tmp_path: Path) -> Callable[..., Path]:
+def on_disk(on_disk_in: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     """``on_disk(seeds=(0,), ...)`` writes a study and returns its folder, ``results/known``."""
+    return partial(on_disk_in, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def on_disk_in() -> Callable[..., Path]:
+    """``on_disk_in(place, seeds=(0,), ...)`` writes a study to ``results/known`` in ``place``."""
 
     def write(
+        place: Path,
         *,
         seeds: Sequence[int] = (0, 1, 2, 3, 4),
         ranks: Sequence[int] = (4, 32, 256),
@@ -51,7 +59,7 @@ def on_disk(tmp_path: Path) -> Callable[..., Path]:
         after training, the actual loss change over the linear prediction, the clip factor of its
         gradients, and its final status. ``norm`` is the gradient norm. ``outputs``: by batch, the
         rms of outputs and input gradients from step 1."""
-        folder = tmp_path / "results" / "known"
+        folder = place / "results" / "known"
         cells = itertools.product(rules, ranks, lrs, seeds)
         for number, (scaling, rank, lr, seed) in enumerate(cells):
             cell = {"rank": rank, "lr": lr, "seed": seed, "gamma": ALPHA * rank ** -rules[scaling]}

@@ -3,7 +3,8 @@
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,29 +22,43 @@ OnDisk = Callable[..., Path]
 BOTH = ["analyzing the cells ...", "drawing the figures ..."]
 
 
-@pytest.fixture(autouse=True)
-def _few_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _few_figures() -> Iterator[None]:
     """Two figures are enough here, and faster."""
     few = {name: FIGURES[name] for name in ("loss_curves", "grad_norm_vs_rank")}
-    monkeypatch.setattr("study.figures.FIGURES", few)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("study.figures.FIGURES", few)
+        yield
+
+
+def report_on(folder: Path) -> list[str]:
+    """Write the report of a study and return what was done for it."""
+    notices: list[str] = []
+    write_report(folder, folder.parent.parent / "plots" / "known", notices.append)
+    return notices
+
+
+@pytest.fixture(scope="module")
+def once(on_disk_in: OnDisk, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A study before its report, and a copy of it with the report. Tests change copies."""
+    before, after = (tmp_path_factory.mktemp(name) for name in ("before", "after"))
+    on_disk_in(before, ranks=(4, 32), seeds=(0,))
+    shutil.copytree(before, after, dirs_exist_ok=True)
+    assert report_on(after / "results/known") == BOTH
+    return SimpleNamespace(before=before, after=after)
 
 
 @pytest.fixture
-def small(on_disk: OnDisk) -> Path:
-    return on_disk(ranks=(4, 32), seeds=(0,))
+def small(once: SimpleNamespace, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(once.before, tmp_path, dirs_exist_ok=True)) / "results/known"
 
 
 @pytest.fixture
-def reported(small: Path) -> SimpleNamespace:
+def reported(once: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
     """A study with its report. ``again()`` writes the report again and returns what it did."""
-
-    def again(folder: Path = small) -> list[str]:
-        notices: list[str] = []
-        write_report(folder, folder.parent.parent / "plots" / "known", notices.append)
-        return notices
-
-    assert again() == BOTH
-    return SimpleNamespace(folder=small, again=again, plots=small.parent.parent / "plots" / "known")
+    shutil.copytree(once.after, tmp_path, dirs_exist_ok=True)
+    folder, plots = tmp_path / "results/known", tmp_path / "plots/known"
+    return SimpleNamespace(folder=folder, plots=plots, again=partial(report_on, folder))
 
 
 def cells_of_rank(folder: Path, rank: float) -> list[Path]:
@@ -65,7 +80,7 @@ def test_modification_times_and_places_play_no_part(
     assert reported.again() == []
     shutil.copytree(tmp_path / "results", tmp_path / "clone" / "results")
     shutil.copytree(tmp_path / "plots", tmp_path / "clone" / "plots")
-    assert reported.again(tmp_path / "clone/results/known") == []
+    assert report_on(tmp_path / "clone/results/known") == []
 
 
 def test_a_deleted_cell_is_gone_from_the_report(reported: SimpleNamespace) -> None:

@@ -158,6 +158,7 @@ def test_every_experiment_runs_two_steps_on_tiny(
     sweep = yaml.safe_load((CONF / f"experiment/{experiment}.yaml").read_text())
     swept = sweep["hydra"]["sweeper"]["params"]
     one = {"adapter.alpha": "16", "optimizer.lr": "1e-3"}
+    one |= {"adapter.exponent": "0.25", "model.width": "64"}
     one_of_each = [f"{key}={value}" for key, value in one.items() if key in swept]
     ran = study_cli(
         "train",

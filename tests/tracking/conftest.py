@@ -13,6 +13,10 @@ import pytest
 
 from tests.forked import STUDY, Forked
 
+FEW_FIGURES = """
+from study import figures
+figures.FIGURES = {name: figures.FIGURES[name] for name in ("loss_curves", "grad_norm_vs_rank")}
+"""
 WANDB = Path(sys.executable).parent / "wandb"
 
 
@@ -56,7 +60,7 @@ def tracked(
     """The folder of a sweep over two ranks and two rules in two packs, tracked offline."""
     folder = tmp_path_factory.mktemp("tracked")
     sweep = ["adapter.rank=2,4", "adapter.scaling=lora,rslora", "pack.max_cells=2", "tracker=wandb"]
-    done = study_process(folder, "train", "-m", *sweep, WANDB_API_KEY=wandb_key)
+    done = study_process(folder, "train", "-m", *sweep, first=FEW_FIGURES, WANDB_API_KEY=wandb_key)
     assert done.returncode == 0, done.stderr
     (folder / "stderr").write_text(done.stderr)
     return folder
