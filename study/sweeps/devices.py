@@ -6,6 +6,9 @@ sees the same GPU under another number, if its ``CUDA_VISIBLE_DEVICES`` differs.
 
 A launcher that gives every job its own GPU, as Slurm and Ray do, leaves nothing to choose: the
 process sees one GPU and trains on it, whether or not another process does too.
+
+Processes that train a cell together (``train.shard``) each take the GPU with their number on the
+machine.
 """
 
 import contextlib
@@ -17,6 +20,7 @@ from pathlib import Path
 import torch
 from filelock import BaseFileLock
 
+from study.errors import StudyError
 from study.store import is_held, lock
 from study.store.cache import cache_folder
 from study.store.files import make_folder
@@ -36,16 +40,20 @@ class Gpu:
 
 
 @contextlib.contextmanager
-def own_device(name: str, must_stop: Callable[[], bool]) -> Iterator[torch.device | None]:
+def own_device(
+    name: str, must_stop: Callable[[], bool], number: int | None = None
+) -> Iterator[torch.device | None]:
     """Inside, ``device=name`` is this process's alone, if there are several. It becomes current.
 
-    Waits while other processes hold every GPU. Yields None if ``must_stop`` ended the wait. Raises
-    :class:`~study.errors.StudyError` if CUDA is asked for and torch sees none.
+    ``number``: that of the only GPU that it may take; None: any. Waits while other processes hold
+    every GPU that it may take. Yields None if ``must_stop`` ended the wait. Raises
+    :class:`~study.errors.StudyError` if CUDA is asked for and torch sees none, or no GPU with this
+    number.
     """
     if choose_device(name).type == "cpu":
         yield torch.device("cpu")
         return
-    with _claimed(visible_gpus(), must_stop) as gpu:
+    with _claimed(visible_gpus(), number, must_stop) as gpu:
         if gpu is not None:
             torch.cuda.set_device(gpu.device)
         yield None if gpu is None else gpu.device
@@ -69,11 +77,19 @@ _last: list[str] = []
 
 
 @contextlib.contextmanager
-def _claimed(gpus: Sequence[Gpu], must_stop: Callable[[], bool]) -> Iterator[Gpu | None]:
+def _claimed(
+    visible: Sequence[Gpu], number: int | None, must_stop: Callable[[], bool]
+) -> Iterator[Gpu | None]:
     """Inside, this process holds the lock of the GPU that is yielded."""
+    gpus = visible if number is None else visible[number : number + 1]
+    if not gpus:
+        raise StudyError(
+            f"torchrun has started more processes on this machine than the {len(visible)} GPUs "
+            "that torch sees: lower --nproc-per-node"
+        )
     make_folder(_folder())
     taken = _free(gpus)
-    if taken is None and len(gpus) > 1:
+    if taken is None and len(visible) > 1:
         taken = _wait(gpus, must_stop)
     elif taken is None:
         taken = gpus[0], contextlib.nullcontext()  # there is no other
@@ -101,9 +117,10 @@ def _free(gpus: Sequence[Gpu]) -> Claim | None:
 
 def _wait(gpus: Sequence[Gpu], must_stop: Callable[[], bool]) -> Claim | None:
     """:func:`_free` as soon as there is one; None if asked to stop before."""
+    held = ", ".join(str(gpu.device) for gpu in gpus)
     signals.say(
-        f"study: waiting for a GPU: other processes hold all {len(gpus)}; one process per GPU is "
-        "enough (hydra.launcher.n_jobs)"
+        f"study: waiting for a GPU: other processes hold {held}; one process per GPU is enough "
+        "(hydra.launcher.n_jobs)"
     )
     waiting = lock(_folder() / _WAITING, timeout=0)
     with _releasing(waiting):

@@ -9,10 +9,13 @@ import os
 import signal
 from collections.abc import Iterable, Sequence
 
+import torch
+
 from study.adapters.world import Order, World
 from study.sweeps import processes, signals
 from study.sweeps.cells import Cell
 from study.sweeps.checkpointing import newest
+from study.sweeps.devices import own_device
 from study.sweeps.prepare import prepare
 from study.sweeps.run import loaded_base
 from study.training.allocator import keep_freed_memory
@@ -25,7 +28,7 @@ def follow() -> None:
     for signum in signals.STOPPING:  # process 0 decides when all stop
         signal.signal(signum, signal.SIG_IGN)
     try:
-        orders = processes.world(processes.own_device("cpu"))
+        orders = processes.world(torch.device("cpu"))
         while (cells := orders.agreed()) is not None:
             _train_pack(cells)
     except BaseException as error:
@@ -35,8 +38,17 @@ def follow() -> None:
 
 
 def _train_pack(cells: Sequence[Cell]) -> None:
+    number = processes.local_number()
+    with own_device(cells[0].config.device, processes.stopped, number) as device:
+        if device is None:
+            processes.world(torch.device("cpu")).agreed()  # that there is nothing to train
+        else:
+            processes.ready()
+            _train_on(device, cells)
+
+
+def _train_on(device: torch.device, cells: Sequence[Cell]) -> None:
     keep_freed_memory()
-    device = processes.own_device(cells[0].config.device)
     world = processes.world(device)
     pack = prepare(cells, device=device)
     base = loaded_base(pack.config, processes.device_of_base(device))

@@ -10,7 +10,8 @@ it. So one process prints why all of them end. Imports torch only where it is ne
 import contextlib
 import os
 import signal
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 _FAILED, _ENDED = "study/failed", "study/ended"
 """Keys of the store: why a process has failed, and whether process 0 has ended."""
+_READY, _STOPPED = "study/ready", "study/stopped"
+"""How many of the others have their device, and whether process 0 was stopped as it waited."""
+_POLL = 0.05
+"""Seconds between two looks at the store."""
 
 
 def count() -> int:
@@ -106,17 +111,41 @@ def world(device: "torch.device") -> "World":
     return Processes(device)
 
 
-def own_device(name: str) -> "torch.device":
-    """The device of this process: of several GPUs, the one with its number on the machine."""
-    import torch
+def local_number() -> int:
+    """The number of this process among those that torchrun has started on this machine."""
+    return int(os.environ["LOCAL_RANK"])
 
-    from study.training.devices import choose_device
 
-    device = choose_device(name)
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    return device
+def begin(world: "World", cells: Sequence["Cell"], must_stop: Callable[[], bool]) -> bool:
+    """Process 0 tells the others to train ``cells``, and waits until each has its device.
+
+    False if ``must_stop`` ended the wait: no process trains then. Raises :class:`StudyError` if
+    another process fails.
+    """
+    if world.size == 1:
+        return True
+    store = _store()
+    store.set(_READY, "0")
+    world.agreed(cells)
+    while store.add(_READY, 0) < world.size - 1:
+        if store.check([_FAILED]):
+            raise StudyError(store.get(_FAILED).decode())
+        if must_stop():
+            store.set(_STOPPED, "")
+            world.agreed(None)
+            return False
+        time.sleep(_POLL)
+    return True
+
+
+def ready() -> None:
+    """Another process says that it has its device: see :func:`begin`."""
+    _store().add(_READY, 1)
+
+
+def stopped() -> bool:
+    """Whether process 0 no longer waits for this process's device."""
+    return any(_store().check([key]) for key in (_STOPPED, _ENDED))
 
 
 def device_of_base(device: "torch.device") -> "torch.device":

@@ -82,16 +82,16 @@ def _device(
     config: CellConfig, must_stop: StopRequest
 ) -> AbstractContextManager[torch.device | None]:
     """Inside, the device of a pack is this process's."""
-    if config.train.shard:
-        return nullcontext(processes.own_device(config.device))
-    return own_device(config.device, must_stop)
+    number = processes.local_number() if config.train.shard else None
+    return own_device(config.device, must_stop, number)
 
 
 def _train_on(
     device: torch.device, todo: Sequence[Cell], agenda: Path | None, must_stop: StopRequest
 ) -> Outcome:
     world = processes.world(device)
-    world.agreed(todo)
+    if not processes.begin(world, todo, must_stop):
+        return Outcome(signum=signals.asked())
     prepared = prepare(todo, held_bytes(), device)
     base = loaded_base(prepared.config, processes.device_of_base(device))
     labels = {cell.id: cell.label for cell in todo}

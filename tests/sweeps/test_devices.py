@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from study.config import CellConfig
+from study.errors import StudyError
 from study.sweeps import devices
 from study.sweeps import run as sweep
 from study.sweeps.cells import plan
@@ -97,7 +98,7 @@ def test_each_process_has_a_gpu_of_its_own_and_the_next_one_waits(
     wait_for(lambda: bool(third.device))
     assert third.device == second.device
     wait_for(lambda: not others_wait())
-    assert "other processes hold all 2" in capfd.readouterr().err
+    assert "other processes hold cuda:0, cuda:1" in capfd.readouterr().err
 
 
 def test_the_same_gpu_under_another_number_is_the_same(
@@ -145,6 +146,32 @@ def test_the_next_pack_of_a_process_stays_on_its_gpu(
         other.kill()
 
 
+def test_a_process_of_several_waits_for_the_gpu_with_its_number(
+    see: See, worker: Callable[[], Worker], capfd: pytest.CaptureFixture[str]
+) -> None:
+    see("a", "b", "c")
+    other = worker()
+    wait_for(lambda: bool(other.device))
+    assert other.device == "cuda:0"
+    with own_device("cuda", never, 1) as device:
+        assert device == torch.device("cuda", 1)
+        with own_device("cuda", lambda: True) as beside:  # a sweep leaves both alone
+            assert beside == torch.device("cuda", 2)
+    with own_device("cuda", lambda: True, 0) as device:
+        assert device is None, "1 and 2 are free, and are not its own"
+    assert "other processes hold cuda:0;" in capfd.readouterr().err
+    other.kill()
+    with own_device("cuda", never, 0) as device:
+        assert device == torch.device("cuda", 0)
+
+
+def test_more_processes_than_gpus_are_refused(see: See) -> None:
+    see("a", "b")
+    with pytest.raises(StudyError, match=r"than the 2 GPUs .*: lower --nproc-per-node"):  # noqa: SIM117
+        with own_device("cuda", never, 2):
+            pass
+
+
 def test_a_cpu_is_not_claimed(see: See, tmp_path: Path) -> None:
     see("a", "b")
     with own_device("cpu", never) as device:
@@ -159,8 +186,8 @@ def test_a_pack_trains_on_its_own_device_and_leaves_no_base_there_for_who_waits(
     gpu, used = torch.device("cuda", 1), []
 
     @contextmanager
-    def own(name: str, must_stop: Callable[[], bool]) -> Iterator[Any]:
-        assert name == "cuda"
+    def own(name: str, must_stop: Callable[[], bool], number: int | None) -> Iterator[Any]:
+        assert (name, number) == ("cuda", None)
         yield gpu
 
     def train_on(device: torch.device, *_: object) -> Outcome:

@@ -1,0 +1,133 @@
+"""Each process of a sharded run holds its own GPU. The GPUs are made up: it computes on the CPU."""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+from study import cli
+from study.store import is_held, load_cells, lock
+from study.sweeps import devices, following, processes, signals
+from study.sweeps import run as sweep
+from study.sweeps.devices import Gpu, others_wait
+from tests.sweeps.conftest import wait_for
+from tests.together import together
+
+CPU = torch.device("cpu")
+NAMES = ("a", "b")
+
+
+@pytest.fixture
+def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two GPUs, ``a`` and ``b``, which are the CPU; the folder of their locks."""
+    monkeypatch.setenv("STUDY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(devices, "_POLL", 0.01)
+    monkeypatch.setattr(devices, "choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(devices, "visible_gpus", lambda: [Gpu(CPU, name) for name in NAMES])
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    folder = tmp_path / "cache/gpus"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def torchrun(
+    jsonl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: Path
+) -> Callable[..., list[Any]]:
+    """Trains a small cell in two processes. ``before(number)`` runs in each: its exit code."""
+    small = [
+        *("train", "model=tiny", "data=jsonl", f"data.path={jsonl}", "data.sequence_length=48"),
+        *(f"results_dir={tmp_path}/results", "name=small", "train.batch_size=3", "adapter.rank=2"),
+        *("train.steps=2", "data.heldout=6", "probes.steps=null", "train.shard=true"),
+    ]
+    monkeypatch.setattr(sys, "argv", ["study", *small])
+
+    def start(before: Callable[[int], None] = lambda number: None) -> list[Any]:
+        def task(number: int) -> int:
+            before(number)
+            GlobalHydra.instance().clear()
+            monkeypatch.setattr(following, "os", SimpleNamespace(_exit=sys.exit))
+            try:
+                cli.main()
+            except SystemExit as leaving:
+                return int(leaving.code or 0)
+            return 0
+
+        return together(task, tmp_path)
+
+    return start
+
+
+def held(folder: Path) -> list[str]:
+    return [name for name in NAMES if is_held(folder / f"{name}.lock")]
+
+
+def test_each_process_holds_its_own_gpu_while_it_trains(
+    torchrun: Callable[..., list[Any]], gpus: Path, tmp_path: Path
+) -> None:
+    def look(number: int) -> None:
+        real = sweep.train
+
+        def watched(*arguments: Any) -> Any:
+            for results in real(*arguments):
+                (tmp_path / "seen").open("a").write(" ".join(held(gpus)) + "\n")
+                yield results
+
+        sweep.train = watched
+
+    assert torchrun(look) == [0, 0]
+    assert (tmp_path / "seen").read_text().splitlines() == ["a b"] * 3
+    assert held(gpus) == []
+
+
+def test_all_wait_for_the_gpu_of_one(
+    torchrun: Callable[..., list[Any]], gpus: Path, tmp_path: Path
+) -> None:
+    """Another process trains on b. The run trains when it has ended, and not before."""
+    other = lock(gpus / "b.lock", timeout=0)
+    other.acquire()
+    seen: list[Any] = []
+
+    def release() -> None:
+        wait_for(others_wait)
+        seen.append((held(gpus), list((tmp_path / "results").rglob("metrics*"))))
+        other.release()
+
+    releasing = threading.Thread(target=release)
+    releasing.start()
+    assert torchrun() == [0, 0]
+    releasing.join()
+    assert seen == [(["a", "b"], [])]
+    assert "waiting for a GPU" in (tmp_path / "stderr-1").read_text()
+    assert list(load_cells(tmp_path / "results/small")["status"]) == ["complete"]
+
+
+def test_a_run_that_waits_for_the_gpu_of_one_can_be_stopped(
+    torchrun: Callable[..., list[Any]], gpus: Path, tmp_path: Path
+) -> None:
+    other = lock(gpus / "b.lock", timeout=0)
+    other.acquire()
+
+    def stop_at_once(number: int) -> None:
+        real = processes.begin
+
+        def stopped(world: Any, cells: Any, must_stop: Callable[[], bool]) -> bool:
+            def must_stop() -> bool:
+                if others_wait():
+                    signals._process.asked = signal.SIGTERM
+                return signals.asked() is not None
+
+            return real(world, cells, must_stop)
+
+        sweep.processes.begin = stopped
+
+    assert torchrun(stop_at_once) == [128 + signal.SIGTERM, 1]
+    assert not list((tmp_path / "results").rglob("metrics*"))
+    other.release()
