@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from multiprocessing import forkserver
@@ -79,6 +80,16 @@ class Forked:
     def ended(self) -> bool:
         """Whether it has ended."""
         return self._process.exitcode is not None
+
+    def first_line(self) -> str:
+        """Wait for the first line that it prints on stdout."""
+        out = Path(self._said.name) / "out"
+        deadline = time.monotonic() + PATIENCE
+        while not (out.exists() and "\n" in (text := out.read_text())):
+            assert not self.ended, self.wait().stderr
+            assert time.monotonic() < deadline, "it prints nothing"
+            time.sleep(0.01)
+        return text.splitlines()[0]
 
     def send(self, signum: int) -> None:
         """Send a signal."""

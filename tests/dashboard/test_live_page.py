@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,30 +12,26 @@ import pytest
 from study.store import CellWriter
 from tests.forked import STUDY, Forked
 
-RUN = [sys.executable, "-c", STUDY]
-
 
 class Servers:
     """``study dashboard``, each in its own process."""
 
     def __init__(self) -> None:
-        self.running: list[subprocess.Popen[str]] = []
+        self.running: list[Forked] = []
 
     def start(self, study: Path, port: int = 0) -> str:
         """Start a server and return the address that it prints."""
-        command = [*RUN, "dashboard", str(study), "--port", str(port)]
-        self.running.append(
-            subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
-        )
-        line = self.running[-1].stdout.readline()  # type: ignore[union-attr]
+        command = ["dashboard", str(study), "--port", str(port)]
+        self.running.append(Forked(STUDY, command, study, os.environ))
+        line = self.running[-1].first_line()
         assert line.startswith("http://127.0.0.1:"), line
         return line.split()[0]
 
     def stop(self) -> int:
         """Interrupt the last server, as Ctrl-C does, and return its exit code."""
         process = self.running.pop()
-        process.send_signal(signal.SIGINT)
-        return process.wait(timeout=30)
+        process.send(signal.SIGINT)
+        return process.wait().returncode
 
 
 def await_cells(study: Path, count: int) -> None:
@@ -54,7 +48,6 @@ def servers() -> Iterator[Servers]:
     yield found
     for process in found.running:
         process.kill()
-        process.wait()
 
 
 def test_a_step_is_on_the_page_within_five_seconds(
