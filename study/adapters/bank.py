@@ -329,10 +329,13 @@ class LoraBank(nn.Module):
 
 
 @contextmanager
-def merged_once(banks: Sequence[LoraBank]) -> Iterator[None]:
-    """Inside, weights are merged once for all passes (:meth:`Bucket.merged_once`)."""
+def merged_once(banks: Sequence[LoraBank], ahead: bool = False) -> Iterator[None]:
+    """Inside, weights are merged once for all passes: at the first, or ``ahead`` of it
+    (:meth:`Bucket.merged_once`).
+    """
     with ExitStack() as stack:
         for bank in banks:
+            W_OD = dense_weight(bank.base) if ahead else None
             for bucket in bank._buckets():
-                stack.enter_context(bucket.merged_once())
+                stack.enter_context(bucket.merged_once(W_OD))
         yield

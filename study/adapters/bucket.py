@@ -101,8 +101,9 @@ class Bucket(nn.Module):
         return self._kept[1]
 
     @contextmanager
-    def merged_once(self) -> Iterator[None]:
-        """Inside, weights are merged once, at the first pass, and reused by the following passes.
+    def merged_once(self, W_OD: Tensor | None = None) -> Iterator[None]:
+        """Inside, weights are merged once and reused by all passes: now, if ``W_OD`` is given, or
+        else at the first pass. A compiled pass needs them before it.
 
         No factor may change inside. Gradients accumulate in the merged weights and are projected on
         A and B once, at the end. Each merged weight and its gradient hold ``D O`` floats. A bucket
@@ -110,6 +111,8 @@ class Bucket(nn.Module):
         """
         self._keeps = True
         try:
+            if W_OD is not None and self.form != "factored":
+                self._added_to(W_OD)
             yield
             if self._kept is not None and self._kept[1].grad is not None:
                 self._kept[0].backward(self._kept[1].grad)

@@ -104,10 +104,11 @@ class Fold:
             self.dropout_before = [bank.dropout_state() for bank in self.banks]
         if step >= self.aligned_until:
             self.alignment = None
-        unobserved = not probe and self.alignment is None
+        compiled = None if probe or self.alignment else self.compiled
+        several = len(micro_batches) > 1
         with (
-            merged_once(self.banks) if len(micro_batches) > 1 else nullcontext(),
-            self.compiled.running() if self.compiled and unobserved else nullcontext(),
+            merged_once(self.banks, ahead=bool(compiled)) if several else nullcontext(),
+            compiled.running() if compiled else nullcontext(),
         ):
             for index, batch in enumerate(micro_batches):
                 with (
