@@ -168,7 +168,12 @@ def compiled() -> str:
 def short() -> str:
     """Twelve short cells, set-up included."""
     wall = _walls(read("bench/short"))
-    return _bars([("twelve cells, against the Trainer", wall["trainer"], wall[OURS], 2.5)])
+    rows = [("twelve cells, against the Trainer", wall["trainer"], wall[OURS], 2.5)]
+    if "products" in wall:
+        rows.append(
+            ("as if our steps were their products alone", *wall[["trainer", "products"]], 2.5)
+        )
+    return _bars(rows)
 
 
 def start_up() -> str:

@@ -8,6 +8,7 @@ LABELS = {
     "compiled": "ours, packed and compiled",
     "folded": "ours, packed and folded",
     "single": "ours, a pack for each cell",
+    "products": "the products of our steps alone",
 }
 """The ways to train, by the name of the way."""
 PLAIN = "no probes"
