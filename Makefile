@@ -7,7 +7,7 @@ INSTALL := --quiet --no-compile
 # Then it must be kept: the tests start many processes, and each would compile all of it again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: study test smollm2 lint style types imports faults gpu figures dashboard-picture clean
+.PHONY: study test pytest smollm2 lint style types imports faults gpu figures dashboard-picture clean
 .DELETE_ON_ERROR:
 
 study: .venv/.installed
@@ -15,7 +15,11 @@ study: .venv/.installed
 	$(BIN)/study train experiment=quick
 	$(BIN)/study report results/quick
 
-test: lint smollm2
+test: lint pytest
+
+# A target of its own, so that make --jobs=2 starts it while mypy still runs, which takes half a
+# minute of one core.
+pytest: smollm2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 # Without the weights, the tests that need them are skipped.
