@@ -7,6 +7,7 @@ Letters: ``N`` tokens of a cell, ``n`` sampled tokens, ``F`` features (``D`` in,
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate, pairwise
 
 import torch
@@ -43,11 +44,10 @@ class SampledTokens:
         ``counts``: how many real tokens each process has.
         """
         world, count = self.recorder.world, sum(counts)
-        n = min(self.tokens, count)
         if world.size == 1:
-            spaced = torch.linspace(0, count - 1, n, device=x_NF.device).round().long()
-            return x_NF[spaced if real is None else real[spaced]].float()
-        spaced = torch.linspace(0, count - 1, n).round().long()
+            spaced = _spaced(count, self.tokens, x_NF.device)
+            return x_NF.index_select(0, spaced if real is None else real[spaced]).float()
+        spaced = _spaced(count, self.tokens)
         ends = torch.tensor([0, *accumulate(counts)])
         places = torch.searchsorted(spaced, ends).tolist()  # of each process in the sample
         own = spaced[slice(*places[world.number :][:2])] - ends[world.number]
@@ -84,6 +84,12 @@ class SampledTokens:
         if self.alignment is not None:
             stats_of = self.alignment.of_output_gradients
             self.recorder.write("adapter_in_grad", layer, cell, stats_of, layer, cell, dy_nO)
+
+
+@lru_cache
+def _spaced(count: int, most: int, device: torch.device | None = None) -> Tensor:
+    """At most ``most`` places among ``count``, evenly spaced from the first to the last."""
+    return torch.linspace(0, count - 1, min(most, count), device=device).round().long()
 
 
 def _rho(x_nD: Tensor, pair: LoraPair, A0_RD: Tensor) -> dict[str, Tensor]:
