@@ -7,6 +7,7 @@ OTHERS = {
     "inference": (".inference.command", "inference"),
     "checkpoint": (".checkpoints", "checkpoint"),
     "scale": (".scale.command", "scale"),
+    "sharded": (".sharded", "sharded"),
 }
 """The module and the name of each command that is not a suite."""
 

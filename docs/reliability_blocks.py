@@ -1,9 +1,12 @@
-"""The blocks of docs/reliability.md: faults, the cost of checkpoints, large studies."""
+"""The blocks of docs/reliability.md and docs/clusters.md: faults, the cost of checkpoints, large
+studies, the memory of sharded cells.
+"""
 
 import pandas as pd
 
 from benchmarks.checkpoints import summary
 from benchmarks.scale.command import BARS, COMMANDS, MOST_GB
+from benchmarks.sharded import summary as sharded
 from docs.blocks import RESULTS, Block, NoTables
 from docs.blocks import table as read
 from study.report.markdown import table
@@ -20,6 +23,11 @@ def faults() -> str:
 def checkpoint_cost() -> str:
     """The lines of ``study bench checkpoint --read``."""
     return "\n".join(f"- {line}" for line in summary(read("bench/checkpoint")).splitlines())
+
+
+def sharded_memory() -> str:
+    """The lines of ``study bench sharded --read``."""
+    return "\n".join(f"- {line}" for line in sharded(read("bench/sharded")).splitlines())
 
 
 def large_studies() -> str:
@@ -47,4 +55,5 @@ BLOCKS: dict[str, Block] = {
     "faults": faults,
     "checkpoint-cost": checkpoint_cost,
     "large-studies": large_studies,
+    "sharded-memory": sharded_memory,
 }
