@@ -6,7 +6,6 @@ torch, which takes seconds.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
@@ -44,11 +43,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """The garbage collector does not look at what collecting has imported, which stays.
-
-    Later it comes after 50 000 new objects instead of 700. One figure has as many.
-    """
-    gc.set_threshold(50_000)
+    """The garbage collector does not look at what collecting has imported, which stays."""
     with without_collections():
         return (yield)
 
