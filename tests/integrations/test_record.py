@@ -90,6 +90,9 @@ def with_accelerate(
     model: Any, optimizer: Any, batches: Any, config: CellConfig, watch: Any
 ) -> Losses:
     accelerate = pytest.importorskip("accelerate")
+    # A Trainer of an earlier test may have left its data loader, at whose end every backward pass
+    # is followed by an update.
+    accelerate.state.GradientState._reset_state()
     accelerator = accelerate.Accelerator(
         cpu=True, gradient_accumulation_steps=config.train.accumulation
     )

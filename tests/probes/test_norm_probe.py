@@ -17,7 +17,7 @@ from study.models import FrozenBase
 from study.probes import NormProbe, moments
 from study.probes.frames import KEYS
 from study.training.loop import Fold
-from study.vocabulary.quantities import MEAN_NORM, MODEL_WIDE, SITES, UNIONS, USUAL
+from study.vocabulary.quantities import MEAN_NORM, MODEL_WIDE, SITES, UNIONS, UPDATES, USUAL
 from tests.probes.folds import SPECS, TOKENS, trained
 
 MEASURED = [*USUAL, MEAN_NORM]
@@ -316,9 +316,10 @@ def test_same_numbers_on_a_peft_model(
     with adapted(
         tiny_base.model, tiny_base.card.linears, [AdapterSpec(4, config.adapter.gamma)]
     ) as banks:
+        stream = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for bank in banks:
-                torch.nn.init.normal_(bank.pairs[0].B_OR, std=0.1)
+                torch.nn.init.normal_(bank.pairs[0].B_OR, std=0.1, generator=stream)
                 layer = peft_model.get_submodule(f"base_model.model.{bank.layer}")
                 layer.lora_A["default"].weight.copy_(bank.pairs[0].A_RD)
                 layer.lora_B["default"].weight.copy_(bank.pairs[0].B_OR)
@@ -345,7 +346,13 @@ def test_same_numbers_on_a_peft_model(
     optimizer.step()
     theirs.after_update()
     found = theirs.collect(0)[0]
-    pd.testing.assert_frame_equal(found, expected, rtol=1e-5, check_exact=False)
+    # Adam divides by the gradient, so the rounding of an entry near eps is not small beside it.
+    for updates, rtol in ((False, 1e-5), (True, 1e-4)):
+        mine, other = (
+            table[table["site"].isin((*UPDATES, "adapter_update")) == updates]
+            for table in (found, expected)
+        )
+        pd.testing.assert_frame_equal(mine, other, rtol=rtol, check_exact=False)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
