@@ -154,7 +154,7 @@ def _train(file: Path, overrides: list[str]) -> None:
         "rank": int(config.adapter.rank),
         "optimizer": config.optimizer.name,
         "tokens": config.data.sequence_length,
-        "device": f"{about['device_name']}, {about['threads']} threads a process",
+        "device": f"{about['device_name']}, threads of a process: {about['threads']}",
         "torch": torch.__version__,
     }
     every = world.gathered(torch.tensor(gib, dtype=torch.float64)).tolist()
