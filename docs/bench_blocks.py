@@ -255,6 +255,13 @@ def probed_steps() -> str:
     return table(["", "all sites / no probes", "bar", ""], body)
 
 
+def low_rank_steps() -> str:
+    """``1.08 and 1.20``: steps that measure activations, and all sites, over plain ones."""
+    steps = read("bench/probes").query("way == 'fold' and rank == 16 and tokens == 1024")
+    ratios = ratios_to(PLAIN, steps).median()
+    return f"{ratios['activations']:.2f} and {ratios['all sites and spectra']:.2f}"
+
+
 def inference() -> str:
     """The cost of merged and unmerged adapters, by phase."""
     costs = inference_costs(read("infer_cost/infer_cost"))
@@ -318,6 +325,7 @@ BLOCKS: dict[str, Block] = {
     "products": products,
     "probes": probes,
     "probed-steps": probed_steps,
+    "low-rank-steps": low_rank_steps,
     "inference": inference,
     "merged": merged,
     "analysis": analysis,
