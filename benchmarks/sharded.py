@@ -2,7 +2,8 @@
 
 torchrun starts the processes on this machine. Each loads the base, trains one cell with the others
 (``train.shard=true``) on the CPU, and reads the most memory that it has held (``ru_maxrss``). What
-it held before training, with the whole base, is subtracted. A plan counts what training adds.
+it held before training, with the whole base, is subtracted. The plan counts what training adds, and
+the head, which a CPU does not copy. So the head is subtracted from the plan.
 
 Freed memory goes back to the system at once here. ``study train`` keeps it for the next tensor, and
 then the number would show how well it fits.
@@ -148,7 +149,7 @@ def _train(file: Path, overrides: list[str]) -> None:
     gib = resident(train(base, pack.corpus, [cell.run], world=world))
     about = describe_device(device)
     row = {
-        "planned": fold_bytes([cell.estimate]) / GIB,
+        "planned": (fold_bytes([cell.estimate]) - cell.estimate.head_bytes) / GIB,
         "model": config.model.name,
         "targets": str(config.adapter.targets),
         "rank": int(config.adapter.rank),

@@ -72,8 +72,9 @@ class Estimate:
     def divided(self, devices: int) -> "Estimate":
         """What each device takes if ``devices`` train the cell together, as FSDP2 divides it.
 
-        A device puts the weights of one block together at a time, and those of the next one. It has
-        whole sequences: more devices than sequences take no less time.
+        A device has the head whole, and during a step the embedding, which is as large. It puts the
+        weights of one block together at a time, and those of the next one. It has whole sequences:
+        more devices than sequences take no less time.
         """
         if devices == 1:
             return self
@@ -83,7 +84,7 @@ class Estimate:
         return replace(
             self,
             base_bytes=(self.base_bytes - self.head_bytes) // devices
-            + self.head_bytes
+            + _WHOLE_ENDS * self.head_bytes
             + _BLOCKS_AT_ONCE * self.block_bytes,
             own_bytes=divided // devices + self.cast_bytes + activations,
             activation_bytes=activations,
@@ -96,6 +97,8 @@ class Estimate:
         return self.flops / (ACHIEVED_SHARE * rate)
 
 
+_WHOLE_ENDS = 2
+"""The head and the embedding."""
 _BLOCKS_AT_ONCE = 2
 """The block that a device computes, and the one that it fetches."""
 
