@@ -243,9 +243,10 @@ class LoraBank(nn.Module):
 
     @contextmanager
     def showing(self, shows_of: Callable[[int], Shows], needs_products: bool) -> Iterator[None]:
-        """Inside, what passes compute on their way is shown.
+        """Inside, functions get the tensors that passes compute on their way.
 
-        ``shows_of(first)`` gets that of k neighbouring cells of one rank from cell ``first`` on.
+        ``shows_of(first)``: the functions for the k neighbouring cells of one rank that begin with
+        cell ``first``.
         ``needs_products``: the caller would form ``B A`` itself, so passes merge where that is
         cheaper in all (:class:`study.adapters.bucket.Forms`).
         """

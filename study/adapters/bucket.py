@@ -68,7 +68,7 @@ class Bucket(nn.Module):
 
     @contextmanager
     def showing(self, shows: Shows, needs_product: bool) -> Iterator[None]:
-        """Inside, ``shows`` get what passes compute on their way.
+        """Inside, the functions in ``shows`` get the tensors that passes compute on their way.
 
         ``needs_product``: it is formed anyway, so passes use :attr:`Forms.probed`.
         """
@@ -102,8 +102,9 @@ class Bucket(nn.Module):
 
     @contextmanager
     def merged_once(self, W_OD: Tensor | None = None) -> Iterator[None]:
-        """Inside, weights are merged once and reused by all passes: now, if ``W_OD`` is given, or
-        else at the first pass. A compiled pass needs them before it.
+        """Inside, weights are merged once, and all passes reuse them.
+
+        ``W_OD``: merge now, as a compiled pass needs it. None: merge in the first pass.
 
         No factor may change inside. Gradients accumulate in the merged weights and are projected on
         A and B once, at the end. Each merged weight and its gradient hold ``D O`` floats. A bucket

@@ -44,7 +44,7 @@ rows."""
 
 
 class Shows(NamedTuple):
-    """What gets the tensors that a pass computes for K cells of one rank, when it has them.
+    """The functions that get tensors of a pass for K cells of one rank, as soon as it has them.
 
     - ``product``: ``B A``, ``[K, O, D]``, which merging forms;
     - ``hidden``: ``gamma A x``, ``[K, N, R]``, in the forward pass of :class:`FactoredLinear`;
@@ -92,7 +92,7 @@ class FactoredLinear(torch.autograd.Function):
     rank.
 
     ``x_KND`` and ``W_OD`` have one dtype; ``b_O`` may be None; ``cells`` are the cells of each
-    rank, ``shows`` what gets its tensors, if anything, and ``adapters`` its A, B and gamma.
+    rank, ``shows`` the functions that get its tensors, and ``adapters`` its A, B and gamma.
     """
 
     @staticmethod
@@ -190,7 +190,7 @@ class Mixed(torch.autograd.Function):
 class Merged(torch.autograd.Function):
     """The weights ``W + gamma B A``, ``[K, O, D]``. Their gradient gives those of A and B.
 
-    ``shows``: get the product ``B A``.
+    ``shows.product`` gets the product ``B A``.
     """
 
     @staticmethod

@@ -92,7 +92,7 @@ class Activations:
             yield
 
     def _shows(self, layer: int, rows_K: list[Rows | None], first: int) -> Shows:
-        """What takes the products of a layer, of the cells from ``first`` on."""
+        """The functions that take the products of a layer for the cells from ``first`` on."""
         return Shows(
             partial(self.delta_w.take, layer, first),
             partial(self._on_hidden, layer, rows_K, first),

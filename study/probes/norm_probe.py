@@ -53,8 +53,8 @@ class NormProbe:
     - ``alignment``: the accumulated weight gradients; None if no alignment is measured;
     - ``adapter``: the PEFT adapter to read; needed if several are active;
     - ``world``: the processes that train the model together;
-    - ``zero_product``: whether every ``B A`` is known to be zero, as before the first update. What
-      is computed from it is then 0 without computation.
+    - ``zero_product``: whether every ``B A`` is known to be zero, as before the first update. The
+      probe then enters 0 for the sites that depend on it, and forms no product.
 
     All other moments are over the real tokens and all features of one optimizer step, all its
     micro-batches together. Gradients are read as backward leaves them: of the mean loss if the loss

@@ -1,7 +1,7 @@
-"""What a cell of a pack need not compute at step 0, because an earlier cell has.
+"""The passes at step 0 that a cell of a pack skips, because an earlier cell has run them.
 
-The estimate of a cell and the time left of a sweep read it here. It assumes cells that are trained
-one after another, and room for what they share (:mod:`study.training.shared_start`).
+The estimate of a cell and the time left of a sweep read them here. Both assume that cells train one
+after another, and that shared tensors have room (:mod:`study.training.shared_start`).
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class Saved:
 
 
 def saved(config: CellConfig, known: frozenset[str]) -> Saved:
-    """What a cell saves at step 0 if the passes of the batches ``known`` are known."""
+    """The passes that a cell skips at step 0 if those of the batches ``known`` are known."""
     probed = config.probes.batch if 0 in probe_steps(config) else []
     return Saved(
         of_step=int(TRAIN in known),
