@@ -11,10 +11,15 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from torch.distributed import TCPStore
+
+from study import cli
+from study.sweeps import following
 
 PROCESSES = 2
 _SECONDS = 600
@@ -57,6 +62,26 @@ def together(task: Callable[[int], Any], folder: Path) -> list[Any]:
             process.join(5)
             process.kill()
     return [found.get(number) for number in range(PROCESSES)]
+
+
+def commands_together(before: Callable[[int], None], folder: Path) -> list[Any]:
+    """The command line in ``sys.argv`` in every process: its exit code, or its exception.
+
+    ``before(number)`` runs in each process first.
+    """
+
+    def task(number: int) -> int:
+        before(number)
+        GlobalHydra.instance().clear()
+        # A process of a test leaves as Python does, so that its result arrives.
+        following.os = SimpleNamespace(_exit=sys.exit)  # type: ignore[assignment]
+        try:
+            cli.main()
+        except SystemExit as leaving:
+            return int(leaving.code or 0)
+        return 0
+
+    return together(task, folder)
 
 
 def _run(task: Callable[[int], Any], number: int, port: int, folder: Path, results: Any) -> None:

@@ -9,14 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 
-from study import cli
 from study.errors import StudyError
 from study.store import load_cells, rows_of
 from study.sweeps import following, processes
 from tests.conftest import Ran
-from tests.together import together
+from tests.together import commands_together
 
 StudyCli = Callable[..., Ran]
 
@@ -28,17 +26,7 @@ def torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., l
     def start(*arguments: str, before: Callable[[int], None] = lambda _: None) -> list[Any]:
         monkeypatch.setattr(sys, "argv", ["study", *arguments])
 
-        def task(number: int) -> int:
-            before(number)
-            GlobalHydra.instance().clear()
-            monkeypatch.setattr(following, "os", SimpleNamespace(_exit=sys.exit))
-            try:
-                cli.main()
-            except SystemExit as leaving:
-                return int(leaving.code or 0)
-            return 0
-
-        codes = together(task, tmp_path)
+        codes = commands_together(before, tmp_path)
         said = [(tmp_path / f"stderr-{number}").read_text() for number in range(len(codes))]
         return list(zip(codes, said, strict=True))
 

@@ -5,20 +5,17 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 
-from study import cli
 from study.store import is_held, load_cells, lock
-from study.sweeps import devices, following, processes, signals
+from study.sweeps import devices, processes, signals
 from study.sweeps import run as sweep
 from study.sweeps.devices import Gpu, others_wait
 from tests.sweeps.conftest import wait_for
-from tests.together import together
+from tests.together import commands_together
 
 CPU = torch.device("cpu")
 NAMES = ("a", "b")
@@ -50,17 +47,7 @@ def torchrun(
     monkeypatch.setattr(sys, "argv", ["study", *small])
 
     def start(before: Callable[[int], None] = lambda number: None) -> list[Any]:
-        def task(number: int) -> int:
-            before(number)
-            GlobalHydra.instance().clear()
-            monkeypatch.setattr(following, "os", SimpleNamespace(_exit=sys.exit))
-            try:
-                cli.main()
-            except SystemExit as leaving:
-                return int(leaving.code or 0)
-            return 0
-
-        return together(task, tmp_path)
+        return commands_together(before, tmp_path)
 
     return start
 
