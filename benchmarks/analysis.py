@@ -172,9 +172,9 @@ def processor() -> str:
 
 def measure(folder: Path, to: Path) -> None:
     """Load, analyse and draw. Runs in a process of its own, so that the peak is that of these."""
-    from study.analysis import analyze
+    from study.analysis import with_derived
     from study.figures import draw_all, save
-    from study.store import derived, load_measured, load_tables, write_derived
+    from study.store import load_measured, write_table
 
     timings = Timings()
     with timings.timed("load", "import and load"):
@@ -182,15 +182,9 @@ def measure(folder: Path, to: Path) -> None:
     values = sum(int(tables.probes[stat].notna().sum()) for stat in STATS)
     print(f"{len(tables.probes):,} probe rows, {values:,} values", flush=True)
     with timings.timed("analyze", "fits, predictions, verdicts and p*: time"):
-        found = analyze(tables.cells, tables.metrics, tables.probes)
+        tables = with_derived(tables)
     timings.add("memory", "the same: memory", peak_gib())
-    print(f"{len(found.exponents):,} fits, {len(found.stable):,} p*", flush=True)
-    made_from = derived.mark(tables.data_hash, derived.TABLES)
-    for name, table in vars(found).items():
-        write_derived(folder, name, table, made_from)
-    del found, tables
-    with timings.timed("load again", "load again, with the exponents"):
-        tables = load_tables(folder)
+    print(f"{len(tables.exponents):,} fits, {len(tables.stable):,} p*", flush=True)
     with timings.timed("figures", "all figures"):
         drawing, began = draw_all(tables), time.perf_counter()
         for name, figure in drawing:
@@ -198,7 +192,7 @@ def measure(folder: Path, to: Path) -> None:
             print(f"  {name:42s} {time.perf_counter() - began:6.1f} s", flush=True)
             began = time.perf_counter()
     to.mkdir(parents=True, exist_ok=True)
-    write_derived(to, "analysis", timings.table(values))
+    write_table(to / "analysis.parquet", timings.table(values))
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from study.report import current_tables
+from study.analysis import load_tables
 from study.store import StudyTables, cell_folders
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +65,7 @@ def study_tables(name: str = QUICK) -> StudyTables:
     folder = RESULTS / name
     if not cell_folders(folder):
         raise NoTables(f"no cells in {folder.relative_to(ROOT)}")
-    return current_tables(folder, lambda line: None)
+    return load_tables(folder)
 
 
 @cache

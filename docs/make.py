@@ -21,7 +21,6 @@ from study.dashboard.export import export
 from study.figures import FIGURES, draw_all, save
 from study.report import as_markdown
 from study.report.write import report_of
-from study.store import derived
 from study.store.archive import ARCHIVE
 from study.store.files import remove
 from study.store.output import write_output
@@ -56,19 +55,16 @@ def write_documents(say: Say) -> None:
 
 
 def draw_study(name: str) -> list[str]:
-    """Draw the pictures of a study and write its report, unless both are current.
+    """Draw the pictures of a study and write its report.
 
     Returns a line on what was done, and one for each figure that lacks its data.
     """
     tables, folder = study_tables(name), PLOTS / name
-    made_from = derived.mark(tables.data_hash, derived.FIGURES)
-    if derived.is_current(folder, made_from) and (folder / REPORT).exists():
-        return []
     said = [f"drew {name}"]
     asked = [figure for figure in FIGURES if figure in STUDIES[name].figures]
     drawn = []
     for figure, page in draw_all(tables, said.append, asked):
-        [path] = save(page, folder, figure, tables.data_hash, ["png"])
+        [path] = save(page, folder, figure, ["png"])
         slim(path)
         drawn.append(figure)
     for path in folder.glob("*.png"):
@@ -78,7 +74,6 @@ def draw_study(name: str) -> list[str]:
     write_output(folder / REPORT, as_markdown(blocks))
     if name == QUICK:
         export([RESULTS / name], folder / DASHBOARD, MOST_BYTES)
-    derived.write_drawn(folder, drawn, made_from)
     return said
 
 

@@ -6,6 +6,7 @@
 Everything else is in the console script (``study --help``).
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,22 @@ if TYPE_CHECKING:
 
 
 def load(study_dir: str) -> "StudyTables":
-    """Read a study's tables as pandas frames: ``cells``, ``metrics``, ``probes``, ``exponents``.
+    """A study's tables as pandas frames: ``cells``, ``metrics``, ``probes``, ``exponents``, ...
 
-    Raises :class:`study.errors.StudyError` if ``study_dir`` holds no study.
+    The exponents are computed from the others; if the study does not allow it, they are empty and a
+    warning says why. Raises :class:`study.errors.StudyError` if ``study_dir`` holds no study.
     """
-    from study.store import load_tables  # here, so that `import study` stays instant
+    # Here, so that `import study` stays instant.
+    from study.analysis import with_derived
+    from study.errors import StudyError
+    from study.store import load_measured
 
-    return load_tables(study_dir)
+    measured = load_measured(study_dir)
+    try:
+        return with_derived(measured)
+    except StudyError as error:
+        logging.getLogger(__name__).warning("no exponents of %s: %s", study_dir, error)
+        return measured
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ from study.cli.group import say
 from study.cli.tables import rank_list
 from study.errors import StudyError
 from study.figures.style import save
-from study.store import write_derived
+from study.store import write_table
 
 from . import timing
 from .costs import inference_costs, inference_verdict, render_inference
@@ -69,7 +69,7 @@ def inference(ranks: str, to: Path, plots: Path, measured: bool, **options: Any)
     if measured:
         timings = timing.run(ranks=rank_list("--ranks", ranks), **options, say=say)
         to.mkdir(parents=True, exist_ok=True)
-        write_derived(to, NAME, timings)
+        write_table(to / f"{NAME}.parquet", timings)
     elif not table.exists():
         raise StudyError(f"no {table} to read: measure without --read, or choose another --to")
     timings = pd.read_parquet(table)

@@ -63,7 +63,7 @@ def scale(cells: int, only: tuple[str, ...], keep: Path | None, to: Path) -> Non
         for name, taken in _measured(results, cells, only or tuple(COMMANDS), Path(scratch)):
             rows.append({"what": name, "cells": cells, **vars(taken)})
             click.echo(line(name, cells, taken))
-    _in_another_process("write_table", to, rows)
+    _in_another_process("write_costs", to, rows)
 
 
 def line(name: str, cells: int, taken: Cost) -> str:

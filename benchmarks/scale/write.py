@@ -17,7 +17,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from study.config.compose import CONF, compose
-from study.store import CellWriter, load_cell_table, write_derived
+from study.store import CellWriter, load_cell_table, write_table
 from study.sweeps import run as sweep
 from study.sweeps.cells import Cell, plan
 from study.sweeps.record import config_yaml, record_of
@@ -41,7 +41,7 @@ def write_study(results: Path, cells: int) -> None:
         _write_cell(cell, metrics, probes)
 
 
-def write_table(to: Path, rows: list[dict[str, Any]]) -> None:
+def write_costs(to: Path, rows: list[dict[str, Any]]) -> None:
     """Write the costs of the commands and the machine to ``scale.parquet``.
 
     The rows of other commands and numbers of cells stay in the table.
@@ -54,7 +54,7 @@ def write_table(to: Path, rows: list[dict[str, Any]]) -> None:
     table = pd.concat([*old, new], ignore_index=True).drop_duplicates(
         ["what", "cells"], keep="last"
     )
-    write_derived(to, "scale", table)
+    write_table(to / "scale.parquet", table)
 
 
 def plan_cells(results: Path, cells: int) -> list[Cell]:

@@ -37,7 +37,7 @@ from study.config.compose import CONF
 from study.data import IGNORED, Corpus, TokenBatch
 from study.models import FrozenBase
 from study.models.sources import find_model
-from study.store import load_tables
+from study.store import load_measured
 from study.sweeps import run as sweep
 from study.sweeps.cells import plan
 from study.sweeps.prepare import build_pack_corpus
@@ -217,7 +217,7 @@ def _trained(cells: Sequence[CellConfig]) -> tuple[float, pd.DataFrame]:
         with contextlib.redirect_stderr(io.StringIO()):
             sweep.run(plan([replace(each, results_dir=str(folder)) for each in cells]))
         wall = time.perf_counter() - began
-        return wall, load_tables(folder / cells[0].name).metrics
+        return wall, load_measured(folder / cells[0].name).metrics
     finally:
         shutil.rmtree(folder)
 

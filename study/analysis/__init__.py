@@ -1,6 +1,6 @@
 """From stored tables to statements: exponents with intervals, predictions, verdicts, comparisons.
 
->>> found = analyze(tables.cells, tables.metrics, tables.probes)   # doctest: +SKIP
+>>> found = load_tables("results/quick")                           # doctest: +SKIP
 >>> rich.print(render_table(summary(found.exponents)))             # doctest: +SKIP
 
 Nothing here imports torch, so a study can be analysed on a laptop from its stored tables.
@@ -41,7 +41,7 @@ Others:
 - :mod:`~study.analysis.grouping`, :mod:`~study.analysis.intervals`: shared helpers.
 """
 
-from study.analysis.analyze import Analysis, analyze
+from study.analysis.analyze import Analysis, analyze, load_tables, with_derived
 from study.analysis.exponents import fit_exponents
 from study.analysis.fits import fitted
 from study.analysis.grouping import curve_columns
@@ -69,6 +69,7 @@ __all__ = [
     "headline",
     "holm",
     "lazy_ratios",
+    "load_tables",
     "predicted_curve",
     "rank_effects",
     "rate_transfer",
@@ -83,6 +84,7 @@ __all__ = [
     "tost",
     "truncated_losses",
     "truncation_effects",
+    "with_derived",
     "with_predictions",
     "with_verdicts",
 ]

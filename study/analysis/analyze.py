@@ -1,6 +1,7 @@
-"""All derived tables of a study in one call: ``study analyze`` writes them, faces read them."""
+"""All derived tables of a study in one call. They are computed whenever a study is read."""
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from study.analysis.rank_effects import compared_losses
 from study.analysis.rates import best_rates
 from study.analysis.stable import stable_exponents
 from study.analysis.verdicts import with_verdicts
+from study.store import StudyTables, load_measured
 from study.vocabulary.quantities import QUANTITIES
 
 HIGH_RANKS = 32.0
@@ -21,7 +23,7 @@ differ."""
 
 @dataclass(frozen=True)
 class Analysis:
-    """The derived tables of a study, under the names of their files.
+    """The derived tables of a study.
 
     - ``exponents``: see :func:`~study.analysis.exponents.fit_exponents`;
     - ``stable``: p*, over all ranks and over ranks from :data:`HIGH_RANKS` (``rank_min`` tells
@@ -36,6 +38,21 @@ class Analysis:
     stable: pd.DataFrame
     rates: pd.DataFrame
     losses: pd.DataFrame
+
+
+def load_tables(study_dir: str | os.PathLike[str]) -> StudyTables:
+    """All tables of a study: those measured, and those computed from them.
+
+    Takes about a second for a usual study and 12 s for 2,000 cells. Raises :class:`StudyError` if
+    the folder holds no study, and as :func:`analyze` does.
+    """
+    return with_derived(load_measured(study_dir))
+
+
+def with_derived(measured: StudyTables) -> StudyTables:
+    """``measured`` with the derived tables. Raises :class:`StudyError` as :func:`analyze` does."""
+    found = analyze(measured.cells, measured.metrics, measured.probes)
+    return replace(measured, **vars(found))
 
 
 def analyze(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) -> Analysis:

@@ -30,9 +30,11 @@ def analyze(study_dir: Path) -> None:
     from rich.console import Console
 
     from study import analysis
-    from study.report import current_tables
+    from study.store import write_table
 
-    found = current_tables(study_dir, say, must_write=True)
+    found = analyzed(study_dir)
+    for name in ("exponents", "stable", "rates", "losses"):
+        write_table(study_dir / f"{name}.parquet", getattr(found, name))
     Console().print(analysis.render_table(analysis.summary(found.exponents)))
     if len(found.stable):
         Console().print(analysis.render_stable(found.stable))
@@ -41,6 +43,14 @@ def analyze(study_dir: Path) -> None:
     conclude(found, study_dir)
     click.echo(f"all exponents: {study_dir / 'exponents.parquet'}")
     click.echo(f"next: study report {study_dir}")
+
+
+def analyzed(study_dir: Path) -> "StudyTables":
+    """All tables of the study."""
+    from study.analysis import load_tables
+
+    say("analyzing the cells ...")
+    return load_tables(study_dir)
 
 
 def conclude(tables: "StudyTables", study_dir: Path) -> None:
@@ -72,13 +82,12 @@ def distances(study_dir: Path, rank_free: str) -> None:
     Trains the limit of infinite rank and writes distances.parquet.
     """
     from study.analysis.distances import laws
-    from study.store import derived, write_derived
+    from study.store import write_table
     from study.sweeps.distances import measure_study
     from study.sweeps.status import count_noun
 
-    made_from = derived.complete_cells_hash(study_dir)
     table = measure_study(study_dir, rank_list("--rank-free", rank_free), say)
-    path = write_derived(study_dir, "distances", table, made_from)
+    path = write_table(study_dir / "distances.parquet", table)
     for law in laws(table):
         click.echo(law)
     click.echo(f"{count_noun(len(table), 'distance')} in {path}")
@@ -107,24 +116,23 @@ def rank_list(option: str, text: str) -> list[int]:
     "--formats", default="png,pdf", show_default=True, help="File formats: png, pdf and svg."
 )
 def figures(study_dir: Path, to: Path | None, names: tuple[str, ...], formats: str) -> None:
-    """Draw the figures of a study. Analyzes it first if needed."""
+    """Draw the figures of a study."""
     from study.figures import FIGURES, draw_all, save
     from study.figures.style import FORMATS
-    from study.report import current_tables, draw_figures
+    from study.report import draw_figures
 
     kinds = [kind.strip() for kind in formats.split(",")]
     check_choices("--only", names, FIGURES)
     check_choices("--formats", kinds, FORMATS)
     folder = to or plots_folder(study_dir)
-    tables = current_tables(study_dir, say)
+    tables = analyzed(study_dir)
     if not names and kinds == ["png", "pdf"]:
         for path in draw_figures(tables, folder):
             click.echo(path)
         return
-    # Some of the figures, or other formats: the note of what the report finds here stays.
     missing: list[str] = []
     for name, figure in draw_all(tables, missing.append, names or tuple(FIGURES)):
-        for path in save(figure, folder, name, tables.data_hash, kinds):
+        for path in save(figure, folder, name, kinds):
             click.echo(path)
     if names and missing:
         raise StudyError("; ".join(missing))
@@ -151,14 +159,15 @@ def check_choices(option: str, values: Iterable[str], choices: Iterable[str]) ->
 def report(study_dir: Path, to: Path | None, plots: Path | None) -> None:
     """Write one page, and print what the study found.
 
-    The page is report.md and report.html: verdicts, p*, caveats and figures. Analyzes and draws the
-    study first if needed. With --to, it needs no right to write to the study's folder.
+    The page is report.md and report.html: verdicts, p*, caveats and figures. With --to, it needs no
+    right to write to the study's folder.
     """
-    from study.report import current_tables, write_report
+    from study.report import write_report
 
     usual = plots or (to / "figures" if to else plots_folder(study_dir))
-    tables = current_tables(study_dir, say)
-    [_, page] = write_report(study_dir, usual, say, to, tables)
+    tables = analyzed(study_dir)
+    say("drawing the figures ...")
+    [_, page] = write_report(study_dir, tables, usual, to)
     conclude(tables, study_dir)
     click.echo(f"open {page}")
     click.echo(f"study dashboard {study_dir}    # every layer, in a browser")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from study.cli.group import PATH, cli, say
+from study.cli.group import PATH, cli
 from study.cli.transfer_source import Source, Target, read_source, read_target
 from study.errors import StudyError, unknown
 
@@ -57,9 +57,9 @@ def transfer(
     target = read_target(run, rank, rule)
     tables = None
     if study_dir is not None:
-        from study.report import current_tables
+        from study.analysis import load_tables
 
-        tables = current_tables(study_dir, say)
+        tables = load_tables(study_dir)
     layers = bounds(run, tables)
     parts = [about(run), exact_lines(run, target)]
     if target.rank != run.adapter.rank:

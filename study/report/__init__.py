@@ -11,18 +11,16 @@
 - :mod:`~study.report.formatting`, :mod:`~study.report.markdown`: numbers and rules; tables, lists
   and pictures;
 - :mod:`~study.report.html`: the page as HTML with its figures embedded;
-- :mod:`~study.report.current`: derived tables and figures, made again if they are out of date;
 - :mod:`~study.report.records`: the records of all cells;
 - :mod:`~study.report.write`: both files, from a study's folder.
 """
 
 from study.report.answer import answer
 from study.report.caveats import caveats
-from study.report.current import current_figures, current_tables, draw_figures
 from study.report.html import as_html
 from study.report.markdown import Picture, as_markdown
 from study.report.page import page
-from study.report.write import write_report
+from study.report.write import draw_figures, write_report
 
 __all__ = [
     "Picture",
@@ -30,8 +28,6 @@ __all__ = [
     "as_html",
     "as_markdown",
     "caveats",
-    "current_figures",
-    "current_tables",
     "draw_figures",
     "page",
     "write_report",

@@ -45,7 +45,7 @@ PLACE = {quantity: place for place, quantity in enumerate(CONDITION)}
 def answer(tables: StudyTables) -> list[str]:
     """What the study found, in sentences: loss and gradients against rank, and why.
 
-    ``tables`` are analysed ones (:func:`~study.report.current.current_tables`). Names are as in the
+    ``tables`` are those of :func:`study.analysis.load_tables`. Names are as in the
     tables: the caller makes them printable.
     """
     found = curves(tables)

@@ -1,38 +1,49 @@
-"""Write a study's two reports. Analyze and draw first if needed."""
+"""A study's figures and its two reports, as files."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from study.errors import printable
-from study.figures import FIGURES
-from study.report.current import current_figures, current_tables
+from study.figures import FIGURES, draw_all, save
 from study.report.html import as_html
 from study.report.markdown import Block, Picture, as_markdown
 from study.report.page import page
 from study.report.records import records_of
 from study.store import StudyTables
+from study.store.files import remove
 from study.store.output import write_output
 
 
-def write_report(
-    study_dir: Path,
-    plots: Path,
-    notify: Callable[[str], None] = lambda line: None,
-    to: Path | None = None,
-    tables: StudyTables | None = None,
-) -> list[Path]:
-    """Write ``report.md`` and ``report.html`` into ``to`` and return their paths.
+def draw_figures(
+    tables: StudyTables, plots: Path, left_out: Callable[[str], None] | None = None
+) -> Iterator[Path]:
+    """Draw every figure into ``plots``, as PNG and PDF. Yields the path of each file.
 
-    ``to`` is ``study_dir`` by default. ``tables``: of :func:`current_tables`, if they were read
-    already. Analyzes the cells, and draws the figures into ``plots``, if
-    the results are missing or out of date (:mod:`study.report.current`). ``notify`` gets one line
-    for each. Raises :class:`StudyError` if the folder holds no study, or if a file can't be
-    written.
+    ``left_out`` gets a line for each figure whose data are missing; without it, a warning does.
+    Figures of an earlier call whose data are gone are deleted.
+    """
+    drawn = set()
+    for name, figure in draw_all(tables, left_out) if left_out else draw_all(tables):
+        drawn.add(name)
+        yield from save(figure, plots, name)
+    for name in FIGURES.keys() - drawn:
+        for kind in ("png", "pdf"):
+            remove(plots / f"{name}.{kind}")
+
+
+def write_report(
+    study_dir: Path, tables: StudyTables, plots: Path, to: Path | None = None
+) -> list[Path]:
+    """Draw the figures into ``plots``, and write ``report.md`` and ``report.html`` into ``to``.
+
+    Returns the paths of the two. ``to`` is ``study_dir`` by default. ``tables``: of
+    :func:`study.analysis.load_tables`. Raises :class:`StudyError` if a file can't be written.
     """
     folder = study_dir if to is None else to
-    tables = tables or current_tables(study_dir, notify)
-    blocks = report_of(study_dir, tables, current_figures(tables, plots, notify), plots, folder)
+    paths = list(draw_figures(tables, plots, left_out=lambda line: None))
+    figures = dict.fromkeys(path.stem for path in paths)
+    blocks = report_of(study_dir, tables, figures, plots, folder)
     paths = [folder / "report.md", folder / "report.html"]
     write_output(paths[0], as_markdown(blocks))
     write_output(paths[1], as_html(blocks, f"{printable(study_dir.resolve().name)}: report"))

@@ -24,23 +24,14 @@ from study.store.records import (
     read_cell,
     read_record,
 )
-from study.store.schemas import ANALYSED, DERIVED, SCHEMAS
+from study.store.schemas import SCHEMAS
 from study.store.streams import Damaged, last_metrics
-from study.store.tables import (
-    StudyTables,
-    are_current,
-    load_measured,
-    load_tables,
-    with_derived,
-    write_derived,
-)
+from study.store.tables import StudyTables, load_measured, write_table
 from study.store.writer import CellWriter
 
 __all__ = [
     "ADAPTER",
-    "ANALYSED",
     "CHECKPOINTS",
-    "DERIVED",
     "SCHEMAS",
     "STATUSES",
     "CellWriter",
@@ -49,7 +40,6 @@ __all__ = [
     "Damaged",
     "StorageError",
     "StudyTables",
-    "are_current",
     "cell_folders",
     "cell_row",
     "cells_table",
@@ -65,14 +55,12 @@ __all__ = [
     "load_cells",
     "load_measured",
     "load_records",
-    "load_tables",
     "lock",
     "read_cell",
     "read_record",
     "replacing",
     "rows_of",
-    "with_derived",
     "write_bytes",
-    "write_derived",
+    "write_table",
     "write_text",
 ]

@@ -23,7 +23,7 @@ from study.store.records import (
     no_study,
     read_record,
 )
-from study.store.schemas import DERIVED, SCHEMAS
+from study.store.schemas import DISTANCES, SCHEMAS
 from study.store.streams import Damaged, read_synced
 from study.store.writer import ASIDE
 from study.vocabulary.statuses import ENDED
@@ -35,7 +35,8 @@ class Problem:
 
     - ``path``: the file, or the folder of its cell;
     - ``reason``: in words;
-    - ``repair``: the shell command after which ``study train`` or ``study analyze`` makes it again;
+    - ``repair``: the shell command after which ``study train`` or ``study distances`` makes it
+      again;
     - ``is_damage``: False for a file that a killed process left, which nothing reads.
     """
 
@@ -46,7 +47,7 @@ class Problem:
 
 
 def check_study(study_dir: Path) -> Iterator[Problem]:
-    """The problems of a study: records, tables, streams, checkpoints and derived tables.
+    """The problems of a study: records, tables, streams, checkpoints and distances.
 
     It reads every file and writes nothing. Files that a live process may be writing are left out.
     Raises :class:`~study.errors.StudyError` if the folder holds no study.
@@ -59,8 +60,7 @@ def check_study(study_dir: Path) -> Iterator[Problem]:
     for path in sorted((study_dir / "cells").iterdir()):
         if not path.is_dir() and path.name != NOTE:
             yield Problem(path, "is not a cell, and nothing reads it", _remove(path), False)
-    for name in DERIVED:
-        yield from _check_derived(study_dir / f"{name}.parquet")
+    yield from _check_distances(study_dir / f"{DISTANCES}.parquet")
 
 
 def _check_cell(folder: Path, study_dir: Path) -> Iterator[Problem]:
@@ -115,7 +115,7 @@ def _leftovers(folder: Path) -> Iterator[Problem]:
             yield Problem(path, "was left by a process that was killed", _remove(path), False)
 
 
-def _check_derived(path: Path) -> Iterator[Problem]:
+def _check_distances(path: Path) -> Iterator[Problem]:
     if not path.exists():
         return
     try:

@@ -29,9 +29,5 @@ SCHEMAS = {"metrics": _METRICS, "probes": _PROBES, "truncations": _TRUNCATIONS}
   of delta_w, mean over layers.
 """
 
-ANALYSED = ("exponents", "stable", "rates", "losses")
-"""The tables that ``study analyze`` computes from those of the cells."""
 DISTANCES = "distances"
-"""The table of ``study distances``, which trains."""
-DERIVED = (*ANALYSED, DISTANCES)
-"""All tables that are computed from those of the cells."""
+"""The table of ``study distances``, which trains. It lies in the study's folder."""

@@ -10,13 +10,13 @@ from typing import Any
 
 import pandas as pd
 
-from study.analysis import summary
+from study.analysis import load_tables, summary
 from study.analysis.wording import BRACKETS, bend_text, factor_text, number_text
 from study.config import TrackerConfig
 from study.config.types import TRACKER_MODES
 from study.errors import StudyError, one_line
-from study.report.current import current_figures, current_tables
-from study.store import load_records
+from study.report import draw_figures
+from study.store import load_records, write_table
 from study.tracking.names import artifact_name
 from study.tracking.wandb_runs import start_run
 from study.tracking.writing import Runs
@@ -55,7 +55,7 @@ def tracker_of(study_dir: Path) -> TrackerConfig | None:
 def publish(
     study_dir: Path, plots: Path, tracker: TrackerConfig, notify: Callable[[str], None]
 ) -> None:
-    """Analyze and draw what is outdated, and send it. An error becomes one line for ``notify``."""
+    """Analyze, draw and send. An error becomes one line for ``notify``."""
     if Runs.given_up:
         return
     try:
@@ -77,14 +77,15 @@ def _send(
     import wandb
 
     study = study_dir.resolve().name
-    tables = current_tables(study_dir, notify, must_write=True)
-    drawn = current_figures(tables, plots, notify)
+    notify("analyzing the cells ...")
+    tables = load_tables(study_dir)
+    notify("drawing the figures ...")
+    drawn = list(draw_figures(tables, plots, left_out=lambda line: None))
     exponents = wandb.Artifact(artifact_name(study, "exponents"), type="exponents")
-    exponents.add_file(str(study_dir / "exponents.parquet"))
+    exponents.add_file(str(write_table(study_dir / "exponents.parquet", tables.exponents)))
     figures = wandb.Artifact(artifact_name(study, "figures"), type="figures")
-    for figure in drawn:
-        for kind in ("pdf", "png"):
-            figures.add_file(str(plots / f"{figure}.{kind}"))
+    for path in drawn:
+        figures.add_file(str(path))
     run = start_run(tracker, name=f"{study}: exponents and figures", group=study, job_type=SUMMARY)
     rows = summary(tables.exponents)
     for step in sorted(rows["step"].unique()):

@@ -17,7 +17,7 @@ from study.config import TrackerConfig, chosen
 from study.errors import StudyError, one_line
 from study.figures.selection import Rule
 from study.figures.style import shade
-from study.store import load_tables
+from study.store import load_measured
 from study.store.output import write_output
 from study.tracking.names import norm_of
 from study.tracking.publish import SUMMARY, publish, tracker_of
@@ -58,7 +58,7 @@ def workspace(study_dir: Path, tracker: TrackerConfig) -> "Workspace":
     """The workspace of a study whose runs were tracked with ``tracker``. Sends nothing."""
     import wandb_workspaces.workspaces as ws
 
-    tables = load_tables(study_dir)
+    tables = load_measured(study_dir)
     study, ranks = study_dir.resolve().name, sorted(tables.cells["rank"].unique())
     pairs = dict.fromkeys(zip(tables.cells["scaling"], tables.cells["rank"], strict=True))
     return ws.Workspace(

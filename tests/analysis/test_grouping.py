@@ -16,7 +16,7 @@ from study.dashboard.overview import overview
 from study.dashboard.verdicts import Verdicts
 from study.figures.selection import families
 from study.report import as_markdown, page
-from study.store import CellWriter, StudyTables, load_records, load_tables
+from study.store import CellWriter, StudyTables, load_measured, load_records
 
 ADAMW = {"name": "adamw", "betas": [0.9, 0.999], "eps": 1e-8}
 RMSPROP = {"name": "rmsprop", "alpha": 0.99, "eps": 1e-8}
@@ -79,7 +79,7 @@ def write_sweeps(folder: Path, *sweeps: Mapping[str, Any]) -> None:
 def test_sweeps_that_differ_in_one_key_are_two_curves(column: str, tmp_path: Path) -> None:
     folder = tmp_path / "results/known"
     write_sweeps(folder, *SWEEPS[column])
-    raw = load_tables(folder)
+    raw = load_measured(folder)
     found = analyze(raw.cells, raw.metrics, raw.probes)
     slopes = {str(row[column]): row["exponent"] for _, row in found.exponents.iterrows()}
     assert slopes == pytest.approx(dict(zip(VALUES[column], SLOPES, strict=True)))
@@ -98,7 +98,7 @@ def test_labels_omit_what_the_optimizer_or_the_name_implies(tmp_path: Path) -> N
     """Two optimizers, each with one setting: eps, betas and alpha differ, and labels name none."""
     folder = tmp_path / "results/known"
     write_sweeps(folder, {"optimizer": ADAMW}, {"optimizer": RMSPROP})
-    raw = load_tables(folder)
+    raw = load_measured(folder)
     assert [family.label for family in families(raw.cells)] == ["AdamW", "RMSprop"]
     found = analyze(raw.cells, raw.metrics, raw.probes)
     assert set(summary(found.exponents)["curve"]) == {""}
@@ -123,7 +123,7 @@ def test_the_probe_schedule_does_not_separate_curves(tmp_path: Path) -> None:
     """Ranks that were probed at other steps are still compared at the steps that they share."""
     folder = tmp_path / "results/known"
     write_sweeps(folder, {}, {"optimizer": ADAMW | {"eps": 1e-6}})
-    raw = load_tables(folder)
+    raw = load_measured(folder)
     cells = raw.cells.assign(probes_every=raw.cells["rank"], eval_every=raw.cells["seed"])
     assert len(analyze(cells, raw.metrics, raw.probes).exponents) == 2
 

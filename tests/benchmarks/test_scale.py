@@ -10,7 +10,7 @@ from benchmarks.scale import grid, write
 from benchmarks.scale.command import line
 from benchmarks.scale.measure import Cost, cost
 from study.analysis import analyze
-from study.store import load_tables
+from study.store import load_measured
 from study.store.integrity import check_study
 
 AXES = {"adapter.rank": ["2", "4"], "adapter.scaling": ["rslora"], "seed": ["0", "1"]}
@@ -30,7 +30,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_study_is_one_that_a_sweep_could_have_written(written: Path) -> None:
     assert list(check_study(written / grid.NAME)) == []
-    tables = load_tables(written / grid.NAME)
+    tables = load_measured(written / grid.NAME)
     assert set(tables.cells["status"]) == {"complete"}
     found = analyze(tables.cells, tables.metrics, tables.probes)
     norms = found.exponents.query("site == 'adapter_grad' and stat == 'norm' and step == 0")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from study.analysis import load_tables
 from study.dashboard.export import export
-from study.report import current_tables
 from study.report.condition import condition_section
 from study.report.exponents import exponent_section
 from study.report.markdown import Block, Details
@@ -29,7 +29,7 @@ def test_verdicts_have_the_numbers_and_words_of_the_report(
 
     The report is about the lowest learning rate. Its first section has the rows on held-out inputs.
     """
-    tables = current_tables(trained, lambda line: None)
+    tables = load_tables(trained)
     report = {
         (curve, quantity, batch, step): [*numbers, theory, word.strip("*")]
         for curve, quantity, batch, step, *numbers, theory, word, _ in rows_of(

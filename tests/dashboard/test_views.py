@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 import study
+from study.analysis import load_tables
 from study.dashboard.document import PARTS, SCRIPTS
 from study.dashboard.export import export
-from study.report import current_tables
 from study.vocabulary.glossary import glossary
 
 from .conftest import Watched, begin_cell
@@ -162,7 +162,7 @@ def test_many_ranks_have_at_most_six_labels(screen: Watched) -> None:
 
 
 def test_p_star_has_the_numbers_of_the_table(screen: Watched, trained: Path) -> None:
-    stable = current_tables(trained, lambda line: None).stable
+    stable = load_tables(trained).stable
     page = screen.show("tab=findings")
     rows = page.evaluate("page.overview.p_star.rows")
     assert len(rows) >= 4
@@ -179,7 +179,7 @@ def test_p_star_has_the_numbers_of_the_table(screen: Watched, trained: Path) -> 
 
 
 def test_final_losses_are_those_of_the_table(screen: Watched, trained: Path) -> None:
-    tables = current_tables(trained, lambda line: None)
+    tables = load_tables(trained)
     wanted = tables.losses.query("how == 'fixed' and optimizer == 'sgd'")
     page = screen.show("tab=losses&optimizer=sgd")
     shown = page.evaluate("page.rankLosses.map(r => [r.rule, r.rank, r.seed, r.loss])")

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
+from study.analysis import load_tables
 from study.dashboard.following import FollowedStudy
 from study.dashboard.overview import overview
 from study.dashboard.verdicts import Verdicts
@@ -20,7 +21,6 @@ from study.figures.against_p import exponent_against_p
 from study.figures.conditions import conditions
 from study.figures.model_laws import descent_vs_rank, grad_norm_vs_rank
 from study.figures.over_steps import exponents_over_training
-from study.report.current import current_tables
 from study.report.exponents import exponent_section
 from study.report.markdown import as_markdown
 from study.store import StudyTables
@@ -67,7 +67,7 @@ def study(
     shutil.copytree(trained, folder)
     if request.param == "refused":
         monkeypatch.setattr("study.analysis.row_conditions.LAZY_WITHIN", 0.0)
-    tables = current_tables(folder, notify=lambda line: None)
+    tables = load_tables(folder)
     later = tables.exponents.query("site == 'adapter_out' and layer == 'mean_log'")["predicted"]
     assert later.isna().all() if request.param == "refused" else later.notna().all()
     return folder, tables

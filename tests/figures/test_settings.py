@@ -114,14 +114,10 @@ def test_a_figure_that_does_not_say_what_it_shows_names_all_cells(
     assert figure._supxlabel.get_fontfamily() == style.PAPER["font.family"]
 
 
-def test_files_carry_the_settings_and_the_hash_of_the_data(
-    sweep: SimpleNamespace, tmp_path: Path
-) -> None:
+def test_files_carry_the_settings(sweep: SimpleNamespace, tmp_path: Path) -> None:
     figure = FIGURES["descent_vs_rank"](sweep)
-    png, pdf = save(figure, tmp_path, "descent", data_hash="0123456789abcdef")
+    png, pdf = save(figure, tmp_path, "descent")
     metadata = Image.open(png).info
     assert metadata["Description"] == figure.get_label()
-    assert metadata["Source"] == "data 0123456789abcdef"
     assert "Software" not in metadata
-    assert b"/Keywords (data 0123456789abcdef)" in pdf.read_bytes()
     assert "SmolLM2".encode("utf-16-be") in pdf.read_bytes()

@@ -3,7 +3,6 @@
 import base64
 import errno
 import io
-import json
 import os
 import re
 import shutil
@@ -17,12 +16,13 @@ import pytest
 from markdown_it import MarkdownIt
 
 from study import figures
+from study.analysis import load_tables
 from study.errors import printable
 from study.figures import style
-from study.report import as_html, as_markdown, current_tables, page
+from study.report import as_html, as_markdown, page
 from study.report.markdown import Contents, Details, literal, table
 from study.report.records import records_of
-from study.store import derived, files, write_derived
+from study.store import files
 
 from .received import LAYERS, with_texts, write_study
 
@@ -130,7 +130,7 @@ def test_every_text_of_a_study_is_text_in_its_report(
 ) -> None:
     text = " ".join(list(ATTACKS.values())[first::3])[:280]
     folder = with_texts(sound, tmp_path / "results/x", text)
-    tables = current_tables(folder, lambda line: None)
+    tables = load_tables(folder)
     blocks = page(text, tables, records_of(folder, tables), [])
     markdown = as_markdown(blocks)
     tokens = github(markdown)
@@ -197,7 +197,7 @@ def test_layers_with_any_name_are_drawn(tmp_path: Path) -> None:
 
     names = tuple(f"model.layers.0.{text.replace('.', '_')[:200]}" for text in ATTACKS.values())
     folder = write_study(tmp_path / "results/layers", (*LAYERS, *names))
-    assert len(list(draw_all(current_tables(folder, lambda line: None)))) > 2
+    assert len(list(draw_all(load_tables(folder)))) > 2
 
 
 @pytest.mark.usefixtures("few")
@@ -225,55 +225,6 @@ def test_a_link_instead_of_the_report_is_not_followed(sound: Path, run: Any, her
     (here / "results/known/report.md").symlink_to(here / "mine.txt")
     assert run("report results/known", seconds=60).code == 0
     assert (here / "mine.txt").read_text() == "mine"
-
-
-NOTES = {
-    "a path": {"figures": ["../../mine"]},
-    "no list": {"figures": 5},
-    "no texts": {"figures": [1, None, {}]},
-    "deep": "[" * 100_000,
-}
-
-
-@pytest.mark.usefixtures("few")
-@pytest.mark.parametrize("note", NOTES.values(), ids=NOTES)
-def test_a_note_of_figures_names_no_other_file(
-    sound: Path, run: Any, here: Path, note: Any
-) -> None:
-    shutil.copytree(sound, here / "results/known")
-    (here / "mine.png").write_bytes(SECRET)
-    mark = derived.mark(derived.data_hash(here / "results/known"), derived.FIGURES)
-    if isinstance(note, dict):
-        note = note | {"made_from": mark}
-    (here / "plots/known").mkdir(parents=True)
-    text = note if isinstance(note, str) else json.dumps(note)
-    (here / "plots/known/drawn.json").write_text(text)
-    ended = run("report results/known", seconds=60)
-    assert ended.code == 0, ended.err
-    assert (here / "mine.png").read_bytes() == SECRET
-    assert base64.b64encode(SECRET).decode() not in (here / "results/known/report.html").read_text()
-
-
-@pytest.mark.parametrize("column", ["verdict", "site", "stat", "scaling", "curve", "optimizer"])
-def test_an_edited_table_is_made_again_or_printed_as_text(
-    sound: Path, tmp_path: Path, column: str
-) -> None:
-    folder = Path(shutil.copytree(sound, tmp_path / "results/known"))
-    tables = current_tables(folder, lambda line: None)
-    edited = tables.exponents.assign(**{column: ATTACKS["an element"]})
-    made_from = derived.mark(tables.data_hash, derived.TABLES)
-    write_derived(folder, "exponents", edited, made_from)
-    again = current_tables(folder, lambda line: None)
-    blocks = page("known", again, records_of(folder, again), [])
-    assert Parsed(as_html(blocks, "x")).tags <= TAGS
-
-
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"\x00" * 1000], ids=["empty", "cut", "zeros"])
-def test_a_damaged_derived_table_is_made_again(sound: Path, tmp_path: Path, content: bytes) -> None:
-    folder = Path(shutil.copytree(sound, tmp_path / "results/known"))
-    rows = len(current_tables(folder, lambda line: None).exponents)
-    (folder / "exponents.parquet").write_bytes(content)
-    assert len(current_tables(folder, lambda line: None).exponents) == rows
 
 
 @pytest.mark.usefixtures("few")

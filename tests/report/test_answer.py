@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from study.report import answer, current_tables
+from study.analysis import load_tables
+from study.report import answer
 from study.report.answer import perplexities, size_text
 
 OnDisk = Callable[..., Path]
@@ -24,7 +25,7 @@ def on_disk(on_disk: OnDisk) -> OnDisk:
 
 
 def said(folder: Path) -> list[str]:
-    return answer(current_tables(folder, lambda line: None))
+    return answer(load_tables(folder))
 
 
 def seeded(cell: Cell) -> float:
@@ -209,7 +210,7 @@ def learns_at(cell: Cell) -> float:
 def test_every_number_has_a_table(on_disk: OnDisk) -> None:
     """Each percentage and factor of a sentence is the factor of a row of ``exponents``."""
     folder = on_disk(outputs={"train": growing}, final=learns)
-    tables = current_tables(folder, lambda line: None)
+    tables = load_tables(folder)
     known = {size_text(factor) for factor in tables.exponents["factor"].dropna()}
     for line in answer(tables):
         for number in re.findall(r"(?:to |\()([\d.]+ (?:%|times))", line):

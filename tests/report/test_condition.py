@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from study.analysis import load_tables
 from study.analysis.rank_stabilized import FAILS, HOLDS, LATE, LOST, OPEN, answer
-from study.report import as_markdown, current_tables
+from study.report import as_markdown
 from study.report.answer import answer as said
 from study.report.condition import condition_section
 from study.report.exponents import exponent_section
@@ -18,7 +19,7 @@ Cell = Mapping[str, Any]
 
 
 def section(folder: Path) -> str:
-    return as_markdown(condition_section(current_tables(folder, lambda line: None)))
+    return as_markdown(condition_section(load_tables(folder)))
 
 
 def noise(cell: Cell, step: int) -> float:
@@ -84,9 +85,7 @@ def test_without_held_out_probes_the_table_says_training(on_disk: OnDisk) -> Non
 
 
 def test_a_study_with_two_batches_says_which_one_each_word_is_about(on_disk: OnDisk) -> None:
-    tables = current_tables(
-        on_disk(norm=flat, outputs={"train": flat, "heldout": falling}), lambda line: None
-    )
+    tables = load_tables(on_disk(norm=flat, outputs={"train": flat, "heldout": falling}))
     read = (
         "Read on the held-out batch: the adapter output and the gradient into the inputs. "
         "Read on the training batch: the gradient norm."
@@ -98,7 +97,7 @@ def test_a_study_with_two_batches_says_which_one_each_word_is_about(on_disk: OnD
 
 
 def test_a_study_with_the_training_batch_names_none(on_disk: OnDisk) -> None:
-    tables = current_tables(on_disk(norm=flat, outputs={"train": flat}), lambda line: None)
+    tables = load_tables(on_disk(norm=flat, outputs={"train": flat}))
     assert "batch:" not in " ".join(said(tables))
     assert "| quantity | step |" in as_markdown(exponent_section(tables))
 

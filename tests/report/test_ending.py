@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from study.analysis import load_tables
 from study.cli import cli
 from study.figures import FIGURES
-from study.report import answer, current_tables
+from study.report import answer
 
 OnDisk = Callable[..., Path]
 
@@ -48,13 +49,13 @@ def test_a_report_ends_with_what_was_found_and_what_to_open(
     ]
     unwrapped = re.sub(r"\n  ", " ", text)
     sentences = [line.removeprefix("- ") for line in unwrapped.splitlines() if line[:2] == "- "]
-    assert sentences == answer(current_tables(folder, lambda line: None))
+    assert sentences == answer(load_tables(folder))
     assert max(map(len, lines[2:-2])) <= 100
 
 
 def test_an_analysis_ends_with_the_same_sentences(folder: Path) -> None:
     text = told("analyze", folder)
-    for sentence in answer(current_tables(folder, lambda line: None)):
+    for sentence in answer(load_tables(folder)):
         wrapped = textwrap.fill(f"- {sentence}", 100, subsequent_indent="  ")
         assert wrapped in text or " ".join(wrapped.split()) in " ".join(text.split())
     assert text.endswith(

@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from study.analysis import load_tables
 from study.analysis.expectations import Compared, compare
-from study.report import as_markdown, current_tables
+from study.report import as_markdown
 from study.report.expected import expected_section, verdict_counts
 from study.report.literal import literal_record
 from study.vocabulary.expectations import Expectation
@@ -38,7 +39,7 @@ def norm(cell: Cell, step: int) -> float:
 
 
 def compared(folder: Path, *expectations: Expectation) -> list[Compared]:
-    return compare(expectations, current_tables(folder, lambda line: None))
+    return compare(expectations, load_tables(folder))
 
 
 @pytest.fixture
@@ -150,7 +151,7 @@ def test_best_rates(on_disk: OnDisk) -> None:
 
 
 def test_the_section_counts_and_lists_them(five_seeds: Path) -> None:
-    tables = current_tables(five_seeds, lambda line: None)
+    tables = load_tables(five_seeds)
     wrong = replace(NORM, predicted=0.3, source="[a claim](http://example.org)")
     entries = [vars(NORM), vars(wrong), {"what": "nonsense"}]
     records = [literal_record({"status": "complete", "expects": entries})] * 2
@@ -172,7 +173,7 @@ def test_the_section_counts_and_lists_them(five_seeds: Path) -> None:
 
 def test_the_slope_of_a_distance_to_infinite_rank(five_seeds: Path) -> None:
     """Of the explicit runs; rank-free ones, which are no cells, do not count."""
-    tables = current_tables(five_seeds, lambda line: None)
+    tables = load_tables(five_seeds)
     cells = tables.cells[tables.cells["scaling"] == "rslora"]
     place = {"layer": "0.q", "kind": "q", "step": 1, "measure": "frobenius"}
     rows = [

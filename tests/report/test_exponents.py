@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from study.analysis import load_tables
 from study.analysis.wording import factor_text
-from study.report import as_markdown, current_tables
+from study.report import as_markdown
 from study.report.exponents import exponent_section, p_star_section
 
 OnDisk = Callable[..., Path]
@@ -19,7 +20,7 @@ def rows_of(text: str) -> list[list[str]]:
 
 
 def tables(folder: Path):
-    return current_tables(folder, lambda line: None)
+    return load_tables(folder)
 
 
 @pytest.mark.parametrize(

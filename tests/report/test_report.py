@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from study.analysis import load_tables
 from study.errors import StudyError
 from study.report import (
     Picture,
@@ -17,7 +18,6 @@ from study.report import (
     as_html,
     as_markdown,
     caveats,
-    current_tables,
     page,
     write_report,
 )
@@ -30,11 +30,11 @@ OnDisk = Callable[..., Path]
 
 
 def caveats_of(folder: Path) -> list[str]:
-    return caveats(current_tables(folder, lambda line: None), load_records(folder))
+    return caveats(load_tables(folder), load_records(folder))
 
 
 def blocks_on(folder: Path) -> list[Block]:
-    return page("known", current_tables(folder, lambda line: None), load_records(folder), [])
+    return page("known", load_tables(folder), load_records(folder), [])
 
 
 def report_on(folder: Path) -> str:
@@ -215,7 +215,7 @@ def test_the_answer_comes_first_and_the_contents_lead_to_every_section(on_disk: 
     text = as_markdown(blocks)
     assert re.findall(r"^## .*", text, re.MULTILINE)[0] == "## What was found"
     [found] = [block for block in blocks if isinstance(block, str) and "What was found" in block]
-    assert found.count("\n- ") == len(answer(current_tables(folder, lambda line: None)))
+    assert found.count("\n- ") == len(answer(load_tables(folder)))
     html = as_html(blocks, "t")
     anchors = re.findall(r'<h2 id="([^"]+)">', html)
     assert re.findall(r'href="#([^"]+)"', html) == anchors[1:]

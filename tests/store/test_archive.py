@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from study.cli import cli
 from study.errors import StudyError
 from study.report import current_tables
-from study.store import CellWriter, cell_folders, load_records, load_tables
+from study.store import CellWriter, cell_folders, load_measured, load_records
 from study.store.archive import ARCHIVE, NOTE
 from study.store.archiving import write_archive
 from study.store.integrity import check_study
@@ -121,7 +121,7 @@ def test_a_strangers_archive_gets_one_line(tmp_path: Path, content: bytes, why: 
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / ARCHIVE).write_bytes(content)
     with pytest.raises(StudyError, match=why) as raised:
-        load_tables(tmp_path / "s")
+        load_measured(tmp_path / "s")
     assert len(str(raised.value).splitlines()) == 1
     assert not (tmp_path / "s/cells" / NOTE).exists()
     assert not (tmp_path / "x").exists()

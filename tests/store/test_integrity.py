@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from study.cli import cli
-from study.store import CellWriter, is_done, load_tables, write_derived
+from study.store import CellWriter, is_done, load_measured, write_table
 from study.store.checkpoints import Checkpoint, save
 from study.store.integrity import check_study
 
@@ -48,7 +48,10 @@ def study_dir(tmp_path: Path) -> Path:
     ended.close("complete", steps_done=2)
     begin(study, "other").close("complete", steps_done=2)
     begin(study, "stopped").interrupt()
-    write_derived(study, "exponents", pd.DataFrame({"exponent": np.linspace(0, 1, 500)}))
+    write_table(
+        study / "distances.parquet",
+        pd.DataFrame({"cell_id": "ended", "value": np.linspace(0, 1, 500)}),
+    )
     return study
 
 
@@ -95,9 +98,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "cells/stopped/checkpoints/step-00000001.safetensors: ",
         "rm",
     ),
-    "a derived table": (
-        lambda study: flip(study / "exponents.parquet", 0.3),
-        "exponents.parquet: is damaged: ",
+    "the distances": (
+        lambda study: flip(study / "distances.parquet", 0.3),
+        "distances.parquet: is damaged: ",
         "rm",
     ),
     "an adapter": (
@@ -131,7 +134,7 @@ def test_damage_is_named_and_its_repair_works(study_dir: Path, kind: str) -> Non
 
     subprocess.run(commands[0], shell=True, check=True, cwd=study_dir.parents[1])
     assert check(study_dir).exit_code == 0
-    assert len(load_tables(study_dir).cells) == (2 if command == "mv" else 3)
+    assert len(load_measured(study_dir).cells) == (2 if command == "mv" else 3)
 
 
 def test_what_a_killed_process_left_is_no_damage(study_dir: Path) -> None:

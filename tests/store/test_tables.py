@@ -20,8 +20,7 @@ from study.store import (
     is_done,
     last_metrics,
     load_cells,
-    load_tables,
-    write_derived,
+    load_measured,
 )
 from study.sweeps.status import render
 from study.vocabulary.quantities import STATS
@@ -77,7 +76,7 @@ def test_round_trip(tmp_path: Path) -> None:
         cell.append("metrics", metrics(step))
         cell.append("probes", probes(step))
     assert not is_done(cell.folder)
-    running = load_tables(tmp_path)
+    running = load_measured(tmp_path)
     assert list(running.cells["status"]) == ["running"]
     assert list(running.metrics["step"]) == [0, 1, 2], "readable while it runs"
 
@@ -124,14 +123,14 @@ def test_a_killed_cell_is_interrupted_and_keeps_its_rows(tmp_path: Path) -> None
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    tables = load_tables(tmp_path)
+    tables = load_measured(tmp_path)
     assert list(tables.cells["status"]) == ["interrupted"]
     assert json.loads((tmp_path / "cells/abc/record.json").read_text())["status"] == "running"
     assert list(tables.metrics["step"]) == [0, 1]
     assert len(tables.probes) == 4
 
     cell = writer(tmp_path)  # training it again is no error, and starts with no rows
-    assert len(load_tables(tmp_path).metrics) == 0
+    assert len(load_measured(tmp_path).metrics) == 0
     cell.close("complete")
 
 
@@ -142,7 +141,7 @@ def test_a_partial_row_at_the_end_is_not_read(tmp_path: Path, cut: int) -> None:
         cell.append("metrics", metrics(step))
     stream = cell.folder / "metrics.arrows"
     os.truncate(stream, stream.stat().st_size - cut)
-    assert list(load_tables(tmp_path).metrics["step"]) == [0, 1]
+    assert list(load_measured(tmp_path).metrics["step"]) == [0, 1]
 
 
 def test_one_writer_per_cell(tmp_path: Path) -> None:
@@ -164,15 +163,7 @@ def test_diverged_is_done_and_failed_is_not(tmp_path: Path) -> None:
 def test_the_error_for_a_folder_without_a_study_names_those_nearby(tmp_path: Path) -> None:
     writer(tmp_path / "mine").close("complete")
     with pytest.raises(StudyError, match=r"no study in .*yours.*choose from .*mine"):
-        load_tables(tmp_path / "yours")
-
-
-def test_a_derived_table_is_replaced(tmp_path: Path) -> None:
-    writer(tmp_path).close("complete")
-    assert load_tables(tmp_path).exponents.empty
-    for value in (1.0, 2.0):
-        write_derived(tmp_path, "exponents", pd.DataFrame({"exponent": [value]}))
-    assert list(load_tables(tmp_path).exponents["exponent"]) == [2.0]
+        load_measured(tmp_path / "yours")
 
 
 def test_a_running_cell_has_done_the_steps_of_its_last_row(tmp_path: Path) -> None:
@@ -210,7 +201,7 @@ def test_unreadable_cells_are_left_out_with_one_warning(
     table.write_bytes(content)
 
     with caplog.at_level("WARNING"):
-        tables = load_tables(tmp_path)
+        tables = load_measured(tmp_path)
     assert tables.cells["cell_id"].to_list() == ["good"]
     assert set(tables.metrics["cell_id"]) == set(tables.probes["cell_id"]) == {"good"}
     first, second = (line.getMessage() for line in caplog.records)

@@ -17,7 +17,7 @@ from study.store import (
     StudyTables,
     files,
     is_done,
-    load_tables,
+    load_measured,
     read_cell,
     read_record,
     rows_of,
@@ -100,7 +100,7 @@ def test_resumed_tables_are_those_of_an_undisturbed_run(tmp_path: Path) -> None:
     run(opened(parts), range(3)).interrupt()
     run(opened(parts, 1), range(1, 4)).interrupt()
     run(opened(parts, 4), range(4, 6)).close("complete")
-    expected, found = (load_tables(folder.parents[1]) for folder in (whole, parts))
+    expected, found = (load_measured(folder.parents[1]) for folder in (whole, parts))
     for name in ("metrics", "probes", "truncations"):
         pd.testing.assert_frame_equal(getattr(found, name), getattr(expected, name))
 
@@ -135,7 +135,7 @@ def test_the_results_of_an_ended_cell_are_moved_aside(folder: Path, status: str)
     assert (aside / "metrics.parquet").read_bytes() == tables
     assert (aside / "adapter" / "adapter_model.safetensors").read_text() == "weights"
     assert record(aside)["status"] == status
-    assert len(load_tables(folder.parents[1]).cells) == 1, "nothing reads what was moved"
+    assert len(load_measured(folder.parents[1]).cells) == 1, "nothing reads what was moved"
 
 
 def test_a_cell_whose_record_is_unreadable_is_moved_aside(folder: Path) -> None:
@@ -299,5 +299,5 @@ def test_a_thread_may_sync_while_another_appends(folder: Path) -> None:
     writer.sync()
     writer.claim.release()
     run(opened(folder, 60), range(60, 61)).close("complete")
-    tables: StudyTables = load_tables(folder.parents[1])
+    tables: StudyTables = load_measured(folder.parents[1])
     assert tables.metrics["step"].to_list() == list(range(61))

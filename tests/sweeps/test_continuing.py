@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from study.config import CellConfig
-from study.store import CellWriter, StorageError, load_cells, load_tables
+from study.store import CellWriter, StorageError, load_cells, load_measured
 from study.sweeps import run as sweep
 from study.sweeps.cells import Cell, plan
 from tests.sweeps.test_signals import LINE, same_tables
@@ -95,7 +95,7 @@ def test_cells_of_a_fold_that_stopped_at_different_steps_continue_one_by_one(
     monkeypatch.setattr(sweep, "train", lambda *a: sizes.append(len(a[2])) or real(*a))
     sweep.run(cells("results", "pack.fold=3"))
     assert sizes == [1, 2], "those at one step go on together"
-    one, two = (load_tables(tmp_path / folder / "default") for folder in ("whole", "results"))
+    one, two = (load_measured(tmp_path / folder / "default") for folder in ("whole", "results"))
     assert list(one.metrics["loss"]) == pytest.approx(
         list(two.metrics["loss"]), nan_ok=True, rel=1e-5
     )

@@ -9,7 +9,7 @@ import torch
 
 from study.config import CellConfig
 from study.errors import StudyError
-from study.store import load_cells, load_records, load_tables
+from study.store import load_cells, load_measured, load_records
 from study.sweeps import run as sweep
 from study.sweeps.cells import Cell, plan
 from study.sweeps.packs import packs
@@ -50,7 +50,7 @@ def test_a_fold_that_runs_out_of_memory_is_halved_and_goes_on(
     monkeypatch.setattr(sweep, "train", train)
     sweep.run(cells)
     assert sizes == [4, 2, 1, 1, 2], "halves, in the order of the cells"
-    tables = load_tables(tmp_path / "full")
+    tables = load_measured(tmp_path / "full")
     assert set(tables.cells["status"]) == {"complete"}
     assert not list(tmp_path.rglob("error.log")), "they were trained after all"
     folds = [record["fold"] for record in load_records(tmp_path / "full")]

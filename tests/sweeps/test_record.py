@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from study.config import CellConfig
-from study.store import CellWriter, load_tables
+from study.store import CellWriter, load_measured
 from study.sweeps.cells import plan
 from study.sweeps.progress import Display
 from study.sweeps.record import Recorder, config_yaml, record_of
@@ -57,7 +57,7 @@ def step(number: int, sent: Sent) -> CellStep:
 
 
 def written(tmp_path: Path) -> list[int]:
-    return load_tables(tmp_path / "mine").probes["step"].to_list()
+    return load_measured(tmp_path / "mine").probes["step"].to_list()
 
 
 def test_a_row_is_written_when_its_numbers_have_arrived(recorder: Recorder, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_row_is_written_when_its_numbers_have_arrived(recorder: Recorder, tmp_
 def test_an_error_loses_no_row_of_the_steps_before(recorder: Recorder, tmp_path: Path) -> None:
     recorder.add([step(0, Sent(0))])
     recorder.fail(RuntimeError("boom"), CPU)
-    tables = load_tables(tmp_path / "mine")
+    tables = load_measured(tmp_path / "mine")
     assert tables.cells["status"].to_list() == ["failed"]
     assert tables.metrics["step"].to_list() == [0]
     assert written(tmp_path) == [0]

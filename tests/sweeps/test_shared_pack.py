@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from study.adapters import merged_rate
 from study.config import CellConfig, ModelConfig
 from study.models import FrozenBase, load_base
-from study.store import load_tables
+from study.store import load_measured
 from study.sweeps import run
 from study.sweeps.cells import Cell, plan
 from study.sweeps.packs import packs
@@ -54,7 +54,7 @@ def trained(
         run.forget_base()  # so that each study loads it, which takes passes too
         ran = study_cli("train", *PACK, f"name={name}", *more)
         assert ran.code == 0, ran.err
-        return load_tables(tmp_path / "results" / name), len(passes) - loading
+        return load_measured(tmp_path / "results" / name), len(passes) - loading
 
     return train
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from study.config import CellConfig
-from study.store import is_claimed, load_cells, load_tables
+from study.store import is_claimed, load_cells, load_measured
 from study.sweeps import run as sweep
 from study.sweeps import signals
 from study.sweeps.cells import plan
@@ -46,7 +46,7 @@ def stopped_line(process: Process, line: list[str]) -> str:
 
 def same_tables(one: Path, two: Path) -> None:
     """All numbers but the times are the same, bit for bit."""
-    tables = [load_tables(folder) for folder in (one, two)]
+    tables = [load_measured(folder) for folder in (one, two)]
     for name in ("metrics", "probes"):
         pd.testing.assert_frame_equal(
             *(

@@ -19,7 +19,7 @@ from study.adapters import AdapterSpec, adapted
 from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase, load_base
-from study.store import CellWriter, load_tables
+from study.store import CellWriter, load_measured
 from study.sweeps.cells import plan
 from study.sweeps.progress import Display
 from study.sweeps.record import Recorder, config_yaml, record_of
@@ -370,7 +370,7 @@ def test_rows_are_recorded_when_they_arrive(
         found = OnGpu(gpu_base, corpus, [each.config for each in cells], see=recorder.add)
         recorder.close(CPU)
     assert found.waits[1:] == [Counter()] * 4
-    tables = load_tables(tmp_path / "mine")
+    tables = load_measured(tmp_path / "mine")
     by_rank = tables.cells.set_index("rank")
     assert by_rank["status"].to_dict() == {2: "complete", 4: "diverged"}
     rows = tables.metrics.groupby("cell_id")["step"].max()

@@ -127,13 +127,13 @@ def finish(drawn: Figure, *sentences: str, shown: Iterable[HasCells] = ()) -> Fi
     return drawn
 
 
-FORMATS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "png": ("Description", "Source", ("Software",)),
-    "pdf": ("Subject", "Keywords", ("CreationDate", "Creator", "Producer")),
-    "svg": ("Description", "Source", ("Date", "Creator")),
+FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "png": ("Description", ("Software",)),
+    "pdf": ("Subject", ("CreationDate", "Creator", "Producer")),
+    "svg": ("Description", ("Date", "Creator")),
 }
-"""By format, the fields of its metadata: for the settings, for the hash of the data, and those that
-would hold a date or a version."""
+"""By format, the fields of its metadata: for the settings, and those that would hold a date or a
+version."""
 USUAL_FORMATS = ("png", "pdf")
 
 
@@ -141,22 +141,20 @@ def save(
     drawn: Figure,
     folder: str | Path,
     name: str,
-    data_hash: str = "",
     formats: Sequence[str] = USUAL_FORMATS,
 ) -> tuple[Path, ...]:
     """Write ``folder/name.png`` and ``folder/name.pdf``, each atomically; fonts are embedded.
 
-    They carry as metadata the settings that :func:`finish` printed and ``data_hash``, the hash of
-    the study's data. They contain no date and no version: equal tables give equal bytes, so git
-    reports a change only if the data or a picture changed. ``formats``: some of :data:`FORMATS`.
+    They carry as metadata the settings that :func:`finish` printed. They contain no date and no
+    version: equal tables give equal bytes, so git reports a change only if a picture changed.
+    ``formats``: some of :data:`FORMATS`.
     """
-    about, source = str(drawn.get_label()) or None, f"data {data_hash}" if data_hash else None
+    about = str(drawn.get_label())
     paths = tuple(Path(folder) / f"{name}.{kind}" for kind in formats)
     with paper(), matplotlib.rc_context({"svg.hashsalt": name}):
         for kind, path in zip(formats, paths, strict=True):
-            of_about, of_source, undated = FORMATS[kind]
-            given = {of_about: about, of_source: source}
-            metadata = {key: text for key, text in given.items() if text is not None}
+            of_about, undated = FORMATS[kind]
+            metadata: dict[str, Any] = {of_about: about} if about else {}
             dpi = DPI if kind == "png" else "figure"
             _write(drawn, path, metadata=metadata | dict.fromkeys(undated), dpi=dpi)
     return paths
