@@ -17,7 +17,7 @@ from transformers import GenerationConfig, masking_utils
 
 from study.config import PRECISIONS, ModelConfig
 from study.errors import StudyError, unknown
-from study.models import quantised
+from study.models import hf, quantised
 from study.models.card import ModelCard, describe
 from study.models.quiet import quoted
 from study.models.sources import find_model
@@ -185,8 +185,8 @@ def load_base(config: ModelConfig, device: torch.device, precision: str) -> Froz
     SmolLM2 in float32 takes about one second. torch's global random state is unchanged.
 
     Raises :class:`StudyError` as :func:`study.models.describe` does, and if there is too little
-    memory, if the weights don't fit the model, if the logits are NaN, or if the model can't be run
-    as a :class:`FrozenBase`.
+    memory, if the weights are not those of the card or don't fit the model, if the logits are NaN,
+    or if the model can't be run as a :class:`FrozenBase`.
     """
     if precision not in _DTYPES:
         raise unknown("precision", precision, PRECISIONS)
@@ -194,6 +194,8 @@ def load_base(config: ModelConfig, device: torch.device, precision: str) -> Froz
     unloaded = find_model(config)
     check_memory(_bytes(card, dtype, config.quant_bits), _free(device), unloaded.named, _LESS)
     model = unloaded.load(device, dtype, config.quant_bits)
+    if isinstance(unloaded, hf.Checkpoint):
+        unloaded.check_unchanged(card.fingerprint.partition("+")[0])  # without the quantisation
     model = model.eval().requires_grad_(False)
     model.config.use_cache = False
     # A checkpoint's own generation config may penalise repetition, which is not greedy decoding.

@@ -127,6 +127,7 @@ def _convert_checked(gguf: Path, folder: Path) -> None:
             f"SmolLM2 can't be converted ({one_line(error)}): free 1.2 GB of memory, or install "
             "the versions of transformers and gguf that pyproject.toml names"
         ) from None
+    hf.hash_beside(folder / hub.SINGLE)
     if damage := _damage(folder):
         raise StudyError(
             f"the converted SmolLM2 is damaged ({damage}): run `study fetch smollm2 --force`"

@@ -38,11 +38,11 @@ def cache_folder() -> Path:
     return folder
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Path, again: bool = False) -> str:
     """The file's sha256 in hex. It is cached by path, size and modification time.
 
     A file that is changed in place gets a new hash unless its size and its modification time, to
-    the nanosecond, stay the same.
+    the nanosecond, stay the same. With ``again`` it gets one in any case.
     """
     stat = path.stat()
     whole_path = str(path.resolve())
@@ -50,10 +50,10 @@ def file_sha256(path: Path) -> str:
     name = hashlib.sha256(whole_path.encode()).hexdigest()[:24]
     note = cache_folder() / "sha256" / f"{name}.json"
     remembered = _noted(note)
-    if all(remembered.get(key) == value for key, value in seen.items()):
+    if not again and all(remembered.get(key) == value for key, value in seen.items()):
         return str(remembered["sha256"])
     if stat.st_size > _WORTH_A_LINE:
-        print(f"hashing {path.name} ({stat.st_size / 1e9:.1f} GB, once)", file=sys.stderr)
+        print(f"hashing {path.name} ({stat.st_size / 1e9:.1f} GB)", file=sys.stderr)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     content = json.dumps(seen | {"sha256": sha256}).encode()

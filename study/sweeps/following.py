@@ -51,7 +51,7 @@ def _train_on(device: torch.device, cells: Sequence[Cell]) -> None:
     keep_freed_memory()
     world = processes.world(device)
     pack = prepare(cells, device=device)
-    base = loaded_base(pack.config, processes.device_of_base(device))
+    base = loaded_base(pack.config, processes.device_of_base(device), pack.cells[0].cell.card)
     prepared = {each.cell.id: each for each in pack.cells}
     while (order := world.agreed()) is not None:
         cell_id, step = order

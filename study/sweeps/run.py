@@ -14,7 +14,7 @@ from study.adapters import resolve_targets
 from study.adapters.world import Order, World
 from study.config import CellConfig
 from study.errors import StudyError, one_line
-from study.models import FrozenBase, load_base
+from study.models import FrozenBase, ModelCard, describe, load_base
 from study.models.compiled import Compiler, compiler
 from study.models.prefix import shared_prefix
 from study.store import (
@@ -93,7 +93,9 @@ def _train_on(
     if not processes.begin(world, todo, must_stop):
         return Outcome(signum=signals.asked())
     prepared = prepare(todo, held_bytes(), device)
-    base = loaded_base(prepared.config, processes.device_of_base(device))
+    base = loaded_base(
+        prepared.config, processes.device_of_base(device), prepared.cells[0].cell.card
+    )
     labels = {cell.id: cell.label for cell in todo}
     with (
         Display(todo[0].study_dir, labels, prepared.config.train.steps, agenda) as display,
@@ -312,12 +314,25 @@ def _prefix_shared(base: FrozenBase, pack: PreparedPack) -> AbstractContextManag
     return shared_prefix(base, layers, pack.memory // PREFIX_SHARE)
 
 
-def loaded_base(config: CellConfig, device: torch.device) -> FrozenBase:
-    """The base of a pack. It stays in memory: the next pack of this process may have the same."""
-    wanted = repr((config.model, device, config.precision))
+def loaded_base(
+    config: CellConfig, device: torch.device, card: ModelCard | None = None
+) -> FrozenBase:
+    """The base of a pack. It stays in memory: the next pack of this process may have the same.
+
+    ``card``: of the base that the cells were planned with. Raises :class:`StudyError` if the
+    weights have been replaced since.
+    """
+    planned = (card or describe(config.model)).fingerprint
+    wanted = repr((planned, config.model, device, config.precision))
     if wanted not in _BASE:
         forget_base()  # before the next one is loaded: there may be no room for two
-        _BASE[wanted] = load_base(config.model, device, config.precision)
+        base = load_base(config.model, device, config.precision)
+        if base.card.fingerprint != planned:
+            raise StudyError(
+                f"{base.card.name} has other weights than when the sweep was planned: "
+                "run the same command again, which trains cells of the new weights"
+            )
+        _BASE[wanted] = base
     return _BASE[wanted]
 
 

