@@ -1,0 +1,112 @@
+"""A study from the command line to its files, tables, figures and pages."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import study
+from tests.contract.conftest import SWEEP, Command
+
+IDS = json.loads((Path(__file__).parent / "small.json").read_text())
+"""The id of every cell of the small study, and some of its numbers, by rule, rank and seed."""
+
+
+def test_the_cells_have_their_ids_files_and_records(small: Path) -> None:
+    folders = {folder.name: folder for folder in (small / "cells").iterdir()}
+    assert set(folders) == {numbers["id"] for numbers in IDS.values()}
+    for folder in folders.values():
+        files = {"config.yaml", "record.json", "metrics.parquet", "probes.parquet"}
+        assert files <= {path.name for path in folder.iterdir()}
+        record = json.loads((folder / "record.json").read_text())
+        assert record["status"] == "complete"
+        assert {"cell_id", "config", "sources", "versions", "device", "seconds"} <= set(record)
+        assert pd.read_parquet(folder / "metrics.parquet")["loss"].notna().any()
+
+
+def test_the_tables_have_the_measured_numbers(small: Path) -> None:
+    tables = study.load(str(small))
+    assert len(tables.cells) == 12
+    metrics = tables.metrics[tables.metrics["step"] == 1].set_index("cell_id")
+    probes = tables.probes[(tables.probes["step"] == 1) & (tables.probes["batch"] == "train")]
+    output = probes[probes["site"] == "adapter_out"].groupby("cell_id", observed=True)["rms"].mean()
+    for name, expected in IDS.items():
+        cell = expected["id"]
+        assert metrics.loc[cell, "loss"] == pytest.approx(expected["loss"], rel=1e-4), name
+        assert metrics.loc[cell, "grad_norm"] == pytest.approx(expected["norm"], rel=1e-3), name
+        assert output[cell] == pytest.approx(expected["adapter_out"], rel=1e-3), name
+
+
+def test_the_exponents_are_those_of_the_theory(small: Path) -> None:
+    """At step 0 the gradient norm goes as gamma sqrt(r): r^-1/2 under LoRA, r^0 under rsLoRA."""
+    exponents = study.load(str(small)).exponents
+    assert {"verdict", "predicted", "ci_low", "ci_high", "exponent"} <= set(exponents.columns)
+    whole = exponents[
+        (exponents["site"] == "adapter_grad")
+        & (exponents["stat"] == "norm")
+        & (exponents["step"] == 0)
+        & (exponents["layer"] == "model")
+        & (exponents["batch"] == "train")
+    ].set_index("scaling")["exponent"]
+    assert whole["lora"] == pytest.approx(-0.5, abs=0.15)
+    assert whole["rslora"] == pytest.approx(0.0, abs=0.15)
+
+
+def test_the_same_line_again_trains_nothing(small: Path, command: Command) -> None:
+    before = {path: path.stat().st_mtime_ns for path in small.rglob("*.parquet")}
+    assert "nothing to train" in command(*SWEEP)
+    assert {path: path.stat().st_mtime_ns for path in small.rglob("*.parquet")} == before
+
+
+def test_every_reader_says_what_it_found(small: Path, home: Path, command: Command) -> None:
+    assert command("status", "results/small").count("complete") >= 12
+    analyzed = command("analyze", "results/small")
+    assert "rslora" in analyzed
+    assert pd.read_parquet(small / "exponents.parquet").shape[0] > 100
+    assert "no problem" in command("check", "results/small")
+    command("figures", "results/small", "--only", "grad_norm_vs_rank", "--formats", "png")
+    assert (home / "plots/small/grad_norm_vs_rank.png").stat().st_size > 10_000
+    command("report", "results/small")
+    page = (small / "report.html").read_text()
+    assert "rsLoRA" in page
+    assert "stable" in (small / "report.md").read_text()
+    command("dashboard", "results/small", "--export", "page.html")
+    assert (home / "page.html").stat().st_size > 100_000
+
+
+def test_an_adapter_goes_out_and_comes_back(small: Path, home: Path, command: Command) -> None:
+    cell = IDS["rslora 4 0"]["id"]
+    command("export", "results/small", cell, "adapter")
+    settings = json.loads((home / "adapter/adapter_config.json").read_text())
+    assert (settings["r"], settings["use_rslora"], settings["lora_alpha"]) == (4, True, 16)
+    assert (home / "adapter/adapter_model.safetensors").exists()
+    printed = command("import", "adapter", "model=tiny")
+    assert "study train" in printed
+    assert "adapter.path=" in printed
+
+
+def test_an_archived_study_reads_the_same(small: Path, home: Path, command: Command) -> None:
+    command("archive", "results/small", "--to", "kept/small")
+    command("analyze", "kept/small")
+    there, back = study.load(str(small)), study.load(str(home / "kept/small"))
+    for name in ("metrics", "probes", "exponents"):
+        a, b = (
+            table.astype(dict.fromkeys(table.select_dtypes("category"), str))
+            .sort_values(list(table.columns[:7]))
+            .reset_index(drop=True)
+            for table in (getattr(there, name), getattr(back, name))
+        )
+        pd.testing.assert_frame_equal(a, b)
+    assert sorted(there.cells["cell_id"]) == sorted(back.cells["cell_id"])
+
+
+def test_a_mistake_gets_one_line(home: Path) -> None:
+    import subprocess
+    import sys
+
+    asked = [sys.executable, "-m", "study", "train", "model=tiny", "adapter.scaling=rslorra"]
+    done = subprocess.run(asked, cwd=home, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "rslora" in done.stderr
