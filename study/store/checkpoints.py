@@ -124,6 +124,11 @@ def _check_space(place: Path, size: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint of the cell in ``folder``, by its name; 0 without one."""
+    return max(_steps(folder / CHECKPOINTS), default=0)
+
+
 def load_newest(
     folder: Path, cell_id: str, say: Callable[[str], None] | None = None
 ) -> Checkpoint | None:

@@ -123,9 +123,9 @@ def posted(study_dir: Path, cells: Sequence[Planned]) -> Iterator[Path]:
     try:
         yield path
     finally:
-        with contextlib.suppress(OSError):  # a full or lost disk; or another sweep's file is in it
+        # The folder stays: another sweep may be about to write to it.
+        with contextlib.suppress(OSError):  # a full or lost disk
             _delete(path)
-            folder.rmdir()
         held.release()
 
 

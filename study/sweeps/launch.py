@@ -10,6 +10,7 @@ import psutil
 from study.config.schedules import late_probes
 from study.errors import StudyError, one_line
 from study.store import load_cells, read_cell
+from study.store.checkpoints import newest_step
 from study.store.files import remove
 from study.sweeps import signals
 from study.sweeps.agenda import Planned, posted
@@ -31,18 +32,34 @@ _LOST = (
 
 
 def announce(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]]) -> None:
-    """Print on stderr how many cells the sweep has, and how many of them it will train.
+    """Print on stderr how many cells the sweep has, and how many it will continue and train.
 
     Notices follow, such as which weights of the base can't be adapted.
     """
-    distinct, left = len({cell.folder for cell in cells}), sum(len(pack) for pack in packs)
+    todo = [cell for pack in packs for cell in pack]
+    distinct = len({cell.folder for cell in cells})
     names = ", ".join(sorted({cell.config.name for cell in cells}))
-    work = f"{left} to train in {count_noun(len(packs), 'pack')}" if left else "nothing to train"
-    line = f"study {names}: {count_noun(distinct, 'cell')}, {distinct - left} done, {work}"
-    print(line, file=sys.stderr, flush=True)
+    parts = [count_noun(distinct, "cell"), f"{distinct - len(todo)} done", *_work(todo)]
+    line = f"study {names}: {', '.join(parts)}"
+    print(line + f" in {count_noun(len(packs), 'pack')}" * bool(todo), file=sys.stderr, flush=True)
     notices = [notice for c in cells for notice in (c.coverage.notice, late_probes(c.config))]
     for notice in dict.fromkeys(filter(None, notices)):
         print(notice, file=sys.stderr, flush=True)
+
+
+def _work(todo: Sequence[Cell]) -> list[str]:
+    """What is to do with the cells ``todo``: those that continue, and those that begin."""
+    if not todo:
+        return ["nothing to train"]
+    steps = sorted(step for cell in todo if (step := newest_step(cell.folder)))
+    parts = []
+    if steps:
+        span = f"{steps[0]:,}" if steps[0] == steps[-1] else f"{steps[0]:,} to {steps[-1]:,}"
+        verb = "continues" if len(steps) == 1 else "continue"
+        parts.append(f"{count_noun(len(steps), 'cell')} {verb} at step {span}")
+    if len(todo) > len(steps):
+        parts.append(f"{len(todo) - len(steps)} to train")
+    return parts
 
 
 def check_weights(cells: Iterable[Cell]) -> None:

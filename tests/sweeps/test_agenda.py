@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,19 @@ def test_an_agenda_exists_while_its_sweep_lives(tmp_path: Path) -> None:
             assert len(agendas(tmp_path)) == 2, "two sweeps of one study"
         assert [record["status"] for record in records(tmp_path, agenda)] == [WAITING] * 2
     assert agendas(tmp_path) == []
-    assert list(tmp_path.iterdir()) == [], "no file is left"
+    assert not list(tmp_path.glob("sweeps/*")), "no file is left"
+
+
+def test_sweeps_begin_as_others_end(tmp_path: Path) -> None:
+    """A sweep must not remove the folder to which another one is about to write."""
+
+    def post_often(number: int) -> None:
+        for _ in range(100):
+            with posted(tmp_path, planned(float(number))):
+                pass
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(post_often, range(1, 5)))
 
 
 def test_the_agenda_of_a_killed_sweep_is_ignored_and_deleted(tmp_path: Path) -> None:
@@ -84,7 +97,7 @@ def test_the_agenda_of_a_killed_sweep_is_ignored_and_deleted(tmp_path: Path) -> 
     assert agendas(tmp_path) == []
     with posted(tmp_path, planned(1.0)):
         assert not left.exists()
-    assert list(tmp_path.iterdir()) == []
+    assert not list(tmp_path.glob("sweeps/*"))
 
 
 def test_the_time_left_is_weighted_by_cost_over_all_packs(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import time
@@ -74,13 +75,17 @@ def test_a_stopped_sweep_continues_to_the_tables_of_an_undisturbed_one(
         stopped = load_cells(study_dir)
         assert "interrupted" in set(stopped["status"])
         assert not list(study_dir.glob("sweeps/*"))
-    assert begin(*line).wait() == 0
+    last = begin(*line)
+    assert last.wait() == 0
     assert whole.wait() == 0
     same_tables(tmp_path / "whole/default", study_dir)
     records = [json.loads(path.read_text()) for path in study_dir.glob("cells/*/record.json")]
     resumed = [each for record in records for each in record.get("resumed", [])]
     assert len(resumed) == 3
     assert all(each["step"] > 0 for each in resumed)
+    said = re.search(r"2 cells, \d done, 1 cell continues at step (\d+)", last.said)
+    assert said, last.said
+    assert int(said[1]) in {each["step"] for each in resumed}
     assert not list(study_dir.rglob("checkpoints"))
 
 
