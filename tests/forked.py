@@ -77,6 +77,11 @@ class Forked:
         self._process.start()
 
     @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return self._process.pid
+
+    @property
     def ended(self) -> bool:
         """Whether it has ended."""
         return self._process.exitcode is not None

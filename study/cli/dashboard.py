@@ -74,14 +74,15 @@ def dashboard(
         return
     if host not in LOCAL:
         click.echo(
-            f"study: warning: anyone who reaches {host} can read this study; there is no password",
+            f"study: warning: anyone who reaches {host} and has the whole address can read this "
+            "study; nothing is encrypted",
             err=True,
         )
 
-    def ready(address: str) -> None:
+    def ready(address: str, once: str) -> None:
         click.echo(f"{address} (Ctrl-C to stop)")
         if sys.stdout.isatty():
-            click.launch(address)
+            click.launch(once)
 
     for study_dir in studies:
         wait_for_cells(study_dir, say)

@@ -7,9 +7,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from plotly.offline import get_plotlyjs
+import plotly
 
 PARTS = Path(__file__).parent / "page"
+PLOTLY = Path(plotly.__file__).parent / "package_data/plotly.min.js"
 STYLES = ("style.css", "panels.css")
 SCRIPTS = (
     "values.js",
@@ -43,7 +44,7 @@ def live_document(title: str) -> str:
 
 def whole_document(title: str, overview: bytes, values: Sequence[str]) -> str:
     """The page with everything embedded. ``values``: messages encoded by :func:`embedded`."""
-    data = [("plotly", embedded(get_plotlyjs().encode())), ("overview", embedded(overview))]
+    data = [("plotly", embedded(PLOTLY.read_bytes())), ("overview", embedded(overview))]
     data += [(f"values-{n}", text) for n, text in enumerate(values)]
     scripts = "\n".join(
         f'<script type="application/gzip" id="{name}">{text}</script>' for name, text in data

@@ -12,7 +12,7 @@ from study.analysis.shared import one_per_measurement, one_per_optimizer, shared
 from study.analysis.stable import STABLE_COLUMNS, shared_measurements
 from study.analysis.wording import number_text, setting_text
 from study.vocabulary.optimizers import label
-from study.vocabulary.quantities import QUANTITIES
+from study.vocabulary.quantities import QUANTITIES, TRAIN
 from study.vocabulary.scaling import rule_label
 
 
@@ -46,6 +46,7 @@ def _row(row: Mapping[Any, Any], settings: list[str]) -> dict[str, Any]:
         "site": row["site"],
         "stat": row["stat"],
         "step": int(row["step"]),
+        "batch": row.get("batch", TRAIN),
         "source": "several rules"
         if grid
         else ", ".join(rule_label(*rule) for rule in row["rules"]),

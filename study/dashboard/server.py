@@ -7,7 +7,10 @@ continues when the server is restarted.
 
 import asyncio
 import contextlib
+import hmac
 import json
+import os
+import secrets
 import socket
 import threading
 import time
@@ -15,19 +18,28 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+import psutil
 import uvicorn
-from plotly.offline import get_plotlyjs
 from starlette.applications import Starlette
 from starlette.datastructures import QueryParams
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.responses import (
+    FileResponse,
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+)
+from starlette.routing import Mount, Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from study.dashboard.ahead import Ahead, LookAhead, ahead_of, nothing_ahead
-from study.dashboard.document import live_document
+from study.dashboard.document import PLOTLY, live_document
 from study.dashboard.overview import fingerprint
 from study.dashboard.probes import Quantity
 from study.dashboard.studies import Studies
@@ -43,6 +55,12 @@ MOST_NAMED = 3
 MOST_BYTES_OF_A_QUERY = 1 << 20
 """For a page that has the values of 10 000 cells."""
 LOCAL = ("127.0.0.1", "localhost")
+EVERY_ADDRESS = "0.0.0.0"
+MOST_CONNECTIONS = 48
+"""At a time. A browser keeps up to six. The next ones are told that the server is busy."""
+MOST_WAIT = 10.0
+"""Seconds in which a connection must send a whole request."""
+KEY_BYTES = 32
 REFRESH_EVERY, REFRESH_AT_LEAST_EVERY = 1.0, 2.5
 """Seconds between refreshes. The pause is ten times as long as the refresh took, between these
 limits, so that training is hardly slowed."""
@@ -52,15 +70,19 @@ def serve(
     folders: Sequence[Path],
     host: str,
     port: int,
-    ready: Callable[[str], None],
+    ready: Callable[[str, str], None],
     look_ahead: LookAhead = nothing_ahead,
 ) -> None:
     """Serve the studies in ``folders`` until interrupted. Port 0 means any free port.
 
-    ``ready`` gets the address. ``look_ahead`` says what running sweeps have still to train. Raises
-    :class:`StudyError` if a folder holds no study, or if the address is not available.
+    ``ready`` gets the address of the page, and one that leads there once: a browser's command line,
+    which every user of the machine can read, may hold the second one. ``look_ahead`` says what
+    running sweeps have still to train. Raises :class:`StudyError` if a folder holds no study, or
+    if the address is not available.
     """
-    app = application(Studies(folders), LOCAL if host in LOCAL else ("*",), look_ahead)
+    once = secrets.token_urlsafe()
+    token = token_of(folders)
+    app = application(Studies(folders), hosts_of(host), token, look_ahead, once)
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -70,13 +92,15 @@ def serve(
         raise StudyError(
             f"cannot serve on {host}:{port} ({error.strerror}): choose another --port or --host"
         ) from None
-    ready(f"http://{host}:{listening.getsockname()[1]}/")
+    address = f"http://{host}:{listening.getsockname()[1]}"
+    ready(f"{address}/{token}/", f"{address}/?once={once}")
     server = uvicorn.Server(
         uvicorn.Config(
             app,
-            log_level="warning",
+            log_level="error",
             timeout_graceful_shutdown=1,
-            http="h11",
+            limit_concurrency=MOST_CONNECTIONS,
+            http=_Impatient,
             h11_max_incomplete_event_size=MOST_BYTES_OF_A_QUERY,
         )
     )
@@ -84,13 +108,72 @@ def serve(
         server.run(sockets=[listening])
 
 
-def application(
-    studies: Studies, hosts: tuple[str, ...], look_ahead: LookAhead = nothing_ahead
-) -> Starlette:
-    """The ASGI application. It answers only requests whose Host header is in ``hosts``.
+def hosts_of(host: str) -> list[str]:
+    """The Host headers of requests to this address.
 
-    Otherwise another site could read the study by resolving its own name to this machine (DNS
-    rebinding).
+    Another site could otherwise send a browser here under its own name (DNS rebinding).
+    """
+    if host in LOCAL:
+        return [*LOCAL]
+    if host != EVERY_ADDRESS:
+        return [host, *LOCAL]
+    addresses = [one.address for found in psutil.net_if_addrs().values() for one in found]
+    return [EVERY_ADDRESS, *LOCAL, socket.gethostname(), socket.getfqdn(), *addresses]
+
+
+def token_of(folders: Sequence[Path]) -> str:
+    """The secret part of the address of these studies, for those to whom the user shows it.
+
+    It is the same at the next start, so that an open page continues.
+    """
+    named = "\n".join(str(folder.resolve()) for folder in folders)
+    return hmac.new(_key_of_user(), named.encode(), "sha256").hexdigest()[:40]
+
+
+def _key_of_user() -> bytes:
+    """A random key that only this user can read; a new one if it can't be kept."""
+    path = platformdirs.user_state_path("study") / "dashboard-key"
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            new = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(new, "wb") as file:
+                file.write(secrets.token_bytes(KEY_BYTES))
+        key = path.read_bytes()
+        if len(key) == KEY_BYTES:
+            return key
+    return secrets.token_bytes(KEY_BYTES)
+
+
+class _Impatient(H11Protocol):
+    """Closes a connection that sends no whole request in time; uvicorn alone waits for ever."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_a_request()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._expect_a_request()
+
+    def _expect_a_request(self) -> None:
+        self.loop.call_later(MOST_WAIT, self._close_unless_asked, self.cycle)
+
+    def _close_unless_asked(self, last: object) -> None:
+        if self.cycle is last:
+            self.transport.close()
+
+
+def application(
+    studies: Studies,
+    hosts: Sequence[str],
+    token: str,
+    look_ahead: LookAhead = nothing_ahead,
+    once: str = "",
+) -> Starlette:
+    """The ASGI application below ``/token/``, for requests whose Host header is in ``hosts``.
+
+    ``/?once=<once>`` leads there, one time.
     """
     watched = _Watched(studies, look_ahead)
 
@@ -98,9 +181,8 @@ def application(
         return HTMLResponse(live_document(f"{studies.title}: dashboard"))
 
     def plotly(request: Request) -> Response:
-        return Response(
-            get_plotlyjs(), media_type="text/javascript", headers={"Cache-Control": "max-age=86400"}
-        )
+        day = {"Cache-Control": "max-age=86400"}
+        return FileResponse(PLOTLY, media_type="text/javascript", headers=day)
 
     def overview_(request: Request) -> Response:
         headers = {"ETag": f'"{watched.etag}"', "Cache-Control": "no-cache"}
@@ -119,7 +201,16 @@ def application(
             return PlainTextResponse(f"{error}\n", status_code=400)
         return Response(found, media_type="application/octet-stream")
 
-    routes = [
+    unused = {once} - {""}
+
+    async def enter(request: Request) -> Response:
+        asked = request.query_params.get("once", "")
+        if asked not in unused:
+            return nothing_here(request, None)
+        unused.discard(asked)
+        return RedirectResponse(f"/{token}/")
+
+    pages = [
         Route("/", page),
         Route("/plotly.js", plotly),
         Route("/overview", overview_),
@@ -127,10 +218,21 @@ def application(
         Route("/values", values),
     ]
     guards = [
-        Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)),
+        Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
         Middleware(GZipMiddleware, compresslevel=1),
     ]
-    return Starlette(routes=routes, middleware=guards, lifespan=watched.lifespan)
+    return Starlette(
+        routes=[Route("/", enter), Mount(f"/{token}", routes=pages)],
+        middleware=guards,
+        lifespan=watched.lifespan,
+        exception_handlers={404: nothing_here},
+    )
+
+
+def nothing_here(request: Request, error: Exception | None) -> Response:
+    """The answer to a request without the token."""
+    text = "Open the address that study dashboard printed: it ends with a token.\n"
+    return PlainTextResponse(text, status_code=404)
 
 
 def values_query(query: QueryParams) -> tuple[Quantity, dict[str, tuple[int, int]]]:

@@ -103,6 +103,9 @@ class Verdicts:
                 return Found(none, note, none, losses)
             predicted = with_predictions(exponents, table, metrics, probes)
             rows = headline(with_verdicts(predicted))
+            # A quantity on the batch of the paper's condition comes before itself on the training
+            # batch. It gets one verdict.
+            rows = rows.drop_duplicates(["optimizer", "rule", "curve", "quantity", "over", "step"])
             stable = stable_exponents(predicted)
         except StudyError as error:
             return Found(none, f"No exponents: {error}", none, losses)

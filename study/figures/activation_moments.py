@@ -4,6 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from study.figures import laws, style
+from study.figures.captions import on_batch
 from study.figures.selection import Absent, Tables, holding, per_layer
 from study.vocabulary.quantities import FORWARD_OUT, HELDOUT, SITES, STATS, TRAIN
 
@@ -19,7 +20,8 @@ MOST_FAMILIES = 3
 @style.paper()
 def activation_moments_vs_rank(tables: Tables) -> Figure:
     """Mean absolute value, rms and fourth moment of the adapter output ``gamma B A x`` against the
-    rank, at the last probed step.
+    rank, at the last probed step, on the training batch (on a held-out one if that alone was
+    probed).
 
     A point is a cell's mean over layers of the log statistic: sums over layers would show only the
     layer with the most energy. Bars span the 5th to 95th percentile over layers.
@@ -52,10 +54,10 @@ def activation_moments_vs_rank(tables: Tables) -> Figure:
             drawn += found
         style.y_label(panels[0], SITES[SITE].label, f"$y$ = {SITES[SITE].symbol} at step {step}")
         style.log_axis(panels)
-    over = " of a held-out batch" if batch == HELDOUT else ""
     return style.finish(
         page,
-        f"⟨·⟩: mean over tokens and features{over}.",
+        "⟨·⟩: mean over tokens and features.",
+        on_batch(batch),
         laws.fine_print(drawn, laws.PER_LAYER, inches=inches),
         left_out,
         shown=[one.family for one in shown],

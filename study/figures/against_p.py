@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from study.figures import style
-from study.figures.captions import CI, EXPONENT, plain, span
+from study.figures.captions import CI, EXPONENT, on_batch, plain, span
 from study.figures.selection import Absent, Family, Rule, Tables, families, most_varied
 from study.figures.theory_lines import fits
 from study.vocabulary.quantities import DESCENT, PRIMARY, Quantity
@@ -75,8 +75,9 @@ class Line:
 
 @style.paper()
 def exponent_against_p(tables: Tables) -> Figure:
-    """Scaling exponents of the primary quantities against p of the rule ``gamma = alpha r^-p``.
-    Large open markers show p*, the p at which a quantity does not depend on the rank.
+    """Scaling exponents of the primary quantities, on the training batch, against p of the rule
+    ``gamma = alpha r^-p``. Large open markers show p*, the p at which a quantity does not depend on
+    the rank.
 
     A panel per setting, over the rules that the study has: ``lora`` is p = 1, ``rslora`` p = 1/2.
     With one setting the legend has the values of p*.
@@ -116,6 +117,7 @@ def exponent_against_p(tables: Tables) -> Figure:
         "Dotted: theory." if theory else "",
         f"Last step: the last one that was probed, {ends}." if "–" in ends else "",
         _definitions(every_line),
+        on_batch(),
         left_out,
         shown=[family for family, _ in drawn],
     )

@@ -154,4 +154,4 @@ def _on_rho(tables: Tables, part: Part) -> str:
     rates: Sequence[float] = style.ranks_to_draw(sorted(set(cells["lr"])), MOST_RATES)
     middle = cells.groupby("lr")["rho"].median()
     each = ", ".join(f"{middle[lr]:.2g} at {style.decimal(lr, powers=True)}" for lr in rates)
-    return f"Median ρ after the last step: {each}."
+    return f"Median ρ after the last step, on the training batch: {each}."

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from study.figures import style
-from study.figures.captions import EXPONENT, sentence_on_ci
+from study.figures.captions import EXPONENT, on_batch, sentence_on_ci
 from study.figures.selection import (
     Absent,
     Family,
@@ -35,7 +35,8 @@ APART = 0.22
 
 @style.paper()
 def exponents_by_bits(tables: Tables) -> Figure:
-    """Scaling exponents of the primary quantities by the number of bits of the base's weights.
+    """Scaling exponents of the primary quantities, on the training batch, by the number of bits of
+    the base's weights.
 
     A panel per rule, a row of panels per setting. A quantity is shown at the first step at which it
     has an exponent.
@@ -73,6 +74,7 @@ def exponents_by_bits(tables: Tables) -> Figure:
         page,
         sentence_on_ci("Bars", intervals),
         "Dotted: theory. Grey line: independent of rank.",
+        on_batch(),
         left_out,
         rules_left_out(drawn, MOST_RULES),
         shown=drawn,

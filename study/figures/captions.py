@@ -8,6 +8,7 @@ import pandas as pd
 
 from study.errors import printable
 from study.vocabulary.optimizers import label
+from study.vocabulary.quantities import BATCH_NAMES, TRAIN
 from study.vocabulary.sources import model_label
 from study.vocabulary.thresholds import CONFIDENCE
 
@@ -39,6 +40,11 @@ def sentence_on_ci(artists: str, kinds: Iterable[str]) -> str:
     """``Bands: 95% CI over seeds.``; empty if no fit has an interval."""
     shown = ci(kinds)
     return f"{artists}: {shown}." if shown else ""
+
+
+def on_batch(batch: str = TRAIN) -> str:
+    """``On the training batch.``: where the quantities of a figure were measured."""
+    return f"On the {BATCH_NAMES.get(batch, batch)} batch."
 
 
 def plain(text: str) -> str:

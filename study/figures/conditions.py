@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 
 from study.analysis import predicted_curve
 from study.figures import laws, style
-from study.figures.captions import span
+from study.figures.captions import on_batch, span
 from study.figures.selection import Absent, Family, Rule, Tables, holding, per_layer
 from study.vocabulary.quantities import BACKWARD_IN, FORWARD_OUT, Quantity
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
@@ -38,8 +38,8 @@ class Predicted:
 
 @style.paper()
 def conditions(tables: Tables) -> Figure:
-    """Rms of the adapter output and of the gradient that the adapter passes to its inputs, against
-    the rank, with fitted lines and predicted finite-rank curves.
+    """Rms of the adapter output and of the gradient that the adapter passes to its inputs, on the
+    training batch, against the rank, with fitted lines and predicted finite-rank curves.
 
     The step is the last one with a prediction, or the last probed step if none has one. A curve is
     predicted up to a factor, which the data set: compare shapes. A curve needs each layer's D and,
@@ -75,6 +75,7 @@ def conditions(tables: Tables) -> Figure:
         page,
         laws.fine_print(drawn, laws.PER_LAYER, straight=not known),
         _on_curves(known),
+        on_batch(),
         left_out,
         shown=[one.family for one in shown],
     )

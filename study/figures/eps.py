@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from study.figures import laws, style
+from study.figures.captions import on_batch
 from study.figures.selection import Absent, Tables, holding, per_layer
 from study.vocabulary.quantities import SITES
 from study.vocabulary.thresholds import SIGN_LIKE_FROM
@@ -20,7 +21,8 @@ MOST_FAMILIES = 3
 
 @style.paper()
 def eps_over_ranks(tables: Tables) -> Figure:
-    """Gradient rms of each factor, divided by the optimizer's eps, against the rank. In the grey
+    """Gradient rms of each factor on the training batch, divided by the optimizer's eps, against
+    the rank. In the grey
     area eps affects the updates.
 
     The step is the first at which both factors have a gradient: A has none while B = 0. A point is
@@ -61,7 +63,11 @@ def eps_over_ranks(tables: Tables) -> Figure:
         for ax in panels:
             _shade_below(ax)
     return style.finish(
-        page, laws.fine_print(drawn, laws.PER_LAYER), left_out, shown=[one.family for one in shown]
+        page,
+        laws.fine_print(drawn, laws.PER_LAYER),
+        on_batch(),
+        left_out,
+        shown=[one.family for one in shown],
     )
 
 

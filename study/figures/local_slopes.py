@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from study.analysis.local_slopes import local_slopes, one_curve
 from study.figures import laws, style
-from study.figures.captions import sentence_on_ci
+from study.figures.captions import on_batch, sentence_on_ci
 from study.figures.selection import Absent, Family, Rule, Tables, families, most_varied
 from study.vocabulary.quantities import BACKWARD_IN, FORWARD_OUT, WEIGHT_CHANGE
 
@@ -30,7 +30,8 @@ def local_slopes_by_width(tables: Tables) -> Figure:
     """Slopes between neighbouring ranks at several widths of the model, against the rank over the
     crossover. Theory's curve is the same for all widths.
 
-    A row of panels per optimizer and rule, a panel per quantity, after the first update.
+    A row of panels per optimizer and rule, a panel per quantity, after the first update, on the
+    training batch.
     """
     if tables.cells.empty or tables.probes.empty:
         raise Absent("no probes in the tables")
@@ -64,6 +65,7 @@ def local_slopes_by_width(tables: Tables) -> Figure:
         sentence_on_ci("Bars", intervals),
         "Curve: theory for the mean square over draws, without a fit. Short lines: theory for the "
         "mean of the log over draws, which differs at low rank.",
+        on_batch(),
         left_out,
         shown=drawn,
     )

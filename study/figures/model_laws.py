@@ -5,6 +5,7 @@ import math
 from matplotlib.figure import Figure
 
 from study.figures import laws, style
+from study.figures.captions import on_batch
 from study.figures.selection import Tables, holding, model_wide
 from study.vocabulary.quantities import DESCENT, GRADIENT_NORM, Quantity
 
@@ -13,7 +14,8 @@ MOST_ROWS = 3
 
 @style.paper()
 def grad_norm_vs_rank(tables: Tables) -> Figure:
-    """Norm of the gradient over all adapters against the rank, at the first and last probed step.
+    """Norm of the gradient over all adapters, on the training batch, against the rank, at the first
+    and last probed step.
 
     While B = 0, only B has a gradient.
     """
@@ -22,7 +24,8 @@ def grad_norm_vs_rank(tables: Tables) -> Figure:
 
 @style.paper()
 def descent_vs_rank(tables: Tables) -> Figure:
-    """Descent ``-<gradient, update>`` of the first update, over all adapters, against the rank.
+    """Descent ``-<gradient, update>`` of the first update, over all adapters, on the training
+    batch, against the rank.
 
     The descent is the first-order decrease of the loss.
     """
@@ -63,4 +66,10 @@ def _against_rank(tables: Tables, quantity: Quantity, *, last: bool, unit: str =
         style.hide(panels[len(its_steps) :])
         style.y_label(panels[0], quantity.name, f"{quantity.symbol} {unit}".strip())
         style.log_axis(panels)
-    return style.finish(page, laws.fine_print(drawn), left_out, shown=[one.family for one in shown])
+    return style.finish(
+        page,
+        laws.fine_print(drawn),
+        on_batch(),
+        left_out,
+        shown=[one.family for one in shown],
+    )

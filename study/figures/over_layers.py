@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLoc
 
 from study.errors import printable
 from study.figures import laws, style
-from study.figures.captions import plain
+from study.figures.captions import on_batch, plain
 from study.figures.selection import (
     Absent,
     Family,
@@ -60,8 +60,8 @@ class Map:
 
 @style.paper()
 def exponent_heatmap(tables: Tables) -> Figure:
-    """Scaling exponent of the adapter output's rms for every layer, by block and projection, at the
-    last probed step.
+    """Scaling exponent of the adapter output's rms on the training batch for every layer, by block
+    and projection, at the last probed step.
 
     A panel per rule. All panels share one colour map, centred at 0. Hatched layers have no
     exponent, or one without an interval; blank layers have no adapter.
@@ -97,6 +97,7 @@ def exponent_heatmap(tables: Tables) -> Figure:
         "Hatched: no exponent, or one without an interval."
         if any(one.doubtful.any() for one in shown)
         else "",
+        on_batch(),
         left_out,
         rules_left_out([family for family, _ in drawn], MOST_RULES),
         shown=[family for family, _ in drawn],

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from study.analysis.rank_stabilized import BATCHES_OF
 from study.figures import style
-from study.figures.captions import sentence_on_ci
+from study.figures.captions import on_batch, sentence_on_ci
 from study.figures.selection import (
     Absent,
     Family,
@@ -37,7 +37,8 @@ def exponents_over_training(tables: Tables) -> Figure:
 
     A panel per quantity, a row of panels per setting. The grey band is the margin of the verdicts:
     a change by less than a factor of 1.5 from the lowest to the highest rank. The two conditions of
-    the paper are read on held-out inputs, if the study probed them, as in a report.
+    the paper are read on a held-out batch, if the study probed one, as in a report; all other
+    quantities are read on the training batch.
     """
     if tables.exponents.empty or tables.cells.empty:
         raise Absent("no exponents in the tables: analyze the study first")
@@ -100,7 +101,7 @@ def _fits(family: Family, exponents: pd.DataFrame) -> Fits:
 
 
 def _on_batches(drawn: list[tuple[Family, Fits]]) -> str:
-    """A sentence on the quantities that are read on held-out inputs; empty if none is."""
+    """A sentence on the batches."""
     names = {
         name
         for _, rows in drawn
@@ -108,7 +109,9 @@ def _on_batches(drawn: list[tuple[Family, Fits]]) -> str:
         if (one["batch"] == HELDOUT).any()
     }
     nouns = [quantity.noun for quantity in PRIMARY if quantity.name in names]
-    return f"On held-out inputs: {' and '.join(nouns)}." if nouns else ""
+    if not nouns:
+        return on_batch()
+    return f"On the held-out batch: {' and '.join(nouns)}; on the training batch: all others."
 
 
 def _draw(

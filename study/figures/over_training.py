@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure, SubFigure
 
 from study.figures import style
+from study.figures.captions import on_batch
 from study.figures.selection import (
     Absent,
     Family,
@@ -79,8 +80,8 @@ def loss_curves(tables: Tables) -> Figure:
 
 @style.paper()
 def grad_norm_curves(tables: Tables) -> Figure:
-    """Norm of the gradient over all adapters, before clipping, over training, one curve per rank
-    (Kalajdzievski 2023, Figure 3).
+    """Norm of the gradient over all adapters, on the training batch and before clipping, over
+    training, one curve per rank (Kalajdzievski 2023, Figure 3).
 
     The norms are those of the probes if every cell has them, else the ``grad_norm`` of every step.
     The two are the same number; only the steps differ. Means over seeds are geometric. The paper
@@ -138,7 +139,14 @@ def _over_training(
         mean="geometric mean" if log else "mean",
         hidden=hidden,
     )
-    return style.finish(page, text, left_out, rules_left_out(shown, MOST_RULES), shown=shown)
+    return style.finish(
+        page,
+        text,
+        on_batch() if log else "",  # the panels of losses name it
+        left_out,
+        rules_left_out(shown, MOST_RULES),
+        shown=shown,
+    )
 
 
 def _draw(

@@ -49,7 +49,7 @@ def rate_exponent_vs_rho(tables: Tables) -> Figure:
     return style.finish(
         page,
         f"Vertical bars: 95 % intervals over {seeds:.0f} seeds." if seeds > 1 else "",
-        "Horizontal bars: the range of ρ over ranks and seeds.",
+        "Horizontal bars: the range of ρ, on the training batch, over ranks and seeds.",
         "Bands: predicted, from the bend of the ranks measured to no bend in the motion of A.",
         f"Open: after {_listed(early)} steps instead of {last:.0f}." if early else "",
         left_out,

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from study.store import CellWriter
 from study.sweeps import app as hydra_app
+from tests.forked import STUDY, Forked
 
 FLAGS = [
     "--no-sandbox",
@@ -40,6 +42,37 @@ def browser() -> Iterator[Browser]:
         launched = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield launched
         launched.close()
+
+
+class Servers:
+    """``study dashboard``, each in its own process, with the state of a user of its own."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+        self.running: list[Forked] = []
+
+    def start(self, study: Path, *options: str) -> str:
+        """Start a server and return the address that it prints."""
+        variables = {**os.environ, "XDG_STATE_HOME": str(self.state)}
+        command = ["dashboard", str(study), *options]
+        self.running.append(Forked(STUDY, command, study, variables))
+        line = self.running[-1].first_line()
+        assert line.startswith("http://"), line
+        return line.split()[0]
+
+    def stop(self) -> int:
+        """Interrupt the last server, as Ctrl-C does, and return its exit code."""
+        process = self.running.pop()
+        process.send(signal.SIGINT)
+        return process.wait().returncode
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[Servers]:
+    found = Servers(tmp_path / "state")
+    yield found
+    for process in found.running:
+        process.kill()
 
 
 class Watched:

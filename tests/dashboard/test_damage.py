@@ -201,7 +201,7 @@ QUERIES = {
 @pytest.fixture
 def client(odd: Odd) -> TestClient:
     followed = Studies([odd("a")])
-    return TestClient(application(followed, ("127.0.0.1",)), base_url="http://127.0.0.1")
+    return TestClient(application(followed, ("127.0.0.1",), "t"), base_url="http://127.0.0.1/t")
 
 
 @pytest.mark.parametrize("have", QUERIES.values(), ids=QUERIES)

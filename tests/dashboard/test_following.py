@@ -207,7 +207,7 @@ def test_no_study_is_a_one_line_error(tmp_path: Path) -> None:
 
 def test_the_server_answers_only_for_its_own_name_and_only_with_news(trained: Path) -> None:
     with TestClient(
-        application(Studies([trained]), ("127.0.0.1",)), base_url="http://127.0.0.1"
+        application(Studies([trained]), ("127.0.0.1",), "t"), base_url="http://127.0.0.1/t"
     ) as client:
         first = client.get("/overview")
         assert first.json()["counts"]["complete"] == 18
@@ -234,7 +234,7 @@ def test_serving_to_other_machines_prints_a_warning(
     )
     assert asked == [((trained,), "127.0.0.1", 0), ((trained,), "0.0.0.0", 8080)]
     assert quiet.output == ""
-    assert "warning: anyone who reaches 0.0.0.0 can read this study" in loud.output
+    assert "warning: anyone who reaches 0.0.0.0 and has the whole address" in loud.output
 
 
 def test_a_missing_extra_is_a_one_line_error(
@@ -262,7 +262,7 @@ def test_a_taken_port_is_a_one_line_error(trained: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(StudyError, match=f"cannot serve on 127.0.0.1:{port}"):
-            serve([trained], "127.0.0.1", port, lambda address: pytest.fail(address))
+            serve([trained], "127.0.0.1", port, lambda *address: pytest.fail(str(address)))
 
 
 def test_a_rule_has_the_colours_of_the_figures(trained: Path) -> None:

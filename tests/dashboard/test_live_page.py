@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +11,6 @@ import pytest
 
 from study.store import CellWriter
 from tests.forked import STUDY, Forked
-
-
-class Servers:
-    """``study dashboard``, each in its own process."""
-
-    def __init__(self) -> None:
-        self.running: list[Forked] = []
-
-    def start(self, study: Path, port: int = 0) -> str:
-        """Start a server and return the address that it prints."""
-        command = ["dashboard", str(study), "--port", str(port)]
-        self.running.append(Forked(STUDY, command, study, os.environ))
-        line = self.running[-1].first_line()
-        assert line.startswith("http://127.0.0.1:"), line
-        return line.split()[0]
-
-    def stop(self) -> int:
-        """Interrupt the last server, as Ctrl-C does, and return its exit code."""
-        process = self.running.pop()
-        process.send(signal.SIGINT)
-        return process.wait().returncode
 
 
 def await_cells(study: Path, count: int) -> None:
@@ -42,17 +21,9 @@ def await_cells(study: Path, count: int) -> None:
         time.sleep(0.01)
 
 
-@pytest.fixture
-def servers() -> Iterator[Servers]:
-    found = Servers()
-    yield found
-    for process in found.running:
-        process.kill()
-
-
 def test_a_step_is_on_the_page_within_five_seconds(
     watched: Any,
-    servers: Servers,
+    servers: Any,
     by_hand: Callable[..., CellWriter],
     one_step: Callable[..., None],
     tmp_path: Path,
@@ -86,7 +57,7 @@ def test_a_step_is_on_the_page_within_five_seconds(
 
 def test_a_sweep_is_followed_to_its_end_and_past_a_server_restart(
     watched: Any,
-    servers: Servers,
+    servers: Any,
     jsonl: Path,
     by_hand: Callable[..., CellWriter],
     one_step: Callable[..., None],
@@ -130,11 +101,11 @@ def test_a_sweep_is_followed_to_its_end_and_past_a_server_restart(
         process.send(signal.SIGCONT)
         watched.until(f"{steps} > {seen}", 60)
 
-        port = int(address.rsplit(":", 1)[1].strip("/"))
+        port = int(address.split("/")[2].partition(":")[2])
         assert servers.stop() == 0
         watched.until("document.getElementById('live').dataset.state === 'gone'", 30)
         assert process.wait().returncode == 0
-    assert servers.start(folder, port) == address
+    assert servers.start(folder, "--port", str(port)) == address
     watched.until("page.overview.counts.complete === 3 && page.heat.panels.length > 1", 60)
     watched.until("document.getElementById('live').dataset.state === 'still'")
     assert page.evaluate("window.sameDocument"), "the page was not reloaded"

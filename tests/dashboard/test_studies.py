@@ -91,7 +91,9 @@ def test_each_study_keeps_the_numbers_of_its_own_page(pair: list[Path]) -> None:
 
 def test_values_of_several_studies_have_their_own_keys(pair: list[Path]) -> None:
     studies = Studies(pair)
-    with TestClient(application(studies, ("127.0.0.1",)), base_url="http://127.0.0.1") as client:
+    with TestClient(
+        application(studies, ("127.0.0.1",), "t"), base_url="http://127.0.0.1/t"
+    ) as client:
         quantity = {"site": "adapter_grad", "stat": "norm", "batch": "train"}
         assert client.get("/values", params=quantity).status_code == 200
         have = '[["0: 4-0", 0, 1], ["1: 4-0", 0, 1]]'
@@ -148,8 +150,8 @@ def test_the_head_shows_cells_done_waiting_and_the_time_left(
 ) -> None:
     studies = Studies(pair[:1])
     with TestClient(
-        application(studies, ("127.0.0.1",), lambda folder: Ahead(6, 190.0)),
-        base_url="http://127.0.0.1",
+        application(studies, ("127.0.0.1",), "t", lambda folder: Ahead(6, 190.0)),
+        base_url="http://127.0.0.1/t",
     ) as client:
         told = client.get("/progress").json()
     assert told["waiting"] == 6

@@ -116,7 +116,8 @@ function rangeBar({ value, ci_low: low, ci_high: high, predicted, from, to, zero
 }
 
 /** p*: one row per quantity and step, one column per optimizer and setting. */
-function pStarTable({ p_star: { rows } }) {
+function pStarTable(overview) {
+  const { rows } = overview.p_star;
   const columnOf = ({ optimizer, setting }) => JSON.stringify([optimizer, setting]);
   const rowOf = ({ label, step }) => JSON.stringify([label, step]);
   const columns = distinct(rows.map(columnOf));
@@ -128,11 +129,12 @@ function pStarTable({ p_star: { rows } }) {
   const body = distinct(rows.map(rowOf)).map(key => {
     const ofRow = rows.filter(row => rowOf(row) === key);
     const { label, step, site, stat } = ofRow[0];
+    const when = `at step ${step}${onBatch(overview, ofRow[0])}`;
     const cells = columns.map(column => {
       const found = ofRow.filter(row => columnOf(row) === column);
       return element("td", {}, ...found.map(row => pStarCell(row)));
     });
-    return element("tr", {}, rowHead(label, `at step ${step}`, `${site} ${stat}`), ...cells);
+    return element("tr", {}, rowHead(label, when, `${site} ${stat}`), ...cells);
   });
   return tableOf([hiddenHead("quantity"), ...heads], body);
 }
