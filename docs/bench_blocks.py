@@ -14,7 +14,7 @@ from docs.blocks import table as read
 from study.report.markdown import table
 
 STEPS = ("first step", "step")
-TABLES = ("sweep", "large-steps", "compiled", "short", "start-up", "probes", "shared")
+TABLES = ("sweep", "large-steps", "compiled", "short", "start-up", "probes")
 """The committed tables of `study bench`."""
 LEAST_PEAK = 65
 """The goal for a plain step at a low rank, in percent of the peak."""
@@ -186,19 +186,6 @@ def start_up() -> str:
     return table(["a process of one step", "median of three"], body)
 
 
-def shared() -> str:
-    """What sharing step 0 saves of two experiments: the goals are a third and a fifth."""
-    rows = read("bench/shared").groupby(["variant", "way"])["seconds"].median()
-    body = []
-    for experiment, bar in {"stable_exponent": 2 / 3, "quick": 0.8}.items():
-        each, packed = rows[experiment, "single"], rows[experiment, OURS]
-        met = "met" if packed / each <= bar else "**missed**"
-        seconds = [f"{each:.0f} s", f"{packed:.0f} s"]
-        body.append([experiment, *seconds, f"{packed / each:.2f}", f"{bar:.2f}", met])
-    heads = ["one seed of", "a pack for each cell", "one pack", "ratio", "bar", ""]
-    return table(heads, body)
-
-
 def peak() -> str:
     """``52 to 57 % of the peak (bar 65 %: **missed**)``: plain steps at low ranks."""
     rows = read("bench/sweep")
@@ -321,7 +308,6 @@ BLOCKS: dict[str, Block] = {
     "compiled": compiled,
     "short": short,
     "start-up": start_up,
-    "shared": shared,
     "peak": peak,
     "products": products,
     "probes": probes,

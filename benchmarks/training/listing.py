@@ -14,8 +14,6 @@ SUITES = {
     "bf16": "Ours in float32 and in bf16 in turn, and the tuned loop in bf16.",
     "folds": "All ranks under both rules in one pack: a cell in a forward pass against as many as "
     "pack.fold=auto chooses.",
-    "shared": "One seed of stable_exponent (AdamW) and of quick: all cells in one pack, which "
-    "share step 0, against a pack for each.",
     "layers": "Adapters on the last quarter, the last half and all of the blocks.",
 }
 """By name, in the order in which they run."""

@@ -27,7 +27,6 @@ from .ways import (
     base_and_corpus,
     cell,
     check_agreement,
-    composed,
     packed,
     whole_pack,
 )
@@ -167,33 +166,6 @@ def folds(size: Size) -> Iterator[Row]:
             yield _row("folds", way, grid[0], seconds, variant=f"{len(grid)} cells")
 
 
-SHARING = {
-    "stable_exponent": (2048, [["optimizer=adamw", "adapter.scaling=rslora"]]),
-    "quick": (256, [[f"adapter.scaling={rule}"] for rule in RULES]),
-}
-"""The experiments of the suite ``shared``: the highest rank, and the settings at each rank."""
-
-
-def shared(size: Size) -> Iterator[Row]:
-    """The suite ``shared``."""
-    for experiment, (highest, settings) in SHARING.items():
-        grid = product([rank for rank in size.ranks if rank <= highest], settings)
-        cells = [
-            composed(
-                f"experiment={experiment}",
-                f"model={size.model}",
-                f"device={size.device}",
-                f"adapter.rank={rank}",
-                *setting,
-            )
-            for rank, setting in grid
-        ]
-        for _ in range(2):
-            each = sum(whole_pack([one]) for one in cells)
-            for way, seconds in (("single", each), ("packed", whole_pack(cells))):
-                yield _row("shared", way, cells[0], seconds, variant=experiment)
-
-
 def layers(size: Size) -> Iterator[Row]:
     """The suite ``layers``."""
     base, _ = base_and_corpus(size.cell(1024, 4))
@@ -219,7 +191,6 @@ RUNS: dict[str, Callable[[Size], Iterator[Row]]] = {
     "probes": probes,
     "bf16": bf16,
     "folds": folds,
-    "shared": shared,
     "layers": layers,
 }
 """The generator of each of :data:`benchmarks.training.listing.SUITES`."""

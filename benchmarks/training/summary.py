@@ -128,10 +128,6 @@ def _folds(table: pd.DataFrame) -> str:
     return _against(table, OURS, "folded")
 
 
-def _shared(table: pd.DataFrame) -> str:
-    return _against(table, "single", OURS)
-
-
 def _against(table: pd.DataFrame, slow: str, fast: str) -> str:
     """A line for each variant: the median seconds of two ways, and their ratio."""
     by_way = table.groupby(["variant", "way"])["seconds"].median().unstack("way")
@@ -198,7 +194,6 @@ SECTIONS: dict[str, Callable[[pd.DataFrame], str]] = {
     "probes": _probes,
     "bf16": _bf16,
     "folds": _folds,
-    "shared": _shared,
     "layers": _layers,
 }
 """The section of each suite."""

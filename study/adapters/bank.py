@@ -21,7 +21,6 @@ from study.adapters.contraction import Contraction, Shows, factored_linear, merg
 from study.adapters.frozen import dense_weight, features
 from study.adapters.inits import DRAWS, generator_for
 from study.adapters.world import own, undivided
-from study.adapters.zero_product import known_output
 from study.errors import StudyError, unknown
 from study.vocabulary.inits import INITS
 
@@ -257,12 +256,7 @@ class LoraBank(nn.Module):
                 first += bucket.cells
             yield
 
-    def forward(self, x: Tensor, known: Tensor | None = None) -> Tensor:
-        """``known``: the output, if an earlier pass computed it and all products ``B A`` are zero.
-        The backward pass then gives the gradients of the factors, and none of ``x``.
-        """
-        if known is not None:
-            return known_output(self, x, known)
+    def forward(self, x: Tensor) -> Tensor:
         x_KND = x.reshape(len(self.specs), -1, x.shape[-1])
         product = {"factored": self._factored, "mixed": self._dense, "merged": self._dense}
         out, first = [], 0

@@ -84,7 +84,7 @@ class ExpertBank(LoraBank):
         with torch.autocast(W.device.type, enabled=False):
             return torch.baddbmm(W, *factors, alpha=bucket.gammas[cell])
 
-    def forward(self, x: Tensor, known: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         raise RuntimeError("a bank of experts is run by AdaptedExperts")
 
 

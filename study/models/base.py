@@ -6,8 +6,8 @@ would take most of the activation memory.
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +29,6 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
 _LESS = "try precision=bf16, model.quant_bits=4, a smaller model or another device"
-
-
-def no_context(_: Tensor) -> AbstractContextManager[None]:
-    """A context that does nothing."""
-    return nullcontext()
 
 
 @contextmanager
@@ -59,14 +54,12 @@ def _one_sequence_per_row() -> Iterator[None]:
 class FrozenBase:
     """A causal language model of transformers in eval mode, with no parameter that is trained.
 
-    ``around_pass``: a context for every :meth:`hidden_states`, given its tokens
-    (:mod:`study.models.prefix`). Shapes: ``T`` tokens, ``d`` features of the hidden states, ``V``
-    tokens in the vocabulary, ``N`` chosen tokens.
+    Shapes: ``T`` tokens, ``d`` features of the hidden states, ``V`` tokens in the vocabulary, ``N``
+    chosen tokens.
     """
 
     model: nn.Module
     card: ModelCard
-    around_pass: Callable[[Tensor], AbstractContextManager[None]] = no_context
 
     @property
     def device(self) -> torch.device:
@@ -90,7 +83,7 @@ class FrozenBase:
         There is no attention mask: every token counts as real. The tokens may be on the CPU. Does
         not wait for the device.
         """
-        with self.around_pass(input_ids_BT), _one_sequence_per_row():
+        with _one_sequence_per_row():
             ids = input_ids_BT.to(self.device, non_blocking=True)
             return self.trunk(input_ids=ids, use_cache=False).last_hidden_state
 

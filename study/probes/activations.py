@@ -82,10 +82,9 @@ class Activations:
     @contextmanager
     def _seeing_products(self, rows_K: list[Rows | None]) -> Iterator[None]:
         """Inside, the probe gets products of the pass, instead of computing them again."""
-        takes = self.delta_w.takes_products and not self.recorder.zero_product
         with ExitStack() as stack:
             for index, layer in enumerate(self.recorder.layers):
-                if takes and isinstance(layer.module, LoraBank):
+                if self.delta_w.takes_products and isinstance(layer.module, LoraBank):
                     shows_of = partial(self._shows, index, rows_K)
                     needs_products = self.delta_w.is_wanted
                     stack.enter_context(layer.module.showing(shows_of, needs_products))
@@ -146,6 +145,7 @@ class Activations:
             self._enter(layer, cell, self._sums("output_gradients", dy_KNO[cell], rows))
             if first_pass and self.sampled.need_output_gradients:
                 dy_nO = self._sample(dy_KNO[cell], rows)
+                self.sampled.align_output_gradients(layer, cell, dy_nO)
                 product = self.delta_w.product(layer, cell, pair)
                 self.delta_w.release(layer, cell)
                 if (layer, cell) in self._z:  # gamma B^T dy comes next

@@ -72,15 +72,6 @@ class Alignment:
             for hook in hooks:
                 hook.remove()
 
-    def add(self, gradients_L: Sequence[Tensor], weights_K: Sequence[float]) -> None:
-        """Add the known weight gradients of a pass, ``[K, O, D]`` by layer, times the weights.
-
-        The same as :meth:`accumulate` around that pass, bit for bit.
-        """
-        weights_K11 = self._on_device(weights_K)
-        for layer, dW_KOD in enumerate(gradients_L):
-            self._add(layer, dW_KOD * weights_K11)
-
     def gradients(self, cell: int) -> dict[str, Tensor]:
         """One cell's accumulated weight gradients, ``[O, D]`` by layer; empty before the first."""
         return {

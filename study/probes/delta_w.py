@@ -4,7 +4,6 @@ A step that merges the adapters into the weights forms it anyway, and shows it
 (:class:`study.adapters.contraction.Shows`). Otherwise the probe forms it.
 """
 
-import torch
 from torch import Tensor
 
 from study.adapters.bank import LoraPair
@@ -39,8 +38,8 @@ class DeltaW:
     def product(self, layer: int, cell: int, pair: LoraPair) -> Product:
         """``gamma B A``, to multiply sampled tokens by. Measures delta_w if that is needed too."""
         if (layer, cell) not in self._held and self._wants(layer, cell):
-            self._take(layer, cell, self.recorder.product(pair))
-        return self._held.get((layer, cell), self.recorder.product(pair))
+            self._take(layer, cell, Product(pair))
+        return self._held.get((layer, cell), Product(pair))
 
     def release(self, layer: int, cell: int) -> None:
         """No more tokens of the layer are multiplied by the product."""
@@ -56,7 +55,7 @@ class DeltaW:
             wanted = [self._wants(index, cell) for cell in range(self.recorder.cells)]
             for cell, pair in enumerate(layer.whole_pairs() if any(wanted) else ()):
                 if wanted[cell]:
-                    self._take(index, cell, self.recorder.product(pair))
+                    self._take(index, cell, Product(pair))
                     self.release(index, cell)
         values = largest_singular_values(list(self._cores.values()))
         for (index, cell), value in zip(self._cores, values, strict=True):
@@ -93,9 +92,6 @@ class DeltaW:
 def _core(product: Product) -> Core:
     """The core of ``delta_w``, from the product or from its factors, whichever is smaller."""
     A_RD, B_OR, gamma = product.pair
-    if product.is_zero:
-        zero = torch.zeros(1, 1, dtype=torch.float64, device=A_RD.device)
-        return Core(zero[0, 0], zero)
     BA_OD = product.BA_OD if product.is_compact else None
     scale, square_mm = core(B_OR.float(), A_RD.float()) if BA_OD is None else core(BA_OD)
     return Core(scale * gamma, square_mm)

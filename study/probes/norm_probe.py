@@ -52,9 +52,7 @@ class NormProbe:
       ``adapter_in_grad``, ``rho`` and the alignments are computed from, evenly spaced;
     - ``alignment``: the accumulated weight gradients; None if no alignment is measured;
     - ``adapter``: the PEFT adapter to read; needed if several are active;
-    - ``world``: the processes that train the model together;
-    - ``zero_product``: whether every ``B A`` is known to be zero, as before the first update. The
-      probe then enters 0 for the sites that depend on it, and forms no product.
+    - ``world``: the processes that train the model together.
 
     All other moments are over the real tokens and all features of one optimizer step, all its
     micro-batches together. Gradients are read as backward leaves them: of the mean loss if the loss
@@ -77,19 +75,15 @@ class NormProbe:
         alignment: Alignment | None = None,
         adapter: str | None = None,
         world: World = ALONE,
-        zero_product: bool = False,
     ) -> None:
         self.layers = adapted_layers(model, adapter)
         self.sites, self.stats = tuple(sites), tuple(stats)
         self.tokens, self.alignment, self.world = tokens, alignment, world
-        self.zero_product = zero_product
         self._wanted = {part for site in self.sites for part in UNIONS.get(site, (site,))}
         self._reset()
 
     def _reset(self) -> None:
-        self._recorder = Recorder(
-            self.layers, self._wanted, self.stats, self.world, self.zero_product
-        )
+        self._recorder = Recorder(self.layers, self._wanted, self.stats, self.world)
         self._sampled = SampledTokens(self._recorder, self.tokens, self.alignment)
         self._delta_w = DeltaW(self._recorder)
         self._activations = Activations(self._recorder, self._sampled, self._delta_w)

@@ -6,7 +6,6 @@ Letters: ``n`` sampled tokens, ``D`` / ``O`` in / out features, ``R`` rank, ``E`
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from study.adapters.bank import LoraPair
@@ -19,14 +18,12 @@ class Product:
 
     - ``BA_OD``: the product without gamma, float32; None if it is not held. Its elements are then
       computed a few rows at a time, and tokens are multiplied by both factors;
-    - ``is_zero``: whether it is known to be zero. Then nothing is multiplied;
     - ``z_nR``, ``dz_nR``: ``gamma A x`` and ``gamma B^T dy`` of the sampled tokens, float32, if the
       pass has computed them. They save one of two products.
     """
 
     pair: LoraPair
     BA_OD: Tensor | None = None
-    is_zero: bool = False
     z_nR: Tensor | None = None
     dz_nR: Tensor | None = None
 
@@ -43,11 +40,8 @@ class Product:
         return B_OR.shape[:-1].numel() * A_RD.shape[-1]
 
     def chunks(self) -> Iterator[Tensor]:
-        """Its elements: ``2 D O R`` FLOPs if it is not held. A zero product gives a single 0."""
+        """Its elements: ``2 D O R`` FLOPs if it is not held."""
         A_RD, B_OR, gamma = self.pair
-        if self.is_zero:
-            yield torch.zeros(1, device=A_RD.device)
-            return
         if self.BA_OD is not None:
             for chunk in chunks_of(self.BA_OD):
                 yield chunk * gamma
@@ -62,7 +56,7 @@ class Product:
 
     def formed(self) -> "Product":
         """The same, with the product held."""
-        if self.is_zero or self.BA_OD is not None:
+        if self.BA_OD is not None:
             return self
         A_RD, B_OR, _ = self.pair
         return Product(self.pair, B_OR.float() @ A_RD.float())
@@ -70,8 +64,6 @@ class Product:
     def of_inputs(self, x_nD: Tensor) -> Tensor:
         """``gamma B A x``, ``[n, O]``."""
         A_RD, B_OR, gamma = self.pair
-        if self.is_zero:
-            return _zeros(x_nD, len(B_OR))
         if self.BA_OD is not None:
             return (x_nD * gamma) @ self.BA_OD.mT
         z_nR = x_nD @ A_RD.float().mT * gamma if self.z_nR is None else self.z_nR
@@ -80,14 +72,7 @@ class Product:
     def of_output_gradients(self, dy_nO: Tensor) -> Tensor:
         """``gamma A^T B^T dy``, ``[n, D]``."""
         A_RD, B_OR, gamma = self.pair
-        if self.is_zero:
-            return _zeros(dy_nO, A_RD.shape[1])
         if self.BA_OD is not None:
             return (dy_nO * gamma) @ self.BA_OD
         dz_nR = dy_nO @ B_OR.float() * gamma if self.dz_nR is None else self.dz_nR
         return dz_nR @ A_RD.float()
-
-
-def _zeros(x_nF: Tensor, features: int) -> Tensor:
-    """Each row of ``x`` times zero, ``[n, features]``: NaN if an entry of the row is not finite."""
-    return (x_nF * 0.0).sum(1, keepdim=True).expand(-1, features)

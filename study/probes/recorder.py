@@ -10,11 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from study.adapters.bank import LoraPair
 from study.adapters.world import ALONE, World
 from study.probes.layers import AdaptedLayer
 from study.probes.moments import Chunked, Ledger, chunks_of, joined, scaled_sums
-from study.probes.product import Product
 from study.probes.sites import TENSORS, WHOLE, Source
 from study.probes.statistics import OF_A_PART, WRITTEN, added_up
 from study.vocabulary.quantities import PRODUCTS, SITES
@@ -25,7 +23,7 @@ class Recorder:
 
     ``wanted``: the sites to measure. ``stats``: what to measure there. ``world``: the processes
     that measure together. The numbers of all of them add, so a number that is the same in every
-    process is entered by one of them. ``zero_product``: whether every ``B A`` is known to be zero.
+    process is entered by one of them.
     """
 
     def __init__(
@@ -34,10 +32,8 @@ class Recorder:
         wanted: Set[str],
         stats: Sequence[str],
         world: World = ALONE,
-        zero_product: bool = False,
     ) -> None:
         self.layers, self.wanted, self.stats, self.world = layers, wanted, stats, world
-        self.zero_product = zero_product
         pairs = layers[0].pairs()
         self.cells, self.device = len(pairs), pairs[0].A_RD.device
         self.sites = tuple(name for name in SITES if name in wanted)
@@ -47,10 +43,6 @@ class Recorder:
     def wanted_of(self, source: Source) -> list[str]:
         """The wanted sites that are computed from ``source``."""
         return [name for name in TENSORS[source] if name in self.wanted]
-
-    def product(self, pair: LoraPair) -> Product:
-        """``gamma B A`` of a cell in a layer; it is not formed."""
-        return Product(pair, is_zero=self.zero_product)
 
     @contextmanager
     def measuring(self) -> Iterator[None]:

@@ -65,9 +65,10 @@ class SampledTokens:
                 for size in (layer.d_in, layer.d_out)
             )
             for cell, pair in enumerate(layer.whole_pairs()):
-                product = self.recorder.product(pair)
+                product = Product(pair)
                 self.feed_inputs(index, cell, x_nD, product)
                 self.feed_output_gradients(index, cell, dy_nO, product)
+                self.align_output_gradients(index, cell, dy_nO)
 
     def feed_inputs(self, layer: int, cell: int, x_nD: Tensor, product: Product) -> None:
         """Measure everything that is computed from sampled inputs."""
@@ -79,8 +80,14 @@ class SampledTokens:
             recorder.write("A", layer, cell, _rho, x_nD, product.pair, A0_RD)
 
     def feed_output_gradients(self, layer: int, cell: int, dy_nO: Tensor, product: Product) -> None:
-        """Measure everything that is computed from sampled output gradients."""
+        """Measure the product of sampled output gradients with the adapter."""
         self.recorder.add("sampled_output_gradients", layer, cell, dy_nO, product)
+
+    def align_output_gradients(self, layer: int, cell: int, dy_nO: Tensor) -> None:
+        """Measure the alignments of sampled output gradients.
+
+        Call it as soon as they are known: the step's own weight gradient is added right after.
+        """
         if self.alignment is not None:
             stats_of = self.alignment.of_output_gradients
             self.recorder.write("adapter_in_grad", layer, cell, stats_of, layer, cell, dy_nO)

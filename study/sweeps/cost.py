@@ -5,7 +5,6 @@ not matter.
 """
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from study.adapters.contraction import FLOAT
 from study.config import CellConfig, eval_steps, probe_steps
 from study.models import ModelCard
 from study.sweeps.estimate import estimate
-from study.sweeps.known import saved
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
@@ -41,30 +39,14 @@ def relative_cost(config: CellConfig, card: ModelCard) -> float:
     return whole.flops + config.train.steps * (FLOAT * floats + CALLS * len(card.linears))
 
 
-def cost_with(known: frozenset[str], config: CellConfig, card: ModelCard) -> float:
-    """:func:`relative_cost` of a cell for which the passes of some batches are known."""
-    share = base_share(config, card)
-    whole = _weights(config, frozenset(), share).sum()
-    return relative_cost(config, card) * float(_weights(config, known, share).sum() / whole)
-
-
-def base_share(config: CellConfig, card: ModelCard) -> float:
-    """The share of a plain step that is not the adapters'."""
-    lowest = replace(config, adapter=replace(config.adapter, rank=1))
-    return min(1.0, relative_cost(lowest, card) / relative_cost(config, card))
-
-
-def step_shares(
-    config: CellConfig, known: frozenset[str] = frozenset(), of_base: float = 1.0
-) -> list[list[float]]:
+def step_shares(config: CellConfig) -> list[list[float]]:
     """How much of a cell's time is over after a step: pairs (step, share), for interpolation.
 
     A probed or evaluated step takes several times as long as a plain one, so the number of steps
-    does not say how far a cell is. ``known``: the batches whose pass at step 0 is known;
-    ``of_base``: the share of a step that such a pass saves.
+    does not say how far a cell is.
     """
     last = config.train.steps
-    over = np.cumsum(_weights(config, known, of_base))
+    over = np.cumsum(_weights(config))
     measured = {0, *probe_steps(config), *eval_steps(config)}
     bends = {last, *(s for step in measured for s in (step - 1, step) if s >= 0)}
     points = sorted(bends)
@@ -72,7 +54,7 @@ def step_shares(
     return [[step, float(over[step] / max(over[last], 1e-9))] for step in dict.fromkeys(points)]
 
 
-def _weights(config: CellConfig, known: frozenset[str], of_base: float) -> "np.ndarray[Any, Any]":
+def _weights(config: CellConfig) -> "np.ndarray[Any, Any]":
     """The time of each step, in plain steps, ``[steps + 1]``."""
     last, probed = config.train.steps, probe_steps(config)
     weight = np.ones(last + 1)
@@ -85,6 +67,4 @@ def _weights(config: CellConfig, known: frozenset[str], of_base: float) -> "np.n
     heldout = FORWARD * config.data.heldout / config.train.batch_size
     for step in eval_steps(config):
         weight[step] += heldout
-    without = saved(config, known)
-    weight[0] -= of_base * (without.of_step + without.of_probe) + heldout * without.evaluations
     return weight

@@ -27,7 +27,6 @@ from study.errors import StudyError
 from study.models import ModelCard
 from study.models.anatomy import block_of
 from study.reading import all_memory, free_memory
-from study.sweeps.known import saved
 from study.training.loss import LOGITS
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import ALIGNMENTS, SITES, STATS, UPDATES, USUAL
@@ -130,12 +129,10 @@ def estimate(
     supervised: int,
     contraction: Contraction,
     device: str = "cpu",
-    known: frozenset[str] = frozenset(),
 ) -> Estimate:
     """The cost of a cell whose typical step has ``tokens`` tokens, ``supervised`` with a loss.
 
-    ``device``: the type of the device, which decides the size of a chunk of logits. ``known``: the
-    batches whose pass at step 0 an earlier cell of its pack runs (:mod:`study.sweeps.known`).
+    ``device``: the type of the device, which decides the size of a chunk of logits.
     """
     layers = _adapted_layers(card.targets, config.adapter.targets)
     linears = dict(zip(card.linears, card.shapes, strict=True))
@@ -155,7 +152,7 @@ def estimate(
     return Estimate(
         base_bytes=card.parameters * bits // 8,
         own_bytes=_state_bytes(config, adapters) + casts + activations,
-        flops=_flops(config, card, adapters, above, tokens, supervised, known),
+        flops=_flops(config, card, adapters, above, tokens, supervised),
         sequences=config.train.batch_size,
         head_bytes=card.head * _bits(config) // 8,
         cast_bytes=casts,
@@ -250,20 +247,16 @@ def _flops(
     above: list[tuple[int, int]],
     tokens: int,
     supervised: int,
-    known: frozenset[str],
 ) -> float:
     of_blocks = 2 * tokens * sum(d * o for d, o in card.shapes)
     forward = of_blocks + 2 * supervised * card.head
     backward = 2 * tokens * sum(d * o for d, o in above) + 2 * supervised * card.head
     losses_after = sum(step <= LAST_PREDICTED_STEP for step in probe_steps(config))
     passes = config.train.steps + losses_after / 3  # a loss after an update is one forward pass
-    without = saved(config, known)
-    evaluations = len(eval_steps(config)) - without.evaluations
-    evaluated = evaluations * config.data.heldout / config.train.batch_size
+    evaluated = len(eval_steps(config)) * config.data.heldout / config.train.batch_size
     again = config.train.steps if config.train.checkpointing else 0
     return (
         passes * (forward + backward + adapters.flops)
-        - without.of_step * (forward + backward)
         + again * (of_blocks + adapters.flops / 3)
         + evaluated * forward
     )

@@ -15,8 +15,7 @@ from study.store.files import remove
 from study.sweeps import signals
 from study.sweeps.agenda import Planned, posted
 from study.sweeps.cells import Cell
-from study.sweeps.cost import base_share, cost_with, step_shares
-from study.sweeps.known import known_batches
+from study.sweeps.cost import relative_cost, step_shares
 from study.sweeps.sharing import stop_file
 from study.sweeps.status import count_noun, counts
 from study.vocabulary.sources import MODELS
@@ -82,16 +81,15 @@ def on_agenda(packs: Sequence[Sequence[Cell]]) -> Iterator[Mapping[Path, Path]]:
     for pack in packs:
         cells = planned.setdefault(pack[0].study_dir, [])
         number = cells[-1].pack + 1 if cells else 1
-        known = known_batches([cell.config for cell in pack])
         cells += [
             Planned(
                 cell.description,
                 number,
-                cost_with(batches, cell.config, cell.card),
+                relative_cost(cell.config, cell.card),
                 _first_step(cell),
-                step_shares(cell.config, batches, base_share(cell.config, cell.card)),
+                step_shares(cell.config),
             )
-            for cell, batches in zip(pack, known, strict=True)
+            for cell in pack
         ]
     with contextlib.ExitStack() as stack:
         yield {

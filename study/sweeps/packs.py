@@ -84,8 +84,6 @@ def folds(pack: PreparedPack, base: FrozenBase) -> Iterator[Sequence[Prepared]]:
     together = [prepared for prepared in pack.cells if not _trains_alone(prepared.cell)]
     if together:
         most, start = _largest_fold(pack, together, base), 0
-        if most == 1:  # cells with the same batches follow each other, and share their start
-            together.sort(key=lambda prepared: prepared.cell.config.data.seed)
         needs = [prepared.estimate for prepared in together]
         for size in fold_sizes(needs, most, pack.memory):
             yield together[start : start + size]

@@ -12,7 +12,6 @@ from study.models import load_tokenizer
 from study.sweeps import processes
 from study.sweeps.cells import Cell
 from study.sweeps.estimate import Estimate, check_fits, check_possible, estimate, memory_budget
-from study.sweeps.known import known_batches
 from study.training.devices import choose_device
 from study.training.run import Run
 
@@ -58,22 +57,16 @@ def prepare(
     corpus = build_pack_corpus(config)
     corpus.check_tokens(pack[0].card.vocabulary, pack[0].card.name)
     _check_questions(config, corpus)
-    known = known_batches([cell.config for cell in pack])
-    cells = [
-        _prepare_cell(cell, corpus, device, batches)
-        for cell, batches in zip(pack, known, strict=True)
-    ]
+    cells = [_prepare_cell(cell, corpus, device) for cell in pack]
     return PreparedPack(cells, device, corpus, memory_budget(config, device, held))
 
 
-def _prepare_cell(
-    cell: Cell, corpus: Corpus, device: torch.device, known: frozenset[str]
-) -> Prepared:
+def _prepare_cell(cell: Cell, corpus: Corpus, device: torch.device) -> Prepared:
     devices = processes.count()
     check_possible(cell.config, cell.card, device, devices)
     run = Run.of(cell.config, corpus, device)
     batch = run.tokens, run.supervised
-    need = estimate(cell.config, cell.card, *batch, run.contraction, device.type, known)
+    need = estimate(cell.config, cell.card, *batch, run.contraction, device.type)
     need = need.divided(devices)
     check_fits(cell.config, need, cell.label)
     return Prepared(cell, run, need)

@@ -3,20 +3,18 @@
 import contextlib
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from study.adapters import resolve_targets
 from study.adapters.world import Order, World
 from study.config import CellConfig
 from study.errors import StudyError, one_line
 from study.models import FrozenBase, ModelCard, describe, load_base
 from study.models.compiled import Compiler, compiler
-from study.models.prefix import shared_prefix
 from study.store import (
     CellWriter,
     Claim,
@@ -30,7 +28,6 @@ from study.sweeps import processes, signals
 from study.sweeps.cells import Cell
 from study.sweeps.checkpointing import newest
 from study.sweeps.devices import others_wait, own_device
-from study.sweeps.estimate import fold_bytes
 from study.sweeps.packs import folds
 from study.sweeps.prepare import Prepared, PreparedPack, prepare
 from study.sweeps.progress import Display
@@ -41,12 +38,6 @@ from study.training.allocator import keep_freed_memory
 from study.training.checkpoint import Snapshot
 from study.training.devices import is_out_of_memory, release_memory
 from study.training.loop import train
-from study.training.shared_start import SharedStart
-
-PREFIX_SHARE = 10
-"""One part in so many of a pack's memory may hold activations below the adapted blocks."""
-SPARE_SHARE = 2
-"""One part in so many of the memory that no fold needs may hold passes that the cells share."""
 
 
 def run(pack: Sequence[Cell]) -> None:
@@ -100,7 +91,6 @@ def _train_on(
     with (
         Display(todo[0].study_dir, labels, prepared.config.train.steps, agenda) as display,
         tracker(prepared.config.tracker, display.say) as tracked,
-        _prefix_shared(base, prepared),
         compiler(prepared.config.pack.compile, display.say) as compiles,
         signals.patience(),
     ):
@@ -148,8 +138,6 @@ class _Pass:
         """Returns a line for each that failed, by folder."""
         failures: dict[Path, str] = {}
         self.waiting = deque(folds(self.pack, self.base))
-        cells = [prepared.cell.config for fold in self.waiting for prepared in fold]
-        self.shared = SharedStart(cells, _spare_bytes(self.pack, self.waiting) // SPARE_SHARE)
         while self.waiting and not self.must_stop():
             fold = self._at_one_step(self._claim(self.waiting.popleft()))
             recorder = self._open(fold) if fold else None
@@ -261,8 +249,7 @@ class _Pass:
         states = [each.state for each in fold if each.state]
         self.world.agreed((fold[0].prepared.cell.id, fold[0].step))
         self.compiles.folds_after = len(self.waiting)
-        once = (self.shared, self.compiles, self.world)
-        steps = train(self.base, self.pack.corpus, runs, states, *once)
+        steps = train(self.base, self.pack.corpus, runs, states, self.compiles, self.world)
         with contextlib.closing(steps):
             for results in steps:
                 recorder.add(results)
@@ -296,22 +283,6 @@ def _not_done(cells: Sequence[Cell]) -> dict[Path, str]:
 def _release(cells: Sequence[_Claimed]) -> None:
     for each in cells:
         each.claim.release()
-
-
-def _spare_bytes(pack: PreparedPack, folds: Iterable[Sequence[Prepared]]) -> int:
-    """The memory of a pack that none of its folds needs, and the cache of the prefix does not."""
-    largest = max(fold_bytes([prepared.estimate for prepared in fold]) for fold in folds)
-    return max(0, pack.memory - pack.memory // PREFIX_SHARE - largest)
-
-
-def _prefix_shared(base: FrozenBase, pack: PreparedPack) -> AbstractContextManager[object]:
-    """Inside, blocks below every adapted layer run once a batch for all cells of the pack."""
-    if pack.config.model.quant_bits is not None:  # its products depend on the whole batch
-        return nullcontext()
-    if pack.config.train.shard:  # a block that a process skips is missed by its peers
-        return nullcontext()
-    layers = resolve_targets(base.card.targets, pack.config.adapter.targets)
-    return shared_prefix(base, layers, pack.memory // PREFIX_SHARE)
 
 
 def loaded_base(

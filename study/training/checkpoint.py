@@ -161,7 +161,6 @@ def start(fold: Fold, resume: Sequence[Snapshot]) -> int:
         for cell, snapshot in enumerate(resume):
             _restore_cell(fold, cell, snapshot)
         _restore_shared(fold, resume)
-        fold.is_base = False
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise StudyError(
             f"a checkpoint of step {resume[0].step} does not fit its cell ({one_line(error)}): "

@@ -13,13 +13,9 @@ from study.training.fold import Fold
 
 def evaluations(fold: Fold) -> dict[str, Sequence[float] | Tensor]:
     """What is measured on held-out examples as training goes on, by metric and cell."""
-    once = fold.shared.numbers
-    found: dict[str, Sequence[float] | Tensor] = {
-        "eval_loss": once(fold.start_keys("eval_loss"), lambda: heldout_losses(fold))
-    }
+    found: dict[str, Sequence[float] | Tensor] = {"eval_loss": heldout_losses(fold)}
     if tokens := fold.cells[0].train.answer_tokens:
-        keys_K = fold.start_keys("exact_match")
-        found["exact_match"] = once(keys_K, lambda: exact_matches(fold, tokens))
+        found["exact_match"] = exact_matches(fold, tokens)
     return found
 
 

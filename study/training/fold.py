@@ -7,7 +7,7 @@ features of the hidden states.
 
 import math
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
@@ -24,16 +24,7 @@ from study.probes import Alignment
 from study.training.loss import target_losses
 from study.training.optimizers import Learner
 from study.training.run import may_trim
-from study.training.shared_start import (
-    Key,
-    SharedStart,
-    keys_of,
-    may_share,
-    reads_outputs,
-    replayed,
-    starts_as_base,
-)
-from study.vocabulary.quantities import ALIGNMENTS, STATS, TRAIN, USUAL
+from study.vocabulary.quantities import ALIGNMENTS, STATS, USUAL
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
 
@@ -50,7 +41,6 @@ class Fold:
 
     Losses and norms are ``[K]`` tensors on the device. No method but the evaluation of answers
     waits for the device. ``alive_K``: which cells have not diverged, on the device too.
-    ``is_base``: whether every cell still computes what the base does, because all ``B A`` are zero.
     ``compiled``: the blocks that plain training passes run instead, if any.
     """
 
@@ -60,20 +50,17 @@ class Fold:
         corpus: Corpus,
         cells: Sequence[CellConfig],
         banks: Sequence[LoraBank],
-        shared: SharedStart | None = None,
         world: World = ALONE,
     ) -> None:
         self.base, self.corpus, self.cells, self.banks = base, corpus, cells, banks
         self.compiled: CompiledBlocks | None = None
-        self.shared, self.world = shared or SharedStart(), world
-        self.shared.begin(cells)
+        self.world = world
         self.learners = [Learner(config, cell, banks, world) for cell, config in enumerate(cells)]
         self.alive_K = torch.ones(len(cells), dtype=torch.bool, device=base.device)
         self.tokens_K = [0] * len(cells)
         self.alignment, self.aligned_until = _alignment(base.model, cells[0], world)
         self.dropout_before: list[list[Tensor] | None] = []
         self.step = 0
-        self.is_base = all(starts_as_base(cell) for cell in cells)
         self.began, self.earlier_K = time.perf_counter(), [0.0] * len(cells)
 
     @property
@@ -110,13 +97,14 @@ class Fold:
             merged_once(self.banks, ahead=bool(compiled)) if several else nullcontext(),
             compiled.running() if compiled else nullcontext(),
         ):
-            for index, batch in enumerate(micro_batches):
+            for batch in micro_batches:
                 with (
                     probe.watch(batch.real_BT) if probe else nullcontext(),
-                    self.passing(
-                        *(batch, supervised_K, (TRAIN, index)), by_seed=True, aligns=True
-                    ) as loss_K,
+                    self.alignment.accumulate(self.learning_rates())
+                    if self.alignment
+                    else nullcontext(),
                 ):
+                    loss_K = self.nll_sums(batch) / supervised_K
                     loss_K.sum().backward()
                 total_K += loss_K.detach()
         for bank in self.banks:
@@ -136,7 +124,6 @@ class Fold:
 
         Returns the factor by which clipping multiplied each cell's gradient, ``[K]`` float64.
         """
-        self.is_base = False
         each = zip(self.learners, self.alive_K, strict=True)
         return torch.stack([learner.update(alive) for learner, alive in each])
 
@@ -158,48 +145,6 @@ class Fold:
         return self.world.sum(torch.stack(losses_K).sum(0)).where(self.alive_K, math.nan)
 
     # Batches, and the losses on them.
-
-    @contextmanager
-    def passing(
-        self,
-        batch: TokenBatch,
-        supervised: Tensor | int,
-        what: Hashable,
-        by_seed: bool = False,
-        aligns: bool = False,
-    ) -> Iterator[Tensor]:
-        """Yields each cell's mean loss over a stacked batch, ``[K]``; inside, take the gradients of
-        their sum.
-
-        At step 0 it may be a pass that another fold of the pack kept. ``what``: the name of the
-        pass. ``by_seed``: whether the batch depends on the cell's ``data.seed``. ``aligns``:
-        whether the update uses its weight gradients, so that alignments need them.
-        """
-        alignment, weights_K = self.alignment if aligns else None, self.learning_rates()
-        keys_K = self.start_keys(what, by_seed, batch.input_ids_BT.shape[1])
-        if known_K := self.shared.known(keys_K):
-            yield replayed(known_K, self.banks)
-            if alignment:
-                each = zip(*map(self.shared.weight_gradients, known_K), strict=True)
-                alignment.add([torch.stack(dW_K) for dW_K in each], weights_K)
-            return
-        with (
-            alignment.accumulate(weights_K) if alignment else nullcontext(),
-            self.shared.recording(keys_K, self.banks, reads_outputs(self.cells[0])) as keep,
-        ):
-            loss_K = self.nll_sums(batch) / supervised
-            keep(loss_K)
-            yield loss_K
-
-    def start_keys(self, what: Hashable, by_seed: bool = False, length: int = 0) -> list[Key]:
-        """What each cell's numbers depend on while it is the base; empty if a cell is not.
-
-        Compiled passes have no hooks.
-        """
-        if not self.is_base or self.compiled or not all(may_share(cell) for cell in self.cells):
-            return []
-        seeds_K = [cell.data.seed if by_seed else None for cell in self.cells]
-        return keys_of(self.banks, what, seeds_K, length)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -28,7 +28,6 @@ from study.training.probing import make_probe, probe_other_batches, probe_update
 from study.training.results import CellStep, Numbers, results
 from study.training.run import Run
 from study.training.sharding import copy_to_divide, divide
-from study.training.shared_start import SharedStart
 from study.vocabulary.quantities import TRAIN
 
 __all__ = ["CellStep", "Fold", "Snapshot", "train"]
@@ -39,7 +38,6 @@ def train(
     corpus: Corpus,
     runs: Sequence[Run],
     resume: Sequence[Snapshot] = (),
-    shared: SharedStart | None = None,
     compiles: Compiler | None = None,
     world: World = ALONE,
 ) -> Generator[list[CellStep | None], None, None]:
@@ -52,13 +50,13 @@ def train(
     ``runs`` come ordered by rank. They may differ in adapter, optimizer, seeds, clipping and
     schedule; a run of infinite rank comes alone. ``resume``: the state of every run before one and
     the same step, to continue from; :class:`study.errors.StudyError` for that of another run.
-    ``shared`` and ``compiles``: what the folds of a pack compute, and compile, once for all of
-    them. ``world``: the processes that train the fold together: all call this, with the same
-    arguments. When the generator ends, or the caller closes it, the base has no adapters again.
+    ``compiles``: what the folds of a pack compile once for all of them. ``world``: the processes
+    that train the fold together: all call this, with the same arguments. When the generator ends,
+    or the caller closes it, the base has no adapters again.
     """
     contraction = continued(runs[0].contraction, resume)
     with (
-        _folded(base, corpus, runs, contraction, shared, world) as fold,
+        _folded(base, corpus, runs, contraction, world) as fold,
         nullcontext(compiles) if compiles else compiler(fold.cells[0].pack.compile) as compiles,
     ):
         begun = start(fold, resume)
@@ -72,7 +70,6 @@ def _folded(
     corpus: Corpus,
     runs: Sequence[Run],
     contraction: Contraction,
-    start_of_pack: SharedStart | None,
     world: World,
 ) -> Iterator[Fold]:
     """Inside, the base has the adapters of ``runs``, and its blocks run as these ask for."""
@@ -86,7 +83,7 @@ def _folded(
             *(base.model, layers, specs, bank_type, contraction), lambda: divide(base, world)
         ) as banks,
     ):
-        yield Fold(base, corpus, [run.config for run in runs], banks, start_of_pack, world)
+        yield Fold(base, corpus, [run.config for run in runs], banks, world)
 
 
 def _steps(fold: Fold, begun: int) -> Generator[list[CellStep | None], None, None]:

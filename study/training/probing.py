@@ -52,7 +52,6 @@ def make_probe(fold: Fold, batch: str) -> NormProbe | None:
         tokens=wanted.tokens,
         alignment=fold.alignment,
         world=fold.world,
-        zero_product=fold.is_base,
     )
 
 
@@ -90,8 +89,8 @@ def _probe_heldout(fold: Fold, probe: NormProbe) -> None:
         fold.evaluating(),
         probe.watch(batch_K.real_BT),
         torch.set_grad_enabled(probe.needs_backward),
-        fold.passing(batch_K, batch.supervised, HELDOUT) as loss_K,
     ):
+        loss_K = fold.nll_sums(batch_K) / batch.supervised
         if probe.needs_backward:
             gradients = _gradients(fold, loss_K.sum())
     probe.before_update(gradients)

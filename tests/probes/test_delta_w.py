@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import pandas as pd
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -79,34 +78,7 @@ def test_a_probed_step_takes_the_form_that_is_cheapest_with_the_product(
             found.append((products.flops, loss_K, gradients))
     (plain_flops, loss_K, gradients), (sampled_flops, *same), (flops, loss_2, gradients_2) = found
     torch.testing.assert_close(same, [loss_K, gradients], rtol=0, atol=0)
-    torch.testing.assert_close((loss_2, gradients_2), (loss_K, gradients), rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close((loss_2, gradients_2), (loss_K, gradients), rtol=1e-5, atol=1e-7)
     formed = sum(2 * high * d * o for d, o in tiny_base.card.shapes)
     assert sampled_flops > plain_flops
     assert flops - plain_flops < formed, "the product alone would cost more"
-
-
-@pytest.mark.parametrize("form", ["factored", "mixed", "merged"])
-@pytest.mark.parametrize("init", ["kaiming", "init_b"])
-def test_a_product_that_is_known_to_be_zero_is_not_formed(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig], form: str, init: str
-) -> None:
-    """Before the first update every number is the same as without that knowledge."""
-    config = cell("adapter.rank=90", f"adapter.init={init}")
-    spec = AdapterSpec(90, 0.5, init=init)
-    contraction = Contraction(form)
-    with adapted(tiny_base.model, tiny_base.card.linears, [spec], contraction=contraction) as banks:
-        fold = Fold(tiny_base, corpus, [config], banks)
-        assert fold.is_base
-        tables, flops = [], []
-        for knows in (False, True):
-            probe = NormProbe(tiny_base.model, tokens=TOKENS, zero_product=knows)
-            with FlopCounterMode(display=False) as counter:
-                fold.backward(0, probe)
-                probe.before_update()
-            flops.append(counter.get_total_flops())
-            tables += probe.collect(0)
-        pd.testing.assert_frame_equal(*tables, check_exact=True)
-        assert flops[1] < flops[0]
-        fold.grad_norms()
-        fold.update()
-        assert not fold.is_base

@@ -14,13 +14,7 @@ from study.config import CellConfig
 from study.models import ModelCard, describe
 from study.store import cell_folders
 from study.sweeps.agenda import Planned
-from study.sweeps.cost import (
-    base_share,
-    cost_with,
-    relative_cost,
-    step_shares,
-)
-from study.sweeps.known import known_batches
+from study.sweeps.cost import relative_cost, step_shares
 from study.sweeps.pace import CellTime, seconds_left
 
 Build = Callable[..., CellConfig]
@@ -38,12 +32,8 @@ class Replay:
     def __init__(self, cells: "Recorded"):
         configs = [config for config, _ in cells]
         card = describe(configs[0].model)
-        known = known_batches(configs)
-        pairs = list(zip(configs, known, strict=True))
-        self.costs = [cost_with(batches, config, card) for config, batches in pairs]
-        self.shares = [
-            step_shares(config, batches, base_share(config, card)) for config, batches in pairs
-        ]
+        self.costs = [relative_cost(config, card) for config in configs]
+        self.shares = [step_shares(config) for config in configs]
         self.rows = [seconds for _, seconds in cells]
         self.ends = np.cumsum([seconds[-1] for seconds in self.rows])
         self.begins = self.ends - [seconds[-1] for seconds in self.rows]
@@ -150,30 +140,6 @@ def test_shares_are_those_of_the_kinds_of_steps(cell: Build) -> None:
         6,
         pytest.approx(1.0),
     ]
-
-
-def test_cells_of_a_pack_know_what_earlier_ones_ran(cell: Build) -> None:
-    first, same, other, apart = (
-        cell("probes.batch=[train,heldout]", f"data.seed={seed}", f"adapter.dropout={dropout}")
-        for seed, dropout in ((0, 0), (0, 0), (1, 0), (1, 0.1))
-    )
-    known = known_batches([first, same, other, apart, other])
-    assert [sorted(of_cell) for of_cell in known] == [
-        [],
-        ["heldout", "train"],
-        ["heldout"],
-        [],
-        ["heldout", "train"],
-    ]
-
-
-def test_a_known_pass_is_left_out_of_the_first_step(cell: Build) -> None:
-    config = cell("train.steps=6", "probes.steps=[0]", "train.eval_every=0", "probes.batch=[train]")
-    # A pass through the base is three quarters of a step here.
-    whole = 6 + 0.6 + 1 / 3 - 0.75
-    first = 1 + 0.6 + 1 / 3 - 0.75
-    shares = step_shares(config, frozenset({"train"}), of_base=0.75)
-    assert shares == [[0, pytest.approx(first / whole)], [6, pytest.approx(1.0)]]
 
 
 def test_shares_stay_few_and_end_at_one(cell: Build) -> None:

@@ -29,7 +29,6 @@ from study.training.devices import measure_matmul_rate
 from study.training.loop import CellStep, Fold, train
 from study.training.optimizers import build_optimizer, step_if
 from study.training.run import Run
-from study.training.shared_start import SharedStart
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import STATS
 from tests.pretend_gpu import PretendGpu, move, register
@@ -66,7 +65,6 @@ class OnGpu:
         corpus: Corpus,
         cells: Sequence[CellConfig],
         resume: Sequence[Snapshot] = (),
-        shared: SharedStart | None = None,
         see: Callable[[list[CellStep | None]], object] = lambda rows: None,
     ) -> None:
         self.steps: list[list[CellStep | None]] = []
@@ -75,7 +73,7 @@ class OnGpu:
         with PretendGpu() as gpu:
             runs = runs_of(cells, corpus, base.device)
             waits, sent = gpu.waits.copy(), gpu.sent
-            for rows in train(base, corpus, runs, resume, shared):
+            for rows in train(base, corpus, runs, resume):
                 see(rows)
                 self.steps.append(rows)
                 self.waits.append(gpu.waits - waits)
@@ -204,34 +202,6 @@ def test_a_resumed_step(
     resumed = OnGpu(gpu_base, corpus, cells, taken[0])
     assert resumed.waits[1:] == [Counter()]
     assert_close(resumed.steps, whole.steps[1:], rel=0)
-
-
-def test_a_shared_start_never_waits(
-    tiny_base: FrozenBase, gpu_base: FrozenBase, corpus: Corpus, cell: Build
-) -> None:
-    """A fold that runs on the passes of another has the CPU's numbers, and no wait of its own."""
-    shared = ("probes.steps=[0]", "probes.batch=[train,heldout]", "probes.stats=[rms,norm]", FEW)
-    folds = [
-        [
-            cell(*shared, "train.steps=1", "optimizer=sgd", f"seed={seed}", f"adapter.rank={rank}")
-            for seed in (0, 1)
-        ]
-        for rank in (2, 4)
-    ]
-    start = SharedStart([config for fold in folds for config in fold], 2**30)
-    first, second = (OnGpu(gpu_base, corpus, fold, shared=start) for fold in folds)
-    assert start.replays == 2
-    assert second.waits == first.waits
-    elsewhere = [wait for wait in second.waits[0] if "adapters/inject.py" not in wait]
-    assert elsewhere == [], "only new adapters are copied"
-    assert second.waits[1] == Counter()
-    assert second.sent == first.sent
-    wanted = on_cpu(tiny_base, corpus, folds[1])
-    assert_close(second.steps, wanted)
-    for ours, theirs in zip(second.steps[0], wanted[0], strict=True):
-        assert ours is not None
-        assert theirs is not None
-        pd.testing.assert_frame_equal(ours.probes, theirs.probes, rtol=1e-4, atol=1e-6)
 
 
 def wild(cell: Build, *overrides: str) -> CellConfig:
