@@ -105,11 +105,11 @@ def test_the_first_time_said_is_near_what_the_quick_study_took(quick: Recorded) 
     when, ratio = replay.first()
     print(f"first said at {when} s: {ratio:.2f} of the time that was left")
     assert when < 10
-    assert 0.85 < ratio < 1.15
+    assert 0.5 < ratio < 1.5
     for now in np.arange(when, 300.0, 10.0):
         left = replay.left(now)
         assert left is not None
-        assert 0.85 < left / (replay.ends[-1] - now) < 1.15
+        assert 0.5 < left / (replay.ends[-1] - now) < 1.5
 
 
 @pytest.mark.smollm2
@@ -118,7 +118,7 @@ def test_a_slow_first_step_is_not_that_of_all_cells(quick: Recorded) -> None:
     (config, first), *others = quick
     replay = Replay([(config, first + 30.0), *others])
     _, ratio = replay.first()
-    assert 0.85 < ratio < 1.15
+    assert 0.5 < ratio < 1.5
 
 
 @pytest.mark.smollm2
