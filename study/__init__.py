@@ -10,6 +10,8 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from study import errors as errors  # so that `except study.errors.StudyError` needs no import
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:

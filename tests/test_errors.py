@@ -1,6 +1,8 @@
 """The message of a user's mistake is one line that a terminal can print."""
 
 import pickle
+import subprocess
+import sys
 
 from study.errors import MOST_CHARACTERS, StudyError, unknown
 
@@ -24,3 +26,9 @@ def test_a_long_value_is_cut() -> None:
 def test_it_survives_a_trip_to_another_process() -> None:
     error = StudyError("a\nb")
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_import_study_alone_gives_the_exception() -> None:
+    line = "import study; print(study.errors.StudyError.__name__)"
+    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True)
+    assert done.stdout == "StudyError\n", done.stderr

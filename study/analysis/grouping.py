@@ -97,7 +97,7 @@ def numbered(table: pd.DataFrame, columns: Iterable[str], within: Ints | None = 
     """
     number = np.zeros(len(table), np.int64) if within is None else within.astype(np.int64)
     for name in columns:
-        codes, values = pd.factorize(table[name].array, use_na_sentinel=False)
+        codes, values = pd.factorize(table[name], use_na_sentinel=False)
         number = pd.factorize(number * max(len(values), 1) + codes)[0]
     return number
 

@@ -63,8 +63,8 @@ def condition_rows(exponents: pd.DataFrame) -> pd.DataFrame:
     rows = rows[rows["is_first"] | rows["is_last"]]
     named = distinguishing(rows, curve_columns(exponents))
     rows["curve"] = [
-        ", ".join(f"{name}={setting_text(value)}" for name, value in row.items())
-        for row in rows[named].to_dict("records")
+        ", ".join(f"{name}={setting_text(value)}" for name, value in zip(named, row, strict=True))
+        for _, *row in rows[named].itertuples(name=None)
     ]
     return rows.sort_values(["curve_number", "place", "step"], kind="stable").reset_index(drop=True)
 

@@ -110,7 +110,7 @@ def _draw(
         found,
         family,
         heading=f"{quantity.noun} ({quantity.name}):  {quantity.symbol}",
-        inches=ax.get_figure(root=True).get_figwidth() / 2 - 0.6,  # type: ignore[union-attr]
+        inches=ax.figure.figure.get_figwidth() / 2 - 0.6,
         curved=set(curves),
         more=[(line, "theory") for line in lines[:1]],
     )

@@ -205,9 +205,7 @@ def _aside(ax: Axes, points: float) -> Transform:
 
     It keeps the markers and the bars of several rules at one rank apart.
     """
-    page = ax.get_figure(root=True)
-    assert page is not None
-    return ax.transData + ScaledTranslation(points / 72, 0, page.dpi_scale_trans)
+    return ax.transData + ScaledTranslation(points / 72, 0, ax.figure.dpi_scale_trans)
 
 
 def _draw_points(ax: Axes, law: Law, family: Family, colour: Any, aside: Transform) -> list[Line2D]:
