@@ -20,8 +20,9 @@ from study.config.schedules import probe_steps, truncation_ranks
 from study.config.types import CellConfig, optimizer_config
 from study.errors import StudyError, short, unknown
 from study.vocabulary import scaling
+from study.vocabulary.extras import install
 from study.vocabulary.inits import INITS
-from study.vocabulary.optimizers import OPTIMIZERS, of_family
+from study.vocabulary.optimizers import MOST_USED, OPTIMIZERS, of_family
 from study.vocabulary.trackers import TRACKERS
 
 
@@ -244,7 +245,18 @@ def _check_tracker(config: CellConfig) -> None:
         )
 
 
+def _check_optimizer(config: CellConfig) -> None:
+    name = config.optimizer.name
+    library = OPTIMIZERS[name].library
+    if library and find_spec(library) is None:
+        raise StudyError(
+            f"optimizer={name} needs the package {library}: {install('optimizers')}, or use "
+            f"optimizer={MOST_USED}"
+        )
+
+
 CHECKS = (
+    _check_optimizer,
     _check_scaling,
     _check_infinite_rank,
     _check_contraction,

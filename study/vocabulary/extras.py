@@ -11,12 +11,13 @@ EXTRAS = {
     "bench": "study bench",
     "dashboard": "study dashboard",
     "data": "data sets of the Hugging Face hub",
+    "optimizers": "Lion and SignSGD",
     "joblib": "several processes on one machine",
     "peft": "probes on PEFT's models",
     "quant": "bases of 8 and 4 bits",
+    "smollm2": "study fetch smollm2",
     "ray": "a Ray cluster",
     "submitit": "a Slurm cluster",
-    "wandb": "Weights & Biases",
 }
 """The key of ``[project.optional-dependencies]`` in pyproject.toml, and what it is for."""
 

@@ -48,6 +48,8 @@ class Optimizer:
     """``states``: numbers of optimizer state per weight. ``options``: what a user can set beside
     ``lr``, ``weight_decay`` and ``loraplus_lr_ratio``, which every optimizer has.
 
+    ``library``: the optional package that it comes from; empty: torch or transformers.
+
     ``starts_as``: the optimizer whose first update it has, up to eps.
 
     ``elementwise``: whether the update of a weight depends on that weight and its gradient only. If
@@ -63,6 +65,7 @@ class Optimizer:
     states: int = 0
     options: Mapping[str, Option] = field(default_factory=dict)
     built_from: tuple[str, ...] = ()
+    library: str = ""
     starts_as: str = ""
     elementwise: bool = True
 
@@ -91,8 +94,22 @@ OPTIMIZERS: dict[str, Optimizer] = {
         "Adam", "sign", "coupled", 2, {"betas": BETAS, "eps": EPS}, starts_as="signsgd"
     ),
     "rmsprop": Optimizer("RMSprop", "sign", "coupled", 1, {"alpha": Option(most=1.0), "eps": EPS}),
-    "signsgd": Optimizer("SignSGD", "sign", "decoupled", 0, {"momentum": Option(below=1.0)}),
-    "lion": Optimizer("Lion", "sign", "decoupled", 1, {"betas": BETAS}, starts_as="signsgd"),
+    "signsgd": Optimizer(
+        "SignSGD",
+        "sign",
+        "decoupled",
+        options={"momentum": Option(below=1.0)},
+        library="pytorch_optimizer",
+    ),
+    "lion": Optimizer(
+        "Lion",
+        "sign",
+        "decoupled",
+        states=1,
+        options={"betas": BETAS},
+        library="pytorch_optimizer",
+        starts_as="signsgd",
+    ),
     # Its state is a mean per row and per column: less than a twentieth of a number per weight.
     "adafactor": Optimizer(
         "Adafactor",

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from study.vocabulary.extras import install
-
 NONE, WANDB = "none", "wandb"
 
 
@@ -21,7 +19,7 @@ class Tracker:
 
 
 TRACKERS: dict[str, Tracker] = {
-    WANDB: Tracker("W&B", "wandb", install("wandb"), at_once=True),
+    WANDB: Tracker("W&B", "wandb", "pip install wandb", at_once=True),
     "tensorboard": Tracker("TensorBoard", "tensorboard", "pip install tensorboard", at_once=True),
     "trackio": Tracker("Trackio", "trackio", "pip install trackio"),
     "mlflow": Tracker("MLflow", "mlflow", "pip install mlflow"),

@@ -1,7 +1,12 @@
 """The extras that messages name are those of the distribution."""
 
+import ast
+import os
 import re
+import subprocess
+import sys
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -18,9 +23,50 @@ def test_the_distribution_has_the_name_and_the_extras_of_the_table() -> None:
 
 
 def test_an_unknown_extra_has_no_command() -> None:
-    assert install("wandb") == "pip install '.[wandb]'"
+    assert install("data") == "pip install '.[data]'"
     with pytest.raises(KeyError):
         install("torch")
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments", "extra"),
+    [
+        ("pytorch_optimizer", ("train", "model=tiny", "optimizer=lion"), "optimizers"),
+        ("gguf", ("fetch", "smollm2"), "smollm2"),
+    ],
+)
+def test_a_missing_package_is_one_line_before_anything_is_written(
+    package: str, arguments: tuple[str, ...], extra: str, tmp_path: Path
+) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; import study.cli; study.cli.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"STUDY_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    [line] = done.stderr.splitlines()
+    assert package in line
+    assert f"pip install '.[{extra}]'" in line
+    assert not list(tmp_path.rglob("record.json")) + list(tmp_path.rglob("*.whl"))
+
+
+def test_every_imported_package_is_declared() -> None:
+    """Packages that another dependency brings may leave with its next version."""
+    names = chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
+    declared = {re.split(r"[>=<\[]", name)[0].lower().replace("-", "_") for name in names}
+    other_names = {"yaml": "pyyaml", "hydra": "hydra_core", "markdown_it": "markdown_it_py"}
+    known = sys.stdlib_module_names | {"study", "hydra_plugins", "benchmarks", "axolotl", "ray"}
+    found = {
+        node.names[0].name if isinstance(node, ast.Import) else str(node.module)
+        for file in (REPOSITORY / "study").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and not node.level)
+    }
+    tops = {name.partition(".")[0] for name in found} - known
+    assert {other_names.get(name, name) for name in tops} <= declared
 
 
 def test_no_file_names_another_distribution() -> None:
