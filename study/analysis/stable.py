@@ -51,6 +51,11 @@ STABLE_COLUMNS = (
     *(f"high_{name}" for name in ("rank_min", "p_star", "ci_low", "ci_high", "predicted")),
 )
 """The columns that a table of p* has beside those of ``exponents``."""
+OF_LINES = (
+    *("predicted", "p_star_limit", "limit_low", "limit_high", "limit"),
+    *("layer_p05", "layer_median", "layer_p95"),
+)
+"""The columns that only an estimate by the method ``linear`` fills."""
 EVERY_OPTIMIZER = "every optimizer"
 """The optimizer of a measurement that does not depend on it."""
 
@@ -79,6 +84,8 @@ def stable_exponents(exponents: pd.DataFrame) -> pd.DataFrame:
     if not found:
         return pd.DataFrame()
     table = pd.concat(found, ignore_index=True)
+    # An estimate from a grid has no prediction. If there is no other, these columns are missing.
+    table = table.reindex(columns=list(dict.fromkeys([*table, *OF_LINES])))
     order = [*_keys(table), "step", "layer"]
     return (
         table.assign(

@@ -18,10 +18,10 @@ from study.analysis.stable import (
     shared_measurements,
     side_by_side,
 )
-from study.analysis.verdicts import at_primary_steps, rows_of
+from study.analysis.verdicts import at_primary_steps
 from study.analysis.wording import STRAIGHTNESS, factor_text, setting_text
 from study.errors import printable
-from study.vocabulary.quantities import DESCENT, MODEL_WIDE, PRIMARY
+from study.vocabulary.quantities import BATCH_NAMES, DESCENT, MODEL_WIDE, PRIMARY, TRAIN
 from study.vocabulary.scaling import RULES
 from study.vocabulary.thresholds import CONFIDENCE, FEW_SEEDS, SEEDS_FOR_VERDICT, STABLE_RATIO
 from study.vocabulary.verdicts import VERDICTS, Colour, meaning
@@ -46,36 +46,42 @@ Parts = Sequence[tuple[str, pd.DataFrame]]
 def summary(exponents: pd.DataFrame) -> pd.DataFrame:
     """The primary quantities at their primary steps and at the first and last step measured.
 
-    ``exponents`` is the table of :func:`~study.analysis.verdicts.with_verdicts`. Curves are in the
-    order of the table, quantities in that of ``PRIMARY``. Columns beside those of ``exponents``:
+    ``exponents`` is the table of :func:`~study.analysis.verdicts.with_verdicts`. Each quantity is
+    read on one batch, that of the paper's condition: the held-out one where it was probed. Curves
+    are in the order of the table, quantities in that of ``PRIMARY``. Columns beside those of
+    ``exponents``:
 
     - ``rule``: the scaling rule, with its p if the user gave it;
     - ``curve``: the other values that separate the curves; empty if there are none;
     - ``over``: how layers were pooled;
     - ``estimate``: the exponent with ``ci_low`` and ``ci_high``, as text.
     """
-    return _described(_first_rows(exponents), exponents)
+    rows = _primary_rows(exponents)
+    steps = rows.groupby(["of_curve", "place"])["step"]
+    ends = (rows["step"] == steps.transform("min")) | (rows["step"] == steps.transform("max"))
+    return _described(rows[rows["fixed"] | ends], exponents)
 
 
 def headline(exponents: pd.DataFrame) -> pd.DataFrame:
-    """Every primary quantity at its primary steps, in the columns and the order of :func:`summary`.
+    """The rows of :func:`summary` at the primary steps of each quantity."""
+    rows = _primary_rows(exponents)
+    return _described(rows[rows["fixed"]], exponents)
 
-    Each is there on the training batch, as it was fixed before any run, and before that on the
-    batch of the paper's condition if it is another:
-    :data:`~study.analysis.rank_stabilized.BATCHES_OF`.
+
+def _primary_rows(exponents: pd.DataFrame) -> pd.DataFrame:
+    """The primary quantities at every step, ordered by curve, quantity and step.
+
+    ``fixed``: whether the step is a primary one. ``of_curve``, ``place``: numbers of the curve and
+    of the quantity.
     """
     curve = pd.Series(numbered(exponents, curve_columns(exponents)), exponents.index)
     parts = []
     for place, quantity in enumerate(PRIMARY):
-        for rows in (
-            rows_of_condition(quantity, exponents),
-            exponents[rows_of(quantity, exponents)],
-        ):
-            rows = rows.assign(of_curve=curve[rows.index], place=place)
-            parts.append(rows[at_primary_steps(quantity, rows, rows["of_curve"].to_numpy())])
-    rows = pd.concat(parts)
-    rows = rows[~rows.index.duplicated()]
-    return _described(rows.sort_values(["of_curve", "place", "step"], kind="stable"), exponents)
+        rows = rows_of_condition(quantity, exponents)
+        rows = rows.assign(of_curve=curve[rows.index], place=place)
+        fixed = at_primary_steps(quantity, rows, rows["of_curve"].to_numpy())
+        parts.append(rows.assign(fixed=fixed))
+    return pd.concat(parts).sort_values(["of_curve", "place", "step"], kind="stable")
 
 
 def _described(rows: pd.DataFrame, exponents: pd.DataFrame) -> pd.DataFrame:
@@ -96,19 +102,6 @@ def _described(rows: pd.DataFrame, exponents: pd.DataFrame) -> pd.DataFrame:
         estimate=list(map(interval_text, rows["exponent"], rows["ci_low"], rows["ci_high"])),
     )
     return rows[list(SUMMARY_COLUMNS)].reset_index(drop=True)
-
-
-def _first_rows(exponents: pd.DataFrame) -> pd.DataFrame:
-    """The summary's rows of ``exponents``, ordered by curve, quantity and step."""
-    parts = []
-    for place, quantity in enumerate(PRIMARY):
-        parts.append(exponents[rows_of(quantity, exponents)].assign(place=place))
-    rows = pd.concat(parts)
-    rows["of_curve"] = numbered(rows, curve_columns(exponents))
-    steps = rows.groupby(["of_curve", "place"])["step"]
-    ends = (rows["step"] == steps.transform("min")) | (rows["step"] == steps.transform("max"))
-    rows = rows[rows["primary"].astype(bool) | ends]
-    return rows.sort_values(["of_curve", "place", "step"], kind="stable")
 
 
 def _rule(scaling: object, p: float, prefix: str = "power ") -> str:
@@ -156,13 +149,25 @@ def _cells(row: Mapping[Any, Any], predicted: bool) -> list[str | Text]:
     if bend:
         verdict.append("\nbent", style="default")
     return [
-        row["quantity"] + ("" if row["over"] == OVER_MODEL else " (layers)"),
+        row["quantity"] + ("" if row["batch"] == TRAIN else f", {_batch_name(row['batch'])}"),
         str(row["step"]),
         row["estimate"] + bend,
         factor_text(row["factor"]),
         *([_or_blank(row["predicted"])] if predicted else []),
         verdict,
     ]
+
+
+def _batch_name(batch: object) -> str:
+    return BATCH_NAMES.get(str(batch), str(batch))
+
+
+def _batch_lines(batches: "pd.Series[str]") -> list[str]:
+    """Which batch each row is read on."""
+    others = [str(batch) for batch in batches.unique() if batch != TRAIN]
+    lines = [f"{_batch_name(batch)}: read on the {_batch_name(batch)} batch" for batch in others]
+    rest = "all others: " if others else ""
+    return [*lines, f"{rest}read on the {BATCH_NAMES[TRAIN]} batch"]
 
 
 def _or_blank(value: float) -> str:
@@ -215,6 +220,7 @@ def render_stable(stable: pd.DataFrame) -> Table:
 
 def _stable_caption(rows: pd.DataFrame, optimizers: Parts) -> str:
     lines = ["p* here: over the ranks measured; limit: corrected for finite rank"]
+    lines.append(f"read on the {BATCH_NAMES[TRAIN]} batch")
     lines += _bracket_lines(optimizers)
     if (rows["few_seeds"] & (rows["interval"] == "seeds")).any():
         lines.append(f"fewer than {FEW_SEEDS} seeds: the intervals are too wide to rely on")
@@ -265,9 +271,12 @@ def _caption(summary: pd.DataFrame, curves: Parts) -> str:
     ]
     if summary["bent"].any():
         lines.append("bent: not a straight line; below, its slopes at the lowest, highest ranks")
-    pooled = summary.loc[summary["over"] != OVER_MODEL, "over"].unique()
-    if len(pooled):
-        lines.append(f"(layers): {' or '.join(pooled)}; all others: {OVER_MODEL}")
+    lines += [
+        f"{', '.join(rows['quantity'].unique())}: {over}"
+        for over, rows in summary.groupby("over", sort=False)
+        if over != OVER_MODEL
+    ]
+    lines += _batch_lines(summary["batch"])
     if (summary["dropped"] > 0).any():
         lines.append(f"cells of a curve that its fit leaves out: up to {summary['dropped'].max()}")
     tested = (summary["seeds"] >= SEEDS_FOR_VERDICT).any()

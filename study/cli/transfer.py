@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from study.theory import Layer
 
-KEPT_BY = {"grad_norm": "no learning rate changes it"}
+NO_RATE_KEEPS = {"grad_norm": "no learning rate changes it"}
 
 
 @cli.command()
@@ -70,12 +70,15 @@ def transfer(
     click.echo("\n\n".join("\n".join(lines) for lines in parts))
 
 
-Layers = tuple[Sequence["Layer"], Sequence["Layer"]]
+Layers = Sequence[Sequence["Layer"]]
 
 
 def bounds(run: Source, tables: Any) -> Layers:
-    """The layers between which the run's are: the same ones twice if a study recorded them."""
-    from study.theory.equivalence import ALIGNED, UNALIGNED
+    """The layers of the run if a study recorded them: ``[layers]``.
+
+    Otherwise a usual layer, and the two ends between which a layer can be.
+    """
+    from study.theory.equivalence import ALIGNED, UNALIGNED, USUAL
     from study.vocabulary.inits import INITS
 
     # Recorded alignments are those of adapter_out with A drawn.
@@ -87,8 +90,10 @@ def bounds(run: Source, tables: Any) -> Layers:
         if len(cells):
             from study.analysis.rate_predictions import layer_bounds
 
-            return layer_bounds(cells, tables.probes, run.optimizer.name)
-    return [ALIGNED], [UNALIGNED]
+            low, high = layer_bounds(cells, tables.probes, run.optimizer.name)
+            if low is high:
+                return [low]
+    return [[USUAL], [ALIGNED], [UNALIGNED]]
 
 
 def about(run: Source) -> list[str]:
@@ -135,8 +140,8 @@ def exact_lines(run: Source, target: Target) -> list[str]:
 def factors(run: Source, target: Target, quantity: str, layers: Layers) -> list[float]:
     """How much a quantity grows from the run to the target, at one alpha and learning rate.
 
-    One number, or the two ends if the layers are not known. Raises :class:`StudyError` without a
-    prediction.
+    One number if it does not depend on the layers or if they are known. Otherwise three: for a
+    usual layer and for the two ends. Raises :class:`StudyError` without a prediction.
     """
     from study.theory.equivalence import growth
     from study.vocabulary.inits import INITS
@@ -146,7 +151,7 @@ def factors(run: Source, target: Target, quantity: str, layers: Layers) -> list[
         raise StudyError(f"no prediction for init {run.init}")
     ranks = (run.adapter.rank, target.rank)
     gammas = tuple(target.alpha * float(rank) ** -target.p for rank in ranks)
-    ends = [
+    found = [
         growth(
             quantity,
             ranks,
@@ -154,18 +159,18 @@ def factors(run: Source, target: Target, quantity: str, layers: Layers) -> list[
             run.optimizer.name,
             q=init.q,
             init=init.drawn,
-            layers=of_end,
+            layers=these,
         )
-        for of_end in layers
+        for these in layers
     ]
-    if any(map(math.isnan, ends)):
+    if any(map(math.isnan, found)):
         raise StudyError(f"no curve for {run.optimizer.name} has been derived")
-    return ends[:1] if math.isclose(*ends, rel_tol=1e-9) else ends
+    return found[:1] if math.isclose(min(found), max(found), rel_tol=1e-9) else found
 
 
 def first_update_lines(run: Source, target: Target, layers: Layers) -> list[str]:
     from study.theory import family
-    from study.theory.equivalence import QUANTITIES, gamma_factor, lr_factor, row_of
+    from study.theory.equivalence import QUANTITIES, USUAL, gamma_factor, lr_factor, row_of
     from study.vocabulary.inits import INITS
 
     lines = [
@@ -179,20 +184,25 @@ def first_update_lines(run: Source, target: Target, layers: Layers) -> list[str]
             lines.append(f"  keeps the {what.label}: {error}")
             continue
         row = row_of(name, run.optimizer.name, INITS[run.init].drawn)
-        alphas = [f"{target.alpha * gamma_factor(growth, row):.4g}" for growth in grown]
-        rates = [
-            run.rate(factor) for growth in grown if (factor := lr_factor(growth, row)) is not None
-        ]
-        rate = f"learning rate {' to '.join(rates)}" if rates else KEPT_BY[name]
-        lines.append(f"  keeps the {what.label}: alpha {' to '.join(alphas)}, or {rate}")
+        alpha = _with_ends([f"{target.alpha * gamma_factor(each, row):.4g}" for each in grown])
+        rates = [run.rate(factor) for each in grown if (factor := lr_factor(each, row)) is not None]
+        rate = f"learning rate {_with_ends(rates)}" if rates else NO_RATE_KEEPS[name]
+        lines.append(f"  keeps the {what.label}: alpha {alpha}, or {rate}")
         if len(grown) > 1:
             lines.append(
-                "    (ends: inputs along the gradients, or unrelated to them; --study "
-                "with r_align and r_sign of adapter_out gives one number)"
+                f"    (for r_sign {USUAL.r_sign:g} and r_align {USUAL.r_align:g}, as measured on "
+                "two models; in brackets: inputs along the gradients, and unrelated to them; "
+                "--study with r_align and r_sign of adapter_out gives the number of your model)"
             )
     if run.clip is not None and family(run.optimizer.name) == "linear":
         lines.append(f"  this is without clipping; the run clips at {run.clip:g}")
     return lines
+
+
+def _with_ends(numbers: Sequence[str]) -> str:
+    """``8.4 [8 to 16]``, or the one number."""
+    first, *ends = numbers
+    return f"{first} [{' to '.join(ends)}]" if ends else first
 
 
 def measured_lines(
@@ -264,7 +274,7 @@ def gradient_norm_lines(run: Source, target: Target) -> list[str]:
         f"{math.sqrt(target.rank):.3g} times at rank {target.rank} is normal",
     ]
     try:
-        [grown] = factors(run, target, "grad_norm", bounds(run, None))
+        grown = factors(run, target, "grad_norm", bounds(run, None))[0]
     except StudyError as error:
         return [*lines, f"  {error}"]
     # From the run to the target's rule at its own rank, gamma stays.
@@ -276,38 +286,33 @@ def gradient_norm_lines(run: Source, target: Target) -> list[str]:
 
 
 def paste_lines(run: Source, target: Target, layers: Layers, keep: str) -> list[str]:
-    """Lines for PEFT and Axolotl: by the learning rate if it is known, else by alpha."""
-    from study.theory.equivalence import (
-        QUANTITIES,
-        converted_alpha,
-        gamma_factor,
-        lr_factor,
-        row_of,
-    )
+    """Lines for PEFT and Axolotl. They change alpha and leave the learning rate.
+
+    A lower learning rate would keep the same quantity of the first update. But it would also slow
+    A, which then learns less in the steps that follow.
+    """
+    from study.theory.equivalence import QUANTITIES, converted_alpha, gamma_factor, row_of
     from study.vocabulary.inits import INITS
 
-    alpha, rate, why = target.alpha, 1.0, "exactly equivalent"
+    alpha, why = target.alpha, "exactly equivalent"
+    notes: list[str] = []
     if target.rank != run.adapter.rank:
         try:
-            ends = factors(run, target, keep, layers)
+            grown = factors(run, target, keep, layers)[0]
         except StudyError as error:
             return [f"nothing to paste: {error}"]
-        grown = math.sqrt(math.prod(ends)) if len(ends) > 1 else ends[0]
         row = row_of(keep, run.optimizer.name, INITS[run.init].drawn)
-        by_rate = lr_factor(grown, row)
-        if run.has_lr and by_rate is not None:
-            rate = by_rate
-        else:
-            alpha *= gamma_factor(grown, row)
-        middle = ", middle of the two ends" if len(ends) > 1 else ""
-        why = f"keeps the {QUANTITIES[keep].label}{middle}"
+        alpha *= gamma_factor(grown, row)
+        why = f"keeps the {QUANTITIES[keep].label} by alpha, because a lower rate also slows A"
+        notes = _divided_out(run, target, layers, keep, alpha)
     is_rslora = target.rule == "rslora"
     theirs = alpha if is_rslora else converted_alpha(alpha, target.rank, target.p, 1.0)
     number = f"{theirs:.10g}"
     flag = str(is_rslora)
-    lr = run.rate(rate)
+    lr = run.rate(1.0)
     lines = [
         f"to paste ({why})",
+        *notes,
         f"  PEFT:    LoraConfig(r={target.rank}, lora_alpha={number}, use_rslora={flag})"
         f"  # learning rate: {lr}",
         "  Axolotl:",
@@ -318,7 +323,27 @@ def paste_lines(run: Source, target: Target, layers: Layers, keep: str) -> list[
     ]
     if not float(number).is_integer():
         lines.append(
-            f"    # Axolotl takes a whole lora_alpha, not {number}: with --lr, "
-            "another --rule or --keep may give one"
+            f"    # Axolotl takes a whole lora_alpha, not {number}: round it, or try another "
+            "--rule or --keep"
         )
     return lines
+
+
+def _divided_out(run: Source, target: Target, layers: Layers, keep: str, alpha: float) -> list[str]:
+    """A warning if the optimizer divides out what ``alpha`` keeps."""
+    from study.theory import family
+    from study.theory.equivalence import row_of
+    from study.vocabulary.inits import INITS
+
+    if keep != "grad_norm" or family(run.optimizer.name) == "linear":
+        return []
+    try:
+        grown = factors(run, target, "descent", layers)[0]
+    except StudyError:
+        return []
+    row = row_of("descent", run.optimizer.name, INITS[run.init].drawn)
+    changed = grown * (alpha / target.alpha) ** row.gammas
+    return [
+        f"  warning: {run.optimizer.name} divides the gradient norm out. This alpha multiplies the "
+        f"descent of the first update by {changed:.3g}; --keep descent keeps it"
+    ]

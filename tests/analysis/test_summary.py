@@ -79,7 +79,8 @@ def test_the_table_fits_a_terminal_and_says_what_it_must(study, capsys):
         "sgd, rslora",
         "-0.50 [-0.50, -0.50]",
         "×0.06",
-        "adapter_out rms (layers)",
+        "adapter_out rms ",
+        "read on the training batch",
         "[ ] 95 % intervals over 3 seeds",
         "stable: shown to change by less than a factor of 1.5",
         "collapses: shown to fall by more than a factor of 1.5",
@@ -90,6 +91,19 @@ def test_the_table_fits_a_terminal_and_says_what_it_must(study, capsys):
         assert words in text
     for words in ("theory", "bent", "explodes", "straightness"):
         assert words not in text
+
+
+def test_each_quantity_is_read_on_one_batch_which_the_table_names(study):
+    cells, train = study(LAWS, steps=(0, 7))
+    out = {place: law for place, law in LAWS.items() if place[0] == "adapter_out"}
+    _, heldout = study(out, steps=(0, 7), batch="heldout")
+    found = summary(with_verdicts(fit_exponents(cells, pd.concat([train, heldout]))))
+    batches = found.groupby("quantity")["batch"].unique().map(list).to_dict()
+    assert batches["adapter_out rms"] == ["heldout"], "as the answer below the table"
+    assert batches["adapter_in_grad rms"] == ["train"]
+    text = shown(render_table(found))
+    for words in ("adapter_out rms, held-out", "read on the held-out batch", "all others: read on"):
+        assert words in text
 
 
 def test_what_tells_curves_apart_is_named(study):
