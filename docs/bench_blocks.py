@@ -1,20 +1,29 @@
-"""The blocks of the benchmarks: speed of training, probes, inference and analysis."""
+"""The blocks of the benchmarks: speed of training, probes and inference; and of `make faults`."""
 
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import pandas as pd
+from benchmarks.inference_costs import inference_costs
 
-from benchmarks.inference.costs import inference_costs
-from benchmarks.training.labels import LABELS, NOT_MEASURED, PLAIN
-from benchmarks.training.summary import OURS, limits, markdown, medians, processor, ratios_to
-from docs.blocks import Block, minus
+from benchmarks.summary import (
+    LABELS,
+    NOT_MEASURED,
+    OURS,
+    PLAIN,
+    limits,
+    markdown,
+    medians,
+    processor,
+    ratios_to,
+)
+from docs.blocks import RESULTS, Block, NoTables, minus
 from docs.blocks import table as read
 from study.report.markdown import table
 
 STEPS = ("first step", "step")
-TABLES = ("sweep", "large-steps", "compiled", "short", "start-up", "probes")
+TABLES = ("sweep", "large-steps", "compiled", "probes")
 """The committed tables of `study bench`."""
 LEAST_PEAK = 65
 """The goal for a plain step at a low rank, in percent of the peak."""
@@ -25,7 +34,7 @@ HIGH = 1024
 def speed() -> str:
     """The README's table: whole sweeps, and seconds of a step, by way."""
     sweep, large = read("bench/sweep"), read("bench/large-steps")
-    compiled, short = medians(read("bench/compiled"), "rank"), _walls(read("bench/short"))
+    compiled = medians(read("bench/compiled"), "rank")
     wall, all_steps = _walls(sweep), _walls(large[large["variant"].isin(STEPS)])
     ratio = compiled["loop"] / compiled["compiled"]
     shown = [16, 1024]
@@ -34,10 +43,6 @@ def speed() -> str:
         [*_by_rank("1024 tokens", sweep), ran_on("sweep")],
         [*_whole("4096 tokens a step: all steps (one rule)", all_steps), ran_on("large-steps")],
         [*_by_rank("4096 tokens", large), ran_on("large-steps")],
-        [
-            *_whole("twelve cells of ten steps of 64 tokens, set-up included", short),
-            ran_on("short"),
-        ],
         [
             f"`pack.compile=true`, rank {' · '.join(map(str, shown))}, against the tuned loop",
             *("", " · ".join(f"{ratio[rank]:.2f}" for rank in shown) + "×", ""),
@@ -165,27 +170,6 @@ def compiled() -> str:
     return markdown(shown, "rank")
 
 
-def short() -> str:
-    """Twelve short cells, set-up included, and the least that our products allow."""
-    wall = _walls(read("bench/short"))
-    return _bars(
-        [
-            ("twelve cells, against the Trainer", wall["trainer"], wall[OURS], 2.5),
-            ("if our steps were their products alone", wall["trainer"], wall["products"], None),
-        ]
-    )
-
-
-def start_up() -> str:
-    """A process of one step."""
-    rows = read("bench/start-up").groupby("way")["seconds"].median()
-    body = [
-        ["PEFT + Trainer", f"{rows['trainer']:.1f} s"],
-        ["`study train`", f"{rows['alone']:.1f} s"],
-    ]
-    return table(["a process of one step", "median of three"], body)
-
-
 def peak() -> str:
     """``52 to 57 % of the peak (bar 65 %: **missed**)``: plain steps at low ranks."""
     rows = read("bench/sweep")
@@ -274,16 +258,12 @@ def _tokens(costs: pd.DataFrame) -> int:
     return int(costs.loc[costs["phase"] == "prefill", "tokens"].iloc[0])
 
 
-def analysis() -> str:
-    """Time and memory of the analysis of a large study."""
-    rows = read("bench/analysis").set_index("what")
-    bars = {"analyze": (10.0, "s"), "memory": (2.0, "GiB"), "figures": (30.0, "s")}
-    body = []
-    for what, (bar, unit) in bars.items():
-        value = float(rows["value"][what])
-        met = "met" if value <= bar else "**missed**"
-        body.append([str(rows["label"][what]), f"{value:.3g} {unit}", f"{bar:g} {unit}", met])
-    return table(["", "", "bar", ""], body)
+def faults() -> str:
+    """What the last ``make faults`` that was committed printed."""
+    path = RESULTS / "faults.txt"
+    if not path.exists():
+        raise NoTables(f"no {path.name}: run make faults, and copy results/faults.txt")
+    return f"```\n{path.read_text().strip()}\n```"
 
 
 def _bars(rows: Sequence[tuple[str, float, float, float | None]]) -> str:
@@ -306,8 +286,6 @@ BLOCKS: dict[str, Block] = {
     "large-steps": large_steps,
     "large-bars": large_bars,
     "compiled": compiled,
-    "short": short,
-    "start-up": start_up,
     "peak": peak,
     "products": products,
     "probes": probes,
@@ -315,6 +293,6 @@ BLOCKS: dict[str, Block] = {
     "low-rank-steps": low_rank_steps,
     "inference": inference,
     "merged": merged,
-    "analysis": analysis,
+    "faults": faults,
 }
 """By the name in the documents."""

@@ -11,9 +11,9 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks.inference.figure import infer_cost
-from benchmarks.training.figure import speed
-from docs import bench_blocks, findings, reliability_blocks, study_blocks
+from benchmarks.inference_costs import infer_cost
+from benchmarks.summary import speed
+from docs import bench_blocks, findings, study_blocks
 from docs.blocks import PLOTS, QUICK, RESULTS, ROOT, Block, Say, rewrite, study_tables, table
 from docs.pictures import slim
 from docs.studies import STUDIES
@@ -33,7 +33,6 @@ PROCESSES = min(4, os.cpu_count() or 1)
 BLOCKS: dict[str, Block] = {
     **study_blocks.BLOCKS,
     **bench_blocks.BLOCKS,
-    **reliability_blocks.BLOCKS,
     **findings.BLOCKS,
 }
 

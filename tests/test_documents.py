@@ -9,8 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from benchmarks.inference.figure import infer_cost
-from benchmarks.training.figure import speed
+from benchmarks.inference_costs import infer_cost
+from benchmarks.summary import speed
 from docs import blocks, make
 from docs.blocks import BLOCK, NoTables, minus, names, rewrite
 from study.figures import save

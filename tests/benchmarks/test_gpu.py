@@ -10,8 +10,8 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from benchmarks import gpu
+from benchmarks.commands import suites
 from benchmarks.gpu import DONE, FAILED, STOPPED, Ended, Step, conclusion, gpu_steps, run_steps
-from benchmarks.training.command import suites
 from study.config.compose import CONF
 from study.errors import StudyError
 

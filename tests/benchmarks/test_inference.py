@@ -11,12 +11,18 @@ import torch
 import transformers
 from torch import nn
 
-from benchmarks.inference import timing
-from benchmarks.inference.costs import inference_costs, inference_verdict
-from benchmarks.inference.figure import infer_cost
-from benchmarks.inference.forms import Factors, Form, replaced
-from benchmarks.inference.memory import LiveBytes
-from benchmarks.inference.timing import measure, next_token
+from benchmarks import inference
+from benchmarks.inference import (
+    BASES,
+    COLUMNS,
+    Factors,
+    Form,
+    LiveBytes,
+    measure,
+    next_token,
+    replaced,
+)
+from benchmarks.inference_costs import infer_cost, inference_costs, inference_verdict
 from study.config import ModelConfig
 from study.errors import StudyError
 from study.models import FrozenBase, load_base, tiny
@@ -73,7 +79,7 @@ def test_the_model_is_restored(tiny_base: FrozenBase, timings: pd.DataFrame) -> 
 
 def test_every_form_is_timed_in_every_round(timings: pd.DataFrame) -> None:
     turns = timings.groupby(["round", "phase"])["form"].value_counts().unstack()
-    assert (turns["base"] == timing.BASES).all()
+    assert (turns["base"] == BASES).all()
     assert (turns["control"] == 1).all()
     assert (turns[["merged", "unmerged"]] == 2 * len(RANKS)).all(axis=None)
     assert (timings["seconds"] > 0).all()
@@ -136,7 +142,7 @@ def made_up(
                 seconds = 0.01 * factor(form, rank) * slower
                 memory = (1.0, 2.0 if form == "unmerged" else 1.5)
                 rows.append((number, form, rule, rank, phase, tokens, seconds, *memory))
-    return pd.DataFrame(rows, columns=list(timing.COLUMNS)).assign(
+    return pd.DataFrame(rows, columns=list(COLUMNS)).assign(
         model="made up", precision="float32", device="cpu", device_name="a machine", threads=2
     )
 
@@ -193,7 +199,9 @@ def test_the_command_prints_writes_and_draws(
     study_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    ran = study_cli("infer-cost", "--model=tiny", "--ranks=2,8", "--rounds=3", "--tokens=16")
+    ran = study_cli(
+        "bench", "inference", "--model=tiny", "--ranks=2,8", "--rounds=3", "--tokens=16"
+    )
     assert ran.code == 0, ran.err
     assert "prefill: merged" in ran.out
     table = pd.read_parquet(tmp_path / "results/infer_cost/infer_cost.parquet")
@@ -201,7 +209,7 @@ def test_the_command_prints_writes_and_draws(
     drawn = tmp_path / "plots/infer_cost/infer_cost.png"
     before = drawn.read_bytes()
     drawn.unlink()
-    monkeypatch.setattr(timing, "load_base", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(inference, "load_base", lambda *_: pytest.fail("a model was loaded"))
     again = study_cli("bench", "inference", "--read")
     assert again.out == ran.out
     assert drawn.read_bytes() == before
@@ -231,7 +239,7 @@ def test_mistakes_get_one_line_and_write_nothing(
     study_cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, says: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(timing, "load_base", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(inference, "load_base", lambda *_: pytest.fail("a model was loaded"))
     ran = study_cli("bench", "inference", "--model=tiny", option)
     assert ran.code == 2
     [error] = ran.err.strip().splitlines()

@@ -6,10 +6,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.training.labels import NOT_MEASURED
-from benchmarks.training.products import Products
-from benchmarks.training.summary import limits, markdown
-from benchmarks.training.ways import base_and_corpus, cell
+from benchmarks.products import Products
+from benchmarks.summary import NOT_MEASURED, limits, markdown
+from benchmarks.ways import base_and_corpus, cell
 from study.config import CellConfig
 from study.training.loop import train
 from study.training.run import Run

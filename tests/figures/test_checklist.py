@@ -12,8 +12,8 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.inference.figure import infer_cost
-from benchmarks.training.figure import speed
+from benchmarks.inference_costs import infer_cost
+from benchmarks.summary import speed
 from docs.blocks import study_tables, table
 from study.figures import FIGURES, Absent, draw_all
 from tests.figures import test_alpha, test_local_slopes, test_rate_exponents

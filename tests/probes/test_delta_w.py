@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.training.products import Products
+from benchmarks.products import Products
 from study.adapters import AdapterSpec, Contraction, adapted
 from study.config import CellConfig
 from study.data import Corpus

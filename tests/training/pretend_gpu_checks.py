@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.training.products import RUNS, Products
+from benchmarks.products import RUNS, Products
 from study.adapters import AdapterSpec, adapted
 from study.config import CellConfig
 from study.data import Corpus

@@ -1,4 +1,4 @@
-"""The tables as text: medians and ratios."""
+"""The tables of the suites as text and as a figure: medians and ratios."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -6,10 +6,29 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from .labels import LABELS, NOT_MEASURED, PLAIN
+from study.figures import style
+from study.vocabulary.sources import model_label
 
+LABELS = {
+    "trainer": "PEFT + Trainer",
+    "loop": "PEFT, tuned loop",
+    "alone": "ours, one cell at a time",
+    "packed": "ours, packed",
+    "compiled": "ours, packed and compiled",
+    "folded": "ours, packed and folded",
+}
+"""The ways to train, by the name of the way."""
+PLAIN = "no probes"
+"""The single steps of the suite ``probes`` that its other steps are compared with."""
+NOT_MEASURED = "not measured"
+"""What a table says where no number was measured."""
 OURS = "packed"
+"""The way of `study train`."""
+LOOKS = {"trainer": ("#7a7a7a", "s"), "loop": ("#b0602b", "o"), "packed": ("#1f7f86", "D")}
+"""The ways that are drawn, with their colour and marker."""
 
 
 def summarise(tables: Mapping[str, pd.DataFrame]) -> str:
@@ -87,7 +106,7 @@ def limits(table: pd.DataFrame) -> pd.DataFrame:
     - ``% of peak``: FLOPs of a step over what the best square product of the run would do in its
       time; also ``without adapters``, and ``as if factored``;
     - ``products, % of peak``: the same of its products alone;
-    - ``step / its products``: their times (:mod:`benchmarks.training.products`).
+    - ``step / its products``: their times (:mod:`benchmarks.products`).
 
     The last two are NaN in a table that lacks the column.
     """
@@ -108,20 +127,6 @@ def limits(table: pd.DataFrame) -> pd.DataFrame:
             "step / its products": seconds / by_rank["products"],
         }
     )
-
-
-def _tokens(table: pd.DataFrame) -> str:
-    found = medians(table, "rank", "tokens")
-    shown = found.rename(columns=LABELS).assign(ratio=found["loop"] / found["packed"])
-    lines = [
-        f"- rank {rank}: our time grows as tokens^{_exponent(rows['packed'], 'tokens'):.2f}"
-        for rank, rows in found.groupby("rank")
-    ]
-    return "\n".join(lines) + f"\n\n{markdown(shown, 'rank', 'tokens')}"
-
-
-def _walls(table: pd.DataFrame) -> str:
-    return _against(table, "trainer", OURS if OURS in set(table["way"]) else "alone")
 
 
 def _folds(table: pd.DataFrame) -> str:
@@ -176,33 +181,15 @@ def _bf16(table: pd.DataFrame) -> str:
     return markdown(shown, "rank")
 
 
-def _layers(table: pd.DataFrame) -> str:
-    by_depth = table.groupby("variant")["seconds"].median()
-    by_depth.index = pd.Index([int(str(name).split()[0]) for name in by_depth.index], name="blocks")
-    by_depth = by_depth.sort_index()
-    grows = f"- grows as blocks^{_exponent(by_depth, 'blocks'):.2f}"
-    return f"{grows}\n\n{markdown(by_depth.to_frame('ours'), 'blocks')}"
-
-
 SECTIONS: dict[str, Callable[[pd.DataFrame], str]] = {
     "sweep": _sweep,
     "large-steps": _sweep,
     "compiled": _compiled,
-    "tokens": _tokens,
-    "short": _walls,
-    "start-up": _walls,
     "probes": _probes,
     "bf16": _bf16,
     "folds": _folds,
-    "layers": _layers,
 }
 """The section of each suite."""
-
-
-def _exponent(series: "pd.Series[float]", level: str) -> float:
-    """The log-log slope over an index level."""
-    x = series.index.get_level_values(level).to_numpy(float)
-    return float(np.polyfit(np.log(x), np.log(series.to_numpy(float)), 1)[0])
 
 
 def markdown(table: pd.DataFrame, *index: str) -> str:
@@ -219,3 +206,37 @@ def _entry(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
     return NOT_MEASURED if np.isnan(value) else f"{value:#.3g}".rstrip(".")
+
+
+def speed(sweep: pd.DataFrame, large: pd.DataFrame | None) -> Figure:
+    """Seconds of a step against rank: a panel for each step size, a line for each way."""
+    parts = [("1024", sweep)] + ([("4096", large)] if large is not None else [])
+    with style.paper():
+        column = style.FULL if len(parts) > 1 else style.HALF
+        page = style.figure(1, len(parts), column=column, ratio=0.7, above=0.2)
+        panels = page.subplots(1, len(parts), squeeze=False)[0]
+        for panel, (tokens, table) in zip(panels, parts, strict=True):
+            _draw(panel, table, inches=page.get_figwidth() / len(parts) - 0.5)
+            panel.set_title(f"{tokens} tokens per step, {processor(table)}", loc="left")
+        handles, names = panels[0].get_legend_handles_labels()
+        page.legend(handles, names, loc="outside upper left", ncols=len(names))
+        page.set_label(_settings(pd.concat([table for _, table in parts])))
+        return style.finish(page, "Points: medians over the steps of a run after the first.")
+
+
+def _settings(rows: pd.DataFrame) -> str:
+    """What was timed, as the last line of the figure."""
+    model, precision = (", ".join(map(str, rows[name].unique())) for name in ("model", "precision"))
+    return f"{model_label(model)}, {precision}"
+
+
+def _draw(panel: Axes, table: pd.DataFrame, inches: float) -> None:
+    """A line per way. ``inches``: the width of the panel."""
+    found = medians(table, "rank")
+    for way, (colour, marker) in LOOKS.items():
+        if way in found:
+            look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 3.5}
+            panel.plot(found.index, found[way], label=LABELS[way], **look)
+    style.rank_axis(panel, [float(rank) for rank in found.index], inches)
+    style.log_axis([panel])
+    panel.set_ylabel("seconds per step")

@@ -7,32 +7,37 @@ all of them.
 """
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
+from multiprocessing import get_context
+from typing import Any, TypeVar
 
 import torch
 
+from study.adapters import adapted, resolve_targets
+from study.adapters.contraction import adapter_flops
 from study.config import CellConfig
-from study.training.devices import choose_device, describe_device
+from study.probes import NormProbe
+from study.training.allocator import keep_freed_memory
+from study.training.devices import choose_device, describe_device, measure_matmul_rate
+from study.training.loop import Fold
+from study.training.run import Run
+from study.vocabulary.quantities import GRADIENTS, NOISE_SITES, SITES, SPECTRA, UPDATES, USUAL
 
-from .flops import step_limits
-from .listing import SUITES
-from .probed import probed_steps
-from .processes import apart, here, time_command, train
-from .ways import (
-    TimedRun,
-    base_and_corpus,
-    cell,
-    check_agreement,
-    packed,
-    whole_pack,
-)
+from .commands import SUITES
+from .products import Products
+from .summary import PLAIN
+from .ways import WAYS, TimedRun, base_and_corpus, cell, check_agreement, packed, whole_pack
 
 RULES = ("lora", "rslora")
 Row = dict[str, Any]
+T = TypeVar("T")
+PEAK_SIDE = {"cpu": 2048, "cuda": 8192}
+"""Of the square product, by device: large enough that a larger one is no faster."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def large_steps(size: Size) -> Iterator[Row]:
     high rank it takes most of a machine with 24 GiB.
     """
     cells = [size.cell(4096, rank) for rank in size.ranks]
-    yield from _compare("large-steps", ["loop", "packed"], cells, apart)
+    yield from _compare("large-steps", ["loop", "packed"], cells, apart=True)
 
 
 def compiled_steps(size: Size) -> Iterator[Row]:
@@ -88,33 +93,53 @@ def compiled_steps(size: Size) -> Iterator[Row]:
     yield from _compare("compiled", ["loop", "packed", "compiled"], cells)
 
 
-def by_tokens(size: Size) -> Iterator[Row]:
-    """The suite ``tokens``."""
-    cells = [size.cell(tokens, size.ranks[1]) for tokens in (256, 1024, 4096, 16384)]
-    yield from _compare("tokens", ["loop", "packed"], cells)
+WITHOUT_SPECTRA = tuple(stat for stat in USUAL if stat not in SPECTRA)
+ASKED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    PLAIN: ((), ()),
+    "all sites": (tuple(SITES), WITHOUT_SPECTRA),
+    "all sites and spectra": (tuple(SITES), USUAL),
+    "activations": (("adapter_in", "layer_out", "layer_out_grad"), WITHOUT_SPECTRA),
+    "sampled tokens": (NOISE_SITES, WITHOUT_SPECTRA),
+    "delta_w": (("delta_w",), WITHOUT_SPECTRA),
+    "A and B": (("A", "B"), WITHOUT_SPECTRA),
+    "gradients": (GRADIENTS, WITHOUT_SPECTRA),
+    "updates": ((*UPDATES, "adapter_update"), WITHOUT_SPECTRA),
+}
+"""The sites and stats of each kind of step, by name."""
 
 
-def short_sweep(size: Size) -> Iterator[Row]:
-    """The suite ``short``. Its last row is the time of our products alone, a limit of ours."""
-    grid = [
-        size.cell(64, rank, f"adapter.scaling={rule}", "train.steps=10")
-        for rank, rule in product(size.ranks, RULES)
-    ]
-    variant = f"{len(grid)} cells of 10 steps"
-    theirs = sum(time_command("trainer", [config]) for config in grid)
-    yield _row("short", "trainer", grid[0], theirs, variant=variant)
-    yield _row("short", "packed", grid[0], time_command("packed", grid), variant=variant)
-    products = sum(step_limits(config)["products"] * config.train.steps for config in grid)
-    yield _row("short", "products", grid[0], products, variant=variant)
+def probed_steps(config: CellConfig, turns: int) -> Iterator[tuple[str, float]]:
+    """Names of :data:`ASKED` with the seconds of a step, in turn.
+
+    The first step of all, which also gets the memory, is not timed.
+    """
+    keep_freed_memory()
+    base, corpus = base_and_corpus(config)
+    run = Run.of(config, corpus, base.device)
+    layers = resolve_targets(base.card.targets, config.adapter.targets)
+    with adapted(base.model, layers, [run.adapter], contraction=run.contraction) as banks:
+        fold = Fold(base, corpus, [config], banks)
+        _seconds(fold, "all sites and spectra")
+        for _ in range(turns):
+            for name in ASKED:
+                yield name, _seconds(fold, name)
 
 
-def start_up(size: Size) -> Iterator[Row]:
-    """The suite ``start-up``."""
-    config = size.cell(256, 4, "train.steps=1")
-    for way in ("trainer", "alone"):
-        for _ in range(3):
-            seconds = time_command(way, [config])
-            yield _row("start-up", way, config, seconds, variant="a process of one step")
+def _seconds(fold: Fold, name: str) -> float:
+    """Of a step as :func:`study.training.loop.train` does it. The numbers are not read."""
+    sites, stats = ASKED[name]
+    began = time.perf_counter()
+    probe = NormProbe(fold.base.model, sites=sites, stats=stats) if sites else None
+    fold.mark_diverged(fold.backward(0, probe), fold.grad_norms())
+    if probe:
+        probe.before_update()
+    factor_K = fold.update()
+    if probe:
+        probe.after_update(factor_K.float())
+        probe.send(0)
+    if fold.base.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
 
 
 PROBES: dict[str, list[str]] = {
@@ -166,34 +191,15 @@ def folds(size: Size) -> Iterator[Row]:
             yield _row("folds", way, grid[0], seconds, variant=f"{len(grid)} cells")
 
 
-def layers(size: Size) -> Iterator[Row]:
-    """The suite ``layers``."""
-    base, _ = base_and_corpus(size.cell(1024, 4))
-    blocks = sorted(
-        {int(part) for name in base.card.linears for part in name.split(".") if part.isdigit()}
-    )
-    for share in (0.25, 0.5, 1.0):
-        late = blocks[len(blocks) - max(1, round(share * len(blocks))) :]
-        pattern = rf".*\.({'|'.join(map(str, late))})\..*"
-        config = size.cell(1024, size.ranks[1], f"adapter.targets='{pattern}'")
-        run = packed(config)
-        for seconds in run.steps[1:]:
-            yield _row("layers", run.way, config, seconds, variant=f"{len(late)} blocks")
-
-
 RUNS: dict[str, Callable[[Size], Iterator[Row]]] = {
     "sweep": whole_sweep,
     "large-steps": large_steps,
     "compiled": compiled_steps,
-    "tokens": by_tokens,
-    "short": short_sweep,
-    "start-up": start_up,
     "probes": probes,
     "bf16": bf16,
     "folds": folds,
-    "layers": layers,
 }
-"""The generator of each of :data:`benchmarks.training.listing.SUITES`."""
+"""The generator of each of :data:`benchmarks.commands.SUITES`."""
 
 
 def rows_of(suite: str, size: Size) -> list[Row]:
@@ -221,17 +227,18 @@ def _compare(
     suite: str,
     ways: Sequence[str],
     cells: Sequence[CellConfig],
-    measured: Callable[[Callable[[CellConfig], Any], CellConfig], Any] = here,
+    apart: bool = False,
 ) -> Iterator[Row]:
     """Every cell in every way: a row for each step and one for the set-up.
 
-    ``measured``: in which process, :func:`here` or :func:`apart`.
+    ``apart``: each run has a process of its own.
 
     Raises ``SystemExit`` if the ways reach different losses.
     """
     for turn, config in enumerate(cells):
         order = [*ways[turn % len(ways) :], *ways[: turn % len(ways)]]
-        runs: list[TimedRun] = [measured(partial(train, way), config) for way in order]
+        measured = in_own_process if apart else _call
+        runs: list[TimedRun] = [measured(WAYS[way], config) for way in order]
         check_agreement(runs, config.precision)
         limits = measured(step_limits, config)
         for run in runs:
@@ -258,4 +265,62 @@ def _row(
         "variant": variant,
         "seconds": seconds,
         **more,
+    }
+
+
+def _call(measure: Callable[[CellConfig], T], config: CellConfig) -> T:
+    return measure(config)
+
+
+def in_own_process(measure: Callable[[CellConfig], T], config: CellConfig) -> T:
+    """``measure(config)`` in a process of its own, with the machine's whole memory.
+
+    If the system kills that process, as it does when memory runs out, the same step is tried again
+    with twice as many micro-batches. Raises ``SystemExit`` if one sequence at a time does not fit.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(measure, config).result()
+        except BrokenProcessPool:
+            size = config.train.batch_size
+            if size == 1:
+                raise SystemExit(
+                    f"rank {config.adapter.rank} does not fit in this machine's memory"
+                ) from None
+    halves = replace(config.train, batch_size=size // 2, accumulation=2 * config.train.accumulation)
+    return in_own_process(measure, replace(config, train=halves))
+
+
+def step_limits(config: CellConfig) -> dict[str, float]:
+    """The FLOPs of a step, and two limits of its speed, measured now.
+
+    - ``base_flops``: frozen linears, the head on targets, attention's causal half;
+    - ``adapter_flops``: the adapters in the form that we choose;
+    - ``factored_flops``: the adapters as LoRA is usually computed;
+    - ``products``: seconds of our step's products alone (:mod:`benchmarks.products`);
+    - ``peak``: FLOP/s of the device's square matrix product.
+    """
+    base, corpus = base_and_corpus(config)
+    card, device = base.card, base.device
+    run = Run.of(config, corpus, device)
+    rank, tokens = int(config.adapter.rank), run.tokens
+    can_merge = config.precision == "float32"
+    forms = [
+        run.contraction.choose(d, o, rank) if can_merge else "factored" for d, o in card.shapes
+    ]
+    text = base.model.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
+    attention = 7 * tokens * config.data.sequence_length * text.hidden_size * text.num_hidden_layers
+    linears = 4.0 * tokens * sum(d * o for d, o in card.shapes)
+    ours = sum(
+        adapter_flops(form, tokens, d, o, rank)
+        for form, (d, o) in zip(forms, card.shapes, strict=True)
+    )
+    factored = sum(adapter_flops("factored", tokens, d, o, rank) for d, o in card.shapes)
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    return {
+        "base_flops": linears + 4.0 * run.supervised * card.head + attention,
+        "adapter_flops": float(ours),
+        "factored_flops": float(factored),
+        "products": Products.of_step(config, base, corpus).seconds(device),
+        "peak": measure_matmul_rate(device, dtype, PEAK_SIDE[device.type]),
     }

@@ -90,7 +90,8 @@ def base_and_corpus(config: CellConfig) -> tuple[FrozenBase, Corpus]:
 
 def trainer(config: CellConfig) -> TimedRun:
     """PEFT with transformers' Trainer."""
-    run, rows = TimedRun("trainer"), labelled_rows(config)
+    run = TimedRun("trainer", micro_batches=config.train.accumulation)
+    rows = labelled_rows(config)
     began = time.perf_counter()
     model = _fresh_model(config)
 
@@ -137,7 +138,7 @@ def labelled_rows(config: CellConfig) -> list[dict[str, torch.Tensor]]:
 
 def loop(config: CellConfig) -> TimedRun:
     """PEFT in a tuned bare loop."""
-    run = TimedRun("loop")
+    run = TimedRun("loop", micro_batches=config.train.accumulation)
     base, corpus = base_and_corpus(config)
     batches = list(_batches(config, corpus))
     accumulation = config.train.accumulation
@@ -228,7 +229,8 @@ def _ours(way: str, config: CellConfig) -> TimedRun:
     seconds, count = metrics["seconds"].to_numpy(), config.train.steps
     steps = [float(b - a) for a, b in zip([0.0, *seconds], seconds, strict=False)][:count]
     gc.collect()
-    return TimedRun(way, wall - sum(steps), steps, metrics["loss"].to_list()[:count])
+    losses = metrics["loss"].to_list()[:count]
+    return TimedRun(way, wall - sum(steps), steps, losses, config.train.accumulation)
 
 
 def check_agreement(runs: list[TimedRun], precision: str) -> None:
