@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from docs.blocks import NoTables, minus
+from docs.blocks import NoTables, minus, study_tables
 from docs.claims import DESCENT, FORWARD, GRADIENT, HELDOUT
 from docs.evidence import matching
 from study.report.expected import measured_text
@@ -17,6 +17,19 @@ RATES_SMOLLM2, RATES_OF_RULES = "learning_rate_rho", "paper_learning_rate"
 def answer() -> str:
     """Five sentences."""
     return minus(bullets([_sgd(), _adam(), _gradients(), _rates(), _muon()]))
+
+
+def in_one_sentence() -> str:
+    """The sentence below the README's first figure, on the last step that it shows."""
+    cells = study_tables(OVER_TRAINING).cells
+    ranks = f"{cells['rank'].min():g} to {cells['rank'].max():g}"
+    return minus(
+        f"Ranks {ranks} on SmolLM2-135M, after {cells['steps'].max():g} steps, on held-out inputs. "
+        f"Under SGD the adapters' output goes as r to the power {_trained('sgd', 0.5)} at γ = α/√r "
+        f"(rsLoRA) and {_trained('sgd', 1)} at γ = α/r (LoRA). Under AdamW it goes as r to the "
+        f"power {_trained('adamw', 0.5)} (rsLoRA) and {_trained('adamw', 1)} (LoRA): the rule that "
+        "keeps it nearly constant is rsLoRA's under SGD and LoRA's under AdamW."
+    )
 
 
 def _sgd() -> str:

@@ -5,8 +5,8 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
-from benchmarks.inference_costs import inference_costs
 
+from benchmarks.inference_costs import inference_costs
 from benchmarks.summary import (
     LABELS,
     NOT_MEASURED,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from docs.answer import answer
+from docs.answer import answer, in_one_sentence
 from docs.blocks import PLOTS, ROOT, Block, NoTables, minus, study_tables
 from docs.claims import CLAIMS, LOWER, UNTESTED, Claim
 from docs.coverage import coverage
@@ -254,6 +254,7 @@ def _block(name: str) -> Callable[[], str]:
 
 BLOCKS: dict[str, Block] = {
     "findings-answer": answer,
+    "in-one-sentence": in_one_sentence,
     "claims": claims,
     "coverage": coverage,
     "failed": failed,

@@ -1,5 +1,6 @@
 """The blocks of the committed studies: the quick study, and the one of p*."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from docs.blocks import Block, NoTables, minus, study_tables
+from docs.blocks import QUICK, Block, NoTables, minus, study_tables
 from study.analysis import first_to_read, render_table, side_by_side, summary
 from study.analysis.rank_stabilized import CONDITION, condition_rows
 from study.analysis.stable import shared_measurements
@@ -33,6 +34,8 @@ from study.vocabulary.scaling import rule_label
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import VERDICTS, meaning
 
+TERMINAL = 100
+"""Columns of the terminal that the documents show."""
 P_STAR = "stable_exponent"
 """The folder of the study of p*, in ``results/reference``."""
 
@@ -40,6 +43,15 @@ P_STAR = "stable_exponent"
 def answer() -> str:
     """What the quick study found, as ``make study`` prints it."""
     return minus(bullets(what_was_found(literal_tables(study_tables()))))
+
+
+def printed_answer() -> str:
+    """The end of ``make study``, as a terminal of 100 columns shows it."""
+    tables = study_tables()
+    head = textwrap.fill(f"{QUICK}: {settings(tables.cells)}", TERMINAL, subsequent_indent="  ")
+    indented = {"initial_indent": "- ", "subsequent_indent": "  "}
+    said = [textwrap.fill(line, TERMINAL, **indented) for line in what_was_found(tables)]
+    return "\n".join(["```", head, *said, "```"])
 
 
 def condition() -> str:
@@ -203,6 +215,7 @@ def _of(quantity: Quantity, rows: pd.DataFrame, step: int) -> pd.DataFrame:
 
 BLOCKS: dict[str, Block] = {
     "answer": answer,
+    "printed-answer": printed_answer,
     "condition": condition,
     "largest-layer": largest_layer,
     "quick-cells": quick_cells,
