@@ -70,6 +70,11 @@ class PeftAdapter:
         for layer, pair in self.pairs.items():
             own = (*pair.A_RD.shape[:-2], pair.A_RD.shape[-1], pair.B_OR.shape[-2])
             other = f"the adapter is for another base than {base}"
+            if not re.search(r"\.\d+\.", layer):
+                raise StudyError(
+                    f"the adapter is also on {layer}, outside the blocks: only layers of the "
+                    f"blocks can be adapted here, so train it without {layer}"
+                )
             if layer not in shapes:
                 raise StudyError(
                     f"{other}, which has no {layer}: "
@@ -280,6 +285,13 @@ def _keys_by_layer(file: Any, named: str) -> dict[str, dict[str, str]]:
     keys: dict[str, dict[str, str]] = {}
     for key in file.keys():  # noqa: SIM118, safe_open is no mapping
         found = _KEY.fullmatch(key)
+        if key.endswith(".base_layer.weight"):  # of a head or an embedding: PEFT's copy of W0
+            continue
+        if ".lora_embedding_" in key:
+            raise StudyError(
+                f"{named} has an adapter on an embedding ({short(key)}): only adapters on linear "
+                "layers can be read"
+            )
         if found is None:
             raise StudyError(
                 f"{named} has {key}, which is not A or B of a linear layer: "

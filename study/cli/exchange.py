@@ -48,6 +48,9 @@ CONFIG_FILE = click.argument("file", type=PATH, metavar="FILE")
 IMPORT_OPTIONS = (
     click.option("--entry", help="The configuration to read, if the file holds several."),
     click.option(
+        "--base", help="The model to train: a folder or a hub name.  [default: the file's]"
+    ),
+    click.option(
         "--name", help="Name of the experiment.  [default: that of the entry or the file]"
     ),
     click.option(
@@ -78,7 +81,7 @@ def import_options(command: Callable[..., None]) -> Callable[..., None]:
 @CONFIG_FILE
 @import_options
 def import_config(file: Path, **options: Any) -> None:
-    """Import a configuration of Axolotl, LLaMA-Factory, FinLoRA or PEFT.
+    """Import a configuration of Axolotl, LLaMA-Factory, TRL, FinLoRA or PEFT.
 
     Writes it as an experiment and prints the command that trains it.
     """
@@ -112,6 +115,7 @@ def _import_config(
     swept: dict[str, list[Any]],
     *,
     entry: str | None,
+    base: str | None,
     name: str | None,
     to: Path,
     sweep: Path | None,
@@ -119,8 +123,9 @@ def _import_config(
 ) -> None:
     from study.integrations.configs import from_sweep_file, read_file, write
 
-    experiment = read_file(file, entry)
-    experiment.sweep = {**(from_sweep_file(sweep, file, entry) if sweep else {}), **swept}
+    experiment = read_file(file, entry, base=base)
+    of_file = from_sweep_file(sweep, file, entry, base) if sweep else {}
+    experiment.sweep = {**of_file, **swept}
     chosen = re.sub(r"[^\w-]+", "_", name or entry or file.stem)
     written = write(experiment, chosen, to, force=force)
     for line in experiment.notes.lines():

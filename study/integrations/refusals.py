@@ -30,7 +30,17 @@ def check_model(model: nn.Module) -> nn.Module:
         raise StudyError("DataParallel gives each GPU a part of every step: record a run on one")
     if any(_is_compiled(module) for module in model.modules()):
         raise StudyError("a compiled model skips the hooks of layers: record without torch.compile")
+    if any(type(weight).__name__ == "DTensor" for weight in model.parameters()):
+        raise StudyError(
+            "FSDP2 (fully_shard) splits every weight, also in one process: record without it"
+        )
     found = peft_model(model)
+    on = [name for name in ("lora_A", "lora_embedding_A") if _has_adapter(found, name)]
+    if on == ["lora_embedding_A"]:
+        raise StudyError(
+            "the adapter is on embeddings only (lora_embedding_A), and only adapters on linear "
+            "layers are measured: adapt linear layers to record"
+        )
     if getattr(getattr(found, "config", None), "is_encoder_decoder", False):
         raise StudyError("encoder-decoder models cannot be probed: use a decoder")
     return found
@@ -80,6 +90,10 @@ def _processes() -> int:
     distributed = torch.distributed
     there = distributed.is_available() and distributed.is_initialized()
     return distributed.get_world_size() if there else 1
+
+
+def _has_adapter(model: nn.Module, factor: str) -> bool:
+    return any(len(getattr(module, factor, ())) for module in model.modules())
 
 
 def _is_compiled(module: nn.Module) -> bool:

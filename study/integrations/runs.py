@@ -276,6 +276,11 @@ def groups_of(
     try:
         return group_of[id(pair.A_RD)], group_of[id(pair.B_OR)]
     except KeyError:
+        if pair.B_OR.requires_grad and not pair.A_RD.requires_grad:
+            raise StudyError(
+                f"A of adapter {adapter!r} is frozen, as in LoRA-FA, and the tables are of A and B "
+                "in training: make A trainable to record"
+            ) from None
         raise StudyError(
             f"the optimizer does not train all of adapter {adapter!r}: make it trainable "
             "(is_trainable=True) before you build the optimizer or the Trainer, and give one "

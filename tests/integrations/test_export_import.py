@@ -16,7 +16,7 @@ from study.adapters.peft_format import CONFIG, read_adapter
 from study.cli import main
 from study.config import CellConfig, ModelConfig
 from study.errors import StudyError
-from study.models import FrozenBase, load_base, load_tokenizer, smollm2
+from study.models import FrozenBase, load_base, load_tokenizer, smollm2, tiny
 from study.store import load_records
 from study.store.cache import cache_folder
 from study.sweeps import app as hydra_app
@@ -297,8 +297,6 @@ def test_bad_imports(
 ) -> None:
     from transformers import LlamaForCausalLM
 
-    from study.models import tiny
-
     folder, _ = theirs
     other = tiny.config()
     other.intermediate_size = 96
@@ -319,6 +317,28 @@ def test_bad_imports(
         assert pd.Series([printed]).str.contains(message).item(), printed
         assert printed.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (["q_proj", "lm_head"], "the adapter is also on lm_head, outside the blocks: only layers"),
+        (["embed_tokens"], "has an adapter on an embedding"),
+    ],
+)
+def test_imports_of_adapters_outside_the_blocks(
+    targets: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """PEFT saves the base's own weight beside such an adapter."""
+    config = peft.LoraConfig(r=2, target_modules=targets, task_type="CAUSAL_LM")
+    peft.get_peft_model(tiny.build(), config).save_pretrained(tmp_path / "adapter")
+    code, printed = command(monkeypatch, capsys, "import", tmp_path / "adapter", "model=tiny")
+    assert code == 2
+    assert message in printed.splitlines()[-1]
 
 
 def test_an_adapter_of_infinite_rank_cannot_be_saved(cell: Callable[..., CellConfig]) -> None:

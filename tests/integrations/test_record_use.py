@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
 import study
 from study.errors import StudyError
+from study.models import tiny
 from study.store import load_records
 
 peft = pytest.importorskip("peft")
@@ -96,6 +98,29 @@ def test_refused_models_and_optimizers(script: Script) -> None:
     with pytest.raises(StudyError, match=r"mix=\[1\]: give a number, a string or a bool"):
         script.record(mix=[1])
     assert not script.results.exists()
+
+
+def test_adapters_that_are_not_trained_as_the_tables_assume(script: Script, tmp_path: Path) -> None:
+    """LoRA-FA freezes A, an adapter may be on embeddings only, and FSDP2 wraps weights also in one
+    process: each is one line before the first step.
+    """
+    for name, weight in script.model.named_parameters():
+        weight.requires_grad_("lora_B" in name)
+    script.optimizer = torch.optim.AdamW(w for w in script.weights if w.requires_grad)
+    with pytest.raises(StudyError, match="A of adapter 'default' is frozen, as in LoRA-FA"):
+        script.record()
+    embeddings = peft.LoraConfig(r=2, target_modules=["embed_tokens"])
+    on_embeddings = Script(peft.get_peft_model(tiny.build(), embeddings), tmp_path)
+    with pytest.raises(StudyError, match="the adapter is on embeddings only"):
+        on_embeddings.record()
+    meet = f"file://{tmp_path / 'meet'}"
+    torch.distributed.init_process_group("gloo", init_method=meet, rank=0, world_size=1)
+    try:
+        fully_shard(script.model)
+        with pytest.raises(StudyError, match="also in one process: record without it"):
+            script.record()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_a_muon_of_ones_own(script: Script) -> None:

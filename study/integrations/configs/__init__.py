@@ -2,9 +2,10 @@
 
 - :mod:`~study.integrations.configs.files`: reads a file and finds its form by its keys;
 - :mod:`~study.integrations.configs.axolotl`, :mod:`~study.integrations.configs.llama_factory`,
-  :mod:`~study.integrations.configs.finlora_yaml`, :mod:`~study.integrations.configs.finlora_json`,
-  :mod:`~study.integrations.configs.peft`: one reader for each form. Beside the first two, a module
-  for their data and a table of the keys that have no counterpart;
+  :mod:`~study.integrations.configs.trl`, :mod:`~study.integrations.configs.finlora_yaml`,
+  :mod:`~study.integrations.configs.finlora_json`, :mod:`~study.integrations.configs.peft`: one
+  reader for each form. Beside the first two, a module for their data and a table of the keys that
+  have no counterpart;
 - :mod:`~study.integrations.configs.fields`, :mod:`~study.integrations.configs.parts`,
   :mod:`~study.integrations.configs.rows`, :mod:`~study.integrations.configs.training`: shared by
   the readers;

@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from study.errors import StudyError, short, unknown
-from study.integrations.configs import axolotl, finlora_json, finlora_yaml, llama_factory, peft
+from study.integrations.configs import (
+    axolotl,
+    finlora_json,
+    finlora_yaml,
+    llama_factory,
+    peft,
+    trl,
+)
 from study.integrations.configs.documents import load
 from study.integrations.configs.experiment import Experiment
 from study.integrations.configs.fields import Fields
@@ -13,12 +20,14 @@ from study.integrations.configs.fields import Fields
 Reader = Callable[[Fields, Path], Experiment]
 
 LLAMA_FACTORY = (
-    *("model_name_or_path", "stage", "finetuning_type", "cutoff_len", "lora_target"),
-    *("export_dir", "peft_config"),
+    *("stage", "finetuning_type", "cutoff_len", "lora_target", "export_dir", "peft_config"),
 )
+TRL = ("use_peft", "dataset_mixer", "dataset_mixture", "dataset_name", "max_seq_length")
 READERS: tuple[tuple[str, Reader], ...] = (
     ("peft_type", peft.read),
     *((key, llama_factory.read) for key in LLAMA_FACTORY),
+    *((key, trl.read) for key in TRL),
+    ("model_name_or_path", llama_factory.read),
     ("use_rsLoRA", finlora_yaml.read),
     ("lora_rank", finlora_yaml.read),
     ("model_name", finlora_yaml.read),
@@ -27,26 +36,40 @@ READERS: tuple[tuple[str, Reader], ...] = (
     ("adapter", axolotl.read),
 )
 """Keys and the reader of the form that has them. The first key found decides."""
+BASE: dict[Reader, str] = {
+    peft.read: "base_model_name_or_path",
+    llama_factory.read: "model_name_or_path",
+    trl.read: "model_name_or_path",
+    finlora_yaml.read: "model_name",
+    finlora_json.read: "base_model",
+    axolotl.read: "base_model",
+}
+"""The key of the base in each form."""
 
 
 def read_file(
-    path: Path, entry: str | None = None, changed: Mapping[str, Any] | None = None
+    path: Path,
+    entry: str | None = None,
+    changed: Mapping[str, Any] | None = None,
+    base: str | None = None,
 ) -> Experiment:
     """The experiment that ``path`` describes.
 
     ``entry`` names one configuration of a file that holds several. ``changed`` replaces values
-    before they are read. Raises :class:`StudyError` for a file that cannot be read, has none of the
-    known forms or lacks the entry, and for whatever its reader refuses.
+    before they are read; ``base`` replaces the base. Raises :class:`StudyError` for a file that
+    cannot be read, has none of the known forms or lacks the entry, and for whatever its reader
+    refuses.
     """
     values, where = _one_entry(load(path), entry, path.name)
     for key, reader in READERS:
         if key in values:
-            return reader(Fields({**values, **(changed or {})}, where), path.parent)
+            named = {BASE[reader]: base} if base else {}
+            return reader(Fields({**values, **(changed or {}), **named}, where), path.parent)
     raise StudyError(
         f"{where} is none of the known configurations: Axolotl's YAML (base_model, adapter), "
-        "LLaMA-Factory's (model_name_or_path, stage), FinLoRA's (lora_rank, model_name), an entry "
-        "of its finetune_configs.json (base_model, dataset_path), PEFT's adapter_config.json "
-        "(peft_type)"
+        "LLaMA-Factory's (model_name_or_path, stage), TRL's (use_peft), FinLoRA's (lora_rank, "
+        "model_name), an entry of its finetune_configs.json (base_model, dataset_path), PEFT's "
+        "adapter_config.json (peft_type)"
     )
 
 

@@ -16,6 +16,8 @@ from study.vocabulary.peft_fields import INERT, LAYERS, PLAIN, refusal
 
 OTHERS = Keys({}, frozenset((*INERT, *PLAIN, *LAYERS)))
 """Fields that no reader takes. Every other value of theirs was refused."""
+USUAL_TARGETS = ["q_proj", "v_proj"]
+"""What PEFT adapts in Llama, Mistral, Qwen and Gemma if nothing is said."""
 
 
 def read(fields: Fields, folder: Path) -> Experiment:
@@ -29,21 +31,28 @@ def read(fields: Fields, folder: Path) -> Experiment:
         raise StudyError(
             f"{fields.where}: peft_type={kind!r} is not LoRA: only LORA can be imported"
         )
+    modules = fields.untaken().get("target_modules")
     targets = take_targets(fields, "target_modules", "target_parameters")
-    if why := refusal(fields.untaken(), trained=False):
+    if why := refusal({**fields.untaken(), "target_modules": modules}, trained=False):
         raise StudyError(f"{fields.where}: {why}")
-    fields.require("base_model_name_or_path", "r", "lora_alpha")
-    if not targets:
-        fields.require("target_modules")
+    if "base_model_name_or_path" not in fields:
+        raise StudyError(
+            f"{fields.where} names no base: give one with --base (a folder or a hub name)"
+        )
+    fields.require("r", "lora_alpha")
     experiment = Experiment(f"PEFT's {fields.where}")
     put_base(experiment, str(fields.take_text("base_model_name_or_path")), None, folder)
     experiment.values |= {
         "adapter.rank": fields.take_whole("r"),
         "adapter.alpha": fields.take_number("lora_alpha"),
         "adapter.scaling": scaling_rule(fields.take_flag("use_rslora")),
-        "adapter.targets": targets,
+        "adapter.targets": targets or USUAL_TARGETS,
         "adapter.dropout": fields.take_number("lora_dropout", 0.0),
     }
+    if not targets:
+        experiment.notes.defaults.append(
+            f"target_modules: null ({', '.join(USUAL_TARGETS)}, PEFT's choice in most families)"
+        )
     for key, one in (("rank_pattern", "rank"), ("alpha_pattern", "alpha")):
         if pattern := fields.take_mapping(key):
             experiment.notes.differs.append(f"{key}: {short(pattern)} (one {one} for all layers)")

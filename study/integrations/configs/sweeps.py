@@ -15,7 +15,9 @@ MOST_VALUES = 100
 """Of one key. The configuration is read again with each."""
 
 
-def from_sweep_file(sweep: Path, config: Path, entry: str | None = None) -> dict[str, list[Any]]:
+def from_sweep_file(
+    sweep: Path, config: Path, entry: str | None = None, base: str | None = None
+) -> dict[str, list[Any]]:
     """The values to sweep, by our keys.
 
     Each value is put into ``config``, which is then read as usual. Raises :class:`StudyError` for a
@@ -39,8 +41,8 @@ def from_sweep_file(sweep: Path, config: Path, entry: str | None = None) -> dict
             raise StudyError(
                 f"{sweep.name}: {given(key)} has {len(values)} values: give at most {MOST_VALUES}"
             )
-        experiments = [read_file(config, entry, {key: value}) for value in values]
-        changed = _changed([read_file(config, entry), *experiments])
+        experiments = [read_file(config, entry, {key: value}, base) for value in values]
+        changed = _changed([read_file(config, entry, base=base), *experiments])
         if len(changed) != 1:
             what = (
                 f"changes {' and '.join(changed)} together"
