@@ -278,8 +278,14 @@ class LoraBank(nn.Module):
             bias: Any = self.base.bias
             return [factored_linear(x_kND, W_OD, bias, parts, shows, adapters)]
         y_kNO = self.base(x_kND)
+        if self._drops:
+            kept_kND = self._dropout(x_kND, cells)
+            for bucket, kept in zip(buckets, kept_kND.split(sizes), strict=True):
+                if bucket.shows is not None:
+                    bucket.shows.dropped(kept)
+            x_kND = x_kND * kept_kND
         # Under autocast the base's product is bf16, and so are the adapters' products.
-        x_kND = self._dropped(x_kND, cells).to(y_kNO.dtype)
+        x_kND = x_kND.to(y_kNO.dtype)
         return [
             b.add_to(y, x)
             for b, y, x in zip(buckets, y_kNO.split(sizes), x_kND.split(sizes), strict=True)
@@ -305,10 +311,11 @@ class LoraBank(nn.Module):
     def _buckets(self) -> list[Bucket]:
         return list(self.buckets)  # type: ignore[arg-type]
 
-    def _dropped(self, x_kND: Tensor, cells: slice) -> Tensor:
-        """Dropout on the input of the adapters, as in PEFT. Each cell has its own random stream."""
-        if not self._drops:
-            return x_kND
+    def _dropout(self, x_kND: Tensor, cells: slice) -> Tensor:
+        """The factors of dropout on the input of the adapters, as in PEFT: 0 or ``1 / (1 - p)``.
+
+        Each cell has its own random stream.
+        """
         if self._dropout_streams is None:
             self._dropout_streams = self._new_dropout_streams(x_kND.device)
         keep_k = zip(
@@ -320,7 +327,7 @@ class LoraBank(nn.Module):
             torch.empty_like(x_kND[0]).bernoulli_(keep, generator=g).div_(keep)
             for keep, g in keep_k
         ]
-        return x_kND * torch.stack(masks)
+        return torch.stack(masks)
 
 
 @contextmanager

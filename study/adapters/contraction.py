@@ -48,12 +48,14 @@ class Shows(NamedTuple):
 
     - ``product``: ``B A``, ``[K, O, D]``, which merging forms;
     - ``hidden``: ``gamma A x``, ``[K, N, R]``, in the forward pass of :class:`FactoredLinear`;
-    - ``hidden_gradient``: ``gamma B^T dy``, ``[K, N, R]``, in its backward pass.
+    - ``hidden_gradient``: ``gamma B^T dy``, ``[K, N, R]``, in its backward pass;
+    - ``dropped``: the factors that dropout multiplies the adapters' inputs by, ``[K, N, D]``.
     """
 
     product: Callable[[Tensor], None]
     hidden: Callable[[Tensor], None]
     hidden_gradient: Callable[[Tensor], None]
+    dropped: Callable[[Tensor], None]
 
 
 class Factored(torch.autograd.Function):

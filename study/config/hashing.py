@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from study.config.bounds import chosen
 from study.config.schedules import eval_steps, probe_steps, truncation_ranks
 from study.config.types import CellConfig
-from study.vocabulary.quantities import BATCHES, SITES, STATS, USUAL
+from study.vocabulary.quantities import BATCHES, SITES, STATS, TRAIN, USUAL
 
 IDENTITY_VERSION = 2
 UNSEEN = ("eval_every", "answer_tokens", "save_adapter", "epochs", "shard", "checkpointing")
@@ -65,7 +65,21 @@ def identity(config: CellConfig, sources: Sources) -> str:
     # Keys added later enter only if they are used, so that earlier cells keep their identity.
     if config.train.answer_tokens:
         matters["answer_tokens"] = config.train.answer_tokens
+    if _is_sampled_anew(config):
+        matters["sampled_tokens"] = "of each micro-batch, with dropout"
     if cut := truncation_ranks(config):
         matters["truncations"] = ["inf" if rank == math.inf else rank for rank in cut]
     canonical = json.dumps(matters, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def _is_sampled_anew(config: CellConfig) -> bool:
+    """Whether an earlier version measured other numbers of ``adapter_out`` and ``adapter_in_grad``.
+
+    It read the first micro-batch of a step only, and no dropout.
+    """
+    sites = chosen("probes.sites", config.probes.sites, SITES)
+    batches = chosen("probes.batch", config.probes.batch, BATCHES)
+    is_measured = bool(probe_steps(config)) and TRAIN in batches
+    is_read = not {"adapter_out", "adapter_in_grad"}.isdisjoint(sites)
+    return is_measured and is_read and (config.train.accumulation > 1 or config.adapter.dropout > 0)

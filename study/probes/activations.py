@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from study.adapters.bank import LoraBank
 from study.adapters.contraction import Shows
@@ -19,6 +20,7 @@ from study.probes.delta_w import DeltaW
 from study.probes.product import Product
 from study.probes.recorder import Recorder, in_backward
 from study.probes.sampled import SampledTokens
+from study.probes.seen_dropout import DropoutSeen
 from study.probes.sites import TENSORS, Source
 from study.vocabulary.quantities import BACKWARD, FORWARD
 
@@ -44,7 +46,7 @@ class Rows(NamedTuple):
 class Activations:
     """Hooks on every adapted layer. They are attached only inside :meth:`watch`.
 
-    Sampled tokens are taken from the first pass only.
+    Tokens are sampled in every pass. Those of the first one also give the alignments and rho.
     """
 
     def __init__(self, recorder: Recorder, sampled: SampledTokens, delta_w: DeltaW) -> None:
@@ -55,6 +57,8 @@ class Activations:
         """By layer and cell: ``gamma A x`` of the sampled tokens, if the pass computes it."""
         self._waiting: dict[tuple[int, int], tuple[Tensor, Product]] = {}
         """By layer and cell: sampled output gradients until the pass computes ``gamma B^T dy``."""
+        self._kept: dict[int, dict[int, Tensor]] = {}
+        """By layer and cell: the factors that dropout multiplies the sampled inputs by."""
 
     @contextmanager
     def watch(self, real_BT: Tensor | None) -> Iterator[None]:
@@ -69,13 +73,14 @@ class Activations:
             for index, layer in enumerate(self.recorder.layers)
             if wanted
         ]
+        hooks += self._dropout_hooks(rows_K)
         try:
             with self._seeing_products(rows_K):
                 yield
         finally:
             for hook in hooks:
                 hook.remove()
-            self._last_input, self._z, self._waiting = None, {}, {}
+            self._last_input, self._z, self._waiting, self._kept = None, {}, {}, {}
             self.delta_w.release_all()
         self._first_pass = False
 
@@ -96,7 +101,26 @@ class Activations:
             partial(self.delta_w.take, layer, first),
             partial(self._on_hidden, layer, rows_K, first),
             partial(self._on_hidden_gradient, layer, rows_K, first),
+            partial(self._on_dropped, layer, rows_K, first),
         )
+
+    def _dropout_hooks(self, rows_K: list[Rows | None]) -> list[RemovableHandle]:
+        """On the dropout of PEFT's layers."""
+        hooks = []
+        for index, layer in enumerate(self.recorder.layers):
+            if layer.dropout is not None and self.delta_w.lends:
+                seen = DropoutSeen(partial(self._on_dropped, index, rows_K, 0))
+                hooks.append(layer.dropout.register_forward_pre_hook(seen.before))
+                hooks.append(layer.dropout.register_forward_hook(seen.after))
+        return hooks
+
+    def _on_dropped(
+        self, layer: int, rows_K: list[Rows | None], first: int, kept_kND: Tensor
+    ) -> None:
+        if not in_backward():
+            for cell, kept_ND in enumerate(kept_kND, start=first):
+                kept_nD = self._sample(kept_ND, rows_K[cell])
+                self._kept.setdefault(layer, {})[cell] = kept_nD
 
     def _rows(self, reals: Sequence[Tensor]) -> Rows | None:
         """``reals``: the real tokens of each process, ``[B, T]``. None if there is no padding."""
@@ -117,9 +141,12 @@ class Activations:
         recorder, adapted = self.recorder, self.recorder.layers[layer]
         if not adapted.is_on():
             return
+        kept = self._kept.get(layer, {})
         if y.requires_grad and not recorder.wanted.isdisjoint(BACKWARD):
             # Under checkpointing a layer runs twice. Only one of its outputs is in the graph.
-            y.register_hook(partial(self._on_backward, layer, rows_K, self._first_pass))
+            y.register_hook(
+                partial(self._on_backward, layer, rows_K, kept.copy(), self._first_pass)
+            )
         if in_backward():
             return  # the second run of a checkpointed layer: its activations are measured already
         x_KND = args[0].detach().reshape(recorder.cells, -1, args[0].shape[-1])
@@ -128,25 +155,33 @@ class Activations:
         for cell, (rows, pair) in enumerate(zip(rows_K, adapted.whole_pairs(), strict=True)):
             self._enter(layer, cell, input_sums_K[cell])
             self._enter(layer, cell, self._sums("outputs", y_KNO[cell], rows))
-            if self._first_pass and self.sampled.need_inputs:
+            if self.sampled.need_inputs:
                 x_nD = self._sample(x_KND[cell], rows)
                 product = self.delta_w.product(layer, cell, pair)
-                product = replace(product, z_nR=self._z.get((layer, cell)))
+                product = replace(product, z_nR=self._z.get((layer, cell)), kept_nD=kept.get(cell))
                 self.sampled.feed_inputs(layer, cell, x_nD, product)
+                if self._first_pass:
+                    self.sampled.align_inputs(layer, cell, x_nD, pair)
                 if not self.sampled.need_output_gradients:
                     self.delta_w.release(layer, cell)
 
     def _on_backward(
-        self, layer: int, rows_K: list[Rows | None], first_pass: bool, dy: Tensor
+        self,
+        layer: int,
+        rows_K: list[Rows | None],
+        kept: dict[int, Tensor],
+        first_pass: bool,
+        dy: Tensor,
     ) -> None:
         dy_KNO = dy.reshape(self.recorder.cells, -1, dy.shape[-1])
         pairs = self.recorder.layers[layer].whole_pairs()
         for cell, (rows, pair) in enumerate(zip(rows_K, pairs, strict=True)):
             self._enter(layer, cell, self._sums("output_gradients", dy_KNO[cell], rows))
-            if first_pass and self.sampled.need_output_gradients:
+            if self.sampled.need_output_gradients:
                 dy_nO = self._sample(dy_KNO[cell], rows)
-                self.sampled.align_output_gradients(layer, cell, dy_nO)
-                product = self.delta_w.product(layer, cell, pair)
+                if first_pass:
+                    self.sampled.align_output_gradients(layer, cell, dy_nO)
+                product = replace(self.delta_w.product(layer, cell, pair), kept_nD=kept.get(cell))
                 self.delta_w.release(layer, cell)
                 if (layer, cell) in self._z:  # gamma B^T dy comes next
                     self._waiting[layer, cell] = dy_nO, product
@@ -155,7 +190,7 @@ class Activations:
 
     def _on_hidden(self, layer: int, rows_K: list[Rows | None], first: int, z_kNR: Tensor) -> None:
         is_repeated = in_backward()  # the second run of a checkpointed layer
-        if self._first_pass and not is_repeated and z_kNR.dtype == torch.float32:
+        if not is_repeated and z_kNR.dtype == torch.float32:
             for cell, z_NR in enumerate(z_kNR.detach(), start=first):
                 self._z[layer, cell] = self._sample(z_NR, rows_K[cell])
 

@@ -23,7 +23,7 @@ class DeltaW:
         self.recorder = recorder
         self.is_wanted = "delta_w" in recorder.wanted
         self._spectra = not set(SPECTRA).isdisjoint(recorder.stats)
-        self._lends = bool(
+        self.lends = bool(
             recorder.wanted_of("sampled_inputs") + recorder.wanted_of("sampled_output_gradients")
         )
         self._held: dict[tuple[int, int], Product] = {}
@@ -33,7 +33,7 @@ class DeltaW:
     @property
     def takes_products(self) -> bool:
         """Whether products that a pass forms are of use."""
-        return self.is_wanted or self._lends
+        return self.is_wanted or self.lends
 
     def product(self, layer: int, cell: int, pair: LoraPair) -> Product:
         """``gamma B A``, to multiply sampled tokens by. Measures delta_w if that is needed too."""
@@ -85,7 +85,7 @@ class DeltaW:
                 recorder.add("product", layer, cell, product)
                 if self._spectra and not recorder.layers[layer].experts:
                     self._cores[layer, cell] = _core(product)
-        if product.is_compact and self._lends:
+        if product.is_compact and self.lends:
             self._held[layer, cell] = product
 
 

@@ -25,7 +25,9 @@ class AdaptedLayer:
     - ``whole_pairs``: returns them whole. All processes must call it at the same time;
     - ``specs``: how they were drawn; None if unknown, as for PEFT's;
     - ``variant``: PEFT's name for another computation, such as DoRA's rescaling; empty if none;
-    - ``is_on``: whether the adapters are in use now.
+    - ``is_on``: whether the adapters are in use now;
+    - ``dropout``: PEFT's module that drops inputs of the adapter; None if there is none. Our banks
+      show what they drop (:class:`study.adapters.contraction.Shows`).
     """
 
     name: str
@@ -36,6 +38,7 @@ class AdaptedLayer:
     specs: tuple[AdapterSpec, ...] | None = None
     variant: str = ""
     is_on: Callable[[], bool] = lambda: True
+    dropout: nn.Dropout | None = None
 
     @property
     def d_in(self) -> int:
@@ -151,10 +154,12 @@ def _peft_layer(name: str, module: Any, adapter: str) -> AdaptedLayer:
     def pairs() -> list[LoraPair]:
         return [LoraPair(down.weight, up.weight, float(module.scaling[adapter]))]
 
+    dropout = dict(getattr(module, "lora_dropout", {})).get(adapter)
     return AdaptedLayer(
         *(name, module, (down.weight.shape[1], up.weight.shape[0]), pairs, pairs),
         variant=_variant(module, adapter),
         is_on=lambda: not module.disable_adapters and adapter in module.active_adapters,
+        dropout=dropout if isinstance(dropout, nn.Dropout) else None,
     )
 
 

@@ -48,8 +48,9 @@ class NormProbe:
     """Moments of activations, gradients, weights and updates, per adapted layer and cell.
 
     - ``sites``, ``stats``: names of ``SITES`` and ``STATS`` of :mod:`study.vocabulary.quantities`;
-    - ``tokens``: how many real tokens of the first micro-batch ``adapter_out``,
-      ``adapter_in_grad``, ``rho`` and the alignments are computed from, evenly spaced;
+    - ``tokens``: how many real tokens of each micro-batch ``adapter_out`` and ``adapter_in_grad``
+      are computed from, evenly spaced, with dropout as trained. ``rho`` and the alignments are
+      computed from those of the first micro-batch, without dropout;
     - ``alignment``: the accumulated weight gradients; None if no alignment is measured;
     - ``adapter``: the PEFT adapter to read; needed if several are active;
     - ``world``: the processes that train the model together.

@@ -67,17 +67,21 @@ class SampledTokens:
             for cell, pair in enumerate(layer.whole_pairs()):
                 product = Product(pair)
                 self.feed_inputs(index, cell, x_nD, product)
+                self.align_inputs(index, cell, x_nD, pair)
                 self.feed_output_gradients(index, cell, dy_nO, product)
                 self.align_output_gradients(index, cell, dy_nO)
 
     def feed_inputs(self, layer: int, cell: int, x_nD: Tensor, product: Product) -> None:
-        """Measure everything that is computed from sampled inputs."""
+        """Measure the product of sampled inputs with the adapter."""
+        self.recorder.add("sampled_inputs", layer, cell, x_nD, product)
+
+    def align_inputs(self, layer: int, cell: int, x_nD: Tensor, pair: LoraPair) -> None:
+        """Measure the alignments of sampled inputs, and rho."""
         recorder = self.recorder
-        recorder.add("sampled_inputs", layer, cell, x_nD, product)
         if self.alignment is not None:
             recorder.write("adapter_out", layer, cell, self.alignment.of_inputs, layer, cell, x_nD)
         if self.rho and (A0_RD := recorder.layers[layer].initial_A(cell)) is not None:
-            recorder.write("A", layer, cell, _rho, x_nD, product.pair, A0_RD)
+            recorder.write("A", layer, cell, _rho, x_nD, pair, A0_RD)
 
     def feed_output_gradients(self, layer: int, cell: int, dy_nO: Tensor, product: Product) -> None:
         """Measure the product of sampled output gradients with the adapter."""

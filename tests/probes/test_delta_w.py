@@ -20,9 +20,11 @@ from tests.probes.folds import SPECS, TOKENS, trained
 def test_delta_w_is_formed_at_most_once(
     tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig], form: str
 ) -> None:
-    """By FLOPs beyond those of a plain step. A step that merges has formed it already, and tokens
-    are multiplied by it where it has fewer elements than its factors. A factored step has
-    multiplied them by one factor already.
+    """By FLOPs beyond those of a plain step of two micro-batches.
+
+    A step that merges has formed it already. The tokens of the first micro-batch are multiplied by
+    it where it has fewer elements than its factors, those of the second by both factors. A factored
+    step has multiplied them by one factor already.
     """
     sampled = ["adapter_out", "adapter_in_grad"]
     asked = [["A", "A_grad", "layer_out"], sampled, ["delta_w"], [*sampled, "delta_w"]]
@@ -42,10 +44,10 @@ def test_delta_w_is_formed_at_most_once(
     through_product = sum(4 * TOKENS * d * o for d, o in shapes)
     extra = [more - counted[0] for more in counted[1:]]
     if form == "factored":
-        sampled_too = formed + factor[low] + through_product
-        assert extra == [0, factor[low] + factor[high], formed, sampled_too]
+        sampled_too = formed + through_product + 2 * factor[low] + factor[high]
+        assert extra == [0, 2 * (factor[low] + factor[high]), formed, sampled_too]
     else:
-        through_both = 2 * factor[low] + through_product
+        through_both = through_product + 4 * factor[low] + 2 * factor[high]
         assert extra == [0, through_both, 0, through_both]
 
 
