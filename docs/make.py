@@ -21,9 +21,9 @@ from study.dashboard.export import export
 from study.figures import FIGURES, draw_all, save
 from study.report import as_markdown
 from study.report.write import report_of
-from study.store.archive import ARCHIVE
+from study.store import write_output
 from study.store.files import remove
-from study.store.output import write_output
+from study.store.records import ARCHIVE
 
 REPORT, DASHBOARD = "report.md", "dashboard.html"
 MOST_BYTES = 3_000_000

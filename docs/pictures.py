@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
-from study.store.output import write_output
+from study.store import write_output
 
 COLOURS = 256
 

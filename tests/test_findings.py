@@ -15,7 +15,7 @@ from docs.studies import STUDIES
 from study.analysis.expectations import Compared
 from study.figures import FIGURES
 from study.store import load_records
-from study.store.archive import ARCHIVE
+from study.store.records import ARCHIVE
 from study.vocabulary.agreements import AGREES, DIFFERS
 from study.vocabulary.expectations import Expectation
 from study.vocabulary.verdicts import UNCLEAR

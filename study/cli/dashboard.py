@@ -97,10 +97,10 @@ def wait_for_cells(
     ``pause``: waits for a number of seconds. Raises :class:`StudyError` if no sweep will write to
     that folder, because it holds studies, or because it or a folder above it is a file.
     """
-    from study.store.records import RECORD, cell_folders, no_study
+    from study.store.records import cell_folders, no_study, read_record
 
     is_told = False
-    while not any((folder / RECORD).exists() for folder in cell_folders(study_dir)):
+    while not any(read_record(folder) for folder in cell_folders(study_dir)):
         above = (study_dir, *study_dir.parents)
         if any(place.is_file() for place in above) or any(study_dir.glob("*/cells")):
             raise no_study(study_dir)

@@ -23,7 +23,7 @@ def check(context: click.Context, study_dir: Path, repair: bool) -> None:
     that a killed process left is only mentioned.
     """
     from study.store.integrity import check_study
-    from study.store.records import cell_folders
+    from study.store.records import cell_folders, is_archived
     from study.sweeps.status import count_noun
 
     problems = list(check_study(study_dir))
@@ -34,7 +34,10 @@ def check(context: click.Context, study_dir: Path, repair: bool) -> None:
         click.echo(line)
     damaged = sum(problem.is_damage for problem in problems)
     left = len(problems) - damaged
-    cells = count_noun(len(cell_folders(study_dir)), "cell")
+    folders = cell_folders(study_dir)
+    cells = count_noun(len(folders), "cell")
+    if archived := sum(map(is_archived, folders)):
+        cells += f" ({archived} archived, which keeps no adapters)"
     summary = f"{cells}: {count_noun(damaged, 'problem') if damaged else 'no problem'}"
     if left:
         summary += f", {count_noun(left, 'file')} to delete"
@@ -55,16 +58,17 @@ def check(context: click.Context, study_dir: Path, repair: bool) -> None:
     help="Folder of figures that the archived study names.",
 )
 def archive(study_dir: Path, to: Path, plots: str) -> None:
-    """Write a study into one file, for a repository or a paper.
+    """Write a study into one file per table, for a repository or a paper.
 
-    The file is FOLDER/cells.tar.zst. It holds configuration, record and tables of every cell that
-    has ended. Every command that reads a study also reads FOLDER.
+    FOLDER/cells.parquet holds the configuration and the record of every cell that has ended,
+    FOLDER/metrics.parquet and FOLDER/probes.parquet its rows. Every command that reads a study
+    reads FOLDER in place, and so does pandas. Adapters are left out.
     """
-    from study.store.archiving import write_archive
+    from study.store.archive import write_archive
     from study.sweeps.status import count_noun
 
     written = write_archive(study_dir, to, plots)
     if written.left_out:
         say(f"left out, because they have not ended: {', '.join(written.left_out)}")
     size = f"{count_noun(written.cells, 'cell')}, {written.megabytes:.1f} MB"
-    click.echo(f"{written.path}: {size}")
+    click.echo(f"{written.folder}: {size}")

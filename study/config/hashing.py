@@ -3,11 +3,23 @@
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from study.config.bounds import chosen
 from study.config.schedules import eval_steps, probe_steps, truncation_ranks
-from study.config.types import CellConfig
+from study.config.types import (
+    AdapterConfig,
+    CellConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ProbesConfig,
+    TrainConfig,
+    optimizer_config,
+)
+from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import BATCHES, SITES, STATS, TRAIN, USUAL
 
 IDENTITY_VERSION = 2
@@ -25,13 +37,14 @@ class Sources:
     adapter: str | None = None
 
 
-def identity(config: CellConfig, sources: Sources) -> str:
+def identity(config: CellConfig, sources: Sources, *, earlier: bool = False) -> str:
     """The cell's id: 12 hex digits over everything that changes its trajectory or its tables.
 
     Device, contraction, packing, checkpoints, launcher, tracker and paths are left out, and so is
     the choice to save the adapter. Cells of one identity have the same result within rounding.
 
-    ``config`` holds whole numbers of steps (:func:`study.config.schedules.resolved`).
+    ``config`` holds whole numbers of steps (:func:`study.config.schedules.resolved`). ``earlier``:
+    the id that it had before the tokens of every micro-batch were sampled.
     """
     adapter = {
         name: value
@@ -65,7 +78,7 @@ def identity(config: CellConfig, sources: Sources) -> str:
     # Keys added later enter only if they are used, so that earlier cells keep their identity.
     if config.train.answer_tokens:
         matters["answer_tokens"] = config.train.answer_tokens
-    if _is_sampled_anew(config):
+    if _is_sampled_anew(config) and not earlier:
         matters["sampled_tokens"] = "of each micro-batch, with dropout"
     if cut := truncation_ranks(config):
         matters["truncations"] = ["inf" if rank == math.inf else rank for rank in cut]
@@ -83,3 +96,29 @@ def _is_sampled_anew(config: CellConfig) -> bool:
     is_measured = bool(probe_steps(config)) and TRAIN in batches
     is_read = not {"adapter_out", "adapter_in_grad"}.isdisjoint(sites)
     return is_measured and is_read and (config.train.accumulation > 1 or config.adapter.dropout > 0)
+
+
+def recorded_identities(config: Mapping[str, Any], sources: Mapping[str, Any]) -> list[str]:
+    """The :func:`identity` of a recorded configuration, and its earlier one.
+
+    ``config``: groups of plain values. Keys that the record lacks have their defaults, and others are ignored. Any exception may be
+    raised if a value has another type.
+    """
+
+    def made(kind: type[Any], values: Mapping[str, Any]) -> Any:
+        names = {field.name for field in fields(kind)}
+        return kind(**{key: value for key, value in values.items() if key in names})
+
+    name = config["optimizer"]["name"]
+    kind = optimizer_config(name) if name in OPTIMIZERS else OptimizerConfig
+    groups = {
+        "model": ModelConfig,
+        "data": DataConfig,
+        "adapter": AdapterConfig,
+        "optimizer": kind,
+        "train": TrainConfig,
+        "probes": ProbesConfig,
+    }
+    built = {group: made(kind, config.get(group, {})) for group, kind in groups.items()}
+    cell = made(CellConfig, {"seed": config["seed"], "precision": config["precision"]} | built)
+    return [identity(cell, made(Sources, sources), earlier=earlier) for earlier in (False, True)]

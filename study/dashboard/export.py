@@ -6,7 +6,7 @@ from pathlib import Path
 
 from study.dashboard.document import embedded, whole_document
 from study.dashboard.studies import Studies
-from study.store.output import write_output
+from study.store import write_output
 
 MOST_BYTES = 10_000_000
 

@@ -25,6 +25,7 @@ from study.store import (
     cell_folders,
     cell_row,
     cells_table,
+    is_archived,
     load_cell_table,
     read_cell,
 )
@@ -241,6 +242,8 @@ def _folders(study_dir: Path) -> list[Path]:
     Raises ``OSError`` if the study is there and can't be read.
     """
     folders = cell_folders(study_dir)
+    if folders and all(map(is_archived, folders)):
+        return folders
     try:
         with os.scandir(study_dir / "cells"):
             return folders

@@ -19,7 +19,7 @@ from study.errors import StudyError
 from study.integrations.overrides import written
 from study.models import WITH_EXPERTS, load_base, load_tokenizer
 from study.models.quiet import quiet
-from study.store import ADAPTER, find_cell, replacing
+from study.store import ADAPTER, adapter_damage, find_cell, is_archived, replacing
 from study.store.files import make_folder, storing
 from study.sweeps.cells import plan
 
@@ -149,8 +149,14 @@ def _kept_adapter(study_dir: Path, cell: str) -> tuple[Path, dict[str, Any]]:
             raise StudyError(
                 f"cell {folder.name} diverged at step {record['diverged_step']}: it has no adapter"
             )
+        kept = "is archived without its adapter" if is_archived(folder) else "has no saved adapter"
         raise StudyError(
-            f"cell {folder.name} has no saved adapter: train it again with "
+            f"cell {folder.name} {kept}: train it again with "
+            f"{line_of(record['config'])} train.save_adapter=true"
+        )
+    if damage := adapter_damage(folder, record):
+        raise StudyError(
+            f"cell {folder.name}: {damage}: train it again with "
             f"{line_of(record['config'])} train.save_adapter=true"
         )
     return folder / ADAPTER, record

@@ -30,8 +30,7 @@ from study.config import (
 from study.config.literals import literal
 from study.errors import StudyError
 from study.probes import NormProbe, active_adapters
-from study.store import CellWriter, Damaged
-from study.store.provenance import provenance
+from study.store import CellWriter, Damaged, provenance
 from study.training.devices import describe_device
 from study.vocabulary.inits import IMPORTED
 from study.vocabulary.optimizers import OPTIMIZERS

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from study.errors import StudyError, one_line
 from study.models import hf, hub, received
 from study.models.quiet import quiet
-from study.store import lock, replacing
+from study.store import Lock, replacing
 from study.store.cache import cache_folder
 from study.store.files import DRAFT
 from study.vocabulary.extras import install
@@ -69,7 +69,7 @@ def fetch_smollm2(force: bool = False) -> Path:
     if not force and not _damage(folder):
         return folder
     try:
-        with lock(folder.with_suffix(".lock")):
+        with Lock(folder.with_suffix(".lock")):
             damage = _damage(folder)
             if force or damage:  # otherwise another process fetched it in the meantime
                 if folder.exists() and damage:

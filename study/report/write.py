@@ -10,9 +10,8 @@ from study.report.html import as_html
 from study.report.markdown import Block, Picture, as_markdown
 from study.report.page import page
 from study.report.records import records_of
-from study.store import StudyTables
+from study.store import StudyTables, write_output
 from study.store.files import remove
-from study.store.output import write_output
 
 
 def draw_figures(

@@ -3,30 +3,46 @@
 ``results/<study>/cells/<cell_id>/`` holds ``config.yaml`` and ``record.json`` and, when the cell
 has ended, ``metrics.parquet``, ``probes.parquet`` and optionally ``truncations.parquet`` and
 ``adapter/``. While it trains, rows are appended to Arrow streams, which any process can read and
-which survive ``kill -9``, and ``checkpoints/`` holds its state. A claim makes sure that a cell has
-one writer. The record holds the hash of every table, so that damage is found when a table is read.
-Results that are trained again are first moved to ``results/<study>/aside/``, which nothing reads.
+which survive ``kill -9``, and ``checkpoints/`` holds its state. The lock of a cell makes sure that
+it has one writer. The record holds the hash of every table, so that damage is found when a table is
+read. Results that are trained again are first moved to ``results/<study>/aside/``, which nothing
+reads. An archived study is one Parquet file per table instead of the folders.
+
+- :mod:`~study.store.files`, :mod:`~study.store.lock`: every call that changes files; locks;
+- :mod:`~study.store.records`, :mod:`~study.store.cells`: a cell's configuration and end;
+- :mod:`~study.store.rows`, :mod:`~study.store.tables`: what a cell and a study measured;
+- :mod:`~study.store.writer`, :mod:`~study.store.checkpoints`: a cell while it trains;
+- :mod:`~study.store.archive`, :mod:`~study.store.integrity`: ``study archive`` and ``study check``;
+- :mod:`~study.store.cache`: the user's cache folder.
 """
 
-from study.store.cell_tables import load_cell_table, rows_of
 from study.store.cells import cell_row, cells_table, load_cell, load_cells
-from study.store.claims import Claim, ClaimLost, claim, is_claimed
-from study.store.files import StorageError, is_held, lock, replacing, write_bytes, write_text
+from study.store.files import (
+    Damaged,
+    StorageError,
+    replacing,
+    write_bytes,
+    write_output,
+    write_text,
+)
+from study.store.lock import Claim, ClaimLost, Lock, claim, is_claimed, is_held
 from study.store.records import (
     ADAPTER,
     CHECKPOINTS,
     STATUSES,
+    adapter_damage,
     cell_folders,
     damage,
     find_cell,
+    is_archived,
     is_done,
     load_records,
+    provenance,
     read_cell,
     read_record,
 )
-from study.store.schemas import SCHEMAS
-from study.store.streams import Damaged, last_metrics
-from study.store.tables import StudyTables, load_measured, write_table
+from study.store.rows import SCHEMAS, last_metrics
+from study.store.tables import StudyTables, load_cell_table, load_measured, rows_of, write_table
 from study.store.writer import CellWriter
 
 __all__ = [
@@ -38,14 +54,17 @@ __all__ = [
     "Claim",
     "ClaimLost",
     "Damaged",
+    "Lock",
     "StorageError",
     "StudyTables",
+    "adapter_damage",
     "cell_folders",
     "cell_row",
     "cells_table",
     "claim",
     "damage",
     "find_cell",
+    "is_archived",
     "is_claimed",
     "is_done",
     "is_held",
@@ -55,12 +74,13 @@ __all__ = [
     "load_cells",
     "load_measured",
     "load_records",
-    "lock",
+    "provenance",
     "read_cell",
     "read_record",
     "replacing",
     "rows_of",
     "write_bytes",
+    "write_output",
     "write_table",
     "write_text",
 ]

@@ -1,124 +1,137 @@
-"""An archived study: one file, ``cells.tar.zst``, that holds the folders of its ended cells.
+"""An archived study: one Parquet file per table, which are read in place.
 
 A few thousand small files are slow in git, and a third of them is Parquet's description of their
-columns. In an archive they take a fifth of the space. It is extracted into ``cells`` when the study
-is read for the first time, and again when the archive has changed, so that every reader finds the
-files of :mod:`study.store`. :mod:`study.store.archiving` writes it.
+columns. ``cells.parquet`` is the ``cells`` table of the cells that have ended, for people, with the
+JSON text of each record in the column ``record``, which is read. ``metrics.parquet``,
+``probes.parquet`` and ``truncations.parquet`` have the rows of all cells, with the cell's id first.
+pandas reads them. Adapters are not archived.
 """
 
-import hashlib
 import json
-import re
-import tarfile
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 
-from study.errors import StudyError, one_line
-from study.store.files import DRAFT, lock, make_folder, remove_folder, storing, write_text
-from study.store.schemas import SCHEMAS
+from study.errors import StudyError
+from study.store.cells import cell_row, cells_table
+from study.store.files import make_folder, remove, write_bytes
+from study.store.records import ARCHIVE, cell_folders, no_study, read_cell
+from study.store.rows import SCHEMAS, write_parquet
+from study.store.tables import DISTANCES, load_cell_table, with_id
+from study.vocabulary.statuses import ENDED
 
-ARCHIVE = "cells.tar.zst"
-NOTE = ".archive.json"
-"""In ``cells``: the sha256 of the archive that was extracted, and the ids of its cells."""
-LOCK = ".archive.lock"
+FILES = (ARCHIVE, *(f"{name}.parquet" for name in SCHEMAS))
+LEVEL = 19
+"""Of the compression. Reading takes the same time at every level."""
+NOT_KEPT = ("tables", "adapter", "streams")
+"""Keys of a record that describe files of the cell's folder."""
 
-FILES = ("config.yaml", "record.json", *(f"{name}.parquet" for name in SCHEMAS))
-"""The files of a cell in an archive."""
-
-MOST_BYTES = 4 << 30
-"""Bytes of all files in an archive. Those of this project's largest study have 0.1 GB."""
-
-_CELL = re.compile(r"[\w-]+")
+Thin = Callable[[str, pa.Table], pa.Table]
+"""``thin(name, rows)`` is the part of a cell's table that the archive keeps."""
 
 
-def unpack(study_dir: Path) -> None:
-    """Extract the study's archive into ``cells``, if there is one that was not extracted.
+@dataclass(frozen=True)
+class Archived:
+    """What was written: the folder, its number of cells, and the ids of those left out."""
 
-    A cell that is in ``cells`` already stays, unless an earlier archive put it there. Several
-    processes may call it at once. Raises :class:`StudyError` if the archive is damaged or holds
-    anything but cells, and :class:`~study.store.files.StorageError` if the study's folder can't be
-    written.
+    folder: Path
+    cells: int
+    left_out: tuple[str, ...]
+
+    @property
+    def megabytes(self) -> float:
+        """The size of its files together."""
+        paths = (self.folder / name for name in FILES)
+        return sum(path.stat().st_size for path in paths if path.exists()) / 1e6
+
+
+def write_archive(
+    study_dir: Path,
+    to: Path,
+    plots_dir: str = "plots",
+    thin: Thin = lambda name, rows: rows,
+) -> Archived:
+    """Write the cells of ``study_dir`` that have ended to the folder ``to``.
+
+    Values are those of the study, bit for bit. Each record names ``to`` and ``plots_dir`` as the
+    study's folders. The table of ``study distances`` is copied. Raises :class:`StudyError` if no
+    cell has ended, :class:`~study.store.files.Damaged` if a table is damaged, and
+    :class:`~study.store.files.StorageError` if ``to`` can't be written.
     """
-    archive = study_dir / ARCHIVE
-    try:
-        about = archive.stat()
-    except OSError:
+    records: dict[str, dict[str, Any]] = {}
+    left_out = []
+    for folder in cell_folders(study_dir):
+        record = read_cell(folder)
+        if record is None or record["status"] not in ENDED:
+            left_out.append(folder.name)
+        else:
+            records[folder.name] = record
+    if not records:
+        raise (
+            no_study(study_dir)
+            if not left_out
+            else StudyError(f"no cell of {study_dir} has ended: archive it when its sweep is done")
+        )
+    places = {"name": to.name, "results_dir": to.parent.as_posix(), "plots_dir": plots_dir}
+    kept = {cell: _placed(record, places) for cell, record in records.items()}
+    cells = cells_table([cell_row(record) for record in kept.values()])
+    folders = [study_dir / "cells" / cell for cell in cells["cell_id"]]
+    make_folder(to)
+    for name in SCHEMAS:
+        _write(to / f"{name}.parquet", _joined(name, folders, records, thin))
+    texts = [json.dumps(kept[cell], sort_keys=True) for cell in cells["cell_id"]]
+    _write(to / ARCHIVE, pa.Table.from_pandas(_of_one_type(cells).assign(record=texts)))
+    distances = study_dir / f"{DISTANCES}.parquet"
+    if distances.exists() and study_dir.resolve() != to.resolve():
+        write_bytes(to / distances.name, distances.read_bytes())
+    return Archived(to, len(records), tuple(left_out))
+
+
+def _joined(
+    name: str, folders: list[Path], records: Mapping[str, Mapping[str, Any]], thin: Thin
+) -> pa.Table:
+    """One table of all cells."""
+
+    def parts() -> Iterator[pa.Table]:
+        for folder in folders:
+            rows = load_cell_table(folder, name, None, records[folder.name])
+            yield with_id(folder.name, thin(name, rows))
+
+    return pa.concat_tables(parts()).unify_dictionaries().combine_chunks()
+
+
+def _placed(record: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
+    """The record of an archived cell."""
+    kept = {key: value for key, value in record.items() if key not in NOT_KEPT}
+    return kept | {"study": places["name"], "config": {**record["config"], **places}}
+
+
+def _of_one_type(cells: pd.DataFrame) -> pd.DataFrame:
+    """``cells`` with text in the columns that hold numbers and text."""
+    mixed = [name for name in cells if cells[name].dtype == object]
+    return cells.assign(**{name: cells[name].map(str, na_action="ignore") for name in mixed})
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    """Write a table so that it is small; no file for one without rows.
+
+    The bytes of numbers are sorted by significance, which compresses better.
+    """
+    if not len(table):
+        remove(path)
         return
-    sha256 = _sha256(archive, about.st_mtime_ns, about.st_size)
-    if _note(study_dir).get("sha256") == sha256:
-        return
-    with storing(study_dir), lock(study_dir / LOCK):
-        note = _note(study_dir)
-        if note.get("sha256") == sha256:  # another process has extracted it
-            return
-        for cell in note.get("cells", []):
-            remove_folder(study_dir / "cells" / cell)
-        cells = _extract(archive, study_dir)
-        text = json.dumps({"sha256": sha256, "cells": cells})
-        write_text(study_dir / "cells" / NOTE, text + "\n")
-
-
-def _extract(archive: Path, study_dir: Path) -> list[str]:
-    """Extract every cell that is not there. Returns the ids of those that were extracted."""
-    draft = study_dir / f"cells{DRAFT}"
-    remove_folder(draft)  # of a process that was killed
-    make_folder(draft)
-    try:
-        with (
-            pa.input_stream(archive, compression="zstd") as file,
-            tarfile.open(fileobj=file, mode="r|") as tar,
-        ):
-            tar.extractall(draft, _checked(archive, tar), filter="data")
-        make_folder(study_dir / "cells")
-        extracted = []
-        for folder in sorted(draft.iterdir()):
-            place = study_dir / "cells" / folder.name
-            if not place.exists():
-                folder.rename(place)
-                extracted.append(folder.name)
-        return extracted
-    except (tarfile.TarError, pa.ArrowException, EOFError, OSError) as error:
-        if getattr(error, "errno", None):
-            raise  # of the system; those of the decompression have no number
-        raise _damaged(archive, one_line(error)) from None
-    finally:
-        remove_folder(draft)
-
-
-def _checked(archive: Path, tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The files in an archive, which may come from a stranger."""
-    size = 0
-    for member in tar:
-        cell, _, name = member.name.partition("/")
-        if not (member.isfile() and _CELL.fullmatch(cell) and name in FILES):
-            raise _damaged(archive, f"it holds {member.name!r}")
-        size += member.size
-        if size > MOST_BYTES:
-            raise _damaged(archive, f"it holds more than {MOST_BYTES} bytes")
-        yield member
-
-
-def _damaged(archive: Path, why: str) -> StudyError:
-    return StudyError(
-        f"{archive} is no archive of a study or is damaged ({why}): get it again, for example with "
-        f"`git checkout -- {archive}`"
+    numbers = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+    write_parquet(
+        path,
+        table,
+        compression_level=LEVEL,
+        use_dictionary=[name for name in table.schema.names if name not in numbers],
+        use_byte_stream_split=numbers,
+        write_statistics=False,
+        row_group_size=1 << 20,
+        data_page_size=1 << 24,
     )
-
-
-@cache
-def _sha256(archive: Path, _modified: int, _size: int) -> str:
-    """The hash of a file. Asked again when its time or size has changed."""
-    with storing(archive), archive.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _note(study_dir: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((study_dir / "cells" / NOTE).read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

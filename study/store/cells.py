@@ -56,10 +56,12 @@ HASH_DIGITS = 12
 def load_cells(study_dir: str | os.PathLike[str], with_unreadable: bool = False) -> pd.DataFrame:
     """The ``cells`` table of a study, sorted by :data:`ORDER`.
 
-    Cells with the status ``unreadable`` are left out, and a warning names them. Raises
-    :class:`StudyError` if the folder holds no study.
+    Cells with the status ``unreadable`` are left out, and a warning names them. ``with_unreadable``
+    keeps them, and cells whose saved adapter is damaged are among them. Raises :class:`StudyError`
+    if the folder holds no study.
     """
-    rows = [row for cell in cell_folders(study_dir) if (row := load_cell(cell)) is not None]
+    found = (read_cell(cell, with_adapter=with_unreadable) for cell in cell_folders(study_dir))
+    rows = [cell_row(record) for record in found if record is not None]
     return cells_of(study_dir, rows, with_unreadable)
 
 

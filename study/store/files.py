@@ -1,30 +1,26 @@
-"""Every call that changes files, and the locks that end with their process.
+"""Every call that changes files.
 
 The store changes files only through this module. A call that fails raises :class:`StorageError`,
-and every file and name is on disk when a function returns, unless it says otherwise. Tests replace
+and every file and name is on disk when a function returns, unless it says otherwise. Opening to
+write never follows a symbolic link: a folder of results may come from a stranger. Tests replace
 ``os`` in this module to make each call fail.
 """
 
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import secrets
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-from filelock import BaseFileLock, FileLock
 
 from study.errors import StudyError
 
 _SPACE = (errno.ENOSPC, errno.EDQUOT)
 _RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
 _PATHS = (errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
-_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
-NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-"""What ``flock`` answers on a file system that lacks it."""
 
 DRAFT = ".partial"
 """The end of the name of a file that is being written. A killed process may leave it."""
@@ -48,6 +44,10 @@ class StorageError(StudyError, OSError):
         return type(self), (str(self), self.errno)
 
 
+class Damaged(StudyError):
+    """A file of results is missing or holds other bytes than were written."""
+
+
 def _storage_error(path: Path, error: OSError) -> StorageError:
     number = error.errno
     if number in _SPACE:
@@ -65,32 +65,26 @@ def _storage_error(path: Path, error: OSError) -> StorageError:
 
 @contextlib.contextmanager
 def storing(path: Path) -> Iterator[None]:
-    """Inside, an ``OSError`` becomes a :class:`StorageError` that names ``path``.
-
-    The draft of a file is named as the file.
-    """
+    """Inside, an ``OSError`` becomes a :class:`StorageError` that names ``path``."""
     try:
         yield
     except StorageError:
         raise
     except OSError as error:
-        raise _storage_error(_without_draft(path), error) from None
-
-
-def _without_draft(path: Path) -> Path:
-    """The file that ``path`` becomes when it is written; ``path`` itself if it is no draft."""
-    name, _, end = path.name.partition(f".{os.getpid()}.")
-    return path.with_name(name) if end.endswith(DRAFT) else path
+        raise _storage_error(path, error) from None
 
 
 # Single calls.
 
 
 def create(path: Path) -> int:
-    """Open an empty file for writing and return its descriptor. Neither is on disk yet."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    """Open a file for writing, made if absent, with its content as it is. Returns its descriptor.
+
+    Raises :class:`StorageError` for a symbolic link and, without waiting, for a pipe.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with storing(path):
-        return os.open(path, flags | os.O_NONBLOCK, 0o666)  # a pipe is an error, not a wait
+        return os.open(path, flags, 0o666)
 
 
 def write(file: int, content: bytes | memoryview, path: Path) -> None:
@@ -135,12 +129,14 @@ def make_folder(path: Path) -> None:
             with contextlib.suppress(FileExistsError):  # another process made it
                 os.mkdir(folder)
             sync(folder.parent)
-        if not path.is_dir():
+        if path.exists() and not path.is_dir():  # else another process has just deleted it
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
 
 
 def rename(source: Path, target: Path) -> None:
-    """Give a file or folder another name. A file replaces ``target``."""
+    """Give a file or folder another name. It replaces ``target``, and a folder there is deleted."""
+    if target.is_dir() and not target.is_symlink():
+        remove(target)
     with storing(target):
         os.replace(source, target)
     sync(target.parent)
@@ -149,55 +145,17 @@ def rename(source: Path, target: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, if it exists. The name may come back after a power cut."""
-    with storing(path), contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+    """Delete a file, or a folder and all in it, if it exists. A link is deleted, not followed.
 
-
-def remove_folder(path: Path) -> None:
-    """Delete a folder and all in it, if it exists. It may come back after a power cut."""
-    if path.is_symlink() or not path.is_dir():
-        remove(path)
-        return
-    with storing(path):
-        for inner in path.iterdir():
-            remove_folder(inner)
-        os.rmdir(path)
-
-
-def name_new(draft: Path, path: Path) -> bool:
-    """Give ``draft`` the second name ``path`` and return True; False if ``path`` exists.
-
-    Of several processes, one gets True. The name is not on disk yet.
+    The name may come back after a power cut.
     """
-    with storing(path):
-        try:
-            os.link(draft, path)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            return _copy_new(draft, path)
-    return True
-
-
-def _copy_new(draft: Path, path: Path) -> bool:
-    """:func:`name_new` on a file system without hard links. Readers may see an empty file."""
-    try:
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    except FileExistsError:
-        return False
-    try:
-        write(file, draft.read_bytes(), path)
-    finally:
-        os.close(file)
-    return True
-
-
-def touch(file: int) -> None:
-    """Set the modification time of an open file to now, by the clock of its file system."""
-    os.utime(file)
+    with storing(path), contextlib.suppress(FileNotFoundError):
+        if path.is_symlink() or not path.is_dir():
+            os.unlink(path)
+            return
+        for inner in path.iterdir():
+            remove(inner)
+        os.rmdir(path)
 
 
 # Whole files.
@@ -209,8 +167,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Readers see the old content or the new, never a part, even after a power cut: the content is on
     disk before the rename, and the rename before this returns. If the block raises, ``path`` stays
-    as it was; an ``OSError`` becomes a :class:`StorageError`. A folder replaces only an absent or
-    an empty one.
+    as it was; an ``OSError`` becomes a :class:`StorageError`. A folder that is there is replaced,
+    but not in one step.
     """
     draft = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(3)}{DRAFT}")
     try:
@@ -220,59 +178,97 @@ def replacing(path: Path) -> Iterator[Path]:
                 sync(written)
             rename(draft, path)
     finally:
-        if draft.is_dir():
-            shutil.rmtree(draft, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                draft.unlink()
+        with contextlib.suppress(StorageError):
+            remove(draft)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file atomically (:func:`replacing`)."""
-    with replacing(path) as draft:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write a whole file atomically, as :func:`replacing` does.
+
+    The draft has one name and is locked, so that the next write uses what a killed process left,
+    and two processes that write the file at once do so in turn.
+    """
+    draft = path.with_name(path.name + DRAFT)
+    if draft.is_dir():
+        remove(draft)
+    with storing(path):
+        file = _locked_draft(draft)
+    try:
+        cut(file, 0, path)
+        write(file, content, path)
+        sync_file(file, path)
+        rename(draft, path)
+    except BaseException:
+        with contextlib.suppress(StorageError):
+            remove(draft)
+        raise
+    finally:
+        os.close(file)
+
+
+def _locked_draft(draft: Path) -> int:
+    while True:
         file = create(draft)
-        try:
-            write(file, content, path)
-        finally:
-            os.close(file)
+        with contextlib.suppress(OSError):  # a disk without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if same_file(file, draft):
+            return file
+        os.close(file)  # another process has given it its name
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole UTF-8 file atomically (:func:`replacing`)."""
+    """Write a whole UTF-8 file atomically (:func:`write_bytes`)."""
     write_bytes(path, text.encode())
 
 
-# Locks.
+def write_output(path: Path, content: str | bytes) -> None:
+    """Write a file that a user asked for, and its folder if that is missing.
 
-
-def lock(path: Path, timeout: float = -1) -> BaseFileLock:
-    """The lock of ``path``, to use in a ``with`` block or by ``acquire`` and ``release``.
-
-    The system frees it when its process ends, however it ends. ``timeout``: seconds to wait for
-    another holder before ``TimeoutError`` is raised; negative: without limit.
+    A symbolic link is replaced, not followed. Raises :class:`StudyError` if ``path`` is a folder or
+    a device, which an atomic write would replace, and :class:`StorageError` if it can't be written.
     """
-    return FileLock(path, timeout=timeout, thread_local=False)  # any thread may release it
+    if path.is_dir() or (path.exists() and not path.is_file()):
+        kind = "a folder" if path.is_dir() else "a device"
+        raise StudyError(f"can't write {path}: it is {kind}; give the path of a file")
+    make_folder(path.parent)
+    write_bytes(path, content.encode() if isinstance(content, str) else content)
 
 
-def is_held(path: Path) -> bool:
-    """Whether a live process of this machine holds the lock of ``path`` (:func:`probe`)."""
-    return probe(path) is True
-
-
-def probe(path: Path) -> bool | None:
-    """:func:`is_held`; None if the file system has no locks. Takes about 10 us.
-
-    It creates no file. It asks for a shared lock, so that two readers don't take each other for the
-    holder, and a study that the user may only read can be watched.
-    """
+def same_file(file: int, path: Path) -> bool:
+    """Whether ``path`` still names the open ``file``."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # even of a pipe
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        finally:
-            os.close(file)
-    except (FileNotFoundError, NotADirectoryError):
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except OSError:
         return False
+
+
+# Files compared with what was written.
+
+
+def described(path: Path) -> dict[str, Any]:
+    """The ``bytes`` and the ``sha256`` of a file, as :func:`verified` expects them."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
+
+
+def verified(path: Path, expected: Mapping[str, Any]) -> bytes:
+    """The content of a file. Raises :class:`Damaged` if it is not the one ``expected``."""
+    content = read_whole(path)
+    if len(content) != expected["bytes"]:
+        raise Damaged(f"{path.name} has {len(content)} bytes instead of {expected['bytes']}")
+    if hashlib.sha256(content).hexdigest() != expected["sha256"]:
+        raise Damaged(f"{path.name} is damaged: its hash is not the one in record.json")
+    return content
+
+
+def read_whole(path: Path) -> bytes:
+    """The content of a file. Raises :class:`Damaged` if it is missing, or a pipe or a device."""
+    try:
+        if not path.exists():
+            raise Damaged(f"{path.name} is missing")
+        if not path.is_file():
+            raise Damaged(f"{path.name} is not a file")
+        return path.read_bytes()
     except OSError as error:
-        return None if error.errno in NO_LOCKS else True
-    return False
+        raise Damaged(f"{path.name} can't be read: {error.strerror}") from None

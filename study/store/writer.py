@@ -14,21 +14,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from study.errors import StudyError
-from study.store.cell_tables import load_cell_table, write_parquet
-from study.store.claims import HOLDER, LOCK, Claim, claim, claimant
 from study.store.files import (
+    Damaged,
     StorageError,
+    described,
     make_folder,
     remove,
-    remove_folder,
     rename,
     storing,
     write_text,
 )
-from study.store.record_format import FORMAT
-from study.store.records import ADAPTER, CHECKPOINTS, RECORD, read_record
-from study.store.schemas import SCHEMAS
-from study.store.streams import Damaged, Stream, described, read_synced
+from study.store.lock import LOCK, Claim, claim
+from study.store.records import ADAPTER, CHECKPOINTS, FORMAT, RECORD, record_in
+from study.store.rows import SCHEMAS, Stream, read_synced, write_parquet
+from study.store.tables import load_cell_table
 from study.vocabulary.statuses import ENDED, RESUMABLE
 
 CONFIG = "config.yaml"
@@ -60,13 +59,13 @@ class CellWriter:
         self._adapter = self.folder / ADAPTER
         self.record = record | {"format": FORMAT}
         self._streams: dict[str, Stream] = {}
-        self._appending, self._recording = threading.Lock(), threading.RLock()
+        self._appending, self._recording = threading.Lock(), threading.Lock()
         self._error: StudyError | None = None
         try:
             kept = self._kept(first_step) if first_step else {}
             self._make_room(first_step)
             write_text(self.folder / CONFIG, config_yaml)
-            # Until the streams are replaced, no hash of them: both the old and the new are right.
+            # Until the streams are replaced, without their sizes: both the old and the new count.
             self._save_record(status="running")
             for name in SCHEMAS:
                 if len(rows := kept.get(name, ())):
@@ -90,17 +89,17 @@ class CellWriter:
         claimed = claim(folder)
         if claimed is None:
             raise StudyError(
-                f"cell {folder.name} is being trained by another process ({claimant(folder)}): "
-                "wait until it has ended"
+                f"cell {folder.name} is being trained by another process, which holds "
+                f"{folder / LOCK}: wait until it has ended"
             )
         return cls(claimed, config_yaml, record, first_step)
 
     def append(self, table: str, rows: pd.DataFrame) -> None:
-        """Append to one of :data:`~study.store.schemas.SCHEMAS`. Columns absent from ``rows`` are
+        """Append to one of :data:`~study.store.rows.SCHEMAS`. Columns absent from ``rows`` are
         NaN. Any process can read the rows when it returns; :meth:`sync` puts them on disk.
 
-        Raises :class:`~study.store.claims.ClaimLost` if another process has taken the cell over,
-        and :class:`StorageError` if the rows can't be written. The cell can still be resumed.
+        Raises :class:`~study.store.lock.ClaimLost` if the cell's folder was deleted, and
+        :class:`StorageError` if the rows can't be written. The cell can still be resumed.
         """
         schema = SCHEMAS[table]
         arrow = pa.Table.from_pandas(
@@ -114,15 +113,19 @@ class CellWriter:
                 self._streams[table] = Stream(self._path(table), arrow)
 
     def sync(self) -> None:
-        """Wait until all rows that were appended are on disk, and record their hash.
+        """Wait until all rows that were appended are on disk, and record how many bytes these are.
 
         Raises as :meth:`append` does.
         """
         self._check()
-        synced = self._synced()
+        with self._appending:
+            streams = {stream: stream.written for stream in self._streams.values()}
+        with self._remembering():  # the system reports lost rows to the first caller only
+            for stream in streams:
+                stream.sync()
         with self._recording:
             self._check()
-            self._save_record(streams=synced)
+            self._save_record(streams={each.path.stem: size for each, size in streams.items()})
 
     def write_error_log(self, error: BaseException) -> Path:
         """Write the traceback of ``error`` and return the file's path."""
@@ -134,23 +137,21 @@ class CellWriter:
         """Turn the streams into Parquet files, record ``status`` and ``fields``, release the claim.
 
         ``status``: one of :data:`study.vocabulary.statuses.ENDED`. If it raises
-        :class:`StorageError`, :class:`Damaged` or :class:`~study.store.claims.ClaimLost`, the cell
+        :class:`StorageError`, :class:`Damaged` or :class:`~study.store.lock.ClaimLost`, the cell
         has not ended: call :meth:`interrupt`.
         """
         self._check()
         tables = {}
         for name, stream in self._streams.items():
-            rows = stream.read(SCHEMAS[name])
-            tables[name] = write_parquet(self.folder / f"{name}.parquet", rows)
+            tables[name] = write_parquet(self.folder / f"{name}.parquet", stream.read())
         with storing(self._adapter):
             files = sorted(path for path in self._adapter.glob("*") if path.is_file())
             adapter = {path.name: described(path) for path in files}
-        with self._recording:
-            self._check()
-            self.record.pop("streams", None)
-            self._save_record(status=status, tables=tables, adapter=adapter, **fields)
-            self._tidy(status)
-            self._release()
+        self._check()
+        self.record.pop("streams", None)
+        self._save_record(status=status, tables=tables, adapter=adapter, **fields)
+        self._tidy(status)
+        self._release()
 
     def interrupt(self, **fields: Any) -> None:
         """Keep rows and checkpoints, record ``interrupted`` and ``fields``, release the claim.
@@ -158,15 +159,17 @@ class CellWriter:
         It also works after an error of :meth:`append` or :meth:`close`, and with a full disk: a
         cell that is recorded as running and has no process is interrupted.
         """
-        with self._recording, suppress(StorageError):  # else it says "running", which is as good
+        with suppress(StudyError):  # else it says "running", which is as good
+            if self._error is None:
+                self.sync()
+        with suppress(StorageError):
             if not self.claim.is_lost:
-                synced = {} if self._error else {"streams": self._synced()}
-                self._save_record(status="interrupted", **synced, **fields)
+                self._save_record(status="interrupted", **fields)
         self._release()
 
     def _kept(self, first_step: int) -> dict[str, pa.Table]:
         """The rows of the steps before ``first_step``. Tables without steps are made at the end."""
-        record = read_record(self.folder)
+        record = record_in(self.folder)
         if record is None or record["status"] == "unreadable":
             raise Damaged(record["error"] if record else f"{RECORD} is missing")
         kept = {}
@@ -176,7 +179,7 @@ class CellWriter:
             if record["status"] in ENDED:
                 rows = load_cell_table(self.folder, name, record=record)
             else:
-                rows = read_synced(self._path(name), schema, record)
+                rows = read_synced(self._path(name), record)
             kept[name] = rows.filter(pc.less(rows["step"], first_step))
         last = kept["metrics"]["step"].to_pylist()[-1:]  # a stream is cut only at its end
         if last != [first_step - 1]:
@@ -186,16 +189,16 @@ class CellWriter:
 
     def _make_room(self, first_step: int) -> None:
         """Move finished results aside; delete what a killed process left and can't be resumed."""
-        record = read_record(self.folder)
+        record = record_in(self.folder)
         finished = [*self.folder.glob("*.parquet"), *self.folder.glob(ADAPTER)]
         resumable = record is not None and record["status"] in RESUMABLE
         if not resumable and (record is not None or finished):
             self._move_aside({CHECKPOINTS} if first_step else set())
             return
         if not first_step:  # first: without its rows, a checkpoint is of no use
-            remove_folder(self.folder / CHECKPOINTS)
+            remove(self.folder / CHECKPOINTS)
         for path in (*finished, *self.folder.glob(f"{ERROR_LOG}*"), *self._drafts()):
-            remove_folder(path)
+            remove(path)
 
     def _move_aside(self, kept: Set[str]) -> None:
         """Move all but the claim and the names in ``kept``."""
@@ -204,17 +207,8 @@ class CellWriter:
         make_folder(aside)
         names = sorted(path.name for path in self.folder.iterdir())
         for name in sorted(names, key=lambda name: name != RECORD):  # first: no cell without tables
-            if name != LOCK and not name.startswith(HOLDER) and name not in kept:
+            if name != LOCK and name not in kept:
                 rename(self.folder / name, aside / name)
-
-    def _synced(self) -> dict[str, Any]:
-        """What is on disk of each stream."""
-        with self._appending:
-            streams = [(name, stream, stream.written) for name, stream in self._streams.items()]
-        with self._remembering():  # the system reports lost rows to the first caller only
-            for _, stream, _ in streams:
-                stream.sync()
-        return {name: written for name, _, written in streams}
 
     def _tidy(self, status: str) -> None:
         """Delete what an ended cell does not need. An error costs space, not the cell.
@@ -224,7 +218,7 @@ class CellWriter:
         checkpoints = [] if status == "failed" else [self.folder / CHECKPOINTS]
         for path in (*map(self._path, SCHEMAS), *self._drafts(), *checkpoints):
             try:
-                remove_folder(path)
+                remove(path)
             except StorageError:
                 continue
 
@@ -247,7 +241,7 @@ class CellWriter:
         self.record = record
 
     def _check(self) -> None:
-        """Raises the error of an earlier write, and if another process has the cell."""
+        """Raises the error of an earlier write, and if the cell's folder was deleted."""
         if self._error is not None:
             raise self._error
         self.claim.check()

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from study.store import cell_folders, is_held, lock, read_cell, write_text
+from study.store import Lock, cell_folders, is_held, read_cell, write_text
 from study.store.files import make_folder, remove, storing
 from study.sweeps.pace import CellTime, began, seconds_left
 from study.vocabulary.statuses import DONE, ENDED
@@ -116,7 +116,7 @@ def posted(study_dir: Path, cells: Sequence[Planned]) -> Iterator[Path]:
         "posted": now.isoformat(timespec="seconds"),
         "cells": [asdict(cell) for cell in cells],
     }
-    held = lock(_lock_of(path))  # taken first, so that nobody sees the agenda without its lock
+    held = Lock(_lock_of(path))  # taken first, so that nobody sees the agenda without its lock
     with storing(path):
         held.acquire()
         write_text(path, json.dumps(content))

@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filelock import BaseFileLock
 
 from study.errors import StudyError
-from study.store import is_held, lock
+from study.store import Lock, is_held
 from study.store.cache import cache_folder
 from study.store.files import make_folder
 from study.sweeps import signals
@@ -108,7 +107,7 @@ Claim = tuple[Gpu, contextlib.AbstractContextManager[object]]
 def _free(gpus: Sequence[Gpu]) -> Claim | None:
     """A GPU that no other process holds, with its lock, which is held now. Prefers the last one."""
     for gpu in sorted(gpus, key=lambda gpu: gpu.key not in _last):
-        own = lock(_folder() / f"{gpu.key}.lock", timeout=0)
+        own = Lock(_folder() / f"{gpu.key}.lock", timeout=0)
         with contextlib.suppress(TimeoutError):
             own.acquire()
             return gpu, _releasing(own)
@@ -122,7 +121,7 @@ def _wait(gpus: Sequence[Gpu], must_stop: Callable[[], bool]) -> Claim | None:
         f"study: waiting for a GPU: other processes hold {held}; one process per GPU is enough "
         "(hydra.launcher.n_jobs)"
     )
-    waiting = lock(_folder() / _WAITING, timeout=0)
+    waiting = Lock(_folder() / _WAITING, timeout=0)
     with _releasing(waiting):
         while not must_stop():
             with contextlib.suppress(TimeoutError):
@@ -135,7 +134,7 @@ def _wait(gpus: Sequence[Gpu], must_stop: Callable[[], bool]) -> Claim | None:
 
 
 @contextlib.contextmanager
-def _releasing(held: BaseFileLock) -> Iterator[None]:
+def _releasing(held: Lock) -> Iterator[None]:
     try:
         yield
     finally:

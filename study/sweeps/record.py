@@ -23,11 +23,11 @@ from study.store import (
     CellWriter,
     ClaimLost,
     StorageError,
+    provenance,
     read_record,
     replacing,
     rows_of,
 )
-from study.store.provenance import provenance
 from study.sweeps.cells import Cell
 from study.sweeps.checkpointing import Checkpoints
 from study.sweeps.progress import Display

@@ -101,7 +101,7 @@ def _left(cells: Sequence["Cell"], failures: Mapping[Path, str]) -> list["Cell"]
 
 def _free(cells: Sequence["Cell"]) -> list["Cell"]:
     """The cells that no process holds. Waits while others hold all of them."""
-    from study.store.claims import claimant, is_claimed
+    from study.store.lock import is_claimed
 
     told = False
     while cells:
@@ -109,9 +109,8 @@ def _free(cells: Sequence["Cell"]) -> list["Cell"]:
         if free:
             return free
         if not told:
-            who = ", ".join(sorted({claimant(cell.folder) for cell in cells}))
             what = "1 cell" if len(cells) == 1 else f"{len(cells)} cells"
-            signals.say(f"study: waiting for {what}, trained by {who}")
+            signals.say(f"study: waiting for {what}, which another process trains")
             told = True
         time.sleep(_POLL)
         cells = [cell for cell in cells if not cell.done]

@@ -18,8 +18,7 @@ from study.config import TrackerConfig, chosen
 from study.errors import StudyError, one_line
 from study.figures.selection import Rule
 from study.figures.style import shade
-from study.store import load_measured
-from study.store.output import write_output
+from study.store import load_measured, write_output
 from study.tracking.names import norm_of
 from study.tracking.publish import SUMMARY, publish, tracker_of
 from study.tracking.wandb_runs import silenced

@@ -1,38 +1,48 @@
-"""An archived study is the study: the same tables, exponents and records."""
+"""An archived study is the study: the same tables, exponents and records, read in place."""
 
-import io
 import json
+import os
 import shutil
-import tarfile
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
+import study
+from study.analysis import load_tables
 from study.cli import cli
 from study.errors import StudyError
-from study.report import current_tables
-from study.store import CellWriter, cell_folders, load_measured, load_records
-from study.store.archive import ARCHIVE, NOTE
-from study.store.archiving import write_archive
+from study.store import (
+    cell_folders,
+    is_done,
+    load_measured,
+    load_records,
+    read_cell,
+    rows_of,
+)
+from study.store.archive import FILES, write_archive
 from study.store.integrity import check_study
+from tests.store.small_cells import flip
 
 TABLES = ("metrics", "probes", "truncations", "exponents", "stable", "rates", "losses")
-FROM_PLACES = ["results_dir", "plots_dir", "name"]
+PLACES = ["results_dir", "plots_dir", "name"]
+
+
+def sweep(results: Path, jsonl: Path, *overrides: str) -> None:
+    """Two cells of each seed on the tiny base, with truncations."""
+    from study.sweeps import app
+
+    small = ["model=tiny", "data=jsonl", f"data.path={jsonl}", "data.sequence_length=32"]
+    small += ["data.heldout=6", "train.steps=2", "train.batch_size=2", "probes.truncations=[1]"]
+    small += ["tracker=none", "adapter.rank=2,8"]
+    app.main(["-m", "name=mine", f"results_dir={results}", *small, *overrides])
 
 
 @pytest.fixture(scope="module")
 def study_dir(tmp_path_factory: pytest.TempPathFactory, jsonl: Path) -> Path:
-    """Four cells on the tiny base, with truncations."""
     results = tmp_path_factory.mktemp("trained") / "results"
-    sweep = ["adapter.rank=2,8", "seed=0,1"]
-    small = ["model=tiny", "data=jsonl", f"data.path={jsonl}", "data.sequence_length=32"]
-    small += ["data.heldout=6", "train.steps=2", "train.batch_size=2", "probes.truncations=[1]"]
-    from study.sweeps import app
-
-    app.main(["-m", "name=mine", f"results_dir={results}", "tracker=none", *small, *sweep])
+    sweep(results, jsonl, "seed=0,1")
     return results / "mine"
 
 
@@ -44,105 +54,127 @@ def archived(study_dir: Path) -> Path:
     return to
 
 
+def run(*words: str | Path) -> Result:
+    return CliRunner().invoke(cli, [*map(str, words)])
+
+
 def test_tables_and_exponents_of_an_archive_are_those_of_the_study(
     study_dir: Path, archived: Path
 ) -> None:
-    assert not (archived / "cells").exists()
-    ended = current_tables(study_dir, lambda line: None)
-    found = current_tables(archived, lambda line: None)
-    for name in ("cells", *TABLES):
+    assert sorted(os.listdir(archived)) == sorted(FILES)
+    before, found = load_tables(study_dir), study.load(str(archived))
+    moved = before.cells.assign(study="mine")
+    pd.testing.assert_frame_equal(found.cells, moved, check_exact=True)
+    for name in TABLES:
         assert len(getattr(found, name)) or name == "rates"
-        pd.testing.assert_frame_equal(getattr(found, name), getattr(ended, name), check_exact=True)
+        pd.testing.assert_frame_equal(getattr(found, name), getattr(before, name), check_exact=True)
+    for folder in cell_folders(archived):
+        rows = rows_of(study_dir / "cells" / folder.name, "probes")
+        pd.testing.assert_frame_equal(rows_of(folder, "probes"), rows, check_exact=True)
+    assert sorted(os.listdir(archived)) == sorted(FILES), "nothing is unpacked"
+
+
+def test_pandas_reads_an_archive(archived: Path) -> None:
+    cells = pd.read_parquet(archived / "cells.parquet")
+    assert sorted(cells["rank"]) == [2, 2, 8, 8]
+    assert json.loads(cells["record"][0])["cell_id"] == cells["cell_id"][0]
+    probes = pd.read_parquet(archived / "probes.parquet")
+    assert set(probes["cell_id"]) == set(cells["cell_id"])
 
 
 def test_an_archive_names_its_own_folders_and_is_whole(study_dir: Path, archived: Path) -> None:
     assert [*check_study(archived)] == []
+    checked = run("check", archived)
+    assert checked.output == "4 cells (4 archived, which keeps no adapters): no problem\n"
     before = {record["cell_id"]: record for record in load_records(study_dir)}
     for record in load_records(archived):
         assert record["config"]["results_dir"] == archived.parent.as_posix()
         assert record["config"]["plots_dir"] == "pictures"
-        for one in (record, before[record["cell_id"]]):
-            for key in ("tables", "adapter"):
-                one.pop(key)
-            for key in FROM_PLACES:
-                one["config"].pop(key)
-        assert record == before[record["cell_id"]]
-        config = (archived / "cells" / record["cell_id"] / "config.yaml").read_text()
-        assert "plots_dir: pictures\n" in config
-        assert str(study_dir.parent) not in config
+        of_study = before[record["cell_id"]]
+        kept = {key: of_study[key] for key in of_study if key not in ("tables", "adapter")}
+        changed = {key: record["config"][key] for key in PLACES}
+        assert record == kept | {"config": kept["config"] | changed}
 
 
-def test_the_same_study_gives_the_same_bytes(archived: Path) -> None:
-    first = (archived / ARCHIVE).read_bytes()
-    assert write_archive(archived, archived, "pictures").path.read_bytes() == first
+def test_the_same_study_gives_the_same_bytes(archived: Path, tmp_path: Path) -> None:
+    again = Path(shutil.copytree(archived, tmp_path / "kept/mine"))
+    write_archive(archived, again, "pictures")
+    for name in FILES:
+        if name != "cells.parquet":  # it names its folder
+            assert (again / name).read_bytes() == (archived / name).read_bytes()
 
 
-def test_a_new_archive_replaces_the_cells_of_the_old_one_and_no_others(
-    archived: Path, tmp_path: Path
+def test_a_read_only_archive_can_be_read_by_every_command(archived: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(archived, tmp_path / "mine"))
+    copy.chmod(0o555)
+    try:
+        for words in (["status"], ["check"], ["report", "--to", tmp_path / "page"]):
+            result = run(words[0], copy, *words[1:])
+            assert result.exit_code == 0, result.output
+    finally:
+        copy.chmod(0o755)
+    assert sorted(os.listdir(copy)) == sorted(FILES)
+
+
+def test_a_sweep_in_an_archived_study_trains_what_is_not_there(
+    archived: Path, tmp_path: Path, jsonl: Path
 ) -> None:
-    copy = tmp_path / "mine"
-    copy.mkdir()
-    (copy / ARCHIVE).write_bytes((archived / ARCHIVE).read_bytes())
-    old = cell_folders(copy)
-    assert len(old) == 4
-    own = copy / "cells/own"
-    own.mkdir()
-    (old[0] / "record.json").rename(own / "record.json")
-    fewer = tmp_path / "fewer"
-    for folder in old[1:3]:
-        (fewer / "cells").mkdir(parents=True, exist_ok=True)
-        folder.rename(fewer / "cells" / folder.name)
-    write_archive(fewer, copy)
-    assert {path.name for path in cell_folders(copy)} == {old[1].name, old[2].name, "own"}
-    assert (own / "record.json").exists()
+    folder = Path(shutil.copytree(archived, tmp_path / "results/mine"))
+    assert all(map(is_done, cell_folders(folder)))
+    sweep(tmp_path / "results", jsonl, "seed=1,2")
+    assert len(cell_folders(folder)) == 6
+    assert len(os.listdir(folder / "cells")) == 2
+    tables = load_measured(folder)
+    assert len(tables.cells) == 6
+    assert set(tables.metrics["cell_id"]) == set(tables.cells["cell_id"])
 
 
-def tar_of(**files: bytes) -> bytes:
-    whole = io.BytesIO()
-    with tarfile.open(fileobj=whole, mode="w") as tar:
-        for name, content in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
-    return bytes(pa.Codec("zstd").compress(whole.getvalue()))
+def test_an_adapter_can_not_be_exported_from_an_archive(archived: Path, tmp_path: Path) -> None:
+    cell = cell_folders(archived)[0].name
+    result = run("export", archived, cell, tmp_path / "adapter")
+    assert result.exit_code != 0
+    assert f"cell {cell} is archived without its adapter: train it again" in str(result.exception)
 
 
-@pytest.mark.parametrize(
-    ("content", "why"),
-    [
-        (tar_of(**{"../../x/record.json": b"{}"}), "it holds '../../x/record.json'"),
-        (tar_of(**{"/tmp/record.json": b"{}"}), "it holds '/tmp/record.json'"),
-        (tar_of(**{"a/run.sh": b"x"}), r"it holds 'a/run\.sh'"),
-        (b"text", "is damaged"),
-        (tar_of(**{"a/record.json": bytes(9000)})[:60], "is damaged"),
-    ],
-)
-def test_a_strangers_archive_gets_one_line(tmp_path: Path, content: bytes, why: str) -> None:
-    (tmp_path / "s").mkdir()
-    (tmp_path / "s" / ARCHIVE).write_bytes(content)
-    with pytest.raises(StudyError, match=why) as raised:
-        load_measured(tmp_path / "s")
-    assert len(str(raised.value).splitlines()) == 1
-    assert not (tmp_path / "s/cells" / NOTE).exists()
-    assert not (tmp_path / "x").exists()
+@pytest.mark.parametrize("name", ["cells.parquet", "probes.parquet"])
+def test_a_damaged_archive_gets_one_line(archived: Path, tmp_path: Path, name: str) -> None:
+    copy = Path(shutil.copytree(archived, tmp_path / "mine"))
+    for content in (None, b"text"):
+        if content is None:
+            flip(copy / name, 0.3)
+        else:
+            (copy / name).write_bytes(content)
+        with pytest.raises(StudyError, match=rf"{name} .*get it again") as raised:
+            load_measured(copy)
+        assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_changed_record_in_an_archive_is_unreadable(archived: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(archived, tmp_path / "mine"))
+    cells = pd.read_parquet(copy / "cells.parquet")
+    cells.loc[0, "record"] = cells["record"][0].replace('"alpha": 16.0', '"alpha": 17.0')
+    cells.to_parquet(copy / "cells.parquet")
+    result = run("check", copy)
+    assert result.exit_code == 1
+    assert "record.json was changed" in result.output
+    assert len(load_measured(copy).cells) == 3
 
 
 def test_the_command_archives_and_says_what_it_left_out(study_dir: Path, tmp_path: Path) -> None:
-    copy = shutil.copytree(study_dir, tmp_path / "copy")
-    record = load_records(copy)[0] | {"cell_id": "stopped"}
-    CellWriter.open(copy / "cells/stopped", "", record).interrupt()
-    ran = CliRunner().invoke(cli, ["archive", str(copy), "--to", str(tmp_path / "a")])
+    copy = Path(shutil.copytree(study_dir, tmp_path / "copy"))
+    first = cell_folders(copy)[0]
+    path = first / "record.json"
+    path.write_text(path.read_text().replace('"status": "complete"', '"status": "interrupted"'))
+    ran = run("archive", copy, "--to", tmp_path / "a")
     assert ran.exit_code == 0
-    assert "left out, because they have not ended: stopped" in ran.output
-    assert f"{tmp_path / 'a' / ARCHIVE}: 4 cells, 0.0 MB" in ran.output
-    kept = json.loads((cell_folders(tmp_path / "a")[0] / "record.json").read_text())
+    assert f"left out, because they have not ended: {first.name}" in ran.output
+    assert f"{tmp_path / 'a'}: 3 cells, 0." in ran.output
+    kept = read_cell(cell_folders(tmp_path / "a")[0])
+    assert kept is not None
     assert kept["study"] == "a"
-
-
-def test_a_study_without_an_ended_cell_is_not_archived(study_dir: Path, tmp_path: Path) -> None:
-    record = load_records(study_dir)[0] | {"cell_id": "only"}
-    CellWriter.open(tmp_path / "s/cells/only", "", record).interrupt()
+    for folder in cell_folders(copy)[1:]:
+        shutil.rmtree(folder)
     with pytest.raises(StudyError, match=r"no cell of .* has ended"):
-        write_archive(tmp_path / "s", tmp_path / "to")
+        write_archive(copy, tmp_path / "to")
     with pytest.raises(StudyError, match="no study in"):
         write_archive(tmp_path / "nothing", tmp_path / "to")

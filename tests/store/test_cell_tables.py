@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from study.store import Damaged, load_cell_table
-from study.store.cell_tables import read_parquet, write_parquet
-from study.store.schemas import SCHEMAS
+from study.store.rows import SCHEMAS, read_parquet, write_parquet
 
 FLIPS = 60
 """Of one bit each, at random places. With 400: none was read as other numbers."""

@@ -1,4 +1,4 @@
-"""A write is whole or absent, and a lock ends with its process."""
+"""A write is whole or absent, and touches no file but its own."""
 
 import errno
 import os
@@ -19,8 +19,6 @@ from study.store import (
     Damaged,
     StorageError,
     files,
-    is_held,
-    lock,
     replacing,
     write_text,
 )
@@ -101,31 +99,6 @@ def test_content_is_on_disk_before_the_name(
     assert events == ["file", "rename", "folder"]
 
 
-def test_a_lock_is_held_until_it_is_released(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    assert not is_held(path)
-    assert not path.exists(), "asking creates no file"
-    with lock(path):
-        assert is_held(path)
-        assert is_held(path), "asking takes nothing away"
-        with pytest.raises(TimeoutError):
-            lock(path, timeout=0.01).acquire()
-    assert not is_held(path)
-
-
-def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    run_and_kill(f"""
-        import os, signal
-        from pathlib import Path
-        from study.store import lock
-        with lock(Path({str(path)!r})):
-            os.kill(os.getpid(), signal.SIGKILL)
-    """)
-    assert path.exists()
-    assert not is_held(path)
-
-
 class Failing:
     """``os`` whose call ``name`` fails."""
 
@@ -148,8 +121,7 @@ CALLS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "rename": ("replace", lambda folder: files.rename(folder / "old", folder / "new")),
     "make a folder": ("mkdir", lambda folder: files.make_folder(folder / "a" / "b")),
     "remove": ("unlink", lambda folder: files.remove(folder / "old")),
-    "remove a folder": ("rmdir", lambda folder: files.remove_folder(folder / "inner")),
-    "name": ("link", lambda folder: files.name_new(folder / "old", folder / "new")),
+    "remove a folder": ("rmdir", lambda folder: files.remove(folder / "inner")),
 }
 FIXES = {
     errno.ENOSPC: "No space left on device; free some space, then run the same command again",
@@ -191,15 +163,6 @@ def test_errors_come_back_from_the_processes_of_a_launcher(kind: type[StudyError
     assert getattr(back, "errno", None) == getattr(error, "errno", None)
 
 
-def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two names, one is the first all the same."""
-    (tmp_path / "draft").write_text("content")
-    monkeypatch.setattr(files, "os", Failing("link", errno.EPERM))
-    assert files.name_new(tmp_path / "draft", tmp_path / "name")
-    assert not files.name_new(tmp_path / "draft", tmp_path / "name")
-    assert (tmp_path / "name").read_text() == "content"
-
-
 def test_new_folders_are_on_disk_before_a_file_in_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,7 +183,59 @@ def test_a_folder_is_removed_with_all_in_it_and_no_link_is_followed(tmp_path: Pa
     (tmp_path / "old" / "inner").mkdir(parents=True)
     (tmp_path / "old" / "inner" / "file").touch()
     (tmp_path / "old" / "link").symlink_to(tmp_path / "mine")
-    files.remove_folder(tmp_path / "old")
-    files.remove_folder(tmp_path / "old")
+    files.remove(tmp_path / "old")
+    files.remove(tmp_path / "old")
     assert os.listdir(tmp_path) == ["mine"]
     assert os.listdir(tmp_path / "mine") == ["kept"]
+
+
+def test_what_a_killed_write_left_is_used_by_the_next(tmp_path: Path) -> None:
+    run_and_kill(f"""
+        import os, signal
+        from pathlib import Path
+        from study.store import files, write_text
+        files.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        write_text(Path({str(tmp_path / "table")!r}), "a long first text")
+    """)
+    assert os.listdir(tmp_path) == ["table.partial"]
+    write_text(tmp_path / "table", "second")
+    assert os.listdir(tmp_path) == ["table"]
+    assert (tmp_path / "table").read_text() == "second"
+
+
+def test_two_processes_that_write_a_file_do_so_in_turn(tmp_path: Path) -> None:
+    text = f"""
+        import sys
+        from pathlib import Path
+        from study.store import write_text
+        for _ in range(50):
+            write_text(Path({str(tmp_path / "file")!r}), sys.argv[1] * 9999)
+    """
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", textwrap.dedent(text)]
+    processes = [subprocess.Popen([*command, letter], env=environment) for letter in "ab"]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert (tmp_path / "file").read_text() in ("a" * 9999, "b" * 9999)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_no_link_is_followed_when_a_file_is_written(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    for name in ("file", "draft.partial"):
+        (tmp_path / name).symlink_to(mine)
+    write_text(tmp_path / "file", "new")
+    with pytest.raises(StorageError, match="symbolic links"):
+        write_text(tmp_path / "draft", "new")
+    with pytest.raises(StorageError, match="symbolic links"):
+        files.create(tmp_path / "draft.partial")
+    assert mine.read_text() == "mine"
+    assert (tmp_path / "file").read_text() == "new"
+
+
+def test_a_folder_in_the_place_of_a_file_is_replaced(tmp_path: Path) -> None:
+    for name in ("file", "file.partial"):
+        (tmp_path / name / "inner").mkdir(parents=True)
+    write_text(tmp_path / "file", "new")
+    assert os.listdir(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "new"

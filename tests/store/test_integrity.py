@@ -88,19 +88,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "cells/ended: metrics.parquet is missing",
         "mv",
     ),
-    "a stream": (
-        lambda study: flip(study / "cells/stopped/metrics.arrows"),
-        "cells/stopped: metrics.arrows is damaged",
-        "mv",
-    ),
     "a checkpoint": (
         lambda study: flip(study / "cells/stopped/checkpoints/step-00000001.safetensors", 0.9),
-        "cells/stopped/checkpoints/step-00000001.safetensors: ",
+        "cells/stopped/checkpoints/step-00000001.json: ",
         "rm",
     ),
     "the distances": (
         lambda study: flip(study / "distances.parquet", 0.3),
-        "distances.parquet: is damaged: ",
+        "distances.parquet: is damaged",
         "rm",
     ),
     "an adapter": (
@@ -143,9 +138,10 @@ def test_what_a_killed_process_left_is_no_damage(study_dir: Path) -> None:
     (ended / "record.json.1.ab.partial").touch()
     (ended / "checkpoints").mkdir()
     (study_dir / "cells" / "notes").touch()
+    (study_dir / "exponents.parquet.partial").touch()
     result = check(study_dir)
     assert result.exit_code == 0
-    assert "3 cells: no problem, 4 files to delete" in result.output
+    assert "3 cells: no problem, 5 files to delete" in result.output
     for command in check(study_dir, "--repair").stdout.splitlines():
         subprocess.run(command, shell=True, check=True, cwd=study_dir.parents[1])
     assert check(study_dir).output == "3 cells: no problem\n"

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from study.store import CellWriter, lock
+from study.store import CellWriter, Lock
 from study.sweeps import agenda as agenda_module
 from study.sweeps.agenda import WAITING, Planned, agendas, posted, progress, records
 from study.sweeps.progress import Display
@@ -198,7 +198,7 @@ def test_a_damaged_agenda_is_left_out(tmp_path: Path, text: str) -> None:
     with posted(tmp_path, planned(1.0)):
         path = tmp_path / "sweeps" / "20260101T000000-1.json"
         path.write_bytes(text.encode(errors="surrogateescape"))
-        with lock(path.with_suffix(".lock")):
+        with Lock(path.with_suffix(".lock")):
             assert [len(agenda.cells) for agenda in agendas(tmp_path)] == [1]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from study.store import is_held, load_cells, lock
+from study.store import Lock, is_held, load_cells
 from study.sweeps import devices, processes, signals
 from study.sweeps import run as sweep
 from study.sweeps.devices import Gpu, others_wait
@@ -78,7 +78,7 @@ def test_all_wait_for_the_gpu_of_one(
     torchrun: Callable[..., list[Any]], gpus: Path, tmp_path: Path
 ) -> None:
     """Another process trains on b. The run trains when it has ended, and not before."""
-    other = lock(gpus / "b.lock", timeout=0)
+    other = Lock(gpus / "b.lock", timeout=0)
     other.acquire()
     seen: list[Any] = []
 
@@ -99,7 +99,7 @@ def test_all_wait_for_the_gpu_of_one(
 def test_a_run_that_waits_for_the_gpu_of_one_can_be_stopped(
     torchrun: Callable[..., list[Any]], gpus: Path, tmp_path: Path
 ) -> None:
-    other = lock(gpus / "b.lock", timeout=0)
+    other = Lock(gpus / "b.lock", timeout=0)
     other.acquire()
 
     def stop_at_once(number: int) -> None:

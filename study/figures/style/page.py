@@ -20,7 +20,7 @@ from tueplots import axes, bundles, figsizes
 
 from study.figures.captions import plain, settings, wrapped
 from study.figures.style.labels import place_labels
-from study.store.output import write_output
+from study.store import write_output
 
 DPI = 300
 FULL, HALF = "full", "half"

@@ -1,0 +1,27 @@
+"""Fixtures for cells on disk that train nothing (:mod:`tests.store.small_cells`)."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from study.store import CellWriter
+from tests.store.small_cells import RECORD, append
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder of the cell ``abc`` of the study in ``tmp_path``."""
+    return tmp_path / "cells" / "abc"
+
+
+@pytest.fixture
+def begin(tmp_path: Path) -> Callable[..., CellWriter]:
+    """``begin("id", steps=3, first=0)``: the writer of a cell of the study in ``tmp_path``."""
+
+    def begun(cell_id: str = "abc", steps: int = 0, first: int = 0) -> CellWriter:
+        folder = tmp_path / "cells" / cell_id
+        writer = CellWriter.open(folder, "x: 1\n", RECORD | {"cell_id": cell_id}, first)
+        return append(writer, range(first, steps))
+
+    return begun
