@@ -15,6 +15,7 @@ from docs.studies import STUDIES
 from study.analysis.expectations import Compared
 from study.figures import FIGURES
 from study.store import load_records
+from study.store.archive import FILES
 from study.store.records import ARCHIVE
 from study.vocabulary.agreements import AGREES, DIFFERS
 from study.vocabulary.expectations import Expectation
@@ -30,7 +31,8 @@ def megabytes(paths: Iterator[Path]) -> float:
 
 
 def test_archives_and_pictures_are_small() -> None:
-    assert megabytes(RESULTS.glob(f"*/{ARCHIVE}")) < archive.MOST_MEGABYTES
+    tables = (path for name in FILES for path in RESULTS.glob(f"*/{name}"))
+    assert megabytes(tables) < archive.MOST_MEGABYTES
     kept = (path for path in PLOTS.rglob("*") if path.suffix in (".png", ".html", ".md"))
     assert megabytes(kept) < MOST_MEGABYTES
 

@@ -24,10 +24,11 @@ from study.adapters.infinite import EPS, STAND_IN, InfiniteRankBank
 from study.adapters.rank_free import RankFreeBank
 from study.analysis.distances import EXPLICIT, RANK_FREE, Snapshot, compare
 from study.config import CellConfig, parse, probe_steps
+from study.config.literals import literal
 from study.data import Corpus, build_corpus
 from study.errors import StudyError
 from study.models import FrozenBase, load_base, load_tokenizer
-from study.store import load_cells
+from study.store import load_cells, load_records
 from study.sweeps.cells import Cell, plan
 from study.sweeps.datasets import data_name
 from study.training.devices import choose_device
@@ -57,8 +58,8 @@ def measure_study(
     """
     cells = load_cells(study_dir)
     complete = cells.loc[cells["status"] == "complete", "cell_id"]
-    folders = [study_dir / "cells" / cell for cell in complete]
-    configs = [parse(OmegaConf.load(folder / "config.yaml")) for folder in folders]  # type: ignore[arg-type]
+    recorded = {record["cell_id"]: record["config"] for record in load_records(study_dir)}
+    configs = [parse(OmegaConf.create(literal(recorded[cell]))) for cell in complete]
     groups: dict[str, list[CellConfig]] = {}
     for config in configs:
         if has_limit(config):
