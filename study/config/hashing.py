@@ -101,8 +101,8 @@ def _is_sampled_anew(config: CellConfig) -> bool:
 def recorded_identities(config: Mapping[str, Any], sources: Mapping[str, Any]) -> list[str]:
     """The :func:`identity` of a recorded configuration, and its earlier one.
 
-    ``config``: groups of plain values. Keys that the record lacks have their defaults, and others are ignored. Any exception may be
-    raised if a value has another type.
+    ``config``: groups of plain values. Keys that the record lacks have their defaults, and others
+    are ignored. Any exception may be raised if a value has another type.
     """
 
     def made(kind: type[Any], values: Mapping[str, Any]) -> Any:
