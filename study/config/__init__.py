@@ -13,7 +13,7 @@
 from typing import TYPE_CHECKING, Any
 
 from study.config.bounds import chosen
-from study.config.hashing import IDENTITY_VERSION, Sources, identity
+from study.config.hashing import IDENTITY_VERSION, UNKNOWN_STEPS, Sources, identity
 from study.config.intervals import Interval, interval
 from study.config.schedules import eval_steps, probe_steps, resolved, truncation_ranks
 from study.config.types import (
@@ -41,6 +41,7 @@ __all__ = [
     "IDENTITY_VERSION",
     "PRECISIONS",
     "QUANT_BITS",
+    "UNKNOWN_STEPS",
     "AdapterConfig",
     "CellConfig",
     "DataConfig",

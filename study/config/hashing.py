@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from study.config.bounds import chosen
@@ -23,6 +23,8 @@ from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import BATCHES, SITES, STATS, TRAIN, USUAL
 
 IDENTITY_VERSION = 2
+UNKNOWN_STEPS = 1_000_000
+"""Stands for the length of a loop in its identity, if it is not known before the end."""
 UNSEEN = ("eval_every", "answer_tokens", "save_adapter", "epochs", "shard", "checkpointing")
 """Keys of ``train`` that enter an identity through their effect, or not at all."""
 
@@ -98,11 +100,14 @@ def _is_sampled_anew(config: CellConfig) -> bool:
     return is_measured and is_read and (config.train.accumulation > 1 or config.adapter.dropout > 0)
 
 
-def recorded_identities(config: Mapping[str, Any], sources: Mapping[str, Any]) -> list[str]:
+def recorded_identities(
+    config: Mapping[str, Any], sources: Mapping[str, Any], of_loop: bool = False
+) -> list[str]:
     """The :func:`identity` of a recorded configuration, and its earlier one.
 
     ``config``: groups of plain values. Keys that the record lacks have their defaults, and others
-    are ignored. Any exception may be raised if a value has another type.
+    are ignored. ``of_loop``: the cell is of somebody else's loop; also the ids that it has with
+    :data:`UNKNOWN_STEPS`. Any exception may be raised if a value has another type.
     """
 
     def made(kind: type[Any], values: Mapping[str, Any]) -> Any:
@@ -121,4 +126,11 @@ def recorded_identities(config: Mapping[str, Any], sources: Mapping[str, Any]) -
     }
     built = {group: made(kind, config.get(group, {})) for group, kind in groups.items()}
     cell = made(CellConfig, {"seed": config["seed"], "precision": config["precision"]} | built)
-    return [identity(cell, made(Sources, sources), earlier=earlier) for earlier in (False, True)]
+    cells = [cell]
+    if of_loop:
+        cells.append(replace(cell, train=replace(cell.train, steps=UNKNOWN_STEPS)))
+    return [
+        identity(cell, made(Sources, sources), earlier=earlier)
+        for cell in cells
+        for earlier in (False, True)
+    ]

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from study.adapters import LoraPair
 from study.config import (
+    UNKNOWN_STEPS,
     AdapterConfig,
     CellConfig,
     DataConfig,
@@ -64,10 +65,6 @@ class Loop:
     warmup: int = 0
     note: str = ""
     varies: Mapping[str, Any] = field(default_factory=dict)
-
-
-UNKNOWN_STEPS = 1_000_000
-"""Stands for the length of a loop in its identity, if it is not known before the end."""
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,7 @@ def _check_identity(record: Mapping[str, Any]) -> None:
     if not all(sources.get(name) is not None for name in ("model", "tokenizer", "data")):
         return
     try:
-        found = recorded_identities(config, sources)
+        found = recorded_identities(config, sources, of_loop="peft" in record)
     except Exception as error:  # a value of any type may stand anywhere
         found = [one_line(error)]
     if record["cell_id"] not in found:
