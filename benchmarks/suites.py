@@ -22,8 +22,12 @@ from study.adapters import adapted, resolve_targets
 from study.adapters.contraction import adapter_flops
 from study.config import CellConfig
 from study.probes import NormProbe
-from study.training.allocator import keep_freed_memory
-from study.training.devices import choose_device, describe_device, measure_matmul_rate
+from study.training.devices import (
+    choose_device,
+    describe_device,
+    keep_freed_memory,
+    measure_matmul_rate,
+)
 from study.training.loop import Fold
 from study.training.run import Run
 from study.vocabulary.quantities import GRADIENTS, NOISE_SITES, SITES, SPECTRA, UPDATES, USUAL

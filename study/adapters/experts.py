@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from study.adapters.bank import FACTORED, AdapterSpec, LoraBank, LoraPair, initial_pair
-from study.adapters.bucket import Bucket
+from study.adapters.bank import FACTORED, AdapterSpec, Bucket, LoraBank, LoraPair, initial_pair
 from study.adapters.contraction import Contraction
 from study.errors import StudyError
 

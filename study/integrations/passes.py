@@ -17,7 +17,7 @@ from torch.autograd.variable import Variable
 
 from study.errors import StudyError
 from study.probes import NormProbe
-from study.probes.weights import Gradients
+from study.probes.norm_probe import Gradients
 
 
 @dataclass

@@ -3,12 +3,9 @@
 - :mod:`~study.probes.norm_probe`: the probe, and how to use it in a training loop;
 - :mod:`~study.probes.layers`: the adapted layers of a model;
 - :mod:`~study.probes.sites`, :mod:`~study.probes.statistics`: one function for each site and stat;
-- :mod:`~study.probes.activations`, :mod:`~study.probes.sampled`, :mod:`~study.probes.delta_w`,
-  :mod:`~study.probes.weights`: the parts of the probe, which enter numbers in a
-  :mod:`~study.probes.recorder`;
-- :mod:`~study.probes.product`: ``gamma B A``, which two of them share;
-- :mod:`~study.probes.spectra`, :mod:`~study.probes.alignment`: stats that are not sums;
-- :mod:`~study.probes.moments`, :mod:`~study.probes.frames`: from the device to a table.
+- :mod:`~study.probes.activations`, :mod:`~study.probes.delta_w`, :mod:`~study.probes.alignment`:
+  the parts of the probe;
+- :mod:`~study.probes.recorder`: from the device to a table.
 """
 
 from study.probes.alignment import Alignment

@@ -1,16 +1,21 @@
-"""The statistics that are computed from sums, on the host: one function each.
+"""Sums over the elements of a tensor, and the statistics that are computed from them.
 
-The rows of :data:`study.vocabulary.quantities.STATS` say what each means. To add one, add a row
-there and a function here. A stat without a function is computed on the device and written as it is
+A tensor is read once, in chunks that stay in the cache, and leaves a few sums on its device. The
+statistics are computed from the sums on the host: one function each. The rows of
+:data:`study.vocabulary.quantities.STATS` say what each means. To add one, add a row there and a
+function here. A stat without a function is computed on the device and written as it is
 (:meth:`study.probes.recorder.Recorder.write`).
 
 A row of sums has the columns below. Sums add over micro-batches, over A and B, and over layers.
 Norms of tensors are known only after the micro-batches are added: :func:`with_norms` fills them in.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from study.vocabulary.quantities import STATS
 
@@ -137,3 +142,86 @@ def combine(sums: np.ndarray, axis: int) -> np.ndarray:
     combined = sums.sum(axis)
     combined[..., MAX] = sums[..., MAX].max(axis)
     return combined
+
+
+POWERS = {ABS: 1, SQUARE: 2, FOURTH: 4}
+"""The power of |x| that each column adds up."""
+
+CHUNK, GPU_CHUNK = 2**20, 2**26
+"""Elements of a chunk. On a CPU a chunk and a copy of it fit into the last cache. Smaller chunks
+would fit into the cache of a core, but their many calls take the time that this saves. On a GPU a
+chunk bounds temporary memory and nothing else."""
+
+
+class Chunked(Protocol):
+    """A tensor that is made chunk by chunk, and never held as a whole."""
+
+    def numel(self) -> int:
+        """The number of its elements."""
+        ...
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Its elements, in float32 tensors of about :func:`chunk_size` elements."""
+        ...
+
+
+def chunk_size(device: torch.device) -> int:
+    """The number of elements that are read at a time."""
+    return CHUNK if device.type == "cpu" else GPU_CHUNK
+
+
+def chunks_of(x: Tensor | Chunked, rows: Tensor | None = None) -> Iterator[Tensor]:
+    """The elements of ``x`` in float32 chunks.
+
+    ``rows``: the indices of the rows of a matrix ``x`` to read; None for all of them.
+    """
+    if not isinstance(x, Tensor):
+        yield from x.chunks()
+    elif rows is None:
+        for chunk in x.detach().flatten().split(chunk_size(x.device)):
+            yield chunk.float()
+    else:
+        for some in rows.split(max(1, chunk_size(x.device) // x.shape[1])):
+            yield x.detach().index_select(0, some).float()
+
+
+def scaled_sums(chunks: Iterable[Tensor], columns: Sequence[int] = tuple(POWERS)) -> Tensor:
+    """For each chunk the sums of t, t^2 and t^4 with t = |x| / max |x|, and max |x|.
+
+    ``columns``: those of :data:`POWERS` to add up. Returns ``[C, len(columns) + 1]``, float32, on
+    the device of the chunks. Does not synchronise. The scale keeps fourth powers of small gradients
+    within float32. An element that is not finite shows in the largest. A chunk is read from memory
+    once: ``pow(4)``, ``isfinite`` and norms would take several times as long.
+    """
+    numbers = [number for chunk in chunks for number in _scaled(chunk, columns)]
+    return torch.stack(numbers).view(-1, len(columns) + 1)
+
+
+def _scaled(x: Tensor, columns: Sequence[int]) -> list[Tensor]:
+    t = x.abs().flatten()
+    largest, sums = t.amax(), {}
+    if columns:
+        t.mul_(largest.clamp_min(torch.finfo(torch.float32).tiny).reciprocal_())
+    if ABS in columns:
+        sums[ABS] = t.sum()
+    if SQUARE in columns or FOURTH in columns:
+        sums[SQUARE] = t.square_().sum()
+    if FOURTH in columns:
+        sums[FOURTH] = torch.dot(t, t)
+    return [*(sums[column] for column in columns), largest]
+
+
+def joined(scaled: Tensor, columns: Sequence[int] = tuple(POWERS)) -> Tensor:
+    """The :func:`scaled_sums` of several chunks as those of one, ``[1, len(columns) + 1]``."""
+    largest = scaled[:, -1:].amax(0, keepdim=True)
+    powers = torch.tensor([POWERS[column] for column in columns], device=scaled.device)
+    ratio = scaled[:, -1:] / largest.clamp_min(torch.finfo(scaled.dtype).tiny)
+    return torch.cat([(scaled[:, :-1] * ratio**powers).sum(0, keepdim=True), largest], dim=1)
+
+
+def unscaled(scaled: np.ndarray, columns: Sequence[int] = tuple(POWERS)) -> np.ndarray:
+    """The sums of |x|^n and max |x| of each chunk from its :func:`scaled_sums`; float64."""
+    largest = scaled[..., -1:].astype(np.float64)
+    powers = [POWERS[column] for column in columns]
+    with np.errstate(invalid="ignore"):
+        return np.concatenate([scaled[..., :-1] * largest**powers, largest], axis=-1)

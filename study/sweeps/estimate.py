@@ -27,7 +27,7 @@ from study.errors import StudyError
 from study.models import ModelCard
 from study.models.anatomy import block_of
 from study.reading import all_memory, free_memory
-from study.training.loss import LOGITS
+from study.training.fold import LOGITS
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import ALIGNMENTS, SITES, STATS, UPDATES, USUAL
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
@@ -49,7 +49,7 @@ class Estimate:
     number of its adapters' weights.
 
     ``logits_bytes``: of the logits of its targets in one pass. A fold computes all logits in chunks
-    (:mod:`study.training.loss`), so it never holds more than ``chunk_bytes`` of them.
+    (:mod:`study.training.fold`), so it never holds more than ``chunk_bytes`` of them.
     ``activation_bytes``: the part of ``own_bytes`` that its activations take.
 
     For :meth:`divided`: ``sequences`` of one pass; the bytes of ``base_bytes`` and of ``own_bytes``

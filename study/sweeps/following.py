@@ -18,8 +18,7 @@ from study.sweeps.checkpointing import newest
 from study.sweeps.devices import own_device
 from study.sweeps.prepare import prepare
 from study.sweeps.run import loaded_base
-from study.training.allocator import keep_freed_memory
-from study.training.devices import release_memory
+from study.training.devices import keep_freed_memory, release_memory
 from study.training.loop import CellStep, train
 
 

@@ -34,9 +34,8 @@ from study.sweeps.progress import Display
 from study.sweeps.record import Recorder, config_yaml, record_of
 from study.sweeps.sharing import Outcome, StopRequest, train_all
 from study.tracking.runs import Tracker, tracker
-from study.training.allocator import keep_freed_memory
 from study.training.checkpoint import Snapshot
-from study.training.devices import is_out_of_memory, release_memory
+from study.training.devices import is_out_of_memory, keep_freed_memory, release_memory
 from study.training.loop import train
 
 

@@ -54,7 +54,7 @@ class Snapshot:
         """The same state in memory of its own on the host: training on does not change it.
 
         It is one block, which the system gets back. Small blocks would stay in the process
-        (:mod:`study.training.allocator`).
+        (:func:`study.training.devices.keep_freed_memory`).
         """
         ends = list(accumulate((_aligned(t.nbytes) for t in self.tensors.values()), initial=0))
         block = torch.empty(ends[-1], dtype=torch.uint8)

@@ -2,17 +2,18 @@
 
 The fold's sequences are stacked along the batch. Only the adapter layers know which rows belong to
 which cell. Letters: ``K`` cells, ``B`` sequences, ``T`` tokens, ``N`` supervised tokens, ``d``
-features of the hidden states.
+features of the hidden states, ``V`` tokens in the vocabulary.
 """
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from study.adapters import LoraBank, merged_once
 from study.adapters.world import ALONE, World
@@ -20,20 +21,11 @@ from study.config import CellConfig, chosen, probe_steps
 from study.data import IGNORED, Corpus, TokenBatch
 from study.models import FrozenBase
 from study.models.compiled import CompiledBlocks
-from study.probes import Alignment
-from study.training.loss import target_losses
+from study.probes import Alignment, NormProbe
 from study.training.optimizers import Learner
 from study.training.run import may_trim
 from study.vocabulary.quantities import ALIGNMENTS, STATS, USUAL
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
-
-
-class Watcher(Protocol):
-    """An observer of a pass, such as a probe."""
-
-    def watch(self, real_BT: Tensor | None = None) -> AbstractContextManager[None]:
-        """Surrounds the forward and backward pass of one micro-batch."""
-        ...
 
 
 class Fold:
@@ -75,7 +67,7 @@ class Fold:
 
     # The passes of one optimizer step.
 
-    def backward(self, step: int, probe: Watcher | None = None) -> Tensor:
+    def backward(self, step: int, probe: NormProbe | None = None) -> Tensor:
         """Forward and backward over the micro-batches of ``step``.
 
         Returns each cell's mean loss over the step's supervised tokens, ``[K]``. Leaves the
@@ -228,3 +220,48 @@ def _alignment(model: nn.Module, config: CellConfig, world: World) -> tuple[Alig
     predicted = (step for step in probe_steps(config) if step <= LAST_PREDICTED_STEP)
     until = max(predicted, default=0)
     return (Alignment(model, stats, world), until) if stats and until else (None, 0)
+
+
+Logits = Callable[[Tensor], Tensor]
+LOGITS = {"cpu": 2**24, "cuda": 2**28}
+"""The most logits that exist at once, by device type: 64 MB of float32 on a CPU, 1 GB on a GPU."""
+
+
+def target_losses(hidden_Nd: Tensor, targets_N: Tensor, logits: Logits, vocabulary: int) -> Tensor:
+    """The negative log-likelihood of every target in nats, ``[N]`` float32.
+
+    ``logits``: the frozen head, ``[n, d] -> [n, V]``. Costs one product of the head forward and one
+    backward, as without chunks. Gradients reach only ``hidden_Nd``.
+    """
+    chunk = max(1, LOGITS.get(hidden_Nd.device.type, LOGITS["cuda"]) // vocabulary)
+    return _Chunked.apply(hidden_Nd, targets_N, logits, chunk)
+
+
+class _Chunked(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_Nd: Tensor,
+        targets_N: Tensor,
+        logits: Callable[[Tensor], Tensor],
+        chunk: int,
+    ) -> Tensor:
+        wanted = ctx.needs_input_grad[0]
+        losses, gradients = [], []
+        for hidden_nd, targets_n in zip(
+            hidden_Nd.split(chunk), targets_N.split(chunk), strict=True
+        ):
+            with torch.set_grad_enabled(wanted):
+                hidden_nd = hidden_nd.detach().requires_grad_(wanted)
+                nll_n = cross_entropy(logits(hidden_nd).float(), targets_n, reduction="none")
+                if wanted:
+                    gradients += torch.autograd.grad(nll_n.sum(), hidden_nd)
+            losses.append(nll_n.detach())
+        if wanted:
+            ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: Any, dnll_N: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient_Nd,) = ctx.saved_tensors
+        return gradient_Nd * dnll_N.unsqueeze(1).to(gradient_Nd.dtype), None, None, None

@@ -22,9 +22,14 @@ from study.models import FrozenBase
 from study.models.blocks import recomputing
 from study.models.compiled import CompiledBlocks, Compiler, Passes, compiler
 from study.training.checkpoint import Snapshot, continued, start
-from study.training.evaluation import evaluations, truncated_losses
 from study.training.fold import Fold
-from study.training.probing import make_probe, probe_other_batches, probe_update
+from study.training.measuring import (
+    evaluations,
+    make_probe,
+    probe_other_batches,
+    probe_update,
+    truncated_losses,
+)
 from study.training.results import CellStep, Numbers, results
 from study.training.run import Run
 from study.training.sharding import copy_to_divide, divide

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from study.adapters import LoraPair
 from study.probes import Sent
-from study.probes.moments import Leaving
+from study.probes.recorder import Leaving
 from study.training.checkpoint import Snapshot, capturing
 from study.training.fold import Fold
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from study.adapters.bucket import Bucket
+from study.adapters.bank import Bucket
 from study.adapters.world import DIVIDED, World
 from study.models import FrozenBase
 from study.models.blocks import blocks_of

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
 from study.adapters import AdapterSpec, Contraction, LoraBank, merged_once
-from study.adapters.bucket import Forms
+from study.adapters.bank import Forms
 from study.adapters.contraction import (
     FLOAT,
     FORMS,

@@ -18,7 +18,7 @@ from study.probes import Alignment, NormProbe
 from study.probes.alignment import ALIGNED, aligned, crossed
 from study.theory import measure_layer
 from study.training.loop import Fold, train
-from study.training.probing import make_probe
+from study.training.measuring import make_probe
 from study.training.run import Run
 from study.vocabulary.quantities import ALIGNMENTS, HELDOUT, NOISE, TRAIN
 

@@ -14,7 +14,7 @@ from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
 from study.training.loop import CellStep, Fold, train
-from study.training.probing import make_probe, probe_other_batches
+from study.training.measuring import make_probe, probe_other_batches
 from study.training.run import Run
 from study.vocabulary.quantities import HELDOUT, NOISE, SITES, TRAIN, UNIONS, UPDATES, WEIGHTS
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP

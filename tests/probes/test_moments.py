@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from study.probes.moments import scaled_sums, unscaled
+from study.probes.statistics import scaled_sums, unscaled
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e-12, 1.0, 1e12])

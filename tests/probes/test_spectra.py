@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from study.probes.spectra import SMALL, core, largest_singular_values
+from study.probes.delta_w import SMALL, core, largest_singular_values
 
 
 def largest_singular_value(*factors: Tensor) -> Tensor:

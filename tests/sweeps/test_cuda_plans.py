@@ -15,7 +15,7 @@ from study.sweeps.cells import plan
 from study.sweeps.estimate import fold_bytes
 from study.sweeps.prepare import prepare
 from study.training import run
-from study.training.loss import LOGITS
+from study.training.fold import LOGITS
 
 Build = Callable[..., CellConfig]
 GIB = 2**30

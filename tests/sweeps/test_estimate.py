@@ -20,10 +20,10 @@ from study.sweeps.estimate import Estimate, check_fits, estimate, fold_bytes, me
 from study.sweeps.packs import fastest_fold, fold_sizes
 from study.sweeps.plan import render_plan
 from study.sweeps.prepare import Prepared, PreparedPack
+from study.training.fold import LOGITS
 from study.training.loop import Fold, train
-from study.training.loss import LOGITS
+from study.training.measuring import make_probe
 from study.training.optimizers import build_optimizer
-from study.training.probing import make_probe
 from study.training.run import Run, typical_step
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import TRAIN

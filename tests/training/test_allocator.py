@@ -8,7 +8,7 @@ import pytest
 
 PROBE = """
 import resource, sys, torch
-from study.training.allocator import keep_freed_memory
+from study.training.devices import keep_freed_memory
 if sys.argv[1] == "kept" and not keep_freed_memory():
     sys.exit(3)
 x = torch.ones(2 * 2**20)

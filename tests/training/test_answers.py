@@ -21,8 +21,8 @@ from study.data import Corpus, build_corpus
 from study.errors import StudyError
 from study.models import FrozenBase, load_tokenizer
 from study.sweeps.cells import plan
-from study.training.evaluation import exact_matches
 from study.training.loop import Fold, train
+from study.training.measuring import exact_matches
 from study.training.run import Run, adapter_spec
 
 Build = Callable[..., CellConfig]

@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 
 from study.models import FrozenBase
 from study.training import loss
-from study.training.loss import target_losses
+from study.training.fold import target_losses
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 7, 100])
