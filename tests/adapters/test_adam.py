@@ -5,17 +5,9 @@ The squared distance between the mean of r iid terms and an independent mean of 
 :func:`delta`, it is ``c (1/r - 1/r_ref)``. Cells draw independently at every rank.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
-
-from study.adapters import LoraBank
-from study.config import CellConfig
-from study.data import Corpus
-from study.models import FrozenBase
-from study.sweeps.distances import trajectory
 
 from .synthetic import D, H, O, Recipe, train
 
@@ -66,49 +58,3 @@ def test_rslora_under_adam_grows_as_the_root_of_the_rank() -> None:
     sizes = {p: [float(delta(rank, p, recipe, 0).norm()) for rank in ranks] for p in (0.5, 1.0)}
     assert slope(ranks, sizes[0.5]) == pytest.approx(0.5, abs=0.02)
     assert slope(ranks, sizes[1.0]) == pytest.approx(0.0, abs=0.02)
-
-
-def test_at_a_fixed_eps_lora_under_adam_follows_the_law_of_sgd() -> None:
-    """Gradients fall as 1/r, below eps; an update is then ``lr / eps`` times the gradient."""
-    ranks = (512, 2048, 8192)
-    adam, sgd = Recipe(lr=1e-5, steps=4, adam_eps=0.1), Recipe(lr=1e-5, steps=4)
-    slopes = [
-        slope(ranks, [float(delta(rank, 1.0, r, 0).norm()) for rank in ranks]) for r in (adam, sgd)
-    ]
-    assert slopes == pytest.approx([-1.0, -1.0], abs=0.03)
-
-
-def test_on_a_model_lora_under_adam_converges_and_rslora_does_not(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig]
-) -> None:
-    """All layers of the tiny model, 4 steps: mean square distance from rank 1024 over layers."""
-    ranks, highest = (4, 16, 64), 1024
-    squares = {}
-    for scaling in ("lora", "rslora"):
-        options = (
-            f"adapter.scaling={scaling}",
-            "optimizer=adam",
-            f"optimizer.eps={LOWEST_EPS}",
-            "optimizer.lr=1e-3",
-        )
-        last = {}
-        for rank in (*ranks, highest):
-            config = cell(f"adapter.rank={rank}", "train.steps=4", "probes.steps=[4]", *options)
-            [last[rank]] = [
-                snapshot.deltas for snapshot in trajectory(tiny_base, corpus, config, LoraBank)
-            ]
-        reference = last.pop(highest)
-        squares[scaling] = [
-            np.mean(
-                [
-                    (np.linalg.norm(run[name] - far) / np.linalg.norm(far)) ** 2
-                    for name, far in reference.items()
-                ]
-            )
-            for run in last.values()
-        ]
-    apart = 1 / np.array(ranks) + 1 / highest
-    assert np.polyfit(np.log(apart), np.log(squares["lora"]), 1)[0] == pytest.approx(
-        1.0, abs=0.15
-    ), squares
-    assert np.polyfit(np.log(apart), np.log(squares["rslora"]), 1)[0] < 0.5

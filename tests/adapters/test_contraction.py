@@ -1,7 +1,5 @@
 """Contractions: gradients against numerical ones, values against float64, choice of a form."""
 
-from itertools import permutations
-
 import pytest
 import torch
 from torch import nn
@@ -9,7 +7,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
 from study.adapters import AdapterSpec, Contraction, LoraBank, merged_once
-from study.adapters.bank import Forms
 from study.adapters.contraction import (
     FLOAT,
     FORMS,
@@ -17,9 +14,6 @@ from study.adapters.contraction import (
     Merged,
     Mixed,
     adapter_flops,
-    factored,
-    merged,
-    outer,
 )
 
 NO_CUDA, WHY = not torch.cuda.is_available(), "no CUDA device"
@@ -51,48 +45,6 @@ def test_gradients_agree_with_numerical_ones() -> None:
     assert torch.autograd.gradcheck(
         lambda *a: Merged.apply(W, *a, GAMMA_K11, None), operands(torch.float64, *MERGED_SHAPES)
     )
-
-
-def test_values_follow_the_formula() -> None:
-    y, x, A, B = operands(torch.float64, *FACTORED_SHAPES)
-    torch.testing.assert_close(factored(y, x, A, B, GAMMA_K11), y + GAMMA_K11 * (x @ A.mT) @ B.mT)
-    W = torch.randn(O, D, dtype=torch.float64)
-    torch.testing.assert_close(merged(W, A, B, GAMMA_K11), W + GAMMA_K11 * B @ A)
-
-
-def test_gradients_come_in_the_parameters_layout_and_precision() -> None:
-    y, x, A, B = operands(torch.float32, *FACTORED_SHAPES)
-    half = [tensor.detach().bfloat16().requires_grad_() for tensor in (y, x)]
-    out = factored(*half, A, B, torch.ones(K, 1, 1))
-    assert out.dtype == torch.bfloat16
-    out.sum().backward()
-    W = torch.randn(O, D)
-    A2, B2 = operands(torch.float32, *MERGED_SHAPES)
-    torch.bmm(x.detach(), merged(W, A2, B2, torch.ones(K, 1, 1)).mT).sum().backward()
-    for parameter in (A, B, A2, B2):
-        assert parameter.grad is not None
-        assert parameter.grad.dtype == torch.float32
-        assert parameter.grad.is_contiguous()
-
-
-@pytest.mark.parametrize(
-    "device",
-    ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(NO_CUDA, reason=WHY)])],
-)
-def test_a_factors_gradient_is_as_precise_as_it_says(device: str) -> None:
-    """bf16 has 8 bits: rounding changes a number by up to 2^-9, and by 1.7e-3 rms."""
-    torch.manual_seed(0)
-    dz, x = (torch.randn(2, 512, width, device=device) for width in (8, 48))
-    for u, v in ((dz, x), (x, dz)):
-        for dtype, error in (
-            (torch.float32, 1e-6),
-            (torch.bfloat16, 1e-6 if device == "cuda" else 2e-3),
-        ):
-            halves = u.to(dtype), v.to(dtype)
-            exact = halves[0].double().mT @ halves[1].double()
-            found = outer(*halves)
-            assert found.dtype == torch.float32
-            assert float((found - exact).norm() / exact.norm()) < error
 
 
 # Banks in every form.
@@ -154,19 +106,6 @@ def test_every_form_is_the_exact_product_within_rounding(base: str, b_scale: flo
             torch.testing.assert_close(
                 found.double(), expected, rtol=2e-5, atol=2e-5 * float(expected.abs().max())
             )
-
-
-@pytest.mark.parametrize("form", ["mixed", "merged"])
-def test_a_small_delta_is_not_lost_in_the_merged_weight(form: str) -> None:
-    """At |delta|/|W| = 1e-4 the adapter's output keeps about three digits."""
-    d, o = DIMS
-    torch.manual_seed(0)
-    linear = nn.Linear(d, o, bias=False)
-    x = torch.randn(9, 5, d)
-    bank = trained_bank(linear, Contraction(form), b_scale=1e-5)
-    added = bank(x).detach() - linear(x)
-    wanted = trained_bank(linear, Contraction("factored"), b_scale=1e-5)(x).detach() - linear(x)
-    assert float((added - wanted).norm() / wanted.norm()) < 2e-2
 
 
 @pytest.mark.parametrize("form", ["mixed", "merged"])
@@ -240,31 +179,3 @@ def test_flops_agree_with_torchs_counter() -> None:
         assert counter.get_total_flops() - 4 * tokens * d * o == adapter_flops(
             form, tokens, d, o, rank
         )
-
-
-def test_a_faster_form_is_chosen_earlier() -> None:
-    at_par = Contraction("auto", 1024)
-    fast = Contraction("auto", 1024, merged_rate=2.0)
-    ranks = [2**i for i in range(12)]
-    first = [next(r for r in ranks if c.choose(576, 1536, r) == "merged") for c in (at_par, fast)]
-    assert first[1] < first[0]
-    assert all(
-        fast.choose(576, 1536, r) == "merged"
-        for r in ranks
-        if at_par.choose(576, 1536, r) == "merged"
-    )
-
-
-@pytest.mark.parametrize("forms", list(permutations(FORMS, 2)), ids="-".join)
-def test_a_bank_may_have_several_forms(forms: tuple[str, str]) -> None:
-    """Two ranks in different forms give the same results as two factored ones."""
-    d, o = DIMS
-    linear = nn.Linear(d, o)
-    bank = trained_bank(linear, Contraction())
-    for bucket, form in zip(bank.buckets, forms, strict=True):
-        bucket.forms = Forms(form, form)  # type: ignore[assignment]
-    x, dy = torch.randn(len(SPECS) * 3, 7, d), torch.randn(len(SPECS) * 3, 7, o)
-    for found, expected in zip(
-        passes(bank, x, dy), passes(trained_bank(linear, Contraction()), x, dy), strict=True
-    ):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -11,11 +11,10 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from study.adapters import AdapterSpec, LoraPair, adapted, truncating
+from study.adapters import AdapterSpec, LoraPair, adapted
 from study.adapters.bank import initial_pair
 from study.adapters.experts import check_possible
-from study.adapters.infinite import InfiniteRankBank
-from study.adapters.peft_format import CONFIG, read_adapter, write_adapter
+from study.adapters.peft_format import read_adapter, write_adapter
 from study.errors import StudyError
 
 peft = pytest.importorskip("peft")
@@ -165,32 +164,6 @@ def test_a_trained_adapter_is_one_of_peft_and_comes_back(model: Any, tmp_path: P
             assert torch.equal(model(IDS_BT).logits, expected)
 
 
-def test_one_of_the_weights_alone(mixtral: Any, tmp_path: Path) -> None:
-    """PEFT then has a single wrapper."""
-    layers = [path for path in experts_of(mixtral) if path.endswith("gate_up_proj")]
-    with adapted(mixtral, layers, [AdapterSpec(2, 1.0)]) as banks, torch.no_grad():
-        move([bank.pairs[0] for bank in banks])
-        expected = mixtral(IDS_BT).logits
-        pairs = {bank.layer: bank.pairs[0] for bank in banks}
-    modules = dict(mixtral.named_modules())
-    write_adapter(tmp_path / "one", pairs, alpha=2.0, exponent=1.0, modules=modules)
-    assert read_adapter(tmp_path / "one").pairs.keys() == pairs.keys()
-    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(mixtral), tmp_path / "one").eval()
-    torch.testing.assert_close(theirs(IDS_BT).logits, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_parameter_without_its_module_is_one_line(mixtral: Any, tmp_path: Path) -> None:
-    with adapted(mixtral, experts_of(mixtral), [AdapterSpec(2, 1.0)]) as banks:
-        pairs = {bank.layer: bank.pairs[0] for bank in banks}
-    modules = dict(mixtral.named_modules())
-    write_adapter(tmp_path / "bare", pairs, alpha=2.0, exponent=1.0, modules=modules)
-    config = tmp_path / "bare" / CONFIG
-    config.write_text(config.read_text().replace("mlp.experts.", ""))
-    with pytest.raises(StudyError, match="has 'down_proj' without its module") as caught:
-        read_adapter(tmp_path / "bare")
-    assert "\n" not in str(caught.value)
-
-
 def test_every_expert_is_drawn_as_a_layer_is() -> None:
     spec = AdapterSpec(3, 1.0, seed=5)
     A_ERD, B_EOR = initial_pair(spec, "layer", 16, 8, experts=4)
@@ -205,23 +178,6 @@ def test_every_expert_is_drawn_as_a_layer_is() -> None:
     assert not B_first[0].any()
 
 
-def test_experts_are_truncated_one_by_one(mixtral: Any) -> None:
-    with adapted(mixtral, experts_of(mixtral), [AdapterSpec(3, 1.0)]) as banks:
-        move([bank.pairs[0] for bank in banks])
-        A, B, _ = banks[0].pairs[0]
-        whole = (B @ A).detach()
-        with truncating(banks) as truncation:
-            truncation.keep(3)
-            torch.testing.assert_close((B @ A).detach(), whole, rtol=1e-4, atol=1e-6)
-            [share] = truncation.keep(1)
-            for expert, delta in enumerate(whole):
-                U, s, Vh = torch.linalg.svd(delta)
-                best = s[0] * U[:, :1] @ Vh[:1]
-                torch.testing.assert_close((B @ A)[expert].detach(), best, rtol=1e-3, atol=1e-5)
-            assert 1 / 3 < share < 1
-        assert torch.equal((B @ A).detach(), whole)
-
-
 @pytest.mark.parametrize(
     ("rank", "dropout", "message"),
     [
@@ -233,12 +189,3 @@ def test_what_is_refused(rank: float, dropout: float, message: str) -> None:
     check_possible([], rank, dropout)
     with pytest.raises(StudyError, match=message):
         check_possible(["model.layers.0.mlp.experts.down_proj"], rank, dropout)
-
-
-def test_banks_of_linears_alone(mixtral: Any) -> None:
-    spec = AdapterSpec(float("inf"), 1.0)
-    with (
-        pytest.raises(StudyError, match=r"leave experts \(model.layers.0.mlp.experts.gate_up_proj"),
-        adapted(mixtral, experts_of(mixtral), [spec], InfiniteRankBank),
-    ):
-        pass

@@ -100,28 +100,6 @@ def test_without_decay_it_is_full_fine_tuning(side: str) -> None:
         )
 
 
-@pytest.mark.parametrize("decoupled", [False, True])
-def test_with_decay_it_is_not_decayed_full_fine_tuning(decoupled: bool) -> None:
-    """Decayed full fine-tuning is farther from a high rank than the law r^(-1/2) allows."""
-    recipe = Recipe(decay=0.5, decoupled=decoupled)
-    W, x, target = synthetic.weights_and_data()
-    deltas = [torch.zeros_like(w, requires_grad=True) for w in W]
-    optimizer = synthetic.SGDW(
-        deltas,
-        lr=recipe.lr * ALPHA**2 * V,
-        weight_decay=recipe.decay / (ALPHA**2 * V),
-        weight_decouple=decoupled,
-    )
-    for _ in range(recipe.steps):
-        optimizer.zero_grad()
-        (torch.tanh(x @ (W[0] + deltas[0]).mT) @ (W[1] + deltas[1]).mT - target).square().sum(
-            1
-        ).mean().backward()
-        optimizer.step()
-    decayed = [synthetic.Step([delta.detach() for delta in deltas], 0.0, 0.0)]
-    assert distances(recipe, "A", decayed)[-1] > 0.05
-
-
 @pytest.mark.parametrize("init", [name for name, init in INITS.items() if init.q == 0])
 def test_the_bank_is_that_pair(init: str) -> None:
     linear = torch.nn.Linear(6, 4, bias=False).requires_grad_(False)
@@ -146,17 +124,6 @@ def test_the_bank_is_that_pair(init: str) -> None:
     torch.testing.assert_close(learns.grad, c * W.grad)
     both = torch.autograd.grad(bank(x).tanh().sum(), list(bank.buckets.parameters()))
     assert sorted(bool(gradient.any()) for gradient in both) == [False, True]
-
-
-def test_the_bank_refuses_specs_without_a_limit() -> None:
-    linear = torch.nn.Linear(6, 4)
-    for init in ("orthogonal", "scaled"):
-        with pytest.raises(ValueError, match="no limit of infinite rank"):
-            InfiniteRankBank(linear, "layer", [AdapterSpec(math.inf, 1.0, init=init)])
-    with pytest.raises(ValueError, match="fold of its own"):
-        InfiniteRankBank(linear, "layer", [AdapterSpec(math.inf, 1.0)] * 2)
-    with pytest.raises(ValueError, match="fold of its own"):
-        InfiniteRankBank(linear, "layer", [AdapterSpec(8, 1.0)])
 
 
 @pytest.mark.parametrize("init", ["kaiming", "init_b"])
@@ -224,10 +191,3 @@ def test_a_config_without_a_limit_is_one_clear_line(
         StudyError, match=r"^adapter.rank=inf needs adapter.scaling=rslora, optimizer=sgd.*\Z"
     ):
         cell("adapter.rank=inf", *overrides)
-
-
-def test_infinite_rank_is_a_rank(cell: Callable[..., CellConfig]) -> None:
-    for scaling in (["adapter.scaling=rslora"], ["adapter.scaling=power", "adapter.exponent=0.5"]):
-        config = cell("adapter.rank=inf", "optimizer=momentum", *scaling)
-        assert config.adapter.rank == math.inf
-        assert config.adapter.gamma == 0.0

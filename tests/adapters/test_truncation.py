@@ -1,7 +1,5 @@
 """Cutting an adapter to rank k through its factors, against a dense SVD of ``gamma B A``."""
 
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -52,13 +50,3 @@ def test_a_bank_computes_with_the_truncated_delta_and_is_restored_afterwards() -
         truncation.keep(0)
         torch.testing.assert_close(bank(x).flatten(0, 1), bank.base(x).flatten(0, 1))
     assert torch.equal(bank(x), before)
-
-
-def test_an_adapter_without_motion_or_with_infinite_entries_has_no_share() -> None:
-    bank = bank_of(AdapterSpec(4, gamma=1.0), AdapterSpec(4, gamma=1.0))
-    nn.init.zeros_(bank.pairs[0].B_OR)
-    nn.init.constant_(bank.pairs[1].A_RD, math.inf)
-    with truncating([bank]) as truncation:
-        assert all(math.isnan(share) for share in truncation.keep(2))
-        assert not bank.pairs[0].B_OR.any()
-        assert bank.pairs[1].A_RD[:2].isnan().all()

@@ -16,7 +16,7 @@ from study.models import FrozenBase
 from study.training.loop import CellStep, Fold, train
 from study.training.measuring import make_probe, probe_other_batches
 from study.training.run import Run
-from study.vocabulary.quantities import HELDOUT, NOISE, SITES, TRAIN, UNIONS, UPDATES, WEIGHTS
+from study.vocabulary.quantities import HELDOUT, NOISE, SITES, TRAIN, UPDATES, WEIGHTS
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
 Build = Callable[..., CellConfig]
@@ -100,17 +100,6 @@ def test_heldout_rows_are_of_the_heldout_batch(
         assert (tables[0].query("site == 'adapter_grad'")["norm"] > 0).all()
 
 
-def test_a_forward_pass_is_enough_for_forward_sites(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Build
-) -> None:
-    [whole] = run(tiny_base, corpus, cell("probes.batch=heldout"))
-    [part] = run(
-        tiny_base, corpus, cell("probes.batch=heldout", "probes.sites=[adapter_in,adapter_out]")
-    )
-    wanted = whole[2].probes.query("site in ['adapter_in', 'adapter_out']").reset_index(drop=True)
-    pd.testing.assert_frame_equal(part[2].probes, wanted)
-
-
 def test_noise_is_gaussian_and_the_same_for_every_rank(
     tiny_base: FrozenBase, corpus: Corpus, cell: Build
 ) -> None:
@@ -171,23 +160,3 @@ def test_loss_after_is_the_loss_after(tiny_base: FrozenBase, corpus: Corpus, cel
                 assert ratio == pytest.approx(1, abs=0.1)
     [without] = run(tiny_base, corpus, cell("probes.sites=[A]"))
     assert not any("loss_after" in step.metrics for step in without)
-
-
-def test_loss_after_of_a_diverged_cell_is_missing(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Build
-) -> None:
-    wild = cell(
-        "optimizer=sgd", "optimizer.lr=1e30", "probes.every=1", "probes.steps=null", "train.steps=6"
-    )
-    [steps] = run(tiny_base, corpus, wild)
-    assert steps[-1].diverged
-    assert math.isnan(steps[-1].metrics["loss_after"])
-
-
-def test_every_batch_can_be_left_out_of_a_site(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Build
-) -> None:
-    [steps] = run(
-        tiny_base, corpus, cell("probes.batch=[train,noise]", "probes.sites=[adapter_grad]")
-    )
-    assert sites_by_batch(steps[0].probes) == {TRAIN: set(UNIONS) - {"adapter_update"}}

@@ -3,16 +3,12 @@
 from collections.abc import Callable
 
 import pytest
-import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.products import Products
-from study.adapters import AdapterSpec, Contraction, adapted
 from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
 from study.probes import NormProbe
-from study.training.loop import Fold
 from tests.probes.folds import SPECS, TOKENS, trained
 
 
@@ -49,38 +45,3 @@ def test_delta_w_is_formed_at_most_once(
     else:
         through_both = through_product + 4 * factor[low] + 2 * factor[high]
         assert extra == [0, through_both, 0, through_both]
-
-
-def test_a_probed_step_takes_the_form_that_is_cheapest_with_the_product(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig]
-) -> None:
-    """At high rank and few tokens a plain step is factored, and one that needs B A is mixed.
-
-    The losses and the gradients of both agree within rounding.
-    """
-    few = Contraction("auto", 16)
-    high, d, o = 512, *tiny_base.card.shapes[0]
-    assert few.choose(d, o, high) == "factored"
-    assert few.choose(d, o, high, needs_product=True) == "mixed"
-    assert few.choose(d, o, 1, needs_product=True) == "factored", "mixing moves more memory"
-    config = cell(f"adapter.rank={high}")
-    found = []
-    for sites in (["A"], ["adapter_out"], ["delta_w"]):
-        spec = AdapterSpec(high, 0.5)
-        with adapted(tiny_base.model, tiny_base.card.linears, [spec], contraction=few) as banks:
-            fold = Fold(tiny_base, corpus, [config], banks)
-            fold.backward(0)
-            fold.grad_norms()
-            fold.update()
-            probe = NormProbe(tiny_base.model, sites=sites, stats=["rms"], tokens=TOKENS)
-            with Products(tiny_base.model) as products:
-                loss_K = fold.backward(1, probe)
-                probe.before_update()
-            gradients = [factor.grad for bank in banks for factor in bank.pairs[0][:2]]
-            found.append((products.flops, loss_K, gradients))
-    (plain_flops, loss_K, gradients), (sampled_flops, *same), (flops, loss_2, gradients_2) = found
-    torch.testing.assert_close(same, [loss_K, gradients], rtol=0, atol=0)
-    torch.testing.assert_close((loss_2, gradients_2), (loss_K, gradients), rtol=1e-5, atol=1e-7)
-    formed = sum(2 * high * d * o for d, o in tiny_base.card.shapes)
-    assert sampled_flops > plain_flops
-    assert flops - plain_flops < formed, "the product alone would cost more"

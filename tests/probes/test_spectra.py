@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from study.probes.delta_w import SMALL, core, largest_singular_values
+from study.probes.delta_w import core, largest_singular_values
 
 
 def largest_singular_value(*factors: Tensor) -> Tensor:
@@ -31,26 +31,8 @@ def test_it_is_the_largest_singular_value(d: int, o: int, r: int) -> None:
         assert largest_singular_value(B @ A).item() == pytest.approx(exact, rel=1e-4)
 
 
-def test_a_matrix_without_a_gap_is_the_hard_case() -> None:
-    torch.manual_seed(0)
-    B, A = torch.randn(1536, 1024), torch.randn(1024, 576)
-    exact = torch.linalg.matrix_norm(B.double() @ A.double(), 2).item()
-    assert largest_singular_value(B @ A).item() == pytest.approx(exact, rel=1e-4)
-
-
 def test_zero_and_non_finite() -> None:
     B, A = torch.zeros(6, 3), torch.randn(3, 5)
     assert largest_singular_value(B, A).item() == 0
     B[0, 0] = float("inf")
     assert largest_singular_value(B, A).isnan()
-
-
-def test_many_cores_keep_their_order() -> None:
-    torch.manual_seed(0)
-    shapes = [(20, 4, 30), (20, 9, 30), (50, 4, 10), (200, SMALL, 300), (200, SMALL + 1, 300)]
-    products = [trained(*shape) for shape in shapes]
-    found = largest_singular_values([core(B, A) for B, A in products])
-    for value, (B, A) in zip(found, products, strict=True):
-        assert value.item() == pytest.approx(
-            torch.linalg.matrix_norm(B.double() @ A.double(), 2).item(), rel=1e-4
-        )

@@ -7,26 +7,16 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.products import RUNS, Products
-from study.adapters import AdapterSpec, adapted
 from study.config import CellConfig
 from study.data import Corpus
-from study.models import FrozenBase, load_base
-from study.store import CellWriter, load_measured
-from study.sweeps.cells import plan
-from study.sweeps.progress import Display
-from study.sweeps.record import Recorder, config_yaml, record_of
-from study.tracking.runs import tracker
+from study.models import FrozenBase
 from study.training.checkpoint import Snapshot
-from study.training.devices import measure_matmul_rate
-from study.training.loop import CellStep, Fold, train
+from study.training.loop import CellStep, train
 from study.training.optimizers import build_optimizer, step_if
 from study.training.run import Run
 from study.vocabulary.optimizers import OPTIMIZERS
@@ -163,25 +153,6 @@ def test_a_probed_and_evaluated_step_never_waits(
             pd.testing.assert_frame_equal(one.probes, other.probes, rtol=5e-3, atol=1e-6)
 
 
-def test_bf16(corpus: Corpus, cell: Build) -> None:
-    """In bf16 gradients of the factors are float32 on a GPU; a CPU rounds them once more."""
-    config = [cell(*PLAIN, "precision=bf16", f"adapter.rank={rank}") for rank in (4, 8)]
-    base = load_base(config[0].model, CPU, "bf16")
-    with PretendGpu():
-        on_gpu = moved(base)
-    found = OnGpu(on_gpu, corpus, config)
-    assert found.waits[1:] == [Counter()] * 2
-    assert_close(found.steps, on_cpu(base, corpus, config), rel=0.03)
-
-
-def test_answers(tiny_base: FrozenBase, gpu_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
-    config = [cell(*PLAIN, "train.steps=1", "train.eval_every=1", "train.answer_tokens=2")]
-    found = OnGpu(gpu_base, corpus, config)
-    assert_close(found.steps, on_cpu(tiny_base, corpus, config))
-    assert found.steps[0][0] is not None
-    assert "exact_match" in found.steps[0][0].metrics
-
-
 @pytest.mark.parametrize("resumed_on", ["the device", "the CPU"])
 def test_a_resumed_step(
     tiny_base: FrozenBase, gpu_base: FrozenBase, corpus: Corpus, cell: Build, resumed_on: str
@@ -230,40 +201,6 @@ def test_a_cell_that_diverges_disturbs_no_other(
         last.snapshot()
 
 
-def test_a_cell_that_has_diverged_never_changes_again(
-    gpu_base: FrozenBase, corpus: Corpus, cell: Build
-) -> None:
-    """Nor while the host does not know of it."""
-    config = wild(cell)
-    specs = [AdapterSpec(4, 2.0)]
-    with PretendGpu() as gpu, adapted(gpu_base.model, gpu_base.card.linears, specs) as banks:
-        fold = Fold(gpu_base, corpus, [config], banks)
-        kept, alive = [], []
-        for step in range(5):
-            fold.mark_diverged(fold.backward(step), fold.grad_norms())
-            gpu.waits.clear()
-            fold.update()
-            assert not gpu.waits
-            alive.append(bool(fold.alive_K))
-            kept.append([pair.B_OR.raw.clone() for bank in banks for pair in bank.pairs])
-        assert alive == sorted(alive, reverse=True), "it does not come back to life"
-        assert alive[0]
-        assert not alive[-2]
-        at = alive.index(False)
-        for weights in kept[at:]:
-            same = zip(weights, kept[at - 1], strict=True)
-            assert all(torch.equal(w, old) for w, old in same)
-
-
-def test_a_lone_cell_that_diverges_ends_its_run(
-    tiny_base: FrozenBase, gpu_base: FrozenBase, corpus: Corpus, cell: Build
-) -> None:
-    config = [wild(cell, "train.steps=50")]
-    found = OnGpu(gpu_base, corpus, config)
-    assert_close(found.steps, on_cpu(tiny_base, corpus, config))
-    assert len(found.steps) < 10
-
-
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_steps_only_where_a_cell_is_alive(cell: Build, name: str) -> None:
     """A step is that of a CPU. One with gradients that are not finite changes no weight. Neither
@@ -295,54 +232,3 @@ def test_every_optimizer_steps_only_where_a_cell_is_alive(cell: Build, name: str
         assert not torch.equal(ours, old)
         assert torch.equal(later, ours)
         assert torch.equal(same, old)
-
-
-def test_a_rate_is_that_of_finished_products() -> None:
-    with PretendGpu() as gpu:
-        assert measure_matmul_rate(GPU, side=8) > 0
-    assert sum(n for wait, n in gpu.waits.items() if wait.startswith("synchronize")) == 6
-
-
-def test_the_products_of_a_step_are_run_again_on_the_device(
-    corpus: Corpus, cell: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They are those of the CPU, in bf16 too. The host waits only for the end of each run."""
-    monkeypatch.setattr("study.training.fold.may_trim", lambda *_: False)  # a CPU cuts off padding
-    for precision in ("float32", "bf16"):
-        config = cell(*PLAIN, "adapter.contraction=factored", f"precision={precision}")
-        base = load_base(config.model, CPU, precision)
-        with sdpa_kernel(SDPBackend.MATH):  # each device has a kernel of its own
-            expected = Products.of_step(config, base, corpus)
-            with PretendGpu() as gpu:
-                products = Products.of_step(config, moved(base), corpus)
-                gpu.waits.clear()
-                assert products.seconds(GPU) > 0
-        assert products.flops == expected.flops > 0
-        assert sum(gpu.waits.values()) == RUNS
-        assert {wait.split()[0] for wait in gpu.waits} == {"synchronize"}
-
-
-def test_rows_are_recorded_when_they_arrive(
-    gpu_base: FrozenBase, corpus: Corpus, cell: Build, tmp_path: Path
-) -> None:
-    """A sweep's recorder waits for no plain step. A diverged cell has no row after its last one."""
-    shared = ("name=mine", f"results_dir={tmp_path}", *PLAIN, "train.steps=4")
-    cells = plan([cell(*shared, "adapter.rank=2"), wild(cell, *shared, "adapter.rank=4")])
-    writers = [
-        CellWriter.open(each.folder, config_yaml(each), record_of(each, CPU, "hash"))
-        for each in cells
-    ]
-    with (
-        Display(cells[0].study_dir, {each.id: each.label for each in cells}, 4) as display,
-        tracker(cells[0].config.tracker, display.say) as tracked,
-    ):
-        recorder = Recorder(cells, writers, display, tracked)
-        found = OnGpu(gpu_base, corpus, [each.config for each in cells], see=recorder.add)
-        recorder.close(CPU)
-    assert found.waits[1:] == [Counter()] * 4
-    tables = load_measured(tmp_path / "mine")
-    by_rank = tables.cells.set_index("rank")
-    assert by_rank["status"].to_dict() == {2: "complete", 4: "diverged"}
-    rows = tables.metrics.groupby("cell_id")["step"].max()
-    assert rows[by_rank.loc[2, "cell_id"]] == 4
-    assert rows[by_rank.loc[4, "cell_id"]] == by_rank.loc[4, "diverged_step"] < 4

@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-import study
-from study.adapters import Contraction, adapted, resolve_targets
-from study.adapters import bucket as bucket_module
-from study.config import CellConfig, Sources, identity
+from study.adapters import adapted, resolve_targets
+from study.config import CellConfig
 from study.data import Corpus, build_corpus
 from study.errors import StudyError
 from study.models import FrozenBase, load_tokenizer
@@ -75,28 +73,6 @@ def learned(
         {"rank": c.adapter.rank} | step[k].metrics for step in steps for k, c in enumerate(configs)
     ]
     return corpus, configs, pd.DataFrame(rows)
-
-
-def test_answers_merge_each_weight_once(
-    tiny_base: FrozenBase, cell: Build, learning: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Greedy answers take a pass per token and batch; the weights are the same in all of them."""
-    config = cell(*learning, "adapter.contraction=merged", "train.batch_size=4")
-    tokenizer = load_tokenizer(config.model)
-    corpus = build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
-    merges = []
-    real = bucket_module.merged
-    monkeypatch.setattr(bucket_module, "merged", lambda *a: merges.append(1) or real(*a))
-    contraction = Contraction("merged")
-    with adapted(
-        tiny_base.model, tiny_base.card.linears, [adapter_spec(config)], contraction=contraction
-    ) as banks:
-        fold = Fold(tiny_base, corpus, [config], banks)
-        exact_matches(fold, 6)
-        assert len(merges) == len(banks) == 14
-        fold.update()
-        exact_matches(fold, 6)
-        assert len(merges) == 28, "the weights have changed"
 
 
 def test_a_task_that_can_be_learned_is_learned(
@@ -213,13 +189,6 @@ def test_a_checkpoints_habits_of_generation_do_not_count(
         assert torch.equal(logits.argmax(-1)[-6:-1], row[real][-5:])
 
 
-def test_asking_moves_the_identity_and_not_asking_does_not(cell: Build) -> None:
-    sources = Sources(model="m", tokenizer="t", data="d")
-    plain = identity(cell("data.seed=0"), sources)
-    asked = {identity(cell("data.seed=0", f"train.answer_tokens={n}"), sources) for n in (4, 8)}
-    assert len(asked | {plain}) == 3
-
-
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -231,20 +200,3 @@ def test_asking_moves_the_identity_and_not_asking_does_not(cell: Build) -> None:
 def test_mistakes(cell: Build, line: list[str], says: str) -> None:
     with pytest.raises(StudyError, match=says):
         plan([cell(*line)])
-
-
-def test_scores_are_stored(
-    study_cli: Any, jsonl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    small = [
-        "model=tiny",
-        "data=jsonl",
-        f"data.path={jsonl}",
-        "data.sequence_length=48",
-        "train.steps=1",
-    ]
-    ran = study_cli("train", *small, "train.answer_tokens=3", "name=asked")
-    assert ran.code == 0, ran.err
-    metrics = study.load("results/asked").metrics
-    assert metrics["exact_match"].between(0, 1).all()

@@ -176,12 +176,6 @@ def mixed(cell: Build) -> list[CellConfig]:
     return [cell(*probes, *overrides) for overrides in own]
 
 
-def test_folds_resume_bit_for_bit(
-    tiny_base: FrozenBase, corpus: Corpus, mixed: list[CellConfig], tmp_path: Path
-) -> None:
-    assert_resumes(tiny_base, corpus, mixed, tmp_path, after=[0, 2])
-
-
 def test_cells_resume_in_any_packing(
     tiny_base: FrozenBase, corpus: Corpus, mixed: list[CellConfig]
 ) -> None:
@@ -219,31 +213,6 @@ def assert_close(ours: CellStep | None, theirs: CellStep | None) -> None:
             assert list(ours.probes[name]) == pytest.approx(
                 list(theirs.probes[name]), rel=1e-2, abs=1e-6, nan_ok=True
             )
-
-
-def test_seconds_and_tokens_go_on(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
-    config = cell("train.steps=4", "probes.steps=null", "train.eval_every=0")
-    _, snapshots = with_snapshots(tiny_base, corpus, [config])
-    [before] = snapshots[2]
-    before = replace(before, state={**before.state, "seconds": 1000.0})
-    rows = [row for [row] in trained(tiny_base, corpus, [config], [before]) if row]
-    assert [row.metrics["step"] for row in rows] == [3, 4]
-    assert all(1000 < row.metrics["seconds"] < 1100 for row in rows)
-    assert rows[0].metrics["tokens"] > before.state["tokens"]
-
-
-def test_the_form_of_the_products_stays(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
-    """Another process may measure another speed and choose other forms, which round differently."""
-    config = cell("train.steps=2", "probes.steps=null", "train.eval_every=0")
-    [run] = [Run.of(config, corpus, tiny_base.device)]
-    fast = replace(run, contraction=replace(run.contraction, merged_rate=1.2))
-    slow = replace(run, contraction=replace(run.contraction, merged_rate=0.8))
-    steps = train(tiny_base, corpus, [fast])
-    snapshot = next(steps)[0].snapshot().copied()
-    steps.close()
-    resumed = train(tiny_base, corpus, [slow], [snapshot])
-    assert next(resumed)[0].snapshot().state["merged_rate"] == 1.2
-    resumed.close()
 
 
 def test_a_snapshot_is_of_its_step_only(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:

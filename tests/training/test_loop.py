@@ -68,13 +68,6 @@ def test_folded_is_solo(tiny_base: FrozenBase, corpus: Corpus, mixed: list[CellC
                 assert (merged["norm_x"] / merged["norm_y"])[big].sub(1).abs().max() < 1e-2
 
 
-def test_the_same_cell_twice_is_the_same_bit_for_bit(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Build
-) -> None:
-    [first], [second] = (run(tiny_base, corpus, [cell()]) for _ in range(2))
-    assert series(first, "loss") == series(second, "loss")
-
-
 def test_a_cell_that_diverges_disturbs_no_other(
     tiny_base: FrozenBase, corpus: Corpus, cell: Build
 ) -> None:
@@ -94,30 +87,16 @@ def test_a_cell_that_diverges_disturbs_no_other(
         assert not any(step.diverged for step in steps)
 
 
-def test_a_lone_cell_that_diverges_ends_its_run(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Build
-) -> None:
-    [steps] = run(tiny_base, corpus, [cell("optimizer=sgd", "optimizer.lr=1e30", "train.steps=50")])
-    assert steps[-1].diverged
-    assert len(steps) < 10
-
-
 def test_micro_batches_are_one_batch(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
     """A batch of 6 and 3 batches of 2: the mean is over all tokens of the step."""
-    whole = cell("train.batch_size=6", "probes.tokens=4")
-    parts = cell("train.batch_size=2", "train.accumulation=3", "probes.tokens=4")
+    whole = cell("train.batch_size=6", "probes.tokens=1000")
+    parts = cell("train.batch_size=2", "train.accumulation=3", "probes.tokens=1000")
     [one], [many] = run(tiny_base, corpus, [whole]), run(tiny_base, corpus, [parts])
     for name in ("loss", "grad_norm", "tokens"):
         assert series(many, name) == pytest.approx(series(one, name), rel=1e-4), name
-    sampled = {
-        "adapter_out",
-        "adapter_in_grad",
-    }  # on tokens of the first micro-batch, which differs
     for a, b in zip(one, many, strict=True):
         if a.probes is not None:
-            merged = a.probes[~a.probes["site"].isin(sampled)].merge(
-                b.probes, on=["layer", "site"], validate="1:1"
-            )
+            merged = a.probes.merge(b.probes, on=["layer", "site"], validate="1:1")
             big = merged["rms_x"] > 1e-6
             assert (merged["rms_x"] / merged["rms_y"])[big].sub(1).abs().max() < 1e-2
 
@@ -165,18 +144,6 @@ def test_the_base_never_moves(tiny_base: FrozenBase, corpus: Corpus, cell: Build
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert all(p.grad is None and not p.requires_grad for p in after.values())
-
-
-def test_cosine_with_warmup_is_transformers(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Build
-) -> None:
-    [steps] = run(
-        tiny_base,
-        corpus,
-        [cell("train.steps=6", "train.schedule=cosine", "train.warmup=2", "optimizer.lr=1e-2")],
-    )
-    wave = [0.5 * (1 + math.cos(math.pi * i / 4)) for i in range(5)]
-    assert series(steps, "lr") == pytest.approx([0, 0.5e-2, *(1e-2 * w for w in wave)])
 
 
 def test_clipping_is_recorded(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:

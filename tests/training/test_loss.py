@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from study.models import FrozenBase
-from study.training import loss
+from study.training import fold
 from study.training.fold import target_losses
 
 
@@ -14,7 +14,7 @@ def test_losses_and_gradients_are_those_of_the_whole(
     tiny_base: FrozenBase, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
     vocabulary, width = tiny_base.vocabulary, tiny_base.model.config.hidden_size  # type: ignore[union-attr]
-    monkeypatch.setitem(loss.LOGITS, "cpu", chunk * vocabulary)
+    monkeypatch.setitem(fold.LOGITS, "cpu", chunk * vocabulary)
     torch.manual_seed(0)
     hidden, targets, weights = (
         torch.randn(23, width),

@@ -7,13 +7,9 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from study.config import CellConfig
-from study.data import Corpus
 from study.errors import StudyError
-from study.models import FrozenBase
 from study.training.optimizers import build_optimizer, build_schedule
 from study.vocabulary.optimizers import OPTIMIZERS
-
-from .test_loop import run, series
 
 Build = Callable[..., CellConfig]
 LR = 0.1
@@ -77,25 +73,6 @@ def test_weight_decay_shrinks_a_by_lr_times_decay(cell: Build, name: str) -> Non
     )
 
 
-@pytest.mark.parametrize(
-    ("adjust", "of_A", "of_B"),
-    [("original", 1.0, 2.0), ("match_rms_adamw", 0.2 * 24**0.5, 0.2 * 16**0.5)],
-)
-def test_muon_orthogonalises_each_matrix_and_scales_it_by_its_shape(
-    cell: Build, adjust: str, of_A: float, of_B: float
-) -> None:
-    """A is [4, 24], B [16, 4]: all singular values of an update are near the factor."""
-    torch.manual_seed(0)
-    weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((4, 24), (16, 4))]
-    for weight in weights:
-        weight.grad = torch.randn(weight.shape)
-    config = cell("optimizer=muon", f"optimizer.lr={LR}", f"optimizer.adjust_lr_fn={adjust}")
-    build_optimizer(config.optimizer, weights[:1], weights[1:]).step()
-    for weight, factor in zip(weights, (of_A, of_B), strict=True):
-        relative = torch.linalg.svdvals(weight.detach()) / (LR * factor)
-        assert 0.65 < relative.min() <= relative.max() < 1.25
-
-
 def test_muon_where_it_cannot_be(cell: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     config = cell("optimizer=muon").optimizer
     stack = torch.nn.Parameter(torch.zeros(2, 4, 4))
@@ -104,31 +81,6 @@ def test_muon_where_it_cannot_be(cell: Build, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delattr(torch.optim, "Muon")
     with pytest.raises(StudyError, match=r"has no Muon: install torch 2\.9"):
         build_optimizer(config, [], [])
-
-
-def test_muon_in_a_fold_is_muon_alone(tiny_base: FrozenBase, corpus: Corpus, cell: Build) -> None:
-    """Two cells of one rank share a stack, which would have other singular values as a whole."""
-    ranks = ("adapter.rank=4", "adapter.rank=4", "adapter.rank=9")
-    cells = [
-        cell(
-            "optimizer=muon",
-            rank,
-            f"seed={seed}",
-            "train.steps=3",
-            "probes.sites=[B_update]",
-            "probes.steps=[0,1]",
-        )
-        for seed, rank in enumerate(ranks)
-    ]
-    for config, folded in zip(cells, run(tiny_base, corpus, cells), strict=True):
-        [alone] = run(tiny_base, corpus, [config])
-        losses = [series(steps, "loss")[:3] for steps in (folded, alone)]
-        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-        for ours, theirs in zip(folded, alone, strict=True):
-            if ours.probes is not None and theirs.probes is not None:
-                both = ours.probes.merge(theirs.probes, on=["layer", "site"])
-                assert len(both) == len(theirs.probes) > 0
-                assert (both["norm_x"] / both["norm_y"] - 1).abs().max() < 0.02
 
 
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine"])

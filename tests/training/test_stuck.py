@@ -83,11 +83,6 @@ def test_a_memorised_batch_is_not_stuck() -> None:
     assert stuck_step(rows([2.0, 0.0, 0.0, 0.0], [5.0, 0.0, 0.0, 0.0], s1=0.0, s3=0.0)) is None
 
 
-def test_a_run_at_a_minimum_is_not_stuck() -> None:
-    """In float32 the gradients of tokens cancel up to their rounding, 6e-8 of one gradient."""
-    assert stuck_step(rows([1.0, *[6e-8] * 5], [5.0, *[3.0] * 5], s2=3.0, s5=3.0)) is None
-
-
 def test_a_gradient_may_be_negligible_without_being_zero() -> None:
     """Outputs of 1e12 leave gradients of 1e-12: an update is lost in the rounding of weights."""
     norms, losses = [1.0, 40.0, 1e-12, 1e-12, 1e-12], [6.0, 5.9, 5.5, 5.5, 5.5]
@@ -105,9 +100,3 @@ def test_only_the_end_of_a_run_counts() -> None:
     assert stuck_step(rows([1, 0, 0, 1, 0, 0], losses)) == 4
     assert stuck_step(rows([1, 1, 1, 1, 1, 0], losses)) is None
     assert stuck_step(rows([0, 0, 0, 0, 0, 0], losses)) == 0
-
-
-def test_the_last_row_has_no_gradient_and_its_heldout_loss_counts() -> None:
-    found = rows([1.0, 0.0, 0.0], [6.0, 5.0, 5.0], s1=5.0)
-    assert stuck_step([*found, {"step": 3, "eval_loss": 5.0}]) == 1
-    assert stuck_step([*found, {"step": 3, "eval_loss": 4.9}]) is None
