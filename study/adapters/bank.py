@@ -17,7 +17,14 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from study.adapters.contraction import Contraction, Shows, factored, factored_linear, merged, mixed
+from study.adapters.contraction import (
+    Contraction,
+    Listeners,
+    factored,
+    factored_linear,
+    merged,
+    mixed,
+)
 from study.adapters.inits import DRAWS, generator_for
 from study.adapters.world import own, undivided
 from study.errors import StudyError, unknown
@@ -69,7 +76,7 @@ class Forms(NamedTuple):
         )
 
 
-FACTORED = Forms()
+FACTORED_FORMS = Forms()
 
 
 class Bucket(nn.Module):
@@ -82,7 +89,7 @@ class Bucket(nn.Module):
     gamma_k11: Tensor
 
     def __init__(
-        self, drawn: Sequence[tuple[Tensor, Tensor, float]], forms: Forms = FACTORED
+        self, drawn: Sequence[tuple[Tensor, Tensor, float]], forms: Forms = FACTORED_FORMS
     ) -> None:
         super().__init__()
         A_k, B_k, self.gammas = zip(*drawn, strict=True)
@@ -92,7 +99,7 @@ class Bucket(nn.Module):
             "gamma_k11", torch.tensor(self.gammas).view(-1, 1, 1), persistent=False
         )
         self.forms = forms
-        self.shows: Shows | None = None
+        self.listeners: Listeners | None = None
         self._needs_product = False
         self._keeps = False
         self._kept: tuple[Tensor, Tensor] | None = None
@@ -103,16 +110,16 @@ class Bucket(nn.Module):
         return self.forms.probed if self._needs_product else self.forms.plain
 
     @contextmanager
-    def showing(self, shows: Shows, needs_product: bool) -> Iterator[None]:
-        """Inside, the functions in ``shows`` get the tensors that passes compute on their way.
+    def listening(self, listeners: Listeners, needs_product: bool) -> Iterator[None]:
+        """Inside, the functions in ``listeners`` get the tensors that passes compute on their way.
 
         ``needs_product``: it is formed anyway, so passes use :attr:`Forms.probed`.
         """
-        self.shows, self._needs_product = shows, needs_product
+        self.listeners, self._needs_product = listeners, needs_product
         try:
             yield
         finally:
-            self.shows, self._needs_product = None, False
+            self.listeners, self._needs_product = None, False
 
     def add_to(self, y_kNO: Tensor, x_kND: Tensor) -> Tensor:
         """``y + gamma B A x``."""
@@ -130,7 +137,7 @@ class Bucket(nn.Module):
         if self._kept is not None:
             return self._kept[1]
         with torch.set_grad_enabled(self.form == "merged" and torch.is_grad_enabled()):
-            made = merged(W_OD, self.A_kRD, self.B_kOR, self.gamma_k11, self.shows)
+            made = merged(W_OD, self.A_kRD, self.B_kOR, self.gamma_k11, self.listeners)
         if not self._keeps:
             return made
         self._kept = made, made.detach().requires_grad_(made.requires_grad)
@@ -374,18 +381,20 @@ class LoraBank(nn.Module):
         return self.base.bias  # type: ignore[return-value]
 
     @contextmanager
-    def showing(self, shows_of: Callable[[int], Shows], needs_products: bool) -> Iterator[None]:
+    def listening(
+        self, listeners_of: Callable[[int], Listeners], needs_products: bool
+    ) -> Iterator[None]:
         """Inside, functions get the tensors that passes compute on their way.
 
-        ``shows_of(first)``: the functions for the k neighbouring cells of one rank that begin with
-        cell ``first``.
+        ``listeners_of(first)``: the functions for the k neighbouring cells of one rank that begin
+        with cell ``first``.
         ``needs_products``: the caller would form ``B A`` itself, so passes merge where that is
         cheaper in all (:class:`study.adapters.bank.Forms`).
         """
         first = 0
         with ExitStack() as stack:
             for bucket in self._buckets():
-                stack.enter_context(bucket.showing(shows_of(first), needs_products))
+                stack.enter_context(bucket.listening(listeners_of(first), needs_products))
                 first += bucket.cells
             yield
 
@@ -407,15 +416,16 @@ class LoraBank(nn.Module):
         if W_OD is not None and not self._drops:
             ends = list(accumulate(sizes, initial=0))
             adapters = [tensor for b in buckets for tensor in (b.A_kRD, b.B_kOR, b.gamma_k11)]
-            parts, shows = [slice(*ends) for ends in pairwise(ends)], [b.shows for b in buckets]
+            parts = [slice(*ends) for ends in pairwise(ends)]
+            listeners = [b.listeners for b in buckets]
             bias: Any = self.base.bias
-            return [factored_linear(x_kND, W_OD, bias, parts, shows, adapters)]
+            return [factored_linear(x_kND, W_OD, bias, parts, listeners, adapters)]
         y_kNO = self.base(x_kND)
         if self._drops:
             kept_kND = self._dropout(x_kND, cells)
             for bucket, kept in zip(buckets, kept_kND.split(sizes), strict=True):
-                if bucket.shows is not None:
-                    bucket.shows.dropped(kept)
+                if bucket.listeners is not None:
+                    bucket.listeners.dropped(kept)
             x_kND = x_kND * kept_kND
         # Under autocast the base's product is bf16, and so are the adapters' products.
         x_kND = x_kND.to(y_kNO.dtype)

@@ -43,7 +43,7 @@ NARROW = 16
 rows."""
 
 
-class Shows(NamedTuple):
+class Listeners(NamedTuple):
     """The functions that get tensors of a pass for K cells of one rank, as soon as it has them.
 
     - ``product``: ``B A``, ``[K, O, D]``, which merging forms;
@@ -94,7 +94,7 @@ class FactoredLinear(torch.autograd.Function):
     rank.
 
     ``x_KND`` and ``W_OD`` have one dtype; ``b_O`` may be None; ``cells`` are the cells of each
-    rank, ``shows`` the functions that get its tensors, and ``adapters`` its A, B and gamma.
+    rank, ``listeners`` the functions that get its tensors, and ``adapters`` its A, B and gamma.
     """
 
     @staticmethod
@@ -104,17 +104,17 @@ class FactoredLinear(torch.autograd.Function):
         W_OD: Tensor,
         b_O: Tensor | None,
         cells: Sequence[slice],
-        shows: Sequence[Shows | None],
+        listeners: Sequence[Listeners | None],
         *adapters: Tensor,
     ) -> Tensor:
         adapters = tuple(tensor.to(x_KND.dtype) for tensor in adapters)
         y_KNO, z = linear(x_KND, W_OD, b_O), []
-        for (part, A, B, gamma), show in zip(_each(cells, adapters), shows, strict=True):
+        for (part, A, B, gamma), heard in zip(_each(cells, adapters), listeners, strict=True):
             z.append(torch.bmm(x_KND[part], A.mT).mul_(gamma))
-            if show is not None:
-                show.hidden(z[-1])
+            if heard is not None:
+                heard.hidden(z[-1])
             y_KNO[part].baddbmm_(z[-1], B.mT)
-        ctx.cells, ctx.shows = cells, shows
+        ctx.cells, ctx.listeners = cells, listeners
         ctx.save_for_backward(x_KND, W_OD, *z, *adapters)
         return y_KNO
 
@@ -124,12 +124,12 @@ class FactoredLinear(torch.autograd.Function):
         z, adapters = saved[: len(ctx.cells)], saved[len(ctx.cells) :]
         dx_KND = torch.matmul(dy_KNO, W_OD) if ctx.needs_input_grad[0] else None
         gradients: list[Tensor | None] = []
-        ranks = zip(_each(ctx.cells, adapters), z, ctx.shows, strict=True)
-        for (part, A, B, gamma), z_kNR, show in ranks:
+        ranks = zip(_each(ctx.cells, adapters), z, ctx.listeners, strict=True)
+        for (part, A, B, gamma), z_kNR, heard in ranks:
             dy, x = dy_KNO[part], x_KND[part]
             dz_kNR = torch.bmm(dy, B).mul_(gamma)
-            if show is not None:
-                show.hidden_gradient(dz_kNR)
+            if heard is not None:
+                heard.hidden_gradient(dz_kNR)
             if dx_KND is not None:
                 dx_KND[part].baddbmm_(dz_kNR, A)
             gradients += [outer(dz_kNR, x), outer(dy, z_kNR), None]
@@ -192,17 +192,22 @@ class Mixed(torch.autograd.Function):
 class Merged(torch.autograd.Function):
     """The weights ``W + gamma B A``, ``[K, O, D]``. Their gradient gives those of A and B.
 
-    ``shows.product`` gets the product ``B A``.
+    ``listeners.product`` gets the product ``B A``.
     """
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, W_OD: Tensor, A: Tensor, B: Tensor, gamma: Tensor, shows: Shows | None
+        ctx: FunctionCtx,
+        W_OD: Tensor,
+        A: Tensor,
+        B: Tensor,
+        gamma: Tensor,
+        listeners: Listeners | None,
     ) -> Tensor:
         ctx.save_for_backward(A, B, gamma)
         product_KOD = torch.bmm(B, A)
-        if shows is not None:
-            shows.product(product_KOD)
+        if listeners is not None:
+            listeners.product(product_KOD)
         return torch.addcmul(W_OD, product_KOD, gamma)
 
     @staticmethod
@@ -225,12 +230,12 @@ def factored_linear(
     W_OD: Tensor,
     b_O: Tensor | None,
     cells: Sequence[slice],
-    shows: Sequence[Shows | None],
+    listeners: Sequence[Listeners | None],
     adapters: Sequence[Tensor],
 ) -> Tensor:
     """``x W^T + b + gamma B A x``, ``[K, N, O]`` in W's precision; see :class:`FactoredLinear`."""
     with torch.autocast(x_KND.device.type, enabled=False):
-        return FactoredLinear.apply(x_KND.to(W_OD.dtype), W_OD, b_O, cells, shows, *adapters)
+        return FactoredLinear.apply(x_KND.to(W_OD.dtype), W_OD, b_O, cells, listeners, *adapters)
 
 
 def mixed(x_KND: Tensor, V_KOD: Tensor, A_KRD: Tensor, B_KOR: Tensor, gamma_K11: Tensor) -> Tensor:
@@ -239,10 +244,14 @@ def mixed(x_KND: Tensor, V_KOD: Tensor, A_KRD: Tensor, B_KOR: Tensor, gamma_K11:
 
 
 def merged(
-    W_OD: Tensor, A_KRD: Tensor, B_KOR: Tensor, gamma_K11: Tensor, shows: Shows | None = None
+    W_OD: Tensor,
+    A_KRD: Tensor,
+    B_KOR: Tensor,
+    gamma_K11: Tensor,
+    listeners: Listeners | None = None,
 ) -> Tensor:
     """``W + gamma B A``, ``[K, O, D]`` float32; see :class:`Merged`."""
-    return Merged.apply(W_OD, A_KRD, B_KOR, gamma_K11, shows)
+    return Merged.apply(W_OD, A_KRD, B_KOR, gamma_K11, listeners)
 
 
 @dataclass(frozen=True)

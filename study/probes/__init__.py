@@ -5,7 +5,7 @@
 - :mod:`~study.probes.sites`, :mod:`~study.probes.statistics`: one function for each site and stat;
 - :mod:`~study.probes.activations`, :mod:`~study.probes.delta_w`, :mod:`~study.probes.alignment`:
   the parts of the probe;
-- :mod:`~study.probes.recorder`: from the device to a table.
+- :mod:`~study.probes.measurements`: from the device to a table.
 """
 
 from study.probes.alignment import Alignment

@@ -1,7 +1,7 @@
 """``gamma B A`` of every layer: formed once in a step, and used for all sites that need it.
 
 A step that merges the adapters into the weights forms it anyway, and shows it
-(:class:`study.adapters.contraction.Shows`). Otherwise the probe forms it.
+(:class:`study.adapters.contraction.Listeners`). Otherwise the probe forms it.
 
 Its largest singular value takes no decomposition of a large matrix. A product is reduced to a small
 core with the same value: exactly for a low rank, otherwise by block Krylov iteration with a
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from study.adapters.bank import LoraPair
-from study.probes.recorder import Recorder, in_backward
+from study.probes.measurements import Measurements, in_backward
 from study.probes.sites import Product
 from study.vocabulary.quantities import SPECTRA
 
@@ -137,12 +137,13 @@ class DeltaW:
     The largest singular value of experts' delta_w, a stack of many matrices, is not computed.
     """
 
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
-        self.is_wanted = "delta_w" in recorder.wanted
-        self._spectra = not set(SPECTRA).isdisjoint(recorder.stats)
+    def __init__(self, measurements: Measurements) -> None:
+        self.measurements = measurements
+        self.is_wanted = "delta_w" in measurements.wanted
+        self._spectra = not set(SPECTRA).isdisjoint(measurements.stats)
         self.lends = bool(
-            recorder.wanted_of("sampled_inputs") + recorder.wanted_of("sampled_output_gradients")
+            measurements.wanted_of("sampled_inputs")
+            + measurements.wanted_of("sampled_output_gradients")
         )
         self._held: dict[tuple[int, int], Product] = {}
         self._measured: set[tuple[int, int]] = set()
@@ -169,39 +170,41 @@ class DeltaW:
 
     def measure(self) -> None:
         """Measure every layer that no pass has measured, and the spectra of all."""
-        for index, layer in enumerate(self.recorder.layers):
-            wanted = [self._wants(index, cell) for cell in range(self.recorder.cells)]
+        for index, layer in enumerate(self.measurements.layers):
+            wanted = [self._wants(index, cell) for cell in range(self.measurements.cells)]
             for cell, pair in enumerate(layer.whole_pairs() if any(wanted) else ()):
                 if wanted[cell]:
                     self._take(index, cell, Product(pair))
                     self.release(index, cell)
         values = largest_singular_values(list(self._cores.values()))
         for (index, cell), value in zip(self._cores, values, strict=True):
-            self.recorder.write("delta_w", index, cell, lambda value: {"spectral": value}, value)
+            self.measurements.write(
+                "delta_w", index, cell, lambda value: {"spectral": value}, value
+            )
         self._cores = {}
 
     def _wants(self, layer: int, cell: int) -> bool:
-        of_plain_lora = not self.recorder.layers[layer].variant
+        of_plain_lora = not self.measurements.layers[layer].variant
         return self.is_wanted and of_plain_lora and (layer, cell) not in self._measured
 
     def take(self, layer: int, first: int, BA_kOD: Tensor) -> None:
         """Take the products of the cells from ``first`` on, which a pass has formed."""
         if in_backward():
             return  # the second run of a checkpointed layer
-        pairs = self.recorder.layers[layer].pairs()[first:]
+        pairs = self.measurements.layers[layer].pairs()[first:]
         for cell, (pair, BA_OD) in enumerate(zip(pairs, BA_kOD, strict=False), start=first):
             self._take(layer, cell, Product(pair, BA_OD))
 
     def _take(self, layer: int, cell: int, product: Product) -> None:
         """Measure a product if it is wanted, and hold it if tokens should be multiplied by it."""
-        recorder = self.recorder
-        with recorder.measuring():
+        measurements = self.measurements
+        with measurements.measuring():
             if product.is_compact:
                 product = product.formed()
             if self._wants(layer, cell):
                 self._measured.add((layer, cell))
-                recorder.add("product", layer, cell, product)
-                if self._spectra and not recorder.layers[layer].experts:
+                measurements.add("product", layer, cell, product)
+                if self._spectra and not measurements.layers[layer].experts:
                     self._cores[layer, cell] = _core(product)
         if product.is_compact and self.lends:
             self._held[layer, cell] = product

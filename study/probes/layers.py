@@ -27,7 +27,7 @@ class AdaptedLayer:
     - ``variant``: PEFT's name for another computation, such as DoRA's rescaling; empty if none;
     - ``is_on``: whether the adapters are in use now;
     - ``dropout``: PEFT's module that drops inputs of the adapter; None if there is none. Our banks
-      show what they drop (:class:`study.adapters.contraction.Shows`).
+      show what they drop (:class:`study.adapters.contraction.Listeners`).
     """
 
     name: str

@@ -27,11 +27,11 @@ from torch import Tensor, nn
 
 from study.adapters.bank import LoraPair
 from study.adapters.world import ALONE, World
-from study.probes.activations import Activations, SampledTokens
+from study.probes.activations import Activations
 from study.probes.alignment import Alignment
 from study.probes.delta_w import DeltaW
 from study.probes.layers import adapted_layers
-from study.probes.recorder import Recorder, Sent, frame
+from study.probes.measurements import Measurements, Sent, frame
 from study.probes.statistics import chunks_of
 from study.vocabulary.quantities import (
     BACKWARD,
@@ -79,9 +79,9 @@ class Update:
 class Weights:
     """Reads the adapters. ``descent``: whether it is wanted."""
 
-    def __init__(self, recorder: Recorder, descent: bool) -> None:
-        self.recorder, self.descent = recorder, descent
-        self._moved = [site in recorder.wanted for site in UPDATES]
+    def __init__(self, measurements: Measurements, descent: bool) -> None:
+        self.measurements, self.descent = measurements, descent
+        self._moved = [site in measurements.wanted for site in UPDATES]
         """Whether the updates of A and of B are wanted."""
         self._before: list[list[LoraPair]] = []
         self._gradients: Gradients | None = None
@@ -89,7 +89,7 @@ class Weights:
     def before_update(self, gradients: Gradients | None) -> None:
         """See :meth:`study.probes.NormProbe.before_update`."""
         self._gradients = gradients
-        for index, layer in enumerate(self.recorder.layers):
+        for index, layer in enumerate(self.measurements.layers):
             before_K = []
             for cell, pair in enumerate(layer.pairs()):
                 A_RD, B_OR = (
@@ -98,17 +98,17 @@ class Weights:
                 )
                 before_K.append(LoraPair(A_RD, B_OR, pair.gamma))
                 # The copy is read, not the weight: it is in the cache.
-                self.recorder.add("weights", index, cell, before_K[-1])
+                self.measurements.add("weights", index, cell, before_K[-1])
                 given = gradients[index][cell] if gradients else (pair.A_RD.grad, pair.B_OR.grad)
-                self.recorder.add("gradients", index, cell, *given)
+                self.measurements.add("gradients", index, cell, *given)
             self._before.append(before_K)
 
     def after_update(self, clip_factors: Sequence[float] | Tensor | None) -> None:
         """See :meth:`study.probes.NormProbe.after_update`."""
-        recorder = self.recorder
-        factors = [1.0] * recorder.cells if clip_factors is None else clip_factors
+        measurements = self.measurements
+        factors = [1.0] * measurements.cells if clip_factors is None else clip_factors
         for index, before_K in enumerate(self._before):
-            pairs = recorder.layers[index].pairs()
+            pairs = measurements.layers[index].pairs()
             for cell, (before, pair) in enumerate(zip(before_K, pairs, strict=True)):
                 if self._gradients is None:
                     gradients, factor = (pair.A_RD.grad, pair.B_OR.grad), factors[cell]
@@ -119,10 +119,10 @@ class Weights:
                     Update(new, old, gradient if self.descent else None) if moved else None
                     for moved, new, old, gradient in each
                 ]
-                recorder.add("updates", index, cell, *updates)
+                measurements.add("updates", index, cell, *updates)
                 for site, update in zip(UPDATES, updates, strict=True):
                     if update is not None and update.gradient is not None:
-                        recorder.write(site, index, cell, update.descent, factor)
+                        measurements.write(site, index, cell, update.descent, factor)
         self._before, self._gradients = [], None
 
 
@@ -166,12 +166,13 @@ class NormProbe:
         self._reset()
 
     def _reset(self) -> None:
-        self._recorder = Recorder(self.layers, self._wanted, self.stats, self.world)
-        self._sampled = SampledTokens(self._recorder, self.tokens, self.alignment)
-        self._delta_w = DeltaW(self._recorder)
-        self._activations = Activations(self._recorder, self._sampled, self._delta_w)
+        self._measurements = Measurements(self.layers, self._wanted, self.stats, self.world)
+        self._delta_w = DeltaW(self._measurements)
+        self._activations = Activations(
+            self._measurements, self._delta_w, self.tokens, self.alignment
+        )
         descent = DESCENT.stat in self.stats and DESCENT.site in self.sites
-        self._weights = Weights(self._recorder, descent)
+        self._weights = Weights(self._measurements, descent)
 
     @property
     def needs_backward(self) -> bool:
@@ -199,7 +200,7 @@ class NormProbe:
         Both have variance 1 and ``tokens`` rows. The draw is keyed by the layer's name: it is the
         same for every cell, rank and device.
         """
-        self._sampled.feed_noise()
+        self._activations.feed_noise()
 
     def before_update(self, gradients: Gradients | None = None) -> None:
         """Measure the weights, and their gradients if there are any.
@@ -227,20 +228,20 @@ class NormProbe:
         without a backward pass. The probe is empty afterwards.
         """
         sent = self.send(step, batch)
-        return [sent.frame(cell) for cell in range(self._recorder.cells)]
+        return [sent.frame(cell) for cell in range(self._measurements.cells)]
 
     def send(self, step: int, batch: str = TRAIN) -> Sent:
         """Like :meth:`collect`, without waiting for the device."""
-        recorder = self._recorder
-        recorder.ledger.send()
+        measurements = self._measurements
+        measurements.ledger.send()
         self._reset()
         frame_of = partial(
             frame,
             self.layers,
-            measured=recorder.sites,
+            measured=measurements.sites,
             sites=self.sites,
             stats=self.stats,
             step=step,
             batch=batch,
         )
-        return Sent(recorder.ledger, frame_of)
+        return Sent(measurements.ledger, frame_of)

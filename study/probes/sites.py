@@ -1,7 +1,7 @@
-"""The tensor of every site: one function each, registered under the source it is computed from.
+"""The tensor of every site: one function each, under the source it is computed from.
 
 The rows of :data:`study.vocabulary.quantities.SITES` say what each means. To add a site, add a row
-there and a function here. The probe feeds every source to all functions registered for it:
+there and a function in :data:`TENSORS`. The probe feeds every source to all of its functions:
 
 - :mod:`study.probes.activations` feeds ``inputs``, ``outputs`` and ``output_gradients``, which
   hooks read: ``[N, F]`` for the N tokens of a cell, padding included;
@@ -19,12 +19,12 @@ Letters: ``N`` tokens of a cell, ``n`` sampled tokens, ``D`` / ``O`` in / out fe
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import Tensor
 
 from study.adapters.bank import LoraPair
-from study.probes.statistics import Chunked, chunk_size, chunks_of
+from study.probes.statistics import chunk_size, chunks_of
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Product:
         return dx_nD if self.kept_nD is None else dx_nD * self.kept_nD
 
 
-Source = Literal[
+SiteSource = Literal[
     "inputs",
     "outputs",
     "output_gradients",
@@ -111,82 +111,22 @@ Source = Literal[
     "gradients",
     "updates",
 ]
-WHOLE: tuple[Source, ...] = ("sampled_inputs", "sampled_output_gradients", "product")
+WHOLE: tuple[SiteSource, ...] = ("sampled_inputs", "sampled_output_gradients", "product")
 """The sources that every process of a :class:`~study.adapters.world.World` has whole. Of the others
 each has a part."""
 
-TensorOf = Callable[..., Any]
-"""Returns the tensor of a site, or it chunk by chunk; None for a weight without a gradient."""
-
-TENSORS: dict[Source, dict[str, TensorOf]] = {source: {} for source in get_args(Source)}
-"""The function of every site, by source and name."""
-
-
-def site(name: str, source: Source) -> Callable[[TensorOf], TensorOf]:
-    """Register a function as the tensor of a site."""
-
-    def register(function: TensorOf) -> TensorOf:
-        TENSORS[source][name] = function
-        return function
-
-    return register
-
-
-@site("adapter_in", "inputs")
-def _adapter_in(x_ND: Tensor) -> Tensor:
-    return x_ND
-
-
-@site("layer_out", "outputs")
-def _layer_out(y_NO: Tensor) -> Tensor:
-    return y_NO
-
-
-@site("layer_out_grad", "output_gradients")
-def _layer_out_grad(dy_NO: Tensor) -> Tensor:
-    return dy_NO
-
-
-@site("adapter_out", "sampled_inputs")
-def _adapter_out(x_nD: Tensor, product: Product) -> Tensor:
-    return product.of_inputs(x_nD)
-
-
-@site("adapter_in_grad", "sampled_output_gradients")
-def _adapter_in_grad(dy_nO: Tensor, product: Product) -> Tensor:
-    return product.of_output_gradients(dy_nO)
-
-
-@site("delta_w", "product")
-def _delta_w(product: Product) -> Chunked:
-    return product
-
-
-@site("A", "weights")
-def _A(pair: LoraPair) -> Tensor:
-    return pair.A_RD.detach()
-
-
-@site("B", "weights")
-def _B(pair: LoraPair) -> Tensor:
-    return pair.B_OR.detach()
-
-
-@site("A_grad", "gradients")
-def _A_grad(dA_RD: Tensor | None, dB_OR: Tensor | None) -> Tensor | None:
-    return dA_RD
-
-
-@site("B_grad", "gradients")
-def _B_grad(dA_RD: Tensor | None, dB_OR: Tensor | None) -> Tensor | None:
-    return dB_OR
-
-
-@site("A_update", "updates")
-def _A_update(dA_RD: Chunked | None, dB_OR: Chunked | None) -> Chunked | None:
-    return dA_RD
-
-
-@site("B_update", "updates")
-def _B_update(dA_RD: Chunked | None, dB_OR: Chunked | None) -> Chunked | None:
-    return dB_OR
+TENSORS: dict[SiteSource, dict[str, Callable[..., Any]]] = {
+    "inputs": {"adapter_in": lambda x_ND: x_ND},
+    "outputs": {"layer_out": lambda y_NO: y_NO},
+    "output_gradients": {"layer_out_grad": lambda dy_NO: dy_NO},
+    "sampled_inputs": {"adapter_out": lambda x_nD, product: product.of_inputs(x_nD)},
+    "sampled_output_gradients": {
+        "adapter_in_grad": lambda dy_nO, product: product.of_output_gradients(dy_nO)
+    },
+    "product": {"delta_w": lambda product: product},
+    "weights": {"A": lambda pair: pair.A_RD.detach(), "B": lambda pair: pair.B_OR.detach()},
+    "gradients": {"A_grad": lambda dA_RD, dB_OR: dA_RD, "B_grad": lambda dA_RD, dB_OR: dB_OR},
+    "updates": {"A_update": lambda dA_RD, dB_OR: dA_RD, "B_update": lambda dA_RD, dB_OR: dB_OR},
+}
+"""The function of every site, by source and name. It returns a tensor, or it chunk by chunk; None
+for a weight without a gradient."""

@@ -4,7 +4,7 @@ A tensor is read once, in chunks that stay in the cache, and leaves a few sums o
 statistics are computed from the sums on the host: one function each. The rows of
 :data:`study.vocabulary.quantities.STATS` say what each means. To add one, add a row there and a
 function here. A stat without a function is computed on the device and written as it is
-(:meth:`study.probes.recorder.Recorder.write`).
+(:meth:`study.probes.measurements.Measurements.write`).
 
 A row of sums has the columns below. Sums add over micro-batches, over A and B, and over layers.
 Norms of tensors are known only after the micro-batches are added: :func:`with_norms` fills them in.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from study.adapters import LoraPair
 from study.probes import Sent
-from study.probes.recorder import Leaving
+from study.probes.measurements import HostCopy
 from study.training.checkpoint import Snapshot, capturing
 from study.training.fold import Fold
 
@@ -26,13 +26,13 @@ class Numbers:
     def __init__(self, columns: Mapping[str, Sequence[float] | Tensor], alive_K: Tensor) -> None:
         self._columns = columns
         on_device = [x for x in columns.values() if isinstance(x, Tensor)]
-        self._leaving = Leaving(torch.stack([x.double() for x in (*on_device, alive_K)]))
+        self._copy = HostCopy(torch.stack([x.double() for x in (*on_device, alive_K)]))
         self.step = int(columns["step"][0])
 
     @property
     def arrived(self) -> bool:
         """Whether all numbers are on the host, so that reading them does not wait."""
-        return self._leaving.arrived
+        return self._copy.arrived
 
     @cached_property
     def rows_K(self) -> list[dict[str, float]]:
@@ -53,7 +53,7 @@ class Numbers:
 
     @cached_property
     def _left(self) -> list[list[float]]:
-        return self._leaving.numpy().tolist()
+        return self._copy.numpy().tolist()
 
 
 @dataclass(frozen=True)

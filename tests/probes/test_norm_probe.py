@@ -15,7 +15,7 @@ from study.config import CellConfig
 from study.data import Corpus, TokenBatch
 from study.models import FrozenBase
 from study.probes import NormProbe, statistics
-from study.probes.recorder import KEYS
+from study.probes.measurements import KEYS
 from study.training.loop import Fold
 from study.vocabulary.quantities import MEAN_NORM, MODEL_WIDE, SITES, UNIONS, UPDATES, USUAL
 from tests.probes.folds import SPECS, TOKENS, trained

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from study.adapters.world import ALONE, World
 from study.probes.layers import AdaptedLayer
-from study.probes.sites import TENSORS, WHOLE, Source
+from study.probes.sites import TENSORS, WHOLE, SiteSource
 from study.probes.statistics import (
     MAX,
     OF_A_PART,
@@ -34,7 +34,7 @@ from study.probes.statistics import (
 from study.vocabulary.quantities import DESCENT, MEAN_NORM, MODEL_WIDE, PRODUCTS, SITES, UNIONS
 
 
-class Leaving:
+class HostCopy:
     """A copy of a tensor to the host that does not block the device."""
 
     def __init__(self, x: Tensor) -> None:
@@ -72,7 +72,7 @@ class Ledger:
         self.shape, self.columns, self.world = tuple(shape), tuple(columns), world
         self._moments: list[tuple[tuple[int, ...], Tensor, int]] = []
         self._written: list[tuple[tuple[int, ...], Tensor]] = []
-        self._leaving: Leaving | None = None
+        self._copy: HostCopy | None = None
         self._counts = np.zeros((world.size, 0))
 
     def add(self, place: tuple[int, ...], scaled: Tensor, count: int) -> None:
@@ -91,14 +91,14 @@ class Ledger:
         if self._written:
             parts.append(torch.stack([value.double() for _, value in self._written]))
         if parts:
-            self._leaving = Leaving(self.world.gathered(torch.cat(parts)))
+            self._copy = HostCopy(self.world.gathered(torch.cat(parts)))
         counts = torch.tensor([count for _, _, count in self._moments], dtype=torch.float64)
         self._counts = self.world.gathered(counts).numpy()
 
     @property
     def arrived(self) -> bool:
         """Whether all numbers are on the host."""
-        return self._leaving is None or self._leaving.arrived
+        return self._copy is None or self._copy.arrived
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """All sums, ``[*shape, SUMS]`` float64, and the numbers of elements, ``[*shape]``.
@@ -106,11 +106,11 @@ class Ledger:
         A statistic that was not written is NaN. Waits for the copy.
         """
         sums, counts = no_sums(self.shape), np.zeros(self.shape)
-        if self._leaving is None:
+        if self._copy is None:
             return sums, counts
         columns = (*self.columns, MAX)
         chunks = [len(scaled) for _, scaled, _ in self._moments]
-        scaled, written = np.split(self._leaving.numpy(), [len(columns) * sum(chunks)], axis=1)
+        scaled, written = np.split(self._copy.numpy(), [len(columns) * sum(chunks)], axis=1)
         if self._moments:
             places = [place for place, _, _ in self._moments]
             index = tuple(np.repeat(np.array(places), chunks, axis=0).T)
@@ -126,7 +126,7 @@ class Ledger:
         return sums, counts
 
 
-class Recorder:
+class Measurements:
     """Enters numbers by site, layer and cell.
 
     ``wanted``: the sites to measure. ``stats``: what to measure there. ``world``: the processes
@@ -148,7 +148,7 @@ class Recorder:
         """The second axis of the ledger, ``[K, S, L]``."""
         self.ledger = Ledger((self.cells, len(self.sites), len(layers)), added_up(stats), world)
 
-    def wanted_of(self, source: Source) -> list[str]:
+    def wanted_of(self, source: SiteSource) -> list[str]:
         """The wanted sites that are computed from ``source``."""
         return [name for name in TENSORS[source] if name in self.wanted]
 
@@ -167,7 +167,7 @@ class Recorder:
         # Processes enter as many numbers, however many chunks each has.
         return sums if self.world.size == 1 else joined(sums, columns)
 
-    def add(self, source: Source, layer: int, cell: int, *parts: Any) -> None:
+    def add(self, source: SiteSource, layer: int, cell: int, *parts: Any) -> None:
         """Enter the sums of every wanted site of ``source``.
 
         ``parts``: the arguments of the functions in :mod:`study.probes.sites`. A product ``gamma B
