@@ -1,7 +1,7 @@
 """Low-rank adapters on frozen linears: the adapters of K cells in one bank, placed by name."""
 
 from study.adapters.bank import AdapterSpec, LoraBank, LoraPair, dense_weight, features, merged_once
-from study.adapters.contraction import Contraction, merged_rate
+from study.adapters.contraction import Contraction
 from study.adapters.inject import adapted, resolve_targets
 from study.adapters.truncation import truncating
 
@@ -14,7 +14,6 @@ __all__ = [
     "dense_weight",
     "features",
     "merged_once",
-    "merged_rate",
     "resolve_targets",
     "truncating",
 ]

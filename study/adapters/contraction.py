@@ -22,11 +22,8 @@ Letters: ``K`` cells of one rank, ``N`` tokens of one pass, ``T`` tokens of an o
 in features, ``O`` out features, ``R`` rank.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -260,13 +257,11 @@ class Contraction:
 
     - ``form``: one of ``FORMS``, or ``auto``: the cheapest by FLOPs and memory traffic;
     - ``tokens``: of one cell in one optimizer step, all its micro-batches together. Weights are
-      merged once a step, and their gradient is projected once;
-    - ``merged_rate``: the relative speed of the merged form, see :func:`merged_rate`.
+      merged once a step, and their gradient is projected once.
     """
 
     form: str = "factored"
     tokens: int = 0
-    merged_rate: float = 1.0
 
     def choose(self, d: int, o: int, rank: int, needs_product: bool = False) -> str:
         """One of ``FORMS`` for ``A: [R, D]`` and ``B: [O, R]`` on a dense float32 weight.
@@ -278,12 +273,11 @@ class Contraction:
 
         def cost(form: str) -> float:
             """In units of the factored form's FLOPs."""
-            rate = self.merged_rate if form == "merged" else 1.0
             flops = adapter_flops(form, self.tokens, d, o, rank)
             floats = floats_moved(form, self.tokens, d, o)
             if needs_product and form == "factored":
                 flops, floats = flops + 2 * rank * d * o, floats + d * o
-            return flops / rate + FLOAT * floats
+            return flops + FLOAT * floats
 
         return min(FORMS, key=cost)
 
@@ -307,47 +301,3 @@ def floats_moved(form: str, tokens: int, d: int, o: int) -> int:
     merged form: that weight and its gradient.
     """
     return {"factored": 2 * tokens * (d + o), "mixed": 4 * d * o, "merged": 6 * d * o}[form]
-
-
-@cache
-def merged_rate(device: torch.device) -> float:
-    """The FLOP/s of the merged form divided by those of the factored form on ``device``.
-
-    Measured once, in a tenth of a second, on one layer of 512 by 512 features, 512 tokens and rank
-    170, where both forms take the same FLOPs. The median time of the frozen product is subtracted.
-    The result is rounded to a tenth, so that runs on one machine choose alike, and limited to 0.8
-    to 1.2, so that a busy machine cannot override the FLOP count.
-    """
-    side, rank, tries = 512, 170, 15
-    stream = torch.Generator().manual_seed(0)
-    W_OD, x_1ND, A_1RD, B_1OR = (
-        torch.randn(shape, generator=stream).to(device).requires_grad_(len(shape) == 3)
-        for shape in ((side, side), (1, side, side), (1, rank, side), (1, side, rank))
-    )
-    gamma_111 = torch.ones(1, 1, 1, device=device)
-    products = {
-        "frozen": lambda: torch.bmm(x_1ND, W_OD.mT[None]),
-        "factored": lambda: factored(
-            torch.bmm(x_1ND, W_OD.mT[None]), x_1ND, A_1RD, B_1OR, gamma_111
-        ),
-        "merged": lambda: torch.bmm(x_1ND, merged(W_OD, A_1RD, B_1OR, gamma_111).mT),
-    }
-
-    def seconds(product: Callable[[], Tensor]) -> float:
-        began = time.perf_counter()
-        y_1NO = product()
-        y_1NO.backward(y_1NO.detach())
-        if device.type != "cpu":
-            torch.get_device_module(device).synchronize(device)
-        return time.perf_counter() - began
-
-    times = {name: [] for name in products}  # type: dict[str, list[float]]
-    for _ in range(tries + 2):  # the first two are warm-up
-        for name, product in products.items():
-            times[name].append(seconds(product))
-    took = {name: median(of_name[2:]) for name, of_name in times.items()}
-    of_factored, of_merged = (
-        adapter_flops(form, side, side, side, rank) / max(took[form] - took["frozen"], 1e-9)
-        for form in ("factored", "merged")
-    )
-    return round(min(1.2, max(0.8, of_merged / of_factored)), 1)

@@ -7,9 +7,7 @@ A step's batch and measurements depend on its number only, so the state is what 
 
 - the factors of every layer, the optimizer's state and the schedule;
 - the dropout streams, and the weight gradients that alignments need at the first few steps;
-- the counts of tokens and seconds;
-- the relative speed of the merged products (:func:`study.adapters.merged_rate`), which decides how
-  products are computed, and which every process measures anew.
+- the counts of tokens and seconds.
 """
 
 import weakref
@@ -22,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from study.adapters import Contraction, LoraBank
+from study.adapters import LoraBank
 from study.adapters.world import DIVIDED, Order
 from study.errors import StudyError, one_line
 from study.store.checkpoints import WEIGHTS, Checkpoint
@@ -133,17 +131,9 @@ def _capture(fold: Fold, cell: int) -> Snapshot:
     state |= {
         "tokens": fold.tokens_K[cell],
         "seconds": fold.seconds_K[cell],
-        "merged_rate": fold.banks[0].contraction.merged_rate,
         "device": fold.base.device.type,
     }
     return Snapshot(fold.step + 1, tensors, state)
-
-
-def continued(contraction: Contraction, resume: Sequence[Snapshot]) -> Contraction:
-    """``contraction`` with the measurement of the process that took the first snapshot."""
-    if not resume:
-        return contraction
-    return replace(contraction, merged_rate=float(resume[0].state["merged_rate"]))
 
 
 def start(fold: Fold, resume: Sequence[Snapshot]) -> int:

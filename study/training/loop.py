@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 
 from torch import Tensor
 
-from study.adapters import Contraction, adapted, resolve_targets
+from study.adapters import adapted, resolve_targets
 from study.adapters.bank import LoraBank
 from study.adapters.infinite import InfiniteRankBank
 from study.adapters.world import ALONE, World
@@ -21,7 +21,7 @@ from study.data import Corpus
 from study.models import FrozenBase
 from study.models.blocks import recomputing
 from study.models.compiled import CompiledBlocks, Compiler, Passes, compiler
-from study.training.checkpoint import Snapshot, continued, start
+from study.training.checkpoint import Snapshot, start
 from study.training.fold import Fold
 from study.training.measuring import (
     evaluations,
@@ -59,36 +59,13 @@ def train(
     that train the fold together: all call this, with the same arguments. When the generator ends,
     or the caller closes it, the base has no adapters again.
     """
-    contraction = continued(runs[0].contraction, resume)
     with (
-        _folded(base, corpus, runs, contraction, world) as fold,
+        _folded(base, corpus, runs, world) as fold,
         nullcontext(compiles) if compiles else compiler(fold.cells[0].pack.compile) as compiles,
     ):
         begun = start(fold, resume)
         fold.compiled = _compiled(fold, compiles, _passes(runs, begun))
         yield from _steps(fold, begun)
-
-
-@contextmanager
-def _folded(
-    base: FrozenBase,
-    corpus: Corpus,
-    runs: Sequence[Run],
-    contraction: Contraction,
-    world: World,
-) -> Iterator[Fold]:
-    """Inside, the base has the adapters of ``runs``, and its blocks run as these ask for."""
-    base, shared = copy_to_divide(base, world), runs[0].config
-    layers = resolve_targets(base.card.targets, shared.adapter.targets)
-    bank_type = InfiniteRankBank if shared.adapter.rank == float("inf") else LoraBank
-    specs = [run.adapter for run in runs]
-    with (
-        recomputing(base) if shared.train.checkpointing else nullcontext(),
-        adapted(
-            *(base.model, layers, specs, bank_type, contraction), lambda: divide(base, world)
-        ) as banks,
-    ):
-        yield Fold(base, corpus, [run.config for run in runs], banks, world)
 
 
 def _steps(fold: Fold, begun: int) -> Generator[list[CellStep | None], None, None]:
@@ -126,6 +103,27 @@ def _steps(fold: Fold, begun: int) -> Generator[list[CellStep | None], None, Non
         # Processes end at the same step, but their numbers may arrive at different times.
         if fold.world.size == 1 and earlier.arrived and not any(earlier.alive_K):
             return
+
+
+@contextmanager
+def _folded(
+    base: FrozenBase,
+    corpus: Corpus,
+    runs: Sequence[Run],
+    world: World,
+) -> Iterator[Fold]:
+    """Inside, the base has the adapters of ``runs``, and its blocks run as these ask for."""
+    base, shared = copy_to_divide(base, world), runs[0].config
+    layers = resolve_targets(base.card.targets, shared.adapter.targets)
+    bank_type = InfiniteRankBank if shared.adapter.rank == float("inf") else LoraBank
+    specs = [run.adapter for run in runs]
+    with (
+        recomputing(base) if shared.train.checkpointing else nullcontext(),
+        adapted(
+            base.model, layers, specs, bank_type, runs[0].contraction, lambda: divide(base, world)
+        ) as banks,
+    ):
+        yield Fold(base, corpus, [run.config for run in runs], banks, world)
 
 
 def _compiled(fold: Fold, compiles: Compiler, passes: Passes) -> CompiledBlocks | None:

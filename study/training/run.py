@@ -9,7 +9,7 @@ from typing import Self
 
 import torch
 
-from study.adapters import AdapterSpec, Contraction, merged_rate
+from study.adapters import AdapterSpec, Contraction
 from study.adapters.peft_format import read_adapter
 from study.config import CellConfig
 from study.data import Corpus, TokenTable
@@ -41,10 +41,7 @@ class Run:
         form = config.adapter.contraction
         if config.train.shard:  # only factored products leave the factors divided between passes
             form = "factored"
-        # Measuring the rate takes a tenth of a second, and only the choice of a form needs it.
-        rate = merged_rate(device) if form == "auto" else 1.0
-        contraction = Contraction(form, tokens, rate)
-        return cls(config, adapter_spec(config), tokens, supervised, contraction)
+        return cls(config, adapter_spec(config), tokens, supervised, Contraction(form, tokens))
 
 
 def adapter_spec(config: CellConfig) -> AdapterSpec:

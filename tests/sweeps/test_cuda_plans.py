@@ -14,7 +14,6 @@ from study.sweeps import packs
 from study.sweeps.cells import plan
 from study.sweeps.estimate import fold_bytes
 from study.sweeps.prepare import prepare
-from study.training import run
 from study.training.fold import LOGITS
 
 Build = Callable[..., CellConfig]
@@ -29,7 +28,6 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (state.free, state.total))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
-    monkeypatch.setattr(run, "merged_rate", lambda device: 1.0)
     return state
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from study.adapters import AdapterSpec, Contraction, adapted, merged_rate
+from study.adapters import AdapterSpec, Contraction, adapted
 from study.adapters.contraction import FORMS
 from study.config import CellConfig, ModelConfig
 from study.data import Corpus
@@ -72,7 +72,6 @@ def test_flops_are_what_torch_counts(
         "probes.steps=null",
     )
     run = Run.of(config, corpus, CPU)
-    merged_rate(CPU)  # measured once a process, by products of its own
     with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
         list(train(tiny_base, corpus, [run]))
     counted = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
