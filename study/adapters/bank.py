@@ -26,7 +26,7 @@ from study.adapters.contraction import (
     mixed,
 )
 from study.adapters.inits import DRAWS, generator_for
-from study.adapters.world import own, undivided
+from study.adapters.processes import own, undivided
 from study.errors import StudyError, unknown
 from study.vocabulary.inits import INITS
 

@@ -33,7 +33,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from study.adapters.world import ALONE, World
+from study.adapters.processes import ALONE, Processes
 from study.probes.layers import adapted_layers
 from study.vocabulary.quantities import ALIGNMENTS
 
@@ -49,7 +49,7 @@ class Alignment:
     """
 
     def __init__(
-        self, model: nn.Module, stats: Sequence[str] = ALIGNMENTS, world: World = ALONE
+        self, model: nn.Module, stats: Sequence[str] = ALIGNMENTS, world: Processes = ALONE
     ) -> None:
         self.layers, self.stats, self.world = adapted_layers(model), tuple(stats), world
         self._G_KOD: list[Tensor | None] = [None] * len(self.layers)

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from study.adapters.world import ALONE, World
+from study.adapters.processes import ALONE, Processes
 from study.probes.layers import AdaptedLayer
 from study.probes.sites import TENSORS, WHOLE, SiteSource
 from study.probes.statistics import (
@@ -68,7 +68,9 @@ class Ledger:
     as many numbers at the same places in the same order, and read the sums of all.
     """
 
-    def __init__(self, shape: Sequence[int], columns: Sequence[int], world: World = ALONE) -> None:
+    def __init__(
+        self, shape: Sequence[int], columns: Sequence[int], world: Processes = ALONE
+    ) -> None:
         self.shape, self.columns, self.world = tuple(shape), tuple(columns), world
         self._moments: list[tuple[tuple[int, ...], Tensor, int]] = []
         self._written: list[tuple[tuple[int, ...], Tensor]] = []
@@ -139,7 +141,7 @@ class Measurements:
         layers: Sequence[AdaptedLayer],
         wanted: Set[str],
         stats: Sequence[str],
-        world: World = ALONE,
+        world: Processes = ALONE,
     ) -> None:
         self.layers, self.wanted, self.stats, self.world = layers, wanted, stats, world
         pairs = layers[0].pairs()

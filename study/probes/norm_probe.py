@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from study.adapters.bank import LoraPair
-from study.adapters.world import ALONE, World
+from study.adapters.processes import ALONE, Processes
 from study.probes.activations import Activations
 from study.probes.alignment import Alignment
 from study.probes.delta_w import DeltaW
@@ -157,7 +157,7 @@ class NormProbe:
         tokens: int = 128,
         alignment: Alignment | None = None,
         adapter: str | None = None,
-        world: World = ALONE,
+        world: Processes = ALONE,
     ) -> None:
         self.layers = adapted_layers(model, adapter)
         self.sites, self.stats = tuple(sites), tuple(stats)
@@ -187,7 +187,7 @@ class NormProbe:
     def watch(self, real_BT: Tensor | None = None) -> AbstractContextManager[None]:
         """Measure the forward and backward pass inside: one micro-batch of every cell.
 
-        It may be of this process's rows only, see :meth:`study.adapters.world.World.rows`.
+        It may be of this process's rows only, see :meth:`study.adapters.processes.Processes.rows`.
 
         ``real_BT``, ``[K * B, T]``, is true (or 1) on real tokens, as an attention mask is. None:
         every token is real.

@@ -112,8 +112,8 @@ SiteSource = Literal[
     "updates",
 ]
 WHOLE: tuple[SiteSource, ...] = ("sampled_inputs", "sampled_output_gradients", "product")
-"""The sources that every process of a :class:`~study.adapters.world.World` has whole. Of the others
-each has a part."""
+"""The sources that every process has whole (:mod:`study.adapters.processes`). Of the others each
+has a part."""
 
 TENSORS: dict[SiteSource, dict[str, Callable[..., Any]]] = {
     "inputs": {"adapter_in": lambda x_ND: x_ND},

@@ -1,7 +1,8 @@
 """What a process of torchrun does that is not process 0: train its part of every cell.
 
 Process 0 sends the cells of each pack, then each cell and the step at which it begins, and after
-each step an :class:`~study.adapters.world.Order`. None ends what it began. Nothing is written here.
+each step an :class:`~study.adapters.processes.Order`. None ends what it began. Nothing is written
+here.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from study.adapters.world import Order, World
+from study.adapters.processes import Order, Processes
 from study.sweeps import processes, signals
 from study.sweeps.cells import Cell
 from study.sweeps.checkpointing import newest
@@ -68,7 +69,7 @@ def _silent(_: str) -> None:
     """Process 0 prints the lines about a checkpoint."""
 
 
-def _follow_steps(steps: Iterable[Sequence[CellStep | None]], world: World) -> None:
+def _follow_steps(steps: Iterable[Sequence[CellStep | None]], world: Processes) -> None:
     for results in steps:
         while (order := world.agreed()) is Order.CAPTURE:
             for result in filter(None, results):

@@ -21,7 +21,7 @@ from study.sweeps import signals
 if TYPE_CHECKING:
     import torch
 
-    from study.adapters.world import World
+    from study.adapters.processes import Processes
     from study.sweeps.cells import Cell
 
 _FAILED, _ENDED = "study/failed", "study/ended"
@@ -101,14 +101,14 @@ def _check_divides(cell: "Cell", processes: int) -> None:
             )
 
 
-def world(device: "torch.device") -> "World":
+def world(device: "torch.device") -> "Processes":
     """The processes that train together, each on a ``device`` of its type."""
-    from study.adapters.world import ALONE, Processes
+    from study.adapters.processes import ALONE, SeveralProcesses
 
     if count() == 1:
         return ALONE
     _join()
-    return Processes(device)
+    return SeveralProcesses(device)
 
 
 def local_number() -> int:
@@ -116,7 +116,7 @@ def local_number() -> int:
     return int(os.environ["LOCAL_RANK"])
 
 
-def begin(world: "World", cells: Sequence["Cell"], must_stop: Callable[[], bool]) -> bool:
+def begin(world: "Processes", cells: Sequence["Cell"], must_stop: Callable[[], bool]) -> bool:
     """Process 0 tells the others to train ``cells``, and waits until each has its device.
 
     False if ``must_stop`` ended the wait: no process trains then. Raises :class:`StudyError` if

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from study.adapters.world import Order, World
+from study.adapters.processes import Order, Processes
 from study.config import CellConfig
 from study.errors import StudyError, one_line
 from study.models import FrozenBase, ModelCard, describe, load_base
@@ -121,7 +121,7 @@ class _Pass:
         self,
         pack: PreparedPack,
         base: FrozenBase,
-        world: World,
+        world: Processes,
         compiles: Compiler,
         display: Display,
         tracked: Tracker,

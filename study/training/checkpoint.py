@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from study.adapters import LoraBank
-from study.adapters.world import DIVIDED, Order
+from study.adapters.processes import DIVIDED, Order
 from study.errors import StudyError, one_line
 from study.store.checkpoints import WEIGHTS, Checkpoint
 from study.training.fold import Fold

@@ -8,24 +8,32 @@ features of the hidden states, ``V`` tokens in the vocabulary.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from study.adapters import LoraBank, merged_once
-from study.adapters.world import ALONE, World
+from study.adapters.processes import ALONE, Processes
 from study.config import CellConfig, chosen, probe_steps
 from study.data import IGNORED, Corpus, TokenBatch
 from study.models import FrozenBase
 from study.models.compiled import CompiledBlocks
-from study.probes import Alignment, NormProbe
+from study.probes import Alignment
 from study.training.optimizers import Learner
 from study.training.run import may_trim
 from study.vocabulary.quantities import ALIGNMENTS, STATS, USUAL
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
+
+
+class Watcher(Protocol):
+    """An observer of a pass, such as a probe."""
+
+    def watch(self, real_BT: Tensor | None = None) -> AbstractContextManager[None]:
+        """Surrounds the forward and backward pass of one micro-batch."""
+        ...
 
 
 class Fold:
@@ -42,7 +50,7 @@ class Fold:
         corpus: Corpus,
         cells: Sequence[CellConfig],
         banks: Sequence[LoraBank],
-        world: World = ALONE,
+        world: Processes = ALONE,
     ) -> None:
         self.base, self.corpus, self.cells, self.banks = base, corpus, cells, banks
         self.compiled: CompiledBlocks | None = None
@@ -67,7 +75,7 @@ class Fold:
 
     # The passes of one optimizer step.
 
-    def backward(self, step: int, probe: NormProbe | None = None) -> Tensor:
+    def backward(self, step: int, probe: Watcher | None = None) -> Tensor:
         """Forward and backward over the micro-batches of ``step``.
 
         Returns each cell's mean loss over the step's supervised tokens, ``[K]``. Leaves the
@@ -210,7 +218,9 @@ class Fold:
         return mask_BT.reshape(len(self.cells), -1).sum(1)
 
 
-def _alignment(model: nn.Module, config: CellConfig, world: World) -> tuple[Alignment | None, int]:
+def _alignment(
+    model: nn.Module, config: CellConfig, world: Processes
+) -> tuple[Alignment | None, int]:
     """The weight gradients that alignment statistics need, and the last step that measures them.
 
     ``(None, 0)`` if none is asked for.

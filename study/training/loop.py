@@ -15,7 +15,7 @@ from torch import Tensor
 from study.adapters import adapted, resolve_targets
 from study.adapters.bank import LoraBank
 from study.adapters.infinite import InfiniteRankBank
-from study.adapters.world import ALONE, World
+from study.adapters.processes import ALONE, Processes
 from study.config import eval_steps, probe_steps
 from study.data import Corpus
 from study.models import FrozenBase
@@ -44,7 +44,7 @@ def train(
     runs: Sequence[Run],
     resume: Sequence[Snapshot] = (),
     compiles: Compiler | None = None,
-    world: World = ALONE,
+    world: Processes = ALONE,
 ) -> Generator[list[CellStep | None], None, None]:
     """Train a fold. Yields at each step s = 0 ... ``train.steps`` one result per cell.
 
@@ -110,7 +110,7 @@ def _folded(
     base: FrozenBase,
     corpus: Corpus,
     runs: Sequence[Run],
-    world: World,
+    world: Processes,
 ) -> Iterator[Fold]:
     """Inside, the base has the adapters of ``runs``, and its blocks run as these ask for."""
     base, shared = copy_to_divide(base, world), runs[0].config

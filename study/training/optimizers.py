@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from study.adapters import LoraBank
-from study.adapters.world import ALONE, DIVIDED, World
+from study.adapters.processes import ALONE, DIVIDED, Processes
 from study.config import CellConfig, OptimizerConfig, TrainConfig
 from study.errors import StudyError
 
@@ -153,7 +153,7 @@ class Learner:
     """
 
     def __init__(
-        self, config: CellConfig, cell: int, banks: Sequence[LoraBank], world: World = ALONE
+        self, config: CellConfig, cell: int, banks: Sequence[LoraBank], world: Processes = ALONE
     ) -> None:
         self.world = world
         pairs = [bank.pairs[cell] for bank in banks]

@@ -16,12 +16,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from study.adapters.bank import Bucket
-from study.adapters.world import DIVIDED, World
+from study.adapters.processes import DIVIDED, Processes
 from study.models import FrozenBase
 from study.models.blocks import blocks_of
 
 
-def copy_to_divide(base: FrozenBase, world: World) -> FrozenBase:
+def copy_to_divide(base: FrozenBase, world: Processes) -> FrozenBase:
     """A copy of ``base`` with modules of its own, and the same weights; alone, ``base`` itself."""
     if world.size == 1:
         return base
@@ -37,7 +37,7 @@ def _alias(tensor: Tensor) -> Tensor:
     return tensor.detach()
 
 
-def divide(base: FrozenBase, world: World) -> None:
+def divide(base: FrozenBase, world: Processes) -> None:
     """Divide the weights of ``base``, which has its adapters, among the processes of ``world``.
 
     ``base``: of :func:`copy_to_divide`. Afterwards it is on the device of this process.

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from study.adapters.world import ALONE, Order, World
+from study.adapters.processes import ALONE, Order, Processes
 from study.config import CellConfig
 from study.data import Corpus
 from study.errors import StudyError
@@ -51,7 +51,7 @@ TOLERANCE = {"bf16": 1e-2}
 
 
 def trained(
-    base: FrozenBase, corpus: Corpus, config: CellConfig, world: World, resume: Any = ()
+    base: FrozenBase, corpus: Corpus, config: CellConfig, world: Processes, resume: Any = ()
 ) -> list[dict[str, Any]]:
     """What each step leaves, with the state after step :data:`STOP`."""
     steps = []

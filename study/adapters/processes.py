@@ -1,8 +1,8 @@
 """The processes that train one cell together, each on a device of its own.
 
 Every process holds a part of each factor, and computes on a part of each batch. A sum over a batch
-is then the sum of what the processes have. :class:`World` is a process on its own, for which every
-method is the identity; :class:`Processes` are several, through ``torch.distributed``.
+is then the sum of what the processes have. :class:`Processes` is a process on its own, for which
+every method is the identity; :class:`SeveralProcesses` are several, through ``torch.distributed``.
 
 A factor is divided by its features: A by its inputs, B by its outputs. So any rank can be divided.
 Letters: ``P`` processes.
@@ -33,7 +33,7 @@ class Order(Enum):
     STOP = "stop after this step"
 
 
-class World:
+class Processes:
     """One process, which holds every tensor whole. ``number``: of this process, from 0."""
 
     number, size = 0, 1
@@ -77,10 +77,10 @@ class World:
         return order
 
 
-ALONE = World()
+ALONE = Processes()
 
 
-class Processes(World):
+class SeveralProcesses(Processes):
     """This process and its peers. ``torch.distributed`` must be initialised.
 
     ``device``: this process's. Orders go through a group of the CPU, so that they wait for no
