@@ -32,8 +32,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from study.adapters.bank import AdapterSpec, initial_pair
-from study.config import CellConfig, parse
-from study.config.compose import CONF
+from study.config import CellConfig
+from study.config.compose import CONF, parse
 from study.data import IGNORED, Corpus, TokenBatch
 from study.models import FrozenBase
 from study.models.sources import find_model

@@ -5,9 +5,9 @@ from typing import Any
 from docs.blocks import NoTables, minus, study_tables
 from docs.claims import DESCENT, FORWARD, GRADIENT, HELDOUT
 from docs.evidence import matching
+from study.config.expectations import BEST_RATE, P_STAR, P_STAR_LIMIT, SLOPE
 from study.report.expected import measured_text
 from study.report.markdown import bullets
-from study.vocabulary.expectations import BEST_RATE, P_STAR, P_STAR_LIMIT, SLOPE
 
 HISTORY, OVER_TRAINING = "optimizer_history", "theorem_over_training"
 P_STAR_STUDY, RATES = "stable_exponent", "learning_rate_rho_tiny"

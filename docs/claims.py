@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from study.vocabulary.agreements import AGREES, DIFFERS
-from study.vocabulary.expectations import (
+from study.config.expectations import (
     ALPHA_GAP,
     BEST_ALPHA,
     BEST_RATE,
@@ -21,6 +20,7 @@ from study.vocabulary.expectations import (
     SLOPE,
     Expectation,
 )
+from study.vocabulary.agreements import AGREES, DIFFERS
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import ONE_SEED, UNCLEAR
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from docs.blocks import RESULTS, study_tables
 from study.analysis.expectations import Compared, compare
+from study.config.expectations import Expectation
 from study.report.expected import held_expectations
 from study.report.literal import Record, literal_record
 from study.report.records import records_of
-from study.vocabulary.expectations import Expectation
 
 
 @cache

@@ -21,6 +21,7 @@ from docs.studies import STUDIES, Committed
 from study.analysis.distances import exponents
 from study.analysis.expectations import Compared, compare
 from study.analysis.intervals import interval_text
+from study.config.expectations import NOT_MEASURED
 from study.figures.captions import settings
 from study.report.answer import answer as what_was_found
 from study.report.expected import compared_line, expected_text, measured_text, verdict_counts
@@ -30,7 +31,6 @@ from study.report.markdown import bullets, literal, table
 from study.report.provenance import total_seconds
 from study.vocabulary.agreements import AGREES, DIFFERS
 from study.vocabulary.distances import LOSS, MEASURES
-from study.vocabulary.expectations import NOT_MEASURED
 from study.vocabulary.quantities import ALL_KINDS, MEAN_LOG
 
 NOT_RUN = "not run"

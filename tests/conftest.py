@@ -21,8 +21,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from study import cli
-from study.config import CellConfig, ModelConfig, parse
-from study.config.compose import CONF
+from study.config import CellConfig, ModelConfig
+from study.config.compose import CONF, parse
 from study.sweeps.imports import without_collections
 
 if TYPE_CHECKING:

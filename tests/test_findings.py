@@ -13,12 +13,12 @@ from docs.evidence import expectations, matching
 from docs.pictures import slim
 from docs.studies import STUDIES
 from study.analysis.expectations import Compared
+from study.config.expectations import Expectation
 from study.figures import FIGURES
 from study.store import load_records
 from study.store.archive import FILES
 from study.store.records import ARCHIVE
 from study.vocabulary.agreements import AGREES, DIFFERS
-from study.vocabulary.expectations import Expectation
 from study.vocabulary.verdicts import UNCLEAR
 
 COMMITTED = sorted(path.parent.name for path in RESULTS.glob(f"*/{ARCHIVE}"))

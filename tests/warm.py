@@ -11,8 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 
-from study.config import parse
-from study.config.compose import CONF
+from study.config.compose import CONF, parse
 
 MODULES = (
     *("joblib", "pandas", "pyarrow.parquet", "pytorch_optimizer", "transformers.optimization"),

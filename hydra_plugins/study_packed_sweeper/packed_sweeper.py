@@ -18,6 +18,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -126,9 +127,6 @@ class PackedSweeper(Sweeper):
 
     def _axes(self, arguments: list[str]) -> tuple[list[str], list[list[str]]]:
         """Overrides that all cells share, and a list of alternatives for each swept key."""
-        # Imported here, because Hydra imports every plugin at start-up.
-        from study.config.grid import alternatives, check_count
-
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         by_key: dict[str, list[str]] = {}
         for override in parser.parse_overrides(
@@ -138,15 +136,15 @@ class PackedSweeper(Sweeper):
             # The command line comes last and replaces the experiment's own sweep of a key.
             by_key.pop(key, None)
             if override.is_sweep_override():
-                by_key[key] = [f"{key}={value}" for value in alternatives(override)]
+                by_key[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+                if not by_key[key]:
+                    raise HydraException(f"{override.input_line} has no values to sweep over")
             else:
                 by_key[key] = [
                     override.input_line or f"{key}={override.get_value_element_as_str()}"
                 ]
         shared = [axis[0] for axis in by_key.values() if len(axis) == 1]
-        swept = [axis for axis in by_key.values() if len(axis) > 1]
-        check_count(swept)
-        return shared, swept
+        return shared, [axis for axis in by_key.values() if len(axis) > 1]
 
 
 def _publish(cells: Sequence["Cell"]) -> None:

@@ -1,6 +1,6 @@
 """Expectations beside what was measured, each with a verdict by equivalence.
 
-An expectation (:mod:`study.vocabulary.expectations`) is about every curve that it matches, and each
+An expectation (:mod:`study.config.expectations`) is about every curve that it matches, and each
 has a row of its own. It ``agrees`` if the 95 % interval lies within the tolerance of the expected
 value (two one-sided tests, Schuirmann 1987), and ``differs`` if it lies outside. Holm's method
 corrects both for the number of rows: among all rows of a study, the probability of any false
@@ -29,8 +29,7 @@ from study.analysis.stable import STABLE_COLUMNS, side_by_side
 from study.analysis.tables import AnalysedTables
 from study.analysis.verdicts import beyond, holm, tost
 from study.analysis.wording import setting_text
-from study.vocabulary.agreements import AGREES, DIFFERS
-from study.vocabulary.expectations import (
+from study.config.expectations import (
     ALPHA_GAP,
     BEST_ALPHA,
     BEST_RATE,
@@ -45,6 +44,7 @@ from study.vocabulary.expectations import (
     SLOPE,
     Expectation,
 )
+from study.vocabulary.agreements import AGREES, DIFFERS
 from study.vocabulary.thresholds import SEEDS_FOR_VERDICT, SIGNIFICANCE
 from study.vocabulary.verdicts import ONE_SEED, UNCLEAR
 
@@ -70,7 +70,7 @@ class Compared:
       from others of the study, as text;
     - ``measured``, ``low``, ``high``: the value and its 95 % interval, NaN without one;
     - ``seeds``; ``step``: at which it was measured, None for a best rate;
-    - ``verdict``: a key of :data:`study.vocabulary.expectations.MEANINGS`.
+    - ``verdict``: a key of :data:`study.config.expectations.MEANINGS`.
     """
 
     expectation: Expectation

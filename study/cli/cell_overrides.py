@@ -6,7 +6,6 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from study.config.checks import typed
 from study.config.compose import CONF
 from study.integrations.overrides import written
 
@@ -46,7 +45,8 @@ def _composed(overrides: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
     """The configuration of ``study train`` with these overrides, and the keys that it sweeps."""
     found: DictConfig = compose("config", list(overrides), return_hydra_config=True)
     swept = {str(key) for key in found.hydra.sweeper.get("params") or {}}
-    plain = OmegaConf.to_container(typed(found), resolve=True)
+    own = OmegaConf.masked_copy(found, [str(key) for key in found if key != "hydra"])
+    plain = OmegaConf.to_container(own, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}, swept
 

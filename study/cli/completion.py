@@ -3,11 +3,12 @@
 Shells call ``study`` with ``_STUDY_COMPLETE`` in the environment (click's protocol).
 """
 
+import re
+
 import click
 from click.shell_completion import (
     BashComplete,
     CompletionItem,
-    ZshComplete,
     add_completion_class,
     get_completion_class,
 )
@@ -22,18 +23,6 @@ class BashWithoutSpace(BashComplete):
     source_template = BashComplete.source_template.replace(
         "    return 0\n",
         "    [[ ${COMPREPLY[0]} == *[.=/] ]] && compopt -o nospace\n    return 0\n",
-    )
-
-
-@add_completion_class
-class ZshWithoutSpace(ZshComplete):
-    """The same for Zsh."""
-
-    source_template = ZshComplete.source_template.replace(
-        "        compadd -U -V unsorted -a completions\n",
-        "        local -a ending\n"
-        "        [[ $completions[1] == *[.=/] ]] && ending=(-S '')\n"
-        '        compadd -U "${ending[@]}" -V unsorted -a completions\n',
     )
 
 
@@ -54,28 +43,16 @@ def completion(shell: str) -> None:
 def complete_overrides(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """The completions of the last word of ``study train ...``."""
-    from study.config.completion import complete
+    """The completions of the last word of ``study train ...``.
 
-    words, is_split = _words([*context.params["arguments"], incomplete])
-    overrides = [word for word in words[:-1] if "=" in word]
-    found = complete(overrides, words[-1])
-    return [CompletionItem(text.partition("=")[2] if is_split else text) for text in found]
-
-
-def _words(parts: list[str]) -> tuple[list[str], bool]:
-    """The words of a command line, and whether the shell has split the last one at ``=``.
-
-    Bash takes ``=`` for a word of its own. Click drops it at the end of a line.
+    Bash takes ``=`` for a word of its own, which click drops at the end of a line.
     """
-    *before, last = parts
-    if not last and before and "=" not in before[-1] and not before[-1].startswith(("-", "~")):
+    from study.config.hints import complete
+
+    before = list(context.params["arguments"])
+    if not incomplete and before and not re.search("=|^[-~]", "".join(before[-2:])):
         before.append("=")
-    words: list[str] = []
-    for place, part in enumerate([*before, last]):
-        follows = place > 0 and before[place - 1] == "="
-        if words and (part == "=" or follows):
-            words[-1] += part
-        else:
-            words.append(part)
-    return words, bool(before) and before[-1] == "="
+    is_split = before[-1:] == ["="]
+    *overrides, word = re.sub(" = ?", "=", " ".join([*before, incomplete])).split(" ")
+    found = complete([text for text in overrides if "=" in text], word)
+    return [CompletionItem(text.partition("=")[2] if is_split else text) for text in found]

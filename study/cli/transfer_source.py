@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +65,7 @@ def read_source(path: Path, entry: str | None, lr: str | None, optimizer: str | 
     Raises :class:`StudyError` for whatever cannot be read, and for a value out of range.
     """
     from study.config import AdapterConfig, OptimizerConfig
-    from study.config.bounds import check_bounds
+    from study.config.values import read
     from study.vocabulary.scaling import exponent
 
     origin, settings = _settings(path, entry)
@@ -89,7 +89,7 @@ def read_source(path: Path, entry: str | None, lr: str | None, optimizer: str | 
     )
     for part in (adapter, trained):
         try:
-            check_bounds(part)
+            read(type(part), asdict(part))
         except StudyError as error:
             raise StudyError(f"{origin}: {error}") from None
     if adapter.rank == math.inf:
@@ -178,19 +178,18 @@ def _number(key: str, value: Any, usual: float) -> float:
 
 def read_target(run: Source, rank: str | None, rule: str | None) -> Target:
     """Rank and rule of the new run. Raises :class:`StudyError` for values out of range."""
-    from study.config.bounds import Whole, check_bounds
-    from study.config.types import MOST_RANK
+    from study.config import AdapterConfig
+    from study.config.values import read
     from study.theory.equivalence import converted_alpha
     from study.vocabulary.scaling import exponent
 
     new: Any = run.adapter.rank
     if rank is not None:
         new = int(rank) if rank.isascii() and rank.isdecimal() and len(rank) < 20 else rank
-        Whole(1, most=MOST_RANK).check("--rank", new)
-    adapter = run.adapter
+    adapter = replace(run.adapter, rank=new)
     if rule is not None:
         adapter = replace(adapter, scaling=rule, exponent=None)
-        check_bounds(adapter)
+    adapter = read(AdapterConfig, asdict(adapter), "adapter.")
     try:
         p = exponent(adapter.scaling, adapter.exponent)
     except ValueError:
@@ -202,7 +201,7 @@ def read_target(run: Source, rank: str | None, rule: str | None) -> Target:
 
 def _check_gamma(where: str, gamma: float) -> None:
     """Raises :class:`StudyError` for a gamma that a run in float32 cannot have."""
-    from study.config.bounds import LARGEST_FLOAT
+    from study.config.values import LARGEST_FLOAT
 
     if not 1 / LARGEST_FLOAT <= gamma <= LARGEST_FLOAT:
         raise StudyError(

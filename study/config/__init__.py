@@ -1,20 +1,20 @@
 """The configuration of a cell: its types, its checks and its identity.
 
-- :mod:`~study.config.types`: the typed configuration, each field with its bound;
-- :mod:`~study.config.bounds`: what a bound can say;
-- :mod:`~study.config.expectations`: the bounds of what an experiment expects;
-- :mod:`~study.config.checks`: from a composed Hydra config to a checked cell;
+- :mod:`~study.config.types`: the typed configuration, each field with its limits;
+- :mod:`~study.config.values`: the kinds of values, and the line about a wrong one;
+- :mod:`~study.config.expectations`: what an experiment expects;
+- :mod:`~study.config.checks`: what concerns several fields;
 - :mod:`~study.config.schedules`: the steps and ranks that epochs and short words stand for;
-- :mod:`~study.config.intervals`: how often something happens, in steps or in time;
 - :mod:`~study.config.hashing`: the identity of a cell;
-- :mod:`~study.config.compose`: Hydra overrides to cells, and where ``conf/`` is.
+- :mod:`~study.config.compose`: Hydra overrides to cells, and where ``conf/`` is;
+- :mod:`~study.config.hints`: what a user probably meant, help and completion.
+
+This package imports neither Hydra nor OmegaConf, which the environment of Axolotl cannot import.
+The last two modules need them.
 """
 
-from typing import TYPE_CHECKING, Any
-
-from study.config.bounds import chosen
+from study.config.checks import validate
 from study.config.hashing import IDENTITY_VERSION, UNKNOWN_STEPS, Sources, identity
-from study.config.intervals import Interval, interval
 from study.config.schedules import eval_steps, probe_steps, resolved, truncation_ranks
 from study.config.types import (
     AUTO_COMPILE,
@@ -31,9 +31,7 @@ from study.config.types import (
     TrainConfig,
     optimizer_config,
 )
-
-if TYPE_CHECKING:
-    from study.config.checks import checked, parse, typed, validate
+from study.config.values import Interval, chosen, interval
 
 __all__ = [
     "AUTO_COMPILE",
@@ -52,28 +50,13 @@ __all__ = [
     "Sources",
     "TrackerConfig",
     "TrainConfig",
-    "checked",
     "chosen",
     "eval_steps",
     "identity",
     "interval",
     "optimizer_config",
-    "parse",
     "probe_steps",
     "resolved",
     "truncation_ranks",
-    "typed",
     "validate",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """The functions of :mod:`~study.config.checks`, on first use.
-
-    They need OmegaConf, which the environment of Axolotl cannot import.
-    """
-    if name not in ("checked", "parse", "typed", "validate"):
-        raise AttributeError(f"module 'study.config' has no attribute {name!r}")
-    from study.config import checks
-
-    return getattr(checks, name)

@@ -1,24 +1,16 @@
-"""From a composed Hydra config to a checked cell.
+"""What concerns several fields of a cell, and needs neither its model nor its data.
 
-Checks every mistake that can be seen without a model or data. What concerns one field is a bound in
-:mod:`study.config.types`; what concerns several fields is a function here.
+The types and limits of single fields stand in :mod:`study.config.types`.
 """
 
 import math
-import sys
-from collections.abc import Iterator
-from dataclasses import fields
 from importlib.util import find_spec
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from study.config.bounds import LARGEST_FLOAT, check_bounds
-from study.config.expectations import check_expectations, check_form
 from study.config.schedules import probe_steps, truncation_ranks
-from study.config.types import CellConfig, optimizer_config
-from study.errors import StudyError, short, unknown
+from study.config.types import MOST_EXPONENT, CellConfig
+from study.config.values import LARGEST_FLOAT
+from study.errors import StudyError
 from study.vocabulary import scaling
 from study.vocabulary.extras import install
 from study.vocabulary.inits import INITS
@@ -26,90 +18,20 @@ from study.vocabulary.optimizers import MOST_USED, OPTIMIZERS, of_family
 from study.vocabulary.trackers import TRACKERS
 
 
-def parse(composed: DictConfig) -> CellConfig:
-    """A composed Hydra config as a checked cell: :func:`typed`, then :func:`checked`."""
-    return checked(typed(composed))
-
-
-def typed(composed: DictConfig) -> DictConfig:
-    """A composed Hydra config under our types: every later value is converted or refused.
-
-    Raises :class:`StudyError`, one line, for a value of the wrong type.
-    """
-    known = {f.name for f in fields(CellConfig)}
-    plain = OmegaConf.masked_copy(composed, [str(key) for key in composed if str(key) in known])
-    check_form(_plain(plain).get("expects", []))
-    try:
-        optimizer = OmegaConf.select(plain, "optimizer.name")
-        if optimizer not in OPTIMIZERS:
-            raise unknown("optimizer", optimizer, OPTIMIZERS)
-        schema = OmegaConf.structured(CellConfig)
-        schema.optimizer = OmegaConf.structured(optimizer_config(optimizer))
-        return OmegaConf.merge(schema, plain)  # type: ignore[return-value]
-    except (OmegaConfBaseException, OverflowError) as error:
-        raise StudyError(first_line(error, plain)) from error
-
-
-def _plain(config: DictConfig) -> dict[Any, Any]:
-    found = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(found, dict)
-    return found
-
-
-def checked(config: DictConfig) -> CellConfig:
-    """The cell of a typed config.
-
-    Raises :class:`StudyError`, one line, for a value that is missing or out of range.
-    """
-    try:
-        if missing := sorted(OmegaConf.missing_keys(config)):
-            place = (
-                "in its experiment" if missing[0].startswith("expects[") else "on the command line"
-            )
-            raise StudyError(f"{missing[0]} is not set: give {missing[0]}=... {place}")
-        cell: CellConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
-    except OmegaConfBaseException as error:
-        raise StudyError(first_line(error)) from error
-    validate(cell)
-    return cell
-
-
-def first_line(error: Exception, config: DictConfig | None = None) -> str:
-    """The first line of an error of OmegaConf, led by the key that it is about.
-
-    ``config``: the config that was converted. An error about the size of a number has no key.
-    """
-    if isinstance(error, OverflowError):
-        found = OmegaConf.to_container(config, resolve=False) if config is not None else {}
-        given = next(_large_numbers(found, ""), "a value")
-        return f"{given} is out of range: give a number below 1e308"
-    line = str(error).splitlines()[0]
-    key = getattr(error, "full_key", None)
-    return f"{key}: {line}" if key and key not in line else line
-
-
-def _large_numbers(values: Any, prefix: str) -> Iterator[str]:
-    """``key=value`` of every integer that no float can hold."""
-    if isinstance(values, int) and abs(values) > sys.float_info.max:
-        yield f"{prefix}={short(values)}"
-    for element in values if isinstance(values, list) else []:
-        yield from _large_numbers(element, prefix)
-    for key, value in values.items() if isinstance(values, dict) else []:
-        yield from _large_numbers(value, f"{prefix}.{key}".lstrip("."))
-
-
 def validate(config: CellConfig) -> None:
-    """Check every value that needs neither a model nor data.
-
-    Raises :class:`StudyError` for the first bad one.
-    """
-    check_bounds(config)
-    check_expectations(config.expects)
+    """Raises :class:`StudyError` for the first values that do not go together."""
+    for number, expectation in enumerate(config.expects):
+        expectation.check(f"expects[{number}].")
     for check in CHECKS:
         check(config)
 
 
 def _check_scaling(config: CellConfig) -> None:
+    if not abs(config.adapter.exponent or 0) <= MOST_EXPONENT:
+        raise StudyError(
+            f"adapter.exponent={config.adapter.exponent} is out of range: give a number from "
+            f"-{MOST_EXPONENT} to {MOST_EXPONENT}"
+        )
     try:
         scaling.exponent(config.adapter.scaling, config.adapter.exponent)
     except ValueError as error:

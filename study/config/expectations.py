@@ -1,93 +1,163 @@
-"""The bounds of the expectations in ``conf/experiment/``."""
+"""What an experiment expects: the entries of ``expects:`` in ``conf/experiment/``.
 
-from collections.abc import Sequence
-from dataclasses import fields
-from typing import Any
+An expectation is written down before the tables of its study exist. A cell's ``config.yaml`` and
+record keep those that stood in the experiment when the cell began. They are no part of the cell's
+identity.
+"""
 
-from study.config.bounds import MISSING, Bound, Number, OneOf, Whole
-from study.config.types import MOST_STEPS
-from study.errors import StudyError, short, unknown
-from study.vocabulary.distances import MEASURES
-from study.vocabulary.expectations import (
-    FACTOR,
-    LAST,
-    NEEDS,
-    P_STAR,
-    P_STAR_LIMIT,
-    WHATS,
-    Expectation,
-)
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+
+from study.config.values import Checked, Positive, Real, Text, one_of, read, whole_or
+from study.errors import StudyError
+from study.vocabulary.agreements import AGREES, DIFFERS
+from study.vocabulary.distances import LOSS, MEASURES
 from study.vocabulary.optimizers import OPTIMIZERS
-from study.vocabulary.quantities import BATCHES, SITES, STATS
+from study.vocabulary.quantities import (
+    ALL_KINDS,
+    BATCHES,
+    MEAN_LOG,
+    MODEL_WIDE,
+    SITES,
+    STATS,
+    TRAIN,
+    UNIONS,
+)
+from study.vocabulary.scaling import exponent, named_rule
+from study.vocabulary.verdicts import ONE_SEED, UNCLEAR
 
-BOUNDS: dict[str, Bound] = {
-    "what": OneOf(WHATS),
-    "predicted": Number(),
-    "tolerance": Number(above=0.0),
-    "optimizer": OneOf(OPTIMIZERS),
-    "site": OneOf(SITES),
-    "stat": OneOf(STATS),
-    "measure": OneOf(MEASURES),
-    "batch": OneOf(BATCHES),
-    "step": Whole(0, LAST, MOST_STEPS),
-    "alpha": Number(above=0.0),
-    "lr": Number(above=0.0),
-    "eps": Number(least=0.0),
+SLOPE, FACTOR, P_STAR, P_STAR_LIMIT = "slope", "factor", "p_star", "p_star_limit"
+BEST_RATE, BEST_ALPHA, DISTANCE = "best_rate", "best_alpha", "distance"
+LOSS_GAP, ALPHA_GAP = "loss_gap", "alpha_gap"
+NEEDS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys((SLOPE, FACTOR, P_STAR, P_STAR_LIMIT), ("site", "stat", "step")),
+    LOSS_GAP: ("step",),
+    **dict.fromkeys((BEST_RATE, BEST_ALPHA, ALPHA_GAP), ()),
+    DISTANCE: ("measure", "step"),
 }
-"""The values that a field may have, if it is not null."""
-OF_SOME = ("site", "stat", "measure", "step")
-"""The fields that some expectations need and the others may not have."""
+"""Which of ``site``, ``stat``, ``measure`` and ``step`` each needs. It may not have the others."""
+WHATS = tuple(NEEDS)
+WHAT_LABELS: dict[str, str] = {
+    SLOPE: "slope with rank",
+    FACTOR: "factor from the lowest to the highest rank",
+    P_STAR: "p\\* over the ranks measured",
+    P_STAR_LIMIT: "p\\* corrected for finite rank",
+    BEST_RATE: "exponent of the best learning rate",
+    LOSS_GAP: "held-out loss at the highest rank minus that at the lowest",
+    BEST_ALPHA: "exponent of the best α at a fixed learning rate",
+    ALPHA_GAP: "held-out loss at the lowest learning rate minus that at the highest, each at its "
+    "best α",
+    DISTANCE: "slope of the distance to infinite rank",
+}
+"""What can be expected, in Markdown."""
+LAST = "last"
+"""The step that is the last one measured."""
+
+NOT_MEASURED = "not measured"
+MEANINGS: dict[str, str] = {
+    AGREES: "shown to be within the tolerance of the expected value",
+    DIFFERS: "shown to be further from it than the tolerance",
+    UNCLEAR: "neither was shown",
+    ONE_SEED: "one seed gives no verdict",
+    NOT_MEASURED: "the tables hold no such row",
+}
+"""The verdicts on an expectation, each with a sentence for a legend."""
 
 
-NAMES = tuple(field.name for field in fields(Expectation))
-NUMBERS = tuple(field.name for field in fields(Expectation) if "float" in str(field.type))
+def _check_sentence(text: str) -> str:
+    if not text.strip():
+        raise StudyError("{key} is empty: write a sentence")
+    return text
 
 
-def check_form(expects: Any) -> None:
-    """Check that plain ``expects`` is a list of entries with known keys and typed numbers.
+Sentence = Annotated[Text, Checked(_check_sentence)]
 
-    Raises :class:`StudyError`, which names the entry and the key, for the first mistake.
+
+@dataclass(kw_only=True)
+class Expectation:
+    """One expected number.
+
+    - ``what``: one of :data:`WHATS`;
+    - ``optimizer``, ``rule``: of the curves that it is about. ``rule`` is a name of
+      :data:`study.vocabulary.scaling.RULES` or a p; null: every rule;
+    - ``site``, ``stat``, ``batch``: of the quantity. ``layer``, ``kind``: null for the whole model,
+      or for the mean over all layers;
+    - ``measure``: of a distance, a name of :data:`study.vocabulary.distances.MEASURES`;
+    - ``step``: a number, or ``last``. :data:`NEEDS` says what has no quantity or no step;
+    - ``alpha``, ``eps``, ``lr``: null for every alpha and eps, and for the lowest learning rate (of
+      a best alpha: for every learning rate);
+    - ``predicted``, ``tolerance``: it agrees within ``predicted`` plus or minus ``tolerance``. Of
+      a factor the tolerance is a ratio: 1.5 means from ``predicted / 1.5`` to ``predicted * 1.5``;
+    - ``source``: paper and equation, or the theory of this project;
+    - ``refuted_by``: a sentence.
     """
-    if not isinstance(expects, list):
-        raise StudyError(f"expects={short(expects)} is not a list: begin each entry with `- what:`")
-    for number, entry in enumerate(expects):
-        if not isinstance(entry, dict):
-            raise StudyError(f"expects[{number}]={short(entry)} is no entry: give keys and values")
-        for key, value in entry.items():
-            if key not in NAMES:
-                raise unknown(f"key of expects[{number}]", key, NAMES)
-            is_missing = value is None or value == MISSING
-            if key in NUMBERS and not is_missing and type(value) not in (int, float):
-                raise StudyError(f"expects[{number}].{key}={short(value)} is not a number")
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    what: Annotated[str, one_of(WHATS)]
+    predicted: Annotated[Real, Field(strict=True)]
+    tolerance: Annotated[Positive, Field(strict=True)]
+    optimizer: Annotated[str, one_of(OPTIMIZERS)]
+    source: Sentence
+    refuted_by: Sentence
+    rule: Text | None = None
+    site: Annotated[str, one_of(SITES)] | None = None
+    stat: Annotated[str, one_of(STATS)] | None = None
+    batch: Annotated[str, one_of(BATCHES)] = TRAIN
+    layer: str | None = None
+    kind: str | None = None
+    step: Annotated[Any, whole_or(0, LAST, None)] = None
+    alpha: Positive | None = None
+    lr: Positive | None = None
+    eps: Annotated[Real, Field(ge=0)] | None = None
+    measure: Annotated[str, one_of(MEASURES)] | None = None
+
+    def check(self, prefix: str) -> None:
+        """Check what concerns several fields. Raises :class:`StudyError`, which names the key."""
+        try:
+            _ = self.p
+        except ValueError as error:
+            raise StudyError(f"{prefix}rule: {error}") from None
+        for name in ("site", "stat", "measure", "step"):
+            is_given, is_needed = getattr(self, name) is not None, name in NEEDS[self.what]
+            if is_given and not is_needed:
+                raise StudyError(f"{prefix}{name}: {self.what} has no {name}, so leave it out")
+            if is_needed and not is_given:
+                raise StudyError(f"{prefix}{name} is not set: {self.what} needs it")
+        if self.what == FACTOR and (self.predicted <= 0 or self.tolerance <= 1):
+            raise StudyError(
+                f"{prefix}tolerance={self.tolerance:g} of a factor of {self.predicted:g}: give a "
+                "factor above 0 and a ratio above 1, such as 1.5"
+            )
+        if self.step == LAST and self.what in (P_STAR, P_STAR_LIMIT):
+            raise StudyError(f"{prefix}step={LAST}: {self.what} needs a number")
+
+    @property
+    def p(self) -> float | None:
+        """The p of the rule; None for every rule. Raises ``ValueError`` for an unknown rule."""
+        return None if self.rule is None else exponent(*named_rule(self.rule))
+
+    @property
+    def place(self) -> dict[str, str | None]:
+        """The columns of ``exponents`` and ``stable`` that name the quantity, with their values."""
+        wide = self.site in UNIONS or self.measure == LOSS
+        whole = wide and self.layer is None and self.kind is None
+        return {
+            "site": self.measure or self.site,
+            "stat": DISTANCE if self.measure else self.stat,
+            "batch": self.batch,
+            "layer": self.layer or (MODEL_WIDE if whole else MEAN_LOG),
+            "kind": self.kind or (MODEL_WIDE if whole else ALL_KINDS),
+        }
 
 
-def check_expectations(expects: Sequence[Expectation]) -> None:
-    """Raises :class:`StudyError`, which names the entry and the key, for the first bad value."""
-    for number, one in enumerate(expects):
-        _check(f"expects[{number}].", one)
-
-
-def _check(prefix: str, one: Expectation) -> None:
-    for name, bound in BOUNDS.items():
-        if (value := getattr(one, name)) is not None:
-            bound.check(prefix + name, value)
-    for name in ("source", "refuted_by"):
-        if not getattr(one, name).strip():
-            raise StudyError(f"{prefix}{name} is empty: write a sentence")
+def read_expectation(entry: object) -> Expectation | None:
+    """The expectation in a record; None if it is not one."""
     try:
-        _ = one.p
-    except ValueError as error:
-        raise StudyError(f"{prefix}rule: {error}") from None
-    for name in OF_SOME:
-        given, needed = getattr(one, name) is not None, name in NEEDS[one.what]
-        if given and not needed:
-            raise StudyError(f"{prefix}{name}: {one.what} has no {name}, so leave it out")
-        if needed and not given:
-            raise StudyError(f"{prefix}{name} is not set: {one.what} needs it")
-    if one.what == FACTOR and (one.predicted <= 0 or one.tolerance <= 1):
-        raise StudyError(
-            f"{prefix}tolerance={one.tolerance:g} of a factor of {one.predicted:g}: give a factor "
-            "above 0 and a ratio above 1, such as 1.5"
-        )
-    if one.step == LAST and one.what in (P_STAR, P_STAR_LIMIT):
-        raise StudyError(f"{prefix}step={LAST}: {one.what} needs a number")
+        found = read(Expectation, entry)
+        found.check("")
+    except StudyError:
+        return None
+    return found

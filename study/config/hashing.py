@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from study.config.bounds import chosen
 from study.config.schedules import eval_steps, probe_steps, truncation_ranks
 from study.config.types import (
     AdapterConfig,
@@ -19,6 +18,7 @@ from study.config.types import (
     TrainConfig,
     optimizer_config,
 )
+from study.config.values import chosen
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import BATCHES, SITES, STATS, TRAIN, USUAL
 

@@ -1,205 +1,241 @@
-"""What a user probably meant: the real key or spelling that is nearest to what was typed."""
+"""What a user probably meant, in one line; the help and the completion of ``study train``."""
 
-from argparse import ArgumentParser
-from collections.abc import Iterable, Sequence
-from difflib import SequenceMatcher, get_close_matches
-from typing import NoReturn
+import re
+import shutil
+import textwrap
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
 
 import yaml
+from hydra import initialize_config_dir
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.plugins.completion_plugin import DefaultCompletionPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from study.config.compose import CONF
-from study.config.keys import known_keys
+from study.config.compose import CONF, first_line
+from study.config.types import CellConfig, optimizer_config
+from study.config.values import Checked
 from study.errors import StudyError, given
+from study.vocabulary.optimizers import OPTIMIZERS
 
-MOST_SUGGESTIONS = 3
-_ALIKE = 0.65
-"""The least likeness (:mod:`difflib`) of a word and of what it may stand for."""
-_SYNONYMS = {
-    "r": "adapter.rank",
-    "rule": "adapter.scaling",
-    "use_rslora": "adapter.scaling=rslora",
-    "p": "adapter.exponent",
-    "learning_rate": "optimizer.lr",
-    "lr_scheduler_type": "train.schedule",
-    "lr_scheduler": "train.schedule",
-    "batch": "train.batch_size",
-    "micro_batch_size": "train.batch_size",
-    "per_device_train_batch_size": "train.batch_size",
-    "gradient_accumulation_steps": "train.accumulation",
-    "max_grad_norm": "train.clip",
-    "max_length": "data.sequence_length",
-    "max_seq_length": "data.sequence_length",
-    "sequence_len": "data.sequence_length",
-    "dataset": "data",
-    "base_model": "model",
-    "model_name_or_path": "model.path",
-    "load_in_4bit": "model.quant_bits=4",
-    "load_in_8bit": "model.quant_bits=8",
-    "bf16": "precision=bf16",
-    "output_dir": "results_dir",
-    "report_to": "tracker",
-    "log_with": "tracker",
-}
-"""What names of PEFT, transformers and Axolotl stand for that are spelt differently here: a key, or
-a key with its value."""
-_SHELL_COMPLETION = 'for completion in a shell: eval "$(study completion bash)"'
+SEE = "see study train --help and --hydra-help"
 
 
 def arranged(arguments: Sequence[str]) -> list[str]:
     """The arguments of ``study train`` as Hydra's parser accepts them: options before overrides.
 
-    Raises :class:`StudyError`, with the corrected text, for an option that does not exist, a word
-    that is no override, a list with a comma too many, and an added key that nothing would read.
+    Raises :class:`StudyError` for an option that does not exist.
     """
     parser = get_args_parser()
-    parser.error = _refuse
+
+    def refuse(message: str) -> NoReturn:
+        raise StudyError(f"{message}: {SEE}")
+
+    parser.error = refuse
     parsed, others = parser.parse_known_args(arguments)
-    if parsed.shell_completion:
-        raise StudyError(_SHELL_COMPLETION)
-    for option in others:
-        if option.startswith("-"):
-            raise StudyError(_wrong_option(option, arguments, parser))
+    for option in (text for text in others if text.startswith("-")):
+        real = [flag for action in parser._actions for flag in action.option_strings]
+        near = get_close_matches(option, [*real, "--plan"], 1, 0.7)
+        raise StudyError(f"unknown option {given(option)}{_meant(near)}: {SEE}")
     overrides = [*parsed.overrides, *others]
-    for place, override in enumerate(overrides):
-        _check_override(override, overrides, place)
     options = list(arguments)
     for override in overrides:
         options.remove(override)
     return [*options, *overrides]
 
 
-def unknown_key(key: str, siblings: Iterable[str], arguments: Sequence[str] = ()) -> str:
+@contextmanager
+def as_study_errors() -> Iterator[None]:
+    """Inside, an error that Hydra reports becomes a :class:`StudyError` of one line.
+
+    Hydra checks few types. For some mistakes it raises a ``TypeError`` or a ``ValueError`` from
+    its own code, so whatever its code raises is taken for a mistake of the user.
+    """
+    try:
+        yield
+    except (StudyError, BrokenPipeError):  # the reader of a pipe, such as head, has enough
+        raise
+    except MissingConfigException as error:
+        near = get_close_matches(Path(error.missing_cfg_file or "").name, error.options or [], 1)
+        choices = f": choose from {', '.join(error.options)}" if error.options else ""
+        line = first_line(error).rpartition("': ")[2]
+        raise StudyError(f"{line}{choices}{_meant(near)}") from error
+    except OverrideParseException as error:
+        raise StudyError(
+            f"can't read {given(error.override)} ({first_line(error)}): write key=value; a value "
+            "with spaces, brackets or letters beyond a to z has quotes of its own, such as "
+            "\"name='été'\""
+        ) from error
+    except yaml.YAMLError as error:
+        said = " ".join(str(error).split())
+        raise StudyError(f"a file of the configuration is not valid YAML: {said}") from error
+    except Exception as error:
+        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+        of_hydra = isinstance(error, HydraException | OmegaConfBaseException)
+        if not of_hydra and not re.search("/(hydra|omegaconf|antlr4)/", raised_in):
+            raise
+        raise StudyError(f"can't compose the configuration: {_cause(error)}") from error
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of the innermost cause and, for an unknown key, the key that was meant."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    key, parent = getattr(error, "full_key", None), getattr(error, "parent_node", None)
+    if key and isinstance(parent, DictConfig) and str(error).startswith("Key "):
+        return unknown_key(key, [str(name) for name in parent if name != "hydra"])
+    line = first_line(error) if str(error) else type(error).__name__
+    if line.startswith("Ambiguous value"):
+        line += ": add -m to sweep over several values, or write [4,8] for one list"
+    return line
+
+
+def unknown_key(key: str, siblings: Iterable[str]) -> str:
     """The line about ``key``, which does not exist. ``siblings``: the keys that do, beside it."""
     beside = list(siblings)
-    # Hydra's error about trian.steps=3 is about trian alone.
-    typed = next((text for text in arguments if f"{_key_of(text)}.".startswith(f"{key}.")), key)
-    word, equals, value = typed.lstrip("+").partition("=")
-    group = word.rpartition(".")[0]
-    if options := _options_with(word):
-        some = f"one of {', '.join(options)}" if len(options) > 1 else options[0]
-        return f"{word} is a key of {some} only: give that, or remove {word}"
-    keys = [*known_keys(), *(f"{group}.{name}" for name in beside if group)]
-    if likely := meant(word, keys):
-        return f"unknown key {word}: did you mean {_written(likely, value if equals else None)}?"
-    return f"unknown key {word}: choose from {', '.join(beside)}"
-
-
-def _options_with(key: str) -> list[str]:
-    """The options of a group, such as ``optimizer=sgd``, which have a key that others lack."""
     group, _, name = key.rpartition(".")
-    files = sorted((CONF / group).glob("*.yaml")) if group in known_keys() else []
-    return [f"{group}={file.stem}" for file in files if name in yaml.safe_load(file.read_text())]
-
-
-def meant(word: str, keys: Iterable[str]) -> list[str]:
-    """The keys that ``word`` probably stands for, likeliest first.
-
-    >>> meant("rank", ["adapter.rank", "seed"]), meant("adapter.rnak", ["adapter.rank", "seed"])
-    (['adapter.rank'], ['adapter.rank'])
-    """
-    if word in _SYNONYMS:
-        return [_SYNONYMS[word]]
-    every = list(dict.fromkeys(keys))
-    group, _, last = word.rpartition(".")
-    if group:
-        inside = [key.removeprefix(f"{group}.") for key in every if key.startswith(f"{group}.")]
-        if near := get_close_matches(last, inside, 1, _ALIKE):
-            return [f"{group}.{near[0]}"]
-    by_last: dict[str, list[str]] = {}
-    for key in every:
-        by_last.setdefault(key.rpartition(".")[2], []).append(key)
-    near = get_close_matches(last, by_last, 1, _ALIKE)
-    found = by_last[near[0]] if near else [_SYNONYMS[last]] if last in _SYNONYMS else []
-    if group:
-        return sorted(found, key=lambda key: -SequenceMatcher(None, word, key).ratio())[:1]
-    return found[:MOST_SUGGESTIONS]
-
-
-def _check_override(override: str, overrides: Sequence[str], place: int) -> None:
-    key, equals, value = override.partition("=")
-    if override.startswith("~"):
-        return
-    if not equals:
-        raise StudyError(_wrong_word(override, overrides, place))
-    if not key.lstrip("+"):
-        raise StudyError(
-            f"{given(override)} is not key=value: write an override such as adapter.rank=64"
-        )
-    if _has_empty_parts(value):
-        raise StudyError(
-            f"{given(override)} has a comma too many: write {_joined(overrides, place)}"
-        )
-    added = key.lstrip("+")
-    if key != added and added not in known_keys() and "." not in added:
-        is_read = any(f"${{{added}" in other for other in overrides)
-        likely = [known for known in meant(added, known_keys()) if known.endswith(f".{added}")]
-        if likely and not is_read:
-            raise StudyError(
-                f"{given(override)} adds a key that nothing reads: write {_written(likely, value)}"
-            )
-
-
-def _has_empty_parts(value: str) -> bool:
-    """Whether a list of alternatives, such as ``4,8,``, has one that is empty."""
-    return "," in value and not set(value) & set("'\"[]{}()") and "" in value.split(",")
-
-
-def _wrong_word(word: str, overrides: Sequence[str], place: int) -> str:
-    """The line about a word that is no override."""
-    earlier = overrides[place - 1] if place and "=" in overrides[place - 1] else ""
-    keys = [key for key in known_keys() if f".{key}".endswith(f".{word}")]
-    options = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
-    groups = [group for group, option in options if option == word]
-    if keys:
-        value = next((text for text in overrides[place + 1 :] if text != "="), "...")
-        fix = _written(keys[:MOST_SUGGESTIONS], value)
-    elif groups and _key_of(earlier) not in groups:
-        fix = _written(groups[:MOST_SUGGESTIONS], word)
-    elif earlier:
-        joined = _joined(overrides, place - 1)
-        fix = f"-m {joined}" if "," in joined else joined
+    if near := get_close_matches(name, beside, 1, 0.65):
+        found = [f"{group}.{near[0]}" if group else near[0]]
     else:
-        fix = "an override such as adapter.rank=64"
-    return f"{given(word)} is not key=value: write {fix}"
+        by_name: dict[str, str] = {}
+        for known in known_keys():
+            by_name.setdefault(known.rpartition(".")[2], known)
+        found = [by_name[each] for each in get_close_matches(name, by_name, 1, 0.65)]
+    choices = "" if found else f": choose from {', '.join(beside)}"
+    return f"unknown key {key}{_meant(found)}{choices}"
 
 
-def _joined(overrides: Sequence[str], place: int) -> str:
-    """The override at ``place``, with the words that follow it as further alternatives."""
-    words = list(overrides[place : place + 1])
-    for word in overrides[place + 1 :]:
-        if "=" in word:
-            break
-        words.append(word)
-    key, _, first = words[0].partition("=")
-    parts = [part.strip() for text in (first, *words[1:]) for part in text.split(",")]
-    return given(f"{key}={','.join(part for part in parts if part)}")
+def _meant(likely: Sequence[str]) -> str:
+    return f": did you mean {likely[0]}?" if likely else ""
 
 
-def _wrong_option(option: str, arguments: Sequence[str], parser: ArgumentParser) -> str:
-    """The line about an option that does not exist."""
-    name, equals, value = option.lstrip("-").partition("=")
-    following = arguments[arguments.index(option) + 1 :][:1]
-    values = [value] if equals else [text for text in following if "=" not in text]
-    real = [flag for action in parser._actions for flag in action.option_strings]
-    near = [] if values else get_close_matches(option, [*real, "--plan"], 1, 0.7)
-    if near:
-        return f"unknown option {given(option)}: did you mean {near[0]}?"
-    if likely := meant(name.replace("-", "_"), known_keys()):
-        written = _written(likely, *values[:1] or ["..."])
-        return f"unknown option {given(option)}: keys have no dashes, so write {written}"
-    return f"unknown option {given(option)}: see study train --help and --hydra-help"
+@cache
+def known_keys() -> tuple[str, ...]:
+    """The dotted keys of a cell."""
+    return tuple(dict.fromkeys(key for key, _ in _typed_fields()))
 
 
-def _written(keys: Sequence[str], value: str | None = None) -> str:
-    """``adapter.rank=4``, or several keys with ``or`` between them."""
-    is_whole = value is None or any("=" in key for key in keys)
-    return " or ".join(key if is_whole else given(f"{key}={value}") for key in keys)
+def _typed_fields() -> Iterator[tuple[str, Any]]:
+    """Every dotted key of a cell with its annotated type. Optimizers may share a key."""
+    for part in fields(CellConfig):
+        kinds = (
+            [optimizer_config(name) for name in OPTIMIZERS]
+            if part.name == "optimizer"
+            else [part.type]
+        )
+        for kind in kinds:
+            if is_dataclass(kind):
+                yield from ((f"{part.name}.{each.name}", each.type) for each in fields(kind))
+            else:
+                yield part.name, kind
 
 
-def _key_of(override: str) -> str:
-    return override.partition("=")[0].lstrip("+")
+@cache
+def choices(key: str) -> tuple[str, ...]:
+    """The words that a dotted key may hold. Empty for a key that does not exist or takes others."""
+    words: dict[str, None] = {}
+    for name, kind in _typed_fields():
+        if name == key:
+            words |= dict.fromkeys(("true", "false") if kind is bool else ())
+            for each in getattr(kind, "__metadata__", ()):
+                words |= dict.fromkeys(each.words if isinstance(each, Checked) else ())
+    return tuple(words)
 
 
-def _refuse(message: str) -> NoReturn:
-    raise StudyError(f"{message}: see study train --help and --hydra-help")
+def reference(root: DictConfig) -> str:
+    """The groups with their options, and each key of the composed configuration ``root``.
+
+    A key's value is that of ``root``, its meaning is its comment in ``conf/``, and its choices are
+    those of its type.
+    """
+    composed = OmegaConf.to_container(root, resolve=False)
+    assert isinstance(composed, dict)
+    chosen = {str(key): str(value) for key, value in root.hydra.runtime.choices.items()}
+    sources = [Path(source.path) for source in root.hydra.runtime.config_sources]
+    folders = [folder for folder in sources if folder.is_dir()]
+    options: dict[str, list[Path]] = {}
+    for file in (file for folder in folders for file in sorted(folder.glob("*/*.yaml"))):
+        options.setdefault(file.parent.name, []).append(file)
+    lines = ["Groups (group=option), each with its options:", ""]
+    for group, files in options.items():
+        if len(files) > 1:
+            names = " | ".join(file.stem for file in files)
+            lines += _entry(f"{group}={chosen.get(group, 'null')}", names)
+    lines += ["", "Keys (key=value):", ""]
+    meanings = _meanings([folder / "config.yaml" for folder in folders])
+    for key, value in composed.items():
+        if isinstance(value, dict) and key in options:
+            files = sorted(options[key], key=lambda file: file.stem != chosen.get(key))
+            inside = _meanings(files)
+            lines.append("")
+            for name, each in value.items():
+                lines += _described(f"{key}.{name}", each, inside.get(name, ""))
+        elif not isinstance(value, dict | list):
+            lines += _described(str(key), value, meanings.get(str(key), ""))
+    return "\n".join(lines)
+
+
+def _described(key: str, value: Any, meaning: str) -> list[str]:
+    """The lines of a key. Its choices follow its meaning unless that names them all."""
+    words = [word for word in choices(key) if word != "null"]
+    if not all(word in meaning for word in words):
+        meaning = f"{meaning} [{' | '.join(words)}]"
+    shown = yaml.safe_dump(value, default_flow_style=True, width=10**6).split("\n")[0]
+    return _entry(f"{key}={shown}", meaning)
+
+
+def _entry(left: str, text: str) -> list[str]:
+    """``left``, and ``text`` beside it or, if it is too long, below."""
+    width = max(52, min(shutil.get_terminal_size((100, 24)).columns, 100))
+    first = f"  {left}".ljust(32)
+    lines = [first.rstrip()] if len(first) > 32 else []
+    body = textwrap.wrap(
+        text,
+        width,
+        initial_indent=" " * 32 if lines else first,
+        subsequent_indent=" " * 32,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [*lines, *body] or [first.rstrip()]
+
+
+def _meanings(files: Iterable[Path]) -> dict[str, str]:
+    """The comment of each key in some YAML files: of its line, and of the lines below. The first
+    file that comments on a key counts.
+    """
+    found: dict[str, str] = {}
+    for text in (file.read_text() for file in files if file.is_file()):
+        entries = re.findall(r"^(\w+):.*?#\s+(.*(?:\n\s+#.*)*)", text, re.MULTILINE)
+        for name, comment in entries:
+            found.setdefault(name, " ".join(re.sub(r"\n\s+#", " ", comment).split()))
+    return found
+
+
+class _Words(DefaultCompletionPlugin):
+    def __call__(self, line: str) -> list[str]:
+        """Hydra's completions of the last word of ``line``: groups, options, keys and defaults."""
+        return self._query("config", line)
+
+
+def complete(overrides: Sequence[str], word: str) -> list[str]:
+    """What ``word`` may become after ``overrides``, which stand before it on the command line.
+
+    Those are Hydra's completions and, for the value of a key, the choices of its type.
+    """
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        # A single space after the last override makes Hydra complete a new word.
+        found = _Words(GlobalHydra.instance().config_loader())(" ".join([*overrides, word]))
+    key, equals, _ = word.partition("=")
+    found += [f"{key}={choice}" for choice in choices(key)] if equals else []
+    return [each for each in dict.fromkeys(found) if each.startswith(word)]

@@ -1,36 +1,41 @@
-"""The typed configuration of a cell: each field with its type and its bound.
+"""The typed configuration of a cell: each field with its type and its limits.
 
 The defaults are in ``conf/``, where users read them.
 """
 
-import math
 from dataclasses import dataclass, field, make_dataclass
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Annotated, Any
 
-from study.config.bounds import (
+from pydantic import ConfigDict, Field
+
+from study.config.expectations import Expectation
+from study.config.values import (
+    KEY,
     MISSING,
-    Bound,
-    Each,
+    Checked,
+    Count,
     FilePath,
-    Flag,
-    Modules,
-    Number,
-    OneOf,
-    PathPart,
-    Rank,
-    SomeOf,
-    StepsOrShare,
+    Positive,
+    Real,
+    Share,
+    Text,
     Whole,
-    bounded,
+    check_folder_name,
+    check_interval,
+    check_modules,
+    check_rank,
+    check_steps_or_share,
+    flag_or,
+    one_of,
+    some_of,
+    whole_or,
 )
-from study.config.intervals import Every
-from study.errors import StudyError
-from study.vocabulary import scaling
-from study.vocabulary.expectations import Expectation
+from study.errors import StudyError, unknown
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS, Option
 from study.vocabulary.quantities import BATCHES, SITES, STATS
+from study.vocabulary.scaling import RULES, gamma, named_rule
 from study.vocabulary.sources import AUTO, DATASETS, FORMATS, MODELS
 from study.vocabulary.trackers import NONE, TRACKERS
 
@@ -42,10 +47,6 @@ CONTRACTIONS = ("auto", "factored", "mixed", "merged")
 AUTO_COMPILE = "auto"
 TRACKER_MODES = ("offline", "online", "disabled")
 
-POSITIVE = Number(above=0.0)
-SEED = Whole(-(2**63))
-A_FILE = FilePath()
-
 # Far above any run. Beyond them, memory or time ends before a check of either is reached.
 MOST_RANK = 1 << 24
 MOST_WIDTH = 1 << 14
@@ -53,10 +54,24 @@ MOST_STEPS = 10**8
 MOST_SEQUENCES, MOST_ACCUMULATION = 10**6, 10**5
 MOST_TOKENS = 10**7
 MOST_EPOCHS = 10**6
+MOST_EXPONENT = 16
+
+
+class Part:
+    """A part of the configuration: a key that it lacks is refused."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+
+def _check_rule(value: str) -> str:
+    """A name of a rule, or a number, which :class:`AdapterConfig` makes the rule ``power``."""
+    if named_rule(value)[0] not in RULES:
+        raise unknown(KEY, value, [*RULES, "or a number: the p of alpha/r**p"])
+    return value
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(Part):
     """The frozen base.
 
     - ``path``: a folder or a hub name; ``smollm2`` and ``tiny`` need none;
@@ -65,14 +80,14 @@ class ModelConfig:
     - ``width``: of ``tiny`` only, the features of its hidden states (:mod:`study.models.tiny`).
     """
 
-    name: str = bounded(OneOf(MODELS))
-    path: str | None = bounded(A_FILE, None)
-    quant_bits: int | None = bounded(OneOf((None, *QUANT_BITS)), None)
-    width: int | None = bounded(Whole(8, most=MOST_WIDTH), None)
+    name: Annotated[Text, one_of(MODELS)] = MISSING
+    path: FilePath | None = None
+    quant_bits: Annotated[int | None, one_of((None, *QUANT_BITS))] = None
+    width: Annotated[Whole, Field(ge=8, le=MOST_WIDTH)] | None = None
 
 
 @dataclass
-class DataConfig:
+class DataConfig(Part):
     """What is read, and how a row of it becomes text and tokens.
 
     - ``path``: a file, or ``org/name``, a data set of the hub, of which ``split`` and ``subset``
@@ -83,24 +98,24 @@ class DataConfig:
     - ``seed``: orders the batches and follows the cell's ``seed``.
     """
 
-    name: str = bounded(OneOf(DATASETS))
-    path: str | None = bounded(A_FILE, None)
-    sequence_length: int = bounded(Whole(2, most=MOST_TOKENS))
-    heldout: int = bounded(Whole(1))
-    seed: int = bounded(SEED)
-    format: str = bounded(OneOf((AUTO, *FORMATS)), AUTO)
-    chat_template: str | None = bounded(A_FILE, None)
-    split: str = "train"
-    subset: str | None = None
+    name: Annotated[Text, one_of(DATASETS)] = MISSING
+    path: FilePath | None = None
+    sequence_length: Annotated[Whole, Field(ge=2, le=MOST_TOKENS)] = MISSING
+    heldout: Count = MISSING
+    seed: Whole = MISSING
+    format: Annotated[Text, one_of((AUTO, *FORMATS))] = AUTO
+    chat_template: FilePath | None = None
+    split: Text = "train"
+    subset: Text | None = None
 
 
 @dataclass
-class AdapterConfig:
+class AdapterConfig(Part):
     """How a cell's adapters are scaled, drawn and computed.
 
     - ``rank``: a positive integer or ``math.inf``, the limit of SGD at p = 1/2
       (:mod:`study.adapters.infinite`);
-    - ``scaling``: a rule of :data:`study.vocabulary.scaling.RULES`; a number, the p of the power
+    - ``scaling``: a rule of :data:`study.vocabulary.RULES`; a number, the p of the power
       rule, becomes ``power`` with that ``exponent``;
     - ``exponent``: p, for ``scaling=power``;
     - ``targets``: all-linear, attention, mlp, a list, or a regex;
@@ -109,50 +124,52 @@ class AdapterConfig:
     - ``path``: a PEFT adapter to continue with. Everything but ``dropout`` is then the adapter's.
     """
 
-    rank: Any = bounded(Rank(MOST_RANK))
-    alpha: float = bounded(POSITIVE)
-    scaling: str = bounded(OneOf(scaling.RULES, or_else="a number: the p of alpha/r**p"))
-    exponent: float | None = bounded(Number(least=-16.0, most=16.0), None)
-    targets: Any = bounded(Modules())
-    init: str = bounded(OneOf(INITS))
-    dropout: float = bounded(Number(least=0.0, below=1.0))
-    contraction: str = bounded(OneOf(CONTRACTIONS), "auto")
-    path: str | None = bounded(A_FILE, None)
+    rank: Annotated[Any, Checked(partial(check_rank, most=MOST_RANK))] = MISSING
+    alpha: Positive = MISSING
+    scaling: Annotated[Text, Checked(_check_rule, tuple(RULES))] = MISSING
+    exponent: Real | None = None
+    targets: Annotated[Any, Checked(check_modules, ("all-linear", "attention", "mlp"))] = MISSING
+    init: Annotated[Text, one_of(INITS)] = MISSING
+    dropout: Share = MISSING
+    contraction: Annotated[Text, one_of(CONTRACTIONS)] = "auto"
+    path: FilePath | None = None
 
     def __post_init__(self) -> None:
-        if self.rank == "inf":  # a string in a yaml file; Hydra's command line makes it a float
-            self.rank = math.inf
         try:
-            self.scaling, self.exponent = scaling.named_rule(self.scaling, self.exponent)
+            self.scaling, self.exponent = named_rule(self.scaling, self.exponent)
         except ValueError as error:
             raise StudyError(str(error)) from None
 
     @property
     def gamma(self) -> float:
         """The full multiplier on ``B A``; at infinite rank 0, its limit."""
-        return scaling.gamma(self.scaling, self.alpha, self.rank, self.exponent)
+        return gamma(self.scaling, self.alpha, self.rank, self.exponent)
 
 
 @dataclass
-class OptimizerConfig:
+class OptimizerConfig(Part):
     """What every optimizer has. ``loraplus_lr_ratio``: B's learning rate over A's (LoRA+).
 
     Within their bounds, B's learning rate is finite in float32.
     """
 
     name: str = MISSING
-    lr: float = bounded(Number(above=0.0, most=1e30))
-    weight_decay: float = bounded(Number(least=0.0))
-    loraplus_lr_ratio: float = bounded(Number(above=0.0, most=1e7))
+    lr: Annotated[Positive, Field(le=1e30)] = MISSING
+    weight_decay: Annotated[Real, Field(ge=0)] = MISSING
+    loraplus_lr_ratio: Annotated[Positive, Field(le=1e7)] = MISSING
 
 
-def _option_bound(option: Option) -> Bound:
+def _option_type(option: Option) -> Any:
+    """The type of an option of an optimizer, with its limits."""
     if option.choices:
-        return OneOf(option.choices)
+        return Annotated[option.type, one_of(option.choices)]
+    limits = Field(ge=option.least, gt=option.above, lt=option.below, le=option.most)
     if option.type is int:
-        return Whole(int(option.least or 0), most=int(option.most or MOST_STEPS))
-    each = Number(option.above, option.least, option.below, option.most)
-    return each if option.length is None else Each(each, option.length)
+        return Annotated[Whole, limits]
+    each = Annotated[Real, limits]
+    if option.length is None:
+        return each
+    return Annotated[list[each], Field(min_length=option.length, max_length=option.length)]
 
 
 @cache
@@ -162,7 +179,7 @@ def optimizer_config(name: str) -> type[OptimizerConfig]:
     Raises ``KeyError`` for a name that is not in :data:`study.vocabulary.optimizers.OPTIMIZERS`.
     """
     options = [
-        (key, option.type, bounded(_option_bound(option)))
+        (key, _option_type(option), field(default=MISSING))
         for key, option in OPTIMIZERS[name].options.items()
     ]
     made = make_dataclass(f"{name.capitalize()}Config", options, bases=(OptimizerConfig,))
@@ -176,7 +193,7 @@ for _name in OPTIMIZERS:
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(Part):
     """- ``epochs``: passes over the training rows, which decide ``steps``
       (:func:`study.config.schedules.resolved`);
     - ``clip``: the global gradient norm to clip at; null: no clipping;
@@ -189,22 +206,22 @@ class TrainConfig:
       (:mod:`study.models.blocks`). Neither of the two changes a number beyond rounding.
     """
 
-    steps: int = bounded(Whole(1, most=MOST_STEPS))
-    batch_size: int = bounded(Whole(1, most=MOST_SEQUENCES))
-    accumulation: int = bounded(Whole(1, most=MOST_ACCUMULATION))
-    clip: float | None = bounded(POSITIVE, None)
-    schedule: str = bounded(OneOf(SCHEDULES))
-    warmup: Any = bounded(StepsOrShare(MOST_STEPS))
-    eval_every: int | None = bounded(Whole(0), None)
+    steps: Annotated[Count, Field(le=MOST_STEPS)] = MISSING
+    batch_size: Annotated[Count, Field(le=MOST_SEQUENCES)] = MISSING
+    accumulation: Annotated[Count, Field(le=MOST_ACCUMULATION)] = MISSING
+    clip: Positive | None = None
+    schedule: Annotated[Text, one_of(SCHEDULES)] = MISSING
+    warmup: Annotated[Any, Checked(partial(check_steps_or_share, most=MOST_STEPS))] = MISSING
+    eval_every: Annotated[Whole, Field(ge=0)] | None = None
     save_adapter: bool = False
-    answer_tokens: int | None = bounded(Whole(1), None)
-    epochs: float | None = bounded(Number(above=0.0, most=MOST_EPOCHS), None)
+    answer_tokens: Count | None = None
+    epochs: Annotated[Positive, Field(le=MOST_EPOCHS)] | None = None
     shard: bool = False
     checkpointing: bool = False
 
 
 @dataclass
-class ProbesConfig:
+class ProbesConfig(Part):
     """What probes measure, when, and on which batch.
 
     - ``every`` n steps, or ``steps``: a list or ``log``. Both null: never;
@@ -212,17 +229,17 @@ class ProbesConfig:
       ``log``, a list, or null for none.
     """
 
-    every: int | None = bounded(Whole(1), None)
+    every: Count | None = None
     steps: Any = None
-    sites: Any = bounded(SomeOf(SITES), "all")
-    stats: Any = bounded(SomeOf(STATS), "all")
-    batch: Any = bounded(SomeOf(BATCHES), "train")
-    tokens: int = bounded(Whole(1, most=MOST_TOKENS))
+    sites: Annotated[Any, some_of(SITES)] = "all"
+    stats: Annotated[Any, some_of(STATS)] = "all"
+    batch: Annotated[Any, some_of(BATCHES)] = "train"
+    tokens: Annotated[Count, Field(le=MOST_TOKENS)] = MISSING
     truncations: Any = None
 
 
 @dataclass
-class PackConfig:
+class PackConfig(Part):
     """How cells share a process and a forward pass.
 
     - ``max_cells``: the most cells in one pack; null: no limit; ``auto``: one pack per device;
@@ -233,47 +250,47 @@ class PackConfig:
       (:mod:`study.models.compiled`). It changes rounding only.
     """
 
-    max_cells: Any = bounded(Whole(1, "auto"), None)
-    devices: int | None = bounded(Whole(1), None)
-    memory_gb: float | None = bounded(Number(above=0.0, below=1e9), None)
-    fold: Any = bounded(Whole(1, "auto"), "auto")
-    compile: Any = bounded(Flag(AUTO_COMPILE), False)
+    max_cells: Annotated[Any, whole_or(1, "auto", None)] = None
+    devices: Count | None = None
+    memory_gb: Annotated[Positive, Field(lt=1e9)] | None = None
+    fold: Annotated[Any, whole_or(1, "auto")] = "auto"
+    compile: Annotated[Any, flag_or(AUTO_COMPILE)] = False
 
 
 @dataclass
-class CheckpointConfig:
+class CheckpointConfig(Part):
     """``every``: the work between two checkpoints of a cell, such as ``60s``, ``10m``, ``1h`` or a
     number of steps; null: no checkpoints.
     """
 
-    every: Any = bounded(Every(), "60s")
+    every: Annotated[Any, Checked(check_interval)] = "60s"
 
 
 @dataclass
-class TrackerConfig:
+class TrackerConfig(Part):
     """Where results are sent beside the store. ``sites``: the sites whose per-layer norms are sent.
 
     It holds no account key: trackers have settings of their own, so no record contains one.
     """
 
-    name: str = bounded(OneOf((NONE, *TRACKERS)), NONE)
-    mode: str = bounded(OneOf(TRACKER_MODES), "offline")
-    project: str | None = None
-    entity: str | None = None
-    dir: str | None = bounded(A_FILE, None)
-    sites: Any = bounded(SomeOf(SITES), "all")
+    name: Annotated[Text, one_of((NONE, *TRACKERS))] = NONE
+    mode: Annotated[Text, one_of(TRACKER_MODES)] = "offline"
+    project: Text | None = None
+    entity: Text | None = None
+    dir: FilePath | None = None
+    sites: Annotated[Any, some_of(SITES)] = "all"
 
 
 @dataclass
 class CellConfig:
     """One configuration trained once. ``expects``: what its experiment predicts."""
 
-    name: str = bounded(PathPart())
-    results_dir: str = bounded(A_FILE)
-    plots_dir: str = bounded(A_FILE)
-    device: str = bounded(OneOf(DEVICES))
-    seed: int = bounded(SEED)
-    precision: str = bounded(OneOf(PRECISIONS))
+    name: Annotated[Text, Checked(check_folder_name)] = MISSING
+    results_dir: FilePath = MISSING
+    plots_dir: FilePath = MISSING
+    device: Annotated[Text, one_of(DEVICES)] = MISSING
+    seed: Whole = MISSING
+    precision: Annotated[Text, one_of(PRECISIONS)] = MISSING
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)

@@ -6,7 +6,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from study.config.literals import literal
+from study.config.values import literal
 
 
 def written(value: Any) -> str:

@@ -12,9 +12,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from study.adapters.peft_format import PeftAdapter, read_adapter
-from study.config import ModelConfig, parse
-from study.config.compose import CONF
-from study.config.mistakes import as_study_errors
+from study.config import ModelConfig
+from study.config.compose import CONF, parse
+from study.config.hints import as_study_errors
 from study.errors import StudyError
 from study.integrations.overrides import written
 from study.models import WITH_EXPERTS, load_base, load_tokenizer

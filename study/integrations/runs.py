@@ -28,7 +28,7 @@ from study.config import (
     identity,
     optimizer_config,
 )
-from study.config.literals import literal
+from study.config.values import literal
 from study.errors import StudyError
 from study.probes import NormProbe, active_adapters
 from study.store import CellWriter, Damaged, provenance

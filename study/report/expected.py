@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from study.analysis.expectations import Compared, compare
 from study.analysis.wording import TESTED, factor_text
+from study.config.expectations import FACTOR, MEANINGS, WHAT_LABELS, Expectation
 from study.report.formatting import count_noun, joined, quantity_text
 from study.report.literal import UNREADABLE, Record
 from study.report.markdown import Block, Details, table
 from study.store import StudyTables
 from study.vocabulary.agreements import AGREEMENTS, DIFFERS
 from study.vocabulary.distances import MEASURES
-from study.vocabulary.expectations import FACTOR, MEANINGS, WHAT_LABELS, Expectation
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import BATCH_NAMES, TRAIN
 from study.vocabulary.scaling import named_rule, rule_label

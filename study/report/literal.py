@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
+from study.config.expectations import Expectation, read_expectation
 from study.report.markdown import literal
 from study.store import StudyTables
-from study.vocabulary.expectations import Expectation, read_expectation
 
 Record = Mapping[str, Any]
 """The ``record.json`` of a cell."""

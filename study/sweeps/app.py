@@ -19,11 +19,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from study.config import parse
-from study.config.compose import CONF, compose, search_path
-from study.config.grid import check_lengths
-from study.config.hints import arranged
-from study.config.mistakes import as_study_errors
+from study.config.compose import CONF, compose, parse, search_path
+from study.config.hints import arranged, as_study_errors, reference
 from study.errors import StudyError
 from study.sweeps import processes, signals
 from study.sweeps.fleet import Fleet, fleet
@@ -40,8 +37,6 @@ _CELLS, _AGENDA = "cells", "agenda"
 
 
 def _reference(_root_: DictConfig) -> str:
-    from study.config.reference import reference  # for --help only
-
     return reference(_root_).replace("$", "$$")  # Hydra's template takes one $ for a placeholder
 
 
@@ -60,7 +55,6 @@ def main(arguments: Sequence[str]) -> None:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions arrive unchanged; they become lines below
     plans = [text for text in arguments if text.partition("=")[0] == PLAN_FLAG]
-    check_lengths(arguments)
     own = arranged([argument for argument in arguments if argument not in plans])
     asked = [text.partition("=")[2] for text in plans]
     for text in filter(None, asked):
@@ -74,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
         return outcome
 
     app = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)
-    with as_study_errors(own), signals.listen(["train", *arguments]):
+    with as_study_errors(), signals.listen(["train", *arguments]):
         app()
     for mistake in filter(None, mistakes):
         raise StudyError(mistake)

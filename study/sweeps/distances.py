@@ -23,8 +23,9 @@ from study.adapters import LoraBank, adapted, resolve_targets
 from study.adapters.infinite import EPS, STAND_IN, InfiniteRankBank
 from study.adapters.rank_free import RankFreeBank
 from study.analysis.distances import EXPLICIT, RANK_FREE, Snapshot, compare
-from study.config import CellConfig, parse, probe_steps
-from study.config.literals import literal
+from study.config import CellConfig, probe_steps
+from study.config.compose import parse
+from study.config.values import literal
 from study.data import Corpus, build_corpus
 from study.errors import StudyError
 from study.models import FrozenBase, load_base, load_tokenizer

@@ -15,7 +15,7 @@ from torch import nn
 
 from study.adapters import LoraPair
 from study.adapters.peft_format import write_adapter
-from study.config.literals import literal
+from study.config.values import literal
 from study.errors import StudyError, one_line
 from study.models import where_from
 from study.store import (

@@ -14,7 +14,7 @@ import pytest
 from study.analysis.best_alpha import alpha_gaps, alpha_transfer, best_alphas
 from study.analysis.expectations import compare
 from study.analysis.loss_gaps import loss_gaps
-from study.vocabulary.expectations import Expectation
+from study.config.expectations import Expectation
 
 ALPHAS = tuple(2.0 ** np.arange(1, 12))
 NO_PROBES = pd.DataFrame(

@@ -14,8 +14,8 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
-from study.config import CellConfig, parse
-from study.config.compose import CONF, compose
+from study.config import CellConfig
+from study.config.compose import CONF, compose, parse
 from study.errors import StudyError
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))

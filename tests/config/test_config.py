@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from study.config import CellConfig, Sources, eval_steps, identity, parse, probe_steps
+from study.config import CellConfig, Sources, eval_steps, identity, probe_steps
+from study.config.compose import parse
 from study.errors import StudyError
 from study.store import cell_folders
 

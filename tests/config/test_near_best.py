@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from study.config.near_best import expected_best
+from study.config.compose import expected_best
 
 MOVE, R_SIGN, CROSSOVER, STEPS = 85.0, 9.8, 10.0, 128
 

@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig
 
-from study.config import CellConfig, Sources, identity, optimizer_config, parse
-from study.config.compose import CONF, compose
-from study.config.mistakes import as_study_errors
+from study.config import CellConfig, Sources, identity, optimizer_config
+from study.config.compose import CONF, compose, parse
+from study.config.hints import as_study_errors
 from study.errors import MOST_CHARACTERS, StudyError
 from study.integrations.configs import read_file, write
 from study.integrations.overrides import written

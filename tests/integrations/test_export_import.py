@@ -247,11 +247,11 @@ def test_import_continues_training_a_peft_adapter(
 def cell_of(record: dict[str, Any]) -> CellConfig:
     from omegaconf import OmegaConf
 
-    from study.config import checked, typed
+    from study.config.compose import parse
 
     config = OmegaConf.create(record["config"])
     config.adapter.init = "kaiming"  # the default of a command line
-    return checked(typed(config))
+    return parse(config)
 
 
 def peft_loss(folder: Path, base: FrozenBase, config: CellConfig) -> float:

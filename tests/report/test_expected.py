@@ -11,10 +11,10 @@ import pytest
 
 from study.analysis import load_tables
 from study.analysis.expectations import Compared, compare
+from study.config.expectations import Expectation
 from study.report import as_markdown
 from study.report.expected import expected_section, verdict_counts
 from study.report.literal import literal_record
-from study.vocabulary.expectations import Expectation
 
 OnDisk = Callable[..., Path]
 Cell = Mapping[str, Any]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from study.config import CellConfig, Sources, identity
+from study.config.expectations import Expectation
 from study.store import cell_row
 from study.store.cells import FIRST, NOT_COLUMNS
-from study.vocabulary.expectations import Expectation
 from study.vocabulary.optimizers import OPTIMIZERS
 
 SOURCES = Sources(model="a" * 64 + "+nf4", tokenizer="b" * 64, data="c" * 64)

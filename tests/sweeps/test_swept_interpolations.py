@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import study
-from study.config.near_best import expected_best
+from study.config.compose import expected_best
 
 Cli = Callable[..., Any]
 

@@ -11,8 +11,7 @@ import pytest
 import yaml
 
 import study
-from study.config import parse
-from study.config.compose import CONF
+from study.config.compose import CONF, parse
 from study.sweeps import packs as packing
 from study.sweeps import run as sweep
 from study.sweeps.cells import plan

@@ -17,10 +17,9 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from study.config.bounds import PathPart
 from study.config.compose import CONF, compose
-from study.config.literals import literal
-from study.config.mistakes import as_study_errors
+from study.config.hints import as_study_errors
+from study.config.values import check_folder_name, literal
 from study.errors import StudyError, printable
 from study.integrations import overrides
 from study.integrations.configs.notes import Notes
@@ -68,7 +67,7 @@ def write(experiment: Experiment, name: str, folder: Path, *, force: bool = Fals
     :class:`StudyError` for a value that ``study train`` refuses, a name that is in use and a folder
     that cannot be written; then nothing is written.
     """
-    PathPart().check("--name", name)
+    check_folder_name(name, "--name")
     swept = sum(map(len, experiment.sweep.values()))
     if swept > MOST_SWEPT:
         raise StudyError(f"the sweep has {swept} values: give at most {MOST_SWEPT}")

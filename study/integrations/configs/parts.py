@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from study.config.bounds import FilePath
+from study.config.values import check_path
 from study.errors import StudyError
 from study.integrations.configs.experiment import Experiment
 from study.integrations.configs.fields import Fields
@@ -39,7 +39,7 @@ def take_quant_bits(fields: Fields, key: str) -> int | None:
 
 def put_base(experiment: Experiment, path: str, bits: int | None, folder: Path) -> None:
     """Set the base: a folder beside the file if it exists, else the name or path as given."""
-    FilePath().check("the base", path)
+    check_path(path, "the base")
     beside = folder / path
     experiment.groups["model"] = "hf"
     experiment.values["model.path"] = str(beside.resolve()) if beside.is_dir() else path

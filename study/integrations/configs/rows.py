@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from study.config.bounds import LARGEST, FilePath
+from study.config.values import LARGEST, check_path
 from study.data import files, hub
 from study.integrations.configs.experiment import Experiment
 from study.integrations.configs.fields import Fields
@@ -41,7 +41,7 @@ def put_rows(experiment: Experiment, rows: Rows, folder: Path) -> Path | None:
     extraction is missing, the toolkit's generated one replaces it. The user has to name any other
     missing file, and one whose format can't be read.
     """
-    FilePath().check(rows.key, rows.path)
+    check_path(rows.path, rows.key)
     differs = experiment.notes.differs
     experiment.groups["data"] = "file"
     if rows.format is None:

@@ -1,12 +1,19 @@
-"""What the bounds of fields accept and refuse, where the rest of the toolkit relies on it."""
+"""What fields accept and refuse, where the rest of the toolkit relies on it."""
 
 from typing import Any
 
 import pytest
 import torch
 
-from study.config.bounds import LARGEST_FLOAT, FilePath, Modules, PathPart
 from study.config.types import optimizer_config
+from study.config.values import (
+    LARGEST_FLOAT,
+    check_folder_name,
+    check_modules,
+    check_path,
+    interval,
+    literal,
+)
 from study.errors import StudyError
 from study.training.optimizers import build_optimizer
 from study.vocabulary.optimizers import OPTIMIZERS, Option
@@ -14,32 +21,48 @@ from study.vocabulary.optimizers import OPTIMIZERS, Option
 
 @pytest.mark.parametrize("name", ["a", "été ☃", "x" * 200, "a b", "-", "a.b", "日本語", "...."])
 def test_names_of_folders(name: str) -> None:
-    PathPart().check("name", name)
+    assert check_folder_name(name) == name
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "a/b", "a\\b", "a\0", "a\n", " a", "a ", "x" * 201, "\udcff", "a\u200e"]
+    "name", ["", ".", "..", "a/b", "a\\b", "a\0", "a\n", " a", "x" * 201, "\udcff", "a\u200e"]
 )
 def test_what_is_no_name_of_a_folder(name: str) -> None:
     with pytest.raises(StudyError, match=r"^name="):
-        PathPart().check("name", name)
+        check_folder_name(name, "name")
 
 
 @pytest.mark.parametrize("path", ["", "a\0b", "a" * 256, "a/" * 3000])
 def test_what_is_no_path(path: str) -> None:
     with pytest.raises(StudyError, match="is not a path"):
-        FilePath().check("data.path", path)
-
-
-@pytest.mark.parametrize("targets", ["mlp", ["q_proj"], r".*\.q_proj"])
-def test_targets(targets: Any) -> None:
-    Modules().check("adapter.targets", targets)
+        check_path(path)
 
 
 @pytest.mark.parametrize("targets", [None, 3, [], "", [""], ["a", 3], {"a": 1}])
 def test_what_is_no_target(targets: Any) -> None:
     with pytest.raises(StudyError, match="give all-linear, attention, mlp"):
-        Modules().check("adapter.targets", targets)
+        check_modules(targets)
+
+
+@pytest.mark.parametrize(
+    ("value", "steps", "seconds"),
+    [(1, 1, None), ("60s", None, 60.0), ("1.5m", None, 90.0), ("2h", None, 7200.0)],
+)
+def test_intervals(value: Any, steps: int | None, seconds: float | None) -> None:
+    found = interval("checkpoint.every", value)
+    assert (found.steps, found.seconds) == (steps, seconds)
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, "0s", "60", "60d", "", "-1m", [60], "1e3s"])
+def test_what_is_no_interval(value: Any) -> None:
+    with pytest.raises(StudyError, match=r"^checkpoint\.every=.* no interval: give .*null$"):
+        interval("checkpoint.every", value)
+
+
+def test_text_of_a_stranger_stays_text() -> None:
+    assert literal({"a": ["${oc.env:HOME}", r"\${x}", 3]}) == {
+        "a": [r"\${oc.env:HOME}", r"\\\${x}", 3]
+    }
 
 
 def extremes(option: Option) -> list[Any]:
@@ -53,7 +76,7 @@ def extremes(option: Option) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_option_within_its_bounds_can_be_trained_with(name: str) -> None:
+def test_every_option_within_its_limits_can_be_trained_with(name: str) -> None:
     """Otherwise the optimizer would refuse it after the base was loaded."""
     usual = {
         key: option.choices[0] if option.choices else option.least or 0.5
