@@ -222,7 +222,7 @@ def _refuse_scattered(labels: pd.DataFrame, curve: Ints, rank: Floats) -> None:
     """Raise :class:`StudyError` if there are several ranks and no curve has two of them.
 
     A sweep over several learning rates may have rates of its own at each rank
-    (:mod:`study.config.near_best`). Its curves have one rank each; the best rates are read from
+    (:mod:`study.config.compose`). Its curves have one rank each; the best rates are read from
     them.
     """
     finite = pd.Series(rank).where(np.isfinite(rank))

@@ -6,7 +6,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from study.config.compose import CONF
+from study.config.compose import CONF, without_hydra
 from study.integrations.overrides import written
 
 NAMED_GROUPS = ("model", "data", "optimizer")
@@ -45,8 +45,7 @@ def _composed(overrides: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
     """The configuration of ``study train`` with these overrides, and the keys that it sweeps."""
     found: DictConfig = compose("config", list(overrides), return_hydra_config=True)
     swept = {str(key) for key in found.hydra.sweeper.get("params") or {}}
-    own = OmegaConf.masked_copy(found, [str(key) for key in found if key != "hydra"])
-    plain = OmegaConf.to_container(own, resolve=True)
+    plain = OmegaConf.to_container(without_hydra(found), resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}, swept
 

@@ -47,7 +47,7 @@ def parse(composed: DictConfig) -> CellConfig:
     """
     known = {field.name for field in fields(CellConfig)}
     try:
-        whole = _set(OmegaConf.to_container(composed, resolve=True))
+        whole = _set(OmegaConf.to_container(without_hydra(composed), resolve=True))
     except OmegaConfBaseException as error:
         raise StudyError(first_line(error)) from error
     values = {key: value for key, value in whole.items() if key in known}
@@ -59,6 +59,11 @@ def parse(composed: DictConfig) -> CellConfig:
     cell = read(CellConfig, {**values, "optimizer": optimizer})
     validate(cell)
     return cell
+
+
+def without_hydra(composed: DictConfig) -> DictConfig:
+    """A copy without Hydra's own configuration, which a cell does not read."""
+    return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
 
 
 def _set(value: Any) -> Any:
@@ -103,7 +108,9 @@ def compose(
     @cache
     def base(choices: tuple[str, ...]) -> DictConfig:
         config = loader.load_configuration(name, [*shared, *choices], run_mode=RunMode.RUN)
-        return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        found = without_hydra(config)
+        OmegaConf.set_struct(found, True)  # a key that does not exist is an error
+        return found
 
     configs = []
     for cell in cells:

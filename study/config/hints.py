@@ -83,7 +83,8 @@ def as_study_errors() -> Iterator[None]:
         of_hydra = isinstance(error, HydraException | OmegaConfBaseException)
         if not of_hydra and not re.search("/(hydra|omegaconf|antlr4)/", raised_in):
             raise
-        raise StudyError(f"can't compose the configuration: {_cause(error)}") from error
+        about = "" if of_hydra else "can't compose the configuration: "
+        raise StudyError(f"{about}{_cause(error)}") from error
 
 
 def _cause(error: BaseException) -> str:

@@ -277,7 +277,7 @@ def read(kind: type[T], values: Any, prefix: str = "") -> T:
     that is missing, unknown or wrong.
     """
     try:
-        found: T = _adapter(kind).validate_python(values)
+        found: T = _adapter(kind).validate_python(values)  # type: ignore[arg-type]
     except ValidationError as error:
         raise StudyError(_line(error, prefix)) from None
     except OverflowError:

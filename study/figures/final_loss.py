@@ -64,7 +64,7 @@ class Sweep:
         return best_tried(own, rates if len(rates) > 1 else [])
 
     def has_own_rates(self, rule: Rule) -> bool:
-        """Whether each of several ranks has rates of its own (:mod:`study.config.near_best`): those
+        """Whether each of several ranks has rates of its own (:mod:`study.config.compose`): those
         of no rank contain those of another. In an interrupted sweep they do.
         """
         rates = self.of(rule).groupby("rank")["lr"].agg(frozenset).tolist()

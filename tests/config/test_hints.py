@@ -27,7 +27,7 @@ SLIPS = {
     "--cfg jb": "invalid choice: 'jb'",
     "adapter.rank=4 8 16": "can't read 8",
     "adapter.rank=4,8": "add -m to sweep over several values",
-    "adapter=5": "can't compose the configuration",
+    "adapter=5": "Config group override must be a string or a list",
 }
 
 

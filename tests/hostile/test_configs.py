@@ -11,8 +11,6 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from study.config.grid import alternatives
-
 from .conftest import BOMB
 
 AXOLOTL = {
@@ -244,7 +242,9 @@ def test_text_of_a_configuration_arrives_as_it_is(
     swept = run([*words[1:], "--cfg", "hydra"], seconds=BOMB, small=False)
     params = OmegaConf.create(swept.out).hydra.sweeper.params
     parse = OverridesParser.create().parse_override
-    cells = [parse(f"key={text}") for text in alternatives(parse(f"key={params[TARGETS]}"))]
+    cells = [
+        parse(f"key={text}") for text in parse(f"key={params[TARGETS]}").sweep_string_iterator()
+    ]
     values = OmegaConf.create({"cells": [cell.value() for cell in cells]})
     assert OmegaConf.to_object(values)["cells"] == sweep["lora_target_modules"]
     everything = [ended.out, ended.err, shown.out, swept.out]

@@ -245,7 +245,7 @@ BAD = {
     ),
     "optimizer=adamx": "Could not find 'optimizer/adamx': choose from adafactor, adam, adamw, lion",
     "optimzer=sgd": "optimzer",
-    "adapter.rnk=4": "unknown key adapter.rnk: did you mean adapter.rank=4?",
+    "adapter.rnk=4": "unknown key adapter.rnk: did you mean adapter.rank?",
     "train.steps=many": "train.steps",
     "model=tinny": "choose from hf, shape, smollm2, tiny",
     "adapter.rank=[": "adapter.rank=[",
