@@ -60,7 +60,7 @@ def condition_rows(exponents: pd.DataFrame) -> pd.DataFrame:
     steps = rows.groupby(["curve_number", "place"])["step"]
     rows["is_first"] = rows["step"] == steps.transform("min")
     rows["is_last"] = rows["step"] == steps.transform("max")
-    rows = rows[rows["is_first"] | rows["is_last"]]
+    rows = rows[rows["is_first"] | rows["is_last"]].copy()
     named = distinguishing(rows, curve_columns(exponents))
     rows["curve"] = [
         ", ".join(f"{name}={setting_text(value)}" for name, value in zip(named, row, strict=True))

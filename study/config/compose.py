@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from study.config.checks import validate
 from study.config.types import CellConfig, optimizer_config
-from study.config.values import MISSING, read
+from study.config.values import read
 from study.errors import StudyError, unknown
 from study.vocabulary import scaling
 from study.vocabulary.optimizers import OPTIMIZERS
@@ -46,8 +46,11 @@ def parse(composed: DictConfig) -> CellConfig:
     Raises :class:`StudyError`, one line, for the first value that is missing or wrong.
     """
     known = {field.name for field in fields(CellConfig)}
+    own = without_hydra(composed)
+    if missing := sorted(OmegaConf.missing_keys(own)):
+        raise StudyError(f"{missing[0]} is not set: give {missing[0]}=...")
     try:
-        whole = _set(OmegaConf.to_container(without_hydra(composed), resolve=True))
+        whole: Any = OmegaConf.to_container(own, resolve=True)
     except OmegaConfBaseException as error:
         raise StudyError(first_line(error)) from error
     values = {key: value for key, value in whole.items() if key in known}
@@ -64,13 +67,6 @@ def parse(composed: DictConfig) -> CellConfig:
 def without_hydra(composed: DictConfig) -> DictConfig:
     """A copy without Hydra's own configuration, which a cell does not read."""
     return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-
-
-def _set(value: Any) -> Any:
-    """``value`` without the keys that are not set."""
-    if isinstance(value, dict):
-        return {key: _set(part) for key, part in value.items() if part != MISSING}
-    return [_set(part) for part in value] if isinstance(value, list) else value
 
 
 def first_line(error: BaseException) -> str:
