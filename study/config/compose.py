@@ -47,9 +47,9 @@ def parse(composed: DictConfig) -> CellConfig:
     """
     known = {field.name for field in fields(CellConfig)}
     own = without_hydra(composed)
-    if missing := sorted(OmegaConf.missing_keys(own)):
-        raise StudyError(f"{missing[0]} is not set: give {missing[0]}=...")
     try:
+        if missing := sorted(OmegaConf.missing_keys(own)):
+            raise StudyError(f"{missing[0]} is not set: give {missing[0]}=...")
         whole: Any = OmegaConf.to_container(own, resolve=True)
     except OmegaConfBaseException as error:
         raise StudyError(first_line(error)) from error

@@ -126,7 +126,7 @@ def test_cells_may_set_different_keys_and_a_key_twice(loader: ConfigLoader) -> N
         ("adapter.rank=0", "rank must be"),
         ("adapter.rnak=4", "did you mean adapter.rank?"),
         ("nothing=1", "unknown key nothing"),
-        ("seed=???", "seed is not set"),
+        ("name=???", "name is not set"),
         ("data.seed=${nothing}", "Interpolation key 'nothing' not found"),
         ("optimizer=adamx", "did you mean adam?"),
         ("optimizer.lr=-1", "optimizer.lr=-1 is out of range"),
