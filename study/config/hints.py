@@ -179,7 +179,8 @@ def reference(root: DictConfig) -> str:
             inside = _meanings(files)
             lines.append("")
             for name, each in value.items():
-                lines += _described(f"{key}.{name}", each, inside.get(name, ""))
+                if name != "name":  # it is chosen with its group
+                    lines += _described(f"{key}.{name}", each, inside.get(name, ""))
         elif not isinstance(value, dict | list):
             lines += _described(str(key), value, meanings.get(str(key), ""))
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 The defaults are in ``conf/``, where users read them.
 """
 
+import math
 from dataclasses import dataclass, field, make_dataclass
 from functools import cache, partial
 from typing import Annotated, Any
@@ -135,6 +136,8 @@ class AdapterConfig(Part):
     path: FilePath | None = None
 
     def __post_init__(self) -> None:
+        if self.rank == "inf":  # of a record, which JSON holds
+            self.rank = math.inf
         try:
             self.scaling, self.exponent = named_rule(self.scaling, self.exponent)
         except ValueError as error:

@@ -75,18 +75,19 @@ def some_of(choices: Iterable[str]) -> Checked:
 def whole_or(least: int, *words: Any) -> Checked:
     """A whole number from ``least``, or one of a few words or flags."""
 
+    shown = tuple("null" if word is None else str(word).lower() for word in words)
+
     def check(value: Any) -> Any:
         if is_whole(value) and least <= value <= LARGEST:
             return value
         if not any(value is word or (isinstance(word, str) and value == word) for word in words):
-            shown = ", ".join(str(word).lower() for word in words)
             raise StudyError(
                 f"{KEY}={short(value)} is out of range: give a whole number of at least {least}, "
-                f"or {shown}"
+                f"or {', '.join(shown)}"
             )
         return value
 
-    return Checked(check, tuple(str(word).lower() for word in words))
+    return Checked(check, shown)
 
 
 def flag_or(word: str) -> Checked:
