@@ -73,7 +73,7 @@ def cell(jsonl: Path) -> Callable[..., CellConfig]:
     """A typed cell on the tiny base: ``cell("adapter.rank=8", "optimizer=sgd")``."""
     small = [
         "model=tiny",
-        "data=jsonl",
+        "data=file",
         f"data.path={jsonl}",
         "data.sequence_length=48",
         "data.heldout=6",

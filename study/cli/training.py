@@ -52,18 +52,7 @@ def status(study_dir: Path, watch: bool) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(arguments: tuple[str, ...]) -> None:
     """Time training, inference, checkpoints and large studies."""
-    _run_benchmarks(arguments)
-
-
-@cli.command("infer-cost", context_settings=PASSED_ON)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def infer_cost(arguments: tuple[str, ...]) -> None:
-    """The same as study bench inference."""
-    _run_benchmarks(("inference", *arguments))
-
-
-def _run_benchmarks(arguments: tuple[str, ...]) -> None:
-    """Run a benchmark. In a wheel the benchmarks are a subpackage, in a clone a package."""
+    # In a wheel the benchmarks are a subpackage, in a clone a package.
     package = "study.benchmarks" if find_spec("study.benchmarks") else "benchmarks"
     import_module(f"{package}.commands").main(arguments)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, make_dataclass
 from functools import cache, partial
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from study.config.expectations import Expectation
 from study.config.values import (
@@ -87,6 +87,11 @@ class ModelConfig(Part):
     width: Annotated[Whole, Field(ge=8, le=MOST_WIDTH)] | None = None
 
 
+def _today(name: Any) -> Any:
+    """Records of an earlier version call ``file`` ``jsonl``."""
+    return "file" if name == "jsonl" else name
+
+
 @dataclass
 class DataConfig(Part):
     """What is read, and how a row of it becomes text and tokens.
@@ -99,7 +104,7 @@ class DataConfig(Part):
     - ``seed``: orders the batches and follows the cell's ``seed``.
     """
 
-    name: Annotated[Text, one_of(DATASETS)] = MISSING
+    name: Annotated[Text, BeforeValidator(_today), one_of(DATASETS)] = MISSING
     path: FilePath | None = None
     sequence_length: Annotated[Whole, Field(ge=2, le=MOST_TOKENS)] = MISSING
     heldout: Count = MISSING

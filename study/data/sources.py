@@ -100,8 +100,7 @@ def load_rows(config: DataConfig, tokenizer: Callable[[], "PreTrainedTokenizerBa
         loaded = _of_format(config, _found(config), tokenizer)
     if not loaded.rows:  # pydoc: a Python installed without sources and docstrings
         place = f"data.path={path!r}" if path else f"data={config.name}"
-        offered = [name for name, row in DATASETS.items() if row.offered]
-        others = ", ".join(name for name in offered if name != config.name)
+        others = ", ".join(name for name in DATASETS if name != config.name)
         raise StudyError(
             f"{place} has no examples: name another file, or choose data from {others}"
         )

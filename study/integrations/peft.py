@@ -125,7 +125,7 @@ def inspect_adapter(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
 def line_of(config: dict[str, Any]) -> str:
     """The ``study train`` command of a configuration: settings that differ from the defaults."""
     groups = [f"{group}={config[group]['name']}" for group in _GROUPS]
-    if config["data"]["path"]:  # data=jsonl has no default for it
+    if config["data"]["path"]:  # data=file has no default for it
         groups.append(f"data.path={written(config['data']['path'])}")
     defaults = _flat(OmegaConf.to_container(_composed(groups), resolve=True))
     settings = [

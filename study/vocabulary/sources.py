@@ -10,14 +10,12 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Source:
     """- ``reads_path``: whether the user names a file, a folder or a hub repository;
-    - ``offered``: whether messages offer it. An earlier name is understood and not offered;
     - ``has_width``: whether the user chooses its width;
     - ``has_weights``: whether it can be trained. One without serves plans only.
     """
 
     label: str
     reads_path: bool = False
-    offered: bool = True
     has_width: bool = False
     has_weights: bool = True
 
@@ -33,9 +31,7 @@ DATASETS: dict[str, Source] = {
     "pydoc": Source("documentation of Python's standard library"),
     "xbrl_extract": Source("generated XBRL filings"),
     "file": Source("a file or a data set of the hub", reads_path=True),
-    "jsonl": Source("a JSONL file", reads_path=True, offered=False),
 }
-"""``jsonl`` is the earlier name of ``file``: both read the same files in the same way."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +98,12 @@ def test_a_number_as_the_rule_is_the_same_cell_as_the_power_rule(cell: Build) ->
 def test_the_order_of_targets_does_not_matter(cell: Build) -> None:
     a, b = cell("adapter.targets=[q_proj,v_proj]"), cell("adapter.targets=[v_proj,q_proj]")
     assert identity(a, SOURCES) == identity(b, SOURCES)
+
+
+def test_a_record_with_an_earlier_name_is_readable(cell: Build) -> None:
+    config = OmegaConf.create(asdict(cell()))
+    config.data.name = "jsonl"
+    assert parse(config) == cell()
 
 
 @pytest.mark.parametrize("source", ["model", "tokenizer", "data"])

@@ -148,7 +148,7 @@ def trained(jsonl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = tmp_path_factory.mktemp("dashboard") / "results"
     small = [
         "model=tiny",
-        "data=jsonl",
+        "data=file",
         f"data.path={jsonl}",
         "data.sequence_length=24",
         "data.heldout=2",

@@ -75,7 +75,7 @@ def test_a_sweep_is_followed_to_its_end_and_past_a_server_restart(
         "train",
         "-m",
         "model=tiny",
-        "data=jsonl",
+        "data=file",
         f"data.path={jsonl}",
         "data.sequence_length=24",
         "data.heldout=2",

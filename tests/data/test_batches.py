@@ -65,7 +65,7 @@ def build(tmp_path):
             "\n".join(json.dumps({"context": e.context, "target": e.target}) for e in examples)
         )
         config = DataConfig(
-            name="jsonl", path=str(file), sequence_length=length, heldout=heldout, seed=0
+            name="file", path=str(file), sequence_length=length, heldout=heldout, seed=0
         )
         return build_corpus(config, tokenizer, eos)
 
@@ -113,7 +113,7 @@ def test_a_row_is_context_target_eos_and_the_loss_is_on_target_and_eos(
     file.write_text(
         "\n".join(json.dumps({"context": e.context, "target": e.target}) for e in examples)
     )
-    config = DataConfig(name="jsonl", path=str(file), sequence_length=100, heldout=8, seed=0)
+    config = DataConfig(name="file", path=str(file), sequence_length=100, heldout=8, seed=0)
     corpus = build_corpus(config, WITH_BOS if bos else PLAIN, EOS)
     assert corpus.fingerprint == fingerprint(examples)
     train, held = split(examples, 8)
@@ -285,7 +285,7 @@ def test_supervised_counts_targets_and_to_moves_all():
 def test_finloras_rows_become_batches():
     path = str(FINLORA / "formula_train.jsonl")
     corpus = build_corpus(
-        DataConfig(name="jsonl", path=path, sequence_length=64, heldout=64, seed=0), PLAIN, EOS
+        DataConfig(name="file", path=path, sequence_length=64, heldout=64, seed=0), PLAIN, EOS
     )
     assert (len(corpus.train) + len(corpus.heldout), len(corpus.heldout)) == (800, 64)
     batch = corpus.train.batch(0, 0, 4)
@@ -301,7 +301,7 @@ def test_a_token_that_the_model_lacks_is_named(tmp_path):
     file.write_text(
         "".join(json.dumps({"context": f"{n}", "target": "z"}) + "\n" for n in range(9))
     )
-    config = DataConfig(name="jsonl", path=str(file), sequence_length=16, heldout=2, seed=0)
+    config = DataConfig(name="file", path=str(file), sequence_length=16, heldout=2, seed=0)
     corpus = build_corpus(config, PLAIN, EOS)
     highest = max(int(corpus.train.tokens.max()), int(corpus.heldout.tokens.max()))
     corpus.check_tokens(highest + 1, "m")
@@ -313,7 +313,7 @@ def test_long_texts_are_cut_before_they_are_tokenised_and_give_the_same_rows(tmp
     file = tmp_path / "rows.jsonl"
     rows = [{"context": f"{n} " + "ab c" * 900, "target": f"{n}" + "de f" * 900} for n in range(7)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = DataConfig(name="jsonl", path=str(file), sequence_length=16, heldout=2, seed=0)
+    config = DataConfig(name="file", path=str(file), sequence_length=16, heldout=2, seed=0)
     tables = []
     for per_token, characters in ((100, 1 << 19), (10_000, 1)):
         monkeypatch.setattr(tokens, "_PER_TOKEN", per_token)
@@ -327,7 +327,7 @@ def test_long_texts_are_cut_before_they_are_tokenised_and_give_the_same_rows(tmp
 def test_a_tokenizer_that_fails_is_one_line(tmp_path, monkeypatch):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"context": "a", "target": "b"}\n{"context": "c", "target": "d"}\n')
-    config = DataConfig(name="jsonl", path=str(file), sequence_length=16, heldout=2, seed=0)
+    config = DataConfig(name="file", path=str(file), sequence_length=16, heldout=2, seed=0)
     panic = type("PanicException", (BaseException,), {})("index out of bounds")
 
     def fails(*_, **__):

@@ -21,7 +21,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]))
 example_lists = st.lists(st.builds(Example, texts, texts.filter(str.strip)), max_size=40)
 
 
-def config(path: object = None, name: str = "jsonl") -> DataConfig:
+def config(path: object = None, name: str = "file") -> DataConfig:
     return DataConfig(
         name=name, path=None if path is None else str(path), sequence_length=64, heldout=8, seed=0
     )
@@ -103,8 +103,8 @@ def test_a_file_that_is_not_utf8_is_named_with_its_line(tmp_path):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        (None, "data=jsonl reads a file: add data.path="),
-        ("", "data=jsonl reads a file: add data.path="),
+        (None, "data=file reads a file: add data.path="),
+        ("", "data=file reads a file: add data.path="),
         ("absent.jsonl", "absent.jsonl' does not exist"),
         (".", "is a folder"),
         ("empty.jsonl", "has no examples: name another file"),
@@ -122,7 +122,7 @@ def test_a_bad_path_is_named(tmp_path, monkeypatch, path, message):
 
 def test_an_unknown_name_lists_the_choices():
     with pytest.raises(
-        StudyError, match="unknown data 'pydocs': choose from pydoc, xbrl_extract, file, jsonl"
+        StudyError, match="unknown data 'pydocs': choose from pydoc, xbrl_extract, file"
     ):
         load_examples(config(name="pydocs"))
 

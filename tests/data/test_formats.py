@@ -389,12 +389,3 @@ def test_the_question_of_a_conversation_is_its_last_turn(tmp_path: Path) -> None
     text = load_tokenizer(TINY).decode(context)
     assert text.endswith("user\nmore<|im_end|>\n<|im_start|>assistant\n")
     assert list(corpus.questions.targets) == ["b"]
-
-
-@pytest.mark.skipif(not FINLORA.is_dir(), reason="FinLoRA's rows are not on this machine")
-def test_finloras_rows_are_the_same_data_under_either_name() -> None:
-    path = str(FINLORA / "formula_train.jsonl")
-    found = rows_of(path)
-    assert found.format == "context_target"
-    assert found.rows == load_examples(DataConfig("jsonl", path))
-    assert len(found.rows) == 800

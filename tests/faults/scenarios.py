@@ -11,7 +11,7 @@ SHORT_EVERY = 2
 """The same in the short sweep."""
 
 SMALL = (
-    f"train -m name={NAME} model=tiny device=cpu data=jsonl "
+    f"train -m name={NAME} model=tiny device=cpu data=file "
     f"data.sequence_length=32 data.heldout=4 train.batch_size=2 train.steps=11 "
     f"checkpoint.every={EVERY} adapter.contraction=factored"
 ).split()

@@ -39,7 +39,7 @@ P = {"lora": 1.0, "rslora": 0.5}
 def trained(jsonl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model: 4 ranks, 2 rules, SGD and AdamW, 3 seeds; steps 0 to 3 are probed."""
     results = tmp_path_factory.mktemp("one")
-    small = ["model=tiny", "data=jsonl", f"data.path={jsonl}", f"results_dir={results}", "name=one"]
+    small = ["model=tiny", "data=file", f"data.path={jsonl}", f"results_dir={results}", "name=one"]
     small += ["data.sequence_length=32", "data.heldout=4", "train.steps=4", "train.batch_size=2"]
     small += ["probes.steps=[0,1,2,3]", f"probes.stats={STATS}", "optimizer.lr=1e-4"]
     small += ["adapter.rank=4,8,16,32", "adapter.scaling=lora,rslora", "seed=0,1,2"]

@@ -33,7 +33,7 @@ many, since a command that waits takes none of the processor."""
 
 ROWS = [{"context": f"Say {n}:", "target": f" {n}"} for n in range(20)]
 SMALL = (
-    "model=tiny data=jsonl data.path=train.jsonl data.sequence_length=48 data.heldout=6 "
+    "model=tiny data=file data.path=train.jsonl data.sequence_length=48 data.heldout=6 "
     "train.steps=1 train.batch_size=3 probes.steps=null device=cpu pack.memory_gb=1"
 )
 """A cell that trains in a moment, on the file that every case finds in its folder."""

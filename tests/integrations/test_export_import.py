@@ -205,7 +205,7 @@ def test_import_continues_training_a_peft_adapter(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder, _ = theirs
-    base = ["model=tiny", "data=jsonl", f"data.path={jsonl}", f"results_dir={tmp_path / 'results'}"]
+    base = ["model=tiny", "data=file", f"data.path={jsonl}", f"results_dir={tmp_path / 'results'}"]
     small = [
         "data.sequence_length=48",
         "data.heldout=6",

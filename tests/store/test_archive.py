@@ -33,7 +33,7 @@ def sweep(results: Path, jsonl: Path, *overrides: str) -> None:
     """Two cells of each seed on the tiny base, with truncations."""
     from study.sweeps import app
 
-    small = ["model=tiny", "data=jsonl", f"data.path={jsonl}", "data.sequence_length=32"]
+    small = ["model=tiny", "data=file", f"data.path={jsonl}", "data.sequence_length=32"]
     small += ["data.heldout=6", "train.steps=2", "train.batch_size=2", "probes.truncations=[1]"]
     small += ["tracker=none", "adapter.rank=2,8"]
     app.main(["-m", "name=mine", f"results_dir={results}", *small, *overrides])

@@ -93,7 +93,7 @@ def test_the_command_measures_cells_and_rank_free_runs(
     """
     small = [
         f"results_dir={tmp_path}",
-        "data=jsonl",
+        "data=file",
         f"data.path={jsonl}",
         "data.heldout=6",
         "train.steps=2",
@@ -146,7 +146,7 @@ def test_a_study_without_a_limit_is_said_in_a_line(
     small = [
         f"results_dir={tmp_path}",
         "model=tiny",
-        "data=jsonl",
+        "data=file",
         f"data.path={jsonl}",
         "data.heldout=6",
     ]

@@ -14,7 +14,7 @@ def test_training_imports_no_package_that_it_does_not_use(jsonl: Path, tmp_path:
     """transformers' optimizers and schedules import PEFT, and that bitsandbytes and torch's
     compiler: more than a second.
     """
-    cell = ["model=tiny", "data=jsonl", f"data.path={jsonl}", "data.heldout=6", "train.steps=1"]
+    cell = ["model=tiny", "data=file", f"data.path={jsonl}", "data.heldout=6", "train.steps=1"]
     command = ["study", "train", *cell, f"results_dir={tmp_path}"]
     unused = {"peft", "bitsandbytes", "pytorch_optimizer", "matplotlib"}
     unused |= {"torch._inductor.compile_fx"}

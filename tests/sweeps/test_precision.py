@@ -20,7 +20,7 @@ def test_exponents_in_bf16_lie_in_the_intervals_of_float32(
         "train",
         "-m",
         "model=tiny",
-        "data=jsonl",
+        "data=file",
         f"data.path={jsonl}",
         "data.sequence_length=32",
     ]

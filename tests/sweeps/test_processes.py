@@ -36,7 +36,7 @@ def torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., l
 @pytest.fixture
 def small(jsonl: Path, tmp_path: Path) -> list[str]:
     return [
-        *("train", "model=tiny", "data=jsonl", f"data.path={jsonl}", "data.sequence_length=48"),
+        *("train", "model=tiny", "data=file", f"data.path={jsonl}", "data.sequence_length=48"),
         *(f"results_dir={tmp_path}/results", "name=small", "train.batch_size=3", "adapter.rank=2"),
         *("train.steps=3", "data.heldout=6", "probes.every=null", "probes.steps=[3]"),
     ]

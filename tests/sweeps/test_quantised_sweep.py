@@ -36,7 +36,7 @@ def test_bits_are_swept_recorded_and_kept_apart(
 ) -> None:
     line = [
         *SMALL,
-        "data=jsonl",
+        "data=file",
         f"data.path={jsonl}",
         "probes.steps=[0]",
         "probes.stats=[norm,descent]",
@@ -74,7 +74,7 @@ def test_an_identity_of_before_there_were_bits_still_holds(
     study_cli: Cli, jsonl: Path, tmp_path: Path
 ) -> None:
     """A record without the key is of an unquantised base."""
-    line = [*SMALL, "data=jsonl", f"data.path={jsonl}", "probes.steps=[0]"]
+    line = [*SMALL, "data=file", f"data.path={jsonl}", "probes.steps=[0]"]
     study_cli("train", *line)
     path = next((tmp_path / "results/default/cells").glob("*/record.json"))
     record = json.loads(path.read_text())

@@ -40,7 +40,7 @@ def torchrun(
 ) -> Callable[..., list[Any]]:
     """Trains a small cell in two processes. ``before(number)`` runs in each: its exit code."""
     small = [
-        *("train", "model=tiny", "data=jsonl", f"data.path={jsonl}", "data.sequence_length=48"),
+        *("train", "model=tiny", "data=file", f"data.path={jsonl}", "data.sequence_length=48"),
         *(f"results_dir={tmp_path}/results", "name=small", "train.batch_size=3", "adapter.rank=2"),
         *("train.steps=2", "data.heldout=6", "probes.steps=null", "train.shard=true"),
     ]

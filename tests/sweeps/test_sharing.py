@@ -19,7 +19,7 @@ from study.sweeps.sharing import Outcome, stop_file, train_all
 from tests.sweeps.conftest import Begin, wait_for
 
 SMALL = (
-    *("model=tiny", "train.batch_size=2", "data=jsonl", "data.sequence_length=32"),
+    *("model=tiny", "train.batch_size=2", "data=file", "data.sequence_length=32"),
     *("data.heldout=2", "train.steps=10", "probes.steps=[0]", "optimizer.lr=1e-2"),
 )
 

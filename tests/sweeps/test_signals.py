@@ -21,7 +21,7 @@ from study.sweeps.cells import plan
 from tests.sweeps.conftest import Begin, Process, wait_for
 
 LINE = (
-    *("train", "-m", "model=tiny", "train.batch_size=2", "data=jsonl", "data.sequence_length=32"),
+    *("train", "-m", "model=tiny", "train.batch_size=2", "data=file", "data.sequence_length=32"),
     *("data.heldout=2", "probes.steps=null", "probes.every=7", "adapter.contraction=factored"),
     *("adapter.dropout=0.1", "adapter.rank=2,3", "train.steps=60", "checkpoint.every=1h"),
 )

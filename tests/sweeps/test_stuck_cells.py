@@ -21,7 +21,7 @@ SWEEP = (
         "train.eval_every=2",
         "probes.every=1",
         "probes.steps=null",
-        "data=jsonl",
+        "data=file",
         "name=large",
     ),
 )

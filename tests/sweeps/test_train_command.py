@@ -35,7 +35,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def small(jsonl: Path) -> list[str]:
-    return [*SMALL, "data=jsonl", f"data.path={jsonl}", "data.sequence_length=32", "data.heldout=2"]
+    return [*SMALL, "data=file", f"data.path={jsonl}", "data.sequence_length=32", "data.heldout=2"]
 
 
 def files(folder: Path) -> set[str]:

@@ -22,7 +22,7 @@ def followed(tmp_path_factory: pytest.TempPathFactory, jsonl: Path) -> tuple[Pat
     folder = tmp_path_factory.mktemp("watched")
     small = [
         "model=tiny",
-        "data=jsonl",
+        "data=file",
         f"data.path={jsonl}",
         "data.sequence_length=32",
         "data.heldout=2",

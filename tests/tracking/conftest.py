@@ -35,7 +35,7 @@ def study_process(jsonl: Path) -> Callable[..., subprocess.CompletedProcess[str]
         small = [
             "model=tiny",
             "train.batch_size=2",
-            "data=jsonl",
+            "data=file",
             f"data.path={jsonl}",
             "data.sequence_length=32",
         ]
