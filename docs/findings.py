@@ -20,7 +20,7 @@ from docs.learned import learned
 from docs.studies import STUDIES, Committed
 from study.analysis.distances import exponents
 from study.analysis.expectations import Compared, compare
-from study.analysis.intervals import interval_text
+from study.analysis.wording import interval_text
 from study.config.expectations import NOT_MEASURED
 from study.figures.captions import settings
 from study.report.answer import answer as what_was_found

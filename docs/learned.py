@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from docs.blocks import minus, study_tables
-from study.analysis.intervals import interval_text, mean_interval
+from study.analysis.fits import mean_interval
+from study.analysis.wording import interval_text
 from study.report.markdown import table
 from study.vocabulary.quantities import HELDOUT
 from study.vocabulary.scaling import RULES

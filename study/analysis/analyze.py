@@ -8,8 +8,8 @@ import pandas as pd
 
 from study.analysis.exponents import fit_exponents
 from study.analysis.grouping import curve_numbers
+from study.analysis.losses import compared_losses
 from study.analysis.predictions import with_predictions
-from study.analysis.rank_effects import compared_losses
 from study.analysis.rates import best_rates
 from study.analysis.stable import stable_exponents
 from study.analysis.verdicts import with_verdicts

@@ -32,7 +32,7 @@ import pandas as pd
 
 from study.analysis.exponents import fit_exponents
 from study.analysis.fits import Floats
-from study.analysis.intervals import interval_text
+from study.analysis.wording import interval_text
 from study.vocabulary.distances import LOSS
 from study.vocabulary.quantities import ALL_KINDS, MEAN_LOG, MODEL_WIDE, TRAIN
 

@@ -18,17 +18,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from study.analysis.best_alpha import alpha_gaps, alpha_transfer, best_alphas
 from study.analysis.distances import of_cells
 from study.analysis.fits import Floats, t_critical
 from study.analysis.grouping import curve_columns, distinguishing
-from study.analysis.loss_gaps import loss_gaps
-from study.analysis.rates import rate_transfer
-from study.analysis.shared import one_per_measurement, one_per_optimizer
-from study.analysis.stable import STABLE_COLUMNS, side_by_side
-from study.analysis.tables import AnalysedTables
+from study.analysis.losses import loss_gaps
+from study.analysis.rates import alpha_gaps, alpha_transfer, best_alphas, rate_transfer
+from study.analysis.stable import (
+    STABLE_COLUMNS,
+    one_per_measurement,
+    one_per_optimizer,
+    side_by_side,
+)
 from study.analysis.verdicts import beyond, holm, tost
-from study.analysis.wording import setting_text
+from study.analysis.wording import settings_text
 from study.config.expectations import (
     ALPHA_GAP,
     BEST_ALPHA,
@@ -44,20 +46,18 @@ from study.config.expectations import (
     SLOPE,
     Expectation,
 )
+from study.store import StudyTables
 from study.vocabulary.agreements import AGREES, DIFFERS
 from study.vocabulary.thresholds import SEEDS_FOR_VERDICT, SIGNIFICANCE
 from study.vocabulary.verdicts import ONE_SEED, UNCLEAR
 
 COLUMNS_OF = {
-    SLOPE: ("exponent", "ci_low", "ci_high"),
     P_STAR: ("p_star", "ci_low", "ci_high"),
     P_STAR_LIMIT: ("p_star_limit", "limit_low", "limit_high"),
-    BEST_RATE: ("exponent", "ci_low", "ci_high"),
-    FACTOR: ("exponent", "ci_low", "ci_high"),
-    LOSS_GAP: ("gap", "ci_low", "ci_high"),
-    BEST_ALPHA: ("exponent", "ci_low", "ci_high"),
-    ALPHA_GAP: ("gap", "ci_low", "ci_high"),
-    DISTANCE: ("exponent", "ci_low", "ci_high"),
+    **dict.fromkeys((LOSS_GAP, ALPHA_GAP), ("gap", "ci_low", "ci_high")),
+    **dict.fromkeys(
+        (SLOPE, FACTOR, BEST_RATE, BEST_ALPHA, DISTANCE), ("exponent", "ci_low", "ci_high")
+    ),
 }
 """The columns of the value and its interval, in the table that holds it."""
 
@@ -83,7 +83,7 @@ class Compared:
     verdict: str
 
 
-def compare(expectations: Sequence[Expectation], tables: AnalysedTables) -> list[Compared]:
+def compare(expectations: Sequence[Expectation], tables: StudyTables) -> list[Compared]:
     """A row for each curve that an expectation matches, in the order of ``expectations``.
 
     An expectation without a curve has one row, which is ``not measured``.
@@ -108,15 +108,15 @@ def compare(expectations: Sequence[Expectation], tables: AnalysedTables) -> list
     ]
 
 
-Row = dict[str, Any]
-_NOTHING: Row = dict.fromkeys(("value", "low", "high", "span"), math.nan) | {
+Value = dict[str, Any]
+_NOTHING: Value = dict.fromkeys(("value", "low", "high", "span"), math.nan) | {
     "curve": "",
     "seeds": 0,
     "step": None,
 }
 
 
-def _table(what: str, tables: AnalysedTables) -> pd.DataFrame:
+def _table(what: str, tables: StudyTables) -> pd.DataFrame:
     """The table that holds the values of a kind of expectation, a row per curve."""
     if what == BEST_RATE:
         return rate_transfer(tables.rates)
@@ -132,7 +132,7 @@ def _table(what: str, tables: AnalysedTables) -> pd.DataFrame:
     return tables.exponents
 
 
-def _measured(one: Expectation, table: pd.DataFrame, exponents: pd.DataFrame) -> list[Row]:
+def _measured(one: Expectation, table: pd.DataFrame, exponents: pd.DataFrame) -> list[Value]:
     """The value and interval of every curve that an expectation is about."""
     found = _of_curves(one, _at(one, table))
     if one.what in (BEST_RATE, BEST_ALPHA, ALPHA_GAP):
@@ -152,10 +152,10 @@ def _measured(one: Expectation, table: pd.DataFrame, exponents: pd.DataFrame) ->
     return [_row(one, row, names, with_rule) for row in found.to_dict("records")]
 
 
-def _row(one: Expectation, row: dict[Any, Any], names: Iterable[str], with_rule: bool) -> Row:
+def _row(one: Expectation, row: dict[Any, Any], names: Iterable[str], with_rule: bool) -> Value:
     value, low, high = (float(row[name]) for name in COLUMNS_OF[one.what])
     settings = [f"p={row['exponent_p']:g}"] if with_rule else []
-    settings += [f"{name}={setting_text(row[name])}" for name in names]
+    settings += settings_text(row, names)
     return {
         "curve": ", ".join(settings),
         "value": value,
@@ -208,7 +208,7 @@ def _one_per_curve(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     return one_per_optimizer(one_per_measurement(rows, names), names), names
 
 
-def _p_values(rows: Sequence[tuple[Expectation, Row]]) -> tuple[Floats, Floats]:
+def _p_values(rows: Sequence[tuple[Expectation, Value]]) -> tuple[Floats, Floats]:
     """Of the tests that a row is within and outside its tolerance, corrected for all rows."""
     off, half, df, margin = np.array([*_distances(rows)], float).reshape(-1, 4).T
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -216,7 +216,7 @@ def _p_values(rows: Sequence[tuple[Expectation, Row]]) -> tuple[Floats, Floats]:
     return holm(tost(off, se, df, margin)), holm(beyond(off, se, df, margin))
 
 
-def _distances(rows: Sequence[tuple[Expectation, Row]]) -> Iterator[tuple[float, ...]]:
+def _distances(rows: Sequence[tuple[Expectation, Value]]) -> Iterator[tuple[float, ...]]:
     """Distance from the expected value, half the interval, degrees of freedom, and tolerance."""
     for one, row in rows:
         half = max(row["high"] - row["value"], row["value"] - row["low"])
@@ -229,7 +229,7 @@ def _distances(rows: Sequence[tuple[Expectation, Row]]) -> Iterator[tuple[float,
             yield row["value"] - one.predicted, half, df, one.tolerance
 
 
-def _displayed(one: Expectation, row: Row) -> tuple[float, float, float]:
+def _displayed(one: Expectation, row: Value) -> tuple[float, float, float]:
     """The value and its interval, on the scale of the expectation."""
     values = row["value"], row["low"], row["high"]
     if one.what != FACTOR:
@@ -238,7 +238,7 @@ def _displayed(one: Expectation, row: Row) -> tuple[float, float, float]:
     return value, low, high
 
 
-def _word(row: Row, p_agrees: float, p_differs: float) -> str:
+def _word(row: Value, p_agrees: float, p_differs: float) -> str:
     if row["seeds"] == 0:
         return NOT_MEASURED
     if row["seeds"] == 1:

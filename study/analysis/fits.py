@@ -1,15 +1,28 @@
 """Straight lines against log rank, hundreds of thousands at once, each with its standard errors.
 
-Everything is closed form over whole arrays. Letters: ``F`` frames (one cell at one step), ``C``
-columns (layers and poolings of layers), ``S`` strands (the frames of one seed), ``G`` groups (the
-strands of one curve at one step). Frames are sorted so that strands, and the strands of a group,
-are contiguous. NaN stands for a missing point.
+Everything is closed form over whole arrays. Letters: ``G`` groups (a curve at one step on one
+batch), ``S`` seeds, ``R`` ranks, ``C`` columns (layers and poolings of layers). NaN stands for a
+missing point.
 
 The sample unit is the seed: every seed gets its own least-squares line, all of them over the same
-ranks (:mod:`~study.analysis.blocks`), and the interval is Student's t over these lines. Points
-within a seed share a batch and an initialisation, so they are not an independent sample. With one
-seed the errors are those of the regression over ranks. They say how straight the line is, and do
-not cover other seeds.
+ranks, and the interval is Student's t over these lines. Points within a seed share a batch and an
+initialisation, so they are not an independent sample. With one seed the errors are those of the
+regression over ranks. They say how straight the line is, and do not cover other seeds.
+
+**Seeds with unequal ranks.** Along a bent curve a slope depends on the ranks that it is over. A
+seed that lacks the high ranks, because it runs or diverged, has another slope than the rest, and
+must not enter their mean. So all seeds of a fit have the same ranks: it uses a **block**, some of
+the ranks and every seed that has all of these. Of all blocks it uses the one with the largest
+
+    (number of seeds) * (sum of squares of log rank about its mean),
+
+the block whose slope has the smallest standard error if the points have independent errors. A
+block of one seed is used only if there is no other: one seed has no interval over seeds. The choice
+does not depend on the values, so it does not bias the slope.
+
+Dropping the highest of 5 ranks halves the sum of squares. So of 5 seeds, one that lacks the highest
+rank is left out, and the fit has the range of ranks that the complete study has. If only one of
+5 seeds has the highest rank, that rank is left out.
 """
 
 from collections.abc import Mapping
@@ -18,9 +31,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
+from scipy import special, stats
 
-from study.analysis.blocks import common_points
 from study.vocabulary.thresholds import CONFIDENCE, RANKS_FOR_INTERVAL
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -28,38 +40,52 @@ Ints: TypeAlias = npt.NDArray[np.integer[Any]]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Strands:
-    """How frames are nested in strands, and strands in groups.
+def common_points(there_GSRC: Mask, x_R: Floats) -> Mask:
+    """The points that lines are fitted to: ``there_GSRC`` less those outside the block.
 
-    ``start_S``: the first frame of each strand. ``group_G``: the first strand of each group, both
-    ascending. ``strand_F``: the strand of each frame. ``group_S``: the group of each strand.
+    ``x_R`` is log rank. A seed with fewer than three ranks is left out if another has three, also
+    where no seed lacks a rank.
     """
+    points_GSC = there_GSRC.sum(axis=2)
+    most_GC = points_GSC.max(axis=1)
+    # All seeds have the same number of ranks, and as many as there are ranks in the group.
+    uneven_GC = points_GSC.sum(axis=1) != (points_GSC > 0).sum(axis=1) * most_GC
+    uneven_GC |= most_GC < there_GSRC.any(axis=1).sum(axis=1)
+    if not uneven_GC.any():
+        return there_GSRC
+    kept_GSRC = there_GSRC.copy()
+    found: dict[bytes, Mask] = {}  # many columns lack the same points
+    for group, column in np.argwhere(uneven_GC):
+        there_SR = there_GSRC[group, :, :, column]
+        pattern = there_SR.tobytes()
+        if pattern not in found:
+            found[pattern] = _block(there_SR, x_R)
+        kept_GSRC[group, :, :, column] = found[pattern]
+    return kept_GSRC
 
-    start_S: Ints
-    group_G: Ints
-    strand_F: Ints
-    group_S: Ints
 
-    @classmethod
-    def of(cls, group_F: npt.ArrayLike, seed_F: npt.ArrayLike) -> "Strands":
-        """From labels per frame. Frames must be sorted by group, then by seed."""
-        group, seed = np.asarray(group_F), np.asarray(seed_F)
-        new_group = np.r_[True, group[1:] != group[:-1]]
-        new_strand = new_group | np.r_[True, seed[1:] != seed[:-1]]
-        start_S = np.flatnonzero(new_strand)
-        opens_group_S = new_group[start_S]
-        return cls(
-            start_S=start_S,
-            group_G=np.flatnonzero(opens_group_S),
-            strand_F=np.cumsum(new_strand) - 1,
-            group_S=np.cumsum(opens_group_S) - 1,
-        )
+def _block(there_SR: Mask, x_R: Floats) -> Mask:
+    """The points of the best block. A set of ranks is an integer, one bit per rank.
 
-    @property
-    def start_G(self) -> Ints:
-        """The first frame of each group."""
-        return self.start_S[self.group_G]
+    A best set cannot be extended, so it is an intersection of the sets of seeds.
+    """
+    bits = [1 << rank for rank in range(len(x_R))]
+    own_S = [sum(bit for bit, there in zip(bits, row, strict=True) if there) for row in there_SR]
+    shared: set[int] = set()
+    for own in own_S:
+        shared |= {own & ranks for ranks in shared} | {own}
+    needed = min(RANKS_FOR_INTERVAL, max(own.bit_count() for own in own_S))
+    best, most = 0, (0, -1.0, 0)
+    for ranks in sorted(shared):
+        if ranks and ranks.bit_count() >= needed:
+            seeds = sum(own & ranks == ranks for own in own_S)
+            x = x_R[[rank for rank, bit in enumerate(bits) if ranks & bit]]
+            precision = round(seeds * float(((x - x.mean()) ** 2).sum()), 9)
+            value = min(seeds, 2), precision, seeds  # a tie in precision: more seeds
+            if value > most:
+                best, most = ranks, value
+    has_S = np.array([own & best == best for own in own_S])
+    return has_S[:, None] & np.array([bool(best & bit) for bit in bits])
 
 
 @dataclass(frozen=True)
@@ -68,7 +94,7 @@ class Lines:
 
     ``log stat = log_stat_mean + slope * (log rank - log_rank_mean)``. ``slope`` is NaN for fewer
     than two ranks. ``se_*`` and ``cov`` are the standard errors of the two coefficients and their
-    covariance; they are NaN, and ``df`` is 0, without an interval. ``points`` counts frames used.
+    covariance; they are NaN, and ``df`` is 0, without an interval. ``points`` counts cells used.
 
     ``curvature`` is the coefficient of ``(log rank)^2`` in the quadratic fit, with its standard
     error over seeds (NaN with one seed); NaN for fewer than three ranks. ``slope_low`` and
@@ -93,188 +119,123 @@ class Lines:
     slope_high: Floats
 
 
-def fit_lines(
-    rank_F: npt.ArrayLike, y_FC: Floats, strands: Strands, weight_F: npt.ArrayLike | None = None
-) -> Lines:
+def fit_lines(rank_R: npt.ArrayLike, y_GSRC: Floats) -> Lines:
     """Fit ``y`` (log statistic) against log rank, per seed, then over the seeds of each group.
 
-    The line of a seed is (weighted) least squares over its ranks, which must be distinct. The line
-    of a group is the mean of the lines of its seeds. Its errors are those of this mean, on
-    ``seeds - 1`` degrees of freedom. With one seed they are the textbook regression errors, on
-    ``ranks - 2``; one seed with two ranks has a slope without errors.
+    ``rank_R`` ascends. The line of a seed is least squares over its ranks. The line of a group is
+    the mean of the lines of its seeds. Its errors are those of this mean, on ``seeds - 1`` degrees
+    of freedom. With one seed they are the textbook regression errors, on ``ranks - 2``; one seed
+    with two ranks has a slope without errors.
 
     All seeds of a group are fitted over the same ranks. If their ranks differ, some seeds or some
-    ranks are left out, as :mod:`~study.analysis.blocks` says. A seed with fewer than three ranks is
-    left out if another has three: its slope is a difference of two points and would dominate the
-    others.
-
-    ``weight_F`` is proportional to the inverse variance of a frame (None: all equal).
+    ranks are left out, as the module says. A seed with fewer than three ranks is left out if
+    another has three: its slope is a difference of two points and would dominate the others.
     """
-    rank = np.asarray(rank_F, float)
-    x_F = np.log(rank)
-    w_F = np.ones_like(x_F) if weight_F is None else np.asarray(weight_F, float)
-    there_FC = common_points(np.isfinite(y_FC), x_F, strands.start_S, strands.group_G, w_F)
+    rank = np.asarray(rank_R, float)
+    there_GSRC = common_points(np.isfinite(y_GSRC), np.log(rank))
     with np.errstate(invalid="ignore", divide="ignore"):
-        own = _seed_lines(x_F, y_FC, there_FC, strands, w_F)
-        mean = _mean_lines(own, strands)
-        ends = _ends(rank, y_FC, there_FC, strands.start_G)
-    df = np.where(mean.seeds == 1, mean.points - 2, mean.seeds - 1)
-    df = np.where(ends.ranks < 2, 0, df).clip(0)
-    known, bends = df > 0, ends.ranks >= RANKS_FOR_INTERVAL
-    return Lines(
-        slope=mean.slope,
-        log_rank_mean=mean.x,
-        log_stat_mean=mean.y,
-        se_slope=np.sqrt(np.where(known, mean.var_slope, np.nan)),
-        se_mean=np.sqrt(np.where(known, mean.var_y, np.nan)),
-        cov=np.where(known, mean.cov, np.nan),
-        df=df,
-        seeds=mean.seeds,
-        ranks=ends.ranks,
-        points=mean.points,
-        rank_min=ends.lowest,
-        rank_max=ends.highest,
-        curvature=np.where(bends, mean.curvature, np.nan),
-        se_curvature=np.sqrt(np.where(bends, mean.var_curvature, np.nan)),
-        slope_low=ends.slope_low,
-        slope_high=ends.slope_high,
+        own = _seed_lines(np.log(rank), y_GSRC, there_GSRC)
+        found = _mean_lines(own) | _ends(rank, y_GSRC, there_GSRC)
+    found = dict(zip(found, np.broadcast_arrays(*found.values()), strict=True))
+    seeds, points, ranks = found["seeds"], found["points"], found["ranks"]
+    df = np.where(ranks < 2, 0, np.where(seeds == 1, points - 2, seeds - 1)).clip(0)
+    for name in ("se_slope", "se_mean", "cov"):
+        found[name] = np.where(df > 0, found[name], np.nan)
+    for name in ("curvature", "se_curvature"):
+        found[name] = np.where(ranks >= RANKS_FOR_INTERVAL, found[name], np.nan)
+    return Lines(**found, df=df)
+
+
+def _seed_lines(x_R: Floats, y_GSRC: Floats, there_GSRC: Mask) -> dict[str, Floats]:
+    """The line of each seed about its own centre ``(x, y)``, all ``[G, S, C]`` or ``[G, S, 1]``.
+
+    ``sxx``, ``rss``: the sums of squares of x about the centre, and of the residuals.
+    ``curvature``: of the quadratic.
+
+    Two passes, first the centre and then the slope: an exact power law is recovered exactly. The
+    quadratic is fitted through ``q``, which is ``x^2`` less its projection on 1 and x.
+    """
+    there = there_GSRC
+    if (there == there[..., :1]).all():  # all columns lack the same points: one x for all
+        there = there[..., :1]
+    x = x_R[:, None]
+    y = np.where(there, y_GSRC, 0.0)
+    points = there.sum(axis=2)
+    w = there.astype(float)
+    x_mean = (w * x).sum(axis=2) / points
+    y_mean = y.sum(axis=2) / points
+    dx = w * (x - x_mean[:, :, None])
+    dy = w * (y - y_mean[:, :, None])
+    sxx = (dx * dx).sum(axis=2)
+    slope = (dx * dy).sum(axis=2) / sxx
+    q = w * (
+        dx * (dx - ((dx * dx * dx).sum(axis=2) / sxx)[:, :, None]) - (sxx / points)[:, :, None]
     )
+    curvature = (q * dy).sum(axis=2) / (q * q).sum(axis=2)
+    dy -= slope[:, :, None] * dx
+    found = {"points": points, "x": x_mean, "y": y_mean, "slope": slope, "sxx": sxx}
+    return found | {"rss": (dy * dy).sum(axis=2), "curvature": curvature}
 
 
-@dataclass(frozen=True)
-class _SeedLines:
-    """The line of each seed about its own centre ``(x, y)``, all ``[S, C]`` or ``[S, 1]``.
-
-    ``weight``: the sum of the weights of its points. ``sxx``, ``rss``: the weighted sums of squares
-    of x about the centre, and of the residuals. ``curvature``: of the quadratic.
-    """
-
-    points: Ints
-    weight: Floats
-    x: Floats
-    y: Floats
-    slope: Floats
-    sxx: Floats
-    rss: Floats
-    curvature: Floats
-
-
-def _seed_lines(
-    x_F: Floats, y_FC: Floats, there_FC: Mask, strands: Strands, w_F: Floats
-) -> _SeedLines:
-    """Two passes, first the centre and then the slope: an exact power law is recovered exactly.
-
-    The quadratic is fitted through ``q``, which is ``x^2`` less its projection on 1 and x.
-    """
-    if (there_FC == there_FC[:, :1]).all():  # all columns lack the same frames: one x for all
-        there_FC = there_FC[:, :1]
-    x = x_F[:, None]
-    y = np.where(there_FC, y_FC, 0.0)
-    w = np.where(there_FC, w_F[:, None], 0.0)
-    strand = strands.strand_F
-
-    def sums(values: Floats) -> Floats:
-        return np.add.reduceat(values, strands.start_S, axis=0)
-
-    points_SC = np.add.reduceat(there_FC, strands.start_S, axis=0, dtype=np.intp)
-    w_SC = sums(w)
-    x_SC = sums(w * x) / w_SC
-    y_SC = sums(w * y) / w_SC
-    dx = x - x_SC[strand]
-    dy = y - y_SC[strand]
-    w_dx = w * dx
-    sxx_SC = sums(w_dx * dx)
-    slope_SC = sums(w_dx * dy) / sxx_SC
-    q = dx * (dx - (sums(w_dx * dx * dx) / sxx_SC)[strand]) - (sxx_SC / w_SC)[strand]
-    w_q = w * q
-    curvature_SC = sums(w_q * dy) / sums(w_q * q)
-    dy -= slope_SC[strand] * dx
-    rss_SC = sums(w * dy * dy)
-    return _SeedLines(points_SC, w_SC, x_SC, y_SC, slope_SC, sxx_SC, rss_SC, curvature_SC)
-
-
-@dataclass(frozen=True)
-class _MeanLines:
-    """The line of each group about the centre ``x`` of all its points, all ``[G, C]``."""
-
-    seeds: Ints
-    points: Ints
-    x: Floats
-    y: Floats
-    slope: Floats
-    var_slope: Floats
-    var_y: Floats
-    cov: Floats
-    curvature: Floats
-    var_curvature: Floats
-
-
-def _mean_lines(own: _SeedLines, strands: Strands) -> _MeanLines:
+def _mean_lines(own: Mapping[str, Floats]) -> dict[str, Floats]:
     """The mean over the seeds of each group. They have the same ranks, so the same centre."""
-    group, shape = strands.group_S, (len(strands.group_G), own.y.shape[1])
-    used = own.points >= 2
+    used = own["points"] >= 2
 
     def sums(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        total = np.add.reduceat(np.where(used, values, 0), strands.group_G, axis=0)
-        return np.broadcast_to(total, shape)
+        return np.where(used, values, 0).sum(axis=1)
 
-    seeds = sums(used.astype(np.intp))
-    points = sums(own.points)
-    weight = sums(own.weight)
-    slope, y, curvature = (sums(each) / seeds for each in (own.slope, own.y, own.curvature))
-    off_slope, off_y = own.slope - slope[group], own.y - y[group]
-
+    seeds, points = used.sum(axis=1), sums(own["points"])
+    slope, y, curvature = (sums(own[name]) / seeds for name in ("slope", "y", "curvature"))
+    off_slope, off_y = own["slope"] - slope[:, None], own["y"] - y[:, None]
     one = seeds == 1
-    variance = sums(own.rss) / (points - 2)  # of a point; used for one seed only
+    variance = sums(own["rss"]) / (points - 2)  # of a point; used for one seed only
     of_mean = seeds * (seeds - 1.0)
-    return _MeanLines(
-        seeds=seeds,
-        points=points,
-        x=sums(own.weight * own.x) / weight,
-        y=y,
-        slope=slope,
-        var_slope=np.where(one, variance / sums(own.sxx), sums(off_slope**2) / of_mean),
-        var_y=np.where(one, variance / weight, sums(off_y**2) / of_mean),
-        cov=np.where(one, 0.0, sums(off_slope * off_y) / of_mean),
-        curvature=curvature,
-        var_curvature=sums((own.curvature - curvature[group]) ** 2) / of_mean,
-    )
+    var_slope = np.where(one, variance / sums(own["sxx"]), sums(off_slope**2) / of_mean)
+    return {
+        "seeds": seeds,
+        "points": points,
+        "log_rank_mean": sums(own["points"] * own["x"]) / points,
+        "log_stat_mean": y,
+        "slope": slope,
+        "se_slope": np.sqrt(var_slope),
+        "se_mean": np.sqrt(np.where(one, variance / points, sums(off_y**2) / of_mean)),
+        "cov": np.where(one, 0.0, sums(off_slope * off_y) / of_mean),
+        "curvature": curvature,
+        "se_curvature": np.sqrt(sums((own["curvature"] - curvature[:, None]) ** 2) / of_mean),
+    }
 
 
-@dataclass(frozen=True)
-class _Ends:
+def _ends(rank_R: Floats, y_GSRC: Floats, there_GSRC: Mask) -> dict[str, Floats]:
     """The number of ranks of each group, the lowest and the highest, and the slopes at the ends.
 
-    All ``[G, C]``. A slope is that of the mean over seeds, between two neighbouring ranks. NaN
-    where there are too few ranks.
+    A slope is that of the mean over seeds, between two neighbouring ranks. NaN where there are too
+    few ranks.
     """
+    seeds_GRC = there_GSRC.sum(axis=1)
+    mean_GRC = np.where(there_GSRC, y_GSRC, 0.0).sum(axis=1) / seeds_GRC
+    order_GRC = np.where(seeds_GRC > 0, np.cumsum(seeds_GRC > 0, axis=1), 0)  # 1, 2, ... by rank
+    ranks = order_GRC.max(axis=1)
 
-    ranks: Ints
-    lowest: Floats
-    highest: Floats
-    slope_low: Floats
-    slope_high: Floats
+    def at(place: npt.ArrayLike) -> tuple[Floats, Floats]:
+        """The rank with this place among those of the group, and the mean there."""
+        is_it = order_GRC == np.broadcast_to(place, ranks.shape)[:, None]
+        here = is_it.argmax(axis=1)
+        there = is_it.any(axis=1)
+        mean = np.take_along_axis(mean_GRC, here[:, None], axis=1)[:, 0]
+        return np.where(there, rank_R[here], np.nan), np.where(there, mean, np.nan)
 
-
-def _ends(rank_F: Floats, y_FC: Floats, there_FC: Mask, start_G: Ints) -> _Ends:
-    shape = (len(start_G), y_FC.shape[1])
-    group_F = np.repeat(np.arange(len(start_G)), np.diff(np.append(start_G, len(rank_F))))
-    count = np.zeros(shape, np.intp)
-    lowest, highest, low, high, last = (np.full(shape, np.nan) for _ in range(5))
-    for rank in np.unique(rank_F):  # ascending; a study has a dozen
-        frames = np.flatnonzero(rank_F == rank)
-        first = np.flatnonzero(np.r_[True, np.diff(group_F[frames]) > 0])
-        at, there = group_F[frames[first]], there_FC[frames]
-        seeds = np.add.reduceat(there, first, axis=0, dtype=np.intp)
-        mean = np.add.reduceat(np.where(there, y_FC[frames], 0.0), first, axis=0) / seeds
-        slope, here = (mean - last[at]) / np.log(rank / highest[at]), seeds > 0
-        count[at] += here
-        lowest[at] = np.where(here & (count[at] == 1), rank, lowest[at])
-        low[at] = np.where(here & (count[at] == 2), slope, low[at])
-        high[at] = np.where(here, slope, high[at])
-        highest[at] = np.where(here, rank, highest[at])
-        last[at] = np.where(here, mean, last[at])
-    return _Ends(count, lowest, highest, low, high)
+    # There is no place 0 or -1 for groups of one rank or none.
+    (lowest, low), (second, above) = at(1), at(2)
+    (highest, high), (before, below) = (
+        at(np.where(ranks - back > 0, ranks - back, -1)) for back in (0, 1)
+    )
+    return {
+        "ranks": ranks,
+        "rank_min": lowest,
+        "rank_max": highest,
+        "slope_low": (above - low) / np.log(second / lowest),
+        "slope_high": (high - below) / np.log(highest / before),
+    }
 
 
 def t_critical(df: npt.ArrayLike) -> Floats:
@@ -302,3 +263,23 @@ def fitted(row: Mapping[str, Any] | Any, rank: npt.ArrayLike) -> tuple[Floats, F
     variance = row["se_mean"] ** 2 + 2 * dx * row["cov"] + (dx * row["se_slope"]) ** 2
     half_width = row["t_crit"] * np.sqrt(np.maximum(variance, 0.0))
     return np.exp(centre), np.exp(centre - half_width), np.exp(centre + half_width)
+
+
+def mean_interval(values: npt.ArrayLike) -> tuple[float, float, float]:
+    """The mean of a sample with its 95 % t-interval: ``(mean, low, high)``.
+
+    The bounds are NaN for a sample of one; all three are NaN for an empty sample.
+    """
+    sample = np.asarray(values, float)
+    if sample.size == 0:
+        return np.nan, np.nan, np.nan
+    mean = float(sample.mean())
+    if sample.size == 1:
+        return mean, np.nan, np.nan
+    half_width = stats.t.ppf((1 + CONFIDENCE) / 2, sample.size - 1) * stats.sem(sample)
+    return mean, mean - float(half_width), mean + float(half_width)
+
+
+def interval_columns(name: str, values: npt.ArrayLike) -> dict[str, float]:
+    """:func:`mean_interval` as the columns ``name``, ``ci_low`` and ``ci_high`` of a table."""
+    return dict(zip((name, "ci_low", "ci_high"), mean_interval(values), strict=True))

@@ -139,7 +139,7 @@ def codes(column: "pd.Series[str]") -> tuple[Ints, list[str]]:
 
 @dataclass(frozen=True)
 class Design:
-    """The cells of a study, sorted by curve, seed and rank (``K`` of them).
+    """The cells of a study (``K`` of them), each in its curve, with its seed and rank.
 
     - ``seed_K``: a number per pair of ``seed`` and ``data_seed``;
     - ``end_K``: the first step whose rows are not used;
@@ -156,28 +156,26 @@ class Design:
     curves: pd.DataFrame
 
     @classmethod
-    def of(cls, cells: pd.DataFrame, rank_min: float = 0) -> "Design":
-        """The design of ``cells`` without ranks below ``rank_min``.
+    def of(cls, cells: pd.DataFrame) -> "Design":
+        """The design of ``cells``.
 
         Raises :class:`StudyError` if a curve has two cells of one rank and seed, or if there are
         several ranks and no curve has two.
         """
-        cells = cells[cells["rank"] >= rank_min].reset_index(drop=True)
+        cells = cells.reset_index(drop=True)
         labels = curve_labels(cells)
         curve, seed = numbered(labels, labels.columns), seed_numbers(cells)
         rank = cells["rank"].to_numpy(float)
         _refuse_twins(cells, curve, seed)
         _refuse_scattered(labels, curve, rank)
-
         end = end_steps(cells)
         end[np.isinf(rank)] = 0.0
-        order = np.lexsort((rank, seed, curve))
         return cls(
-            cell_id_K=cells["cell_id"].astype(str).iloc[order].tolist(),
-            curve_K=curve[order],
-            seed_K=seed[order],
-            rank_K=rank[order],
-            end_K=end[order],
+            cell_id_K=cells["cell_id"].astype(str).tolist(),
+            curve_K=curve,
+            seed_K=seed,
+            rank_K=rank,
+            end_K=end,
             cells_of_curve=np.bincount(curve),
             curves=labels[~pd.Series(curve).duplicated()].reset_index(drop=True),
         )

@@ -5,6 +5,7 @@ seed while training is lazy. At a large learning rate they do, so curves are kep
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ import pandas as pd
 from study.analysis.fits import Floats, Ints, Mask
 from study.analysis.grouping import codes
 from study.theory import Layer
-from study.theory.curves import MIDDLE_BACK
+from study.theory.layers import MIDDLE_BACK
 from study.vocabulary.optimizers import of_family
 from study.vocabulary.quantities import ALIGNMENTS, DESCENT, MODEL_WIDE, PRODUCTS, TRAIN
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
@@ -42,11 +43,11 @@ def layer_numbers(
     here = np.flatnonzero(_may_cross(probes))
     if not names or not len(here):
         return result
-    means = _Means.of(probes, here, names, of_cell)
+    means = _means(probes, here, names, of_cell)
     step = rows["step"].to_numpy(int)
     batch, layer = rows["batch"].astype(str), rows["layer"].astype(str)
     if crossed.any():
-        known = means.at(curve[crossed], step[crossed], batch[crossed], layer[crossed])
+        known = _at(means, curve[crossed], step[crossed], batch[crossed], layer[crossed])
         result.loc[crossed, names] = known.to_numpy(float)
     if "r_back" in result:
         result["r_back"] = result["r_back"].fillna(MIDDLE_BACK)
@@ -57,47 +58,40 @@ def layer_numbers(
             rows[early], curve[early], of_step[early], of_cell, probes, means
         )
         if "r_nuc" in names:
-            of_first = means.at(curve, of_step, pd.Series(TRAIN, index=rows.index), layer)
+            of_first = _at(means, curve, of_step, TRAIN, layer)
             result["r_nuc"] = of_first["r_nuc"].where(spectral & early).to_numpy(float)
     return result
 
 
-class _Means:
-    """Means by curve, step, batch and layer, with the names of batches and layers."""
+def _means(
+    probes: pd.DataFrame, here: Ints, columns: Sequence[str], of_cell: "pd.Series[int]"
+) -> pd.DataFrame:
+    """Geometric means of ``columns`` over the cells of a curve, in the rows ``here``: a row per
+    curve, step, batch and layer."""
+    (cell_N, ids), (batch_N, batches), (layer_N, layers) = (
+        codes(probes[name]) for name in ("cell_id", "batch", "layer")
+    )
+    by = [
+        of_cell.reindex(ids).to_numpy()[cell_N[here]],
+        probes["step"].to_numpy()[here].astype(int),
+        batch_N[here].astype(int),
+        layer_N[here].astype(int),
+    ]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = {name: np.log(probes[name].to_numpy()[here].astype(float)) for name in columns}
+    table = np.exp(pd.DataFrame(logs).groupby(by).mean())
+    curve, step, batch, layer = (table.index.get_level_values(level) for level in range(4))
+    named = pd.Index(batches).take(batch), pd.Index(layers).take(layer)
+    return table.set_axis(pd.MultiIndex.from_arrays([curve, step, *named]))
 
-    def __init__(self, table: pd.DataFrame, batches: list[str], layers: list[str]) -> None:
-        self.table, self.batches, self.layers = table, batches, layers
 
-    @classmethod
-    def of(
-        cls, probes: pd.DataFrame, here: Ints, columns: Sequence[str], of_cell: "pd.Series[int]"
-    ) -> "_Means":
-        """Geometric means of ``columns`` over the cells of a curve, in the rows ``here``."""
-        (cell_N, ids), (batch_N, batches), (layer_N, layers) = (
-            codes(probes[name]) for name in ("cell_id", "batch", "layer")
+def _at(means: pd.DataFrame, curve: Ints, step: Ints, batch: Any, layer: Any) -> pd.DataFrame:
+    """The rows of ``means`` at given places; NaN where there are none."""
+    return means.reindex(
+        pd.MultiIndex.from_arrays(
+            np.broadcast_arrays(curve, step, np.asarray(batch, object), layer)
         )
-        by = [
-            of_cell.reindex(ids).to_numpy()[cell_N[here]],
-            probes["step"].to_numpy()[here].astype(int),
-            batch_N[here].astype(int),
-            layer_N[here].astype(int),
-        ]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            logs = {name: np.log(probes[name].to_numpy()[here].astype(float)) for name in columns}
-        table = pd.DataFrame(logs).groupby(by).mean()
-        return cls(table.transform(np.exp), batches, layers)
-
-    def at(
-        self, curve: Ints, step: Ints, batch: "pd.Series[str]", layer: "pd.Series[str]"
-    ) -> pd.DataFrame:
-        """The means at given places; NaN where there are none."""
-        keys = [
-            curve,
-            step,
-            pd.Index(self.batches).get_indexer(pd.Index(batch)),
-            pd.Index(self.layers).get_indexer(pd.Index(layer)),
-        ]
-        return self.table.reindex(pd.MultiIndex.from_arrays(keys))
+    )
 
 
 def _directions(
@@ -106,12 +100,10 @@ def _directions(
     step: Ints,
     of_cell: "pd.Series[int]",
     probes: pd.DataFrame,
-    means: _Means,
+    means: pd.DataFrame,
 ) -> Floats:
     """By row ``r_eff`` at ``step``, on the training batch, rounded so that rows repeat."""
-    train = pd.Series(TRAIN, index=rows.index)
-    known = means.at(curve, step, train, rows["layer"].astype(str))
-    share = _shares(known)
+    share = _shares(_at(means, curve, step, TRAIN, rows["layer"].astype(str)))
     wide = (rows["layer"] == MODEL_WIDE).to_numpy()
     if wide.any():
         share[wide] = _of_models(rows[wide], curve[wide], of_cell, probes, means)
@@ -130,7 +122,7 @@ def _of_models(
     curve: Ints,
     of_cell: "pd.Series[int]",
     probes: pd.DataFrame,
-    means: _Means,
+    means: pd.DataFrame,
 ) -> Floats:
     """By row the share of the gradients of all layers together: ``|w share| / sum w``.
 
@@ -144,20 +136,18 @@ def _of_models(
         for column, power, about in ((DESCENT.stat, 1, is_descent), ("norm", 2, ~is_descent)):
             asked = about & (rows["site"] == site).to_numpy()
             if column in probes and len(here) and asked.any():
-                parts = _Means.of(probes, here, [column], of_cell).table[column] ** power
+                parts = _means(probes, here, [column], of_cell)[column] ** power
                 keys = [curve[asked], rows["step"].to_numpy(int)[asked]]
-                keys.append(pd.Index(means.batches).get_indexer(rows["batch"].astype(str)[asked]))
+                keys.append(rows["batch"].astype(str)[asked])
                 shares = _joined(parts, means)
                 found[asked] = shares.reindex(pd.MultiIndex.from_arrays(keys)).to_numpy(float)
     return found
 
 
-def _joined(weights: "pd.Series[float]", means: _Means) -> "pd.Series[float]":
+def _joined(weights: "pd.Series[float]", means: pd.DataFrame) -> "pd.Series[float]":
     """``|w share| / sum w`` by curve, step and batch, from ``w`` by layer."""
     curve, step, _, layer = (weights.index.get_level_values(k) for k in range(4))
-    train = np.full(len(weights), means.batches.index(TRAIN) if TRAIN in means.batches else -1)
-    at = pd.MultiIndex.from_arrays([curve, np.maximum(step, 1), train, layer])
-    squares = (weights * _shares(means.table.reindex(at))) ** 2
+    squares = (weights * _shares(_at(means, curve, np.maximum(step, 1), TRAIN, layer))) ** 2
     by = [0, 1, 2]
     root = squares.groupby(level=by).sum(min_count=1) ** 0.5
     return root / weights.where(squares.notna()).groupby(level=by).sum(min_count=1)

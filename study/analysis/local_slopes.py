@@ -19,8 +19,7 @@ from study.analysis.exponents import fit_exponents
 from study.analysis.fits import Floats
 from study.analysis.grouping import numbered
 from study.analysis.layer_numbers import layer_numbers
-from study.analysis.predictions import with_predictions
-from study.analysis.row_conditions import RowCurves
+from study.analysis.predictions import RowCurves, with_predictions
 from study.theory import Layer, crossover, predict
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS

@@ -6,7 +6,9 @@ probes recorded, whether gradients were clipped or small beside eps, and whether
 depend on it have no prediction.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,16 +16,138 @@ import numpy.typing as npt
 import pandas as pd
 
 from study.analysis.fits import Floats, Ints, Mask
-from study.analysis.grouping import curve_columns, firsts, numbered
+from study.analysis.grouping import codes, curve_columns, curve_labels, firsts, numbered
 from study.analysis.layer_numbers import LAYER_NUMBERS, layer_numbers
-from study.analysis.row_conditions import RowCurves, clipping, eps_ratios, laziness
-from study.theory import mean_log_curve, predicted_exponents, questions
+from study.theory import Layer, Modifiers, mean_log_curve, predicted_exponent
 from study.theory.asymptotics import CLIPS
 from study.theory.spectral import ORTHOGONAL_FROM
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import ADJUSTMENTS, OPTIMIZERS, decay_of, of_family
-from study.vocabulary.quantities import ALL_KINDS, DESCENT, MEAN_LOG, MODEL_WIDE, POOLINGS
+from study.vocabulary.quantities import ALL_KINDS, DESCENT, MEAN_LOG, MODEL_WIDE, POOLINGS, TRAIN
+from study.vocabulary.thresholds import LAZY_WITHIN
 
+
+@dataclass(frozen=True)
+class RowCurves:
+    """The curve of each row of ``exponents`` and of each cell, as the same numbers.
+
+    ``curve_R``: by row. ``of_cell``: by ``cell_id``. ``steps``: columns ``curve`` and ``step``, one
+    row per pair that occurs; ``step_R`` says which of them a row has.
+    """
+
+    curve_R: Ints
+    of_cell: "pd.Series[int]"
+    steps: pd.DataFrame
+    step_R: Ints
+
+    @classmethod
+    def of(cls, exponents: pd.DataFrame, cells: pd.DataFrame) -> "RowCurves":
+        """Match the rows of ``exponents`` with the cells they were fitted to, by their labels."""
+        labels = curve_labels(cells)
+        names = [name for name in curve_columns(exponents) if name in labels]
+        of_row = numbered(exponents, names)
+        distinct = exponents[names].take(firsts(of_row))
+        both = pd.concat([distinct, labels[names]], ignore_index=True).astype(str)
+        number = numbered(both, names)
+        curve_R = number[: len(distinct)][of_row]
+        step_R = numbered(exponents, ["step"], curve_R)
+        first = firsts(step_R)
+        step = exponents["step"].to_numpy(int)
+        return cls(
+            curve_R=curve_R,
+            of_cell=pd.Series(number[len(distinct) :], index=cells["cell_id"].astype(str)),
+            steps=pd.DataFrame({"curve": curve_R[first], "step": step[first]}),
+            step_R=step_R,
+        )
+
+    def up_to_step(self, values: "pd.Series[Any]", missing: float) -> Floats:
+        """By row: the last of ``values`` (over curve, step) that is not after the row's step."""
+        known = values.astype(float).rename_axis(["curve", "step"]).rename("value").reset_index()
+        known = known.astype({"curve": int, "step": int}).sort_values("step", kind="stable")
+        asked = self.steps.astype(int).reset_index().sort_values("step", kind="stable")
+        found = pd.merge_asof(asked, known, on="step", by="curve").set_index("index")["value"]
+        return found.reindex(self.steps.index).fillna(missing).to_numpy(float)[self.step_R]
+
+
+def clipping(curves: RowCurves, metrics: pd.DataFrame) -> npt.NDArray[Any]:
+    """By row ``never``, ``always`` or ``some``: how many of the gradients were clipped."""
+    factors = metrics.dropna(subset=["clip_factor"])
+    of_curve = factors["cell_id"].astype(str).map(curves.of_cell).to_numpy()
+    clipped = factors["clip_factor"] < 1
+    by_step = clipped.groupby([of_curve, factors["step"].to_numpy(int)]).agg(["min", "max"])
+    some = curves.up_to_step(by_step["max"].groupby(level=0).cummax(), missing=0.0) > 0
+    every = curves.up_to_step(by_step["min"].groupby(level=0).cummin(), missing=0.0) > 0
+    return np.where(every, "always", np.where(some, "some", "never")).astype(object)
+
+
+def eps_ratios(
+    curves: RowCurves, exponents: pd.DataFrame, cells: pd.DataFrame, probes: pd.DataFrame
+) -> Floats:
+    """By row the smallest rms(gradient) / eps, median over layers; infinite if it is not known.
+
+    It is that of the random factor for that factor's own sites, and that of the trained factor,
+    which moves first, for all others.
+    """
+    if "eps" not in cells or cells["eps"].isna().all() or "rms" not in probes:
+        return np.full(len(exponents), math.inf)
+    eps = pd.Series(cells["eps"].to_numpy(float), index=cells["cell_id"].astype(str))
+    about_A = _about_A(exponents)
+    of_A, of_B = (_smallest_ratio(curves, eps, probes, factor) for factor in "AB")
+    return np.nan_to_num(np.where(about_A, of_A, of_B), nan=math.inf, posinf=math.inf)
+
+
+def _about_A(exponents: pd.DataFrame) -> Mask:
+    """The rows whose eps ratio is that of A's gradient."""
+    drawn_B = [name for name, init in INITS.items() if init.drawn == "B"]
+    on_A, on_B = (exponents["site"].isin([f"{f}_grad", f"{f}_update"]).to_numpy() for f in "AB")
+    return np.where(exponents["init"].isin(drawn_B), ~on_B, on_A)
+
+
+def _smallest_ratio(
+    curves: RowCurves, eps: "pd.Series[float]", probes: pd.DataFrame, factor: str
+) -> Floats:
+    """By row the smallest rms(gradient of ``factor``) / eps so far; infinite if not measured."""
+    cell_N, ids = codes(probes["cell_id"])
+    measured = (probes["site"] == f"{factor}_grad") & (probes["batch"] == TRAIN)
+    row = np.flatnonzero(measured & (probes["rms"] > 0))
+    step = probes["step"].to_numpy()[row].astype(int)
+    rms = pd.Series(probes["rms"].to_numpy()[row]).groupby([cell_N[row], step]).median()
+    cell = np.array(ids, object)[rms.index.get_level_values(0)]
+    ratio = pd.Series(rms.to_numpy() / eps.reindex(cell).to_numpy())
+    of_curve = curves.of_cell.reindex(cell).to_numpy()
+    smallest = ratio.groupby([of_curve, rms.index.get_level_values(1).to_numpy()]).min()
+    return curves.up_to_step(smallest.groupby(level=0).cummin(), missing=math.inf)
+
+
+def laziness(curves: RowCurves, metrics: pd.DataFrame, probes: pd.DataFrame) -> Floats:
+    """By row 1 if every probed step was lazy, 0 if one was not, NaN if that was not recorded."""
+    if "loss_after" not in metrics or metrics["loss_after"].isna().all():
+        return np.full(len(curves.curve_R), np.nan)
+    ratios = lazy_ratios(metrics, probes)
+    of_curve = pd.Series(curves.of_cell.reindex(ratios["cell_id"]).to_numpy(), index=ratios.index)
+    lazy = ratios["ratio"].sub(1).abs() <= LAZY_WITHIN
+    every = lazy.groupby([of_curve, ratios["step"]]).min()
+    return curves.up_to_step(every.groupby(level=0).cummin(), missing=math.nan)
+
+
+def lazy_ratios(metrics: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
+    """The actual over the linearised loss change of every probed update.
+
+    Columns: ``cell_id``, ``step``, ``ratio``, which is ``(loss - loss_after) / descent``.
+    """
+    of_updates = (probes["site"] == DESCENT.site) & (probes["batch"] == TRAIN)
+    wide = probes[of_updates & (probes["layer"] == MODEL_WIDE)]
+    wide = wide.assign(cell_id=wide["cell_id"].astype(str))
+    descent = wide.reindex(columns=["cell_id", "step", DESCENT.stat])
+    change = metrics["loss"] - metrics["loss_after"]
+    changes = metrics.assign(cell_id=metrics["cell_id"].astype(str), change=change)
+    joined = changes[["cell_id", "step", "change"]].merge(descent, on=["cell_id", "step"]).dropna()
+    ratio = joined["change"] / joined[DESCENT.stat]
+    return joined.assign(ratio=ratio)[["cell_id", "step", "ratio"]]
+
+
+LAYER_FIELDS = (*LAYER_NUMBERS, "g_rank")
+"""The fields of :class:`study.theory.Layer` that tables tell."""
 LAYERS_AGREE = 0.02
 """The median over layers has a prediction if those of its layers span less than this."""
 
@@ -108,8 +232,8 @@ def predicted_curve(
     curves = RowCurves.of(rows, cells[np.isfinite(cells["rank"])])
     asked = _asked(rows, curves, np.arange(len(rows)), rows, probes)
     known = [
-        np.log(mean_log_curve(one.site, one.stat, ranks, **one.setting))
-        for one in questions(**_columns(asked, rows))
+        np.log(mean_log_curve(one["site"], one["stat"], ranks, **_setting(one)))
+        for one in asked.to_dict("records")
     ]
     if added:
         level = rows["log_stat_mean"].to_numpy(float) - np.mean(known, axis=1)
@@ -142,9 +266,18 @@ def _of_single_layers(
     """
     asked = _asked(rows, curves, place, conditions, probes)
     number = numbered(asked, asked.columns)
-    first = firsts(number)
-    ranks = _ranks(asked.take(first), curves.of_cell, cells)
-    return predicted_exponents(ranks=ranks, **_columns(asked.take(first), rows.take(first)))[number]
+    distinct = asked.take(firsts(number))
+    answers: dict[Any, float] = {}
+    found = []
+    for one, ranks in zip(
+        distinct.to_dict("records"), _ranks(distinct, curves.of_cell, cells), strict=True
+    ):
+        setting = _setting(one)
+        key = (one["site"], one["stat"], ranks, *setting.values())
+        if key not in answers:
+            answers[key] = predicted_exponent(one["site"], one["stat"], ranks, **setting)
+        found.append(answers[key])
+    return np.array(found)[number]
 
 
 def _asked(
@@ -157,31 +290,41 @@ def _asked(
     """What theory is asked about each row: the numbers of its layer and its conditions."""
     curve = curves.curve_R[place]
     lazy = conditions["lazy"].to_numpy(float)
-    return layer_numbers(rows, curve, curves.of_cell, probes).assign(
+    numbers = layer_numbers(rows, curve, curves.of_cell, probes)
+    return numbers.assign(
         curve=curve,
-        **{name: rows[name].array for name in ("site", "stat", "step", "rank_min", "rank_max")},
+        **{name: rows[name].astype(str).array for name in ("site", "stat", "optimizer", "init")},
+        **{name: rows[name].array for name in ("step", "exponent_p", "rank_min", "rank_max")},
+        decay=_decay(rows),
         clip=conditions["clipped"].to_numpy(),
         eps_ratio=conditions["eps_ratio"].to_numpy(),
+        adjust=adjustments(rows),
         lazy=np.where(np.isnan(lazy), True, lazy == 1),
+        **_spectral_numbers(numbers, rows),
     )
 
 
-def _columns(asked: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Any]:
-    """The fields of :class:`study.theory.columns.Question` for ``asked`` about ``rows``."""
-    inits = [INITS[name] for name in rows["init"].astype(str)]
-    others = (*LAYER_NUMBERS, "clip", "eps_ratio", "lazy")
+def _setting(asked: Mapping[Any, Any]) -> dict[str, Any]:
+    """A row of :func:`_asked` as the keyword arguments of theory's functions."""
+    init = INITS[asked["init"]]
+    known = {name: asked[name] for name in LAYER_FIELDS if name in asked}
     return {
-        "site": rows["site"].astype(str).to_numpy(),
-        "stat": rows["stat"].astype(str).to_numpy(),
-        "step": rows["step"].to_numpy(int),
-        "optimizer": rows["optimizer"].astype(str).to_numpy(),
-        "p": rows["exponent_p"].to_numpy(float),
-        "init": [init.drawn for init in inits],
-        "q": [float(init.q or 0.0) for init in inits],
-        "kurtosis": [init.kurtosis for init in inits],
-        "decay": _decay(rows),
-        **{name: asked[name].to_numpy() for name in others if name in asked},
-        **spectral_columns(asked, rows),
+        "step": int(asked["step"]),
+        "optimizer": asked["optimizer"],
+        "p": float(asked["exponent_p"]),
+        "q": float(init.q or 0.0),
+        "init": init.drawn,
+        "layer": Layer(
+            **{name: value for name, value in known.items() if not math.isnan(value)},
+            kurtosis=init.kurtosis,
+        ),
+        "modifiers": Modifiers(
+            decay=asked["decay"],
+            clip=asked["clip"],
+            eps_ratio=asked["eps_ratio"],
+            adjust=asked["adjust"],
+            lazy=bool(asked["lazy"]),
+        ),
     }
 
 
@@ -193,36 +336,33 @@ def adjustments(rows: pd.DataFrame) -> npt.NDArray[Any]:
     return known.where(known.isin(ADJUSTMENTS), ADJUSTMENTS[0]).to_numpy()
 
 
-def spectral_columns(asked: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Any]:
-    """What only a spectral rule depends on: its factor, and the rank of the layer's gradient.
+def _spectral_numbers(numbers: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Any]:
+    """What only a spectral rule depends on: ``r_nuc`` and ``g_rank`` of the layer's gradient.
 
     That rank is at most the number of tokens of a step and the smaller side of the layer. It is
     given for rows whose ranks do not exceed this bound, where theory needs no more than that they
-    do not: the gradients of several steps have more directions, and padded batches fewer. It is NaN
-    elsewhere, and where fewer Newton-Schulz steps leave the singular values unequal. ``r_nuc`` is
-    NaN there too.
+    do not: the gradients of several steps have more directions, and padded batches fewer. Both are
+    NaN elsewhere, and where fewer Newton-Schulz steps leave the singular values unequal.
     """
-    columns = {"adjust": adjustments(rows)}
-    unequal = (
-        rows["ns_steps"].to_numpy(float) < ORTHOGONAL_FROM
-        if "ns_steps" in rows
-        else np.zeros(len(rows), bool)
-    )
-    if "r_nuc" in asked:
-        columns["r_nuc"] = np.where(unequal, np.nan, asked["r_nuc"].to_numpy(float))
+    found: dict[str, Any] = {}
+    unequal = np.zeros(len(rows), bool)
+    if "ns_steps" in rows:
+        unequal = rows["ns_steps"].to_numpy(float) < ORTHOGONAL_FROM
+    if "r_nuc" in numbers:
+        found["r_nuc"] = np.where(unequal, np.nan, numbers["r_nuc"].to_numpy(float))
     sizes = ("sequence_length", "batch_size", "accumulation")
-    if "d_in" not in asked or not set(sizes) <= set(rows):
-        return columns
-    sides = [asked[side].to_numpy(float) for side in ("d_in", "d_out")]
+    if "d_in" not in numbers or not set(sizes) <= set(rows):
+        return found
+    sides = [numbers[side].to_numpy(float) for side in ("d_in", "d_out")]
     tokens = np.prod([rows[size].to_numpy(float) for size in sizes], axis=0)
     most = np.min([*sides, tokens], axis=0)
-    within = (asked["rank_max"].to_numpy(float) <= most) & ~unequal
-    return columns | {"g_rank": np.where(within, most, np.nan)}
+    within = (rows["rank_max"].to_numpy(float) <= most) & ~unequal
+    return found | {"g_rank": np.where(within, most, np.nan)}
 
 
 def _ranks(
     asked: pd.DataFrame, of_cell: "pd.Series[int]", cells: pd.DataFrame
-) -> list[Sequence[float]]:
+) -> list[tuple[float, ...]]:
     """The finite ranks of each row's curve between the row's lowest and highest."""
     rank = cells["rank"].to_numpy(float)
     by_curve = {curve: np.unique(rank[(of_cell == curve).to_numpy()]) for curve in set(of_cell)}

@@ -1,6 +1,6 @@
 """Does the best learning rate transfer across ranks? Its exponent with rank, beside theory's.
 
-The prediction is in :mod:`study.analysis.rate_predictions`.
+The prediction is in :mod:`study.analysis.rate_theory`.
 
 Learning rates come in a grid, and that makes an error which all seeds share. An interval over seeds
 does not contain it:
@@ -25,25 +25,51 @@ their standard deviation. The half widths of the two intervals, Student's t over
 standard deviations of the grid, are added in quadrature. (With the degrees of freedom of Welch and
 Satterthwaite the interval of three seeds that agree by chance would be narrower than over seeds
 alone: it covered 91 % at two ranks.)
+
+**The best alpha** at a fixed learning rate is found in the same way, with the roles of alpha and
+the learning rate exchanged. LoRA-alpha (arXiv 2606.12883, second hand) finds the best alpha of LoRA
+to grow as sqrt(r), which makes gamma that of rsLoRA.
+
+Under a sign-like rule a step of size lr moves the adapter output by ``lr M(r)``, and ``M`` is
+proportional to alpha (:mod:`study.analysis.rate_theory`). The motion of A changes the power of
+lr in this, but not that of alpha. So the best alpha falls as ``1/M`` in either case.
+
+**Horizons.** A run at a constant rate, stopped at step h, is the run of h steps. So every held-out
+loss on the way gives the best rate for training that long. A schedule that falls to 0 at the end
+has one horizon.
+
+**Missing rates.** Rates of a rank should lie in steps of 2 around its best one, with none of the
+best at an edge. A best rate at an edge asks for the next two beyond; a wider step beside it, for a
+rate half or twice as large.
 """
 
 import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from study.analysis.final_losses import HIGHEST, INSIDE, LOWEST, final_losses, rates_of_a_rank
-from study.analysis.fits import Floats, Strands, fit_lines, t_critical
+from study.analysis.fits import Floats, fit_lines, interval_columns, t_critical
 from study.analysis.grouping import numbered
-from study.analysis.rate_predictions import MOVES, log_moves, predicted_interval
+from study.analysis.losses import HIGHEST, INSIDE, LOWEST, OF_A_RULE, final_losses, rates_of_a_rank
+from study.analysis.rate_theory import (
+    MOVES,
+    log_moves,
+    move_slopes,
+    predicted_interval,
+    rate_exponent,
+)
+from study.theory import family
 from study.vocabulary.agreements import AGREES, DIFFERS
+from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import TRAIN
+from study.vocabulary.statuses import BROKEN, STATUSES
 from study.vocabulary.thresholds import CONFIDENCE, RATE_RATIO, SEEDS_FOR_VERDICT
 from study.vocabulary.verdicts import ONE_SEED, UNCLEAR
 
-OF_A_RULE = ("setting", "scaling", "exponent_p", "alpha")
 SKEWED = 0.3
 """The skew above which three points do not place the minimum. The limit of a steep wall is 1/3."""
 NORMAL = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
@@ -75,7 +101,7 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
     """The best learning rate of every rule, rank and seed.
 
     Of each rank only the rates count that all its seeds were run at
-    (:func:`~study.analysis.final_losses.rates_of_a_rank`); a rank with fewer than two has no rows.
+    (:func:`~study.analysis.losses.rates_of_a_rank`); a rank with fewer than two has no rows.
     Ranks need not share a grid. In a sweep that was interrupted, a rank may lack the rates around
     its best one. The best of the others is then at an edge, and no exponent is fitted to it.
 
@@ -88,7 +114,7 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
     - ``rho``: the motion of A beside its init, median over layers, at the last probed step of the
       run at the nearest rate (NaN if it was not recorded);
     - ``log_move_aligned``, ``log_move_unaligned``: see
-      :func:`~study.analysis.rate_predictions.log_moves`.
+      :func:`~study.analysis.rate_theory.log_moves`.
     """
     ends = final_losses(cells, metrics, probes)
     rho = _rho(probes)
@@ -255,14 +281,13 @@ def agreement(fit: dict[str, float | str], low: float, high: float) -> str:
 
 
 def _line(inside: pd.DataFrame) -> dict[str, float | str]:
-    """The fit of the log best rate against log rank. Rows are sorted by seed and rank."""
+    """The fit of the log best rate against log rank."""
     unknown = ("exponent", "ci_low", "ci_high", "rank_min", "rank_max", "se_grid")
     if inside["rank"].nunique() < 2:
         nothing: dict[str, float | str] = dict.fromkeys(unknown, np.nan)
         return nothing | {"interval": "none", "seeds": 0, "ranks": 0}
-    y_F1 = np.log(inside["best_lr"].to_numpy(float))[:, None]
-    strands = Strands.of(np.zeros(len(inside)), inside["seed"].to_numpy())
-    lines = fit_lines(inside["rank"].to_numpy(float), y_F1, strands)
+    best = inside.pivot(index="seed", columns="rank", values="best_lr")
+    lines = fit_lines(best.columns, np.log(best.to_numpy(float))[None, :, :, None])
     slope, df, seeds = float(lines.slope[0, 0]), float(lines.df[0, 0]), int(lines.seeds[0, 0])
     # With one seed, the scatter of the ranks about the line contains the error of the grid.
     of_grid = _slope_variance(inside) if seeds > 1 else 0.0
@@ -301,3 +326,247 @@ def _rho(probes: pd.DataFrame) -> dict[str, float]:
     rows = rows.assign(cell_id=rows["cell_id"].astype(str))
     rows = rows[rows["step"] == rows.groupby("cell_id")["step"].transform("max")]
     return rows.groupby("cell_id")["rho"].median().to_dict()
+
+
+EXCHANGED = {"lr": "alpha", "alpha": "lr"}
+OF_THE_RATE = ("predicted_low", "predicted_high", "agreement")
+"""Columns of :func:`~study.analysis.rates.rate_transfer` that hold for learning rates only."""
+
+
+def best_alphas(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
+    """The best alpha of every rule, learning rate, rank and seed.
+
+    The columns are those of :func:`study.analysis.rates.best_rates`, with ``lr`` for ``alpha`` and
+    ``best_alpha`` for ``best_lr``. Empty without two alphas.
+    """
+    found = best_rates(cells.rename(columns=EXCHANGED), metrics, probes)
+    return found.rename(columns={"alpha": "lr", "best_lr": "best_alpha"})
+
+
+def alpha_transfer(alphas: pd.DataFrame) -> pd.DataFrame:
+    """The exponent of the best alpha with rank, one row per rule and learning rate.
+
+    ``alphas`` is the table of :func:`best_alphas`. The columns are those of
+    :func:`study.analysis.rates.rate_transfer`, without its prediction.
+    """
+    if alphas.empty:
+        return pd.DataFrame()
+    found = rate_transfer(alphas.rename(columns={"lr": "alpha", "best_alpha": "best_lr"}))
+    return found.drop(columns=list(OF_THE_RATE), errors="ignore").rename(columns={"alpha": "lr"})
+
+
+def alpha_gaps(alphas: pd.DataFrame) -> pd.DataFrame:
+    """Is a large alpha with a small learning rate better? A row per rule and rank.
+
+    ``gap``: the held-out loss at the best alpha of the lowest learning rate, minus that at the best
+    alpha of the highest one, in nats per token; negative if the larger alpha is better. It has a
+    t-interval over seeds, ``ci_low``, ``ci_high``. Only learning rates whose best alpha is inside
+    the grid for every seed of the rank count. Further columns: ``lr_low``, ``lr_high``, ``rank``
+    (also as ``rank_min`` and ``rank_max``), ``seeds``, and those of the rule.
+    """
+    rows = []
+    rule = ["setting", "scaling", "exponent_p", "rank"]
+    for _, here in alphas.groupby(numbered(alphas, rule)) if len(alphas) else ():
+        inside = here.assign(inside=here["edge"] == INSIDE).groupby("lr")["inside"].all()
+        rates = inside.index[inside]
+        if len(rates) < 2:
+            continue
+        low, high = rates.min(), rates.max()
+        by = here.pivot(index="seed", columns="lr", values="best_loss")[[low, high]].dropna()
+        rows.append(
+            here.iloc[0][[*rule, "optimizer"]].to_dict()
+            | {"lr_low": low, "lr_high": high, **interval_columns("gap", by[low] - by[high])}
+            | {"seeds": len(by), "rank_min": here["rank"].iloc[0], "rank_max": here["rank"].iloc[0]}
+        )
+    return pd.DataFrame(rows)
+
+
+CONSTANT = "constant"
+RHO_COLUMNS: tuple[str, ...] = (
+    "rho",
+    "rho_low",
+    "rho_high",
+    "move_slope",
+    "at_rho_low",
+    "at_rho_high",
+)
+
+
+def horizons(cells: pd.DataFrame, metrics: pd.DataFrame) -> list[int]:
+    """The steps after the first at which every finished run at a constant rate has a held-out loss.
+
+    ``cells`` and ``metrics`` are those of a study. Broken runs need none.
+    """
+    whole = cells[_is_constant(cells) & (cells["status"] == "complete")]
+    evaluated = metrics.reindex(columns=["cell_id", "step", "eval_loss"]).dropna()
+    evaluated = evaluated[(evaluated["step"] > 0)].assign(id=evaluated["cell_id"].astype(str))
+    evaluated = evaluated[evaluated["id"].isin(set(whole["cell_id"].astype(str)))]
+    count = evaluated.drop_duplicates(["id", "step"]).groupby("step").size()
+    return [int(step) for step in count.index[count == len(whole)]]
+
+
+def rates_by_horizon(
+    cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame
+) -> pd.DataFrame:
+    """:func:`~study.analysis.rates.best_rates` at each of :func:`horizons`: a column ``horizon``.
+
+    ``rho`` is that of the last step measured by then. Empty without runs at a constant rate.
+    """
+    constant = cells[_is_constant(cells)]
+    parts = [
+        best_rates(*stopped_at(step, constant, metrics, probes)).assign(horizon=step)
+        for step in horizons(cells, metrics)
+    ]
+    parts = [part for part in parts if "best_lr" in part]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def exponents_against_rho(rates: pd.DataFrame) -> pd.DataFrame:
+    """:func:`~study.analysis.rates.rate_transfer` of each rule and horizon, beside rho.
+
+    ``rates`` is the table of :func:`rates_by_horizon`. Further columns: ``horizon``; ``rho``, the
+    geometric mean over the ranks of the fit and the seeds, at the best rate; ``rho_low`` and
+    ``rho_high``, its range; ``move_slope``, m of :mod:`study.analysis.rate_theory`;
+    ``at_rho_low`` and ``at_rho_high``, the interval that it predicts there, from m_A = m to
+    m_A = 1 - p. NaN without rho, or without a prediction.
+    """
+    if rates.empty:
+        return pd.DataFrame()
+    rows = []
+    for _, rule in rates.groupby(numbered(rates, ("horizon", *OF_A_RULE))):
+        [found] = rate_transfer(rule.drop(columns="horizon")).to_dict("records")
+        row = {str(name): value for name, value in found.items()}
+        rows.append(row | {"horizon": rule["horizon"].iloc[0], **_rho_and_theory(rule)})
+    return pd.DataFrame(rows)
+
+
+def _rho_and_theory(rule: pd.DataFrame) -> dict[str, float]:
+    """The further columns of :func:`exponents_against_rho` for the best rates of one rule."""
+    at_edge = rule.loc[rule["edge"] != INSIDE, "rank"]
+    inside = rule[~rule["rank"].isin(at_edge)]
+    rho = inside.loc[inside["rho"] > 0, "rho"].to_numpy(float)
+    found = dict.fromkeys(RHO_COLUMNS, math.nan)
+    if len(rho):
+        mean = float(np.exp(np.log(rho).mean()))
+        found |= {"rho": mean, "rho_low": float(rho.min()), "rho_high": float(rho.max())}
+    moves = inside.groupby("rank")[list(MOVES)].first()
+    optimizer = str(rule["optimizer"].iloc[0])
+    if len(moves) > 1 and optimizer in OPTIMIZERS and family(optimizer) == "sign":
+        m, p = float(np.mean(move_slopes(moves))), float(rule["exponent_p"].iloc[0])
+        ends = [rate_exponent(m, of_A, found["rho"]) for of_A in (m, 1 - p)]
+        found |= {"move_slope": m, "at_rho_low": min(ends), "at_rho_high": max(ends)}
+    return found
+
+
+def stopped_at(
+    step: int, cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """``cells``, ``metrics`` and ``probes`` as if every run had had ``step`` steps.
+
+    A run that broke later is complete.
+    """
+    status = cells["status"].astype(object).copy()
+    for word in BROKEN:
+        column = STATUSES[word].ended_at
+        if column in cells:
+            status[(status == word) & (cells[column].astype(float) > step)] = "complete"
+    metrics, probes = (table[table["step"] <= step] for table in (metrics, probes))
+    return cells.assign(status=status), metrics, probes
+
+
+def _is_constant(cells: pd.DataFrame) -> "pd.Series[bool]":
+    """Tables of a study that recorded no schedule have the default, which is constant."""
+    if "schedule" not in cells:
+        return pd.Series(True, cells.index)
+    return cells["schedule"].astype(object).fillna(CONSTANT).eq(CONSTANT)
+
+
+STEP = 2.0
+SLACK = 1.2
+"""A step of up to ``STEP * SLACK`` counts as one of ``STEP``: rates are rounded."""
+BEYOND = 2
+"""Rates that are asked for beyond an edge."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Rates to train. ``cell_id``: a cell with all of its settings but rate and seed.
+
+    ``seeds``: pairs of a seed and a data seed, as the rank was run at.
+    """
+
+    cell_id: str
+    rates: tuple[float, ...]
+    seeds: tuple[tuple[int, int], ...]
+
+    @property
+    def swept(self) -> list[str]:
+        """The overrides of ``study train -m`` for rates and seeds.
+
+        ``data.seed`` follows ``seed``, unless every run had the same one.
+        """
+        seeds, of_data = zip(*self.seeds, strict=True)
+        follows = seeds == of_data
+        return [
+            f"optimizer.lr={','.join(f'{rate:g}' for rate in self.rates)}",
+            f"seed={','.join(str(seed) for seed in dict.fromkeys(seeds))}",
+            *([] if follows else [f"data.seed={','.join(map(str, dict.fromkeys(of_data)))}"]),
+        ]
+
+
+def missing_rates(
+    cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame
+) -> list[Missing]:
+    """What each rule and rank lacks; empty if nothing. Ranks with one rate or no seed are left out.
+
+    Rates are those that one seed or another needs: the seeds of a rank share a grid.
+    """
+    ends = final_losses(cells, metrics, probes)
+    if ends.empty:
+        return []
+    ends = ends.sort_values(["setting", "scaling", "exponent_p", "alpha", "rank", "seed"])
+    by_id = cells.assign(cell_id=cells["cell_id"].astype(str)).set_index("cell_id")
+    found = []
+    for _, runs in ends.groupby(numbered(ends, (*OF_A_RULE, "rank"))):
+        tried = rates_of_a_rank(runs)
+        here = runs[runs["lr"].isin(tried)]
+        wanted: set[float] = set()
+        for _, own in here.groupby("seed") if len(tried) > 1 else ():
+            wanted |= set(_wanted(own))
+        rates = _without_near(sorted(wanted), tried)
+        if rates:
+            of_rank = by_id.loc[list(runs["cell_id"])]
+            seeds = of_rank[[n for n in ("seed", "data_seed") if n in of_rank]].drop_duplicates()
+            pairs = sorted((int(row[0]), int(row[-1])) for row in seeds.to_numpy())
+            found.append(Missing(str(runs["cell_id"].iloc[0]), tuple(rates), tuple(pairs)))
+    return found
+
+
+def _wanted(own: pd.DataFrame) -> Iterable[float]:
+    """The rates that the runs of one rule, rank and seed ask for, tried ones among them."""
+    if not np.isfinite(own["loss"]).any():
+        return [float(own["lr"].min()) / STEP**n for n in range(1, BEYOND + 1)]
+    edge = bottom(own["lr"].to_numpy(float), own["loss"].to_numpy(float)).edge
+    best = float(own["lr"].iloc[int(np.nanargmin(own["loss"].to_numpy(float)))])
+    if edge == INSIDE:
+        return _beside(best, own)
+    towards = {LOWEST: 1 / STEP, HIGHEST: STEP}[edge]
+    return [best * towards**n for n in range(1, BEYOND + 1)]
+
+
+def _beside(best: float, own: pd.DataFrame) -> list[float]:
+    """Half of and twice ``best``, if the step to the next rate tried is wider."""
+    lr = own["lr"].to_numpy(float)
+    above, below = lr[lr > best].min() / best, best / lr[lr < best].max()
+    steps = ((above, STEP), (below, 1 / STEP))
+    return [best * factor for step, factor in steps if step > STEP * SLACK]
+
+
+def _without_near(wanted: Sequence[float], tried: Sequence[float]) -> list[float]:
+    """``wanted`` without rates near one that was tried, or near an earlier one, to 3 digits."""
+    kept: list[float] = []
+    for rate in wanted:
+        others = np.array([*tried, *kept])
+        if (np.abs(np.log(rate / others)) > np.log(SLACK)).all():
+            kept.append(float(f"{rate:.3g}"))
+    return kept

@@ -14,9 +14,14 @@ measurement:
 A change in the law of an update changes k: SGD that is always clipped scales with one power of
 gamma less, Adam with gradients far below its eps with one more. If some of the ranks are in one
 regime and some in the other, there is no k and no row.
+
+**One measurement under several rules.** Rules share their draws of A and their batches. Before
+training moves the weights, a quantity under one rule is that under another times a power of gamma,
+so both give the same p*. Such rows are no evidence for each other.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +50,67 @@ from study.vocabulary.thresholds import (
     LINEAR_UP_TO,
     SIGN_LIKE_FROM,
 )
+
+SAME = 5e-4
+"""Rows are one measurement if their p* and intervals differ by less than this. It is far below what
+another batch or another draw of A would change, and above rounding and the effect of eps."""
+
+NUMBERS = ("p_star", "ci_low", "ci_high", "predicted", "p_star_limit", "high_p_star")
+QUANTITY = (
+    *("optimizer", "site", "stat", "batch", "step", "kind", "layer", "method"),
+    *("rank_min", "rank_max"),
+)
+
+
+def one_per_measurement(rows: pd.DataFrame, settings: Sequence[str] = ()) -> pd.DataFrame:
+    """``rows`` of :func:`~study.analysis.stable.side_by_side`, one for rules that share it.
+
+    The first row of each measurement stays. Its new column ``rules`` lists the pairs of scaling and
+    p that have it. Rows with different values of ``settings`` are kept apart.
+    """
+    kept: list[dict[Any, Any]] = []
+    for row in rows.to_dict("records"):
+        rule = row["scaling"], row["exponent_p"]
+        twin = next((one for one in kept if _same(one, row, settings)), None)
+        if twin is None:
+            kept.append(row | {"rules": [rule]})
+        else:
+            twin["rules"].append(rule)
+    return pd.DataFrame(kept, columns=[*rows.columns, "rules"])
+
+
+def one_per_optimizer(rows: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
+    """Of the rules that give p* of a quantity at a step, the row of the one to read.
+
+    Its steps are small, if those of any are, and its interval is the narrowest of those.
+    """
+    same = ["optimizer", "site", "stat", "step", *settings]
+    order = pd.DataFrame(
+        {
+            "of": numbered(rows, same),
+            "lazy": -rows["lazy"].fillna(0.0).to_numpy(float),
+            "width": (rows["ci_high"] - rows["ci_low"]).fillna(np.inf).to_numpy(float),
+            "place": np.arange(len(rows)),
+        }
+    ).sort_values(["of", "lazy", "width", "place"], kind="stable")
+    return rows.iloc[sorted(order.drop_duplicates("of")["place"])]
+
+
+def _same(one: Mapping[Any, Any], other: Mapping[Any, Any], settings: Sequence[str]) -> bool:
+    if any(one[name] != other[name] for name in QUANTITY):
+        return False
+    if any(str(one[name]) != str(other[name]) for name in settings):
+        return False
+    a, b = (np.array([row[name] for name in NUMBERS], float) for row in (one, other))
+    return np.allclose(a, b, rtol=0, atol=SAME, equal_nan=True)
+
+
+def shared_rules(rows: pd.DataFrame) -> list[str]:
+    """What a reader of :func:`one_per_measurement` must know, in sentences for a caption."""
+    if not (rows["rules"].map(len) > 1).any():
+        return []
+    return ["Rules in one row share their draws and batches: they are one measurement."]
+
 
 STABLE_COLUMNS = (
     *("method", "p_star", "p_star_limit", "limit_low", "limit_high", "limit", "few_seeds"),
@@ -140,35 +206,35 @@ def _linear(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _factor(
-    site: str,
-    stat: str,
-    step: int,
-    optimizer: str,
-    init: str,
-    clipped: str,
-    adjust: str,
-    eps_dominates: bool | None,
-) -> tuple[float, float]:
+def _factors(rows: pd.DataFrame) -> Floats:
+    """:func:`_factor` of every row, ``[rows, 2]``, computed once per distinct question."""
+    ratio = rows["eps_ratio"].to_numpy(float)
+    regimes = [ratio <= LINEAR_UP_TO, ratio >= SIGN_LIKE_FROM]  # below its eps, Adam is linear
+    asked = rows[["site", "stat", "optimizer", "init", "clipped", "step"]].assign(
+        adjust=adjustments(rows), eps_ratio=np.select(regimes, [0.0, math.inf], 1.0)
+    )
+    number = numbered(asked, asked.columns)
+    answers = [_factor(one) for one in asked.take(firsts(number)).to_dict("records")]
+    return np.array(answers, float).reshape(-1, 2)[number]
+
+
+def _factor(asked: Mapping[Any, Any]) -> tuple[float, float]:
     """k, the change of a slope per unit of p, and theory's p* for large rank.
 
     Both are NaN without a prediction.
     """
-    how = INITS.get(init)
-    if how is None or how.q is None or optimizer not in OPTIMIZERS:
+    init, optimizer = INITS.get(str(asked["init"])), str(asked["optimizer"])
+    if init is None or init.q is None or optimizer not in OPTIMIZERS:
         return math.nan, math.nan
+    place = str(asked["site"]), str(asked["stat"])
+    law: dict[str, Any] = {"step": int(asked["step"]), "optimizer": optimizer}
+    law |= {"q": init.q, "init": init.drawn}
     # In all of QUANTITIES the effect of decay is of the next order in the learning rate.
-    ratio = 1.0 if eps_dominates is None else 0.0 if eps_dominates else math.inf
-    acting = Modifiers(clip=clipped, eps_ratio=ratio, adjust=adjust)
-    law: dict[str, Any] = {
-        "step": step,
-        "optimizer": optimizer,
-        "q": how.q,
-        "init": how.drawn,
-        "modifiers": acting,
-    }
-    flat, steep = (predict(site, stat, p=p, **law).exponent for p in (0.0, 1.0))
-    star = stable_exponent(site, stat, **law)
+    law["modifiers"] = Modifiers(
+        clip=str(asked["clipped"]), eps_ratio=asked["eps_ratio"], adjust=str(asked["adjust"])
+    )
+    flat, steep = (predict(*place, p=p, **law).exponent for p in (0.0, 1.0))
+    star = stable_exponent(*place, **law)
     if flat is None or steep is None or star is None:
         return math.nan, math.nan
     return flat - steep, star
@@ -238,22 +304,6 @@ def _identity(rows: pd.DataFrame) -> list[str]:
         *("interval", "seeds", "ranks", "rank_min", "rank_max"),
     )
     return [*curve_columns(rows), *fit, *PREDICTION_COLUMNS]
-
-
-def _factors(rows: pd.DataFrame) -> Floats:
-    """:func:`_factor` of every row, ``[rows, 2]``, computed once per distinct question."""
-    ratio = rows["eps_ratio"].to_numpy(float)
-    dominates = np.where(ratio <= LINEAR_UP_TO, 1, np.where(ratio >= SIGN_LIKE_FROM, 0, -1))
-    words = ["site", "stat", "optimizer", "init", "clipped", "adjust"]
-    asked = rows.assign(adjust=adjustments(rows), eps_dominates=dominates)
-    asked = asked[[*words, "step", "eps_dominates"]]
-    number = numbered(asked, asked.columns)
-    answers = []
-    for question in asked.take(firsts(number)).to_dict("records"):
-        known = {1: True, 0: False, -1: None}[question["eps_dominates"]]
-        law = {name: str(question[name]) for name in words}
-        answers.append(_factor(**law, step=int(question["step"]), eps_dominates=known))
-    return np.array(answers, float).reshape(-1, 2)[number]
 
 
 def first_to_read(stable: pd.DataFrame) -> pd.DataFrame:

@@ -15,7 +15,7 @@ A row that is both non-zero and inside the margin is ``stable``. Inside and outs
 other, and an interval outside the margin excludes zero.
 
 **Many tests.** A thousand tests at 5 % give fifty false claims by chance, so every p-value is
-adjusted by Holm's method within its family, the rows that are read together:
+adjusted by Holm's method within its group, the rows that are read together:
 
 - the :data:`PRIMARY` rows of a curve, fixed before any run;
 - any other pooled or model-wide row, with all sites and stats of its curve, batch and step that are
@@ -24,7 +24,7 @@ adjusted by Holm's method within its family, the rows that are read together:
 
 **What this guarantees.** A row has one true slope b. If ``|b| >= margin``, only ``stable`` would be
 false; if ``|b| < margin``, only ``collapses`` and ``explodes`` (and, for ``b = 0``, ``falls`` and
-``rises``). So a row can err in one way only, besides the sign of b. In each family, the probability
+``rises``). So a row can err in one way only, besides the sign of b. In each group, the probability
 of any false ``stable`` is at most 2.5 %, and so is that of any false ``collapses`` or ``explodes``
 of a row with a slope, and that of any wrong sign. For rows whose slope is zero, the probability
 that any of them gets one of the four words for a change is at most 5 %. Holm's method needs no
@@ -32,7 +32,7 @@ independence of the rows.
 
 **Lack of fit.** A row is ``bent`` if its points do not lie on a line: the coefficient of
 ``(log rank)^2``, estimated in each seed, is shown not to be zero (F(1, seeds - 1) at 5 %, the same
-families). The slope is then that of the line nearest to a curve, and ``slope_low`` and
+groups). The slope is then that of the line nearest to a curve, and ``slope_low`` and
 ``slope_high`` are those at its ends. It needs three ranks and three seeds.
 """
 
@@ -83,7 +83,7 @@ def with_verdicts(exponents: pd.DataFrame) -> pd.DataFrame:
     - ``factor``: by which the line changes from the lowest to the highest rank;
     - ``margin``: of the exponent;
     - ``p_stable``, ``p_slope``, ``p_beyond``, ``p_bent``: of the four tests, adjusted within the
-      family. A word is given at 5 % or less. NaN for fewer than three seeds;
+      group. A word is given at 5 % or less. NaN for fewer than three seeds;
     - ``bent``: whether a straight line is rejected;
     - ``primary``: whether the row was among the study's questions before any run;
     - ``verdict``: a key of :data:`study.vocabulary.verdicts.VERDICTS`.
@@ -97,11 +97,11 @@ def with_verdicts(exponents: pd.DataFrame) -> pd.DataFrame:
         margin = math.log(STABLE_RATIO) / span
     curve = numbered(exponents, curve_columns(exponents))
     primary = _primary(exponents, curve)
-    family = _families(exponents, curve, primary)
+    group = _groups(exponents, curve, primary)
     tested = seeds >= SEEDS_FOR_VERDICT
 
     def adjusted(p_values: Floats) -> Floats:
-        return holm(np.where(tested, p_values, np.nan), family)
+        return holm(np.where(tested, p_values, np.nan), group)
 
     curvature, se_curvature = (
         exponents[name].to_numpy(float) for name in ("curvature", "se_curvature")
@@ -172,28 +172,28 @@ def _tail(distance: Floats, se: npt.ArrayLike, df: npt.ArrayLike) -> Floats:
     return np.asarray(np.where(df > 0, np.minimum(p, 1.0), np.nan), float)
 
 
-def holm(p_values: npt.ArrayLike, family: npt.ArrayLike | None = None) -> Floats:
-    """Holm's step-down adjusted p-values (Holm 1979) within each ``family``.
+def holm(p_values: npt.ArrayLike, group: npt.ArrayLike | None = None) -> Floats:
+    """Holm's step-down adjusted p-values (Holm 1979) within each ``group``.
 
-    ``family``: a label per p-value; None: all belong to one family. Among the adjusted values of a
-    family up to 5 %, the probability of any false claim is at most 5 %, under any dependence. NaNs
+    ``group``: a label per p-value; None: all belong to one group. Among the adjusted values of a
+    group up to 5 %, the probability of any false claim is at most 5 %, under any dependence. NaNs
     stay NaN and are not counted.
     """
     p = np.asarray(p_values, float)
-    label = np.zeros(p.shape, np.intp) if family is None else np.asarray(family)
+    label = np.zeros(p.shape, np.intp) if group is None else np.asarray(group)
     tested = np.flatnonzero(np.isfinite(p))
     order = tested[np.lexsort((p[tested], label[tested]))]
     label, p_sorted = label[order], p[order]
     start = np.flatnonzero(np.r_[True, label[1:] != label[:-1]][: len(label)])
     size = np.diff(np.append(start, len(label)))
-    left = np.repeat(start + size, size) - np.arange(len(label))  # m, m - 1, ..., 1 in every family
+    left = np.repeat(start + size, size) - np.arange(len(label))  # m, m - 1, ..., 1 in every group
     adjusted = np.full(p.shape, np.nan)
     adjusted[order] = pd.Series(np.minimum(left * p_sorted, 1.0)).groupby(label).cummax()
     return adjusted
 
 
-def _families(exponents: pd.DataFrame, curve: Ints, primary: Mask) -> Ints:
-    """A number per row, equal for the rows of a family."""
+def _groups(exponents: pd.DataFrame, curve: Ints, primary: Mask) -> Ints:
+    """A number per row, equal for the rows of a group."""
     pooled = exponents["layer"].isin([*POOLINGS, MODEL_WIDE]).to_numpy(bool)
     beside = numbered(exponents, ["batch", "step", "kind", "layer"], curve)
     along = numbered(exponents, ["batch", "step", "site", "stat"], curve)

@@ -1,11 +1,10 @@
 """The numbers of a row of ``exponents`` as text: the same in the report, the dashboard and W&B."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
-from study.analysis.intervals import interval_text
 from study.vocabulary.quantities import BATCH_NAMES, TRAIN
 from study.vocabulary.thresholds import CONFIDENCE
 
@@ -63,6 +62,11 @@ def setting_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def settings_text(row: Mapping[Any, Any] | Any, names: Iterable[str]) -> list[str]:
+    """``lr=0.001``, one for each of the columns ``names``."""
+    return [f"{name}={setting_text(row[name])}" for name in names]
+
+
 def bracket_head(rows: pd.DataFrame) -> str:
     """What the brackets beside the slopes of ``rows`` show, for the head of a table.
 
@@ -87,3 +91,14 @@ def bracket_notes(rows: pd.DataFrame) -> list[str]:
     if (rows["interval"] == "none").any():
         notes.append("A slope without brackets has one seed and two ranks.")
     return notes
+
+
+def interval_text(value: float, low: float, high: float, places: int = 2) -> str:
+    """``-0.50 [-0.52, -0.48]``, or ``-0.50`` without an interval."""
+    shown, *bounds = (rounded(number, places) for number in (value, low, high))
+    return shown if pd.isna(low) or pd.isna(high) else f"{shown} [{', '.join(bounds)}]"
+
+
+def rounded(value: float, places: int = 2) -> str:
+    """A number with a fixed number of decimal places; never ``-0.00``."""
+    return f"{round(value, places) + 0.0:.{places}f}"

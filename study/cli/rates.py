@@ -49,8 +49,8 @@ def rates(study_dir: Path, refine: bool) -> None:
 def _print(tables: "StudyTables") -> None:
     from rich.console import Console
 
-    from study.analysis.rate_horizons import exponents_against_rho, rates_by_horizon
-    from study.analysis.rate_table import render_best, render_horizons
+    from study.analysis.rates import exponents_against_rho, rates_by_horizon
+    from study.analysis.terminal import render_best, render_horizons
 
     found = rates_by_horizon(tables.cells, tables.metrics, tables.probes)
     if found.empty:
@@ -63,7 +63,7 @@ def _print(tables: "StudyTables") -> None:
 
 def _refining(tables: "StudyTables", study_dir: Path) -> Iterator[str]:
     """A command per rule and rank that lacks rates."""
-    from study.analysis.rate_refinement import missing_rates
+    from study.analysis.rates import missing_rates
     from study.cli.cell_overrides import overrides_of
     from study.store import read_record
 

@@ -88,7 +88,7 @@ def bounds(run: Source, tables: Any) -> Layers:
         same = cells["optimizer"].astype(str) == run.optimizer.name
         cells = cells[same & cells["init"].astype(str).isin(INITS)]
         if len(cells):
-            from study.analysis.rate_predictions import layer_bounds
+            from study.analysis.rate_theory import layer_bounds
 
             low, high = layer_bounds(cells, tables.probes, run.optimizer.name)
             if low is high:

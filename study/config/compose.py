@@ -147,7 +147,7 @@ def expected_best(
 
     After ``steps`` steps at ``lr``, A has moved by ``rho = crossover lr steps`` beside its init,
     and the output by ``lr steps gamma sqrt(r (r + r_sign - 1)) (1 + rho)``
-    (:mod:`study.analysis.rate_crossover`). ``move`` and ``crossover`` are read off a first try,
+    (:mod:`study.analysis.rate_theory`). ``move`` and ``crossover`` are read off a first try,
     ``r_sign`` is that of the probes at step 1.
     """
     asked = move / (gamma * math.sqrt(rank * (rank + r_sign - 1)))

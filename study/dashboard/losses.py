@@ -1,6 +1,6 @@
 """Final held-out losses: against the rank, and against the learning rate.
 
-The comparisons and the best rates are those of :mod:`study.analysis.rank_effects`.
+The comparisons and the best rates are those of :mod:`study.analysis.losses`.
 """
 
 import math
@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from study.analysis import compared_losses
-from study.analysis.final_losses import final_losses
+from study.analysis.losses import final_losses
 from study.figures import style
 from study.figures.selection import Rule
 from study.vocabulary.quantities import METRICS

@@ -7,10 +7,14 @@ import pandas as pd
 
 from study.analysis import curve_columns, first_to_read, side_by_side
 from study.analysis.grouping import distinguishing
-from study.analysis.intervals import interval_text
-from study.analysis.shared import one_per_measurement, one_per_optimizer, shared_rules
-from study.analysis.stable import STABLE_COLUMNS, shared_measurements
-from study.analysis.wording import number_text, setting_text
+from study.analysis.stable import (
+    STABLE_COLUMNS,
+    one_per_measurement,
+    one_per_optimizer,
+    shared_measurements,
+    shared_rules,
+)
+from study.analysis.wording import interval_text, number_text, setting_text
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import QUANTITIES, TRAIN
 from study.vocabulary.scaling import rule_label

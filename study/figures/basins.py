@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
 
-from study.analysis.final_losses import INSIDE, common_rates
+from study.analysis.losses import INSIDE, common_rates
 from study.figures import style
 from study.figures.final_loss import LABEL, Sweep, sweeps
 from study.figures.selection import Absent, Rule, Tables, most_varied, rules_left_out

@@ -7,7 +7,7 @@ from itertools import permutations
 import numpy as np
 import pandas as pd
 
-from study.analysis.final_losses import Tried, best_tried, common_rates
+from study.analysis.losses import Tried, best_tried, common_rates
 from study.figures.selection import Absent, Family, Rule, Tables, families, per_step
 from study.vocabulary.optimizers import of_family
 from study.vocabulary.quantities import METRICS

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from study.analysis.final_losses import INSIDE, fans, fixed_rate
+from study.analysis.losses import INSIDE, fans, fixed_rate
 from study.figures import style
 from study.figures.final_loss import LABEL, Sweep, sweeps
 from study.figures.selection import Absent, Rule, Tables, most_varied, rules_left_out

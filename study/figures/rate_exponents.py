@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from study.analysis.rate_crossover import rate_exponent
-from study.analysis.rate_horizons import exponents_against_rho, rates_by_horizon
+from study.analysis.rate_theory import rate_exponent
+from study.analysis.rates import exponents_against_rho, rates_by_horizon
 from study.figures import style
 from study.figures.selection import Absent, Family, Rule, Tables, families, most_varied
 

@@ -16,14 +16,15 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from study.analysis.grouping import NOT_A_CURVE, distinguishing, end_steps
-from study.analysis.tables import Tables as Tables
 from study.errors import StudyError, printable
+from study.store import StudyTables
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import MODEL_WIDE, TRAIN
 from study.vocabulary.scaling import RULES, rule_label
 from study.vocabulary.sources import model_label
 
 T = TypeVar("T")
+Tables = StudyTables
 
 MOST_NAMED = 3
 """Rules that a sentence names; more are counted."""

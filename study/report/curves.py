@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from study.analysis import rank_effects
-from study.analysis.final_losses import NOT_A_SETTING
 from study.analysis.grouping import curve_labels, distinguishing, firsts, numbered
+from study.analysis.losses import NOT_A_SETTING
 from study.analysis.rank_stabilized import condition_rows
 from study.analysis.verdicts import rows_of
 from study.analysis.wording import setting_text
@@ -33,7 +33,7 @@ class Curve:
     - ``descent``: the row of ``exponents`` with the descent of the first update, or None;
     - ``losses``: by rank, the final held-out loss in nats per token, the mean over seeds. A rank at
       which a run diverged or got stuck has none. ``base``: that before training, or NaN;
-    - ``gain``: its row of :func:`~study.analysis.rank_effects`; None without two such ranks.
+    - ``gain``: its row of :func:`~study.analysis.losses`; None without two such ranks.
     """
 
     beside: str

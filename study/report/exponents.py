@@ -7,8 +7,13 @@ import pandas as pd
 
 from study.analysis import curve_columns, first_to_read, side_by_side, summary
 from study.analysis.grouping import distinguishing
-from study.analysis.shared import one_per_measurement, one_per_optimizer, shared_rules
-from study.analysis.stable import STABLE_COLUMNS, shared_measurements
+from study.analysis.stable import (
+    STABLE_COLUMNS,
+    one_per_measurement,
+    one_per_optimizer,
+    shared_measurements,
+    shared_rules,
+)
 from study.analysis.wording import (
     batch_words,
     bend_text,

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from study.analysis.intervals import interval_text
-from study.analysis.wording import TESTED, setting_text
+from study.analysis.wording import TESTED, interval_text, setting_text
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import QUANTITIES, SITES, STATS
 from study.vocabulary.scaling import RULES, formula, rule_label

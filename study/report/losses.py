@@ -16,7 +16,7 @@ COMPARED = {
     "best": "each rank's best learning rate",
     "matched": "rsLoRA's step size",
 }
-"""The comparisons of :mod:`study.analysis.rank_effects` in words, in the order of the tables."""
+"""The comparisons of :mod:`study.analysis.losses` in words, in the order of the tables."""
 
 
 def loss_section(tables: StudyTables) -> list[Block]:

@@ -1,7 +1,7 @@
 """The report's section on how the best learning rate changes with rank."""
 
 from study.analysis import rate_transfer
-from study.analysis.rate_table import exponent_text, interval_span, legend
+from study.analysis.terminal import exponent_text, interval_span, legend
 from study.analysis.wording import bracket_notes
 from study.report.formatting import row_list, rule_of_row, span
 from study.report.markdown import Block, Details, table

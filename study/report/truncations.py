@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from study.analysis import truncated_losses, truncation_effects
-from study.analysis.truncations import KEPT
+from study.analysis.losses import KEPT
 from study.report.formatting import (
     number_list,
     percent,

@@ -20,10 +20,11 @@ neither, and is no sum of independent components: its singular values are equal.
 - :mod:`~study.theory.rows`: the table of exponents, with derivations and sources;
 - :mod:`~study.theory.asymptotics`: the prediction for one quantity, its modifiers, and when there
   is none;
-- :mod:`~study.theory.curves`: curves at finite ranks, the alignments they depend on, slopes, p*;
+- :mod:`~study.theory.curves`: curves at finite ranks, slopes, p*;
 - :mod:`~study.theory.spectral`: the curves under Muon, and the quantities that have none;
+- :mod:`~study.theory.stable_ranks`: the stable rank of delta_w;
 - :mod:`~study.theory.log_gaps`: how far the mean of a log lies below the log of its curve;
-- :mod:`~study.theory.columns`: predictions for the rows of an ``exponents`` table;
+- :mod:`~study.theory.layers`: the properties of a layer on which curves depend;
 - :mod:`~study.theory.equivalence`: runs at another rank or rule that are the same, or start alike.
 
 **The paper and this table.** Kalajdzievski 2023 (arXiv 2312.03732), definition 3.1 and theorem 3.2:
@@ -60,18 +61,17 @@ from study.theory.asymptotics import (
     family,
     predict,
 )
-from study.theory.columns import predicted_exponent, predicted_exponents, questions
 from study.theory.curves import (
-    Layer,
     crossover,
     curve,
     distance_to_infinite_rank,
     log_bias,
     mean_log_curve,
-    measure_layer,
+    predicted_exponent,
     slope,
     stable_exponent,
 )
+from study.theory.layers import Layer, measure_layer
 
 __all__ = [
     "PLAIN",
@@ -87,8 +87,6 @@ __all__ = [
     "measure_layer",
     "predict",
     "predicted_exponent",
-    "predicted_exponents",
-    "questions",
     "slope",
     "stable_exponent",
 ]

@@ -8,8 +8,15 @@ from dataclasses import dataclass
 from typing import get_args
 
 from study.errors import StudyError, unknown
-from study.theory.rows import DECAYED_A, MIRROR, PAPER_CLAIMS, RANK_SIZED, ROWS, Row
-from study.theory.spectral import adjusted_exponent
+from study.theory.rows import (
+    DECAYED_A,
+    MIRROR,
+    PAPER_CLAIMS,
+    RANK_SIZED,
+    ROWS,
+    PowerLaw,
+    adjusted_exponent,
+)
 from study.vocabulary.optimizers import ADJUSTMENTS, OPTIMIZERS, Family
 from study.vocabulary.quantities import ALIGNMENTS, SITES, STATS
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP, LINEAR_UP_TO, SIGN_LIKE_FROM
@@ -108,7 +115,7 @@ class Prediction:
     derivation: str = ""
     reason: str | None = None
     paper: str | None = None
-    row: Row | None = None
+    row: PowerLaw | None = None
     family: Family = "linear"
 
 
@@ -187,7 +194,7 @@ def check_quantity(site: str, stat: str) -> None:
         raise unknown("stat", stat, STATS)
 
 
-def _derivation(row: Row, clipped: bool, entrywise: bool, init: str) -> str:
+def _derivation(row: PowerLaw, clipped: bool, entrywise: bool, init: str) -> str:
     """The row's derivation, with what modifies it."""
     text = row.derivation
     if clipped and row.updates:
@@ -200,7 +207,13 @@ def _derivation(row: Row, clipped: bool, entrywise: bool, init: str) -> str:
 
 
 def _why_not(
-    site: str, stat: str, quantity: str, row: Row, step: int, kind: Family, modifiers: Modifiers
+    site: str,
+    stat: str,
+    quantity: str,
+    row: PowerLaw,
+    step: int,
+    kind: Family,
+    modifiers: Modifiers,
 ) -> str | None:
     """Why there is no prediction, or None. ``quantity`` is the site as Init[A] names it."""
     if stat in NOT_PREDICTED:

@@ -38,138 +38,25 @@ Data are compared with the slope of the curve, which can be lower than the asymp
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from study.errors import StudyError, unknown
-from study.theory.asymptotics import PLAIN, Modifiers, Prediction, predict
+from study.theory.asymptotics import PLAIN, Modifiers, predict
+from study.theory.layers import UNKNOWN, Layer
 from study.theory.log_gaps import product_gap, sum_gap
 from study.theory.rows import Term
 from study.theory.spectral import bend, gap
 from study.theory.stable_ranks import stable_rank
-from study.vocabulary.inits import UNIFORM
 from study.vocabulary.optimizers import Family
-
-MIDDLE_BACK = 1.25
-"""Stands for an unknown ``r_back``, which is between 1 and pi/2. At D = 576 its slope is within
-0.007 of that of either end over ranks 4 to 256, and within 0.013 over ranks 4 to 2048."""
-
-RESOLVED = 1e-9
-"""Singular values of G above this part of the largest count in its rank."""
 
 MOMENTS = {"norm": 2, "rms": 2, "mean_abs": 1, "m4": 4, "descent": 1}
 """The power k of each statistic whose mean over the init is known in closed form. The curve is the
 k-th root of that mean."""
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """The properties of a layer that a finite-rank curve depends on. NaN stands for an unknown one,
-    and curves that depend on it are NaN.
-
-    - ``d_in``, ``d_out``: D and O;
-    - ``r_align = |G|^2 E|x|^2 / E|G x|^2``: from 1, if every x lies along the one direction that G
-      reads, to about D for x unrelated to G; about 5 on real text;
-    - ``r_sign = (pi/2) / mean cos^2(G_o, x)``: the mean is over outputs o and over tokens, weighted
-      by |x|^2;
-    - ``r_back``: see the module;
-    - ``r_diag = sum_i |G_i|^2 E x_i^2 / E|G x|^2`` over the columns of G. ``None`` stands for
-      r_align / D, the value for an x spread evenly over its entries;
-    - ``kurtosis``: the excess kurtosis of the entries of the random factor;
-    - ``r_eff = |G|^4 / |G G^T|^2``: the effective number of directions of G. NaN stands for
-      ``sqrt(r_align)``, and for an unknown one if r_align is unknown too;
-    - ``r_joint = tr(P M)^2 / |P M|^2`` of the symmetric part of ``P M``, ``P = G^T G``, ``M`` the
-      second moment of x: the effective number of directions that G and x have in common. NaN
-      stands for 1. Only log biases (:mod:`study.theory.log_gaps`) depend on these two;
-    - ``g_rank``: the rank of G, at most the number of tokens that it sums over;
-    - ``r_nuc = |G|_*^2 / |G|^2``: the effective number of directions of G by its nuclear norm;
-    - ``outside``: the share of |x|^2 outside the row space of G. Only the curves of spectral rules
-      (:mod:`study.theory.spectral`) depend on these three;
-    - ``r_rows = 1 / mean_o (sum_i G_oi^4 / |G_o|^4)``: the effective number of inputs that a row of
-      G reads. NaN stands for infinitely many.
-
-    Under Init[B] all of them are those of the transposed problem (x <-> g, G <-> G^T).
-    """
-
-    d_in: float = math.nan
-    d_out: float = math.nan
-    r_align: float = math.nan
-    r_sign: float = math.nan
-    r_back: float = MIDDLE_BACK
-    r_diag: float | None = None
-    kurtosis: float = UNIFORM
-    r_eff: float = math.nan
-    r_joint: float = math.nan
-    g_rank: float = math.nan
-    r_nuc: float = math.nan
-    outside: float = math.nan
-    r_rows: float = math.nan
-
-    @property
-    def sharpness(self) -> float:
-        """The squared length of the mean of ``sign(G_o a) a``, over that for a Gaussian a."""
-        if math.isnan(self.r_rows):
-            return 1.0
-        q, kappa = 1 / self.r_rows, self.kurtosis
-        return 1 - kappa * q / 12 + kappa**2 * q**1.5 / 24
-
-    @property
-    def share(self) -> float:
-        """The share of |G|^2 along one direction that stands for the spectrum of G."""
-        return self.r_align**-0.25 if math.isnan(self.r_eff) else self.r_eff**-0.5
-
-    @property
-    def joint(self) -> float:
-        """As ``share``, for the directions that G and x have in common."""
-        return 1.0 if math.isnan(self.r_joint) else min(1.0, self.r_joint**-0.5)
-
-
-UNKNOWN = Layer()
-
-
-def measure_layer(
-    G: ArrayLike, x: ArrayLike, g: ArrayLike, init: str = "A", kurtosis: float = UNIFORM
-) -> Layer:
-    """The properties of a layer, computed from arrays.
-
-    ``G`` [O, D]: the (accumulated) weight gradient that the trained factor holds. ``x`` [N, D] and
-    ``g`` [N, O]: inputs and output gradients of the tokens on which the quantity is measured.
-    """
-    G, x, g = (np.asarray(array, dtype=np.float64) for array in (G, x, g))
-    d_out, d_in = G.shape
-    if init == "B":
-        G, x, g = G.T, g, x
-    out = x @ G.T
-    energy, out_energy = np.square(x).sum(), np.square(out).sum()
-    rows = np.linalg.norm(G, axis=1)
-    live = rows > 0  # sign(0) = 0: an output without gradient contributes nothing
-    directions = G[live] / rows[live, None]
-    cos2 = np.square(x @ directions.T).sum() / (energy * live.sum())
-    K = np.clip(directions @ directions.T, -1.0, 1.0)
-    g_live = g[:, live]
-    both = G.T @ out.T @ x
-    _, singular, V = np.linalg.svd(G, full_matrices=False)
-    g_rank = int((singular > RESOLVED * singular[0]).sum())
-    return Layer(
-        d_in=d_in,
-        d_out=d_out,
-        r_align=float(np.square(G).sum() * energy / out_energy),
-        r_sign=float(math.pi / 2 / cos2),
-        r_back=float(np.sum(g_live @ np.arcsin(K) * g_live) / np.sum(g_live @ K * g_live)),
-        r_diag=float((np.square(G).sum(0) * np.square(x).sum(0)).sum() / out_energy),
-        kurtosis=kurtosis,
-        r_eff=float(np.square(G).sum() ** 2 / np.square(G @ G.T).sum()),
-        r_joint=float(4 * np.trace(both) ** 2 / np.square(both + both.T).sum()),
-        g_rank=g_rank,
-        r_nuc=float(singular.sum() ** 2 / np.square(singular).sum()),
-        outside=float(max(0.0, 1 - np.square(x @ V[:g_rank].T).sum() / energy)),
-        r_rows=float(1 / np.mean((directions**4).sum(1))),
-    )
 
 
 def crossover(term: str, kind: Family, layer: Layer, init: str = "A") -> float:
@@ -248,25 +135,21 @@ def log_bias(
     stat: str,
     ranks: ArrayLike,
     *,
-    step: int,
     optimizer: str,
-    p: float,
-    q: float = 0.0,
     init: str = "A",
     layer: Layer = UNKNOWN,
-    modifiers: Modifiers = PLAIN,
+    **others: Any,
 ) -> Floats:
     """How far the mean of the log over draws lies below the log of the curve, [ranks].
 
-    See :mod:`study.theory.log_gaps`. It is 0 if the layer's share is not known, and NaN where the
+    The arguments are those of :func:`curve`. See :mod:`study.theory.log_gaps`. It is 0 if the
+    layer's share is not known, and NaN where the
     curve is NaN.
 
     Raises :class:`StudyError` for a site, stat, optimizer or init that is not in the vocabulary.
     """
     ranks = np.asarray(ranks, dtype=np.float64)
-    found = predict(
-        site, stat, step=step, optimizer=optimizer, p=p, q=q, init=init, modifiers=modifiers
-    )
+    found = predict(site, stat, optimizer=optimizer, init=init, **others)
     if found.row is None:
         return np.full(ranks.shape, math.nan)
     share = layer.share
@@ -312,59 +195,62 @@ def _rho(term: Term, kind: Family, optimizer: str, layer: Layer, init: str) -> f
     return 2 + (2 / math.pi * layer.r_sign if term == "aligned" else fan)
 
 
-def slope(values: ArrayLike, ranks: ArrayLike, *, weights: ArrayLike | None = None) -> float:
+def slope(values: ArrayLike, ranks: ArrayLike) -> float:
     """The least-squares slope of ``log(values)`` against log ``ranks``.
 
-    It is exactly linear in the p of the values. ``weights``: those of the fit of the data.
-    Raises :class:`StudyError` for fewer than two distinct ranks.
+    It is exactly linear in the p of the values. Raises :class:`StudyError` for fewer than two
+    distinct ranks.
     """
     x = np.log(np.asarray(ranks, dtype=np.float64))
     y = np.log(np.asarray(values, dtype=np.float64))
-    w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64)
-    x = x - np.average(x, weights=w)
-    if not (w * x != 0).any():
+    x = x - np.average(x)
+    if not (x != 0).any():
         raise StudyError(
             f"a slope needs at least two distinct ranks, not {np.asarray(ranks).tolist()}"
         )
-    return float(np.sum(w * x * y) / np.sum(w * x * x))
+    return float(np.sum(x * y) / np.sum(x * x))
+
+
+def predicted_exponent(
+    site: str, stat: str, ranks: Sequence[float], *, layer: Layer = UNKNOWN, **setting: Any
+) -> float:
+    """The slope that a fit over ``ranks`` should find: that of the mean of the log over draws.
+
+    ``setting``: the arguments of :func:`study.theory.asymptotics.predict`. NaN without a
+    prediction, if the curve depends on an unknown property of the layer, or for fewer than two
+    distinct ranks. A quantity with a crossover has a prediction only if the properties of its layer
+    are given: the asymptote alone would be off by up to 0.4 at ranks up to 256.
+
+    Raises :class:`StudyError` for an unknown site, stat, optimizer or init.
+    """
+    if predict(site, stat, **setting).exponent is None or len(set(ranks)) < 2:
+        return math.nan
+    return slope(mean_log_curve(site, stat, ranks, layer=layer, **setting), ranks)
 
 
 def stable_exponent(
     site: str,
     stat: str,
     *,
-    step: int,
-    optimizer: str,
-    q: float = 0.0,
-    init: str = "A",
-    modifiers: Modifiers = PLAIN,
     ranks: Sequence[float] | None = None,
     layer: Layer = UNKNOWN,
-    weights: ArrayLike | None = None,
+    **setting: Any,
 ) -> float | None:
     """p*: the p at which the quantity does not change with rank.
 
-    Without ``ranks``, in the limit of large rank; with them, the p at which the slope of the
-    mean of the log over these ranks is 0. A slope is linear in p with an integer factor, so two
-    values of p determine it. None without a prediction, or if the quantity does not depend on p
-    (B_update under a sign-like rule).
+    ``setting``: the arguments of :func:`study.theory.asymptotics.predict` without p. Without
+    ``ranks``, in the limit of large rank; with them, the p at which the slope of the mean of the
+    log over these ranks is 0. A slope is linear in p with an integer factor, so two values of p
+    determine it. None without a prediction, or if the quantity does not depend on p (B_update under
+    a sign-like rule).
     """
-
-    def at(p: float) -> Prediction:
-        return predict(
-            site, stat, step=step, optimizer=optimizer, p=p, q=q, init=init, modifiers=modifiers
-        )
-
-    flat, steep = at(0.0).exponent, at(1.0).exponent
+    flat, steep = (predict(site, stat, p=p, **setting).exponent for p in (0.0, 1.0))
     if flat is None or steep is None or math.isclose(flat, steep, abs_tol=1e-12):
         return None
-    if ranks is None:
-        return flat / (flat - steep)
-    setting: dict[str, Any] = {"step": step, "optimizer": optimizer, "p": 0.0, "q": q}
-    setting |= {"init": init, "layer": layer, "modifiers": modifiers}
-    return slope(mean_log_curve(site, stat, ranks, **setting), ranks, weights=weights) / (
-        flat - steep
-    )
+    at_zero = flat
+    if ranks is not None:
+        at_zero = predicted_exponent(site, stat, ranks, p=0.0, layer=layer, **setting)
+    return at_zero / (flat - steep)
 
 
 def distance_to_infinite_rank(

@@ -5,7 +5,7 @@
 two ranks nothing is exactly the same: A has another number of random rows.
 
 **The same first update.** A quantity has the size ``gamma**g * lr**u * C(r)`` to leading order in
-the learning rate. The powers are those of its :class:`~study.theory.rows.Row`, and C is its
+the learning rate. The powers are those of its :class:`~study.theory.rows.PowerLaw`, and C is its
 finite-rank curve at p = 0. :func:`growth` is its ratio between two ranks, which
 :func:`gamma_factor` or :func:`lr_factor` undoes.
 """
@@ -19,12 +19,13 @@ import numpy as np
 
 from study.errors import StudyError, unknown
 from study.theory.asymptotics import family, predict
-from study.theory.curves import Layer, curve
-from study.theory.rows import Row
+from study.theory.curves import curve
+from study.theory.layers import Layer
+from study.theory.rows import PowerLaw
 
 
 @dataclass(frozen=True)
-class Quantity:
+class Kept:
     """What two runs can have in common. ``step`` is the row of the tables that holds it."""
 
     label: str
@@ -33,10 +34,10 @@ class Quantity:
     step: int
 
 
-QUANTITIES: dict[str, Quantity] = {
-    "descent": Quantity("descent of the first update", "adapter_update", "descent", 0),
-    "grad_norm": Quantity("gradient norm at step 0", "adapter_grad", "norm", 0),
-    "adapter_out": Quantity("adapter_out after the first update", "adapter_out", "rms", 1),
+QUANTITIES: dict[str, Kept] = {
+    "descent": Kept("descent of the first update", "adapter_update", "descent", 0),
+    "grad_norm": Kept("gradient norm at step 0", "adapter_grad", "norm", 0),
+    "adapter_out": Kept("adapter_out after the first update", "adapter_out", "rms", 1),
 }
 
 MOST_FEATURES = 1e9
@@ -50,7 +51,7 @@ UNALIGNED = Layer(
     r_diag=0,
     kurtosis=0,
 )
-"""The two ends of what an unknown layer can be. See :class:`~study.theory.curves.Layer`."""
+"""The two ends of what an unknown layer can be. See :class:`~study.theory.layers.Layer`."""
 USUAL = Layer(1000, 1000, r_align=5, r_sign=10, r_back=1, r_diag=0, kurtosis=0)
 """Stands for an unknown layer. Geometric means over layers of the measured numbers are: r_sign 12
 and r_align 6 on SmolLM2, r_sign 10 and r_align 5 on the tiny model."""
@@ -140,17 +141,17 @@ def growth(
     return float(np.exp(np.mean(logs))) * (gammas[1] / gammas[0]) ** powers.gammas
 
 
-def gamma_factor(grown: float, row: Row) -> float:
+def gamma_factor(grown: float, row: PowerLaw) -> float:
     """The factor on gamma, and so on alpha, that undoes a growth at one learning rate."""
     return grown ** (-1 / row.gammas)
 
 
-def lr_factor(grown: float, row: Row) -> float | None:
+def lr_factor(grown: float, row: PowerLaw) -> float | None:
     """The factor on the learning rates that undoes a growth; None if the quantity has none."""
     return grown ** (-1 / row.updates) if row.updates else None
 
 
-def row_of(quantity: str, optimizer: str, init: str = "A") -> Row:
+def row_of(quantity: str, optimizer: str, init: str = "A") -> PowerLaw:
     """The powers of gamma and of the learning rate in a quantity.
 
     Raises :class:`StudyError` for an unknown quantity or optimizer, and without a prediction.
@@ -162,7 +163,7 @@ def row_of(quantity: str, optimizer: str, init: str = "A") -> Row:
     return found.row
 
 
-def _quantity(name: str) -> Quantity:
+def _quantity(name: str) -> Kept:
     if name not in QUANTITIES:
         raise unknown("quantity", name, QUANTITIES)
     return QUANTITIES[name]

@@ -30,7 +30,7 @@ gamma variable with its own mean and variance. An update of fixed size (sign-lik
 frozen base and A itself have no gap to this order. Always clipped, an update is divided by the norm
 over all layers, whose own gap is neglected.
 
-``alpha`` is ``r_eff^(-1/2)`` (:class:`~study.theory.curves.Layer`). If r_eff was not measured, it
+``alpha`` is ``r_eff^(-1/2)`` (:class:`~study.theory.layers.Layer`). If r_eff was not measured, it
 is taken as ``sqrt(r_align)``: the geometric mean of 1, which holds if all of G is one direction,
 and of ``r_align``, which holds if G has the spectrum of x. On the tiny model (14 layers, ranks 4 to
 256) this changes the slope of SGD's ``adapter_out`` by 0.003 in the mean over layers, and by up to

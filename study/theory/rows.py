@@ -21,7 +21,7 @@ four occur nowhere else. ``stable`` is a stable rank (:mod:`study.theory.stable_
 
 
 @dataclass(frozen=True)
-class Row:
+class PowerLaw:
     """One quantity: ``r**rank * gamma**gammas * sd(A)**spreads``.
 
     - ``updates``: the number of optimizer updates in the product;
@@ -49,6 +49,15 @@ class Row:
         return self.rank - self.gammas * p - self.spreads * q / 2 - divided
 
 
+def adjusted_exponent(law: PowerLaw, init: str, adjust: str) -> float:
+    """The exponent of a spectral rule's factor for a matrix's shape, at ranks above its features.
+
+    ``adjust``: see :class:`study.theory.asymptotics.Modifiers`.
+    """
+    of_B = (law.term == "random") == (init == "B")
+    return 0.0 if adjust == "none" or (adjust == "original" and of_B) else 1 / 2
+
+
 PAPER = "Kalajdzievski 2023, arXiv 2312.03732, appendix A"
 DERIVED = "derived here"
 ISSERLIS = f"derived here: fourth moments of A by Isserlis' theorem; the mean alone: {PAPER}"
@@ -57,24 +66,28 @@ ARCSINE = (
 )
 
 
-def _product(term: Term, gammas: int, derivation: str, source: str) -> Row:
+def _product(term: Term, gammas: int, derivation: str, source: str) -> PowerLaw:
     """A product of A with its own image in B: r components add up in one direction. 0 at step 0."""
-    return Row(1, gammas, gammas, 1, 1, derivation, source, term)
+    return PowerLaw(1, gammas, gammas, 1, 1, derivation, source, term)
 
 
-_BASE = Row(0, 0, 0, 0, 0, "the frozen base's own: changes are of order lr for any gamma", DERIVED)
-_ANY: dict[str, Row] = {
+_BASE = PowerLaw(
+    0, 0, 0, 0, 0, "the frozen base's own: changes are of order lr for any gamma", DERIVED
+)
+_ANY: dict[str, PowerLaw] = {
     "adapter_in": _BASE,
     "layer_out": _BASE,
     "layer_out_grad": _BASE,
-    "stable_rank": Row(
+    "stable_rank": PowerLaw(
         0, 0, 0, 0, 1, "saturates: study.theory.stable_ranks", DERIVED, term="stable"
     ),
-    "A": Row(1 / 2, 0, 1, 0, 0, "r D iid entries of variance v; updates are of order lr", DERIVED),
-    "B_grad": Row(
+    "A": PowerLaw(
+        1 / 2, 0, 1, 0, 0, "r D iid entries of variance v; updates are of order lr", DERIVED
+    ),
+    "B_grad": PowerLaw(
         1 / 2, 1, 1, 0, 0, "gamma G A^T: r iid columns, E|.|^2 = gamma^2 v r |G|^2", PAPER, passes=1
     ),
-    "adapter_grad": Row(
+    "adapter_grad": PowerLaw(
         1 / 2,
         1,
         1,
@@ -85,18 +98,18 @@ _ANY: dict[str, Row] = {
         passes=1,
     ),
 }
-LINEAR: dict[str, Row] = {
+LINEAR: dict[str, PowerLaw] = {
     **_ANY,
-    "B": Row(1 / 2, 1, 1, 1, 1, "-lr gamma sum_s G_s A^T, linear in B_grad", PAPER, passes=1),
-    "B_update": Row(1 / 2, 1, 1, 1, 0, "lr B_grad", DERIVED, passes=1),
-    "adapter_update": Row(
+    "B": PowerLaw(1 / 2, 1, 1, 1, 1, "-lr gamma sum_s G_s A^T, linear in B_grad", PAPER, passes=1),
+    "B_update": PowerLaw(1 / 2, 1, 1, 1, 0, "lr B_grad", DERIVED, passes=1),
+    "adapter_update": PowerLaw(
         1 / 2, 1, 1, 1, 0, "B_update: A_update is smaller by a factor lr", DERIVED, passes=1
     ),
-    "A_grad": Row(
+    "A_grad": PowerLaw(
         1 / 2, 2, 1, 1, 1, "gamma B^T G = -lr gamma^2 A G^T G: r iid rows", PAPER, passes=2
     ),
-    "A_update": Row(1 / 2, 2, 1, 2, 1, "lr A_grad", DERIVED, passes=2),
-    "descent": Row(
+    "A_update": PowerLaw(1 / 2, 2, 1, 2, 1, "lr A_grad", DERIVED, passes=2),
+    "descent": PowerLaw(
         1, 2, 2, 1, 0, "lr |B_grad|^2, mean lr gamma^2 v r |G|^2: no crossover", DERIVED, passes=1
     ),
     "adapter_out": _product(
@@ -117,18 +130,20 @@ LINEAR: dict[str, Row] = {
 }
 """Updates proportional to the gradients: SGD, with or without momentum."""
 
-SIGN: dict[str, Row] = {
+SIGN: dict[str, PowerLaw] = {
     **_ANY,
-    "B": Row(1 / 2, 0, 0, 1, 1, "every entry moves by about lr a step: lr sqrt(r O)", DERIVED),
-    "B_update": Row(1 / 2, 0, 0, 1, 0, "every entry moves by about lr: lr sqrt(r O)", DERIVED),
-    "adapter_update": Row(
+    "B": PowerLaw(1 / 2, 0, 0, 1, 1, "every entry moves by about lr a step: lr sqrt(r O)", DERIVED),
+    "B_update": PowerLaw(1 / 2, 0, 0, 1, 0, "every entry moves by about lr: lr sqrt(r O)", DERIVED),
+    "adapter_update": PowerLaw(
         1 / 2, 0, 0, 1, 0, "lr sqrt(r O), then lr sqrt(r (O + D)) from step 1", DERIVED
     ),
-    "A_grad": Row(1 / 2, 1, 0, 1, 1, "gamma B^T G = -lr gamma sign(A G^T) G: r iid rows", DERIVED),
-    "A_update": Row(
+    "A_grad": PowerLaw(
+        1 / 2, 1, 0, 1, 1, "gamma B^T G = -lr gamma sign(A G^T) G: r iid rows", DERIVED
+    ),
+    "A_update": PowerLaw(
         1 / 2, 0, 0, 2, 1, "about lr per entry once A_grad is not 0: lr sqrt(r D)", DERIVED
     ),
-    "descent": Row(
+    "descent": PowerLaw(
         1,
         1,
         1,
@@ -154,29 +169,31 @@ SIGN: dict[str, Row] = {
 """Updates of fixed size: Adam as eps goes to 0, and the other sign-like rules."""
 
 POLAR = "derived here: study.theory.spectral"
-SPECTRAL: dict[str, Row] = {
+SPECTRAL: dict[str, PowerLaw] = {
     **_ANY,
-    "B": Row(0, 0, 0, 1, 1, "-lr c polar(G A^T): |.|^2 = min(r, m)", POLAR, "trained"),
-    "B_update": Row(0, 0, 0, 1, 0, "lr c polar(G A^T): |.|^2 = min(r, m)", POLAR, "trained"),
-    "adapter_update": Row(
+    "B": PowerLaw(0, 0, 0, 1, 1, "-lr c polar(G A^T): |.|^2 = min(r, m)", POLAR, "trained"),
+    "B_update": PowerLaw(0, 0, 0, 1, 0, "lr c polar(G A^T): |.|^2 = min(r, m)", POLAR, "trained"),
+    "adapter_update": PowerLaw(
         0, 0, 0, 1, 0, "at step 0 B_update: the gradient of A is 0", POLAR, "trained"
     ),
-    "A_grad": Row(
+    "A_grad": PowerLaw(
         0, 1, 0, 1, 1, "gamma B^T G: lr c gamma |G| for r >= m, less below", POLAR, "reached"
     ),
-    "A_update": Row(0, 0, 0, 2, 1, "lr c polar(B^T G): |.|^2 = min(r, m)", POLAR, "random"),
-    "descent": Row(1 / 2, 1, 1, 1, 0, "lr c gamma |G A^T|_*, the nuclear norm", POLAR, "nuclear"),
-    "adapter_out": Row(
+    "A_update": PowerLaw(0, 0, 0, 2, 1, "lr c polar(B^T G): |.|^2 = min(r, m)", POLAR, "random"),
+    "descent": PowerLaw(
+        1 / 2, 1, 1, 1, 0, "lr c gamma |G A^T|_*, the nuclear norm", POLAR, "nuclear"
+    ),
+    "adapter_out": PowerLaw(
         *(1 / 2, 1, 1, 1, 1),
         "-lr c gamma polar(G A^T) A x, E|.|^2 of (1 - s) r + s min(r, m)",
         *(POLAR, "aligned"),
     ),
-    "delta_w": Row(
+    "delta_w": PowerLaw(
         *(1 / 2, 1, 1, 1, 1),
         "-lr c gamma polar(G A^T) A, E|.|^2 of min(r, m) (D - m + max(r, m))",
         *(POLAR, "weight"),
     ),
-    "adapter_in_grad": Row(
+    "adapter_in_grad": PowerLaw(
         *(1 / 2, 1, 1, 1, 1),
         "-lr c gamma A^T polar(G A^T)^T g, E|.|^2 near r + D - m far above m",
         *(POLAR, "crossed"),
@@ -185,9 +202,13 @@ SPECTRAL: dict[str, Row] = {
 """Updates with equal singular values: Muon. m is the rank of G, and c the factor for the shape of
 the matrix. Exponents hold for ranks far above m and D."""
 
-ROWS: Mapping[Family, Mapping[str, Row]] = {"linear": LINEAR, "sign": SIGN, "spectral": SPECTRAL}
+ROWS: Mapping[Family, Mapping[str, PowerLaw]] = {
+    "linear": LINEAR,
+    "sign": SIGN,
+    "spectral": SPECTRAL,
+}
 
-DECAYED_A = Row(1 / 2, 0, 1, 0, 0, "only decay moves it at step 0: lr decay A", DERIVED)
+DECAYED_A = PowerLaw(1 / 2, 0, 1, 0, 0, "only decay moves it at step 0: lr decay A", DERIVED)
 """The update of the random factor at step 0 under weight decay."""
 
 PAPER_CLAIMS = {

@@ -41,16 +41,13 @@ every step. Derived here; ``tests/theory/test_theory_spectral.py`` compares them
 """
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from study.theory.layers import Layer
 from study.theory.log_gaps import sum_gap
-from study.theory.rows import Row
-
-if TYPE_CHECKING:
-    from study.theory.curves import Layer
+from study.theory.rows import PowerLaw, adjusted_exponent
 
 Floats = NDArray[np.float64]
 ORTHOGONAL_FROM = 5
@@ -69,13 +66,7 @@ def adjustment(rows: Floats, columns: Floats, adjust: str) -> Floats:
     return 0.2 * np.sqrt(np.maximum(rows, columns))
 
 
-def adjusted_exponent(row: Row, init: str, adjust: str) -> float:
-    """The exponent of :func:`adjustment` at ranks above the layer's features."""
-    of_B = (row.term == "random") == (init == "B")
-    return 0.0 if adjust == "none" or (adjust == "original" and of_B) else 1 / 2
-
-
-def bend(row: Row, ranks: Floats, layer: "Layer", init: str, adjust: str) -> Floats:
+def bend(row: PowerLaw, ranks: Floats, layer: Layer, init: str, adjust: str) -> Floats:
     """The size of a quantity over its power law at large rank, up to a factor, [ranks].
 
     NaN without a closed form, or if it depends on an unknown property of the layer.
@@ -91,7 +82,7 @@ def bend(row: Row, ranks: Floats, layer: "Layer", init: str, adjust: str) -> Flo
     return np.asarray(factor * np.sqrt(_square(row, ranks, layer, init)) / ranks**power)
 
 
-def _square(row: Row, ranks: Floats, layer: "Layer", init: str) -> Floats:
+def _square(row: PowerLaw, ranks: Floats, layer: Layer, init: str) -> Floats:
     """The mean square, up to a factor, [ranks]."""
     if row.term == "nuclear":
         return nuclear_norm(ranks, layer) ** 2
@@ -111,7 +102,7 @@ def _square(row: Row, ranks: Floats, layer: "Layer", init: str) -> Floats:
     return np.asarray(single * (ranks + fan - m))
 
 
-def nuclear_norm(ranks: Floats, layer: "Layer") -> Floats:
+def nuclear_norm(ranks: Floats, layer: Layer) -> Floats:
     """The mean of ``|G Z^T|_* / |G|`` for a standard normal Z of shape [r, D], [ranks].
 
     NaN without ``r_nuc``, or without ``r_eff`` and ``r_align``.
@@ -147,7 +138,7 @@ def nuclear_norm(ranks: Floats, layer: "Layer") -> Floats:
     return np.asarray(2 / math.pi * np.trapezoid(root * minus_slope * kappa, log_kappa, axis=1))
 
 
-def gap(row: Row, ranks: Floats, layer: "Layer") -> Floats:
+def gap(row: PowerLaw, ranks: Floats, layer: Layer) -> Floats:
     """How far the mean of the log lies below the log of the curve, [ranks].
 
     ``adapter_out`` is ``|A x|``, up to r = m: a sum of squares with the share of |x|^2 along one

@@ -23,22 +23,19 @@ Derived here; ``tests/theory/test_theory_stable_ranks.py`` compares the forms wi
 """
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from study.theory.layers import Layer
 from study.vocabulary.optimizers import Family
-
-if TYPE_CHECKING:
-    from study.theory.curves import Layer
 
 Floats = NDArray[np.float64]
 TRACY_WIDOM_MEAN = -1.2065
 """Of the law for real matrices."""
 
 
-def stable_rank(ranks: Floats, kind: Family, layer: "Layer", init: str) -> Floats:
+def stable_rank(ranks: Floats, kind: Family, layer: Layer, init: str) -> Floats:
     """The stable rank at each rank, [ranks]. NaN without a closed form, or if it depends on an
     unknown property of the layer."""
     if kind == "linear":

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.analysis.best_alpha import alpha_gaps, alpha_transfer, best_alphas
 from study.analysis.expectations import compare
-from study.analysis.loss_gaps import loss_gaps
+from study.analysis.losses import loss_gaps
+from study.analysis.rates import alpha_gaps, alpha_transfer, best_alphas
 from study.config.expectations import Expectation
 
 ALPHAS = tuple(2.0 ** np.arange(1, 12))
@@ -121,15 +121,3 @@ def test_the_gap_between_ranks_is_seed_by_seed() -> None:
     )
     assert (last.verdict, last.step) == ("agrees", 64)
     assert (first.verdict, named.verdict) == ("differs", "not measured")
-
-
-def test_no_gap_without_two_ranks_or_evaluations() -> None:
-    tables = study(basin, alphas=(16.0,), ranks=(4,))
-    assert loss_gaps(tables.cells, tables.metrics).empty
-    tables = study(basin, alphas=(16.0,))
-    assert loss_gaps(tables.cells, tables.metrics.drop(columns="eval_loss")).empty
-    assert best_alphas(tables.cells, tables.metrics, tables.probes).empty
-    assert alpha_transfer(pd.DataFrame()).empty
-    assert [
-        row.verdict for row in compare([replace(GAP, what="alpha_gap", step=None)], tables)
-    ] == ["not measured"]

@@ -9,33 +9,25 @@ import pandas as pd
 import pytest
 
 from study.analysis import fit_exponents
-from study.analysis.blocks import common_points
-from study.analysis.fits import Strands, fit_lines
+from study.analysis.fits import common_points, fit_lines
 
 RANKS = np.array([4.0, 16.0, 64.0, 256.0, 1024.0])
 X = np.log(RANKS)
 GRAD = ("adapter_grad", "norm")
 
 
-def points(there_SR: np.ndarray, weight_R: np.ndarray | None = None) -> np.ndarray:
+def points(there_SR: np.ndarray) -> np.ndarray:
     """The points used of one group with one column, ``[S, R]``."""
-    seeds, ranks = there_SR.shape
-    x = np.tile(X[:ranks], seeds)
-    weight = np.tile(np.ones(ranks) if weight_R is None else weight_R, seeds)
-    start = np.arange(seeds) * ranks
-    kept = common_points(there_SR.reshape(-1, 1), x, start, np.array([0]), weight)
-    return kept.reshape(seeds, ranks)
+    return common_points(there_SR[None, :, :, None], X)[0, :, :, 0]
 
 
-def spread(x: np.ndarray, weight: np.ndarray) -> float:
-    return float((weight * (x - np.average(x, weights=weight)) ** 2).sum())
+def spread(ranks: list[int]) -> float:
+    return float(((X[ranks] - X[ranks].mean()) ** 2).sum())
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_the_block_is_the_best_of_all_blocks(weighted: bool) -> None:
+def test_the_block_is_the_best_of_all_blocks() -> None:
     """Against a search over every set of ranks, on random patterns of missing points."""
     rng = np.random.default_rng(0)
-    weight = RANKS if weighted else np.ones(5)
     for _ in range(300):
         there = rng.random((rng.integers(2, 7), 5)) < rng.choice([0.4, 0.7, 0.9])
         most = there.sum(axis=1).max()
@@ -44,23 +36,16 @@ def test_the_block_is_the_best_of_all_blocks(weighted: bool) -> None:
             for chosen in itertools.combinations(range(5), count):
                 seeds = there[:, chosen].all(axis=1).sum()
                 if seeds:
-                    value = seeds * spread(X[list(chosen)], weight[list(chosen)])
-                    values.append((min(seeds, 2), value))  # one seed only if there is no other
-        kept = points(there, weight)
+                    # One seed only if there is no other.
+                    values.append((min(seeds, 2), seeds * spread(list(chosen))))
+        kept = points(there)
         assert not (kept & ~there).any()
         if values:
             used = kept.any(axis=1)
             ranks = np.flatnonzero(kept.any(axis=0))
             assert (kept[used][:, ranks]).all(), "all seeds have the same ranks"
-            value = used.sum() * spread(X[ranks], weight[ranks])
+            value = used.sum() * spread(list(ranks))
             assert (min(used.sum(), 2), value) == pytest.approx(max(values))
-
-
-def test_complete_studies_are_untouched() -> None:
-    there = np.ones((5, 5), bool)
-    assert points(there).all()
-    there[:, 3] = False  # no seed has this rank
-    np.testing.assert_array_equal(points(there), there)
 
 
 @pytest.mark.parametrize(
@@ -89,15 +74,13 @@ def test_a_study_under_way_has_the_slope_of_the_complete_one(missing: int) -> No
     """A bent curve; the fifth seed lacks its high ranks. 4000 studies at once."""
     rng = np.random.default_rng(1)
     studies = 4000
-    rank, seed = np.tile(RANKS, 5), np.repeat(np.arange(5), 5)
-    strands = Strands.of(np.zeros(25), seed)
-    y = bent(rank)[:, None] + 0.02 * rng.standard_normal((25, studies))
+    y = bent(RANKS)[:, None] + 0.02 * rng.standard_normal((5, 5, studies))
     under_way = y.copy()
-    under_way[(seed == 4) & (rank > RANKS[-1 - missing])] = np.nan
-    complete, running = fit_lines(rank, y, strands), fit_lines(rank, under_way, strands)
+    under_way[4, -missing:] = np.nan
+    complete, running = fit_lines(RANKS, y[None]), fit_lines(RANKS, under_way[None])
     truth = np.polyfit(X, bent(RANKS), 1)[0]
     per_seed = [
-        np.polyfit(X[: 5 - missing] if s == 4 else X, y[seed == s][: 5 - missing * (s == 4)], 1)[0]
+        np.polyfit(X[: 5 - missing] if s == 4 else X, y[s][: 5 - missing * (s == 4)], 1)[0]
         for s in range(5)
     ]
     biased = np.mean(per_seed, axis=0).mean() - truth

@@ -1,15 +1,12 @@
 """The exponents table: its rows, the values left out of a fit, and that curves are not mixed."""
 
-import io
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from study.analysis import curve_columns, fit_exponents, fitted, with_verdicts
-from study.analysis.grouping import CURVE_FIRST, FIT_COLUMNS
-from study.analysis.intervals import mean_interval
+from study.analysis import fit_exponents, with_verdicts
 from study.errors import StudyError
 
 OUT = ("adapter_out", "rms")
@@ -83,22 +80,6 @@ def _q_first(column: pd.Series) -> pd.Series:
     )
 
 
-def test_columns_are_the_curves_then_the_fits(study):
-    found = fit_exponents(*study({OUT: power_law}, dropout=0.1))
-    assert list(found.columns) == [*CURVE_FIRST, "dropout", *FIT_COLUMNS]
-    assert curve_columns(found) == [*CURVE_FIRST, "dropout"]
-    stored = io.BytesIO()
-    found.to_parquet(stored)
-    pd.testing.assert_frame_equal(
-        pd.read_parquet(stored), found, check_categorical=False, check_dtype=False
-    )
-
-
-def test_float32_tables_are_fitted_in_float64(study, assert_exponent):
-    found = fit_exponents(*study({GRAD: power_law}, dtype="float32"))
-    assert_exponent(found, layer_slope(-1), 1e-7)
-
-
 @pytest.mark.parametrize(
     ("name", "values"),
     [("lr", (1e-3, 1e-2)), ("optimizer", ("sgd", "adamw")), ("never_heard_of", (1, 2))],
@@ -116,59 +97,8 @@ def test_a_sweep_over_anything_gives_curves_of_their_own(study, assert_exponent,
     assert (found["points"] == 15).all()
 
 
-def test_how_a_cell_went_does_not_tell_curves_apart(study):
-    cells, probes = study({GRAD: power_law})
-    went = cells.assign(
-        seconds=np.arange(15.0),
-        device=["cpu", "cuda", "cpu"] * 5,
-        error=None,
-        peak_memory_gb=np.arange(15.0),
-    )
-    pd.testing.assert_frame_equal(fit_exponents(went, probes), fit_exponents(cells, probes))
-
-
-def test_values_that_are_lists_or_missing_tell_curves_apart(study):
-    cells, probes = study({GRAD: power_law}, clip=(None, 1.0))
-    cells["betas"] = [[0.9, 0.999]] * len(cells)
-    found = fit_exponents(cells, probes)
-    assert len(found) == 2
-    assert found["clip"].isna().sum() == 1
-    assert set(found["betas"]) == {"[0.9, 0.999]"}
-
-
-def test_the_rules_p_is_filled_in(study):
-    found = fit_exponents(*study({GRAD: power_law}, scaling=("lora", "rslora")))
-    assert dict(zip(found["scaling"], found["exponent_p"], strict=True)) == {
-        "lora": 1.0,
-        "rslora": 0.5,
-    }
-    found = fit_exponents(*study({GRAD: power_law}, scaling="power", exponent=(0.25, 0.75)))
-    assert sorted(found["exponent_p"]) == [0.25, 0.75]
-
-
-def test_order_and_dtype_of_the_rows_are_nothing(study):
-    cells, probes = study({OUT: noisy, GRAD: noisy}, steps=(0, 1))
-    expected = fit_exponents(cells, probes)
-    keys = ["cell_id", "layer", "kind", "site", "batch"]
-    shuffled = probes.sample(frac=1, random_state=0).astype(dict.fromkeys(keys, object))
-    found = fit_exponents(cells.sample(frac=1, random_state=1), shuffled)
-    by = ["site", "stat", "step", "kind", "layer"]
-    for one, other in zip(_sorted(found, by).items(), _sorted(expected, by).items(), strict=True):
-        if one[1].dtype == np.float64:
-            np.testing.assert_allclose(one[1], other[1], rtol=1e-12)
-        else:
-            assert list(one[1]) == list(other[1])
-
-
 def _sorted(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return frame.sort_values(by, key=lambda column: column.astype(str)).reset_index(drop=True)
-
-
-def test_only_the_cells_given_are_fitted(study):
-    cells, probes = study({GRAD: noisy}, lr=(1e-3, 1e-2))
-    found = fit_exponents(cells[cells["lr"] == 1e-3], probes)
-    assert list(found["lr"]) == [1e-3]
-    assert list(found["points"]) == [15]
 
 
 def test_diverged_cells_count_until_they_diverge(study, assert_exponent):
@@ -210,38 +140,6 @@ def test_infinite_rank_and_values_without_a_logarithm_are_left_out_and_counted(
     assert found["rank_max"].item() == 1024
 
 
-def test_a_seed_without_the_end_ranks_is_left_out(study, assert_exponent):
-    cells, probes = study({GRAD: power_law, OUT: power_law})
-    gone = cells["cell_id"][(cells["seed"] == 1) & cells["rank"].isin([4, 1024])]
-    found = fit_exponents(cells, probes[~probes["cell_id"].isin(gone)])
-    row = at(found, site="adapter_grad")
-    assert_exponent(row, layer_slope(-1), 1e-12)
-    assert (
-        row["seeds"].item(),
-        row["ranks"].item(),
-        row["points"].item(),
-        row["dropped"].item(),
-    ) == (2, 5, 10, 5)
-    assert_exponent(at(found, kind="all", layer="mean_log"), layer_slope(2.5), 1e-12)
-
-
-def test_the_layers_of_a_pool_are_counted_where_it_has_any(study):
-    def law(cell, layer, step):
-        lost = cell["rank"] == 1024 or (layer == 0 and cell["rank"] == 4 and cell["seed"] == 1)
-        return math.nan if lost else power_law(cell, layer, step)
-
-    found = at(fit_exponents(*study({OUT: law})), kind="all", layer="mean_log")
-    assert (found["layers"].item(), found["points"].item()) == (5, 12)
-
-
-def test_a_quantity_that_is_zero_has_no_row(study):
-    def at_first(cell, layer, step):
-        return 0.0 if step == 0 else power_law(cell, layer, step)
-
-    found = fit_exponents(*study({("A_grad", "norm"): at_first}, steps=(0, 1)))
-    assert set(found["step"]) == {1}
-
-
 def test_one_seed_has_no_interval_over_seeds(study):
     found = fit_exponents(*study({GRAD: noisy}, seed=0))
     assert found["interval"].item() == "ranks"
@@ -249,20 +147,6 @@ def test_one_seed_has_no_interval_over_seeds(study):
     found = fit_exponents(*study({GRAD: noisy}, seed=0, rank=(4, 16)))
     assert found["interval"].item() == "none"
     assert found[["ci_low", "ci_high", "se_slope", "t_crit"]].isna().all(axis=None)
-
-
-def test_two_ranks_and_several_seeds_have_an_interval(study):
-    found = fit_exponents(*study({GRAD: noisy}, rank=(4, 16))).iloc[0]
-    assert (found["interval"], found["seeds"], found["df"]) == ("seeds", 3, 2)
-    values = [
-        [math.log(noisy({"rank": rank, "seed": seed}, -1, 0)) for rank in (4, 16)]
-        for seed in range(3)
-    ]
-    slopes = np.diff(values)[:, 0] / math.log(4)
-    mean, low, high = mean_interval(slopes)
-    assert (found["exponent"], found["ci_low"], found["ci_high"]) == pytest.approx(
-        (mean, low, high)
-    )
 
 
 def test_a_bend_is_in_the_table(study):
@@ -288,37 +172,6 @@ def test_a_bend_is_in_the_table(study):
     assert not at(found, site="adapter_out", kind="all", layer="mean_log")["bent"].item()
 
 
-def test_a_study_of_one_rank_has_an_empty_table(study):
-    found = fit_exponents(*study({GRAD: power_law}, rank=8))
-    assert found.empty
-    assert list(found.columns) == [*CURVE_FIRST, *FIT_COLUMNS]
-
-
-def test_rank_min_and_weights_bend_a_curve_towards_its_asymptote(study, assert_exponent):
-    """adapter_out^2 ~ r (r + 1 + 5): the slope is 1 at high rank only."""
-
-    def curve(cell, layer, step):
-        return math.sqrt(cell["rank"] * (cell["rank"] + 6))
-
-    cells, probes = study({GRAD: curve})
-    x = np.log([4.0, 16.0, 64.0, 256.0, 1024.0])
-    y = 0.5 * np.log(np.exp(x) * (np.exp(x) + 6))
-    assert_exponent(fit_exponents(cells, probes), np.polyfit(x, y, 1)[0], 1e-12)
-    high = fit_exponents(cells, probes, rank_min=32)
-    assert_exponent(high, np.polyfit(x[2:], y[2:], 1)[0], 1e-12)
-    assert (high["rank_min"].item(), high["points"].item(), high["dropped"].item()) == (64, 9, 0)
-    weighted = fit_exponents(cells, probes, weights="rank")
-    assert_exponent(weighted, np.polyfit(x, y, 1, w=np.exp(x / 2))[0], 1e-12)
-    assert weighted["exponent"].item() > fit_exponents(cells, probes)["exponent"].item()
-
-
-def test_stats_can_be_chosen_and_nonfinite_is_no_quantity(study):
-    laws = {("adapter_grad", name): power_law for name in ("norm", "rms", "nonfinite")}
-    cells, probes = study(laws)
-    assert set(fit_exponents(cells, probes)["stat"]) == {"norm", "rms"}
-    assert set(fit_exponents(cells, probes, stats=["rms"])["stat"]) == {"rms"}
-
-
 def test_batches_and_data_seeds_are_kept_apart(study):
     cells, train = study({GRAD: noisy})
     _, heldout = study({GRAD: power_law}, batch="heldout")
@@ -328,32 +181,6 @@ def test_batches_and_data_seeds_are_kept_apart(study):
     cells["data_seed"] = [5, 6, 7] * 5
     cells["seed"] = 0
     assert fit_exponents(cells, probes)["seeds"].item() == 3
-
-
-def test_predictions_come_from_the_caller(study):
-    found = fit_exponents(*study({GRAD: power_law}), predict=lambda rows: 0.5 - rows["exponent_p"])
-    assert found["predicted"].item() == -0.5
-    assert fit_exponents(*study({GRAD: power_law}))["predicted"].isna().all()
-
-
-def test_the_band_can_be_drawn_from_the_table_alone(study):
-    found = fit_exponents(*study({GRAD: noisy}, seed=(0, 1, 2, 3, 4)))
-    value, low, high = fitted(found.iloc[0], [4, 64, 1024])
-    assert (low < value).all()
-    assert (value < high).all()
-    np.testing.assert_allclose(np.log(value[2] / value[0]) / np.log(256), found["exponent"].item())
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"weights": "variance"}, "unknown weights 'variance': choose from none, rank"),
-        ({"stats": ["rsm"]}, "unknown stat 'rsm': choose from norm"),
-    ],
-)
-def test_unknown_words_are_named(study, changes, message):
-    with pytest.raises(StudyError, match=f"^{message}$"):
-        fit_exponents(*study({GRAD: power_law}), **changes)
 
 
 def test_twins_are_refused(study):

@@ -9,11 +9,7 @@ import pandas as pd
 import pytest
 
 from study.analysis import analyze
-from study.analysis.grouping import distinguishing
 from study.analysis.summary import summary
-from study.dashboard.following import FollowedStudy
-from study.dashboard.overview import overview
-from study.dashboard.verdicts import Verdicts
 from study.figures.selection import families
 from study.report import as_markdown, page
 from study.store import CellWriter, StudyTables, load_measured, load_records
@@ -86,11 +82,9 @@ def test_sweeps_that_differ_in_one_key_are_two_curves(column: str, tmp_path: Pat
 
     tables = StudyTables(raw.cells, raw.metrics, raw.probes, found.exponents, found.stable)
     report = as_markdown(page("known", tables, load_records(folder), []))
-    settings = {cell["setting"] for cell in _dashboard(folder)["cells"]}
     labels = {family.label for family in families(raw.cells)}
     for value in VALUES[column]:
         assert f"{column}={value}" in report
-        assert f"{column} {value}" in settings
         assert f"{column.replace('_', ' ')} {value}" in labels
 
 
@@ -102,31 +96,3 @@ def test_labels_omit_what_the_optimizer_or_the_name_implies(tmp_path: Path) -> N
     assert [family.label for family in families(raw.cells)] == ["AdamW", "RMSprop"]
     found = analyze(raw.cells, raw.metrics, raw.probes)
     assert set(summary(found.exponents)["curve"]) == {""}
-    assert {cell["setting"] for cell in _dashboard(folder)["cells"]} == {""}
-
-
-def test_a_hash_is_named_only_if_its_name_does_not_imply_it() -> None:
-    rows = pd.DataFrame({"optimizer": "sgd", "data": ["a", "a", "b"], "data_sha256": [1, 1, 2]})
-    assert distinguishing(rows, rows.columns) == ["data"]
-    rows["data_sha256"] = [1, 3, 2]
-    assert distinguishing(rows, rows.columns) == ["data", "data_sha256"]
-
-
-def test_the_width_of_a_model_made_in_memory_stands_for_its_hash() -> None:
-    rows = pd.DataFrame({"optimizer": "sgd", "model": "tiny", "width": [64, 128]})
-    rows = rows.assign(model_sha256=["a", "b"])
-    assert distinguishing(rows, rows.columns) == ["width"]
-    assert distinguishing(rows.drop(columns="width"), ["model", "model_sha256"]) == ["model_sha256"]
-
-
-def test_the_probe_schedule_does_not_separate_curves(tmp_path: Path) -> None:
-    """Ranks that were probed at other steps are still compared at the steps that they share."""
-    folder = tmp_path / "results/known"
-    write_sweeps(folder, {}, {"optimizer": ADAMW | {"eps": 1e-6}})
-    raw = load_measured(folder)
-    cells = raw.cells.assign(probes_every=raw.cells["rank"], eval_every=raw.cells["seed"])
-    assert len(analyze(cells, raw.metrics, raw.probes).exponents) == 2
-
-
-def _dashboard(folder: Path) -> dict[str, Any]:
-    return overview(FollowedStudy(folder), Verdicts(), live=False)

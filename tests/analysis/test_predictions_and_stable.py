@@ -11,7 +11,6 @@ import pytest
 from study.analysis import (
     analyze,
     fit_exponents,
-    lazy_ratios,
     side_by_side,
     stable_exponents,
     with_predictions,
@@ -97,13 +96,6 @@ def test_a_finite_rank_law_is_predicted_exactly(study: Study) -> None:
     assert abs(lora["predicted"] - -1.0) > 0.04, "the asymptote alone would be far off"
 
 
-def test_without_alignments_there_is_no_prediction_where_a_curve_needs_them(study: Study) -> None:
-    cells, probes = study(LAWS, steps=(0, 1), scaling="rslora")
-    table = with_predictions(fit_exponents(cells, probes), cells, metrics_of(cells), probes)
-    assert table.loc[table["site"] == "adapter_out", "predicted"].isna().all()
-    assert (table.loc[table["site"] == "adapter_grad", "predicted"] == 0).all()
-
-
 def test_p_star_from_one_rule(study: Study) -> None:
     for scaling in ("lora", "rslora"):
         stable = stable_exponents(analysed(study, scaling=scaling))
@@ -157,13 +149,6 @@ def test_the_lazy_gate(study: Study, ratio: float, lazy: float) -> None:
     assert (table["lazy"] == lazy).all()
     late = table[(table["site"] == "adapter_out") & (table["step"] == 1)]
     assert late["predicted"].notna().all() == bool(lazy)
-
-
-def test_lazy_ratios_are_actual_over_linearised(study: Study) -> None:
-    cells, probes = study(LAWS, steps=(0, 1), scaling="rslora")
-    ratios = lazy_ratios(metrics_of(cells, ratio=0.7), probes)
-    assert len(ratios) == 2 * len(cells)
-    assert ratios["ratio"].to_numpy() == pytest.approx(0.7)
 
 
 def test_p_star_on_a_grid_is_where_slopes_cross_zero(study: Study) -> None:
@@ -287,22 +272,6 @@ def test_eps_decides_which_law_adam_has(
         assert stable["limit"].to_numpy() == pytest.approx(p_star)
 
 
-def test_eps_is_looked_at_up_to_the_row_s_step(study: Study) -> None:
-    """Gradients near eps at step 3 do not affect step 0."""
-    laws = {
-        ("adapter_update", "descent"): lambda c, layer, step: 0.1,
-        ("B_grad", "rms"): lambda c, layer, step: 1e-8 * (1e4 if step == 0 else 10.0),
-    }
-    cells, probes = study(laws, steps=(0, 3), scaling="lora", optimizer="adamw", eps=1e-8)
-    table = with_predictions(
-        fit_exponents(cells, probes), cells, metrics_of(cells, steps=(0, 3)), probes
-    )
-    assert first(table, "adapter_update", 0)["eps_ratio"] == pytest.approx(1e4)
-    assert first(table, "adapter_update", 3)["eps_ratio"] == pytest.approx(10.0)
-    assert first(table, "adapter_update", 0)["predicted"] == pytest.approx(0.0)
-    assert math.isnan(first(table, "adapter_update", 3)["predicted"])
-
-
 def test_the_higher_ranks_alone_stand_beside_all_of_them(study: Study) -> None:
     """A law that bends below rank 32: p* is 1/2 over the high ranks, but not over all."""
 
@@ -323,65 +292,6 @@ def test_the_higher_ranks_alone_stand_beside_all_of_them(study: Study) -> None:
     assert first(found.exponents, "adapter_update", 0)["exponent"] == pytest.approx(
         (row["p_star"] - 0.5) * 2
     )
-
-
-def test_the_interval_of_p_star_is_the_slopes_own_over_k(study: Study) -> None:
-    """Seeds with slopes -0.1, 0.0, 0.2 about SGD's 1 - 2p: t over three, divided by k = 2."""
-    tilt = {0: -0.1, 1: 0.0, 2: 0.2}
-    law = {
-        ("adapter_update", "descent"): lambda c, layer, step: (
-            c["rank"] ** (1 - 2 * p_of(c) + tilt[c["seed"]])
-        )
-    }
-    cells, probes = study(law, scaling="lora")
-    [row] = (
-        analyze(cells, metrics_of(cells, steps=(0,)), probes)
-        .stable.query("rank_min == 4")
-        .to_dict("records")
-    )
-    mean, half = (
-        np.mean(list(tilt.values())),
-        4.302653 * np.std(list(tilt.values()), ddof=1) / math.sqrt(3),
-    )
-    assert row["p_star"] == pytest.approx(0.5 + mean / 2)
-    assert (row["ci_low"], row["ci_high"]) == pytest.approx(
-        (0.5 + (mean - half) / 2, 0.5 + (mean + half) / 2), rel=1e-5
-    )
-
-
-def test_the_layers_own_p_star_spread(study: Study) -> None:
-    """Layers that scale as r^(1 - 2p) times r^(0, .1, ..., .5): quantiles of their p*."""
-    law = {("delta_w", "norm"): lambda c, layer, step: c["rank"] ** (1 - 2 * p_of(c) + 0.1 * layer)}
-    cells, probes = study(law, steps=(1,), scaling="rslora")
-    stable = analyze(cells, metrics_of(cells, steps=(1,)), probes).stable
-    [row] = stable[
-        (stable["layer"] == "mean_log") & (stable["kind"] == "all") & (stable["rank_min"] == 4)
-    ].to_dict("records")
-    expected = np.quantile(0.5 + 0.05 * np.arange(6), [0.05, 0.5, 0.95])
-    assert [row[name] for name in ("layer_p05", "layer_median", "layer_p95")] == pytest.approx(
-        expected
-    )
-
-
-def test_high_ranks_of_different_curves_are_omitted(study: Study) -> None:
-    """LoRA at 4 and 32, rsLoRA at 4 and 64: no curve has two ranks from 32."""
-    parts = [
-        study(LAWS, scaling=scaling, rank=(4, rank))
-        for scaling, rank in (("lora", 32), ("rslora", 64))
-    ]
-    parts[1][0]["cell_id"] = "x" + parts[1][0]["cell_id"]
-    parts[1][1]["cell_id"] = "x" + parts[1][1]["cell_id"].astype(str)
-    cells, probes = (pd.concat(each, ignore_index=True) for each in zip(*parts, strict=True))
-    found = analyze(cells, metrics_of(cells, steps=(0,)), probes)
-    assert set(found.stable["rank_min"]) == {4}
-
-
-def test_one_rank_gives_empty_tables(study: Study) -> None:
-    cells, probes = study(LAWS, rank=(8,))
-    found = analyze(cells, metrics_of(cells, steps=(0,)), probes)
-    assert found.exponents.empty
-    assert found.stable.empty
-    assert found.rates.empty
 
 
 def test_a_curve_is_predicted_from_its_own_alignments(study: Study) -> None:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from study.analysis.rate_crossover import K, rate_exponent
+from study.analysis.rate_theory import K, rate_exponent
 
 D, O = 64, 16  # noqa: E741
 

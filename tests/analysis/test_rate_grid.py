@@ -10,7 +10,7 @@ from scipy import stats
 
 from study.analysis import rate_transfer
 from study.analysis.fits import Floats
-from study.analysis.rate_predictions import MOVES
+from study.analysis.rate_theory import MOVES
 from study.analysis.rates import agreement, bottom, grid_errors
 from study.vocabulary.thresholds import RATE_RATIO
 
@@ -98,23 +98,6 @@ def steep(u: Floats) -> Floats:
     return 0.05 * np.where(u < 0, u**2, 3 * u**2)
 
 
-def test_the_interval_at_the_size_of_the_tiny_study_of_rho() -> None:
-    """Rates in steps of 2, five seeds (``conf/experiment/learning_rate_rho_tiny.yaml``)."""
-    rates = simulated(steep, seeds=5, noise=0.002, scatter=0.15, step=math.log(2))
-    table = rate_transfer(rates)
-    half = float(((table["ci_high"] - table["ci_low"]) / 2).median())
-    print(f"{coverage(table):.3f}, half width {half:.3f}")
-    assert 0.93 <= round(coverage(table), 2) <= 0.97
-    # At p = 1/2 the ends are 0.19 apart, with the bend of r_sign = 9 over these ranks.
-    assert half < 0.19 / 2
-
-
-def test_an_interval_over_seeds_alone_does_not_contain_the_error_of_the_grid() -> None:
-    """All seeds share the grid: beside a wall they choose the same rate."""
-    rates = simulated(wall, seeds=3, noise=0.0005, scatter=0.02)
-    assert coverage(rate_transfer(rates.assign(grid_sd=0.0))) < 0.3
-
-
 def test_the_skew_of_a_basin() -> None:
     """A parabola has none. The errors of two half-parabolas have the size that is claimed."""
     x = np.arange(-5.0, 6.0)
@@ -128,22 +111,6 @@ def test_the_skew_of_a_basin() -> None:
         error = np.log([best.lr for best in found]) - offsets
         assert np.all(grid_errors(found) / np.std(error) > 0.8), steeper
         assert np.all(grid_errors(found) / np.std(error) < 1.6), steeper
-
-
-@pytest.mark.parametrize(
-    ("loss", "known"),
-    [
-        ([3.0, 2.0, 1.0, math.nan, math.nan], False),  # a neighbour diverged
-        ([math.nan, 2.0, 1.0, 2.0, math.nan], False),  # no fourth point
-        ([9.0, 2.0, 1.0, 900.0, 9e4], False),  # a wall
-        ([4.0, 1.0, 0.0, 1.0, 4.0], True),
-    ],
-)
-def test_a_minimum_that_three_points_do_not_place_is_uncertain_by_half_a_step(
-    loss: list[float], known: bool
-) -> None:
-    [sd] = grid_errors([bottom(np.exp(np.arange(5) * H), np.array(loss))])
-    assert sd == pytest.approx(0.0 if known else H / math.sqrt(12), abs=1e-9)
 
 
 # The word beside theory.
@@ -173,10 +140,6 @@ def fit(exponent: float, half: float, seeds: int = 3) -> dict[str, float | str]:
 )
 def test_the_words(measured: dict[str, float | str], word: str) -> None:
     assert agreement(measured, -0.37, -0.18) == word
-
-
-def test_without_a_prediction_there_is_no_word() -> None:
-    assert agreement(fit(-0.3, 0.05), math.nan, math.nan) == ""
 
 
 @pytest.mark.parametrize("seeds", [3, 5])

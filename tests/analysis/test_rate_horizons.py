@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.analysis.rate_crossover import rate_exponent
-from study.analysis.rate_horizons import exponents_against_rho, horizons, rates_by_horizon
-from study.analysis.rate_refinement import missing_rates
+from study.analysis.rate_theory import rate_exponent
+from study.analysis.rates import exponents_against_rho, missing_rates, rates_by_horizon
 from tests.analysis.test_rates import NO_PROBES, RANKS, Loss, basin, runs
 
 LORA = (("lora", math.nan),)
@@ -63,27 +62,6 @@ def test_exponents_beside_rho_and_the_crossover() -> None:
     assert row["rho_low"] < row["rho"] < row["rho_high"]
 
 
-def test_a_schedule_that_falls_has_no_horizons() -> None:
-    cells, metrics = at_steps(rules=LORA, schedule="cosine")
-    assert rates_by_horizon(cells, metrics, NO_PROBES).empty
-    assert exponents_against_rho(pd.DataFrame()).empty
-    kept, losses = at_steps(rules=LORA, schedule="constant")
-    assert horizons(kept, losses) == [8, 32]
-
-
-def test_a_run_that_broke_later_counts_at_an_earlier_horizon() -> None:
-    cells, metrics = at_steps(rules=LORA)
-    late = cells["lr"] == RATES[-1]
-    cells.loc[late, "status"] = "diverged"
-    cells["diverged_step"] = np.where(late, 20.0, np.nan)
-    metrics = metrics[
-        ~(metrics["cell_id"].isin(cells.loc[late, "cell_id"]) & (metrics["step"] > 8))
-    ]
-    rates = rates_by_horizon(cells, metrics, NO_PROBES).set_index(["horizon", "rank", "seed"])
-    assert set(rates["tried"]) == {len(RATES)}, "a run that diverged was tried"
-    assert horizons(cells, metrics) == [8, 32]
-
-
 # What a sweep lacks.
 
 
@@ -113,21 +91,8 @@ def test_a_wide_step_beside_the_best_is_filled() -> None:
     assert lacking(at(1e-3), (5e-4, 1e-3, 1e-2)) == [(2e-3,)]
 
 
-def test_if_every_rate_diverged_lower_ones_are_asked_for() -> None:
-    assert lacking(lambda c: math.nan, (1e-3, 2e-3)) == [(2.5e-4, 5e-4)]
-
-
 def test_each_rank_lacks_its_own_rates_and_one_that_a_seed_needs_is_for_all() -> None:
     by_rank = basin(lambda p, seed: -0.5, 2e-3)  # 1e-3 at rank 4, 2.5e-4 at 64
     assert lacking(by_rank, (5e-4, 1e-3, 2e-3), ranks=(4, 64)) == [(1.25e-4, 2.5e-4)]
     one_seed = lambda c: at(1e-3 if c["seed"] else 4e-3)(c)  # noqa: E731
     assert lacking(one_seed, (5e-4, 1e-3, 2e-3)) == [(4e-3, 8e-3)]
-
-
-def test_the_arguments_sweep_rates_and_seeds() -> None:
-    cells, metrics = runs(at(1e-3), rates=(1e-4, 1e-3, 1e-2), ranks=(4,), rules=LORA)
-    [missing] = missing_rates(cells, metrics, NO_PROBES)
-    assert missing.swept == ["optimizer.lr=0.0005,0.002", "seed=0,1,2"]
-    fixed = cells.assign(data_seed=7)
-    [missing] = missing_rates(fixed, metrics, NO_PROBES)
-    assert missing.swept == ["optimizer.lr=0.0005,0.002", "seed=0,1,2", "data.seed=7"]

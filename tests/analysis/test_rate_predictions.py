@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.analysis.rate_predictions import MOVES, log_moves, predicted_interval
+from study.analysis.rate_theory import MOVES, log_moves, predicted_interval
 from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
@@ -75,16 +75,6 @@ def test_the_bend_counts() -> None:
     assert two == pytest.approx(tuple(np.mean(ends, axis=0)))
 
 
-def test_far_above_the_crossover_it_is_the_asymptote() -> None:
-    far = pd.DataFrame({"cell_id": ["c0", "c1"]}).assign(
-        step=1, layer="a", site="adapter_out", batch="train", r_sign=9.0
-    )
-    high = runs("adamw", 0.5, ranks=(1e6, 1e8))
-    assert predicted_interval(log_moves(high, far), "adamw") == pytest.approx(
-        (-0.5, -0.25), abs=1e-4
-    )
-
-
 def test_without_recorded_alignments_it_is_the_interval_over_plausible_ones() -> None:
     sizes = recorded(a=9.0).drop(columns=["r_sign", "r_align"])
     low, high = interval("adamw", 0.0, sizes)
@@ -94,18 +84,6 @@ def test_without_recorded_alignments_it_is_the_interval_over_plausible_ones() ->
     assert (low, high) == pytest.approx((aligned[0], unrelated[1]))
     unknown = interval("adamw", 0.0, NONE)
     assert unknown == pytest.approx((low, -0.25), abs=1e-3), "sqrt(r) without a size of the layers"
-
-
-def test_no_prediction_without_theory() -> None:
-    for optimizer, init in (
-        ("adamw", "init_b"),
-        ("adamw", "orthogonal"),
-        ("adamw", "imported"),
-        ("someone's", "kaiming"),
-        ("muon", "kaiming"),
-    ):
-        found = predicted_interval(log_moves(runs(optimizer, 0.5, init), NONE), optimizer)
-        assert all(map(math.isnan, found)), (optimizer, init)
 
 
 def test_the_tiny_model(

@@ -18,7 +18,7 @@ from study.analysis import (
     rule_differences,
     task_scores,
 )
-from study.analysis.intervals import mean_interval
+from study.analysis.fits import mean_interval
 from study.analysis.rates import bottom
 from study.figures.final_loss import sweeps
 
@@ -165,33 +165,6 @@ def test_a_rank_of_an_interrupted_sweep_has_its_best_rate_at_an_edge() -> None:
     assert "best" not in set(losses["how"])
 
 
-def test_only_rates_that_every_seed_of_a_rank_was_run_at_count() -> None:
-    """The last seed lacks the rates around the best one."""
-    cells, metrics = runs(basin(lambda p, seed: 0.0), rates=RATES, rules=(("lora", math.nan),))
-    lacking = (cells["seed"] == 2) & (cells["rank"] == 256) & ~cells["lr"].isin(RATES[:3])
-    cells.loc[lacking, "status"] = "running"
-    rates = best_rates(cells, metrics, NO_PROBES).set_index(["rank", "seed"])
-    assert set(rates.loc[256, "tried"]) == {3}
-    assert set(rates.loc[256, "edge"]) == {"highest"}
-
-
-def test_every_rank_may_have_a_grid_of_its_own() -> None:
-    """Five rates around the best one of each rank, of which no two ranks share any."""
-    law = lambda p, seed: -0.5  # noqa: E731
-    parts = []
-    for n, rank in enumerate(RANKS):
-        centre = 3e-3 * rank**-0.5 * 1.1
-        own = tuple(float(f"{centre * 2.0**k:.3g}") for k in range(-2, 3))
-        cells, metrics = runs(basin(law), rates=own, ranks=(rank,), rules=(("lora", math.nan),))
-        parts.append(
-            [table.assign(cell_id=f"{n}-" + table["cell_id"]) for table in (cells, metrics)]
-        )
-    cells, metrics = (pd.concat(each, ignore_index=True) for each in zip(*parts, strict=True))
-    [row] = rate_transfer(best_rates(cells, metrics, NO_PROBES)).to_dict("records")
-    assert row["exponent"] == pytest.approx(-0.5)
-    assert (row["ranks"], row["edges"]) == (4, 0)
-
-
 @pytest.mark.parametrize("status", ["diverged", "stuck"])
 def test_a_run_that_diverged_or_got_stuck_was_tried(status: str) -> None:
     cells, metrics = runs(basin(lambda p, seed: 0.0), rules=(("lora", math.nan),))
@@ -216,40 +189,6 @@ def test_the_best_rate_is_that_of_the_mean_over_seeds() -> None:
     [sweep] = sweeps(SimpleNamespace(cells=cells, metrics=metrics))
     [rule] = sweep.family.rules
     assert [sweep.best(rule, rank).loss for rank in RANKS] == pytest.approx(mean.tolist())
-
-
-def test_one_seed_has_an_interval_over_ranks_or_none() -> None:
-    cells, metrics = runs(basin(lambda p, seed: -0.3), seeds=(0,), rules=(("rslora", math.nan),))
-    [row] = rate_transfer(best_rates(cells, metrics, NO_PROBES)).to_dict("records")
-    assert row["interval"] == "ranks"
-    assert row["exponent"] == pytest.approx(-0.3)
-    assert row["agreement"] == "one seed"
-    two, losses = runs(
-        basin(lambda p, seed: -0.3), seeds=(0,), ranks=(4, 16), rules=(("rslora", math.nan),)
-    )
-    [row] = rate_transfer(best_rates(two, losses, NO_PROBES)).to_dict("records")
-    assert row["interval"] == "none"
-    assert math.isnan(row["ci_low"])
-    assert row["agreement"] == "one seed"
-
-
-def test_rho_is_of_the_run_at_the_best_rate() -> None:
-    cells, metrics = runs(
-        basin(lambda p, seed: 0.0, centre=1e-3), rules=(("lora", math.nan),), seeds=(0,)
-    )
-    place = {"site": "A", "batch": "train"}
-    probes = pd.DataFrame(
-        [
-            {**place, "cell_id": c, "step": step, "layer": layer, "rho": lr * r * step * k}
-            for c, lr, r in cells[["cell_id", "lr", "rank"]].itertuples(index=False)
-            for step in (1, 5)
-            for layer, k in (("a", 1.0), ("b", 2.0), ("c", 10.0))
-        ]
-    )
-    rates = best_rates(cells, metrics, probes)
-    assert rates["rho"].to_numpy() == pytest.approx(1e-3 * rates["rank"].to_numpy() * 5 * 2.0)
-    [row] = rate_transfer(rates).to_dict("records")
-    assert (row["rho_min"], row["rho_max"]) == pytest.approx((0.04, 2.56))
 
 
 # Rank, or only the step size.
@@ -285,32 +224,6 @@ def test_if_the_rule_matters_the_matched_difference_is_its_penalty() -> None:
     assert matched["difference"].to_numpy() == pytest.approx(0.25)
 
 
-def test_lora_with_alpha_root_r_is_matched_without_interpolation() -> None:
-    """One learning rate: LoRA with alpha sqrt(r) is compared with rsLoRA at that rate."""
-    parts = [runs(by_step_alone, rates=(1e-3,), rules=(("rslora", math.nan),))]
-    for rank in RANKS:
-        parts.append(
-            runs(
-                by_step_alone,
-                rates=(1e-3,),
-                ranks=(rank,),
-                rules=(("lora", math.nan),),
-                alpha=16 * rank**0.5,
-            )
-        )
-    for n, (cells, metrics) in enumerate(parts):
-        cells["cell_id"], metrics["cell_id"] = (
-            f"{n}-" + cells["cell_id"],
-            f"{n}-" + metrics["cell_id"],
-        )
-    losses = compared_losses(
-        *(pd.concat(each, ignore_index=True) for each in zip(*parts, strict=True)), NO_PROBES
-    )
-    matched = rule_differences(losses).query("how == 'matched'")
-    assert sorted(matched["rank"]) == list(RANKS)
-    assert matched["difference"].to_numpy() == pytest.approx(0.0, abs=1e-9)
-
-
 def test_what_a_doubling_of_the_rank_gains() -> None:
     """At a fixed rate, 0.02 nats per doubling, varying by seed; at the best rate, 0."""
     own = {0: 0.01, 1: 0.02, 2: 0.03}
@@ -329,44 +242,3 @@ def test_what_a_doubling_of_the_rank_gains() -> None:
     effects = rank_effects(compared_losses(level, ends, NO_PROBES)).set_index("how")
     assert effects.loc["best", "gain"] == pytest.approx(0.0, abs=1e-9)
     assert abs(effects.loc["fixed", "gain"]) > 0.01
-
-
-def test_a_diverged_run_has_no_loss_and_is_no_neighbour_to_interpolate_from() -> None:
-    wild = lambda c: math.nan if c["scaling"] == "lora" and c["lr"] > 1e-3 else by_step_alone(c)  # noqa: E731
-    cells, metrics = runs(wild, rules=(("lora", math.nan), ("rslora", math.nan)))
-    losses = compared_losses(cells, metrics, NO_PROBES)
-    matched = losses[(losses["how"] == "matched") & (losses["scaling"] == "lora")]
-    assert matched["loss"].isna().any()
-    assert np.isfinite(rule_differences(losses)["difference"]).all()
-
-
-def test_parameters_and_flops_come_from_the_layers_sizes() -> None:
-    cells, metrics = runs(by_step_alone, rates=(1e-3,), seeds=(0,), rules=(("lora", math.nan),))
-    probes = pd.DataFrame(
-        [
-            {
-                "cell_id": c,
-                "step": 0,
-                "layer": layer,
-                "site": "B",
-                "batch": "train",
-                "d_in": d,
-                "d_out": o,
-            }
-            for c in cells["cell_id"]
-            for layer, d, o in (("a", 64, 32), ("b", 64, 128), ("model", 0, 0))
-        ]
-    )
-    losses = compared_losses(cells, metrics, probes)
-    assert losses["parameters"].to_numpy() == pytest.approx(
-        losses["rank"].to_numpy() * (64 + 32 + 64 + 128)
-    )
-    assert losses["flops"].to_numpy() == pytest.approx(6 * losses["parameters"].to_numpy())
-
-
-def test_nothing_to_compare_is_empty_tables() -> None:
-    cells, metrics = runs(by_step_alone, rates=(1e-3,), seeds=(0,))
-    nothing = compared_losses(cells, metrics[:0], NO_PROBES)
-    assert rank_effects(nothing).empty
-    assert rule_differences(nothing).empty
-    assert rate_transfer(best_rates(cells, metrics, NO_PROBES)).empty

@@ -19,7 +19,6 @@ from study.analysis import (
     with_predictions,
     with_verdicts,
 )
-from study.analysis.intervals import interval_text
 from study.analysis.stable import EVERY_OPTIMIZER
 from study.vocabulary.quantities import PRIMARY
 
@@ -37,12 +36,6 @@ def shown(table, width=80):
     out = io.StringIO()
     Console(file=out, width=width).print(table)
     return out.getvalue()
-
-
-def test_intervals_as_text():
-    assert interval_text(-0.5, -0.52, -0.48) == "-0.50 [-0.52, -0.48]"
-    assert interval_text(-0.001, -0.004, 0.0049) == "0.00 [0.00, 0.00]"
-    assert interval_text(1.0, math.nan, math.nan) == "1.00"
 
 
 def test_first_and_last_steps_of_the_primary_quantities(study):
@@ -108,11 +101,7 @@ def test_each_quantity_is_read_on_one_batch_which_the_table_names(study):
 
 def test_what_tells_curves_apart_is_named(study):
     cells, probes = study(LAWS, lr=(1e-3, 1e-2), scaling="power", exponent=0.75)
-    found = summary(
-        with_verdicts(
-            fit_exponents(cells, probes, predict=lambda rows: 0 * rows["exponent"] - 0.25)
-        )
-    )
+    found = summary(with_verdicts(fit_exponents(cells, probes).assign(predicted=-0.25)))
     assert list(dict.fromkeys(found["curve"])) == ["lr=0.001", "lr=0.01"]
     text = shown(render_table(found))
     assert "sgd, power p=0.75, lr=0.001" in text
@@ -134,24 +123,6 @@ def test_what_the_intervals_are_over_is_said(study, changes, words):
     text = shown(render_table(summary(with_verdicts(fit_exponents(*study(LAWS, **changes))))))
     assert words in text
     assert ("95 %" in text) == ("95 %" in words or "fit leaves out" in words)
-
-
-def test_one_seed_has_no_verdict(study):
-    found = summary(with_verdicts(fit_exponents(*study(LAWS, seed=0))))
-    assert set(found["verdict"]) == {"one seed"}
-    text = shown(render_table(found))
-    assert "one seed: one seed gives no verdict" in text
-    assert "Holm" not in text
-    assert "*" not in text
-
-
-def test_curves_with_different_numbers_of_seeds_state_their_own(study):
-    cells, probes = study(LAWS, scaling=("lora", "rslora"), seed=(0, 1, 2, 3, 4))
-    few = (cells["scaling"] == "rslora") & (cells["seed"] > 2)
-    exponents = with_verdicts(fit_exponents(cells[~few], probes))
-    text = shown(render_table(summary(exponents)))
-    assert "[ ] 95 % intervals over 5 seeds: sgd, lora" in text
-    assert "[ ] 95 % intervals over 3 seeds: sgd, rslora" in text
 
 
 def test_a_bent_row_shows_the_slopes_at_its_ends(study):

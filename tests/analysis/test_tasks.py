@@ -88,28 +88,3 @@ def test_the_best_of_several_rates_stands_for_a_rank() -> None:
     assert set(scores["lr"]) == {1e-3}
     assert set(scores["rates"]) == {2}
     assert "each rank's best" in as_markdown(task_section(study))
-
-
-def test_the_section() -> None:
-    text = as_markdown(task_section(tables()))
-    assert "| AdamW | rsLoRA, γ = α/√r | 8 | 0.001 | 20.09 | 8.41 [" in text
-    assert "| 0.25 | 0.62 [" in text
-    assert "FinLoRA's rule" in text
-    plain = as_markdown(task_section(tables(asked=False)))
-    assert "exact match: base" not in plain
-    assert "train.answer_tokens=20" in plain
-
-
-def test_settings_that_differ_are_named() -> None:
-    study = tables()
-    study.cells.loc[study.cells["rank"] == 8, "alpha"] = 32.0
-    text = as_markdown(task_section(study))
-    assert "alpha=32" in text
-    assert "alpha=16" in text
-    assert "init=" not in text
-
-
-def test_without_a_heldout_loss_there_is_nothing_to_say() -> None:
-    study = tables()
-    study.metrics["eval_loss"] = math.nan
-    assert task_section(study) == []

@@ -65,15 +65,3 @@ def test_gain_needed_rank_and_the_run_of_the_lowest_rank() -> None:
     assert high["beyond"] == pytest.approx(-0.2)
     t, s = 4.302653, 0.1  # of 2 degrees of freedom; the seeds are 0.1 apart
     assert high["ci_low"] == pytest.approx(-0.2 - t * s / math.sqrt(3), rel=1e-5)
-
-
-def test_what_did_not_finish_or_gained_nothing() -> None:
-    assert list(truncation_effects(truncated_losses(*study(status="diverged")))["rank"]) == [4]
-    cells, rows = study()
-    rows["loss"] = 3.0
-    assert truncation_effects(truncated_losses(cells, rows))["needed"].isna().all()
-    assert (
-        truncation_effects(truncated_losses(cells, rows[rows["kept"] > 0]))["gained"].isna().all()
-    )
-    assert truncated_losses(cells, pd.DataFrame()).empty
-    assert truncation_effects(pd.DataFrame()).empty

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser
 
-from study.analysis.fits import Strands, fit_lines, t_critical
+from study.analysis.fits import fit_lines, t_critical
 from study.dashboard.document import PARTS
 from study.dashboard.packing import RESOLUTION, pack_values
 
@@ -81,7 +81,10 @@ def test_lines_equal_those_of_the_analysis(browser: Browser) -> None:
         rows = [(seed, rank) for seed, ranks in enumerate(ranks_of_seed) for rank in ranks]
         seed, rank = np.array(rows).T
         value = np.exp(-0.5 * np.log(rank) + draw.normal(0, 0.1, len(rank)))
-        lines = fit_lines(rank, np.log(value)[:, None], Strands.of(np.zeros(len(rank)), seed))
+        ranks, place = np.unique(rank, return_inverse=True)
+        y = np.full((1, len(ranks_of_seed), len(ranks), 1), np.nan)
+        y[0, seed, place, 0] = np.log(value)
+        lines = fit_lines(ranks, y)
         points = [
             {"rank": int(r), "seed": int(s), "value": float(v)}
             for r, s, v in zip(rank, seed, value, strict=True)

@@ -66,7 +66,7 @@ def study(
     folder = tmp_path / "one"
     shutil.copytree(trained, folder)
     if request.param == "refused":
-        monkeypatch.setattr("study.analysis.row_conditions.LAZY_WITHIN", 0.0)
+        monkeypatch.setattr("study.analysis.predictions.LAZY_WITHIN", 0.0)
     tables = load_tables(folder)
     later = tables.exponents.query("site == 'adapter_out' and layer == 'mean_log'")["predicted"]
     assert later.isna().all() if request.param == "refused" else later.notna().all()

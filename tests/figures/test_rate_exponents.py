@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.analysis.rate_crossover import K, rate_exponent
-from study.analysis.rate_horizons import exponents_against_rho, rates_by_horizon
+from study.analysis.rate_theory import K, rate_exponent
+from study.analysis.rates import exponents_against_rho, rates_by_horizon
 from study.figures.rate_exponents import rate_exponent_vs_rho
 from study.figures.selection import Absent
 from tests.analysis.test_rates import runs

@@ -3,32 +3,21 @@
 import numpy as np
 import pytest
 
-from study.errors import StudyError
 from study.theory import measure_layer
 from study.theory.equivalence import (
     ALIGNED,
     QUANTITIES,
     UNALIGNED,
-    converted_alpha,
     gamma_factor,
     growth,
     lr_factor,
     rescaling,
     row_of,
 )
-from study.vocabulary import scaling
 
 from .lazy_layer import D_IN, D_OUT, adam, gaussian, kaiming, problem, sgd, signsgd, sweep, train
 
 RULES = {"sgd": sgd, "signsgd": signsgd, "adam": adam}
-
-
-@pytest.mark.parametrize("rank", [1, 64, 2048])
-def test_a_converted_alpha_has_the_same_gamma(rank):
-    new = converted_alpha(16, rank, p=0.5, new_p=1.0)
-    assert scaling.gamma("lora", new, rank) == pytest.approx(
-        scaling.gamma("rslora", 16, rank), rel=1e-14
-    )
 
 
 @pytest.mark.parametrize(("a", "b"), [(3.0, 1.0), (1.0, 0.25), (0.2, 7.0)])
@@ -53,12 +42,6 @@ def test_a_rescaled_run_has_the_same_product_at_every_step(optimizer, a, b):
     np.testing.assert_allclose(scaled, plain, rtol=1e-9, atol=1e-14)
     other = run("signsgd" if optimizer == "sgd" else "sgd", a, b)
     assert np.abs(other[-1] - plain[-1]).max() > 1e-3 * np.abs(plain[-1]).max()
-
-
-def test_decoupled_decay_is_divided_by_as_much_as_its_rate_grows():
-    for optimizer in RULES:
-        to = rescaling(optimizer, 3.0, 2.0)
-        assert (to.lr_a * to.decay_a, to.lr_b * to.decay_b) == pytest.approx((1, 1))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "signsgd"])
@@ -109,10 +92,3 @@ def test_the_law_of_an_unknown_layer_lies_between_its_ends():
     )
     assert aligned == pytest.approx(4, rel=0.01)
     assert unaligned == pytest.approx(2, rel=0.01)
-
-
-def test_mistakes_name_the_choices():
-    with pytest.raises(StudyError, match="choose from descent, grad_norm, adapter_out"):
-        growth("loss", (4, 8), (1, 1), "adamw")
-    with pytest.raises(StudyError, match="not both positive"):
-        rescaling("adamw", 0.0, 1.0)

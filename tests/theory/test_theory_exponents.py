@@ -1,16 +1,14 @@
 """The table of exponents, its modifiers, and the cases without a prediction."""
 
-import math
-
 import pytest
 
 from study import theory
 from study.errors import StudyError
-from study.theory import Modifiers, log_bias, predict, predicted_exponents, stable_exponent
+from study.theory import Modifiers, predict, stable_exponent
 from study.theory.asymptotics import NOT_PREDICTED, PREDICTED
 from study.theory.rows import ROWS
 from study.vocabulary.optimizers import OPTIMIZERS
-from study.vocabulary.quantities import SITES, STATS, Site, Stat
+from study.vocabulary.quantities import SITES, STATS
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
 P, Q = 0.7, 0.3  # generic: no two rows of the table have the same exponent by accident
@@ -66,30 +64,6 @@ def test_entrywise_moments_lie_half_below_the_norm_where_entries_grow_with_the_r
         assert moment == pytest.approx(norm - 1 / 2 * grows)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "sign"])
-def test_init_b_swaps_the_factors_and_the_directions(optimizer):
-    pairs = [
-        ("A", "B"),
-        ("A_grad", "B_grad"),
-        ("A_update", "B_update"),
-        ("adapter_out", "adapter_in_grad"),
-    ]
-    for step in range(4):
-        for one, other in pairs:
-            a = predict(one, "norm", step=step, optimizer=optimizer, p=P, q=Q, init="A")
-            b = predict(other, "norm", step=step, optimizer=optimizer, p=P, q=Q, init="B")
-            assert a.exponent == b.exponent
-            assert a.exponent is None or "transposed" in b.derivation
-
-
-@pytest.mark.parametrize("stat", ["max_abs", "spectral", "nonfinite"])
-@pytest.mark.parametrize("site", ["adapter_out", "B_grad", "delta_w"])
-def test_no_power_law_no_prediction(site, stat):
-    prediction = predict(site, stat, step=1, optimizer="sgd", p=P)
-    assert prediction.exponent is None
-    assert prediction.reason
-
-
 def test_beyond_the_lazy_regime_nothing_is_predicted_but_what_has_not_moved():
     assert predict("adapter_out", "rms", step=4, optimizer="sgd", p=P).exponent is None
     far = Modifiers(lazy=False)
@@ -120,101 +94,6 @@ def test_the_paper_s_claim_stands_beside_the_derivation():
         assert "exponent 1 - 2p" in prediction.paper
         assert (prediction.exponent == pytest.approx(1 - 2 * P)) == agrees
     assert predict("A_grad", "rms", step=1, optimizer="sgd", p=P).paper is None
-
-
-def test_descent_belongs_to_the_update():
-    assert "adapter_update" in predict("A_update", "descent", step=1, optimizer="sgd", p=P).reason
-
-
-def test_clipping_divides_each_update_by_the_gradient():
-    always = Modifiers(clip="always")
-
-    def clipped(site, stat="norm", optimizer="sgd", q=0.0):
-        return predict(site, stat, step=1, optimizer=optimizer, p=P, q=q, modifiers=always).exponent
-
-    for site, stat in [
-        ("adapter_update", "descent"),
-        ("adapter_out", "rms"),
-        ("delta_w", "norm"),
-        ("adapter_in_grad", "m4"),
-    ]:
-        assert clipped(site, stat) == pytest.approx(1 / 2 - P)
-        assert stable_exponent(
-            site, stat, step=1, optimizer="sgd", modifiers=always
-        ) == pytest.approx(1 / 2)
-        assert (
-            clipped(site, stat, "sign")
-            == predict(site, stat, step=1, optimizer="sign", p=P).exponent
-        )
-    assert clipped("B_grad") == pytest.approx(1 / 2 - P)
-    assert clipped("B_update") == pytest.approx(0)
-    assert clipped("A_grad") == pytest.approx(-P)
-    assert clipped("A_update", q=Q) == pytest.approx(-1 / 2 + Q / 2)
-    assert stable_exponent("B_update", "norm", step=0, optimizer="sgd", modifiers=always) is None
-
-
-def test_gradients_of_which_some_are_clipped():
-    some = Modifiers(clip="some")
-
-    def predicted(site, stat, step, optimizer):
-        return predict(site, stat, step=step, optimizer=optimizer, p=P, modifiers=some)
-
-    assert "two laws in one fit" in predicted("B_update", "norm", 0, "sgd").reason
-    assert predicted("B_grad", "norm", 2, "sgd").exponent == pytest.approx(1 / 2 - P)
-    assert predicted("adapter_out", "rms", 1, "adamw").exponent == pytest.approx(1 - P)
-    assert "two laws in one fit" in predicted("adapter_out", "rms", 2, "adamw").reason
-
-
-def test_adam_under_its_eps_is_sgd():
-    for site in SITES:
-        under = predict(
-            site, "norm", step=1, optimizer="adamw", p=P, q=Q, modifiers=Modifiers(eps_ratio=1e-3)
-        )
-        assert under.exponent == predict(site, "norm", step=1, optimizer="sgd", p=P, q=Q).exponent
-    between = Modifiers(eps_ratio=19.0)
-    assert (
-        "19 times eps"
-        in predict("adapter_out", "rms", step=1, optimizer="adamw", p=P, modifiers=between).reason
-    )
-    assert (
-        predict("B_grad", "rms", step=1, optimizer="adamw", p=P, modifiers=between).exponent
-        is not None
-    )
-    assert (
-        predict("adapter_out", "rms", step=1, optimizer="sgd", p=P, modifiers=between).exponent
-        is not None
-    )
-
-
-def test_weight_decay():
-    coupled, decoupled = Modifiers(decay="coupled"), Modifiers(decay="decoupled")
-    assert (
-        "its own sign"
-        in predict("adapter_out", "rms", step=1, optimizer="adam", p=P, modifiers=coupled).reason
-    )
-    assert (
-        predict("B_grad", "rms", step=1, optimizer="adam", p=P, modifiers=coupled).exponent
-        is not None
-    )
-    for optimizer in ("sgd", "adamw"):
-        for site in ("adapter_out", "delta_w", "B_update", "A_grad", "B"):
-            plain = predict(site, "norm", step=1, optimizer=optimizer, p=P)
-            assert (
-                predict(site, "norm", step=1, optimizer=optimizer, p=P, modifiers=decoupled)
-                == plain
-            )
-        a_first = predict(
-            "A_update", "norm", step=0, optimizer=optimizer, p=P, q=Q, modifiers=decoupled
-        )
-        assert a_first.exponent == pytest.approx(1 / 2 - Q / 2)
-    assert (
-        "decay"
-        in predict("A_update", "norm", step=1, optimizer="sgd", p=P, modifiers=decoupled).reason
-    )
-    assert (
-        predict("A_update", "norm", step=1, optimizer="adamw", p=P, modifiers=decoupled).exponent
-        == 1 / 2
-    )
 
 
 @pytest.mark.parametrize(
@@ -250,22 +129,6 @@ def test_theory_covers_the_vocabulary():
     assert {theory.family(name) for name in OPTIMIZERS} == set(ROWS)
 
 
-def test_a_new_site_or_stat_has_no_exponent_until_it_is_derived(monkeypatch):
-    monkeypatch.setitem(SITES, "gate", Site("toy", "$t$", "forward"))
-    monkeypatch.setitem(STATS, "skew", Stat("toy", "t"))
-    setting = {"step": 1, "optimizer": "sgd"}
-    for site, stat in (("gate", "rms"), ("adapter_out", "skew"), ("gate", "spectral")):
-        for init in "AB":
-            prediction = predict(site, stat, p=P, init=init, **setting)
-            assert prediction.exponent is None
-            assert prediction.reason == f"no exponent has been derived for {stat} of {site}"
-        assert stable_exponent(site, stat, **setting) is None
-        assert math.isnan(predicted_exponents(site, stat, 1, "sgd", P, (4, 8)).item())
-    assert math.isnan(log_bias("adapter_out", "skew", [4.0], p=P, **setting).item())
-    with pytest.raises(StudyError, match="unknown stat 'skw'"):
-        log_bias("adapter_out", "skw", [4.0], p=P, **setting)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -285,11 +148,3 @@ def test_a_mistake_names_the_choices(change, message):
     } | change
     with pytest.raises(StudyError, match=message):
         predict(**arguments)
-
-
-@pytest.mark.parametrize(
-    "change", [{"decay": "l2"}, {"clip": "yes"}, {"eps_ratio": math.nan}, {"adjust": "rms"}]
-)
-def test_a_wrong_modifier(change):
-    with pytest.raises(StudyError):
-        Modifiers(**change)

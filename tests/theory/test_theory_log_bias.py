@@ -107,10 +107,3 @@ def test_a_gradient_without_a_measured_share_takes_that_of_its_alignment():
     assert known == pytest.approx(sum_gap(5**-0.25, 2, RANKS) / 2)
     assert (log_bias("B_grad", "norm", RANKS, **law) == 0).all(), "not known: no bias"
     assert np.isnan(log_bias("adapter_out", "rms", RANKS, **law)).all(), "no curve either"
-
-
-def test_updates_of_fixed_size_and_the_base_have_no_gap():
-    law = {"step": 1, "optimizer": "adamw", "p": 0.5, "layer": Layer(64, 64, 5.0, 8.0)}
-    for site in ("B_update", "A_update", "B", "layer_out", "A"):
-        assert (log_bias(site, "norm", RANKS, **law) == 0).all()
-    assert (log_bias("adapter_out", "rms", RANKS, **law) > 0).all()

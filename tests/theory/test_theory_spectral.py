@@ -15,14 +15,12 @@ from study.theory import (
     measure_layer,
     predict,
     predicted_exponent,
-    predicted_exponents,
 )
-from study.theory.equivalence import rescaling
 from study.theory.spectral import nuclear_norm
 from study.vocabulary.optimizers import ADJUSTMENTS
 
 from . import lazy_layer
-from .lazy_layer import D_IN, D_OUT, gaussian, interval, problem, seed_slopes, sweep
+from .lazy_layer import D_IN, gaussian, interval, problem, seed_slopes, sweep
 
 RANKS = (2, 4, 8, 16, 64, 256)
 P, Q = 0.7, 0.3
@@ -179,36 +177,6 @@ def test_the_descent_of_a_layer_with_any_singular_values():
     assert seed_slopes(measured, ranks).mean() == pytest.approx(slope, abs=0.02)
 
 
-def test_twice_the_gamma_is_half_the_rate_of_b():
-    """As :func:`study.theory.equivalence.rescaling` says for a rule that ignores the scale."""
-    rng = np.random.default_rng(0)
-    A, B = gaussian(rng, (3, 8, D_IN), D_IN), np.zeros((3, D_OUT, 8))
-    change = rescaling("muon", 1.0, 0.5)
-    plain, other = (
-        list(lazy_layer.train(lazy_layer.muon, SETTINGS[6], A, B, gamma, lr=0.01, lr_ratio=ratio))
-        for gamma, ratio in ((0.3, 1.0), (0.3 * change.alpha, change.lr_b))
-    )
-    for one, two in zip(plain, other, strict=True):
-        np.testing.assert_allclose(two["delta_w"], one["delta_w"], rtol=1e-7, atol=1e-12)
-
-
-def test_without_the_rank_of_the_gradient_there_is_no_curve():
-    place, law = law_of("delta_w", 1, "A", "none", Layer(D_IN, D_OUT))
-    assert np.isnan(curve(*place, RANKS, **law)).all()
-
-
-def test_what_has_no_prediction_says_why():
-    for site, stat, step, reason in (
-        ("adapter_update", "norm", 1, "either may be the larger"),
-        ("B_update", "m4", 0, "distribution of the entries"),
-    ):
-        found = predict(site, stat, step=step, optimizer="muon", p=P)
-        assert found.exponent is None
-        assert reason in found.reason
-    decayed = Modifiers(decay="decoupled")
-    assert predict("A_update", "norm", step=1, optimizer="muon", p=P, modifiers=decayed).reason
-
-
 def test_the_fitted_slopes_of_a_table_of_muons_rows():
     """Below the rank of the gradient and O, torch's factor sqrt(O / r) undoes the growth of B."""
     ranks = (4, 8, 16)
@@ -222,6 +190,8 @@ def test_the_fitted_slopes_of_a_table_of_muons_rows():
         ("adapter_in_grad", 1, "original", np.nan),
         ("A_grad", 1, "original", np.nan),
     ):
-        others = {"d_in": 64, "d_out": 48, "g_rank": 48, "adjust": adjust}
-        slopes = predicted_exponents(site, "norm", step, "muon", 0.5, ranks, **others)
-        np.testing.assert_allclose(slopes, [expected], atol=1e-12)
+        others = {"layer": Layer(64, 48, g_rank=48), "modifiers": Modifiers(adjust=adjust)}
+        found = predicted_exponent(
+            site, "norm", ranks, step=step, optimizer="muon", p=0.5, **others
+        )
+        np.testing.assert_allclose(found, expected, atol=1e-12)

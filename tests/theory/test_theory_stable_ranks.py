@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from study.theory import Layer, measure_layer, predict, predicted_exponents
+from study.theory import Layer, measure_layer, predict, predicted_exponent
 from study.theory.stable_ranks import stable_rank
 
 from .lazy_layer import gaussian, polar, seed_slopes
@@ -31,6 +31,10 @@ def simulated(update, G):
     return np.array(found)
 
 
+def predicted(ranks, **setting):
+    return predicted_exponent("delta_w", "stable_rank", ranks, **{"step": 1, "p": 0.5} | setting)
+
+
 @pytest.mark.parametrize(
     ("optimizer", "update"), [("sgd", lambda grad: grad), ("muon", polar)], ids=["sgd", "muon"]
 )
@@ -41,9 +45,10 @@ def test_size_and_slope_after_one_step(optimizer, update):
     measured = simulated(update, G)
     sizes = stable_rank(np.array(RANKS, float), kind, layer, "A")
     np.testing.assert_allclose(sizes[:3], measured.mean(1)[:3], rtol=0.1)
-    known = {"r_eff": layer.r_eff, "g_rank": 32, "d_in": D_IN, "d_out": D_OUT}
-    slope = predicted_exponents("delta_w", "stable_rank", 1, optimizer, 0.5, RANKS, **known)
-    assert slope.item() == pytest.approx(seed_slopes(measured, RANKS).mean(), abs=0.06)
+    slope = predicted(
+        RANKS, optimizer=optimizer, layer=Layer(D_IN, D_OUT, r_eff=layer.r_eff, g_rank=32)
+    )
+    assert slope == pytest.approx(seed_slopes(measured, RANKS).mean(), abs=0.06)
 
 
 def test_it_depends_on_no_rule_and_is_transposed_under_init_b():
@@ -54,18 +59,16 @@ def test_it_depends_on_no_rule_and_is_transposed_under_init_b():
             stable_rank(ranks, "spectral", layer, init), [3.6, 40.5], rtol=0.03
         )
     by_rule = [
-        predicted_exponents("delta_w", "stable_rank", 1, "sgd", p, (4, 8, 16), r_eff=9.0).item()
-        for p in (0.0, 0.5, 1.0)
+        predicted((4, 8, 16), optimizer="sgd", p=p, layer=Layer(r_eff=9.0)) for p in (0.0, 0.5, 1.0)
     ]
     # A share of 1/3: from 2 at rank 4 to 8/3 at rank 16.
     assert by_rule == pytest.approx([math.log(4 / 3) / math.log(4)] * 3)
 
 
 def test_no_prediction_under_a_sign_like_rule_above_the_gradients_rank_and_at_other_sites():
-    known = {"d_in": 900, "d_out": 100, "g_rank": 8, "r_eff": 4.0}
     for optimizer in ("adamw", "muon"):
-        found = predicted_exponents("delta_w", "stable_rank", 1, optimizer, 0.5, RANKS, **known)
-        assert math.isnan(found.item())
+        layer = Layer(900, 100, g_rank=8, r_eff=4.0)
+        assert math.isnan(predicted(RANKS, optimizer=optimizer, layer=layer))
     assert "delta_w" in (
         predict("B_grad", "stable_rank", step=1, optimizer="sgd", p=0.5).reason or ""
     )

@@ -1,0 +1,478 @@
+"""Final held-out losses and scores: does rank help, or only the step size?
+
+A run that diverged or got stuck has a loss of NaN: it bounds the learning rates that work.
+Unfinished cells have no row.
+
+**Rules at equal steps.** LoRA(alpha sqrt(r)) is rsLoRA(alpha). So a difference between the rules at
+the same learning rate and rank is a difference of step sizes, and must vanish at matched steps.
+Three comparisons:
+
+- ``fixed``: every rank at one learning rate, the best at the lowest rank, as tuning a small adapter
+  would choose it;
+- ``best``: every rank at its own best rate, in the mean over seeds
+  (:func:`study.analysis.losses.best_tried`);
+- ``matched``: every rule at the lazy step of rsLoRA: ``gamma lr`` under a sign-like optimizer,
+  ``gamma^2 lr`` under a linear one. The step comes from the rule's alpha, from its rate, or from
+  interpolation between two runs, linear in the log of the step.
+
+**Task scores.** At step 0 an adapter adds nothing under any init, so perplexity and exact match of
+step 0 are the base model's.
+
+**Truncations.** delta_w is cut to its k largest singular directions. If the loss barely rises at a
+k far below the rank, then the high rank helped training (a better path, or a larger step) rather
+than the final delta_w, which has a low rank. The cut adapter is compared with the run that was
+trained at the lowest rank: both have a delta_w of that rank, reached by different training.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from study.analysis.fits import interval_columns, mean_interval
+from study.analysis.grouping import curve_labels, curve_numbers, numbered, seed_numbers
+from study.vocabulary.optimizers import OPTIMIZERS, of_family
+from study.vocabulary.quantities import MODEL_WIDE
+from study.vocabulary.statuses import BROKEN, DONE
+
+NOT_A_SETTING = ("scaling", "exponent_p", "lr", "alpha")
+"""Columns compared within a setting: the rule, and what determines the size of a step."""
+
+OF_A_RULE = ("setting", "scaling", "exponent_p", "alpha")
+"""The columns that identify a rule within its setting."""
+
+INSIDE, LOWEST, HIGHEST = "", "lowest", "highest"
+"""Values of ``edge``: whether the best of the tried rates is the lowest or the highest. If it is,
+the true best rate may lie outside."""
+
+
+class Tried(NamedTuple):
+    """A learning rate that was tried, the mean final loss over seeds there, and its ``edge``."""
+
+    lr: float
+    loss: float
+    edge: str
+
+
+def final_losses(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
+    """One row per finished cell of finite rank:
+
+    - ``setting``: a number; cells of one setting differ in rule, rank, seed, learning rate and
+      alpha only;
+    - the columns of the curve, ``rank``, ``seed``, ``gamma``;
+    - ``loss``: the last held-out loss after the first step, in nats per token;
+    - ``parameters``: the number of parameters of the adapters;
+    - ``flops``: their cost per trained token (factored form, ``6 R (D + O)`` a layer). Both are NaN
+      if the probes do not record the sizes of the layers.
+    """
+    finished = cells["status"].isin(DONE) & np.isfinite(cells["rank"].to_numpy(float))
+    cells = cells[finished].reset_index(drop=True)
+    labels = curve_labels(cells)
+    ids = cells["cell_id"].astype(str)
+    broken = cells["status"].isin(BROKEN)
+    loss = ids.map(last_loss(metrics)).astype(float).where(~broken)
+    rank = cells["rank"].to_numpy(float)
+    parameters = rank * ids.map(fans(probes)).astype(float)
+    table = labels.assign(
+        cell_id=ids,
+        setting=numbered(labels, [str(name) for name in labels if name not in NOT_A_SETTING]),
+        rank=rank,
+        seed=seed_numbers(cells),
+        gamma=cells["gamma"].to_numpy(float),
+        loss=loss,
+        parameters=parameters,
+        flops=6 * parameters,
+    )
+    return table[np.isfinite(loss) | broken].reset_index(drop=True)
+
+
+def common_rates(runs: pd.DataFrame) -> list[float]:
+    """The learning rates that every finite rank and every seed of one rule was run at, ascending.
+
+    ``runs`` has ``rank``, ``seed`` and ``lr``. Only these rates compare ranks: in a sweep that was
+    interrupted, some ranks lack the rates that are best elsewhere. A run that diverged counts.
+    """
+    runs = runs.loc[np.isfinite(runs["rank"].astype(float)), ["rank", "seed", "lr"]]
+    runs = runs.drop_duplicates()
+    places = len(runs[["rank", "seed"]].drop_duplicates())
+    count = runs.groupby("lr").size()
+    return sorted(float(rate) for rate in count.index[count == places])
+
+
+def rates_of_a_rank(runs: pd.DataFrame) -> list[float]:
+    """The learning rates that every seed of one rule and rank was run at, ascending.
+
+    ``runs`` has ``seed`` and ``lr``. A run that diverged counts.
+    """
+    runs = runs[["seed", "lr"]].drop_duplicates()
+    count = runs.groupby("lr").size()
+    return sorted(float(rate) for rate in count.index[count == runs["seed"].nunique()])
+
+
+def best_tried(runs: pd.DataFrame, rates: Sequence[float]) -> Tried:
+    """The one of ``rates`` with the lowest mean loss over seeds, for the runs of a rule and rank.
+
+    ``runs`` has ``lr`` and ``loss``; ``rates`` are those of :func:`common_rates`. A rate at which a
+    seed diverged is never the best, but it is part of the grid. NaN if a seed diverged at every
+    rate, or if none of the rates was tried.
+    """
+    by = runs[runs["lr"].isin(list(rates))].groupby("lr")["loss"]
+    mean = by.mean().where(by.count() == by.size())
+    if not mean.notna().any():
+        return Tried(np.nan, np.nan, INSIDE)
+    place = int(np.nanargmin(mean.to_numpy(float)))
+    edge = LOWEST if place == 0 else HIGHEST if place == len(mean) - 1 else INSIDE
+    return Tried(float(mean.index[place]), float(mean.iloc[place]), edge)
+
+
+def fixed_rate(runs: pd.DataFrame) -> float:
+    """The best rate at the lowest rank, by the mean loss over rules and seeds.
+
+    Candidates are the rates that all rules and seeds were run at, without divergence. The most
+    common rate if there is no candidate.
+    """
+    lowest = runs[runs["rank"] == runs["rank"].min()].groupby("lr")["loss"]
+    shared = lowest.size() == lowest.size().max()
+    mean = lowest.mean().where(shared & (lowest.count() == lowest.size()))
+    return float(mean.idxmin() if mean.notna().any() else runs["lr"].mode().iloc[0])
+
+
+def last_loss(metrics: pd.DataFrame) -> "pd.Series[float]":
+    """By cell, the last held-out loss after the first step."""
+    evaluated = metrics.reindex(columns=["cell_id", "step", "eval_loss"]).dropna()
+    evaluated = evaluated[evaluated["step"] > 0].sort_values("step")
+    return evaluated.groupby(evaluated["cell_id"].astype(str))["eval_loss"].last()
+
+
+def fans(probes: pd.DataFrame) -> "pd.Series[float]":
+    """By cell, the sum of D + O over its layers; empty if the sizes were not recorded.
+
+    An adapter of rank R has R times as many parameters, and costs 6 R times as many FLOPs per
+    trained token.
+    """
+    if "d_in" not in probes or probes["d_in"].isna().all():
+        return pd.Series(dtype=float)
+    layers = probes.loc[probes["layer"] != MODEL_WIDE, ["cell_id", "layer", "d_in", "d_out"]]
+    layers = layers.drop_duplicates(["cell_id", "layer"])
+    of_cell = (layers["d_in"] + layers["d_out"]).groupby(layers["cell_id"].astype(str))
+    return of_cell.sum(min_count=1)
+
+
+def loss_gaps(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
+    """The gap between the highest and the lowest finite rank, a row per curve and evaluated step.
+
+    Columns: those of the curve, ``step``, ``gap`` in nats per token (negative if the higher rank
+    learned more), its t-interval over seeds ``ci_low``, ``ci_high`` (NaN with one seed), ``seeds``,
+    ``rank_min``, ``rank_max``. Only finished cells count, and only seeds that were evaluated at
+    both ranks. A run that diverged before the step has no loss there.
+    """
+    finished = cells["status"].isin(DONE) & np.isfinite(cells["rank"].to_numpy(float))
+    cells = cells[finished].reset_index(drop=True)
+    if cells.empty or "eval_loss" not in metrics:
+        return pd.DataFrame()
+    labels = curve_labels(cells)
+    ends = labels.assign(
+        cell_id=cells["cell_id"].astype(str),
+        curve=numbered(labels, labels.columns),
+        rank=cells["rank"].to_numpy(float),
+        seed=seed_numbers(cells),
+    )
+    ranks = ends.groupby("curve")["rank"].agg(["min", "max"])
+    ends = ends.join(ranks, on="curve")
+    ends = ends[(ends["rank"] == ends["min"]) | (ends["rank"] == ends["max"])]
+    losses = metrics[["cell_id", "step", "eval_loss"]].assign(
+        cell_id=metrics["cell_id"].astype(str)
+    )
+    losses = losses[np.isfinite(losses["eval_loss"])].merge(ends, on="cell_id")
+    rows = []
+    for (curve, step), here in losses.groupby(["curve", "step"]):
+        by = here.pivot(index="seed", columns="rank", values="eval_loss").dropna()
+        low, high = ranks.loc[curve, "min"], ranks.loc[curve, "max"]
+        if low == high or not {low, high} <= set(by.columns) or by.empty:
+            continue
+        rows.append(
+            here.iloc[0][list(labels.columns)].to_dict()
+            | {"step": int(step), **interval_columns("gap", by[high] - by[low])}
+            | {"seeds": len(by), "rank_min": low, "rank_max": high}
+        )
+    return pd.DataFrame(rows)
+
+
+COMPARISONS = ("fixed", "best", "matched")
+REFERENCE_P = 0.5
+"""The rule whose steps the others are matched to: rsLoRA's."""
+
+
+def compared_losses(
+    cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame
+) -> pd.DataFrame:
+    """Final held-out losses in the three comparisons.
+
+    Columns: ``how`` (one of :data:`COMPARISONS`), those of the curve, ``rank``, ``seed``, ``lr``
+    and ``alpha`` (in ``matched`` those of the rsLoRA run), ``loss`` (NaN if the run diverged),
+    ``edge``, ``parameters``, ``flops`` (per trained token).
+    """
+    ends = final_losses(cells, metrics, probes)
+    parts = []
+    for _, setting in ends.groupby("setting", sort=False):
+        parts += [_fixed(setting), _best(setting), _matched(setting)]
+    parts = [part for part in parts if len(part)]
+    return pd.concat(parts, ignore_index=True).drop(columns="cell_id") if parts else pd.DataFrame()
+
+
+def rank_effects(losses: pd.DataFrame) -> pd.DataFrame:
+    """The effect of doubling the rank on the loss, a row per comparison, rule, alpha and rate.
+
+    ``gain``, in nats per token and positive if rank helps, is the mean over seeds of each seed's
+    least-squares slope, with its t-interval ``ci_low``, ``ci_high`` (NaN with one seed). Further
+    columns: ``lr`` (NaN for ``best``), ``optimizer``, ``seeds``, ``ranks``, ``rank_min``,
+    ``rank_max``, ``edges``.
+    """
+    if losses.empty:
+        return pd.DataFrame()
+    by = ["how", *OF_A_RULE, "lr"]
+    losses = _rate_if_shared(losses)
+    rows = []
+    for _, rule in losses.groupby(numbered(losses, by)):
+        whole = rule[np.isfinite(rule["loss"])]
+        slopes = [_slope(seed) for _, seed in whole.groupby("seed") if seed["rank"].nunique() > 1]
+        if slopes:
+            rows.append(
+                {
+                    **rule.iloc[0][[*by, "optimizer"]].to_dict(),
+                    **interval_columns("gain", -np.array(slopes)),
+                    "seeds": len(slopes),
+                    "ranks": whole["rank"].nunique(),
+                    "rank_min": whole["rank"].min(),
+                    "rank_max": whole["rank"].max(),
+                    "edges": int((whole["edge"] != "").sum()),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def rule_differences(losses: pd.DataFrame) -> pd.DataFrame:
+    """The excess loss of each rule over rsLoRA at equal rank, seed by seed.
+
+    Columns: ``how``, ``setting``, those of the rule, ``rank``, ``lr`` (NaN for ``best``),
+    ``optimizer``, ``difference`` in nats per token with its t-interval over seeds ``ci_low``,
+    ``ci_high``, and ``seeds``.
+    """
+    if losses.empty:
+        return pd.DataFrame()
+    losses = _rate_if_shared(losses)
+    own = losses["exponent_p"] == REFERENCE_P
+    keys = ["how", "setting", "rank", "seed", "lr"]
+    reference = losses.loc[own, [*keys, "loss"]]
+    pairs = losses[~own].merge(reference, on=keys, suffixes=("", "_reference"))
+    pairs = pairs.assign(difference=pairs["loss"] - pairs["loss_reference"])
+    pairs = pairs[np.isfinite(pairs["difference"])]
+    by = ["how", *OF_A_RULE, "rank", "lr"]
+    rows = []
+    for _, group in pairs.groupby(numbered(pairs, by)):
+        # A rule may be compared with several alphas of rsLoRA: a seed counts once.
+        of_seed = group.groupby("seed")["difference"].mean()
+        named = group.iloc[0][[*by, "optimizer"]].to_dict()
+        rows.append(named | interval_columns("difference", of_seed) | {"seeds": len(of_seed)})
+    order = ["how", "setting", "lr", "exponent_p", "rank"]
+    return pd.DataFrame(rows).sort_values(order, kind="stable") if rows else pd.DataFrame()
+
+
+def _rate_if_shared(losses: pd.DataFrame) -> pd.DataFrame:
+    """``losses`` with ``lr`` NaN in the comparison ``best``, where it differs by rank and rule."""
+    return losses.assign(lr=losses["lr"].where(losses["how"] != "best"))
+
+
+def _fixed(setting: pd.DataFrame) -> pd.DataFrame:
+    """All runs at one rate: the best at the lowest rank, in the mean over rules and seeds."""
+    return setting[setting["lr"] == fixed_rate(setting)].assign(how="fixed", edge="")
+
+
+def _best(setting: pd.DataFrame) -> pd.DataFrame:
+    """The runs of each rule and rank at the rate that is best in the mean over seeds.
+
+    The best of each seed would be lower by chance. Only rates that all ranks and seeds of the rule
+    were run at count.
+    """
+    parts = []
+    for _, rule in setting.groupby(numbered(setting, OF_A_RULE)):
+        rates = common_rates(rule)
+        if len(rates) > 1:
+            for _, runs in rule.groupby("rank"):
+                best = best_tried(runs, rates)
+                parts.append(runs[runs["lr"] == best.lr].assign(how="best", edge=best.edge))
+    return pd.concat(parts) if parts else pd.DataFrame()
+
+
+def _matched(setting: pd.DataFrame) -> pd.DataFrame:
+    """The loss of each rule at the steps of the rsLoRA runs, per rank and seed.
+
+    Losses are interpolated, never extrapolated.
+    """
+    if not setting["optimizer"].isin(list(OPTIMIZERS)).all():
+        return pd.DataFrame()
+    power = np.where(setting["optimizer"].isin(of_family("linear")), 2, 1)
+    setting = setting.assign(step=np.log(setting["lr"]) + power * np.log(setting["gamma"]))
+    reference = setting[setting["exponent_p"] == REFERENCE_P]
+    rows = []
+    for (_, rank, seed), runs in setting.groupby(["exponent_p", "rank", "seed"], sort=False):
+        runs = runs.drop_duplicates("step").sort_values("step")
+        step, loss = runs["step"].to_numpy(float), runs["loss"].to_numpy(float)
+        mine = reference[(reference["rank"] == rank) & (reference["seed"] == seed)]
+        for aim, lr, alpha in mine[["step", "lr", "alpha"]].to_numpy(float):
+            if step[0] - 1e-9 <= aim <= step[-1] + 1e-9:
+                off = np.abs(step - aim)
+                # NaN beside a run that diverged, except at a step that was run.
+                was_run = off.min() < 1e-9
+                value = float(loss[off.argmin()] if was_run else np.interp(aim, step, loss))
+                row = runs.iloc[int(off.argmin())].to_dict()
+                row |= {"how": "matched", "edge": "", "loss": value, "lr": lr, "alpha": alpha}
+                rows.append(row)
+    table = pd.DataFrame(rows)
+    if len(table):  # omit steps that only rsLoRA was run with
+        rules = table.groupby(["rank", "seed", "lr", "alpha"])["exponent_p"]
+        table = table[rules.transform("nunique") > 1]
+    return table.drop(columns="step", errors="ignore")
+
+
+def _slope(seed: pd.DataFrame) -> float:
+    """Nats per doubling of the rank, over the runs of one seed."""
+    x = np.log2(seed["rank"].to_numpy(float))
+    return float(np.polyfit(x, seed["loss"].to_numpy(float), 1)[0])
+
+
+def task_scores(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
+    """One row per curve and rank with complete cells.
+
+    Columns: those of the curve, ``rank``, ``seeds``, ``rates``; and for ``perplexity`` (exp of the
+    mean loss per target token) and ``exact_match`` each ``base_*``, the mean over seeds after
+    training, and its t-interval ``*_low``, ``*_high`` (NaN with one seed). All are NaN if the score
+    was not measured. If several learning rates were tried, a rank's row is that of its best rate,
+    as in the loss tables (:func:`~study.analysis.losses.best_tried`), and ``rates`` is the
+    number of rates that all ranks and seeds were run at.
+    """
+    done = cells[cells["status"].isin(DONE)].reset_index(drop=True)
+    if done.empty:
+        return pd.DataFrame()
+    complete = done["status"] == "complete"
+    labels = curve_labels(done).assign(rank=done["rank"].to_numpy(float))
+    ids = done["cell_id"].astype(str)
+    ends = {name: _ends(metrics, name).reindex(ids) for name in ("eval_loss", "exact_match")}
+    losses = ends["eval_loss"]["last"].reset_index(drop=True).where(complete)
+    rates = _rates(labels.assign(seed=seed_numbers(done), loss=losses))
+    shown = labels[complete & (rates > 0)]
+    rows = []
+    for _, group in shown.groupby(numbered(labels, ["rank"], curve_numbers(done))[shown.index]):
+        loss, match = (ends[name].iloc[group.index] for name in ("eval_loss", "exact_match"))
+        perplexity = {name: np.exp(value) for name, value in _scores("perplexity", loss).items()}
+        scores = perplexity | _scores("exact_match", match)
+        named = {str(name): value for name, value in group.iloc[0].items()}
+        counts = {"seeds": len(group), "rates": rates[group.index[0]]}
+        rows.append(named | counts | scores)
+    table = pd.DataFrame(rows)
+    return table.dropna(subset=["perplexity"]).reset_index(drop=True) if rows else table
+
+
+def _rates(runs: pd.DataFrame) -> "pd.Series[int]":
+    """By run, the number of rates that it is the best of; 0 if it is at another rate.
+
+    1 if every rank and seed was run at one rate only, its own.
+    """
+    found = pd.Series(0, runs.index)
+    others = [str(n) for n in runs if n not in ("lr", "rank", "seed", "loss")]
+    for _, rule in runs.groupby(numbered(runs, others)):
+        if rule.groupby(["rank", "seed"])["lr"].nunique().max() == 1:
+            found[rule.index] = 1
+            continue
+        rates = common_rates(rule)
+        for _, own in rule.groupby("rank"):
+            found[own.index[own["lr"] == best_tried(own, rates).lr]] = len(rates)
+    return found
+
+
+def _ends(metrics: pd.DataFrame, name: str) -> pd.DataFrame:
+    """By cell the ``first`` value of a metric, at step 0, and the ``last``, at a later step."""
+    measured = metrics.reindex(columns=["cell_id", "step", name]).dropna().sort_values("step")
+    measured["cell_id"] = measured["cell_id"].astype(str)
+    first = measured[measured["step"] == 0].set_index("cell_id")[name]
+    last = measured[measured["step"] > 0].groupby("cell_id")[name].last()
+    return pd.DataFrame({"first": first, "last": last}, dtype=float)
+
+
+def _scores(name: str, ends: pd.DataFrame) -> dict[str, Any]:
+    """The base model's score, the mean over seeds after training, and its interval."""
+    mean, low, high = mean_interval(ends["last"])
+    return {
+        f"base_{name}": ends["first"].mean(),
+        name: mean,
+        f"{name}_low": low,
+        f"{name}_high": high,
+    }
+
+
+KEPT = 0.95
+"""A cut adapter is enough if it keeps this share of the loss reduction of training."""
+
+
+def truncated_losses(cells: pd.DataFrame, truncations: pd.DataFrame) -> pd.DataFrame:
+    """One row per complete cell and rank kept.
+
+    Columns: ``curve`` (a number), the columns of the curve, ``rank``, ``seed``, ``kept``, ``loss``
+    (held out, nats per token), ``share`` (of the squared norm of delta_w, mean over layers).
+    """
+    if truncations.empty or cells.empty:
+        return pd.DataFrame()
+    facts = curve_labels(cells).assign(
+        cell_id=cells["cell_id"].astype(str),
+        curve=curve_numbers(cells),
+        rank=cells["rank"].astype(float),
+        seed=seed_numbers(cells),
+    )[(cells["status"] == "complete").to_numpy()]
+    rows = truncations.assign(cell_id=truncations["cell_id"].astype(str))
+    return facts.merge(rows, on="cell_id").drop(columns="cell_id")
+
+
+def truncation_effects(losses: pd.DataFrame) -> pd.DataFrame:
+    """The effect of cutting each trained rank, one row per curve and rank of ``losses``.
+
+    ``losses`` is the table of :func:`truncated_losses`. Columns beside those of the curve:
+
+    - ``loss``, ``gained``: the loss of the whole adapter, and how far it is below that of the base
+      model (kept = 0), in nats per token; NaN if not measured;
+    - ``needed``: the lowest rank kept, of those tried, that keeps :data:`KEPT` of ``gained`` in the
+      mean over seeds; NaN if nothing was gained;
+    - ``lowest``: the lowest trained rank of the curve. ``cut``: the loss cut to that rank;
+    - ``beyond``: ``cut`` minus the loss of the run trained at that rank, seed by seed, with its
+      t-interval ``ci_low``, ``ci_high``. Positive: the run of low rank found the better delta_w of
+      that rank;
+    - ``seeds``.
+    """
+    rows = []
+    for _, runs in losses.groupby("curve", sort=False) if len(losses) else ():
+        lowest = runs["rank"].min()
+        at_lowest = runs[(runs["rank"] == lowest) & (runs["kept"] == lowest)]
+        own = at_lowest.set_index("seed")["loss"]
+        rows += [_effect(of_rank, lowest, own) for _, of_rank in runs.groupby("rank")]
+    return pd.DataFrame(rows)
+
+
+def _effect(of_rank: pd.DataFrame, lowest: float, own: "pd.Series[float]") -> dict[str, Any]:
+    """The row of one rank. ``own``: by seed, the loss of the run trained at the lowest rank."""
+    rank = of_rank["rank"].iloc[0]
+    loss_K = of_rank.groupby("kept")["loss"].mean()
+    whole, base = float(loss_K[rank]), float(loss_K.get(0.0, np.nan))
+    enough = loss_K.index[(base > whole) & (base - loss_K >= KEPT * (base - whole))]
+    cut = of_rank[of_rank["kept"] == lowest].set_index("seed")["loss"]
+    beyond = (cut - own).dropna() if rank > lowest else []
+    labels = of_rank.iloc[0].drop(["kept", "loss", "share", "seed"]).to_dict()
+    return {
+        **{str(name): value for name, value in labels.items()},
+        "loss": whole,
+        "gained": base - whole,
+        "needed": enough[0] if len(enough) else np.nan,
+        "lowest": lowest,
+        "cut": float(cut.mean()),
+        **interval_columns("beyond", beyond),
+        "seeds": of_rank["seed"].nunique(),
+    }

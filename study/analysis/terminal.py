@@ -1,0 +1,371 @@
+"""What ``study analyze`` and ``study rates`` print: rich tables of exponents, p* and rates."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from study.analysis.grouping import CURVE_FIRST, curve_columns, distinguishing, numbered
+from study.analysis.losses import HIGHEST, INSIDE, LOWEST
+from study.analysis.rates import OF_A_RULE
+from study.analysis.stable import (
+    STABLE_COLUMNS,
+    first_to_read,
+    one_per_measurement,
+    shared_measurements,
+    shared_rules,
+    side_by_side,
+)
+from study.analysis.summary import OVER_MODEL, rule_text
+from study.analysis.wording import (
+    STRAIGHTNESS,
+    bracket_notes,
+    factor_text,
+    interval_text,
+    rounded,
+    settings_text,
+)
+from study.errors import printable
+from study.vocabulary import agreements
+from study.vocabulary.agreements import AGREEMENTS
+from study.vocabulary.optimizers import label
+from study.vocabulary.quantities import BATCH_NAMES, DESCENT, TRAIN
+from study.vocabulary.scaling import rule_label
+from study.vocabulary.thresholds import (
+    CONFIDENCE,
+    FEW_SEEDS,
+    RATE_RATIO,
+    SEEDS_FOR_VERDICT,
+    STABLE_RATIO,
+)
+from study.vocabulary.verdicts import VERDICTS, Colour, meaning
+
+STYLES: dict[Colour, str] = {"green": "green", "red": "red", "yellow": "yellow", "grey": "dim"}
+"""The style of the terminal for each colour of the vocabulary."""
+
+
+Parts = Sequence[tuple[str, pd.DataFrame]]
+"""The rows of a table under each of its headings."""
+
+
+def render_table(summary: pd.DataFrame) -> Table:
+    """``summary`` as a rich table that fits 80 columns, with a caption on words and intervals.
+
+    Prints nothing.
+    """
+    curves = [
+        (", ".join(filter(None, map(str, key))), rows)
+        for key, rows in summary.groupby(["optimizer", "rule", "curve"], sort=False, observed=True)
+    ]
+    predicted = bool(summary["predicted"].notna().any())
+    theory = ["theory"] if predicted else []
+    columns = ["quantity", "step", "exponent", "factor", *theory, "verdict"]
+    caption = _caption(summary, curves)
+    table = _table("Scaling exponents with rank", caption, columns, ["quantity", "verdict"])
+    for name, rows in curves:
+        table.add_section()
+        table.add_row(Text(printable(name), style="bold"))
+        for row in rows.to_dict("records"):
+            table.add_row(*_cells(row, predicted))
+    return table
+
+
+def _cells(row: Mapping[Any, Any], predicted: bool) -> list[str | Text]:
+    """One row of the terminal table."""
+    word = str(row["verdict"])
+    bend = f"\n{rounded(row['slope_low'])} to {rounded(row['slope_high'])}" if row["bent"] else ""
+    star = " *" if row["seeds"] >= SEEDS_FOR_VERDICT and not row["primary"] else ""
+    verdict = Text(word + star, style=STYLES[VERDICTS[word].colour])
+    if bend:
+        verdict.append("\nbent", style="default")
+    return [
+        row["quantity"] + ("" if row["batch"] == TRAIN else f", {_batch_name(row['batch'])}"),
+        str(row["step"]),
+        row["estimate"] + bend,
+        factor_text(row["factor"]),
+        *([_or_blank(row["predicted"])] if predicted else []),
+        verdict,
+    ]
+
+
+def _batch_name(batch: object) -> str:
+    return BATCH_NAMES.get(str(batch), str(batch))
+
+
+def _batch_lines(batches: "pd.Series[str]") -> list[str]:
+    """Which batch each row is read on."""
+    others = [str(batch) for batch in batches.unique() if batch != TRAIN]
+    lines = [f"{_batch_name(batch)}: read on the {_batch_name(batch)} batch" for batch in others]
+    rest = "all others: " if others else ""
+    return [*lines, f"{rest}read on the {BATCH_NAMES[TRAIN]} batch"]
+
+
+def _or_blank(value: float) -> str:
+    return "" if pd.isna(value) else rounded(value)
+
+
+def render_stable(stable: pd.DataFrame) -> Table:
+    """The rows of :func:`~study.analysis.stable.first_to_read` as a rich table of 80 columns."""
+    rows = first_to_read(stable)
+    # Of the estimates from a grid of p, the one at the last step is enough.
+    early = (rows["method"] == "grid") & (rows["step"] < rows["step"].max())
+    rows = side_by_side(rows[~early])
+    settings = distinguishing(
+        rows, [name for name in curve_columns(rows) if name not in STABLE_COLUMNS]
+    )
+    rows = one_per_measurement(rows, settings)
+    parts: dict[str, list[Any]] = {}
+    for number, row in enumerate(rows.to_dict("records")):
+        name = ", ".join([str(row["optimizer"]), *settings_text(row, settings)])
+        parts.setdefault(name, []).append(number)
+    optimizers = [(name, rows.iloc[numbers]) for name, numbers in parts.items()]
+    high = sorted(rows["high_rank_min"].dropna().unique())
+    above = [f"r≥{' or '.join(f'{rank:g}' for rank in high)}"] if high else []
+    table = _table(
+        "p* in gamma = alpha / r^p: the p at which a quantity does not depend on rank",
+        _stable_caption(rows, optimizers),
+        ["quantity", "from", "step", "p* here", "theory", *above, "limit", "theory"],
+        left=["quantity", "from"],
+        wrapped=False,
+    )
+    shown = ("predicted", *(["high_p_star"] if high else []), "p_star_limit", "limit")
+    for optimizer, part in optimizers:
+        table.add_section()
+        table.add_row(Text(printable(optimizer), style="bold"))
+        for row in part.to_dict("records"):
+            table.add_row(
+                DESCENT.name if row["stat"] == DESCENT.stat else f"{row['site']} {row['stat']}",
+                _measured_from(row),
+                str(row["step"]),
+                interval_text(row["p_star"], row["ci_low"], row["ci_high"]),
+                *(_or_blank(row[name]) for name in shown),
+            )
+    return table
+
+
+def _stable_caption(rows: pd.DataFrame, optimizers: Parts) -> str:
+    lines = ["p* here: over the ranks measured; limit: corrected for finite rank"]
+    lines.append(f"read on the {BATCH_NAMES[TRAIN]} batch")
+    lines += _bracket_lines(optimizers)
+    if (rows["few_seeds"] & (rows["interval"] == "seeds")).any():
+        lines.append(f"fewer than {FEW_SEEDS} seeds: the intervals are too wide to rely on")
+    return "\n".join([*lines, *shared_rules(rows), *shared_measurements(rows)])
+
+
+def _measured_from(row: Mapping[Any, Any]) -> str:
+    """The origin of one p*: the slope of a rule, that of each rule, or a grid of p."""
+    if row["method"] == "grid":
+        return "grid"
+    if len(row["rules"]) > 1:
+        return "each rule"
+    return rule_text(row["scaling"], row["exponent_p"], prefix="")
+
+
+def _bracket_lines(parts: Parts) -> list[str]:
+    """What the brackets show. Names the headings if they show different things."""
+    shown: dict[str, list[str]] = {}
+    for name, rows in parts:
+        shown.setdefault(" or ".join(_brackets(rows)), []).append(name)
+    shown.pop("", None)
+    several = len(shown) > 1
+    return [
+        f"[ ] {text}{': ' + '; '.join(names) if several else ''}" for text, names in shown.items()
+    ]
+
+
+def _brackets(rows: pd.DataFrame) -> list[str]:
+    """What the brackets beside the slopes of ``rows`` show: one text for each kind."""
+    over = rows.loc[rows["interval"] == "seeds", "seeds"].unique()
+    shown = [f"{100 * CONFIDENCE:g} % intervals over {seeds:g} seeds" for seeds in sorted(over)]
+    return shown + ([STRAIGHTNESS] if (rows["interval"] == "ranks").any() else [])
+
+
+def _caption(summary: pd.DataFrame, curves: Parts) -> str:
+    if summary.empty:
+        return "nothing to show: no primary quantity was measured at two ranks"
+    lines = _bracket_lines(curves)
+    if (summary["interval"] == "none").any():
+        lines.append("a slope without brackets has one seed and two ranks")
+    for word in VERDICTS:
+        if (summary["verdict"] == word).any():
+            lines.append(f"{word}: {meaning(word, STABLE_RATIO)}")
+    spans = summary[["rank_min", "rank_max", "margin"]].drop_duplicates()
+    lines += [
+        f"factor: from rank {low:g} to {high:g}; {STABLE_RATIO:g} is an exponent of ±{margin:.3f}"
+        for low, high, margin in spans.itertuples(index=False)
+    ]
+    if summary["bent"].any():
+        lines.append("bent: not a straight line; below, its slopes at the lowest, highest ranks")
+    lines += [
+        f"{', '.join(rows['quantity'].unique())}: {over}"
+        for over, rows in summary.groupby("over", sort=False)
+        if over != OVER_MODEL
+    ]
+    lines += _batch_lines(summary["batch"])
+    if (summary["dropped"] > 0).any():
+        lines.append(f"cells of a curve that its fit leaves out: up to {summary['dropped'].max()}")
+    tested = (summary["seeds"] >= SEEDS_FOR_VERDICT).any()
+    if tested:
+        lines.append("every word is corrected for the number of tests (Holm)")
+    if tested and not summary["primary"].all():
+        lines.append("* tested together with all quantities of its step; the others were fixed")
+        lines.append("  before the runs and are tested together")
+    return "\n".join(lines)
+
+
+def render_rates(transfer: pd.DataFrame) -> Table:
+    """The table of :func:`~study.analysis.rates.rate_transfer` as a rich table of 80 columns."""
+    table = _table(
+        "Scaling exponents of the best learning rate with rank",
+        _rates_caption(transfer),
+        ["optimizer, rule", "exponent", "theory", "agreement", "ranks", "seeds"],
+        left=["optimizer, rule", "agreement"],
+    )
+    named = distinguishing(transfer, _settings(transfer))
+    for row in transfer.to_dict("records"):
+        word = str(row["agreement"])
+        table.add_row(
+            Text(_rule_name(row, named)),
+            exponent_text(row["exponent"], row["ci_low"], row["ci_high"]),
+            interval_span(row["predicted_low"], row["predicted_high"]),
+            Text(word, style=STYLES[AGREEMENTS[word].colour] if word else ""),
+            _ranks(row),
+            str(row["seeds"]),
+        )
+    return table
+
+
+def render_best(rates: pd.DataFrame) -> Table:
+    """The last horizon of :func:`~study.analysis.rates.rates_by_horizon`: a row per rule,
+    a column per rank, geometric means over seeds. ``<`` or ``>``: a seed's best is at an edge."""
+    last = rates[rates["horizon"] == rates["horizon"].max()]
+    ranks = sorted(set(last["rank"]))
+    table = _table(
+        f"Best learning rates after {last['horizon'].max():g} steps",
+        "< or >: at an edge of the rates tried for some seed." if _edges(last) else "",
+        ["optimizer, rule", *(f"rank {rank:g}" for rank in ranks)],
+        left=["optimizer, rule"],
+    )
+    for name, rule in _by_rule(last):
+        by_rank = dict(list(rule.groupby("rank")))
+        cells = [_best_text(by_rank[rank]) if rank in by_rank else "" for rank in ranks]
+        table.add_row(Text(name), *cells)
+    return table
+
+
+def render_horizons(found: pd.DataFrame) -> Table:
+    """:func:`~study.analysis.rates.exponents_against_rho` as a table of 80 columns."""
+    fitted = found[found["exponent"].notna()]
+    notes = ["theory at rho: between its values far below rho = 1 and far above it."]
+    notes += bracket_notes(fitted)
+    if (found["edges"] > 0).any():
+        notes.append("Ranks with a best rate at an edge are left out: study rates --refine.")
+    table = _table(
+        "Exponent of the best learning rate with rank, by horizon",
+        "\n".join(notes),
+        ["optimizer, rule", "steps", "exponent", "theory at rho", "rho", "ranks", "seeds"],
+        left=["optimizer, rule"],
+    )
+    for name, rule in _by_rule(found):
+        last = rule["horizon"] == rule["horizon"].max()
+        for row in rule[last | rule["exponent"].notna()].sort_values("horizon").to_dict("records"):
+            rho = "none" if pd.isna(row["rho"]) else f"{row['rho']:.2g}"
+            at_rho = interval_span(row["at_rho_low"], row["at_rho_high"])
+            exponent = exponent_text(row["exponent"], row["ci_low"], row["ci_high"])
+            table.add_row(
+                *(Text(name), f"{row['horizon']:g}", exponent, at_rho, rho),
+                *(str(row["ranks"]), str(row["seeds"])),
+            )
+            name = ""
+    return table
+
+
+def _table(
+    title: str, caption: str, columns: Sequence[str], left: Sequence[str], wrapped: bool = True
+) -> Table:
+    """An empty table with as many columns as fit: the box leaves a blank between them.
+
+    Columns are justified to the right, except ``left``. ``wrapped``: whether long words of the
+    first one go to the next line.
+    """
+    table = Table(
+        title=title,
+        caption=Text(caption, style="table.caption") if caption else None,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        pad_edge=False,
+    )
+    for place, name in enumerate(columns):
+        justify: Literal["left", "right"] = "left" if name in left else "right"
+        table.add_column(name, justify=justify, no_wrap=place > 0 or not wrapped)
+    return table
+
+
+def _by_rule(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows of each rule with its name, by p and alpha."""
+    named = distinguishing(rows, [name for name in CURVE_FIRST if name in rows and name != "lr"])
+    rows = rows.sort_values(list(OF_A_RULE))
+    for _, rule in rows.groupby(numbered(rows, OF_A_RULE)):
+        yield _rule_name(rule.iloc[0], named), rule
+
+
+def _rule_name(row: Mapping[Any, Any] | Any, named: Sequence[str]) -> str:
+    """``AdamW, rsLoRA``, and the settings that are ``named``."""
+    rule = rule_label(str(row["scaling"]), row["exponent_p"])
+    return printable(", ".join([label(str(row["optimizer"])), rule, *settings_text(row, named)]))
+
+
+def _edges(rates: pd.DataFrame) -> bool:
+    return bool((rates["edge"] != INSIDE).any())
+
+
+def _best_text(runs: pd.DataFrame) -> str:
+    """``0.0031``, ``>0.0031`` if a seed's best rate is the highest tried."""
+    mean = float(np.exp(np.log(runs["best_lr"].astype(float)).mean()))
+    marks = {LOWEST: "<", HIGHEST: ">"}
+    return (
+        "".join(mark for edge, mark in marks.items() if (runs["edge"] == edge).any())
+        + f"{mean:.2g}"
+    )
+
+
+def exponent_text(exponent: float, low: float, high: float) -> str:
+    """``-0.67 [-0.80, -0.54]``; ``none`` without an exponent."""
+    return "none" if pd.isna(exponent) else interval_text(exponent, low, high)
+
+
+def interval_span(low: float, high: float) -> str:
+    """``-0.87 to -0.43``; one number if both ends are equal; ``none`` without a prediction."""
+    if pd.isna(low):
+        return "none"
+    ends = dict.fromkeys((rounded(low), rounded(high)))
+    return " to ".join(ends)
+
+
+def legend(transfer: pd.DataFrame) -> list[str]:
+    """What the words of ``transfer`` mean, in sentences."""
+    words = [word for word in AGREEMENTS if (transfer["agreement"] == word).any()]
+    return [f"{word}: {agreements.meaning(word, RATE_RATIO)}." for word in words]
+
+
+def _settings(transfer: pd.DataFrame) -> list[str]:
+    """The columns that separate the rules: those before the fit."""
+    before = list(transfer.columns[: list(transfer.columns).index("exponent")])
+    return [str(name) for name in before if name != "setting"]
+
+
+def _ranks(row: Mapping[Any, Any]) -> str:
+    return f"{row['rank_min']:g}-{row['rank_max']:g}" if row["ranks"] else "none"
+
+
+def _rates_caption(transfer: pd.DataFrame) -> str:
+    fitted = transfer[transfer["exponent"].notna()]
+    notes = [*legend(transfer), *bracket_notes(fitted)]
+    if (transfer["edges"] > 0).any():
+        notes.append("Ranks with a best rate at an edge of the grid are left out.")
+    return "\n".join(notes)

@@ -1,0 +1,121 @@
+"""The properties of a layer that finite-rank curves depend on."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from study.vocabulary.inits import UNIFORM
+
+MIDDLE_BACK = 1.25
+"""Stands for an unknown ``r_back``, which is between 1 and pi/2. At D = 576 its slope is within
+0.007 of that of either end over ranks 4 to 256, and within 0.013 over ranks 4 to 2048."""
+
+RESOLVED = 1e-9
+"""Singular values of G above this part of the largest count in its rank."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The properties of a layer that a finite-rank curve depends on. NaN stands for an unknown one,
+    and curves that depend on it are NaN.
+
+    - ``d_in``, ``d_out``: D and O;
+    - ``r_align = |G|^2 E|x|^2 / E|G x|^2``: from 1, if every x lies along the one direction that G
+      reads, to about D for x unrelated to G; about 5 on real text;
+    - ``r_sign = (pi/2) / mean cos^2(G_o, x)``: the mean is over outputs o and over tokens, weighted
+      by |x|^2;
+    - ``r_back``: see :mod:`study.theory.curves`;
+    - ``r_diag = sum_i |G_i|^2 E x_i^2 / E|G x|^2`` over the columns of G. ``None`` stands for
+      r_align / D, the value for an x spread evenly over its entries;
+    - ``kurtosis``: the excess kurtosis of the entries of the random factor;
+    - ``r_eff = |G|^4 / |G G^T|^2``: the effective number of directions of G. NaN stands for
+      ``sqrt(r_align)``, and for an unknown one if r_align is unknown too;
+    - ``r_joint = tr(P M)^2 / |P M|^2`` of the symmetric part of ``P M``, ``P = G^T G``, ``M`` the
+      second moment of x: the effective number of directions that G and x have in common. NaN
+      stands for 1. Only log biases (:mod:`study.theory.log_gaps`) depend on these two;
+    - ``g_rank``: the rank of G, at most the number of tokens that it sums over;
+    - ``r_nuc = |G|_*^2 / |G|^2``: the effective number of directions of G by its nuclear norm;
+    - ``outside``: the share of |x|^2 outside the row space of G. Only the curves of spectral rules
+      (:mod:`study.theory.spectral`) depend on these three;
+    - ``r_rows = 1 / mean_o (sum_i G_oi^4 / |G_o|^4)``: the effective number of inputs that a row of
+      G reads. NaN stands for infinitely many.
+
+    Under Init[B] all of them are those of the transposed problem (x <-> g, G <-> G^T).
+    """
+
+    d_in: float = math.nan
+    d_out: float = math.nan
+    r_align: float = math.nan
+    r_sign: float = math.nan
+    r_back: float = MIDDLE_BACK
+    r_diag: float | None = None
+    kurtosis: float = UNIFORM
+    r_eff: float = math.nan
+    r_joint: float = math.nan
+    g_rank: float = math.nan
+    r_nuc: float = math.nan
+    outside: float = math.nan
+    r_rows: float = math.nan
+
+    @property
+    def sharpness(self) -> float:
+        """The squared length of the mean of ``sign(G_o a) a``, over that for a Gaussian a."""
+        if math.isnan(self.r_rows):
+            return 1.0
+        q, kappa = 1 / self.r_rows, self.kurtosis
+        return 1 - kappa * q / 12 + kappa**2 * q**1.5 / 24
+
+    @property
+    def share(self) -> float:
+        """The share of |G|^2 along one direction that stands for the spectrum of G."""
+        return self.r_align**-0.25 if math.isnan(self.r_eff) else self.r_eff**-0.5
+
+    @property
+    def joint(self) -> float:
+        """As ``share``, for the directions that G and x have in common."""
+        return 1.0 if math.isnan(self.r_joint) else min(1.0, self.r_joint**-0.5)
+
+
+UNKNOWN = Layer()
+
+
+def measure_layer(
+    G: ArrayLike, x: ArrayLike, g: ArrayLike, init: str = "A", kurtosis: float = UNIFORM
+) -> Layer:
+    """The properties of a layer, computed from arrays.
+
+    ``G`` [O, D]: the (accumulated) weight gradient that the trained factor holds. ``x`` [N, D] and
+    ``g`` [N, O]: inputs and output gradients of the tokens on which the quantity is measured.
+    """
+    G, x, g = (np.asarray(array, dtype=np.float64) for array in (G, x, g))
+    d_out, d_in = G.shape
+    if init == "B":
+        G, x, g = G.T, g, x
+    out = x @ G.T
+    energy, out_energy = np.square(x).sum(), np.square(out).sum()
+    rows = np.linalg.norm(G, axis=1)
+    live = rows > 0  # sign(0) = 0: an output without gradient contributes nothing
+    directions = G[live] / rows[live, None]
+    cos2 = np.square(x @ directions.T).sum() / (energy * live.sum())
+    K = np.clip(directions @ directions.T, -1.0, 1.0)
+    g_live = g[:, live]
+    both = G.T @ out.T @ x
+    _, singular, V = np.linalg.svd(G, full_matrices=False)
+    g_rank = int((singular > RESOLVED * singular[0]).sum())
+    return Layer(
+        d_in=d_in,
+        d_out=d_out,
+        r_align=float(np.square(G).sum() * energy / out_energy),
+        r_sign=float(math.pi / 2 / cos2),
+        r_back=float(np.sum(g_live @ np.arcsin(K) * g_live) / np.sum(g_live @ K * g_live)),
+        r_diag=float((np.square(G).sum(0) * np.square(x).sum(0)).sum() / out_energy),
+        kurtosis=kurtosis,
+        r_eff=float(np.square(G).sum() ** 2 / np.square(G @ G.T).sum()),
+        r_joint=float(4 * np.trace(both) ** 2 / np.square(both + both.T).sum()),
+        g_rank=g_rank,
+        r_nuc=float(singular.sum() ** 2 / np.square(singular).sum()),
+        outside=float(max(0.0, 1 - np.square(x @ V[:g_rank].T).sum() / energy)),
+        r_rows=float(1 / np.mean((directions**4).sum(1))),
+    )
