@@ -112,7 +112,7 @@ def _placed(record: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, A
 
 def _of_one_type(cells: pd.DataFrame) -> pd.DataFrame:
     """``cells`` with text in the columns that hold numbers and text."""
-    mixed = [name for name in cells if cells[name].dtype == object]
+    mixed = [str(name) for name in cells if cells[name].dtype == object]
     return cells.assign(**{name: cells[name].map(str, na_action="ignore") for name in mixed})
 
 

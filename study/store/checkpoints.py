@@ -55,10 +55,12 @@ class _Stored(Mapping[str, np.ndarray]):
     def __init__(self, path: Path) -> None:
         self.path = path
         with no_panic(), safe_open(path, framework="numpy") as file:
-            self.names = list(file.keys())
+            self.names = dict.fromkeys(file.keys())
             self.metadata: dict[str, str] = file.metadata()
 
     def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.names:
+            raise KeyError(name)
         with no_panic(), safe_open(self.path, framework="numpy") as file:
             return np.asarray(file.get_tensor(name))
 
