@@ -48,8 +48,6 @@ imports: .venv/.installed-dev
 N ?= 200
 SEED ?= 0
 faults: .venv/.installed-dev
-	$(BIN)/python -m pip install $(INSTALL) --editable '.[submitit]'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --long tests/faults
 	$(BIN)/python -m tests.faults --number $(N) --seed $(SEED)
 
 # On a machine with a GPU: the tests marked gpu, the benchmarks and the reference studies on it, in

@@ -64,22 +64,18 @@ class Disk:
 
     def before(self, call: str, given: tuple[Any, ...]) -> None:
         """A call of ``os`` follows. Files that libraries have made are taken in."""
-        if call in ("replace", "link"):
+        if call == "replace":
             source = Path(given[0])
             self._observe(source, self._known(source))
 
-    def happened(self, call: str, path: Path, given: tuple[Any, ...]) -> None:
-        """A call of ``os`` has succeeded."""
+    def happened(self, call: str, path: Path) -> None:
+        """A call of ``os`` has succeeded. A rename is told by :meth:`moved`."""
         if call == "open":
             self._file(path)
         elif call == "mkdir":
             self._folder(path)
         elif call in ("unlink", "rmdir"):
             self._remove(path)
-        elif call == "link":
-            self._name(path, self._known(Path(given[0])))
-        elif call == "replace":
-            self._move(Path(given[0]), path)
         elif call == "fsync" and path.is_dir():
             folder = self._folder(path)
             self._observe(path, folder)
@@ -151,9 +147,6 @@ class Disk:
 
     # The changes.
 
-    def _name(self, path: Path, node: Node) -> None:
-        self._add(self._folder(path.parent), path.name, node)
-
     def _add(self, folder: Folder, name: str, node: Node) -> None:
         folder.now[name] = node
         self._changes.append(Change((folder,), lambda: folder.synced.update({name: node})))
@@ -163,7 +156,8 @@ class Disk:
         folder.now.pop(path.name, None)
         self._changes.append(Change((folder,), lambda: folder.synced.pop(path.name, None)))
 
-    def _move(self, source: Path, target: Path) -> None:
+    def moved(self, source: Path, target: Path) -> None:
+        """A rename has succeeded."""
         old, new = self._folder(source.parent), self._folder(target.parent)
         node = new.now[target.name] = old.now.pop(source.name)
 

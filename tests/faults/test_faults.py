@@ -1,0 +1,62 @@
+"""Some of each kind of fault. ``make faults`` has many, on every sweep."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from .faults import Sweep, failing_cases, power_cases, work
+from .power import LEAST, NAMES_ONLY
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="module")
+def short(place: Path) -> Sweep:
+    """A sweep that makes every kind of file call, and few of them."""
+    return Sweep("short", place)
+
+
+def test_every_file_of_a_study_is_written_through_the_store(short: Sweep) -> None:
+    """Otherwise no fault could be put there."""
+    study = short.undisturbed
+    written = {point["path"] for point in short.points if point["operation"] in ("open", "replace")}
+    found = {str(path) for path in study.rglob("*") if path.is_file()}
+    inside = {path for path in found if any(path.startswith(f"{w}/") for w in written)}
+    assert found - inside - written == set()
+
+
+@pytest.mark.parametrize("sweep", ["dropout", "adapters", "infinite rank"])
+def test_a_killed_sweep_ends_with_the_tables_of_an_undisturbed_one(place: Path, sweep: str) -> None:
+    disturbed = Sweep(sweep, place)
+    for seed in range(2):
+        assert disturbed.kill(seed).wrong == []
+
+
+def test_a_call_that_fails_gives_one_line_and_loses_nothing(short: Sweep) -> None:
+    for case in failing_cases(short, 1000, seed=0)[: len(short.kinds()) : 3]:
+        assert short.fail(*case).wrong == []
+
+
+@pytest.mark.parametrize("seed", [LEAST, NAMES_ONLY, 2])
+def test_power_loss_costs_no_row_of_a_checkpoint_and_no_record(short: Sweep, seed: int) -> None:
+    for at, _ in power_cases(short, 3, seed=0):
+        assert short.lose_power(at + 7 * seed, seed).wrong == []
+
+
+def test_the_comparison_finds_other_results(short: Sweep, tmp_path: Path) -> None:
+    """A sweep that is not completed differs, and so does one whose cells are trained twice."""
+    found = Sweep("dropout", tmp_path)
+    found.undisturbed = short.undisturbed  # type: ignore[misc]
+    assert any("cells: " in line for line in found.fail(10**9, errno.EIO, False).wrong)
+    events = [
+        {"pid": 1, "event": "begin", "cell": "c", "step": 0},
+        {"pid": 1, "event": "row", "cell": "c", "step": 0},
+        {"pid": 2, "event": "begin", "cell": "c", "step": 0},
+        {"pid": 1, "event": "row", "cell": "c", "step": 1},
+    ]
+    twice, lost = work(events)
+    assert (len(twice), lost) == (1, [0, 1])
