@@ -14,10 +14,9 @@ from pathlib import Path
 from benchmarks.inference_costs import infer_cost
 from benchmarks.summary import speed
 from docs import bench_blocks, findings, study_blocks
-from docs.blocks import PLOTS, QUICK, RESULTS, ROOT, Block, Say, rewrite, study_tables, table
+from docs.blocks import PLOTS, RESULTS, ROOT, Block, Say, rewrite, study_tables, table
 from docs.pictures import slim
 from docs.studies import STUDIES
-from study.dashboard.export import export
 from study.figures import FIGURES, draw_all, save
 from study.report import as_markdown
 from study.report.write import report_of
@@ -25,9 +24,7 @@ from study.store import write_output
 from study.store.files import remove
 from study.store.records import ARCHIVE
 
-REPORT, DASHBOARD = "report.md", "dashboard.html"
-MOST_BYTES = 3_000_000
-"""Of the dashboard's page."""
+REPORT = "report.md"
 PROCESSES = min(4, os.cpu_count() or 1)
 """That draw studies at a time. Each takes about 1 GB."""
 BLOCKS: dict[str, Block] = {
@@ -71,8 +68,6 @@ def draw_study(name: str) -> list[str]:
             remove(path)
     blocks = report_of(RESULTS / name, tables, drawn, folder, folder)
     write_output(folder / REPORT, as_markdown(blocks))
-    if name == QUICK:
-        export([RESULTS / name], folder / DASHBOARD, MOST_BYTES)
     return said
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from playwright.sync_api import ViewportSize, sync_playwright
 
 from docs.blocks import PLOTS, QUICK, RESULTS
-from study.dashboard.export import export
+from study.dashboard.document import export
 from study.errors import StudyError
 
 SIZE = ViewportSize(width=1600, height=1000)

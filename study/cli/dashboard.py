@@ -13,7 +13,7 @@ from study.errors import StudyError
 from study.vocabulary.extras import install
 
 if TYPE_CHECKING:
-    from study.dashboard.ahead import LookAhead
+    from study.dashboard.server import LookAhead
 
 WAIT = 1.0
 """Seconds between looks for the first cell of a study."""
@@ -60,7 +60,7 @@ def dashboard(
         click.echo(open_workspace(study_dir, plots_folder(study_dir), say))
         return
     try:
-        from study.dashboard.export import export
+        from study.dashboard.document import export
         from study.dashboard.server import LOCAL, serve
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("plotly", "starlette", "uvicorn"):
@@ -112,7 +112,7 @@ def wait_for_cells(
 
 def _look_ahead() -> "LookAhead":
     """What the live sweeps of a study have still to train, as ``study status --watch`` says it."""
-    from study.dashboard.ahead import Ahead
+    from study.dashboard.server import Ahead
     from study.store import cell_folders
     from study.sweeps.agenda import WAITING, Done, agendas, progress, records
 

@@ -2,15 +2,11 @@
 
 Python writes what the page shows; the files in ``page/`` draw it.
 
-- :mod:`~study.dashboard.packing`: values in two bytes each, for the browser;
-- :mod:`~study.dashboard.probes`: one cell's probed values, one quantity at a time;
-- :mod:`~study.dashboard.following`: a study on disk; reads only what changed;
-- :mod:`~study.dashboard.verdicts`: the primary exponents, p* and losses so far;
-- :mod:`~study.dashboard.p_star`, :mod:`~study.dashboard.losses`: their rows on the page;
+- :mod:`~study.dashboard.studies`: the studies, read by the store and judged by the analysis;
+- :mod:`~study.dashboard.findings`: verdicts, p* and final losses on the page;
+- :mod:`~study.dashboard.values`: the probed values, in two bytes each;
 - :mod:`~study.dashboard.overview`: everything on the page except the probed values;
-- :mod:`~study.dashboard.studies`: several studies side by side;
-- :mod:`~study.dashboard.ahead`: what running sweeps have still to train;
 - :mod:`~study.dashboard.colours`: the colours and markers of the rules;
-- :mod:`~study.dashboard.document`: the HTML page, assembled from the files in ``page/``;
-- :mod:`~study.dashboard.export`, :mod:`~study.dashboard.server`: the page as a file, and served.
+- :mod:`~study.dashboard.document`: the page as data, as HTML and as a file;
+- :mod:`~study.dashboard.server`: the page, served.
 """

@@ -1,13 +1,20 @@
-"""The page as HTML: the files in ``page/`` as one document, with or without a study's data."""
+"""The page on studies: its data, and the HTML document, live or with the data in it."""
 
 import base64
 import gzip
+import hashlib
 import html
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import plotly
+
+from study.dashboard.overview import in_order, overview, prefixes
+from study.dashboard.studies import Study, read_studies
+from study.dashboard.values import Measured, Values
+from study.store import write_output
 
 PARTS = Path(__file__).parent / "page"
 PLOTLY = Path(plotly.__file__).parent / "package_data/plotly.min.js"
@@ -37,19 +44,79 @@ POLICY = (
 study contains markup. ``'self'`` or ``'none'`` is appended."""
 
 
+MOST_BYTES = 10_000_000
+"""Of an exported file."""
+
+
+class Page:
+    """The data of the page on ``studies`` as they are now.
+
+    ``overview``: the object that the page shows. ``quantities``: those with values. ``version``: a
+    hash of the overview and of ``state``, which changes when values do.
+    """
+
+    def __init__(self, studies: Sequence[Study], live: bool, state: str = "") -> None:
+        probes = [study.probes for study in studies]
+        self._values = Values(dict(zip(prefixes(studies), probes, strict=True)))
+        self._messages: dict[Measured, bytes] = {}
+        self.quantities = in_order(self._values.measured())
+        self.overview = overview(studies, self._values, live)
+        text = json.dumps(self.overview, sort_keys=True, allow_nan=False) + state
+        self.version = hashlib.sha256(text.encode()).hexdigest()[:32]
+        self.overview["version"] = self.version
+
+    def text(self) -> bytes:
+        """The overview as JSON."""
+        return json.dumps(self.overview, allow_nan=False).encode()
+
+    @property
+    def title(self) -> str:
+        """The heading of the document."""
+        return f"{self.overview['study']}: dashboard"
+
+    def message(self, quantity: Measured) -> bytes:
+        """The packed values of a quantity; the same bytes for all who ask."""
+        if quantity not in self._messages:
+            self._messages[quantity] = self._values.message(quantity)
+        return self._messages[quantity]
+
+
+def export(folders: Sequence[Path], file: Path, most_bytes: int = MOST_BYTES) -> tuple[int, int]:
+    """Write the page on the studies in ``folders`` to ``file``, which works offline.
+
+    Returns the numbers of quantities in it and in all. Quantities are added in the order of
+    :func:`~study.dashboard.overview.in_order` until the file reaches ``most_bytes``. The first is
+    always included. Raises :class:`StudyError` if a folder holds no study, or if the file can't be
+    written.
+    """
+    page = Page(read_studies(folders), live=False)
+    bytes_left = most_bytes - len(whole_document(page, []).encode())
+    values: list[str] = []
+    for quantity in page.quantities:
+        text = embedded(page.message(quantity))
+        bytes_left -= len(text) + 100  # Its element and its entry in the overview take some too.
+        if bytes_left < 0 and values:
+            break
+        values.append(text)
+    page.overview["left_out"] = len(page.quantities) - len(values)
+    page.overview["quantities"] = page.overview["quantities"][: len(values)]
+    write_output(file, whole_document(page, values))
+    return len(values), len(page.quantities)
+
+
 def live_document(title: str) -> str:
     """The page that fetches plotly.js, the overview and the values from its server."""
     return _document(title, POLICY + "'self'", "")
 
 
-def whole_document(title: str, overview: bytes, values: Sequence[str]) -> str:
+def whole_document(page: Page, values: Sequence[str]) -> str:
     """The page with everything embedded. ``values``: messages encoded by :func:`embedded`."""
-    data = [("plotly", embedded(PLOTLY.read_bytes())), ("overview", embedded(overview))]
+    data = [("plotly", embedded(PLOTLY.read_bytes())), ("overview", embedded(page.text()))]
     data += [(f"values-{n}", text) for n, text in enumerate(values)]
     scripts = "\n".join(
         f'<script type="application/gzip" id="{name}">{text}</script>' for name, text in data
     )
-    return _document(title, POLICY + "'none'", scripts)
+    return _document(page.title, POLICY + "'none'", scripts)
 
 
 def embedded(data: bytes) -> str:

@@ -1,54 +1,29 @@
 """Everything on the page except the probed values, as one JSON object."""
 
-import hashlib
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
-import pyarrow as pa
 
 from study.analysis.fits import t_critical
 from study.analysis.grouping import curve_labels, distinguishing
 from study.analysis.rank_stabilized import BATCHES_OF
-from study.analysis.summary import OVER_MODEL
-from study.analysis.wording import (
-    INTERVAL,
-    STRAIGHTNESS,
-    TESTED,
-    batch_words,
-    bend_text,
-    bracket_head,
-    bracket_notes,
-    factor_text,
-    number_text,
-)
+from study.analysis.wording import INTERVAL, STRAIGHTNESS, batch_words
+from study.dashboard import findings
 from study.dashboard.colours import rule_looks
-from study.dashboard.following import FollowedCell, FollowedStudy
-from study.dashboard.losses import AXIS, HOW
-from study.dashboard.p_star import p_star
-from study.dashboard.probes import Layer, Quantity
-from study.dashboard.verdicts import FIXED_STEPS, Verdicts
-from study.errors import printable
+from study.dashboard.findings import json_value
+from study.dashboard.studies import Study
+from study.dashboard.values import Measured, Values
 from study.figures import style
 from study.figures.selection import Rule
 from study.vocabulary.glossary import glossary
 from study.vocabulary.optimizers import label
-from study.vocabulary.quantities import (
-    FIRST_READ,
-    METRICS,
-    MODEL_WIDE,
-    PRIMARY,
-    SITES,
-    STATS,
-    TRAIN,
-)
+from study.vocabulary.quantities import FIRST_READ, METRICS, SITES, STATS, TRAIN
 from study.vocabulary.statuses import STATUSES, Status, end_step, note
 from study.vocabulary.thresholds import STABLE_RATIO
-from study.vocabulary.verdicts import ONE_SEED, VERDICTS, meaning
+from study.vocabulary.verdicts import VERDICTS, meaning
 
 CURVES = {name: METRICS[name].label for name in ("loss", "eval_loss", "grad_norm")}
 """The metrics with a curve on the page."""
@@ -81,66 +56,65 @@ MAIN = {
 disclosure."""
 MOST_VALUES = 6
 """Values of a setting that its line lists."""
-
-VERDICT_FIELDS = (
-    *("optimizer", "curve", "quantity", "over", "batch", "step"),
-    *("exponent", "ci_low", "ci_high"),
-    *(
-        "site",
-        "stat",
-        "predicted",
-        "estimate",
-        "verdict",
-        "interval",
-        "seeds",
-        "ranks",
-        "rank_min",
-        "rank_max",
-    ),
-)
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+"""The lines of the first study, of the second, and so on."""
 
 
-def overview(study: FollowedStudy, verdicts: Verdicts, live: bool) -> dict[str, Any]:
+def overview(studies: Sequence[Study], values: Values, live: bool) -> dict[str, Any]:
     """The object. Missing numbers are null; infinities are strings, since JSON cannot hold them.
 
-    ``live``: whether the page can request updates.
+    Each study is judged on its own, so its numbers are those of its own page. Of several, a rule of
+    each is a rule of its own: every chart that compares rules then compares studies too. ``live``:
+    whether the page can request updates.
     """
-    cells = study.cells()
-    found = verdicts.of(study)
+    pages = [
+        _of_study(study, prefix, values)
+        for study, prefix in zip(studies, prefixes(studies), strict=True)
+    ]
+    if len(studies) > 1:
+        pages = [
+            _told_apart(page, number, prefix, study.name)
+            for number, (page, prefix, study) in enumerate(
+                zip(pages, prefixes(studies), studies, strict=True)
+            )
+        ]
+    cells = pd.concat([study.cells for study in studies], ignore_index=True)
+    quantities = in_order(values.measured())
     return {
-        "study": study.folder.resolve().name,
-        "studies": [study.folder.resolve().name],
-        "instance": study.instance,
+        "study": ", ".join(study.name for study in studies),
+        "studies": [study.name for study in studies],
         "live": live,
-        "counts": _counts(cells, study),
-        "cells": [
-            _cell(study.followed[str(row["cell_id"])], row, setting)
-            | {"loss_group": found.losses["groups"].get(str(row["cell_id"]))}
-            for row, setting in zip(cells.to_dict("records"), _settings(cells), strict=True)
-        ],
-        "unreadable": [
-            {"cell_id": name, "note": printable(cell.reason, 1000)}
-            for name, cell in sorted(study.unreadable.items())
-        ],
+        **{
+            name: [row for page in pages for row in page[name]]
+            for name in ("cells", "unreadable", "rules", "verdicts")
+        },
+        "counts": {
+            status: sum(page["counts"][status] for page in pages) for status in pages[0]["counts"]
+        },
         "configuration": configuration(cells),
-        "rules": rule_looks(cells),
         "optimizers": {str(name): label(str(name)) for name in cells["optimizer"]},
-        "layers": [Layer(*layer)._asdict() for layer in study.layers],
-        "quantities": [quantity._asdict() for quantity in in_order(study.quantities())],
-        "batches": batch_words(quantity.batch for quantity in study.quantities()),
+        "layers": [layer._asdict() for layer in values.layers],
+        "quantities": [quantity._asdict() for quantity in quantities],
+        "batches": batch_words(quantity.batch for quantity in quantities),
+        "brackets": _if_same([page["brackets"] for page in pages]),
+        "verdict_notes": _distinct(page["verdict_notes"] for page in pages),
+        "p_star": {
+            name: _distinct(page["p_star"][name] for page in pages) for name in ("rows", "notes")
+        },
+        "losses": {
+            name: [row for page in pages for row in page["losses"][name]]
+            for name in ("runs", "compared")
+        },
         "labels": {
             "site": {name: site.label for name, site in SITES.items()},
             "stat": {name: stat.label for name, stat in STATS.items()},
             "curve": CURVES,
             "unit": {name: METRICS[name].unit for name in CURVES},
-            "how": HOW,
-            "final_loss": AXIS,
+            "how": findings.HOW,
+            "final_loss": findings.AXIS,
         },
         "glossary": glossary(),
         "states": {name: _state(row) for name, row in STATUSES.items()},
-        **_verdicts(found.rows, found.note),
-        "p_star": p_star(found.stable),
-        "losses": {name: found.losses[name] for name in ("runs", "compared")},
         "interval": INTERVAL,
         "straightness": STRAIGHTNESS,
         "words": {
@@ -155,12 +129,12 @@ def overview(study: FollowedStudy, verdicts: Verdicts, live: bool) -> dict[str, 
     }
 
 
-def fingerprint(page: dict[str, Any]) -> str:
-    """An ETag: a hash of the page."""
-    return hashlib.sha256(json.dumps(page, sort_keys=True).encode()).hexdigest()[:32]
+def prefixes(studies: Sequence[Study]) -> list[str]:
+    """What the keys of each study's cells and rules begin with: they differ between studies."""
+    return [f"{n}: " for n in range(len(studies))] if len(studies) > 1 else [""]
 
 
-def in_order(quantities: Sequence[Quantity]) -> list[Quantity]:
+def in_order(quantities: Sequence[Measured]) -> list[Measured]:
     """:data:`~study.vocabulary.quantities.FIRST_READ` first.
 
     Of one site and statistic, the batch on which the report reads the paper's condition comes
@@ -177,45 +151,96 @@ def in_order(quantities: Sequence[Quantity]) -> list[Quantity]:
     )
 
 
-def _counts(cells: pd.DataFrame, study: FollowedStudy) -> dict[str, int]:
+def _of_study(study: Study, prefix: str, values: Values) -> dict[str, Any]:
+    """The parts of the page that a study has of its own."""
+    losses = findings.held_out(study)
+    cells, groups = study.cells, losses.pop("groups")
+    by_cell = study.metrics.groupby("cell_id", observed=True) if len(study.metrics) else []
+    metrics = {str(cell): rows for cell, rows in by_cell}
     counts = {status: int((cells["status"] == status).sum()) for status in STATUSES}
-    return counts | {"unreadable": len(study.unreadable)}
+    return {
+        "cells": [
+            _cell(row, metrics.get(str(row["cell_id"])))
+            | {
+                "setting": setting,
+                "loss_group": groups.get(str(row["cell_id"])),
+                "probed": len(values.steps.get(prefix + str(row["cell_id"]), ())),
+            }
+            for row, setting in zip(cells.to_dict("records"), _settings(cells), strict=True)
+        ],
+        "unreadable": [
+            {"cell_id": name, "note": why} for name, why in sorted(study.unreadable.items())
+        ],
+        "counts": counts | {"unreadable": len(study.unreadable)},
+        "rules": rule_looks(cells),
+        **findings.verdicts(study),
+        "p_star": findings.p_star(study),
+        "losses": losses,
+    }
 
 
-def _cell(cell: FollowedCell, row: Mapping[Any, Any], setting: str) -> dict[str, Any]:
+def _told_apart(page: dict[str, Any], number: int, prefix: str, name: str) -> dict[str, Any]:
+    """The parts of a study with keys that no other study has, and with its name in its texts."""
+
+    def own_rule(row: dict[str, Any]) -> dict[str, Any]:
+        return row | {"rule": prefix + row["rule"], "study": number}
+
+    rules = [
+        rule
+        | {
+            "id": prefix + rule["id"],
+            "name": f"{rule['name']}, {name}",
+            "lines": [rule["name"], name],
+            "dash": DASHES[number % len(DASHES)],
+            "marker": rule["marker"] + ("-open" if number else ""),
+            "study": number,
+        }
+        for rule in page["rules"]
+    ]
+    estimates = [
+        row | {"setting": ", ".join(filter(None, (name, row["setting"])))}
+        for row in page["p_star"]["rows"]
+    ]
+    return page | {
+        "cells": [own_rule(cell) | {"key": prefix + cell["cell_id"]} for cell in page["cells"]],
+        "unreadable": [cell | {"study": number} for cell in page["unreadable"]],
+        "rules": rules,
+        "verdicts": [own_rule(verdict) for verdict in page["verdicts"]],
+        "p_star": page["p_star"] | {"rows": estimates},
+        "losses": {table: list(map(own_rule, rows)) for table, rows in page["losses"].items()},
+    }
+
+
+def _cell(row: Mapping[Any, Any], metrics: pd.DataFrame | None) -> dict[str, Any]:
     seed, data_seed = row["seed"], row["data_seed"]
     return {
-        **{str(name): _json(value) for name, value in row.items() if name != "study"},
+        **{str(name): json_value(value) for name, value in row.items() if name != "study"},
         "key": str(row["cell_id"]),
         "study": 0,
         "rule": style.gid(Rule.of(row["scaling"], row["exponent"])),
-        "setting": setting,
-        "seed": _json(seed) if seed == data_seed else f"{seed}, data {data_seed}",
-        "steps_done": int(cell.metrics["step"].to_numpy().max()) if len(cell.metrics) else 0,
-        "revision": cell.revision,
-        "probed": len(cell.probes.steps),
-        "curves": _curves(cell.metrics),
-        "end_step": _json(end_step(row)) if math.isfinite(end_step(row)) else None,
+        "seed": json_value(seed) if seed == data_seed else f"{seed}, data {data_seed}",
+        "steps_done": 0 if metrics is None else int(metrics["step"].max()),
+        "curves": {name: _curve(metrics, name) for name in CURVES},
+        "end_step": json_value(end_step(row)) if math.isfinite(end_step(row)) else None,
         "note": note(row),
     }
 
 
-def _curves(metrics: pa.Table) -> dict[str, Any]:
-    """The curves of :data:`CURVES` as ``{"step": [...], "value": [...]}`` at the measured steps.
+def _curve(metrics: pd.DataFrame | None, name: str) -> dict[str, Any]:
+    """``{"step": [...], "value": [...]}`` at the measured steps.
 
     A long curve is thinned out to every 2nd, 4th, 8th ... point and its last one, so that seeds of
     different lengths have common steps, at which the page averages them.
     """
-    step, found = metrics["step"].to_numpy(), {}
-    for name in CURVES:
-        values = metrics[name].to_numpy()
-        rows = np.flatnonzero(~np.isnan(values))
-        every = 1
-        while len(rows) > every * MOST_POINTS:
-            every *= 2
-        rows = np.union1d(rows[::every], rows[-1:])
-        found[name] = {"step": step[rows].tolist(), "value": _json_list(values[rows])}
-    return found
+    if metrics is None or name not in metrics:
+        return {"step": [], "value": []}
+    rows = metrics.loc[metrics[name].notna(), ["step", name]]
+    every = 1
+    while len(rows) > every * MOST_POINTS:
+        every *= 2
+    rows = rows.iloc[np.union1d(np.arange(0, len(rows), every), np.arange(len(rows))[-1:])]
+    values = rows[name].astype(float).tolist()
+    return {"step": rows["step"].tolist(), "value": list(map(json_value, values))}
 
 
 def _settings(cells: pd.DataFrame) -> list[str]:
@@ -260,40 +285,6 @@ def _values(column: "pd.Series[Any]") -> str:
     return ", ".join(map(name, values)) or "none"
 
 
-def _verdicts(rows: pd.DataFrame, why_none: str) -> dict[str, Any]:
-    """The rows of the verdict table, what their brackets show, and the notes below it."""
-    if rows.empty:
-        return {"verdicts": [], "brackets": "", "verdict_notes": [why_none]}
-    tested = [] if (rows["verdict"] == ONE_SEED).all() else [TESTED]
-    return {
-        "verdicts": [_verdict(row) for row in rows.itertuples(index=False)],
-        "brackets": bracket_head(rows),
-        "verdict_notes": [*tested, *bracket_notes(rows), *_spans(rows)],
-    }
-
-
-def _verdict(row: Any) -> dict[str, Any]:
-    """A row of the summary: its numbers for the bar, and its texts, which are the report's."""
-    labels = {(q.site, q.stat): q.label for q in PRIMARY}
-    return {
-        **{name: _json(getattr(row, name)) for name in VERDICT_FIELDS},
-        "rule": style.gid(Rule.of(row.scaling, row.exponent_p)),
-        "label": labels[row.site, row.stat],
-        "layer": "mean" if row.over != OVER_MODEL else MODEL_WIDE,
-        "at_last_step": row.step not in FIXED_STEPS,
-        "factor": factor_text(row.factor),
-        "theory": number_text(row.predicted),
-        "bend": bend_text(row),
-    }
-
-
-def _spans(rows: pd.DataFrame) -> list[str]:
-    """Over which ranks the factors are."""
-    pairs = rows[["rank_min", "rank_max"]].drop_duplicates().itertuples(index=False)
-    spans = " or ".join(f"{low:g} to {high:g}" for low, high in pairs)
-    return [f"× is the factor from the lowest to the highest rank ({spans})."]
-
-
 def _state(status: Status) -> dict[str, Any]:
     """How the page shows a state. ``stopped_early``: its cells do not reach the last step;
     ``done``: a sweep does not train them again."""
@@ -312,20 +303,14 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _json_list(values: npt.NDArray[np.float64]) -> list[Any]:
-    return values.tolist() if np.isfinite(values).all() else [_json(value) for value in values]
+def _distinct(lists: Iterable[Sequence[Any]]) -> list[Any]:
+    """The elements of ``lists``, each once, in order."""
+    found: list[Any] = []
+    for one in (one for each in lists for one in each):
+        if one not in found:
+            found.append(one)
+    return found
 
 
-def _json(value: Any) -> Any:
-    """A value that JSON can hold."""
-    if value is None or value is pd.NA or value is pd.NaT:
-        return None
-    if isinstance(value, bool | np.bool_):
-        return bool(value)
-    if isinstance(value, int | np.integer):
-        return int(value)
-    if not isinstance(value, float | np.floating):
-        return str(value)
-    if math.isnan(value):
-        return None
-    return float(value) if math.isfinite(value) else str(float(value))
+def _if_same(texts: Sequence[str]) -> str:
+    return texts[0] if len(set(texts)) == 1 else ""

@@ -1,28 +1,26 @@
 """``study dashboard``: serve the page from this machine and follow the study while it trains.
 
 The page requests ``progress`` and ``overview`` every second or two; an unchanged ETag makes the
-latter cheap. Then it requests the steps that it lacks. All state is on disk, so an open page
-continues when the server is restarted.
+latter cheap. Then it requests the values of the quantity that it shows. All state is on disk, so an
+open page continues when the server is restarted.
 """
 
 import asyncio
 import contextlib
 import hmac
-import json
+import logging
 import os
 import secrets
 import socket
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import platformdirs
 import psutil
 import uvicorn
 from starlette.applications import Starlette
-from starlette.datastructures import QueryParams
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -38,22 +36,13 @@ from starlette.responses import (
 from starlette.routing import Mount, Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from study.dashboard.ahead import Ahead, LookAhead, ahead_of, nothing_ahead
-from study.dashboard.document import PLOTLY, live_document
-from study.dashboard.overview import fingerprint
-from study.dashboard.probes import Quantity
-from study.dashboard.studies import Studies
-from study.errors import StudyError, one_line, short, unknown
+from study.dashboard.document import PLOTLY, Page, live_document
+from study.dashboard.studies import is_running, read_studies, state_of
+from study.dashboard.values import Measured
+from study.errors import StudyError, one_line, printable, unknown
 
-HAVE = "have"
-PARAMETERS = (*Quantity._fields, HAVE)
-"""The parameters of ``/values``."""
-LARGEST = 2**53
-"""The numbers that JavaScript can count to."""
 MOST_NAMED = 3
 """Quantities that an answer names."""
-MOST_BYTES_OF_A_QUERY = 1 << 20
-"""For a page that has the values of 10 000 cells."""
 LOCAL = ("127.0.0.1", "localhost")
 EVERY_ADDRESS = "0.0.0.0"
 MOST_CONNECTIONS = 48
@@ -61,9 +50,32 @@ MOST_CONNECTIONS = 48
 MOST_WAIT = 10.0
 """Seconds in which a connection must send a whole request."""
 KEY_BYTES = 32
-REFRESH_EVERY, REFRESH_AT_LEAST_EVERY = 1.0, 2.5
-"""Seconds between refreshes. The pause is ten times as long as the refresh took, between these
-limits, so that training is hardly slowed."""
+REFRESH_EVERY, TIMES_AS_LONG = 1.0, 10
+"""Seconds between refreshes: at least so many, and at least so many times as long as the last one
+took, so that training is hardly slowed."""
+READ_AGAIN_AFTER = 30.0
+"""Seconds after which running cells are read again though no file has changed: a process may have
+died."""
+
+_log = logging.getLogger(__name__)
+
+
+class Ahead(NamedTuple):
+    """What running sweeps have still to train. ``waiting``: cells that have not begun;
+    ``seconds_left``: None if that is not known."""
+
+    waiting: int = 0
+    seconds_left: float | None = None
+
+
+LookAhead = Callable[[Path], Ahead]
+"""What the sweeps in the folder of a study have still to train. The command passes it in: sweeps
+belong to :mod:`study.sweeps`, which the dashboard does not import."""
+
+
+def nothing_ahead(study_dir: Path) -> Ahead:
+    """For a page without sweeps."""
+    return Ahead()
 
 
 def serve(
@@ -82,7 +94,7 @@ def serve(
     """
     once = secrets.token_urlsafe()
     token = token_of(folders)
-    app = application(Studies(folders), hosts_of(host), token, look_ahead, once)
+    app = application(folders, hosts_of(host), token, look_ahead, once)
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -101,7 +113,6 @@ def serve(
             timeout_graceful_shutdown=1,
             limit_concurrency=MOST_CONNECTIONS,
             http=_Impatient,
-            h11_max_incomplete_event_size=MOST_BYTES_OF_A_QUERY,
         )
     )
     with contextlib.suppress(KeyboardInterrupt):
@@ -165,7 +176,7 @@ class _Impatient(H11Protocol):
 
 
 def application(
-    studies: Studies,
+    folders: Sequence[Path],
     hosts: Sequence[str],
     token: str,
     look_ahead: LookAhead = nothing_ahead,
@@ -173,33 +184,34 @@ def application(
 ) -> Starlette:
     """The ASGI application below ``/token/``, for requests whose Host header is in ``hosts``.
 
-    ``/?once=<once>`` leads there, one time.
+    ``/?once=<once>`` leads there, one time. Raises :class:`StudyError` if a folder holds no study.
     """
-    watched = _Watched(studies, look_ahead)
+    watched = _Watched(folders, look_ahead)
 
-    def page(request: Request) -> Response:
-        return HTMLResponse(live_document(f"{studies.title}: dashboard"))
+    def document(request: Request) -> Response:
+        return HTMLResponse(live_document(watched.page.title))
 
     def plotly(request: Request) -> Response:
         day = {"Cache-Control": "max-age=86400"}
         return FileResponse(PLOTLY, media_type="text/javascript", headers=day)
 
-    def overview_(request: Request) -> Response:
-        headers = {"ETag": f'"{watched.etag}"', "Cache-Control": "no-cache"}
-        if watched.etag in request.headers.get("if-none-match", ""):
+    def overview(request: Request) -> Response:
+        page = watched.page
+        headers = {"ETag": f'"{page.version}"', "Cache-Control": "no-cache"}
+        if page.version in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
-        return Response(watched.page, media_type="application/json", headers=headers)
+        return Response(watched.text, media_type="application/json", headers=headers)
 
     def progress(request: Request) -> Response:
         return JSONResponse(watched.progress(), headers={"Cache-Control": "no-store"})
 
     def values(request: Request) -> Response:
-        try:
-            quantity, have = values_query(request.query_params)
-            found = watched.values(quantity, have)
-        except StudyError as error:
-            return PlainTextResponse(f"{error}\n", status_code=400)
-        return Response(found, media_type="application/octet-stream")
+        page = watched.page
+        asked = Measured(*(request.query_params.get(name, "") for name in Measured._fields))
+        if asked not in page.quantities:
+            some = map(" ".join, page.quantities[:MOST_NAMED])
+            return PlainTextResponse(f"{unknown('quantity', ' '.join(asked), some)}\n", 400)
+        return Response(page.message(asked), media_type="application/octet-stream")
 
     unused = {once} - {""}
 
@@ -211,9 +223,9 @@ def application(
         return RedirectResponse(f"/{token}/")
 
     pages = [
-        Route("/", page),
+        Route("/", document),
         Route("/plotly.js", plotly),
-        Route("/overview", overview_),
+        Route("/overview", overview),
         Route("/progress", progress),
         Route("/values", values),
     ]
@@ -235,48 +247,13 @@ def nothing_here(request: Request, error: Exception | None) -> Response:
     return PlainTextResponse(text, status_code=404)
 
 
-def values_query(query: QueryParams) -> tuple[Quantity, dict[str, tuple[int, int]]]:
-    """The quantity that ``/values`` is asked for, and by cell what the page has: the revision and
-    the number of steps.
-
-    Raises :class:`StudyError` for anything else.
-    """
-    names = [name for name, _ in query.multi_items()]
-    for name in names:
-        if name not in PARAMETERS:
-            raise unknown("parameter", name, PARAMETERS)
-        if names.count(name) > 1:
-            raise StudyError(f"{name} is given {names.count(name)} times: give it once")
-    for name in Quantity._fields:
-        if name not in query:
-            raise StudyError(f"no {name} is given: /overview lists the quantities")
-    try:
-        have = json.loads(query.get(HAVE, "[]"))
-    except (ValueError, RecursionError):
-        have = None
-    if not isinstance(have, list) or not all(map(_is_entry, have)):
-        raise StudyError(f"{HAVE}={short(query[HAVE])}: give [[cell, revision, steps], ...]")
-    return Quantity(*(query[name] for name in Quantity._fields)), {c: (r, s) for c, r, s in have}
-
-
-def _is_entry(entry: Any) -> bool:
-    """Whether ``entry`` is ``[cell, revision, steps]``. A boolean is no number here."""
-    return (
-        isinstance(entry, list)
-        and [type(part) for part in entry] == [str, int, int]
-        and all(0 <= number < LARGEST for number in entry[1:])
-    )
-
-
 class _Watched:
-    """Studies and their overview, refreshed in a thread while the application runs."""
+    """The page on the studies in ``folders``, made again in a thread when their files change."""
 
-    def __init__(self, studies: Studies, look_ahead: LookAhead = nothing_ahead) -> None:
-        self.studies, self.look_ahead = studies, look_ahead
-        self.lock = threading.Lock()
-        self.outdated = False
-        self.ahead, self.looked_at = Ahead(), time.monotonic()
-        self._describe()
+    def __init__(self, folders: Sequence[Path], look_ahead: LookAhead) -> None:
+        self.folders, self.look_ahead = folders, look_ahead
+        self.state = ""
+        self._read()
         self._look()
 
     @contextlib.asynccontextmanager
@@ -286,43 +263,42 @@ class _Watched:
         yield
         watching.cancel()
 
-    def values(self, quantity: Quantity, have: dict[str, tuple[int, int]]) -> bytes:
-        """Raises :class:`StudyError` for a quantity that no cell measured."""
-        with self.lock:
-            if quantity not in (measured := self.studies.quantities()):
-                raise unknown("quantity", " ".join(quantity), map(" ".join, measured[:MOST_NAMED]))
-            return self.studies.values_message(quantity, have)
-
     def progress(self) -> dict[str, Any]:
         """What sweeps have still to train as of now."""
-        left = self.ahead.seconds_left
+        waiting, left = self.ahead
         if left is not None:
             left = max(0.0, left - (time.monotonic() - self.looked_at))
-        return {"waiting": self.ahead.waiting, "seconds_left": left}
+        return {"waiting": waiting, "seconds_left": left}
 
     async def _watch(self) -> None:
+        problem = ""
         while True:
             began = time.monotonic()
-            await asyncio.to_thread(self._refresh)
-            pause = max(REFRESH_EVERY, 10 * (time.monotonic() - began))
-            await asyncio.sleep(min(pause, REFRESH_AT_LEAST_EVERY))
-
-    def _refresh(self) -> None:
-        """An error leaves the page as it was, and the next refresh tries again."""
-        with self.lock:
             try:
-                self.outdated |= self.studies.refresh()
-                if self.outdated:
-                    self._describe()
-                    self.outdated = False
-                self._look()
+                await asyncio.to_thread(self.refresh)
             except Exception as error:  # A file may change or vanish at any moment.
-                self.studies.log(f"can't refresh the page ({one_line(error)}): trying again")
+                if (said := f"can't refresh the page ({one_line(error)}): trying again") != problem:
+                    _log.warning("%s", printable(said))
+                    problem = said
+            await asyncio.sleep(max(REFRESH_EVERY, TIMES_AS_LONG * (time.monotonic() - began)))
+
+    def refresh(self) -> None:
+        """Make the page again if a file has changed. An error leaves it as it was."""
+        self._look()
+        late = self.runs and time.monotonic() - self.read_at > READ_AGAIN_AFTER
+        if late or state_of(self.folders) != self.state:
+            self._read()
 
     def _look(self) -> None:
-        folders = [study.folder for study in self.studies.followed]
-        self.ahead, self.looked_at = ahead_of(folders, self.look_ahead), time.monotonic()
+        found = [self.look_ahead(folder) for folder in self.folders]
+        times = [one.seconds_left for one in found if one.seconds_left is not None]
+        self.ahead = Ahead(sum(one.waiting for one in found), max(times, default=None))
+        self.looked_at = time.monotonic()
 
-    def _describe(self) -> None:
-        page = self.studies.overview(live=True)
-        self.page, self.etag = json.dumps(page, allow_nan=False).encode(), fingerprint(page)
+    def _read(self) -> None:
+        state = state_of(self.folders)  # before the files: a change meanwhile is seen next time
+        studies = read_studies(self.folders)
+        self.page = Page(studies, live=True, state=state)
+        self.text = self.page.text()
+        self.state, self.read_at = state, time.monotonic()
+        self.runs = any(map(is_running, studies))

@@ -1,170 +1,91 @@
-"""The studies of a page: one, or several side by side.
+"""The studies of a page, as the store reads them, and what the analysis finds in each."""
 
-Each study is followed, fitted and judged on its own, so its numbers are those of its own page. On
-the page of several, a rule of each study is a rule of its own: every chart that compares rules then
-compares studies too.
-"""
-
-import json
-import secrets
+import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from study.analysis.wording import batch_words
-from study.dashboard.following import FollowedStudy
-from study.dashboard.overview import configuration, in_order, overview
-from study.dashboard.packing import pack_message
-from study.dashboard.probes import Layers, Quantity
-from study.dashboard.verdicts import Verdicts
-from study.errors import StudyError
+from study.analysis import analyze, headline
+from study.errors import StudyError, printable
+from study.store import load_cells, load_measured
+from study.store.cells import FIRST
+from study.vocabulary.statuses import ENDED
 
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-"""The lines of the first study, of the second, and so on."""
+TABLES = (".json", ".parquet", ".arrows")
+"""The endings of files whose change may change the page."""
 
 
-class Studies:
-    """The studies in ``folders``, in this order. ``names``: one each.
+@dataclass(frozen=True)
+class Study:
+    """A study at the moment when it was read, and what it shows so far.
 
-    Raises :class:`StudyError` if a folder holds no study or is given twice.
+    - ``cells``, ``metrics``, ``probes``: see :class:`study.store.StudyTables`;
+    - ``unreadable``: why, by the id of each cell that can't be read;
+    - ``rows``: those of :func:`study.analysis.headline`, one for each quantity, curve and step.
+      ``note``: why there are none;
+    - ``stable``: that of :class:`study.analysis.Analysis`.
     """
 
-    def __init__(self, folders: Sequence[Path]) -> None:
-        twice = [str(folder) for folder, count in Counter(folders).items() if count > 1]
-        if twice:
-            raise StudyError(f"{twice[0]} is given twice: give each study once")
-        self.instance = secrets.token_hex(8)
-        self.layers = Layers()
-        self.followed = [FollowedStudy(folder, self.layers) for folder in folders]
-        self.names = _names(folders)
-        self._verdicts = [Verdicts() for _ in folders]
+    folder: Path
+    name: str
+    cells: pd.DataFrame
+    metrics: pd.DataFrame = field(default_factory=pd.DataFrame)
+    probes: pd.DataFrame = field(default_factory=pd.DataFrame)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    rows: pd.DataFrame = field(default_factory=pd.DataFrame)
+    note: str = ""
+    stable: pd.DataFrame = field(default_factory=pd.DataFrame)
 
-    @property
-    def title(self) -> str:
-        """The names, for a heading."""
-        return ", ".join(self.names)
-
-    def refresh(self) -> bool:
-        """Read what changed. Returns whether anything did."""
-        changed = [study.refresh() for study in self.followed]  # every one of them
-        return any(changed)
-
-    def quantities(self) -> list[Quantity]:
-        """The quantities that any cell of any study measured."""
-        return in_order(
-            list(dict.fromkeys(q for study in self.followed for q in study.quantities()))
-        )
-
-    def values_message(self, quantity: Quantity, have: Mapping[str, tuple[int, int]]) -> bytes:
-        """The values of ``quantity`` that the page lacks: see :meth:`FollowedStudy.values`.
-
-        ``have`` is by the key of a cell on the page.
-        """
-        blocks, parts = [], []
-        for number, study in enumerate(self.followed):
-            start = len(self._prefix(number))
-            own = {
-                key[start:]: there
-                for key, there in have.items()
-                if key.startswith(self._prefix(number))
-            }
-            for block, values in study.values(quantity, own):
-                blocks.append({**block, "cell": self._prefix(number) + block["cell"]})
-                parts.append(values)
-        header = {
-            "instance": self.instance,
-            "quantity": quantity,
-            "width": len(self.layers),
-            "blocks": blocks,
-        }
-        return pack_message(header, parts)
-
-    def overview(self, live: bool) -> dict[str, Any]:
-        """Everything on the page except the probed values."""
-        pages = [
-            overview(study, verdicts, live)
-            for study, verdicts in zip(self.followed, self._verdicts, strict=True)
-        ]
-        whole = pages[0] if len(pages) == 1 else self._side_by_side(pages)
-        return whole | {"instance": self.instance, "study": self.title, "studies": self.names}
-
-    def log(self, problem: str) -> None:
-        """Log a problem, once."""
-        self.followed[0].log(problem)
-
-    def _prefix(self, number: int) -> str:
-        """What distinguishes the cells and rules of a study from those of the others."""
-        return f"{number}: " if len(self.followed) > 1 else ""
-
-    def _side_by_side(self, pages: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        every = [self._of_study(number, page) for number, page in enumerate(pages)]
-        joined: dict[str, Any] = {
-            name: [row for page in every for row in page[name]]
-            for name in ("cells", "unreadable", "rules", "verdicts")
-        }
-        states = pages[0]["counts"]
-        cells = pd.concat([study.cells() for study in self.followed], ignore_index=True)
-        return pages[0] | {
-            **joined,
-            "counts": {state: sum(page["counts"][state] for page in pages) for state in states},
-            "configuration": configuration(cells),
-            "optimizers": {k: v for page in pages for k, v in page["optimizers"].items()},
-            "quantities": [quantity._asdict() for quantity in self.quantities()],
-            "batches": batch_words(quantity.batch for quantity in self.quantities()),
-            "layers": pages[-1]["layers"],
-            "brackets": _if_same([page["brackets"] for page in pages]),
-            "verdict_notes": _distinct(page["verdict_notes"] for page in pages),
-            "p_star": {
-                name: _distinct(page["p_star"][name] for page in every)
-                for name in ("rows", "notes")
-            },
-            "losses": {
-                name: [row for page in every for row in page["losses"][name]]
-                for name in ("runs", "compared")
-            },
-        }
-
-    def _of_study(self, number: int, page: dict[str, Any]) -> dict[str, Any]:
-        """The page of a study with keys that no other study has, and with its name in its texts."""
-        prefix, name = self._prefix(number), self.names[number]
-
-        def own_rule(row: dict[str, Any]) -> dict[str, Any]:
-            return row | {"rule": prefix + row["rule"], "study": number}
-
-        return {
-            "cells": [own_rule(cell) | {"key": prefix + cell["cell_id"]} for cell in page["cells"]],
-            "unreadable": [cell | {"study": number} for cell in page["unreadable"]],
-            "rules": [
-                rule
-                | {
-                    "id": prefix + rule["id"],
-                    "name": f"{rule['name']}, {name}",
-                    "lines": [rule["name"], name],
-                    "dash": DASHES[number % len(DASHES)],
-                    "marker": rule["marker"] + ("-open" if number else ""),
-                    "study": number,
-                }
-                for rule in page["rules"]
-            ],
-            "verdicts": [own_rule(verdict) for verdict in page["verdicts"]],
-            "p_star": {
-                "rows": [
-                    row | {"setting": ", ".join(filter(None, (name, row["setting"])))}
-                    for row in page["p_star"]["rows"]
-                ],
-                "notes": page["p_star"]["notes"],
-            },
-            "losses": {
-                table: [own_rule(row) for row in page["losses"][table]]
-                for table in ("runs", "compared")
-            },
-        }
+    @classmethod
+    def read(cls, folder: Path, name: str) -> "Study":
+        """Read and analyse a study. Raises :class:`StudyError` if the folder holds none."""
+        every = load_cells(folder, with_unreadable=True)
+        broken = every.loc[every["status"] == "unreadable"].set_index("cell_id")["error"]
+        unreadable = {str(cell): printable(str(why), 1000) for cell, why in broken.items()}
+        if len(broken) == len(every):
+            note = "No exponents: there is no cell that can be read."
+            cells = pd.DataFrame(columns=list(FIRST))
+            return cls(folder, name, cells, unreadable=unreadable, note=note)
+        tables = load_measured(folder)
+        lost = set(every["cell_id"]) - set(tables.cells["cell_id"]) - set(unreadable)
+        unreadable |= dict.fromkeys(sorted(lost), f"a table is damaged: run study check {folder}")
+        read = tables.cells, tables.metrics, tables.probes
+        return cls(folder, name, *read, unreadable, **_found(*read))
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
+def _found(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) -> dict[str, Any]:
+    """What the analysis finds, as fields of :class:`Study`."""
+    if cells.loc[np.isfinite(cells["rank"]), "rank"].nunique() < 2:
+        return {"note": "No exponents yet: two ranks are needed."}
+    try:
+        found = analyze(cells, metrics, probes)
+    except StudyError as error:
+        return {"note": f"No exponents: {error}"}
+    if found.exponents.empty:
+        return {"note": "No exponents yet: no quantity has been measured at two ranks."}
+    # A quantity on the batch of the paper's condition comes before itself on the training batch. It
+    # gets one verdict.
+    same = ["optimizer", "rule", "curve", "quantity", "over", "step"]
+    return {"rows": headline(found.exponents).drop_duplicates(same), "stable": found.stable}
+
+
+def read_studies(folders: Sequence[Path]) -> list[Study]:
+    """The studies in ``folders``. Raises :class:`StudyError` if a folder holds none, or is given
+    twice."""
+    twice = [str(folder) for folder, count in Counter(folders).items() if count > 1]
+    if twice:
+        raise StudyError(f"{twice[0]} is given twice: give each study once")
+    return [
+        Study.read(folder, name) for folder, name in zip(folders, names_of(folders), strict=True)
+    ]
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
     """The name of each folder; its path if another folder has the same name."""
     names = [folder.resolve().name for folder in folders]
     return [
@@ -173,11 +94,20 @@ def _names(folders: Sequence[Path]) -> list[str]:
     ]
 
 
-def _distinct(lists: Any) -> list[Any]:
-    """The elements of ``lists``, each once, in order."""
-    found = {json.dumps(one, sort_keys=True): one for each in lists for one in each}
-    return list(found.values())
+def state_of(folders: Sequence[Path]) -> str:
+    """A hash of the names, sizes and times of the studies' files: another one if any has changed.
+
+    A change of rights counts, since it may make a file readable.
+    """
+    found = hashlib.sha256()
+    for folder in folders:
+        for path in sorted([*folder.glob("*"), *folder.glob("cells/*/*")]):
+            if path.suffix in TABLES and path.is_file():
+                about = path.stat()
+                found.update(f"{path} {about.st_size} {about.st_ctime_ns}\n".encode())
+    return found.hexdigest()
 
 
-def _if_same(texts: Sequence[str]) -> str:
-    return texts[0] if len(set(texts)) == 1 else ""
+def is_running(study: Study) -> bool:
+    """Whether a cell has not ended."""
+    return not set(study.cells["status"]) <= set(ENDED)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import study
-from study.dashboard.export import export
+from study.dashboard.document import export
 from study.store import CellWriter
 from study.vocabulary.verdicts import VERDICTS
 

@@ -9,12 +9,11 @@ from playwright.sync_api import Browser
 
 from study.analysis.fits import fit_lines, t_critical
 from study.dashboard.document import PARTS
-from study.dashboard.packing import RESOLUTION, pack_values
+from study.dashboard.values import RESOLUTION, pack_values
 
 UNPACK = """([header, bytes, steps, width]) => {
-    const values = new CellValues(0);
     const raw = Uint8Array.from(atob(bytes), letter => letter.charCodeAt(0));
-    values.add({ start: 0, steps: [...Array(steps).keys()], ...header }, raw, width);
+    const values = new CellValues({ steps: [...Array(steps).keys()], ...header }, raw, width);
     const finite = value => (Number.isFinite(value) ? value : String(value));
     const word = value => (value === undefined ? "missing" : finite(value));
     return values.steps.map(s => [...Array(width).keys()].map(l => word(values.at(s, l))));
@@ -24,7 +23,7 @@ UNPACK = """([header, bytes, steps, width]) => {
 def unpacked(browser: Browser, values: np.ndarray, missing: np.ndarray) -> list[list[object]]:
     page = browser.new_page()
     page.add_script_tag(content=(PARTS / "values.js").read_text())
-    [(header, packed)] = pack_values(values[None], missing[None])
+    header, packed = pack_values(values, missing)
     found = page.evaluate(UNPACK, [header, base64.b64encode(packed).decode(), *values.shape])
     page.close()
     return found

@@ -1,8 +1,11 @@
 """The server over HTTP: who gets an answer, how long a client may wait, and what it costs."""
 
 import http.client
+import json
 import re
+import shutil
 import socket
+import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +15,12 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
+from click.testing import CliRunner
+from starlette.testclient import TestClient
 
+from study import cli
 from study.dashboard import server
+from study.errors import StudyError
 
 CLIENTS = 120
 OTHER = "evil.example"
@@ -23,7 +30,7 @@ def answer(address: str, path: str, host: str = "") -> tuple[int, bytes]:
     """The status and the body of a request to the server at ``address``."""
     place = urlsplit(address)
     connection = http.client.HTTPConnection("127.0.0.1", place.port, timeout=60)
-    headers = {"Host": host or f"127.0.0.1:{place.port}", "Accept-Encoding": "gzip"}
+    headers = {"Host": host or f"127.0.0.1:{place.port}", "Accept-Encoding": "identity"}
     connection.request("GET", path, headers=headers)
     response = connection.getresponse()
     found = response.status, response.read()
@@ -94,13 +101,104 @@ def peak(pid: int) -> float:
 
 
 def test_the_address_for_the_browser_works_once(trained: Path) -> None:
-    from starlette.testclient import TestClient
-
-    from study.dashboard.studies import Studies
-
-    app = server.application(Studies([trained]), ["127.0.0.1"], "secret", once="abc")
+    app = server.application([trained], ["127.0.0.1"], "secret", once="abc")
     client = TestClient(app, base_url="http://127.0.0.1", follow_redirects=False)
     assert client.get("/?once=ab").status_code == 404
     first = client.get("/?once=abc")
     assert (first.status_code, first.headers["location"]) == (307, "/secret/")
     assert client.get("/?once=abc").status_code == 404
+
+
+@pytest.fixture
+def client(trained: Path) -> TestClient:
+    app = server.application([trained], ["127.0.0.1"], "t")
+    return TestClient(app, base_url="http://127.0.0.1/t")
+
+
+def test_an_overview_is_sent_only_with_news(client: TestClient) -> None:
+    first = client.get("/overview")
+    assert first.json()["counts"]["complete"] == 18
+    again = client.get("/overview", headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    values = client.get(
+        "/values", params={"site": "adapter_grad", "stat": "norm", "batch": "train"}
+    )
+    header = values.content[4 : 4 + int.from_bytes(values.content[:4], "little")]
+    assert len(json.loads(header)["blocks"]) == 20
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["", "site=adapter_grad&stat=norm", "site=../../x&stat=%00&batch=%ff", "site=x&site=y&stat=z"],
+)
+def test_a_quantity_that_was_not_measured_is_refused_in_a_line(
+    client: TestClient, query: str
+) -> None:
+    answer = client.get(f"/values?{query}")
+    assert (answer.status_code, answer.text.count("\n")) == (400, 1)
+    assert "unknown quantity" in answer.text
+
+
+def test_serving_to_other_machines_prints_a_warning(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(server, "serve", lambda *arguments: asked.append(arguments[:3]))
+    quiet = CliRunner().invoke(cli.cli, ["dashboard", str(trained)])
+    loud = CliRunner().invoke(
+        cli.cli, ["dashboard", str(trained), "--host", "0.0.0.0", "--port", "8080"]
+    )
+    assert asked == [((trained,), "127.0.0.1", 0), ((trained,), "0.0.0.0", 8080)]
+    assert quiet.output == ""
+    assert "warning: anyone who reaches 0.0.0.0 and has the whole address" in loud.output
+
+
+def test_a_missing_extra_is_a_one_line_error(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "study.dashboard.server")
+    result = CliRunner().invoke(cli.cli, ["dashboard", str(trained)])
+    assert isinstance(result.exception, StudyError)
+    assert str(result.exception) == "study dashboard needs uvicorn: pip install '.[dashboard]'"
+
+
+def test_a_taken_port_is_a_one_line_error(trained: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(StudyError, match=f"cannot serve on 127.0.0.1:{port}"):
+            server.serve([trained], "127.0.0.1", port, lambda *shown: pytest.fail(str(shown)))
+
+
+def test_a_served_study_may_be_damaged_deleted_and_made_again(
+    servers: Any, by_hand: Any, one_step: Any, tmp_path: Path
+) -> None:
+    def write(name: str, rank: int) -> None:
+        writer = by_hand(name, rank=rank)
+        one_step(writer, 0, {"model.layers.0.q_proj": 1.0})
+        writer.close("complete", steps_done=0)
+
+    folder = tmp_path / "results/odd"
+    write("a", 2)
+    address = servers.start(folder)
+
+    def until(status: str, number: int) -> None:
+        deadline = time.monotonic() + 60
+        path = f"{urlsplit(address).path}overview"
+        while (counts := json.loads(answer(address, path)[1]))["counts"][status] != number:
+            assert time.monotonic() < deadline, counts["counts"]
+            time.sleep(0.2)
+
+    write("b", 4)
+    until("complete", 2)
+    (folder / "cells/b/record.json").write_text("{")
+    until("unreadable", 1)
+    shutil.rmtree(folder)
+    time.sleep(2)
+    until("complete", 1)
+    write("c", 4)
+    write("d", 8)
+    write("e", 16)
+    until("complete", 3)

@@ -1,8 +1,6 @@
 """Several studies on one page, and the head of the page while sweeps run."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,17 +9,16 @@ from click.testing import CliRunner
 from starlette.testclient import TestClient
 
 from study import cli
-from study.cli.dashboard import _look_ahead
-from study.dashboard.ahead import Ahead, ahead_of
-from study.dashboard.export import export
-from study.dashboard.server import application
-from study.dashboard.studies import Studies
+from study.dashboard.document import Page, export
+from study.dashboard.server import Ahead, application
+from study.dashboard.studies import names_of, read_studies
+from study.dashboard.values import Measured
 from study.errors import StudyError
-from study.sweeps.agenda import Planned, posted
 
 from .conftest import Watched, begin_cell
 
 LAYER = "model.layers.0.q_proj"
+NORM = Measured("adapter_grad", "norm", "train")
 
 
 def written(folder: Path, slope: float, ranks: tuple[int, ...] = (4, 8, 16)) -> Path:
@@ -77,9 +74,9 @@ def test_several_studies_stand_side_by_side(offline: Watched, pair: list[Path]) 
 
 
 def test_each_study_keeps_the_numbers_of_its_own_page(pair: list[Path]) -> None:
-    both = Studies(pair).overview(live=False)
+    both = Page(read_studies(pair), live=False).overview
     for number, folder in enumerate(pair):
-        alone = Studies([folder]).overview(live=False)
+        alone = Page(read_studies([folder]), live=False).overview
         own = [row for row in both["verdicts"] if row["study"] == number]
         assert len(own) == len(alone["verdicts"]) == 1
         for one, other in zip(own, alone["verdicts"], strict=True):
@@ -90,27 +87,19 @@ def test_each_study_keeps_the_numbers_of_its_own_page(pair: list[Path]) -> None:
 
 
 def test_values_of_several_studies_have_their_own_keys(pair: list[Path]) -> None:
-    studies = Studies(pair)
-    with TestClient(
-        application(studies, ("127.0.0.1",), "t"), base_url="http://127.0.0.1/t"
-    ) as client:
-        quantity = {"site": "adapter_grad", "stat": "norm", "batch": "train"}
-        assert client.get("/values", params=quantity).status_code == 200
-        have = '[["0: 4-0", 0, 1], ["1: 4-0", 0, 1]]'
-        rest = client.get("/values", params={**quantity, "have": have}).content
-        header = rest[4 : 4 + int.from_bytes(rest[:4], "little")].decode()
-        assert '"cell":"0: 4-1"' in header
-        assert '"cell":"0: 4-0"' not in header
-        assert '"cell":"1: 4-0"' not in header
+    message = Page(read_studies(pair), live=False).message(NORM)
+    for key in ("0: 4-1", "1: 4-1", "1: 32-0"):
+        assert f'"cell":"{key}"'.encode() in message
+    assert b"0: 32-0" not in message
 
 
 def test_studies_of_one_name_are_told_apart_and_one_given_twice_is_refused(
     tmp_path: Path,
 ) -> None:
     folders = [written(tmp_path / place / "same", 0.0, (4,)) for place in ("a", "b")]
-    assert Studies(folders).names == [str(folder) for folder in folders]
+    assert names_of(folders) == [str(folder) for folder in folders]
     with pytest.raises(StudyError, match="same is given twice: give each study once"):
-        Studies([folders[0], folders[0]])
+        read_studies([folders[0], folders[0]])
 
 
 def test_the_command_takes_several_studies(pair: list[Path], tmp_path: Path) -> None:
@@ -125,37 +114,14 @@ def test_the_command_takes_several_studies(pair: list[Path], tmp_path: Path) -> 
 # ---- progress
 
 
-def test_the_sweeps_ahead_are_added_up() -> None:
-    found = {Path("a"): Ahead(2, 30.0), Path("b"): Ahead(3, None), Path("c"): Ahead(0, 90.0)}
-    assert ahead_of(list(found), found.__getitem__) == Ahead(5, 90.0)
-    assert ahead_of([Path("b")], found.__getitem__) == Ahead(3, None)
-
-
-def test_waiting_cells_and_the_time_left_are_those_of_the_agenda(
-    by_hand: Callable[..., Any], one_step: Callable[..., None], tmp_path: Path
-) -> None:
-    writer = by_hand("running")
-    record = {"status": "running", "study": "odd", "config": {"train": {"steps": 9}}}
-    cells = [Planned({**record, "cell_id": name}, 1, 1.0) for name in ("running", "x", "y")]
-    look, folder = _look_ahead(), tmp_path / "results/odd"
-    with posted(folder, cells):
-        one_step(writer, 0, {LAYER: 1.0})
-        assert look(folder).waiting == 2
-    assert look(folder) == Ahead(0, None), "the sweep has ended"
-    writer.close("complete", steps_done=0)
-
-
 def test_the_head_shows_cells_done_waiting_and_the_time_left(
-    offline: Watched, pair: list[Path], monkeypatch: pytest.MonkeyPatch
+    offline: Watched, pair: list[Path]
 ) -> None:
-    studies = Studies(pair[:1])
-    with TestClient(
-        application(studies, ("127.0.0.1",), "t", lambda folder: Ahead(6, 190.0)),
-        base_url="http://127.0.0.1/t",
-    ) as client:
-        told = client.get("/progress").json()
-    assert told["waiting"] == 6
-    assert 150 < told["seconds_left"] <= 190
+    found = iter([Ahead(2, 30.0), Ahead(4, 190.0)])
+    app = application(pair, ["127.0.0.1"], "t", lambda folder: next(found))
+    told = TestClient(app, base_url="http://127.0.0.1/t").get("/progress").json()
+    assert told["waiting"] == 6, "of both sweeps"
+    assert 150 < told["seconds_left"] <= 190, "until the last one ends"
     file = pair[0].parent / "one.html"
     export(pair[:1], file)
     page = offline.open(file.as_uri())

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 import study
-from study.dashboard.following import FollowedStudy
-from study.dashboard.overview import overview
-from study.dashboard.verdicts import Verdicts
+from study.dashboard.document import Page
+from study.dashboard.studies import read_studies
 
 Cli = Callable[..., Any]
 SWEEP = (
@@ -90,6 +89,6 @@ def test_the_report_does_not_say_that_the_task_improved(large: Cli) -> None:
 
 
 def test_the_dashboard_counts_it(large: Cli) -> None:
-    page = overview(FollowedStudy(Path("results/large")), Verdicts(), live=False)
+    page = Page(read_studies([Path("results/large")]), live=False).overview
     assert page["counts"]["stuck"] == 6
     assert page["counts"]["complete"] == 0

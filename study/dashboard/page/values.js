@@ -1,5 +1,5 @@
 "use strict";
-// The probed values: where they come from, and how they are unpacked (study/dashboard/packing.py).
+// The probed values: where they come from, and how they are unpacked (study/dashboard/values.py).
 
 const NAN = 32766,
   INFINITE = 32767,
@@ -7,22 +7,12 @@ const NAN = 32766,
 
 /** The probed values of one cell: a row of codes per step. */
 class CellValues {
-  constructor(revision) {
-    this.revision = revision;
-    this.steps = [];
+  constructor({ steps, base, resolution }, bytes, width) {
+    this.steps = steps;
     this.rows = new Map(); // step -> {codes, base, resolution}
     this.pooled = new Map(); // results of pool()
     this.measured = []; // the steps with any value
     this.positive = []; // the steps with a value that a logarithmic chart can show
-  }
-
-  add(block, bytes, width) {
-    const { start, steps, base, resolution } = block;
-    const replaced = new Set(this.steps.splice(start));
-    for (const step of replaced) this.rows.delete(step);
-    this.measured = this.measured.filter(step => !replaced.has(step));
-    this.positive = this.positive.filter(step => !replaced.has(step));
-    this.pooled.clear();
     const size = steps.length * width;
     let before = new Int16Array(width);
     steps.forEach((step, s) => {
@@ -32,7 +22,6 @@ class CellValues {
         codes[l] = before[l] + ((folded >>> 1) ^ -(folded & 1));
       }
       this.rows.set(step, { codes, base, resolution });
-      this.steps.push(step);
       if (codes.some(code => code !== MISSING)) this.measured.push(step);
       if (codes.some(code => code > 0 && code < NAN)) this.positive.push(step);
       before = codes;
@@ -84,43 +73,33 @@ function together(values) {
 class Values {
   constructor(source) {
     this.source = source;
-    this.known = new Map(); // quantity -> Map(cell -> CellValues)
-    this.instance = null;
+    this.known = new Map(); // quantity -> Map(cell -> CellValues), of one version of the overview
+    this.version = null;
   }
 
-  /** The values of a quantity by cell. Fetches only what the overview has and the page lacks. */
+  /** The values of a quantity by cell. */
   async load(quantity, overview) {
-    if (overview.instance !== this.instance) {
-      this.known.clear();
-      this.instance = overview.instance;
-    }
+    if (overview.version !== this.version) this.known.clear();
+    this.version = overview.version;
     const name = quantityName(quantity);
-    const cells = this.known.get(name) ?? new Map();
-    const current = cell => {
-      const has = cells.get(cell.key);
-      return has
-        ? has.revision === cell.revision && has.steps.length >= cell.probed
-        : cell.probed === 0;
-    };
-    if (overview.cells.every(current)) return cells;
-    const have = [...cells].map(([cell, values]) => [cell, values.revision, values.steps.length]);
-    const message = await this.source.values(quantity, have, overview);
-    const length = new DataView(message.buffer, message.byteOffset).getUint32(0, true);
-    const header = JSON.parse(new TextDecoder().decode(message.subarray(4, 4 + length)));
-    // The server was restarted since the overview: the next overview brings the values.
-    if (header.instance !== this.instance) return cells;
-    let place = 4 + length;
-    for (const block of header.blocks) {
-      const size = 2 * block.steps.length * header.width;
-      let values = cells.get(block.cell);
-      if (!values || values.revision !== block.revision)
-        cells.set(block.cell, (values = new CellValues(block.revision)));
-      values.add(block, message.subarray(place, place + size), header.width);
-      place += size;
+    if (!this.known.has(name)) {
+      this.known.set(name, unpacked(await this.source.values(quantity, overview)));
     }
-    this.known.set(name, cells);
-    return cells;
+    return this.known.get(name);
   }
+}
+
+function unpacked(message) {
+  const length = new DataView(message.buffer, message.byteOffset).getUint32(0, true);
+  const { width, blocks } = JSON.parse(new TextDecoder().decode(message.subarray(4, 4 + length)));
+  const cells = new Map();
+  let place = 4 + length;
+  for (const block of blocks) {
+    const size = 2 * block.steps.length * width;
+    cells.set(block.cell, new CellValues(block, message.subarray(place, place + size), width));
+    place += size;
+  }
+  return cells;
 }
 
 const quantityName = quantity => `${quantity.site} ${quantity.stat} ${quantity.batch}`;
@@ -134,7 +113,7 @@ class FileSource {
     return JSON.parse(new TextDecoder().decode(await embedded("overview")));
   }
 
-  async values(quantity, _have, overview) {
+  async values(quantity, overview) {
     const name = quantityName(quantity);
     return embedded(`values-${overview.quantities.findIndex(one => quantityName(one) === name)}`);
   }
@@ -160,9 +139,8 @@ class ServerSource {
     return response.json();
   }
 
-  async values(quantity, have) {
-    const query = new URLSearchParams({ ...quantity, have: JSON.stringify(have) });
-    const response = await request(`values?${query}`);
+  async values(quantity) {
+    const response = await request(`values?${new URLSearchParams(quantity)}`);
     return new Uint8Array(await response.arrayBuffer());
   }
 }

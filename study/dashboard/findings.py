@@ -1,0 +1,176 @@
+"""What a study shows: its verdicts, p* and final losses, as objects for the page.
+
+All numbers and words are those of :mod:`study.analysis`.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from study.analysis import compared_losses, curve_columns, first_to_read, side_by_side
+from study.analysis.final_losses import final_losses
+from study.analysis.grouping import distinguishing
+from study.analysis.intervals import interval_text
+from study.analysis.shared import one_per_measurement, one_per_optimizer, shared_rules
+from study.analysis.stable import STABLE_COLUMNS, shared_measurements
+from study.analysis.summary import OVER_MODEL
+from study.analysis.wording import (
+    TESTED,
+    bend_text,
+    bracket_head,
+    bracket_notes,
+    factor_text,
+    number_text,
+    setting_text,
+)
+from study.dashboard.studies import Study
+from study.figures import style
+from study.figures.selection import Rule
+from study.vocabulary.optimizers import label
+from study.vocabulary.quantities import METRICS, MODEL_WIDE, PRIMARY, QUANTITIES, TRAIN
+from study.vocabulary.scaling import rule_label
+from study.vocabulary.verdicts import ONE_SEED
+
+FIXED_STEPS = {step for q in PRIMARY for step in q.primary_at if isinstance(step, int)}
+"""The steps of the primary verdicts, except the last one measured."""
+VERDICT_FIELDS = (
+    *("optimizer", "curve", "quantity", "over", "batch", "step", "exponent", "ci_low", "ci_high"),
+    *("site", "stat", "predicted", "estimate", "verdict", "interval", "seeds", "ranks"),
+    *("rank_min", "rank_max"),
+)
+HOW = {
+    "fixed": "one learning rate",
+    "best": "best rate of each rank",
+    "matched": "step size of rsLoRA",
+}
+"""What the runs whose losses are compared have in common, in words."""
+AXIS = f"final {METRICS['eval_loss'].label} ({METRICS['eval_loss'].unit})"
+
+
+def verdicts(study: Study) -> dict[str, Any]:
+    """The rows of the verdict table, what their brackets show, and the notes below it."""
+    rows = study.rows
+    if rows.empty:
+        return {"verdicts": [], "brackets": "", "verdict_notes": [study.note]}
+    tested = [] if (rows["verdict"] == ONE_SEED).all() else [TESTED]
+    pairs = rows[["rank_min", "rank_max"]].drop_duplicates().itertuples(index=False)
+    spans = " or ".join(f"{low:g} to {high:g}" for low, high in pairs)
+    factor = f"× is the factor from the lowest to the highest rank ({spans})."
+    return {
+        "verdicts": [_verdict(row) for row in rows.itertuples(index=False)],
+        "brackets": bracket_head(rows),
+        "verdict_notes": [*tested, *bracket_notes(rows), factor],
+    }
+
+
+def _verdict(row: Any) -> dict[str, Any]:
+    """A row of the summary: its numbers for the bar, and its texts, which are the report's."""
+    labels = {(q.site, q.stat): q.label for q in PRIMARY}
+    return {
+        **{name: json_value(getattr(row, name)) for name in VERDICT_FIELDS},
+        "rule": style.gid(Rule.of(row.scaling, row.exponent_p)),
+        "label": labels[row.site, row.stat],
+        "layer": "mean" if row.over != OVER_MODEL else MODEL_WIDE,
+        "at_last_step": row.step not in FIXED_STEPS,
+        "factor": factor_text(row.factor),
+        "theory": number_text(row.predicted),
+        "bend": bend_text(row),
+    }
+
+
+def p_star(study: Study) -> dict[str, Any]:
+    """The estimates of p* to show first, as the report and ``study analyze`` choose them.
+
+    ``rows``: an object per optimizer, quantity and step: numbers for a bar, texts. ``notes``.
+    """
+    rows = first_to_read(study.stable) if len(study.stable) else study.stable
+    if rows.empty:
+        return {"rows": [], "notes": []}
+    # Of the estimates from several rules, the one at the last step is enough.
+    early = (rows["method"] == "grid") & (rows["step"] < rows["step"].max())
+    rows = side_by_side(rows[~early])
+    columns = [name for name in curve_columns(rows) if name not in STABLE_COLUMNS]
+    settings = distinguishing(rows, columns)
+    rows = one_per_optimizer(one_per_measurement(rows, settings), settings)
+    return {
+        "rows": [_p_star(row, settings) for row in rows.to_dict("records")],
+        "notes": [*shared_rules(rows), *shared_measurements(rows)],
+    }
+
+
+def _p_star(row: Mapping[Any, Any], settings: list[str]) -> dict[str, Any]:
+    labels = {(q.site, q.stat): q.label for q in QUANTITIES}
+    corrected = row["p_star_limit"], row["limit_low"], row["limit_high"]
+    return {
+        "optimizer": label(str(row["optimizer"])),
+        "setting": ", ".join(f"{name}={setting_text(row[name])}" for name in settings),
+        "label": labels[row["site"], row["stat"]],
+        "site": row["site"],
+        "stat": row["stat"],
+        "batch": row.get("batch", TRAIN),
+        "step": int(row["step"]),
+        "source": "several rules"
+        if row["method"] == "grid"
+        else ", ".join(rule_label(*rule) for rule in row["rules"]),
+        **{name: json_value(row[name]) for name in ("p_star", "ci_low", "ci_high", "predicted")},
+        "estimate": interval_text(row["p_star"], row["ci_low"], row["ci_high"]),
+        "theory": number_text(row["predicted"]),
+        "corrected": "" if pd.isna(corrected[0]) else interval_text(*corrected),
+        "limit": number_text(row["limit"]),
+        "seeds": int(row["seeds"]),
+    }
+
+
+def held_out(study: Study) -> dict[str, Any]:
+    """The final held-out losses of the cells that have ended.
+
+    - ``runs``: a row per cell, for the losses against the learning rate;
+    - ``compared``: the rows of :func:`study.analysis.compared_losses`;
+    - ``group`` of a row is a number: ranks, rules and learning rates compare within a group;
+    - ``groups``: the group by cell id.
+
+    A loss is null if the run diverged.
+    """
+    if study.cells.empty:
+        return {"runs": [], "compared": [], "groups": {}}
+    tables = study.cells, study.metrics, study.probes
+    runs, compared = (
+        table(*tables).to_dict("records") for table in (final_losses, compared_losses)
+    )
+    return {
+        "runs": [_loss(row) for row in runs],
+        "compared": [
+            _loss(row) | {"how": row["how"], "edge": row["edge"] != ""} for row in compared
+        ],
+        "groups": {row["cell_id"]: int(row["setting"]) for row in runs},
+    }
+
+
+def _loss(row: Mapping[Any, Any]) -> dict[str, Any]:
+    loss = float(row["loss"])
+    return {
+        "rule": style.gid(Rule.of(str(row["scaling"]), float(row["exponent_p"]))),
+        "group": int(row["setting"]),
+        "rank": int(row["rank"]),
+        "seed": int(row["seed"]),
+        "lr": float(row["lr"]),
+        "loss": loss if math.isfinite(loss) else None,
+    }
+
+
+def json_value(value: Any) -> Any:
+    """A value that JSON can hold: missing is null, and infinities are strings."""
+    if value is None or value is pd.NA or value is pd.NaT:
+        return None
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if not isinstance(value, float | np.floating):
+        return str(value)
+    if math.isnan(value):
+        return None
+    return float(value) if math.isfinite(value) else str(float(value))
