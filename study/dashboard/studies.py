@@ -26,8 +26,7 @@ class Study:
 
     - ``cells``, ``metrics``, ``probes``: see :class:`study.store.StudyTables`;
     - ``unreadable``: why, by the id of each cell that can't be read;
-    - ``rows``: those of :func:`study.analysis.headline`, one for each quantity, curve and step.
-      ``note``: why there are none;
+    - ``rows``: those of :func:`study.analysis.headline`. ``note``: why there are none;
     - ``stable``: that of :class:`study.analysis.Analysis`.
     """
 
@@ -68,10 +67,7 @@ def _found(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) -> 
         return {"note": f"No exponents: {error}"}
     if found.exponents.empty:
         return {"note": "No exponents yet: no quantity has been measured at two ranks."}
-    # A quantity on the batch of the paper's condition comes before itself on the training batch. It
-    # gets one verdict.
-    same = ["optimizer", "rule", "curve", "quantity", "over", "step"]
-    return {"rows": headline(found.exponents).drop_duplicates(same), "stable": found.stable}
+    return {"rows": headline(found.exponents), "stable": found.stable}
 
 
 def read_studies(folders: Sequence[Path]) -> list[Study]:

@@ -35,20 +35,15 @@ def activation_moments_vs_rank(tables: Tables) -> Figure:
     cells = holding(tables.cells, first, f"{SITE} moments")
     shown, left_out = laws.measured(cells, first, MOST_FAMILIES)
 
-    entries = max(len(one.family.rules) for one in shown) + 1
-    page = style.figure(
-        len(shown), len(moments), ratio=0.85, above=0.3 + 0.14 * entries * len(shown)
-    )
+    families = [one.family for one in shown]
+    page, grid = laws.panels(families, len(moments), ratio=0.85, column=style.FULL)
     inches = page.get_figwidth() / len(moments) - 0.35
     drawn: list[laws.Law] = []
-    parts = style.rows(page, [one.family.label for one in shown])
-    for part, one in zip(parts, shown, strict=True):
+    for panels, one in zip(grid, shown, strict=True):
         step = one.steps[-1]
-        panels = part.subplots(1, len(moments), sharey=True, squeeze=False)[0]
         for ax, (stat, series) in zip(panels, moments.items(), strict=True):
-            at_step = series[series["step"] == step]
             where = laws.over_layers(SITE, stat, batch)
-            found = laws.layer_laws(one.family, at_step, tables.exponents, step, where)
+            found = laws.layer_laws(one.family, series, tables.exponents, step, where)
             heading = f"{STATS[stat].label}  {MOMENTS[stat]}"
             laws.draw(ax, found, one.family, heading=heading, inches=inches)
             drawn += found
@@ -60,7 +55,7 @@ def activation_moments_vs_rank(tables: Tables) -> Figure:
         on_batch(batch),
         laws.fine_print(drawn, laws.PER_LAYER, inches=inches),
         left_out,
-        shown=[one.family for one in shown],
+        shown=families,
     )
 
 

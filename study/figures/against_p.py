@@ -12,8 +12,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from study.figures import style
 from study.figures.captions import CI, EXPONENT, on_batch, plain, span
+from study.figures.laws import fits
 from study.figures.selection import Absent, Family, Rule, Tables, families, most_varied
-from study.figures.theory_lines import fits
 from study.vocabulary.quantities import DESCENT, PRIMARY, Quantity
 from study.vocabulary.scaling import RULES
 
@@ -94,9 +94,7 @@ def exponent_against_p(tables: Tables) -> Figure:
     last = "last step" if "–" in ends else f"step {ends}"
 
     alone = len(drawn) == 1
-    column, above = (style.HALF, 0.9) if alone else (style.FULL, 0.7)
-    page = style.figure(1, len(drawn), column=column, ratio=0.9, above=above)
-    panels = page.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
+    page, [panels] = style.panels([""], len(drawn), ratio=0.9, above=0.9 if alone else 0.7)
     limits = _limits(every_line)
     for ax, (family, lines) in zip(panels, drawn, strict=True):
         _draw(ax, lines, limits)
@@ -196,32 +194,12 @@ def _lines(family: Family, exponents: pd.DataFrame) -> list[Line]:
             # Two names of one p (lora, and power with p = 1) are one measurement.
             unique = {round(p, 9): row for p, row in points}
             if len(unique) > 1:
-                first, last = place == 0, step == "last"
-                found.append(_line(quantity, at, unique, first=first, last=last))
+                p = np.array(sorted(unique))
+                at_p = pd.DataFrame([unique[one] for one in p])
+                names = ("exponent", "ci_low", "ci_high", "predicted")
+                values = [at_p[name].to_numpy(float) for name in names]
+                found.append(Line(quantity, at, place == 0, step == "last", p, *values))
     return found
-
-
-def _line(
-    quantity: Quantity,
-    step: int,
-    by_p: dict[float, "pd.Series[Any]"],
-    *,
-    first: bool,
-    last: bool,
-) -> Line:
-    p = np.array(sorted(by_p))
-    rows = pd.DataFrame([by_p[one] for one in p])
-    return Line(
-        quantity,
-        step,
-        first,
-        last,
-        p,
-        rows["exponent"].to_numpy(float),
-        rows["ci_low"].to_numpy(float),
-        rows["ci_high"].to_numpy(float),
-        rows["predicted"].to_numpy(float),
-    )
 
 
 def _draw(ax: Axes, lines: list[Line], limits: tuple[float, float]) -> None:
@@ -236,59 +214,26 @@ def _draw(ax: Axes, lines: list[Line], limits: tuple[float, float]) -> None:
         )
     for line in lines:
         _draw_line(ax, line)
-        _draw_star(ax, line)
     ax.set_ylim(*limits)
 
 
 def _draw_line(ax: Axes, line: Line) -> None:
-    ax.plot(line.p, line.exponent, **line.look, linewidth=0.9, zorder=3, gid=f"line {line.gid}")
-    ax.vlines(
-        line.p,
-        line.low,
-        line.high,
-        color=line.look["color"],
-        linewidth=0.7,
-        zorder=2.8,
-        gid=f"bars {line.gid}",
-    )
-    if np.isfinite(line.predicted).any():
-        ax.plot(
-            line.p,
-            line.predicted,
-            color=style.INK,
-            linestyle=style.DOTTED,
-            linewidth=1.4,
-            zorder=3.2,
-            gid=f"theory {line.gid}",
-        )
-
-
-def _draw_star(ax: Axes, line: Line) -> None:
-    """A large open marker at p*, and a bar along its interval."""
-    star, *ends = line.stable
+    """The line, its bars and theory; a large open marker at p*, and a bar along its interval."""
     colour, marker = style.quantity_look(line.quantity)
+    ax.plot(line.p, line.exponent, **line.look, linewidth=0.9, zorder=3, gid=f"line {line.gid}")
+    bars = {"width": 0.7, "zorder": 2.8}
+    style.bars(ax, line.p, line.low, line.high, colour, f"bars {line.gid}", **bars)
+    if np.isfinite(line.predicted).any():
+        dots = {"color": style.INK, "linestyle": style.DOTTED, "linewidth": 1.4, "zorder": 3.2}
+        ax.plot(line.p, line.predicted, gid=f"theory {line.gid}", **dots)
+    star, *ends = line.stable
     if np.isfinite(star):
-        ax.plot(
-            [star],
-            [0],
-            color=colour,
-            marker=marker,
-            markersize=6.5,
-            markerfacecolor="none",
-            markeredgewidth=0.9,
-            zorder=4,
-            gid=f"star {line.gid}",
-        )
+        open_marker = {"markersize": 6.5, "markerfacecolor": "none", "markeredgewidth": 0.9}
+        look = {"color": colour, "marker": marker, "zorder": 4, **open_marker}
+        ax.plot([star], [0], gid=f"star {line.gid}", **look)
     if np.isfinite([star, *ends]).all():
-        ax.plot(
-            ends,
-            [0, 0],
-            color=colour,
-            linewidth=1.6,
-            solid_capstyle="butt",
-            zorder=3,
-            gid=f"reach {line.gid}",
-        )
+        thick = {"linewidth": 1.6, "solid_capstyle": "butt", "zorder": 3}
+        ax.plot(ends, [0, 0], color=colour, gid=f"reach {line.gid}", **thick)
 
 
 def _p_axis(ax: Axes, lines: list[Line]) -> None:

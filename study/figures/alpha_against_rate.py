@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +16,6 @@ from study.vocabulary.optimizers import of_family
 from study.vocabulary.scaling import rule_label
 
 MOST_ROWS, MOST_RANKS, MOST_RATES = 3, 4, 6
-LARGE: dict[str, Any] = {"marker": "o", "markersize": 5, "linestyle": "none", "zorder": 4}
 
 
 @dataclass(frozen=True)
@@ -65,19 +63,16 @@ def loss_against_alpha(tables: Tables) -> Figure:
         raise Absent("a loss against alpha x lr needs runs at two alphas of two learning rates")
     shown, left_out = most_varied(parts, MOST_ROWS, lambda part: part.family)
     columns = max(len(part.ranks) for part in shown)
-    page = style.figure(
-        len(shown), columns, ratio=1.9 / max(columns, 2), above=0.3 + 0.35 * len(shown)
-    )
-    crosses = False
+    options = {"above": 0.3 + 0.35 * len(shown), "column": style.FULL, "sharex": True}
     labels = [part.label for part in shown]
-    for row, part in zip(style.rows(page, labels), shown, strict=True):
-        panels = row.subplots(1, columns, sharex=True, sharey=True, squeeze=False)[0]
+    page, grid = style.panels(labels, columns, ratio=1.9 / max(columns, 2), **options)
+    crosses = False
+    for panels, part in zip(grid, shown, strict=True):
         low, high = y_range(part.sweep)
-        for ax, rank in zip(panels, part.ranks, strict=False):
+        for ax, rank in zip(style.first(panels, len(part.ranks)), part.ranks, strict=True):
             crosses = _draw(ax, part, rank, high) or crosses
             ax.set_title(f"rank {style.rank_name(rank)}")
             ax.set_xlabel("α × learning rate")
-        style.hide(panels[len(part.ranks) :])
         rate_axis(panels[0], sorted(set(part.cells["alpha"] * part.cells["lr"])))
         style.y_label(panels[0], *LABEL)
         panels[0].set_ylim(low, high)
@@ -116,19 +111,12 @@ def _draw(ax: Axes, part: Part, rank: float, top: float) -> bool:
         mean, low, high = by.mean()[whole], by.min()[whole], by.max()[whole]
         colour, who = style.shade(part.rule, lr, rates), f"lr={lr:g} r={style.rank_name(rank)}"
         product = mean.index.to_numpy(float) * lr
-        ax.plot(product, mean, color=colour, marker="o", markersize=1.8, gid=f"line {who}")
-        ax.fill_between(
-            product, low, high, color=colour, alpha=0.12, linewidth=0, gid=f"band {who}"
-        )
+        ax.plot(product, mean, color=colour, gid=f"line {who}", **style.DOTS)
+        style.band(ax, product, low, high, colour, f"band {who}", alpha=0.12)
         if len(mean):
-            least = int(mean.to_numpy().argmin())
-            ax.plot(
-                product[least : least + 1],
-                mean.iloc[least : least + 1],
-                color=colour,
-                gid=f"best {who}",
-                **LARGE,
-            )
+            best = int(mean.to_numpy().argmin())
+            large = {"marker": "o", "markersize": 5, "zorder": 4, "color": colour}
+            ax.plot(product[best], mean.iloc[best], gid=f"best {who}", **large)
             y = min(float(mean.iloc[-1]), top)
             style.label_end(ax, float(product[-1]), y, style.decimal(lr, powers=True), colour)
         lost = _lost(whole, by.mean(), top) * lr

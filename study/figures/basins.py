@@ -32,28 +32,20 @@ def learning_rate_basins(tables: Tables) -> Figure:
         raise Absent("a loss against the learning rate needs runs at two learning rates")
     shown, left_out = most_varied(tried, MOST_SWEEPS, lambda sweep: sweep.family)
     columns = min(max(len(sweep.family.rules) for sweep in shown), MOST_RULES)
-    page = style.figure(
-        len(shown),
-        columns,
-        column=style.FULL if columns > 1 else style.HALF,
-        ratio=0.66 * max(columns, 2) / 2,
-        above=0.3 + (0.35 * len(shown) if len(shown) > 1 else 0),
-    )
+    page = style.page_of_rules(len(shown), columns, 0.66, len(shown))
     crosses = edges = False
     every = drawn = 0
-    parts = style.rows(page, [sweep.family.label for sweep in shown])
-    for part, sweep in zip(parts, shown, strict=True):
-        panels = part.subplots(1, columns, sharex=True, sharey=True, squeeze=False)[0]
+    grid = style.in_rows(page, [sweep.family.label for sweep in shown], columns, sharex=True)
+    for panels, sweep in zip(grid, shown, strict=True):
         rules, ranks = sweep.family.rules[:columns], style.ranks_to_draw(sweep.family.ranks)
         low, high = y_range(sweep)
-        for ax, rule in zip(panels, rules, strict=False):
+        for ax, rule in zip(style.first(panels, len(rules)), rules, strict=True):
             for rank in ranks:
                 crosses = _draw_basin(ax, sweep, rule, rank, high) or crosses
                 edges = _draw_best(ax, sweep, rule, rank) or edges
             rate_axis(ax, sweep.rates)
             ax.set_xlabel("learning rate")
             style.heading(ax, rule, columns)
-        style.hide(panels[len(rules) :])
         style.y_label(panels[0], *LABEL)
         panels[0].set_ylim(low, high)
         style.linear_axis(panels[0])
@@ -107,28 +99,13 @@ def _draw_basin(ax: Axes, sweep: Sweep, rule: Rule, rank: float, top: float) -> 
     who = f"{style.gid(rule)} r={style.rank_name(rank)}"
     drawn = means[means["whole"]]
     rates = drawn.index.to_numpy(float)
-    ax.plot(
-        rates,
-        drawn["mean"],
-        color=colour,
-        linestyle="dashed" if math.isinf(rank) else "solid",
-        marker="o",
-        markersize=1.8,
-        gid=f"basin {who}",
-    )
+    look = {"color": colour, "linestyle": "dashed" if math.isinf(rank) else "solid", **style.DOTS}
+    ax.plot(rates, drawn["mean"], gid=f"basin {who}", **look)
     if len(rates):
         y = min(float(drawn["mean"].iloc[-1]), top)
         style.label_end(ax, float(rates[-1]), y, style.rank_name(rank), colour)
     if sweep.cells["seed"].nunique() > 1:
-        ax.fill_between(
-            rates,
-            drawn["low"],
-            drawn["high"],
-            color=colour,
-            alpha=0.12,
-            linewidth=0,
-            gid=f"band {who}",
-        )
+        style.band(ax, rates, drawn["low"], drawn["high"], colour, f"band {who}", alpha=0.12)
     lost = means.index[~means["whole"] | (means["mean"] > top)].to_numpy(float)
     if len(lost):
         style.crosses(ax, lost, colour, f"cross {who}")
@@ -145,19 +122,11 @@ def _draw_best(ax: Axes, sweep: Sweep, rule: Rule, rank: float) -> bool:
         return False
     edge = at_edge != INSIDE
     colour = style.shade(rule, rank, sweep.family.ranks)
-    ax.plot(
-        [best],
-        [loss],
-        marker=style.rule_look(rule.scaling).marker,
-        markersize=5,
-        color=colour,
-        markerfacecolor="white" if edge else colour,
-        markeredgecolor=colour if edge else style.INK,
-        markeredgewidth=0.7,
-        linestyle="none",
-        zorder=4,
-        gid=f"{'edge' if edge else 'best'} {style.gid(rule)} r={style.rank_name(rank)}",
-    )
+    gid = f"{'edge' if edge else 'best'} {style.gid(rule)} r={style.rank_name(rank)}"
+    open_marker = {"markerfacecolor": "white", "markeredgecolor": colour} if edge else {}
+    marker = style.rule_look(rule.scaling).marker
+    look = {"color": colour, "marker": marker, "linestyle": "none", **style.LARGE, **open_marker}
+    ax.plot([best], [loss], gid=gid, **look)
     return edge
 
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from study.figures import style
 from study.figures.captions import EXPONENT, on_batch, sentence_on_ci
+from study.figures.laws import fits
 from study.figures.selection import (
     Absent,
     Family,
@@ -19,7 +20,6 @@ from study.figures.selection import (
     most_varied,
     rules_left_out,
 )
-from study.figures.theory_lines import fits
 from study.vocabulary.quantities import PRIMARY, Quantity
 
 MOST_FAMILIES, MOST_RULES = 3, 6
@@ -54,18 +54,13 @@ def exponents_by_bits(tables: Tables) -> Figure:
     every = families(tables.cells.drop(columns="quant_bits"))
     drawn, left_out = most_varied(every, MOST_FAMILIES)
     columns = max(min(len(family.rules), MOST_RULES) for family in drawn)
-
-    column = style.FULL if columns > 1 else style.HALF
-    page = style.figure(
-        len(drawn), columns, column=column, ratio=0.62, above=0.35 + 0.25 * len(drawn)
-    )
+    labels, above = [family.label for family in drawn], 0.35 + 0.25 * len(drawn)
+    page, grid = style.panels(labels, columns, ratio=0.62, above=above, sharex=True)
     intervals: set[str] = set()
-    parts = style.rows(page, [family.label for family in drawn])
-    for part, family in zip(parts, drawn, strict=True):
-        panels = part.subplots(1, columns, sharex=True, sharey=True, squeeze=False)[0]
-        for ax, rule in zip(panels, family.rules, strict=False):
+    for panels, family in zip(grid, drawn, strict=True):
+        rules = family.rules[:columns]
+        for ax, rule in zip(style.first(panels, len(rules)), rules, strict=True):
             intervals |= _draw(ax, family, rule, tables.exponents, bits)
-        style.hide(panels[len(family.rules) :])
     handles = [page.axes[0].plot([], [], **_look(one))[0] for one in bits]
     page.legend(
         handles, [LOOKS[one][0] for one in bits], loc="outside upper right", ncols=len(bits)
@@ -119,26 +114,12 @@ def _draw_row(
         found, y = mine.iloc[0], row + APART * (place - (len(bits) - 1) / 2)
         who = f"{one} {quantity.name}"
         ax.plot([found["exponent"]], [y], **_look(one), zorder=3, gid=who)
-        ax.hlines(
-            [y],
-            [found["ci_low"]],
-            [found["ci_high"]],
-            color=LOOKS[one][2],
-            linewidth=0.8,
-            zorder=2,
-            gid=f"bars {who}",
-        )
+        ends, colour = ([found["ci_low"]], [found["ci_high"]]), LOOKS[one][2]
+        ax.hlines([y], *ends, color=colour, linewidth=0.8, zorder=2, gid=f"bars {who}")
         if np.isfinite(found["predicted"]):
-            ax.vlines(
-                [found["predicted"]],
-                y - APART / 2,
-                y + APART / 2,
-                color=style.INK,
-                linestyle=style.DOTTED,
-                linewidth=1.4,
-                zorder=1.5,
-                gid=f"theory {who}",
-            )
+            x, ends = [found["predicted"]], (y - APART / 2, y + APART / 2)
+            look = {"width": 1.4, "linestyle": style.DOTTED, "zorder": 1.5}
+            style.bars(ax, x, *ends, style.INK, f"theory {who}", **look)
         intervals.add(str(found["interval"]))
     return intervals
 

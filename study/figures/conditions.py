@@ -6,7 +6,6 @@ crossovers rho: about 5 forward on real text, about D backward.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,8 +16,8 @@ from matplotlib.lines import Line2D
 from study.analysis import predicted_curve
 from study.figures import laws, style
 from study.figures.captions import on_batch, span
-from study.figures.selection import Absent, Family, Rule, Tables, holding, per_layer
-from study.vocabulary.quantities import BACKWARD_IN, FORWARD_OUT, Quantity
+from study.figures.selection import Absent, Rule, Tables, holding, per_layer
+from study.vocabulary.quantities import BACKWARD_IN, FORWARD_OUT
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
 MOST_FAMILIES = 3
@@ -55,20 +54,24 @@ def conditions(tables: Tables) -> Figure:
     cells = holding(tables.cells, both, "adapter_out rms")
     shown, left_out = laws.measured(cells, both, MOST_FAMILIES)
 
-    entries = min(max(len(one.family.rules) for one in shown), laws.MOST_RULES) + 2
-    page = style.figure(len(shown), 2, ratio=0.58, above=0.3 + 0.14 * entries * len(shown))
+    families = [one.family for one in shown]
+    page, grid = laws.panels(families, 2, ratio=0.58, more=2, sharey=False)
+    inches = page.get_figwidth() / 2 - 0.6
     drawn: list[laws.Law] = []
     known: list[Predicted] = []
-    parts = style.rows(page, [one.family.label for one in shown])
-    for part, one in zip(parts, shown, strict=True):
+    for panels, one in zip(grid, shown, strict=True):
         step = max((s for s in one.steps if s <= LAST_PREDICTED_STEP), default=one.steps[-1])
-        panels = part.subplots(1, 2, squeeze=False)[0]
         for ax, (quantity, rows) in zip(panels, series.items(), strict=True):
-            at_step = rows[rows["step"] == step]
             where = laws.over_layers(quantity.site, quantity.stat)
-            found = laws.layer_laws(one.family, at_step, tables.exponents, step, where)
+            found = laws.layer_laws(one.family, rows, tables.exponents, step, where)
             curves = _curves(found, tables)
-            _draw(ax, found, curves, one.family, quantity, step)
+            lines = [_draw_curve(ax, law, curves[law.rule]) for law in found if law.rule in curves]
+            heading = f"{quantity.noun} ({quantity.name}):  {quantity.symbol}"
+            theory = [(line, "theory") for line in lines[:1]]
+            options = {"heading": heading, "inches": inches, "curved": set(curves)}
+            laws.draw(ax, found, one.family, more=theory, **options)
+            style.y_label(ax, f"{quantity.stat} at step {step}", "mean over layers of the log")
+            style.log_axis([ax])
             drawn += found
             known += curves.values()
     return style.finish(
@@ -77,7 +80,7 @@ def conditions(tables: Tables) -> Figure:
         _on_curves(known),
         on_batch(),
         left_out,
-        shown=[one.family for one in shown],
+        shown=families,
     )
 
 
@@ -95,29 +98,6 @@ def _curves(found: list[laws.Law], tables: Tables) -> dict[Rule, Predicted]:
     return curves
 
 
-def _draw(
-    ax: Axes,
-    found: list[laws.Law],
-    curves: dict[Rule, Predicted],
-    family: Family,
-    quantity: Quantity,
-    step: int,
-) -> None:
-    """One condition: laws and predicted curves."""
-    lines = [_draw_curve(ax, law, curves[law.rule]) for law in found if law.rule in curves]
-    laws.draw(
-        ax,
-        found,
-        family,
-        heading=f"{quantity.noun} ({quantity.name}):  {quantity.symbol}",
-        inches=ax.figure.figure.get_figwidth() / 2 - 0.6,
-        curved=set(curves),
-        more=[(line, "theory") for line in lines[:1]],
-    )
-    style.y_label(ax, f"{quantity.stat} at step {step}", "mean over layers of the log")
-    style.log_axis([ax])
-
-
 def _on_curves(known: list[Predicted]) -> str:
     if not known:
         return "No predicted curve: the table of exponents has no prediction for these rows."
@@ -132,12 +112,6 @@ def _draw_curve(ax: Axes, law: laws.Law, predicted: Predicted) -> Line2D:
     """Draw the curve through the mean of the points. gid: ``curve <scaling> p=<p>``."""
     at_points = np.interp(np.log(law.rank), np.log(predicted.ranks), predicted.log)
     level = np.mean(np.log(law.value) - at_points)
-    dashes: dict[str, Any] = {"color": style.INK, "linestyle": style.DASHED, "linewidth": 0.9}
-    (line,) = ax.plot(
-        predicted.ranks,
-        np.exp(predicted.log + level),
-        zorder=3.5,
-        gid=f"curve {style.gid(law.rule)}",
-        **dashes,
-    )
+    height = np.exp(predicted.log + level)
+    (line,) = ax.plot(predicted.ranks, height, gid=f"curve {style.gid(law.rule)}", **style.THEORY)
     return line

@@ -9,7 +9,6 @@ the rank, reach ranks whose factors would not fit in memory.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,16 +20,19 @@ from matplotlib.ticker import FixedFormatter, FixedLocator
 from study.analysis.distances import exponents_of, runs
 from study.figures import laws, style
 from study.figures.selection import Absent, Family, Tables
-from study.figures.theory_lines import init_of, layers, layers_of
+from study.theory import Layer
 from study.theory import distance_to_infinite_rank as first_step_distance
 from study.vocabulary.distances import LIMIT_P, LOSS
 from study.vocabulary.distances import MEASURES as LABELS
+from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS
-from study.vocabulary.quantities import FORWARD_OUT, MODEL_WIDE
+from study.vocabulary.quantities import ALIGNMENTS, FORWARD_OUT, MODEL_WIDE, TRAIN
 
 MOST_ROWS = 4
 RANK_FREE_ONLY = 2**14
 """Ranks above this are labelled as powers of two."""
+DEFAULT_INIT = "kaiming"
+"""The init of studies whose tables name none."""
 SERIES = ["cell_id", "step", "layer", "value"]
 
 
@@ -114,20 +116,14 @@ def _figure(
     exponents = exponents_of(cells, rows)
     measures = [name for name in MEASURES if name in set(rows["measure"])]
     settings = _rows_of(shown)
-    entries = min(max(len(family.rules) for family, _ in settings), laws.MOST_RULES) + 2
-    page = style.figure(
-        len(settings),
-        len(measures),
-        column=style.FULL if len(measures) > 1 else style.HALF,
-        ratio=0.62 if len(measures) < 3 else 0.8,
-        above=0.3 + 0.14 * entries * len(settings),
-    )
-    inches = page.get_figwidth() / len(measures) - 0.6
     labels = [", ".join(filter(None, (f.label, f"after step {s}"))) for f, s in settings]
+    families, ratio = [family for family, _ in settings], 0.62 if len(measures) < 3 else 0.8
+    options = {"ratio": ratio, "more": 2, "labels": labels, "sharey": False}
+    page, grid = laws.panels(families, len(measures), **options)
+    inches = page.get_figwidth() / len(measures) - 0.6
     drawn: list[laws.Law] = []
     theory: set[str] = set()
-    for part, (family, step) in zip(style.rows(page, labels), settings, strict=True):
-        panels = part.subplots(1, len(measures), squeeze=False)[0]
+    for panels, (family, step) in zip(grid, settings, strict=True):
         for ax, measure in zip(panels, measures, strict=True):
             here, there = (
                 table[(table["measure"] == measure) & (table["step"] == step)]
@@ -137,9 +133,11 @@ def _figure(
             known = _draw_theory(ax, tables, family, rows, measure, step)
             theory |= {OPTIMIZERS[family.keys["optimizer"]].family} if known else set()
             more = [*known, *_draw_explicit(ax, there)]
-            heading = LABELS[measure]
-            laws.draw(ax, found, family, heading=heading, inches=inches, more=more)
-            _axes(ax, family, explicit)
+            laws.draw(ax, found, family, heading=LABELS[measure], inches=inches, more=more)
+            if len(explicit):  # of lower ranks
+                ax.set_xlim(left=min(ax.get_xlim()[0], 0.7 * explicit["rank"].min()))
+            if family.finite_ranks[-1] > RANK_FREE_ONLY:
+                _powers(ax, family.finite_ranks)
             unit = "relative" if MEASURES[measure].weighting else "nats"
             style.y_label(ax, "distance to infinite rank", unit)
             style.log_axis([ax])
@@ -153,7 +151,7 @@ def _figure(
         f"{dashed} {uniform if 'linear' in theory else ''}".strip() if theory else "",
         rings if len(explicit) else "",
         left_out,
-        shown=[family for family, _ in settings],
+        shown=families,
     )
 
 
@@ -188,7 +186,8 @@ def _draw_theory(
 
     gid: ``known <measure>``.
     """
-    kind, init = MEASURES[measure], init_of(family)
+    kind = MEASURES[measure]
+    init = INITS.get(family.keys.get("init", DEFAULT_INIT))  # None for an imported adapter
     optimizer = OPTIMIZERS.get(family.keys.get("optimizer", ""))
     if step != 1 or optimizer is None or optimizer.family not in kind.formula:
         return []
@@ -196,23 +195,38 @@ def _draw_theory(
     if not any(math.isclose(rule.p, p) for rule in family.rules) or init is None or init.q != 0:
         return []
     recorded = layers_of(rows[(rows["layer"] != MODEL_WIDE) & (rows["step"] == 1)], init.kurtosis)
-    known = recorded or layers(
-        tables.cells["cell_id"].astype(str), FORWARD_OUT, tables.probes, step, init.kurtosis
-    )
+    known = recorded or layers_of(_forward(tables, step), init.kurtosis)
     ranks = np.geomspace(family.finite_ranks[0], family.finite_ranks[-1], 33)
-    curves = [
-        first_step_distance(
-            ranks, layer, weighting=kind.weighting, kind=optimizer.family, init=init.drawn
-        )
-        for layer in known
-    ]
+    how = {"weighting": kind.weighting, "kind": optimizer.family, "init": init.drawn}
+    curves = [first_step_distance(ranks, layer, **how) for layer in known]
     log = np.array([np.log(curve) for curve in curves if np.isfinite(curve).all()])
     if not len(log):
         return []
-    dashes: dict[str, Any] = {"color": style.INK, "linestyle": style.DASHED, "linewidth": 0.9}
     distance = np.exp(log.mean(axis=0))
-    (line,) = ax.plot(ranks, distance, zorder=3.5, gid=f"known {measure}", **dashes)
+    (line,) = ax.plot(ranks, distance, gid=f"known {measure}", **style.THEORY)
     return [(line, f"theory {kind.formula[optimizer.family]}")]
+
+
+def _forward(tables: Tables, step: int) -> pd.DataFrame:
+    """The rows of ``probes`` on the output of each layer's adapter."""
+    probes = tables.probes
+    here = (probes["site"] == FORWARD_OUT.site) & (probes["step"] == step)
+    here &= (probes["batch"] == TRAIN) & (probes["layer"] != MODEL_WIDE)
+    return probes[here & probes["cell_id"].isin(set(tables.cells["cell_id"].astype(str)))]
+
+
+def layers_of(rows: pd.DataFrame, kurtosis: float) -> list[Layer]:
+    """A layer per value of the column ``layer``, as geometric means over cells, from the columns
+    ``d_in``, ``d_out`` and those of alignments; none if these were not recorded."""
+    names = [name for name in ("d_in", "d_out", *ALIGNMENTS) if name in rows]
+    if "d_in" not in names or rows.empty:
+        return []
+    logs = pd.DataFrame(np.log(rows[names].astype(float))).groupby(rows["layer"].astype(str)).mean()
+    found = []
+    for values in pd.DataFrame(np.exp(logs)).to_dict("records"):
+        given = {str(name): value for name, value in values.items() if np.isfinite(value)}
+        found.append(Layer(**given, kurtosis=kurtosis))
+    return found
 
 
 def _draw_explicit(ax: Axes, explicit: pd.DataFrame) -> list[tuple[Line2D, str]]:
@@ -224,27 +238,11 @@ def _draw_explicit(ax: Axes, explicit: pd.DataFrame) -> list[tuple[Line2D, str]]
     rows = per_layer if len(per_layer) else explicit
     log = rows.assign(log=np.log(rows["value"].astype(float)))
     means = log.groupby(["rank", "cell_id"])["log"].mean()
-    (line,) = ax.plot(
-        means.index.get_level_values("rank"),
-        np.exp(means),
-        color=style.INK,
-        marker="o",
-        markersize=5.5,
-        markerfacecolor="none",
-        markeredgewidth=0.6,
-        linestyle="none",
-        zorder=5,
-        gid="explicit",
-    )
+    ring = {**style.HOLLOW, "markersize": 5.5, "markerfacecolor": "none", "markeredgewidth": 0.6}
+    ranks = means.index.get_level_values("rank")
+    look = {"color": style.INK, "marker": "o", "zorder": 5, "gid": "explicit", **ring}
+    (line,) = ax.plot(ranks, np.exp(means), **look)
     return [(line, "explicit runs")]
-
-
-def _axes(ax: Axes, family: Family, explicit: pd.DataFrame) -> None:
-    """Make room for explicit runs of lower rank; label very high ranks as powers of two."""
-    if len(explicit):
-        ax.set_xlim(left=min(ax.get_xlim()[0], 0.7 * explicit["rank"].min()))
-    if family.finite_ranks[-1] > RANK_FREE_ONLY:
-        _powers(ax, family.finite_ranks)
 
 
 def _powers(ax: Axes, ranks: Sequence[float]) -> None:

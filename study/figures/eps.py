@@ -34,23 +34,16 @@ def eps_over_ranks(tables: Tables) -> Figure:
     cells = holding(tables.cells, both, "A_grad or B_grad rms")
     shown, left_out = laws.measured(cells, both, MOST_FAMILIES)
 
-    entries = max(len(one.family.rules) for one in shown) + 2
-    page = style.figure(
-        len(shown),
-        len(series),
-        ratio=0.58 * len(series) / 2,
-        above=0.3 + 0.14 * entries * len(shown),
-    )
+    families = [one.family for one in shown]
+    ratio = 0.58 * len(series) / 2
+    page, grid = laws.panels(families, len(series), ratio=ratio, more=2, column=style.FULL)
     inches = page.get_figwidth() / len(series) - 0.6
     drawn: list[laws.Law] = []
-    parts = style.rows(page, [one.family.label for one in shown])
-    for part, one in zip(parts, shown, strict=True):
-        panels = part.subplots(1, len(series), sharey=True, squeeze=False)[0]
+    for panels, one in zip(grid, shown, strict=True):
         step = _first_step(one, series)
         for ax, (site, rows) in zip(panels, series.items(), strict=True):
-            at_step = rows[rows["step"] == step]
             where = laws.over_layers(site, STAT)
-            found = laws.layer_laws(one.family, at_step, tables.exponents, step, where)
+            found = laws.layer_laws(one.family, rows, tables.exponents, step, where)
             found = [_fit_in_eps(law, float(one.family.keys["eps"])) for law in found]
             heading = f"{SITES[site].label}: {STAT} of {SITES[site].symbol} / eps"
             mark = _threshold(ax)
@@ -61,13 +54,14 @@ def eps_over_ranks(tables: Tables) -> Figure:
         panels[0].set_ylim(bottom=min(low, 0.5 * SIGN_LIKE_FROM))
         style.log_axis(panels)
         for ax in panels:
-            _shade_below(ax)
+            low = ax.get_ylim()[0]
+            ax.axhspan(low, SIGN_LIKE_FROM, color=style.FAINT, alpha=0.13, linewidth=0, zorder=0)
     return style.finish(
         page,
         laws.fine_print(drawn, laws.PER_LAYER),
         on_batch(),
         left_out,
-        shown=[one.family for one in shown],
+        shown=families,
     )
 
 
@@ -110,17 +104,6 @@ def _fit_in_eps(law: laws.Law, eps: float) -> laws.Law:
 
 def _threshold(ax: Axes) -> tuple[Line2D, str]:
     """The line below which eps affects the updates, and its entry in the legend. gid: ``eps``."""
-    line = ax.axhline(
-        SIGN_LIKE_FROM,
-        color=style.INK,
-        linewidth=0.8,
-        linestyle=style.DASHED,
-        zorder=1.5,
-        gid="eps",
-    )
+    look: dict[str, Any] = {**style.THEORY, "linewidth": 0.8, "zorder": 1.5}
+    line = ax.axhline(SIGN_LIKE_FROM, gid="eps", **look)
     return line, f"{SIGN_LIKE_FROM:g}: below, eps affects the updates"
-
-
-def _shade_below(ax: Axes) -> None:
-    low = ax.get_ylim()[0]
-    ax.axhspan(low, SIGN_LIKE_FROM, color=style.FAINT, alpha=0.13, linewidth=0, zorder=0)

@@ -1,6 +1,7 @@
 """Power laws against the rank: log-log points with fitted line, CI band and exponent."""
 
 import dataclasses
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,15 +9,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation, Transform
 from pandas.api.types import is_numeric_dtype
 
 from study.analysis import fitted
+from study.analysis.verdicts import rows_of as pooled_rows_of
 from study.figures import style
 from study.figures.captions import sentence_on_ci
 from study.figures.selection import Absent, Family, Rule, families, most_varied, rules_left_out
-from study.vocabulary.quantities import ALL_KINDS, MEAN_LOG, MODEL_WIDE, TRAIN
+from study.vocabulary.quantities import ALL_KINDS, MEAN_LOG, MODEL_WIDE, TRAIN, Quantity
 from study.vocabulary.statuses import BROKEN
 
 MOST_RULES = 8
@@ -84,6 +87,27 @@ def measured(cells: pd.DataFrame, series: pd.DataFrame, most: int) -> tuple[list
     return shown, f"{left_out} {rules}".strip()
 
 
+def panels(
+    shown: Sequence[Family],
+    columns: int,
+    *,
+    ratio: float,
+    more: int = 1,
+    labels: Sequence[str] = (),
+    **options: Any,
+) -> tuple[Figure, list[np.ndarray]]:
+    """:func:`style.panels`, a row for each family, with room for the legends above the panels.
+
+    ``more``: the entries of a legend beside the rules, with its heading. ``labels``: of the rows;
+    by default those of the families.
+    """
+    entries = min(max(len(family.rules) for family in shown), MOST_RULES) + more
+    rows = math.ceil(len(shown) / options.get("beside", 1))
+    labels = labels or [family.label for family in shown]
+    above = 0.3 + 0.14 * entries * rows
+    return style.panels(labels, columns, ratio=ratio, above=above, **options)
+
+
 def laws(
     family: Family, series: pd.DataFrame, exponents: pd.DataFrame, *, step: int, **where: str
 ) -> list[Law]:
@@ -106,10 +130,11 @@ def laws(
 
 
 def layer_laws(
-    family: Family, at_step: pd.DataFrame, exponents: pd.DataFrame, step: int, where: dict[str, str]
+    family: Family, series: pd.DataFrame, exponents: pd.DataFrame, step: int, where: dict[str, str]
 ) -> list[Law]:
     """The laws of the mean over layers of the log statistic, each with its spread over layers."""
     cells = family.cells[["cell_id", "rule", "rank", "seed"]]
+    at_step = series[series["step"] == step]
     logs = at_step.assign(log=np.log(at_step["value"])).merge(
         cells[np.isfinite(cells["rank"])], on="cell_id"
     )
@@ -148,6 +173,14 @@ def rows_of(exponents: pd.DataFrame, family: Family, rule: Rule, **where: object
         if len(rows) and column in rows:
             rows = rows[_equal(rows[column], value)]
     return rows
+
+
+def fits(
+    exponents: pd.DataFrame, family: Family, rule: Rule, quantity: Quantity, batch: str = TRAIN
+) -> pd.DataFrame:
+    """The quantity's fits for one family and rule: one row per step, in order."""
+    rows = exponents[pooled_rows_of(quantity, exponents, batch)] if len(exponents) else exponents
+    return rows_of(rows, family, rule).sort_values("step") if len(rows) else rows
 
 
 def _equal(column: "pd.Series", value: Any) -> Any:
@@ -212,28 +245,12 @@ def _draw_points(ax: Axes, law: Law, family: Family, colour: Any, aside: Transfo
     """A hollow marker per cell. A diverged cell has no value: its cross is at the bottom."""
     who = style.gid(law.rule)
     if len(law.lost):
-        ax.plot(
-            law.lost,
-            np.full(len(law.lost), 0.03),
-            color=colour,
-            transform=ax.get_xaxis_transform(),
-            gid=f"lost {who}",
-            **style.CROSS,
-        )
+        bottom, place = np.full(len(law.lost), 0.03), ax.get_xaxis_transform()
+        ax.plot(law.lost, bottom, color=colour, transform=place, gid=f"lost {who}", **style.CROSS)
     # Matplotlib leaves shifted artists out when it chooses the limits.
     ax.update_datalim(np.column_stack([law.rank, law.value]))
-    return ax.plot(
-        law.rank,
-        law.value,
-        transform=aside,
-        color=colour,
-        marker=style.marker(law.rule, family.rules),
-        markerfacecolor="white",
-        markeredgewidth=0.8,
-        linestyle="none",
-        zorder=4,
-        gid=f"points {who}",
-    )
+    look = {"color": colour, "marker": style.marker(law.rule, family.rules), **style.HOLLOW}
+    return ax.plot(law.rank, law.value, transform=aside, zorder=4, gid=f"points {who}", **look)
 
 
 def _draw_fit(ax: Axes, law: Law, colour: Any, *, straight: bool) -> list[Line2D]:
@@ -243,9 +260,7 @@ def _draw_fit(ax: Axes, law: Law, colour: Any, *, straight: bool) -> list[Line2D
     who = style.gid(law.rule)
     along = np.geomspace(law.fit["rank_min"], law.fit["rank_max"], 65)
     middle, low, high = fitted(law.fit, along)
-    ax.fill_between(
-        along, low, high, color=colour, alpha=0.2, linewidth=0, zorder=2, gid=f"band {who}"
-    )
+    style.band(ax, along, low, high, colour, f"band {who}", zorder=2)
     line = ax.plot(along, middle, color=colour, zorder=3, gid=f"line {who}")
     if not straight or not np.isfinite(law.fit["predicted"]):
         return line
@@ -259,19 +274,9 @@ def _draw_spread(ax: Axes, law: Law, colour: Any, aside: Transform) -> None:
     """A bar per rank from ``low`` to ``high``, behind the markers."""
     spread = law.spread
     assert spread is not None
-    ax.vlines(
-        spread.index,
-        spread["low"],
-        spread["high"],
-        transform=aside,
-        color=colour,
-        linewidth=0.6,
-        zorder=2.2,
-        gid=f"spread {style.gid(law.rule)}",
-    )
-    ax.update_datalim(
-        [(spread.index[0], spread["low"].min()), (spread.index[0], spread["high"].max())]
-    )
+    low, high, who = spread["low"], spread["high"], f"spread {style.gid(law.rule)}"
+    style.bars(ax, spread.index, low, high, colour, who, width=0.6, transform=aside, zorder=2.2)
+    ax.update_datalim([(spread.index[0], low.min()), (spread.index[0], high.max())])
 
 
 def _exponent(law: Law, *, short: bool) -> str:

@@ -44,10 +44,9 @@ def local_slopes_by_width(tables: Tables) -> Figure:
     same = [name for name in ("width", "model_sha256") if name in tables.cells]
     drawn, left_out = most_varied(families(tables.cells.drop(columns=same)), MOST_ROWS)
     rows = [(family, rule) for family in drawn for rule in family.rules][:MOST_ROWS]
-    page = style.figure(len(rows), len(SHOWN), column=style.FULL, ratio=0.8, above=0.25)
+    page, grid = style.panels(_labels(rows), len(SHOWN), ratio=0.8, above=0.25)
     intervals: set[str] = set()
-    for part, (family, rule) in zip(style.rows(page, _labels(rows)), rows, strict=True):
-        panels = part.subplots(1, len(SHOWN), sharey=True, squeeze=False)[0]
+    for panels, (family, rule) in zip(grid, rows, strict=True):
         for ax, quantity in zip(panels, SHOWN, strict=True):
             where = {"site": quantity.site, "stat": quantity.stat}
             found = laws.rows_of(slopes, family, rule, **where)
@@ -99,24 +98,10 @@ def _draw(ax: Axes, found: pd.DataFrame, widths: Sequence[float]) -> set[str]:
         mine = found[found["width"] == width]
         look = _look(width, widths)
         ax.plot(mine["position"], mine["exponent"], **look, zorder=3, gid=f"slopes {width:g}")
-        ax.vlines(
-            mine["position"],
-            mine["ci_low"],
-            mine["ci_high"],
-            color=look["color"],
-            linewidth=0.8,
-            zorder=2,
-            gid=f"bars {width:g}",
-        )
-        ax.hlines(
-            mine["predicted"],
-            mine["position"] / REACH,
-            mine["position"] * REACH,
-            color=look["color"],
-            linewidth=0.7,
-            zorder=2.5,
-            gid=f"theory {width:g}",
-        )
+        colour, at = look["color"], mine["position"]
+        style.bars(ax, at, mine["ci_low"], mine["ci_high"], colour, f"bars {width:g}", zorder=2)
+        line = {"color": colour, "linewidth": 0.7, "zorder": 2.5, "gid": f"theory {width:g}"}
+        ax.hlines(mine["predicted"], at / REACH, at * REACH, **line)
     return set(found["interval"].astype(str))
 
 

@@ -38,26 +38,20 @@ def loss_against_rank(tables: Tables) -> Figure:
     shown, left_out = most_varied(every, MOST_SWEEPS, lambda sweep: sweep.family)
     points_of = [_panels(sweep) for sweep in shown]
     columns = max(len(panels) for panels in points_of)
-    page = style.figure(
-        len(shown),
-        columns,
-        column=style.FULL if columns > 1 else style.HALF,
-        ratio=0.66 if columns < 3 else 0.9,
-        above=0.5 + 0.45 * len(shown),
-    )
+    labels, ratio = [sweep.family.label for sweep in shown], 0.66 if columns < 3 else 0.9
+    page, grid = style.panels(labels, columns, ratio=ratio, above=0.5 + 0.45 * len(shown))
     inches = page.get_figwidth() / columns - 0.5
-    parts = style.rows(page, [sweep.family.label for sweep in shown])
     beside = sorted({rule for sweep in shown for rule in sweep.family.rules[:MOST_RULES]})
-    for part, sweep, drawn in zip(parts, shown, points_of, strict=True):
-        panels = part.subplots(1, columns, sharey=True, squeeze=False)[0]
+    for panels, sweep, drawn in zip(grid, shown, points_of, strict=True):
         rules = sweep.family.rules[:MOST_RULES]
         start = sweep.start if _is_near(sweep.start, drawn) else np.nan
-        for ax, (heading, points) in zip(panels, drawn.items(), strict=False):
+        for ax, (heading, points) in zip(
+            style.first(panels, len(drawn)), drawn.items(), strict=True
+        ):
             _draw(ax, points, start, rules, beside)
             style.rank_axis(ax, sweep.family.finite_ranks, inches)
             ax.set_title(heading, loc="left")
             ax.set_xlabel("rank $r$" + _cost(sweep, tables.probes))
-        style.hide(panels[len(drawn) :])
         style.y_label(panels[0], *LABEL)
         style.linear_axis(panels[0])
     page.legend(
@@ -155,19 +149,10 @@ def _draw(
     ``start``: the loss of the base, NaN if it is not drawn. gid: ``base``.
     """
     if np.isfinite(start):
-        ax.axhline(
-            start, color=style.FAINT, linewidth=0.8, linestyle=style.DASHED, gid="base", zorder=1
-        )
-        ax.annotate(
-            "base",
-            (0, start),
-            (2, -2),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            va="top",
-            color=style.FAINT,
-            fontsize=7,
-        )
+        look = {"color": style.FAINT, "linewidth": 0.8, "linestyle": style.DASHED, "zorder": 1}
+        ax.axhline(start, gid="base", **look)
+        place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        ax.annotate("base", (0, start), (2, -2), va="top", color=style.FAINT, fontsize=7, **place)
     for rule in rules:
         mine = points[points["rule"] == rule]
         if len(mine):
@@ -183,28 +168,17 @@ def _draw_rule(ax: Axes, rule: Rule, beside: list[Rule], points: pd.DataFrame) -
     finite = points[np.isfinite(points["rank"])].sort_values("rank", kind="stable")
     mean = finite.groupby("rank")["loss"].mean()
     ax.plot(mean.index, mean, color=colour, gid=f"line {who}", zorder=2)
-    dots: dict[str, Any] = {
-        "color": colour,
-        "marker": style.marker(rule, beside),
-        "linestyle": "none",
-        "markeredgewidth": 0.8,
-    }
+    hollow = {"color": colour, "marker": style.marker(rule, beside), "zorder": 3, **style.HOLLOW}
     at_edge = finite["edge"].astype(bool)
     inner, outer = finite[~at_edge], finite[at_edge]
-    ax.plot(inner["rank"], inner["loss"], gid=f"points {who}", zorder=3, **dots)
+    solid = {**hollow, "markerfacecolor": colour}
+    ax.plot(inner["rank"], inner["loss"], gid=f"points {who}", **solid)
     if len(outer):
-        hollow = {**dots, "markerfacecolor": "white"}
-        ax.plot(outer["rank"], outer["loss"], gid=f"edge {who}", zorder=3, **hollow)
+        ax.plot(outer["rank"], outer["loss"], gid=f"edge {who}", **hollow)
     limit = points.loc[np.isinf(points["rank"]), "loss"]
     if len(limit):
-        ax.axhline(
-            limit.mean(),
-            color=colour,
-            linestyle="dashed",
-            linewidth=0.8,
-            gid=f"limit {who}",
-            zorder=1,
-        )
+        look = {"color": colour, "linestyle": "dashed", "linewidth": 0.8, "zorder": 1}
+        ax.axhline(limit.mean(), gid=f"limit {who}", **look)
 
 
 def _handle(ax: Axes, rule: Rule, beside: list[Rule]) -> Any:

@@ -1,7 +1,5 @@
 """Two numbers of the whole model against the rank: the gradient norm and the descent."""
 
-import math
-
 from matplotlib.figure import Figure
 
 from study.figures import laws, style
@@ -44,26 +42,16 @@ def _against_rank(tables: Tables, quantity: Quantity, *, last: bool, unit: str =
     steps = [list(dict.fromkeys([one.steps[0], one.steps[-1]]))[: 1 + last] for one in shown]
     columns = max(map(len, steps))
     beside = 2 if columns == 1 and len(shown) > 1 else 1
-    rows, across = math.ceil(len(shown) / beside), columns * beside
-    entries = max(len(one.family.rules) for one in shown) + 1
-    page = style.figure(
-        rows,
-        across,
-        column=style.FULL if across > 1 else style.HALF,
-        ratio=0.58,
-        above=0.3 + 0.14 * entries * rows,
-    )
-    inches = page.get_figwidth() / across - 0.6
+    families = [one.family for one in shown]
+    page, grid = laws.panels(families, columns, ratio=0.58, beside=beside)
+    inches = page.get_figwidth() / (columns * beside) - 0.6
     drawn: list[laws.Law] = []
-    parts = style.rows(page, [one.family.label for one in shown], beside)
-    for part, one, its_steps in zip(parts, shown, steps, strict=True):
-        panels = part.subplots(1, columns, sharey=True, squeeze=False)[0]
-        for ax, step in zip(panels, its_steps, strict=False):
+    for panels, one, its_steps in zip(grid, shown, steps, strict=True):
+        for ax, step in zip(style.first(panels, len(its_steps)), its_steps, strict=True):
             where = laws.whole_model(site, stat)
             found = laws.laws(one.family, series, tables.exponents, step=step, **where)
             laws.draw(ax, found, one.family, heading=f"step {step}", inches=inches)
             drawn += found
-        style.hide(panels[len(its_steps) :])
         style.y_label(panels[0], quantity.name, f"{quantity.symbol} {unit}".strip())
         style.log_axis(panels)
     return style.finish(
@@ -71,5 +59,5 @@ def _against_rank(tables: Tables, quantity: Quantity, *, last: bool, unit: str =
         laws.fine_print(drawn),
         on_batch(),
         left_out,
-        shown=[one.family for one in shown],
+        shown=families,
     )

@@ -79,16 +79,18 @@ def exponent_heatmap(tables: Tables) -> Figure:
 
     columns = max(len(maps) for _, maps in drawn)
     shown = [one for _, maps in drawn for one in maps.values()]
-    page = _page(shown, len(drawn), columns)
+    kinds = max(len(one.kinds) for one in shown)
+    labels = [family.label for family, _ in drawn]
+    page, grid = style.panels(labels, columns, ratio=0.1, column=style.FULL)
+    # A row of panels: the map, its heading and axis, and the heading of the setting.
+    inches = max(0.16 * kinds, 0.5) + 0.75 + (0.2 if len(drawn) > 1 else 0)
+    page.set_figheight(len(drawn) * inches + 0.3)
     colours = _colours(shown)
-    parts = style.rows(page, [family.label for family, _ in drawn])
-    for part, (_, maps) in zip(parts, drawn, strict=True):
-        panels = part.subplots(1, columns, sharey=True, squeeze=False)[0]
-        for ax, (rule, one) in zip(panels, maps.items(), strict=False):
+    for panels, (_, maps) in zip(grid, drawn, strict=True):
+        for ax, (rule, one) in zip(style.first(panels, len(maps)), maps.items(), strict=True):
             _draw(ax, rule, one, colours, columns)
-        style.hide(panels[len(maps) :])
         panels[0].set_ylabel("projection")
-        _colour_bar(part, panels, max(len(one.kinds) for one in shown))
+        _colour_bar(panels, kinds)
     steps = " or ".join(map(str, sorted({one.step for one in shown})))
     return style.finish(
         page,
@@ -104,26 +106,15 @@ def exponent_heatmap(tables: Tables) -> Figure:
     )
 
 
-def _page(shown: list[Map], rows: int, columns: int) -> Figure:
-    """A page whose height follows the number of projections."""
-    kinds = max(len(one.kinds) for one in shown)
-    # A row of panels: the map, its heading and axis, and the heading of the setting.
-    inches = max(0.16 * kinds, 0.5) + 0.75 + (0.2 if rows > 1 else 0)
-    page = style.figure(rows, columns, ratio=0.1)
-    page.set_figheight(rows * inches + 0.3)
-    return page
-
-
 def _colours(shown: list[Map]) -> Normalize:
     finite = np.concatenate([one.exponent[np.isfinite(one.exponent)] for one in shown])
     reach = float(np.abs(finite).max()) if finite.size else 0.0
     return Normalize(-(reach or 1.0), reach or 1.0)
 
 
-def _colour_bar(part: Any, panels: Any, kinds: int) -> None:
-    bar = part.colorbar(
-        panels[0].collections[0], ax=list(panels), aspect=14, pad=0.015, fraction=0.04
-    )
+def _colour_bar(panels: np.ndarray, kinds: int) -> None:
+    place = {"ax": list(panels), "aspect": 14, "pad": 0.015, "fraction": 0.04}
+    bar = panels[0].figure.colorbar(panels[0].collections[0], **place)
     bar.set_label("scaling exponent", labelpad=3)
     bar.ax.yaxis.set_major_locator(
         MaxNLocator(min(5, 1 + kinds // 2), steps=[1, 2, 5, 10], symmetric=True)

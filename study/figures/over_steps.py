@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from study.analysis.rank_stabilized import BATCHES_OF
 from study.figures import style
 from study.figures.captions import on_batch, sentence_on_ci
+from study.figures.laws import fits
 from study.figures.selection import (
     Absent,
     Family,
@@ -19,13 +20,20 @@ from study.figures.selection import (
     most_varied,
     rules_left_out,
 )
-from study.figures.theory_lines import fits
 from study.figures.training_curves import step_axis
 from study.vocabulary.quantities import HELDOUT, PRIMARY, TRAIN, Quantity
 from study.vocabulary.thresholds import STABLE_RATIO
 
 MOST_FAMILIES, MOST_RULES = 3, 6
 
+SHORT_LINES: dict[str, Any] = {
+    "color": style.INK,
+    "linestyle": "none",
+    "marker": "_",
+    "zorder": 3.5,
+    "markersize": 8,
+    "markeredgewidth": 1.1,
+}
 Fits = dict[tuple[Rule, str], pd.DataFrame]
 """By rule and name of quantity: the fits, one row per step."""
 
@@ -51,13 +59,13 @@ def exponents_over_training(tables: Tables) -> Figure:
         q for q in PRIMARY if any(q.name == name for _, rows in drawn for _, name in rows)
     ]
 
-    ratio = 0.95 * len(quantities) / 4  # the height does not depend on the number of columns
-    page = style.figure(len(drawn), len(quantities), ratio=ratio, above=0.3 + 0.45 * len(drawn))
+    shown, columns = [family for family, _ in drawn], len(quantities)
+    ratio = 0.95 * columns / 4  # the height does not depend on the number of columns
+    options = {"above": 0.3 + 0.45 * len(drawn), "column": style.FULL, "sharex": True}
+    page, grid = style.panels([one.label for one in shown], columns, ratio=ratio, **options)
     theory = False
-    parts = style.rows(page, [family.label for family, _ in drawn])
-    beside = sorted({rule for family, _ in drawn for rule in family.rules[:MOST_RULES]})
-    for part, (family, rows) in zip(parts, drawn, strict=True):
-        panels = part.subplots(1, len(quantities), sharex=True, sharey=True, squeeze=False)[0]
+    beside = sorted({rule for family in shown for rule in family.rules[:MOST_RULES]})
+    for panels, (family, rows) in zip(grid, drawn, strict=True):
         rules = [rule for rule in family.rules[:MOST_RULES] if any(rule == one for one, _ in rows)]
         for ax, quantity in zip(panels, quantities, strict=True):
             name = quantity.name
@@ -80,8 +88,8 @@ def exponents_over_training(tables: Tables) -> Figure:
         "Short black lines: theory." if theory else "",
         _on_batches(drawn),
         left_out,
-        rules_left_out([family for family, _ in drawn], MOST_RULES),
-        shown=[family for family, _ in drawn],
+        rules_left_out(shown, MOST_RULES),
+        shown=shown,
     )
 
 
@@ -132,31 +140,13 @@ def _draw(
     for rule, fit in rows.items():
         who, look = style.gid(rule), _look(rule, beside)
         step = fit["step"].to_numpy(int)
-        ax.fill_between(
-            step,
-            fit["ci_low"].to_numpy(float),
-            fit["ci_high"].to_numpy(float),
-            color=look["color"],
-            alpha=0.2,
-            linewidth=0,
-            zorder=2,
-            gid=f"band {who}",
-        )
+        ends = fit["ci_low"].to_numpy(float), fit["ci_high"].to_numpy(float)
+        style.band(ax, step, *ends, look["color"], f"band {who}", zorder=2)
         ax.plot(step, fit["exponent"].to_numpy(float), **look, zorder=3, gid=f"curve {who}")
         predicted = fit["predicted"].to_numpy(float)
         if np.isfinite(predicted).any():
             theory = True
-            ax.plot(
-                step,
-                predicted,
-                color=style.INK,
-                linestyle="none",
-                marker="_",
-                markersize=8,
-                markeredgewidth=1.1,
-                zorder=3.5,
-                gid=f"theory {who}",
-            )
+            ax.plot(step, predicted, gid=f"theory {who}", **SHORT_LINES)
     ax.set_title(f"{quantity.noun}\n{quantity.symbol}", linespacing=1.2)
     return theory
 

@@ -121,13 +121,7 @@ def _over_training(
     shown, left_out = most_varied(drawable, most)
     rows = [row for row in rows if any(row.has_lines(family) for family in shown)]
     columns = min(max(len(family.rules) for family in shown), MOST_RULES)
-    page = style.figure(
-        len(rows) * len(shown),
-        columns,
-        column=style.FULL if columns > 1 else style.HALF,
-        ratio=ratio * max(columns, 2) / 2,  # the height of a row does not depend on the columns
-        above=0.3 + (0.35 * len(shown) if len(shown) > 1 else 0),
-    )
+    page = style.page_of_rules(len(rows) * len(shown), columns, ratio, len(shown))
     drawn: list[list[Curve]] = []
     parts = style.rows(page, [family.label for family in shown])
     for part, family in zip(parts, shown, strict=True):
@@ -171,9 +165,10 @@ def _draw(
         else:
             style.linear_axis(axes[0])
         every.append(measured)
+    for axes in panels:
+        style.first(axes, len(rules))
     for ax, rule in zip(panels[0], rules, strict=False):
         style.heading(ax, rule, columns)
-    style.hide(panels[:, len(rules) :].flat)
     steps = [curve.step for measured in every for curve in measured if curve.has_line]
     for ax in panels[-1]:
         step_axis(ax, np.concatenate(steps))

@@ -39,10 +39,10 @@ def rate_exponent_vs_rho(tables: Tables) -> Figure:
             "swept at two ranks under a sign-like optimizer"
         )
     shown, left_out = most_varied(found, MOST_FAMILIES, lambda one: one[0])
-    page = style.figure(len(shown), 1, column=style.HALF, ratio=0.8, above=0.25 * len(shown))
-    parts = style.rows(page, [family.label for family, _ in shown])
-    for part, (family, points) in zip(parts, shown, strict=True):
-        _draw(part.subplots(), family, points)
+    labels = [family.label for family, _ in shown]
+    page, grid = style.panels(labels, 1, ratio=0.8, above=0.25 * len(shown))
+    for [ax], (family, points) in zip(grid, shown, strict=True):
+        _draw(ax, family, points)
     every = pd.concat([points for _, points in shown])
     seeds, last = every["seeds"].max(), every["horizon"].max()
     early = sorted(set(every["horizon"]) - {last})
@@ -98,9 +98,7 @@ def _draw(ax: Axes, family: Family, points: pd.DataFrame) -> None:
         colour, gid = style.tint(rule, family.rules), style.gid(rule)
         m = float(own["move_slope"].mean())
         bent, straight = (rate_exponent(m, of_A, rho) for of_A in (m, 1 - rule.p))
-        ax.fill_between(
-            rho, bent, straight, color=colour, alpha=0.15, linewidth=0, gid=f"band {gid}"
-        )
+        style.band(ax, rho, bent, straight, colour, f"band {gid}", alpha=0.15)
         middle = (bent + straight) / 2
         ax.plot(rho, middle, color=colour, linestyle=style.DASHED, gid=f"curve {gid}")
         style.label_end(ax, float(rho[-1]), float(middle[-1]), f"$p={rule.p:g}$", colour)
@@ -121,18 +119,11 @@ def _draw_point(
         ax.hlines(y, row["rho_low"], row["rho_high"], color=colour, linewidth=0.6)
         if math.isfinite(row["ci_low"]):
             ax.vlines(x, row["ci_low"], row["ci_high"], color=colour, linewidth=1.0)
-    ax.plot(
-        [x],
-        [y],
-        marker=style.marker(rule, family.rules),
-        markersize=4 if is_last else 3,
-        color=colour,
-        markerfacecolor=colour if is_last else "white",
-        markeredgecolor=colour,
-        linestyle="none",
-        zorder=4 if is_last else 3,
-        gid=f"{'point' if is_last else 'early'} {style.gid(rule)}",
-    )
+    size = 4 if is_last else 3
+    look = {"color": colour, "markersize": size, "zorder": size, "linestyle": "none"}
+    look |= {"marker": style.marker(rule, family.rules), "markeredgecolor": colour}
+    look |= {"markerfacecolor": colour if is_last else "white"}
+    ax.plot([x], [y], gid=f"{'point' if is_last else 'early'} {style.gid(rule)}", **look)
 
 
 def _rho_axis(ax: Axes, low: float, high: float) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -129,14 +128,8 @@ def draw(
     """
     for curve in others:
         if curve.complete:
-            ax.plot(
-                curve.step,
-                curve.value,
-                color=style.CONTEXT,
-                linewidth=0.4,
-                zorder=0.5,
-                gid=f"other {_who(curve)}",
-            )
+            look = {"color": style.CONTEXT, "linewidth": 0.4, "zorder": 0.5}
+            ax.plot(curve.step, curve.value, gid=f"other {_who(curve)}", **look)
     dots = "o" if all(len(curve.step) <= MARKED_UP_TO for curve in found) else None
     for curve in sorted(found, key=lambda c: (not c.complete, c.rank)):
         _draw_curve(ax, curve, style.shade(curve.rule, curve.rank, ranks), dots, len(ranks), reach)
@@ -165,22 +158,17 @@ def _draw_curve(
     areas = [("band", curve.low, curve.high, max(0.05, 0.6 / (3 + ranks)))] * (curve.cells > 1)
     areas += [("raw", curve.raw, curve.value, 0.25)] * (curve.window > 1)
     for kind, low, high, opacity in areas:
-        area: dict[str, Any] = {"color": colour, "alpha": opacity, "linewidth": 0, "zorder": 1}
-        ax.fill_between(curve.step, low, high, gid=f"{kind} {who}", **area)
+        style.band(ax, curve.step, low, high, colour, f"{kind} {who}", alpha=opacity, zorder=1)
     if curve.broken:
         last = np.clip(curve.value[-1:], *reach)
         ax.plot(curve.step[-1:], last, color=colour, gid=f"cross {who}", **style.CROSS)
     if curve.has_line:
-        ax.plot(
-            curve.step,
-            curve.value,
-            color=colour,
-            linewidth=0.9 if curve.complete else 0.5,
-            linestyle="dashed" if np.isinf(curve.rank) else "solid",
-            marker=dots,
-            markersize=2.2,
-            gid=f"curve {who}",
+        width, dashes = (
+            0.9 if curve.complete else 0.5,
+            "dashed" if np.isinf(curve.rank) else "solid",
         )
+        look = {"color": colour, "linewidth": width, "linestyle": dashes, "markersize": 2.2}
+        ax.plot(curve.step, curve.value, marker=dots, gid=f"curve {who}", **look)
 
 
 def _who(curve: Curve) -> str:

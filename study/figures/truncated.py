@@ -40,23 +40,16 @@ def truncated_losses(tables: Tables) -> Figure:
     every = families(cells[cells["cell_id"].isin(set(rows["cell_id"]))].reset_index(drop=True))
     shown, left_out = most_varied(every, MOST_SETTINGS)
     columns = min(max(len(family.rules) for family in shown), MOST_RULES)
-    page = style.figure(
-        len(shown),
-        columns,
-        column=style.FULL if columns > 1 else style.HALF,
-        ratio=0.66 * max(columns, 2) / 2,
-        above=0.3 + (0.35 * len(shown) if len(shown) > 1 else 0),
-    )
-    parts = style.rows(page, [family.label for family in shown])
-    for part, family in zip(parts, shown, strict=True):
-        panels = part.subplots(1, columns, sharex=True, sharey=True, squeeze=False)[0]
+    page = style.page_of_rules(len(shown), columns, 0.66, len(shown))
+    grid = style.in_rows(page, [family.label for family in shown], columns, sharex=True)
+    for row, family in zip(grid, shown, strict=True):
         rules = family.rules[:columns]
+        panels = style.first(row, len(rules))
         joined = family.cells[["cell_id", "rule", "rank", "seed"]].merge(rows, on="cell_id")
-        for ax, rule in zip(panels, rules, strict=False):
+        for ax, rule in zip(panels, rules, strict=True):
             _draw(ax, family, rule, joined[joined["rule"] == rule])
             style.heading(ax, rule, columns)
-        style.hide(panels[len(rules) :])
-        _kept_axis(panels[: len(rules)], sorted({k for k in joined["kept"] if 0 < k < math.inf}))
+        _kept_axis(panels, sorted({k for k in joined["kept"] if 0 < k < math.inf}))
         style.y_label(panels[0], METRICS["eval_loss"].label, f"({METRICS['eval_loss'].unit})")
         style.linear_axis(panels[0])
     seeds = max(family.cells["seed"].nunique() for family in shown)
@@ -88,27 +81,12 @@ def _draw(ax: Axes, family: Family, rule: Rule, rows: pd.DataFrame) -> None:
         colour = style.shade(rule, rank, family.ranks)
         who = f"{style.gid(rule)} r={style.rank_name(rank)}"
         kept = [min(k, 2 * most) for k in loss.index]  # infinite rank: right of all others
-        ax.plot(kept, loss, color=colour, marker="o", markersize=1.8, gid=f"cut {who}", zorder=2)
-        ax.plot(
-            kept[-1:],
-            loss.iloc[-1:],
-            marker=style.rule_look(rule.scaling).marker,
-            markersize=5,
-            color=colour,
-            markeredgecolor=style.INK,
-            markeredgewidth=0.7,
-            zorder=4,
-            gid=f"whole {who}",
-        )
-        ax.annotate(
-            style.rank_name(rank),
-            (kept[-1], loss.iloc[-1]),
-            (3, 3),
-            textcoords="offset points",
-            color=colour,
-            fontsize=7,
-            gid=f"rank {style.rank_name(rank)}",
-        )
+        ax.plot(kept, loss, color=colour, gid=f"cut {who}", zorder=2, **style.DOTS)
+        marker = {"marker": style.rule_look(rule.scaling).marker, **style.LARGE, "color": colour}
+        ax.plot(kept[-1:], loss.iloc[-1:], gid=f"whole {who}", **marker)
+        name, at = style.rank_name(rank), (kept[-1], loss.iloc[-1])
+        look = {"color": colour, "fontsize": 7, "gid": f"rank {name}"}
+        ax.annotate(name, at, (3, 3), textcoords="offset points", **look)
 
 
 def _kept_axis(panels: Any, kept: list[float]) -> None:

@@ -6,15 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.colors import same_color
 from matplotlib.figure import Figure
-from matplotlib.transforms import IdentityTransform
 
 from study.analysis import fitted
-from study.figures import Absent, style
+from study.figures import Absent
 from study.figures.activation_moments import activation_moments_vs_rank
 from study.figures.model_laws import descent_vs_rank, grad_norm_vs_rank
-from study.figures.selection import Rule
 
 VS_RANK = [grad_norm_vs_rank, descent_vs_rank, activation_moments_vs_rank]
 
@@ -97,18 +94,6 @@ def test_theory_is_a_dotted_line_through_the_fits_centre_where_there_is_one(full
     assert theory.get_zorder() > line.get_zorder(), "dots upon the line, where both agree"
 
 
-def test_rules_have_their_colour_and_marker(full, read) -> None:
-    figure = descent_vs_rank(full)
-    both = [Rule.of("lora", None), Rule.of("rslora", None)]
-    for rule in both:
-        (points,) = read.artists(figure, f"points {style.gid(rule)}")
-        (line,) = read.artists(figure, f"line {style.gid(rule)}")
-        assert same_color(points.get_color(), style.tint(rule, both))
-        assert same_color(line.get_color(), points.get_color())
-        assert points.get_marker() == style.marker(rule, both)
-        assert points.get_linestyle() == "None"
-
-
 def test_descent_is_drawn_at_the_first_step_with_its_definition(small, read) -> None:
     figure = descent_vs_rank(small)
     (ax,) = panels(figure)
@@ -122,22 +107,6 @@ def test_descent_is_drawn_at_the_first_step_with_its_definition(small, read) -> 
     assert f"{slope:.2f}" in labels[1]
     text = " ".join(read.texts(figure)).replace("\n", " ")
     assert "Brackets, bands: the straightness of the line (one seed)." in text
-
-
-def test_the_rank_axis_is_labelled_with_the_studys_own_ranks(small, full, tiny) -> None:
-    def labels(ax: Axes) -> list[str]:
-        ax.figure.draw_without_rendering()
-        low, high = ax.get_xlim()
-        return [
-            t.label1.get_text() for t in ax.xaxis.get_major_ticks() if low <= t.get_loc() <= high
-        ]
-
-    assert labels(panels(grad_norm_vs_rank(small))[0]) == ["4", "16", "64", "256", "1024"]
-    assert labels(panels(grad_norm_vs_rank(full))[0]) == [str(4 * 2**k) for k in range(10)]
-    narrow = panels(activation_moments_vs_rank(full))[0]
-    assert labels(narrow) == ["4", "16", "64", "256", "2048"]  # ten would not fit
-    assert len(narrow.xaxis.get_minorticklocs()) == 5
-    assert labels(panels(grad_norm_vs_rank(tiny(ranks=(4, 2048))))[0]) == ["4", "64", "2048"]
 
 
 # activations
@@ -169,23 +138,6 @@ def test_activations_are_the_mean_over_layers_of_the_log(small, read) -> None:
     assert headings == ["mean absolute value", "root mean square", "fourth moment"]
 
 
-def test_bars_stand_behind_their_markers_and_rules_side_by_side(small, read) -> None:
-    figure = activation_moments_vs_rank(small)
-    ax = panels(figure)[0]
-    lora, rslora = on(ax, read.artists(figure, "spread"))
-    assert (
-        [s[0, 0] for s in lora.get_segments()]
-        == [s[0, 0] for s in rslora.get_segments()]
-        == [4, 16, 64, 256, 1024]
-    )
-    assert not isinstance(lora.get_transform(), IdentityTransform)
-    on_page = [bars.get_transform().transform((4, 1))[0] for bars in (lora, rslora)]
-    assert on_page[0] < ax.transData.transform((4, 1))[0] < on_page[1]
-    markers = [on(ax, read.artists(figure, f"points {who}"))[0] for who in ("lora", "rslora")]
-    assert [mark.get_transform().transform((4, 1))[0] for mark in markers] == on_page
-    assert all(bars.get_zorder() < mark.get_zorder() for bars in (lora, rslora) for mark in markers)
-
-
 def test_a_layer_that_is_missing_at_one_rank_is_left_out_at_all(small, read) -> None:
     tables = SimpleNamespace(**vars(small))
     lost = small.cells.query("scaling == 'lora' and rank == 1024")["cell_id"].iloc[0]
@@ -205,39 +157,6 @@ def test_heldout_activations_are_named_as_such(tiny, read) -> None:
 
 
 # unusual studies
-
-
-@pytest.mark.parametrize("draw", VS_RANK)
-def test_without_exponents_there_are_points_alone(draw, tiny, read) -> None:
-    figure = draw(tiny(fitted=False))
-    assert read.artists(figure, "points lora")
-    assert not read.artists(figure, "line")
-    assert [t.get_text() for t in panels(figure)[0].get_legend().get_texts()] == ["LoRA", "rsLoRA"]
-
-
-def test_two_ranks_have_a_slope_without_an_interval(tiny, read) -> None:
-    figure = descent_vs_rank(tiny(ranks=(4, 64), seeds=(0,)))
-    label = panels(figure)[0].get_legend().get_texts()[1].get_text()
-    assert label.startswith("rsLoRA  0.")
-    assert "[" not in label
-
-
-@pytest.mark.parametrize("draw", VS_RANK)
-def test_one_rank_is_not_enough(draw, tiny) -> None:
-    with pytest.raises(Absent, match="two ranks"):
-        draw(tiny(ranks=(16,)))
-    with pytest.raises(Absent, match="two ranks"):
-        draw(tiny(ranks=(16, np.inf)))
-
-
-@pytest.mark.parametrize("draw", VS_RANK)
-def test_infinite_rank_is_left_out(draw, tiny, read) -> None:
-    figure = draw(tiny(ranks=(4, 64, np.inf)))
-    assert {rank for points in read.artists(figure, "points") for rank in points.get_xdata()} == {
-        4,
-        64,
-    }
-    assert all(np.isfinite(ax.get_xlim()).all() for ax in panels(figure))
 
 
 @pytest.mark.parametrize("draw", VS_RANK)
@@ -270,38 +189,6 @@ def test_broken_cells_are_crossed_at_their_rank(tiny, read, broken: str) -> None
     assert fitted["points"] == 6  # both seeds, over the ranks that both have
     assert fitted["seeds"] == 2
     assert "had diverged or got stuck by then" in " ".join(read.texts(figure)).replace("\n", " ")
-
-
-def test_every_exponent_of_power_has_its_own_fit(tiny, read) -> None:
-    tables = tiny(rules=[("power", p) for p in (0.0, 0.5, 1.0)])
-    figure = descent_vs_rank(tables)
-    labels = [text.get_text() for text in panels(figure)[0].get_legend().get_texts()]
-    assert [label.split(": ")[0] for label in labels] == [
-        f"power p = {p}" for p in ("0", "0.5", "1")
-    ]
-    for p in (0.0, 0.5, 1.0):
-        fit = row(tables, "power", exponent_p=p, step=0, **DESCENT)
-        (line,) = (a for a in read.artists(figure, "line") if a.get_gid() == f"line power p={p:g}")
-        np.testing.assert_allclose(line.get_ydata(), fitted(fit, line.get_xdata())[0])
-    assert len({points.get_marker() for points in read.artists(figure, "points")}) == 3
-
-
-def test_the_text_says_if_rules_are_left_out(tiny, read) -> None:
-    figure = descent_vs_rank(tiny(rules=[("power", p) for p in np.linspace(0, 1, 11)]))
-    assert len(read.artists(figure, "points")) == 8
-    said = " ".join(read.texts(figure)).replace("\n", " ")
-    assert "Not drawn: power p = 0.8, power p = 0.9, power p = 1." in said
-
-
-def test_settings_of_one_panel_stand_beside_each_other(tiny, read) -> None:
-    names = ["adafactor", "adamw", "lion", "muon", "rmsprop", "sgd", "signsgd"]
-    figure = descent_vs_rank(tiny(settings=[{"optimizer": name} for name in names]))
-    boxes = [ax.get_window_extent() for ax in panels(figure)]
-    assert len(boxes) == 6
-    for left, right in zip(boxes[::2], boxes[1::2], strict=True):
-        assert left.y0 == pytest.approx(right.y0)
-        assert left.x1 < right.x0
-    assert "6 of 7 settings are drawn." in " ".join(read.texts(figure)).replace("\n", " ")
 
 
 def test_settings_have_rows_fits_and_steps_of_their_own(tiny) -> None:

@@ -37,30 +37,6 @@ def test_markers_and_bars_show_the_table(swept, read) -> None:
     assert any("step 0" in text for text in read.texts(figure))
 
 
-def test_no_theory_where_the_table_has_none(swept, read) -> None:
-    refused = SimpleNamespace(**vars(swept))
-    refused.exponents = swept.exponents.assign(predicted=np.nan)
-    assert read.artists(exponents_by_bits(refused), "theory") == []
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"settings": BITS},
-        {"settings": BITS[1:], "rules": [("lora", np.nan)]},
-        {"settings": [{**b, "optimizer": o} for o in ("adamw", "sgd") for b in BITS]},
-        {
-            "settings": BITS,
-            "seeds": (0,),
-            "rules": [("lora", np.nan), ("rslora", np.nan), ("power", 0.75)],
-        },
-    ],
-    ids=["three", "two, one rule", "two optimizers", "one seed, three rules"],
-)
-def test_nothing_collides(tiny, read, changes) -> None:
-    assert read.problems(exponents_by_bits(tiny(**changes))) == []
-
-
 def test_a_study_of_one_base_is_not_enough(tiny) -> None:
     for settings in ([{}], [{"quant_bits": np.nan}], [{"quant_bits": 4.0}]):
         with pytest.raises(Absent, match=r"need a study over model\.quant_bits"):

@@ -17,7 +17,7 @@ from benchmarks.summary import speed
 from docs.blocks import study_tables, table
 from study.figures import FIGURES, Absent, draw_all
 from tests.figures import test_alpha, test_local_slopes, test_rate_exponents
-from tests.figures.checklist import contrast, problems
+from tests.figures.checklist import problems
 from tests.figures.test_conditions import lazy
 from tests.figures.test_learning_rates import sweep
 
@@ -83,30 +83,6 @@ BAD = {
     "shows its markup": lambda ax: ax.set_xlabel("half a formula $\\alpha"),
     "has 4 points": lambda ax: ax.set_xlabel("tiny", fontsize=4),
 }
-
-
-@pytest.mark.parametrize("complaint", BAD)
-def test_a_bad_figure_is_rejected(complaint: str) -> None:
-    assert any(complaint in found for found in problems(page(BAD[complaint]))), complaint
-
-
-def test_a_good_figure_passes() -> None:
-    assert problems(page()) == []
-
-
-def test_what_is_off_the_page_or_higher_than_it_is_rejected() -> None:
-    wide = page(lambda ax: ax.set_title("a title that is much too wide " * 4), layout=None)
-    assert any("off the page" in found for found in problems(wide))
-    high = page()
-    high.set_figheight(9.5)
-    assert "9.5 inches high" in problems(high)
-
-
-def test_contrast_is_that_of_the_web_guidelines() -> None:
-    assert contrast("black") == pytest.approx(21)
-    assert contrast("white") == pytest.approx(1)
-    assert contrast("#767676") == pytest.approx(4.54, abs=0.01)  # the guidelines' example
-    assert contrast((0, 0, 0, 0.5)) == pytest.approx(contrast("#808080"), abs=0.05)
 
 
 # every figure

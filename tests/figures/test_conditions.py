@@ -150,21 +150,6 @@ def test_the_predicted_curve_is_the_data_and_no_straight_line(optimizer: str, re
         assert np.abs(off).max() > 0.03
 
 
-def test_forward_and_backward_have_curves_of_their_own(sgd, read) -> None:
-    figure = conditions(sgd)
-    said = [[t.get_text() for t in ax.get_legend().get_texts()] for ax in figure.axes]
-    for words, (_, rows) in zip(said, of_all_layers(sgd), strict=True):
-        (predicted,) = rows.loc[rows["scaling"] == "rslora", "predicted"]
-        assert any(word.endswith(f", theory {predicted:.2f}".replace("-", "−")) for word in words)
-        assert words[-1] == "theory"
-    assert said[0][0] != said[1][0]
-    headings = [ax.get_legend().get_title().get_text() for ax in figure.axes]
-    assert headings[0].startswith("adapter output (forward)")
-    assert headings[1].startswith("gradient into the inputs (backward)")
-    assert [ax.get_yscale() for ax in figure.axes] == ["log", "log"]
-    assert all("rms at step 1" in ax.get_ylabel() for ax in figure.axes)
-
-
 def test_the_slope_of_the_curve_is_the_prediction_of_the_table(read) -> None:
     tables = lazy(optimizers=("adamw",), noise=0.05, eps=SMALL)
     figure = conditions(tables)
@@ -173,22 +158,6 @@ def test_the_slope_of_the_curve_is_the_prediction_of_the_table(read) -> None:
         at = np.interp(np.log(RANKS), np.log(line.get_xdata()), np.log(line.get_ydata()))
         (predicted,) = rows.loc[rows["scaling"] == "lora", "predicted"]
         assert slope(np.exp(at), RANKS) == pytest.approx(predicted, abs=1e-6), site
-
-
-def test_no_theory_where_the_table_has_none(sgd, adamw, read) -> None:
-    """Large steps, gradients near eps, or no alignments: no curve, no line, no number."""
-    large = SimpleNamespace(**vars(sgd))
-    large.exponents = analysed(sgd, lazy=False)
-    for tables in (large, adamw, lazy(recorded=False)):
-        assert (
-            tables.exponents.query("step == 1 and site == 'adapter_out'")["predicted"].isna().all()
-        )
-        figure = conditions(tables)
-        assert read.artists(figure, "curve") == []
-        assert read.artists(figure, "theory") == []
-        words = " ".join(read.texts(figure)).replace("\n", " ")
-        assert "theory" not in words
-        assert "has no prediction for these rows" in words
 
 
 def test_both_conditions_are_needed(sgd) -> None:
@@ -212,29 +181,3 @@ def test_gradients_are_in_units_of_eps_at_the_first_step_with_both(adamw, read) 
         ends = np.interp(64.0, line.get_xdata(), line.get_ydata())
         assert ends == pytest.approx(np.median(points.get_ydata()), rel=0.2)
     assert "at step 1" in figure.axes[0].get_ylabel()
-
-
-def test_the_threshold_is_drawn_and_named(adamw, read) -> None:
-    figure = eps_over_ranks(adamw)
-    assert [set(line.get_ydata()) for line in read.artists(figure, "eps")] == [{100.0}, {100.0}]
-    for ax in figure.axes:
-        assert "100: below, eps affects the updates" in [
-            t.get_text() for t in ax.get_legend().get_texts()
-        ]
-        assert ax.get_ylim()[0] < 100 < ax.get_ylim()[1]
-
-
-def test_optimizers_without_eps_are_left_out(sgd, read) -> None:
-    with pytest.raises(Absent, match="no optimizer with an eps"):
-        eps_over_ranks(sgd)
-    both = eps_over_ranks(lazy(optimizers=("sgd", "adamw")))
-    assert len([ax for ax in both.axes if ax.get_visible()]) == 2
-
-
-@pytest.mark.parametrize("draw", [conditions, eps_over_ranks])
-@pytest.mark.parametrize("optimizers", [("adamw",), ("sgd", "adamw"), ("adamw", "adam", "rmsprop")])
-def test_nothing_collides(draw, optimizers, read) -> None:
-    tables = lazy(optimizers=optimizers, noise=0.1)
-    tables.cells["eps"] = tables.cells["eps"].fillna(EPS)
-    tables.exponents = analysed(tables)
-    assert read.problems(draw(tables)) == []

@@ -178,31 +178,6 @@ def test_the_first_step_agrees_with_theory_without_a_fit(study, read) -> None:
     assert weighted.get_ydata().mean() < plain.get_ydata().mean()
 
 
-def test_the_legend_has_the_slope_and_the_formula(study) -> None:
-    figure = distance_to_infinite_rank(study)
-    fit, formula = (t.get_text() for t in titled(figure, "Frobenius").get_legend().get_texts())
-    assert fit.startswith(("rsLoRA  −0.5", "rsLoRA  −0.49"))
-    assert "D + 1" in formula
-    assert [ax.get_xscale() for ax in figure.axes] == ["log"] * 6
-    assert [ax.get_yscale() for ax in figure.axes] == ["log"] * 6
-
-
-def test_the_last_step_of_every_setting_is_shown(study, read) -> None:
-    copies = range(3)
-    tables = {
-        name: pd.concat(
-            [frame.assign(cell_id=frame["cell_id"].astype(str) + f"-{copy}") for copy in copies]
-        )
-        for name, frame in vars(study).items()
-        if len(frame)
-    }
-    tables["cells"]["lr"] = np.repeat([1e-3, 2e-3, 3e-3], len(study.cells))
-    figure = distance_to_infinite_rank(SimpleNamespace(**{**vars(study), **tables}))
-    rows = [part.get_suptitle() for part in figure.subfigs]
-    assert [row.rpartition(" ")[2] for row in rows if row] == ["1", "5", "5", "5"], rows
-    assert len(read.artists(figure, "known frobenius")) == 1
-
-
 def test_missing_distances_are_reported(study) -> None:
     without = SimpleNamespace(
         **{name: frame for name, frame in vars(study).items() if name != "distances"}
@@ -262,12 +237,3 @@ def test_rank_free_runs_reach_a_million_beside_the_explicit_ones(free, read) -> 
     assert ax.get_xlim()[0] < min(RANKS), "rings below the lowest rank-free run are visible"
     assert "$2^{20}$" in [t.get_text() for t in ax.get_xticklabels()]
     assert read.problems(figure) == []
-
-
-def test_rank_free_runs_are_not_drawn_with_the_cells(free, read) -> None:
-    explicit = read.artists(distance_to_infinite_rank(free), f"points {WHO}")[0]
-    assert set(explicit.get_xdata()) == set(RANKS)
-
-
-def test_nothing_collides(study, read) -> None:
-    assert read.problems(distance_to_infinite_rank(study)) == []

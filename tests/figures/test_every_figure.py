@@ -61,12 +61,6 @@ STUDIES = {
 }
 
 
-@pytest.mark.parametrize("name", PLAIN)
-@pytest.mark.parametrize("size", ["full", "small"])
-def test_nothing_collides(name: str, size: str, request: pytest.FixtureRequest, read) -> None:
-    assert read.problems(FIGURES[name](request.getfixturevalue(size))) == []
-
-
 @pytest.mark.parametrize("kind", STUDIES)
 def test_nothing_collides_in_unusual_studies(kind: str, tiny, read) -> None:
     drawn = []
@@ -162,33 +156,3 @@ def test_a_bug_is_not_hidden(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # the checker itself
-
-
-def test_the_check_finds_overlapping_and_cut_off_text(read) -> None:
-    def page(**options: object) -> tuple[Figure, object]:
-        figure = Figure(figsize=(4, 3), **options)
-        ax = figure.subplots()
-        ax.plot([0, 1], [0, 1], label="a line")
-        return figure, ax
-
-    assert read.problems(page(layout="constrained")[0]) == []
-
-    figure, ax = page(layout="constrained")
-    ax.set_xticks([0.5, 0.501], ["a long label", "another long label"])
-    assert any("'a long label' on 'another long label'" in found for found in read.problems(figure))
-
-    figure, ax = page()
-    ax.set_title(
-        "a title that is far too long for the small page that it is printed on, and wider",
-        fontsize=14,
-    )
-    assert any("off the page" in found for found in read.problems(figure))
-
-    figure, ax = page(layout="constrained")
-    ax.legend(loc="center")
-    assert "a legend on a panel" in read.problems(figure)
-
-    figure, ax = page()
-    ax.set_title("title")
-    figure.suptitle("over it", y=0.93)
-    assert any("'title' on" in found for found in read.problems(figure))

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from matplotlib.collections import QuadMesh
 
-from study.figures import against_p, style
+from study.figures import against_p
 from study.figures.against_p import crossing, exponent_against_p
 from study.figures.over_layers import exponent_heatmap
 from study.figures.over_steps import exponents_over_training
-from study.figures.selection import Absent, Rule
+from study.figures.selection import Absent
 from study.vocabulary.quantities import GRADIENT_NORM
 
 POWERS = [("power", p) for p in (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)]
@@ -79,62 +79,6 @@ def test_the_interval_of_the_stable_p_inverts_those_of_the_slopes() -> None:
     assert line.stable == pytest.approx((0.5, 0.4, 0.6))
 
 
-def test_theory_is_dotted_upon_the_lines(powers, read) -> None:
-    figure = exponent_against_p(powers)
-    ps = np.array([p for _, p in POWERS])
-    (theory,) = read.artists(figure, "theory adapter_grad 0")
-    np.testing.assert_allclose(theory.get_ydata(), 0.5 - ps)
-    (theory,) = read.artists(figure, "theory adapter_update 0")
-    np.testing.assert_allclose(theory.get_ydata(), 1 - ps)  # AdamW: sign-like
-    pairs = zip(read.artists(figure, "theory"), read.artists(figure, "line"), strict=True)
-    assert all(dots.get_zorder() > line.get_zorder() for dots, line in pairs)
-
-
-def test_no_theory_where_the_table_has_none(tiny, read) -> None:
-    tables = tiny(rules=POWERS[:3], settings=[{"optimizer": "sgd"}])
-    tables.exponents["predicted"] = np.nan
-    for draw in (exponent_against_p, exponents_over_training):
-        figure = draw(tables)
-        assert read.artists(figure, "theory") == []
-        assert "theory" not in " ".join(read.texts(figure))
-
-
-def test_every_optimizer_has_a_panel(tiny, read) -> None:
-    settings = [{"optimizer": "adamw", "eps": 1e-8}, {"optimizer": "sgd", "eps": np.nan}]
-    figure = exponent_against_p(tiny(settings=settings))
-    assert [ax.get_title(loc="left") for ax in panels(figure)] == ["AdamW", "SGD"]
-    (legend,) = figure.legends
-    names = [text.get_text() for text in legend.get_texts()]
-    assert names[0] == "gradient norm, step 0"
-    assert names[-1] == "adapter output, step 6"
-    said = " ".join(read.texts(figure)).replace("\n", " ")
-    assert r"adapter output: rms of $\gamma BAx$" in said
-    assert read.problems(figure) == []
-
-
-def test_long_intervals_are_cut_and_the_text_says_so(powers, read) -> None:
-    sentence = "continues beyond it"
-    assert sentence not in " ".join(read.texts(exponent_against_p(powers))).replace("\n", " ")
-    tables = SimpleNamespace(**vars(powers))
-    wide = powers.exponents["site"].eq("adapter_out") & powers.exponents["exponent_p"].eq(0.5)
-    tables.exponents = powers.exponents.assign(
-        ci_low=powers.exponents["ci_low"].mask(wide, -40.0),
-        ci_high=powers.exponents["ci_high"].mask(wide, 40.0),
-    )
-    figure = exponent_against_p(tables)
-    low, high = panels(figure)[0].get_ylim()
-    assert high - low < 6
-    assert sentence in " ".join(read.texts(figure)).replace("\n", " ")
-
-
-def test_intervals_of_the_stable_p_lie_within_the_panel(powers, read) -> None:
-    figure = exponent_against_p(powers)
-    low, high = panels(figure)[0].get_xlim()
-    ends = np.concatenate([a.get_xdata() for a in read.artists(figure, "reach")])
-    assert low < ends.min()
-    assert ends.max() < high
-
-
 def test_one_rule_is_not_enough(tiny) -> None:
     with pytest.raises(Absent, match="two scaling rules"):
         exponent_against_p(tiny(rules=[("lora", np.nan)]))
@@ -164,18 +108,6 @@ def test_the_map_holds_every_layers_exponent_at_the_last_step(tiny) -> None:
     assert [t.get_text() for t in axes[0].get_yticklabels()] == ["q", "down"]
 
 
-def test_panels_share_one_scale_that_is_centred_at_zero(tiny) -> None:
-    figure = exponent_heatmap(tiny(settings=[{"optimizer": o} for o in ("adamw", "sgd")]))
-    found = list(figure.findobj(QuadMesh))
-    assert (
-        len({(a.norm.vmin, a.norm.vmax) for a in found if str(a.get_gid()).startswith("map")}) == 1
-    )
-    assert found[0].norm.vmin == -found[0].norm.vmax
-    greatest = max(np.abs(a.get_array()).max() for a in maps(figure).values())
-    assert found[0].norm.vmax >= greatest
-    np.testing.assert_allclose(found[0].cmap(0.5)[:3], [0.97, 0.97, 0.97], atol=0.02)
-
-
 def test_layers_without_a_sure_exponent_are_hatched(tiny, read) -> None:
     tables = tiny()
     rows = (tables.exponents["layer"] == "layers.3.q_proj") & (
@@ -192,22 +124,6 @@ def test_layers_without_a_sure_exponent_are_hatched(tiny, read) -> None:
     assert maps(figure)[f"map {LORA}"].get_array().mask.sum() == 1
     assert "Hatched" in " ".join(read.texts(figure))
     assert "Hatched" not in " ".join(read.texts(exponent_heatmap(tiny())))
-
-
-def test_layers_without_an_adapter_are_blank(tiny, read) -> None:
-    tables = tiny()
-    tables.probes = tables.probes[tables.probes["layer"] != "layers.4.q_proj"]
-    tables.exponents = tables.exponents[tables.exponents["layer"] != "layers.4.q_proj"]
-    figure = exponent_heatmap(tables)
-    assert read.artists(figure, "hatched") == []
-    assert all(a.get_array().mask.sum() == 1 for a in maps(figure).values())
-
-
-def test_the_heading_has_median_and_spread(tiny, read) -> None:
-    figure = exponent_heatmap(tiny())
-    slopes = maps(figure)[f"map {RSLORA}"].get_array().compressed()
-    middle, low, high = (style.number(q) for q in np.quantile(slopes, [0.5, 0.05, 0.95]))
-    assert f"median {middle}  [{low}, {high}]" in panels(figure)[1].get_title()
 
 
 # over training
@@ -260,35 +176,3 @@ def test_the_conditions_of_the_paper_are_read_on_held_out_inputs(tiny, read) -> 
         np.testing.assert_allclose(curve.get_ydata(), of_lora.loc[here, "exponent"])
     assert "On held-out inputs: adapter output." in " ".join(read.texts(figure)).replace("\n", " ")
     assert read.problems(figure) == []
-
-
-def test_rules_have_their_colours_and_the_margin_is_shaded(tiny, read) -> None:
-    figure = exponents_over_training(tiny())
-    rules = [Rule.of("lora", None), Rule.of("rslora", None)]
-    colours = {a.get_gid(): a.get_color() for a in read.artists(figure, "curve")}
-    assert colours == {f"curve {style.gid(rule)}": style.tint(rule, rules) for rule in rules}
-    level = (
-        read.artists(figure, "level")[0]
-        .get_extents()
-        .transformed(panels(figure)[0].transData.inverted())
-    )
-    margin = np.log(1.5) / np.log(256 / 4)
-    assert (level.y0, level.y1) == pytest.approx((-margin, margin))
-
-
-def test_one_step_is_not_enough(tiny) -> None:
-    with pytest.raises(Absent, match="two steps"):
-        exponents_over_training(tiny(probed=(0,)))
-
-
-@pytest.mark.parametrize("draw", [exponent_heatmap, exponents_over_training, exponent_against_p])
-@pytest.mark.parametrize(
-    "study",
-    [
-        {"rules": POWERS},
-        {"settings": [{"optimizer": o, "lr": lr} for o in ("adamw", "sgd") for lr in (1e-4, 0.1)]},
-        {"ranks": (4, 2048), "seeds": (0,)},
-    ],
-)
-def test_nothing_collides(draw, study, tiny, read) -> None:
-    assert read.problems(draw(tiny(**study))) == []

@@ -40,11 +40,6 @@ def test_ranks_rules_and_seeds_make_one_family() -> None:
     assert family.finite_ranks == [4.0, 8.0]
 
 
-def test_a_rules_own_p_may_be_given() -> None:
-    (family,) = families(cells(exponent=[np.nan, 1.0]))
-    assert family.rules == [Rule.of("lora", None)]
-
-
 def test_outcome_and_device_make_no_family() -> None:
     table = cells(
         status=["complete", "diverged"],
@@ -82,16 +77,6 @@ def test_an_unknown_column_separates_families() -> None:
         "nesterov no",
         "nesterov yes",
     ]
-
-
-def test_targets_may_be_lists_or_arrays() -> None:
-    found = families(
-        cells(
-            targets=[np.array(["q_proj", "v_proj"]), np.array(["q_proj", "v_proj"]), "all-linear"]
-        )
-    )
-    assert sorted(len(family.cells) for family in found) == [1, 2]
-    assert {family.label for family in found} == {"targets q_proj v_proj", "targets all-linear"}
 
 
 def test_too_many_families_leave_every_optimizer_one() -> None:

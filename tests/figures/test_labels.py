@@ -6,8 +6,7 @@ from matplotlib.figure import Figure
 
 from study.figures import style
 from study.figures.captions import wrapped
-from study.figures.style.axes import Decimals, LogTicks
-from study.figures.style.labels import labels_of, spread
+from study.figures.style import LogTicks, labels_of, spread
 
 DOUBLING = [4.0 * 2**k for k in range(12)]
 
@@ -50,17 +49,6 @@ def test_labels_stand_beside_the_lines_within_the_panel() -> None:
     assert len({y for _, y in places}) == 3
 
 
-def test_the_room_for_labels_does_not_grow_with_the_distance_to_a_line() -> None:
-    with style.paper():
-        page = style.figure(1, 1, column=style.HALF, ratio=0.6)
-        ax = page.subplots()
-        for rank, end in ((4, 10), (256, 1)):
-            ax.plot([0, end], [0, 1], color="black")
-            style.label_end(ax, end, 1, str(rank), "black")
-        style.finish(page)
-    assert ax.get_xlim()[1] < 13
-
-
 @pytest.mark.parametrize(
     ("low", "high", "ticks"),
     [
@@ -78,27 +66,12 @@ def test_a_logarithmic_axis_of_any_length_has_three_ticks(
     assert list(found) == pytest.approx(ticks)
 
 
-def test_many_decades_have_few_ticks() -> None:
-    assert list(LogTicks().tick_values(1e-9, 1e3)) == pytest.approx([1e-9, 1e-6, 1e-3, 1, 1e3])
-
-
-def test_the_labels_of_an_axis_have_one_form() -> None:
-    assert Decimals().format_ticks([0.001, 0.01]) == ["0.001", "0.01"]
-    assert Decimals().format_ticks([1e-4, 0.001]) == ["$10^{-4}$", "$10^{-3}$"]
-    assert style.decimal(3e-5) == r"$3\times 10^{-5}$"
-
-
 def test_a_line_is_never_broken_within_a_formula() -> None:
     text = "Dashed: theory ($D - 0.2$ for a uniform $A$), of $x$."
     for width in range(8, 40):
         lines = wrapped(text, width).split("\n")
         assert " ".join(lines) == text
         assert all(line.count("$") % 2 == 0 for line in lines)
-
-
-def test_the_markup_of_formulas_takes_no_room() -> None:
-    assert wrapped(r"$\mathsf{T}$ and $\gamma_{0}$ too", 12) == r"$\mathsf{T}$ and $\gamma_{0}$ too"
-    assert wrapped("cost 5\\$ a day", 8) == "cost 5\\$\na day"
 
 
 def test_a_page_is_never_higher_than_paper() -> None:

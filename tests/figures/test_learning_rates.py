@@ -86,26 +86,6 @@ def test_basins_are_means_over_seeds_and_the_best_is_marked(read) -> None:
     assert "at an edge" in " ".join(read.texts(figure))  # LoRA at rank 1024 needs a higher rate
 
 
-def test_no_best_is_marked_where_only_some_ranks_were_run(read) -> None:
-    """The sweep stopped when rank 1024 had run at 1e-5 and 1e-4: a best rate there is no result."""
-    tables = sweep()
-    assert "that all ranks were run at" not in " ".join(read.texts(learning_rate_basins(tables)))
-    late = (tables.cells["rank"] == 1024) & (tables.cells["lr"] > 2e-4)
-    tables.cells.loc[late, "status"] = "running"
-    figure = learning_rate_basins(tables)
-    marks = read.artists(figure, "best ") + read.artists(figure, "edge ")
-    assert len(marks) == len(P) * len(RANKS)
-    assert {float(mark.get_xdata()[0]) for mark in marks} <= {1e-5, 1e-4}
-    assert "among the rates that all ranks were run at" in " ".join(read.texts(figure))
-    # One rate in common is no choice.
-    tables.cells.loc[
-        late | ((tables.cells["rank"] == 1024) & (tables.cells["lr"] > 2e-5)), "status"
-    ] = "running"
-    figure = learning_rate_basins(tables)
-    assert not read.artists(figure, "best ") + read.artists(figure, "edge ")
-    assert read.artists(figure, "basin ")
-
-
 def test_ranks_with_rates_of_their_own_have_their_own_best(read) -> None:
     tables = sweep()
     tables.cells["lr"] *= tables.cells["rank"] ** -0.2
@@ -127,14 +107,6 @@ def test_a_diverged_rate_is_a_cross_and_never_the_best_but_part_of_the_grid(read
     assert 1e-2 not in named(read, figure, f"basin {LORA} r=4").get_xdata()
     assert read.artists(figure, "edge") == []
     assert "×: diverged" in " ".join(read.texts(figure))
-
-
-def test_very_high_losses_do_not_flatten_the_basin(read) -> None:
-    figure = learning_rate_basins(
-        sweep(loss=lambda c: 300.0 if c["lr"] > 5e-3 else 2.0 + abs(np.log10(c["lr"]) + 4) / 5)
-    )
-    assert figure.axes[0].get_ylim()[1] < 4
-    assert list(named(read, figure, f"cross {LORA} r=4").get_xdata()) == [1e-2]
 
 
 def test_losses_at_the_best_rate_of_the_lowest_rank(read) -> None:
@@ -198,27 +170,6 @@ def test_rules_that_differ_by_step_size_alone_agree_at_matched_steps(optimizer: 
     assert np.abs(apart[0].get_ydata()[-1] - apart[1].get_ydata()[-1]) > 0.1
 
 
-def test_infinite_rank_is_a_horizontal_line(read) -> None:
-    tables = sweep(ranks=(4, 64, np.inf), rates=(1e-3,))
-    figure = loss_against_rank(tables)
-    limit = named(read, figure, f"limit {RSLORA}")
-    assert set(limit.get_ydata()) == {
-        final(tables, scaling="rslora", rank=np.inf)["eval_loss"].mean()
-    }
-    assert np.isfinite(figure.axes[0].get_xlim()).all()
-    assert "infinite rank" in " ".join(read.texts(figure))
-
-
-def test_the_base_has_a_line_if_it_is_near(read) -> None:
-    figure = loss_against_rank(sweep())
-    assert {a.get_ydata()[0] for a in read.artists(figure, "base")} == {3.5}
-    assert "Base: the loss before training, 3.50." in " ".join(read.texts(figure))
-    far = sweep(loss=lambda cell: 2.0 + 1e-3 * cell["seed"])
-    figure = loss_against_rank(far)
-    assert not read.artists(figure, "base"), "it would press the other lines together"
-    assert "Base: the loss before training, 3.50." in " ".join(read.texts(figure))
-
-
 def test_missing_data_are_named() -> None:
     with pytest.raises(Absent, match="two learning rates"):
         learning_rate_basins(sweep(rates=(1e-3,)))
@@ -231,17 +182,3 @@ def test_missing_data_are_named() -> None:
     tables.metrics = tables.metrics.iloc[:0]
     with pytest.raises(Absent, match="no held-out loss"):
         learning_rate_basins(tables)
-
-
-@pytest.mark.parametrize("draw", [learning_rate_basins, loss_against_rank])
-@pytest.mark.parametrize(
-    "study",
-    [
-        {},
-        {"ranks": (4, 8, 32, 128, 512, 2048, np.inf)},
-        {"lost": lambda c: c["lr"] > 1e-3},
-        {"seeds": (0,)},
-    ],
-)
-def test_nothing_collides(draw, study, read) -> None:
-    assert read.problems(draw(sweep(**study))) == []

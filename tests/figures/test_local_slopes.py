@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from study import theory
-from study.analysis.local_slopes import local_slopes, one_curve
-from study.figures.local_slopes import SHOWN, local_slopes_by_width
+from study.analysis.local_slopes import local_slopes
+from study.figures.local_slopes import local_slopes_by_width
 from study.figures.selection import Absent
 from study.vocabulary.quantities import WEIGHT_CHANGE
 
@@ -74,28 +74,6 @@ def study_of(widths: tuple[int, ...]) -> SimpleNamespace:
 @pytest.fixture(scope="module")
 def study() -> SimpleNamespace:
     return study_of((16, 64))
-
-
-def test_the_curve_is_the_slope_of_the_square_root_of_r_times_r_plus_crossover() -> None:
-    setting = {"step": 1, "optimizer": "sgd", "p": 0.5, "layer": theory.Layer(100, 100)}
-    rho = theory.crossover("weight", "linear", setting["layer"])
-    for rank in (4, 100, 3000):
-        near = [rank * 0.999, rank * 1.001]
-        found = theory.slope(theory.curve("delta_w", "norm", near, **setting), near)
-        assert one_curve(0.0, rank / (rho - 1)) == pytest.approx(found, abs=1e-4)
-
-
-def test_slopes_of_both_widths_are_on_one_curve(study) -> None:
-    found = local_slopes(study.cells, study.metrics, study.probes, SHOWN, 1)
-    assert len(found) == 2 * len(SHOWN) * (len(RANKS) - 1)
-    off = (found["exponent"] - found["predicted"]) / found["se_slope"]
-    assert np.abs(off).max() < 6  # Student's t with 3 degrees of freedom, 18 of them
-    assert abs((found["exponent"] - found["predicted"]).mean()) < 0.03
-    high = found[found["rank_min"] == 32]
-    np.testing.assert_allclose(high["exponent"], one_curve(0.0, high["position"]), atol=0.06)
-    here = found[(found["site"] == "delta_w") & (found["rank_min"] == 8)]
-    positions = dict(zip(here["width"], here["position"], strict=True))
-    assert positions == pytest.approx({16: 16 / 15.8, 64: 16 / 63.8})
 
 
 def test_the_figure_shows_the_table(study, read) -> None:

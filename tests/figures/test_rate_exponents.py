@@ -89,13 +89,6 @@ def test_points_are_those_of_the_analysis_and_lie_on_the_band(read) -> None:
     assert "Open: after 20 steps instead of 50." in " ".join(read.texts(figure))
 
 
-@pytest.mark.parametrize(
-    "changes", [{"seeds": (0,)}, {"alphas": (1.0,)}, {"alphas": (1e-4, 1e4), "seeds": (0, 1)}]
-)
-def test_nothing_collides(changes: dict[str, Any], read) -> None:
-    assert read.problems(rate_exponent_vs_rho(study(**changes))) == []
-
-
 def test_what_is_missing_is_named() -> None:
     for changes in ({"with_rho": False}, {"optimizer": "sgd"}):
         with pytest.raises(Absent, match="needs rho of A"):

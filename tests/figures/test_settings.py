@@ -94,14 +94,6 @@ def test_every_figure_ends_with_the_settings_of_its_cells(sweep: SimpleNamespace
         assert line.endswith("2 seeds, 6 steps"), name
 
 
-def test_cells_that_a_figure_does_not_show_are_not_named(sweep: SimpleNamespace) -> None:
-    only = sweep.probes["cell_id"].isin(sweep.cells.loc[sweep.cells["lr"] == 0.1, "cell_id"])
-    part = SimpleNamespace(**vars(sweep) | {"probes": sweep.probes[only]})
-    line = str(FIGURES["descent_vs_rank"](part).get_label())
-    assert "SGD, learning rate 0.1" in line
-    assert "several" not in line
-
-
 def test_a_figure_that_does_not_say_what_it_shows_names_all_cells(
     sweep: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,14 +46,6 @@ def test_lines_are_means_over_seeds_and_end_at_the_run(study, read) -> None:
     assert "Base ($k = 0$): 3.00 to 3.01." in " ".join(read.texts(figure)).replace("\n", " ")
 
 
-def test_nothing_collides(study, read) -> None:
-    figure = truncated_losses(study)
-    assert read.problems(figure) == []
-    panels = [ax for ax in figure.axes if ax.get_label() != "legend"]
-    assert all(ax.get_xlabel() for ax in panels)
-    assert panels[0].get_ylabel()
-
-
 def test_missing_truncations_are_reported_with_the_fix(study) -> None:
     with pytest.raises(Absent, match=r"probes\.truncations=log"):
         truncated_losses(SimpleNamespace(cells=study.cells, truncations=pd.DataFrame()))

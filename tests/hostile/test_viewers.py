@@ -69,7 +69,7 @@ TAGS = {
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """One small figure is enough for most tests, and faster."""
     monkeypatch.setattr(figures, "FIGURES", {"loss_curves": figures.FIGURES["loss_curves"]})
-    monkeypatch.setattr(style.page, "DPI", 40)
+    monkeypatch.setattr(style, "DPI", 40)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_every_command_shows_a_folder_with_all_attacks(
     run: Any, sound: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Figures, page, export and terminal, once each, with every attack in every text."""
-    monkeypatch.setattr(style.page, "DPI", 40)
+    monkeypatch.setattr(style, "DPI", 40)
     secret = here / "secret.png"
     secret.write_bytes(SECRET)
     folder = with_texts(sound, here / "results/![x](secret.png) <b>$x_{", ALL)
