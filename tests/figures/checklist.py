@@ -1,37 +1,20 @@
-"""What every figure must be: legible, without overlaps, on one page. ``problems`` lists failures.
+"""What every figure must be: legible, without overlaps. ``problems`` lists failures.
 
-The checks measure a drawn figure: boxes are the renderer's window extents, and colours are blended
-with the white of the paper.
+The checks measure a drawn figure: boxes are the renderer's window extents.
 """
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import combinations
 from typing import Any
 
 import matplotlib
-import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
-from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
-
-LOWEST_CONTRAST = 3.0
-"""Of a line against white paper: WCAG 2.2, criterion 1.4.11."""
-MOST_LABELS = 6
-FEWEST_TICKS = 3
-HIGHEST = 9.0
-"""Inches: the height of the text of a page."""
-MEASURED = re.compile("(?:  |: +)(?:[−0-9]|[$]p)")
-"""In the entry of a legend: a number after the name."""
-SIZES = (5.5, 11)
-"""Points of the smallest and the largest text."""
 
 
 def problems(figure: Figure) -> list[str]:
@@ -85,40 +68,6 @@ def text_on_panels(figure: Figure, renderer: Any) -> Iterator[str]:
             yield "panels overlap"
 
 
-def pale_lines(figure: Figure, _: Any) -> Iterator[str]:
-    """Lines and markers whose colour is too near to white."""
-    for artist, colour in _strokes(figure):
-        if (found := contrast(colour)) < LOWEST_CONTRAST:
-            yield f"{artist.get_gid() or type(artist).__name__} has a contrast of {found:.1f}:1"
-
-
-def too_many_labels(figure: Figure, _: Any) -> Iterator[str]:
-    """More direct labels in a panel than a reader can tell apart."""
-    for ax in _axes(figure):
-        number = len(list(_shown(ax.texts)))
-        if number > MOST_LABELS:
-            yield f"{number} labels in a panel"
-
-
-def few_ticks(figure: Figure, _: Any) -> Iterator[str]:
-    """A logarithmic axis with fewer than three labelled ticks."""
-    for ax in _axes(figure):
-        for which, axis in (("x", ax.xaxis), ("y", ax.yaxis)):
-            labels = [text for text in _tick_labels(axis) if text.get_text()]
-            if axis.get_scale() == "log" and labels and len(labels) < FEWEST_TICKS:
-                yield f"{len(labels)} labelled ticks on a logarithmic {which} axis"
-
-
-def repeated_legends(figure: Figure, _: Any) -> Iterator[str]:
-    """Two legends with the same names. Those with measured numbers may agree."""
-    said = [
-        tuple(text.get_text() for text in legend.get_texts()) for legend in figure.findobj(Legend)
-    ]
-    for entries, times in Counter(said).items():
-        if entries and times > 1 and not any(map(MEASURED.search, entries)):
-            yield f"{times} legends say {', '.join(entries)}"
-
-
 def shown_markup(figure: Figure, renderer: Any) -> Iterator[str]:
     """A dollar that a line break cut off its formula, so that the page shows TeX."""
     for text, _ in _visible_texts(figure):
@@ -126,48 +75,12 @@ def shown_markup(figure: Figure, renderer: Any) -> Iterator[str]:
             yield f"{text.get_text()!r} shows its markup"
 
 
-def sizes(figure: Figure, _: Any) -> Iterator[str]:
-    """A figure higher than a page, or text too small or too large for it."""
-    if figure.get_figheight() > HIGHEST:
-        yield f"{figure.get_figheight():.1f} inches high"
-    for text, _ in _visible_texts(figure):
-        if not SIZES[0] <= text.get_fontsize() <= SIZES[1]:
-            yield f"{text.get_text()!r} has {text.get_fontsize():g} points"
-
-
 CHECKS: tuple[Callable[[Figure, Any], Iterator[str]], ...] = (
-    *(text_overlaps, text_outside, text_on_panels, pale_lines, too_many_labels, few_ticks),
-    *(repeated_legends, shown_markup, sizes),
+    text_overlaps,
+    text_outside,
+    text_on_panels,
+    shown_markup,
 )
-
-
-def contrast(colour: Any) -> float:
-    """The contrast of a colour, with its opacity, against white, from 1 to 21 (WCAG 2.2)."""
-    *rgb, alpha = matplotlib.colors.to_rgba(colour)
-    blended = alpha * np.array(rgb) + 1 - alpha
-    linear = np.where(blended <= 0.04045, blended / 12.92, ((blended + 0.055) / 1.055) ** 2.4)
-    return float(1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05))
-
-
-def _strokes(figure: Figure) -> Iterator[tuple[Artist, Any]]:
-    """Every visible line, bar and marker of a panel with its colour."""
-    for ax in _axes(figure):
-        for line in ax.lines:
-            if not line.get_visible() or not len(line.get_xdata()):
-                continue
-            if line.get_linestyle() not in ("None", "none", "") and line.get_linewidth():
-                yield line, _with_opacity(line.get_color(), line)
-            if line.get_marker() not in ("None", "none", "", None):
-                yield line, _with_opacity(line.get_markeredgecolor(), line)
-        for lines in ax.collections:
-            if isinstance(lines, LineCollection) and lines.get_visible():
-                for colour in lines.get_colors():
-                    yield lines, colour
-
-
-def _with_opacity(colour: Any, line: Line2D) -> Any:
-    alpha = line.get_alpha()
-    return matplotlib.colors.to_rgba(colour, alpha) if alpha is not None else colour
 
 
 def _text_boxes(figure: Figure, renderer: Any) -> list[tuple[str, Any, Bbox]]:

@@ -60,17 +60,6 @@ def test_a_line_per_rate_shows_means_over_seeds_at_its_products(read) -> None:
     assert read.problems(figure) == []
 
 
-def test_a_run_that_diverged_is_a_cross(read) -> None:
-    lost = lambda cell: (cell["lr"], cell["alpha"], cell["seed"]) == (8e-3, 1024, 1)  # noqa: E731
-    figure = loss_against_alpha(swept(lost=lost))
-    (cross,) = read.artists(figure, "cross lr=0.008 r=256")
-    assert cross.get_xdata() == pytest.approx([8.192])
-    (line,) = read.artists(figure, "line lr=0.008 r=256")
-    assert len(line.get_xdata()) == len(ALPHAS) - 1
-    assert "×: diverged" in " ".join(read.texts(figure))
-    assert read.problems(figure) == []
-
-
 @pytest.mark.parametrize(
     "few", [{"alphas": (16.0,)}, {"rates": (1e-3,)}, {"optimizer": "sgd"}], ids=str
 )

@@ -135,21 +135,6 @@ def test_points_are_the_mean_over_layers_of_the_log(adamw, read) -> None:
         assert set(points.get_xdata()) == set(RANKS)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_the_predicted_curve_is_the_data_and_no_straight_line(optimizer: str, read) -> None:
-    tables = lazy(optimizers=(optimizer,), eps=SMALL)
-    figure = conditions(tables)
-    for ax, site in zip(figure.axes, ("adapter_out", "adapter_in_grad"), strict=True):
-        theory = next(a for a in read.artists(figure, f"curve {RSLORA}") if a.axes is ax)
-        data = pooled(tables, site, "rslora").reshape(len(RANKS), -1)[:, 0]
-        np.testing.assert_allclose(
-            np.interp(RANKS, theory.get_xdata(), theory.get_ydata()), data, rtol=1e-6
-        )
-        line = next(a for a in read.artists(figure, f"line {RSLORA}") if a.axes is ax)
-        off = np.log(np.interp(RANKS, line.get_xdata(), line.get_ydata()) / data)
-        assert np.abs(off).max() > 0.03
-
-
 def test_the_slope_of_the_curve_is_the_prediction_of_the_table(read) -> None:
     tables = lazy(optimizers=("adamw",), noise=0.05, eps=SMALL)
     figure = conditions(tables)

@@ -146,38 +146,6 @@ def test_points_are_the_mean_over_layers_of_the_log_distance(study, read) -> Non
             assert np.inf not in points.get_xdata()
 
 
-def test_the_first_step_agrees_with_theory_without_a_fit(study, read) -> None:
-    figure = distance_to_infinite_rank(study)
-    known = [problem(number)[2] for number in range(len(LAYERS))]
-    for heading, measure, weighting in (
-        ("Frobenius", "frobenius", "frobenius"),
-        ("input-weighted", "input_weighted", "inputs"),
-    ):
-        ax = titled(figure, heading)
-        line = on(ax, read.artists(figure, f"known {measure}"))
-        curves = [
-            theory.distance_to_infinite_rank(line.get_xdata(), one, weighting=weighting)
-            for one in known
-        ]
-        np.testing.assert_allclose(
-            line.get_ydata(), np.exp(np.mean(np.log(curves), axis=0)), rtol=1e-5
-        )
-        points = on(ax, read.artists(figure, f"points {WHO}"))
-        off = np.log(points.get_ydata()) - np.interp(
-            np.log(points.get_xdata()), np.log(line.get_xdata()), np.log(line.get_ydata())
-        )
-        assert abs(off.mean()) < 0.1
-    assert [a.axes for a in read.artists(figure, "known")] == [
-        titled(figure, "input-weighted"),
-        titled(figure, "Frobenius"),
-    ]
-    weighted, plain = (
-        on(titled(figure, h), read.artists(figure, "points"))
-        for h in ("input-weighted", "Frobenius")
-    )
-    assert weighted.get_ydata().mean() < plain.get_ydata().mean()
-
-
 def test_missing_distances_are_reported(study) -> None:
     without = SimpleNamespace(
         **{name: frame for name, frame in vars(study).items() if name != "distances"}

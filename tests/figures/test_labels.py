@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from study.figures import style
 from study.figures.captions import wrapped
@@ -17,12 +16,6 @@ DOUBLING = [4.0 * 2**k for k in range(12)]
 )
 def test_at_most_six_ranks_at_even_distances(number: int, drawn: list[int]) -> None:
     assert style.ranks_to_draw(DOUBLING[:number]) == [DOUBLING[place] for place in drawn]
-
-
-def test_the_first_the_last_and_infinite_rank_are_drawn() -> None:
-    found = style.ranks_to_draw([*DOUBLING, np.inf])
-    assert (found[0], found[-2], found[-1]) == (4, DOUBLING[-1], np.inf)
-    assert len(found) <= style.MOST_LABELS
 
 
 def test_labels_are_spread_as_little_as_possible() -> None:
@@ -72,8 +65,3 @@ def test_a_line_is_never_broken_within_a_formula() -> None:
         lines = wrapped(text, width).split("\n")
         assert " ".join(lines) == text
         assert all(line.count("$") % 2 == 0 for line in lines)
-
-
-def test_a_page_is_never_higher_than_paper() -> None:
-    assert isinstance(style.figure(9, 1, ratio=2), Figure)
-    assert style.figure(9, 1, ratio=2).get_figheight() < 9

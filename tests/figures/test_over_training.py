@@ -169,19 +169,6 @@ def test_a_stuck_run_ends_where_it_got_stuck(tiny, read) -> None:
     assert line.get_xdata()[-1] < 10, "no value of 0 on a log axis"
 
 
-def test_a_running_cell_is_thin_and_not_averaged(tiny, read) -> None:
-    tables = tiny(
-        steps=20, status=lambda c: "running" if (c["rank"], c["seed"]) == (4, 1) else "complete"
-    )
-    figure = loss_curves(tables)
-    (thin,) = read.artists(figure, "curve lora p=1 r=4 running")
-    thick = read.artists(figure, "curve lora p=1 r=4 complete")[0]
-    assert len(thin.get_xdata()) == 10
-    assert thin.get_linewidth() < thick.get_linewidth()
-    assert not read.artists(figure, "cross")
-    assert "have not finished" in " ".join(read.texts(figure)).replace("\n", " ")
-
-
 # unusual studies
 
 

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from study.figures import FIGURES, draw_all, save, style
+from study.figures import FIGURES, draw_all, save
 from study.figures.captions import settings
 
 KNOWN = {
@@ -92,18 +92,6 @@ def test_every_figure_ends_with_the_settings_of_its_cells(sweep: SimpleNamespace
         for part in ("SmolLM2, pydoc, ", "several learning rates, α = 16, batch 4 × 48 tokens"):
             assert part in line, name
         assert line.endswith("2 seeds, 6 steps"), name
-
-
-def test_a_figure_that_does_not_say_what_it_shows_names_all_cells(
-    sweep: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def plain(tables: SimpleNamespace) -> Figure:
-        return Figure(layout="constrained")
-
-    monkeypatch.setattr("study.figures.FIGURES", {"plain": plain})
-    [(_, figure)] = draw_all(sweep)
-    assert last_line(figure) == settings(sweep.cells)
-    assert figure._supxlabel.get_fontfamily() == style.PAPER["font.family"]
 
 
 def test_files_carry_the_settings(sweep: SimpleNamespace, tmp_path: Path) -> None:
