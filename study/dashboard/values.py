@@ -66,8 +66,8 @@ class Values:
         for table in self._probes.values():
             stats = [stat for stat in SHOWN if stat in table]
             places = table.groupby(["site", "batch"], observed=True, sort=False)[stats].count()
-            for (site, batch), counts in places.iterrows():  # type: ignore[misc]
-                there = counts.index[counts > 0]
+            for (site, batch), counts in zip(places.index, places.to_numpy(), strict=True):
+                there = [stat for stat, count in zip(stats, counts, strict=True) if count]
                 found |= dict.fromkeys(Measured(site, stat, batch) for stat in there)
         return list(found)
 
@@ -86,7 +86,7 @@ class Values:
     def _cells(self, quantity: Measured) -> Iterator[tuple[str, Any, Any, Any]]:
         """By cell: its key, its steps, a number per step and layer, and whether it is missing."""
         place_of = pd.Series(range(len(self.layers)), [layer.name for layer in self.layers])
-        found = {}
+        found: dict[str, pd.DataFrame] = {}
         for prefix, table in self._probes.items():
             here = (table["site"] == quantity.site) & (table["batch"] == quantity.batch)
             columns = ["cell_id", "step", "layer", "nonfinite", quantity.stat]

@@ -55,7 +55,7 @@ def test_a_line_per_rate_shows_means_over_seeds_at_its_products(read) -> None:
             assert best.get_ydata() == pytest.approx([3.01 + 30 * lr])
     said = " ".join(read.texts(figure)).replace("\n", " ")
     assert "mean over 2 seeds" in said
-    assert r"Median ρ after the last step: 0.15 at" in said
+    assert r"Median ρ after the last step, on the training batch: 0.15 at" in said
     assert "2.4 at" in said
     assert read.problems(figure) == []
 
