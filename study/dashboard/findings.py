@@ -11,11 +11,15 @@ import numpy as np
 import pandas as pd
 
 from study.analysis import compared_losses, curve_columns, first_to_read, side_by_side
-from study.analysis.final_losses import final_losses
 from study.analysis.grouping import distinguishing
-from study.analysis.intervals import interval_text
-from study.analysis.shared import one_per_measurement, one_per_optimizer, shared_rules
-from study.analysis.stable import STABLE_COLUMNS, shared_measurements
+from study.analysis.losses import final_losses
+from study.analysis.stable import (
+    STABLE_COLUMNS,
+    one_per_measurement,
+    one_per_optimizer,
+    shared_measurements,
+    shared_rules,
+)
 from study.analysis.summary import OVER_MODEL
 from study.analysis.wording import (
     TESTED,
@@ -23,6 +27,7 @@ from study.analysis.wording import (
     bracket_head,
     bracket_notes,
     factor_text,
+    interval_text,
     number_text,
     setting_text,
 )
