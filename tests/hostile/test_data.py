@@ -128,10 +128,10 @@ def test_a_conversation(refused: Refused, case: str) -> None:
 
 
 PLACES: dict[str, tuple[str, str]] = {
-    "zeros without end": ("/dev/zero", "is a device"),
-    "random bytes without end": ("/dev/urandom", "is a device"),
-    "nothing": ("/dev/null", "is a device"),
-    "a pipe": ("pipe", "is a pipe"),
+    "zeros without end": ("/dev/zero", "is not a file"),
+    "random bytes without end": ("/dev/urandom", "is not a file"),
+    "nothing": ("/dev/null", "is not a file"),
+    "a pipe": ("pipe", "is not a file"),
     "a folder": (".", "is a folder"),
     "a link to itself": ("loop", "can't be read"),
     "the memory of a process": ("/proc/self/mem", "can't be read"),
