@@ -55,7 +55,8 @@ def record(
     - ``varies``: anything else that differs between the runs of a study, by name.
 
     Gradients are those at the end of the last backward pass. A change between it and the update is
-    taken for clipping, and ``clip_factor`` is the ratio of the two norms.
+    taken for clipping, and ``clip_factor`` is the ratio of the two norms. A batch that the update
+    does not use, because its gradients were cleared or it had no backward pass, is in no row.
 
     Raises :class:`StudyError` where measurements would be wrong
     (:mod:`study.integrations.refusals`).

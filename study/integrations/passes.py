@@ -1,13 +1,13 @@
 """The forward and backward passes between two updates of somebody else's loop.
 
 Hooks on the model find them, so a loop needs no lines around its micro-batches. Nothing is read
-from the device here.
+from the device here, except whether gradients that the loop changed in place are zero.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,16 +20,61 @@ from study.probes import NormProbe
 from study.probes.norm_probe import Gradients
 
 
-@dataclass
+class Hook:
+    """A function as a hook of a module. In a copy of the module it does nothing.
+
+    Loops copy and pickle their model, as for a moving average of its weights.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Hook, (_nothing,)
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """The function of a copied hook."""
+
+
+@dataclass(eq=False)
 class Pass:
     """One forward pass with gradients on: its sequences and real tokens, 0 if unknown.
 
-    ``reached``: a backward pass came through its output.
+    - ``watched``: the number that each probe gave to it;
+    - ``reached``: whether a backward pass came through its output.
     """
 
     sequences: int
     tokens: Tensor | int
+    watched: list[int] = field(default_factory=list)
     reached: bool = False
+
+
+@dataclass(eq=False)
+class Loss:
+    """A loss that the loop or the model named.
+
+    - ``value``: what it adds to the loss of the step; None until its backward pass;
+    - ``of_pass``: the newest pass when it was named;
+    - ``was_late``: whether every pass had its backward pass by then;
+    - ``is_weighed``: whether ``value`` is multiplied by the gradient that arrives at the loss.
+    """
+
+    value: Tensor | None
+    of_pass: Pass | None
+    was_late: bool
+    is_weighed: bool
+
+    @property
+    def is_used(self) -> bool:
+        """Whether its gradient is part of ``.grad``, as far as is known."""
+        if self.is_weighed:
+            return self.value is not None
+        return self.of_pass is None or self.of_pass.reached
 
 
 class Passes:
@@ -42,6 +87,8 @@ class Passes:
     - A backward pass is noticed by a hook on the tensors of the model's output. When it has ended,
       ``norm`` is the norm of the gradients accumulated so far, and at a probed step their copies
       are kept: whatever comes between the last backward pass and the update is clipping.
+    - A pass is used by the update if a backward pass came through it and its gradients were not
+      cleared since. Everything else is dropped: its loss, its tokens, its activations.
     - The loss of the step is the sum of ``loss`` times the gradient that arrives at it. That is the
       mean, however the loop divides by its number of micro-batches.
     """
@@ -50,25 +97,34 @@ class Passes:
         self.model, self.weights = model, weights
         self._arguments = tuple(inspect.signature(model.forward).parameters)
         self._watches = ExitStack()
+        self.probes: Sequence[NormProbe] = []
+        self.passes: list[Pass] = []
         self.begin([])
 
     def begin(self, probes: Sequence[NormProbe]) -> None:
         """Forget everything: a new step begins. ``probes``: those that measure it."""
         self._watches.close()
+        self._drop(self.passes)
         self.probes = probes
-        self.passes: list[Pass] = []
+        self.backwards = 0
         self.norm: Tensor | None = None
         self.gradients: list[Gradients] = []
-        self.backwards = 0
+        self.rescaled: Tensor | None = None
+        """The factor by which the loop scaled all gradients before :meth:`take_gradients`."""
+        self._norms: list[Tensor] = []
+        self._state: list[tuple[int, int]] = []
+        self._of_outputs: list[Loss] = []
+        self._given: list[Loss] = []
+        # Of the backward pass that is running:
         self._task = -1
-        self._of_outputs: list[Tensor] = []
-        self._given: list[Tensor] = []
-        self._expected = 0
+        self._state_before: list[tuple[int, int]] = []
+        self._arrived: list[tuple[Loss, Tensor]] = []
+        self._through: list[Pass] = []
 
     def attach(self, hooks: ExitStack) -> None:
         """Watch the model until ``hooks`` is closed."""
-        before = self.model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
-        after = self.model.register_forward_hook(self._after_forward)
+        before = self.model.register_forward_pre_hook(Hook(self._before_forward), with_kwargs=True)
+        after = self.model.register_forward_hook(Hook(self._after_forward))
         for hook in (before, after):
             hooks.callback(hook.remove)
         hooks.callback(self._watches.close)
@@ -77,30 +133,62 @@ class Passes:
         """The loss of a micro-batch, before its backward pass. It replaces the model's own."""
         if not isinstance(loss, Tensor):
             loss = torch.tensor(float(loss))
-        self._expected += 1
-        _weigh(loss, self._given)
+        self._name(loss, self._given)
 
     @property
     def step_loss(self) -> Tensor | None:
-        """The loss of the step so far, a scalar on the device; None if none was seen.
+        """The loss of the step, a scalar on the device; None if none was seen.
 
         Raises :class:`StudyError` if a loss was given after its backward pass.
         """
-        if len(self._given) < self._expected:
+        if any(loss.value is None and loss.was_late for loss in self._given):
             raise StudyError(
                 "recording.loss(loss) came after loss.backward(): call it before the backward pass"
             )
-        losses = self._given or self._of_outputs
-        return torch.stack([loss.to(losses[0].device) for loss in losses]).sum() if losses else None
+        values = []
+        for loss in self._given or self._of_outputs:
+            if loss.is_used and loss.value is not None:
+                is_rescaled = loss.is_weighed and self.rescaled is not None
+                values.append(loss.value * self.rescaled if is_rescaled else loss.value)
+        return torch.stack([v.to(values[0].device) for v in values]).sum() if values else None
 
     @property
     def tokens(self) -> int:
-        """Real tokens so far. It waits for the device if masks are there."""
+        """Real tokens of the passes in use. It waits for the device if masks are there."""
         return int(sum(one.tokens for one in self.passes))
 
     def end_watch(self) -> None:
-        """Remove the probes' hooks."""
+        """Remove the probes' hooks, and drop what the update does not use."""
         self._watches.close()
+        self._drop([one for one in self.passes if not one.reached])
+
+    def _drop_cleared(self) -> None:
+        """Drop the passes whose gradients the loop has cleared since."""
+        if not self.backwards or not self._are_cleared():
+            return
+        for losses in (self._given, self._of_outputs):
+            losses[:] = [loss for loss in losses if not loss.is_used]
+        self._drop([one for one in self.passes if one.reached])
+        self.backwards, self.norm, self.gradients = 0, None, []
+
+    def _are_cleared(self) -> bool:
+        """Whether all gradients are None or 0. Only a change in place makes it read them."""
+        state = self._gradient_state()
+        if not state:
+            return True
+        if state == self._state:
+            return False
+        norm = norm_of_gradients(self.weights)
+        return norm is not None and float(norm) == 0.0
+
+    def _gradient_state(self) -> list[tuple[int, int]]:
+        """Changes whenever any ``.grad`` is replaced or changed in place."""
+        return [(id(w.grad), w.grad._version) for w in self.weights if w.grad is not None]
+
+    def _drop(self, unused: Sequence[Pass]) -> None:
+        for index, probe in enumerate(self.probes):
+            probe.forget({one.watched[index] for one in unused})
+        self.passes = [one for one in self.passes if one not in unused]
 
     def _before_forward(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.is_grad_enabled():
@@ -108,49 +196,110 @@ class Passes:
         inputs = dict(zip(self._arguments, args, strict=False)) | kwargs
         mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
         real_BT = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        self.passes.append(_pass(ids, real_BT))
+        begun = _pass(ids, real_BT)
+        self.passes.append(begun)
         self._watches.close()
         for probe in self.probes:
-            self._watches.enter_context(probe.watch(real_BT))
+            begun.watched.append(self._watches.enter_context(probe.watch(real_BT)))
 
     def _after_forward(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not torch.is_grad_enabled() or not self.passes:
             return
-        began = partial(self._backward_begins, self.passes[-1])
+        reached = partial(self._reached, self.passes[-1])
         for tensor in _tensors(output):
-            tensor.register_hook(began)
+            tensor.register_hook(reached)
         loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
         if isinstance(loss, Tensor) and loss.requires_grad:
-            _weigh(loss, self._of_outputs)
+            self._name(loss, self._of_outputs)
 
-    def _backward_begins(self, of_pass: Pass, _: Tensor) -> None:
-        of_pass.reached = True
+    def _name(self, loss: Tensor, among: list[Loss]) -> None:
+        """Note a loss. Its value counts times the gradient that arrives at it."""
+        newest = self.passes[-1] if self.passes else None
+        was_late = all(one.reached for one in self.passes)
+        value = loss.detach().float().clone()  # loops divide a loss in place
+        if not loss.requires_grad:
+            among.append(Loss(value.sum(), newest, was_late, is_weighed=False))
+            return
+        named = Loss(None, newest, was_late, is_weighed=True)
+        among.append(named)
+
+        def arrive(gradient: Tensor) -> None:
+            self._backward_begins()
+            self._arrived.append((named, (value * gradient.detach().float()).sum()))
+
+        loss.register_hook(arrive)
+
+    def _reached(self, of_pass: Pass, _: Tensor) -> None:
+        self._backward_begins()
+        self._through.append(of_pass)
+
+    def _backward_begins(self) -> None:
+        """Once for each backward pass, although it comes through several tensors."""
         task = torch._C._current_graph_task_id()
-        if task != self._task:  # an output of several tensors has several hooks
-            self._task = task
+        if task != self._task:
+            self._drop_cleared()
+            self._task, self._arrived, self._through = task, [], []
+            self._state_before = self._gradient_state()
             Variable._execution_engine.queue_callback(self._backward_ended)
 
     @torch.no_grad()
     def _backward_ended(self) -> None:
-        """All gradients of the backward pass are in ``.grad``."""
+        """All gradients of the backward pass are in ``.grad``, unless it was of something else."""
+        if self._gradient_state() == self._state_before:
+            return  # torch.autograd.grad, or the gradients of other weights
+        for loss, value in self._arrived:
+            loss.value = value if loss.value is None else loss.value + value
+        for one in self._through:
+            one.reached = True
         self.backwards += 1
+        self.rescaled = None
         self._watches.close()
-        self.take_gradients()
+        self._read_gradients()
 
     @torch.no_grad()
     def take_gradients(self) -> None:
-        """Take ``.grad`` as it is now for the gradient before clipping."""
-        self.norm = norm_of_gradients(self.weights)
+        """Take ``.grad`` as it is now for the gradient before clipping.
+
+        If all gradients were scaled by one factor since the last backward pass, the loss is scaled
+        by it too: it is the loss that they are the gradients of.
+        """
+        before = self._norms
+        self._read_gradients()
+        if before and len(before) == len(self._norms):
+            factor = _common_factor(before, self._norms)
+            self.rescaled = factor if self.rescaled is None else self.rescaled * factor
+
+    def _read_gradients(self) -> None:
+        self._norms = norms_of_gradients(self.weights)
+        self.norm = joint_norm(self._norms)
         self.gradients = [_copies(probe) for probe in self.probes]
+        self._state = self._gradient_state()
+
+
+def norms_of_gradients(weights: Sequence[Tensor]) -> list[Tensor]:
+    """The norm of each gradient, float32 scalars on the devices."""
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    return list(torch._foreach_norm(gradients, 2.0, dtype=torch.float32)) if gradients else []
+
+
+def joint_norm(norms: Sequence[Tensor]) -> Tensor | None:
+    """The norm of all gradients together, a float32 scalar on the device; None without any."""
+    if not norms:
+        return None
+    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
 
 
 def norm_of_gradients(weights: Sequence[Tensor]) -> Tensor | None:
-    """The norm of all gradients together, a float32 scalar on the device; None without any."""
-    gradients = [weight.grad for weight in weights if weight.grad is not None]
-    if not gradients:
-        return None
-    norms = torch._foreach_norm(gradients, 2.0, dtype=torch.float32)
-    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    """The :func:`joint_norm` of the gradients of ``weights``."""
+    return joint_norm(norms_of_gradients(weights))
+
+
+def _common_factor(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
+    """The ratio of all norms; 1 if they differ in it, so that no scaling explains the change."""
+    old, new = (torch.stack([n.to(before[0].device) for n in norms]) for norms in (before, after))
+    factor = torch.linalg.vector_norm(new) / torch.linalg.vector_norm(old)
+    differ = ((new - factor * old).abs() > 0.01 * factor * old).any()
+    return torch.where(differ | ~factor.isfinite(), torch.ones_like(factor), factor)
 
 
 def _copies(probe: NormProbe) -> Gradients:
@@ -162,19 +311,6 @@ def _copies(probe: NormProbe) -> Gradients:
 
 def _copy(gradient: Tensor | None) -> Tensor | None:
     return None if gradient is None else gradient.clone()
-
-
-def _weigh(loss: Tensor, into: list[Tensor]) -> None:
-    """Append ``loss`` times the gradient that arrives at it, when it arrives."""
-    value = loss.detach().float().clone()  # loops divide a loss in place
-    if not loss.requires_grad:
-        into.append(value.sum())
-        return
-
-    def arrive(gradient: Tensor) -> None:
-        into.append((value * gradient.float()).sum())
-
-    loss.register_hook(arrive)
 
 
 def _pass(ids: Any, real_BT: Tensor | None) -> Pass:

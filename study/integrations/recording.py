@@ -33,7 +33,7 @@ from torch.optim import Optimizer
 
 from study.config import CellConfig, ProbesConfig, TrainConfig, probe_steps
 from study.errors import StudyError, one_line
-from study.integrations.passes import Passes, norm_of_gradients
+from study.integrations.passes import Hook, Passes, norm_of_gradients
 from study.integrations.refusals import check_hooks_ran, check_model, plain_optimizer
 from study.integrations.runs import (
     UNKNOWN_STEPS,
@@ -47,9 +47,15 @@ from study.integrations.runs import (
 from study.store import CellWriter, rows_of
 from study.training.devices import peak_memory_gb
 from study.training.stuck import StuckCheck
+from study.vocabulary.quantities import BACKWARD
 
 Describe = Callable[["Recording"], Loop]
 """What the loop says of itself, asked at its first update."""
+
+LINEAR = ("mean_abs", "rms", "m4", "max_abs", "norm")
+"""The statistics that a factor of a tensor multiplies."""
+LOOKED_AT = 3
+"""The updates after which clip factors are looked at, for a loss that the loop scales."""
 
 _recorded: "WeakSet[Optimizer]" = WeakSet()
 """The optimizers that are being recorded now."""
@@ -87,7 +93,9 @@ class Recording:
         self.adapters = adapters or read_adapters(self.model, probes, resumed=start > 0)
         self._pair = self.adapters[0].probe.layers[0].pairs()[0]
         for adapter in self.adapters:
-            groups_of(self.optimizer, adapter.probe.layers[0].pairs()[0], adapter.name)
+            for layer in adapter.probe.layers:
+                groups_of(self.optimizer, layer.pairs()[0], adapter.name)
+        _warn_of_others(self.model, self.optimizer, self.adapters)
         self._describe, self._asked = describe, probes
         self._probed_at = frozenset(_schedule(probes, total))
         self.step, self._total = start, total
@@ -101,6 +109,7 @@ class Recording:
         self._pending: dict[str, Tensor | float] = {}
         self._next: dict[str, float] = {}
         self._stuck, self._tokens = StuckCheck(), 0
+        self._clip_factors: list[float] = []
         self._diverged_step: int | None = None
 
     @property
@@ -125,7 +134,9 @@ class Recording:
         """Take the gradients as they are now for those before clipping.
 
         It is needed only if the loop changes them after the last backward pass and not by clipping,
-        such as by dividing ``.grad`` by the number of micro-batches. Call it before clipping.
+        such as by dividing ``.grad`` by a loss scale or by the number of micro-batches. Call it
+        before clipping. A factor of all gradients also scales the loss that was named or found, and
+        the gradients at the layers' outputs.
         """
         self.passes.take_gradients()
 
@@ -141,9 +152,10 @@ class Recording:
         self.passes.attach(self._hooks)
         before = self.optimizer.register_step_pre_hook(self._before_step)
         after = self.optimizer.register_step_post_hook(self._after_step)
+        saved = self.optimizer.register_state_dict_pre_hook(self._before_checkpoint)
         layer = self.adapters[0].probe.layers[0].module
-        precision = layer.register_forward_pre_hook(self._read_precision)
-        for hook in (before, after, precision):
+        precision = layer.register_forward_pre_hook(Hook(self._read_precision))
+        for hook in (before, after, saved, precision):
             self._hooks.callback(hook.remove)
         self._began = time.perf_counter()
         self._begin_step()
@@ -159,8 +171,8 @@ class Recording:
             if status:
                 return
             raise StudyError(
-                "the recorded optimizer made no step: give the optimizer that the loop steps, and "
-                "keep the loop inside `with study.record(...)`"
+                "the recorded optimizer made no step with a gradient: give the optimizer that the "
+                "loop steps, and keep the loop inside `with study.record(...)`"
             )
         self._flush()
         if self._next:
@@ -173,6 +185,12 @@ class Recording:
             elif self._stuck.step is not None:
                 status, fields["stuck_step"] = "stuck", self._stuck.step
         self._close(status, fields)
+
+    def sync(self) -> None:
+        """Put the rows of all updates so far on disk, as before the loop saves a checkpoint."""
+        self._flush()
+        for writer in self._writers:
+            writer.sync()
 
     def __enter__(self) -> Self:
         return self.begin()
@@ -195,6 +213,10 @@ class Recording:
             self.end("interrupted")
 
     # Events of the optimizer, in order.
+
+    def _before_checkpoint(self, _: Optimizer) -> None:
+        """The loop asks for the optimizer's state to save it: a run that goes on has all rows."""
+        self.sync()
 
     def _begin_step(self) -> None:
         self._probing, self._updating = self.step in self._probed_at, False
@@ -221,13 +243,19 @@ class Recording:
     @torch.no_grad()
     def _before_update(self) -> None:
         """The row of this update. Probes measure the weights, and the gradients before clipping."""
+        self.passes.end_watch()
+        clipped = norm_of_gradients(self.passes.weights)
+        if clipped is None:
+            return  # without gradients the optimizer moves nothing
         self._check_update()
         if not self._writers:
             self._open()
-        norm, clipped = self.passes.norm, norm_of_gradients(self.passes.weights)
+        if self.passes.norm is None:  # of gradients that the loop has set to 0
+            self.passes.take_gradients()
+        norm = self.passes.norm
         assert norm is not None
         row: dict[str, Tensor | float] = {"step": self.step, "grad_norm": norm, **self._next}
-        factor = norm if clipped is None else clipped / norm
+        factor = clipped / norm
         row["clip_factor"] = torch.where(factor.isfinite(), factor, torch.ones_like(factor))
         row["lr"] = lr = float(self.group["lr"])
         if self._probing and not lr:
@@ -242,7 +270,6 @@ class Recording:
                 "no loss was seen: call recording.loss(loss) before loss.backward()", stacklevel=4
             )
         self._next, self._row = {}, row
-        self.passes.end_watch()
         if self._probing:
             for adapter, gradients in zip(self.adapters, self.passes.gradients, strict=True):
                 adapter.probe.before_update(gradients)
@@ -250,6 +277,10 @@ class Recording:
     @torch.no_grad()
     def _after_step(self, *_: Any) -> None:
         """Measure the update, and write the row of the step before: its numbers have arrived."""
+        if not self._updating:  # there was no gradient
+            self.tables = []
+            self._begin_step()
+            return
         self.tables = self._probe_update() if self._probing else []
         self._flush()
         self._tokens += self.passes.tokens
@@ -262,8 +293,12 @@ class Recording:
         for adapter, writer in zip(self.adapters, self._writers, strict=True):
             adapter.probe.after_update()
             table = adapter.probe.collect(self.step)[0]
+            if self.passes.rescaled is not None:
+                of_outputs = table["site"].isin(BACKWARD)
+                table.loc[of_outputs, list(LINEAR)] *= float(self.passes.rescaled)
             try:
-                check_hooks_ran(table)
+                if self.passes.passes:
+                    check_hooks_ran(table)
             except StudyError as error:
                 self.end("failed", error=str(error))
                 raise
@@ -278,20 +313,13 @@ class Recording:
                 "record an optimizer that does it once"
             )
         self._updating = True
-        if not self.passes.backwards:
+        if not self.passes.backwards and not self._writers:
             raise StudyError(
                 f"step {self.step} of the optimizer came without a backward pass of the model: "
                 "give study.record the model that the loop calls, and the optimizer of that model"
             )
         if getattr(self.optimizer, "grad_scale", None) is not None:
             raise _scaled()
-        unused = sum(not one.reached for one in self.passes.passes)
-        if unused and self._probing:
-            warnings.warn(
-                f"step {self.step}: {unused} forward passes had no backward pass and are in the "
-                "moments of activations: evaluate under torch.no_grad()",
-                stacklevel=5,
-            )
 
     def _read_precision(self, module: nn.Module, _: Any) -> None:
         """Of the first pass, inside the autocast of the loop or of accelerate."""
@@ -313,12 +341,17 @@ class Recording:
 
     def _open(self) -> None:
         loop = self._describe(self)
-        for adapter in self.adapters:
-            self._writers.append(
-                open_cell(loop, self.model, self.optimizer, adapter, self._asked, self.step)
-            )
+        parts = self.model, self.optimizer, self._asked, self.step
+        opened = [open_cell(loop, adapter, *parts) for adapter in self.adapters]
+        self._writers = [writer for writer, _ in opened]
         before = rows_of(self._writers[0].folder, "metrics")  # of a checkpoint
         self._tokens = int(before["tokens"].max()) if len(before) else 0
+        last = int(before["step"].max()) if len(before) else -1
+        if opened[0][1] and last < self.step - 1:
+            self._say(
+                f"The rows of steps {last + 1} to {self.step - 1} are missing: the run was killed "
+                "before they were on disk."
+            )
         for row in before.to_dict("records"):
             self._stuck.add({str(name): value for name, value in row.items()})
 
@@ -332,9 +365,18 @@ class Recording:
         values = torch.stack([torch.as_tensor(row[name]).to(device).float() for name in names])
         written = {**row, **dict(zip(names, values.tolist(), strict=True))}
         plain = {name: float(value) for name, value in written.items()}
-        finite = math.isfinite(plain.get("loss", 0.0) + plain["grad_norm"])
-        if self._diverged_step is None and not finite:
+        if math.isfinite(plain.get("loss", 0.0) + plain["grad_norm"]):
+            self._diverged_step = None  # a loop may know what to do with NaN
+        elif self._diverged_step is None:
             self._diverged_step = int(plain["step"])
+        self._clip_factors.append(plain["clip_factor"])
+        if len(self._clip_factors) == LOOKED_AT and _are_of_a_scale(self._clip_factors):
+            self._say(
+                f"clip_factor is {self._clip_factors[0]:.3g} at each of the first {LOOKED_AT} "
+                "steps: the loop seems to scale the loss, and .grad back after the backward pass. "
+                "For the loss call recording.loss(loss) before loss.backward(), for the norms "
+                "recording.gradients() after .grad is scaled back and before clipping"
+            )
         self._write_row(plain)
 
     def _write_row(self, row: Mapping[str, float]) -> None:
@@ -359,6 +401,29 @@ class Recording:
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._began
+
+
+def _are_of_a_scale(factors: Sequence[float]) -> bool:
+    """Whether clip factors are those of a constant by which a loop divides, not of clipping."""
+    if max(factors) <= 1e-3:  # a loss scale and clipping together
+        return True
+    is_constant = max(factors) - min(factors) <= 1e-3 * max(factors)
+    return is_constant and abs(factors[0] - 1) > 0.05
+
+
+def _warn_of_others(model: nn.Module, optimizer: Optimizer, adapters: Sequence[Adapter]) -> None:
+    """Warn of weights that the optimizer trains and no probe reads."""
+    pairs = [layer.pairs()[0] for adapter in adapters for layer in adapter.probe.layers]
+    probed = {id(weight) for pair in pairs for weight in (pair.A_RD, pair.B_OR)}
+    trained = {id(w) for group in optimizer.param_groups for w in group["params"]} - probed
+    others = [n for n, w in model.named_parameters() if id(w) in trained and w.requires_grad]
+    if others:
+        warnings.warn(
+            f"the optimizer also trains {len(others)} weights that are not A or B of a layer "
+            f"({others[0]}, ...): grad_norm and clip_factor are of all weights together, "
+            "adapter_grad and adapter_update of A and B",
+            stacklevel=4,
+        )
 
 
 def _schedule(probes: ProbesConfig, total: int | None) -> Sequence[int]:

@@ -78,17 +78,17 @@ class Adapter:
 
 def open_cell(
     loop: Loop,
+    adapter: Adapter,
     model: nn.Module,
     optimizer: Optimizer,
-    adapter: Adapter,
     probes: ProbesConfig,
     first: int,
-) -> CellWriter:
-    """An open writer for the cell of one adapter of ``model``.
+) -> tuple[CellWriter, bool]:
+    """An open writer for the cell of one adapter of ``model``; whether it goes on with a cell.
 
     The same run has the same id and replaces its earlier rows. A run that goes on from step
-    ``first`` keeps the rows before it. Raises :class:`StudyError` if the optimizer does not train
-    the adapter and if the folder cannot be written.
+    ``first`` keeps those rows before it that are there. Raises :class:`StudyError` if the optimizer
+    does not train the adapter and if the folder cannot be written.
     """
     pairs = [layer.pairs()[0] for layer in adapter.probe.layers]
     peft_config = peft_configs(model)[adapter.name]
@@ -122,10 +122,15 @@ def open_cell(
     folder = loop.results / "cells" / record["cell_id"]
     text = yaml.safe_dump(literal(record["config"]), sort_keys=False, allow_unicode=True)
     try:
-        return CellWriter.open(folder, text, record, first if folder.exists() else 0)
+        first_step = first if folder.exists() else 0
+        return CellWriter.open(folder, text, record, first_step, gaps=True), first_step > 0
     except Damaged as damage:
-        warnings.warn(f"no rows before step {first} are kept: {damage}", stacklevel=2)
-        return CellWriter.open(folder, text, record)
+        warnings.warn(
+            f"the rows before step {first} can't be read ({damage}): they are moved to "
+            f"{loop.results / 'aside'}",
+            stacklevel=2,
+        )
+        return CellWriter.open(folder, text, record, aside=True), False
 
 
 def _record(

@@ -103,6 +103,16 @@ class NormProbeCallback(TrainerCallback):
         if self._recording is not None and self._recording.tables:
             self._track(self._recording.tables, state, control)
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Put all rows on disk before the Trainer saves a checkpoint."""
+        if self._recording is not None and control.should_save:
+            self._recording.sync()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The same, if another callback asked for the checkpoint later."""
+        if self._recording is not None:
+            self._recording.sync()
+
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **_: Any
     ) -> None:

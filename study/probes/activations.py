@@ -92,25 +92,25 @@ class Activations:
     ) -> None:
         self.found, self.delta_w, self.tokens, self.alignment = found, delta_w, tokens, alignment
         self.rho = "rho" in found.stats and "A" in found.wanted
-        self.is_first = True
+        self.passes = 0
         self._last_input: tuple[Tensor, list[dict[str, tuple[Tensor, int]]]] | None = None
 
     @contextmanager
-    def watch(self, real_BT: Tensor | None) -> Iterator[None]:
+    def watch(self, real_BT: Tensor | None) -> Iterator[int]:
         """See :meth:`study.probes.NormProbe.watch`."""
         real_K: list[RealTokens | None] = [None] * self.found.cells
         if real_BT is not None:
             chunks = real_BT.bool().chunk(self.found.cells)
             real_K = [self._real_tokens(self.found.world.rows(real, False)) for real in chunks]
+        self.passes += 1
         with ExitStack() as hooks:
             for index in range(len(self.found.layers)):
                 LayerPass(self, index, real_K).attach(hooks)
             try:
-                yield
+                yield self.passes
             finally:
                 self._last_input = None
                 self.delta_w.release_all()
-        self.is_first = False
 
     def _real_tokens(self, reals: Sequence[Tensor]) -> RealTokens | None:
         """``reals``: the real tokens of each process, ``[B, T]``. None if there is no padding."""
@@ -209,7 +209,7 @@ class LayerPass:
         self.activations, self.index, self.real_K = activations, index, real_K
         self.found, self.delta_w = activations.found, activations.delta_w
         self.layer = self.found.layers[index]
-        self.is_first = activations.is_first
+        self.number, self.is_first = activations.passes, activations.passes == 1
         self._z: dict[int, Tensor] = {}
         """By cell: ``gamma A x`` of the sampled tokens, if the pass computes it."""
         self._waiting: dict[int, tuple[Tensor, Product]] = {}
@@ -221,7 +221,8 @@ class LayerPass:
         """Attach the hooks until ``hooks`` is closed."""
         module, dropout = self.layer.module, self.layer.dropout
         if self.activations.rho or not self.found.wanted.isdisjoint(FORWARD + BACKWARD):
-            hooks.callback(module.register_forward_hook(self._on_forward).remove)
+            on_forward = partial(self._of_pass, self._on_forward)
+            hooks.callback(module.register_forward_hook(on_forward).remove)
         if isinstance(module, LoraBank) and self.delta_w.takes_products:
             hooks.enter_context(module.listening(self._listeners, self.delta_w.is_wanted))
         if dropout is not None and self.delta_w.lends:
@@ -238,12 +239,17 @@ class LayerPass:
             partial(self._on_dropped, first),
         )
 
+    def _of_pass(self, hook: Callable[..., None], *args: Any) -> None:
+        """Call ``hook``. What it enters is of this pass (:meth:`study.probes.NormProbe.forget`)."""
+        with self.found.of_pass(self.number):
+            hook(*args)
+
     def _on_forward(self, _: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
         if not self.layer.is_on():
             return
         if y.requires_grad and not self.found.wanted.isdisjoint(BACKWARD):
             # Under checkpointing a layer runs twice. Only one of its outputs is in the graph.
-            y.register_hook(partial(self._on_backward, self._kept.copy()))
+            y.register_hook(partial(self._of_pass, self._on_backward, self._kept.copy()))
         if in_backward():
             return  # the second run of a checkpointed layer: its activations are measured already
         x_KND, y_KNO = (self.activations.by_cell(each) for each in (args[0], y))

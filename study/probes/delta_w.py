@@ -198,7 +198,7 @@ class DeltaW:
     def _take(self, layer: int, cell: int, product: Product) -> None:
         """Measure a product if it is wanted, and hold it if tokens should be multiplied by it."""
         measurements = self.measurements
-        with measurements.measuring():
+        with measurements.measuring(), measurements.of_pass(None):
             if product.is_compact:
                 product = product.formed()
             if self._wants(layer, cell):

@@ -118,18 +118,18 @@ def active_adapters(model: nn.Module) -> list[str]:
         for module in every
         if hasattr(module, "lora_A") and hasattr(module, "active_adapters")
     ]
-    return list(
-        dict.fromkeys(
-            name for module in modules for name in module.active_adapters if name in module.lora_A
-        )
-    )
+    return list(dict.fromkeys(name for module in modules for name in _active_in(module)))
+
+
+def _active_in(module: Any) -> list[str]:
+    """The active adapters of a PEFT layer. That of an embedding holds them under other names."""
+    embedding = getattr(module, "lora_embedding_A", ())
+    return [n for n in module.active_adapters if n in module.lora_A or n in embedding]
 
 
 def _read_adapter(module: Any, adapter: str | None) -> str | None:
     """The adapter to read in a PEFT layer; None if no such adapter is active there."""
-    active = [
-        name for name in module.active_adapters if name in module.lora_A and adapter in (None, name)
-    ]
+    active = [name for name in _active_in(module) if adapter in (None, name)]
     if len(active) > 1:
         raise StudyError(
             f"{len(active)} active LoRA adapters in one layer ({', '.join(active)}): "
@@ -140,16 +140,19 @@ def _read_adapter(module: Any, adapter: str | None) -> str | None:
 
 def _peft_layer(name: str, module: Any, adapter: str) -> AdaptedLayer:
     """PEFT keeps a dict of adapters in each layer. ``scaling`` is gamma, the full multiplier."""
-    down, up = module.lora_A[adapter], module.lora_B[adapter]
+    down = dict(module.lora_A.items()).get(adapter)
     if (
         getattr(down, "weight", None) is None
         or down.weight.ndim != 2
         or hasattr(module, "parameter_name")
+        or isinstance(module.get_base_layer(), nn.MultiheadAttention)
     ):
         raise StudyError(
             f"{name} is a {type(module).__name__} with LoRA, and only linear layers can be probed: "
             "leave it out of target_modules (and target_parameters)"
         )
+
+    up = module.lora_B[adapter]
 
     def pairs() -> list[LoraPair]:
         return [LoraPair(down.weight, up.weight, float(module.scaling[adapter]))]

@@ -3,7 +3,7 @@
 All numbers of a step come to the host in one copy. Letters: ``K`` cells, ``S`` sites, ``L`` layers.
 """
 
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -72,29 +72,36 @@ class Ledger:
         self, shape: Sequence[int], columns: Sequence[int], world: Processes = ALONE
     ) -> None:
         self.shape, self.columns, self.world = tuple(shape), tuple(columns), world
-        self._moments: list[tuple[tuple[int, ...], Tensor, int]] = []
-        self._written: list[tuple[tuple[int, ...], Tensor]] = []
+        self.of_pass: int | None = None
+        """The pass that numbers are entered of; None if they are of no single pass."""
+        self._moments: list[tuple[tuple[int, ...], Tensor, int, int | None]] = []
+        self._written: list[tuple[tuple[int, ...], Tensor, int | None]] = []
         self._copy: HostCopy | None = None
         self._counts = np.zeros((world.size, 0))
 
     def add(self, place: tuple[int, ...], scaled: Tensor, count: int) -> None:
         """Add the :func:`scaled_sums` of ``count`` elements to those already at ``place``."""
-        self._moments.append((place, scaled, count))
+        self._moments.append((place, scaled, count, self.of_pass))
 
     def write(self, place: tuple[int, ...], column: int, value: Tensor) -> None:
         """Set a column of :data:`~study.probes.statistics.WRITTEN` to a scalar."""
-        self._written.append(((*place, column), value))
+        self._written.append(((*place, column), value, self.of_pass))
+
+    def forget(self, passes: Collection[int]) -> None:
+        """Drop the numbers of some passes."""
+        self._moments = [entry for entry in self._moments if entry[-1] not in passes]
+        self._written = [entry for entry in self._written if entry[-1] not in passes]
 
     def send(self) -> None:
         """Begin to copy all numbers to the host, in one copy. Does not wait for the device."""
         parts = []
         if self._moments:
-            parts.append(torch.cat([scaled for _, scaled, _ in self._moments]).flatten().double())
+            parts.append(torch.cat([entry[1] for entry in self._moments]).flatten().double())
         if self._written:
-            parts.append(torch.stack([value.double() for _, value in self._written]))
+            parts.append(torch.stack([entry[1].double() for entry in self._written]))
         if parts:
             self._copy = HostCopy(self.world.gathered(torch.cat(parts)))
-        counts = torch.tensor([count for _, _, count in self._moments], dtype=torch.float64)
+        counts = torch.tensor([entry[2] for entry in self._moments], dtype=torch.float64)
         self._counts = self.world.gathered(counts).numpy()
 
     @property
@@ -111,10 +118,10 @@ class Ledger:
         if self._copy is None:
             return sums, counts
         columns = (*self.columns, MAX)
-        chunks = [len(scaled) for _, scaled, _ in self._moments]
+        chunks = [len(entry[1]) for entry in self._moments]
         scaled, written = np.split(self._copy.numpy(), [len(columns) * sum(chunks)], axis=1)
         if self._moments:
-            places = [place for place, _, _ in self._moments]
+            places = [entry[0] for entry in self._moments]
             index = tuple(np.repeat(np.array(places), chunks, axis=0).T)
             for of_process, each in zip(scaled, self._counts, strict=True):
                 np.add.at(counts, tuple(np.array(places).T), each)
@@ -123,7 +130,7 @@ class Ledger:
                     np.add.at(sums[..., column], index, of_chunks)
                 np.maximum.at(sums[..., MAX], index, moments[:, -1])
         if self._written:
-            index = tuple(np.array([place for place, _ in self._written]).T)
+            index = tuple(np.array([entry[0] for entry in self._written]).T)
             sums[index] = written.sum(0)
         return sums, counts
 
@@ -159,6 +166,15 @@ class Measurements:
         """Inside, there is no autograd graph and no autocast."""
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             yield
+
+    @contextmanager
+    def of_pass(self, number: int | None) -> Iterator[None]:
+        """Inside, numbers are of one pass, so that they can be dropped; of no pass if None."""
+        before, self.ledger.of_pass = self.ledger.of_pass, number
+        try:
+            yield
+        finally:
+            self.ledger.of_pass = before
 
     def sums(self, x: Tensor | Chunked, rows: Tensor | None = None) -> Tensor:
         """The :func:`~study.probes.statistics.scaled_sums` of ``x``, or of some rows of it."""

@@ -17,7 +17,7 @@ blocking on the device, use :meth:`NormProbe.send`.
 Letters: ``K`` cells, ``B`` sequences, ``T`` tokens of a sequence.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 
@@ -184,8 +184,10 @@ class NormProbe:
         """The layers whose output is not ``W0 x + gamma B A x``, with PEFT's name for it."""
         return {layer.name: layer.variant for layer in self.layers if layer.variant}
 
-    def watch(self, real_BT: Tensor | None = None) -> AbstractContextManager[None]:
+    def watch(self, real_BT: Tensor | None = None) -> AbstractContextManager[int]:
         """Measure the forward and backward pass inside: one micro-batch of every cell.
+
+        Its value is the number of the pass, for :meth:`forget`.
 
         It may be of this process's rows only, see :meth:`study.adapters.processes.Processes.rows`.
 
@@ -193,6 +195,10 @@ class NormProbe:
         every token is real.
         """
         return self._activations.watch(real_BT)
+
+    def forget(self, passes: Collection[int]) -> None:
+        """Drop what passes measured, if the update does not use them."""
+        self._measurements.ledger.forget(passes)
 
     def feed_noise(self) -> None:
         """Measure ``adapter_out`` and ``adapter_in_grad`` on isotropic Gaussian x and dL/dy.

@@ -46,9 +46,18 @@ class CellWriter:
     """
 
     def __init__(
-        self, claimed: Claim, config_yaml: str, record: dict[str, Any], first_step: int = 0
+        self,
+        claimed: Claim,
+        config_yaml: str,
+        record: dict[str, Any],
+        first_step: int = 0,
+        gaps: bool = False,
+        aside: bool = False,
     ) -> None:
         """Begin at ``first_step`` and keep the rows of the steps before it.
+
+        ``gaps``: whether some of them may be missing. ``aside``: move also the rows of a cell that
+        had not ended, instead of deleting them.
 
         Results of a cell that had ended, or whose record can't be read, are moved to
         ``aside/ID.TIME`` in the study's folder. Raises :class:`StorageError` if the folder can't be
@@ -62,7 +71,9 @@ class CellWriter:
         self._appending, self._recording = threading.Lock(), threading.Lock()
         self._error: StudyError | None = None
         try:
-            kept = self._kept(first_step) if first_step else {}
+            kept = self._kept(first_step, gaps) if first_step else {}
+            if aside:
+                self._move_aside(set())
             self._make_room(first_step)
             write_text(self.folder / CONFIG, config_yaml)
             # Until the streams are replaced, without their sizes: both the old and the new count.
@@ -80,9 +91,14 @@ class CellWriter:
 
     @classmethod
     def open(
-        cls, folder: Path, config_yaml: str, record: dict[str, Any], first_step: int = 0
+        cls,
+        folder: Path,
+        config_yaml: str,
+        record: dict[str, Any],
+        first_step: int = 0,
+        **options: bool,
     ) -> Self:
-        """Claim the cell in ``folder`` and begin it.
+        """Claim the cell in ``folder`` and begin it, with the arguments of the class.
 
         Raises :class:`StudyError` also if a live process holds the cell.
         """
@@ -92,7 +108,7 @@ class CellWriter:
                 f"cell {folder.name} is being trained by another process, which holds "
                 f"{folder / LOCK}: wait until it has ended"
             )
-        return cls(claimed, config_yaml, record, first_step)
+        return cls(claimed, config_yaml, record, first_step, **options)
 
     def append(self, table: str, rows: pd.DataFrame) -> None:
         """Append to one of :data:`~study.store.rows.SCHEMAS`. Columns absent from ``rows`` are
@@ -167,7 +183,7 @@ class CellWriter:
                 self._save_record(status="interrupted", **fields)
         self._release()
 
-    def _kept(self, first_step: int) -> dict[str, pa.Table]:
+    def _kept(self, first_step: int, gaps: bool) -> dict[str, pa.Table]:
         """The rows of the steps before ``first_step``. Tables without steps are made at the end."""
         record = record_in(self.folder)
         if record is None or record["status"] == "unreadable":
@@ -182,7 +198,7 @@ class CellWriter:
                 rows = read_synced(self._path(name), record)
             kept[name] = rows.filter(pc.less(rows["step"], first_step))
         last = kept["metrics"]["step"].to_pylist()[-1:]  # a stream is cut only at its end
-        if last != [first_step - 1]:
+        if last != [first_step - 1] and not gaps:
             last_step = f"step {last[0]}" if last else "none"
             raise Damaged(f"the last row before step {first_step} is of {last_step}")
         return kept

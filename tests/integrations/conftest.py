@@ -67,7 +67,7 @@ def peft_model(tiny_base: FrozenBase) -> Callable[..., nn.Module]:
         spec = AdapterSpec(adapter.rank, adapter.gamma, config.seed)
         with torch.no_grad():
             for name, module in model.named_modules():
-                if hasattr(module, "lora_A"):
+                if "default" in getattr(module, "lora_A", ()):
                     layer = name.removeprefix("base_model.model.")
                     A_RD, _ = initial_pair(spec, layer, module.in_features, module.out_features)
                     module.lora_A["default"].weight.copy_(A_RD)

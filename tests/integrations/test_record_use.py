@@ -1,6 +1,7 @@
 """What ``study.record`` refuses, notes and keeps, in small loops of torch."""
 
 import copy
+import io
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -147,6 +149,10 @@ def test_loops_that_cannot_be_measured(script: Script) -> None:
     def no_backward(_: Any) -> None:
         script.optimizer.step()
 
+    def of_another(batch: Any) -> None:
+        script.model.base_model(**batch).loss.backward()
+        script.optimizer.step()
+
     def nested(batch: Any) -> None:
         script.run(script.record())
 
@@ -163,7 +169,8 @@ def test_loops_that_cannot_be_measured(script: Script) -> None:
         lbfgs.step(lambda: _backward(script.model(**batch).loss))
 
     for step, optimizer, message in (
-        (no_backward, script.optimizer, r"step 0 .* without a backward pass"),
+        (no_backward, script.optimizer, "the recorded optimizer made no step with a gradient"),
+        (of_another, script.optimizer, r"step 0 .* without a backward pass"),
         (nested, script.optimizer, r"being recorded already: .* around the whole loop"),
         (in_fp16, script.optimizer, "fp16 scales the loss"),
         (late_loss, script.optimizer, r"recording\.loss\(loss\) came after"),
@@ -241,6 +248,30 @@ def test_a_loop_that_goes_on(script: Script, tmp_path: Path) -> None:
     assert tables.probes[shared].equals(expected.probes[shared])
 
 
+def test_a_gap_loses_no_other_row(script: Script) -> None:
+    """A checkpoint may be newer than the last row on disk, if the loop was killed."""
+    options = {"steps": [0], "seed": 0, "total": 6}
+    with pytest.raises(KeyboardInterrupt):
+        script.run(script.record(**options), step=_until(2, script.step, KeyboardInterrupt()))
+    with pytest.warns(UserWarning, match=r"The rows of steps 2 to 3 are missing"):
+        script.run(script.record(**options, start=4), steps=2)
+    assert script.tables.metrics["step"].tolist() == [0, 1, 4, 5]
+    [record] = load_records(script.results)
+    assert "The rows of steps 2 to 3 are missing" in record["training_note"]
+
+
+def test_saving_the_optimizer_puts_all_rows_on_disk(script: Script) -> None:
+    written = []
+
+    def step(batch: Any) -> None:
+        script.step(batch)
+        script.optimizer.state_dict()
+        written.append(len(script.tables.metrics))
+
+    script.run(script.record(), step=step)
+    assert written == [1, 2, 3]
+
+
 def test_a_loss_of_ones_own(script: Script) -> None:
     """Half the batch counts more: the recorded loss is the one that the gradient is of."""
     expected = []
@@ -312,13 +343,150 @@ def test_evaluation_without_gradients_is_left_out(script: Script, tmp_path: Path
     assert tables.probes[shared].equals(expected.probes[shared])
 
 
-def test_a_pass_without_a_backward_pass_is_told(script: Script) -> None:
+def _cleared(script: Script, batch: Any) -> None:
+    script.model(**batch).loss.backward()
+    script.optimizer.zero_grad()
+
+
+def _set_to_zero(script: Script, batch: Any) -> None:
+    script.model(**batch).loss.backward()
+    script.optimizer.zero_grad(set_to_none=False)
+
+
+def _nan_after_the_backward_pass(script: Script, batch: Any) -> None:
+    (script.model(**batch).loss * float("nan")).backward()
+    norm = nn.utils.clip_grad_norm_(script.weights, 1.0)
+    assert not norm.isfinite()
+    script.model.zero_grad()
+
+
+def _nan_before_the_backward_pass(script: Script, batch: Any) -> None:
+    script.model(**batch)
+
+
+def _stepped_without_gradients(script: Script, batch: Any) -> None:
+    """As Lightning does if ``training_step`` returns None."""
+    _cleared(script, batch)
+    script.optimizer.step()
+
+
+def _skipped_by_a_scaler(script: Script, batch: Any) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    scaler.scale(script.model(**batch).loss * float("inf")).backward()
+    scaler.step(script.optimizer)
+    scaler.update()
+    script.optimizer.zero_grad()
+
+
+def _gradients_of_something_else(script: Script, batch: Any) -> None:
+    torch.autograd.grad(script.model(**batch).loss, script.weights)
+
+
+SKIPS = [
+    _cleared,
+    _set_to_zero,
+    _nan_after_the_backward_pass,
+    _nan_before_the_backward_pass,
+    _stepped_without_gradients,
+    _skipped_by_a_scaler,
+    _gradients_of_something_else,
+]
+
+
+@pytest.mark.parametrize("skip", SKIPS)
+def test_a_skipped_update_leaves_nothing(skip: Any, script: Script, tmp_path: Path) -> None:
+    """A row belongs to its update: the skipped batch changes no number and ends no cell."""
+    plain = Script(copy.deepcopy(script.model), tmp_path / "plain")
+    expected = plain.run(plain.record(steps=[0, 1]))
+
     def step(batch: Any) -> None:
-        script.model(**batch)
+        skip(script, {name: ids[:1, :5] for name, ids in batch.items()})
         script.step(batch)
 
-    with pytest.warns(UserWarning, match=r"step 0: 1 forward passes had no backward pass"):
-        script.run(script.record(steps=[0]), step=step)
+    tables = script.run(script.record(steps=[0, 1]), step=step)
+    assert tables.cells["status"].tolist() == ["complete"]
+    columns = ["step", "tokens", "loss", "grad_norm", "clip_factor"]
+    assert tables.metrics[columns].equals(expected.metrics[columns])
+    shared = [name for name in expected.probes if name != "cell_id"]
+    assert tables.probes[shared].equals(expected.probes[shared])
+    row = tables.cells.iloc[0]
+    assert (row["batch_size"], row["accumulation"]) == (2, 1)
+
+
+def test_an_update_that_replaces_nan_is_not_the_end(script: Script) -> None:
+    def step(batch: Any) -> None:
+        (
+            script.model(**batch).loss * (1.0 if next(left, None) is None else float("nan"))
+        ).backward()
+        for weight in script.weights:
+            torch.nan_to_num_(weight.grad, nan=0.0)
+        script.optimizer.step()
+        script.optimizer.zero_grad()
+
+    left = iter(range(1))
+    tables = script.run(script.record(), step=step)
+    assert tables.cells["status"].tolist() == ["complete"]
+    assert tables.metrics["loss"].isna().tolist() == [True, False, False]
+
+
+def test_a_scaled_loss_is_told_and_mended(script: Script, tmp_path: Path) -> None:
+    """``(loss * 128).backward()``, then ``.grad /= 128``: the two lines give plain numbers."""
+    plain = Script(copy.deepcopy(script.model), tmp_path / "plain")
+    expected = plain.run(plain.record(steps=[1]), steps=4)
+    scaled = Script(copy.deepcopy(script.model), tmp_path / "scaled")
+
+    def run(one: Script, mended: bool) -> Any:
+        recording = one.record(steps=[1])
+
+        def step(batch: Any) -> None:
+            loss = one.model(**batch).loss
+            if mended:
+                recording.loss(loss)
+            (loss * 128).backward()
+            for weight in one.weights:
+                weight.grad /= 128
+            if mended:
+                recording.gradients()
+            one.optimizer.step()
+            one.optimizer.zero_grad()
+
+        return one.run(recording, steps=4, step=step)
+
+    with pytest.warns(UserWarning, match=r"clip_factor is 0.00781 .*loss\(loss\).*gradients\(\)"):
+        run(scaled, mended=False)
+    [record] = load_records(scaled.results)
+    assert "clip_factor is 0.00781" in record["training_note"]
+    tables = run(script, mended=True)
+    columns = ["step", "tokens", "loss", "grad_norm", "clip_factor"]
+    pd.testing.assert_frame_equal(tables.metrics[columns], expected.metrics[columns])
+    shared = [name for name in expected.probes if name != "cell_id"]
+    pd.testing.assert_frame_equal(tables.probes[shared], expected.probes[shared], rtol=1e-5)
+
+
+def test_lora_on_an_embedding_is_refused(cell: Make, peft_model: Make, tmp_path: Path) -> None:
+    """Beside linear layers it would be missing from the norms over the model."""
+    model = peft_model(cell("adapter.rank=4"), target_modules=["q_proj", "embed_tokens"])
+    with pytest.raises(StudyError, match=r"embed_tokens is a Embedding .* only linear layers"):
+        Script(model, tmp_path / "results").record()
+
+
+def test_other_weights_that_train_are_told(script: Script) -> None:
+    head = script.model.get_submodule("base_model.model.model.norm").weight.requires_grad_(True)
+    script.optimizer.add_param_group({"params": [head]})
+    with pytest.warns(UserWarning, match=r"also trains 1 weights .*norm.weight, .*grad_norm"):
+        script.record()
+
+
+def test_a_model_can_be_copied_and_pickled_in_the_loop(script: Script) -> None:
+    """As for a moving average of its weights. The copy is not recorded."""
+
+    def step(batch: Any) -> None:
+        script.step(batch)
+        copied = copy.deepcopy(script.model)
+        torch.save(script.model, io.BytesIO())
+        copied(**batch).loss.backward()
+
+    assert script.run(script.record(), step=step).metrics["tokens"].tolist() == [24, 48, 72]
 
 
 def test_what_the_record_says_of_seed_and_warm_up(script: Script) -> None:

@@ -1,5 +1,8 @@
 """Numbers that the callback measures in a run of the Trainer, against those of our training."""
 
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,3 +166,43 @@ def test_a_resumed_run_keeps_its_earlier_rows(
     np.testing.assert_array_equal(resumed.metrics["tokens"], whole.metrics["tokens"])
     np.testing.assert_allclose(resumed.metrics["loss"], whole.metrics["loss"], rtol=1e-6)
     assert_same_probes(resumed.probes, whole.probes, rtol=1e-4)
+
+
+KILLED = """
+import os, signal, sys
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+from study.integrations.transformers import NormProbeCallback
+
+class Kill(TrainerCallback):
+    def on_save(self, args, state, control, **_):
+        if sys.argv[1] == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+torch.manual_seed(0)
+sizes = dict(vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1)
+base = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=1, num_key_value_heads=1))
+model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
+rows = [{"input_ids": ids, "labels": ids} for ids in torch.randint(0, 32, (16, 6))]
+args = TrainingArguments(
+    "trainer", max_steps=5, save_steps=3, report_to="none", use_cpu=True, disable_tqdm=True
+)
+trainer = Trainer(model=model, args=args, train_dataset=rows, callbacks=[Kill()])
+trainer.add_callback(NormProbeCallback(trainer, "results/run", steps=[0, 2, 4]))
+trainer.train(resume_from_checkpoint=get_last_checkpoint("trainer"))
+"""
+"""A user's script. Run as ``kill``, it is killed when the Trainer has saved its checkpoint."""
+
+
+def test_a_run_that_was_killed_in_on_save_keeps_all_rows(tmp_path: Path) -> None:
+    for argument, returned in (("kill", -signal.SIGKILL), ("go on", 0)):
+        (tmp_path / "trainer").mkdir(exist_ok=True)
+        command = [sys.executable, "-c", KILLED, argument]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == returned, done.stderr
+    tables = study.load(tmp_path / "results" / "run")
+    assert tables.cells["status"].tolist() == ["complete"]
+    assert tables.metrics["step"].tolist() == [0, 1, 2, 3, 4]
+    assert sorted(set(tables.probes["step"])) == [0, 2, 4]
