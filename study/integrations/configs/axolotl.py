@@ -1,30 +1,34 @@
 """Axolotl's YAML (axolotl-ai-cloud/axolotl, src/axolotl/utils/schemas).
 
-A key that is missing has Axolotl's default. :mod:`~study.integrations.configs.axolotl_data` reads
-the datasets; :mod:`~study.integrations.configs.axolotl_keys` lists the keys that no reader takes.
+A key that is missing has Axolotl's default. The types of its datasets
+(src/axolotl/prompt_strategies) are formats of rows.
 """
 
 from pathlib import Path
+from typing import Any
 
+from study.data.formats import SHAREGPT_ROLES
 from study.errors import StudyError, unknown
-from study.integrations.configs import axolotl_keys
-from study.integrations.configs.axolotl_data import put_datasets
-from study.integrations.configs.experiment import Experiment
+from study.integrations.configs.experiment import Experiment, note_rest, shown
 from study.integrations.configs.fields import Fields
-from study.integrations.configs.notes import short
-from study.integrations.configs.parts import (
+from study.integrations.configs.settings import (
+    MESSAGES,
+    TOKENIZERS_OWN,
+    WITHOUT_WARMUP,
+    Rows,
+    bf16,
+    first_file,
+    format_of,
     put_base,
+    put_heldout,
+    put_length,
+    put_optimizer,
+    put_rows,
+    put_schedule,
     refuse_other_base,
     scaling_rule,
     take_bits,
     take_targets,
-)
-from study.integrations.configs.training import (
-    WITHOUT_WARMUP,
-    bf16,
-    put_length,
-    put_optimizer,
-    put_schedule,
 )
 
 ADAPTERS = ("lora", "qlora")
@@ -32,8 +36,38 @@ TARGETS = "lora_target_modules"
 OUTSIDE_BLOCKS = {"embed_tokens", "lm_head", "wte", "wpe", "embed_in", "embed_out"}
 """Usual names of embeddings and heads, which ``lora_target_linear`` does not cover."""
 PREFERENCES = ("rl", "reward_model", "process_reward_model")
+INERT_PLUGINS = (
+    *("CutCrossEntropyPlugin", "LigerPlugin", "KernelsPlugin", "ExpertParallelPlugin"),
+    *("SwanLabPlugin", "LMEvalPlugin", "NormProbePlugin"),
+)
+"""Plugins, by class, that change speed and reports only."""
 USUAL_WARMUP, MOST_WARMUP = 0.03, 100
 """Axolotl's default: a share of the steps, and its limit (core/builders/base.py)."""
+FORMATS = {
+    "alpaca": "alpaca",
+    "completion": "completion",
+    "chat_template": MESSAGES,
+    "sharegpt": MESSAGES,
+    "messages": MESSAGES,
+}
+"""Our format of a type, by the part of its name before a colon or a point."""
+USUAL_VARIANTS = {
+    "alpaca": ("", "instruct"),
+    "chat_template": ("", "default"),
+    "sharegpt": ("", "load"),
+}
+"""The other part, where it changes neither rows nor prompts."""
+RENAME = "rows must have the fields of data.format: rename it"
+BUILDERS = ("json", "csv", "parquet")
+"""Values of ``ds_type``, and of ``path`` if ``data_files`` names the file."""
+PROMPTS = {
+    "format": "{instruction} {input} ",
+    "no_input_format": "{instruction} ",
+    "system_prompt": "",
+}
+"""What a type that names its fields writes around them, and Axolotl's defaults."""
+TEMPLATES = {"tokenizer_default": None, "chatml": "chatml"}
+PROPERTIES = ({"role": "from", "content": "value"}, {"role": "role", "content": "content"})
 
 
 def read(fields: Fields, folder: Path) -> Experiment:
@@ -65,7 +99,7 @@ def read(fields: Fields, folder: Path) -> Experiment:
     _note_plugins(experiment, fields)
     _note_special_tokens(experiment, fields)
     _note_defaults(experiment, fields)
-    axolotl_keys.TOP.sort(fields, experiment.notes)
+    note_rest(fields, experiment.notes)
     return experiment
 
 
@@ -101,10 +135,10 @@ def _targets(experiment: Experiment, fields: Fields) -> str | list[str]:
         beyond = {modules} if isinstance(modules, str) else set(modules or ())
         if outside := sorted(beyond & OUTSIDE_BLOCKS):
             experiment.notes.differs.append(
-                f"{TARGETS}: {short(outside)} (adapters are on the linear layers of the blocks)"
+                f"{TARGETS}: {shown(outside)} (adapters are on the linear layers of the blocks)"
             )
         elif beyond:
-            experiment.notes.inert.append(f"{TARGETS} (lora_target_linear covers them)")
+            experiment.notes.ignored.append(f"{TARGETS} (lora_target_linear covers them)")
         return "all-linear"
     if not modules:
         raise StudyError(
@@ -130,7 +164,7 @@ def _put_batch(experiment: Experiment, fields: Fields) -> None:
     batch = fields.take_count("micro_batch_size", 1)
     total = fields.take_count("batch_size", batch) if "batch_size" in fields else batch
     if "gradient_accumulation_steps" in fields and total != batch:
-        experiment.notes.inert.append("batch_size (gradient_accumulation_steps decides)")
+        experiment.notes.ignored.append("batch_size (gradient_accumulation_steps decides)")
     accumulation = fields.take_count("gradient_accumulation_steps", max(1, total // batch))
     experiment.values |= {
         "train.batch_size": batch,
@@ -163,8 +197,8 @@ def _put_precision(experiment: Experiment, fields: Fields) -> None:
 def _note_plugins(experiment: Experiment, fields: Fields) -> None:
     given = fields.take_names("plugins") or []
     for plugin in [given] if isinstance(given, str) else given:
-        if plugin.rpartition(".")[2] in axolotl_keys.INERT_PLUGINS:
-            experiment.notes.inert.append(f"plugins: {plugin}")
+        if plugin.rpartition(".")[2] in INERT_PLUGINS:
+            experiment.notes.ignored.append(f"plugins: {plugin}")
         else:
             experiment.notes.differs.append(f"plugins: {plugin} (it is not run)")
 
@@ -175,10 +209,10 @@ def _note_special_tokens(experiment: Experiment, fields: Fields) -> None:
     others = {key: token for key, token in tokens.items() if key != "pad_token" and token}
     if others:
         experiment.notes.differs.append(
-            f"special_tokens: {short(others)} (the base's own tokenizer is used)"
+            f"special_tokens: {shown(others)} (the base's own tokenizer is used)"
         )
     elif tokens:
-        experiment.notes.inert.append("special_tokens")
+        experiment.notes.ignored.append("special_tokens")
 
 
 def _note_defaults(experiment: Experiment, fields: Fields) -> None:
@@ -192,3 +226,152 @@ def _note_defaults(experiment: Experiment, fields: Fields) -> None:
         experiment.notes.defaults.append("seed: Axolotl draws adapters without one (seed=0)")
     if fields.assumed:
         experiment.notes.defaults.append(f"Axolotl's defaults: {', '.join(fields.assumed)}")
+
+
+def put_datasets(experiment: Experiment, fields: Fields, folder: Path) -> None:
+    """Add the first of ``datasets``, and the examples to hold out. ``folder`` holds the file."""
+    experiment.values["data.sequence_length"] = fields.take_whole("sequence_len", 512)
+    datasets = fields.take("datasets")
+    if not isinstance(datasets, list) or not all(isinstance(entry, dict) for entry in datasets):
+        raise fields.wrong(
+            "datasets", shown(datasets), "is not a list of datasets with a path and a type"
+        )
+    entry = Fields(datasets[0], f"{fields.where}: datasets[0]")
+    file = put_rows(experiment, _rows(experiment, entry, fields, folder), folder)
+    note_rest(entry, experiment.notes, "datasets[0].")
+    for n, other in enumerate(datasets[1:], start=1):
+        experiment.notes.differs.append(
+            f"datasets[{n}]: {shown(other)} (only the first is trained on: join them in a file)"
+        )
+    put_heldout(experiment, fields, "val_set_size", file)
+
+
+def _rows(experiment: Experiment, entry: Fields, fields: Fields, folder: Path) -> Rows:
+    differs = experiment.notes.differs
+    entry.require("path")
+    path, kind = str(entry.take_text("path")), entry.take("type")
+    if files := entry.take_names("data_files"):
+        names = [files] if isinstance(files, str) else files
+        if len(names) > 1 or not (path in BUILDERS or first_file(folder / names[0])):
+            differs.append(
+                f"datasets[0].data_files: {shown(files)} (one file is read: give data.path=... "
+                "when you train)"
+            )
+        path = names[0]
+    if (builder := entry.take_text("ds_type")) and builder not in BUILDERS:
+        differs.append(f"datasets[0].ds_type: {builder} (the ending of the file's name decides)")
+    format_ = _put_format(experiment, entry, kind)
+    template = _chat_template(experiment, entry, fields, format_, folder)
+    split, subset = entry.take_text("split"), entry.take_text("name")
+    if format_ is None:
+        part = " ".join(each for each in (path, subset, split) if each)
+        differs.append(
+            f"datasets[0]: {part} of type {shown(kind)} (convert its rows to one of "
+            "data.format, then give data.path=... when you train)"
+        )
+    return Rows("datasets[0].path", path, format_, split, subset, template)
+
+
+def _put_format(experiment: Experiment, entry: Fields, kind: Any) -> str | None:
+    """Our format of a dataset's type, or None. Notes what of the type is not kept."""
+    if isinstance(kind, dict):
+        return _user_defined(experiment, Fields(kind, f"{entry.where}.type"))
+    differs = experiment.notes.differs
+    base, _, variant = str(kind).replace(":", ".").partition(".")
+    format_ = FORMATS.get(base)
+    if format_ == "completion" and (column := entry.take_text("field")) not in (None, "text"):
+        differs.append(f"datasets[0].field: {column} ({RENAME})")
+        return None
+    if format_ == MESSAGES and not _messages_are_usual(experiment, entry):
+        return None
+    if format_ == "completion":
+        differs.append("datasets[0].type: completion (longer texts are cut, not split into rows)")
+    if format_ and variant not in USUAL_VARIANTS.get(base, ("",)):
+        differs.append(f"datasets[0].type: {shown(kind)} (rows and prompts are those of {base})")
+    return format_
+
+
+def _user_defined(experiment: Experiment, kind: Fields) -> str | None:
+    """The format of a type that names the fields itself, as FinLoRA's do."""
+    differs = experiment.notes.differs
+    instruction = str(kind.take_text("field_instruction", "instruction"))
+    output = str(kind.take_text("field_output", "output"))
+    format_ = format_of(instruction, output)
+    if format_ is None:
+        return None
+    if (column := kind.take_text("field_input")) not in (None, "input"):
+        differs.append(f"datasets[0].type.field_input: {column} ({RENAME})")
+        return None
+    instead = "Alpaca's prompt" if format_ == "alpaca" else "the text is the prompt and the answer"
+    prompts = {key: kind.take_text(key) or usual for key, usual in PROMPTS.items()}
+    for key, prompt in prompts.items():
+        if prompt not in ("", "{instruction}", prompts["format"] if key != "format" else None):
+            differs.append(f"datasets[0].type.{key}: {shown(prompt)} ({instead})")
+    note_rest(kind, experiment.notes, "datasets[0].type.")
+    return format_
+
+
+def _messages_are_usual(experiment: Experiment, entry: Fields) -> bool:
+    """Take the names of a conversation's fields. Whether they are names that the toolkit reads."""
+    mapping = entry.take_mapping("message_property_mappings") or {
+        "role": entry.take_text("message_field_role") or "role",
+        "content": entry.take_text("message_field_content") or "content",
+    }
+    column = entry.take_text("field_messages") or "messages"
+    roles = entry.take_mapping("roles")
+    if any(_unusual(role, sources) for role, sources in roles.items()):
+        experiment.notes.differs.append(
+            f"datasets[0].roles: {shown(roles)} (roles have their usual names)"
+        )
+    if mapping not in PROPERTIES or format_of(column) != MESSAGES:
+        experiment.notes.differs.append(
+            f"datasets[0].field_messages: {column} with {shown(mapping)} (messages or "
+            "conversations with role and content, or from and value, are read)"
+        )
+        return False
+    return True
+
+
+def _unusual(role: str, sources: Any) -> bool:
+    """Whether the toolkit reads one of the names ``sources`` as another role than ``role``."""
+    names = sources if isinstance(sources, list) else [sources]
+    return any(SHAREGPT_ROLES.get(str(name)) != role for name in names)
+
+
+def _chat_template(
+    experiment: Experiment, entry: Fields, fields: Fields, format_: str | None, folder: Path
+) -> str | None:
+    """``data.chat_template``. The template of a dataset comes before that of the file."""
+    notes = experiment.notes
+    own = {key: entry.take_text(key) for key in ("chat_template", "chat_template_jinja")}
+    shared = {key: fields.take_text(key) for key in ("chat_template", "chat_template_jinja")}
+    if entry.untaken().get("conversation") == "chatml":  # of sharegpt, in Axolotl before 0.6
+        own["chat_template"] = own["chat_template"] or entry.take_text("conversation")
+    chosen = own if any(own.values()) else shared
+    if chosen is own:
+        notes.ignored += [
+            f"{key} (the dataset has its own)" for key, given in shared.items() if given
+        ]
+    name, jinja = chosen["chat_template"], chosen["chat_template_jinja"]
+    if format_ is None:
+        given = {key: shown(value) for key, value in chosen.items() if value}
+        notes.differs += [
+            f"{key}: {value} (see data.chat_template)" for key, value in given.items()
+        ]
+        return None
+    if format_ != MESSAGES:
+        notes.ignored += [f"{key} (no conversations)" for key, value in chosen.items() if value]
+        return None
+    if jinja and name in (None, "jinja"):
+        if file := first_file(folder / jinja):
+            return str(file.resolve())
+        notes.differs.append(
+            f"chat_template_jinja: {shown(jinja)} ({TOKENIZERS_OWN}: write the template to a file "
+            "and give data.chat_template=FILE)"
+        )
+        return None
+    fallback = str(name).startswith("tokenizer_default_fallback_")
+    if name is None or name in TEMPLATES or fallback:
+        return TEMPLATES.get(str(name))
+    notes.differs.append(f"chat_template: {name}, of Axolotl ({TOKENIZERS_OWN})")
+    return None

@@ -6,10 +6,12 @@ Base and data have files of their own, so that ``model=tiny`` or ``data=pydoc`` 
 replaces all of their settings.
 """
 
+import json
 import shlex
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,152 @@ from study.config.hints import as_study_errors
 from study.config.values import check_folder_name, literal
 from study.errors import StudyError, printable
 from study.integrations import overrides
-from study.integrations.configs.notes import Notes
+from study.integrations.configs.fields import Fields
 from study.store import write_text
 
 OWN_GROUPS = ("model", "data")
 """Groups that get a file of their own. Values of other groups are in the experiment's file."""
 MOST_SWEPT = 1000
 """Values of all swept keys. Each is composed and checked."""
+
+
+WIDTH = 98
+
+
+def _because(reason: str, keys: str) -> dict[str, str]:
+    """``reason`` for each of the space-separated ``keys``."""
+    return dict.fromkeys(keys.split(), reason)
+
+
+CHANGES: dict[str, str] = {
+    **_because("plain LoRA is trained", "use_dora use_mora relora"),
+    **_because(
+        "only adapters are trained",
+        "lora_modules_to_save additional_target unfrozen_parameters peft_trainable_token_indices",
+    ),
+    **_because(
+        "adapters start from their init",
+        "lora_model_dir adapter_name_or_path resume_from_checkpoint",
+    ),
+    **_because("one rank for all layers", "lora_rank_pattern"),
+    **_because("one alpha for all layers", "lora_alpha_pattern"),
+    **_because("all layers", "peft_layers_to_transform peft_layers_pattern"),
+    **_because("the base keeps its layers", "peft_layer_replication"),
+    **_because(
+        "one example per row, so steps hold fewer tokens", "sample_packing packing neat_packing"
+    ),
+    **_because("the loss is on targets only", "train_on_inputs train_on_prompt"),
+    **_because("the loss is on the completion", "completion_only_loss"),
+    **_because("the loss is on all turns of the assistant", "mask_history roles_to_train"),
+    **_because("the loss includes the end of each of the assistant's turns", "train_on_eos"),
+    **_because(
+        "the mean cross entropy of the targets is trained",
+        "label_smoothing_factor kd_trainer diffusion use_dft_loss use_eaft use_eaft_loss",
+    ),
+    **_because("no noise is added", "neftune_noise_alpha noisy_embedding_alpha"),
+    **_because(
+        "rows are shuffled",
+        "group_by_length curriculum_sampling disable_shuffling shuffle_merged_datasets",
+    ),
+    **_because("only the first data set is trained on", "pretraining_dataset mix_strategy"),
+    **_because("all rows are read", "num_samples shards skip streaming"),
+    **_because("longer rows are cut", "excess_length_strategy"),
+    **_because("the last batch is completed with rows of the next epoch", "dataloader_drop_last"),
+    **_because("the batch is not adapted to the memory", "auto_find_batch_size"),
+    **_because("the newest revision is read", "revision revision_of_model model_revision"),
+    **_because("a system message is read from the field system", "field_system system"),
+    **_because("the template has its own system message", "default_system default_system_message"),
+    **_because("the tokenizer's own chat template is used", "chat_template chat_template_path"),
+    **_because(
+        "the base's own tokenizer is used", "tokenizer_config tokens add_tokens eos_token pad_token"
+    ),
+    **_because(
+        "the base is loaded as transformers loads it",
+        "rope_scaling overrides_of_model_config quantize_moe_experts",
+    ),
+    **_because(
+        "model.quant_bits quantises the base's block linears with bitsandbytes",
+        "gptq bnb_config_kwargs quantization_method quantization_type double_quantization",
+    ),
+    **_because("precision=float32 computes in float32", "fp16 float16 fp8"),
+    **_because("adapter weights are float32", "pure_bf16 bfloat16"),
+    **_because("the learning rate is one for A and one for B", "loraplus_lr_embedding"),
+    **_because(
+        "the schedule of transformers is used, from learning_rate to 0",
+        "lr_scheduler_kwargs cosine_min_lr_ratio cosine_constant_lr_ratio",
+    ),
+    **_because(
+        "the optimizer has the options of its file in conf/optimizer",
+        "optim_args optim_target_modules use_galore use_apollo use_badam use_muon",
+    ),
+    **_because("training goes on to the last step", "early_stopping_patience early_stopping_steps"),
+    **_because("the weights of the last step are kept", "load_best_model_at_end"),
+    **_because(
+        "one device: with n GPUs, a step has n times as many rows there",
+        "deepspeed fsdp fsdp_config",
+    ),
+}
+"""Keys of any tool that change what a run means and have no counterpart: what is trained instead.
+
+Every other key that no reader takes is ignored, and named in one line.
+"""
+UNCHANGED: dict[str, Any] = {
+    "field_system": "system",
+    "roles_to_train": ["assistant"],
+    "train_on_eos": "turn",
+    "mix_strategy": "concat",
+    "quantization_method": "bnb",
+    "quantization_type": "nf4",
+    "double_quantization": True,
+    **dict.fromkeys(("revision", "revision_of_model", "model_revision"), "main"),
+}
+"""The values of such keys that change nothing, beside empty ones."""
+EMPTY: tuple[Any, ...] = (False, "", [], {})
+
+
+@dataclass
+class Notes:
+    """Three lists, the most important first.
+
+    - ``differs``: a line for each setting of the file that is trained differently here;
+    - ``defaults``: a line for each value that the file does not set;
+    - ``ignored``: the keys that nothing reads.
+    """
+
+    differs: list[str] = field(
+        default_factory=list, metadata={"heading": "Trained differently from the file:"}
+    )
+    defaults: list[str] = field(
+        default_factory=list, metadata={"heading": "Not in the file, set by default:"}
+    )
+    ignored: list[str] = field(default_factory=list, metadata={"heading": "Ignored:"})
+
+    def lines(self) -> Iterator[str]:
+        """The groups that are not empty, each under its heading. Ignored keys share lines."""
+        for group in fields(self):
+            notes = list(map(printable, getattr(self, group.name)))
+            if notes:
+                yield group.metadata["heading"]
+            if group.name == "ignored":
+                notes = textwrap.wrap(", ".join(notes), WIDTH, break_on_hyphens=False)
+            yield from (f"  {note}" for note in notes)
+
+
+def note_rest(keys: Fields, notes: Notes, prefix: str = "") -> None:
+    """Note every key that no reader took."""
+    for key, value in keys.untaken().items():
+        plain = (*EMPTY, UNCHANGED.get(key))
+        if key not in CHANGES or any(type(value) is type(p) and value == p for p in plain):
+            notes.ignored.append(f"{prefix}{shown(key)}")
+        else:
+            notes.differs.append(f"{prefix}{shown(key)}: {shown(value)} ({CHANGES[key]})")
+
+
+def shown(value: Any) -> str:
+    """A value on one line, at most 100 characters."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = " ".join(text.split())
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 @dataclass

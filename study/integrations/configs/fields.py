@@ -1,13 +1,67 @@
-"""The keys of a configuration. A reader takes them one by one, and each is checked when taken.
+"""A configuration that someone else wrote, and its keys.
 
-A key that no reader takes is sorted by :class:`study.integrations.configs.notes.Keys`.
+A reader takes the keys one by one, and each is checked when taken. Those that no reader takes are
+noted (:func:`study.integrations.configs.experiment.note_rest`).
 """
 
 import math
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 from study.errors import StudyError, short
+from study.reading import read_file, read_object
+
+MOST_BYTES = 1 << 18
+"""Of a file."""
+MOST_VALUES = 20_000
+"""Of a file, with every alias of YAML written out."""
+_FIX = "give a YAML or JSON file"
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file.
+
+    Raises :class:`StudyError` for any other file, and for a key that occurs twice in a mapping.
+    """
+    if path.suffix == ".json":
+        values: Any = read_object(path, str(path), _FIX, MOST_BYTES)
+    else:
+        values = _load_yaml(path)
+    if not isinstance(values, dict):
+        wrong = "is empty" if values is None else "holds no keys"
+        raise StudyError(f"{path} {wrong}: give a configuration")
+    left, parts = MOST_VALUES, [values]
+    while parts:  # aliases let a small file stand for billions of values
+        part = parts.pop()
+        parts += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        left -= 1
+        if left < 0:
+            raise StudyError(f"{path} stands for over {MOST_VALUES} values: give a smaller file")
+    return values
+
+
+def _load_yaml(path: Path) -> Any:
+    content = read_file(path, str(path), _FIX, MOST_BYTES)
+    try:
+        return yaml.load(content.decode("utf-8-sig"), Loader=_Loader)
+    except UnicodeDecodeError:
+        raise StudyError(f"{path} is not UTF-8 text: {_FIX}") from None
+    except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        raise StudyError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+class _Loader(_SafeLoader):
+    """The safe loader, which makes no Python objects. A key may occur once in a mapping."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := next((key for key in keys if keys.count(key) > 1 and key != "<<"), None):
+            raise yaml.YAMLError(f"it has the key {short(twice)} twice: keep one of them")
+        return dict(super().construct_mapping(node, deep))
 
 
 class Fields:

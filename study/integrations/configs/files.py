@@ -1,21 +1,13 @@
-"""From a file to an experiment. The keys tell the form of a file, not its name."""
+"""From a file to an experiment: its keys tell its form, not its name. And Axolotl's sweep files."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from study.errors import StudyError, short, unknown
-from study.integrations.configs import (
-    axolotl,
-    finlora_json,
-    finlora_yaml,
-    llama_factory,
-    peft,
-    trl,
-)
-from study.integrations.configs.documents import load
+from study.errors import StudyError, given, short, unknown
+from study.integrations.configs import axolotl, finlora, llama_factory, peft, trl
 from study.integrations.configs.experiment import Experiment
-from study.integrations.configs.fields import Fields
+from study.integrations.configs.fields import Fields, load
 
 Reader = Callable[[Fields, Path], Experiment]
 
@@ -28,10 +20,10 @@ READERS: tuple[tuple[str, Reader], ...] = (
     *((key, llama_factory.read) for key in LLAMA_FACTORY),
     *((key, trl.read) for key in TRL),
     ("model_name_or_path", llama_factory.read),
-    ("use_rsLoRA", finlora_yaml.read),
-    ("lora_rank", finlora_yaml.read),
-    ("model_name", finlora_yaml.read),
-    ("dataset_path", finlora_json.read),
+    ("use_rsLoRA", finlora.read_yaml),
+    ("lora_rank", finlora.read_yaml),
+    ("model_name", finlora.read_yaml),
+    ("dataset_path", finlora.read_entry),
     ("base_model", axolotl.read),
     ("adapter", axolotl.read),
 )
@@ -40,11 +32,13 @@ BASE: dict[Reader, str] = {
     peft.read: "base_model_name_or_path",
     llama_factory.read: "model_name_or_path",
     trl.read: "model_name_or_path",
-    finlora_yaml.read: "model_name",
-    finlora_json.read: "base_model",
+    finlora.read_yaml: "model_name",
+    finlora.read_entry: "base_model",
     axolotl.read: "base_model",
 }
 """The key of the base in each form."""
+MOST_VALUES = 100
+"""Of one key. The configuration is read again with each."""
 
 
 def read_file(
@@ -92,3 +86,51 @@ def _one_entry(values: dict[str, Any], entry: str | None, name: str) -> tuple[di
     if chosen not in values:
         raise unknown(f"entry in {name}:", chosen, values)
     return values[chosen], f"{chosen} of {name}"
+
+
+def from_sweep_file(
+    sweep: Path, config: Path, entry: str | None = None, base: str | None = None
+) -> dict[str, list[Any]]:
+    """The values to sweep, by our keys, from a sweep file of Axolotl: a list for each key.
+
+    Each value is put into ``config``, which is then read as usual. Raises :class:`StudyError` for a
+    value that is not a list, for a key that changes none or several of our keys, and for ``_``:
+    its pairs of values are not a product of lists.
+    """
+    lists = load(sweep)
+    if "_" in lists:
+        raise StudyError(
+            f"{sweep.name}: '_' pairs values, but a Hydra sweep is a product of lists: "
+            "write two sweeps"
+        )
+    found: dict[str, list[Any]] = {}
+    for key, values in lists.items():
+        if not isinstance(values, list) or not values:
+            raise StudyError(
+                f"{sweep.name}: {given(key)}={short(values)} is not a list of values: "
+                "write key: [...]"
+            )
+        if len(values) > MOST_VALUES:
+            raise StudyError(
+                f"{sweep.name}: {given(key)} has {len(values)} values: give at most {MOST_VALUES}"
+            )
+        experiments = [read_file(config, entry, {key: value}, base) for value in values]
+        changed = _changed([read_file(config, entry, base=base), *experiments])
+        if len(changed) != 1:
+            what = (
+                f"changes {' and '.join(changed)} together"
+                if changed
+                else "changes nothing that is trained here"
+            )
+            raise StudyError(
+                f"{sweep.name}: {given(key)} {what}: leave it out and sweep on the command line"
+            )
+        found[changed[0]] = [experiment.settings().get(changed[0]) for experiment in experiments]
+    return found
+
+
+def _changed(experiments: list[Experiment]) -> list[str]:
+    """The keys with different values."""
+    settings = [experiment.settings() for experiment in experiments]
+    keys = dict.fromkeys(key for each in settings for key in each)
+    return [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]

@@ -3,19 +3,16 @@
 from pathlib import Path
 
 from study.errors import StudyError
-from study.integrations.configs.experiment import Experiment
+from study.integrations.configs.experiment import Experiment, note_rest, shown
 from study.integrations.configs.fields import Fields
-from study.integrations.configs.notes import Keys, short
-from study.integrations.configs.parts import (
+from study.integrations.configs.settings import (
     put_base,
     refuse_other_base,
     scaling_rule,
     take_targets,
 )
-from study.vocabulary.peft_fields import INERT, LAYERS, PLAIN, refusal
+from study.vocabulary.peft_fields import refusal
 
-OTHERS = Keys({}, frozenset((*INERT, *PLAIN, *LAYERS)))
-"""Fields that no reader takes. Every other value of theirs was refused."""
 USUAL_TARGETS = ["q_proj", "v_proj"]
 """What PEFT adapts in Llama, Mistral, Qwen and Gemma if nothing is said."""
 
@@ -55,7 +52,7 @@ def read(fields: Fields, folder: Path) -> Experiment:
         )
     for key, one in (("rank_pattern", "rank"), ("alpha_pattern", "alpha")):
         if pattern := fields.take_mapping(key):
-            experiment.notes.differs.append(f"{key}: {short(pattern)} (one {one} for all layers)")
+            experiment.notes.differs.append(f"{key}: {shown(pattern)} (one {one} for all layers)")
     if init := refuse_other_base(fields, "init_lora_weights"):
         experiment.notes.differs.append(
             f"init_lora_weights: {init} (adapter.init=kaiming, PEFT's default)"
@@ -63,5 +60,5 @@ def read(fields: Fields, folder: Path) -> Experiment:
     experiment.notes.defaults.append(
         "data (give data=file data.path=...), optimizer and steps: defaults of study train"
     )
-    OTHERS.sort(fields, experiment.notes)
+    note_rest(fields, experiment.notes)
     return experiment

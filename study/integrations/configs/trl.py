@@ -8,34 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from study.errors import StudyError
-from study.integrations.configs import llama_factory_keys
-from study.integrations.configs.experiment import Experiment
+from study.integrations.configs.experiment import Experiment, note_rest, shown
 from study.integrations.configs.fields import Fields
-from study.integrations.configs.notes import Keys, because, names, short
-from study.integrations.configs.parts import put_base, scaling_rule, take_bits, take_targets
 from study.integrations.configs.peft import USUAL_TARGETS
-from study.integrations.configs.rows import Rows, format_of, put_rows
-from study.integrations.configs.training import put_length, put_optimizer, put_schedule
+from study.integrations.configs.settings import (
+    Rows,
+    format_of,
+    put_base,
+    put_length,
+    put_optimizer,
+    put_rows,
+    put_schedule,
+    scaling_rule,
+    take_bits,
+    take_targets,
+)
 from study.vocabulary.sources import AUTO
 
 OF_OTHER_TRAINERS = (
     *("beta", "max_prompt_length", "reward_funcs", "reward_model_path", "num_generations"),
-)
-KEYS = Keys(
-    instead=llama_factory_keys.TOP.instead
-    | because("plain LoRA is trained", "use_dora")
-    | because("only adapters are trained", "lora_modules_to_save")
-    | because("the tokenizer's own chat template is used", "chat_template")
-    | because("the base's own tokenizer is used", "eos_token pad_token chat_template_path")
-    | because("the loss is on the completion", "completion_only_loss")
-    | because("all rows are read", "weight"),
-    inert=llama_factory_keys.TOP.inert
-    | names(
-        "dataset_num_proc dataset_kwargs dataset_test_split dataset_streaming test_split_size "
-        "torch_dtype dtype attn_implementation lora_task_type activation_offloading "
-        "packing_strategy padding_free eval_packing bnb_4bit_quant_storage"
-    ),
-    plain={**llama_factory_keys.TOP.plain, "weight": 1.0},
 )
 
 
@@ -80,7 +71,7 @@ def read(fields: Fields, folder: Path) -> Experiment:
     put_schedule(experiment, fields, "lr_scheduler_type", "linear")
     if fields.assumed:
         experiment.notes.defaults.append(f"TRL's defaults: {', '.join(fields.assumed)}")
-    KEYS.sort(fields, experiment.notes)
+    note_rest(fields, experiment.notes)
     return experiment
 
 
@@ -108,9 +99,9 @@ def _put_data(experiment: Experiment, fields: Fields, folder: Path) -> None:
         subset=None if subset == "default" else subset,
     )
     put_rows(experiment, rows, folder)
-    KEYS.sort(first, experiment.notes, "dataset.")
+    note_rest(first, experiment.notes, "dataset.")
     for other in sets[1:]:
-        differs.append(f"dataset: {short(other)} (only the first is trained on)")
+        differs.append(f"dataset: {shown(other)} (only the first is trained on)")
     if not fields.take_flag("assistant_only_loss"):
         differs.append(
             "assistant_only_loss: false (of a chat, the loss is on the assistant's turns only)"

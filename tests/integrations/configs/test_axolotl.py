@@ -1,6 +1,5 @@
 """Axolotl's YAML."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,13 +49,6 @@ def test_axolotl(study_cli: Cli, trained: Trained) -> None:
     ].values.tolist() == [[32.0, "rslora", 2e-4, "cosine", 0.01, 7]]
 
 
-def test_the_epochs_and_the_warmup_decide_the_steps(study_cli: Cli, trained: Trained) -> None:
-    """54 of 60 rows are trained on: 27 batches, 9 steps in an epoch, 18 in two."""
-    line = study_cli("import-config", str(FILE)).out
-    tables = trained(line, "precision=float32", "train.epochs=2", "probes.steps=null")
-    assert tables.cells[["steps", "warmup"]].values.tolist() == [[18, 2]]
-
-
 DATASETS: dict[str, tuple[Any, dict[str, str], str]] = {
     "alpaca": ("alpaca", {"data.format": "alpaca"}, ""),
     "alpaca's chat": ("alpaca:chat", {"data.format": "alpaca"}, "prompts are those of alpaca"),
@@ -92,34 +84,6 @@ def test_types_of_datasets(edit: Edit, case: str) -> None:
     assert found == values
     assert ("data.path" in experiment.values) == bool(values)
     assert says in "\n".join(experiment.notes.differs)
-
-
-ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "alpaca": ({"instruction": "Say it.", "output": "#"}, {"type": "alpaca"}),
-    "completion": ({"text": "It is said #."}, {"type": "completion"}),
-    "ShareGPT": (
-        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho #"}]},
-        {
-            "type": "chat_template",
-            "chat_template": "chatml",
-            "field_messages": "conversations",
-            "message_property_mappings": {"role": "from", "content": "value"},
-        },
-    ),
-}
-
-
-@pytest.mark.parametrize("case", ROWS)
-def test_rows_of_each_type_are_trained_on(
-    study_cli: Cli, edit: Edit, trained: Trained, case: str
-) -> None:
-    row, dataset = ROWS[case]
-    lines = [json.dumps(row).replace("#", str(n)) for n in range(12)]
-    Path("rows.jsonl").write_text("\n".join(lines))
-    edit("axolotl.yml", datasets=[{"path": "rows.jsonl", **dataset}], val_set_size=0.1)
-    line = study_cli("import-config", str(FILE)).out
-    tables = trained(line, "precision=float32", "probes.steps=null", "data.sequence_length=128")
-    assert list(tables.cells["status"]) == ["complete"]
 
 
 CHAT = {"path": "org/chats", "type": "chat_template"}
@@ -188,21 +152,6 @@ def test_fields_of_conversations(edit: Edit, case: str) -> None:
     assert bool(says) == bool(notes)
 
 
-@pytest.mark.parametrize(
-    ("dataset", "group", "note"),
-    [
-        ({"path": "train.jsonl", "type": "alpaca"}, "inert", "chat_template (no conversations)"),
-        ({**CHAT, "chat_template": "chatml"}, "inert", "chat_template (the dataset has its own)"),
-        ({**CHAT, "field_messages": "x"}, "differs", "chat_template: llama3 (see data.chat_"),
-    ],
-)
-def test_a_chat_template_that_is_not_applied(
-    edit: Edit, dataset: dict[str, Any], group: str, note: str
-) -> None:
-    edit("axolotl.yml", datasets=[dataset], chat_template="llama3")
-    assert note in "\n".join(getattr(read_file(FILE).notes, group))
-
-
 def test_a_dataset_on_the_hub(edit: Edit) -> None:
     one = {**CHAT, "split": "train[:20%]", "name": "english", "trust_remote_code": True}
     edit("axolotl.yml", datasets=[one, CHAT], val_set_size=0.1)
@@ -218,20 +167,6 @@ def test_a_dataset_on_the_hub(edit: Edit) -> None:
     said = "\n".join(experiment.notes.differs)
     assert "datasets[1]: {" in said
     assert "val_set_size: 0.1 (a share of rows that are not here" in said
-
-
-def test_the_whole_of_a_file_is_read(edit: Edit) -> None:
-    edit("axolotl.yml", datasets=[{"path": "train.jsonl", "type": "alpaca", "split": "train[:9]"}])
-    differs = read_file(FILE).notes.differs
-    assert "datasets[0].path: train[:9] of train.jsonl (the whole file is read)" in differs
-
-
-def test_a_folder_beside_the_file_is_no_name_on_the_hub(edit: Edit) -> None:
-    Path("org/chats").mkdir(parents=True)
-    edit("axolotl.yml", datasets=[CHAT])
-    experiment = read_file(FILE)
-    assert "data.path" not in experiment.values
-    assert "datasets[0].path: org/chats is no file here" in experiment.notes.differs[0]
 
 
 def test_a_share_of_a_file_is_held_out(edit: Edit) -> None:
@@ -271,7 +206,7 @@ def test_the_total_batch_decides_only_without_accumulation(edit: Edit) -> None:
     edit("axolotl.yml", batch_size=12)
     experiment = read_file(FILE)
     assert experiment.values["train.accumulation"] == 3
-    assert "batch_size (gradient_accumulation_steps decides)" in experiment.notes.inert
+    assert "batch_size (gradient_accumulation_steps decides)" in experiment.notes.ignored
     edit("axolotl.yml", gradient_accumulation_steps=None)
     assert read_file(FILE).values["train.accumulation"] == 6
 
@@ -281,7 +216,7 @@ def test_steps_come_before_epochs(edit: Edit) -> None:
     experiment = read_file(FILE)
     assert experiment.values["train.steps"] == 7
     assert "train.epochs" not in experiment.values
-    assert "num_epochs (max_steps decides)" in experiment.notes.inert
+    assert "num_epochs (max_steps decides)" in experiment.notes.ignored
 
 
 def test_defaults_of_axolotl_are_used_and_listed(study_cli: Cli, edit: Edit) -> None:
@@ -294,19 +229,6 @@ def test_defaults_of_axolotl_are_used_and_listed(study_cli: Cli, edit: Edit) -> 
         "Axolotl's defaults: adam_beta1 0.9, micro_batch_size 1, max_grad_norm 1.0, "
         "lr_scheduler cosine, warmup_ratio 0.03 (at most 100 steps), bf16 auto",
     ]
-
-
-@pytest.mark.parametrize(
-    ("keys", "precision"),
-    [
-        ({"bf16": False}, "float32"),
-        ({"bf16": None, "fp16": True}, "float32"),
-        ({"bf16": False, "bfloat16": True}, "bf16"),
-    ],
-)
-def test_precision(edit: Edit, keys: dict[str, Any], precision: str) -> None:
-    edit("axolotl.yml", **keys)
-    assert read_file(FILE).values["precision"] == precision
 
 
 def test_a_local_base(edit: Edit) -> None:

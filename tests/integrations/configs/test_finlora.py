@@ -102,7 +102,7 @@ def test_settings_without_a_counterpart_are_listed(study_cli: Cli) -> None:
         "datasets[0].path: elsewhere/train.jsonl is no file here: give data.path=... when ",
         "datasets[0].type.format: [INST] {instruction} [/INST] (the text is the prompt and the ",
         "val_set_size: 0.02 (a share of rows that are not here",
-        "deepspeed: deepspeed_configs/zero1.json (one device: with n GPUs, a step of Axolotl ",
+        "deepspeed: deepspeed_configs/zero1.json (one device: with n GPUs, a step ",
         "optimizer: paged_adamw_8bit (adamw, with states in 32 bits)",
     ):
         assert f"\n  {note}" in imported.err

@@ -47,7 +47,7 @@ def test_llama_factory() -> None:
         "LLaMA-Factory's defaults: lora_alpha 16.0, max_grad_norm 1.0, optim adamw_torch_fused, "
         "seed 42"
     ]
-    assert experiment.notes.inert == ["do_train", "output_dir", "plot_loss"]
+    assert experiment.notes.ignored == ["do_train", "output_dir", "plot_loss"]
 
 
 def test_its_defaults(edit: Edit) -> None:

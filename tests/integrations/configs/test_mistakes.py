@@ -80,7 +80,7 @@ def test_in_axolotls_yaml(refused: Cli, edit: Edit, keys: dict[str, Any], says: 
     ("text", "says"),
     [
         ("a: [1, 2", "is not valid YAML"),
-        ("- 1\n- 2\n", "holds a list instead of keys"),
+        ("- 1\n- 2\n", "holds no keys"),
         ("color: red\n", "is none of the known configurations"),
         ('{"peft_type": "IA3"}', "peft_type='IA3' is not LoRA"),
     ],

@@ -1,16 +1,23 @@
-"""An entry of FinLoRA's ``finetune_configs.json``.
+"""FinLoRA's YAML of its documentation of rsLoRA, and entries of its ``finetune_configs.json``.
 
-FinLoRA's ``finetune.py`` merges it into its own Axolotl configuration and trains with Axolotl. This
+The YAML does not describe training, which has the defaults of ``study train``. FinLoRA's
+``finetune.py`` merges an entry into its own Axolotl configuration and trains with Axolotl; this
 reader does the same.
 """
 
 from pathlib import Path
 
 from study.integrations.configs import axolotl
-from study.integrations.configs.experiment import Experiment
+from study.integrations.configs.experiment import Experiment, note_rest, shown
 from study.integrations.configs.fields import Fields
-from study.integrations.configs.notes import short
-from study.integrations.configs.parts import take_bits
+from study.integrations.configs.settings import (
+    CONTEXT_TARGET,
+    Rows,
+    put_base,
+    put_rows,
+    scaling_rule,
+    take_bits,
+)
 
 TEMPLATE = {
     "adapter": "lora",
@@ -44,7 +51,29 @@ SAME = (
 """Keys that have the same meaning in an entry and in Axolotl."""
 
 
-def read(fields: Fields, folder: Path) -> Experiment:
+def read_yaml(fields: Fields, folder: Path) -> Experiment:
+    """The experiment. ``folder`` holds the file.
+
+    Raises :class:`StudyError` for a missing or wrong value.
+    """
+    fields.require("model_name", "dataset", "lora_rank", "lora_alpha")
+    experiment = Experiment(f"FinLoRA's YAML {fields.where}")
+    put_base(experiment, str(fields.take_text("model_name")), take_bits(fields), folder)
+    dataset = str(fields.take_text("dataset"))
+    put_rows(experiment, Rows("dataset", dataset, CONTEXT_TARGET), folder)
+    experiment.values |= {
+        "adapter.rank": fields.take_whole("lora_rank"),
+        "adapter.alpha": fields.take_number("lora_alpha"),
+        "adapter.scaling": scaling_rule(fields.take_flag("use_rsLoRA")),
+    }
+    experiment.notes.defaults.append(
+        "targets, optimizer, learning rate and steps: defaults of study train"
+    )
+    note_rest(fields, experiment.notes)
+    return experiment
+
+
+def read_entry(fields: Fields, folder: Path) -> Experiment:
     """The experiment. ``folder`` holds the file.
 
     Raises :class:`StudyError` for a missing or wrong value.
@@ -60,12 +89,12 @@ def read(fields: Fields, folder: Path) -> Experiment:
     experiment = axolotl.read(Fields(whole, fields.where), folder)
     experiment.origin = f"FinLoRA's entry {fields.where}"
     silent = [
-        f"{key} {short(value)}"
+        f"{key} {shown(value)}"
         for key, value in TEMPLATE.items()
         if key not in own and key != "adapter"
     ]
     experiment.notes.defaults.insert(0, f"FinLoRA's finetune.py sets {', '.join(silent)}")
-    experiment.notes.inert += [
-        f"{short(key)} (finetune.py does not read it)" for key in fields.untaken()
+    experiment.notes.ignored += [
+        f"{shown(key)} (finetune.py does not read it)" for key in fields.untaken()
     ]
     return experiment
