@@ -11,7 +11,6 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from study.adapters.peft_format import PeftAdapter, read_adapter
 from study.config import ModelConfig
 from study.config.compose import CONF, parse
 from study.config.hints import as_study_errors
@@ -22,6 +21,7 @@ from study.models.quiet import quiet
 from study.store import ADAPTER, adapter_damage, find_cell, is_archived, replacing
 from study.store.files import make_folder, storing
 from study.sweeps.cells import plan
+from study.training.peft_format import PeftAdapter, read_adapter
 
 RECORD = "study_record.json"
 """The cell's record in an exported folder: how the adapter was drawn and trained."""

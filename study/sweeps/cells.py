@@ -10,12 +10,12 @@ from typing import Any
 from study.adapters import resolve_targets
 from study.adapters.experts import check_possible
 from study.adapters.peft_experts import shortest_names
-from study.adapters.peft_format import file_hash, read_adapter
 from study.config import CellConfig, ModelConfig, Sources, identity
 from study.errors import StudyError, given
 from study.models import WITH_EXPERTS, Coverage, ModelCard, coverage, describe
 from study.store import is_done
 from study.sweeps.datasets import DataSource, data_name, with_steps
+from study.training.peft_format import file_hash, read_adapter
 from study.vocabulary.inits import IMPORTED
 from study.vocabulary.scaling import rule_words
 

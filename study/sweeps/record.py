@@ -14,7 +14,6 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from study.adapters import LoraPair
-from study.adapters.peft_format import write_adapter
 from study.config.values import literal
 from study.errors import StudyError, one_line
 from study.models import where_from
@@ -34,6 +33,7 @@ from study.sweeps.progress import Display
 from study.tracking.runs import Tracker
 from study.training.devices import describe_device, peak_memory_gb
 from study.training.loop import CellStep
+from study.training.peft_format import write_adapter
 from study.training.stuck import StuckCheck
 from study.vocabulary import scaling
 

@@ -10,9 +10,9 @@ from typing import Self
 import torch
 
 from study.adapters import AdapterSpec, Contraction
-from study.adapters.peft_format import read_adapter
 from study.config import CellConfig
 from study.data import Corpus, TokenTable
+from study.training.peft_format import read_adapter
 
 SAMPLED_BATCHES = 8
 """Batches that :func:`typical_step` averages over."""

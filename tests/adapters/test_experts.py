@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from study.adapters import AdapterSpec, LoraPair, adapted
 from study.adapters.bank import initial_pair
 from study.adapters.experts import check_possible
-from study.adapters.peft_format import read_adapter, write_adapter
 from study.errors import StudyError
+from study.training.peft_format import read_adapter, write_adapter
 
 peft = pytest.importorskip("peft")
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import study
-from study.adapters.peft_format import CONFIG, read_adapter
 from study.cli import main
 from study.config import CellConfig, ModelConfig
 from study.errors import StudyError
@@ -22,6 +21,7 @@ from study.store.cache import cache_folder
 from study.sweeps import app as hydra_app
 from study.sweeps.cells import plan
 from study.sweeps.run import run
+from study.training.peft_format import CONFIG, read_adapter
 
 peft = pytest.importorskip("peft")
 IDS = torch.arange(40).view(2, 20)

@@ -14,7 +14,6 @@ import json
 import math
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +100,9 @@ def write_adapter(
     base: str | None = None,
     modules: Mapping[str, torch.nn.Module],
 ) -> None:
-    """Write ``pairs``, by module path, as a PEFT adapter into a new ``folder``, atomically.
+    """Write ``pairs``, by module path, as a PEFT adapter into a new ``folder``.
+
+    A kill can leave a part of it: write it in :func:`study.store.replacing`.
 
     - ``alpha``, ``exponent``: of the rule gamma = alpha * r ** -exponent. Layers whose gamma or
       rank is not the first one's go into ``alpha_pattern`` and ``rank_pattern``;
@@ -133,9 +134,7 @@ def write_adapter(
         "init_lora_weights": True,
         "inference_mode": True,
     }
-    work = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     place_of = {layer: layer for layer in linears} | places(experts)
     tensors = {
         f"base_model.model.{place_of[layer]}.lora_{factor}.weight": (
@@ -144,10 +143,8 @@ def write_adapter(
         for layer, pair in pairs.items()
         for factor, weight in flat(pair).items()
     }
-    save_file(tensors, work / WEIGHTS, metadata={"format": "pt"})
-    (work / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    work.replace(folder)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _patterns(ranks: Mapping[str, int], alphas: Mapping[str, float]) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from study.adapters import AdapterSpec, LoraPair, adapted
-from study.adapters.peft_format import CONFIG, WEIGHTS, read_adapter, write_adapter
 from study.errors import StudyError
 from study.models import FrozenBase
+from study.training.peft_format import CONFIG, WEIGHTS, read_adapter, write_adapter
 from study.vocabulary import scaling
 from study.vocabulary.peft_fields import INERT, LAYERS, PLAIN, READ
 
