@@ -88,7 +88,7 @@ DATASETS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a system message": (
         {"dataset": "told"},
         {"data.format": "messages", "data.path": "told"},
-        "told.columns.system: rules (a conversation's system message is read from the field sys",
+        "told.columns.system: rules (a system message is read from the field system)",
     ),
     "other columns": ({"dataset": "answers"}, {}, "dataset: answers (convert its rows"),
     "other roles": ({"dataset": "roles"}, {}, "dataset: roles (convert its rows"),
