@@ -48,7 +48,7 @@ FACTS = (
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class RunState:
     """A run after ``step`` updates.
 
     ``loss``: on the batch of ``step``. ``deltas``: delta_w by layer, ``[O, D]`` float32.
@@ -61,7 +61,7 @@ class Snapshot:
     moments: dict[str, Floats]
 
 
-def compare(limit: Snapshot, run: Snapshot, variances: float = 0.0) -> pd.DataFrame:
+def compare(limit: RunState, run: RunState, variances: float = 0.0) -> pd.DataFrame:
     """The rows of one run at one step.
 
     ``variances``: the variance of the limit over that of the run. It is 0 for an exact limit, and

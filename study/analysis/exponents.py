@@ -36,10 +36,8 @@ along an axis. Values are never duplicated: a study can have 20 million.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -233,15 +231,18 @@ def fit_exponents(
             raise unknown("stat", name, measured)
 
     design = Design.of(cells)
-    table = _Table(design, codes(probes["batch"])[1])
+    names: dict[str, dict[str, int]] = {name: {} for name in ("site", "stat", "kind", "layer")}
+    for name, known in (("batch", codes(probes["batch"])[1]), ("interval", INTERVALS)):
+        names[name] = {word: code for code, word in enumerate(known)}
+    parts = []
     for grid in grids(design, probes):
         for stat in stats or measured:
             y_GSRL = grid.logs(probes[stat].to_numpy())
             if np.isfinite(y_GSRL).any():
                 y_GSRC, layers_GC = grid.with_pools(y_GSRL)
-                table.add(grid, stat, fit_lines(grid.rank_R, y_GSRC), layers_GC)
-
-    return table.frame()
+                lines = fit_lines(grid.rank_R, y_GSRC)
+                parts.append(_rows(grid, stat, lines, layers_GC, names))
+    return _table(parts, design, names)
 
 
 def _fitted_stats(probes: pd.DataFrame) -> list[str]:
@@ -250,78 +251,62 @@ def _fitted_stats(probes: pd.DataFrame) -> list[str]:
     return [name for name in stats if name not in STATS or STATS[name].fitted]
 
 
-class _Table:
-    """The table under construction: arrays per column, turned into a frame once at the end."""
+def _rows(
+    grid: Grid, stat: str, lines: Lines, layers_GC: Ints, names: dict[str, dict[str, int]]
+) -> pd.DataFrame:
+    """The lines of one site and stat, except those without a slope.
 
-    def __init__(self, design: Design, batches: list[str]) -> None:
-        self.design = design
-        self.parts: dict[str, list[npt.NDArray[Any]]] = defaultdict(list)
-        self.names: dict[str, dict[str, int]] = {
-            name: {} for name in ("site", "stat", "kind", "layer")
-        }
-        self.names["batch"] = {name: code for code, name in enumerate(batches)}
-        self.names["interval"] = {name: code for code, name in enumerate(INTERVALS)}
+    Names are codes; ``names`` has the code of each, by column, and gets new ones.
+    """
 
-    def add(self, grid: Grid, stat: str, lines: Lines, layers_GC: Ints) -> None:
-        """Add the lines of one site and stat, except those without a slope."""
-        at = group, column = np.nonzero(np.isfinite(lines.slope))
-        curve = grid.curve_G[group]
-        fitted = {field.name: getattr(lines, field.name)[at] for field in fields(lines)}
-        slope, df = fitted.pop("slope"), fitted["df"]
-        t_crit = t_critical(df)
-        half_width = t_crit * fitted["se_slope"]
-        of_layers = np.full((3, *lines.slope.shape), np.nan)
-        if grid.pools:
-            of_layers[:, :, -len(POOLINGS)] = quantiles(
-                lines.slope[:, grid.pools[-1]], [0.05, 0.5, 0.95]
-            )
-        columns = {
-            "curve": curve,
-            "site": np.broadcast_to(self._code("site", [grid.site]), group.shape),
-            "stat": np.broadcast_to(self._code("stat", [stat]), group.shape),
+    def codes_of(column: str, words: Sequence[str]) -> Ints:
+        known = names[column]
+        return np.array([known.setdefault(word, len(known)) for word in words], np.int32)
+
+    at = group, column = np.nonzero(np.isfinite(lines.slope))
+    fitted = {field.name: getattr(lines, field.name)[at] for field in fields(lines)}
+    slope, df = fitted.pop("slope"), fitted["df"]
+    t_crit = t_critical(df)
+    half_width = t_crit * fitted["se_slope"]
+    of_layers = np.full((3, *lines.slope.shape), np.nan)
+    if grid.pools:
+        spread = quantiles(lines.slope[:, grid.pools[-1]], [0.05, 0.5, 0.95])
+        of_layers[:, :, -len(POOLINGS)] = spread
+    [site], [of_stat] = codes_of("site", [grid.site]), codes_of("stat", [stat])
+    return pd.DataFrame(
+        {
+            "curve": grid.curve_G[group],
+            "site": site,
+            "stat": of_stat,
             "batch": grid.batch_G[group],
-            "step": grid.step_G[group],
-            "kind": self._code("kind", grid.kind_C)[column],
-            "layer": self._code("layer", grid.layer_C)[column],
-            "block": grid.block_C[column],
+            "step": grid.step_G[group].astype(np.int32),
+            "kind": codes_of("kind", grid.kind_C)[column],
+            "layer": codes_of("layer", grid.layer_C)[column],
+            "block": grid.block_C[column].astype(np.int32),
             "exponent": slope,
             "ci_low": slope - half_width,
             "ci_high": slope + half_width,
             "interval": np.where(df == 0, 2, fitted["seeds"] == 1),
             **fitted,
-            "dropped": self.design.cells_of_curve[curve] - fitted["points"],
             "layers": layers_GC[at],
             "t_crit": t_crit,
             "layer_p05": of_layers[0][at],
             "layer_median": of_layers[1][at],
             "layer_p95": of_layers[2][at],
         }
-        for name, values in columns.items():
-            # int32 for counts and codes halves the table.
-            compact = values if values.dtype == np.float64 else values.astype(np.int32)
-            self.parts[name].append(compact)
+    )
 
-    def frame(self) -> pd.DataFrame:
-        """The table, with names as categoricals. Parts are freed as they are joined."""
-        curve = self._joined("curve", np.int32)
-        columns: dict[str, Any] = {
-            str(name): label.take(curve).array for name, label in self.design.curves.items()
-        }
-        for name in FIT_COLUMNS:
-            if name == "predicted":
-                columns[name] = np.full(len(curve), np.nan)
-            elif name in self.names:
-                columns[name] = pd.Categorical.from_codes(
-                    self._joined(name, np.int32), pd.Index(list(self.names[name]))
-                )
-            else:
-                columns[name] = self._joined(name, np.float64)
-        return pd.DataFrame(columns, copy=False)
 
-    def _code(self, column: str, names: Sequence[str]) -> Ints:
-        known = self.names[column]
-        return np.array([known.setdefault(name, len(known)) for name in names], np.int32)
-
-    def _joined(self, name: str, dtype_if_empty: npt.DTypeLike) -> npt.NDArray[Any]:
-        parts = self.parts.pop(name, [])
-        return np.concatenate(parts) if parts else np.empty(0, dtype_if_empty)
+def _table(
+    parts: Sequence[pd.DataFrame], design: Design, names: dict[str, dict[str, int]]
+) -> pd.DataFrame:
+    """The whole table, with names as categoricals."""
+    rows = pd.DataFrame(columns=["curve", *FIT_COLUMNS], dtype=float)
+    if parts:
+        rows = pd.concat(parts, ignore_index=True)
+    curve = rows["curve"].to_numpy(int)
+    rows["dropped"] = design.cells_of_curve[curve] - rows["points"]
+    for name, known in names.items():
+        rows[name] = pd.Categorical.from_codes(rows[name].to_numpy(int), pd.Index(list(known)))
+    labels = design.curves.take(curve).reset_index(drop=True)
+    return pd.concat([labels, rows.reindex(columns=list(FIT_COLUMNS))], axis=1)

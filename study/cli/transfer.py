@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from study.cli.group import PATH, cli
-from study.cli.transfer_source import Source, Target, read_source, read_target
+from study.cli.transfer_source import Target, TransferRun, read_source, read_target
 from study.errors import StudyError, unknown
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def transfer(
 Layers = Sequence[Sequence["Layer"]]
 
 
-def bounds(run: Source, tables: Any) -> Layers:
+def bounds(run: TransferRun, tables: Any) -> Layers:
     """The layers of the run if a study recorded them: ``[layers]``.
 
     Otherwise a usual layer, and the two ends between which a layer can be.
@@ -96,7 +96,7 @@ def bounds(run: Source, tables: Any) -> Layers:
     return [[USUAL], [ALIGNED], [UNALIGNED]]
 
 
-def about(run: Source) -> list[str]:
+def about(run: TransferRun) -> list[str]:
     from study.vocabulary.scaling import rule_words
 
     rule = rule_words(run.adapter.scaling, run.adapter.exponent)
@@ -108,7 +108,7 @@ def about(run: Source) -> list[str]:
     return [head, *(f"assumed: {what}" for what in run.assumed)]
 
 
-def exact_lines(run: Source, target: Target) -> list[str]:
+def exact_lines(run: TransferRun, target: Target) -> list[str]:
     """The other rules at the run's rank, the trade of alpha against B's rate, and its limits."""
     from study.theory.equivalence import converted_alpha, rescaling
     from study.vocabulary.optimizers import OPTIMIZERS
@@ -137,7 +137,7 @@ def exact_lines(run: Source, target: Target) -> list[str]:
     return lines
 
 
-def factors(run: Source, target: Target, quantity: str, layers: Layers) -> list[float]:
+def factors(run: TransferRun, target: Target, quantity: str, layers: Layers) -> list[float]:
     """How much a quantity grows from the run to the target, at one alpha and learning rate.
 
     One number if it does not depend on the layers or if they are known. Otherwise three: for a
@@ -168,7 +168,7 @@ def factors(run: Source, target: Target, quantity: str, layers: Layers) -> list[
     return found[:1] if math.isclose(min(found), max(found), rel_tol=1e-9) else found
 
 
-def first_update_lines(run: Source, target: Target, layers: Layers) -> list[str]:
+def first_update_lines(run: TransferRun, target: Target, layers: Layers) -> list[str]:
     from study.theory import family
     from study.theory.equivalence import QUANTITIES, USUAL, gamma_factor, lr_factor, row_of
     from study.vocabulary.inits import INITS
@@ -206,7 +206,7 @@ def _with_ends(numbers: Sequence[str]) -> str:
 
 
 def measured_lines(
-    run: Source, target: Target, tables: Any, study_dir: Path | None, config: Path
+    run: TransferRun, target: Target, tables: Any, study_dir: Path | None, config: Path
 ) -> list[str]:
     head = "(c) best by a measured study"
     if tables is None or study_dir is None:
@@ -225,7 +225,7 @@ def measured_lines(
     return [f"{head}, {study_dir}", *_measured(run, target, tables.rates)]
 
 
-def _measured(run: Source, target: Target, rates: "pd.DataFrame") -> Iterator[str]:
+def _measured(run: TransferRun, target: Target, rates: "pd.DataFrame") -> Iterator[str]:
     """Two lines per exponent of the best rate with the optimizer and the rule of the target, the
     alpha closest to the target's first."""
     from study.analysis import rate_transfer
@@ -267,7 +267,7 @@ def _measured(run: Source, target: Target, rates: "pd.DataFrame") -> Iterator[st
         )
 
 
-def gradient_norm_lines(run: Source, target: Target) -> list[str]:
+def gradient_norm_lines(run: TransferRun, target: Target) -> list[str]:
     lines = [
         "gradient norm at step 0, under every optimizer",
         "  rsLoRA's grad_norm is sqrt(r) times LoRA's at the same alpha: "
@@ -285,7 +285,7 @@ def gradient_norm_lines(run: Source, target: Target) -> list[str]:
     ]
 
 
-def paste_lines(run: Source, target: Target, layers: Layers, keep: str) -> list[str]:
+def paste_lines(run: TransferRun, target: Target, layers: Layers, keep: str) -> list[str]:
     """Lines for PEFT and Axolotl. They change alpha and leave the learning rate.
 
     A lower learning rate would keep the same quantity of the first update. But it would also slow
@@ -329,7 +329,9 @@ def paste_lines(run: Source, target: Target, layers: Layers, keep: str) -> list[
     return lines
 
 
-def _divided_out(run: Source, target: Target, layers: Layers, keep: str, alpha: float) -> list[str]:
+def _divided_out(
+    run: TransferRun, target: Target, layers: Layers, keep: str, alpha: float
+) -> list[str]:
     """A warning if the optimizer divides out what ``alpha`` keeps."""
     from study.theory import family
     from study.theory.equivalence import row_of

@@ -18,7 +18,7 @@ NO_RATE = 1.0
 
 
 @dataclass(frozen=True)
-class Source:
+class TransferRun:
     """A run whose settings are to be converted.
 
     - ``origin``: in words; ``has_lr``: whether its learning rate is known;
@@ -59,7 +59,9 @@ class Target:
         return rule_words(self.rule, self.p if self.rule == POWER else None)
 
 
-def read_source(path: Path, entry: str | None, lr: str | None, optimizer: str | None) -> Source:
+def read_source(
+    path: Path, entry: str | None, lr: str | None, optimizer: str | None
+) -> TransferRun:
     """The run that ``path`` describes. ``lr`` and ``optimizer`` fill in what it does not say.
 
     Raises :class:`StudyError` for whatever cannot be read, and for a value out of range.
@@ -99,7 +101,7 @@ def read_source(path: Path, entry: str | None, lr: str | None, optimizer: str | 
     except ValueError as error:
         raise StudyError(f"{origin}: {error}") from None
     _check_gamma(origin, adapter.gamma)
-    return Source(
+    return TransferRun(
         *(origin, adapter, trained, rate is not None),
         p=p,
         init=str(settings.get("adapter.init", USUAL_INIT)),
@@ -176,7 +178,7 @@ def _number(key: str, value: Any, usual: float) -> float:
     return float(value)
 
 
-def read_target(run: Source, rank: str | None, rule: str | None) -> Target:
+def read_target(run: TransferRun, rank: str | None, rule: str | None) -> Target:
     """Rank and rule of the new run. Raises :class:`StudyError` for values out of range."""
     from study.config import AdapterConfig
     from study.config.values import read

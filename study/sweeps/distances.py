@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from study.adapters import LoraBank, adapted, resolve_targets
 from study.adapters.infinite import EPS, STAND_IN, InfiniteRankBank
 from study.adapters.rank_free import RankFreeBank
-from study.analysis.distances import EXPLICIT, RANK_FREE, Snapshot, compare
+from study.analysis.distances import EXPLICIT, RANK_FREE, RunState, compare
 from study.config import CellConfig, probe_steps
 from study.config.compose import parse
 from study.config.values import literal
@@ -119,7 +119,7 @@ def trajectory(
     bank_type: type[LoraBank],
     *,
     moments: bool = False,
-) -> Iterator[Snapshot]:
+) -> Iterator[RunState]:
     """Train ``config`` through ``bank_type`` as :func:`study.training.loop.train` does.
 
     Yields a snapshot at each probed step but 0. ``moments``: with the second moments of the inputs
@@ -135,7 +135,7 @@ def trajectory(
             [loss] = fold.backward(step, inputs)
             fold.grad_norms()
             if step in at:
-                yield Snapshot(step, float(loss), _deltas(banks), inputs.means() if inputs else {})
+                yield RunState(step, float(loss), _deltas(banks), inputs.means() if inputs else {})
             fold.update()
 
 

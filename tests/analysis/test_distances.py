@@ -5,15 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from study.analysis.distances import Snapshot, compare
+from study.analysis.distances import RunState, compare
 
 
-def snapshots() -> tuple[np.ndarray, Snapshot, Snapshot]:
+def snapshots() -> tuple[np.ndarray, RunState, RunState]:
     """Inputs x [50, 6], and a limit and a run of one layer of shape [4, 6]."""
     rng = np.random.default_rng(0)
     x, limit, run = (rng.standard_normal(shape) for shape in ((50, 6), (4, 6), (4, 6)))
     moments = {"a.q": x.T @ x / 50}
-    return x, Snapshot(3, 2.0, {"a.q": limit}, moments), Snapshot(3, 1.5, {"a.q": run}, {})
+    return x, RunState(3, 2.0, {"a.q": limit}, moments), RunState(3, 1.5, {"a.q": run}, {})
 
 
 def test_distances_and_alignments_follow_their_definitions() -> None:
@@ -41,7 +41,7 @@ def test_the_sign_alignment_is_the_mean_squared_cosine_of_rows_and_inputs() -> N
     x, limit, run = snapshots()
     delta = limit.deltas["a.q"].copy()
     delta[2] = 0  # an output without gradient counts for nothing
-    row = compare(Snapshot(1, 2.0, {"a.q": delta}, limit.moments), run).iloc[1]
+    row = compare(RunState(1, 2.0, {"a.q": delta}, limit.moments), run).iloc[1]
     rows = delta[[0, 1, 3]]
     dots = (x @ rows.T) ** 2 / np.square(rows).sum(1)
     assert row["r_sign"] == pytest.approx(math.pi / 2 * 3 * np.square(x).sum() / dots.sum())
@@ -49,7 +49,7 @@ def test_the_sign_alignment_is_the_mean_squared_cosine_of_rows_and_inputs() -> N
 
 def test_a_limit_that_has_not_moved_has_no_distance() -> None:
     _, limit, run = snapshots()
-    still = Snapshot(0, 2.0, {"a.q": np.zeros((4, 6))}, limit.moments)
+    still = RunState(0, 2.0, {"a.q": np.zeros((4, 6))}, limit.moments)
     per_layer = compare(still, run).query("measure != 'loss'")
     assert per_layer["distance"].isna().all()
     assert all(math.isnan(value) for value in per_layer["r_align"])

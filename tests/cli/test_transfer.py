@@ -18,7 +18,7 @@ import pytest
 
 from study.analysis import best_rates
 from study.cli.transfer import bounds, first_update_lines, measured_lines
-from study.cli.transfer_source import Source, read_source, read_target
+from study.cli.transfer_source import TransferRun, read_source, read_target
 from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
@@ -333,7 +333,7 @@ def test_it_imports_no_torch() -> None:
 
 
 def test_a_source_says_what_it_assumes(peft: Path) -> None:
-    run: Source = read_source(peft.parent, None, None, None)
+    run: TransferRun = read_source(peft.parent, None, None, None)
     assert run.optimizer.name == "adamw"
     assert not run.has_lr
     assert len(run.assumed) == 2
