@@ -19,7 +19,6 @@ Letters: ``K`` cells, ``B`` sequences, ``T`` tokens of a sequence.
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 
 import pandas as pd
 import torch
@@ -31,7 +30,7 @@ from study.probes.activations import Activations
 from study.probes.alignment import Alignment
 from study.probes.delta_w import DeltaW
 from study.probes.layers import adapted_layers
-from study.probes.measurements import Measurements, Sent, frame
+from study.probes.measurements import Measurements, Sent
 from study.probes.statistics import chunks_of
 from study.vocabulary.quantities import (
     BACKWARD,
@@ -198,7 +197,7 @@ class NormProbe:
 
     def forget(self, passes: Collection[int]) -> None:
         """Drop what passes measured, if the update does not use them."""
-        self._measurements.ledger.forget(passes)
+        self._measurements.forget(passes)
 
     def feed_noise(self) -> None:
         """Measure ``adapter_out`` and ``adapter_in_grad`` on isotropic Gaussian x and dL/dy.
@@ -238,16 +237,7 @@ class NormProbe:
 
     def send(self, step: int, batch: str = TRAIN) -> Sent:
         """Like :meth:`collect`, without waiting for the device."""
-        measurements = self._measurements
-        measurements.ledger.send()
+        found = self._measurements
+        found.send()
         self._reset()
-        frame_of = partial(
-            frame,
-            self.layers,
-            measured=measurements.sites,
-            sites=self.sites,
-            stats=self.stats,
-            step=step,
-            batch=batch,
-        )
-        return Sent(measurements.ledger, frame_of)
+        return Sent(found, self.sites, step, batch)

@@ -13,7 +13,6 @@ A step's batch and measurements depend on its number only, so the state is what 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -49,30 +48,14 @@ class Snapshot:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def copied(self) -> "Snapshot":
-        """The same state in memory of its own on the host: training on does not change it.
-
-        It is one block, which the system gets back. Small blocks would stay in the process
-        (:func:`study.training.devices.keep_freed_memory`).
-        """
-        ends = list(accumulate((_aligned(t.nbytes) for t in self.tensors.values()), initial=0))
-        block = torch.empty(ends[-1], dtype=torch.uint8)
-        own = {
-            name: block[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-            for start, (name, tensor) in zip(ends[:-1], self.tensors.items(), strict=True)
-        }
-        for name, tensor in self.tensors.items():
-            own[name].copy_(tensor)
+        """The same state in memory of its own on the host: training on does not change it."""
+        own = {name: tensor.to("cpu", copy=True) for name, tensor in self.tensors.items()}
         return replace(self, tensors=own)
 
     def checkpoint(self, cell_id: str) -> Checkpoint:
         """The state as a checkpoint. On a CPU its arrays share the memory of the tensors."""
         arrays = {name: tensor.cpu().numpy() for name, tensor in self.tensors.items()}
         return Checkpoint(cell_id, self.step, arrays, self.state)
-
-
-def _aligned(nbytes: int) -> int:
-    """The next multiple of a cache line."""
-    return -(-nbytes // 64) * 64
 
 
 class _AsTensors(Mapping[str, Tensor]):

@@ -31,7 +31,7 @@ from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 class Watcher(Protocol):
     """An observer of a pass, such as a probe."""
 
-    def watch(self, real_BT: Tensor | None = None) -> AbstractContextManager[None]:
+    def watch(self, real_BT: Tensor | None = None) -> AbstractContextManager[object]:
         """Surrounds the forward and backward pass of one micro-batch."""
         ...
 

@@ -5,6 +5,7 @@ this takes more than a second, and most cells need neither.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,16 @@ Groups = list[dict[str, Any]]
 Constructor = Callable[..., Optimizer]
 """Builds an optimizer from parameter groups and the options of its configuration."""
 
-CONSTRUCTORS: dict[str, Constructor] = {}
+# Adam's fused step is one pass over memory, also on a CPU. At rank 1024 the unfused steps take as
+# long as the model.
+CONSTRUCTORS: dict[str, Constructor] = {
+    "sgd": torch.optim.SGD,
+    "momentum": torch.optim.SGD,
+    "nesterov": partial(torch.optim.SGD, nesterov=True),
+    "adamw": partial(torch.optim.AdamW, fused=True),
+    "adam": partial(torch.optim.Adam, fused=True),
+    "rmsprop": torch.optim.RMSprop,
+}
 """The constructor of every optimizer of :data:`study.vocabulary.optimizers.OPTIMIZERS`, by name."""
 
 
@@ -36,35 +46,6 @@ def constructs(*names: str) -> Callable[[Constructor], Constructor]:
         return constructor
 
     return register
-
-
-@constructs("sgd", "momentum")
-def _sgd(groups: Groups, **options: Any) -> Optimizer:
-    return torch.optim.SGD(groups, **options)
-
-
-@constructs("nesterov")
-def _nesterov(groups: Groups, **options: Any) -> Optimizer:
-    return torch.optim.SGD(groups, nesterov=True, **options)
-
-
-# Adam's fused step is one pass over memory, also on a CPU. At rank 1024 the unfused steps take as
-# long as the model.
-
-
-@constructs("adamw")
-def _adamw(groups: Groups, **options: Any) -> Optimizer:
-    return torch.optim.AdamW(groups, fused=True, **options)
-
-
-@constructs("adam")
-def _adam(groups: Groups, **options: Any) -> Optimizer:
-    return torch.optim.Adam(groups, fused=True, **options)
-
-
-@constructs("rmsprop")
-def _rmsprop(groups: Groups, **options: Any) -> Optimizer:
-    return torch.optim.RMSprop(groups, **options)
 
 
 @constructs("signsgd")
