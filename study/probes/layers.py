@@ -140,7 +140,7 @@ def _read_adapter(module: Any, adapter: str | None) -> str | None:
 
 def _peft_layer(name: str, module: Any, adapter: str) -> AdaptedLayer:
     """PEFT keeps a dict of adapters in each layer. ``scaling`` is gamma, the full multiplier."""
-    down = dict(module.lora_A.items()).get(adapter)
+    down: Any = dict(module.lora_A.items()).get(adapter)
     if (
         getattr(down, "weight", None) is None
         or down.weight.ndim != 2
