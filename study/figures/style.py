@@ -6,7 +6,7 @@ with matplotlib, so a figure looks the same on every machine and needs no LaTeX.
 A rule has a hue and a marker. Within a rule the lightness falls with the logarithm of the rank,
 equally for every rule: in a grey print the lightness still shows the rank, and the marker or the
 panel shows the rule. The hues of the rules of :data:`LOOKS` stay apart under deuteranopia,
-protanopia and tritanopia (tests/figures/test_style.py simulates them).
+protanopia and tritanopia.
 
 Lines are labelled at their ends, in their colours, instead of in a legend. The labels stand in a
 column on the right of their panel; the axis is extended to make room for them, and its line ends

@@ -13,7 +13,6 @@ import pytest
 import study
 from study.dashboard.document import export
 from study.store import CellWriter
-from study.vocabulary.verdicts import VERDICTS
 
 from .conftest import Watched
 
@@ -77,15 +76,6 @@ def test_one_seed_has_no_interval_and_no_verdict(exported: Watched) -> None:
     assert "95 %" not in page.locator("#fit-title").inner_text()
 
 
-def test_a_word_has_the_colour_of_its_row(exported: Watched) -> None:
-    page = exported.show()
-    found = page.evaluate(
-        "[...document.querySelectorAll('#verdict-table td .cell > span > span')]"
-        ".map(node => [node.textContent.slice(2), node.className])"
-    )
-    assert {(word, VERDICTS[word].colour) for word, _ in found} == {tuple(one) for one in found}
-
-
 def test_every_value_is_in_its_place(exported: Watched, trained: Path) -> None:
     """Every value of every panel against the store, for two quantities and one seed."""
     tables = study.load(trained)
@@ -121,17 +111,6 @@ def test_every_value_is_in_its_place(exported: Watched, trained: Path) -> None:
                         assert panel["z"][y][x] == pytest.approx(math.log10(stored), abs=5e-4)
                     else:
                         assert panel["z"][y][x] is None, "zero and negative values have no colour"
-
-
-def test_the_heat_map_draws_the_values_on_one_scale(exported: Watched) -> None:
-    page = exported.show("tab=layers")
-    drawn = page.evaluate("byId('heat').data.filter(t => t.coloraxis).map(t => t.z)")
-    assert drawn == [panel["z"] for panel in heat(page)]
-    scale = page.evaluate(
-        "[byId('heat').layout.coloraxis.cmin, byId('heat').layout.coloraxis.cmax]"
-    )
-    every = [z for panel in drawn for row in panel for z in row if z is not None]
-    assert scale == pytest.approx([min(every), max(every)]), "one scale for all panels"
 
 
 def test_values_that_are_not_finite_are_marked(exported: Watched) -> None:
@@ -241,13 +220,6 @@ def test_every_control_changes_the_charts_and_the_address_restores_it(
     assert {name: again.locator(f"#{name}").input_value() for name in fields} == state
     assert heat(again) == shown
     assert offline.errors == []
-
-
-def test_the_last_rule_cannot_be_unchecked(exported: Watched) -> None:
-    page = exported.show("tab=layers&rules=lora p=1")
-    page.evaluate("document.querySelector('#rules input:checked').click()")
-    page.evaluate("rendering")
-    assert page.locator("#rules input:checked").count() == 1
 
 
 def test_the_keyboard_controls_the_heat_map_and_the_table(exported: Watched) -> None:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -147,19 +147,6 @@ def test_a_curve_is_the_mean_that_the_heat_map_shows(screen: Watched) -> None:
     assert sorted(ranks) == ["2", "2", "4", "4", "8", "8"]
 
 
-def test_many_ranks_have_at_most_six_labels(screen: Watched) -> None:
-    page = screen.show("tab=layers")
-    kept = page.evaluate(
-        """() => fewOf([...Array(12).keys()].map(n => ({ curve: { rank: 2 ** n } })), 32)
-            .map(end => end.curve.rank)"""
-    )
-    assert len(kept) == 6
-    assert {1, 32, 2048} <= set(kept)
-    places = page.evaluate("movedApart([5, 6, 7, 100, 100], 104)")
-    assert min(b - a for a, b in pairwise(places)) >= 12.9
-    assert max(places) <= 104
-
-
 def test_p_star_has_the_numbers_of_the_table(screen: Watched, trained: Path) -> None:
     stable = load_tables(trained).stable
     page = screen.show("tab=findings")
@@ -194,35 +181,6 @@ def test_final_losses_are_those_of_the_table(screen: Watched, trained: Path) -> 
     assert list(chain(*means)) == pytest.approx(expected.tolist())
 
 
-def test_the_loss_against_the_rate_marks_the_best_one_and_leaves_out_divergence(
-    screen: Watched,
-) -> None:
-    """rsLoRA has two rates, and diverges at the higher one. LoRA has one."""
-    page = screen.show("tab=losses&optimizer=sgd")
-    curves = page.evaluate("page.rateLosses.map(c => [c.rule.id, c.rank, c.x])")
-    rates = {(rule, rank): x for rule, rank, x in curves}
-    assert rates["rslora p=0.5", 4] == [0.01]
-    assert page.evaluate("page.view.runs.filter(r => r.loss === null).length") == 2
-    assert page.evaluate("byId('rate-loss')._fullLayout.xaxis.type") == "log"
-    screen.show("tab=losses&optimizer=adamw")
-    assert "one learning rate" in page.locator("#rate-loss").inner_text()
-
-
-def test_the_columns_of_verdicts_scroll_and_the_quantities_stay(screen: Watched) -> None:
-    page = screen.show("tab=findings")
-    widths = page.evaluate("(t => [t.scrollWidth, t.clientWidth])(byId('verdict-table'))")
-    size = page.viewport_size
-    assert size is not None
-    assert (widths[0] > widths[1]) == (size["width"] == 1280), "a large screen has all columns"
-    left = """() => { const t = byId('verdict-table'); t.scrollLeft = 1e5;
-        const box = node => node.getBoundingClientRect();
-        return [box(t.querySelector('tbody th')).left - box(t).left,
-                box(t).right - box([...t.querySelectorAll('thead th')].at(-1)).right]; }"""
-    first, last = page.evaluate(left)
-    assert first == pytest.approx(0, abs=1), "the quantity of a row stays in view"
-    assert last >= -1, "the last column can be reached"
-
-
 def test_words_are_explained_on_hover_and_on_focus(screen: Watched) -> None:
     words = glossary()
     page = screen.show("tab=layers")
@@ -252,17 +210,6 @@ def test_a_number_in_findings_opens_its_layers(screen: Watched) -> None:
     assert page.evaluate("page.view.layer") == "model"
     drawn = page.evaluate("byId('layer-fit').data.filter(t => t.name === 'theory').length")
     assert drawn == page.evaluate("page.view.rules.length"), "theory's slope is dotted"
-
-
-def test_smoothing_is_the_average_of_tensorboard(screen: Watched) -> None:
-    page = screen.show("tab=losses&optimizer=sgd")
-    page.locator("#smooth").fill("0.6")
-    page.evaluate("rendering")
-    assert parse_qs(page.url.partition("#")[2])["smooth"] == ["0.6"]
-    raw, smoothed = page.evaluate("[page.losses[0].y, page.losses[0].smoothed]")
-    expected = pd.Series(raw).ewm(alpha=0.4, adjust=True).mean()
-    assert smoothed == pytest.approx(expected.tolist())
-    assert page.evaluate("byId('loss').data[1].y") == pytest.approx(expected.tolist())
 
 
 def test_a_zoom_is_in_the_address_and_a_double_click_ends_it(screen: Watched) -> None:
@@ -343,20 +290,6 @@ def test_it_opens_where_there_is_something_to_show_and_says_what_is_not_measured
     watched.show("tab=losses")
     assert "No final held-out loss yet" in page.locator("#rank-loss").inner_text()
     assert watched.errors == []
-
-
-def test_it_opens_on_a_site_that_has_something_to_show(browser: Any, tmp_path: Path) -> None:
-    writer = begin_cell(tmp_path / "zero", "a")
-    common = {"step": 0, "layer": LAYER, "block": 0, "kind": "q_proj", "batch": "train"}
-    rows = [
-        {**common, "site": site, "norm": norm, "rms": norm, "nonfinite": 0.0}
-        for site, norm in (("adapter_grad", 0.0), ("adapter_out", 3.0))
-    ]
-    writer.append("probes", pd.DataFrame(rows))
-    writer.close("complete", steps_done=0)
-    page = opened(browser, tmp_path / "zero").page
-    assert page.evaluate("document.body.dataset.tab") == "layers", "there are no findings"
-    assert page.evaluate("page.view.quantity.site") == "adapter_out"
 
 
 # ---- the scripts

@@ -33,7 +33,6 @@ def row(tables: SimpleNamespace, scaling: str, **where: object) -> pd.Series:
 
 
 GRAD = {"site": "adapter_grad", "stat": "norm", "layer": "model"}
-DESCENT = {"site": "adapter_update", "stat": "descent", "layer": "model"}
 
 
 def test_gradient_norm_has_a_point_per_cell_at_the_first_and_last_step(full, read) -> None:
@@ -94,21 +93,6 @@ def test_theory_is_a_dotted_line_through_the_fits_centre_where_there_is_one(full
     assert theory.get_zorder() > line.get_zorder(), "dots upon the line, where both agree"
 
 
-def test_descent_is_drawn_at_the_first_step_with_its_definition(small, read) -> None:
-    figure = descent_vs_rank(small)
-    (ax,) = panels(figure)
-    assert figure.get_figwidth() == 3.25
-    assert ax.get_legend().get_title().get_text() == "step 0"
-    assert ax.get_ylabel().startswith("descent\n")
-    assert "(nats)" in ax.get_ylabel()
-    assert ax.get_xlabel() == "rank $r$"
-    labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    slope = row(small, "rslora", step=0, **DESCENT)["exponent"]
-    assert f"{slope:.2f}" in labels[1]
-    text = " ".join(read.texts(figure)).replace("\n", " ")
-    assert "Brackets, bands: the straightness of the line (one seed)." in text
-
-
 # activations
 
 
@@ -136,18 +120,6 @@ def test_activations_are_the_mean_over_layers_of_the_log(small, read) -> None:
     assert "at step 15" in panels(figure)[0].get_ylabel()
     headings = [ax.get_legend().get_title().get_text().split("  ")[0] for ax in panels(figure)]
     assert headings == ["mean absolute value", "root mean square", "fourth moment"]
-
-
-def test_a_layer_that_is_missing_at_one_rank_is_left_out_at_all(small, read) -> None:
-    tables = SimpleNamespace(**vars(small))
-    lost = small.cells.query("scaling == 'lora' and rank == 1024")["cell_id"].iloc[0]
-    gone = (small.probes["cell_id"] == lost) & (small.probes["layer"] == "layers.1.q_proj")
-    tables.probes = small.probes[~gone]
-    shared = SimpleNamespace(**vars(small))
-    shared.probes = small.probes[small.probes["layer"] != "layers.1.q_proj"]
-    figures = [activation_moments_vs_rank(one) for one in (tables, shared)]
-    one, other = (read.artists(figure, "points lora")[0].get_ydata() for figure in figures)
-    np.testing.assert_allclose(one, other)
 
 
 def test_heldout_activations_are_named_as_such(tiny, read) -> None:

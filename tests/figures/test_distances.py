@@ -186,22 +186,3 @@ def free(study) -> SimpleNamespace:
     return SimpleNamespace(
         **{**vars(study), "distances": pd.concat([explicit, pd.DataFrame(rows)])}
     )
-
-
-def _free(tables) -> pd.DataFrame:
-    return tables.distances[tables.distances["cell_id"].str.startswith("free")]
-
-
-def test_rank_free_runs_reach_a_million_beside_the_explicit_ones(free, read) -> None:
-    figure = rank_free_curves(free)
-    (ax,) = figure.axes
-    points = on(ax, read.artists(figure, f"points {WHO}"))
-    assert points.get_xdata().max() == 2**20
-    np.testing.assert_allclose(np.sort(points.get_ydata()), np.sort(_free(free)["distance"]))
-    line = on(ax, read.artists(figure, "known frobenius"))
-    np.testing.assert_allclose(line.get_ydata(), np.sqrt((D_IN + 1 - 1.2) / line.get_xdata()))
-    rings = on(ax, read.artists(figure, "explicit"))
-    assert set(rings.get_xdata()) == set(RANKS)
-    assert ax.get_xlim()[0] < min(RANKS), "rings below the lowest rank-free run are visible"
-    assert "$2^{20}$" in [t.get_text() for t in ax.get_xticklabels()]
-    assert read.problems(figure) == []

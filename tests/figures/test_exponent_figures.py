@@ -108,24 +108,6 @@ def test_the_map_holds_every_layers_exponent_at_the_last_step(tiny) -> None:
     assert [t.get_text() for t in axes[0].get_yticklabels()] == ["q", "down"]
 
 
-def test_layers_without_a_sure_exponent_are_hatched(tiny, read) -> None:
-    tables = tiny()
-    rows = (tables.exponents["layer"] == "layers.3.q_proj") & (
-        tables.exponents["scaling"] == "lora"
-    )
-    tables.exponents = tables.exponents[~rows]
-    rows = (tables.exponents["layer"] == "layers.5.down_proj") & (
-        tables.exponents["scaling"] == "lora"
-    )
-    tables.exponents.loc[rows, ["ci_low", "ci_high"]] = np.nan
-    figure = exponent_heatmap(tables)
-    hatched = {a.get_gid() for a in read.artists(figure, "hatched")}
-    assert hatched == {f"hatched {LORA} q_proj 3", f"hatched {LORA} down_proj 5"}
-    assert maps(figure)[f"map {LORA}"].get_array().mask.sum() == 1
-    assert "Hatched" in " ".join(read.texts(figure))
-    assert "Hatched" not in " ".join(read.texts(exponent_heatmap(tiny())))
-
-
 # over training
 
 

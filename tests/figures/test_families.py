@@ -67,18 +67,6 @@ def test_labels_name_what_differs_and_nothing_else() -> None:
     }
 
 
-def test_labels_omit_columns_that_are_constant_within_an_optimizer() -> None:
-    table = cells(optimizer=["adamw", "sgd"], eps=[1e-8, None], lr=[1e-4, 0.1])
-    assert [f.label for f in families(table)] == ["AdamW", "SGD"]
-
-
-def test_an_unknown_column_separates_families() -> None:
-    assert [f.label for f in families(cells(nesterov=["yes", "no"]))] == [
-        "nesterov no",
-        "nesterov yes",
-    ]
-
-
 def test_too_many_families_leave_every_optimizer_one() -> None:
     table = cells(optimizer=["adamw"] * 5 + ["sgd"], lr=[1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0])
     kept, said = most_varied(families(table), 3)

@@ -86,16 +86,6 @@ def test_basins_are_means_over_seeds_and_the_best_is_marked(read) -> None:
     assert "at an edge" in " ".join(read.texts(figure))  # LoRA at rank 1024 needs a higher rate
 
 
-def test_ranks_with_rates_of_their_own_have_their_own_best(read) -> None:
-    tables = sweep()
-    tables.cells["lr"] *= tables.cells["rank"] ** -0.2
-    figure = learning_rate_basins(tables)
-    marks = read.artists(figure, "best ") + read.artists(figure, "edge ")
-    assert len(marks) == len(P) * len(RANKS)
-    assert "Each rank has rates of its own." in " ".join(read.texts(figure))
-    assert read.problems(figure) == []
-
-
 def test_a_diverged_rate_is_a_cross_and_never_the_best_but_part_of_the_grid(read) -> None:
     tables = sweep(
         lost=lambda c: c["lr"] == 1e-2 and c["seed"] == 1,

@@ -151,24 +151,6 @@ def test_a_diverged_cell_ends_in_a_cross_at_its_last_finite_value(tiny, read) ->
     assert cross.get_ydata()[0] == line.get_ydata()[-1]
 
 
-def test_a_stuck_run_ends_where_it_got_stuck(tiny, read) -> None:
-    """The flat line after it would look like a run that has converged."""
-    tables = tiny(
-        steps=20, status=lambda c: "stuck" if (c["rank"], c["seed"]) == (256, 0) else "complete"
-    )
-    figure = loss_curves(tables)
-    top = panels(figure)[0]
-    (line,) = [a for a in read.artists(figure, "curve lora p=1 r=256 stuck") if a.axes is top]
-    (cross,) = [a for a in read.artists(figure, "cross lora p=1 r=256 stuck") if a.axes is top]
-    assert line.get_xdata()[-1] == cross.get_xdata()[0] == 10
-    assert line.get_ydata()[-1] == cross.get_ydata()[0] == 2.9
-    said = " ".join(read.texts(figure)).replace("\n", " ")
-    assert "ending in ×: stuck runs" in said
-    assert "A stuck run has no gradient from there on." in said
-    (line,) = read.artists(grad_norm_curves(tables), "curve lora p=1 r=256 stuck")
-    assert line.get_xdata()[-1] < 10, "no value of 0 on a log axis"
-
-
 # unusual studies
 
 
