@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from study.analysis.grouping import NOT_A_CURVE, distinguishing, end_steps
+from study.analysis.grouping import curve_labels, distinguishing, end_steps
 from study.errors import StudyError, printable
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
@@ -89,18 +89,13 @@ PREFIX = {
 
 def families(cells: pd.DataFrame) -> list[Family]:
     """The families of ``cells``. Cells that the analysis fits together share one, rules aside."""
-    exponent = cells["exponent"] if "exponent" in cells else [None] * len(cells)
-    rule = pd.Series(
-        [Rule.of(s, p) for s, p in zip(cells["scaling"], exponent, strict=True)],
-        cells.index,
-        dtype=object,
+    labels = curve_labels(cells)
+    rules = [Rule.of(s, p) for s, p in zip(cells["scaling"], labels["exponent_p"], strict=True)]
+    columns = [str(name) for name in cells if name in labels and name != "scaling"]
+    cells = cells.assign(
+        rule=pd.Series(rules, cells.index, dtype=object),
+        **{c: labels[c].astype(object) for c in columns if not is_numeric_dtype(labels[c])},
     )
-    columns = [str(c) for c in cells if c not in NOT_A_CURVE and c not in ("scaling", "exponent")]
-    # As strings, like the analysis: a list of targets may be an array, which pandas cannot group.
-    words = {
-        c: cells[c].map(str, na_action="ignore") for c in columns if not is_numeric_dtype(cells[c])
-    }
-    cells = cells.assign(rule=rule, **words)
     varying = [c for c in columns if cells[c].nunique(dropna=False) > 1]
     groups = (
         [group for _, group in cells.groupby(varying, dropna=False, observed=True)]
