@@ -7,7 +7,7 @@ from docs.claims import DESCENT, FORWARD, GRADIENT, HELDOUT
 from docs.evidence import matching
 from study.config.expectations import BEST_RATE, P_STAR, P_STAR_LIMIT, SLOPE
 from study.report.expected import measured_text
-from study.report.markdown import bullets
+from study.report.text import bullets
 
 HISTORY, OVER_TRAINING = "optimizer_history", "theorem_over_training"
 P_STAR_STUDY, RATES = "stable_exponent", "learning_rate_rho_tiny"

@@ -20,7 +20,7 @@ from benchmarks.summary import (
 )
 from docs.blocks import RESULTS, Block, NoTables, minus
 from docs.blocks import table as read
-from study.report.markdown import table
+from study.report.text import table
 
 STEPS = ("first step", "step")
 TABLES = ("sweep", "large-steps", "compiled", "probes")

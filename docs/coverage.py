@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from docs.blocks import minus, study_tables
-from study.report.markdown import table
+from study.report.text import table
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import MODEL_WIDE, POOLINGS, TRAIN
 

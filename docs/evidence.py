@@ -8,8 +8,7 @@ from docs.blocks import RESULTS, study_tables
 from study.analysis.expectations import Compared, compare
 from study.config.expectations import Expectation
 from study.report.expected import held_expectations
-from study.report.literal import Record, literal_record
-from study.report.records import records_of
+from study.report.provenance import Record, records_of
 
 
 @cache
@@ -21,7 +20,7 @@ def records(study: str) -> Sequence[Record]:
 @cache
 def expectations(study: str) -> Sequence[Expectation]:
     """The expectations that the cells of a study hold."""
-    return [one for one, _ in held_expectations([literal_record(r) for r in records(study)])]
+    return [one for one, _ in held_expectations(records(study))]
 
 
 @cache

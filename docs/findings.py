@@ -25,10 +25,8 @@ from study.config.expectations import NOT_MEASURED
 from study.figures.captions import settings
 from study.report.answer import answer as what_was_found
 from study.report.expected import compared_line, expected_text, measured_text, verdict_counts
-from study.report.formatting import count_noun, distinct, joined, row_list
-from study.report.literal import literal_tables
-from study.report.markdown import bullets, literal, table
 from study.report.provenance import total_seconds
+from study.report.text import bullets, count_noun, distinct, joined, row_list, table
 from study.vocabulary.agreements import AGREES, DIFFERS
 from study.vocabulary.distances import LOSS, MEASURES
 from study.vocabulary.quantities import ALL_KINDS, MEAN_LOG
@@ -107,14 +105,14 @@ def study_block(study: Committed) -> str:
     if not is_run(study.name):
         return f"{study.asks} **{NOT_RUN.capitalize()}.**"
     tables = study_tables(study.name)
-    ran = settings(literal_tables(tables).cells)
+    ran = settings(tables.cells)
     parts = [study.asks, f"{ran[:1].upper()}{ran[1:]}. {_size(study.name)}."]
     if rows := compared(study.name):
         parts.append(_counts(rows))
     text = " ".join(parts)
     picture = PLOTS / study.name / f"{study.figure}.png"
     shown = [f"![{study.title}]({picture.relative_to(ROOT)})"] if picture.exists() else []
-    found = what_was_found(literal_tables(tables)) if study.in_sentences else []
+    found = what_was_found(tables) if study.in_sentences else []
     sentences = [bullets(found[:MOST_SENTENCES])] if found else []
     if len(tables.distances):
         sentences.append(distance_table(tables.distances))
@@ -198,7 +196,7 @@ def cost() -> str:
         whole += seconds
         devices = [f"{r.get('device_name')}, {_threads(r)}" for r in found]
         ran = [f"`{commit[:7]}`" for commit in commits(name)]
-        row = [_link(name), str(len(cells)), distinct(map(literal, cells["model"]))]
+        row = [_link(name), str(len(cells)), distinct(cells["model"])]
         body.append([*row, _time(seconds), distinct(devices), ", ".join(ran) or "unknown"])
     body.append(["all", str(sum(int(row[1]) for row in body)), "", _time(whole), "", ""])
     return table(heads, body)

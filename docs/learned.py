@@ -13,7 +13,7 @@ import pandas as pd
 from docs.blocks import minus, study_tables
 from study.analysis.fits import mean_interval
 from study.analysis.wording import interval_text
-from study.report.markdown import table
+from study.report.text import table
 from study.vocabulary.quantities import HELDOUT
 from study.vocabulary.scaling import RULES
 

@@ -19,7 +19,7 @@ from docs.pictures import slim
 from docs.studies import STUDIES
 from study.figures import FIGURES, draw_all, save
 from study.report import as_markdown
-from study.report.write import report_of
+from study.report.page import report_of
 from study.store import write_output
 from study.store.files import remove
 from study.store.records import ARCHIVE

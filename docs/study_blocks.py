@@ -15,9 +15,15 @@ from study.analysis.stable import shared_measurements
 from study.analysis.wording import bend_text, bracket_notes, factor_text, number_text
 from study.figures.captions import settings
 from study.report.answer import answer as what_was_found
-from study.report.formatting import legend, quantity_text, row_estimate, row_list, word_text
-from study.report.literal import literal_tables
-from study.report.markdown import bullets, table
+from study.report.text import (
+    bullets,
+    legend,
+    quantity_text,
+    row_estimate,
+    row_list,
+    table,
+    word_text,
+)
 from study.store import StudyTables
 from study.sweeps.status import count_noun
 from study.vocabulary.optimizers import label
@@ -42,7 +48,7 @@ P_STAR = "stable_exponent"
 
 def answer() -> str:
     """What the quick study found, as ``make study`` prints it."""
-    return minus(bullets(what_was_found(literal_tables(study_tables()))))
+    return minus(bullets(what_was_found(study_tables())))
 
 
 def printed_answer() -> str:

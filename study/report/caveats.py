@@ -9,7 +9,8 @@ import pandas as pd
 from study.analysis import lazy_ratios
 from study.analysis.rates import INSIDE
 from study.analysis.stable import first_to_read
-from study.report.formatting import (
+from study.report.provenance import HASH_DIGITS, UNREADABLE, Record
+from study.report.text import (
     cell_list,
     count_noun,
     distinct,
@@ -18,7 +19,6 @@ from study.report.formatting import (
     percent,
     quantity_text,
 )
-from study.report.literal import UNREADABLE, Record
 from study.store import StudyTables
 from study.vocabulary.optimizers import label, of_family
 from study.vocabulary.quantities import FORWARD_OUT, TRAIN
@@ -246,12 +246,13 @@ def _noted_in_training(records: Sequence[Record]) -> Iterator[str]:
 
 def _several_machines(records: Sequence[Record]) -> Iterator[str]:
     """What may differ between cells beside their settings: code and device."""
-    commits = {git["commit"] for r in records if (git := r.get("git") or {}).get("commit")}
+    gits = [record.get("git") or {} for record in records]
+    commits = {str(git["commit"])[:HASH_DIGITS] for git in gits if git.get("commit")}
     devices = {str(r["device_name"]) for r in records if r.get("device_name")}
     parts = []
     if len(commits) > 1:
         parts.append(f"at commits {', '.join(sorted(commits))}")
-    if any((r.get("git") or {}).get("dirty") for r in records):
+    if any(git.get("dirty") for git in gits):
         parts.append("with code that is in no commit")
     if len(devices) > 1:
         parts.append(f"on {', '.join(sorted(devices))}")

@@ -6,10 +6,15 @@ from collections.abc import Sequence
 
 from study.analysis.expectations import Compared, compare
 from study.analysis.wording import TESTED, factor_text
-from study.config.expectations import FACTOR, MEANINGS, WHAT_LABELS, Expectation
-from study.report.formatting import count_noun, joined, quantity_text
-from study.report.literal import UNREADABLE, Record
-from study.report.markdown import Block, Details, table
+from study.config.expectations import (
+    FACTOR,
+    MEANINGS,
+    WHAT_LABELS,
+    Expectation,
+    read_expectation,
+)
+from study.report.provenance import UNREADABLE, Record
+from study.report.text import Block, Details, count_noun, joined, quantity_text, table
 from study.store import StudyTables
 from study.vocabulary.agreements import AGREEMENTS, DIFFERS
 from study.vocabulary.distances import MEASURES
@@ -54,7 +59,7 @@ def held_expectations(records: Sequence[Record]) -> list[Held]:
     """Every expectation that some cell holds, in the order of the cells' beginning."""
     held: list[Held] = []
     for record in sorted(records, key=lambda record: str(record.get("started", ""))):
-        for one in record.get("expects", []):
+        for one in filter(None, map(read_expectation, record.get("expects", []))):
             place = next((n for n, (other, _) in enumerate(held) if other == one), None)
             if place is None:
                 held.append((one, 1))

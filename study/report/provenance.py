@@ -1,14 +1,37 @@
-"""The report's section on what was run: model, data, settings, device, versions and times."""
+"""The records of a study, and the section on what was run: model, data, device, versions, times."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from study.report.formatting import distinct, setting
-from study.report.literal import UNREADABLE, Record
-from study.report.markdown import bullets
-from study.store import StudyTables
+from study.report.text import bullets, distinct, setting
+from study.store import StudyTables, cell_folders, damage, read_cell
+
+Record = Mapping[str, Any]
+"""The ``record.json`` of a cell."""
+UNREADABLE = "unreadable"
+"""The status of a cell whose record or tables are damaged."""
+HASH_DIGITS = 12
+"""How much of a hash is printed."""
+
+
+def records_of(study_dir: Path, tables: StudyTables) -> list[dict[str, Any]]:
+    """The record of every cell. One that is not in ``tables`` is ``unreadable``, with the reason in
+    ``error``.
+    """
+    used = set(tables.cells["cell_id"].astype(str))
+    found = []
+    for folder in cell_folders(study_dir):
+        record = read_cell(folder)
+        if record is None:
+            continue
+        if record["status"] != "unreadable" and folder.name not in used:
+            record |= {"status": "unreadable", "error": damage(folder, record) or "left out"}
+        found.append(record)
+    return found
+
 
 SETTINGS = (
     *("targets", "init", "lr", "alpha", "batch_size", "accumulation"),
@@ -75,7 +98,7 @@ def _hash(record: Record, source: str) -> str:
     """The first digits of a source's hash. A Trainer hands over no files that could be hashed."""
     if "trained_by" in record:
         return "content not hashed"
-    return "sha256 " + str(record.get("sources", {}).get(source, "unknown"))
+    return "sha256 " + str(record.get("sources", {}).get(source, "unknown"))[:HASH_DIGITS]
 
 
 def _device(record: Record) -> str:
@@ -85,7 +108,9 @@ def _device(record: Record) -> str:
 def _commit(git: Mapping[str, Any] | None) -> str:
     if not git:
         return "unknown (not run from a git clone)"
-    return str(git["commit"]) + (" with uncommitted changes" if git.get("dirty") else "")
+    return str(git["commit"])[:HASH_DIGITS] + (
+        " with uncommitted changes" if git.get("dirty") else ""
+    )
 
 
 def _versions(records: Sequence[Record]) -> str:

@@ -89,10 +89,10 @@ def _train_on(
     labels = {cell.id: cell.label for cell in todo}
     with (
         Display(todo[0].study_dir, labels, prepared.config.train.steps, agenda) as display,
-        tracker(prepared.config.tracker, display.say) as tracked,
         compiler(prepared.config.pack.compile, display.say) as compiles,
         signals.patience(),
     ):
+        tracked = tracker(prepared.config.tracker, display.say)
         if dropped := prepared.corpus.rows["dropped"]:
             display.say(f"{dropped} rows of the data have nothing to learn and are left out")
         failures = _Pass(prepared, base, world, compiles, display, tracked, must_stop).train_folds()

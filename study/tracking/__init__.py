@@ -1,10 +1,7 @@
 """A copy of the results in an experiment tracker (``tracker=wandb``, ``tracker=tensorboard`` ...).
 
 - :mod:`~study.tracking.names`: what trackers are told: metrics, tags, configuration;
-- :mod:`~study.tracking.runs`: the tracker of a pack: one run per cell, or none;
-- :mod:`~study.tracking.writing`: the thread that writes the runs while cells train;
-- :mod:`~study.tracking.wandb_runs`: runs in Weights & Biases;
-- :mod:`~study.tracking.accelerated`: runs in every other tracker of ``accelerate.tracking``;
+- :mod:`~study.tracking.runs`: one run per cell, in W&B or through ``accelerate.tracking``;
 - :mod:`~study.tracking.publish`: exponents and figures of a study in W&B, as artifacts;
 - :mod:`~study.tracking.workspace`: a W&B workspace for a study.
 

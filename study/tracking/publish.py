@@ -18,8 +18,7 @@ from study.errors import StudyError, one_line
 from study.report import draw_figures
 from study.store import load_records, write_table
 from study.tracking.names import artifact_name
-from study.tracking.wandb_runs import start_run
-from study.tracking.writing import Runs
+from study.tracking.runs import start_run
 
 SUMMARY = "summary"
 """The job type of that run. The runs of cells have their rule."""
@@ -56,14 +55,11 @@ def publish(
     study_dir: Path, plots: Path, tracker: TrackerConfig, notify: Callable[[str], None]
 ) -> None:
     """Analyze, draw and send. An error becomes one line for ``notify``."""
-    if Runs.given_up:
-        return
     try:
         _send(study_dir, plots, tracker, notify)
     except StudyError as error:  # For example, only one rank: nothing to fit.
         notify(f"nothing published to W&B: {error}")
     except Exception as error:  # W&B raises many types; the results on disk are complete.
-        Runs.given_up = True
         notify(f"could not publish exponents and figures to W&B ({one_line(error)})")
         return
     if tracker.mode == "offline":

@@ -1,22 +1,133 @@
-"""The tracker of a pack: one run per cell, or none."""
+"""The runs of cells in an experiment tracker: one run per cell.
 
+W&B has a class of its own here, because the workspace needs its groups and job types. All others
+come through the tracker classes of ``accelerate.tracking``. The first error of a tracker prints one
+line, and the pack goes on without it.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from study.config import TrackerConfig
-from study.tracking.writing import Runs
-from study.vocabulary.trackers import NONE, WANDB
+from study.config import TrackerConfig, chosen
+from study.errors import StudyError, one_line
+from study.tracking.names import flat, history_row, plain, rule_of, tags
+from study.vocabulary.quantities import SITES
+from study.vocabulary.trackers import NONE, TRACKERS, WANDB
+
+if TYPE_CHECKING:
+    import wandb
+    from accelerate.tracking import GeneralTracker
+
+PATIENCE = 30.0
+"""Seconds to wait for W&B's server at the start of a run, and for the upload at its end."""
+TAGS = ("rule", "rank", "optimizer", "model")
+"""The names of the tags, for trackers that have named ones."""
+LONGEST_NAME = 200
+"""Characters of a run's name, which may be that of a folder."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What a tracker is told about a run. ``name`` ends in the cell's id.
+
+    ``folder``: of the tracker's files. ``is_online``: whether to send them to the tracker's server.
+    """
+
+    project: str
+    study: str
+    name: str
+    tags: list[str]
+    folder: Path
+    is_online: bool
+
+
+def _comet(about: About) -> dict[str, Any]:
+    settings = import_module("comet_ml").ExperimentConfig(
+        name=about.name,
+        tags=about.tags,
+        offline_directory=str(about.folder),
+        # As for W&B: arguments, code and environment may be private.
+        log_code=False,
+        log_env_details=False,
+        log_git_metadata=False,
+        parse_args=False,
+        auto_output_logging=False,
+        display_summary_level=0,
+    )
+    return {
+        "run_name": about.project,
+        "online": about.is_online,
+        "mode": "create",
+        "experiment_config": settings,
+    }
+
+
+ARGUMENTS: dict[str, Callable[[About], dict[str, Any]]] = {
+    "tensorboard": lambda about: {"run_name": about.name, "logging_dir": about.folder},
+    "trackio": lambda about: {
+        "run_name": about.project,
+        "name": about.name,
+        "group": about.study,
+        "resume": "allow",
+        "embed": False,
+        "auto_log_cpu": False,
+        "auto_log_gpu": False,
+    },
+    "mlflow": lambda about: {
+        "experiment_name": about.project,
+        "run_name": about.name,
+        "tags": {"study": about.study} | dict(zip(TAGS, about.tags, strict=True)),
+    },
+    "comet_ml": _comet,
+    "aim": lambda about: {
+        "run_name": about.name,
+        "logging_dir": about.folder,
+        "experiment": about.project,
+        "system_tracking_interval": None,
+        "capture_terminal_logs": False,
+    },
+    "clearml": lambda about: {
+        "run_name": about.name,
+        "project_name": about.project,
+        "task_name": about.name,
+        "tags": about.tags,
+        "reuse_last_task_id": False,
+        "auto_connect_arg_parser": False,
+        "auto_connect_frameworks": False,
+        "auto_connect_streams": False,
+        "auto_resource_monitoring": False,
+    },
+    "dvclive": lambda about: {
+        "run_name": about.name,
+        "dir": str(about.folder / about.name),
+        "save_dvc_exp": False,
+        "dvcyaml": None,
+    },
+    "swanlab": lambda about: {
+        "run_name": about.project,
+        "experiment_name": about.name,
+        "group": about.study,
+        "tags": about.tags,
+        "logdir": str(about.folder),
+        "mode": "cloud" if about.is_online else "offline",
+    },
+}
+"""By tracker, the arguments of accelerate's class. They switch off what records the machine."""
 
 
 class Untracked:
     """``tracker=none``: does nothing."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
 
     def start(self, record: Mapping[str, Any], name: str) -> None:
         """A cell starts."""
@@ -28,17 +139,225 @@ class Untracked:
         """A cell has ended."""
 
 
+@dataclass
+class _Run:
+    """The run of a cell. ``open``: that of the library, once it is there. ``rows``: not written."""
+
+    record: dict[str, Any]
+    name: str
+    open: Any
+    rows: list[tuple[dict[str, float], int]]
+
+
+class Runs(ABC):
+    """The runs of one pack's cells. ``notify`` gets one line on the first error.
+
+    A library that can write one run at a time gets each cell when it has ended.
+    """
+
+    def __init__(self, config: TrackerConfig, notify: Callable[[str], None]) -> None:
+        self.config, self.notify = config, notify
+        self.kind = TRACKERS[config.name]
+        self.sites = chosen("tracker.sites", config.sites, SITES)
+        self.runs: dict[str, _Run] = {}
+        self.given_up = False
+
+    def start(self, record: Mapping[str, Any], name: str) -> None:
+        """A cell starts. ``record``: its ``record.json``. ``name``: the name of the run."""
+        run = _Run(dict(record), name, None, [])
+        self.runs[record["cell_id"]] = run
+        if self.kind.at_once:
+            self._attempt(lambda: self._begin(run))
+
+    def log(self, cell_id: str, metrics: Mapping[str, float], probes: pd.DataFrame | None) -> None:
+        """A cell has finished a step. ``probes``: its probe rows, if the step was probed."""
+        run = self.runs[cell_id]
+        run.rows.append((history_row(metrics, probes, self.sites), int(metrics["step"])))
+        if self.kind.at_once:
+            self._attempt(lambda: self._write_rows(run))
+
+    def finish(self, cell_id: str, status: str, fields: Mapping[str, Any]) -> None:
+        """A cell has ended. ``fields``: the fields that the end adds to its record."""
+        run = self.runs.pop(cell_id)
+        self._attempt(lambda: self._end(run, status, fields))
+
+    @abstractmethod
+    def open(self, record: dict[str, Any], name: str) -> Any:
+        """Start the run of a cell. The arguments are those of :meth:`start`."""
+
+    @abstractmethod
+    def write(self, run: Any, row: dict[str, float], step: int) -> None:
+        """Write a row of the run."""
+
+    @abstractmethod
+    def close(self, run: Any, status: str, fields: Mapping[str, Any]) -> None:
+        """End the run. The arguments are those of :meth:`finish`."""
+
+    def _attempt(self, act: Callable[[], None]) -> None:
+        if self.given_up:
+            return
+        try:
+            act()
+        except Exception as error:  # Trackers raise many types; none may stop training.
+            self.given_up = True
+            why = one_line(error)
+            self.notify(f"{self.kind.label} tracking stopped ({why}); training continues without")
+
+    def _begin(self, run: _Run) -> None:
+        run.open = self.open(run.record, run.name)
+
+    def _write_rows(self, run: _Run) -> None:
+        for row, step in run.rows:
+            self.write(run.open, row, step)
+        run.rows.clear()
+
+    def _end(self, run: _Run, status: str, fields: Mapping[str, Any]) -> None:
+        if run.open is None:
+            self._begin(run)
+        self._write_rows(run)
+        self.close(run.open, status, fields)
+
+
 Tracker = Runs | Untracked
 
 
 def tracker(config: TrackerConfig, notify: Callable[[str], None]) -> Tracker:
     """The tracker of a pack. Its library is imported when the first cell starts."""
-    if config.name == NONE or Runs.given_up:
+    if config.name == NONE:
         return Untracked()
-    if config.name == WANDB:
-        from study.tracking.wandb_runs import WandbRuns
+    return (WandbRuns if config.name == WANDB else AcceleratedRuns)(config, notify)
 
-        return WandbRuns(config, notify)
-    from study.tracking.accelerated import AcceleratedRuns
 
-    return AcceleratedRuns(config, notify)
+class AcceleratedRuns(Runs):
+    """Runs by a class of accelerate. Every step is a row; the configuration is stored flat."""
+
+    def open(self, record: dict[str, Any], name: str) -> "GeneralTracker":
+        """Start a run and store the configuration. Nothing is printed.
+
+        Raises the errors of the tracker, and :class:`StudyError` if accelerate has no such class.
+        """
+        import accelerate
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        accelerate.PartialState()  # the classes ask it whether this is the main process
+        kind = LOGGER_TYPE_TO_CLASS.get(self.config.name)
+        if kind is None:
+            raise StudyError(
+                f"accelerate {accelerate.__version__} has no {self.config.name}: "
+                "pip install -U accelerate"
+            )
+        own = re.sub(r"[^\w .=+-]", "_", name)[: LONGEST_NAME - len(record["cell_id"]) - 1]
+        about = About(
+            project=self.config.project or record["study"],
+            study=record["study"],
+            name=f"{own} {record['cell_id']}",
+            tags=tags(record),
+            folder=Path(self.config.dir or "."),
+            is_online=self.config.mode == "online",
+        )
+        if self.config.dir is not None:
+            about.folder.mkdir(parents=True, exist_ok=True)
+        with _silence():
+            run = kind(**ARGUMENTS[self.config.name](about))
+            run.start()
+            run.store_init_configuration(flat(record))
+        return run
+
+    def write(self, run: "GeneralTracker", row: dict[str, float], step: int) -> None:
+        """Write a row."""
+        run.log({name: float(value) for name, value in row.items()}, step=step)
+
+    def close(self, run: "GeneralTracker", status: str, fields: Mapping[str, Any]) -> None:
+        """End the run. The status of the cell is in the store."""
+        with _silence():
+            run.finish()
+
+
+def _silence() -> contextlib.redirect_stdout[io.StringIO]:
+    """Inside, what a tracker prints on stdout is dropped: it would break the progress display."""
+    return contextlib.redirect_stdout(io.StringIO())
+
+
+class WandbRuns(Runs):
+    """Runs with the group of their study, the rule as their job type, and tags."""
+
+    def open(self, record: dict[str, Any], name: str) -> "wandb.Run":
+        """The run of a cell. The same cell of the same study has the same run id."""
+        about = {key: value for key, value in record.items() if key not in ("config", "status")}
+        return start_run(
+            self.config,
+            id=run_id(record["study"], record["cell_id"]),
+            name=name,
+            group=record["study"],
+            job_type=rule_of(record),
+            tags=tags(record),
+            config=plain(record["config"] | about),
+        )
+
+    def write(self, run: "wandb.Run", row: dict[str, float], step: int) -> None:
+        """Write a row, unless W&B has the step: an interrupted cell begins again with the same
+        numbers.
+        """
+        if step >= run.starting_step:
+            run.log(row, step=step)
+
+    def close(self, run: "wandb.Run", status: str, fields: Mapping[str, Any]) -> None:
+        """End the run, with the status of the cell in its summary."""
+        run.summary.update({"status": status, **fields})
+        run.finish(exit_code=int(status == "failed"))
+
+
+def run_id(study: str, cell_id: str) -> str:
+    """The id of a cell's run. W&B's ids are unique in a project, and two studies of one project may
+    have the same cell.
+
+    The study is hashed, because its name may have characters and lengths that W&B refuses.
+    """
+    return f"{hashlib.sha256(study.encode()).hexdigest()[:8]}-{cell_id}"
+
+
+def silenced() -> Any:
+    """The ``wandb`` package without its terminal output, which would break the progress display."""
+    import wandb
+
+    wandb.setup(settings=wandb.Settings(silent=True))
+    return wandb
+
+
+def start_run(tracker: TrackerConfig, **about: Any) -> "wandb.Run":
+    """Start a W&B run, one of several in this process. It records no terminal, code or machine.
+
+    Raises the errors of W&B, and ``OSError`` if ``tracker.dir`` is not writable: W&B would write to
+    another folder without a message.
+    """
+    wandb = silenced()
+    if tracker.mode == "online" and not wandb.login(prompt=False, verify=False):
+        raise ValueError("no API key: run `wandb login`, or use tracker.mode=offline")
+    folder = Path(tracker.dir or ".")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"tracker.dir={folder} is not writable")
+    settings = wandb.Settings(
+        silent=True,
+        console="off",
+        # The record already has the commit, the versions and the device. Arguments and environment,
+        # which W&B would also store, may be private.
+        disable_git=True,
+        x_save_requirements=False,
+        save_code=False,
+        x_disable_meta=True,
+        x_disable_stats=True,
+        init_timeout=PATIENCE,
+        finish_timeout=PATIENCE,
+        finish_timeout_raises=True,
+    )
+    return wandb.init(
+        project=tracker.project,
+        entity=tracker.entity,
+        dir=folder,
+        mode=tracker.mode,
+        resume="allow" if tracker.mode == "online" else None,
+        reinit="create_new",
+        settings=settings,
+        **about,
+    )

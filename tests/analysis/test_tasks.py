@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from study.analysis import task_scores
-from study.report.markdown import as_markdown
-from study.report.task import task_section
+from study.report.sections import task_section
+from study.report.text import as_markdown
 from study.store import StudyTables
 
 BASE, T_975_DF1 = (3.0, 0.25), 12.706204736

@@ -7,9 +7,8 @@ import pytest
 
 from study.analysis import load_tables
 from study.dashboard.document import export
-from study.report.condition import condition_section
-from study.report.exponents import exponent_section
-from study.report.markdown import Block, Details
+from study.report.sections import condition_section, exponent_section
+from study.report.text import Block, Details
 
 from .conftest import Watched
 

@@ -11,8 +11,7 @@ from study.analysis import load_tables
 from study.analysis.rank_stabilized import FAILS, HOLDS, LATE, LOST, OPEN, answer
 from study.report import as_markdown
 from study.report.answer import answer as said
-from study.report.condition import condition_section
-from study.report.exponents import exponent_section
+from study.report.sections import condition_section, exponent_section
 
 OnDisk = Callable[..., Path]
 Cell = Mapping[str, Any]

@@ -14,7 +14,6 @@ from study.analysis.expectations import Compared, compare
 from study.config.expectations import Expectation
 from study.report import as_markdown
 from study.report.expected import expected_section, verdict_counts
-from study.report.literal import literal_record
 
 OnDisk = Callable[..., Path]
 Cell = Mapping[str, Any]
@@ -154,7 +153,7 @@ def test_the_section_counts_and_lists_them(five_seeds: Path) -> None:
     tables = load_tables(five_seeds)
     wrong = replace(NORM, predicted=0.3, source="[a claim](http://example.org)")
     entries = [vars(NORM), vars(wrong), {"what": "nonsense"}]
-    records = [literal_record({"status": "complete", "expects": entries})] * 2
+    records = [{"status": "complete", "expects": entries}] * 2
     text = as_markdown(expected_section(tables, records))
     assert "Of 2 comparisons: 1 agrees and 1 **differs**." in text
     [right, wrong] = compare([NORM, wrong], tables)
@@ -163,10 +162,10 @@ def test_the_section_counts_and_lists_them(five_seeds: Path) -> None:
     assert r"\[a claim\]" in text, "a record is text, not markup"
     assert "only some" not in text
     heldout = vars(replace(NORM, batch="heldout"))
-    elsewhere = [literal_record({"status": "complete", "expects": [heldout]})]
+    elsewhere = [{"status": "complete", "expects": [heldout]}]
     row = "| gradient norm over all adapters (held-out) | slope with rank |"
     assert row in as_markdown(expected_section(tables, elsewhere))
-    older = literal_record({"status": "complete", "expects": []})
+    older = {"status": "complete", "expects": []}
     assert "only some" in as_markdown(expected_section(tables, [*records, older]))
     assert expected_section(tables, [older]) == []
 

@@ -8,7 +8,7 @@ import pytest
 from study.analysis import load_tables
 from study.analysis.wording import factor_text
 from study.report import as_markdown
-from study.report.exponents import exponent_section, p_star_section
+from study.report.sections import exponent_section, p_star_section
 
 OnDisk = Callable[..., Path]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from study import load
 from study.report import as_markdown
-from study.report.rates import rate_section
+from study.report.sections import rate_section
 
 OnDisk = Callable[..., Path]
 LRS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)

@@ -21,9 +21,8 @@ from study.report import (
     page,
     write_report,
 )
-from study.report.html import INCH
-from study.report.markdown import Block
-from study.report.page import MOST_CAVEATS
+from study.report.page import INCH, MOST_CAVEATS
+from study.report.text import Block
 from study.store import load_records
 
 OnDisk = Callable[..., Path]

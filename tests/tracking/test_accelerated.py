@@ -15,9 +15,8 @@ import study
 from study.config import TrackerConfig
 from study.config.compose import CONF
 from study.errors import StudyError
-from study.tracking.accelerated import ARGUMENTS
 from study.tracking.names import flat, norm_of
-from study.tracking.writing import Runs
+from study.tracking.runs import ARGUMENTS, Runs
 from study.vocabulary.quantities import MODEL_WIDE
 from study.vocabulary.trackers import NONE, TRACKERS, WANDB
 
@@ -170,14 +169,14 @@ class Written(Runs):
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
 def test_cells_of_a_fold_are_written_one_after_the_other_where_they_must(name: str) -> None:
-    with Written(name) as runs:
+    runs = Written(name)
+    for cell in "abc":
+        runs.start({"cell_id": cell}, cell)
+    for step in range(2):
         for cell in "abc":
-            runs.start({"cell_id": cell}, cell)
-        for step in range(2):
-            for cell in "abc":
-                runs.log(cell, {"step": step, "loss": np.float64(1.0)}, None)
-        for cell in "bac":
-            runs.finish(cell, "complete", {})
+            runs.log(cell, {"step": step, "loss": np.float64(1.0)}, None)
+    for cell in "abc":
+        runs.finish(cell, "complete", {})
     of_each = {c: [event for event in runs.events if event.startswith(c)] for c in "abc"}
     assert all(of_each[c] == [f"{c} opens", f"{c} 0", f"{c} 1", f"{c} closes"] for c in "abc")
     one_after_the_other = [event for c in "abc" for event in of_each[c]]

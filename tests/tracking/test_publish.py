@@ -14,7 +14,6 @@ from study.analysis import summary
 from study.errors import StudyError
 from study.tracking.publish import tracker_of
 from study.tracking.workspace import open_workspace, workspace
-from study.tracking.writing import Runs
 
 
 @pytest.fixture
@@ -145,7 +144,6 @@ def test_an_error_while_publishing_is_one_line(
 ) -> None:
     from study.tracking import publish
 
-    monkeypatch.setattr(Runs, "given_up", False)
     monkeypatch.setattr(
         publish, "start_run", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full\nand more"))
     )

@@ -1,19 +1,101 @@
-"""How the report prints numbers, settings, rules and quantities."""
+"""How the report prints names, numbers, settings and quantities, and the parts of its page."""
 
+import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 
 from study.analysis.wording import TESTED, interval_text, setting_text
+from study.errors import printable
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import QUANTITIES, SITES, STATS
 from study.vocabulary.scaling import RULES, formula, rule_label
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import ONE_SEED, VERDICTS, meaning
 
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure on disk: its file, and the file's path relative to the folder of the report."""
+
+    name: str
+    caption: str
+    path: Path
+    source: str
+
+    def markdown(self) -> str:
+        """The picture with its caption below."""
+        return f"![{self.caption}]({quote(self.source)})\n\n{self.caption}"
+
+
+@dataclass(frozen=True)
+class Details:
+    """A part of a page that is closed until its ``summary`` is clicked. Both are Markdown."""
+
+    summary: str
+    text: str
+
+    def markdown(self) -> str:
+        """The part as GitHub, GitLab and editors show it."""
+        return f"<details>\n<summary>{self.summary}</summary>\n\n{self.text}\n\n</details>"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The list of a page's sections, linked."""
+
+    titles: tuple[str, ...]
+
+    @classmethod
+    def of(cls, blocks: Iterable["Block"]) -> "Contents":
+        """The contents of ``blocks``: their headings of the second level."""
+        texts = [block for block in blocks if isinstance(block, str)]
+        found = [title for text in texts for title in re.findall(r"^## (.+)$", text, re.MULTILINE)]
+        return cls(tuple(found))
+
+    def markdown(self) -> str:
+        """A line of links."""
+        return " · ".join(f"[{title}](#{anchor(title)})" for title in self.titles)
+
+
+Block: TypeAlias = str | Picture | Details | Contents
+"""A part of a page. A text is Markdown."""
+
+
+def anchor(title: str) -> str:
+    """The anchor that GitHub gives to a heading."""
+    kept = re.sub(r"[^\w\- ]", "", title.replace("\\*", "").lower())
+    return kept.strip().replace(" ", "-")
+
+
+def as_markdown(blocks: Iterable[Block]) -> str:
+    """A page as one Markdown text."""
+    texts = [block if isinstance(block, str) else block.markdown() for block in blocks]
+    return "\n\n".join(texts) + "\n"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; a ``|`` inside a cell is escaped, and a line break becomes visible."""
+    escaped = [
+        [printable(cell, MOST_OF_AN_ENTRY).replace("|", "\\|") for cell in row] for row in rows
+    ]
+    lines = ["| " + " | ".join(row) + " |" for row in [heads, *escaped]]
+    return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]])
+
+
+def bullets(lines: Sequence[str]) -> str:
+    """A bulleted list."""
+    return "\n".join(f"- {line}" for line in lines)
+
+
 setting = setting_text
+MOST_OF_AN_ENTRY = 2000
+"""Characters of an entry of a table."""
 MOST_NAMED = 6
 """Groups of cells that a sentence names before it counts the others."""
 
