@@ -10,10 +10,8 @@
 
 from study.report.answer import answer
 from study.report.caveats import caveats
-from study.report.html import as_html
-from study.report.page import page
+from study.report.page import as_html, draw_figures, page, write_report
 from study.report.text import Picture, as_markdown
-from study.report.write import draw_figures, write_report
 
 __all__ = [
     "Picture",
