@@ -23,7 +23,7 @@ def _few_figures() -> Iterator[None]:
     few = {name: FIGURES[name] for name in ("loss_curves", "grad_norm_vs_rank")}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("study.figures.FIGURES", few)
-        patched.setattr("study.report.write.FIGURES", few)
+        patched.setattr("study.report.page.FIGURES", few)
         yield
 
 

@@ -158,7 +158,7 @@ def test_the_section_counts_and_lists_them(five_seeds: Path) -> None:
     assert "Of 2 comparisons: 1 agrees and 1 **differs**." in text
     [right, wrong] = compare([NORM, wrong], tables)
     assert verdict_counts([right, right, wrong, wrong]) == "2 agree and 2 **differ**"
-    assert "| 0 ± 0.02 | 0.000 [-0.004, 0.004] | agrees | Theorem 3.2 | a slope &#124;" in text
+    assert "| 0 ± 0.02 | 0.000 [-0.004, 0.004] | agrees | Theorem 3.2 | a slope \\|" in text
     assert r"\[a claim\]" in text, "a record is text, not markup"
     assert "only some" not in text
     heldout = vars(replace(NORM, batch="heldout"))
