@@ -88,10 +88,8 @@ class SeveralProcesses(Processes):
     """
 
     def __init__(self, device: torch.device) -> None:
-        import torch.distributed as dist
-
         self.device = device
-        self.number, self.size = dist.get_rank(), dist.get_world_size()
+        self.number, self.size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         self._orders = _group_of_orders()
 
     def sum(self, x: Tensor) -> Tensor:

@@ -42,24 +42,27 @@ class DropoutSeen:
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """The hook before the module."""
         runs_first = module.training and not in_backward()  # not again, under checkpointing
-        self._before = _stream(args[0].device).get_rng_state() if runs_first else None
+        self._before = _random_state(args[0].device) if runs_first else None
 
     @torch.no_grad()
     def after(self, module: Any, args: tuple[Any, ...], _: Tensor) -> None:
         """The hook after the module."""
         if self._before is None:
             return
-        stream = _stream(args[0].device)
-        after = stream.get_rng_state()
-        stream.set_rng_state(self._before)
+        after = _random_state(args[0].device, self._before)
         kept = dropout(torch.ones_like(args[0]), module.p)
-        stream.set_rng_state(after)
+        _random_state(args[0].device, after)
         self.see(kept.reshape(1, -1, kept.shape[-1]))
 
 
-def _stream(device: torch.device) -> Any:
-    """Where torch keeps the state of a device's random stream."""
-    return torch if device.type == "cpu" else torch.get_device_module(device)
+def _random_state(device: torch.device, new: Tensor | None = None) -> Tensor:
+    """The state of the random stream of ``device``, which then gets the ``new`` one."""
+    of_cpu = device.type == "cpu"
+    streams: Any = torch if of_cpu else torch.get_device_module(device)
+    state: Tensor = streams.get_rng_state() if of_cpu else streams.get_rng_state(device)
+    if new is not None:
+        streams.set_rng_state(new) if of_cpu else streams.set_rng_state(new, device)
+    return state
 
 
 class RealTokens(NamedTuple):

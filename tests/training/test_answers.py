@@ -173,22 +173,6 @@ def test_asking_changes_no_other_number(tiny_base: FrozenBase, cell: Build, corp
     )
 
 
-def test_a_checkpoints_habits_of_generation_do_not_count(
-    tiny_base: FrozenBase, corpus: Corpus
-) -> None:
-    """A checkpoint's own generation settings, such as sampling, do not change an answer."""
-    assert tiny_base.model.generation_config.repetition_penalty in (None, 1.0)
-    ids_BL, real_BL = next(corpus.questions.batches(3))
-    answer = tiny_base.continue_greedily(ids_BL, real_BL, 5, None, 257)
-    assert answer.shape == (3, 5)
-    whole = torch.cat([ids_BL, answer], dim=1)
-    for row, real in zip(
-        whole, torch.cat([real_BL, torch.ones(3, 5, dtype=torch.bool)], dim=1), strict=True
-    ):
-        logits = tiny_base.model(input_ids=row[real][None]).logits[0]
-        assert torch.equal(logits.argmax(-1)[-6:-1], row[real][-5:])
-
-
 @pytest.mark.parametrize(
     ("line", "says"),
     [

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 import torch
 
-from study.adapters import LoraPair, features
 from study.config import CellConfig
 from study.data import Corpus
 from study.errors import StudyError
@@ -141,26 +140,6 @@ def test_settings(corpus: Corpus, cell: Build, setting: str, tmp_path: Path) -> 
     )
     base = load_base(config.model, torch.device("cpu"), config.precision)
     assert_resumes(base, corpus, [config], tmp_path, after=[0, 1])
-
-
-def test_a_continued_adapter_of_ranks_that_differ_by_layer(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Build, tmp_path: Path
-) -> None:
-    draw = torch.Generator().manual_seed(0)
-    pairs = {}
-    for rank, layer in enumerate(tiny_base.card.linears, start=1):
-        d, o = features(tiny_base.model.get_submodule(layer))
-        A_RD, B_OR = (torch.randn(s, generator=draw) / 9 for s in ((rank, d), (o, rank)))
-        pairs[layer] = LoraPair(A_RD, B_OR, 0.5)
-    config = cell(*ALL_OF_IT, "probes.steps=[1,2]")
-    run = Run.of(config, corpus, tiny_base.device)
-    run = replace(run, adapter=replace(run.adapter, start=pairs))
-    steps = list(train(tiny_base, corpus, [run]))
-    snapshots = [
-        [row.snapshot().copied() for row in rows if row] for rows in train(tiny_base, corpus, [run])
-    ]
-    for at in (0, 2):
-        assert_same(list(train(tiny_base, corpus, [run], snapshots[at])), steps[at + 1 :])
 
 
 @pytest.fixture
