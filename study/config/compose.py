@@ -56,7 +56,7 @@ def parse(composed: DictConfig) -> CellConfig:
     values = {key: value for key, value in whole.items() if key in known}
     options = values.pop("optimizer", None)
     name = options.get("name") if isinstance(options, dict) else options
-    if name not in OPTIMIZERS:
+    if not isinstance(name, str) or name not in OPTIMIZERS:
         raise unknown("optimizer", name, OPTIMIZERS)
     optimizer = read(optimizer_config(name), options, "optimizer.")
     cell = read(CellConfig, {**values, "optimizer": optimizer})

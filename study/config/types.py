@@ -211,7 +211,7 @@ class TrainConfig(Part):
     - ``shard``: whether the processes of torchrun train each cell together
       (:mod:`study.training.sharding`);
     - ``checkpointing``: whether the backward pass computes each block again
-      (:mod:`study.models.blocks`). Neither of the two changes a number beyond rounding.
+      (:mod:`study.models.base`). Neither of the two changes a number beyond rounding.
     """
 
     steps: Annotated[Count, Field(le=MOST_STEPS)] = MISSING

@@ -7,8 +7,16 @@ from study.data.examples import Conversation, Document, Example, Row, fingerprin
 from study.data.sources import Loaded, load_examples, load_rows
 
 if TYPE_CHECKING:
-    from study.data.batches import IGNORED, Corpus, TokenBatch, TokenTable, build_corpus
-    from study.data.questions import Questions, exact_match, first_label
+    from study.data.batches import (
+        IGNORED,
+        Corpus,
+        Questions,
+        TokenBatch,
+        TokenTable,
+        build_corpus,
+        exact_match,
+        first_label,
+    )
 
 __all__ = [
     "IGNORED",
@@ -30,15 +38,9 @@ __all__ = [
     "split",
 ]
 
-_WITH_TORCH = {
-    "study.data.batches": ("IGNORED", "Corpus", "TokenBatch", "TokenTable", "build_corpus"),
-    "study.data.questions": ("Questions", "exact_match", "first_label"),
-}
-
 
 def __getattr__(name: str) -> Any:
     """What needs torch, on first use: configurations of other tools are read without it."""
-    for module, names in _WITH_TORCH.items():
-        if name in names:
-            return getattr(import_module(module), name)
+    if name in __all__:
+        return getattr(import_module("study.data.batches"), name)
     raise AttributeError(f"module 'study.data' has no attribute {name!r}")

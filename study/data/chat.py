@@ -1,21 +1,20 @@
 """Conversations to text by a chat template, and the places of the assistant's turns in it.
 
 The text is that of transformers' ``apply_chat_template``. A template comes from a stranger: it runs
-in the sandbox of transformers and within limits of time and memory.
+in the sandbox of transformers.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
 from study.config import DataConfig
 from study.data.examples import Conversation
-from study.data.limits import limited
 from study.errors import StudyError, one_line, short
-from study.reading import read_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,13 +28,6 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """``data.chat_template=chatml``: the template that Axolotl, TRL and LLaMA-Factory call so."""
-
-LARGEST_TEMPLATE = 1 << 20
-LONGEST_TEXT = 16 << 20
-"""Bytes of a template, and characters of a conversation's text."""
-
-SECONDS, SECONDS_PER_TURN = 2.0, 0.05
-"""Of the processor, for one conversation. Templates take milliseconds, twice per turn."""
 
 _TODAY = date(2024, 7, 26)
 """The day for templates that ask for it, as Llama's do: the data must not change every day."""
@@ -59,12 +51,10 @@ class ChatTemplate:
 
     def _check(self) -> None:
         try:
-            tokens = {(kind, value) for _, kind, value in jinja2.Environment().lex(self.template)}
+            names = {value for _, _, value in jinja2.Environment().lex(self.template)}
         except jinja2.TemplateSyntaxError as error:
             raise self._invalid(error) from None
-        if ("operator", "**") in tokens:  # one power of large numbers can't be interrupted
-            raise StudyError(f"{self.named} computes powers, which no template needs: {_FIX}")
-        if ("name", "strftime_now") in tokens and "strftime_now(" in self.template:
+        if "strftime_now" in names and "strftime_now(" in self.template:
             raise StudyError(
                 f"{self.named} asks for the date in an unknown way, so each day would have other "
                 f"data: {_FIX}"
@@ -85,13 +75,6 @@ class ChatTemplate:
 
         Raises :class:`StudyError` if the template fails, and if a turn can't be located.
         """
-        seconds = SECONDS + SECONDS_PER_TURN * len(messages)
-        with limited(seconds, f"{where}: {self.named} runs for too long: {_FIX}"):
-            return self._conversation(messages, tools, prompt, where)
-
-    def _conversation(
-        self, messages: Sequence[Message], tools: Any, prompt: int, where: str
-    ) -> Conversation:
         text, marked = self._render(messages, tools, where)
         turns = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
         if prompt:
@@ -156,8 +139,6 @@ class ChatTemplate:
                 add_generation_prompt=prompt,
                 **self.special,
             )
-        except StudyError:
-            raise
         except jinja2.TemplateSyntaxError as error:
             raise self._invalid(error) from None
         except Exception as error:  # of any kind: a template is a program
@@ -165,8 +146,6 @@ class ChatTemplate:
                 f"{where}: {self.named} fails on the conversation ({one_line(error)}): "
                 "change its turns, or give data.chat_template=chatml"
             ) from None
-        if len(texts[0]) > LONGEST_TEXT:
-            raise StudyError(f"{where}: {self.named} writes over {LONGEST_TEXT} characters: {_FIX}")
         return texts[0], marked[0] if self.marks_turns else []
 
 
@@ -187,18 +166,14 @@ def _template(config: DataConfig, tokenizer: "PreTrainedTokenizerBase") -> tuple
         return CHATML, "data.chat_template=chatml"
     if config.chat_template is not None:
         named = f"data.chat_template={short(config.chat_template, 200)}"
-        content = read_file(config.chat_template, named, _FIX, LARGEST_TEMPLATE)
         try:
-            return content.decode("utf-8"), named
-        except UnicodeDecodeError:
-            raise StudyError(f"{named} is not UTF-8 text: {_FIX}") from None
+            return Path(config.chat_template).expanduser().read_text("utf-8"), named
+        except (OSError, ValueError, RuntimeError) as error:  # ValueError: it is not UTF-8
+            raise StudyError(f"{named} can't be read ({one_line(error)}): {_FIX}") from None
     try:
-        template = tokenizer.get_chat_template()
+        return tokenizer.get_chat_template(), "the tokenizer's chat template"
     except ValueError:  # it has none, or several and no default
         raise StudyError(
             "data.format=messages needs a chat template, and the model's tokenizer has none: "
             f"{_FIX}"
         ) from None
-    if len(template) > LARGEST_TEMPLATE:
-        raise StudyError(f"the tokenizer's chat template is over 1 MiB: {_FIX}")
-    return template, "the tokenizer's chat template"

@@ -19,11 +19,6 @@ class Example:
     context: str
     target: str
 
-    @property
-    def characters(self) -> int:
-        """How long its texts are."""
-        return len(self.context) + len(self.target)
-
 
 @dataclass(frozen=True)
 class Conversation:
@@ -37,22 +32,12 @@ class Conversation:
     learned: tuple[tuple[int, int], ...]
     answer: str
 
-    @property
-    def characters(self) -> int:
-        """How long its text is."""
-        return len(self.text)
-
 
 @dataclass(frozen=True)
 class Document:
     """A text of which every token is learned."""
 
     text: str
-
-    @property
-    def characters(self) -> int:
-        """How long its text is."""
-        return len(self.text)
 
 
 Row = Example | Conversation | Document

@@ -1,35 +1,85 @@
-"""A data file as rows: JSON lines, JSON, CSV or Parquet, by the ending of its name.
+"""The rows of a data file, or of a data set of the Hugging Face hub.
 
-Every reader yields the place and the fields of one row at a time, and raises :class:`StudyError`
-for what it can't read. Text files may be compressed.
+The ending of a file's name says what it holds: JSON lines, JSON, CSV or Parquet, the text files
+also compressed. Every reader yields the place of a row, for messages, and its fields, one row at a
+time, and raises :class:`StudyError` for what it can't read.
 """
 
 import csv
+import json
+import re
+import sys
 from collections.abc import Callable, Iterator
-from io import BufferedReader
+from importlib import import_module
+from io import BufferedReader, TextIOWrapper
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from study.data.jsonl import LONGEST_LINE, Found, lines, read_lines, read_list
+from study.config import DataConfig
 from study.errors import StudyError, one_line, short
-from study.reading import check_memory, free_memory, open_file
+from study.vocabulary.extras import install
+
+Found = tuple[str, dict[str, Any]]
+"""Where a row is, for messages, and its fields."""
 
 _AT_ONCE = 256
 """Rows of Parquet in memory at once."""
 _FIX = "name a .jsonl, .json, .csv or .parquet file"
+_WRITE = 'write one object per line, such as {"context": "...", "target": "..."}'
+_BOM = b"\xef\xbb\xbf"
+
+
+def read_lines(file: BufferedReader, named: str) -> Iterator[Found]:
+    """Yield the rows of a file with a JSON object per line. Blank lines are ignored."""
+    # Lines end at \n only: a JSON string may contain U+2028 or a lone carriage return.
+    for number, line in enumerate(file, start=1):
+        content = line.removeprefix(_BOM) if number == 1 else line
+        if content.strip():
+            where = f"{named}, line {number}"
+            yield where, _row(_parsed(content, where), where)
+
+
+def read_list(file: BufferedReader, named: str) -> Iterator[Found]:
+    """Yield the rows of a file with one list of objects. The whole list is in memory.
+
+    A file that does not begin with a bracket has an object per line, as many a ``.json`` of the
+    hub.
+    """
+    if not file.peek(64).removeprefix(_BOM).lstrip().startswith(b"["):
+        yield from read_lines(file, named)
+        return
+    rows = _parsed(file.read().removeprefix(_BOM), named)
+    for number, row in enumerate(rows, start=1):
+        where = f"{named}, row {number}"
+        yield where, _row(row, where)
+
+
+def _parsed(content: bytes, where: str) -> Any:
+    try:
+        return json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise StudyError(f"{where} is not UTF-8: save the file as UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        raise StudyError(f"{where} is not valid JSON ({reason}): {_WRITE}") from None
+
+
+def _row(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise StudyError(f"{where} is of type {type(value).__name__}, not an object: {_WRITE}")
+    return value
 
 
 def read_csv(file: BufferedReader, named: str) -> Iterator[Found]:
     """Yield the rows of a CSV file with a header. Every value is text, also ``NaN`` and ``1``."""
-    csv.field_size_limit(LONGEST_LINE)
-    reader = csv.reader(_text_lines(file, named), strict=True)
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    reader = csv.reader(TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
     where = f"{named}, the header"
     try:
         header = next(reader, [])
-        if twice := next((name for name in header if header.count(name) > 1), None):
-            raise StudyError(f"{where} has the column {short(twice)} twice: keep one of them")
         for row in filter(None, reader):  # blank lines are ignored
             where = f"{named}, line {reader.line_num}"
             if len(row) != len(header):
@@ -38,52 +88,23 @@ def read_csv(file: BufferedReader, named: str) -> Iterator[Found]:
                     "with commas or line breaks in quotes"
                 )
             yield where, dict(zip(header, row, strict=True))
-    except csv.Error as error:
+    except (csv.Error, UnicodeDecodeError) as error:
         raise StudyError(
-            f"{where} or the row after it is not valid CSV ({error}): write each quote inside a "
-            f"text twice, and cut texts of over {LONGEST_LINE >> 20} MiB"
+            f"{where} or the row after it is not valid CSV in UTF-8 ({error}): "
+            "write each quote inside a text twice"
         ) from None
-
-
-def _text_lines(file: BufferedReader, named: str) -> Iterator[str]:
-    for number, line in lines(file, named):
-        if b"\0" in line:
-            raise StudyError(
-                f"{named}, line {number} has a null byte: save the file as CSV in UTF-8"
-            )
-        try:
-            yield line.decode("utf-8")
-        except UnicodeDecodeError:
-            raise StudyError(
-                f"{named}, line {number} is not UTF-8: save the file as UTF-8"
-            ) from None
 
 
 def read_parquet(file: BufferedReader, named: str) -> Iterator[Found]:
-    """Yield the rows of a Parquet file. Its largest group of rows must fit into memory."""
+    """Yield the rows of a Parquet file."""
     number = 0
-    try:
-        table = pq.ParquetFile(file)
-        groups = [table.metadata.row_group(n) for n in range(table.metadata.num_row_groups)]
-        need = max((group.total_byte_size for group in groups), default=0)
-        check_memory(need, free_memory(), named, "write it in smaller groups of rows")
-        for batch in table.iter_batches(batch_size=_AT_ONCE):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{named}, row {number}", row
-    except UnicodeDecodeError:
-        raise StudyError(f"{named}, after row {number}, is not UTF-8: write it again") from None
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        if isinstance(error, StudyError):
-            raise
-        raise StudyError(
-            f"{named} can't be read as Parquet ({one_line(error)}): write it again"
-        ) from None
+    for batch in pq.ParquetFile(file).iter_batches(batch_size=_AT_ONCE):
+        for row in batch.to_pylist():
+            number += 1
+            yield f"{named}, row {number}", row
 
 
-Reader = Callable[[BufferedReader, str], Iterator[Found]]
-
-READERS: dict[str, Reader] = {
+READERS: dict[str, Callable[[BufferedReader, str], Iterator[Found]]] = {
     ".jsonl": read_lines,
     ".json": read_list,
     ".csv": read_csv,
@@ -114,15 +135,44 @@ def read(path: str) -> Iterator[Found]:
     if compression:
         del suffixes[-1]
     reader = READERS.get(suffixes[-1] if suffixes else "", read_lines)
-    if compression and reader is read_parquet:
-        raise StudyError(f"{named}: Parquet is compressed by itself: unpack the file first")
-    with open_file(path, named, _FIX) as file:
-        try:
-            yield from reader(_unpacked(file, compression) if compression else file, named)
-        except (OSError, EOFError) as error:
-            cause = getattr(error, "strerror", None) or str(error)
-            raise StudyError(f"{named} can't be read ({cause}): {_FIX}") from None
+    try:
+        with Path(path).expanduser().open("rb") as opened:
+            file = opened
+            if compression:
+                file = BufferedReader(pa.CompressedInputStream(pa.PythonFile(opened), compression))
+            yield from reader(file, named)
+    except FileNotFoundError:
+        raise StudyError(f"{named} does not exist: {_FIX}") from None
+    except (OSError, EOFError, ValueError, RuntimeError, pa.ArrowException) as error:
+        if isinstance(error, StudyError):
+            raise
+        raise StudyError(f"{named} can't be read ({one_line(error)}): {_FIX}") from None
 
 
-def _unpacked(file: BufferedReader, compression: str) -> BufferedReader:
-    return BufferedReader(pa.CompressedInputStream(pa.PythonFile(file), compression))
+def is_hub_name(path: str) -> bool:
+    """Whether ``path`` has the form ``org/name``."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", path) is not None
+
+
+def read_hub(config: DataConfig) -> Iterator[Found]:
+    """Yield the rows of the data set ``data.path`` of the hub, of ``data.split`` and
+    ``data.subset``, through ``datasets``. It is downloaded once.
+    """
+    named = f"data.path={short(config.path, 200)}"
+    try:
+        datasets = import_module("datasets")
+    except ModuleNotFoundError:
+        raise StudyError(
+            f"{named} is no file here; a data set of the hub needs datasets: {install('data')}"
+        ) from None
+    datasets.disable_progress_bars()
+    try:
+        found = datasets.load_dataset(config.path, config.subset, split=config.split)
+        for number, row in enumerate(found, start=1):
+            yield f"{named}, row {number}", row
+    except Exception as error:  # of many kinds: the network, the name, the split, the files
+        raise StudyError(
+            f"{named}, split {config.split}, subset {config.subset or 'null'}: it is no file here, "
+            f"and datasets can't load it ({one_line(error)}): check the network, the name, "
+            "data.split and data.subset"
+        ) from None

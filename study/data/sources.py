@@ -12,11 +12,11 @@ import numpy as np
 from omegaconf import MISSING
 
 from study.config import DataConfig
-from study.data import files, hub, pydoc, xbrl
+from study.data import files, pydoc, xbrl
 from study.data.chat import ChatTemplate
 from study.data.examples import Conversation, Example, Row
+from study.data.files import Found
 from study.data.formats import READERS, recognised
-from study.data.jsonl import Found
 from study.errors import StudyError, given, short, unknown
 from study.store.cache import kept_arrays
 from study.vocabulary.sources import DATASETS
@@ -31,9 +31,6 @@ that it can't use."""
 
 SOURCES: dict[str, Reader] = {}
 """The function of every data set that has one, by name."""
-
-MOST_ROWS, MOST_CHARACTERS = 10_000_000, 1 << 33
-"""Of a data set, and of all its texts. They are in memory."""
 
 
 def source(name: str) -> Callable[[Reader], Reader]:
@@ -120,8 +117,8 @@ def _found(config: DataConfig) -> Iterator[Found]:
     """The rows of a file, or of the hub for a name ``org/name`` if there is no ``org`` here."""
     path = str(config.path)
     is_local = files.is_file_name(path) or files.exists(path.partition("/")[0])
-    if hub.is_hub_name(path) and not is_local:
-        return hub.read(config)
+    if files.is_hub_name(path) and not is_local:
+        return files.read_hub(config)
     if config.split != DataConfig.split or config.subset is not None:
         key = "split" if config.subset is None else "subset"
         raise StudyError(
@@ -142,7 +139,6 @@ def _of_format(
 
     name = None
     rows: list[Row] = []
-    characters = 0
     for where, fields in found:
         if name is None:
             name = recognised(config.format, fields, where)
@@ -154,13 +150,7 @@ def _of_format(
                 f"{where} has other fields or types than the rows before it: give all rows the "
                 f"same fields of data.format={name}"
             )
-        characters += row.characters
         rows.append(row)
-        if len(rows) > MOST_ROWS or characters > MOST_CHARACTERS:
-            raise StudyError(
-                f"{where}: the data has over {MOST_ROWS} rows or {MOST_CHARACTERS} characters: "
-                "name a part of it"
-            )
     return Loaded(rows, name)
 
 

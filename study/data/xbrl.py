@@ -8,13 +8,14 @@ FinLoRA's fragments omit attributes and closing tags to save tokens. These fragm
 and keep ``contextRef``, ``unitRef`` and ``decimals``.
 """
 
+import json
 import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
-from study.data import us_gaap
 from study.data.examples import Example
 
 # A third for each kind of question. Every question has its own fragment, so that no fragment gives
@@ -30,81 +31,20 @@ _INSTRUCTION = (
     "Give the answer alone, without XML or explanation."
 )
 
-# Ratios as analysts define them. Braces hold us-gaap elements; an answer has their values instead.
-FORMULAS = {
-    "Current Ratio": "{AssetsCurrent} / {LiabilitiesCurrent}",
-    "Quick Ratio": "({AssetsCurrent} - {InventoryNet}) / {LiabilitiesCurrent}",
-    "Cash Ratio": "{CashAndCashEquivalentsAtCarryingValue} / {LiabilitiesCurrent}",
-    "Working Capital": "{AssetsCurrent} - {LiabilitiesCurrent}",
-    "Debt to Equity Ratio": "{Liabilities} / {StockholdersEquity}",
-    "Debt to Assets Ratio": "({Liabilities} / {Assets}) * 100",
-    "Equity Multiplier": "{Assets} / {StockholdersEquity}",
-    "Total Debt": "{LongTermDebtCurrent} + {LongTermDebtNoncurrent}",
-    "Goodwill to Assets Ratio": "({Goodwill} / {Assets}) * 100",
-    "Book Value per Share": "{StockholdersEquity} / {CommonStockSharesOutstanding}",
-    "Gross Profit": "{Revenues} - {CostOfRevenue}",
-    "Gross Profit Margin": "({GrossProfit} / {Revenues}) * 100",
-    "Operating Profit Margin": "({OperatingIncomeLoss} / {Revenues}) * 100",
-    "Net Profit Margin": "({NetIncomeLoss} / {Revenues}) * 100",
-    "EBITDA": "{OperatingIncomeLoss} + {DepreciationDepletionAndAmortization}",
-    "Return on Assets": "({NetIncomeLoss} / {Assets}) * 100",
-    "Return on Equity": "({NetIncomeLoss} / {StockholdersEquity}) * 100",
-    "Asset Turnover": "{Revenues} / {Assets}",
-    "Inventory Turnover": "{CostOfRevenue} / {InventoryNet}",
-    "Days Inventory Outstanding": "({InventoryNet} / {CostOfRevenue}) * 365",
-    "Days Sales Outstanding": "({AccountsReceivableNetCurrent} / {Revenues}) * 365",
-    "Days Payable Outstanding": "({AccountsPayableCurrent} / {CostOfRevenue}) * 365",
-    "Interest Coverage Ratio": "{OperatingIncomeLoss} / {InterestExpense}",
-    "Dividend Payout Ratio": "({PaymentsOfDividends} / {NetIncomeLoss}) * 100",
-    "Free Cash Flow": (
-        "{NetCashProvidedByUsedInOperatingActivities} - "
-        "{PaymentsToAcquirePropertyPlantAndEquipment}"
-    ),
-    "Cash Flow Margin": "({NetCashProvidedByUsedInOperatingActivities} / {Revenues}) * 100",
-    "Operating Cash Flow Ratio": (
-        "{NetCashProvidedByUsedInOperatingActivities} / {LiabilitiesCurrent}"
-    ),
-    "Research and Development Intensity": "({ResearchAndDevelopmentExpense} / {Revenues}) * 100",
-    "Selling and Administrative Expense Ratio": (
-        "({SellingGeneralAndAdministrativeExpense} / {Revenues}) * 100"
-    ),
-    "Dividends per Share Payout": (
-        "({CommonStockDividendsPerShareDeclared} / {EarningsPerShareDiluted}) * 100"
-    ),
-}
+_TABLES = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
 
-_TAG_QUESTIONS = (
-    "What is the US GAAP XBRL tag for {subject} as reported by {company} for the Fiscal "
-    "Year ending in FY {year}?",
-    "Under which US GAAP tag did {company} report {subject} in FY {year}?",
-    "Which XBRL tag carries {subject} of {company} for FY {year}?",
-)
-_VALUE_QUESTIONS = (
-    "What is the value of {company}'s {subject} for the Fiscal Year ending in FY {year}?",
-    "How much {subject} did {company} report for FY {year}?",
-    "Can you give the {subject} that {company} stated for FY {year}?",
-)
-_FORMULA_QUESTIONS = (
-    "What was {company}'s {subject} for the Fiscal Year ending in FY {year}? Answer with a "
-    "formula of values.",
-    "Can you provide the formula for {subject} from {company} for FY {year}, with its "
-    "values filled in?",
-    "How is the {subject} of {company} computed for FY {year}? Substitute the values.",
-)
+FORMULAS: dict[str, str] = _TABLES["formulas"]
+"""Ratios as analysts define them. Braces hold us-gaap elements; an answer has their values."""
 
-_NAMES = """
-    Alder Amber Arbor Argent Birch Boreal Cedar Cinder Cobalt Copper Coral Crest Delta Drift Ember
-    Fallow Fern Flint Garnet Glacier Granite Harbor Hazel Heron Indigo Iron Juniper Kestrel Lantern
-    Larch Linden Marble Meadow Mesa Nickel Northway Onyx Opal Orchard Osprey Pewter Pine Quarry
-    Quartz Raven Ridge Rowan Sable Saffron Sierra Slate Sorrel Spruce Summit Tamarack Thistle Tidal
-    Umber Vale Verdant Walnut Willow Windward Zephyr
+GROUPS: dict[str, list[str]] = _TABLES["elements"]
+"""Names of us-gaap elements, by unit and by period type: balances are at a date, flows over a
+period. The names are from yearly editions of the *US GAAP Financial Reporting Taxonomy* (FASB),
+which the SEC accepts; some are retired in the newest edition. Units and period types are also the
+taxonomy's. Its definitions are not copied.
 """
-_TRADES = """
-    Airlines Bancorp Brands Chemical Energy Foods Freight Health Industries Logistics Materials
-    Motors Networks Pharmaceuticals Power Retail Semiconductor Software Steel Systems Textiles
-    Utilities
-"""
-_SUFFIXES = ("Inc", "Corp", "Co", "Ltd", "Group", "Holdings Inc")
+ELEMENTS = tuple(name for group in GROUPS.values() for name in group)
+_GROUP_OF = {name: key for key, group in GROUPS.items() for name in group}
+INSTANTS = frozenset(n for key, group in GROUPS.items() if key.endswith("balances") for n in group)
 
 _T = TypeVar("_T")
 
@@ -119,7 +59,7 @@ class _Fact:
 
     def xml(self) -> str:
         # SEC filers name two contexts per fiscal year: its last day (FI) and the whole year (FD).
-        context = f"{'FI' if self.element in us_gaap.INSTANTS else 'FD'}{self.year}Q4"
+        context = f"{'FI' if self.element in INSTANTS else 'FD'}{self.year}Q4"
         tag = f"us-gaap:{self.element}"
         attributes = f'contextRef="{context}" unitRef="{self.unit}" decimals="{self.decimals}"'
         return f"<{tag} {attributes}>{self.value}</{tag}>"
@@ -134,9 +74,9 @@ def questions() -> Iterator[Example]:
     (``(6226000000 / 38542000000) * 100``).
     """
     # Only random() is called: Python promises the same sequence in every version for no other draw.
-    rng = random.Random(_GENERATOR_SEED)
+    rng, asks = random.Random(_GENERATOR_SEED), _TABLES["questions"]
     for index in range(COUNT):
-        names = _NAMES.split(), _TRADES.split(), _SUFFIXES
+        names = (_TABLES[key] for key in ("names", "trades", "suffixes"))
         company = " ".join(_pick(rng, choices) for choices in names)
         year = 2012 + int(rng.random() * 13)
         kind = ("tag", "value", "formula")[index % 3]
@@ -144,15 +84,15 @@ def questions() -> Iterator[Example]:
         facts = _fragment(rng, year, re.findall(r"{(\w+)}", FORMULAS.get(ratio, "")))
         if kind == "formula":
             values = {fact.element: fact.value for fact in facts if fact.year == year}
-            question, subject = _pick(rng, _FORMULA_QUESTIONS), ratio
+            question, subject = _pick(rng, asks["formula"]), ratio
             target = FORMULAS[ratio].format_map(values)
         else:
             fact = _pick(rng, facts)
-            year, subject = fact.year, us_gaap.label(fact.element)
+            year, subject = fact.year, label(fact.element)
             if kind == "tag":
-                question, target = _pick(rng, _TAG_QUESTIONS), f"us-gaap:{fact.element}"
+                question, target = _pick(rng, asks["tag"]), f"us-gaap:{fact.element}"
             else:
-                question, target = _pick(rng, _VALUE_QUESTIONS), fact.value
+                question, target = _pick(rng, asks["value"]), fact.value
         asked = question.format(subject=subject, company=company, year=year)
         fragment = "\n".join(fact.xml() for fact in facts)
         yield Example(f"{_INSTRUCTION}\n{fragment}\nQuestion: {asked}\nAnswer:", target)
@@ -165,7 +105,7 @@ def _fragment(rng: random.Random, year: int, elements: Sequence[str]) -> list[_F
     chosen = list(elements)
     size = max(3 + int(rng.random() * 2), len(chosen))
     while len(chosen) < size:
-        element = _pick(rng, us_gaap.ELEMENTS)
+        element = _pick(rng, ELEMENTS)
         if element not in chosen:
             chosen.append(element)
     scale = _pick(rng, (1e8, 3e8, 1e9, 3e9, 1e10, 3e10, 1e11))  # the company's size, in dollars
@@ -181,11 +121,12 @@ def _fact(rng: random.Random, element: str, year: int, scale: float) -> _Fact:
     """One fact of a plausible size. The facts of a fragment do not add up."""
     # Products only: the last digit of a power differs between machines.
     spread = 0.01 + rng.random() * rng.random()
-    if element in us_gaap.PER_SHARE_FLOWS or element in us_gaap.PER_SHARE_BALANCES:
+    group = _GROUP_OF[element]
+    if group.startswith("per_share"):
         return _Fact(element, year, "usdPerShare", "2", f"{0.01 + 12 * spread:.2f}")
-    if element in us_gaap.SHARE_FLOWS or element in us_gaap.SHARE_BALANCES:
+    if group.startswith("share"):
         return _Fact(element, year, "shares", "-3", f"{1 + int(scale * spread / 50_000)}000")
-    if element in us_gaap.RATE_FLOWS or element in us_gaap.RATE_BALANCES:
+    if group.startswith("rate"):
         return _Fact(element, year, "pure", "3", f"{0.001 + 0.3 * spread:.3f}")
     negative = "-" if element in _SIGNED and rng.random() < 0.25 else ""
     millions = 1 + int(scale * spread / 1_000_000)
@@ -195,7 +136,7 @@ def _fact(rng: random.Random, element: str, year: int, scale: float) -> _Fact:
 # Amounts that can be negative. Those in FORMULAS stay positive: a ratio over a loss has no meaning.
 _SIGNED = frozenset(
     element
-    for element in us_gaap.FLOWS
+    for element in GROUPS["flows"]
     if re.search(
         "IncreaseDecrease|GainLoss|IncomeLoss|ProvidedByUsedIn|IncomeExpense|ExpenseBenefit",
         element,
@@ -205,3 +146,10 @@ _SIGNED = frozenset(
 
 def _pick(rng: random.Random, choices: Sequence[_T]) -> _T:
     return choices[int(rng.random() * len(choices))]
+
+
+def label(element: str) -> str:
+    """The name in words, without a version number: ``InventoryNet`` -> ``Inventory Net``."""
+    return re.sub(
+        r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", element.rstrip("0123456789")
+    )

@@ -17,7 +17,7 @@ from study.config.hints import as_study_errors
 from study.errors import StudyError
 from study.integrations.overrides import written
 from study.models import WITH_EXPERTS, load_base, load_tokenizer
-from study.models.quiet import quiet
+from study.models.messages import quiet
 from study.store import ADAPTER, adapter_damage, find_cell, is_archived, replacing
 from study.store.files import make_folder, storing
 from study.sweeps.cells import plan

@@ -1,26 +1,27 @@
-"""The layers and sizes of a model, from its configuration alone."""
+"""The layers and sizes of a model, from its configuration, and what share of them is adapted."""
 
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from study.errors import StudyError
-from study.models import quantised, received
-from study.models.quiet import quiet, quoted
-from study.models.received import Tensor
+from study.errors import StudyError, one_line
+from study.models import quantised
+from study.models.messages import quiet
 
-MOST_MODULES = 50_000
-"""Of a model. The largest mixtures of experts have about as many; making them takes 5 seconds."""
+WITH_EXPERTS = "+experts"
+"""Ends the model's fingerprint in the record of a cell that adapts experts. Earlier cells with the
+same targets did not adapt them, so they are other cells."""
+
+_NAMED = 6
+"""Names in a line."""
 
 
 @dataclass(frozen=True)
@@ -58,25 +59,17 @@ class Anatomy:
         return dict(zip(self.targets, self.shapes + self.expert_shapes, strict=True))
 
 
-def anatomy(
-    config: Any, named: str, quant_bits: int | None, tensors: Mapping[str, Tensor]
-) -> Anatomy:
+def anatomy(config: Any, named: str, quant_bits: int | None) -> Anatomy:
     """The anatomy of the model that a transformers configuration describes, without its weights.
 
-    ``named`` is the model's name in errors. ``tensors``: those in its files; empty if there are
-    none yet. Raises :class:`StudyError` if the configuration is not of a causal language model, if
-    a tensor has another shape than it says, or if ``quant_bits`` bits can't hold its linear layers.
+    ``named`` is the model's name in errors. Raises :class:`StudyError` if the configuration is not
+    of a causal language model, or if ``quant_bits`` bits can't hold its linear layers.
     """
     try:
-        with (
-            quiet(),
-            torch.random.fork_rng(devices=[]),
-            torch.device("meta"),
-            _at_most(MOST_MODULES),
-        ):
+        with quiet(), torch.random.fork_rng(devices=[]), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         linears = {path: model.get_submodule(path) for path in block_linears(model)}
-        shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+        parameters = sum(weight.numel() for weight in model.parameters())
         experts = _expert_weights(model)
         others = _other_weights(model, {*experts, *(f"{path}.weight" for path in linears)})
         embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -85,7 +78,7 @@ def anatomy(
         head_size = head.weight.numel() if head else 0
     except Exception as error:  # what a model's constructor raises depends on its family
         raise StudyError(
-            f"{named} is not a causal language model of transformers ({quoted(error)}): "
+            f"{named} is not a causal language model of transformers ({one_line(error)}): "
             "choose another model"
         ) from None
     if not linears or not min(map(min, sizes)):
@@ -95,36 +88,16 @@ def anatomy(
         )
     if quant_bits == 4:
         quantised.check_rows(named, linears)
-    if getattr(config, "quantization_config", None) is None:  # otherwise weights are packed
-        received.check_shapes(tensors, shapes, model.base_model_prefix, named)
     return Anatomy(
         linears=tuple(linears),
         shapes=sizes,
         experts=tuple(experts),
         expert_shapes=tuple(experts.values()),
         others=others,
-        parameters=sum(math.prod(shape) for shape in shapes.values()),
+        parameters=parameters,
         vocabulary=vocabulary,
         head=head_size,
     )
-
-
-@contextmanager
-def _at_most(modules: int) -> Iterator[None]:
-    """Inside, making more than so many modules raises ValueError."""
-    made = 0
-
-    def count(*_: Any) -> None:
-        nonlocal made
-        made += 1
-        if made > modules:
-            raise ValueError(f"it has over {modules} modules")
-
-    hook = register_module_module_registration_hook(count)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def block_linears(model: nn.Module) -> tuple[str, ...]:
@@ -230,3 +203,56 @@ def _shape(linear: nn.Module) -> tuple[int, int]:
     """``(D, O)``. Conv1D stores its weight as ``[D, O]``, ``nn.Linear`` as ``[O, D]``."""
     first, second = linear.get_parameter("weight").shape
     return (first, second) if isinstance(linear, Conv1D) else (second, first)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which block weights have adapters. Vectors (norms, biases) do not count.
+
+    An adapter is a product of two factors beside a linear layer, or beside each expert. Some
+    families hold other weights in their blocks: routers, state-space matrices, convolutions.
+
+    - ``share``: of the block weights, from 0 to 1;
+    - ``without``: the names of the weights without an adapter, the largest first
+      (:func:`in_block`);
+    - ``out_of_reach``: whether some of them can have none, so that no targets select them;
+    - ``experts``: the paths of the weights of experts that have adapters.
+    """
+
+    share: float
+    without: tuple[str, ...]
+    out_of_reach: bool
+    experts: tuple[str, ...] = ()
+
+    @property
+    def notice(self) -> str | None:
+        """One line for the user; None if targets could select every weight.
+
+        Then the user has chosen what is left out.
+        """
+        if not self.out_of_reach:
+            return None
+        percent = math.floor(1000 * self.share) / 10  # rounding down: 100 % would be wrong
+        names = ", ".join(self.without[:_NAMED])
+        more = len(self.without) - _NAMED
+        return (
+            f"adapters on {percent:g} % of the block weights; not on: {names}"
+            f"{f' and {more} more' if more > 0 else ''}"
+        )
+
+
+def coverage(model: Anatomy, layers: Sequence[str]) -> Coverage:
+    """The coverage of adapters on ``layers``, which are among ``model.targets``."""
+    without = Counter(dict(model.others))
+    adapted, chosen = 0, set(layers)
+    for path, shape in model.shapes_by_path.items():
+        if path in chosen:
+            adapted += math.prod(shape)
+        else:
+            without[in_block(path)] += math.prod(shape)
+    return Coverage(
+        share=adapted / (adapted + without.total()),
+        without=tuple(name for name, _ in without.most_common()),
+        out_of_reach=bool(model.others),
+        experts=tuple(path for path in model.experts if path in chosen),
+    )

@@ -3,23 +3,27 @@
 The loss needs logits only at supervised tokens. So the model is run up to its last norm, and the
 head is applied to the hidden states of those tokens only. With a vocabulary of 49152, full logits
 would take most of the activation memory.
+
+The blocks below can be computed again in the backward pass (:func:`recomputing`).
 """
 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, masking_utils
 
 from study.config import PRECISIONS, ModelConfig
-from study.errors import StudyError, unknown
-from study.models import hf, quantised
+from study.errors import StudyError, one_line, unknown
+from study.models import checkpoints, quantised
+from study.models.anatomy import first_block
 from study.models.card import ModelCard, describe
-from study.models.quiet import quoted
 from study.models.sources import find_model
 from study.reading import check_memory, free_memory
 
@@ -187,7 +191,7 @@ def load_base(config: ModelConfig, device: torch.device, precision: str) -> Froz
     unloaded = find_model(config)
     check_memory(_bytes(card, dtype, config.quant_bits), _free(device), unloaded.named, _LESS)
     model = unloaded.load(device, dtype, config.quant_bits)
-    if isinstance(unloaded, hf.Checkpoint):
+    if isinstance(unloaded, checkpoints.Checkpoint):
         unloaded.check_unchanged(card.fingerprint.partition("+")[0])  # without the quantisation
     model = model.eval().requires_grad_(False)
     model.config.use_cache = False
@@ -232,7 +236,7 @@ def _check(base: FrozenBase, device: torch.device, relative: float) -> None:
         parts_BTV = base.logits(base.hidden_states(ids_BT).flatten(0, 1)).view_as(whole_BTV)
     except Exception as error:  # depends on the family and on the numbers in its configuration
         raise StudyError(
-            f"{family} fails on a short sequence of tokens ({quoted(error)}): "
+            f"{family} fails on a short sequence of tokens ({one_line(error)}): "
             "choose another causal LM"
         ) from None
     if whole_BTV.isnan().any():
@@ -272,3 +276,46 @@ def _passes_gradients(base: FrozenBase, ids_BT: Tensor) -> bool:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def block_path(card: ModelCard) -> str:
+    """The path of a model's list of blocks.
+
+    Raises :class:`StudyError` if its linears are not all in one list.
+    """
+    place = first_block(card.linears)
+    if place is None:
+        raise StudyError(
+            f"{card.name} has no single list of blocks: use train.shard=false and "
+            "train.checkpointing=false"
+        )
+    return place[0]
+
+
+def blocks_of(base: FrozenBase) -> list[nn.Module]:
+    """The blocks of a base, in order. Raises :class:`StudyError` as :func:`block_path` does."""
+    blocks: Any = base.model.get_submodule(block_path(base.card))
+    return list(blocks)
+
+
+@contextmanager
+def recomputing(base: FrozenBase) -> Iterator[None]:
+    """Inside, a forward pass keeps only the input of each block.
+
+    A backward pass computes each block again, as a whole, before its gradients: a third more
+    products, and the activations of one block at a time. The numbers are the same.
+    """
+    blocks = blocks_of(base)
+    try:
+        for block in blocks:
+            block.forward = partial(_checkpointed, block.forward)
+        yield
+    finally:
+        for block in blocks:
+            block.__dict__.pop("forward", None)
+
+
+def _checkpointed(forward: Any, *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from study.config import ModelConfig
 from study.errors import StudyError, short
-from study.models import hf, quantised
+from study.models import quantised
 from study.models.anatomy import Anatomy, anatomy
 from study.models.sources import UnloadedModel, find_model
 
@@ -66,7 +66,7 @@ def _card(model: UnloadedModel, _: Hashable, quant_bits: int | None) -> ModelCar
     """The card without the quantisation. The model's state is a key of the cache."""
     config = model.config(quant_bits)
     tokenizer = model.tokenizer()
-    layers = anatomy(config, model.named, quant_bits, model.tensors())
+    layers = anatomy(config, model.named, quant_bits)
     _check_tokens(tokenizer, layers.vocabulary, model.named)
     return ModelCard(
         name=model.name,
@@ -92,12 +92,6 @@ def where_from(config: ModelConfig) -> str | None:
     None for ``tiny``, which is made in memory.
     """
     return find_model(config).where
-
-
-def checkpoint_of(config: ModelConfig) -> hf.Checkpoint | None:
-    """The model's checkpoint; None for ``tiny``, which is made in memory."""
-    model = find_model(config)
-    return model if isinstance(model, hf.Checkpoint) else None
 
 
 def _check_tokens(tokenizer: PreTrainedTokenizerFast, vocabulary: int, named: str) -> None:

@@ -23,7 +23,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from study.errors import StudyError
-from study.models.quiet import quiet
+from study.models.messages import quiet
 from study.vocabulary.extras import install
 
 SCHEMES = {8: "int8", 4: "nf4"}

@@ -1,15 +1,24 @@
-"""The base models: one function for each row of :data:`study.vocabulary.sources.MODELS`."""
+"""The base models: one function for each row of :data:`study.vocabulary.sources.MODELS`.
 
-from collections.abc import Callable, Hashable, Mapping
+``model=shape`` is a model's configuration without its weights, for ``study train --plan``:
+``model.path`` is one of :data:`SHAPES`, or a file ``config.json`` of transformers, or its folder.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from study.config import ModelConfig
-from study.errors import StudyError, unknown
-from study.models import hf, shape, smollm2, tiny
-from study.models.received import Tensor
+from study.errors import StudyError, no_panic, one_line, short, unknown
+from study.models import checkpoints, smollm2, tiny
+from study.models.messages import quiet
+from study.reading import read_object
 from study.vocabulary.sources import MODELS
 
 
@@ -45,10 +54,6 @@ class UnloadedModel(Hashable, Protocol):
         """The model's configuration, a transformers ``PretrainedConfig``."""
         ...
 
-    def tensors(self) -> Mapping[str, Tensor]:
-        """Shape and type of every tensor in its files by name; empty if there are none yet."""
-        ...
-
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The model's tokenizer, a new one on each call."""
         ...
@@ -56,6 +61,85 @@ class UnloadedModel(Hashable, Protocol):
     def load(self, device: torch.device, dtype: torch.dtype, quant_bits: int | None) -> Any:
         """The model with its weights on ``device`` in ``dtype``, the block linears quantised."""
         ...
+
+
+def _llama_shape(hidden: int, inner: int, layers: int, heads: int, **others: int) -> dict[str, Any]:
+    return {
+        "model_type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "tie_word_embeddings": False,
+        **others,
+    }
+
+
+_LLAMA_3 = {"num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072}
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama-2-7b": _llama_shape(4096, 11008, 32, 32, vocab_size=32000, max_position_embeddings=4096),
+    "llama-3.1-8b": _llama_shape(4096, 14336, 32, 32, **_LLAMA_3),
+    "llama-3.1-70b": _llama_shape(8192, 28672, 80, 64, **_LLAMA_3),
+}
+"""The configurations of models that are often adapted, as they were published."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A configuration as an :class:`UnloadedModel`. ``text``: its JSON.
+
+    Its text is cut into bytes, as ``tiny``'s is, so a sequence has as many tokens as it may have.
+    """
+
+    name: str
+    text: str
+    note: str = "no weights: for plans only"
+    where: None = None
+
+    @property
+    def named(self) -> str:
+        return f"model.path={short(self.name, 200)}"
+
+    def state(self) -> None:
+        """Its text is all of it."""
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def config(self, quant_bits: int | None = None) -> Any:
+        """The transformers configuration. Raises :class:`StudyError` for one that is unknown."""
+        try:
+            with quiet(), no_panic():
+                return AutoConfig.for_model(**json.loads(self.text))
+        except Exception as error:  # what a family's configuration raises depends on it
+            raise StudyError(
+                f"{self.named} can't be used ({one_line(error)}): "
+                "give the config.json of a causal language model that transformers supports"
+            ) from None
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        return tiny.tokenizer()
+
+    def load(self, device: torch.device, dtype: torch.dtype, quant_bits: int | None) -> Any:
+        raise StudyError(f"{self.named} has no weights")
+
+
+def find_shape(path: str) -> Shape:
+    """The shape that ``model.path`` names. Raises :class:`StudyError` if there is none."""
+    if path in SHAPES:
+        return Shape(path, json.dumps(SHAPES[path], sort_keys=True))
+    file = Path(path).expanduser()
+    file = file / "config.json" if file.is_dir() else file
+    if not file.is_file():
+        raise StudyError(
+            f"model.path={short(path, 200)} is no shape: choose from {', '.join(SHAPES)}, or give "
+            "a config.json"
+        )
+    found = read_object(file, f"model.path={short(path, 200)}", "give another", 1 << 20)
+    if "model_type" not in found:
+        raise StudyError(f"model.path={short(path, 200)} has no model_type: give a config.json")
+    return Shape(path, json.dumps(found, sort_keys=True))
 
 
 Finder = Callable[[ModelConfig], UnloadedModel]
@@ -76,17 +160,17 @@ def finds(name: str) -> Callable[[Finder], Finder]:
 
 @finds("smollm2")
 def _smollm2(config: ModelConfig) -> UnloadedModel:
-    return hf.find(config.path) if config.path else smollm2.checkpoint(config.name)
+    return checkpoints.find(config.path) if config.path else smollm2.checkpoint(config.name)
 
 
 @finds("hf")
 def _hf(config: ModelConfig) -> UnloadedModel:
-    return hf.find(str(config.path))
+    return checkpoints.find(str(config.path))
 
 
 @finds("shape")
 def _shape(config: ModelConfig) -> UnloadedModel:
-    return shape.find(str(config.path))
+    return find_shape(str(config.path))
 
 
 @finds("tiny")

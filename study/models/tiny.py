@@ -17,7 +17,6 @@ from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from study.models import quantised
-from study.models.received import Tensor
 
 MAX_LENGTH = 512
 WIDTH = 64
@@ -63,9 +62,6 @@ class TinyModel:
 
     def config(self, quant_bits: int | None = None) -> LlamaConfig:
         return config(self.width)
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {}
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         return tokenizer()

@@ -84,7 +84,7 @@ def _check_torch() -> None:
 def _check_divides(cell: "Cell", processes: int) -> None:
     """Raises :class:`StudyError` unless every factor and the list of blocks can be divided."""
     from study.adapters import resolve_targets
-    from study.models.blocks import block_path
+    from study.models.base import block_path
 
     block_path(cell.card)
     for layer in resolve_targets(cell.card.targets, cell.config.adapter.targets):

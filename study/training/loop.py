@@ -19,7 +19,7 @@ from study.adapters.processes import ALONE, Processes
 from study.config import eval_steps, probe_steps
 from study.data import Corpus
 from study.models import FrozenBase
-from study.models.blocks import recomputing
+from study.models.base import recomputing
 from study.models.compiled import CompiledBlocks, Compiler, Passes, compiler
 from study.training.checkpoint import Snapshot, start
 from study.training.fold import Fold

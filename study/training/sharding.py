@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from study.adapters.bank import Bucket
 from study.adapters.processes import DIVIDED, Processes
 from study.models import FrozenBase
-from study.models.blocks import blocks_of
+from study.models.base import blocks_of
 
 
 def copy_to_divide(base: FrozenBase, world: Processes) -> FrozenBase:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from study.config import DataConfig, ModelConfig
-from study.data import Document, Example, Row, chat
+from study.data import Document, Example, Row
 from study.data.chat import CHATML, ChatTemplate
 from study.data.tokens import Encoder, tokenised
 from study.errors import StudyError
@@ -212,18 +212,12 @@ def test_tools_are_passed_on() -> None:
     assert '"name": "sum"' in made.text
 
 
-LOOP = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
-
 REFUSED = {
     "{% if %}": "is not valid Jinja",
-    "{{ 9 ** 9 }}": "computes powers",
     "{{ strftime_now(format) }}": "asks for the date in an unknown way",
     "{{ raise_exception('only users') }}": r"fails on the conversation \(TemplateError: only users",
     "{{ messages[9].content.x }}": "fails on the conversation",
     "{{ ''.__class__.__mro__ }}": r"fails on the conversation \(SecurityError",
-    "{% set x = 'a' * 99999999999 %}": r"fails on the conversation \(MemoryError",
-    LOOP: "runs for too long",
-    "{{ 'ab' * 9999999 }}": "writes over 16777216 characters",
     "{% generation %}{% endgeneration %}": "marks no turn",
     "{% for m in messages %}{{ m.role }}{% endfor %}": "leaves out what the assistant says",
     "{{ messages | length }}hello{{ messages | length }}": "changes earlier turns",
@@ -231,10 +225,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("text", REFUSED)
-def test_a_template_of_a_stranger_is_refused_in_one_line(
-    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(chat, "SECONDS", 0.2)
+def test_a_template_of_a_stranger_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
     with pytest.raises(StudyError, match=REFUSED[text]) as caught:
         template(text, folder=tmp_path).conversation(SHORT, None, 0, "row 1")
     assert "chatml" in str(caught.value)
@@ -248,7 +239,6 @@ def test_a_tokenizer_without_a_template() -> None:
 
 def test_a_template_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"\xff")
-    with pytest.raises(StudyError, match="is not UTF-8"):
-        template(tmp_path / "x")
-    with pytest.raises(StudyError, match="does not exist"):
-        template(tmp_path / "y")
+    for name in ("x", "y"):
+        with pytest.raises(StudyError, match="can't be read"):
+            template(tmp_path / name)

@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase, compiled
-from study.models.compiled import Trial, chosen, compiler
+from study.models.compiled import compiler
 from study.training.loop import CellStep, train
 from study.training.run import Run
 
@@ -138,19 +138,3 @@ def test_auto_says_what_it_chose_and_moves_no_number(
         run(tiny_base, corpus, asked, of_pack)
     assert "not compiled: torch.compile fails: " in said[2]
     assert "BackendCompilerFailed" in said[2]
-
-
-def test_a_trial_pays_if_it_saves_more_than_compiling_takes() -> None:
-    faster = Trial(plain=0.080, compiled=0.060, compiling=10.0)
-    pays, why = chosen(faster, passes=1000)
-    assert pays
-    assert why == (
-        "a block takes 60 ms compiled and 80 ms as it is, which saves 20 s in the passes left; "
-        "compiling takes 10 s"
-    )
-    assert not chosen(faster, passes=499)[0]
-    assert chosen(faster, passes=501)[0]
-    assert chosen(Trial(0.08, 0.09, 10.0), 10**6) == (
-        False,
-        "a block takes 90 ms compiled and 80 ms as it is",
-    )

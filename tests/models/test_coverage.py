@@ -11,7 +11,6 @@ from transformers import PretrainedConfig
 from study.adapters import resolve_targets
 from study.config import CellConfig, ModelConfig
 from study.models import Coverage, coverage, describe
-from study.models.anatomy import in_block
 from study.store import load_cells, load_records
 from study.sweeps.cells import plan
 from study.sweeps.launch import announce
@@ -79,25 +78,6 @@ def test_weights_that_are_no_linear_layer_are_named(save_family: Save) -> None:
     assert found.notice == (
         "adapters on 88.2 % of the block weights; not on: mixer.A_log, mixer.conv1d.weight"
     )
-
-
-def test_the_names_of_many_weights_are_cut_short() -> None:
-    many = Coverage(0.9999, tuple(f"w{n}" for n in range(8)), out_of_reach=True)
-    assert many.notice == (
-        "adapters on 99.9 % of the block weights; not on: w0, w1, w2, w3, w4, w5 and 2 more"
-    )
-
-
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [
-        ("model.layers.11.self_attn.q_proj", "self_attn.q_proj"),
-        ("transformer.h.0.mlp.experts.7.up_proj", "mlp.experts.*.up_proj"),
-        ("blocks.3", "blocks.3"),
-    ],
-)
-def test_names_within_a_block(path: str, name: str) -> None:
-    assert in_block(path) == name
 
 
 def test_the_plan_says_it_and_the_record_keeps_it(

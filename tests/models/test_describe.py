@@ -11,10 +11,8 @@ import torch
 
 from study.config import ModelConfig
 from study.errors import StudyError
-from study.models import describe, hub, load_base, load_tokenizer, tiny
+from study.models import checkpoints, describe, load_base, load_tokenizer, tiny
 from study.models.anatomy import block_linears
-from study.models.sources import FINDERS
-from study.vocabulary.sources import MODELS
 
 CPU = torch.device("cpu")
 
@@ -84,15 +82,6 @@ def test_shards_are_one_model_and_all_of_them_must_be_there(tmp_path: Path) -> N
 
 def test_no_path() -> None:
     assert "model=hf needs model.path" in error_of(ModelConfig("hf"))
-
-
-def test_every_model_has_a_finder() -> None:
-    assert FINDERS.keys() == MODELS.keys()
-
-
-def test_unknown_model() -> None:
-    choices = "smollm2, hf, tiny, shape"
-    assert error_of(ModelConfig("llama")) == f"unknown model 'llama': choose from {choices}"
 
 
 def test_tiny_takes_no_path(tiny_folder: Path) -> None:
@@ -174,12 +163,6 @@ def test_a_quantised_checkpoint(tiny_folder: Path) -> None:
     assert "is quantised (gptq)" in error_of(ModelConfig("hf", str(tiny_folder)))
 
 
-def test_a_model_that_generates_no_text(tiny_folder: Path) -> None:
-    path = tiny_folder / "config.json"
-    path.write_text(json.dumps({"model_type": "vit"}))
-    assert "is not a causal language model" in error_of(ModelConfig("hf", str(tiny_folder)))
-
-
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "bert", "gpt_neox"])
 def test_no_tokenizer(tiny_folder: Path, model_type: str) -> None:
     for file in tiny_folder.glob("tokenizer*"):
@@ -196,7 +179,7 @@ class TestHub:
 
     @pytest.fixture(autouse=True)
     def _forget(self) -> None:
-        hub.snapshot.cache_clear()
+        checkpoints.snapshot.cache_clear()
 
     @pytest.fixture
     def snapshot(self, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -216,9 +199,9 @@ class TestHub:
                     shutil.copy(file, folder)
             return str(folder)
 
-        monkeypatch.setattr(hub, "snapshot_download", download)
+        monkeypatch.setattr(checkpoints, "snapshot_download", download)
         monkeypatch.setattr(
-            hub.HfApi,
+            checkpoints.HfApi,
             "list_repo_files",
             lambda *_, **__: [file.name for file in tiny_folder.iterdir()],
         )
@@ -254,7 +237,7 @@ class TestHub:
             # Without __init__, which needs a response of the HTTP client for errors of the hub.
             raise error.__new__(error, "no\nno")
 
-        monkeypatch.setattr(hub, "snapshot_download", refuse)
+        monkeypatch.setattr(checkpoints, "snapshot_download", refuse)
         message = error_of(ModelConfig("hf", "me/tiny"))
         assert "'me/tiny' is not a folder, and the hub" in message
         assert said in message

