@@ -10,6 +10,7 @@ import click
 
 from study.cli.group import PATH, cli, plots_folder, say
 from study.errors import StudyError
+from study.store.records import cell_folders, no_study, read_record
 from study.vocabulary.extras import install
 
 if TYPE_CHECKING:
@@ -97,8 +98,6 @@ def wait_for_cells(
     ``pause``: waits for a number of seconds. Raises :class:`StudyError` if no sweep will write to
     that folder, because it holds studies, or because it or a folder above it is a file.
     """
-    from study.store.records import cell_folders, no_study, read_record
-
     is_told = False
     while not any(read_record(folder) for folder in cell_folders(study_dir)):
         above = (study_dir, *study_dir.parents)
@@ -113,7 +112,6 @@ def wait_for_cells(
 def _look_ahead() -> "LookAhead":
     """What the live sweeps of a study have still to train, as ``study status --watch`` says it."""
     from study.dashboard.server import Ahead
-    from study.store import cell_folders
     from study.sweeps.agenda import WAITING, Done, agendas, progress, records
 
     done: dict[Path, Done] = {}  # read once, see study.sweeps.agenda.Done

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from study.cli.group import PATH, STUDY_DIR, cli
+from study.integrations.configs import from_sweep_file, read_file, write
 
 
 @cli.command()
@@ -121,8 +122,6 @@ def _import_config(
     sweep: Path | None,
     force: bool,
 ) -> None:
-    from study.integrations.configs import from_sweep_file, read_file, write
-
     experiment = read_file(file, entry, base=base)
     of_file = from_sweep_file(sweep, file, entry, base) if sweep else {}
     experiment.sweep = {**of_file, **swept}

@@ -1,10 +1,12 @@
 """The command group ``study``, and the arguments that several commands share."""
 
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from study import __version__
 from study.errors import given
@@ -13,7 +15,57 @@ PATH = click.Path(path_type=Path)
 STUDY_DIR = click.argument("study_dir", type=PATH, metavar="RESULTS/NAME")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("training", "Train one cell, or a sweep with -m (study train --help)."),
+    "status": ("training", "List the cells of a study and their states."),
+    "analyze": ("tables", "Fit scaling exponents and p*, and print a summary."),
+    "figures": ("tables", "Draw the figures of a study."),
+    "report": ("tables", "Write one page, and print what the study found."),
+    "dashboard": ("dashboard", "Show every layer in a browser, also during training."),
+    "rates": ("rates", "Print how the best learning rate changes with rank."),
+    "distances": ("tables", "Measure the distance of SGD runs from infinite rank."),
+    "transfer": (
+        "transfer",
+        "Print the alpha and learning rates of a run at another rank or rule.",
+    ),
+    "import-config": ("exchange", "Import a configuration of Axolotl, LLaMA-Factory, TRL or PEFT."),
+    "sweep-from": ("exchange", "Like import-config, swept over ranks and rules."),
+    "import": ("exchange", "Check a PEFT adapter and print commands to train it."),
+    "export": ("exchange", "Write a trained adapter to DIR in PEFT's format."),
+    "check": ("integrity", "Verify every record, table and checkpoint of a study."),
+    "archive": ("integrity", "Write a study into one file per table."),
+    "fetch": ("training", "Download a base model and print its path."),
+    "bench": ("training", "Time training, inference and large studies."),
+    "completion": ("completion", "Print the code that completes words in a shell."),
+}
+"""Every command with its module and a line of help. A module is imported when its command runs,
+because what it imports takes seconds."""
+
+
+class Commands(click.Group):
+    """The commands of :data:`COMMANDS`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in COMMANDS:
+            import_module(f"study.cli.{COMMANDS[cmd_name][0]}")
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (_, about) in COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        names = [name for name in COMMANDS if name.startswith(incomplete)]
+        options = click.Command.shell_complete(self, ctx, incomplete)
+        return [*map(CompletionItem, names), *options]
+
+
+@click.group(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="study")
 def cli() -> None:
     """How does an adapter's scaling behave as its rank grows?

@@ -6,6 +6,10 @@ import click
 
 from study.cli.group import PATH, STUDY_DIR, cli, say
 from study.errors import MOST_CHARACTERS, printable
+from study.store.archive import write_archive
+from study.store.integrity import check_study
+from study.store.records import cell_folders, is_archived
+from study.sweeps.status import count_noun
 
 
 @cli.command()
@@ -22,10 +26,6 @@ def check(context: click.Context, study_dir: Path, repair: bool) -> None:
     Prints a line for each problem. The exit code is 1 if a file is damaged, and 0 otherwise. A file
     that a killed process left is only mentioned.
     """
-    from study.store.integrity import check_study
-    from study.store.records import cell_folders, is_archived
-    from study.sweeps.status import count_noun
-
     problems = list(check_study(study_dir))
     for problem in problems:
         line = printable(f"{problem.path}: {problem.reason}", MOST_CHARACTERS)
@@ -64,9 +64,6 @@ def archive(study_dir: Path, to: Path, plots: str) -> None:
     FOLDER/metrics.parquet and FOLDER/probes.parquet its rows. Every command that reads a study
     reads FOLDER in place, and so does pandas. Adapters are left out.
     """
-    from study.store.archive import write_archive
-    from study.sweeps.status import count_noun
-
     written = write_archive(study_dir, to, plots)
     if written.left_out:
         say(f"left out, because they have not ended: {', '.join(written.left_out)}")

@@ -3,15 +3,17 @@
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+from rich.console import Console
 
+from study.analysis.rates import exponents_against_rho, missing_rates, rates_by_horizon
+from study.analysis.terminal import render_best, render_horizons
+from study.cli.cell_overrides import overrides_of
 from study.cli.group import STUDY_DIR, cli
 from study.errors import StudyError
-
-if TYPE_CHECKING:
-    from study.store import StudyTables
+from study.store import StudyTables, read_record
+from study.store.tables import load_measured
 
 ALONE = ("optimizer.lr", "seed", "data.seed")
 """The keys that a line of ``--refine`` sweeps over."""
@@ -29,8 +31,6 @@ def rates(study_dir: Path, refine: bool) -> None:
     with rank, and rho, the motion of A beside its init. With --refine: a line per rule and rank
     that trains rates in steps of 2 around its best one, or beyond it at an edge.
     """
-    from study.store.tables import load_measured
-
     tables = load_measured(study_dir)
     if tables.cells["lr"].nunique() < 2:
         raise StudyError(
@@ -46,12 +46,7 @@ def rates(study_dir: Path, refine: bool) -> None:
     _print(tables)
 
 
-def _print(tables: "StudyTables") -> None:
-    from rich.console import Console
-
-    from study.analysis.rates import exponents_against_rho, rates_by_horizon
-    from study.analysis.terminal import render_best, render_horizons
-
+def _print(tables: StudyTables) -> None:
     found = rates_by_horizon(tables.cells, tables.metrics, tables.probes)
     if found.empty:
         raise StudyError(
@@ -61,12 +56,8 @@ def _print(tables: "StudyTables") -> None:
     Console().print(render_horizons(exponents_against_rho(found)))
 
 
-def _refining(tables: "StudyTables", study_dir: Path) -> Iterator[str]:
+def _refining(tables: StudyTables, study_dir: Path) -> Iterator[str]:
     """A command per rule and rank that lacks rates."""
-    from study.analysis.rates import missing_rates
-    from study.cli.cell_overrides import overrides_of
-    from study.store import read_record
-
     for missing in missing_rates(tables.cells, tables.metrics, tables.probes):
         record = read_record(study_dir / "cells" / missing.cell_id)
         assert record is not None  # its tables were just read

@@ -5,15 +5,21 @@ import textwrap
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+from rich.console import Console
 
+from study import analysis
+from study.analysis import load_tables
+from study.analysis.distances import laws
 from study.cli.group import PATH, STUDY_DIR, cli, plots_folder, say
-from study.errors import StudyError, unknown
-
-if TYPE_CHECKING:
-    from study.store import StudyTables
+from study.errors import MOST_CHARACTERS, StudyError, printable, unknown
+from study.figures import FIGURES, draw_all, save
+from study.figures.captions import settings
+from study.figures.style import FORMATS
+from study.report import answer, draw_figures, write_report
+from study.store import StudyTables, write_table
+from study.sweeps.status import count_noun
 
 WIDTH = 100
 """The most columns of a line of text."""
@@ -27,11 +33,6 @@ def analyze(study_dir: Path) -> None:
     If learning rates were swept, it also prints how the best one scales with rank. Every exponent
     is in the tables, which are written to the study's folder.
     """
-    from rich.console import Console
-
-    from study import analysis
-    from study.store import write_table
-
     found = analyzed(study_dir)
     for name in ("exponents", "stable", "rates", "losses"):
         write_table(study_dir / f"{name}.parquet", getattr(found, name))
@@ -45,20 +46,14 @@ def analyze(study_dir: Path) -> None:
     click.echo(f"next: study report {study_dir}")
 
 
-def analyzed(study_dir: Path) -> "StudyTables":
+def analyzed(study_dir: Path) -> StudyTables:
     """All tables of the study."""
-    from study.analysis import load_tables
-
     say("analyzing the cells ...")
     return load_tables(study_dir)
 
 
-def conclude(tables: "StudyTables", study_dir: Path) -> None:
+def conclude(tables: StudyTables, study_dir: Path) -> None:
     """Print what the study found, in a few sentences."""
-    from study.errors import MOST_CHARACTERS, printable
-    from study.figures.captions import settings
-    from study.report import answer
-
     width = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
     head = printable(f"{study_dir.name}: {settings(tables.cells)}")
     click.echo("\n" + textwrap.fill(head, width, subsequent_indent="  "))
@@ -81,10 +76,7 @@ def distances(study_dir: Path, rank_free: str) -> None:
 
     Trains the limit of infinite rank and writes distances.parquet.
     """
-    from study.analysis.distances import laws
-    from study.store import write_table
     from study.sweeps.distances import measure_study
-    from study.sweeps.status import count_noun
 
     table = measure_study(study_dir, rank_list("--rank-free", rank_free), say)
     path = write_table(study_dir / "distances.parquet", table)
@@ -117,10 +109,6 @@ def rank_list(option: str, text: str) -> list[int]:
 )
 def figures(study_dir: Path, to: Path | None, names: tuple[str, ...], formats: str) -> None:
     """Draw the figures of a study."""
-    from study.figures import FIGURES, draw_all, save
-    from study.figures.style import FORMATS
-    from study.report import draw_figures
-
     kinds = [kind.strip() for kind in formats.split(",")]
     check_choices("--only", names, FIGURES)
     check_choices("--formats", kinds, FORMATS)
@@ -162,8 +150,6 @@ def report(study_dir: Path, to: Path | None, plots: Path | None) -> None:
     The page is report.md and report.html: verdicts, p*, caveats and figures. With --to, it needs no
     right to write to the study's folder.
     """
-    from study.report import write_report
-
     usual = plots or (to / "figures" if to else plots_folder(study_dir))
     tables = analyzed(study_dir)
     say("drawing the figures ...")

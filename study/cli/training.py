@@ -51,7 +51,7 @@ def status(study_dir: Path, watch: bool) -> None:
 @cli.command(context_settings=PASSED_ON)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(arguments: tuple[str, ...]) -> None:
-    """Time training, inference, checkpoints and large studies."""
+    """Time training, inference and large studies."""
     # In a wheel the benchmarks are a subpackage, in a clone a package.
     package = "study.benchmarks" if find_spec("study.benchmarks") else "benchmarks"
     import_module(f"{package}.commands").main(arguments)

@@ -1,20 +1,36 @@
 """``study transfer``: alpha and learning rates of a run at another rank or rule."""
 
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import pandas as pd
 
+from study.analysis import load_tables, rate_transfer
+from study.analysis.rate_theory import layer_bounds
 from study.cli.group import PATH, cli
 from study.cli.transfer_source import Target, TransferRun, read_source, read_target
 from study.errors import StudyError, unknown
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from study.theory import Layer
+from study.sweeps.status import count_noun
+from study.theory import Layer, family
+from study.theory.equivalence import (
+    ALIGNED,
+    QUANTITIES,
+    UNALIGNED,
+    USUAL,
+    converted_alpha,
+    gamma_factor,
+    growth,
+    lr_factor,
+    rescaling,
+    row_of,
+)
+from study.vocabulary.inits import INITS
+from study.vocabulary.optimizers import OPTIMIZERS
+from study.vocabulary.scaling import RULES, rule_words
 
 NO_RATE_KEEPS = {"grad_norm": "no learning rate changes it"}
 
@@ -49,16 +65,12 @@ def transfer(
     RESULTS/NAME/cells/ID. It prints what is exactly equivalent, what is equal in the first update
     by theory, and what a study measured as best.
     """
-    from study.theory.equivalence import QUANTITIES
-
     if keep not in QUANTITIES:
         raise unknown("--keep", keep, QUANTITIES)
     run = read_source(config, entry, lr, optimizer)
     target = read_target(run, rank, rule)
     tables = None
     if study_dir is not None:
-        from study.analysis import load_tables
-
         tables = load_tables(study_dir)
     layers = bounds(run, tables)
     parts = [about(run), exact_lines(run, target)]
@@ -70,7 +82,7 @@ def transfer(
     click.echo("\n\n".join("\n".join(lines) for lines in parts))
 
 
-Layers = Sequence[Sequence["Layer"]]
+Layers = Sequence[Sequence[Layer]]
 
 
 def bounds(run: TransferRun, tables: Any) -> Layers:
@@ -78,9 +90,6 @@ def bounds(run: TransferRun, tables: Any) -> Layers:
 
     Otherwise a usual layer, and the two ends between which a layer can be.
     """
-    from study.theory.equivalence import ALIGNED, UNALIGNED, USUAL
-    from study.vocabulary.inits import INITS
-
     # Recorded alignments are those of adapter_out with A drawn.
     drawn = INITS[run.init].drawn if run.init in INITS else ""
     if tables is not None and len(tables.cells) and drawn == "A":
@@ -88,8 +97,6 @@ def bounds(run: TransferRun, tables: Any) -> Layers:
         same = cells["optimizer"].astype(str) == run.optimizer.name
         cells = cells[same & cells["init"].astype(str).isin(INITS)]
         if len(cells):
-            from study.analysis.rate_theory import layer_bounds
-
             low, high = layer_bounds(cells, tables.probes, run.optimizer.name)
             if low is high:
                 return [low]
@@ -97,8 +104,6 @@ def bounds(run: TransferRun, tables: Any) -> Layers:
 
 
 def about(run: TransferRun) -> list[str]:
-    from study.vocabulary.scaling import rule_words
-
     rule = rule_words(run.adapter.scaling, run.adapter.exponent)
     rate = f", learning rate {run.optimizer.lr:g}" if run.has_lr else ""
     head = (
@@ -110,10 +115,6 @@ def about(run: TransferRun) -> list[str]:
 
 def exact_lines(run: TransferRun, target: Target) -> list[str]:
     """The other rules at the run's rank, the trade of alpha against B's rate, and its limits."""
-    from study.theory.equivalence import converted_alpha, rescaling
-    from study.vocabulary.optimizers import OPTIMIZERS
-    from study.vocabulary.scaling import RULES
-
     rank, name = run.adapter.rank, run.optimizer.name
     rules = {rule: row.p for rule, row in RULES.items() if row.p is not None}
     rules |= {target.name: target.p}
@@ -143,9 +144,6 @@ def factors(run: TransferRun, target: Target, quantity: str, layers: Layers) -> 
     One number if it does not depend on the layers or if they are known. Otherwise three: for a
     usual layer and for the two ends. Raises :class:`StudyError` without a prediction.
     """
-    from study.theory.equivalence import growth
-    from study.vocabulary.inits import INITS
-
     init = INITS.get(run.init)
     if init is None or init.q is None:
         raise StudyError(f"no prediction for init {run.init}")
@@ -169,10 +167,6 @@ def factors(run: TransferRun, target: Target, quantity: str, layers: Layers) -> 
 
 
 def first_update_lines(run: TransferRun, target: Target, layers: Layers) -> list[str]:
-    from study.theory import family
-    from study.theory.equivalence import QUANTITIES, USUAL, gamma_factor, lr_factor, row_of
-    from study.vocabulary.inits import INITS
-
     lines = [
         f"(b) equal in the first update, by theory: from rank {run.adapter.rank} with "
         f"{target.name} and alpha {target.alpha:.10g} to rank {target.rank}"
@@ -210,8 +204,6 @@ def measured_lines(
 ) -> list[str]:
     head = "(c) best by a measured study"
     if tables is None or study_dir is None:
-        import shlex
-
         ranks = ",".join(str(rank) for rank in sorted({run.adapter.rank, target.rank}))
         return [
             f"{head}: give --study RESULTS/NAME. These commands measure it:",
@@ -225,12 +217,9 @@ def measured_lines(
     return [f"{head}, {study_dir}", *_measured(run, target, tables.rates)]
 
 
-def _measured(run: TransferRun, target: Target, rates: "pd.DataFrame") -> Iterator[str]:
+def _measured(run: TransferRun, target: Target, rates: pd.DataFrame) -> Iterator[str]:
     """Two lines per exponent of the best rate with the optimizer and the rule of the target, the
     alpha closest to the target's first."""
-    from study.analysis import rate_transfer
-    from study.sweeps.status import count_noun
-
     rows = [
         row
         for row in rate_transfer(rates).to_dict("records")
@@ -291,9 +280,6 @@ def paste_lines(run: TransferRun, target: Target, layers: Layers, keep: str) -> 
     A lower learning rate would keep the same quantity of the first update. But it would also slow
     A, which then learns less in the steps that follow.
     """
-    from study.theory.equivalence import QUANTITIES, converted_alpha, gamma_factor, row_of
-    from study.vocabulary.inits import INITS
-
     alpha, why = target.alpha, "exactly equivalent"
     notes: list[str] = []
     if target.rank != run.adapter.rank:
@@ -333,10 +319,6 @@ def _divided_out(
     run: TransferRun, target: Target, layers: Layers, keep: str, alpha: float
 ) -> list[str]:
     """A warning if the optimizer divides out what ``alpha`` keeps."""
-    from study.theory import family
-    from study.theory.equivalence import row_of
-    from study.vocabulary.inits import INITS
-
     if keep != "grad_norm" or family(run.optimizer.name) == "linear":
         return []
     try:

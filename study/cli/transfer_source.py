@@ -4,13 +4,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from study.cli.group import say
+from study.config import AdapterConfig, OptimizerConfig
+from study.config.values import LARGEST_FLOAT, read
 from study.errors import StudyError, short, unknown
-
-if TYPE_CHECKING:
-    from study.config import AdapterConfig, OptimizerConfig
+from study.integrations.configs import read_file
+from study.store import find_cell
+from study.theory.equivalence import converted_alpha
+from study.vocabulary.optimizers import MOST_USED, OPTIMIZERS
+from study.vocabulary.scaling import POWER, exponent, rule_words
 
 USUAL_INIT = "kaiming"
 NO_RATE = 1.0
@@ -28,8 +32,8 @@ class TransferRun:
     """
 
     origin: str
-    adapter: "AdapterConfig"
-    optimizer: "OptimizerConfig"
+    adapter: AdapterConfig
+    optimizer: OptimizerConfig
     has_lr: bool
     p: float
     init: str
@@ -54,7 +58,6 @@ class Target:
 
     @property
     def name(self) -> str:
-        from study.vocabulary.scaling import POWER, rule_words
 
         return rule_words(self.rule, self.p if self.rule == POWER else None)
 
@@ -66,10 +69,6 @@ def read_source(
 
     Raises :class:`StudyError` for whatever cannot be read, and for a value out of range.
     """
-    from study.config import AdapterConfig, OptimizerConfig
-    from study.config.values import read
-    from study.vocabulary.scaling import exponent
-
     origin, settings = _settings(path, entry)
     name, rate, assumed = _training(origin, settings, lr, optimizer)
     ratio, clip = (settings.get(key) for key in ("optimizer.loraplus_lr_ratio", "train.clip"))
@@ -114,8 +113,6 @@ def _training(
     origin: str, settings: Mapping[str, Any], lr: str | None, optimizer: str | None
 ) -> tuple[str, float | None, list[str]]:
     """The optimizer's name, the learning rate if it is known, and what is assumed."""
-    from study.vocabulary.optimizers import MOST_USED, OPTIMIZERS
-
     given_lr = None if lr is None else _parsed("--lr", lr)
     own_lr, own_name = settings.get("optimizer.lr"), settings.get("optimizer.name")
     for option, given, own in (("--lr", given_lr, own_lr), ("--optimizer", optimizer, own_name)):
@@ -144,8 +141,6 @@ def _parsed(option: str, text: str) -> float:
 def _settings(path: Path, entry: str | None) -> tuple[str, Mapping[str, Any]]:
     """Where settings come from, and the settings by dotted key."""
     if path.parent.name == "cells":
-        from study.store import find_cell
-
         folder, record = find_cell(path.parent.parent, path.name)
         flat = {
             f"{group}.{key}": value
@@ -161,7 +156,6 @@ def _settings(path: Path, entry: str | None) -> tuple[str, Mapping[str, Any]]:
                 "folder of a PEFT adapter, or a cell, RESULTS/NAME/cells/ID"
             )
         path = inside
-    from study.integrations.configs import read_file
 
     read = read_file(path, entry)
     for difference in read.notes.differs:
@@ -180,11 +174,6 @@ def _number(key: str, value: Any, usual: float) -> float:
 
 def read_target(run: TransferRun, rank: str | None, rule: str | None) -> Target:
     """Rank and rule of the new run. Raises :class:`StudyError` for values out of range."""
-    from study.config import AdapterConfig
-    from study.config.values import read
-    from study.theory.equivalence import converted_alpha
-    from study.vocabulary.scaling import exponent
-
     new: Any = run.adapter.rank
     if rank is not None:
         new = int(rank) if rank.isascii() and rank.isdecimal() and len(rank) < 20 else rank
@@ -196,15 +185,13 @@ def read_target(run: TransferRun, rank: str | None, rule: str | None) -> Target:
         p = exponent(adapter.scaling, adapter.exponent)
     except ValueError:
         raise StudyError(f"--rule={short(rule)} has no exponent: give a number, its p") from None
-    alpha = converted_alpha(adapter.alpha, adapter.rank, run.p, p)
+    alpha = converted_alpha(adapter.alpha, run.adapter.rank, run.p, p)
     _check_gamma(f"rank {new} with alpha {alpha:.4g}", alpha * float(new) ** -p)
     return Target(new, adapter.scaling, p, alpha)
 
 
 def _check_gamma(where: str, gamma: float) -> None:
     """Raises :class:`StudyError` for a gamma that a run in float32 cannot have."""
-    from study.config.values import LARGEST_FLOAT
-
     if not 1 / LARGEST_FLOAT <= gamma <= LARGEST_FLOAT:
         raise StudyError(
             f"{where} has gamma {gamma:g}, which float32 does not hold: change alpha or the rule"

@@ -33,7 +33,7 @@ def test_some_figures_in_some_formats_in_the_studys_plots_dir(
     both = ["--only", NAME, "--only", "learning_rate_basins"]
     absent = study_cli("figures", "a/results/mine", *both, "--to", "other")
     assert absent.code == 2
-    assert absent.err.startswith("study: no figure learning_rate_basins: ")
+    assert absent.err.splitlines()[-1].startswith("study: no figure learning_rate_basins: ")
     assert {path.name for path in Path("other").iterdir()} == {f"{NAME}.png", f"{NAME}.pdf"}
     for option, says in {
         "--only=grad_norm_vs_rnk": f"; did you mean {NAME}?",
