@@ -2,19 +2,21 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from io import BufferedRandom, BufferedReader
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import platformdirs
 
 from study.errors import StudyError
-from study.store.files import replacing
+from study.store.files import write_bytes
 
 _WORTH_A_LINE = 2 << 30
 """Bytes of a file that take long enough to hash for the user to wonder."""
@@ -56,65 +58,36 @@ def file_sha256(path: Path, again: bool = False) -> str:
         print(f"hashing {path.name} ({stat.st_size / 1e9:.1f} GB)", file=sys.stderr)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    content = json.dumps(seen | {"sha256": sha256}).encode()
-    _keep(note, lambda file: file.write(content))
+    _keep(note, json.dumps(seen | {"sha256": sha256}).encode())
     return sha256
 
 
 def _noted(note: Path) -> dict[str, Any]:
     try:
-        with _kept(note) as file:
-            return dict(json.loads(file.read()))
-    except (OSError, ValueError):  # not cached, or damaged
+        return dict(json.loads(note.read_bytes()))
+    except (OSError, ValueError, TypeError):  # not cached, or damaged
         return {}
 
 
 def kept_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The arrays that ``make`` returns, cached as ``arrays/name.npz`` in the cache folder.
 
-    ``name`` must identify everything that the arrays are computed from. A damaged file is made
-    again.
+    ``name`` must identify everything that the arrays are computed from. A damaged file, whose
+    checksums differ, is made again.
     """
     place = cache_folder() / "arrays" / f"{name}.npz"
     try:
-        with _kept(place) as file, np.load(file, allow_pickle=False) as found:
+        with np.load(place, allow_pickle=False) as found:
             return dict(found)
-    except (OSError, ValueError):  # not cached, or damaged
-        arrays = make()
-    _keep(place, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, BadZipFile, zlib.error):
+        arrays = make()  # not cached, or damaged
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # type: ignore[arg-type]
+    _keep(place, content.getvalue())
     return arrays
 
 
-# A file of the cache is the sha256 of its content in hex, a newline, and the content.
-
-_HEAD = 65
-
-
-@contextlib.contextmanager
-def _kept(place: Path) -> Iterator[BufferedReader]:
-    """An open file of the cache, at the start of its content. ValueError if it is damaged."""
-    with place.open("rb") as file:
-        head = file.read(_HEAD)
-        if head != _head(file):
-            raise ValueError(f"{place} is damaged")
-        yield file
-
-
-def _keep(place: Path, save: Callable[[BufferedRandom], Any]) -> None:
-    """Write a file of the cache, its content by ``save``."""
+def _keep(place: Path, content: bytes) -> None:
     with contextlib.suppress(OSError):  # a read-only or full cache costs time, not correctness
         place.parent.mkdir(exist_ok=True)
-        with replacing(place) as draft, draft.open("wb+") as file:
-            file.write(bytes(_HEAD))
-            save(file)
-            head = _head(file)
-            file.seek(0)
-            file.write(head)
-
-
-def _head(file: BufferedReader | BufferedRandom) -> bytes:
-    """The first line of an open file, from its content. Leaves the file at its content."""
-    file.seek(_HEAD)
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
-    file.seek(_HEAD)
-    return f"{digest}\n".encode()
+        write_bytes(place, content)

@@ -63,6 +63,7 @@ class Lock:
             os.close(self._file)
             self._file = None
 
+    @property
     def is_lost(self) -> bool:
         """Whether the lock was released, or its file deleted. Takes about 5 us."""
         return self._file is None or not same_file(self._file, self.path)
@@ -108,16 +109,12 @@ def is_held(path: Path) -> bool:
     return False
 
 
-class Claim:
+class Claim(Lock):
     """The right to write the cell in ``folder``, until :meth:`release` or the process's end."""
 
-    def __init__(self, folder: Path, held: Lock) -> None:
-        self.folder, self._lock = folder, held
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether the claim was released, or the cell's folder deleted."""
-        return self._lock.is_lost()
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / LOCK, _PATIENCE)
+        self.folder = folder
 
     def check(self) -> None:
         """Raises :class:`ClaimLost` if the cell is not this process's."""
@@ -127,10 +124,6 @@ class Claim:
                 "command again to train what is left"
             )
 
-    def release(self) -> None:
-        """Let other processes claim the cell. A second call does nothing."""
-        self._lock.release()
-
 
 def claim(folder: Path) -> Claim | None:
     """Claim the cell in ``folder``, which is created. None if a live process holds it.
@@ -138,10 +131,10 @@ def claim(folder: Path) -> Claim | None:
     Raises :class:`~study.store.files.StorageError` if the folder can't be written.
     """
     make_folder(folder)
-    held = Lock(folder / LOCK, _PATIENCE)
+    claimed = Claim(folder)
     with contextlib.suppress(TimeoutError):
-        held.acquire()
-        return Claim(folder, held)
+        claimed.acquire()
+        return claimed
     return None
 
 

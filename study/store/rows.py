@@ -169,25 +169,9 @@ def _decoded_stream(content: bytes, schema: pa.Schema, columns: Sequence[str] | 
 
 
 def last_metrics(stream: Path) -> dict[str, Any] | None:
-    """The last whole row of a ``metrics`` stream; None if it has none.
-
-    Only the last batch is decoded. Reading 10 000 rows takes about 20 ms.
-    """
-    last = None
-    if not stream.is_file():
-        return None
-    with (
-        contextlib.suppress(pa.ArrowInvalid, EOFError, OSError),
-        pa.OSFile(str(stream)) as source,
-    ):
-        for message in pa.ipc.MessageReader.open_stream(source):
-            if message.type == "record batch":
-                last = message
-    with contextlib.suppress(pa.ArrowInvalid, OSError, IndexError):  # zeros of a power cut
-        if last is not None:
-            batch = pa.ipc.read_record_batch(last, SCHEMAS["metrics"])
-            return batch.slice(len(batch) - 1).to_pylist()[0]
-    return None
+    """The last whole row of a ``metrics`` stream; None if it has none."""
+    rows = read_stream(stream)
+    return rows.slice(len(rows) - 1).to_pylist()[0] if len(rows) else None
 
 
 # When it has ended.
