@@ -155,8 +155,10 @@ def _of_study(study: Study, prefix: str, values: Values) -> dict[str, Any]:
     """The parts of the page that a study has of its own."""
     losses = findings.held_out(study)
     cells, groups = study.cells, losses.pop("groups")
-    by_cell = study.metrics.groupby("cell_id", observed=True) if len(study.metrics) else []
-    metrics = {str(cell): rows for cell, rows in by_cell}
+    metrics = {}
+    if len(study.metrics):
+        by_cell = study.metrics.groupby("cell_id", observed=True)
+        metrics = {str(cell): rows for cell, rows in by_cell}
     counts = {status: int((cells["status"] == status).sum()) for status in STATUSES}
     return {
         "cells": [

@@ -221,18 +221,18 @@ def _draw_line(ax: Axes, line: Line) -> None:
     """The line, its bars and theory; a large open marker at p*, and a bar along its interval."""
     colour, marker = style.quantity_look(line.quantity)
     ax.plot(line.p, line.exponent, **line.look, linewidth=0.9, zorder=3, gid=f"line {line.gid}")
-    bars = {"width": 0.7, "zorder": 2.8}
+    bars = style.keywords(width=0.7, zorder=2.8)
     style.bars(ax, line.p, line.low, line.high, colour, f"bars {line.gid}", **bars)
     if np.isfinite(line.predicted).any():
-        dots = {"color": style.INK, "linestyle": style.DOTTED, "linewidth": 1.4, "zorder": 3.2}
+        dots = style.keywords(color=style.INK, linestyle=style.DOTTED, linewidth=1.4, zorder=3.2)
         ax.plot(line.p, line.predicted, gid=f"theory {line.gid}", **dots)
     star, *ends = line.stable
     if np.isfinite(star):
-        open_marker = {"markersize": 6.5, "markerfacecolor": "none", "markeredgewidth": 0.9}
-        look = {"color": colour, "marker": marker, "zorder": 4, **open_marker}
+        open_marker = style.keywords(markersize=6.5, markerfacecolor="none", markeredgewidth=0.9)
+        look = style.keywords(color=colour, marker=marker, zorder=4, **open_marker)
         ax.plot([star], [0], gid=f"star {line.gid}", **look)
     if np.isfinite([star, *ends]).all():
-        thick = {"linewidth": 1.6, "solid_capstyle": "butt", "zorder": 3}
+        thick = style.keywords(linewidth=1.6, solid_capstyle="butt", zorder=3)
         ax.plot(ends, [0, 0], color=colour, gid=f"reach {line.gid}", **thick)
 
 

@@ -63,7 +63,7 @@ def loss_against_alpha(tables: Tables) -> Figure:
         raise Absent("a loss against alpha x lr needs runs at two alphas of two learning rates")
     shown, left_out = most_varied(parts, MOST_ROWS, lambda part: part.family)
     columns = max(len(part.ranks) for part in shown)
-    options = {"above": 0.3 + 0.35 * len(shown), "column": style.FULL, "sharex": True}
+    options = style.keywords(above=0.3 + 0.35 * len(shown), column=style.FULL, sharex=True)
     labels = [part.label for part in shown]
     page, grid = style.panels(labels, columns, ratio=1.9 / max(columns, 2), **options)
     crosses = False
@@ -115,7 +115,7 @@ def _draw(ax: Axes, part: Part, rank: float, top: float) -> bool:
         style.band(ax, product, low, high, colour, f"band {who}", alpha=0.12)
         if len(mean):
             best = int(mean.to_numpy().argmin())
-            large = {"marker": "o", "markersize": 5, "zorder": 4, "color": colour}
+            large = style.keywords(marker="o", markersize=5, zorder=4, color=colour)
             ax.plot(product[best], mean.iloc[best], gid=f"best {who}", **large)
             y = min(float(mean.iloc[-1]), top)
             style.label_end(ax, float(product[-1]), y, style.decimal(lr, powers=True), colour)

@@ -99,7 +99,9 @@ def _draw_basin(ax: Axes, sweep: Sweep, rule: Rule, rank: float, top: float) -> 
     who = f"{style.gid(rule)} r={style.rank_name(rank)}"
     drawn = means[means["whole"]]
     rates = drawn.index.to_numpy(float)
-    look = {"color": colour, "linestyle": "dashed" if math.isinf(rank) else "solid", **style.DOTS}
+    look = style.keywords(
+        color=colour, linestyle="dashed" if math.isinf(rank) else "solid", **style.DOTS
+    )
     ax.plot(rates, drawn["mean"], gid=f"basin {who}", **look)
     if len(rates):
         y = min(float(drawn["mean"].iloc[-1]), top)
@@ -123,9 +125,10 @@ def _draw_best(ax: Axes, sweep: Sweep, rule: Rule, rank: float) -> bool:
     edge = at_edge != INSIDE
     colour = style.shade(rule, rank, sweep.family.ranks)
     gid = f"{'edge' if edge else 'best'} {style.gid(rule)} r={style.rank_name(rank)}"
-    open_marker = {"markerfacecolor": "white", "markeredgecolor": colour} if edge else {}
     marker = style.rule_look(rule.scaling).marker
-    look = {"color": colour, "marker": marker, "linestyle": "none", **style.LARGE, **open_marker}
+    look = style.LARGE | style.keywords(color=colour, marker=marker, linestyle="none")
+    if edge:
+        look |= {"markerfacecolor": "white", "markeredgecolor": colour}
     ax.plot([best], [loss], gid=gid, **look)
     return edge
 

@@ -117,9 +117,9 @@ def _draw_row(
         ends, colour = ([found["ci_low"]], [found["ci_high"]]), LOOKS[one][2]
         ax.hlines([y], *ends, color=colour, linewidth=0.8, zorder=2, gid=f"bars {who}")
         if np.isfinite(found["predicted"]):
-            x, ends = [found["predicted"]], (y - APART / 2, y + APART / 2)
-            look = {"width": 1.4, "linestyle": style.DOTTED, "zorder": 1.5}
-            style.bars(ax, x, *ends, style.INK, f"theory {who}", **look)
+            x, low, high = [found["predicted"]], y - APART / 2, y + APART / 2
+            look = style.keywords(width=1.4, linestyle=style.DOTTED, zorder=1.5)
+            style.bars(ax, x, low, high, style.INK, f"theory {who}", **look)
         intervals.add(str(found["interval"]))
     return intervals
 

@@ -68,7 +68,7 @@ def conditions(tables: Tables) -> Figure:
             lines = [_draw_curve(ax, law, curves[law.rule]) for law in found if law.rule in curves]
             heading = f"{quantity.noun} ({quantity.name}):  {quantity.symbol}"
             theory = [(line, "theory") for line in lines[:1]]
-            options = {"heading": heading, "inches": inches, "curved": set(curves)}
+            options = style.keywords(heading=heading, inches=inches, curved=set(curves))
             laws.draw(ax, found, one.family, more=theory, **options)
             style.y_label(ax, f"{quantity.stat} at step {step}", "mean over layers of the log")
             style.log_axis([ax])

@@ -118,7 +118,7 @@ def _figure(
     settings = _rows_of(shown)
     labels = [", ".join(filter(None, (f.label, f"after step {s}"))) for f, s in settings]
     families, ratio = [family for family, _ in settings], 0.62 if len(measures) < 3 else 0.8
-    options = {"ratio": ratio, "more": 2, "labels": labels, "sharey": False}
+    options = style.keywords(ratio=ratio, more=2, labels=labels, sharey=False)
     page, grid = laws.panels(families, len(measures), **options)
     inches = page.get_figwidth() / len(measures) - 0.6
     drawn: list[laws.Law] = []
@@ -197,7 +197,7 @@ def _draw_theory(
     recorded = layers_of(rows[(rows["layer"] != MODEL_WIDE) & (rows["step"] == 1)], init.kurtosis)
     known = recorded or layers_of(_forward(tables, step), init.kurtosis)
     ranks = np.geomspace(family.finite_ranks[0], family.finite_ranks[-1], 33)
-    how = {"weighting": kind.weighting, "kind": optimizer.family, "init": init.drawn}
+    how = style.keywords(weighting=kind.weighting, kind=optimizer.family, init=init.drawn)
     curves = [first_step_distance(ranks, layer, **how) for layer in known]
     log = np.array([np.log(curve) for curve in curves if np.isfinite(curve).all()])
     if not len(log):
@@ -238,10 +238,10 @@ def _draw_explicit(ax: Axes, explicit: pd.DataFrame) -> list[tuple[Line2D, str]]
     rows = per_layer if len(per_layer) else explicit
     log = rows.assign(log=np.log(rows["value"].astype(float)))
     means = log.groupby(["rank", "cell_id"])["log"].mean()
-    ring = {**style.HOLLOW, "markersize": 5.5, "markerfacecolor": "none", "markeredgewidth": 0.6}
+    ring = style.keywords(markersize=5.5, markerfacecolor="none", markeredgewidth=0.6)
     ranks = means.index.get_level_values("rank")
-    look = {"color": style.INK, "marker": "o", "zorder": 5, "gid": "explicit", **ring}
-    (line,) = ax.plot(ranks, np.exp(means), **look)
+    look = style.HOLLOW | ring | style.keywords(color=style.INK, marker="o", zorder=5)
+    (line,) = ax.plot(ranks, np.exp(means), gid="explicit", **look)
     return [(line, "explicit runs")]
 
 

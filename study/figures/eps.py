@@ -104,6 +104,6 @@ def _fit_in_eps(law: laws.Law, eps: float) -> laws.Law:
 
 def _threshold(ax: Axes) -> tuple[Line2D, str]:
     """The line below which eps affects the updates, and its entry in the legend. gid: ``eps``."""
-    look: dict[str, Any] = {**style.THEORY, "linewidth": 0.8, "zorder": 1.5}
+    look = style.THEORY | style.keywords(linewidth=0.8, zorder=1.5)
     line = ax.axhline(SIGN_LIKE_FROM, gid="eps", **look)
     return line, f"{SIGN_LIKE_FROM:g}: below, eps affects the updates"

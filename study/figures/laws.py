@@ -265,7 +265,7 @@ def _draw_fit(ax: Axes, law: Law, colour: Any, *, straight: bool) -> list[Line2D
     if not straight or not np.isfinite(law.fit["predicted"]):
         return line
     predicted, *_ = fitted({**law.fit, "exponent": law.fit["predicted"]}, along)
-    dotted: dict[str, Any] = {"color": style.INK, "linestyle": style.DOTTED, "linewidth": 1.5}
+    dotted = style.keywords(color=style.INK, linestyle=style.DOTTED, linewidth=1.5)
     ax.plot(along, predicted, zorder=3.2, gid=f"theory {who}", **dotted)
     return line
 

@@ -149,9 +149,9 @@ def _draw(
     ``start``: the loss of the base, NaN if it is not drawn. gid: ``base``.
     """
     if np.isfinite(start):
-        look = {"color": style.FAINT, "linewidth": 0.8, "linestyle": style.DASHED, "zorder": 1}
+        look = style.keywords(color=style.FAINT, linewidth=0.8, linestyle=style.DASHED, zorder=1)
         ax.axhline(start, gid="base", **look)
-        place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+        place = style.keywords(xycoords=("axes fraction", "data"), textcoords="offset points")
         ax.annotate("base", (0, start), (2, -2), va="top", color=style.FAINT, fontsize=7, **place)
     for rule in rules:
         mine = points[points["rule"] == rule]
@@ -168,22 +168,24 @@ def _draw_rule(ax: Axes, rule: Rule, beside: list[Rule], points: pd.DataFrame) -
     finite = points[np.isfinite(points["rank"])].sort_values("rank", kind="stable")
     mean = finite.groupby("rank")["loss"].mean()
     ax.plot(mean.index, mean, color=colour, gid=f"line {who}", zorder=2)
-    hollow = {"color": colour, "marker": style.marker(rule, beside), "zorder": 3, **style.HOLLOW}
+    hollow = style.keywords(
+        color=colour, marker=style.marker(rule, beside), zorder=3, **style.HOLLOW
+    )
     at_edge = finite["edge"].astype(bool)
     inner, outer = finite[~at_edge], finite[at_edge]
-    solid = {**hollow, "markerfacecolor": colour}
+    solid = hollow | {"markerfacecolor": colour}
     ax.plot(inner["rank"], inner["loss"], gid=f"points {who}", **solid)
     if len(outer):
         ax.plot(outer["rank"], outer["loss"], gid=f"edge {who}", **hollow)
     limit = points.loc[np.isinf(points["rank"]), "loss"]
     if len(limit):
-        look = {"color": colour, "linestyle": "dashed", "linewidth": 0.8, "zorder": 1}
+        look = style.keywords(color=colour, linestyle="dashed", linewidth=0.8, zorder=1)
         ax.axhline(limit.mean(), gid=f"limit {who}", **look)
 
 
 def _handle(ax: Axes, rule: Rule, beside: list[Rule]) -> Any:
     """The entry of a rule in the legend."""
-    look: dict[str, Any] = {"color": style.tint(rule, beside), "marker": style.marker(rule, beside)}
+    look = style.keywords(color=style.tint(rule, beside), marker=style.marker(rule, beside))
     return ax.plot([], [], **look)[0]
 
 

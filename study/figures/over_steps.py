@@ -61,7 +61,7 @@ def exponents_over_training(tables: Tables) -> Figure:
 
     shown, columns = [family for family, _ in drawn], len(quantities)
     ratio = 0.95 * columns / 4  # the height does not depend on the number of columns
-    options = {"above": 0.3 + 0.45 * len(drawn), "column": style.FULL, "sharex": True}
+    options = style.keywords(above=0.3 + 0.45 * len(drawn), column=style.FULL, sharex=True)
     page, grid = style.panels([one.label for one in shown], columns, ratio=ratio, **options)
     theory = False
     beside = sorted({rule for family in shown for rule in family.rules[:MOST_RULES]})

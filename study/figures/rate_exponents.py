@@ -120,7 +120,7 @@ def _draw_point(
         if math.isfinite(row["ci_low"]):
             ax.vlines(x, row["ci_low"], row["ci_high"], color=colour, linewidth=1.0)
     size = 4 if is_last else 3
-    look = {"color": colour, "markersize": size, "zorder": size, "linestyle": "none"}
+    look = style.keywords(color=colour, markersize=size, zorder=size, linestyle="none")
     look |= {"marker": style.marker(rule, family.rules), "markeredgecolor": colour}
     look |= {"markerfacecolor": colour if is_last else "white"}
     ax.plot([x], [y], gid=f"{'point' if is_last else 'early'} {style.gid(rule)}", **look)

@@ -167,7 +167,7 @@ def in_rows(
     page: Figure, labels: Sequence[str], columns: int, beside: int = 1, **shared: Any
 ) -> list[np.ndarray]:
     """The panels of a page: see :func:`panels`."""
-    options = {"sharey": True, "squeeze": False} | shared
+    options: dict[str, Any] = {"sharey": True, "squeeze": False, **shared}
     return [part.subplots(1, columns, **options)[0] for part in rows(page, labels, beside)]
 
 
@@ -178,12 +178,17 @@ def first(row: np.ndarray, number: int) -> np.ndarray:
     return row[:number]
 
 
+def keywords(**given: Any) -> dict[str, Any]:
+    """Keyword arguments, for a call that would be long with them."""
+    return given
+
+
 def band(
     ax: Axes, x: Any, low: Any, high: Any, colour: Any, gid: str, alpha: float = 0.2, **more: Any
 ) -> None:
     """A shaded area from ``low`` to ``high``."""
-    look = {"color": colour, "alpha": alpha, "linewidth": 0, "gid": gid} | more
-    ax.fill_between(x, low, high, **look)
+    options: dict[str, Any] = {"color": colour, "alpha": alpha, "linewidth": 0, "gid": gid, **more}
+    ax.fill_between(x, low, high, **options)
 
 
 def bars(
@@ -560,7 +565,7 @@ class Decimals(Formatter):
         return [decimal(value, powers=not all(map(_is_short, values))) for value in values]
 
 
-def log_axis(panels: Sequence[Axes]) -> None:
+def log_axis(panels: Sequence[Axes] | np.ndarray) -> None:
     """A logarithmic y axis, shared by ``panels``, labelled at :class:`LogTicks`."""
     for ax in panels:
         ax.set_yscale("log")
@@ -679,7 +684,7 @@ def place_labels(page: Figure) -> None:
         _make_room(ax, width + LEADER * page.dpi / 72)
     for ax in labelled:
         ax.spines["bottom"].set_bounds(ax.get_xlim()[0], _end(ax))
-        _place(ax, width, height)
+        _set_labels(ax, width, height)
 
 
 def _end(ax: Axes) -> float:
@@ -697,7 +702,7 @@ def _make_room(ax: Axes, room: float) -> None:
     ax.set_xlim(right=float(scale.inverted().transform([max(extended, right)])[0]))
 
 
-def _place(ax: Axes, width: float, height: float) -> None:
+def _set_labels(ax: Axes, width: float, height: float) -> None:
     """Spread the labels of a panel from top to bottom, each as near to its line as possible."""
     labels = sorted(labels_of(ax), key=lambda text: text.xy[1])
     wanted = np.array([ax.transData.transform(text.xy)[1] for text in labels])

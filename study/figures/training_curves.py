@@ -128,7 +128,7 @@ def draw(
     """
     for curve in others:
         if curve.complete:
-            look = {"color": style.CONTEXT, "linewidth": 0.4, "zorder": 0.5}
+            look = style.keywords(color=style.CONTEXT, linewidth=0.4, zorder=0.5)
             ax.plot(curve.step, curve.value, gid=f"other {_who(curve)}", **look)
     dots = "o" if all(len(curve.step) <= MARKED_UP_TO for curve in found) else None
     for curve in sorted(found, key=lambda c: (not c.complete, c.rank)):
@@ -167,7 +167,7 @@ def _draw_curve(
             0.9 if curve.complete else 0.5,
             "dashed" if np.isinf(curve.rank) else "solid",
         )
-        look = {"color": colour, "linewidth": width, "linestyle": dashes, "markersize": 2.2}
+        look = style.keywords(color=colour, linewidth=width, linestyle=dashes, markersize=2.2)
         ax.plot(curve.step, curve.value, marker=dots, gid=f"curve {who}", **look)
 
 

@@ -82,10 +82,11 @@ def _draw(ax: Axes, family: Family, rule: Rule, rows: pd.DataFrame) -> None:
         who = f"{style.gid(rule)} r={style.rank_name(rank)}"
         kept = [min(k, 2 * most) for k in loss.index]  # infinite rank: right of all others
         ax.plot(kept, loss, color=colour, gid=f"cut {who}", zorder=2, **style.DOTS)
-        marker = {"marker": style.rule_look(rule.scaling).marker, **style.LARGE, "color": colour}
-        ax.plot(kept[-1:], loss.iloc[-1:], gid=f"whole {who}", **marker)
+        marker = style.rule_look(rule.scaling).marker
+        look = style.LARGE | style.keywords(marker=marker, color=colour)
+        ax.plot(kept[-1:], loss.iloc[-1:], gid=f"whole {who}", **look)
         name, at = style.rank_name(rank), (kept[-1], loss.iloc[-1])
-        look = {"color": colour, "fontsize": 7, "gid": f"rank {name}"}
+        look = style.keywords(color=colour, fontsize=7, gid=f"rank {name}")
         ax.annotate(name, at, (3, 3), textcoords="offset points", **look)
 
 
