@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, TypeVar
@@ -45,31 +45,31 @@ class Checked:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
 
-def one_of(choices: Iterable[Any]) -> Checked:
-    """One of a few values."""
-    allowed = tuple(choices)
-    words = tuple("null" if choice is None else str(choice) for choice in allowed)
+def one_of(choices: Collection[Any]) -> Checked:
+    """One of a few values. A row that a table gets later is one of them too."""
+
+    def words() -> tuple[str, ...]:
+        return tuple("null" if choice is None else str(choice) for choice in choices)
 
     def check(value: Any) -> Any:
-        if value not in allowed:
-            raise unknown(KEY, value, words)
+        if value not in choices:
+            raise unknown(KEY, value, words())
         return value
 
-    return Checked(check, words)
+    return Checked(check, words())
 
 
-def some_of(choices: Iterable[str]) -> Checked:
+def some_of(choices: Collection[str]) -> Checked:
     """``all``, one of a few names, or a list of them, which may not be empty (:func:`chosen`)."""
-    names = tuple(choices)
 
     def check(value: Any) -> Any:
-        if not chosen(KEY, value, names):
+        if not chosen(KEY, value, choices):
             raise StudyError(
-                f"{KEY}={short(value)} chooses nothing: give at least one of {', '.join(names)}"
+                f"{KEY}={short(value)} chooses nothing: give at least one of {', '.join(choices)}"
             )
         return value
 
-    return Checked(check, ("all", *names))
+    return Checked(check, ("all", *choices))
 
 
 def whole_or(least: int, *words: Any) -> Checked:
