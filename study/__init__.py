@@ -40,5 +40,5 @@ def load(study_dir: str) -> "StudyTables":
 def __getattr__(name: str) -> Any:
     """``record``, on first use: its module imports torch, which readers of tables do without."""
     if name == "record":
-        return import_module("study.integrations.loops").record
+        return import_module("study.integrations.recording").record
     raise AttributeError(f"module 'study' has no attribute {name!r}")

@@ -10,7 +10,16 @@ seed: 0
 Neither Hydra nor OmegaConf is imported: Axolotl pins a version of antlr that they cannot use.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from pydantic import BaseModel, model_validator
+
+from study.config import chosen
+from study.integrations.recording import is_seeded
+from study.integrations.runs import KERNELS
+from study.integrations.transformers import NormProbeCallback
+from study.vocabulary.quantities import BACKWARD, FORWARD, SITES
 
 if TYPE_CHECKING:
     BasePlugin = object
@@ -26,6 +35,44 @@ UNSEEDED = (
 )
 
 
+class NormProbeOptions(BaseModel, extra="forbid"):
+    """The arguments of :class:`study.integrations.transformers.NormProbeCallback`.
+
+    None is the callback's default.
+    """
+
+    results: str | None = None
+    steps: str | list[int] | None = None
+    every: int | None = None
+    sites: str | list[str] | None = None
+    stats: str | list[str] | None = None
+    tokens: int | None = None
+    data: str | None = None
+
+
+class NormProbeArgs(BaseModel):
+    """The key that the plugin adds to Axolotl's own."""
+
+    norm_probe: NormProbeOptions | None = None
+
+    @model_validator(mode="after")
+    def check_kernels(self) -> Self:
+        """Refuses fused kernels, which bypass the hooks of the sites that are asked for.
+
+        Axolotl joins this class with its own. Its validators have run: a kernel that the YAML does
+        not set is on by now, except where Axolotl does not use it.
+        """
+        sites = (self.norm_probe and self.norm_probe.sites) or "all"
+        on = [kernel for kernel in KERNELS if getattr(self, kernel, None)]
+        if on and set(chosen("norm_probe.sites", sites, SITES)) & {*FORWARD, *BACKWARD}:
+            raise ValueError(
+                f"norm_probe: {', '.join(on)} bypass the hooks of the LoRA layers: set "
+                f"{', '.join(f'{kernel}: false' for kernel in KERNELS)}, or measure weights only: "
+                "norm_probe: {sites: [A, B, delta_w, adapter_grad, adapter_update]}"
+            )
+        return self
+
+
 class NormProbePlugin(BasePlugin):
     """Adds :class:`study.integrations.transformers.NormProbeCallback` to Axolotl's trainer.
 
@@ -39,24 +86,18 @@ class NormProbePlugin(BasePlugin):
         Axolotl patches a model's code for its fused kernels before any other hook of a plugin
         runs, so its validation of the YAML is the first place to refuse them.
         """
-        return "study.integrations.axolotl_args.NormProbeArgs"
+        return "study.integrations.axolotl.NormProbeArgs"
 
     def pre_lora_load(self, cfg: Any, model: Any) -> None:
         """Seed torch before the adapter is drawn, if ``seed`` is set and nobody has done it.
 
         Axolotl seeds later, in its trainer. Without this, runs of one seed differ in their init.
         """
-        import torch
-
-        from study.integrations.loops import is_seeded
-
         if cfg.get("seed") is not None and not is_seeded():
             torch.manual_seed(cfg.get("seed"))
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
         """The callback for the trainer that Axolotl built."""
-        from study.integrations.transformers import NormProbeCallback
-
         paths = [source.get("path") for source in cfg.get("datasets") or []]
         options = {
             "results": "results/axolotl",

@@ -16,15 +16,18 @@ loop changes: no tensor, no random number, no loss. The transformers Trainer has
 does the same (:mod:`study.integrations.transformers`).
 """
 
+import inspect
 import math
 import secrets
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from weakref import WeakSet
 
 import pandas as pd
 import torch
@@ -32,19 +35,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from study.config import CellConfig, ProbesConfig, TrainConfig, probe_steps
-from study.errors import StudyError, one_line
+from study.errors import StudyError, one_line, short
 from study.integrations.passes import Hook, Passes, norm_of_gradients
-from study.integrations.refusals import check_hooks_ran, check_model, plain_optimizer
 from study.integrations.runs import (
     UNKNOWN_STEPS,
     Adapter,
     Loop,
+    check_hooks_ran,
+    check_model,
     groups_of,
     now,
     open_cell,
+    plain_optimizer,
     read_adapters,
 )
 from study.store import CellWriter, rows_of
+from study.store.cells import FIRST
 from study.training.devices import peak_memory_gb
 from study.training.stuck import StuckCheck
 from study.vocabulary.quantities import BACKWARD
@@ -57,8 +63,9 @@ LINEAR = ("mean_abs", "rms", "m4", "max_abs", "norm")
 LOOKED_AT = 3
 """The updates after which clip factors are looked at, for a loss that the loop scales."""
 
-_recorded: "WeakSet[Optimizer]" = WeakSet()
-"""The optimizers that are being recorded now."""
+LARGEST_SEED = 2**32 - 1
+"""The largest that transformers and Lightning accept. torch draws a larger one if none is set."""
+UNSEEDED = "No seed was set: the draw of the init is unknown, and the run can't be repeated."
 
 
 class Recording:
@@ -74,7 +81,7 @@ class Recording:
     - ``total``: those of the whole run; None if it is not known yet.
 
     Raises :class:`StudyError` for a model without LoRA and where measurements would be wrong
-    (:mod:`study.integrations.refusals`).
+    (:mod:`study.integrations.runs`).
     """
 
     def __init__(
@@ -142,13 +149,11 @@ class Recording:
 
     def begin(self) -> Self:
         """Start watching. Raises :class:`StudyError` if the optimizer is being recorded already."""
-        if self.optimizer in _recorded:
+        if _is_recorded(self.optimizer):
             raise StudyError(
                 "this optimizer is being recorded already: end that recording first, and open "
                 "one `with study.record(...)` around the whole loop, not around each step"
             )
-        _recorded.add(self.optimizer)
-        self._hooks.callback(_recorded.discard, self.optimizer)
         self.passes.attach(self._hooks)
         before = self.optimizer.register_step_pre_hook(self._before_step)
         after = self.optimizer.register_step_post_hook(self._after_step)
@@ -401,6 +406,98 @@ class Recording:
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._began
+
+
+def record(
+    results: str | Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    steps: str | list[int] | None = "log",
+    every: int | None = None,
+    sites: str | list[str] = "all",
+    stats: str | list[str] = "all",
+    tokens: int = 128,
+    seed: int | None = None,
+    data: str = "data of a script",
+    start: int = 0,
+    total: int | None = None,
+    **varies: Any,
+) -> Recording:
+    """Write the training inside ``with study.record(...):`` as a cell of a study.
+
+    ``model`` is adapted by PEFT, ``optimizer`` trains it; both may be wrapped by accelerate or be
+    parts of a LightningModule. Rank, alpha, rule, targets, init, optimizer, learning rate, betas,
+    eps, weight decay, batch size, accumulation and precision are read from them and from the first
+    step.
+
+    - ``results``: the study's folder, ``RESULTS/NAME``;
+    - ``steps`` or ``every``, ``sites``, ``stats``, ``tokens``: what is measured and when, as under
+      ``probes`` of ``study train``. Steps are optimizer steps, with any number of micro-batches;
+    - ``seed``: of the adapter's init and of the data; default: the one that torch was seeded with;
+    - ``data``: the name of the data in the tables;
+    - ``start``: the updates made before, in a loop that goes on from a checkpoint;
+    - ``total``: the updates of the whole run; default: as many as there are. Give it if runs of one
+      study may end early: runs of different length are not compared;
+    - ``varies``: anything else that differs between the runs of a study, by name.
+
+    Gradients are those at the end of the last backward pass. A change between it and the update is
+    taken for clipping, and ``clip_factor`` is the ratio of the two norms. A batch that the update
+    does not use, because its gradients were cleared or it had no backward pass, is in no row.
+
+    Raises :class:`StudyError` where measurements would be wrong
+    (:mod:`study.integrations.runs`).
+
+    >>> with study.record("results/mine", model, optimizer, steps=[0, 1, 10]):  # doctest: +SKIP
+    ...     for batch in loader:
+    ...         model(**batch).loss.backward()
+    ...         optimizer.step()
+    ...         optimizer.zero_grad()
+    """
+    _check_varies(varies)
+    note = ""
+    if seed is None:
+        seed, note = (torch.initial_seed(), "") if is_seeded() else (0, UNSEEDED)
+    by = "script's own loop"
+    known = Loop(Path(results), seed, "", data, by, steps=total, note=note, varies=varies)
+    asked = ProbesConfig(
+        every=every, steps=None if every else steps, sites=sites, stats=stats, tokens=tokens
+    )
+    return Recording(
+        model, optimizer, partial(_with_first_step, known), asked, start=start, total=total
+    )
+
+
+def _with_first_step(known: Loop, recording: Recording) -> Loop:
+    """``known`` with what the first step shows."""
+    passes = recording.passes.passes
+    return replace(
+        known,
+        precision=recording.precision,
+        batch_size=max(1, passes[0].sequences),
+        accumulation=len(passes),
+        schedule="scheduled" if "initial_lr" in recording.group else "constant",
+    )
+
+
+def is_seeded() -> bool:
+    """Whether somebody has set the seed of torch."""
+    return torch.initial_seed() <= LARGEST_SEED
+
+
+def _check_varies(varies: dict[str, Any]) -> None:
+    """Raises :class:`StudyError` for a name that the tables have already, and for odd values."""
+    taken = {*FIRST, *inspect.signature(CellConfig).parameters}
+    for name, value in varies.items():
+        if name in taken or name.startswith("_"):
+            raise StudyError(f"{name}={short(value)}: the tables have a column {name} already")
+        if not isinstance(value, bool | int | float | str | None):
+            raise StudyError(f"{name}={short(value)}: give a number, a string or a bool")
+
+
+def _is_recorded(optimizer: Optimizer) -> bool:
+    hooks = optimizer._optimizer_step_pre_hooks.values()
+    return any(isinstance(getattr(hook, "__self__", None), Recording) for hook in hooks)
 
 
 def _are_of_a_scale(factors: Sequence[float]) -> bool:

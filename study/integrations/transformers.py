@@ -23,8 +23,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from study.config import ProbesConfig
 from study.errors import StudyError
 from study.integrations.recording import Recording
-from study.integrations.refusals import check_model
-from study.integrations.runs import Loop, read_adapters
+from study.integrations.runs import Loop, check_model, read_adapters
 from study.vocabulary.quantities import MODEL_WIDE
 
 SHOWN = (("adapter_grad", "norm"), ("adapter_update", "norm"), ("adapter_update", "descent"))

@@ -15,8 +15,7 @@ pytest.importorskip("peft")
 pytest.importorskip("pydantic")
 import pydantic
 
-from study.integrations.axolotl import NormProbePlugin
-from study.integrations.axolotl_args import NormProbeArgs
+from study.integrations.axolotl import NormProbeArgs, NormProbePlugin
 
 KERNELS_OFF = {"lora_mlp_kernel": False, "lora_qkv_kernel": False, "lora_o_kernel": False}
 
