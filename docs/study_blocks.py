@@ -10,8 +10,8 @@ from rich.console import Console
 
 from docs.blocks import QUICK, Block, NoTables, minus, study_tables
 from study.analysis import first_to_read, render_table, side_by_side, summary
-from study.analysis.rank_stabilized import CONDITION, condition_rows
 from study.analysis.stable import shared_measurements
+from study.analysis.summary import CONDITION, condition_rows
 from study.analysis.wording import bend_text, bracket_notes, factor_text, number_text
 from study.figures.captions import settings
 from study.report.answer import answer as what_was_found

@@ -20,9 +20,8 @@ From probes to verdicts, in the order in which a study passes through them:
 
 What is read from them:
 
-- :mod:`~study.analysis.summary`, :mod:`~study.analysis.terminal`: the rows to read first, and the
-  tables that the terminal shows;
-- :mod:`~study.analysis.rank_stabilized`: the paper's condition, at the first and the last step;
+- :mod:`~study.analysis.summary`: the rows to read first, and those on the paper's condition;
+- :mod:`~study.analysis.terminal`: the tables that the terminal shows;
 - :mod:`~study.analysis.expectations`: what an experiment expected beside what was measured;
 - :mod:`~study.analysis.local_slopes`: slopes between neighbouring ranks;
 - :mod:`~study.analysis.wording`: the numbers of a row as text, the same everywhere.

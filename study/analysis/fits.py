@@ -136,7 +136,8 @@ def fit_lines(rank_R: npt.ArrayLike, y_GSRC: Floats) -> Lines:
     with np.errstate(invalid="ignore", divide="ignore"):
         own = _seed_lines(np.log(rank), y_GSRC, there_GSRC)
         found = _mean_lines(own) | _ends(rank, y_GSRC, there_GSRC)
-    found = dict(zip(found, np.broadcast_arrays(*found.values()), strict=True))
+    shaped = np.broadcast_arrays(*found.values())
+    found = dict(zip(found, shaped, strict=True))
     seeds, points, ranks = found["seeds"], found["points"], found["ranks"]
     df = np.where(ranks < 2, 0, np.where(seeds == 1, points - 2, seeds - 1)).clip(0)
     for name in ("se_slope", "se_mean", "cov"):
@@ -146,7 +147,7 @@ def fit_lines(rank_R: npt.ArrayLike, y_GSRC: Floats) -> Lines:
     return Lines(**found, df=df)
 
 
-def _seed_lines(x_R: Floats, y_GSRC: Floats, there_GSRC: Mask) -> dict[str, Floats]:
+def _seed_lines(x_R: Floats, y_GSRC: Floats, there_GSRC: Mask) -> dict[str, npt.NDArray[Any]]:
     """The line of each seed about its own centre ``(x, y)``, all ``[G, S, C]`` or ``[G, S, 1]``.
 
     ``sxx``, ``rss``: the sums of squares of x about the centre, and of the residuals.
@@ -177,7 +178,7 @@ def _seed_lines(x_R: Floats, y_GSRC: Floats, there_GSRC: Mask) -> dict[str, Floa
     return found | {"rss": (dy * dy).sum(axis=2), "curvature": curvature}
 
 
-def _mean_lines(own: Mapping[str, Floats]) -> dict[str, Floats]:
+def _mean_lines(own: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
     """The mean over the seeds of each group. They have the same ranks, so the same centre."""
     used = own["points"] >= 2
 
@@ -205,7 +206,7 @@ def _mean_lines(own: Mapping[str, Floats]) -> dict[str, Floats]:
     }
 
 
-def _ends(rank_R: Floats, y_GSRC: Floats, there_GSRC: Mask) -> dict[str, Floats]:
+def _ends(rank_R: Floats, y_GSRC: Floats, there_GSRC: Mask) -> dict[str, npt.NDArray[Any]]:
     """The number of ranks of each group, the lowest and the highest, and the slopes at the ends.
 
     A slope is that of the mean over seeds, between two neighbouring ranks. NaN where there are too

@@ -79,13 +79,13 @@ def _means(
     ]
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = {name: np.log(probes[name].to_numpy()[here].astype(float)) for name in columns}
-    table = np.exp(pd.DataFrame(logs).groupby(by).mean())
+    table = pd.DataFrame(logs).groupby(by).mean().transform(np.exp)
     curve, step, batch, layer = (table.index.get_level_values(level) for level in range(4))
     named = pd.Index(batches).take(batch), pd.Index(layers).take(layer)
     return table.set_axis(pd.MultiIndex.from_arrays([curve, step, *named]))
 
 
-def _at(means: pd.DataFrame, curve: Ints, step: Ints, batch: Any, layer: Any) -> pd.DataFrame:
+def _at(means: pd.DataFrame, curve: Any, step: Any, batch: Any, layer: Any) -> pd.DataFrame:
     """The rows of ``means`` at given places; NaN where there are none."""
     return means.reindex(
         pd.MultiIndex.from_arrays(

@@ -238,10 +238,11 @@ def rank_effects(losses: pd.DataFrame) -> pd.DataFrame:
         whole = rule[np.isfinite(rule["loss"])]
         slopes = [_slope(seed) for _, seed in whole.groupby("seed") if seed["rank"].nunique() > 1]
         if slopes:
+            named = rule.iloc[0][[*by, "optimizer"]].to_dict()
             rows.append(
-                {
-                    **rule.iloc[0][[*by, "optimizer"]].to_dict(),
-                    **interval_columns("gain", -np.array(slopes)),
+                named
+                | interval_columns("gain", -np.array(slopes))
+                | {
                     "seeds": len(slopes),
                     "ranks": whole["rank"].nunique(),
                     "rank_min": whole["rank"].min(),
@@ -464,7 +465,7 @@ def _effect(of_rank: pd.DataFrame, lowest: float, own: "pd.Series[float]") -> di
     whole, base = float(loss_K[rank]), float(loss_K.get(0.0, np.nan))
     enough = loss_K.index[(base > whole) & (base - loss_K >= KEPT * (base - whole))]
     cut = of_rank[of_rank["kept"] == lowest].set_index("seed")["loss"]
-    beyond = (cut - own).dropna() if rank > lowest else []
+    beyond = (cut - own).dropna().to_numpy(float) if rank > lowest else np.empty(0)
     labels = of_rank.iloc[0].drop(["kept", "loss", "share", "seed"]).to_dict()
     return {
         **{str(name): value for name, value in labels.items()},

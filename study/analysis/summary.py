@@ -1,13 +1,47 @@
-"""The rows of ``exponents`` to read first."""
+"""The rows of ``exponents`` to read first, and those on the paper's own condition.
 
+**The condition.** Kalajdzievski 2023 (Definition 3.1, Theorem 3.2): the outputs of an adapter, and
+the gradients that it passes to its input, must not depend on the rank, at any step of training.
+They are read on one fixed batch that is never trained on, if the study probed it; otherwise on the
+training batch. The gradient norm over all adapters (the paper's Figure 3) stands beside them.
+
+Nothing is fitted or tested here: the rows are those of ``exponents``, with their words.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 import pandas as pd
 
 from study.analysis.grouping import curve_columns, distinguishing, numbered
-from study.analysis.rank_stabilized import rows_of_condition
 from study.analysis.verdicts import at_primary_steps
 from study.analysis.wording import interval_text, setting_text
-from study.vocabulary.quantities import MODEL_WIDE, PRIMARY
+from study.vocabulary.quantities import (
+    BACKWARD_IN,
+    FORWARD_OUT,
+    GRADIENT_NORM,
+    HELDOUT,
+    MODEL_WIDE,
+    PRIMARY,
+    TRAIN,
+    Quantity,
+)
 from study.vocabulary.scaling import RULES
+from study.vocabulary.verdicts import ONE_SEED, STABLE, UNCLEAR
+
+CONDITION: tuple[Quantity, ...] = (FORWARD_OUT, BACKWARD_IN, GRADIENT_NORM)
+"""What must not depend on the rank, in the order of the tables."""
+BATCHES_OF = {FORWARD_OUT: (HELDOUT, TRAIN), BACKWARD_IN: (HELDOUT, TRAIN), GRADIENT_NORM: (TRAIN,)}
+"""The batches on which each is read: the first one that the study probed."""
+LOST, FAILS, HOLDS, LATE, OPEN = ANSWERS = (
+    "stable at the first step and not at the last",
+    "not stable at the last step",
+    "stable at the first step and at the last",
+    "stable at the last step and not at the first",
+    "not decided",
+)
+"""What the verdicts of a curve say together, in the order of a report: what is lost comes first."""
+SAYS_NOTHING = {UNCLEAR, ONE_SEED}
 
 SUMMARY_COLUMNS = (
     *("optimizer", "scaling", "exponent_p", "rule", "curve", "site", "stat", "quantity"),
@@ -37,44 +71,99 @@ def summary(exponents: pd.DataFrame) -> pd.DataFrame:
     - ``over``: how layers were pooled;
     - ``estimate``: the exponent with ``ci_low`` and ``ci_high``, as text.
     """
-    rows = _primary_rows(exponents)
-    steps = rows.groupby(["of_curve", "place"])["step"]
-    ends = (rows["step"] == steps.transform("min")) | (rows["step"] == steps.transform("max"))
-    return _described(rows[rows["fixed"] | ends], exponents)
+    rows = _rows_of(PRIMARY, exponents)
+    return _described(rows[rows["fixed"] | rows["is_first"] | rows["is_last"]], exponents)
 
 
 def headline(exponents: pd.DataFrame) -> pd.DataFrame:
     """The rows of :func:`summary` at the primary steps of each quantity."""
-    rows = _primary_rows(exponents)
+    rows = _rows_of(PRIMARY, exponents)
     return _described(rows[rows["fixed"]], exponents)
 
 
-def _primary_rows(exponents: pd.DataFrame) -> pd.DataFrame:
-    """The primary quantities at every step, ordered by curve, quantity and step.
+def condition_rows(exponents: pd.DataFrame) -> pd.DataFrame:
+    """The rows of ``exponents`` on the paper's condition, at the first and last step measured.
 
-    ``fixed``: whether the step is a primary one. ``of_curve``, ``place``: numbers of the curve and
-    of the quantity.
+    ``exponents`` is the table of :func:`~study.analysis.verdicts.with_verdicts`. Curves are in its
+    order, quantities in that of :data:`CONDITION`. Columns beside those of ``exponents``: those of
+    :func:`_rows_of`, and ``curve``, the values that separate the curve from others of its
+    optimizer and rule, as text.
+    """
+    rows = _rows_of(CONDITION, exponents)
+    rows = rows[rows["is_first"] | rows["is_last"]]
+    return rows.assign(curve=_curve_texts(rows, exponents)).reset_index(drop=True)
+
+
+def _rows_of(quantities: Sequence[Quantity], exponents: pd.DataFrame) -> pd.DataFrame:
+    """Quantities at every step, each on one batch, ordered by curve, quantity and step.
+
+    - ``curve_number``: equal for the rows of one curve. ``place``: of the quantity;
+    - ``is_first``, ``is_last``: whether the step is the first or the last one at which the
+      quantity has an exponent. An adapter's output is zero at step 0, so its first step is 1;
+    - ``fixed``: whether the step is a primary one of the quantity.
     """
     curve = pd.Series(numbered(exponents, curve_columns(exponents)), exponents.index)
     parts = []
-    for place, quantity in enumerate(PRIMARY):
+    for place, quantity in enumerate(quantities):
         rows = rows_of_condition(quantity, exponents)
-        rows = rows.assign(of_curve=curve[rows.index], place=place)
-        fixed = at_primary_steps(quantity, rows, rows["of_curve"].to_numpy())
-        parts.append(rows.assign(fixed=fixed))
-    return pd.concat(parts).sort_values(["of_curve", "place", "step"], kind="stable")
+        number = curve[rows.index].to_numpy()
+        fixed = at_primary_steps(quantity, rows, number)
+        parts.append(rows.assign(place=place, curve_number=number, fixed=fixed))
+    rows = pd.concat(parts)
+    steps = rows.groupby(["curve_number", "place"])["step"]
+    rows = rows.assign(
+        is_first=rows["step"] == steps.transform("min"),
+        is_last=rows["step"] == steps.transform("max"),
+    )
+    return rows.sort_values(["curve_number", "place", "step"], kind="stable")
+
+
+def _curve_texts(rows: pd.DataFrame, exponents: pd.DataFrame) -> list[str]:
+    """By row the values that separate its curve from the others of ``rows``: ``lr=0.001``."""
+    named = distinguishing(rows, curve_columns(exponents))
+    return [
+        ", ".join(f"{name}={setting_text(value)}" for name, value in zip(named, row, strict=True))
+        for _, *row in rows[named].itertuples(name=None)
+    ]
+
+
+def rows_of_condition(quantity: Quantity, exponents: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a quantity at any step; for each curve on the first of its batches that was
+    probed. They are those of :data:`BATCHES_OF`, or the training batch."""
+    here = np.ones(len(exponents), bool)
+    for name in ("site", "stat", "kind", "layer"):
+        here &= (exponents[name] == getattr(quantity, name)).to_numpy()
+    rows = exponents[here]
+    batches = BATCHES_OF.get(quantity, (TRAIN,))
+    rank = rows["batch"].map({name: n for n, name in enumerate(batches)}).astype(float)
+    curve = numbered(rows, curve_columns(exponents))
+    return rows[(rank == rank.groupby(curve).transform("min")).to_numpy()]
+
+
+def answer(first: Iterable[str], last: Iterable[str]) -> str:
+    """One of :data:`ANSWERS`, from the verdicts at the first and at the last step."""
+    at_first, at_last = _all_stable(first), _all_stable(last)
+    if at_last is False:
+        return LOST if at_first else FAILS
+    if at_last and at_first is not None:
+        return HOLDS if at_first else LATE
+    return OPEN
+
+
+def _all_stable(words: Iterable[str]) -> bool | None:
+    """Whether all words are ``stable``. None if some test showed nothing, and none a slope."""
+    found = set(words)
+    if found - {STABLE} - SAYS_NOTHING:
+        return False
+    return None if found & SAYS_NOTHING else True
 
 
 def _described(rows: pd.DataFrame, exponents: pd.DataFrame) -> pd.DataFrame:
     """Rows of ``exponents`` with :data:`SUMMARY_COLUMNS`."""
-    named = distinguishing(rows, curve_columns(exponents))
     by_row = list(rows.itertuples(index=False))
     rows = rows.assign(
         rule=list(map(rule_text, rows["scaling"], rows["exponent_p"])),
-        curve=[
-            ", ".join(f"{name}={setting_text(getattr(row, name))}" for name in named)
-            for row in by_row
-        ],
+        curve=_curve_texts(rows, exponents),
         quantity=[f"{row.site} {row.stat}" for row in by_row],
         over=[
             OVER_MODEL if row.layer == MODEL_WIDE else f"mean over {row.layers} layers of the log"

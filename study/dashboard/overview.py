@@ -9,7 +9,7 @@ import pandas as pd
 
 from study.analysis.fits import t_critical
 from study.analysis.grouping import curve_labels, distinguishing
-from study.analysis.rank_stabilized import BATCHES_OF
+from study.analysis.summary import BATCHES_OF
 from study.analysis.wording import INTERVAL, STRAIGHTNESS, batch_words
 from study.dashboard import findings
 from study.dashboard.colours import rule_looks

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from study.analysis.rank_stabilized import BATCHES_OF
+from study.analysis.summary import BATCHES_OF
 from study.figures import style
 from study.figures.captions import on_batch, sentence_on_ci
 from study.figures.laws import fits

@@ -15,7 +15,7 @@ import pandas as pd
 from study.analysis import rank_effects, rate_transfer
 from study.analysis.grouping import curve_labels, distinguishing, firsts, numbered
 from study.analysis.losses import NOT_A_SETTING
-from study.analysis.rank_stabilized import CONDITION, FAILS, HOLDS, LATE, LOST, OPEN, condition_rows
+from study.analysis.summary import CONDITION, FAILS, HOLDS, LATE, LOST, OPEN, condition_rows
 from study.analysis.verdicts import rows_of
 from study.analysis.wording import batch_words, setting_text
 from study.report.sections import answer_of
@@ -37,11 +37,11 @@ class Curve:
       empty if there is one. ``rule``: ``rsLoRA``, or ``rsLoRA (AdamW)``. ``name``: with the
       formula, ``rsLoRA (AdamW, γ = α/√r)``;
     - ``setting``: equal for curves that differ in the rule only;
-    - ``condition``: its rows of :func:`~study.analysis.rank_stabilized.condition_rows`;
+    - ``condition``: its rows of :func:`~study.analysis.summary.condition_rows`;
     - ``descent``: the row of ``exponents`` with the descent of the first update, or None;
     - ``losses``: by rank, the final held-out loss in nats per token, the mean over seeds. A rank at
       which a run diverged or got stuck has none. ``base``: that before training, or NaN;
-    - ``gain``: its row of :func:`~study.analysis.rank_effects`; None without two such ranks.
+    - ``gain``: its row of :func:`~study.analysis.losses`; None without two such ranks.
     """
 
     beside: str

@@ -20,7 +20,7 @@ from study.analysis import (
 )
 from study.analysis.grouping import distinguishing
 from study.analysis.losses import KEPT
-from study.analysis.rank_stabilized import ANSWERS, FAILS, LOST, answer, condition_rows
+from study.analysis.summary import ANSWERS, FAILS, LOST, answer, condition_rows
 from study.analysis.stable import (
     STABLE_COLUMNS,
     one_per_measurement,
@@ -99,7 +99,7 @@ def _curves(rows: pd.DataFrame) -> list[NamedCurve]:
 
 
 def answer_of(entries: Sequence[Any]) -> str:
-    """One of :data:`~study.analysis.rank_stabilized.ANSWERS`, from the rows of one curve."""
+    """One of :data:`~study.analysis.summary.ANSWERS`, from the rows of one curve."""
     return answer(
         [row.verdict for row in entries if row.is_first],
         [row.verdict for row in entries if row.is_last],

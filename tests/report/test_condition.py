@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from study.analysis import load_tables
-from study.analysis.rank_stabilized import FAILS, HOLDS, LATE, LOST, OPEN, answer
+from study.analysis.summary import FAILS, HOLDS, LATE, LOST, OPEN, answer
 from study.report import as_markdown
 from study.report.answer import answer as said
 from study.report.sections import condition_section, exponent_section
