@@ -81,7 +81,7 @@ def _means(
         logs = {name: np.log(probes[name].to_numpy()[here].astype(float)) for name in columns}
     table = pd.DataFrame(logs).groupby(by).mean().transform(np.exp)
     curve, step, batch, layer = (table.index.get_level_values(level) for level in range(4))
-    named = pd.Index(batches).take(batch), pd.Index(layers).take(layer)
+    named = np.array(batches, object)[batch], np.array(layers, object)[layer]
     return table.set_axis(pd.MultiIndex.from_arrays([curve, step, *named]))
 
 

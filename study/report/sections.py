@@ -20,7 +20,6 @@ from study.analysis import (
 )
 from study.analysis.grouping import distinguishing
 from study.analysis.losses import KEPT
-from study.analysis.summary import ANSWERS, FAILS, LOST, answer, condition_rows
 from study.analysis.stable import (
     STABLE_COLUMNS,
     one_per_measurement,
@@ -28,6 +27,7 @@ from study.analysis.stable import (
     shared_measurements,
     shared_rules,
 )
+from study.analysis.summary import ANSWERS, FAILS, LOST, answer, condition_rows
 from study.analysis.terminal import exponent_text, interval_span
 from study.analysis.terminal import legend as rate_legend
 from study.analysis.wording import batch_words, bend_text, bracket_head, bracket_notes, factor_text
