@@ -8,8 +8,9 @@ from typing import Any
 
 from study.cli.group import say
 from study.config import AdapterConfig, OptimizerConfig
+from study.config.types import MOST_RANK
 from study.config.values import LARGEST_FLOAT, read
-from study.errors import StudyError, short, unknown
+from study.errors import StudyError, given, short, unknown
 from study.integrations.configs import read_file
 from study.store import find_cell
 from study.theory.equivalence import converted_alpha
@@ -176,7 +177,11 @@ def read_target(run: TransferRun, rank: str | None, rule: str | None) -> Target:
     """Rank and rule of the new run. Raises :class:`StudyError` for values out of range."""
     new: Any = run.adapter.rank
     if rank is not None:
-        new = int(rank) if rank.isascii() and rank.isdecimal() and len(rank) < 20 else rank
+        new = int(rank) if rank.isascii() and rank.isdecimal() and len(rank) < 20 else 0
+        if not 1 <= new <= MOST_RANK:
+            raise StudyError(
+                f"--rank={given(rank)} is out of range: give a whole number from 1 to {MOST_RANK}"
+            )
     adapter = replace(run.adapter, rank=new)
     if rule is not None:
         adapter = replace(adapter, scaling=rule, exponent=None)

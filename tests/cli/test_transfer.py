@@ -280,7 +280,7 @@ def test_a_strangers_cell_gets_one_line(
     ("options", "words"),
     [
         (["--rank", "0"], "--rank=0 is out of range"),
-        (["--rank", "x\n"], "--rank='x\\n' is out of range"),
+        (["--rank", "x\n"], "--rank=x\\n is out of range"),
         (["--rank", "9" * 5000], "is out of range"),
         (["--rule", "lorra"], "choose from lora, rslora, power"),
         (["--rule", "power"], "has no exponent"),
