@@ -116,9 +116,9 @@ def _training(
     """The optimizer's name, the learning rate if it is known, and what is assumed."""
     given_lr = None if lr is None else _parsed("--lr", lr)
     own_lr, own_name = settings.get("optimizer.lr"), settings.get("optimizer.name")
-    for option, given, own in (("--lr", given_lr, own_lr), ("--optimizer", optimizer, own_name)):
-        if given is not None and own is not None and given != own:
-            raise StudyError(f"{option}={given}, but {origin} says {own}: leave out {option}")
+    for option, asked, own in (("--lr", given_lr, own_lr), ("--optimizer", optimizer, own_name)):
+        if asked is not None and own is not None and asked != own:
+            raise StudyError(f"{option}={asked}, but {origin} says {own}: leave out {option}")
     assumed = []
     name = own_name or optimizer
     if name is None:
