@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from study.models.sources import find_model
 from study.store import load_measured
 from study.sweeps import run as sweep
 from study.sweeps.cells import plan
-from study.sweeps.prepare import build_pack_corpus
+from study.sweeps.packs import build_pack_corpus
 from study.training.devices import choose_device
 
 from . import peft_script
@@ -85,7 +86,14 @@ def composed(*overrides: str) -> CellConfig:
 
 def base_and_corpus(config: CellConfig) -> tuple[FrozenBase, Corpus]:
     """The base and the data of a cell. The base stays loaded for the next call."""
-    return sweep.loaded_base(config, choose_device(config.device)), build_pack_corpus(config)
+    [cell] = plan([config])
+    return worker().base(cell, choose_device(config.device)), build_pack_corpus(config)
+
+
+@cache
+def worker() -> sweep.Worker:
+    """What keeps the base of all runs of this process."""
+    return sweep.Worker()
 
 
 def trainer(config: CellConfig) -> TimedRun:
@@ -178,7 +186,7 @@ def _summed_loss(base: FrozenBase, batch: TokenBatch, precision: str) -> torch.T
 
 def alone(config: CellConfig) -> TimedRun:
     """Ours, with a base loaded for this cell."""
-    sweep.forget_base()
+    worker().close()
     return _ours("alone", config)
 
 
@@ -216,7 +224,8 @@ def _trained(cells: Sequence[CellConfig]) -> tuple[float, pd.DataFrame]:
     try:
         began = time.perf_counter()
         with contextlib.redirect_stderr(io.StringIO()):
-            sweep.run(plan([replace(each, results_dir=str(folder)) for each in cells]))
+            pack = plan([replace(each, results_dir=str(folder)) for each in cells])
+            sweep.run(pack, worker())
         wall = time.perf_counter() - began
         return wall, load_measured(folder / cells[0].name).metrics
     finally:

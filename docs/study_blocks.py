@@ -25,7 +25,7 @@ from study.report.text import (
     word_text,
 )
 from study.store import StudyTables
-from study.sweeps.status import count_noun
+from study.sweeps.progress import count_noun
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import (
     BACKWARD_IN,

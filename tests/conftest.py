@@ -6,6 +6,7 @@ torch, which takes seconds.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -23,7 +24,6 @@ from omegaconf import DictConfig
 from study import cli
 from study.config import CellConfig, ModelConfig
 from study.config.compose import CONF, parse
-from study.sweeps.imports import without_collections
 
 if TYPE_CHECKING:
     from study.data import Corpus
@@ -44,8 +44,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
     """The garbage collector does not look at what collecting has imported, which stays."""
-    with without_collections():
+    gc.disable()
+    try:
         return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,7 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from torch.distributed import TCPStore
 
 from study import cli
-from study.sweeps import following
+from study.sweeps import processes
 
 PROCESSES = 2
 _SECONDS = 600
@@ -38,17 +38,17 @@ def together(task: Callable[[int], Any], folder: Path) -> list[Any]:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("fork")
     results = context.Queue()
-    processes = [
+    started = [
         context.Process(target=_run, args=(task, number, store.port, folder, results))
         for number in range(PROCESSES)
     ]
-    for process in processes:
+    for process in started:
         process.start()
     found: dict[int, Any] = {}
     deadline = time.monotonic() + _SECONDS
     try:
         while len(found) < PROCESSES:
-            killed = {n: None for n, process in enumerate(processes) if process.exitcode}
+            killed = {n: None for n, process in enumerate(started) if process.exitcode}
             if len(found | killed) == PROCESSES:
                 break
             with contextlib.suppress(queue.Empty):
@@ -58,7 +58,7 @@ def together(task: Callable[[int], Any], folder: Path) -> list[Any]:
                 (folder / f"stderr-{number}").read_text() for number in range(PROCESSES)
             ]
     finally:
-        for process in processes:
+        for process in started:
             process.join(5)
             process.kill()
     return [found.get(number) for number in range(PROCESSES)]
@@ -74,7 +74,7 @@ def commands_together(before: Callable[[int], None], folder: Path) -> list[Any]:
         before(number)
         GlobalHydra.instance().clear()
         # A process of a test leaves as Python does, so that its result arrives.
-        following.os = SimpleNamespace(_exit=sys.exit)  # type: ignore[assignment]
+        processes.os = SimpleNamespace(**{**vars(os), "_exit": sys.exit})  # type: ignore[assignment]
         try:
             cli.main()
         except SystemExit as leaving:

@@ -16,7 +16,7 @@ from study.config.compose import CONF, parse
 MODULES = (
     *("joblib", "pandas", "pyarrow.parquet", "pytorch_optimizer", "transformers.optimization"),
     *("study.cli", "study.sweeps.app", "study.sweeps.run", "study.sweeps.launch"),
-    *("study.sweeps.plan", "study.sweeps.status", "study.store.checkpoints"),
+    *("study.sweeps.plan", "study.sweeps.progress", "study.store.checkpoints"),
 )
 
 for name in MODULES:

@@ -5,9 +5,8 @@ The sweeper decides which cells run together, the launcher where. The work is do
 """
 
 import shlex
-import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -26,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
     from study.sweeps.cells import Cell
+    from study.sweeps.sharing import Outcome
 
 
 @dataclass
@@ -69,10 +69,7 @@ class PackedSweeper(Sweeper):
         """
         # Imported here, because Hydra imports every plugin at start-up.
         from study.config.compose import compose, search_path
-        from study.sweeps.app import PLAN_KEY, job_overrides, planned_for
-        from study.sweeps.imports import without_collections
-        from study.sweeps.launchers import parallel_jobs
-        from study.sweeps.sharing import Outcome, train_all
+        from study.sweeps.app import PLAN_KEY, job_overrides, parallel_jobs, planned_for
 
         loader = self.hydra_context.config_loader
         shared, swept = self._axes(arguments)
@@ -81,11 +78,10 @@ class PackedSweeper(Sweeper):
         found = search_path(self.config.hydra.overrides.hydra)
         # Composed first: a mistake in a value is found before torch is imported, for seconds.
         configs = compose(loader, name, [*found, *shared], grid)
-        with without_collections():
-            from study.sweeps import launch, processes
-            from study.sweeps.cells import plan, to_train
-            from study.sweeps.packs import packs as packed
-            from study.sweeps.plan import show_plan
+        from study.sweeps import launch
+        from study.sweeps.cells import plan, to_train
+        from study.sweeps.packs import packs as packed
+        from study.sweeps.plan import show_plan
 
         cells = plan(configs)
         overrides = {cell.folder: shlex.join(own) for cell, own in zip(cells, grid, strict=True)}
@@ -93,37 +89,24 @@ class PackedSweeper(Sweeper):
         packs = packed(to_train(cells), at_a_time)
         if PLAN_KEY in self.config:
             return show_plan(cells, packs, planned_for(self.config))
-        launch.check_weights(cells)
-        processes.check(cells, launched_here=isinstance(self.launcher, BasicLauncher))
-        launch.announce(cells, packs)
+        here = isinstance(self.launcher, BasicLauncher)
         returns: list[JobReturn] = []
 
-        def one_pass(free: Sequence["Cell"]) -> list[Outcome]:
-            jobs = [
-                [
-                    *shared,
-                    *job_overrides(
-                        [overrides[cell.folder] for cell in pack], agendas[pack[0].study_dir]
-                    ),
-                ]
-                for pack in packed(free, at_a_time)
-            ]
-            with self._patience(launch.stopping_together(agendas.values())), launch.lost_workers():
+        def one_pass(free: Sequence["Cell"], files: Mapping[Path, Path]) -> list["Outcome"]:
+            jobs = []
+            for pack in packed(free, at_a_time):
+                own = [overrides[cell.folder] for cell in pack]
+                jobs.append([*shared, *job_overrides(own, files[pack[0].study_dir])])
+            # A process that trains itself asks for signals itself.
+            together = nullcontext() if here else launch.stopping_together(files.values())
+            with together, launch.lost_workers():
                 ended = self.launcher.launch(jobs, initial_job_idx=len(returns))
             returns.extend(ended)
             # Accessing the value raises the exception of a job that is not a user's mistake.
             return [job.return_value for job in ended]
 
-        with launch.on_agenda(packs) as agendas:
-            train_all(cells, one_pass)
-        if packs:
-            _publish(cells)
-        launch.conclude(cells)
+        launch.conduct(cells, packs, one_pass, here)
         return returns
-
-    def _patience(self, block: AbstractContextManager[None]) -> AbstractContextManager[None]:
-        """``block``, or nothing if the jobs run in this process, which asks for signals itself."""
-        return nullcontext() if isinstance(self.launcher, BasicLauncher) else block
 
     def _axes(self, arguments: list[str]) -> tuple[list[str], list[list[str]]]:
         """Overrides that all cells share, and a list of alternatives for each swept key."""
@@ -145,18 +128,3 @@ class PackedSweeper(Sweeper):
                 ]
         shared = [axis[0] for axis in by_key.values() if len(axis) == 1]
         return shared, [axis for axis in by_key.values() if len(axis) > 1]
-
-
-def _publish(cells: Sequence["Cell"]) -> None:
-    """Send the results of studies that are tracked in W&B to it."""
-    for study_dir, config in {cell.study_dir: cell.config for cell in cells}.items():
-        if config.tracker.name == "wandb":
-            from study.tracking.publish import publish
-
-            plots = Path(config.plots_dir) / config.name
-            publish(
-                study_dir,
-                plots,
-                config.tracker,
-                lambda line: print(line, file=sys.stderr, flush=True),
-            )

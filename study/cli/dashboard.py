@@ -112,16 +112,11 @@ def wait_for_cells(
 def _look_ahead() -> "LookAhead":
     """What the live sweeps of a study have still to train, as ``study status --watch`` says it."""
     from study.dashboard.server import Ahead
-    from study.sweeps.agenda import WAITING, Done, agendas, progress, records
-
-    done: dict[Path, Done] = {}  # read once, see study.sweeps.agenda.Done
+    from study.sweeps.progress import live_sweeps, waiting_cells
 
     def look(study_dir: Path) -> Ahead:
-        seen, waiting, times = done.setdefault(study_dir, {}), set(), []
-        for agenda in agendas(study_dir):
-            now = records(study_dir, agenda, seen)
-            waiting |= {str(one["cell_id"]) for one in now if one["status"] == WAITING}
-            times.append(progress(study_dir, agenda, seen).seconds_left)
+        waiting = {str(record["cell_id"]) for record in waiting_cells(study_dir)}
+        times = [sweep.progress().seconds_left for sweep in live_sweeps(study_dir)]
         # A cell that failed and waits for its next attempt is counted as failed.
         waiting -= {folder.name for folder in cell_folders(study_dir)} if waiting else set()
         return Ahead(len(waiting), max((t for t in times if t is not None), default=None))

@@ -9,7 +9,7 @@ from study.errors import MOST_CHARACTERS, printable
 from study.store.archive import write_archive
 from study.store.integrity import check_study
 from study.store.records import cell_folders, is_archived
-from study.sweeps.status import count_noun
+from study.sweeps.progress import count_noun
 
 
 @cli.command()

@@ -19,7 +19,7 @@ from study.figures.captions import settings
 from study.figures.style import FORMATS
 from study.report import answer, draw_figures, write_report
 from study.store import StudyTables, write_table
-from study.sweeps.status import count_noun
+from study.sweeps.progress import count_noun
 
 WIDTH = 100
 """The most columns of a line of text."""

@@ -17,17 +17,22 @@ def train(arguments: tuple[str, ...]) -> None:
     from study.sweeps import signals
 
     with signals.listen(["train", *arguments]):  # before the imports, which take a second
-        from study.sweeps import processes
+        from study.sweeps import sharing
 
-        if processes.follows():
-            from study.sweeps.following import follow
+        if sharing.follows():
+            from study.sweeps.processes import follow
 
             follow()
-        else:
-            from study.sweeps import app as hydra_app
+            return
+        from study.sweeps import app as hydra_app
 
-            with processes.leading():
-                hydra_app.main(arguments)
+        if sharing.count() == 1:
+            hydra_app.main(arguments)
+            return
+        from study.sweeps.processes import leading
+
+        with leading():
+            hydra_app.main(arguments)
 
 
 @cli.command()
@@ -39,13 +44,12 @@ def train(arguments: tuple[str, ...]) -> None:
 )
 def status(study_dir: Path, watch: bool) -> None:
     """List the cells of a study and their states."""
-    from study.sweeps.status import load_status, render
-    from study.sweeps.watch import watch as follow
+    from study.sweeps import progress
 
     if watch:
-        follow(study_dir)
+        progress.watch(study_dir)
     else:
-        click.echo(render(load_status(study_dir)))
+        click.echo(progress.render(progress.load_status(study_dir)))
 
 
 @cli.command(context_settings=PASSED_ON)

@@ -14,7 +14,7 @@ from study.analysis.rate_theory import layer_bounds
 from study.cli.group import PATH, cli
 from study.cli.transfer_source import Target, TransferRun, read_source, read_target
 from study.errors import StudyError, unknown
-from study.sweeps.status import count_noun
+from study.sweeps.progress import count_noun
 from study.theory import Layer, family
 from study.theory.equivalence import (
     ALIGNED,

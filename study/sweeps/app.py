@@ -2,7 +2,7 @@
 
 A job is a pack. The sweeper hands it to a launcher as Hydra overrides (:func:`job_overrides`): one
 string of overrides per cell. The job composes its cells again from those strings, in whatever
-process the launcher starts.
+process the launcher starts. torch is imported when a configuration has no mistake.
 """
 
 import json
@@ -10,8 +10,9 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -22,18 +23,20 @@ from omegaconf.errors import OmegaConfBaseException
 from study.config.compose import CONF, compose, parse, search_path
 from study.config.hints import arranged, as_study_errors, reference
 from study.errors import StudyError
-from study.sweeps import processes, signals
-from study.sweeps.fleet import Fleet, fleet
-from study.sweeps.imports import without_collections
-from study.sweeps.launchers import visible_gpus
-from study.sweeps.sharing import Outcome, StopRequest, train_all
+from study.sweeps import signals
+from study.sweeps.sharing import Outcome, StopRequest
+
+if TYPE_CHECKING:
+    from study.sweeps.run import Worker
 
 PLAN_FLAG, PLAN_KEY = "--plan", "plan_only"
 """Hydra's parser accepts no flags but its own, so ours travels as a key that no cell has."""
 HERE = "here"
 """The value of that key for a plan for this machine."""
-_CELLS, _AGENDA = "cells", "agenda"
-"""The keys of a job: the overrides of its cells, and the agenda of its sweep."""
+_CELLS, _SWEEP = "cells", "sweep"
+"""The keys of a job: the overrides of its cells, and the file of its sweep."""
+_JOBS = ("n_jobs", "array_parallelism")
+"""The settings of joblib and of submitit that bound how many jobs run at the same time."""
 
 
 def _reference(_root_: DictConfig) -> str:
@@ -42,124 +45,146 @@ def _reference(_root_: DictConfig) -> str:
 
 OmegaConf.register_new_resolver("reference", _reference, replace=True)
 """For the help of ``study train``: ``${reference:}`` is the reference of all keys."""
-OmegaConf.register_new_resolver("gpus", visible_gpus, replace=True)
+
+
+def _visible_gpus() -> int:
+    import torch  # takes seconds
+
+    return max(1, torch.cuda.device_count())
+
+
+OmegaConf.register_new_resolver("gpus", _visible_gpus, replace=True)
 """For ``conf/launcher``: ``${gpus:}`` is the number of GPUs that this process sees, at least 1."""
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run ``study train`` with Hydra's command line, and ``--plan``, which trains nothing.
 
-    ``--plan=8xh100`` plans for other devices than this machine's (:mod:`study.sweeps.fleet`).
+    ``--plan=8xh100`` plans for other devices than this machine's.
 
     Raises :class:`StudyError` for every mistake of the user, including those that Hydra reports.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions arrive unchanged; they become lines below
     plans = [text for text in arguments if text.partition("=")[0] == PLAN_FLAG]
     own = arranged([argument for argument in arguments if argument not in plans])
-    asked = [text.partition("=")[2] for text in plans]
-    for text in filter(None, asked):
-        fleet(text)
-    sys.argv = [sys.argv[0], *own, *(f"+{PLAN_KEY}={text or HERE}" for text in asked[-1:])]
+    asked = [text.partition("=")[2] or HERE for text in plans[-1:]]
+    sys.argv = [sys.argv[0], *own, *(f"+{PLAN_KEY}={quoted(text)}" for text in asked)]
     mistakes: list[str | None] = []
+    workers: list[Worker] = []  # one, when torch is imported
 
     def task(composed: DictConfig) -> Outcome:
-        outcome = job(composed)
+        outcome = job(composed, workers)
         mistakes.append(outcome.mistake)
         return outcome
 
     app = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)
-    with as_study_errors(), signals.listen(["train", *arguments]):
-        app()
+    try:
+        with as_study_errors(), signals.listen(["train", *arguments]):
+            app()
+    finally:
+        for worker in workers:
+            worker.close()
     for mistake in filter(None, mistakes):
         raise StudyError(mistake)
 
 
-def planned_for(composed: DictConfig) -> Fleet | None:
+def planned_for(composed: DictConfig) -> str | None:
     """The devices that ``--plan`` names; None for those of this machine."""
     text = str(composed[PLAN_KEY])
-    return None if text == HERE else fleet(text)
+    return None if text == HERE else text
 
 
-def job_overrides(cells: Sequence[str], agenda: Path) -> list[str]:
+def parallel_jobs(launcher: Mapping[str, Any]) -> int:
+    """How many jobs a launcher runs at the same time, by its settings; 1 if they don't say.
+
+    joblib takes -1 for a process per core.
+    """
+    said = next((launcher[key] for key in _JOBS if launcher.get(key)), 1)
+    return int(said) if said > 0 else max(1, (os.cpu_count() or 1) + 1 + int(said))
+
+
+def job_overrides(cells: Sequence[str], posted: Path) -> list[str]:
     """The overrides of a job beside the shared ones. ``cells``: each cell's own, as one text."""
     # One string, because Hydra takes long to parse a list of thousands. A dollar in it would begin
     # an interpolation of the job's configuration, which is not the cell's.
     texts = json.dumps(list(cells)).replace("$", "\\u0024")
-    return [f"+{_CELLS}={_quoted(texts)}", f"+{_AGENDA}={_quoted(str(agenda))}"]
+    return [f"+{_CELLS}={quoted(texts)}", f"+{_SWEEP}={quoted(str(posted))}"]
 
 
-def _cells_and_agenda(composed: DictConfig) -> tuple[list[str], Path]:
+def _cells_and_sweep(composed: DictConfig) -> tuple[list[str], Path]:
     """What :func:`job_overrides` was given."""
     try:
-        cells, agenda = json.loads(composed[_CELLS]), Path(composed[_AGENDA])
+        cells, posted = json.loads(composed[_CELLS]), Path(composed[_SWEEP])
         if isinstance(cells, list):
-            return [str(cell) for cell in cells], agenda
+            return [str(cell) for cell in cells], posted
     except (OmegaConfBaseException, TypeError, ValueError):
         pass
     raise StudyError(
-        f"{_CELLS} and {_AGENDA} are keys that a sweep gives to its jobs: give overrides of "
+        f"{_CELLS} and {_SWEEP} are keys that a sweep gives to its jobs: give overrides of "
         "cells instead, such as -m adapter.rank=4,8"
     )
 
 
-def job(composed: DictConfig) -> Outcome:
+def job(composed: DictConfig, workers: list["Worker"]) -> Outcome:
     """One job: the cells of a pack or, without ``cells``, the one cell of the config itself.
 
-    A user's mistake is part of the outcome. Hydra would print an exception together with all
-    overrides of the job.
+    ``workers``: what this process keeps from job to job. A user's mistake is part of the outcome.
+    Hydra would print an exception together with all overrides of the job.
     """
     signals.listen_in_worker()
     try:
         with as_study_errors():
-            if _CELLS in composed or _AGENDA in composed:
-                return _run_pack(composed)
-            _run_one(composed)
+            if _CELLS in composed or _SWEEP in composed:
+                return _run_pack(composed, workers)
+            _run_one(composed, workers)
     except StudyError as error:
         return Outcome(mistake=str(error))
     return Outcome()
 
 
-def _run_one(composed: DictConfig) -> None:
+def _run_one(composed: DictConfig, workers: list["Worker"]) -> None:
     """Train the one cell of a configuration, or show what that takes."""
     config = parse(composed)  # before torch is imported, which takes seconds
-    with without_collections():
-        from study.sweeps import launch
-        from study.sweeps.cells import plan, to_train
-        from study.sweeps.plan import show_plan
-        from study.sweeps.run import train_pack
+    from study.sweeps import launch
+    from study.sweeps.cells import plan, to_train
+    from study.sweeps.plan import show_plan
+    from study.sweeps.run import Worker, train_pack
 
     cells = plan([config])
     packs = [pack] if (pack := to_train(cells)) else []
     if PLAN_KEY in composed:
-        return show_plan(cells, packs, planned_for(composed))
-    launch.check_weights(cells)
-    processes.check(cells)
-    launch.announce(cells, packs)
-    with launch.on_agenda(packs) as agendas:
-        train_all(cells, lambda free: [train_pack(free, agendas[free[0].study_dir])])
-    return launch.conclude(cells)
+        show_plan(cells, packs, planned_for(composed))
+        return
+    workers.append(Worker())
+    launch.conduct(
+        cells, packs, lambda free, files: [train_pack(free, workers[0], files[free[0].study_dir])]
+    )
 
 
-def _run_pack(composed: DictConfig) -> Outcome:
+def _run_pack(composed: DictConfig, workers: list["Worker"]) -> Outcome:
     """Train the cells of a pack that no other process holds."""
-    cells, agenda = _cells_and_agenda(composed)
-    if StopRequest(agenda)():  # before it composes and imports, which takes seconds
+    cells, posted = _cells_and_sweep(composed)
+    if StopRequest(posted)():  # before it composes and imports, which takes seconds
         return Outcome(signum=signals.asked())
     hydra_config = HydraConfig.get()
     shared = search_path(hydra_config.overrides.hydra)
-    internal = (f"+{_CELLS}=", f"+{_AGENDA}=")
+    internal = (f"+{_CELLS}=", f"+{_SWEEP}=")
     shared += [o for o in hydra_config.overrides.task if not o.startswith(internal)]
     name = hydra_config.job.config_name
     loader = GlobalHydra.instance().config_loader()
     configs = compose(loader, name, shared, [shlex.split(cell) for cell in cells])
-    with without_collections():
-        from study.sweeps.cells import plan
-        from study.sweeps.run import train_pack
+    from study.sweeps.cells import plan
+    from study.sweeps.run import Worker, train_pack
 
-    return train_pack(plan(configs), agenda)
+    if signals.current().is_worker:  # it may get no further job
+        with Worker() as worker:
+            return train_pack(plan(configs), worker, posted)
+    if not workers:
+        workers.append(Worker())
+    return train_pack(plan(configs), workers[0], posted)
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """``text`` as a quoted string of Hydra's override grammar.
 
     Quotes are escaped, and so are backslashes before a quote.

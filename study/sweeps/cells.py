@@ -1,6 +1,6 @@
 """Configurations to cells: identified, and checked against base and data before weights load."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,11 +10,19 @@ from typing import Any
 from study.adapters import resolve_targets
 from study.adapters.experts import check_possible
 from study.adapters.peft_experts import shortest_names
-from study.config import CellConfig, ModelConfig, Sources, identity
+from study.config import (
+    CellConfig,
+    DataConfig,
+    ModelConfig,
+    Sources,
+    identity,
+    resolved,
+    validate,
+)
+from study.data import build_corpus, fingerprint, load_rows
 from study.errors import StudyError, given
-from study.models import WITH_EXPERTS, Coverage, ModelCard, coverage, describe
+from study.models import WITH_EXPERTS, Coverage, ModelCard, coverage, describe, load_tokenizer
 from study.store import is_done
-from study.sweeps.datasets import DataSource, data_name, with_steps
 from study.training.peft_format import file_hash, read_adapter
 from study.vocabulary.inits import IMPORTED
 from study.vocabulary.scaling import rule_words
@@ -100,44 +108,58 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
     - data, weights or an adapter that can't be read, or an adapter for another base;
     - a results folder that can't be written.
     """
-    cards: dict[str, ModelCard] = {}
-    data: dict[str, str] = {}
-    rows: dict[str, int] = {}
-    writable: set[str] = set()
-    covered: dict[str, Coverage] = {}
+    once = _Once()
     cells = []
     for config in configs:
-        card = _once(cards, config.model, describe)
+        card = once(describe, config.model)
         adapter = None
         if config.adapter.path:
             adapter = file_hash(Path(config.adapter.path))
             config = continue_adapter(config, card)
-        if (asked := repr((config.model, config.adapter.targets))) not in covered:
-            layers = resolve_targets(card.targets, config.adapter.targets)
-            covered[asked] = coverage(card, layers)
-        experts = covered[asked].experts
-        check_possible(experts, config.adapter.rank, config.adapter.dropout)
+        targets = config.adapter.targets
+        covered = once(
+            _covered, config.model, targets if isinstance(targets, str) else tuple(targets)
+        )
+        check_possible(covered.experts, config.adapter.rank, config.adapter.dropout)
         _check_length(config, card)
         source = DataSource(config.model, replace(config.data, seed=0))
-        examples = _once(data, source, DataSource.fingerprint)
-        config = with_steps(config, partial(_once, rows, source, DataSource.training_rows))
-        if config.results_dir not in writable:
-            _check_writable(config.results_dir)
-            writable.add(config.results_dir)
-        model = card.fingerprint + (WITH_EXPERTS if experts else "")
+        examples = once(DataSource.fingerprint, source)
+        config = with_steps(config, partial(once, DataSource.training_rows, source))
+        once(_check_writable, config.results_dir)
+        model = card.fingerprint + (WITH_EXPERTS if covered.experts else "")
         sources = Sources(model, card.tokenizer_fingerprint, examples, adapter)
-        found = identity(config, sources)
-        cells.append(Cell(found, config, card, sources, covered[asked]))
+        cells.append(Cell(identity(config, sources), config, card, sources, covered))
     varied = varied_keys([cell.config for cell in cells])
     return [replace(cell, varied=varied) for cell in cells]
 
 
+class _Once:
+    """Calls a function once for the same arguments: a thousand cells share a few bases and data."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Any] = {}
+
+    def __call__(self, ask: Callable[..., Any], *arguments: Any) -> Any:
+        """``ask(*arguments)``."""
+        key = ask, repr(arguments)
+        if key not in self._known:
+            self._known[key] = ask(*arguments)
+        return self._known[key]
+
+
+def _covered(model: ModelConfig, targets: str | Sequence[str]) -> Coverage:
+    card = describe(model)
+    return coverage(card, resolve_targets(card.targets, targets))
+
+
 IN_EVERY_LABEL = (
-    *("optimizer.name", "adapter.scaling", "adapter.exponent", "adapter.rank", "seed"),
+    "optimizer.name",
+    "adapter.scaling",
+    "adapter.exponent",
+    "adapter.rank",
+    "seed",
 )
 """The keys that the name of every cell has."""
-
-
 ALSO_IN_RUN_NAMES = ("optimizer.lr", "adapter.alpha")
 
 
@@ -200,14 +222,6 @@ def to_train(cells: Sequence[Cell]) -> list[Cell]:
     return [cell for cell in {cell.folder: cell for cell in cells}.values() if not cell.done]
 
 
-def _once(known: dict[str, Any], config: ModelConfig | DataSource, ask: Any) -> Any:
-    """``ask(config)``, computed once per distinct config: a thousand cells share a few."""
-    key = repr(config)
-    if key not in known:
-        known[key] = ask(config)
-    return known[key]
-
-
 def _check_length(config: CellConfig, card: ModelCard) -> None:
     length, answer = config.data.sequence_length, config.train.answer_tokens or 0
     if length > card.max_length:
@@ -237,3 +251,48 @@ def _check_writable(results_dir: str) -> None:
             f"results_dir={given(results_dir)} can't be written ({given(str(nearest))}: "
             f"{error.strerror}): give another results_dir"
         ) from None
+
+
+# The data of a cell before it trains.
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A data set as one base reads it: the text of a conversation and the number of rows that fit
+    depend on the tokenizer. Nothing here depends on ``data.seed``.
+    """
+
+    model: ModelConfig
+    data: DataConfig
+
+    def fingerprint(self) -> str:
+        """The hash of the examples."""
+        return fingerprint(load_rows(self.data, partial(load_tokenizer, self.model)).rows)
+
+    def training_rows(self) -> int:
+        """The rows of one epoch."""
+        tokenizer = load_tokenizer(self.model)
+        return len(build_corpus(self.data, tokenizer, tokenizer.eos_token_id).train)
+
+
+def with_steps(config: CellConfig, rows: Callable[[], int]) -> CellConfig:
+    """``config`` with whole numbers of steps (:func:`study.config.resolved`), checked again.
+
+    ``rows`` counts the training rows; it is called for epochs only.
+    """
+    found = resolved(config, rows)
+    if found is not config:
+        validate(found)
+    return found
+
+
+def data_name(config: DataConfig) -> str:
+    """The name of a data set in results: its file, its hub name, or its own.
+
+    A subset and a split that were asked for follow in brackets.
+    """
+    if config.path is None:
+        return config.name
+    parts = [config.subset, config.split if config.split != DataConfig.split else None]
+    asked = ", ".join(part for part in parts if part)
+    return f"{config.path} ({asked})" if asked else config.path

@@ -30,8 +30,7 @@ from study.data import Corpus, build_corpus
 from study.errors import StudyError
 from study.models import FrozenBase, load_base, load_tokenizer
 from study.store import load_cells, load_records
-from study.sweeps.cells import Cell, plan
-from study.sweeps.datasets import data_name
+from study.sweeps.cells import Cell, data_name, plan
 from study.training.devices import choose_device
 from study.training.loop import Fold
 from study.training.run import adapter_spec

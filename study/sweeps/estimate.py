@@ -1,4 +1,4 @@
-"""The cost of a cell before it is trained: FLOPs, bytes and seconds.
+"""The cost of a cell before it is trained: FLOPs, bytes and seconds, on this machine or on others.
 
 Letters as in :mod:`study.adapters.contraction`. Bytes are those held at one time in training:
 
@@ -12,24 +12,27 @@ Letters as in :mod:`study.adapters.contraction`. Bytes are those held at one tim
   ``train.checkpointing``: the inputs of all blocks, and the activations of one.
 """
 
+import heapq
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
-from functools import lru_cache
 
 import torch
 
 from study.adapters import Contraction, resolve_targets
 from study.adapters.contraction import adapter_flops
 from study.config import CellConfig, chosen, eval_steps, probe_steps
-from study.errors import StudyError
+from study.errors import StudyError, short, unknown
 from study.models import ModelCard
 from study.models.anatomy import block_of
 from study.reading import all_memory, free_memory
+from study.sweeps.cells import Cell
 from study.training.fold import LOGITS
+from study.vocabulary.devices import DEVICES, MATMUL_SHARE, DeviceRow
 from study.vocabulary.optimizers import OPTIMIZERS
-from study.vocabulary.quantities import ALIGNMENTS, SITES, STATS, UPDATES, USUAL
+from study.vocabulary.quantities import ALIGNMENTS, BATCHES, SITES, STATS, UPDATES, USUAL
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
 FLOAT = 4
@@ -41,6 +44,15 @@ ACHIEVED_SHARE = 0.5
 """The share of the matmul rate that a training step achieves.
 
 The rest of the time goes to elementwise work, the optimizer and probes."""
+
+CELL_BYTES = 20_000
+"""Of a record, a configuration and the headers of tables. Measured: 8 to 35 kB."""
+PROBE_BYTES = 18
+"""Of a row of probes.parquet, if every site had a row in every layer. Measured: 17 to 30."""
+STEP_BYTES = 25
+"""Of a row of metrics.parquet."""
+CHECKPOINTS = 2
+"""A new checkpoint is whole before the earlier one is deleted."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +146,7 @@ def estimate(
 
     ``device``: the type of the device, which decides the size of a chunk of logits.
     """
-    layers = _adapted_layers(card.targets, config.adapter.targets)
+    layers = resolve_targets(card.targets, config.adapter.targets)
     linears = dict(zip(card.linears, card.shapes, strict=True))
     experts = dict(zip(card.experts, card.expert_shapes, strict=True))
     first = card.linears.index(layers[0]) if layers[0] in linears else 0
@@ -162,16 +174,6 @@ def estimate(
         weights=adapters.weights,
         activation_bytes=activations,
     )
-
-
-def _adapted_layers(linears: Sequence[str], targets: str | Sequence[str]) -> Sequence[str]:
-    """:func:`resolve_targets`, once for the cells of a sweep, which share a few answers."""
-    return _resolved(tuple(linears), targets if isinstance(targets, str) else tuple(targets))
-
-
-@lru_cache
-def _resolved(linears: tuple[str, ...], targets: str | tuple[str, ...]) -> list[str]:
-    return resolve_targets(linears, targets)
 
 
 def _adapter_cost(
@@ -312,3 +314,134 @@ def check_fits(config: CellConfig, need: Estimate, label: str) -> None:
             f"{total:.2g} GB: raise it, or lower adapter.rank, train.batch_size (with "
             "train.accumulation) or data.sequence_length"
         )
+
+
+# Devices that need not be here. Nothing is read and nothing is measured: every sequence counts as
+# full and every token as a target, so FLOPs and bytes are upper bounds for shorter rows.
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """``count`` GPUs of one kind, none of which need be in this machine."""
+
+    count: int
+    name: str
+
+    @property
+    def row(self) -> DeviceRow:
+        """What its maker says of one of them."""
+        return DEVICES[self.name]
+
+    @property
+    def memory(self) -> int:
+        """Bytes of one device."""
+        return int(self.row.gib * 2**30)
+
+    def rate(self, precision: str) -> float:
+        """FLOP/s of a large product on one device. An assumption, not a measurement."""
+        peak = {"bf16": self.row.bf16, "float32": self.row.float32}[precision]
+        return MATMUL_SHARE * peak * 1e12
+
+
+def fleet(text: str) -> Fleet:
+    """What ``--plan=8xh100`` or ``--plan=h100`` names.
+
+    Raises :class:`StudyError` for anything else.
+    """
+    found = re.fullmatch(r"(?:([1-9]\d{0,5})x)?(\w+)", text)
+    if found is None:
+        raise StudyError(f"--plan={short(text)}: give a number of devices, such as 8xh100")
+    if found[2] not in DEVICES:
+        raise unknown("device of --plan", found[2], DEVICES)
+    return Fleet(int(found[1] or 1), found[2])
+
+
+@dataclass(frozen=True)
+class CellPrice:
+    """One cell: its estimate, the least number of devices that hold it, and its time on them.
+
+    ``devices``: None if no number of devices holds it. ``part``: the share of each of them, or the
+    whole estimate. ``seconds``: on all of them together.
+    """
+
+    cell: Cell
+    need: Estimate
+    devices: int | None
+    part: Estimate
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DiskPrice:
+    """Bytes on disk: of the tables and records of all cells, of the adapters that are kept, and of
+    the checkpoints of the largest cell while it trains.
+    """
+
+    tables: int
+    adapters: int
+    checkpoints: int
+
+
+def cell_price(cell: Cell, devices: Fleet) -> CellPrice:
+    """The price of a cell on one kind of device."""
+    need = full_estimate(cell.config, cell.card)
+    count = least_devices(need, MEMORY_SHARE["cuda"] * devices.memory)
+    part = need.divided(count or 1)
+    seconds = part.seconds(devices.rate(cell.config.precision))
+    return CellPrice(cell, need, count, part, seconds)
+
+
+def full_estimate(config: CellConfig, card: ModelCard, device: str = "cuda") -> Estimate:
+    """The estimate of a cell whose sequences are all full and all targets."""
+    tokens = config.train.batch_size * config.train.accumulation * config.data.sequence_length
+    contraction = Contraction(config.adapter.contraction, tokens)
+    return estimate(config, card, tokens, tokens, contraction, device)
+
+
+def least_devices(need: Estimate, memory: float) -> int | None:
+    """The least power of two of devices with ``memory`` bytes each that hold a cell.
+
+    None if 4096 don't: some of it is whole on every device.
+    """
+    counts = (2**power for power in range(13))
+    return next((n for n in counts if fold_bytes([need.divided(n)]) <= memory), None)
+
+
+def makespan(jobs: Sequence[tuple[int, float]], devices: int) -> float:
+    """Seconds until all jobs have ended, if the longest one starts first.
+
+    ``jobs``: pairs of the devices that a job takes, and its seconds on them. A job that takes more
+    than there are is not counted.
+    """
+    free = [0.0] * devices
+    for wanted, seconds in sorted(jobs, key=lambda job: -job[1]):
+        if wanted <= devices:
+            ends = max(heapq.heappop(free) for _ in range(wanted)) + seconds
+            for _ in range(wanted):
+                heapq.heappush(free, ends)
+    return max(free)
+
+
+def disk_price(cells: Sequence[Cell]) -> DiskPrice:
+    """What the cells of a sweep leave on disk."""
+    kept = sum(_weights(cell) * FLOAT for cell in cells if cell.config.train.save_adapter)
+    states = {cell.id: 1 + OPTIMIZERS[cell.config.optimizer.name].states for cell in cells}
+    largest = max((FLOAT * states[c.id] * _weights(c) for c in cells if _saves(c)), default=0)
+    return DiskPrice(sum(map(_table_bytes, cells)), kept, CHECKPOINTS * largest)
+
+
+def _saves(cell: Cell) -> bool:
+    return cell.config.checkpoint.every is not None
+
+
+def _weights(cell: Cell) -> int:
+    return full_estimate(cell.config, cell.card).weights
+
+
+def _table_bytes(cell: Cell) -> int:
+    config = cell.config
+    layers = 1 + len(resolve_targets(cell.card.targets, config.adapter.targets))
+    sites = len(chosen("probes.sites", config.probes.sites, SITES))
+    batches = len(chosen("probes.batch", config.probes.batch, BATCHES))
+    rows = len(probe_steps(config)) * layers * sites * batches
+    return CELL_BYTES + PROBE_BYTES * rows + math.ceil(STEP_BYTES * config.train.steps)

@@ -1,25 +1,24 @@
-"""What surrounds the packs of a sweep: its first line, its agenda and its last lines."""
+"""What surrounds the packs of a sweep: its first line, its file and its last lines."""
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
 from study.config.schedules import late_probes
 from study.errors import StudyError, one_line
-from study.store import load_cells, read_cell
+from study.store import load_cells
 from study.store.checkpoints import newest_step
 from study.store.files import remove
-from study.sweeps import signals
-from study.sweeps.agenda import Planned, posted
+from study.sweeps import processes, signals
 from study.sweeps.cells import Cell
-from study.sweeps.cost import relative_cost, step_shares
-from study.sweeps.sharing import stop_file
-from study.sweeps.status import count_noun, counts
+from study.sweeps.estimate import full_estimate
+from study.sweeps.progress import Planned, count_noun, counts, posted, stop_file
+from study.sweeps.sharing import Outcome, train_all
 from study.vocabulary.sources import MODELS
-from study.vocabulary.statuses import RESUMABLE
+from study.vocabulary.trackers import WANDB
 
 _LOST = (
     "TerminatedWorkerError",  # joblib
@@ -28,6 +27,30 @@ _LOST = (
     "WorkerCrashedError",  # ray
 )
 """The errors of launchers whose process ended without a result. Their packages are optional."""
+
+
+Pass = Callable[[list[Cell], Mapping[Path, Path]], Iterable[Outcome]]
+"""Trains cells that no process holds, once. It gets the file of the sweep by a study's folder."""
+
+
+def conduct(
+    cells: Sequence[Cell], packs: Sequence[Sequence[Cell]], one_pass: Pass, here: bool = True
+) -> None:
+    """Train ``cells`` until all have results. ``packs``: those that are to be trained.
+
+    ``here``: whether the launcher runs its jobs in this process. Raises as
+    :func:`~study.sweeps.sharing.train_all` does.
+    """
+    check_weights(cells)
+    processes.check(cells, here)
+    announce(cells, packs)
+    with _post(packs) as files:
+        train_all(cells, lambda free: one_pass(free, files))
+    if packs:
+        _publish(cells)
+    for study_dir in sorted({cell.study_dir for cell in cells}):
+        print(f"study {study_dir.name}: {counts(load_cells(study_dir)['status'])}", file=sys.stderr)
+        print(f"next: study report {study_dir}", file=sys.stderr, flush=True)
 
 
 def announce(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]]) -> None:
@@ -72,25 +95,16 @@ def check_weights(cells: Iterable[Cell]) -> None:
 
 
 @contextlib.contextmanager
-def on_agenda(packs: Sequence[Sequence[Cell]]) -> Iterator[Mapping[Path, Path]]:
-    """Inside, every process sees which cells are still to train (:mod:`study.sweeps.agenda`).
+def _post(packs: Sequence[Sequence[Cell]]) -> Iterator[Mapping[Path, Path]]:
+    """Inside, every process sees which cells are to be trained (:mod:`study.sweeps.progress`).
 
-    Yields the file of each study's agenda, by the study's folder.
+    Yields the file of the sweep in each study, by the study's folder.
     """
     planned: dict[Path, list[Planned]] = {}
-    for pack in packs:
-        cells = planned.setdefault(pack[0].study_dir, [])
-        number = cells[-1].pack + 1 if cells else 1
-        cells += [
-            Planned(
-                cell.description,
-                number,
-                relative_cost(cell.config, cell.card),
-                _first_step(cell),
-                step_shares(cell.config),
-            )
-            for cell in pack
-        ]
+    for cell in (cell for pack in packs for cell in pack):
+        flops = full_estimate(cell.config, cell.card).flops
+        each = Planned(cell.description, flops, newest_step(cell.folder))
+        planned.setdefault(cell.study_dir, []).append(each)
     with contextlib.ExitStack() as stack:
         yield {
             study_dir: stack.enter_context(posted(study_dir, of_study))
@@ -99,11 +113,11 @@ def on_agenda(packs: Sequence[Sequence[Cell]]) -> Iterator[Mapping[Path, Path]]:
 
 
 @contextlib.contextmanager
-def stopping_together(agendas: Iterable[Path]) -> Iterator[None]:
+def stopping_together(files: Iterable[Path]) -> Iterator[None]:
     """Inside, a first signal stops every process of the sweep after its step; a second one kills
     those of this machine.
     """
-    stops = [stop_file(agenda) for agenda in agendas]
+    stops = [stop_file(file) for file in files]
 
     def stop() -> None:
         for path in stops:
@@ -129,7 +143,7 @@ def lost_workers() -> Iterator[None]:
         yield
     except Exception as error:
         if (signum := signals.asked()) is not None:  # the signal came before its process listened
-            raise signals.Stopped(signum) from None
+            raise signals.current().stopped(signum) from None
         if type(error).__name__ not in _LOST:
             raise
         raise StudyError(
@@ -138,16 +152,10 @@ def lost_workers() -> Iterator[None]:
         ) from None
 
 
-def conclude(cells: Sequence[Cell]) -> None:
-    """Print on stderr the state of the cells' studies, and the next command."""
-    for study_dir in sorted({cell.study_dir for cell in cells}):
-        print(f"study {study_dir.name}: {counts(load_cells(study_dir)['status'])}", file=sys.stderr)
-        print(f"next: study report {study_dir}", file=sys.stderr, flush=True)
+def _publish(cells: Sequence[Cell]) -> None:
+    """Send the results of studies that are tracked in W&B to it."""
+    for study_dir, config in {cell.study_dir: cell.config for cell in cells}.items():
+        if config.tracker.name == WANDB:
+            from study.tracking.publish import publish  # needs wandb
 
-
-def _first_step(cell: Cell) -> int:
-    """About the step at which a cell continues: a killed process may have lost the last ones."""
-    record = read_cell(cell.folder)
-    if record is None or record["status"] not in RESUMABLE:
-        return 0
-    return int(record.get("steps_done", -1)) + 1
+            publish(study_dir, Path(config.plots_dir) / config.name, config.tracker, signals.say)

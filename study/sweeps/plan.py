@@ -1,23 +1,30 @@
 """``study train --plan``: what a sweep would take. Trains nothing.
 
 ``--plan`` alone plans for this machine: it reads the data and measures the speed of products.
-``--plan=8xh100`` prices the sweep for devices that need not be here (:mod:`study.sweeps.price`).
+``--plan=8xh100`` prices the sweep for devices that need not be here (:mod:`study.sweeps.estimate`).
 """
 
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
-from study.sweeps.cells import Cell
-from study.sweeps.datasets import data_name
-from study.sweeps.estimate import ACHIEVED_SHARE, fold_bytes
-from study.sweeps.fleet import Fleet
+from study.sweeps.cells import Cell, data_name
+from study.sweeps.estimate import (
+    ACHIEVED_SHARE,
+    CellPrice,
+    Fleet,
+    cell_price,
+    disk_price,
+    fleet,
+    fold_bytes,
+    makespan,
+)
 from study.sweeps.launch import announce
-from study.sweeps.prepare import PreparedPack, prepare
-from study.sweeps.price import CellPrice, cell_price, disk_price, makespan
-from study.sweeps.status import count_noun
+from study.sweeps.packs import PreparedPack, prepare
+from study.sweeps.progress import count_noun
 from study.training.devices import matmul_rate
 from study.vocabulary.devices import MATMUL_SHARE
 
@@ -25,16 +32,17 @@ WIDTH = 120
 
 
 def show_plan(
-    cells: Sequence[Cell], packs: Sequence[Sequence[Cell]], devices: Fleet | None = None
+    cells: Sequence[Cell], packs: Sequence[Sequence[Cell]], devices: str | None = None
 ) -> None:
     """Print what the packs will take on stdout: cells, FLOPs, memory, time and bytes on disk.
 
-    ``devices``: those to price the sweep for; None: this machine's.
+    ``devices``: those to price the sweep for, such as ``8xh100``; None: this machine's.
     """
+    named = fleet(devices) if devices else None
     announce(cells, packs)
     todo = [cell for pack in packs for cell in pack]
-    if devices:
-        print("\n".join([render_price(todo, devices), *disk_lines(todo)]))
+    if named:
+        print("\n".join([render_price(todo, named), *disk_lines(todo)]))
         return
     prepared = [prepare(pack) for pack in packs]
     print("\n".join([render_plan(prepared), *data_lines(prepared), *disk_lines(todo)]))
@@ -75,7 +83,7 @@ def render_plan(packs: Sequence[PreparedPack]) -> str:
             str(number),
             str(len(needs)),
             ", ".join(f"{rank:g}" for rank in ranks),
-            f"{planned_flops(pack) / 1e15:.3g}",
+            f"{sum(need.flops for need in needs) / 1e15:.3g}",
             f"{needs[0].base_bytes / 2**30:.2f}",
             f"{max(fold_bytes([need]) - need.base_bytes for need in needs) / 2**30:.2f}",
             f"{pack.memory / 2**30:.1f}",
@@ -84,12 +92,22 @@ def render_plan(packs: Sequence[PreparedPack]) -> str:
     rate = matmul_rate(packs[0].device) / 1e9 if packs else 0.0
     lines = _printed(table)
     lines += [f"all packs: about {_duration(total)} at half of the measured {rate:.0f} GFLOP/s"]
+    lines += [_process_memory(packs)] if packs and packs[0].device.type == "cpu" else []
     return "\n".join(lines)
 
 
-def planned_flops(pack: PreparedPack) -> float:
-    """The FLOPs of a pack. Passes that its cells share at step 0 count once."""
-    return sum(prepared.estimate.flops for prepared in pack.cells)
+def _process_memory(packs: Sequence[PreparedPack]) -> str:
+    """What the largest process holds, in one line: this process has all but the base and a cell."""
+    here = psutil.Process().memory_info().rss
+    needs = [prepared.estimate for pack in packs for prepared in pack.cells]
+    most = max(needs, key=lambda need: fold_bytes([need]))
+    total = here + fold_bytes([most])
+    cell = fold_bytes([most]) - most.base_bytes
+    return (
+        f"memory of a process: about {total / 2**30:.1f} GB, of which {here / 2**30:.1f} GB are "
+        f"the program, the tokenizer and the data, {most.base_bytes / 2**30:.1f} GB the base and "
+        f"{cell / 2**30:.1f} GB the largest cell with its logits"
+    )
 
 
 def render_price(cells: Sequence[Cell], devices: Fleet) -> str:

@@ -1,48 +1,52 @@
 """The processes of torchrun, which train every cell together (``train.shard``).
 
 Process 0 is an ordinary ``study train``: it reads the command line, claims cells, writes results
-and prints. The others do as it says (:mod:`study.sweeps.following`).
+and prints. It sends the others the cells of each pack, then each cell and the step at which it
+begins, and after each step an :class:`~study.adapters.processes.Order`. None ends what it began.
 
 A process that fails says so in the store of torchrun, before its peers lose their connections to
-it. So one process prints why all of them end. Imports torch only where it is needed.
+it. So one process prints why all of them end.
 """
 
 import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
+
+from study.adapters import resolve_targets
+from study.adapters.processes import ALONE, Order, Processes, SeveralProcesses
 from study.errors import StudyError, one_line
+from study.models import load_base
+from study.models.base import block_path
 from study.sweeps import signals
+from study.sweeps.cells import Cell
+from study.sweeps.checkpointing import newest
+from study.sweeps.devices import claim_device
+from study.sweeps.packs import prepare
+from study.sweeps.sharing import count, local_number
+from study.training.devices import keep_freed_memory, release_memory
+from study.training.loop import CellStep, train
 
-if TYPE_CHECKING:
-    import torch
-
-    from study.adapters.processes import Processes
-    from study.sweeps.cells import Cell
-
-_FAILED, _ENDED = "study/failed", "study/ended"
-"""Keys of the store: why a process has failed, and whether process 0 has ended."""
-_READY, _STOPPED = "study/ready", "study/stopped"
-"""How many of the others have their device, and whether process 0 was stopped as it waited."""
+_FAILED, _ENDED, _READY = "study/failed", "study/ended", "study/ready"
+"""Keys of the store: why a process has failed, whether process 0 has ended after an error, and how
+many of the others have their device."""
 _POLL = 0.05
 """Seconds between two looks at the store."""
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+"""What gloo says of a process that has ended."""
 
 
-def count() -> int:
-    """How many processes torchrun has started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+# Process 0.
 
 
-def follows() -> bool:
-    """Whether this process does as process 0 says."""
-    return count() > 1 and os.environ["RANK"] != "0"
-
-
-def check(cells: Sequence["Cell"], launched_here: bool = True) -> None:
+def check(cells: Sequence[Cell], launched_here: bool = True) -> None:
     """Check that ``cells`` can be trained by these processes. Loads no weights.
 
     ``launched_here``: whether the launcher of the sweep runs its jobs in this process. Raises
@@ -62,30 +66,19 @@ def check(cells: Sequence["Cell"], launched_here: bool = True) -> None:
             f"torchrun has started {processes} processes, but train.shard=false: use "
             "train.shard=true, or start study without torchrun"
         )
-    _check_torch()
+    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+        raise StudyError(
+            f"train.shard=true needs a newer torch than {torch.__version__}: "
+            "pip install --upgrade torch"
+        )
     if not launched_here:
         raise StudyError("torchrun trains with the launcher of its own: leave launcher=... out")
     for cell in cells:
         _check_divides(cell, processes)
 
 
-def _check_torch() -> None:
-    """Raises :class:`StudyError` if this torch can't add gradients over processes."""
-    import torch
-    from torch.distributed.fsdp import FSDPModule
-
-    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
-        raise StudyError(
-            f"train.shard=true needs a newer torch than {torch.__version__}: "
-            "pip install --upgrade torch"
-        )
-
-
-def _check_divides(cell: "Cell", processes: int) -> None:
+def _check_divides(cell: Cell, processes: int) -> None:
     """Raises :class:`StudyError` unless every factor and the list of blocks can be divided."""
-    from study.adapters import resolve_targets
-    from study.models.base import block_path
-
     block_path(cell.card)
     for layer in resolve_targets(cell.card.targets, cell.config.adapter.targets):
         if layer in cell.card.experts:
@@ -101,22 +94,19 @@ def _check_divides(cell: "Cell", processes: int) -> None:
             )
 
 
-def world(device: "torch.device") -> "Processes":
-    """The processes that train together, each on a ``device`` of its type."""
-    from study.adapters.processes import ALONE, SeveralProcesses
-
-    if count() == 1:
-        return ALONE
-    _join()
-    return SeveralProcesses(device)
-
-
-def local_number() -> int:
-    """The number of this process among those that torchrun has started on this machine."""
-    return int(os.environ["LOCAL_RANK"])
+@contextlib.contextmanager
+def leading() -> Iterator[None]:
+    """Surrounds all that process 0 does. Afterwards the other processes end too."""
+    everyone = world(torch.device("cpu"))
+    try:
+        yield
+    except BaseException:
+        _store().set(_ENDED, "")
+        raise
+    everyone.agreed(None)
 
 
-def begin(world: "Processes", cells: Sequence["Cell"], must_stop: Callable[[], bool]) -> bool:
+def begin(world: Processes, cells: Sequence[Cell], must_stop: Callable[[], bool]) -> bool:
     """Process 0 tells the others to train ``cells``, and waits until each has its device.
 
     False if ``must_stop`` ended the wait: no process trains then. Raises :class:`StudyError` if
@@ -131,62 +121,9 @@ def begin(world: "Processes", cells: Sequence["Cell"], must_stop: Callable[[], b
         if store.check([_FAILED]):
             raise StudyError(store.get(_FAILED).decode())
         if must_stop():
-            store.set(_STOPPED, "")
-            world.agreed(None)
             return False
         time.sleep(_POLL)
     return True
-
-
-def ready() -> None:
-    """Another process says that it has its device: see :func:`begin`."""
-    _store().add(_READY, 1)
-
-
-def stopped() -> bool:
-    """Whether process 0 no longer waits for this process's device."""
-    return any(_store().check([key]) for key in (_STOPPED, _ENDED))
-
-
-def device_of_base(device: "torch.device") -> "torch.device":
-    """Where the base of a pack is held: whole in the host's memory, if several processes divide
-    copies of it, and otherwise on ``device``.
-    """
-    import torch
-
-    return device if count() == 1 else torch.device("cpu")
-
-
-@cache
-def _join() -> None:
-    """Connect this process to the others, once."""
-    import torch
-    import torch.distributed as dist
-
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-
-
-def _store() -> Any:
-    from torch.distributed import distributed_c10d
-
-    return distributed_c10d._get_default_store()
-
-
-@contextlib.contextmanager
-def leading() -> Iterator[None]:
-    """Surrounds all that process 0 does. Afterwards the other processes end too."""
-    if count() == 1:
-        yield
-        return
-    from torch import device
-
-    everyone = world(device("cpu"))
-    try:
-        yield
-    except BaseException:
-        _store().set(_ENDED, "")
-        raise
-    everyone.agreed(None)
 
 
 def cause(error: Exception) -> Exception | None:
@@ -201,20 +138,95 @@ def cause(error: Exception) -> Exception | None:
     return None if any(text in str(error) for text in _LOST) else error
 
 
-_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-"""What gloo says of a process that has ended."""
+# All processes.
 
 
-def report_failure(error: BaseException) -> str | None:
-    """Tell process 0 why this process fails. Returns a line to print if process 0 may not.
+def world(device: torch.device) -> Processes:
+    """The processes that train together, each on a ``device`` of its type."""
+    if count() == 1:
+        return ALONE
+    _join()
+    return SeveralProcesses(device)
 
-    Process 0 is woken when this process ends. A process that waits for a GPU is not: torchrun ends
-    it.
+
+def device_of_base(device: torch.device) -> torch.device:
+    """Where the base of a pack is held: whole in the host's memory, if several processes divide
+    copies of it, and otherwise on ``device``.
     """
-    import torch
+    return device if count() == 1 else torch.device("cpu")
 
+
+@cache
+def _join() -> None:
+    """Connect this process to the others, once."""
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
+def _store() -> Any:
+    return dist.distributed_c10d._get_default_store()
+
+
+# The other processes: nothing is written here.
+
+
+def follow() -> None:
+    """Train with process 0 until it ends. Ends the process with code 1 after a failure."""
+    for signum in signals.STOPPING:  # process 0 decides when all stop
+        signal.signal(signum, signal.SIG_IGN)
+    try:
+        orders = world(torch.device("cpu"))
+        while (cells := orders.agreed()) is not None:
+            _follow_pack(cells)
+    except BaseException as error:
+        _report(error)
+        os._exit(1)  # a group that has lost a process may wait for it in a destructor
+
+
+def _report(error: BaseException) -> None:
+    """Tell process 0 why this process fails.
+
+    Process 0 is woken when this process ends. One that waits for a GPU is not: torchrun ends it, so
+    this process prints the line.
+    """
     line = f"process {os.environ['RANK']} failed: {one_line(error)}"
     store = _store()
-    if store.check([_ENDED]) or store.compare_set(_FAILED, "", line).decode() != line:
-        return None
-    return line if torch.cuda.is_available() else None
+    if store.check([_ENDED]):
+        return
+    is_first = store.compare_set(_FAILED, "", line).decode() == line
+    if is_first and torch.cuda.is_available():
+        signals.say(f"study: {line}")
+
+
+def _follow_pack(cells: Sequence[Cell]) -> None:
+    config, card = cells[0].config, cells[0].card
+    held = claim_device(config.device, lambda: False, local_number())
+    assert held is not None
+    _store().add(_READY, 1)
+    keep_freed_memory()
+    world_here = world(held.device)
+    pack = prepare(cells, device=held.device)
+    base = load_base(config.model, device_of_base(held.device), config.precision)
+    if base.card.fingerprint != card.fingerprint:
+        raise StudyError(f"{card.name} has other weights here than in process 0")
+    prepared = {each.cell.id: each for each in pack.cells}
+    while (order := world_here.agreed()) is not None:
+        cell_id, step = order
+        each = prepared[cell_id]
+        states = [newest(each.cell, held.device, lambda _: None)] if step else []
+        found = [state for state in states if state]
+        if [state.step for state in found] != [step] * bool(step):
+            raise RuntimeError(f"cell {cell_id} has no checkpoint of step {step} here")
+        steps = train(base, pack.corpus, [each.run], found, world=world_here)
+        with contextlib.closing(steps):
+            _follow_steps(steps, world_here)
+        release_memory(held.device)
+    held.release()
+
+
+def _follow_steps(steps: Iterable[Sequence[CellStep | None]], world: Processes) -> None:
+    for results in steps:
+        while (order := world.agreed()) is Order.CAPTURE:
+            for result in filter(None, results):
+                result.snapshot()
+        if order is Order.STOP:
+            return

@@ -111,7 +111,7 @@ class Recorder:
     def checkpoint(self) -> None:
         """Checkpoint the cells after the last step that was added, and wait until it is on disk."""
         self._write_all()
-        self.checkpoints.now(self._last)
+        self.checkpoints.write(self._last)
 
     def _write_all(self) -> None:
         """Write the rows that are left. Waits for their numbers."""
@@ -193,7 +193,6 @@ class Recorder:
 
     def close(self, device: torch.device) -> None:
         """Write the results that are left, and close every cell with its status."""
-        self.checkpoints.flush()
         self._write_all()
         self._mark_stuck()
         for k in sorted(self._open):
@@ -213,8 +212,6 @@ class Recorder:
         """
         if not self._open:
             return
-        with contextlib.suppress(Exception):  # the earlier checkpoints are good
-            self.checkpoints.flush()
         for k in sorted(self._open):
             if self.status[k] == "diverged":
                 with contextlib.suppress(Exception):

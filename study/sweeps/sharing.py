@@ -1,10 +1,10 @@
 """Processes that train the same cells share them: each one trains what no other holds.
 
-This module imports neither torch nor pandas: a mistake in a value is found before they are
-imported, which takes seconds.
+Imports no torch, which takes seconds: a mistake in a value is found before.
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from study.errors import StudyError
+from study.store import is_claimed
 from study.sweeps import signals
+from study.sweeps.progress import count_noun, stop_file
 
 if TYPE_CHECKING:
     from study.sweeps.cells import Cell
@@ -21,6 +23,21 @@ _POLL = 1.0
 """Seconds between two looks at cells that other processes hold."""
 _LOOK = 0.2
 """Seconds between two looks for the file that asks a sweep's processes to stop."""
+
+
+def count() -> int:
+    """How many processes torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
+def follows() -> bool:
+    """Whether this process does as process 0 of torchrun says."""
+    return count() > 1 and os.environ["RANK"] != "0"
+
+
+def local_number() -> int:
+    """The number of this process among those that torchrun has started on this machine."""
+    return int(os.environ["LOCAL_RANK"])
 
 
 @dataclass(frozen=True)
@@ -37,23 +54,14 @@ class Outcome:
     mistake: str | None = None
 
 
-def stop_file(agenda: Path) -> Path:
-    """While this file exists, every process of the sweep, on any machine, stops after its step.
-
-    A signal would reach only processes of the sweep's own machine, and which of them train is known
-    to the launcher alone.
-    """
-    return agenda.with_suffix(".stop")
-
-
 class StopRequest:
     """Whether this process must stop after its step: a signal came, or its sweep asks for it.
 
-    ``agenda``: the file of its sweep's agenda; None for a pack without a sweep.
+    ``posted``: the file of its sweep; None for a pack without a sweep.
     """
 
-    def __init__(self, agenda: Path | None) -> None:
-        self._file = stop_file(agenda) if agenda else None
+    def __init__(self, posted: Path | None) -> None:
+        self._file = stop_file(posted) if posted else None
         self._looked, self._found = -math.inf, False
 
     def __call__(self) -> bool:
@@ -73,45 +81,26 @@ def train_all(cells: Sequence["Cell"], launch: Callable[[list["Cell"]], Iterable
     if a signal ended a pass.
     """
     failures: dict[Path, str] = {}
-    todo = _left(cells, failures)
-    first = len(todo)
+    distinct = {cell.folder: cell for cell in cells}.values()
+    todo = [cell for cell in distinct if not cell.done]
+    first, told = len(todo), False
     while todo:
-        free = _free(todo)
+        free = [cell for cell in todo if not is_claimed(cell.folder)]
+        if not free and not told:
+            cells_held = count_noun(len(todo), "cell")
+            signals.say(f"study: waiting for {cells_held} that another process trains")
+            told = True
         for outcome in launch(free) if free else ():
             failures |= outcome.failures
             signum = signals.asked() or outcome.signum
             if signum is not None:
-                raise signals.Stopped(signum)
+                raise signals.current().stopped(signum)
             if outcome.mistake:
                 raise StudyError(outcome.mistake)
-        left = _left(todo, failures)
-        if free and len(left) == len(todo):  # others were faster: don't launch in a tight loop
+        left = [cell for cell in todo if cell.folder not in failures and not cell.done]
+        if len(left) == len(todo):  # others hold them, or were faster
             time.sleep(_POLL)
         todo = left
     if failures:
         line = next(iter(failures.values()))
         raise StudyError(f"{len(failures)} of {first} cells failed; {line}")
-
-
-def _left(cells: Sequence["Cell"], failures: Mapping[Path, str]) -> list["Cell"]:
-    """The distinct cells without results that have not failed here."""
-    distinct = {cell.folder: cell for cell in cells if cell.folder not in failures}
-    return [cell for cell in distinct.values() if not cell.done]
-
-
-def _free(cells: Sequence["Cell"]) -> list["Cell"]:
-    """The cells that no process holds. Waits while others hold all of them."""
-    from study.store.lock import is_claimed
-
-    told = False
-    while cells:
-        free = [cell for cell in cells if not is_claimed(cell.folder)]
-        if free:
-            return free
-        if not told:
-            what = "1 cell" if len(cells) == 1 else f"{len(cells)} cells"
-            signals.say(f"study: waiting for {what}, which another process trains")
-            told = True
-        time.sleep(_POLL)
-        cells = [cell for cell in cells if not cell.done]
-    return []

@@ -20,7 +20,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -37,13 +36,14 @@ Handler = Callable[[int, FrameType | None], Any]
 class Stopped(BaseException):
     """A signal ended the sweep. No ``except Exception`` on the way out takes it for a failure.
 
-    ``line``: the last line to print, with the command that continues.
+    ``command``: what the user typed, which continues.
     """
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
+    def __init__(self, signum: int, command: str = "") -> None:
+        super().__init__(signum, command)
         self.signum = signum
-        self.line = f"study: stopped; continue with: {_process.command}"
+        self.line = f"study: stopped; continue with: {command}"
+        """The last line to print."""
 
     @property
     def exit_code(self) -> int:
@@ -51,56 +51,92 @@ class Stopped(BaseException):
         return 128 + self.signum
 
 
-@dataclass
-class _Process:
-    """The state of this process. ``patient``: what to do at the first signal, per open block."""
+class Listener:
+    """The handler of a process's signals, and what it has heard.
 
-    listening: bool = False
-    command: str = ""
-    worker: bool = False
-    asked: int | None = None
-    asked_at: float = 0.0
-    patient: list[Callable[[], None]] = field(default_factory=list)
-    launchers: dict[int, Handler] = field(default_factory=dict)
-    handed: int | None = None
+    ``command``: what continues the sweep. ``is_worker``: whether a launcher has started the
+    process. ``asked``: the first signal. ``handed``: one that the launcher's handler is still to
+    get.
+    """
+
+    def __init__(self, command: str = "", is_worker: bool = False) -> None:
+        self.command, self.is_worker = command, is_worker
+        self.asked: int | None = None
+        self.handed: int | None = None
+        self.launchers: dict[int, Handler] = {}
+        self.patient: list[Callable[[], None]] = []
+        """What to do at the first signal, for each open :func:`patience`."""
+        self._asked_at = 0.0
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        """A signal came."""
+        if signum in self.launchers:
+            if self.patient:
+                self.handed = signum
+            else:
+                self.launchers[signum](signum, frame)
+            return
+        now = time.monotonic()
+        if self.asked is None and (self.patient or self.is_worker):
+            self.asked, self._asked_at = signum, now
+            if not self.is_worker:
+                say("study: finishing this step, then stopping; press Ctrl-C again to stop at once")
+            for on_first in self.patient:
+                on_first()
+        elif self.asked is None:
+            stopped = self.stopped(signum)
+            say(stopped.line)
+            os._exit(stopped.exit_code)
+        elif now - self._asked_at > _ONE_REQUEST:
+            self._asked_at = now
+            raise self.stopped(self.asked)
+
+    def stopped(self, signum: int) -> Stopped:
+        """The exception that ends the sweep."""
+        return Stopped(signum, self.command)
 
 
-_process = _Process()
+def current() -> Listener:
+    """The listener of this process; a deaf one if there is none, or outside the main thread."""
+    found = signal.getsignal(signal.SIGTERM)
+    return found if isinstance(found, Listener) else Listener()
 
 
 @contextlib.contextmanager
 def listen(arguments: Sequence[str]) -> Iterator[None]:
     """Inside, signals end this process as the module says. ``arguments``: those of ``study``.
 
-    Inside another such block it changes nothing.
+    Inside another such block, and outside the main thread, it changes nothing.
     """
-    global _process
-    if _process.listening:
+    if not _may_listen():
         yield
         return
-    outside = _process, {s: signal.getsignal(s) for s in STOPPING}
-    _process = _Process(listening=True, command=shlex.join(["study", *arguments]))
-    for signum in STOPPING if _in_main_thread() else ():
-        signal.signal(signum, _on_signal)
+    listener = Listener(shlex.join(["study", *arguments]))
+    before = {signum: signal.signal(signum, listener) for signum in STOPPING}
     try:
         yield
     finally:
-        _process, handlers = outside
-        for signum, handler in handlers.items() if _in_main_thread() else ():
+        for signum, handler in before.items():
             signal.signal(signum, handler)
 
 
 def listen_in_worker() -> None:
     """Listen from now on, unless this process does: it may have been started by a launcher."""
-    if _process.listening or not _in_main_thread():
+    if not _may_listen():
         return
-    _process.listening = _process.worker = True
+    listener = Listener(is_worker=True)
     for signum in _LAUNCHERS:
         found = signal.getsignal(signum)
         if callable(found) and found is not signal.default_int_handler:
-            _process.launchers[signum] = found
-        if signum in (*STOPPING, *_process.launchers):
-            signal.signal(signum, _on_signal)
+            listener.launchers[signum] = found
+        if signum in (*STOPPING, *listener.launchers):
+            signal.signal(signum, listener)
+
+
+def _may_listen() -> bool:
+    """Python handles signals in the main thread only."""
+    is_main = threading.current_thread() is threading.main_thread()
+    return is_main and not isinstance(signal.getsignal(signal.SIGTERM), Listener)
 
 
 @contextlib.contextmanager
@@ -108,16 +144,22 @@ def patience(on_first: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Inside, the first signal is noted and ``on_first`` is called. A second one raises
     :class:`Stopped`.
     """
-    _process.patient.append(on_first)
+    patient = current().patient
+    patient.append(on_first)
     try:
         yield
     finally:
-        _process.patient.remove(on_first)
+        patient.remove(on_first)
 
 
 def asked() -> int | None:
     """The signal that asked this process to stop after its step; None if there was none."""
-    return _process.asked
+    return current().asked
+
+
+def handed() -> bool:
+    """Whether a signal waits for :func:`hand_over`."""
+    return current().handed is not None
 
 
 def hand_over() -> None:
@@ -125,46 +167,13 @@ def hand_over() -> None:
 
     The handler may end the process. If it returns, training goes on.
     """
-    signum, _process.handed = _process.handed, None
+    listener = current()
+    signum, listener.handed = listener.handed, None
     if signum is not None:
-        _process.launchers[signum](signum, None)
-
-
-def handed() -> bool:
-    """Whether a signal waits for :func:`hand_over`."""
-    return _process.handed is not None
+        listener.launchers[signum](signum, None)
 
 
 def say(line: str) -> None:
     """Print a line on stderr. A terminal that is gone is no reason to lose a step."""
     with contextlib.suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)
-
-
-def _on_signal(signum: int, frame: FrameType | None) -> None:
-    process = _process
-    if signum in process.launchers:
-        if process.patient:
-            process.handed = signum
-        else:
-            process.launchers[signum](signum, frame)
-        return
-    now = time.monotonic()
-    if process.asked is None and (process.patient or process.worker):
-        process.asked, process.asked_at = signum, now
-        if not process.worker:
-            say("study: finishing this step, then stopping; press Ctrl-C again to stop at once")
-        for on_first in process.patient:
-            on_first()
-    elif process.asked is None:
-        stopped = Stopped(signum)
-        say(stopped.line)
-        os._exit(stopped.exit_code)
-    elif now - process.asked_at > _ONE_REQUEST:
-        process.asked_at = now
-        raise Stopped(process.asked)
-
-
-def _in_main_thread() -> bool:
-    """Python handles signals in the main thread only."""
-    return threading.current_thread() is threading.main_thread()

@@ -13,7 +13,7 @@ from study.errors import StudyError
 from study.models import tiny
 from study.store import load_cells
 from study.sweeps.cells import plan
-from study.sweeps.prepare import prepare
+from study.sweeps.packs import prepare
 
 Build = Callable[..., CellConfig]
 

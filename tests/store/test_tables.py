@@ -22,7 +22,7 @@ from study.store import (
     load_cells,
     load_measured,
 )
-from study.sweeps.status import render
+from study.sweeps.progress import render
 from study.vocabulary.quantities import STATS
 
 CONFIG = {

@@ -1,7 +1,6 @@
-"""When checkpoints are due, and what the thread that writes them does when something fails."""
+"""When checkpoints are due, and what happens when one can't be written."""
 
 import errno
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,15 +12,13 @@ import torch
 from study.config import CellConfig, Interval
 from study.errors import StudyError
 from study.store.checkpoints import load_newest
-from study.sweeps import checkpointing
-from study.sweeps.checkpointing import Checkpoints, Cost, Schedule, available_memory, newest
+from study.sweeps.checkpointing import Checkpoints, Schedule, newest
 from study.training.checkpoint import Snapshot
 from study.training.loop import CellStep
 from study.training.results import Numbers
 
 Build = Callable[..., CellConfig]
 IDS = ("aaaaaaaaaaaa", "bbbbbbbbbbbb")
-WAIT = 20.0
 
 
 class Clock:
@@ -38,7 +35,7 @@ def due_at(every: Interval | None, seconds: float, steps: int, first: int = 0) -
     for step in range(first, first + steps):
         clock.now += seconds
         if schedule.due(step):
-            schedule.taken(step)
+            schedule.taken(step, 0.0)
             found.append(step)
     return found
 
@@ -58,8 +55,7 @@ def test_checkpoints_take_a_twentieth_of_the_time() -> None:
     schedule = Schedule(Interval(seconds=60), clock)
     clock.now = 60
     assert schedule.due(5)
-    schedule.taken(5)
-    schedule.cost = Cost(copying=2, writing=8)
+    schedule.taken(5, 10.0)
     clock.now = 60 + 199
     assert not schedule.due(6)
     clock.now = 60 + 200
@@ -99,31 +95,7 @@ class Fold:
         return None if found is None else (found.step, float(found.tensors["weights/a"].mean()))
 
 
-def test_training_goes_on_while_a_copy_is_written(cell: Build, tmp_path: Path) -> None:
-    fold = Fold(cell, tmp_path, "checkpoint.every=1")
-    may_go_on, is_writing = threading.Event(), threading.Event()
-
-    def wait() -> None:
-        is_writing.set()
-        assert may_go_on.wait(WAIT)
-
-    fold.during = wait
-    assert fold.checkpoints.due(0)
-    fold.checkpoints.write(fold.step(0))
-    assert is_writing.wait(WAIT)
-    fold.step(1)  # changes the weights while those of step 0 are written
-    assert fold.on_disk() is None
-    may_go_on.set()
-    fold.checkpoints.flush()
-    assert fold.synced == list(IDS)
-    assert [fold.on_disk(k) for k in range(2)] == [(1, 0.0), (1, 0.0)]
-    fold.checkpoints.write(fold.step(1))
-    fold.checkpoints.flush()
-    assert fold.on_disk() == (2, 1.0)
-    assert fold.lines == []
-
-
-def test_a_second_one_waits_for_the_first_and_none_follows_the_last_step(
+def test_the_newest_two_are_kept_and_none_follows_the_last_step(
     cell: Build, tmp_path: Path
 ) -> None:
     fold = Fold(cell, tmp_path, "checkpoint.every=1")
@@ -131,87 +103,48 @@ def test_a_second_one_waits_for_the_first_and_none_follows_the_last_step(
         assert fold.checkpoints.due(step)
         fold.checkpoints.write(fold.step(step))
     assert not fold.checkpoints.due(9)
-    fold.checkpoints.flush()
     assert fold.on_disk() == (9, 8.0)
     assert len(list((tmp_path / IDS[0] / "checkpoints").iterdir())) == 2
 
 
-def test_by_time_none_is_due_while_one_is_written(cell: Build, tmp_path: Path) -> None:
-    fold = Fold(cell, tmp_path, "checkpoint.every=60s")
-    clock = fold.checkpoints.schedule.clock = Clock()
-    fold.checkpoints.schedule.taken(-1)
-    may_go_on = threading.Event()
-    fold.during = lambda: may_go_on.wait(WAIT) and None
-    clock.now = 61
-    assert fold.checkpoints.due(0)
-    fold.checkpoints.write(fold.step(0))
-    clock.now = 1e6
-    assert not fold.checkpoints.due(1)
-    may_go_on.set()
-    fold.checkpoints.flush()
-    assert fold.checkpoints.due(2)
-    assert not Fold(cell, tmp_path / "none", "checkpoint.every=null").checkpoints.due(0)
-
-
-def test_without_memory_for_a_copy_it_is_written_before_training_goes_on(
-    cell: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checkpointing, "free_memory", lambda: 10)
-    monkeypatch.setattr(Snapshot, "copied", lambda self: pytest.fail("there is no room"))
-    fold = Fold(cell, tmp_path, "checkpoint.every=1")
-    fold.checkpoints.write(fold.step(0))
-    assert [fold.on_disk(k) for k in range(2)] == [(1, 0.0), (1, 0.0)]
-
-
-def test_memory_gb_limits_copies_on_a_cpu(cell: Build) -> None:
-    assert available_memory(cell("device=cpu")) > 0
-    assert available_memory(cell("device=cpu", "pack.memory_gb=0.01")) < 0
-
-
-def test_now_waits_and_does_not_repeat_a_step(cell: Build, tmp_path: Path) -> None:
+def test_no_step_is_written_twice(cell: Build, tmp_path: Path) -> None:
     fold = Fold(cell, tmp_path, "checkpoint.every=null")
-    assert fold.checkpoints.now(fold.step(3))
+    fold.checkpoints.write(fold.step(3))
     assert fold.on_disk() == (4, 3.0)
     assert len(fold.synced) == 2
-    assert fold.checkpoints.now(fold.step(3))
+    fold.checkpoints.write(fold.step(3))
     assert len(fold.synced) == 2
-    assert fold.checkpoints.now([None, None])
+    fold.checkpoints.write([None, None])
 
 
 def test_a_cell_that_diverged_gets_none(cell: Build, tmp_path: Path) -> None:
     fold = Fold(cell, tmp_path, "checkpoint.every=1")
     fold.checkpoints.write(fold.step(0, diverged=True))
-    fold.checkpoints.flush()
     assert fold.synced == [IDS[0]]
     fold.checkpoints.write([fold.step(1)[0], None])
-    fold.checkpoints.flush()
     assert fold.synced == [IDS[0]] * 2
 
 
 def test_a_full_disk_is_one_line_and_training_goes_on(cell: Build, tmp_path: Path) -> None:
     fold = Fold(cell, tmp_path, "checkpoint.every=1")
     fold.checkpoints.write(fold.step(0))
-    fold.checkpoints.flush()
 
     def full() -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     fold.during = full
-    for step in (1, 2):
+    for step in (1, 2, 3):
         fold.checkpoints.write(fold.step(step))
-        fold.checkpoints.due(step)
-    fold.checkpoints.flush()
-    assert not fold.checkpoints.now(fold.step(3))
     assert fold.lines == [
         f"no checkpoint could be written to {tmp_path / IDS[0]} (No space left on device): "
         "training goes on without"
     ]
     assert fold.on_disk() == (1, 0.0)
     fold.during = lambda: None
-    assert fold.checkpoints.now(fold.step(4))
+    fold.checkpoints.write(fold.step(4))
     assert fold.on_disk() == (5, 4.0)
     fold.during = full
-    fold.checkpoints.now(fold.step(5))
+    fold.checkpoints.write(fold.step(5))
     assert len(fold.lines) == 2, "after one that was written, the next failure is told again"
 
 
@@ -223,10 +156,8 @@ def test_what_is_no_error_of_the_disk_reaches_the_loop(cell: Build, tmp_path: Pa
         raise StudyError("another process has taken the cell over")
 
     fold.during = lost
-    fold.checkpoints.write(fold.step(0))
     with pytest.raises(StudyError, match="taken the cell over"):
-        fold.checkpoints.flush()
-    fold.checkpoints.flush()
+        fold.checkpoints.write(fold.step(0))
     assert fold.on_disk() is None
 
 
@@ -235,7 +166,7 @@ def test_a_dropout_stream_of_another_device_is_not_continued(cell: Build, tmp_pa
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     said: list[str] = []
     assert newest(fold.cells[0], cpu, said.append) is None
-    fold.checkpoints.now(fold.step(3))
+    fold.checkpoints.write(fold.step(3))
     found = newest(fold.cells[0], cpu, said.append)
     assert found is not None
     assert (found.step, found.tensors["weights/a"].tolist()) == (4, [[3.0] * 3] * 2)

@@ -112,7 +112,7 @@ def test_a_cell_that_failed_continues_from_the_checkpoint_before(
     real = sweep.train
     break_at(5, RuntimeError("the driver was restarted"))
     one = cells("results")[0]
-    assert list(sweep.train_pack([one]).failures) == [one.folder]
+    assert list(sweep.train_pack([one], sweep.Worker()).failures) == [one.folder]
     assert load_cells(one.study_dir)["status"].item() == "failed"
     monkeypatch.setattr(sweep, "train", real)
     sweep.run([one])

@@ -13,8 +13,7 @@ from study.report.provenance import total_seconds
 from study.sweeps import packs
 from study.sweeps.cells import plan
 from study.sweeps.estimate import fold_bytes
-from study.sweeps.prepare import prepare
-from study.training.fold import LOGITS
+from study.sweeps.packs import prepare
 
 Build = Callable[..., CellConfig]
 GIB = 2**30
@@ -29,13 +28,6 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (state.free, state.total))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
     return state
-
-
-def test_the_estimate_counts_a_gpus_logits(gpu: SimpleNamespace, cell: Build) -> None:
-    for device, kind in (("auto", "cuda"), ("cuda", "cuda"), ("cpu", "cpu")):
-        pack = prepare(plan([cell(f"device={device}")]))
-        assert pack.device.type == kind
-        assert pack.cells[0].estimate.chunk_bytes == 3 * 4 * LOGITS[kind]
 
 
 def test_a_base_that_is_held_is_counted_once(gpu: SimpleNamespace, cell: Build) -> None:

@@ -4,24 +4,17 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
-from study.config import CellConfig
 from study.errors import StudyError
 from study.sweeps import devices
-from study.sweeps import run as sweep
-from study.sweeps.cells import plan
-from study.sweeps.devices import others_wait, own_device, visible_gpus
-from study.sweeps.sharing import Outcome
+from study.sweeps.devices import Device, claim_device, visible_gpus
 from tests.sweeps.conftest import wait_for
 
-Build = Callable[..., CellConfig]
 See = Callable[..., None]
 
 
@@ -29,12 +22,17 @@ def never() -> bool:
     return False
 
 
+def claim(name: str, number: int | None = None) -> Device:
+    claimed = claim_device(name, never, number)
+    assert claimed is not None
+    return claimed
+
+
 @pytest.fixture
 def see(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> See:
     """``see("a", "b")``: from now on this process sees two GPUs with these UUIDs."""
     monkeypatch.setenv("STUDY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(devices, "_POLL", 0.01)
-    monkeypatch.setattr(devices, "_last", [])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
 
@@ -54,9 +52,10 @@ class Worker:
         self.file = file
         self.pid = os.fork()
         if not self.pid:
-            with own_device("cuda", stop) as device:
-                file.write_text(str(device))
-                time.sleep(60)
+            claimed = claim_device("cuda", stop)
+            assert claimed is not None
+            file.write_text(str(claimed.device))
+            time.sleep(60)
             os._exit(0)
 
     @property
@@ -90,14 +89,12 @@ def test_each_process_has_a_gpu_of_its_own_and_the_next_one_waits(
     first, second = worker(), worker()
     wait_for(lambda: bool(first.device and second.device))
     assert {first.device, second.device} == {"cuda:0", "cuda:1"}
-    assert not others_wait()
     third = worker()
-    wait_for(others_wait)
+    time.sleep(0.5)
     assert not third.device
     second.kill()  # as the system ends a process: nothing of its own runs
     wait_for(lambda: bool(third.device))
     assert third.device == second.device
-    wait_for(lambda: not others_wait())
     assert "other processes hold cuda:0, cuda:1" in capfd.readouterr().err
 
 
@@ -110,40 +107,25 @@ def test_the_same_gpu_under_another_number_is_the_same(
     assert first.device == "cuda:0"
     see("c", "a")  # CUDA_VISIBLE_DEVICES=2,0
     assert [gpu.key for gpu in visible_gpus()] == ["c", "a"]
-    with own_device("auto", never) as device:
-        assert device == torch.device("cuda", 0)
+    claimed = claim("auto")
+    assert claimed.device == torch.device("cuda", 0)
+    claimed.release()
     see("a", "c")
-    with own_device("auto", never) as device:
-        assert device == torch.device("cuda", 1)
+    assert claim("auto").device == torch.device("cuda", 1)
 
 
 def test_who_sees_one_gpu_shares_it(see: See, worker: Callable[[], Worker]) -> None:
     see("a")
     first = worker()
     wait_for(lambda: bool(first.device))
-    with own_device("cuda", never) as device:
-        assert device == torch.device("cuda", 0)
+    assert claim("cuda").device == torch.device("cuda", 0)
 
 
 def test_the_wait_ends_when_the_sweep_is_stopped(see: See, worker: Callable[[], Worker]) -> None:
     see("a", "b")
     held = worker(), worker()
     wait_for(lambda: all(each.device for each in held))
-    with own_device("cuda", lambda: True) as device:
-        assert device is None
-    assert not others_wait()
-
-
-def test_the_next_pack_of_a_process_stays_on_its_gpu(
-    see: See, worker: Callable[[], Worker]
-) -> None:
-    see("a", "b")
-    other = worker()
-    wait_for(lambda: bool(other.device))
-    for _ in range(2):
-        with own_device("cuda", never) as device:
-            assert device == torch.device("cuda", 1)
-        other.kill()
+    assert claim_device("cuda", lambda: True) is None
 
 
 def test_a_process_of_several_waits_for_the_gpu_with_its_number(
@@ -153,52 +135,24 @@ def test_a_process_of_several_waits_for_the_gpu_with_its_number(
     other = worker()
     wait_for(lambda: bool(other.device))
     assert other.device == "cuda:0"
-    with own_device("cuda", never, 1) as device:
-        assert device == torch.device("cuda", 1)
-        with own_device("cuda", lambda: True) as beside:  # a sweep leaves both alone
-            assert beside == torch.device("cuda", 2)
-    with own_device("cuda", lambda: True, 0) as device:
-        assert device is None, "1 and 2 are free, and are not its own"
+    own, beside = claim("cuda", 1), claim("cuda")
+    assert own.device == torch.device("cuda", 1)
+    assert beside.device == torch.device("cuda", 2), "a sweep leaves both alone"
+    own.release()
+    beside.release()
+    assert claim_device("cuda", lambda: True, 0) is None, "1 and 2 are free, and are not its own"
     assert "other processes hold cuda:0;" in capfd.readouterr().err
     other.kill()
-    with own_device("cuda", never, 0) as device:
-        assert device == torch.device("cuda", 0)
+    assert claim("cuda", 0).device == torch.device("cuda", 0)
 
 
 def test_more_processes_than_gpus_are_refused(see: See) -> None:
     see("a", "b")
-    with pytest.raises(StudyError, match=r"than the 2 GPUs .*: lower --nproc-per-node"):  # noqa: SIM117
-        with own_device("cuda", never, 2):
-            pass
+    with pytest.raises(StudyError, match=r"than the 2 GPUs .*: lower --nproc-per-node"):
+        claim("cuda", 2)
 
 
 def test_a_cpu_is_not_claimed(see: See, tmp_path: Path) -> None:
     see("a", "b")
-    with own_device("cpu", never) as device:
-        assert device == torch.device("cpu")
+    assert claim("cpu").device == torch.device("cpu")
     assert not (tmp_path / "cache/gpus").exists()
-
-
-@pytest.mark.parametrize("waiting", [False, True])
-def test_a_pack_trains_on_its_own_device_and_leaves_no_base_there_for_who_waits(
-    waiting: bool, cell: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gpu, used = torch.device("cuda", 1), []
-
-    @contextmanager
-    def own(name: str, must_stop: Callable[[], bool], number: int | None) -> Iterator[Any]:
-        assert (name, number) == ("cuda", None)
-        yield gpu
-
-    def train_on(device: torch.device, *_: object) -> Outcome:
-        used.append(device)
-        return Outcome()
-
-    monkeypatch.setattr(sweep, "own_device", own)
-    monkeypatch.setattr(sweep, "_train_on", train_on)
-    monkeypatch.setattr(sweep, "others_wait", lambda: waiting)
-    monkeypatch.setattr(sweep, "release_memory", lambda device: used.append(device))
-    monkeypatch.setattr(sweep, "_BASE", {"a base": None})
-    sweep.train_pack(plan([cell(f"results_dir={tmp_path}", "device=cuda")]))
-    assert used == ([gpu, gpu] if waiting else [gpu])
-    assert bool(sweep._BASE) is not waiting

@@ -10,23 +10,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from study.adapters import AdapterSpec, Contraction, adapted
 from study.adapters.contraction import FORMS
-from study.config import CellConfig, ModelConfig
+from study.config import CellConfig
 from study.data import Corpus
 from study.errors import StudyError
 from study.models import FrozenBase, describe
 from study.sweeps import packs
 from study.sweeps.cells import plan
 from study.sweeps.estimate import Estimate, check_fits, estimate, fold_bytes, memory_budget
-from study.sweeps.packs import fastest_fold, fold_sizes
+from study.sweeps.packs import Prepared, PreparedPack, fastest_fold, fold_sizes
 from study.sweeps.plan import render_plan
-from study.sweeps.prepare import Prepared, PreparedPack
 from study.training.fold import LOGITS
-from study.training.loop import Fold, train
-from study.training.measuring import make_probe
+from study.training.loop import train
 from study.training.optimizers import build_optimizer
 from study.training.run import Run, typical_step
 from study.vocabulary.optimizers import OPTIMIZERS
-from study.vocabulary.quantities import TRAIN
 
 Build = Callable[..., CellConfig]
 CPU = torch.device("cpu")
@@ -102,50 +99,6 @@ def test_activations_are_what_autograd_keeps(
     assert tokens == pytest.approx(batch.input_ids_BT.numel(), rel=0.25)
 
 
-@pytest.mark.parametrize("sites", ["[A]", "[delta_w]", "[delta_w,adapter_in_grad]"])
-def test_the_matrices_of_a_probed_step_are_those_it_holds(
-    tiny_base: FrozenBase, corpus: Corpus, cell: Build, sites: str
-) -> None:
-    """A probe that needs ``B A`` makes a pass keep merged weights, and may keep ``B A`` itself."""
-    few = ("adapter.rank=512", "train.batch_size=1", "data.sequence_length=16")
-    probes = (f"probes.sites={sites}", "probes.stats=[norm]")
-    config, held = cell(*few, *probes), dict[int, int]()
-    shapes = {(1, o, d) for d, o in tiny_base.card.shapes}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if tuple(tensor.shape) in shapes:
-            held[tensor.untyped_storage().data_ptr()] = tensor.nbytes
-        return tensor
-
-    run = replace(Run.of(config, corpus, CPU), contraction=Contraction("auto", 16))
-    with adapted(
-        tiny_base.model, tiny_base.card.linears, [run.adapter], contraction=run.contraction
-    ) as banks:
-        fold = Fold(tiny_base, corpus, [config], banks)
-        fold.backward(0)
-        fold.grad_norms()
-        fold.update()
-        probe = make_probe(fold, TRAIN)
-        assert probe is not None
-        with (
-            torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
-            probe.watch(),
-            fold.passing(corpus.train.batch(0, 0, 1), 1, "pass"),
-        ):
-            lent = [product.BA_OD for product in probe._delta_w._held.values()]
-    found = sum(held.values()) + sum(BA_OD.nbytes for BA_OD in lent if BA_OD is not None)
-    whole = 4 * sum(d * o for d, o in tiny_base.card.shapes)
-    assert found == whole * sites.count("_w") + whole * sites.count("in_grad")
-    plans = [
-        estimate(
-            cell(*few, *probes, f"probes.steps={steps}"),
-            *(describe(config.model), 16, 16, run.contraction),
-        )
-        for steps in ("null", "[1]")
-    ]
-    assert plans[1].own_bytes - plans[0].own_bytes == found
-
-
 def test_a_plan_grows_with_what_it_is_of(cell: Build, corpus: Corpus) -> None:
     plain = of(cell("adapter.rank=8", "optimizer=sgd", "probes.steps=null"), corpus)
     for more in (
@@ -166,13 +119,6 @@ def test_a_plan_grows_with_what_it_is_of(cell: Build, corpus: Corpus) -> None:
         corpus,
     )
     assert split.own_bytes < plain.own_bytes, "micro-batches are there to save memory"
-
-
-def test_late_layers_alone_keep_fewer_activations(cell: Build, corpus: Corpus) -> None:
-    late = of(cell(r"adapter.targets='.*layers\.1\..*'", "train.batch_size=64"), corpus)
-    both = of(cell("train.batch_size=64"), corpus)
-    assert late.own_bytes < 0.7 * both.own_bytes or late.flops < 0.8 * both.flops
-    assert late.flops < both.flops
 
 
 GB = 2**30
@@ -268,12 +214,3 @@ def test_a_rendered_plan_adds_up(cell: Build, corpus: Corpus) -> None:
     assert row[:2] == ["1", "2"]
     assert row[2:4] == ["4,", "8"]
     assert row[4:8] == ["3", "1.00", "5.00", "10.0"]
-
-
-def test_smollm2s_head_is_counted_though_it_is_tied(tiny_base: FrozenBase) -> None:
-    card = describe(ModelConfig("tiny"))
-    assert card.head == tiny_base.model.get_output_embeddings().weight.numel()  # type: ignore[operator, union-attr]
-    assert card.parameters == sum(p.numel() for p in tiny_base.model.parameters())
-    assert card.shapes == tuple(
-        (m.in_features, m.out_features) for m in map(tiny_base.model.get_submodule, card.linears)
-    )

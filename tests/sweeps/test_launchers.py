@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from study.config import CellConfig
 from study.config.compose import CONF
 from study.store import load_cells
-from study.sweeps import app  # noqa: F401  (the resolvers of conf/)
+from study.sweeps.app import parallel_jobs
 from study.sweeps.cells import plan
-from study.sweeps.cost import relative_cost
-from study.sweeps.launchers import parallel_jobs
+from study.sweeps.estimate import full_estimate
 from study.sweeps.packs import deal, packs
 
 Build = Callable[..., CellConfig]
@@ -45,7 +44,7 @@ def test_auto_deals_as_many_packs_as_devices_by_cost(cell: Build, tmp_path: Path
         for rank in (4096, 8, 2)
         for n in (0, 1)
     )
-    cost = {c.config.adapter.rank: relative_cost(c.config, c.card) for c in cells}
+    cost = {c.config.adapter.rank: full_estimate(c.config, c.card).flops for c in cells}
     assert cost[4096] > 2 * (cost[8] + cost[2]), "else another deal is as good"
     dealt = [[c.config.adapter.rank for c in pack] for pack in packs(cells, 3)]
     assert dealt == [[4096], [4096], [2, 2, 8, 8]]

@@ -12,8 +12,6 @@ from study.errors import StudyError
 from study.store import load_cells, load_measured, load_records
 from study.sweeps import run as sweep
 from study.sweeps.cells import Cell, plan
-from study.sweeps.packs import packs
-from study.sweeps.plan import show_plan
 from study.training.run import Run
 
 Build = Callable[..., CellConfig]
@@ -83,12 +81,12 @@ def test_a_single_cell_that_runs_out_of_memory_fails_alone(
 def test_the_base_is_loaded_once_for_all_packs_of_a_process(
     cells: list[Cell], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "_BASE", {})
     loads = []
     real = sweep.load_base
     monkeypatch.setattr(sweep, "load_base", lambda *a: loads.append(a) or real(*a))
-    for one in cells[:2]:
-        sweep.run([one])
+    with sweep.Worker() as worker:
+        for one in cells[:2]:
+            sweep.run([one], worker)
     assert len(loads) == 1
 
 
@@ -96,24 +94,13 @@ def test_the_second_pack_of_a_process_knows_the_base_that_is_loaded(
     cells: list[Cell], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise the base would count twice: as memory that is not free, and as a need."""
-    monkeypatch.setattr(sweep, "_BASE", {})
     held = []
     real = sweep.prepare
     monkeypatch.setattr(
         sweep, "prepare", lambda pack, bytes_, on: held.append(bytes_) or real(pack, bytes_, on)
     )
-    for one in cells[:2]:
-        sweep.run([one])
+    with sweep.Worker() as worker:
+        for one in cells[:2]:
+            sweep.run([one], worker)
     assert held[0] == 0
     assert 4 * cells[0].card.parameters <= held[1] < 5 * cells[0].card.parameters
-
-
-def test_a_plan_is_shown_and_nothing_is_trained(
-    cells: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    show_plan(cells, packs(cells))
-    said = capsys.readouterr()
-    assert "4 to train in 1 pack" in said.err
-    assert "2, 4" in said.out
-    assert "about" in said.out
-    assert not (tmp_path / "full").exists()

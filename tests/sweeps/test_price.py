@@ -1,6 +1,7 @@
 """``--plan=8xh100``: what a sweep costs on devices that are not here, and on disk."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,15 @@ from study.models import describe
 from study.store import CHECKPOINTS
 from study.sweeps import run as sweep
 from study.sweeps.cells import plan
-from study.sweeps.estimate import fold_bytes
-from study.sweeps.fleet import Fleet, fleet
-from study.sweeps.price import (
+from study.sweeps.estimate import (
+    Fleet,
     cell_price,
     disk_price,
+    fleet,
+    fold_bytes,
+    full_estimate,
     least_devices,
     makespan,
-    paper_estimate,
 )
 from study.training.checkpoint import Snapshot
 
@@ -28,24 +30,10 @@ Build = Callable[..., CellConfig]
 GIB = 2**30
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [
-        ("llama-2-7b", 6_738_415_616),
-        ("llama-3.1-8b", 8_030_261_248),
-        ("llama-3.1-70b", 70_553_706_496),
-    ],
-)
-def test_shapes_have_as_many_parameters_as_the_published_models(name: str, parameters: int) -> None:
-    card = describe(ModelConfig("shape", name))
-    assert card.parameters == parameters
-    assert len(card.linears) == 7 * (80 if "70b" in name else 32)
-
-
 def test_the_papers_own_cell_has_5_billion_weights(cell: Build) -> None:
     shape = ("model=shape", "data.sequence_length=512", "precision=bf16", "probes.steps=null")
     config = cell(*shape, "probes.every=null", "adapter.rank=2048", "optimizer=adamw")
-    need = paper_estimate(config, describe(config.model))
+    need = full_estimate(config, describe(config.model))
     per_block = 2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336)
     assert need.weights == 32 * 2048 * per_block
     # float32 A and B, their gradients, two moments, and a bf16 copy for the products
@@ -57,7 +45,7 @@ def test_the_papers_own_cell_has_5_billion_weights(cell: Build) -> None:
 def test_devices_divide_all_but_the_ends_and_the_casts(cell: Build) -> None:
     shape = ("model=shape", "model.path=llama-3.1-70b", "precision=bf16", "adapter.rank=2048")
     config = cell(*shape, "data.sequence_length=512", "train.batch_size=8", "optimizer=adamw")
-    need = paper_estimate(config, describe(config.model))
+    need = full_estimate(config, describe(config.model))
     assert need.head_bytes == 2 * 8192 * 128_256
     assert need.cast_bytes == 2 * need.weights
     eight, many = need.divided(8), need.divided(64)
@@ -68,7 +56,7 @@ def test_devices_divide_all_but_the_ends_and_the_casts(cell: Build) -> None:
     assert fold_bytes([many]) < fold_bytes([eight])
     assert least_devices(need, 0.9 * 79 * GIB) is None, "the casts are whole on every device"
     config.train.checkpointing = True
-    again = paper_estimate(config, describe(config.model))
+    again = full_estimate(config, describe(config.model))
     assert again.cast_bytes == need.cast_bytes // 80
     assert again.activation_bytes < need.activation_bytes / 10
     assert again.flops == pytest.approx(need.flops * 4 / 3, rel=0.1)
@@ -178,6 +166,37 @@ def test_a_sweep_is_priced_for_devices_that_are_not_here(
     assert "2 cells too large for one h100" in ran.out
     assert "assumed: NVIDIA H100" in ran.out
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_counts_the_logits_of_a_large_vocabulary_and_the_process(
+    study_cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gemma 3 has 262,144 tokens: logits of one chunk, their softmax and their gradient."""
+    monkeypatch.chdir(tmp_path)
+    gemma = {
+        "model_type": "gemma3_text",
+        "vocab_size": 262_144,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(gemma))
+    line = ("model=shape", "model.path=config.json", "device=cpu", "probes.steps=null")
+    ran = study_cli("train", *line, "--plan")
+    assert ran.code == 0, ran.err
+    found = re.search(
+        r"memory of a process: about ([\d.]+) GB, of which ([\d.]+) GB are the program, the "
+        r"tokenizer and the data, ([\d.]+) GB the base and ([\d.]+) GB the largest cell",
+        ran.out,
+    )
+    assert found, ran.out
+    total, program, base, cell = map(float, found.groups())
+    assert cell >= 0.2, "three times 64 MiB of logits"
+    assert program > 0.2
+    assert total == pytest.approx(program + base + cell, abs=0.2)
 
 
 @pytest.mark.parametrize(

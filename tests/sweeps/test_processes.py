@@ -12,7 +12,7 @@ import pytest
 
 from study.errors import StudyError
 from study.store import load_cells, rows_of
-from study.sweeps import following, processes
+from study.sweeps import processes
 from tests.conftest import Ran
 from tests.together import commands_together
 
@@ -55,7 +55,7 @@ def test_a_sweep_and_its_continuation(
         def added(self: Any, results: Any) -> None:
             add(self, results)
             if results[0].step == 1:
-                signals._process.asked = 15
+                signals.current().asked = 15
 
         if number == 0:
             record.Recorder.add = added  # type: ignore[method-assign]
@@ -85,7 +85,7 @@ def test_a_failure_ends_all_with_one_message(
     torchrun: Callable[..., list[Any]], small: list[str], tmp_path: Path
 ) -> None:
     def fail_at_step_1(number: int) -> None:
-        train = following.train
+        train = processes.train
 
         def failing(*arguments: Any, **world: Any) -> Any:
             for results in train(*arguments, **world):
@@ -94,7 +94,7 @@ def test_a_failure_ends_all_with_one_message(
                 yield results
 
         if number == 1:
-            following.train = failing  # type: ignore[assignment]
+            processes.train = failing  # type: ignore[assignment]
 
     leader, other = torchrun(*small, "train.shard=true", before=fail_at_step_1)
     assert leader[0] == 2
@@ -109,7 +109,7 @@ def test_a_lost_process_leaves_a_cell_that_can_continue(
     torchrun: Callable[..., list[Any]], small: list[str], tmp_path: Path
 ) -> None:
     def vanish_at_step_1(number: int) -> None:
-        train = following.train
+        train = processes.train
 
         def vanishing(*arguments: Any, **world: Any) -> Any:
             for results in train(*arguments, **world):
@@ -118,7 +118,7 @@ def test_a_lost_process_leaves_a_cell_that_can_continue(
                 yield results
 
         if number == 1:
-            following.train = vanishing  # type: ignore[assignment]
+            processes.train = vanishing  # type: ignore[assignment]
 
     leader, _ = torchrun(*small, "train.shard=true", before=vanish_at_step_1)
     assert leader[0] == 2

@@ -14,7 +14,7 @@ from study.config import CellConfig
 from study.sweeps import packs, run
 from study.sweeps.cells import plan
 from study.sweeps.estimate import Estimate
-from study.sweeps.prepare import Prepared, PreparedPack
+from study.sweeps.packs import Prepared, PreparedPack
 
 Cli = Callable[..., Any]
 SMALL = [

@@ -1,6 +1,5 @@
 """Each process of a sharded run holds its own GPU. The GPUs are made up: it computes on the CPU."""
 
-import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -11,9 +10,9 @@ import pytest
 import torch
 
 from study.store import Lock, is_held, load_cells
-from study.sweeps import devices, processes, signals
+from study.sweeps import devices
 from study.sweeps import run as sweep
-from study.sweeps.devices import Gpu, others_wait
+from study.sweeps.devices import Gpu
 from tests.sweeps.conftest import wait_for
 from tests.together import commands_together
 
@@ -80,10 +79,11 @@ def test_all_wait_for_the_gpu_of_one(
     """Another process trains on b. The run trains when it has ended, and not before."""
     other = Lock(gpus / "b.lock", timeout=0)
     other.acquire()
+    (tmp_path / "stderr-1").touch()
     seen: list[Any] = []
 
     def release() -> None:
-        wait_for(others_wait)
+        wait_for(lambda: "waiting for a GPU" in (tmp_path / "stderr-1").read_text())
         seen.append((held(gpus), list((tmp_path / "results").rglob("metrics*"))))
         other.release()
 
@@ -92,29 +92,4 @@ def test_all_wait_for_the_gpu_of_one(
     assert torchrun() == [0, 0]
     releasing.join()
     assert seen == [(["a", "b"], [])]
-    assert "waiting for a GPU" in (tmp_path / "stderr-1").read_text()
     assert list(load_cells(tmp_path / "results/small")["status"]) == ["complete"]
-
-
-def test_a_run_that_waits_for_the_gpu_of_one_can_be_stopped(
-    torchrun: Callable[..., list[Any]], gpus: Path, tmp_path: Path
-) -> None:
-    other = Lock(gpus / "b.lock", timeout=0)
-    other.acquire()
-
-    def stop_at_once(number: int) -> None:
-        real = processes.begin
-
-        def stopped(world: Any, cells: Any, must_stop: Callable[[], bool]) -> bool:
-            def must_stop() -> bool:
-                if others_wait():
-                    signals._process.asked = signal.SIGTERM
-                return signals.asked() is not None
-
-            return real(world, cells, must_stop)
-
-        sweep.processes.begin = stopped
-
-    assert torchrun(stop_at_once) == [128 + signal.SIGTERM, 1]
-    assert not list((tmp_path / "results").rglob("metrics*"))
-    other.release()

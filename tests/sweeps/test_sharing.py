@@ -1,7 +1,9 @@
 """Processes that train the same cells share them: each cell is trained once, and all end with 0."""
 
+import os
 import re
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +13,12 @@ import pytest
 
 from study.config import CellConfig
 from study.errors import StudyError
-from study.store import claim, load_cells, load_records
+from study.store import claim, is_claimed, load_cells, load_records
 from study.sweeps import run as sweep
 from study.sweeps import sharing
 from study.sweeps.cells import plan
-from study.sweeps.sharing import Outcome, stop_file, train_all
+from study.sweeps.progress import stop_file
+from study.sweeps.sharing import Outcome, train_all
 from tests.sweeps.conftest import Begin, wait_for
 
 SMALL = (
@@ -59,14 +62,13 @@ def test_a_sweep_waits_for_a_cell_that_another_process_trains(
     begin: Begin, small: list[str], tmp_path: Path, cell_ids: Callable[..., list[str]]
 ) -> None:
     first, _ = cell_ids(*small[2:], ranks=(2, 3))
-    held = claim(tmp_path / "results/default/cells" / first)
-    assert held is not None
+    release = hold(tmp_path / "results/default/cells" / first)
     process = begin(*small, "adapter.rank=2,3")
     wait_for(lambda: "waiting for" in process.said)
-    assert re.search(r"study: waiting for 1 cell, trained by pid \d+ on \S+\n", process.said)
+    assert re.search("study: waiting for 1 cell that another process trains\n", process.said)
     assert trained(process.said) == 1, "it trained the other cell first"
     assert not process.has_ended()
-    held.release()
+    release()
     assert process.wait() == 0
     assert trained(process.said) == 2
 
@@ -75,14 +77,29 @@ def test_a_sweep_that_waits_stops_at_once(
     begin: Begin, small: list[str], tmp_path: Path, cell_ids: Callable[..., list[str]]
 ) -> None:
     [only] = cell_ids(*small[2:], ranks=(2,))
-    held = claim(tmp_path / "results/default/cells" / only)
-    assert held is not None
+    release = hold(tmp_path / "results/default/cells" / only)
     process = begin(*small, "adapter.rank=2")
     wait_for(lambda: "waiting for" in process.said)
     process.send(signal.SIGTERM)
     assert process.wait() == 143
     assert process.said.splitlines()[-1].startswith("study: stopped; continue with: study train -m")
-    held.release()
+    release()
+
+
+def hold(folder: Path) -> Callable[[], None]:
+    """Let another process hold a cell, until the function that is returned is called."""
+    pid = os.fork()
+    if not pid:
+        claimed = claim(folder)
+        time.sleep(6000)
+        os._exit(claimed is None)
+    wait_for(lambda: is_claimed(folder))
+
+    def release() -> None:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+    return release
 
 
 @pytest.fixture
@@ -101,19 +118,19 @@ def test_a_cell_that_was_finished_after_the_pack_was_made_is_not_trained_again(
     cell: Callable[..., CellConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cells = plan([cell(f"results_dir={tmp_path}", f"adapter.rank={r}") for r in (2, 3)])
-    real = sweep.loaded_base
+    real = sweep.load_base
 
     def faster(*arguments: Any) -> Any:
         """While this process loads the base, another one trains the cells."""
-        monkeypatch.setattr(sweep, "loaded_base", real)
+        monkeypatch.setattr(sweep, "load_base", real)
         sweep.run(cells)
         return real(*arguments)
 
-    monkeypatch.setattr(sweep, "loaded_base", faster)
+    monkeypatch.setattr(sweep, "load_base", faster)
     seen = []
     real_train = sweep.train
     monkeypatch.setattr(sweep, "train", lambda *a: seen.append(1) or real_train(*a))
-    assert sweep.train_pack(cells) == Outcome()
+    assert sweep.train_pack(cells, sweep.Worker()) == Outcome()
     assert len(seen) == 2
     assert not (tmp_path / "default/aside").exists()
 
@@ -121,11 +138,11 @@ def test_a_cell_that_was_finished_after_the_pack_was_made_is_not_trained_again(
 def test_a_pack_whose_sweep_stops_trains_nothing(
     cell: Callable[..., CellConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep, "loaded_base", lambda *_: pytest.fail("a model was loaded"))
-    agenda = tmp_path / "20260101-1.json"
-    stop_file(agenda).touch()
+    monkeypatch.setattr(sweep, "load_base", lambda *_: pytest.fail("a model was loaded"))
+    posted = tmp_path / "sweep-20260101-1.json"
+    stop_file(posted).touch()
     cells = plan([cell(f"results_dir={tmp_path}")])
-    assert sweep.train_pack(cells, agenda) == Outcome()
+    assert sweep.train_pack(cells, sweep.Worker(), posted) == Outcome()
     assert not cells[0].folder.exists()
 
 
@@ -140,7 +157,7 @@ def test_what_a_launch_leaves_is_launched_again_but_not_a_cell_that_failed(
         launched.append([each.config.adapter.rank for each in free])
         if len(launched) == 1:  # another process holds all but one, which fails
             return [Outcome({free[0].folder: "cell 2: boom"})]
-        return [sweep.train_pack(free[:1])]
+        return [sweep.train_pack(free[:1], sweep.Worker())]
 
     with pytest.raises(StudyError, match="1 of 3 cells failed; cell 2: boom"):
         train_all(cells, launch)

@@ -74,7 +74,7 @@ def test_a_stopped_sweep_continues_to_the_tables_of_an_undisturbed_one(
         stopped_line(process, line)
         stopped = load_cells(study_dir)
         assert "interrupted" in set(stopped["status"])
-        assert not list(study_dir.glob("sweeps/*"))
+        assert not list(study_dir.glob("sweep-*"))
     last = begin(*line)
     assert last.wait() == 0
     assert whole.wait() == 0
@@ -97,7 +97,7 @@ def test_a_signal_before_training_ends_the_process_at_once(
         time.sleep(100)
 
     def slow_to_load() -> None:
-        sweep.loaded_base = wait  # type: ignore[assignment]
+        sweep.load_base = wait  # type: ignore[assignment]
 
     process = begin(*line, first=slow_to_load)
     wait_for((tmp_path / "loading").exists)
@@ -154,7 +154,7 @@ def test_stopping_stops_the_processes_of_a_launcher(
     assert set(cells["status"]) == {"interrupted"}
     assert len(cells) == 2, "the pack that waited did not begin"
     assert len(list(study_dir.rglob("checkpoints/*.safetensors"))) == 2
-    assert not list(study_dir.glob("sweeps/*"))
+    assert not list(study_dir.glob("sweep-*"))
 
 
 # A launcher's own handler, as submitit's.
@@ -207,7 +207,7 @@ def _be_a_job(planned: Any, write: int, ends: bool) -> int:
             yield results
 
     sweep.train = train  # type: ignore[assignment]
-    return len(sweep.train_pack([planned]).failures)
+    return len(sweep.train_pack([planned], sweep.Worker()).failures)
 
 
 def test_ctrl_c_in_another_command_gives_one_line(
@@ -216,7 +216,7 @@ def test_ctrl_c_in_another_command_gives_one_line(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("study.sweeps.status.load_status", interrupted)
+    monkeypatch.setattr("study.sweeps.progress.load_status", interrupted)
     ran = study_cli("status", str(tmp_path))
     assert (ran.code, ran.err.strip()) == (130, "study: interrupted")
 

@@ -144,10 +144,10 @@ def test_cells_are_quoted_in_hydras_grammar(text: str) -> None:
 
     from study.sweeps.app import job_overrides
 
-    cells, agenda = OverridesParser.create().parse_overrides(job_overrides([text], Path(text)))
+    cells, posted = OverridesParser.create().parse_overrides(job_overrides([text], Path(text)))
     assert json.loads(cells.value()) == [text]
     assert "$" not in cells.value(), "the job would resolve it"
-    assert agenda.value() == text
+    assert posted.value() == text
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

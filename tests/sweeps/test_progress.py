@@ -1,0 +1,255 @@
+"""Other processes see a live sweep, its cells and its progress; ``study status`` shows them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from study.store import CellWriter
+from study.sweeps.progress import (
+    WAITING,
+    Display,
+    Planned,
+    Sweep,
+    live_sweeps,
+    load_status,
+    posted,
+    watch,
+)
+from tests.forked import STUDY, Forked
+
+CONFIG = {
+    "adapter": {"rank": 8, "alpha": 16.0, "scaling": "rslora"},
+    "optimizer": {"name": "adamw", "lr": 1e-4},
+    "train": {"steps": 3},
+    "data": {},
+    "seed": 0,
+}
+ABOUT = {"study": "s", "model": "tiny", "data": "pydoc", "gamma": 1.0, "config": CONFIG}
+
+
+def planned(*flops: float) -> list[Planned]:
+    return [Planned({"cell_id": f"c{n}", **ABOUT}, each) for n, each in enumerate(flops)]
+
+
+def ago(seconds: float) -> str:
+    return (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds")
+
+
+def begin(study_dir: Path, cell_id: str, steps: int, started: float = 0.0) -> CellWriter:
+    record = {"cell_id": cell_id, **ABOUT, "started": ago(started)}
+    writer = CellWriter.open(study_dir / "cells" / cell_id, "", record)
+    for step in range(steps):
+        row = {"step": step, "tokens": 1, "loss": 1.0, "seconds": 0.1}
+        writer.append("metrics", pd.DataFrame([row]))
+    return writer
+
+
+def test_a_sweep_is_seen_while_it_lives(tmp_path: Path) -> None:
+    cells = planned(1.0, 2.0)
+    with posted(tmp_path, cells):
+        [sweep] = live_sweeps(tmp_path)
+        assert sweep.cells == cells
+        with posted(tmp_path, planned(5.0)):
+            assert len(live_sweeps(tmp_path)) == 2, "two sweeps of one study"
+        assert [record["status"] for record in sweep.records()] == [WAITING] * 2
+        assert list(load_status(tmp_path)["status"]) == [WAITING] * 2
+    assert live_sweeps(tmp_path) == []
+    assert list(tmp_path.iterdir()) == [], "no file is left"
+
+
+def test_sweeps_begin_as_others_end(tmp_path: Path) -> None:
+    """A sweep must not remove what another one is about to write."""
+
+    def post_often(number: int) -> None:
+        for _ in range(100):
+            with posted(tmp_path, planned(float(number))):
+                pass
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(post_often, range(1, 5)))
+
+
+def test_the_file_of_a_killed_sweep_is_ignored_and_deleted(tmp_path: Path) -> None:
+    script = textwrap.dedent(f"""
+        import os, signal
+        from pathlib import Path
+        from study.sweeps.progress import Planned, posted
+        with posted(Path({str(tmp_path)!r}), [Planned({{"cell_id": "x"}}, 1.0)]):
+            os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        check=False,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    [left] = tmp_path.glob("sweep-*.json")
+    assert json.loads(left.read_text())["cells"]
+    assert live_sweeps(tmp_path) == []
+    with posted(tmp_path, planned(1.0)):
+        assert not left.exists()
+
+
+def test_the_time_left_is_that_of_the_work_left(tmp_path: Path) -> None:
+    """Of 10 FLOPs, 3 were done in a minute: 7 take 140 s. A failed cell takes no more time."""
+    sweep = Sweep(tmp_path, ago(60), planned(1.0, 4.0, 5.0))
+    assert sweep.progress().seconds_left is None, "nothing was done"
+    begin(tmp_path, "c0", 4, started=30).close("complete", steps_done=3)
+    running = begin(tmp_path, "c1", 2, started=10)
+    now = sweep.progress()
+    assert now.states == {"complete": 1, "running": 1, WAITING: 1}
+    assert now.work == pytest.approx(0.3)
+    assert now.seconds_left == pytest.approx(140, rel=0.1)
+    running.close("failed", steps_done=1)
+    assert sweep.progress().seconds_left == pytest.approx(100, rel=0.1)
+
+
+def test_steps_from_before_the_sweep_are_not_its_work(tmp_path: Path) -> None:
+    """A cell of 4 steps that continues at step 2 has done half of its 2 after one."""
+    [cell] = planned(8.0)
+    sweep = Sweep(tmp_path, ago(60), [Planned(cell.record, cell.flops, first_step=2)])
+    writer = begin(tmp_path, "c0", 3)
+    assert sweep.progress().work == pytest.approx(0.5)
+    writer.interrupt()
+
+
+def test_a_cell_of_an_earlier_sweep_that_is_trained_again_is_waiting(tmp_path: Path) -> None:
+    begin(tmp_path, "c0", 1, started=100).close("failed", steps_done=0, error="x")
+    with posted(tmp_path, planned(1.0)):
+        assert list(load_status(tmp_path)["status"]) == [WAITING]
+    assert list(load_status(tmp_path)["status"]) == ["failed"]
+
+
+def test_an_unreadable_record_leaves_its_cell_waiting(tmp_path: Path) -> None:
+    with posted(tmp_path, planned(1.0, 1.0)):
+        [sweep] = live_sweeps(tmp_path)
+        begin(tmp_path, "c0", 4).close("complete", steps_done=3)
+        (tmp_path / "cells/c1").mkdir()
+        (tmp_path / "cells/c1/record.json").write_text('{"status": "runn')
+        assert sweep.progress().states == {"complete": 1, WAITING: 1}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["began", "cells", "record", "flops", "x"]), inner)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(JSON | st.text(max_size=9))
+def test_a_damaged_file_is_no_sweep(
+    tmp_path_factory: pytest.TempPathFactory, content: object
+) -> None:
+    path = tmp_path_factory.mktemp("damaged") / "sweep-1.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    found = Sweep.read(path)
+    assert found is None or found.progress().work == 0.0
+
+
+def test_the_display_counts_the_cells_of_the_whole_sweep(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with posted(tmp_path, planned(1.0, 1.0, 2.0)) as path:
+        begin(tmp_path, "c0", 4).close("complete", steps_done=3)
+        with Display(tmp_path, {"c1": "rank 8"}, 3, path) as display:
+            display.start(["c1"])
+            begin(tmp_path, "c1", 4).close("complete", steps_done=3)
+            display.finish({"c1": "complete"})
+    line = capsys.readouterr().err.strip()
+    assert line.startswith(f"[{tmp_path.name}] 2 of 3 cells done  rank 8  complete in ")
+
+
+def test_a_pack_without_a_sweep_counts_its_own_cells(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Display(tmp_path, {"c1": "rank 8", "c2": "rank 9"}, 3) as display:
+        display.start(["c1"])
+        display.finish({"c1": "diverged"})
+    said = capsys.readouterr().err
+    assert f"[{tmp_path.name}] 1 of 2 cells done  rank 8  diverged in " in said
+
+
+def test_a_status_imports_no_torch() -> None:
+    code = "import sys; from study.sweeps import progress; print('torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["False"]
+
+
+# `study status --watch` beside a sweep that runs in processes of its own.
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory: pytest.TempPathFactory, jsonl: Path) -> tuple[Path, str, str]:
+    """A sweep of three packs that was watched from its start.
+
+    The folder, the output of ``status --watch`` and the stderr of ``train``.
+    """
+    folder = tmp_path_factory.mktemp("watched")
+    sweep = [
+        "model=tiny",
+        "data=file",
+        f"data.path={jsonl}",
+        "data.sequence_length=32",
+        "data.heldout=2",
+        "train.batch_size=2",
+        "train.steps=200",
+        "adapter.rank=2,3,4",
+        "pack.max_cells=1",
+    ]
+    with Forked(STUDY, ["train", "-m", *sweep], folder, os.environ) as train:
+        while not list((folder / "results/default").glob("sweep-*.json")) and not train.ended:
+            time.sleep(0.05)
+        watching = Forked(STUDY, ["status", "results/default", "--watch"], folder, os.environ)
+        looked, trained = watching.wait(), train.wait()
+    assert looked.returncode == 0, looked.stderr
+    assert trained.returncode == 0, trained.stderr
+    return folder, looked.stdout, trained.stderr
+
+
+def test_a_watch_follows_a_sweep_to_its_end(followed: tuple[Path, str, str]) -> None:
+    _, out, _ = followed
+    lines = out.strip().splitlines()
+    seen = [line for line in lines if re.match(r"\d\d:\d\d:\d\d  default: ", line)]
+    assert any("3 waiting" in line or "2 waiting" in line for line in seen), "from the start"
+    assert any(re.search(r"1 running.*rank [234] lora at step \d+/200", line) for line in seen)
+    assert any(re.search(r"\d+%  0:\d\d:\d\d left", line) for line in seen), seen
+    assert lines[-1] == "next: study report results/default"
+    assert "default: 3 complete" in lines
+    assert sum(line.startswith("complete ") for line in lines) == 3
+
+
+def test_training_counts_cells_and_prints_the_next_command(followed: tuple[Path, str, str]) -> None:
+    *_, said = followed
+    assert re.search(r"\[default\] 1 of 3 cells done  .*complete in .* left\n", said)
+    assert re.search(r"\[default\] 3 of 3 cells done  .*complete in [\d.]+ s\n", said)
+    assert said.endswith("study default: 3 complete\nnext: study report results/default\n")
+    assert not re.search(r"[\r\x1b]", said), "a log file is plain text"
+
+
+def test_a_finished_study_is_shown_once(followed: tuple[Path, str, str], tmp_path: Path) -> None:
+    folder, *_ = followed
+    with (tmp_path / "out").open("w+") as file:
+        watch(folder / "results/default", Console(file=file, force_terminal=True, width=200))
+        file.seek(0)
+        shown = file.read()
+    assert "default: 3 complete" in shown
+    assert list(load_status(folder / "results/default")["status"]) == ["complete"] * 3
