@@ -20,9 +20,8 @@ from study.config.expectations import (
     SLOPE,
     Expectation,
 )
-from study.vocabulary.agreements import AGREES, DIFFERS
 from study.vocabulary.thresholds import STABLE_RATIO
-from study.vocabulary.verdicts import ONE_SEED, UNCLEAR
+from study.vocabulary.verdicts import AGREES, DIFFERS, ONE_SEED, UNCLEAR
 
 SUPPORTS = {AGREES: "holds", DIFFERS: "**fails**", UNCLEAR: "open"}
 """What a verdict says of a claim that predicts the expected value."""

@@ -27,9 +27,8 @@ from study.report.answer import answer as what_was_found
 from study.report.expected import compared_line, expected_text, measured_text, verdict_counts
 from study.report.provenance import total_seconds
 from study.report.text import bullets, count_noun, distinct, joined, row_list, table
-from study.vocabulary.agreements import AGREES, DIFFERS
-from study.vocabulary.distances import LOSS, MEASURES
-from study.vocabulary.quantities import ALL_KINDS, MEAN_LOG
+from study.vocabulary.quantities import ALL_KINDS, DISTANCES, LOSS, MEAN_LOG
+from study.vocabulary.verdicts import AGREES, DIFFERS
 
 NOT_RUN = "not run"
 MOST_SENTENCES = 5
@@ -129,7 +128,7 @@ def distance_table(distances: pd.DataFrame) -> str:
     order = ["site", *(["eps"] if has_several_eps else []), "run"]
     body = [
         [
-            MEASURES[str(row.site)],
+            DISTANCES[str(row.site)],
             f"{row.run}, ranks {row.rank_min:.0f} to {row.rank_max:.0f}"
             + (f", eps {row.eps:g}" if has_several_eps else ""),
             interval_text(row.exponent, row.ci_low, row.ci_high, places=3),

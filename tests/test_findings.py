@@ -18,8 +18,7 @@ from study.figures import FIGURES
 from study.store import load_records
 from study.store.archive import FILES
 from study.store.records import ARCHIVE
-from study.vocabulary.agreements import AGREES, DIFFERS
-from study.vocabulary.verdicts import UNCLEAR
+from study.vocabulary.verdicts import AGREES, DIFFERS, UNCLEAR
 
 COMMITTED = sorted(path.parent.name for path in RESULTS.glob(f"*/{ARCHIVE}"))
 MOST_MEGABYTES = 8

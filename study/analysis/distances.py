@@ -33,8 +33,7 @@ import pandas as pd
 from study.analysis.exponents import fit_exponents
 from study.analysis.fits import Floats
 from study.analysis.wording import interval_text
-from study.vocabulary.distances import LOSS
-from study.vocabulary.quantities import ALL_KINDS, MEAN_LOG, MODEL_WIDE, TRAIN
+from study.vocabulary.quantities import ALL_KINDS, LOSS, MEAN_LOG, MODEL_WIDE, TRAIN
 
 EXPLICIT, RANK_FREE = "explicit", "rank-free"
 """Values of ``run``: with factors of the given rank, or at a cost that does not depend on it

@@ -47,9 +47,8 @@ from study.config.expectations import (
     Expectation,
 )
 from study.store import StudyTables
-from study.vocabulary.agreements import AGREES, DIFFERS
 from study.vocabulary.thresholds import SEEDS_FOR_VERDICT, SIGNIFICANCE
-from study.vocabulary.verdicts import ONE_SEED, UNCLEAR
+from study.vocabulary.verdicts import AGREES, DIFFERS, ONE_SEED, UNCLEAR
 
 COLUMNS_OF = {
     P_STAR: ("p_star", "ci_low", "ci_high"),

@@ -63,12 +63,11 @@ from study.analysis.rate_theory import (
     rate_exponent,
 )
 from study.theory import family
-from study.vocabulary.agreements import AGREES, DIFFERS
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import TRAIN
 from study.vocabulary.statuses import BROKEN, STATUSES
 from study.vocabulary.thresholds import CONFIDENCE, RATE_RATIO, SEEDS_FOR_VERDICT
-from study.vocabulary.verdicts import ONE_SEED, UNCLEAR
+from study.vocabulary.verdicts import AGREES, DIFFERS, ONE_SEED, UNCLEAR
 
 SKEWED = 0.3
 """The skew above which three points do not place the minimum. The limit of a steep wall is 1/3."""
@@ -227,7 +226,7 @@ def rate_transfer(rates: pd.DataFrame) -> pd.DataFrame:
     Columns: ``exponent`` (NaN for fewer than two ranks), ``ci_low``, ``ci_high``, ``interval``,
     ``seeds``, ``ranks``, ``rank_min``, ``rank_max``, ``se_grid`` (the part of the standard error
     that the grid makes), ``edges`` (best rates at an edge), ``predicted_low``, ``predicted_high``,
-    ``agreement`` (a word of :mod:`study.vocabulary.agreements`, empty without an exponent or a
+    ``agreement`` (a word of :mod:`study.vocabulary.verdicts`, empty without an exponent or a
     prediction), ``rho_min``, ``rho_max`` over ranks.
     """
     if rates.empty:

@@ -30,8 +30,6 @@ from study.analysis.wording import (
     settings_text,
 )
 from study.errors import printable
-from study.vocabulary import agreements
-from study.vocabulary.agreements import AGREEMENTS
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import BATCH_NAMES, DESCENT, TRAIN
 from study.vocabulary.scaling import rule_label
@@ -42,7 +40,7 @@ from study.vocabulary.thresholds import (
     SEEDS_FOR_VERDICT,
     STABLE_RATIO,
 )
-from study.vocabulary.verdicts import VERDICTS, Colour, meaning
+from study.vocabulary.verdicts import AGREEMENTS, VERDICTS, Colour, meaning
 
 STYLES: dict[Colour, str] = {"green": "green", "red": "red", "yellow": "yellow", "grey": "dim"}
 """The style of the terminal for each colour of the vocabulary."""
@@ -350,7 +348,7 @@ def interval_span(low: float, high: float) -> str:
 def legend(transfer: pd.DataFrame) -> list[str]:
     """What the words of ``transfer`` mean, in sentences."""
     words = [word for word in AGREEMENTS if (transfer["agreement"] == word).any()]
-    return [f"{word}: {agreements.meaning(word, RATE_RATIO)}." for word in words]
+    return [f"{word}: {meaning(word, RATE_RATIO)}." for word in words]
 
 
 def _settings(transfer: pd.DataFrame) -> list[str]:

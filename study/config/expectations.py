@@ -12,12 +12,12 @@ from pydantic import ConfigDict, Field
 
 from study.config.values import Checked, Positive, Real, Text, one_of, read, whole_or
 from study.errors import StudyError
-from study.vocabulary.agreements import AGREES, DIFFERS
-from study.vocabulary.distances import LOSS, MEASURES
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import (
     ALL_KINDS,
     BATCHES,
+    DISTANCES,
+    LOSS,
     MEAN_LOG,
     MODEL_WIDE,
     SITES,
@@ -26,7 +26,7 @@ from study.vocabulary.quantities import (
     UNIONS,
 )
 from study.vocabulary.scaling import exponent, named_rule
-from study.vocabulary.verdicts import ONE_SEED, UNCLEAR
+from study.vocabulary.verdicts import AGREES, DIFFERS, ONE_SEED, UNCLEAR
 
 SLOPE, FACTOR, P_STAR, P_STAR_LIMIT = "slope", "factor", "p_star", "p_star_limit"
 BEST_RATE, BEST_ALPHA, DISTANCE = "best_rate", "best_alpha", "distance"
@@ -84,7 +84,7 @@ class Expectation:
       :data:`study.vocabulary.scaling.RULES` or a p; null: every rule;
     - ``site``, ``stat``, ``batch``: of the quantity. ``layer``, ``kind``: null for the whole model,
       or for the mean over all layers;
-    - ``measure``: of a distance, a name of :data:`study.vocabulary.distances.MEASURES`;
+    - ``measure``: of a distance, a name of :data:`study.vocabulary.quantities.DISTANCES`;
     - ``step``: a number, or ``last``. :data:`NEEDS` says what has no quantity or no step;
     - ``alpha``, ``eps``, ``lr``: null for every alpha and eps, and for the lowest learning rate (of
       a best alpha: for every learning rate);
@@ -112,7 +112,7 @@ class Expectation:
     alpha: Positive | None = None
     lr: Positive | None = None
     eps: Annotated[Real, Field(ge=0)] | None = None
-    measure: Annotated[str, one_of(MEASURES)] | None = None
+    measure: Annotated[str, one_of(DISTANCES)] | None = None
 
     def check(self, prefix: str) -> None:
         """Check what concerns several fields. Raises :class:`StudyError`, which names the key."""

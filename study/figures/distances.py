@@ -22,11 +22,10 @@ from study.figures import laws, style
 from study.figures.selection import Absent, Family, Tables
 from study.theory import Layer
 from study.theory import distance_to_infinite_rank as first_step_distance
-from study.vocabulary.distances import LIMIT_P, LOSS
-from study.vocabulary.distances import MEASURES as LABELS
 from study.vocabulary.inits import INITS
-from study.vocabulary.optimizers import OPTIMIZERS
-from study.vocabulary.quantities import ALIGNMENTS, FORWARD_OUT, MODEL_WIDE, TRAIN
+from study.vocabulary.optimizers import LIMIT_P, OPTIMIZERS
+from study.vocabulary.quantities import ALIGNMENTS, FORWARD_OUT, LOSS, MODEL_WIDE, TRAIN
+from study.vocabulary.quantities import DISTANCES as LABELS
 
 MOST_ROWS = 4
 RANK_FREE_ONLY = 2**14

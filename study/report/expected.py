@@ -16,11 +16,10 @@ from study.config.expectations import (
 from study.report.provenance import UNREADABLE, Record
 from study.report.text import Block, Details, count_noun, joined, quantity_text, table
 from study.store import StudyTables
-from study.vocabulary.agreements import AGREEMENTS, DIFFERS
-from study.vocabulary.distances import MEASURES
 from study.vocabulary.optimizers import label
-from study.vocabulary.quantities import BATCH_NAMES, TRAIN
+from study.vocabulary.quantities import BATCH_NAMES, DISTANCES, TRAIN
 from study.vocabulary.scaling import named_rule, rule_label
+from study.vocabulary.verdicts import AGREEMENTS, DIFFERS
 
 Held = tuple[Expectation, int]
 """An expectation, and the number of cells that hold it."""
@@ -89,7 +88,7 @@ def compared_line(row: Compared) -> list[str]:
     one = row.expectation
     rule = "" if one.rule is None else rule_label(*named_rule(one.rule))
     place = ", ".join(filter(None, (one.layer or one.kind, _batch(one))))
-    quantity = MEASURES.get(one.measure or "", "")
+    quantity = DISTANCES.get(one.measure or "", "")
     if one.site is not None:
         quantity = quantity_text(one.site, str(one.stat))
     step = one.step if row.step is None else row.step

@@ -35,9 +35,8 @@ from study.training.devices import choose_device
 from study.training.loop import Fold
 from study.training.run import adapter_spec
 from study.vocabulary import scaling
-from study.vocabulary.distances import LIMIT_P
 from study.vocabulary.inits import INITS
-from study.vocabulary.optimizers import OPTIMIZERS, of_family
+from study.vocabulary.optimizers import LIMIT_P, OPTIMIZERS, of_family
 
 
 def measure_study(

@@ -137,6 +137,10 @@ OPTIMIZERS: dict[str, Optimizer] = {
     ),
 }
 
+LIMIT_P: dict[Family, float] = {"linear": 0.5, "sign": 1.0}
+"""The p at which runs have a limit of infinite rank, by the family of the optimizer. That of
+sign-like rules is for eps -> 0."""
+
 MOST_USED = "adamw"
 """The optimizer of a run that does not name its own: the default of PEFT's users and tools."""
 

@@ -284,3 +284,12 @@ METRICS: dict[str, Metric] = {
     "clip_factor": Metric("factor by which clipping multiplied the gradient"),
     "seconds": Metric("time so far", "s"),
 }
+
+LOSS = "loss"
+DISTANCES: dict[str, str] = {
+    "input_weighted": "input-weighted",
+    "frobenius": "Frobenius",
+    LOSS: "loss",
+}
+"""How far a run of finite rank is from infinite rank: the measures of ``study distances``, which
+:mod:`study.analysis.distances` defines, with their labels."""
