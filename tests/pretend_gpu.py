@@ -49,30 +49,7 @@ def register() -> torch.device:
     """
     if not hasattr(torch, NAME):
         backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
-        _register_autocast()
     return torch.device(NAME, 0)
-
-
-def _register_autocast() -> None:
-    """Under autocast products take the lower precision; other operations keep their own."""
-    key = "AutocastPrivateUse1"
-    below = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
-
-    def lowered(operation: Any) -> Callable[..., Any]:
-        def kernel(*args: Any, **kwargs: Any) -> Any:
-            dtype = torch.get_autocast_dtype(NAME)
-            lower = lambda x: x.to(dtype) if x.is_floating_point() else x  # noqa: E731
-            with torch._C._ExcludeDispatchKeyGuard(below):
-                args, kwargs = pytree.tree_map_only(Tensor, lower, (args, kwargs))
-                return operation(*args, **kwargs)
-
-        return kernel
-
-    everything, products = (torch.library.Library(name, "IMPL", key) for name in ("_", "aten"))
-    everything.fallback(torch.library.fallthrough_kernel)
-    for name in ("linear", "matmul", "mm", "bmm", "scaled_dot_product_attention"):
-        products.impl(name, lowered(getattr(torch.ops.aten, name).default))
-    _Device.kept = everything, products
 
 
 def move(model: nn.Module, device: torch.device) -> None:
@@ -165,8 +142,6 @@ class _Device:
     counting: PretendGpu | None = None
     copies: ClassVar[list[tuple[Tensor, Tensor]]] = []
     last: "Event | None" = None
-    kept: Any = None
-    """torch forgets what a library has registered when it is deleted."""
 
     @classmethod
     def wait(cls, operation: str) -> None:
