@@ -26,30 +26,13 @@ from study.store import (
 from study.store.checkpoints import Checkpoint, load_newest, save
 from study.store.integrity import check_study
 from study.store.rows import SCHEMAS
+from tests.store.small_cells import RECORD, metrics, probes
 
 LAST_STEP = 3
 CHECKPOINTED = (0, 1)
 """A checkpoint is written after these steps."""
 
-CONFIG = {
-    "adapter": {"rank": 8, "scaling": "rslora", "alpha": 16.0},
-    "optimizer": {"name": "adamw", "lr": 1e-4},
-    "train": {"steps": LAST_STEP},
-    "data": {"seed": 0},
-    "seed": 0,
-}
-ABOUT = {"study": "s", "model": "tiny", "data": "pydoc", "gamma": 0.5, "device": "cpu"}
 CRASHED = 17
-
-
-def metrics(step: int) -> pd.DataFrame:
-    return pd.DataFrame([{"step": step, "tokens": 10 * step, "loss": 1.5 / (step + 1)}])
-
-
-def probes(step: int) -> pd.DataFrame:
-    row = {"step": step, "layer": f"l{step}", "block": 0, "kind": "q_proj", "site": "A"}
-    row |= {"batch": "train", "norm": step + 0.25}
-    return pd.DataFrame([row, row | {"layer": "other", "norm": np.inf}])
 
 
 def train(folder: Path) -> int:
@@ -61,7 +44,7 @@ def train(folder: Path) -> int:
         return LAST_STEP + 1
     found = load_newest(folder, folder.name, lambda line: None)
     first = found.step if found else 0
-    record = {"cell_id": folder.name, **ABOUT, "config": CONFIG}
+    record = RECORD | {"cell_id": folder.name}
     try:
         writer = CellWriter(claimed, "x: 1\n", record, first)
     except Damaged:

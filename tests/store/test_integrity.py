@@ -14,24 +14,15 @@ from study.cli import cli
 from study.store import CellWriter, is_done, load_measured, write_table
 from study.store.checkpoints import Checkpoint, save
 from study.store.integrity import check_study
-
-CONFIG = {
-    "adapter": {"rank": 8, "scaling": "rslora", "alpha": 16.0},
-    "optimizer": {"name": "adamw", "lr": 1e-4},
-    "train": {"steps": 3},
-    "data": {"seed": 0},
-    "seed": 0,
-}
+from tests.store.small_cells import RECORD, flip, metrics
 
 
 def begin(study_dir: Path, cell_id: str) -> CellWriter:
-    """A cell with three rows, and a checkpoint before the second."""
-    about = {"study": "s", "model": "tiny", "data": "pydoc", "gamma": 0.5, "config": CONFIG}
+    """A cell with three rows, and a checkpoint before the second and the third."""
     folder = study_dir / "cells" / cell_id
-    writer = CellWriter.open(folder, "x: 1\n", {"cell_id": cell_id, **about})
+    writer = CellWriter.open(folder, "x: 1\n", RECORD | {"cell_id": cell_id})
     for step in range(3):
-        row = {"step": step, "tokens": 1, "loss": 1.0, "seconds": 0.5}
-        writer.append("metrics", pd.DataFrame([row]))
+        writer.append("metrics", metrics(step))
         if step < 2:
             weights = {"weights/A": np.full(100, 0.5, "f4")}
             save(folder, Checkpoint(cell_id, step + 1, weights, {}), writer.sync)
@@ -57,13 +48,6 @@ def study_dir(tmp_path: Path) -> Path:
 
 def check(study_dir: Path, *options: str) -> Result:
     return CliRunner().invoke(cli, ["check", str(study_dir), *options])
-
-
-def flip(path: Path, place: float = 0.5) -> None:
-    """Change one bit of a file, at this share of its length."""
-    content = bytearray(path.read_bytes())
-    content[int(len(content) * place)] ^= 2
-    path.write_bytes(content)
 
 
 def test_a_whole_study_has_no_problem(study_dir: Path) -> None:

@@ -70,30 +70,19 @@ def change(**values: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 BAD: dict[str, tuple[bytes | Callable[[dict[str, Any]], Any], str]] = {
     "empty": (b"", "not valid JSON"),
-    "half": (b'{"cell_id": "abc", "sta', "not valid JSON"),
     "binary": (bytes(range(256)), "not valid JSON"),
-    "zeros": (bytes(500), "not valid JSON"),
     "deep": (b"[" * 100_000, "not valid JSON"),
-    "long number": (b'{"format": ' + b"9" * 5000 + b"}", "not valid JSON"),
     "list": (b"[]", "content=[]"),
     "nothing": (b"{}", "no cell_id"),
     "newer": (change(format=FORMAT + 1), "update study"),
-    "format of text": (change(format="1"), "format='1'"),
-    "no config": (change(config=...), "no config"),
     "no rank": (change(config__adapter__rank=...), "no config.adapter.rank"),
     "rank of text": (change(config__adapter__rank="8"), "config.adapter.rank='8'"),
     "rank that is no number": (change(config__adapter__rank=math.nan), "config.adapter.rank=nan"),
-    "truth as rank": (change(config__adapter__rank=True), "config.adapter.rank=True"),
     "huge steps": (change(config__train__steps=10**400), "config.steps=1000"),
-    "negative steps": (change(config__train__steps=-1), "config.train.steps=-1"),
     "deep config": (change(config__data={"a": {"b": 1}}), "config.a={"),
-    "rank of keys": (change(config__adapter__rank={"a": 1}), "config.adapter.rank={"),
-    "config of text": (change(config="x"), "config='x'"),
     "unknown status": (change(status="done"), "status='done'"),
-    "status of a list": (change(status=["complete"]), "status=['complete']"),
     "unreadable as status": (change(status="unreadable"), "status='unreadable'"),
     "seconds of text": (change(seconds="1"), "seconds='1'"),
-    "error of a number": (change(error=3), "error=3"),
     "sources of a list": (change(sources=[1]), "sources=[1]"),
     "a table elsewhere": (change(tables={"../../x": {"bytes": 1, "sha256": "00"}}), "tables"),
     "an adapter elsewhere": (change(adapter={"../x": {"bytes": 1, "sha256": "00"}}), "adapter"),
@@ -101,7 +90,6 @@ BAD: dict[str, tuple[bytes | Callable[[dict[str, Any]], Any], str]] = {
     "half a character": (change(model="\ud800"), "not valid JSON"),
     "a key that is no name": (change(config__data={"a b": 1}), "config.'a b'"),
     "copied": (change(cell_id="def"), "copied from the cell 'def'"),
-    "path as id": (change(cell_id="../../etc"), "copied from the cell '../../etc'"),
 }
 
 

@@ -24,41 +24,12 @@ from study.store import (
     rows_of,
 )
 from study.store.rows import read_synced
-
-CONFIG = {
-    "adapter": {"rank": 8, "scaling": "rslora", "alpha": 16.0},
-    "optimizer": {"name": "adamw", "lr": 1e-4},
-    "train": {"steps": 3},
-    "data": {"seed": 0},
-    "seed": 0,
-}
-RECORD = {"cell_id": "abc", "study": "s", "model": "tiny", "data": "pydoc", "gamma": 0.5}
-RECORD |= {"config": CONFIG}
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "cells" / "abc"
+from tests.store.small_cells import RECORD, metrics
+from tests.store.small_cells import append as run
 
 
 def opened(folder: Path, first_step: int = 0) -> CellWriter:
     return CellWriter.open(folder, "x: 1\n", dict(RECORD), first_step)
-
-
-def metrics(step: int, loss: float = 1.0) -> pd.DataFrame:
-    return pd.DataFrame([{"step": step, "tokens": 1, "loss": loss, "seconds": 0.1 * step}])
-
-
-def probes(step: int) -> pd.DataFrame:
-    row = {"step": step, "layer": f"l{step}", "block": 0, "kind": "q_proj", "site": "A"}
-    return pd.DataFrame([row | {"batch": "train", "norm": 1.0 + step}])
-
-
-def run(writer: CellWriter, steps: range) -> CellWriter:
-    for step in steps:
-        writer.append("metrics", metrics(step))
-        writer.append("probes", probes(step))
-    return writer
 
 
 def names(folder: Path) -> list[str]:
@@ -85,9 +56,9 @@ def test_a_resumed_cell_keeps_the_rows_before_its_step(folder: Path) -> None:
     run(opened(folder), range(4)).interrupt()
     writer = opened(folder, first_step=2)
     assert rows_of(folder, "metrics")["step"].to_list() == [0, 1]
-    assert rows_of(folder, "probes")["layer"].to_list() == ["l0", "l1"]
+    assert rows_of(folder, "probes")["layer"].to_list()[::2] == ["l0", "l1"]
     run(writer, range(2, 5)).close("complete")
-    assert rows_of(folder, "probes")["layer"].to_list() == ["l0", "l1", "l2", "l3", "l4"]
+    assert rows_of(folder, "probes")["layer"].to_list()[::2] == ["l0", "l1", "l2", "l3", "l4"]
     assert rows_of(folder, "metrics")["step"].to_list() == [0, 1, 2, 3, 4]
     assert names(folder) == [
         *("config.yaml", "lock", "metrics.parquet", "probes.parquet", "record.json")
@@ -116,14 +87,6 @@ def test_a_cell_that_begins_again_has_no_rows_and_no_checkpoints(folder: Path) -
     assert names(folder) == ["config.yaml", "lock", "record.json"]
 
 
-def test_the_checkpoints_of_an_ended_cell_are_deleted(folder: Path) -> None:
-    writer = run(opened(folder), range(2))
-    (folder / "checkpoints").mkdir()
-    (folder / "checkpoints" / "step-00000002.safetensors").touch()
-    writer.close("complete")
-    assert not (folder / "checkpoints").exists()
-
-
 @pytest.mark.parametrize("status", ["complete", "failed", "diverged"])
 def test_the_results_of_an_ended_cell_are_moved_aside(folder: Path, status: str) -> None:
     writer = run(opened(folder), range(2))
@@ -150,14 +113,6 @@ def test_a_cell_whose_record_is_unreadable_is_moved_aside(folder: Path) -> None:
     assert (aside / "metrics.parquet").exists()
 
 
-def test_tables_without_a_record_are_moved_aside(folder: Path) -> None:
-    run(opened(folder), range(2)).close("complete")
-    (folder / "record.json").unlink()
-    opened(folder).close("complete")
-    (aside,) = (folder.parents[1] / "aside").iterdir()
-    assert (aside / "metrics.parquet").exists()
-
-
 def test_a_run_that_had_ended_is_continued(folder: Path) -> None:
     """A Trainer's run can be resumed from a checkpoint after it has ended."""
     run(opened(folder), range(4)).close("complete")
@@ -180,11 +135,11 @@ def test_what_follows_the_rows_that_were_synced_is_not_kept(folder: Path) -> Non
         for part in range(size, len(whole), 9):
             stream.write_bytes(whole[:part] + bytes(len(whole) - part))
             last_metrics(folder / "metrics.arrows")
-            assert len(read_synced(stream, record(folder))) == 2
+            assert set(read_synced(stream, record(folder))["step"].to_pylist()) == {0, 1}
         stream.write_bytes(whole[:size] + bytes(len(whole) - size))
     run(opened(folder, 2), range(2, 4)).close("complete")
     assert rows_of(folder, "metrics")["step"].to_list() == [0, 1, 2, 3]
-    assert rows_of(folder, "probes")["step"].to_list() == [0, 1, 2, 3]
+    assert rows_of(folder, "probes")["step"].to_list()[::2] == [0, 1, 2, 3]
 
 
 def test_rows_that_were_synced_and_are_gone_are_damage(folder: Path) -> None:
