@@ -26,13 +26,12 @@ def load(study_dir: str) -> "StudyTables":
     """
     # Here, so that `import study` stays instant.
     from study.analysis import with_derived
-    from study.errors import StudyError
     from study.store import load_measured
 
     measured = load_measured(study_dir)
     try:
         return with_derived(measured)
-    except StudyError as error:
+    except errors.StudyError as error:
         logging.getLogger(__name__).warning("no exponents of %s: %s", study_dir, error)
         return measured
 

@@ -1,5 +1,6 @@
 """The diagram in ARCHITECTURE.md, the import contracts and the code agree."""
 
+import ast
 import re
 import tomllib
 from graphlib import TopologicalSorter
@@ -10,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 Edges = set[tuple[str, str]]
+MOST_DEFERRED = 40
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +85,18 @@ def test_no_module_imports_itself_through_others() -> None:
     graph = grimp.build_graph("study", cache_dir=None, exclude_type_checking_imports=True)
     imported_by = {m: graph.find_modules_directly_imported_by(m) for m in graph.modules}
     list(TopologicalSorter(imported_by).static_order())  # raises CycleError, naming the cycle
+
+
+def test_few_imports_are_deferred() -> None:
+    """Imports stand at the top of a module. Those of the command line that take seconds, of torch
+    where a sweep starts, and of optional packages stand in functions.
+    """
+    found = {
+        (file.relative_to(ROOT).as_posix(), line.lineno)
+        for file in (ROOT / "study").rglob("*.py")
+        for function in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for line in ast.walk(function)
+        if isinstance(line, ast.Import | ast.ImportFrom)
+    }
+    assert len(found) <= MOST_DEFERRED, sorted(found)
