@@ -6,10 +6,10 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import AutoConfig, PreTrainedTokenizerFast
@@ -20,47 +20,6 @@ from study.models import checkpoints, smollm2, tiny
 from study.models.messages import quiet
 from study.reading import read_object
 from study.vocabulary.sources import MODELS
-
-
-class UnloadedModel(Hashable, Protocol):
-    """A model before its weights are loaded.
-
-    - ``name``: in results. ``named``: in errors, for example ``model.path='...'``;
-    - ``note``: about the weights, for readers of results; may be empty;
-    - ``where``: the argument of ``from_pretrained``, a hub name or a folder; None if there is none.
-    """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def named(self) -> str: ...
-
-    @property
-    def note(self) -> str: ...
-
-    @property
-    def where(self) -> str | None: ...
-
-    def state(self) -> Hashable:
-        """A value that changes when a file of the model changes."""
-        ...
-
-    def fingerprint(self) -> str:
-        """Identifies the weights."""
-        ...
-
-    def config(self, quant_bits: int | None) -> Any:
-        """The model's configuration, a transformers ``PretrainedConfig``."""
-        ...
-
-    def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The model's tokenizer, a new one on each call."""
-        ...
-
-    def load(self, device: torch.device, dtype: torch.dtype, quant_bits: int | None) -> Any:
-        """The model with its weights on ``device`` in ``dtype``, the block linears quantised."""
-        ...
 
 
 def _llama_shape(hidden: int, inner: int, layers: int, heads: int, **others: int) -> dict[str, Any]:
@@ -87,7 +46,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """A configuration as an :class:`UnloadedModel`. ``text``: its JSON.
+    """A configuration as a model that can be described. ``text``: its JSON.
 
     Its text is cut into bytes, as ``tiny``'s is, so a sequence has as many tokens as it may have.
     """
@@ -142,6 +101,15 @@ def find_shape(path: str) -> Shape:
     return Shape(path, json.dumps(found, sort_keys=True))
 
 
+UnloadedModel = checkpoints.Checkpoint | tiny.TinyModel | Shape
+"""A model before its weights are loaded.
+
+- ``name``: in results. ``named``: in errors, for example ``model.path='...'``;
+- ``note``: about the weights, for readers of results; may be empty;
+- ``where``: the argument of ``from_pretrained``, a hub name or a folder; None if there is none;
+- ``state()``: a value that changes when a file of the model changes;
+- ``fingerprint()`` identifies the weights; ``config()``, ``tokenizer()`` and ``load()`` make them.
+"""
 Finder = Callable[[ModelConfig], UnloadedModel]
 
 FINDERS: dict[str, Finder] = {}

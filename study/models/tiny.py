@@ -43,7 +43,7 @@ _EMBEDDING = "model.embed_tokens.weight"
 
 @dataclass(frozen=True)
 class TinyModel:
-    """The tiny model as an :class:`~study.models.sources.UnloadedModel`."""
+    """The tiny model as a model that can be described."""
 
     name: str
     width: int = WIDTH

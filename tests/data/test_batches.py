@@ -1,7 +1,6 @@
 """Token batches: the tokens of a row, its supervised tokens, and the order of rows."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,18 +14,14 @@ from study.config import DataConfig
 from study.data import (
     Corpus,
     Example,
-    TokenBatch,
     TokenTable,
-    batches,
     build_corpus,
     fingerprint,
     split,
-    tokens,
 )
 from study.errors import StudyError
 
 EOS, BOS, PAD = 256, 257, 258
-FINLORA = Path(__file__).parents[2].parent / "shared" / "data" / "finlora"
 
 
 def byte_tokenizer(bos: bool = False, pad: bool = True) -> PreTrainedTokenizerFast:
@@ -189,15 +184,6 @@ def test_padding_is_pad_or_eos(build, tokenizer, eos, padding):
     assert (batch.targets_BT[~batch.real_BT] == -100).all()
 
 
-def test_without_pad_and_eos_padding_is_a_valid_token(build):
-    batch = next(
-        build(
-            [Example("q", "a"), *FILLER], tokenizer=byte_tokenizer(pad=False), eos=None
-        ).train.batches(1)
-    )
-    assert set(batch.input_ids_BT[~batch.real_BT].tolist()) == {0}
-
-
 def test_more_examples_than_a_chunk_keep_their_order(build):
     examples = [Example(f"question {i}", f"{i}") for i in range(2345)]
     corpus = build(examples)
@@ -257,11 +243,6 @@ def test_the_order_is_pinned():
     assert drawn(numbered(10), seed=7, step=0, batch_size=10) == [8, 4, 3, 6, 2, 1, 0, 5, 9, 7]
 
 
-def test_the_order_does_not_depend_on_the_batch_size():
-    table = numbered(30)
-    assert [r for s in range(6) for r in drawn(table, 3, s, 5)] == drawn(table, 3, 0, 30)
-
-
 def test_batches_go_through_the_table_once_in_order():
     sizes, rows = [], []
     for batch in numbered(10).batches(4):
@@ -269,31 +250,6 @@ def test_batches_go_through_the_table_once_in_order():
         rows += batch.input_ids_BT[:, 1].tolist()
     assert sizes == [4, 4, 2]
     assert rows == list(range(10))
-
-
-def test_supervised_counts_targets_and_to_moves_all():
-    batch = numbered(10).batch(0, 0, 5)
-    assert batch.supervised == 5
-    moved = batch.to("meta")
-    assert isinstance(moved, TokenBatch)
-    assert {t.device.type for t in (moved.input_ids_BT, moved.targets_BT, moved.real_BT)} == {
-        "meta"
-    }
-
-
-@pytest.mark.skipif(not FINLORA.is_dir(), reason="FinLoRA's rows are not on this machine")
-def test_finloras_rows_become_batches():
-    path = str(FINLORA / "formula_train.jsonl")
-    corpus = build_corpus(
-        DataConfig(name="file", path=path, sequence_length=64, heldout=64, seed=0), PLAIN, EOS
-    )
-    assert (len(corpus.train) + len(corpus.heldout), len(corpus.heldout)) == (800, 64)
-    batch = corpus.train.batch(0, 0, 4)
-    assert batch.real_BT.all()  # these contexts are far longer than 64 bytes
-    for ids, targets in zip(batch.input_ids_BT, batch.targets_BT, strict=True):
-        learned = targets[targets != -100]
-        assert "Answer:" + text(learned[:-1].tolist()) in text(ids.tolist())
-        assert learned[-1] == EOS
 
 
 def test_a_token_that_the_model_lacks_is_named(tmp_path):
@@ -307,32 +263,3 @@ def test_a_token_that_the_model_lacks_is_named(tmp_path):
     corpus.check_tokens(highest + 1, "m")
     with pytest.raises(StudyError, match=rf"is token {highest} of .* but m has {highest} embedd"):
         corpus.check_tokens(highest, "m")
-
-
-def test_long_texts_are_cut_before_they_are_tokenised_and_give_the_same_rows(tmp_path, monkeypatch):
-    file = tmp_path / "rows.jsonl"
-    rows = [{"context": f"{n} " + "ab c" * 900, "target": f"{n}" + "de f" * 900} for n in range(7)]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = DataConfig(name="file", path=str(file), sequence_length=16, heldout=2, seed=0)
-    tables = []
-    for per_token, characters in ((100, 1 << 19), (10_000, 1)):
-        monkeypatch.setattr(tokens, "_PER_TOKEN", per_token)
-        monkeypatch.setattr(tokens, "_CHARACTERS", characters)
-        monkeypatch.setattr(batches, "kept_arrays", lambda _, make: make())
-        tables.append(build_corpus(config, WITH_BOS, EOS).train)
-    assert tables[0].tokens.tolist() == tables[1].tokens.tolist()
-    assert tables[0].learned.tolist() == tables[1].learned.tolist()
-
-
-def test_a_tokenizer_that_fails_is_one_line(tmp_path, monkeypatch):
-    file = tmp_path / "rows.jsonl"
-    file.write_text('{"context": "a", "target": "b"}\n{"context": "c", "target": "d"}\n')
-    config = DataConfig(name="file", path=str(file), sequence_length=16, heldout=2, seed=0)
-    panic = type("PanicException", (BaseException,), {})("index out of bounds")
-
-    def fails(*_, **__):
-        raise panic
-
-    monkeypatch.setattr(type(PLAIN), "__call__", fails)
-    with pytest.raises(StudyError, match=r"tokenizer fails on the data \(RuntimeError: index"):
-        build_corpus(config, PLAIN, EOS)

@@ -82,19 +82,6 @@ def assert_as_transformers(messages: Any, path: Path, tokenizer: Any) -> None:
     assert learned == [bool(mask) for mask in theirs["assistant_masks"]]
 
 
-MARKED = ["qwen3_training", "lfm2_training", "llama3_training", "gemma3_training", "phi3_training"]
-
-
-@pytest.mark.parametrize("tokenizer", TOKENIZERS)
-@pytest.mark.parametrize("name", MARKED)
-def test_marked_turns_are_those_of_transformers(name: str, tokenizer: str) -> None:
-    path, chosen = TEMPLATES / f"{name}.jinja", TOKENIZERS[tokenizer]
-    if name == "llama3_training" and chosen.bos_token is None:
-        pytest.skip("this template needs a bos")
-    for messages in (SHORT, LONG):
-        assert_as_transformers(messages, path, chosen)
-
-
 contents = st.text(st.characters(codec="utf-8"), min_size=1, max_size=9)
 
 
@@ -185,15 +172,6 @@ def test_a_turn_that_is_written_differently_while_it_is_the_last() -> None:
         "<think>\n\n</think>\n\nyes<|im_end|>\n",
     ]
     assert made.answer == "yes"
-
-
-def test_chatml_is_that_of_trl() -> None:
-    made = template("chatml").conversation(LONG, None, 0, "row")
-    assert made.text.startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nhi<|im")
-    assert [made.text[start:end] for start, end in made.learned] == [
-        "hello  you<|im_end|>\n",
-        "yes<|im_end|>\n",
-    ]
 
 
 def test_the_date_is_the_same_every_day() -> None:

@@ -81,36 +81,11 @@ def test_epochs_and_the_same_number_of_steps_are_one_cell(cell: Build) -> None:
     assert cells[0].description["config"]["train"]["epochs"] == 2.0
 
 
-def test_a_cell_without_epochs_does_not_count_rows(cell: Build) -> None:
-    config = cell()
-    assert resolved(config, lambda: pytest.fail("rows were counted")) is config
-
-
 def test_schedules_follow_the_steps_of_the_epochs(cell: Build) -> None:
     with pytest.raises(StudyError, match=r"train\.epochs=1e\+06 takes 3333334000000 steps"):
         resolved(cell("train.epochs=1e6"), lambda: 10**7)
     with pytest.raises(StudyError, match=r"probes\.every=1 stands for 18000000 steps"):
         plan([cell("train.epochs=1e6", "probes.steps=null", "probes.every=1")])
-
-
-@pytest.mark.parametrize(
-    ("override", "says"),
-    [
-        ("train.warmup=1.5", r"train\.warmup=1\.5 is out of range: give a whole number of steps"),
-        ("train.warmup=1.0", r"train\.warmup=1\.0 is out of range"),
-        ("train.warmup=-0.1", r"train\.warmup=-0\.1 is out of range"),
-        ("train.warmup=nan", r"train\.warmup=nan is out of range"),
-        ("train.warmup=half", r"train\.warmup=half is out of range.* such as train\.warmup=0\.1"),
-        ("train.warmup=true", r"train\.warmup=True is out of range"),
-        ("train.epochs=0", r"train\.epochs=0\.0 is out of range"),
-        ("train.epochs=-1", r"train\.epochs=-1\.0 is out of range"),
-        ("train.epochs=inf", r"train\.epochs=inf is out of range"),
-        ("data.format=chat", "unknown data.format 'chat': choose from auto, context_target"),
-    ],
-)
-def test_values_out_of_range(cell: Build, override: str, says: str) -> None:
-    with pytest.raises(StudyError, match=says):
-        cell(override)
 
 
 def chats(folder: Path, rows: int = 24) -> Path:
@@ -164,8 +139,3 @@ def test_texts_have_no_questions_to_answer(cell: Build, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="no held-out row is a question"):
         prepare(planned)
     prepare(plan([cell("data=file", f"data.path={path}")]))
-
-
-def test_file_and_jsonl_are_one_cell(cell: Build, jsonl: Path) -> None:
-    one, two = plan([cell(), cell("data=file", f"data.path={jsonl}")])
-    assert one.id == two.id

@@ -22,7 +22,6 @@ from study.data import (
 from study.errors import StudyError
 from study.models import load_tokenizer
 
-FINLORA = Path(__file__).parents[2].parent / "shared" / "data" / "finlora"
 TINY = ModelConfig("tiny")
 
 

@@ -24,16 +24,6 @@ def test_there_are_thousands_and_none_twice(examples):
     assert len({e.target for e in examples}) == len({e.context for e in examples}) == len(examples)
 
 
-def test_they_are_questions_and_answers_of_prose(examples):
-    for example in examples:
-        assert example.context.startswith(("What is ", "What does "))
-        assert example.context.endswith(" in Python? Answer:")
-        answer = example.target.removeprefix(" ")
-        assert example.target == f" {answer}"
-        assert answer == " ".join(answer.split())
-        assert 30 <= len(answer) <= 280
-
-
 def test_answers_are_the_docstrings(examples):
     answers = {e.context.removesuffix(" in Python? Answer:"): e.target.strip() for e in examples}
     dumps = answers["What does json.dumps(obj, skipkeys, ensure_ascii, ...) do"]
@@ -68,24 +58,3 @@ def test_the_cache_has_the_same_examples_until_a_source_changes(examples, tmp_pa
     assert load_examples(config)[0].target == " A docstring that another version of it has."
     sources_module._documentation.cache_clear()
     assert len(list((tmp_path / "cache/arrays").glob("pydoc-*.npz"))) == 2
-
-
-@pytest.mark.parametrize(
-    ("docstring", "paragraph"),
-    [
-        (
-            "f(x) -> int\n\nReturn the number of things that there are.",
-            "Return the number of things that there are.",
-        ),
-        ("Wrap\n    the long\tline of this text.\n\nMore.", "Wrap the long line of this text."),
-        ("Short.\n\nA longer second paragraph is not taken.", None),
-        ("f(x) -> int", None),
-        ("", None),
-        (
-            "Keep this whole first sentence. " + "And not another " * 20,
-            "Keep this whole first sentence.",
-        ),
-    ],
-)
-def test_first_paragraph(docstring, paragraph):
-    assert source._first_paragraph(docstring, "f") == paragraph

@@ -75,19 +75,3 @@ def test_the_formula_is_the_ratio_that_is_asked_with_the_facts_of_its_year(examp
         assert re.fullmatch(r"[-+*/(). 0-9]+", example.target)
         assert abs(eval(example.target)) < 1e12
     assert seen == set(xbrl.FORMULAS)
-
-
-def test_names_and_labels_are_distinct():
-    assert len(xbrl.ELEMENTS) == len(set(xbrl.ELEMENTS)) >= 300
-    assert len({xbrl.label(element) for element in xbrl.ELEMENTS}) == len(xbrl.ELEMENTS)
-    assert (
-        xbrl.label("IncreaseDecreaseInAccountsReceivable")
-        == "Increase Decrease In Accounts Receivable"
-    )
-    assert (
-        xbrl.label("StockRepurchaseProgramAuthorizedAmount1")
-        == "Stock Repurchase Program Authorized Amount"
-    )
-    assert {
-        name for formula in xbrl.FORMULAS.values() for name in re.findall(r"{(\w+)}", formula)
-    } <= set(xbrl.ELEMENTS)

@@ -47,12 +47,6 @@ def test_a_saved_folder_is_the_model_that_was_saved(tiny_folder: Path) -> None:
     assert torch.equal(saved(ids).logits, made(ids).logits)
 
 
-def test_a_folder_given_to_smollm2_is_used_instead(tiny_folder: Path) -> None:
-    assert describe(ModelConfig("smollm2", str(tiny_folder))) == describe(
-        ModelConfig("hf", str(tiny_folder))
-    )
-
-
 def test_the_fingerprint_follows_the_weights_not_the_path(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -78,10 +72,6 @@ def test_shards_are_one_model_and_all_of_them_must_be_there(tmp_path: Path) -> N
     assert f"{shards[-1].name} does not exist" in error_of(config)
     (folder / "model.safetensors.index.json").write_text("{}")
     assert "index.json is damaged" in error_of(config)
-
-
-def test_no_path() -> None:
-    assert "model=hf needs model.path" in error_of(ModelConfig("hf"))
 
 
 def test_tiny_takes_no_path(tiny_folder: Path) -> None:

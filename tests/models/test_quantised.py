@@ -1,8 +1,6 @@
 """Quantised bases against bitsandbytes: the same weights, and the same function in every pass."""
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -253,18 +251,3 @@ def test_without_bitsandbytes_the_error_names_the_extra(monkeypatch: pytest.Monk
     with pytest.raises(StudyError, match=r"needs bitsandbytes: pip install '\.\[quant\]'"):
         describe(ModelConfig("tiny", quant_bits=4))
     assert describe(ModelConfig("tiny")).name == "tiny"
-
-
-def test_nothing_is_printed_from_the_first_import_to_the_first_product() -> None:
-    """In a new process, because bitsandbytes and transformers print when they are imported."""
-    code = """
-import torch
-import study.sweeps.run
-from study.config import ModelConfig
-from study.models import load_base
-for bits in (8, 4):
-    base = load_base(ModelConfig("tiny", quant_bits=bits), torch.device("cpu"), "bf16")
-    base.model(torch.arange(9)[None])
-"""
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
