@@ -378,9 +378,9 @@ class Recording:
         if len(self._clip_factors) == LOOKED_AT and _are_of_a_scale(self._clip_factors):
             self._say(
                 f"clip_factor is {self._clip_factors[0]:.3g} at each of the first {LOOKED_AT} "
-                "steps: the loop seems to scale the loss, and .grad back after the backward pass. "
+                "steps: the loop seems to divide .grad by a constant, as after a scaled loss. "
                 "For the loss call recording.loss(loss) before loss.backward(), for the norms "
-                "recording.gradients() after .grad is scaled back and before clipping"
+                "recording.gradients() after the division and before clipping"
             )
         self._write_row(plain)
 

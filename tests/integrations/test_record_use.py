@@ -305,26 +305,6 @@ def test_a_loss_that_nobody_told_is_asked_for(script: Script) -> None:
     assert (metrics["grad_norm"] > 0).all()
 
 
-def test_gradients_that_the_loop_changes_before_it_clips(script: Script) -> None:
-    """An average after the backward passes is no clipping, if the recording is told."""
-    for told in (False, True):
-        recording = script.record(steps=[0], told=told)
-
-        def step(batch: Any, recording: Any = recording, told: bool = told) -> None:
-            script.model(**batch).loss.backward()
-            for weight in script.weights:
-                weight.grad /= 4
-            if told:
-                recording.gradients()
-            script.optimizer.step()
-            script.optimizer.zero_grad()
-
-        tables = script.run(recording, steps=1, step=step)
-    told_of = dict(zip(tables.cells["cell_id"], tables.cells["told"], strict=True))
-    found = {told_of[row.cell_id]: row.clip_factor for row in tables.metrics.itertuples()}
-    assert found == {False: pytest.approx(0.25), True: 1.0}
-
-
 def test_evaluation_without_gradients_is_left_out(script: Script, tmp_path: Path) -> None:
     """Between backward pass and update it changes neither tokens nor moments."""
     plain = Script(copy.deepcopy(script.model), tmp_path / "plain")

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 from click.testing import CliRunner
 
@@ -14,7 +13,6 @@ from study.cli import cli
 from study.config import CellConfig
 from study.errors import StudyError
 from study.models import FrozenBase
-from study.report.provenance import total_seconds
 
 pytest.importorskip("peft")
 from study.integrations.transformers import NormProbeCallback
@@ -155,14 +153,3 @@ def test_a_run_that_is_stuck_says_so(
     step = int(ended["stuck_step"])
     assert (rows.loc[step:, "grad_norm"] == 0).all()
     assert rows.loc[step - 1, "grad_norm"] > 0
-
-
-def test_the_adapters_of_one_run_share_their_time(
-    config: CellConfig, peft_model: Make, trainer_of: Make, probed: Make, tmp_path: Path
-) -> None:
-    """Each adapter's cell has the seconds of the whole run; the report counts them once."""
-    probed(trainer_of(peft_model(config), config, tmp_path), tmp_path, steps=[0])
-    [record] = study.store.load_records(tmp_path / "results" / "run")
-    cells = pd.DataFrame({"cell_id": ["a", "b", "c"], "seconds": [30.0, 60.0, 60.0]})
-    records = [record | {"cell_id": name} for name in ("a", "b")]
-    assert total_seconds(cells, [*records, {"cell_id": "c"}]) == 120.0

@@ -169,11 +169,6 @@ def test_a_dataset_on_the_hub(edit: Edit) -> None:
     assert "val_set_size: 0.1 (a share of rows that are not here" in said
 
 
-def test_a_share_of_a_file_is_held_out(edit: Edit) -> None:
-    edit("axolotl.yml", val_set_size=0.05)
-    assert read_file(FILE).values["data.heldout"] == 3
-
-
 @pytest.mark.parametrize("path", ["missing.jsonl", "data/missing.parquet", "s3://bucket/rows"])
 def test_a_missing_file_has_to_be_given(study_cli: Cli, edit: Edit, path: str) -> None:
     edit("axolotl.yml", datasets=[{"path": path, "type": "alpaca"}])
@@ -229,9 +224,3 @@ def test_defaults_of_axolotl_are_used_and_listed(study_cli: Cli, edit: Edit) -> 
         "Axolotl's defaults: adam_beta1 0.9, micro_batch_size 1, max_grad_norm 1.0, "
         "lr_scheduler cosine, warmup_ratio 0.03 (at most 100 steps), bf16 auto",
     ]
-
-
-def test_a_local_base(edit: Edit) -> None:
-    Path("base").mkdir()
-    edit("axolotl.yml", base_model="./base")
-    assert read_file(FILE).values["model.path"] == str(Path("base").resolve())

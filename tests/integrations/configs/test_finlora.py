@@ -44,12 +44,6 @@ def test_the_yaml_trains_on_tiny(study_cli: Cli, trained: Trained, seed: Path) -
     ]
 
 
-def test_a_data_file_beside_the_configuration_is_used(study_cli: Cli, trained: Trained) -> None:
-    Path("xbrl_extract_train.jsonl").write_text(Path("train.jsonl").read_text())
-    line = study_cli("import-config", "rslora.yaml").out
-    assert list(trained(line).cells["data"]) == [str(Path("xbrl_extract_train.jsonl").resolve())]
-
-
 def test_an_entry_of_finetune_configs(study_cli: Cli, trained: Trained) -> None:
     entry = "formula_8bits_r8_rslora"
     imported = study_cli("import-config", "finetune_configs.json", "--entry", entry)

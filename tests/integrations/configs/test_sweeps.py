@@ -1,5 +1,6 @@
 """PEFT's configurations, sweeps over imported ones, and the files that are written."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,7 @@ import pytest
 import yaml
 from peft import LoraConfig
 
-from study.config.compose import CONF
-from study.integrations.configs import read_file, write
+from study.integrations.configs import read_file
 from study.store import StudyTables
 
 Cli = Callable[..., Any]
@@ -55,12 +55,6 @@ def test_a_number_among_the_rules_is_an_exponent(study_cli: Cli, trained: Traine
     assert cells["gamma"].to_dict() == pytest.approx({"rslora": 16 / 2, "power": 16 / 4**0.75})
 
 
-def test_packs_in_other_processes_read_the_experiment(study_cli: Cli, trained: Trained) -> None:
-    line = study_cli("sweep-from", "rslora.yaml", "--ranks", "2,3").out
-    tables = trained(line, "pack.max_cells=2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    assert list(tables.cells["status"]) == ["complete"] * 4
-
-
 def test_a_sweep_file_of_axolotl(study_cli: Cli, edit: Edit, trained: Trained) -> None:
     lists = {
         "lora_r": [2, 3],
@@ -97,16 +91,38 @@ def test_an_existing_file_is_kept_unless_forced(study_cli: Cli) -> None:
     assert "lora" in mine.read_text()
 
 
-def test_in_the_toolkits_own_folder_no_config_dir_is_needed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    import shutil
+PEFT = {
+    "peft_type": "LORA",
+    "base_model_name_or_path": "org/moe",
+    "r": 8,
+    "lora_alpha": 16,
+}
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
-    from study.integrations.configs import experiment
 
-    shutil.copytree(CONF, tmp_path / "own")
-    monkeypatch.setattr(experiment, "CONF", tmp_path / "own")
-    assert (
-        write(read_file(Path("rslora.yaml")), "mine", tmp_path / "own").command
-        == "study train experiment=mine"
-    )
+@pytest.mark.parametrize(
+    ("modules", "targets"),
+    [
+        (["q_proj"], ["q_proj", *EXPERTS]),
+        ("q_proj", ["q_proj", *EXPERTS]),
+        (None, EXPERTS),
+        ("all-linear", "all-linear"),
+        (
+            r".*\.(q|v)_proj",
+            r"(.*\.(q|v)_proj)|(.*\.)?(mlp\.experts\.gate_up_proj|mlp\.experts\.down_proj)",
+        ),
+    ],
+)
+def test_weights_of_experts(tmp_path: Path, modules: object, targets: object) -> None:
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**PEFT, "target_modules": modules, "target_parameters": EXPERTS}))
+    experiment = read_file(path)
+    assert experiment.values["adapter.targets"] == targets
+    assert experiment.notes.differs == []
+
+
+def test_a_linear_layer_may_be_selected_by_its_weight(tmp_path: Path) -> None:
+    path = tmp_path / "adapter_config.json"
+    weights = ["shared_experts.up_proj.weight", *EXPERTS]
+    path.write_text(json.dumps({**PEFT, "target_modules": [], "target_parameters": weights}))
+    assert read_file(path).values["adapter.targets"] == ["shared_experts.up_proj", *EXPERTS]
