@@ -55,7 +55,7 @@ def test_verdicts_are_those_of_the_analysis_one_for_each_quantity(trained: Path)
     assert len(places) == len(set(places)), "a quantity has one verdict"
     of_output = {row["batch"] for row in rows if row["site"] == "adapter_out"}
     assert of_output == {"heldout"}, "the batch of the paper's condition, as in the report"
-    assert len(rows) > 20
+    assert len(rows) >= 20
 
 
 def test_the_main_settings_are_one_short_line_and_the_rest_is_elsewhere(
