@@ -174,6 +174,8 @@ def test_eval_schedule(cell: Build) -> None:
         ("train.steps=ten", "train.steps"),
         ("train.batch_size=0", "train.batch_size=0"),
         ("train.clip=0", "train.clip=0"),
+        ("train.warmup=1.5", "train.warmup=1.5 is out of range: give a whole number of steps"),
+        ("train.epochs=0", "train.epochs=0 is out of range: give a number above 0"),
         (
             "train.schedule=step",
             "unknown train.schedule 'step': choose from constant, linear, cosine",
