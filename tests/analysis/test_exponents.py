@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.analysis import fit_exponents, with_verdicts
+from study.analysis import fit_exponents
 from study.errors import StudyError
 
 OUT = ("adapter_out", "rms")
@@ -138,38 +138,6 @@ def test_infinite_rank_and_values_without_a_logarithm_are_left_out_and_counted(
     assert (found["seeds"].item(), found["ranks"].item(), found["points"].item()) == (2, 3, 6)
     assert found["dropped"].item() == 9 + 3
     assert found["rank_max"].item() == 1024
-
-
-def test_one_seed_has_no_interval_over_seeds(study):
-    found = fit_exponents(*study({GRAD: noisy}, seed=0))
-    assert found["interval"].item() == "ranks"
-    assert (found["seeds"].item(), found["df"].item()) == (1, 3)
-    found = fit_exponents(*study({GRAD: noisy}, seed=0, rank=(4, 16)))
-    assert found["interval"].item() == "none"
-    assert found[["ci_low", "ci_high", "se_slope", "t_crit"]].isna().all(axis=None)
-
-
-def test_a_bend_is_in_the_table(study):
-    """r (r + 6): the slope is 1.47 over the lowest pair of ranks and 2.00 over the highest."""
-    found = with_verdicts(
-        fit_exponents(
-            *study(
-                {
-                    GRAD: lambda cell, layer, step: (
-                        noisy(cell, layer, step) ** 0.1 * cell["rank"] * (cell["rank"] + 6)
-                    ),
-                    OUT: noisy,
-                }
-            )
-        )
-    )
-    row = at(found, site="adapter_grad").iloc[0]
-    low, high = math.log(16 * 22 / (4 * 10)) / math.log(4), math.log(4 * 1030 / 262) / math.log(4)
-    assert row["bent"]
-    assert (row["slope_low"], row["slope_high"]) == pytest.approx(
-        (low - 0.06, high - 0.06), abs=0.02
-    )
-    assert not at(found, site="adapter_out", kind="all", layer="mean_log")["bent"].item()
 
 
 def test_batches_and_data_seeds_are_kept_apart(study):

@@ -189,24 +189,6 @@ def test_one_rule_gives_p_star_up_to_step_3_while_steps_are_lazy(
     assert stable["p_star"].to_numpy() == pytest.approx(0.5)
 
 
-def test_clipping_under_sgd_moves_the_prediction(study: Study) -> None:
-    cells, probes = study(LAWS, steps=(0, 1), scaling="lora")
-    fitted = fit_exponents(cells, recorded(probes))
-    at = lambda table: table[  # noqa: E731
-        (table["site"] == "adapter_update") & (table["layer"] == "model") & (table["step"] == 0)
-    ]
-    plain = with_predictions(fitted, cells, metrics_of(cells), recorded(probes))
-    always = with_predictions(
-        fitted, cells, metrics_of(cells).assign(clip_factor=0.5), recorded(probes)
-    )
-    some = metrics_of(cells)
-    some.loc[some.index[0], "clip_factor"] = 0.5
-    mixed = with_predictions(fitted, cells, some, recorded(probes))
-    assert at(plain)["predicted"].item() == pytest.approx(-1.0)
-    assert at(always)["predicted"].item() == pytest.approx(-0.5)
-    assert math.isnan(at(mixed)["predicted"].item())
-
-
 def first(table: pd.DataFrame, site: str, step: int) -> dict:
     [row] = table[
         (table["site"] == site) & (table["layer"] == "model") & (table["step"] == step)

@@ -125,25 +125,6 @@ def test_what_the_intervals_are_over_is_said(study, changes, words):
     assert ("95 %" in text) == ("95 %" in words or "fit leaves out" in words)
 
 
-def test_a_bent_row_shows_the_slopes_at_its_ends(study):
-    def curve(cell, layer, step):
-        return law(cell, layer, step) * math.sqrt(1 + 6 / cell["rank"])
-
-    laws = LAWS | {("adapter_grad", "norm"): curve}
-    cells, probes = study(laws, scaling="rslora")
-    found = summary(with_verdicts(fit_exponents(cells, probes)))
-    row = found[found["quantity"] == "adapter_grad norm"].iloc[0]
-    assert row["bent"]
-    low = math.log((1 + 6 / 16) / (1 + 6 / 4)) / 2 / math.log(4)
-    assert row["slope_low"] == pytest.approx(low, abs=1e-3)
-    text = shown(render_table(found))
-    lines = text.splitlines()
-    [number] = [n for n, line in enumerate(lines) if "adapter_grad norm" in line]
-    assert f"{low:.2f} to -0.01" in lines[number + 1]
-    assert "bent" in lines[number + 1]
-    assert "bent: not a straight line" in text
-
-
 def test_a_gradient_at_step_0_is_one_measurement_for_every_optimizer(study):
     """Three optimizers with one gradient; their updates differ."""
 

@@ -49,7 +49,7 @@ def draws(count=500):
 
 
 def test_the_printed_interval_decides_every_word_before_the_correction():
-    """Inside the margin, outside it, without zero, or none of these; each row is one family."""
+    """Inside the margin, outside it, without zero, or none of these; each row is tested alone."""
     slope, se, df = draws()
     half_width = stats.t.ppf(0.975, df) * se
     low, high = slope - half_width, slope + half_width
@@ -118,8 +118,8 @@ TESTS = {"p_stable": 0.0, "p_slope": -0.04, "p_beyond": -0.1, "p_bent": 0.0}
 
 
 @pytest.mark.parametrize("name", TESTS)
-def test_every_test_is_corrected_within_its_family(name):
-    """Five primary rows are one family, fifty other rows another."""
+def test_every_test_is_corrected_within_its_group(name):
+    """Five primary rows are one group, fifty other rows another."""
     slope = TESTS[name]
     fields = {"curvature": 0.04, "se_curvature": 0.012}
     quantities = {(q.site, q.stat, q.kind, q.layer, at) for q in PRIMARY for at in q.primary_at}

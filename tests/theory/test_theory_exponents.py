@@ -86,16 +86,6 @@ def test_beyond_the_lazy_regime_nothing_is_predicted_but_what_has_not_moved():
     )
 
 
-def test_the_paper_s_claim_stands_beside_the_derivation():
-    """They agree above the crossover under SGD, and differ under sign-like rules."""
-    for optimizer, agrees in (("sgd", True), ("adamw", False)):
-        prediction = predict("adapter_in_grad", "rms", step=1, optimizer=optimizer, p=P)
-        assert "condition 2" in prediction.paper
-        assert "exponent 1 - 2p" in prediction.paper
-        assert (prediction.exponent == pytest.approx(1 - 2 * P)) == agrees
-    assert predict("A_grad", "rms", step=1, optimizer="sgd", p=P).paper is None
-
-
 @pytest.mark.parametrize(
     ("site", "stat", "step", "optimizer", "q", "expected"),
     [
