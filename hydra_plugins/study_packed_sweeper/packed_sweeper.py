@@ -78,23 +78,20 @@ class PackedSweeper(Sweeper):
         found = search_path(self.config.hydra.overrides.hydra)
         # Composed first: a mistake in a value is found before torch is imported, for seconds.
         configs = compose(loader, name, [*found, *shared], grid)
-        from study.sweeps import launch
-        from study.sweeps.cells import plan, to_train
-        from study.sweeps.packs import packs as packed
-        from study.sweeps.plan import show_plan
+        from study.sweeps import cells, launch, packs, plan
 
-        cells = plan(configs)
-        overrides = {cell.folder: shlex.join(own) for cell, own in zip(cells, grid, strict=True)}
+        planned = cells.plan(configs)
+        overrides = {cell.folder: shlex.join(own) for cell, own in zip(planned, grid, strict=True)}
         at_a_time = configs[0].pack.devices or parallel_jobs(self.config.hydra.launcher)
-        packs = packed(to_train(cells), at_a_time)
+        todo = packs.packs(cells.to_train(planned), at_a_time)
         if PLAN_KEY in self.config:
-            return show_plan(cells, packs, planned_for(self.config))
+            return plan.show_plan(planned, todo, planned_for(self.config))
         here = isinstance(self.launcher, BasicLauncher)
         returns: list[JobReturn] = []
 
         def one_pass(free: Sequence["Cell"], files: Mapping[Path, Path]) -> list["Outcome"]:
             jobs = []
-            for pack in packed(free, at_a_time):
+            for pack in packs.packs(free, at_a_time):
                 own = [overrides[cell.folder] for cell in pack]
                 jobs.append([*shared, *job_overrides(own, files[pack[0].study_dir])])
             # A process that trains itself asks for signals itself.
@@ -105,7 +102,7 @@ class PackedSweeper(Sweeper):
             # Accessing the value raises the exception of a job that is not a user's mistake.
             return [job.return_value for job in ended]
 
-        launch.conduct(cells, packs, one_pass, here)
+        launch.conduct(planned, todo, one_pass, here)
         return returns
 
     def _axes(self, arguments: list[str]) -> tuple[list[str], list[list[str]]]:

@@ -145,25 +145,25 @@ def job(composed: DictConfig, workers: list["Worker"]) -> Outcome:
 def _run_one(composed: DictConfig, workers: list["Worker"]) -> None:
     """Train the one cell of a configuration, or show what that takes."""
     config = parse(composed)  # before torch is imported, which takes seconds
-    from study.sweeps import launch
-    from study.sweeps.cells import plan, to_train
-    from study.sweeps.plan import show_plan
-    from study.sweeps.run import Worker, train_pack
+    from study.sweeps import cells, launch, plan, run
 
-    cells = plan([config])
-    packs = [pack] if (pack := to_train(cells)) else []
+    planned = cells.plan([config])
+    packs = [pack] if (pack := cells.to_train(planned)) else []
     if PLAN_KEY in composed:
-        show_plan(cells, packs, planned_for(composed))
+        plan.show_plan(planned, packs, planned_for(composed))
         return
-    workers.append(Worker())
+    worker = run.Worker()
+    workers.append(worker)
     launch.conduct(
-        cells, packs, lambda free, files: [train_pack(free, workers[0], files[free[0].study_dir])]
+        planned,
+        packs,
+        lambda free, files: [run.train_pack(free, worker, files[free[0].study_dir])],
     )
 
 
 def _run_pack(composed: DictConfig, workers: list["Worker"]) -> Outcome:
     """Train the cells of a pack that no other process holds."""
-    cells, posted = _cells_and_sweep(composed)
+    overrides, posted = _cells_and_sweep(composed)
     if StopRequest(posted)():  # before it composes and imports, which takes seconds
         return Outcome(signum=signals.asked())
     hydra_config = HydraConfig.get()
@@ -172,16 +172,16 @@ def _run_pack(composed: DictConfig, workers: list["Worker"]) -> Outcome:
     shared += [o for o in hydra_config.overrides.task if not o.startswith(internal)]
     name = hydra_config.job.config_name
     loader = GlobalHydra.instance().config_loader()
-    configs = compose(loader, name, shared, [shlex.split(cell) for cell in cells])
-    from study.sweeps.cells import plan
-    from study.sweeps.run import Worker, train_pack
+    configs = compose(loader, name, shared, [shlex.split(own) for own in overrides])
+    from study.sweeps import cells, run
 
+    pack = cells.plan(configs)
     if signals.current().is_worker:  # it may get no further job
-        with Worker() as worker:
-            return train_pack(plan(configs), worker, posted)
+        with run.Worker() as worker:
+            return run.train_pack(pack, worker, posted)
     if not workers:
-        workers.append(Worker())
-    return train_pack(plan(configs), workers[0], posted)
+        workers.append(run.Worker())
+    return run.train_pack(pack, workers[0], posted)
 
 
 def quoted(text: str) -> str:

@@ -3,11 +3,12 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from study.config import Interval, interval
+from study.store import CellWriter
 from study.store.checkpoints import load_newest, save
 from study.sweeps.cells import Cell
 from study.training.checkpoint import Snapshot
@@ -17,14 +18,6 @@ COST_SHARE = 20
 """A checkpoint is followed by so many times its own time without one: at most 5 % of a run."""
 
 Say = Callable[[str], Any]
-
-
-class Rows(Protocol):
-    """The writer of a cell's rows."""
-
-    def sync(self) -> None:
-        """Wait until all rows that were appended are on disk."""
-        ...
 
 
 def newest(cell: Cell, device: torch.device, say: Say) -> Snapshot | None:
@@ -80,14 +73,14 @@ class Schedule:
 class Checkpoints:
     """Writes the checkpoints of one fold.
 
-    ``rows``: the writer of each cell of ``fold``. Before a checkpoint gets its name, the rows that
+    ``writers``: one for each cell of ``fold``. Before a checkpoint gets its name, the rows that
     were appended are put on disk; so append those of earlier steps before :meth:`write`. ``say``
     gets a line if a checkpoint can't be written; training goes on without it.
     """
 
-    def __init__(self, fold: Sequence[Cell], rows: Sequence[Rows], say: Say) -> None:
+    def __init__(self, fold: Sequence[Cell], writers: Sequence[CellWriter], say: Say) -> None:
         every = fold[0].config.checkpoint.every
-        self.fold, self.rows, self.say = fold, rows, say
+        self.fold, self.writers, self.say = fold, writers, say
         self.schedule = Schedule(None if every is None else interval("checkpoint.every", every))
         self._written: int | None = None
         self._failing = False
@@ -112,7 +105,7 @@ class Checkpoints:
             for result in alive:
                 cell = self.fold[result.cell]
                 checkpoint = result.snapshot().checkpoint(cell.id)
-                save(cell.folder, checkpoint, self.rows[result.cell].sync)
+                save(cell.folder, checkpoint, self.writers[result.cell].sync)
             self._written, self._failing = step, False
         except OSError as error:
             if not self._failing:  # one line about a disk that is full, not one an interval

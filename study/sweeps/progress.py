@@ -108,7 +108,7 @@ class SweepProgress:
         return f"{timedelta(seconds=round(self.seconds_left))} left"
 
 
-class Sweep:
+class LiveSweep:
     """The cells of a live sweep of one study. ``began``: when it did, UTC."""
 
     def __init__(self, study_dir: Path, began: str, cells: Sequence[Planned]) -> None:
@@ -202,10 +202,10 @@ def stop_file(sweep: Path) -> Path:
     return sweep.with_suffix(".stop")
 
 
-def live_sweeps(study_dir: Path) -> list[Sweep]:
+def live_sweeps(study_dir: Path) -> list[LiveSweep]:
     """The live sweeps of a study, oldest first."""
     held = (path for path in sorted(study_dir.glob("sweep-*.json")) if is_held(path))
-    return [sweep for path in held if (sweep := Sweep.read(path))]
+    return [sweep for path in held if (sweep := LiveSweep.read(path))]
 
 
 def waiting_cells(study_dir: Path) -> list[dict[str, Any]]:
@@ -350,7 +350,7 @@ class Display:
         self, study_dir: Path, labels: Mapping[str, str], steps: int, posted: Path | None = None
     ) -> None:
         self.study_dir, self.labels, self.steps = study_dir, labels, steps
-        self.sweep = Sweep.read(posted) if posted else None
+        self.sweep = LiveSweep.read(posted) if posted else None
         self.console = Console(stderr=True)
         self.bar = Progress(
             TextColumn("[bold]{task.description}[/]"),

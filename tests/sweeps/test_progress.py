@@ -22,8 +22,8 @@ from study.store import CellWriter
 from study.sweeps.progress import (
     WAITING,
     Display,
+    LiveSweep,
     Planned,
-    Sweep,
     live_sweeps,
     load_status,
     posted,
@@ -107,7 +107,7 @@ def test_the_file_of_a_killed_sweep_is_ignored_and_deleted(tmp_path: Path) -> No
 
 def test_the_time_left_is_that_of_the_work_left(tmp_path: Path) -> None:
     """Of 10 FLOPs, 3 were done in a minute: 7 take 140 s. A failed cell takes no more time."""
-    sweep = Sweep(tmp_path, ago(60), planned(1.0, 4.0, 5.0))
+    sweep = LiveSweep(tmp_path, ago(60), planned(1.0, 4.0, 5.0))
     assert sweep.progress().seconds_left is None, "nothing was done"
     begin(tmp_path, "c0", 4, started=30).close("complete", steps_done=3)
     running = begin(tmp_path, "c1", 2, started=10)
@@ -122,7 +122,7 @@ def test_the_time_left_is_that_of_the_work_left(tmp_path: Path) -> None:
 def test_steps_from_before_the_sweep_are_not_its_work(tmp_path: Path) -> None:
     """A cell of 4 steps that continues at step 2 has done half of its 2 after one."""
     [cell] = planned(8.0)
-    sweep = Sweep(tmp_path, ago(60), [Planned(cell.record, cell.flops, first_step=2)])
+    sweep = LiveSweep(tmp_path, ago(60), [Planned(cell.record, cell.flops, first_step=2)])
     writer = begin(tmp_path, "c0", 3)
     assert sweep.progress().work == pytest.approx(0.5)
     writer.interrupt()
@@ -161,7 +161,7 @@ def test_a_damaged_file_is_no_sweep(
 ) -> None:
     path = tmp_path_factory.mktemp("damaged") / "sweep-1.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
-    found = Sweep.read(path)
+    found = LiveSweep.read(path)
     assert found is None or found.progress().work == 0.0
 
 
