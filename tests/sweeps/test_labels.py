@@ -39,16 +39,6 @@ def test_the_exponent_is_part_of_the_rule(cell: OfCell) -> None:
     assert rules == [f"adamw {rule} rank 8 seed 0" for rule in ("lora", "rslora", "power p=0.75")]
 
 
-def test_options_of_other_optimizers_are_not_named(cell: OfCell) -> None:
-    found = labels(cell, ("optimizer=sgd", "optimizer.lr=0.1"), ("optimizer=adamw",))
-    assert found == ["sgd lora rank 8 seed 0", "adamw lora rank 8 seed 0"]
-
-
-def test_a_data_seed_of_its_own_is_named(cell: OfCell) -> None:
-    found = labels(cell, ("data.seed=1",), ("data.seed=2",))
-    assert found == [f"adamw lora rank 8 seed 0 data seed {n}" for n in (1, 2)]
-
-
 def test_the_name_of_a_run_has_alpha_and_the_learning_rate(cell: OfCell) -> None:
     """A job of a launcher plans its own cells, and does not know what varies between jobs."""
     [alone] = plan([cell("adapter.scaling=0.75", "optimizer.lr=1e-3", "adapter.alpha=8")])

@@ -1,6 +1,5 @@
 """A stuck cell from the command line to every view: it is done, marked, and left out of fits."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,6 @@ from typing import Any
 import pytest
 
 import study
-from study.dashboard.document import Page
-from study.dashboard.studies import read_studies
 
 Cli = Callable[..., Any]
 SWEEP = (
@@ -79,16 +76,3 @@ def test_fits_end_where_it_got_stuck(large: Cli) -> None:
     assert outputs["step"].max() > last
     assert tables.exponents["step"].max() == last
     assert tables.losses.empty or tables.losses["loss"].isna().all()
-
-
-def test_the_report_does_not_say_that_the_task_improved(large: Cli) -> None:
-    assert large("report", "results/large").code == 0
-    text = Path("results/large/report.md").read_text()
-    assert re.search(r"\*\*6 cells stuck\*\* \(rsLoRA r = 2 at lr 10000, step \d", text)
-    assert "Did the task improve?" not in text
-
-
-def test_the_dashboard_counts_it(large: Cli) -> None:
-    page = Page(read_studies([Path("results/large")]), live=False).overview
-    assert page["counts"]["stuck"] == 6
-    assert page["counts"]["complete"] == 0
