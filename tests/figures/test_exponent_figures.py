@@ -141,7 +141,9 @@ def test_exponents_over_steps_are_the_tables_with_their_intervals(tiny, read) ->
 
 def test_the_conditions_of_the_paper_are_read_on_held_out_inputs(tiny, read) -> None:
     tables = tiny()
-    assert "held-out" not in " ".join(read.texts(exponents_over_training(tables)))
+    said = " ".join(read.texts(exponents_over_training(tables)))
+    assert "On the training batch." in said
+    assert "held-out" not in said
     heldout = tables.exponents.assign(batch="heldout", exponent=tables.exponents["exponent"] + 0.07)
     tables.exponents = pd.concat([tables.exponents, heldout], ignore_index=True)
     figure = exponents_over_training(tables)
@@ -156,5 +158,6 @@ def test_the_conditions_of_the_paper_are_read_on_held_out_inputs(tiny, read) -> 
         curve = next(a for a in read.artists(figure, f"curve {LORA}") if a.axes is ax)
         here = (of_lora["batch"] == batch) & (of_lora["site"] == site) & (of_lora["stat"] == stat)
         np.testing.assert_allclose(curve.get_ydata(), of_lora.loc[here, "exponent"])
-    assert "On held-out inputs: adapter output." in " ".join(read.texts(figure)).replace("\n", " ")
+    said = " ".join(read.texts(figure)).replace("\n", " ")
+    assert "On the held-out batch: adapter output; on the training batch: all others." in said
     assert read.problems(figure) == []
