@@ -1,7 +1,6 @@
 """The one writer of a cell."""
 
 import json
-import threading
 import traceback
 from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
@@ -41,8 +40,7 @@ class CellWriter:
     """Appends rows to a claimed cell, and ends it with its status.
 
     After a crash between any two calls of the system, the cell is resumed or trained again, and its
-    tables are those of an undisturbed run. One thread appends and ends the cell; another may call
-    :meth:`sync`.
+    tables are those of an undisturbed run.
     """
 
     def __init__(
@@ -68,7 +66,6 @@ class CellWriter:
         self._adapter = self.folder / ADAPTER
         self.record = record | {"format": FORMAT}
         self._streams: dict[str, Stream] = {}
-        self._appending, self._recording = threading.Lock(), threading.Lock()
         self._error: StudyError | None = None
         try:
             kept = self._kept(first_step, gaps) if first_step else {}
@@ -122,7 +119,7 @@ class CellWriter:
             rows.reindex(columns=schema.names), schema=schema, preserve_index=False
         )
         self._check()
-        with self._appending, self._remembering():
+        with self._remembering():
             if table in self._streams:
                 self._streams[table].append(arrow)
             elif len(arrow):
@@ -134,14 +131,10 @@ class CellWriter:
         Raises as :meth:`append` does.
         """
         self._check()
-        with self._appending:
-            streams = {stream: stream.written for stream in self._streams.values()}
         with self._remembering():  # the system reports lost rows to the first caller only
-            for stream in streams:
+            for stream in self._streams.values():
                 stream.sync()
-        with self._recording:
-            self._check()
-            self._save_record(streams={each.path.stem: size for each, size in streams.items()})
+        self._save_record(streams={name: each.written for name, each in self._streams.items()})
 
     def write_error_log(self, error: BaseException) -> Path:
         """Write the traceback of ``error`` and return the file's path."""

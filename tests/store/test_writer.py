@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from study.store import (
     CellWriter,
     Damaged,
     StorageError,
-    StudyTables,
     files,
     is_done,
     last_metrics,
@@ -259,28 +257,3 @@ def test_no_link_in_a_received_folder_is_followed(folder: Path, tmp_path: Path) 
     run(opened(folder), range(2)).close("complete")
     assert mine.read_text() == "mine"
     assert is_done(folder)
-
-
-def test_a_thread_may_sync_while_another_appends(folder: Path) -> None:
-    """What a record says about a stream is always true of the file."""
-    writer, errors = opened(folder), []
-    done = threading.Event()
-
-    def sync() -> None:
-        try:
-            while not done.is_set():
-                writer.sync()
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=sync)
-    thread.start()
-    run(writer, range(60))
-    done.set()
-    thread.join()
-    assert errors == []
-    writer.sync()
-    writer.claim.release()
-    run(opened(folder, 60), range(60, 61)).close("complete")
-    tables: StudyTables = load_measured(folder.parents[1])
-    assert tables.metrics["step"].to_list() == list(range(61))
