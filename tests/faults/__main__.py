@@ -16,7 +16,11 @@ from tests.forked import ROOT
 from .faults import Found, Sweep, failing_cases, power_cases, run_all
 from .sweeps import SWEEPS
 
-PARTS = {"kills": "runs with a kill planned", "calls": "file calls that fail", "power": "power losses"}
+PARTS = {
+    "kills": "runs with a kill planned",
+    "calls": "file calls that fail",
+    "power": "power losses",
+}
 
 
 def main() -> int:
