@@ -92,7 +92,8 @@ def test_a_study_with_two_batches_says_which_one_each_word_is_about(on_disk: OnD
     assert read in said(tables)
     exponents = as_markdown(exponent_section(tables))
     assert "| quantity | batch | step |" in exponents
-    assert "| adapter output, rms | training batch | 1 | 0.00 [" in exponents
+    assert "| adapter output, rms | held-out batch | 1 | -" in exponents
+    assert "| adapter output, rms | training batch |" not in exponents, "one verdict on a page"
 
 
 def test_a_study_with_the_training_batch_names_none(on_disk: OnDisk) -> None:
