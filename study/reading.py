@@ -61,11 +61,6 @@ def read_object(path: str | Path, named: str, fix: str, most: int) -> dict[str, 
     return value
 
 
-def check_tensors(path: str | Path, named: str, fix: str) -> None:
-    """Check that a safetensors file can be opened."""
-    open_file(path, named, fix).close()
-
-
 def check_memory(need: int, free: int, named: str, fix: str) -> None:
     """Check that ``need`` bytes fit into the ``free`` ones (:func:`free_memory`)."""
     if need > free:

@@ -1,17 +1,21 @@
 """The command ``study rates``: the best learning rates of a study, and those it lacks."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from study.analysis.rates import exponents_against_rho, missing_rates, rates_by_horizon
 from study.analysis.terminal import render_best, render_horizons
-from study.cli.cell_overrides import overrides_of
 from study.cli.group import STUDY_DIR, cli
+from study.config.compose import CONF, without_hydra
 from study.errors import StudyError
+from study.integrations.overrides import written
 from study.store import StudyTables, read_record
 from study.store.tables import load_measured
 
@@ -65,3 +69,53 @@ def _refining(tables: StudyTables, study_dir: Path) -> Iterator[str]:
         folder = str(study_dir.parent)
         place = [] if folder == "results" else [f"results_dir={folder}"]
         yield shlex.join(["study", "train", "-m", *own, *place, *missing.swept])
+
+
+NAMED_GROUPS = ("model", "data", "optimizer")
+"""The groups of ``conf/`` with a file per value of ``name``."""
+NOT_TOLD = ("name", "results_dir", "plots_dir", "device", "tracker", "checkpoint", "expects")
+"""Keys that do not change the numbers of a cell. The caller names the study and its folder."""
+
+
+def overrides_of(config: Mapping[str, Any], study: str, varied: Collection[str]) -> list[str]:
+    """The overrides for a cell's recorded ``config``, without the keys ``varied``.
+
+    They begin with the experiment of the study's name, if ``conf/`` has one, and then also give
+    every key that it sweeps over.
+    """
+    is_experiment = (CONF / "experiment" / f"{study}.yaml").is_file()
+    said = [f"experiment={study}"] if is_experiment else [f"name={written(study)}"]
+    with initialize_config_dir(str(CONF), version_base=None):
+        usual, swept = _composed(said)
+        said += [
+            f"{group}={config[group]['name']}"
+            for group in NAMED_GROUPS
+            if group in swept or config[group]["name"] != usual[group]["name"]
+        ]
+        usual, swept = _composed(said)
+    before = dict(_leaves(usual))
+    return said + [
+        f"{key}={written(value)}"
+        for key, value in _leaves(config)
+        if key.split(".")[0] not in NOT_TOLD
+        and key not in varied
+        and (key in swept or before.get(key) != value)
+    ]
+
+
+def _composed(overrides: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
+    """The configuration of ``study train`` with these overrides, and the keys that it sweeps."""
+    found: DictConfig = compose("config", list(overrides), return_hydra_config=True)
+    swept = {str(key) for key in found.hydra.sweeper.get("params") or {}}
+    plain = OmegaConf.to_container(without_hydra(found), resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}, swept
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key of a nested configuration with its value. A list is one value."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

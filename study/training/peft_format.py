@@ -34,7 +34,7 @@ from study.adapters.peft_experts import (
     with_experts,
 )
 from study.errors import StudyError, short
-from study.reading import check_memory, check_tensors, free_memory, open_file, read_object
+from study.reading import check_memory, free_memory, open_file, read_object
 from study.vocabulary.peft_fields import refusal
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -168,7 +168,7 @@ def read_adapter(folder: Path) -> PeftAdapter:
     """
     config, named = _read_config(folder), str(folder / WEIGHTS)
     rules = _Rules(config, str(folder / CONFIG))
-    check_tensors(folder / WEIGHTS, named, _fix(folder, WEIGHTS))
+    open_file(folder / WEIGHTS, named, _fix(folder, WEIGHTS)).close()
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             keys = with_experts(_keys_by_layer(file, named), config, named)

@@ -17,8 +17,14 @@ import pandas as pd
 import pytest
 
 from study.analysis import best_rates
-from study.cli.transfer import bounds, first_update_lines, measured_lines
-from study.cli.transfer_source import TransferRun, read_source, read_target
+from study.cli.transfer import (
+    TransferRun,
+    bounds,
+    first_update_lines,
+    measured_lines,
+    read_source,
+    read_target,
+)
 from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
