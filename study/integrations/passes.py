@@ -148,8 +148,8 @@ class Passes:
         values = []
         for loss in self._given or self._of_outputs:
             if loss.is_used and loss.value is not None:
-                is_rescaled = loss.is_weighed and self.rescaled is not None
-                values.append(loss.value * self.rescaled if is_rescaled else loss.value)
+                factor = self.rescaled if loss.is_weighed else None
+                values.append(loss.value if factor is None else loss.value * factor)
         return torch.stack([v.to(values[0].device) for v in values]).sum() if values else None
 
     @property

@@ -109,7 +109,7 @@ def _put_data(experiment: Experiment, fields: Fields, folder: Path) -> None:
 
 
 def _data_sets(fields: Fields) -> list[dict[str, Any]]:
-    splits = fields.take_list("dataset_splits") or [None]
+    splits: list[Any] = fields.take_list("dataset_splits") or [None]
     name, subset = fields.take_text("dataset_name"), fields.take_text("dataset_config")
     split = fields.take_text("dataset_train_split")
     mixer = fields.take_mapping("dataset_mixer")
