@@ -10,7 +10,7 @@
 
 from study.report.answer import answer
 from study.report.caveats import caveats
-from study.report.page import as_html, draw_figures, page, write_report
+from study.report.page import as_html, draw_figures, report_blocks, write_report
 from study.report.text import Picture, as_markdown
 
 __all__ = [
@@ -20,6 +20,6 @@ __all__ = [
     "as_markdown",
     "caveats",
     "draw_figures",
-    "page",
+    "report_blocks",
     "write_report",
 ]

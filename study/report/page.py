@@ -54,7 +54,7 @@ NOT_OURS = ("image", "link", "autolink", "html_inline", "html_block", "reference
 """Markdown that the report's texts don't use. A name that contains it stays text."""
 
 
-def page(
+def report_blocks(
     name: str, tables: StudyTables, records: Sequence[Record], pictures: Sequence[Picture]
 ) -> list[Block]:
     """The whole report on the study ``name``, from analyzed tables."""
@@ -147,7 +147,7 @@ def report_of(
 ) -> list[Block]:
     """The report that will lie in ``folder``, with the ``figures`` in ``plots``."""
     pictures = [_picture(name, plots, folder) for name in figures]
-    return page(study_dir.resolve().name, tables, records_of(study_dir, tables), pictures)
+    return report_blocks(study_dir.resolve().name, tables, records_of(study_dir, tables), pictures)
 
 
 def _picture(name: str, plots: Path, folder: Path) -> Picture:

@@ -18,7 +18,7 @@ from study.report import (
     as_html,
     as_markdown,
     caveats,
-    page,
+    report_blocks,
     write_report,
 )
 from study.report.page import INCH, MOST_CAVEATS
@@ -33,7 +33,7 @@ def caveats_of(folder: Path) -> list[str]:
 
 
 def blocks_on(folder: Path) -> list[Block]:
-    return page("known", load_tables(folder), load_records(folder), [])
+    return report_blocks("known", load_tables(folder), load_records(folder), [])
 
 
 def report_on(folder: Path) -> str:
