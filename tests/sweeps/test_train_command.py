@@ -276,7 +276,7 @@ def test_mistakes_get_one_line_and_write_nothing(
 def test_two_values_without_m(study_cli: Cli, small: list[str], tmp_path: Path) -> None:
     ran = study_cli("train", *small, "train.warmup=0,1")
     assert ran.code == 2
-    assert "add -m to sweep over it" in ran.err
+    assert "add -m to sweep over several values" in ran.err
     assert not files(tmp_path)
 
 
