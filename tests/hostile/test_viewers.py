@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import study.report  # noqa: F401  it takes FIGURES when it is first imported, so before `few`
 from study import figures
 from study.figures import style
 
