@@ -37,8 +37,13 @@ OUTSIDE_BLOCKS = {"embed_tokens", "lm_head", "wte", "wpe", "embed_in", "embed_ou
 """Usual names of embeddings and heads, which ``lora_target_linear`` does not cover."""
 PREFERENCES = ("rl", "reward_model", "process_reward_model")
 INERT_PLUGINS = (
-    *("CutCrossEntropyPlugin", "LigerPlugin", "KernelsPlugin", "ExpertParallelPlugin"),
-    *("SwanLabPlugin", "LMEvalPlugin", "NormProbePlugin"),
+    "CutCrossEntropyPlugin",
+    "LigerPlugin",
+    "KernelsPlugin",
+    "ExpertParallelPlugin",
+    "SwanLabPlugin",
+    "LMEvalPlugin",
+    "NormProbePlugin",
 )
 """Plugins, by class, that change speed and reports only."""
 USUAL_WARMUP, MOST_WARMUP = 0.03, 100

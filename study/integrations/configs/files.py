@@ -11,10 +11,15 @@ from study.integrations.configs.fields import Fields, load
 
 Reader = Callable[[Fields, Path], Experiment]
 
-LLAMA_FACTORY = (
-    *("stage", "finetuning_type", "cutoff_len", "lora_target", "export_dir", "peft_config"),
-)
-TRL = ("use_peft", "dataset_mixer", "dataset_mixture", "dataset_name", "max_seq_length")
+LLAMA_FACTORY = [
+    "stage",
+    "finetuning_type",
+    "cutoff_len",
+    "lora_target",
+    "export_dir",
+    "peft_config",
+]
+TRL = ["use_peft", "dataset_mixer", "dataset_mixture", "dataset_name", "max_seq_length"]
 READERS: tuple[tuple[str, Reader], ...] = (
     ("peft_type", peft.read),
     *((key, llama_factory.read) for key in LLAMA_FACTORY),

@@ -45,8 +45,14 @@ PROMPT = {
     "no_input_format": "[INST] {instruction} [/INST]",
 }
 SAME = (
-    *("base_model", "lora_r", "lora_alpha", "learning_rate", "num_epochs"),
-    *("gradient_accumulation_steps", "peft_use_rslora", "peft_use_dora"),
+    "base_model",
+    "lora_r",
+    "lora_alpha",
+    "learning_rate",
+    "num_epochs",
+    "gradient_accumulation_steps",
+    "peft_use_rslora",
+    "peft_use_dora",
 )
 """Keys that have the same meaning in an entry and in Axolotl."""
 

@@ -26,7 +26,11 @@ from study.integrations.configs.settings import (
 from study.vocabulary.sources import AUTO
 
 OF_OTHER_TRAINERS = (
-    *("beta", "max_prompt_length", "reward_funcs", "reward_model_path", "num_generations"),
+    "beta",
+    "max_prompt_length",
+    "reward_funcs",
+    "reward_model_path",
+    "num_generations",
 )
 
 
