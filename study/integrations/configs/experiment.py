@@ -296,6 +296,8 @@ def _check(experiment: Experiment, name: str, command: str) -> None:
             file.parent.mkdir(exist_ok=True)
             file.write_text(text)
         shared = [f"hydra.searchpath=[file://{place}]", f"experiment={overrides.written(name)}"]
+        if experiment.groups.get("data") == "file" and "data.path" not in experiment.values:
+            shared.append("data.path=given_when_you_train.jsonl")
         loader = GlobalHydra.instance().config_loader()
         try:
             with as_study_errors():
