@@ -103,4 +103,4 @@ def test_settings_without_a_counterpart_are_listed(study_cli: Cli) -> None:
         assert f"\n#   {note}" in text
     ran = study_cli(*shlex.split(imported.out)[1:], "model=tiny", "data.sequence_length=48")
     assert ran.code == 2
-    assert "data=file reads a file: add data.path=" in ran.err
+    assert "data.path is not set: give data.path=" in ran.err
