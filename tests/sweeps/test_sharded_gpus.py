@@ -1,7 +1,10 @@
 """Each process of a sharded run holds its own GPU. The GPUs are made up: it computes on the CPU."""
 
+import os
+import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,15 +80,19 @@ def test_all_wait_for_the_gpu_of_one(
     torchrun: Callable[..., list[Any]], gpus: Path, tmp_path: Path
 ) -> None:
     """Another process trains on b. The run trains when it has ended, and not before."""
-    other = Lock(gpus / "b.lock", timeout=0)
-    other.acquire()
+    other = os.fork()  # a lock of this process would be that of its children too
+    if not other:
+        with Lock(gpus / "b.lock", timeout=0):
+            time.sleep(6000)
+    wait_for(lambda: is_held(gpus / "b.lock"))
     (tmp_path / "stderr-1").touch()
     seen: list[Any] = []
 
     def release() -> None:
         wait_for(lambda: "waiting for a GPU" in (tmp_path / "stderr-1").read_text())
         seen.append((held(gpus), list((tmp_path / "results").rglob("metrics*"))))
-        other.release()
+        os.kill(other, signal.SIGKILL)
+        os.waitpid(other, 0)
 
     releasing = threading.Thread(target=release)
     releasing.start()
