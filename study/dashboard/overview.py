@@ -105,6 +105,13 @@ def overview(studies: Sequence[Study], values: Values, live: bool) -> dict[str, 
             name: [row for page in pages for row in page["losses"][name]]
             for name in ("runs", "compared")
         },
+        **_words(),
+    }
+
+
+def _words() -> dict[str, Any]:
+    """What is the same for every study: labels, meanings, and the constants of intervals."""
+    return {
         "labels": {
             "site": {name: site.label for name, site in SITES.items()},
             "stat": {name: stat.label for name, stat in STATS.items()},

@@ -188,6 +188,30 @@ def application(
     """
     watched = _Watched(folders, look_ahead)
 
+    unused = {once} - {""}
+
+    async def enter(request: Request) -> Response:
+        asked = request.query_params.get("once", "")
+        if asked not in unused:
+            return nothing_here(request, None)
+        unused.discard(asked)
+        return RedirectResponse(f"/{token}/")
+
+    guards = [
+        Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
+        Middleware(GZipMiddleware, compresslevel=1),
+    ]
+    return Starlette(
+        routes=[Route("/", enter), Mount(f"/{token}", routes=_pages(watched))],
+        middleware=guards,
+        lifespan=watched.lifespan,
+        exception_handlers={404: nothing_here},
+    )
+
+
+def _pages(watched: "_Watched") -> list[Route]:
+    """What is below the token."""
+
     def document(request: Request) -> Response:
         return HTMLResponse(live_document(watched.page.title))
 
@@ -213,32 +237,13 @@ def application(
             return PlainTextResponse(f"{unknown('quantity', ' '.join(asked), some)}\n", 400)
         return Response(page.message(asked), media_type="application/octet-stream")
 
-    unused = {once} - {""}
-
-    async def enter(request: Request) -> Response:
-        asked = request.query_params.get("once", "")
-        if asked not in unused:
-            return nothing_here(request, None)
-        unused.discard(asked)
-        return RedirectResponse(f"/{token}/")
-
-    pages = [
+    return [
         Route("/", document),
         Route("/plotly.js", plotly),
         Route("/overview", overview),
         Route("/progress", progress),
         Route("/values", values),
     ]
-    guards = [
-        Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
-        Middleware(GZipMiddleware, compresslevel=1),
-    ]
-    return Starlette(
-        routes=[Route("/", enter), Mount(f"/{token}", routes=pages)],
-        middleware=guards,
-        lifespan=watched.lifespan,
-        exception_handlers={404: nothing_here},
-    )
 
 
 def nothing_here(request: Request, error: Exception | None) -> Response:
