@@ -13,8 +13,32 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILE_LINES, FUNCTION_LINES, LINE_WIDTH = 800, 60, 100
-PACKAGE_LINES = {}
-"""The most lines of Python in each part of the project."""
+PACKAGE_LINES = {
+    "study/adapters": 1_800,
+    "study/analysis": 4_600,
+    "study/cli": 1_450,
+    "study/config": 1_750,
+    "study/dashboard": 1_300,
+    "study/data": 1_800,
+    "study/figures": 4_300,
+    "study/integrations": 3_750,
+    "study/models": 2_050,
+    "study/probes": 1_850,
+    "study/report": 2_050,
+    "study/store": 2_400,
+    "study/sweeps": 3_550,
+    "study/theory": 1_550,
+    "study/tracking": 750,
+    "study/training": 1_950,
+    "study/vocabulary": 1_200,
+    "study": 37_900,
+    "tests": 32_050,
+    "benchmarks": 2_200,
+    "docs": 2_050,
+    "hydra_plugins": 150,
+}
+"""The most lines of Python in each part of the project. The goals are lower: 27,000 for ``study``,
+20,000 for ``tests``, and 2,500 for ``benchmarks`` and ``docs`` together."""
 CODE = ("*.py", "*.js", "*.css", "*.html", ":!plots")  # pages in plots/ are made
 PRAGMA = re.compile(r"  # (type: ignore|noqa).*$")
 
