@@ -81,7 +81,8 @@ def overrides_of(config: Mapping[str, Any], study: str, varied: Collection[str])
     """The overrides for a cell's recorded ``config``, without the keys ``varied``.
 
     They begin with the experiment of the study's name, if ``conf/`` has one, and then also give
-    every key that it sweeps over.
+    every key that it sweeps over. Keys that the files of its data set and optimizer lack have their
+    defaults in a record, and are left out.
     """
     is_experiment = (CONF / "experiment" / f"{study}.yaml").is_file()
     said = [f"experiment={study}"] if is_experiment else [f"name={written(study)}"]
@@ -99,7 +100,7 @@ def overrides_of(config: Mapping[str, Any], study: str, varied: Collection[str])
         for key, value in _leaves(config)
         if key.split(".")[0] not in NOT_TOLD
         and key not in varied
-        and (key in swept or before.get(key) != value)
+        and (key in swept or before.get(key, value) != value)
     ]
 
 
