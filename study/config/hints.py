@@ -104,12 +104,14 @@ def unknown_key(key: str, siblings: Iterable[str]) -> str:
     """The line about ``key``, which does not exist. ``siblings``: the keys that do, beside it."""
     beside = list(siblings)
     group, _, name = key.rpartition(".")
-    if near := get_close_matches(name, beside, 1, 0.65):
+    by_name: dict[str, str] = {}
+    for known in known_keys():
+        by_name.setdefault(known.rpartition(".")[2], known)
+    if name in by_name:
+        found = [by_name[name]]
+    elif near := get_close_matches(name, beside, 1, 0.65):
         found = [f"{group}.{near[0]}" if group else near[0]]
     else:
-        by_name: dict[str, str] = {}
-        for known in known_keys():
-            by_name.setdefault(known.rpartition(".")[2], known)
         found = [by_name[each] for each in get_close_matches(name, by_name, 1, 0.65)]
     choices = "" if found else f": choose from {', '.join(beside)}"
     return f"unknown key {key}{_meant(found)}{choices}"
