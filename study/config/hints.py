@@ -107,7 +107,7 @@ def unknown_key(key: str, siblings: Iterable[str]) -> str:
     by_name: dict[str, str] = {}
     for known in known_keys():
         by_name.setdefault(known.rpartition(".")[2], known)
-    if name in by_name:
+    if not group and name in by_name:
         found = [by_name[name]]
     elif near := get_close_matches(name, beside, 1, 0.65):
         found = [f"{group}.{near[0]}" if group else near[0]]
