@@ -43,7 +43,9 @@ class Sent:
 def recorder(cell: Callable[..., CellConfig], tmp_path: Path) -> Any:
     """The recorder of one cell."""
     (planned,) = plan([cell("name=mine", f"results_dir={tmp_path}")])
-    writer = CellWriter.open(planned.folder, config_yaml(planned), record_of(planned, CPU, "hash"))
+    writer = CellWriter.open(
+        planned.folder, config_yaml(planned), record_of(planned, CPU, planned.sources.data)
+    )
     with Display(planned.study_dir, {planned.id: planned.label}, 3) as display:
         tracked = tracker(planned.config.tracker, display.say)
         yield Recorder([planned], [writer], display, tracked)
