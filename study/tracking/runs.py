@@ -6,6 +6,7 @@ line, and the pack goes on without it.
 """
 
 import contextlib
+import contextvars
 import hashlib
 import io
 import os
@@ -161,6 +162,8 @@ class Runs(ABC):
         self.sites = chosen("tracker.sites", config.sites, SITES)
         self.runs: dict[str, _Run] = {}
         self.given_up = False
+        # Trackio ends the run that it finds in this process's context once more, and prints.
+        self._context = contextvars.copy_context()
 
     def start(self, record: Mapping[str, Any], name: str) -> None:
         """A cell starts. ``record``: its ``record.json``. ``name``: the name of the run."""
@@ -197,7 +200,7 @@ class Runs(ABC):
         if self.given_up:
             return
         try:
-            act()
+            self._context.run(act)
         except Exception as error:  # Trackers raise many types; none may stop training.
             self.given_up = True
             why = one_line(error)

@@ -79,7 +79,9 @@ def test_per_layer_norms_come_at_probed_steps_and_from_the_chosen_sites_alone(
         "adapter.rank=2",
     )
     assert done.returncode == 0, done.stderr
-    [[run]] = run_dirs(tmp_path / "results/default").values()
+    folder = tmp_path / "results/default"
+    [cell_id] = study.load(str(folder)).cells["cell_id"]
+    [run] = run_dirs(folder)[cell_id]
     rows = history(inspect(run))
     layers = {step: {name for name in row if "/" in name} for step, row in rows.items()}
     assert layers[0] == layers[2]
