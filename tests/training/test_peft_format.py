@@ -215,7 +215,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: set_tensors(
             f, lambda t: t.update({"base_model.model.x.lora_embedding_A": torch.zeros(3)})
         ),
-        "lora_embedding_A, which is not A or B of a linear layer",
+        "has an adapter on an embedding",
     ),
     "not finite": (
         lambda f: set_tensors(f, lambda t: t[f"{Q}.lora_A.weight"].fill_(float("nan"))),
