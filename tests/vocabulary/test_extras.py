@@ -58,6 +58,7 @@ def test_every_imported_package_is_declared() -> None:
     names = chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
     declared = {re.split(r"[>=<\[]", name)[0].lower().replace("-", "_") for name in names}
     other_names = {"yaml": "pyyaml", "hydra": "hydra_core", "markdown_it": "markdown_it_py"}
+    other_names |= {"pydantic_core": "pydantic"}  # which pins the version of its core
     known = sys.stdlib_module_names | {"study", "hydra_plugins", "benchmarks", "axolotl", "ray"}
     found = {
         node.names[0].name if isinstance(node, ast.Import) else str(node.module)
