@@ -254,8 +254,8 @@ class PackConfig(Part):
     - ``devices``: how many packs are trained at the same time; null: what the launcher says;
     - ``fold``: cells in one forward pass, a number or ``auto``;
     - ``memory_gb``: GiB that a process may use; null: most of the free memory;
-    - ``compile``: whether plain steps run compiled; ``auto``: where a short trial says that it pays
-      (:mod:`study.models.compiled`). It changes rounding only.
+    - ``compile``: whether plain steps run compiled (:mod:`study.models.compiled`); ``auto``: if the
+      pack is estimated to take more than two minutes. It changes rounding only.
     """
 
     max_cells: Annotated[Any, whole_or(1, "auto", None)] = None

@@ -12,10 +12,10 @@ from typing import Any, Self
 import torch
 
 from study.adapters.processes import Order, Processes
-from study.config import CellConfig
+from study.config import AUTO_COMPILE, CellConfig
 from study.errors import StudyError, one_line
 from study.models import FrozenBase, load_base
-from study.models.compiled import Compiler, compiler
+from study.models.compiled import programs
 from study.store import CellWriter, Claim, ClaimLost, Damaged, StorageError, claim, is_claimed
 from study.sweeps import processes, signals
 from study.sweeps.cells import Cell
@@ -118,17 +118,20 @@ def train_pack(pack: Sequence[Cell], worker: Worker, posted: Path | None = None)
     if not processes.begin(world, todo, must_stop):
         return Outcome(signum=signals.asked())
     prepared = prepare(todo, worker.held_bytes, device)
+    compiles = prepared.cells[0].run.config.pack.compile
     base = worker.base(todo[0], processes.device_of_base(device))
     labels = {cell.id: cell.label for cell in todo}
     with (
         Display(todo[0].study_dir, labels, prepared.config.train.steps, posted) as display,
-        compiler(prepared.config.pack.compile, display.say) as compiles,
+        programs(compiles),
         signals.patience(),
     ):
         tracked = tracker(prepared.config.tracker, display.say)
+        if prepared.config.pack.compile == AUTO_COMPILE:
+            display.say(f"pack.compile=auto: {'compiled' if compiles else 'not compiled'}")
         if dropped := prepared.corpus.rows["dropped"]:
             display.say(f"{dropped} rows of the data have nothing to learn and are left out")
-        training = _Pass(prepared, base, world, compiles, display, tracked, must_stop)
+        training = _Pass(prepared, base, world, display, tracked, must_stop)
         failures = training.train_folds()
     world.agreed(None)
     return Outcome(failures, signals.asked())
@@ -155,7 +158,6 @@ class _Pass:
     pack: PreparedPack
     base: FrozenBase
     world: Processes
-    compiles: Compiler
     display: Display
     tracked: Tracker
     must_stop: Callable[[], bool]
@@ -286,9 +288,7 @@ class _Pass:
         runs = [each.prepared.run for each in fold]
         states = [each.state for each in fold if each.state]
         self.world.agreed((fold[0].prepared.cell.id, fold[0].step))
-        self.compiles.folds_after = len(self.waiting)
-        once = self.compiles, self.world
-        steps = train(self.base, self.pack.corpus, runs, states, *once)
+        steps = train(self.base, self.pack.corpus, runs, states, self.world)
         with contextlib.closing(steps):
             for results in steps:
                 recorder.add(results)

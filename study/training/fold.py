@@ -184,8 +184,7 @@ class Fold:
             torch.cat([batch.targets_BT for batch in batches]),
             torch.cat([batch.real_BT for batch in batches]),
         )
-        trims = self.compiled is None and may_trim(self.cells, self.base.device)
-        return stacked.trimmed() if trims else stacked
+        return stacked.trimmed() if may_trim(self.cells, self.base.device) else stacked
 
     def _micro_batches(self, step: int) -> tuple[list[TokenBatch], Tensor]:
         """A step's micro-batches, and each cell's supervised tokens in all of them, ``[K]``.

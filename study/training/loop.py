@@ -20,7 +20,7 @@ from study.config import eval_steps, probe_steps
 from study.data import Corpus
 from study.models import FrozenBase
 from study.models.base import recomputing
-from study.models.compiled import CompiledBlocks, Compiler, Passes, compiler
+from study.models.compiled import CompiledBlocks
 from study.training.checkpoint import Snapshot, start
 from study.training.fold import Fold
 from study.training.measuring import (
@@ -43,7 +43,6 @@ def train(
     corpus: Corpus,
     runs: Sequence[Run],
     resume: Sequence[Snapshot] = (),
-    compiles: Compiler | None = None,
     world: Processes = ALONE,
 ) -> Generator[list[CellStep | None], None, None]:
     """Train a fold. Yields at each step s = 0 ... ``train.steps`` one result per cell.
@@ -55,17 +54,11 @@ def train(
     ``runs`` come ordered by rank. They may differ in adapter, optimizer, seeds, clipping and
     schedule; a run of infinite rank comes alone. ``resume``: the state of every run before one and
     the same step, to continue from; :class:`study.errors.StudyError` for that of another run.
-    ``compiles``: what the folds of a pack compile once for all of them. ``world``: the processes
-    that train the fold together: all call this, with the same arguments. When the generator ends,
-    or the caller closes it, the base has no adapters again.
+    ``world``: the processes that train the fold together: all call this, with the same arguments.
+    When the generator ends, or the caller closes it, the base has no adapters again.
     """
-    with (
-        _folded(base, corpus, runs, world) as fold,
-        nullcontext(compiles) if compiles else compiler(fold.cells[0].pack.compile) as compiles,
-    ):
-        begun = start(fold, resume)
-        fold.compiled = _compiled(fold, compiles, _passes(runs, begun))
-        yield from _steps(fold, begun)
+    with _folded(base, corpus, runs, world) as fold:
+        yield from _steps(fold, start(fold, resume))
 
 
 def _steps(fold: Fold, begun: int) -> Generator[list[CellStep | None], None, None]:
@@ -123,31 +116,8 @@ def _folded(
             base.model, layers, specs, bank_type, runs[0].contraction, lambda: divide(base, world)
         ) as banks,
     ):
-        yield Fold(base, corpus, [run.config for run in runs], banks, world)
-
-
-def _compiled(fold: Fold, compiles: Compiler, passes: Passes) -> CompiledBlocks | None:
-    """The compiled blocks that the plain passes of a fold run, if any. Keeps streams of dropout."""
-    streams = [bank.dropout_state() for bank in fold.banks]
-    ranks = [factor for bank in fold.banks for factor in bank.rank_dimensions()]
-    layers = resolve_targets(fold.base.card.targets, fold.cells[0].adapter.targets)
-    blocks = compiles.blocks(fold.base, layers, ranks, passes)
-    for bank, stream in zip(fold.banks, streams, strict=True):
-        bank.rewind_dropout(stream)
-    return blocks
-
-
-def _passes(runs: Sequence[Run], begun: int) -> Passes:
-    """The plain training passes of a fold that begins with the step ``begun``."""
-    config, steps = runs[0].config, runs[0].config.train
-    sequences = len(runs) * steps.batch_size
-    every_token = sequences * steps.accumulation * config.data.sequence_length
-    plain = sorted(set(range(steps.steps)).difference(probe_steps(config)))
-    return Passes(
-        sequences,
-        config.data.sequence_length,
-        share=sum(run.tokens for run in runs) / every_token,
-        left=steps.accumulation * sum(step >= begun for step in plain),
-        whole=steps.accumulation * len(plain),
-        bf16=config.precision == "bf16",
-    )
+        fold = Fold(base, corpus, [run.config for run in runs], banks, world)
+        if shared.pack.compile is True:
+            ranks = [factor for bank in banks for factor in bank.rank_dimensions()]
+            fold.compiled = CompiledBlocks(base, layers, ranks)
+        yield fold

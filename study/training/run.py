@@ -86,9 +86,8 @@ def _typical_step(
 def may_trim(cells: Sequence[CellConfig], device: torch.device) -> bool:
     """Whether columns of padding may be cut off a batch.
 
-    Not if blocks are to be compiled, for one shape. (With ``pack.compile=auto`` that is decided
-    later, and the fold then does not cut.) Not under dropout: the shape of a cell's mask would
-    depend on the other cells of its fold.
+    Not if blocks are to be compiled, for one shape. Not under dropout: the shape of a cell's mask
+    would depend on the other cells of its fold.
     """
     fixed_shape = any(cell.adapter.dropout or cell.pack.compile is True for cell in cells)
     return device.type == "cpu" and not fixed_shape
