@@ -24,7 +24,6 @@ from study.analysis.grouping import curve_columns, distinguishing
 from study.analysis.losses import loss_gaps
 from study.analysis.rates import alpha_gaps, alpha_transfer, best_alphas, rate_transfer
 from study.analysis.stable import (
-    STABLE_COLUMNS,
     one_per_measurement,
     one_per_optimizer,
     side_by_side,
@@ -202,8 +201,7 @@ def _one_per_curve(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     if rows.empty:
         return rows, []
     rows = side_by_side(rows)
-    known = [name for name in curve_columns(rows) if name not in STABLE_COLUMNS]
-    names = distinguishing(rows, known)
+    names = distinguishing(rows, curve_columns(rows))
     return one_per_optimizer(one_per_measurement(rows, names), names), names
 
 

@@ -8,7 +8,7 @@ One row per curve (a configuration without its rank and seed), site, stat, batch
 - quantities measured over the whole model (``layer = kind = model``: the gradient and the update of
   all adapters together).
 
-:data:`~study.analysis.grouping.FIT_COLUMNS` lists its columns beside those of the curve:
+Columns beside those of the curve, and of :class:`~study.analysis.fits.Lines`:
 
 - ``interval``: ``seeds`` if ``ci_low`` and ``ci_high`` are the 95 % interval over seeds (pairs of
   seed and data seed). ``ranks`` if there is one seed: they then show how straight its line is, and
@@ -16,11 +16,6 @@ One row per curve (a configuration without its rank and seed), site, stat, batch
 - ``points``: the cells in the fit, which are the same ranks of every seed
   (:mod:`~study.analysis.fits`). ``dropped``: the cells of the curve that are
   not in it, for any reason;
-- ``log_rank_mean``, ``log_stat_mean`` (natural logarithms), ``se_*``, ``cov``, ``t_crit``: for
-  the line and its band (:func:`study.analysis.fits.fitted`);
-- ``curvature``, ``se_curvature``: the coefficient of ``(log rank)^2`` in a quadratic fit, and its
-  standard error over seeds. ``slope_low``, ``slope_high``: the slopes over the two lowest and over
-  the two highest ranks;
 - ``layers``: the number of layers pooled; 1 for a single layer;
 - ``layer_p05``, ``layer_median``, ``layer_p95``: quantiles of the exponents of single layers,
   in the ``mean_log`` row over all kinds.
@@ -37,14 +32,14 @@ along an axis. Values are never duplicated: a study can have 20 million.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from study.analysis.fits import Floats, Ints, Lines, fit_lines, t_critical
-from study.analysis.grouping import FIT_COLUMNS, Design, codes
+from study.analysis.grouping import codes, curve_labels, curve_numbers, design, firsts
 from study.errors import StudyError, unknown
 from study.vocabulary.quantities import ALL_KINDS, MODEL_WIDE, POOLINGS, STATS
 
@@ -54,8 +49,8 @@ def pool(y_GSRL: Floats) -> tuple[Floats, Floats, Ints]:
 
     All ``[G, S, R]``. Within a seed the same layers are pooled at every rank. If a layer were
     missing at high rank only (an overflow, a negative ``descent``), the change of layers would look
-    like a slope. So a layer counts only if the seed has it at every rank. Ranks without any layer
-    (a diverged cell) are ignored for this. The mean and median are NaN if no layer is left.
+    like a slope. So a layer counts only if the seed has it at every rank that has any layer. The
+    mean and median are NaN if no layer is left.
     """
     there = np.isfinite(y_GSRL)
     shared = (there | ~there.any(axis=-1, keepdims=True)).all(axis=2, keepdims=True)
@@ -68,11 +63,7 @@ def pool(y_GSRL: Floats) -> tuple[Floats, Floats, Ints]:
 
 
 def quantiles(values: Floats, q: npt.ArrayLike) -> Floats:
-    """Quantiles along the last axis without the NaNs, linear between order statistics.
-
-    The first axis of the result is that of ``q``. NaN for a row without values. The same numbers as
-    ``np.nanquantile``, which loops over rows in Python if there is a NaN.
-    """
+    """``np.nanquantile`` along the last axis, which loops over rows in Python if there is a NaN."""
     rows = values.reshape(-1, values.shape[-1])
     ordered = np.sort(rows, axis=1)  # NaNs last
     count = np.isfinite(ordered).sum(axis=1)
@@ -100,12 +91,8 @@ class Grid:
     place_N: Ints
     shape: tuple[int, int, int, int]
     rank_R: Floats
-    curve_G: Ints
-    batch_G: Ints
-    step_G: Ints
-    kind_C: list[str]
-    layer_C: list[str]
-    block_C: Ints
+    groups: pd.DataFrame
+    columns: pd.DataFrame
     pools: list[Ints]
 
     def logs(self, values: npt.NDArray[np.floating]) -> Floats:
@@ -135,136 +122,126 @@ class Grid:
         return np.stack([*np.moveaxis(y_GSRL, -1, 0), *columns], axis=-1), np.hstack(counts)
 
 
-def grids(design: Design, probes: pd.DataFrame) -> Iterator[Grid]:
-    """The rows of ``probes`` that ``design`` can use, site by site. Omits sites without any."""
+def grids(cells: pd.DataFrame, probes: pd.DataFrame) -> Iterator[Grid]:
+    """The usable rows of ``probes``, site by site; ``cells`` is a table of :func:`design`.
+
+    Raises :class:`StudyError` for a repeated row.
+    """
     site_N, sites = codes(probes["site"])
     cell_id_N, ids = codes(probes["cell_id"])
-    place = {cell_id: k for k, cell_id in enumerate(design.cell_id_K)}
-    cell_N = np.array([place.get(cell_id, -1) for cell_id in ids], np.int32)[cell_id_N]
-    end_N = np.append(design.end_K, 0.0)[cell_N]  # a cell outside the design has -1: ends at 0
+    cell_N = cells.index.get_indexer(ids)[cell_id_N]
+    end_N = np.append(cells["end"].to_numpy(), 0.0)[cell_N]  # -1 for others: their end is 0
     usable_N = probes["step"].to_numpy() < end_N
-    columns = {name: codes(probes[name]) for name in ("batch", "layer", "kind")}
+    names = {name: codes(probes[name]) for name in ("batch", "layer", "kind")}
+    curve_K, seed_K, rank_K = (cells[name].to_numpy() for name in ("curve", "seed", "rank"))
     for code, site in enumerate(sites):
         row = np.flatnonzero((site_N == code) & usable_N)
-        if len(row):
-            yield _grid(design, probes, site, row, cell_N[row], columns)
-
-
-def _grid(
-    design: Design,
-    probes: pd.DataFrame,
-    site: str,
-    row: Ints,
-    cell: Ints,
-    columns: dict[str, tuple[Ints, list[str]]],
-) -> Grid:
-    (batch_N, batches), (layer_N, layers), (kind_N, kinds) = (
-        columns[name] for name in ("batch", "layer", "kind")
-    )
-    step, batch = probes["step"].to_numpy()[row].astype(np.int64), batch_N[row]
-    # One number per group that sorts by curve, batch and step.
-    number = (design.curve_K[cell] * len(batches) + batch) * (step.max() + 1) + step
-    _, lead, group = np.unique(number, return_index=True, return_inverse=True)
-    seed_S, seed = np.unique(design.seed_K[cell], return_inverse=True)
-    rank_R, rank = np.unique(design.rank_K[cell], return_inverse=True)
-    layer_L, layer = np.unique(layer_N[row], return_inverse=True)
-    shape = len(lead), len(seed_S), len(rank_R), len(layer_L)
-    place = np.ravel_multi_index((group, seed, rank, layer), shape)
-    if (repeated := pd.Series(place).duplicated()).any():
-        twice = probes.iloc[row[np.flatnonzero(repeated)[0]]]
-        raise StudyError(
-            f"probes has {twice['site']} of {twice['layer']} twice at step {twice['step']} "
-            f"of cell {twice['cell_id']}: delete the cell and train it again"
+        if not len(row):
+            continue
+        cell, step = cell_N[row], probes["step"].to_numpy()[row].astype(np.int64)
+        (batch, batches), (layer, layers), (kind, kinds) = (
+            (numbers[row], words) for numbers, words in names.values()
         )
-
-    kind_L, block_L = np.empty(len(layer_L), np.intp), np.empty(len(layer_L), np.intp)
-    kind_L[layer], block_L[layer] = kind_N[row], probes["block"].to_numpy()[row]
-    names = [layers[k] for k in layer_L]
-    projections = np.flatnonzero([name != MODEL_WIDE for name in names])
-    pools = {
-        kinds[k]: projections[kind_L[projections] == k] for k in np.unique(kind_L[projections])
-    }
-    if len(projections):
-        pools[ALL_KINDS] = projections
-    return Grid(
-        site=site,
-        row_N=row,
-        place_N=place,
-        shape=shape,
-        rank_R=rank_R,
-        curve_G=design.curve_K[cell[lead]],
-        batch_G=batch[lead],
-        step_G=step[lead],
-        kind_C=[*(kinds[k] for k in kind_L), *(kind for kind in pools for _ in POOLINGS)],
-        layer_C=[*names, *(pooling for _ in pools for pooling in POOLINGS)],
-        block_C=np.append(block_L, np.full(len(pools) * len(POOLINGS), -1)),
-        pools=list(pools.values()),
-    )
+        # One number per group that sorts by curve, batch and step.
+        number = (curve_K[cell] * len(batches) + batch) * (step.max() + 1) + step
+        _, lead, group = np.unique(number, return_index=True, return_inverse=True)
+        seed_S, seed = np.unique(seed_K[cell], return_inverse=True)
+        rank_R, rank = np.unique(rank_K[cell], return_inverse=True)
+        layer_L, first, of_layer = np.unique(layer, return_index=True, return_inverse=True)
+        shape = len(lead), len(seed_S), len(rank_R), len(layer_L)
+        place = np.ravel_multi_index((group, seed, rank, of_layer), shape)
+        if (repeated := pd.Series(place).duplicated()).any():
+            twice = probes.iloc[row[np.flatnonzero(repeated)[0]]]
+            raise StudyError(
+                f"probes has {site} of {twice['layer']} twice at step {twice['step']} "
+                f"of cell {twice['cell_id']}: delete the cell and train it again"
+            )
+        kind_L = kind[first]
+        block_L = probes["block"].to_numpy()[row[first]]
+        single = np.flatnonzero([layers[k] != MODEL_WIDE for k in layer_L])
+        pools = {kinds[k]: single[kind_L[single] == k] for k in np.unique(kind_L[single])}
+        if len(single):
+            pools[ALL_KINDS] = single
+        rows = [(kinds[k], layers[n], b) for k, n, b in zip(kind_L, layer_L, block_L, strict=True)]
+        rows += [(name, pooling, -1) for name in pools for pooling in POOLINGS]
+        columns = pd.DataFrame(rows, columns=["kind", "layer", "block"])
+        yield Grid(
+            site=site,
+            row_N=row,
+            place_N=place,
+            shape=shape,
+            rank_R=rank_R,
+            groups=pd.DataFrame(
+                {
+                    "curve": curve_K[cell[lead]],
+                    "batch": np.array(batches, object)[batch[lead]],
+                    "step": step[lead].astype(np.int32),
+                }
+            ),
+            columns=pd.DataFrame(columns, columns=["kind", "layer", "block"]).astype(
+                {"block": np.int32}
+            ),
+            pools=list(pools.values()),
+        )
 
 
 NOT_STATS = ("cell_id", "step", "layer", "block", "kind", "site", "batch", "d_in", "d_out")
 """The columns of ``probes`` that identify a row or its layer. All others are statistics."""
-INTERVALS = ("seeds", "ranks", "none")
+FIT_COLUMNS = (
+    *("site", "stat", "batch", "step", "kind", "layer", "block"),
+    *("exponent", "ci_low", "ci_high", "interval", "seeds", "ranks", "rank_min", "rank_max"),
+    *("points", "dropped", "layers"),
+    *("log_rank_mean", "log_stat_mean", "se_slope", "se_mean", "cov", "df", "t_crit"),
+    *("curvature", "se_curvature", "slope_low", "slope_high"),
+    *("layer_p05", "layer_median", "layer_p95", "predicted"),
+)
+"""The columns of the table beside the curve's; :mod:`study.analysis.predictions` fills the last."""
 
 
 def fit_exponents(
-    cells: pd.DataFrame,
-    probes: pd.DataFrame,
-    *,
-    stats: Sequence[str] | None = None,
+    cells: pd.DataFrame, probes: pd.DataFrame, *, stats: Sequence[str] | None = None
 ) -> pd.DataFrame:
     """Fit every statistic in ``probes`` against the rank of its cell, per seed and then over seeds.
 
     Only the cells given are fitted: filter ``cells``, not ``probes``. A fit leaves out infinite
-    rank, rows of a cell from its ``diverged_step`` on (all of them if that
-    step is unknown), and values without a logarithm (zero, negative, not finite).
+    rank, rows of a cell from its ``diverged_step`` on (all of them if that step is unknown), and
+    values without a logarithm (zero, negative, not finite).
 
     ``stats`` are by default all those measured that the vocabulary does not exclude from fits. A
     quantity with fewer than two ranks has no row.
 
-    Raises :class:`StudyError` for unknown ``stats``, for cells with the same curve,
-    rank and seed, if no two ranks share a curve, and for a repeated row of ``probes``.
+    Raises :class:`StudyError` for unknown ``stats``, for cells with the same curve, rank and seed,
+    if no two ranks share a curve, and for a repeated row of ``probes``.
     """
-    measured = _fitted_stats(probes)
+    measured = [str(name) for name in probes.columns if name not in NOT_STATS]
+    measured = [name for name in measured if name not in STATS or STATS[name].fitted]
     for name in stats or ():
         if name not in measured:
             raise unknown("stat", name, measured)
-
-    design = Design.of(cells)
-    names: dict[str, dict[str, int]] = {name: {} for name in ("site", "stat", "kind", "layer")}
-    for name, known in (("batch", codes(probes["batch"])[1]), ("interval", INTERVALS)):
-        names[name] = {word: code for code, word in enumerate(known)}
     parts = []
-    for grid in grids(design, probes):
+    for grid in grids(design(cells), probes):
         for stat in stats or measured:
             y_GSRL = grid.logs(probes[stat].to_numpy())
             if np.isfinite(y_GSRL).any():
                 y_GSRC, layers_GC = grid.with_pools(y_GSRL)
-                lines = fit_lines(grid.rank_R, y_GSRC)
-                parts.append(_rows(grid, stat, lines, layers_GC, names))
-    return _table(parts, design, names)
+                parts.append(_rows(grid, stat, fit_lines(grid.rank_R, y_GSRC), layers_GC))
+    rows = pd.DataFrame(columns=["curve", *FIT_COLUMNS], dtype=float)
+    if parts:
+        rows = pd.concat(parts, ignore_index=True)
+    curve, of_cell = rows["curve"].to_numpy(int), curve_numbers(cells)
+    labels = curve_labels(cells).iloc[firsts(of_cell)].take(curve).reset_index(drop=True)
+    rows = rows.assign(dropped=np.bincount(of_cell)[curve] - rows["points"])
+    for name in ("site", "stat", "batch", "kind", "layer", "interval"):
+        values = rows[name].unique()
+        known = {"batch": sorted(values), "interval": ["seeds", "ranks", "none"]}
+        rows[name] = pd.Categorical(rows[name], categories=known.get(name, values))
+    return pd.concat([labels, rows.reindex(columns=list(FIT_COLUMNS))], axis=1)
 
 
-def _fitted_stats(probes: pd.DataFrame) -> list[str]:
-    """The statistics in ``probes``, except those that the vocabulary excludes from fits."""
-    stats = [str(name) for name in probes.columns if name not in NOT_STATS]
-    return [name for name in stats if name not in STATS or STATS[name].fitted]
-
-
-def _rows(
-    grid: Grid, stat: str, lines: Lines, layers_GC: Ints, names: dict[str, dict[str, int]]
-) -> pd.DataFrame:
-    """The lines of one site and stat, except those without a slope.
-
-    Names are codes; ``names`` has the code of each, by column, and gets new ones.
-    """
-
-    def codes_of(column: str, words: Sequence[str]) -> Ints:
-        known = names[column]
-        return np.array([known.setdefault(word, len(known)) for word in words], np.int32)
-
+def _rows(grid: Grid, stat: str, lines: Lines, layers_GC: Ints) -> pd.DataFrame:
+    """The lines of one site and stat, except those without a slope."""
     at = group, column = np.nonzero(np.isfinite(lines.slope))
-    fitted = {field.name: getattr(lines, field.name)[at] for field in fields(lines)}
+    fitted = {name: values[at] for name, values in vars(lines).items()}
     slope, df = fitted.pop("slope"), fitted["df"]
     t_crit = t_critical(df)
     half_width = t_crit * fitted["se_slope"]
@@ -272,21 +249,17 @@ def _rows(
     if grid.pools:
         spread = quantiles(lines.slope[:, grid.pools[-1]], [0.05, 0.5, 0.95])
         of_layers[:, :, -len(POOLINGS)] = spread
-    [site], [of_stat] = codes_of("site", [grid.site]), codes_of("stat", [stat])
+    one_seed = np.where(fitted["seeds"] == 1, "ranks", "seeds").astype(object)
     return pd.DataFrame(
         {
-            "curve": grid.curve_G[group],
-            "site": site,
-            "stat": of_stat,
-            "batch": grid.batch_G[group],
-            "step": grid.step_G[group].astype(np.int32),
-            "kind": codes_of("kind", grid.kind_C)[column],
-            "layer": codes_of("layer", grid.layer_C)[column],
-            "block": grid.block_C[column].astype(np.int32),
+            **{name: grid.groups[name].to_numpy()[group] for name in grid.groups},
+            **{name: grid.columns[name].to_numpy()[column] for name in grid.columns},
+            "site": grid.site,
+            "stat": stat,
             "exponent": slope,
             "ci_low": slope - half_width,
             "ci_high": slope + half_width,
-            "interval": np.where(df == 0, 2, fitted["seeds"] == 1),
+            "interval": np.where(df == 0, "none", one_seed),
             **fitted,
             "layers": layers_GC[at],
             "t_crit": t_crit,
@@ -295,18 +268,3 @@ def _rows(
             "layer_p95": of_layers[2][at],
         }
     )
-
-
-def _table(
-    parts: Sequence[pd.DataFrame], design: Design, names: dict[str, dict[str, int]]
-) -> pd.DataFrame:
-    """The whole table, with names as categoricals."""
-    rows = pd.DataFrame(columns=["curve", *FIT_COLUMNS], dtype=float)
-    if parts:
-        rows = pd.concat(parts, ignore_index=True)
-    curve = rows["curve"].to_numpy(int)
-    rows["dropped"] = design.cells_of_curve[curve] - rows["points"]
-    for name, known in names.items():
-        rows[name] = pd.Categorical.from_codes(rows[name].to_numpy(int), pd.Index(list(known)))
-    labels = design.curves.take(curve).reset_index(drop=True)
-    return pd.concat([labels, rows.reindex(columns=list(FIT_COLUMNS))], axis=1)

@@ -65,40 +65,37 @@ def common_points(there_GSRC: Mask, x_R: Floats) -> Mask:
 
 
 def _block(there_SR: Mask, x_R: Floats) -> Mask:
-    """The points of the best block. A set of ranks is an integer, one bit per rank.
-
-    A best set cannot be extended, so it is an intersection of the sets of seeds.
-    """
-    bits = [1 << rank for rank in range(len(x_R))]
-    own_S = [sum(bit for bit, there in zip(bits, row, strict=True) if there) for row in there_SR]
-    shared: set[int] = set()
+    """The points of the best block: its ranks are an intersection of those of seeds."""
+    own_S = [frozenset(np.flatnonzero(row).tolist()) for row in there_SR]
+    shared: set[frozenset[int]] = set()
     for own in own_S:
         shared |= {own & ranks for ranks in shared} | {own}
-    needed = min(RANKS_FOR_INTERVAL, max(own.bit_count() for own in own_S))
-    best, most = 0, (0, -1.0, 0)
-    for ranks in sorted(shared):
-        if ranks and ranks.bit_count() >= needed:
-            seeds = sum(own & ranks == ranks for own in own_S)
-            x = x_R[[rank for rank, bit in enumerate(bits) if ranks & bit]]
-            precision = round(seeds * float(((x - x.mean()) ** 2).sum()), 9)
-            value = min(seeds, 2), precision, seeds  # a tie in precision: more seeds
-            if value > most:
-                best, most = ranks, value
-    has_S = np.array([own & best == best for own in own_S])
-    return has_S[:, None] & np.array([bool(best & bit) for bit in bits])
+    fewest = max(1, min(RANKS_FOR_INTERVAL, max(map(len, own_S))))
+
+    def value(ranks: frozenset[int]) -> tuple[int, float, int]:
+        seeds = sum(ranks <= own for own in own_S)
+        x = x_R[sorted(ranks)]
+        return min(seeds, 2), round(seeds * float(((x - x.mean()) ** 2).sum()), 9), seeds
+
+    enough = [ranks for ranks in shared if len(ranks) >= fewest]
+    in_order = sorted(enough, key=lambda ranks: sorted(ranks, reverse=True))
+    best = max(in_order, key=value, default=frozenset[int]())
+    has_S = np.array([best <= own for own in own_S])
+    return has_S[:, None] & np.isin(np.arange(len(x_R)), list(best))
 
 
 @dataclass(frozen=True)
 class Lines:
     """A line per group and column, all ``[G, C]``.
 
-    ``log stat = log_stat_mean + slope * (log rank - log_rank_mean)``. ``slope`` is NaN for fewer
-    than two ranks. ``se_*`` and ``cov`` are the standard errors of the two coefficients and their
-    covariance; they are NaN, and ``df`` is 0, without an interval. ``points`` counts cells used.
-
-    ``curvature`` is the coefficient of ``(log rank)^2`` in the quadratic fit, with its standard
-    error over seeds (NaN with one seed); NaN for fewer than three ranks. ``slope_low`` and
-    ``slope_high`` are the slopes between the two lowest and between the two highest ranks.
+    - ``log stat = log_stat_mean + slope * (log rank - log_rank_mean)``, natural logarithms;
+      ``slope`` is NaN for fewer than two ranks;
+    - ``se_*``, ``cov``: the standard errors of the two coefficients and their covariance; NaN, with
+      a ``df`` of 0, without an interval;
+    - ``points``: the number of cells used;
+    - ``curvature``: the coefficient of ``(log rank)^2`` in a quadratic fit, with its standard error
+      over seeds (NaN with one seed); NaN for fewer than three ranks;
+    - ``slope_low``, ``slope_high``: between the two lowest and between the two highest ranks.
     """
 
     slope: Floats
@@ -122,14 +119,11 @@ class Lines:
 def fit_lines(rank_R: npt.ArrayLike, y_GSRC: Floats) -> Lines:
     """Fit ``y`` (log statistic) against log rank, per seed, then over the seeds of each group.
 
-    ``rank_R`` ascends. The line of a seed is least squares over its ranks. The line of a group is
-    the mean of the lines of its seeds. Its errors are those of this mean, on ``seeds - 1`` degrees
-    of freedom. With one seed they are the textbook regression errors, on ``ranks - 2``; one seed
-    with two ranks has a slope without errors.
-
-    All seeds of a group are fitted over the same ranks. If their ranks differ, some seeds or some
-    ranks are left out, as the module says. A seed with fewer than three ranks is left out if
-    another has three: its slope is a difference of two points and would dominate the others.
+    ``rank_R`` ascends. The line of a seed is least squares over its ranks. That of a group is the
+    mean of the lines of its seeds, with the errors of this mean, on ``seeds - 1`` degrees of
+    freedom. With one seed they are the textbook regression errors, on ``ranks - 2``; one seed with
+    two ranks has a slope without errors. All seeds of a group are fitted over the same ranks
+    (:func:`common_points`).
     """
     rank = np.asarray(rank_R, float)
     there_GSRC = common_points(np.isfinite(y_GSRC), np.log(rank))
@@ -150,11 +144,9 @@ def fit_lines(rank_R: npt.ArrayLike, y_GSRC: Floats) -> Lines:
 def _seed_lines(x_R: Floats, y_GSRC: Floats, there_GSRC: Mask) -> dict[str, npt.NDArray[Any]]:
     """The line of each seed about its own centre ``(x, y)``, all ``[G, S, C]`` or ``[G, S, 1]``.
 
-    ``sxx``, ``rss``: the sums of squares of x about the centre, and of the residuals.
-    ``curvature``: of the quadratic.
-
-    Two passes, first the centre and then the slope: an exact power law is recovered exactly. The
-    quadratic is fitted through ``q``, which is ``x^2`` less its projection on 1 and x.
+    ``sxx``, ``rss``: the sums of squares of x about the centre, and of the residuals. The quadratic
+    is fitted through ``q``, which is ``x^2`` less its projection on 1 and x. First the centre and
+    then the slope: an exact power law is recovered exactly.
     """
     there = there_GSRC
     if (there == there[..., :1]).all():  # all columns lack the same points: one x for all
@@ -214,21 +206,18 @@ def _ends(rank_R: Floats, y_GSRC: Floats, there_GSRC: Mask) -> dict[str, npt.NDA
     """
     seeds_GRC = there_GSRC.sum(axis=1)
     mean_GRC = np.where(there_GSRC, y_GSRC, 0.0).sum(axis=1) / seeds_GRC
-    order_GRC = np.where(seeds_GRC > 0, np.cumsum(seeds_GRC > 0, axis=1), 0)  # 1, 2, ... by rank
-    ranks = order_GRC.max(axis=1)
+    order_GRC = np.argsort(seeds_GRC == 0, axis=1, kind="stable")  # the group's own ranks first
+    ranks = (seeds_GRC > 0).sum(axis=1)
 
-    def at(place: npt.ArrayLike) -> tuple[Floats, Floats]:
+    def at(place: Ints) -> tuple[Floats, Floats]:
         """The rank with this place among those of the group, and the mean there."""
-        is_it = order_GRC == np.broadcast_to(place, ranks.shape)[:, None]
-        here = is_it.argmax(axis=1)
-        there = is_it.any(axis=1)
-        mean = np.take_along_axis(mean_GRC, here[:, None], axis=1)[:, 0]
-        return np.where(there, rank_R[here], np.nan), np.where(there, mean, np.nan)
+        within = (place >= 0) & (place < ranks)
+        here = np.take_along_axis(order_GRC, np.where(within, place, 0)[:, None], axis=1)
+        mean = np.take_along_axis(mean_GRC, here, axis=1)[:, 0]
+        return np.where(within, rank_R[here[:, 0]], np.nan), np.where(within, mean, np.nan)
 
-    # There is no place 0 or -1 for groups of one rank or none.
-    (lowest, low), (second, above) = at(1), at(2)
-    (highest, high), (before, below) = (
-        at(np.where(ranks - back > 0, ranks - back, -1)) for back in (0, 1)
+    (lowest, low), (second, above), (before, below), (highest, high) = (
+        at(place) for place in (0 * ranks, 0 * ranks + 1, ranks - 2, ranks - 1)
     )
     return {
         "ranks": ranks,

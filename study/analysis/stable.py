@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 
 from study.analysis.fits import Floats, Ints, Mask
-from study.analysis.grouping import PREDICTION_COLUMNS, curve_columns, firsts, numbered
+from study.analysis.grouping import curve_columns, firsts, numbered
 from study.analysis.predictions import adjustments
 from study.theory import Modifiers, predict, stable_exponent
 from study.theory.asymptotics import CLIPS
@@ -112,11 +112,8 @@ def shared_rules(rows: pd.DataFrame) -> list[str]:
     return ["Rules in one row share their draws and batches: they are one measurement."]
 
 
-STABLE_COLUMNS = (
-    *("method", "p_star", "p_star_limit", "limit_low", "limit_high", "limit", "few_seeds"),
-    *(f"high_{name}" for name in ("rank_min", "p_star", "ci_low", "ci_high", "predicted")),
-)
-"""The columns that a table of p* has beside those of ``exponents``."""
+CONDITIONS = ("lazy", "clipped", "eps_ratio")
+"""The columns of ``exponents`` with what its predictions depend on."""
 OF_LINES = (
     *("predicted", "p_star_limit", "limit_low", "limit_high", "limit"),
     *("layer_p05", "layer_median", "layer_p95"),
@@ -249,7 +246,7 @@ def _grid(rows: pd.DataFrame) -> pd.DataFrame:
 
     One row per grid whose slopes bracket zero.
     """
-    same = [name for name in _identity(rows) if name not in (*APART, *PREDICTION_COLUMNS)]
+    same = [name for name in _identity(rows) if name not in (*APART, *CONDITIONS)]
     grid = numbered(rows, same)
     p_P = np.unique(rows["exponent_p"].to_numpy(float))
     if len(p_P) < 2:
@@ -303,7 +300,7 @@ def _identity(rows: pd.DataFrame) -> list[str]:
         *("site", "stat", "batch", "step", "kind", "layer", "block"),
         *("interval", "seeds", "ranks", "rank_min", "rank_max"),
     )
-    return [*curve_columns(rows), *fit, *PREDICTION_COLUMNS]
+    return [*curve_columns(rows), *fit, *CONDITIONS]
 
 
 def first_to_read(stable: pd.DataFrame) -> pd.DataFrame:
@@ -329,7 +326,7 @@ def side_by_side(stable: pd.DataFrame) -> pd.DataFrame:
     beside = ["rank_min", "p_star", "ci_low", "ci_high", "predicted"]
     if stable.empty:
         return stable.assign(**{f"high_{name}": np.nan for name in beside})
-    labels = [name for name in curve_columns(stable) if name not in STABLE_COLUMNS]
+    labels = curve_columns(stable)
     quantity = ["site", "stat", "batch", "step", "kind", "layer", "method"]
     stable = stable.assign(group=numbered(stable, [*labels, *quantity]))
     lowest = stable["rank_min"] == stable.groupby("group")["rank_min"].transform("min")

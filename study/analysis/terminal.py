@@ -13,7 +13,6 @@ from study.analysis.grouping import CURVE_FIRST, curve_columns, distinguishing, 
 from study.analysis.losses import HIGHEST, INSIDE, LOWEST
 from study.analysis.rates import OF_A_RULE
 from study.analysis.stable import (
-    STABLE_COLUMNS,
     first_to_read,
     one_per_measurement,
     shared_measurements,
@@ -112,9 +111,7 @@ def render_stable(stable: pd.DataFrame) -> Table:
     # Of the estimates from a grid of p, the one at the last step is enough.
     early = (rows["method"] == "grid") & (rows["step"] < rows["step"].max())
     rows = side_by_side(rows[~early])
-    settings = distinguishing(
-        rows, [name for name in curve_columns(rows) if name not in STABLE_COLUMNS]
-    )
+    settings = distinguishing(rows, curve_columns(rows))
     rows = one_per_measurement(rows, settings)
     parts: dict[str, list[Any]] = {}
     for number, row in enumerate(rows.to_dict("records")):

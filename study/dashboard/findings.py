@@ -14,7 +14,6 @@ from study.analysis import compared_losses, curve_columns, first_to_read, side_b
 from study.analysis.grouping import distinguishing
 from study.analysis.losses import final_losses
 from study.analysis.stable import (
-    STABLE_COLUMNS,
     one_per_measurement,
     one_per_optimizer,
     shared_measurements,
@@ -97,7 +96,7 @@ def p_star(study: Study) -> dict[str, Any]:
     # Of the estimates from several rules, the one at the last step is enough.
     early = (rows["method"] == "grid") & (rows["step"] < rows["step"].max())
     rows = side_by_side(rows[~early])
-    columns = [name for name in curve_columns(rows) if name not in STABLE_COLUMNS]
+    columns = curve_columns(rows)
     settings = distinguishing(rows, columns)
     rows = one_per_optimizer(one_per_measurement(rows, settings), settings)
     return {

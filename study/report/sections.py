@@ -21,7 +21,6 @@ from study.analysis import (
 from study.analysis.grouping import distinguishing
 from study.analysis.losses import KEPT
 from study.analysis.stable import (
-    STABLE_COLUMNS,
     one_per_measurement,
     one_per_optimizer,
     shared_measurements,
@@ -143,9 +142,7 @@ def p_star_section(tables: StudyTables) -> list[Block]:
     rows = side_by_side(stable)
     if rows.empty:
         return []
-    settings = distinguishing(
-        rows, [name for name in curve_columns(rows) if name not in STABLE_COLUMNS]
-    )
+    settings = distinguishing(rows, curve_columns(rows))
     last = rows["step"] == rows.groupby("method")["step"].transform("max")
     rows = one_per_measurement(rows[(rows["method"] == "linear") | last], settings)
     others, rows = rows, one_per_optimizer(rows, settings)
