@@ -1,44 +1,62 @@
 """The column ``predicted`` of ``exponents``: the slope that theory predicts for the same ranks.
 
-A prediction depends on what the tables hold of a curve: its rule and init, the alignments that its
-probes recorded, whether gradients were clipped or small beside eps, and whether its steps were lazy
+A prediction depends on what the tables hold of a curve: its rule and init, the sizes and alignments
+of its layers, whether gradients were clipped or small beside eps, and whether its steps were lazy
 (the loss changed as its linearisation predicts). If one of these is missing, the quantities that
 depend on it have no prediction.
+
+Sizes and alignments are geometric means over the ranks and seeds of a curve: they do not depend on
+rank or seed while training is lazy. At a large learning rate they do, so curves are kept apart.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from study.analysis.exponents import fit_exponents
 from study.analysis.fits import Floats, Ints, Mask
 from study.analysis.grouping import codes, curve_columns, curve_labels, firsts, numbered
-from study.analysis.layer_numbers import LAYER_NUMBERS, layer_numbers
-from study.theory import Layer, Modifiers, mean_log_curve, predicted_exponent
+from study.theory import Layer, Modifiers, crossover, mean_log_curve, predict, predicted_exponent
 from study.theory.asymptotics import CLIPS
+from study.theory.layers import MIDDLE_BACK
 from study.theory.spectral import ORTHOGONAL_FROM
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import ADJUSTMENTS, OPTIMIZERS, decay_of, of_family
-from study.vocabulary.quantities import ALL_KINDS, DESCENT, MEAN_LOG, MODEL_WIDE, POOLINGS, TRAIN
-from study.vocabulary.thresholds import LAZY_WITHIN
+from study.vocabulary.quantities import (
+    ALIGNMENTS,
+    ALL_KINDS,
+    DESCENT,
+    MEAN_LOG,
+    MODEL_WIDE,
+    POOLINGS,
+    PRODUCTS,
+    TRAIN,
+    Quantity,
+)
+from study.vocabulary.thresholds import LAST_PREDICTED_STEP, LAZY_WITHIN
+
+RECORDED = ("d_in", "d_out", *ALIGNMENTS)
+"""The columns of ``probes`` that finite-rank curves depend on."""
+LAYER_FIELDS = tuple(dict.fromkeys([*RECORDED, "r_eff", "g_rank"]))
+"""The fields of :class:`study.theory.Layer` that tables tell."""
+LAYERS_AGREE = 0.02
+"""The median over layers has a prediction if those of its layers span less than this."""
 
 
 @dataclass(frozen=True)
 class RowCurves:
-    """The curve of each row of ``exponents`` and of each cell, as the same numbers.
-
-    ``curve_R``: by row. ``of_cell``: by ``cell_id``. ``steps``: columns ``curve`` and ``step``, one
-    row per pair that occurs; ``step_R`` says which of them a row has.
-    """
+    """The curve of each row of ``exponents``, of each cell by ``cell_id``, as the same numbers;
+    and the step of each row."""
 
     curve_R: Ints
-    of_cell: "pd.Series[int]"
-    steps: pd.DataFrame
     step_R: Ints
+    of_cell: "pd.Series[int]"
 
     @classmethod
     def of(cls, exponents: pd.DataFrame, cells: pd.DataFrame) -> "RowCurves":
@@ -49,24 +67,20 @@ class RowCurves:
         distinct = exponents[names].take(firsts(of_row))
         both = pd.concat([distinct, labels[names]], ignore_index=True).astype(str)
         number = numbered(both, names)
-        curve_R = number[: len(distinct)][of_row]
-        step_R = numbered(exponents, ["step"], curve_R)
-        first = firsts(step_R)
-        step = exponents["step"].to_numpy(int)
         return cls(
-            curve_R=curve_R,
+            curve_R=number[: len(distinct)][of_row],
+            step_R=exponents["step"].to_numpy(int),
             of_cell=pd.Series(number[len(distinct) :], index=cells["cell_id"].astype(str)),
-            steps=pd.DataFrame({"curve": curve_R[first], "step": step[first]}),
-            step_R=step_R,
         )
 
     def up_to_step(self, values: "pd.Series[Any]", missing: float) -> Floats:
         """By row: the last of ``values`` (over curve, step) that is not after the row's step."""
         known = values.astype(float).rename_axis(["curve", "step"]).rename("value").reset_index()
         known = known.astype({"curve": int, "step": int}).sort_values("step", kind="stable")
-        asked = self.steps.astype(int).reset_index().sort_values("step", kind="stable")
-        found = pd.merge_asof(asked, known, on="step", by="curve").set_index("index")["value"]
-        return found.reindex(self.steps.index).fillna(missing).to_numpy(float)[self.step_R]
+        rows = pd.DataFrame({"curve": self.curve_R, "step": self.step_R}).astype(int)
+        rows = rows.reset_index().sort_values("step", kind="stable")
+        found = pd.merge_asof(rows, known, on="step", by="curve").set_index("index")["value"]
+        return found.sort_index().fillna(missing).to_numpy(float)
 
 
 def clipping(curves: RowCurves, metrics: pd.DataFrame) -> npt.NDArray[Any]:
@@ -91,32 +105,23 @@ def eps_ratios(
     if "eps" not in cells or cells["eps"].isna().all() or "rms" not in probes:
         return np.full(len(exponents), math.inf)
     eps = pd.Series(cells["eps"].to_numpy(float), index=cells["cell_id"].astype(str))
-    about_A = _about_A(exponents)
-    of_A, of_B = (_smallest_ratio(curves, eps, probes, factor) for factor in "AB")
-    return np.nan_to_num(np.where(about_A, of_A, of_B), nan=math.inf, posinf=math.inf)
 
+    def smallest(factor: str) -> Floats:
+        cell_N, ids = codes(probes["cell_id"])
+        measured = (probes["site"] == f"{factor}_grad") & (probes["batch"] == TRAIN)
+        row = np.flatnonzero(measured & (probes["rms"] > 0))
+        step = probes["step"].to_numpy()[row].astype(int)
+        rms = pd.Series(probes["rms"].to_numpy()[row]).groupby([cell_N[row], step]).median()
+        cell = np.array(ids, object)[rms.index.get_level_values(0)]
+        ratio = pd.Series(rms.to_numpy() / eps.reindex(cell).to_numpy())
+        by = [curves.of_cell.reindex(cell).to_numpy(), rms.index.get_level_values(1).to_numpy()]
+        return curves.up_to_step(ratio.groupby(by).min().groupby(level=0).cummin(), math.inf)
 
-def _about_A(exponents: pd.DataFrame) -> Mask:
-    """The rows whose eps ratio is that of A's gradient."""
     drawn_B = [name for name, init in INITS.items() if init.drawn == "B"]
     on_A, on_B = (exponents["site"].isin([f"{f}_grad", f"{f}_update"]).to_numpy() for f in "AB")
-    return np.where(exponents["init"].isin(drawn_B), ~on_B, on_A)
-
-
-def _smallest_ratio(
-    curves: RowCurves, eps: "pd.Series[float]", probes: pd.DataFrame, factor: str
-) -> Floats:
-    """By row the smallest rms(gradient of ``factor``) / eps so far; infinite if not measured."""
-    cell_N, ids = codes(probes["cell_id"])
-    measured = (probes["site"] == f"{factor}_grad") & (probes["batch"] == TRAIN)
-    row = np.flatnonzero(measured & (probes["rms"] > 0))
-    step = probes["step"].to_numpy()[row].astype(int)
-    rms = pd.Series(probes["rms"].to_numpy()[row]).groupby([cell_N[row], step]).median()
-    cell = np.array(ids, object)[rms.index.get_level_values(0)]
-    ratio = pd.Series(rms.to_numpy() / eps.reindex(cell).to_numpy())
-    of_curve = curves.of_cell.reindex(cell).to_numpy()
-    smallest = ratio.groupby([of_curve, rms.index.get_level_values(1).to_numpy()]).min()
-    return curves.up_to_step(smallest.groupby(level=0).cummin(), missing=math.inf)
+    about_A = np.where(exponents["init"].isin(drawn_B), ~on_B, on_A)
+    found = np.where(about_A, smallest("A"), smallest("B"))
+    return np.nan_to_num(found, nan=math.inf, posinf=math.inf)
 
 
 def laziness(curves: RowCurves, metrics: pd.DataFrame, probes: pd.DataFrame) -> Floats:
@@ -146,12 +151,6 @@ def lazy_ratios(metrics: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
     return joined.assign(ratio=ratio)[["cell_id", "step", "ratio"]]
 
 
-LAYER_FIELDS = (*LAYER_NUMBERS, "g_rank")
-"""The fields of :class:`study.theory.Layer` that tables tell."""
-LAYERS_AGREE = 0.02
-"""The median over layers has a prediction if those of its layers span less than this."""
-
-
 def with_predictions(
     exponents: pd.DataFrame, cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame
 ) -> pd.DataFrame:
@@ -176,28 +175,20 @@ def with_predictions(
     """
     cells = cells[np.isfinite(cells["rank"])]
     curves = RowCurves.of(exponents, cells)
-    conditions = pd.DataFrame(
-        {
-            "lazy": laziness(curves, metrics, probes),
-            "clipped": clipping(curves, metrics),
-            "eps_ratio": eps_ratios(curves, exponents, cells, probes),
-        }
-    )
-    unpooled = ~exponents["layer"].isin(POOLINGS).to_numpy()
-    single = np.flatnonzero(_has_theory(exponents) & unpooled)
+    conditions = {
+        "lazy": laziness(curves, metrics, probes),
+        "clipped": pd.Categorical(clipping(curves, metrics), categories=CLIPS),
+        "eps_ratio": eps_ratios(curves, exponents, cells, probes),
+    }
+    powers = [name for name, init in INITS.items() if init.q is not None]
+    has_theory = exponents["optimizer"].isin(list(OPTIMIZERS)) & exponents["init"].isin(powers)
+    single = np.flatnonzero(has_theory & ~exponents["layer"].isin(POOLINGS))
     predicted = np.full(len(exponents), np.nan)
     if len(single):
-        predicted[single] = _of_single_layers(
-            exponents.take(single), curves, single, conditions.take(single), cells, probes
-        )
+        asked = _asked(exponents.assign(**conditions).take(single), curves, single, probes)
+        predicted[single] = _answers(asked, curves.of_cell, cells)
     _pool(exponents, predicted, single, curves.curve_R)
-    _add_layers(exponents, predicted, single, curves.curve_R)
-    return exponents.assign(
-        predicted=predicted,
-        lazy=conditions["lazy"].to_numpy(),
-        clipped=pd.Categorical(conditions["clipped"], categories=CLIPS),
-        eps_ratio=conditions["eps_ratio"].to_numpy(),
-    )
+    return exponents.assign(predicted=predicted, **conditions)
 
 
 def predicted_curve(
@@ -217,7 +208,8 @@ def predicted_curve(
         return None
     same = np.ones(len(exponents), bool)
     for name in (*curve_columns(exponents), "site", "stat", "batch", "step"):
-        same &= _equals(exponents[name], row[name])
+        column = exponents[name]
+        same &= (column.isna() if pd.isna(row[name]) else column == row[name]).to_numpy(bool)
     pooled = row["layer"] in POOLINGS
     added = row["kind"] == MODEL_WIDE and row["optimizer"] in of_family("spectral")
     mine = exponents["layer"] == row["layer"]
@@ -227,10 +219,9 @@ def predicted_curve(
         mine &= exponents["kind"] != MODEL_WIDE
     elif row["kind"] != ALL_KINDS:
         mine &= exponents["kind"] == row["kind"]
-    place = np.flatnonzero(same & mine.to_numpy())
-    rows = exponents.take(place)
+    rows = exponents.take(np.flatnonzero(same & mine.to_numpy()))
     curves = RowCurves.of(rows, cells[np.isfinite(cells["rank"])])
-    asked = _asked(rows, curves, np.arange(len(rows)), rows, probes)
+    asked = _asked(rows, curves, np.arange(len(rows)), probes)
     known = [
         np.log(mean_log_curve(one["site"], one["stat"], ranks, **_setting(one)))
         for one in asked.to_dict("records")
@@ -241,37 +232,18 @@ def predicted_curve(
     return np.asarray(np.mean(known, axis=0))
 
 
-def _equals(column: "pd.Series[Any]", value: Any) -> Mask:
-    return (column.isna() if pd.isna(value) else column == value).to_numpy(bool)
-
-
-def _has_theory(exponents: pd.DataFrame) -> Mask:
-    """The rows whose optimizer and init theory knows."""
-    powers = [name for name, init in INITS.items() if init.q is not None]
-    known = exponents["optimizer"].isin(list(OPTIMIZERS)) & exponents["init"].isin(powers)
-    return known.to_numpy()
-
-
-def _of_single_layers(
-    rows: pd.DataFrame,
-    curves: RowCurves,
-    place: Ints,
-    conditions: pd.DataFrame,
-    cells: pd.DataFrame,
-    probes: pd.DataFrame,
-) -> Floats:
-    """Theory's slopes for ``rows``, those at ``place`` in the table: layers and model-wide rows.
-
-    Most rows ask the same as another, so each distinct question is answered once.
-    """
-    asked = _asked(rows, curves, place, conditions, probes)
+def _answers(asked: pd.DataFrame, of_cell: "pd.Series[int]", cells: pd.DataFrame) -> Floats:
+    """Theory's slopes for the rows of :func:`_asked`, over the finite ranks of each row's curve
+    between its lowest and highest. Most rows ask the same as another: each question is answered
+    once."""
     number = numbered(asked, asked.columns)
-    distinct = asked.take(firsts(number))
+    rank = cells["rank"].to_numpy(float)
+    by_curve = {curve: np.unique(rank[(of_cell == curve).to_numpy()]) for curve in set(of_cell)}
     answers: dict[Any, float] = {}
     found = []
-    for one, ranks in zip(
-        distinct.to_dict("records"), _ranks(distinct, curves.of_cell, cells), strict=True
-    ):
+    for one in asked.take(firsts(number)).to_dict("records"):
+        low, high = one["rank_min"], one["rank_max"]
+        ranks = tuple(r for r in by_curve[one["curve"]] if low <= r <= high)
         setting = _setting(one)
         key = (one["site"], one["stat"], ranks, *setting.values())
         if key not in answers:
@@ -281,26 +253,26 @@ def _of_single_layers(
 
 
 def _asked(
-    rows: pd.DataFrame,
-    curves: RowCurves,
-    place: Ints,
-    conditions: pd.DataFrame,
-    probes: pd.DataFrame,
+    rows: pd.DataFrame, curves: RowCurves, place: Ints, probes: pd.DataFrame
 ) -> pd.DataFrame:
-    """What theory is asked about each row: the numbers of its layer and its conditions."""
+    """What theory is asked about each row: the numbers of its layer and its conditions. ``place``:
+    of the rows in the table of ``curves``."""
     curve = curves.curve_R[place]
-    lazy = conditions["lazy"].to_numpy(float)
+    lazy = rows["lazy"].to_numpy(float)
+    decay = np.full(len(rows), "none", object)
+    if "weight_decay" in rows:
+        pairs = zip(rows["optimizer"].astype(str), rows["weight_decay"].astype(float), strict=True)
+        decay = np.array([decay_of(name, decay) for name, decay in pairs], object)
     numbers = layer_numbers(rows, curve, curves.of_cell, probes)
     return numbers.assign(
         curve=curve,
         **{name: rows[name].astype(str).array for name in ("site", "stat", "optimizer", "init")},
         **{name: rows[name].array for name in ("step", "exponent_p", "rank_min", "rank_max")},
-        decay=_decay(rows),
-        clip=conditions["clipped"].to_numpy(),
-        eps_ratio=conditions["eps_ratio"].to_numpy(),
+        decay=decay,
+        clip=rows["clipped"].astype(object).to_numpy(),
+        eps_ratio=rows["eps_ratio"].to_numpy(float),
         adjust=adjustments(rows),
         lazy=np.where(np.isnan(lazy), True, lazy == 1),
-        **_spectral_numbers(numbers, rows),
     )
 
 
@@ -308,16 +280,14 @@ def _setting(asked: Mapping[Any, Any]) -> dict[str, Any]:
     """A row of :func:`_asked` as the keyword arguments of theory's functions."""
     init = INITS[asked["init"]]
     known = {name: asked[name] for name in LAYER_FIELDS if name in asked}
+    known = {name: value for name, value in known.items() if not math.isnan(value)}
     return {
         "step": int(asked["step"]),
         "optimizer": asked["optimizer"],
         "p": float(asked["exponent_p"]),
         "q": float(init.q or 0.0),
         "init": init.drawn,
-        "layer": Layer(
-            **{name: value for name, value in known.items() if not math.isnan(value)},
-            kurtosis=init.kurtosis,
-        ),
+        "layer": Layer(**known, kurtosis=init.kurtosis),
         "modifiers": Modifiers(
             decay=asked["decay"],
             clip=asked["clip"],
@@ -336,79 +306,19 @@ def adjustments(rows: pd.DataFrame) -> npt.NDArray[Any]:
     return known.where(known.isin(ADJUSTMENTS), ADJUSTMENTS[0]).to_numpy()
 
 
-def _spectral_numbers(numbers: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Any]:
-    """What only a spectral rule depends on: ``r_nuc`` and ``g_rank`` of the layer's gradient.
-
-    That rank is at most the number of tokens of a step and the smaller side of the layer. It is
-    given for rows whose ranks do not exceed this bound, where theory needs no more than that they
-    do not: the gradients of several steps have more directions, and padded batches fewer. Both are
-    NaN elsewhere, and where fewer Newton-Schulz steps leave the singular values unequal.
-    """
-    found: dict[str, Any] = {}
-    unequal = np.zeros(len(rows), bool)
-    if "ns_steps" in rows:
-        unequal = rows["ns_steps"].to_numpy(float) < ORTHOGONAL_FROM
-    if "r_nuc" in numbers:
-        found["r_nuc"] = np.where(unequal, np.nan, numbers["r_nuc"].to_numpy(float))
-    sizes = ("sequence_length", "batch_size", "accumulation")
-    if "d_in" not in numbers or not set(sizes) <= set(rows):
-        return found
-    sides = [numbers[side].to_numpy(float) for side in ("d_in", "d_out")]
-    tokens = np.prod([rows[size].to_numpy(float) for size in sizes], axis=0)
-    most = np.min([*sides, tokens], axis=0)
-    within = (rows["rank_max"].to_numpy(float) <= most) & ~unequal
-    return found | {"g_rank": np.where(within, most, np.nan)}
-
-
-def _ranks(
-    asked: pd.DataFrame, of_cell: "pd.Series[int]", cells: pd.DataFrame
-) -> list[tuple[float, ...]]:
-    """The finite ranks of each row's curve between the row's lowest and highest."""
-    rank = cells["rank"].to_numpy(float)
-    by_curve = {curve: np.unique(rank[(of_cell == curve).to_numpy()]) for curve in set(of_cell)}
-    keys = zip(asked["curve"], asked["rank_min"], asked["rank_max"], strict=True)
-    return [tuple(r for r in by_curve[curve] if low <= r <= high) for curve, low, high in keys]
-
-
-def _decay(rows: pd.DataFrame) -> npt.NDArray[Any]:
-    if "weight_decay" not in rows:
-        return np.full(len(rows), "none", object)
-    pairs = zip(rows["optimizer"].astype(str), rows["weight_decay"].astype(float), strict=True)
-    return np.array([decay_of(name, decay) for name, decay in pairs], object)
-
-
-def _add_layers(exponents: pd.DataFrame, predicted: Floats, single: Ints, curve: Ints) -> None:
-    """Fill the model-wide rows of descent that have no prediction of their own.
-
-    A layer's weight is its mean descent over ranks and seeds.
-    """
-    wide = (exponents["kind"] == MODEL_WIDE).to_numpy()
-    sums = wide & (exponents["stat"] == DESCENT.stat).to_numpy() & np.isnan(predicted)
-    if not sums.any():
-        return
-    quantity = numbered(exponents, ["site", "stat", "batch", "step"], curve)
-    layers = single[~wide[single]]
-    weight = pd.Series(np.exp(exponents["log_stat_mean"].to_numpy(float)[layers]))
-    terms = pd.DataFrame({"slope": weight * predicted[layers], "weight": weight})
-    totals = terms.groupby(quantity[layers]).sum(min_count=1)
-    mean = (totals["slope"] / totals["weight"]).where(
-        terms["slope"].isna().groupby(quantity[layers]).sum() == 0
-    )
-    predicted[sums] = mean.reindex(quantity[sums]).to_numpy()
-
-
 def _pool(exponents: pd.DataFrame, predicted: Floats, single: Ints, curve: Ints) -> None:
-    """Fill the pooled rows of ``predicted`` from those of their layers."""
+    """Fill the pooled rows of ``predicted`` from those of their layers, and the model-wide rows of
+    descent that have no prediction of their own. In these a layer's weight is its mean descent over
+    ranks and seeds."""
     quantity = numbered(exponents, ["site", "stat", "batch", "step"], curve)
-    of_kind = numbered(exponents, ["kind"], quantity)
-    layers = single[(exponents["kind"].take(single) != MODEL_WIDE).to_numpy()]
-    is_mean = (exponents["layer"] == MEAN_LOG).to_numpy()
-    over_all_kinds = (exponents["kind"] == ALL_KINDS).to_numpy()
+    wide, is_mean, over_all = (
+        (exponents[name] == value).to_numpy()
+        for name, value in (("kind", MODEL_WIDE), ("layer", MEAN_LOG), ("kind", ALL_KINDS))
+    )
+    layers = single[~wide[single]]
     pooled = exponents["layer"].isin(POOLINGS).to_numpy()
-    for group, here in (
-        (of_kind, pooled & ~over_all_kinds),
-        (quantity, pooled & over_all_kinds),
-    ):
+    of_kind = numbered(exponents, ["kind"], quantity)
+    for group, here in ((of_kind, pooled & ~over_all), (quantity, pooled & over_all)):
         of_layer = pd.Series(predicted[layers]).groupby(group[layers])
         # If one layer has no prediction, the pool has none: the mean would be over other layers.
         mean = of_layer.mean().where(of_layer.count() == of_layer.size())
@@ -416,3 +326,198 @@ def _pool(exponents: pd.DataFrame, predicted: Floats, single: Ints, curve: Ints)
         asked = group[here]
         taken = is_mean[here] | agreed.reindex(asked, fill_value=False).to_numpy()
         predicted[here] = np.where(taken, mean.reindex(asked).to_numpy(), np.nan)
+    sums = wide & (exponents["stat"] == DESCENT.stat).to_numpy() & np.isnan(predicted)
+    weight = pd.Series(np.exp(exponents["log_stat_mean"].to_numpy(float)[layers]))
+    terms = pd.DataFrame({"slope": weight * predicted[layers], "weight": weight})
+    totals = terms.groupby(quantity[layers]).sum(min_count=1)
+    unknown = terms["slope"].isna().groupby(quantity[layers]).sum()
+    mean = (totals["slope"] / totals["weight"]).where(unknown == 0)
+    predicted[sums] = mean.reindex(quantity[sums]).to_numpy()
+
+
+# The numbers of layers.
+
+
+def layer_numbers(
+    rows: pd.DataFrame, curve: Ints, of_cell: "pd.Series[int]", probes: pd.DataFrame
+) -> pd.DataFrame:
+    """:data:`LAYER_FIELDS` of ``rows``, whose curves are ``curve``; NaN if not recorded.
+
+    ``r_eff`` is that of the layer's weight gradient, or for a row over the whole model that of the
+    gradients of all layers together. Under a spectral rule ``r_eff`` and ``r_nuc`` are those of the
+    gradient of one step, the first. The others are NaN in rows whose curve does not need them:
+    under a spectral rule every row needs the sizes of its layer.
+    """
+    names = [name for name in RECORDED if name in probes]
+    columns = [*dict.fromkeys([*names, "r_eff"])]
+    result = pd.DataFrame(np.nan, index=range(len(rows)), columns=columns)
+    here = np.flatnonzero(_may_cross(probes))
+    if not names or not len(here):
+        return result
+    means = _means(probes, here, names, of_cell)
+    step, layer = rows["step"].to_numpy(int), rows["layer"].astype(str).to_numpy(object)
+    early = step <= LAST_PREDICTED_STEP
+    spectral = rows["optimizer"].isin(of_family("spectral")).to_numpy()
+    crossed = _may_cross(rows) | (spectral & early)
+    batch = rows["batch"].astype(str).to_numpy(object)
+    known = _at(means, curve[crossed], step[crossed], batch[crossed], layer[crossed])
+    result.loc[crossed, names] = known.to_numpy(float)
+    if "r_back" in result:
+        result["r_back"] = result["r_back"].fillna(MIDDLE_BACK)
+    if "r_align" in names:
+        of_step = np.where(spectral, 1, np.maximum(step, 1))  # that of step 1 is about step 0's
+        of_train = _at(means, curve, of_step, TRAIN, layer)
+        share = _shares(of_train[early])
+        wide = layer[early] == MODEL_WIDE
+        if wide.any():
+            at = np.flatnonzero(early)[wide]
+            share[wide] = _shares_of_models(rows.take(at), curve[at], of_cell, probes, means)
+        result.loc[early, "r_eff"] = share.round(2) ** -2  # rounded so that rows repeat
+        if "r_nuc" in names:
+            result["r_nuc"] = of_train["r_nuc"].where(spectral & early).to_numpy(float)
+    return _of_spectral_rules(result, rows)
+
+
+def _of_spectral_rules(numbers: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """``numbers`` with ``g_rank``, the rank of the layer's gradient.
+
+    That rank is at most the number of tokens of a step and the smaller side of the layer. It is
+    given for rows whose ranks do not exceed this bound, where theory needs no more than that they
+    do not: the gradients of several steps have more directions, and padded batches fewer.
+    ``g_rank`` and ``r_nuc`` are NaN where fewer Newton-Schulz steps leave the singular values
+    unequal.
+    """
+    unequal = np.zeros(len(rows), bool)
+    if "ns_steps" in rows:
+        unequal = rows["ns_steps"].to_numpy(float) < ORTHOGONAL_FROM
+    if "r_nuc" in numbers:
+        numbers["r_nuc"] = numbers["r_nuc"].mask(unequal)
+    sizes = ("sequence_length", "batch_size", "accumulation")
+    if "d_in" in numbers and set(sizes) <= set(rows):
+        sides = [numbers[side].to_numpy(float) for side in ("d_in", "d_out")]
+        tokens = np.prod([rows[size].to_numpy(float) for size in sizes], axis=0)
+        most = np.min([*sides, tokens], axis=0)
+        within = (rows["rank_max"].to_numpy(float) <= most) & ~unequal
+        numbers["g_rank"] = np.where(within, most, np.nan)
+    return numbers
+
+
+def _means(
+    probes: pd.DataFrame, here: Ints, columns: Sequence[str], of_cell: "pd.Series[int]"
+) -> pd.DataFrame:
+    """Geometric means of ``columns`` over the cells of a curve, in the rows ``here``: a row per
+    curve, step, batch and layer."""
+    rows = probes[["cell_id", "step", "batch", "layer", *columns]].take(here)
+    words = [rows[name].astype(str).to_numpy(object) for name in ("cell_id", "batch", "layer")]
+    by = [of_cell.reindex(words[0]).to_numpy(), rows["step"].to_numpy(int), *words[1:]]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(rows[list(columns)].astype(float))
+    return logs.groupby(by).mean().transform(np.exp)
+
+
+def _at(means: pd.DataFrame, curve: Any, step: Any, batch: Any, layer: Any) -> pd.DataFrame:
+    """The rows of ``means`` at given places; NaN where there are none."""
+    places = np.broadcast_arrays(curve, step, np.asarray(batch, object), layer)
+    return means.reindex(pd.MultiIndex.from_arrays(places))
+
+
+def _shares(known: pd.DataFrame) -> Floats:
+    """Theory's ``share`` of each row of ``known``, from its ``r_align`` and ``r_eff``."""
+    pair = known.reindex(columns=["r_align", "r_eff"]).to_numpy(float)
+    distinct, where = np.unique(pair, axis=0, return_inverse=True, equal_nan=True)
+    return np.array([Layer(r_align=a, r_eff=b).share for a, b in distinct])[where.ravel()]
+
+
+def _shares_of_models(
+    rows: pd.DataFrame,
+    curve: Ints,
+    of_cell: "pd.Series[int]",
+    probes: pd.DataFrame,
+    means: pd.DataFrame,
+) -> Floats:
+    """By row the share of the gradients of all layers together: ``|w share| / sum w``.
+
+    ``w`` is a layer's part of the statistic: its descent, or the square of its norm.
+    """
+    found = np.full(len(rows), np.nan)
+    is_descent = (rows["stat"] == DESCENT.stat).to_numpy()
+    single = (probes["layer"] != MODEL_WIDE) & (probes["step"] <= LAST_PREDICTED_STEP)
+    for site in rows["site"].astype(str).unique():
+        here = np.flatnonzero(single & (probes["site"] == site))
+        for column, power, about in ((DESCENT.stat, 1, is_descent), ("norm", 2, ~is_descent)):
+            asked = about & (rows["site"] == site).to_numpy()
+            if column not in probes or not len(here) or not asked.any():
+                continue
+            w = _means(probes, here, [column], of_cell)[column] ** power
+            of_curve, step, _, layer = (w.index.get_level_values(k) for k in range(4))
+            share = _shares(_at(means, of_curve, np.maximum(step, 1), TRAIN, layer))
+            squares, by = (w * share) ** 2, [0, 1, 2]
+            root = squares.groupby(level=by).sum(min_count=1) ** 0.5
+            shares = root / w.where(squares.notna()).groupby(level=by).sum(min_count=1)
+            keys = [curve[asked], rows["step"].to_numpy(int)[asked]]
+            keys.append(rows["batch"].astype(str).to_numpy(object)[asked])
+            found[asked] = shares.reindex(pd.MultiIndex.from_arrays(keys)).to_numpy(float)
+    return found
+
+
+def _may_cross(rows: pd.DataFrame) -> Mask:
+    """The rows whose finite-rank curve may have a crossover, at steps with predictions."""
+    return (rows["site"].isin(PRODUCTS) & (rows["step"] <= LAST_PREDICTED_STEP)).to_numpy()
+
+
+# Slopes between neighbouring ranks.
+
+
+def local_slopes(
+    cells: pd.DataFrame,
+    metrics: pd.DataFrame,
+    probes: pd.DataFrame,
+    quantities: Sequence[Quantity],
+    step: int,
+) -> pd.DataFrame:
+    """A row per curve, quantity and pair of neighbouring ranks: the mean over layers of the log.
+
+    A quantity with a crossover rho grows as ``sqrt(r (r + rho - 1))`` times a power of r
+    (:mod:`study.theory.curves`). Its slope at rank r is ``limit - 1 / (2 + 2 u)`` with
+    ``u = r / (rho - 1)`` and ``limit`` the slope at large rank. So the slopes of all layers and
+    models lie on one curve of u.
+
+    ``quantities`` have a crossover at ``step``. The columns are those of :func:`with_predictions`
+    and ``position``, u at the geometric mean of the two ranks, the geometric mean over layers; and
+    ``limit``. Rows without a prediction are left out. Raises :class:`StudyError` if no curve has
+    two ranks.
+    """
+    finite = cells[np.isfinite(cells["rank"])]
+    here = probes["step"].eq(step) & probes["batch"].eq(TRAIN)
+    measured = probes[here & probes["site"].isin([one.site for one in quantities])]
+    stats = [*dict.fromkeys(one.stat for one in quantities)]
+    found = []
+    for low, high in pairwise(sorted(set(finite["rank"]))):
+        part = finite[finite["rank"].isin([low, high])]
+        fits = with_predictions(fit_exponents(part, measured, stats=stats), part, metrics, probes)
+        wanted = [(one.site, one.stat) for one in quantities]
+        asked = [pair in wanted for pair in zip(fits["site"], fits["stat"], strict=True)]
+        fits = fits[np.array(asked, bool) & fits["predicted"].notna()]
+        curves = RowCurves.of(fits, part)
+        curve = numbered(fits, ["site", "stat"], curves.curve_R)
+        single = np.flatnonzero(~fits["layer"].isin(POOLINGS))
+        pooled = np.flatnonzero((fits["layer"] == MEAN_LOG) & (fits["kind"] == ALL_KINDS))
+        layers = _asked(fits.take(single), curves, single, probes).to_dict("records")
+        places = [_place(one, math.sqrt(low * high)) for one in layers]
+        table = pd.DataFrame(places, columns=["position", "limit"])
+        mean = table.groupby(curve[single]).mean().reindex(curve[pooled])
+        position, limit = np.exp(mean["position"].to_numpy()), mean["limit"].to_numpy()
+        found.append(fits.take(pooled).assign(position=position, limit=limit))
+    return pd.concat(found, ignore_index=True)
+
+
+def _place(asked: Mapping[Any, Any], rank: float) -> tuple[float, float]:
+    """The logarithm of u at ``rank``, and the slope at large rank, of one layer."""
+    setting = _setting(asked)
+    layer, _ = setting.pop("layer"), setting.pop("modifiers")
+    told = predict(asked["site"], asked["stat"], **setting)
+    assert told.row is not None
+    assert told.exponent is not None
+    kind = OPTIMIZERS[setting["optimizer"]].family
+    rho = crossover(told.row.term, kind, layer, setting["init"])
+    return math.log(rank / (rho - 1)), told.exponent

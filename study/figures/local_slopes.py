@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from study.analysis.local_slopes import local_slopes, one_curve
+from study.analysis.predictions import local_slopes
 from study.figures import laws, style
 from study.figures.captions import on_batch, sentence_on_ci
 from study.figures.selection import Absent, Family, Rule, Tables, families, most_varied
@@ -93,7 +93,7 @@ def _draw(ax: Axes, found: pd.DataFrame, widths: Sequence[float]) -> set[str]:
     span = found["position"].min() / 1.5, found["position"].max() * 1.5
     along = np.geomspace(*span, 97)
     for limit in sorted(set(found["limit"].round(9))):
-        ax.plot(along, one_curve(limit, along), color=style.INK, linewidth=0.9, gid="curve")
+        ax.plot(along, limit - 0.5 / (1 + along), color=style.INK, linewidth=0.9, gid="curve")
     for width in widths:
         mine = found[found["width"] == width]
         look = _look(width, widths)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from study import theory
-from study.analysis.local_slopes import local_slopes
+from study.analysis.predictions import local_slopes
 from study.figures.local_slopes import local_slopes_by_width
 from study.figures.selection import Absent
 from study.vocabulary.quantities import WEIGHT_CHANGE
