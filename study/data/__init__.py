@@ -3,20 +3,11 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from study.data.examples import Conversation, Document, Example, Row, fingerprint, split
-from study.data.sources import Loaded, load_examples, load_rows
+from study.data.examples import Conversation, Document, Example, Row, fingerprint
+from study.data.sources import load_rows
 
 if TYPE_CHECKING:
-    from study.data.batches import (
-        IGNORED,
-        Corpus,
-        Questions,
-        TokenBatch,
-        TokenTable,
-        build_corpus,
-        exact_match,
-        first_label,
-    )
+    from study.data.batches import IGNORED, Corpus, TokenBatch, TokenTable, build_corpus
 
 __all__ = [
     "IGNORED",
@@ -24,18 +15,12 @@ __all__ = [
     "Corpus",
     "Document",
     "Example",
-    "Loaded",
-    "Questions",
     "Row",
     "TokenBatch",
     "TokenTable",
     "build_corpus",
-    "exact_match",
     "fingerprint",
-    "first_label",
-    "load_examples",
     "load_rows",
-    "split",
 ]
 
 

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from study.config import DataConfig
 from study.data.examples import Conversation, Example, Row, fingerprint, split_places
 from study.data.sources import load_rows
-from study.data.tokens import VERSION, Encoder, chosen, tokenised
+from study.data.tokens import VERSION, Encoder, tokenised
 from study.errors import StudyError, short
 from study.store.cache import kept_arrays
 
@@ -64,22 +65,28 @@ class TokenBatch:
 
 @dataclass(frozen=True, eq=False)
 class TokenTable:
-    """``N`` tokenised examples, concatenated in one array. Rows are padded only in a batch.
+    """``N`` of the examples of :func:`~study.data.tokens.tokenised`, padded only in a batch.
 
-    - ``tokens``: int32 [total];
-    - ``learned``: bool [total], whether a token is in the loss;
-    - ``starts``: int64 [N + 1]; row ``i`` is ``tokens[starts[i] : starts[i + 1]]``, of at most
-      ``sequence_length`` tokens.
+    - ``tokens``, ``learned``, ``starts``: the arrays of all examples. Example ``i`` is
+      ``tokens[starts[i] : starts[i + 1]]``, of at most ``sequence_length`` tokens;
+    - ``examples``: int64 [N], those of this table, in order.
     """
 
     tokens: np.ndarray
     learned: np.ndarray
     starts: np.ndarray
+    examples: np.ndarray
     sequence_length: int
     padding_id: int
 
     def __len__(self) -> int:
-        return len(self.starts) - 1
+        return len(self.examples)
+
+    def row(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of a row, and whether each of them is in the loss."""
+        example = self.examples[row]
+        start, end = self.starts[example : example + 2]
+        return self.tokens[start:end], self.learned[start:end]
 
     def batch(self, seed: int, step: int, batch_size: int) -> TokenBatch:
         """The batch of a step, counted in batches from 0. It depends on the arguments only.
@@ -103,12 +110,10 @@ class TokenTable:
         """The tokens before the last part of the row that is learned: its target, or the last turn
         of the assistant.
         """
-        start, end = self.starts[row : row + 2]
-        before = np.flatnonzero(~self.learned[start:end])
-        ended = np.flatnonzero(self.learned[start:end])
-        last = ended[-1] if len(ended) else -1
-        length = before[before < last][-1] + 1 if (before < last).any() else 0
-        return self.tokens[start : start + length].tolist()
+        ids, learned = self.row(row)
+        last = np.flatnonzero(learned)[-1]
+        before = np.flatnonzero(~learned[:last])
+        return ids[: before[-1] + 1].tolist() if len(before) else []
 
     def _rows(self, rows: Sequence[int]) -> TokenBatch:
         shape = (len(rows), self.sequence_length)
@@ -116,8 +121,7 @@ class TokenTable:
         targets_BT = np.full(shape, IGNORED, dtype=np.int64)
         real_BT = np.zeros(shape, dtype=bool)
         for b, row in enumerate(rows):
-            ids = self.tokens[self.starts[row] : self.starts[row + 1]]
-            learned = self.learned[self.starts[row] : self.starts[row + 1]]
+            ids, learned = self.row(row)
             input_ids_BT[b, : len(ids)] = ids
             # Token 0 has no token before it.
             targets_BT[b, : len(ids) - 1] = np.where(learned[1:], ids[1:], IGNORED)
@@ -157,15 +161,9 @@ class Questions:
 
     def exact_match(self, answers: Sequence[Sequence[int]]) -> float:
         """:func:`exact_match` of the token ids of one answer per question, cut at the first eos."""
-        texts = [
-            self.tokenizer.decode(self._before_eos(answer), skip_special_tokens=True)
-            for answer in answers
-        ]
+        before_eos = [takewhile(lambda token: token != self.eos_token_id, ids) for ids in answers]
+        texts = [self.tokenizer.decode(list(ids), skip_special_tokens=True) for ids in before_eos]
         return exact_match(texts, self.targets)
-
-    def _before_eos(self, answer: Sequence[int]) -> list[int]:
-        ids = list(answer)
-        return ids[: ids.index(self.eos_token_id)] if self.eos_token_id in ids else ids
 
 
 def exact_match(answers: Sequence[str], targets: Sequence[str]) -> float:
@@ -173,11 +171,9 @@ def exact_match(answers: Sequence[str], targets: Sequence[str]) -> float:
 
     The labels are all targets. The rule is FinLoRA's (``test/test_dataset.py``).
     """
-    labels = {_plain(target) for target in targets}
-    right = [
-        first_label(answer, labels) == _plain(target)
-        for answer, target in zip(answers, targets, strict=True)
-    ]
+    plain = [target.strip().lower() for target in targets]
+    labels = set(plain)
+    right = [first_label(a, labels) == target for a, target in zip(answers, plain, strict=True)]
     return sum(right) / len(right)
 
 
@@ -190,10 +186,6 @@ def first_label(answer: str, labels: set[str]) -> str | None:
     text = answer.lower()
     found = [(place, -len(label), label) for label in labels if (place := text.find(label)) >= 0]
     return min(found)[2] if found else None
-
-
-def _plain(target: str) -> str:
-    return target.strip().lower()
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,7 +208,7 @@ class Corpus:
         A tokenizer may know more than its model: Gemma's has a token for images. ``named``: the
         model in errors.
         """
-        highest = max(int(table.tokens.max(initial=0)) for table in (self.train, self.heldout))
+        highest = int(self.train.tokens.max(initial=0))  # both sides share their arrays
         if highest >= vocabulary:
             text = self.questions.tokenizer.decode([highest])
             raise StudyError(
@@ -245,72 +237,46 @@ def build_corpus(
     loaded = load_rows(config, lambda: tokenizer)
     content = fingerprint(loaded.rows)
     text_to_ids = tokenizer.backend_tokenizer.to_str() + str(tokenizer.special_tokens_map)
-    made_from = (content, config.heldout, length, eos_token_id, text_to_ids, VERSION)
+    made_from = (content, length, eos_token_id, text_to_ids, VERSION)
     key = hashlib.sha256(repr(made_from).encode()).hexdigest()[:24]
     encoder = Encoder(tokenizer, eos_token_id, length)
-    arrays = kept_arrays(f"tokens-{key}", lambda: _sides(loaded.rows, config.heldout, encoder))
-    padding_id = next((i for i in (tokenizer.pad_token_id, eos_token_id) if i is not None), 0)
-    train, heldout = (
-        TokenTable(
-            arrays[f"{side}_tokens"],
-            arrays[f"{side}_learned"],
-            arrays[f"{side}_starts"],
-            sequence_length=length,
-            padding_id=padding_id,
+    arrays = kept_arrays(f"tokens-{key}", lambda: tokenised(loaded.rows, encoder))
+    kept = [loaded.rows[n] for n in arrays["index"]]
+    if len(kept) < len(loaded.rows) and len(set(kept)) < 2:
+        raise StudyError(
+            f"{len(loaded.rows) - len(kept)} of {len(loaded.rows)} rows are blank, or have nothing "
+            f"to learn in their first data.sequence_length={length} tokens, so too few are left: "
+            "raise it, or give other data"
         )
-        for side in SIDES
-    )
-    held = [loaded.rows[n] for n in arrays["heldout_index"]]
-    asked = _questions(held, arrays["heldout_cut"])
-    contexts = [heldout.question(row) for row in asked]
-    questions = Questions(contexts, list(asked.values()), tokenizer, padding_id, eos_token_id)
+    sides = [np.array(places) for places in split_places(kept, config.heldout)]
+    padding_id = next((i for i in (tokenizer.pad_token_id, eos_token_id) if i is not None), 0)
+    of_all = arrays["tokens"], arrays["learned"], arrays["starts"]
+    train, heldout = (TokenTable(*of_all, places, length, padding_id) for places in sides)
+    answers = {
+        row: answer
+        for row, place in enumerate(heldout.examples)
+        if (answer := _answer(kept[place], arrays["cut"][place])) is not None
+    }
+    contexts = [heldout.question(row) for row in answers]
     rows = {
         "train": len(train),
         "heldout": len(heldout),
-        "cut": sum(int(arrays[f"{side}_cut"].sum()) for side in SIDES),
-        "dropped": len(loaded.rows) - int(arrays["kept"]),
+        "cut": int(arrays["cut"][np.concatenate(sides)].sum()),
+        "dropped": len(loaded.rows) - len(kept),
         "format": loaded.format,
     }
+    questions = Questions(contexts, list(answers.values()), tokenizer, padding_id, eos_token_id)
     return Corpus(train, heldout, questions, content, rows)
 
 
-SIDES = ("train", "heldout")
-
-
-def _sides(rows: Sequence[Row], heldout: int, encoder: Encoder) -> dict[str, np.ndarray]:
-    """The arrays of :func:`tokenised` for either side, each named after its side, and the number of
-    rows ``kept``.
-
-    Raises :class:`StudyError` if too few rows have anything to learn.
-    """
-    arrays = tokenised(rows, encoder)
-    kept = [rows[n] for n in arrays["index"]]
-    if len(kept) < len(rows) and len(set(kept)) < len(SIDES):
-        raise StudyError(
-            f"{len(rows) - len(kept)} of {len(rows)} rows are blank, or have nothing to learn in "
-            f"their first data.sequence_length={encoder.length} tokens, so too few are left: raise "
-            "it, or give other data"
-        )
-    of_sides = {
-        f"{side}_{name}": array
-        for side, places in zip(SIDES, split_places(kept, heldout), strict=True)
-        for name, array in chosen(arrays, places).items()
-    }
-    return of_sides | {"kept": np.array(len(kept))}
-
-
-def _questions(rows: Sequence[Row], cut: np.ndarray) -> dict[int, str]:
-    """The rows that are questions, by their place, each with the text of its answer.
+def _answer(row: Row, is_cut: bool) -> str | None:
+    """The answer of a row that is a question.
 
     A conversation that was cut may lack its last turn, and a document has no question.
     """
-    found = {}
-    for place, (row, is_cut) in enumerate(zip(rows, cut, strict=True)):
-        if isinstance(row, Example):
-            found[place] = row.target
-        elif isinstance(row, Conversation) and not is_cut:
-            found[place] = row.answer
-    return found
+    if isinstance(row, Example):
+        return row.target
+    return row.answer if isinstance(row, Conversation) and not is_cut else None
 
 
 @lru_cache(maxsize=16)

@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from study.errors import StudyError
 
@@ -43,8 +42,6 @@ class Document:
 Row = Example | Conversation | Document
 """What a data set has many of. All rows of one are of one kind."""
 
-R = TypeVar("R", bound=Row)
-
 
 def fingerprint(examples: Sequence[Row]) -> str:
     """The content hash: sha256, in hex, over one line of canonical JSON per example.
@@ -56,12 +53,6 @@ def fingerprint(examples: Sequence[Row]) -> str:
     for example in examples:
         digest.update(_canonical(example))
     return digest.hexdigest()
-
-
-def split(examples: Sequence[R], heldout: int) -> tuple[list[R], list[R]]:
-    """``(train, heldout)``: the examples at the places of :func:`split_places`."""
-    train, held = split_places(examples, heldout)
-    return [examples[place] for place in train], [examples[place] for place in held]
 
 
 def split_places(examples: Sequence[Row], heldout: int) -> tuple[list[int], list[int]]:

@@ -2,7 +2,7 @@
 
 The ending of a file's name says what it holds: JSON lines, JSON, CSV or Parquet, the text files
 also compressed. Every reader yields the place of a row, for messages, and its fields, one row at a
-time, and raises :class:`StudyError` for what it can't read.
+time.
 """
 
 import csv
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from io import BufferedReader, TextIOWrapper
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def read_lines(file: BufferedReader, named: str) -> Iterator[Found]:
         content = line.removeprefix(_BOM) if number == 1 else line
         if content.strip():
             where = f"{named}, line {number}"
-            yield where, _row(_parsed(content, where), where)
+            yield where, _parsed(content, where)
 
 
 def read_list(file: BufferedReader, named: str) -> Iterator[Found]:
@@ -51,26 +52,17 @@ def read_list(file: BufferedReader, named: str) -> Iterator[Found]:
     if not file.peek(64).removeprefix(_BOM).lstrip().startswith(b"["):
         yield from read_lines(file, named)
         return
-    rows = _parsed(file.read().removeprefix(_BOM), named)
-    for number, row in enumerate(rows, start=1):
-        where = f"{named}, row {number}"
-        yield where, _row(row, where)
+    for number, row in enumerate(_parsed(file.read().removeprefix(_BOM), named), start=1):
+        yield f"{named}, row {number}", row
 
 
 def _parsed(content: bytes, where: str) -> Any:
     try:
         return json.loads(content.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise StudyError(f"{where} is not UTF-8: save the file as UTF-8") from None
     except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise StudyError(f"{where} is not valid JSON ({reason}): {_WRITE}") from None
-
-
-def _row(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise StudyError(f"{where} is of type {type(value).__name__}, not an object: {_WRITE}")
-    return value
+        raise StudyError(
+            f"{where} is not valid JSON in UTF-8 ({one_line(error)}): {_WRITE}"
+        ) from None
 
 
 def read_csv(file: BufferedReader, named: str) -> Iterator[Found]:
@@ -97,11 +89,10 @@ def read_csv(file: BufferedReader, named: str) -> Iterator[Found]:
 
 def read_parquet(file: BufferedReader, named: str) -> Iterator[Found]:
     """Yield the rows of a Parquet file."""
-    number = 0
-    for batch in pq.ParquetFile(file).iter_batches(batch_size=_AT_ONCE):
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{named}, row {number}", row
+    batches = pq.ParquetFile(file).iter_batches(batch_size=_AT_ONCE)
+    rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+    for number, row in enumerate(rows, start=1):
+        yield f"{named}, row {number}", row
 
 
 READERS: dict[str, Callable[[BufferedReader, str], Iterator[Found]]] = {
@@ -128,7 +119,10 @@ def exists(path: str) -> bool:
 
 
 def read(path: str) -> Iterator[Found]:
-    """Yield the rows of the file at ``path``, in order."""
+    """Yield the rows of the file at ``path``, in order.
+
+    Raises :class:`StudyError` for what can't be read.
+    """
     named = f"data.path={short(path, 200)}"
     suffixes = Path(path).suffixes
     compression = COMPRESSIONS.get(suffixes[-1]) if suffixes else None
@@ -140,7 +134,12 @@ def read(path: str) -> Iterator[Found]:
             file = opened
             if compression:
                 file = BufferedReader(pa.CompressedInputStream(pa.PythonFile(opened), compression))
-            yield from reader(file, named)
+            for where, row in reader(file, named):
+                if not isinstance(row, dict):
+                    raise StudyError(
+                        f"{where} is of type {type(row).__name__}, not an object: {_WRITE}"
+                    )
+                yield where, row
     except FileNotFoundError:
         raise StudyError(f"{named} does not exist: {_FIX}") from None
     except (OSError, EOFError, ValueError, RuntimeError, pa.ArrowException) as error:

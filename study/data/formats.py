@@ -14,10 +14,6 @@ Chat = Callable[[Sequence[Message], Any, int, str], Conversation]
 """Writes messages and tools by the chat template. The number is that of the first messages that are
 a prompt; the text is the place of the row."""
 
-READERS: dict[str, Callable[[Fields, str, Chat], Row]] = {}
-"""The function of every format, by name. It gets the fields of a row, its place and the template,
-and raises :class:`StudyError` for values that it can't use."""
-
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SHAREGPT_ROLES = {
     **{name: name for name in ROLES},
@@ -38,16 +34,6 @@ ALPACA_WITH_INPUT = (
 at the end that Axolotl and LLaMA-Factory add."""
 
 
-def reader(name: str) -> Callable[..., Any]:
-    """Register a function as the reader of a format."""
-
-    def register(function: Callable[[Fields, str, Chat], Row]) -> Any:
-        READERS[name] = function
-        return function
-
-    return register
-
-
 def recognised(asked: str, fields: Fields, where: str) -> str:
     """The format of a data set: ``asked``, or by the fields of its first row.
 
@@ -66,7 +52,6 @@ def recognised(asked: str, fields: Fields, where: str) -> str:
     )
 
 
-@reader("context_target")
 def _context_target(fields: Fields, where: str, _: Chat) -> Row:
     context, target = _text(fields, "context", where), _text(fields, "target", where)
     if not target.strip():
@@ -74,7 +59,6 @@ def _context_target(fields: Fields, where: str, _: Chat) -> Row:
     return Example(context, target)
 
 
-@reader("alpaca")
 def _alpaca(fields: Fields, where: str, _: Chat) -> Row:
     instruction, output = _text(fields, "instruction", where), _text(fields, "output", where)
     more = "" if fields.get("input") is None else _text(fields, "input", where)
@@ -83,7 +67,6 @@ def _alpaca(fields: Fields, where: str, _: Chat) -> Row:
     return Example(ALPACA.format(instruction=instruction), output)
 
 
-@reader("completion")
 def _completion(fields: Fields, where: str, chat: Chat) -> Row:
     if "text" in fields and "prompt" not in fields:
         return Document(_text(fields, "text", where))
@@ -95,7 +78,6 @@ def _completion(fields: Fields, where: str, chat: Chat) -> Row:
     return Example(_text(fields, "prompt", where), _text(fields, "completion", where))
 
 
-@reader("messages")
 def _messages(fields: Fields, where: str, chat: Chat) -> Row:
     has_messages = fields.get("messages") is not None or "conversations" not in fields
     messages = _turns(fields, "messages" if has_messages else "conversations", where)
@@ -152,15 +134,14 @@ def _content(turn: Fields, key: str, where: str) -> str:
 
 def _tools(fields: Fields, where: str) -> list[Any] | None:
     """The tools of a row: a list of JSON schemas, or its JSON."""
-    tools = fields.get("tools")
-    if isinstance(tools, str) and tools.strip():
-        try:
-            tools = json.loads(tools)
-        except (ValueError, RecursionError):
-            raise StudyError(f"{where}: 'tools' is not valid JSON: write a list") from None
-    if tools and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise StudyError(f"{where}: 'tools' is not a list of JSON schemas: write such a list")
-    return tools or None
+    tools = fields.get("tools") or None
+    try:
+        found = json.loads(tools) if isinstance(tools, str) else tools
+        if found is None or all(isinstance(tool, dict) for tool in found):
+            return found
+    except (ValueError, TypeError, RecursionError):  # no JSON; not a list
+        pass
+    raise StudyError(f"{where}: 'tools' is no list of JSON schemas: write such a list")
 
 
 def _text(fields: Fields, key: str, where: str) -> str:
@@ -169,12 +150,6 @@ def _text(fields: Fields, key: str, where: str) -> str:
         raise StudyError(
             f"{where}: {key!r} is of type {type(text).__name__}, not a string: put it in quotes"
         )
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # tokenizers reject it
-        raise StudyError(
-            f"{where}: {key!r} has an unpaired surrogate: write the whole character"
-        ) from None
     return text
 
 
@@ -187,3 +162,13 @@ def _required(fields: Fields, key: str, where: str) -> Any:
             f"every row ({known})"
         )
     return fields[key]
+
+
+READERS: dict[str, Callable[[Fields, str, Chat], Row]] = {
+    "context_target": _context_target,
+    "messages": _messages,
+    "alpaca": _alpaca,
+    "completion": _completion,
+}
+"""The function of every format, by name. It gets the fields of a row, its place and the template,
+and raises :class:`StudyError` for values that it can't use."""

@@ -7,11 +7,10 @@ platforms. The content hash in a cell's identity tells such runs apart.
 
 import ast
 import gc
-import hashlib
 import importlib
 import inspect
+import json
 import re
-import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,44 +25,15 @@ from types import (
 
 from study.data.examples import Example
 
-# Modules written in Python, read from their source without an import. All are part of every
-# supported version. Modules that Linux distributions package separately (tkinter, turtle, venv,
-# idlelib) are left out.
-SOURCE_MODULES = """
-    abc ast asyncio.base_events asyncio.events asyncio.exceptions asyncio.futures asyncio.locks
-    asyncio.protocols asyncio.queues asyncio.runners asyncio.selector_events asyncio.streams
-    asyncio.subprocess asyncio.tasks asyncio.timeouts asyncio.transports base64 bdb bz2 calendar cmd
-    code codecs codeop collections compileall concurrent.futures._base configparser contextlib copy
-    csv ctypes curses.textpad dataclasses datetime difflib dis email.charset email.encoders
-    email.errors email.feedparser email.generator email.header email.headerregistry email.iterators
-    email.message email.mime.base email.parser email.policy email.utils enum filecmp fileinput
-    fnmatch fractions ftplib functools genericpath getopt getpass glob graphlib gzip heapq hmac
-    html.parser http.client http.cookiejar http.cookies http.server imaplib importlib.abc
-    importlib.machinery importlib.metadata importlib.resources.abc importlib.util inspect ipaddress
-    json json.encoder keyword linecache locale logging logging.config logging.handlers lzma mailbox
-    mimetypes multiprocessing.connection multiprocessing.context multiprocessing.managers
-    multiprocessing.pool multiprocessing.process multiprocessing.reduction
-    multiprocessing.shared_memory multiprocessing.util netrc ntpath numbers operator optparse os
-    pathlib pdb pickle pkgutil platform poplib posixpath pprint pstats pyclbr pydoc queue quopri
-    random re reprlib rlcompleter runpy sched secrets selectors shlex shutil site smtplib socket
-    socketserver sqlite3.dump ssl stat statistics subprocess symtable sysconfig tabnanny tarfile
-    tempfile textwrap threading timeit tokenize tomllib trace traceback tracemalloc types typing
-    unittest.case unittest.loader unittest.mock unittest.result unittest.runner unittest.suite
-    unittest.util urllib.error urllib.parse urllib.request urllib.response urllib.robotparser uuid
-    warnings weakref webbrowser wsgiref.handlers wsgiref.headers wsgiref.simple_server wsgiref.types
-    wsgiref.util wsgiref.validate xml.dom.minidom xml.etree.ElementTree xml.sax.handler
-    xml.sax.saxutils xml.sax.xmlreader xmlrpc.client xmlrpc.server zipapp zipfile zipimport
-"""
+MODULES: dict[str, list[str]] = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
+"""The modules whose documentation is taken, in order.
 
-# Modules written in C, whose docstrings need an import, which is cheap. A build may lack some.
-# Without sys and threading: other libraries replace their hooks, and the data must not depend on
-# other imports.
-BUILT_IN_MODULES = """
-    array atexit binascii builtins cmath collections datetime decimal faulthandler functools gc io
-    itertools marshal math mmap operator os pickle select signal socket sqlite3 struct time
-    unicodedata weakref zlib
+- ``source``: written in Python, read from their source without an import. All are part of every
+  supported version, and none is packaged separately by Linux distributions;
+- ``built_in``: written in C. Their docstrings need an import, which is cheap. A build may lack
+  some. Without sys and threading: other libraries replace their hooks, and the data must not depend
+  on other imports.
 """
-
 _SHORTEST, _LONGEST = 30, 280  # characters in an answer: about 7 and 65 tokens
 
 
@@ -83,34 +53,15 @@ def documentation() -> Iterator[Example]:
             yield Example(f"{question} in Python? Answer:", f" {answer}")
 
 
-def state() -> str:
-    """A hash of what :func:`documentation` reads: sizes and times of the sources, the build of
-    Python, whose modules in C have their docstrings in them, and this module.
-    """
-    files = {file: file.stat() for file in (*_sources().values(), Path(__file__))}
-    seen = [(str(file), found.st_size, found.st_mtime_ns) for file, found in files.items()]
-    made_from = repr((sys.version, sys.platform, seen))
-    return hashlib.sha256(made_from.encode()).hexdigest()[:24]
-
-
-def _sources() -> dict[str, Path]:
-    """The files of those of :data:`SOURCE_MODULES` that this Python has."""
-    folder = Path(sysconfig.get_path("stdlib"))
-    found = {}
-    for module in SOURCE_MODULES.split():
-        stem = folder.joinpath(*module.split("."))
-        for file in (stem.with_suffix(".py"), stem / "__init__.py"):
-            if file.is_file():
-                found[module] = file
-                break
-    return found
-
-
 def _entries() -> Iterator[tuple[str, str, str]]:
     """Yield (question, docstring, dotted name) for everything with a docstring."""
-    for module, file in _sources().items():
-        yield from _from_source(module, _parsed(file))
-    for module in BUILT_IN_MODULES.split():
+    folder = Path(sysconfig.get_path("stdlib"))
+    for module in MODULES["source"]:
+        stem = folder.joinpath(*module.split("."))
+        files = [file for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.is_file()]
+        if files:
+            yield from _from_source(module, _parsed(files[0]))
+    for module in MODULES["built_in"]:
         try:
             yield from _from_objects(importlib.import_module(module))
         except ImportError:
@@ -120,13 +71,11 @@ def _entries() -> Iterator[tuple[str, str, str]]:
 def _parsed(file: Path) -> list[ast.stmt]:
     # A syntax tree has thousands of objects. They would trigger garbage collections over everything
     # that torch has allocated, and one collection takes longer than parsing the file.
-    collecting = gc.isenabled()
     gc.disable()
     try:
         return ast.parse(file.read_bytes()).body
     finally:
-        if collecting:
-            gc.enable()
+        gc.enable()
 
 
 _DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

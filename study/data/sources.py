@@ -2,13 +2,11 @@
 made here. The other rows read what ``data.path`` names.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-import numpy as np
 from omegaconf import MISSING
 
 from study.config import DataConfig
@@ -18,7 +16,6 @@ from study.data.examples import Conversation, Example, Row
 from study.data.files import Found
 from study.data.formats import READERS, recognised
 from study.errors import StudyError, given, short, unknown
-from study.store.cache import kept_arrays
 from study.vocabulary.sources import DATASETS
 
 if TYPE_CHECKING:
@@ -44,30 +41,14 @@ def source(name: str) -> Callable[[Reader], Reader]:
 
 
 @source("pydoc")
+@cache  # a plan asks for their hash, and training for the examples
 def _pydoc(_: str) -> Iterable[Example]:
-    return _documentation()
-
-
-@cache
-def _documentation() -> tuple[Example, ...]:
-    """Cached in the process and in the user's cache folder: reading it takes half a second."""
-
-    def read() -> dict[str, np.ndarray]:
-        texts = [[example.context, example.target] for example in pydoc.documentation()]
-        return {"json": np.frombuffer(json.dumps(texts).encode(), np.uint8)}
-
-    kept = kept_arrays(f"pydoc-{pydoc.state()}", read)["json"]
-    return tuple(Example(context, target) for context, target in json.loads(kept.tobytes()))
+    return tuple(pydoc.documentation())
 
 
 @source("xbrl_extract")
-def _xbrl_extract(_: str) -> Iterable[Example]:
-    return _questions()
-
-
 @cache
-def _questions() -> tuple[Example, ...]:
-    """Cached in the process: a plan asks for their hash, and training for the questions."""
+def _xbrl_extract(_: str) -> Iterable[Example]:
     return tuple(xbrl.questions())
 
 
@@ -90,7 +71,13 @@ def load_rows(config: DataConfig, tokenizer: Callable[[], "PreTrainedTokenizerBa
     if config.name not in DATASETS:
         raise unknown("data", config.name, DATASETS)
     path = "" if config.path in (None, MISSING) else str(config.path)
-    _check_path(config.name, path)
+    if DATASETS[config.name].reads_path and not path:
+        raise StudyError(f"data={config.name} reads a file: add data.path=<file>")
+    if path and not DATASETS[config.name].reads_path:
+        raise StudyError(
+            f"data={config.name} reads no file, but data.path={path!r} is given: "
+            "add data=file, or remove data.path"
+        )
     if made := SOURCES.get(config.name):
         loaded = Loaded(list(made(path)), None)
     else:
@@ -102,15 +89,6 @@ def load_rows(config: DataConfig, tokenizer: Callable[[], "PreTrainedTokenizerBa
             f"{place} has no examples: name another file, or choose data from {others}"
         )
     return loaded
-
-
-def load_examples(config: DataConfig) -> list[Row]:
-    """The rows of :func:`load_rows`, of a data set without conversations."""
-
-    def tokenizer() -> "PreTrainedTokenizerBase":
-        raise StudyError("conversations can't be read without a model's tokenizer")
-
-    return load_rows(config, tokenizer).rows
 
 
 def _found(config: DataConfig) -> Iterator[Found]:
@@ -143,31 +121,15 @@ def _of_format(
         if name is None:
             name = recognised(config.format, fields, where)
         row = READERS[name](fields, where, lambda *asked: template().conversation(*asked))
-        if not rows:
-            _check_template(config, name, row)
-        elif type(row) is not type(rows[0]):
+        if config.chat_template is not None and not isinstance(row, Conversation):
+            raise StudyError(
+                f"data.chat_template={config.chat_template} writes conversations, and the rows are "
+                f"of data.format={name}: remove it"
+            )
+        if rows and type(row) is not type(rows[0]):
             raise StudyError(
                 f"{where} has other fields or types than the rows before it: give all rows the "
                 f"same fields of data.format={name}"
             )
         rows.append(row)
     return Loaded(rows, name)
-
-
-def _check_template(config: DataConfig, name: str, row: Row) -> None:
-    if config.chat_template is not None and not isinstance(row, Conversation):
-        raise StudyError(
-            f"data.chat_template={config.chat_template} writes conversations, and the rows are of "
-            f"data.format={name}: remove it"
-        )
-
-
-def _check_path(name: str, path: str) -> None:
-    """Raises :class:`StudyError` if ``data.path`` is missing, or is given and not read."""
-    if DATASETS[name].reads_path and not path:
-        raise StudyError(f"data={name} reads a file: add data.path=<file>")
-    if path and not DATASETS[name].reads_path:
-        raise StudyError(
-            f"data={name} reads no file, but data.path={path!r} is given: "
-            "add data=file, or remove data.path"
-        )

@@ -1,70 +1,61 @@
 """Token batches: the tokens of a row, its supervised tokens, and the order of rows."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from study.config import DataConfig
-from study.data import (
-    Corpus,
-    Example,
-    TokenTable,
-    build_corpus,
-    fingerprint,
-    split,
-)
+from study.data import Corpus, Example, TokenTable, build_corpus, fingerprint
+from study.data.examples import split_places
 from study.errors import StudyError
+from study.models import tiny
 
-EOS, BOS, PAD = 256, 257, 258
+EOS, PAD, BOS = 256, 257, 258
 
 
-def byte_tokenizer(bos: bool = False, pad: bool = True) -> PreTrainedTokenizerFast:
-    """A real fast tokenizer with one token per byte, so that texts determine rows."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: i for i, letter in enumerate(letters)} | {
-        "<eos>": EOS,
-        "<bos>": BOS,
-        "<pad>": PAD,
-    }
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    if bos:
-        backend.post_processor = processors.TemplateProcessing(
-            single="<bos> $A", special_tokens=[("<bos>", BOS)]
-        )
-    names = (
-        {"eos_token": "<eos>"}
-        | ({"bos_token": "<bos>"} if bos else {})
-        | ({"pad_token": "<pad>"} if pad else {})
+def with_bos() -> PreTrainedTokenizerFast:
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", BOS)]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    return tokenizer
 
 
-PLAIN, WITH_BOS = byte_tokenizer(), byte_tokenizer(bos=True)
+def without_pad() -> PreTrainedTokenizerFast:
+    tokenizer = tiny.tokenizer()
+    tokenizer.pad_token = None
+    return tokenizer
 
 
-@pytest.fixture
-def build(tmp_path):
-    """Builds the corpus of some examples."""
+PLAIN, WITH_BOS = tiny.tokenizer(), with_bos()
+"""One token per byte, so that texts determine rows."""
 
-    def corpus(examples, length=32, tokenizer=PLAIN, eos=EOS, heldout=8) -> Corpus:
-        file = tmp_path / "rows.jsonl"
-        file.write_text(
-            "\n".join(json.dumps({"context": e.context, "target": e.target}) for e in examples)
-        )
-        config = DataConfig(
-            name="file", path=str(file), sequence_length=length, heldout=heldout, seed=0
-        )
-        return build_corpus(config, tokenizer, eos)
 
-    return corpus
+def build(
+    folder: Path,
+    examples: list[Example],
+    length: int = 32,
+    tokenizer: Any = PLAIN,
+    eos: int | None = EOS,
+) -> Corpus:
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(vars(example)) + "\n" for example in examples))
+    config = DataConfig("file", str(file), sequence_length=length, heldout=8, seed=0)
+    return build_corpus(config, tokenizer, eos)
+
+
+def sides(examples: list[Example]) -> list[list[Example]]:
+    """The training and the held-out examples."""
+    return [[examples[place] for place in places] for places in split_places(examples, 8)]
 
 
 def rows_of(table: TokenTable) -> list[tuple[list[int], list[int], list[int]]]:
@@ -74,10 +65,8 @@ def rows_of(table: TokenTable) -> list[tuple[list[int], list[int], list[int]]]:
         assert batch.input_ids_BT.shape == batch.targets_BT.shape == batch.real_BT.shape
         assert batch.input_ids_BT.shape[1] == table.sequence_length
         assert batch.input_ids_BT.dtype == batch.targets_BT.dtype == torch.int64
-        assert batch.real_BT.dtype == torch.bool
-        for ids, targets, real in zip(
-            batch.input_ids_BT, batch.targets_BT, batch.real_BT, strict=True
-        ):
+        each = zip(batch.input_ids_BT, batch.targets_BT, batch.real_BT, strict=True)
+        for ids, targets, real in each:
             count = int(real.sum())
             assert real[:count].all()  # padded on the right
             learned = (targets != -100).nonzero().flatten()
@@ -87,32 +76,19 @@ def rows_of(table: TokenTable) -> list[tuple[list[int], list[int], list[int]]]:
     return rows
 
 
-def text(ids: list[int]) -> str:
-    return PLAIN.decode(ids)
-
-
 words = st.text(st.characters(codec="utf-8"), max_size=12)
+pairs = st.builds(Example, words, words.filter(str.strip))
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    examples=st.lists(
-        st.builds(Example, words, words.filter(str.strip)), min_size=2, max_size=12, unique=True
-    ),
-    bos=st.booleans(),
-)
+@given(examples=st.lists(pairs, min_size=2, max_size=12, unique=True), bos=st.booleans())
 def test_a_row_is_context_target_eos_and_the_loss_is_on_target_and_eos(
-    examples, bos, tmp_path_factory
-):
-    file = tmp_path_factory.mktemp("batches") / "rows.jsonl"
-    file.write_text(
-        "\n".join(json.dumps({"context": e.context, "target": e.target}) for e in examples)
-    )
-    config = DataConfig(name="file", path=str(file), sequence_length=100, heldout=8, seed=0)
-    corpus = build_corpus(config, WITH_BOS if bos else PLAIN, EOS)
+    examples: list[Example], bos: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("batches")
+    corpus = build(folder, examples, 100, WITH_BOS if bos else PLAIN)
     assert corpus.fingerprint == fingerprint(examples)
-    train, held = split(examples, 8)
-    for table, side in ((corpus.train, train), (corpus.heldout, held)):
+    for table, side in zip((corpus.train, corpus.heldout), sides(examples), strict=True):
         assert len(table) == len(side)
         for (ids, learned, positions), example in zip(rows_of(table), side, strict=True):
             if bos:
@@ -120,84 +96,66 @@ def test_a_row_is_context_target_eos_and_the_loss_is_on_target_and_eos(
             elif not example.context:
                 assert ids.pop(0) == EOS  # it predicts the first token of the target
             assert ids[-1] == learned[-1] == EOS
-            assert text(ids[:-1]) == example.context + example.target
-            assert text(learned[:-1]) == example.target
+            assert PLAIN.decode(ids[:-1]) == example.context + example.target
+            assert PLAIN.decode(learned[:-1]) == example.target
             assert positions == list(range(positions[0], positions[0] + len(learned)))
 
 
-FILLER = [Example("other", "other")]
-
-
-def row(build, example, **kwargs):
-    """The row of ``example``, on either side of the split."""
-    corpus = build([example, *FILLER], **kwargs)
-    held = split([example, *FILLER], 8)[1] == [example]
-    return rows_of(corpus.heldout if held else corpus.train)[0]
-
-
-@pytest.mark.parametrize("tokenizer", [PLAIN, WITH_BOS])
-def test_a_long_context_loses_its_left_but_for_bos(build, tokenizer):
-    # 8 + 3 + eos would be 12.
-    ids, learned_ids, positions = row(
-        build, Example("question", "yes"), length=9, tokenizer=tokenizer
-    )
-    assert len(ids) == 9
-    assert text(learned_ids[:-1]) == "yes"
-    assert learned_ids[-1] == EOS
-    if tokenizer is WITH_BOS:
-        assert ids[0] == BOS
-        assert text(ids[1:-4]) == "tion"
-    else:
-        assert text(ids[:-4]) == "stion"
-    assert positions == [4, 5, 6, 7]
-
-
-@pytest.mark.parametrize(("tokenizer", "first"), [(PLAIN, "?"), (WITH_BOS, None)])
-def test_a_long_target_loses_its_right_and_its_eos(build, tokenizer, first):
-    ids, learned, positions = row(
-        build, Example("why?", "because so"), length=6, tokenizer=tokenizer
-    )
-    assert text(learned) == "becau"
-    assert positions == [0, 1, 2, 3, 4]
-    assert (ids[0] == BOS) if first is None else (text(ids[:1]) == first)
-
-
-def test_a_target_that_leaves_no_room_for_eos_ends_without_it(build):
-    assert text(row(build, Example("why?", "yes!!"), length=6)[1]) == "yes!!"
-    assert row(build, Example("why?", "yes!"), length=6)[1][-1] == EOS
-
-
-def test_without_an_eos_nothing_is_appended(build):
-    ids, learned, _ = row(build, Example("q", "answer"), eos=None)
-    assert text(ids) == "qanswer"
-    assert text(learned) == "answer"
-    _, learned, _ = row(build, Example("", "answer"), eos=None)
-    assert text(learned) == "nswer"  # no token precedes the first
-
-
 @pytest.mark.parametrize(
-    ("tokenizer", "eos", "padding"), [(PLAIN, EOS, PAD), (byte_tokenizer(pad=False), EOS, EOS)]
+    ("example", "length", "tokenizer", "row"),
+    [
+        (Example("question", "yes"), 9, PLAIN, ("stion", "yes<eos>")),
+        (Example("question", "yes"), 9, WITH_BOS, ("<bos>tion", "yes<eos>")),
+        (Example("why?", "because so"), 6, PLAIN, ("?", "becau")),
+        (Example("why?", "because so"), 6, WITH_BOS, ("<bos>", "becau")),
+        (Example("why?", "yes!!"), 6, PLAIN, ("?", "yes!!")),
+        (Example("why?", "yes!"), 6, PLAIN, ("?", "yes!<eos>")),
+    ],
 )
-def test_padding_is_pad_or_eos(build, tokenizer, eos, padding):
-    batch = next(build([Example("q", "a"), *FILLER], tokenizer=tokenizer, eos=eos).train.batches(1))
+def test_a_context_loses_its_left_but_for_bos_and_a_target_its_right(
+    tmp_path: Path, example: Example, length: int, tokenizer: Any, row: tuple[str, str]
+) -> None:
+    examples = [example, Example("other", "other")]
+    corpus = build(tmp_path, examples, length, tokenizer)
+    is_held = sides(examples)[1] == [example]
+    [(ids, learned, _)] = rows_of(corpus.heldout if is_held else corpus.train)
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    assert text == "".join(row)
+    assert tokenizer.decode(learned, skip_special_tokens=False) == row[1]
+
+
+def test_without_an_eos_nothing_is_appended(tmp_path: Path) -> None:
+    corpus = build(tmp_path, [Example("q", "answer"), Example("", "answer")], eos=None)
+    found = [*rows_of(corpus.train), *rows_of(corpus.heldout)]
+    texts = {(PLAIN.decode(ids), PLAIN.decode(learned)) for ids, learned, _ in found}
+    assert texts == {("qanswer", "answer"), ("answer", "nswer")}, "no token precedes the first"
+
+
+@pytest.mark.parametrize(("tokenizer", "padding"), [(PLAIN, PAD), (without_pad(), EOS)])
+def test_padding_is_pad_or_eos(tmp_path: Path, tokenizer: Any, padding: int) -> None:
+    corpus = build(tmp_path, [Example("q", "a"), Example("other", "other")], tokenizer=tokenizer)
+    batch = next(corpus.train.batches(1))
     assert set(batch.input_ids_BT[~batch.real_BT].tolist()) == {padding}
     assert (batch.targets_BT[~batch.real_BT] == -100).all()
 
 
-def test_more_examples_than_a_chunk_keep_their_order(build):
-    examples = [Example(f"question {i}", f"{i}") for i in range(2345)]
-    corpus = build(examples)
-    train, _ = split(examples, 8)
-    for index in (0, 999, 1000, 1001, len(train) - 1):
-        ids = corpus.train.tokens[
-            corpus.train.starts[index] : corpus.train.starts[index + 1]
-        ].tolist()
-        assert text(ids[:-1]) == train[index].context + train[index].target
+def test_more_examples_than_a_chunk_keep_their_order(tmp_path: Path) -> None:
+    examples = [Example(f"question {i}", f"{i}") for i in range(600)]
+    corpus = build(tmp_path, examples)
+    train = sides(examples)[0]
+    for index, example in enumerate(train):
+        ids, _ = corpus.train.row(index)
+        assert PLAIN.decode(ids[:-1]) == example.context + example.target
 
 
-def test_a_sequence_of_one_token_is_refused(build):
+def test_what_can_not_be_tokens_is_refused(tmp_path: Path) -> None:
+    examples = [Example(str(n), "z") for n in range(9)]
     with pytest.raises(StudyError, match=r"data\.sequence_length=1"):
-        build([Example("q", "a"), *FILLER], length=1)
+        build(tmp_path, examples, length=1)
+    corpus = build(tmp_path, examples)
+    corpus.check_tokens(EOS + 1, "m")
+    with pytest.raises(StudyError, match=rf"is token {EOS} of .* but m has {EOS} embedd"):
+        corpus.check_tokens(EOS, "m")
 
 
 # The order of rows
@@ -205,16 +163,9 @@ def test_a_sequence_of_one_token_is_refused(build):
 
 def numbered(size: int) -> TokenTable:
     """A table whose row ``i`` is the two tokens ``0, i``."""
-    numbers = np.stack(
-        [np.zeros(size, dtype=np.int32), np.arange(size, dtype=np.int32)], axis=1
-    ).flatten()
-    return TokenTable(
-        numbers,
-        np.tile([False, True], size),
-        2 * np.arange(size + 1),
-        sequence_length=4,
-        padding_id=0,
-    )
+    tokens = np.stack([np.zeros(size, np.int32), np.arange(size, dtype=np.int32)], axis=1)
+    learned = np.tile([False, True], size)
+    return TokenTable(tokens.flatten(), learned, 2 * np.arange(size + 1), np.arange(size), 4, 0)
 
 
 def drawn(table: TokenTable, seed: int, step: int, batch_size: int) -> list[int]:
@@ -222,7 +173,7 @@ def drawn(table: TokenTable, seed: int, step: int, batch_size: int) -> list[int]
 
 
 @given(size=st.integers(1, 40), batch_size=st.integers(1, 90), seed=st.integers(-(2**40), 2**40))
-def test_every_epoch_is_a_permutation(size, batch_size, seed):
+def test_every_epoch_is_a_permutation(size: int, batch_size: int, seed: int) -> None:
     table = numbered(size)
     steps = -(-3 * size // batch_size)
     order = [row for step in range(steps) for row in drawn(table, seed, step, batch_size)]
@@ -231,35 +182,15 @@ def test_every_epoch_is_a_permutation(size, batch_size, seed):
         assert sorted(order[epoch * size : (epoch + 1) * size]) == list(range(size))
 
 
-def test_epochs_and_seeds_differ_and_a_seed_repeats():
+def test_epochs_and_seeds_differ_and_a_seed_repeats() -> None:
+    """The data order of a stored cell must not change with a release of numpy or of ours."""
     table = numbered(100)
     assert drawn(table, 0, 0, 100) == drawn(numbered(100), 0, 0, 100)
     assert drawn(table, 0, 0, 100) != drawn(table, 0, 1, 100)
     assert drawn(table, 0, 0, 100) != drawn(table, 1, 0, 100)
-
-
-def test_the_order_is_pinned():
-    """The data order of a stored cell must not change with a release of numpy or of ours."""
     assert drawn(numbered(10), seed=7, step=0, batch_size=10) == [8, 4, 3, 6, 2, 1, 0, 5, 9, 7]
 
 
-def test_batches_go_through_the_table_once_in_order():
-    sizes, rows = [], []
-    for batch in numbered(10).batches(4):
-        sizes.append(len(batch.input_ids_BT))
-        rows += batch.input_ids_BT[:, 1].tolist()
-    assert sizes == [4, 4, 2]
-    assert rows == list(range(10))
-
-
-def test_a_token_that_the_model_lacks_is_named(tmp_path):
-    file = tmp_path / "rows.jsonl"
-    file.write_text(
-        "".join(json.dumps({"context": f"{n}", "target": "z"}) + "\n" for n in range(9))
-    )
-    config = DataConfig(name="file", path=str(file), sequence_length=16, heldout=2, seed=0)
-    corpus = build_corpus(config, PLAIN, EOS)
-    highest = max(int(corpus.train.tokens.max()), int(corpus.heldout.tokens.max()))
-    corpus.check_tokens(highest + 1, "m")
-    with pytest.raises(StudyError, match=rf"is token {highest} of .* but m has {highest} embedd"):
-        corpus.check_tokens(highest, "m")
+def test_batches_go_through_the_table_once_in_order() -> None:
+    batches = [batch.input_ids_BT[:, 1].tolist() for batch in numbered(10).batches(4)]
+    assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]

@@ -21,17 +21,17 @@ TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 
 BYTES = load_tokenizer(ModelConfig("tiny"))
 
-SHORT = [
-    {"role": "user", "content": "hi there"},
-    {"role": "assistant", "content": "hello"},
-]
-LONG = [
-    {"role": "system", "content": "Be kind."},
-    {"role": "user", "content": "hi"},
-    {"role": "assistant", "content": "hello  you"},
-    {"role": "user", "content": "é?"},
-    {"role": "assistant", "content": "yes"},
-]
+ROLES = ("system", "user", "assistant", "user", "assistant")
+
+
+def said(*texts: str, first: int = 1) -> list[dict[str, str]]:
+    """A conversation; ``first=0``: the first text is the system's."""
+    roles = zip(ROLES[first:], texts, strict=False)
+    return [{"role": role, "content": text} for role, text in roles]
+
+
+SHORT = said("hi there", "hello")
+LONG = said("Be kind.", "hi", "hello  you", "é?", "yes", first=0)
 
 
 def trained(trim_offsets: bool) -> PreTrainedTokenizerFast:
@@ -68,8 +68,14 @@ def tokens(row: Row, tokenizer: Any, eos: int = 0) -> Any:
     return arrays["tokens"].tolist(), arrays["learned"].tolist()
 
 
-def assert_as_transformers(messages: Any, path: Path, tokenizer: Any) -> None:
-    """The tokens and the marks of a template with generation blocks are those of transformers."""
+contents = st.text(st.characters(codec="utf-8"), min_size=1, max_size=9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts=st.lists(contents, min_size=2, max_size=4), name=st.sampled_from(list(TOKENIZERS)))
+def test_any_text_has_the_tokens_and_the_marks_of_transformers(texts: list[str], name: str) -> None:
+    messages, tokenizer = said(*texts), TOKENIZERS[name]
+    path = TEMPLATES / "qwen3_instruct_2507_training.jinja"
     theirs = tokenizer.apply_chat_template(
         messages,
         chat_template=path.read_text(),
@@ -82,31 +88,16 @@ def assert_as_transformers(messages: Any, path: Path, tokenizer: Any) -> None:
     assert learned == [bool(mask) for mask in theirs["assistant_masks"]]
 
 
-contents = st.text(st.characters(codec="utf-8"), min_size=1, max_size=9)
-
-
-@settings(max_examples=60, deadline=None)
-@given(said=st.lists(contents, min_size=2, max_size=6), name=st.sampled_from(list(TOKENIZERS)))
-def test_any_text_has_the_tokens_and_the_marks_of_transformers(said: list[str], name: str) -> None:
-    chosen = TOKENIZERS[name]
-    messages = [
-        {"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(said)
-    ]
-    path = TEMPLATES / "qwen3_instruct_2507_training.jinja"
-    assert_as_transformers(messages, path, chosen)
-
-
 @pytest.mark.parametrize("name", ["cohere2", "gemma3", "lfm2", "qwen2_5_vl", "qwen3_vl"])
-@pytest.mark.parametrize("messages", [SHORT, LONG], ids=["short", "long"])
-def test_turns_without_marks_are_those_that_trl_marks(name: str, messages: Any) -> None:
+def test_turns_without_marks_are_those_that_trl_marks(name: str) -> None:
     """TRL's training template of a model is its own template with marks."""
     own = template(TEMPLATES / f"{name}.jinja")
     marked = template(TEMPLATES / f"{name}_training.jinja")
     assert not own.marks_turns
     assert marked.marks_turns
-    assert own.conversation(messages, None, 0, "row") == marked.conversation(
-        messages, None, 0, "row"
-    )
+    for messages in (SHORT, LONG):
+        found, wanted = (each.conversation(messages, None, 0, "row") for each in (own, marked))
+        assert found == wanted
 
 
 @pytest.fixture
@@ -191,8 +182,7 @@ def test_tools_are_passed_on() -> None:
 
 
 REFUSED = {
-    "{% if %}": "is not valid Jinja",
-    "{{ strftime_now(format) }}": "asks for the date in an unknown way",
+    "{% if %}": r"fails on the conversation \(TemplateSyntaxError",
     "{{ raise_exception('only users') }}": r"fails on the conversation \(TemplateError: only users",
     "{{ messages[9].content.x }}": "fails on the conversation",
     "{{ ''.__class__.__mro__ }}": r"fails on the conversation \(SecurityError",

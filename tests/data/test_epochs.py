@@ -21,12 +21,9 @@ Build = Callable[..., CellConfig]
 @pytest.mark.parametrize(
     ("rows", "batch", "accumulation", "epochs", "warmup"),
     [
-        (60, 4, 1, 1.0, 0.1),
-        (61, 4, 1, 3.0, 0.07),
         (61, 4, 3, 3.0, 0.5),
         (61, 4, 16, 2.0, 0.999),
         (3, 8, 4, 5.0, 0.03),
-        (100, 7, 2, 0.5, 0.1),
         (100, 7, 2, 2.55, 0.07),
         (99, 1, 1, 0.001, 0.1),
         (10, 3, 2, 1.5, 3),
@@ -88,16 +85,6 @@ def test_schedules_follow_the_steps_of_the_epochs(cell: Build) -> None:
         plan([cell("train.epochs=1e6", "probes.steps=null", "probes.every=1")])
 
 
-def chats(folder: Path, rows: int = 24) -> Path:
-    path = folder / "chats.json"
-    turns = [
-        [{"from": "human", "value": f"Say {n}."}, {"from": "gpt", "value": f"It is {n}."}]
-        for n in range(rows)
-    ]
-    path.write_text(json.dumps([{"conversations": turn} for turn in turns]))
-    return path
-
-
 SMALL = ("model=tiny", "data.sequence_length=128", "train.batch_size=4", "probes.steps=null")
 
 
@@ -105,7 +92,12 @@ def test_conversations_are_trained_for_an_epoch(
     tmp_path: Path, study_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path = chats(tmp_path)
+    path = tmp_path / "chats.json"
+    turns = [
+        [{"from": "human", "value": f"Say {n}."}, {"from": "gpt", "value": f"It is {n}."}]
+        for n in range(24)
+    ]
+    path.write_text(json.dumps([{"conversations": turn} for turn in turns]))
     words = ["data=file", f"data.path={path}", "data.chat_template=chatml", *SMALL, "name=chat"]
     words += ["train.epochs=1", "train.warmup=0.5", "train.answer_tokens=3"]
     planned = study_cli("train", "--plan", *words)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from study.data import Corpus, exact_match, first_label
+from study.data import Corpus
+from study.data.batches import exact_match, first_label
 
 MOODS = {"positive", "negative", "neutral"}
 
@@ -10,20 +11,15 @@ MOODS = {"positive", "negative", "neutral"}
 @pytest.mark.parametrize(
     ("answer", "label"),
     [
-        ("positive", "positive"),
         (" Positive.\nThe text is negative", "positive"),
         ("not negative but positive", "negative"),
         ("The answer is NEUTRAL", "neutral"),
         ("no idea", None),
-        ("", None),
     ],
 )
 def test_the_first_label_in_an_answer(answer: str, label: str | None) -> None:
     assert first_label(answer, MOODS) == label
-
-
-def test_the_longer_of_two_labels_with_the_same_start_counts() -> None:
-    assert first_label("0.125", {"0.1", "0.12", "5"}) == "0.12"
+    assert first_label("0.125", {"0.1", "0.12", "5"}) == "0.12", "the longer of the same start"
     assert first_label("0.1 or 0.12", {"0.1", "0.12"}) == "0.1"
 
 
@@ -62,7 +58,5 @@ def test_an_answer_ends_at_its_eos(corpus: Corpus) -> None:
     assert questions.exact_match(right) == 1.0
     assert questions.eos_token_id is not None
     assert questions.exact_match([[questions.eos_token_id, *ids] for ids in right]) == 0.0
-    assert (
-        questions.exact_match([[*ids, questions.eos_token_id, *encode("junk")] for ids in right])
-        == 1.0
-    )
+    junk = [questions.eos_token_id, *encode("junk")]
+    assert questions.exact_match([[*ids, *junk] for ids in right]) == 1.0
