@@ -17,7 +17,7 @@ PACKAGE_LINES = {
     "study/adapters": 1_800,
     "study/analysis": 4_600,
     "study/cli": 1_450,
-    "study/config": 1_750,
+    "study/config": 1_600,
     "study/dashboard": 1_300,
     "study/data": 1_800,
     "study/figures": 4_300,

@@ -16,7 +16,6 @@ number that results. The four arguments are
 import copy
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from study.config.checks import validate
-from study.config.types import CellConfig, optimizer_config
+from study.config.types import CellConfig
 from study.config.values import read
 from study.errors import StudyError, unknown
 from study.vocabulary import scaling
-from study.vocabulary.optimizers import OPTIMIZERS
 
 PACKAGE = Path(__file__).parents[1]
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").exists() else PACKAGE.parent / "conf"
@@ -45,21 +43,11 @@ def parse(composed: DictConfig) -> CellConfig:
 
     Raises :class:`StudyError`, one line, for the first value that is missing or wrong.
     """
-    known = {field.name for field in fields(CellConfig)}
-    own = without_hydra(composed)
     try:
-        if missing := sorted(OmegaConf.missing_keys(own)):
-            raise StudyError(f"{missing[0]} is not set: give {missing[0]}=...")
-        whole: Any = OmegaConf.to_container(own, resolve=True)
+        values: Any = OmegaConf.to_container(without_hydra(composed), resolve=True)
     except OmegaConfBaseException as error:
         raise StudyError(first_line(error)) from error
-    values = {key: value for key, value in whole.items() if key in known}
-    options = values.pop("optimizer", None)
-    name = options.get("name") if isinstance(options, dict) else options
-    if not isinstance(name, str) or name not in OPTIMIZERS:
-        raise unknown("optimizer", name, OPTIMIZERS)
-    optimizer = read(optimizer_config(name), options, "optimizer.")
-    cell = read(CellConfig, {**values, "optimizer": optimizer})
+    cell = read(CellConfig, values)
     validate(cell)
     return cell
 

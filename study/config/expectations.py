@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from study.config.values import Checked, Positive, Real, Text, one_of, read, whole_or
+from study.config.values import Checked, Positive, Real, one_of, read, whole_or
 from study.errors import StudyError
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import (
@@ -72,7 +72,7 @@ def _check_sentence(text: str) -> str:
     return text
 
 
-Sentence = Annotated[Text, Checked(_check_sentence)]
+Sentence = Annotated[str, Checked(_check_sentence)]
 
 
 @dataclass(kw_only=True)
@@ -94,7 +94,7 @@ class Expectation:
     - ``refuted_by``: a sentence.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
     what: Annotated[str, one_of(WHATS)]
     predicted: Annotated[Real, Field(strict=True)]
@@ -102,7 +102,7 @@ class Expectation:
     optimizer: Annotated[str, one_of(OPTIMIZERS)]
     source: Sentence
     refuted_by: Sentence
-    rule: Text | None = None
+    rule: str | None = None
     site: Annotated[str, one_of(SITES)] | None = None
     stat: Annotated[str, one_of(STATS)] | None = None
     batch: Annotated[str, one_of(BATCHES)] = TRAIN

@@ -4,20 +4,11 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from study.config.schedules import eval_steps, probe_steps, truncation_ranks
-from study.config.types import (
-    AdapterConfig,
-    CellConfig,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ProbesConfig,
-    TrainConfig,
-    optimizer_config,
-)
+from study.config.types import CellConfig, OptimizerConfig, optimizer_config
 from study.config.values import chosen
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import BATCHES, SITES, STATS, TRAIN, USUAL
@@ -27,6 +18,8 @@ UNKNOWN_STEPS = 1_000_000
 """Stands for the length of a loop in its identity, if it is not known before the end."""
 UNSEEN = ("eval_every", "answer_tokens", "save_adapter", "epochs", "shard", "checkpointing")
 """Keys of ``train`` that enter an identity through their effect, or not at all."""
+SAMPLED = ("adapter_out", "adapter_in_grad")
+"""Sites that are measured on some tokens of each micro-batch."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +41,21 @@ def identity(config: CellConfig, sources: Sources, *, earlier: bool = False) -> 
     ``config`` holds whole numbers of steps (:func:`study.config.schedules.resolved`). ``earlier``:
     the id that it had before the tokens of every micro-batch were sampled.
     """
-    adapter = {
-        name: value
-        for name, value in asdict(config.adapter).items()
-        if name not in ("contraction", "path")
-    }
+    adapter = asdict(config.adapter)
+    del adapter["contraction"], adapter["path"]
     if config.adapter.rank == math.inf:
         adapter["rank"] = "inf"  # JSON has no infinity
     if not isinstance(config.adapter.targets, str):
         adapter["targets"] = sorted(config.adapter.targets)
+    steps, batches = probe_steps(config), chosen("probes.batch", config.probes.batch, BATCHES)
+    sites = chosen("probes.sites", config.probes.sites, SITES)
+    probes = {
+        "steps": steps,
+        "sites": sites,
+        "stats": chosen("probes.stats", config.probes.stats, STATS, USUAL),
+        "batch": batches,
+        "tokens": config.probes.tokens,
+    }
     matters = {
         "identity_version": IDENTITY_VERSION,
         "sources": {key: value for key, value in asdict(sources).items() if value is not None},
@@ -69,35 +68,20 @@ def identity(config: CellConfig, sources: Sources, *, earlier: bool = False) -> 
         "seed": config.seed,
         "data_seed": config.data.seed,
         "precision": config.precision,
-        "probes": {
-            "steps": probe_steps(config),
-            "sites": chosen("probes.sites", config.probes.sites, SITES),
-            "stats": chosen("probes.stats", config.probes.stats, STATS, USUAL),
-            "batch": chosen("probes.batch", config.probes.batch, BATCHES),
-            "tokens": config.probes.tokens,
-        },
+        "probes": probes,
     }
     # Keys added later enter only if they are used, so that earlier cells keep their identity.
     if config.train.answer_tokens:
         matters["answer_tokens"] = config.train.answer_tokens
-    if _is_sampled_anew(config) and not earlier:
+    # An earlier version read the first micro-batch of a step only, and no dropout.
+    is_sampled = steps and TRAIN in batches and {*SAMPLED} & {*sites}
+    is_new = config.train.accumulation > 1 or config.adapter.dropout > 0
+    if is_sampled and is_new and not earlier:
         matters["sampled_tokens"] = "of each micro-batch, with dropout"
     if cut := truncation_ranks(config):
         matters["truncations"] = ["inf" if rank == math.inf else rank for rank in cut]
     canonical = json.dumps(matters, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
-
-
-def _is_sampled_anew(config: CellConfig) -> bool:
-    """Whether an earlier version measured other numbers of ``adapter_out`` and ``adapter_in_grad``.
-
-    It read the first micro-batch of a step only, and no dropout.
-    """
-    sites = chosen("probes.sites", config.probes.sites, SITES)
-    batches = chosen("probes.batch", config.probes.batch, BATCHES)
-    is_measured = bool(probe_steps(config)) and TRAIN in batches
-    is_read = not {"adapter_out", "adapter_in_grad"}.isdisjoint(sites)
-    return is_measured and is_read and (config.train.accumulation > 1 or config.adapter.dropout > 0)
 
 
 def recorded_identities(
@@ -114,18 +98,11 @@ def recorded_identities(
         names = {field.name for field in fields(kind)}
         return kind(**{key: value for key, value in values.items() if key in names})
 
+    kinds: dict[str, Any] = {f.name: f.type for f in fields(CellConfig) if is_dataclass(f.type)}
     name = config["optimizer"]["name"]
-    kind = optimizer_config(name) if name in OPTIMIZERS else OptimizerConfig
-    groups = {
-        "model": ModelConfig,
-        "data": DataConfig,
-        "adapter": AdapterConfig,
-        "optimizer": kind,
-        "train": TrainConfig,
-        "probes": ProbesConfig,
-    }
-    built = {group: made(kind, config.get(group, {})) for group, kind in groups.items()}
-    cell = made(CellConfig, {"seed": config["seed"], "precision": config["precision"]} | built)
+    kinds["optimizer"] = optimizer_config(name) if name in OPTIMIZERS else OptimizerConfig
+    groups = {group: made(kind, config.get(group, {})) for group, kind in kinds.items()}
+    cell = CellConfig(seed=config["seed"], precision=config["precision"], **groups)
     cells = [cell]
     if of_loop:
         cells.append(replace(cell, train=replace(cell.train, steps=UNKNOWN_STEPS)))

@@ -1,8 +1,6 @@
 """What a user probably meant, in one line; the help and the completion of ``study train``."""
 
 import re
-import shutil
-import textwrap
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,10 +18,12 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.plugins.completion_plugin import DefaultCompletionPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from study.config.compose import CONF, first_line
 from study.config.types import CellConfig, optimizer_config
-from study.config.values import Checked
 from study.errors import StudyError, given
 from study.vocabulary.optimizers import OPTIMIZERS
 
@@ -64,31 +64,29 @@ def as_study_errors() -> Iterator[None]:
         yield
     except (StudyError, BrokenPipeError):  # the reader of a pipe, such as head, has enough
         raise
-    except MissingConfigException as error:
-        near = get_close_matches(Path(error.missing_cfg_file or "").name, error.options or [], 1)
-        choices = f": choose from {', '.join(error.options)}" if error.options else ""
-        line = first_line(error).rpartition("': ")[2]
-        raise StudyError(f"{line}{choices}{_meant(near)}") from error
-    except OverrideParseException as error:
-        raise StudyError(
+    except Exception as error:
+        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+        reported = isinstance(error, HydraException | OmegaConfBaseException | yaml.YAMLError)
+        if not reported and not re.search("/(hydra|omegaconf|antlr4)/", raised_in):
+            raise
+        raise StudyError(_line(error)) from error
+
+
+def _line(error: BaseException) -> str:
+    """What is wrong, by the innermost cause, and what was probably meant."""
+    if isinstance(error, MissingConfigException):
+        options = error.options or []
+        near = get_close_matches(Path(error.missing_cfg_file or "").name, options, 1)
+        choices = f": choose from {', '.join(options)}" if options else ""
+        return first_line(error).rpartition("': ")[2] + choices + _meant(near)
+    if isinstance(error, OverrideParseException):
+        return (
             f"can't read {given(error.override)} ({first_line(error)}): write key=value; a value "
             "with spaces, brackets or letters beyond a to z has quotes of its own, such as "
             "\"name='été'\""
-        ) from error
-    except yaml.YAMLError as error:
-        said = " ".join(str(error).split())
-        raise StudyError(f"a file of the configuration is not valid YAML: {said}") from error
-    except Exception as error:
-        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-        of_hydra = isinstance(error, HydraException | OmegaConfBaseException)
-        if not of_hydra and not re.search("/(hydra|omegaconf|antlr4)/", raised_in):
-            raise
-        about = "" if of_hydra else "can't compose the configuration: "
-        raise StudyError(f"{about}{_cause(error)}") from error
-
-
-def _cause(error: BaseException) -> str:
-    """The first line of the innermost cause and, for an unknown key, the key that was meant."""
+        )
+    if isinstance(error, yaml.YAMLError):
+        return f"a file of the configuration is not valid YAML: {' '.join(str(error).split())}"
     while error.__cause__ is not None:
         error = error.__cause__
     key, parent = getattr(error, "full_key", None), getattr(error, "parent_node", None)
@@ -97,24 +95,18 @@ def _cause(error: BaseException) -> str:
     line = first_line(error) if str(error) else type(error).__name__
     if line.startswith("Ambiguous value"):
         line += ": add -m to sweep over several values, or write [4,8] for one list"
-    return line
+    return f"can't compose the configuration: {line}"
 
 
 def unknown_key(key: str, siblings: Iterable[str]) -> str:
     """The line about ``key``, which does not exist. ``siblings``: the keys that do, beside it."""
     beside = list(siblings)
-    group, _, name = key.rpartition(".")
-    by_name: dict[str, str] = {}
-    for known in known_keys():
-        by_name.setdefault(known.rpartition(".")[2], known)
-    if not group and name in by_name:
-        found = [by_name[name]]
-    elif near := get_close_matches(name, beside, 1, 0.65):
-        found = [f"{group}.{near[0]}" if group else near[0]]
-    else:
-        found = [by_name[each] for each in get_close_matches(name, by_name, 1, 0.65)]
-    choices = "" if found else f": choose from {', '.join(beside)}"
-    return f"unknown key {key}{_meant(found)}{choices}"
+    group, dot, name = key.rpartition(".")
+    dotted = {known.rpartition(".")[2]: known for known in known_keys() if known != key}
+    dotted |= {each: group + dot + each for each in beside}
+    near = get_close_matches(name, beside, 1, 0.7) or get_close_matches(name, dotted, 1, 0.65)
+    choices = "" if near else f": choose from {', '.join(beside)}"
+    return f"unknown key {key}{_meant([dotted[each] for each in near])}{choices}"
 
 
 def _meant(likely: Sequence[str]) -> str:
@@ -122,36 +114,22 @@ def _meant(likely: Sequence[str]) -> str:
 
 
 @cache
-def known_keys() -> tuple[str, ...]:
-    """The dotted keys of a cell."""
-    return tuple(dict.fromkeys(key for key, _ in _typed_fields()))
-
-
-def _typed_fields() -> Iterator[tuple[str, Any]]:
-    """Every dotted key of a cell with its annotated type. Optimizers may share a key."""
-    for part in fields(CellConfig):
-        kinds = (
-            [optimizer_config(name) for name in OPTIMIZERS]
-            if part.name == "optimizer"
-            else [part.type]
+def known_keys() -> dict[str, tuple[str, ...]]:
+    """Every dotted key of a cell, with the words that it may hold if it takes no others."""
+    parts: list[tuple[str, Any]] = [(part.name, part.type) for part in fields(CellConfig)]
+    parts += [("optimizer", optimizer_config(name)) for name in OPTIMIZERS]
+    found: dict[str, tuple[str, ...]] = {}
+    for part, kind in parts:
+        inside = (
+            [(f"{part}.{each.name}", each.type) for each in fields(kind)]
+            if is_dataclass(kind)
+            else [(part, kind)]
         )
-        for kind in kinds:
-            if is_dataclass(kind):
-                yield from ((f"{part.name}.{each.name}", each.type) for each in fields(kind))
-            else:
-                yield part.name, kind
-
-
-@cache
-def choices(key: str) -> tuple[str, ...]:
-    """The words that a dotted key may hold. Empty for a key that does not exist or takes others."""
-    words: dict[str, None] = {}
-    for name, kind in _typed_fields():
-        if name == key:
-            words |= dict.fromkeys(("true", "false") if kind is bool else ())
-            for each in getattr(kind, "__metadata__", ()):
-                words |= dict.fromkeys(each.words if isinstance(each, Checked) else ())
-    return tuple(words)
+        for key, each in inside:
+            checks = getattr(each, "__metadata__", ())
+            words = [word for check in checks for word in getattr(check, "words", ())]
+            found[key] = (*found.get(key, ()), *(("true", "false") if each is bool else words))
+    return found
 
 
 def reference(root: DictConfig) -> str:
@@ -160,57 +138,49 @@ def reference(root: DictConfig) -> str:
     A key's value is that of ``root``, its meaning is its comment in ``conf/``, and its choices are
     those of its type.
     """
-    composed = OmegaConf.to_container(root, resolve=False)
-    assert isinstance(composed, dict)
+    composed: Any = OmegaConf.to_container(root, resolve=False)
     chosen = {str(key): str(value) for key, value in root.hydra.runtime.choices.items()}
     sources = [Path(source.path) for source in root.hydra.runtime.config_sources]
     folders = [folder for folder in sources if folder.is_dir()]
     options: dict[str, list[Path]] = {}
     for file in (file for folder in folders for file in sorted(folder.glob("*/*.yaml"))):
         options.setdefault(file.parent.name, []).append(file)
-    lines = ["Groups (group=option), each with its options:", ""]
+    groups, keys = _table(), _table()
     for group, files in options.items():
         if len(files) > 1:
-            names = " | ".join(file.stem for file in files)
-            lines += _entry(f"{group}={chosen.get(group, 'null')}", names)
-    lines += ["", "Keys (key=value):", ""]
+            choice = chosen.get(group, "null")
+            groups.add_row(f"{group}={choice}", " | ".join(file.stem for file in files))
     meanings = _meanings([folder / "config.yaml" for folder in folders])
-    for key, value in composed.items():
-        if isinstance(value, dict) and key in options:
-            files = sorted(options[key], key=lambda file: file.stem != chosen.get(key))
+    for part, values in composed.items():
+        if isinstance(values, dict) and part in options:
+            files = sorted(options[part], key=lambda file: file.stem != chosen.get(part))
             inside = _meanings(files)
-            lines.append("")
-            for name, each in value.items():
+            for name, value in values.items():
                 if name != "name":  # it is chosen with its group
-                    lines += _described(f"{key}.{name}", each, inside.get(name, ""))
-        elif not isinstance(value, dict | list):
-            lines += _described(str(key), value, meanings.get(str(key), ""))
-    return "\n".join(lines)
+                    keys.add_row(*_described(f"{part}.{name}", value, inside.get(name, "")))
+            keys.add_row()
+        elif not isinstance(values, dict | list):
+            keys.add_row(*_described(part, values, meanings.get(part, "")))
+    console = Console(highlight=False)
+    with console.capture() as shown:
+        console.print("Groups (group=option), each with its options:\n", groups, sep="\n")
+        console.print("\nKeys (key=value):\n", keys, sep="\n")
+    return "\n".join(line.rstrip() for line in shown.get().splitlines())
 
 
-def _described(key: str, value: Any, meaning: str) -> list[str]:
-    """The lines of a key. Its choices follow its meaning unless that names them all."""
-    words = [word for word in choices(key) if word != "null"]
+def _table() -> Table:
+    table = Table.grid(padding=(0, 1))
+    table.add_column(width=31, overflow="fold")
+    return table
+
+
+def _described(key: str, value: Any, meaning: str) -> tuple[str, str]:
+    """A key with its value, and its meaning. Choices follow a meaning that does not name them."""
+    words = [word for word in known_keys().get(key, ()) if word != "null"]
     if not all(word in meaning for word in words):
         meaning = f"{meaning} [{' | '.join(words)}]"
     shown = yaml.safe_dump(value, default_flow_style=True, width=10**6).split("\n")[0]
-    return _entry(f"{key}={shown}", meaning)
-
-
-def _entry(left: str, text: str) -> list[str]:
-    """``left``, and ``text`` beside it or, if it is too long, below."""
-    width = max(52, min(shutil.get_terminal_size((100, 24)).columns, 100))
-    first = f"  {left}".ljust(32)
-    lines = [first.rstrip()] if len(first) > 32 else []
-    body = textwrap.wrap(
-        text,
-        width,
-        initial_indent=" " * 32 if lines else first,
-        subsequent_indent=" " * 32,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    return [*lines, *body] or [first.rstrip()]
+    return escape(f"{key}={shown}"), escape(meaning)
 
 
 def _meanings(files: Iterable[Path]) -> dict[str, str]:
@@ -241,5 +211,5 @@ def complete(overrides: Sequence[str], word: str) -> list[str]:
         # A single space after the last override makes Hydra complete a new word.
         found = _Words(GlobalHydra.instance().config_loader())(" ".join([*overrides, word]))
     key, equals, _ = word.partition("=")
-    found += [f"{key}={choice}" for choice in choices(key)] if equals else []
+    found += [f"{key}={choice}" for choice in known_keys().get(key, ())] if equals else []
     return [each for each in dict.fromkeys(found) if each.startswith(word)]

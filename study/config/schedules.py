@@ -7,12 +7,11 @@ from typing import Any
 
 from study.config.types import MOST_STEPS as MOST_TRAIN_STEPS
 from study.config.types import CellConfig
+from study.config.values import is_whole
 from study.errors import StudyError, given
 
 MOST_STEPS = 1_000_000
 """Of a schedule: its steps are listed in memory and in the identity of a cell."""
-MOST_DOUBLINGS = 16
-"""The most powers of two in ``probes.truncations=log``: no layer has more than 65536 features."""
 
 
 def resolved(config: CellConfig, rows: Callable[[], int]) -> CellConfig:
@@ -36,8 +35,6 @@ def resolved(config: CellConfig, rows: Callable[[], int]) -> CellConfig:
         )
     if isinstance(warmup, float):
         warmup = math.ceil(steps * warmup)
-    if (steps, warmup) == (train.steps, train.warmup):
-        return config
     return replace(config, train=replace(train, steps=steps, warmup=warmup))
 
 
@@ -54,26 +51,22 @@ def probe_steps(config: CellConfig) -> tuple[int, ...]:
             "set one to null"
         )
     if probes.every is not None:
-        _check_count("probes.every", last, probes.every)
-        return tuple(sorted({*range(0, last + 1, probes.every), last}))
+        return tuple(sorted(_every("probes.every", probes.every, last) | {last}))
     if probes.steps is None:
         return ()
-    if probes.steps == "log":
-        powers = (2**i for i in range(last.bit_length()))
-        return tuple(sorted({0, last, *(power for power in powers if power <= last)}))
-    listed = _whole_numbers(probes.steps)
-    if listed is None:
+    steps = {0, last, *_powers(last)} if probes.steps == "log" else _whole_numbers(probes.steps)
+    if steps is None:
         raise StudyError(
             f"probes.steps={given(probes.steps)} is not a schedule: "
             "give 'log' or a list of steps such as [0,1,2,4]"
         )
-    return tuple(sorted({step for step in listed if step <= last}))
+    return tuple(sorted(step for step in steps if step <= last))
 
 
 def late_probes(config: CellConfig) -> str | None:
     """The line about listed steps after the end of the run, which are not measured, if any."""
-    listed, last = _whole_numbers(config.probes.steps) or [], config.train.steps
-    if late := sorted({step for step in listed if step > last}):
+    listed, last = _whole_numbers(config.probes.steps) or set(), config.train.steps
+    if late := sorted(step for step in listed if step > last):
         steps = ", ".join(map(str, late[:5])) + (", ..." if len(late) > 5 else "")
         return f"probes.steps: not measured at {steps}, after the last step (train.steps={last})"
     return None
@@ -90,14 +83,14 @@ def truncation_ranks(config: CellConfig, most: float = math.inf) -> tuple[float,
     asked, own = config.probes.truncations, config.adapter.rank
     if asked is None:
         return ()
-    powers = [0, *(2**i for i in range(MOST_DOUBLINGS))]
-    ranks = powers if asked == "log" else _whole_numbers(asked)
+    # No layer has more features than the last of these powers of two.
+    ranks = {0, *_powers(1 << 15)} if asked == "log" else _whole_numbers(asked)
     if ranks is None:
         raise StudyError(
             f"probes.truncations={given(asked)}: ranks must be 'log', a list such as [1,4,16], "
             "or null"
         )
-    return (*sorted({rank for rank in ranks if rank < min(own, most)}), own)
+    return (*sorted(rank for rank in ranks if rank < min(own, most)), own)
 
 
 def eval_steps(config: CellConfig) -> frozenset[int]:
@@ -109,22 +102,25 @@ def eval_steps(config: CellConfig) -> frozenset[int]:
     last, every = config.train.steps, config.train.eval_every
     if every == 0:
         return frozenset()
-    if every is not None:
-        _check_count("train.eval_every", last, every)
-    return frozenset({0, last} | (set(range(0, last + 1, every)) if every else set()))
+    return frozenset({0, last} | (_every("train.eval_every", every, last) if every else set()))
 
 
-def _check_count(key: str, last: int, every: int) -> None:
+def _every(key: str, every: int, last: int) -> set[int]:
     if last // every > MOST_STEPS:
-        least = math.ceil(last / MOST_STEPS)
         raise StudyError(
             f"{key}={every} stands for {last // every} steps of train.steps={last}: "
-            f"give at least {least}"
+            f"give at least {math.ceil(last / MOST_STEPS)}"
         )
+    return set(range(0, last + 1, every))
 
 
-def _whole_numbers(value: Any) -> list[int] | None:
-    """``value`` as a list of whole numbers from 0 up; None if it is anything else."""
+def _powers(most: int) -> list[int]:
+    """The powers of two up to ``most``."""
+    return [2**i for i in range(most.bit_length())]
+
+
+def _whole_numbers(value: Any) -> set[int] | None:
+    """``value``, a number or a list, as whole numbers from 0 up; None if it is anything else."""
     listed = value if isinstance(value, list) else [value]
-    whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in listed)
-    return list(listed) if whole and len(listed) <= MOST_STEPS else None
+    are_whole = all(is_whole(number) and number >= 0 for number in listed)
+    return set(listed) if are_whole and len(listed) <= MOST_STEPS else None

@@ -5,7 +5,7 @@ The defaults are in ``conf/``, where users read them.
 
 import math
 from dataclasses import dataclass, field, make_dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -20,19 +20,16 @@ from study.config.values import (
     Positive,
     Real,
     Share,
-    Text,
     Whole,
     check_folder_name,
-    check_interval,
-    check_modules,
-    check_rank,
-    check_steps_or_share,
-    flag_or,
+    interval,
+    is_whole,
     one_of,
+    read,
     some_of,
     whole_or,
 )
-from study.errors import StudyError, unknown
+from study.errors import StudyError, given, short, unknown
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS, Option
 from study.vocabulary.quantities import BATCHES, SITES, STATS
@@ -61,13 +58,51 @@ MOST_EXPONENT = 16
 class Part:
     """A part of the configuration: a key that it lacks is refused."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
 
 def _check_rule(value: str) -> str:
     """A name of a rule, or a number, which :class:`AdapterConfig` makes the rule ``power``."""
     if named_rule(value)[0] not in RULES:
         raise unknown(KEY, value, [*RULES, "or a number: the p of alpha/r**p"])
+    return value
+
+
+def _check_rank(value: Any) -> Any:
+    """A positive integer, or infinity, which Hydra's command line reads and YAML does not."""
+    if value in (math.inf, "inf"):
+        return math.inf
+    if not is_whole(value) or not 1 <= value <= MOST_RANK:
+        raise StudyError(
+            f"{KEY}={given(value)}: rank must be a positive integer of at most {MOST_RANK}, or "
+            f"inf, such as {KEY}=16"
+        )
+    return value
+
+
+def _check_modules(value: Any) -> Any:
+    names = [value] if isinstance(value, str) else value
+    if isinstance(names, list) and names and all(isinstance(n, str) and n for n in names):
+        return value
+    raise StudyError(
+        f"{KEY}={short(value)} names no modules: give all-linear, attention, mlp, a list such as "
+        "[q_proj,v_proj], or a regex"
+    )
+
+
+def _check_warmup(value: Any) -> Any:
+    is_share = isinstance(value, float) and 0.0 <= value < 1.0
+    if not is_share and not (is_whole(value) and 0 <= value <= MOST_STEPS):
+        raise StudyError(
+            f"{KEY}={given(value)} is out of range: give a whole number of steps of at most "
+            f"{MOST_STEPS}, or a share of all steps from 0 to below 1, such as {KEY}=0.1"
+        )
+    return value
+
+
+def _check_interval(value: Any) -> Any:
+    if value is not None:
+        interval(KEY, value)
     return value
 
 
@@ -81,7 +116,7 @@ class ModelConfig(Part):
     - ``width``: of ``tiny`` only, the features of its hidden states (:mod:`study.models.tiny`).
     """
 
-    name: Annotated[Text, one_of(MODELS)] = MISSING
+    name: Annotated[str, one_of(MODELS)] = MISSING
     path: FilePath | None = None
     quant_bits: Annotated[int | None, one_of((None, *QUANT_BITS))] = None
     width: Annotated[Whole, Field(ge=8, le=MOST_WIDTH)] | None = None
@@ -104,15 +139,15 @@ class DataConfig(Part):
     - ``seed``: orders the batches and follows the cell's ``seed``.
     """
 
-    name: Annotated[Text, BeforeValidator(_today), one_of(DATASETS)] = MISSING
+    name: Annotated[str, BeforeValidator(_today), one_of(DATASETS)] = MISSING
     path: FilePath | None = None
     sequence_length: Annotated[Whole, Field(ge=2, le=MOST_TOKENS)] = MISSING
     heldout: Count = MISSING
     seed: Whole = MISSING
-    format: Annotated[Text, one_of((AUTO, *FORMATS))] = AUTO
+    format: Annotated[str, one_of((AUTO, *FORMATS))] = AUTO
     chat_template: FilePath | None = None
-    split: Text = "train"
-    subset: Text | None = None
+    split: str = "train"
+    subset: str | None = None
 
 
 @dataclass
@@ -130,14 +165,14 @@ class AdapterConfig(Part):
     - ``path``: a PEFT adapter to continue with. Everything but ``dropout`` is then the adapter's.
     """
 
-    rank: Annotated[Any, Checked(partial(check_rank, most=MOST_RANK))] = MISSING
+    rank: Annotated[Any, Checked(_check_rank)] = MISSING
     alpha: Positive = MISSING
-    scaling: Annotated[Text, Checked(_check_rule, tuple(RULES))] = MISSING
+    scaling: Annotated[str, Checked(_check_rule, tuple(RULES))] = MISSING
     exponent: Real | None = None
-    targets: Annotated[Any, Checked(check_modules, ("all-linear", "attention", "mlp"))] = MISSING
-    init: Annotated[Text, one_of(INITS)] = MISSING
+    targets: Annotated[Any, Checked(_check_modules, ("all-linear", "attention", "mlp"))] = MISSING
+    init: Annotated[str, one_of(INITS)] = MISSING
     dropout: Share = MISSING
-    contraction: Annotated[Text, one_of(CONTRACTIONS)] = "auto"
+    contraction: Annotated[str, one_of(CONTRACTIONS)] = "auto"
     path: FilePath | None = None
 
     def __post_init__(self) -> None:
@@ -200,6 +235,14 @@ for _name in OPTIMIZERS:
     optimizer_config(_name)
 
 
+def _read_optimizer(options: Any) -> OptimizerConfig:
+    """The options of an optimizer as the type that its name asks for."""
+    name = options.get("name") if isinstance(options, dict) else options
+    if not isinstance(name, str) or name not in OPTIMIZERS:
+        raise unknown("optimizer", name, OPTIMIZERS)
+    return read(optimizer_config(name), options, "optimizer.")
+
+
 @dataclass
 class TrainConfig(Part):
     """- ``epochs``: passes over the training rows, which decide ``steps``
@@ -218,8 +261,8 @@ class TrainConfig(Part):
     batch_size: Annotated[Count, Field(le=MOST_SEQUENCES)] = MISSING
     accumulation: Annotated[Count, Field(le=MOST_ACCUMULATION)] = MISSING
     clip: Positive | None = None
-    schedule: Annotated[Text, one_of(SCHEDULES)] = MISSING
-    warmup: Annotated[Any, Checked(partial(check_steps_or_share, most=MOST_STEPS))] = MISSING
+    schedule: Annotated[str, one_of(SCHEDULES)] = MISSING
+    warmup: Annotated[Any, Checked(_check_warmup)] = MISSING
     eval_every: Annotated[Whole, Field(ge=0)] | None = None
     save_adapter: bool = False
     answer_tokens: Count | None = None
@@ -262,7 +305,7 @@ class PackConfig(Part):
     devices: Count | None = None
     memory_gb: Annotated[Positive, Field(lt=1e9)] | None = None
     fold: Annotated[Any, whole_or(1, "auto")] = "auto"
-    compile: Annotated[Any, flag_or(AUTO_COMPILE)] = False
+    compile: Annotated[Any, one_of((True, False, AUTO_COMPILE))] = False
 
 
 @dataclass
@@ -271,7 +314,7 @@ class CheckpointConfig(Part):
     number of steps; null: no checkpoints.
     """
 
-    every: Annotated[Any, Checked(check_interval)] = "60s"
+    every: Annotated[Any, Checked(_check_interval)] = "60s"
 
 
 @dataclass
@@ -281,28 +324,33 @@ class TrackerConfig(Part):
     It holds no account key: trackers have settings of their own, so no record contains one.
     """
 
-    name: Annotated[Text, one_of((NONE, *TRACKERS))] = NONE
-    mode: Annotated[Text, one_of(TRACKER_MODES)] = "offline"
-    project: Text | None = None
-    entity: Text | None = None
+    name: Annotated[str, one_of((NONE, *TRACKERS))] = NONE
+    mode: Annotated[str, one_of(TRACKER_MODES)] = "offline"
+    project: str | None = None
+    entity: str | None = None
     dir: FilePath | None = None
     sites: Annotated[Any, some_of(SITES)] = "all"
 
 
 @dataclass
 class CellConfig:
-    """One configuration trained once. ``expects``: what its experiment predicts."""
+    """One configuration trained once. ``expects``: what its experiment predicts.
 
-    name: Annotated[Text, Checked(check_folder_name)] = MISSING
+    Unlike a part, it takes keys that no cell has.
+    """
+
+    __pydantic_config__ = ConfigDict(coerce_numbers_to_str=True)
+
+    name: Annotated[str, Checked(check_folder_name)] = MISSING
     results_dir: FilePath = MISSING
     plots_dir: FilePath = MISSING
-    device: Annotated[Text, one_of(DEVICES)] = MISSING
+    device: Annotated[str, one_of(DEVICES)] = MISSING
     seed: Whole = MISSING
-    precision: Annotated[Text, one_of(PRECISIONS)] = MISSING
+    precision: Annotated[str, one_of(PRECISIONS)] = MISSING
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
-    optimizer: Any = MISSING
+    optimizer: Annotated[Any, BeforeValidator(_read_optimizer)] = MISSING
     train: TrainConfig = field(default_factory=TrainConfig)
     probes: ProbesConfig = field(default_factory=ProbesConfig)
     pack: PackConfig = field(default_factory=PackConfig)

@@ -58,21 +58,14 @@ ALTERNATIVES = {
     "adapter.rank": ("1", "8", "512"),
     "adapter.alpha": ("1", "16.0", "1e3", "${adapter.rank}"),
     "adapter.targets": ("attention", "[q_proj,v_proj]", "[up_proj]", "mlp"),
-    "adapter.dropout": ("0", "0.25"),
     "adapter.scaling": ("lora", "0.75", "rslora", "1"),
-    "seed": ("0", "5", "77"),
     "data.seed": ("1", "${seed}", "${adapter.rank}"),
     "probes.steps": ("log", "[0,1]", "null", "[0,10,20]"),
-    "probes.batch": ("train", "[train,heldout]"),
     "optimizer": ("sgd", "adamw", "momentum"),
     "optimizer.lr": ("1e-3", "2", "${adapter.alpha}"),
-    "optimizer.weight_decay": ("0", "0.1"),
-    "train": ("default",),
     "train.clip": ("null", "1", "0.5"),
     "train.steps": ("7", "100"),
-    "train.save_adapter": ("true", "false"),
     "pack": ("{fold: 2}", "{max_cells: 3}", "{max_cells: null, fold: auto}"),
-    "pack.memory_gb": ("null", "2.5"),
     "+tracker.project": ("null", "a name", "'1'"),
     "adapter": ("{rank: 3}", "default"),
     "name": ("first", "${adapter.scaling}"),
@@ -92,44 +85,19 @@ def test_random_sweeps_are_those_of_hydra(loader: ConfigLoader) -> None:
         assert_same(loader, ["model=tiny", "data.heldout=4"], cells)
 
 
-def test_rules_and_exponents_share_an_axis(loader: ConfigLoader) -> None:
-    rules = ("lora", "0.75", "rslora", "0.5", "1", "lora")
-    cells = [[f"adapter.scaling={rule}", f"seed={n}"] for n, rule in enumerate(rules)]
-    assert_same(loader, ["model=tiny"], cells)
-    found = [cell.adapter for cell in compose(loader, "config", ["model=tiny"], cells)]
-    assert [(adapter.scaling, adapter.exponent) for adapter in found] == [
-        ("lora", None),
-        ("power", 0.75),
-        ("rslora", None),
-        ("power", 0.5),
-        ("power", 1.0),
-        ("lora", None),
-    ]
-
-
 def test_cells_may_set_different_keys_and_a_key_twice(loader: ConfigLoader) -> None:
-    cells = [
-        ["adapter.rank=4", "seed=1"],
-        ["seed=2"],
-        ["adapter.rank=16", "seed=3"],
-        [],
-        ["seed=4", "adapter.rank=8"],
-        ["adapter.rank=2", "adapter.rank=32"],
-        ["seed=5"],
-    ]
+    cells = [["adapter.rank=4", "seed=1"], [], ["adapter.rank=2", "adapter.rank=32"], ["seed=5"]]
     assert_same(loader, ["model=tiny"], cells)
 
 
 @pytest.mark.parametrize(
     ("mistake", "says"),
     [
-        ("adapter.rank=0", "rank must be"),
         ("adapter.rnak=4", "did you mean adapter.rank?"),
-        ("nothing=1", "unknown key nothing"),
         ("name=???", "name is not set"),
+        ("optimizer.lr=???", "optimizer.lr is not set"),
         ("data.seed=${nothing}", "Interpolation key 'nothing' not found"),
         ("optimizer=adamx", "did you mean adam?"),
-        ("optimizer.lr=-1", "optimizer.lr=-1 is out of range"),
     ],
 )
 def test_a_mistake_of_a_later_cell_gets_one_line(

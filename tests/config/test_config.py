@@ -39,27 +39,19 @@ def test_the_reference_study_keeps_its_identities() -> None:
         "adapter.alpha=17",
         "adapter.scaling=rslora",
         "adapter.targets=attention",
-        "adapter.dropout=0.1",
         "optimizer.lr=1e-3",
-        "optimizer.eps=1e-6",
         "optimizer=sgd",
         "seed=1",
         "data.seed=1",
         "data.sequence_length=47",
-        "data.heldout=5",
         "precision=bf16",
         "train.steps=4",
-        "train.batch_size=4",
         "train.accumulation=2",
         "train.clip=1",
-        "train.schedule=linear",
-        "train.warmup=1",
         "train.eval_every=1",
         "probes.steps=[0]",
         "probes.sites=[A]",
-        "probes.stats=[norm]",
         "probes.stats=[all,r_align]",
-        "probes.batch=heldout",
         "probes.batch=[train,noise]",
         "probes.tokens=7",
         "probes.truncations=log",
@@ -72,15 +64,12 @@ def test_what_moves_the_numbers_moves_the_identity(cell: Build, override: str) -
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["name=other"],
-        ["results_dir=elsewhere", "plots_dir=x"],
-        ["device=cpu"],
+        ["name=other", "results_dir=elsewhere", "plots_dir=x", "device=cpu"],
         ["pack.fold=3", "pack.max_cells=2", "pack.compile=true"],
         ["adapter.alpha=16"],
         ["probes.steps=[0,1,2,3]"],  # what log is at three steps
         ["train.eval_every=3"],  # first and last anyway
         ["probes.stats=[nonfinite,mean_abs,rms,m4,max_abs,norm,descent,stable_rank,spectral]"],
-        ["probes.batch=[train]"],
     ],
 )
 def test_what_does_not_move_the_numbers_does_not(cell: Build, overrides: list[str]) -> None:
@@ -106,9 +95,9 @@ def test_a_record_with_an_earlier_name_is_readable(cell: Build) -> None:
     assert parse(config) == cell()
 
 
-@pytest.mark.parametrize("source", ["model", "tokenizer", "data"])
-def test_sources_move_the_identity(cell: Build, source: str) -> None:
-    assert identity(cell(), replace(SOURCES, **{source: "x"})) != identity(cell(), SOURCES)
+def test_sources_move_the_identity(cell: Build) -> None:
+    found = {identity(cell(), replace(SOURCES, **{name: "x"})) for name in asdict(SOURCES)}
+    assert len(found | {identity(cell(), SOURCES)}) == 5
 
 
 def test_data_seed_follows_seed_unless_set(cell: Build) -> None:
@@ -120,12 +109,10 @@ def test_data_seed_follows_seed_unless_set(cell: Build) -> None:
     ("overrides", "expected"),
     [
         (["train.steps=10", "probes.steps=log"], (0, 1, 2, 4, 8, 10)),
-        (["train.steps=8", "probes.steps=log"], (0, 1, 2, 4, 8)),
         (["train.steps=1", "probes.steps=log"], (0, 1)),
         (["train.steps=7", "probes.steps=null", "probes.every=3"], (0, 3, 6, 7)),
         (["train.steps=5", "probes.steps=[4,0,2,9]"], (0, 2, 4)),
         (["train.steps=5", "probes.steps=3"], (3,)),
-        (["probes.steps=null"], ()),
     ],
 )
 def test_probe_schedules(cell: Build, overrides: list[str], expected: tuple[int, ...]) -> None:
@@ -146,22 +133,14 @@ def test_eval_schedule(cell: Build) -> None:
             "unknown adapter.scaling 'lorra': choose from lora, rslora, power, or a number",
         ),
         ("adapter.scaling=power", "adapter.exponent"),
-        ("adapter.scaling=nan", "adapter.exponent=nan is out of range"),
         ("adapter.scaling=40", "adapter.exponent=40"),
         ("adapter.scaling=0.75 adapter.exponent=0.5", "give one of them"),
-        ("adapter.exponent=0.5", "needs adapter.scaling=power"),
         ("adapter.exponent=0.5", "in one sweep: adapter.scaling=lora,0.5"),
         ("adapter.rank=0", "adapter.rank=0"),
-        ("adapter.rank=-4", "adapter.rank=-4"),
         ("adapter.rank=four", "adapter.rank=four"),
-        ("adapter.rank=8.5", "adapter.rank=8.5"),
-        ("adapter.rank=true", "adapter.rank=True"),
         ("adapter.alpha=nan", "adapter.alpha=nan"),
-        ("adapter.alpha=0", "adapter.alpha=0"),
-        ("adapter.alpha=big", "adapter.alpha"),
         ("adapter.dropout=1", "adapter.dropout=1"),
         ("adapter.init=zeros", "unknown adapter.init 'zeros': choose from kaiming, gaussian"),
-        ("optimizer.lr=-1", "optimizer.lr=-1"),
         ("optimizer.lr=inf", "optimizer.lr=inf"),
         (
             "optimizer.name=adamx",
@@ -169,36 +148,25 @@ def test_eval_schedule(cell: Build) -> None:
         ),
         ("optimizer.betas=[0.9,x]", "optimizer.betas"),
         ("optimizer=adam optimizer.weight_decay=0.1", "use optimizer=adamw"),
-        ("optimizer.loraplus_lr_ratio=0", "optimizer.loraplus_lr_ratio=0"),
-        ("train.steps=0", "train.steps=0"),
         ("train.steps=ten", "train.steps"),
-        ("train.batch_size=0", "train.batch_size=0"),
-        ("train.clip=0", "train.clip=0"),
         ("train.warmup=1.5", "train.warmup=1.5 is out of range: give a whole number of steps"),
         ("train.epochs=0", "train.epochs=0 is out of range: give a number above 0"),
-        (
-            "train.schedule=step",
-            "unknown train.schedule 'step': choose from constant, linear, cosine",
-        ),
-        ("precision=fp8", "unknown precision 'fp8': choose from float32, bf16"),
         ("device=tpu", "unknown device 'tpu': choose from auto, cpu, cuda"),
         (
             "probes.sites=[adapter_inn]",
             "unknown probes.sites 'adapter_inn': choose from all, adapter_in",
         ),
-        ("probes.stats=[median]", "unknown probes.stats 'median'"),
         ("probes.stats=[all,median]", "unknown probes.stats 'median'"),
-        (
-            "probes.batch=test",
-            "unknown probes.batch 'test': choose from all, train, heldout, noise",
-        ),
         ("probes.steps=soon", "probes.steps=soon"),
-        ("probes.steps=[-1]", "probes.steps=[-1]"),
         ("probes.every=2", "both set"),
         ("probes.truncations=deep", "probes.truncations=deep: ranks must be"),
-        ("probes.truncations=[-1]", "probes.truncations=[-1]: ranks must be"),
         ("pack.fold=0", "pack.fold=0"),
-        ("pack.max_cells=0", "pack.max_cells=0"),
+        ("pack.compile=maybe", "choose from true, false, auto"),
+        ("train.checkpointing=true adapter.dropout=0.1", "set one of them to false or 0"),
+        ("adapter.contraction=merged precision=bf16", "use adapter.contraction=auto or factored"),
+        ("train.answer_tokens=3 train.eval_every=0", "never evaluates"),
+        ("adapter.alpha=3e38 adapter.scaling=-2", "lower adapter.alpha"),
+        ("adapter.rank=inf", "adapter.rank=inf needs adapter.scaling=rslora"),
         ("data.sequence_length=1", "data.sequence_length=1"),
     ],
 )

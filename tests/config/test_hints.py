@@ -3,19 +3,18 @@
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from study.config.compose import CONF
-from study.config.hints import arranged, choices, known_keys, unknown_key
+from study.config.hints import known_keys, unknown_key
 
 Cli = Callable[..., Any]
 SLIPS = {
     "rank=4": "unknown key rank: did you mean adapter.rank?",
-    "lora_alpha=32": "unknown key lora_alpha: did you mean adapter.alpha?",
     "adapter.rnak=4": "unknown key adapter.rnak: did you mean adapter.rank?",
     "adapter.lr=1": "unknown key adapter.lr: did you mean optimizer.lr?",
     "optimizer.momentum=0.9": "unknown key optimizer.momentum",
@@ -24,7 +23,6 @@ SLIPS = {
     "nothing=1": "unknown key nothing: choose from model, data, adapter",
     "--multirn": "unknown option --multirn: did you mean --multirun?",
     "--bogus": "unknown option --bogus: see study train --help",
-    "--cfg jb": "invalid choice: 'jb'",
     "adapter.rank=4 8 16": "can't read 8",
     "adapter.rank=4,8": "add -m to sweep over several values",
     "adapter=5": "Config group override must be a string or a list",
@@ -52,16 +50,9 @@ def test_a_slip_is_found_before_torch_is_imported(tmp_path: Path) -> None:
     assert "did you mean adapter.rank?" in ran.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["seed=1", "-m", "name=a"], ["-m", "seed=1", "name=a"]),
-        (["seed=1", "--cfg", "job", "name=a"], ["--cfg", "job", "seed=1", "name=a"]),
-        (["--config-dir", "here", "~pack.fold"], ["--config-dir", "here", "~pack.fold"]),
-    ],
-)
-def test_options_may_stand_anywhere(arguments: Sequence[str], expected: Sequence[str]) -> None:
-    assert arranged(arguments) == expected
+def test_options_may_stand_anywhere(study_cli: Cli) -> None:
+    ran = study_cli("train", "model=tiny", "--cfg", "job", "adapter.rank=3")
+    assert "\n  rank: 3\n" in ran.out
 
 
 def test_every_key_is_found_with_two_letters_swapped() -> None:
@@ -78,7 +69,7 @@ def entries(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     key = ""
     for line in text.splitlines():
-        if entry := re.match(r"  ([\w.]+)=\S*(.*)", line):
+        if entry := re.match(r"([\w.]+)=\S*(.*)", line):
             key = entry[1]
             found[key] = entry[2].strip()
         elif line.startswith(" " * 20) and key:
@@ -89,11 +80,11 @@ def entries(text: str) -> dict[str, str]:
 @pytest.mark.parametrize("optimizer", sorted(f.stem for f in (CONF / "optimizer").glob("*.yaml")))
 def test_every_key_has_a_meaning_and_its_choices(study_cli: Cli, optimizer: str) -> None:
     text = study_cli("train", "--help", f"optimizer={optimizer}", "adapter.rank=64").out
-    assert re.search(rf"(?m)^  optimizer={optimizer} ", text)
-    assert re.search(r"(?m)^  adapter\.rank=64 ", text), "the value of the command line"
+    assert re.search(rf"(?m)^optimizer={optimizer} ", text)
+    assert re.search(r"(?m)^adapter\.rank=64 ", text), "the value of the command line"
     found = entries(text)
     for part in ("train.steps", "probes.sites", "pack.fold", "checkpoint.every", "optimizer.lr"):
         assert part in found
     for key, meaning in found.items():
         assert re.search(r"[a-z]{2}", re.sub(r"[\[(].*", "", meaning)), f"{key} has no comment"
-        assert all(word in meaning for word in choices(key) if word != "null"), key
+        assert all(word in meaning for word in known_keys().get(key, ()) if word != "null"), key
