@@ -21,7 +21,7 @@ PACKAGE_LINES = {
     "study/dashboard": 1_300,
     "study/data": 1_800,
     "study/figures": 4_300,
-    "study/integrations": 3_750,
+    "study/integrations": 3_350,
     "study/models": 2_050,
     "study/probes": 1_850,
     "study/report": 2_050,

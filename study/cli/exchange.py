@@ -126,9 +126,9 @@ def _import_config(
     of_file = from_sweep_file(sweep, file, entry, base) if sweep else {}
     experiment.sweep = {**of_file, **swept}
     chosen = re.sub(r"[^\w-]+", "_", name or entry or file.stem)
-    written = write(experiment, chosen, to, force=force)
-    for line in experiment.notes.lines():
+    paths, command = write(experiment, chosen, to, force=force)
+    for line in experiment.lines():
         click.echo(line, err=True)
-    for path in written.paths:
+    for path in paths:
         click.echo(f"wrote {path}", err=True)
-    click.echo(written.command)
+    click.echo(command)

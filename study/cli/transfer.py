@@ -182,7 +182,7 @@ def _settings(path: Path, entry: str | None) -> tuple[str, Mapping[str, Any]]:
         path = inside
 
     read = read_file(path, entry)
-    for difference in read.notes.differs:
+    for difference in read.differs:
         say(f"read as: {difference}")
     named = {"optimizer.name": read.groups["optimizer"]} if "optimizer" in read.groups else {}
     return read.origin, {**read.values, **named}

@@ -1,16 +1,16 @@
 """Configurations of other tools as experiments of ``study train``.
 
 - :mod:`~study.integrations.configs.files`: finds the form of a file by its keys, and reads it;
-- :mod:`~study.integrations.configs.axolotl`, :mod:`~study.integrations.configs.llama_factory`,
-  :mod:`~study.integrations.configs.trl`, :mod:`~study.integrations.configs.finlora`,
-  :mod:`~study.integrations.configs.peft`: one reader for each form;
-- :mod:`~study.integrations.configs.fields`: the file and its keys;
-- :mod:`~study.integrations.configs.settings`: what the readers share;
-- :mod:`~study.integrations.configs.experiment`: the result of a reader, the notes on what is
-  trained differently, and the files it becomes.
+- :mod:`~study.integrations.configs.axolotl` (also FinLoRA's),
+  :mod:`~study.integrations.configs.llama_factory`,
+  :mod:`~study.integrations.configs.hugging_face` (TRL's and PEFT's): the readers;
+- :mod:`~study.integrations.configs.keys`: the keys and settings that several tools share;
+- :mod:`~study.integrations.configs.experiment`: what a reader returns, with its notes;
+- :mod:`~study.integrations.configs.writing`: the files that it becomes.
 """
 
-from study.integrations.configs.experiment import Experiment, Written, write
+from study.integrations.configs.experiment import Experiment
 from study.integrations.configs.files import from_sweep_file, read_file
+from study.integrations.configs.writing import write
 
-__all__ = ["Experiment", "Written", "from_sweep_file", "read_file", "write"]
+__all__ = ["Experiment", "from_sweep_file", "read_file", "write"]

@@ -1,382 +1,398 @@
-"""Axolotl's YAML (axolotl-ai-cloud/axolotl, src/axolotl/utils/schemas).
+"""Axolotl's YAML (axolotl-ai-cloud/axolotl, src/axolotl/utils/schemas), and FinLoRA's forms.
 
 A key that is missing has Axolotl's default. The types of its datasets
 (src/axolotl/prompt_strategies) are formats of rows.
+
+FinLoRA has a YAML in its documentation of rsLoRA, which does not describe training, and entries of
+``finetune_configs.json``. Its ``finetune.py`` merges an entry into its own Axolotl configuration
+and trains with Axolotl; the reader does the same.
 """
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from study.data.formats import SHAREGPT_ROLES
-from study.errors import StudyError, unknown
-from study.integrations.configs.experiment import Experiment, note_rest, shown
-from study.integrations.configs.fields import Fields
-from study.integrations.configs.settings import (
+from study.integrations.configs.experiment import Experiment, shown
+from study.integrations.configs.keys import (
+    ADAMW,
+    GIVE_PATH,
     MESSAGES,
     TOKENIZERS_OWN,
-    WITHOUT_WARMUP,
-    Rows,
-    bf16,
+    AdapterKeys,
+    BitKeys,
+    Keys,
+    Mapped,
+    Names,
+    Targets,
+    TrainingKeys,
+    all_targets,
     first_file,
     format_of,
-    put_base,
+    note_init,
     put_heldout,
-    put_length,
-    put_optimizer,
     put_rows,
-    put_schedule,
-    refuse_other_base,
-    scaling_rule,
-    take_bits,
-    take_targets,
 )
 
-ADAPTERS = ("lora", "qlora")
-TARGETS = "lora_target_modules"
 OUTSIDE_BLOCKS = {"embed_tokens", "lm_head", "wte", "wpe", "embed_in", "embed_out"}
 """Usual names of embeddings and heads, which ``lora_target_linear`` does not cover."""
-PREFERENCES = ("rl", "reward_model", "process_reward_model")
-INERT_PLUGINS = (
-    "CutCrossEntropyPlugin",
-    "LigerPlugin",
-    "KernelsPlugin",
-    "ExpertParallelPlugin",
-    "SwanLabPlugin",
-    "LMEvalPlugin",
-    "NormProbePlugin",
+INERT_PLUGINS = re.compile(
+    r".*\.(CutCrossEntropy|Liger|Kernels|ExpertParallel|SwanLab|LMEval|NormProbe)Plugin"
 )
-"""Plugins, by class, that change speed and reports only."""
-USUAL_WARMUP, MOST_WARMUP = 0.03, 100
-"""Axolotl's default: a share of the steps, and its limit (core/builders/base.py)."""
+"""Plugins that change speed and reports only."""
+USUAL_WARMUP = 0.03
+"""Axolotl's default: a share of the steps (core/builders/base.py)."""
 FORMATS = {
-    "alpaca": "alpaca",
-    "completion": "completion",
-    "chat_template": MESSAGES,
-    "sharegpt": MESSAGES,
-    "messages": MESSAGES,
+    "alpaca": ("alpaca", ("", "instruct")),
+    "completion": ("completion", ("",)),
+    "chat_template": (MESSAGES, ("", "default")),
+    "sharegpt": (MESSAGES, ("", "load")),
+    "messages": (MESSAGES, ("",)),
 }
-"""Our format of a type, by the part of its name before a colon or a point."""
-USUAL_VARIANTS = {
-    "alpaca": ("", "instruct"),
-    "chat_template": ("", "default"),
-    "sharegpt": ("", "load"),
-}
-"""The other part, where it changes neither rows nor prompts."""
-RENAME = "rows must have the fields of data.format: rename it"
+"""Our format of a type, by the part of its name before a colon or a point; and the other parts
+that change neither rows nor prompts."""
 BUILDERS = ("json", "csv", "parquet")
 """Values of ``ds_type``, and of ``path`` if ``data_files`` names the file."""
-PROMPTS = {
-    "format": "{instruction} {input} ",
-    "no_input_format": "{instruction} ",
-    "system_prompt": "",
-}
-"""What a type that names its fields writes around them, and Axolotl's defaults."""
-TEMPLATES = {"tokenizer_default": None, "chatml": "chatml"}
+RENAME = "rows must have the fields of data.format: rename it"
 PROPERTIES = ({"role": "from", "content": "value"}, {"role": "role", "content": "content"})
+TEMPLATE_KEYS = ("chat_template", "chat_template_jinja")
 
 
-def read(fields: Fields, folder: Path) -> Experiment:
-    """The experiment. ``folder`` holds the file.
+class Axolotl(TrainingKeys, BitKeys):
+    """The keys of the YAML."""
+
+    base: str = Field(alias="base_model")
+    adapter__rank: int = Field(alias="lora_r")
+    adapter__alpha: float = Field(alias="lora_alpha")
+    use_rslora: bool = Field(False, alias="peft_use_rslora")
+    train__batch_size: int = Field(1, alias="micro_batch_size")
+    train__epochs: float = Field(1.0, alias="num_epochs")
+    optimizer: str = ADAMW
+    schedule: str = Field("cosine", alias="lr_scheduler")
+    seed: int | None = None
+    data__sequence_length: int = Field(512, alias="sequence_len")
+    adapter: Literal["lora", "qlora"] | None = None
+    batch_size: int | None = None
+    lora_target_linear: bool = False
+    lora_target_modules: Targets
+    lora_target_parameters: Targets
+    peft: Mapped
+    bf16: Literal[True, False, "true", "false", "auto", "full"] | None = None
+    plugins: Names
+    special_tokens: Mapped
+    datasets: list[dict[str, Any]] = Field(min_length=1)
+    val_set_size: float = 0.0
+    chat_template: str = ""
+    chat_template_jinja: str = ""
+
+
+class Dataset(Keys):
+    """An entry of ``datasets``."""
+
+    path: str
+    type: str | dict[str, Any] | None = None
+    data_files: Targets
+    ds_type: str = ""
+    split: str = ""
+    name: str = ""
+    chat_template: str = ""
+    chat_template_jinja: str = ""
+
+
+class Prompted(Keys):
+    """A type that names its fields itself, as FinLoRA's does. Prompts have Axolotl's defaults."""
+
+    field_instruction: str = "instruction"
+    field_output: str = "output"
+    field_input: str = "input"
+    format: str = "{instruction} {input} "
+    no_input_format: str = "{instruction} "
+    system_prompt: str = ""
+
+
+class Conversation(Keys):
+    """How a dataset of conversations names their parts."""
+
+    field_messages: str = "messages"
+    message_property_mappings: Mapped
+    message_field_role: str = "role"
+    message_field_content: str = "content"
+    roles: Mapped
+    conversation: str = ""
+
+
+def read(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
+    """The experiment. ``folder`` holds the file ``where``.
 
     Raises :class:`StudyError` for a missing or wrong value, an adapter other than LoRA, bits that
     contradict each other, an init that changes the base, and training on preferences.
     """
-    bits = _check_method(fields)
-    fields.require("base_model", "lora_r", "lora_alpha", "datasets", "learning_rate")
-    experiment = Experiment(f"Axolotl's {fields.where}")
-    put_base(experiment, str(fields.take_text("base_model")), bits, folder)
-    put_datasets(experiment, fields, folder)
-    experiment.values |= {
-        "adapter.rank": fields.take_whole("lora_r"),
-        "adapter.alpha": fields.take_number("lora_alpha"),
-        "adapter.scaling": scaling_rule(fields.take_flag("peft_use_rslora")),
-        "adapter.targets": _targets(experiment, fields),
-        "adapter.dropout": fields.take_number("lora_dropout", 0.0),
-    }
-    _put_init(experiment, fields)
-    put_optimizer(experiment, fields, "optimizer", None)
-    _put_batch(experiment, fields)
-    put_length(experiment, fields, "num_epochs", 1.0)
-    _put_schedule(experiment, fields)
-    _put_precision(experiment, fields)
-    if "seed" in fields:
-        experiment.values["seed"] = fields.take_whole("seed")
-    _note_plugins(experiment, fields)
-    _note_special_tokens(experiment, fields)
-    _note_defaults(experiment, fields)
-    note_rest(fields, experiment.notes)
+    keys = Axolotl.read(values, where)
+    rest: dict[str, Any] = keys.model_extra or {}
+    if keys.adapter is None:
+        keys.refuse("adapter is missing, which trains all weights: set adapter: lora or qlora")
+    for key in ("rl", "reward_model", "process_reward_model"):
+        if rest.get(key):
+            keys.refuse(f"{key} trains on preferences, study train on targets: remove {key}")
+    bits = keys.bits()
+    if keys.adapter == "qlora" and bits != 4:
+        given = f"load_in_{bits}bit" if bits else "no load_in_4bit"
+        keys.refuse(f"adapter: qlora and {given} contradict each other: set load_in_4bit: true")
+    if keys.peft.get("loftq_config"):
+        keys.refuse("peft.loftq_config changes the base's weights: remove it")
+    experiment, defaults = keys.experiment("Axolotl's", folder, bits), keys.defaults()
+    experiment.values["adapter.targets"] = _targets(experiment, keys)
+    _put_datasets(experiment, keys, folder)
+    note_init(experiment, keys, "peft_init_lora_weights")
+    if dora := rest.pop("peft_use_dora", None):
+        experiment.note("peft_use_dora", dora, "plain LoRA is trained")
+    if keys.batch_size is not None and "train__accumulation" in keys.model_fields_set:
+        experiment.ignored.append("batch_size (gradient_accumulation_steps decides)")
+    elif keys.batch_size is not None:
+        parts = max(1, keys.batch_size // max(1, keys.train__batch_size))
+        experiment.values["train.accumulation"] = parts
+    if "train.warmup" not in experiment.values:
+        experiment.values["train.warmup"] = USUAL_WARMUP
+        defaults.append(f"warmup_ratio {USUAL_WARMUP} (at most 100 steps)")
+    elif experiment.values["train.warmup"] == 1:
+        experiment.values["train.warmup"] = 2  # Axolotl's builder does it: step 0 would be at 0
+    bf16: Any = True if rest.get("bfloat16") else keys.bf16
+    if bf16 is None and not (rest.get("fp16") or rest.get("float16")):
+        bf16 = "auto"
+        defaults.append("bf16 auto")
+    experiment.values["precision"] = "float32" if bf16 in (None, False, "false") else "bf16"
+    for plugin in keys.plugins:
+        if INERT_PLUGINS.fullmatch(plugin):
+            experiment.ignored.append(f"plugins: {plugin}")
+        else:
+            experiment.note("plugins", plugin, "it is not run")
+    tokens = {key: token for key, token in keys.special_tokens.items() if key != "pad_token"}
+    if any(tokens.values()):  # padding is masked, so its token changes nothing
+        experiment.note("special_tokens", tokens, "the base's own tokenizer is used")
+    if "excess_length_strategy" not in rest:
+        experiment.note("excess_length_strategy", "drop, Axolotl's default", "longer rows are cut")
+    if keys.seed is None:
+        experiment.defaults.append("seed: Axolotl draws adapters without one (seed=0)")
+    if defaults:
+        experiment.defaults.append(f"Axolotl's defaults: {', '.join(defaults)}")
+    experiment.note_rest(rest)
     return experiment
 
 
-def _check_method(fields: Fields) -> int | None:
-    """The bits of the base. Raises for training that is not LoRA on target tokens."""
-    adapter = fields.take("adapter")
-    if adapter is None:
-        raise StudyError(
-            f"{fields.where}: adapter is missing, which trains all weights: "
-            "set adapter: lora or qlora"
-        )
-    if adapter not in ADAPTERS:
-        raise unknown(f"adapter in {fields.where}:", adapter, ADAPTERS)
-    for key in PREFERENCES:
-        if fields.take(key):
-            raise StudyError(
-                f"{fields.where}: {key} trains on preferences, study train on targets: remove {key}"
-            )
-    bits = take_bits(fields)
-    if adapter == "qlora" and bits != 4:
-        given = f"load_in_{bits}bit" if bits else "no load_in_4bit"
-        raise StudyError(
-            f"{fields.where}: adapter: qlora and {given} contradict each other: "
-            "set load_in_4bit: true"
-        )
-    return bits
-
-
-def _targets(experiment: Experiment, fields: Fields) -> str | list[str]:
-    linear = fields.take_flag("lora_target_linear")
-    modules = take_targets(fields, TARGETS, "lora_target_parameters")
-    if linear:
+def _targets(experiment: Experiment, keys: Axolotl) -> Any:
+    modules = all_targets(keys.lora_target_modules, keys.lora_target_parameters)
+    if keys.lora_target_linear:
         beyond = {modules} if isinstance(modules, str) else set(modules or ())
         if outside := sorted(beyond & OUTSIDE_BLOCKS):
-            experiment.notes.differs.append(
-                f"{TARGETS}: {shown(outside)} (adapters are on the linear layers of the blocks)"
-            )
-        elif beyond:
-            experiment.notes.ignored.append(f"{TARGETS} (lora_target_linear covers them)")
+            why = "adapters are on the linear layers of the blocks"
+            experiment.note("lora_target_modules", outside, why)
         return "all-linear"
     if not modules:
-        raise StudyError(
-            f"{fields.where}: lora_target_modules is missing and lora_target_linear is not true: "
-            "set one of them"
+        keys.refuse(
+            "lora_target_modules is missing and lora_target_linear is not true: set one of them"
         )
     return modules
 
 
-def _put_init(experiment: Experiment, fields: Fields) -> None:
-    if fields.take_mapping("peft").get("loftq_config"):
-        raise StudyError(f"{fields.where}: peft.loftq_config changes the base's weights: remove it")
-    if init := refuse_other_base(fields, "peft_init_lora_weights"):
-        experiment.notes.differs.append(
-            f"peft_init_lora_weights: {init} (adapter.init=kaiming, PEFT's default)"
-        )
-    if fields.take_flag("peft_use_dora"):
-        experiment.notes.differs.append("peft_use_dora: true (plain LoRA is trained)")
-
-
-def _put_batch(experiment: Experiment, fields: Fields) -> None:
-    """Add the batch, and the norm that gradients are clipped at."""
-    batch = fields.take_count("micro_batch_size", 1)
-    total = fields.take_count("batch_size", batch) if "batch_size" in fields else batch
-    if "gradient_accumulation_steps" in fields and total != batch:
-        experiment.notes.ignored.append("batch_size (gradient_accumulation_steps decides)")
-    accumulation = fields.take_count("gradient_accumulation_steps", max(1, total // batch))
-    experiment.values |= {
-        "train.batch_size": batch,
-        "train.accumulation": accumulation,
-        "train.clip": fields.take_number("max_grad_norm", 1.0) or None,
-    }
-
-
-def _put_schedule(experiment: Experiment, fields: Fields) -> None:
-    has_warmup = fields.untaken().get("lr_scheduler") != WITHOUT_WARMUP
-    put_schedule(experiment, fields, "lr_scheduler", "cosine")
-    warmup = experiment.values.get("train.warmup")
-    if warmup is None and has_warmup:
-        experiment.values["train.warmup"] = USUAL_WARMUP
-        fields.assumed.append(f"warmup_ratio {USUAL_WARMUP} (at most {MOST_WARMUP} steps)")
-    elif warmup == 1:  # Axolotl's builder replaces it, since the first step would be the warm-up.
-        experiment.values["train.warmup"] = 2
-
-
-def _put_precision(experiment: Experiment, fields: Fields) -> None:
-    asked = fields.take_one_of("bf16", (True, False, "true", "false", "auto", "full"))
-    if asked is None and not any(fields.untaken().get(key) for key in ("fp16", "float16")):
-        asked = "auto"
-        fields.assumed.append("bf16 auto")
-    if fields.untaken().get("bfloat16"):
-        asked = True
-    experiment.values["precision"] = bf16(asked)
-
-
-def _note_plugins(experiment: Experiment, fields: Fields) -> None:
-    given = fields.take_names("plugins") or []
-    for plugin in [given] if isinstance(given, str) else given:
-        if plugin.rpartition(".")[2] in INERT_PLUGINS:
-            experiment.notes.ignored.append(f"plugins: {plugin}")
-        else:
-            experiment.notes.differs.append(f"plugins: {plugin} (it is not run)")
-
-
-def _note_special_tokens(experiment: Experiment, fields: Fields) -> None:
-    """Padding is masked, so its token changes nothing; other tokens are the base's own."""
-    tokens = fields.take_mapping("special_tokens")
-    others = {key: token for key, token in tokens.items() if key != "pad_token" and token}
-    if others:
-        experiment.notes.differs.append(
-            f"special_tokens: {shown(others)} (the base's own tokenizer is used)"
-        )
-    elif tokens:
-        experiment.notes.ignored.append("special_tokens")
-
-
-def _note_defaults(experiment: Experiment, fields: Fields) -> None:
-    """Note what Axolotl does with keys that are not in the file."""
-    silent = fields.untaken()
-    if "excess_length_strategy" not in silent:
-        experiment.notes.differs.append(
-            "excess_length_strategy: drop, Axolotl's default (longer rows are cut)"
-        )
-    if "seed" not in experiment.values:
-        experiment.notes.defaults.append("seed: Axolotl draws adapters without one (seed=0)")
-    if fields.assumed:
-        experiment.notes.defaults.append(f"Axolotl's defaults: {', '.join(fields.assumed)}")
-
-
-def put_datasets(experiment: Experiment, fields: Fields, folder: Path) -> None:
-    """Add the first of ``datasets``, and the examples to hold out. ``folder`` holds the file."""
-    experiment.values["data.sequence_length"] = fields.take_whole("sequence_len", 512)
-    datasets = fields.take("datasets")
-    if not isinstance(datasets, list) or not all(isinstance(entry, dict) for entry in datasets):
-        raise fields.wrong(
-            "datasets", shown(datasets), "is not a list of datasets with a path and a type"
-        )
-    entry = Fields(datasets[0], f"{fields.where}: datasets[0]")
-    file = put_rows(experiment, _rows(experiment, entry, fields, folder), folder)
-    note_rest(entry, experiment.notes, "datasets[0].")
-    for n, other in enumerate(datasets[1:], start=1):
-        experiment.notes.differs.append(
-            f"datasets[{n}]: {shown(other)} (only the first is trained on: join them in a file)"
-        )
-    put_heldout(experiment, fields, "val_set_size", file)
-
-
-def _rows(experiment: Experiment, entry: Fields, fields: Fields, folder: Path) -> Rows:
-    differs = experiment.notes.differs
-    entry.require("path")
-    path, kind = str(entry.take_text("path")), entry.take("type")
-    if files := entry.take_names("data_files"):
-        names = [files] if isinstance(files, str) else files
+def _put_datasets(experiment: Experiment, keys: Axolotl, folder: Path) -> None:
+    """Set the first of ``datasets``, and the examples to hold out. ``folder`` holds the file."""
+    entry = Dataset.read(keys.datasets[0], f"{keys._where}: datasets[0]")
+    path = entry.path
+    if entry.data_files:
+        names = [entry.data_files] if isinstance(entry.data_files, str) else entry.data_files
         if len(names) > 1 or not (path in BUILDERS or first_file(folder / names[0])):
-            differs.append(
-                f"datasets[0].data_files: {shown(files)} (one file is read: give data.path=... "
-                "when you train)"
-            )
+            experiment.note("datasets[0].data_files", names, f"one file is read: {GIVE_PATH}")
         path = names[0]
-    if (builder := entry.take_text("ds_type")) and builder not in BUILDERS:
-        differs.append(f"datasets[0].ds_type: {builder} (the ending of the file's name decides)")
-    format_ = _put_format(experiment, entry, kind)
-    template = _chat_template(experiment, entry, fields, format_, folder)
-    split, subset = entry.take_text("split"), entry.take_text("name")
+    if entry.ds_type not in ("", *BUILDERS):
+        why = "the ending of the file's name decides"
+        experiment.note("datasets[0].ds_type", entry.ds_type, why)
+    format_, rest = _format(experiment, entry)
+    template = _chat_template(experiment, entry, keys, format_, folder)
     if format_ is None:
-        part = " ".join(each for each in (path, subset, split) if each)
-        differs.append(
-            f"datasets[0]: {part} of type {shown(kind)} (convert its rows to one of "
-            "data.format, then give data.path=... when you train)"
-        )
-    return Rows("datasets[0].path", path, format_, split, subset, template)
+        part = " ".join(each for each in (path, entry.name, entry.split) if each)
+        why = f"convert its rows to one of data.format, then {GIVE_PATH}"
+        experiment.note("datasets[0]", f"{part} of type {shown(entry.type)}", why)
+    key = "datasets[0].path"
+    file = put_rows(experiment, key, path, format_, folder, entry.split, entry.name, template)
+    experiment.note_rest(rest, "datasets[0].")
+    for n, other in enumerate(keys.datasets[1:], start=1):
+        why = "only the first is trained on: join them in a file"
+        experiment.note(f"datasets[{n}]", other, why)
+    put_heldout(experiment, "val_set_size", keys.val_set_size, file)
 
 
-def _put_format(experiment: Experiment, entry: Fields, kind: Any) -> str | None:
-    """Our format of a dataset's type, or None. Notes what of the type is not kept."""
-    if isinstance(kind, dict):
-        return _user_defined(experiment, Fields(kind, f"{entry.where}.type"))
-    differs = experiment.notes.differs
-    base, _, variant = str(kind).replace(":", ".").partition(".")
-    format_ = FORMATS.get(base)
-    if format_ == "completion" and (column := entry.take_text("field")) not in (None, "text"):
-        differs.append(f"datasets[0].field: {column} ({RENAME})")
-        return None
-    if format_ == MESSAGES and not _messages_are_usual(experiment, entry):
-        return None
+def _format(experiment: Experiment, entry: Dataset) -> tuple[str | None, dict[str, Any]]:
+    """Our format of a dataset's type, or None; and the keys that are left.
+
+    Notes what of the type is not kept.
+    """
+    rest: dict[str, Any] = entry.model_extra or {}
+    if isinstance(entry.type, dict):
+        return _prompted(experiment, Prompted.read(entry.type, f"{entry._where}.type")), rest
+    base, _, variant = str(entry.type).replace(":", ".").partition(".")
+    format_, usual = FORMATS.get(base, (None, ()))
     if format_ == "completion":
-        differs.append("datasets[0].type: completion (longer texts are cut, not split into rows)")
-    if format_ and variant not in USUAL_VARIANTS.get(base, ("",)):
-        differs.append(f"datasets[0].type: {shown(kind)} (rows and prompts are those of {base})")
-    return format_
+        if (column := rest.pop("field", "text")) != "text":
+            experiment.note("datasets[0].field", column, RENAME)
+            return None, rest
+        why = "longer texts are cut, not split into rows"
+        experiment.note("datasets[0].type", base, why)
+    if format_ == MESSAGES:
+        turns = Conversation.read(rest, entry._where)
+        rest = turns.model_extra or {}
+        if turns.conversation == "chatml":  # of sharegpt, in Axolotl before 0.6
+            entry.chat_template = entry.chat_template or "chatml"
+        if not _is_usual(experiment, turns):
+            return None, rest
+    if format_ and variant not in usual:
+        experiment.note("datasets[0].type", entry.type, f"rows and prompts are those of {base}")
+    return format_, rest
 
 
-def _user_defined(experiment: Experiment, kind: Fields) -> str | None:
-    """The format of a type that names the fields itself, as FinLoRA's do."""
-    differs = experiment.notes.differs
-    instruction = str(kind.take_text("field_instruction", "instruction"))
-    output = str(kind.take_text("field_output", "output"))
-    format_ = format_of(instruction, output)
-    if format_ is None:
+def _prompted(experiment: Experiment, kind: Prompted) -> str | None:
+    format_ = format_of(kind.field_instruction, kind.field_output)
+    if format_ and kind.field_input != "input":
+        experiment.note("datasets[0].type.field_input", kind.field_input, RENAME)
         return None
-    if (column := kind.take_text("field_input")) not in (None, "input"):
-        differs.append(f"datasets[0].type.field_input: {column} ({RENAME})")
+    if format_ is None:
         return None
     instead = "Alpaca's prompt" if format_ == "alpaca" else "the text is the prompt and the answer"
-    prompts = {key: kind.take_text(key) or usual for key, usual in PROMPTS.items()}
-    for key, prompt in prompts.items():
-        if prompt not in ("", "{instruction}", prompts["format"] if key != "format" else None):
-            differs.append(f"datasets[0].type.{key}: {shown(prompt)} ({instead})")
-    note_rest(kind, experiment.notes, "datasets[0].type.")
+    for key in ("format", "no_input_format", "system_prompt"):
+        prompt = getattr(kind, key) or Prompted.model_fields[key].default
+        if prompt not in ("", "{instruction}") and (key == "format" or prompt != kind.format):
+            experiment.note(f"datasets[0].type.{key}", prompt, instead)
+    experiment.note_rest(kind.model_extra, "datasets[0].type.")
     return format_
 
 
-def _messages_are_usual(experiment: Experiment, entry: Fields) -> bool:
-    """Take the names of a conversation's fields. Whether they are names that the toolkit reads."""
-    mapping = entry.take_mapping("message_property_mappings") or {
-        "role": entry.take_text("message_field_role") or "role",
-        "content": entry.take_text("message_field_content") or "content",
+def _is_usual(experiment: Experiment, turns: Conversation) -> bool:
+    """Whether the toolkit reads the names of a conversation's fields."""
+    parts = turns.message_property_mappings or {
+        "role": turns.message_field_role,
+        "content": turns.message_field_content,
     }
-    column = entry.take_text("field_messages") or "messages"
-    roles = entry.take_mapping("roles")
-    if any(_unusual(role, sources) for role, sources in roles.items()):
-        experiment.notes.differs.append(
-            f"datasets[0].roles: {shown(roles)} (roles have their usual names)"
-        )
-    if mapping not in PROPERTIES or format_of(column) != MESSAGES:
-        experiment.notes.differs.append(
-            f"datasets[0].field_messages: {column} with {shown(mapping)} (messages or "
-            "conversations with role and content, or from and value, are read)"
-        )
-        return False
-    return True
-
-
-def _unusual(role: str, sources: Any) -> bool:
-    """Whether the toolkit reads one of the names ``sources`` as another role than ``role``."""
-    names = sources if isinstance(sources, list) else [sources]
-    return any(SHAREGPT_ROLES.get(str(name)) != role for name in names)
+    for role, given in turns.roles.items():
+        names = given if isinstance(given, list) else [given]
+        if any(SHAREGPT_ROLES.get(str(name)) != role for name in names):
+            experiment.note("datasets[0].roles", turns.roles, "roles have their usual names")
+            break
+    if parts in PROPERTIES and format_of(turns.field_messages) == MESSAGES:
+        return True
+    experiment.note(
+        "datasets[0].field_messages",
+        f"{turns.field_messages} with {shown(parts)}",
+        "messages or conversations with role and content, or from and value, are read",
+    )
+    return False
 
 
 def _chat_template(
-    experiment: Experiment, entry: Fields, fields: Fields, format_: str | None, folder: Path
+    experiment: Experiment, entry: Dataset, keys: Axolotl, format_: str | None, folder: Path
 ) -> str | None:
     """``data.chat_template``. The template of a dataset comes before that of the file."""
-    notes = experiment.notes
-    own = {key: entry.take_text(key) for key in ("chat_template", "chat_template_jinja")}
-    shared = {key: fields.take_text(key) for key in ("chat_template", "chat_template_jinja")}
-    if entry.untaken().get("conversation") == "chatml":  # of sharegpt, in Axolotl before 0.6
-        own["chat_template"] = own["chat_template"] or entry.take_text("conversation")
-    chosen = own if any(own.values()) else shared
-    if chosen is own:
-        notes.ignored += [
-            f"{key} (the dataset has its own)" for key, given in shared.items() if given
-        ]
-    name, jinja = chosen["chat_template"], chosen["chat_template_jinja"]
+    own, shared = (
+        {key: text for key in TEMPLATE_KEYS if (text := getattr(each, key))}
+        for each in (entry, keys)
+    )
+    if own:
+        experiment.ignored += [f"{key} (the dataset has its own)" for key in shared]
+    given = own or shared
+    name, jinja = (given.get(key, "") for key in TEMPLATE_KEYS)
     if format_ is None:
-        given = {key: shown(value) for key, value in chosen.items() if value}
-        notes.differs += [
-            f"{key}: {value} (see data.chat_template)" for key, value in given.items()
-        ]
-        return None
-    if format_ != MESSAGES:
-        notes.ignored += [f"{key} (no conversations)" for key, value in chosen.items() if value]
-        return None
-    if jinja and name in (None, "jinja"):
+        for key, text in given.items():
+            experiment.note(key, text, "see data.chat_template")
+    elif format_ != MESSAGES:
+        experiment.ignored += [f"{key} (no conversations)" for key in given]
+    elif jinja and name in ("", "jinja"):
         if file := first_file(folder / jinja):
             return str(file.resolve())
-        notes.differs.append(
-            f"chat_template_jinja: {shown(jinja)} ({TOKENIZERS_OWN}: write the template to a file "
-            "and give data.chat_template=FILE)"
-        )
-        return None
-    fallback = str(name).startswith("tokenizer_default_fallback_")
-    if name is None or name in TEMPLATES or fallback:
-        return TEMPLATES.get(str(name))
-    notes.differs.append(f"chat_template: {name}, of Axolotl ({TOKENIZERS_OWN})")
+        why = f"{TOKENIZERS_OWN}: write the template to a file and give data.chat_template=FILE"
+        experiment.note("chat_template_jinja", jinja, why)
+    elif name == "chatml":
+        return name
+    elif name and not name.startswith("tokenizer_default"):
+        experiment.note("chat_template", f"{name}, of Axolotl", TOKENIZERS_OWN)
     return None
+
+
+class Finlora(AdapterKeys, BitKeys):
+    """The keys of FinLoRA's YAML."""
+
+    base: str = Field(alias="model_name")
+    adapter__rank: int = Field(alias="lora_rank")
+    adapter__alpha: float = Field(alias="lora_alpha")
+    use_rslora: bool = Field(False, alias="use_rsLoRA")
+    dataset: str
+
+
+FINETUNE = {
+    "micro_batch_size": 2,
+    "gradient_accumulation_steps": 4,
+    "num_epochs": 4,
+    "learning_rate": 2e-4,
+    "lr_scheduler": "cosine",
+    "warmup_steps": 10,
+    "weight_decay": 0.0,
+    "lora_alpha": 16,
+    "lora_dropout": 0.05,
+    "lora_target_modules": ["q_proj", "v_proj", "k_proj"],
+    "val_set_size": 0.02,
+    "sequence_len": 4096,
+    "bf16": "auto",
+    "deepspeed": "deepspeed_configs/zero1.json",
+}
+"""``finetune.py``'s values for missing keys (wangd12rpi/FinLoRA, lora/finetune.py)."""
+PROMPT = {
+    "field_instruction": "context",
+    "field_output": "target",
+    "format": "[INST] {instruction} [/INST]",
+    "no_input_format": "[INST] {instruction} [/INST]",
+}
+
+
+class FinloraEntry(BitKeys):
+    """The keys of an entry. Those from ``base_model`` on have the same meaning in Axolotl."""
+
+    dataset_path: str
+    batch_size: int = 2
+    base_model: Any
+    lora_r: Any
+    lora_alpha: Any = None
+    learning_rate: Any = None
+    num_epochs: Any = None
+    gradient_accumulation_steps: Any = None
+    peft_use_rslora: Any = None
+    peft_use_dora: Any = None
+
+
+def read_finlora(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
+    """The experiment of FinLoRA's YAML. Raises :class:`StudyError` as :func:`read` does."""
+    keys = Finlora.read(values, where)
+    experiment = keys.experiment("FinLoRA's YAML", folder, keys.bits())
+    put_rows(experiment, "dataset", keys.dataset, "context_target", folder)
+    experiment.defaults.append(
+        "targets, optimizer, learning rate and steps: defaults of study train"
+    )
+    experiment.note_rest(keys.model_extra)
+    return experiment
+
+
+def read_finlora_entry(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
+    """The experiment of an entry. Raises :class:`StudyError` as :func:`read` does."""
+    entry = FinloraEntry.read(values, where)
+    own = entry.model_dump(include=entry.model_fields_set & FinloraEntry.model_fields.keys())
+    if "batch_size" in own:
+        own["micro_batch_size"] = own.pop("batch_size")
+    own["datasets"] = [{"path": own.pop("dataset_path"), "type": PROMPT}]
+    own["optimizer"] = "paged_adamw_8bit" if entry.bits() == 4 else "adamw_bnb_8bit"
+    experiment = read({"adapter": "lora"} | FINETUNE | own, where, folder)
+    experiment.origin = f"FinLoRA's entry {where}"
+    silent = (f"{key} {shown(value)}" for key, value in FINETUNE.items() if key not in own)
+    experiment.defaults.insert(0, f"FinLoRA's finetune.py sets {', '.join(silent)}")
+    experiment.ignored += [
+        f"{shown(key)} (finetune.py does not read it)" for key in entry.model_extra or ()
+    ]
+    return experiment

@@ -5,45 +5,24 @@ from pathlib import Path
 from typing import Any
 
 from study.errors import StudyError, given, short, unknown
-from study.integrations.configs import axolotl, finlora, llama_factory, peft, trl
+from study.integrations.configs import axolotl, hugging_face, llama_factory
 from study.integrations.configs.experiment import Experiment
-from study.integrations.configs.fields import Fields, load
+from study.integrations.configs.keys import load
 
-Reader = Callable[[Fields, Path], Experiment]
+Reader = Callable[[Mapping[str, Any], str, Path], Experiment]
 
-LLAMA_FACTORY = [
-    "stage",
-    "finetuning_type",
-    "cutoff_len",
-    "lora_target",
-    "export_dir",
-    "peft_config",
-]
-TRL = ["use_peft", "dataset_mixer", "dataset_mixture", "dataset_name", "max_seq_length"]
-READERS: tuple[tuple[str, Reader], ...] = (
-    ("peft_type", peft.read),
-    *((key, llama_factory.read) for key in LLAMA_FACTORY),
-    *((key, trl.read) for key in TRL),
-    ("model_name_or_path", llama_factory.read),
-    ("use_rsLoRA", finlora.read_yaml),
-    ("lora_rank", finlora.read_yaml),
-    ("model_name", finlora.read_yaml),
-    ("dataset_path", finlora.read_entry),
-    ("base_model", axolotl.read),
-    ("adapter", axolotl.read),
+LLAMA_FACTORY = "stage finetuning_type cutoff_len lora_target export_dir peft_config"
+TRL = "use_peft dataset_mixer dataset_mixture dataset_name max_seq_length"
+FORMS: tuple[tuple[str, str, Reader], ...] = (
+    ("peft_type", "base_model_name_or_path", hugging_face.read_peft),
+    (LLAMA_FACTORY, "model_name_or_path", llama_factory.read),
+    (TRL, "model_name_or_path", hugging_face.read_trl),
+    ("model_name_or_path", "model_name_or_path", llama_factory.read),
+    ("use_rsLoRA lora_rank model_name", "model_name", axolotl.read_finlora),
+    ("dataset_path", "base_model", axolotl.read_finlora_entry),
+    ("base_model adapter", "base_model", axolotl.read),
 )
-"""Keys and the reader of the form that has them. The first key found decides."""
-BASE: dict[Reader, str] = {
-    peft.read: "base_model_name_or_path",
-    llama_factory.read: "model_name_or_path",
-    trl.read: "model_name_or_path",
-    finlora.read_yaml: "model_name",
-    finlora.read_entry: "base_model",
-    axolotl.read: "base_model",
-}
-"""The key of the base in each form."""
-MOST_VALUES = 100
-"""Of one key. The configuration is read again with each."""
+"""Keys that tell a form, its key of the base, and its reader. The first row with a key decides."""
 
 
 def read_file(
@@ -60,10 +39,10 @@ def read_file(
     refuses.
     """
     values, where = _one_entry(load(path), entry, path.name)
-    for key, reader in READERS:
-        if key in values:
-            named = {BASE[reader]: base} if base else {}
-            return reader(Fields({**values, **(changed or {}), **named}, where), path.parent)
+    for keys, base_key, reader in FORMS:
+        if any(key in values for key in keys.split()):
+            replaced = {**(changed or {}), **({base_key: base} if base else {})}
+            return reader({**values, **replaced}, where, path.parent)
     raise StudyError(
         f"{where} is none of the known configurations: Axolotl's YAML (base_model, adapter), "
         "LLaMA-Factory's (model_name_or_path, stage), TRL's (use_peft), FinLoRA's (lora_rank, "
@@ -77,8 +56,7 @@ def _one_entry(values: dict[str, Any], entry: str | None, name: str) -> tuple[di
 
     A file whose values are all mappings holds several configurations by name.
     """
-    several = bool(values) and all(isinstance(value, dict) for value in values.values())
-    if not several:
+    if not values or not all(isinstance(value, dict) for value in values.values()):
         if entry is not None:
             raise StudyError(
                 f"{name} is one configuration and has no entry {short(entry)}: leave out --entry"
@@ -109,33 +87,16 @@ def from_sweep_file(
             "write two sweeps"
         )
     found: dict[str, list[Any]] = {}
+    usual = read_file(config, entry, base=base).settings()
     for key, values in lists.items():
+        where = f"{sweep.name}: {given(key)}"
         if not isinstance(values, list) or not values:
-            raise StudyError(
-                f"{sweep.name}: {given(key)}={short(values)} is not a list of values: "
-                "write key: [...]"
-            )
-        if len(values) > MOST_VALUES:
-            raise StudyError(
-                f"{sweep.name}: {given(key)} has {len(values)} values: give at most {MOST_VALUES}"
-            )
-        experiments = [read_file(config, entry, {key: value}, base) for value in values]
-        changed = _changed([read_file(config, entry, base=base), *experiments])
+            raise StudyError(f"{where}={short(values)} is not a list of values: write key: [...]")
+        read = [read_file(config, entry, {key: value}, base).settings() for value in values]
+        ours = dict.fromkeys(name for settings in (usual, *read) for name in settings)
+        changed = [name for name in ours if any(s.get(name) != usual.get(name) for s in read)]
         if len(changed) != 1:
-            what = (
-                f"changes {' and '.join(changed)} together"
-                if changed
-                else "changes nothing that is trained here"
-            )
-            raise StudyError(
-                f"{sweep.name}: {given(key)} {what}: leave it out and sweep on the command line"
-            )
-        found[changed[0]] = [experiment.settings().get(changed[0]) for experiment in experiments]
+            what = f"changes {' and '.join(changed)} together" if changed else "changes nothing"
+            raise StudyError(f"{where} {what}: leave it out and sweep on the command line")
+        found[changed[0]] = [settings.get(changed[0]) for settings in read]
     return found
-
-
-def _changed(experiments: list[Experiment]) -> list[str]:
-    """The keys with different values."""
-    settings = [experiment.settings() for experiment in experiments]
-    keys = dict.fromkeys(key for each in settings for key in each)
-    return [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]

@@ -102,38 +102,53 @@ quantization_bit: 4
 output_dir: saves
 plot_loss: true
 """
-DATASET_INFO = {
-    "chats": {
-        "hf_hub_url": "org/chats",
-        "formatting": "sharegpt",
-        "columns": {"messages": "messages"},
-        "tags": {
-            "role_tag": "role",
-            "content_tag": "content",
-            "user_tag": "user",
-            "assistant_tag": "assistant",
-            "system_tag": "system",
-        },
-    },
-    "roles": {
-        "hf_hub_url": "org/chats",
-        "formatting": "sharegpt",
-        "tags": {"observation_tag": "result"},
-    },
-    "more": {"hf_hub_url": "org/more"},
-    "told": {
-        "hf_hub_url": "org/told",
-        "formatting": "sharegpt",
-        "columns": {"system": "rules"},
-    },
-    "rows": {"file_name": "rows.json"},
-    "texts": {"file_name": "rows.json", "columns": {"prompt": "text"}},
-    "named": {
-        "file_name": "rows.json",
-        "columns": {"prompt": "instruction", "response": "output"},
-    },
-    "answers": {"hf_hub_url": "org/qa", "columns": {"prompt": "question", "response": "answer"}},
-}
+# The keys of the alignment-handbook's recipe for Zephyr.
+TRL = """\
+model_name_or_path: org/model-7b
+torch_dtype: bfloat16
+load_in_4bit: true
+use_peft: true
+lora_r: 16
+lora_alpha: 8
+lora_target_modules: [q_proj, o_proj]
+chat_template: "{% for message in messages %}{% endfor %}"
+dataset_mixture:
+  datasets:
+    - {id: org/chats, split: train_sft, columns: [messages]}
+    - {id: org/chats, split: test_sft, columns: [messages]}
+  seed: 0
+dataset_num_proc: 12
+bf16: true
+learning_rate: 2.0e-4
+lr_scheduler_type: cosine
+max_length: 2048
+packing: true
+per_device_train_batch_size: 4
+gradient_accumulation_steps: 2
+num_train_epochs: 1
+warmup_ratio: 0.1
+"""
+PEFT = """\
+peft_type: LORA
+base_model_name_or_path: org/model
+r: 8
+lora_alpha: 16
+target_modules: [q_proj]
+"""
+DATASET_INFO = """\
+chats:
+  hf_hub_url: org/chats
+  formatting: sharegpt
+  columns: {messages: messages}
+  tags: {role_tag: role, content_tag: content, user_tag: user, assistant_tag: assistant}
+roles: {hf_hub_url: org/chats, formatting: sharegpt, tags: {observation_tag: result}}
+more: {hf_hub_url: org/more}
+told: {hf_hub_url: org/told, formatting: sharegpt, columns: {system: rules}}
+rows: {file_name: rows.json}
+texts: {file_name: rows.json, columns: {prompt: text}}
+named: {file_name: rows.json, columns: {prompt: instruction, response: output}}
+answers: {hf_hub_url: org/qa, columns: {prompt: question, response: answer}}
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -145,8 +160,10 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jsonl: Path) -> None:
     (tmp_path / "finetune_configs.json").write_text(json.dumps(FINLORA_JSON))
     (tmp_path / "axolotl.yml").write_text(AXOLOTL)
     (tmp_path / "factory.yaml").write_text(LLAMA_FACTORY)
+    (tmp_path / "trl.yaml").write_text(TRL)
+    (tmp_path / "adapter.yaml").write_text(PEFT)
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(DATASET_INFO))
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(yaml.safe_load(DATASET_INFO)))
     (tmp_path / "data" / "rows.json").write_text("[]")
 
 

@@ -70,7 +70,6 @@ DATASETS: dict[str, tuple[Any, dict[str, str], str]] = {
         "convert its rows to one of data.format, then give data.path=...",
     ),
     "segments": ("input_output", {}, "datasets[0]: train.jsonl of type input_output (convert"),
-    "articles": ("context_qa.load_v2", {}, "of type context_qa.load_v2 (convert"),
     "none": (None, {}, "of type null (convert"),
 }
 
@@ -83,7 +82,7 @@ def test_types_of_datasets(edit: Edit, case: str) -> None:
     found = {key: value for key, value in experiment.values.items() if key == "data.format"}
     assert found == values
     assert ("data.path" in experiment.values) == bool(values)
-    assert says in "\n".join(experiment.notes.differs)
+    assert says in "\n".join(experiment.differs)
 
 
 CHAT = {"path": "org/chats", "type": "chat_template"}
@@ -106,8 +105,8 @@ def test_chat_templates(edit: Edit, case: str) -> None:
     experiment = read_file(FILE)
     found = experiment.values.get("data.chat_template")
     assert (found and Path(found).name) == template
-    assert says in "\n".join(experiment.notes.differs)
-    assert bool(says) == any("template" in note for note in experiment.notes.differs)
+    assert says in "\n".join(experiment.differs)
+    assert bool(says) == any("template" in note for note in experiment.differs)
 
 
 MESSAGES: dict[str, tuple[dict[str, Any], str | None, str]] = {
@@ -147,7 +146,7 @@ def test_fields_of_conversations(edit: Edit, case: str) -> None:
     edit("axolotl.yml", datasets=[{**CHAT, **keys}])
     experiment = read_file(FILE)
     assert experiment.values.get("data.format") == format_
-    notes = [note for note in experiment.notes.differs if note.startswith("datasets[0]")]
+    notes = [note for note in experiment.differs if note.startswith("datasets[0]")]
     assert says in "\n".join(notes)
     assert bool(says) == bool(notes)
 
@@ -164,16 +163,15 @@ def test_a_dataset_on_the_hub(edit: Edit) -> None:
         "data.split": "train[:20%]",
         "data.subset": "english",
     }
-    said = "\n".join(experiment.notes.differs)
+    said = "\n".join(experiment.differs)
     assert "datasets[1]: {" in said
     assert "val_set_size: 0.1 (a share of rows that are not here" in said
 
 
-@pytest.mark.parametrize("path", ["missing.jsonl", "data/missing.parquet", "s3://bucket/rows"])
-def test_a_missing_file_has_to_be_given(study_cli: Cli, edit: Edit, path: str) -> None:
-    edit("axolotl.yml", datasets=[{"path": path, "type": "alpaca"}])
+def test_a_missing_file_has_to_be_given(study_cli: Cli, edit: Edit) -> None:
+    edit("axolotl.yml", datasets=[{"path": "data/missing.parquet", "type": "alpaca"}])
     imported = study_cli("import-config", str(FILE))
-    assert f"datasets[0].path: {path} is no file here: give data.path=..." in imported.err
+    assert "datasets[0].path: data/missing.parquet is no file here: give data.p" in imported.err
     assert "path" not in Path("conf/data/axolotl.yaml").read_text()
 
 
@@ -201,7 +199,7 @@ def test_the_total_batch_decides_only_without_accumulation(edit: Edit) -> None:
     edit("axolotl.yml", batch_size=12)
     experiment = read_file(FILE)
     assert experiment.values["train.accumulation"] == 3
-    assert "batch_size (gradient_accumulation_steps decides)" in experiment.notes.ignored
+    assert "batch_size (gradient_accumulation_steps decides)" in experiment.ignored
     edit("axolotl.yml", gradient_accumulation_steps=None)
     assert read_file(FILE).values["train.accumulation"] == 6
 
@@ -211,16 +209,16 @@ def test_steps_come_before_epochs(edit: Edit) -> None:
     experiment = read_file(FILE)
     assert experiment.values["train.steps"] == 7
     assert "train.epochs" not in experiment.values
-    assert "num_epochs (max_steps decides)" in experiment.notes.ignored
+    assert "num_epochs (max_steps decides)" in experiment.ignored
 
 
-def test_defaults_of_axolotl_are_used_and_listed(study_cli: Cli, edit: Edit) -> None:
+def test_defaults_of_axolotl_are_used_and_listed(edit: Edit) -> None:
     silent = ("micro_batch_size", "lr_scheduler", "warmup_ratio", "max_grad_norm", "bf16", "seed")
     edit("axolotl.yml", **dict.fromkeys(silent))
     experiment = read_file(FILE)
     assert experiment.values["precision"] == "bf16"
-    assert experiment.notes.defaults == [
+    assert experiment.defaults == [
         "seed: Axolotl draws adapters without one (seed=0)",
-        "Axolotl's defaults: adam_beta1 0.9, micro_batch_size 1, max_grad_norm 1.0, "
-        "lr_scheduler cosine, warmup_ratio 0.03 (at most 100 steps), bf16 auto",
+        "Axolotl's defaults: micro_batch_size 1, max_grad_norm 1.0, lr_scheduler cosine, "
+        "warmup_ratio 0.03 (at most 100 steps), bf16 auto",
     ]

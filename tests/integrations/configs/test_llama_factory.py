@@ -8,7 +8,6 @@ import pytest
 
 from study.integrations.configs import read_file
 
-Cli = Callable[..., Any]
 Edit = Callable[..., None]
 FILE = Path("factory.yaml")
 
@@ -39,15 +38,15 @@ def test_llama_factory() -> None:
         "precision": "bf16",
         "seed": 42,
     }
-    assert experiment.notes.differs[:2] == [
+    assert experiment.differs[:2] == [
         "dataset: more (only chats is trained on: join them in a file)",
         "template: qwen3_nothink (the tokenizer's own chat template is used)",
     ]
-    assert experiment.notes.defaults == [
-        "LLaMA-Factory's defaults: lora_alpha 16.0, max_grad_norm 1.0, optim adamw_torch_fused, "
-        "seed 42"
+    assert experiment.defaults == [
+        "LLaMA-Factory's defaults: max_grad_norm 1.0, optim adamw_torch_fused, seed 42, "
+        "lora_alpha 16.0"
     ]
-    assert experiment.notes.ignored == ["do_train", "output_dir", "plot_loss"]
+    assert experiment.ignored == ["do_train", "output_dir", "plot_loss"]
 
 
 def test_its_defaults(edit: Edit) -> None:
@@ -56,16 +55,20 @@ def test_its_defaults(edit: Edit) -> None:
     given += ("lr_scheduler_type", "warmup_ratio", "stage", "finetuning_type", "quantization_bit")
     edit("factory.yaml", **dict.fromkeys(given))
     values = read_file(FILE).values
-    assert {key: values.get(key) for key in ("adapter.rank", "adapter.alpha")} == {
+    expected = {
         "adapter.rank": 8,
         "adapter.alpha": 16.0,
+        "adapter.scaling": "lora",
+        "adapter.targets": "all-linear",
+        "data.sequence_length": 2048,
+        "train.batch_size": 8,
+        "train.accumulation": 1,
+        "train.epochs": 3.0,
+        "train.schedule": "linear",
+        "optimizer.lr": 5e-5,
+        "precision": "float32",
     }
-    assert values["adapter.targets"] == "all-linear"
-    assert values["adapter.scaling"] == "lora"
-    assert values["data.sequence_length"] == 2048
-    assert (values["train.batch_size"], values["train.accumulation"]) == (8, 1)
-    assert (values["train.epochs"], values["train.schedule"]) == (3.0, "linear")
-    assert (values["optimizer.lr"], values["precision"]) == (5e-5, "float32")
+    assert expected.items() <= values.items()
     assert "train.warmup" not in values
 
 
@@ -109,34 +112,4 @@ def test_datasets(edit: Edit, case: str) -> None:
     if path := found["data.path"]:
         found["data.path"] = Path(path).name
     assert found == {"data.format": None, "data.path": None, **values}
-    assert says in "\n".join(experiment.notes.differs)
-
-
-REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"stage": "dpo"}, "stage: dpo trains on preferences, study train on targets"),
-    ({"stage": "rm"}, "stage: rm trains a reward model"),
-    ({"stage": "x"}, "stage: x is unknown"),
-    ({"finetuning_type": "full"}, "finetuning_type=full is not LoRA"),
-    ({"export_dir": "out"}, "export_dir exports a model and trains nothing"),
-    ({"stage": None, "dataset": None}, "neither stage nor dataset, so it trains nothing"),
-    ({"peft_config": {"name": "lora"}}, "has the form of LLaMA-Factory's v1"),
-    ({"pissa_init": True}, "pissa_init changes the base's weights"),
-    ({"quantization_bit": 3}, "quantization_bit=3 is neither 8 nor 4"),
-    ({"dataset": "nothing"}, "'nothing': choose from chats, roles, more"),
-    ({"lora_rank": "many"}, "lora_rank='many' is not a number"),
-    ({"warmup_ratio": 1}, "warmup_ratio=1 leaves no step after the warm-up"),
-    ({"warmup_steps": 2}, "warmup_steps and warmup_ratio contradict each other"),
-    ({"warmup_ratio": None, "warmup_steps": 1.5}, "is neither a number of steps nor a share"),
-]
-
-
-@pytest.mark.parametrize(("keys", "says"), REFUSED, ids=[says[:40] for _, says in REFUSED])
-def test_what_is_not_lora_on_targets_gets_one_line(
-    study_cli: Cli, edit: Edit, keys: dict[str, Any], says: str
-) -> None:
-    edit("factory.yaml", **keys)
-    ended = study_cli("import-config", "factory.yaml")
-    assert ended.code == 2
-    (line,) = ended.err.splitlines()
-    assert says in line
-    assert not Path("conf").exists()
+    assert says in "\n".join(experiment.differs)

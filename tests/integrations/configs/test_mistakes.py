@@ -1,5 +1,6 @@
 """Wrong configurations and options get one line. No model is loaded and no file is written."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,46 +30,63 @@ def refused(study_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Callable[..., st
     return run
 
 
-FINLORA: list[tuple[dict[str, Any], str]] = [
-    ({"lora_rank": None}, "lora_rank is missing"),
-    ({"model_name": None, "dataset": None}, "model_name, dataset are missing"),
-    ({"lora_rank": "many"}, "lora_rank='many' is not a number"),
-    ({"use_rsLoRA": "maybe"}, "use_rsLoRA='maybe' is neither true nor false"),
-    ({"quant_bits": 3}, "quant_bits=3 is neither 8 nor 4"),
-    ({"load_in_4bit": True}, "quant_bits: 8 and load_in_4bit: true contradict each other"),
+FILES: list[tuple[str, dict[str, Any], str]] = [
+    ("rslora.yaml", {"model_name": None, "dataset": None}, "model_name, dataset are missing"),
+    ("rslora.yaml", {"lora_rank": "many"}, "lora_rank='many': give a valid integer"),
+    ("rslora.yaml", {"quant_bits": 3}, "quant_bits=3: give 4 or 8"),
+    ("rslora.yaml", {"load_in_4bit": True}, "contradict each other: keep one"),
+    ("axolotl.yml", {"load_in_8bit": True}, "contradict each other: keep one"),
+    ("axolotl.yml", {"load_in_4bit": False}, "adapter: qlora and no load_in_4bit contradict"),
+    ("axolotl.yml", {"adapter": "ia3"}, "adapter='ia3': give 'lora' or 'qlora'"),
+    ("axolotl.yml", {"adapter": None}, "adapter is missing, which trains all weights"),
+    ("axolotl.yml", {"rl": "dpo"}, "rl trains on preferences"),
+    ("axolotl.yml", {"peft": {"loftq_config": {"bits": 4}}}, "changes the base's weights"),
+    ("axolotl.yml", {"peft_init_lora_weights": "pissa"}, "changes the base's weights"),
+    ("axolotl.yml", {"warmup_steps": 3}, "warmup_steps and warmup_ratio contradict each other"),
+    ("axolotl.yml", {"warmup_ratio": 1}, "warmup_ratio=1 leaves no step after the warm-up"),
+    ("axolotl.yml", {"lora_target_linear": None}, "lora_target_modules is missing"),
+    ("axolotl.yml", {"datasets": "alpaca"}, "datasets='alpaca': give a valid list"),
+    ("axolotl.yml", {"micro_batch_size": 0}, "train.batch_size=0 is out of range"),
+    ("axolotl.yml", {"num_epochs": 0}, "train.epochs=0.0 is out of range"),
+    ("axolotl.yml", {"lora_dropout": 1.5}, "adapter.dropout=1.5"),
+    ("factory.yaml", {"stage": "dpo"}, "stage: dpo trains on preferences, study train on targets"),
+    ("factory.yaml", {"stage": "x"}, "stage: x is unknown"),
+    ("factory.yaml", {"finetuning_type": "full"}, "finetuning_type=full is not LoRA"),
+    ("factory.yaml", {"export_dir": "out"}, "export_dir exports a model and trains nothing"),
+    ("factory.yaml", {"stage": None, "dataset": None}, "neither stage nor dataset, so it trains"),
+    ("factory.yaml", {"peft_config": {"name": "lora"}}, "has the form of LLaMA-Factory's v1"),
+    ("factory.yaml", {"pissa_init": True}, "pissa_init changes the base's weights"),
+    ("factory.yaml", {"dataset": "nothing"}, "'nothing': choose from chats, roles, more"),
+    ("trl.yaml", {"use_peft": None}, "use_peft is not true, which trains all weights"),
+    ("trl.yaml", {"beta": 0.01}, "beta is for training on preferences or rewards"),
+    ("trl.yaml", {"dataset_mixture": None}, "dataset_name is missing"),
+    ("adapter.yaml", {"peft_type": "IA3"}, "peft_type='IA3' is not LoRA"),
+    ("adapter.yaml", {"base_model_name_or_path": None}, "names no base: give one with --base"),
 ]
-AXOLOTL: list[tuple[dict[str, Any], str]] = [
-    (
-        {"load_in_8bit": True, "adapter": "lora"},
-        "load_in_8bit: true and load_in_4bit: true contradict each other",
-    ),
-    (
-        {"load_in_8bit": True, "load_in_4bit": False},
-        "adapter: qlora and load_in_8bit contradict each other",
-    ),
-    ({"adapter": "ia3"}, "'ia3': choose from lora, qlora"),
-    ({"adapter": None, "load_in_4bit": None}, "adapter is missing"),
-    ({"rl": "dpo"}, "rl trains on preferences"),
-    ({"peft": {"loftq_config": {"loftq_bits": 4}}}, "peft.loftq_config changes the base's weights"),
-    ({"warmup_steps": 3}, "warmup_steps and warmup_ratio contradict each other"),
-    ({"lora_target_linear": None}, "lora_target_modules is missing"),
-    ({"datasets": "alpaca"}, "is not a list of datasets"),
-    ({"micro_batch_size": 0}, "micro_batch_size=0 is too small: give at least 1"),
-    ({"num_epochs": 0}, "num_epochs=0.0 is not positive"),
-    ({"lora_dropout": 1.5}, "adapter.dropout=1.5"),
-]
 
 
-@pytest.mark.parametrize(("keys", "says"), FINLORA, ids=[says for _, says in FINLORA])
-def test_in_finloras_yaml(refused: Cli, edit: Edit, keys: dict[str, Any], says: str) -> None:
-    edit("rslora.yaml", **keys)
-    assert says in refused("import-config", "rslora.yaml")
+@pytest.mark.parametrize(("name", "keys", "says"), FILES, ids=[says for *_, says in FILES])
+def test_in_a_file(refused: Cli, edit: Edit, name: str, keys: dict[str, Any], says: str) -> None:
+    edit(name, **keys)
+    assert says in refused("import-config", name)
 
 
-@pytest.mark.parametrize(("keys", "says"), AXOLOTL, ids=[says for _, says in AXOLOTL])
-def test_in_axolotls_yaml(refused: Cli, edit: Edit, keys: dict[str, Any], says: str) -> None:
-    edit("axolotl.yml", **keys)
-    assert says in refused("import-config", "axolotl.yml")
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"target_modules": ["to_k", "to_q", "to_out.0"]}, "to_k, a layer of image models"),
+        ({"task_type": "SEQ_CLS"}, "task_type='SEQ_CLS': only CAUSAL_LM can be read"),
+        (
+            {"task_type": None, "auto_mapping": {"base_model_class": "ViTModel"}},
+            "its base is a 'ViTModel': only causal language models can be read",
+        ),
+    ],
+)
+def test_adapters_of_other_models(refused: Cli, keys: dict[str, Any], says: str) -> None:
+    config = yaml.safe_load(Path("adapter.yaml").read_text()) | keys
+    Path("adapter_config.json").write_text(json.dumps(config))
+    assert says in refused("import-config", "adapter_config.json")
+    assert says in refused("import", ".")
 
 
 @pytest.mark.parametrize(
@@ -77,12 +95,19 @@ def test_in_axolotls_yaml(refused: Cli, edit: Edit, keys: dict[str, Any], says: 
         ("a: [1, 2", "is not valid YAML"),
         ("- 1\n- 2\n", "holds no keys"),
         ("color: red\n", "is none of the known configurations"),
-        ('{"peft_type": "IA3"}', "peft_type='IA3' is not LoRA"),
     ],
 )
 def test_in_the_form_of_a_file(refused: Cli, text: str, says: str) -> None:
     Path("bad.yaml").write_text(text)
     assert says in refused("import-config", "bad.yaml")
+
+
+SWEEPS = {
+    "pairs": {"_": [{"lora_r": 8, "lora_alpha": 16}]},
+    "inert": {"output_dir": ["a", "b"]},
+    "two": {"max_steps": [1, 2]},
+    "flat": {"lora_r": 8},
+}
 
 
 @pytest.mark.parametrize(
@@ -91,24 +116,16 @@ def test_in_the_form_of_a_file(refused: Cli, text: str, says: str) -> None:
         ("import-config finetune_configs.json", "has 2 entries: choose one with --entry, from"),
         ("import-config finetune_configs.json --entry x", "'x': choose from formula_8bits_r8"),
         ("import-config rslora.yaml --entry x", "has no entry 'x': leave out --entry"),
-        ("import-config broken.json", "broken.json is not valid JSON"),
         ("import-config rslora.yaml --name quick", "experiment=quick is one of the toolkit's own"),
         ("import-config rslora.yaml --to train.jsonl", "cannot write"),
         ("sweep-from rslora.yaml --rules lorra", "unknown adapter.scaling 'lorra'"),
         ("import-config axolotl.yml --sweep pairs.yml", "'_' pairs values"),
         ("import-config axolotl.yml --sweep inert.yml", "output_dir changes nothing"),
-        ("import-config axolotl.yml --sweep two.yml", "changes train.epochs and train.steps"),
+        ("import-config axolotl.yml --sweep two.yml", "train.epochs and train.steps together"),
         ("import-config axolotl.yml --sweep flat.yml", "lora_r=8 is not a list of values"),
     ],
 )
 def test_in_a_command(refused: Cli, line: str, says: str) -> None:
-    Path("broken.json").write_text('{"a": ')
-    sweeps = {
-        "pairs": {"_": [{"lora_r": 8, "lora_alpha": 16}]},
-        "inert": {"output_dir": ["a", "b"]},
-        "two": {"max_steps": [1, 2]},
-        "flat": {"lora_r": 8},
-    }
-    for name, keys in sweeps.items():
+    for name, keys in SWEEPS.items():
         Path(f"{name}.yml").write_text(yaml.safe_dump(keys))
     assert says in refused(*line.split())
