@@ -8,101 +8,70 @@ from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from study.errors import StudyError, unknown
 from study.vocabulary.extras import install
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from .suites import Size
-
 SUITES = {
     "sweep": "All ranks under both rules, 1024 tokens a step, all four ways.",
     "large-steps": "All ranks, 4096 tokens a step, tuned loop against ours.",
-    "compiled": "Five steps of 1024 tokens at all ranks: tuned loop, ours, and ours with "
-    "pack.compile.",
-    "probes": "Twenty steps at a low rank, with and without probes, three times in turn; single "
-    "steps at ranks 16 and 1024 by the sites that they measure.",
-    "bf16": "Ours in float32 and in bf16 in turn, and the tuned loop in bf16.",
-    "folds": "All ranks under both rules in one pack: a cell in a forward pass against as many as "
-    "pack.fold=auto chooses.",
+    "compiled": "All ranks, five steps of 1024 tokens, also with pack.compile.",
+    "probes": "Runs and single steps with and without probes.",
+    "folds": "All ranks and rules in one pack: one cell a pass, and pack.fold=auto.",
 }
 """What is timed against PEFT, by name, in the order in which it runs."""
-SETTINGS = {"help_option_names": ["-h", "--help"]}
+BESIDE = {
+    "inference": "What merged and unmerged adapters cost at inference.",
+    "scale": "What the commands take on a study of many tiny cells.",
+}
+LISTS = "\n\n".join(
+    f"\b\n{title}:\n" + "\n".join(f"  {name:<12} {about}" for name, about in listed.items())
+    for title, listed in {"Suites": SUITES, "Commands": BESIDE}.items()
+)
 
 
-def folder(default: str, what: str, option: str = "--to") -> Any:
-    """The option of a folder."""
-    where = click.Path(path_type=Path)
-    return click.option(option, type=where, default=Path(default), show_default=True, help=what)
+def shown(default: Any, what: str = "", **more: Any) -> dict[str, Any]:
+    """The settings of an option whose default is in the help."""
+    return {"default": default, "show_default": True, "help": what, **more}
+
+
+def folder(default: str, what: str) -> dict[str, Any]:
+    """The settings of an option that is a folder."""
+    return shown(Path(default), what, type=click.Path(path_type=Path))
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run ``study bench`` with ``arguments``."""
     beside = {"inference": inference, "scale": scale}
     if arguments and arguments[0] in beside:
-        command, name, rest = beside[arguments[0]], f"study bench {arguments[0]}", arguments[1:]
+        name, *rest = arguments
+        beside[name].main(rest, f"study bench {name}", standalone_mode=False)
     else:
-        command, name, rest = suites, "study bench", arguments
-    command.main(list(rest), name, standalone_mode=False)
+        suites.main(list(arguments), "study bench", standalone_mode=False)
 
 
-class SuitesCommand(click.Command):
-    """A command whose help lists the suites and the other benchmarks."""
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the two lists below the options."""
-        with formatter.section("Suites"):
-            formatter.write_dl(list(SUITES.items()))
-        with formatter.section("Commands"):
-            formatter.write_dl(
-                [
-                    ("inference", "What merged and unmerged adapters cost at inference."),
-                    ("scale", "What the commands take on a study of many tiny cells."),
-                ]
-            )
-
-
-@click.command(cls=SuitesCommand, context_settings=SETTINGS)
+@click.command(epilog=LISTS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("names", nargs=-1, metavar="[SUITE]... | inference | scale")
-@folder("results/bench", "Folder of the tables, one for each suite.")
-@folder("plots/bench", "Folder of the figure.", "--plots")
-@click.option(
-    "--model", type=click.Choice(["smollm2", "tiny"]), default="smollm2", show_default=True
-)
-@click.option(
-    "--ranks", default="4,16,64,256,1024,2048", show_default=True, help="Ranks of a sweep."
-)
-@click.option("--steps", default=3, show_default=True, help="Optimizer steps of a run.")
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
-)
-@click.option(
-    "--precision", type=click.Choice(["float32", "bf16"]), default="float32", show_default=True
-)
-@click.option(
-    "--add", is_flag=True, help="Keep the rows of other ranks that a table of this machine has."
-)
-@click.option(
-    "--measured/--read",
-    default=True,
-    help="Measure, or only summarise the tables of an earlier run.",
-)
+@click.option("--to", **folder("results/bench", "Folder of the tables, one for each suite."))
+@click.option("--plots", **folder("plots/bench", "Folder of the figure."))
+@click.option("--model", **shown("smollm2", type=click.Choice(["smollm2", "tiny"])))
+@click.option("--ranks", **shown("4,16,64,256,1024,2048", "Ranks of a sweep."))
+@click.option("--steps", **shown(3, "Optimizer steps of a run."))
+@click.option("--device", **shown("auto", type=click.Choice(["auto", "cpu", "cuda"])))
+@click.option("--precision", **shown("float32", type=click.Choice(["float32", "bf16"])))
+@click.option("--add", is_flag=True, help="Keep a table's rows of other ranks, of this machine.")
+@click.option("--measured/--read", **shown(True, "Measure, or only summarise earlier tables."))
 def suites(
     names: tuple[str, ...],
     to: Path,
     plots: Path,
-    model: str,
     ranks: str,
-    steps: int,
-    device: str,
-    precision: str,
     add: bool,
     measured: bool,
+    **options: Any,
 ) -> None:
     """Time training against PEFT, suite by suite.
 
@@ -119,100 +88,64 @@ def suites(
 
     from study.figures.style import save
 
-    from .suites import Size
     from .summary import speed, summarise
+    from .training import Size, measure
 
-    size = Size(model, [int(rank) for rank in ranks.split(",")], steps, device, precision)
+    size = Size(ranks=[int(rank) for rank in ranks.split(",")], **options)
     to.mkdir(parents=True, exist_ok=True)
     for name in (names or tuple(SUITES)) if measured else ():
         path = to / f"{name}.parquet"
-        kept = [earlier_rows(path, size)] if add and path.exists() else []
-        rows = pd.concat([*kept, _time_suite(name, size)])
+        # In a process of its own: memory that its allocator keeps is free again for the next suite.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            rows = pool.submit(measure, name, size).result()
+        if add and path.exists():
+            rows = pd.concat([earlier_rows(path, rows), rows])
         rows.sort_values("rank", kind="stable").to_parquet(path, index=False)
-    tables = {
-        name: pd.read_parquet(to / f"{name}.parquet")
-        for name in SUITES
-        if (to / f"{name}.parquet").exists()
-    }
+    files = {name: to / f"{name}.parquet" for name in SUITES}
+    tables = {name: pd.read_parquet(path) for name, path in files.items() if path.exists()}
     click.echo(summarise(tables))
     if "sweep" in tables:
         for path in save(speed(tables["sweep"], tables.get("large-steps")), plots, "speed"):
             click.echo(path)
 
 
-def earlier_rows(path: Path, size: "Size") -> "pd.DataFrame":
-    """The rows of a table without those of the ranks that are measured now.
+def earlier_rows(path: Path, rows: Any) -> Any:
+    """The rows of a table at the ranks that ``rows`` lacks.
 
-    Raises :class:`StudyError` if it was measured on another machine or model.
+    Raises :class:`StudyError` if they were measured on another machine or model.
     """
     import pandas as pd
 
-    from .suites import device_name
-
-    rows = pd.read_parquet(path)
-    for column, now in (("device", device_name(size)), ("model", size.model)):
-        was = rows[column].iloc[0]
+    found = pd.read_parquet(path)
+    for column in ("device", "model"):
+        was, now = found[column].iloc[0], rows[column].iloc[0]
         if was != now:
             raise StudyError(
                 f"{path} has {column} {was!r}, and this run has {now!r}, so --add can't join them: "
                 "choose another folder with --to"
             )
-    return rows[~rows["rank"].isin(size.ranks)]
+    return found[~found["rank"].isin(rows["rank"])]
 
 
-def _time_suite(name: str, size: "Size") -> "pd.DataFrame":
-    """The rows of a suite, measured in a process of its own.
-
-    Memory that one suite's allocator keeps is thus free again for the next.
-    """
-    import pandas as pd
-    import torch
-
-    from .suites import device_name, rows_of
-
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        rows = pool.submit(rows_of, name, size).result()
-    return pd.DataFrame(rows).assign(
-        device=device_name(size), model=size.model, torch=torch.__version__
-    )
-
-
-@click.command(context_settings=SETTINGS)
-@click.option(
-    "--model", default="smollm2", show_default=True, help="smollm2, tiny, a folder or a hub name."
-)
-@click.option(
-    "--ranks", default="4,32,256,2048", show_default=True, help="Ranks, each under both rules."
-)
-@click.option(
-    "--rounds",
-    default=5,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Rounds; each times every form once, and the base three times.",
-)
-@click.option(
-    "--tokens", default=256, show_default=True, type=click.IntRange(2), help="Tokens of a prefill."
-)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-@click.option("--precision", default="float32", show_default=True, help="float32 or bf16.")
-@folder("results/infer_cost", "Folder of the table.")
-@folder("plots/infer_cost", "Folder of the figure.", "--plots")
-@click.option(
-    "--measured/--read",
-    default=True,
-    help="Measure, or only print and draw the table of an earlier run.",
-)
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--model", **shown("smollm2", "smollm2, tiny, a folder or a hub name."))
+@click.option("--ranks", **shown("4,32,256,2048", "Ranks, each under both rules."))
+@click.option("--rounds", **shown(5, "Rounds of all forms.", type=click.IntRange(1)))
+@click.option("--tokens", **shown(256, "Tokens of a prefill.", type=click.IntRange(2)))
+@click.option("--device", **shown("auto", type=click.Choice(["auto", "cpu", "cuda"])))
+@click.option("--precision", **shown("float32", type=click.Choice(["float32", "bf16"])))
+@click.option("--to", **folder("results/infer_cost", "Folder of the table."))
+@click.option("--plots", **folder("plots/infer_cost", "Folder of the figure."))
+@click.option("--measured/--read", **shown(True, "Measure, or only show an earlier table."))
 def inference(ranks: str, to: Path, plots: Path, measured: bool, **options: Any) -> None:
     """Time the base model, merged adapters and unmerged adapters in turns."""
     import pandas as pd
-    from rich.console import Console
 
     from study.cli.group import say
     from study.cli.tables import rank_list
     from study.figures.style import save
 
-    from .inference_costs import infer_cost, inference_costs, inference_verdict, render_inference
+    from .inference_costs import infer_cost, inference_costs, inference_verdict
 
     table = to / "infer_cost.parquet"
     if measured:
@@ -225,14 +158,16 @@ def inference(ranks: str, to: Path, plots: Path, measured: bool, **options: Any)
         raise StudyError(f"no {table} to read: measure without --read, or choose another --to")
     timings = pd.read_parquet(table)
     costs = inference_costs(timings)
-    Console().print(render_inference(costs))
+    columns = ["phase", "form", "scaling", "rank", "seconds", "ratio", "ratio_low", "ratio_high"]
+    shown_costs = costs[[*columns, "weights_gb", "peak_gb"]]
+    click.echo(shown_costs.to_string(index=False, float_format="{:.3f}".format))
     click.echo(inference_verdict(costs))
     for path in (table, *save(infer_cost(timings), plots, "infer_cost")):
         click.echo(path)
 
 
-@click.command(context_settings=SETTINGS)
-@click.option("--cells", default=200, show_default=True, type=click.IntRange(1))
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--cells", **shown(200, type=click.IntRange(1)))
 def scale(cells: int) -> None:
     """Train a study of many tiny cells, then time each command on it.
 

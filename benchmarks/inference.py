@@ -16,7 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from itertools import product
 from statistics import median
 from typing import Any
 
@@ -29,14 +29,13 @@ from torch.utils._pytree import tree_leaves
 from study.adapters import AdapterSpec, dense_weight, features
 from study.adapters.bank import initial_pair
 from study.adapters.inits import generator_for
-from study.config import DEVICES, PRECISIONS, ModelConfig
-from study.errors import StudyError, unknown
+from study.config import ModelConfig
+from study.errors import StudyError
 from study.models import FrozenBase, describe, load_base
 from study.training.devices import choose_device, describe_device
 from study.vocabulary.scaling import gamma
 from study.vocabulary.sources import MODELS
 
-RULES = ("lora", "rslora")
 BASES = 3
 """Turns of the base in a round. All other times are compared with their mean."""
 TIMED = {"prefill": 2, "decode": 6}
@@ -48,22 +47,8 @@ COLUMNS = (
 ALPHA = 16.0
 _B_STD = 1e-3  # small beside the weights, so that activations stay as in the base
 
-
-@dataclass(frozen=True)
-class Form:
-    """``name``: base, control, merged or unmerged. The last two have a rule and a rank.
-
-    The control is the base once more under another name.
-    """
-
-    name: str
-    scaling: str = ""
-    rank: int = 0
-
-    @property
-    def gamma(self) -> float:
-        """The multiplier on ``B A``; 0 without an adapter."""
-        return gamma(self.scaling, ALPHA, self.rank) if self.rank else 0.0
+Form = tuple[str, str, int]
+"""``base``, ``control``, ``merged`` or ``unmerged``; the rule and the rank of the last two."""
 
 
 class Unmerged(nn.Module):
@@ -107,23 +92,24 @@ class Factors:
         Every form copies its weights: reading a memory-mapped file takes another time than reading
         allocated memory.
         """
-        return {path: self._module(path, linear, form) for path, linear in self.linears.items()}
-
-    def _module(self, path: str, linear: nn.Module, form: Form) -> nn.Module:
-        A_RD, B_RO = (factor[: form.rank] for factor in self.pairs[path])
-        weight: Any = linear.weight
-        if form.name != "merged":
-            twin = _with_weight(linear, weight.clone())
-            return Unmerged(twin, A_RD, B_RO, form.gamma) if form.name == "unmerged" else twin
-        delta_OD = (B_RO.mT @ A_RD) * form.gamma
-        transposed = not isinstance(linear, nn.Linear)
-        return _with_weight(linear, weight + (delta_OD.mT if transposed else delta_OD))
-
-
-def _with_weight(linear: nn.Module, weight: Tensor) -> nn.Module:
-    twin = copy.copy(linear)  # shallow: the copy shares hooks and bias
-    twin._parameters = {**linear._parameters, "weight": nn.Parameter(weight, requires_grad=False)}
-    return twin
+        name, rule, rank = form
+        found: dict[str, nn.Module] = {}
+        for path, linear in self.linears.items():
+            weight: Any = linear.weight
+            twin = copy.copy(linear)  # shallow: the copy shares hooks and bias
+            found[path] = twin
+            if name == "merged":
+                A_RD, B_RO = (factor[:rank] for factor in self.pairs[path])
+                delta_OD = (B_RO.mT @ A_RD) * gamma(rule, ALPHA, rank)
+                merged = weight + (delta_OD if isinstance(linear, nn.Linear) else delta_OD.mT)
+            else:
+                merged = weight.clone()
+            frozen = nn.Parameter(merged, requires_grad=False)
+            twin._parameters = {**linear._parameters, "weight": frozen}
+            if name == "unmerged":
+                A_RD, B_RO = (factor[:rank] for factor in self.pairs[path])
+                found[path] = Unmerged(twin, A_RD, B_RO, gamma(rule, ALPHA, rank))
+        return found
 
 
 @contextmanager
@@ -148,60 +134,41 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self, known: Sequence[Tensor]) -> None:
         super().__init__()
-        self._held = [
-            tensor.untyped_storage() for tensor in known
-        ]  # alive, so their ids are theirs
+        # Held, so that no other storage gets their ids.
+        self._held = [tensor.untyped_storage() for tensor in known]
         self._known = {id(storage) for storage in self._held}
         self._now = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
+            storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else None
+            if storage is not None and id(storage) not in self._known:
+                self._known.add(id(storage))
+                self._now += storage.nbytes()
+                weakref.finalize(storage, self._free, id(storage), storage.nbytes())
         self.peak = max(self.peak, self._now)
         return out
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if id(storage) not in self._known:
-            self._known.add(id(storage))
-            self._now += storage.nbytes()
-            weakref.finalize(storage, self._free, id(storage), storage.nbytes())
 
     def _free(self, key: int, size: int) -> None:
         self._known.discard(key)
         self._now -= size
 
 
-def run(
-    model: str,
-    ranks: Sequence[int],
-    *,
-    rounds: int,
-    tokens: int,
-    device: str,
-    precision: str,
-    say: Callable[[str], None] = lambda _: None,
-) -> pd.DataFrame:
+def run(model: str, *, device: str, precision: str, tokens: int, **options: Any) -> pd.DataFrame:
     """Load ``model`` (``smollm2``, ``tiny``, a folder or a hub name) and :func:`measure` it.
 
-    Raises :class:`StudyError` before loading it: without ranks, for an unknown device or precision,
-    for a missing model, and for more ``tokens`` than it takes.
+    Raises :class:`StudyError` for a missing model, and for more ``tokens`` than it takes.
     """
     known = model in MODELS and not MODELS[model].reads_path
     config = ModelConfig(model) if known else ModelConfig("hf", model)
-    if not ranks:
-        raise StudyError("no rank to measure: give positive integers such as 4,32,256,2048")
-    for what, value, choices in (("device", device, DEVICES), ("precision", precision, PRECISIONS)):
-        if value not in choices:
-            raise unknown(what, value, choices)
     card = describe(config)
     if tokens > card.max_length:
         raise StudyError(
             f"{tokens} tokens are more than {card.name} allows: give at most {card.max_length}"
         )
     base = load_base(config, choose_device(device), precision)
-    return measure(base, ranks, rounds=rounds, tokens=tokens, say=say)
+    return measure(base, tokens=tokens, **options)
 
 
 @torch.no_grad()
@@ -223,13 +190,8 @@ def measure(
     Raises :class:`StudyError` for a quantised base.
     """
     factors = Factors(base, max(ranks))
-    adapted = [
-        Form(name, rule, rank)
-        for name in ("merged", "unmerged")
-        for rule in RULES
-        for rank in ranks
-    ]
-    forms = [*[Form("base")] * BASES, Form("control"), *adapted]
+    forms: list[Form] = [*[("base", "", 0)] * BASES, ("control", "", 0)]
+    forms += product(("merged", "unmerged"), ("lora", "rslora"), ranks)
     vocabulary = base.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     stream = torch.Generator().manual_seed(0)
     ids_1T = torch.randint(vocabulary, (1, tokens), generator=stream).to(base.device)
@@ -242,7 +204,7 @@ def measure(
                 for phase, ids in passes.items():
                     if (form, phase) not in memory:
                         memory[form, phase] = _gigabytes(base, ids)
-                    turn = (number, form.name, form.scaling, form.rank, phase, ids.numel())
+                    turn = (number, *form, phase, ids.numel())
                     rows.append((*turn, _seconds(base, ids, TIMED[phase]), *memory[form, phase]))
         say(f"round {number + 1} of {rounds}")
     machine = describe_device(base.device)

@@ -1,13 +1,12 @@
 """The table and the figure of the inference benchmark: medians, ratios to the base, a verdict."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rich.table import Table
 
 from study.figures import style
 from study.figures.selection import Absent, Rule
@@ -79,7 +78,7 @@ def inference_verdict(costs: pd.DataFrame) -> str:
     said = []
     for phase, rows in costs.groupby("phase", sort=False):
         merged, unmerged = (rows[rows["form"] == form] for form in ("merged", "unmerged"))
-        together = rows[rows["form"] == "all merged"].iloc[0].to_dict()
+        [together] = rows[rows["form"] == "all merged"].to_dict("records")
         same = "the same" if together["same"] else "not shown to be the same"
         said.append(
             f"{phase}: merged {_ratio(together)} of the base, {same} within {SAME:.0%}; "
@@ -90,30 +89,21 @@ def inference_verdict(costs: pd.DataFrame) -> str:
     return "\n".join(said)
 
 
-def _ratio(row: dict[Hashable, Any]) -> str:
+def _ratio(row: Mapping[Hashable, Any]) -> str:
     """``1.003 [0.985, 1.012]``; without the interval if there are too few rounds for one."""
     said = f"{row['ratio']:.3f}"
-    few = row["rounds"] < ROUNDS_FOR_INTERVAL
+    few = np.isnan(row["ratio_low"])
     return said if few else f"{said} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
 
 
-def render_inference(costs: pd.DataFrame) -> Table:
-    """The costs as a table for a terminal."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("phase", "form", "rule", "rank"):
-        table.add_column(name, no_wrap=True)
-    for name in ("ms", "over the base", "GiB", "peak GiB"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in costs.to_dict("records"):
-        named = [str(row[name] or "") for name in KEYS]
-        memory = [f"{row[name]:.3f}" for name in ("weights_gb", "peak_gb")]
-        ratio = "" if row["form"] == "base" else _ratio(row)
-        table.add_row(*named, f"{1e3 * row['seconds']:.1f}", ratio, *memory)
-    return table
-
-
-PANELS = (("prefill", "ratio"), ("decode", "ratio"), ("prefill", "peak_ratio"))
-"""The phase and the column of the costs that each panel shows."""
+PANELS = (
+    ("prefill", "ratio", "time"),
+    ("decode", "ratio", "time"),
+    ("prefill", "peak_ratio", "peak memory"),
+)
+"""By panel: the phase, the column of the costs that it shows, and what that is."""
+HOLLOW = {"markerfacecolor": "white", "markeredgewidth": 0.8, "linestyle": (0, (3, 1.5))}
+"""The look of unmerged adapters."""
 
 
 @style.paper()
@@ -121,73 +111,61 @@ def infer_cost(timings: pd.DataFrame) -> Figure:
     """Time and peak memory relative to the base: merged (filled), unmerged (hollow), by rule.
 
     ``timings`` is the table that ``study bench inference`` writes. In the grey band, 1 ± 0.03, an
-    adapter costs the same as the base. Raises :class:`Absent` for a table without adapters.
+    adapter costs the same as the base. gids: ``same``; ``<form>|bars <form> <rule>``. Raises
+    :class:`Absent` for a table without adapters.
     """
     costs = inference_costs(timings)
     adapted = costs[costs["rank"] > 0]
     if adapted.empty:
         raise Absent("no adapter in the timings")
     rules = [Rule.of(name, None) for name in ("lora", "rslora") if name in set(adapted["scaling"])]
+    looks = {
+        (form, rule): {
+            "color": style.tint(rule, rules),
+            "marker": style.marker(rule, rules),
+            "markersize": 3.6,
+            **(HOLLOW if form == "unmerged" else {}),
+        }
+        for form in ("merged", "unmerged")
+        for rule in rules
+    }
     page = style.figure(1, len(PANELS), ratio=0.85, above=0.62)
     panels = page.subplots(1, len(PANELS), squeeze=False)[0]
-    for ax, (phase, column) in zip(panels, PANELS, strict=True):
-        rows = adapted[adapted["phase"] == phase]
-        _draw(ax, rows, column, rules, inches=page.get_figwidth() / len(PANELS) - 0.6)
-        style.log_axis([ax])
     tokens = dict(zip(costs["phase"], costs["tokens"], strict=True))
-    panels[0].set_title(f"prefill, {tokens['prefill']} tokens", loc="left")
-    panels[1].set_title("decode, 1 token", loc="left")
-    panels[2].set_title(f"prefill, {tokens['prefill']} tokens", loc="left")
-    for ax, what in zip(panels, ("time", "time", "peak memory"), strict=True):
+    for ax, (phase, column, what) in zip(panels, PANELS, strict=True):
+        rows = adapted[adapted["phase"] == phase].sort_values("rank")
+        _draw(ax, rows, column, looks)
+        style.rank_axis(ax, sorted(set(rows["rank"])), page.get_figwidth() / len(PANELS) - 0.6)
+        style.log_axis([ax])
+        ax.set_title(f"{phase}, {tokens[phase]} token{'s' * (tokens[phase] > 1)}", loc="left")
         ax.set_ylabel(f"{what} / that of the base")
-    handles = [
-        _handle(panels[0], rule, rules, form) for form in ("merged", "unmerged") for rule in rules
-    ]
-    names = [f"{style.name(rule)}, {form}" for form in ("merged", "unmerged") for rule in rules]
+    handles = [panels[0].plot([], [], **look)[0] for look in looks.values()]
+    names = [f"{style.name(rule)}, {form}" for form, rule in looks]
     page.legend(handles, names, loc="outside upper left", ncols=len(handles))
-    page.set_label(_settings(timings, costs))
+    first, rounds = timings.iloc[0], int(costs["rounds"].max())
+    page.set_label(
+        f"{model_label(first['model'])}, {first['precision']}, {first['device_name']}, "
+        f"{first['threads']} threads, {rounds} rounds of all forms in random order"
+    )
     hidden = f"Where rules agree, {style.name(rules[-1])} hides the other." if rules[1:] else ""
     return style.finish(page, hidden, *_fine_print(costs))
 
 
-def _draw(ax: Axes, rows: pd.DataFrame, column: str, rules: list[Rule], inches: float) -> None:
-    """One panel. gids: ``same``; ``<form>|bars <form> <rule>``."""
+def _draw(ax: Axes, rows: pd.DataFrame, column: str, looks: Mapping[Any, Any]) -> None:
     ax.axhspan(1 - SAME, 1 + SAME, color=style.FAINT, alpha=0.18, linewidth=0, zorder=0, gid="same")
     ax.axhline(1, color=style.FAINT, linewidth=0.6, zorder=1)
-    for form in ("unmerged", "merged"):
-        for rule in rules:
-            mine = rows[(rows["form"] == form) & (rows["scaling"] == rule.scaling)]
-            mine = mine.sort_values("rank")
-            look, who = _look(rule, rules, form), f"{form} {style.gid(rule)}"
-            ax.plot(mine["rank"], mine[column], **look, zorder=3, gid=who)
-            if column == "ratio":
-                bars: dict[str, Any] = {"linewidth": 0.8, "zorder": 2, "gid": f"bars {who}"}
-                ends = (mine["ratio_low"], mine["ratio_high"])
-                ax.vlines(mine["rank"], *ends, color=look["color"], **bars)
-    style.rank_axis(ax, sorted(set(rows["rank"])), inches)
-    shown = rows[[column, *(("ratio_low", "ratio_high") if column == "ratio" else ())]].to_numpy()
+    for (form, rule), look in sorted(looks.items(), key=lambda pair: pair[0][0], reverse=True):
+        mine = rows[(rows["form"] == form) & (rows["scaling"] == rule.scaling)]
+        who = f"{form} {style.gid(rule)}"
+        ax.plot(mine["rank"], mine[column], **look, zorder=3, gid=who)
+        if column == "ratio":
+            bars: dict[str, Any] = {"linewidth": 0.8, "zorder": 2, "gid": f"bars {who}"}
+            ends = (mine["ratio_low"], mine["ratio_high"])
+            ax.vlines(mine["rank"], *ends, color=look["color"], **bars)
+    bounds = ["ratio_low", "ratio_high"] if column == "ratio" else []
+    shown = rows[[column, *bounds]].to_numpy()
     low, top = float(np.nanmin(shown)), float(np.nanmax(shown))
     ax.set_ylim(min(0.93, 0.98 * low), max(1.1, 1.06 * top))
-
-
-def _look(rule: Rule, rules: list[Rule], form: str) -> dict[str, Any]:
-    colour = style.tint(rule, rules)
-    hollow = {"markerfacecolor": "white", "markeredgewidth": 0.8, "linestyle": (0, (3, 1.5))}
-    look: dict[str, Any] = {"color": colour, "marker": style.marker(rule, rules), "markersize": 3.6}
-    return look | (hollow if form == "unmerged" else {})
-
-
-def _handle(ax: Axes, rule: Rule, rules: list[Rule], form: str) -> Any:
-    return ax.plot([], [], **_look(rule, rules, form))[0]
-
-
-def _settings(timings: pd.DataFrame, costs: pd.DataFrame) -> str:
-    """What was timed and on what, as the last line of the figure."""
-    first, rounds = timings.iloc[0], int(costs["rounds"].max())
-    return (
-        f"{model_label(first['model'])}, {first['precision']}, {first['device_name']}, "
-        f"{first['threads']} threads, {rounds} rounds of all forms in random order"
-    )
 
 
 def _fine_print(costs: pd.DataFrame) -> list[str]:
@@ -199,11 +177,8 @@ def _fine_print(costs: pd.DataFrame) -> list[str]:
         ("all merged", "All merged adapters together"),
         ("control", "The base once more, as a control"),
     ):
-        told = [
-            f"{row['phase']} {row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
-            for _, row in costs[costs["form"] == form].iterrows()
-            if np.isfinite(row["ratio_low"])
-        ]
-        if told:
+        rows = costs[(costs["form"] == form) & costs["ratio_low"].notna()].to_dict("records")
+        if rows:
+            told = [f"{row['phase']} {_ratio(row)}" for row in rows]
             said.append(f"{name}: {', '.join(told)}.")
     return said

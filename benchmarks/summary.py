@@ -54,10 +54,11 @@ def _sweep(table: pd.DataFrame) -> str:
     whole = medians(table, "rank", "scaling").sum()
     high = medians(table[table["rank"] >= 1024], "rank", "scaling").sum().reindex(wall.index)
     others = wall.index.drop(OURS)
+    set_up = "included" if (table["variant"] == "set-up").any() else "left out"
     lines = [
         f"- the whole sweep, {LABELS[OURS]} against {LABELS[way]}: "
         f"{wall[way] / wall[OURS]:.2f}x in wall-clock time "
-        f"({wall[way]:.0f} s and {wall[OURS]:.0f} s, set-up included), "
+        f"({wall[way]:.0f} s and {wall[OURS]:.0f} s, set-up {set_up}), "
         f"{whole[way] / whole[OURS]:.2f}x by the medians of steps; "
         f"ranks from 1024 only: {high[way] / high[OURS]:.2f}x"
         for way in others
@@ -66,8 +67,11 @@ def _sweep(table: pd.DataFrame) -> str:
     shown = steps.rename(columns=LABELS)
     for way in others:
         shown[f"{LABELS[way]} / ours"] = steps[way] / steps[OURS]
-    shown = shown.join(limits(table[table["way"] == OURS]))
     return "\n".join(lines) + f"\n\nSeconds of a step, medians:\n\n{markdown(shown, 'rank')}"
+
+
+def _large_steps(table: pd.DataFrame) -> str:
+    return _sweep(table[table["variant"] != "set-up"])  # each run has a process of its own
 
 
 def _micro_batches(table: pd.DataFrame) -> list[str]:
@@ -85,7 +89,6 @@ def _compiled(table: pd.DataFrame) -> str:
     steps, firsts = medians(table, "rank"), table[table["variant"] == "first step"]
     shown = steps.rename(columns=LABELS)
     shown["tuned loop / compiled"] = steps["loop"] / steps["compiled"]
-    shown["% of peak, compiled"] = limits(table[table["way"] == "compiled"])["% of peak"]
     first = firsts.groupby(["rank", "way"])["seconds"].median().unstack("way")
     shown["first step, compiled"] = first["compiled"]
     saved = steps["packed"] - steps["compiled"]
@@ -100,46 +103,12 @@ def processor(table: pd.DataFrame) -> str:
     return ", ".join(re.sub(r"\(R\)| Processor", "", name) for name in names)
 
 
-def limits(table: pd.DataFrame) -> pd.DataFrame:
-    """By rank, how close our steps are to what products allow.
-
-    - ``% of peak``: FLOPs of a step over what the best square product of the run would do in its
-      time; also ``without adapters``, and ``as if factored``;
-    - ``products, % of peak``: the same of its products alone;
-    - ``step / its products``: their times (:mod:`benchmarks.products`).
-
-    The last two are NaN in a table that lacks the column.
-    """
-    steps = table[table["variant"] == "step"]
-    if "products" not in steps:
-        steps = steps.assign(products=np.nan)
-    columns = ["seconds", "products", "base_flops", "adapter_flops", "factored_flops"]
-    by_rank = steps.groupby("rank")[columns].median()
-    possible = by_rank["seconds"] * steps["peak"].max() / 100
-    base, seconds = by_rank["base_flops"], by_rank["seconds"]
-    of_peak = (base + by_rank["adapter_flops"]) / possible
-    return pd.DataFrame(
-        {
-            "% of peak": of_peak,
-            "without adapters": base / possible,
-            "as if factored": (base + by_rank["factored_flops"]) / possible,
-            "products, % of peak": of_peak * seconds / by_rank["products"],
-            "step / its products": seconds / by_rank["products"],
-        }
-    )
-
-
 def _folds(table: pd.DataFrame) -> str:
-    return _against(table, OURS, "folded")
-
-
-def _against(table: pd.DataFrame, slow: str, fast: str) -> str:
-    """A line for each variant: the median seconds of two ways, and their ratio."""
     by_way = table.groupby(["variant", "way"])["seconds"].median().unstack("way")
     return "\n".join(
-        f"- {variant}: {LABELS[slow]} {row[slow]:.1f} s, {LABELS[fast]} {row[fast]:.1f} s: "
-        f"{row[slow] / row[fast]:.2f}x"
-        for variant, row in by_way.iterrows()
+        f"- {cells}: {LABELS[OURS]} {row[OURS]:.1f} s, {LABELS['folded']} {row['folded']:.1f} s: "
+        f"{row[OURS] / row['folded']:.2f}x"
+        for cells, row in by_way.iterrows()
     )
 
 
@@ -168,44 +137,28 @@ def ratios_to(plain: str, table: pd.DataFrame) -> pd.DataFrame:
     return seconds.div(seconds[plain], axis=0).drop(columns=plain)
 
 
-def _bf16(table: pd.DataFrame) -> str:
-    found: Any = medians(table, "rank", "precision").unstack("precision")
-    shown = pd.DataFrame(
-        {
-            "ours, float32": found["packed", "float32"],
-            "ours, bf16": found["packed", "bf16"],
-            "PEFT, tuned loop, bf16": found["loop", "bf16"],
-        }
-    )
-    shown["speed-up by bf16"] = shown["ours, float32"] / shown["ours, bf16"]
-    return markdown(shown, "rank")
-
-
 SECTIONS: dict[str, Callable[[pd.DataFrame], str]] = {
     "sweep": _sweep,
-    "large-steps": _sweep,
+    "large-steps": _large_steps,
     "compiled": _compiled,
     "probes": _probes,
-    "bf16": _bf16,
     "folds": _folds,
 }
 """The section of each suite."""
 
 
-def markdown(table: pd.DataFrame, *index: str) -> str:
+def markdown(table: pd.DataFrame, index: str) -> str:
     """A table as Markdown, numbers with three significant digits; NaN as "not measured"."""
+
+    def entry(value: Any) -> str:
+        if not isinstance(value, float):
+            return str(value)
+        return NOT_MEASURED if np.isnan(value) else f"{value:#.3g}".rstrip(".")
+
     plain = table.reset_index()
-    head = [*index, *[c for c in plain.columns if c not in index]]
-    rows = [[_entry(v) for v in row] for row in plain[head].itertuples(index=False, name=None)]
-    return "\n".join(
-        "| " + " | ".join(map(str, row)) + " |" for row in [head, ["---"] * len(head), *rows]
-    )
-
-
-def _entry(value: Any) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return NOT_MEASURED if np.isnan(value) else f"{value:#.3g}".rstrip(".")
+    head = [index, *[c for c in plain.columns if c != index]]
+    rows = [[entry(v) for v in row] for row in plain[head].itertuples(index=False, name=None)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
 def speed(sweep: pd.DataFrame, large: pd.DataFrame | None) -> Figure:
@@ -220,14 +173,10 @@ def speed(sweep: pd.DataFrame, large: pd.DataFrame | None) -> Figure:
             panel.set_title(f"{tokens} tokens per step, {processor(table)}", loc="left")
         handles, names = panels[0].get_legend_handles_labels()
         page.legend(handles, names, loc="outside upper left", ncols=len(names))
-        page.set_label(_settings(pd.concat([table for _, table in parts])))
+        rows = pd.concat([table for _, table in parts])
+        model, precision = (", ".join(map(str, rows[n].unique())) for n in ("model", "precision"))
+        page.set_label(f"{model_label(model)}, {precision}")
         return style.finish(page, "Points: medians over the steps of a run after the first.")
-
-
-def _settings(rows: pd.DataFrame) -> str:
-    """What was timed, as the last line of the figure."""
-    model, precision = (", ".join(map(str, rows[name].unique())) for name in ("model", "precision"))
-    return f"{model_label(model)}, {precision}"
 
 
 def _draw(panel: Axes, table: pd.DataFrame, inches: float) -> None:

@@ -57,18 +57,15 @@ def read_moments(name: str, rows: pa.Table) -> pa.Table:
 
 
 THINNED: dict[str, Thin] = {
-    "alpha_against_lr": read_moments,
-    "alpha_against_lr_tiny": evaluated,
-    "infinite_rank_adam": read_moments,
-    "learning_rate_rho": read_moments,
-    "learning_rate_rho_tiny": evaluated,  # 1500 cells of 128 steps
-    "optimizer_history": read_moments,
-    "quantised": read_moments,
-    "stable_exponent": read_moments,
-    "theorem_over_training": read_moments,
-    "theorem_over_training_frozen": read_moments,
-    "theorem_over_training_tiny": read_moments,
-    "width_by_rank": read_moments,
+    **dict.fromkeys(("alpha_against_lr_tiny", "learning_rate_rho_tiny"), evaluated),
+    **dict.fromkeys(
+        (
+            *("alpha_against_lr", "infinite_rank_adam", "learning_rate_rho", "optimizer_history"),
+            *("quantised", "stable_exponent", "theorem_over_training", "width_by_rank"),
+            *("theorem_over_training_frozen", "theorem_over_training_tiny"),
+        ),
+        read_moments,
+    ),
 }
 """By study, what the archive keeps of each table, if not all."""
 
@@ -90,12 +87,7 @@ def archive(name: str) -> None:
         raise StudyError(f"all archives have {total:.1f} MB: leave a study out, or thin it")
 
 
-def main() -> None:
-    """Archive the studies named on the command line."""
+if __name__ == "__main__":
     os.chdir(ROOT)  # records name the folder by its path from here
     for name in sys.argv[1:]:
         archive(name)
-
-
-if __name__ == "__main__":
-    main()

@@ -2,7 +2,7 @@
 
 A document has a block wherever it shows a number that was measured::
 
-    <!-- numbers: NAME -->
+    <!-- numbers: NAME ARGUMENT ... -->
     written by the function NAME
     <!-- end -->
 
@@ -25,9 +25,9 @@ RESULTS = ROOT / "results/reference"
 PLOTS = ROOT / "plots/reference"
 QUICK = "quick"
 """The study of the README: ``make study`` trains it."""
-BLOCK = re.compile(r"(<!-- numbers: (\S+) -->)(.*?)(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- numbers: ([^>]+) -->)(.*?)(<!-- end -->)", re.DOTALL)
 
-Block = Callable[[], str]
+Block = Callable[..., str]
 Say = Callable[[str], None]
 
 
@@ -43,20 +43,16 @@ def rewrite(text: str, blocks: Mapping[str, Block], say: Say) -> str:
     """
 
     def written(found: re.Match[str]) -> str:
-        start, name, old, end = found.groups()
+        start, words, old, end = found.groups()
+        name, *arguments = words.split()
         try:
-            new = blocks[name]()
+            new = blocks[name](*arguments)
         except NoTables as missing:
-            say(f"{name} stays as it is: {missing}")
+            say(f"{words} stays as it is: {missing}")
             return found[0]
         return f"{start}\n{new}\n{end}" if old.startswith("\n") else f"{start}{new}{end}"
 
     return BLOCK.sub(written, text)
-
-
-def names(text: str) -> list[str]:
-    """The names of the blocks of a document."""
-    return [found[2] for found in BLOCK.finditer(text)]
 
 
 @cache

@@ -1,86 +1,149 @@
-"""The blocks of FINDINGS.md: the answer, the claims, the studies, what failed, and the cost.
+"""The blocks of FINDINGS.md, from the committed studies: claims, studies, failures and cost.
 
-A study without committed tables is *not run* in every block.
+``studies.yaml`` lists the studies, ``claims.yaml`` the claims and the expectations that test each.
 """
 
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import yaml
 
-from docs.answer import answer, in_one_sentence
-from docs.blocks import PLOTS, ROOT, Block, NoTables, minus, study_tables
-from docs.claims import CLAIMS, LOWER, UNTESTED, Claim
-from docs.coverage import coverage
-from docs.evidence import compared, matching, records
-from docs.learned import learned
-from docs.studies import STUDIES, Committed
+from docs.blocks import PLOTS, RESULTS, ROOT, Block, NoTables, minus, study_tables
 from study.analysis.distances import exponents
 from study.analysis.expectations import Compared, compare
 from study.analysis.wording import interval_text
-from study.config.expectations import NOT_MEASURED
+from study.config.expectations import LOSS_GAP, NOT_MEASURED, Expectation
 from study.figures.captions import settings
 from study.report.answer import answer as what_was_found
-from study.report.expected import compared_line, expected_text, measured_text, verdict_counts
-from study.report.provenance import total_seconds
-from study.report.text import bullets, count_noun, distinct, joined, row_list, table
-from study.vocabulary.quantities import ALL_KINDS, DISTANCES, LOSS, MEAN_LOG
-from study.vocabulary.verdicts import AGREES, DIFFERS
+from study.report.expected import (
+    compared_line,
+    expected_text,
+    held_expectations,
+    measured_text,
+    verdict_counts,
+)
+from study.report.provenance import records_of, total_seconds
+from study.report.text import anchor, bullets, count_noun, distinct, joined, row_list, table
+from study.vocabulary.optimizers import label
+from study.vocabulary.quantities import (
+    ALL_KINDS,
+    DISTANCES,
+    LOSS,
+    MEAN_LOG,
+    MODEL_WIDE,
+    POOLINGS,
+    TRAIN,
+)
+from study.vocabulary.thresholds import STABLE_RATIO
+from study.vocabulary.verdicts import AGREES, DIFFERS, ONE_SEED, UNCLEAR
 
-NOT_RUN = "not run"
+HERE = Path(__file__).parent
+STUDIES: dict[str, dict[str, Any]] = yaml.safe_load((HERE / "studies.yaml").read_text())
+CLAIMS: list[dict[str, Any]] = yaml.safe_load((HERE / "claims.yaml").read_text())
+READS = {
+    "holds": {AGREES: "holds", DIFFERS: "**fails**"},
+    "fails": {AGREES: "**fails**", DIFFERS: "open"},
+    "below": {AGREES: "**fails**", DIFFERS: "holds"},
+}
+"""What a verdict on an expectation says of the claim, by ``reads``."""
+ALIKE = {UNCLEAR: "open", ONE_SEED: "one seed", NOT_MEASURED: NOT_MEASURED}
+"""The verdicts that say the same of every claim."""
 MOST_SENTENCES = 5
 """Of a study's answer; its report has all."""
 
 
 @cache
-def is_run(study: str) -> bool:
-    """Whether the tables of a study are committed."""
-    try:
-        study_tables(study)
-    except NoTables:
-        return False
-    return True
+def records(study: str) -> list[dict[str, Any]]:
+    """The records of a committed study."""
+    return records_of(RESULTS / study, study_tables(study))
+
+
+@cache
+def compared(study: str) -> list[Compared]:
+    """Every expectation that the cells of a study hold, beside what was measured."""
+    held = [one for one, _ in held_expectations(records(study))]
+    return list(compare(held, study_tables(study)))
+
+
+def matching(study: str, where: Mapping[str, Any]) -> list[Compared]:
+    """Those of :func:`compared` whose expectation has these fields. ``p``: that of its rule."""
+    return [
+        row
+        for row in compared(study)
+        if all(getattr(row.expectation, name) == value for name, value in where.items())
+    ]
+
+
+def measured(study: str, *fields: str) -> str:
+    """The measured values of the expectations with these fields, each written ``name=value``."""
+    return minus(distinct(map(measured_text, matching(study, _fields(fields)))) or NOT_MEASURED)
+
+
+def measured_range(study: str, *fields: str) -> str:
+    """``-0.84 to -0.44``: the lowest and the highest value of :func:`measured`."""
+    values = [row.measured for row in matching(study, _fields(fields))]
+    return minus(f"{min(values):.2f} to {max(values):.2f}")
+
+
+def _fields(fields: Sequence[str]) -> dict[str, Any]:
+    return {name: yaml.safe_load(value) for name, value in (one.split("=") for one in fields)}
 
 
 def claims() -> str:
-    """A row per claim: source, regime, what was expected and measured, and the verdict."""
+    """A row per test of a claim: source, regime, what was expected and measured, the verdict."""
     heads = ["claim", "source", "regime", "expected", "measured", "so the claim"]
-    return minus(table(heads, [claim_row(one) for one in CLAIMS]))
+    body = [
+        [claim["claim"], claim["source"], *entries_of(test)]
+        for claim in CLAIMS
+        for test in claim["tests"]
+    ]
+    return minus(table(heads, body))
 
 
-def claim_row(one: Claim) -> list[str]:
-    """A row of the table: claim, source, regime, expected, measured, verdict."""
-    row = [one.claim, one.source, f"{one.regime} ({_link(one.study)})" if one.study else one.regime]
-    if not one.study or not is_run(one.study):
-        return [*row, "", "", NOT_RUN if one.study else "not studied"]
-    if one.unstated:
-        found = compare([one.unstated], study_tables(one.study))
+def entries_of(test: Mapping[str, Any]) -> list[str]:
+    """The regime of a test, what was expected and measured, and what that says of the claim."""
+    if "study" not in test:
+        return [test["regime"], "", "", "not studied"]
+    study, note = test["study"], ""
+    if "unstated" in test:
+        found = list(compare([unstated(**test["unstated"])], study_tables(study)))
         note = ", not stated beforehand"
     else:
-        found, note = matching(one.study, one.where), ""
-    if not found:
-        return [*row, "", "", UNTESTED[NOT_MEASURED]]
-    expected = _distinct(f"{expected_text(row.expectation)}{note}" for row in found)
-    return [*row, expected, *_verdict(one, found)]
-
-
-def _verdict(one: Claim, found: Sequence[Compared]) -> list[str]:
-    """What was measured, and what it says of the claim."""
-    words = Counter(_word(one, row) for row in found)
-    verdict = ", ".join(word if len(found) == 1 else f"{word}: {n}" for word, n in words.items())
+        found = matching(study, test["where"])
+    expected = dict.fromkeys(f"{expected_text(row.expectation)}{note}" for row in found)
     texts = [measured_text(row) if len(found) == 1 else _named(row) for row in found]
-    return ["; ".join(filter(None, texts)), verdict]
+    words = Counter(_word(test.get("reads", "holds"), row) for row in found)
+    verdict = [word if len(found) == 1 else f"{word}: {n}" for word, n in words.items()]
+    return [
+        f"{test['regime']} ({_link(study)})",
+        "; ".join(expected),
+        "; ".join(filter(None, texts)),
+        ", ".join(verdict) or NOT_MEASURED,
+    ]
 
 
-def _word(one: Claim, row: Compared) -> str:
+def unstated(**fields: Any) -> Expectation:
+    """A comparison at the last step, by this project's margin: no change with the rank.
+
+    A factor by which a quantity changes over the ranks is 1 to a factor of 1.5, as for the verdict
+    *stable*; a loss changes by less than 0.05 nats.
+    """
+    predicted, tolerance = (0, 0.05) if fields["what"] == LOSS_GAP else (1, STABLE_RATIO)
+    said = {"step": "last", "source": "", "refuted_by": ""}
+    return Expectation(predicted=predicted, tolerance=tolerance, **said, **fields)
+
+
+def _word(reads: str, row: Compared) -> str:
     """What one verdict says of the claim."""
-    is_above = row.verdict == DIFFERS and row.measured > row.expectation.predicted
-    if one.reads is LOWER and is_above:
-        return LOWER[AGREES]
-    return {**UNTESTED, **one.reads}[row.verdict]
+    if reads == "below" and row.verdict == DIFFERS and row.measured > row.expectation.predicted:
+        return "**fails**"
+    return {**ALIKE, **READS[reads]}[row.verdict]
 
 
 def _named(row: Compared) -> str:
@@ -89,34 +152,34 @@ def _named(row: Compared) -> str:
     return f"{measured_text(row)} ({beside})" if beside else measured_text(row)
 
 
-def _distinct(texts: Iterator[str]) -> str:
-    return "; ".join(dict.fromkeys(filter(None, texts)))
-
-
 def _link(study: str) -> str:
-    anchor = STUDIES[study].title.replace("\\", "").lower()
-    kept = "".join(c for c in anchor if c.isalnum() or c in " -_")
-    return f"[{study}](#{kept.strip().replace(' ', '-')})"
+    return f"[{study}](#{anchor(STUDIES[study]['title'])})"
 
 
-def study_block(study: Committed) -> str:
+def study_block(name: str) -> str:
     """A study: its figure, its size, its expectations, and what was found."""
-    if not is_run(study.name):
-        return f"{study.asks} **{NOT_RUN.capitalize()}.**"
-    tables = study_tables(study.name)
-    ran = settings(tables.cells)
-    parts = [study.asks, f"{ran[:1].upper()}{ran[1:]}. {_size(study.name)}."]
-    if rows := compared(study.name):
-        parts.append(_counts(rows))
-    text = " ".join(parts)
-    picture = PLOTS / study.name / f"{study.figure}.png"
-    shown = [f"![{study.title}]({picture.relative_to(ROOT)})"] if picture.exists() else []
-    found = what_was_found(tables) if study.in_sentences else []
-    sentences = [bullets(found[:MOST_SENTENCES])] if found else []
+    study, tables = STUDIES[name], study_tables(name)
+    cells, ran = tables.cells, settings(tables.cells)
+    ranks = sorted(set(cells["rank"]))
+    span = f"ranks {ranks[0]:g} to {ranks[-1]:g}" if len(ranks) > 1 else f"rank {ranks[0]:g}"
+    size = [
+        count_noun(len(cells), "cell"),
+        span,
+        count_noun(cells["seed"].nunique(), "seed"),
+        _time(total_seconds(cells, records(name))),
+    ]
+    text = f"{study['asks']} {ran[:1].upper()}{ran[1:]}. {', '.join(size)}."
+    if rows := compared(name):
+        number = count_noun(len(rows), "comparison")
+        text += f" Of {number} with what was expected: {verdict_counts(rows)}."
+    picture = (PLOTS / name / f"{study['figures'][0]}.png").relative_to(ROOT)
+    parts = [text, f"![{study['title']}]({picture})"]
+    if study.get("sentences"):
+        parts.append(bullets(what_was_found(tables)[:MOST_SENTENCES]))
     if len(tables.distances):
-        sentences.append(distance_table(tables.distances))
-    report = f"[All comparisons, figures and settings](plots/reference/{study.name}/report.md)"
-    return minus("\n\n".join([text, *shown, *sentences, report]))
+        parts.append(distance_table(tables.distances))
+    parts.append(f"[All comparisons, figures and settings](plots/reference/{name}/report.md)")
+    return minus("\n\n".join(parts))
 
 
 def distance_table(distances: pd.DataFrame) -> str:
@@ -138,24 +201,10 @@ def distance_table(distances: pd.DataFrame) -> str:
     return table(["distance", "run", f"exponent at step {rows['step'].max():.0f}"], body)
 
 
-def _size(study: str) -> str:
-    cells = study_tables(study).cells
-    seconds = total_seconds(cells, records(study))
-    ranks = sorted(set(cells["rank"]))
-    span = f"ranks {ranks[0]:g} to {ranks[-1]:g}" if len(ranks) > 1 else f"rank {ranks[0]:g}"
-    seeds = count_noun(cells["seed"].nunique(), "seed")
-    return f"{count_noun(len(cells), 'cell')}, {span}, {seeds}, {_time(seconds)}"
-
-
 def _time(seconds: float) -> str:
     if seconds >= 5400:
         return f"{seconds / 3600:.1f} hours"
     return count_noun(round(seconds / 60), "minute")
-
-
-def _counts(rows: Sequence[Compared]) -> str:
-    number = count_noun(len(rows), "comparison")
-    return f"Of {number} with what was expected: {verdict_counts(rows)}."
 
 
 def failed() -> str:
@@ -164,7 +213,6 @@ def failed() -> str:
     body = [
         [_link(name), *compared_line(row)[: len(heads) - 1]]
         for name in STUDIES
-        if is_run(name)
         for row in compared(name)
         if row.verdict == DIFFERS
     ]
@@ -172,56 +220,45 @@ def failed() -> str:
 
 
 def still_open() -> str:
-    """The expectations that were not decided, by study, and the studies that were not run."""
+    """The expectations that were not decided, by study."""
     lines = []
     for name in STUDIES:
-        if not is_run(name):
-            lines.append(f"`{name}`: {NOT_RUN}")
-            continue
         words = Counter(row.verdict for row in compared(name))
-        undecided = {w: n for w, n in words.items() if w not in (AGREES, DIFFERS)}
+        undecided = [f"{n} {word}" for word, n in words.items() if word not in (AGREES, DIFFERS)]
         if undecided:
-            counts = joined([f"{n} {word}" for word, n in undecided.items()])
-            lines.append(f"{_link(name)}: {counts} of {sum(words.values())} expectations")
+            of = f"{sum(words.values())} expectations"
+            lines.append(f"{_link(name)}: {joined(undecided)} of {of}")
     return bullets(lines) if lines else "None."
 
 
 def cost() -> str:
     """Cells, time and hardware of every study."""
     heads, body, whole = ["study", "cells", "model", "time", "processor", "commit"], [], 0.0
-    for name in filter(is_run, STUDIES):
+    for name in STUDIES:
         cells, found = study_tables(name).cells, records(name)
         seconds = total_seconds(cells, found)
         whole += seconds
-        devices = [f"{r.get('device_name')}, {_threads(r)}" for r in found]
-        ran = [f"`{commit[:7]}`" for commit in commits(name)]
+        devices = [f"{r['device_name']}, {count_noun(r['threads'], 'thread')}" for r in found]
+        ran = distinct(f"`{commit[:7]}`" for commit in commits(name))
         row = [_link(name), str(len(cells)), distinct(cells["model"])]
-        body.append([*row, _time(seconds), distinct(devices), ", ".join(ran) or "unknown"])
+        body.append([*row, _time(seconds), distinct(devices), ran])
     body.append(["all", str(sum(int(row[1]) for row in body)), "", _time(whole), "", ""])
     return table(heads, body)
 
 
-def _threads(record: Any) -> str:
-    threads = record.get("threads")
-    return count_noun(threads, "thread") if isinstance(threads, int) else "threads not recorded"
-
-
 def commits(study: str) -> list[str]:
     """The commits that its cells ran at."""
-    found = (record.get("git") or {} for record in records(study))
-    return list(dict.fromkeys(str(git["commit"]) for git in found if git.get("commit")))
+    return list(dict.fromkeys(record["git"]["commit"] for record in records(study)))
 
 
 def order() -> str:
     """For each study: when its expectations were committed, and whether its cells ran later."""
     heads = ["study", "expectations committed", "cells ran at", "expectations first"]
     body = []
-    for name in filter(is_run, STUDIES):
-        file = f"conf/experiment/{name}.yaml"
-        added = first_commit(file)
-        ran = [(commit, is_ancestor(added, commit)) for commit in commits(name)]
-        places = ", ".join(f"`{commit[:7]}`" for commit, _ in ran)
-        first = "yes" if ran and all(earlier for _, earlier in ran) else "**no**"
+    for name in STUDIES:
+        added, ran = first_commit(f"conf/experiment/{name}.yaml"), commits(name)
+        first = "yes" if all(is_ancestor(added, commit) for commit in ran) else "**no**"
+        places = ", ".join(f"`{commit[:7]}`" for commit in ran)
         body.append([_link(name), f"`{added[:7]}`", places, first])
     return table(heads, body)
 
@@ -245,20 +282,56 @@ def _git(*words: str) -> str:
     return ran.stdout.strip() if ran.returncode == 0 else ""
 
 
-def _block(name: str) -> Callable[[], str]:
-    return partial(study_block, STUDIES[name])
+FIRST = {
+    ("adapter_grad", "norm"): ("gradient norm", 0),
+    ("adapter_update", "descent"): ("descent", 0),
+    ("adapter_out", "rms"): ("adapter output", 1),
+    ("delta_w", "norm"): ("γBA, Frobenius norm", 1),
+}
+"""By site and statistic: its name, and the first step at which it is not zero."""
+
+
+def coverage() -> str:
+    """How often the 95 % interval of a single layer, over seeds, holds its predicted slope.
+
+    A row per study and optimizer, a column per quantity at the first step it can be measured. An
+    entry is the share of layers and their number.
+    """
+    heads = ["study", "optimizer", *(f"{name}, step {step}" for name, step in FIRST.values())]
+    body = []
+    for study in ("stable_exponent", "optimizer_history"):
+        for optimizer, rows in held(study).groupby("optimizer", sort=False, observed=True):
+            row = [study, label(str(optimizer))]
+            for (site, stat), (_, step) in FIRST.items():
+                is_here = (rows["site"] == site) & (rows["stat"] == stat) & (rows["step"] == step)
+                here = rows.loc[is_here, "held"]
+                row.append(f"{100 * here.mean():.0f} % of {len(here)}" if len(here) else "")
+            body.append(row)
+    return minus(table(heads, body))
+
+
+def held(study: str) -> pd.DataFrame:
+    """The fits of single layers that have a prediction. ``held``: whether the interval holds it.
+
+    A statistic that is the same for every seed, as the norm of a sign, has no interval.
+    """
+    fits = study_tables(study).exponents
+    single = ~fits["layer"].astype(str).isin([MODEL_WIDE, *POOLINGS])
+    is_random = fits["ci_high"] > fits["ci_low"]
+    rows = fits[single & is_random & (fits["batch"] == TRAIN) & np.isfinite(fits["predicted"])]
+    inside = (rows["ci_low"] <= rows["predicted"]) & (rows["predicted"] <= rows["ci_high"])
+    return rows.assign(held=inside)
 
 
 BLOCKS: dict[str, Block] = {
-    "findings-answer": answer,
-    "in-one-sentence": in_one_sentence,
+    "measured": measured,
+    "measured-range": measured_range,
     "claims": claims,
     "coverage": coverage,
     "failed": failed,
-    "learned": learned,
     "open": still_open,
     "cost": cost,
     "order": order,
-    **{f"study-{name}": _block(name) for name in STUDIES},
+    "study": study_block,
 }
 """By the name in FINDINGS.md."""

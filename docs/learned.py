@@ -18,45 +18,36 @@ from study.vocabulary.quantities import HELDOUT
 from study.vocabulary.scaling import RULES
 
 STUDY, OPTIMIZER, MEASURED, OTHER = "theorem_over_training", "sgd", "lora", "rslora"
-SITE, STAT = "adapter_in_grad", "rms"
 
 
-def gradients() -> pd.DataFrame:
+def shares() -> pd.DataFrame:
     """By ``scaling``, ``rank``, ``seed`` and ``step``: the gradient, as measured and as predicted.
 
-    ``measured`` is the geometric mean over the layers of the rms on held-out inputs; ``predicted``
-    that of ``gamma^2 sqrt(r (r + 1 + d_in)) T``; ``learned`` is ``gamma^2 r T``.
+    - ``measured``: the geometric mean over the layers of the rms on held-out inputs;
+    - ``learned``: ``gamma^2 r T``; ``predicted``: that of ``gamma^2 sqrt(r (r + 1 + d_in)) T``;
+    - ``share``: ``measured / predicted``, over that of the cell of the same seed and step that has
+      learned least: ``MEASURED`` at its highest rank. The division removes what is the same for
+      every rank: the size of the gradients, and that those of different batches partly cancel.
     """
     tables = study_tables(STUDY)
     cells = tables.cells[tables.cells["optimizer"] == OPTIMIZER]
     probes = tables.probes
-    here = (probes["site"] == SITE) & (probes["batch"] == HELDOUT) & (probes["step"] > 0)
-    rows = probes.loc[here, ["cell_id", "step", "d_in", STAT]].merge(
+    here = (probes["site"] == "adapter_in_grad") & (probes["batch"] == HELDOUT)
+    rows = probes.loc[here & (probes["step"] > 0), ["cell_id", "step", "d_in", "rms"]].merge(
         cells[["cell_id", "scaling", "rank", "seed", "gamma"]], on="cell_id"
     )
     rows["learned"] = rows["gamma"] ** 2 * rows["rank"] * rows["step"]
     rows["predicted"] = rows["learned"] * np.sqrt(1 + (1 + rows["d_in"]) / rows["rank"])
-    rows["measured"] = rows[STAT]
-    by = ["scaling", "rank", "seed", "step"]
+    rows = rows.rename(columns={"rms": "measured"})
     columns = ["measured", "predicted", "learned"]
     rows[columns] = np.log(rows[columns].astype(float))
-    means = rows.groupby(by, observed=True)[columns].mean()
-    return means.apply(np.exp)
-
-
-def shares() -> pd.DataFrame:
-    """:func:`gradients` with ``share``: ``measured / predicted``, over that of the reference.
-
-    The reference is the cell of the same seed and step that has learned least: ``MEASURED`` at its
-    highest rank. The division removes what is the same for every rank: the size of the gradients,
-    and that the gradients of different batches partly cancel.
-    """
-    found = gradients().reset_index()
+    means = rows.groupby(["scaling", "rank", "seed", "step"], observed=True)[columns].mean()
+    found = means.apply(np.exp).reset_index()
     found["share"] = found["measured"] / found["predicted"]
-    reference = found[(found["scaling"] == MEASURED) & (found["rank"] == found["rank"].max())]
+    least = found[(found["scaling"] == MEASURED) & (found["rank"] == found["rank"].max())]
     same = ["seed", "step"]
-    of_reference = found[same].merge(reference[[*same, "share"]], on=same, how="left")["share"]
-    found["share"] /= of_reference.to_numpy()
+    of_least = found[same].merge(least[[*same, "share"]], on=same, how="left")["share"]
+    found["share"] /= of_least.to_numpy()
     return found
 
 

@@ -6,12 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image, PngImagePlugin
 
-from docs import answer, archive, findings
+from docs import archive, findings
 from docs.blocks import PLOTS, RESULTS, NoTables, study_tables
-from docs.claims import CLAIMS, LOWER, REFUTES, SUPPORTS, Claim
-from docs.evidence import expectations, matching
-from docs.pictures import slim
-from docs.studies import STUDIES
+from docs.findings import CLAIMS, STUDIES, compared, matching
+from docs.make import slim
 from study.analysis.expectations import Compared
 from study.config.expectations import Expectation
 from study.figures import FIGURES
@@ -34,12 +32,12 @@ def test_archives_and_pictures_are_small() -> None:
     assert megabytes(tables) < archive.MOST_MEGABYTES
     kept = (path for path in PLOTS.rglob("*") if path.suffix in (".png", ".html", ".md"))
     assert megabytes(kept) < MOST_MEGABYTES
+    assert set(COMMITTED) == set(STUDIES)
 
 
 @pytest.mark.parametrize("study", COMMITTED)
 def test_a_committed_study_is_in_findings_and_names_its_own_folders(study: str) -> None:
     """``docs.archive`` has checked the hash of every table."""
-    assert study in STUDIES
     for record in load_records(RESULTS / study):
         assert record["study"] == study
         assert record["config"]["results_dir"] == "results/reference"
@@ -48,7 +46,7 @@ def test_a_committed_study_is_in_findings_and_names_its_own_folders(study: str) 
 
 @pytest.mark.parametrize("study", COMMITTED)
 def test_expectations_were_committed_before_the_cells_ran(study: str) -> None:
-    assert expectations(study)
+    assert compared(study)
     try:
         first = findings.first_commit(f"conf/experiment/{study}.yaml")
     except NoTables:
@@ -57,21 +55,15 @@ def test_expectations_were_committed_before_the_cells_ran(study: str) -> None:
 
 
 def test_rows_name_studies_and_figures_that_exist() -> None:
-    assert {one.study for one in CLAIMS} <= {*STUDIES, ""}
-    assert {figure for study in STUDIES.values() for figure in study.figures} <= set(FIGURES)
+    assert {test.get("study", "quick") for one in CLAIMS for test in one["tests"]} <= {*STUDIES}
+    assert {figure for study in STUDIES.values() for figure in study["figures"]} <= set(FIGURES)
 
 
-def compared(verdict: str, measured: float) -> Compared:
+def a_row(verdict: str, measured: float) -> Compared:
+    where = {"site": "adapter_update", "stat": "descent", "step": 0}
+    said = {"source": "a paper", "refuted_by": "a p*"}
     one = Expectation(
-        what="p_star",
-        predicted=0.5,
-        tolerance=0.02,
-        optimizer="sgd",
-        source="a paper",
-        refuted_by="a p*",
-        site="adapter_update",
-        stat="descent",
-        step=0,
+        what="p_star", predicted=0.5, tolerance=0.02, optimizer="sgd", **where, **said
     )
     return Compared(one, "", measured, measured - 0.01, measured + 0.01, 3, 0, verdict)
 
@@ -79,42 +71,26 @@ def compared(verdict: str, measured: float) -> Compared:
 @pytest.mark.parametrize(
     ("reads", "words", "verdict"),
     [
-        (SUPPORTS, [AGREES], "holds"),
-        (SUPPORTS, [AGREES, AGREES], "holds: 2"),
-        (SUPPORTS, [AGREES, DIFFERS, UNCLEAR], "holds: 1, **fails**: 1, open: 1"),
-        (REFUTES, [AGREES], "**fails**"),
-        (REFUTES, [DIFFERS], "open"),
-        (SUPPORTS, ["one seed"], "one seed"),
-        (LOWER, [AGREES], "**fails**"),
-        (LOWER, [UNCLEAR, DIFFERS], "open: 1, **fails**: 1"),
+        ("holds", [AGREES], "holds"),
+        ("holds", [AGREES, DIFFERS, UNCLEAR], "holds: 1, **fails**: 1, open: 1"),
+        ("fails", [AGREES], "**fails**"),
+        ("fails", [DIFFERS], "open"),
+        ("fails", ["one seed"], "one seed"),
+        ("below", [AGREES], "**fails**"),
+        ("below", [UNCLEAR, DIFFERS], "open: 1, **fails**: 1"),
     ],
 )
 def test_a_claim_says_what_the_verdicts_on_its_expectations_mean(
-    monkeypatch: pytest.MonkeyPatch, reads: dict[str, str], words: list[str], verdict: str
+    monkeypatch: pytest.MonkeyPatch, reads: str, words: list[str], verdict: str
 ) -> None:
-    rows = [compared(word, 0.5 + n / 10) for n, word in enumerate(words)]
+    rows = [a_row(word, 0.5 + n / 10) for n, word in enumerate(words)]
     monkeypatch.setattr(findings, "matching", lambda *_: rows)
-    monkeypatch.setattr(findings, "is_run", lambda _: True)
-    row = findings.claim_row(Claim("It holds.", "a paper", "SGD", "quick", {}, reads))
+    test = {"regime": "SGD", "study": "quick", "where": {}, "reads": reads}
+    _, expected, measured, said = findings.entries_of(test)
+    assert (expected, said) == ("0.5 ± 0.02", verdict)
     step = " (step 0)" if len(rows) > 1 else ""
-    assert row[3:] == ["0.5 ± 0.02", "; ".join(measured(one) + step for one in rows), verdict]
-
-
-def measured(row: Compared) -> str:
-    return f"{row.measured:.3f} [{row.low:.3f}, {row.high:.3f}]"
-
-
-def test_a_study_without_tables_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(study: str, where: object) -> list[Compared]:
-        raise NoTables(study)
-
-    monkeypatch.setattr(findings, "is_run", lambda _: False)
-    assert findings.claim_row(CLAIMS[0])[3:] == ["", "", "not run"]
-    assert findings.study_block(STUDIES["quick"]).endswith("**Not run.**")
-    assert "`quick`: not run" in findings.still_open()
-    assert findings.failed() == "None."
-    monkeypatch.setattr(answer, "matching", absent)
-    assert answer.answer().count("not run: ") > 10
+    texts = [f"{row.measured:.3f} [{row.low:.3f}, {row.high:.3f}]{step}" for row in rows]
+    assert measured == "; ".join(texts)
 
 
 def test_evidence_is_found_by_the_fields_of_an_expectation() -> None:

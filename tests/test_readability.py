@@ -33,8 +33,8 @@ PACKAGE_LINES = {
     "study/vocabulary": 1_200,
     "study": 37_900,
     "tests": 32_150,
-    "benchmarks": 2_200,
-    "docs": 2_050,
+    "benchmarks": 1_520,
+    "docs": 1_150,
     "hydra_plugins": 150,
 }
 """The most lines of Python in each part of the project. The goals are lower: 27,000 for ``study``,

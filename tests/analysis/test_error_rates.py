@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from docs.coverage import FIRST, held
+from docs.findings import FIRST, held
 from study.analysis import fit_exponents, rank_effects, stable_exponents, with_verdicts
 from study.analysis.fits import Floats, Lines, fit_lines, t_critical
 from study.analysis.predictions import with_predictions

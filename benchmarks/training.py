@@ -1,0 +1,503 @@
+"""How training is timed: the suites, and the ways to train one cell.
+
+- ``trainer``: PEFT with transformers' Trainer, the model loaded for every cell. Most people run a
+  sweep like this;
+- ``loop``: PEFT in a tuned bare loop: fused AdamW, logits on targets only, one loaded model;
+- ``alone``: this project, the base loaded for every cell;
+- ``packed``: this project as a sweep runs it; ``compiled``: the same with ``pack.compile``.
+
+Base, data, steps, precision and A are the same each time; for PEFT, A is copied from ours, which is
+not timed. All must reach the same loss. They take turns, cell by cell, in a rotating order, so that
+a slower moment of the machine affects all of them.
+
+A suite yields rows as they are measured: ``suite``, ``way``, ``rank``, ``scaling``, ``precision``,
+``variant``, the ``tokens`` and ``micro_batches`` of a step, and ``seconds``: of one optimizer step,
+or of what ``variant`` says.
+"""
+
+import contextlib
+import gc
+import io
+import math
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.nn.functional import cross_entropy
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from study.adapters.bank import AdapterSpec, initial_pair
+from study.config import CellConfig
+from study.config.compose import CONF, parse
+from study.data import IGNORED, Corpus, TokenBatch
+from study.models import FrozenBase
+from study.models.sources import find_model
+from study.store import load_measured
+from study.sweeps import run as sweep
+from study.sweeps.cells import plan
+from study.sweeps.packs import build_pack_corpus
+from study.training.devices import choose_device, describe_device
+from study.vocabulary.quantities import GRADIENTS, NOISE_SITES, SITES, SPECTRA, UPDATES, USUAL
+
+from .commands import SUITES
+from .summary import PLAIN
+
+TOLERANCE = {"float32": 1e-3, "bf16": 3e-2}
+"""How far the losses before the last step may differ, relative, by precision."""
+
+
+@dataclass
+class TimedRun:
+    """One cell trained one way.
+
+    ``setup`` and ``steps`` are seconds: before training and of each optimizer step. ``losses`` are
+    those before each step. ``micro_batches`` is their number in a step.
+    """
+
+    way: str
+    setup: float = 0.0
+    steps: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    micro_batches: int = 1
+
+
+def cell(*overrides: str) -> CellConfig:
+    """A cell without probes and held-out loss, which PEFT does not have."""
+    plain = ("probes.steps=null", "train.eval_every=0", "optimizer.lr=1e-4")
+    data = ("data=xbrl_extract", "data.heldout=16")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return parse(compose("config", overrides=[*plain, *data, *overrides]))
+
+
+def base_and_corpus(config: CellConfig) -> tuple[FrozenBase, Corpus]:
+    """The base and the data of a cell. The base stays loaded for the next call."""
+    [cell] = plan([config])
+    return worker().base(cell, choose_device(config.device)), build_pack_corpus(config)
+
+
+@cache
+def worker() -> sweep.Worker:
+    """What keeps the base of all runs of this process."""
+    return sweep.Worker()
+
+
+def trainer(config: CellConfig) -> TimedRun:
+    """PEFT with transformers' Trainer: its defaults, without clipping, as the other ways."""
+    train = config.train
+    run = TimedRun("trainer", micro_batches=train.accumulation)
+    rows = labelled_rows(config)
+    device, is_bf16 = choose_device(config.device), config.precision == "bf16"
+    began = time.perf_counter()
+    dtype = torch.bfloat16 if is_bf16 else torch.float32
+    model = find_model(config.model).load(device, dtype, None).requires_grad_(False)
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder, _peft(model, config, run) as peft_model:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=train.steps,
+            per_device_train_batch_size=train.batch_size,
+            gradient_accumulation_steps=train.accumulation,
+            learning_rate=config.optimizer.lr,
+            lr_scheduler_type="constant",
+            max_grad_norm=0.0,
+            bf16=is_bf16,
+            use_cpu=device.type == "cpu",
+            logging_steps=1,
+            report_to="none",
+            disable_tqdm=True,
+            save_strategy="no",
+        )
+        with contextlib.redirect_stdout(io.StringIO()):
+            InOrder(model=peft_model, args=arguments, train_dataset=rows, callbacks=[clock]).train()
+    run.steps, run.losses = clock.seconds, clock.losses
+    run.setup += time.perf_counter() - began - sum(run.steps)
+    return run
+
+
+class InOrder(Trainer):
+    """A Trainer that does not shuffle."""
+
+    def _get_train_sampler(self, *_: Any) -> Any:
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+class Clock(TrainerCallback):
+    """Records the seconds and the loss of every optimizer step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.losses: list[float] = []
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.began = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self.began)
+
+    def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
+        if "loss" in logs:
+            self.losses.append(float(logs["loss"]))
+
+
+def labelled_rows(config: CellConfig) -> list[dict[str, torch.Tensor]]:
+    """The run's examples in order, as transformers takes them: unshifted labels and a mask."""
+    rows = []
+    for batch in _batches(config, build_pack_corpus(config)):
+        labels_BT = torch.full_like(batch.targets_BT, IGNORED)
+        labels_BT[:, 1:] = batch.targets_BT[:, :-1]
+        for ids_T, real_T, labels_T in zip(
+            batch.input_ids_BT, batch.real_BT, labels_BT, strict=True
+        ):
+            rows.append({"input_ids": ids_T, "attention_mask": real_T.long(), "labels": labels_T})
+    return rows
+
+
+def loop(config: CellConfig) -> TimedRun:
+    """PEFT in a tuned bare loop."""
+    run = TimedRun("loop", micro_batches=config.train.accumulation)
+    base, corpus = base_and_corpus(config)
+    batches = list(_batches(config, corpus))
+    accumulation = config.train.accumulation
+    began = time.perf_counter()
+    with _peft(base.model, config, run) as model:
+        weights = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(weights, lr=config.optimizer.lr, weight_decay=0.0, fused=True)
+        for step in range(config.train.steps):
+            step_began, loss = time.perf_counter(), 0.0
+            micro = batches[step * accumulation : (step + 1) * accumulation]
+            supervised = sum(batch.supervised for batch in micro)
+            optimizer.zero_grad(set_to_none=True)
+            for batch in micro:
+                part = _summed_loss(base, batch, config.precision) / supervised
+                part.backward()
+                loss += float(part.detach())
+            optimizer.step()
+            if base.device.type == "cuda":
+                torch.cuda.synchronize()
+            run.steps.append(time.perf_counter() - step_began)
+            run.losses.append(loss)
+    run.setup += time.perf_counter() - began - sum(run.steps)
+    return run
+
+
+def _summed_loss(base: FrozenBase, batch: TokenBatch, precision: str) -> torch.Tensor:
+    """The loss summed over target tokens, with logits for those alone."""
+    model: Any = base.model
+    device = base.device
+    rows = (batch.targets_BT != IGNORED).to(device)
+    ids_BT = batch.input_ids_BT.to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        hidden = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+        logits = model.get_output_embeddings()(hidden[rows])
+    return cross_entropy(logits.float(), batch.targets_BT.to(device)[rows], reduction="sum")
+
+
+def packed(config: CellConfig, way: str = "packed") -> TimedRun:
+    """Ours, as one more cell of a pack whose base is loaded."""
+    base_and_corpus(config)
+    return _ours(way, config)
+
+
+def alone(config: CellConfig) -> TimedRun:
+    """Ours, with a base loaded for this cell."""
+    worker().close()
+    return _ours("alone", config)
+
+
+def compiled(config: CellConfig) -> TimedRun:
+    """Ours, packed, with plain steps compiled. The first step pays for compiling."""
+    return packed(replace(config, pack=replace(config.pack, compile=True)), "compiled")
+
+
+WAYS: dict[str, Callable[[CellConfig], TimedRun]] = {
+    "trainer": trainer,
+    "loop": loop,
+    "alone": alone,
+    "packed": packed,
+    "compiled": compiled,
+}
+
+
+def whole_pack(cells: Sequence[CellConfig], fold: int | str = 1) -> float:
+    """Seconds that ours takes for a pack of cells whose base is loaded, with ``pack.fold=fold``."""
+    base_and_corpus(cells[0])
+    wall, _ = _trained([replace(each, pack=replace(each.pack, fold=fold)) for each in cells])
+    return wall
+
+
+def _trained(cells: Sequence[CellConfig]) -> tuple[float, pd.DataFrame]:
+    """What ``study train`` does with a pack, records on disk included: its seconds, its metrics."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        began = time.perf_counter()
+        with contextlib.redirect_stderr(io.StringIO()):
+            pack = plan([replace(each, results_dir=str(folder)) for each in cells])
+            sweep.run(pack, worker())
+        wall = time.perf_counter() - began
+        return wall, load_measured(folder / cells[0].name).metrics
+    finally:
+        shutil.rmtree(folder)
+
+
+def _ours(way: str, config: CellConfig) -> TimedRun:
+    wall, metrics = _trained([config])
+    metrics = metrics.sort_values("step")
+    seconds, count = metrics["seconds"].to_numpy(), config.train.steps
+    steps = [float(b - a) for a, b in zip([0.0, *seconds], seconds, strict=False)][:count]
+    gc.collect()
+    losses = metrics["loss"].to_list()[:count]
+    return TimedRun(way, wall - sum(steps), steps, losses, config.train.accumulation)
+
+
+def check_agreement(runs: list[TimedRun], precision: str) -> None:
+    """Raises ``SystemExit`` unless all runs have the same loss before their last step."""
+    last = {run.way: run.losses[-1] for run in runs}
+    least, most = min(last.values()), max(last.values())
+    if not math.isfinite(most) or most - least > TOLERANCE[precision] * most:
+        raise SystemExit(f"losses differ, so times cannot be compared: {last}")
+
+
+@contextlib.contextmanager
+def _peft(model: nn.Module, config: CellConfig, run: TimedRun) -> Iterator[nn.Module]:
+    """``model`` under PEFT, with our A, which is not timed; on exit the plain model again."""
+    adapter = config.adapter
+    lora = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        use_rslora=adapter.scaling == "rslora",
+        target_modules=adapter.targets,
+    )
+    peft_model = get_peft_model(model, lora)
+    began = time.perf_counter()
+    spec = AdapterSpec(adapter.rank, adapter.gamma, config.seed)
+    for name, module in peft_model.named_modules():
+        if hasattr(module, "lora_A"):
+            A, B = module.lora_A["default"].weight, module.lora_B["default"].weight
+            layer = name.removeprefix("base_model.model.")
+            A.data.copy_(initial_pair(spec, layer, A.shape[1], B.shape[0])[0])
+    run.setup -= time.perf_counter() - began
+    try:
+        yield peft_model
+    finally:
+        peft_model.unload()
+        gc.collect()
+
+
+def _batches(config: CellConfig, corpus: Corpus) -> Iterator[TokenBatch]:
+    train = config.train
+    for position in range(train.steps * train.accumulation):
+        yield corpus.train.batch(config.data.seed, position, train.batch_size).trimmed()
+
+
+Row = dict[str, Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Size:
+    """What all suites have in common: ``ranks`` of a sweep, optimizer ``steps`` of a run."""
+
+    model: str
+    ranks: Sequence[int]
+    steps: int
+    device: str = "auto"
+    precision: str = "float32"
+
+    def cell(self, tokens: int, rank: int, *overrides: str) -> CellConfig:
+        """A cell of ``tokens`` in a step: sequences of 256, micro-batches of at most 4096."""
+        length = min(256, tokens)
+        batch = min(tokens, 4096) // length
+        return cell(
+            f"model={self.model}",
+            f"device={self.device}",
+            f"precision={self.precision}",
+            f"adapter.rank={rank}",
+            f"data.sequence_length={length}",
+            f"train.batch_size={batch}",
+            f"train.accumulation={tokens // (batch * length)}",
+            f"train.steps={self.steps}",
+            *overrides,
+        )
+
+    def grid(self) -> list[CellConfig]:
+        """A cell of 1024 tokens for each rank and rule."""
+        rules = ("lora", "rslora")
+        return [
+            self.cell(1024, rank, f"adapter.scaling={rule}")
+            for rank, rule in product(self.ranks, rules)
+        ]
+
+
+def whole_sweep(size: Size) -> Iterator[Row]:
+    """The suite ``sweep``."""
+    yield from _compare("sweep", ["trainer", "loop", "alone", "packed"], size.grid())
+
+
+def large_steps(size: Size) -> Iterator[Row]:
+    """The suite ``large-steps``.
+
+    One rule is enough: it does not change the time. Each run has a process of its own, because at
+    high rank it takes most of a machine with 24 GiB.
+    """
+    cells = [size.cell(4096, rank) for rank in size.ranks]
+    yield from _compare("large-steps", ["loop", "packed"], cells, apart=True)
+
+
+def compiled_steps(size: Size) -> Iterator[Row]:
+    """The suite ``compiled``."""
+    cells = [size.cell(1024, rank, "train.steps=5") for rank in size.ranks]
+    yield from _compare("compiled", ["loop", "packed", "compiled"], cells)
+
+
+TURNS = 3
+ACTIVATIONS = ("adapter_in", "layer_out", "layer_out_grad")
+PROBES: dict[str, list[str]] = {
+    "off": ["probes.steps=null"],
+    "activations, every step": ["probes.every=1", f"probes.sites=[{','.join(ACTIVATIONS)}]"],
+    "all sites, every 10 steps": ["probes.every=10"],
+    "all sites, every step": ["probes.every=1"],
+}
+"""The runs of the suite ``probes``."""
+PROBED: dict[str, Sequence[str]] = {
+    PLAIN: (),
+    "all sites": tuple(SITES),
+    "activations": ACTIVATIONS,
+    "sampled tokens": NOISE_SITES,
+    "delta_w": ("delta_w",),
+    "A and B": ("A", "B"),
+    "gradients": GRADIENTS,
+    "updates": (*UPDATES, "adapter_update"),
+}
+"""By name, the sites that the steps of a short run measure, without spectra."""
+
+
+def probes(size: Size) -> Iterator[Row]:
+    """The suite ``probes``: whole runs, then single steps by the sites that are measured in them.
+
+    Rows of single steps have the way ``fold``.
+    """
+    for _ in range(TURNS):
+        for variant, overrides in PROBES.items():
+            config = size.cell(1024, size.ranks[1], "train.steps=20", *overrides)
+            yield _row("probes", "packed", config, sum(packed(config).steps), variant=variant)
+    stats = f"probes.stats=[{','.join(stat for stat in USUAL if stat not in SPECTRA)}]"
+    for rank, tokens, _ in product((16, 1024), (192, 1024), range(TURNS)):
+        for variant, sites in PROBED.items():
+            where = ["probes.every=1", f"probes.sites=[{','.join(sites)}]", stats] if sites else []
+            config = size.cell(tokens, rank, "train.steps=3", *where)
+            # The first step also touches memory for the first time.
+            seconds = min(packed(config).steps[1:])
+            yield _row("probes", "fold", config, seconds, variant=variant)
+
+
+def folds(size: Size) -> Iterator[Row]:
+    """The suite ``folds``."""
+    grid = size.grid()
+    for _ in range(TURNS):
+        for way, fold in (("packed", 1), ("folded", "auto")):
+            seconds = whole_pack(grid, fold)
+            yield _row("folds", way, grid[0], seconds, variant=f"{len(grid)} cells")
+
+
+RUNS: dict[str, Callable[[Size], Iterator[Row]]] = {
+    "sweep": whole_sweep,
+    "large-steps": large_steps,
+    "compiled": compiled_steps,
+    "probes": probes,
+    "folds": folds,
+}
+"""The generator of each of :data:`benchmarks.commands.SUITES`."""
+
+
+def measure(suite: str, size: Size) -> pd.DataFrame:
+    """All rows of a suite. Each is also printed to stderr when it is measured."""
+    print(f"{suite}: {SUITES[suite]}", file=sys.stderr, flush=True)
+    rows = []
+    for row in RUNS[suite](size):
+        rows.append(row)
+        if row["variant"] != "set-up":
+            said = "  {way} rank {rank} {scaling} {tokens} tokens {precision} {variant}"
+            print(f"{said.format(**row)}: {row['seconds']:.2f} s", file=sys.stderr, flush=True)
+    machine, torch_ = describe_device(choose_device(size.device)), torch.__version__
+    name = f"{machine['device_name']}, {machine['threads']} threads, torch {torch_}"
+    return pd.DataFrame(rows).assign(device=name, model=size.model, torch=torch_)
+
+
+def _compare(
+    suite: str,
+    ways: Sequence[str],
+    cells: Sequence[CellConfig],
+    apart: bool = False,
+) -> Iterator[Row]:
+    """Every cell in every way: a row for each step and one for the set-up.
+
+    ``apart``: each run has a process of its own.
+
+    Raises ``SystemExit`` if the ways reach different losses.
+    """
+    for turn, config in enumerate(cells):
+        order = [*ways[turn % len(ways) :], *ways[: turn % len(ways)]]
+        runs = [in_own_process(WAYS[way], config) if apart else WAYS[way](config) for way in order]
+        check_agreement(runs, config.precision)
+        for run in runs:
+            # The first step also touches memory for the first time. It counts in the time of a
+            # sweep, not in the median of a step.
+            variants = ["set-up", "first step", *["step"] * (len(run.steps) - 1)]
+            for variant, seconds in zip(variants, [run.setup, *run.steps], strict=True):
+                parts = run.micro_batches
+                yield _row(suite, run.way, config, seconds, variant=variant, micro_batches=parts)
+
+
+def _row(
+    suite: str, way: str, config: CellConfig, seconds: float, *, variant: str, **more: float
+) -> Row:
+    step = config.train
+    return {
+        "suite": suite,
+        "way": way,
+        "rank": int(config.adapter.rank),
+        "scaling": config.adapter.scaling,
+        "tokens": step.batch_size * step.accumulation * config.data.sequence_length,
+        "precision": config.precision,
+        "variant": variant,
+        "seconds": seconds,
+        **more,
+    }
+
+
+def in_own_process(measure: Callable[[CellConfig], T], config: CellConfig) -> T:
+    """``measure(config)`` in a process of its own, with the machine's whole memory.
+
+    If the system kills that process, as it does when memory runs out, the same step is tried again
+    with twice as many micro-batches. Raises ``SystemExit`` if one sequence at a time does not fit.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(measure, config).result()
+        except BrokenProcessPool:
+            size = config.train.batch_size
+            if size == 1:
+                raise SystemExit(
+                    f"rank {config.adapter.rank} does not fit in this machine's memory"
+                ) from None
+    halves = replace(config.train, batch_size=size // 2, accumulation=2 * config.train.accumulation)
+    return in_own_process(measure, replace(config, train=halves))
