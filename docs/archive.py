@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 
 from docs.blocks import PLOTS, RESULTS, ROOT
 from study.errors import StudyError
-from study.store.archive import FILES, Thin, write_archive
-from study.store.integrity import check_study
+from study.store import cell_folders
+from study.store.archive import FILES, Thin, check_study, write_archive
 from study.vocabulary.quantities import FIRST_READ, MOMENTS, QUANTITIES
 
 MOST_MEGABYTES = 18
@@ -75,10 +75,9 @@ def archive(name: str) -> None:
     to = RESULTS.relative_to(ROOT) / name
     plots = PLOTS.relative_to(ROOT).as_posix()
     thin = THINNED.get(name, lambda _, rows: rows)
-    written = write_archive(Path("results") / name, to, plots, thin)
-    for cell in written.left_out:
+    for cell in write_archive(Path("results") / name, to, plots, thin):
         print(f"left out, because it has not ended: {cell}", file=sys.stderr)
-    print(f"{written.folder}: {written.cells} cells, {written.megabytes:.2f} MB")
+    print(f"{to}: {len(cell_folders(to))} cells")
     for problem in check_study(to):
         raise StudyError(f"{problem.path}: {problem.reason}")
     total = sum(p.stat().st_size for name in FILES for p in RESULTS.glob(f"*/{name}")) / 1e6

@@ -25,7 +25,7 @@ PACKAGE_LINES = {
     "study/models": 2_050,
     "study/probes": 1_850,
     "study/report": 2_050,
-    "study/store": 2_400,
+    "study/store": 1_900,
     "study/sweeps": 3_550,
     "study/theory": 1_550,
     "study/tracking": 750,

@@ -6,8 +6,7 @@ import click
 
 from study.cli.group import PATH, STUDY_DIR, cli, say
 from study.errors import MOST_CHARACTERS, printable
-from study.store.archive import write_archive
-from study.store.integrity import check_study
+from study.store.archive import check_study, write_archive
 from study.store.records import cell_folders, is_archived
 from study.sweeps.progress import count_noun
 
@@ -23,8 +22,7 @@ from study.sweeps.progress import count_noun
 def check(context: click.Context, study_dir: Path, repair: bool) -> None:
     """Verify every record, table and checkpoint of a study.
 
-    Prints a line for each problem. The exit code is 1 if a file is damaged, and 0 otherwise. A file
-    that a killed process left is only mentioned.
+    Prints a line for each problem. The exit code is 1 if a file is damaged, and 0 otherwise.
     """
     problems = list(check_study(study_dir))
     for problem in problems:
@@ -32,19 +30,15 @@ def check(context: click.Context, study_dir: Path, repair: bool) -> None:
         if repair:  # a comment of the shell where a name could not be copied from a terminal
             line = problem.repair if problem.repair.isprintable() else f"# {line}"
         click.echo(line)
-    damaged = sum(problem.is_damage for problem in problems)
-    left = len(problems) - damaged
     folders = cell_folders(study_dir)
     cells = count_noun(len(folders), "cell")
     if archived := sum(map(is_archived, folders)):
         cells += f" ({archived} archived, which keeps no adapters)"
-    summary = f"{cells}: {count_noun(damaged, 'problem') if damaged else 'no problem'}"
-    if left:
-        summary += f", {count_noun(left, 'file')} to delete"
+    summary = f"{cells}: {count_noun(len(problems), 'problem') if problems else 'no problem'}"
     if problems and not repair:
         summary += f". Run `study check {study_dir} --repair` for the commands that repair it"
     click.echo(summary, err=repair)
-    context.exit(1 if damaged else 0)
+    context.exit(1 if problems else 0)
 
 
 @cli.command()
@@ -64,8 +58,7 @@ def archive(study_dir: Path, to: Path, plots: str) -> None:
     FOLDER/metrics.parquet and FOLDER/probes.parquet its rows. Every command that reads a study
     reads FOLDER in place, and so does pandas. Adapters are left out.
     """
-    written = write_archive(study_dir, to, plots)
-    if written.left_out:
-        say(f"left out, because they have not ended: {', '.join(written.left_out)}")
-    size = f"{count_noun(written.cells, 'cell')}, {written.megabytes:.1f} MB"
-    click.echo(f"{written.folder}: {size}")
+    if left_out := write_archive(study_dir, to, plots):
+        say(f"left out, because they have not ended: {', '.join(left_out)}")
+    megabytes = sum(path.stat().st_size for path in to.glob("*.parquet")) / 1e6
+    click.echo(f"{to}: {count_noun(len(cell_folders(to)), 'cell')}, {megabytes:.1f} MB")

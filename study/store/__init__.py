@@ -8,24 +8,29 @@ it has one writer. The record holds the hash of every table, so that damage is f
 read. Results that are trained again are first moved to ``results/<study>/aside/``, which nothing
 reads. An archived study is one Parquet file per table instead of the folders.
 
-- :mod:`~study.store.files`, :mod:`~study.store.lock`: every call that changes files; locks;
+- :mod:`~study.store.files`: every call that changes files; locks;
 - :mod:`~study.store.records`, :mod:`~study.store.cells`: a cell's configuration and end;
 - :mod:`~study.store.rows`, :mod:`~study.store.tables`: what a cell and a study measured;
 - :mod:`~study.store.writer`, :mod:`~study.store.checkpoints`: a cell while it trains;
-- :mod:`~study.store.archive`, :mod:`~study.store.integrity`: ``study archive`` and ``study check``;
+- :mod:`~study.store.archive`: ``study archive`` and ``study check``;
 - :mod:`~study.store.cache`: the user's cache folder.
 """
 
-from study.store.cells import cell_row, cells_table, load_cell, load_cells
+from study.store.cells import cell_row
 from study.store.files import (
+    Claim,
+    ClaimLost,
     Damaged,
+    Lock,
     StorageError,
+    claim,
+    is_claimed,
+    is_held,
     replacing,
     write_bytes,
     write_output,
     write_text,
 )
-from study.store.lock import Claim, ClaimLost, Lock, claim, is_claimed, is_held
 from study.store.records import (
     ADAPTER,
     CHECKPOINTS,
@@ -41,14 +46,18 @@ from study.store.records import (
     read_cell,
     read_record,
 )
-from study.store.rows import SCHEMAS, last_metrics
-from study.store.tables import StudyTables, load_cell_table, load_measured, rows_of, write_table
+from study.store.tables import (
+    StudyTables,
+    load_cells,
+    load_measured,
+    rows_of,
+    write_table,
+)
 from study.store.writer import CellWriter
 
 __all__ = [
     "ADAPTER",
     "CHECKPOINTS",
-    "SCHEMAS",
     "STATUSES",
     "CellWriter",
     "Claim",
@@ -60,7 +69,6 @@ __all__ = [
     "adapter_damage",
     "cell_folders",
     "cell_row",
-    "cells_table",
     "claim",
     "damage",
     "find_cell",
@@ -68,9 +76,6 @@ __all__ = [
     "is_claimed",
     "is_done",
     "is_held",
-    "last_metrics",
-    "load_cell",
-    "load_cell_table",
     "load_cells",
     "load_measured",
     "load_records",

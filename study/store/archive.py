@@ -1,4 +1,5 @@
-"""An archived study: one Parquet file per table, which are read in place.
+"""A study as a whole: ``study check`` compares its files with what was written, and ``study
+archive`` writes it as one Parquet file per table, which are read in place.
 
 A few thousand small files are slow in git, and a third of them is Parquet's description of their
 columns. ``cells.parquet`` is the ``cells`` table of the cells that have ended, for people, with the
@@ -8,25 +9,33 @@ pandas reads them. Adapters are not archived.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import shlex
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 
 from study.errors import StudyError
-from study.store.cells import cell_row, cells_table
-from study.store.files import make_folder, remove, write_bytes
-from study.store.records import ARCHIVE, cell_folders, no_study, read_cell
+from study.store import checkpoints
+from study.store.cells import cells_table
+from study.store.files import Damaged, is_claimed, make_folder, remove, write_bytes
+from study.store.records import (
+    ARCHIVE,
+    adapter_damage,
+    cell_folders,
+    is_archived,
+    no_study,
+    read_cell,
+)
 from study.store.rows import SCHEMAS, write_parquet
-from study.store.tables import DISTANCES, load_cell_table, with_id
+from study.store.tables import DISTANCES, distances_of, load_cell_table, with_id
+from study.store.writer import ASIDE
 from study.vocabulary.statuses import ENDED
 
 FILES = (ARCHIVE, *(f"{name}.parquet" for name in SCHEMAS))
-LEVEL = 19
-"""Of the compression. Reading takes the same time at every level."""
 NOT_KEPT = ("tables", "adapter", "streams")
 """Keys of a record that describe files of the cell's folder."""
 
@@ -34,86 +43,54 @@ Thin = Callable[[str, pa.Table], pa.Table]
 """``thin(name, rows)`` is the part of a cell's table that the archive keeps."""
 
 
-@dataclass(frozen=True)
-class Archived:
-    """What was written: the folder, its number of cells, and the ids of those left out."""
-
-    folder: Path
-    cells: int
-    left_out: tuple[str, ...]
-
-    @property
-    def megabytes(self) -> float:
-        """The size of its files together."""
-        paths = (self.folder / name for name in FILES)
-        return sum(path.stat().st_size for path in paths if path.exists()) / 1e6
-
-
 def write_archive(
     study_dir: Path,
     to: Path,
     plots_dir: str = "plots",
     thin: Thin = lambda name, rows: rows,
-) -> Archived:
+) -> list[str]:
     """Write the cells of ``study_dir`` that have ended to the folder ``to``.
 
-    Values are those of the study, bit for bit. Each record names ``to`` and ``plots_dir`` as the
-    study's folders. The table of ``study distances`` is copied. Raises :class:`StudyError` if no
-    cell has ended, :class:`~study.store.files.Damaged` if a table is damaged, and
-    :class:`~study.store.files.StorageError` if ``to`` can't be written.
+    Returns the ids of the others. Values are those of the study, bit for bit. Each record names
+    ``to`` and ``plots_dir`` as the study's folders. The table of ``study distances`` is copied.
+    Raises :class:`StudyError` if no cell has ended, :class:`~study.store.files.Damaged` if a table
+    is damaged, and :class:`~study.store.files.StorageError` if ``to`` can't be written.
     """
+    places = {"name": to.name, "results_dir": to.parent.as_posix(), "plots_dir": plots_dir}
     records: dict[str, dict[str, Any]] = {}
+    kept: dict[str, dict[str, Any]] = {}
     left_out = []
     for folder in cell_folders(study_dir):
         record = read_cell(folder)
         if record is None or record["status"] not in ENDED:
             left_out.append(folder.name)
-        else:
-            records[folder.name] = record
+            continue
+        records[folder.name] = record
+        kept[folder.name] = {key: value for key, value in record.items() if key not in NOT_KEPT}
+        kept[folder.name] |= {"study": to.name, "config": {**record["config"], **places}}
     if not records:
         raise (
             no_study(study_dir)
             if not left_out
             else StudyError(f"no cell of {study_dir} has ended: archive it when its sweep is done")
         )
-    places = {"name": to.name, "results_dir": to.parent.as_posix(), "plots_dir": plots_dir}
-    kept = {cell: _placed(record, places) for cell, record in records.items()}
-    cells = cells_table([cell_row(record) for record in kept.values()])
-    folders = [study_dir / "cells" / cell for cell in cells["cell_id"]]
+    cells = cells_table(list(kept.values()))
     make_folder(to)
     for name in SCHEMAS:
-        _write(to / f"{name}.parquet", _joined(name, folders, records, thin))
+        parts = []
+        for cell in cells["cell_id"]:
+            rows = load_cell_table(study_dir / "cells" / cell, name, records[cell])
+            parts.append(with_id(cell, thin(name, rows)))
+        _write(to / f"{name}.parquet", pa.concat_tables(parts))
     texts = [json.dumps(kept[cell], sort_keys=True) for cell in cells["cell_id"]]
-    _write(to / ARCHIVE, pa.Table.from_pandas(_of_one_type(cells).assign(record=texts)))
+    for column in cells:  # Parquet has one type for a column: numbers and text are text
+        if cells[column].dtype == object:
+            cells[column] = cells[column].map(str, na_action="ignore")
+    _write(to / ARCHIVE, pa.Table.from_pandas(cells.assign(record=texts)))
     distances = study_dir / f"{DISTANCES}.parquet"
     if distances.exists() and study_dir.resolve() != to.resolve():
         write_bytes(to / distances.name, distances.read_bytes())
-    return Archived(to, len(records), tuple(left_out))
-
-
-def _joined(
-    name: str, folders: list[Path], records: Mapping[str, Mapping[str, Any]], thin: Thin
-) -> pa.Table:
-    """One table of all cells."""
-
-    def parts() -> Iterator[pa.Table]:
-        for folder in folders:
-            rows = load_cell_table(folder, name, None, records[folder.name])
-            yield with_id(folder.name, thin(name, rows))
-
-    return pa.concat_tables(parts()).unify_dictionaries().combine_chunks()
-
-
-def _placed(record: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
-    """The record of an archived cell."""
-    kept = {key: value for key, value in record.items() if key not in NOT_KEPT}
-    return kept | {"study": places["name"], "config": {**record["config"], **places}}
-
-
-def _of_one_type(cells: pd.DataFrame) -> pd.DataFrame:
-    """``cells`` with text in the columns that hold numbers and text."""
-    mixed = [str(name) for name in cells if cells[name].dtype == object]
-    return cells.assign(**{name: cells[name].map(str, na_action="ignore") for name in mixed})
+    return left_out
 
 
 def _write(path: Path, table: pa.Table) -> None:
@@ -127,11 +104,71 @@ def _write(path: Path, table: pa.Table) -> None:
     numbers = [field.name for field in table.schema if pa.types.is_floating(field.type)]
     write_parquet(
         path,
-        table,
-        compression_level=LEVEL,
+        table.unify_dictionaries().combine_chunks(),
+        compression_level=19,  # reading takes the same time at every level
         use_dictionary=[name for name in table.schema.names if name not in numbers],
         use_byte_stream_split=numbers,
         write_statistics=False,
         row_group_size=1 << 20,
         data_page_size=1 << 24,
     )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file that is not what was written.
+
+    - ``path``: the file, or the folder of its cell;
+    - ``reason``: in words;
+    - ``repair``: the shell command after which ``study train`` or ``study distances`` makes it
+      again; of an archive, a comment.
+    """
+
+    path: Path
+    reason: str
+    repair: str
+
+
+def check_study(study_dir: Path) -> Iterator[Problem]:
+    """The problems of a study: records, tables, adapters, checkpoints, distances and archive.
+
+    It reads every file and writes nothing. Files that a live process may be writing are left out.
+    Raises :class:`~study.errors.StudyError` if the folder holds no study, or a damaged archive.
+    """
+    folders = cell_folders(study_dir)
+    if not folders:
+        raise no_study(study_dir)
+    for folder in folders:
+        record = read_cell(folder)
+        if record is None:
+            continue
+        if reason := _damage(folder, record):
+            aside = study_dir / ASIDE
+            target = aside / f"{folder.name}.{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}"
+            make, move = ["mkdir", "-p", "--", str(aside)], ["mv", "--", str(folder), str(target)]
+            repair = f"{shlex.join(make)} && {shlex.join(move)}"
+            yield Problem(
+                folder, reason, f"# get {study_dir} again" if is_archived(folder) else repair
+            )
+        elif record["status"] not in ENDED and not is_claimed(folder):
+            for path, why in checkpoints.unusable(folder, folder.name):
+                yield Problem(path, why, shlex.join(["rm", "--", str(path)]))
+    try:
+        distances_of(study_dir)
+    except StudyError as error:
+        path = study_dir / f"{DISTANCES}.parquet"
+        yield Problem(path, str(error), shlex.join(["rm", "--", str(path)]))
+
+
+def _damage(folder: Path, record: dict[str, Any]) -> str | None:
+    """Why the cell must be trained afresh; None if it need not."""
+    if record["status"] == "unreadable":
+        return str(record["error"])
+    if record["status"] not in ENDED:
+        return None
+    try:
+        for name in SCHEMAS:
+            load_cell_table(folder, name, record)
+    except Damaged as error:
+        return str(error)
+    return adapter_damage(folder, record)

@@ -6,17 +6,14 @@ import io
 import json
 import os
 import sys
-import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import platformdirs
 
 from study.errors import StudyError
-from study.store.files import write_bytes
+from study.store.files import described, make_folder, write_bytes
 
 _WORTH_A_LINE = 2 << 30
 """Bytes of a file that take long enough to hash for the user to wonder."""
@@ -27,9 +24,8 @@ def cache_folder() -> Path:
 
     Raises :class:`StudyError` if it can't be created.
     """
-    folder = Path(
-        os.environ.get("STUDY_CACHE") or platformdirs.user_cache_dir("study")
-    ).expanduser()
+    place = os.environ.get("STUDY_CACHE") or platformdirs.user_cache_dir("study")
+    folder = Path(place).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -46,27 +42,20 @@ def file_sha256(path: Path, again: bool = False) -> str:
     A file that is changed in place gets a new hash unless its size and its modification time, to
     the nanosecond, stay the same. With ``again`` it gets one in any case.
     """
-    stat = path.stat()
-    whole_path = str(path.resolve())
-    seen = {"path": whole_path, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    stat, whole_path = path.stat(), str(path.resolve())
     name = hashlib.sha256(whole_path.encode()).hexdigest()[:24]
     note = cache_folder() / "sha256" / f"{name}.json"
-    remembered = _noted(note)
-    if not again and all(remembered.get(key) == value for key, value in seen.items()):
-        return str(remembered["sha256"])
+    seen = {"path": whole_path, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    with contextlib.suppress(OSError, ValueError, TypeError):  # not cached, or damaged
+        noted = dict(json.loads(note.read_bytes()))
+        sha256 = str(noted.pop("sha256", ""))
+        if noted == seen and not again:
+            return sha256
     if stat.st_size > _WORTH_A_LINE:
         print(f"hashing {path.name} ({stat.st_size / 1e9:.1f} GB)", file=sys.stderr)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = described(path)["sha256"]
     _keep(note, json.dumps(seen | {"sha256": sha256}).encode())
     return sha256
-
-
-def _noted(note: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(note.read_bytes()))
-    except (OSError, ValueError, TypeError):  # not cached, or damaged
-        return {}
 
 
 def kept_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -79,8 +68,8 @@ def kept_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[st
     try:
         with np.load(place, allow_pickle=False) as found:
             return dict(found)
-    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, BadZipFile, zlib.error):
-        arrays = make()  # not cached, or damaged
+    except Exception:  # not cached, or damaged: numpy and zipfile raise many types
+        arrays = make()
     content = io.BytesIO()
     np.savez(content, **arrays)  # type: ignore[arg-type]
     _keep(place, content.getvalue())
@@ -89,5 +78,5 @@ def kept_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[st
 
 def _keep(place: Path, content: bytes) -> None:
     with contextlib.suppress(OSError):  # a read-only or full cache costs time, not correctness
-        place.parent.mkdir(exist_ok=True)
+        make_folder(place.parent)
         write_bytes(place, content)

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as to_bytes
 
-from study.errors import no_panic, one_line, short
-from study.store.files import described, make_folder, remove, replacing, verified, write_text
+from study.errors import one_line, short
+from study.store.files import described, make_folder, remove, write_bytes, write_text
 from study.store.records import CHECKPOINTS
 
 FORMAT = 2
@@ -29,7 +29,7 @@ WEIGHTS = "weights/"
 """The beginning of the names of trained weights, which must be finite."""
 
 _NAME = re.compile(r"step-(\d+)\.json", re.ASCII)
-_DAMAGE = (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
+_DAMAGE = (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError)
 """What reading a file raises if its content is not what :func:`save` wrote."""
 
 _log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 class Checkpoint:
     """A cell's state before ``step``, the first step still to run.
 
-    - ``tensors``: by name. From disk, each is read when it is asked for;
+    - ``tensors``: by name;
     - ``state``: what JSON can hold.
     """
 
@@ -47,28 +47,6 @@ class Checkpoint:
     step: int
     tensors: Mapping[str, np.ndarray] = field(repr=False)
     state: Mapping[str, Any] = field(repr=False)
-
-
-class _Stored(Mapping[str, np.ndarray]):
-    """The tensors of a file. Each access reads one of them into new memory."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with no_panic(), safe_open(path, framework="numpy") as file:
-            self.names = dict.fromkeys(file.keys())
-            self.metadata: dict[str, str] = file.metadata()
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self.names:
-            raise KeyError(name)
-        with no_panic(), safe_open(self.path, framework="numpy") as file:
-            return np.asarray(file.get_tensor(name))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
 
 
 def save(
@@ -89,15 +67,9 @@ def save(
     note = path.with_suffix(".json")
     remove(note)
     arrays = {name: np.asarray(array, order="C") for name, array in checkpoint.tensors.items()}
-    with replacing(path) as draft:
-        save_file(arrays, draft, {"state": json.dumps(checkpoint.state)})
+    file = write_bytes(path, to_bytes(arrays, {"state": json.dumps(checkpoint.state)}))
     before_rename()
-    about = {
-        "format": FORMAT,
-        "cell_id": checkpoint.cell_id,
-        "step": checkpoint.step,
-        "file": described(path),
-    }
+    about = {"format": FORMAT, "cell_id": checkpoint.cell_id, "step": checkpoint.step, "file": file}
     write_text(note, json.dumps(about))
     newest = sorted(_notes(place).items())[-KEPT:]
     kept = {file for _, note in newest for file in (note, note.with_suffix(".safetensors"))}
@@ -112,33 +84,34 @@ def newest_step(folder: Path) -> int:
 
 
 def load_newest(
-    folder: Path, cell_id: str, say: Callable[[str], None] | None = None
+    folder: Path, cell_id: str, say: Callable[[str], None] = _log.warning
 ) -> Checkpoint | None:
     """The newest usable checkpoint of the cell in ``folder``; None if there is none.
 
     Usable is one of this format and cell, with the hash of its content and finite weights. ``say``
-    gets one line about each that is not usable; by default it is logged as a warning. Costs reading
-    the file twice.
+    gets one line about each that is not usable. Costs reading the file twice.
     """
-    found = _notes(folder / CHECKPOINTS)
-    for step in sorted(found, reverse=True):
-        try:
-            return _read(found[step], cell_id, step)
-        except _DAMAGE as reason:
-            (say or _log.warning)(
-                f"cell {cell_id}: its checkpoint of step {step} can't be used ({_words(reason)}): "
-                f"trying {'the one before' if step != min(found) else 'the start of training'}"
-            )
+    for note, read in _tried(folder, cell_id):
+        if isinstance(read, Checkpoint):
+            return read
+        say(f"cell {cell_id}: its checkpoint {note.name} can't be used ({read})")
     return None
 
 
 def unusable(folder: Path, cell_id: str) -> Iterator[tuple[Path, str]]:
-    """The files that :func:`load_newest` can't use, with the reason. Reads every file twice."""
-    for step, note in sorted(_notes(folder / CHECKPOINTS).items()):
+    """The files that :func:`load_newest` can't use, with the reason."""
+    for note, read in _tried(folder, cell_id):
+        if isinstance(read, str):
+            yield note, read
+
+
+def _tried(folder: Path, cell_id: str) -> Iterator[tuple[Path, Checkpoint | str]]:
+    """Each checkpoint, the newest first, or why it can't be used."""
+    for step, note in sorted(_notes(folder / CHECKPOINTS).items(), reverse=True):
         try:
-            _read(note, cell_id, step)
-        except _DAMAGE as reason:
-            yield note, _words(reason)
+            yield note, _read(note, cell_id, step)
+        except _DAMAGE as error:
+            yield note, str(error) if type(error) is ValueError else one_line(error)
 
 
 def _notes(place: Path) -> dict[int, Path]:
@@ -149,18 +122,16 @@ def _notes(place: Path) -> dict[int, Path]:
 
 def _read(note: Path, cell_id: str, step: int) -> Checkpoint:
     about = json.loads(note.read_bytes())
-    if about["format"] != FORMAT:
-        raise ValueError(f"it has format {short(about['format'])}, not {FORMAT}")
-    if (about["cell_id"], about["step"]) != (cell_id, step):
-        raise ValueError(f"it is of cell {short(about['cell_id'])}, step {short(about['step'])}")
+    wanted = {"format": FORMAT, "cell_id": cell_id, "step": step}
+    if found := {key: about[key] for key, value in wanted.items() if about[key] != value}:
+        raise ValueError(f"it has {short(found)}")
     path = note.with_suffix(".safetensors")
-    verified(path, about["file"])
-    tensors = _Stored(path)
-    for name in tensors:
-        if name.startswith(WEIGHTS) and not np.isfinite(tensors[name]).all():
+    if described(path) != about["file"]:
+        raise ValueError(f"{path.name} is damaged: its hash is not the one in {note.name}")
+    with safe_open(path, framework="numpy") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        state = json.loads(file.metadata()["state"])
+    for name, tensor in tensors.items():
+        if name.startswith(WEIGHTS) and not np.isfinite(tensor).all():
             raise ValueError(f"{name} is not finite")
-    return Checkpoint(cell_id, step, tensors, json.loads(tensors.metadata["state"]))
-
-
-def _words(reason: Exception) -> str:
-    return str(reason) if type(reason) is ValueError else one_line(reason)
+    return Checkpoint(cell_id, step, tensors, state)

@@ -7,21 +7,16 @@ id of its cell.
 """
 
 import json
-import math
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from keyword import iskeyword
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -32,15 +27,13 @@ from pydantic import (
 )
 
 from study.config.hashing import recorded_identities
-from study.errors import StudyError, one_line, short
-from study.store.files import Damaged, described, read_whole, verified
-from study.store.lock import is_claimed
-from study.store.rows import SCHEMAS, last_metrics
+from study.errors import StudyError, one_line
+from study.store.files import Damaged, described, is_claimed, read_whole
+from study.store.rows import SCHEMAS, last_metrics, read_parquet
 from study.vocabulary import scaling, statuses
 
 FORMAT = 1
-"""The version of the records that this code writes. Records without one are older: they have no
-hashes of tables."""
+"""The version of the records that this code writes."""
 STATUSES = tuple(statuses.STATUSES)
 """The states of a cell, in the order in which counts list them."""
 
@@ -51,8 +44,6 @@ ADAPTER = "adapter"
 """The folder of a cell's trained adapter in PEFT's format, if ``train.save_adapter`` is set."""
 CHECKPOINTS = "checkpoints"
 """The folder of a cell's checkpoints while it trains."""
-
-_FIX = "`study train` trains the cell afresh"
 
 
 # The format.
@@ -67,36 +58,13 @@ class _Adapter(_Part):
     alpha: FiniteFloat
     scaling: Literal[tuple(scaling.RULES)]  # type: ignore[valid-type]
     exponent: FiniteFloat | None = None
-    init: str = ""
-
-
-class _Optimizer(_Part):
-    name: str
-    lr: FiniteFloat
-    eps: float | None = None
-    loraplus_lr_ratio: float | None = None
-    momentum: float | None = None
-    weight_decay: float | None = None
-
-
-class _Train(_Part):
-    steps: NonNegativeInt
-    accumulation: float | None = None
-    batch_size: float | None = None
-    clip: float | None = None
-
-
-class _Data(_Part):
-    sequence_length: float | None = None
 
 
 class _Config(_Part):
     adapter: _Adapter
-    optimizer: _Optimizer
-    train: _Train
-    data: _Data
-    model: dict[str, Any] = {}
-    probes: dict[str, Any] = {}
+    optimizer: dict[str, Any]
+    train: dict[str, Any]
+    data: dict[str, Any]
     seed: NonNegativeInt
 
 
@@ -105,20 +73,10 @@ class _File(_Part):
     sha256: str
 
 
-def _plain_name(name: str) -> str:
-    if Path(name).name != name:
-        raise ValueError("a part of a path")
-    return name
-
-
-_Name = Annotated[str, AfterValidator(_plain_name)]
-_Sources = dict[str, str | None]
-
-
 class _Record(_Part):
     """The keys of a record that readers rely on. Others are free."""
 
-    format: int = Field(1, ge=1)
+    format: int = Field(1, ge=1, le=FORMAT)
     cell_id: str
     study: str
     model: str
@@ -127,101 +85,86 @@ class _Record(_Part):
     gamma: float
     config: _Config
     started: str = ""
-    finished: str = ""
-    fold: str = ""
-    device: str = ""
-    trained_by: str = ""
     error: str | None = None
-    device_name: str | None = None
-    model_note: str | None = None
-    training_note: str | None = None
     steps_done: float | None = None
     diverged_step: float | None = None
     stuck_step: float | None = None
-    seconds: float | None = None
-    peak_memory_gb: float | None = None
-    adapted_share: float = math.nan
-    not_adapted: list[str] = []
-    sources: _Sources = {}
-    versions: _Sources = {}
+    sources: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {}
     git: dict[str, Any] | None = None
-    peft: dict[str, Any] = {}
     tables: dict[Literal[tuple(SCHEMAS)], _File] = {}  # type: ignore[valid-type]
-    adapter: dict[_Name, _File] = {}
+    adapter: dict[str, _File] = {}
 
 
-def _parse(content: bytes | str, cell_id: str) -> dict[str, Any]:
-    """A record from its JSON text. Raises :class:`Damaged` if this code can't use it."""
+def _parse(content: bytes | str, folder: Path) -> dict[str, Any]:
+    """A record from its JSON text. If this code can't use it, one that is ``unreadable``."""
     try:
         record = json.loads(content)
-        json.dumps(record, ensure_ascii=False).encode()  # half of a surrogate pair has no UTF-8
-    except (ValueError, RecursionError) as error:
-        raise Damaged(f"record.json is not valid JSON ({one_line(error)}): {_FIX}") from None
-    try:
-        found = _Record.model_validate(record)
+        _Record.model_validate(record)
+        if record["cell_id"] != folder.name:
+            raise ValueError(f"copied from the cell {record['cell_id']!r}")
+        sources = record.get("sources", {})
+        if all(sources.get(name) is not None for name in ("model", "tokenizer", "data")):
+            ids = recorded_identities(record["config"], sources, of_loop="peft" in record)
+            if folder.name not in ids:
+                raise ValueError(f"it was changed: its configuration is that of {ids[0]}")
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        missing = first["type"] == "missing"
-        what = f"no {key}" if missing else f"{key or 'content'}={short(first['input'])}"
-        raise Damaged(f"record.json has {what}: {_FIX}") from None
-    if found.format > FORMAT:
-        raise Damaged(
-            f"record.json has format {found.format}, and this version of study reads up to "
-            f"{FORMAT}: update study"
-        )
-    if found.cell_id != cell_id:
-        raise Damaged(f"copied from the cell {found.cell_id!r}")
-    _check_config(record["config"])
-    _check_identity(record)
+        return _unreadable(folder, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+    except Exception as error:  # a value of any type may stand anywhere
+        return _unreadable(folder, str(error) if type(error) is ValueError else one_line(error))
     return dict(record)
 
 
-def _check_config(config: Mapping[str, Any]) -> None:
-    """Two levels of keys, which become columns of tables, with plain values or lists of them."""
-    values = [(key, value) for key, value in config.items() if not isinstance(value, dict)]
-    for group in config.values():
-        values += group.items() if isinstance(group, dict) else ()
-    for key, value in values:
-        if not _is_plain(value):
-            raise Damaged(f"record.json has config.{key}={short(value)}: {_FIX}")
-    for key in (*config, *(key for key, _ in values)):
-        if not key.isidentifier() or key.startswith("_") or iskeyword(key):
-            raise Damaged(f"record.json has config.{short(key)}: {_FIX}")
-
-
-def _is_plain(value: Any) -> bool:
-    parts = value if isinstance(value, list) else [value]
-    return all(
-        part is None or isinstance(part, str | float) or (isinstance(part, int) and part < 1 << 63)
-        for part in parts
-    )
-
-
-def _check_identity(record: Mapping[str, Any]) -> None:
-    """The id of a cell is a hash of its configuration and its sources. Raises :class:`Damaged`.
-
-    Records that lack the hash of a source are not compared.
-    """
-    config, sources = record["config"], record.get("sources", {})
-    if not all(sources.get(name) is not None for name in ("model", "tokenizer", "data")):
-        return
-    try:
-        found = recorded_identities(config, sources, of_loop="peft" in record)
-    except Exception as error:  # a value of any type may stand anywhere
-        found = [one_line(error)]
-    if record["cell_id"] not in found:
-        raise Damaged(f"record.json was changed: its configuration is that of {found[0]}: {_FIX}")
-    adapter = config["adapter"]
-    gamma = scaling.gamma(*(adapter[key] for key in ("scaling", "alpha", "rank", "exponent")))
-    if "peft" not in record and not math.isclose(gamma, record["gamma"], rel_tol=1e-6):
-        raise Damaged(
-            f"record.json was changed: gamma={record['gamma']:g}, and its adapter has {gamma:g}: "
-            f"{_FIX}"
-        )
+def _unreadable(folder: Path, reason: str) -> dict[str, Any]:
+    return {
+        "cell_id": folder.name,
+        "study": folder.parents[1].name,
+        "status": "unreadable",
+        "error": f"record.json is damaged or of a later version of study ({reason}): "
+        "`study train` trains the cell afresh",
+        "started": "",
+        "config": {},
+    }
 
 
 # Reading.
+
+T = TypeVar("T")
+
+
+def read_once(read: Callable[[Path], T]) -> Callable[[Path], T]:
+    """``read(path)`` that keeps its results, and reads again when a file has changed."""
+
+    @lru_cache(maxsize=4)
+    def kept(path: Path, _state: tuple[int, int]) -> T:
+        return read(path)
+
+    def current(path: Path) -> T:
+        about = path.stat() if path.exists() else None
+        return kept(path, (about.st_mtime_ns, about.st_size) if about else (0, 0))
+
+    return current
+
+
+@read_once
+def _archived(path: Path) -> dict[str, dict[str, Any]]:
+    if not path.exists():
+        return {}
+    try:
+        table = read_parquet(path).select(["cell_id", "record"]).to_pydict()
+    except (Damaged, KeyError) as error:
+        raise StudyError(f"{path} is no archive of a study or is damaged ({error})") from None
+    texts = zip(table["cell_id"], table["record"], strict=True)
+    return {cell: _parse(text, path.parent / "cells" / cell) for cell, text in texts}
+
+
+def archived_records(study_dir: Path) -> Mapping[str, dict[str, Any]]:
+    """The records of an archived study by cell, in the order of its tables; empty without one.
+
+    Raises :class:`StudyError` if the file is damaged.
+    """
+    return _archived(study_dir / ARCHIVE)
 
 
 def cell_folders(study_dir: str | os.PathLike[str]) -> list[Path]:
@@ -232,21 +175,17 @@ def cell_folders(study_dir: str | os.PathLike[str]) -> list[Path]:
     """
     cells = Path(study_dir) / "cells"
     names = set(archived_records(Path(study_dir)))
-    try:
-        with os.scandir(cells) as entries:
-            names |= {entry.name for entry in entries if entry.is_dir()}
-    except OSError:
-        pass
+    if cells.is_dir():
+        names |= {place.name for place in cells.iterdir() if place.is_dir()}
     return [cells / name for name in sorted(names) if not name.startswith(".")]
 
 
 def record_in(cell_folder: Path) -> dict[str, Any] | None:
     """The record in a cell's folder; None if there is none. See :func:`read_record`."""
-    path = cell_folder / RECORD
-    if not (path.exists() or path.is_symlink()):
+    if not (cell_folder / RECORD).exists():
         return None
     try:
-        return _parse(read_whole(path), cell_folder.name)
+        return _parse(read_whole(cell_folder / RECORD), cell_folder)
     except Damaged as error:
         return _unreadable(cell_folder, str(error))
 
@@ -270,43 +209,6 @@ def is_archived(cell_folder: Path) -> bool:
     return cell_folder.name in archived_records(cell_folder.parents[1])
 
 
-def archived_records(study_dir: Path) -> Mapping[str, dict[str, Any]]:
-    """The records of an archived study by cell, in the order of its tables; empty without one.
-
-    Raises :class:`StudyError` if the file is damaged.
-    """
-    path = study_dir / ARCHIVE
-    try:
-        about = path.stat()
-    except OSError:
-        return {}
-    return _archived(path, about.st_mtime_ns, about.st_size)
-
-
-@lru_cache(maxsize=8)
-def _archived(path: Path, _modified: int, _size: int) -> dict[str, dict[str, Any]]:
-    """Asked again when the file has changed."""
-    try:
-        table = pq.read_table(path, page_checksum_verification=True)
-        rows = table.select(["cell_id", "record"]).to_pydict()
-        texts = dict(zip(rows["cell_id"], map(str, rows["record"]), strict=True))
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise StudyError(
-            f"{path} is no archive of a study or is damaged ({one_line(error)}): get it again, for "
-            f"example with `git checkout -- {path}`"
-        ) from None
-    found = {}
-    for cell, text in texts.items():
-        folder = path.parent / "cells" / str(cell)
-        if folder.name != cell:
-            continue
-        try:
-            found[cell] = _parse(text, cell)
-        except Damaged as error:
-            found[cell] = _unreadable(folder, str(error))
-    return found
-
-
 def read_cell(cell_folder: Path, with_adapter: bool = False) -> dict[str, Any] | None:
     """A cell's record as of now; None if it has none.
 
@@ -317,10 +219,10 @@ def read_cell(cell_folder: Path, with_adapter: bool = False) -> dict[str, Any] |
       also if its adapter is not the one that was saved, which costs reading it.
     """
     record = read_record(cell_folder)
-    if record is None or record["status"] == "unreadable" or is_archived(cell_folder):
+    if record is None or record["status"] == "unreadable":
         return record
     if record["status"] in statuses.ENDED:
-        problem = _missing(cell_folder, record)
+        problem = damage(cell_folder, record, sizes_only=True)
         if problem is None and with_adapter:
             problem = adapter_damage(cell_folder, record)
         return record | {"status": "unreadable", "error": problem} if problem else record
@@ -346,41 +248,39 @@ def is_done(cell_folder: Path, with_adapter: bool = False) -> bool:
     return damage(cell_folder, record) is None
 
 
-def damage(cell_folder: Path, record: Mapping[str, Any]) -> str | None:
+def damage(cell_folder: Path, record: Mapping[str, Any], sizes_only: bool = False) -> str | None:
     """The first table of an ended cell that is missing or damaged, in words; None if there is none.
 
-    It compares sizes and hashes. Early records have none: then only the presence of ``metrics`` is
-    checked. The pages of an archive have checksums, which are compared when they are read.
+    It compares sizes and hashes. The pages of an archive have checksums, which are compared when
+    they are read.
     """
-    if is_archived(cell_folder):
-        return None
-    if missing := _missing(cell_folder, record):
-        return missing
-    try:
-        for name, expected in record.get("tables", {}).items():
-            verified(cell_folder / f"{name}.parquet", expected)
-    except Damaged as error:
-        return str(error)
-    return None
+    tables = record.get("tables", {})
+    files = {cell_folder / f"{name}.parquet": expected for name, expected in tables.items()}
+    return _first_damage(files, sizes_only)
 
 
 def adapter_damage(cell_folder: Path, record: Mapping[str, Any]) -> str | None:
     """The first file of an ended cell's adapter that is missing or damaged, in words."""
-    for name, expected in record.get("adapter", {}).items():
-        path = cell_folder / ADAPTER / name
+    files = record.get("adapter", {})
+    return _first_damage({cell_folder / ADAPTER / name: files[name] for name in files})
+
+
+def _first_damage(files: Mapping[Path, Mapping[str, Any]], sizes_only: bool = False) -> str | None:
+    for path, expected in files.items():
         try:
-            if not path.is_file():
-                return f"{ADAPTER}/{name} is missing"
-            if described(path) != expected:
-                return f"{ADAPTER}/{name} is damaged: its hash is not the one in record.json"
+            if path.stat().st_size != expected["bytes"]:
+                return f"{path.name} has {path.stat().st_size} bytes, not {expected['bytes']}"
+            if not sizes_only and described(path) != expected:
+                return f"{path.name} is damaged: its hash is not the one in record.json"
         except OSError as error:
-            return f"{ADAPTER}/{name} can't be read: {error.strerror}"
+            return f"{path.name} can't be read: {error.strerror}"
     return None
 
 
 def load_records(study_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Every cell's record as it is on disk, without the unreadable ones."""
-    return [record for _, record in _recorded(study_dir) if record["status"] != "unreadable"]
+    records = map(read_record, cell_folders(study_dir))
+    return [record for record in records if record and record["status"] != "unreadable"]
 
 
 def find_cell(study_dir: str | os.PathLike[str], cell: str) -> tuple[Path, dict[str, Any]]:
@@ -389,24 +289,19 @@ def find_cell(study_dir: str | os.PathLike[str], cell: str) -> tuple[Path, dict[
     Raises :class:`StudyError` if the folder holds no study, if no cell or several match, and if
     the cell's record is unreadable.
     """
-    recorded = _recorded(study_dir)
-    if not recorded:
+    folders = cell_folders(study_dir)
+    if not folders:
         raise no_study(Path(study_dir))
-    found = [(folder, record) for folder, record in recorded if record["status"] != "unreadable"]
-    hits = [(folder, record) for folder, record in found if folder.name.startswith(cell)]
-    hits = [hit for hit in hits if hit[0].name == cell] or hits
-    if len(hits) == 1:
-        return hits[0]
-    for folder, record in recorded:
-        if not hits and cell and folder.name.startswith(cell):
-            raise StudyError(
-                f"cell {folder.name} of {study_dir} is unreadable ({record['error']}): "
-                "repeat the command that trained it, which trains it afresh"
-            )
-    which, begin = ("no cell", "begins") if not hits else (f"{len(hits)} cells", "begin")
-    ids = ", ".join(folder.name for folder, _ in (hits or found)[:8])
-    more = ", ..." if len(hits or found) > 8 else ""
-    raise StudyError(f"{which} of {study_dir} {begin} with {cell!r}: choose from {ids}{more}")
+    hits = [folder for folder in folders if folder.name.startswith(cell)]
+    hits = [folder for folder in hits if folder.name == cell] or hits
+    record = read_record(hits[0]) if len(hits) == 1 else None
+    if record is None:
+        ids = ", ".join(folder.name for folder in (hits or folders)[:8])
+        which = f"{len(hits) or 'no'} cells of {study_dir} begin with {cell!r}"
+        raise StudyError(f"{which}: choose one of {ids}{', ...' * (len(hits or folders) > 8)}")
+    if record["status"] == "unreadable":
+        raise StudyError(f"cell {hits[0].name} of {study_dir} is unreadable: {record['error']}")
+    return hits[0], record
 
 
 def no_study(folder: Path) -> StudyError:
@@ -419,42 +314,6 @@ def no_study(folder: Path) -> StudyError:
     }
     there = f", or choose from {', '.join(map(str, sorted(near)))}" if near else ""
     return StudyError(f"no study in {folder}: train one with `study train name=...`{there}")
-
-
-def _missing(cell_folder: Path, record: Mapping[str, Any]) -> str | None:
-    """:func:`damage`, by names and sizes only."""
-    tables = record.get("tables")
-    if tables is None:
-        had_rows = record.get("steps_done") is not None
-        there = (cell_folder / "metrics.parquet").is_file()
-        return "metrics.parquet is missing" if had_rows and not there else None
-    for name, expected in tables.items():
-        try:
-            size = (cell_folder / f"{name}.parquet").stat().st_size
-        except OSError:
-            return f"{name}.parquet is missing"
-        if size != expected["bytes"]:
-            return f"{name}.parquet has {size} bytes instead of {expected['bytes']}"
-    return None
-
-
-def _unreadable(cell_folder: Path, reason: str) -> dict[str, Any]:
-    return {
-        "cell_id": cell_folder.name,
-        "study": cell_folder.parents[1].name,
-        "status": "unreadable",
-        "error": reason,
-        "started": "",
-        "config": {},
-    }
-
-
-def _recorded(study_dir: str | os.PathLike[str]) -> list[tuple[Path, dict[str, Any]]]:
-    return [
-        (folder, record)
-        for folder in cell_folders(study_dir)
-        if (record := read_record(folder)) is not None
-    ]
 
 
 # What made a result.
@@ -477,23 +336,16 @@ def provenance() -> dict[str, Any]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    return {"versions": found, "git": _git()}
-
-
-def _git() -> dict[str, Any] | None:
-    source = Path(__file__).parents[1]
-    if not (source.parent / ".git").exists():
-        return None
+    root = Path(__file__).parents[2]
 
     def ask(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(source), *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return {
-            "commit": ask("rev-parse", "HEAD"),
-            "dirty": bool(ask("status", "--porcelain", "--untracked-files=no")),
-        }
+        if not (root / ".git").exists():
+            return {"versions": found, "git": None}
+        commit, changed = ask("rev-parse", "HEAD"), ask("status", "--porcelain", "-uno")
+        return {"versions": found, "git": {"commit": commit, "dirty": bool(changed)}}
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return {"versions": found, "git": None}

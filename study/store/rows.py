@@ -3,26 +3,23 @@ Parquet file that each table becomes when it has ended.
 """
 
 import contextlib
+import io
 import os
-from collections.abc import Mapping, Sequence
-from io import RawIOBase
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from study.errors import StudyError, one_line
+from study.errors import one_line
 from study.store.files import (
     Damaged,
+    append,
     create,
-    cut,
-    described,
     read_whole,
-    replacing,
-    sync_file,
+    sync,
     verified,
-    write,
     write_bytes,
 )
 from study.vocabulary.quantities import METRICS, STATS
@@ -59,47 +56,40 @@ SCHEMAS = {"metrics": _METRICS, "probes": _PROBES, "truncations": _TRUNCATIONS}
 class Stream:
     """Appends to the Arrow stream of one table; every append is one write.
 
-    The first rows replace the file that was there. A write that fails is undone, and the stream
-    takes no more rows. ``written``: the bytes so far.
+    The first rows replace the file that was there. ``written``: the bytes so far.
     """
 
     def __init__(self, path: Path, rows: pa.Table) -> None:
         """Raises :class:`~study.store.files.StorageError` if the file can't be written."""
         self.path, self.written, self._rows = path, 0, 0
-        self._encoded = _Encoded()
+        self._encoded = io.BytesIO()
         self._writer = pa.ipc.new_stream(self._encoded, rows.schema)
-        with contextlib.ExitStack() as on_error:
-            with replacing(path) as draft:
-                self._file = create(draft)
-                on_error.callback(self.close)
-                self.append(rows)
-            on_error.pop_all()
+        write_bytes(path, self._encode(rows))
+        self._file = create(path)
 
     def append(self, rows: pa.Table) -> None:
         """Any process can read the rows when it returns. They may not be on disk."""
+        append(self._file, self._encode(rows), self.path)
+
+    def _encode(self, rows: pa.Table) -> bytes:
         for batch in rows.combine_chunks().to_batches():
             self._writer.write_batch(batch)
-        content = self._encoded.take()
-        try:
-            write(self._file, content, self.path)
-        except StudyError:
-            with contextlib.suppress(StudyError):  # readers stop before a part of a batch
-                cut(self._file, self.written, self.path)
-            raise
+        content = self._encoded.getvalue()
+        self._encoded.seek(0)
+        self._encoded.truncate()
         self.written += len(content)
         self._rows += len(rows)
+        return content
 
     def sync(self) -> None:
         """Wait until all rows are on disk."""
-        sync_file(self._file, self.path)
+        sync(self.path)
 
     def read(self) -> pa.Table:
         """All rows, from the disk. Raises :class:`Damaged` if some are missing."""
         content = read_whole(self.path)
-        if len(content) != self.written:
-            raise Damaged(f"{self.path.name} has {len(content)} bytes instead of {self.written}")
-        table = _decoded_stream(content, SCHEMAS[self.path.stem], None)
-        if len(table) != self._rows:
+        table = _decoded_stream(content, self.path)
+        if (len(content), len(table)) != (self.written, self._rows):
             raise Damaged(f"{self.path.name} is damaged: {len(table)} of {self._rows} rows")
         return table
 
@@ -109,63 +99,27 @@ class Stream:
             os.close(self._file)
 
 
-class _Encoded(RawIOBase):
-    """Collects what an Arrow writer writes, which is a hundred small pieces a batch."""
+def read_stream(path: Path, synced: int | None = None) -> pa.Table:
+    """The whole batches of a stream. A killed process may have left a part of one at the end.
 
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, part: Any) -> int:
-        self._parts.append(bytes(part))
-        return len(self._parts[-1])
-
-    def take(self) -> bytes:
-        """What was written since the last call."""
-        content = b"".join(self._parts)
-        self._parts.clear()
-        return content
-
-
-def read_stream(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """The whole batches of a stream. A killed process may have left a part of one at the end."""
+    ``synced``: the bytes that were on disk when the record was written. They include the rows
+    before every checkpoint. What follows them may be anything after a power cut, for example a row
+    of zeros, and is not read. Raises :class:`Damaged` if they are not all there.
+    """
     content = b""
     with contextlib.suppress(Damaged):
         content = read_whole(path)
-    return _decoded_stream(content, SCHEMAS[path.stem], columns)
+    if synced is not None and len(content) < synced:
+        raise Damaged(f"{path.name} has {len(content)} bytes instead of {synced}")
+    return _decoded_stream(content[:synced], path)
 
 
-def read_synced(path: Path, record: Mapping[str, Any]) -> pa.Table:
-    """The rows that a stream had on disk when ``record`` was written.
-
-    They include those before every checkpoint. What follows them may be anything after a power cut:
-    a batch of zeros reads as a row of step 0. Raises :class:`Damaged` if they are not all there.
-    """
-    size = record.get("streams", {}).get(path.stem)
-    if not isinstance(size, int):
-        return read_stream(path)
-    content = read_whole(path)
-    if len(content) < size:
-        raise Damaged(f"{path.name} has {len(content)} bytes instead of {size}")
-    return _decoded_stream(content[:size], SCHEMAS[path.stem], None)
-
-
-def _decoded_stream(content: bytes, schema: pa.Schema, columns: Sequence[str] | None) -> pa.Table:
-    wanted = [field for field in schema if columns is None or field.name in columns]
-    options = pa.ipc.IpcReadOptions(
-        included_fields=[schema.get_field_index(field.name) for field in wanted]
-    )
+def _decoded_stream(content: bytes, path: Path) -> pa.Table:
     batches = []
-    with (
-        contextlib.suppress(pa.ArrowInvalid, OSError),
-        pa.ipc.open_stream(pa.BufferReader(content), options=options) as stream,
-    ):
+    with contextlib.suppress(pa.ArrowInvalid, OSError), pa.ipc.open_stream(content) as stream:
         for batch in stream:
             batches.append(batch)
-    table = pa.Table.from_batches(batches, schema=pa.schema(wanted)).unify_dictionaries()
-    return table if columns is None else table.select(list(columns))
+    return pa.Table.from_batches(batches, schema=SCHEMAS[path.stem]).unify_dictionaries()
 
 
 def last_metrics(stream: Path) -> dict[str, Any] | None:
@@ -184,40 +138,25 @@ def write_parquet(path: Path, table: pa.Table, **options: Any) -> dict[str, Any]
     """
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, **{"compression": "zstd", "write_page_checksum": True} | options)
-    write_bytes(path, memoryview(sink.getvalue()))
-    return described(path)
+    return write_bytes(path, memoryview(sink.getvalue()))
 
 
 def read_parquet(
-    path: Path,
-    schema: pa.Schema,
-    columns: Sequence[str] | None = None,
-    expected: Mapping[str, Any] | None = None,
+    path: Path, schema: pa.Schema | None = None, expected: Mapping[str, Any] | None = None
 ) -> pa.Table:
-    """A table with the columns of ``schema``; those that the file lacks are null.
+    """A table, with the columns of ``schema`` if it is given; those that the file lacks are null.
 
     ``expected``: the ``bytes`` and the ``sha256`` of the file. Without them, only the checksums of
     its pages are compared. Raises :class:`Damaged` if the file is not what was written.
     """
+    content = read_whole(path) if expected is None else verified(path, expected)
     try:
-        content = read_whole(path) if expected is None else verified(path, expected)
-        table = _decoded(content, schema, None if columns is None else list(columns))
-        if expected is None:
-            table.validate(full=True)  # for example, indices outside their dictionary
-        return table
-    except Damaged:
-        raise
+        file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+        table = file.read(use_threads=False)  # they take as long as reading a thousand rows
+        table.validate(full=expected is None)  # for example, indices outside their dictionary
+        if schema is None:
+            return table
+        both = pa.concat_tables([schema.empty_table(), table], promote_options="default")
+        return both.select(schema.names)
     except (OSError, ValueError, TypeError, KeyError, IndexError, pa.ArrowException) as error:
         raise Damaged(f"{path.name} is damaged: {one_line(error)}") from None
-
-
-def _decoded(content: bytes, schema: pa.Schema, columns: list[str] | None) -> pa.Table:
-    file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
-    if file.schema_arrow.equals(schema):
-        whole = file.read(columns, use_threads=False).replace_schema_metadata(None)
-        return whole if columns is None else whole.select(columns)
-    # This way also fills columns that are missing and converts types. It starts threads for every
-    # file, which takes as long as reading a thousand rows.
-    return pq.read_table(
-        pa.BufferReader(content), schema=schema, columns=columns, page_checksum_verification=True
-    )

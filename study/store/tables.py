@@ -1,23 +1,28 @@
-"""The measured tables of one cell and of a study, wherever they are: streams while a cell trains,
-Parquet files when it has ended, one Parquet file per table in an archived study.
+"""The tables of one cell and of a study, wherever they are: streams while a cell trains, Parquet
+files when it has ended, one Parquet file per table in an archived study.
 """
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from study.errors import StudyError, one_line
-from study.store.cells import cell_row, cells_of, warn_of_damage
+from study.errors import StudyError, printable
+from study.store.cells import cells_table
 from study.store.files import Damaged
-from study.store.records import cell_folders, is_archived, read_cell, read_record
+from study.store.records import (
+    cell_folders,
+    is_archived,
+    no_study,
+    read_cell,
+    read_once,
+    read_record,
+)
 from study.store.rows import SCHEMAS, TEXT, read_parquet, read_stream, write_parquet
 from study.vocabulary.statuses import ENDED
 
@@ -25,32 +30,53 @@ DISTANCES = "distances"
 """The table of ``study distances``, which trains. It lies in the study's folder."""
 
 _ID = pa.field("cell_id", TEXT)
+_log = logging.getLogger(__name__)
+
+
+# One cell.
 
 
 def load_cell_table(
-    cell_folder: Path,
-    name: str,
-    columns: Sequence[str] | None = None,
-    record: Mapping[str, Any] | None = None,
+    cell_folder: Path, name: str, record: Mapping[str, Any] | None = None
 ) -> pa.Table:
-    """One of :data:`SCHEMAS` as far as it is written, in the order of writing; all columns or some.
+    """One of :data:`SCHEMAS` as far as it is written, in the order of writing.
 
     ``record``: the cell's record, if the caller has read it. If it says that the cell has ended,
     the table is read from Parquet and compared with the record's hash, otherwise from its stream.
     Empty if the table has no rows. Raises :class:`Damaged` if the table is not what was written, or
     if the record is unreadable.
     """
-    if is_archived(cell_folder):
-        return _of_archive(cell_folder, name, columns)
     stream, finished = cell_folder / f"{name}.arrows", cell_folder / f"{name}.parquet"
     if record is None or (record["status"] not in ENDED and not stream.exists()):
         record = read_record(cell_folder) or {"status": "running"}  # it may have ended just now
     if record["status"] == "unreadable":
         raise Damaged(record["error"])
+    if is_archived(cell_folder):
+        return _archived(cell_folder.parents[1] / f"{name}.parquet")(cell_folder.name)
     expected = record.get("tables", {}).get(name)
     if record["status"] in ENDED and (expected or finished.exists()):
-        return read_parquet(finished, SCHEMAS[name], columns, expected)
-    return read_stream(stream, columns)
+        return read_parquet(finished, SCHEMAS[name], expected)
+    return read_stream(stream)
+
+
+@read_once
+def _archived(path: Path) -> Callable[[str], pa.Table]:
+    """A function that returns the rows of a cell in a table of an archive.
+
+    Raises :class:`StudyError` if the file is damaged.
+    """
+    schema = SCHEMAS[path.stem]
+    if not path.exists():
+        return lambda cell_id: schema.empty_table()
+    try:
+        table = read_parquet(path, schema.insert(0, _ID)).unify_dictionaries().combine_chunks()
+    except Damaged as error:
+        raise StudyError(f"{path} is damaged: get it again ({error})") from None
+    ids = table["cell_id"].to_pandas()
+    places = pd.Series(range(len(ids))).groupby(ids, observed=True).agg(["min", "size"])
+    slices = {cell: tuple(place) for cell, *place in places.itertuples()}
+    rows = table.drop_columns(["cell_id"])
+    return lambda cell_id: rows.slice(*slices.get(cell_id, (0, 0)))
 
 
 def rows_of(cell_folder: Path, table: str) -> pd.DataFrame:
@@ -58,50 +84,44 @@ def rows_of(cell_folder: Path, table: str) -> pd.DataFrame:
     return load_cell_table(cell_folder, table).to_pandas()
 
 
-@dataclass(frozen=True)
-class _ArchivedTable:
-    """A table of an archive: its rows, and where those of each cell begin and how many they are."""
-
-    rows: pa.Table
-    places: Mapping[str, tuple[int, int]]
-
-    def of(self, cell_id: str) -> pa.Table:
-        """The rows of a cell."""
-        return self.rows.slice(*self.places.get(cell_id, (0, 0)))
+def with_id(cell_id: str, table: pa.Table) -> pa.Table:
+    """``table`` with the id of its cell as the first column."""
+    ids = pa.DictionaryArray.from_arrays(pa.array([0] * len(table), pa.int32()), [cell_id])
+    return table.add_column(0, _ID, ids)
 
 
-def _read_archived(path: Path) -> _ArchivedTable:
-    """Raises :class:`StudyError` if the file is not what :mod:`study.store.archive` wrote."""
-    schema = SCHEMAS[path.stem]
-    if not path.exists():
-        return _ArchivedTable(schema.empty_table(), {})
-    try:
-        table = read_parquet(path, schema.insert(0, _ID)).unify_dictionaries().combine_chunks()
-        ids = table.column(0).combine_chunks()
-        codes = ids.indices.to_numpy()
-        starts = np.flatnonzero(np.diff(codes, prepend=-1))
-        sizes = np.diff(starts, append=len(codes)).tolist()
-        cells = ids.dictionary.take(pa.array(codes[starts])).to_pylist()
-        if len(set(cells)) < len(cells):
-            raise Damaged("the rows of a cell are not together")
-    except (Damaged, ValueError) as error:
-        raise StudyError(f"{path} is damaged: get it again ({error})") from None
-    places = dict(zip(cells, zip(starts.tolist(), sizes, strict=True), strict=True))
-    return _ArchivedTable(table.drop_columns(["cell_id"]), places)
+# A study.
 
 
-def _of_archive(cell_folder: Path, name: str, columns: Sequence[str] | None) -> pa.Table:
-    path = cell_folder.parents[1] / f"{name}.parquet"
-    about = path.stat() if path.exists() else None
-    state = (about.st_mtime_ns, about.st_size) if about else (0, 0)
-    rows = _kept(path, *state).of(cell_folder.name)
-    return rows if columns is None else rows.select(list(columns))
+def load_cells(study_dir: str | os.PathLike[str], with_unreadable: bool = False) -> pd.DataFrame:
+    """The ``cells`` table of a study (:func:`~study.store.cells.cells_table`).
+
+    Cells with the status ``unreadable`` are left out, and a warning names them. ``with_unreadable``
+    keeps them, and cells whose saved adapter is damaged are among them. Raises :class:`StudyError`
+    if the folder holds no study.
+    """
+    found = (read_cell(cell, with_adapter=with_unreadable) for cell in cell_folders(study_dir))
+    records = [record for record in found if record is not None]
+    if with_unreadable:
+        return _cells(study_dir, records, {})
+    readable = [record for record in records if record["status"] != "unreadable"]
+    bad = {r["cell_id"]: r["error"] for r in records if r["status"] == "unreadable"}
+    return _cells(study_dir, readable, bad)
 
 
-@lru_cache(maxsize=len(SCHEMAS))
-def _kept(path: Path, _modified: int, _size: int) -> _ArchivedTable:
-    """A table that is read once for all cells. Asked again when the file has changed."""
-    return _read_archived(path)
+def _cells(
+    study_dir: str | os.PathLike[str], records: list[dict[str, Any]], left_out: Mapping[str, str]
+) -> pd.DataFrame:
+    """The table of ``records``. One warning for the cells that are ``left_out``: reasons by id."""
+    if left_out:
+        cell, reason = next(iter(left_out.items()))
+        _log.warning(
+            "%d of the cells of %s can't be read and are left out (%s: %s): run `study check %s`",
+            *(len(left_out), study_dir, cell, printable(reason), study_dir),
+        )
+    if not records:
+        raise no_study(Path(study_dir))
+    return cells_table(records)
 
 
 @dataclass(frozen=True)
@@ -134,59 +154,30 @@ def load_measured(study_dir: str | os.PathLike[str]) -> StudyTables:
     Cells with a damaged table are left out, and a warning names them. Raises :class:`StudyError`
     if the folder holds no study, or if its archive or the table of distances is damaged.
     """
-    folder = Path(study_dir)
-    archive: dict[str, _ArchivedTable] = {}
-    rows: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     tables: dict[str, dict[str, pa.Table]] = {}
     damaged: dict[str, str] = {}
-    for cell in cell_folders(folder):
+    for cell in cell_folders(study_dir):
         if (record := read_cell(cell)) is None:
             continue
-        rows.append(cell_row(record))
         try:
-            tables[cell.name] = _tables_of(cell, record, archive)
+            tables[cell.name] = {name: load_cell_table(cell, name, record) for name in SCHEMAS}
+            records.append(record)
         except Damaged as error:
             damaged[cell.name] = str(error)
-    cells = cells_of(folder, rows)
-    warn_of_damage(folder, {cell: damaged[cell] for cell in cells["cell_id"] if cell in damaged})
-    cells = cells[~cells["cell_id"].isin(list(damaged))].reset_index(drop=True)
-    tables = {cell: tables[cell] for cell in cells["cell_id"]}
-    del archive
-    frames = {name: _joined(name, tables) for name in SCHEMAS}
-    distances = distances_of(folder)
+    cells = _cells(study_dir, records, damaged)
+    frames = {}
+    for name in SCHEMAS:
+        parts = [with_id(cell, tables[cell].pop(name)) for cell in cells["cell_id"]]
+        whole = pa.concat_tables(parts).unify_dictionaries()
+        del parts
+        frames[name] = whole.to_pandas(split_blocks=True, self_destruct=True)
+    distances = distances_of(Path(study_dir))
     if len(distances):  # those of deleted cells are left out; rank-free runs have no cell
         ids = distances["cell_id"].astype(str)
-        known = ids.isin(set(cells["cell_id"].astype(str))) | ids.str.startswith("free ")
+        known = ids.isin(set(cells["cell_id"])) | ids.str.startswith("free ")
         distances = distances[known].reset_index(drop=True)
     return StudyTables(cells, **frames, distances=distances)
-
-
-def _tables_of(
-    cell: Path, record: Mapping[str, Any], archive: dict[str, _ArchivedTable]
-) -> dict[str, pa.Table]:
-    """The tables of a cell by name. ``archive``: the tables of its study's archive, read once."""
-    if not is_archived(cell):
-        return {name: load_cell_table(cell, name, None, record) for name in SCHEMAS}
-    if record["status"] == "unreadable":
-        raise Damaged(record["error"])
-    if not archive:
-        archive |= {name: _read_archived(cell.parents[1] / f"{name}.parquet") for name in SCHEMAS}
-    return {name: table.of(cell.name) for name, table in archive.items()}
-
-
-def _joined(name: str, tables: dict[str, dict[str, pa.Table]]) -> pd.DataFrame:
-    """One table of all cells, with their ids as the first column. Takes it out of ``tables``."""
-    empty = SCHEMAS[name].empty_table().add_column(0, _ID, pa.array([], TEXT))
-    parts = [with_id(cell, of_cell.pop(name)) for cell, of_cell in tables.items()]
-    whole = pa.concat_tables([empty, *parts]).unify_dictionaries()
-    del parts
-    return whole.to_pandas(split_blocks=True, self_destruct=True)
-
-
-def with_id(cell_id: str, table: pa.Table) -> pa.Table:
-    """``table`` with the id of its cell as the first column."""
-    ids = pa.DictionaryArray.from_arrays(pa.array([0] * len(table), pa.int32()), [cell_id])
-    return table.add_column(0, _ID, ids)
 
 
 def write_table(path: Path, table: pd.DataFrame) -> Path:
@@ -201,12 +192,6 @@ def distances_of(study_dir: Path) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame()
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
-        table.validate(full=True)
-        table.column("cell_id")
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise StudyError(
-            f"{path} is damaged ({one_line(error)}): delete it and run "
-            f"`study distances {study_dir}`"
-        ) from None
-    return table.to_pandas()
+        return read_parquet(path).to_pandas()
+    except Damaged as error:
+        raise StudyError(f"{error}: delete it and run `study distances {study_dir}`") from None

@@ -2,7 +2,7 @@
 
 import json
 import traceback
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,8 +14,12 @@ import pyarrow.compute as pc
 
 from study.errors import StudyError
 from study.store.files import (
+    DRAFT,
+    LOCK,
+    Claim,
     Damaged,
     StorageError,
+    claim,
     described,
     make_folder,
     remove,
@@ -23,9 +27,8 @@ from study.store.files import (
     storing,
     write_text,
 )
-from study.store.lock import LOCK, Claim, claim
 from study.store.records import ADAPTER, CHECKPOINTS, FORMAT, RECORD, record_in
-from study.store.rows import SCHEMAS, Stream, read_synced, write_parquet
+from study.store.rows import SCHEMAS, Stream, read_stream, write_parquet
 from study.store.tables import load_cell_table
 from study.vocabulary.statuses import ENDED, RESUMABLE
 
@@ -63,15 +66,12 @@ class CellWriter:
         The claim is released then.
         """
         self.claim, self.folder = claimed, claimed.folder
-        self._adapter = self.folder / ADAPTER
         self.record = record | {"format": FORMAT}
         self._streams: dict[str, Stream] = {}
         self._error: StudyError | None = None
         try:
             kept = self._kept(first_step, gaps) if first_step else {}
-            if aside:
-                self._move_aside(set())
-            self._make_room(first_step)
+            self._make_room(first_step, aside)
             write_text(self.folder / CONFIG, config_yaml)
             # Until the streams are replaced, without their sizes: both the old and the new count.
             self._save_record(status="running")
@@ -111,15 +111,14 @@ class CellWriter:
         """Append to one of :data:`~study.store.rows.SCHEMAS`. Columns absent from ``rows`` are
         NaN. Any process can read the rows when it returns; :meth:`sync` puts them on disk.
 
-        Raises :class:`~study.store.lock.ClaimLost` if the cell's folder was deleted, and
+        Raises :class:`~study.store.files.ClaimLost` if the cell's folder was deleted, and
         :class:`StorageError` if the rows can't be written. The cell can still be resumed.
         """
         schema = SCHEMAS[table]
         arrow = pa.Table.from_pandas(
             rows.reindex(columns=schema.names), schema=schema, preserve_index=False
         )
-        self._check()
-        with self._remembering():
+        with self._writing():
             if table in self._streams:
                 self._streams[table].append(arrow)
             elif len(arrow):
@@ -130,8 +129,7 @@ class CellWriter:
 
         Raises as :meth:`append` does.
         """
-        self._check()
-        with self._remembering():  # the system reports lost rows to the first caller only
+        with self._writing():  # the system reports lost rows to the first caller only
             for stream in self._streams.values():
                 stream.sync()
         self._save_record(streams={name: each.written for name, each in self._streams.items()})
@@ -146,20 +144,23 @@ class CellWriter:
         """Turn the streams into Parquet files, record ``status`` and ``fields``, release the claim.
 
         ``status``: one of :data:`study.vocabulary.statuses.ENDED`. If it raises
-        :class:`StorageError`, :class:`Damaged` or :class:`~study.store.lock.ClaimLost`, the cell
+        :class:`StorageError`, :class:`Damaged` or :class:`~study.store.files.ClaimLost`, the cell
         has not ended: call :meth:`interrupt`.
         """
-        self._check()
-        tables = {}
-        for name, stream in self._streams.items():
-            tables[name] = write_parquet(self.folder / f"{name}.parquet", stream.read())
-        with storing(self._adapter):
-            files = sorted(path for path in self._adapter.glob("*") if path.is_file())
-            adapter = {path.name: described(path) for path in files}
-        self._check()
+        with self._writing():
+            streams = self._streams.items()
+            tables = {n: write_parquet(self.folder / f"{n}.parquet", s.read()) for n, s in streams}
+        files = sorted((self.folder / ADAPTER).glob("*"))
+        with storing(self.folder / ADAPTER):
+            adapter = {path.name: described(path) for path in files if path.is_file()}
+        self.claim.check()
         self.record.pop("streams", None)
         self._save_record(status=status, tables=tables, adapter=adapter, **fields)
-        self._tidy(status)
+        # What an ended cell does not need. A failed one can go on from an earlier checkpoint.
+        unneeded = [*map(self._path, SCHEMAS), *self.folder.glob(f"*{DRAFT}")]
+        for path in unneeded if status == "failed" else [*unneeded, self.folder / CHECKPOINTS]:
+            with suppress(StorageError):  # it costs space, not the cell
+                remove(path)
         self._release()
 
     def interrupt(self, **fields: Any) -> None:
@@ -182,63 +183,44 @@ class CellWriter:
         if record is None or record["status"] == "unreadable":
             raise Damaged(record["error"] if record else f"{RECORD} is missing")
         kept = {}
-        for name, schema in SCHEMAS.items():
-            if "step" not in schema.names:
-                continue
+        for name in ("metrics", "probes"):
             if record["status"] in ENDED:
-                rows = load_cell_table(self.folder, name, record=record)
+                rows = load_cell_table(self.folder, name, record)
             else:
-                rows = read_synced(self._path(name), record)
+                rows = read_stream(self._path(name), record.get("streams", {}).get(name))
             kept[name] = rows.filter(pc.less(rows["step"], first_step))
         last = kept["metrics"]["step"].to_pylist()[-1:]  # a stream is cut only at its end
         if last != [first_step - 1] and not gaps:
-            last_step = f"step {last[0]}" if last else "none"
-            raise Damaged(f"the last row before step {first_step} is of {last_step}")
+            raise Damaged(f"the last row before step {first_step} is of step {last}")
         return kept
 
-    def _make_room(self, first_step: int) -> None:
-        """Move finished results aside; delete what a killed process left and can't be resumed."""
+    def _make_room(self, first_step: int, aside: bool) -> None:
+        """Move finished results aside; delete what a killed process left and can't be resumed.
+
+        ``aside``: move everything.
+        """
         record = record_in(self.folder)
         finished = [*self.folder.glob("*.parquet"), *self.folder.glob(ADAPTER)]
         resumable = record is not None and record["status"] in RESUMABLE
-        if not resumable and (record is not None or finished):
-            self._move_aside({CHECKPOINTS} if first_step else set())
+        if aside or (not resumable and (record is not None or finished)):
+            kept = {LOCK, CHECKPOINTS} if first_step else {LOCK}
+            stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
+            target = self.folder.parents[1] / ASIDE / f"{self.folder.name}.{stamp}"
+            make_folder(target)
+            names = sorted(path.name for path in self.folder.iterdir() if path.name not in kept)
+            for name in sorted(names, key=lambda name: name != RECORD):  # no cell without tables
+                rename(self.folder / name, target / name)
             return
         if not first_step:  # first: without its rows, a checkpoint is of no use
             remove(self.folder / CHECKPOINTS)
-        for path in (*finished, *self.folder.glob(f"{ERROR_LOG}*"), *self._drafts()):
+        for path in (*finished, self.folder / ERROR_LOG, *self.folder.glob(f"*{DRAFT}")):
             remove(path)
-
-    def _move_aside(self, kept: Set[str]) -> None:
-        """Move all but the claim and the names in ``kept``."""
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
-        aside = self.folder.parents[1] / ASIDE / f"{self.folder.name}.{stamp}"
-        make_folder(aside)
-        names = sorted(path.name for path in self.folder.iterdir())
-        for name in sorted(names, key=lambda name: name != RECORD):  # first: no cell without tables
-            if name != LOCK and name not in kept:
-                rename(self.folder / name, aside / name)
-
-    def _tidy(self, status: str) -> None:
-        """Delete what an ended cell does not need. An error costs space, not the cell.
-
-        A cell that failed can go on from the checkpoints before the failure.
-        """
-        checkpoints = [] if status == "failed" else [self.folder / CHECKPOINTS]
-        for path in (*map(self._path, SCHEMAS), *self._drafts(), *checkpoints):
-            try:
-                remove(path)
-            except StorageError:
-                continue
 
     def _release(self) -> None:
         for stream in self._streams.values():
             stream.close()
         self._streams = {}
         self.claim.release()
-
-    def _drafts(self) -> list[Path]:
-        return list(self.folder.glob("*.partial"))
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.arrows"
@@ -249,15 +231,15 @@ class CellWriter:
         write_text(self.folder / RECORD, text + "\n")
         self.record = record
 
-    def _check(self) -> None:
-        """Raises the error of an earlier write, and if the cell's folder was deleted."""
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Inside, an error ends the writing of rows: later ones would leave a gap.
+
+        Raises the error of an earlier write, and if the cell's folder was deleted.
+        """
         if self._error is not None:
             raise self._error
         self.claim.check()
-
-    @contextmanager
-    def _remembering(self) -> Iterator[None]:
-        """Inside, an error ends the writing of rows: later ones would leave a gap."""
         try:
             yield
         except StudyError as error:

@@ -23,8 +23,7 @@ Say = Callable[[str], Any]
 def newest(cell: Cell, device: torch.device, say: Say) -> Snapshot | None:
     """The state from which ``cell`` can go on; None if it must begin with step 0.
 
-    ``say`` gets a line about each checkpoint that can't be used. Costs reading the file twice, and
-    no memory: the tensors are read when training begins.
+    ``say`` gets a line about each checkpoint that can't be used. Costs reading the file twice.
     """
     found = load_newest(cell.folder, cell.id, say)
     if found is None or found.step > cell.config.train.steps:

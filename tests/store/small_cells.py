@@ -51,3 +51,11 @@ def flip(path: Path, place: float = 0.5) -> None:
     content = bytearray(path.read_bytes())
     content[int(len(content) * place)] ^= 2
     path.write_bytes(content)
+
+
+def complete(study_dir: Path, cell_id: str = "abc", record: dict[str, Any] = RECORD) -> Path:
+    """The folder of a complete cell with one row."""
+    folder = study_dir / "cells" / cell_id
+    writer = CellWriter.open(folder, "x: 1\n", record | {"cell_id": cell_id})
+    append(writer, range(1)).close("complete", steps_done=0)
+    return folder

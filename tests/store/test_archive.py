@@ -22,8 +22,7 @@ from study.store import (
     read_cell,
     rows_of,
 )
-from study.store.archive import FILES, write_archive
-from study.store.integrity import check_study
+from study.store.archive import FILES, check_study, write_archive
 from tests.store.small_cells import flip
 
 TABLES = ("metrics", "probes", "truncations", "exponents", "stable", "rates", "losses")
@@ -50,8 +49,7 @@ def study_dir(tmp_path_factory: pytest.TempPathFactory, jsonl: Path) -> Path:
 @pytest.fixture(scope="module")
 def archived(study_dir: Path) -> Path:
     to = study_dir.parents[1] / "kept/mine"
-    written = write_archive(study_dir, to, "pictures")
-    assert (written.cells, written.left_out) == (4, ())
+    assert write_archive(study_dir, to, "pictures") == []
     return to
 
 
@@ -72,15 +70,8 @@ def test_tables_and_exponents_of_an_archive_are_those_of_the_study(
     for folder in cell_folders(archived):
         rows = rows_of(study_dir / "cells" / folder.name, "probes")
         pd.testing.assert_frame_equal(rows_of(folder, "probes"), rows, check_exact=True)
-    assert sorted(os.listdir(archived)) == sorted(FILES), "nothing is unpacked"
-
-
-def test_pandas_reads_an_archive(archived: Path) -> None:
     cells = pd.read_parquet(archived / "cells.parquet")
-    assert sorted(cells["rank"]) == [2, 2, 8, 8]
     assert json.loads(cells["record"][0])["cell_id"] == cells["cell_id"][0]
-    probes = pd.read_parquet(archived / "probes.parquet")
-    assert set(probes["cell_id"]) == set(cells["cell_id"])
 
 
 def test_an_archive_names_its_own_folders_and_is_whole(study_dir: Path, archived: Path) -> None:
@@ -130,13 +121,6 @@ def test_a_sweep_in_an_archived_study_trains_what_is_not_there(
     assert set(tables.metrics["cell_id"]) == set(tables.cells["cell_id"])
 
 
-def test_an_adapter_can_not_be_exported_from_an_archive(archived: Path, tmp_path: Path) -> None:
-    cell = cell_folders(archived)[0].name
-    result = run("export", archived, cell, tmp_path / "adapter")
-    assert result.exit_code != 0
-    assert f"cell {cell} is archived without its adapter: train it again" in str(result.exception)
-
-
 def flip_in_last_column(path: Path) -> None:
     """Change one bit of a page. Pages have checksums, the description of the columns has none."""
     group = pq.ParquetFile(path).metadata.row_group(0)
@@ -148,25 +132,11 @@ def flip_in_last_column(path: Path) -> None:
 @pytest.mark.parametrize("name", ["cells.parquet", "probes.parquet"])
 def test_a_damaged_archive_gets_one_line(archived: Path, tmp_path: Path, name: str) -> None:
     copy = Path(shutil.copytree(archived, tmp_path / "mine"))
-    for content in (None, b"text"):
-        if content is None:
-            flip_in_last_column(copy / name)
-        else:
-            (copy / name).write_bytes(content)
-        with pytest.raises(StudyError, match=rf"{name} .*get it again") as raised:
-            load_measured(copy)
-        assert len(str(raised.value).splitlines()) == 1
-
-
-def test_a_changed_record_in_an_archive_is_unreadable(archived: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(archived, tmp_path / "mine"))
-    cells = pd.read_parquet(copy / "cells.parquet")
-    cells.loc[0, "record"] = cells["record"][0].replace('"alpha": 16.0', '"alpha": 17.0')
-    cells.to_parquet(copy / "cells.parquet")
-    result = run("check", copy)
-    assert result.exit_code == 1
-    assert "record.json was changed" in result.output
-    assert len(load_measured(copy).cells) == 3
+    flip_in_last_column(copy / name)
+    with pytest.raises(StudyError, match=rf"{name} is .*damaged"):
+        load_measured(copy)
+    (copy / name).write_bytes(b"text")
+    assert name in str(run("check", copy).exception)
 
 
 def test_the_command_archives_and_says_what_it_left_out(study_dir: Path, tmp_path: Path) -> None:

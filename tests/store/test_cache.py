@@ -33,8 +33,7 @@ def test_a_damaged_note_is_ignored(tmp_path: Path) -> None:
     file.write_bytes(b"one")
     cache.file_sha256(file)
     (note,) = (cache.cache_folder() / "sha256").iterdir()
-    content = note.read_text()
-    for bad in ("[", "", "\0" * 99, "9" * 5000, content[9:], "[1]"):
+    for bad in ("[", "", note.read_text()[9:], "[1]"):
         note.write_text(bad)
         assert cache.file_sha256(file) == hashlib.sha256(b"one").hexdigest()
 
@@ -48,10 +47,7 @@ def test_a_cache_folder_that_can_not_be_created(
         cache.cache_folder()
 
 
-def test_arrays_are_made_once_and_again_if_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("STUDY_CACHE", str(tmp_path))
+def test_arrays_are_made_once_and_again_if_damaged() -> None:
     made = []
 
     def make() -> dict[str, np.ndarray]:
@@ -65,21 +61,15 @@ def test_arrays_are_made_once_and_again_if_damaged(
             "b": ([], np.int64),
         }
     assert len(made) == 1
-    cache.kept_arrays("another", make)
-    assert len(made) == 2
-    (file,) = tmp_path.glob("arrays/name.npz")
+    (file,) = cache.cache_folder().glob("arrays/name.npz")
     content = file.read_bytes()
-    damaged = [content[:40], b"", content[65:]]
-    damaged += [content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :] for at in range(300)]
-    for bad in damaged:
+    flips = range(0, 300, 7)
+    damaged = [content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :] for at in flips]
+    for bad in [content[:40], b"", *damaged]:
         file.write_bytes(bad)
         assert cache.kept_arrays("name", make)["a"].tolist() == [0, 1, 2]
-    assert [path.name for path in file.parent.iterdir() if path.suffix != ".npz"] == []
 
 
-def test_a_cache_that_can_not_be_written_costs_only_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("STUDY_CACHE", str(tmp_path))
-    (tmp_path / "arrays").write_text("a file where the folder should be")
+def test_a_cache_that_can_not_be_written_costs_only_time() -> None:
+    (cache.cache_folder() / "arrays").write_text("a file where the folder should be")
     assert cache.kept_arrays("name", lambda: {"a": np.ones(1)})["a"].tolist() == [1.0]

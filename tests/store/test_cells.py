@@ -5,13 +5,10 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
-import pytest
-
 from study.config import CellConfig, Sources, identity
 from study.config.expectations import Expectation
 from study.store import cell_row
 from study.store.cells import FIRST, NOT_COLUMNS
-from study.vocabulary.optimizers import OPTIMIZERS
 
 SOURCES = Sources(model="a" * 64 + "+nf4", tokenizer="b" * 64, data="c" * 64)
 Build = Callable[..., CellConfig]
@@ -108,10 +105,7 @@ def test_every_key_is_changed_above(cell: Build) -> None:
     """
     keys = set()
     for name, value in asdict(cell("adapter.rank=8")).items():
-        if isinstance(value, dict):
-            keys |= {f"{name}.{word}" for word in value}
-        else:
-            keys.add(name)
+        keys |= {f"{name}.{word}" for word in value} if isinstance(value, dict) else {name}
     known = {*CHANGES, "optimizer.name", "probes.steps", "train.epochs"}
     known |= {"train.shard", "train.checkpointing"}
     known |= {"model.quant_bits", "model.width"}  # the model's fingerprint has them
@@ -129,15 +123,6 @@ def test_names_of_columns(cell: Build) -> None:
     assert hashes == ["a" * 12, "b" * 12, "c" * 12], "without the bits: model.quant_bits has them"
     assert math.isnan(row["clip"])
     assert math.isnan(row["momentum"])
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_every_option_of_an_optimizer_is_a_column(cell: Build, optimizer: str) -> None:
-    row = cell_row(record(cell(f"optimizer={optimizer}")))
-    for option in OPTIMIZERS[optimizer].options:
-        name = f"optimizer_{option}" if option == "alpha" else option
-        value = getattr(cell(f"optimizer={optimizer}").optimizer, option)
-        assert row[name] == (",".join(map(str, value)) if isinstance(value, list) else value)
 
 
 def test_a_trainers_sources_are_not_contents(cell: Build) -> None:

@@ -47,9 +47,9 @@ def break_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Exception], None
 
 
 def full_disk() -> StorageError:
-    return StorageError(
-        "can't write a file: No space left on device; free some space", errno.ENOSPC
-    )
+    error = StorageError("can't write a file: No space left on device; free some space")
+    error.errno = errno.ENOSPC
+    return error
 
 
 def test_a_full_disk_gives_one_line_and_the_cells_continue_when_there_is_space(
