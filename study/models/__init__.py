@@ -7,9 +7,16 @@
 Weights come from safetensors files only: nothing is unpickled, and code in a checkpoint is not run.
 """
 
-from study.models.anatomy import WITH_EXPERTS, Coverage, coverage
 from study.models.base import FrozenBase, load_base
-from study.models.card import ModelCard, describe, load_tokenizer, where_from
+from study.models.card import (
+    WITH_EXPERTS,
+    Coverage,
+    ModelCard,
+    coverage,
+    describe,
+    load_tokenizer,
+    where_from,
+)
 from study.models.smollm2 import fetch_smollm2
 
 __all__ = [

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -20,38 +21,25 @@ from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, masking_utils
 
 from study.config import PRECISIONS, ModelConfig
-from study.errors import StudyError, one_line, unknown
-from study.models import checkpoints, quantised
-from study.models.anatomy import first_block
-from study.models.card import ModelCard, describe
+from study.errors import StudyError, unknown
+from study.models import quantised
+from study.models.card import ModelCard, describe, first_block
+from study.models.messages import failing
 from study.models.sources import find_model
 from study.reading import check_memory, free_memory
 
 _DTYPES = dict(zip(PRECISIONS, (torch.float32, torch.bfloat16), strict=True))
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 """Of the largest logit: rounding errors between the model run whole and in two parts."""
-
-
 _LESS = "try precision=bf16, model.quant_bits=4, a smaller model or another device"
 
+_FIND_PACKED = "find_packed_sequence_indices"
+"""Without a mask, this function of transformers looks for rows that are packed with several
+sequences, by their positions. It reads the answer from the device in every pass."""
 
-@contextmanager
-def _one_sequence_per_row() -> Iterator[None]:
-    """Inside, transformers knows that a row of tokens is one sequence.
 
-    Without a mask it looks for rows that are packed with several sequences, by their positions. It
-    reads the answer from the device in every pass, and here the answer is always no.
-    """
-    name = "find_packed_sequence_indices"
-    original = getattr(masking_utils, name, None)
-    if original is None:  # another version of transformers
-        yield
-        return
-    setattr(masking_utils, name, lambda position_ids: None)
-    try:
-        yield
-    finally:
-        setattr(masking_utils, name, original)
+def _none_are_packed(*_: Any, **__: Any) -> None:
+    """Every row of tokens is one sequence here."""
 
 
 @dataclass
@@ -87,7 +75,7 @@ class FrozenBase:
         There is no attention mask: every token counts as real. The tokens may be on the CPU. Does
         not wait for the device.
         """
-        with _one_sequence_per_row():
+        with mock.patch.object(masking_utils, _FIND_PACKED, _none_are_packed, create=True):
             ids = input_ids_BT.to(self.device, non_blocking=True)
             return self.trunk(input_ids=ids, use_cache=False).last_hidden_state
 
@@ -189,11 +177,12 @@ def load_base(config: ModelConfig, device: torch.device, precision: str) -> Froz
         raise unknown("precision", precision, PRECISIONS)
     card, dtype = describe(config), _DTYPES[precision]
     unloaded = find_model(config)
-    check_memory(_bytes(card, dtype, config.quant_bits), _free(device), unloaded.named, _LESS)
-    model = unloaded.load(device, dtype, config.quant_bits)
-    if isinstance(unloaded, checkpoints.Checkpoint):
-        unloaded.check_unchanged(card.fingerprint.partition("+")[0])  # without the quantisation
-    model = model.eval().requires_grad_(False)
+    linears = sum(d * o for d, o in card.shapes)
+    in_linears = linears * (config.quant_bits or 8 * dtype.itemsize) // 8
+    need = in_linears + (card.parameters - linears) * dtype.itemsize
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+    check_memory(need, free, unloaded.named, _LESS)
+    model = unloaded.load(device, dtype, config.quant_bits).eval().requires_grad_(False)
     model.config.use_cache = False
     # A checkpoint's own generation config may penalise repetition, which is not greedy decoding.
     model.generation_config = GenerationConfig()
@@ -203,18 +192,6 @@ def load_base(config: ModelConfig, device: torch.device, precision: str) -> Froz
     # On CUDA, 8-bit products are in fp16, so the logits agree within a bf16 tolerance only.
     _check(base, device, _TOLERANCE[dtype if config.quant_bits is None else torch.bfloat16])
     return base
-
-
-def _bytes(card: ModelCard, dtype: torch.dtype, quant_bits: int | None) -> int:
-    """Bytes of the weights in memory."""
-    linears = sum(d * o for d, o in card.shapes)
-    in_linears = linears * (quant_bits or 8 * dtype.itemsize) // 8
-    return in_linears + (card.parameters - linears) * dtype.itemsize
-
-
-def _free(device: torch.device) -> int:
-    """Bytes that are free on a device."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
 
 
 @torch.no_grad()
@@ -231,14 +208,9 @@ def _check(base: FrozenBase, device: torch.device, relative: float) -> None:
     generator = torch.Generator().manual_seed(0)
     ids_BT = torch.randint(vocabulary, (2, 2 * half), generator=generator).to(device)
     ids_BT[1, :half] = ids_BT[0, :half]
-    try:
+    with failing(f"{family} fails on a short sequence of tokens", "choose another causal LM"):
         whole_BTV = model(input_ids=ids_BT, use_cache=False).logits
         parts_BTV = base.logits(base.hidden_states(ids_BT).flatten(0, 1)).view_as(whole_BTV)
-    except Exception as error:  # depends on the family and on the numbers in its configuration
-        raise StudyError(
-            f"{family} fails on a short sequence of tokens ({one_line(error)}): "
-            "choose another causal LM"
-        ) from None
     if whole_BTV.isnan().any():
         raise StudyError(
             f"{family} computes NaN logits: its weights are damaged; fetch or save the model again"
@@ -249,33 +221,11 @@ def _check(base: FrozenBase, device: torch.device, relative: float) -> None:
             f"{family} computes its logits from more than its last hidden states: "
             "choose another causal LM"
         )
-    if not _passes_gradients(base, ids_BT):
-        raise StudyError(
-            f"{family} passes no gradients to the layers inside it: choose another causal LM"
-        )
     if not torch.allclose(whole_BTV[0, :half], whole_BTV[1, :half], rtol=0.0, atol=tolerance):
         raise StudyError(
             f"{family} attends to later tokens: choose a causal LM "
             "(BERT needs is_decoder=true in its config.json)"
         )
-
-
-def _passes_gradients(base: FrozenBase, ids_BT: Tensor) -> bool:
-    """Whether the hidden states have a gradient with respect to a layer's output.
-
-    Reformer's own backward pass needs an input with a gradient, which frozen embeddings lack.
-    """
-    zero = torch.zeros((), device=base.device, requires_grad=True)
-    hooks = [  # on every layer: a model does not run all of them on text
-        base.model.get_submodule(layer).register_forward_hook(lambda _, __, y: y + zero)
-        for layer in base.card.linears
-    ]
-    try:
-        with torch.enable_grad():
-            return base.hidden_states(ids_BT).requires_grad
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def block_path(card: ModelCard) -> str:

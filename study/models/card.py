@@ -1,27 +1,39 @@
-"""A model's identity, limits and layers, without its weights."""
+"""A model's identity, limits and layers, without its weights, and what share of them is adapted."""
 
 import hashlib
 import json
-from collections.abc import Hashable
+import math
+import re
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.pytorch_utils import Conv1D
 
 from study.config import ModelConfig
 from study.errors import StudyError, short
 from study.models import quantised
-from study.models.anatomy import Anatomy, anatomy
+from study.models.messages import failing
 from study.models.sources import UnloadedModel, find_model
+
+WITH_EXPERTS = "+experts"
+"""Ends the model's fingerprint in the record of a cell that adapts experts. Earlier cells with the
+same targets did not adapt them, so they are other cells."""
 
 _UNLIMITED = 1 << 30
 """Tokens; for families without a longest sequence (ALiBi, state-space models)."""
+_NAMED = 6
+"""Names in a line."""
 
 
 @dataclass(frozen=True)
-class ModelCard(Anatomy):
-    """What planning needs to know about a model, beside its layers and sizes.
+class ModelCard:
+    """What planning needs to know about a model.
 
     - ``name``: ``smollm2``, ``tiny``, or the folder or hub name as the user gave it;
     - ``fingerprint``: identifies the weights: sha256 of the GGUF file (smollm2), of shape and seed
@@ -29,7 +41,16 @@ class ModelCard(Anatomy):
       the quantisation, if any;
     - ``tokenizer_fingerprint``: sha256 of the tokenizer;
     - ``max_length``: the longest sequence, in tokens;
-    - ``note``: about the weights, for readers of results; may be empty.
+    - ``note``: about the weights, for readers of results; may be empty;
+    - ``linears``: the module paths of the linear layers in the transformer blocks;
+    - ``shapes``: their ``(D, O)``;
+    - ``experts``: the paths of the weights of experts in the blocks;
+    - ``expert_shapes``: their ``(E, D, O)``, for E experts;
+    - ``others``: the other weights in the blocks, such as routers: the number of entries by
+      :func:`in_block`. Vectors and biases are left out;
+    - ``parameters``: the number of weights of the model;
+    - ``vocabulary``: the number of its input embeddings;
+    - ``head``: the number of weights of the head, ``d V``, tied to the embeddings or not.
     """
 
     name: str
@@ -37,6 +58,24 @@ class ModelCard(Anatomy):
     tokenizer_fingerprint: str
     max_length: int
     note: str
+    linears: tuple[str, ...]
+    shapes: tuple[tuple[int, int], ...]
+    experts: tuple[str, ...]
+    expert_shapes: tuple[tuple[int, int, int], ...]
+    others: tuple[tuple[str, int], ...]
+    parameters: int
+    vocabulary: int
+    head: int
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The paths of everything that can have an adapter."""
+        return self.linears + self.experts
+
+    @property
+    def shapes_by_path(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of :attr:`targets`: ``(D, O)``, or ``(E, D, O)`` of experts."""
+        return dict(zip(self.targets, self.shapes + self.expert_shapes, strict=True))
 
 
 def describe(config: ModelConfig) -> ModelCard:
@@ -61,23 +100,6 @@ def describe(config: ModelConfig) -> ModelCard:
     )
 
 
-@lru_cache
-def _card(model: UnloadedModel, _: Hashable, quant_bits: int | None) -> ModelCard:
-    """The card without the quantisation. The model's state is a key of the cache."""
-    config = model.config(quant_bits)
-    tokenizer = model.tokenizer()
-    layers = anatomy(config, model.named, quant_bits)
-    _check_tokens(tokenizer, layers.vocabulary, model.named)
-    return ModelCard(
-        name=model.name,
-        fingerprint=model.fingerprint(),
-        tokenizer_fingerprint=_tokenizer_fingerprint(tokenizer),
-        max_length=_max_length(config, tokenizer, model.named),
-        note=model.note,
-        **vars(layers),
-    )
-
-
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
     """The model's tokenizer, a new one on each call.
 
@@ -94,16 +116,59 @@ def where_from(config: ModelConfig) -> str | None:
     return find_model(config).where
 
 
+@lru_cache
+def _card(unloaded: UnloadedModel, _: Hashable, quant_bits: int | None) -> ModelCard:
+    """The card without the quantisation. The model's state is a key of the cache."""
+    config, tokenizer, named = unloaded.config(quant_bits), unloaded.tokenizer(), unloaded.named
+    with (
+        failing(f"{named} is not a causal language model of transformers", "choose another model"),
+        torch.random.fork_rng(devices=[]),
+        torch.device("meta"),
+    ):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        linears = {path: model.get_submodule(path) for path in block_linears(model)}
+        if not linears:
+            raise StudyError(f"{named} has no linear layers in its blocks: choose another model")
+        experts = _expert_weights(model)
+        adaptable = {*experts, *(f"{path}.weight" for path in linears)}
+        text = {id(weight) for weight in _language_model(model).parameters()}
+        others: Counter[str] = Counter()
+        for path, weight in model.named_parameters():
+            name = in_block(path)
+            counts = weight.ndim > 1 and name != path and not path.endswith("bias")
+            if counts and id(weight) in text and path not in adaptable:
+                others[name] += weight.numel()
+        head = model.get_output_embeddings()
+        card = ModelCard(
+            name=unloaded.name,
+            fingerprint=unloaded.fingerprint(),
+            tokenizer_fingerprint=_tokenizer_fingerprint(tokenizer),
+            max_length=_max_length(config, tokenizer, named),
+            note=unloaded.note,
+            linears=tuple(linears),
+            shapes=tuple(_shape(linear) for linear in linears.values()),
+            experts=tuple(experts),
+            expert_shapes=tuple(experts.values()),
+            others=tuple(others.items()),
+            parameters=sum(weight.numel() for weight in model.parameters()),
+            vocabulary=model.get_input_embeddings().weight.shape[0],
+            head=head.weight.numel() if head else 0,
+        )
+    if quant_bits == 4:
+        quantised.check_rows(named, linears)
+    _check_tokens(tokenizer, card.vocabulary, named)
+    return card
+
+
 def _check_tokens(tokenizer: PreTrainedTokenizerFast, vocabulary: int, named: str) -> None:
     """Raises :class:`StudyError` if a token has no embedding.
 
     Among the tokens added for other uses only those count that end or pad a text: Gemma has one for
     images.
     """
-    ids = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
-    highest = max(ids.values(), default=0)
+    ids = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values()
     special = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id)
-    highest = max(highest, *(token for token in special if token is not None), 0)
+    highest = max(*ids, *(token for token in special if token is not None), 0)
     if highest >= vocabulary:
         raise StudyError(
             f"{named}: its tokenizer has token {highest}, but the model has {vocabulary} "
@@ -129,3 +194,153 @@ def _tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
         "special": {role: str(token) for role, token in tokenizer.special_tokens_map.items()},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+# Layers.
+
+
+def block_linears(model: nn.Module) -> tuple[str, ...]:
+    """The module paths of every ``nn.Linear`` or ``Conv1D`` in the language model's blocks.
+
+    A block is a module in a numbered list. Heads, embeddings and the layers of a vision tower are
+    not part of it, nor are subclasses of ``nn.Linear`` that compute something else, such as the
+    router of PhiMoE.
+    """
+    text = set(_language_model(model).modules())
+    return tuple(
+        name
+        for name, module in model.named_modules()
+        if module in text and any(part.isdigit() for part in name.split(".")) and _is_linear(module)
+    )
+
+
+def _language_model(model: Any) -> nn.Module:
+    """The part with the embeddings of text: a model may have a vision tower beside it."""
+    decoder: nn.Module = model.get_decoder()
+    # ModernBERT calls its head a decoder.
+    return decoder if model.get_input_embeddings() in set(decoder.modules()) else model
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a module maps ``[N, D]`` to ``[N, O]`` by one matrix."""
+    if not isinstance(module, nn.Linear) or type(module).forward is nn.Linear.forward:
+        return isinstance(module, nn.Linear | Conv1D)
+    with torch.no_grad():
+        try:
+            y = module(torch.zeros_like(module.weight[:1]))
+        except Exception:  # a subclass may need other inputs, for example one group per head
+            return False
+    return isinstance(y, torch.Tensor) and y.shape == (1, module.out_features)
+
+
+def _expert_weights(model: nn.Module) -> dict[str, tuple[int, int, int]]:
+    """``(E, D, O)`` of the weights of experts in the language model's blocks, by path.
+
+    Only modules with transformers' experts interface count: their inputs are one row per token.
+    Those are ``[E, O, D]``, or ``[E, D, O]`` if the module is transposed.
+    """
+    text, found = set(_language_model(model).modules()), {}
+    for path, module in model.named_modules():
+        if module not in text or not hasattr(module, "has_gate"):
+            continue
+        for name, weight in module.named_parameters(path, recurse=False):
+            if weight.ndim == 3 and in_block(name) != name:
+                experts, first, second = weight.shape
+                sides = (first, second) if module.is_transposed else (second, first)
+                found[name] = (experts, *sides)
+    return found
+
+
+def in_block(path: str) -> str:
+    """The name of a module or a weight within its block: the same in all blocks.
+
+    A path that leads into no block is its own name.
+
+    >>> in_block("model.layers.3.mlp.experts.7.up_proj")
+    'mlp.experts.*.up_proj'
+    """
+    within = re.sub(r"^.*?\.\d+\.", "", path, count=1)
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", within)
+
+
+def block_of(path: str) -> tuple[str, int] | None:
+    """The list of blocks that a module or a weight is in, by path, and the block's place in it.
+
+    None for a path that leads into no block.
+
+    >>> block_of("model.layers.3.mlp.up_proj")
+    ('model.layers', 3)
+    """
+    found = re.match(r"(.+?)\.(\d+)\.", path)
+    return (found[1], int(found[2])) if found else None
+
+
+def first_block(layers: Sequence[str]) -> tuple[str, int] | None:
+    """The list of blocks that contains all ``layers``, by path, and the index of the first of them.
+
+    None if there is no such list.
+    """
+    places = [place for place in map(block_of, layers) if place]
+    paths = {path for path, _ in places}
+    if len(places) < len(layers) or len(paths) != 1:
+        return None
+    return paths.pop(), min(index for _, index in places)
+
+
+def _shape(linear: nn.Module) -> tuple[int, int]:
+    """``(D, O)``. Conv1D stores its weight as ``[D, O]``, ``nn.Linear`` as ``[O, D]``."""
+    first, second = linear.get_parameter("weight").shape
+    return (first, second) if isinstance(linear, Conv1D) else (second, first)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which block weights have adapters. Vectors (norms, biases) do not count.
+
+    An adapter is a product of two factors beside a linear layer, or beside each expert. Some
+    families hold other weights in their blocks: routers, state-space matrices, convolutions.
+
+    - ``share``: of the block weights, from 0 to 1;
+    - ``without``: the names of the weights without an adapter, the largest first
+      (:func:`in_block`);
+    - ``out_of_reach``: whether some of them can have none, so that no targets select them;
+    - ``experts``: the paths of the weights of experts that have adapters.
+    """
+
+    share: float
+    without: tuple[str, ...]
+    out_of_reach: bool
+    experts: tuple[str, ...] = ()
+
+    @property
+    def notice(self) -> str | None:
+        """One line for the user; None if targets could select every weight.
+
+        Then the user has chosen what is left out.
+        """
+        if not self.out_of_reach:
+            return None
+        percent = math.floor(1000 * self.share) / 10  # rounding down: 100 % would be wrong
+        names = ", ".join(self.without[:_NAMED])
+        more = len(self.without) - _NAMED
+        return (
+            f"adapters on {percent:g} % of the block weights; not on: {names}"
+            f"{f' and {more} more' if more > 0 else ''}"
+        )
+
+
+def coverage(model: ModelCard, layers: Sequence[str]) -> Coverage:
+    """The coverage of adapters on ``layers``, which are among ``model.targets``."""
+    without = Counter(dict(model.others))
+    adapted, chosen = 0, set(layers)
+    for path, shape in model.shapes_by_path.items():
+        if path in chosen:
+            adapted += math.prod(shape)
+        else:
+            without[in_block(path)] += math.prod(shape)
+    return Coverage(
+        share=adapted / (adapted + without.total()),
+        without=tuple(name for name, _ in without.most_common()),
+        out_of_reach=bool(model.others),
+        experts=tuple(path for path in model.experts if path in chosen),
+    )

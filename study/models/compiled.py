@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from study.models.anatomy import first_block
 from study.models.base import FrozenBase
+from study.models.card import first_block
 
 MOST_PROGRAMS = 64
 """Programs that torch keeps of one block, for the forms and ranks of a pack. Its default is 8."""

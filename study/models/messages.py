@@ -1,4 +1,4 @@
-"""Messages of transformers and bitsandbytes, silenced while they run."""
+"""What transformers and others say while they run: silenced, and their errors in one line."""
 
 import contextlib
 import logging
@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Iterator
 
 from transformers.utils import logging as transformers_logging
+
+from study.errors import StudyError, no_panic, one_line
 
 # For the whole process: bitsandbytes logs when transformers or PEFT first imports it, and warns
 # about the cast of its inputs in every product.
@@ -27,3 +29,17 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if had_progress_bars:
             transformers_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def failing(what: str, fix: str) -> Iterator[None]:
+    """Inside, libraries are quiet, and any error is a :class:`StudyError`: ``what``, the cause and
+    the ``fix``. What a library raises depends on its version and on the model.
+    """
+    try:
+        with quiet(), no_panic():
+            yield
+    except StudyError:
+        raise
+    except Exception as error:
+        raise StudyError(f"{what} ({one_line(error)}): {fix}") from None

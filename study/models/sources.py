@@ -15,9 +15,9 @@ import torch
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from study.config import ModelConfig
-from study.errors import StudyError, no_panic, one_line, short, unknown
+from study.errors import StudyError, short, unknown
 from study.models import checkpoints, smollm2, tiny
-from study.models.messages import quiet
+from study.models.messages import failing
 from study.reading import read_object
 from study.vocabulary.sources import MODELS
 
@@ -68,14 +68,9 @@ class Shape:
 
     def config(self, quant_bits: int | None = None) -> Any:
         """The transformers configuration. Raises :class:`StudyError` for one that is unknown."""
-        try:
-            with quiet(), no_panic():
-                return AutoConfig.for_model(**json.loads(self.text))
-        except Exception as error:  # what a family's configuration raises depends on it
-            raise StudyError(
-                f"{self.named} can't be used ({one_line(error)}): "
-                "give the config.json of a causal language model that transformers supports"
-            ) from None
+        fix = "give the config.json of a causal language model that transformers supports"
+        with failing(f"{self.named} can't be used", fix):
+            return AutoConfig.for_model(**json.loads(self.text))
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         return tiny.tokenizer()
@@ -110,38 +105,20 @@ UnloadedModel = checkpoints.Checkpoint | tiny.TinyModel | Shape
 - ``state()``: a value that changes when a file of the model changes;
 - ``fingerprint()`` identifies the weights; ``config()``, ``tokenizer()`` and ``load()`` make them.
 """
-Finder = Callable[[ModelConfig], UnloadedModel]
-
-FINDERS: dict[str, Finder] = {}
-"""The function of every model, by name."""
 
 
-def finds(name: str) -> Callable[[Finder], Finder]:
-    """Register a function as the finder of a model."""
-
-    def register(finder: Finder) -> Finder:
-        FINDERS[name] = finder
-        return finder
-
-    return register
-
-
-@finds("smollm2")
 def _smollm2(config: ModelConfig) -> UnloadedModel:
     return checkpoints.find(config.path) if config.path else smollm2.checkpoint(config.name)
 
 
-@finds("hf")
 def _hf(config: ModelConfig) -> UnloadedModel:
     return checkpoints.find(str(config.path))
 
 
-@finds("shape")
 def _shape(config: ModelConfig) -> UnloadedModel:
     return find_shape(str(config.path))
 
 
-@finds("tiny")
 def _tiny(config: ModelConfig) -> UnloadedModel:
     if config.path:
         readers = " or ".join(f"model={key}" for key, row in MODELS.items() if row.reads_path)
@@ -156,6 +133,15 @@ def _tiny(config: ModelConfig) -> UnloadedModel:
             f"such as {tiny.WIDTH_STEP * max(1, round(width / tiny.WIDTH_STEP))}"
         )
     return tiny.TinyModel(config.name, width)
+
+
+FINDERS: dict[str, Callable[[ModelConfig], UnloadedModel]] = {
+    "smollm2": _smollm2,
+    "hf": _hf,
+    "shape": _shape,
+    "tiny": _tiny,
+}
+"""The function of every model, by name."""
 
 
 def find_model(config: ModelConfig) -> UnloadedModel:

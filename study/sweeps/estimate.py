@@ -26,7 +26,7 @@ from study.adapters.contraction import adapter_flops
 from study.config import CellConfig, chosen, eval_steps, probe_steps
 from study.errors import StudyError, short, unknown
 from study.models import ModelCard
-from study.models.anatomy import block_of
+from study.models.card import block_of
 from study.reading import all_memory, free_memory
 from study.sweeps.cells import Cell
 from study.training.fold import LOGITS

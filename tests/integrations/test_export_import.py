@@ -349,7 +349,7 @@ def test_an_adapter_of_infinite_rank_cannot_be_saved(cell: Callable[..., CellCon
 
 @pytest.mark.smollm2
 @pytest.mark.skipif(
-    smollm2._damage(cache_folder() / smollm2._NAME) is not None,
+    not smollm2.is_whole(cache_folder() / smollm2._NAME),
     reason="SmolLM2 is not in the cache",
 )
 def test_smollm2(

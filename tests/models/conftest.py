@@ -28,7 +28,7 @@ def smollm2_base() -> FrozenBase:
 
 
 def _skip_without_smollm2() -> None:
-    if smollm2._damage(cache_folder() / smollm2._NAME):
+    if not smollm2.is_whole(cache_folder() / smollm2._NAME):
         pytest.skip("SmolLM2 is not in the user cache: run `study fetch smollm2`")
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import transformers
@@ -17,19 +16,10 @@ from study.sweeps.launch import announce
 from study.sweeps.packs import packs
 from study.sweeps.run import run
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 258,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "max_position_embeddings": 64,
-    "bos_token_id": None,
-    "eos_token_id": 256,
-    "pad_token_id": 257,
-}
-ATTENTION = {"num_attention_heads": 2, "num_key_value_heads": 2}
-MIXTRAL = transformers.MixtralConfig(**SMALL, **ATTENTION, num_local_experts=4)
-MAMBA = transformers.MambaConfig(**SMALL, state_size=4, time_step_rank=2)
+from .small import SHAPE, mixtral
+
+NARROW = {"hidden_size": 16, "intermediate_size": 24}
+MAMBA = transformers.MambaConfig(**SHAPE | NARROW, state_size=4, time_step_rank=2)
 
 Save = Callable[[PretrainedConfig], Path]
 
@@ -54,7 +44,7 @@ def test_a_choice_of_targets_is_no_news() -> None:
 
 
 def test_experts_are_linear_layers(save_family: Save) -> None:
-    folder, experts, attention = save_family(MIXTRAL), 4 * 3 * 16 * 24, 4 * 16 * 16
+    folder, experts, attention = save_family(mixtral()), 4 * 3 * 16 * 24, 4 * 16 * 16
     whole, half = covered(folder), covered(folder, "attention")
     router = 4 * 16
     assert whole.share == pytest.approx(1 - router / (experts + attention + router))
@@ -86,7 +76,7 @@ def test_the_plan_says_it_and_the_record_keeps_it(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder = save_family(MIXTRAL)
+    folder = save_family(mixtral())
     common = (f"results_dir={tmp_path}", "name=moe", "train.steps=1", "probes.steps=null")
     cells = plan(
         [

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import transformers
 from transformers import PretrainedConfig
 
 import study
@@ -23,25 +22,14 @@ from study.sweeps.run import run
 from study.training.loop import train
 from study.training.run import Run
 
+from . import small
+
 CPU = torch.device("cpu")
-MIXTRAL = transformers.MixtralConfig(
-    vocab_size=258,
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-    num_local_experts=4,
-    bos_token_id=None,
-    eos_token_id=256,
-    pad_token_id=257,
-)
 
 
 @pytest.fixture
 def mixtral(save_family: Callable[[PretrainedConfig], Path]) -> ModelConfig:
-    return ModelConfig("hf", str(save_family(MIXTRAL)))
+    return ModelConfig("hf", str(save_family(small.mixtral())))
 
 
 @pytest.fixture
@@ -109,9 +97,8 @@ def test_probes_measure_the_factors_of_experts_and_the_activations_of_linears(
 def test_a_cell_goes_on_from_a_checkpoint(
     base: FrozenBase, corpus: Corpus, moe: Callable[..., CellConfig]
 ) -> None:
-    config = moe(
-        "adapter.rank=2", "train.steps=3", "probes.steps=[0,3]", "probes.stats=[norm,r_align]"
-    )
+    probed = ("probes.steps=[0,3]", "probes.stats=[norm,r_align]")
+    config = moe("adapter.rank=2", "train.steps=3", *probed)
     [whole] = results(base, corpus, config)
     steps: Any = train(base, corpus, [Run.of(config, corpus, CPU)])
     next(steps)

@@ -3,7 +3,6 @@
 Each model is saved to a folder and loaded from it offline, as a user's own model is.
 """
 
-import math
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -16,53 +15,27 @@ import torch
 import transformers
 from transformers import PretrainedConfig
 
-from study.adapters import resolve_targets
-from study.config import CellConfig
+from study.adapters import AdapterSpec, LoraPair, adapted, dense_weight, resolve_targets
+from study.config import CellConfig, ModelConfig
 from study.data import Corpus
+from study.errors import StudyError
 from study.models import FrozenBase, load_base
 from study.training.loop import train
 from study.training.run import Run
 from study.vocabulary.quantities import MODEL_WIDE, UNIONS
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 258,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "bos_token_id": None,
-    "eos_token_id": 256,
-    "pad_token_id": 257,
-}
-HEAD = {"head_dim": 8}
-SMALL_GPT2 = {
-    "vocab_size": 258,
-    "n_embd": 32,
-    "n_layer": 2,
-    "n_head": 4,
-    "n_positions": 64,
-    "bos_token_id": None,
-}
+from .small import HEADS, SHAPE, SMALL, gpt2
+
+CPU = torch.device("cpu")
+Save = Callable[[PretrainedConfig], Path]
+GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8}
 QKVO, GATED = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"gate_proj", "up_proj", "down_proj"}
 
-FAMILIES: dict[str, tuple[PretrainedConfig, set[str], set[str]]] = {
+USUAL: dict[str, tuple[PretrainedConfig, set[str], set[str]]] = {
     "llama": (transformers.LlamaConfig(**SMALL), QKVO, GATED),
-    "qwen2": (transformers.Qwen2Config(**SMALL), QKVO, GATED),
-    "qwen3": (transformers.Qwen3Config(**SMALL, **HEAD), QKVO, GATED),
-    "mistral": (transformers.MistralConfig(**SMALL, **HEAD), QKVO, GATED),
-    "gemma2": (transformers.Gemma2Config(**SMALL, **HEAD, query_pre_attn_scalar=8), QKVO, GATED),
-    "gemma3": (
-        transformers.Gemma3TextConfig(**SMALL, **HEAD, query_pre_attn_scalar=8),
-        QKVO,
-        GATED,
-    ),
-    "gpt2": (
-        transformers.GPT2Config(**SMALL_GPT2, eos_token_id=256),
-        {"c_attn", "c_proj"},
-        {"c_fc", "c_proj"},
-    ),
+    "qwen3": (transformers.Qwen3Config(**SMALL, head_dim=8), QKVO, GATED),
+    "gemma3": (transformers.Gemma3TextConfig(**SMALL, **GEMMA), QKVO, GATED),
+    "gpt2": (gpt2(), {"c_attn", "c_proj"}, {"c_fc", "c_proj"}),
     "phi": (
         transformers.PhiConfig(**SMALL),
         {"q_proj", "k_proj", "v_proj", "dense"},
@@ -75,6 +48,9 @@ FAMILIES: dict[str, tuple[PretrainedConfig, set[str], set[str]]] = {
     ),
 }
 """A configuration, the linears of attention, and the linears of the MLP."""
+SITES = {"adapter_in", "adapter_out", "layer_out", "layer_out_grad", "adapter_in_grad", "A", "B"}
+SITES |= {"A_grad", "B_grad", "delta_w", "adapter_grad"}
+UPDATES = {"A_update", "B_update", "adapter_update"}
 
 
 @pytest.fixture(autouse=True)
@@ -84,98 +60,140 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def cells(
-    family: str, save_family: Callable[[PretrainedConfig], Path], cell: Callable[..., CellConfig]
-) -> list[CellConfig]:
-    folder = save_family(FAMILIES[family][0])
-    common = (
-        "model=hf",
-        f"model.path={folder}",
-        "train.steps=1",
-        "probes.steps=[0,1]",
-        "train.eval_every=0",
-    )
-    common += ("train.batch_size=2", "probes.stats=[all,r_align,r_back,rho]")
+def run(
+    base: FrozenBase, corpus: Corpus, cells: list[CellConfig]
+) -> list[tuple[pd.DataFrame, pd.DataFrame]]:
+    """Each cell's metrics and probes."""
+    steps: Any = train(base, corpus, [Run.of(config, corpus, base.device) for config in cells])
     return [
-        cell("adapter.rank=2", *common),
-        cell(
-            "adapter.rank=5",
-            "adapter.scaling=rslora",
-            "optimizer=sgd",
-            "optimizer.lr=0.1",
-            "seed=1",
-            *common,
-        ),
+        (pd.DataFrame([row.metrics for row in rows]), pd.concat([row.probes for row in rows]))
+        for rows in zip(*steps, strict=True)
     ]
 
 
-def run(
-    base: FrozenBase, corpus: Corpus, cells: list[CellConfig]
-) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:
-    """Each cell's metrics and probes."""
-    steps: Any = train(base, corpus, [Run.of(config, corpus, base.device) for config in cells])
-    of_cells = list(zip(*steps, strict=True))
-    metrics = [pd.DataFrame([row.metrics for row in rows]) for rows in of_cells]
-    probes = [pd.concat([row.probes for row in rows]) for rows in of_cells]
-    return metrics, probes
-
-
+@pytest.mark.parametrize("family", USUAL)
 def test_layers_are_found_a_fold_equals_its_cells_and_probes_are_complete(
-    family: str, cells: list[CellConfig], corpus: Corpus
+    family: str, save_family: Save, cell: Callable[..., CellConfig], corpus: Corpus
 ) -> None:
-    base = load_base(cells[0].model, torch.device("cpu"), "float32")
-    _, attention, mlp = FAMILIES[family]
+    config, attention, mlp = USUAL[family]
+    common = [
+        "model=hf",
+        f"model.path={save_family(config)}",
+        "train.steps=1",
+        "probes.steps=[0,1]",
+    ]
+    common += ["train.eval_every=0", "train.batch_size=2", "probes.stats=[all,r_align,r_back,rho]"]
+    other = ["adapter.rank=5", "adapter.scaling=rslora", "optimizer=sgd", "optimizer.lr=0.1"]
+    cells = [cell("adapter.rank=2", *common), cell(*common, *other, "seed=1")]
+    base = load_base(cells[0].model, CPU, "float32")
     found = {half: resolve_targets(base.card.linears, half) for half in ("attention", "mlp")}
     kinds = {half: {path.rpartition(".")[2] for path in paths} for half, paths in found.items()}
     assert kinds == {"attention": attention, "mlp": mlp}
     assert sorted([*found["attention"], *found["mlp"]]) == sorted(base.card.linears)
     assert len(base.card.linears) == 2 * (len(attention) + len(mlp))
-
-    metrics, probes = run(base, corpus, cells)
-    for k, config in enumerate(cells):
-        [alone], [measured] = run(base, corpus, [config])
+    for config, (metrics, probes) in zip(cells, run(base, corpus, cells), strict=True):
+        [(alone, measured)] = run(base, corpus, [config])
         for name in ("loss", "grad_norm", "loss_after"):
-            np.testing.assert_allclose(metrics[k][name], alone[name], rtol=1e-4, err_msg=name)
-        both = probes[k].merge(measured, on=["step", "layer", "site"], validate="1:1")
-        assert len(both) == len(probes[k]) == len(measured)
+            np.testing.assert_allclose(metrics[name], alone[name], rtol=1e-4, err_msg=name)
+        both = probes.merge(measured, on=["step", "layer", "site"], validate="1:1")
+        assert len(both) == len(probes) == len(measured)
         big = both["norm_y"] > 1e-7
         np.testing.assert_allclose(both["norm_x"][big], both["norm_y"][big], rtol=1e-2)
-        _check_whole(probes[k], base.card.linears)
+        _check_whole(probes, base.card.linears)
 
 
 def _check_whole(probes: pd.DataFrame, linears: tuple[str, ...]) -> None:
     """Every site has finite numbers for every layer, and the unions also for the whole model."""
     for step, rows in probes.groupby("step"):
         layers = rows.groupby("site", observed=True)["layer"].agg(set)
-        updates = {"A_update", "B_update", "adapter_update"}
-        sites = {
-            "adapter_in",
-            "adapter_out",
-            "layer_out",
-            "layer_out_grad",
-            "adapter_in_grad",
-            "A",
-            "B",
-            "A_grad",
-        }
-        sites |= {"B_grad", "delta_w", "adapter_grad"} | (updates if step == 0 else set())
-        assert set(layers.index) == sites
+        assert set(layers.index) == SITES | (UPDATES if step == 0 else set())
         for site, named in layers.items():
             assert named == {*linears, MODEL_WIDE} if site in UNIONS else set(linears), (step, site)
     assert np.isfinite(probes["norm"]).all()
     assert (probes["nonfinite"] == 0).all()
-    moved = probes[
-        (probes["step"] == 1) & probes["site"].isin(["adapter_out", "adapter_in_grad", "delta_w"])
-    ]
-    assert (moved["norm"] > 0).all(), "after a step every adapter is non-zero"
+    assert np.isfinite(probes["spectral"].max())
+    moved = probes[probes["step"] == 1].set_index("site")
+    for site in ("adapter_out", "adapter_in_grad", "delta_w"):
+        assert (moved.loc[[site], "norm"] > 0).all(), "after a step every adapter is non-zero"
     for stat, site in (("r_align", "adapter_out"), ("r_back", "adapter_in_grad"), ("rho", "A")):
-        assert np.isfinite(
-            probes.loc[(probes["step"] == 1) & (probes["site"] == site), stat]
-        ).all(), stat
-    assert math.isfinite(probes["spectral"].max())
+        assert np.isfinite(moved.loc[[site], stat]).all(), stat
+
+
+# Blocks that are not a Llama's: state spaces, routers, a head with its own scale.
+
+STATE = {"state_size": 8, "time_step_rank": 4}
+HYBRID = {"mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_ssm": 64}
+LLAMA4 = {"intermediate_size_mlp": 48, "num_local_experts": 4, "num_experts_per_tok": 1}
+HUNYUAN = {"head_dim": 8, "num_experts": 4, "moe_topk": 2}
+TOKENS = {"bos_token_id": 1, "cls_token_id": 1, "sep_token_id": 2}
+
+UNUSUAL: dict[str, Callable[[], PretrainedConfig]] = {
+    # It multiplies by the weight of dt_proj.
+    "mamba": lambda: transformers.MambaConfig(**SHAPE, **STATE),
+    # Its router is a subclass of nn.Linear that returns a tuple.
+    "phimoe": lambda: transformers.PhimoeConfig(**SMALL, num_local_experts=4),
+    # It asks for the dtype of its router's weight.
+    "hunyuan_v1_moe": lambda: transformers.HunYuanMoEV1Config(**SMALL, **HUNYUAN),
+    # Its head reads a scale from the trunk.
+    "falcon_h1": lambda: transformers.FalconH1Config(**SMALL, **HYBRID, mamba_n_groups=1),
+    # Its base_model_prefix names no child.
+    "llama4_text": lambda: transformers.Llama4TextConfig(**SMALL, **LLAMA4, head_dim=8),
+    # It calls its head a decoder.
+    "modernbert-decoder": lambda: transformers.ModernBertDecoderConfig(
+        **SHAPE | TOKENS, num_attention_heads=HEADS["num_attention_heads"]
+    ),
+}
+
+
+@pytest.mark.parametrize("family", UNUSUAL)
+def test_a_probed_step(
+    family: str, save_family: Save, cell: Callable[..., CellConfig], corpus: Corpus
+) -> None:
+    model = ["model=hf", f"model.path={save_family(UNUSUAL[family]())}", "adapter.rank=2"]
+    config = cell(*model, "train.steps=1", "probes.steps=[0,1]", "train.eval_every=0")
+    base = load_base(config.model, CPU, "float32")
+    [(metrics, probes)] = run(base, corpus, [config])
+    assert metrics["loss"][0] != metrics["loss"][1]
+    assert np.isfinite(probes["norm"]).all()
+    moved = probes[(probes["step"] == 1) & (probes["site"] == "delta_w")]
+    assert set(moved["layer"]) == set(base.card.targets)
+    assert (moved["norm"] > 0).all(), "every adapter has a gradient"
+
+
+@pytest.fixture
+def mamba(save_family: Save) -> FrozenBase:
+    return load_base(ModelConfig("hf", str(save_family(UNUSUAL["mamba"]()))), CPU, "float32")
+
+
+def test_a_model_that_reads_a_weight_itself_gets_the_adapted_one(mamba: FrozenBase) -> None:
+    """Mamba's logits are those of a Mamba whose weights are ``W + gamma B A``."""
+    model: Any = mamba.model
+    draw = torch.Generator().manual_seed(0)
+    start = {
+        path: LoraPair(
+            torch.randn(3, d, generator=draw) / 8, torch.randn(o, 3, generator=draw) / 8, 0.5
+        )
+        for path, (d, o) in zip(mamba.card.linears, mamba.card.shapes, strict=True)
+    }
+    ids_BT = torch.arange(20).view(2, 10)
+    frozen_BTV = model(ids_BT).logits
+    with adapted(model, mamba.card.linears, [AdapterSpec(3, 1.0, start=start)]), torch.no_grad():
+        adapted_BTV = model(ids_BT).logits
+    for path, (A_RD, B_OR, gamma) in start.items():
+        W_OD = dense_weight(model.get_submodule(path))
+        assert W_OD is not None
+        W_OD.data += gamma * B_OR @ A_RD
+    merged_BTV = model(ids_BT).logits
+    assert (merged_BTV - frozen_BTV).abs().max() > 0.1
+    torch.testing.assert_close(adapted_BTV, merged_BTV, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", [[AdapterSpec(2, 1.0)] * 2, [AdapterSpec(2, 1.0, dropout=0.1)]])
+def test_a_weight_that_can_not_be_read_is_one_line(
+    spec: list[AdapterSpec], mamba: FrozenBase
+) -> None:
+    with (
+        adapted(mamba.model, mamba.card.linears, spec),
+        pytest.raises(StudyError, match=r"reads the weight of .*dt_proj itself: leave it out"),
+    ):
+        mamba.hidden_states(torch.arange(20).view(2, 10))
