@@ -18,7 +18,6 @@ import pytest
 
 from study.analysis import best_rates
 from study.cli.transfer import (
-    TransferRun,
     bounds,
     first_update_lines,
     measured_lines,
@@ -36,7 +35,6 @@ Cli = Callable[..., Any]
 Build = Callable[..., CellConfig]
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs/examples"
-FINLORA = ROOT.parent / "shared/data/finlora/rslora_config.yaml"
 
 
 @pytest.fixture
@@ -56,11 +54,9 @@ def alphas(text: str, keeps: str) -> list[float]:
     return [float(number) for number in re.findall(r"[\d.]+", found)]
 
 
-@pytest.mark.parametrize("file", [EXAMPLES / "finlora.yaml", FINLORA])
-def test_finlora_from_rank_64_to_256(study_cli: Cli, file: Path) -> None:
+def test_finlora_from_rank_64_to_256(study_cli: Cli) -> None:
     """rsLoRA under AdamW: descent goes as gamma r = alpha sqrt(r), the gradient as alpha."""
-    if not file.exists():
-        pytest.skip("the shared data are not here")
+    file = EXAMPLES / "finlora.yaml"
     ran = study_cli("transfer", str(file), "--rank", "256")
     assert ran.code == 0
     assert "at rank 64: lora with alpha 128, rslora with alpha 16" in ran.out
@@ -177,8 +173,8 @@ def test_runs_that_are_equal_in_the_first_update_agree_in_what_was_measured(
 
     seeds = (0, 1)
     old = [probed(seed, "adapter.rank=32") for seed in seeds]
-    run = read_source(peft, None, "1e-4", name)
-    target = read_target(run, "128", "rslora")
+    run = read_source(peft, lr=1e-4, optimizer=name)
+    target = read_target(run, 128, "rslora")
     cells = pd.DataFrame({"cell_id": list("01"), "optimizer": name, "init": "kaiming"})
     probes = pd.concat([rows for one in old for rows in one])
     found = bounds(run, SimpleNamespace(cells=cells, probes=probes))
@@ -192,8 +188,8 @@ def test_runs_that_are_equal_in_the_first_update_agree_in_what_was_measured(
     assert size([probed(0, *twice)], quantity) > 1.6 * size(old, quantity), "alpha matters"
 
 
-def swept(*laws: float) -> SimpleNamespace:
-    """The tables of a sweep whose best learning rate is ``3e-3 r**law`` under rsLoRA.
+def swept(*laws: float) -> pd.DataFrame:
+    """The best rates of a sweep in which they are ``3e-3 r**law`` under rsLoRA.
 
     Each further law is that of an alpha 16 times as high.
     """
@@ -214,31 +210,27 @@ def swept(*laws: float) -> SimpleNamespace:
     off = np.log(cells["lr"] / (3e-3 * cells["rank"] ** cells.pop("law"))) + 0.02 * cells["seed"]
     metrics = cells[["cell_id"]].assign(step=50, eval_loss=1 + off**2)
     names = ("cell_id", "step", "layer", "site", "batch", "rms")
-    probes = pd.DataFrame({name: [] for name in names})
-    return SimpleNamespace(rates=best_rates(cells, metrics, probes))
+    return best_rates(cells, metrics, pd.DataFrame({name: [] for name in names}))
 
 
 def test_a_measured_study_gives_the_rate_with_its_interval() -> None:
-    run = read_source(EXAMPLES / "axolotl.yml", None, None, None)
-    for rank, beyond in (("64", False), ("1024", True)):
-        target = read_target(run, rank, None)
-        lines = measured_lines(run, target, swept(-0.5), Path("results/x"), Path("c"))
-        text = "\n".join(lines)
-        rate = 2e-4 * (int(rank) / 16) ** -0.5
+    run = read_source(EXAMPLES / "axolotl.yml")
+    for rank, beyond in ((64, False), (1024, True)):
+        text = "\n".join(measured_lines(run, read_target(run, rank, None), swept(-0.5)))
+        rate = 2e-4 * (rank / 16) ** -0.5
         assert f"rslora, alpha 16 at both ranks: learning rate {rate:.4g} (" in text
         assert "exponent -0.50 [-0.5" in text
         assert "3 seeds" in text
         assert ("extrapolates" in text) == beyond
-    lora = read_target(run, "64", "lora")
-    text = "\n".join(measured_lines(run, lora, swept(-0.5), Path("results/x"), Path("c")))
-    assert "no exponent for adamw and lora" in text
+    [line] = measured_lines(run, read_target(run, 64, "lora"), swept(-0.5))
+    assert "no exponent for adamw and lora" in line
 
 
 def test_the_exponent_at_the_closest_alpha_comes_first() -> None:
-    run = read_source(EXAMPLES / "axolotl.yml", None, None, None)
+    run = read_source(EXAMPLES / "axolotl.yml")
     for alpha, first in ((16, "-0.50"), (200, "-0.25")):
-        target = replace(read_target(run, "64", None), alpha=float(alpha))
-        lines = measured_lines(run, target, swept(-0.5, -0.25), Path("results/x"), Path("c"))
+        target = replace(read_target(run, 64, None), alpha=float(alpha))
+        lines = measured_lines(run, target, swept(-0.5, -0.25))
         exponents = [line.split()[1] for line in lines if "exponent" in line]
         assert len(exponents) == 2
         assert exponents[0] == first
@@ -257,12 +249,10 @@ def test_a_cell_is_read_by_the_start_of_its_id(study_cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("adapter.exponent", 3),
         ("adapter.alpha", 1e-320),
         ("adapter.rank", float("inf")),
         ("optimizer.name", "zzz"),
         ("optimizer.loraplus_lr_ratio", "x"),
-        ("train.clip", "y"),
     ],
 )
 def test_a_strangers_cell_gets_one_line(
@@ -285,65 +275,41 @@ def test_a_strangers_cell_gets_one_line(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--rank", "0"], "--rank=0 is out of range"),
-        (["--rank", "x\n"], "--rank=x\\n is out of range"),
-        (["--rank", "9" * 5000], "is out of range"),
+        (["--rank", "0"], "0 is not in the range"),
         (["--rule", "lorra"], "choose from lora, rslora, power"),
         (["--rule", "power"], "has no exponent"),
-        (["--rule", "nan"], "out of range"),
         (["--rule", "16", "--rank", "9999999"], "float32 does not hold"),
-        (["--lr", "fast"], "--lr='fast' is not a number"),
         (["--lr", "-1"], "lr=-1.0 is out of range"),
-        (["--optimizer", "adamm"], "choose from sgd"),
-        (["--keep", "loss"], "choose from descent, grad_norm, adapter_out"),
+        (["--optimizer", "adamm"], "'adamm' is not one of 'sgd'"),
         (["--study", "nowhere"], "no study in nowhere"),
         (["--entry", "one"], "has no entry"),
     ],
 )
-def test_a_mistake_gets_one_line(
-    study_cli: Cli, peft: Path, options: list[str], words: str
-) -> None:
+def test_a_mistake_is_named(study_cli: Cli, peft: Path, options: list[str], words: str) -> None:
     ran = study_cli("transfer", str(peft), *options)
     assert (ran.code, ran.out) == (2, "")
-    assert len(ran.err.splitlines()) == 1
     assert words in ran.err
 
 
-@pytest.mark.parametrize(
-    "change", [{"r": "8x"}, {"r": 0}, {"lora_alpha": None}, {"lora_alpha": -1}, {"use_dora": True}]
-)
-def test_a_wrong_configuration_gets_one_line(
-    study_cli: Cli, peft: Path, change: dict[str, Any]
-) -> None:
-    peft.write_text(json.dumps(json.loads(peft.read_text()) | change))
-    ran = study_cli("transfer", str(peft), "--rank", "64")
-    assert (ran.code, ran.out) == (2, "")
-    assert len(ran.err.splitlines()) == 1
-
-
-def test_places_without_a_run_get_one_line(study_cli: Cli, tmp_path: Path) -> None:
-    for place in (tmp_path, tmp_path / "none.yaml", tmp_path / "s/cells/abc"):
+def test_a_place_without_a_run_gets_one_line(study_cli: Cli, peft: Path, tmp_path: Path) -> None:
+    peft.write_text(json.dumps(json.loads(peft.read_text()) | {"use_dora": True}))
+    for place in (peft, tmp_path / "none.yaml", tmp_path / "s/cells/abc", tmp_path / "s"):
         ran = study_cli("transfer", str(place))
         assert ran.code == 2
         assert len(ran.err.splitlines()) == 1
 
 
-def test_it_imports_no_torch() -> None:
+def test_a_folder_of_peft_is_read_without_torch_and_says_what_it_assumes(peft: Path) -> None:
     code = (
         "import sys; from study.cli import main\n"
         "try: main()\n"
         "finally: print('torch' in sys.modules, file=sys.stderr)"
     )
-    arguments = ["transfer", str(EXAMPLES / "axolotl.yml"), "--rank", "64"]
+    arguments = ["transfer", str(peft.parent), "--rank", "64"]
     ran = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT
     )
     assert ran.returncode == 0
     assert ran.stderr.splitlines()[-1] == "False"
-
-
-def test_a_source_says_what_it_assumes(peft: Path) -> None:
-    run: TransferRun = read_source(peft.parent, None, None, None)
-    assert run.optimizer.name == "adamw"
-    assert not run.has_lr
-    assert len(run.assumed) == 2
+    assert "assumed: optimizer adamw" in ran.stdout
+    assert "assumed: no learning rate" in ran.stdout
