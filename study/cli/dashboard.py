@@ -11,10 +11,11 @@ import click
 from study.cli.group import PATH, cli, plots_folder, say
 from study.errors import StudyError
 from study.store.records import cell_folders, no_study, read_record
+from study.sweeps.progress import live_sweeps, waiting_cells
 from study.vocabulary.extras import install
 
 if TYPE_CHECKING:
-    from study.dashboard.server import LookAhead
+    from study.dashboard.server import Ahead
 
 WAIT = 1.0
 """Seconds between looks for the first cell of a study."""
@@ -29,10 +30,7 @@ WAIT = 1.0
     help="Write the page to one HTML file instead.",
 )
 @click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=0,
-    help="Port to serve on.  [default: a free one]",
+    "--port", type=click.IntRange(0, 65535), default=0, help="Port.  [default: a free one]"
 )
 @click.option(
     "--host",
@@ -74,10 +72,9 @@ def dashboard(
         click.echo(f"{file}: {file.stat().st_size / 1e6:.1f} MB, {inside} quantities{left_out}")
         return
     if host not in LOCAL:
-        click.echo(
+        say(
             f"study: warning: anyone who reaches {host} and has the whole address can read this "
-            "study; nothing is encrypted",
-            err=True,
+            "study; nothing is encrypted"
         )
 
     def ready(address: str, once: str) -> None:
@@ -87,7 +84,7 @@ def dashboard(
 
     for study_dir in studies:
         wait_for_cells(study_dir, say)
-    serve(studies, host, port, ready, _look_ahead())
+    serve(studies, host, port, ready, look_ahead)
 
 
 def wait_for_cells(
@@ -109,16 +106,12 @@ def wait_for_cells(
         pause(WAIT)
 
 
-def _look_ahead() -> "LookAhead":
+def look_ahead(study_dir: Path) -> "Ahead":
     """What the live sweeps of a study have still to train, as ``study status --watch`` says it."""
     from study.dashboard.server import Ahead
-    from study.sweeps.progress import live_sweeps, waiting_cells
 
-    def look(study_dir: Path) -> Ahead:
-        waiting = {str(record["cell_id"]) for record in waiting_cells(study_dir)}
-        times = [sweep.progress().seconds_left for sweep in live_sweeps(study_dir)]
-        # A cell that failed and waits for its next attempt is counted as failed.
-        waiting -= {folder.name for folder in cell_folders(study_dir)} if waiting else set()
-        return Ahead(len(waiting), max((t for t in times if t is not None), default=None))
-
-    return look
+    waiting = {str(record["cell_id"]) for record in waiting_cells(study_dir)}
+    times = [sweep.progress().seconds_left for sweep in live_sweeps(study_dir)]
+    # A cell that failed and waits for its next attempt is counted as failed.
+    waiting -= {folder.name for folder in cell_folders(study_dir)} if waiting else set()
+    return Ahead(len(waiting), max((t for t in times if t is not None), default=None))

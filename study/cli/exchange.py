@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from study.cli.group import PATH, STUDY_DIR, cli
+from study.cli.group import PATH, STUDY_DIR, cli, say
 from study.integrations.configs import from_sweep_file, read_file, write
 
 
@@ -45,52 +45,48 @@ def import_(folder: Path, overrides: tuple[str, ...]) -> None:
         click.echo(line)
 
 
-CONFIG_FILE = click.argument("file", type=PATH, metavar="FILE")
-IMPORT_OPTIONS = (
-    click.option("--entry", help="The configuration to read, if the file holds several."),
-    click.option(
-        "--base", help="The model to train: a folder or a hub name.  [default: the file's]"
-    ),
-    click.option(
-        "--name", help="Name of the experiment.  [default: that of the entry or the file]"
-    ),
-    click.option(
-        "--to",
-        type=PATH,
-        default=Path("conf"),
-        show_default=True,
-        metavar="FOLDER",
-        help="Configuration folder to write to.",
-    ),
-    click.option(
-        "--sweep",
-        type=PATH,
-        metavar="FILE",
-        help="A sweep file of Axolotl: a list of values for each key.",
-    ),
-    click.option("--force", is_flag=True, help="Overwrite existing files."),
-)
-
-
-def import_options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed(IMPORT_OPTIONS):
+def reads_config(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the arguments of the two commands that import a configuration."""
+    for option in (
+        click.option("--force", is_flag=True, help="Overwrite existing files."),
+        click.option(
+            "--sweep",
+            type=PATH,
+            metavar="FILE",
+            help="A sweep file of Axolotl: a list of values for each key.",
+        ),
+        click.option(
+            "--to",
+            type=PATH,
+            default=Path("conf"),
+            show_default=True,
+            metavar="FOLDER",
+            help="Configuration folder to write to.",
+        ),
+        click.option(
+            "--name", help="Name of the experiment.  [default: that of the entry or the file]"
+        ),
+        click.option(
+            "--base", help="The model to train: a folder or a hub name.  [default: the file's]"
+        ),
+        click.option("--entry", help="The configuration to read, if the file holds several."),
+        click.argument("file", type=PATH, metavar="FILE"),
+    ):
         command = option(command)
     return command
 
 
 @cli.command("import-config")
-@CONFIG_FILE
-@import_options
-def import_config(file: Path, **options: Any) -> None:
+@reads_config
+def import_config(**options: Any) -> None:
     """Import a configuration of Axolotl, LLaMA-Factory, TRL, FinLoRA or PEFT.
 
     Writes it as an experiment and prints the command that trains it.
     """
-    _import_config(file, {}, **options)
+    _import_config({}, **options)
 
 
 @cli.command("sweep-from")
-@CONFIG_FILE
 @click.option("--ranks", default="4,16,64,256", show_default=True, help="Ranks to train.")
 @click.option(
     "--rules",
@@ -99,11 +95,11 @@ def import_config(file: Path, **options: Any) -> None:
     help="Scaling rules to train. A number is the p of alpha/r**p.",
 )
 @click.option("--seeds", default="", help="Seeds, such as 0,1,2.  [default: the file's seed]")
-@import_options
-def sweep_from(file: Path, ranks: str, rules: str, seeds: str, **options: Any) -> None:
+@reads_config
+def sweep_from(ranks: str, rules: str, seeds: str, **options: Any) -> None:
     """Like import-config, swept over ranks and rules."""
     lists = {"adapter.scaling": _list(rules), "adapter.rank": _list(ranks), "seed": _list(seeds)}
-    _import_config(file, {key: values for key, values in lists.items() if values}, **options)
+    _import_config({key: values for key, values in lists.items() if values}, **options)
 
 
 def _list(text: str) -> list[int | str]:
@@ -112,9 +108,9 @@ def _list(text: str) -> list[int | str]:
 
 
 def _import_config(
-    file: Path,
     swept: dict[str, list[Any]],
     *,
+    file: Path,
     entry: str | None,
     base: str | None,
     name: str | None,
@@ -127,8 +123,6 @@ def _import_config(
     experiment.sweep = {**of_file, **swept}
     chosen = re.sub(r"[^\w-]+", "_", name or entry or file.stem)
     paths, command = write(experiment, chosen, to, force=force)
-    for line in experiment.lines():
-        click.echo(line, err=True)
-    for path in paths:
-        click.echo(f"wrote {path}", err=True)
+    for line in (*experiment.lines(), *(f"wrote {path}" for path in paths)):
+        say(line)
     click.echo(command)

@@ -9,7 +9,6 @@ import click
 from click.shell_completion import CompletionItem
 
 from study import __version__
-from study.errors import given
 
 PATH = click.Path(path_type=Path)
 STUDY_DIR = click.argument("study_dir", type=PATH, metavar="RESULTS/NAME")
@@ -32,11 +31,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sweep-from": ("exchange", "Like import-config, swept over ranks and rules."),
     "import": ("exchange", "Check a PEFT adapter and print commands to train it."),
     "export": ("exchange", "Write a trained adapter to DIR in PEFT's format."),
-    "check": ("integrity", "Verify every record, table and checkpoint of a study."),
-    "archive": ("integrity", "Write a study into one file per table."),
+    "check": ("tables", "Verify every record, table and checkpoint of a study."),
+    "archive": ("tables", "Write a study into one file per table."),
     "fetch": ("training", "Download a base model and print its path."),
     "bench": ("training", "Time training, inference and large studies."),
-    "completion": ("completion", "Print the code that completes words in a shell."),
+    "completion": ("training", "Print the code that completes words in a shell."),
 }
 """Every command with its module and a line of help. A module is imported when its command runs,
 because what it imports takes seconds."""
@@ -88,27 +87,18 @@ def plots_folder(study_dir: Path) -> Path:
     """The folder of a study's figures: ``plots_dir/NAME``, by the configuration of a cell.
 
     A record may come from somebody else, so only a folder beside ``results_dir`` is taken from it.
-    For any other, the default is used, and a line says how to choose that one.
     """
     from study.store import cell_folders, read_record
 
-    usual = study_dir.parent.parent / "plots" / study_dir.name
     records = filter(None, map(read_record, cell_folders(study_dir)))
     config: dict[str, object] = next((r["config"] for r in records if r["config"]), {})
-    results, plots = config.get("results_dir"), config.get("plots_dir")
-    if not isinstance(results, str) or not isinstance(plots, str) or plots == "plots":
-        return usual
-    if any(Path(path).is_absolute() or ".." in Path(path).parts for path in (results, plots)):
-        say(
-            f"figures are in {usual}; the study was trained with plots_dir={given(plots)}, which "
-            "--to and, for study report, --plots can name"
-        )
-        return usual
-    depth = len(Path(results).parts)
-    place = study_dir.absolute()
-    if place.parts[-1 - depth : -1] != Path(results).parts:  # it was moved
-        return usual
-    return Path(os.path.relpath(place.parents[depth] / plots / study_dir.name))
+    results, plots = (Path(str(config.get(key, ""))) for key in ("results_dir", "plots_dir"))
+    place, depth = study_dir.absolute(), len(results.parts)
+    is_beside = not any(path.is_absolute() or ".." in path.parts for path in (results, plots))
+    is_here = place.parts[-1 - depth : -1] == results.parts  # it was not moved
+    if config and is_beside and is_here:
+        return Path(os.path.relpath(place.parents[depth] / plots / study_dir.name))
+    return study_dir.parent.parent / "plots" / study_dir.name
 
 
 PASSED_ON: dict[str, Any] = {"ignore_unknown_options": True, "help_option_names": []}

@@ -1,19 +1,19 @@
 """The command ``study rates``: the best learning rates of a study, and those it lacks."""
 
 import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from study.analysis.rates import exponents_against_rho, missing_rates, rates_by_horizon
 from study.analysis.terminal import render_best, render_horizons
-from study.cli.group import STUDY_DIR, cli
-from study.config.compose import CONF, without_hydra
+from study.cli.group import STUDY_DIR, cli, say
+from study.config.compose import CONF
 from study.errors import StudyError
 from study.integrations.overrides import written
 from study.store import StudyTables, read_record
@@ -45,12 +45,8 @@ def rates(study_dir: Path, refine: bool) -> None:
         for line in lines:
             click.echo(line)
         if not lines:
-            click.echo("no rate is missing: steps of 2 around every best rate", err=True)
+            say("no rate is missing: steps of 2 around every best rate")
         return
-    _print(tables)
-
-
-def _print(tables: StudyTables) -> None:
     found = rates_by_horizon(tables.cells, tables.metrics, tables.probes)
     if found.empty:
         raise StudyError(
@@ -87,14 +83,12 @@ def overrides_of(config: Mapping[str, Any], study: str, varied: Collection[str])
     is_experiment = (CONF / "experiment" / f"{study}.yaml").is_file()
     said = [f"experiment={study}"] if is_experiment else [f"name={written(study)}"]
     with initialize_config_dir(str(CONF), version_base=None):
-        usual, swept = _composed(said)
-        said += [
-            f"{group}={config[group]['name']}"
-            for group in NAMED_GROUPS
-            if group in swept or config[group]["name"] != usual[group]["name"]
-        ]
-        usual, swept = _composed(said)
-    before = dict(_leaves(usual))
+        usual = compose("config", said, return_hydra_config=True)
+        swept = {str(key) for key in usual.hydra.sweeper.get("params") or {}}
+        for group in NAMED_GROUPS:
+            if group in swept or config[group]["name"] != usual[group]["name"]:
+                said.append(f"{group}={config[group]['name']}")
+        before = dict(_leaves(OmegaConf.to_container(compose("config", said), resolve=True)))
     return said + [
         f"{key}={written(value)}"
         for key, value in _leaves(config)
@@ -104,16 +98,7 @@ def overrides_of(config: Mapping[str, Any], study: str, varied: Collection[str])
     ]
 
 
-def _composed(overrides: Sequence[str]) -> tuple[dict[str, Any], set[str]]:
-    """The configuration of ``study train`` with these overrides, and the keys that it sweeps."""
-    found: DictConfig = compose("config", list(overrides), return_hydra_config=True)
-    swept = {str(key) for key in found.hydra.sweeper.get("params") or {}}
-    plain = OmegaConf.to_container(without_hydra(found), resolve=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}, swept
-
-
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every dotted key of a nested configuration with its value. A list is one value."""
     for name, value in config.items():
         if isinstance(value, Mapping):

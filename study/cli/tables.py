@@ -1,8 +1,9 @@
-"""The commands that read a study's tables: ``analyze``, ``distances``, ``figures``, ``report``."""
+"""The commands that read a study: ``analyze``, ``distances``, ``figures``, ``report``, ``check``
+and ``archive``."""
 
 import shutil
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from study.errors import MOST_CHARACTERS, StudyError, printable, unknown
 from study.figures import FIGURES, draw_all, save
 from study.figures.captions import settings
 from study.figures.style import FORMATS
-from study.report import answer, draw_figures, write_report
+from study.report import answer, write_report
 from study.store import StudyTables, write_table
+from study.store.archive import check_study, write_archive
+from study.store.records import cell_folders, is_archived
 from study.sweeps.progress import count_noun
 
 WIDTH = 100
@@ -33,7 +36,8 @@ def analyze(study_dir: Path) -> None:
     If learning rates were swept, it also prints how the best one scales with rank. Every exponent
     is in the tables, which are written to the study's folder.
     """
-    found = analyzed(study_dir)
+    say("analyzing the cells ...")
+    found = load_tables(study_dir)
     for name in ("exponents", "stable", "rates", "losses"):
         write_table(study_dir / f"{name}.parquet", getattr(found, name))
     Console().print(analysis.render_table(analysis.summary(found.exponents)))
@@ -44,12 +48,6 @@ def analyze(study_dir: Path) -> None:
     conclude(found, study_dir)
     click.echo(f"all exponents: {study_dir / 'exponents.parquet'}")
     click.echo(f"next: study report {study_dir}")
-
-
-def analyzed(study_dir: Path) -> StudyTables:
-    """All tables of the study."""
-    say("analyzing the cells ...")
-    return load_tables(study_dir)
 
 
 def conclude(tables: StudyTables, study_dir: Path) -> None:
@@ -86,15 +84,10 @@ def distances(study_dir: Path, rank_free: str) -> None:
 
 
 def rank_list(option: str, text: str) -> list[int]:
-    """The ranks in ``text``, which is the value of ``option``; empty for an empty text.
-
-    Raises :class:`StudyError` for anything but positive integers separated by commas.
-    """
+    """The ranks in ``text``, which is the value of ``option``; empty for an empty text."""
     ranks = text.split(",") if text else []
     if not all(rank.strip().isdecimal() and int(rank) > 0 for rank in ranks):
-        raise StudyError(
-            f"{option}={text} is not a list of ranks: give positive integers such as 256,1024"
-        )
+        raise StudyError(f"{option}={text}: give positive integers such as 256,1024")
     return [int(rank) for rank in ranks]
 
 
@@ -109,31 +102,26 @@ def rank_list(option: str, text: str) -> list[int]:
 )
 def figures(study_dir: Path, to: Path | None, names: tuple[str, ...], formats: str) -> None:
     """Draw the figures of a study."""
-    kinds = [kind.strip() for kind in formats.split(",")]
+    kinds = formats.split(",")
     check_choices("--only", names, FIGURES)
     check_choices("--formats", kinds, FORMATS)
     folder = to or plots_folder(study_dir)
-    tables = analyzed(study_dir)
-    if not names and kinds == ["png", "pdf"]:
-        for path in draw_figures(tables, folder):
-            click.echo(path)
-        return
     missing: list[str] = []
-    for name, figure in draw_all(tables, missing.append, names or tuple(FIGURES)):
+    say("analyzing the cells ...")
+    for name, figure in draw_all(load_tables(study_dir), missing.append, names or None):
         for path in save(figure, folder, name, kinds):
             click.echo(path)
     if names and missing:
         raise StudyError("; ".join(missing))
+    for line in missing:
+        say(line)
 
 
-def check_choices(option: str, values: Iterable[str], choices: Iterable[str]) -> None:
+def check_choices(option: str, values: Iterable[str], choices: Collection[str]) -> None:
     """Raise :class:`StudyError`, with the choices, for a value that is none of them."""
-    names = tuple(choices)
     for value in values:
-        if value not in names:
-            near = get_close_matches(value, names, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise StudyError(f"{unknown(option, value, names)}{hint}")
+        if value not in choices:
+            raise unknown(option, value, [*get_close_matches(value, choices, 1), *choices])
 
 
 @cli.command()
@@ -151,9 +139,61 @@ def report(study_dir: Path, to: Path | None, plots: Path | None) -> None:
     right to write to the study's folder.
     """
     usual = plots or (to / "figures" if to else plots_folder(study_dir))
-    tables = analyzed(study_dir)
-    say("drawing the figures ...")
+    say("analyzing the cells and drawing the figures ...")
+    tables = load_tables(study_dir)
     [_, page] = write_report(study_dir, tables, usual, to)
     conclude(tables, study_dir)
     click.echo(f"open {page}")
     click.echo(f"study dashboard {study_dir}    # every layer, in a browser")
+
+
+@cli.command()
+@STUDY_DIR
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Print the shell commands that move damaged results aside. Runs none of them.",
+)
+@click.pass_context
+def check(context: click.Context, study_dir: Path, repair: bool) -> None:
+    """Verify every record, table and checkpoint of a study.
+
+    Prints a line for each problem. The exit code is 1 if a file is damaged, and 0 otherwise.
+    """
+    problems, folders = list(check_study(study_dir)), cell_folders(study_dir)
+    for problem in problems:
+        line = printable(f"{problem.path}: {problem.reason}", MOST_CHARACTERS)
+        if repair:  # a comment of the shell where a name could not be copied from a terminal
+            line = problem.repair if problem.repair.isprintable() else f"# {line}"
+        click.echo(line)
+    summary = count_noun(len(folders), "cell")
+    if archived := sum(map(is_archived, folders)):
+        summary += f" ({archived} archived, which keeps no adapters)"
+    summary += f": {count_noun(len(problems), 'problem') if problems else 'no problem'}"
+    if problems and not repair:
+        summary += f". Run `study check {study_dir} --repair` for the commands that repair it"
+    click.echo(summary, err=repair)
+    context.exit(1 if problems else 0)
+
+
+@cli.command()
+@STUDY_DIR
+@click.option("--to", type=PATH, required=True, metavar="FOLDER", help="Folder of the archive.")
+@click.option(
+    "--plots",
+    default="plots",
+    show_default=True,
+    metavar="FOLDER",
+    help="Folder of figures that the archived study names.",
+)
+def archive(study_dir: Path, to: Path, plots: str) -> None:
+    """Write a study into one file per table, for a repository or a paper.
+
+    FOLDER/cells.parquet holds the configuration and the record of every cell that has ended,
+    FOLDER/metrics.parquet and FOLDER/probes.parquet its rows. Every command that reads a study
+    reads FOLDER in place, and so does pandas. Adapters are left out.
+    """
+    if left_out := write_archive(study_dir, to, plots):
+        say(f"left out, because they have not ended: {', '.join(left_out)}")
+    megabytes = sum(path.stat().st_size for path in to.glob("*.parquet")) / 1e6
+    click.echo(f"{to}: {count_noun(len(cell_folders(to)), 'cell')}, {megabytes:.1f} MB")
