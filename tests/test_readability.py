@@ -28,7 +28,7 @@ PACKAGE_LINES = {
     "study/store": 1_900,
     "study/sweeps": 3_550,
     "study/theory": 1_550,
-    "study/tracking": 750,
+    "study/tracking": 610,
     "study/training": 1_950,
     "study/vocabulary": 1_200,
     "study": 37_900,

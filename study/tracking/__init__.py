@@ -1,6 +1,5 @@
 """A copy of the results in an experiment tracker (``tracker=wandb``, ``tracker=tensorboard`` ...).
 
-- :mod:`~study.tracking.names`: what trackers are told: metrics, tags, configuration;
 - :mod:`~study.tracking.runs`: one run per cell, in W&B or through ``accelerate.tracking``;
 - :mod:`~study.tracking.publish`: exponents and figures of a study in W&B, as artifacts;
 - :mod:`~study.tracking.workspace`: a W&B workspace for a study.

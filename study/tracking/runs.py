@@ -3,17 +3,19 @@
 W&B has a class of its own here, because the workspace needs its groups and job types. All others
 come through the tracker classes of ``accelerate.tracking``. The first error of a tracker prints one
 line, and the pack goes on without it.
+
+W&B and others group charts by the part of a name before a slash.
 """
 
 import contextlib
 import contextvars
 import hashlib
 import io
+import math
 import os
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,13 +24,12 @@ import pandas as pd
 
 from study.config import TrackerConfig, chosen
 from study.errors import StudyError, one_line
-from study.tracking.names import flat, history_row, plain, rule_of, tags
-from study.vocabulary.quantities import SITES
+from study.vocabulary.quantities import MODEL_WIDE, SITES, TRAIN
+from study.vocabulary.scaling import rule_words
 from study.vocabulary.trackers import NONE, TRACKERS, WANDB
 
 if TYPE_CHECKING:
     import wandb
-    from accelerate.tracking import GeneralTracker
 
 PATIENCE = 30.0
 """Seconds to wait for W&B's server at the start of a run, and for the upload at its end."""
@@ -36,6 +37,80 @@ TAGS = ("rule", "rank", "optimizer", "model")
 """The names of the tags, for trackers that have named ones."""
 LONGEST_NAME = 200
 """Characters of a run's name, which may be that of a folder."""
+
+
+# What trackers are told.
+
+
+def norm_of(site: str, batch: str = TRAIN) -> str:
+    """``grad_norm``, ``update_norm``, or ``<site>_norm``.
+
+    On a batch other than the training batch, ``_<batch>`` is appended.
+    """
+    short = {"adapter_grad": "grad_norm", "adapter_update": "update_norm"}
+    return short.get(site, f"{site}_norm") + ("" if batch == TRAIN else f"_{batch}")
+
+
+def rule_of(record: Mapping[str, Any]) -> str:
+    """``rslora``, or ``power p=0.75``: the scaling rule of a cell's record."""
+    adapter = record["config"]["adapter"]
+    return rule_words(adapter["scaling"], adapter["exponent"])
+
+
+def tags(record: Mapping[str, Any]) -> list[str]:
+    """The rule, rank, optimizer and model of a cell's record; W&B allows 64 characters for each."""
+    rank, optimizer = record["config"]["adapter"]["rank"], record["config"]["optimizer"]["name"]
+    return [tag[-64:] for tag in (rule_of(record), f"rank {rank}", optimizer, record["model"])]
+
+
+def plain(value: Any) -> Any:
+    """A value that JSON can hold: an infinite rank becomes the string ``inf``."""
+    if isinstance(value, Mapping):
+        return {key: plain(part) for key, part in value.items()}
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def flat(record: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """The configuration of a cell's record by dotted key, and what else identifies the cell.
+
+    Lists become text, an infinite number becomes ``inf``, and keys without a value are left out, as
+    not every tracker stores those.
+    """
+    [config] = pd.json_normalize(plain(record["config"])).to_dict("records")
+    found = {key: record[key] for key in ("study", "cell_id", "gamma")} | config
+    return {
+        str(key): value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in found.items()
+        if value is not None
+    }
+
+
+def history_row(
+    metrics: Mapping[str, float], probes: pd.DataFrame | None, sites: Sequence[str]
+) -> dict[str, float]:
+    """One step of a cell: every metric, and the ``norm`` of each probed layer at ``sites``.
+
+    A layer is named ``block_07/q_proj``, and the whole model ``model``. Layers of the same block
+    and kind, such as experts, keep the path below the block, so that no two share a name.
+    """
+    row = {name: value for name, value in metrics.items() if name != "step"}
+    if probes is None or "norm" not in probes:
+        return row
+    sent = probes[probes["site"].isin(sites)]
+    layers = sent[["layer", "block", "kind"]].drop_duplicates()
+    shared = dict(
+        zip(layers["layer"], layers.duplicated(["block", "kind"], keep=False), strict=True)
+    )
+    for each in sent.astype({"norm": "float32"}).itertuples():  # the precision of the store
+        layer, name = str(each.layer), str(each.kind)
+        if shared[layer] and layer != MODEL_WIDE:
+            name = layer.partition(f".{each.block}.")[2] or layer
+        place = f"block_{each.block:02d}/" if each.block >= 0 else ""
+        row[f"{norm_of(str(each.site), str(each.batch))}/{place}{name}"] = float(each.norm)
+    return row
+
+
+# The trackers of accelerate.
 
 
 @dataclass(frozen=True)
@@ -51,27 +126,6 @@ class About:
     tags: list[str]
     folder: Path
     is_online: bool
-
-
-def _comet(about: About) -> dict[str, Any]:
-    settings = import_module("comet_ml").ExperimentConfig(
-        name=about.name,
-        tags=about.tags,
-        offline_directory=str(about.folder),
-        # As for W&B: arguments, code and environment may be private.
-        log_code=False,
-        log_env_details=False,
-        log_git_metadata=False,
-        parse_args=False,
-        auto_output_logging=False,
-        display_summary_level=0,
-    )
-    return {
-        "run_name": about.project,
-        "online": about.is_online,
-        "mode": "create",
-        "experiment_config": settings,
-    }
 
 
 ARGUMENTS: dict[str, Callable[[About], dict[str, Any]]] = {
@@ -90,7 +144,22 @@ ARGUMENTS: dict[str, Callable[[About], dict[str, Any]]] = {
         "run_name": about.name,
         "tags": {"study": about.study} | dict(zip(TAGS, about.tags, strict=True)),
     },
-    "comet_ml": _comet,
+    "comet_ml": lambda about: {
+        "run_name": about.project,
+        "online": about.is_online,
+        "mode": "create",
+        "experiment_config": import_module("comet_ml").ExperimentConfig(
+            name=about.name,
+            tags=about.tags,
+            offline_directory=str(about.folder),
+            log_code=False,
+            log_env_details=False,
+            log_git_metadata=False,
+            parse_args=False,
+            auto_output_logging=False,
+            display_summary_level=0,
+        ),
+    },
     "aim": lambda about: {
         "run_name": about.name,
         "logging_dir": about.folder,
@@ -124,20 +193,9 @@ ARGUMENTS: dict[str, Callable[[About], dict[str, Any]]] = {
         "mode": "cloud" if about.is_online else "offline",
     },
 }
-"""By tracker, the arguments of accelerate's class. They switch off what records the machine."""
-
-
-class Untracked:
-    """``tracker=none``: does nothing."""
-
-    def start(self, record: Mapping[str, Any], name: str) -> None:
-        """A cell starts."""
-
-    def log(self, cell_id: str, metrics: Mapping[str, float], probes: pd.DataFrame | None) -> None:
-        """A cell has finished a step."""
-
-    def finish(self, cell_id: str, status: str, fields: Mapping[str, Any]) -> None:
-        """A cell has ended."""
+"""By tracker, the arguments of accelerate's class. They switch off what records the machine:
+arguments, code and environment may be private.
+"""
 
 
 @dataclass
@@ -146,96 +204,72 @@ class _Run:
 
     record: dict[str, Any]
     name: str
-    open: Any
-    rows: list[tuple[dict[str, float], int]]
+    open: Any = None
+    rows: list[tuple[dict[str, float], int]] = field(default_factory=list)
 
 
-class Runs(ABC):
-    """The runs of one pack's cells. ``notify`` gets one line on the first error.
+class Tracker:
+    """The runs of one pack's cells; does nothing if ``tracker=none``.
 
-    A library that can write one run at a time gets each cell when it has ended.
+    ``notify`` gets one line on the first error. The library is imported when the first cell starts.
+    One that can write a single run at a time gets each cell when it has ended.
     """
 
     def __init__(self, config: TrackerConfig, notify: Callable[[str], None]) -> None:
         self.config, self.notify = config, notify
-        self.kind = TRACKERS[config.name]
-        self.sites = chosen("tracker.sites", config.sites, SITES)
         self.runs: dict[str, _Run] = {}
-        self.given_up = False
+        self.is_off = config.name == NONE
+        """Whether there is no tracker, or it has failed."""
+        self.at_once = not self.is_off and TRACKERS[config.name].at_once
+        self.sites = chosen("tracker.sites", config.sites, SITES)
         # Trackio ends the run that it finds in this process's context once more, and prints.
         self._context = contextvars.copy_context()
 
     def start(self, record: Mapping[str, Any], name: str) -> None:
         """A cell starts. ``record``: its ``record.json``. ``name``: the name of the run."""
-        run = _Run(dict(record), name, None, [])
-        self.runs[record["cell_id"]] = run
-        if self.kind.at_once:
-            self._attempt(lambda: self._begin(run))
+        run = self.runs[record["cell_id"]] = _Run(dict(record), name)
+        if self.at_once:
+            self._attempt(lambda: self._write_rows(run))
 
     def log(self, cell_id: str, metrics: Mapping[str, float], probes: pd.DataFrame | None) -> None:
         """A cell has finished a step. ``probes``: its probe rows, if the step was probed."""
+        if self.is_off:
+            return
         run = self.runs[cell_id]
         run.rows.append((history_row(metrics, probes, self.sites), int(metrics["step"])))
-        if self.kind.at_once:
+        if self.at_once:
             self._attempt(lambda: self._write_rows(run))
 
     def finish(self, cell_id: str, status: str, fields: Mapping[str, Any]) -> None:
         """A cell has ended. ``fields``: the fields that the end adds to its record."""
         run = self.runs.pop(cell_id)
-        self._attempt(lambda: self._end(run, status, fields))
 
-    @abstractmethod
-    def open(self, record: dict[str, Any], name: str) -> Any:
-        """Start the run of a cell. The arguments are those of :meth:`start`."""
+        def end() -> None:
+            self._write_rows(run)
+            self.close(run.open, status, fields)
 
-    @abstractmethod
-    def write(self, run: Any, row: dict[str, float], step: int) -> None:
-        """Write a row of the run."""
-
-    @abstractmethod
-    def close(self, run: Any, status: str, fields: Mapping[str, Any]) -> None:
-        """End the run. The arguments are those of :meth:`finish`."""
-
-    def _attempt(self, act: Callable[[], None]) -> None:
-        if self.given_up:
-            return
-        try:
-            self._context.run(act)
-        except Exception as error:  # Trackers raise many types; none may stop training.
-            self.given_up = True
-            why = one_line(error)
-            self.notify(f"{self.kind.label} tracking stopped ({why}); training continues without")
-
-    def _begin(self, run: _Run) -> None:
-        run.open = self.open(run.record, run.name)
+        self._attempt(end)
 
     def _write_rows(self, run: _Run) -> None:
+        """Write the rows that are left. Opens the run first."""
+        if run.open is None:
+            run.open = self.open(run.record, run.name)
         for row, step in run.rows:
             self.write(run.open, row, step)
         run.rows.clear()
 
-    def _end(self, run: _Run, status: str, fields: Mapping[str, Any]) -> None:
-        if run.open is None:
-            self._begin(run)
-        self._write_rows(run)
-        self.close(run.open, status, fields)
+    def _attempt(self, act: Callable[[], None]) -> None:
+        if self.is_off:
+            return
+        try:
+            self._context.run(act)
+        except Exception as error:  # Trackers raise many types; none may stop training.
+            self.is_off = True
+            label, why = TRACKERS[self.config.name].label, one_line(error)
+            self.notify(f"{label} tracking stopped ({why}); training continues without")
 
-
-Tracker = Runs | Untracked
-
-
-def tracker(config: TrackerConfig, notify: Callable[[str], None]) -> Tracker:
-    """The tracker of a pack. Its library is imported when the first cell starts."""
-    if config.name == NONE:
-        return Untracked()
-    return (WandbRuns if config.name == WANDB else AcceleratedRuns)(config, notify)
-
-
-class AcceleratedRuns(Runs):
-    """Runs by a class of accelerate. Every step is a row; the configuration is stored flat."""
-
-    def open(self, record: dict[str, Any], name: str) -> "GeneralTracker":
-        """Start a run and store the configuration. Nothing is printed.
+    def open(self, record: dict[str, Any], name: str) -> Any:
+        """Start a run of accelerate's class and store the flat configuration. Nothing is printed.
 
         Raises the errors of the tracker, and :class:`StudyError` if accelerate has no such class.
         """
@@ -260,28 +294,31 @@ class AcceleratedRuns(Runs):
         )
         if self.config.dir is not None:
             about.folder.mkdir(parents=True, exist_ok=True)
-        with _silence():
+        with contextlib.redirect_stdout(io.StringIO()):  # it would break the progress display
             run = kind(**ARGUMENTS[self.config.name](about))
             run.start()
             run.store_init_configuration(flat(record))
         return run
 
-    def write(self, run: "GeneralTracker", row: dict[str, float], step: int) -> None:
+    def write(self, run: Any, row: dict[str, float], step: int) -> None:
         """Write a row."""
         run.log({name: float(value) for name, value in row.items()}, step=step)
 
-    def close(self, run: "GeneralTracker", status: str, fields: Mapping[str, Any]) -> None:
+    def close(self, run: Any, status: str, fields: Mapping[str, Any]) -> None:
         """End the run. The status of the cell is in the store."""
-        with _silence():
+        with contextlib.redirect_stdout(io.StringIO()):
             run.finish()
 
 
-def _silence() -> contextlib.redirect_stdout[io.StringIO]:
-    """Inside, what a tracker prints on stdout is dropped: it would break the progress display."""
-    return contextlib.redirect_stdout(io.StringIO())
+def tracker(config: TrackerConfig, notify: Callable[[str], None]) -> Tracker:
+    """The tracker of a pack."""
+    return (WandbRuns if config.name == WANDB else Tracker)(config, notify)
 
 
-class WandbRuns(Runs):
+# W&B.
+
+
+class WandbRuns(Tracker):
     """Runs with the group of their study, the rule as their job type, and tags."""
 
     def open(self, record: dict[str, Any], name: str) -> "wandb.Run":

@@ -19,9 +19,8 @@ from study.errors import StudyError, one_line
 from study.figures.selection import Rule
 from study.figures.style import shade
 from study.store import load_measured, write_output
-from study.tracking.names import norm_of
 from study.tracking.publish import SUMMARY, publish, tracker_of
-from study.tracking.runs import silenced
+from study.tracking.runs import norm_of, silenced
 from study.vocabulary.quantities import GRADIENT_NORM, MODEL_WIDE, SITES, UNIONS
 
 

@@ -32,8 +32,7 @@ def differences(study: Path, undisturbed: Path) -> list[str]:
 def left_over(study: Path) -> list[str]:
     """Files in the folders of ended cells that are of no use.
 
-    A kill after the record's end, or a call that fails there, may leave some: they cost space, and
-    ``study check`` lists them.
+    A kill after the record's end, or a call that fails there, may leave some.
     """
     return [
         f"{path.relative_to(study)} is left over"

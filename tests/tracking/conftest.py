@@ -32,14 +32,9 @@ def study_process(jsonl: Path) -> Callable[..., subprocess.CompletedProcess[str]
     ) -> subprocess.CompletedProcess[str]:
         command, *rest = arguments
         flags = [argument for argument in rest if argument.startswith("-")]
-        small = [
-            "model=tiny",
-            "train.batch_size=2",
-            "data=file",
-            f"data.path={jsonl}",
-            "data.sequence_length=32",
-        ]
-        small = [*small, "data.heldout=2", "train.steps=2"] if command == "train" else []
+        small = ["model=tiny", "data=file", f"data.path={jsonl}", "data.sequence_length=32"]
+        small += ["data.heldout=2", "train.steps=2", "train.batch_size=2"]
+        small = small if command == "train" else []
         line = [command, *flags, *small, *(argument for argument in rest if argument not in flags)]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
         return Forked(f"{first}\n{STUDY}", line, folder, clean | environment).wait()

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from study.analysis import summary
 from study.errors import StudyError
 from study.tracking.publish import tracker_of
 from study.tracking.workspace import open_workspace, workspace
+from tests.store.small_cells import CONFIG, RECORD, complete
 
 
 @pytest.fixture
@@ -54,19 +54,9 @@ def test_exponents_and_figures_are_artifacts(
     assert (0, "exponent/adamw lora/adapter_grad norm") in logged
     [table] = path.glob("files/media/table/exponents_*.json")
     sent = json.loads(table.read_text())
-    shown = {name: sent["columns"].index(name) for name in sent["columns"]}
-    assert [
-        (
-            row[shown["exponent"]],
-            row[shown["factor"]],
-            row[shown["verdict"]],
-            row[shown["brackets"]],
-        )
-        for row in sent["data"]
-    ] == [
-        # One seed and two ranks: a slope without brackets.
-        (r.estimate, f"×{2**r.exponent:.2f}", "one seed", "")
-        for r in rows.itertuples()
+    places = [sent["columns"].index(name) for name in ("rule", "quantity", "step", "estimate")]
+    assert [[row[place] for place in places] for row in sent["data"]] == [
+        [row.rule, row.quantity, row.step, row.estimate] for row in rows.itertuples()
     ]
 
 
@@ -95,10 +85,8 @@ def test_the_workspace_has_a_section_per_site_and_a_panel_per_kind(study_dir: Pa
             matching = [regex for regex in regexes if re.search(regex, f"{prefix}/block_01/{kind}")]
             assert len(matching) == 1, kind
     [runs] = spec["runSets"]
-    assert [key["name"] for key in runs["grouping"]] == [
-        "adapter.value.scaling",
-        "adapter.value.rank",
-    ]
+    grouped = [key["name"] for key in runs["grouping"]]
+    assert grouped == ["adapter.value.scaling", "adapter.value.rank"]
     filters = {
         part["key"]["name"]: (part["op"], part["value"]) for part in runs["filters"]["filters"]
     }
@@ -108,19 +96,11 @@ def test_the_workspace_has_a_section_per_site_and_a_panel_per_kind(study_dir: Pa
 
 
 def test_without_a_key_the_workspace_is_a_file(
-    study_dir: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    study_process: Callable[..., Any],
+    study_dir: Path, study_process: Callable[..., Any]
 ) -> None:
-    done: subprocess.CompletedProcess[str] = study_process(
-        study_dir.parent.parent,
-        "dashboard",
-        "--wandb",
-        "results/default",
-        HOME="/nonexistent",
-        NETRC="/nonexistent",
-    )
+    where = {"HOME": "/nonexistent", "NETRC": "/nonexistent"}
+    words = ["dashboard", "--wandb", "results/default"]
+    done = study_process(study_dir.parents[1], *words, **where)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "results/default/workspace.json"
     notices = [line for line in done.stderr.splitlines() if "workspace" in line]
@@ -130,12 +110,17 @@ def test_without_a_key_the_workspace_is_a_file(
     assert spec["displayName"] == "default: LoRA against rsLoRA"
 
 
-def test_a_study_that_was_not_tracked_is_an_error(study_dir: Path, tmp_path: Path) -> None:
-    cell = next((study_dir / "cells").iterdir())
-    record = json.loads((cell / "record.json").read_text())
-    record["config"]["tracker"] = {"name": "none"}
-    (tmp_path / "cells/x").mkdir(parents=True)
-    (tmp_path / "cells/x/record.json").write_text(json.dumps(record))
+def test_files_go_to_the_study_and_not_where_a_record_says(tmp_path: Path) -> None:
+    """A results folder may be somebody else's."""
+    settings = {"name": "wandb", "project": "mine", "dir": "/home/somebody/.ssh", "other": 1}
+    complete(tmp_path, "abc", RECORD | {"config": CONFIG | {"tracker": settings}})
+    found = tracker_of(tmp_path)
+    assert found is not None
+    assert (found.project, found.mode, found.dir) == ("mine", "offline", str(tmp_path))
+
+
+def test_a_study_that_was_not_tracked_is_an_error(tmp_path: Path) -> None:
+    complete(tmp_path)
     with pytest.raises(StudyError, match="train it with tracker=wandb"):
         open_workspace(tmp_path, tmp_path, pytest.fail)
 
