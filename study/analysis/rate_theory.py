@@ -8,27 +8,21 @@ init a step of size ``lr`` moves it by ``lr M(r)``, and ``M`` is the finite-rank
     M(r) = gamma^2 r sqrt(1 + (1 + r_align)/r)       linear rules, roughly
 
 So the best rate falls as ``1/M``. Under a sign-like rule the motion of A may dominate instead (rho
-= |dA x| / |A0 x| >> 1). The output then moves by about ``lr^2 M(r)``, and the best rate falls as
-``M^-1/2`` (muA, arXiv 2602.06204). The prediction is the interval between the two; rho says where
-in it (below). Below the crossover it is far from the asymptotes, -(1 - p) and -(1 - p)/2: at p =
-1/2, ranks 4 to 256 and r_sign = 9 it is -0.37 to -0.19, not -0.5 to -0.25.
-
-**Where in the interval: rho.** ``rho = |dA x| / |A0 x|`` is the motion of A beside its init, at the
-end of a run at the best rate.
+= |dA x| / |A0 x| >> 1, at the end of a run at the best rate). The output then moves by about
+``lr^2 M(r)``, and the best rate falls as ``M^-1/2`` (muA, arXiv 2602.06204). The prediction is the
+interval between the two; rho says where in it. Below the crossover it is far from the asymptotes,
+-(1 - p) and -(1 - p)/2: at p = 1/2, ranks 4 to 256 and r_sign = 9 it is -0.37 to -0.19, not -0.5 to
+-0.25.
 
 **One layer, one input x.** B starts at 0, and the gradient dL/dy keeps its signs u. Every entry
 moves by ``lr`` per step. After T steps, with ``L = lr T``,
 
-    B    = -L u sign(A0 x)^T
-    dA x =  L ||x||_1 sign(A0 x)
+    B = -L u sign(A0 x)^T          dA x = L ||x||_1 sign(A0 x)
 
 because the gradient of A is ``gamma B^T dL/dy x^T``, whose sign is ``-sign(A0 x) sign(x)^T``. So A
-moves each component of ``A x`` away from 0, and the adapter output is
-
-    gamma B A x = -gamma L u (||A0 x||_1 + L r ||x||_1)
-
-The r components of ``A0 x`` are Gaussian with standard deviation s. So ``||A0 x||_1`` is
-``sqrt(2/pi) s r``, ``|A0 x|`` is ``s sqrt(r)``, and rho is ``L ||x||_1 / s``. The output is
+moves each component of ``A x`` away from 0, and the output is ``-gamma L u (||A0 x||_1 + L r
+||x||_1)``. The r components of ``A0 x`` are Gaussian with standard deviation s, so ``||A0 x||_1``
+is ``sqrt(2/pi) s r``, ``|A0 x|`` is ``s sqrt(r)``, and rho is ``L ||x||_1 / s``. The output is
 
     L M(r) (1 + k rho),    M(r) = sqrt(2/pi) gamma s r,    k = sqrt(pi/2) = 1.25
 
@@ -58,9 +52,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from study.analysis.fits import Floats
 from study.theory import Layer, curve, family, slope
-from study.theory.asymptotics import Modifiers
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import FORWARD_OUT
@@ -100,11 +92,13 @@ def log_moves(runs: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
     """
     ranks = np.unique(runs["rank"].to_numpy(float))
     first = runs.iloc[0]
+    optimizer, init = str(first["optimizer"]), INITS.get(str(first["init"]))
     columns = {name: np.full(len(ranks), math.nan) for name in MOVES}
-    if _has_theory(str(first["optimizer"]), str(first["init"])):
-        layers = layer_bounds(runs, probes, str(first["optimizer"]))
-        for name, those in zip(MOVES, layers, strict=True):
-            logs = [_log_curve(first, ranks, layer) for layer in those]
+    # The law holds if A is drawn, with a variance independent of rank.
+    if init is not None and init.drawn == "A" and init.q == 0 and optimizer in OPTIMIZERS:
+        law = {"step": 1, "optimizer": optimizer, "p": float(first["exponent_p"])}
+        for name, layers in zip(MOVES, layer_bounds(runs, probes, optimizer), strict=True):
+            logs = [np.log(curve(FORWARD_OUT.site, "rms", ranks, **law, layer=x)) for x in layers]
             columns[name] = np.mean(logs, axis=0)
     return pd.DataFrame(columns, index=ranks)
 
@@ -133,27 +127,6 @@ def move_slopes(moves: pd.DataFrame) -> list[float]:
         float(slope(np.exp(column - column.mean()), moves.index.to_numpy(float)))
         for column in moves.to_numpy(float).T
     ]
-
-
-def _has_theory(optimizer: str, init: str) -> bool:
-    """Whether the law above holds: A is drawn, with a variance independent of rank."""
-    how = INITS.get(init)
-    return how is not None and how.drawn == "A" and how.q == 0 and optimizer in OPTIMIZERS
-
-
-def _log_curve(first: "pd.Series[float]", ranks: Floats, layer: Layer) -> Floats:
-    """The log of the finite-rank curve of ``adapter_out`` after one step."""
-    values = curve(
-        FORWARD_OUT.site,
-        "rms",
-        ranks,
-        step=1,
-        optimizer=str(first["optimizer"]),
-        p=float(first["exponent_p"]),
-        layer=layer,
-        modifiers=Modifiers(),
-    )
-    return np.log(values)
 
 
 def layer_bounds(

@@ -8,31 +8,26 @@ does not contain it:
 - beside a run that diverged the best rate is one of the grid. The true one is anywhere within half
   a step of it: the error is uniform, with standard deviation ``h / sqrt(12)``, where h is the step
   in log lr;
-- elsewhere it is the vertex of the parabola through three points. It is exact for a parabola. In a
-  basin ``a u^2 + b u^3``, u being the distance from the minimum in log lr, its error is
-  ``(b / 2a) (3 u^2 - h^2)`` for a middle point at u, to first order in the skew ``k = b h / a``.
-  The constant part is the same at every rank, and u is uniform over a step, so the rest has a
-  standard deviation of ``k h / sqrt(80)``. In basins of two half-parabolas of different widths it
-  is about ``h (k / sqrt(80) + 1.2 k^2)``, by simulation, and this is what is used; in the smooth
-  basin ``exp(u) - u`` it is about half of it. The skew is that of a fourth point. It varies with
-  the offset of the grid, so :data:`QUANTILE` over ranks and seeds stands for all. With a skew
-  above :data:`SKEWED` the parabola fails, and with three rates the skew is unknown: both count as
-  the first case.
+- elsewhere it is the vertex of the parabola through three points. In a basin ``a u^2 + b u^3``, u
+  being the distance from the minimum in log lr, its error is ``(b / 2a) (3 u^2 - h^2)`` for a
+  middle point at u, to first order in the skew ``k = b h / a``. The constant part is the same at
+  every rank, and u is uniform over a step, so the rest has a standard deviation of
+  ``k h / sqrt(80)``. In basins of two half-parabolas of different widths it is about
+  ``h (k / sqrt(80) + 1.2 k^2)``, by simulation, and this is what is used. The skew is that of a
+  fourth point. It varies with the offset of the grid, so :data:`QUANTILE` over ranks and seeds
+  stands for all. With a skew above :data:`SKEWED` the parabola fails, and with three rates the skew
+  is unknown: both count as the first case.
 
 Seeds whose best rates differ by more than a third of a step average the error out: its common part
 has the variance above times ``exp(-(2 pi s / h)^2)``, the first harmonic of rounding, where s is
 their standard deviation. The half widths of the two intervals, Student's t over seeds and 1.96
-standard deviations of the grid, are added in quadrature. (With the degrees of freedom of Welch and
-Satterthwaite the interval of three seeds that agree by chance would be narrower than over seeds
-alone: it covered 91 % at two ranks.)
+standard deviations of the grid, are added in quadrature.
 
 **The best alpha** at a fixed learning rate is found in the same way, with the roles of alpha and
 the learning rate exchanged. LoRA-alpha (arXiv 2606.12883, second hand) finds the best alpha of LoRA
-to grow as sqrt(r), which makes gamma that of rsLoRA.
-
-Under a sign-like rule a step of size lr moves the adapter output by ``lr M(r)``, and ``M`` is
-proportional to alpha (:mod:`study.analysis.rate_theory`). The motion of A changes the power of
-lr in this, but not that of alpha. So the best alpha falls as ``1/M`` in either case.
+to grow as sqrt(r), which makes gamma that of rsLoRA. Under a sign-like rule a step of size lr moves
+the adapter output by ``lr M(r)``, and ``M`` is proportional to alpha. The motion of A changes the
+power of lr in this, but not that of alpha. So the best alpha falls as ``1/M`` in either case.
 
 **Horizons.** A run at a constant rate, stopped at step h, is the run of h steps. So every held-out
 loss on the way gives the best rate for training that long. A schedule that falls to 0 at the end
@@ -44,7 +39,6 @@ rate half or twice as large.
 """
 
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -100,9 +94,9 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
     """The best learning rate of every rule, rank and seed.
 
     Of each rank only the rates count that all its seeds were run at
-    (:func:`~study.analysis.losses.rates_of_a_rank`); a rank with fewer than two has no rows.
-    Ranks need not share a grid. In a sweep that was interrupted, a rank may lack the rates around
-    its best one. The best of the others is then at an edge, and no exponent is fitted to it.
+    (:func:`~study.analysis.losses.rates_of_a_rank`); a rank with fewer than two has no rows. Ranks
+    need not share a grid. In a sweep that was interrupted, a rank may lack the rates around its
+    best one: the best of the others is then at an edge, and no exponent is fitted to it.
 
     Columns: those of the curve without ``lr``, ``setting``, ``rank``, ``seed``, and
 
@@ -119,39 +113,43 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
     rho = _rho(probes)
     parts = []
     for _, rule in ends.groupby(numbered(ends, OF_A_RULE)):
-        table = _best_of_a_rule(rule, rho)
-        if len(table):
+        of_ranks = {rank: rates_of_a_rank(runs) for rank, runs in rule.groupby("rank")}
+        rows, found = [], []
+        for (rank, _), own in rule.groupby(["rank", "seed"]):
+            tried = of_ranks[rank]
+            own = own[own["lr"].isin(tried)]
+            if len(tried) < 2 or not np.isfinite(own["loss"]).any():
+                continue
+            best = bottom(own["lr"].to_numpy(float), own["loss"].to_numpy(float))
+            off = (np.log(own["lr"]) - np.log(best.lr)).abs()
+            nearest = off.where(np.isfinite(own["loss"])).idxmin()
+            rows.append(
+                {
+                    **own.iloc[0].drop(["lr", "loss", "cell_id", "gamma"]).to_dict(),
+                    "best_lr": best.lr,
+                    "best_loss": best.loss,
+                    "edge": best.edge,
+                    "tried": len(tried),
+                    "grid_step": best.step,
+                    "rho": rho.get(str(own.loc[nearest, "cell_id"]), np.nan),
+                }
+            )
+            found.append(best)
+        if rows:
+            table = pd.DataFrame(rows).assign(grid_sd=grid_errors(found))
             parts.append(table.join(log_moves(rule, probes), on="rank"))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def _best_of_a_rule(rule: pd.DataFrame, rho: dict[str, float]) -> pd.DataFrame:
-    """The rows of :func:`best_rates` for the runs of one rule, without theory's columns."""
-    of_ranks = {
-        float(runs["rank"].iloc[0]): rates_of_a_rank(runs) for _, runs in rule.groupby("rank")
-    }
-    rows, found = [], []
-    for _, own in rule.groupby(["rank", "seed"]):
-        tried = of_ranks[float(own["rank"].iloc[0])]
-        own = own[own["lr"].isin(tried)]
-        if len(tried) < 2 or not np.isfinite(own["loss"]).any():
-            continue
-        best = bottom(own["lr"].to_numpy(float), own["loss"].to_numpy(float))
-        off = (np.log(own["lr"]) - np.log(best.lr)).abs()
-        nearest = off.where(np.isfinite(own["loss"])).idxmin()
-        rows.append(
-            {
-                **own.iloc[0].drop(["lr", "loss", "cell_id", "gamma"]).to_dict(),
-                "best_lr": best.lr,
-                "best_loss": best.loss,
-                "edge": best.edge,
-                "tried": len(tried),
-                "grid_step": best.step,
-                "rho": rho.get(str(own.loc[nearest, "cell_id"]), np.nan),
-            }
-        )
-        found.append(best)
-    return pd.DataFrame(rows).assign(grid_sd=grid_errors(found)) if rows else pd.DataFrame()
+def _rho(probes: pd.DataFrame) -> dict[str, float]:
+    """By cell the motion of A beside its init, median over layers, at the last step measured."""
+    if "rho" not in probes:
+        return {}
+    of_A = (probes["site"] == "A") & (probes["batch"] == TRAIN)
+    rows = probes[of_A & np.isfinite(probes["rho"])]
+    rows = rows.assign(cell_id=rows["cell_id"].astype(str))
+    rows = rows[rows["step"] == rows.groupby("cell_id")["step"].transform("max")]
+    return rows.groupby("cell_id")["rho"].median().to_dict()
 
 
 def bottom(lr: Floats, loss: Floats) -> Best:
@@ -168,40 +166,34 @@ def bottom(lr: Floats, loss: Floats) -> Best:
     edge = LOWEST if best == 0 else HIGHEST if best == len(x) - 1 else INSIDE
     if edge:
         return Best(float(np.exp(x[best])), float(y[best]), edge)
-    a, b = x[best - 1] - x[best], x[best + 1] - x[best]
-    step = float(b - a) / 2
+
+    def curvature(middle: int) -> float:
+        """The second divided difference of y around ``middle``: d of ``c u + d u^2``."""
+        left, here, right = y[middle - 1 : middle + 2]
+        a, b = x[middle - 1] - x[middle], x[middle + 1] - x[middle]
+        return float(((left - here) / a - (right - here) / b) / (a - b))
+
+    a, step = x[best - 1] - x[best], float(x[best + 1] - x[best - 1]) / 2
     # y = here + c u + d u^2 through its neighbours. The middle is the lowest, so d >= 0.
-    d = _curvature(x, y, best)
+    d = curvature(best)
     if not d > 0:  # NaN beside a run that diverged
         return Best(float(np.exp(x[best])), float(y[best]), edge, step, math.inf)
     c = (y[best - 1] - y[best]) / a - d * a
     u = -c / (2 * d)
+    # The third divided difference: with the lower one of the two points beyond.
+    third = math.nan
+    beyond = [i for i in (best - 2, best + 2) if 0 <= i < len(x) and np.isfinite(y[i])]
+    if beyond:
+        outer = min(beyond, key=lambda i: y[i])
+        side = -1 if outer < best else 1
+        third = (curvature(best + side) - d) / float(x[outer] - x[best - side])
     return Best(
         lr=float(np.exp(x[best] + u)),
         loss=float(y[best] + c * u + d * u * u),
         edge=edge,
         step=step,
-        skew=abs(_third(x, y, best)) * step / d,
+        skew=abs(third) * step / d,
     )
-
-
-def _curvature(x: Floats, y: Floats, middle: int) -> float:
-    """The second divided difference of y around ``middle``: d of ``c u + d u^2``."""
-    left, here, right = y[middle - 1 : middle + 2]
-    a, b = x[middle - 1] - x[middle], x[middle + 1] - x[middle]
-    return float(((left - here) / a - (right - here) / b) / (a - b))
-
-
-def _third(x: Floats, y: Floats, best: int) -> float:
-    """The third divided difference over the best point, its neighbours, and the lower one of the
-    two points beyond. NaN if there is none."""
-    beyond = [i for i in (best - 2, best + 2) if 0 <= i < len(x) and np.isfinite(y[i])]
-    if not beyond:
-        return math.nan
-    outer = min(beyond, key=lambda i: y[i])
-    side = -1 if outer < best else 1
-    near, off = _curvature(x, y, best), _curvature(x, y, best + side)
-    return (off - near) / float(x[outer] - x[best - side])
 
 
 def grid_errors(found: list[Best]) -> Floats:
@@ -229,13 +221,10 @@ def rate_transfer(rates: pd.DataFrame) -> pd.DataFrame:
     ``agreement`` (a word of :mod:`study.vocabulary.verdicts`, empty without an exponent or a
     prediction), ``rho_min``, ``rho_max`` over ranks.
     """
-    if rates.empty:
-        return pd.DataFrame()
     rows = []
-    for _, rule in rates.groupby(numbered(rates, OF_A_RULE)):
+    for _, rule in rates.groupby(numbered(rates, OF_A_RULE)) if len(rates) else ():
         rule = rule.sort_values(["seed", "rank"])
-        at_edge = rule["edge"] != INSIDE
-        inside = rule[~rule["rank"].isin(rule.loc[at_edge, "rank"])]
+        inside = _inside(rule)
         row = rule.iloc[0].drop(list(NOT_OF_A_RULE), errors="ignore")
         fit = _line(inside)
         of_ranks = (inside if fit["ranks"] else rule).groupby("rank")[list(MOVES)].first()
@@ -245,7 +234,7 @@ def rate_transfer(rates: pd.DataFrame) -> pd.DataFrame:
             {
                 **{str(name): value for name, value in row.items()},
                 **fit,
-                "edges": int(at_edge.sum()),
+                "edges": int((rule["edge"] != INSIDE).sum()),
                 "predicted_low": low,
                 "predicted_high": high,
                 "agreement": agreement(fit, low, high),
@@ -254,6 +243,11 @@ def rate_transfer(rates: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def _inside(rule: pd.DataFrame) -> pd.DataFrame:
+    """The best rates of the ranks at which no seed has its own at an edge."""
+    return rule[~rule["rank"].isin(rule.loc[rule["edge"] != INSIDE, "rank"])]
 
 
 def agreement(fit: dict[str, float | str], low: float, high: float) -> str:
@@ -281,16 +275,24 @@ def agreement(fit: dict[str, float | str], low: float, high: float) -> str:
 
 def _line(inside: pd.DataFrame) -> dict[str, float | str]:
     """The fit of the log best rate against log rank."""
-    unknown = ("exponent", "ci_low", "ci_high", "rank_min", "rank_max", "se_grid")
     if inside["rank"].nunique() < 2:
+        unknown = ("exponent", "ci_low", "ci_high", "rank_min", "rank_max", "se_grid")
         nothing: dict[str, float | str] = dict.fromkeys(unknown, np.nan)
         return nothing | {"interval": "none", "seeds": 0, "ranks": 0}
     best = inside.pivot(index="seed", columns="rank", values="best_lr")
     lines = fit_lines(best.columns, np.log(best.to_numpy(float))[None, :, :, None])
-    slope, df, seeds = float(lines.slope[0, 0]), float(lines.df[0, 0]), int(lines.seeds[0, 0])
-    # With one seed, the scatter of the ranks about the line contains the error of the grid.
-    of_grid = _slope_variance(inside) if seeds > 1 else 0.0
-    of_seeds = float(lines.se_slope[0, 0]) ** 2
+    fit = {name: values[0, 0] for name, values in vars(lines).items()}
+    slope, df, seeds = float(fit["slope"]), float(fit["df"]), int(fit["seeds"])
+    of_grid = 0.0
+    if seeds > 1:  # with one seed, the scatter of the ranks contains the error of the grid
+        in_steps = np.log(inside["best_lr"]) / inside["grid_step"]
+        by = inside.assign(variance=inside["grid_sd"] ** 2, in_steps=in_steps).groupby("rank")
+        scatter2 = by["in_steps"].var().fillna(0.0).to_numpy(float)
+        shared = by["variance"].mean().to_numpy(float) * np.exp(-((2 * np.pi) ** 2) * scatter2)
+        x = np.log(np.array(list(by.groups), float))
+        weight = (x - x.mean()) / np.square(x - x.mean()).sum()
+        of_grid = float(np.sum(weight**2 * shared))
+    of_seeds = float(fit["se_slope"]) ** 2
     half = math.hypot(t_critical(df) * math.sqrt(of_seeds), NORMAL * math.sqrt(of_grid))
     return {
         "exponent": slope,
@@ -298,60 +300,33 @@ def _line(inside: pd.DataFrame) -> dict[str, float | str]:
         "ci_high": slope + half,
         "interval": "none" if df == 0 else "ranks" if seeds == 1 else "seeds",
         "seeds": seeds,
-        "ranks": int(lines.ranks[0, 0]),
-        "rank_min": float(lines.rank_min[0, 0]),
-        "rank_max": float(lines.rank_max[0, 0]),
+        "ranks": int(fit["ranks"]),
+        "rank_min": float(fit["rank_min"]),
+        "rank_max": float(fit["rank_max"]),
         "se_grid": math.sqrt(of_grid),
     }
-
-
-def _slope_variance(inside: pd.DataFrame) -> float:
-    """The variance of the slope that the grid makes: the part that all seeds share."""
-    in_steps = np.log(inside["best_lr"]) / inside["grid_step"]
-    by = inside.assign(variance=inside["grid_sd"] ** 2, in_steps=in_steps).groupby("rank")
-    scatter2 = by["in_steps"].var().fillna(0.0).to_numpy(float)
-    shared = by["variance"].mean().to_numpy(float) * np.exp(-((2 * np.pi) ** 2) * scatter2)
-    x = np.log(np.array(list(by.groups), float))
-    weight = (x - x.mean()) / np.square(x - x.mean()).sum()
-    return float(np.sum(weight**2 * shared))
-
-
-def _rho(probes: pd.DataFrame) -> dict[str, float]:
-    """By cell the motion of A beside its init, median over layers, at the last step measured."""
-    if "rho" not in probes:
-        return {}
-    of_A = (probes["site"] == "A") & (probes["batch"] == TRAIN)
-    rows = probes[of_A & np.isfinite(probes["rho"])]
-    rows = rows.assign(cell_id=rows["cell_id"].astype(str))
-    rows = rows[rows["step"] == rows.groupby("cell_id")["step"].transform("max")]
-    return rows.groupby("cell_id")["rho"].median().to_dict()
-
-
-EXCHANGED = {"lr": "alpha", "alpha": "lr"}
-OF_THE_RATE = ("predicted_low", "predicted_high", "agreement")
-"""Columns of :func:`~study.analysis.rates.rate_transfer` that hold for learning rates only."""
 
 
 def best_alphas(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
     """The best alpha of every rule, learning rate, rank and seed.
 
-    The columns are those of :func:`study.analysis.rates.best_rates`, with ``lr`` for ``alpha`` and
-    ``best_alpha`` for ``best_lr``. Empty without two alphas.
+    The columns are those of :func:`best_rates`, with ``lr`` for ``alpha`` and ``best_alpha`` for
+    ``best_lr``. Empty without two alphas.
     """
-    found = best_rates(cells.rename(columns=EXCHANGED), metrics, probes)
+    exchanged = cells.rename(columns={"lr": "alpha", "alpha": "lr"})
+    found = best_rates(exchanged, metrics, probes)
     return found.rename(columns={"alpha": "lr", "best_lr": "best_alpha"})
 
 
 def alpha_transfer(alphas: pd.DataFrame) -> pd.DataFrame:
     """The exponent of the best alpha with rank, one row per rule and learning rate.
 
-    ``alphas`` is the table of :func:`best_alphas`. The columns are those of
-    :func:`study.analysis.rates.rate_transfer`, without its prediction.
+    ``alphas`` is the table of :func:`best_alphas`. The columns are those of :func:`rate_transfer`,
+    without its prediction.
     """
-    if alphas.empty:
-        return pd.DataFrame()
     found = rate_transfer(alphas.rename(columns={"lr": "alpha", "best_alpha": "best_lr"}))
-    return found.drop(columns=list(OF_THE_RATE), errors="ignore").rename(columns={"alpha": "lr"})
+    of_the_rate = ["predicted_low", "predicted_high", "agreement"]
+    return found.drop(columns=of_the_rate, errors="ignore").rename(columns={"alpha": "lr"})
 
 
 def alpha_gaps(alphas: pd.DataFrame) -> pd.DataFrame:
@@ -380,48 +355,36 @@ def alpha_gaps(alphas: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-CONSTANT = "constant"
-RHO_COLUMNS: tuple[str, ...] = (
-    "rho",
-    "rho_low",
-    "rho_high",
-    "move_slope",
-    "at_rho_low",
-    "at_rho_high",
-)
-
-
-def horizons(cells: pd.DataFrame, metrics: pd.DataFrame) -> list[int]:
-    """The steps after the first at which every finished run at a constant rate has a held-out loss.
-
-    ``cells`` and ``metrics`` are those of a study. Broken runs need none.
-    """
-    whole = cells[_is_constant(cells) & (cells["status"] == "complete")]
-    evaluated = metrics.reindex(columns=["cell_id", "step", "eval_loss"]).dropna()
-    evaluated = evaluated[(evaluated["step"] > 0)].assign(id=evaluated["cell_id"].astype(str))
-    evaluated = evaluated[evaluated["id"].isin(set(whole["cell_id"].astype(str)))]
-    count = evaluated.drop_duplicates(["id", "step"]).groupby("step").size()
-    return [int(step) for step in count.index[count == len(whole)]]
-
-
 def rates_by_horizon(
     cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame
 ) -> pd.DataFrame:
-    """:func:`~study.analysis.rates.best_rates` at each of :func:`horizons`: a column ``horizon``.
+    """:func:`best_rates` at each horizon: a column ``horizon``.
 
-    ``rho`` is that of the last step measured by then. Empty without runs at a constant rate.
+    Horizons are the steps after the first at which every complete run at a constant rate has a
+    held-out loss. ``rho`` is that of the last step measured by then. Empty without such runs.
     """
-    constant = cells[_is_constant(cells)]
-    parts = [
-        best_rates(*stopped_at(step, constant, metrics, probes)).assign(horizon=step)
-        for step in horizons(cells, metrics)
-    ]
+    if "schedule" in cells:  # studies that recorded none have the default, which is constant
+        cells = cells[cells["schedule"].astype(object).fillna("constant").eq("constant")]
+    whole = cells.loc[cells["status"] == "complete", "cell_id"].astype(str)
+    evaluated = metrics.reindex(columns=["cell_id", "step", "eval_loss"]).dropna()
+    evaluated = evaluated.assign(id=evaluated["cell_id"].astype(str))
+    evaluated = evaluated[(evaluated["step"] > 0) & evaluated["id"].isin(set(whole))]
+    count = evaluated.drop_duplicates(["id", "step"]).groupby("step").size()
+    parts = []
+    for step in count.index[count == len(whole)]:
+        status = cells["status"].astype(object).copy()
+        for word in BROKEN:  # a run that broke later is complete
+            column = STATUSES[word].ended_at
+            if column in cells:
+                status[(status == word) & (cells[column].astype(float) > step)] = "complete"
+        so_far = (table[table["step"] <= step] for table in (metrics, probes))
+        parts.append(best_rates(cells.assign(status=status), *so_far).assign(horizon=int(step)))
     parts = [part for part in parts if "best_lr" in part]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def exponents_against_rho(rates: pd.DataFrame) -> pd.DataFrame:
-    """:func:`~study.analysis.rates.rate_transfer` of each rule and horizon, beside rho.
+    """:func:`rate_transfer` of each rule and horizon, beside rho.
 
     ``rates`` is the table of :func:`rates_by_horizon`. Further columns: ``horizon``; ``rho``, the
     geometric mean over the ranks of the fit and the seeds, at the best rate; ``rho_low`` and
@@ -429,55 +392,25 @@ def exponents_against_rho(rates: pd.DataFrame) -> pd.DataFrame:
     ``at_rho_low`` and ``at_rho_high``, the interval that it predicts there, from m_A = m to
     m_A = 1 - p. NaN without rho, or without a prediction.
     """
-    if rates.empty:
-        return pd.DataFrame()
     rows = []
-    for _, rule in rates.groupby(numbered(rates, ("horizon", *OF_A_RULE))):
-        [found] = rate_transfer(rule.drop(columns="horizon")).to_dict("records")
-        row = {str(name): value for name, value in found.items()}
-        rows.append(row | {"horizon": rule["horizon"].iloc[0], **_rho_and_theory(rule)})
+    by = ("horizon", *OF_A_RULE)
+    unknown = ("rho", "rho_low", "rho_high", "move_slope", "at_rho_low", "at_rho_high")
+    for _, rule in rates.groupby(numbered(rates, by)) if len(rates) else ():
+        [row] = rate_transfer(rule.drop(columns="horizon")).to_dict("records")
+        row |= {"horizon": rule["horizon"].iloc[0], **dict.fromkeys(unknown, math.nan)}
+        inside = _inside(rule)
+        rho = inside.loc[inside["rho"] > 0, "rho"].to_numpy(float)
+        if len(rho):
+            row["rho"] = float(np.exp(np.log(rho).mean()))
+            row |= {"rho_low": float(rho.min()), "rho_high": float(rho.max())}
+        moves = inside.groupby("rank")[list(MOVES)].first()
+        optimizer = str(rule["optimizer"].iloc[0])
+        if len(moves) > 1 and optimizer in OPTIMIZERS and family(optimizer) == "sign":
+            m, p = float(np.mean(move_slopes(moves))), float(rule["exponent_p"].iloc[0])
+            ends = [rate_exponent(m, of_A, row["rho"]) for of_A in (m, 1 - p)]
+            row |= {"move_slope": m, "at_rho_low": min(ends), "at_rho_high": max(ends)}
+        rows.append({str(name): value for name, value in row.items()})
     return pd.DataFrame(rows)
-
-
-def _rho_and_theory(rule: pd.DataFrame) -> dict[str, float]:
-    """The further columns of :func:`exponents_against_rho` for the best rates of one rule."""
-    at_edge = rule.loc[rule["edge"] != INSIDE, "rank"]
-    inside = rule[~rule["rank"].isin(at_edge)]
-    rho = inside.loc[inside["rho"] > 0, "rho"].to_numpy(float)
-    found = dict.fromkeys(RHO_COLUMNS, math.nan)
-    if len(rho):
-        mean = float(np.exp(np.log(rho).mean()))
-        found |= {"rho": mean, "rho_low": float(rho.min()), "rho_high": float(rho.max())}
-    moves = inside.groupby("rank")[list(MOVES)].first()
-    optimizer = str(rule["optimizer"].iloc[0])
-    if len(moves) > 1 and optimizer in OPTIMIZERS and family(optimizer) == "sign":
-        m, p = float(np.mean(move_slopes(moves))), float(rule["exponent_p"].iloc[0])
-        ends = [rate_exponent(m, of_A, found["rho"]) for of_A in (m, 1 - p)]
-        found |= {"move_slope": m, "at_rho_low": min(ends), "at_rho_high": max(ends)}
-    return found
-
-
-def stopped_at(
-    step: int, cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """``cells``, ``metrics`` and ``probes`` as if every run had had ``step`` steps.
-
-    A run that broke later is complete.
-    """
-    status = cells["status"].astype(object).copy()
-    for word in BROKEN:
-        column = STATUSES[word].ended_at
-        if column in cells:
-            status[(status == word) & (cells[column].astype(float) > step)] = "complete"
-    metrics, probes = (table[table["step"] <= step] for table in (metrics, probes))
-    return cells.assign(status=status), metrics, probes
-
-
-def _is_constant(cells: pd.DataFrame) -> "pd.Series[bool]":
-    """Tables of a study that recorded no schedule have the default, which is constant."""
-    if "schedule" not in cells:
-        return pd.Series(True, cells.index)
-    return cells["schedule"].astype(object).fillna(CONSTANT).eq(CONSTANT)
 
 
 STEP = 2.0
@@ -531,8 +464,11 @@ def missing_rates(
         here = runs[runs["lr"].isin(tried)]
         wanted: set[float] = set()
         for _, own in here.groupby("seed") if len(tried) > 1 else ():
-            wanted |= set(_wanted(own))
-        rates = _without_near(sorted(wanted), tried)
+            wanted |= _wanted(own["lr"].to_numpy(float), own["loss"].to_numpy(float))
+        rates: list[float] = []
+        for rate in sorted(wanted):  # without those near one that was tried, or near an earlier one
+            if (np.abs(np.log(rate / np.array([*tried, *rates]))) > np.log(SLACK)).all():
+                rates.append(float(f"{rate:.3g}"))
         if rates:
             of_rank = by_id.loc[list(runs["cell_id"])]
             seeds = of_rank[[n for n in ("seed", "data_seed") if n in of_rank]].drop_duplicates()
@@ -541,31 +477,13 @@ def missing_rates(
     return found
 
 
-def _wanted(own: pd.DataFrame) -> Iterable[float]:
+def _wanted(lr: Floats, loss: Floats) -> set[float]:
     """The rates that the runs of one rule, rank and seed ask for, tried ones among them."""
-    if not np.isfinite(own["loss"]).any():
-        return [float(own["lr"].min()) / STEP**n for n in range(1, BEYOND + 1)]
-    edge = bottom(own["lr"].to_numpy(float), own["loss"].to_numpy(float)).edge
-    best = float(own["lr"].iloc[int(np.nanargmin(own["loss"].to_numpy(float)))])
-    if edge == INSIDE:
-        return _beside(best, own)
-    towards = {LOWEST: 1 / STEP, HIGHEST: STEP}[edge]
-    return [best * towards**n for n in range(1, BEYOND + 1)]
-
-
-def _beside(best: float, own: pd.DataFrame) -> list[float]:
-    """Half of and twice ``best``, if the step to the next rate tried is wider."""
-    lr = own["lr"].to_numpy(float)
+    if not np.isfinite(loss).any():
+        return {float(lr.min()) / STEP**n for n in range(1, BEYOND + 1)}
+    edge, best = bottom(lr, loss).edge, float(lr[np.nanargmin(loss)])
+    if edge != INSIDE:
+        return {best * (STEP**-n if edge == LOWEST else STEP**n) for n in range(1, BEYOND + 1)}
     above, below = lr[lr > best].min() / best, best / lr[lr < best].max()
     steps = ((above, STEP), (below, 1 / STEP))
-    return [best * factor for step, factor in steps if step > STEP * SLACK]
-
-
-def _without_near(wanted: Sequence[float], tried: Sequence[float]) -> list[float]:
-    """``wanted`` without rates near one that was tried, or near an earlier one, to 3 digits."""
-    kept: list[float] = []
-    for rate in wanted:
-        others = np.array([*tried, *kept])
-        if (np.abs(np.log(rate / others)) > np.log(SLACK)).all():
-            kept.append(float(f"{rate:.3g}"))
-    return kept
+    return {best * factor for step, factor in steps if step > STEP * SLACK}
