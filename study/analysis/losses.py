@@ -9,11 +9,11 @@ Three comparisons:
 
 - ``fixed``: every rank at one learning rate, the best at the lowest rank, as tuning a small adapter
   would choose it;
-- ``best``: every rank at its own best rate, in the mean over seeds
-  (:func:`study.analysis.losses.best_tried`);
+- ``best``: every rule and rank at its own best rate, in the mean over seeds (:func:`best_tried`):
+  the best of each seed would be lower by chance;
 - ``matched``: every rule at the lazy step of rsLoRA: ``gamma lr`` under a sign-like optimizer,
   ``gamma^2 lr`` under a linear one. The step comes from the rule's alpha, from its rate, or from
-  interpolation between two runs, linear in the log of the step.
+  interpolation between two runs, linear in the log of the step; it is never extrapolated.
 
 **Task scores.** At step 0 an adapter adds nothing under any init, so perplexity and exact match of
 step 0 are the base model's.
@@ -25,7 +25,7 @@ trained at the lowest rank: both have a delta_w of that rank, reached by differe
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -66,12 +66,11 @@ def final_losses(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFram
     - ``flops``: their cost per trained token (factored form, ``6 R (D + O)`` a layer). Both are NaN
       if the probes do not record the sizes of the layers.
     """
-    finished = cells["status"].isin(DONE) & np.isfinite(cells["rank"].to_numpy(float))
-    cells = cells[finished].reset_index(drop=True)
+    cells = _finished(cells)
     labels = curve_labels(cells)
     ids = cells["cell_id"].astype(str)
     broken = cells["status"].isin(BROKEN)
-    loss = ids.map(last_loss(metrics)).astype(float).where(~broken)
+    loss = ids.map(_ends(metrics, "eval_loss")["last"]).astype(float).where(~broken)
     rank = cells["rank"].to_numpy(float)
     parameters = rank * ids.map(fans(probes)).astype(float)
     table = labels.assign(
@@ -85,6 +84,21 @@ def final_losses(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFram
         flops=6 * parameters,
     )
     return table[np.isfinite(loss) | broken].reset_index(drop=True)
+
+
+def _finished(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells of finite rank that no sweep trains again."""
+    finite = np.isfinite(cells["rank"].to_numpy(float))
+    return cells[cells["status"].isin(DONE) & finite].reset_index(drop=True)
+
+
+def _ends(metrics: pd.DataFrame, name: str) -> pd.DataFrame:
+    """By cell the ``first`` value of a metric, at step 0, and the ``last``, at a later step."""
+    measured = metrics.reindex(columns=["cell_id", "step", name]).dropna().sort_values("step")
+    measured["cell_id"] = measured["cell_id"].astype(str)
+    first = measured[measured["step"] == 0].set_index("cell_id")[name]
+    last = measured[measured["step"] > 0].groupby("cell_id")[name].last()
+    return pd.DataFrame({"first": first, "last": last}, dtype=float)
 
 
 def common_rates(runs: pd.DataFrame) -> list[float]:
@@ -138,13 +152,6 @@ def fixed_rate(runs: pd.DataFrame) -> float:
     return float(mean.idxmin() if mean.notna().any() else runs["lr"].mode().iloc[0])
 
 
-def last_loss(metrics: pd.DataFrame) -> "pd.Series[float]":
-    """By cell, the last held-out loss after the first step."""
-    evaluated = metrics.reindex(columns=["cell_id", "step", "eval_loss"]).dropna()
-    evaluated = evaluated[evaluated["step"] > 0].sort_values("step")
-    return evaluated.groupby(evaluated["cell_id"].astype(str))["eval_loss"].last()
-
-
 def fans(probes: pd.DataFrame) -> "pd.Series[float]":
     """By cell, the sum of D + O over its layers; empty if the sizes were not recorded.
 
@@ -167,8 +174,7 @@ def loss_gaps(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     ``rank_min``, ``rank_max``. Only finished cells count, and only seeds that were evaluated at
     both ranks. A run that diverged before the step has no loss there.
     """
-    finished = cells["status"].isin(DONE) & np.isfinite(cells["rank"].to_numpy(float))
-    cells = cells[finished].reset_index(drop=True)
+    cells = _finished(cells)
     if cells.empty or "eval_loss" not in metrics:
         return pd.DataFrame()
     labels = curve_labels(cells)
@@ -178,28 +184,24 @@ def loss_gaps(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
         rank=cells["rank"].to_numpy(float),
         seed=seed_numbers(cells),
     )
-    ranks = ends.groupby("curve")["rank"].agg(["min", "max"])
-    ends = ends.join(ranks, on="curve")
-    ends = ends[(ends["rank"] == ends["min"]) | (ends["rank"] == ends["max"])]
-    losses = metrics[["cell_id", "step", "eval_loss"]].assign(
-        cell_id=metrics["cell_id"].astype(str)
-    )
+    losses = metrics[["cell_id", "step", "eval_loss"]]
+    losses = losses.assign(cell_id=losses["cell_id"].astype(str))
     losses = losses[np.isfinite(losses["eval_loss"])].merge(ends, on="cell_id")
+    ranks = ends.groupby("curve")["rank"].agg(["min", "max"])
     rows = []
     for (curve, step), here in losses.groupby(["curve", "step"]):
-        by = here.pivot(index="seed", columns="rank", values="eval_loss").dropna()
         low, high = ranks.loc[curve, "min"], ranks.loc[curve, "max"]
-        if low == high or not {low, high} <= set(by.columns) or by.empty:
-            continue
-        rows.append(
-            here.iloc[0][list(labels.columns)].to_dict()
-            | {"step": int(step), **interval_columns("gap", by[high] - by[low])}
-            | {"seeds": len(by), "rank_min": low, "rank_max": high}
-        )
+        by = here.pivot(index="seed", columns="rank", values="eval_loss")
+        by = by.reindex(columns=[low, high]).dropna()
+        if low < high and len(by):
+            rows.append(
+                here.iloc[0][list(labels.columns)].to_dict()
+                | {"step": int(step), **interval_columns("gap", by[high] - by[low])}
+                | {"seeds": len(by), "rank_min": low, "rank_max": high}
+            )
     return pd.DataFrame(rows)
 
 
-COMPARISONS = ("fixed", "best", "matched")
 REFERENCE_P = 0.5
 """The rule whose steps the others are matched to: rsLoRA's."""
 
@@ -209,14 +211,15 @@ def compared_losses(
 ) -> pd.DataFrame:
     """Final held-out losses in the three comparisons.
 
-    Columns: ``how`` (one of :data:`COMPARISONS`), those of the curve, ``rank``, ``seed``, ``lr``
-    and ``alpha`` (in ``matched`` those of the rsLoRA run), ``loss`` (NaN if the run diverged),
-    ``edge``, ``parameters``, ``flops`` (per trained token).
+    Columns: ``how`` (``fixed``, ``best`` or ``matched``), those of the curve, ``rank``, ``seed``,
+    ``lr`` and ``alpha`` (in ``matched`` those of the rsLoRA run), ``loss`` (NaN if the run
+    diverged), ``edge``, ``parameters``, ``flops`` (per trained token).
     """
     ends = final_losses(cells, metrics, probes)
     parts = []
     for _, setting in ends.groupby("setting", sort=False):
-        parts += [_fixed(setting), _best(setting), _matched(setting)]
+        fixed = setting[setting["lr"] == fixed_rate(setting)].assign(how="fixed", edge="")
+        parts += [fixed, _best(setting), _matched(setting)]
     parts = [part for part in parts if len(part)]
     return pd.concat(parts, ignore_index=True).drop(columns="cell_id") if parts else pd.DataFrame()
 
@@ -236,12 +239,15 @@ def rank_effects(losses: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for _, rule in losses.groupby(numbered(losses, by)):
         whole = rule[np.isfinite(rule["loss"])]
-        slopes = [_slope(seed) for _, seed in whole.groupby("seed") if seed["rank"].nunique() > 1]
+        slopes = [
+            -np.polyfit(np.log2(seed["rank"].to_numpy(float)), seed["loss"].to_numpy(float), 1)[0]
+            for _, seed in whole.groupby("seed")
+            if seed["rank"].nunique() > 1
+        ]
         if slopes:
-            named = rule.iloc[0][[*by, "optimizer"]].to_dict()
             rows.append(
-                named
-                | interval_columns("gain", -np.array(slopes))
+                rule.iloc[0][[*by, "optimizer"]].to_dict()
+                | interval_columns("gain", np.array(slopes))
                 | {
                     "seeds": len(slopes),
                     "ranks": whole["rank"].nunique(),
@@ -285,17 +291,8 @@ def _rate_if_shared(losses: pd.DataFrame) -> pd.DataFrame:
     return losses.assign(lr=losses["lr"].where(losses["how"] != "best"))
 
 
-def _fixed(setting: pd.DataFrame) -> pd.DataFrame:
-    """All runs at one rate: the best at the lowest rank, in the mean over rules and seeds."""
-    return setting[setting["lr"] == fixed_rate(setting)].assign(how="fixed", edge="")
-
-
 def _best(setting: pd.DataFrame) -> pd.DataFrame:
-    """The runs of each rule and rank at the rate that is best in the mean over seeds.
-
-    The best of each seed would be lower by chance. Only rates that all ranks and seeds of the rule
-    were run at count.
-    """
+    """The comparison ``best``. Only rates that all ranks and seeds of a rule were run at count."""
     parts = []
     for _, rule in setting.groupby(numbered(setting, OF_A_RULE)):
         rates = common_rates(rule)
@@ -307,10 +304,7 @@ def _best(setting: pd.DataFrame) -> pd.DataFrame:
 
 
 def _matched(setting: pd.DataFrame) -> pd.DataFrame:
-    """The loss of each rule at the steps of the rsLoRA runs, per rank and seed.
-
-    Losses are interpolated, never extrapolated.
-    """
+    """The comparison ``matched``, per rank and seed."""
     if not setting["optimizer"].isin(list(OPTIMIZERS)).all():
         return pd.DataFrame()
     power = np.where(setting["optimizer"].isin(of_family("linear")), 2, 1)
@@ -337,12 +331,6 @@ def _matched(setting: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns="step", errors="ignore")
 
 
-def _slope(seed: pd.DataFrame) -> float:
-    """Nats per doubling of the rank, over the runs of one seed."""
-    x = np.log2(seed["rank"].to_numpy(float))
-    return float(np.polyfit(x, seed["loss"].to_numpy(float), 1)[0])
-
-
 def task_scores(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     """One row per curve and rank with complete cells.
 
@@ -365,12 +353,14 @@ def task_scores(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     shown = labels[complete & (rates > 0)]
     rows = []
     for _, group in shown.groupby(numbered(labels, ["rank"], curve_numbers(done))[shown.index]):
-        loss, match = (ends[name].iloc[group.index] for name in ("eval_loss", "exact_match"))
-        perplexity = {name: np.exp(value) for name, value in _scores("perplexity", loss).items()}
-        scores = perplexity | _scores("exact_match", match)
-        named = {str(name): value for name, value in group.iloc[0].items()}
-        counts = {"seeds": len(group), "rates": rates[group.index[0]]}
-        rows.append(named | counts | scores)
+        row = {str(name): value for name, value in group.iloc[0].items()}
+        row |= {"seeds": len(group), "rates": rates[group.index[0]]}
+        for name, metric in (("perplexity", "eval_loss"), ("exact_match", "exact_match")):
+            own = ends[metric].iloc[group.index]
+            scores = np.array([own["first"].mean(), *mean_interval(own["last"])])
+            keys = (f"base_{name}", name, f"{name}_low", f"{name}_high")
+            row |= dict(zip(keys, np.exp(scores) if metric == "eval_loss" else scores, strict=True))
+        rows.append(row)
     table = pd.DataFrame(rows)
     return table.dropna(subset=["perplexity"]).reset_index(drop=True) if rows else table
 
@@ -390,26 +380,6 @@ def _rates(runs: pd.DataFrame) -> "pd.Series[int]":
         for _, own in rule.groupby("rank"):
             found[own.index[own["lr"] == best_tried(own, rates).lr]] = len(rates)
     return found
-
-
-def _ends(metrics: pd.DataFrame, name: str) -> pd.DataFrame:
-    """By cell the ``first`` value of a metric, at step 0, and the ``last``, at a later step."""
-    measured = metrics.reindex(columns=["cell_id", "step", name]).dropna().sort_values("step")
-    measured["cell_id"] = measured["cell_id"].astype(str)
-    first = measured[measured["step"] == 0].set_index("cell_id")[name]
-    last = measured[measured["step"] > 0].groupby("cell_id")[name].last()
-    return pd.DataFrame({"first": first, "last": last}, dtype=float)
-
-
-def _scores(name: str, ends: pd.DataFrame) -> dict[str, Any]:
-    """The base model's score, the mean over seeds after training, and its interval."""
-    mean, low, high = mean_interval(ends["last"])
-    return {
-        f"base_{name}": ends["first"].mean(),
-        name: mean,
-        f"{name}_low": low,
-        f"{name}_high": high,
-    }
 
 
 KEPT = 0.95
@@ -453,27 +423,23 @@ def truncation_effects(losses: pd.DataFrame) -> pd.DataFrame:
     for _, runs in losses.groupby("curve", sort=False) if len(losses) else ():
         lowest = runs["rank"].min()
         at_lowest = runs[(runs["rank"] == lowest) & (runs["kept"] == lowest)]
-        own = at_lowest.set_index("seed")["loss"]
-        rows += [_effect(of_rank, lowest, own) for _, of_rank in runs.groupby("rank")]
+        for rank, of_rank in runs.groupby("rank"):
+            loss_K = of_rank.groupby("kept")["loss"].mean()
+            whole, base = float(loss_K[rank]), float(loss_K.get(0.0, np.nan))
+            enough = loss_K.index[(base > whole) & (base - loss_K >= KEPT * (base - whole))]
+            cut = of_rank[of_rank["kept"] == lowest].set_index("seed")["loss"]
+            beyond = (cut - at_lowest.set_index("seed")["loss"]).dropna()
+            labels = of_rank.iloc[0].drop(["kept", "loss", "share", "seed"]).to_dict()
+            rows.append(
+                {
+                    **{str(name): value for name, value in labels.items()},
+                    "loss": whole,
+                    "gained": base - whole,
+                    "needed": enough[0] if len(enough) else np.nan,
+                    "lowest": lowest,
+                    "cut": float(cut.mean()),
+                    **interval_columns("beyond", beyond if rank > lowest else []),
+                    "seeds": of_rank["seed"].nunique(),
+                }
+            )
     return pd.DataFrame(rows)
-
-
-def _effect(of_rank: pd.DataFrame, lowest: float, own: "pd.Series[float]") -> dict[str, Any]:
-    """The row of one rank. ``own``: by seed, the loss of the run trained at the lowest rank."""
-    rank = of_rank["rank"].iloc[0]
-    loss_K = of_rank.groupby("kept")["loss"].mean()
-    whole, base = float(loss_K[rank]), float(loss_K.get(0.0, np.nan))
-    enough = loss_K.index[(base > whole) & (base - loss_K >= KEPT * (base - whole))]
-    cut = of_rank[of_rank["kept"] == lowest].set_index("seed")["loss"]
-    beyond = (cut - own).dropna().to_numpy(float) if rank > lowest else np.empty(0)
-    labels = of_rank.iloc[0].drop(["kept", "loss", "share", "seed"]).to_dict()
-    return {
-        **{str(name): value for name, value in labels.items()},
-        "loss": whole,
-        "gained": base - whole,
-        "needed": enough[0] if len(enough) else np.nan,
-        "lowest": lowest,
-        "cut": float(cut.mean()),
-        **interval_columns("beyond", beyond),
-        "seeds": of_rank["seed"].nunique(),
-    }
