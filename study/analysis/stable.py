@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from study.analysis.fits import Floats, Ints, Mask
+from study.analysis.fits import Floats
 from study.analysis.grouping import curve_columns, firsts, numbered
 from study.analysis.predictions import adjustments
 from study.theory import Modifiers, predict, stable_exponent
@@ -54,66 +54,11 @@ from study.vocabulary.thresholds import (
 SAME = 5e-4
 """Rows are one measurement if their p* and intervals differ by less than this. It is far below what
 another batch or another draw of A would change, and above rounding and the effect of eps."""
-
-NUMBERS = ("p_star", "ci_low", "ci_high", "predicted", "p_star_limit", "high_p_star")
-QUANTITY = (
-    *("optimizer", "site", "stat", "batch", "step", "kind", "layer", "method"),
-    *("rank_min", "rank_max"),
-)
-
-
-def one_per_measurement(rows: pd.DataFrame, settings: Sequence[str] = ()) -> pd.DataFrame:
-    """``rows`` of :func:`~study.analysis.stable.side_by_side`, one for rules that share it.
-
-    The first row of each measurement stays. Its new column ``rules`` lists the pairs of scaling and
-    p that have it. Rows with different values of ``settings`` are kept apart.
-    """
-    kept: list[dict[Any, Any]] = []
-    for row in rows.to_dict("records"):
-        rule = row["scaling"], row["exponent_p"]
-        twin = next((one for one in kept if _same(one, row, settings)), None)
-        if twin is None:
-            kept.append(row | {"rules": [rule]})
-        else:
-            twin["rules"].append(rule)
-    return pd.DataFrame(kept, columns=[*rows.columns, "rules"])
-
-
-def one_per_optimizer(rows: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
-    """Of the rules that give p* of a quantity at a step, the row of the one to read.
-
-    Its steps are small, if those of any are, and its interval is the narrowest of those.
-    """
-    same = ["optimizer", "site", "stat", "step", *settings]
-    order = pd.DataFrame(
-        {
-            "of": numbered(rows, same),
-            "lazy": -rows["lazy"].fillna(0.0).to_numpy(float),
-            "width": (rows["ci_high"] - rows["ci_low"]).fillna(np.inf).to_numpy(float),
-            "place": np.arange(len(rows)),
-        }
-    ).sort_values(["of", "lazy", "width", "place"], kind="stable")
-    return rows.iloc[sorted(order.drop_duplicates("of")["place"])]
-
-
-def _same(one: Mapping[Any, Any], other: Mapping[Any, Any], settings: Sequence[str]) -> bool:
-    if any(one[name] != other[name] for name in QUANTITY):
-        return False
-    if any(str(one[name]) != str(other[name]) for name in settings):
-        return False
-    a, b = (np.array([row[name] for name in NUMBERS], float) for row in (one, other))
-    return np.allclose(a, b, rtol=0, atol=SAME, equal_nan=True)
-
-
-def shared_rules(rows: pd.DataFrame) -> list[str]:
-    """What a reader of :func:`one_per_measurement` must know, in sentences for a caption."""
-    if not (rows["rules"].map(len) > 1).any():
-        return []
-    return ["Rules in one row share their draws and batches: they are one measurement."]
-
-
-CONDITIONS = ("lazy", "clipped", "eps_ratio")
-"""The columns of ``exponents`` with what its predictions depend on."""
+NUMBERS = ["p_star", "ci_low", "ci_high", "predicted", "p_star_limit", "high_p_star"]
+QUANTITY = ["site", "stat", "batch", "step", "kind", "layer"]
+FIT = ["interval", "seeds", "ranks", "rank_min", "rank_max"]
+CONDITIONS = ["lazy", "clipped", "eps_ratio"]
+"""What predictions depend on."""
 OF_LINES = (
     *("predicted", "p_star_limit", "limit_low", "limit_high", "limit"),
     *("layer_p05", "layer_median", "layer_p95"),
@@ -137,55 +82,43 @@ def stable_exponents(exponents: pd.DataFrame) -> pd.DataFrame:
       in the ``mean_log`` row over all kinds.
     """
     place = {(q.site, q.stat): q.p_star for q in QUANTITIES if q.p_star is not None}
-    wanted = np.zeros(len(exponents), bool)
-    for site, stat in place:
-        wanted |= ((exponents["site"] == site) & (exponents["stat"] == stat)).to_numpy()
-    wanted &= exponents["optimizer"].isin(list(OPTIMIZERS)).to_numpy()
-    rows = exponents[wanted]
-    linear = _is_linear(rows)
+    pairs = zip(exponents["site"], exponents["stat"], strict=True)
+    here = np.array([pair in place for pair in pairs], bool)
+    rows = exponents[here & exponents["optimizer"].isin(list(OPTIMIZERS))]
+    step, lazy = rows["step"].to_numpy(int), rows["lazy"].to_numpy(float)
+    linear = (step <= LINEAR_UNTIL) | ((step <= LAST_PREDICTED_STEP) & (lazy == 1))
     found = [part for part in (_linear(rows[linear]), _grid(rows[~linear])) if len(part)]
     if not found:
         return pd.DataFrame()
     table = pd.concat(found, ignore_index=True)
     # An estimate from a grid has no prediction. If there is no other, these columns are missing.
     table = table.reindex(columns=list(dict.fromkeys([*table, *OF_LINES])))
-    order = [*_keys(table), "step", "layer"]
-    return (
-        table.assign(
-            place=[place[pair] for pair in zip(table["site"], table["stat"], strict=True)],
-            few_seeds=table["seeds"] < FEW_SEEDS,
-        )
-        .sort_values(["place", *order], kind="stable")
-        .drop(columns="place")
-        .reset_index(drop=True)
+    table = table.assign(
+        place=[place[pair] for pair in zip(table["site"], table["stat"], strict=True)],
+        few_seeds=table["seeds"] < FEW_SEEDS,
     )
-
-
-def _keys(rows: pd.DataFrame) -> list[str]:
-    """The columns of the curve by which rows are sorted."""
-    return [
-        name
-        for name in curve_columns(rows)
-        if name in ("model", "data", "optimizer", "init", "targets", "lr")
-    ]
-
-
-def _is_linear(rows: pd.DataFrame) -> Mask:
-    """The rows whose slopes are linear in p."""
-    step, lazy = rows["step"].to_numpy(int), rows["lazy"].to_numpy(float)
-    return (step <= LINEAR_UNTIL) | ((step <= LAST_PREDICTED_STEP) & (lazy == 1))
+    sorted_by = ("model", "data", "optimizer", "init", "targets", "lr")
+    keys = [name for name in curve_columns(table) if name in sorted_by]
+    table = table.sort_values(["place", *keys, "step", "layer"], kind="stable")
+    return table.drop(columns="place").reset_index(drop=True)
 
 
 def _linear(rows: pd.DataFrame) -> pd.DataFrame:
-    """``p* = p + slope / k``, row by row."""
-    factor, limit = _factors(rows).T
+    """``p* = p + slope / k``, row by row. ``k`` and theory's p* are computed once per distinct
+    question."""
+    ratio = rows["eps_ratio"].to_numpy(float)
+    regimes = [ratio <= LINEAR_UP_TO, ratio >= SIGN_LIKE_FROM]  # below its eps, Adam is linear
+    asked = rows[["site", "stat", "optimizer", "init", "clipped", "step"]].assign(
+        adjust=adjustments(rows), eps_ratio=np.select(regimes, [0.0, math.inf], 1.0)
+    )
+    number = numbered(asked, asked.columns)
+    answers = [_factor(one) for one in asked.take(firsts(number)).to_dict("records")]
+    factor, limit = np.array(answers, float).reshape(-1, 2)[number].T
     rows, factor, limit = rows[factor > 0], factor[factor > 0], limit[factor > 0]
     p = rows["exponent_p"].to_numpy(float)
-    predicted = p + rows["predicted"].to_numpy(float) / factor
+    names = ("predicted", "exponent", "ci_low", "ci_high")
+    predicted, p_star, low, high = (p + rows[name].to_numpy(float) / factor for name in names)
     bend = predicted - limit  # between the p* of the finite-rank curve and of its asymptote
-    p_star, low, high = (
-        p + rows[name].to_numpy(float) / factor for name in ("exponent", "ci_low", "ci_high")
-    )
     return rows[_identity(rows)].assign(
         method="linear",
         p_star=p_star,
@@ -201,18 +134,6 @@ def _linear(rows: pd.DataFrame) -> pd.DataFrame:
             for name in ("layer_p05", "layer_median", "layer_p95")
         },
     )
-
-
-def _factors(rows: pd.DataFrame) -> Floats:
-    """:func:`_factor` of every row, ``[rows, 2]``, computed once per distinct question."""
-    ratio = rows["eps_ratio"].to_numpy(float)
-    regimes = [ratio <= LINEAR_UP_TO, ratio >= SIGN_LIKE_FROM]  # below its eps, Adam is linear
-    asked = rows[["site", "stat", "optimizer", "init", "clipped", "step"]].assign(
-        adjust=adjustments(rows), eps_ratio=np.select(regimes, [0.0, math.inf], 1.0)
-    )
-    number = numbered(asked, asked.columns)
-    answers = [_factor(one) for one in asked.take(firsts(number)).to_dict("records")]
-    return np.array(answers, float).reshape(-1, 2)[number]
 
 
 def _factor(asked: Mapping[Any, Any]) -> tuple[float, float]:
@@ -237,17 +158,13 @@ def _factor(asked: Mapping[Any, Any]) -> tuple[float, float]:
     return flat - steep, star
 
 
-APART = ("scaling", "exponent_p", "interval", "seeds", "ranks")
-"""Columns that may differ between the rules of one grid."""
-
-
 def _grid(rows: pd.DataFrame) -> pd.DataFrame:
     """p* where the slopes over a grid of p cross zero, by linear interpolation.
 
     One row per grid whose slopes bracket zero.
     """
-    same = [name for name in _identity(rows) if name not in (*APART, *CONDITIONS)]
-    grid = numbered(rows, same)
+    may_differ = ("scaling", "exponent_p", "interval", "seeds", "ranks", *CONDITIONS)
+    grid = numbered(rows, [name for name in _identity(rows) if name not in may_differ])
     p_P = np.unique(rows["exponent_p"].to_numpy(float))
     if len(p_P) < 2:
         return pd.DataFrame()
@@ -257,7 +174,11 @@ def _grid(rows: pd.DataFrame) -> pd.DataFrame:
         table[place] = rows[name].to_numpy(float)
     first = rows[_identity(rows)].take(firsts(grid)).reset_index(drop=True)
     clipped = rows["clipped"].cat.codes.groupby(grid).agg(["min", "max"])
+    same = np.array(CLIPS, object)[clipped["min"]]
     fewest = rows["seeds"].groupby(grid).idxmin().to_numpy()
+    of_grid = rows["lazy"].groupby(grid)
+    lazy = of_grid.min()  # of all rules: unknown if one is, except if another was not lazy
+    known = (of_grid.count() == of_grid.size()) | (lazy == 0)
     found = first.assign(
         scaling="power",
         exponent_p=math.nan,
@@ -266,21 +187,11 @@ def _grid(rows: pd.DataFrame) -> pd.DataFrame:
         ci_low=_crossings(p_P, low),  # slopes fall with p, so the lower bound crosses first
         ci_high=_crossings(p_P, high),
         **{name: rows.loc[fewest, name].to_numpy() for name in ("interval", "seeds", "ranks")},
-        lazy=_all_lazy(rows["lazy"], grid),
-        clipped=np.where(
-            clipped["min"] == clipped["max"], np.array(CLIPS, object)[clipped["min"]], "some"
-        ),
+        lazy=np.where(known, lazy, np.nan),
+        clipped=np.where(clipped["min"] == clipped["max"], same, "some"),
         eps_ratio=rows["eps_ratio"].groupby(grid).min().to_numpy(),
     )
     return found.dropna(subset=["p_star"])
-
-
-def _all_lazy(lazy: "pd.Series[float]", grid: Ints) -> Floats:
-    """By grid: 1 if every rule was lazy, 0 if one was not, NaN if that is not known."""
-    of_grid = lazy.groupby(grid)
-    least = of_grid.min()
-    known = (of_grid.count() == of_grid.size()) | (least == 0)
-    return np.where(known, least, np.nan)
 
 
 def _crossings(p_P: Floats, slope_GP: Floats) -> Floats:
@@ -296,11 +207,10 @@ def _crossings(p_P: Floats, slope_GP: Floats) -> Floats:
 
 def _identity(rows: pd.DataFrame) -> list[str]:
     """The columns that a row of p* takes over from ``exponents``."""
-    fit = (
-        *("site", "stat", "batch", "step", "kind", "layer", "block"),
-        *("interval", "seeds", "ranks", "rank_min", "rank_max"),
-    )
-    return [*curve_columns(rows), *fit, *CONDITIONS]
+    return [*curve_columns(rows), *QUANTITY, "block", *FIT, *CONDITIONS]
+
+
+# What to read.
 
 
 def first_to_read(stable: pd.DataFrame) -> pd.DataFrame:
@@ -319,41 +229,74 @@ def first_to_read(stable: pd.DataFrame) -> pd.DataFrame:
 def side_by_side(stable: pd.DataFrame) -> pd.DataFrame:
     """The rows over all ranks, each beside the estimate over its higher ranks alone.
 
-    One measurement is one row, also if it belongs to several optimizers (:func:`_once`). The
-    estimate over higher ranks is in ``high_rank_min``, ``high_p_star``, ``high_ci_low``,
-    ``high_ci_high`` and ``high_predicted`` (NaN without one).
+    That estimate is in ``high_rank_min``, ``high_p_star``, ``high_ci_low``, ``high_ci_high`` and
+    ``high_predicted`` (NaN without one). One measurement is one row, also if it belongs to several
+    optimizers: at step 0 no optimizer has acted, so all but the updates is bit for bit the same for
+    each. The optimizer of such a row is :data:`EVERY_OPTIMIZER`.
     """
     beside = ["rank_min", "p_star", "ci_low", "ci_high", "predicted"]
     if stable.empty:
         return stable.assign(**{f"high_{name}": np.nan for name in beside})
-    labels = curve_columns(stable)
-    quantity = ["site", "stat", "batch", "step", "kind", "layer", "method"]
-    stable = stable.assign(group=numbered(stable, [*labels, *quantity]))
+    group = numbered(stable, [*curve_columns(stable), *QUANTITY, "method"])
+    stable = stable.assign(group=group)
     lowest = stable["rank_min"] == stable.groupby("group")["rank_min"].transform("min")
     high = stable.loc[~lowest, beside].add_prefix("high_").assign(group=stable["group"])
     high = high.drop_duplicates("group")
-    return _once(stable[lowest].merge(high, on="group", how="left").drop(columns="group"))
+    rows = stable[lowest].merge(high, on="group", how="left").drop(columns="group")
 
-
-def _once(rows: pd.DataFrame) -> pd.DataFrame:
-    """``rows`` with one row for what is one measurement, the same for several optimizers.
-
-    At step 0 no optimizer has acted, so all but the updates is bit for bit the same for each. The
-    optimizer of such a row is :data:`EVERY_OPTIMIZER`.
-    """
-    early = (rows["step"] == 0) & ~rows["site"].isin([*UPDATES, *_unions_of(UPDATES)])
+    unions = [name for name, parts in UNIONS.items() if set(parts) <= set(UPDATES)]
+    early = (rows["step"] == 0) & ~rows["site"].isin([*UPDATES, *unions])
     keys = ["site", "stat", "batch", "kind", "layer", "method", "scaling", "exponent_p"]
     keys += [name for name in ("study", "model", "data", "init") if name in rows]
     number = numbered(rows, [*keys, "rank_min", "rank_max", "p_star", "ci_low"])
     number = np.where(early, number, number.max() + 1 + np.arange(len(rows)))
-    several = rows["optimizer"].astype(object).groupby(number).transform("nunique") > 1
-    names = rows["optimizer"].astype(object).where(~several, EVERY_OPTIMIZER)
+    optimizer = rows["optimizer"].astype(object)
+    several = optimizer.groupby(number).transform("nunique") > 1
     repeated = several & pd.Series(number, rows.index).duplicated()
-    return rows.assign(optimizer=names)[~repeated].reset_index(drop=True)
+    rows = rows.assign(optimizer=optimizer.where(~several, EVERY_OPTIMIZER))
+    return rows[~repeated].reset_index(drop=True)
 
 
-def _unions_of(sites: tuple[str, ...]) -> list[str]:
-    return [name for name, parts in UNIONS.items() if set(parts) <= set(sites)]
+def one_per_measurement(rows: pd.DataFrame, settings: Sequence[str] = ()) -> pd.DataFrame:
+    """``rows`` of :func:`side_by_side`, one for rules that share it.
+
+    The first row of each measurement stays. Its new column ``rules`` lists the pairs of scaling and
+    p that have it. Rows with different values of ``settings`` are kept apart.
+    """
+    apart = ["optimizer", *QUANTITY, "method", "rank_min", "rank_max"]
+    group = numbered(rows[list(settings)].astype(str), settings, numbered(rows, apart))
+    values = rows.reindex(columns=NUMBERS).to_numpy(float)
+    rules: dict[int, list[tuple[Any, Any]]] = {}  # by the first row of each measurement
+    pairs = zip(rows["scaling"], rows["exponent_p"], strict=True)
+    for place, rule in enumerate(pairs):
+        for one in rules:
+            near = {"rtol": 0, "atol": SAME, "equal_nan": True}
+            if group[one] == group[place] and np.allclose(values[one], values[place], **near):
+                rules[one].append(rule)
+                break
+        else:
+            rules[place] = [rule]
+    kept = pd.DataFrame(rows.iloc[list(rules)].to_dict("records"), columns=rows.columns)
+    return kept.assign(rules=pd.Series(list(rules.values()), dtype=object))
+
+
+def one_per_optimizer(rows: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
+    """Of the rules that give p* of a quantity at a step, the row of the one to read.
+
+    Its steps are small, if those of any are, and its interval is the narrowest of those.
+    """
+    lazy = -rows["lazy"].fillna(0.0).to_numpy(float)
+    width = (rows["ci_high"] - rows["ci_low"]).fillna(np.inf).to_numpy(float)
+    same = numbered(rows, ["optimizer", "site", "stat", "step", *settings])
+    best_first = np.lexsort((width, lazy, same))
+    return rows.iloc[sorted(best_first[firsts(same[best_first])])]
+
+
+def shared_rules(rows: pd.DataFrame) -> list[str]:
+    """What a reader of :func:`one_per_measurement` must know, in sentences for a caption."""
+    if not (rows["rules"].map(len) > 1).any():
+        return []
+    return ["Rules in one row share their draws and batches: they are one measurement."]
 
 
 def shared_measurements(rows: pd.DataFrame) -> list[str]:

@@ -21,10 +21,12 @@ from study.analysis.stable import (
 )
 from study.analysis.summary import OVER_MODEL, rule_text
 from study.analysis.wording import (
+    INTERVAL,
     STRAIGHTNESS,
     bracket_notes,
     factor_text,
     interval_text,
+    number_text,
     rounded,
     settings_text,
 )
@@ -32,13 +34,7 @@ from study.errors import printable
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import BATCH_NAMES, DESCENT, TRAIN
 from study.vocabulary.scaling import rule_label
-from study.vocabulary.thresholds import (
-    CONFIDENCE,
-    FEW_SEEDS,
-    RATE_RATIO,
-    SEEDS_FOR_VERDICT,
-    STABLE_RATIO,
-)
+from study.vocabulary.thresholds import FEW_SEEDS, RATE_RATIO, SEEDS_FOR_VERDICT, STABLE_RATIO
 from study.vocabulary.verdicts import AGREEMENTS, VERDICTS, Colour, meaning
 
 STYLES: dict[Colour, str] = {"green": "green", "red": "red", "yellow": "yellow", "grey": "dim"}
@@ -50,10 +46,7 @@ Parts = Sequence[tuple[str, pd.DataFrame]]
 
 
 def render_table(summary: pd.DataFrame) -> Table:
-    """``summary`` as a rich table that fits 80 columns, with a caption on words and intervals.
-
-    Prints nothing.
-    """
+    """``summary`` as a rich table that fits 80 columns, with a caption on words and intervals."""
     curves = [
         (", ".join(filter(None, map(str, key))), rows)
         for key, rows in summary.groupby(["optimizer", "rule", "curve"], sort=False, observed=True)
@@ -67,116 +60,22 @@ def render_table(summary: pd.DataFrame) -> Table:
         table.add_section()
         table.add_row(Text(printable(name), style="bold"))
         for row in rows.to_dict("records"):
-            table.add_row(*_cells(row, predicted))
-    return table
-
-
-def _cells(row: Mapping[Any, Any], predicted: bool) -> list[str | Text]:
-    """One row of the terminal table."""
-    word = str(row["verdict"])
-    bend = f"\n{rounded(row['slope_low'])} to {rounded(row['slope_high'])}" if row["bent"] else ""
-    star = " *" if row["seeds"] >= SEEDS_FOR_VERDICT and not row["primary"] else ""
-    verdict = Text(word + star, style=STYLES[VERDICTS[word].colour])
-    if bend:
-        verdict.append("\nbent", style="default")
-    return [
-        row["quantity"] + ("" if row["batch"] == TRAIN else f", {_batch_name(row['batch'])}"),
-        str(row["step"]),
-        row["estimate"] + bend,
-        factor_text(row["factor"]),
-        *([_or_blank(row["predicted"])] if predicted else []),
-        verdict,
-    ]
-
-
-def _batch_name(batch: object) -> str:
-    return BATCH_NAMES.get(str(batch), str(batch))
-
-
-def _batch_lines(batches: "pd.Series[str]") -> list[str]:
-    """Which batch each row is read on."""
-    others = [str(batch) for batch in batches.unique() if batch != TRAIN]
-    lines = [f"{_batch_name(batch)}: read on the {_batch_name(batch)} batch" for batch in others]
-    rest = "all others: " if others else ""
-    return [*lines, f"{rest}read on the {BATCH_NAMES[TRAIN]} batch"]
-
-
-def _or_blank(value: float) -> str:
-    return "" if pd.isna(value) else rounded(value)
-
-
-def render_stable(stable: pd.DataFrame) -> Table:
-    """The rows of :func:`~study.analysis.stable.first_to_read` as a rich table of 80 columns."""
-    rows = first_to_read(stable)
-    # Of the estimates from a grid of p, the one at the last step is enough.
-    early = (rows["method"] == "grid") & (rows["step"] < rows["step"].max())
-    rows = side_by_side(rows[~early])
-    settings = distinguishing(rows, curve_columns(rows))
-    rows = one_per_measurement(rows, settings)
-    parts: dict[str, list[Any]] = {}
-    for number, row in enumerate(rows.to_dict("records")):
-        name = ", ".join([str(row["optimizer"]), *settings_text(row, settings)])
-        parts.setdefault(name, []).append(number)
-    optimizers = [(name, rows.iloc[numbers]) for name, numbers in parts.items()]
-    high = sorted(rows["high_rank_min"].dropna().unique())
-    above = [f"r≥{' or '.join(f'{rank:g}' for rank in high)}"] if high else []
-    table = _table(
-        "p* in gamma = alpha / r^p: the p at which a quantity does not depend on rank",
-        _stable_caption(rows, optimizers),
-        ["quantity", "from", "step", "p* here", "theory", *above, "limit", "theory"],
-        left=["quantity", "from"],
-        wrapped=False,
-    )
-    shown = ("predicted", *(["high_p_star"] if high else []), "p_star_limit", "limit")
-    for optimizer, part in optimizers:
-        table.add_section()
-        table.add_row(Text(printable(optimizer), style="bold"))
-        for row in part.to_dict("records"):
+            word, batch = str(row["verdict"]), str(row["batch"])
+            star = " *" if row["seeds"] >= SEEDS_FOR_VERDICT and not row["primary"] else ""
+            verdict = Text(word + star, style=STYLES[VERDICTS[word].colour])
+            bend = ""
+            if row["bent"]:
+                bend = f"\n{rounded(row['slope_low'])} to {rounded(row['slope_high'])}"
+                verdict.append("\nbent", style="default")
             table.add_row(
-                DESCENT.name if row["stat"] == DESCENT.stat else f"{row['site']} {row['stat']}",
-                _measured_from(row),
+                row["quantity"] + ("" if batch == TRAIN else f", {BATCH_NAMES.get(batch, batch)}"),
                 str(row["step"]),
-                interval_text(row["p_star"], row["ci_low"], row["ci_high"]),
-                *(_or_blank(row[name]) for name in shown),
+                row["estimate"] + bend,
+                factor_text(row["factor"]),
+                *([number_text(row["predicted"])] if predicted else []),
+                verdict,
             )
     return table
-
-
-def _stable_caption(rows: pd.DataFrame, optimizers: Parts) -> str:
-    lines = ["p* here: over the ranks measured; limit: corrected for finite rank"]
-    lines.append(f"read on the {BATCH_NAMES[TRAIN]} batch")
-    lines += _bracket_lines(optimizers)
-    if (rows["few_seeds"] & (rows["interval"] == "seeds")).any():
-        lines.append(f"fewer than {FEW_SEEDS} seeds: the intervals are too wide to rely on")
-    return "\n".join([*lines, *shared_rules(rows), *shared_measurements(rows)])
-
-
-def _measured_from(row: Mapping[Any, Any]) -> str:
-    """The origin of one p*: the slope of a rule, that of each rule, or a grid of p."""
-    if row["method"] == "grid":
-        return "grid"
-    if len(row["rules"]) > 1:
-        return "each rule"
-    return rule_text(row["scaling"], row["exponent_p"], prefix="")
-
-
-def _bracket_lines(parts: Parts) -> list[str]:
-    """What the brackets show. Names the headings if they show different things."""
-    shown: dict[str, list[str]] = {}
-    for name, rows in parts:
-        shown.setdefault(" or ".join(_brackets(rows)), []).append(name)
-    shown.pop("", None)
-    several = len(shown) > 1
-    return [
-        f"[ ] {text}{': ' + '; '.join(names) if several else ''}" for text, names in shown.items()
-    ]
-
-
-def _brackets(rows: pd.DataFrame) -> list[str]:
-    """What the brackets beside the slopes of ``rows`` show: one text for each kind."""
-    over = rows.loc[rows["interval"] == "seeds", "seeds"].unique()
-    shown = [f"{100 * CONFIDENCE:g} % intervals over {seeds:g} seeds" for seeds in sorted(over)]
-    return shown + ([STRAIGHTNESS] if (rows["interval"] == "ranks").any() else [])
 
 
 def _caption(summary: pd.DataFrame, curves: Parts) -> str:
@@ -200,7 +99,10 @@ def _caption(summary: pd.DataFrame, curves: Parts) -> str:
         for over, rows in summary.groupby("over", sort=False)
         if over != OVER_MODEL
     ]
-    lines += _batch_lines(summary["batch"])
+    others = [BATCH_NAMES.get(b, b) for b in map(str, summary["batch"].unique()) if b != TRAIN]
+    lines += [f"{name}: read on the {name} batch" for name in others]
+    rest = "all others: " if others else ""
+    lines.append(f"{rest}read on the {BATCH_NAMES[TRAIN]} batch")
     if (summary["dropped"] > 0).any():
         lines.append(f"cells of a curve that its fit leaves out: up to {summary['dropped'].max()}")
     tested = (summary["seeds"] >= SEEDS_FOR_VERDICT).any()
@@ -212,15 +114,80 @@ def _caption(summary: pd.DataFrame, curves: Parts) -> str:
     return "\n".join(lines)
 
 
+def _bracket_lines(parts: Parts) -> list[str]:
+    """What the brackets show. Names the headings if they show different things."""
+    shown: dict[str, list[str]] = {}
+    for name, rows in parts:
+        over = sorted(rows.loc[rows["interval"] == "seeds", "seeds"].unique())
+        kinds = [f"{INTERVAL}s over {seeds:g} seeds" for seeds in over]
+        kinds += [STRAIGHTNESS] if (rows["interval"] == "ranks").any() else []
+        shown.setdefault(" or ".join(kinds), []).append(name)
+    shown.pop("", None)
+    several = len(shown) > 1
+    return [
+        f"[ ] {text}{': ' + '; '.join(names) if several else ''}" for text, names in shown.items()
+    ]
+
+
+def render_stable(stable: pd.DataFrame) -> Table:
+    """The rows of :func:`~study.analysis.stable.first_to_read` as a rich table of 80 columns."""
+    rows = first_to_read(stable)
+    # Of the estimates from a grid of p, the one at the last step is enough.
+    early = (rows["method"] == "grid") & (rows["step"] < rows["step"].max())
+    rows = side_by_side(rows[~early])
+    settings = distinguishing(rows, curve_columns(rows))
+    rows = one_per_measurement(rows, settings)
+    heads = [
+        ", ".join([str(row["optimizer"]), *settings_text(row, settings)])
+        for row in rows.to_dict("records")
+    ]
+    optimizers: Parts = [
+        (str(name), part) for name, part in rows.groupby(np.array(heads, object), sort=False)
+    ]
+    high = sorted(rows["high_rank_min"].dropna().unique())
+    above = [f"r≥{' or '.join(f'{rank:g}' for rank in high)}"] if high else []
+    lines = ["p* here: over the ranks measured; limit: corrected for finite rank"]
+    lines.append(f"read on the {BATCH_NAMES[TRAIN]} batch")
+    lines += _bracket_lines(optimizers)
+    if (rows["few_seeds"] & (rows["interval"] == "seeds")).any():
+        lines.append(f"fewer than {FEW_SEEDS} seeds: the intervals are too wide to rely on")
+    table = _table(
+        "p* in gamma = alpha / r^p: the p at which a quantity does not depend on rank",
+        "\n".join([*lines, *shared_rules(rows), *shared_measurements(rows)]),
+        ["quantity", "from", "step", "p* here", "theory", *above, "limit", "theory"],
+        left=["quantity", "from"],
+        wrapped=False,
+    )
+    shown = ("predicted", *(["high_p_star"] if high else []), "p_star_limit", "limit")
+    for optimizer, part in optimizers:
+        table.add_section()
+        table.add_row(Text(printable(optimizer), style="bold"))
+        for row in part.to_dict("records"):
+            rule = rule_text(row["scaling"], row["exponent_p"], prefix="")
+            origin = "each rule" if len(row["rules"]) > 1 else rule
+            table.add_row(
+                DESCENT.name if row["stat"] == DESCENT.stat else f"{row['site']} {row['stat']}",
+                "grid" if row["method"] == "grid" else origin,
+                str(row["step"]),
+                interval_text(row["p_star"], row["ci_low"], row["ci_high"]),
+                *(number_text(row[name]) for name in shown),
+            )
+    return table
+
+
 def render_rates(transfer: pd.DataFrame) -> Table:
     """The table of :func:`~study.analysis.rates.rate_transfer` as a rich table of 80 columns."""
+    notes = [*legend(transfer), *bracket_notes(transfer[transfer["exponent"].notna()])]
+    if (transfer["edges"] > 0).any():
+        notes.append("Ranks with a best rate at an edge of the grid are left out.")
     table = _table(
         "Scaling exponents of the best learning rate with rank",
-        _rates_caption(transfer),
+        "\n".join(notes),
         ["optimizer, rule", "exponent", "theory", "agreement", "ranks", "seeds"],
         left=["optimizer, rule", "agreement"],
     )
-    named = distinguishing(transfer, _settings(transfer))
+    settings = transfer.columns[: list(transfer.columns).index("exponent")]  # those before the fit
+    named = distinguishing(transfer, [str(name) for name in settings if name != "setting"])
     for row in transfer.to_dict("records"):
         word = str(row["agreement"])
         table.add_row(
@@ -228,7 +195,7 @@ def render_rates(transfer: pd.DataFrame) -> Table:
             exponent_text(row["exponent"], row["ci_low"], row["ci_high"]),
             interval_span(row["predicted_low"], row["predicted_high"]),
             Text(word, style=STYLES[AGREEMENTS[word].colour] if word else ""),
-            _ranks(row),
+            f"{row['rank_min']:g}-{row['rank_max']:g}" if row["ranks"] else "none",
             str(row["seeds"]),
         )
     return table
@@ -239,24 +206,27 @@ def render_best(rates: pd.DataFrame) -> Table:
     a column per rank, geometric means over seeds. ``<`` or ``>``: a seed's best is at an edge."""
     last = rates[rates["horizon"] == rates["horizon"].max()]
     ranks = sorted(set(last["rank"]))
+    at_edge = (last["edge"] != INSIDE).any()
     table = _table(
         f"Best learning rates after {last['horizon'].max():g} steps",
-        "< or >: at an edge of the rates tried for some seed." if _edges(last) else "",
+        "< or >: at an edge of the rates tried for some seed." if at_edge else "",
         ["optimizer, rule", *(f"rank {rank:g}" for rank in ranks)],
         left=["optimizer, rule"],
     )
     for name, rule in _by_rule(last):
-        by_rank = dict(list(rule.groupby("rank")))
-        cells = [_best_text(by_rank[rank]) if rank in by_rank else "" for rank in ranks]
-        table.add_row(Text(name), *cells)
+        texts = dict.fromkeys(ranks, "")
+        for rank, runs in rule.groupby("rank"):
+            marks = {"<": LOWEST, ">": HIGHEST}
+            texts[rank] = "".join(m for m, edge in marks.items() if (runs["edge"] == edge).any())
+            texts[rank] += f"{np.exp(np.log(runs['best_lr'].astype(float)).mean()):.2g}"
+        table.add_row(Text(name), *texts.values())
     return table
 
 
 def render_horizons(found: pd.DataFrame) -> Table:
     """:func:`~study.analysis.rates.exponents_against_rho` as a table of 80 columns."""
-    fitted = found[found["exponent"].notna()]
     notes = ["theory at rho: between its values far below rho = 1 and far above it."]
-    notes += bracket_notes(fitted)
+    notes += bracket_notes(found[found["exponent"].notna()])
     if (found["edges"] > 0).any():
         notes.append("Ranks with a best rate at an edge are left out: study rates --refine.")
     table = _table(
@@ -268,12 +238,14 @@ def render_horizons(found: pd.DataFrame) -> Table:
     for name, rule in _by_rule(found):
         last = rule["horizon"] == rule["horizon"].max()
         for row in rule[last | rule["exponent"].notna()].sort_values("horizon").to_dict("records"):
-            rho = "none" if pd.isna(row["rho"]) else f"{row['rho']:.2g}"
-            at_rho = interval_span(row["at_rho_low"], row["at_rho_high"])
-            exponent = exponent_text(row["exponent"], row["ci_low"], row["ci_high"])
             table.add_row(
-                *(Text(name), f"{row['horizon']:g}", exponent, at_rho, rho),
-                *(str(row["ranks"]), str(row["seeds"])),
+                Text(name),
+                f"{row['horizon']:g}",
+                exponent_text(row["exponent"], row["ci_low"], row["ci_high"]),
+                interval_span(row["at_rho_low"], row["at_rho_high"]),
+                "none" if pd.isna(row["rho"]) else f"{row['rho']:.2g}",
+                str(row["ranks"]),
+                str(row["seeds"]),
             )
             name = ""
     return table
@@ -315,20 +287,6 @@ def _rule_name(row: Mapping[Any, Any] | Any, named: Sequence[str]) -> str:
     return printable(", ".join([label(str(row["optimizer"])), rule, *settings_text(row, named)]))
 
 
-def _edges(rates: pd.DataFrame) -> bool:
-    return bool((rates["edge"] != INSIDE).any())
-
-
-def _best_text(runs: pd.DataFrame) -> str:
-    """``0.0031``, ``>0.0031`` if a seed's best rate is the highest tried."""
-    mean = float(np.exp(np.log(runs["best_lr"].astype(float)).mean()))
-    marks = {LOWEST: "<", HIGHEST: ">"}
-    return (
-        "".join(mark for edge, mark in marks.items() if (runs["edge"] == edge).any())
-        + f"{mean:.2g}"
-    )
-
-
 def exponent_text(exponent: float, low: float, high: float) -> str:
     """``-0.67 [-0.80, -0.54]``; ``none`` without an exponent."""
     return "none" if pd.isna(exponent) else interval_text(exponent, low, high)
@@ -346,21 +304,3 @@ def legend(transfer: pd.DataFrame) -> list[str]:
     """What the words of ``transfer`` mean, in sentences."""
     words = [word for word in AGREEMENTS if (transfer["agreement"] == word).any()]
     return [f"{word}: {meaning(word, RATE_RATIO)}." for word in words]
-
-
-def _settings(transfer: pd.DataFrame) -> list[str]:
-    """The columns that separate the rules: those before the fit."""
-    before = list(transfer.columns[: list(transfer.columns).index("exponent")])
-    return [str(name) for name in before if name != "setting"]
-
-
-def _ranks(row: Mapping[Any, Any]) -> str:
-    return f"{row['rank_min']:g}-{row['rank_max']:g}" if row["ranks"] else "none"
-
-
-def _rates_caption(transfer: pd.DataFrame) -> str:
-    fitted = transfer[transfer["exponent"].notna()]
-    notes = [*legend(transfer), *bracket_notes(fitted)]
-    if (transfer["edges"] > 0).any():
-        notes.append("Ranks with a best rate at an edge of the grid are left out.")
-    return "\n".join(notes)

@@ -217,7 +217,7 @@ def words(truth: Sequence[float], *, studies: int, **how: Any) -> np.ndarray:
     else:
         asked = [("A", f"stat{n}", "all", "mean_log", 3) for n in range(rows)]
     table[keys] = pd.DataFrame(asked * studies, index=table.index)
-    table["lr"] = np.repeat(np.arange(studies), rows)
+    table.insert(0, "lr", np.repeat(np.arange(studies), rows))
     found = with_verdicts(table)
     assert (found["primary"] == (rows <= 5)).all()
     return found["verdict"].astype(str).to_numpy().reshape(studies, rows)
@@ -294,7 +294,7 @@ def test_a_straight_line_is_rarely_bent_and_a_bent_one_is_found(seeds: int) -> N
     table = table.rename(columns={"slope": "exponent"}).assign(
         batch="train", site="A", stat="rms", kind="all", layer="mean_log", step=0
     )
-    table["lr"] = np.arange(len(table))  # a family of its own
+    table.insert(0, "lr", np.arange(len(table)))  # a family of its own
     false = with_verdicts(table)["bent"].mean()
     bent = with_verdicts(table.assign(curvature=table["curvature"] + 0.1))["bent"].mean()
     print(f"{seeds} seeds: bent {false:.2%} of lines, {bent:.2%} of curves")
