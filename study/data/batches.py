@@ -52,15 +52,11 @@ class TokenBatch:
     def trimmed(self) -> "TokenBatch":
         """The same batch without the columns in which every row is padding."""
         longest = int(self.real_BT.any(0).sum())
-        return TokenBatch(
-            self.input_ids_BT[:, :longest], self.targets_BT[:, :longest], self.real_BT[:, :longest]
-        )
+        return TokenBatch(*(x_BT[:, :longest] for x_BT in vars(self).values()))
 
     def to(self, device: torch.device | str) -> "TokenBatch":
         """The same batch on another device."""
-        return TokenBatch(
-            self.input_ids_BT.to(device), self.targets_BT.to(device), self.real_BT.to(device)
-        )
+        return TokenBatch(*(x_BT.to(device) for x_BT in vars(self).values()))
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ A step's batch and measurements depend on its number only, so the state is what 
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -74,27 +74,15 @@ class _AsTensors(Mapping[str, Tensor]):
         return len(self.arrays)
 
 
-def capturing(fold: Fold, cell: int, step: int) -> Callable[[], Snapshot]:
-    """A function that captures a cell's state after ``step``. It keeps no fold in memory.
+def capture(of_fold: "weakref.ref[Fold]", cell: int, step: int) -> Snapshot:
+    """The state of one cell after ``step``. Its tensors are those that training changes.
 
-    It raises ``RuntimeError`` when the fold has left the step.
+    Process 0 tells the others to take part, if there are others. All get the whole state. Raises
+    ``RuntimeError`` when the fold has left the step.
     """
-    of_fold = weakref.ref(fold)
-
-    def captured() -> Snapshot:
-        fold = of_fold()
-        if fold is None or fold.step != step:
-            raise RuntimeError(f"the state after step {step} is gone: the loop has gone on")
-        return _capture(fold, cell)
-
-    return captured
-
-
-def _capture(fold: Fold, cell: int) -> Snapshot:
-    """The state of one cell as of now. Its tensors are those that training changes.
-
-    Process 0 tells the others to take part, if there are others. All get the whole state.
-    """
+    fold = of_fold()
+    if fold is None or fold.step != step:
+        raise RuntimeError(f"the state after step {step} is gone: the loop has gone on")
     world = fold.world
     if world.number == 0:
         world.agreed(Order.CAPTURE)
@@ -131,9 +119,7 @@ def start(fold: Fold, resume: Sequence[Snapshot]) -> int:
     if len(steps) != len(fold.cells) or len(set(steps)) != 1:
         raise ValueError(f"{len(fold.cells)} cells can't go on from the steps {steps}")
     try:
-        for cell, snapshot in enumerate(resume):
-            _restore_cell(fold, cell, snapshot)
-        _restore_shared(fold, resume)
+        _restore(fold, resume)
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise StudyError(
             f"a checkpoint of step {resume[0].step} does not fit its cell ({one_line(error)}): "
@@ -142,20 +128,18 @@ def start(fold: Fold, resume: Sequence[Snapshot]) -> int:
     return steps[0]
 
 
-def _restore_cell(fold: Fold, cell: int, snapshot: Snapshot) -> None:
-    for bank in fold.banks:
-        for name, factor, dim in _factors(bank, cell):
-            stored = fold.world.part(snapshot.tensors[name], dim)
-            if stored.shape != factor.shape:
-                raise ValueError(f"{name} is {list(stored.shape)}, not {list(factor.shape)}")
-            factor.data.copy_(stored)
-    fold.learners[cell].restore(_part(snapshot.tensors, OPTIMIZER), snapshot.state)
-    fold.tokens_K[cell] = int(snapshot.state["tokens"])
-    fold.earlier_K[cell] = float(snapshot.state["seconds"])
-
-
-def _restore_shared(fold: Fold, resume: Sequence[Snapshot]) -> None:
-    """What the cells of a fold hold together: dropout streams and accumulated gradients."""
+def _restore(fold: Fold, resume: Sequence[Snapshot]) -> None:
+    for cell, snapshot in enumerate(resume):
+        for bank in fold.banks:
+            for name, factor, dim in _factors(bank, cell):
+                stored = fold.world.part(snapshot.tensors[name], dim)
+                if stored.shape != factor.shape:
+                    raise ValueError(f"{name} is {list(stored.shape)}, not {list(factor.shape)}")
+                factor.data.copy_(stored)
+        fold.learners[cell].restore(_part(snapshot.tensors, OPTIMIZER), snapshot.state)
+        fold.tokens_K[cell] = int(snapshot.state["tokens"])
+        fold.earlier_K[cell] = float(snapshot.state["seconds"])
+    # What the cells of a fold hold together: dropout streams and accumulated gradients.
     for bank in fold.banks:
         streams = [snapshot.tensors.get(DROPOUT + bank.layer) for snapshot in resume]
         if any(stream is not None for stream in streams):

@@ -28,7 +28,12 @@ def choose_device(name: str) -> torch.device:
 
 def describe_device(device: torch.device) -> dict[str, Any]:
     """What a record says of the device: its type, its name and the number of CPU threads."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = (names or [platform.processor() or platform.machine()])[0]
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
     return {"device": device.type, "device_name": name, "threads": torch.get_num_threads()}
 
 
@@ -86,33 +91,14 @@ def measure_matmul_rate(
     return 2 * side**3 / min(seconds() for _ in range(5))
 
 
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_LARGEST = 32 * 2**20  # glibc takes no larger threshold
-_NEVER = -1
-
-
-def keep_freed_memory() -> bool:
+def keep_freed_memory() -> None:
     """Keep freed blocks of up to 32 MiB for the next allocation; larger ones go back to the system.
 
     Activations are a few MiB each, and glibc returns such blocks to the system at once. The next
     operation then gets them page by page, zeroed by the kernel. That costs a norm or a SwiGLU three
-    times its arithmetic, and a step of SmolLM2 about 7 %.
-
-    Returns whether the setting took effect. It does nothing with a C library other than glibc.
+    times its arithmetic, and a step of SmolLM2 about 7 %. Other C libraries stay as they are.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library
-        return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGEST) and mallopt(_M_TRIM_THRESHOLD, _NEVER))
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(library, "mallopt"):  # numbers of malloc.h
+        library.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD: glibc takes no larger one
+        library.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never

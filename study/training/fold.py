@@ -8,8 +8,8 @@ features of the hidden states, ``V`` tokens in the vocabulary.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,19 +21,11 @@ from study.config import CellConfig, chosen, probe_steps
 from study.data import IGNORED, Corpus, TokenBatch
 from study.models import FrozenBase
 from study.models.compiled import CompiledBlocks
-from study.probes import Alignment
+from study.probes import Alignment, NormProbe
 from study.training.optimizers import Learner
 from study.training.run import may_trim
 from study.vocabulary.quantities import ALIGNMENTS, STATS, USUAL
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
-
-
-class Watcher(Protocol):
-    """An observer of a pass, such as a probe."""
-
-    def watch(self, real_BT: Tensor | None = None) -> AbstractContextManager[object]:
-        """Surrounds the forward and backward pass of one micro-batch."""
-        ...
 
 
 class Fold:
@@ -75,7 +67,7 @@ class Fold:
 
     # The passes of one optimizer step.
 
-    def backward(self, step: int, probe: Watcher | None = None) -> Tensor:
+    def backward(self, step: int, probe: NormProbe | None = None) -> Tensor:
         """Forward and backward over the micro-batches of ``step``.
 
         Returns each cell's mean loss over the step's supervised tokens, ``[K]``. Leaves the
@@ -162,16 +154,17 @@ class Fold:
 
         Logits are computed for the supervised tokens only.
         """
-        device = self.base.device
-        batch = self._own_rows(batch)
-        supervised_BT = batch.targets_BT != IGNORED  # on the CPU, so that the device never waits
+        device, world = self.base.device, self.world
+        input_ids_BT = world.rows(batch.input_ids_BT, 0)[world.number]
+        targets_BT = world.rows(batch.targets_BT, IGNORED)[world.number]
+        supervised_BT = targets_BT != IGNORED  # on the CPU, so that the device never waits
         rows_N = supervised_BT.flatten().nonzero().flatten()
         bf16 = self.cells[0].precision == "bf16"
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            hidden_Nd = self.base.hidden_states(batch.input_ids_BT).flatten(0, 1)[
+            hidden_Nd = self.base.hidden_states(input_ids_BT).flatten(0, 1)[
                 rows_N.to(device, non_blocking=True)
             ]
-            targets_N = batch.targets_BT.flatten()[rows_N].to(device, non_blocking=True)
+            targets_N = targets_BT.flatten()[rows_N].to(device, non_blocking=True)
             nll_N = target_losses(hidden_Nd, targets_N, self.base.logits, self.base.vocabulary)
         sizes_K = self._per_cell(supervised_BT).tolist()
         return torch.stack([nll.sum() for nll in nll_N.split(sizes_K)])
@@ -179,11 +172,8 @@ class Fold:
     def stacked(self, batches: Sequence[TokenBatch]) -> TokenBatch:
         """One batch per cell stacked along the batch, ``[K * B, T]``; padding columns are cut off
         where :func:`~study.training.run.may_trim` allows it."""
-        stacked = TokenBatch(
-            torch.cat([batch.input_ids_BT for batch in batches]),
-            torch.cat([batch.targets_BT for batch in batches]),
-            torch.cat([batch.real_BT for batch in batches]),
-        )
+        columns = zip(*(vars(batch).values() for batch in batches), strict=True)
+        stacked = TokenBatch(*map(torch.cat, columns))
         return stacked.trimmed() if may_trim(self.cells, self.base.device) else stacked
 
     def _micro_batches(self, step: int) -> tuple[list[TokenBatch], Tensor]:
@@ -193,24 +183,14 @@ class Fold:
         step, not to a mean of means.
         """
         accumulation = self.cells[0].train.accumulation
-        micro_batches = [self._micro_batch(step, index) for index in range(accumulation)]
+        size, table = self.cells[0].train.batch_size, self.corpus.train
+        micro_batches = [
+            self.stacked([table.batch(cell.data.seed, place, size) for cell in self.cells])
+            for place in range(step * accumulation, (step + 1) * accumulation)
+        ]
         counts_K = [self._per_cell(m.targets_BT != IGNORED) for m in micro_batches]
         supervised_K = torch.stack(counts_K).sum(0)
         return micro_batches, supervised_K.to(self.base.device, non_blocking=True)
-
-    def _micro_batch(self, step: int, index: int) -> TokenBatch:
-        """Every cell's own batch of one forward pass, stacked: ``[K * B, T]``, on the CPU."""
-        train, data = self.cells[0].train, self.corpus.train
-        position = step * train.accumulation + index
-        return self.stacked(
-            [data.batch(cell.data.seed, position, train.batch_size) for cell in self.cells]
-        )
-
-    def _own_rows(self, batch: TokenBatch) -> TokenBatch:
-        """The rows of a batch that this process computes."""
-        world = self.world
-        filled = ((batch.input_ids_BT, 0), (batch.targets_BT, IGNORED), (batch.real_BT, False))
-        return TokenBatch(*(world.rows(x_BT, fill)[world.number] for x_BT, fill in filled))
 
     def _per_cell(self, mask_BT: Tensor) -> Tensor:
         """The number of true entries in each cell's share of a stacked batch, ``[K]``."""
@@ -231,12 +211,13 @@ def _alignment(
     return (Alignment(model, stats, world), until) if stats and until else (None, 0)
 
 
-Logits = Callable[[Tensor], Tensor]
 LOGITS = {"cpu": 2**24, "cuda": 2**28}
 """The most logits that exist at once, by device type: 64 MB of float32 on a CPU, 1 GB on a GPU."""
 
 
-def target_losses(hidden_Nd: Tensor, targets_N: Tensor, logits: Logits, vocabulary: int) -> Tensor:
+def target_losses(
+    hidden_Nd: Tensor, targets_N: Tensor, logits: Callable[[Tensor], Tensor], vocabulary: int
+) -> Tensor:
     """The negative log-likelihood of every target in nats, ``[N]`` float32.
 
     ``logits``: the frozen head, ``[n, d] -> [n, V]``. Costs one product of the head forward and one

@@ -12,16 +12,16 @@ Adapters on experts are stored otherwise (:mod:`study.adapters.peft_experts`).
 import hashlib
 import json
 import math
-import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from pydantic import BaseModel, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from study.adapters.bank import LoraPair
 from study.adapters.patterns import PathPatterns
@@ -33,13 +33,12 @@ from study.adapters.peft_experts import (
     unflat,
     with_experts,
 )
-from study.errors import StudyError, short
-from study.reading import check_memory, free_memory, open_file, read_object
+from study.errors import StudyError, one_line, short
+from study.reading import open_file, read_object
 from study.vocabulary.peft_fields import refusal
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _KEY = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<factor>[AB])\.weight")
-_NEEDED = ("peft_type", "r", "lora_alpha")
 _AGAIN = "save the adapter again (model.save_pretrained)"
 _LARGEST_CONFIG = 2 << 20
 """Bytes. A rank of its own for each of 10,000 layers takes about one MiB."""
@@ -121,11 +120,15 @@ def write_adapter(
         else pair.gamma * divisor[layer]
         for layer, pair in pairs.items()
     }
+    rank, first = next(iter(ranks.values())), next(iter(alphas.values()))
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
-        **_patterns(ranks, alphas),
+        "r": rank,
+        "lora_alpha": _whole(first),
+        "rank_pattern": {layer: r for layer, r in ranks.items() if r != rank},
+        "alpha_pattern": {layer: _whole(a) for layer, a in alphas.items() if a != first},
         "use_rslora": rslora,
         **target_names(linears, experts, modules),
         "lora_dropout": dropout,
@@ -147,40 +150,44 @@ def write_adapter(
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _patterns(ranks: Mapping[str, int], alphas: Mapping[str, float]) -> dict[str, Any]:
-    """The fields for rank and alpha: those of the first layer, and where others differ."""
-    rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
-    return {
-        "r": rank,
-        "lora_alpha": _whole(alpha),
-        "rank_pattern": {layer: r for layer, r in ranks.items() if r != rank},
-        "alpha_pattern": {layer: _whole(a) for layer, a in alphas.items() if a != alpha},
-    }
-
-
 def read_adapter(folder: Path) -> PeftAdapter:
     """Read a PEFT LoRA adapter, float32 on the CPU.
 
     Respects ``rank_pattern``, ``alpha_pattern`` and ``use_rslora``. Raises :class:`StudyError` if a
     file is missing or damaged, if the adapter is not LoRA on the unchanged base
-    (:mod:`study.vocabulary.peft_fields`), if a value has the wrong type, if shapes contradict each
-    other or the configuration, and if the weights don't fit in memory.
+    (:mod:`study.vocabulary.peft_fields`), if a value has the wrong type, and if shapes contradict
+    each other or the configuration.
     """
     config, named = _read_config(folder), str(folder / WEIGHTS)
-    rules = _Rules(config, str(folder / CONFIG))
     open_file(folder / WEIGHTS, named, _fix(folder, WEIGHTS)).close()
     try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            keys = with_experts(_keys_by_layer(file, named), config, named)
-            ranks = {layer: rules.rank(layer) for layer in keys}
-            _check_shapes(file, keys, ranks, named)
-            pairs = {
-                layer: _pair(file, layer, keys[layer], rank, rules.gamma(layer, rank), named)
-                for layer, rank in ranks.items()
-            }
+        tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError, MemoryError) as error:
-        cause = " ".join(str(error).split()) or "no memory"
-        raise StudyError(f"{named} is damaged ({cause[:160]}): {_AGAIN}") from None
+        raise StudyError(f"{named} is damaged ({one_line(error)}): {_AGAIN}") from None
+    keys = with_experts(_keys_by_layer(tensors, named), config, named)
+    ranks, alphas = (
+        PathPatterns(config.get(key) or (), f"{folder / CONFIG}: {key}")
+        for key in ("rank_pattern", "alpha_pattern")
+    )
+    pairs = {}
+    for layer, of in keys.items():
+        pattern = ranks.first_at_end(layer)
+        rank = config["r"] if pattern is None else config["rank_pattern"][pattern]
+        pattern = alphas.first_at_end(layer)
+        alpha = config["lora_alpha"] if pattern is None else config["alpha_pattern"][pattern]
+        gamma = float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+        A, B = (tensors[of[factor]].float() for factor in "AB")
+        experts = A.shape[0] // rank if A.ndim and is_wrapped(layer, of) else 1
+        if A.ndim != 2 or B.ndim != 2 or not A.shape[0] == B.shape[1] == experts * rank > 0:
+            raise StudyError(
+                f"{named}: {layer} has lora_A {list(A.shape)} and lora_B {list(B.shape)}, but "
+                f"{CONFIG} says rank {rank}: {_AGAIN} (A is [rank, in], B is [out, rank])"
+            )
+        if not (A.isfinite().all() and B.isfinite().all()):
+            raise StudyError(
+                f"{named}: {layer} has non-finite weights: use a run that did not diverge"
+            )
+        pairs[layer] = LoraPair(*(unflat(A, B, rank) if is_wrapped(layer, of) else (A, B)), gamma)
     return PeftAdapter(pairs, config)
 
 
@@ -195,104 +202,58 @@ def file_hash(folder: Path) -> str:
 
 def _fix(folder: Path, name: str) -> str:
     """What to do if a file of the adapter can't be used."""
-    if name == WEIGHTS and os.path.exists(folder / "adapter_model.bin"):
+    if name == WEIGHTS and (folder / "adapter_model.bin").exists():
         return "adapter_model.bin is a pickle, which is not safe to open: save it as safetensors"
     return f"give the folder with {CONFIG} and {WEIGHTS} that PEFT's save_pretrained wrote"
+
+
+Rank = Annotated[int, Field(gt=0, lt=2**31)]
+Alpha = Annotated[float, Field(gt=0, le=1e30)]
+
+
+class _Fields(BaseModel, strict=True):
+    """The fields of a configuration that are read, and their values."""
+
+    peft_type: Literal["LORA"]
+    r: Rank
+    lora_alpha: Alpha
+    rank_pattern: dict[str, Rank] | None = None
+    alpha_pattern: dict[str, Alpha] | None = None
+    use_rslora: bool | None = None
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    base_model_name_or_path: str | None = None
+    target_modules: str | list[str] | None = None
+    target_parameters: list[str] | None = None
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     named = str(folder / CONFIG)
     config = read_object(folder / CONFIG, named, _fix(folder, CONFIG), _LARGEST_CONFIG)
-    if missing := [key for key in _NEEDED if key not in config]:
+    try:
+        _Fields.model_validate(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        value = "" if first["type"] == "missing" else f"={short(first['input'])}"
+        key = ".".join(map(str, first["loc"]))
         raise StudyError(
-            f"{named} lacks {', '.join(missing)}: give an adapter_config.json as PEFT writes it"
-        )
-    if config["peft_type"] != "LORA":
-        raise StudyError(
-            f"{named}: unknown adapter type {short(config['peft_type'])}: only LORA can be read"
-        )
-    for key, (fits, words) in _VALUES.items():
-        if not fits(config.get(key)):
-            raise StudyError(f"{named} has {key}={short(config.get(key))}: it must be {words}")
-    for pattern, (fits, words) in (("rank_pattern", _RANK), ("alpha_pattern", _ALPHA)):
-        for name, value in (config.get(pattern) or {}).items():
-            if not fits(value):
-                raise StudyError(
-                    f"{named} has {pattern}[{name}]={short(value)}: it must be {words}"
-                )
+            f"{named} has {key}{value}: {first['msg']}: give an {CONFIG} of LoRA as PEFT writes it"
+        ) from None
     if refused := refusal(config, trained=True):
         raise StudyError(f"{named}: {refused}")
     return config
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-_RANK = (lambda v: type(v) is int and 0 < v < 2**31, "a whole number from 1")
-_ALPHA = (lambda v: type(v) in (int, float) and 0 < v <= 1e30, "a number above 0")
-_OBJECT = (lambda v: v is None or isinstance(v, dict), "an object with a number for each pattern")
-_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "r": _RANK,
-    "lora_alpha": _ALPHA,
-    "rank_pattern": _OBJECT,
-    "alpha_pattern": _OBJECT,
-    "use_rslora": (lambda v: v is None or v is True or v is False, "true or false, unquoted"),
-    "lora_dropout": (
-        lambda v: v is None or (type(v) in (int, float) and 0 <= v < 1),
-        "a number from 0 to below 1",
-    ),
-    "base_model_name_or_path": (lambda v: v is None or _is_text(v), "a name in quotes"),
-    "target_modules": (
-        lambda v: v is None or _is_text(v) or (isinstance(v, list) and all(map(_is_text, v))),
-        "a name, a regex or a list of names",
-    ),
-    "target_parameters": (
-        lambda v: v is None or (isinstance(v, list) and all(map(_is_text, v))),
-        "a list of names",
-    ),
-}
-"""A test of the value of each field that is read, and the value in words. JSON has true for 1."""
-
-
-class _Rules:
-    """The rank and gamma that a configuration gives each layer. ``named``: its file, in errors."""
-
-    def __init__(self, config: Mapping[str, Any], named: str) -> None:
-        self._config = config
-        self._patterns = {
-            key: PathPatterns(config.get(key) or (), f"{named}: {key}")
-            for key in ("rank_pattern", "alpha_pattern")
-        }
-
-    def rank(self, layer: str) -> int:
-        return int(self._value("rank_pattern", layer, "r"))
-
-    def gamma(self, layer: str, rank: int) -> float:
-        alpha = self._value("alpha_pattern", layer, "lora_alpha")
-        return float(alpha / (math.sqrt(rank) if self._config.get("use_rslora") else rank))
-
-    def _value(self, pattern: str, layer: str, default: str) -> Any:
-        found = self._patterns[pattern].first_at_end(layer)
-        return self._config[default] if found is None else self._config[pattern][found]
-
-
-def _keys_by_layer(file: Any, named: str) -> dict[str, dict[str, str]]:
-    """The keys of A and B in an open safetensors file, by layer."""
+def _keys_by_layer(tensors: Iterable[str], named: str) -> dict[str, dict[str, str]]:
+    """The keys of A and B in a safetensors file, by layer."""
     keys: dict[str, dict[str, str]] = {}
-    for key in file.keys():  # noqa: SIM118, safe_open is no mapping
+    for key in tensors:
         found = _KEY.fullmatch(key)
         if key.endswith(".base_layer.weight"):  # of a head or an embedding: PEFT's copy of W0
             continue
-        if ".lora_embedding_" in key:
-            raise StudyError(
-                f"{named} has an adapter on an embedding ({short(key)}): only adapters on linear "
-                "layers can be read"
-            )
         if found is None:
             raise StudyError(
-                f"{named} has {key}, which is not A or B of a linear layer: "
-                "only plain LoRA can be read"
+                f"{named} has {short(key)}, which is not A or B of a linear layer: only plain LoRA "
+                "on linear layers can be read"
             )
         keys.setdefault(found["layer"], {})[found["factor"]] = key
     if not keys:
@@ -301,42 +262,6 @@ def _keys_by_layer(file: Any, named: str) -> dict[str, dict[str, str]]:
         if missing := {"A", "B"} - of.keys():
             raise StudyError(f"{named} has no lora_{missing.pop()} for {layer}: {_AGAIN}")
     return keys
-
-
-def _check_shapes(
-    file: Any, keys: Mapping[str, Mapping[str, str]], ranks: Mapping[str, int], named: str
-) -> None:
-    """Shapes must match each other and the configured ranks, and fit in memory as float32."""
-    numbers = 0
-    for layer, of in keys.items():
-        slices = {factor: file.get_slice(key) for factor, key in of.items()}
-        A, B = (slices[factor].get_shape() for factor in "AB")
-        experts = A[0] // ranks[layer] if is_wrapped(layer, keys[layer]) else 1
-        if len(A) != 2 or len(B) != 2 or not A[0] == B[1] == experts * ranks[layer] > 0:
-            raise StudyError(
-                f"{named}: {layer} has lora_A {A} and lora_B {B}, "
-                f"but {CONFIG} says rank {ranks[layer]}: {_AGAIN} "
-                "(A is [rank, in], B is [out, rank])"
-            )
-        for factor, of_factor in slices.items():
-            if not of_factor.get_dtype().startswith(("F", "BF")):
-                raise StudyError(
-                    f"{named}: {layer} has lora_{factor} of {of_factor.get_dtype()}: "
-                    "save the adapter in float32, bf16 or float16"
-                )
-        numbers += math.prod(A) + math.prod(B)
-    check_memory(4 * numbers, free_memory(), named, "use a machine with more, or a smaller adapter")
-
-
-def _pair(
-    file: Any, layer: str, keys: Mapping[str, str], rank: int, gamma: float, named: str
-) -> LoraPair:
-    A, B = (file.get_tensor(keys[factor]).float() for factor in "AB")
-    if not (A.isfinite().all() and B.isfinite().all()):
-        raise StudyError(f"{named}: {layer} has non-finite weights: use a run that did not diverge")
-    if is_wrapped(layer, keys):
-        A, B = unflat(A, B, rank)
-    return LoraPair(A, B, gamma)
 
 
 def _whole(alpha: float) -> float | int:

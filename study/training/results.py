@@ -1,8 +1,9 @@
 """The result of one step: a row of ``metrics`` for each cell, and what else was measured."""
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import pandas as pd
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from study.adapters import LoraPair
 from study.probes import Sent
 from study.probes.measurements import HostCopy
-from study.training.checkpoint import Snapshot, capturing
+from study.training.checkpoint import Snapshot, capture
 from study.training.fold import Fold
 
 
@@ -38,13 +39,8 @@ class Numbers:
     def rows_K(self) -> list[dict[str, float]]:
         """Each cell's row of the ``metrics`` table, less ``cell_id``. Waits for the numbers."""
         left = iter(self._left)
-        of_all = {
-            name: next(left) if isinstance(column, Tensor) else column
-            for name, column in self._columns.items()
-        }
-        return [
-            {name: column[k] for name, column in of_all.items()} for k in range(len(self.alive_K))
-        ]
+        columns = [next(left) if isinstance(x, Tensor) else x for x in self._columns.values()]
+        return [dict(zip(self._columns, row, strict=True)) for row in zip(*columns, strict=True)]
 
     @cached_property
     def alive_K(self) -> list[bool]:
@@ -140,7 +136,7 @@ def results(
             sent=sent,
             adapter=_trained_adapter(fold, k, step),
             truncations=None if truncations is None else truncations[k],
-            capture=capturing(fold, k, step),
+            capture=partial(capture, weakref.ref(fold), k, step),
         )
         for k in range(len(fold.cells))
     ]

@@ -10,7 +10,6 @@ be taken off a module. The head stays whole on every device.
 
 import copy
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -46,12 +45,19 @@ def divide(base: FrozenBase, world: Processes) -> None:
         return
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import Shard
 
     mesh = init_device_mesh(world.device.type, (world.size,))
-    dims = _divided_dims(base.model)
+    buckets = [module for module in base.model.modules() if isinstance(module, Bucket)]
+    stacks = [(bucket.A_kRD, bucket.B_kOR) for bucket in buckets]
+    dims = {id(stack): dim for pair in stacks for stack, dim in zip(pair, DIVIDED, strict=True)}
+
+    def placement(parameter: nn.Parameter) -> Any:
+        return Shard(dims[id(parameter)]) if id(parameter) in dims else None
+
     blocks = blocks_of(base)
     for block in blocks:
-        fully_shard(block, mesh=mesh, shard_placement_fn=partial(_placement, dims))
+        fully_shard(block, mesh=mesh, shard_placement_fn=placement)
     for module in (*blocks, fully_shard(base.trunk, mesh=mesh)):
         # Gradients are of the mean over all tokens, of which each process has its own: they add.
         module.set_gradient_divide_factor(1.0)
@@ -59,16 +65,3 @@ def divide(base: FrozenBase, world: Processes) -> None:
     for child in base.model.children():
         if child is not base.trunk:
             child.to(world.device)
-
-
-def _divided_dims(model: nn.Module) -> dict[int, int]:
-    """The dimension in which each factor is divided, by the factor's id."""
-    buckets = [module for module in model.modules() if isinstance(module, Bucket)]
-    stacks = [(bucket.A_kRD, bucket.B_kOR) for bucket in buckets]
-    return {id(stack): dim for pair in stacks for stack, dim in zip(pair, DIVIDED, strict=True)}
-
-
-def _placement(dims: dict[int, int], parameter: nn.Parameter) -> Any:
-    from torch.distributed.tensor import Shard
-
-    return Shard(dims[id(parameter)]) if id(parameter) in dims else None

@@ -323,7 +323,7 @@ def test_bad_imports(
     ("targets", "message"),
     [
         (["q_proj", "lm_head"], "the adapter is also on lm_head, outside the blocks: only layers"),
-        (["embed_tokens"], "has an adapter on an embedding"),
+        (["embed_tokens"], "which is not A or B of a linear layer"),
     ],
 )
 def test_imports_of_adapters_outside_the_blocks(

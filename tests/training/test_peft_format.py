@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -20,7 +18,6 @@ from study.errors import StudyError
 from study.models import FrozenBase
 from study.training.peft_format import CONFIG, WEIGHTS, read_adapter, write_adapter
 from study.vocabulary import scaling
-from study.vocabulary.peft_fields import INERT, LAYERS, PLAIN, READ
 
 IDS = torch.arange(24).view(2, 12)
 
@@ -175,60 +172,36 @@ def set_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) 
 
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
-BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no folder": (shutil.rmtree, f"{CONFIG} does not exist"),
-    "no config": (lambda f: (f / CONFIG).unlink(), f"{CONFIG} does not exist"),
-    "no weights": (lambda f: (f / WEIGHTS).unlink(), f"{WEIGHTS} does not exist"),
-    "a pickle": (
-        lambda f: (f / WEIGHTS).rename(f / "adapter_model.bin"),
-        "a pickle, which is not safe to open",
+LORA_B = torch.zeros(64, 5)
+BROKEN: dict[str, Callable[[Path], Any]] = {
+    f"{CONFIG} does not exist": shutil.rmtree,
+    f"{WEIGHTS} does not exist": lambda f: (f / WEIGHTS).unlink(),
+    "a pickle, which is not safe to open": lambda f: (f / WEIGHTS).rename(f / "adapter_model.bin"),
+    "is not valid JSON": lambda f: (f / CONFIG).write_text("{"),
+    "has r: Field required": lambda f: set_config(f, r=...),
+    "has peft_type='VERA': Input should be 'LORA'": lambda f: set_config(f, peft_type="VERA"),
+    "use_dora=True": lambda f: set_config(f, use_dora=True),
+    "modules_to_save": lambda f: set_config(f, modules_to_save=["lm_head"]),
+    "r=0": lambda f: set_config(f, r=0),
+    r"rank_pattern.q_proj='8'": lambda f: set_config(f, rank_pattern={"q_proj": "8"}),
+    "is damaged": lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-9]),
+    "has no tensors": lambda f: set_tensors(f, dict.clear),
+    r"lora_A \[3, 128\] and lora_B \[64, 3\], but .* rank 8": lambda f: set_config(f, r=8),
+    r"lora_A \[3, 64\] and lora_B \[64, 5\]": lambda f: set_tensors(
+        f, lambda t: t.update({f"{Q}.lora_B.weight": LORA_B})
     ),
-    "no json": (lambda f: (f / CONFIG).write_text("{"), "is not valid JSON"),
-    "a list": (lambda f: (f / CONFIG).write_text("[]"), "holds a list, not an object"),
-    "missing keys": (lambda f: set_config(f, r=..., lora_alpha=...), "lacks r, lora_alpha"),
-    "another type": (lambda f: set_config(f, peft_type="VERA"), "unknown adapter type 'VERA'"),
-    "dora": (lambda f: set_config(f, use_dora=True), "use_dora=True"),
-    "a whole module": (lambda f: set_config(f, modules_to_save=["lm_head"]), "modules_to_save"),
-    "rank 0": (lambda f: set_config(f, r=0), "r=0"),
-    "a rank that is not a number": (
-        lambda f: set_config(f, rank_pattern={"q_proj": "8"}),
-        "rank_pattern.q_proj.='8'",
+    "no lora_B for .*q_proj": lambda f: set_tensors(f, lambda t: t.pop(f"{Q}.lora_B.weight")),
+    "not A or B of a linear layer": lambda f: set_tensors(
+        f, lambda t: t.update({"base_model.model.x.lora_embedding_A": LORA_B})
     ),
-    "truncated": (
-        lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-9]),
-        "is damaged",
-    ),
-    "empty": (lambda f: set_tensors(f, dict.clear), "has no tensors"),
-    "rank": (
-        lambda f: set_config(f, r=8),
-        r"down_proj has lora_A \[3, 128\] and lora_B \[64, 3\], but .* says rank 8",
-    ),
-    "shape": (
-        lambda f: set_tensors(f, lambda t: t.update({f"{Q}.lora_B.weight": torch.zeros(64, 5)})),
-        r"q_proj has lora_A \[3, 64\] and lora_B \[64, 5\]",
-    ),
-    "half": (
-        lambda f: set_tensors(f, lambda t: t.pop(f"{Q}.lora_B.weight")),
-        "no lora_B for .*q_proj",
-    ),
-    "an embedding": (
-        lambda f: set_tensors(
-            f, lambda t: t.update({"base_model.model.x.lora_embedding_A": torch.zeros(3)})
-        ),
-        "has an adapter on an embedding",
-    ),
-    "not finite": (
-        lambda f: set_tensors(f, lambda t: t[f"{Q}.lora_A.weight"].fill_(float("nan"))),
-        "q_proj has non-finite weights",
-    ),
+    "non-finite": lambda f: set_tensors(f, lambda t: t[f"{Q}.lora_A.weight"].fill_(torch.nan)),
 }
 
 
-@pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_adapter_is_one_clear_line(good: Path, kind: str) -> None:
-    spoil, message = BROKEN[kind]
-    spoil(good)
-    with pytest.raises(StudyError, match=message) as caught:
+@pytest.mark.parametrize("says", BROKEN)
+def test_a_broken_adapter_is_one_clear_line(good: Path, says: str) -> None:
+    BROKEN[says](good)
+    with pytest.raises(StudyError, match=says) as caught:
         read_adapter(good)
     assert "\n" not in str(caught.value)
 
@@ -247,33 +220,3 @@ def test_another_base(good: Path, tiny_base: FrozenBase) -> None:
         found.check_fits(shapes | {first: (32, 64)}, "tiny")
     with pytest.raises(StudyError, match=f"another base than tiny, which has no {second}"):
         found.check_fits({n: s for n, s in shapes.items() if n != second}, "tiny")
-
-
-JUNK = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(),
-    st.text(max_size=8),
-    st.sampled_from([10**400, "pissa", "LORA", "all", "none", "(", "8", "false"]),
-    st.lists(st.integers() | st.text(max_size=4), max_size=2),
-    st.dictionaries(st.text(max_size=6), st.integers() | st.floats() | st.none(), max_size=2),
-)
-
-
-@settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(st.dictionaries(st.sampled_from([*READ, *INERT, *LAYERS, *PLAIN, "x"]), JUNK, max_size=3))
-def test_any_config_is_an_adapter_or_one_line(good: Path, changes: dict[str, Any]) -> None:
-    before = (good / CONFIG).read_text()
-    (good / CONFIG).write_text(json.dumps(json.loads(before) | changes))
-    try:
-        found = read_adapter(good)
-    except StudyError:
-        return
-    finally:
-        (good / CONFIG).write_text(before)
-    for pair in found.pairs.values():
-        assert pair.A_RD.shape[0] == pair.B_OR.shape[1] == 3
-        assert 0 < pair.gamma < float("inf")
