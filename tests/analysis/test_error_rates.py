@@ -216,8 +216,9 @@ def words(truth: Sequence[float], *, studies: int, **how: Any) -> np.ndarray:
         ][:rows]
     else:
         asked = [("A", f"stat{n}", "all", "mean_log", 3) for n in range(rows)]
-    table[keys] = pd.DataFrame(asked * studies, index=table.index)
-    table.insert(0, "lr", np.repeat(np.arange(studies), rows))
+    places = pd.DataFrame(asked * studies, columns=keys, index=table.index)
+    places.insert(0, "lr", np.repeat(np.arange(studies), rows))  # a curve of its own
+    table = pd.concat([places, table], axis=1)
     found = with_verdicts(table)
     assert (found["primary"] == (rows <= 5)).all()
     return found["verdict"].astype(str).to_numpy().reshape(studies, rows)
@@ -291,10 +292,10 @@ def test_a_family_of_all_kinds_rarely_errs() -> None:
 def test_a_straight_line_is_rarely_bent_and_a_bent_one_is_found(seeds: int) -> None:
     fit = lines(0.3, studies=10_000, seeds=seeds, noise=0.05)
     table = pd.DataFrame({name: values[0] for name, values in vars(fit).items()})
-    table = table.rename(columns={"slope": "exponent"}).assign(
-        batch="train", site="A", stat="rms", kind="all", layer="mean_log", step=0
-    )
-    table.insert(0, "lr", np.arange(len(table)))  # a family of its own
+    table = table.rename(columns={"slope": "exponent"})
+    place = {"lr": np.arange(len(table)), "site": "A", "stat": "rms", "batch": "train"}
+    place |= {"kind": "all", "layer": "mean_log", "step": 0}
+    table = pd.concat([pd.DataFrame(place), table], axis=1)
     false = with_verdicts(table)["bent"].mean()
     bent = with_verdicts(table.assign(curvature=table["curvature"] + 0.1))["bent"].mean()
     print(f"{seeds} seeds: bent {false:.2%} of lines, {bent:.2%} of curves")
