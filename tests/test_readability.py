@@ -21,7 +21,7 @@ PACKAGE_LINES = {
     "study/dashboard": 1_300,
     "study/data": 1_500,
     "study/figures": 4_300,
-    "study/integrations": 3_350,
+    "study/integrations": 3_200,
     "study/models": 1_610,
     "study/probes": 1_850,
     "study/report": 2_050,

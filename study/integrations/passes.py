@@ -8,14 +8,12 @@ import inspect
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.variable import Variable
 
-from study.errors import StudyError
 from study.probes import NormProbe
 from study.probes.norm_probe import Gradients
 
@@ -26,58 +24,47 @@ class Hook:
     Loops copy and pickle their model, as for a moving average of its weights.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any] | None = None) -> None:
         self._function = function
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._function(*args, **kwargs)
+        return self._function(*args, **kwargs) if self._function else None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Hook, (_nothing,)
-
-
-def _nothing(*_: Any, **__: Any) -> None:
-    """The function of a copied hook."""
+        return Hook, ()
 
 
 @dataclass(eq=False)
-class Pass:
-    """One forward pass with gradients on: its sequences and real tokens, 0 if unknown.
+class Loss:
+    """A loss that the loop (``is_given``) or the model named.
 
+    ``value`` is what it adds to the loss of the step: None until its backward pass. It is
+    multiplied by the gradient that arrives at it, if it has one (``is_weighed``).
+    """
+
+    value: Tensor | None
+    is_given: bool
+    is_weighed: bool
+
+
+@dataclass(eq=False)
+class ForwardPass:
+    """One forward pass with gradients on.
+
+    - ``sequences``, ``tokens``: how many, and how many real ones; 0 if unknown;
     - ``watched``: the number that each probe gave to it;
-    - ``reached``: whether a backward pass came through its output.
+    - ``reached``: whether a backward pass came through its output;
+    - ``losses``: those named after it and before the next pass.
     """
 
     sequences: int
     tokens: Tensor | int
     watched: list[int] = field(default_factory=list)
     reached: bool = False
+    losses: list[Loss] = field(default_factory=list)
 
 
-@dataclass(eq=False)
-class Loss:
-    """A loss that the loop or the model named.
-
-    - ``value``: what it adds to the loss of the step; None until its backward pass;
-    - ``of_pass``: the newest pass when it was named;
-    - ``was_late``: whether every pass had its backward pass by then;
-    - ``is_weighed``: whether ``value`` is multiplied by the gradient that arrives at the loss.
-    """
-
-    value: Tensor | None
-    of_pass: Pass | None
-    was_late: bool
-    is_weighed: bool
-
-    @property
-    def is_used(self) -> bool:
-        """Whether its gradient is part of ``.grad``, as far as is known."""
-        if self.is_weighed:
-            return self.value is not None
-        return self.of_pass is None or self.of_pass.reached
-
-
-class Passes:
+class LoopPasses:
     """Watches ``model`` between two updates.
 
     ``weights``: the parameters that the optimizer updates.
@@ -98,7 +85,7 @@ class Passes:
         self._arguments = tuple(inspect.signature(model.forward).parameters)
         self._watches = ExitStack()
         self.probes: Sequence[NormProbe] = []
-        self.passes: list[Pass] = []
+        self.passes: list[ForwardPass] = []
         self.begin([])
 
     def begin(self, probes: Sequence[NormProbe]) -> None:
@@ -107,47 +94,54 @@ class Passes:
         self._drop(self.passes)
         self.probes = probes
         self.backwards = 0
-        self.norm: Tensor | None = None
         self.gradients: list[Gradients] = []
         self.rescaled: Tensor | None = None
         """The factor by which the loop scaled all gradients before :meth:`take_gradients`."""
         self._norms: list[Tensor] = []
         self._state: list[tuple[int, int]] = []
-        self._of_outputs: list[Loss] = []
-        self._given: list[Loss] = []
         # Of the backward pass that is running:
         self._task = -1
         self._state_before: list[tuple[int, int]] = []
         self._arrived: list[tuple[Loss, Tensor]] = []
-        self._through: list[Pass] = []
+        self._through: list[ForwardPass] = []
 
     def attach(self, hooks: ExitStack) -> None:
         """Watch the model until ``hooks`` is closed."""
         before = self.model.register_forward_pre_hook(Hook(self._before_forward), with_kwargs=True)
         after = self.model.register_forward_hook(Hook(self._after_forward))
-        for hook in (before, after):
-            hooks.callback(hook.remove)
-        hooks.callback(self._watches.close)
+        for close in (before.remove, after.remove, self._watches.close):
+            hooks.callback(close)
 
-    def loss(self, loss: Tensor | float) -> None:
+    def loss(self, loss: Tensor | float, is_given: bool = True) -> None:
         """The loss of a micro-batch, before its backward pass. It replaces the model's own."""
-        if not isinstance(loss, Tensor):
-            loss = torch.tensor(float(loss))
-        self._name(loss, self._given)
+        if not self.passes:
+            return
+        named = torch.as_tensor(loss)
+        value = named.detach().float().clone()  # loops divide a loss in place
+        is_weighed = named.requires_grad
+        found = Loss(None if is_weighed else value.sum(), is_given, is_weighed)
+        self.passes[-1].losses.append(found)
+
+        def arrive(gradient: Tensor) -> None:
+            self._backward_begins()
+            self._arrived.append((found, (value * gradient.detach().float()).sum()))
+
+        if is_weighed:
+            named.register_hook(arrive)
+
+    @property
+    def norm(self) -> Tensor | None:
+        """The norm of the gradients, a float32 scalar on the device; None without any."""
+        return joint_norm(self._norms)
 
     @property
     def step_loss(self) -> Tensor | None:
-        """The loss of the step, a scalar on the device; None if none was seen.
-
-        Raises :class:`StudyError` if a loss was given after its backward pass.
-        """
-        if any(loss.value is None and loss.was_late for loss in self._given):
-            raise StudyError(
-                "recording.loss(loss) came after loss.backward(): call it before the backward pass"
-            )
+        """The loss of the step, a scalar on the device; None if none was seen."""
+        losses = [loss for one in self.passes for loss in one.losses]
+        given = [loss for loss in losses if loss.is_given]
         values = []
-        for loss in self._given or self._of_outputs:
-            if loss.is_used and loss.value is not None:
+        for loss in given or losses:
+            if loss.value is not None:
                 factor = self.rescaled if loss.is_weighed else None
                 values.append(loss.value if factor is None else loss.value * factor)
         return torch.stack([v.to(values[0].device) for v in values]).sum() if values else None
@@ -162,30 +156,18 @@ class Passes:
         self._watches.close()
         self._drop([one for one in self.passes if not one.reached])
 
-    def _drop_cleared(self) -> None:
-        """Drop the passes whose gradients the loop has cleared since."""
-        if not self.backwards or not self._are_cleared():
-            return
-        for losses in (self._given, self._of_outputs):
-            losses[:] = [loss for loss in losses if not loss.is_used]
-        self._drop([one for one in self.passes if one.reached])
-        self.backwards, self.norm, self.gradients = 0, None, []
-
     def _are_cleared(self) -> bool:
         """Whether all gradients are None or 0. Only a change in place makes it read them."""
-        state = self._gradient_state()
-        if not state:
-            return True
-        if state == self._state:
+        if self._gradient_state() == self._state:
             return False
-        norm = norm_of_gradients(self.weights)
-        return norm is not None and float(norm) == 0.0
+        norm = joint_norm(norms_of_gradients(self.weights))
+        return norm is None or float(norm) == 0.0
 
     def _gradient_state(self) -> list[tuple[int, int]]:
         """Changes whenever any ``.grad`` is replaced or changed in place."""
         return [(id(w.grad), w.grad._version) for w in self.weights if w.grad is not None]
 
-    def _drop(self, unused: Sequence[Pass]) -> None:
+    def _drop(self, unused: Sequence[ForwardPass]) -> None:
         for index, probe in enumerate(self.probes):
             probe.forget({one.watched[index] for one in unused})
         self.passes = [one for one in self.passes if one not in unused]
@@ -196,51 +178,42 @@ class Passes:
         inputs = dict(zip(self._arguments, args, strict=False)) | kwargs
         mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
         real_BT = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        begun = _pass(ids, real_BT)
-        self.passes.append(begun)
+        first = ids if isinstance(ids, Tensor) else real_BT
+        tokens: Tensor | int = real_BT.sum() if real_BT is not None else 0
+        if first is not None and real_BT is None:
+            tokens = first.numel()
+        self.passes.append(ForwardPass(0 if first is None else first.shape[0], tokens))
         self._watches.close()
         for probe in self.probes:
-            begun.watched.append(self._watches.enter_context(probe.watch(real_BT)))
+            number = self._watches.enter_context(probe.watch(real_BT))
+            self.passes[-1].watched.append(number)
 
     def _after_forward(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not torch.is_grad_enabled() or not self.passes:
             return
-        reached = partial(self._reached, self.passes[-1])
+        newest = self.passes[-1]
+
+        def reached(_: Tensor) -> None:
+            self._backward_begins()
+            self._through.append(newest)
+
         for tensor in _tensors(output):
             tensor.register_hook(reached)
         loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
         if isinstance(loss, Tensor) and loss.requires_grad:
-            self._name(loss, self._of_outputs)
-
-    def _name(self, loss: Tensor, among: list[Loss]) -> None:
-        """Note a loss. Its value counts times the gradient that arrives at it."""
-        newest = self.passes[-1] if self.passes else None
-        was_late = all(one.reached for one in self.passes)
-        value = loss.detach().float().clone()  # loops divide a loss in place
-        if not loss.requires_grad:
-            among.append(Loss(value.sum(), newest, was_late, is_weighed=False))
-            return
-        named = Loss(None, newest, was_late, is_weighed=True)
-        among.append(named)
-
-        def arrive(gradient: Tensor) -> None:
-            self._backward_begins()
-            self._arrived.append((named, (value * gradient.detach().float()).sum()))
-
-        loss.register_hook(arrive)
-
-    def _reached(self, of_pass: Pass, _: Tensor) -> None:
-        self._backward_begins()
-        self._through.append(of_pass)
+            self.loss(loss, is_given=False)
 
     def _backward_begins(self) -> None:
         """Once for each backward pass, although it comes through several tensors."""
         task = torch._C._current_graph_task_id()
-        if task != self._task:
-            self._drop_cleared()
-            self._task, self._arrived, self._through = task, [], []
-            self._state_before = self._gradient_state()
-            Variable._execution_engine.queue_callback(self._backward_ended)
+        if task == self._task:
+            return
+        if self.backwards and self._are_cleared():
+            self._drop([one for one in self.passes if one.reached])
+            self.backwards, self._norms, self.gradients = 0, [], []
+        self._task, self._arrived, self._through = task, [], []
+        self._state_before = self._gradient_state()
+        Variable._execution_engine.queue_callback(self._backward_ended)
 
     @torch.no_grad()
     def _backward_ended(self) -> None:
@@ -270,10 +243,14 @@ class Passes:
             self.rescaled = factor if self.rescaled is None else self.rescaled * factor
 
     def _read_gradients(self) -> None:
-        self._norms = norms_of_gradients(self.weights)
-        self.norm = joint_norm(self._norms)
-        self.gradients = [_copies(probe) for probe in self.probes]
-        self._state = self._gradient_state()
+        self._norms, self._state = norms_of_gradients(self.weights), self._gradient_state()
+        self.gradients = [[layer_copies(layer) for layer in probe.layers] for probe in self.probes]
+
+
+def layer_copies(layer: Any) -> list[tuple[Tensor | None, Tensor | None]]:
+    """Copies of the gradients of A and of B of each adapter of a layer."""
+    grads = [(pair.A_RD.grad, pair.B_OR.grad) for pair in layer.pairs()]
+    return [(None if A is None else A.clone(), None if B is None else B.clone()) for A, B in grads]
 
 
 def norms_of_gradients(weights: Sequence[Tensor]) -> list[Tensor]:
@@ -289,11 +266,6 @@ def joint_norm(norms: Sequence[Tensor]) -> Tensor | None:
     return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
 
 
-def norm_of_gradients(weights: Sequence[Tensor]) -> Tensor | None:
-    """The :func:`joint_norm` of the gradients of ``weights``."""
-    return joint_norm(norms_of_gradients(weights))
-
-
 def _common_factor(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
     """The ratio of all norms; 1 if they differ in it, so that no scaling explains the change."""
     old, new = (torch.stack([n.to(before[0].device) for n in norms]) for norms in (before, after))
@@ -302,31 +274,11 @@ def _common_factor(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
     return torch.where(differ | ~factor.isfinite(), torch.ones_like(factor), factor)
 
 
-def _copies(probe: NormProbe) -> Gradients:
-    return [
-        [(_copy(pair.A_RD.grad), _copy(pair.B_OR.grad)) for pair in layer.pairs()]
-        for layer in probe.layers
-    ]
-
-
-def _copy(gradient: Tensor | None) -> Tensor | None:
-    return None if gradient is None else gradient.clone()
-
-
-def _pass(ids: Any, real_BT: Tensor | None) -> Pass:
-    first = ids if isinstance(ids, Tensor) else real_BT
-    if first is None:
-        return Pass(0, 0)
-    return Pass(first.shape[0], first.numel() if real_BT is None else real_BT.sum())
-
-
 def _tensors(output: Any) -> list[Tensor]:
     """The tensors of a model's output that have a gradient, from one level of a container."""
     parts = output.values() if isinstance(output, dict) else output
     if isinstance(parts, Tensor):
         parts = [parts]
-    try:
-        found = list(parts)
-    except TypeError:  # an object of the model's own
-        found = list(vars(parts).values())
-    return [part for part in found if isinstance(part, Tensor) and part.requires_grad]
+    elif not hasattr(parts, "__iter__"):  # an object of the model's own
+        parts = vars(parts).values()
+    return [part for part in parts if isinstance(part, Tensor) and part.requires_grad]

@@ -23,8 +23,6 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -34,14 +32,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from study.config import CellConfig, ProbesConfig, TrainConfig, probe_steps
-from study.errors import StudyError, one_line, short
-from study.integrations.passes import Hook, Passes, norm_of_gradients
-from study.integrations.runs import (
+from study.config import (
     UNKNOWN_STEPS,
+    CellConfig,
+    DataConfig,
+    ProbesConfig,
+    TrainConfig,
+    probe_steps,
+)
+from study.errors import StudyError, one_line, short
+from study.integrations.passes import Hook, LoopPasses, joint_norm, norms_of_gradients
+from study.integrations.runs import (
     Adapter,
     Loop,
-    check_hooks_ran,
+    bypassed,
     check_model,
     groups_of,
     now,
@@ -55,14 +59,10 @@ from study.training.devices import peak_memory_gb
 from study.training.stuck import StuckCheck
 from study.vocabulary.quantities import BACKWARD
 
-Describe = Callable[["Recording"], Loop]
-"""What the loop says of itself, asked at its first update."""
-
 LINEAR = ("mean_abs", "rms", "m4", "max_abs", "norm")
 """The statistics that a factor of a tensor multiplies."""
 LOOKED_AT = 3
 """The updates after which clip factors are looked at, for a loss that the loop scales."""
-
 LARGEST_SEED = 2**32 - 1
 """The largest that transformers and Lightning accept. torch draws a larger one if none is set."""
 UNSEEDED = "No seed was set: the draw of the init is unknown, and the run can't be repeated."
@@ -88,7 +88,7 @@ class Recording:
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        describe: Describe,
+        describe: Callable[["Recording"], Loop],
         probes: ProbesConfig,
         *,
         adapters: Sequence[Adapter] = (),
@@ -98,19 +98,20 @@ class Recording:
         self.model = check_model(model)
         self.optimizer = plain_optimizer(optimizer)
         self.adapters = adapters or read_adapters(self.model, probes, resumed=start > 0)
-        self._pair = self.adapters[0].probe.layers[0].pairs()[0]
+        self._pair = self.adapters[0].pairs[0]
         for adapter in self.adapters:
-            for layer in adapter.probe.layers:
-                groups_of(self.optimizer, layer.pairs()[0], adapter.name)
-        _warn_of_others(self.model, self.optimizer, self.adapters)
+            for pair in adapter.pairs:
+                groups_of(self.optimizer, pair, adapter.name)
         self._describe, self._asked = describe, probes
-        self._probed_at = frozenset(_schedule(probes, total))
+        train = TrainConfig(steps=UNKNOWN_STEPS if total is None else total)
+        self._probed_at = frozenset(probe_steps(CellConfig(train=train, probes=probes)))
         self.step, self._total = start, total
         self.precision = "bf16" if self._pair.A_RD.dtype == torch.bfloat16 else "float32"
         self.tables: list[pd.DataFrame] = []
         """What was measured at the newest update, a frame for each adapter; empty if nothing."""
         weights = [w for group in self.optimizer.param_groups for w in group["params"]]
-        self.passes = Passes(self.model, weights)
+        self._warn_of_others(weights)
+        self.passes = LoopPasses(self.model, weights)
         self._hooks = ExitStack()
         self._writers: list[CellWriter] = []
         self._pending: dict[str, Tensor | float] = {}
@@ -118,6 +119,20 @@ class Recording:
         self._stuck, self._tokens = StuckCheck(), 0
         self._clip_factors: list[float] = []
         self._diverged_step: int | None = None
+
+    def _warn_of_others(self, weights: Sequence[Tensor]) -> None:
+        """Warn of weights that the optimizer trains and no probe reads."""
+        probed = {id(w) for adapter in self.adapters for pair in adapter.pairs for w in pair[:2]}
+        trained = {id(weight) for weight in weights} - probed
+        named = self.model.named_parameters()
+        others = [name for name, w in named if id(w) in trained and w.requires_grad]
+        if others:
+            warnings.warn(
+                f"the optimizer also trains {len(others)} weights that are not A or B of a layer "
+                f"({others[0]}, ...): grad_norm and clip_factor are of all weights together, "
+                "adapter_grad and adapter_update of A and B",
+                stacklevel=4,
+            )
 
     @property
     def group(self) -> Mapping[str, Any]:
@@ -149,18 +164,21 @@ class Recording:
 
     def begin(self) -> Self:
         """Start watching. Raises :class:`StudyError` if the optimizer is being recorded already."""
-        if _is_recorded(self.optimizer):
+        hooks = self.optimizer._optimizer_step_pre_hooks.values()
+        if any(isinstance(getattr(hook, "__self__", None), Recording) for hook in hooks):
             raise StudyError(
                 "this optimizer is being recorded already: end that recording first, and open "
                 "one `with study.record(...)` around the whole loop, not around each step"
             )
         self.passes.attach(self._hooks)
-        before = self.optimizer.register_step_pre_hook(self._before_step)
-        after = self.optimizer.register_step_post_hook(self._after_step)
-        saved = self.optimizer.register_state_dict_pre_hook(self._before_checkpoint)
         layer = self.adapters[0].probe.layers[0].module
-        precision = layer.register_forward_pre_hook(Hook(self._read_precision))
-        for hook in (before, after, saved, precision):
+        for hook in (
+            self.optimizer.register_step_pre_hook(self._before_step),
+            self.optimizer.register_step_post_hook(self._after_step),
+            # A loop that saves the optimizer's state goes on from there: it needs all rows.
+            self.optimizer.register_state_dict_pre_hook(lambda _: self.sync()),
+            layer.register_forward_pre_hook(Hook(self._read_precision)),
+        ):
             self._hooks.callback(hook.remove)
         self._began = time.perf_counter()
         self._begin_step()
@@ -172,24 +190,33 @@ class Recording:
         Raises :class:`StudyError` if the optimizer made no step.
         """
         self._hooks.close()
-        if not self._writers:
-            if status:
-                return
+        if not self._writers and not status:
             raise StudyError(
                 "the recorded optimizer made no step with a gradient: give the optimizer that the "
                 "loop steps, and keep the loop inside `with study.record(...)`"
             )
+        if not self._writers:
+            return
         self._flush()
         if self._next:
             self._write_row({"step": self.step, "tokens": self._tokens, **self._next})
         fields = {"steps_done": self.step, "seconds": self._seconds(), **fields}
-        if not status:
-            status = "complete"
-            if self._diverged_step is not None:
-                status, fields["diverged_step"] = "diverged", self._diverged_step
-            elif self._stuck.step is not None:
-                status, fields["stuck_step"] = "stuck", self._stuck.step
-        self._close(status, fields)
+        if not status and self._diverged_step is not None:
+            status, fields["diverged_step"] = "diverged", self._diverged_step
+        elif not status and self._stuck.step is not None:
+            status, fields["stuck_step"] = "stuck", self._stuck.step
+        fold = secrets.token_hex(6)  # the cells of a run share its seconds
+        writers, self._writers = self._writers, []
+        for writer in writers:
+            if status == "interrupted":
+                writer.interrupt(**fields)
+                continue
+            config = writer.record["config"]
+            if self._total is None and status != "failed":
+                config = config | {"train": config["train"] | {"steps": self.step}}
+            memory = peak_memory_gb(self._pair.A_RD.device)
+            ended = {"finished": now(), "peak_memory_gb": memory, "fold": fold, "config": config}
+            writer.close(status or "complete", **ended, **fields)
 
     def sync(self) -> None:
         """Put the rows of all updates so far on disk, as before the loop saves a checkpoint."""
@@ -208,20 +235,16 @@ class Recording:
     ) -> None:
         if error is None:
             self.end()
+        elif isinstance(error, StudyError):
+            self.end("failed", error=str(error))
         elif isinstance(error, Exception):
-            if not isinstance(error, StudyError):
-                for writer in self._writers:
-                    writer.write_error_log(error)
-            message = str(error) if isinstance(error, StudyError) else one_line(error)
-            self.end("failed", error=message)
+            for writer in self._writers:
+                writer.write_error_log(error)
+            self.end("failed", error=one_line(error))
         else:  # Ctrl-C, or the end of the process
             self.end("interrupted")
 
     # Events of the optimizer, in order.
-
-    def _before_checkpoint(self, _: Optimizer) -> None:
-        """The loop asks for the optimizer's state to save it: a run that goes on has all rows."""
-        self.sync()
 
     def _begin_step(self) -> None:
         self._probing, self._updating = self.step in self._probed_at, False
@@ -249,69 +272,9 @@ class Recording:
     def _before_update(self) -> None:
         """The row of this update. Probes measure the weights, and the gradients before clipping."""
         self.passes.end_watch()
-        clipped = norm_of_gradients(self.passes.weights)
+        clipped = joint_norm(norms_of_gradients(self.passes.weights))
         if clipped is None:
             return  # without gradients the optimizer moves nothing
-        self._check_update()
-        if not self._writers:
-            self._open()
-        if self.passes.norm is None:  # of gradients that the loop has set to 0
-            self.passes.take_gradients()
-        norm = self.passes.norm
-        assert norm is not None
-        row: dict[str, Tensor | float] = {"step": self.step, "grad_norm": norm, **self._next}
-        factor = clipped / norm
-        row["clip_factor"] = torch.where(factor.isfinite(), factor, torch.ones_like(factor))
-        row["lr"] = lr = float(self.group["lr"])
-        if self._probing and not lr:
-            self._say(
-                f"The learning rate of step {self.step} is 0 (warm-up): its update and its descent "
-                "are 0. Probe a later step for them."
-            )
-        if (loss := self.passes.step_loss) is not None:
-            row["loss"] = loss
-        elif not self._pending:
-            warnings.warn(
-                "no loss was seen: call recording.loss(loss) before loss.backward()", stacklevel=4
-            )
-        self._next, self._row = {}, row
-        if self._probing:
-            for adapter, gradients in zip(self.adapters, self.passes.gradients, strict=True):
-                adapter.probe.before_update(gradients)
-
-    @torch.no_grad()
-    def _after_step(self, *_: Any) -> None:
-        """Measure the update, and write the row of the step before: its numbers have arrived."""
-        if not self._updating:  # there was no gradient
-            self.tables = []
-            self._begin_step()
-            return
-        self.tables = self._probe_update() if self._probing else []
-        self._flush()
-        self._tokens += self.passes.tokens
-        self._pending = self._row | {"tokens": self._tokens, "seconds": self._seconds()}
-        self.step += 1
-        self._begin_step()
-
-    def _probe_update(self) -> list[pd.DataFrame]:
-        tables = []
-        for adapter, writer in zip(self.adapters, self._writers, strict=True):
-            adapter.probe.after_update()
-            table = adapter.probe.collect(self.step)[0]
-            if self.passes.rescaled is not None:
-                of_outputs = table["site"].isin(BACKWARD)
-                table.loc[of_outputs, list(LINEAR)] *= float(self.passes.rescaled)
-            try:
-                if self.passes.passes:
-                    check_hooks_ran(table)
-            except StudyError as error:
-                self.end("failed", error=str(error))
-                raise
-            writer.append("probes", table)
-            tables.append(table)
-        return tables
-
-    def _check_update(self) -> None:
         if self._updating:
             raise StudyError(
                 f"{type(self.optimizer).__name__} evaluates its closure several times in a step: "
@@ -323,17 +286,75 @@ class Recording:
                 f"step {self.step} of the optimizer came without a backward pass of the model: "
                 "give study.record the model that the loop calls, and the optimizer of that model"
             )
-        if getattr(self.optimizer, "grad_scale", None) is not None:
-            raise _scaled()
+        if not self._writers:
+            self._open()
+        if self.passes.norm is None:  # of gradients that the loop has set to 0
+            self.passes.take_gradients()
+        norm = self.passes.norm
+        assert norm is not None
+        factor = clipped / norm
+        lr = float(self.group["lr"])
+        self._row: dict[str, Tensor | float] = {
+            "step": self.step,
+            "grad_norm": norm,
+            "clip_factor": torch.where(factor.isfinite(), factor, torch.ones_like(factor)),
+            "lr": lr,
+            **self._next,
+        }
+        self._next = {}
+        if self._probing and not lr:
+            self._say(
+                f"The learning rate of step {self.step} is 0 (warm-up): its update and its descent "
+                "are 0. Probe a later step for them."
+            )
+        if (loss := self.passes.step_loss) is not None:
+            self._row["loss"] = loss
+        elif not self._pending:
+            warnings.warn(
+                "no loss was seen: call recording.loss(loss) before loss.backward()", stacklevel=4
+            )
+        if self._probing:
+            for adapter, gradients in zip(self.adapters, self.passes.gradients, strict=True):
+                adapter.probe.before_update(gradients)
+
+    @torch.no_grad()
+    def _after_step(self, *_: Any) -> None:
+        """Measure the update, and write the row of the step before: its numbers have arrived."""
+        self.tables = []
+        if self._updating:  # there was a gradient
+            if self._probing:
+                self._probe_update()
+            self._flush()
+            self._tokens += self.passes.tokens
+            self._pending = self._row | {"tokens": self._tokens, "seconds": self._seconds()}
+            self.step += 1
+        self._begin_step()
+
+    def _probe_update(self) -> None:
+        for adapter, writer in zip(self.adapters, self._writers, strict=True):
+            adapter.probe.after_update()
+            table = adapter.probe.collect(self.step)[0]
+            if self.passes.rescaled is not None:
+                of_outputs = table["site"].isin(BACKWARD)
+                table.loc[of_outputs, list(LINEAR)] *= float(self.passes.rescaled)
+            if self.passes.passes and (why := bypassed(table)):
+                self.end("failed", error=why)
+                raise StudyError(why)
+            writer.append("probes", table)
+            self.tables.append(table)
 
     def _read_precision(self, module: nn.Module, _: Any) -> None:
-        """Of the first pass, inside the autocast of the loop or of accelerate."""
+        """Of the newest pass, inside the autocast of the loop or of accelerate."""
         device = self._pair.A_RD.device.type
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-            if dtype == torch.float16:
-                raise _scaled()
-            self.precision = "bf16" if dtype == torch.bfloat16 else self.precision
+        if not torch.is_autocast_enabled(device):
+            return
+        dtype = torch.get_autocast_dtype(device)
+        if dtype == torch.float16:
+            raise StudyError(
+                "fp16 scales the loss and every gradient (GradScaler): train in bf16 or float32 to "
+                "record"
+            )
+        self.precision = "bf16" if dtype == torch.bfloat16 else self.precision
 
     def _say(self, sentence: str) -> None:
         """Warn, and keep the sentence for the record."""
@@ -368,16 +389,20 @@ class Recording:
         names = [name for name, value in row.items() if isinstance(value, Tensor)]
         device = self._pair.A_RD.device
         values = torch.stack([torch.as_tensor(row[name]).to(device).float() for name in names])
-        written = {**row, **dict(zip(names, values.tolist(), strict=True))}
-        plain = {name: float(value) for name, value in written.items()}
+        row |= dict(zip(names, values.tolist(), strict=True))
+        plain = {name: float(value) for name, value in row.items()}
         if math.isfinite(plain.get("loss", 0.0) + plain["grad_norm"]):
             self._diverged_step = None  # a loop may know what to do with NaN
         elif self._diverged_step is None:
             self._diverged_step = int(plain["step"])
-        self._clip_factors.append(plain["clip_factor"])
-        if len(self._clip_factors) == LOOKED_AT and _are_of_a_scale(self._clip_factors):
+        factors = self._clip_factors
+        factors.append(plain["clip_factor"])
+        if len(factors) == LOOKED_AT and (
+            max(factors) <= 1e-3  # a loss scale and clipping together
+            or (max(factors) - min(factors) <= 1e-3 * max(factors) and abs(factors[0] - 1) > 0.05)
+        ):
             self._say(
-                f"clip_factor is {self._clip_factors[0]:.3g} at each of the first {LOOKED_AT} "
+                f"clip_factor is {factors[0]:.3g} at each of the first {LOOKED_AT} "
                 "steps: the loop seems to divide .grad by a constant, as after a scaled loss. "
                 "For the loss call recording.loss(loss) before loss.backward(), for the norms "
                 "recording.gradients() after the division and before clipping"
@@ -389,20 +414,6 @@ class Recording:
         table = pd.DataFrame([{"seconds": self._seconds(), **row}])
         for writer in self._writers:
             writer.append("metrics", table)
-
-    def _close(self, status: str, fields: Mapping[str, Any]) -> None:
-        run = secrets.token_hex(6)  # its cells share the seconds
-        for writer in self._writers:
-            if status == "interrupted":
-                writer.interrupt(**fields)
-                continue
-            config = writer.record["config"]
-            if self._total is None and status != "failed":
-                config = config | {"train": config["train"] | {"steps": self.step}}
-            memory = peak_memory_gb(self._pair.A_RD.device)
-            ended = {"finished": now(), "peak_memory_gb": memory, "fold": run, "config": config}
-            writer.close(status, **ended, **fields)
-        self._writers = []
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._began
@@ -454,81 +465,42 @@ def record(
     ...         optimizer.step()
     ...         optimizer.zero_grad()
     """
-    _check_varies(varies)
-    note = ""
-    if seed is None:
-        seed, note = (torch.initial_seed(), "") if is_seeded() else (0, UNSEEDED)
-    by = "script's own loop"
-    known = Loop(Path(results), seed, "", data, by, steps=total, note=note, varies=varies)
-    asked = ProbesConfig(
-        every=every, steps=None if every else steps, sites=sites, stats=stats, tokens=tokens
-    )
-    return Recording(
-        model, optimizer, partial(_with_first_step, known), asked, start=start, total=total
-    )
-
-
-def _with_first_step(known: Loop, recording: Recording) -> Loop:
-    """``known`` with what the first step shows."""
-    passes = recording.passes.passes
-    return replace(
-        known,
-        precision=recording.precision,
-        batch_size=max(1, passes[0].sequences),
-        accumulation=len(passes),
-        schedule="scheduled" if "initial_lr" in recording.group else "constant",
-    )
-
-
-def is_seeded() -> bool:
-    """Whether somebody has set the seed of torch."""
-    return torch.initial_seed() <= LARGEST_SEED
-
-
-def _check_varies(varies: dict[str, Any]) -> None:
-    """Raises :class:`StudyError` for a name that the tables have already, and for odd values."""
     taken = {*FIRST, *inspect.signature(CellConfig).parameters}
     for name, value in varies.items():
         if name in taken or name.startswith("_"):
             raise StudyError(f"{name}={short(value)}: the tables have a column {name} already")
         if not isinstance(value, bool | int | float | str | None):
             raise StudyError(f"{name}={short(value)}: give a number, a string or a bool")
+    note = ""
+    if seed is None:
+        seed, note = (torch.initial_seed(), "") if is_seeded() else (0, UNSEEDED)
 
-
-def _is_recorded(optimizer: Optimizer) -> bool:
-    hooks = optimizer._optimizer_step_pre_hooks.values()
-    return any(isinstance(getattr(hook, "__self__", None), Recording) for hook in hooks)
-
-
-def _are_of_a_scale(factors: Sequence[float]) -> bool:
-    """Whether clip factors are those of a constant by which a loop divides, not of clipping."""
-    if max(factors) <= 1e-3:  # a loss scale and clipping together
-        return True
-    is_constant = max(factors) - min(factors) <= 1e-3 * max(factors)
-    return is_constant and abs(factors[0] - 1) > 0.05
-
-
-def _warn_of_others(model: nn.Module, optimizer: Optimizer, adapters: Sequence[Adapter]) -> None:
-    """Warn of weights that the optimizer trains and no probe reads."""
-    pairs = [layer.pairs()[0] for adapter in adapters for layer in adapter.probe.layers]
-    probed = {id(weight) for pair in pairs for weight in (pair.A_RD, pair.B_OR)}
-    trained = {id(w) for group in optimizer.param_groups for w in group["params"]} - probed
-    others = [n for n, w in model.named_parameters() if id(w) in trained and w.requires_grad]
-    if others:
-        warnings.warn(
-            f"the optimizer also trains {len(others)} weights that are not A or B of a layer "
-            f"({others[0]}, ...): grad_norm and clip_factor are of all weights together, "
-            "adapter_grad and adapter_update of A and B",
-            stacklevel=4,
+    def describe(recording: Recording) -> Loop:
+        """With what the first step shows."""
+        passes = recording.passes.passes
+        train = TrainConfig(
+            steps=UNKNOWN_STEPS if total is None else total,
+            batch_size=max(1, passes[0].sequences),
+            accumulation=len(passes),
+            schedule="scheduled" if "initial_lr" in recording.group else "constant",
+            warmup=0,
         )
+        rows = DataConfig(name=data, sequence_length=None, heldout=0, seed=seed)  # type: ignore[arg-type]
+        by = "script's own loop"
+        return Loop(Path(results), seed, recording.precision, rows, train, by, note, varies)
 
-
-def _schedule(probes: ProbesConfig, total: int | None) -> Sequence[int]:
-    train = TrainConfig(steps=UNKNOWN_STEPS if total is None else total)
-    return probe_steps(CellConfig(train=train, probes=probes))
-
-
-def _scaled() -> StudyError:
-    return StudyError(
-        "fp16 scales the loss and every gradient (GradScaler): train in bf16 or float32 to record"
+    return Recording(
+        model,
+        optimizer,
+        describe,
+        ProbesConfig(
+            every=every, steps=None if every else steps, sites=sites, stats=stats, tokens=tokens
+        ),
+        start=start,
+        total=total,
     )
+
+
+def is_seeded() -> bool:
+    """Whether somebody has set the seed of torch."""
+    return torch.initial_seed() <= LARGEST_SEED

@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 
 from study.adapters import LoraPair
 from study.config import (
-    UNKNOWN_STEPS,
     AdapterConfig,
     CellConfig,
     DataConfig,
@@ -33,7 +32,7 @@ from study.config import (
 from study.config.values import literal
 from study.errors import StudyError
 from study.probes import NormProbe, active_adapters
-from study.store import CellWriter, Damaged, provenance
+from study.store import CellWriter, provenance
 from study.training.devices import describe_device
 from study.vocabulary.inits import IMPORTED
 from study.vocabulary.optimizers import OPTIMIZERS
@@ -45,8 +44,7 @@ class Loop:
     """What a training loop says of itself, beside its model and its optimizer.
 
     - ``results``: the study's folder;
-    - ``steps``: the optimizer steps of the whole run; None if that is not known before its end;
-    - ``data``: the name of its data in the tables;
+    - ``data``: the name, the length and the seed of its data;
     - ``trained_by``: who trains, for the report;
     - ``note``: sentences for the record and the report, on what to know of its numbers;
     - ``varies``: anything else that separates its cells from others, by name.
@@ -55,27 +53,26 @@ class Loop:
     results: Path
     seed: int
     precision: str
-    data: str
+    data: DataConfig
+    train: TrainConfig
     trained_by: str
-    steps: int | None = None
-    batch_size: int = 1
-    accumulation: int = 1
-    data_seed: int | None = None
-    sequence_length: int | None = None
-    clip: float | None = None
-    schedule: str = "constant"
-    warmup: int = 0
     note: str = ""
     varies: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter of a model in training: its PEFT name, its init (:func:`init_of`), its probe."""
+    """An adapter of a model in training: its PEFT name and configuration, its init, its probe."""
 
     name: str
+    peft: Any
     init: str
     probe: NormProbe
+
+    @property
+    def pairs(self) -> list[LoraPair]:
+        """A, B and gamma of each layer."""
+        return [layer.pairs()[0] for layer in self.probe.layers]
 
 
 def open_cell(
@@ -89,77 +86,53 @@ def open_cell(
     """An open writer for the cell of one adapter of ``model``; whether it goes on with a cell.
 
     The same run has the same id and replaces its earlier rows. A run that goes on from step
-    ``first`` keeps those rows before it that are there. Raises :class:`StudyError` if the optimizer
-    does not train the adapter and if the folder cannot be written.
+    ``first`` keeps those rows before it that are there. Raises :class:`StudyError` if the folder
+    cannot be written.
     """
-    pairs = [layer.pairs()[0] for layer in adapter.probe.layers]
-    peft_config = peft_configs(model)[adapter.name]
+    device = adapter.pairs[0].A_RD.device
+    base: Any = getattr(peft_model(model), "config", {})
+    described = base.to_dict() if hasattr(base, "to_dict") else dict(base)
+    options = adapter.peft.to_dict()
     config = CellConfig(
         name=loop.results.name,
         results_dir=str(loop.results.parent),
         plots_dir="plots",
-        device=pairs[0].A_RD.device.type,
+        device=device.type,
         seed=loop.seed,
         precision=loop.precision,
         model=ModelConfig("hf", _model_name(model)),
-        data=DataConfig(
-            name=loop.data,
-            sequence_length=loop.sequence_length,  # type: ignore[arg-type]
-            heldout=0,
-            seed=loop.seed if loop.data_seed is None else loop.data_seed,
-        ),
-        adapter=_adapter_config(peft_config, adapter.init, pairs),
-        optimizer=_optimizer_config(optimizer, pairs[0], adapter.name),
-        train=TrainConfig(
-            steps=UNKNOWN_STEPS if loop.steps is None else loop.steps,
-            batch_size=loop.batch_size,
-            accumulation=loop.accumulation,
-            clip=loop.clip,
-            schedule=loop.schedule,
-            warmup=loop.warmup,
-        ),
+        data=loop.data,
+        adapter=_adapter_config(adapter),
+        optimizer=_optimizer_config(optimizer, adapter),
+        train=loop.train,
         probes=probes,
     )
-    record = _record(loop, model, config, adapter, peft_config.to_dict())
-    folder = loop.results / "cells" / record["cell_id"]
-    text = yaml.safe_dump(literal(record["config"]), sort_keys=False, allow_unicode=True)
-    try:
-        first_step = first if folder.exists() else 0
-        return CellWriter.open(folder, text, record, first_step, gaps=True), first_step > 0
-    except Damaged as damage:
-        warnings.warn(
-            f"the rows before step {first} can't be read ({damage}): they are moved to "
-            f"{loop.results / 'aside'}",
-            stacklevel=2,
-        )
-        return CellWriter.open(folder, text, record, aside=True), False
-
-
-def _record(
-    loop: Loop, model: Any, config: CellConfig, adapter: Adapter, peft_config: dict[str, Any]
-) -> dict[str, Any]:
-    """The record of a cell, with its identity."""
-    base = getattr(peft_model(model), "config", {})
-    described = base.to_dict() if hasattr(base, "to_dict") else dict(base)
     varies = {"varies": dict(loop.varies)} if loop.varies else {}
-    made_from = {"model": described, "peft": peft_config} | varies
-    sources = Sources(_sha256(made_from), "", _sha256(config.data.name))
-    options = json.loads(_json(peft_config))
-    return {
+    made_from = {"model": described, "peft": options} | varies
+    sources = Sources(_sha256(made_from), "", _sha256(loop.data.name))
+    record = {
         "cell_id": identity(config, sources),
         "study": config.name,
         "model": config.model.path,
         "trained_by": loop.trained_by,
-        "data": config.data.name,
-        "gamma": adapter.probe.layers[0].pairs()[0].gamma,
+        "data": loop.data.name,
+        "gamma": adapter.pairs[0].gamma,
         "sources": asdict(sources),
         "config": asdict(config) | dict(loop.varies),
-        "peft": {"adapter": adapter.name, "variants": adapter.probe.variants, **options},
+        "peft": {
+            "adapter": adapter.name,
+            "variants": adapter.probe.variants,
+            **json.loads(_json(options)),
+        },
         "training_note": loop.note,
         "started": now(),
         **provenance(),
-        **describe_device(adapter.probe.layers[0].pairs()[0].A_RD.device),
+        **describe_device(device),
     }
+    folder = loop.results / "cells" / record["cell_id"]
+    first_step = first if folder.exists() else 0
+    text = yaml.safe_dump(literal(record["config"]), sort_keys=False, allow_unicode=True)
+    return CellWriter.open(folder, text, record, first_step, gaps=True), first_step > 0
 
 
 def now() -> str:
@@ -181,6 +154,7 @@ def read_adapters(model: nn.Module, probes: ProbesConfig, resumed: bool = False)
     names = active_adapters(model)
     if not names:
         NormProbe(model)  # raises, and says what is missing
+    configs: Any = peft_model(model).peft_config
     found = []
     for name in names:
         probe = NormProbe(model, adapter=name, **options)
@@ -192,7 +166,13 @@ def read_adapters(model: nn.Module, probes: ProbesConfig, resumed: bool = False)
                 "and delta_w",
                 stacklevel=4,
             )
-        found.append(Adapter(name, init_of(model, name, probe, resumed), probe))
+        # If B is not 0, the adapter was trained before, and theory does not predict its first
+        # steps. After a checkpoint of the same run is loaded, B says nothing.
+        trained = any(bool(layer.pairs()[0].B_OR.any()) for layer in probe.layers)
+        how = configs[name].init_lora_weights
+        init = "kaiming" if how is True else f"peft_{how}"
+        init = IMPORTED if trained and not resumed else init
+        found.append(Adapter(name, configs[name], init, probe))
     return found
 
 
@@ -210,59 +190,44 @@ def peft_model(model: nn.Module) -> nn.Module:
     )
 
 
-def peft_configs(model: nn.Module) -> dict[str, Any]:
-    """PEFT's configuration of each adapter, by name."""
-    adapted: Any = peft_model(model)
-    return dict(adapted.peft_config)
-
-
-def init_of(model: nn.Module, adapter: str, probe: NormProbe, resumed: bool = False) -> str:
-    """The init of the adapter that ``probe`` reads; call it before a checkpoint is loaded.
-
-    If B is not 0, the adapter was trained before, and theory does not predict its first steps.
-    ``resumed``: a checkpoint of the same run is loaded already, so B says nothing.
-    """
-    if not resumed and any(bool(layer.pairs()[0].B_OR.any()) for layer in probe.layers):
-        return IMPORTED
-    how = peft_configs(model)[adapter].init_lora_weights
-    return "kaiming" if how is True else f"peft_{how}"
-
-
-def _adapter_config(peft_config: Any, init: str, pairs: list[LoraPair]) -> AdapterConfig:
+def _adapter_config(adapter: Adapter) -> AdapterConfig:
     """The adapter's configuration in PEFT, as ours."""
-    ranks = sorted({pair.A_RD.shape[0] for pair in pairs})
+    peft, ranks = adapter.peft, sorted({pair.A_RD.shape[0] for pair in adapter.pairs})
     if len(ranks) > 1:
         warnings.warn(
             f"layers differ in rank ({', '.join(map(str, ranks))}): the cell has rank "
-            f"r={peft_config.r}; to fit scaling exponents, run without rank_pattern",
+            f"r={peft.r}; to fit scaling exponents, run without rank_pattern",
             stacklevel=2,
         )
-    targets = peft_config.target_modules
+    targets = peft.target_modules
     return AdapterConfig(
-        rank=peft_config.r,
-        alpha=float(peft_config.lora_alpha),
-        scaling="rslora" if peft_config.use_rslora else "lora",
+        rank=peft.r,
+        alpha=float(peft.lora_alpha),
+        scaling="rslora" if peft.use_rslora else "lora",
         targets=targets if isinstance(targets, str) else sorted(targets or ()),
-        init=init,
-        dropout=peft_config.lora_dropout,
+        init=adapter.init,
+        dropout=peft.lora_dropout,
     )
 
 
-def _optimizer_config(optimizer: Optimizer, pair: LoraPair, adapter: str) -> OptimizerConfig:
-    """The optimizer of the adapter, read from its class and its parameter groups."""
-    of_A, of_B = groups_of(optimizer, pair, adapter)
-    name = _optimizer_name(optimizer, of_A)
+def _optimizer_config(optimizer: Optimizer, adapter: Adapter) -> OptimizerConfig:
+    """The optimizer of the adapter, read from its class and its parameter groups.
+
+    One that the toolkit does not have is named after its class.
+    """
+    of_A, of_B = groups_of(optimizer, adapter.pairs[0], adapter.name)
+    name = type(optimizer).__name__.lower()
+    rows = {row.built_from: ours for ours, row in OPTIMIZERS.items()}
+    fitting = [r for r in rows if r[:1] == (name,) and all(of_A.get(option) for option in r[1:])]
+    name = rows[max(fitting, key=len)] if fitting else name
     kind = optimizer_config(name) if name in OPTIMIZERS else OptimizerConfig
     known = {f.name: of_A[f.name] for f in fields(kind) if f.name in of_A}
     for key, option in OPTIMIZERS[name].options.items() if name in OPTIMIZERS else ():
         if option.choices and known[key] is None:
             known[key] = option.choices[0]
     lr_A, lr_B = (group.get("initial_lr", group["lr"]) for group in (of_A, of_B))  # without warm-up
-    known |= {
-        "name": name,
-        "lr": float(lr_A),
-        "loraplus_lr_ratio": float(lr_B / lr_A) if lr_A else 1.0,
-    }
+    ratio = float(lr_B / lr_A) if lr_A else 1.0
+    known |= {"name": name, "lr": float(lr_A), "loraplus_lr_ratio": ratio}
     if "betas" in known:
         known["betas"] = list(known["betas"])
     return kind(**{"weight_decay": 0.0, **known})
@@ -289,16 +254,6 @@ def groups_of(
             "(is_trainable=True) before you build the optimizer or the Trainer, and give one "
             "optimizer that holds A and B of every layer of this model"
         ) from None
-
-
-def _optimizer_name(optimizer: Optimizer, options: Mapping[str, Any]) -> str:
-    """Our name of a torch optimizer with these options; for one that we lack, its class's name."""
-    name = type(optimizer).__name__.lower()
-    shared = {
-        row.built_from: ours for ours, row in OPTIMIZERS.items() if row.built_from[:1] == (name,)
-    }
-    fitting = [parts for parts in shared if all(options.get(option) for option in parts[1:])]
-    return shared[max(fitting, key=len)] if fitting else name
 
 
 def _model_name(model: nn.Module) -> str:
@@ -333,46 +288,50 @@ def check_model(model: nn.Module) -> nn.Module:
     Raises :class:`StudyError` for a model without LoRA or with several processes, for one that is
     compiled, and for encoder-decoders.
     """
-    processes = _processes()
-    if processes > 1:
-        raise StudyError(
-            f"{processes} processes (DDP, FSDP, DeepSpeed) each see a part of every step: "
-            "record a run in one process"
-        )
-    if isinstance(model, nn.DataParallel):
-        raise StudyError("DataParallel gives each GPU a part of every step: record a run on one")
-    if any(_is_compiled(module) for module in model.modules()):
-        raise StudyError("a compiled model skips the hooks of layers: record without torch.compile")
-    if any(type(weight).__name__ == "DTensor" for weight in model.parameters()):
-        raise StudyError(
-            "FSDP2 (fully_shard) splits every weight, also in one process: record without it"
-        )
-    found = peft_model(model)
-    on = [name for name in ("lora_A", "lora_embedding_A") if _has_adapter(found, name)]
-    if on == ["lora_embedding_A"]:
-        raise StudyError(
+    distributed = torch.distributed
+    is_distributed = distributed.is_available() and distributed.is_initialized()
+    processes = distributed.get_world_size() if is_distributed else 1
+    found, modules = peft_model(model), list(model.modules())
+    has = {
+        name: any(len(getattr(module, name, ())) for module in modules)
+        for name in ("lora_A", "lora_embedding_A")
+    }
+    for is_wrong, why in (
+        (
+            processes > 1,
+            f"{processes} processes (DDP, FSDP, DeepSpeed) each see a part of every step: record a "
+            "run in one process",
+        ),
+        (
+            isinstance(model, nn.DataParallel),
+            "DataParallel gives each GPU a part of every step: record a run on one",
+        ),
+        (
+            any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in modules),
+            "a compiled model skips the hooks of layers: record without torch.compile",
+        ),
+        (
+            any(type(weight).__name__ == "DTensor" for weight in model.parameters()),
+            "FSDP2 (fully_shard) splits every weight, also in one process: record without it",
+        ),
+        (
+            has["lora_embedding_A"] and not has["lora_A"],
             "the adapter is on embeddings only (lora_embedding_A), and only adapters on linear "
-            "layers are measured: adapt linear layers to record"
-        )
-    if getattr(getattr(found, "config", None), "is_encoder_decoder", False):
-        raise StudyError("encoder-decoder models cannot be probed: use a decoder")
+            "layers are measured: adapt linear layers to record",
+        ),
+        (
+            getattr(getattr(found, "config", None), "is_encoder_decoder", False),
+            "encoder-decoder models cannot be probed: use a decoder",
+        ),
+    ):
+        if is_wrong:
+            raise StudyError(why)
     return found
 
 
 def plain_optimizer(optimizer: Any) -> Optimizer:
-    """The optimizer of torch inside the wrappers of accelerate and Lightning.
-
-    Raises :class:`StudyError` if there is none, and for a gradient scaler.
-    """
-    while True:
-        if getattr(optimizer, "scaler", None) is not None:
-            raise StudyError(
-                "fp16 scales the loss and every gradient (GradScaler): "
-                "train in bf16 or float32 to record"
-            )
-        inner = getattr(optimizer, "optimizer", None)
-        if not isinstance(inner, Optimizer):
-            break
+    """The optimizer of torch inside the wrappers of accelerate and Lightning."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = inner
     if not isinstance(optimizer, Optimizer):
         raise StudyError(
@@ -382,32 +341,18 @@ def plain_optimizer(optimizer: Any) -> Optimizer:
     return optimizer
 
 
-def check_hooks_ran(table: pd.DataFrame) -> None:
-    """Raises :class:`StudyError` if a layer has a gradient but its hooks did not run.
+def bypassed(table: pd.DataFrame) -> str | None:
+    """Says so if a layer has a gradient but its hooks did not run; None if there is no such layer.
 
     ``table``: the rows of one probed step.
     """
     by_site = {site: set(rows["layer"]) for site, rows in table.groupby("site", observed=True)}
     trained = by_site.get("A_grad", set())
-    bypassed = sorted(trained - by_site.get("adapter_in", trained))
-    if bypassed:
-        off = ", ".join(KERNELS[:-1]) + f" and {KERNELS[-1]}"
-        raise StudyError(
-            f"the hooks of {len(bypassed)} trained layers did not run ({bypassed[0]}, ...): a "
-            f"fused LoRA kernel bypasses them. In Axolotl set {off} to false; elsewhere turn the "
-            'kernel off, or measure sites=["A", "B", "adapter_grad", "adapter_update"]'
-        )
-
-
-def _processes() -> int:
-    distributed = torch.distributed
-    there = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if there else 1
-
-
-def _has_adapter(model: nn.Module, factor: str) -> bool:
-    return any(len(getattr(module, factor, ())) for module in model.modules())
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+    layers = sorted(trained - by_site.get("adapter_in", trained))
+    if not layers:
+        return None
+    return (
+        f"the hooks of {len(layers)} trained layers did not run ({layers[0]}, ...): a fused LoRA "
+        f"kernel bypasses them. In Axolotl set {', '.join(KERNELS)} to false; elsewhere turn the "
+        'kernel off, or measure sites=["A", "B", "adapter_grad", "adapter_update"]'
+    )

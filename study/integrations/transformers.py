@@ -9,18 +9,17 @@ are thus a rank sweep. A :class:`~study.integrations.recording.Recording` measur
 begins and ends it, gives it the Trainer's losses and sends numbers to the trackers.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Trainer, TrainerCallback
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
-from study.config import ProbesConfig
+from study.config import DataConfig, ProbesConfig, TrainConfig
 from study.errors import StudyError
 from study.integrations.recording import Recording
 from study.integrations.runs import Loop, check_model, read_adapters
@@ -78,13 +77,11 @@ class NormProbeCallback(TrainerCallback):
         self.adapters = read_adapters(check_model(trainer.model), self.asked)
         self._reporters = tuple(get_reporting_integration_callbacks(trainer.args.report_to))
         self._recording: Recording | None = None
-        self._patches = ExitStack()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start measuring."""
-        self._patches.close()
         if self._recording is not None:
-            self._recording.end("failed", error="the run was stopped and started again")
+            self._end("failed", error="the run was stopped and started again")
         self._recording = Recording(
             self.trainer.model,
             self.trainer.optimizer,
@@ -94,8 +91,16 @@ class NormProbeCallback(TrainerCallback):
             start=state.global_step,
             total=state.max_steps,
         ).begin()
-        loss_of = _with_losses(self.trainer.training_step, self._recording)
-        self._patches.enter_context(_replaced(self.trainer, "training_step", loss_of))
+        recording, training_step = self._recording, self.trainer.training_step
+
+        def watched(*args: Any, **kwargs: Any) -> Tensor:
+            """``training_step`` with its losses recorded. Some trainers compute their own."""
+            loss = training_step(*args, **kwargs)
+            recording.loss(loss.detach())
+            return loss
+
+        self._own = vars(self.trainer).get("training_step")
+        self.trainer.training_step = watched
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Send what was measured to the trackers."""
@@ -121,32 +126,42 @@ class NormProbeCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Close the cells."""
-        self._patches.close()
+        if self._recording is not None:
+            self._end()
+
+    def _end(self, *status: str, **fields: str) -> None:
+        """End the recording, and give the Trainer its own ``training_step`` back."""
+        del self.trainer.training_step
+        if self._own is not None:
+            self.trainer.training_step = self._own
         recording, self._recording = self._recording, None
-        if recording is not None:
-            recording.end()
+        assert recording is not None
+        recording.end(*status, **fields)
 
     def _described(self, _: Recording) -> Loop:
         """What the Trainer's arguments say of its loop."""
-        trainer = self.trainer
-        args, steps = trainer.args, trainer.state.max_steps
-        sequence_length: Any = getattr(args, "max_length", None)  # TRL has it, the Trainer does not
+        trainer, args = self.trainer, self.trainer.args
+        steps = trainer.state.max_steps
         bf16 = args.bf16 or trainer.model.dtype == torch.bfloat16
-        return Loop(
-            results=self.results,
-            seed=args.seed,
-            data_seed=args.data_seed,
-            precision="bf16" if bf16 else "float32",
-            data=self.data or _data_name(trainer.train_dataset),
-            sequence_length=sequence_length,
-            trained_by=f"{type(trainer).__name__} of {_package(trainer)}",
+        name = self.data or _data_name(trainer.train_dataset)
+        length: Any = getattr(args, "max_length", None)  # TRL has it, the Trainer does not
+        seed = args.seed if args.data_seed is None else args.data_seed
+        train = TrainConfig(
             steps=steps,
             batch_size=args.per_device_train_batch_size,
             accumulation=args.gradient_accumulation_steps,
             clip=args.max_grad_norm or None,
             schedule=str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
             warmup=args.get_warmup_steps(steps),
-            note=self.note,
+        )
+        return Loop(
+            self.results,
+            args.seed,
+            "bf16" if bf16 else "float32",
+            DataConfig(name=name, sequence_length=length, heldout=0, seed=seed),
+            train,
+            f"{type(trainer).__name__} of {type(trainer).__module__.partition('.')[0]}",
+            self.note,
         )
 
     def _track(self, tables: Sequence[pd.DataFrame], state: Any, control: Any) -> None:
@@ -177,40 +192,28 @@ class NormProbeCallback(TrainerCallback):
 def _check(trainer: Trainer) -> None:
     """Refuse what the Trainer's arguments show before the run begins."""
     args = trainer.args
-    if args.fp16:
-        raise StudyError(
-            "fp16=True scales the loss and every gradient: train in bf16 or float32 to probe"
-        )
-    if args.world_size > 1 or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        raise StudyError(
+    for is_wrong, why in (
+        (
+            args.fp16,
+            "fp16=True scales the loss and every gradient: train in bf16 or float32 to probe",
+        ),
+        (
+            args.world_size > 1 or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled,
             f"{args.world_size} processes (DDP, FSDP, DeepSpeed) each see a part of every step: "
-            "probe a run in one process"
-        )
-    if args.n_gpu > 1:
-        raise StudyError(
-            f"the Trainer would use {args.n_gpu} GPUs, each for a part of every step: "
-            "set CUDA_VISIBLE_DEVICES=0"
-        )
-    if args.torch_compile:
-        raise StudyError("torch_compile=True skips the hooks of layers: set it to False to probe")
-
-
-def _with_losses(
-    training_step: Callable[..., Tensor], recording: Recording
-) -> Callable[..., Tensor]:
-    """``trainer.training_step`` with its losses recorded. Some trainers compute their own."""
-
-    def watched(model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
-        loss = training_step(model, inputs, *args, **kwargs)
-        recording.loss(loss.detach())
-        return loss
-
-    return watched
-
-
-def _package(thing: Any) -> str:
-    """The package that defines the class of ``thing``."""
-    return type(thing).__module__.partition(".")[0]
+            "probe a run in one process",
+        ),
+        (
+            args.n_gpu > 1,
+            f"the Trainer would use {args.n_gpu} GPUs, each for a part of every step: set "
+            "CUDA_VISIBLE_DEVICES=0",
+        ),
+        (
+            args.torch_compile,
+            "torch_compile=True skips the hooks of layers: set it to False to probe",
+        ),
+    ):
+        if is_wrong:
+            raise StudyError(why)
 
 
 def _data_name(dataset: Any) -> str:
@@ -219,17 +222,3 @@ def _data_name(dataset: Any) -> str:
         return f"dataset {fingerprint}"
     length = f" of {len(dataset)}" if hasattr(dataset, "__len__") else ""
     return f"{type(dataset).__name__}{length}"
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Set ``owner.name`` to ``value`` inside; restored on exit."""
-    own, before = name in vars(owner), getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if own:
-            setattr(owner, name, before)
-        else:
-            delattr(owner, name)

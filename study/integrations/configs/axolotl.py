@@ -113,7 +113,7 @@ class Prompted(Keys):
     system_prompt: str = ""
 
 
-class Conversation(Keys):
+class Turns(Keys):
     """How a dataset of conversations names their parts."""
 
     field_messages: str = "messages"
@@ -241,7 +241,7 @@ def _format(experiment: Experiment, entry: Dataset) -> tuple[str | None, dict[st
         why = "longer texts are cut, not split into rows"
         experiment.note("datasets[0].type", base, why)
     if format_ == MESSAGES:
-        turns = Conversation.read(rest, entry._where)
+        turns = Turns.read(rest, entry._where)
         rest = turns.model_extra or {}
         if turns.conversation == "chatml":  # of sharegpt, in Axolotl before 0.6
             entry.chat_template = entry.chat_template or "chatml"
@@ -268,7 +268,7 @@ def _prompted(experiment: Experiment, kind: Prompted) -> str | None:
     return format_
 
 
-def _is_usual(experiment: Experiment, turns: Conversation) -> bool:
+def _is_usual(experiment: Experiment, turns: Turns) -> bool:
     """Whether the toolkit reads the names of a conversation's fields."""
     parts = turns.message_property_mappings or {
         "role": turns.message_field_role,
