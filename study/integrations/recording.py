@@ -365,6 +365,17 @@ class Recording:
 
     # Output.
 
+    def first_step(self) -> TrainConfig:
+        """What the first step shows of the training."""
+        passes = self.passes.passes
+        return TrainConfig(
+            steps=UNKNOWN_STEPS if self._total is None else self._total,
+            batch_size=max(1, passes[0].sequences),
+            accumulation=len(passes),
+            schedule="scheduled" if "initial_lr" in self.group else "constant",
+            warmup=0,
+        )
+
     def _open(self) -> None:
         loop = self._describe(self)
         parts = self.model, self.optimizer, self._asked, self.step
@@ -438,9 +449,7 @@ def record(
     """Write the training inside ``with study.record(...):`` as a cell of a study.
 
     ``model`` is adapted by PEFT, ``optimizer`` trains it; both may be wrapped by accelerate or be
-    parts of a LightningModule. Rank, alpha, rule, targets, init, optimizer, learning rate, betas,
-    eps, weight decay, batch size, accumulation and precision are read from them and from the first
-    step.
+    parts of a LightningModule. The cell's configuration is read from them and from the first step.
 
     - ``results``: the study's folder, ``RESULTS/NAME``;
     - ``steps`` or ``every``, ``sites``, ``stats``, ``tokens``: what is measured and when, as under
@@ -458,47 +467,32 @@ def record(
 
     Raises :class:`StudyError` where measurements would be wrong
     (:mod:`study.integrations.runs`).
-
-    >>> with study.record("results/mine", model, optimizer, steps=[0, 1, 10]):  # doctest: +SKIP
-    ...     for batch in loader:
-    ...         model(**batch).loss.backward()
-    ...         optimizer.step()
-    ...         optimizer.zero_grad()
     """
+    _check_varies(varies)
+    note = ""
+    if seed is None:
+        seed, note = (torch.initial_seed(), "") if is_seeded() else (0, UNSEEDED)
+    rows = DataConfig(name=data, sequence_length=None, heldout=0, seed=seed)  # type: ignore[arg-type]
+    by = "script's own loop"
+
+    def describe(recording: Recording) -> Loop:
+        train = recording.first_step()
+        return Loop(Path(results), seed, recording.precision, rows, train, by, note, varies)
+
+    asked = ProbesConfig(
+        every=every, steps=None if every else steps, sites=sites, stats=stats, tokens=tokens
+    )
+    return Recording(model, optimizer, describe, asked, start=start, total=total)
+
+
+def _check_varies(varies: Mapping[str, Any]) -> None:
+    """Raises :class:`StudyError` for a name that the tables have already, and for odd values."""
     taken = {*FIRST, *inspect.signature(CellConfig).parameters}
     for name, value in varies.items():
         if name in taken or name.startswith("_"):
             raise StudyError(f"{name}={short(value)}: the tables have a column {name} already")
         if not isinstance(value, bool | int | float | str | None):
             raise StudyError(f"{name}={short(value)}: give a number, a string or a bool")
-    note = ""
-    if seed is None:
-        seed, note = (torch.initial_seed(), "") if is_seeded() else (0, UNSEEDED)
-
-    def describe(recording: Recording) -> Loop:
-        """With what the first step shows."""
-        passes = recording.passes.passes
-        train = TrainConfig(
-            steps=UNKNOWN_STEPS if total is None else total,
-            batch_size=max(1, passes[0].sequences),
-            accumulation=len(passes),
-            schedule="scheduled" if "initial_lr" in recording.group else "constant",
-            warmup=0,
-        )
-        rows = DataConfig(name=data, sequence_length=None, heldout=0, seed=seed)  # type: ignore[arg-type]
-        by = "script's own loop"
-        return Loop(Path(results), seed, recording.precision, rows, train, by, note, varies)
-
-    return Recording(
-        model,
-        optimizer,
-        describe,
-        ProbesConfig(
-            every=every, steps=None if every else steps, sites=sites, stats=stats, tokens=tokens
-        ),
-        start=start,
-        total=total,
-    )
 
 
 def is_seeded() -> bool:
