@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -203,7 +203,7 @@ def transfer(
     target = read_target(run, rank, rule)
     tables = None if study_dir is None else load_tables(study_dir)
     layers = bounds(run, tables)
-    parts = [exact_lines(run, target)]
+    parts: list[Iterable[str]] = [exact_lines(run, target)]
     if target.rank != run.adapter.rank:
         parts.append(first_update_lines(run, target, layers))
         if tables is None:
@@ -270,8 +270,11 @@ def factors(run: TransferRun, target: AdapterConfig, quantity: str, layers: Laye
     if init is None or init.q is None:
         raise StudyError(f"no prediction for init {run.init}")
     gammas = (replace(target, rank=ranks[0]).gamma, target.gamma)
-    name, options = run.optimizer.name, {"q": init.q, "init": init.drawn}
-    found = [growth(quantity, ranks, gammas, name, layers=these, **options) for these in layers]
+    name = run.optimizer.name
+    found = [
+        growth(quantity, ranks, gammas, name, q=init.q, init=init.drawn, layers=these)
+        for these in layers
+    ]
     if any(map(math.isnan, found)):
         raise StudyError(f"no curve for {name} has been derived")
     return found[:1] if math.isclose(min(found), max(found), rel_tol=1e-9) else found

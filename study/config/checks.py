@@ -12,10 +12,9 @@ from study.config.types import MOST_EXPONENT, CellConfig
 from study.config.values import LARGEST_FLOAT
 from study.errors import StudyError
 from study.vocabulary import scaling
-from study.vocabulary.extras import install
+from study.vocabulary.extras import TRACKERS, install
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import MOST_USED, OPTIMIZERS, of_family
-from study.vocabulary.trackers import TRACKERS
 
 
 def validate(config: CellConfig) -> None:
@@ -30,14 +29,14 @@ def validate(config: CellConfig) -> None:
 
 
 def _in_packages(config: CellConfig) -> Iterator[str]:
-    name, tracker = config.optimizer.name, TRACKERS.get(config.tracker.name)
+    name, tracker = config.optimizer.name, config.tracker.name
     library = OPTIMIZERS[name].library
     if library and find_spec(library) is None:
         how = f"{install('optimizers')}, or use optimizer={MOST_USED}"
         yield f"optimizer={name} needs the package {library}: {how}"
-    if tracker is not None and find_spec(tracker.module) is None:
-        how = f"{tracker.install}, or use tracker=none"
-        yield f"tracker={config.tracker.name} needs the package {tracker.module}: {how}"
+    if tracker in TRACKERS and find_spec(tracker) is None:
+        how = f"pip install {tracker}, or use tracker=none"
+        yield f"tracker={tracker} needs the package {tracker}: {how}"
 
 
 def _in_adapter(config: CellConfig) -> Iterator[str]:

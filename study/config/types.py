@@ -30,12 +30,12 @@ from study.config.values import (
     whole_or,
 )
 from study.errors import StudyError, given, short, unknown
+from study.vocabulary.extras import NONE, TRACKERS
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS, Option
 from study.vocabulary.quantities import BATCHES, SITES, STATS
 from study.vocabulary.scaling import RULES, gamma, named_rule
 from study.vocabulary.sources import AUTO, DATASETS, FORMATS, MODELS
-from study.vocabulary.trackers import NONE, TRACKERS
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bf16")

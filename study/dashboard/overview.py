@@ -18,12 +18,11 @@ from study.dashboard.studies import Study
 from study.dashboard.values import Measured, Values
 from study.figures import style
 from study.figures.selection import Rule
-from study.vocabulary.glossary import glossary
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import FIRST_READ, METRICS, SITES, STATS, TRAIN
 from study.vocabulary.statuses import STATUSES, Status, end_step, note
 from study.vocabulary.thresholds import STABLE_RATIO
-from study.vocabulary.verdicts import VERDICTS, meaning
+from study.vocabulary.verdicts import VERDICTS, glossary, meaning
 
 CURVES = {name: METRICS[name].label for name in ("loss", "eval_loss", "grad_norm")}
 """The metrics with a curve on the page."""

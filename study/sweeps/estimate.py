@@ -30,9 +30,9 @@ from study.models.card import block_of
 from study.reading import all_memory, free_memory
 from study.sweeps.cells import Cell
 from study.training.fold import LOGITS
-from study.vocabulary.devices import DEVICES, MATMUL_SHARE, DeviceRow
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import ALIGNMENTS, BATCHES, SITES, STATS, UPDATES, USUAL
+from study.vocabulary.sources import DEVICES, MATMUL_SHARE, DeviceRow
 from study.vocabulary.thresholds import LAST_PREDICTED_STEP
 
 FLOAT = 4

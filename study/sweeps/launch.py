@@ -17,8 +17,8 @@ from study.sweeps.cells import Cell
 from study.sweeps.estimate import full_estimate
 from study.sweeps.progress import Planned, count_noun, counts, posted, stop_file
 from study.sweeps.sharing import Outcome, train_all
+from study.vocabulary.extras import WANDB
 from study.vocabulary.sources import MODELS
-from study.vocabulary.trackers import WANDB
 
 _LOST = (
     "TerminatedWorkerError",  # joblib

@@ -26,7 +26,7 @@ from study.sweeps.launch import announce
 from study.sweeps.packs import PreparedPack, prepare
 from study.sweeps.progress import count_noun
 from study.training.devices import matmul_rate
-from study.vocabulary.devices import MATMUL_SHARE
+from study.vocabulary.sources import MATMUL_SHARE
 
 WIDTH = 120
 

@@ -24,9 +24,9 @@ import pandas as pd
 
 from study.config import TrackerConfig, chosen
 from study.errors import StudyError, one_line
+from study.vocabulary.extras import NONE, TRACKERS, WANDB
 from study.vocabulary.quantities import MODEL_WIDE, SITES, TRAIN
 from study.vocabulary.scaling import rule_words
-from study.vocabulary.trackers import NONE, TRACKERS, WANDB
 
 if TYPE_CHECKING:
     import wandb

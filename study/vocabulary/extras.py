@@ -1,8 +1,10 @@
-"""The optional dependencies of the distribution, and the line that installs them.
+"""Optional packages: the extras of the distribution, and the experiment trackers.
 
 Every message and document names an optional dependency by :func:`install`. The line works in a
 clone of the repository, because the distribution is not on a package index.
 """
+
+from dataclasses import dataclass
 
 DISTRIBUTION = "rank-study"
 """The name that pip knows. The package to import and the command are called ``study``."""
@@ -27,3 +29,29 @@ def install(extra: str) -> str:
     if extra not in EXTRAS:
         raise KeyError(extra)
     return f"pip install '.[{extra}]'"
+
+
+NONE, WANDB = "none", "wandb"
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """``at_once``: whether one process can write several runs at a time."""
+
+    label: str
+    at_once: bool = False
+
+
+TRACKERS: dict[str, Tracker] = {
+    WANDB: Tracker("W&B", at_once=True),
+    "tensorboard": Tracker("TensorBoard", at_once=True),
+    "trackio": Tracker("Trackio"),
+    "mlflow": Tracker("MLflow"),
+    "comet_ml": Tracker("Comet"),
+    "aim": Tracker("Aim", at_once=True),
+    "clearml": Tracker("ClearML"),
+    "dvclive": Tracker("DVCLive"),
+    "swanlab": Tracker("SwanLab"),
+}
+"""What ``tracker=`` accepts: W&B, and those of ``accelerate.tracking``. By the name that users and
+accelerate give them, which is that of the package to import and to install."""

@@ -47,29 +47,6 @@ EMPTY: tuple[Any, ...] = (None, False, "", [], {})
 """Values with which a field that this table does not know can be ignored."""
 
 
-_IMAGE_LAYER = re.compile(r"(^|[.|(*])(to_[qkv]|to_out|add_[qkv]_proj)\b")
-"""Layers of diffusers' attention. No language model of transformers has them."""
-
-
-def _other_model(config: Mapping[str, Any]) -> str | None:
-    """Why the adapter is not of a causal language model, as far as its configuration shows it."""
-    task = config.get("task_type")
-    if task not in (None, "CAUSAL_LM"):
-        return f"task_type={_short(task)}: only CAUSAL_LM can be read"
-    mapping = config.get("auto_mapping")
-    of_class = str(mapping.get("base_model_class", "")) if isinstance(mapping, dict) else ""
-    if of_class and not re.search("CausalLM|LMHead|ConditionalGeneration", of_class):
-        return f"its base is a {_short(of_class)}: only causal language models can be read"
-    targets = config.get("target_modules")
-    for name in targets if isinstance(targets, list) else [targets]:
-        if isinstance(name, str) and (found := _IMAGE_LAYER.search(name)):
-            return (
-                f"target_modules has {found[2]}, a layer of image models (diffusers): only causal "
-                "language models can be read"
-            )
-    return None
-
-
 def refusal(config: Mapping[str, Any], *, trained: bool) -> str | None:
     """Why a configuration is not plain LoRA on an unchanged language model; None if it is.
 
@@ -79,8 +56,12 @@ def refusal(config: Mapping[str, Any], *, trained: bool) -> str | None:
     >>> refusal({"use_dora": True}, trained=True)
     'use_dora=True is not plain LoRA: only null or False can be read'
     """
-    if other := _other_model(config):
-        return other
+    task, mapping = config.get("task_type"), config.get("auto_mapping")
+    if task not in (None, "CAUSAL_LM"):
+        return f"task_type={_short(task)}: only CAUSAL_LM can be read"
+    base = str(mapping.get("base_model_class", "")) if isinstance(mapping, dict) else ""
+    if base and not re.search("CausalLM|LMHead|ConditionalGeneration", base):
+        return f"its base is a {_short(base)}: only causal language models can be read"
     for key, value in config.items():
         if key in READ or key in INERT or (trained and key in LAYERS):
             continue

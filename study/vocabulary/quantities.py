@@ -87,6 +87,28 @@ class Stat:
     fitted: bool = True
 
 
+_ALIGNMENTS = {
+    "r_align": ("alignment of inputs", "|G|^2 E|x|^2 / E|G x|^2"),
+    "r_sign": ("alignment of inputs under a sign-like rule", "(pi/2) / mean cos^2(G_o, x)"),
+    "r_diag": ("diagonal alignment of inputs", "sum_i |G_i|^2 E x_i^2 / E|G x|^2"),
+    "r_eff": ("effective number of directions of the weight gradient", "|G|^4 / |G G^T|^2"),
+    "r_nuc": (
+        "effective number of directions of the weight gradient, by its nuclear norm",
+        "|G|_*^2 / |G|^2",
+    ),
+    "r_rows": (
+        "effective number of inputs that an output's weight gradient reads",
+        "1 / mean over outputs of sum_i G_oi^4 / |G_o|^4",
+    ),
+    "r_joint": (
+        "effective number of directions that inputs and weight gradient have in common",
+        "tr(P M)^2 / |sym(P M)|^2, P = G^T G, M = E x x^T",
+    ),
+    "r_back": ("alignment of output gradients", "g^T arcsin(K) g / g^T K g"),
+}
+"""Label and formula of each number that the finite-rank curves need to know of a layer
+(:class:`study.theory.Layer`)."""
+
 STATS: dict[str, Stat] = {
     "mean_abs": Stat("mean absolute value", "E|x|"),
     "rms": Stat("root mean square", "sqrt(E x^2)"),
@@ -97,58 +119,7 @@ STATS: dict[str, Stat] = {
     "nonfinite": Stat("not finite", "1 if any element is not finite, else 0", fitted=False),
     "spectral": Stat("largest singular value", "sigma_1", "spectrum"),
     "stable_rank": Stat("stable rank", "(norm / spectral)^2", "spectrum"),
-    "r_align": Stat(
-        "alignment of inputs", "|G|^2 E|x|^2 / E|G x|^2", "alignment", usual=False, fitted=False
-    ),
-    "r_sign": Stat(
-        "alignment of inputs under a sign-like rule",
-        "(pi/2) / mean cos^2(G_o, x)",
-        "alignment",
-        usual=False,
-        fitted=False,
-    ),
-    "r_diag": Stat(
-        "diagonal alignment of inputs",
-        "sum_i |G_i|^2 E x_i^2 / E|G x|^2",
-        "alignment",
-        usual=False,
-        fitted=False,
-    ),
-    "r_eff": Stat(
-        "effective number of directions of the weight gradient",
-        "|G|^4 / |G G^T|^2",
-        "alignment",
-        usual=False,
-        fitted=False,
-    ),
-    "r_nuc": Stat(
-        "effective number of directions of the weight gradient, by its nuclear norm",
-        "|G|_*^2 / |G|^2",
-        "alignment",
-        usual=False,
-        fitted=False,
-    ),
-    "r_rows": Stat(
-        "effective number of inputs that an output's weight gradient reads",
-        "1 / mean over outputs of sum_i G_oi^4 / |G_o|^4",
-        "alignment",
-        usual=False,
-        fitted=False,
-    ),
-    "r_joint": Stat(
-        "effective number of directions that inputs and weight gradient have in common",
-        "tr(P M)^2 / |sym(P M)|^2, P = G^T G, M = E x x^T",
-        "alignment",
-        usual=False,
-        fitted=False,
-    ),
-    "r_back": Stat(
-        "alignment of output gradients",
-        "g^T arcsin(K) g / g^T K g",
-        "alignment",
-        usual=False,
-        fitted=False,
-    ),
+    **{name: Stat(*row, "alignment", False, False) for name, row in _ALIGNMENTS.items()},
     "rho": Stat("motion of A beside its init", "|dA x| / |A0 x|", "motion", usual=False),
     "mean_norm": Stat(
         "mean norm over A and B of all layers", "mean over tensors of sqrt(sum x^2)", usual=False
@@ -161,8 +132,7 @@ USUAL = tuple(name for name, stat in STATS.items() if stat.usual)
 """What ``probes.stats=all`` stands for."""
 MOMENTS = tuple(name for name, stat in STATS.items() if stat.kind == "moment")
 SPECTRA = tuple(name for name, stat in STATS.items() if stat.kind == "spectrum")
-ALIGNMENTS = tuple(name for name, stat in STATS.items() if stat.kind == "alignment")
-"""What the finite-rank curves need to know of a layer (:class:`study.theory.Layer`)."""
+ALIGNMENTS = tuple(_ALIGNMENTS)
 
 TRAIN, HELDOUT, NOISE = BATCHES = ("train", "heldout", "noise")
 """The step's own batch; one fixed batch that is never trained on; isotropic Gaussian x and g."""

@@ -14,7 +14,7 @@ import pytest
 import study
 from study.analysis import load_tables
 from study.dashboard.document import PARTS, SCRIPTS, export
-from study.vocabulary.glossary import glossary
+from study.vocabulary.verdicts import glossary
 
 from .conftest import Watched, begin_cell
 

@@ -16,7 +16,6 @@ from study.config import TrackerConfig
 from study.config.compose import CONF
 from study.tracking.runs import ARGUMENTS, Tracker, flat, norm_of
 from study.vocabulary.quantities import MODEL_WIDE
-from study.vocabulary.trackers import NONE, TRACKERS, WANDB
 
 Process = Callable[..., subprocess.CompletedProcess[str]]
 Values = dict[str, dict[str, dict[int, float]]]

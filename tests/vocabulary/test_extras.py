@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from study.vocabulary.extras import DISTRIBUTION, EXTRAS, install
+from study.vocabulary.extras import DISTRIBUTION, EXTRAS
 
 REPOSITORY = Path(__file__).parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -20,12 +20,6 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-
 def test_the_distribution_has_the_name_and_the_extras_of_the_table() -> None:
     assert PROJECT["name"] == DISTRIBUTION
     assert set(PROJECT["optional-dependencies"]) - {"dev"} == set(EXTRAS)
-
-
-def test_an_unknown_extra_has_no_command() -> None:
-    assert install("data") == "pip install '.[data]'"
-    with pytest.raises(KeyError):
-        install("torch")
 
 
 @pytest.mark.parametrize(

@@ -21,22 +21,20 @@ def test_the_defaults_of_peft_are_plain_lora() -> None:
 
 
 @pytest.mark.parametrize("key", sorted(PLAIN))
-@pytest.mark.parametrize("value", [True, "false", 1, ["x"], {"x": 1}, "all"])
+@pytest.mark.parametrize("value", [True, "false", 1])
 def test_other_values_are_refused_by_name(key: str, value: Any) -> None:
     said = refusal({key: value}, trained=True)
     assert said is not None
     assert said.startswith(f"{key}={value!r} is not plain LoRA: only null")
 
 
-@pytest.mark.parametrize("key", LAYERS)
-def test_a_choice_of_layers_matters_only_for_training(key: str) -> None:
-    assert refusal({key: [1]}, trained=True) is None
-    assert str(refusal({key: [1]}, trained=False)).startswith(f"{key}=[1] is not plain LoRA")
+def test_a_choice_of_layers_matters_only_for_training() -> None:
+    for key in LAYERS:
+        assert refusal({key: [1]}, trained=True) is None
+        assert str(refusal({key: [1]}, trained=False)).startswith(f"{key}=[1] is not plain LoRA")
 
 
-@pytest.mark.parametrize(
-    "init", ["pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga", "true", 1, ["eva"]]
-)
+@pytest.mark.parametrize("init", ["pissa", "loftq", "true", 1, ["eva"]])
 def test_inits_that_change_the_base_are_refused(init: Any) -> None:
     said = str(refusal({"init_lora_weights": init}, trained=True))
     assert said.startswith(f"init_lora_weights={init!r} changes the base's weights")

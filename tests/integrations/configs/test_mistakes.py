@@ -74,7 +74,6 @@ def test_in_a_file(refused: Cli, edit: Edit, name: str, keys: dict[str, Any], sa
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ({"target_modules": ["to_k", "to_q", "to_out.0"]}, "to_k, a layer of image models"),
         ({"task_type": "SEQ_CLS"}, "task_type='SEQ_CLS': only CAUSAL_LM can be read"),
         (
             {"task_type": None, "auto_mapping": {"base_model_class": "ViTModel"}},
