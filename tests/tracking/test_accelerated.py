@@ -15,6 +15,7 @@ import study
 from study.config import TrackerConfig
 from study.config.compose import CONF
 from study.tracking.runs import ARGUMENTS, Tracker, flat, norm_of
+from study.vocabulary.extras import NONE, TRACKERS, WANDB
 from study.vocabulary.quantities import MODEL_WIDE
 
 Process = Callable[..., subprocess.CompletedProcess[str]]
