@@ -26,7 +26,7 @@ PACKAGE_LINES = {
     "study/probes": 1_850,
     "study/report": 2_050,
     "study/store": 1_900,
-    "study/sweeps": 3_550,
+    "study/sweeps": 2_930,
     "study/theory": 1_550,
     "study/tracking": 610,
     "study/training": 1_750,
@@ -35,7 +35,7 @@ PACKAGE_LINES = {
     "tests": 32_150,
     "benchmarks": 1_520,
     "docs": 1_150,
-    "hydra_plugins": 150,
+    "hydra_plugins": 130,
 }
 """The most lines of Python in each part of the project. The goals are lower: 27,000 for ``study``,
 20,000 for ``tests``, and 2,500 for ``benchmarks`` and ``docs`` together."""

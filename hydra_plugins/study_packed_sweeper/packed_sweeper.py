@@ -6,7 +6,6 @@ The sweeper decides which cells run together, the launcher where. The work is do
 
 import shlex
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -25,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
     from study.sweeps.cells import Cell
-    from study.sweeps.sharing import Outcome
+    from study.sweeps.progress import Outcome
 
 
 @dataclass
@@ -69,7 +68,7 @@ class PackedSweeper(Sweeper):
         """
         # Imported here, because Hydra imports every plugin at start-up.
         from study.config.compose import compose, search_path
-        from study.sweeps.app import PLAN_KEY, job_overrides, parallel_jobs, planned_for
+        from study.sweeps.app import PLAN_KEY, job_overrides, parallel_jobs
 
         loader = self.hydra_context.config_loader
         shared, swept = self._axes(arguments)
@@ -85,8 +84,7 @@ class PackedSweeper(Sweeper):
         at_a_time = configs[0].pack.devices or parallel_jobs(self.config.hydra.launcher)
         todo = packs.packs(cells.to_train(planned), at_a_time)
         if PLAN_KEY in self.config:
-            return plan.show_plan(planned, todo, planned_for(self.config))
-        here = isinstance(self.launcher, BasicLauncher)
+            return plan.show_plan(planned, todo, self.config[PLAN_KEY])
         returns: list[JobReturn] = []
 
         def one_pass(free: Sequence["Cell"], files: Mapping[Path, Path]) -> list["Outcome"]:
@@ -94,15 +92,12 @@ class PackedSweeper(Sweeper):
             for pack in packs.packs(free, at_a_time):
                 own = [overrides[cell.folder] for cell in pack]
                 jobs.append([*shared, *job_overrides(own, files[pack[0].study_dir])])
-            # A process that trains itself asks for signals itself.
-            together = nullcontext() if here else launch.stopping_together(files.values())
-            with together, launch.lost_workers():
-                ended = self.launcher.launch(jobs, initial_job_idx=len(returns))
+            ended = self.launcher.launch(jobs, initial_job_idx=len(returns))
             returns.extend(ended)
             # Accessing the value raises the exception of a job that is not a user's mistake.
             return [job.return_value for job in ended]
 
-        launch.conduct(planned, todo, one_pass, here)
+        launch.conduct(planned, todo, one_pass, here=isinstance(self.launcher, BasicLauncher))
         return returns
 
     def _axes(self, arguments: list[str]) -> tuple[list[str], list[list[str]]]:

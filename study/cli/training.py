@@ -4,6 +4,7 @@ Shells call ``study`` with ``_STUDY_COMPLETE`` in the environment (click's proto
 completes verbs, and Hydra the overrides of ``study train``.
 """
 
+import os
 import re
 from importlib import import_module
 from importlib.util import find_spec
@@ -69,22 +70,14 @@ def train(arguments: tuple[str, ...]) -> None:
     from study.sweeps import signals
 
     with signals.listen(["train", *arguments]):  # before the imports, which take a second
-        from study.sweeps import sharing
-
-        if sharing.follows():
-            from study.sweeps.processes import follow
-
-            follow()
-            return
         from study.sweeps import app as hydra_app
 
-        if sharing.count() == 1:
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
             hydra_app.main(arguments)
             return
-        from study.sweeps.processes import leading
+        from study.sweeps.processes import together
 
-        with leading():
-            hydra_app.main(arguments)
+        together(lambda: hydra_app.main(arguments))
 
 
 @cli.command()

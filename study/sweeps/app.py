@@ -18,21 +18,19 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from study.config.compose import CONF, compose, parse, search_path
 from study.config.hints import arranged, as_study_errors, reference
 from study.errors import StudyError
 from study.sweeps import signals
-from study.sweeps.sharing import Outcome, StopRequest
+from study.sweeps.progress import Outcome, must_stop
 
 if TYPE_CHECKING:
     from study.sweeps.run import Worker
 
 PLAN_FLAG, PLAN_KEY = "--plan", "plan_only"
-"""Hydra's parser accepts no flags but its own, so ours travels as a key that no cell has."""
-HERE = "here"
-"""The value of that key for a plan for this machine."""
+"""Hydra's parser accepts no flags but its own, so ours travels as a key that no cell has. Its value
+names the devices to plan for; it is empty for those of this machine."""
 _CELLS, _SWEEP = "cells", "sweep"
 """The keys of a job: the overrides of its cells, and the file of its sweep."""
 _JOBS = ("n_jobs", "array_parallelism")
@@ -43,16 +41,14 @@ def _reference(_root_: DictConfig) -> str:
     return reference(_root_).replace("$", "$$")  # Hydra's template takes one $ for a placeholder
 
 
-OmegaConf.register_new_resolver("reference", _reference, replace=True)
-"""For the help of ``study train``: ``${reference:}`` is the reference of all keys."""
-
-
 def _visible_gpus() -> int:
     import torch  # takes seconds
 
     return max(1, torch.cuda.device_count())
 
 
+OmegaConf.register_new_resolver("reference", _reference, replace=True)
+"""For the help of ``study train``: ``${reference:}`` is the reference of all keys."""
 OmegaConf.register_new_resolver("gpus", _visible_gpus, replace=True)
 """For ``conf/launcher``: ``${gpus:}`` is the number of GPUs that this process sees, at least 1."""
 
@@ -67,8 +63,8 @@ def main(arguments: Sequence[str]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions arrive unchanged; they become lines below
     plans = [text for text in arguments if text.partition("=")[0] == PLAN_FLAG]
     own = arranged([argument for argument in arguments if argument not in plans])
-    asked = [text.partition("=")[2] or HERE for text in plans[-1:]]
-    sys.argv = [sys.argv[0], *own, *(f"+{PLAN_KEY}={quoted(text)}" for text in asked)]
+    own += [f"+{PLAN_KEY}={quoted(text.partition('=')[2])}" for text in plans[-1:]]
+    sys.argv = [sys.argv[0], *own]
     mistakes: list[str | None] = []
     workers: list[Worker] = []  # one, when torch is imported
 
@@ -88,43 +84,6 @@ def main(arguments: Sequence[str]) -> None:
         raise StudyError(mistake)
 
 
-def planned_for(composed: DictConfig) -> str | None:
-    """The devices that ``--plan`` names; None for those of this machine."""
-    text = str(composed[PLAN_KEY])
-    return None if text == HERE else text
-
-
-def parallel_jobs(launcher: Mapping[str, Any]) -> int:
-    """How many jobs a launcher runs at the same time, by its settings; 1 if they don't say.
-
-    joblib takes -1 for a process per core.
-    """
-    said = next((launcher[key] for key in _JOBS if launcher.get(key)), 1)
-    return int(said) if said > 0 else max(1, (os.cpu_count() or 1) + 1 + int(said))
-
-
-def job_overrides(cells: Sequence[str], posted: Path) -> list[str]:
-    """The overrides of a job beside the shared ones. ``cells``: each cell's own, as one text."""
-    # One string, because Hydra takes long to parse a list of thousands. A dollar in it would begin
-    # an interpolation of the job's configuration, which is not the cell's.
-    texts = json.dumps(list(cells)).replace("$", "\\u0024")
-    return [f"+{_CELLS}={quoted(texts)}", f"+{_SWEEP}={quoted(str(posted))}"]
-
-
-def _cells_and_sweep(composed: DictConfig) -> tuple[list[str], Path]:
-    """What :func:`job_overrides` was given."""
-    try:
-        cells, posted = json.loads(composed[_CELLS]), Path(composed[_SWEEP])
-        if isinstance(cells, list):
-            return [str(cell) for cell in cells], posted
-    except (OmegaConfBaseException, TypeError, ValueError):
-        pass
-    raise StudyError(
-        f"{_CELLS} and {_SWEEP} are keys that a sweep gives to its jobs: give overrides of "
-        "cells instead, such as -m adapter.rank=4,8"
-    )
-
-
 def job(composed: DictConfig, workers: list["Worker"]) -> Outcome:
     """One job: the cells of a pack or, without ``cells``, the one cell of the config itself.
 
@@ -134,15 +93,12 @@ def job(composed: DictConfig, workers: list["Worker"]) -> Outcome:
     signals.listen_in_worker()
     try:
         with as_study_errors():
-            if _CELLS in composed or _SWEEP in composed:
-                return _run_pack(composed, workers)
-            _run_one(composed, workers)
+            return (_run_pack if _CELLS in composed else _run_one)(composed, workers)
     except StudyError as error:
         return Outcome(mistake=str(error))
-    return Outcome()
 
 
-def _run_one(composed: DictConfig, workers: list["Worker"]) -> None:
+def _run_one(composed: DictConfig, workers: list["Worker"]) -> Outcome:
     """Train the one cell of a configuration, or show what that takes."""
     config = parse(composed)  # before torch is imported, which takes seconds
     from study.sweeps import cells, launch, plan, run
@@ -150,8 +106,8 @@ def _run_one(composed: DictConfig, workers: list["Worker"]) -> None:
     planned = cells.plan([config])
     packs = [pack] if (pack := cells.to_train(planned)) else []
     if PLAN_KEY in composed:
-        plan.show_plan(planned, packs, planned_for(composed))
-        return
+        plan.show_plan(planned, packs, composed[PLAN_KEY])
+        return Outcome()
     worker = run.Worker()
     workers.append(worker)
     launch.conduct(
@@ -159,12 +115,13 @@ def _run_one(composed: DictConfig, workers: list["Worker"]) -> None:
         packs,
         lambda free, files: [run.train_pack(free, worker, files[free[0].study_dir])],
     )
+    return Outcome()
 
 
 def _run_pack(composed: DictConfig, workers: list["Worker"]) -> Outcome:
     """Train the cells of a pack that no other process holds."""
-    overrides, posted = _cells_and_sweep(composed)
-    if StopRequest(posted)():  # before it composes and imports, which takes seconds
+    overrides, posted = json.loads(composed[_CELLS]), Path(composed[_SWEEP])
+    if must_stop(posted):  # before it composes and imports, which takes seconds
         return Outcome(signum=signals.asked())
     hydra_config = HydraConfig.get()
     shared = search_path(hydra_config.overrides.hydra)
@@ -182,6 +139,23 @@ def _run_pack(composed: DictConfig, workers: list["Worker"]) -> Outcome:
     if not workers:
         workers.append(run.Worker())
     return run.train_pack(pack, workers[0], posted)
+
+
+def parallel_jobs(launcher: Mapping[str, Any]) -> int:
+    """How many jobs a launcher runs at the same time, by its settings; 1 if they don't say.
+
+    joblib takes -1 for a process per core.
+    """
+    said = next((launcher[key] for key in _JOBS if launcher.get(key)), 1)
+    return int(said) if said > 0 else max(1, (os.cpu_count() or 1) + 1 + int(said))
+
+
+def job_overrides(cells: Sequence[str], posted: Path) -> list[str]:
+    """The overrides of a job beside the shared ones. ``cells``: each cell's own, as one text."""
+    # One string, because Hydra takes long to parse a list of thousands. A dollar in it would begin
+    # an interpolation of the job's configuration, which is not the cell's.
+    texts = json.dumps(list(cells)).replace("$", "\\u0024")
+    return [f"+{_CELLS}={quoted(texts)}", f"+{_SWEEP}={quoted(str(posted))}"]
 
 
 def quoted(text: str) -> str:

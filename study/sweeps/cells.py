@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from study.adapters import resolve_targets
@@ -20,7 +19,7 @@ from study.config import (
     validate,
 )
 from study.data import build_corpus, fingerprint, load_rows
-from study.errors import StudyError, given
+from study.errors import StudyError
 from study.models import WITH_EXPERTS, Coverage, ModelCard, coverage, describe, load_tokenizer
 from study.store import is_done
 from study.training.peft_format import file_hash, read_adapter
@@ -60,24 +59,17 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """Its name in a line of text: ``adamw rslora rank 4 seed 0``, and whatever else varies."""
-        return self._named(self.varied)
-
-    @property
-    def run_name(self) -> str:
-        """Its name in a tracker: the label, with alpha and the learning rate in any case.
-
-        A job of a launcher does not know what varies between jobs.
+        """Its name in lines of text and in trackers: ``adamw rslora rank 4 seed 0 lr 0.0001 alpha
+        16.0``, and whatever else varies. A job of a launcher knows only what varies in its pack.
         """
-        return self._named((*ALSO_IN_RUN_NAMES, *self.varied))
-
-    def _named(self, keys: Sequence[str]) -> str:
-        config = self.config
+        config, values = self.config, _values(self.config)
         rule = rule_words(config.adapter.scaling, config.adapter.exponent)
-        values = _values(config, keys)
-        others = [f"{_short(key)} {value}" for key, value in values.items()]
-        cell = f"{config.optimizer.name} {rule} rank {config.adapter.rank} seed {config.seed}"
-        return " ".join([cell, *others])
+        words = [f"{config.optimizer.name} {rule} rank {config.adapter.rank} seed {config.seed}"]
+        for key in (*IN_LABELS, *self.varied):
+            group, _, word = key.rpartition(".")
+            name = f"{group} {word}" if word in ("name", "path", "seed") else word
+            words.append(f"{name} {values[key]}")
+        return " ".join(words)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -105,10 +97,17 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
     :class:`StudyError` for
 
     - unknown targets, experts that can't have the adapter, or too long a sequence;
-    - data, weights or an adapter that can't be read, or an adapter for another base;
-    - a results folder that can't be written.
+    - data, weights or an adapter that can't be read, or an adapter for another base.
     """
-    once = _Once()
+    known: dict[Any, Any] = {}
+
+    def once(ask: Callable[..., Any], *arguments: Any) -> Any:
+        """``ask(*arguments)``, once: a thousand cells share a few bases and data."""
+        key = ask, repr(arguments)
+        if key not in known:
+            known[key] = ask(*arguments)
+        return known[key]
+
     cells = []
     for config in configs:
         card = once(describe, config.model)
@@ -116,16 +115,21 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
         if config.adapter.path:
             adapter = file_hash(Path(config.adapter.path))
             config = continue_adapter(config, card)
-        targets = config.adapter.targets
-        covered = once(
-            _covered, config.model, targets if isinstance(targets, str) else tuple(targets)
-        )
+        covered = once(_covered, config.model, config.adapter.targets)
         check_possible(covered.experts, config.adapter.rank, config.adapter.dropout)
-        _check_length(config, card)
-        source = DataSource(config.model, replace(config.data, seed=0))
-        examples = once(DataSource.fingerprint, source)
-        config = with_steps(config, partial(once, DataSource.training_rows, source))
-        once(_check_writable, config.results_dir)
+        length, answer = config.data.sequence_length, config.train.answer_tokens or 0
+        if length + answer > card.max_length:
+            more = f" with train.answer_tokens={answer}" if answer else ""
+            raise StudyError(
+                f"data.sequence_length={length}{more} is longer than {card.name} allows: "
+                f"{'their sum may be' if answer else 'give'} at most {card.max_length}"
+            )
+        data = replace(config.data, seed=0)
+        examples = once(_examples, config.model, data)
+        counted = resolved(config, partial(once, _training_rows, config.model, data))
+        if counted is not config:
+            validate(counted)
+            config = counted
         model = card.fingerprint + (WITH_EXPERTS if covered.experts else "")
         sources = Sources(model, card.tokenizer_fingerprint, examples, adapter)
         cells.append(Cell(identity(config, sources), config, card, sources, covered))
@@ -133,69 +137,53 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
     return [replace(cell, varied=varied) for cell in cells]
 
 
-class _Once:
-    """Calls a function once for the same arguments: a thousand cells share a few bases and data."""
-
-    def __init__(self) -> None:
-        self._known: dict[Any, Any] = {}
-
-    def __call__(self, ask: Callable[..., Any], *arguments: Any) -> Any:
-        """``ask(*arguments)``."""
-        key = ask, repr(arguments)
-        if key not in self._known:
-            self._known[key] = ask(*arguments)
-        return self._known[key]
-
-
 def _covered(model: ModelConfig, targets: str | Sequence[str]) -> Coverage:
     card = describe(model)
     return coverage(card, resolve_targets(card.targets, targets))
 
 
-IN_EVERY_LABEL = (
-    "optimizer.name",
-    "adapter.scaling",
-    "adapter.exponent",
-    "adapter.rank",
-    "seed",
+def _examples(model: ModelConfig, data: DataConfig) -> str:
+    """The hash of the examples. The text of a conversation depends on the tokenizer."""
+    return fingerprint(load_rows(data, partial(load_tokenizer, model)).rows)
+
+
+def _training_rows(model: ModelConfig, data: DataConfig) -> int:
+    """The rows of one epoch."""
+    tokenizer = load_tokenizer(model)
+    return len(build_corpus(data, tokenizer, tokenizer.eos_token_id).train)
+
+
+IN_LABELS = ("optimizer.lr", "adapter.alpha")
+_NOT_VARIED = (
+    *("optimizer.name", "adapter.scaling", "adapter.exponent", "adapter.rank", "seed"),
+    *IN_LABELS,
 )
-"""The keys that the name of every cell has."""
-ALSO_IN_RUN_NAMES = ("optimizer.lr", "adapter.alpha")
+"""The keys that every label has."""
 
 
 def varied_keys(configs: Sequence[CellConfig]) -> tuple[str, ...]:
-    """The keys in which ``configs`` differ, beside :data:`IN_EVERY_LABEL`.
+    """The keys that all ``configs`` have, in which they differ, and which a label needs.
 
-    ``data.seed`` is among them only if it differs from ``seed``; options that only some optimizers
-    have only if they differ within one.
+    ``data.seed`` is among them only if it differs from ``seed``.
     """
-    found: dict[str, set[str]] = {}
-    for config in configs:
-        values = _values(config)
+    found = [_values(config) for config in configs]
+    for config, values in zip(configs, found, strict=True):
         if config.data.seed == config.seed:
-            del values["data.seed"]
-        for key, value in values.items():
-            within = f"{key} {config.optimizer.name}" if key.startswith("optimizer.") else key
-            found.setdefault(within, set()).add(repr(value))
-    varied = [key.partition(" ")[0] for key, values in found.items() if len(values) > 1]
-    return tuple(key for key in dict.fromkeys(varied) if key not in IN_EVERY_LABEL)
+            values["data.seed"] = None
+    keys = [key for key in found[0] if all(key in values for values in found)] if found else []
+    varied = (key for key in keys if len({repr(values[key]) for values in found}) > 1)
+    return tuple(key for key in varied if key not in _NOT_VARIED)
 
 
-def _short(key: str) -> str:
-    """``lr`` for ``optimizer.lr``, but ``data seed`` for ``data.seed``."""
-    group, _, word = key.rpartition(".")
-    return f"{group} {word}" if word in ("name", "path", "seed") else word
-
-
-def _values(config: CellConfig, keys: Sequence[str] | None = None) -> dict[str, Any]:
-    """The values of a configuration by dotted key: all, or those of ``keys`` that it has."""
+def _values(config: CellConfig) -> dict[str, Any]:
+    """The values of a configuration by dotted key."""
     found: dict[str, Any] = {}
     for name, value in vars(config).items():
         if is_dataclass(value):
             found |= {f"{name}.{key}": part for key, part in vars(value).items()}
         else:
             found[name] = value
-    return found if keys is None else {key: found[key] for key in keys if key in found}
+    return found
 
 
 def continue_adapter(config: CellConfig, card: ModelCard) -> CellConfig:
@@ -220,70 +208,6 @@ def continue_adapter(config: CellConfig, card: ModelCard) -> CellConfig:
 def to_train(cells: Sequence[Cell]) -> list[Cell]:
     """The distinct cells that have no results yet. Two studies may have the same cell."""
     return [cell for cell in {cell.folder: cell for cell in cells}.values() if not cell.done]
-
-
-def _check_length(config: CellConfig, card: ModelCard) -> None:
-    length, answer = config.data.sequence_length, config.train.answer_tokens or 0
-    if length > card.max_length:
-        raise StudyError(
-            f"data.sequence_length={length} is longer than {card.name} allows: "
-            f"give at most {card.max_length}"
-        )
-    if length + answer > card.max_length:
-        raise StudyError(
-            f"train.answer_tokens={answer} after data.sequence_length={length} is longer than "
-            f"{card.name} allows: their sum may be at most {card.max_length}"
-        )
-
-
-def _check_writable(results_dir: str) -> None:
-    """Make a folder in the nearest folder that exists, and remove it: some file systems, such as
-    /proc, allow it by their permissions and refuse it.
-    """
-    folder = Path(results_dir).absolute()
-    nearest = folder
-    try:
-        nearest = next(place for place in (folder, *folder.parents) if place.exists())
-        with TemporaryDirectory(dir=nearest):
-            pass
-    except OSError as error:
-        raise StudyError(
-            f"results_dir={given(results_dir)} can't be written ({given(str(nearest))}: "
-            f"{error.strerror}): give another results_dir"
-        ) from None
-
-
-# The data of a cell before it trains.
-
-
-@dataclass(frozen=True)
-class DataSource:
-    """A data set as one base reads it: the text of a conversation and the number of rows that fit
-    depend on the tokenizer. Nothing here depends on ``data.seed``.
-    """
-
-    model: ModelConfig
-    data: DataConfig
-
-    def fingerprint(self) -> str:
-        """The hash of the examples."""
-        return fingerprint(load_rows(self.data, partial(load_tokenizer, self.model)).rows)
-
-    def training_rows(self) -> int:
-        """The rows of one epoch."""
-        tokenizer = load_tokenizer(self.model)
-        return len(build_corpus(self.data, tokenizer, tokenizer.eos_token_id).train)
-
-
-def with_steps(config: CellConfig, rows: Callable[[], int]) -> CellConfig:
-    """``config`` with whole numbers of steps (:func:`study.config.resolved`), checked again.
-
-    ``rows`` counts the training rows; it is called for epochs only.
-    """
-    found = resolved(config, rows)
-    if found is not config:
-        validate(found)
-    return found
 
 
 def data_name(config: DataConfig) -> str:

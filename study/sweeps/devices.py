@@ -7,15 +7,15 @@ another number, if its ``CUDA_VISIBLE_DEVICES`` differs.
 A launcher that gives every job its own GPU, as Slurm and Ray do, leaves nothing to choose: the
 process sees one GPU and trains on it, whether or not another process does too.
 
-Processes that train a cell together (``train.shard``) each take the GPU with their number on the
-machine.
+Processes that torchrun has started train a cell together (``train.shard``). Each takes the GPU with
+its number on the machine.
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -30,12 +30,9 @@ _POLL = 0.5
 """Seconds between two looks for a free GPU."""
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU that this process sees. ``key``: its UUID, the same in every process."""
-
-    device: torch.device
-    key: str
+def count() -> int:
+    """How many processes torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 @dataclass(frozen=True)
@@ -51,31 +48,35 @@ class Device:
             self.lock.release()
 
 
-def claim_device(
-    name: str, must_stop: Callable[[], bool], number: int | None = None
-) -> Device | None:
+def claim_device(name: str, must_stop: Callable[[], bool]) -> Device | None:
     """The device that ``device=name`` means, claimed for this process. It becomes current.
 
-    ``number``: that of the only GPU that it may take; None: any. Waits while other processes hold
-    every GPU that it may take. Returns None if ``must_stop`` ended the wait. Raises
-    :class:`~study.errors.StudyError` if CUDA is asked for and torch sees none, or no GPU with this
-    number.
+    Waits while other processes hold every GPU that it may take. Returns None if ``must_stop`` ended
+    the wait. Raises :class:`~study.errors.StudyError` if CUDA is asked for and torch sees none, and
+    under torchrun if there is no free GPU with the number of this process.
     """
     if choose_device(name).type == "cpu":
         return Device(torch.device("cpu"))
     visible = visible_gpus()
-    gpus = visible if number is None else visible[number : number + 1]
+    gpus, sharded = visible, count() > 1
+    if sharded:
+        number = int(os.environ["LOCAL_RANK"])
+        gpus = visible[number : number + 1]
     if not gpus:
         raise StudyError(
             f"torchrun has started more processes on this machine than the {len(visible)} GPUs "
             "that torch sees: lower --nproc-per-node"
         )
-    make_folder(_folder())
     found = _free(gpus)
     if found is None and len(visible) == 1:
-        found = Device(gpus[0].device)  # there is no other
+        found = Device(gpus[0][0])  # there is no other
     if found is None:
-        held = ", ".join(str(gpu.device) for gpu in gpus)
+        held = ", ".join(str(device) for device, _ in gpus)
+        if sharded:
+            raise StudyError(
+                f"another process trains on {held}: wait until it has ended, or choose other GPUs "
+                "with CUDA_VISIBLE_DEVICES"
+            )
         signals.say(
             f"study: waiting for a GPU: other processes hold {held}; one process per GPU is enough "
             "(hydra.launcher.n_jobs)"
@@ -89,21 +90,21 @@ def claim_device(
     return found
 
 
-def visible_gpus() -> list[Gpu]:
-    """The GPUs that torch sees, which ``CUDA_VISIBLE_DEVICES`` chooses and orders."""
+def visible_gpus() -> list[tuple[torch.device, str]]:
+    """The GPUs that torch sees, which ``CUDA_VISIBLE_DEVICES`` chooses and orders, with their
+    UUIDs.
+    """
     devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
-    return [Gpu(d, str(torch.cuda.get_device_properties(d).uuid)) for d in devices]
+    return [(d, str(torch.cuda.get_device_properties(d).uuid)) for d in devices]
 
 
-def _free(gpus: Sequence[Gpu]) -> Device | None:
+def _free(gpus: Sequence[tuple[torch.device, str]]) -> Device | None:
     """The first GPU that no other process holds, with its lock, which is held now."""
-    for gpu in gpus:
-        own = Lock(_folder() / f"{gpu.key}.lock", timeout=0)
+    folder = cache_folder() / "gpus"
+    make_folder(folder)
+    for device, uuid in gpus:
+        own = Lock(folder / f"{uuid}.lock", timeout=0)
         with contextlib.suppress(TimeoutError):
             own.acquire()
-            return Device(gpu.device, own)
+            return Device(device, own)
     return None
-
-
-def _folder() -> Path:
-    return cache_folder() / "gpus"

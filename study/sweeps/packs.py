@@ -1,10 +1,9 @@
 """Cells to packs, a pack before it trains, and its cells to folds."""
 
-import heapq
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby, pairwise
+from itertools import groupby
 from shutil import which
 
 import torch
@@ -12,8 +11,9 @@ import torch
 from study.config import AUTO_COMPILE, CellConfig
 from study.data import Corpus, build_corpus
 from study.errors import StudyError
-from study.models import FrozenBase, load_tokenizer
+from study.models import load_tokenizer
 from study.sweeps.cells import Cell
+from study.sweeps.devices import count
 from study.sweeps.estimate import (
     Estimate,
     check_fits,
@@ -23,63 +23,56 @@ from study.sweeps.estimate import (
     full_estimate,
     memory_budget,
 )
-from study.sweeps.sharing import count
 from study.training.devices import choose_device, matmul_rate
-from study.training.loop import train
 from study.training.run import Run
 
 WORTH_COMPILING = 120.0
 """Seconds of a pack from which on ``pack.compile=auto`` compiles it. Compiling takes 10 to 20 s and
 saves a tenth or more of a plain step."""
-FOLD_GAIN = 0.98
-"""Doubling a fold must bring a cell's step under this share of its time, or it is not doubled."""
-
-
-# Cells that can share a process.
+CUDA_FOLD = 8
+"""The most cells in a fold on CUDA with ``pack.fold=auto``."""
 
 
 def packs(cells: Sequence[Cell], at_a_time: int = 1) -> list[list[Cell]]:
     """Group cells that can share a process: same base, data, shape of a step and loop.
 
-    Each pack is ordered by rank. ``pack.max_cells`` bounds its size, so that a launcher with
-    several workers has several packs to distribute. ``at_a_time``: the packs that the launcher
-    trains at the same time. With ``pack.max_cells=auto`` there are as many, of about the same cost.
+    Each pack is ordered by rank, and the one with the highest cost comes first. ``pack.max_cells``
+    bounds its size, so that a launcher with several workers has several packs to distribute.
+    ``at_a_time``: the packs that the launcher trains at the same time. With ``pack.max_cells=auto``
+    there are as many.
     """
-    groups: list[list[Cell]] = []
-    flops = {
-        cell.folder: full_estimate(cell.config, cell.card).flops
-        for cell in cells
-        if cell.config.pack.max_cells == "auto"
-    }
+    cost = {cell.folder: full_estimate(cell.config, cell.card).flops for cell in cells}
+    found: list[tuple[float, list[Cell]]] = []
     for _, group in groupby(sorted(cells, key=_shared), key=_shared):
         ordered = sorted(group, key=lambda cell: cell.config.adapter.rank)
+        costs = [cost[cell.folder] for cell in ordered]
         most = ordered[0].config.pack.max_cells
         if most == "auto":
-            own = [flops[cell.folder] for cell in ordered]
-            hands = max(1, round(sum(own) / sum(flops.values()) * at_a_time))
-            groups += [[ordered[place] for place in pack] for pack in deal(own, hands)]
+            share = sum(costs) / sum(cost.values())
+            dealt = deal(costs, max(1, round(share * at_a_time)), len(costs))
         else:
-            # Every n-th cell: packs then cost about the same. Contiguous packs would put all high
-            # ranks into the last one.
-            number = math.ceil(len(ordered) / (most or len(ordered)))
-            groups += [ordered[start::number] for start in range(number)]
-    # A launcher starts packs in this order: the longest first, so that none is left to the end.
-    return sorted(groups, key=lambda pack: -sum(flops.get(cell.folder, 0.0) for cell in pack))
+            size = most or len(costs)
+            dealt = deal(costs, math.ceil(len(costs) / size), size)
+        for places in dealt:
+            found.append((sum(costs[n] for n in places), [ordered[n] for n in sorted(places)]))
+    return [pack for _, pack in sorted(found, key=lambda each: -each[0])]
 
 
-def deal(costs: Sequence[float], hands: int) -> list[list[int]]:
-    """Places of ``costs`` in at most ``hands`` lists of about the same sum, the largest sum first.
+def deal(costs: Sequence[float], hands: int, size: int) -> list[list[int]]:
+    """Places of ``costs`` in at most ``hands`` lists of about the same sum, each of at most
+    ``size``.
 
-    The largest cost goes first, and each to the list with the least so far: the largest sum is then
-    at most a third above the best possible (Graham 1969, Theorem 2).
+    The largest cost goes first, and each to the list with the least so far: without a bound, the
+    largest sum is at most a third above the best possible (Graham 1969, Theorem 2).
     """
     dealt: list[list[int]] = [[] for _ in range(min(hands, len(costs)))]
-    least = [(0.0, hand) for hand in range(len(dealt))]
+    sums = [0.0] * len(dealt)
     for place in sorted(range(len(costs)), key=lambda place: -costs[place]):
-        total, hand = heapq.heappop(least)
+        open_hands = (hand for hand in range(len(dealt)) if len(dealt[hand]) < size)
+        hand = min(open_hands, key=lambda hand: sums[hand])
         dealt[hand].append(place)
-        heapq.heappush(least, (total + costs[place], hand))
-    return [sorted(dealt[hand]) for _, hand in sorted(least, reverse=True)]
+        sums[hand] += costs[place]
+    return dealt
 
 
 def _shared(cell: Cell) -> str:
@@ -98,9 +91,6 @@ def _shared(cell: Cell) -> str:
     )
 
 
-# A pack before it trains.
-
-
 @dataclass(frozen=True)
 class Prepared:
     """One cell with its training run and its estimated cost."""
@@ -111,13 +101,12 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class PreparedPack:
-    """The cells of one process, ordered by rank. ``memory``: bytes that the process may use."""
+class Pack:
+    """The cells of one process, ordered by rank, and what they read."""
 
     cells: Sequence[Prepared]
     device: torch.device
     corpus: Corpus
-    memory: int
 
     @property
     def config(self) -> CellConfig:
@@ -125,22 +114,19 @@ class PreparedPack:
         return self.cells[0].cell.config
 
 
-def prepare(
-    pack: Sequence[Cell], held: int = 0, device: torch.device | None = None
-) -> PreparedPack:
+def prepare(cells: Sequence[Cell], device: torch.device | None = None) -> Pack:
     """Read the data of a pack and estimate every cell. Loads no weights.
 
-    ``held``: bytes of the base that this process holds already. ``device``: where it will train;
-    None: what its configuration asks for.
+    ``device``: where it will train; None: what its configuration asks for.
 
     Raises :class:`StudyError` if the device is absent, if the base lacks a token of the data, if
     answers are asked for and no held-out row is a question, and if ``pack.memory_gb`` or the memory
     of the machine is too little for one of the cells alone.
     """
-    config, devices = pack[0].config, count()
+    config, devices = cells[0].config, count()
     device = device or choose_device(config.device)
     corpus = build_pack_corpus(config)
-    corpus.check_tokens(pack[0].card.vocabulary, pack[0].card.name)
+    corpus.check_tokens(cells[0].card.vocabulary, cells[0].card.name)
     if config.train.answer_tokens and not corpus.questions.contexts:
         raise StudyError(
             f"train.answer_tokens={config.train.answer_tokens}: no held-out row is a question (a "
@@ -149,11 +135,11 @@ def prepare(
         )
     compiles = config.pack.compile
     if compiles == AUTO_COMPILE:
-        needs = (full_estimate(cell.config, cell.card, device.type) for cell in pack)
+        needs = (full_estimate(cell.config, cell.card, device.type) for cell in cells)
         seconds = sum(need.seconds(matmul_rate(device)) for need in needs)
         compiles = seconds > WORTH_COMPILING and bool(which("g++") or which("clang++"))
-    cells = []
-    for cell in pack:
+    prepared = []
+    for cell in cells:
         check_possible(cell.config, cell.card, device, devices)
         of_pack = replace(cell.config.pack, compile=compiles)
         run = Run.of(replace(cell.config, pack=of_pack), corpus, device)
@@ -161,8 +147,8 @@ def prepare(
         need = estimate(cell.config, cell.card, *step, run.contraction, device.type)
         need = need.divided(devices)
         check_fits(cell.config, need, cell.label)
-        cells.append(Prepared(cell, run, need))
-    return PreparedPack(cells, device, corpus, memory_budget(config, device, held))
+        prepared.append(Prepared(cell, run, need))
+    return Pack(prepared, device, corpus)
 
 
 def build_pack_corpus(config: CellConfig) -> Corpus:
@@ -171,14 +157,12 @@ def build_pack_corpus(config: CellConfig) -> Corpus:
     return build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
 
 
-# Cells that share each forward pass.
+def folds(pack: Pack) -> Iterator[Sequence[Prepared]]:
+    """Split a pack into folds, whose cells share each forward pass: as many as fit, up to
+    ``pack.fold``. The base is loaded already.
 
-
-def folds(pack: PreparedPack, base: FrozenBase) -> Iterator[Sequence[Prepared]]:
-    """Split a pack into folds: as many cells as fit, up to ``pack.fold``.
-
-    ``auto`` is 1 on a CPU, where folding does not pay. On CUDA a short trial finds the fastest
-    size. Four kinds of cells are trained alone:
+    ``auto`` is 1 on a CPU, where folding does not pay, and :data:`CUDA_FOLD` on CUDA. Four kinds of
+    cells are trained alone, after the others:
 
     - infinite rank, whose adapter is another module;
     - a continued adapter, whose layers may differ in rank;
@@ -186,28 +170,23 @@ def folds(pack: PreparedPack, base: FrozenBase) -> Iterator[Sequence[Prepared]]:
     - an 8-bit base on CUDA, whose products depend on the whole batch
       (:mod:`study.models.quantised`).
     """
-    alone = [prepared for prepared in pack.cells if _trains_alone(prepared.cell)]
-    together = [prepared for prepared in pack.cells if not _trains_alone(prepared.cell)]
-    if together:
-        most, start = _largest_fold(pack, together, base), 0
-        for size in fold_sizes([each.estimate for each in together], most, pack.memory):
-            yield together[start : start + size]
-            start += size
-    yield from ([prepared] for prepared in alone)
+    config, on_cuda = pack.config, pack.device.type == "cuda"
+    alone = [each for each in pack.cells if _trains_alone(each.cell)]
+    together = [each for each in pack.cells if not _trains_alone(each.cell)]
+    most = (CUDA_FOLD if on_cuda else 1) if config.pack.fold == "auto" else int(config.pack.fold)
+    if on_cuda and config.model.quant_bits == 8:
+        most = 1
+    memory = memory_budget(config, pack.device, pack.cells[0].estimate.base_bytes)
+    start = 0
+    for size in fold_sizes([each.estimate for each in together], most, memory):
+        yield together[start : start + size]
+        start += size
+    yield from ([each] for each in alone)
 
 
 def _trains_alone(cell: Cell) -> bool:
     config = cell.config
     return math.isinf(config.adapter.rank) or bool(config.adapter.path) or config.train.shard
-
-
-def _largest_fold(pack: PreparedPack, together: Sequence[Prepared], base: FrozenBase) -> int:
-    on_cuda = pack.device.type == "cuda"
-    if on_cuda and pack.config.model.quant_bits == 8:
-        return 1
-    if pack.config.pack.fold != "auto":
-        return int(pack.config.pack.fold)
-    return fastest_fold([p.run for p in together], base, pack.corpus) if on_cuda else 1
 
 
 def fold_sizes(needs: Sequence[Estimate], most: int, memory: int) -> Iterator[int]:
@@ -226,41 +205,3 @@ def fold_sizes(needs: Sequence[Estimate], most: int, memory: int) -> Iterator[in
             size += 1
         yield size
         start += size
-
-
-def fastest_fold(runs: Sequence[Run], base: FrozenBase, corpus: Corpus) -> int:
-    """The fold size with the least time per cell and step.
-
-    Tries 1, 2, 4, ... neighbours for three steps each. Stops when doubling gains less than 2 %, or
-    when cells or memory run out.
-    """
-    best, least = 1, math.inf
-    for size in (2**i for i in range(len(runs).bit_length())):
-        try:
-            seconds = seconds_per_cell(runs[:size], base, corpus)
-        except torch.OutOfMemoryError:
-            break
-        if seconds > FOLD_GAIN * least:
-            break
-        best, least = size, seconds
-    return best
-
-
-def seconds_per_cell(runs: Sequence[Run], base: FrozenBase, corpus: Corpus) -> float:
-    """Seconds per cell of a plain step of a fold: the least of three, after one to warm up."""
-    plain = [replace(run, config=_unmeasured(run.config)) for run in runs]
-    times = [
-        result.metrics["seconds"]
-        for results in train(base, corpus, plain)
-        for result in results[:1]
-        if result
-    ]
-    return min(after - before for before, after in pairwise(times[:4])) / len(runs)
-
-
-def _unmeasured(config: CellConfig) -> CellConfig:
-    return replace(
-        config,
-        train=replace(config.train, steps=4, eval_every=0),
-        probes=replace(config.probes, every=None, steps=None),
-    )

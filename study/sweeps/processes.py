@@ -4,17 +4,14 @@ Process 0 is an ordinary ``study train``: it reads the command line, claims cell
 and prints. It sends the others the cells of each pack, then each cell and the step at which it
 begins, and after each step an :class:`~study.adapters.processes.Order`. None ends what it began.
 
-A process that fails says so in the store of torchrun, before its peers lose their connections to
-it. So one process prints why all of them end.
+A process that fails prints why. Its peers lose their connection to it, and end too.
 """
 
 import contextlib
 import os
 import signal
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,23 +24,14 @@ from study.models import load_base
 from study.models.base import block_path
 from study.sweeps import signals
 from study.sweeps.cells import Cell
-from study.sweeps.checkpointing import newest
-from study.sweeps.devices import claim_device
+from study.sweeps.devices import claim_device, count
 from study.sweeps.packs import prepare
-from study.sweeps.sharing import count, local_number
+from study.sweeps.record import newest
 from study.training.devices import keep_freed_memory, release_memory
 from study.training.loop import CellStep, train
 
-_FAILED, _ENDED, _READY = "study/failed", "study/ended", "study/ready"
-"""Keys of the store: why a process has failed, whether process 0 has ended after an error, and how
-many of the others have their device."""
-_POLL = 0.05
-"""Seconds between two looks at the store."""
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 """What gloo says of a process that has ended."""
-
-
-# Process 0.
 
 
 def check(cells: Sequence[Cell], launched_here: bool = True) -> None:
@@ -54,7 +42,7 @@ def check(cells: Sequence[Cell], launched_here: bool = True) -> None:
     """
     processes = count()
     shards = {cell.config.train.shard for cell in cells}
-    if shards == {True} and processes == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+    if shards == {True} and "TORCHELASTIC_RUN_ID" not in os.environ:
         raise StudyError(
             "train.shard=true, and there is one process: start it with torchrun --nproc-per-node "
             "N -m study train ..., or use train.shard=false"
@@ -74,71 +62,24 @@ def check(cells: Sequence[Cell], launched_here: bool = True) -> None:
     if not launched_here:
         raise StudyError("torchrun trains with the launcher of its own: leave launcher=... out")
     for cell in cells:
-        _check_divides(cell, processes)
+        block_path(cell.card)
+        for layer in resolve_targets(cell.card.targets, cell.config.adapter.targets):
+            if layer in cell.card.experts:
+                raise StudyError(
+                    f"train.shard=true, and {layer} is a weight of experts: leave experts out of "
+                    "adapter.targets"
+                )
+            d, o = cell.card.shapes_by_path[layer]
+            if d % processes or o % processes:
+                raise StudyError(
+                    f"{layer} maps {d} features to {o}, which {processes} processes can't divide "
+                    "evenly: choose torchrun --nproc-per-node so that it divides both"
+                )
 
 
-def _check_divides(cell: Cell, processes: int) -> None:
-    """Raises :class:`StudyError` unless every factor and the list of blocks can be divided."""
-    block_path(cell.card)
-    for layer in resolve_targets(cell.card.targets, cell.config.adapter.targets):
-        if layer in cell.card.experts:
-            raise StudyError(
-                f"train.shard=true, and {layer} is a weight of experts: leave experts out of "
-                "adapter.targets"
-            )
-        d, o = cell.card.shapes_by_path[layer]
-        if d % processes or o % processes:
-            raise StudyError(
-                f"{layer} maps {d} features to {o}, which {processes} processes can't divide "
-                "evenly: choose torchrun --nproc-per-node so that it divides both"
-            )
-
-
-@contextlib.contextmanager
-def leading() -> Iterator[None]:
-    """Surrounds all that process 0 does. Afterwards the other processes end too."""
-    everyone = world(torch.device("cpu"))
-    try:
-        yield
-    except BaseException:
-        _store().set(_ENDED, "")
-        raise
-    everyone.agreed(None)
-
-
-def begin(world: Processes, cells: Sequence[Cell], must_stop: Callable[[], bool]) -> bool:
-    """Process 0 tells the others to train ``cells``, and waits until each has its device.
-
-    False if ``must_stop`` ended the wait: no process trains then. Raises :class:`StudyError` if
-    another process fails.
-    """
-    if world.size == 1:
-        return True
-    store = _store()
-    store.set(_READY, "0")
-    world.agreed(cells)
-    while store.add(_READY, 0) < world.size - 1:
-        if store.check([_FAILED]):
-            raise StudyError(store.get(_FAILED).decode())
-        if must_stop():
-            return False
-        time.sleep(_POLL)
-    return True
-
-
-def cause(error: Exception) -> Exception | None:
-    """What has stopped this process: another process's failure, or else ``error`` itself.
-
-    None if a process was lost without a word. The cell can then go on from its checkpoint.
-    """
-    for signum in signals.STOPPING:  # torchrun ends the processes that are left
-        signal.signal(signum, signal.SIG_IGN)
-    if _store().check([_FAILED]):
-        return StudyError(_store().get(_FAILED).decode())
-    return None if any(text in str(error) for text in _LOST) else error
-
-
-# All processes.
+def is_lost(error: Exception) -> bool:
+    """Whether ``error`` says that another process has ended."""
+    return count() > 1 and any(text in str(error) for text in _LOST)
 
 
 def world(device: torch.device) -> Processes:
@@ -162,15 +103,16 @@ def _join() -> None:
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
-def _store() -> Any:
-    return dist.distributed_c10d._get_default_store()
+def together(train_first: Callable[[], None]) -> None:
+    """Be one of the processes that torchrun has started. ``train_first``: what process 0 does.
 
-
-# The other processes: nothing is written here.
-
-
-def follow() -> None:
-    """Train with process 0 until it ends. Ends the process with code 1 after a failure."""
+    The others train with it until it ends. They write nothing, and end with code 1 after a failure.
+    """
+    if os.environ["RANK"] == "0":
+        everyone = world(torch.device("cpu"))
+        train_first()
+        everyone.agreed(None)
+        return
     for signum in signals.STOPPING:  # process 0 decides when all stop
         signal.signal(signum, signal.SIG_IGN)
     try:
@@ -178,33 +120,18 @@ def follow() -> None:
         while (cells := orders.agreed()) is not None:
             _follow_pack(cells)
     except BaseException as error:
-        _report(error)
+        if not (isinstance(error, Exception) and is_lost(error)):
+            signals.say(f"study: process {os.environ['RANK']} failed: {one_line(error)}")
         os._exit(1)  # a group that has lost a process may wait for it in a destructor
-
-
-def _report(error: BaseException) -> None:
-    """Tell process 0 why this process fails.
-
-    Process 0 is woken when this process ends. One that waits for a GPU is not: torchrun ends it, so
-    this process prints the line.
-    """
-    line = f"process {os.environ['RANK']} failed: {one_line(error)}"
-    store = _store()
-    if store.check([_ENDED]):
-        return
-    is_first = store.compare_set(_FAILED, "", line).decode() == line
-    if is_first and torch.cuda.is_available():
-        signals.say(f"study: {line}")
 
 
 def _follow_pack(cells: Sequence[Cell]) -> None:
     config, card = cells[0].config, cells[0].card
-    held = claim_device(config.device, lambda: False, local_number())
+    held = claim_device(config.device, lambda: False)
     assert held is not None
-    _store().add(_READY, 1)
     keep_freed_memory()
     world_here = world(held.device)
-    pack = prepare(cells, device=held.device)
+    pack = prepare(cells, held.device)
     base = load_base(config.model, device_of_base(held.device), config.precision)
     if base.card.fingerprint != card.fingerprint:
         raise StudyError(f"{card.name} has other weights here than in process 0")

@@ -13,19 +13,16 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import pandas as pd
-from rich.cells import cell_len
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
-from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from study.errors import StudyError, printable
@@ -37,26 +34,26 @@ from study.vocabulary.statuses import DONE, ENDED, note
 WAITING = "waiting"
 """The state of a cell that a live sweep has not begun."""
 STATES = (*STATUSES, WAITING)
-COLUMNS = (
-    "status",
-    "cell_id",
-    "model",
-    "optimizer",
-    "lr",
-    "scaling",
-    "rank",
-    "seed",
-    "steps",
-    "seconds",
-    "note",
-)
-NUMBERS = ("lr", "rank", "seed", "steps", "seconds")
 LINE_EVERY = 10.0
 """Seconds between lines of log where there is no terminal."""
 READ_EVERY = 5.0
 """Seconds between two readings of a sweep's progress by its own processes."""
 MOST_ROWS = 20
 """Rows of a live table. A table longer than the screen can't be followed."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one pass over a pack ended.
+
+    - ``failures``: a line for each cell that failed, by its folder;
+    - ``signum``: the signal that ended the pass, if one did;
+    - ``mistake``: why no cell of the pack can be trained, in one line.
+    """
+
+    failures: Mapping[Path, str] = field(default_factory=dict)
+    signum: int | None = None
+    mistake: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,20 +73,14 @@ class Planned:
         """The cell's id."""
         return str(self.record["cell_id"])
 
-    def done(self, record: Mapping[str, Any]) -> float:
-        """The FLOPs that the sweep has spent on the cell, by its record of now."""
-        steps = self.record["config"]["train"]["steps"] + 1
-        done = int(record.get("steps_done", -1)) + 1 - self.first_step
-        return self.flops * min(1.0, max(0, done) / steps)
-
-    @property
-    def total(self) -> float:
-        """The FLOPs that the sweep spends on the cell in all."""
-        return self.flops * (1 - self.first_step / (self.record["config"]["train"]["steps"] + 1))
+    def work(self, steps_done: int | None = None) -> float:
+        """The FLOPs that the sweep spends on the cell up to a step; by default up to the last."""
+        steps = self.record["config"]["train"]["steps"]
+        done = (steps if steps_done is None else steps_done) + 1 - self.first_step
+        return self.flops * max(0, done) / (steps + 1)
 
 
-@dataclass(frozen=True)
-class SweepProgress:
+class SweepProgress(NamedTuple):
     """How far a sweep is.
 
     ``states``: cells by state. ``work``: the share of the FLOPs that is done, 0 to 1.
@@ -103,9 +94,8 @@ class SweepProgress:
     @property
     def left(self) -> str:
         """``0:03:10 left``; empty if that is not known, or nothing is left."""
-        if not self.seconds_left:
-            return ""
-        return f"{timedelta(seconds=round(self.seconds_left))} left"
+        seconds = round(self.seconds_left or 0)
+        return f"{timedelta(seconds=seconds)} left" if seconds else ""
 
 
 class LiveSweep:
@@ -117,15 +107,12 @@ class LiveSweep:
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
-        """The sweep in a file; None if it has just ended, or if the file is damaged."""
+        """The sweep in a file; None if it has just begun or ended."""
         try:
             content = json.loads(path.read_text())
-            cells = [Planned(**cell) for cell in content["cells"]]
-            known = all(cell.id and cell.total >= 0 for cell in cells)
-            began = datetime.fromisoformat(content["began"])
-        except (OSError, ValueError, KeyError, TypeError, ArithmeticError):
+            return cls(path.parent, content["began"], [Planned(**c) for c in content["cells"]])
+        except (OSError, ValueError):
             return None
-        return cls(path.parent, content["began"], cells) if known and began.tzinfo else None
 
     def records(self) -> list[dict[str, Any]]:
         """The record of every cell as of now; ``waiting`` if the cell has not begun.
@@ -147,9 +134,10 @@ class LiveSweep:
         records = self.records()
         done = left = 0.0
         for cell, record in zip(self.cells, records, strict=True):
-            spent = cell.done(record) if record["status"] != WAITING else 0.0
+            begun = record["status"] != WAITING
+            spent = cell.work(int(record.get("steps_done", -1))) if begun else 0.0
             done += spent
-            left += 0.0 if record["status"] in ENDED else cell.total - spent
+            left += 0.0 if record["status"] in ENDED else cell.work() - spent
         elapsed = time.time() - datetime.fromisoformat(self.began).timestamp()
         seconds = elapsed * left / done if done else None
         work = done / (done + left) if done else 0.0
@@ -164,33 +152,34 @@ def _began(record: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def posted(study_dir: Path, cells: Sequence[Planned]) -> Iterator[Path]:
-    """Inside, other processes see that ``cells`` are to be trained. Yields the sweep's file.
+def posted(cells: Mapping[Path, Sequence[Planned]]) -> Iterator[dict[Path, Path]]:
+    """Inside, other processes see that ``cells`` are to be trained. They are given by the folder of
+    their study. Yields the sweep's file in each.
 
-    First deletes the files of killed sweeps. Raises :class:`~study.store.files.StorageError` if
-    the folder can't be written.
+    First deletes the files of killed sweeps. Raises :class:`~study.store.files.StorageError` if a
+    folder can't be written.
     """
-    make_folder(study_dir)
-    for left in study_dir.glob("sweep-*"):
-        if not is_held(left.with_suffix(".json")):
-            remove(left)
     now = datetime.now(UTC)
-    path = study_dir / f"sweep-{now:%Y%m%dT%H%M%S%f}-{os.getpid()}.json"
     # To the second, like the start of a cell: a cell that began earlier is another sweep's.
-    content = {
-        "began": now.isoformat(timespec="seconds"),
-        "cells": [asdict(cell) for cell in cells],
-    }
-    held = Lock(path)
-    with storing(path):
-        held.acquire()
-        path.write_text(json.dumps(content))
-    try:
-        yield path
-    finally:
-        with contextlib.suppress(OSError):  # a full or lost disk
-            remove(path)
-        held.release()
+    began = now.isoformat(timespec="seconds")
+    name = f"sweep-{now:%Y%m%dT%H%M%S%f}-{os.getpid()}.json"
+    files = {study_dir: study_dir / name for study_dir in cells}
+    with contextlib.ExitStack() as stack:
+        for study_dir, path in files.items():
+            make_folder(study_dir)
+            for left in study_dir.glob("sweep-*"):
+                if not is_held(left.with_suffix(".json")):
+                    remove(left)
+            stack.enter_context(Lock(path))
+            planned = [asdict(cell) for cell in cells[study_dir]]
+            with storing(path):
+                path.write_text(json.dumps({"began": began, "cells": planned}))
+        try:
+            yield files
+        finally:
+            for path in files.values():
+                with contextlib.suppress(OSError):  # a full or lost disk
+                    remove(path)
 
 
 def stop_file(sweep: Path) -> Path:
@@ -200,6 +189,14 @@ def stop_file(sweep: Path) -> Path:
     to the launcher alone.
     """
     return sweep.with_suffix(".stop")
+
+
+def must_stop(posted: Path | None) -> bool:
+    """Whether this process must stop after its step: a signal came, or its sweep asks for it.
+
+    ``posted``: the file of its sweep; None for a pack without a sweep.
+    """
+    return signals.asked() is not None or (posted is not None and stop_file(posted).exists())
 
 
 def live_sweeps(study_dir: Path) -> list[LiveSweep]:
@@ -248,48 +245,61 @@ def count_noun(number: int, noun: str) -> str:
 
 
 def render(cells: pd.DataFrame) -> str:
-    """The ``cells`` table as text: a line of counts, then a line per cell, by state.
-
-    Not by rich, which takes 0.3 ms a cell.
-    """
+    """The ``cells`` table as text: a line of counts, then a line per cell, by state."""
     by_state = cells.iloc[cells["status"].map(STATES.index).argsort(kind="stable")]
-    found = [[printable(text) for text in _texts(cell)] for cell in by_state.to_dict("records")]
-    rows = [list(COLUMNS), *found]
-    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
-    lines = [_summary(cells)]
+    rows = [_entries(cell) for cell in by_state.to_dict("records")]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column, justify in COLUMNS.items():
+        table.add_column(column, justify=justify)
     for row in rows:
-        line = []
-        for column, width, text in zip(COLUMNS, widths, row, strict=True):
-            blank = " " * (width - cell_len(text))
-            line.append(blank + text if column in NUMBERS else text + blank)
-        lines.append("  ".join(line).rstrip())
-    return "\n".join(lines)
+        table.add_row(*(Text(printable(row.get(column, ""))) for column in COLUMNS))
+    return "\n".join([_summary(cells), *table_lines(table)])
+
+
+def table_lines(table: Table) -> list[str]:
+    """The lines of a table, as wide as it is."""
+    console = Console(width=10_000)
+    with console.capture() as capture:
+        console.print(table)
+    return [line.rstrip() for line in capture.get().splitlines()]
 
 
 def _summary(cells: pd.DataFrame) -> str:
     return printable(f"{cells['study'].iloc[0]}: {counts(cells['status'])}")
 
 
-def _texts(cell: Mapping[Any, Any]) -> list[str]:
-    """A cell's entries of :data:`COLUMNS`."""
+COLUMNS: dict[str, Literal["left", "right"]] = {
+    "status": "left",
+    "cell_id": "left",
+    "model": "left",
+    "optimizer": "left",
+    "lr": "right",
+    "scaling": "left",
+    "rank": "right",
+    "seed": "right",
+    "steps": "right",
+    "seconds": "right",
+    "note": "left",
+}
+
+
+def _entries(cell: Mapping[Any, Any]) -> dict[str, str]:
+    """A cell's entries of :data:`COLUMNS`; those that its record does not say are absent."""
+    entries = {"status": cell["status"], "cell_id": cell["cell_id"], "note": note(cell)}
     if pd.isna(cell["rank"]):  # its record is unreadable
-        blank = [""] * (len(COLUMNS) - 3)
-        return [cell["status"], cell["cell_id"], *blank, note(cell)]
+        return entries
     done = 0 if pd.isna(cell["steps_done"]) else int(cell["steps_done"])
     p = "" if pd.isna(cell["exponent"]) else f" p={cell['exponent']:g}"
-    return [
-        cell["status"],
-        cell["cell_id"],
-        cell["model"],
-        cell["optimizer"],
-        f"{cell['lr']:g}",
-        f"{cell['scaling']}{p}",
-        f"{cell['rank']:g}",
-        str(int(cell["seed"])),
-        f"{done}/{int(cell['steps'])}",
-        "" if pd.isna(cell["seconds"]) else f"{cell['seconds']:.1f}",
-        note(cell),
-    ]
+    return entries | {
+        "model": cell["model"],
+        "optimizer": cell["optimizer"],
+        "lr": f"{cell['lr']:g}",
+        "scaling": f"{cell['scaling']}{p}",
+        "rank": f"{cell['rank']:g}",
+        "seed": str(int(cell["seed"])),
+        "steps": f"{done}/{int(cell['steps'])}",
+        "seconds": "" if pd.isna(cell["seconds"]) else f"{cell['seconds']:.1f}",
+    }
 
 
 # `study status --watch`: the same from any terminal, until no cell is left to train.
@@ -303,27 +313,22 @@ def watch(study_dir: Path, console: Console | None = None) -> None:
     """
     console = console or Console(file=sys.stdout, highlight=False)
     with Live(console=console, auto_refresh=False, transient=True) as screen:
-        printed = -LINE_EVERY
-        states = ""
+        printed, states = -LINE_EVERY, ""
         while (cells := load_status(study_dir))["status"].isin(["running", WAITING]).any():
-            sweeps = [sweep.progress() for sweep in live_sweeps(study_dir)]
-            last = max(sweeps, key=lambda each: each.seconds_left or 0.0, default=None)
-            line = _headline(cells, last)
+            line = _headline(study_dir, cells)
             if console.is_terminal:
                 order = cells["status"].isin(["complete", WAITING]).argsort(kind="stable")
-                shown = Text(render(cells.iloc[order].head(MOST_ROWS)).partition("\n")[2])
-                # The padding ends the bar's line: a bar alone does not.
-                bar = Padding(ProgressBar(1.0, last.work if last else 0.0, width=60))
-                screen.update(Group(bar, Text(line), shown), refresh=True)
+                shown = render(cells.iloc[order].head(MOST_ROWS)).partition("\n")[2]
+                screen.update(Text(f"{line}\n{shown}"), refresh=True)
             elif counts(cells["status"]) != states or time.monotonic() - printed > LINE_EVERY:
                 states, printed = counts(cells["status"]), time.monotonic()
                 print(f"{time.strftime('%H:%M:%S')}  {line}", file=console.file, flush=True)
-            time.sleep(max(1.0, len(cells) / 1000))  # a reading takes 0.7 ms a cell
+            time.sleep(max(1.0, len(cells) / 500))  # a reading takes 1 ms a cell
     print(render(cells), file=console.file)
     print(f"next: study report {study_dir}", file=console.file, flush=True)
 
 
-def _headline(cells: pd.DataFrame, sweep: SweepProgress | None) -> str:
+def _headline(study_dir: Path, cells: pd.DataFrame) -> str:
     """``quick: 3 complete, 1 running  rank 8 lora at step 4/12  34%  0:02:10 left``."""
     running = cells[cells["status"] == "running"].head(4).fillna({"steps_done": 0})
     at = [
@@ -331,8 +336,10 @@ def _headline(cells: pd.DataFrame, sweep: SweepProgress | None) -> str:
         for cell in running.to_dict("records")
     ]
     parts = [_summary(cells), ", ".join(at)]
-    if sweep:
-        parts += [f"{sweep.work:.0%}", sweep.left]
+    sweeps = [sweep.progress() for sweep in live_sweeps(study_dir)]
+    if sweeps:
+        last = max(sweeps, key=lambda each: each.seconds_left or 0.0)
+        parts += [f"{last.work:.0%}", last.left]
     return "  ".join(part for part in parts if part)
 
 
@@ -351,12 +358,14 @@ class Display:
     ) -> None:
         self.study_dir, self.labels, self.steps = study_dir, labels, steps
         self.sweep = LiveSweep.read(posted) if posted else None
-        self.console = Console(stderr=True)
+        self.console = Console(
+            stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True
+        )
         self.bar = Progress(
-            TextColumn("[bold]{task.description}[/]"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TaskProgressColumn(),
-            TextColumn("{task.fields[line]}"),
+            TextColumn("{task.fields[line]}", markup=False),
             console=self.console,
             disable=not self.console.is_terminal,
         )
@@ -369,12 +378,7 @@ class Display:
         self.bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
     def start(self, fold: Sequence[str], tokens: float = 0.0) -> None:
@@ -409,11 +413,8 @@ class Display:
     def say(self, line: str) -> None:
         """Print a line of log on stderr; above the bar on a terminal."""
         self.logged_at = time.monotonic()
-        if self.bar.disable:
-            signals.say(f"[{self.study_dir.name}] {line}")
-            return
-        with contextlib.suppress(OSError):  # the terminal is gone
-            self.console.print(f"[{self.study_dir.name}] {line}", markup=False, highlight=False)
+        with contextlib.suppress(OSError, ValueError):  # the terminal is gone
+            self.console.print(f"[{self.study_dir.name}] {line}")
 
     def _read_progress(self) -> None:
         self.read_at = time.monotonic()
@@ -421,8 +422,7 @@ class Display:
 
     def _line(self, *parts: str) -> str:
         """``9 of 12 cells done  adamw rslora rank 8 seed 0  step 3/100  0:03:10 left``."""
-        done, cells = self.finished, len(self.labels)
-        left = ""
+        done, cells, left = self.finished, len(self.labels), ""
         if self.ahead:
             done = sum(self.ahead.states[state] for state in ENDED)
             cells, left = self.ahead.states.total(), self.ahead.left

@@ -1,9 +1,13 @@
-"""Record a fold while it trains: rows and records on disk, the display, the tracker's runs."""
+"""Record a fold while it trains: rows, checkpoints and records on disk, the display, the tracker.
 
-import contextlib
+Training waits while a checkpoint is written.
+"""
+
+import os
+import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from study.adapters import LoraPair
+from study.config import interval
 from study.config.values import literal
 from study.errors import StudyError, one_line
 from study.models import where_from
@@ -27,54 +32,81 @@ from study.store import (
     replacing,
     rows_of,
 )
+from study.store.checkpoints import load_newest, save
 from study.sweeps.cells import Cell
-from study.sweeps.checkpointing import Checkpoints
+from study.sweeps.packs import Prepared
 from study.sweeps.progress import Display
 from study.tracking.runs import Tracker
+from study.training.checkpoint import Snapshot
 from study.training.devices import describe_device, peak_memory_gb
 from study.training.loop import CellStep
 from study.training.peft_format import write_adapter
 from study.training.stuck import StuckCheck
 from study.vocabulary import scaling
 
+COST_SHARE = 20
+"""If checkpoints are due by time, one is followed by so many times its own time without one."""
+
+
+@dataclass
+class Held:
+    """A cell that this process holds and trains.
+
+    ``state``: what it continues from. ``fields``: what its end adds to its record.
+    """
+
+    prepared: Prepared
+    writer: CellWriter
+    state: Snapshot | None
+    status: str = "complete"
+    fields: dict[str, Any] = field(default_factory=dict)
+    stuck: StuckCheck = field(default_factory=StuckCheck)
+    adapter: dict[str, LoraPair] | None = None
+    is_open: bool = True
+
+    @property
+    def cell(self) -> Cell:
+        """Its configuration and identity."""
+        return self.prepared.cell
+
+    @property
+    def step(self) -> int:
+        """The first step to run."""
+        return self.state.step if self.state else 0
+
+    def read_earlier_rows(self) -> float:
+        """Take in the rows of the steps that it had before. Returns the tokens it has seen."""
+        tokens = 0.0
+        rows: list[Any] = rows_of(self.writer.folder, "metrics").to_dict("records")
+        for row in rows:
+            self.stuck.add(row)
+            tokens = row["tokens"]
+            self.fields |= {"steps_done": int(row["step"]), "seconds": row["seconds"]}
+        return tokens
+
 
 class Recorder:
     """Writes a fold's results as they arrive and passes them to the display and the tracker.
 
-    ``writers``: one for each cell of ``fold``, in order. It ends with :meth:`close`, or with
-    :meth:`interrupt` if the cells are to be continued.
+    It ends with :meth:`close`, with :meth:`fail`, or with :meth:`interrupt` if the cells are to be
+    continued.
     """
 
     def __init__(
-        self,
-        fold: Sequence[Cell],
-        writers: Sequence[CellWriter],
-        display: Display,
-        tracked: Tracker,
+        self, fold: Sequence[Held], device: torch.device, display: Display, tracked: Tracker
     ) -> None:
-        self.fold, self.writers, self.display, self.tracked = fold, writers, display, tracked
-        self.status = ["complete"] * len(fold)
-        self.fields: list[dict[str, Any]] = [{} for _ in fold]
-        self.adapters: dict[int, dict[str, LoraPair]] = {}
-        self.stuck = [StuckCheck() for _ in fold]
-        self.checkpoints = Checkpoints(fold, writers, display.say)
-        self._open = set(range(len(fold)))
+        self.fold, self.device, self.display, self.tracked = fold, device, display, tracked
         self._waiting: deque[list[CellStep]] = deque()
-        self._last: Sequence[CellStep | None] = ()
-        tokens = sum(self._read_earlier(k) for k in range(len(fold)))
-        display.start([cell.id for cell in fold], tokens)
-        for cell, writer in zip(fold, writers, strict=True):
-            tracked.start(writer.record, cell.run_name)
-
-    def _read_earlier(self, cell: int) -> float:
-        """Take in the rows of the steps that a cell had before. Returns the tokens it has seen."""
-        tokens = 0.0
-        rows: list[Any] = rows_of(self.writers[cell].folder, "metrics").to_dict("records")
-        for row in rows:
-            self.stuck[cell].add(row)
-            tokens = row["tokens"]
-            self.fields[cell] |= {"steps_done": int(row["step"]), "seconds": row["seconds"]}
-        return tokens
+        self._last: list[CellStep] = []
+        every = fold[0].cell.config.checkpoint.every
+        self._every = None if every is None else interval("checkpoint.every", every)
+        self._checkpointed = fold[0].step - 1
+        """The last step that a checkpoint holds; it was written at ``_since``, in ``_cost`` s."""
+        self._since, self._cost = time.perf_counter(), 0.0
+        tokens = sum(held.read_earlier_rows() for held in fold)
+        display.start([held.cell.id for held in fold], tokens)
+        for held in fold:
+            tracked.start(held.writer.record, held.cell.label)
 
     def add(self, results: Sequence[CellStep | None]) -> None:
         """Take the results of one step, by cell; None for a cell that had diverged before.
@@ -82,36 +114,53 @@ class Recorder:
         They are read and written when their numbers have left the device, and by :meth:`close` at
         the latest. Checkpoints are written when they are due.
         """
-        alive = [result for result in results if result is not None]
-        self._last = results
-        self._waiting.append(alive)
+        self._last = [result for result in results if result is not None]
+        self._waiting.append(self._last)
         while self._waiting and all(result.arrived for result in self._waiting[0]):
             self._write(self._waiting.popleft())
-        if self.checkpoints.due(alive[0].step):
-            self._write_all()
-            self.checkpoints.write(results)
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether a step was added."""
-        return bool(self._last)
+        if self._is_due(self._last[0].step):
+            self.checkpoint()
 
     @property
     def can_stop(self) -> bool:
         """Whether a later step is to come, for which a checkpoint is of use. Waits for the numbers
         of the last step.
         """
-        return any(
-            result is not None
-            and not result.diverged
-            and result.step < self.fold[result.cell].config.train.steps
-            for result in self._last
-        )
+        steps = self.fold[0].cell.config.train.steps
+        return any(not result.diverged and result.step < steps for result in self._last)
 
     def checkpoint(self) -> None:
-        """Checkpoint the cells after the last step that was added, and wait until it is on disk."""
+        """Checkpoint the cells after the last step that was added.
+
+        The rows are on disk first. If it can't be written, a line says so, and training goes on.
+        """
         self._write_all()
-        self.checkpoints.write(self._last)
+        alive = [result for result in self._last if not result.diverged]
+        if not alive or alive[0].step == self._checkpointed:
+            return
+        began = time.perf_counter()
+        try:
+            for result in alive:
+                held = self.fold[result.cell]
+                state = result.snapshot().checkpoint(held.cell.id)
+                save(held.cell.folder, state, held.writer.sync)
+        except OSError as error:
+            cause = os.strerror(error.errno) if error.errno else str(error)
+            folder = self.fold[0].cell.folder
+            self.display.say(
+                f"no checkpoint could be written to {folder} ({cause}): training goes on without"
+            )
+        self._checkpointed, self._since = alive[0].step, time.perf_counter()
+        self._cost = self._since - began
+
+    def _is_due(self, step: int) -> bool:
+        """Whether to write a checkpoint after ``step``. After the last step the cells end."""
+        if self._every is None or step >= self.fold[0].cell.config.train.steps:
+            return False
+        if self._every.steps is not None:
+            return step - self._checkpointed >= self._every.steps
+        least = max(self._every.seconds or 0.0, COST_SHARE * self._cost)
+        return time.perf_counter() - self._since >= least
 
     def _write_all(self) -> None:
         """Write the rows that are left. Waits for their numbers."""
@@ -121,47 +170,47 @@ class Recorder:
     def _write(self, results: Sequence[CellStep]) -> None:
         """Read and write the results of one step. Waits for their numbers."""
         for result in results:
-            self._read(result)
+            held = self.fold[result.cell]
+            held.fields |= {"steps_done": result.step, "seconds": result.metrics["seconds"]}
+            held.stuck.add(result.metrics)
+            held.adapter = result.adapter
+            if result.diverged:
+                held.status = "diverged"
+                held.fields["diverged_step"] = result.step
         self.display.advance([result.metrics for result in results])
         for result in results:
-            writer, probes = self.writers[result.cell], result.probes
-            writer.append("metrics", pd.DataFrame([result.metrics]))
+            held, probes = self.fold[result.cell], result.probes
+            held.writer.append("metrics", pd.DataFrame([result.metrics]))
             if probes is not None:
-                writer.append("probes", probes)
-            self.tracked.log(self.fold[result.cell].id, result.metrics, probes)
+                held.writer.append("probes", probes)
+            self.tracked.log(held.cell.id, result.metrics, probes)
             if result.truncations is not None:
-                writer.append("truncations", result.truncations)
+                held.writer.append("truncations", result.truncations)
 
-    def _read(self, result: CellStep) -> None:
-        fields = self.fields[result.cell]
-        fields |= {"steps_done": result.step, "seconds": result.metrics["seconds"]}
-        self.stuck[result.cell].add(result.metrics)
-        if result.adapter is not None:
-            self.adapters[result.cell] = result.adapter
-        if result.diverged:
-            self.status[result.cell] = "diverged"
-            fields["diverged_step"] = result.step
+    def close(self, model: nn.Module) -> None:
+        """Write the results that are left, and close every cell with its status.
 
-    def save_adapters(self, model: nn.Module) -> None:
-        """Write the trained adapters of cells with ``train.save_adapter``, in PEFT's format.
-
+        Trained adapters of cells with ``train.save_adapter`` are written in PEFT's format.
         ``model``: the base after its adapters were removed.
         """
         self._write_all()
-        for k, pairs in self.adapters.items():
-            adapter = self.fold[k].config.adapter
-            with replacing(self.fold[k].folder / ADAPTER) as draft:  # on disk before the record
+        for held in self.fold:
+            if held.adapter is None:
+                continue
+            adapter = held.cell.config.adapter
+            with replacing(held.cell.folder / ADAPTER) as draft:  # on disk before the record
                 write_adapter(
                     draft,
-                    pairs,
+                    held.adapter,
                     alpha=adapter.alpha,
                     exponent=scaling.exponent(adapter.scaling, adapter.exponent),
                     dropout=adapter.dropout,
-                    base=where_from(self.fold[k].config.model),
+                    base=where_from(held.cell.config.model),
                     modules=dict(model.named_modules()),
                 )
+        self._close()
 
-    def fail(self, error: Exception, device: torch.device) -> dict[Path, str]:
+    def fail(self, error: Exception) -> dict[Path, str]:
         """Close the cells that have not diverged as failed. Returns a line for each, by folder.
 
         The traceback goes to ``error.log`` in the cell's folder, unless the error is a user's
@@ -173,59 +222,65 @@ class Recorder:
             raise
         except Exception:  # it may be the error itself: these rows can't be had
             self._waiting.clear()
-        failed = [k for k, status in enumerate(self.status) if status == "complete"]
         lines = {}
-        for k in failed:
+        for held in self.fold:
+            if held.status != "complete":
+                continue
             line = one_line(error)
             if not isinstance(error, StudyError):
-                line += f" (traceback in {self.writers[k].write_error_log(error)})"
-            self.status[k], self.fields[k]["error"] = "failed", one_line(error)
-            lines[self.fold[k].folder] = f"cell {self.fold[k].id} ({self.fold[k].label}): {line}"
-        self.close(device)
+                line += f" (traceback in {held.writer.write_error_log(error)})"
+            held.status, held.fields["error"] = "failed", one_line(error)
+            lines[held.cell.folder] = f"cell {held.cell.id} ({held.cell.label}): {line}"
+        self._close()
         return lines
 
-    def _mark_stuck(self) -> None:
-        """Mark the complete cells whose run was stuck at its end."""
-        for k, check in enumerate(self.stuck):
-            if self.status[k] == "complete" and check.step is not None:
-                self.status[k] = "stuck"
-                self.fields[k]["stuck_step"] = check.step
-
-    def close(self, device: torch.device) -> None:
-        """Write the results that are left, and close every cell with its status."""
-        self._write_all()
-        self._mark_stuck()
-        for k in sorted(self._open):
-            self._close(k, finished=_now(), peak_memory_gb=peak_memory_gb(device))
+    def _close(self) -> None:
+        for held in self.fold:
+            if held.status == "complete" and held.stuck.step is not None:
+                held.status, held.fields["stuck_step"] = "stuck", held.stuck.step
+            about = {"finished": now(), "peak_memory_gb": peak_memory_gb(self.device)}
+            held.writer.close(held.status, **about, **held.fields)
+            self._end(held)
         self._show_end()
 
-    def _close(self, cell: int, **about: Any) -> None:
-        writer, status, fields = self.writers[cell], self.status[cell], self.fields[cell]
-        writer.close(status, **about, **fields)
-        self._open.discard(cell)
-        self.tracked.finish(writer.record["cell_id"], status, fields)
-
-    def interrupt(self, device: torch.device) -> None:
-        """Release every cell with its rows and checkpoints. One that has diverged is closed.
+    def interrupt(self) -> None:
+        """Release the cells that have not ended, with their rows and checkpoints.
 
         It also works after an error of the disk.
         """
-        if not self._open:
-            return
-        for k in sorted(self._open):
-            if self.status[k] == "diverged":
-                with contextlib.suppress(Exception):
-                    self._write_all()
-                    self._close(k, finished=_now(), peak_memory_gb=peak_memory_gb(device))
-                    continue
-            self.status[k] = "interrupted"
-            self.writers[k].interrupt(**self.fields[k])
-            self._open.discard(k)
-            self.tracked.finish(self.fold[k].id, "interrupted", self.fields[k])
-        self._show_end()
+        still = [held for held in self.fold if held.is_open]
+        for held in still:
+            held.status = "interrupted"
+            held.fields.pop("diverged_step", None)
+            held.writer.interrupt(**held.fields)
+            self._end(held)
+        if still:
+            self._show_end()
+
+    def _end(self, held: Held) -> None:
+        held.is_open = False
+        self.tracked.finish(held.cell.id, held.status, held.fields)
 
     def _show_end(self) -> None:
-        self.display.finish(dict(zip([cell.id for cell in self.fold], self.status, strict=True)))
+        self.display.finish({held.cell.id: held.status for held in self.fold})
+
+
+def newest(cell: Cell, device: torch.device, say: Callable[[str], Any]) -> Snapshot | None:
+    """The state from which ``cell`` can go on; None if it must begin with step 0.
+
+    ``say`` gets a line about each checkpoint that can't be used. Costs reading the file twice.
+    """
+    found = load_newest(cell.folder, cell.id, say)
+    if found is None or found.step > cell.config.train.steps:
+        return None
+    drawn_on = found.state.get("device")
+    if cell.config.adapter.dropout and drawn_on != device.type:
+        say(
+            f"cell {cell.id}: its checkpoint has the dropout stream of device={drawn_on}, and "
+            f"{device.type} has another one: it begins again"
+        )
+        return None
+    return Snapshot.of(found)
 
 
 def config_yaml(cell: Cell) -> str:
@@ -239,24 +294,24 @@ def record_of(cell: Cell, device: torch.device, data: str, first_step: int = 0) 
     ``data``: the hash of the examples. A cell that continues at ``first_step`` keeps the time at
     which it began, and gets an entry in ``resumed``.
     """
-    now = _now()
     record = {
         **cell.description,
         "sources": asdict(cell.sources) | {"data": data},
-        "started": now,
+        "started": now(),
         **provenance(),
         **describe_device(device),
     }
     if first_step:
         earlier = read_record(cell.folder) or {}
-        record["started"] = earlier.get("started", now)
         times = earlier.get("resumed", [])
         record["resumed"] = [
             *(times if isinstance(times, list) else []),
-            {"step": first_step, "at": now},
+            {"step": first_step, "at": record["started"]},
         ]
+        record["started"] = earlier.get("started", record["started"])
     return record
 
 
-def _now() -> str:
+def now() -> str:
+    """The time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

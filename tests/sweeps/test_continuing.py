@@ -1,47 +1,71 @@
-"""Cells that were interrupted, or that failed, continue from their last checkpoint."""
+"""Cells continue from their checkpoints; folds that do not fit into memory are halved."""
 
 import errno
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from study.config import CellConfig
-from study.store import CellWriter, StorageError, load_cells, load_measured
+from study.errors import StudyError
+from study.store import CellWriter, StorageError, load_cells, load_measured, load_records
+from study.store.checkpoints import load_newest
+from study.sweeps import record
 from study.sweeps import run as sweep
 from study.sweeps.cells import Cell, plan
 from tests.sweeps.test_signals import LINE, same_tables
 
 Cli = Callable[..., Any]
+Cells = Callable[..., list[Cell]]
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def cells(cell: Callable[..., CellConfig], tmp_path: Path) -> Callable[..., list[Cell]]:
+def cells(cell: Callable[..., CellConfig], tmp_path: Path) -> Cells:
     """``cells("results", ...)``: three ranks, with a checkpoint after each step."""
 
-    def of(folder: str, *overrides: str) -> list[Cell]:
+    def of(folder: str, *overrides: str, ranks: tuple[int, ...] = (2, 3, 4)) -> list[Cell]:
         common = (f"results_dir={tmp_path / folder}", "train.steps=8", "checkpoint.every=1")
-        return plan([cell(*common, *overrides, f"adapter.rank={rank}") for rank in (2, 3, 4)])
+        return plan([cell(*common, *overrides, f"adapter.rank={rank}") for rank in ranks])
 
     return of
 
 
 @pytest.fixture
-def break_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Exception], None]:
-    """``break_at(3, error)``: training raises ``error`` after step 3."""
+def hook(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+    """``hook(act)`` calls ``act(fold, step)`` after each step. Returns the sizes of the folds."""
     real = sweep.train
 
-    def of(step: int, error: Exception) -> None:
-        def train(*arguments: Any) -> Iterator[Any]:
-            for results in real(*arguments):
+    def of(act: Callable[[list[CellConfig], int], None]) -> list[int]:
+        sizes: list[int] = []
+
+        def train(base: Any, corpus: Any, runs: Any, *more: Any) -> Iterator[Any]:
+            sizes.append(len(runs))
+            for results in real(base, corpus, runs, *more):
                 yield results
-                if any(each and each.metrics["step"] == step for each in results):
-                    raise error
+                act([run.config for run in runs], next(each for each in results if each).step)
 
         monkeypatch.setattr(sweep, "train", train)
+        return sizes
+
+    return of
+
+
+@pytest.fixture
+def break_at(hook: Callable[..., list[int]]) -> Callable[[int, Exception], None]:
+    """``break_at(3, error)``: training raises ``error`` after step 3."""
+
+    def of(at: int, error: Exception) -> None:
+        def act(_: Any, step: int) -> None:
+            if step == at:
+                raise error
+
+        hook(act)
 
     return of
 
@@ -80,19 +104,17 @@ def test_a_full_disk_gives_one_line_and_the_cells_continue_when_there_is_space(
 
 
 def test_cells_of_a_fold_that_stopped_at_different_steps_continue_one_by_one(
-    cells: Callable[..., list[Cell]],
+    cells: Cells,
     break_at: Callable[[int, Exception], None],
+    hook: Callable[..., list[int]],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sweep.run(cells("whole"))
-    real = sweep.train
     for index, step in ((0, 2), (1, 4), (2, 4)):
         break_at(step, full_disk())
         with pytest.raises(StorageError):
             sweep.run([cells("results")[index]])
-    sizes = []
-    monkeypatch.setattr(sweep, "train", lambda *a: sizes.append(len(a[2])) or real(*a))
+    sizes = hook(lambda fold, step: None)
     sweep.run(cells("results", "pack.fold=3"))
     assert sizes == [1, 2], "those at one step go on together"
     one, two = (load_measured(tmp_path / folder / "default") for folder in ("whole", "results"))
@@ -103,22 +125,148 @@ def test_cells_of_a_fold_that_stopped_at_different_steps_continue_one_by_one(
 
 
 def test_a_cell_that_failed_continues_from_the_checkpoint_before(
-    cells: Callable[..., list[Cell]],
-    break_at: Callable[[int, Exception], None],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    cells: Cells, break_at: Callable[[int, Exception], None], tmp_path: Path
 ) -> None:
     sweep.run(cells("whole")[:1])
-    real = sweep.train
     break_at(5, RuntimeError("the driver was restarted"))
     one = cells("results")[0]
     assert list(sweep.train_pack([one], sweep.Worker()).failures) == [one.folder]
     assert load_cells(one.study_dir)["status"].item() == "failed"
-    monkeypatch.setattr(sweep, "train", real)
+    break_at(-1, RuntimeError())
     sweep.run([one])
-    record = json.loads((one.folder / "record.json").read_text())
-    assert [each["step"] for each in record["resumed"]] == [6]
+    written = json.loads((one.folder / "record.json").read_text())
+    assert [each["step"] for each in written["resumed"]] == [6]
     same_tables(tmp_path / "whole/default", tmp_path / "results/default")
     assert not (one.folder / "checkpoints").exists()
     [aside] = (one.study_dir / "aside").iterdir()
     assert json.loads((aside / "record.json").read_text())["status"] == "failed"
+
+
+def test_a_cell_whose_earlier_rows_are_damaged_begins_again(
+    cells: Cells,
+    break_at: Callable[[int, Exception], None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sweep.run(cells("whole")[:1])
+    break_at(5, full_disk())
+    [one, *_] = cells("results")
+    with pytest.raises(StorageError):
+        sweep.run([one])
+    rows = one.folder / "metrics.arrows"
+    rows.write_bytes(rows.read_bytes()[:100])
+    break_at(-1, RuntimeError())
+    sweep.run([one])
+    assert f"cell {one.id} begins again: " in capsys.readouterr().err
+    same_tables(tmp_path / "whole/default", tmp_path / "results/default")
+
+
+# When checkpoints are written.
+
+
+@pytest.mark.parametrize(
+    ("every", "cost", "expected"),
+    [
+        ("1", 0, [1, 2, 3, 4, 5, 6, 7, 8]),
+        ("3", 0, [3, 6]),
+        ("60s", 0, [3, 6]),
+        ("20s", 5, [1, 6]),  # one that takes 5 s is followed by 100 s without one
+        ("null", 0, []),
+    ],
+)
+def test_checkpoints_are_written_when_they_are_due(
+    every: str, cost: int, expected: list[int], cells: Cells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes 20 s. No checkpoint follows the last step. The newest two are kept."""
+    clock, written, kept = [0.0], [], []
+    real_save, real_add = record.save, record.Recorder.add
+
+    def save(folder: Path, checkpoint: Any, sync: Any) -> None:
+        clock[0] += cost
+        written.append(checkpoint.step)
+        path = real_save(folder, checkpoint, sync)
+        kept.append(len(list(path.parent.glob("*.safetensors"))))
+
+    def add(self: Any, results: Any) -> None:
+        clock[0] += 20
+        real_add(self, results)
+
+    monkeypatch.setattr(record, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(record, "save", save)
+    monkeypatch.setattr(record.Recorder, "add", add)
+    sweep.run(cells("results", f"checkpoint.every={every}", ranks=(2,)))
+    assert written == expected
+    assert max(kept, default=0) <= 2
+
+
+def test_without_space_for_a_checkpoint_a_line_is_said_and_training_goes_on(
+    cells: Cells, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(record, "save", full)
+    [one] = cells("results", "checkpoint.every=3", ranks=(2,))
+    sweep.run([one])
+    assert load_cells(one.study_dir)["status"].item() == "complete"
+    says = f"no checkpoint could be written to {one.folder} (No space left on device): training"
+    assert capsys.readouterr().err.count(says) == 2
+
+
+def test_a_dropout_stream_of_another_device_is_not_continued(
+    cells: Cells, break_at: Callable[[int, Exception], None]
+) -> None:
+    [one] = cells("results", "adapter.dropout=0.1", ranks=(2,))
+    break_at(3, full_disk())
+    with pytest.raises(StorageError):
+        sweep.run([one])
+    said: list[str] = []
+    found = record.newest(one, CPU, said.append)
+    assert found is not None
+    stored = load_newest(one.folder, one.id)
+    assert stored is not None
+    assert (found.step, said) == (stored.step, [])
+    assert record.newest(one, torch.device("cuda"), said.append) is None
+    assert "dropout stream of device=cpu" in said[0]
+
+
+# Memory.
+
+
+def test_a_fold_that_runs_out_of_memory_is_halved_and_goes_on(
+    cells: Cells,
+    hook: Callable[..., list[int]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Rank 5 fails alone, with an error of the allocator of CPUs."""
+
+    def act(fold: list[CellConfig], step: int) -> None:
+        if len(fold) == 4 and step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if fold[-1].adapter.rank == 5:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes")
+
+    sizes = hook(act)
+    with pytest.raises(StudyError, match="1 of 4 cells failed"):
+        sweep.run(cells("results", "pack.fold=4", ranks=(2, 3, 4, 5)))
+    assert sizes == [4, 2, 2, 1, 1], "halves, in the order of the cells"
+    tables = load_measured(tmp_path / "results/default")
+    assert list(tables.cells.sort_values("rank")["status"]) == ["complete"] * 3 + ["failed"]
+    folds = [each["fold"] for each in load_records(tmp_path / "results/default")]
+    assert sorted(folds.count(fold) for fold in set(folds)) == [1, 1, 2]
+    said = capsys.readouterr().err
+    assert "out of memory with 4 cells in a fold: retrying 2" in said
+    assert "out of memory with 2 cells in a fold: retrying 1" in said
+
+
+def test_the_base_is_loaded_once_for_all_packs_of_a_process(
+    cells: Cells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = []
+    real = sweep.load_base
+    monkeypatch.setattr(sweep, "load_base", lambda *a: loads.append(a) or real(*a))
+    with sweep.Worker() as worker:
+        for one in cells("results")[:2]:
+            sweep.run([one], worker)
+    assert len(loads) == 1

@@ -2,28 +2,39 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from study.config import CellConfig
 from study.errors import StudyError
-from study.sweeps import devices
-from study.sweeps.devices import Device, claim_device, visible_gpus
+from study.store import is_held
+from study.sweeps import devices, packs
+from study.sweeps import run as sweep
+from study.sweeps.cells import plan
+from study.sweeps.devices import Device, claim_device
+from study.sweeps.estimate import fold_bytes
 from tests.sweeps.conftest import wait_for
+from tests.together import commands_together
 
 See = Callable[..., None]
+Build = Callable[..., CellConfig]
+GIB = 2**30
+CPU = torch.device("cpu")
 
 
 def never() -> bool:
     return False
 
 
-def claim(name: str, number: int | None = None) -> Device:
-    claimed = claim_device(name, never, number)
+def claim(name: str) -> Device:
+    claimed = claim_device(name, never)
     assert claimed is not None
     return claimed
 
@@ -48,13 +59,11 @@ def see(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> See:
 class Worker:
     """A forked process that claims a GPU, writes its number to ``file``, and stays."""
 
-    def __init__(self, file: Path, stop: Callable[[], bool] = never) -> None:
+    def __init__(self, file: Path) -> None:
         self.file = file
         self.pid = os.fork()
         if not self.pid:
-            claimed = claim_device("cuda", stop)
-            assert claimed is not None
-            file.write_text(str(claimed.device))
+            file.write_text(str(claim("cuda").device))
             time.sleep(60)
             os._exit(0)
 
@@ -92,6 +101,7 @@ def test_each_process_has_a_gpu_of_its_own_and_the_next_one_waits(
     third = worker()
     time.sleep(0.5)
     assert not third.device
+    assert claim_device("cuda", lambda: True) is None, "the sweep is stopped"
     second.kill()  # as the system ends a process: nothing of its own runs
     wait_for(lambda: bool(third.device))
     assert third.device == second.device
@@ -106,53 +116,96 @@ def test_the_same_gpu_under_another_number_is_the_same(
     wait_for(lambda: bool(first.device))
     assert first.device == "cuda:0"
     see("c", "a")  # CUDA_VISIBLE_DEVICES=2,0
-    assert [gpu.key for gpu in visible_gpus()] == ["c", "a"]
     claimed = claim("auto")
     assert claimed.device == torch.device("cuda", 0)
     claimed.release()
     see("a", "c")
     assert claim("auto").device == torch.device("cuda", 1)
-
-
-def test_who_sees_one_gpu_shares_it(see: See, worker: Callable[[], Worker]) -> None:
     see("a")
-    first = worker()
-    wait_for(lambda: bool(first.device))
-    assert claim("cuda").device == torch.device("cuda", 0)
+    assert claim("cuda").device == torch.device("cuda", 0), "who sees one GPU shares it"
 
 
-def test_the_wait_ends_when_the_sweep_is_stopped(see: See, worker: Callable[[], Worker]) -> None:
-    see("a", "b")
-    held = worker(), worker()
-    wait_for(lambda: all(each.device for each in held))
-    assert claim_device("cuda", lambda: True) is None
-
-
-def test_a_process_of_several_waits_for_the_gpu_with_its_number(
-    see: See, worker: Callable[[], Worker], capfd: pytest.CaptureFixture[str]
+def test_a_process_of_torchrun_takes_the_gpu_with_its_number(
+    see: See, worker: Callable[[], Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    see("a", "b", "c")
+    see("a", "b")
     other = worker()
     wait_for(lambda: bool(other.device))
-    assert other.device == "cuda:0"
-    own, beside = claim("cuda", 1), claim("cuda")
-    assert own.device == torch.device("cuda", 1)
-    assert beside.device == torch.device("cuda", 2), "a sweep leaves both alone"
-    own.release()
-    beside.release()
-    assert claim_device("cuda", lambda: True, 0) is None, "1 and 2 are free, and are not its own"
-    assert "other processes hold cuda:0;" in capfd.readouterr().err
-    other.kill()
-    assert claim("cuda", 0).device == torch.device("cuda", 0)
-
-
-def test_more_processes_than_gpus_are_refused(see: See) -> None:
-    see("a", "b")
+    for key in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE"):
+        monkeypatch.setenv(key, "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert claim("cuda").device == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(StudyError, match="another process trains on cuda:0: wait until"):
+        claim("cuda")
+    monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(StudyError, match=r"than the 2 GPUs .*: lower --nproc-per-node"):
-        claim("cuda", 2)
+        claim("cuda")
 
 
-def test_a_cpu_is_not_claimed(see: See, tmp_path: Path) -> None:
+def test_each_process_of_torchrun_holds_its_own_gpu_while_it_trains(
+    jsonl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, see: See
+) -> None:
     see("a", "b")
-    assert claim("cpu").device == torch.device("cpu")
-    assert not (tmp_path / "cache/gpus").exists()
+    monkeypatch.setattr(devices, "visible_gpus", lambda: [(CPU, "a"), (CPU, "b")])
+    monkeypatch.setattr(devices, "choose_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", never)
+    small = ["train", "model=tiny", "data=file", f"data.path={jsonl}", "data.sequence_length=48"]
+    small += ["train.steps=2", "data.heldout=6", "probes.steps=null", "train.shard=true"]
+    monkeypatch.setattr(sys, "argv", ["study", *small, f"results_dir={tmp_path}/results"])
+    folder = tmp_path / "cache/gpus"
+
+    def look(number: int) -> None:
+        real = sweep.train
+
+        def watched(*arguments: Any) -> Any:
+            for results in real(*arguments):
+                held = [name for name in "ab" if is_held(folder / f"{name}.lock")]
+                (tmp_path / "seen").open("a").write(" ".join(held) + "\n")
+                yield results
+
+        sweep.train = watched
+
+    assert commands_together(look, tmp_path) == [0, 0]
+    assert (tmp_path / "seen").read_text().splitlines() == ["a b"] * 3
+
+
+# A pack that is planned for CUDA: its logits, its memory and its folds are those of the GPU.
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A GPU of 80 GiB. A test sets how much of it is free."""
+    state = SimpleNamespace(free=70 * GIB, total_memory=80 * GIB)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (state.free, 80 * GIB))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: state)
+    return state
+
+
+def test_the_base_is_held_when_folds_are_made(gpu: SimpleNamespace, cell: Build) -> None:
+    """What it takes is not free, and is counted once."""
+    cells = plan([cell("device=cuda", f"seed={seed}") for seed in range(9)])
+    pack = packs.prepare(cells)
+    three = fold_bytes([each.estimate for each in pack.cells[:3]])
+    assert [len(fold) for fold in packs.folds(pack)] == [8, 1]
+    gpu.free = int(three / 0.9) + 1 - pack.cells[0].estimate.base_bytes
+    assert len(next(packs.folds(pack))) == 3
+
+
+def test_a_cell_larger_than_the_gpu_is_refused(gpu: SimpleNamespace, cell: Build) -> None:
+    gpu.total_memory = 2**10
+    with pytest.raises(StudyError, match=r"take at least .* and there are 9\.54e-07 GiB"):
+        packs.prepare(plan([cell("device=cuda")]))
+
+
+def test_over_8_bits_on_cuda_every_cell_goes_alone(gpu: SimpleNamespace, cell: Build) -> None:
+    """LLM.int8() looks for outliers over the whole batch, so cells would affect each other."""
+
+    def sizes(*overrides: str) -> list[int]:
+        cells = plan([cell(f"adapter.rank={rank}", *overrides) for rank in (2, 3, 4, 5)])
+        return [len(fold) for fold in packs.folds(packs.prepare(cells))]
+
+    assert sizes("device=cuda") == sizes("device=cuda", "model.quant_bits=4") == [4]
+    assert sizes("device=cuda", "model.quant_bits=8", "pack.fold=2") == [1] * 4
+    assert sizes("device=cpu", "model.quant_bits=8", "pack.fold=2") == [2, 2]

@@ -5,14 +5,17 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch.distributed.fsdp import FSDPModule
 
+from study.config import CellConfig
 from study.errors import StudyError
 from study.store import load_cells, rows_of
 from study.sweeps import processes
+from study.sweeps import run as sweep
+from study.sweeps.cells import plan
 from tests.conftest import Ran
 from tests.together import commands_together
 
@@ -81,85 +84,63 @@ def test_a_sweep_and_its_continuation(
     assert other == (0, "")
 
 
-def test_a_failure_ends_all_with_one_message(
-    torchrun: Callable[..., list[Any]], small: list[str], tmp_path: Path
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_process_that_fails_or_is_lost_leaves_a_cell_that_can_continue(
+    torchrun: Callable[..., list[Any]], small: list[str], tmp_path: Path, killed: bool
 ) -> None:
-    def fail_at_step_1(number: int) -> None:
+    """One that fails prints why."""
+
+    def end_at_step_1(number: int) -> None:
         train = processes.train
 
-        def failing(*arguments: Any, **world: Any) -> Any:
+        def ending(*arguments: Any, **world: Any) -> Any:
             for results in train(*arguments, **world):
                 if results[0].step == 1:
+                    if killed:
+                        os.kill(os.getpid(), signal.SIGKILL)
                     raise RuntimeError("no memory is left")
                 yield results
 
         if number == 1:
-            processes.train = failing  # type: ignore[assignment]
+            processes.train = ending  # type: ignore[assignment]
 
-    leader, other = torchrun(*small, "train.shard=true", before=fail_at_step_1)
+    leader, other = torchrun(*small, "train.shard=true", before=end_at_step_1)
     assert leader[0] == 2
-    assert leader[1].count("process 1 failed: RuntimeError: no memory is left") == 1
+    assert "another process of torchrun has failed or was lost: run the same command" in leader[1]
     assert "Traceback" not in leader[1]
-    assert other == (1, "")
-    [status] = load_cells(tmp_path / "results" / "small")["status"]
-    assert status == "failed"
-
-
-def test_a_lost_process_leaves_a_cell_that_can_continue(
-    torchrun: Callable[..., list[Any]], small: list[str], tmp_path: Path
-) -> None:
-    def vanish_at_step_1(number: int) -> None:
-        train = processes.train
-
-        def vanishing(*arguments: Any, **world: Any) -> Any:
-            for results in train(*arguments, **world):
-                if results[0].step == 1:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                yield results
-
-        if number == 1:
-            processes.train = vanishing  # type: ignore[assignment]
-
-    leader, _ = torchrun(*small, "train.shard=true", before=vanish_at_step_1)
-    assert leader[0] == 2
-    assert "a process of torchrun was lost: run the same command again" in leader[1]
+    if not killed:
+        assert other == (1, "study: process 1 failed: RuntimeError: no memory is left\n")
     [status] = load_cells(tmp_path / "results" / "small")["status"]
     assert status == "interrupted"
 
 
-def test_a_mistake_ends_all_with_one_message(
-    torchrun: Callable[..., list[Any]], small: list[str]
+def test_an_error_in_process_0_ends_all_with_its_message(
+    torchrun: Callable[..., list[Any]], small: list[str], tmp_path: Path
 ) -> None:
-    leader, other = torchrun(*small)
+    def fail(number: int) -> None:
+        if number == 0:
+            sweep.train = lambda *_: iter([1 / 0])
+
+    leader, other = torchrun(*small, "train.shard=true", before=fail)
     assert leader[0] == 2
-    assert "2 processes, but train.shard=false: use train.shard=true" in leader[1]
-    assert other[1] == ""
+    assert "ZeroDivisionError" in leader[1].splitlines()[-1]
+    assert other == (1, "")
+    assert list(load_cells(tmp_path / "results" / "small")["status"]) == ["failed"]
 
 
-def test_several_processes_are_needed(study_cli: StudyCli, small: list[str]) -> None:
-    ran = study_cli(*small, "train.shard=true")
-    assert ran.code == 2
-    assert "start it with torchrun --nproc-per-node N -m study train" in ran.err
-
-
-def test_factors_that_cannot_be_divided_evenly(
-    small: list[str], monkeypatch: pytest.MonkeyPatch, cell: Any
+def test_cells_that_these_processes_cannot_train(
+    monkeypatch: pytest.MonkeyPatch, cell: Callable[..., CellConfig]
 ) -> None:
-    from study.errors import StudyError
-    from study.sweeps.cells import plan
-
-    monkeypatch.setattr(processes, "count", lambda: 3)
-    with pytest.raises(StudyError, match="maps 64 features to 64, which 3 processes can't divide"):
-        processes.check(plan([cell("train.shard=true")]))
-
-
-def test_a_torch_that_cannot_add_gradients_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``fully_shard`` of older releases lacks the method."""
-    from torch.distributed.fsdp import FSDPModule
-
-    cells: Any = [SimpleNamespace(config=SimpleNamespace(train=SimpleNamespace(shard=True)))]
+    sharded = plan([cell("train.shard=true")])
+    with pytest.raises(StudyError, match="start it with torchrun --nproc-per-node N -m study"):
+        processes.check(sharded)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "here")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(StudyError, match="torchrun has started 3 processes"):
+        processes.check(plan([cell()]))
+    with pytest.raises(StudyError, match="maps 64 features to 64, which 3 processes can't divide"):
+        processes.check(sharded)
+    # fully_shard of older releases of torch lacks the method.
     monkeypatch.delattr(FSDPModule, "set_force_sum_reduction_for_comms")
     with pytest.raises(StudyError, match=r"needs a newer torch than .*: pip install"):
-        processes.check(cells)
+        processes.check(sharded)

@@ -1,21 +1,15 @@
 """Other processes see a live sweep, its cells and its progress; ``study status`` shows them."""
 
-import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import textwrap
 import time
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from rich.console import Console
 
 from study.store import CellWriter
@@ -59,49 +53,33 @@ def begin(study_dir: Path, cell_id: str, steps: int, started: float = 0.0) -> Ce
 
 
 def test_a_sweep_is_seen_while_it_lives(tmp_path: Path) -> None:
-    cells = planned(1.0, 2.0)
-    with posted(tmp_path, cells):
+    """A cell that failed in an earlier sweep, and one with a damaged record, are waiting."""
+    begin(tmp_path, "c0", 1, started=100).close("failed", steps_done=0, error="x")
+    (tmp_path / "cells/c1").mkdir()
+    (tmp_path / "cells/c1/record.json").write_text('{"status": "runn')
+    cells = planned(1.0, 2.0, 3.0)
+    with posted({tmp_path: cells}):
         [sweep] = live_sweeps(tmp_path)
         assert sweep.cells == cells
-        with posted(tmp_path, planned(5.0)):
+        with posted({tmp_path: planned(5.0)}):
             assert len(live_sweeps(tmp_path)) == 2, "two sweeps of one study"
-        assert [record["status"] for record in sweep.records()] == [WAITING] * 2
-        assert list(load_status(tmp_path)["status"]) == [WAITING] * 2
+        assert [record["status"] for record in sweep.records()] == [WAITING] * 3
+        assert list(load_status(tmp_path)["status"]) == [WAITING] * 3
     assert live_sweeps(tmp_path) == []
-    assert list(tmp_path.iterdir()) == [], "no file is left"
-
-
-def test_sweeps_begin_as_others_end(tmp_path: Path) -> None:
-    """A sweep must not remove what another one is about to write."""
-
-    def post_often(number: int) -> None:
-        for _ in range(100):
-            with posted(tmp_path, planned(float(number))):
-                pass
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(post_often, range(1, 5)))
+    assert load_status(tmp_path)["status"].iloc[0] == "failed"
+    assert not list(tmp_path.glob("sweep-*"))
 
 
 def test_the_file_of_a_killed_sweep_is_ignored_and_deleted(tmp_path: Path) -> None:
-    script = textwrap.dedent(f"""
-        import os, signal
-        from pathlib import Path
-        from study.sweeps.progress import Planned, posted
-        with posted(Path({str(tmp_path)!r}), [Planned({{"cell_id": "x"}}, 1.0)]):
-            os.kill(os.getpid(), signal.SIGKILL)
-    """)
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        check=False,
-        capture_output=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    pid = os.fork()
+    if not pid:
+        with posted({tmp_path: planned(1.0)}):
+            os._exit(9)
+    os.waitpid(pid, 0)
     [left] = tmp_path.glob("sweep-*.json")
-    assert json.loads(left.read_text())["cells"]
+    assert LiveSweep.read(left) is not None
     assert live_sweeps(tmp_path) == []
-    with posted(tmp_path, planned(1.0)):
+    with posted({tmp_path: planned(1.0)}):
         assert not left.exists()
 
 
@@ -128,64 +106,21 @@ def test_steps_from_before_the_sweep_are_not_its_work(tmp_path: Path) -> None:
     writer.interrupt()
 
 
-def test_a_cell_of_an_earlier_sweep_that_is_trained_again_is_waiting(tmp_path: Path) -> None:
-    begin(tmp_path, "c0", 1, started=100).close("failed", steps_done=0, error="x")
-    with posted(tmp_path, planned(1.0)):
-        assert list(load_status(tmp_path)["status"]) == [WAITING]
-    assert list(load_status(tmp_path)["status"]) == ["failed"]
-
-
-def test_an_unreadable_record_leaves_its_cell_waiting(tmp_path: Path) -> None:
-    with posted(tmp_path, planned(1.0, 1.0)):
-        [sweep] = live_sweeps(tmp_path)
-        begin(tmp_path, "c0", 4).close("complete", steps_done=3)
-        (tmp_path / "cells/c1").mkdir()
-        (tmp_path / "cells/c1/record.json").write_text('{"status": "runn')
-        assert sweep.progress().states == {"complete": 1, WAITING: 1}
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["began", "cells", "record", "flops", "x"]), inner)
-    ),
-    max_leaves=8,
-)
-
-
-@settings(deadline=None, max_examples=50)
-@given(JSON | st.text(max_size=9))
-def test_a_damaged_file_is_no_sweep(
-    tmp_path_factory: pytest.TempPathFactory, content: object
-) -> None:
-    path = tmp_path_factory.mktemp("damaged") / "sweep-1.json"
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    found = LiveSweep.read(path)
-    assert found is None or found.progress().work == 0.0
-
-
 def test_the_display_counts_the_cells_of_the_whole_sweep(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with posted(tmp_path, planned(1.0, 1.0, 2.0)) as path:
+    with posted({tmp_path: planned(1.0, 1.0, 2.0)}) as files:
         begin(tmp_path, "c0", 4).close("complete", steps_done=3)
-        with Display(tmp_path, {"c1": "rank 8"}, 3, path) as display:
+        with Display(tmp_path, {"c1": "rank 8"}, 3, files[tmp_path]) as display:
             display.start(["c1"])
             begin(tmp_path, "c1", 4).close("complete", steps_done=3)
             display.finish({"c1": "complete"})
-    line = capsys.readouterr().err.strip()
-    assert line.startswith(f"[{tmp_path.name}] 2 of 3 cells done  rank 8  complete in ")
-
-
-def test_a_pack_without_a_sweep_counts_its_own_cells(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
     with Display(tmp_path, {"c1": "rank 8", "c2": "rank 9"}, 3) as display:
         display.start(["c1"])
         display.finish({"c1": "diverged"})
-    said = capsys.readouterr().err
-    assert f"[{tmp_path.name}] 1 of 2 cells done  rank 8  diverged in " in said
+    whole, alone = capsys.readouterr().err.splitlines()
+    assert whole.startswith(f"[{tmp_path.name}] 2 of 3 cells done  rank 8  complete in ")
+    assert alone.startswith(f"[{tmp_path.name}] 1 of 2 cells done  rank 8  diverged in ")
 
 
 def test_a_status_imports_no_torch() -> None:
@@ -204,18 +139,10 @@ def followed(tmp_path_factory: pytest.TempPathFactory, jsonl: Path) -> tuple[Pat
     The folder, the output of ``status --watch`` and the stderr of ``train``.
     """
     folder = tmp_path_factory.mktemp("watched")
-    sweep = [
-        "model=tiny",
-        "data=file",
-        f"data.path={jsonl}",
-        "data.sequence_length=32",
-        "data.heldout=2",
-        "train.batch_size=2",
-        "train.steps=200",
-        "adapter.rank=2,3,4",
-        "pack.max_cells=1",
-    ]
-    with Forked(STUDY, ["train", "-m", *sweep], folder, os.environ) as train:
+    sweep = ["model=tiny", "data=file", f"data.path={jsonl}", "data.sequence_length=32"]
+    sweep += ["data.heldout=2", "train.batch_size=2", "train.steps=200", "adapter.rank=2,3,4"]
+    train_it = ["train", "-m", *sweep, "pack.max_cells=1"]
+    with Forked(STUDY, train_it, folder, os.environ) as train:
         while not list((folder / "results/default").glob("sweep-*.json")) and not train.ended:
             time.sleep(0.05)
         watching = Forked(STUDY, ["status", "results/default", "--watch"], folder, os.environ)
@@ -250,6 +177,4 @@ def test_a_finished_study_is_shown_once(followed: tuple[Path, str, str], tmp_pat
     with (tmp_path / "out").open("w+") as file:
         watch(folder / "results/default", Console(file=file, force_terminal=True, width=200))
         file.seek(0)
-        shown = file.read()
-    assert "default: 3 complete" in shown
-    assert list(load_status(folder / "results/default")["status"]) == ["complete"] * 3
+        assert "default: 3 complete" in file.read()

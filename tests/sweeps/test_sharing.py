@@ -15,10 +15,8 @@ from study.config import CellConfig
 from study.errors import StudyError
 from study.store import claim, is_claimed, load_cells, load_records
 from study.sweeps import run as sweep
-from study.sweeps import sharing
 from study.sweeps.cells import plan
-from study.sweeps.progress import stop_file
-from study.sweeps.sharing import Outcome, train_all
+from study.sweeps.progress import Outcome, stop_file
 from tests.sweeps.conftest import Begin, wait_for
 
 SMALL = (
@@ -58,57 +56,34 @@ def test_sweeps_that_share_some_cells_train_those_once(
     assert set(load_cells(tmp_path / "results/default")["status"]) == {"complete"}
 
 
+@pytest.mark.parametrize("stops", [False, True])
 def test_a_sweep_waits_for_a_cell_that_another_process_trains(
-    begin: Begin, small: list[str], tmp_path: Path, cell_ids: Callable[..., list[str]]
+    begin: Begin, small: list[str], tmp_path: Path, cell: Callable[..., CellConfig], stops: bool
 ) -> None:
-    first, _ = cell_ids(*small[2:], ranks=(2, 3))
-    release = hold(tmp_path / "results/default/cells" / first)
-    process = begin(*small, "adapter.rank=2,3")
-    wait_for(lambda: "waiting for" in process.said)
-    assert re.search("study: waiting for 1 cell that another process trains\n", process.said)
-    assert trained(process.said) == 1, "it trained the other cell first"
-    assert not process.has_ended()
-    release()
-    assert process.wait() == 0
-    assert trained(process.said) == 2
-
-
-def test_a_sweep_that_waits_stops_at_once(
-    begin: Begin, small: list[str], tmp_path: Path, cell_ids: Callable[..., list[str]]
-) -> None:
-    [only] = cell_ids(*small[2:], ranks=(2,))
-    release = hold(tmp_path / "results/default/cells" / only)
-    process = begin(*small, "adapter.rank=2")
-    wait_for(lambda: "waiting for" in process.said)
-    process.send(signal.SIGTERM)
-    assert process.wait() == 143
-    assert process.said.splitlines()[-1].startswith("study: stopped; continue with: study train -m")
-    release()
-
-
-def hold(folder: Path) -> Callable[[], None]:
-    """Let another process hold a cell, until the function that is returned is called."""
-    pid = os.fork()
-    if not pid:
+    """It trains the other cell first. A signal ends the wait at once."""
+    first, _ = plan([cell(*small[2:], f"adapter.rank={rank}") for rank in (2, 3)])
+    folder = tmp_path / "results/default/cells" / first.id
+    other = os.fork()
+    if not other:
         claimed = claim(folder)
         time.sleep(6000)
         os._exit(claimed is None)
     wait_for(lambda: is_claimed(folder))
-
-    def release() -> None:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-
-    return release
-
-
-@pytest.fixture
-def cell_ids(cell: Callable[..., CellConfig]) -> Callable[..., list[str]]:
-    def of(*overrides: str, ranks: tuple[int, ...]) -> list[str]:
-        cells = plan([cell(*overrides, f"adapter.rank={rank}") for rank in ranks])
-        return [each.id for each in cells]
-
-    return of
+    process = begin(*small, "adapter.rank=2,3")
+    wait_for(lambda: "waiting for" in process.said)
+    assert "study: waiting for 1 cell that another process trains\n" in process.said
+    assert trained(process.said) == 1
+    assert not process.has_ended()
+    if stops:
+        process.send(signal.SIGTERM)
+        assert process.wait() == 143
+        last = process.said.splitlines()[-1]
+        assert last.startswith("study: stopped; continue with: study train -m")
+    os.kill(other, signal.SIGKILL)
+    os.waitpid(other, 0)
+    if not stops:
+        assert process.wait() == 0
+        assert trained(process.said) == 2
 
 
 # One process, step by step.
@@ -149,7 +124,7 @@ def test_a_pack_whose_sweep_stops_trains_nothing(
 def test_what_a_launch_leaves_is_launched_again_but_not_a_cell_that_failed(
     cell: Callable[..., CellConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sharing, "_POLL", 0.0)
+    monkeypatch.setattr(sweep, "_POLL", 0.0)
     cells = plan([cell(f"results_dir={tmp_path}", f"adapter.rank={r}") for r in (2, 3, 4)])
     launched = []
 
@@ -160,21 +135,5 @@ def test_what_a_launch_leaves_is_launched_again_but_not_a_cell_that_failed(
         return [sweep.train_pack(free[:1], sweep.Worker())]
 
     with pytest.raises(StudyError, match="1 of 3 cells failed; cell 2: boom"):
-        train_all(cells, launch)
+        sweep.train_all(cells, launch)
     assert launched == [[2, 3, 4], [3, 4], [4]]
-
-
-def test_a_cell_whose_results_can_not_be_read_is_trained_once(
-    cell: Callable[..., CellConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A disk that loses files would otherwise keep a sweep training for ever."""
-    cells = plan([cell(f"results_dir={tmp_path}")])
-    real = sweep.Recorder.close
-
-    def close(self: Any, device: Any) -> None:
-        real(self, device)
-        (cells[0].folder / "record.json").unlink()
-
-    monkeypatch.setattr(sweep.Recorder, "close", close)
-    with pytest.raises(StudyError, match=r"1 of 1 cells failed; .*results can't be read"):
-        sweep.run(cells)

@@ -83,7 +83,7 @@ def test_a_stopped_sweep_continues_to_the_tables_of_an_undisturbed_one(
     resumed = [each for record in records for each in record.get("resumed", [])]
     assert len(resumed) == 3
     assert all(each["step"] > 0 for each in resumed)
-    said = re.search(r"2 cells, \d done, 1 cell continues at step (\d+)", last.said)
+    said = re.search(r"2 cells, \d done, 1 cell to continue from step (\d+) on", last.said)
     assert said, last.said
     assert int(said[1]) in {each["step"] for each in resumed}
     assert not list(study_dir.rglob("checkpoints"))
@@ -219,10 +219,3 @@ def test_ctrl_c_in_another_command_gives_one_line(
     monkeypatch.setattr("study.sweeps.progress.load_status", interrupted)
     ran = study_cli("status", str(tmp_path))
     assert (ran.code, ran.err.strip()) == (130, "study: interrupted")
-
-
-def test_a_wrong_command_has_clicks_message_and_exit_code(study_cli: Cli) -> None:
-    ran = study_cli("trian")
-    assert ran.code == 2
-    assert "No such command 'trian'" in ran.err
-    assert study_cli("--help").code == 0

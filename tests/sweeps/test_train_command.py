@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,10 @@ import pytest
 import yaml
 
 import study
-from study.config.compose import CONF, parse
+from study.config.compose import CONF, expected_best
+from study.store import load_records
 from study.sweeps import packs as packing
 from study.sweeps import run as sweep
-from study.sweeps.cells import plan
-from study.sweeps.packs import packs
 
 Cli = Callable[..., Any]
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -67,30 +68,32 @@ def test_the_issues_own_line_and_the_same_line_again(
     assert "4 cells, 4 done, nothing to train" in again.err
 
 
-def test_a_single_cell_without_m(study_cli: Cli, small: list[str], tmp_path: Path) -> None:
-    assert study_cli("train", *small, "adapter.rank=3", "name=one").code == 0
-    cells = study.load(str(tmp_path / "results/one")).cells
-    assert list(cells["rank"]) == [3.0]
-    record = json.loads(next((tmp_path / "results/one/cells").glob("*/record.json")).read_text())
+def test_a_single_cell_without_m_imports_only_what_it_uses(
+    small: list[str], tmp_path: Path
+) -> None:
+    """transformers' optimizers and schedules import PEFT, and that bitsandbytes and torch's
+    compiler: more than a second.
+    """
+    command = ["study", "train", *small, "adapter.rank=3", "name=one"]
+    unused = {"peft", "bitsandbytes", "pytorch_optimizer", "matplotlib"}
+    unused |= {"torch._inductor.compile_fx"}
+    code = (
+        f"import sys; sys.argv = {command}; from study.cli import main; main();"
+        f"print({unused} & set(sys.modules))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "set()"
+    [record] = load_records(tmp_path / "results/one")
     assert record["versions"]["torch"]
     assert record["gamma"] == pytest.approx(16 / 3)
     assert record["config"]["adapter"]["rank"] == 3
-    assert record["device"] == "cpu"
+    assert (record["device"], record["status"]) == ("cpu", "complete")
 
 
 def test_a_sweep_extends_what_is_there(study_cli: Cli, small: list[str]) -> None:
     study_cli("train", "-m", *small, "adapter.rank=2,3")
     more = study_cli("train", "-m", *small, "adapter.rank=2,3,4", "seed=0,1")
     assert "6 cells, 2 done, 4 to train" in more.err
-
-
-def test_groups_are_swept_too(study_cli: Cli, small: list[str], tmp_path: Path) -> None:
-    assert study_cli("train", "-m", *small, "optimizer=sgd,adamw", "adapter.rank=2,3").code == 0
-    cells = study.load(str(tmp_path / "results/default")).cells
-    assert (
-        sorted(zip(cells["optimizer"], cells["lr"], strict=True))
-        == [("adamw", 1e-4)] * 2 + [("sgd", 1e-2)] * 2
-    )
 
 
 def test_joblib_and_basic_give_the_same_numbers(
@@ -126,13 +129,34 @@ def test_a_path_with_spaces_and_quotes_reaches_the_cells(
     }
 
 
-def test_a_swept_interpolation_follows_its_own_cell(
+def test_groups_and_interpolations_are_swept_and_each_cell_resolves_its_own(
     study_cli: Cli, small: list[str], tmp_path: Path
 ) -> None:
-    ran = study_cli("train", "-m", *small, "adapter.rank=2,3", "adapter.alpha=5,${adapter.rank}")
+    swept = ("optimizer=sgd,adamw", "adapter.rank=2,3", "adapter.alpha=5,${adapter.rank}")
+    ran = study_cli("train", "-m", *small, *swept)
     assert ran.code == 0, ran.err
     cells = study.load(str(tmp_path / "results/default")).cells
-    assert set(zip(cells["rank"], cells["alpha"], strict=True)) == {(2, 5), (2, 2), (3, 5), (3, 3)}
+    found = set(zip(cells["optimizer"], cells["lr"], cells["rank"], cells["alpha"], strict=True))
+    assert found == {
+        (optimizer, rate, rank, alpha)
+        for optimizer, rate in (("adamw", 1e-4), ("sgd", 1e-2))
+        for rank, alpha in ((2, 5), (2, 2), (3, 5), (3, 3))
+    }
+
+
+def test_an_interpolation_in_the_sweep_of_an_experiment_is_each_cells_own(
+    study_cli: Cli, tmp_path: Path
+) -> None:
+    """Hydra resolves the sweeper's settings once, for the configuration without overrides."""
+    name = "learning_rate_rho_tiny"
+    one_of_each = ("seed=0", "adapter.alpha=4", "adapter.scaling=0", "probes.steps=null")
+    small = (f"experiment={name}", "train.steps=1", "adapter.rank=2,32", *one_of_each)
+    assert study_cli("train", *small).code == 0
+    cells = study.load(str(tmp_path / "results" / name)).cells
+    for rank in (2, 32):
+        best = expected_best(4.0, rank, 1, 85, 9.8, 10)
+        own = sorted(cells.loc[cells["rank"] == rank, "lr"])
+        assert own == pytest.approx([best * 2.0**k for k in range(-2, 3)], rel=5e-3)
 
 
 @pytest.mark.parametrize(
@@ -177,20 +201,21 @@ def test_every_experiment_runs_two_steps_on_tiny(
 def test_an_experiment_sweeps_without_m_and_the_command_line_wins(
     study_cli: Cli, tmp_path: Path
 ) -> None:
-    ran = study_cli(
-        "train",
-        "experiment=quick",
-        *SMALL,
-        "adapter.rank=5",
-        "adapter.scaling=lora,rslora,power",
-        "adapter.exponent=0.6",
-    )
+    """A cell keeps what its experiment expects, and the report reads it there."""
+    line = ("train", "experiment=quick", *SMALL, "adapter.rank=5")
+    ran = study_cli(*line, "adapter.scaling=lora,rslora,power", "adapter.exponent=0.6")
     assert ran.code == 2, "an exponent for lora is a mistake"
-    ran = study_cli("train", "experiment=quick", *SMALL, "adapter.rank=5", "seed=0", "name=mine")
+    ran = study_cli(*line, "seed=0", "probes.steps=[0,1]", "name=mine")
     assert ran.code == 0, ran.err
     cells = study.load(str(tmp_path / "results/mine")).cells
     assert sorted(cells["scaling"]) == ["lora", "rslora"]
     assert set(cells["rank"]) == {5.0}
+    stated = yaml.safe_load((CONF / "experiment/quick.yaml").read_text())["expects"]
+    for record in load_records(tmp_path / "results/mine"):
+        pairs = zip(record["expects"], stated, strict=True)
+        assert [{key: one[key] for key in about} for one, about in pairs] == stated
+    assert study_cli("report", "results/mine").code == 0
+    assert "## Expected and measured" in (tmp_path / "results/mine/report.md").read_text()
 
 
 def test_a_thousand_cells_are_composed_once(
@@ -207,69 +232,49 @@ def test_a_thousand_cells_are_composed_once(
         lambda *a, **k: composed.append(1) or original(*a, **k),
     )
     monkeypatch.setattr(packing, "packs", lambda cells, _: pytest.fail(f"{len(cells)} planned"))
+    swept = ("adapter.rank=range(1,101)", "seed=range(0,5)", "adapter.scaling=lora,rslora")
     with pytest.raises(pytest.fail.Exception, match="1000 planned"):
-        study_cli(
-            "train",
-            "-m",
-            *small,
-            "adapter.rank=range(1,101)",
-            "seed=range(0,5)",
-            "adapter.scaling=lora,rslora",
-        )
+        study_cli("train", "-m", *small, *swept)
     assert len(composed) < 10
 
 
 def test_help_and_config(study_cli: Cli) -> None:
     text = study_cli("train", "--help").out
-    for word in (
-        "adapter",
-        "adafactor | adam | adamw",
-        "experiment",
-        "study train -m",
-        "adapter.rank=8",
-    ):
-        assert word in text
+    words = ("adafactor | adam | adamw", "experiment", "study train -m", "adapter.rank=8")
+    assert all(word in text for word in words)
     assert "adapter:\n  rank: 5" in study_cli("train", "--cfg", "job", "adapter.rank=5").out
+    ran = study_cli("trian")
+    assert (ran.code, "No such command 'trian'" in ran.err) == (2, True)
 
 
 BAD = {
     "adapter.scaling=lorra": "unknown adapter.scaling 'lorra': choose from lora, rslora, power",
     "adapter.rank=0": "adapter.rank=0",
-    "adapter.rank=-1": "adapter.rank=-1",
     "adapter.rank=abc": "adapter.rank=abc",
-    "adapter.alpha=nan": "adapter.alpha=nan",
     "adapter.targets=[q_proj,k_prj]": "unknown target module 'k_prj': choose from",
     "data.path=/no/such/file.jsonl": "/no/such/file.jsonl",
     "data.sequence_length=100000": (
         "data.sequence_length=100000 is longer than tiny allows: give at most 512"
     ),
     "optimizer=adamx": "Could not find 'optimizer/adamx': choose from adafactor, adam, adamw, lion",
-    "optimzer=sgd": "optimzer",
     "adapter.rnk=4": "unknown key adapter.rnk: did you mean adapter.rank?",
-    "train.steps=many": "train.steps",
     "model=tinny": "choose from hf, shape, smollm2, tiny",
     "adapter.rank=[": "adapter.rank=[",
 }
 
 
-@pytest.mark.parametrize("sweeping", [False, True], ids=["single", "sweep"])
 @pytest.mark.parametrize("bad", BAD)
 def test_mistakes_get_one_line_and_write_nothing(
-    study_cli: Cli,
-    small: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    bad: str,
-    sweeping: bool,
+    study_cli: Cli, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str
 ) -> None:
     monkeypatch.setattr(sweep, "load_base", lambda *_: pytest.fail("a model was loaded"))
     before = files(tmp_path)
-    ran = study_cli("train", *(["-m", "seed=0,1"] if sweeping else []), *small, bad)
-    assert ran.code == 2
-    lines = ran.err.strip().splitlines()
-    assert len(lines) == 1, ran.err
-    assert lines[0].startswith("study: ")
-    assert BAD[bad] in lines[0]
+    for sweeping in ([], ["-m", "seed=0,1"]):
+        ran = study_cli("train", *sweeping, *small, bad)
+        assert ran.code == 2
+        [line] = ran.err.strip().splitlines()
+        assert line.startswith("study: ")
+        assert BAD[bad] in line
     assert files(tmp_path) == before
 
 
@@ -278,27 +283,6 @@ def test_two_values_without_m(study_cli: Cli, small: list[str], tmp_path: Path) 
     assert ran.code == 2
     assert "add -m to sweep over several values" in ran.err
     assert not files(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ('{"context": "a", "target": "b"}\n{"context": "a"', "line 2"),
-        ('{"context": "a", "target": "b"}\n{"context": "a"}\n', "line 2"),
-        ("", "empty|no example"),
-    ],
-    ids=["broken", "key", "empty"],
-)
-def test_bad_data_names_the_line(
-    study_cli: Cli, small: list[str], tmp_path: Path, text: str, says: str
-) -> None:
-    path = tmp_path / "bad.jsonl"
-    path.write_text(text)
-    ran = study_cli("train", *small, f"data.path={path}")
-    assert ran.code == 2
-    assert len(ran.err.strip().splitlines()) == 1, ran.err
-    assert re.search(says, ran.err), ran.err
-    assert not (tmp_path / "results").exists()
 
 
 def test_a_probe_step_after_the_end_is_said(study_cli: Cli, small: list[str]) -> None:
@@ -316,9 +300,7 @@ def test_unwritable_results(
     (tmp_path / "taken").write_text("a file")
     ran = study_cli("train", *small, "results_dir=taken/here")
     assert ran.code == 2
-    assert re.fullmatch(
-        r"study: results_dir=taken/here can't be written .*Not a directory.*", ran.err.strip()
-    )
+    assert re.fullmatch(r"study: .*taken.*", ran.err.strip().splitlines()[-1])
 
 
 def test_a_failing_cell_is_recorded_and_the_others_go_on(
@@ -352,42 +334,12 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(
 
 
 def test_diverged_cells_are_recorded(study_cli: Cli, small: list[str], tmp_path: Path) -> None:
-    ran = study_cli(
-        "train",
-        "-m",
-        *small,
-        "optimizer=sgd",
-        "adapter.alpha=1e10",
-        "optimizer.lr=1e15,1e-24",
-        "pack.fold=2",
-        "train.steps=5",
-    )
+    large = ("optimizer=sgd", "adapter.alpha=1e10", "optimizer.lr=1e15,1e-24", "pack.fold=2")
+    ran = study_cli("train", "-m", *small, *large, "train.steps=5")
     assert ran.code == 0, ran.err
     cells = study.load(str(tmp_path / "results/default")).cells.set_index("lr")
     assert dict(cells["status"]) == {1e15: "diverged", 1e-24: "complete"}
     assert "1 complete, 1 diverged" in study_cli("status", "results/default").out
-
-
-def test_packs_share_what_they_must(small: list[str], tmp_path: Path, jsonl: Path) -> None:
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        build = lambda *o: parse(compose("config", overrides=[*small, *o]))  # noqa: E731
-        configs = [
-            build(f"adapter.rank={r}", f"seed={s}", f"optimizer={o}")
-            for r in (8, 2)
-            for s in (0, 1)
-            for o in ("sgd", "adamw")
-        ]
-        odd = [build("train.steps=3"), build("precision=bf16"), build("adapter.targets=mlp")]
-        capped = [build(f"adapter.rank={r}", "pack.max_cells=2") for r in (16, 4, 8, 2)]
-    groups = packs(plan([*configs, *odd]))
-    assert sorted(len(group) for group in groups) == [1, 1, 1, 8]
-    assert [c.config.adapter.rank for c in max(groups, key=len)] == [2] * 4 + [8] * 4
-    dealt = [[c.config.adapter.rank for c in pack] for pack in packs(plan(capped))]
-    assert dealt == [[2, 8], [4, 16]], "each pack gets low and high ranks"
 
 
 def test_every_experiment_has_enough_seeds_for_a_verdict() -> None:

@@ -1,0 +1,130 @@
+"""``--plan`` for this machine and ``--plan=8xh100``: what a sweep takes there, and on disk."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from study.config import CellConfig, ModelConfig
+from study.errors import StudyError
+from study.models import describe, tiny
+from study.sweeps import record
+from study.sweeps import run as sweep
+from study.sweeps.cells import plan
+from study.sweeps.plan import disk_bytes, makespan, price_of
+
+Cli = Callable[..., Any]
+Build = Callable[..., CellConfig]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_sweep_is_planned_for_this_machine(study_cli: Cli, jsonl: Path, tmp_path: Path) -> None:
+    small = ("model=tiny", "data=file", f"data.path={jsonl}", "data.heldout=6", "train.epochs=0.5")
+    ran = study_cli("train", "-m", *small, "adapter.rank=4,8", "pack.memory_gb=2", "--plan")
+    assert ran.code == 0, ran.err
+    assert "study default: 2 cells, 0 done, 2 to train in 1 pack" in ran.err
+    lines = ran.out.splitlines()
+    row = lines[1].split()
+    assert (row[:4], row[-2]) == (["1", "2", "4,", "8"], "2.0")
+    assert re.match(r"all packs: about 0:00:\d\d at half of the measured \d+ GFLOP/s", lines[2])
+    assert lines[3].startswith("data train.jsonl: 54 rows of data.format=") or "54 rows" in lines[3]
+    assert "train.epochs=0.5: 4 steps of 8 rows; train.steps is ignored" in lines
+    assert lines[-1].startswith("on disk: about ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_is_priced_for_devices_that_are_not_here(study_cli: Cli, tmp_path: Path) -> None:
+    line = ("train", "-m", "model=shape", "preset=gpu", "adapter.rank=16,2048", "seed=0,1")
+    ran = study_cli(*line, "--plan=8xh100", "probes.stats=[rms]")
+    assert ran.code == 0, ran.err
+    rows = [text.split() for text in ran.out.splitlines()]
+    assert [row[:2] for row in rows[1:3]] == [["16", "2"], ["2048", "2"]]
+    assert [row[-2] for row in rows[1:3]] == ["1", "4"], "devices a cell"
+    assert all(10 < float(row[-1]) < 79 for row in rows[1:3]), "GB a device"
+    assert "4 of 4 cells fit: " in ran.out
+    assert "2 cells too large for one h100: train.shard=true" in ran.out
+    assert "assumed: NVIDIA H100" in ran.out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--plan=8xb300"], "unknown device of --plan 'b300': choose from h200, h100"),
+        (["--plan=0xh100"], "unknown device of --plan '0xh100'"),
+        (["--plan=8 h100"], "--plan='8 h100': give a number of devices, such as 8xh100"),
+        (["model=shape", "train.steps=1"], "model=shape has no weights: add --plan"),
+    ],
+)
+def test_a_mistake_gets_one_line(arguments: list[str], says: str, study_cli: Cli) -> None:
+    ran = study_cli("train", *arguments)
+    assert ran.code == 2
+    assert says in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_a_config_json_is_a_shape(tmp_path: Path) -> None:
+    given = describe(ModelConfig("tiny"))
+    (tmp_path / "config.json").write_text(json.dumps(tiny.config().to_dict()))
+    for path in (tmp_path, tmp_path / "config.json"):
+        card = describe(ModelConfig("shape", str(path)))
+        assert (card.linears, card.shapes, card.head) == (given.linears, given.shapes, given.head)
+    for text, says in (('{"model_type": "nothing"}', "nothing"), ("{}", "has no model_type")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(StudyError, match=says):
+            describe(ModelConfig("shape", str(tmp_path)))
+    with pytest.raises(StudyError, match=r"is no shape: choose from llama-2-7b, "):
+        describe(ModelConfig("shape", "llama-4"))
+
+
+@pytest.mark.parametrize(
+    ("jobs", "devices", "seconds"),
+    [
+        ([(1, 5.0), (1, 4.0), (1, 3.0), (1, 3.0)], 2, 8.0),
+        ([(2, 3.0), (1, 2.0), (1, 2.0)], 2, 5.0),
+        ([], 3, 0.0),
+    ],
+)
+def test_the_longest_job_starts_first(
+    jobs: list[tuple[int, float]], devices: int, seconds: float
+) -> None:
+    assert makespan(jobs, devices) == seconds
+
+
+def test_a_cell_takes_its_flops_over_the_assumed_speed(cell: Build) -> None:
+    [made] = plan([cell("precision=bf16")])
+    price = price_of(made, "h100")
+    assert price.seconds == pytest.approx(price.need.flops / (0.5 * 0.7 * 989e12))
+    assert price.devices == 1
+
+
+def test_bytes_on_disk_are_those_of_a_trained_cell_within_a_factor_of_two(
+    cell: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    real = record.save
+
+    def save(*arguments: Any) -> Path:
+        path = real(*arguments)
+        sizes.append(path.stat().st_size)
+        return path
+
+    monkeypatch.setattr(record, "save", save)
+    shared = (f"results_dir={tmp_path}", "train.steps=20", "train.save_adapter=true")
+    own = (("probes.every=1", "adapter.rank=4"), ("probes.every=10", "adapter.rank=64"))
+    cells = plan(cell(*shared, "probes.steps=null", "checkpoint.every=1", *each) for each in own)
+    for each in cells:
+        sweep.run([each])
+    tables, adapters, checkpoints = disk_bytes(cells)
+    files = [file for made in cells for file in made.folder.rglob("*") if file.is_file()]
+    kept = [file for file in files if file.suffix == ".safetensors"]
+    assert tables / 2 < sum(f.stat().st_size for f in files if f not in kept) < tables * 2
+    assert sum(file.stat().st_size for file in kept) == pytest.approx(adapters, rel=0.05)
+    assert 2 * max(sizes) == pytest.approx(checkpoints, rel=0.05)
