@@ -26,7 +26,7 @@ PACKAGE_LINES = {
     "study/probes": 1_850,
     "study/report": 2_050,
     "study/store": 1_900,
-    "study/sweeps": 2_930,
+    "study/sweeps": 2_950,
     "study/theory": 1_550,
     "study/tracking": 610,
     "study/training": 1_750,

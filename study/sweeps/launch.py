@@ -15,8 +15,8 @@ from study.sweeps.cells import Cell
 from study.sweeps.estimate import full_estimate
 from study.sweeps.progress import Outcome, Planned, count_noun, counts, posted, stop_file
 from study.sweeps.run import train_all
-from study.vocabulary.sources import MODELS
 from study.vocabulary.extras import WANDB
+from study.vocabulary.sources import MODELS
 
 _LOST = (
     "TerminatedWorkerError",  # joblib

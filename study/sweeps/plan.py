@@ -33,9 +33,9 @@ from study.sweeps.launch import announce
 from study.sweeps.packs import Pack, prepare
 from study.sweeps.progress import count_noun, table_lines
 from study.training.devices import matmul_rate
-from study.vocabulary.sources import DEVICES, MATMUL_SHARE
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import BATCHES, SITES
+from study.vocabulary.sources import DEVICES, MATMUL_SHARE
 
 CELL_BYTES = 20_000
 """Of a record, a configuration and the headers of tables. Measured: 8 to 35 kB."""
