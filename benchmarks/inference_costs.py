@@ -121,8 +121,7 @@ def infer_cost(timings: pd.DataFrame) -> Figure:
     rules = [Rule.of(name, None) for name in ("lora", "rslora") if name in set(adapted["scaling"])]
     looks = {
         (form, rule): {
-            "color": style.tint(rule, rules),
-            "marker": style.marker(rule, rules),
+            **style.look(rule, rules),
             "markersize": 3.6,
             **(HOLLOW if form == "unmerged" else {}),
         }

@@ -20,7 +20,7 @@ PACKAGE_LINES = {
     "study/config": 1_580,
     "study/dashboard": 1_300,
     "study/data": 1_500,
-    "study/figures": 4_300,
+    "study/figures": 3_500,
     "study/integrations": 3_200,
     "study/models": 1_610,
     "study/probes": 1_850,

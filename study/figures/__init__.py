@@ -14,6 +14,7 @@ from importlib import import_module
 from matplotlib.figure import Figure
 
 from study.figures import style
+from study.figures.captions import settings
 from study.figures.selection import Absent, Tables
 from study.figures.style import save
 
@@ -66,6 +67,7 @@ def draw_all(
             left_out(f"no figure {name}: {reason}")
             continue
         if not figure.get_label():  # a figure that does not say what it shows: all cells
+            figure.set_label(settings(tables.cells))
             with style.paper():
-                style.finish(figure, figure.get_supxlabel().replace("\n", " "), shown=[tables])
+                style.finish(figure, figure.get_supxlabel().replace("\n", " "))
         yield name, figure

@@ -1,11 +1,10 @@
 """Moments of the adapter output against the rank: the forward condition of rank stability."""
 
-import pandas as pd
 from matplotlib.figure import Figure
 
 from study.figures import laws, style
 from study.figures.captions import on_batch
-from study.figures.selection import Absent, Tables, holding, per_layer
+from study.figures.selection import Absent, Tables, cells_of, probed
 from study.vocabulary.quantities import FORWARD_OUT, HELDOUT, SITES, STATS, TRAIN
 
 SITE = FORWARD_OUT.site
@@ -14,7 +13,6 @@ MOMENTS = {
     "rms": r"$\langle y^2\rangle^{1/2}$",
     "m4": r"$\langle y^4\rangle^{1/4}$",
 }
-MOST_FAMILIES = 3
 
 
 @style.paper()
@@ -26,40 +24,31 @@ def activation_moments_vs_rank(tables: Tables) -> Figure:
     A point is a cell's mean over layers of the log statistic: sums over layers would show only the
     layer with the most energy. Bars span the 5th to 95th percentile over layers.
     """
-    batch = _batch(tables.probes)
-    moments = {stat: per_layer(tables.cells, tables.probes, SITE, stat, batch) for stat in MOMENTS}
+    probes = tables.probes
+    batches = set(probes.loc[probes["site"] == SITE, "batch"]) if len(probes) else set()
+    batch = HELDOUT if batches == {HELDOUT} else TRAIN
+    moments = {stat: probed(tables, SITE, stat, batch) for stat in MOMENTS}
     moments = {stat: series for stat, series in moments.items() if len(series)}
     if not moments:
         raise Absent(f"no positive {SITE} moment in the tables")
     first = next(iter(moments.values()))
-    cells = holding(tables.cells, first, f"{SITE} moments")
-    shown, left_out = laws.measured(cells, first, MOST_FAMILIES)
+    shown, left_out = laws.measured(cells_of(tables.cells, first, f"{SITE} moments"), first)
 
-    families = [one.family for one in shown]
-    page, grid = laws.panels(families, len(moments), ratio=0.85, column=style.FULL)
+    page, grid = laws.panels(list(shown), len(moments), ratio=0.85, column=style.FULL)
     inches = page.get_figwidth() / len(moments) - 0.35
     drawn: list[laws.Law] = []
-    for panels, one in zip(grid, shown, strict=True):
-        step = one.steps[-1]
+    for panels, (family, steps) in zip(grid, shown.items(), strict=True):
         for ax, (stat, series) in zip(panels, moments.items(), strict=True):
-            where = laws.over_layers(SITE, stat, batch)
-            found = laws.layer_laws(one.family, series, tables.exponents, step, where)
-            heading = f"{STATS[stat].label}  {MOMENTS[stat]}"
-            laws.draw(ax, found, one.family, heading=heading, inches=inches)
+            where = {"site": SITE, "stat": stat, "batch": batch}
+            found = laws.layer_laws(family, series, tables.exponents, steps[-1], **where)
+            laws.draw(ax, found, family, f"{STATS[stat].label}  {MOMENTS[stat]}", inches)
             drawn += found
-        style.y_label(panels[0], SITES[SITE].label, f"$y$ = {SITES[SITE].symbol} at step {step}")
-        style.log_axis(panels)
+        unit = f"$y$ = {SITES[SITE].symbol} at step {steps[-1]}"
+        style.y_axis(panels, SITES[SITE].label, unit, log=True)
     return style.finish(
         page,
         "⟨·⟩: mean over tokens and features.",
         on_batch(batch),
         laws.fine_print(drawn, laws.PER_LAYER, inches=inches),
         left_out,
-        shown=families,
     )
-
-
-def _batch(probes: pd.DataFrame) -> str:
-    """The training batch if it was probed, else the held-out batch."""
-    batches = set(probes.loc[probes["site"] == SITE, "batch"]) if len(probes) else set()
-    return HELDOUT if batches == {HELDOUT} else TRAIN

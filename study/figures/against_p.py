@@ -1,6 +1,7 @@
 """The scaling exponent against the p of the scaling rule. A quantity is stable where it is 0."""
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,16 +9,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from study.figures import style
 from study.figures.captions import CI, EXPONENT, on_batch, plain, span
 from study.figures.laws import fits
-from study.figures.selection import Absent, Family, Rule, Tables, families, most_varied
+from study.figures.selection import Absent, Family, Rule, Tables, holding
 from study.vocabulary.quantities import DESCENT, PRIMARY, Quantity
 from study.vocabulary.scaling import RULES
 
-MOST_FAMILIES = 3
 BEYOND = 0.25
 """How far outside the measured p a crossing is extrapolated."""
 LONGEST_BAR = 0.5
@@ -26,7 +27,7 @@ LONGEST_BAR = 0.5
 
 @dataclass(frozen=True)
 class Line:
-    """The exponents of a quantity at one step, by p, with predictions (NaN if there is none).
+    """The exponents of a quantity at one step: ``rows`` of the table, one for each ``p``.
 
     ``first``: whether the step is the first of those shown of the quantity. ``last``: whether it
     is shown as the last step measured.
@@ -37,28 +38,21 @@ class Line:
     first: bool
     last: bool
     p: np.ndarray
-    exponent: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    predicted: np.ndarray
+    rows: pd.DataFrame
 
     @property
     def stable(self) -> tuple[float, float, float]:
         """p* and its interval: the p at which the CI of the exponent contains 0, interpolated
         linearly. NaN if there is none within :data:`BEYOND`."""
-        return (
-            crossing(self.p, self.exponent),
-            crossing(self.p, self.low),
-            crossing(self.p, self.high),
+        star, low, high = (
+            crossing(self.p, self.rows[name].to_numpy(float))
+            for name in ("exponent", "ci_low", "ci_high")
         )
+        return star, low, high
 
     def name(self, last: str) -> str:
         """The quantity and its step; ``last``: how the last step is called."""
         return f"{self.quantity.noun}, {last if self.last else f'step {self.step}'}"
-
-    @property
-    def gid(self) -> str:
-        return f"{self.quantity.site} {self.step}"
 
     @property
     def look(self) -> dict[str, Any]:
@@ -84,78 +78,68 @@ def exponent_against_p(tables: Tables) -> Figure:
     """
     if tables.exponents.empty or tables.cells.empty:
         raise Absent("no exponents in the tables: analyze the study first")
-    every = [(family, _lines(family, tables.exponents)) for family in families(tables.cells)]
-    drawable = [(family, lines) for family, lines in every if lines]
-    if not drawable:
-        raise Absent("an exponent against p needs two scaling rules of different p in one setting")
-    drawn, left_out = most_varied(drawable, MOST_FAMILIES, lambda one: one[0])
-    every_line = [line for _, lines in drawn for line in lines]
-    ends = span(line.step for line in every_line if line.last) if _any_last(every_line) else ""
+    absent = "an exponent against p needs two scaling rules of different p in one setting"
+    drawn, left_out = holding(tables.cells, lambda family: _lines(family, tables.exponents), absent)
+    every = [line for lines in drawn.values() for line in lines]
+    ends = span(line.step for line in every if line.last) if any(one.last for one in every) else ""
     last = "last step" if "–" in ends else f"step {ends}"
 
     alone = len(drawn) == 1
-    page, [panels] = style.panels([""], len(drawn), ratio=0.9, above=0.9 if alone else 0.7)
-    limits = _limits(every_line)
-    for ax, (family, lines) in zip(panels, drawn, strict=True):
-        _draw(ax, lines, limits)
-        _p_axis(ax, every_line)
+    above = 0.9 if alone else 0.7
+    page, [panels] = style.panels(list(drawn), len(drawn), ratio=0.9, above=above, labels=[""])
+    low, high = _limits(every)
+    for ax, (family, lines) in zip(panels, drawn.items(), strict=True):
+        _draw(ax, lines)
+        _p_axis(ax, every)
+        ax.set_ylim(low, high)
         title = plain(textwrap.fill(family.label, int(16 * page.get_figwidth() / len(drawn))))
         ax.set_title(title, loc="left", fontweight="bold")
-    style.y_label(panels[0], EXPONENT, "slope of log quantity in log $r$")
-    style.linear_axis(panels[0])
-    _legend(page, panels[0], every_line, last, alone=alone)
-    cut = any((line.low < limits[0]).any() or (line.high > limits[1]).any() for line in every_line)
-    theory = any(np.isfinite(line.predicted).any() for line in every_line)
-    in_brackets = f"; in brackets: the $p$ at which the {CI} contains 0" if alone else ""
+    style.y_axis(panels, EXPONENT, "slope of log quantity in log $r$")
+    named = {line.name(last): line for line in every}
+    if alone:
+        handles = [Line2D([], [], **line.look) for line in named.values()]
+        stars = [f"{name}:  {_star(line)}" for name, line in named.items()]
+        style.legend_above(panels[0], handles, stars, "")
+    else:
+        looks = {name: line.look for name, line in named.items()}
+        style.legend(page, looks, columns=min(3, len(looks)), loc="outside upper left")
+    told = {line.quantity.noun: line.quantity.symbol for line in every}
+    if DESCENT.noun in told:
+        told[DESCENT.noun] += r" with the update $\Delta$"
+    symbols = "; ".join(f"{noun}: {symbol}" for noun, symbol in told.items())
+    rows = pd.concat([line.rows for line in every])
     return style.finish(
         page,
         f"Bars: {CI} of the exponent. $p^{{\\star}}$ (large open markers): the $p$ at which the "
-        f"exponent is 0{in_brackets}.",
-        "A bar that reaches the edge of the panel continues beyond it." if cut else "",
-        "Dotted: theory." if theory else "",
+        "exponent is 0"
+        + (f"; in brackets: the $p$ at which the {CI} contains 0." if alone else "."),
+        "A bar that reaches the edge of the panel continues beyond it."
+        if rows["ci_low"].min() < low or rows["ci_high"].max() > high
+        else "",
+        "Dotted: theory." if rows["predicted"].notna().any() else "",
         f"Last step: the last one that was probed, {ends}." if "–" in ends else "",
-        _definitions(every_line),
+        f"{symbols[0].upper()}{symbols[1:]}.",
         on_batch(),
         left_out,
-        shown=[family for family, _ in drawn],
     )
 
 
-def _any_last(lines: list[Line]) -> bool:
-    return any(line.last for line in lines)
-
-
-def _legend(page: Figure, ax: Axes, every: list[Line], last: str, *, alone: bool) -> None:
-    """One legend above the panels. With one setting it has the values of p*."""
-    named = {line.name(last): line for line in every}
-    handles = [ax.plot([], [], **line.look)[0] for line in named.values()]
-    labels = [f"{name}:  {_star(line)}" if alone else name for name, line in named.items()]
-    if alone:
-        style.legend_above(ax, handles, labels, "")
-    else:
-        columns = 3 if len(labels) > 4 else len(labels)
-        page.legend(handles, labels, loc="outside upper left", ncols=columns)
-
-
-def _definitions(lines: list[Line]) -> str:
-    """``Adapter output: rms of γBAx; ...``"""
-    told = {line.quantity.noun: line.quantity.symbol for line in lines}
-    if DESCENT.noun in told:
-        told[DESCENT.noun] += r" with the update $\Delta$"
-    text = "; ".join(f"{noun}: {symbol}" for noun, symbol in told.items())
-    return f"{text[:1].upper()}{text[1:]}."
-
-
-def _limits(lines: list[Line]) -> tuple[float, float]:
-    """The y range: 0, all exponents and, as far as :data:`LONGEST_BAR`, their intervals."""
-    middle = np.concatenate([[0.0], *(line.exponent for line in lines)])
-    ends = np.concatenate([values for line in lines for values in (line.low, line.high)])
-    ends = np.append(ends[np.isfinite(ends)], middle)
-    low, high = float(np.nanmin(middle)), float(np.nanmax(middle))
-    reach = LONGEST_BAR * (high - low or 1.0)
-    low, high = max(float(ends.min()), low - reach), min(float(ends.max()), high + reach)
-    margin = 0.06 * (high - low or 1.0)
-    return low - margin, high + margin
+def _lines(family: Family, exponents: pd.DataFrame) -> list[Line]:
+    """The lines of a family, for every primary quantity and step with two values of p."""
+    found = []
+    for quantity in PRIMARY:
+        by_rule = [fits(exponents, family, rule, quantity) for rule in family.rules]
+        measured = pd.concat(by_rule)
+        # Two names of one p (lora, and power with p = 1) are one measurement.
+        measured = measured.assign(p=measured["exponent_p"].astype(float).round(9))
+        for place, step in enumerate(quantity.primary_at):
+            at = measured["step"].max() if step == "last" else step
+            rows = measured[measured["step"] == at].drop_duplicates("p", keep="last")
+            rows = rows.sort_values("p")
+            if len(rows) > 1:
+                p = rows["p"].to_numpy(float)
+                found.append(Line(quantity, int(at), place == 0, step == "last", p, rows))
+    return found
 
 
 def crossing(p: np.ndarray, slope: np.ndarray) -> float:
@@ -177,77 +161,58 @@ def crossing(p: np.ndarray, slope: np.ndarray) -> float:
     return float(found) if p[0] - BEYOND <= found <= p[-1] + BEYOND else np.nan
 
 
-def _lines(family: Family, exponents: pd.DataFrame) -> list[Line]:
-    """The lines of a family, for every primary quantity and step with two values of p."""
-    found = []
-    for quantity in PRIMARY:
-        by_rule = [(rule, fits(exponents, family, rule, quantity)) for rule in family.rules]
-        by_rule = [(rule, rows) for rule, rows in by_rule if len(rows)]
-        measured = {int(step) for _, rows in by_rule for step in rows["step"]}
-        for place, step in enumerate(quantity.primary_at):
-            at = max(measured, default=0) if step == "last" else step
-            points = [
-                (rule.p, row)
-                for rule, rows in by_rule
-                for _, row in rows[rows["step"] == at].iterrows()
-            ]
-            # Two names of one p (lora, and power with p = 1) are one measurement.
-            unique = {round(p, 9): row for p, row in points}
-            if len(unique) > 1:
-                p = np.array(sorted(unique))
-                at_p = pd.DataFrame([unique[one] for one in p])
-                names = ("exponent", "ci_low", "ci_high", "predicted")
-                values = [at_p[name].to_numpy(float) for name in names]
-                found.append(Line(quantity, at, place == 0, step == "last", p, *values))
-    return found
+def _limits(lines: Sequence[Line]) -> tuple[float, float]:
+    """The y range: 0, all exponents and, as far as :data:`LONGEST_BAR`, their intervals."""
+    rows = pd.concat([line.rows for line in lines])
+    low, high = min(0.0, rows["exponent"].min()), max(0.0, rows["exponent"].max())
+    reach = LONGEST_BAR * (high - low or 1.0)
+    low = max(min(low, rows["ci_low"].min()), low - reach)  # without an interval: low
+    high = min(max(high, rows["ci_high"].max()), high + reach)
+    margin = 0.06 * (high - low or 1.0)
+    return low - margin, high + margin
 
 
-def _draw(ax: Axes, lines: list[Line], limits: tuple[float, float]) -> None:
-    """The lines of one setting, within the y range ``limits``.
+def _draw(ax: Axes, lines: Sequence[Line]) -> None:
+    """The lines of one setting, their bars and theory. A large open marker is at p*, and a bar
+    along its interval.
 
     gids: ``line|bars|theory|star|reach <site> <step>``.
     """
     ax.axhline(0, color=style.FAINT, linewidth=0.6, zorder=1, gid="zero")
     for rule in (Rule.of(name, None) for name, row in RULES.items() if row.p is not None):
-        ax.axvline(
-            rule.p, color=style.tint(rule, [rule]), linewidth=0.5, zorder=0.5, gid=f"at {rule.p:g}"
-        )
+        look: dict[str, Any] = {"color": style.tint(rule, [rule]), "linewidth": 0.5, "zorder": 0.5}
+        ax.axvline(rule.p, gid=f"at {rule.p:g}", **look)
     for line in lines:
-        _draw_line(ax, line)
-    ax.set_ylim(*limits)
+        who, rows = f"{line.quantity.site} {line.step}", line.rows
+        colour, marker = style.quantity_look(line.quantity)
+        ax.plot(line.p, rows["exponent"], **line.look, zorder=3, gid=f"line {who}")
+        ends = rows["ci_low"], rows["ci_high"]
+        style.bars(ax, line.p, *ends, colour, f"bars {who}", width=0.7, zorder=2.8)
+        if rows["predicted"].notna().any():
+            dots = style.PREDICTED | {"linewidth": 1.4}
+            ax.plot(line.p, rows["predicted"], gid=f"theory {who}", **dots)
+        star, low, high = line.stable
+        if np.isfinite(star):
+            look = {"marker": marker, "markersize": 6.5, "markerfacecolor": "none", "zorder": 4}
+            look |= {"color": colour, "markeredgewidth": 0.9}
+            ax.plot([star], [0], gid=f"star {who}", **look)
+        if np.isfinite([star, low, high]).all():
+            look = {"color": colour, "linewidth": 1.6, "solid_capstyle": "butt", "zorder": 3}
+            ax.plot([low, high], [0, 0], gid=f"reach {who}", **look)
 
 
-def _draw_line(ax: Axes, line: Line) -> None:
-    """The line, its bars and theory; a large open marker at p*, and a bar along its interval."""
-    colour, marker = style.quantity_look(line.quantity)
-    ax.plot(line.p, line.exponent, **line.look, linewidth=0.9, zorder=3, gid=f"line {line.gid}")
-    bars = style.keywords(width=0.7, zorder=2.8)
-    style.bars(ax, line.p, line.low, line.high, colour, f"bars {line.gid}", **bars)
-    if np.isfinite(line.predicted).any():
-        dots = style.keywords(color=style.INK, linestyle=style.DOTTED, linewidth=1.4, zorder=3.2)
-        ax.plot(line.p, line.predicted, gid=f"theory {line.gid}", **dots)
-    star, *ends = line.stable
-    if np.isfinite(star):
-        open_marker = style.keywords(markersize=6.5, markerfacecolor="none", markeredgewidth=0.9)
-        look = style.keywords(color=colour, marker=marker, zorder=4, **open_marker)
-        ax.plot([star], [0], gid=f"star {line.gid}", **look)
-    if np.isfinite([star, *ends]).all():
-        thick = style.keywords(linewidth=1.6, solid_capstyle="butt", zorder=3)
-        ax.plot(ends, [0, 0], color=colour, gid=f"reach {line.gid}", **thick)
-
-
-def _p_axis(ax: Axes, lines: list[Line]) -> None:
+def _p_axis(ax: Axes, lines: Sequence[Line]) -> None:
     """Ticks at the measured p, and at the p of named rules with the name on a second line.
 
     ``lines``: those of all panels, so that the panels have one axis.
     """
     ps = sorted({float(p) for line in lines for p in line.p})
-    stars = [star for line in lines for star in line.stable if np.isfinite(star)]
-    named = {round(rule.p, 9): rule.label for rule in RULES.values() if rule.p is not None}
+    stars = [line.stable[0] for line in lines if np.isfinite(line.stable[0])]
+    named = {round(row.p, 9): row.label for row in RULES.values() if row.p is not None}
     low, high = min([ps[0], *named, *stars]), max([ps[-1], *named, *stars])
     if len(ps) < 3:  # only a few ticks would be left
         ps = [float(p) for p in np.arange(-2, 3, 0.25) if low <= p <= high]
-    others = [p for p in ps if p in named or all(abs(p - other) > 0.2 for other in named)]
+    others = [p for p in ps if all(abs(p - other) > 0.2 for other in named)]
     ax.xaxis.set_major_locator(FixedLocator(sorted({*others, *named})))
     ax.xaxis.set_major_formatter(
         # Unnamed ticks get an empty second line, or their numbers would sit lower than the others.
@@ -263,8 +228,4 @@ def _star(line: Line) -> str:
     star, low, high = line.stable
     if not np.isfinite(star):
         return f"no $p^{{\\star}}$ within {BEYOND:g} of these $p$"
-    digits = 3 if high - low < 0.02 else 2
-    text = f"$p^{{\\star}}$ = {style.number(star, digits)}"
-    if np.isfinite(high - low):
-        text += f" [{style.number(low, digits)}, {style.number(high, digits)}]"
-    return text
+    return f"$p^{{\\star}}$ = {style.interval(star, low, high)}"

@@ -1,6 +1,6 @@
 """Scaling exponents with and without quantisation of the base's weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,24 +11,20 @@ from matplotlib.figure import Figure
 from study.figures import style
 from study.figures.captions import EXPONENT, on_batch, sentence_on_ci
 from study.figures.laws import fits
-from study.figures.selection import (
-    Absent,
-    Family,
-    Rule,
-    Tables,
-    families,
-    most_varied,
-    rules_left_out,
-)
-from study.vocabulary.quantities import PRIMARY, Quantity
+from study.figures.selection import Absent, Family, Rule, Tables, holding
+from study.vocabulary.quantities import PRIMARY
 
-MOST_FAMILIES, MOST_RULES = 3, 6
-LOOKS = {
-    None: ("as loaded", "o", style.INK),
-    8: ("8 bits", "s", "#2b6fc2"),
-    4: ("4 bits", "D", "#c2185b"),
+MOST_RULES = 6
+AS_LOADED = 0.0
+"""For a base that is not quantised."""
+NAMES = {AS_LOADED: "as loaded", 8.0: "8 bits", 4.0: "4 bits"}
+LOOKS: dict[float, dict[str, Any]] = {
+    AS_LOADED: {"marker": "o", "color": style.INK},
+    8.0: {"marker": "s", "color": "#2b6fc2"},
+    4.0: {"marker": "D", "color": "#c2185b"},
 }
-"""Name, marker and colour by the number of bits. The hues differ from those of the rules."""
+"""By the number of bits. The hues differ from those of the rules."""
+MARKER: dict[str, Any] = {"markersize": 3.4, "linestyle": "none"}
 APART = 0.22
 """Distance between two numbers of bits, in rows."""
 
@@ -41,93 +37,69 @@ def exponents_by_bits(tables: Tables) -> Figure:
     A panel per rule, a row of panels per setting. A quantity is shown at the first step at which it
     has an exponent.
     """
-    if tables.exponents.empty or tables.cells.empty:
+    cells, exponents = tables.cells, tables.exponents
+    if exponents.empty or cells.empty:
         raise Absent("no exponents in the tables: analyze the study first")
-    bits: list[int | None] = []
-    if "quant_bits" in tables.cells and "quant_bits" in tables.exponents:
-        there = {_bits(value) for value in tables.cells["quant_bits"]}
-        bits = [one for one in LOOKS if one in there]
-    if len(bits) < 2:
-        raise Absent(
-            "exponents by bits need a study over model.quant_bits: sweep model.quant_bits=null,8,4"
-        )
-    every = families(tables.cells.drop(columns="quant_bits"))
-    drawn, left_out = most_varied(every, MOST_FAMILIES)
-    columns = max(min(len(family.rules), MOST_RULES) for family in drawn)
-    labels, above = [family.label for family in drawn], 0.35 + 0.25 * len(drawn)
-    page, grid = style.panels(labels, columns, ratio=0.62, above=above, sharex=True)
-    intervals: set[str] = set()
-    for panels, family in zip(grid, drawn, strict=True):
-        rules = family.rules[:columns]
-        for ax, rule in zip(style.first(panels, len(rules)), rules, strict=True):
-            intervals |= _draw(ax, family, rule, tables.exponents, bits)
-    handles = [page.axes[0].plot([], [], **_look(one))[0] for one in bits]
-    page.legend(
-        handles, [LOOKS[one][0] for one in bits], loc="outside upper right", ncols=len(bits)
-    )
+    absent = "exponents by bits need a study over model.quant_bits: sweep model.quant_bits=null,8,4"
+    there = set(cells.get("quant_bits", pd.Series(dtype=float)).astype(float).fillna(AS_LOADED))
+    bits = [one for one in LOOKS if one in there]
+    if len(bits) < 2 or "quant_bits" not in exponents:
+        raise Absent(absent)
+    exponents = exponents.assign(bits=exponents["quant_bits"].astype(float).fillna(AS_LOADED))
+
+    def of_family(family: Family) -> dict[Rule, pd.DataFrame]:
+        return {rule: _exponents(family, rule, exponents) for rule in family.rules[:MOST_RULES]}
+
+    drawn, left_out = holding(cells.drop(columns="quant_bits"), of_family, absent, rules=MOST_RULES)
+    columns = max(map(len, drawn.values()))
+    above = 0.35 + 0.25 * len(drawn)
+    page, grid = style.panels(list(drawn), columns, ratio=0.62, above=above, sharex=True)
+    places = {one: APART * (place - (len(bits) - 1) / 2) for place, one in enumerate(bits)}
+    for panels, by_rule in zip(grid, drawn.values(), strict=True):
+        for ax, (rule, rows) in style.each(panels, by_rule.items()):
+            _draw(ax, rows, places)
+            ax.set_title(style.title(rule), loc="left")
+    style.legend(page, {NAMES[one]: LOOKS[one] | MARKER for one in bits})
+    every = pd.concat([rows for by_rule in drawn.values() for rows in by_rule.values()])
     return style.finish(
         page,
-        sentence_on_ci("Bars", intervals),
+        sentence_on_ci("Bars", every["interval"]),
         "Dotted: theory. Grey line: independent of rank.",
         on_batch(),
         left_out,
-        rules_left_out(drawn, MOST_RULES),
-        shown=drawn,
     )
 
 
-def _draw(
-    ax: Axes, family: Family, rule: Rule, exponents: pd.DataFrame, bits: Sequence[int | None]
-) -> set[str]:
-    """The exponents of one rule. Return the kinds of their intervals.
+def _exponents(family: Family, rule: Rule, exponents: pd.DataFrame) -> pd.DataFrame:
+    """The rows of each primary quantity at its first step, with its ``name`` and ``noun``."""
+    found = []
+    for quantity in PRIMARY:
+        fit = fits(exponents, family, rule, quantity)
+        fit = fit[fit["step"] == fit["step"].min()]
+        fit = fit[~fit["bits"].duplicated(keep=False)]
+        found.append(fit.assign(name=quantity.name, noun=quantity.noun))
+    return pd.concat(found)
+
+
+def _draw(ax: Axes, rows: pd.DataFrame, places: Mapping[float, float]) -> None:
+    """The exponents of one rule. ``places``: the number of bits above or below its quantity.
 
     gids: ``<bits>|bars <bits>|theory <bits> <quantity's name>``.
     """
-    names: list[str] = []
-    intervals: set[str] = set()
-    for quantity in PRIMARY:
-        fit = fits(exponents, family, rule, quantity)
-        if fit.empty:
-            continue
-        step = int(fit["step"].iloc[0])
-        fit = fit[fit["step"] == step]
-        intervals |= _draw_row(ax, fit, quantity, len(names), bits)
-        names.append(f"{quantity.noun}\nstep {step}")
+    names = rows[["name", "noun", "step"]].drop_duplicates("name")
+    lines = {name: line for line, name in enumerate(names["name"])}
+    for row in rows[rows["bits"].isin(list(places))].to_dict("records"):
+        y, look = lines[row["name"]] + places[row["bits"]], LOOKS[row["bits"]]
+        who = f"{row['bits']:g} {row['name']}"
+        ax.plot([row["exponent"]], [y], **look, **MARKER, zorder=3, gid=who)
+        bar: dict[str, Any] = {"color": look["color"], "linewidth": 0.8, "zorder": 2}
+        ax.hlines([y], row["ci_low"], row["ci_high"], gid=f"bars {who}", **bar)
+        if np.isfinite(row["predicted"]):
+            dots: dict[str, Any] = {"width": 1.4, "linestyle": style.DOTTED, "zorder": 1.5}
+            ends = [row["predicted"]], y - APART / 2, y + APART / 2
+            style.bars(ax, *ends, style.INK, f"theory {who}", **dots)
     ax.axvline(0, color=style.FAINT, linewidth=0.6, zorder=1)
-    ax.set_yticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), [f"{row.noun}\nstep {row.step}" for row in names.itertuples()])
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
-    ax.set_title(style.title(rule), loc="left")
     ax.set_xlabel(EXPONENT)
-    return intervals
-
-
-def _draw_row(
-    ax: Axes, fit: pd.DataFrame, quantity: Quantity, row: int, bits: Sequence[int | None]
-) -> set[str]:
-    """A marker and a bar per number of bits. Return the kinds of intervals."""
-    intervals = set()
-    for place, one in enumerate(bits):
-        mine = fit[[_bits(value) == one for value in fit["quant_bits"]]]
-        if len(mine) != 1:
-            continue
-        found, y = mine.iloc[0], row + APART * (place - (len(bits) - 1) / 2)
-        who = f"{one} {quantity.name}"
-        ax.plot([found["exponent"]], [y], **_look(one), zorder=3, gid=who)
-        ends, colour = ([found["ci_low"]], [found["ci_high"]]), LOOKS[one][2]
-        ax.hlines([y], *ends, color=colour, linewidth=0.8, zorder=2, gid=f"bars {who}")
-        if np.isfinite(found["predicted"]):
-            x, low, high = [found["predicted"]], y - APART / 2, y + APART / 2
-            look = style.keywords(width=1.4, linestyle=style.DOTTED, zorder=1.5)
-            style.bars(ax, x, low, high, style.INK, f"theory {who}", **look)
-        intervals.add(str(found["interval"]))
-    return intervals
-
-
-def _bits(value: float | None) -> int | None:
-    return None if value is None or np.isnan(value) else int(value)
-
-
-def _look(bits: int | None) -> dict[str, Any]:
-    _, marker, colour = LOOKS[bits]
-    return {"color": colour, "marker": marker, "markersize": 3.4, "linestyle": "none"}

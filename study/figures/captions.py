@@ -1,6 +1,7 @@
 """Sentences that several figures print below their panels."""
 
 import re
+import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,15 +14,7 @@ from study.vocabulary.sources import model_label
 from study.vocabulary.thresholds import CONFIDENCE
 
 CI = f"{CONFIDENCE:.0%} CI"
-
-FORMULA_OR_WORD = re.compile(r"(?:\$[^$]*\$|\\\$|[^\s$])+")
-"""A word of a text: a formula between dollars counts as one, with what adjoins it."""
-UNSEEN = re.compile(r"\\(?:mathsf|mathrm|!|,)|(?<!\\)[${}^_]")
-"""The markup of formulas that takes no room on the page."""
-SYMBOL = re.compile(r"\\[a-zA-Z]+ ?|\\.")
-
 EXPONENT = "scaling exponent with rank"
-
 INTERVALS = {
     "seeds": f"{CI} over seeds",
     "ranks": "the straightness of the line (one seed)",
@@ -29,16 +22,15 @@ INTERVALS = {
 """What an interval shows, by the values of the column ``interval`` of ``exponents``. With one seed
 it says nothing about other seeds, so it has no confidence."""
 
-
-def ci(kinds: Iterable[str]) -> str:
-    """``95% CI over seeds``: what the intervals of a figure show; empty if no fit has one."""
-    there = set(kinds)
-    return " or ".join(text for kind, text in INTERVALS.items() if kind in there)
+FORMULA = re.compile(r"(?<!\\)\$[^$]*\$")
+COMMAND, MARKUP = re.compile(r"\\[a-zA-Z]+ ?"), re.compile(r"\\[!,]|[${}^_\\]")
+"""In a formula: what prints as about one character, and what takes no room on the page."""
 
 
 def sentence_on_ci(artists: str, kinds: Iterable[str]) -> str:
     """``Bands: 95% CI over seeds.``; empty if no fit has an interval."""
-    shown = ci(kinds)
+    there = set(kinds)
+    shown = " or ".join(text for kind, text in INTERVALS.items() if kind in there)
     return f"{artists}: {shown}." if shown else ""
 
 
@@ -53,19 +45,11 @@ def plain(text: str) -> str:
 
 
 def wrapped(text: str, width: int) -> str:
-    """``text`` with line breaks, none of them within a formula.
-
-    A line has at most ``width`` characters as they are printed: the markup of formulas takes no
-    room.
-    """
-    lines: list[str] = [""]
-    for word in FORMULA_OR_WORD.findall(text):
-        longer = f"{lines[-1]} {word}".strip()
-        if len(SYMBOL.sub("x", UNSEEN.sub("", longer))) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return "\n".join(line for line in lines if line)
+    """``text`` with line breaks, none of them within a formula, at ``width`` printed characters."""
+    formulas = iter(FORMULA.findall(text))
+    stand_ins = FORMULA.sub(lambda f: "\0" * len(MARKUP.sub("", COMMAND.sub("x", f[0]))), text)
+    lines = textwrap.fill(stand_ins, width, break_long_words=False, break_on_hyphens=False)
+    return re.sub("\0+", lambda _: next(formulas), lines)
 
 
 def span(numbers: Iterable[int]) -> str:
@@ -80,6 +64,9 @@ def settings(cells: pd.DataFrame) -> str:
     ``SmolLM2, pydoc, AdamW, learning rate 0.0001, α = 16, batch 4 × 48 tokens, 3 seeds, 12 steps``.
     What the cells do not record is left out.
     """
+    steps = _one(cells, "steps", "{:g} steps", "numbers of steps")
+    units = [name for name in ("seed", "data_seed") if name in cells]
+    seeds = len(cells[units].drop_duplicates())
     parts = [
         _one(cells, "model", "{}", "models", model_label),
         _one(cells, "data", "{}", "data sets"),
@@ -87,8 +74,8 @@ def settings(cells: pd.DataFrame) -> str:
         _one(cells, "lr", "learning rate {:g}", "learning rates"),
         _one(cells, "alpha", "α = {:g}", "values of α"),
         _batch(cells),
-        _seeds(cells),
-        _steps(cells),
+        f"{seeds} seed" + "s" * (seeds != 1) if units else "",
+        "1 step" if steps == "1 steps" else steps,
     ]
     return ", ".join(part for part in parts if part)
 
@@ -103,12 +90,6 @@ def _one(
     return printable(form.format(name(found[0]))) if len(found) == 1 else f"several {plural}"
 
 
-def _steps(cells: pd.DataFrame) -> str:
-    """``12 steps``, or ``1 step``."""
-    found = _one(cells, "steps", "{:g} steps", "numbers of steps")
-    return "1 step" if found == "1 steps" else found
-
-
 def _batch(cells: pd.DataFrame) -> str:
     """``batch 4 × 48 tokens``: sequences of an optimizer step times their length."""
     if "batch_size" not in cells:
@@ -116,15 +97,8 @@ def _batch(cells: pd.DataFrame) -> str:
     accumulated = cells["accumulation"].fillna(1) if "accumulation" in cells else 1
     sequences = _one(cells.assign(n=cells["batch_size"] * accumulated), "n", "{:g}", "batch sizes")
     tokens = _one(cells, "sequence_length", " × {:g} tokens", "sequence lengths")
-    if sequences.startswith("several"):
+    if not sequences or sequences.startswith("several"):
         return sequences
     if tokens.startswith("several"):
         return f"batch {sequences}, {tokens}"
-    return f"batch {sequences}{tokens or ' sequences'}" if sequences else ""
-
-
-def _seeds(cells: pd.DataFrame) -> str:
-    """``3 seeds``: pairs of ``seed`` and ``data_seed``."""
-    units = [name for name in ("seed", "data_seed") if name in cells]
-    number = len(cells[units].drop_duplicates())
-    return "" if not units else f"{number} seed" + "s" * (number != 1)
+    return f"batch {sequences}{tokens or ' sequences'}"

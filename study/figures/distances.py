@@ -7,15 +7,13 @@ the rank, reach ranks whose factors would not fit in memory.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedFormatter, FixedLocator
 
 from study.analysis.distances import exponents_of, runs
 from study.figures import laws, style
@@ -28,37 +26,19 @@ from study.vocabulary.quantities import ALIGNMENTS, FORWARD_OUT, LOSS, MODEL_WID
 from study.vocabulary.quantities import DISTANCES as LABELS
 
 MOST_ROWS = 4
-RANK_FREE_ONLY = 2**14
-"""Ranks above this are labelled as powers of two."""
 DEFAULT_INIT = "kaiming"
 """The init of studies whose tables name none."""
 SERIES = ["cell_id", "step", "layer", "value"]
-
-
-@dataclass(frozen=True)
-class Measure:
-    """``weighting``: as theory names it, if the first step is known. ``formula``: that distance, by
-    the family of the optimizer."""
-
-    weighting: str = ""
-    formula: Mapping[str, str] = field(default_factory=dict)
-
-
-MEASURES = {
-    "input_weighted": Measure(
-        "inputs",
-        {
-            "linear": r"$\sqrt{(1 + r_\mathrm{align})/r}$",
-            "sign": r"$\sqrt{(r_\mathrm{sign} - 1)/r}$",
-        },
-    ),
-    "frobenius": Measure(
-        "frobenius",
-        {"linear": r"$\sqrt{(D + 1)/r}$", "sign": r"$\sqrt{(\pi D / 2 - 1)/r}$"},
-    ),
-    LOSS: Measure(),
+MEASURES = ("input_weighted", "frobenius", LOSS)
+WEIGHTINGS = {"input_weighted": "inputs", "frobenius": "frobenius"}
+"""Of the measures whose first step is known, as theory names it."""
+FORMULAS = {
+    ("input_weighted", "linear"): r"$\sqrt{(1 + r_\mathrm{align})/r}$",
+    ("input_weighted", "sign"): r"$\sqrt{(r_\mathrm{sign} - 1)/r}$",
+    ("frobenius", "linear"): r"$\sqrt{(D + 1)/r}$",
+    ("frobenius", "sign"): r"$\sqrt{(\pi D / 2 - 1)/r}$",
 }
-"""By the values of the column ``measure``."""
+"""That distance, by measure and family of the optimizer."""
 
 
 @style.paper()
@@ -98,11 +78,9 @@ def _of_cells(tables: Tables) -> tuple[pd.DataFrame, pd.DataFrame]:
     table = getattr(tables, "distances", pd.DataFrame())
     if len(table) == 0:
         return pd.DataFrame(), pd.DataFrame()
-    rows = table[
-        np.isfinite(table["distance"].astype(float)) & (table["distance"] > 0) & (table["step"] > 0)
-    ]
-    names = {name: rows[name].astype(str) for name in ("cell_id", "measure", "layer")}
-    rows = rows.assign(**names, value=rows["distance"])
+    rows = table.astype({"cell_id": str, "measure": str, "layer": str})
+    rows = rows.assign(value=rows["distance"].astype(float))
+    rows = rows[np.isfinite(rows["value"]) & (rows["value"] > 0) & (rows["step"] > 0)]
     is_cell = rows["cell_id"].isin(set(tables.cells["cell_id"].astype(str)))
     return rows[is_cell], rows[~is_cell]
 
@@ -114,109 +92,88 @@ def _figure(
     shown, left_out = laws.measured(cells, rows[SERIES], MOST_ROWS)
     exponents = exponents_of(cells, rows)
     measures = [name for name in MEASURES if name in set(rows["measure"])]
-    settings = _rows_of(shown)
-    labels = [", ".join(filter(None, (f.label, f"after step {s}"))) for f, s in settings]
-    families, ratio = [family for family, _ in settings], 0.62 if len(measures) < 3 else 0.8
-    options = style.keywords(ratio=ratio, more=2, labels=labels, sharey=False)
-    page, grid = laws.panels(families, len(measures), **options)
+    # The last step of every setting, and the first step of as many settings as there is room for.
+    few = 2 * len(shown) <= MOST_ROWS
+    firsts = set(shown) if few else {next(iter(shown))}
+    lines = [
+        (family, step)
+        for family, steps in shown.items()
+        for step in dict.fromkeys([steps[0], steps[-1]] if family in firsts else steps[-1:])
+    ][:MOST_ROWS]
+    families = [family for family, _ in lines]
+    labels = [", ".join(filter(None, (f.label, f"after step {s}"))) for f, s in lines]
+    ratio = 0.62 if len(measures) < 3 else 0.8
+    options = {"ratio": ratio, "labels": labels, "sharey": False}
+    page, grid = laws.panels(families, len(measures), more=2, **options)
     inches = page.get_figwidth() / len(measures) - 0.6
     drawn: list[laws.Law] = []
     theory: set[str] = set()
-    for panels, (family, step) in zip(grid, settings, strict=True):
+    for panels, (family, step) in zip(grid, lines, strict=True):
         for ax, measure in zip(panels, measures, strict=True):
-            here, there = (
+            here, rings = (
                 table[(table["measure"] == measure) & (table["step"] == step)]
                 for table in (rows, explicit)
             )
-            found = _laws(family, here, exponents, step)
-            known = _draw_theory(ax, tables, family, rows, measure, step)
-            theory |= {OPTIMIZERS[family.keys["optimizer"]].family} if known else set()
-            more = [*known, *_draw_explicit(ax, there)]
-            laws.draw(ax, found, family, heading=LABELS[measure], inches=inches, more=more)
+            # Of layers, the mean of the log.
+            of_layers = here[here["layer"] != MODEL_WIDE]
+            pool = laws.layer_laws if len(of_layers) else laws.laws
+            points = (of_layers if len(of_layers) else here)[SERIES]
+            found = pool(
+                family, points, exponents, step, site=measure, stat="distance", batch=TRAIN
+            )
+            more = _draw_theory(ax, tables, family, rows, measure) if step == 1 else {}
+            theory |= {OPTIMIZERS[family.keys["optimizer"]].family} if more else set()
+            more |= _draw_explicit(ax, rings)
+            laws.draw(ax, found, family, LABELS[measure], inches, more=more)
             if len(explicit):  # of lower ranks
                 ax.set_xlim(left=min(ax.get_xlim()[0], 0.7 * explicit["rank"].min()))
-            if family.finite_ranks[-1] > RANK_FREE_ONLY:
-                _powers(ax, family.finite_ranks)
-            unit = "relative" if MEASURES[measure].weighting else "nats"
-            style.y_label(ax, "distance to infinite rank", unit)
-            style.log_axis([ax])
+            unit = "relative" if measure in WEIGHTINGS else "nats"
+            style.y_axis([ax], "distance to infinite rank", unit, log=True)
             drawn += found
-    dashed = "Dashed: theory for the first step, without a fit."
-    uniform = "Under SGD, $D - 0.2$ takes the place of $D + 1$ for a uniform $A$."
-    rings = "Rings: explicit runs, which train factors of their rank."
     return style.finish(
         page,
         laws.fine_print(drawn, laws.PER_LAYER, inches=inches),
-        f"{dashed} {uniform if 'linear' in theory else ''}".strip() if theory else "",
-        rings if len(explicit) else "",
+        "Dashed: theory for the first step, without a fit." if theory else "",
+        "Under SGD, $D - 0.2$ takes the place of $D + 1$ for a uniform $A$."
+        if "linear" in theory
+        else "",
+        "Rings: explicit runs, which train factors of their rank." if len(explicit) else "",
         left_out,
-        shown=families,
     )
 
 
-def _rows_of(shown: Sequence[laws.Measured]) -> list[tuple[Family, int]]:
-    """The setting and step of each row: the last step of every setting, and before it the first
-    step, of all settings if there is room, else of the first setting."""
-    firsts = shown if 2 * len(shown) <= MOST_ROWS else shown[:1]
-    rows = []
-    for one in shown:
-        steps = [one.steps[0], one.steps[-1]] if one in firsts else [one.steps[-1]]
-        rows += [(one.family, step) for step in dict.fromkeys(steps)]
-    return rows[:MOST_ROWS]
-
-
-def _laws(family: Family, rows: pd.DataFrame, exponents: pd.DataFrame, step: int) -> list[laws.Law]:
-    """The laws of one measure: the mean over layers of the log if it is measured per layer."""
-    if rows.empty:
-        return []
-    measure = str(rows["measure"].iloc[0])
-    of_layers = rows[rows["layer"] != MODEL_WIDE]
-    if len(of_layers):
-        where = laws.over_layers(measure, "distance")
-        return laws.layer_laws(family, of_layers[SERIES], exponents, step, where)
-    where = laws.whole_model(measure, "distance")
-    return laws.laws(family, rows[SERIES], exponents, step=step, **where)
-
-
 def _draw_theory(
-    ax: Axes, tables: Tables, family: Family, rows: pd.DataFrame, measure: str, step: int
-) -> list[tuple[Line2D, str]]:
+    ax: Axes, tables: Tables, family: Family, rows: pd.DataFrame, measure: str
+) -> dict[str, Line2D]:
     """The known distance after the first step, as the mean over layers of the log.
 
-    gid: ``known <measure>``.
+    Returns its entry in a legend, if it is known. gid: ``known <measure>``.
     """
-    kind = MEASURES[measure]
     init = INITS.get(family.keys.get("init", DEFAULT_INIT))  # None for an imported adapter
     optimizer = OPTIMIZERS.get(family.keys.get("optimizer", ""))
-    if step != 1 or optimizer is None or optimizer.family not in kind.formula:
-        return []
+    if optimizer is None or (measure, optimizer.family) not in FORMULAS:
+        return {}
     p = LIMIT_P[optimizer.family]
     if not any(math.isclose(rule.p, p) for rule in family.rules) or init is None or init.q != 0:
-        return []
-    recorded = layers_of(rows[(rows["layer"] != MODEL_WIDE) & (rows["step"] == 1)], init.kurtosis)
-    known = recorded or layers_of(_forward(tables, step), init.kurtosis)
+        return {}
+    probes, cells = tables.probes, set(tables.cells["cell_id"].astype(str))
+    forward = (probes["site"] == FORWARD_OUT.site) & (probes["batch"] == TRAIN)
+    recorded = layers_of(rows, init.kurtosis)
+    known = recorded or layers_of(probes[forward & probes["cell_id"].isin(cells)], init.kurtosis)
     ranks = np.geomspace(family.finite_ranks[0], family.finite_ranks[-1], 33)
-    how = style.keywords(weighting=kind.weighting, kind=optimizer.family, init=init.drawn)
+    how: Any = {"weighting": WEIGHTINGS[measure], "kind": optimizer.family, "init": init.drawn}
     curves = [first_step_distance(ranks, layer, **how) for layer in known]
     log = np.array([np.log(curve) for curve in curves if np.isfinite(curve).all()])
     if not len(log):
-        return []
-    distance = np.exp(log.mean(axis=0))
-    (line,) = ax.plot(ranks, distance, gid=f"known {measure}", **style.THEORY)
-    return [(line, f"theory {kind.formula[optimizer.family]}")]
-
-
-def _forward(tables: Tables, step: int) -> pd.DataFrame:
-    """The rows of ``probes`` on the output of each layer's adapter."""
-    probes = tables.probes
-    here = (probes["site"] == FORWARD_OUT.site) & (probes["step"] == step)
-    here &= (probes["batch"] == TRAIN) & (probes["layer"] != MODEL_WIDE)
-    return probes[here & probes["cell_id"].isin(set(tables.cells["cell_id"].astype(str)))]
+        return {}
+    (line,) = ax.plot(ranks, np.exp(log.mean(axis=0)), gid=f"known {measure}", **style.THEORY)
+    return {f"theory {FORMULAS[measure, optimizer.family]}": line}
 
 
 def layers_of(rows: pd.DataFrame, kurtosis: float) -> list[Layer]:
-    """A layer per value of the column ``layer``, as geometric means over cells, from the columns
-    ``d_in``, ``d_out`` and those of alignments; none if these were not recorded."""
+    """The layers after the first step, as geometric means over cells of the columns ``d_in``,
+    ``d_out`` and those of alignments; none if these were not recorded."""
+    rows = rows[(rows["layer"] != MODEL_WIDE) & (rows["step"] == 1)]
     names = [name for name in ("d_in", "d_out", *ALIGNMENTS) if name in rows]
     if "d_in" not in names or rows.empty:
         return []
@@ -228,28 +185,15 @@ def layers_of(rows: pd.DataFrame, kurtosis: float) -> list[Layer]:
     return found
 
 
-def _draw_explicit(ax: Axes, explicit: pd.DataFrame) -> list[tuple[Line2D, str]]:
+def _draw_explicit(ax: Axes, explicit: pd.DataFrame) -> dict[str, Line2D]:
     """A ring per explicit run: the mean over layers of the log. gid: ``explicit``."""
-    explicit = explicit[np.isfinite(explicit["rank"].astype(float))]
-    if explicit.empty:
-        return []
-    per_layer = explicit[explicit["layer"] != MODEL_WIDE]
-    rows = per_layer if len(per_layer) else explicit
-    log = rows.assign(log=np.log(rows["value"].astype(float)))
-    means = log.groupby(["rank", "cell_id"])["log"].mean()
-    ring = style.keywords(markersize=5.5, markerfacecolor="none", markeredgewidth=0.6)
-    ranks = means.index.get_level_values("rank")
-    look = style.HOLLOW | ring | style.keywords(color=style.INK, marker="o", zorder=5)
-    (line,) = ax.plot(ranks, np.exp(means), gid="explicit", **look)
-    return [(line, "explicit runs")]
-
-
-def _powers(ax: Axes, ranks: Sequence[float]) -> None:
-    """Label ranks as powers of two: at most about seven of them."""
-    powers = [rank for rank in ranks if float(np.log2(rank)).is_integer()]
-    labelled = powers[:: 1 + len(powers) // 7]
-    ax.xaxis.set_major_locator(FixedLocator(labelled))
-    ax.xaxis.set_major_formatter(
-        FixedFormatter([f"$2^{{{np.log2(rank):.0f}}}$" for rank in labelled])
-    )
-    ax.xaxis.set_minor_locator(FixedLocator([rank for rank in ranks if rank not in labelled]))
+    rows = explicit[np.isfinite(explicit["rank"].astype(float))] if len(explicit) else explicit
+    if rows.empty:
+        return {}
+    per_layer = rows[rows["layer"] != MODEL_WIDE]
+    rows = per_layer if len(per_layer) else rows
+    means = rows.assign(log=np.log(rows["value"])).groupby(["rank", "cell_id"])["log"].mean()
+    ring = {"marker": "o", "markersize": 5.5, "markerfacecolor": "none", "markeredgewidth": 0.6}
+    look = style.HOLLOW | ring | {"color": style.INK, "zorder": 5, "gid": "explicit"}
+    (line,) = ax.plot(means.index.get_level_values("rank"), np.exp(means), **look)
+    return {"explicit runs": line}

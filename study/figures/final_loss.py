@@ -1,6 +1,5 @@
 """The final held-out loss of each run, by rule, rank and learning rate."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -9,26 +8,25 @@ import pandas as pd
 
 from study.analysis.losses import Tried, best_tried, common_rates
 from study.figures.selection import Absent, Family, Rule, Tables, families, per_step
-from study.vocabulary.optimizers import of_family
 from study.vocabulary.quantities import METRICS
 from study.vocabulary.statuses import BROKEN, DONE
 
-METRIC = "eval_loss"
-LABEL = (f"final {METRICS[METRIC].label}", f"({METRICS[METRIC].unit})")
+METRIC = METRICS["eval_loss"]
+LABEL = (f"final {METRIC.label}", f"({METRIC.unit})")
 """The y axis: quantity and unit."""
+ABOVE_START = 0.15
+"""How far the y axis reaches above the loss before training, as a share of the best decrease."""
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """A family whose learning rates may differ.
+@dataclass(frozen=True, eq=False)
+class Sweep(Family):
+    """A family whose learning rates may differ, with its runs that have ended.
 
-    - ``cells``: one row per run that has ended: rule, rank, lr, gamma, seed and loss (NaN if it
-      diverged or got stuck);
+    - ``cells``: one row per run: rule, rank, lr, gamma, seed and loss (NaN if it diverged or got
+      stuck);
     - ``start``: the held-out loss before training, NaN if it was not evaluated.
     """
 
-    family: Family
-    cells: pd.DataFrame
     start: float
 
     @property
@@ -36,20 +34,16 @@ class Sweep:
         return sorted(set(self.cells["lr"]))
 
     @property
-    def power_of_gamma(self) -> int:
-        """The power of gamma that a lazy step is proportional to: 2 under SGD, 1 if sign-like."""
-        optimizer = str(self.family.keys.get("optimizer"))
-        return 2 if optimizer in of_family("linear") else 1
+    def y_range(self) -> tuple[float, float]:
+        """From the best run to a little above the loss before training."""
+        best, high = float(self.cells["loss"].min()), float(self.cells["loss"].max())
+        if self.start > best:
+            high = min(high, self.start + ABOVE_START * (self.start - best))
+        margin = 0.06 * ((high - best) or 0.1 * abs(best) or 1.0)
+        return best - margin, high + margin
 
     def of(self, rule: Rule) -> pd.DataFrame:
         return self.cells[self.cells["rule"] == rule]
-
-    def means(self, rule: Rule, rank: float) -> pd.DataFrame:
-        """By learning rate: mean, lowest and highest loss over seeds; ``whole``: none diverged."""
-        cells = self.of(rule)
-        by = cells[cells["rank"] == rank].groupby("lr")["loss"]
-        whole = by.apply(lambda loss: bool(np.isfinite(loss).all()))
-        return pd.DataFrame({"mean": by.mean(), "low": by.min(), "high": by.max(), "whole": whole})
 
     def best(self, rule: Rule, rank: float) -> Tried:
         """The best learning rate of a rank in the mean over seeds.
@@ -71,7 +65,18 @@ class Sweep:
         return len(rates) > 1 and not any(a <= b for a, b in permutations(rates, 2))
 
 
-def sweeps(tables: Tables, free: Sequence[str] = ("lr",)) -> list[Sweep]:
+def over_seeds(cells: pd.DataFrame, by: str, top: float) -> tuple[pd.DataFrame, np.ndarray]:
+    """By a column of ``cells``, the mean, lowest and highest loss over seeds, where none diverged.
+
+    Beside them, the values of the column at which a seed diverged or the mean lies above ``top``.
+    """
+    loss = cells.groupby(by)["loss"]
+    means = loss.agg(["mean", "min", "max"])
+    whole = loss.count() == loss.size()
+    return means[whole], means.index[~whole | (means["mean"] > top)].to_numpy(float)
+
+
+def sweeps(tables: Tables, *free: str) -> list[Sweep]:
     """The settings of a study with the final held-out loss of their runs.
 
     ``free``: the columns of ``cells`` that differ within a setting.
@@ -79,28 +84,23 @@ def sweeps(tables: Tables, free: Sequence[str] = ("lr",)) -> list[Sweep]:
     Raises :class:`Absent` if no run has one.
     """
     cells = tables.cells
-    heldout = per_step(cells, tables.metrics, METRIC) if len(cells) else pd.DataFrame()
+    heldout = per_step(tables, "eval_loss") if len(cells) else pd.DataFrame()
     if heldout.empty:
         raise Absent("no held-out loss in the tables")
-    cells = cells.assign(cell_id=cells["cell_id"].astype(str))
-    ended = cells["status"].isin(DONE)
     last = heldout.sort_values("step").groupby("cell_id").last()
     # A run that was evaluated only before training has no final loss.
     final = last.loc[last["step"] > 0, "value"]
-    first = heldout[heldout["step"] == 0]
+    first = heldout[heldout["step"] == 0].set_index("cell_id")["value"]
     found = []
-    for family in families(cells.drop(columns=list(free))):
-        own = family.cells[ended.reindex(family.cells.index)]
-        own = own.assign(
-            **{name: cells.loc[own.index, name].astype(float) for name in free},
-            loss=own["cell_id"].map(final).astype(float),
-        )
+    for family in families(cells.drop(columns=[*free])):
+        own = family.cells.join(cells[[*free]].astype(float))
+        own = own[own["status"].isin(DONE)].astype({"cell_id": str})
         broken = own["status"].isin(BROKEN)
-        own["loss"] = own["loss"].where(~broken)
+        own["loss"] = own["cell_id"].map(final).astype(float).where(~broken)
         own = own[np.isfinite(own["loss"]) | broken]
         if np.isfinite(own["loss"]).any():
-            start = first.loc[first["cell_id"].isin(set(own["cell_id"])), "value"]
-            found.append(Sweep(family, own, float(start.mean()) if len(start) else np.nan))
+            start = float(own["cell_id"].map(first).mean())
+            found.append(Sweep(family.label, family.keys, own, start))
     if not found:
         raise Absent("no finished run with a held-out loss after its first step")
     return found

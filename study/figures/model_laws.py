@@ -4,10 +4,8 @@ from matplotlib.figure import Figure
 
 from study.figures import laws, style
 from study.figures.captions import on_batch
-from study.figures.selection import Tables, holding, model_wide
+from study.figures.selection import MOST_FAMILIES, Tables, cells_of, probed
 from study.vocabulary.quantities import DESCENT, GRADIENT_NORM, Quantity
-
-MOST_ROWS = 3
 
 
 @style.paper()
@@ -35,29 +33,20 @@ def _against_rank(tables: Tables, quantity: Quantity, *, last: bool, unit: str =
 
     Without ``last``, two families stand beside each other.
     """
-    site, stat = quantity.site, quantity.stat
-    series = model_wide(tables.cells, tables.probes, site, stat)
-    cells = holding(tables.cells, series, f"model-wide {site} {stat}")
-    shown, left_out = laws.measured(cells, series, MOST_ROWS if last else 2 * MOST_ROWS)
-    steps = [list(dict.fromkeys([one.steps[0], one.steps[-1]]))[: 1 + last] for one in shown]
-    columns = max(map(len, steps))
+    where = {"site": quantity.site, "stat": quantity.stat}
+    series = probed(tables, **where, model=True)
+    cells = cells_of(tables.cells, series, f"model-wide {quantity.site} {quantity.stat}")
+    shown, left_out = laws.measured(cells, series, MOST_FAMILIES * (1 if last else 2))
+    ends = [list(dict.fromkeys([steps[0], steps[-1]]))[: 1 + last] for steps in shown.values()]
+    columns = max(map(len, ends))
     beside = 2 if columns == 1 and len(shown) > 1 else 1
-    families = [one.family for one in shown]
-    page, grid = laws.panels(families, columns, ratio=0.58, beside=beside)
+    page, grid = laws.panels(list(shown), columns, ratio=0.58, beside=beside)
     inches = page.get_figwidth() / (columns * beside) - 0.6
     drawn: list[laws.Law] = []
-    for panels, one, its_steps in zip(grid, shown, steps, strict=True):
-        for ax, step in zip(style.first(panels, len(its_steps)), its_steps, strict=True):
-            where = laws.whole_model(site, stat)
-            found = laws.laws(one.family, series, tables.exponents, step=step, **where)
-            laws.draw(ax, found, one.family, heading=f"step {step}", inches=inches)
+    for panels, family, steps in zip(grid, shown, ends, strict=True):
+        for ax, step in style.each(panels, steps):
+            found = laws.laws(family, series, tables.exponents, step, **where)
+            laws.draw(ax, found, family, f"step {step}", inches)
             drawn += found
-        style.y_label(panels[0], quantity.name, f"{quantity.symbol} {unit}".strip())
-        style.log_axis(panels)
-    return style.finish(
-        page,
-        laws.fine_print(drawn),
-        on_batch(),
-        left_out,
-        shown=families,
-    )
+        style.y_axis(panels, quantity.name, f"{quantity.symbol} {unit}".strip(), log=True)
+    return style.finish(page, laws.fine_print(drawn), on_batch(), left_out)

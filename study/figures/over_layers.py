@@ -1,6 +1,5 @@
 """The scaling exponent of every layer's adapter output, as a map over blocks and projections."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,53 +8,19 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from study.errors import printable
 from study.figures import laws, style
 from study.figures.captions import on_batch, plain
-from study.figures.selection import (
-    Absent,
-    Family,
-    Rule,
-    Tables,
-    families,
-    most_varied,
-    rules_left_out,
-)
-from study.vocabulary.quantities import FORWARD_OUT, MODEL_WIDE, TRAIN
+from study.figures.selection import Absent, Family, Rule, Tables, holding
+from study.vocabulary.quantities import FORWARD_OUT, TRAIN
 
 SITE, STAT = FORWARD_OUT.site, FORWARD_OUT.stat
-MOST_FAMILIES, MOST_RULES = 3, 3
-MOST_KINDS, MOST_BLOCKS = 64, 1024
+MOST_RULES = 3
 COLOURS = "RdBu_r"
 """Red grows with rank, blue shrinks, white is stable. Safe for colour-blind readers; no rule has
 these hues."""
-HATCHED: dict[str, Any] = {
-    "facecolor": "white",
-    "edgecolor": style.FAINT,
-    "hatch": "//////",
-    "linewidth": 0,
-}
-
-
-@dataclass(frozen=True)
-class Map:
-    """The layers of one rule, as arrays [kind, block].
-
-    ``exponent``: NaN if there is none. ``adapted``: whether the layer has an adapter. ``sure``:
-    whether its exponent has an interval.
-    """
-
-    kinds: list[str]
-    exponent: np.ndarray
-    adapted: np.ndarray
-    sure: np.ndarray
-    step: int
-
-    @property
-    def doubtful(self) -> np.ndarray:
-        return self.adapted & ~self.sure
 
 
 @style.paper()
@@ -66,141 +31,107 @@ def exponent_heatmap(tables: Tables) -> Figure:
     A panel per rule. All panels share one colour map, centred at 0. Hatched layers have no
     exponent, or one without an interval; blank layers have no adapter.
     """
-    exponents = _layers(tables.exponents)
+    exponents, what = tables.exponents, f"no exponent of a single layer's {SITE} {STAT}"
+    if len(exponents):
+        here = (exponents["site"] == SITE) & (exponents["stat"] == STAT)
+        exponents = exponents[here & (exponents["batch"] == TRAIN) & (exponents["block"] >= 0)]
     if exponents.empty:
-        raise Absent(
-            f"no exponent of a single layer's {SITE} {STAT} in the tables: analyze the study first"
-        )
-    every = [(family, _maps(family, tables.probes, exponents)) for family in families(tables.cells)]
-    drawable = [(family, maps) for family, maps in every if maps]
-    if not drawable:
-        raise Absent(f"no exponent of a single layer's {SITE} {STAT} at two ranks")
-    drawn, left_out = most_varied(drawable, MOST_FAMILIES, lambda one: one[0])
-
-    columns = max(len(maps) for _, maps in drawn)
-    shown = [one for _, maps in drawn for one in maps.values()]
-    kinds = max(len(one.kinds) for one in shown)
-    labels = [family.label for family, _ in drawn]
-    page, grid = style.panels(labels, columns, ratio=0.1, column=style.FULL)
+        raise Absent(f"{what} in the tables: analyze the study first")
+    drawn, left_out = holding(
+        tables.cells,
+        lambda family: _maps(family, tables.probes, exponents),
+        f"{what} at two ranks",
+        rules=MOST_RULES,
+    )
+    shown = [layers for maps in drawn.values() for layers in maps.values()]
+    columns, kinds = max(map(len, drawn.values())), max(one["kind"].nunique() for one in shown)
+    page, grid = style.panels(list(drawn), columns, ratio=0.1, column=style.FULL)
     # A row of panels: the map, its heading and axis, and the heading of the setting.
     inches = max(0.16 * kinds, 0.5) + 0.75 + (0.2 if len(drawn) > 1 else 0)
     page.set_figheight(len(drawn) * inches + 0.3)
-    colours = _colours(shown)
-    for panels, (_, maps) in zip(grid, drawn, strict=True):
-        for ax, (rule, one) in zip(style.first(panels, len(maps)), maps.items(), strict=True):
-            _draw(ax, rule, one, colours, columns)
+    every = pd.concat(shown)
+    reach = float(every["exponent"].abs().max()) or 1.0
+    for panels, maps in zip(grid, drawn.values(), strict=True):
+        for ax, (rule, layers) in style.each(panels, maps.items()):
+            _draw(ax, rule, layers, Normalize(-reach, reach))
+            _head(ax, rule, layers["exponent"].dropna(), lines=1 if columns < 3 else 2)
         panels[0].set_ylabel("projection")
-        _colour_bar(panels, kinds)
-    steps = " or ".join(map(str, sorted({one.step for one in shown})))
+        place: dict[str, Any] = {"aspect": 14, "pad": 0.015, "fraction": 0.04}
+        bar = page.colorbar(panels[0].collections[0], ax=list(panels), **place)
+        bar.set_label("scaling exponent", labelpad=3)
+        ticks = MaxNLocator(min(5, 1 + kinds // 2), steps=[1, 2, 5, 10], symmetric=True)
+        bar.ax.yaxis.set_major_locator(ticks)
+        bar.ax.set_label("legend")
+        bar.outline.set_visible(False)
+    steps = " or ".join(map(str, sorted(set(every["step"]))))
     return style.finish(
         page,
         f"Slope of log {FORWARD_OUT.symbol} in log $r$ at step {steps}: red grows with rank, blue "
         "shrinks. In brackets: 5th to 95th percentile over layers.",
-        "Hatched: no exponent, or one without an interval."
-        if any(one.doubtful.any() for one in shown)
-        else "",
+        "" if every["sure"].all() else "Hatched: no exponent, or one without an interval.",
         on_batch(),
         left_out,
-        rules_left_out([family for family, _ in drawn], MOST_RULES),
-        shown=[family for family, _ in drawn],
     )
 
 
-def _colours(shown: list[Map]) -> Normalize:
-    finite = np.concatenate([one.exponent[np.isfinite(one.exponent)] for one in shown])
-    reach = float(np.abs(finite).max()) if finite.size else 0.0
-    return Normalize(-(reach or 1.0), reach or 1.0)
+def _maps(
+    family: Family, probes: pd.DataFrame, exponents: pd.DataFrame
+) -> dict[Rule, pd.DataFrame]:
+    """By rule, the adapted layers with their exponents at the last step that has any.
 
-
-def _colour_bar(panels: np.ndarray, kinds: int) -> None:
-    place = {"ax": list(panels), "aspect": 14, "pad": 0.015, "fraction": 0.04}
-    bar = panels[0].figure.colorbar(panels[0].collections[0], **place)
-    bar.set_label("scaling exponent", labelpad=3)
-    bar.ax.yaxis.set_major_locator(
-        MaxNLocator(min(5, 1 + kinds // 2), steps=[1, 2, 5, 10], symmetric=True)
-    )
-    bar.ax.set_label("legend")
-    bar.outline.set_visible(False)
-
-
-def _layers(exponents: pd.DataFrame) -> pd.DataFrame:
-    """The rows of single layers."""
-    if exponents.empty:
-        return exponents
-    here = (exponents["site"] == SITE) & (exponents["stat"] == STAT) & (exponents["batch"] == TRAIN)
-    return exponents[here & (exponents["block"] >= 0)]
-
-
-def _maps(family: Family, probes: pd.DataFrame, exponents: pd.DataFrame) -> dict[Rule, Map]:
-    """By rule, the exponents of the layers at the last step that has any."""
-    measured = probes[
-        (probes["site"] == SITE) & probes["cell_id"].isin(set(family.cells["cell_id"]))
-    ]
-    places = measured[measured["layer"] != MODEL_WIDE][["layer", "block", "kind"]].drop_duplicates()
+    Columns: ``layer``, ``block``, ``kind``, ``step``, ``exponent``, ``sure`` (whether it has an
+    interval).
+    """
+    own = probes[(probes["site"] == SITE) & probes["cell_id"].isin(set(family.cells["cell_id"]))]
+    places = own.loc[own["block"] >= 0, ["layer", "block", "kind"]].drop_duplicates()
     places = places.astype({"layer": str, "kind": str})
-    found: dict[Rule, Map] = {}
+    found = {}
     for rule in family.rules[:MOST_RULES]:
         rows = laws.rows_of(exponents, family, rule)
         if len(rows) and len(places):
-            found[rule] = _map(places, rows)
+            step = int(rows["step"].max())
+            rows = rows[rows["step"] == step].astype({"layer": str})
+            columns = ["layer", "exponent", "ci_low", "ci_high"]
+            layers = places.merge(rows[columns], on="layer", how="left").assign(step=step)
+            sure = np.isfinite(layers["exponent"] + layers["ci_high"] - layers["ci_low"])
+            found[rule] = layers.assign(sure=sure)
     return found
 
 
-def _map(places: pd.DataFrame, rows: pd.DataFrame) -> Map:
-    step = int(rows["step"].max())
-    rows = rows[rows["step"] == step].astype({"layer": str})
-    layers = places.merge(rows[["layer", "exponent", "ci_low", "ci_high"]], on="layer", how="left")
-    sure = np.isfinite(layers["exponent"]) & np.isfinite(layers["ci_high"] - layers["ci_low"])
-    layers = layers.assign(adapted=1.0, sure=sure.astype(float))
-    kinds, blocks = list(dict.fromkeys(layers["kind"])), range(int(layers["block"].max()) + 1)
-    if len(kinds) > MOST_KINDS or len(blocks) > MOST_BLOCKS:
-        raise Absent(f"{len(kinds)} kinds of layers in {len(blocks)} blocks do not fit on a map")
-    exponent, adapted, sures = (
-        layers.pivot(index="kind", columns="block", values=name)
-        .reindex(index=kinds, columns=blocks)
-        .to_numpy(float)
-        for name in ("exponent", "adapted", "sure")
-    )
-    return Map(kinds, exponent, adapted == 1, sures == 1, step)
-
-
-def _draw(ax: Axes, rule: Rule, table: Map, colours: Normalize, columns: int) -> None:
+def _draw(ax: Axes, rule: Rule, layers: pd.DataFrame, colours: Normalize) -> None:
     """The map of one rule. gids: ``map <rule>``, ``hatched <rule> <kind> <block>``."""
-    kinds, blocks = table.kinds, table.exponent.shape[1]
+    kinds, blocks = list(dict.fromkeys(layers["kind"])), int(layers["block"].max()) + 1
+    table = layers.pivot(index="kind", columns="block", values="exponent")
     ax.pcolormesh(
         np.arange(blocks + 1) - 0.5,
         np.arange(len(kinds) + 1) - 0.5,
-        np.ma.masked_invalid(table.exponent),
+        np.ma.masked_invalid(table.reindex(index=kinds, columns=range(blocks))),
         cmap=COLOURS,
         norm=colours,
         edgecolors="white",
         linewidth=0.3,
         gid=f"map {style.gid(rule)}",
     )
-    for row, column in np.argwhere(table.doubtful):
-        who = f"hatched {style.gid(rule)} {kinds[row]} {column}"
-        value = table.exponent[row, column]
-        cell = {**HATCHED, "facecolor": "none" if np.isfinite(value) else "white"}
-        if np.isfinite(value) and abs(colours(value) - 0.5) > 0.3:  # on a dark cell
-            cell["edgecolor"] = "white"
-        ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, gid=who, **cell))
-    ax.yaxis.set_major_locator(FixedLocator(range(len(kinds))))
-    ax.yaxis.set_major_formatter(FixedFormatter([_tick(kind) for kind in kinds]))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_locator(
-        MaxNLocator(6 if blocks > 4 else blocks, steps=[1, 2, 5, 10], integer=True)
-    )
-    ax.xaxis.set_minor_locator(NullLocator())
+    for layer in layers[~layers["sure"]].to_dict("records"):
+        who = f"hatched {style.gid(rule)} {layer['kind']} {layer['block']}"
+        place = layer["block"] - 0.5, kinds.index(layer["kind"]) - 0.5
+        face = "none" if np.isfinite(layer["exponent"]) else "white"
+        look: dict[str, Any] = {"facecolor": face, "edgecolor": style.FAINT, "hatch": "//////"}
+        ax.add_patch(Rectangle(place, 1, 1, linewidth=0, gid=who, **look))
+    ax.set_yticks(range(len(kinds)), [plain(printable(k.removesuffix("_proj"), 40)) for k in kinds])
+    ticks = MaxNLocator(6 if blocks > 4 else blocks, steps=[1, 2, 5, 10], integer=True)
+    ax.xaxis.set_major_locator(ticks)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_minor_locator(NullLocator())
     ax.set(xlim=(-0.5, blocks - 0.5), ylim=(len(kinds) - 0.5, -0.5), xlabel="block")
     ax.tick_params(length=1.5)
     ax.spines[:].set_visible(False)
-    heading = style.title(rule, lines=1 if columns < 3 else 2)
-    flat = table.exponent[np.isfinite(table.exponent)]
-    if flat.size:
-        middle, low, high = (style.number(v) for v in np.quantile(flat, [0.5, 0.05, 0.95]))
+
+
+def _head(ax: Axes, rule: Rule, exponents: "pd.Series[float]", lines: int) -> None:
+    """Head a map with its rule, and the median and range of its exponents."""
+    heading = style.title(rule, lines)
+    if len(exponents):
+        middle, low, high = map(style.number, exponents.quantile([0.5, 0.05, 0.95]))
         heading += f"\nmedian {middle}  [{low}, {high}]"
     ax.set_title(heading, color=style.tint(rule, [rule]), linespacing=1.15)
-
-
-def _tick(kind: str) -> str:
-    return plain(printable(kind.removesuffix("_proj"), 40))

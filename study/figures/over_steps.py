@@ -1,5 +1,6 @@
 """Scaling exponents over training: a quantity that is stable at step 0 may not stay so."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,21 +12,12 @@ from study.analysis.summary import BATCHES_OF
 from study.figures import style
 from study.figures.captions import on_batch, sentence_on_ci
 from study.figures.laws import fits
-from study.figures.selection import (
-    Absent,
-    Family,
-    Rule,
-    Tables,
-    families,
-    most_varied,
-    rules_left_out,
-)
-from study.figures.training_curves import step_axis
-from study.vocabulary.quantities import HELDOUT, PRIMARY, TRAIN, Quantity
+from study.figures.selection import Absent, Family, Rule, Tables, holding
+from study.vocabulary.quantities import HELDOUT, PRIMARY, TRAIN
 from study.vocabulary.thresholds import STABLE_RATIO
 
-MOST_FAMILIES, MOST_RULES = 3, 6
-
+MOST_RULES = 6
+OPEN = {"markersize": 2.6, "markerfacecolor": "white", "markeredgewidth": 0.7}
 SHORT_LINES: dict[str, Any] = {
     "color": style.INK,
     "linestyle": "none",
@@ -50,46 +42,42 @@ def exponents_over_training(tables: Tables) -> Figure:
     """
     if tables.exponents.empty or tables.cells.empty:
         raise Absent("no exponents in the tables: analyze the study first")
-    every = [(family, _fits(family, tables.exponents)) for family in families(tables.cells)]
-    drawable = [(family, rows) for family, rows in every if rows]
-    if not drawable:
-        raise Absent("no primary quantity with an exponent at two steps")
-    drawn, left_out = most_varied(drawable, MOST_FAMILIES, lambda one: one[0])
-    quantities = [
-        q for q in PRIMARY if any(q.name == name for _, rows in drawn for _, name in rows)
-    ]
-
-    shown, columns = [family for family, _ in drawn], len(quantities)
-    ratio = 0.95 * columns / 4  # the height does not depend on the number of columns
-    options = style.keywords(above=0.3 + 0.45 * len(drawn), column=style.FULL, sharex=True)
-    page, grid = style.panels([one.label for one in shown], columns, ratio=ratio, **options)
-    theory = False
-    beside = sorted({rule for family in shown for rule in family.rules[:MOST_RULES]})
-    for panels, (family, rows) in zip(grid, drawn, strict=True):
-        rules = [rule for rule in family.rules[:MOST_RULES] if any(rule == one for one, _ in rows)]
-        for ax, quantity in zip(panels, quantities, strict=True):
-            name = quantity.name
-            here = {rule: rows[rule, name] for rule in rules if (rule, name) in rows}
-            theory = _draw(ax, family.finite_ranks, beside, quantity, here) or theory
-            step_axis(ax, np.concatenate([fit["step"].to_numpy(int) for fit in rows.values()]))
-        style.y_label(panels[0], "scaling exponent", "with rank")
-        style.linear_axis(panels[0])
-    page.legend(
-        [page.axes[0].plot([], [], **_look(rule, beside))[0] for rule in beside],
-        [style.name(rule) for rule in beside],
-        loc="outside upper right",
-        ncols=len(beside),
+    absent = "no primary quantity with an exponent at two steps"
+    drawn, left_out = holding(
+        tables.cells, lambda family: _fits(family, tables.exponents), absent, rules=MOST_RULES
     )
-    kinds = {str(kind) for _, rows in drawn for one in rows.values() for kind in one["interval"]}
+    there = {name for rows in drawn.values() for _, name in rows}
+    quantities = [quantity for quantity in PRIMARY if quantity.name in there]
+
+    columns = len(quantities)
+    ratio = 0.95 * columns / 4  # the height does not depend on the number of columns
+    options: dict[str, Any] = {"above": 0.3 + 0.45 * len(drawn), "column": style.FULL}
+    page, grid = style.panels(list(drawn), columns, ratio=ratio, sharex=True, **options)
+    beside = sorted({rule for family in drawn for rule in family.rules[:MOST_RULES]})
+    looks = {rule: style.look(rule, beside) | OPEN for rule in beside}
+    for panels, (family, rows) in zip(grid, drawn.items(), strict=True):
+        steps = np.concatenate([fit["step"].to_numpy(int) for fit in rows.values()])
+        for ax, quantity in zip(panels, quantities, strict=True):
+            here = {rule: fit for (rule, name), fit in rows.items() if name == quantity.name}
+            _draw(ax, family.finite_ranks, here, looks)
+            ax.set_title(f"{quantity.noun}\n{quantity.symbol}", linespacing=1.2)
+            style.step_axis(ax, steps)
+        style.y_axis(panels, "scaling exponent", "with rank")
+    style.legend(page, {style.name(rule): look for rule, look in looks.items()})
+    every = pd.concat(
+        [fit.assign(name=name) for rows in drawn.values() for (_, name), fit in rows.items()]
+    )
+    heldout = set(every.loc[every["batch"] == HELDOUT, "name"])
+    nouns = " and ".join(quantity.noun for quantity in PRIMARY if quantity.name in heldout)
     return style.finish(
         page,
-        sentence_on_ci("Bands", kinds),
+        sentence_on_ci("Bands", every["interval"]),
         f"Grey: a change by less than a factor of {STABLE_RATIO:g} over these ranks.",
-        "Short black lines: theory." if theory else "",
-        _on_batches(drawn),
+        "Short black lines: theory." if every["predicted"].notna().any() else "",
+        f"On the held-out batch: {nouns}; on the training batch: all others."
+        if nouns
+        else on_batch(),
         left_out,
-        rules_left_out(shown, MOST_RULES),
-        shown=shown,
     )
 
 
@@ -108,54 +96,20 @@ def _fits(family: Family, exponents: pd.DataFrame) -> Fits:
     return found
 
 
-def _on_batches(drawn: list[tuple[Family, Fits]]) -> str:
-    """A sentence on the batches."""
-    names = {
-        name
-        for _, rows in drawn
-        for (_, name), one in rows.items()
-        if (one["batch"] == HELDOUT).any()
-    }
-    nouns = [quantity.noun for quantity in PRIMARY if quantity.name in names]
-    if not nouns:
-        return on_batch()
-    return f"On the held-out batch: {' and '.join(nouns)}; on the training batch: all others."
-
-
 def _draw(
     ax: Axes,
     ranks: list[float],
-    beside: list[Rule],
-    quantity: Quantity,
-    rows: dict[Rule, pd.DataFrame],
-) -> bool:
-    """The exponents of one quantity. Return whether theory predicts any of them.
-
-    ``beside``: the rules of the figure. gids: ``curve|band|theory <rule>``, ``level``.
-    """
+    rows: Mapping[Rule, pd.DataFrame],
+    looks: Mapping[Rule, Mapping[str, Any]],
+) -> None:
+    """The exponents of one quantity. gids: ``curve|band|theory <rule>``, ``level``."""
     margin = np.log(STABLE_RATIO) / np.log(ranks[-1] / ranks[0])
     ax.axhspan(-margin, margin, color=style.FAINT, alpha=0.13, linewidth=0, zorder=0, gid="level")
     ax.axhline(0, color=style.FAINT, linewidth=0.6, zorder=1)
-    theory = False
     for rule, fit in rows.items():
-        who, look = style.gid(rule), _look(rule, beside)
-        step = fit["step"].to_numpy(int)
-        ends = fit["ci_low"].to_numpy(float), fit["ci_high"].to_numpy(float)
+        who, look = style.gid(rule), looks[rule]
+        step, ends = fit["step"], (fit["ci_low"], fit["ci_high"])
         style.band(ax, step, *ends, look["color"], f"band {who}", zorder=2)
-        ax.plot(step, fit["exponent"].to_numpy(float), **look, zorder=3, gid=f"curve {who}")
-        predicted = fit["predicted"].to_numpy(float)
-        if np.isfinite(predicted).any():
-            theory = True
-            ax.plot(step, predicted, gid=f"theory {who}", **SHORT_LINES)
-    ax.set_title(f"{quantity.noun}\n{quantity.symbol}", linespacing=1.2)
-    return theory
-
-
-def _look(rule: Rule, beside: list[Rule]) -> dict[str, Any]:
-    return {
-        "color": style.tint(rule, beside),
-        "marker": style.marker(rule, beside),
-        "markersize": 2.6,
-        "markerfacecolor": "white",
-        "markeredgewidth": 0.7,
-    }
+        ax.plot(step, fit["exponent"], **look, zorder=3, gid=f"curve {who}")
+        if fit["predicted"].notna().any():
+            ax.plot(step, fit["predicted"], gid=f"theory {who}", **SHORT_LINES)

@@ -1,33 +1,19 @@
 """Loss and gradient norm over training (the paper's Figures 2 and 3): a curve per rank."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.signal import savgol_filter
 
+from study.analysis.grouping import end_steps
 from study.figures import style
-from study.figures.captions import on_batch
-from study.figures.selection import (
-    Absent,
-    Family,
-    Tables,
-    families,
-    holding,
-    model_wide,
-    most_varied,
-    per_step,
-    rules_left_out,
-)
-from study.figures.training_curves import (
-    Curve,
-    coincide,
-    curves,
-    draw,
-    fine_print,
-    limits,
-    step_axis,
-)
+from study.figures.captions import on_batch, span
+from study.figures.selection import Family, Rule, Tables, cells_of, holding, per_step, probed
 from study.vocabulary.quantities import GRADIENT_NORM, MEAN_GRADIENT_NORM, METRICS
 from study.vocabulary.statuses import BROKEN
 
@@ -36,6 +22,10 @@ FEWEST_EVALUATIONS = 3
 """With fewer, a line would suggest a course that nobody measured."""
 LARGEST_LOG = 500.0
 """e^500 is still finite."""
+SMOOTHED_FROM = 40
+"""Curves with fewer points are not smoothed."""
+MARKED_UP_TO = 12
+"""Curves with at most this many points have markers."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +39,44 @@ class Row:
     series: pd.DataFrame
     geometric: bool
 
-    def curves(self, family: Family) -> list[Curve]:
-        return curves(family, self.series, log=self.geometric)
 
-    def has_lines(self, family: Family) -> bool:
-        return any(curve.has_line for curve in self.curves(family))
+@dataclass(frozen=True)
+class Curve:
+    """One rule at one rank: the mean over its complete cells, or one cell that is not complete.
+
+    A broken cell (diverged or stuck) with fewer than two values is a point at infinity, at the step
+    at which it broke.
+
+    - ``low``, ``high``: the range over the cells; ``raw``: the mean before smoothing;
+    - ``window``: steps per smoothed value; 1 if nothing is smoothed.
+    """
+
+    rule: Rule
+    rank: float
+    step: np.ndarray
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    raw: np.ndarray
+    cells: int
+    status: str
+    window: int
+
+    @property
+    def complete(self) -> bool:
+        return self.status == "complete"
+
+    @property
+    def broken(self) -> bool:
+        return self.status in BROKEN
+
+    @property
+    def has_line(self) -> bool:
+        return bool(np.isfinite(self.value).any())
+
+    @property
+    def gid(self) -> str:
+        return f"{style.gid(self.rule)} r={style.rank_name(self.rank)} {self.status}"
 
 
 @style.paper()
@@ -66,16 +89,13 @@ def loss_curves(tables: Tables) -> Figure:
     over target tokens in nats. Perplexity is the exponential of the held-out loss; its mean over
     seeds is geometric.
     """
-    loss, heldout = (per_step(tables.cells, tables.metrics, name) for name in ("loss", "eval_loss"))
-    log = np.minimum(heldout["value"].astype(float), LARGEST_LOG)
+    loss, heldout = (per_step(tables, name) for name in ("loss", "eval_loss"))
     metric = METRICS["loss"]
-    rows = [
-        Row((metric.label, f"({metric.unit})"), loss, geometric=False),
-        Row(("held-out", "perplexity"), heldout.assign(value=np.exp(log)), geometric=True),
-    ]
-    few = heldout["step"].nunique() < FEWEST_EVALUATIONS
-    cells = _shown(tables.cells, loss, "finite training loss")
-    return _over_training(cells, rows[:1] if few else rows, most=3, ratio=0.52)
+    rows = [Row((metric.label, f"({metric.unit})"), loss, geometric=False)]
+    if heldout["step"].nunique() >= FEWEST_EVALUATIONS:
+        perplexity = np.exp(np.minimum(heldout["value"], LARGEST_LOG))
+        rows.append(Row(("held-out", "perplexity"), heldout.assign(value=perplexity), True))
+    return _over_training(tables.cells, rows, "finite training loss", ratio=0.52)
 
 
 @style.paper()
@@ -89,87 +109,212 @@ def grad_norm_curves(tables: Tables) -> Figure:
     measured, a second row of panels shows the other reading: the mean over all A and B of the norm
     of each one's gradient.
     """
-    probed, mean = (
-        model_wide(tables.cells, tables.probes, quantity.site, quantity.stat)
+    norm, mean = (
+        probed(tables, quantity.site, quantity.stat, model=True)
         for quantity in (GRADIENT_NORM, MEAN_GRADIENT_NORM)
     )
-    every_step = per_step(tables.cells, tables.metrics, "grad_norm")
+    every_step = per_step(tables, "grad_norm")
     every_step = every_step[every_step["value"] > 0]
-    series = probed if set(probed["cell_id"]) >= set(every_step["cell_id"]) else every_step
-    rows = [
-        Row((quantity.name, quantity.symbol), values, geometric=True)
-        for quantity, values in ((GRADIENT_NORM, series), (MEAN_GRADIENT_NORM, mean))
-        if quantity is GRADIENT_NORM or len(values)
-    ]
-    cells = _shown(tables.cells, series, "model-wide gradient norm")
-    return _over_training(cells, rows, most=3, ratio=0.62, log=True)
-
-
-def _shown(cells: pd.DataFrame, series: pd.DataFrame, what: str) -> pd.DataFrame:
-    """The cells with values in ``series``, and the broken ones, which may have none."""
-    held = holding(cells, series, what)
-    return cells[cells["cell_id"].isin(held["cell_id"]) | cells["status"].isin(BROKEN)]
+    series = norm if set(norm["cell_id"]) >= set(every_step["cell_id"]) else every_step
+    rows = [Row((GRADIENT_NORM.name, GRADIENT_NORM.symbol), series, geometric=True)]
+    if len(mean):
+        rows.append(Row((MEAN_GRADIENT_NORM.name, MEAN_GRADIENT_NORM.symbol), mean, True))
+    return _over_training(tables.cells, rows, "model-wide gradient norm", ratio=0.62, log=True)
 
 
 def _over_training(
-    cells: pd.DataFrame, rows: list[Row], *, most: int, ratio: float, log: bool = False
+    cells: pd.DataFrame, rows: Sequence[Row], what: str, *, ratio: float, log: bool = False
 ) -> Figure:
-    """Settings one below the other, each with its rows of panels and a column per rule."""
-    drawable = [family for family in families(cells) if any(row.has_lines(family) for row in rows)]
-    if not drawable:
-        raise Absent("no run with two steps in the tables")
-    shown, left_out = most_varied(drawable, most)
-    rows = [row for row in rows if any(row.has_lines(family) for family in shown)]
+    """Settings one below the other, each with its rows of panels and a column per rule.
+
+    ``what``: the first row, in words.
+    """
+    held = cells_of(cells, rows[0].series, what)["cell_id"]
+    cells = cells[cells["cell_id"].isin(held) | cells["status"].isin(BROKEN)]
+
+    def of_family(family: Family) -> list[list[Curve]]:
+        found = [_curves(family, row.series, log=row.geometric) for row in rows]
+        return found if any(curve.has_line for one in found for curve in one) else []
+
+    absent = "no run with two steps in the tables"
+    shown, left_out = holding(cells, of_family, absent, rules=MOST_RULES)
+    drawn = [row for every in shown.values() for row in every]
+    lines = max(n + 1 for n in range(len(rows)) for every in shown.values() if _any_line(every[n]))
     columns = min(max(len(family.rules) for family in shown), MOST_RULES)
-    page = style.page_of_rules(len(rows) * len(shown), columns, ratio, len(shown))
-    drawn: list[list[Curve]] = []
-    parts = style.rows(page, [family.label for family in shown])
-    for part, family in zip(parts, shown, strict=True):
-        drawn += _draw(part, family, rows, columns, log)
-    hidden = any(coincide(found, limits(found, log=log, margin=0), log=log) for found in drawn)
-    text = fine_print(
-        [curve for found in drawn for curve in found],
-        ranks=max(len(style.ranks_to_draw(family.ranks)) for family in shown),
-        mean="geometric mean" if log else "mean",
-        hidden=hidden,
-    )
+    ratio *= max(columns, 2) / 2  # the height does not depend on the number of columns
+    page, grid = style.panels(list(shown), columns, ratio=ratio, lines=lines, sharex=True)
+    for part, (family, every) in zip(grid, shown.items(), strict=True):
+        rules, ranks = family.rules[:columns], style.ranks_to_draw(family.ranks)
+        part = np.atleast_2d(part)
+        for axes, row, curves in zip(part, rows, every, strict=False):
+            found = [c for c in curves if c.rule in rules and (c.rank in ranks or c.broken)]
+            reach = _limits(found, log=log, margin=0)
+            for ax, rule in style.each(axes, rules):
+                own = [curve for curve in found if curve.rule == rule]
+                _draw_others(ax, [c for c in found if c.rule != rule and c.rank in _ends(ranks)])
+                _draw(ax, own, ranks, reach)
+            axes[0].set_ylim(*_limits(found, log=log, margin=0.05))
+            style.y_axis(axes, *row.label, log=log)
+        for ax, rule in zip(part[0], rules, strict=False):
+            style.heading(ax, rule, columns)
+        steps = [c.step for curves in every for c in curves if c.has_line and c.rule in rules]
+        for ax in part[-1]:
+            style.step_axis(ax, np.concatenate(steps))
+    mean = "geometric mean" if log else "mean"
+    every_curve = [curve for curves in drawn for curve in curves]
     return style.finish(
         page,
-        text,
+        style.on_ranks(family.ranks for family in shown),
+        *_fine_print(every_curve, mean),
         on_batch() if log else "",  # the panels of losses name it
         left_out,
-        rules_left_out(shown, MOST_RULES),
-        shown=shown,
     )
+
+
+def _any_line(curves: Sequence[Curve]) -> bool:
+    return any(curve.has_line for curve in curves)
+
+
+def _ends(ranks: Sequence[float]) -> tuple[float, float]:
+    return ranks[0], ranks[-1]
+
+
+def _curves(family: Family, series: pd.DataFrame, *, log: bool) -> list[Curve]:
+    """The family's curves of a (cell_id, step, value) series; with ``log`` the mean is geometric.
+
+    A cell that is not complete has a curve of its own: in a mean with others it would cause a jump
+    where it ends. A broken cell is not smoothed, which would hide how it broke.
+    """
+    series = series[series["cell_id"].isin(set(family.cells["cell_id"]))]
+    steps = series["step"].nunique()
+    window = 2 * (steps // 25) + 1 if steps >= SMOOTHED_FROM else 1
+    wide = series.pivot(index="step", columns="cell_id", values="value")
+    cells = family.cells.assign(end=end_steps(family.cells))
+    found = []
+    groups: Any = cells.groupby(["rule", "rank"])
+    for (rule, rank), group in groups:
+        whole = group[(group["status"] == "complete") & group["cell_id"].isin(wide.columns)]
+        if len(whole):
+            rows = wide[list(whole["cell_id"])].dropna()
+            found.append(_averaged(rule, rank, rows, "complete", window, log))
+        for cell in group.drop(whole.index).itertuples():
+            alone = wide.reindex(columns=[cell.cell_id]).dropna()
+            broken = cell.status in BROKEN
+            if len(alone) > 1:
+                smoothed = 1 if broken else window
+                found.append(_averaged(rule, rank, alone, str(cell.status), smoothed, log))
+            elif broken:
+                at, beyond = np.array([cell.end]), np.array([np.inf])
+                numbers = (at, beyond, beyond, beyond, beyond)
+                found.append(Curve(rule, rank, *numbers, 1, str(cell.status), 1))
+    return found
+
+
+def _averaged(
+    rule: Rule, rank: float, wide: pd.DataFrame, status: str, window: int, log: bool
+) -> Curve:
+    values = np.log(wide.to_numpy(float)) if log else wide.to_numpy(float)
+    window = window if len(values) >= window else 1
+    # First order: a centred running mean, and a straight line over the first and last window.
+    smooth = savgol_filter(values, window, 1, axis=0, mode="interp") if window > 1 else values
+    lines = [smooth.mean(axis=1), smooth.min(axis=1), smooth.max(axis=1), values.mean(axis=1)]
+    mean, low, high, raw = map(np.exp, lines) if log else lines
+    cells = values.shape[1]
+    return Curve(rule, rank, wide.index.to_numpy(), mean, low, high, raw, cells, status, window)
+
+
+def _draw_others(ax: Axes, others: Sequence[Curve]) -> None:
+    """The curves of other rules, in grey behind.
+
+    gid: ``other <scaling> p=<p> r=<rank> <status>``.
+    """
+    for curve in others:
+        if curve.complete:
+            look: dict[str, Any] = {"color": style.CONTEXT, "linewidth": 0.4, "zorder": 0.5}
+            ax.plot(curve.step, curve.value, gid=f"other {curve.gid}", **look)
 
 
 def _draw(
-    part: Figure | SubFigure, family: Family, rows: list[Row], columns: int, log: bool
-) -> list[list[Curve]]:
-    """The panels of one setting. Return the curves of each row, of all ranks."""
-    panels = part.subplots(len(rows), columns, sharex=True, sharey="row", squeeze=False)
-    rules, ranks = family.rules[:columns], style.ranks_to_draw(family.ranks)
-    every: list[list[Curve]] = []
-    for axes, row in zip(panels, rows, strict=True):
-        measured = [curve for curve in row.curves(family) if curve.rule in rules]
-        found = [curve for curve in measured if curve.rank in ranks or curve.broken]
-        reach = limits(found, log=log, margin=0)
-        for ax, rule in zip(axes, rules, strict=False):
-            own = [curve for curve in found if curve.rule == rule]
-            others = [c for c in found if c.rule != rule and c.rank in (ranks[0], ranks[-1])]
-            draw(ax, own, others, ranks, reach)
-        style.y_label(axes[0], *row.label)
-        axes[0].set_ylim(*limits(found, log=log, margin=0.05))
-        if log:
-            style.log_axis(axes)
-        else:
-            style.linear_axis(axes[0])
-        every.append(measured)
-    for axes in panels:
-        style.first(axes, len(rules))
-    for ax, rule in zip(panels[0], rules, strict=False):
-        style.heading(ax, rule, columns)
-    steps = [curve.step for measured in every for curve in measured if curve.has_line]
-    for ax in panels[-1]:
-        step_axis(ax, np.concatenate(steps))
-    return every
+    ax: Axes, found: Sequence[Curve], ranks: Sequence[float], reach: tuple[float, float]
+) -> None:
+    """The curves of a rule in the shades of their ranks, each labelled with its rank.
+
+    Beside a curve: its range over the seeds, and its distance from the values before smoothing.
+    Curves that are not complete are thinner, and the curve of a broken cell ends in a cross. A
+    cross outside of the range ``reach`` is drawn at its edge.
+    gids: ``curve|raw|band|cross <scaling> p=<p> r=<rank> <status>``; ``label <rank>``.
+    """
+    dots = "o" if all(len(curve.step) <= MARKED_UP_TO for curve in found) else None
+    last: dict[float, Curve] = {}  # by rank: the longest, if none is complete
+    for curve in sorted(found, key=lambda c: (not c.complete, c.rank, -c.step[-1])):
+        colour = style.shade(curve.rule, curve.rank, ranks)
+        if curve.cells > 1:
+            # Many overlapping areas become opaque.
+            ends, alpha = (curve.low, curve.high), max(0.05, 0.6 / (3 + len(ranks)))
+            style.band(ax, curve.step, *ends, colour, f"band {curve.gid}", alpha=alpha, zorder=1)
+        if curve.window > 1:
+            ends = curve.raw, curve.value
+            style.band(ax, curve.step, *ends, colour, f"raw {curve.gid}", alpha=0.25, zorder=1)
+        if curve.broken:
+            end = np.clip(curve.value[-1:], *reach)
+            ax.plot(curve.step[-1:], end, color=colour, gid=f"cross {curve.gid}", **style.CROSS)
+        if curve.has_line:
+            dashes = "dashed" if np.isinf(curve.rank) else "solid"
+            look: dict[str, Any] = {"color": colour, "linestyle": dashes, "markersize": 2.2}
+            look |= {"linewidth": 0.9 if curve.complete else 0.5, "marker": dots}
+            ax.plot(curve.step, curve.value, gid=f"curve {curve.gid}", **look)
+            last.setdefault(curve.rank, curve)
+    for rank, curve in last.items():
+        if rank in ranks:
+            y, colour = (
+                float(np.clip(curve.value[-1], *reach)),
+                style.shade(curve.rule, rank, ranks),
+            )
+            style.label_end(ax, float(curve.step[-1]), y, style.rank_name(rank), colour)
+
+
+def _limits(found: Sequence[Curve], *, log: bool, margin: float) -> tuple[float, float]:
+    """The y range: that of the complete curves, plus up to half of it for the other curves.
+
+    ``margin``: the share of the range that stays free at either end.
+    """
+    found = [curve for curve in found if curve.has_line]
+    if not found:
+        return (1.0, 10.0) if log else (0.0, 1.0)
+    scale = np.log if log else np.asarray
+    complete = [curve for curve in found if curve.complete] or found
+    values = scale(np.concatenate([v for c in complete for v in (c.low, c.high, c.raw)]))
+    low, high = float(values.min()), float(values.max())
+    span = (high - low) or 0.1 * abs(high) or 1.0
+    every = scale(np.concatenate([curve.value for curve in found]))
+    low = max(min(low, float(every.min())), low - span / 2)
+    high = min(max(high, float(every.max())), high + span / 2)
+    low, high = low - margin * (high - low), high + margin * (high - low)
+    return (float(np.exp(low)), float(np.exp(high))) if log else (low, high)
+
+
+def _fine_print(drawn: Sequence[Curve], mean: str) -> list[str]:
+    """What lines, bands and crosses mean. ``drawn``: the curves of all ranks."""
+    seeds = [curve.cells for curve in drawn if curve.complete]
+    windows = {curve.window for curve in drawn} - {1}
+    sentences = []
+    if max(seeds, default=1) > 1:
+        sentences.append(f"Lines: {mean} over {span(seeds)} seeds; bands: their range.")
+    if len({curve.rule for curve in drawn if curve.complete}) > 1:
+        sentences.append("Grey: the other rules, at the lowest and the highest rank.")
+    if windows:
+        sentences.append(
+            f"Smoothed over {max(windows)} steps; shaded: the distance from the values before "
+            "smoothing."
+        )
+    if any(not curve.complete and not curve.broken for curve in drawn):
+        sentences.append("Thin lines: runs that have not finished.")
+    broken = [status for status in BROKEN if any(curve.status == status for curve in drawn)]
+    if broken:
+        sentences.append(
+            f"Thin lines ending in ×: {' and '.join(broken)} runs, at their last finite value or "
+            "the panel's edge."
+        )
+    if "stuck" in broken:
+        sentences.append("A stuck run has no gradient from there on.")
+    return sentences

@@ -13,21 +13,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
-from pandas.api.types import is_numeric_dtype
 
 from study.analysis.grouping import curve_labels, distinguishing, end_steps
 from study.errors import StudyError, printable
 from study.store import StudyTables
 from study.vocabulary.optimizers import label
 from study.vocabulary.quantities import MODEL_WIDE, TRAIN
-from study.vocabulary.scaling import RULES, rule_label
+from study.vocabulary.scaling import RULES
 from study.vocabulary.sources import model_label
 
-T = TypeVar("T")
 Tables = StudyTables
-
-MOST_NAMED = 3
-"""Rules that a sentence names; more are counted."""
+MOST_FAMILIES = 3
+"""Settings that a figure draws."""
 
 
 class Absent(StudyError):
@@ -54,7 +51,7 @@ class Rule:
         return RULES[self.scaling].p is not None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
     """The cells of one setting, with their rule in the column ``rule``.
 
@@ -79,6 +76,9 @@ class Family:
         return [rank for rank in self.ranks if np.isfinite(rank)]
 
 
+F = TypeVar("F", bound=Family)
+T = TypeVar("T")
+
 PREFIX = {
     "lr": "learning rate ",
     "alpha": "α = ",
@@ -92,114 +92,102 @@ def families(cells: pd.DataFrame) -> list[Family]:
     labels = curve_labels(cells)
     rules = [Rule.of(s, p) for s, p in zip(cells["scaling"], labels["exponent_p"], strict=True)]
     columns = [str(name) for name in cells if name in labels and name != "scaling"]
-    cells = cells.assign(
-        rule=pd.Series(rules, cells.index, dtype=object),
-        **{c: labels[c].astype(object) for c in columns if not is_numeric_dtype(labels[c])},
-    )
+    words = labels.select_dtypes("category").astype(object)
+    cells = cells.assign(rule=pd.Series(rules, cells.index, dtype=object), **words)
     varying = [c for c in columns if cells[c].nunique(dropna=False) > 1]
-    groups = (
-        [group for _, group in cells.groupby(varying, dropna=False, observed=True)]
-        if varying
-        else [cells]
-    )
-    named = {"optimizer", *distinguishing(cells, varying)}
+    groups = [cells]
+    if varying:
+        groups = [group for _, group in cells.groupby(varying, dropna=False, observed=True)]
+    named = [c for c in varying if c in {"optimizer", *distinguishing(cells, varying)}]
     found = []
     for group in groups:
         keys = {c: group[c].iloc[0] for c in columns}
-        found.append(
-            Family(", ".join(_named(c, keys[c]) for c in varying if c in named), keys, group)
-        )
+        found.append(Family(", ".join(_named(c, keys[c]) for c in named), keys, group))
     return found
-
-
-def most_varied(
-    found: Sequence[T], most: int, family: Callable[[T], Any] = lambda one: one
-) -> tuple[list[T], str]:
-    """At most ``most`` of ``found``, in their order, and a sentence on what is left out.
-
-    Optimizers take turns, each with its largest family first, so that a sweep over learning rates
-    crowds out none of them. ``family``: the family of an element.
-    """
-    largest = sorted(range(len(found)), key=lambda i: -len(family(found[i]).cells))
-    optimizer = [family(found[i]).keys.get("optimizer") for i in largest]
-    turn = [optimizer[:i].count(optimizer[i]) for i in range(len(largest))]
-    chosen = {largest[i] for i in np.argsort(turn, kind="stable")[:most]}
-    left_out = f"{most} of {len(found)} settings are drawn." if most < len(found) else ""
-    return [one for i, one in enumerate(found) if i in chosen], left_out
-
-
-def rules_left_out(found: Sequence[Family], most: int) -> str:
-    """A sentence on the rules that a figure of at most ``most`` leaves out; empty if none."""
-    left_out = sorted({rule for family in found for rule in family.rules[most:]})
-    if len(left_out) > MOST_NAMED:
-        return f"{most} of {max(len(family.rules) for family in found)} rules are drawn."
-    names = ", ".join(rule_label(rule.scaling, rule.p) for rule in left_out)
-    return f"Not drawn: {names}." if names else ""
 
 
 def _named(column: str, value: Any) -> str:
     """A value in a label: ``AdamW``, ``learning rate 0.0001``, ``no clip``, ``targets q_proj``."""
+    words = column.replace("_", " ")
     if pd.isna(value):
-        return printable(f"no {column.replace('_', ' ')}")
-    text = (
-        f"{value:g}"
-        if isinstance(value, numbers.Number)
-        else label(re.sub(r"[][']", "", model_label(value)))
-    )
-    return printable(PREFIX.get(column, column.replace("_", " ") + " ") + text)
+        return printable(f"no {words}")
+    if isinstance(value, numbers.Number):
+        text = f"{value:g}"
+    else:
+        text = label(re.sub(r"[][']", "", model_label(value)))
+    return printable(PREFIX.get(column, f"{words} ") + text)
 
 
-def per_step(cells: pd.DataFrame, metrics: pd.DataFrame, column: str) -> pd.DataFrame:
+def most_varied(
+    found: Sequence[F], most: int = MOST_FAMILIES, rules: int = 99
+) -> tuple[list[F], str]:
+    """At most ``most`` of ``found``, in their order, and a sentence on what is left out.
+
+    Optimizers take turns, each with its largest family first, so that a sweep over learning rates
+    crowds out none of them. ``rules``: how many of a family the figure draws.
+    """
+    largest = sorted(range(len(found)), key=lambda i: -len(found[i].cells))
+    optimizer = [found[i].keys.get("optimizer") for i in largest]
+    turn = [optimizer[:i].count(optimizer[i]) for i in range(len(largest))]
+    chosen = {largest[i] for i in np.argsort(turn, kind="stable")[:most]}
+    shown = [one for i, one in enumerate(found) if i in chosen]
+    left_out = f"{most} of {len(found)} settings are drawn. " if most < len(found) else ""
+    if (most_rules := max(len(one.rules) for one in shown)) > rules:
+        left_out += f"{rules} of {most_rules} rules are drawn."
+    return shown, left_out.strip()
+
+
+def holding(
+    cells: pd.DataFrame,
+    content: Callable[[Family], T],
+    absent: str,
+    most: int = MOST_FAMILIES,
+    rules: int = 99,
+) -> tuple[dict[Family, T], str]:
+    """By family of ``cells``, its ``content``, if that is not empty; and what is left out of it.
+
+    See :func:`most_varied`. Raises :class:`Absent`, with the message ``absent``, without any.
+    """
+    found = {family: content(family) for family in families(cells)} if len(cells) else {}
+    found = {family: held for family, held in found.items() if len(held)}  # type: ignore[arg-type]
+    if not found:
+        raise Absent(absent)
+    shown, left_out = most_varied(list(found), most, rules)
+    return {family: found[family] for family in shown}, left_out
+
+
+def per_step(tables: Tables, column: str) -> pd.DataFrame:
     """The finite values of a column of ``metrics``: (cell_id, step, value).
 
     The last row of a diverged cell is the step at which it diverged; so for a stuck cell.
     """
-    if column not in metrics:
-        return NOTHING
-    rows = metrics[np.isfinite(metrics[column].to_numpy(float, na_value=np.nan))]
-    series = pd.DataFrame(
-        {
-            "cell_id": rows["cell_id"].astype(str),
-            "step": rows["step"],
-            "value": rows[column].astype(float),
-        }
-    )
-    return series[series["step"] <= _ends(cells, series)]
+    rows = tables.metrics.reindex(columns=["cell_id", "step", column])
+    series = _series(rows, rows[column])
+    return series[series["step"] <= _ends(tables.cells, series)]
 
 
-def model_wide(
-    cells: pd.DataFrame, probes: pd.DataFrame, site: str, stat: str, batch: str = TRAIN
+def probed(
+    tables: Tables, site: str, stat: str, batch: str = TRAIN, *, model: bool = False
 ) -> pd.DataFrame:
-    """The positive values of a statistic of the whole model: (cell_id, step, layer, value)."""
-    return _probed(cells, probes, site, stat, batch, model=True)
+    """The positive values of a statistic of single layers: (cell_id, step, layer, value).
+
+    ``model``: instead, those of the whole model.
+    """
+    rows = tables.probes
+    if stat not in rows:
+        return pd.DataFrame(columns=["cell_id", "step", "value", "layer"])
+    rows = rows[(rows["site"] == site) & (rows["batch"] == batch)]
+    rows = rows[((rows["layer"] == MODEL_WIDE) == model) & (rows[stat] > 0)]
+    series = _series(rows, rows[stat])
+    series["layer"] = rows["layer"].astype(str)
+    return series[series["step"] < _ends(tables.cells, series)]  # as the fits do
 
 
-def per_layer(
-    cells: pd.DataFrame, probes: pd.DataFrame, site: str, stat: str, batch: str = TRAIN
-) -> pd.DataFrame:
-    """The positive values of a statistic of single layers: (cell_id, step, layer, value)."""
-    return _probed(cells, probes, site, stat, batch, model=False)
-
-
-NOTHING = pd.DataFrame(
-    {"cell_id": pd.Series([], dtype=object), "step": [], "layer": [], "value": []}
-)
-
-
-def _probed(
-    cells: pd.DataFrame, probes: pd.DataFrame, site: str, stat: str, batch: str, model: bool
-) -> pd.DataFrame:
-    if stat not in probes:
-        return NOTHING
-    rows = probes[
-        (probes["site"] == site)
-        & (probes["batch"] == batch)
-        & ((probes["layer"] == MODEL_WIDE) == model)
-    ]
-    rows = rows[np.isfinite(rows[stat]) & (rows[stat] > 0)]
-    names = {name: rows[name].astype(str) for name in ("cell_id", "layer")}
-    series = pd.DataFrame({**names, "step": rows["step"], "value": rows[stat].astype(float)})
-    return series[series["step"] < _ends(cells, series)]  # as the fits do
+def _series(rows: pd.DataFrame, values: "pd.Series[Any]") -> pd.DataFrame:
+    """The finite ones of the ``values`` of ``rows``: (cell_id, step, value)."""
+    value = values.astype(float)
+    series = rows[["cell_id", "step"]].astype({"cell_id": str}).assign(value=value)
+    return series[np.isfinite(value)]
 
 
 def _ends(cells: pd.DataFrame, series: pd.DataFrame) -> np.ndarray:
@@ -208,7 +196,7 @@ def _ends(cells: pd.DataFrame, series: pd.DataFrame) -> np.ndarray:
     return series["cell_id"].map(ends).fillna(np.inf).to_numpy(float)
 
 
-def holding(cells: pd.DataFrame, series: pd.DataFrame, what: str) -> pd.DataFrame:
+def cells_of(cells: pd.DataFrame, series: pd.DataFrame, what: str) -> pd.DataFrame:
     """The cells with values in ``series``. Raises :class:`Absent` if there are none."""
     found = cells[cells["cell_id"].isin(set(series["cell_id"]))] if len(cells) else cells
     if found.empty:

@@ -5,7 +5,7 @@ with matplotlib, so a figure looks the same on every machine and needs no LaTeX.
 
 A rule has a hue and a marker. Within a rule the lightness falls with the logarithm of the rank,
 equally for every rule: in a grey print the lightness still shows the rank, and the marker or the
-panel shows the rule. The hues of the rules of :data:`LOOKS` stay apart under deuteranopia,
+panel shows the rule. The hues of LoRA, rsLoRA and the power rule stay apart under deuteranopia,
 protanopia and tritanopia.
 
 Lines are labelled at their ends, in their colours, instead of in a legend. The labels stand in a
@@ -16,20 +16,22 @@ with the data. :func:`finish` places them, because their places depend on the la
 import io
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import matplotlib.style
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import (
     FixedLocator,
@@ -41,28 +43,26 @@ from matplotlib.ticker import (
     NullFormatter,
     NullLocator,
 )
-from tueplots import axes, bundles, figsizes
+from scipy.optimize import isotonic_regression
+from tueplots import axes, bundles
 
 from study.figures.captions import plain, settings, wrapped
 from study.figures.selection import Rule
 from study.store import write_output
-from study.vocabulary.quantities import (
-    BACKWARD_IN,
-    DESCENT,
-    FORWARD_OUT,
-    GRADIENT_NORM,
-    QUANTITIES,
-    Quantity,
-)
+from study.vocabulary.quantities import PRIMARY, Quantity
 from study.vocabulary.scaling import FRACTIONS, RULES, rule_label
+
+T = TypeVar("T")
 
 # ---- page
 
 DPI = 300
 FULL, HALF = "full", "half"
-INK, FAINT = "#222222", "#6b6b6b"
+WIDTH = {FULL: 6.75, HALF: 3.25}
+"""Inches: two columns of an ICML page, and one."""
 HIGHEST = 8.8
 """Inches: the text of an ICML page is 9 inches high, and a caption needs a line."""
+INK, FAINT = "#222222", "#6b6b6b"
 
 PAPER: dict[str, Any] = {
     **bundles.icml2024(column="full", usetex=False),
@@ -97,6 +97,10 @@ def paper() -> Iterator[None]:
         yield
 
 
+def _layout() -> ConstrainedLayoutEngine:
+    return ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
+
+
 def figure(
     nrows: int, ncols: int, *, column: str = FULL, ratio: float, above: float = 0.0
 ) -> Figure:
@@ -105,82 +109,67 @@ def figure(
 
     ``ratio``: height of a panel over its width. ``above``: inches for legends and titles.
     """
-    size = figsizes.icml2024_full if column == FULL else figsizes.icml2024_half
-    width, height = size(nrows=nrows, ncols=ncols, height_to_width_ratio=ratio)["figure.figsize"]
-    return Figure(figsize=(width, min(height + above, HIGHEST)), layout=_layout())
+    height = WIDTH[column] / ncols * nrows * ratio + above
+    return Figure(figsize=(WIDTH[column], min(height, HIGHEST)), layout=_layout())
 
 
-def _layout() -> ConstrainedLayoutEngine:
-    return ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
+class Shown(Protocol):
+    """What a row of panels shows, such as a :class:`~study.figures.selection.Family`."""
 
-
-def rows(page: Figure, labels: Sequence[str], beside: int = 1) -> list[Any]:
-    """One subfigure per label, from top to bottom, with the label as its heading, without formulas.
-
-    ``beside``: how many stand beside each other. A single empty label gives the page itself.
-    """
-    if list(labels) == [""]:
-        return [page]
-    grid = page.subfigures(math.ceil(len(labels) / beside), beside, squeeze=False)
-    parts = list(grid.flat)[: len(labels)]
-    for part, label in zip(parts, labels, strict=True):
-        part.suptitle(
-            plain(textwrap.fill(label, int(page.get_figwidth() * 15 / beside))),
-            x=0.008,
-            ha="left",
-            fontweight="bold",
-        )
-    return parts
-
-
-def page_of_rules(rows: int, columns: int, ratio: float, settings: int) -> Figure:
-    """An empty figure for a column of panels per rule. The height of a row does not depend on the
-    number of columns. ``settings``: how many headings it needs."""
-    column = FULL if columns > 1 else HALF
-    above = 0.3 + (0.35 * settings if settings > 1 else 0)
-    return figure(rows, columns, column=column, ratio=ratio * max(columns, 2) / 2, above=above)
+    @property
+    def label(self) -> str: ...
+    @property
+    def cells(self) -> pd.DataFrame: ...
 
 
 def panels(
-    labels: Sequence[str],
+    shown: Sequence[Shown],
     columns: int,
     *,
     ratio: float,
-    above: float = 0.0,
+    above: float | None = None,
     column: str = "",
+    labels: Sequence[str] | None = None,
     beside: int = 1,
+    lines: int = 1,
     **shared: Any,
 ) -> tuple[Figure, list[np.ndarray]]:
-    """A page with ``columns`` panels for each label, which heads them; the labels from top to
-    bottom, ``beside`` in a row. Each row shares its y axis.
+    """A page with ``columns`` panels for each of ``shown``, headed by its label if it has one.
 
-    ``column``: by default the page is as wide as two columns if panels stand beside each other.
-    ``shared``: options of ``subplots``. For the others see :func:`figure` and :func:`rows`.
+    :func:`finish` prints the settings of the cells shown below the panels. Returns the page and
+    the panels of each: ``[columns]``, or ``[lines, columns]`` if it has several ``lines`` of them.
+    A line shares its y axis.
+
+    - ``column``: by default the page is as wide as two columns if panels stand beside each other;
+    - ``labels``: by default those of ``shown``. Several rows may belong to one setting;
+    - ``beside``: how many of ``shown`` stand in a row;
+    - ``above``: inches for legends and headings; by default room for the headings;
+    - ``shared``: options of ``subplots``. For ``ratio`` see :func:`figure`.
     """
-    across = columns * beside
+    labels = [one.label for one in shown] if labels is None else labels
+    across, down = columns * beside, math.ceil(len(labels) / beside)
+    if above is None:
+        above = 0.3 + (0.35 * len(labels) if len(labels) > 1 else 0)
     width = column or (FULL if across > 1 else HALF)
-    page = figure(math.ceil(len(labels) / beside), across, column=width, ratio=ratio, above=above)
-    return page, in_rows(page, labels, columns, beside, **shared)
+    page = figure(down * lines, across, column=width, ratio=ratio, above=above)
+    page.set_label(settings(pd.concat([one.cells for one in shown])))
+    parts: list[Any] = [page]
+    if list(labels) != [""]:
+        parts = list(page.subfigures(down, beside, squeeze=False).flat)[: len(labels)]
+        for part, label in zip(parts, labels, strict=True):
+            text = plain(textwrap.fill(label, int(page.get_figwidth() * 15 / beside)))
+            part.suptitle(text, x=0.008, ha="left", fontweight="bold")
+    options: dict[str, Any] = {"sharey": "row", "squeeze": False, **shared}
+    grid = [part.subplots(lines, columns, **options) for part in parts]
+    return page, grid if lines > 1 else [row for (row,) in grid]
 
 
-def in_rows(
-    page: Figure, labels: Sequence[str], columns: int, beside: int = 1, **shared: Any
-) -> list[np.ndarray]:
-    """The panels of a page: see :func:`panels`."""
-    options: dict[str, Any] = {"sharey": True, "squeeze": False, **shared}
-    return [part.subplots(1, columns, **options)[0] for part in rows(page, labels, beside)]
-
-
-def first(row: np.ndarray, number: int) -> np.ndarray:
-    """The first panels of a row; the others are hidden."""
-    for ax in row[number:]:
+def each(row: np.ndarray, things: Iterable[T]) -> list[tuple[Axes, T]]:
+    """The first panels of a row with the ``things`` that they show; the others are hidden."""
+    shown = list(zip(row, things, strict=False))
+    for ax in row[len(shown) :]:
         ax.set_visible(False)
-    return row[:number]
-
-
-def keywords(**given: Any) -> dict[str, Any]:
-    """Keyword arguments, for a call that would be long with them."""
-    return given
+    return shown
 
 
 def band(
@@ -198,33 +187,33 @@ def bars(
     ax.vlines(x, low, high, color=colour, linewidth=width, gid=gid, **more)
 
 
-class HasCells(Protocol):
-    """A part of a study, such as a :class:`~study.figures.selection.Family`."""
+def legend(
+    page: Figure,
+    looks: Mapping[str, Mapping[str, Any]],
+    columns: int = 0,
+    loc: Any = "outside upper right",
+) -> None:
+    """A legend in a corner of the page: by name, the look of its line."""
+    lines = [Line2D([], [], **look) for look in looks.values()]
+    page.legend(lines, list(looks), loc=loc, ncols=columns or len(lines))
 
-    @property
-    def cells(self) -> pd.DataFrame: ...
 
-
-def finish(drawn: Figure, *sentences: str, shown: Iterable[HasCells] = ()) -> Figure:
+def finish(drawn: Figure, *sentences: str) -> Figure:
     """Write ``sentences`` below the panels, fix the layout, and place the labels of lines.
 
-    ``shown``: what the figure shows. The settings of its cells are the last line of the text, so
-    that a figure cut out of a page still says what it shows, and they are the figure's label, which
-    :func:`save` writes as metadata. A layout engine that stays on changes the layout slightly at
-    every draw.
+    The last line of the text is the figure's label, the settings of its cells, so that a figure cut
+    out of a page still says what it shows. :func:`save` writes it as metadata. A layout engine that
+    stays on changes the layout slightly at every draw.
     """
-    if cells := [part.cells for part in shown]:
-        drawn.set_label(settings(pd.concat(cells)))
     width = int(drawn.get_figwidth() * 25)
-    text = wrapped(" ".join(s for s in sentences if s), width)
+    text = wrapped(" ".join(filter(None, sentences)), width)
     about = plain(textwrap.fill(str(drawn.get_label()), width))
-    if text or about:
-        lines = "\n".join(part for part in (text, about) if part)
+    if lines := "\n".join(filter(None, (text, about))):
         drawn.supxlabel(lines, x=0.008, ha="left", fontsize=6.5, color=FAINT, linespacing=1.15)
     drawn.set_layout_engine(_layout())  # also if the figure was finished before
     drawn.draw_without_rendering()
     drawn.set_layout_engine("none")
-    place_labels(drawn)
+    _place_labels(drawn)
     return drawn
 
 
@@ -235,14 +224,10 @@ FORMATS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """By format, the fields of its metadata: for the settings, and those that would hold a date or a
 version."""
-USUAL_FORMATS = ("png", "pdf")
 
 
 def save(
-    drawn: Figure,
-    folder: str | Path,
-    name: str,
-    formats: Sequence[str] = USUAL_FORMATS,
+    drawn: Figure, folder: str | Path, name: str, formats: Sequence[str] = ("png", "pdf")
 ) -> tuple[Path, ...]:
     """Write ``folder/name.png`` and ``folder/name.pdf``, each atomically; fonts are embedded.
 
@@ -251,20 +236,17 @@ def save(
     ``formats``: some of :data:`FORMATS`.
     """
     about = str(drawn.get_label())
-    paths = tuple(Path(folder) / f"{name}.{kind}" for kind in formats)
+    paths = []
     with paper(), matplotlib.rc_context({"svg.hashsalt": name}):
-        for kind, path in zip(formats, paths, strict=True):
+        for kind in formats:
             of_about, undated = FORMATS[kind]
-            metadata: dict[str, Any] = {of_about: about} if about else {}
-            dpi = DPI if kind == "png" else "figure"
-            _write(drawn, path, metadata=metadata | dict.fromkeys(undated), dpi=dpi)
-    return paths
-
-
-def _write(drawn: Figure, path: Path, **options: Any) -> None:
-    page = io.BytesIO()
-    drawn.savefig(page, format=path.suffix[1:], **options)
-    write_output(path, page.getvalue())
+            metadata = ({of_about: about} if about else {}) | dict.fromkeys(undated)
+            page = io.BytesIO()
+            dpi: Any = DPI if kind == "png" else "figure"
+            drawn.savefig(page, format=kind, metadata=metadata, dpi=dpi)
+            paths.append(Path(folder) / f"{name}.{kind}")
+            write_output(paths[-1], page.getvalue())
+    return tuple(paths)
 
 
 # ---- looks
@@ -284,10 +266,10 @@ CROSS: dict[str, Any] = {
     "zorder": 5,
 }
 """Marks a diverged run."""
-
-
 THEORY: dict[str, Any] = {"color": INK, "linestyle": DASHED, "linewidth": 0.9, "zorder": 3.5}
 """A predicted curve."""
+PREDICTED: dict[str, Any] = {"color": INK, "linestyle": DOTTED, "zorder": 3.2}
+"""A predicted exponent."""
 DOTS: dict[str, Any] = {"marker": "o", "markersize": 1.8}
 """On a line: where it was measured."""
 LARGE: dict[str, Any] = {
@@ -324,63 +306,41 @@ MIDDLE = 0.36
 
 
 def _shades(*colours: Any) -> Colormap:
-    """A colour map through ``colours``, light to dark, whose lightness falls linearly."""
+    """A colour map through ``colours``, light to dark, whose CIELAB lightness falls linearly."""
     path = LinearSegmentedColormap.from_list("path", list(colours))(np.linspace(0, 1, 256))
-    at = np.interp(np.linspace(LIGHTEST, DARKEST, 33), lightness(path)[::-1], np.arange(256)[::-1])
+    rgb = path[:, :3]
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    lightness = 116 * np.cbrt(linear @ [0.2126729, 0.7151522, 0.0721750]) - 16
+    at = np.interp(np.linspace(LIGHTEST, DARKEST, 33), lightness[::-1], np.arange(256)[::-1])
     return LinearSegmentedColormap.from_list("shades", path[np.rint(at).astype(int)])
 
 
-def lightness(colours: np.ndarray) -> np.ndarray:
-    """CIELAB's L* of sRGB colours: 0 is black, 100 white."""
-    rgb = np.asarray(colours)[..., :3]
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    return 116 * np.cbrt(linear @ [0.2126729, 0.7151522, 0.0721750]) - 16
-
-
-LOOKS = {
-    "lora": Look(_shades(*matplotlib.colormaps["copper"](np.linspace(1.0, 0.1, 64))), "o"),
-    "rslora": Look(_shades("#97e2cc", "#36b0a4", "#11788a", "#07303b"), "s"),
-    "power": Look(_shades("#d9cdf9", "#9a78e0", "#6a3fc4", "#2c1268"), "^"),
-}
-"""By the name of a scaling rule."""
-SPARE_LOOKS = (
+LOOKS = (
+    Look(_shades(*matplotlib.colormaps["copper"](np.linspace(1.0, 0.1, 64))), "o"),
+    Look(_shades("#97e2cc", "#36b0a4", "#11788a", "#07303b"), "s"),
+    Look(_shades("#d9cdf9", "#9a78e0", "#6a3fc4", "#2c1268"), "^"),
     Look(_shades("#b4ec3c", "#82ba06", "#6e7900", "#3a3a00"), "*"),
     Look(_shades("#fdc5dd", "#fa5a9c", "#d91387", "#5a0340"), "X"),
 )
-"""For rules that have no look of their own."""
+"""In the order of :data:`~study.vocabulary.scaling.RULES`, again from the start if there are more
+rules."""
 POWER_MARKERS = "^vD<>pPh"
 """For several exponents of one rule in a panel: the hue shows the rule, the marker its p."""
-
-QUANTITY_LOOKS: dict[tuple[str, str], tuple[str, str]] = {
-    (GRADIENT_NORM.site, GRADIENT_NORM.stat): (INK, "o"),
-    (DESCENT.site, DESCENT.stat): ("#c2185b", "D"),
-    (FORWARD_OUT.site, FORWARD_OUT.stat): ("#2b6fc2", "^"),
-    (BACKWARD_IN.site, BACKWARD_IN.stat): ("#8a9a00", "v"),
-}
-"""Colour and marker by site and statistic. The hues differ from those of the rules."""
-SPARE_QUANTITY_LOOKS = (("#d9730d", "s"), ("#6d4c41", "P"))
-"""For quantities that have no look of their own."""
+QUANTITY_LOOKS = (
+    *((INK, "o"), ("#c2185b", "D"), ("#2b6fc2", "^"), ("#8a9a00", "v")),
+    *(("#d9730d", "s"), ("#6d4c41", "P")),
+)
+"""Colour and marker in the order of the primary quantities. The hues differ from the rules'."""
 
 
 def rule_look(scaling: str) -> Look:
-    """The look of a rule; a rule that is not in :data:`LOOKS` gets a spare one."""
-    if scaling in LOOKS:
-        return LOOKS[scaling]
-    return SPARE_LOOKS[_place(scaling, RULES, LOOKS) % len(SPARE_LOOKS)]
+    """The look of a rule."""
+    return LOOKS[list(RULES).index(scaling) % len(LOOKS)]
 
 
 def quantity_look(quantity: Quantity) -> tuple[str, str]:
-    """Colour and marker of a quantity; one not in :data:`QUANTITY_LOOKS` gets a spare look."""
-    key = quantity.site, quantity.stat
-    if key in QUANTITY_LOOKS:
-        return QUANTITY_LOOKS[key]
-    every = [(one.site, one.stat) for one in QUANTITIES]
-    return SPARE_QUANTITY_LOOKS[_place(key, every, QUANTITY_LOOKS) % len(SPARE_QUANTITY_LOOKS)]
-
-
-def _place(key: Any, every: Iterable[Any], looks: dict[Any, Any]) -> int:
-    """The place of ``key`` among those of ``every`` that have no look of their own."""
-    return [one for one in every if one not in looks].index(key)
+    """Colour and marker of a primary quantity."""
+    return QUANTITY_LOOKS[PRIMARY.index(quantity) % len(QUANTITY_LOOKS)]
 
 
 def name(rule: Rule) -> str:
@@ -407,22 +367,24 @@ def heading(ax: Axes, rule: Rule, columns: int) -> None:
     ax.set_title(text, color=tint(rule, [rule]), linespacing=1.0)
 
 
-def tint(rule: Rule, beside: Sequence[Rule]) -> RGBA:
-    """The one colour of a rule, if ranks are on an axis.
+def look(rule: Rule, beside: Sequence[Rule]) -> dict[str, Any]:
+    """The one colour of a rule and its marker, if ranks are on an axis.
 
-    Several exponents of one rule in ``beside`` take shades of its hue.
+    Several exponents of one rule in ``beside`` take shades of its hue, and a marker each.
     """
     peers = [r for r in beside if r.scaling == rule.scaling]
-    at = MIDDLE if len(peers) < 2 else 0.9 * peers.index(rule) / (len(peers) - 1)
-    return _on_white(rule, at)
-
-
-def marker(rule: Rule, beside: Sequence[Rule]) -> str:
-    """The marker of a rule. Several exponents of one rule in ``beside`` have one each."""
-    peers = [r for r in beside if r.scaling == rule.scaling]
+    own = rule_look(rule.scaling)
     if len(peers) < 2:
-        return rule_look(rule.scaling).marker
-    return POWER_MARKERS[peers.index(rule) % len(POWER_MARKERS)]
+        return {"color": _on_white(rule, MIDDLE), "marker": own.marker}
+    place = peers.index(rule)
+    colour = _on_white(rule, 0.9 * place / (len(peers) - 1))
+    return {"color": colour, "marker": POWER_MARKERS[place % len(POWER_MARKERS)]}
+
+
+def tint(rule: Rule, beside: Sequence[Rule]) -> RGBA:
+    """The colour of :func:`look`."""
+    colour: RGBA = look(rule, beside)["color"]
+    return colour
 
 
 def shade(rule: Rule, rank: float, ranks: Sequence[float]) -> RGBA:
@@ -448,29 +410,39 @@ FEWEST_TICKS, MOST_TICKS = 3, 6
 """Labelled ticks of a logarithmic axis."""
 
 
-def y_label(ax: Axes, quantity: str, definition: str = "") -> None:
-    """Label the y axis with the quantity and, on a second line, its unit or formula."""
-    ax.set_ylabel(f"{quantity}\n{definition}" if definition else quantity, linespacing=1.15)
-
-
-def legend_above(
-    ax: Axes, handles: Sequence[Any], labels: Sequence[str], title: str, *, bold: bool = False
+def y_axis(
+    panels: Sequence[Axes] | np.ndarray, quantity: str, unit: str = "", *, log: bool = False
 ) -> None:
+    """Label the y axis of ``panels``, which share it, with about five ticks.
+
+    ``unit``: the unit or the definition, on a second line.
+    """
+    panels[0].set_ylabel(f"{quantity}\n{unit}" if unit else quantity, linespacing=1.15)
+    if log:
+        log_axis(panels)
+    else:
+        panels[0].yaxis.set_major_locator(_round_ticks())
+
+
+def legend_above(ax: Axes, handles: Sequence[Any], labels: Sequence[str], title: str) -> None:
     """A legend with a title above the panel, flush left."""
-    ax.legend(
-        handles,
-        labels,
-        title=title,
-        title_fontproperties={"size": 8, "weight": "bold" if bold else "normal"},
-        loc="lower left",
-        bbox_to_anchor=(0.0, 1.02),
-        alignment="left",
-    )
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.02)}
+    font = {"size": 8, "weight": "normal"}
+    ax.legend(handles, labels, title=title, title_fontproperties=font, alignment="left", **place)
 
 
 def number(value: float, digits: int = 2) -> str:
     """A number with a true minus sign, and without a sign if it rounds to 0."""
     return f"{value:.{digits}f}".replace("-", "−") if round(value, digits) else f"{0:.{digits}f}"
+
+
+def interval(value: float, low: float, high: float, *, most: int = 3) -> str:
+    """``0.50 [0.49, 0.52]``; with three digits, or at ``most``, if the interval is narrow."""
+    digits = min(most, 3) if high - low < 0.02 else 2
+    text = number(value, digits)
+    if np.isfinite(high - low):
+        text += f" [{number(low, digits)}, {number(high, digits)}]"
+    return text
 
 
 def rank_name(rank: float) -> str:
@@ -482,41 +454,25 @@ def rank_name(rank: float) -> str:
 
 
 def rank_axis(ax: Axes, ranks: Sequence[float], inches: float) -> None:
-    """A logarithmic axis with a tick at every rank of the study, and at least three ticks.
+    """A logarithmic axis with a tick at every rank of the study.
 
     On an axis ``inches`` long, as many ticks are labelled as fit.
     """
     ax.set_xscale("log", base=2)
     span = math.log(ranks[-1] / ranks[0]) or math.log(2)
-    ticks = _with_a_middle(ranks)
     apart = TICK_INCHES * span / inches
     labelled: list[float] = []
-    for rank in ticks:
+    for rank in ranks:
         if not labelled or math.log(rank / labelled[-1]) >= apart:
             labelled.append(rank)
-    if ticks[-1] not in labelled and len(labelled) > FEWEST_TICKS:
-        labelled[-1] = ticks[-1]  # the highest rank rather than the one before it
+    if ranks[-1] not in labelled and len(labelled) > FEWEST_TICKS:
+        labelled[-1] = ranks[-1]  # the highest rank rather than the one before it
     ax.xaxis.set_major_locator(FixedLocator(labelled))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda rank, _: rank_name(rank)))
     ax.xaxis.set_minor_locator(FixedLocator([rank for rank in ranks if rank not in labelled]))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlim(ranks[0] * math.exp(-0.06 * span), ranks[-1] * math.exp(0.06 * span))
     ax.set_xlabel("rank $r$")
-
-
-def _with_a_middle(ranks: Sequence[float]) -> list[float]:
-    """``ranks``; if there are two, also the power of two or the integer that is halfway."""
-    if len(ranks) != 2:
-        return list(ranks)
-    halfway = math.sqrt(ranks[0] * ranks[1])
-    power = 2.0 ** round(math.log2(halfway))
-    middle = power if ranks[0] < power < ranks[1] else float(round(halfway))
-    return sorted({*ranks, middle})
-
-
-def linear_axis(ax: Axes) -> None:
-    """A linear y axis with about five round labels."""
-    ax.yaxis.set_major_locator(_round_ticks())
 
 
 def _round_ticks() -> MaxNLocator:
@@ -565,19 +521,44 @@ class Decimals(Formatter):
         return [decimal(value, powers=not all(map(_is_short, values))) for value in values]
 
 
+def log_ticks(
+    axis: Axis, minor: Locator | None = None, within: tuple[float, float] | None = None
+) -> None:
+    """Label a logarithmic axis at :class:`LogTicks`, with unlabelled ticks at ``minor``.
+
+    ``within``: the ends of the data, if the axis reaches beyond them.
+    """
+    major = FixedLocator(LogTicks().tick_values(*within)) if within else LogTicks()
+    axis.set_major_locator(major)
+    axis.set_major_formatter(Decimals())
+    axis.set_minor_locator(minor or NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def step_axis(ax: Axes, steps: np.ndarray) -> None:
+    """The axis of optimizer steps: logarithmic if half of the steps are in the first quarter of a
+    long run, else linear."""
+    ax.set_xlabel("optimizer step")
+    last = max(int(steps.max()), 1)
+    if last <= 64 or np.median(np.unique(steps)) > last / 4:
+        whole = MaxNLocator(6, steps=[1, 2, 5, 10], integer=True).tick_values(0, last)
+        ax.xaxis.set_major_locator(FixedLocator([step for step in whole if 0 <= step <= last]))
+        return
+    ax.set_xscale("symlog", linthresh=1, linscale=0.3)
+    ax.xaxis.set_major_locator(FixedLocator([0, *(10**k for k in range(len(str(last))))]))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:g}"))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlim(-0.1, last * 1.15)
+
+
 def log_axis(panels: Sequence[Axes] | np.ndarray) -> None:
-    """A logarithmic y axis, shared by ``panels``, labelled at :class:`LogTicks`."""
+    """A logarithmic y axis, shared by ``panels``."""
     for ax in panels:
         ax.set_yscale("log")
-    axis = panels[0].yaxis
-    axis.set_major_locator(LogTicks())
-    axis.set_major_formatter(Decimals())
     low, high = panels[0].get_ylim()
-    decades = math.log10(high / low)
-    axis.set_minor_locator(
-        LogLocator(base=10, subs=range(2, 10), numticks=20) if decades < 6 else NullLocator()
-    )
-    axis.set_minor_formatter(NullFormatter())
+    short = math.log10(high / low) < 6
+    minor = LogLocator(base=10, subs=range(2, 10), numticks=20) if short else None
+    log_ticks(panels[0].yaxis, minor)
 
 
 def decimal(value: float, *, powers: bool | None = None) -> str:
@@ -598,11 +579,15 @@ def _exponent(value: float) -> int:
     return math.floor(math.log10(value) + 1e-9)
 
 
-def crosses(ax: Axes, x: np.ndarray, colour: Any, gid: str) -> None:
-    """Crosses on the upper edge of a panel: runs that diverged, or whose values lie above it."""
-    place = ax.get_xaxis_transform()
-    look = {**CROSS, "markersize": 3.5}
-    ax.plot(x, np.full(len(x), 1.0), color=colour, transform=place, gid=gid, **look)
+def crosses(ax: Axes, x: np.ndarray, colour: Any, gid: str) -> bool:
+    """Crosses on the upper edge of a panel, at runs that diverged or whose values lie above it.
+
+    Returns whether there are any.
+    """
+    look = {**CROSS, "markersize": 3.5, "transform": ax.get_xaxis_transform()}
+    if len(x):
+        ax.plot(x, np.full(len(x), 1.0), color=colour, gid=gid, **look)
+    return len(x) > 0
 
 
 # ---- labels of lines
@@ -631,14 +616,16 @@ def ranks_to_draw(ranks: Sequence[float], most: int = MOST_LABELS) -> list[float
     return [*(finite[place] for place in places), *infinite]
 
 
-def on_ranks(drawn: int, every: int) -> str:
-    """A sentence on the labels, for the text below the panels."""
+def on_ranks(ranks: Iterable[Sequence[float]]) -> str:
+    """A sentence on the labels, for the text below the panels. ``ranks``: those of each row."""
+    drawn, every = max((len(ranks_to_draw(one)), len(one)) for one in ranks)
     left_out = f" ({drawn} of {every} are drawn)" if drawn < every else ""
     return f"Numbers at the lines: ranks{left_out}."
 
 
 def label_end(ax: Axes, x: float, y: float, text: str, colour: Any) -> None:
     """Label the line of ``ax`` that ends at (x, y). gid: ``label <text>``."""
+    leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 1.5}
     label = ax.annotate(
         text,
         (x, y),
@@ -649,82 +636,53 @@ def label_end(ax: Axes, x: float, y: float, text: str, colour: Any) -> None:
         va="center",
         annotation_clip=False,
         gid=LABEL + text,
-        arrowprops={
-            "arrowstyle": "-",
-            "color": colour,
-            "linewidth": 0.5,
-            "shrinkA": 1,
-            "shrinkB": 1.5,
-            "relpos": (0, 0.5),
-        },
+        arrowprops={**leader, "relpos": (0, 0.5)},
     )
     label.set_in_layout(False)
 
 
-def labels_of(ax: Axes) -> list[Annotation]:
-    """The labels of the lines of a panel."""
-    return [
-        text
-        for text in ax.texts
-        if isinstance(text, Annotation) and str(text.get_gid()).startswith(LABEL)
-    ]
-
-
-def place_labels(page: Figure) -> None:
+def _place_labels(page: Figure) -> None:
     """Put the labels of every panel where they do not overlap. The layout must be fixed."""
-    labelled = [ax for ax in page.findobj(Axes) if labels_of(ax)]
-    if not labelled:
+    labels: dict[Axes, list[Annotation]] = {}
+    found: list[Any] = page.findobj(lambda one: str(one.get_gid()).startswith(LABEL))
+    for text in found:
+        labels.setdefault(text.axes, []).append(text)
+    if not labels:
         return
     renderer: Any = FigureCanvasAgg(page).get_renderer()
     # Of the texts alone: an annotation's own extent includes the line that leads to it.
-    extents = {ax: [Text.get_window_extent(t, renderer) for t in labels_of(ax)] for ax in labelled}
-    width = max(box.width for boxes in extents.values() for box in boxes)
-    height = max(box.height for boxes in extents.values() for box in boxes)
-    for ax in labelled:
-        _make_room(ax, width + LEADER * page.dpi / 72)
-    for ax in labelled:
-        ax.spines["bottom"].set_bounds(ax.get_xlim()[0], _end(ax))
-        _set_labels(ax, width, height)
+    boxes = [Text.get_window_extent(text, renderer) for one in labels.values() for text in one]
+    width, height = max(box.width for box in boxes), max(box.height for box in boxes)
+    ends = {}
+    for ax in labels:
+        beside = ax.get_shared_x_axes().get_siblings(ax)
+        ends[ax] = max(text.xy[0] for one in beside for text in labels.get(one, []))
+        _make_room(ax, float(ends[ax]), width + LEADER * page.dpi / 72)
+    for ax, texts in labels.items():
+        ax.spines["bottom"].set_bounds(ax.get_xlim()[0], ends[ax])
+        texts.sort(key=lambda text: text.xy[1])
+        wanted = np.array([ax.transData.transform(text.xy)[1] for text in texts])
+        low, high = ax.bbox.y0 + height / 2, ax.bbox.y1 - height / 2
+        for text, y in zip(texts, _spread(wanted, height, low, high), strict=True):
+            text.set_anncoords("axes fraction")
+            text.xyann = (1 - width / ax.bbox.width, float((y - ax.bbox.y0) / ax.bbox.height))
 
 
-def _end(ax: Axes) -> float:
-    """The largest x of a labelled line, in this panel and in those that share its x axis."""
-    beside = ax.get_shared_x_axes().get_siblings(ax)
-    return float(max(text.xy[0] for one in beside for text in labels_of(one)))
-
-
-def _make_room(ax: Axes, room: float) -> None:
-    """Extend the x axis until ``room`` pixels are right of the lines."""
+def _make_room(ax: Axes, end: float, room: float) -> None:
+    """Extend the x axis until ``room`` pixels are right of ``end``, where the lines end."""
     scale = ax.xaxis.get_transform()
-    left, right, end = (float(x) for x in scale.transform([*ax.get_xlim(), _end(ax)]))
+    left, right, end = (float(x) for x in scale.transform([*ax.get_xlim(), end]))
     extended = left + (end - left) / (1 - room / ax.bbox.width)
     # A panel that shares the axis may have made more room.
     ax.set_xlim(right=float(scale.inverted().transform([max(extended, right)])[0]))
 
 
-def _set_labels(ax: Axes, width: float, height: float) -> None:
-    """Spread the labels of a panel from top to bottom, each as near to its line as possible."""
-    labels = sorted(labels_of(ax), key=lambda text: text.xy[1])
-    wanted = np.array([ax.transData.transform(text.xy)[1] for text in labels])
-    low, high = ax.bbox.y0 + height / 2, ax.bbox.y1 - height / 2
-    for text, y in zip(labels, spread(wanted, height, low, high), strict=True):
-        text.set_anncoords("axes fraction")
-        text.xyann = (1 - width / ax.bbox.width, float((y - ax.bbox.y0) / ax.bbox.height))
-
-
-def spread(wanted: np.ndarray, apart: float, low: float, high: float) -> np.ndarray:
+def _spread(wanted: np.ndarray, apart: float, low: float, high: float) -> np.ndarray:
     """The places nearest to the sorted places ``wanted``, at least ``apart`` from each other.
 
     Between ``low`` and ``high``, unless they do not fit. Nearest in the sum of squares: an isotonic
-    regression (pool adjacent violators) of the places less what their predecessors take.
+    regression of the places less what their predecessors take.
     """
     before = apart * np.arange(len(wanted))
-    pools: list[tuple[float, int]] = []  # mean and size
-    for place in wanted - before:
-        mean, size = float(place), 1
-        while pools and pools[-1][0] > mean:
-            other, others = pools.pop()
-            mean, size = (mean * size + other * others) / (size + others), size + others
-        pools.append((mean, size))
-    free = np.concatenate([np.full(size, mean) for mean, size in pools])
+    free = isotonic_regression(wanted - before).x
     return np.clip(free, low, max(low, high - before[-1])) + before

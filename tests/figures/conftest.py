@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from study.analysis import fit_exponents
 from study.figures.selection import Rule
 from study.vocabulary.statuses import BROKEN, STATUSES
-from tests.figures.checklist import problems
 
 ALPHA, LAYERS, KINDS = 16.0, 12, ("q_proj", "down_proj")
 FULL = {
@@ -185,25 +185,43 @@ def small() -> SimpleNamespace:
     return build(**SMALL)
 
 
-@pytest.fixture(scope="session")
-def tiny() -> Callable[..., SimpleNamespace]:
-    """A builder of small studies: 3 ranks, 2 rules, 2 seeds, 6 steps; arguments override these."""
-    return lambda **changes: build(**{**TINY, **changes})
+def tiny(**changes: Any) -> SimpleNamespace:
+    """3 ranks, 2 rules, 2 seeds, 6 steps, unless ``changes`` override these."""
+    return build(**{**TINY, **changes})
 
 
 # reading figures
 
 
-def artists(figure: Figure, start: str) -> list[Any]:
-    """The figure's artists whose gid starts with ``start``, in drawing order."""
-    return list(figure.findobj(lambda a: str(a.get_gid() or "").startswith(start)))
+def panels(figure: Figure) -> list[Axes]:
+    """The visible panels, without colour bars."""
+    return [ax for ax in figure.axes if ax.get_label() != "legend" and ax.get_visible()]
 
 
-def texts(figure: Figure) -> list[str]:
-    return [t.get_text() for t in figure.findobj(Text) if t.get_visible() and t.get_text()]
+def artists(figure: Figure, start: str, ax: Axes | None = None) -> list[Any]:
+    """The artists whose gid starts with ``start``, in drawing order; those of one panel."""
+    found = figure.findobj(lambda a: str(a.get_gid() or "").startswith(start))
+    return [one for one in found if ax is None or one.axes is ax]
 
 
-@pytest.fixture(scope="session")
-def read() -> SimpleNamespace:
-    """``artists(figure, gid)``, ``texts(figure)`` and ``problems(figure)``."""
-    return SimpleNamespace(artists=artists, texts=texts, problems=problems)
+def only(figure: Figure, start: str, ax: Axes | None = None) -> Any:
+    (found,) = artists(figure, start, ax)
+    return found
+
+
+def said(figure: Figure) -> str:
+    """All visible texts, without line breaks."""
+    every = [t.get_text() for t in figure.findobj(Text) if t.get_visible() and t.get_text()]
+    return " ".join(every).replace("\n", " ")
+
+
+def rows(table: pd.DataFrame, **where: object) -> pd.DataFrame:
+    """The rows of a table with these values."""
+    for column, value in where.items():
+        table = table[table[column] == value]
+    return table
+
+
+def row(table: pd.DataFrame, **where: object) -> pd.Series:
+    (found,) = (one for _, one in rows(table, **where).iterrows())
+    return found

@@ -1,151 +1,96 @@
-"""Power laws against the rank: points, lines, bands and exponents are those of the tables."""
+"""Figures against the rank: points, lines, bands and exponents are those of the tables."""
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from study.analysis import fitted
+from study.analysis import fit_exponents, fitted, with_predictions
 from study.figures import Absent
 from study.figures.activation_moments import activation_moments_vs_rank
+from study.figures.conditions import conditions
+from study.figures.eps import eps_over_ranks
 from study.figures.model_laws import descent_vs_rank, grad_norm_vs_rank
-
-VS_RANK = [grad_norm_vs_rank, descent_vs_rank, activation_moments_vs_rank]
-
-
-def panels(figure: Figure) -> list[Axes]:
-    return [ax for ax in figure.findobj(Axes) if ax.get_visible()]
-
-
-def on(ax: Axes, found: list) -> list:
-    return [artist for artist in found if artist.axes is ax]
-
-
-def row(tables: SimpleNamespace, scaling: str, **where: object) -> pd.Series:
-    rows = tables.exponents[tables.exponents["scaling"] == scaling]
-    for column, value in where.items():
-        rows = rows[rows[column] == value]
-    (found,) = rows.to_dict("records")
-    return pd.Series(found)
-
+from study.theory import Layer, mean_log_curve, slope
+from tests.figures.conftest import artists, only, panels, row, rows, said, tiny
 
 GRAD = {"site": "adapter_grad", "stat": "norm", "layer": "model"}
+RULES = {"lora": 1.0, "rslora": 0.5}
 
 
-def test_gradient_norm_has_a_point_per_cell_at_the_first_and_last_step(full, read) -> None:
+def test_gradient_norm_has_a_point_per_cell_at_the_first_and_last_step(full) -> None:
     figure = grad_norm_vs_rank(full)
+    probes = full.probes.astype({"cell_id": str}).merge(full.cells, on="cell_id")
     for ax, step in zip(panels(figure), (0, 50), strict=True):
         assert ax.get_legend().get_title().get_text() == f"step {step}"
-        assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
-        for scaling, p in (("lora", 1), ("rslora", 0.5)):
-            (points,) = on(ax, read.artists(figure, f"points {scaling} p={p}"))
-            rows = full.probes[
-                (full.probes["site"] == "adapter_grad") & (full.probes["step"] == step)
-            ]
-            rows = rows.assign(cell_id=rows["cell_id"].astype(str)).merge(full.cells, on="cell_id")
-            rows = rows[rows["scaling"] == scaling]
-            drawn = sorted(zip(points.get_xdata(), points.get_ydata(), strict=True))
-            np.testing.assert_allclose(
-                drawn, sorted(zip(rows["rank"], rows["norm"], strict=True)), rtol=1e-6
-            )
-            assert len(drawn) == 30
+        for scaling in RULES:
+            points = only(figure, f"points {scaling}", ax)
+            here = rows(probes, site="adapter_grad", step=step, scaling=scaling)
+            expected = sorted(zip(here["rank"], here["norm"], strict=True))
+            np.testing.assert_allclose(sorted(map(tuple, points.get_xydata())), expected, rtol=1e-6)
 
 
-def test_line_and_band_are_the_fits_and_the_legend_says_the_slope(full, read) -> None:
+def test_lines_and_bands_are_the_fits_and_theory_is_dotted_through_their_centre(full) -> None:
     figure = grad_norm_vs_rank(full)
-    first, _ = panels(figure)
-    fit = row(full, "lora", step=0, **GRAD)
-    (line,) = on(first, read.artists(figure, "line lora"))
-    (band,) = on(first, read.artists(figure, "band lora"))
+    first, last = panels(figure)
+    fit = row(full.exponents, scaling="lora", step=0, **GRAD)
+    line, band, theory = (
+        only(figure, f"{part} lora", first) for part in ("line", "band", "theory")
+    )
     middle, low, high = fitted(fit, line.get_xdata())
     np.testing.assert_allclose(line.get_ydata(), middle)
     np.testing.assert_allclose(line.get_xdata()[[0, -1]], [4, 2048])
     edges = band.get_paths()[0].vertices
     np.testing.assert_allclose(sorted(set(edges[np.isclose(edges[:, 0], 4), 1])), [low[0], high[0]])
-    label, other = (text.get_text() for text in first.get_legend().get_texts())
     digits = 3 if fit["ci_high"] - fit["ci_low"] < 0.02 else 2
-    slope, lower, upper = (
-        f"−{abs(fit[name]):.{digits}f}" for name in ("exponent", "ci_low", "ci_high")
-    )
-    assert label == f"LoRA  {slope} [{lower}, {upper}], theory −0.50"
+    value, *ends = (f"−{abs(fit[n]):.{digits}f}" for n in ("exponent", "ci_low", "ci_high"))
+    label, other = (text.get_text() for text in first.get_legend().get_texts())
+    assert label == f"LoRA  {value} [{', '.join(ends)}], theory −0.50"
     assert other.startswith("rsLoRA  0.00")
-    assert other.endswith("theory 0.00")
 
-
-def test_theory_is_a_dotted_line_through_the_fits_centre_where_there_is_one(full, read) -> None:
-    figure = grad_norm_vs_rank(full)
-    first, last = panels(figure)
-    theories = read.artists(figure, "theory")
-    assert len(on(first, theories)) == 2
-    assert not on(last, theories)  # nothing is predicted after step 0
-    (theory,) = on(first, read.artists(figure, "theory lora"))
-    slopes = np.diff(np.log(theory.get_ydata())) / np.diff(np.log(theory.get_xdata()))
-    np.testing.assert_allclose(slopes, -0.5)
-    fit = row(full, "lora", step=0, **GRAD)
-    at_centre = np.interp(
-        fit["log_rank_mean"], np.log(theory.get_xdata()), np.log(theory.get_ydata())
-    )
-    np.testing.assert_allclose(at_centre, fit["log_stat_mean"])
-    (line,) = on(first, read.artists(figure, "line lora"))
+    x, y = np.log(theory.get_xdata()), np.log(theory.get_ydata())
+    np.testing.assert_allclose(np.diff(y) / np.diff(x), -0.5)
+    np.testing.assert_allclose(np.interp(fit["log_rank_mean"], x, y), fit["log_stat_mean"])
     assert theory.get_zorder() > line.get_zorder(), "dots upon the line, where both agree"
+    assert not artists(figure, "theory", last)  # nothing is predicted after step 0
 
 
-# activations
-
-
-def test_activations_are_the_mean_over_layers_of_the_log(small, read) -> None:
+def test_activations_are_the_mean_over_layers_of_the_log(small) -> None:
     figure = activation_moments_vs_rank(small)
-    rows = small.probes[(small.probes["site"] == "adapter_out") & (small.probes["step"] == 15)]
-    rows = (
-        rows.assign(cell_id=rows["cell_id"].astype(str))
-        .merge(small.cells, on="cell_id")
-        .query("scaling == 'lora'")
-    )
+    probes = small.probes.astype({"cell_id": str}).merge(small.cells, on="cell_id")
+    where = {"site": "adapter_out", "step": 15, "scaling": "lora"}
     for ax, stat in zip(panels(figure), ("mean_abs", "rms", "m4"), strict=True):
-        (points,) = on(ax, read.artists(figure, "points lora"))
-        (bars,) = on(ax, read.artists(figure, "spread lora"))
-        logs = np.log(rows.pivot(index="rank", columns="layer", values=stat).astype(float))
+        here = rows(probes, **where)
+        logs = np.log(here.pivot(index="rank", columns="layer", values=stat).astype(float))
+        points, bars = only(figure, "points lora", ax), only(figure, "spread lora", ax)
         np.testing.assert_allclose(points.get_ydata(), np.exp(logs.mean(axis=1)))
         ends = np.array([segment[:, 1] for segment in bars.get_segments()])
         np.testing.assert_allclose(ends, np.exp(logs.quantile([0.05, 0.95], axis=1).T))
-        (line,) = on(ax, read.artists(figure, "line lora"))
-        fit = row(
-            small, "lora", site="adapter_out", stat=stat, step=15, layer="mean_log", kind="all"
-        )
+        line = only(figure, "line lora", ax)
+        fit = row(small.exponents, **where, stat=stat, layer="mean_log", kind="all")
         np.testing.assert_allclose(line.get_ydata(), fitted(fit, line.get_xdata())[0])
-    assert "adapter output" in panels(figure)[0].get_ylabel()
     assert "at step 15" in panels(figure)[0].get_ylabel()
-    headings = [ax.get_legend().get_title().get_text().split("  ")[0] for ax in panels(figure)]
-    assert headings == ["mean absolute value", "root mean square", "fourth moment"]
 
 
-def test_heldout_activations_are_named_as_such(tiny, read) -> None:
+def test_heldout_activations_are_named_as_such() -> None:
     tables = tiny(fitted=False)
     tables.probes = tables.probes.assign(batch="heldout")
-    assert "held-out batch" in " ".join(read.texts(activation_moments_vs_rank(tables)))
+    assert "held-out batch" in said(activation_moments_vs_rank(tables))
 
 
-# unusual studies
-
-
-@pytest.mark.parametrize("draw", VS_RANK)
-def test_without_data_the_reason_is_given(draw, tiny) -> None:
+@pytest.mark.parametrize("draw", [grad_norm_vs_rank, descent_vs_rank, activation_moments_vs_rank])
+def test_without_data_the_reason_is_given(draw) -> None:
     tables = tiny()
-    tables.probes = tables.probes.iloc[:0]
-    with pytest.raises(Absent, match="in the tables"):
-        draw(tables)
-    tables.probes = tables.probes[
-        ["cell_id", "step", "layer", "block", "kind", "site", "batch"]
-    ]  # not one stat
-    with pytest.raises(Absent, match="in the tables"):
-        draw(tables)
+    place = ["cell_id", "step", "layer", "block", "kind", "site", "batch"]
+    for probes in (tables.probes.iloc[:0], tables.probes[place]):  # no row, and no statistic
+        with pytest.raises(Absent, match="in the tables"):
+            draw(SimpleNamespace(**{**vars(tables), "probes": probes}))
 
 
 @pytest.mark.parametrize("broken", ["diverged", "stuck"])
-def test_broken_cells_are_crossed_at_their_rank(tiny, read, broken: str) -> None:
+def test_broken_cells_are_crossed_at_their_rank(broken: str) -> None:
     gone = (1024, 1)
     tables = tiny(
         ranks=(4, 32, 256, 1024),
@@ -153,30 +98,103 @@ def test_broken_cells_are_crossed_at_their_rank(tiny, read, broken: str) -> None
     )
     figure = grad_norm_vs_rank(tables)
     first, last = panels(figure)
-    assert not on(first, read.artists(figure, "lost"))  # none had at step 0
-    crosses = on(last, read.artists(figure, "lost"))
-    assert [list(cross.get_xdata()) for cross in crosses] == [[1024], [1024]]
-    assert len(on(last, read.artists(figure, "points lora"))[0].get_xdata()) == 7
-    fitted = row(tables, "lora", step=6, **GRAD)
-    assert fitted["points"] == 6  # both seeds, over the ranks that both have
-    assert fitted["seeds"] == 2
-    assert "had diverged or got stuck by then" in " ".join(read.texts(figure)).replace("\n", " ")
+    assert not artists(figure, "lost", first)  # none had at step 0
+    assert [list(cross.get_xdata()) for cross in artists(figure, "lost", last)] == [[1024]] * 2
+    assert len(only(figure, "points lora", last).get_xdata()) == 7
+    assert "had diverged or got stuck by then" in said(figure)
 
 
-def test_settings_have_rows_fits_and_steps_of_their_own(tiny) -> None:
-    settings = [{"optimizer": "adamw", "clip": None}, {"optimizer": "sgd", "clip": 1.0}]
-    tables = tiny(settings=settings)
+def test_settings_have_rows_fits_and_steps_of_their_own() -> None:
+    tables = tiny(
+        settings=[{"optimizer": "adamw", "clip": None}, {"optimizer": "sgd", "clip": 1.0}]
+    )
     sgd = set(tables.cells.query("optimizer == 'sgd'")["cell_id"])
-    tables.probes = tables.probes[
-        ~(tables.probes["cell_id"].isin(sgd) & (tables.probes["step"] == 6))
-    ]
+    late = tables.probes["cell_id"].isin(sgd) & (tables.probes["step"] == 6)
+    tables.probes = tables.probes[~late]
     figure = grad_norm_vs_rank(tables)
-    assert [part._suptitle.get_text() for part in figure.subfigs] == [
-        "AdamW",
-        "SGD",
-    ]
+    assert [part._suptitle.get_text() for part in figure.subfigs] == ["AdamW", "SGD"]
     for part, optimizer, last in zip(figure.subfigs, ("adamw", "sgd"), (6, 1), strict=True):
-        panel = [ax for ax in part.findobj(Axes) if ax.get_visible()][-1]
-        assert panel.get_legend().get_title().get_text() == f"step {last}"
-        slope = row(tables, "lora", optimizer=optimizer, step=last, **GRAD)["exponent"]
-        assert f"{abs(slope):.2f}" in panel.get_legend().get_texts()[0].get_text()
+        legend = part.axes[-1].get_legend()
+        assert legend.get_title().get_text() == f"step {last}"
+        fit = row(tables.exponents, scaling="lora", optimizer=optimizer, step=last, **GRAD)
+        assert f"{abs(fit['exponent']):.2f}" in legend.get_texts()[0].get_text()
+
+
+# a lazy study, for the conditions and eps
+
+RANKS, SEEDS, EPS = (4, 16, 64, 256, 1024), (0, 1, 2), 1e-8
+LAYERS = {
+    "layers.0.q_proj": (64, 3.0, 1.0),
+    "layers.0.v_proj": (64, 9.0, 0.1),
+    "layers.1.down_proj": (256, 5.0, 30.0),
+}
+"""By layer: D, r_align (equal to r_sign), and the scale of its output."""
+
+
+def lazy(*, optimizer: str = "sgd", eps: float = EPS) -> SimpleNamespace:
+    """A study near the predicted curves, at steps 0 and 1: adapter_out, adapter_in_grad and the
+    gradients of A and B."""
+    cells, probes, rng = [], [], np.random.default_rng(0)
+    fixed = {"optimizer": optimizer, "exponent": np.nan, "lr": 1e-4, "alpha": 16.0}
+    fixed |= {"init": "kaiming", "status": "complete"}
+    fixed |= {"eps": eps if optimizer == "adamw" else np.nan}
+    for (scaling, p), rank, seed in itertools.product(RULES.items(), RANKS, SEEDS):
+        cell = {"cell_id": f"{scaling}-{rank}-{seed}", "scaling": scaling, "rank": float(rank)}
+        cells.append(fixed | cell | {"seed": seed, "data_seed": seed})
+        for step, (layer, (d_in, align, size)) in itertools.product((0, 1), LAYERS.items()):
+            place = {"cell_id": cell["cell_id"], "step": step, "layer": layer, "batch": "train"}
+            place |= {"block": int(layer[7]), "kind": layer[9:], "d_in": d_in, "d_out": 32}
+            known = Layer(d_in, 32, r_align=align, r_sign=align)
+            law = {"step": step, "optimizer": optimizer, "p": p, "layer": known}
+            for site in ("adapter_out", "adapter_in_grad", "A_grad", "B_grad"):
+                if step == 1 or site == "B_grad":
+                    (value,) = mean_log_curve(site, "rms", [rank], **law)
+                    rms = 1e-6 * size * value * np.exp(0.05 * rng.standard_normal())
+                    facts = {"r_align": align, "r_sign": align} if site == "adapter_out" else {}
+                    probes.append({**place, "site": site, "rms": rms, **facts})
+    tables = SimpleNamespace(
+        cells=pd.DataFrame(cells), metrics=pd.DataFrame(), probes=pd.DataFrame(probes)
+    )
+    metrics = tables.cells[["cell_id"]].merge(pd.DataFrame({"step": [0, 1]}), how="cross")
+    metrics = metrics.assign(loss=2.0, loss_after=1.999, clip_factor=1.0)
+    update = {"site": "adapter_update", "batch": "train", "layer": "model", "kind": "model"}
+    steps = metrics[["cell_id", "step"]].assign(**update, block=-1, descent=1e-3)
+    every = pd.concat([tables.probes, steps], ignore_index=True)
+    fits = fit_exponents(tables.cells, tables.probes)
+    tables.exponents = with_predictions(fits, tables.cells, metrics, every)
+    return tables
+
+
+def pooled(tables: SimpleNamespace, site: str) -> np.ndarray:
+    """LoRA's geometric means over layers at step 1, sorted."""
+    here = rows(tables.probes, site=site, step=1).merge(tables.cells, on="cell_id")
+    here = here[here["scaling"] == "lora"].assign(log=lambda rows: np.log(rows["rms"]))
+    return np.sort(np.exp(here.groupby(["rank", "seed"])["log"].mean()))
+
+
+def test_conditions_show_means_over_layers_and_curves_with_the_slope_of_the_table() -> None:
+    tables = lazy(optimizer="adamw", eps=1e-15)  # far below every gradient
+    figure = conditions(tables)
+    for ax, site in zip(figure.axes, ("adapter_out", "adapter_in_grad"), strict=True):
+        points = only(figure, "points lora", ax)
+        np.testing.assert_allclose(np.sort(points.get_ydata()), pooled(tables, site))
+        assert set(points.get_xdata()) == set(RANKS)
+        line = only(figure, "curve lora", ax)
+        at = np.interp(np.log(RANKS), np.log(line.get_xdata()), np.log(line.get_ydata()))
+        where = {"site": site, "step": 1, "layer": "mean_log", "kind": "all", "scaling": "lora"}
+        predicted = row(tables.exponents, **where)["predicted"]
+        assert slope(np.exp(at), RANKS) == pytest.approx(predicted, abs=1e-6), site
+    tables.probes = tables.probes[tables.probes["site"] != "adapter_in_grad"]
+    with pytest.raises(Absent, match="both adapter_out and adapter_in_grad"):
+        conditions(tables)
+
+
+def test_gradients_are_in_units_of_eps_at_the_first_step_with_both() -> None:
+    tables = lazy(optimizer="adamw")
+    figure = eps_over_ranks(tables)
+    for ax, site in zip(figure.axes, ("A_grad", "B_grad"), strict=True):
+        points, line = (only(figure, f"{part} lora", ax) for part in ("points", "line"))
+        np.testing.assert_allclose(np.sort(points.get_ydata()), pooled(tables, site) / EPS)
+        middle = np.interp(64.0, line.get_xdata(), line.get_ydata())
+        assert middle == pytest.approx(np.median(points.get_ydata()), rel=0.2)
+    assert "at step 1" in figure.axes[0].get_ylabel()

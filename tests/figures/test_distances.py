@@ -1,5 +1,6 @@
 """Distances to infinite rank: first steps of random adapters against the known distance."""
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,14 +8,15 @@ import pandas as pd
 import pytest
 
 from study import theory
+from study.figures import Absent
 from study.figures.distances import distance_to_infinite_rank, rank_free_curves
-from study.figures.selection import Absent
+from tests.figures.conftest import artists, only, rows
 
 D_IN, D_OUT = 48, 32
 RANKS, SEEDS = (4, 16, 64, 256, 1024), range(4)
-FREE = tuple(4**k for k in range(2, 11))
-WHO = "rslora p=0.5"
 LAYERS = ("layers.0.q_proj", "layers.1.q_proj")
+MEASURES = {"Frobenius": "frobenius", "input-weighted": "input_weighted", "loss": "loss"}
+"""By the heading of a panel."""
 
 
 def problem(layer: int) -> tuple[np.ndarray, np.ndarray, theory.Layer]:
@@ -35,154 +37,70 @@ def first_step(G: np.ndarray, x: np.ndarray, rank: int, seed: int) -> dict[str, 
     return {"frobenius": np.linalg.norm(off) / np.linalg.norm(G), "input_weighted": weighted}
 
 
-def cells_of(ranks, seeds) -> pd.DataFrame:
-    fixed = {
-        "optimizer": "sgd",
-        "scaling": "rslora",
-        "exponent": np.nan,
-        "lr": 0.1,
-        "alpha": 16.0,
-        "init": "kaiming",
-    }
-    fixed |= {"status": "complete"}
-    rows = [
-        {
-            **fixed,
-            "cell_id": f"c{rank}-{seed}",
-            "rank": float(rank),
-            "seed": seed,
-            "data_seed": seed,
-            "status": "complete",
-        }
-        for rank in ranks
-        for seed in seeds
-    ]
-    return pd.DataFrame(rows)
-
-
 @pytest.fixture(scope="module")
 def study() -> SimpleNamespace:
-    cells = cells_of((*RANKS, np.inf), SEEDS)
-    distances, probes = [], []
-    for _, cell in cells.iterrows():
+    fixed = {"optimizer": "sgd", "exponent": np.nan, "lr": 0.1, "alpha": 16.0, "init": "kaiming"}
+    fixed |= {"status": "complete"}
+    cells, distances, probes = [], [], []
+    for rank, seed in itertools.product((*RANKS, np.inf), SEEDS):
+        who = {"cell_id": f"c{rank}-{seed}", "rank": float(rank), "seed": seed, "scaling": "rslora"}
+        cells.append(fixed | who | {"data_seed": seed})
         for number, layer in enumerate(LAYERS):
             G, x, known = problem(number)
-            place = {"cell_id": cell["cell_id"], "layer": layer, "kind": "q_proj"}
-            facts = {
-                "d_in": D_IN,
-                "d_out": D_OUT,
-                "r_align": known.r_align,
-                "r_diag": known.r_diag,
-                "rms": 1.0,
-            }
-            probes.append(
-                {
-                    **place,
-                    "step": 1,
-                    "block": number,
-                    "site": "adapter_out",
-                    "batch": "train",
-                    **facts,
-                }
-            )
-            if np.isfinite(cell["rank"]):
-                for measure, value in first_step(G, x, int(cell["rank"]), cell["seed"]).items():
-                    who = {"rank": cell["rank"], "scaling": "rslora", "seed": cell["seed"]}
-                    distances.append(
-                        {**place, **who, "step": 1, "measure": measure, "distance": value}
-                    )
-                    distances.append(
-                        {**place, **who, "step": 5, "measure": measure, "distance": 1.1 * value}
-                    )
-                    distances.append(
-                        {**place, **who, "step": 0, "measure": measure, "distance": 0.0}
-                    )
-        if np.isfinite(cell["rank"]):
-            model = {
-                "cell_id": cell["cell_id"],
-                "layer": "model",
-                "kind": "model",
-                "measure": "loss",
-            }
-            who = {"rank": cell["rank"], "scaling": "rslora", "seed": cell["seed"]}
-            distances += [
-                {**model, **who, "step": s, "distance": 0.1 * cell["rank"] ** -0.5} for s in (1, 5)
-            ]
-    empty = pd.DataFrame()
+            place = {"cell_id": who["cell_id"], "layer": layer, "kind": "q_proj", "block": number}
+            facts = {"d_in": D_IN, "d_out": D_OUT, "r_align": known.r_align, "r_diag": known.r_diag}
+            about = {"step": 1, "site": "adapter_out", "batch": "train", "rms": 1.0}
+            probes.append(place | about | facts)
+            if np.isfinite(rank):
+                for measure, value in first_step(G, x, rank, seed).items():
+                    row = who | {"layer": layer, "kind": "q_proj", "measure": measure}
+                    for step, factor in ((0, 0.0), (1, 1.0), (5, 1.1)):
+                        distances.append(row | {"step": step, "distance": factor * value})
+        if np.isfinite(rank):
+            model = who | {"layer": "model", "kind": "model", "measure": "loss"}
+            distances += [model | {"step": s, "distance": 0.1 * rank**-0.5} for s in (1, 5)]
+    none = pd.DataFrame()
     return SimpleNamespace(
-        cells=cells,
-        metrics=empty,
-        exponents=empty,
+        cells=pd.DataFrame(cells),
+        metrics=none,
+        exponents=none,
         probes=pd.DataFrame(probes),
         distances=pd.DataFrame(distances),
     )
 
 
-def titled(figure, heading: str, row: int = 0):
-    return [ax for ax in figure.axes if ax.get_legend().get_title().get_text() == heading][row]
-
-
-def on(ax, found):
-    (one,) = (a for a in found if a.axes is ax)
-    return one
-
-
-def test_points_are_the_mean_over_layers_of_the_log_distance(study, read) -> None:
+def test_points_are_the_mean_over_layers_of_the_log_distance(study) -> None:
     figure = distance_to_infinite_rank(study)
-    for heading, measure in (
-        ("Frobenius", "frobenius"),
-        ("input-weighted", "input_weighted"),
-        ("loss", "loss"),
-    ):
-        for row, step in enumerate((1, 5)):
-            rows = study.distances[
-                (study.distances["measure"] == measure) & (study.distances["step"] == step)
-            ]
-            means = np.exp(
-                rows.assign(log=np.log(rows["distance"])).groupby(["rank", "seed"])["log"].mean()
-            )
-            points = on(titled(figure, heading, row), read.artists(figure, f"points {WHO}"))
-            np.testing.assert_allclose(np.sort(points.get_ydata()), np.sort(means))
-            assert np.inf not in points.get_xdata()
+    for (heading, measure), (place, step) in itertools.product(MEASURES.items(), enumerate((1, 5))):
+        titled = [ax for ax in figure.axes if ax.get_legend().get_title().get_text() == heading]
+        points = only(figure, "points rslora", titled[place])
+        here = rows(study.distances, measure=measure, step=step)
+        here = here.assign(log=np.log(here["distance"]))
+        means = np.exp(here.groupby(["rank", "seed"])["log"].mean())
+        np.testing.assert_allclose(np.sort(points.get_ydata()), np.sort(means))
+    assert len(artists(figure, "known")) == 2  # theory of the first step, of two measures
+
+
+def test_rank_free_runs_are_points_and_explicit_ones_rings(study) -> None:
+    free = [
+        {"rank": 4.0**k, "scaling": "rslora", "seed": seed, "step": 1, "layer": LAYERS[0]}
+        | {"kind": "q_proj", "cell_id": f"free {k} {seed}", "measure": "frobenius"}
+        | {"distance": ((D_IN - 0.2) / 4**k) ** 0.5 * (1 + 0.01 * seed), "d_in": D_IN}
+        | {"optimizer": "sgd", "init": "kaiming"}
+        for k, seed in itertools.product(range(2, 11), range(3))
+    ]
+    explicit = rows(study.distances, measure="frobenius", step=1)
+    tables = SimpleNamespace(**vars(study))
+    tables.distances = pd.concat([explicit, pd.DataFrame(free)])
+    figure = rank_free_curves(tables)
+    assert len(only(figure, "points rslora").get_xdata()) == len(free)
+    assert set(only(figure, "explicit").get_xdata()) == set(RANKS)
 
 
 def test_missing_distances_are_reported(study) -> None:
-    without = SimpleNamespace(
-        **{name: frame for name, frame in vars(study).items() if name != "distances"}
-    )
+    tables = SimpleNamespace(**vars(study))
+    del tables.distances
     with pytest.raises(Absent, match="run study distances"):
-        distance_to_infinite_rank(without)
+        distance_to_infinite_rank(tables)
     with pytest.raises(Absent, match="no rank-free runs"):
-        rank_free_curves(study)
-
-
-# rank-free
-
-
-@pytest.fixture(scope="module")
-def free(study) -> SimpleNamespace:
-    rng = np.random.default_rng(1)
-    rows = [
-        {
-            "rank": float(rank),
-            "scaling": "rslora",
-            "seed": seed,
-            "step": 1,
-            "layer": "layers.0.q_proj",
-            "kind": "q_proj",
-            "cell_id": f"free {rank} {seed}",
-        }
-        | {
-            "measure": "frobenius",
-            "distance": np.sqrt((D_IN - 0.2) / rank) * np.exp(0.02 * rng.standard_normal()),
-        }
-        | {"d_in": D_IN, "optimizer": "sgd", "init": "kaiming"}
-        for rank in FREE
-        for seed in range(3)
-    ]
-    explicit = study.distances[
-        (study.distances["measure"] == "frobenius") & (study.distances["step"] == 1)
-    ]
-    return SimpleNamespace(
-        **{**vars(study), "distances": pd.concat([explicit, pd.DataFrame(rows)])}
-    )
+        rank_free_curves(tables)

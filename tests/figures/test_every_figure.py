@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,23 +10,24 @@ import pandas as pd
 import pytest
 from matplotlib.lines import Line2D
 
-from study.figures import FIGURES, draw_all
+from benchmarks.inference_costs import infer_cost
+from benchmarks.summary import speed
+from docs.blocks import study_tables, table
+from study.figures import FIGURES, Absent, draw_all
 from study.vocabulary.scaling import RULES, Rule
+from tests.figures import test_local_slopes, test_losses, test_rate_exponents
+from tests.figures.checklist import problems
+from tests.figures.conftest import artists, said, tiny
+from tests.figures.test_against_rank import lazy
 
 PLAIN = (
-    *(
-        "loss_curves",
-        "grad_norm_curves",
-        "grad_norm_vs_rank",
-        "activation_moments_vs_rank",
-        "descent_vs_rank",
-    ),
-    *("exponents_over_training", "exponent_heatmap", "loss_against_rank"),
+    *("loss_curves", "grad_norm_curves", "grad_norm_vs_rank", "activation_moments_vs_rank"),
+    *("descent_vs_rank", "exponents_over_training", "exponent_heatmap", "loss_against_rank"),
 )
 """The figures that every synthetic study has data for. The others have tests of their own."""
-UNFITTED = PLAIN[:5] + PLAIN[7:]
 BOTH = [("lora", np.nan), ("rslora", np.nan)]
 WIDE = tuple(4 * 2**k for k in range(10))
+LONG = {"model": "meta-llama/Llama-3.1-8B-Instruct", "targets": "q_proj,v_proj", "lr": 0.1}
 STUDIES = {
     "one rule": {"rules": BOTH[1:]},
     "one rank": {"ranks": (64,)},
@@ -44,65 +46,104 @@ STUDIES = {
     "optimizers and rates": {
         "settings": [{"optimizer": o, "lr": lr} for o in ("adamw", "sgd") for lr in (1e-4, 0.1)]
     },
-    "long labels": {
-        "settings": [
-            {
-                "optimizer": "adamw",
-                "model": "meta-llama/Llama-3.1-8B-Instruct",
-                "targets": "q_proj,v_proj",
-                "lr": 0.1,
-            },
-            {"optimizer": "sgd", "model": "smollm2", "targets": "all-linear", "lr": 0.12345},
-        ]
-    },
+    "long labels": {"settings": [LONG, {"optimizer": "sgd", "lr": 0.12345}]},
     "bits": {"settings": [{"quant_bits": bits} for bits in (np.nan, 8.0, 4.0)]},
     "not analysed": {"fitted": False},
+}
+FEWER = {
+    "one rank": PLAIN[:2],
+    "not analysed": PLAIN[:5],
+    "all diverged": PLAIN[:7],  # no run has a final loss
+    "still running": PLAIN[:7],
 }
 
 
 @pytest.mark.parametrize("kind", STUDIES)
-def test_nothing_collides_in_unusual_studies(kind: str, tiny, read) -> None:
+def test_nothing_collides_in_unusual_studies(kind: str) -> None:
     drawn = []
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "error"
-        )  # a missing glyph, a layout that collapsed, the logarithm of zero
+        # A missing glyph, a layout that collapsed, the logarithm of zero.
+        warnings.simplefilter("error")
         for name, figure in draw_all(tiny(**STUDIES[kind])):
-            assert read.problems(figure) == [], name
+            assert problems(figure) == [], name
             drawn.append(name)
-    expected = {"one rank": PLAIN[:2], "not analysed": UNFITTED}.get(kind, PLAIN)
-    if kind in ("all diverged", "still running"):  # no run has a final loss
-        expected = PLAIN[:7]
-    assert set(expected) <= set(drawn)
-    assert set(drawn) - set(PLAIN) <= {
-        "exponent_against_p",
-        "learning_rate_basins",
-        "exponents_by_bits",
-    }
+    assert set(FEWER.get(kind, PLAIN)) <= set(drawn)
     assert drawn == [name for name in FIGURES if name in drawn]
 
 
-def test_a_new_rule_is_drawn_without_a_look_of_its_own(
-    tiny, read, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def swept() -> SimpleNamespace:
+    """Learning rates at more ranks than lines are drawn, with truncations."""
+    tables = test_losses.sweep(ranks=WIDE)
+    kept = pd.DataFrame({"kept": [0.0, 1.0, 4.0]}).assign(share=0.5)
+    cut = tables.cells[["cell_id", "rank"]].merge(kept, how="cross")
+    cut = cut.assign(loss=3.0 - 0.1 * np.log2(1 + cut["kept"]))
+    whole = cut.assign(kept=cut["rank"]).drop_duplicates("cell_id")
+    tables.truncations = pd.concat([cut, whole]).drop(columns="rank")
+    return tables
+
+
+def distant() -> SimpleNamespace:
+    """Distances of cells and of runs that are no cells."""
+    tables = lazy(optimizer="adamw")
+    place = {"step": 1, "layer": "model", "kind": "model", "measure": "loss"}
+    rows = tables.cells[["cell_id", "rank", "scaling", "seed"]].assign(**place)
+    rows = rows.assign(distance=rows["rank"] ** -0.5)
+    about = {"optimizer": "sgd", "exponent": np.nan, "lr": 0.1, "alpha": 16.0, "init": "kaiming"}
+    free = rows.assign(cell_id=rows["cell_id"] + " free", rank=1024 * rows["rank"], **about)
+    tables.distances = pd.concat([rows, free])
+    return tables
+
+
+RICH: tuple[Callable[[], SimpleNamespace], ...] = (
+    lambda: tiny(settings=[{"quant_bits": bits} for bits in (np.nan, 4.0)], seeds=(0,)),
+    swept,
+    distant,
+)
+OF_ONE_FIGURE = {
+    "loss_against_alpha": test_losses.products,
+    "local_slopes_by_width": lambda: test_local_slopes.study_of((64, 256)),
+    "rate_exponent_vs_rho": test_rate_exponents.study,
+}
+"""Studies that together have data for every figure, and those that have data for one."""
+
+
+def test_every_figure_is_drawn_and_passes() -> None:
+    drawn = {name: problems(FIGURES[name](make())) for name, make in OF_ONE_FIGURE.items()}
+    for make in RICH:
+        tables = make()
+        for name in FIGURES.keys() - drawn.keys():
+            try:
+                drawn[name] = problems(FIGURES[name](tables))
+            except Absent:
+                continue
+    assert drawn == {name: [] for name in FIGURES}, "a figure without data here is not checked"
+
+
+def test_committed_figures_pass() -> None:
+    for name, figure in draw_all(study_tables()):
+        assert problems(figure) == [], name
+    assert problems(speed(table("bench/sweep"), table("bench/large-steps"))) == []
+    assert problems(speed(table("bench/sweep"), None)) == []
+    assert problems(infer_cost(table("infer_cost/infer_cost"))) == []
+
+
+def test_a_new_rule_is_drawn_without_a_look_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RULES, "cube", Rule("Cube", 1 / 3))
-    tables = tiny(rules=[("lora", np.nan), ("cube", np.nan)])
-    for name, figure in draw_all(tables):
-        assert read.problems(figure) == [], name
-        assert "Cube" in " ".join(read.texts(figure)), name
+    for name, figure in draw_all(tiny(rules=[("lora", np.nan), ("cube", np.nan)])):
+        assert problems(figure) == [], name
+        assert "Cube" in said(figure), name
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_every_axis_is_labelled(name: str, small, read) -> None:
-    figure = FIGURES[name](small)
-    panels = [ax for ax in figure.axes if ax.get_label() != "legend"]
-    for ax in panels:
-        place = ax.get_subplotspec()
-        assert bool(ax.get_xlabel()) == place.is_last_row()
-        assert bool(ax.get_ylabel()) == place.is_first_col()
+def test_every_axis_is_labelled(name: str, small: SimpleNamespace) -> None:
+    for ax in FIGURES[name](small).axes:
+        if ax.get_label() != "legend":
+            place = ax.get_subplotspec()
+            assert bool(ax.get_xlabel()) == place.is_last_row()
+            assert bool(ax.get_ylabel()) == place.is_first_col()
 
 
-def test_tables_as_they_come_back_from_disk(tiny, read, tmp_path) -> None:
+def test_tables_as_they_come_back_from_disk_are_drawn_and_left_as_they_were(tmp_path) -> None:
     tables = tiny()
     for name, frame in vars(tables).items():
         frame.astype({"cell_id": "category"} if "cell_id" in frame else {}).to_parquet(
@@ -110,39 +151,25 @@ def test_tables_as_they_come_back_from_disk(tiny, read, tmp_path) -> None:
         )
     back = SimpleNamespace(**{name: pd.read_parquet(tmp_path / name) for name in vars(tables)})
     back.cells["cell_id"] = back.cells["cell_id"].astype(str)
-    assert isinstance(back.metrics["cell_id"].dtype, pd.CategoricalDtype)
-    for (name, figure), (_, again) in zip(draw_all(tables), draw_all(back), strict=True):
-        assert read.texts(figure) == read.texts(again), name
-        for one, other in zip(read.artists(figure, ""), read.artists(again, ""), strict=True):
+    before = {name: frame.copy() for name, frame in vars(tables).items()}
+    drawn = list(draw_all(tables))
+    assert {name for name, _ in drawn} >= set(PLAIN)
+    assert all(frame.equals(getattr(tables, name)) for name, frame in before.items())
+    for (name, figure), (_, again) in zip(drawn, draw_all(back), strict=True):
+        assert said(figure) == said(again), name
+        for one, other in zip(artists(figure, ""), artists(again, ""), strict=True):
             if isinstance(one, Line2D):
                 np.testing.assert_array_equal(one.get_xydata(), other.get_xydata())
 
 
-def test_tables_are_left_as_they_were(tiny) -> None:
-    tables = tiny()
-    before = {name: frame.copy() for name, frame in vars(tables).items()}
-    assert len(list(draw_all(tables))) >= len(PLAIN)
-    assert all(frame.equals(getattr(tables, name)) for name, frame in before.items())
-
-
-def test_a_figure_without_data_is_skipped_with_a_warning(
-    tiny, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_figure_without_data_is_skipped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     tables = tiny()
     tables.probes = tables.probes.iloc[:0]
     with caplog.at_level(logging.WARNING):
-        drawn = [name for name, _ in draw_all(tables)]
-    from_other_tables = {"exponent_against_p", "exponents_over_training", "loss_against_rank"}
-    assert [name for name in drawn if name not in from_other_tables] == [
-        "loss_curves",
-        "grad_norm_curves",
-    ]
-    assert (
-        "no figure descent_vs_rank: no model-wide adapter_update descent in the tables"
-        in caplog.messages
-    )
+        drawn = {name for name, _ in draw_all(tables)}
+    assert not drawn & {"grad_norm_vs_rank", "activation_moments_vs_rank", "descent_vs_rank"}
+    assert {"loss_curves", "grad_norm_curves"} <= drawn
+    missing = "no model-wide adapter_update descent in the tables"
+    assert f"no figure descent_vs_rank: {missing}" in caplog.messages
     nothing = SimpleNamespace(**{name: frame.iloc[:0] for name, frame in vars(tables).items()})
     assert list(draw_all(nothing)) == []
-
-
-# the checker itself

@@ -13,6 +13,7 @@ from study.analysis.rates import exponents_against_rho, rates_by_horizon
 from study.figures.rate_exponents import rate_exponent_vs_rho
 from study.figures.selection import Absent
 from tests.analysis.test_rates import runs
+from tests.figures.conftest import artists, said
 
 RANKS, R_SIGN, MOVE = (4, 256), 9.0, 100.0
 BASE = {"study": "s", "model": "tiny", "data": "pydoc", "schedule": "constant"}
@@ -61,32 +62,28 @@ def study(alphas=(0.01, 1.0, 1e4), seeds=(0, 1, 2), with_rho=True, optimizer="ad
     )
 
 
-def named(read, figure, gid: str) -> list[Any]:
-    return [artist for artist in read.artists(figure, gid) if artist.get_gid() == gid]
-
-
-def test_points_are_those_of_the_analysis_and_lie_on_the_band(read) -> None:
+def test_points_are_those_of_the_analysis_and_lie_on_the_band() -> None:
     tables = study()
     found = exponents_against_rho(rates_by_horizon(tables.cells, tables.metrics, tables.probes))
     last = found[found["horizon"] == 50]
     figure = rate_exponent_vs_rho(tables)
-    for p in (0, 0.5, 1):
+    for p in (0.5, 1):
         own = last[np.isclose(last["exponent_p"], p)]
-        drawn = [a.get_xydata()[0] for a in named(read, figure, f"point power p={p:g}")]
+        drawn = [a.get_xydata()[0] for a in artists(figure, f"point power p={p:g}")]
         expected = own[["rho", "exponent"]].to_numpy(float)
         np.testing.assert_allclose(sorted(map(tuple, drawn)), sorted(map(tuple, expected)))
-        assert len(named(read, figure, f"early power p={p:g}")) == 3
+        assert len(artists(figure, f"early power p={p:g}")) == 3
         # The study was made with one M for both paths: the end of the band with m_A = m.
         for row in own.to_dict("records"):
             assert row["exponent"] == pytest.approx(
                 rate_exponent(row["move_slope"], row["move_slope"], row["rho"]), abs=0.05
             )
-    [band] = read.artists(figure, "band power p=0.5")
+    [band] = artists(figure, "band power p=0.5")
     y = band.get_paths()[0].vertices[:, 1]
     m = float(last.loc[np.isclose(last["exponent_p"], 0.5), "move_slope"].iloc[0])
     assert y.min() >= -m - 1e-6
     assert y.max() <= -m / 2 + 1e-6
-    assert "Open: after 20 steps instead of 50." in " ".join(read.texts(figure))
+    assert "Open: after 20 steps instead of 50." in said(figure)
 
 
 def test_what_is_missing_is_named() -> None:

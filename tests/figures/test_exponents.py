@@ -1,0 +1,128 @@
+"""Exponents against p, over layers, over training and by bits: the figures show the tables."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.collections import QuadMesh
+
+from study.figures import Absent, against_p
+from study.figures.against_p import crossing, exponent_against_p
+from study.figures.bits import exponents_by_bits
+from study.figures.over_layers import exponent_heatmap
+from study.figures.over_steps import exponents_over_training
+from study.vocabulary.quantities import GRADIENT_NORM
+from tests.figures.checklist import problems
+from tests.figures.conftest import artists, only, panels, row, rows, said, tiny
+
+POWERS = [("power", p) for p in (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)]
+BITS = [{"quant_bits": np.nan}, {"quant_bits": 8.0}, {"quant_bits": 4.0}]
+
+
+def test_a_crossing_is_found_between_the_p_and_a_little_outside() -> None:
+    p = np.array([0.0, 0.5, 1.0])
+    assert crossing(p, 0.7 - p) == pytest.approx(0.7)
+    assert crossing(p, 1.1 - p) == pytest.approx(1.1)  # past the last p, along the last line
+    assert crossing(p, -0.1 - p) == pytest.approx(-0.1)
+    assert crossing(p, np.array([0.5, np.nan, -0.5])) == pytest.approx(0.5)
+    assert np.isnan(crossing(p, 2.0 - p))
+    assert np.isnan(crossing(p, 0.5 + p))  # a slope that rises with p has no p*
+    assert np.isnan(crossing(p[:1], p[:1]))
+    slope = 0.5 - p
+    ends = pd.DataFrame({"exponent": slope, "ci_low": slope - 0.1, "ci_high": slope + 0.1})
+    line = against_p.Line(GRADIENT_NORM, 0, True, False, p, ends)
+    assert line.stable == pytest.approx((0.5, 0.4, 0.6))
+
+
+def test_slopes_are_the_tables_and_the_stable_p_is_where_they_cross() -> None:
+    tables = tiny(rules=POWERS)
+    figure = exponent_against_p(tables)
+    line = only(figure, "line adapter_grad 0")
+    fits = rows(tables.exponents, site="adapter_grad", stat="norm", step=0, layer="model")
+    np.testing.assert_allclose(line.get_xdata(), [p for _, p in POWERS])
+    np.testing.assert_allclose(line.get_ydata(), fits.sort_values("exponent_p")["exponent"])
+    stars = {a.get_gid(): a.get_xdata()[0] for a in artists(figure, "star")}
+    assert stars["star adapter_grad 0"] == pytest.approx(0.5, abs=0.02)
+    assert stars["star adapter_update 0"] == pytest.approx(1.0, abs=0.02)
+    assert stars["star adapter_out 6"] == pytest.approx(0.9, abs=0.02)
+    label = panels(figure)[0].get_legend().get_texts()[1].get_text()
+    assert f"= {stars['star adapter_update 0']:.2f}" in label
+
+
+def test_one_rule_is_not_enough() -> None:
+    with pytest.raises(Absent, match="two scaling rules"):
+        exponent_against_p(tiny(rules=[("lora", np.nan)]))
+    with pytest.raises(Absent, match="analyze the study first"):
+        exponent_against_p(tiny(fitted=False))
+
+
+def test_the_map_holds_every_layers_exponent_at_the_last_step() -> None:
+    tables = tiny()
+    figure = exponent_heatmap(tables)
+    maps = [one for one in artists(figure, "map") if isinstance(one, QuadMesh)]
+    assert [one.get_gid() for one in maps] == ["map lora p=1", "map rslora p=0.5"]
+    where = {"scaling": "lora", "site": "adapter_out", "stat": "rms", "step": 6}
+    for (line, kind), block in itertools.product(enumerate(("q_proj", "down_proj")), range(12)):
+        fit = row(tables.exponents, layer=f"layers.{block}.{kind}", **where)
+        assert maps[0].get_array()[line, block] == pytest.approx(fit["exponent"])
+    assert [t.get_text() for t in panels(figure)[0].get_yticklabels()] == ["q", "down"]
+
+
+def test_exponents_over_steps_are_the_tables_with_their_intervals() -> None:
+    tables = tiny()
+    figure = exponents_over_training(tables)
+    gradient, descent, forward = panels(figure)
+    heads = [ax.get_title().split("\n")[0] for ax in panels(figure)]
+    assert heads == ["gradient norm", "descent", "adapter output"]
+    where = {"scaling": "lora", "site": "adapter_grad", "stat": "norm", "layer": "model"}
+    fits = rows(tables.exponents, **where).sort_values("step")
+    curve, band = (only(figure, f"{part} lora", gradient) for part in ("curve", "band"))
+    np.testing.assert_array_equal(curve.get_xdata(), [0, 1, 6])
+    np.testing.assert_allclose(curve.get_ydata(), fits["exponent"])
+    ends = band.get_paths()[0].vertices[:, 1]
+    assert (ends.min(), ends.max()) == pytest.approx((fits["ci_low"].min(), fits["ci_high"].max()))
+    assert list(only(figure, "curve lora", forward).get_xdata()) == [1, 6]
+    assert list(only(figure, "curve lora", descent).get_xdata()) == [0, 1]
+
+
+def test_the_conditions_of_the_paper_are_read_on_held_out_inputs() -> None:
+    tables = tiny()
+    assert "On the training batch." in said(exponents_over_training(tables))
+    heldout = tables.exponents.assign(batch="heldout", exponent=tables.exponents["exponent"] + 0.07)
+    tables.exponents = pd.concat([tables.exponents, heldout], ignore_index=True)
+    figure = exponents_over_training(tables)
+    gradient, _, forward = panels(figure)
+    for ax, batch, where in (
+        (gradient, "train", {"site": "adapter_grad", "stat": "norm", "layer": "model"}),
+        (forward, "heldout", {"site": "adapter_out", "stat": "rms", "layer": "mean_log"}),
+    ):
+        fits = rows(tables.exponents, scaling="lora", batch=batch, **where)
+        fits = fits[fits["kind"].isin(["model", "all"])].sort_values("step")
+        np.testing.assert_allclose(only(figure, "curve lora", ax).get_ydata(), fits["exponent"])
+    text = "On the held-out batch: adapter output; on the training batch: all others."
+    assert text in said(figure)
+    assert problems(figure) == []
+
+
+def test_markers_and_bars_by_bits_show_the_table() -> None:
+    tables = tiny(settings=BITS)
+    figure = exponents_by_bits(tables)
+    assert [ax.get_title(loc="left").split()[0] for ax in figure.axes] == ["LoRA", "rsLoRA"]
+    fits = tables.exponents.assign(bits=tables.exponents["quant_bits"].fillna(0))
+    for ax, scaling in zip(figure.axes, ("lora", "rslora"), strict=True):
+        for bits in (0, 8, 4):
+            where = {"site": "adapter_grad", "step": 0, "scaling": scaling, "bits": bits}
+            fit, who = row(fits, **where), f"{bits} gradient norm"
+            assert only(figure, who, ax).get_xdata()[0] == fit["exponent"]
+            (bar,) = only(figure, f"bars {who}", ax).get_segments()
+            np.testing.assert_allclose(bar[:, 0], [fit["ci_low"], fit["ci_high"]])
+            (theory,) = only(figure, f"theory {who}", ax).get_segments()
+            assert theory[0, 0] == fit["predicted"]
+    assert "as loaded" in said(figure)
+
+
+def test_a_study_of_one_base_is_not_enough() -> None:
+    for settings in ([{}], [{"quant_bits": np.nan}]):
+        with pytest.raises(Absent, match=r"need a study over model\.quant_bits"):
+            exponents_by_bits(tiny(settings=settings))

@@ -1,0 +1,213 @@
+"""Final losses against the learning rate, alpha, the rank, and of cut adapters."""
+
+import itertools
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from study.figures import Absent
+from study.figures.alpha_against_rate import loss_against_alpha
+from study.figures.basins import learning_rate_basins
+from study.figures.loss_by_rank import loss_against_rank
+from study.figures.truncated import truncated_losses
+from tests.figures.checklist import problems
+from tests.figures.conftest import artists, only, panels, rows, said
+
+RATES, RANKS = (1e-5, 1e-4, 1e-3, 1e-2), (4, 64, 1024)
+P = {"lora": 1.0, "rslora": 0.5}
+PRODUCTS, ALPHAS = (5e-4, 2e-3, 8e-3), (16.0, 64.0, 256.0, 1024.0)
+
+
+def study(
+    cells: list[dict[str, Any]],
+    loss: Callable[[dict[str, Any]], float],
+    lost: Callable[[dict[str, Any]], bool] = lambda cell: False,
+) -> SimpleNamespace:
+    """A study with a final loss for each cell, and one before training."""
+    metrics = []
+    for number, cell in enumerate(cells):
+        gone = lost(cell)
+        cell |= {"cell_id": f"c{number}", "exponent": np.nan, "data_seed": cell["seed"]}
+        cell |= {"status": "diverged" if gone else "complete"}
+        cell |= {"diverged_step": 5.0 if gone else np.nan}
+        metrics += [
+            {"cell_id": cell["cell_id"], "step": 0, "eval_loss": 3.5},
+            {"cell_id": cell["cell_id"], "step": 10, "eval_loss": np.nan if gone else loss(cell)},
+        ]
+    none = pd.DataFrame()
+    frames = {"cells": pd.DataFrame(cells), "metrics": pd.DataFrame(metrics)}
+    return SimpleNamespace(**frames, probes=none, exponents=none)
+
+
+def sweep(*, optimizer="adamw", rates=RATES, ranks=RANKS, loss=None, **more: Any):
+    """A sweep over learning rates. ``loss(cell)``: the final loss, by default a parabola in the log
+    of the step size."""
+    power = 2 if optimizer == "sgd" else 1
+
+    def parabola(cell: dict) -> float:
+        off = np.log(cell["lr"] * cell["gamma"] ** power / 2e-3)
+        return 2.0 + 0.05 * off**2 + 0.02 * cell["seed"]
+
+    cells = [
+        {"optimizer": optimizer, "scaling": scaling, "lr": lr, "rank": float(rank), "seed": seed}
+        | {"alpha": 16.0, "gamma": 16.0 * min(rank, 1e6) ** -P[scaling]}
+        for scaling, rank, lr, seed in itertools.product(P, ranks, rates, (0, 1))
+    ]
+    return study(cells, loss or parabola, **more)
+
+
+def products(*, optimizer: str = "adamw", alphas=ALPHAS, rates=PRODUCTS) -> SimpleNamespace:
+    """The best product of alpha and rate is 0.128; the loss there grows with the rate."""
+    cells = [
+        {"optimizer": optimizer, "scaling": "lora", "rank": float(rank), "alpha": alpha}
+        | {"lr": lr, "gamma": alpha / rank, "seed": seed}
+        for rank, lr, alpha, seed in itertools.product((4, 256), rates, alphas, (0, 1))
+    ]
+
+    def loss(cell: dict[str, Any]) -> float:
+        off = np.log(cell["alpha"] * cell["lr"] / 0.128)
+        return 3.0 + 30 * cell["lr"] + 0.05 * off**2 + 0.02 * cell["seed"]
+
+    tables = study(cells, loss)
+    layers = pd.DataFrame({"layer": ["a", "b", "c"], "block": range(3), "size": [0.5, 1.0, 4.0]})
+    rho = tables.cells[["cell_id", "lr"]].merge(layers, how="cross")
+    rho = rho.assign(rho=300 * rho["lr"] * rho["size"], step=10, site="A", batch="train", kind="q")
+    tables.probes = rho.drop(columns=["lr", "size"])
+    return tables
+
+
+def final(tables, **where) -> pd.DataFrame:
+    return rows(rows(tables.metrics, step=10).merge(tables.cells, on="cell_id"), **where)
+
+
+def test_basins_are_means_over_seeds_and_the_best_is_marked() -> None:
+    tables = sweep()
+    figure = learning_rate_basins(tables)
+    for scaling, rank in itertools.product(P, RANKS):
+        means = final(tables, scaling=scaling, rank=rank).groupby("lr")["eval_loss"].mean()
+        who = f"{scaling} p={P[scaling]:g} r={rank}"
+        (basin,) = (one for one in artists(figure, "basin") if one.get_gid() == f"basin {who}")
+        np.testing.assert_allclose(basin.get_xydata(), list(means.items()))
+        edge = means.idxmin() in (RATES[0], RATES[-1])
+        gid = f"{'edge' if edge else 'best'} {who}"
+        (mark,) = (one for one in artists(figure, gid) if one.get_gid() == gid)
+        assert (mark.get_xdata()[0], mark.get_ydata()[0]) == (means.idxmin(), means.min())
+        assert (mark.get_markerfacecolor() == "white") == edge
+    assert [ax.get_xscale() for ax in panels(figure)] == ["log", "log"]
+    assert "at an edge" in said(figure)  # LoRA at rank 1024 needs a higher rate
+
+
+def test_a_diverged_rate_is_a_cross_and_never_the_best_but_part_of_the_grid() -> None:
+    tables = sweep(
+        lost=lambda c: c["lr"] == 1e-2 and c["seed"] == 1,
+        loss=lambda c: 3.0 + np.log10(1e-3 / c["lr"]) / 10,
+    )
+    figure = learning_rate_basins(tables)
+    assert list(only(figure, "cross lora p=1 r=4").get_xdata()) == [1e-2]
+    assert list(only(figure, "best lora p=1 r=4").get_xdata()) == [1e-3]
+    assert 1e-2 not in only(figure, "basin lora p=1 r=4").get_xdata()
+    assert artists(figure, "edge") == []
+    assert "×: diverged" in said(figure)
+
+
+def test_losses_at_one_rate_and_at_each_ranks_best() -> None:
+    tables = sweep()
+    figure = loss_against_rank(tables)
+    fixed = final(tables, rank=4.0).groupby("lr")["eval_loss"].mean().idxmin()
+    at_fixed, at_best = panels(figure)[:2]
+    assert at_fixed.get_title(loc="left") == f"learning rate {fixed:g}"
+    for scaling in P:
+        here = final(tables, scaling=scaling, lr=fixed)
+        points = only(figure, f"points {scaling}", at_fixed)
+        np.testing.assert_allclose(np.sort(points.get_ydata()), np.sort(here["eval_loss"]))
+        line = only(figure, f"line {scaling}", at_fixed)
+        np.testing.assert_allclose(line.get_ydata(), here.groupby("rank")["eval_loss"].mean())
+    means = final(tables, scaling="lora").groupby(["rank", "lr"])["eval_loss"].mean()
+    line = only(figure, "line lora", at_best)
+    np.testing.assert_allclose(line.get_ydata(), means.groupby("rank").min())
+    # Their best rates are 8e-3 and above; the grid ends at 1e-2.
+    assert set(only(figure, "edge lora", at_best).get_xdata()) == {64.0, 1024.0}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_rules_that_differ_by_step_size_alone_agree_at_matched_steps(optimizer: str) -> None:
+    power = 2 if optimizer == "sgd" else 1
+    # Linear in log lr, so that interpolation is exact. The rule matters only through gamma.
+    tables = sweep(
+        optimizer=optimizer,
+        loss=lambda c: 3.0 - 0.1 * np.log(c["lr"] * c["gamma"] ** power),
+        ranks=(4, 16, 64),
+    )
+    figure = loss_against_rank(tables)
+    at_fixed, _, matched = panels(figure)
+    assert "matched" in matched.get_title(loc="left")
+    lines = [only(figure, f"line {scaling}", matched) for scaling in P]
+    assert len(lines[0].get_xdata()) >= 2
+    np.testing.assert_allclose(lines[0].get_xydata(), lines[1].get_xydata())
+    apart = [only(figure, f"line {scaling}", at_fixed).get_ydata()[-1] for scaling in P]
+    assert abs(apart[0] - apart[1]) > 0.1
+
+
+def test_missing_losses_are_named() -> None:
+    with pytest.raises(Absent, match="two learning rates"):
+        learning_rate_basins(sweep(rates=(1e-3,)))
+    with pytest.raises(Absent, match="two ranks"):
+        loss_against_rank(sweep(ranks=(4,)))
+    tables = sweep()
+    tables.metrics = tables.metrics[tables.metrics["step"] == 0]
+    with pytest.raises(Absent, match="no finished run"):
+        loss_against_rank(tables)
+    tables.metrics = tables.metrics.iloc[:0]
+    with pytest.raises(Absent, match="no held-out loss"):
+        learning_rate_basins(tables)
+
+
+# alpha
+
+
+def test_a_line_per_rate_shows_means_over_seeds_at_its_products() -> None:
+    figure = loss_against_alpha(products())
+    line = only(figure, "line lr=0.002 r=4")
+    at = np.array(ALPHAS) * 2e-3
+    np.testing.assert_allclose(line.get_xdata(), at)
+    np.testing.assert_allclose(line.get_ydata(), 3.06 + 0.05 * np.log(at / 0.128) ** 2 + 0.01)
+    for lr, rank in itertools.product(PRODUCTS, (4, 256)):
+        best = only(figure, f"best lr={lr:g} r={rank}")
+        assert best.get_xydata()[0] == pytest.approx([0.128, 3.01 + 30 * lr])
+    assert "Median ρ after the last step, on the training batch: 0.15 at" in said(figure)
+    assert problems(figure) == []
+
+
+@pytest.mark.parametrize(
+    "few", [{"alphas": (16.0,)}, {"rates": (1e-3,)}, {"optimizer": "sgd"}], ids=str
+)
+def test_it_needs_two_alphas_of_two_rates_of_a_sign_like_optimizer(few) -> None:
+    with pytest.raises(Absent):
+        loss_against_alpha(products(**few))
+
+
+# truncations
+
+
+def test_cut_losses_are_means_over_seeds_and_end_at_the_run() -> None:
+    tables = sweep(rates=(1e-3,), ranks=(*RANKS, math.inf))
+    cut = [
+        {"cell_id": cell["cell_id"], "kept": float(kept), "share": 0.5}
+        | {"loss": 3.0 - math.log2(1 + min(kept, 2**11)) / 10 + 0.01 * cell["seed"]}
+        for cell in tables.cells.to_dict("records")
+        for kept in [0, *(2**k for k in range(11) if 2**k < cell["rank"]), cell["rank"]]
+    ]
+    with pytest.raises(Absent, match=r"probes\.truncations=log"):
+        truncated_losses(tables)
+    tables.truncations = pd.DataFrame(cut)
+    figure = truncated_losses(tables)
+    line, whole = (only(figure, f"{part} lora p=1 r=64") for part in ("cut", "whole"))
+    np.testing.assert_array_equal(line.get_xdata(), [1, 2, 4, 8, 16, 32, 64])
+    np.testing.assert_allclose(line.get_ydata()[0], 3.0 - 0.1 + 0.005)
+    assert list(whole.get_xydata()[0]) == list(line.get_xydata()[-1])
+    assert "Base ($k = 0$): 3.00 to 3.01." in said(figure)

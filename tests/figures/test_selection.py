@@ -1,0 +1,102 @@
+"""Families: which cells a figure shows together, and their labels; the line of their settings."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from study.figures.captions import settings, wrapped
+from study.figures.selection import Rule, families, most_varied, per_step
+from study.store import StudyTables
+
+BASE = {"scaling": "lora", "exponent": np.nan, "rank": 4.0, "seed": 0, "optimizer": "adamw"}
+BASE |= {"lr": 1e-4}
+KNOWN = {"model": "smollm2", "data": "pydoc", "optimizer": "adamw", "lr": 1e-4, "alpha": 16.0}
+KNOWN |= {"batch_size": 4, "accumulation": 2, "sequence_length": 48, "steps": 12}
+KNOWN |= {"seed": 0, "data_seed": 0}
+LINE = "SmolLM2, pydoc, AdamW, learning rate 0.0001, α = 16, batch 8 × 48 tokens, 1 seed, 12 steps"
+
+
+def cells(base: dict[str, Any] = BASE, **columns: list[Any]) -> pd.DataFrame:
+    number = max(map(len, columns.values()), default=1)
+    frame = pd.DataFrame({name: [value] * number for name, value in base.items()} | columns)
+    return frame.assign(cell_id=[f"c{k}" for k in range(number)])
+
+
+def test_ranks_rules_seeds_and_outcomes_make_one_family() -> None:
+    (family,) = families(
+        cells(
+            rank=[4.0, 8.0, np.inf],
+            seed=[0, 1, 2],
+            scaling=["lora", "power", "rslora"],
+            exponent=[np.nan, 0.75, np.nan],
+            status=["complete", "diverged", "complete"],
+            seconds=[1.0, 2.0, 3.0],
+            gamma=[1.0, 2.0, 3.0],
+        )
+    )
+    assert family.label == ""
+    assert family.rules == [Rule.of("lora", None), Rule.of("rslora", None), Rule.of("power", 0.75)]
+    assert family.ranks == [4.0, 8.0, np.inf]
+    assert family.finite_ranks == [4.0, 8.0]
+
+
+def test_labels_name_what_differs_and_nothing_else() -> None:
+    labels = [f.label for f in families(cells(lr=[1e-4, 1e-3], model=["smollm2", "smollm2"]))]
+    assert labels == ["learning rate 0.0001", "learning rate 0.001"]
+    table = cells(
+        optimizer=["adamw", "adamw", "sgd"],
+        alpha=[16.0, 8.0, 8.0],
+        clip=[None, 1.0, 1.0],
+        sequence_length=[48, 96, 96],
+        eps=[1e-8, 1e-8, None],
+    )
+    assert {f.label for f in families(table)} == {
+        "AdamW, α = 16, no clip, sequence length 48",
+        "AdamW, α = 8, clip 1, sequence length 96",
+        "SGD, α = 8, clip 1, sequence length 96",
+    }
+
+
+def test_too_many_families_leave_every_optimizer_one() -> None:
+    table = cells(optimizer=["adamw"] * 5 + ["sgd"], lr=[1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0])
+    kept, said = most_varied(families(table), 3)
+    assert [f.keys["optimizer"] for f in kept] == ["adamw", "adamw", "sgd"]
+    assert said == "3 of 6 settings are drawn."
+    everything, nothing = most_varied(families(table), 6)
+    assert len(everything) == 6
+    assert nothing == ""
+
+
+def test_rows_after_a_divergence_are_dropped() -> None:
+    table = cells(rank=[4.0, 8.0], diverged_step=[2.0, np.nan], status=["diverged", "complete"])
+    metrics = pd.DataFrame({"cell_id": ["c0"] * 4 + ["c1"] * 4, "step": [0, 1, 2, 3] * 2})
+    tables = StudyTables(table, metrics.assign(loss=[1.0, 2.0, 9.0, 9.0] * 2), pd.DataFrame())
+    steps = per_step(tables, "loss").groupby("cell_id")["step"].max()
+    assert steps.to_dict() == {"c0": 2, "c1": 3}
+    assert per_step(tables, "absent").empty
+
+
+@pytest.mark.parametrize(
+    ("columns", "old", "new"),
+    [
+        ({}, "", ""),
+        ({"model": ["smollm2", "tiny"]}, "SmolLM2", "several models"),
+        ({"lr": [1e-4, 1e-3]}, "learning rate 0.0001", "several learning rates"),
+        ({"batch_size": [4, 8]}, "batch 8 × 48 tokens", "several batch sizes"),
+        ({"batch_size": [4, 8], "accumulation": [2, 1]}, "", ""),
+        ({"sequence_length": [48, 96]}, "batch 8 × 48 tokens", "batch 8, several sequence lengths"),
+        ({"sequence_length": [np.nan]}, "8 × 48 tokens", "8 sequences"),
+        ({"seed": [0, 1, 1], "data_seed": [0, 0, 0]}, "1 seed", "2 seeds"),
+        ({"steps": [1]}, "12 steps", "1 step"),
+        ({"alpha": [np.nan]}, "α = 16, ", ""),
+    ],
+)
+def test_every_setting_is_named_and_what_varies_is_several(columns, old: str, new: str) -> None:
+    assert settings(cells(KNOWN, **columns)) == LINE.replace(old, new)
+
+
+def test_lines_of_a_caption_break_outside_of_formulas() -> None:
+    text = r"Slope of $\gamma = \alpha\, r^{-p}$ in rank"
+    assert wrapped(text, 12).split("\n") == ["Slope of", r"$\gamma = \alpha\, r^{-p}$ in", "rank"]
