@@ -2,9 +2,10 @@
 cells, and within rounding in any other.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -26,13 +27,9 @@ Rows = list[CellStep | None]
 
 
 def trained(
-    base: FrozenBase,
-    corpus: Corpus,
-    cells: Sequence[CellConfig],
-    resume: Sequence[Snapshot] = (),
+    base: FrozenBase, corpus: Corpus, cells: Sequence[CellConfig], resume: Any = ()
 ) -> Iterator[Rows]:
-    runs = [Run.of(config, corpus, base.device) for config in cells]
-    return train(base, corpus, runs, resume)
+    return train(base, corpus, [Run.of(c, corpus, base.device) for c in cells], resume)
 
 
 def with_snapshots(
@@ -49,47 +46,37 @@ def with_snapshots(
 
 def assert_same(ours: Sequence[Rows], theirs: Sequence[Rows]) -> None:
     """The same numbers bit for bit, in every table, and the same adapters."""
-    assert len(ours) == len(theirs)
-    for one, other in zip(ours, theirs, strict=True):
-        for a, b in zip(one, other, strict=True):
-            assert a is not None
-            assert b is not None
-            rows = [pd.DataFrame([step.metrics]).drop(columns="seconds") for step in (a, b)]
-            pd.testing.assert_frame_equal(*rows, check_exact=True)
-            assert a.diverged == b.diverged
-            for name in ("probes", "truncations"):
-                tables = getattr(a, name), getattr(b, name)
-                assert (tables[0] is None) == (tables[1] is None)
-                if tables[0] is not None:
-                    pd.testing.assert_frame_equal(*tables, check_exact=True)
-            assert (a.adapter is None) == (b.adapter is None)
-            for layer in a.adapter or {}:
-                assert torch.equal(a.adapter[layer].A_RD, b.adapter[layer].A_RD)
-                assert torch.equal(a.adapter[layer].B_OR, b.adapter[layer].B_OR)
+    for (a,), (b,) in zip(ours, theirs, strict=True):
+        assert a is not None
+        assert b is not None
+        assert a.diverged == b.diverged
+        tables = [{"metrics": pd.DataFrame([s.metrics]).drop(columns="seconds")} for s in (a, b)]
+        for table, step in zip(tables, (a, b), strict=True):
+            table |= {"probes": step.probes, "truncations": step.truncations}
+        for name, table in tables[0].items():
+            assert (table is None) == (tables[1][name] is None)
+            if table is not None:
+                pd.testing.assert_frame_equal(table, tables[1][name], check_exact=True)
+        assert (a.adapter is None) == (b.adapter is None)
+        for layer, pair in (a.adapter or {}).items():
+            assert torch.equal(pair.A_RD, b.adapter[layer].A_RD)
+            assert torch.equal(pair.B_OR, b.adapter[layer].B_OR)
 
 
 def assert_resumes(
-    base: FrozenBase,
-    corpus: Corpus,
-    cells: Sequence[CellConfig],
-    folder: Path,
-    after: Sequence[int] | None = None,
+    base: FrozenBase, corpus: Corpus, config: CellConfig, folder: Path, after: Iterable[int]
 ) -> None:
-    """Resume from files after the given steps, or after every one, and compare with the run that
-    was not disturbed.
-    """
-    steps, snapshots = with_snapshots(base, corpus, cells)
-    for at in range(len(snapshots)) if after is None else after:
-        resume = []
-        for k, snapshot in enumerate(snapshots[at]):
-            place = folder / f"{at}.{k}"
-            place.mkdir()
-            save(place, snapshot.checkpoint("a cell"))
-            checkpoint = load_newest(place, "a cell")
-            assert checkpoint is not None
-            assert checkpoint.step == at + 1
-            resume.append(Snapshot.of(checkpoint))
-        assert_same(list(trained(base, corpus, cells, resume)), steps[at + 1 :])
+    """Resume from files after the given steps, and compare with the run that was not disturbed."""
+    steps, snapshots = with_snapshots(base, corpus, [config])
+    for at in after:
+        place = folder / str(at)
+        place.mkdir()
+        save(place, snapshots[at][0].checkpoint("a cell"))
+        checkpoint = load_newest(place, "a cell")
+        assert checkpoint is not None
+        assert checkpoint.step == at + 1
+        resumed = trained(base, corpus, [config], [Snapshot.of(checkpoint)])
+        assert_same(list(resumed), steps[at + 1 :])
 
 
 ALL_OF_IT = (
@@ -105,7 +92,7 @@ def test_every_optimizer(
     tiny_base: FrozenBase, corpus: Corpus, cell: Build, optimizer: str, tmp_path: Path
 ) -> None:
     config = cell(*ALL_OF_IT, f"optimizer={optimizer}", "probes.steps=[4]")
-    assert_resumes(tiny_base, corpus, [config], tmp_path, after=[1])
+    assert_resumes(tiny_base, corpus, config, tmp_path, after=[1])
 
 
 def test_every_step_with_every_probe(
@@ -117,7 +104,7 @@ def test_every_step_with_every_probe(
     steps, _ = with_snapshots(tiny_base, corpus, [config])
     measured = pd.concat(row.probes for [row] in steps[1:4])
     assert measured["r_align"].notna().any()
-    assert_resumes(tiny_base, corpus, [config], tmp_path)
+    assert_resumes(tiny_base, corpus, config, tmp_path, after=range(5))
 
 
 SETTINGS = {
@@ -135,11 +122,10 @@ SETTINGS = {
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_settings(corpus: Corpus, cell: Build, setting: str, tmp_path: Path) -> None:
-    config = cell(
-        *("train.steps=3", "probes.steps=[1,2,3]", "optimizer.weight_decay=0.1"), *SETTINGS[setting]
-    )
+    common = ("train.steps=3", "probes.steps=[1,2,3]", "optimizer.weight_decay=0.1")
+    config = cell(*common, *SETTINGS[setting])
     base = load_base(config.model, torch.device("cpu"), config.precision)
-    assert_resumes(base, corpus, [config], tmp_path, after=[0, 1])
+    assert_resumes(base, corpus, config, tmp_path, after=[0, 1])
 
 
 @pytest.fixture
@@ -164,11 +150,8 @@ def test_cells_resume_in_any_packing(
         with_snapshots(tiny_base, corpus, cells)[1][:2] for cells in (mixed[:1], mixed[1:3])
     )
     for chosen, resume in (
-        ([0], four[1][:1]),
-        ([1], four[1][1:2]),
         ([2], four[1][2:3]),
         ([3], four[1][3:]),
-        ([0, 3], [alone[0], four[1][3]]),
         ([0, 1, 2, 3], [alone[0], *pair, four[1][3]]),
         ([1, 3], [pair[0], four[1][3]]),
     ):
@@ -221,12 +204,9 @@ def test_a_state_of_another_cell_is_refused_in_one_line(
 ) -> None:
     config = cell("train.steps=2", "probes.steps=null")
     _, [[first], [second]] = with_snapshots(tiny_base, corpus, [config])
-    others = [
-        cell("train.steps=2", o) for o in ("adapter.rank=3", "optimizer=sgd", "optimizer=lion")
-    ]
-    for other in others:
+    for other in ("adapter.rank=3", "optimizer=lion"):
         with pytest.raises(StudyError, match=r"^a checkpoint of step 1 does not fit its cell \("):
-            next(trained(tiny_base, corpus, [other], [first]))
+            next(trained(tiny_base, corpus, [cell("train.steps=2", other)], [first]))
     without = replace(first, tensors={n: t for n, t in first.tensors.items() if "/A" not in n})
     with pytest.raises(StudyError, match="does not fit its cell"):
         next(trained(tiny_base, corpus, [config], [without]))

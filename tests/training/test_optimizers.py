@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch.optim.lr_scheduler import LRScheduler
+from transformers.optimization import get_scheduler
 
 from study.config import CellConfig
 from study.errors import StudyError
@@ -52,10 +53,9 @@ def test_first_step(cell: Build, name: str) -> None:
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_loraplus_moves_b_further(cell: Build, name: str) -> None:
-    plain = first_update(cell(f"optimizer={name}", f"optimizer.lr={LR}"))
-    plus = first_update(
-        cell(f"optimizer={name}", f"optimizer.lr={LR}", "optimizer.loraplus_lr_ratio=4")
-    )
+    options = [f"optimizer={name}", f"optimizer.lr={LR}"]
+    plain = first_update(cell(*options))
+    plus = first_update(cell(*options, "optimizer.loraplus_lr_ratio=4"))
     torch.testing.assert_close(plus[1], plain[1])
     torch.testing.assert_close(plus[2], 4 * plain[2], rtol=1e-5, atol=1e-7)
 
@@ -64,13 +64,9 @@ def test_loraplus_moves_b_further(cell: Build, name: str) -> None:
 def test_weight_decay_shrinks_a_by_lr_times_decay(cell: Build, name: str) -> None:
     """Decoupled decay, and coupled decay under a linear rule, agree in the first step."""
     options = [f"optimizer={name}", f"optimizer.lr={LR}"]
-    plain, decayed = (
-        first_update(cell(*options)),
-        first_update(cell(*options, "optimizer.weight_decay=0.5")),
-    )
-    torch.testing.assert_close(
-        decayed[1] - plain[1], torch.full((2, 2), -LR * 0.5), rtol=1e-3, atol=1e-4
-    )
+    decayed = first_update(cell(*options, "optimizer.weight_decay=0.5"))[1]
+    shrunk = decayed - first_update(cell(*options))[1]
+    torch.testing.assert_close(shrunk, torch.full((2, 2), -LR * 0.5), rtol=1e-3, atol=1e-4)
 
 
 def test_muon_where_it_cannot_be(cell: Build, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,10 +80,9 @@ def test_muon_where_it_cannot_be(cell: Build, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
-@pytest.mark.parametrize("warmup", [0, 1, 7])
+@pytest.mark.parametrize("warmup", [0, 7])
 def test_schedules_are_those_of_transformers(cell: Build, name: str, warmup: int) -> None:
     """A constant one without warm-up is built without them. Also beyond the last step."""
-    from transformers.optimization import get_scheduler
 
     def rates(build: Callable[[torch.optim.Optimizer], LRScheduler]) -> list[float]:
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=3e-4)
@@ -100,8 +95,5 @@ def test_schedules_are_those_of_transformers(cell: Build, name: str, warmup: int
 
     config = cell("train.steps=23", f"train.schedule={name}", f"train.warmup={warmup}").train
     theirs = "constant_with_warmup" if name == "constant" else name
-    assert rates(lambda optimizer: build_schedule(config, optimizer)) == rates(
-        lambda optimizer: get_scheduler(
-            theirs, optimizer, num_warmup_steps=warmup, num_training_steps=23
-        )
-    )
+    ours = rates(lambda optimizer: build_schedule(config, optimizer))
+    assert ours == rates(lambda optimizer: get_scheduler(theirs, optimizer, warmup, 23))

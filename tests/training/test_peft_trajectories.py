@@ -33,22 +33,14 @@ def peft_run(
         lora_dropout=0.0,
     )
     model = get_peft_model(copy.deepcopy(base.model), lora)
-    with (
-        adapted(
-            base.model, base.card.linears, [AdapterSpec(adapter.rank, 1.0, config.seed)]
-        ) as banks,
-        torch.no_grad(),
-    ):
+    spec = AdapterSpec(adapter.rank, 1.0, config.seed)
+    with adapted(base.model, base.card.linears, [spec]) as banks, torch.no_grad():
         for bank in banks:
             layer = model.get_submodule(f"base_model.model.{bank.layer}")
             layer.lora_A["default"].weight.copy_(bank.pairs[0].A_RD)
     weights = [p for p in model.parameters() if p.requires_grad]
-    if config.optimizer.name == "adamw":
-        optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            weights, lr=config.optimizer.lr, weight_decay=0.0, foreach=True
-        )
-    else:
-        optimizer = torch.optim.SGD(weights, lr=config.optimizer.lr)
+    of_torch = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[config.optimizer.name]
+    optimizer = of_torch(weights, lr=config.optimizer.lr, weight_decay=0.0)
     losses = []
     for step in range(STEPS):
         batch: TokenBatch = corpus.train.batch(config.data.seed, step, config.train.batch_size)
@@ -95,58 +87,33 @@ def assert_same(ours: tuple, theirs: tuple, weight_tolerance: float) -> None:
 
 
 # AdamW turns the rounding of tiny gradients into fractions of lr, so its weights may differ more.
-OPTIMIZERS = [("adamw", "1e-3", 1e-4), ("sgd", "0.05", 1e-5)]
+TOLERANCES = {"adamw": 1e-4, "sgd": 1e-5}
+
+
+def compare(base: FrozenBase, config: CellConfig) -> None:
+    tokenizer = load_tokenizer(config.model)
+    corpus = build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
+    ours, theirs = our_run(base, config, corpus), peft_run(base, config, corpus)
+    assert_same(ours, theirs, TOLERANCES[config.optimizer.name])
 
 
 @pytest.mark.parametrize("scaling", ["lora", "rslora"])
-@pytest.mark.parametrize(("optimizer", "lr", "tolerance"), OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["adamw,1e-3", "sgd,0.05"])
 def test_tiny(
-    tiny_base: FrozenBase,
-    corpus: Corpus,
-    cell: Callable[..., CellConfig],
-    scaling: str,
-    optimizer: str,
-    lr: str,
-    tolerance: float,
+    tiny_base: FrozenBase, cell: Callable[..., CellConfig], scaling: str, optimizer: str
 ) -> None:
-    config = cell(
-        f"optimizer={optimizer}",
-        f"optimizer.lr={lr}",
-        f"adapter.scaling={scaling}",
-        "adapter.rank=16",
-    )
-    assert_same(our_run(tiny_base, config, corpus), peft_run(tiny_base, config, corpus), tolerance)
-
-
-@pytest.fixture(scope="module")
-def smollm2_base() -> FrozenBase:
-    if not smollm2.is_whole(cache_folder() / smollm2._NAME):
-        pytest.skip("SmolLM2 is not in the user cache: run `study fetch smollm2`")
-    return load_base(ModelConfig("smollm2"), torch.device("cpu"), "float32")
+    name, lr = optimizer.split(",")
+    common = (f"adapter.scaling={scaling}", "adapter.rank=16")
+    compare(tiny_base, cell(f"optimizer={name}", f"optimizer.lr={lr}", *common))
 
 
 @pytest.mark.smollm2
-@pytest.mark.parametrize(
-    ("scaling", "optimizer", "lr", "tolerance"),
-    [("lora", "adamw", "1e-4", 1e-4), ("rslora", "sgd", "0.05", 1e-5)],
+@pytest.mark.skipif(
+    not smollm2.is_whole(cache_folder() / smollm2._NAME), reason="run `study fetch smollm2`"
 )
-def test_smollm2(
-    smollm2_base: FrozenBase,
-    cell: Callable[..., CellConfig],
-    scaling: str,
-    optimizer: str,
-    lr: str,
-    tolerance: float,
-) -> None:
+def test_smollm2(cell: Callable[..., CellConfig]) -> None:
     """Each rule and each optimizer once; tiny has all pairs."""
-    overrides = [
-        "model=smollm2",
-        f"optimizer={optimizer}",
-        f"optimizer.lr={lr}",
-        f"adapter.scaling={scaling}",
-    ]
-    config = cell(*overrides, "adapter.rank=16", "train.batch_size=2")
-    tokenizer = load_tokenizer(config.model)
-    corpus = build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
-    ours = our_run(smollm2_base, config, corpus)
-    assert_same(ours, peft_run(smollm2_base, config, corpus), tolerance)
+    base = load_base(ModelConfig("smollm2"), torch.device("cpu"), "float32")
+    common = ("model=smollm2", "adapter.rank=16", "train.batch_size=2")
+    compare(base, cell("optimizer=adamw", "optimizer.lr=1e-4", "adapter.scaling=lora", *common))
+    compare(base, cell("optimizer=sgd", "optimizer.lr=0.05", "adapter.scaling=rslora", *common))

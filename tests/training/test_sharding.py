@@ -10,9 +10,9 @@ import torch
 
 from study.adapters.processes import ALONE, Order, Processes
 from study.config import CellConfig
-from study.data import Corpus
+from study.data import Corpus, build_corpus
 from study.errors import StudyError
-from study.models import FrozenBase, load_base
+from study.models import FrozenBase, load_base, load_tokenizer
 from study.sweeps import processes
 from study.training.checkpoint import Snapshot
 from study.training.loop import train
@@ -25,21 +25,16 @@ Build = Callable[..., CellConfig]
 CPU = torch.device("cpu")
 PLAIN = ("probes.every=null", "probes.steps=null")
 EVERY_NUMBER = ("probes.steps=[0,1,2,4]", "probes.batch=all", f"probes.stats=[{','.join(STATS)}]")
+TWO_STEPS = (*EVERY_NUMBER, "probes.steps=[0,1]")
 STOP = 2
 """The step after which a run is stopped and goes on elsewhere."""
 
 CELLS = {
     # 3 sequences, or 7 held out in batches of 3, can't be divided by 2: a process gets none.
     "every number": (*EVERY_NUMBER, "train.steps=4", "train.eval_every=1", "adapter.rank=3"),
-    "micro-batches": (
-        *EVERY_NUMBER,
-        "probes.steps=[0,1]",
-        "train.accumulation=2",
-        "optimizer=sgd",
-        "probes.tokens=20",
-    ),
+    "micro-batches": (*TWO_STEPS, "train.accumulation=2", "optimizer=sgd", "probes.tokens=20"),
     "clipped": (*PLAIN, "train.clip=0.05", "train.steps=4", "train.save_adapter=true"),
-    "checkpointing": (*EVERY_NUMBER, "probes.steps=[0,1]", "train.checkpointing=true"),
+    "checkpointing": (*TWO_STEPS, "train.checkpointing=true"),
     "bf16": (*PLAIN, "precision=bf16"),
     **{
         name: (*PLAIN, f"optimizer={name}", "optimizer.lr=1e-3")
@@ -66,12 +61,9 @@ def trained(
         elif world.number == 0:
             world.agreed(Order.GO_ON)
         adapter = result.adapter and {n: (p.A_RD, p.B_OR) for n, p in result.adapter.items()}
-        steps.append({**vars_of(result), "snapshot": snapshot, "adapter": adapter})
+        step = {"metrics": result.metrics, "probes": result.probes, "step": result.step}
+        steps.append({**step, "snapshot": snapshot, "adapter": adapter})
     return steps
-
-
-def vars_of(result: Any) -> dict[str, Any]:
-    return {"metrics": result.metrics, "probes": result.probes, "step": result.step}
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +80,6 @@ def bases(configs: dict[str, CellConfig]) -> dict[str, FrozenBase]:
 
 @pytest.fixture(scope="module")
 def corpus(configs: dict[str, CellConfig]) -> Corpus:
-    from study.data import build_corpus
-    from study.models import load_tokenizer
-
     config = configs["sgd"]
     tokenizer = load_tokenizer(config.model)
     return build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
@@ -189,26 +178,16 @@ def test_checkpointing_changes_nothing(
             pd.testing.assert_frame_equal(one["probes"], other["probes"], check_exact=True)
 
 
-REFUSED = {
-    "optimizer=muon": "optimizer=muon",
-    "optimizer=adafactor": "optimizer=adafactor",
-    "adapter.dropout=0.1": "adapter.dropout=0.1",
-    "adapter.contraction=merged": "adapter.contraction=merged",
-    "model.quant_bits=8": "model.quant_bits=8",
-    "pack.fold=2": "pack.fold=2",
-    "pack.compile=true": "pack.compile=true",
-    "pack.compile=auto": "pack.compile=auto",
-    "train.answer_tokens=4": "train.answer_tokens=4",
-    "probes.truncations=[1]": "probes.truncations",
-}
+REFUSED = ("optimizer=muon", "optimizer=adafactor", "adapter.dropout=0.1", "pack.compile=auto")
+REFUSED += ("adapter.contraction=merged", "model.quant_bits=8", "pack.fold=2", "pack.compile=true")
+REFUSED += ("train.answer_tokens=4", "probes.truncations=[1]")
 
 
 @pytest.mark.parametrize("override", REFUSED)
 def test_what_needs_whole_factors_is_refused(cell: Build, override: str) -> None:
     with pytest.raises(StudyError, match=r"train\.shard=true can't train with") as refused:
         cell("train.shard=true", override)
-    assert REFUSED[override] in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert override.partition("=[")[0] in str(refused.value)
 
 
 @pytest.mark.parametrize("override", ["adapter.dropout=0.1", "pack.compile=true"])

@@ -1,0 +1,25 @@
+"""Cells trained in one fold, for tests of the loop."""
+
+import math
+from collections.abc import Sequence
+
+from study.config import CellConfig
+from study.data import Corpus
+from study.models import FrozenBase
+from study.training.checkpoint import Snapshot
+from study.training.loop import CellStep, train
+from study.training.run import Run
+
+
+def trained(
+    base: FrozenBase, corpus: Corpus, *cells: CellConfig, resume: Sequence[Snapshot] = ()
+) -> list[list[CellStep]]:
+    """Each cell's steps, up to the one where it diverged."""
+    runs = [Run.of(config, corpus, base.device) for config in cells]
+    by_step = list(train(base, corpus, runs, resume))
+    return [[row for row in of_cell if row] for of_cell in zip(*by_step, strict=True)]
+
+
+def series(steps: Sequence[CellStep], name: str) -> list[float]:
+    """A metric by step; NaN where it was not measured."""
+    return [step.metrics.get(name, math.nan) for step in steps]
