@@ -16,8 +16,8 @@ FILE_LINES, FUNCTION_LINES, LINE_WIDTH = 800, 60, 100
 PACKAGE_LINES = {
     "study/adapters": 1_800,
     "study/analysis": 4_600,
-    "study/cli": 1_250,
-    "study/config": 1_580,
+    "study/cli": 1_245,
+    "study/config": 1_490,
     "study/dashboard": 1_300,
     "study/data": 1_500,
     "study/figures": 3_500,

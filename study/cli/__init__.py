@@ -12,8 +12,6 @@ from study.cli.group import cli
 from study.errors import StudyError
 from study.sweeps import signals
 
-__all__ = ["cli", "main"]
-
 
 def main() -> None:
     """Entry point. A user's mistake gets one line and exit code 2; a bug gets a traceback.

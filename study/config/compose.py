@@ -1,16 +1,13 @@
 """Hydra configurations to typed cells; where ``conf/`` is; the resolvers that ``conf/`` uses.
 
-The resolver ``near_best`` gives learning rates around the expected best one of each cell. That rate
-depends on p, alpha and rank, by orders of magnitude in a study of several alphas, and a grid that
-all cells share would waste most of its cells. In an experiment
+The resolver ``near_best`` gives learning rates around the expected best one of each cell, which
+depends on p, alpha and rank by orders of magnitude. In an experiment
 
     optimizer.lr: "${near_best:-1,85,9.8,10},${near_best:0,85,9.8,10}"
 
 sweeps half of and once the expected best rate of each cell. A cell's identity and record hold the
-number that results. The four arguments are
-
-1. the distance from the expected best rate, in doublings;
-2. ``move``, 3. ``r_sign`` and 4. ``crossover`` of :func:`expected_best`.
+number that results. The four arguments are the distance from the expected best rate, in doublings,
+and ``move``, ``r_sign`` and ``crossover`` of :func:`expected_best`.
 """
 
 import copy
@@ -83,11 +80,10 @@ def compose(
     def is_value(text: str) -> bool:
         """Whether an override sets a key of the configuration, and chooses and adds nothing."""
         override = parsed(text)
-        changes_keys = override.is_add() or override.is_force_add() or override.is_delete()
-        key = override.key_or_group
-        return not changes_keys and (
-            isinstance(override.value(), dict) or not loader.get_group_options(key)
-        )
+        if override.is_add() or override.is_force_add() or override.is_delete():
+            return False
+        is_group = loader.get_group_options(override.key_or_group)
+        return isinstance(override.value(), dict) or not is_group
 
     @cache
     def base(choices: tuple[str, ...]) -> DictConfig:
@@ -106,9 +102,9 @@ def compose(
 
 
 def search_path(hydra_overrides: Iterable[str]) -> list[str]:
-    """The overrides of ``hydra.searchpath``: the user's own folders of configuration files.
+    """The overrides of ``hydra.searchpath``, which Hydra keeps apart from those of a task.
 
-    Hydra keeps them apart from the overrides of a task, and composing a cell needs both.
+    They are the user's own folders of configuration files. Composing a cell needs both.
     """
     return [override for override in hydra_overrides if override.startswith("hydra.searchpath=")]
 
@@ -122,10 +118,6 @@ def _by(name: str, table: DictConfig) -> object:
 OmegaConf.register_new_resolver("by", _by, replace=True)
 """For ``conf/``: ``${by:${optimizer.name},{sgd: 1e-4, adamw: 3e-6}}`` is a value that depends on
 another choice."""
-
-DIGITS = 3
-"""The significant digits of a rate. Machines round powers and roots differently in the last place;
-a rate, and with it the identity of a cell, is the same on all of them."""
 
 
 def expected_best(
@@ -157,7 +149,9 @@ def _near_best(
     rule, power = scaling.named_rule(str(adapter.scaling), adapter.exponent)
     gamma = scaling.gamma(rule, float(adapter.alpha), float(adapter.rank), power)
     rate = expected_best(gamma, float(adapter.rank), steps, move, r_sign, crossover)
-    return float(f"{rate * 2.0**doublings:.{DIGITS - 1}e}")
+    # Machines round powers and roots differently in the last place. With three digits, a rate, and
+    # with it the identity of a cell, is the same on all of them.
+    return float(f"{rate * 2.0**doublings:.2e}")
 
 
 OmegaConf.register_new_resolver("near_best", _near_best, replace=True)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from study.config.values import Checked, Positive, Real, one_of, read, whole_or
+from study.config.values import Positive, Real, one_of, read, whole_or
 from study.errors import StudyError
 from study.vocabulary.optimizers import OPTIMIZERS
 from study.vocabulary.quantities import (
@@ -38,7 +38,6 @@ NEEDS: dict[str, tuple[str, ...]] = {
     DISTANCE: ("measure", "step"),
 }
 """Which of ``site``, ``stat``, ``measure`` and ``step`` each needs. It may not have the others."""
-WHATS = tuple(NEEDS)
 WHAT_LABELS: dict[str, str] = {
     SLOPE: "slope with rank",
     FACTOR: "factor from the lowest to the highest rank",
@@ -66,20 +65,14 @@ MEANINGS: dict[str, str] = {
 """The verdicts on an expectation, each with a sentence for a legend."""
 
 
-def _check_sentence(text: str) -> str:
-    if not text.strip():
-        raise StudyError("{key} is empty: write a sentence")
-    return text
-
-
-Sentence = Annotated[str, Checked(_check_sentence)]
+Sentence = Annotated[str, Field(pattern=r"\S")]
 
 
 @dataclass(kw_only=True)
 class Expectation:
     """One expected number.
 
-    - ``what``: one of :data:`WHATS`;
+    - ``what``: one of :data:`NEEDS`;
     - ``optimizer``, ``rule``: of the curves that it is about. ``rule`` is a name of
       :data:`study.vocabulary.scaling.RULES` or a p; null: every rule;
     - ``site``, ``stat``, ``batch``: of the quantity. ``layer``, ``kind``: null for the whole model,
@@ -96,7 +89,7 @@ class Expectation:
 
     __pydantic_config__ = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
-    what: Annotated[str, one_of(WHATS)]
+    what: Annotated[str, one_of(NEEDS)]
     predicted: Annotated[Real, Field(strict=True)]
     tolerance: Annotated[Positive, Field(strict=True)]
     optimizer: Annotated[str, one_of(OPTIMIZERS)]

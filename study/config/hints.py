@@ -2,13 +2,14 @@
 
 import re
 import traceback
+from argparse import ArgumentError
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from hydra import initialize_config_dir
@@ -36,21 +37,17 @@ def arranged(arguments: Sequence[str]) -> list[str]:
     Raises :class:`StudyError` for an option that does not exist.
     """
     parser = get_args_parser()
-
-    def refuse(message: str) -> NoReturn:
-        raise StudyError(f"{message}: {SEE}")
-
-    parser.error = refuse
-    parsed, others = parser.parse_known_args(arguments)
+    parser.exit_on_error = False
+    try:
+        parsed, others = parser.parse_known_args(arguments)
+    except ArgumentError as error:
+        raise StudyError(f"{error}: {SEE}") from None
     for option in (text for text in others if text.startswith("-")):
         real = [flag for action in parser._actions for flag in action.option_strings]
         near = get_close_matches(option, [*real, "--plan"], 1, 0.7)
         raise StudyError(f"unknown option {given(option)}{_meant(near)}: {SEE}")
     overrides = [*parsed.overrides, *others]
-    options = list(arguments)
-    for override in overrides:
-        options.remove(override)
-    return [*options, *overrides]
+    return [*(text for text in arguments if text not in overrides), *overrides]
 
 
 @contextmanager
@@ -120,12 +117,8 @@ def known_keys() -> dict[str, tuple[str, ...]]:
     parts += [("optimizer", optimizer_config(name)) for name in OPTIMIZERS]
     found: dict[str, tuple[str, ...]] = {}
     for part, kind in parts:
-        inside = (
-            [(f"{part}.{each.name}", each.type) for each in fields(kind)]
-            if is_dataclass(kind)
-            else [(part, kind)]
-        )
-        for key, each in inside:
+        inside = {f"{part}.{f.name}": f.type for f in fields(kind)} if is_dataclass(kind) else {}
+        for key, each in (inside or {part: kind}).items():
             checks = getattr(each, "__metadata__", ())
             words = [word for check in checks for word in getattr(check, "words", ())]
             found[key] = (*found.get(key, ()), *(("true", "false") if each is bool else words))
@@ -139,17 +132,17 @@ def reference(root: DictConfig) -> str:
     those of its type.
     """
     composed: Any = OmegaConf.to_container(root, resolve=False)
-    chosen = {str(key): str(value) for key, value in root.hydra.runtime.choices.items()}
-    sources = [Path(source.path) for source in root.hydra.runtime.config_sources]
-    folders = [folder for folder in sources if folder.is_dir()]
+    chosen = root.hydra.runtime.choices
+    sources = root.hydra.runtime.config_sources
+    folders = [Path(source.path) for source in sources if source.schema == "file"]
     options: dict[str, list[Path]] = {}
     for file in (file for folder in folders for file in sorted(folder.glob("*/*.yaml"))):
         options.setdefault(file.parent.name, []).append(file)
     groups, keys = _table(), _table()
     for group, files in options.items():
         if len(files) > 1:
-            choice = chosen.get(group, "null")
-            groups.add_row(f"{group}={choice}", " | ".join(file.stem for file in files))
+            names = " | ".join(file.stem for file in files)
+            groups.add_row(f"{group}={chosen.get(group) or 'null'}", names)
     meanings = _meanings([folder / "config.yaml" for folder in folders])
     for part, values in composed.items():
         if isinstance(values, dict) and part in options:
@@ -184,9 +177,7 @@ def _described(key: str, value: Any, meaning: str) -> tuple[str, str]:
 
 
 def _meanings(files: Iterable[Path]) -> dict[str, str]:
-    """The comment of each key in some YAML files: of its line, and of the lines below. The first
-    file that comments on a key counts.
-    """
+    """The first comment of each key in some YAML files: of its line, and of the lines below."""
     found: dict[str, str] = {}
     for text in (file.read_text() for file in files if file.is_file()):
         entries = re.findall(r"^(\w+):.*?#\s+(.*(?:\n\s+#.*)*)", text, re.MULTILINE)

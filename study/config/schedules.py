@@ -46,20 +46,15 @@ def probe_steps(config: CellConfig) -> tuple[int, ...]:
     """
     probes, last = config.probes, config.train.steps
     if probes.every is not None and probes.steps is not None:
-        raise StudyError(
-            f"probes.every={probes.every} and probes.steps={probes.steps} are both set: "
-            "set one to null"
-        )
+        raise StudyError("probes.every and probes.steps are both set: set one to null")
     if probes.every is not None:
         return tuple(sorted(_every("probes.every", probes.every, last) | {last}))
     if probes.steps is None:
         return ()
     steps = {0, last, *_powers(last)} if probes.steps == "log" else _whole_numbers(probes.steps)
     if steps is None:
-        raise StudyError(
-            f"probes.steps={given(probes.steps)} is not a schedule: "
-            "give 'log' or a list of steps such as [0,1,2,4]"
-        )
+        what = f"probes.steps={given(probes.steps)} is not a schedule"
+        raise StudyError(f"{what}: give log, or a list of steps such as [0,1,2,4]")
     return tuple(sorted(step for step in steps if step <= last))
 
 
@@ -86,10 +81,8 @@ def truncation_ranks(config: CellConfig, most: float = math.inf) -> tuple[float,
     # No layer has more features than the last of these powers of two.
     ranks = {0, *_powers(1 << 15)} if asked == "log" else _whole_numbers(asked)
     if ranks is None:
-        raise StudyError(
-            f"probes.truncations={given(asked)}: ranks must be 'log', a list such as [1,4,16], "
-            "or null"
-        )
+        what = f"probes.truncations={given(asked)}: ranks must be"
+        raise StudyError(f"{what} log, a list such as [1,4,16], or null")
     return (*sorted(rank for rank in ranks if rank < min(own, most)), own)
 
 

@@ -47,12 +47,10 @@ TRACKER_MODES = ("offline", "online", "disabled")
 
 # Far above any run. Beyond them, memory or time ends before a check of either is reached.
 MOST_RANK = 1 << 24
-MOST_WIDTH = 1 << 14
 MOST_STEPS = 10**8
-MOST_SEQUENCES, MOST_ACCUMULATION = 10**6, 10**5
-MOST_TOKENS = 10**7
-MOST_EPOCHS = 10**6
 MOST_EXPONENT = 16
+Few = Annotated[Count, Field(le=10**6)]
+"""A number of sequences or tokens, or of passes over them."""
 
 
 class Part:
@@ -74,28 +72,27 @@ def _check_rank(value: Any) -> Any:
         return math.inf
     if not is_whole(value) or not 1 <= value <= MOST_RANK:
         raise StudyError(
-            f"{KEY}={given(value)}: rank must be a positive integer of at most {MOST_RANK}, or "
-            f"inf, such as {KEY}=16"
+            f"{KEY}={given(value)}: rank must be a positive integer up to {MOST_RANK}, or inf"
         )
     return value
 
 
 def _check_modules(value: Any) -> Any:
-    names = [value] if isinstance(value, str) else value
-    if isinstance(names, list) and names and all(isinstance(n, str) and n for n in names):
-        return value
-    raise StudyError(
-        f"{KEY}={short(value)} names no modules: give all-linear, attention, mlp, a list such as "
-        "[q_proj,v_proj], or a regex"
-    )
+    names = value if isinstance(value, list) else [value]
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise StudyError(
+            f"{KEY}={short(value)} names no modules: give all-linear, attention, mlp, a list such "
+            "as [q_proj,v_proj], or a regex"
+        )
+    return value
 
 
 def _check_warmup(value: Any) -> Any:
     is_share = isinstance(value, float) and 0.0 <= value < 1.0
     if not is_share and not (is_whole(value) and 0 <= value <= MOST_STEPS):
         raise StudyError(
-            f"{KEY}={given(value)} is out of range: give a whole number of steps of at most "
-            f"{MOST_STEPS}, or a share of all steps from 0 to below 1, such as {KEY}=0.1"
+            f"{KEY}={given(value)} is out of range: give a whole number of steps, or a share of "
+            "all steps from 0 to below 1"
         )
     return value
 
@@ -119,7 +116,7 @@ class ModelConfig(Part):
     name: Annotated[str, one_of(MODELS)] = MISSING
     path: FilePath | None = None
     quant_bits: Annotated[int | None, one_of((None, *QUANT_BITS))] = None
-    width: Annotated[Whole, Field(ge=8, le=MOST_WIDTH)] | None = None
+    width: Annotated[Whole, Field(ge=8, le=1 << 14)] | None = None
 
 
 def _today(name: Any) -> Any:
@@ -141,7 +138,7 @@ class DataConfig(Part):
 
     name: Annotated[str, BeforeValidator(_today), one_of(DATASETS)] = MISSING
     path: FilePath | None = None
-    sequence_length: Annotated[Whole, Field(ge=2, le=MOST_TOKENS)] = MISSING
+    sequence_length: Annotated[Few, Field(ge=2)] = MISSING
     heldout: Count = MISSING
     seed: Whole = MISSING
     format: Annotated[str, one_of((AUTO, *FORMATS))] = AUTO
@@ -191,10 +188,7 @@ class AdapterConfig(Part):
 
 @dataclass
 class OptimizerConfig(Part):
-    """What every optimizer has. ``loraplus_lr_ratio``: B's learning rate over A's (LoRA+).
-
-    Within their bounds, B's learning rate is finite in float32.
-    """
+    """What every optimizer has. ``loraplus_lr_ratio``: B's learning rate over A's (LoRA+)."""
 
     name: str = MISSING
     lr: Annotated[Positive, Field(le=1e30)] = MISSING
@@ -207,9 +201,7 @@ def _option_type(option: Option) -> Any:
     if option.choices:
         return Annotated[option.type, one_of(option.choices)]
     limits = Field(ge=option.least, gt=option.above, lt=option.below, le=option.most)
-    if option.type is int:
-        return Annotated[Whole, limits]
-    each = Annotated[Real, limits]
+    each = Annotated[Whole if option.type is int else Real, limits]
     if option.length is None:
         return each
     return Annotated[list[each], Field(min_length=option.length, max_length=option.length)]
@@ -258,15 +250,15 @@ class TrainConfig(Part):
     """
 
     steps: Annotated[Count, Field(le=MOST_STEPS)] = MISSING
-    batch_size: Annotated[Count, Field(le=MOST_SEQUENCES)] = MISSING
-    accumulation: Annotated[Count, Field(le=MOST_ACCUMULATION)] = MISSING
+    batch_size: Few = MISSING
+    accumulation: Few = MISSING
     clip: Positive | None = None
     schedule: Annotated[str, one_of(SCHEDULES)] = MISSING
     warmup: Annotated[Any, Checked(_check_warmup)] = MISSING
     eval_every: Annotated[Whole, Field(ge=0)] | None = None
     save_adapter: bool = False
     answer_tokens: Count | None = None
-    epochs: Annotated[Positive, Field(le=MOST_EPOCHS)] | None = None
+    epochs: Annotated[Positive, Field(le=10**6)] | None = None
     shard: bool = False
     checkpointing: bool = False
 
@@ -285,7 +277,7 @@ class ProbesConfig(Part):
     sites: Annotated[Any, some_of(SITES)] = "all"
     stats: Annotated[Any, some_of(STATS)] = "all"
     batch: Annotated[Any, some_of(BATCHES)] = "train"
-    tokens: Annotated[Count, Field(le=MOST_TOKENS)] = MISSING
+    tokens: Few = MISSING
     truncations: Any = None
 
 
@@ -334,10 +326,8 @@ class TrackerConfig(Part):
 
 @dataclass
 class CellConfig:
-    """One configuration trained once. ``expects``: what its experiment predicts.
-
-    Unlike a part, it takes keys that no cell has.
-    """
+    """One configuration trained once. ``expects``: what its experiment predicts. Keys that no cell
+    has are left out."""
 
     __pydantic_config__ = ConfigDict(coerce_numbers_to_str=True)
 

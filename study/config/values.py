@@ -103,9 +103,8 @@ def is_whole(value: Any) -> bool:
 
 def check_folder_name(name: str, key: str = KEY) -> str:
     """The name of a folder that is made inside another one, such as that of a study."""
-    is_place = name in ("", ".", "..") or "/" in name or "\\" in name
-    is_long = len(name.encode(errors="replace")) > LONGEST_NAME
-    if is_place or is_long or not name.isprintable() or name != name.strip():
+    is_name = name.isprintable() and name.strip(" .") and name == name.strip()
+    if not is_name or re.search(r"[/\\]", name) or len(name.encode()) > LONGEST_NAME:
         raise StudyError(
             f"{key}={short(name)} is not the name of one folder, of visible characters and at most "
             f"{LONGEST_NAME} bytes: give a name such as {key}=quick"
@@ -147,9 +146,7 @@ def interval(key: str, value: Any) -> Interval:
 
 def _no_flag(value: Any) -> Any:
     """Python and pydantic take true for 1."""
-    if isinstance(value, bool):
-        raise StudyError(f"{KEY}={str(value).lower()} is out of range: give a number")
-    return value
+    return _word(value) if isinstance(value, bool) else value
 
 
 FilePath = Annotated[str, Checked(check_path)]
@@ -198,8 +195,8 @@ def read(kind: type[T], values: Any, prefix: str = "") -> T:
         found: T = _adapter(kind).validate_python(values)  # type: ignore[arg-type]
     except ValidationError as error:
         raise StudyError(_line(error, prefix)) from None
-    if missing := next(_missing(found, prefix), None):
-        raise StudyError(f"{missing} is not set: give {missing}=...")
+    for key in _missing(found, prefix):
+        raise StudyError(f"{key} is not set: give {key}=...")
     return found
 
 

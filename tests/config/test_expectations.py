@@ -52,7 +52,7 @@ def test_an_entry_is_typed_and_survives_a_record(parsed: Parsed) -> None:
         ({"rule": "lorra"}, "expects[0].rule: unknown scaling 'lorra'"),
         ({"step": None}, "expects[0].step is not set: slope needs it"),
         ({"step": -1}, "expects[0].step=-1 is out of range"),
-        ({"source": " "}, "expects[0].source is empty: write a sentence"),
+        ({"source": " "}, "expects[0].source=' ': String should match"),
         ({"what": "best_rate"}, "expects[0].site: best_rate has no site, so leave it out"),
         ({"what": "distance", "site": None, "stat": None}, "expects[0].measure is not set"),
         ({"what": "factor"}, "expects[0].tolerance=0.05 of a factor of -0.25: give a factor above"),
