@@ -22,7 +22,7 @@ from study.config.expectations import LOSS_GAP, NOT_MEASURED, Expectation
 from study.figures.captions import settings
 from study.report.answer import answer as what_was_found
 from study.report.expected import (
-    compared_line,
+    compared_row,
     expected_text,
     held_expectations,
     measured_text,
@@ -211,7 +211,7 @@ def failed() -> str:
     """Every expectation that was shown to be wrong."""
     heads = ["study", "optimizer, rule", "quantity", "what", "step", "expected", "measured"]
     body = [
-        [_link(name), *compared_line(row)[: len(heads) - 1]]
+        [_link(name), *list(compared_row(row).values())[: len(heads) - 1]]
         for name in STUDIES
         for row in compared(name)
         if row.verdict == DIFFERS

@@ -20,8 +20,7 @@ from docs import bench, findings, quick
 from docs.blocks import PLOTS, RESULTS, ROOT, Block, rewrite, study_tables, table
 from docs.learned import learned
 from study.figures import FIGURES, draw_all, save
-from study.report import as_markdown
-from study.report.page import report_of
+from study.report import report_of
 from study.store import write_output
 from study.store.files import remove
 
@@ -71,8 +70,8 @@ def draw_study(name: str) -> list[str]:
     for path in folder.glob("*.png"):
         if path.stem not in drawn:
             remove(path)
-    blocks = report_of(RESULTS / name, tables, drawn, folder, folder)
-    write_output(folder / "report.md", as_markdown(blocks))
+    text = report_of(RESULTS / name, tables, drawn, folder, folder)
+    write_output(folder / "report.md", text)
     return said
 
 

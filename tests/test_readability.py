@@ -24,7 +24,7 @@ PACKAGE_LINES = {
     "study/integrations": 3_200,
     "study/models": 1_610,
     "study/probes": 1_850,
-    "study/report": 2_050,
+    "study/report": 1_680,
     "study/store": 1_900,
     "study/sweeps": 2_950,
     "study/theory": 1_550,

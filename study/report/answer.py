@@ -5,7 +5,7 @@ them is of a table; a sentence without its data is left out.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from study.analysis import rank_effects, rate_transfer
-from study.analysis.grouping import curve_labels, distinguishing, firsts, numbered
+from study.analysis.grouping import curve_labels, distinguishing
 from study.analysis.losses import NOT_A_SETTING
 from study.analysis.summary import CONDITION, FAILS, HOLDS, LATE, LOST, OPEN, condition_rows
 from study.analysis.verdicts import rows_of
@@ -37,11 +37,12 @@ class Curve:
       empty if there is one. ``rule``: ``rsLoRA``, or ``rsLoRA (AdamW)``. ``name``: with the
       formula, ``rsLoRA (AdamW, γ = α/√r)``;
     - ``setting``: equal for curves that differ in the rule only;
-    - ``condition``: its rows of :func:`~study.analysis.summary.condition_rows`;
+    - ``condition``: its rows of :func:`~study.analysis.summary.condition_rows`; ``last``: those at
+      the last step measured;
     - ``descent``: the row of ``exponents`` with the descent of the first update, or None;
     - ``losses``: by rank, the final held-out loss in nats per token, the mean over seeds. A rank at
       which a run diverged or got stuck has none. ``base``: that before training, or NaN;
-    - ``gain``: its row of :func:`~study.analysis.losses`; None without two such ranks.
+    - ``gain``: its row of :func:`~study.analysis.losses.rank_effects`; None without two such ranks.
     """
 
     beside: str
@@ -58,7 +59,6 @@ class Curve:
 
     @property
     def last(self) -> list[Any]:
-        """The rows of the condition at the last step measured."""
         return [row for row in self.condition if row.is_last]
 
 
@@ -68,94 +68,67 @@ def curves(tables: StudyTables) -> list[Curve]:
     Of several learning rates, a setting is read at the one that is best at its lowest rank, as
     tuning a small adapter would choose it; without final losses, at the lowest.
     """
-    labels = curve_labels(tables.cells).assign(cell_id=tables.cells["cell_id"].astype(str))
-    columns = [str(name) for name in labels if name != "cell_id"]
-    losses = _fixed(tables.losses)
-    labels = _at_one_rate(labels, losses, columns)
-    exponents = _with_key(tables.exponents, columns)
-    exponents = exponents[exponents["key"].isin(_with_key(labels, columns)["key"])]
-    condition = condition_rows(exponents.drop(columns="key")) if len(exponents) else exponents
-    first = exponents[rows_of(DESCENT, exponents)] if len(exponents) else exponents
-    parts = {
-        "condition": _with_key(condition, columns),
-        "descent": first[first["step"] == 0] if len(first) else first,
-        "losses": _with_key(losses, columns),
-    }
-    effects = _fixed(rank_effects(tables.losses))
+    cells = curve_labels(tables.cells)
+    columns = list(cells)
+    cells["cell_id"] = tables.cells["cell_id"].astype(str)
+    exponents, losses, effects = tables.exponents, tables.losses, rank_effects(tables.losses)
+    if len(losses):
+        losses = losses[losses["how"] == "fixed"]
+    condition = condition_rows(exponents) if len(exponents) else exponents
+    if len(exponents):
+        exponents = exponents[rows_of(DESCENT, exponents) & (exponents["step"] == 0)]
+
+    of_setting = [name for name in columns if name not in NOT_A_SETTING]
+    rate = cells["lr"].groupby(_key(cells, of_setting)).transform("min")
+    if len(losses):
+        best = losses["lr"].groupby(_key(losses, of_setting)).first()
+        rate = _key(cells, of_setting).map(best).fillna(rate)
+    cells = cells[cells["lr"] == rate]
+    several = cells["optimizer"].nunique() > 1
+    settings = distinguishing(cells, columns)
+    keys = [_key(table, columns) for table in (condition, exponents, losses)]
+    beside_rule = [name for name in columns if name not in ("scaling", "exponent_p")]
     found = []
-    for _, cells in _with_key(labels, columns).groupby("key", sort=False):
-        own = {name: part[part["key"] == cells["key"].iloc[0]] for name, part in parts.items()}
-        if len(own["condition"]) or len(own["losses"]):
-            found.append(_curve(cells, columns, labels, own, effects, tables.metrics))
+    for key, of_curve in cells.groupby(_key(cells, columns), sort=False):
+        own_condition, own_descent, own_losses = (
+            table[of == key] for table, of in zip((condition, exponents, losses), keys, strict=True)
+        )
+        if not len(own_condition) and not len(own_losses):
+            continue
+        row = of_curve.iloc[0]
+        beside = [label(str(row["optimizer"]))] if several else []
+        beside += [f"{name}={setting_text(row[name])}" for name in settings]
+        rule = rule_label(str(row["scaling"]), row["exponent_p"])
+        found.append(
+            Curve(
+                beside=", ".join(beside),
+                rule=f"{rule} ({', '.join(beside)})" if beside else rule,
+                name=f"{rule} ({', '.join([*beside, formula(row['exponent_p'])])})",
+                setting=str(_key(of_curve.head(1), beside_rule).iloc[0]),
+                lr=float(row["lr"]),
+                steps=float(row.get("steps", math.nan)),
+                condition=row_list(own_condition),
+                descent=next(iter(row_list(own_descent)), None),
+                losses=_by_rank(own_losses),
+                base=_first_loss(tables.metrics, set(of_curve["cell_id"])),
+                gain=_gain(own_losses, effects),
+            )
+        )
     return found
 
 
-def _curve(
-    cells: pd.DataFrame,
-    columns: Sequence[str],
-    labels: pd.DataFrame,
-    own: dict[str, pd.DataFrame],
-    effects: pd.DataFrame,
-    metrics: pd.DataFrame,
-) -> Curve:
-    row = cells.iloc[0]
-    beside = [label(str(row["optimizer"]))] if labels["optimizer"].nunique() > 1 else []
-    beside += [f"{name}={setting_text(row[name])}" for name in distinguishing(labels, columns)]
-    rule = rule_label(str(row["scaling"]), row["exponent_p"])
-    return Curve(
-        beside=", ".join(beside),
-        rule=f"{rule} ({', '.join(beside)})" if beside else rule,
-        name=f"{rule} ({', '.join([*beside, formula(row['exponent_p'])])})",
-        setting=str(_key(cells.head(1), _beside_rule(columns)).iloc[0]),
-        lr=float(row["lr"]),
-        steps=float(row.get("steps", math.nan)),
-        condition=row_list(own["condition"]),
-        descent=next(iter(row_list(own["descent"])), None),
-        losses=_by_rank(own["losses"]),
-        base=_first_loss(metrics, set(cells["cell_id"])),
-        gain=_gain(own["losses"], effects),
-    )
-
-
-def _beside_rule(columns: Sequence[str]) -> list[str]:
-    return [name for name in columns if name not in ("scaling", "exponent_p")]
-
-
-def _fixed(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of ``losses`` or of ``rank_effects`` that compare ranks at one learning rate."""
-    return table[table["how"] == "fixed"] if len(table) else table
-
-
-def _at_one_rate(
-    labels: pd.DataFrame, losses: pd.DataFrame, columns: Sequence[str]
-) -> pd.DataFrame:
-    """The rows of ``labels`` at the learning rate of each setting."""
-    setting = [name for name in columns if name not in NOT_A_SETTING]
-    own, of_losses = _key(labels, setting), _key(losses, setting)
-    rate = labels["lr"].groupby(own).transform("min")
-    if len(losses):
-        rate = own.map(losses["lr"].groupby(of_losses).first()).fillna(rate)
-    return labels[labels["lr"] == rate]
-
-
-def _with_key(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    return table.assign(key=_key(table, columns))
-
-
 def _key(table: pd.DataFrame, columns: Sequence[str]) -> "pd.Series[str]":
-    """A text per row, equal for rows that agree in ``columns``."""
+    """A text per row, equal for rows that agree in ``columns``. Numbers are compared as floats,
+    because one table may hold them as integers.
+    """
     if table.empty:
         return pd.Series([], dtype=object)
-    number = numbered(table, columns)
-    first = table.iloc[firsts(number)]
-    texts = [map(str, _comparable(first[name])) for name in columns]
-    keys = np.array(["\n".join(row) for row in zip(*texts, strict=True)], object)
-    return pd.Series(keys[number], table.index)
-
-
-def _comparable(values: "pd.Series[Any]") -> Iterable[Any]:
-    """Numbers as floats, because one table may hold them as integers."""
-    return values.astype(float) if pd.api.types.is_numeric_dtype(values) else values.astype(object)
+    is_number = pd.api.types.is_numeric_dtype
+    texts = [
+        map(str, table[name].astype(float if is_number(table[name]) else object))
+        for name in columns
+    ]
+    return pd.Series(["\n".join(row) for row in zip(*texts, strict=True)], table.index)
 
 
 def _by_rank(losses: pd.DataFrame) -> dict[float, float]:
@@ -177,11 +150,8 @@ def _first_loss(metrics: pd.DataFrame, ids: set[str]) -> float:
 def _gain(losses: pd.DataFrame, effects: pd.DataFrame) -> Any | None:
     if losses.empty or effects.empty:
         return None
-    row = losses.iloc[0]
-    here = np.ones(len(effects), bool)
-    for name in ("setting", "scaling", "exponent_p", "alpha", "lr"):
-        here &= (effects[name] == row[name]).to_numpy()
-    return next(iter(row_list(effects[here])), None)
+    by = ["how", "setting", "scaling", "exponent_p", "alpha", "lr"]
+    return next(iter(row_list(effects.merge(losses[by].head(1), on=by))), None)
 
 
 MOST_CURVES = 4
@@ -200,32 +170,24 @@ def answer(tables: StudyTables) -> list[str]:
     ``tables`` are those of :func:`study.analysis.load_tables`. Names are as in the
     tables: the caller makes them printable.
     """
-    found = curves(tables)
-    return [
-        *_unfinished(tables.cells),
-        *_too_few_ranks(tables.cells),
-        *_of_rules(found),
-        *_on_batches(found, tables.exponents),
-        *_broken(tables.cells),
-        *_why(found, tables.cells),
-        *_best_rates(tables.rates),
-        *_together(found),
-    ]
-
-
-def _unfinished(cells: pd.DataFrame) -> Iterator[str]:
+    cells, found, said = tables.cells, curves(tables), []
     ended = cells["status"].isin(DONE)
     if not ended.all():
-        yield f"So far {ended.sum()} of {len(cells)} cells are done."
-
-
-def _too_few_ranks(cells: pd.DataFrame) -> Iterator[str]:
+        said.append(f"So far {ended.sum()} of {len(cells)} cells are done.")
     ranks = sorted(set(cells["rank"].dropna()))
     if sum(map(math.isfinite, ranks)) < 2:
-        yield (
+        said.append(
             f"Every cell has rank {number_list(ranks)}, so the study can't say how anything "
             "changes with the rank: sweep adapter.rank."
         )
+    said += [*_of_rules(found), *_on_batches(found, tables.exponents)]
+    for status in BROKEN:
+        own = cells[cells["status"] == status]
+        verb = {"diverged": "diverged", "stuck": "got stuck"}[status]
+        if len(own):
+            said.append(f"{len(own)} of {len(cells)} cells {verb} ({cell_list(own)}).")
+    several = cells["lr"].nunique() > 1
+    return [*said, *_why(found, several), *_best_rates(tables.rates), *_together(found)]
 
 
 def _of_rules(found: Sequence[Curve]) -> Iterator[str]:
@@ -268,19 +230,13 @@ def _extremes(found: Sequence[Curve]) -> str:
 
 
 def _of_rule(curve: Curve) -> str:
-    """``rsLoRA (γ = α/√r), rank 256 against rank 4: at step 0 the gradient norm is ...``"""
-    texts = []
-    if curve.condition:
-        low, high = curve.condition[0].rank_min, curve.condition[0].rank_max
-        texts.append(f"rank {high:g} against rank {low:g}: {'; '.join(_by_step(curve))}")
-    if curve.losses:
-        texts.append(_loss_text(curve))
-    head = f"{curve.name}{', ' if curve.condition else ': '}"
-    return head + ". ".join([texts[0], *(text[0].upper() + text[1:] for text in texts[1:])]) + "."
+    """``rsLoRA (γ = α/√r), rank 256 against rank 4: at step 0 the gradient norm is ...``
 
-
-def _by_step(curve: Curve) -> list[str]:
-    """The last step, after the first one where its word is another."""
+    The last step is described, after the first one where its word is another.
+    """
+    loss = _loss_text(curve) if curve.losses else ""
+    if not curve.condition:
+        return f"{curve.name}: {loss}."
     last = {row.place: row for row in curve.last}
     first = [
         row
@@ -293,7 +249,9 @@ def _by_step(curve: Curve) -> list[str]:
         for step in sorted({row.step for row in rows}):
             clauses = [_clause(row) for row in rows if row.step == step]
             parts.append(f"{when} step {step} {joined(clauses)}")
-    return parts
+    low, high = curve.condition[0].rank_min, curve.condition[0].rank_max
+    text = f"{curve.name}, rank {high:g} against rank {low:g}: {'; '.join(parts)}."
+    return f"{text} {loss[0].upper()}{loss[1:]}." if loss else text
 
 
 def _clause(row: Any) -> str:
@@ -382,74 +340,63 @@ def _best_rates(rates: pd.DataFrame) -> Iterator[str]:
         yield f"The best learning rate changes with the rank r as {joined(laws)}."
 
 
-def _broken(cells: pd.DataFrame) -> Iterator[str]:
-    for status in BROKEN:
-        own = cells[cells["status"] == status]
-        if len(own):
-            verb = {"diverged": "diverged", "stuck": "got stuck"}[status]
-            yield f"{len(own)} of {len(cells)} cells {verb} ({cell_list(own)})."
+def _why(found: Sequence[Curve], several: bool) -> Iterator[str]:
+    """Why an output that grows and a lower loss go together, where both were shown first.
 
-
-def _why(found: Sequence[Curve], cells: pd.DataFrame) -> Iterator[str]:
-    """Why an output that grows and a lower loss go together, where both were shown."""
+    ``several``: whether the study has several learning rates.
+    """
     for curve in found:
         grown = [r for r in curve.last if r.place == PLACE[FORWARD_OUT] and r.verdict in GROWS]
         if not grown or gain_sign(curve) <= 0:
             continue
-        yield _on_larger_steps(curve, grown[0].verdict, several=cells["lr"].nunique() > 1)
-        return
-
-
-def _on_larger_steps(curve: Curve, word: str, several: bool) -> str:
-    """``several``: whether the study has several learning rates."""
-    row = curve.descent
-    if row is not None and row.verdict in GROWS and row.factor >= 2:
-        first = (
-            f"the first update lowers the loss {size_text(row.factor)} as much at rank "
-            f"{row.rank_max:g} as at rank {row.rank_min:g} (to first order)"
+        row, first = curve.descent, "one update changes the model more at a higher rank"
+        if row is not None and row.verdict in GROWS and row.factor >= 2:
+            first = (
+                f"the first update lowers the loss {size_text(row.factor)} as much at rank "
+                f"{row.rank_max:g} as at rank {row.rank_min:g} (to first order)"
+            )
+        steps = "time" if math.isnan(curve.steps) else f"{curve.steps:g} steps"
+        yield (
+            f'Why an output that "{grown[0].verdict}" and a lower perplexity go together: a larger '
+            f"output is a larger step. Under {curve.rule} {first}, and at learning rate "
+            f"{curve.lr:g} the larger steps learned more in the same {steps}."
+            + ("" if several else " To tell a better rank from a larger step, sweep optimizer.lr.")
         )
-    else:
-        first = "one update changes the model more at a higher rank"
-    steps = "time" if math.isnan(curve.steps) else f"{curve.steps:g} steps"
-    text = (
-        f'Why an output that "{word}" and a lower perplexity go together: a larger output is a '
-        f"larger step. Under {curve.rule} {first}, and at learning rate {curve.lr:g} the larger "
-        f"steps learned more in the same {steps}."
-    )
-    if several:
-        return text
-    return f"{text} To tell a better rank from a larger step, sweep optimizer.lr."
+        return
 
 
 def _together(found: Sequence[Curve]) -> Iterator[str]:
     """Which rules keep every quantity stable, from the first step measured to the last."""
     measured = [curve for curve in found if curve.condition]
-    if not measured:
+    rows = [row for curve in measured for row in curve.condition]
+    if not rows:
         return
-    if max(row.seeds for curve in measured for row in curve.condition) < SEEDS_FOR_VERDICT:
+    if max(row.seeds for row in rows) < SEEDS_FOR_VERDICT:
         yield (
             f"A verdict needs {SEEDS_FOR_VERDICT} seeds, so these are measurements only: train "
             f"seeds {joined(list(map(str, range(SEEDS_FOR_VERDICT))))}."
         )
         return
-    places = sorted({row.place for curve in measured for row in curve.condition})
-    nouns = joined([f"the {CONDITION[place].noun}" for place in places])
-    stable = f"{nouns} stable (within a factor of {STABLE_RATIO:g}) from the first step to the last"
+    nouns = [f"the {CONDITION[place].noun}" for place in sorted({row.place for row in rows})]
+    stable = (
+        f"{joined(nouns)} stable (within a factor of {STABLE_RATIO:g}) from the first step to the "
+        "last"
+    )
     kept, lost, rest = (
         [curve.rule for curve in measured if answer_of(curve.condition) in words]
         for words in ({HOLDS}, {FAILS, LOST}, {LATE, OPEN})
     )
+    undecided = f"; for {joined(rest)} it is not decided" if rest else ""
     if len(measured) > MOST_CURVES:
         yield f"{len(kept)} of {len(measured)} keep {stable}; {len(lost)} do not."
     elif kept:
-        others = [f"{joined(lost)} does not" if lost else ""]
-        others += [f"for {joined(rest)} it is not decided" if rest else ""]
         verb = "keeps" if len(kept) == 1 else "keep"
-        yield "; ".join(filter(None, [f"{joined(kept)} {verb} {stable}", *others])) + "."
+        others = f"; {joined(lost)} does not" if lost else ""
+        yield f"{joined(kept)} {verb} {stable}{others}{undecided}."
+    elif len(lost) == 2:
+        yield f"Neither {lost[0]} nor {lost[1]} keeps {stable}{undecided}."
     elif lost:
-        open_too = f"; for {joined(rest)} it is not decided" if rest else ""
-        neither = f"Neither {lost[0]} nor {lost[1]} keeps" if len(lost) == 2 else ""
-        none = f"{lost[0]} does not keep" if len(lost) == 1 else f"None of {joined(lost)} keeps"
-        yield f"{neither or none} {stable}{open_too}."
+        none = f"None of {joined(lost)} keeps" if lost[1:] else f"{lost[0]} does not keep"
+        yield f"{none} {stable}{undecided}."
     else:
         yield f"These seeds do not decide whether {joined(rest)} keeps {stable}."

@@ -1,4 +1,4 @@
-"""Reasons to doubt a study's numbers, found in its tables. One function per caveat."""
+"""Reasons to doubt a study's numbers, found in its tables and records."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -16,13 +16,13 @@ from study.report.text import (
     distinct,
     first_of,
     joined,
-    percent,
+    number_list,
     quantity_text,
 )
 from study.store import StudyTables
 from study.vocabulary.optimizers import label, of_family
 from study.vocabulary.quantities import FORWARD_OUT, TRAIN
-from study.vocabulary.statuses import STATUSES, Status, end_step
+from study.vocabulary.statuses import STATUSES, end_step
 from study.vocabulary.thresholds import (
     FEW_SEEDS,
     LAST_PREDICTED_STEP,
@@ -43,24 +43,20 @@ def caveats(tables: StudyTables, records: Sequence[Record]) -> list[str]:
     ``records``: of all cells, those that can't be read among them.
     """
     return [
-        *_unreadable(records),
-        *_unfinished(tables),
-        *_few_seeds(tables),
-        *_partly_adapted(records),
-        *_other_weights(records),
-        *_noted_in_training(records),
+        *_lost_cells(tables.cells, records),
+        *_few_seeds(tables.cells),
+        *_noted(records),
         *_large_steps(tables),
         *_clipped(tables),
-        *_best_rate_at_edge(tables),
-        *_short(tables),
+        *_losses(tables),
         *_small_beside_eps(tables),
         *_two_regimes(tables),
         *_several_machines(records),
-        *_no_alignment(tables),
+        *_no_alignment(tables.probes),
     ]
 
 
-def _unreadable(records: Sequence[Record]) -> Iterator[str]:
+def _lost_cells(cells: pd.DataFrame, records: Sequence[Record]) -> Iterator[str]:
     damaged = [record for record in records if record.get("status") == UNREADABLE]
     if damaged:
         reasons = [f"{record.get('cell_id')}: {record.get('error')}" for record in damaged]
@@ -68,11 +64,28 @@ def _unreadable(records: Sequence[Record]) -> Iterator[str]:
             f"**{count_noun(len(damaged), 'cell')} unreadable** ({first_of(reasons)}): no number "
             "here contains them until a sweep trains them afresh."
         )
+    for status, about in STATUSES.items():
+        own = cells[cells["status"] == status]
+        if about.fits and len(own):
+            names = _ends(own) if about.ended_at else cell_list(own)
+            use = about.fits.partition(". ")[0].removesuffix(".")
+            use = use[0].lower() + use[1:]
+            yield f"**{count_noun(len(own), 'cell')} {status}** ({names}): {use}."
 
 
-def _few_seeds(tables: StudyTables) -> Iterator[str]:
-    units = [name for name in ("seed", "data_seed") if name in tables.cells]
-    seeds = len(tables.cells[units].drop_duplicates())
+def _ends(cells: pd.DataFrame) -> str:
+    """``rsLoRA r = 64 at lr 0.1, step 3, 5``: broken cells by rank, with the step of their end."""
+    steps: dict[str, set[float]] = {}
+    for place in range(len(cells)):
+        cell = cells.iloc[[place]]
+        name = f"{cell_list(cell)} at lr {cell['lr'].item():g}"
+        steps.setdefault(name, set()).add(end_step(cell.to_dict("records")[0]))
+    return first_of([f"{name}, step {number_list(sorted(ends))}" for name, ends in steps.items()])
+
+
+def _few_seeds(cells: pd.DataFrame) -> Iterator[str]:
+    units = [name for name in ("seed", "data_seed") if name in cells]
+    seeds = len(cells[units].drop_duplicates())
     if seeds == 1:
         yield (
             "**One seed**: there are no verdicts, and brackets show how straight the line is, not "
@@ -87,18 +100,24 @@ def _few_seeds(tables: StudyTables) -> Iterator[str]:
         )
 
 
-def _unfinished(tables: StudyTables) -> Iterator[str]:
-    for status, about in STATUSES.items():
-        cells = tables.cells[tables.cells["status"] == status]
-        if about.fits and len(cells):
-            names = _ends(cells) if about.ended_at else cell_list(cells)
-            yield f"**{count_noun(len(cells), 'cell')} {status}** ({names}): {_used_of(about)}."
-
-
-def _used_of(about: Status) -> str:
-    """What the fits use of a cell, as the end of a sentence."""
-    first, *_ = about.fits.split(". ")
-    return first[0].lower() + first[1:].removesuffix(".")
+def _noted(records: Sequence[Record]) -> Iterator[str]:
+    """What records say of the base: the share that has adapters, other weights, notes."""
+    found: dict[str, None] = {}
+    for record in records:
+        share = record.get("adapted_share")
+        if share is not None and share < 1:
+            # Rounded down: 100 % would be wrong.
+            part = f"**Part of {record.get('model')} is adapted**"
+            percent = f"{math.floor(1000 * share) / 10:g} %"
+            names = record.get("not_adapted", ())
+            but = f", but not {first_of(names, ', ')}" if names else ""
+            found[f"{part}: {percent} of the block weights have adapters{but}."] = None
+    yield from found
+    notes = (f"{r.get('model')}: {r['model_note']}" for r in records if r.get("model_note"))
+    for note in dict.fromkeys(notes):
+        yield f"**The base is not the published weights** ({note})."
+    for note in dict.fromkeys(r["training_note"] for r in records if r.get("training_note")):
+        yield f"**Noted in training**: {note}"
 
 
 def _large_steps(tables: StudyTables) -> Iterator[str]:
@@ -119,39 +138,10 @@ def _large_steps(tables: StudyTables) -> Iterator[str]:
     yield (
         f"**Steps too large for the linear theory**: at {len(off)} of {len(ratios)} probed updates "
         f"({cell_list(_of_ids(tables, off['cell_id']))}) the loss did not change by the predicted "
-        f"amount within {percent(LAZY_WITHIN)}, at worst by {percent(worst['ratio'])} of it "
+        f"amount within {100 * LAZY_WITHIN:.0f} %, at worst by {100 * worst['ratio']:.0f} % of it "
         f"({cell_list(_of_ids(tables, [worst['cell_id']]))}, step {worst['step']:.0f}), so their "
         "rules have no predictions from there on."
     )
-
-
-def _small_beside_eps(tables: StudyTables) -> Iterator[str]:
-    eps = tables.cells.get("eps", pd.Series(dtype=float)).astype(float)
-    if not (eps > 0).any():
-        return
-    eps_of = pd.Series(eps.to_numpy(), index=tables.cells["cell_id"].astype(str))
-    for factor in ("A", "B"):
-        rows = tables.probes[
-            (tables.probes["site"] == f"{factor}_grad")
-            & (tables.probes["batch"] == TRAIN)
-            & (tables.probes["rms"] > 0)
-        ]
-        if rows.empty:
-            continue
-        cell = rows["cell_id"].astype(str)
-        ratio = (rows["rms"] / cell.map(eps_of)).groupby([cell, rows["step"]]).median()
-        low = ratio[ratio < SIGN_LIKE_FROM]
-        if low.empty:
-            continue
-        cells = _of_ids(tables, low.index.get_level_values(0))
-        worst, step = low.index[int(low.argmin())]
-        yield (
-            f"**{_optimizers(cells)}'s eps affects the updates of {factor}**: in "
-            f"{count_noun(len(cells), 'cell')} ({cell_list(cells)}) the median layer's rms "
-            f"gradient is below {SIGN_LIKE_FROM:g} eps, down to {low.min():.1f} eps "
-            f"({cell_list(_of_ids(tables, [worst]))}, step {step}), so updates are not fully "
-            "sign-like."
-        )
 
 
 def _clipped(tables: StudyTables) -> Iterator[str]:
@@ -162,12 +152,54 @@ def _clipped(tables: StudyTables) -> Iterator[str]:
     if clipped.empty:
         return
     cells = _of_ids(tables, clipped["cell_id"])
-    line = f"**Clipping**: {len(clipped)} of {len(factors)} gradients were clipped"
-    line += f" ({cell_list(cells)})"
-    linear = cells[cells["optimizer"].isin(of_family("linear"))]
-    if len(linear):
-        line += f", which changes the exponents of {_optimizers(linear)}"
-    yield f"{line}."
+    linear = cells.loc[cells["optimizer"].isin(of_family("linear")), "optimizer"]
+    changes = f", which changes the exponents of {distinct(map(label, linear))}"
+    yield (
+        f"**Clipping**: {len(clipped)} of {len(factors)} gradients were clipped "
+        f"({cell_list(cells)}){changes if len(linear) else ''}."
+    )
+
+
+def _losses(tables: StudyTables) -> Iterator[str]:
+    edges = tables.rates[tables.rates["edge"] != INSIDE] if len(tables.rates) else tables.rates
+    if len(edges):
+        ends = " or ".join(sorted(set(edges["edge"])))
+        yield (
+            f"**Best learning rate at the edge of the grid**: {len(edges)} of {len(tables.rates)} "
+            f"best rates are the {ends} rate tried, so the true best may lie outside, and the "
+            "exponent of the best rate leaves them out."
+        )
+    if "steps" in tables.cells and len(tables.losses):
+        steps = int(tables.cells["steps"].max())
+        if steps < SHORT:
+            yield f"**Short runs**: after {steps} steps, a final loss is from early in training."
+
+
+def _small_beside_eps(tables: StudyTables) -> Iterator[str]:
+    eps = tables.cells.get("eps", pd.Series(dtype=float)).astype(float)
+    if not (eps > 0).any():
+        return
+    eps_of = pd.Series(eps.to_numpy(), index=tables.cells["cell_id"].astype(str))
+    probes = tables.probes[(tables.probes["batch"] == TRAIN) & (tables.probes["rms"] > 0)]
+    for factor in ("A", "B"):
+        rows = probes[probes["site"] == f"{factor}_grad"]
+        if rows.empty:
+            continue
+        cell = rows["cell_id"].astype(str)
+        ratio = (rows["rms"] / cell.map(eps_of)).groupby([cell, rows["step"]]).median()
+        low = ratio[ratio < SIGN_LIKE_FROM]
+        if low.empty:
+            continue
+        cells = _of_ids(tables, low.index.get_level_values(0))
+        worst, step = low.index[int(low.argmin())]
+        names = distinct(map(label, cells["optimizer"]))
+        yield (
+            f"**{names}'s eps affects the updates of {factor}**: in "
+            f"{count_noun(len(cells), 'cell')} ({cell_list(cells)}) the median layer's rms "
+            f"gradient is below {SIGN_LIKE_FROM:g} eps, down to {low.min():.1f} eps "
+            f"({cell_list(_of_ids(tables, [worst]))}, step {step}), so updates are not fully "
+            "sign-like."
+        )
 
 
 def _two_regimes(tables: StudyTables) -> Iterator[str]:
@@ -186,72 +218,12 @@ def _two_regimes(tables: StudyTables) -> Iterator[str]:
     )
 
 
-def _no_alignment(tables: StudyTables) -> Iterator[str]:
-    site = FORWARD_OUT.site
-    updated = tables.probes["step"].between(1, LAST_PREDICTED_STEP)
-    out = tables.probes[(tables.probes["site"] == site) & updated]
-    names = [name for name in ("r_align", "r_sign") if name in out]
-    if len(out) and not (names and out[names].notna().any(axis=None)):
-        yield (
-            f"**Alignment not recorded**: without it the {FORWARD_OUT.noun} has no prediction "
-            "(train with `probes.stats=[all,r_align,r_sign]`)."
-        )
-
-
-def _best_rate_at_edge(tables: StudyTables) -> Iterator[str]:
-    if tables.rates.empty:
-        return
-    edges = tables.rates[tables.rates["edge"] != INSIDE]
-    if len(edges):
-        ends = " or ".join(sorted(set(edges["edge"])))
-        yield (
-            f"**Best learning rate at the edge of the grid**: {len(edges)} of {len(tables.rates)} "
-            f"best rates are the {ends} rate tried, so the true best may lie outside, and the "
-            "exponent of the best rate leaves them out."
-        )
-
-
-def _short(tables: StudyTables) -> Iterator[str]:
-    if "steps" not in tables.cells or tables.losses.empty:
-        return
-    steps = int(tables.cells["steps"].max())
-    if steps < SHORT:
-        yield f"**Short runs**: after {steps} steps, a final loss is from early in training."
-
-
-def _partly_adapted(records: Sequence[Record]) -> Iterator[str]:
-    """Which share of the block weights has adapters, by model and targets, if not all of them."""
-    found: dict[tuple[str, ...], float] = {}
-    for record in records:
-        share = record.get("adapted_share")
-        if share is not None and share < 1:
-            found[str(record.get("model")), *record.get("not_adapted", ())] = share
-    for (model, *names), share in found.items():
-        # Rounded down: 100 % would be wrong.
-        text = f"**Part of {model} is adapted**: {math.floor(1000 * share) / 10:g} % of the block "
-        text += "weights have adapters"
-        yield f"{text}, but not {first_of(names, ', ')}." if names else f"{text}."
-
-
-def _other_weights(records: Sequence[Record]) -> Iterator[str]:
-    notes = (f"{r.get('model')}: {r['model_note']}" for r in records if r.get("model_note"))
-    for note in dict.fromkeys(notes):
-        yield f"**The base is not the published weights** ({note})."
-
-
-def _noted_in_training(records: Sequence[Record]) -> Iterator[str]:
-    for note in dict.fromkeys(r["training_note"] for r in records if r.get("training_note")):
-        yield f"**Noted in training**: {note}"
-
-
 def _several_machines(records: Sequence[Record]) -> Iterator[str]:
     """What may differ between cells beside their settings: code and device."""
     gits = [record.get("git") or {} for record in records]
     commits = {str(git["commit"])[:HASH_DIGITS] for git in gits if git.get("commit")}
     devices = {str(r["device_name"]) for r in records if r.get("device_name")}
-    parts = []
-    if len(commits) > 1:
-        parts.append(f"at commits {', '.join(sorted(commits))}")
+    parts = [f"at commits {', '.join(sorted(commits))}"] if len(commits) > 1 else []
     if any(git.get("dirty") for git in gits):
         parts.append("with code that is in no commit")
     if len(devices) > 1:
@@ -260,24 +232,17 @@ def _several_machines(records: Sequence[Record]) -> Iterator[str]:
         yield f"**Several machines or code versions**: cells ran {joined(parts)}."
 
 
+def _no_alignment(probes: pd.DataFrame) -> Iterator[str]:
+    is_updated = probes["step"].between(1, LAST_PREDICTED_STEP)
+    out = probes[(probes["site"] == FORWARD_OUT.site) & is_updated]
+    names = [name for name in ("r_align", "r_sign") if name in out]
+    if len(out) and not out[names].notna().any(axis=None):
+        yield (
+            f"**Alignment not recorded**: without it the {FORWARD_OUT.noun} has no prediction "
+            "(train with `probes.stats=[all,r_align,r_sign]`)."
+        )
+
+
 def _of_ids(tables: StudyTables, ids: Any) -> pd.DataFrame:
     """The rows of ``cells`` with these ids."""
     return tables.cells[tables.cells["cell_id"].astype(str).isin(set(map(str, ids)))]
-
-
-def _optimizers(cells: pd.DataFrame) -> str:
-    return distinct(label(str(name)) for name in cells["optimizer"])
-
-
-def _ends(cells: pd.DataFrame) -> str:
-    """``rsLoRA r = 64 at lr 0.1, step 3, 5``: broken cells by rank, with the step of their end."""
-    steps: dict[str, set[float]] = {}
-    for place in range(len(cells)):
-        cell = cells.iloc[[place]]
-        name = f"{cell_list(cell)} at lr {cell['lr'].item():g}"
-        steps.setdefault(name, set()).add(end_step(cell.to_dict("records")[0]))
-    parts = [
-        f"{name}, step {', '.join(f'{step:g}' for step in sorted(found))}"
-        for name, found in steps.items()
-    ]
-    return first_of(parts)

@@ -1,44 +1,34 @@
-"""The report: its sections in order, its figures, and the two files, Markdown and HTML."""
+"""The report: its figures, and its two files, Markdown and HTML."""
 
 import base64
 import os
 import re
-import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
 
+from study.analysis.wording import TESTED
 from study.errors import printable
 from study.figures import FIGURES, draw_all, save
+from study.figures.style import DPI
+from study.report import sections
 from study.report.answer import answer
 from study.report.caveats import caveats
 from study.report.expected import expected_section
-from study.report.provenance import Record, provenance_section, records_of
-from study.report.sections import (
-    condition_section,
-    exponent_section,
-    loss_section,
-    p_star_section,
-    rate_section,
-    task_section,
-    truncation_section,
-)
+from study.report.provenance import Record, provenance_lines, records_of
 from study.report.text import (
-    Block,
-    Contents,
-    Details,
-    Picture,
     anchor,
-    as_markdown,
     bullets,
     count_noun,
     distinct,
     number_list,
     row_list,
     rule_of_row,
+    table_of,
 )
 from study.store import StudyTables, write_output
 from study.store.files import remove
@@ -52,32 +42,59 @@ UNBROKEN = r"[-+]?\d\.\d+ \[[-+]?\d\.\d+, [-+]?\d\.\d+\]|\d %"
 """``0.50 [0.49, 0.51]`` and ``95 %``. A line must not break inside them."""
 NOT_OURS = ("image", "link", "autolink", "html_inline", "html_block", "reference")
 """Markdown that the report's texts don't use. A name that contains it stays text."""
+HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
+PART = re.compile(
+    r"^<details>\n<summary>(?P<summary>.+)</summary>\n\n(?P<details>(?s:.+?))\n\n</details>$"
+    r"|^!\[.*\]\((?P<source>.+)\)\n\n(?P<caption>.+)$"
+    r"|^\[(?P<contents>.+)\]\(#.+\)$",
+    re.MULTILINE,
+)
+"""What of the Markdown is not text: closed parts, pictures, and the line of contents."""
 
 
-def report_blocks(
-    name: str, tables: StudyTables, records: Sequence[Record], pictures: Sequence[Picture]
-) -> list[Block]:
-    """The whole report on the study ``name``, from analyzed tables."""
-    sections: list[Block] = [
-        *_caveat_section(tables, records),
-        *expected_section(tables, records),
-        *condition_section(tables),
-        *p_star_section(tables),
-        *exponent_section(tables),
-        *rate_section(tables),
-        *loss_section(tables),
-        *task_section(tables),
-        *truncation_section(tables),
-        *_figure_section(pictures),
-        provenance_section(tables, records),
-    ]
-    return [
-        f"# {printable(name)}: how does LoRA's scaling behave as rank grows?",
-        _overview(tables),
-        f"## What was found\n\n{bullets(answer(tables))}",
-        Contents.of(sections),
-        *sections,
-    ]
+def report_text(
+    name: str, tables: StudyTables, records: Sequence[Record], pictures: Sequence[str] = ()
+) -> str:
+    """The whole report on the study ``name`` as Markdown, from analyzed tables.
+
+    ``pictures``: of :func:`picture`.
+    """
+    page = Environment(
+        loader=PackageLoader("study.report"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    page.globals |= {
+        "bullets": bullets,
+        "contents": _contents,
+        "count_noun": count_noun,
+        "most_caveats": MOST_CAVEATS,
+        "table": table_of,
+        "tested": TESTED,
+    }
+    text = page.get_template("report.jinja").render(
+        name=printable(name),
+        overview=_overview(tables),
+        answer=answer(tables),
+        caveats=caveats(tables, records),
+        expected=expected_section(tables, records),
+        condition=sections.condition_section(tables),
+        p_star=sections.p_star_section(tables),
+        exponents=sections.exponent_section(tables),
+        rates=sections.rate_section(tables),
+        losses=sections.loss_section(tables),
+        task=sections.task_section(tables),
+        truncations=sections.truncation_section(tables),
+        pictures=pictures,
+        provenance=provenance_lines(tables, records),
+    )
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def _contents(text: str) -> str:
+    """A line of links to the sections of ``text``."""
+    return " · ".join(f"[{title}](#{anchor(title)})" for title in HEADING.findall(text))
 
 
 def _overview(tables: StudyTables) -> str:
@@ -89,22 +106,8 @@ def _overview(tables: StudyTables) -> str:
         f"ranks {number_list(sorted(set(cells['rank'])))}; "
         f"{distinct(rule_of_row(row) for row in row_list(cells))}; "
         f"{distinct(label(str(name)) for name in cells['optimizer'])}; "
-        f"{number_list(sorted(set(cells['steps'])))} steps; "
-        f"{seeds} {'seed' if seeds == 1 else 'seeds'}."
+        f"{number_list(sorted(set(cells['steps'])))} steps; {count_noun(seeds, 'seed')}."
     )
-
-
-def _figure_section(pictures: Sequence[Picture]) -> list[Block]:
-    return ["## Figures", *pictures] if pictures else []
-
-
-def _caveat_section(tables: StudyTables, records: Sequence[Record]) -> list[Block]:
-    found = caveats(tables, records)
-    first, others = found[:MOST_CAVEATS], found[MOST_CAVEATS:]
-    blocks: list[Block] = [f"## Caveats\n\n{bullets(first or ['None found in the tables.'])}"]
-    if others:
-        blocks.append(Details(f"{count_noun(len(others), 'lesser caveat')}", bullets(others)))
-    return blocks
 
 
 def draw_figures(
@@ -133,40 +136,38 @@ def write_report(
     :func:`study.analysis.load_tables`. Raises :class:`StudyError` if a file can't be written.
     """
     folder = study_dir if to is None else to
-    paths = list(draw_figures(tables, plots, left_out=lambda line: None))
-    figures = dict.fromkeys(path.stem for path in paths)
-    blocks = report_of(study_dir, tables, figures, plots, folder)
+    drawn = draw_figures(tables, plots, left_out=lambda line: None)
+    text = report_of(study_dir, tables, dict.fromkeys(path.stem for path in drawn), plots, folder)
     paths = [folder / "report.md", folder / "report.html"]
-    write_output(paths[0], as_markdown(blocks))
-    write_output(paths[1], as_html(blocks, f"{printable(study_dir.resolve().name)}: report"))
+    write_output(paths[0], text)
+    title = f"{printable(study_dir.resolve().name)}: report"
+    write_output(paths[1], as_html(text, title, folder))
     return paths
 
 
 def report_of(
     study_dir: Path, tables: StudyTables, figures: Iterable[str], plots: Path, folder: Path
-) -> list[Block]:
+) -> str:
     """The report that will lie in ``folder``, with the ``figures`` in ``plots``."""
-    pictures = [_picture(name, plots, folder) for name in figures]
-    return report_blocks(study_dir.resolve().name, tables, records_of(study_dir, tables), pictures)
+    pictures = []
+    for name in figures:
+        docstring = (FIGURES[name].__doc__ or name).strip().split("\n\n")[0]
+        caption = " ".join(docstring.split()).replace("``", "`")
+        pictures.append(picture(caption, plots / f"{name}.png", folder))
+    return report_text(study_dir.resolve().name, tables, records_of(study_dir, tables), pictures)
 
 
-def _picture(name: str, plots: Path, folder: Path) -> Picture:
-    path = plots / f"{name}.png"
+def picture(caption: str, path: Path, folder: Path) -> str:
+    """A picture with its caption below, in a text that lies in ``folder``."""
     source = Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
-    return Picture(name, _caption(name), path, source)
+    return f"![{caption}]({quote(source)})\n\n{caption}"
 
 
-def _caption(figure: str) -> str:
-    """The first paragraph of the figure's docstring."""
-    first = (FIGURES[figure].__doc__ or figure).strip().split("\n\n")[0]
-    return " ".join(first.split()).replace("``", "`")
-
-
-def as_html(blocks: Iterable[Block], title: str) -> str:
-    """A whole HTML page, with its pictures embedded.
+def as_html(text: str, title: str, folder: Path) -> str:
+    """The report as a whole HTML page, with its pictures embedded. ``folder``: where it will lie.
 
     The only files in it are those of its pictures, and its only links lead to its sections. Names
-    in the texts can't become markup, because the texts hold no HTML, links or pictures.
+    in the texts can't become markup, because HTML, links and pictures are not read from them.
     """
     reader = MarkdownIt("commonmark", {"html": False}).enable("table").disable(list(NOT_OURS))
 
@@ -175,35 +176,20 @@ def as_html(blocks: Iterable[Block], title: str) -> str:
         heading = r"<h2>(.*?)</h2>"
         return re.sub(heading, lambda h: f'<h2 id="{anchor(h[1])}">{h[1]}</h2>', page)
 
+    parts: list[dict[str, Any]] = []
+    end = 0
+    for found in PART.finditer(text):
+        parts += [{"text": text[end : found.start()]}, found.groupdict()]
+        end = found.end()
+        if source := found["source"]:
+            png = (folder / unquote(source)).read_bytes()
+            # A figure for a column of a paper stays half as wide as one for a page.
+            width = round(INCH * int.from_bytes(png[16:20]) / DPI)
+            parts[-1] |= {"data": base64.b64encode(png).decode(), "width": width}
+    parts.append({"text": text[end:]})
     page = Environment(
         loader=PackageLoader("study.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    page.filters |= {
-        "markdown": markdown,
-        "inline": reader.renderInline,
-        "anchor": anchor,
-    }
-    return page.get_template("page.html").render(title=title, blocks=map(_for_template, blocks))
-
-
-def _for_template(block: Block) -> dict[str, Any]:
-    if isinstance(block, str):
-        return {"kind": "text", "text": block}
-    if isinstance(block, Picture):
-        png = block.path.read_bytes()
-        data = base64.b64encode(png).decode()
-        return {"kind": "picture", "caption": block.caption, "data": data, "width": _width(png)}
-    kind = "details" if isinstance(block, Details) else "contents"
-    return {"kind": kind, **vars(block)}
-
-
-def _width(png: bytes) -> int:
-    """Pixels, so that a figure for a column of a paper stays half as wide as a page; 0 if the file
-    does not say how many pixels a metre has.
-    """
-    place = png.find(b"pHYs")
-    if place < 0:
-        return 0
-    [pixels] = struct.unpack(">I", png[16:20])
-    [per_metre] = struct.unpack(">I", png[place + 4 : place + 8])
-    return round(INCH * pixels / (per_metre * 0.0254))
+    page.filters |= {"markdown": markdown, "inline": reader.renderInline, "anchor": anchor}
+    titles = HEADING.findall(text)[1:]  # without what was found, which stands above the contents
+    return page.get_template("page.html").render(title=title, titles=titles, parts=parts)

@@ -1,12 +1,12 @@
-"""The records of a study, and the section on what was run: model, data, device, versions, times."""
+"""The records of a study, and what was run: model, data, device, versions, times."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from study.report.text import bullets, distinct, setting
+from study.report.text import distinct, setting
 from study.store import StudyTables, cell_folders, damage, read_cell
 
 Record = Mapping[str, Any]
@@ -40,23 +40,28 @@ SETTINGS = (
 """The columns of ``cells`` that the section lists."""
 
 
-def provenance_section(tables: StudyTables, records: Sequence[Record]) -> str:
-    """Everything that identifies the runs, as a list."""
+def provenance_lines(tables: StudyTables, records: Sequence[Record]) -> list[str]:
+    """Everything that identifies the runs."""
     cells = tables.cells
     found = [record for record in records if record.get("status") != UNREADABLE]
-    lines = [
-        *_models(found),
-        f"data: {distinct(map(_data, found))}",
-        *(
-            f"{key.replace('_', ' ')}: {distinct(map(setting, cells[key]))}"
-            for key in SETTINGS
-            if key in cells
-        ),
-        f"device: {distinct(map(_device, found))}",
-        *([f"precision: {distinct(cells['precision'])}"] if "precision" in cells else []),
-        f"versions: {_versions(found)}",
-        f"commit: {distinct(_commit(record.get('git')) for record in found)}",
+    models = dict.fromkeys(record.get("model") for record in found)
+    lines = [_model(model, [r for r in found if r.get("model") == model]) for model in models]
+    data = distinct(f"{record.get('data')} ({_hash(record, 'data')})" for record in found)
+    lines.append(f"data: {data}")
+    for key in SETTINGS:
+        if key in cells:
+            lines.append(f"{key.replace('_', ' ')}: {distinct(map(setting, cells[key]))}")
+    devices = distinct(f"{r.get('device_name')} ({r.get('device')})" for r in found)
+    lines.append(f"device: {devices}")
+    if "precision" in cells:
+        lines.append(f"precision: {distinct(cells['precision'])}")
+    packages = dict.fromkeys(name for record in found for name in record.get("versions", {}))
+    versions = [
+        f"{name} {distinct(r['versions'][name] for r in found if name in r.get('versions', {}))}"
+        for name in packages
     ]
+    lines.append(f"versions: {'; '.join(versions)}")
+    lines.append(f"commit: {distinct(_commit(record.get('git')) for record in found)}")
     seconds = total_seconds(cells, found)
     if seconds > 0:
         lines.append(f"total time of the cells: {seconds / 60:.1f} minutes")
@@ -64,7 +69,7 @@ def provenance_section(tables: StudyTables, records: Sequence[Record]) -> str:
     lines.append(f"from {min(started)} to {max(finished)}")
     if len(found) < len(records):
         lines.append(f"left out because they can't be read: {len(records) - len(found)} cells")
-    return "## What was run\n\n" + bullets(lines)
+    return lines
 
 
 def total_seconds(cells: pd.DataFrame, records: Sequence[Record]) -> float:
@@ -77,21 +82,14 @@ def total_seconds(cells: pd.DataFrame, records: Sequence[Record]) -> float:
     return float(cells["seconds"].astype(float).groupby(folds.to_numpy()).max().sum())
 
 
-def _models(records: Sequence[Record]) -> Iterable[str]:
-    for model in dict.fromkeys(record.get("model") for record in records):
-        of_model = [record for record in records if record.get("model") == model]
-        notes = distinct(map(_model_note, of_model))
-        yield f"model: {model} ({notes}; {distinct(_hash(r, 'model') for r in of_model)})"
-
-
-def _model_note(record: Record) -> str:
-    if "trained_by" in record:
-        return f"trained by the {record['trained_by']}"
-    return record.get("model_note") or "as published"
-
-
-def _data(record: Record) -> str:
-    return f"{record.get('data')} ({_hash(record, 'data')})"
+def _model(model: Any, records: Sequence[Record]) -> str:
+    notes = distinct(
+        f"trained by the {record['trained_by']}"
+        if "trained_by" in record
+        else record.get("model_note") or "as published"
+        for record in records
+    )
+    return f"model: {model} ({notes}; {distinct(_hash(record, 'model') for record in records)})"
 
 
 def _hash(record: Record, source: str) -> str:
@@ -101,25 +99,12 @@ def _hash(record: Record, source: str) -> str:
     return "sha256 " + str(record.get("sources", {}).get(source, "unknown"))[:HASH_DIGITS]
 
 
-def _device(record: Record) -> str:
-    return f"{record.get('device_name')} ({record.get('device')})"
-
-
 def _commit(git: Mapping[str, Any] | None) -> str:
     if not git:
         return "unknown (not run from a git clone)"
     return str(git["commit"])[:HASH_DIGITS] + (
         " with uncommitted changes" if git.get("dirty") else ""
     )
-
-
-def _versions(records: Sequence[Record]) -> str:
-    packages = dict.fromkeys(name for record in records for name in record.get("versions", {}))
-    found = [
-        (name, [r["versions"][name] for r in records if name in r.get("versions", {})])
-        for name in packages
-    ]
-    return "; ".join(f"{name} {distinct(versions)}" for name, versions in found)
 
 
 def _times(records: Sequence[Record], which: str) -> list[str]:

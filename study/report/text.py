@@ -1,11 +1,8 @@
-"""How the report prints names, numbers, settings and quantities, and the parts of its page."""
+"""How the report prints names, numbers, settings, quantities and tables."""
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeAlias
-from urllib.parse import quote
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,53 +15,11 @@ from study.vocabulary.scaling import RULES, formula, rule_label
 from study.vocabulary.thresholds import STABLE_RATIO
 from study.vocabulary.verdicts import ONE_SEED, VERDICTS, meaning
 
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure on disk: its file, and the file's path relative to the folder of the report."""
-
-    name: str
-    caption: str
-    path: Path
-    source: str
-
-    def markdown(self) -> str:
-        """The picture with its caption below."""
-        return f"![{self.caption}]({quote(self.source)})\n\n{self.caption}"
-
-
-@dataclass(frozen=True)
-class Details:
-    """A part of a page that is closed until its ``summary`` is clicked. Both are Markdown."""
-
-    summary: str
-    text: str
-
-    def markdown(self) -> str:
-        """The part as GitHub, GitLab and editors show it."""
-        return f"<details>\n<summary>{self.summary}</summary>\n\n{self.text}\n\n</details>"
-
-
-@dataclass(frozen=True)
-class Contents:
-    """The list of a page's sections, linked."""
-
-    titles: tuple[str, ...]
-
-    @classmethod
-    def of(cls, blocks: Iterable["Block"]) -> "Contents":
-        """The contents of ``blocks``: their headings of the second level."""
-        texts = [block for block in blocks if isinstance(block, str)]
-        found = [title for text in texts for title in re.findall(r"^## (.+)$", text, re.MULTILINE)]
-        return cls(tuple(found))
-
-    def markdown(self) -> str:
-        """A line of links."""
-        return " · ".join(f"[{title}](#{anchor(title)})" for title in self.titles)
-
-
-Block: TypeAlias = str | Picture | Details | Contents
-"""A part of a page. A text is Markdown."""
+MOST_OF_AN_ENTRY = 2000
+"""Characters of an entry of a table."""
+MOST_NAMED = 6
+"""Groups of cells that a sentence names before it counts the others."""
+setting = setting_text
 
 
 def anchor(title: str) -> str:
@@ -73,31 +28,25 @@ def anchor(title: str) -> str:
     return kept.strip().replace(" ", "-")
 
 
-def as_markdown(blocks: Iterable[Block]) -> str:
-    """A page as one Markdown text."""
-    texts = [block if isinstance(block, str) else block.markdown() for block in blocks]
-    return "\n\n".join(texts) + "\n"
-
-
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; a ``|`` inside a cell is escaped, and a line break becomes visible."""
+    """A table; a ``|`` inside an entry is escaped, and a line break becomes visible."""
     escaped = [
-        [printable(cell, MOST_OF_AN_ENTRY).replace("|", "\\|") for cell in row] for row in rows
+        [printable(entry, MOST_OF_AN_ENTRY).replace("|", "\\|") for entry in row] for row in rows
     ]
     lines = ["| " + " | ".join(row) + " |" for row in [heads, *escaped]]
     return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]])
 
 
+def table_of(rows: Sequence[Mapping[str, str]]) -> str:
+    """A table of rows, which are entries by head. A space at the end of a head tells it apart from
+    an equal one.
+    """
+    return table([head.strip() for head in rows[0]], [list(row.values()) for row in rows])
+
+
 def bullets(lines: Sequence[str]) -> str:
     """A bulleted list."""
     return "\n".join(f"- {line}" for line in lines)
-
-
-setting = setting_text
-MOST_OF_AN_ENTRY = 2000
-"""Characters of an entry of a table."""
-MOST_NAMED = 6
-"""Groups of cells that a sentence names before it counts the others."""
 
 
 def row_list(table: pd.DataFrame) -> list[Any]:
@@ -195,12 +144,6 @@ def quantity_text(site: str, stat: str) -> str:
     return known or f"{SITES[site].label}, {STATS[stat].label}"
 
 
-def curve_name(row: Any) -> str:
-    """``AdamW, rsLoRA``: optimizer and rule of a row, and what else separates its curve."""
-    rule = rule_label(str(row.scaling), row.exponent_p)
-    return ", ".join(filter(None, (label(str(row.optimizer)), rule, str(row.curve))))
-
-
 def row_estimate(row: Any) -> str:
     """``-0.50 [-0.52, -0.48]``: the slope of a row of ``exponents``."""
     return interval_text(row.exponent, row.ci_low, row.ci_high)
@@ -216,16 +159,3 @@ def legend(rows: pd.DataFrame) -> str:
     found = set(rows["verdict"].astype(str))
     meanings = [f"*{word}*: {meaning(word, STABLE_RATIO)}" for word in VERDICTS if word in found]
     return f"{'; '.join(meanings)}.{'' if found <= {ONE_SEED} else f' {TESTED}'}"
-
-
-def at_lowest_rate(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The rows at each optimizer's lowest learning rate, and a note if there are several.
-
-    The theory assumes small steps, so it is compared with the lowest rate.
-    """
-    if table.empty or table.groupby("optimizer", observed=True)["lr"].nunique().max() < 2:
-        return table, ""
-    lowest = table.groupby("optimizer", observed=True)["lr"].transform("min")
-    rates = ", ".join(f"{rate:g}" for rate in sorted(set(lowest)))
-    note = f" All rows are at the lowest learning rate ({rates}), where the theory applies best."
-    return table[table["lr"] == lowest], note

@@ -11,7 +11,7 @@ import pytest
 from study.analysis import analyze
 from study.analysis.summary import summary
 from study.figures.selection import families
-from study.report import as_markdown, report_blocks
+from study.report import report_text
 from study.store import CellWriter, StudyTables, load_measured, load_records
 
 ADAMW = {"name": "adamw", "betas": [0.9, 0.999], "eps": 1e-8}
@@ -81,7 +81,7 @@ def test_sweeps_that_differ_in_one_key_are_two_curves(column: str, tmp_path: Pat
     assert slopes == pytest.approx(dict(zip(VALUES[column], SLOPES, strict=True)))
 
     tables = StudyTables(raw.cells, raw.metrics, raw.probes, found.exponents, found.stable)
-    report = as_markdown(report_blocks("known", tables, load_records(folder), []))
+    report = report_text("known", tables, load_records(folder))
     labels = {family.label for family in families(raw.cells)}
     for value in VALUES[column]:
         assert f"{column}={value}" in report

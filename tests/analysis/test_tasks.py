@@ -9,7 +9,6 @@ import pytest
 
 from study.analysis import task_scores
 from study.report.sections import task_section
-from study.report.text import as_markdown
 from study.store import StudyTables
 
 BASE, T_975_DF1 = (3.0, 0.25), 12.706204736
@@ -87,4 +86,4 @@ def test_the_best_of_several_rates_stands_for_a_rank() -> None:
     assert len(scores) == 4
     assert set(scores["lr"]) == {1e-3}
     assert set(scores["rates"]) == {2}
-    assert "each rank's best" in as_markdown(task_section(study))
+    assert task_section(study)["several_rates"]

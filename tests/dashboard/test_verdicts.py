@@ -1,6 +1,5 @@
 """The table of verdicts: the numbers and words of the report, on the batches that it names."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,6 @@ import pytest
 from study.analysis import load_tables
 from study.dashboard.document import export
 from study.report.sections import condition_section, exponent_section
-from study.report.text import Block, Details
 
 from .conftest import Watched
 
@@ -31,13 +29,13 @@ def test_verdicts_have_the_numbers_and_words_of_the_report(
     tables = load_tables(trained)
     report = {
         (curve, quantity, batch, step): [*numbers, theory, word.strip("*")]
-        for curve, quantity, batch, step, *numbers, theory, word, _ in rows_of(
-            exponent_section(tables)
+        for curve, quantity, batch, step, *numbers, theory, word, _ in map(
+            dict.values, exponent_section(tables)["rows"]
         )
     }
     condition = {
         (curve, quantity, f"{batch} batch"): last
-        for curve, quantity, batch, _, last in rows_of(condition_section(tables))
+        for curve, quantity, batch, _, last in map(dict.values, condition_section(tables)["rows"])
     }
     page = page_of_two.show()
     shown = page.evaluate(
@@ -60,13 +58,6 @@ def test_verdicts_have_the_numbers_and_words_of_the_report(
         assert any(
             estimate.replace("-", "−") in cell and f"{word} {factor}" in cell for cell in cells
         )
-
-
-def rows_of(blocks: Sequence[Block]) -> list[list[str]]:
-    """The cells of the tables of a section, without their heads."""
-    text = "\n".join(block.text for block in blocks if isinstance(block, Details))
-    lines = [line for line in text.splitlines() if line.startswith("| ")]
-    return [line.removeprefix("| ").split(" | ") for line in lines[1:]]
 
 
 def test_verdicts_and_charts_say_their_batch(page_of_two: Watched) -> None:

@@ -63,14 +63,8 @@ def test_a_deleted_cell_is_gone_from_tables_report_and_figures(small: Path) -> N
 def test_a_table_that_analyze_wrote_is_not_read(small: Path) -> None:
     run("analyze", small)
     before = study.load(str(small)).exponents
-    path = small / "exponents.parquet"
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    (small / "exponents.parquet").write_bytes(b"PAR1")
     pd.testing.assert_frame_equal(study.load(str(small)).exponents, before)
-    run("report", small)
-    run("analyze", small)
-    assert len(pd.read_parquet(path)) == len(before)
 
 
 def test_a_study_without_exponents_can_be_loaded(

@@ -1,0 +1,189 @@
+"""The report's sections: numbers and words on studies whose laws are known."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from study.analysis import load_tables
+from study.analysis.summary import FAILS, HOLDS, LATE, LOST, OPEN, answer
+from study.analysis.wording import factor_text
+from study.report import report_text
+from study.report.answer import answer as said
+from study.store import load_records
+
+OnDisk = Callable[..., Path]
+Cell = Mapping[str, Any]
+CONDITION, EXPONENTS = "Are the adapters rank-stabilized?", "Scaling exponents with rank"
+P_STAR, RATES = "p\\*", "Does the best learning rate transfer across ranks?"
+LRS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+
+
+def section(folder: Path, title: str) -> str:
+    text = report_text("known", load_tables(folder), load_records(folder))
+    return text.split(f"\n## {title}\n\n")[1].split("\n## ")[0]
+
+
+def rows_of(text: str) -> list[list[str]]:
+    """The entries of the tables of a section, without the first head."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [line.strip("| ").split(" | ") for line in lines[1:]]
+
+
+def flat(cell: Cell, step: int) -> float:
+    """A factor near 1 that differs between seeds and ranks, with slopes of mean 0 over seeds."""
+    return math.exp(0.002 * (cell["seed"] - 2) * math.log(cell["rank"]) * (1 + step))
+
+
+def falling(cell: Cell, step: int) -> float:
+    """Flat at step 0; later falling as r^-0.12: a factor of 0.61 from rank 4 to 256."""
+    return flat(cell, step) * cell["rank"] ** (-0.12 if step else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "expected"),
+    [
+        (["stable"], ["stable"], HOLDS),
+        (["stable"], ["stable", "falls"], LOST),
+        (["rises"], ["explodes", "unclear"], FAILS),
+        (["unclear"], ["collapses"], FAILS),
+        (["rises"], ["stable"], LATE),
+        (["unclear"], ["stable"], OPEN),
+        (["one seed"], ["one seed"], OPEN),
+    ],
+)
+def test_the_verdicts_of_a_curve_together(first: list[str], last: list[str], expected: str) -> None:
+    assert answer(first, last) == expected
+
+
+def test_rules_are_listed_by_whether_they_stay_stable(on_disk: OnDisk) -> None:
+    def norm(cell: Cell, step: int) -> float:
+        return falling(cell, 1 if cell["scaling"] == "lora" else step)
+
+    text = section(on_disk(norm=norm, outputs={"train": flat}), CONDITION)
+    assert text.split("\n\n")[0] == (
+        "**Stable at the first step and not at the last**: SGD, rsLoRA. "
+        "**Not stable at the last step**: SGD, LoRA."
+    )
+
+
+def test_a_study_with_two_batches_says_which_one_was_read(on_disk: OnDisk) -> None:
+    """The two have different slopes, so the numbers show it. Outputs are read on held-out ones."""
+    folder = on_disk(norm=flat, outputs={"train": flat, "heldout": falling})
+    rows = rows_of(section(folder, CONDITION))
+    assert all(row[2] == ("training" if "norm" in row[1] else "held-out") for row in rows)
+    [output] = [row for row in rows if row[:2] == ["SGD, rsLoRA", "adapter output, rms"]]
+    assert "-0.12 [" in output[3]
+    assert (
+        "Read on the held-out batch: the adapter output and the gradient into the inputs. "
+        "Read on the training batch: the gradient norm."
+    ) in said(load_tables(folder))
+    batches = {tuple(row[1:3]) for row in rows_of(section(folder, EXPONENTS))}
+    assert ("adapter output, rms", "held-out batch") in batches
+    assert ("adapter output, rms", "training batch") not in batches, "one verdict on a page"
+
+
+def test_a_study_with_the_training_batch_names_it_in_one_table(on_disk: OnDisk) -> None:
+    folder = on_disk(norm=flat, outputs={"train": flat})
+    text = section(folder, CONDITION)
+    assert text.startswith("Stable at the first step and at the last: SGD, LoRA; SGD, rsLoRA.")
+    assert "| SGD, rsLoRA | adapter output, rms | training | step 1: stable, 0.00 [" in text
+    assert "batch:" not in " ".join(said(load_tables(folder)))
+    assert "| quantity | step |" in section(folder, EXPONENTS)
+
+
+def test_one_seed_has_no_verdict_and_no_interval(on_disk: OnDisk) -> None:
+    folder = on_disk(seeds=(0,), norm=falling, outputs={"train": flat}, lrs=LRS)
+    assert section(folder, CONDITION).startswith("Not decided: SGD, LoRA; SGD, rsLoRA.")
+    for title in (CONDITION, EXPONENTS, P_STAR, RATES):
+        text = section(folder, title)
+        assert "straightness of the line, one seed" in text
+        assert "95 % interval" not in text
+    assert {row[6] for row in rows_of(section(folder, EXPONENTS))} == {"one seed"}
+
+
+def test_a_bent_line_has_its_slopes_at_both_ends(on_disk: OnDisk) -> None:
+    def bent(cell: Cell, step: int) -> float:
+        return flat(cell, step) * (cell["rank"] + 30) ** -0.5
+
+    text = section(on_disk(norm=flat, outputs={"train": bent}), CONDITION)
+    ends = ((4, 32), (32, 256))
+    low, high = (-0.5 * math.log((b + 30) / (a + 30)) / math.log(b / a) for a, b in ends)
+    assert f"bent: {low:.2f} at the lowest ranks, {high:.2f} at the highest" in text
+
+
+def test_factors() -> None:
+    factors = (0.7412, 1.0, 0.0123, 15.96, math.nan)
+    assert [*map(factor_text, factors)] == ["×0.74", "×1.00", "×0.012", "×16", ""]
+
+
+def test_exponents_have_factors_theory_and_words(on_disk: OnDisk) -> None:
+    """The study has gamma sqrt(r) and gamma^2 r exactly, over ranks 4 to 256."""
+    text = section(on_disk(), EXPONENTS)
+    found = {tuple(row[:3]): row[3:] for row in rows_of(text)}
+    norm, descent = "gradient norm over all adapters", "descent of an update"
+    assert found["SGD, LoRA", norm, "0"][0] == "-0.50 [-0.50, -0.50]"
+    assert found["SGD, LoRA", descent, "1"][1:4] == ["×0.016", "-1.00", "**collapses**"]
+    assert found["SGD, rsLoRA", norm, "0"][1:4] == ["×1.00", "0.00", "stable"]
+    assert "| exponent [95 % interval] |" in text
+    assert "*collapses*: shown to fall by more than a factor of 1.5" in text
+    assert "Every word is corrected" in text
+
+
+def test_p_star_has_one_row_per_measurement(on_disk: OnDisk) -> None:
+    """Rules share their draws, and no optimizer has acted at step 0."""
+    on_disk()
+    text = section(on_disk(optimizer={"name": "signsgd"}), P_STAR)
+    norm = [row for row in rows_of(text) if row[1].startswith("gradient norm") and row[2] == "0"]
+    assert [(row[0], row[3]) for row in norm] == [("every optimizer", "LoRA, rsLoRA")]
+    assert text.count("the same measurement for every optimizer") == 1
+    assert text.count("Rules in one row share their draws and batches") == 1
+    descent = [row for row in rows_of(text) if row[1].startswith("descent") and row[2] == "0"]
+    assert {row[0] for row in descent} == {"SGD", "SignSGD"}
+    on_disk(optimizer={"name": "adamw", "eps": 1e-12})
+    text = section(on_disk(optimizer={"name": "signsgd"}), P_STAR)
+    assert "The first update of AdamW is that of SignSGD up to eps." in text
+
+
+def test_a_rule_with_another_number_is_named_in_the_row(on_disk: OnDisk) -> None:
+    def norm(cell: Cell, step: int) -> float:
+        return cell["rank"] ** (0.1 if cell["scaling"] == "lora" else 0.0) * (1 + cell["seed"])
+
+    rows = rows_of(section(on_disk(norm=norm), P_STAR))
+    [row] = [row for row in rows if row[1].startswith("gradient norm") and row[2] == "0"]
+    assert " but " in row[3]
+    for text in ("LoRA", "rsLoRA", "0.50", "1.10"):
+        assert text in " ".join(row[3:5])
+
+
+def test_best_rates_have_an_exponent_and_a_word(
+    on_disk: OnDisk, study_cli: Callable[..., Any]
+) -> None:
+    """The best rate is 1e-3 at every rank and seed. The SGD of LoRA should need 1/M = r^+1."""
+    folder = on_disk(lrs=LRS)
+    printed, text = study_cli("analyze", str(folder)), section(folder, RATES)
+    lora, rslora = rows_of(text)[:2]
+    # Alignments were not recorded, so theory is the interval from r_align = 1 to r_align = D = 64.
+    assert lora[:3] == ["SGD", "LoRA, γ = α/r", "0.00 [0.00, 0.00]"]
+    assert lora[3].startswith("1.0")
+    assert lora[4:7] == ["differs", "3", "0"]
+    assert rslora[3].startswith("0.0")
+    for word in ("differs: ", "95 % intervals over 5 seeds"):
+        assert word in text
+        assert word in printed.out
+    assert "best learning rate with rank" in printed.out
+
+
+def test_three_rates_do_not_place_the_minimum(on_disk: OnDisk) -> None:
+    """Without a fourth rate the skew is unknown: the error of the grid is up to half a step."""
+    lora, *_ = rows_of(section(on_disk(lrs=LRS[1:4]), RATES))
+    # ln(10) / sqrt(12), over ranks 4, 32 and 256: 1.96 * 0.665 * sqrt(2) / ln(64) = 0.44.
+    assert lora[2] == "0.00 [-0.44, 0.44]"
+
+
+def test_at_one_rank_nothing_is_fitted(on_disk: OnDisk) -> None:
+    folder = on_disk(ranks=(8,))
+    assert section(folder, CONDITION).strip() == "Unknown: no quantity was measured at two ranks."
+    assert "## What was run" in report_text("known", load_tables(folder), load_records(folder))
