@@ -22,15 +22,15 @@ from torch import Tensor, nn
 from study.adapters import LoraBank, adapted, resolve_targets
 from study.adapters.infinite import EPS, STAND_IN, InfiniteRankBank
 from study.adapters.rank_free import RankFreeBank
-from study.analysis.distances import EXPLICIT, RANK_FREE, RunState, compare
+from study.analysis.distances import EXPLICIT, FACTS, RANK_FREE, RunState, compare
 from study.config import CellConfig, probe_steps
 from study.config.compose import parse
 from study.config.values import literal
 from study.data import Corpus, build_corpus
 from study.errors import StudyError
 from study.models import FrozenBase, load_base, load_tokenizer
-from study.store import load_cells, load_records
-from study.sweeps.cells import Cell, data_name, plan
+from study.store import cell_row, load_cells, load_records
+from study.sweeps.cells import Cell, plan
 from study.training.devices import choose_device
 from study.training.loop import Fold
 from study.training.run import adapter_spec
@@ -133,17 +133,13 @@ def trajectory(
             [loss] = fold.backward(step, inputs)
             fold.grad_norms()
             if step in at:
-                yield RunState(step, float(loss), _deltas(banks), inputs.means() if inputs else {})
+                pairs = {bank.layer: bank.pairs[0] for bank in banks}
+                deltas = {
+                    layer: ((pair.B_OR @ pair.A_RD).detach() * pair.gamma).cpu().numpy()
+                    for layer, pair in pairs.items()
+                }
+                yield RunState(step, float(loss), deltas, inputs.means() if inputs else {})
             fold.update()
-
-
-def _deltas(banks: Sequence[LoraBank]) -> dict[str, Any]:
-    """By layer ``gamma B A`` of the only cell, ``[O, D]``, on the host."""
-    pairs = {bank.layer: bank.pairs[0] for bank in banks}
-    return {
-        layer: ((pair.B_OR @ pair.A_RD).detach() * pair.gamma).cpu().numpy()
-        for layer, pair in pairs.items()
-    }
 
 
 class InputMoments:
@@ -196,30 +192,11 @@ def _measure_group(
     tables = []
     for run, bank_type, cell in runs:
         say(f"seed {config.seed}: rank {cell.config.adapter.rank}, {run}")
+        cell_id = cell.id if run == EXPLICIT else f"free {cell.id}"
+        row = cell_row(cell.description) | {"run": run}
+        facts = {"cell_id": cell_id} | {name: row[name] for name in FACTS}
         snapshots = trajectory(base, corpus, cell.config, bank_type)
-        facts = _facts(run, cell)
         for limit, snapshot in zip(limits, snapshots, strict=True):
             variances = cell.config.adapter.rank / large
             tables.append(compare(limit, snapshot, variances).assign(**facts))
     return tables
-
-
-def _facts(run: str, cell: Cell) -> dict[str, Any]:
-    """The columns that describe a run."""
-    config, adapter = cell.config, cell.config.adapter
-    return {
-        "cell_id": cell.id if run == EXPLICIT else f"free {cell.id}",
-        "run": run,
-        "study": config.name,
-        "model": cell.card.name,
-        "data": data_name(config.data),
-        "optimizer": config.optimizer.name,
-        "lr": config.optimizer.lr,
-        "eps": getattr(config.optimizer, "eps", math.nan),
-        "exponent": math.nan if adapter.exponent is None else adapter.exponent,
-        "rank": float(adapter.rank),
-        "seed": config.seed,
-        "alpha": adapter.alpha,
-        "init": adapter.init,
-        "scaling": adapter.scaling,
-    }

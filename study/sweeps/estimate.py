@@ -243,34 +243,20 @@ def memory_budget(config: CellConfig, device: torch.device, held: int = 0) -> in
     return int(MEMORY_SHARE[device.type] * (free + held))
 
 
-def check_possible(
-    config: CellConfig, card: ModelCard, device: torch.device, devices: int = 1
-) -> None:
-    """Raises :class:`StudyError` if a cell can't fit into the memory of ``devices`` such devices.
+def check_fits(config: CellConfig, nbytes: int, device: torch.device) -> None:
+    """Raises :class:`StudyError` if a cell that takes ``nbytes`` can't be trained on ``device``.
 
-    Its adapters, their optimizer, and activations of one token a sequence are counted. This needs
-    no data, so a batch that is too large is refused before it is built.
+    The bound is ``pack.memory_gb``, or else the memory of the device.
     """
-    sequences = config.train.batch_size * config.train.accumulation
-    need = estimate(config, card, sequences, sequences, Contraction(), device.type)
-    least, most = need.divided(devices).own_bytes, all_memory()
     if device.type == "cuda":
         most = torch.cuda.get_device_properties(device).total_memory
-    if least > most:
+    else:
+        most = all_memory()
+    allowed = config.pack.memory_gb or most / 2**30
+    if nbytes / 2**30 > allowed:
+        bound = f"pack.memory_gb={allowed:g}" if config.pack.memory_gb else f"{allowed:.3g} GiB"
         raise StudyError(
-            f"adapter.rank={config.adapter.rank} and train.batch_size={config.train.batch_size} "
-            f"take at least {least / 2**30:.3g} GiB, and there are {most / 2**30:.3g} GiB of "
-            "memory: lower them"
-        )
-
-
-def check_fits(config: CellConfig, need: Estimate, label: str) -> None:
-    """Raises :class:`StudyError` if ``pack.memory_gb`` is too little for this cell alone."""
-    allowed = config.pack.memory_gb
-    total = fold_bytes([need]) / 2**30
-    if allowed is not None and total > allowed:
-        raise StudyError(
-            f"pack.memory_gb={allowed:g} is too little for the cell {label}, which takes about "
-            f"{total:.2g} GB: raise it, or lower adapter.rank, train.batch_size (with "
-            "train.accumulation) or data.sequence_length"
+            f"a cell of adapter.rank={config.adapter.rank} takes about {nbytes / 2**30:.3g} GiB, "
+            f"more than {bound}: raise pack.memory_gb, or lower adapter.rank, train.batch_size "
+            "(with train.accumulation) or data.sequence_length"
         )

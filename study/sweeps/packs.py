@@ -8,6 +8,7 @@ from shutil import which
 
 import torch
 
+from study.adapters import Contraction
 from study.config import AUTO_COMPILE, CellConfig
 from study.data import Corpus, build_corpus
 from study.errors import StudyError
@@ -17,7 +18,6 @@ from study.sweeps.devices import count
 from study.sweeps.estimate import (
     Estimate,
     check_fits,
-    check_possible,
     estimate,
     fold_bytes,
     full_estimate,
@@ -123,13 +123,13 @@ def prepare(cells: Sequence[Cell], device: torch.device | None = None) -> Pack:
     answers are asked for and no held-out row is a question, and if ``pack.memory_gb`` or the memory
     of the machine is too little for one of the cells alone.
     """
-    config, devices = cells[0].config, count()
+    config, devices, train = cells[0].config, count(), cells[0].config.train
     device = device or choose_device(config.device)
     corpus = build_pack_corpus(config)
     corpus.check_tokens(cells[0].card.vocabulary, cells[0].card.name)
-    if config.train.answer_tokens and not corpus.questions.contexts:
+    if train.answer_tokens and not corpus.questions.contexts:
         raise StudyError(
-            f"train.answer_tokens={config.train.answer_tokens}: no held-out row is a question (a "
+            f"train.answer_tokens={train.answer_tokens}: no held-out row is a question (a "
             "text has none, and a conversation that was cut has lost its last turn): set it to "
             "null, or raise data.sequence_length"
         )
@@ -140,13 +140,16 @@ def prepare(cells: Sequence[Cell], device: torch.device | None = None) -> Pack:
         compiles = seconds > WORTH_COMPILING and bool(which("g++") or which("clang++"))
     prepared = []
     for cell in cells:
-        check_possible(cell.config, cell.card, device, devices)
+        # Before the data are batched: with one token a sequence.
+        sequences = train.batch_size * train.accumulation
+        least = estimate(cell.config, cell.card, sequences, sequences, Contraction(), device.type)
+        check_fits(cell.config, least.divided(devices).own_bytes, device)
         of_pack = replace(cell.config.pack, compile=compiles)
         run = Run.of(replace(cell.config, pack=of_pack), corpus, device)
         step = run.tokens, run.supervised
         need = estimate(cell.config, cell.card, *step, run.contraction, device.type)
         need = need.divided(devices)
-        check_fits(cell.config, need, cell.label)
+        check_fits(cell.config, fold_bytes([need]), device)
         prepared.append(Prepared(cell, run, need))
     return Pack(prepared, device, corpus)
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import pandas as pd
 from rich.console import Console
@@ -34,6 +34,7 @@ from study.vocabulary.statuses import DONE, ENDED, note
 WAITING = "waiting"
 """The state of a cell that a live sweep has not begun."""
 STATES = (*STATUSES, WAITING)
+NUMBERS = ("lr", "rank", "seed", "steps", "seconds")
 LINE_EVERY = 10.0
 """Seconds between lines of log where there is no terminal."""
 READ_EVERY = 5.0
@@ -67,11 +68,6 @@ class Planned:
     record: dict[str, Any]
     flops: float
     first_step: int = 0
-
-    @property
-    def id(self) -> str:
-        """The cell's id."""
-        return str(self.record["cell_id"])
 
     def work(self, steps_done: int | None = None) -> float:
         """The FLOPs that the sweep spends on the cell up to a step; by default up to the last."""
@@ -115,16 +111,19 @@ class LiveSweep:
             return None
 
     def records(self) -> list[dict[str, Any]]:
-        """The record of every cell as of now; ``waiting`` if the cell has not begun.
+        """The record of every cell as of now; ``waiting`` if this sweep has not begun the cell.
 
         A cell that is done is read once.
         """
         found = []
         for cell in self.cells:
-            record = self._done.get(cell.id) or read_cell(self.study_dir / "cells" / cell.id)
-            if record is not None and record["status"] in DONE:
-                self._done[cell.id] = record
-            elif record is None or (record["status"] != "running" and _began(record) < self.began):
+            cell_id = cell.record["cell_id"]
+            record = self._done.get(cell_id) or read_cell(self.study_dir / "cells" / cell_id)
+            record = record or cell.record | {"status": WAITING}
+            began = max([record.get("started", ""), *(r["at"] for r in record.get("resumed", ()))])
+            if record["status"] in DONE:
+                self._done[cell_id] = record
+            elif record["status"] != "running" and began < self.began:
                 record = cell.record | {"status": WAITING}
             found.append(record)
         return found
@@ -134,21 +133,13 @@ class LiveSweep:
         records = self.records()
         done = left = 0.0
         for cell, record in zip(self.cells, records, strict=True):
-            begun = record["status"] != WAITING
-            spent = cell.work(int(record.get("steps_done", -1))) if begun else 0.0
+            spent = cell.work(int(record.get("steps_done", -1)))
             done += spent
             left += 0.0 if record["status"] in ENDED else cell.work() - spent
         elapsed = time.time() - datetime.fromisoformat(self.began).timestamp()
         seconds = elapsed * left / done if done else None
         work = done / (done + left) if done else 0.0
         return SweepProgress(Counter(record["status"] for record in records), work, seconds)
-
-
-def _began(record: Mapping[str, Any]) -> str:
-    """When a cell's training began or continued last, UTC; empty if its record does not say."""
-    resumed = record.get("resumed")
-    last = resumed[-1] if isinstance(resumed, list) and resumed else {}
-    return max(str(record.get("started", "")), str(last.get("at", "")))
 
 
 @contextlib.contextmanager
@@ -246,13 +237,27 @@ def count_noun(number: int, noun: str) -> str:
 
 def render(cells: pd.DataFrame) -> str:
     """The ``cells`` table as text: a line of counts, then a line per cell, by state."""
-    by_state = cells.iloc[cells["status"].map(STATES.index).argsort(kind="stable")]
-    rows = [_entries(cell) for cell in by_state.to_dict("records")]
+    cells = cells.iloc[cells["status"].map(STATES.index).argsort(kind="stable")]
+
+    def words(column: str, form: str) -> pd.Series:
+        return cells[column].map(form.format, na_action="ignore").astype(object).fillna("")
+
+    done = cells["steps_done"].fillna(0).map("{:g}/".format)
+    shown = {
+        **{name: words(name, "{}") for name in ("status", "cell_id", "model", "optimizer")},
+        "lr": words("lr", "{:g}"),
+        "scaling": words("scaling", "{}") + words("exponent", " p={:g}"),
+        "rank": words("rank", "{:g}"),
+        "seed": words("seed", "{:.0f}"),
+        "steps": done + words("steps", "{:.0f}"),
+        "seconds": words("seconds", "{:.1f}"),
+        "note": [note(cell) for cell in cells.to_dict("records")],
+    }
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column, justify in COLUMNS.items():
-        table.add_column(column, justify=justify)
-    for row in rows:
-        table.add_row(*(Text(printable(row.get(column, ""))) for column in COLUMNS))
+    for column in shown:
+        table.add_column(column, justify="right" if column in NUMBERS else "left")
+    for row in zip(*shown.values(), strict=True):
+        table.add_row(*(Text(printable(text)) for text in row))
     return "\n".join([_summary(cells), *table_lines(table)])
 
 
@@ -266,40 +271,6 @@ def table_lines(table: Table) -> list[str]:
 
 def _summary(cells: pd.DataFrame) -> str:
     return printable(f"{cells['study'].iloc[0]}: {counts(cells['status'])}")
-
-
-COLUMNS: dict[str, Literal["left", "right"]] = {
-    "status": "left",
-    "cell_id": "left",
-    "model": "left",
-    "optimizer": "left",
-    "lr": "right",
-    "scaling": "left",
-    "rank": "right",
-    "seed": "right",
-    "steps": "right",
-    "seconds": "right",
-    "note": "left",
-}
-
-
-def _entries(cell: Mapping[Any, Any]) -> dict[str, str]:
-    """A cell's entries of :data:`COLUMNS`; those that its record does not say are absent."""
-    entries = {"status": cell["status"], "cell_id": cell["cell_id"], "note": note(cell)}
-    if pd.isna(cell["rank"]):  # its record is unreadable
-        return entries
-    done = 0 if pd.isna(cell["steps_done"]) else int(cell["steps_done"])
-    p = "" if pd.isna(cell["exponent"]) else f" p={cell['exponent']:g}"
-    return entries | {
-        "model": cell["model"],
-        "optimizer": cell["optimizer"],
-        "lr": f"{cell['lr']:g}",
-        "scaling": f"{cell['scaling']}{p}",
-        "rank": f"{cell['rank']:g}",
-        "seed": str(int(cell["seed"])),
-        "steps": f"{done}/{int(cell['steps'])}",
-        "seconds": "" if pd.isna(cell["seconds"]) else f"{cell['seconds']:.1f}",
-    }
 
 
 # `study status --watch`: the same from any terminal, until no cell is left to train.
@@ -356,7 +327,7 @@ class Display:
     def __init__(
         self, study_dir: Path, labels: Mapping[str, str], steps: int, posted: Path | None = None
     ) -> None:
-        self.study_dir, self.labels, self.steps = study_dir, labels, steps
+        self.name, self.labels, self.steps = study_dir.name, labels, steps
         self.sweep = LiveSweep.read(posted) if posted else None
         self.console = Console(
             stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True
@@ -369,9 +340,9 @@ class Display:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self.task = self.bar.add_task(study_dir.name, total=1.0, line="loading")
-        self.logged_at = time.monotonic()
+        self.task = self.bar.add_task(self.name, total=1.0, line="loading")
         self.finished = 0
+        self.logged_at = time.monotonic()
         self._read_progress()
 
     def __enter__(self) -> Self:
@@ -390,15 +361,16 @@ class Display:
         """One step of the fold is done. ``metrics``: a row for each cell that has not diverged."""
         if not metrics:
             return
-        if time.monotonic() - self.read_at > READ_EVERY:
+        now = time.monotonic()
+        if now - self.read_at > READ_EVERY:
             self._read_progress()
-        seconds = max(1e-9, time.monotonic() - self.fold_began)
-        tokens = (sum(row["tokens"] for row in metrics) - self.tokens_before) / seconds
-        loss = next((f"loss {row['loss']:.4f}  " for row in metrics if "loss" in row), "")
-        step = f"step {metrics[0]['step']:.0f}/{self.steps}  {loss}{tokens:.0f} tokens/s"
+        tokens = sum(row["tokens"] for row in metrics) - self.tokens_before
+        step = f"step {metrics[0]['step']:.0f}/{self.steps}  "
+        step += next((f"loss {row['loss']:.4f}  " for row in metrics if "loss" in row), "")
+        step += f"{tokens / max(1e-9, now - self.fold_began):.0f} tokens/s"
         line = self._line(self.labels[self.fold[0]], step)
         self.bar.update(self.task, completed=self.ahead.work if self.ahead else 0.0, line=line)
-        if self.bar.disable and time.monotonic() - self.logged_at > LINE_EVERY:
+        if self.bar.disable and now - self.logged_at > LINE_EVERY:
             self.say(line)
 
     def finish(self, statuses: Mapping[str, str]) -> None:
@@ -414,7 +386,7 @@ class Display:
         """Print a line of log on stderr; above the bar on a terminal."""
         self.logged_at = time.monotonic()
         with contextlib.suppress(OSError, ValueError):  # the terminal is gone
-            self.console.print(f"[{self.study_dir.name}] {line}")
+            self.console.print(f"[{self.name}] {line}")
 
     def _read_progress(self) -> None:
         self.read_at = time.monotonic()

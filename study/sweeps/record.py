@@ -14,12 +14,10 @@ from typing import Any
 
 import pandas as pd
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
 from study.adapters import LoraPair
 from study.config import interval
-from study.config.values import literal
 from study.errors import StudyError, one_line
 from study.models import where_from
 from study.store import (
@@ -74,16 +72,6 @@ class Held:
         """The first step to run."""
         return self.state.step if self.state else 0
 
-    def read_earlier_rows(self) -> float:
-        """Take in the rows of the steps that it had before. Returns the tokens it has seen."""
-        tokens = 0.0
-        rows: list[Any] = rows_of(self.writer.folder, "metrics").to_dict("records")
-        for row in rows:
-            self.stuck.add(row)
-            tokens = row["tokens"]
-            self.fields |= {"steps_done": int(row["step"]), "seconds": row["seconds"]}
-        return tokens
-
 
 class Recorder:
     """Writes a fold's results as they arrive and passes them to the display and the tracker.
@@ -103,10 +91,16 @@ class Recorder:
         self._checkpointed = fold[0].step - 1
         """The last step that a checkpoint holds; it was written at ``_since``, in ``_cost`` s."""
         self._since, self._cost = time.perf_counter(), 0.0
-        tokens = sum(held.read_earlier_rows() for held in fold)
-        display.start([held.cell.id for held in fold], tokens)
+        tokens = 0.0
         for held in fold:
+            earlier: list[Any] = rows_of(held.writer.folder, "metrics").to_dict("records")
+            for row in earlier:
+                held.stuck.add(row)
+            if earlier:
+                tokens += earlier[-1]["tokens"]
+                held.fields |= {"steps_done": held.step - 1, "seconds": earlier[-1]["seconds"]}
             tracked.start(held.writer.record, held.cell.label)
+        display.start([held.cell.id for held in fold], tokens)
 
     def add(self, results: Sequence[CellStep | None]) -> None:
         """Take the results of one step, by cell; None for a cell that had diverged before.
@@ -283,11 +277,6 @@ def newest(cell: Cell, device: torch.device, say: Callable[[str], Any]) -> Snaps
     return Snapshot.of(found)
 
 
-def config_yaml(cell: Cell) -> str:
-    """The text of ``config.yaml`` in a cell's folder."""
-    return OmegaConf.to_yaml(OmegaConf.create(literal(asdict(cell.config))))
-
-
 def record_of(cell: Cell, device: torch.device, data: str, first_step: int = 0) -> dict[str, Any]:
     """A cell's record as it begins: configuration, sources, versions, commit and device.
 
@@ -304,10 +293,7 @@ def record_of(cell: Cell, device: torch.device, data: str, first_step: int = 0) 
     if first_step:
         earlier = read_record(cell.folder) or {}
         times = earlier.get("resumed", [])
-        record["resumed"] = [
-            *(times if isinstance(times, list) else []),
-            {"step": first_step, "at": record["started"]},
-        ]
+        record["resumed"] = [*times, {"step": first_step, "at": record["started"]}]
         record["started"] = earlier.get("started", record["started"])
     return record
 

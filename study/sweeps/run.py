@@ -6,15 +6,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Self
 
 import torch
+from omegaconf import OmegaConf
 
 from study.adapters.processes import Order, Processes
 from study.config import AUTO_COMPILE
+from study.config.values import literal
 from study.errors import StudyError
 from study.models import FrozenBase, load_base
 from study.models.compiled import programs
@@ -24,7 +26,7 @@ from study.sweeps.cells import Cell
 from study.sweeps.devices import Device, claim_device
 from study.sweeps.packs import Pack, Prepared, folds, prepare
 from study.sweeps.progress import Display, Outcome, count_noun, must_stop
-from study.sweeps.record import Held, Recorder, config_yaml, newest, record_of
+from study.sweeps.record import Held, Recorder, newest, record_of
 from study.tracking.runs import Tracker, tracker
 from study.training.devices import is_out_of_memory, keep_freed_memory, release_memory
 from study.training.loop import train
@@ -211,7 +213,8 @@ class _Pass:
                     continue
                 record = record_of(cell, device, corpus.fingerprint, step) | shared
                 try:
-                    writer = CellWriter(claimed, config_yaml(cell), record, step)
+                    text = OmegaConf.to_yaml(OmegaConf.create(literal(asdict(cell.config))))
+                    writer = CellWriter(claimed, text, record, step)
                 except Damaged as error:  # the rows before the checkpoint
                     self.display.say(f"cell {cell.id} begins again: {error}")
                     self.afresh.add(cell.id)
@@ -227,8 +230,12 @@ class _Pass:
         return opened
 
     def _train(self, fold: Sequence[Held]) -> dict[Path, str]:
-        """Train a fold and record its results. Returns a line for each that failed, by folder."""
+        """Train a fold and record its results. Returns a line for each that failed, by folder.
+
+        The halves of a fold that does not fit into memory become the next two folds.
+        """
         recorder = Recorder(fold, self.pack.device, self.display, self.tracked)
+        half = len(fold) // 2
         try:
             if self._run_steps(fold, recorder):
                 recorder.close(self.base.model)
@@ -237,30 +244,22 @@ class _Pass:
         except StorageError:
             raise
         except Exception as error:  # of any kind: the other folds can still be trained
-            return self._failed(fold, recorder, error)
-        finally:
-            recorder.interrupt()  # the cells that have not ended
-        return {}
-
-    def _failed(
-        self, fold: Sequence[Held], recorder: Recorder, error: Exception
-    ) -> dict[Path, str]:
-        """A fold has raised ``error``: try its halves, or close it as failed."""
-        if processes.is_lost(error):
-            raise StudyError(
-                "another process of torchrun has failed or was lost: run the same command again, "
-                "which continues"
-            ) from error
-        half = len(fold) // 2
-        if half and is_out_of_memory(error):
+            if processes.is_lost(error):
+                raise StudyError(
+                    "another process of torchrun has failed or was lost: run the same command "
+                    "again, which continues"
+                ) from error
+            if not (half and is_out_of_memory(error)):
+                failures = recorder.fail(error)
+                if self.world.size > 1:  # its peers are elsewhere in their steps
+                    raise StudyError(next(iter(failures.values()), str(error))) from error
+                return failures
             self.display.say(f"out of memory with {len(fold)} cells in a fold: retrying {half}")
             cells = [held.prepared for held in fold]
             self.waiting.extendleft([cells[half:], cells[:half]])
-            return {}
-        failures = recorder.fail(error)
-        if self.world.size > 1:  # its peers are elsewhere in their steps
-            raise StudyError(next(iter(failures.values()), str(error))) from error
-        return failures
+        finally:
+            recorder.interrupt()  # the cells that have not ended
+        return {}
 
     def _run_steps(self, fold: Sequence[Held], recorder: Recorder) -> bool:
         """Run the steps of a fold. False if it was stopped before the last one."""
@@ -271,7 +270,7 @@ class _Pass:
         with contextlib.closing(steps):
             for results in steps:
                 recorder.add(results)
-                if (signals.handed() or self.must_stop()) and recorder.can_stop:
+                if (signals.current().handed is not None or self.must_stop()) and recorder.can_stop:
                     recorder.checkpoint()
                     signals.hand_over()
                     if self.must_stop():

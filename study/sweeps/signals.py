@@ -25,30 +25,21 @@ from typing import Any
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """The signals that end a sweep. Slurm sends one before the time limit: ``--signal=USR1@60``."""
-_LAUNCHERS = (*STOPPING, signal.SIGUSR2)
-"""The signals that a launcher may have a handler for."""
 _ONE_REQUEST = 0.5
 """Seconds within which several signals are one: a terminal and a launcher both deliver Ctrl-C."""
-
-Handler = Callable[[int, FrameType | None], Any]
 
 
 class Stopped(BaseException):
     """A signal ended the sweep. No ``except Exception`` on the way out takes it for a failure.
 
-    ``command``: what the user typed, which continues.
+    ``command``: what the user typed, which continues. ``line``: the last line to print.
+    ``exit_code``: that of a process that a signal ended, as a shell reports it.
     """
 
     def __init__(self, signum: int, command: str = "") -> None:
         super().__init__(signum, command)
-        self.signum = signum
         self.line = f"study: stopped; continue with: {command}"
-        """The last line to print."""
-
-    @property
-    def exit_code(self) -> int:
-        """The code of a process that a signal ended, as a shell reports it."""
-        return 128 + self.signum
+        self.exit_code = 128 + signum
 
 
 class Listener:
@@ -56,40 +47,38 @@ class Listener:
 
     ``command``: what continues the sweep. ``is_worker``: whether a launcher has started the
     process. ``asked``: the first signal. ``handed``: one that the launcher's handler is still to
-    get.
+    get. ``patient``: what to do at the first signal, for each open :func:`patience`.
     """
 
     def __init__(self, command: str = "", is_worker: bool = False) -> None:
         self.command, self.is_worker = command, is_worker
         self.asked: int | None = None
         self.handed: int | None = None
-        self.launchers: dict[int, Handler] = {}
+        self.launchers: dict[int, Callable[[int, FrameType | None], Any]] = {}
         self.patient: list[Callable[[], None]] = []
-        """What to do at the first signal, for each open :func:`patience`."""
         self._asked_at = 0.0
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         """A signal came."""
-        if signum in self.launchers:
-            if self.patient:
-                self.handed = signum
-            else:
-                self.launchers[signum](signum, frame)
-            return
         now = time.monotonic()
-        if self.asked is None and (self.patient or self.is_worker):
+        if signum in self.launchers:
+            self.handed = signum
+            if not self.patient:
+                hand_over()
+        elif self.asked is not None:
+            if now - self._asked_at > _ONE_REQUEST:
+                self._asked_at = now
+                raise self.stopped(self.asked)
+        elif self.patient or self.is_worker:
             self.asked, self._asked_at = signum, now
             if not self.is_worker:
                 say("study: finishing this step, then stopping; press Ctrl-C again to stop at once")
             for on_first in self.patient:
                 on_first()
-        elif self.asked is None:
+        else:
             stopped = self.stopped(signum)
             say(stopped.line)
             os._exit(stopped.exit_code)
-        elif now - self._asked_at > _ONE_REQUEST:
-            self._asked_at = now
-            raise self.stopped(self.asked)
 
     def stopped(self, signum: int) -> Stopped:
         """The exception that ends the sweep."""
@@ -125,7 +114,7 @@ def listen_in_worker() -> None:
     if not _may_listen():
         return
     listener = Listener(is_worker=True)
-    for signum in _LAUNCHERS:
+    for signum in (*STOPPING, signal.SIGUSR2):
         found = signal.getsignal(signum)
         if callable(found) and found is not signal.default_int_handler:
             listener.launchers[signum] = found
@@ -157,15 +146,9 @@ def asked() -> int | None:
     return current().asked
 
 
-def handed() -> bool:
-    """Whether a signal waits for :func:`hand_over`."""
-    return current().handed is not None
-
-
 def hand_over() -> None:
-    """Call the launcher's handler of a signal that came during :func:`patience`.
-
-    The handler may end the process. If it returns, training goes on.
+    """Call the launcher's handler of a signal that came, if one did. It may end the process. If it
+    returns, training goes on.
     """
     listener = current()
     signum, listener.handed = listener.handed, None

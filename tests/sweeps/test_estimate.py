@@ -13,8 +13,9 @@ from study.config import CellConfig
 from study.data import Corpus
 from study.errors import StudyError
 from study.models import FrozenBase, describe
-from study.sweeps.estimate import Estimate, check_fits, estimate, fold_bytes, full_estimate
-from study.sweeps.packs import fold_sizes
+from study.sweeps.cells import plan
+from study.sweeps.estimate import Estimate, estimate, fold_bytes, full_estimate
+from study.sweeps.packs import fold_sizes, prepare
 from study.sweeps.plan import least_devices
 from study.training.fold import LOGITS
 from study.training.loop import train
@@ -113,13 +114,16 @@ def test_a_fold_holds_one_chunk_of_logits_on_its_device(cell: Build, corpus: Cor
     assert fold_bytes(wide) == many.base_bytes + 8 * many.own_bytes + 3 * GB, "not 16 GB"
 
 
-def test_a_cell_beyond_the_budget_is_refused_by_name(cell: Build, corpus: Corpus) -> None:
-    config = cell("pack.memory_gb=0.001")
-    says = r"pack\.memory_gb=0\.001 is too little for the cell it, .* lower adapter\.rank"
+def test_a_cell_beyond_the_budget_is_refused(
+    cell: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(plan([cell("pack.memory_gb=4")]))
+    says = r"rank=8 takes about 0\.\d+ GiB, more than pack\.memory_gb=0\.001: raise pack"
     with pytest.raises(StudyError, match=says):
-        check_fits(config, of(config, corpus), "it")
-    check_fits(cell("pack.memory_gb=4"), of(config, corpus), "it")
-    check_fits(cell(), Estimate(2**60, 2**60, 1.0), "without a limit it is up to the machine")
+        prepare(plan([cell("pack.memory_gb=0.001")]))
+    monkeypatch.setattr("study.sweeps.estimate.all_memory", lambda: 2**20)
+    with pytest.raises(StudyError, match=r"rank=8 takes about .* GiB, more than 0\.000977 GiB"):
+        prepare(plan([cell()]))
 
 
 def test_the_papers_own_cell_has_5_billion_weights(cell: Build) -> None:
