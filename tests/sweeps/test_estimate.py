@@ -114,9 +114,7 @@ def test_a_fold_holds_one_chunk_of_logits_on_its_device(cell: Build, corpus: Cor
     assert fold_bytes(wide) == many.base_bytes + 8 * many.own_bytes + 3 * GB, "not 16 GB"
 
 
-def test_a_cell_beyond_the_budget_is_refused(
-    cell: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cell_beyond_the_budget_is_refused(cell: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(plan([cell("pack.memory_gb=4")]))
     says = r"rank=8 takes about 0\.\d+ GiB, more than pack\.memory_gb=0\.001: raise pack"
     with pytest.raises(StudyError, match=says):
