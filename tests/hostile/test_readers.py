@@ -129,29 +129,23 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+CONFIGS = st.dictionaries(st.sampled_from(MODEL_KEYS), MODEL_VALUES, min_size=1, max_size=3)
+
+
 @FEW
-@given(st.dictionaries(st.sampled_from(MODEL_KEYS), MODEL_VALUES, min_size=1, max_size=3))
-def test_a_models_configuration(model: Path, changes: dict[str, object]) -> None:
-    path = model / "config.json"
-    before = path.read_text()
-    path.write_text(json.dumps(json.loads(before) | changes))
+@given(CONFIGS | st.binary(max_size=200), st.sampled_from(["model.safetensors", "tokenizer.json"]))
+def test_a_model(model: Path, change: dict[str, object] | bytes, name: str) -> None:
+    """With other values in its configuration, or with another file."""
+    path = model / ("config.json" if isinstance(change, dict) else name)
+    before = path.read_bytes()
+    if isinstance(change, dict):
+        change = json.dumps(json.loads(before) | change).encode()
+    path.write_bytes(change)
     try:
         with one_line():
             load_base(ModelConfig("hf", str(model)), torch.device("cpu"), "float32")
     finally:
-        path.write_text(before)
-
-
-@FEW
-@given(st.binary(max_size=200), st.sampled_from(["model.safetensors", "tokenizer.json"]))
-def test_a_models_files(model: Path, content: bytes, name: str) -> None:
-    before = (model / name).read_bytes()
-    (model / name).write_bytes(content)
-    try:
-        with one_line():
-            load_base(ModelConfig("hf", str(model)), torch.device("cpu"), "float32")
-    finally:
-        (model / name).write_bytes(before)
+        path.write_bytes(before)
 
 
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -185,16 +179,6 @@ def test_an_adapter(here: Path, data: st.DataObject, shapes: dict[str, tuple[int
         assert read_adapter(here).pairs
 
 
-@FEW
-@given(st.binary(max_size=200), st.sampled_from([CONFIG, WEIGHTS]))
-def test_an_adapters_files(here: Path, content: bytes, name: str) -> None:
-    (here / CONFIG).write_text(json.dumps(PEFT))
-    save_file({key: torch.ones(shape) for key, shape in TENSORS.items()}, here / WEIGHTS)
-    (here / name).write_bytes(content)
-    with one_line():
-        read_adapter(here)
-
-
 # Configurations.
 
 AXOLOTL = {
@@ -225,44 +209,22 @@ TRL = {
     "learning_rate": 1e-4,
 }
 FORMS = {"axolotl": AXOLOTL, "llama-factory": LLAMA_FACTORY, "trl": TRL, "peft": PEFT}
-SHARED = Path(__file__).parents[3] / "shared/data/configs"
-REAL = sorted(path for path in SHARED.rglob("*") if path.suffix in (".yml", ".yaml"))
-
-
-def import_or_refuse(here: Path, values: dict[str, Any]) -> None:
-    """Import ``values``. What is written must be what was checked, so it can be composed again."""
-    try:
-        Path("x.yaml").write_text(yaml.safe_dump(values))
-    except (yaml.YAMLError, UnicodeEncodeError):  # such a value can't be in a file
-        return
-    with one_line():
-        write(read_file(Path("x.yaml")), "x", here / "conf", force=True)
 
 
 @pytest.mark.parametrize("values", FORMS.values(), ids=FORMS)
 @FEW
-@given(data=st.data())
+@given(data=st.data(), content=st.none() | st.binary(max_size=200))
 def test_a_configuration_of_another_tool(
-    here: Path, values: dict[str, Any], data: st.DataObject
+    here: Path, values: dict[str, Any], data: st.DataObject, content: bytes | None
 ) -> None:
-    import_or_refuse(here, changed(values, data))
-
-
-@pytest.mark.skipif(not REAL, reason="shared/data/configs is absent")
-@FEW
-@given(data=st.data())
-def test_a_real_configuration(here: Path, data: st.DataObject) -> None:
-    values = yaml.safe_load(data.draw(st.sampled_from(REAL or [None])).read_text())
-    import_or_refuse(here, changed(values, data))
-
-
-@FEW
-@given(st.text(max_size=200).map(lambda text: text.encode(errors="replace")) | st.binary())
-def test_a_file_that_is_no_configuration(here: Path, content: bytes) -> None:
-    for name in ("x.yaml", "x.json"):
-        Path(name).write_bytes(content)
-        with one_line():
-            read_file(Path(name))
+    """One with a few changes, or any content. What is written can be composed again."""
+    try:
+        found = yaml.safe_dump(changed(values, data)).encode() if content is None else content
+    except (yaml.YAMLError, UnicodeEncodeError):  # such a value can't be in a file
+        return
+    Path("x.yaml").write_bytes(found)
+    with one_line():
+        write(read_file(Path("x.yaml")), "x", here / "conf", force=True)
 
 
 def _keys(config: Any, prefix: str = "") -> Iterator[str]:
@@ -295,13 +257,14 @@ def checked() -> Iterator[Callable[[list[str]], None]]:
         yield check
 
 
-@FEW
-@given(st.dictionaries(st.sampled_from(sorted({*KEYS, "model", "optimizer", "train"})), VALUES))
-def test_overrides(checked: Callable[[list[str]], None], values: dict[str, Any]) -> None:
-    checked([f"{key}={written(value)}" for key, value in values.items()])
+OVERRIDES = st.builds(
+    lambda key, value: f"{key}={written(value)}",
+    st.sampled_from(sorted({*KEYS, "model", "optimizer", "train"})),
+    VALUES,
+)
 
 
 @FEW
-@given(st.lists(st.text(max_size=30), min_size=1, max_size=3))
-def test_text_as_overrides(checked: Callable[[list[str]], None], texts: list[str]) -> None:
-    checked(texts)
+@given(st.lists(OVERRIDES, max_size=4) | st.lists(st.text(max_size=30), min_size=1, max_size=3))
+def test_overrides(checked: Callable[[list[str]], None], overrides: list[str]) -> None:
+    checked(overrides)

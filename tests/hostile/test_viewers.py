@@ -66,21 +66,17 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Parsed(HTMLParser):
-    """The elements, attributes and texts of a page."""
+    """The elements and attributes of a page."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.tags: set[str] = set()
         self.attributes: list[tuple[str, str]] = []
-        self.texts: list[str] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         self.attributes += [(name, value or "") for name, value in attrs]
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
 
 
 @pytest.mark.usefixtures("few")
@@ -135,24 +131,3 @@ def test_a_link_among_the_figures_is_not_followed(study_cli: Cli, sound: Path, h
     html = (here / "results/known/report.html").read_text()
     assert base64.b64encode(SECRET).decode() not in html
     assert (here / "secret.png").read_bytes() == SECRET
-
-
-PLACES = [
-    ("figures results/known --to train.jsonl", "can't write train.jsonl"),
-    ("report results/known --plots /proc/self/x/y", "can't write /proc/self/x/y"),
-    ("dashboard results/known --export /proc/x.html", "can't write /proc/x.html"),
-]
-
-
-@pytest.mark.usefixtures("few")
-@pytest.mark.parametrize(("command", "says"), PLACES, ids=[row[0] for row in PLACES])
-def test_a_place_that_holds_no_file_gets_one_line(
-    study_cli: Cli, sound: Path, here: Path, command: str, says: str
-) -> None:
-    shutil.copytree(sound, here / "results/known")
-    before = (here / "train.jsonl").read_bytes()
-    ended = study_cli(*command.split())
-    assert ended.code == 2, ended.err
-    [line] = [line for line in ended.err.splitlines() if line.startswith("study: ")]
-    assert says in line
-    assert (here / "train.jsonl").read_bytes() == before
