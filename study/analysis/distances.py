@@ -69,54 +69,40 @@ def compare(limit: RunState, run: RunState, variances: float = 0.0) -> pd.DataFr
 
     Columns: ``step``, ``layer``, ``kind``, ``measure``, ``distance``, and the properties of the
     limit's layer that theory depends on: ``d_in``, ``d_out``, ``r_align``, ``r_diag``, ``r_sign``.
+    They are NaN if the limit has not moved, as in a warmup that starts at a learning rate of 0.
     """
     place = {"layer": MODEL_WIDE, "kind": MODEL_WIDE}
     rows: list[dict[str, Any]] = [
         {**place, "measure": LOSS, "distance": abs(run.loss - limit.loss)}
     ]
     for layer, delta_OD in limit.deltas.items():
-        rows += _layer_rows(layer, delta_OD, limit.moments[layer], run.deltas[layer])
+        M_DD, limit_OD = limit.moments[layer], delta_OD.astype(np.float64)
+        error = run.deltas[layer].astype(np.float64) - limit_OD
+        energy, out_energy = float(np.square(limit_OD).sum()), _weighted(limit_OD, M_DD)
+        # After one step, the rows of the limit are parallel to those of the weight gradient G,
+        # under SGD and under sign-like rules: r_sign is (pi/2) / mean cos^2(G_o, x).
+        norms = np.square(limit_OD).sum(axis=1)
+        live = norms > 0
+        cos2 = ((limit_OD @ M_DD) * limit_OD).sum(axis=1)[live] / norms[live]
+        facts = {
+            "layer": layer,
+            "kind": layer.rpartition(".")[2],
+            "d_in": limit_OD.shape[1],
+            "d_out": limit_OD.shape[0],
+            "r_align": _ratio(energy * float(np.trace(M_DD)), out_energy),
+            "r_diag": _ratio(float(np.square(limit_OD).sum(0) @ M_DD.diagonal()), out_energy),
+            "r_sign": _ratio(math.pi / 2 * float(np.trace(M_DD)) * live.sum(), float(cos2.sum())),
+        }
+        squares = {
+            "input_weighted": _ratio(_weighted(error, M_DD), out_energy),
+            "frobenius": _ratio(float(np.square(error).sum()), energy),
+        }
+        rows += [
+            {**facts, "measure": measure, "distance": math.sqrt(square)}
+            for measure, square in squares.items()
+        ]
     table = pd.DataFrame(rows).assign(step=limit.step)
     return table.assign(distance=table["distance"] / math.sqrt(1 + variances))
-
-
-def _layer_rows(
-    layer: str,
-    limit_OD: npt.NDArray[np.float32],
-    M_DD: Floats,
-    delta_OD: npt.NDArray[np.float32],
-) -> list[dict[str, Any]]:
-    """The two distances of one layer, in float64."""
-    limit = limit_OD.astype(np.float64)
-    error = delta_OD.astype(np.float64) - limit
-    energy, out_energy = float(np.square(limit).sum()), _weighted(limit, M_DD)
-    facts = {
-        "layer": layer,
-        "kind": layer.rpartition(".")[2],
-        "d_in": limit.shape[1],
-        "d_out": limit.shape[0],
-        "r_align": _ratio(energy * float(np.trace(M_DD)), out_energy),
-        "r_diag": _ratio(float(np.square(limit).sum(0) @ M_DD.diagonal()), out_energy),
-        "r_sign": _sign_alignment(limit, M_DD),
-    }
-    squares = {
-        "input_weighted": _ratio(_weighted(error, M_DD), out_energy),
-        "frobenius": _ratio(float(np.square(error).sum()), energy),
-    }
-    return [
-        {**facts, "measure": measure, "distance": math.sqrt(square)}
-        for measure, square in squares.items()
-    ]
-
-
-def _sign_alignment(limit_OD: Floats, M_DD: Floats) -> float:
-    """``(pi/2) / mean cos^2(G_o, x)``: after one step, the rows of the limit are parallel to those
-    of the weight gradient G, under SGD and under sign-like rules.
-    """
-    norms = np.square(limit_OD).sum(axis=1)
-    live = norms > 0
-    squares = ((limit_OD @ M_DD) * limit_OD).sum(axis=1)[live] / norms[live]
-    return _ratio(math.pi / 2 * float(np.trace(M_DD)) * live.sum(), float(squares.sum()))
 
 
 def _weighted(delta_OD: Floats, M_DD: Floats) -> float:
@@ -125,7 +111,6 @@ def _weighted(delta_OD: Floats, M_DD: Floats) -> float:
 
 
 def _ratio(part: float, whole: float) -> float:
-    """NaN if the limit has not moved, as in a warmup that starts at a learning rate of 0."""
     return part / whole if whole > 0 else math.nan
 
 

@@ -11,7 +11,7 @@ symmetric; its longer half counts.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from study.analysis.distances import of_cells
-from study.analysis.fits import Floats, t_critical
+from study.analysis.fits import t_critical
 from study.analysis.grouping import curve_columns, distinguishing
 from study.analysis.losses import loss_gaps
 from study.analysis.rates import alpha_gaps, alpha_transfer, best_alphas, rate_transfer
@@ -92,18 +92,31 @@ def compare(expectations: Sequence[Expectation], tables: StudyTables) -> list[Co
         for one in expectations
         for row in _measured(one, found[one.what], tables.exponents) or [_NOTHING]
     ]
-    agrees, differs = _p_values(rows)
-    return [
-        Compared(
-            one,
-            row["curve"],
-            *_displayed(one, row),
-            seeds=row["seeds"],
-            step=row["step"],
-            verdict=_word(row, agrees[n], differs[n]),
-        )
-        for n, (one, row) in enumerate(rows)
-    ]
+    tests = []  # distance from the expected value, half the interval, df, tolerance
+    for one, row in rows:
+        half = max(row["high"] - row["value"], row["value"] - row["low"])
+        tested = row["seeds"] >= SEEDS_FOR_VERDICT and math.isfinite(half)
+        df = row["seeds"] - 1 if tested else 0
+        if one.what == FACTOR:
+            off = row["value"] * row["span"] - math.log(one.predicted)
+            tests.append((off, half * row["span"], df, math.log(one.tolerance)))
+        else:
+            tests.append((row["value"] - one.predicted, half, df, one.tolerance))
+    off, half, df, margin = np.array(tests, float).reshape(-1, 4).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        se = half / t_critical(df)
+    agrees, differs = holm(tost(off, se, df, margin)), holm(beyond(off, se, df, margin))
+    compared = []
+    for (one, row), p_agrees, p_differs in zip(rows, agrees, differs, strict=True):
+        shown = [row["value"], row["low"], row["high"]]
+        if one.what == FACTOR:
+            shown = [math.exp(slope * row["span"]) for slope in shown]
+        word = AGREES if p_agrees <= SIGNIFICANCE else UNCLEAR
+        if p_agrees > SIGNIFICANCE and p_differs <= SIGNIFICANCE:
+            word = DIFFERS
+        word = {0: NOT_MEASURED, 1: ONE_SEED}.get(row["seeds"], word)
+        compared.append(Compared(one, row["curve"], *shown, row["seeds"], row["step"], word))
+    return compared
 
 
 Value = dict[str, Any]
@@ -132,114 +145,54 @@ def _table(what: str, tables: StudyTables) -> pd.DataFrame:
 
 def _measured(one: Expectation, table: pd.DataFrame, exponents: pd.DataFrame) -> list[Value]:
     """The value and interval of every curve that an expectation is about."""
-    found = _of_curves(one, _at(one, table))
+    value, low, high = COLUMNS_OF[one.what]
+    found = _rows_about(one, table)
+    if found.empty or value not in found:
+        return []
+    stable = one.what in (P_STAR, P_STAR_LIMIT)
     if one.what in (BEST_RATE, BEST_ALPHA, ALPHA_GAP):
         known = [name for name in ("rank", "alpha", "lr", "setting") if name in found]
-        names = distinguishing(found, known) if len(found) else []
-    elif one.what in (P_STAR, P_STAR_LIMIT):
-        found, names = _one_per_curve(_at_lowest_rate(one, found))
     else:
-        found = _at_lowest_rate(one, found)
-        known = [name for name in curve_columns(exponents) if name in found]
-        names = distinguishing(found, known) if len(found) else []
-    columns = COLUMNS_OF[one.what]
-    if found.empty or columns[0] not in found:
-        return []
-    found = found[found[columns[0]].notna()]
-    with_rule = one.rule is None and one.what not in (P_STAR, P_STAR_LIMIT)
-    return [_row(one, row, names, with_rule) for row in found.to_dict("records")]
+        if one.lr is None:  # those at the lowest learning rate
+            found = found[found["lr"] == found["lr"].min()]
+        found = side_by_side(found) if stable else found
+        known = curve_columns(found) if stable else curve_columns(exponents)
+    names = distinguishing(found, [name for name in known if name in found])
+    if stable:  # one for all rules of a setting
+        found = one_per_optimizer(one_per_measurement(found, names), names)
+    found = found[found[value].notna()]
+    rows = []
+    for row in found.to_dict("records"):
+        settings = settings_text(row, names)
+        if one.rule is None and not stable:
+            settings = [f"p={row['exponent_p']:g}", *settings]
+        measured: Value = {
+            "curve": ", ".join(settings),
+            "value": float(row[value]),
+            "low": float(row[low]),
+            "high": float(row[high]),
+            "span": math.log(float(row["rank_max"]) / float(row["rank_min"])),
+            "seeds": int(row["seeds"]),
+            "step": int(row["step"]) if "step" in NEEDS[one.what] else None,
+        }
+        rows.append(measured)
+    return rows
 
 
-def _row(one: Expectation, row: dict[Any, Any], names: Iterable[str], with_rule: bool) -> Value:
-    value, low, high = (float(row[name]) for name in COLUMNS_OF[one.what])
-    settings = [f"p={row['exponent_p']:g}"] if with_rule else []
-    settings += settings_text(row, names)
-    return {
-        "curve": ", ".join(settings),
-        "value": value,
-        "low": low,
-        "high": high,
-        "span": math.log(float(row["rank_max"]) / float(row["rank_min"])),
-        "seeds": int(row["seeds"]),
-        "step": int(row["step"]) if "step" in NEEDS[one.what] else None,
-    }
-
-
-def _at(one: Expectation, table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of its quantity, if it has one, at its step, if it has one."""
-    if table.empty or "step" not in NEEDS[one.what]:
-        return table
-    rows = table
-    if {"site", "measure"} & {*NEEDS[one.what]}:
-        for name, value in one.place.items():
-            rows = rows[rows[name].astype(object) == value]
-    step = rows["step"].max() if one.step == LAST else one.step
-    return rows[rows["step"] == step]
-
-
-def _of_curves(one: Expectation, table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of its optimizer, rule and alpha."""
+def _rows_about(one: Expectation, table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of its quantity and step, if it has these, and of its optimizer, rule and rates."""
     if table.empty:
         return table
-    here = table["optimizer"].astype(object) == one.optimizer
+    rows, needs = table, {*NEEDS[one.what]}
+    if "step" in needs:
+        for name, value in one.place.items() if {"site", "measure"} & needs else ():
+            rows = rows[rows[name].astype(object) == value]
+        rows = rows[rows["step"] == (rows["step"].max() if one.step == LAST else one.step)]
+    here = rows["optimizer"].astype(object) == one.optimizer
     if one.p is not None:
-        here &= np.isclose(table["exponent_p"].astype(float), one.p)
+        here &= np.isclose(rows["exponent_p"].astype(float), one.p)
     for name in ("alpha", "eps", "lr"):
         wanted = getattr(one, name)
-        if wanted is not None and name in table:
-            here &= np.isclose(table[name].astype(float), wanted, rtol=1e-9, atol=0)
-    return table[here]
-
-
-def _at_lowest_rate(one: Expectation, rows: pd.DataFrame) -> pd.DataFrame:
-    """Those at the lowest learning rate, unless the expectation names one."""
-    return rows if one.lr is not None or rows.empty else rows[rows["lr"] == rows["lr"].min()]
-
-
-def _one_per_curve(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Rows of p*, one for all rules of a setting, and the names of the settings."""
-    if rows.empty:
-        return rows, []
-    rows = side_by_side(rows)
-    names = distinguishing(rows, curve_columns(rows))
-    return one_per_optimizer(one_per_measurement(rows, names), names), names
-
-
-def _p_values(rows: Sequence[tuple[Expectation, Value]]) -> tuple[Floats, Floats]:
-    """Of the tests that a row is within and outside its tolerance, corrected for all rows."""
-    off, half, df, margin = np.array([*_distances(rows)], float).reshape(-1, 4).T
-    with np.errstate(divide="ignore", invalid="ignore"):
-        se = half / t_critical(df)
-    return holm(tost(off, se, df, margin)), holm(beyond(off, se, df, margin))
-
-
-def _distances(rows: Sequence[tuple[Expectation, Value]]) -> Iterator[tuple[float, ...]]:
-    """Distance from the expected value, half the interval, degrees of freedom, and tolerance."""
-    for one, row in rows:
-        half = max(row["high"] - row["value"], row["value"] - row["low"])
-        tested = row["seeds"] >= SEEDS_FOR_VERDICT and math.isfinite(half)
-        df = row["seeds"] - 1 if tested else 0
-        if one.what == FACTOR:
-            expected, margin = math.log(one.predicted), math.log(one.tolerance)
-            yield row["value"] * row["span"] - expected, half * row["span"], df, margin
-        else:
-            yield row["value"] - one.predicted, half, df, one.tolerance
-
-
-def _displayed(one: Expectation, row: Value) -> tuple[float, float, float]:
-    """The value and its interval, on the scale of the expectation."""
-    values = row["value"], row["low"], row["high"]
-    if one.what != FACTOR:
-        return values
-    value, low, high = (math.exp(slope * row["span"]) for slope in values)
-    return value, low, high
-
-
-def _word(row: Value, p_agrees: float, p_differs: float) -> str:
-    if row["seeds"] == 0:
-        return NOT_MEASURED
-    if row["seeds"] == 1:
-        return ONE_SEED
-    if p_agrees <= SIGNIFICANCE:
-        return AGREES
-    return DIFFERS if p_differs <= SIGNIFICANCE else UNCLEAR
+        if wanted is not None and name in rows:
+            here &= np.isclose(rows[name].astype(float), wanted, rtol=1e-9, atol=0)
+    return rows[here]

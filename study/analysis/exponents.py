@@ -165,19 +165,14 @@ def grids(cells: pd.DataFrame, probes: pd.DataFrame) -> Iterator[Grid]:
         rows = [(kinds[k], layers[n], b) for k, n, b in zip(kind_L, layer_L, block_L, strict=True)]
         rows += [(name, pooling, -1) for name in pools for pooling in POOLINGS]
         columns = pd.DataFrame(rows, columns=["kind", "layer", "block"])
+        words, steps = np.array(batches, object)[batch[lead]], step[lead].astype(np.int32)
         yield Grid(
             site=site,
             row_N=row,
             place_N=place,
             shape=shape,
             rank_R=rank_R,
-            groups=pd.DataFrame(
-                {
-                    "curve": curve_K[cell[lead]],
-                    "batch": np.array(batches, object)[batch[lead]],
-                    "step": step[lead].astype(np.int32),
-                }
-            ),
+            groups=pd.DataFrame({"curve": curve_K[cell[lead]], "batch": words, "step": steps}),
             columns=pd.DataFrame(columns, columns=["kind", "layer", "block"]).astype(
                 {"block": np.int32}
             ),

@@ -102,26 +102,17 @@ def _ends(metrics: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def common_rates(runs: pd.DataFrame) -> list[float]:
-    """The learning rates that every finite rank and every seed of one rule was run at, ascending.
+    """The learning rates that every finite rank and every seed of ``runs`` was run at, ascending.
 
-    ``runs`` has ``rank``, ``seed`` and ``lr``. Only these rates compare ranks: in a sweep that was
-    interrupted, some ranks lack the rates that are best elsewhere. A run that diverged counts.
+    ``runs`` are those of one rule, or of one of its ranks, with ``rank``, ``seed`` and ``lr``. Only
+    these rates compare ranks: in a sweep that was interrupted, some ranks lack the rates that are
+    best elsewhere. A run that diverged counts.
     """
     runs = runs.loc[np.isfinite(runs["rank"].astype(float)), ["rank", "seed", "lr"]]
     runs = runs.drop_duplicates()
+    count = runs.groupby("lr").size()
     places = len(runs[["rank", "seed"]].drop_duplicates())
-    count = runs.groupby("lr").size()
     return sorted(float(rate) for rate in count.index[count == places])
-
-
-def rates_of_a_rank(runs: pd.DataFrame) -> list[float]:
-    """The learning rates that every seed of one rule and rank was run at, ascending.
-
-    ``runs`` has ``seed`` and ``lr``. A run that diverged counts.
-    """
-    runs = runs[["seed", "lr"]].drop_duplicates()
-    count = runs.groupby("lr").size()
-    return sorted(float(rate) for rate in count.index[count == runs["seed"].nunique()])
 
 
 def best_tried(runs: pd.DataFrame, rates: Sequence[float]) -> Tried:

@@ -48,7 +48,7 @@ from scipy import stats
 
 from study.analysis.fits import Floats, fit_lines, interval_columns, t_critical
 from study.analysis.grouping import numbered
-from study.analysis.losses import HIGHEST, INSIDE, LOWEST, OF_A_RULE, final_losses, rates_of_a_rank
+from study.analysis.losses import HIGHEST, INSIDE, LOWEST, OF_A_RULE, common_rates, final_losses
 from study.analysis.rate_theory import (
     MOVES,
     log_moves,
@@ -94,7 +94,7 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
     """The best learning rate of every rule, rank and seed.
 
     Of each rank only the rates count that all its seeds were run at
-    (:func:`~study.analysis.losses.rates_of_a_rank`); a rank with fewer than two has no rows. Ranks
+    (:func:`~study.analysis.losses.common_rates`); a rank with fewer than two has no rows. Ranks
     need not share a grid. In a sweep that was interrupted, a rank may lack the rates around its
     best one: the best of the others is then at an edge, and no exponent is fitted to it.
 
@@ -113,7 +113,7 @@ def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame)
     rho = _rho(probes)
     parts = []
     for _, rule in ends.groupby(numbered(ends, OF_A_RULE)):
-        of_ranks = {rank: rates_of_a_rank(runs) for rank, runs in rule.groupby("rank")}
+        of_ranks = {rank: common_rates(runs) for rank, runs in rule.groupby("rank")}
         rows, found = [], []
         for (rank, _), own in rule.groupby(["rank", "seed"]):
             tried = of_ranks[rank]
@@ -460,7 +460,7 @@ def missing_rates(
     by_id = cells.assign(cell_id=cells["cell_id"].astype(str)).set_index("cell_id")
     found = []
     for _, runs in ends.groupby(numbered(ends, (*OF_A_RULE, "rank"))):
-        tried = rates_of_a_rank(runs)
+        tried = common_rates(runs)
         here = runs[runs["lr"].isin(tried)]
         wanted: set[float] = set()
         for _, own in here.groupby("seed") if len(tried) > 1 else ():

@@ -10,11 +10,10 @@ Nothing is fitted or tested here: the rows are those of ``exponents``, with thei
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 import pandas as pd
 
 from study.analysis.grouping import curve_columns, distinguishing, numbered
-from study.analysis.verdicts import at_primary_steps
+from study.analysis.verdicts import at_primary_steps, rows_of
 from study.analysis.wording import interval_text, setting_text
 from study.vocabulary.quantities import (
     BACKWARD_IN,
@@ -41,7 +40,6 @@ LOST, FAILS, HOLDS, LATE, OPEN = ANSWERS = (
     "not decided",
 )
 """What the verdicts of a curve say together, in the order of a report: what is lost comes first."""
-SAYS_NOTHING = {UNCLEAR, ONE_SEED}
 
 SUMMARY_COLUMNS = (
     *("optimizer", "scaling", "exponent_p", "rule", "curve", "site", "stat", "quantity"),
@@ -130,10 +128,7 @@ def _curve_texts(rows: pd.DataFrame, exponents: pd.DataFrame) -> list[str]:
 def rows_of_condition(quantity: Quantity, exponents: pd.DataFrame) -> pd.DataFrame:
     """The rows of a quantity at any step; for each curve on the first of its batches that was
     probed. They are those of :data:`BATCHES_OF`, or the training batch."""
-    here = np.ones(len(exponents), bool)
-    for name in ("site", "stat", "kind", "layer"):
-        here &= (exponents[name] == getattr(quantity, name)).to_numpy()
-    rows = exponents[here]
+    rows = exponents[rows_of(quantity, exponents, batch=None)]
     batches = BATCHES_OF.get(quantity, (TRAIN,))
     rank = rows["batch"].map({name: n for n, name in enumerate(batches)}).astype(float)
     curve = numbered(rows, curve_columns(exponents))
@@ -142,20 +137,20 @@ def rows_of_condition(quantity: Quantity, exponents: pd.DataFrame) -> pd.DataFra
 
 def answer(first: Iterable[str], last: Iterable[str]) -> str:
     """One of :data:`ANSWERS`, from the verdicts at the first and at the last step."""
-    at_first, at_last = _all_stable(first), _all_stable(last)
+
+    def all_stable(words: Iterable[str]) -> bool | None:
+        """None if some test showed nothing, and none a slope."""
+        found = set(words)
+        if found - {STABLE, UNCLEAR, ONE_SEED}:
+            return False
+        return None if found & {UNCLEAR, ONE_SEED} else True
+
+    at_first, at_last = all_stable(first), all_stable(last)
     if at_last is False:
         return LOST if at_first else FAILS
     if at_last and at_first is not None:
         return HOLDS if at_first else LATE
     return OPEN
-
-
-def _all_stable(words: Iterable[str]) -> bool | None:
-    """Whether all words are ``stable``. None if some test showed nothing, and none a slope."""
-    found = set(words)
-    if found - {STABLE} - SAYS_NOTHING:
-        return False
-    return None if found & SAYS_NOTHING else True
 
 
 def _described(rows: pd.DataFrame, exponents: pd.DataFrame) -> pd.DataFrame:

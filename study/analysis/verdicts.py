@@ -24,11 +24,10 @@ adjusted by Holm's method within its group, the rows that are read together:
 
 **What this guarantees.** A row has one true slope b. If ``|b| >= margin``, only ``stable`` would be
 false; if ``|b| < margin``, only ``collapses`` and ``explodes`` (and, for ``b = 0``, ``falls`` and
-``rises``). So a row can err in one way only, besides the sign of b. In each group, the probability
-of any false ``stable`` is at most 2.5 %, and so is that of any false ``collapses`` or ``explodes``
-of a row with a slope, and that of any wrong sign. For rows whose slope is zero, the probability
-that any of them gets one of the four words for a change is at most 5 %. Holm's method needs no
-independence of the rows.
+``rises``). In each group, the probability of any false ``stable`` is at most 2.5 %, and so is that
+of any false ``collapses`` or ``explodes`` of a row with a slope, and that of any wrong sign. For
+rows whose slope is zero, the probability that any of them gets one of the four words for a change
+is at most 5 %. Holm's method needs no independence of the rows.
 
 **Lack of fit.** A row is ``bent`` if its points do not lie on a line: the coefficient of
 ``(log rank)^2``, estimated in each seed, is shown not to be zero (F(1, seeds - 1) at 5 %, the same
@@ -66,19 +65,18 @@ from study.vocabulary.verdicts import VERDICTS as WORDS
 VERDICTS = tuple(WORDS)
 
 
-def rows_of(quantity: Quantity, exponents: pd.DataFrame, batch: str = TRAIN) -> "pd.Series[bool]":
-    """The rows of ``exponents`` that hold a quantity on a batch, at any step."""
-    here = exponents["batch"] == batch
+def rows_of(
+    quantity: Quantity, exponents: pd.DataFrame, batch: str | None = TRAIN
+) -> "pd.Series[bool]":
+    """The rows of ``exponents`` that hold a quantity on a batch (None: any), at any step."""
+    here = pd.Series(True, exponents.index) if batch is None else exponents["batch"] == batch
     for name in ("site", "stat", "kind", "layer"):
         here = here & (exponents[name] == getattr(quantity, name))
     return here
 
 
 def with_verdicts(exponents: pd.DataFrame) -> pd.DataFrame:
-    """``exponents`` with the columns ``VERDICT_COLUMNS`` of :mod:`study.analysis.grouping`.
-
-    ``exponents`` is the table of :func:`~study.analysis.exponents.fit_exponents`; it is not
-    changed.
+    """``exponents``, the table of :func:`~study.analysis.exponents.fit_exponents`, with
 
     - ``factor``: by which the line changes from the lowest to the highest rank;
     - ``margin``: of the exponent;
@@ -88,46 +86,32 @@ def with_verdicts(exponents: pd.DataFrame) -> pd.DataFrame:
     - ``primary``: whether the row was among the study's questions before any run;
     - ``verdict``: a key of :data:`study.vocabulary.verdicts.VERDICTS`.
     """
-    slope, se, df, low, high, seeds = (
+    slope, se, df, low, high, seeds, bend, se_bend = (
         exponents[name].to_numpy(float)
-        for name in ("exponent", "se_slope", "df", "rank_min", "rank_max", "seeds")
+        for name in (
+            *("exponent", "se_slope", "df", "rank_min", "rank_max", "seeds"),
+            *("curvature", "se_curvature"),
+        )
     )
     span = np.log(high / low)
     with np.errstate(divide="ignore"):
         margin = math.log(STABLE_RATIO) / span
     curve = numbered(exponents, curve_columns(exponents))
-    primary = _primary(exponents, curve)
+    primary = np.zeros(len(exponents), bool)
+    for quantity in PRIMARY:
+        rows = np.flatnonzero(rows_of(quantity, exponents))
+        primary[rows] = at_primary_steps(quantity, exponents.iloc[rows], curve[rows])
+
     group = _groups(exponents, curve, primary)
-    tested = seeds >= SEEDS_FOR_VERDICT
-
-    def adjusted(p_values: Floats) -> Floats:
-        return holm(np.where(tested, p_values, np.nan), group)
-
-    curvature, se_curvature = (
-        exponents[name].to_numpy(float) for name in ("curvature", "se_curvature")
-    )
     p_stable, p_slope, p_beyond, p_bent = (
-        adjusted(tost(slope, se, df, margin)),
-        adjusted(beyond(slope, se, df, 0.0)),
-        adjusted(beyond(slope, se, df, margin)),
-        adjusted(beyond(curvature, se_curvature, df, 0.0)),
+        holm(np.where(seeds >= SEEDS_FOR_VERDICT, p_values, np.nan), group)
+        for p_values in (
+            tost(slope, se, df, margin),
+            beyond(slope, se, df, 0.0),
+            beyond(slope, se, df, margin),
+            beyond(bend, se_bend, df, 0.0),
+        )
     )
-    return exponents.assign(
-        factor=np.exp(slope * span),
-        margin=margin,
-        p_stable=p_stable,
-        p_slope=p_slope,
-        p_beyond=p_beyond,
-        p_bent=p_bent,
-        bent=p_bent <= SIGNIFICANCE,
-        primary=primary,
-        verdict=_words(slope, seeds, p_stable, p_slope, p_beyond),
-    )
-
-
-def _words(
-    slope: Floats, seeds: Floats, p_stable: Floats, p_slope: Floats, p_beyond: Floats
-) -> "pd.Categorical[str]":
     down, moves, far = slope < 0, p_slope <= SIGNIFICANCE, p_beyond <= SIGNIFICANCE
     choices = {
         ONE_SEED: seeds == 1,
@@ -139,7 +123,17 @@ def _words(
     }
     codes = [VERDICTS.index(word) for word in choices]
     chosen = np.select(list(choices.values()), codes, VERDICTS.index(UNCLEAR))
-    return pd.Categorical.from_codes(chosen.astype(np.int8), pd.Index(VERDICTS))
+    return exponents.assign(
+        factor=np.exp(slope * span),
+        margin=margin,
+        p_stable=p_stable,
+        p_slope=p_slope,
+        p_beyond=p_beyond,
+        p_bent=p_bent,
+        bent=p_bent <= SIGNIFICANCE,
+        primary=primary,
+        verdict=pd.Categorical.from_codes(chosen.astype(np.int8), pd.Index(VERDICTS)),
+    )
 
 
 def tost(
@@ -193,22 +187,13 @@ def holm(p_values: npt.ArrayLike, group: npt.ArrayLike | None = None) -> Floats:
 
 
 def _groups(exponents: pd.DataFrame, curve: Ints, primary: Mask) -> Ints:
-    """A number per row, equal for the rows of a group."""
+    """A number per row, equal for the rows that are tested together."""
     pooled = exponents["layer"].isin([*POOLINGS, MODEL_WIDE]).to_numpy(bool)
     beside = numbered(exponents, ["batch", "step", "kind", "layer"], curve)
     along = numbered(exponents, ["batch", "step", "site", "stat"], curve)
-    kind, number = np.where(pooled, 1, 2), np.where(pooled, beside, along)
-    kind, number = np.where(primary, 0, kind), np.where(primary, curve, number)
-    return kind * (1 + number.max(initial=0)) + number
-
-
-def _primary(exponents: pd.DataFrame, curve: Ints) -> Mask:
-    """The rows of primary quantities at their primary steps."""
-    primary = np.zeros(len(exponents), bool)
-    for quantity in PRIMARY:
-        rows = np.flatnonzero(rows_of(quantity, exponents))
-        primary[rows] = at_primary_steps(quantity, exponents.iloc[rows], curve[rows])
-    return primary
+    kind = np.select([primary, pooled], [0, 1], 2)
+    number = np.select([primary, pooled], [curve, beside], along)
+    return np.asarray(kind * (1 + number.max(initial=0)) + number)
 
 
 def at_primary_steps(quantity: Quantity, rows: pd.DataFrame, curve: Ints) -> Mask:

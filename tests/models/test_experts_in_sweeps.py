@@ -11,7 +11,7 @@ import torch
 from transformers import PretrainedConfig
 
 import study
-from study.analysis.analyze import analyze
+from study.analysis import analyze
 from study.config import CellConfig, ModelConfig
 from study.data import Corpus
 from study.errors import StudyError
