@@ -142,20 +142,34 @@ def ours(tiny_base: FrozenBase, corpus: Corpus) -> Callable[..., tuple[pd.DataFr
     return train_ours
 
 
-@pytest.fixture(scope="session")
-def assert_same_probes() -> Callable[..., None]:
-    """``(theirs, expected, rtol)``: row by row, each statistic within ``rtol`` of itself."""
+def assert_same_probes(theirs: pd.DataFrame, expected: pd.DataFrame, rtol: float) -> None:
+    """Row by row, each statistic within ``rtol`` of itself."""
+    both = [
+        t.astype(dict.fromkeys(KEYS[1:], str)).set_index(KEYS).sort_index()
+        for t in (theirs, expected)
+    ]
+    assert list(both[0].index) == list(both[1].index)
+    for stat in STATS:
+        np.testing.assert_allclose(both[0][stat], both[1][stat], rtol=rtol, atol=0, err_msg=stat)
 
-    def compare(theirs: pd.DataFrame, expected: pd.DataFrame, rtol: float) -> None:
-        both = [
-            t.astype(dict.fromkeys(KEYS[1:], str)).set_index(KEYS).sort_index()
-            for t in (theirs, expected)
-        ]
-        assert list(both[0].index) == list(both[1].index)
-        for stat in STATS:
-            np.testing.assert_allclose(
-                both[0][stat], both[1][stat], rtol=rtol, atol=0, err_msg=stat
-            )
+
+@pytest.fixture(scope="session")
+def assert_same() -> Callable[..., None]:
+    """``(tables, config, (metrics, probes))``: the tables of a recording are those of ``ours``."""
+
+    def compare(tables: StudyTables, config: CellConfig, ours: Any) -> None:
+        for name in ("loss", "grad_norm", "clip_factor", "tokens"):
+            np.testing.assert_allclose(tables.metrics[name], ours[0][name], 1e-5, err_msg=name)
+        assert (tables.metrics["clip_factor"].max() < 1) == bool(config.train.clip)
+        assert_same_probes(tables.probes, ours[1], rtol=1e-5)
+        expected = {key: getattr(config.adapter, key) for key in ("alpha", "gamma", "scaling")}
+        expected |= {
+            key: getattr(config.train, key) for key in ("steps", "accumulation", "batch_size")
+        }
+        expected |= {"lr": config.optimizer.lr, "optimizer": config.optimizer.name, "rank": 4}
+        expected |= {"init": "kaiming", "seed": config.seed, "status": "complete"}
+        row = tables.cells.iloc[0]
+        assert {key: row[key] for key in expected} == pytest.approx(expected)
 
     return compare
 
