@@ -1,63 +1,72 @@
 """``study export`` and ``study import`` from the command line, against PEFT and transformers."""
 
+import copy
 import json
+import re
 import shlex
-import sys
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 import study
-from study.cli import main
+from study.adapters import AdapterSpec, adapted
 from study.config import CellConfig, ModelConfig
+from study.data import build_corpus
 from study.errors import StudyError
 from study.models import FrozenBase, load_base, load_tokenizer, smollm2, tiny
 from study.store import load_records
 from study.store.cache import cache_folder
-from study.sweeps import app as hydra_app
 from study.sweeps.cells import plan
 from study.sweeps.run import run
 from study.training.peft_format import CONFIG, read_adapter
 
 peft = pytest.importorskip("peft")
 IDS = torch.arange(40).view(2, 20)
+Make = Callable[..., Any]
 
 
-def command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object
-) -> tuple[int, str]:
-    """The exit code and the printed text."""
-    monkeypatch.setattr(sys, "argv", ["study", *map(str, words)])
-    code = 0
-    try:
-        main()
-    except SystemExit as ended:
-        code = int(ended.code or 0)
-    printed = capsys.readouterr()
-    return code, printed.out + printed.err
+@pytest.fixture
+def command(study_cli: Make) -> Make:
+    """Run a command that succeeds; returns what it printed."""
+
+    def succeed(*words: object) -> str:
+        ran = study_cli(*map(str, words))
+        assert ran.code == 0, ran.err
+        return str(ran.out)
+
+    return succeed
+
+
+@pytest.fixture
+def refused(study_cli: Make, tmp_path: Path) -> Make:
+    """Run a command that fails and writes nothing; returns its one line."""
+
+    def fail(*words: object) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        ran = study_cli(*map(str, words))
+        assert ran.code == 2
+        assert sorted(tmp_path.rglob("*")) == before
+        (line,) = ran.err.splitlines()
+        return str(line)
+
+    return fail
 
 
 @pytest.fixture(scope="module")
 def trained(cell: Callable[..., CellConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four cells on the tiny base: three rules with saved adapters, and one without."""
     folder = tmp_path_factory.mktemp("kept")
-    common = [
-        f"results_dir={folder}",
-        "name=kept",
-        "adapter.rank=6",
-        "probes.steps=null",
-        "optimizer.lr=0.05",
-    ]
-    rules = [
-        ["adapter.scaling=lora"],
-        ["adapter.scaling=rslora"],
-        ["adapter.scaling=power", "adapter.exponent=0.75"],
-    ]
-    run(plan([cell(*common, *rule, "train.save_adapter=true") for rule in rules]))
+    common = [f"results_dir={folder}", "name=kept", "probes.steps=null", "optimizer.lr=0.05"]
+    saved = [*common, "adapter.rank=6", "train.save_adapter=true"]
+    rules = ["adapter.scaling=lora"], ["adapter.scaling=rslora"]
+    power = ["adapter.scaling=power", "adapter.exponent=0.75"]
+    run(plan([cell(*saved, *rule) for rule in (*rules, power)]))
     run(plan([cell(*common, "adapter.rank=2", "data.seed=5")]))
     return folder / "kept"
 
@@ -74,11 +83,9 @@ def assert_equal_logits(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 def our_logits(base: FrozenBase, adapter: Path) -> torch.Tensor:
     """The logits of our banks with a trained adapter."""
-    from study.adapters import AdapterSpec, adapted
-
-    found = read_adapter(adapter)
+    pairs = read_adapter(adapter).pairs
     with (
-        adapted(base.model, list(found.pairs), [AdapterSpec(6, 1.0, start=found.pairs)]),
+        adapted(base.model, list(pairs), [AdapterSpec(6, 1.0, start=pairs)]),
         torch.no_grad(),
     ):
         return base.model(IDS).logits
@@ -86,20 +93,11 @@ def our_logits(base: FrozenBase, adapter: Path) -> torch.Tensor:
 
 @pytest.mark.parametrize("scaling", ["lora", "rslora", "power"])
 def test_export(
-    trained: Path,
-    tiny_base: FrozenBase,
-    scaling: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    trained: Path, tiny_base: FrozenBase, scaling: str, tmp_path: Path, command: Make
 ) -> None:
-    import copy
-
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     name = cell_id(trained, scaling)
     expected = our_logits(tiny_base, trained / "cells" / name / "adapter")
-    assert command(monkeypatch, capsys, "export", trained, name[:8], tmp_path / "adapter")[0] == 0
+    command("export", trained, name[:8], tmp_path / "adapter")
     record = json.loads((tmp_path / "adapter" / "study_record.json").read_text())
     assert (record["cell_id"], record["config"]["adapter"]["init"]) == (name, "kaiming")
     with torch.no_grad():
@@ -109,54 +107,38 @@ def test_export(
         assert (tiny_base.model(IDS).logits - expected).abs().max() > 1e-2
     assert_equal_logits(theirs.logits.float(), expected)
 
-    assert (
-        command(monkeypatch, capsys, "export", trained, name, tmp_path / "merged", "--merged")[0]
-        == 0
-    )
+    command("export", trained, name, tmp_path / "merged", "--merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     with torch.no_grad():
         assert_equal_logits(copy.deepcopy(merged).double()(IDS).logits.float(), expected)
-    text = "bytes, ünd 12 more"
-    tokenizers = (
-        AutoTokenizer.from_pretrained(tmp_path / "merged"),
+    own, theirs = (
         load_tokenizer(ModelConfig("tiny")),
+        AutoTokenizer.from_pretrained(tmp_path / "merged"),
     )
-    assert len({tuple(tokenizer(text)["input_ids"]) for tokenizer in tokenizers}) == 1
+    assert own("bytes, ünd 12 more")["input_ids"] == theirs("bytes, ünd 12 more")["input_ids"]
     assert merged.config.use_cache
 
 
 def test_a_missing_adapter_names_the_command_that_trains_it(
-    trained: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    trained: Path, tmp_path: Path, command: Make, refused: Make
 ) -> None:
     """The named command trains the same cell again, with its adapter."""
     name = cell_id(trained, "lora", rank=2)
-    code, printed = command(monkeypatch, capsys, "export", trained, name, tmp_path / "adapter")
-    assert (code, list(tmp_path.iterdir())) == (2, [])
-    line = printed.partition("train it again with ")[2]
-    words = shlex.split(line)
+    line = refused("export", trained, name, tmp_path / "adapter")
+    words = shlex.split(line.partition("train it again with ")[2])
     assert words[:2] == ["study", "train"]
     assert {"adapter.rank=2", "data.seed=5", "train.save_adapter=true"} <= set(words)
     loss = study.load(trained).metrics.query("cell_id == @name")["loss"].tolist()
-    hydra_app.main(words[2:])
+    command(*words[1:])
     again = study.load(trained)
     assert len(again.cells) == 4
-    assert again.metrics.query("cell_id == @name")["loss"].tolist() == pytest.approx(
-        loss, nan_ok=True
-    )
-    assert command(monkeypatch, capsys, "export", trained, name, tmp_path / "adapter")[0] == 0
+    found = again.metrics.query("cell_id == @name")["loss"].tolist()
+    assert found == pytest.approx(loss, nan_ok=True)
+    command("export", trained, name, tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("merged", [[], ["--merged"]], ids=["adapter", "merged"])
-def test_bad_exports_write_nothing(
-    trained: Path,
-    merged: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_bad_exports(trained: Path, merged: list[str], tmp_path: Path, refused: Make) -> None:
     name = cell_id(trained, "rslora")
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
@@ -166,18 +148,12 @@ def test_bad_exports_write_nothing(
         ((trained, name, tmp_path / "used"), "already exists: give a new folder"),
         ((tmp_path / "nowhere", name, tmp_path / "new"), "no study in"),
     ):
-        code, printed = command(monkeypatch, capsys, "export", *words, *merged)
-        assert code == 2
-        assert pd.Series([printed]).str.contains(message).item(), printed
-        assert printed.count("\n") == 1
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "used"]
+        assert re.search(message, refused("export", *words, *merged))
 
 
 @pytest.fixture
-def theirs(tiny_base: FrozenBase, tmp_path: Path) -> tuple[Path, torch.Tensor]:
-    """A PEFT adapter whose ranks and alphas differ by layer, and its logits in PEFT."""
-    import copy
-
+def theirs(tiny_base: FrozenBase, tmp_path: Path) -> Path:
+    """A PEFT adapter whose ranks and alphas differ by layer."""
     lora = peft.LoraConfig(
         r=4,
         lora_alpha=8,
@@ -187,158 +163,90 @@ def theirs(tiny_base: FrozenBase, tmp_path: Path) -> tuple[Path, torch.Tensor]:
         alpha_pattern={"layers.1.mlp.up_proj": 3},
         lora_dropout=0.1,
     )
-    model = peft.get_peft_model(copy.deepcopy(tiny_base.model), lora).eval()
+    model = peft.get_peft_model(copy.deepcopy(tiny_base.model), lora)
     with torch.no_grad():
         for weight in (p for n, p in model.named_parameters() if "lora_B" in n):
             weight.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
-        logits = model(IDS).logits
     model.save_pretrained(tmp_path / "theirs")
-    return tmp_path / "theirs", logits
+    return tmp_path / "theirs"
 
 
 def test_import_continues_training_a_peft_adapter(
-    theirs: tuple[Path, torch.Tensor],
+    theirs: Path,
     tiny_base: FrozenBase,
+    cell: Callable[..., CellConfig],
     jsonl: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command: Make,
 ) -> None:
-    folder, _ = theirs
-    base = ["model=tiny", "data=file", f"data.path={jsonl}", f"results_dir={tmp_path / 'results'}"]
-    small = [
-        "data.sequence_length=48",
-        "data.heldout=6",
-        "train.batch_size=3",
-        "train.save_adapter=true",
-    ]
-    code, printed = command(
-        monkeypatch, capsys, "import", folder, *base, *small, "train.steps=2", "optimizer.lr=1e-2"
-    )
-    assert code == 0, printed
+    small = ["model=tiny", "data=file", f"data.path={jsonl}", "data.sequence_length=48"]
+    small += ["data.heldout=6", "train.batch_size=3", "train.steps=2", "optimizer.lr=1e-2"]
+    small += ["train.save_adapter=true", f"results_dir={tmp_path / 'results'}"]
+    printed = command("import", theirs, *small)
     assert "4 layers, rank 2 to 4, gamma 1.5 to 5.65685 (rslora), on tiny" in printed
     (further,) = (line for line in printed.splitlines() if line.startswith("to train it further"))
     words = shlex.split(further.partition(":")[2])
     assert "adapter.dropout=0.1" in words
-    hydra_app.main([*words[2:], "adapter.dropout=0"])
+    command(*words[1:], "adapter.dropout=0")
 
-    tables = study.load(tmp_path / "results" / "continued")
+    continued = tmp_path / "results" / "continued"
+    tables, [record] = study.load(continued), load_records(continued)
     row = tables.cells.iloc[0]
     assert (row["rank"], row["alpha"], row["scaling"], row["init"]) == (4, 8, "rslora", "imported")
     # The loss at step 0 is PEFT's loss with this adapter, not that of a fresh init.
-    record = load_records(tmp_path / "results" / "continued")[0]
-    assert record["sources"]["adapter"]
-    cells = plan([cell_of(record)])
-    assert cells[0].id == record["cell_id"]
-    assert tables.metrics["loss"].iloc[0] == pytest.approx(
-        peft_loss(folder, tiny_base, cells[0].config), rel=1e-5
-    )
-    after = read_adapter(
-        tmp_path / "results" / "continued" / "cells" / record["cell_id"] / "adapter"
-    )
-    before = read_adapter(folder)
-    assert {n: p.gamma for n, p in after.pairs.items()} == pytest.approx(
-        {n: p.gamma for n, p in before.pairs.items()}
-    )
-    assert all(not torch.equal(after.pairs[n].B_OR, pair.B_OR) for n, pair in before.pairs.items())
-    assert {tuple(p.A_RD.shape) for p in after.pairs.values()} == {(2, 64), (4, 64)}
-
-
-def cell_of(record: dict[str, Any]) -> CellConfig:
-    from omegaconf import OmegaConf
-
-    from study.config.compose import parse
-
-    config = OmegaConf.create(record["config"])
-    config.adapter.init = "kaiming"  # the default of a command line
-    return parse(config)
+    config = cell(*small, f"adapter.path={theirs}", "adapter.dropout=0", "name=continued")
+    loss = peft_loss(theirs, tiny_base, config)
+    assert tables.metrics["loss"].iloc[0] == pytest.approx(loss, rel=1e-5)
+    after = read_adapter(continued / "cells" / record["cell_id"] / "adapter").pairs
+    before = read_adapter(theirs).pairs
+    gammas = [{n: pair.gamma for n, pair in pairs.items()} for pairs in (after, before)]
+    assert gammas[0] == pytest.approx(gammas[1])
+    assert all(not torch.equal(after[n].B_OR, pair.B_OR) for n, pair in before.items())
+    assert {tuple(p.A_RD.shape) for p in after.values()} == {(2, 64), (4, 64)}
 
 
 def peft_loss(folder: Path, base: FrozenBase, config: CellConfig) -> float:
     """PEFT's loss on the batch of step 0."""
-    import copy
-
-    from torch.nn.functional import cross_entropy
-
-    from study.data import build_corpus
-
     tokenizer = load_tokenizer(config.model)
     corpus = build_corpus(config.data, tokenizer, tokenizer.eos_token_id)
     batch = corpus.train.batch(config.data.seed, 0, config.train.batch_size)
     with torch.no_grad():
         model = peft.PeftModel.from_pretrained(copy.deepcopy(base.model), folder).eval()
-        return float(
-            cross_entropy(
-                model(batch.input_ids_BT).logits.flatten(0, 1), batch.targets_BT.flatten()
-            )
-        )
+        logits = model(batch.input_ids_BT).logits
+    return float(cross_entropy(logits.flatten(0, 1), batch.targets_BT.flatten()))
 
 
 def test_an_adapter_with_other_weights_is_another_cell(
-    theirs: tuple[Path, torch.Tensor], cell: Callable[..., CellConfig], tmp_path: Path
+    theirs: Path, cell: Callable[..., CellConfig], tmp_path: Path
 ) -> None:
-    import shutil
-
-    folder, _ = theirs
-    shutil.copytree(folder, tmp_path / "elsewhere")
-    ids = [plan([cell(f"adapter.path={path}")])[0].id for path in (folder, tmp_path / "elsewhere")]
-    config = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps(config | {"lora_alpha": 16}))
-    ids.append(plan([cell(f"adapter.path={folder}")])[0].id)
+    shutil.copytree(theirs, tmp_path / "elsewhere")
+    paths = (theirs, tmp_path / "elsewhere")
+    ids = [plan([cell(f"adapter.path={path}")])[0].id for path in paths]
+    config = json.loads((theirs / CONFIG).read_text())
+    (theirs / CONFIG).write_text(json.dumps(config | {"lora_alpha": 16}))
+    ids.append(plan([cell(f"adapter.path={theirs}")])[0].id)
     assert ids[0] == ids[1] != ids[2]
     assert plan([cell()])[0].id == plan([cell("train.save_adapter=true")])[0].id
 
 
-def test_bad_imports(
-    theirs: tuple[Path, torch.Tensor],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    from transformers import LlamaForCausalLM
-
-    folder, _ = theirs
+def test_bad_imports(theirs: Path, tmp_path: Path, refused: Make) -> None:
+    """PEFT saves the base's own weight beside an adapter on a head."""
     other = tiny.config()
     other.intermediate_size = 96
     LlamaForCausalLM(other).save_pretrained(tmp_path / "other")
     tiny.tokenizer().save_pretrained(tmp_path / "other")
-    before = sorted(tmp_path.rglob("*"))
-    capsys.readouterr()
+    for name in ("lm_head", "embed_tokens"):
+        config = peft.LoraConfig(r=2, target_modules=[name], task_type="CAUSAL_LM")
+        peft.get_peft_model(tiny.build(), config).save_pretrained(tmp_path / name)
+    base = ["model=hf", f"model.path={tmp_path / 'other'}"]
     for words, message in (
-        ((folder,), "names no base: choose one"),
-        (
-            (folder, "model=hf", f"model.path={tmp_path / 'other'}"),
-            "for another base than .*up_proj is 64 -> 128",
-        ),
+        ((theirs,), "names no base: choose one"),
+        ((theirs, *base), "for another base than .*up_proj is 64 -> 128"),
         ((tmp_path / "nowhere", "model=tiny"), f"{CONFIG} does not exist"),
+        ((tmp_path / "lm_head", "model=tiny"), "lm_head, outside the blocks: only layers"),
+        ((tmp_path / "embed_tokens", "model=tiny"), "has an adapter on an embedding"),
     ):
-        code, printed = command(monkeypatch, capsys, "import", *words)
-        assert code == 2
-        assert pd.Series([printed]).str.contains(message).item(), printed
-        assert printed.count("\n") == 1
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.parametrize(
-    ("targets", "message"),
-    [
-        (["q_proj", "lm_head"], "the adapter is also on lm_head, outside the blocks: only layers"),
-        (["embed_tokens"], "which is not A or B of a linear layer"),
-    ],
-)
-def test_imports_of_adapters_outside_the_blocks(
-    targets: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """PEFT saves the base's own weight beside such an adapter."""
-    config = peft.LoraConfig(r=2, target_modules=targets, task_type="CAUSAL_LM")
-    peft.get_peft_model(tiny.build(), config).save_pretrained(tmp_path / "adapter")
-    code, printed = command(monkeypatch, capsys, "import", tmp_path / "adapter", "model=tiny")
-    assert code == 2
-    assert message in printed.splitlines()[-1]
+        assert re.search(message, refused("import", *words))
 
 
 def test_an_adapter_of_infinite_rank_cannot_be_saved(cell: Callable[..., CellConfig]) -> None:
@@ -352,22 +260,15 @@ def test_an_adapter_of_infinite_rank_cannot_be_saved(cell: Callable[..., CellCon
     not smollm2.is_whole(cache_folder() / smollm2._NAME),
     reason="SmolLM2 is not in the cache",
 )
-def test_smollm2(
-    cell: Callable[..., CellConfig],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_smollm2(cell: Callable[..., CellConfig], tmp_path: Path, command: Make) -> None:
     """One step on the real base. PEFT loads the export by its base's name and has our logits."""
-    overrides = [
-        *("model=smollm2", "name=real", f"results_dir={tmp_path}", "probes.steps=null"),
-        *("train.steps=1", "train.batch_size=1", "train.eval_every=0", "train.save_adapter=true"),
-        *("adapter.scaling=power", "adapter.exponent=0.7", "adapter.targets=[q_proj,down_proj]"),
-        "optimizer.lr=1e-3",
-    ]
+    overrides = ["model=smollm2", "name=real", f"results_dir={tmp_path}", "probes.steps=null"]
+    overrides += ["train.steps=1", "train.batch_size=1", "train.eval_every=0"]
+    overrides += ["adapter.scaling=power", "adapter.exponent=0.7", "optimizer.lr=1e-3"]
+    overrides += ["adapter.targets=[q_proj,down_proj]", "train.save_adapter=true"]
     run(plan([cell(*overrides)]))
     name, adapter = str(study.load(tmp_path / "real").cells["cell_id"].item()), tmp_path / "adapter"
-    assert command(monkeypatch, capsys, "export", tmp_path / "real", name, adapter)[0] == 0
+    command("export", tmp_path / "real", name, adapter)
     base = load_base(ModelConfig("smollm2"), torch.device("cpu"), "float32")
     expected = our_logits(base, tmp_path / "real" / "cells" / name / "adapter")
     with torch.no_grad():
