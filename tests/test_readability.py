@@ -26,7 +26,7 @@ PACKAGE_LINES = {
     "study/probes": 1_850,
     "study/report": 1_680,
     "study/store": 1_900,
-    "study/sweeps": 2_850,
+    "study/sweeps": 2780,
     "study/theory": 1_550,
     "study/tracking": 610,
     "study/training": 1_750,

@@ -180,31 +180,17 @@ def folds(pack: Pack) -> Iterator[Sequence[Prepared]]:
     if on_cuda and config.model.quant_bits == 8:
         most = 1
     memory = memory_budget(config, pack.device, pack.cells[0].estimate.base_bytes)
-    start = 0
-    for size in fold_sizes([each.estimate for each in together], most, memory):
-        yield together[start : start + size]
-        start += size
+    while together:
+        size = 1  # even if its estimate exceeds the memory
+        while size < min(most, len(together)):
+            if fold_bytes([each.estimate for each in together[: size + 1]]) > memory:
+                break
+            size += 1
+        yield together[:size]
+        together = together[size:]
     yield from ([each] for each in alone)
 
 
 def _trains_alone(cell: Cell) -> bool:
     config = cell.config
     return math.isinf(config.adapter.rank) or bool(config.adapter.path) or config.train.shard
-
-
-def fold_sizes(needs: Sequence[Estimate], most: int, memory: int) -> Iterator[int]:
-    """The sizes of consecutive folds: at most ``most`` cells, and at most ``memory`` bytes.
-
-    A fold has at least one cell, even where its estimate exceeds the memory.
-    """
-    start = 0
-    while start < len(needs):
-        size = 1
-        while (
-            size < most
-            and start + size < len(needs)
-            and fold_bytes(needs[start : start + size + 1]) <= memory
-        ):
-            size += 1
-        yield size
-        start += size

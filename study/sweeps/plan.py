@@ -9,8 +9,7 @@ are upper bounds for shorter rows.
 import heapq
 import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 
 from rich.filesize import decimal
@@ -49,26 +48,96 @@ GB = 2**30
 
 
 def show_plan(cells: Sequence[Cell], packs: Sequence[Sequence[Cell]], devices: str = "") -> None:
-    """Print what the packs will take on stdout: cells, FLOPs, memory, time and bytes on disk.
+    """Print what the cells to train will take on stdout: FLOPs, memory, time and bytes on disk.
 
-    ``devices``: those to price the sweep for, such as ``8xh100``; empty: this machine's.
+    ``devices``: those to price the sweep for, such as ``8xh100``; empty: this machine.
     """
-    count, name = fleet(devices) if devices else (0, "")
+    count, name = fleet(devices) if devices else (1, "")
     announce(cells, packs)
     todo = [cell for pack in packs for cell in pack]
+    if not todo:
+        return
     if name:
-        lines = render_price(todo, count, name)
+        row = DEVICES[name]
+        memory = MEMORY_SHARE["cuda"] * row.gib * GB
+        peaks = {"bf16": row.bf16, "float32": row.float32}
+        rates = {key: MATMUL_SHARE * peak * 1e12 for key, peak in peaks.items()}
+        needs = [(cell, full_estimate(cell.config, cell.card)) for cell in todo]
+        notes = [
+            f"assumed: {row.label} with {row.gib:g} GiB; {MATMUL_SHARE:.0%} of the data sheet's "
+            f"peak ({row.bf16:g} TFLOP/s in bf16, {row.float32:g} in float32) in large products, "
+            f"and {ACHIEVED_SHARE:.0%} of that in a step; every sequence is full; loading is not "
+            "counted"
+        ]
     else:
         prepared = [prepare(pack) for pack in packs]
-        read = dict.fromkeys(line for pack in prepared for line in _data_lines(pack))
-        lines = [*render_plan(prepared), *read]
-    if todo:
-        tables, adapters, checkpoints = map(decimal, disk_bytes(todo))
-        lines.append(
-            f"on disk: about {tables} of tables and records, {adapters} of adapters, and up to "
-            f"{checkpoints} of checkpoints for each cell in training"
+        device, name = prepared[0].device, prepared[0].device.type
+        memory, rate = memory_budget(todo[0].config, device), matmul_rate(device)
+        rates = dict.fromkeys(("bf16", "float32"), rate)
+        needs = [(each.cell, each.estimate) for pack in prepared for each in pack.cells]
+        notes = [
+            f"a process may use {memory / GB:.3g} GB; measured: {rate / 1e9:.0f} GFLOP/s in large "
+            f"products, and {ACHIEVED_SHARE:.0%} of that is taken for a step",
+            *dict.fromkeys(line for pack in prepared for line in _data_lines(pack)),
+        ]
+    tables, adapters, checkpoints = map(decimal, disk_bytes(todo))
+    notes.append(
+        f"on disk: about {tables} of tables and records, {adapters} of adapters, and up to "
+        f"{checkpoints} of checkpoints for each cell in training"
+    )
+    print("\n".join([*_price_lines(needs, count, name, memory, rates), *notes]))
+
+
+def _price_lines(
+    needs: Sequence[tuple[Cell, Estimate]],
+    count: int,
+    name: str,
+    memory: float,
+    rates: Mapping[str, float],
+) -> Iterator[str]:
+    """A table with a line for each rank, and the time of all cells on ``count`` devices.
+
+    ``memory``: bytes of one; ``rates``: its FLOP/s in large products, by precision.
+    """
+    columns = ("rank", "cells", "PFLOP a cell", "base GB", "adapter GB", "activations GB")
+    table = Table(*columns, "devices a cell", "GB a device", "time a cell", box=None)
+    jobs: list[tuple[int | None, float]] = []
+    for rank in sorted({cell.config.adapter.rank for cell, _ in needs}):
+        own = []
+        for cell, need in needs:
+            if cell.config.adapter.rank == rank:
+                number = least_devices(need, memory)
+                part = need.divided(number or 1)
+                own.append((fold_bytes([need]), need, number, part))
+                jobs.append((number, part.seconds(rates[cell.config.precision])))
+        _, need, number, part = max(own, key=lambda each: each[0])
+        sizes = (
+            need.base_bytes,
+            need.own_bytes - need.activation_bytes,
+            need.activation_bytes,
         )
-    print("\n".join(lines))
+        table.add_row(
+            f"{rank:g}",
+            str(len(own)),
+            f"{need.flops / 1e15:.3g}",
+            *(f"{size / GB:.3g}" for size in sizes),
+            str(number or "too large"),
+            f"{fold_bytes([part]) / GB:.3g}",
+            _duration(max(seconds for _, seconds in jobs[-len(own) :])),
+        )
+    yield from table_lines(table)
+    fit = [(n, seconds) for n, seconds in jobs if n and n <= count]
+    hours = sum(n * seconds for n, seconds in fit) / 3600
+    yield (
+        f"{len(fit)} of {count_noun(len(jobs), 'cell')} fit: {hours:.3g} device hours; on {count} "
+        f"{name} about {_duration(makespan(fit, count))}, the longest first"
+    )
+    if large := sum(n != 1 for n, _ in jobs):
+        yield (
+            f"{count_noun(large, 'cell')} too large for one {name}: train.shard=true divides a "
+            "cell over devices; train.checkpointing=true keeps fewer activations, and computes "
+            "each block again"
+        )
 
 
 def _data_lines(pack: Pack) -> Iterator[str]:
@@ -87,34 +156,6 @@ def _data_lines(pack: Pack) -> Iterator[str]:
         )
 
 
-def render_plan(packs: Sequence[Pack]) -> list[str]:
-    """A table with a line for each pack, and the time of all packs one after the other."""
-    columns = ("pack", "cells", "ranks", "PFLOP", "base GB", "largest cell GB", "may use GB")
-    table = Table(*columns, "about", box=None)
-    total = 0.0
-    for number, pack in enumerate(packs, start=1):
-        needs = [prepared.estimate for prepared in pack.cells]
-        seconds = sum(need.seconds(matmul_rate(pack.device)) for need in needs)
-        total += seconds
-        ranks = sorted({prepared.cell.config.adapter.rank for prepared in pack.cells})
-        table.add_row(
-            str(number),
-            str(len(needs)),
-            ", ".join(f"{rank:g}" for rank in ranks),
-            f"{sum(need.flops for need in needs) / 1e15:.3g}",
-            f"{needs[0].base_bytes / GB:.2f}",
-            f"{max(fold_bytes([need]) - need.base_bytes for need in needs) / GB:.2f}",
-            f"{memory_budget(pack.config, pack.device) / GB:.1f}",
-            _duration(seconds),
-        )
-    rate = matmul_rate(packs[0].device) / 1e9 if packs else 0.0
-    end = f"all packs: about {_duration(total)} at half of the measured {rate:.0f} GFLOP/s"
-    return [*table_lines(table), end]
-
-
-# Devices that need not be here.
-
-
 def fleet(text: str) -> tuple[int, str]:
     """The number and the name of the devices of ``--plan=8xh100`` or ``--plan=h100``.
 
@@ -128,36 +169,6 @@ def fleet(text: str) -> tuple[int, str]:
     return int(found[1] or 1), found[2]
 
 
-@dataclass(frozen=True)
-class Price:
-    """One cell: its estimate, the least number of devices that hold it, and its time on them.
-
-    ``devices``: None if no number of devices holds it. ``part``: the share of each of them, or the
-    whole estimate. ``seconds``: on all of them together.
-    """
-
-    rank: float
-    need: Estimate
-    devices: int | None
-    part: Estimate
-    seconds: float
-
-    @property
-    def gpu_hours(self) -> float:
-        """The time on all devices, added."""
-        return self.seconds * (self.devices or 1) / 3600
-
-
-def price_of(cell: Cell, device: str) -> Price:
-    """The price of a cell on one kind of device. Its speed is assumed, not measured."""
-    row, need = DEVICES[device], full_estimate(cell.config, cell.card)
-    count = least_devices(need, MEMORY_SHARE["cuda"] * row.gib * GB)
-    part = need.divided(count or 1)
-    peak = row.bf16 if cell.config.precision == "bf16" else row.float32
-    seconds = part.seconds(MATMUL_SHARE * peak * 1e12)
-    return Price(cell.config.adapter.rank, need, count, part, seconds)
-
-
 def least_devices(need: Estimate, memory: float) -> int | None:
     """The least power of two of devices with ``memory`` bytes each that hold a cell.
 
@@ -165,48 +176,6 @@ def least_devices(need: Estimate, memory: float) -> int | None:
     """
     counts = (2**power for power in range(13))
     return next((n for n in counts if fold_bytes([need.divided(n)]) <= memory), None)
-
-
-def render_price(cells: Sequence[Cell], count: int, device: str) -> list[str]:
-    """A table with a line for each rank, and the hours of all cells on ``count`` devices."""
-    columns = ("rank", "cells", "PFLOP a cell", "GPU hours a cell", "base GB", "adapter GB")
-    table = Table(*columns, "activations GB", "devices a cell", "GB a device", box=None)
-    prices = [price_of(cell, device) for cell in cells]
-    for rank in sorted({price.rank for price in prices}):
-        own = [price for price in prices if price.rank == rank]
-        most = max(own, key=lambda price: fold_bytes([price.need]))
-        need = most.need
-        table.add_row(
-            f"{rank:g}",
-            str(len(own)),
-            f"{max(price.need.flops for price in own) / 1e15:.3g}",
-            f"{max(price.gpu_hours for price in own):.2f}",
-            f"{need.base_bytes / GB:.1f}",
-            f"{(need.own_bytes - need.activation_bytes) / GB:.1f}",
-            f"{need.activation_bytes / GB:.1f}",
-            str(most.devices or "too large"),
-            f"{fold_bytes([most.part]) / GB:.1f}",
-        )
-    row, lines = DEVICES[device], table_lines(table)
-    jobs = [(n, price) for price in prices if (n := price.devices) and n <= count]
-    busy = makespan([(n, price.seconds) for n, price in jobs], count)
-    hours = sum(price.gpu_hours for _, price in jobs)
-    lines.append(
-        f"{len(jobs)} of {count_noun(len(prices), 'cell')} fit: {hours:.1f} GPU hours; on "
-        f"{count} {device} about {_duration(busy)}, the longest first"
-    )
-    if large := sum(price.devices != 1 for price in prices):
-        lines.append(
-            f"{count_noun(large, 'cell')} too large for one {device}: train.shard=true divides a "
-            "cell over devices; train.checkpointing=true keeps fewer activations, and computes "
-            "each block again"
-        )
-    lines.append(
-        f"assumed: {row.label} with {row.gib:g} GiB; {MATMUL_SHARE:.0%} of the data sheet's peak "
-        f"({row.bf16:g} TFLOP/s in bf16, {row.float32:g} in float32) in large products, and "
-        f"{ACHIEVED_SHARE:.0%} of that in a step; every sequence is full; loading is not counted"
-    )
-    return lines
 
 
 def makespan(jobs: Sequence[tuple[int, float]], devices: int) -> float:

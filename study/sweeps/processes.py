@@ -22,11 +22,12 @@ from study.adapters.processes import ALONE, Order, Processes, SeveralProcesses
 from study.errors import StudyError, one_line
 from study.models import load_base
 from study.models.base import block_path
+from study.store.checkpoints import load_newest
 from study.sweeps import signals
 from study.sweeps.cells import Cell
 from study.sweeps.devices import claim_device, count
 from study.sweeps.packs import prepare
-from study.sweeps.record import newest
+from study.training.checkpoint import Snapshot
 from study.training.devices import keep_freed_memory, release_memory
 from study.training.loop import CellStep, train
 
@@ -139,11 +140,11 @@ def _follow_pack(cells: Sequence[Cell]) -> None:
     while (order := world_here.agreed()) is not None:
         cell_id, step = order
         each = prepared[cell_id]
-        states = [newest(each.cell, held.device, lambda _: None)] if step else []
-        found = [state for state in states if state]
-        if [state.step for state in found] != [step] * bool(step):
+        found = load_newest(each.cell.folder, cell_id) if step else None
+        if step and (found is None or found.step != step):
             raise RuntimeError(f"cell {cell_id} has no checkpoint of step {step} here")
-        steps = train(base, pack.corpus, [each.run], found, world=world_here)
+        states = [Snapshot.of(found)] if found else []
+        steps = train(base, pack.corpus, [each.run], states, world=world_here)
         with contextlib.closing(steps):
             _follow_steps(steps, world_here)
         release_memory(held.device)

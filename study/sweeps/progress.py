@@ -320,14 +320,12 @@ def _headline(study_dir: Path, cells: pd.DataFrame) -> str:
 class Display:
     """Progress of one pack: cells done in the whole sweep, the step, the loss and the time left.
 
-    A context manager: a bar on a terminal, lines of log elsewhere. ``labels``: a name for each of
-    the pack's cells, by cell id. ``steps``: the last step. ``posted``: the file of its sweep.
+    A context manager: a bar on a terminal, lines of log elsewhere. ``cells``: the number of the
+    pack's cells. ``steps``: the last step. ``posted``: the file of its sweep.
     """
 
-    def __init__(
-        self, study_dir: Path, labels: Mapping[str, str], steps: int, posted: Path | None = None
-    ) -> None:
-        self.name, self.labels, self.steps = study_dir.name, labels, steps
+    def __init__(self, study_dir: Path, cells: int, steps: int, posted: Path | None = None) -> None:
+        self.name, self.cells, self.steps = study_dir.name, cells, steps
         self.sweep = LiveSweep.read(posted) if posted else None
         self.console = Console(
             stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True
@@ -352,35 +350,34 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def start(self, fold: Sequence[str], tokens: float = 0.0) -> None:
-        """The cells of ``fold``, given by id, begin, or continue after ``tokens`` in all."""
-        self.fold, self.tokens_before = fold, tokens
-        self.fold_began = time.monotonic()
+    def start(self, labels: Iterable[str]) -> None:
+        """A fold begins: the cells with these ``labels``."""
+        self.label, *_ = labels
+        self.began, self.first_tokens = time.monotonic(), -1.0
 
     def advance(self, metrics: Sequence[Mapping[str, float]]) -> None:
         """One step of the fold is done. ``metrics``: a row for each cell that has not diverged."""
         if not metrics:
             return
-        now = time.monotonic()
+        now, tokens = time.monotonic(), sum(row["tokens"] for row in metrics)
         if now - self.read_at > READ_EVERY:
             self._read_progress()
-        tokens = sum(row["tokens"] for row in metrics) - self.tokens_before
-        step = f"step {metrics[0]['step']:.0f}/{self.steps}  "
-        step += next((f"loss {row['loss']:.4f}  " for row in metrics if "loss" in row), "")
-        step += f"{tokens / max(1e-9, now - self.fold_began):.0f} tokens/s"
-        line = self._line(self.labels[self.fold[0]], step)
+        if self.first_tokens < 0:
+            self.first_at, self.first_tokens = now, tokens
+        rate = (tokens - self.first_tokens) / max(1e-9, now - self.first_at)
+        loss = next((f"loss {row['loss']:.4f}  " for row in metrics if "loss" in row), "")
+        step = f"step {metrics[0]['step']:.0f}/{self.steps}  {loss}{rate:.0f} tokens/s"
+        line = self._line(self.label, step)
         self.bar.update(self.task, completed=self.ahead.work if self.ahead else 0.0, line=line)
         if self.bar.disable and now - self.logged_at > LINE_EVERY:
             self.say(line)
 
-    def finish(self, statuses: Mapping[str, str]) -> None:
-        """The fold's cells have ended. ``statuses``: by cell id."""
+    def finish(self, label: str, status: str) -> None:
+        """The cell with this ``label`` has ended."""
         self._read_progress()
-        for cell, status in statuses.items():
-            self.finished += 1
-            if self.bar.disable or status != "complete":
-                ended = f"{status} in {time.monotonic() - self.fold_began:.1f} s"
-                self.say(self._line(self.labels[cell], ended))
+        self.finished += 1
+        if self.bar.disable or status != "complete":
+            self.say(self._line(label, f"{status} in {time.monotonic() - self.began:.1f} s"))
 
     def say(self, line: str) -> None:
         """Print a line of log on stderr; above the bar on a terminal."""
@@ -394,7 +391,7 @@ class Display:
 
     def _line(self, *parts: str) -> str:
         """``9 of 12 cells done  adamw rslora rank 8 seed 0  step 3/100  0:03:10 left``."""
-        done, cells, left = self.finished, len(self.labels), ""
+        done, cells, left = self.finished, self.cells, ""
         if self.ahead:
             done = sum(self.ahead.states[state] for state in ENDED)
             cells, left = self.ahead.states.total(), self.ahead.left

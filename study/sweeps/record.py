@@ -6,7 +6,7 @@ Training waits while a checkpoint is written.
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +30,7 @@ from study.store import (
     replacing,
     rows_of,
 )
-from study.store.checkpoints import load_newest, save
+from study.store.checkpoints import save
 from study.sweeps.cells import Cell
 from study.sweeps.packs import Prepared
 from study.sweeps.progress import Display
@@ -91,16 +91,13 @@ class Recorder:
         self._checkpointed = fold[0].step - 1
         """The last step that a checkpoint holds; it was written at ``_since``, in ``_cost`` s."""
         self._since, self._cost = time.perf_counter(), 0.0
-        tokens = 0.0
         for held in fold:
             earlier: list[Any] = rows_of(held.writer.folder, "metrics").to_dict("records")
             for row in earlier:
                 held.stuck.add(row)
-            if earlier:
-                tokens += earlier[-1]["tokens"]
-                held.fields |= {"steps_done": held.step - 1, "seconds": earlier[-1]["seconds"]}
+                held.fields |= {"steps_done": int(row["step"]), "seconds": row["seconds"]}
             tracked.start(held.writer.record, held.cell.label)
-        display.start([held.cell.id for held in fold], tokens)
+        display.start(held.cell.label for held in fold)
 
     def add(self, results: Sequence[CellStep | None]) -> None:
         """Take the results of one step, by cell; None for a cell that had diverged before.
@@ -235,46 +232,23 @@ class Recorder:
             about = {"finished": now(), "peak_memory_gb": peak_memory_gb(self.device)}
             held.writer.close(held.status, **about, **held.fields)
             self._end(held)
-        self._show_end()
 
     def interrupt(self) -> None:
         """Release the cells that have not ended, with their rows and checkpoints.
 
         It also works after an error of the disk.
         """
-        still = [held for held in self.fold if held.is_open]
-        for held in still:
-            held.status = "interrupted"
-            held.fields.pop("diverged_step", None)
-            held.writer.interrupt(**held.fields)
-            self._end(held)
-        if still:
-            self._show_end()
+        for held in self.fold:
+            if held.is_open:
+                held.status = "interrupted"
+                held.fields.pop("diverged_step", None)
+                held.writer.interrupt(**held.fields)
+                self._end(held)
 
     def _end(self, held: Held) -> None:
         held.is_open = False
         self.tracked.finish(held.cell.id, held.status, held.fields)
-
-    def _show_end(self) -> None:
-        self.display.finish({held.cell.id: held.status for held in self.fold})
-
-
-def newest(cell: Cell, device: torch.device, say: Callable[[str], Any]) -> Snapshot | None:
-    """The state from which ``cell`` can go on; None if it must begin with step 0.
-
-    ``say`` gets a line about each checkpoint that can't be used. Costs reading the file twice.
-    """
-    found = load_newest(cell.folder, cell.id, say)
-    if found is None or found.step > cell.config.train.steps:
-        return None
-    drawn_on = found.state.get("device")
-    if cell.config.adapter.dropout and drawn_on != device.type:
-        say(
-            f"cell {cell.id}: its checkpoint has the dropout stream of device={drawn_on}, and "
-            f"{device.type} has another one: it begins again"
-        )
-        return None
-    return Snapshot.of(found)
+        self.display.finish(held.cell.label, held.status)
 
 
 def record_of(cell: Cell, device: torch.device, data: str, first_step: int = 0) -> dict[str, Any]:

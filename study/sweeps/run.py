@@ -20,14 +20,25 @@ from study.config.values import literal
 from study.errors import StudyError
 from study.models import FrozenBase, load_base
 from study.models.compiled import programs
-from study.store import CellWriter, ClaimLost, Damaged, StorageError, claim, is_claimed
+from study.store import (
+    CHECKPOINTS,
+    CellWriter,
+    ClaimLost,
+    Damaged,
+    StorageError,
+    claim,
+    is_claimed,
+)
+from study.store.checkpoints import load_newest
+from study.store.files import remove
 from study.sweeps import processes, signals
 from study.sweeps.cells import Cell
 from study.sweeps.devices import Device, claim_device
 from study.sweeps.packs import Pack, Prepared, folds, prepare
 from study.sweeps.progress import Display, Outcome, count_noun, must_stop
-from study.sweeps.record import Held, Recorder, newest, record_of
+from study.sweeps.record import Held, Recorder, record_of
 from study.tracking.runs import Tracker, tracker
+from study.training.checkpoint import Snapshot
 from study.training.devices import is_out_of_memory, keep_freed_memory, release_memory
 from study.training.loop import train
 
@@ -146,9 +157,8 @@ def train_pack(cells: Sequence[Cell], worker: Worker, posted: Path | None = None
     pack = prepare(todo, device)
     compiles = pack.cells[0].run.config.pack.compile
     base = worker.base(todo[0], processes.device_of_base(device))
-    labels = {cell.id: cell.label for cell in todo}
     with (
-        Display(todo[0].study_dir, labels, pack.config.train.steps, posted) as display,
+        Display(todo[0].study_dir, len(todo), pack.config.train.steps, posted) as display,
         programs(compiles),
         signals.patience(),
     ):
@@ -175,8 +185,6 @@ class _Pass:
 
     def __post_init__(self) -> None:
         self.waiting = deque(folds(self.pack))
-        self.afresh: set[str] = set()
-        """The ids of cells whose checkpoints can't be used."""
 
     def train_folds(self) -> dict[Path, str]:
         """Returns a line for each cell that failed, by folder."""
@@ -204,9 +212,8 @@ class _Pass:
                 if cell.done:  # another process has trained it since the pack was made
                     claimed.release()
                     continue
-                fresh = cell.id in self.afresh
-                state = None if fresh else newest(cell, device, self.display.say)
-                step = state.step if state else 0
+                found = load_newest(cell.folder, cell.id, self.display.say)
+                step = found.step if found else 0
                 if opened and step != opened[0].step:
                     claimed.release()
                     others.append(prepared)
@@ -217,10 +224,10 @@ class _Pass:
                     writer = CellWriter(claimed, text, record, step)
                 except Damaged as error:  # the rows before the checkpoint
                     self.display.say(f"cell {cell.id} begins again: {error}")
-                    self.afresh.add(cell.id)
+                    remove(cell.folder / CHECKPOINTS)
                     others.append(prepared)
                     continue
-                opened.append(Held(prepared, writer, state))
+                opened.append(Held(prepared, writer, Snapshot.of(found) if found else None))
         except BaseException:
             for held in opened:
                 held.writer.interrupt()

@@ -14,7 +14,6 @@ import torch
 from study.config import CellConfig
 from study.errors import StudyError
 from study.store import CellWriter, StorageError, load_cells, load_measured, load_records
-from study.store.checkpoints import load_newest
 from study.sweeps import record
 from study.sweeps import run as sweep
 from study.sweeps.cells import Cell, plan
@@ -211,23 +210,6 @@ def test_without_space_for_a_checkpoint_a_line_is_said_and_training_goes_on(
     assert load_cells(one.study_dir)["status"].item() == "complete"
     says = f"no checkpoint could be written to {one.folder} (No space left on device): training"
     assert capsys.readouterr().err.count(says) == 2
-
-
-def test_a_dropout_stream_of_another_device_is_not_continued(
-    cells: Cells, break_at: Callable[[int, Exception], None]
-) -> None:
-    [one] = cells("results", "adapter.dropout=0.1", ranks=(2,))
-    break_at(3, full_disk())
-    with pytest.raises(StorageError):
-        sweep.run([one])
-    said: list[str] = []
-    found = record.newest(one, CPU, said.append)
-    assert found is not None
-    stored = load_newest(one.folder, one.id)
-    assert stored is not None
-    assert (found.step, said) == (stored.step, [])
-    assert record.newest(one, torch.device("cuda"), said.append) is None
-    assert "dropout stream of device=cpu" in said[0]
 
 
 # Memory.

@@ -191,6 +191,8 @@ def test_the_base_is_held_when_folds_are_made(gpu: SimpleNamespace, cell: Build)
     assert [len(fold) for fold in packs.folds(pack)] == [8, 1]
     gpu.free = int(three / 0.9) + 1 - pack.cells[0].estimate.base_bytes
     assert len(next(packs.folds(pack))) == 3
+    gpu.free = 0
+    assert [len(fold) for fold in packs.folds(pack)] == [1] * 9
 
 
 def test_a_cell_larger_than_the_gpu_is_refused(gpu: SimpleNamespace, cell: Build) -> None:

@@ -15,7 +15,7 @@ from study.errors import StudyError
 from study.models import FrozenBase, describe
 from study.sweeps.cells import plan
 from study.sweeps.estimate import Estimate, estimate, fold_bytes, full_estimate
-from study.sweeps.packs import fold_sizes, prepare
+from study.sweeps.packs import prepare
 from study.sweeps.plan import least_devices
 from study.training.fold import LOGITS
 from study.training.loop import train
@@ -84,21 +84,6 @@ def test_activations_are_what_autograd_keeps(
     measured = sum(size for place, size in kept.items() if place not in frozen)
     need = of(cell("adapter.rank=2", "train.batch_size=16", "probes.steps=null"), corpus)
     assert need.activation_bytes == pytest.approx(measured, rel=0.25)
-
-
-@pytest.mark.parametrize(
-    ("own", "most", "allowed", "sizes"),
-    [
-        ([1, 1, 1, 1], 4, 100, [4]),
-        ([1, 1, 2, 3], 4, 4, [2, 1, 1]),
-        ([1, 1, 1], 1, 100, [1, 1, 1]),
-        ([9, 9], 2, 4, [1, 1]),
-    ],
-    ids=["all fit", "by weight", "one at once", "too large goes alone"],
-)
-def test_folds_fit(own: list[int], most: int, allowed: int, sizes: list[int]) -> None:
-    needs = [Estimate(base_bytes=GB, own_bytes=size * GB, flops=1.0) for size in own]
-    assert list(fold_sizes(needs, most, allowed * GB)) == sizes
 
 
 def test_a_fold_holds_one_chunk_of_logits_on_its_device(cell: Build, corpus: Corpus) -> None:

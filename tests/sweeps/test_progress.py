@@ -111,13 +111,13 @@ def test_the_display_counts_the_cells_of_the_whole_sweep(
 ) -> None:
     with posted({tmp_path: planned(1.0, 1.0, 2.0)}) as files:
         begin(tmp_path, "c0", 4).close("complete", steps_done=3)
-        with Display(tmp_path, {"c1": "rank 8"}, 3, files[tmp_path]) as display:
-            display.start(["c1"])
+        with Display(tmp_path, 1, 3, files[tmp_path]) as display:
+            display.start(["rank 8"])
             begin(tmp_path, "c1", 4).close("complete", steps_done=3)
-            display.finish({"c1": "complete"})
-    with Display(tmp_path, {"c1": "rank 8", "c2": "rank 9"}, 3) as display:
-        display.start(["c1"])
-        display.finish({"c1": "diverged"})
+            display.finish("rank 8", "complete")
+    with Display(tmp_path, 2, 3) as display:
+        display.start(["rank 8"])
+        display.finish("rank 8", "diverged")
     whole, alone = capsys.readouterr().err.splitlines()
     assert whole.startswith(f"[{tmp_path.name}] 2 of 3 cells done  rank 8  complete in ")
     assert alone.startswith(f"[{tmp_path.name}] 1 of 2 cells done  rank 8  diverged in ")
