@@ -3,9 +3,6 @@
 import re
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-
 from study.config.values import literal
 
 
@@ -23,15 +20,9 @@ def written(value: Any) -> str:
         return f"[{','.join(map(written, value))}]"
     if not isinstance(value, str):
         return str(value).lower() if isinstance(value, bool) else str(value)
-    if re.fullmatch(r"[\w./-]+", value, re.ASCII) and _read(value) == value:
+    is_word = re.fullmatch(r"[a-z_/][\w./-]*", value, re.ASCII | re.IGNORECASE)
+    if is_word and value.lower() not in ("true", "false", "null", "nan", "inf"):
         return value
     # Hydra takes two backslashes before a quote for one.
     text = re.sub(r"(\\*)'", r"\1\1\\'", literal(value))
     return "'" + re.sub(r"(\\+)\Z", r"\1\1", text) + "'"
-
-
-def _read(text: str) -> Any:
-    try:
-        return OverridesParser.create().parse_override(f"key={text}").value()
-    except (HydraException, ValueError):  # Python reads no integer of over 4300 digits
-        return None

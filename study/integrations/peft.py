@@ -112,7 +112,8 @@ def inspect_adapter(folder: Path, overrides: Sequence[str] = ()) -> list[str]:
         chosen.append(f"adapter.dropout={dropout}")
     chosen.append(f"adapter.path={written(str(folder.resolve()))}")
     (cell,) = plan([parse(_composed(chosen))])
-    ranks, gammas = ({f(pair) for pair in found.pairs.values()} for f in (_rank, _gamma))
+    ranks = {pair.A_RD.shape[0] for pair in found.pairs.values()}
+    gammas = {float(pair.gamma) for pair in found.pairs.values()}
     line = shlex.join(["study", "train", *chosen])
     return [
         f"{len(found.pairs)} layers, rank {_span(ranks)}, gamma {_span(gammas)} "
@@ -144,19 +145,17 @@ def line_of(config: dict[str, Any]) -> str:
 def _kept_adapter(study_dir: Path, cell: str) -> tuple[Path, dict[str, Any]]:
     """The folder of a cell's trained adapter, and the cell's record."""
     folder, record = find_cell(study_dir, cell)
-    if not (folder / ADAPTER).is_dir():
-        if record["status"] == "diverged":
-            raise StudyError(
-                f"cell {folder.name} diverged at step {record['diverged_step']}: it has no adapter"
-            )
-        kept = "is archived without its adapter" if is_archived(folder) else "has no saved adapter"
+    if (folder / ADAPTER).is_dir():
+        wrong = adapter_damage(folder, record)
+    elif record["status"] == "diverged":
         raise StudyError(
-            f"cell {folder.name} {kept}: train it again with "
-            f"{line_of(record['config'])} train.save_adapter=true"
+            f"cell {folder.name} diverged at step {record['diverged_step']}: it has no adapter"
         )
-    if damage := adapter_damage(folder, record):
+    else:
+        wrong = "it is archived without its adapter" if is_archived(folder) else "it has no adapter"
+    if wrong:
         raise StudyError(
-            f"cell {folder.name}: {damage}: train it again with "
+            f"cell {folder.name}: {wrong}: train it again with "
             f"{line_of(record['config'])} train.save_adapter=true"
         )
     return folder / ADAPTER, record
@@ -185,14 +184,6 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
             else {f"{prefix}{key}": value}
         )
     return flat
-
-
-def _rank(pair: Any) -> int:
-    return int(pair.A_RD.shape[0])
-
-
-def _gamma(pair: Any) -> float:
-    return float(pair.gamma)
 
 
 def _span(numbers: set[Any]) -> str:

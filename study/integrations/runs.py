@@ -292,37 +292,23 @@ def check_model(model: nn.Module) -> nn.Module:
     is_distributed = distributed.is_available() and distributed.is_initialized()
     processes = distributed.get_world_size() if is_distributed else 1
     found, modules = peft_model(model), list(model.modules())
-    has = {
-        name: any(len(getattr(module, name, ())) for module in modules)
+    on_linear, on_embedding = (
+        any(len(getattr(module, name, ())) for module in modules)
         for name in ("lora_A", "lora_embedding_A")
-    }
+    )
+    is_compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in modules)
+    is_split = any(type(weight).__name__ == "DTensor" for weight in model.parameters())
+    is_encoder = getattr(getattr(found, "config", None), "is_encoder_decoder", False)
     for is_wrong, why in (
+        (processes > 1, f"{processes} processes (DDP, FSDP) each see a part of a step: use one"),
+        (isinstance(model, nn.DataParallel), "each GPU of DataParallel sees a part: use one GPU"),
+        (is_compiled, "a compiled model skips the hooks of layers: record without torch.compile"),
+        (is_split, "FSDP2 splits every weight, also in one process: record without it"),
         (
-            processes > 1,
-            f"{processes} processes (DDP, FSDP, DeepSpeed) each see a part of every step: record a "
-            "run in one process",
+            on_embedding and not on_linear,
+            "the adapter is on embeddings only, and linear layers are measured: adapt some",
         ),
-        (
-            isinstance(model, nn.DataParallel),
-            "DataParallel gives each GPU a part of every step: record a run on one",
-        ),
-        (
-            any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in modules),
-            "a compiled model skips the hooks of layers: record without torch.compile",
-        ),
-        (
-            any(type(weight).__name__ == "DTensor" for weight in model.parameters()),
-            "FSDP2 (fully_shard) splits every weight, also in one process: record without it",
-        ),
-        (
-            has["lora_embedding_A"] and not has["lora_A"],
-            "the adapter is on embeddings only (lora_embedding_A), and only adapters on linear "
-            "layers are measured: adapt linear layers to record",
-        ),
-        (
-            getattr(getattr(found, "config", None), "is_encoder_decoder", False),
-            "encoder-decoder models cannot be probed: use a decoder",
-        ),
+        (is_encoder, "encoder-decoder models cannot be probed: use a decoder"),
     ):
         if is_wrong:
             raise StudyError(why)

@@ -193,24 +193,9 @@ def _check(trainer: Trainer) -> None:
     """Refuse what the Trainer's arguments show before the run begins."""
     args = trainer.args
     for is_wrong, why in (
-        (
-            args.fp16,
-            "fp16=True scales the loss and every gradient: train in bf16 or float32 to probe",
-        ),
-        (
-            args.world_size > 1 or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled,
-            f"{args.world_size} processes (DDP, FSDP, DeepSpeed) each see a part of every step: "
-            "probe a run in one process",
-        ),
-        (
-            args.n_gpu > 1,
-            f"the Trainer would use {args.n_gpu} GPUs, each for a part of every step: set "
-            "CUDA_VISIBLE_DEVICES=0",
-        ),
-        (
-            args.torch_compile,
-            "torch_compile=True skips the hooks of layers: set it to False to probe",
-        ),
+        (args.fp16, "fp16 scales the loss and every gradient: train in bf16 or float32 to probe"),
+        (args.n_gpu > 1, "each GPU gets a part of every step: set CUDA_VISIBLE_DEVICES=0 to probe"),
+        (args.torch_compile, "torch_compile skips the hooks of layers: set it to False to probe"),
     ):
         if is_wrong:
             raise StudyError(why)

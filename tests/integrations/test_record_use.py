@@ -99,7 +99,7 @@ def test_refused_models_and_optimizers(script: Script) -> None:
         (nn.Linear(2, 2), optimizer, "Linear has no LoRA layer of PEFT: give the model"),
         (model, frozen, "the optimizer does not train all of adapter 'default'"),
         (model, "adamw", "the optimizer is a str: give an optimizer of torch"),
-        (nn.DataParallel(model), optimizer, "DataParallel gives each GPU a part"),
+        (nn.DataParallel(model), optimizer, "each GPU of DataParallel sees a part"),
         (compiled, optimizer, "a compiled model skips the hooks"),
     ):
         with pytest.raises(StudyError, match=message):
@@ -147,7 +147,7 @@ def test_a_muon_of_ones_own(script: Script) -> None:
 def test_several_processes_are_refused(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    with pytest.raises(StudyError, match=r"2 processes .* each see a part of every step"):
+    with pytest.raises(StudyError, match=r"2 processes .* each see a part of a step"):
         script.record()
 
 

@@ -190,8 +190,6 @@ class TrainingKeys(AdapterKeys):
             experiment.note(key, self.schedule, "constant instead")
         values["train.schedule"] = SCHEDULES.get(self.schedule, "constant")
         if self.schedule == WITHOUT_WARMUP:
-            unused = {"warmup_steps", "warmup_ratio"} & self.model_fields_set
-            experiment.ignored += [f"{name} ({key}: constant has no warm-up)" for name in unused]
             warmup = 0
         if warmup is not None:
             values["train.warmup"] = warmup
