@@ -18,7 +18,7 @@ PACKAGE_LINES = {
     "study/analysis": 3_900,
     "study/cli": 1_245,
     "study/config": 1_490,
-    "study/dashboard": 1_300,
+    "study/dashboard": 1_280,
     "study/data": 1_500,
     "study/figures": 3_500,
     "study/integrations": 3_200,

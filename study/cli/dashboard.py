@@ -77,10 +77,10 @@ def dashboard(
             "study; nothing is encrypted"
         )
 
-    def ready(address: str, once: str) -> None:
+    def ready(address: str) -> None:
         click.echo(f"{address} (Ctrl-C to stop)")
         if sys.stdout.isatty():
-            click.launch(once)
+            click.launch(address)
 
     for study_dir in studies:
         wait_for_cells(study_dir, say)

@@ -30,7 +30,6 @@ from starlette.responses import (
     HTMLResponse,
     JSONResponse,
     PlainTextResponse,
-    RedirectResponse,
     Response,
 )
 from starlette.routing import Mount, Route
@@ -82,19 +81,17 @@ def serve(
     folders: Sequence[Path],
     host: str,
     port: int,
-    ready: Callable[[str, str], None],
+    ready: Callable[[str], None],
     look_ahead: LookAhead = nothing_ahead,
 ) -> None:
     """Serve the studies in ``folders`` until interrupted. Port 0 means any free port.
 
-    ``ready`` gets the address of the page, and one that leads there once: a browser's command line,
-    which every user of the machine can read, may hold the second one. ``look_ahead`` says what
-    running sweeps have still to train. Raises :class:`StudyError` if a folder holds no study, or
-    if the address is not available.
+    ``ready`` gets the address of the page. ``look_ahead`` says what running sweeps have still to
+    train. Raises :class:`StudyError` if a folder holds no study, or if the address is not
+    available.
     """
-    once = secrets.token_urlsafe()
     token = token_of(folders)
-    app = application(folders, hosts_of(host), token, look_ahead, once)
+    app = application(folders, hosts_of(host), token, look_ahead)
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -105,7 +102,7 @@ def serve(
             f"cannot serve on {host}:{port} ({error.strerror}): choose another --port or --host"
         ) from None
     address = f"http://{host}:{listening.getsockname()[1]}"
-    ready(f"{address}/{token}/", f"{address}/?once={once}")
+    ready(f"{address}/{token}/")
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -180,29 +177,18 @@ def application(
     hosts: Sequence[str],
     token: str,
     look_ahead: LookAhead = nothing_ahead,
-    once: str = "",
 ) -> Starlette:
     """The ASGI application below ``/token/``, for requests whose Host header is in ``hosts``.
 
-    ``/?once=<once>`` leads there, one time. Raises :class:`StudyError` if a folder holds no study.
+    Raises :class:`StudyError` if a folder holds no study.
     """
     watched = _Watched(folders, look_ahead)
-
-    unused = {once} - {""}
-
-    async def enter(request: Request) -> Response:
-        asked = request.query_params.get("once", "")
-        if asked not in unused:
-            return nothing_here(request, None)
-        unused.discard(asked)
-        return RedirectResponse(f"/{token}/")
-
     guards = [
         Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False),
         Middleware(GZipMiddleware, compresslevel=1),
     ]
     return Starlette(
-        routes=[Route("/", enter), Mount(f"/{token}", routes=_pages(watched))],
+        routes=[Mount(f"/{token}", routes=_pages(watched))],
         middleware=guards,
         lifespan=watched.lifespan,
         exception_handlers={404: nothing_here},

@@ -14,18 +14,14 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from study.dashboard.document import export
 from study.store import CellWriter
 from study.sweeps import app as hydra_app
 from tests.forked import STUDY, Forked
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-]
-FLAGS += ["--disable-component-update", "--disable-sync"]
+FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
+FLAGS += " --disable-background-networking --disable-component-update"
+LAYER = "model.layers.0.q_proj"
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +35,7 @@ def browser() -> Iterator[Browser]:
             )
         pytest.skip("no chromium on PATH: the dashboard's page is tested in it")
     with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        launched = playwright.chromium.launch(executable_path=path, args=FLAGS.split())
         yield launched
         launched.close()
 
@@ -83,17 +79,17 @@ class Watched:
         self.requests: list[str] = []
         self.errors: list[str] = []
         page.on("request", lambda request: self.requests.append(request.url))
-        page.on(
-            "console",
-            lambda line: (
-                self.errors.append(line.text) if line.type in ("error", "warning") else None
-            ),
-        )
+        page.on("console", self._said)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on(
-            "dialog",
-            lambda dialog: (self.errors.append(f"dialog: {dialog.message}"), dialog.dismiss()),
-        )
+        page.on("dialog", self._asked)
+
+    def _said(self, line: Any) -> None:
+        if line.type in ("error", "warning"):
+            self.errors.append(line.text)
+
+    def _asked(self, dialog: Any) -> None:
+        self.errors.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
 
     def open(self, url: str) -> Page:
         """Open an address and wait until the charts are drawn."""
@@ -125,121 +121,110 @@ class Watched:
             self.page.wait_for_timeout(50)
         return time.monotonic() - began
 
+    def choose(self, name: str, value: str) -> None:
+        """Choose from a list of the page, and wait until it is drawn again."""
+        self.page.select_option(f"#{name}", value)
+        self.page.evaluate("rendering")
+
+
+Opener = Callable[..., Watched]
+
+
+@pytest.fixture(scope="module")
+def opener(browser: Browser) -> Iterator[Opener]:
+    """A page in a context of its own; the options are those of the context."""
+    contexts = []
+
+    def opened(**options: Any) -> Watched:
+        size = {"width": 1280, "height": 800}
+        contexts.append(
+            browser.new_context(**{"viewport": size, "accept_downloads": True} | options)
+        )
+        return Watched(contexts[-1].new_page())
+
+    yield opened
+    for context in contexts:
+        context.close()
+
 
 @pytest.fixture
-def watched(browser: Browser) -> Iterator[Watched]:
-    context = browser.new_context(viewport={"width": 1280, "height": 1000}, accept_downloads=True)
-    yield Watched(context.new_page())
-    context.close()
+def watched(opener: Opener) -> Watched:
+    return opener()
 
 
 @pytest.fixture
-def offline(browser: Browser) -> Iterator[Watched]:
-    context = browser.new_context(
-        viewport={"width": 1280, "height": 1000}, accept_downloads=True, offline=True
-    )
-    yield Watched(context.new_page())
-    context.close()
+def offline(opener: Opener) -> Watched:
+    return opener(offline=True)
 
 
 @pytest.fixture(scope="session")
 def trained(jsonl: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """18 cells over ranks, rules, optimizers and seeds; and 2 that diverge at a higher rate."""
     results = tmp_path_factory.mktemp("dashboard") / "results"
-    small = [
-        "model=tiny",
-        "data=file",
-        f"data.path={jsonl}",
-        "data.sequence_length=24",
-        "data.heldout=2",
-    ]
-    small += [
-        "train.steps=2",
-        "train.batch_size=2",
-        "probes.steps=null",
-        "probes.every=1",
-        "probes.batch=[train,heldout]",
-    ]
-    small += [f"results_dir={results}", "name=small"]
-    ranks = ["adapter.rank=2,4,8", "adapter.scaling=lora,rslora"]
-    sweeps = [[*ranks, "optimizer=sgd", "seed=0,1"], [*ranks, "optimizer=adamw"]]
-    sweeps += [["adapter.rank=2,4", "adapter.scaling=rslora", "optimizer=sgd", "optimizer.lr=1e30"]]
+    small = f"-m model=tiny data=file data.path={jsonl} data.sequence_length=24 data.heldout=2 "
+    small += "train.steps=2 train.batch_size=2 probes.steps=null probes.every=1 "
+    small += f"probes.batch=[train,heldout] results_dir={results} name=small "
     argv = sys.argv
     try:
-        for sweep in sweeps:
+        for sweep in (
+            "adapter.rank=2,4,8 adapter.scaling=lora,rslora optimizer=sgd seed=0,1",
+            "adapter.rank=2,4,8 adapter.scaling=lora,rslora optimizer=adamw",
+            "adapter.rank=2,4 adapter.scaling=rslora optimizer=sgd optimizer.lr=1e30",
+        ):
             GlobalHydra.instance().clear()
-            hydra_app.main(["-m", *small, *sweep])
+            hydra_app.main((small + sweep).split())
     finally:
         sys.argv = argv
     return results / "small"
 
 
-@pytest.fixture
-def by_hand(tmp_path: Path) -> Callable[..., CellWriter]:
-    """``by_hand("id", rank=4)`` returns the writer of a running cell in ``results/odd``."""
-
-    def begin(cell_id: str, **about: Any) -> CellWriter:
-        return begin_cell(tmp_path / "results/odd", cell_id, **about)
-
-    return begin
-
-
-@pytest.fixture
-def one_step() -> Callable[[CellWriter, int, dict[str, float]], None]:
-    """``one_step(writer, step, norms)`` appends a loss, and a gradient norm per layer."""
-
-    def append(writer: CellWriter, step: int, norms: dict[str, float]) -> None:
-        rows = [
-            {
-                "step": step,
-                "layer": name,
-                "block": 0,
-                "kind": name.rpartition(".")[2],
-                "site": "adapter_grad",
-            }
-            | {"batch": "train", "norm": norm, "nonfinite": 0.0}
-            for name, norm in norms.items()
-        ]
-        writer.append("probes", pd.DataFrame(rows))
-        writer.append(
-            "metrics",
-            pd.DataFrame([{"step": step, "tokens": 9, "loss": 2.0 - 0.1 * step, "lr": 1e-4}]),
-        )
-
-    return append
+@pytest.fixture(scope="session")
+def file(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of the trained study, with everything."""
+    path = tmp_path_factory.mktemp("export") / "small.html"
+    inside, there = export([trained], path)
+    assert inside == there > 50
+    return path
 
 
-def begin_cell(study: Path, cell_id: str, **about: Any) -> CellWriter:
+def begin_cell(study: Path, cell_id: str, rank: int = 4, seed: int = 0) -> CellWriter:
     """The writer of a running cell in the folder ``study``."""
-    record = {
-        "model": "known",
-        "data": "pydoc",
-        "gamma": 1.0,
-        "device": "cpu",
-        "study": study.name,
-    } | about
+    adapter = {"rank": rank, "scaling": "lora", "exponent": None, "alpha": 16.0}
+    adapter |= {"init": "kaiming", "dropout": 0.0, "targets": "all-linear"}
+    train = {"steps": 9, "batch_size": 2, "accumulation": 1, "clip": None}
     config = {
-        "adapter": {
-            "rank": about.get("rank", 4),
-            "scaling": about.get("scaling", "lora"),
-            "exponent": None,
-        }
-        | {"alpha": 16.0, "init": "kaiming", "dropout": 0.0, "targets": "all-linear"},
+        "adapter": adapter,
         "optimizer": {"name": "adamw", "lr": 1e-4, "weight_decay": 0.0},
-        "train": {
-            "steps": 9,
-            "batch_size": 2,
-            "accumulation": 1,
-            "clip": None,
-            "schedule": "constant",
-            "warmup": 0,
-        },
+        "train": train | {"schedule": "constant", "warmup": 0},
         "data": {"seed": 0, "sequence_length": 48},
-        "seed": about.get("seed", 0),
+        "seed": seed,
         "precision": "float32",
     }
-    return CellWriter.open(
-        study / "cells" / cell_id,
-        "",
-        record | {"cell_id": cell_id, "config": config},
-    )
+    record = {"cell_id": cell_id, "model": "known", "data": "pydoc", "gamma": 1.0, "device": "cpu"}
+    record |= {"study": study.name, "rank": rank, "scaling": "lora", "seed": seed}
+    return CellWriter.open(study / "cells" / cell_id, "", record | {"config": config})
+
+
+def one_step(
+    writer: CellWriter, step: int, norms: dict[str, float], site: str = "adapter_grad"
+) -> None:
+    """Append a loss, and a norm per layer."""
+    place = {"step": step, "site": site, "batch": "train", "nonfinite": 0.0}
+    rows = [
+        {**place, "layer": name, "block": 0 if "." in name else -1}
+        | {"kind": name.rpartition(".")[2], "norm": norm}
+        for name, norm in norms.items()
+    ]
+    writer.append("probes", pd.DataFrame(rows))
+    metrics = {"step": step, "tokens": 9, "loss": 2.0 - 0.1 * step, "lr": 1e-4}
+    writer.append("metrics", pd.DataFrame([metrics]))
+
+
+def written(folder: Path, *cells: str, steps: int = 2) -> Path:
+    """Complete cells of the ranks 2, 3 and so on. Returns ``folder``."""
+    for rank, name in enumerate(cells, 2):
+        writer = begin_cell(folder, name, rank)
+        for step in range(steps):
+            one_step(writer, step, {LAYER: float(rank)})
+        writer.close("complete", steps_done=steps - 1)
+    return folder

@@ -2,54 +2,52 @@
 
 import csv
 import math
-from collections.abc import Callable, Iterator
+import re
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import study
-from study.dashboard.document import export
-from study.store import CellWriter
+from study.analysis import load_tables
+from study.dashboard.document import PARTS, SCRIPTS, export
+from study.vocabulary.verdicts import glossary
 
-from .conftest import Watched
+from .conftest import LAYER, Opener, Watched, begin_cell, one_step, written
+
+IN_VIEW = """ids => ids.filter(id => {
+    const { top, bottom, left, right } = byId(id).getBoundingClientRect();
+    return top < 0 || left < 0 || bottom > innerHeight || right > innerWidth;
+})"""
+PLACE = """([row, column]) => {
+    const box = byId('heat').getBoundingClientRect();
+    const { xaxis, yaxis } = byId('heat')._fullLayout;
+    return [box.x + xaxis._offset + xaxis.c2p(column), box.y + yaxis._offset + yaxis.c2p(row)];
+}"""
+HEAT = """() => page.heat.panels.map(p => ({ rule: p.rule.id, of: p.of, columns: p.columns, z: p.z,
+    values: p.values.map(row => row.map(
+        v => v === undefined ? "missing" : Number.isFinite(v) ? v : String(v))),
+    layers: page.heat.rows.map(l => l.name) }))"""
+"""The heat map's panels. Values that are not finite are strings."""
 
 
 @pytest.fixture(scope="module")
-def file(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("export") / "small.html"
-    inside, there = export([trained], path)
-    assert inside == there > 50
-    return path
-
-
-@pytest.fixture(scope="module")
-def exported(browser: Any, file: Path) -> Iterator[Watched]:
+def exported(opener: Opener, file: Path) -> Watched:
     """The file, opened once for this module."""
-    context = browser.new_context(
-        viewport={"width": 1280, "height": 1000}, accept_downloads=True, offline=True
-    )
-    watched = Watched(context.new_page())
+    watched = opener(offline=True)
     watched.open(file.as_uri())
-    yield watched
-    context.close()
+    return watched
 
 
-def heat(page: Any) -> list[dict[str, Any]]:
-    """The heat map's panels. Values that are not finite are strings."""
-    return page.evaluate(
-        """() => page.heat.panels.map(p => ({ rule: p.rule.id, of: p.of, columns: p.columns, z: p.z,
-            values: p.values.map(row => row.map(
-                v => v === undefined ? "missing" : Number.isFinite(v) ? v : String(v))),
-            layers: page.heat.rows.map(l => l.name) }))"""
-    )
-
-
-def chosen(page: Any, name: str, value: str) -> None:
-    page.select_option(f"#{name}", value)
-    page.evaluate("rendering")
+def exported_page(watched: Watched, folder: Path, choices: str) -> Any:
+    """The page of a study in a file of its own, opened with these choices."""
+    file = folder.parent / "page.html"
+    export([folder], file)
+    return watched.open(f"{file.as_uri()}?{len(watched.requests)}#{choices}")
 
 
 def test_the_same_study_gives_the_same_file(trained: Path, file: Path, tmp_path: Path) -> None:
@@ -57,13 +55,24 @@ def test_the_same_study_gives_the_same_file(trained: Path, file: Path, tmp_path:
     assert (tmp_path / "again.html").read_bytes() == file.read_bytes()
 
 
-def test_no_request_and_no_error(offline: Any, file: Path) -> None:
+def test_a_file_stays_below_the_limit(file: Path, trained: Path, tmp_path: Path) -> None:
+    most = file.stat().st_size - 20_000
+    inside, there = export([trained], tmp_path / "some.html", most)
+    assert 1 < inside < there
+    assert (tmp_path / "some.html").stat().st_size <= most
+
+
+def test_no_request_and_no_error(offline: Watched, file: Path) -> None:
     page = offline.open(file.as_uri())
     assert offline.requests == [file.as_uri()]
-    assert page.locator("#counts").inner_text().replace("\n", " ").startswith("● 18 done")
-    assert "2 diverged" in page.locator("#counts").inner_text()
+    counts = page.locator("#counts").inner_text().replace("\n", " ")
+    assert counts.startswith("● 18 done")
+    assert "2 diverged" in counts
     assert page.locator("#verdict-table tbody tr").count() >= 4
     assert offline.errors == []
+
+
+# ---- findings
 
 
 def test_one_seed_has_no_interval_and_no_verdict(exported: Watched) -> None:
@@ -76,18 +85,69 @@ def test_one_seed_has_no_interval_and_no_verdict(exported: Watched) -> None:
     assert "95 %" not in page.locator("#fit-title").inner_text()
 
 
+def test_verdicts_say_their_batch_and_open_their_layers(exported: Watched) -> None:
+    page = exported.show("tab=findings")
+    heads = page.locator("#verdict-table tbody th").all_inner_texts()
+    [of_output] = [head for head in heads if head.startswith("adapter output")]
+    assert of_output.endswith("at step 2, held-out batch")
+    rows = page.locator("#verdict-table tbody tr")
+    rows.filter(has_text="held-out batch").first.locator("button").first.click()
+    page.evaluate("rendering")
+    assert page.evaluate("document.body.dataset.tab") == "layers"
+    assert page.locator("#batch").input_value() == "heldout"
+    assert page.locator("#heat-title").inner_text().endswith(", held-out batch")
+    exported.show("tab=findings")
+    page.locator("#verdict-table button.cell").first.click()
+    page.evaluate("rendering")
+    row = page.evaluate("page.overview.verdicts[0]")
+    shown = page.evaluate("[page.view.quantity.site, page.view.step, page.view.layer]")
+    assert shown == [row["site"], row["step"], "model"]
+    drawn = page.evaluate("byId('layer-fit').data.filter(t => t.name === 'theory').length")
+    assert drawn == page.evaluate("page.view.rules.length"), "theory's slope is dotted"
+
+
+def test_p_star_and_final_losses_are_those_of_the_tables(exported: Watched, trained: Path) -> None:
+    tables = load_tables(trained)
+    page = exported.show("tab=findings")
+    rows = page.evaluate("page.overview.p_star.rows")
+    assert len(rows) >= 4
+    for row in rows:
+        same = tables.stable
+        for name in ("site", "stat", "step"):
+            same = same[same[name] == row[name]]
+        assert (same["p_star"] - row["p_star"]).abs().min() < 1e-9
+    shown = page.locator("#p-star-table").inner_text()
+    assert all(row["estimate"].replace("-", "−") in shown for row in rows)
+
+    wanted = tables.losses.query("how == 'fixed' and optimizer == 'sgd'")
+    page = exported.show("tab=losses&optimizer=sgd")
+    stored = {
+        (f"{row.scaling} p={row.exponent_p:g}", row.rank, row.seed): row.loss
+        for row in wanted.itertuples()
+    }
+    losses = page.evaluate("page.rankLosses.map(r => [r.rule, r.rank, r.seed, r.loss])")
+    assert {(rule, rank, seed): loss for rule, rank, seed, loss in losses} == pytest.approx(stored)
+    means = page.evaluate("byId('rank-loss').data.filter(t => t.mode === 'lines').map(t => t.y)")
+    expected = wanted.groupby(["scaling", "rank"], observed=True)["loss"].mean()
+    assert list(chain(*means)) == pytest.approx(expected.tolist())
+
+
+# ---- layers
+
+
 def test_every_value_is_in_its_place(exported: Watched, trained: Path) -> None:
     """Every value of every panel against the store, for two quantities and one seed."""
     tables = study.load(trained)
+    cells = tables.cells.query("optimizer == 'sgd' and seed == 1 and lr < 1")
+    cell_of = cells.set_index(["scaling", "rank"])["cell_id"]
+    probes = tables.probes[tables.probes["batch"] == "train"]
     page = exported.show("tab=layers&optimizer=sgd&seed=1&rank=4&step=2&batch=train")
     for site, stat in (("adapter_grad", "norm"), ("adapter_out", "max_abs")):
-        chosen(page, "site", site)
-        chosen(page, "stat", stat)
-        probes = tables.probes[
-            (tables.probes["site"] == site) & (tables.probes["batch"] == "train")
-        ]
-        cells = tables.cells.query("optimizer == 'sgd' and seed == 1 and lr < 1")
-        panels = heat(page)
+        exported.choose("site", site)
+        exported.choose("stat", stat)
+        here = probes[probes["site"] == site].astype({"cell_id": str, "layer": str})
+        stored = here.set_index(["cell_id", "step", "layer"])[stat]
+        panels = page.evaluate(HEAT)
         assert [(p["rule"], p["of"]) for p in panels] == [
             (r, of) for of in ("steps", "ranks") for r in ("lora p=1", "rslora p=0.5")
         ]
@@ -95,39 +155,28 @@ def test_every_value_is_in_its_place(exported: Watched, trained: Path) -> None:
             rule = panel["rule"].partition(" ")[0]
             for x, column in enumerate(panel["columns"]):
                 rank, step = (4, column) if panel["of"] == "steps" else (column, 2)
-                cell = cells[(cells["scaling"] == rule) & (cells["rank"] == rank)]["cell_id"].item()
-                rows = probes[(probes["cell_id"] == cell) & (probes["step"] == step)].set_index(
-                    "layer"
-                )[stat]
-                for y, layer in enumerate(panel["layers"]):
-                    shown, stored = panel["values"][y][x], float(rows[layer])
-                    assert shown == pytest.approx(stored, rel=1.1e-3), (
-                        panel["rule"],
-                        layer,
-                        rank,
-                        step,
-                    )
-                    if stored > 0:
-                        assert panel["z"][y][x] == pytest.approx(math.log10(stored), abs=5e-4)
+                places = [(cell_of[rule, rank], step, layer) for layer in panel["layers"]]
+                wanted = stored[places].to_numpy(float)
+                values = [row[x] for row in panel["values"]]
+                assert values == pytest.approx(wanted, rel=1.1e-3), (rule, rank, step)
+                colours = [row[x] for row in panel["z"]]
+                for value, colour in zip(wanted, colours, strict=True):
+                    if value > 0:
+                        assert colour == pytest.approx(math.log10(value), abs=5e-4)
                     else:
-                        assert panel["z"][y][x] is None, "zero and negative values have no colour"
+                        assert colour is None, "zero and negative values have no colour"
 
 
 def test_values_that_are_not_finite_are_marked(exported: Watched) -> None:
     page = exported.show("tab=layers&optimizer=sgd&rules=rslora p=0.5")
     settings = page.locator("#setting option").all_inner_texts()
-    chosen(page, "setting", next(text for text in settings if "1e+30" in text))
+    exported.choose("setting", next(text for text in settings if "1e+30" in text))
     assert page.locator("#key .not-finite.any").inner_text().startswith("not finite:")
-    marked = page.evaluate(
-        "byId('heat').data.filter(t => t.type === 'heatmap' && !t.coloraxis)"
-        ".flatMap(t => t.z.flat())"
-    )
-    broken = page.evaluate(
-        "page.heat.panels.flatMap(p => p.values.flat())"
-        ".filter(v => v !== undefined && !Number.isFinite(v)).length"
-    )
-    assert broken > 0
-    assert sum(mark in (0, 1) for mark in marked) == broken
+    heat = "byId('heat').data.filter(t => t.type === 'heatmap' && !t.coloraxis)"
+    marked = page.evaluate(f"{heat}.flatMap(t => t.z.flat())")
+    values = "page.heat.panels.flatMap(p => p.values.flat())"
+    broken = page.evaluate(f"{values}.filter(v => v !== undefined && !Number.isFinite(v)).length")
+    assert sum(mark in (0, 1) for mark in marked) == broken > 0
     assert "not finite from step" in page.locator("#where").inner_text()
     page.locator("#tabs [data-tab=cells]").click()
     assert "diverged" in page.locator("#cells tbody").inner_text()
@@ -136,89 +185,72 @@ def test_values_that_are_not_finite_are_marked(exported: Watched) -> None:
 
 def test_a_click_on_a_layer_shows_its_curves_and_its_fit(exported: Watched, trained: Path) -> None:
     page = exported.show("tab=layers&optimizer=adamw&seed=0&step=1")
-    place = page.evaluate(
-        """() => { const box = byId('heat').getBoundingClientRect();
-            const { xaxis, yaxis } = byId('heat')._fullLayout;
-            return [box.x + xaxis._offset + xaxis.c2p(2), box.y + yaxis._offset + yaxis.c2p(3),
-                    page.heat.rows[3].name, page.heat.panels[0].columns[2]]; }"""
-    )
-    x, y, layer, step = place
-    page.mouse.move(x, y)
+    layer, step = page.evaluate("[page.heat.rows[3].name, page.heat.panels[0].columns[2]]")
+    place = page.evaluate(PLACE, [3, 2])
+    page.mouse.move(*place)
     page.wait_for_selector("#tip:not([hidden])")
     assert layer in page.locator("#tip").inner_text()
-    page.mouse.click(x, y)
+    page.mouse.click(*place)
     exported.until("page.view.layer !== 'mean over layers'")
     page.evaluate("rendering")
     assert page.locator("#layer").input_value() == layer
     assert page.evaluate("page.view.step") == step
+    assert page.evaluate(IN_VIEW, ["heat", "layer-panel", "layer-curves", "layer-fit"]) == []
 
     tables = study.load(trained)
     cells = tables.cells.query("optimizer == 'adamw' and seed == 0").set_index("cell_id")
     rows = tables.probes.query("site == 'adapter_grad' and batch == 'train' and layer == @layer")
+    stored = rows.astype({"cell_id": str}).set_index(["cell_id", "step"])["norm"].astype(float)
     curves = page.evaluate("page.curves.map(c => [c.cells[0].cell_id, c.x, c.y])")
     assert {cell for cell, *_ in curves} == set(cells.index)
     for cell, steps, values in curves:
-        stored = rows[rows["cell_id"] == cell].set_index("step")["norm"]
-        assert values == pytest.approx([float(stored[s]) for s in steps], rel=1.1e-3)
-    for rule in ("lora", "rslora"):
+        assert values == pytest.approx([stored[cell, s] for s in steps], rel=1.1e-3)
+    for rule, name in (("lora", "LoRA"), ("rslora", "rsLoRA")):
         ids = cells[cells["scaling"] == rule]
-        norms = [
-            float(rows[(rows["cell_id"] == i) & (rows["step"] == step)]["norm"].item())
-            for i in ids.index
-        ]
+        norms = [stored[cell, step] for cell in ids.index]
         slope = np.polyfit(np.log(ids["rank"]), np.log(norms), 1)[0]
-        name = {"lora": "LoRA", "rslora": "rsLoRA"}[rule]
         assert f"{name} {slope:.2f}".replace("-", "−") in page.locator("#fit-title").inner_text()
 
 
+def test_a_curve_is_the_mean_over_seeds_that_the_heat_map_shows(exported: Watched) -> None:
+    page = exported.show("tab=layers&optimizer=sgd")
+    layer = page.evaluate("page.heat.rows[2].name")
+    exported.show(f"tab=layers&optimizer=sgd&layer={layer}&rank=4")
+    found = page.evaluate(
+        """() => page.curves.filter(c => c.rank === 4).map(c => [c.cells.length, c.y,
+            page.heat.panels.find(p => p.of === 'steps' && p.rule === c.rule).values[2]])"""
+    )
+    assert [seeds for seeds, *_ in found] == [2, 2]
+    for _, curve, row in found:
+        assert curve == pytest.approx(row, rel=1e-9)
+
+
 def test_every_control_changes_the_charts_and_the_address_restores_it(
-    offline: Any, file: Path
+    offline: Watched, file: Path
 ) -> None:
     page = offline.open(file.as_uri() + "#tab=layers")
-    wanted = {
-        "optimizer": "sgd",
-        "site": "adapter_out",
-        "stat": "m4",
-        "batch": "train",
-        "kind": "q_proj",
-    }
-    wanted |= {"seed": "1", "rank": "2", "order": "kind"}
-    before = page.evaluate("JSON.stringify(page.heat.panels.map(p => p.values))")
+    wanted = {"optimizer": "sgd", "site": "adapter_out", "stat": "m4", "batch": "train"}
+    wanted |= {"kind": "q_proj", "seed": "1", "rank": "2", "order": "kind"}
+    before = page.evaluate(HEAT)
     for name, value in wanted.items():
-        chosen(page, name, value)
-        after = page.evaluate("JSON.stringify(page.heat.panels.map(p => p.values))")
+        offline.choose(name, value)
+        after = page.evaluate(HEAT)
         assert name == "order" or after != before, name
         before = after
-    setting = page.locator("#setting").input_value()
-    chosen(page, "layer", page.locator("#layer option").last.get_attribute("value"))
+    offline.choose("layer", page.locator("#layer option").last.get_attribute("value"))
     page.locator("#step").fill("1")
     page.uncheck("#rules input[value='lora p=1']")
     page.evaluate("rendering")
-    assert {panel["rule"] for panel in heat(page)} == {"rslora p=0.5"}
+    shown = page.evaluate(HEAT)
+    assert {panel["rule"] for panel in shown} == {"rslora p=0.5"}
     address = parse_qs(page.url.partition("#")[2])
-    assert {name: address[name] for name in wanted} == {
-        name: [value] for name, value in wanted.items()
-    }
+    assert {name: address[name] for name in wanted} == {n: [v] for n, v in wanted.items()}
 
-    fields = (
-        "site",
-        "stat",
-        "batch",
-        "kind",
-        "order",
-        "optimizer",
-        "setting",
-        "seed",
-        "rank",
-        "step",
-        "layer",
-    )
+    fields = (*wanted, "setting", "step", "layer")
     state = {name: page.locator(f"#{name}").input_value() for name in fields}
-    assert state["setting"] == setting
-    shown = heat(page)
     again = offline.open(page.url.replace("small.html#", "small.html?again#"))
     assert {name: again.locator(f"#{name}").input_value() for name in fields} == state
-    assert heat(again) == shown
+    assert page.evaluate(HEAT) == shown
     assert offline.errors == []
 
 
@@ -228,13 +260,8 @@ def test_the_keyboard_controls_the_heat_map_and_the_table(exported: Watched) -> 
     for key in ("ArrowDown", "ArrowDown", "ArrowRight", "PageUp"):
         page.keyboard.press(key)
         page.evaluate("rendering")
-    assert page.evaluate(
-        "[page.view.layer === page.view.layers[1].name, page.view.step, page.view.rank]"
-    ) == [
-        True,
-        2,
-        8,
-    ]
+    place = "[page.view.layer === page.view.layers[1].name, page.view.step, page.view.rank]"
+    assert page.evaluate(place) == [True, 2, 8]
     page.focus("#tabs [data-tab=layers]")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
@@ -249,84 +276,192 @@ def test_the_keyboard_controls_the_heat_map_and_the_table(exported: Watched) -> 
 
 def test_charts_can_be_downloaded(exported: Watched, tmp_path: Path) -> None:
     page = exported.show("tab=layers")
-    for chart, rows in (("heat", 14 * 2 * (3 + 3)), ("layer-fit", 6), ("layer-curves", 2 * 3 * 3)):
+
+    def downloaded(chart: str, kind: str) -> str:
         with page.expect_download() as waiting:
-            page.locator(f".tools[data-chart={chart}] button", has_text="CSV").click()
-        waiting.value.save_as(tmp_path / "table.csv")
-        assert len(list(csv.reader((tmp_path / "table.csv").open()))) == rows + 1, chart
-    with page.expect_download() as waiting:
-        page.locator(".tools[data-chart=heat] button", has_text="PNG").click()
-    waiting.value.save_as(tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
-    assert waiting.value.suggested_filename == "small-heat-adapter_grad-norm.png"
+            page.locator(f".tools[data-chart={chart}] button", has_text=kind).click()
+        waiting.value.save_as(tmp_path / chart)
+        return waiting.value.suggested_filename
+
+    def rows(chart: str) -> int:
+        downloaded(chart, "CSV")
+        return len(list(csv.reader((tmp_path / chart).open()))) - 1
+
+    found = [rows(chart) for chart in ("heat", "layer-fit", "layer-curves")]
+    assert found == [14 * 2 * (3 + 3), 6, 2 * 3 * 3]
+    assert downloaded("heat", "PNG") == "small-heat-adapter_grad-norm.png"
+    assert (tmp_path / "heat").read_bytes().startswith(b"\x89PNG")
     page.locator("#tabs [data-tab=cells]").click()
-    with page.expect_download() as waiting:
-        page.locator(".tools[data-chart=cells] button", has_text="CSV").click()
-    waiting.value.save_as(tmp_path / "table.csv")
-    assert len(list(csv.reader((tmp_path / "table.csv").open()))) == 20 + 1
+    assert rows("cells") == 20
+
+
+# ---- how it looks
+
+AXES = """id => {
+    const layout = byId(id)._fullLayout;
+    return Object.keys(layout).filter(name => /^xaxis/.test(name)).map(name => ({
+        range: layout[name].range, title: layout[name].title.text, y: layout.yaxis.title.text }));
+}"""
+TEXTS = """() => [...document.querySelectorAll('.chart')].flatMap(chart => {
+    if (!chart.clientHeight) return [];
+    const outer = chart.getBoundingClientRect();
+    const shown = [...chart.querySelectorAll('svg text')].filter(t => t.textContent.trim());
+    const boxes = shown.map(t => [t.textContent, t.getBoundingClientRect()]);
+    const clipped = boxes.filter(([, b]) => b.left < outer.left - 1 || b.right > outer.right + 1 ||
+        b.top < outer.top - 1 || b.bottom > outer.bottom + 1).map(([text]) => text);
+    const over = boxes.flatMap(([text, a], n) => boxes.slice(n + 1).filter(([, b]) =>
+        Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2 &&
+        Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 4)
+        .map(([other]) => `${text} / ${other}`));
+    return [...clipped.map(t => `clipped: ${t}`), ...over];
+})"""
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1920, "dark")])
 def test_it_fits_the_screen_light_and_dark(
-    browser: Any, file: Path, width: int, scheme: str
+    opener: Opener, file: Path, width: int, scheme: str
 ) -> None:
-    context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)
-    page = context.new_page()
-    page.goto(file.as_uri())
-    page.wait_for_selector("body[data-ready]")
+    watched = opener(viewport={"width": width, "height": 1000}, color_scheme=scheme)
+    page = watched.open(file.as_uri())
+    assert page.evaluate("document.documentElement.dataset.theme") == scheme
     for tab in ("layers", "losses", "cells", "findings"):
-        page.locator(f"#tabs [data-tab={tab}]").click()
-        page.evaluate("rendering")
+        watched.show(f"tab={tab}&optimizer=sgd")
         widths = "[document.documentElement.scrollWidth, byId('main').scrollWidth]"
         assert max(page.evaluate(widths)) <= width, tab
-    assert page.evaluate("document.documentElement.dataset.theme") == scheme
-    contrast = page.evaluate(
-        """() => { const light = colour => {
-                const c = colour.match(/[0-9.]+/g).slice(0, 3).map(v => v / 255)
-                    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-                return 0.2126 * c[0] + 0.7152 * c[1] + 0.0722 * c[2]; };
-            const panel = document.querySelector('section');
-            const back = light(getComputedStyle(panel).backgroundColor);
-            return ['h2', 'h2 small', '.green', '.yellow', '.red', '.legend', '#key']
-                .map(name => document.querySelector(name)).filter(Boolean)
-                .map(node => light(getComputedStyle(node).color))
-                .map(ink => (Math.max(ink, back) + 0.05) / (Math.min(ink, back) + 0.05)); }"""
+        assert page.evaluate(TEXTS) == [], tab
+    watched.show("tab=losses")
+    assert page.evaluate(IN_VIEW, ["loss", "rank-loss", "rate-loss"]) == []
+
+
+def test_rules_share_their_axes_and_every_axis_has_a_title(exported: Watched) -> None:
+    for tab, charts in (
+        ("layers", {"layer-curves": 2, "layer-fit": 1}),
+        ("losses", {"loss": 2, "rank-loss": 1}),
+    ):
+        page = exported.show(f"tab={tab}&optimizer=sgd")
+        for chart, panels in charts.items():
+            axes = page.evaluate(AXES, chart)
+            assert len(axes) == panels, chart
+            assert len({tuple(axis["range"]) for axis in axes}) == 1, chart
+            assert all(axis["title"] and axis["y"] for axis in axes), chart
+
+
+def test_words_are_explained_on_hover_and_on_focus(exported: Watched) -> None:
+    words = glossary()
+    page = exported.show("tab=layers")
+    page.mouse.move(0, 0)
+    page.hover("#choices [data-term=stat] >> nth=0")
+    assert page.locator("#tip").inner_text() == words["stat"]
+    page.focus("#rules [data-term=rule]")
+    assert page.locator("#tip").inner_text() == words["rule"]
+    html = (PARTS / "page.html").read_text()
+    assert set(re.findall(r'data-term="([^"]+)"', html)) <= set(words)
+
+
+def test_a_zoom_is_in_the_address_and_a_double_click_ends_it(exported: Watched) -> None:
+    page = exported.show("tab=losses&optimizer=sgd")
+    whole = page.evaluate("byId('loss')._fullLayout.xaxis.range")
+    x, y, width, height = page.evaluate(
+        """() => { const box = byId('loss').getBoundingClientRect();
+            const { xaxis, yaxis } = byId('loss')._fullLayout;
+            return [box.x + xaxis._offset, box.y + yaxis._offset,
+                    xaxis._length, yaxis._length]; }"""
     )
-    assert len(contrast) >= 5
-    assert min(contrast) >= 4.5, "WCAG AA for small text"
-    context.close()
+    page.mouse.move(x + 0.3 * width, y + 0.3 * height)
+    page.mouse.down()
+    page.mouse.move(x + 0.8 * width, y + 0.8 * height, steps=4)
+    page.mouse.up()
+    exported.until("page.view.zoom !== null")
+    page.evaluate("rendering")
+    address = page.url.partition("#")[2]
+    low, high, *_ = map(float, parse_qs(address)["zoom"][0].split(","))
+    assert whole[0] < low < high < whole[1]
+    exported.show()
+    exported.show(address)
+    ranges = page.evaluate("['xaxis', 'xaxis2'].map(name => byId('loss')._fullLayout[name].range)")
+    assert ranges == [pytest.approx([low, high])] * 2, "the address restores it in every panel"
+    page.mouse.dblclick(x + 0.5 * width, y + 0.5 * height)
+    exported.until("page.view.zoom === null")
+    assert "zoom" not in parse_qs(page.url.partition("#")[2])
 
 
-def test_names_from_the_data_are_never_markup(
-    offline: Any, by_hand: Callable[..., CellWriter], one_step: Callable[..., None], tmp_path: Path
+# ---- unusual studies
+
+
+def test_it_opens_where_there_is_something_to_show_and_says_what_is_not_measured(
+    offline: Watched, tmp_path: Path
 ) -> None:
+    """Two ranks: gradients at steps 0 and 4, updates at step 0, outputs that are 0 at step 0."""
+    for rank in (4, 8):
+        writer = begin_cell(tmp_path / "sparse", f"rank{rank}", rank)
+        for step in (0, 4):
+            one_step(writer, step, {LAYER: rank})
+            rows = pd.DataFrame({"step": step, "layer": [LAYER], "block": 0, "kind": "q_proj"})
+            rows = rows.assign(batch="train", nonfinite=0.0)
+            writer.append("probes", rows.assign(site="adapter_out", norm=0.5 * step * rank))
+            if step == 0:
+                writer.append("probes", rows.assign(site="adapter_update", norm=0.1 * rank))
+        writer.close("complete", steps_done=4)
+    page = exported_page(offline, tmp_path / "sparse", "tab=layers")
+    step, notice = "page.view.step", page.locator("#notice")
+    assert (page.evaluate(step), notice.is_visible()) == (4, False)
+    offline.show("tab=layers&site=adapter_update")
+    assert page.evaluate(step) == 0, "the last step with a value of the chosen site"
+    offline.show("tab=layers&site=adapter_update&step=4")
+    said = "adapter_update norm: not measured at step 4. It was at step 0."
+    assert said in notice.inner_text()
+    assert said in page.locator("#layer-fit").inner_text()
+    notice.locator("button").click()
+    page.evaluate("rendering")
+    assert (page.evaluate(step), notice.is_visible()) == (0, False)
+    offline.show("tab=layers&site=adapter_out&step=0")
+    assert "zero or negative at step 0. B is zero before the first update." in notice.inner_text()
+    offline.show("tab=losses")
+    assert "No final held-out loss yet" in page.locator("#rank-loss").inner_text()
+    assert offline.errors == []
+
+
+def test_names_from_the_data_are_never_markup(offline: Watched, tmp_path: Path) -> None:
     layer = "</script><script>alert(1)</script>.<b>q_proj"
     cell_id = "<img src=x onerror=alert(2)>"
-    writer = by_hand(cell_id, rank=4)
-    for step in (0, 1):
-        one_step(writer, step, {layer: 1.0 + step, "model.layers.0.v_proj": 2.0})
+    writer = begin_cell(tmp_path / "odd", cell_id)
+    one_step(writer, 0, {layer: 1.0, LAYER: 2.0})
     writer.close("failed", error="<script>alert(3)</script> & co", steps_done=1)
-    other = by_hand("plain", rank=8)
-    one_step(other, 0, {layer: 0.5, "model.layers.0.v_proj": 1.0})
-    other.close("complete", steps_done=0)
-    export([tmp_path / "results/odd"], tmp_path / "odd.html")
-    page = offline.open((tmp_path / "odd.html").as_uri() + "#tab=layers&step=0")
-    chosen(page, "layer", layer)
+    written(tmp_path / "odd", "plain")
+    page = exported_page(offline, tmp_path / "odd", "tab=layers&step=0")
+    offline.choose("layer", layer)
     assert page.locator("#layer option:checked").inner_text() == f"0: {layer}"
-    assert page.locator("#kind option").all_inner_texts()[1] == "<b>q_proj"
     ticks = page.locator("#heat .ytick").all_text_contents()
     assert "0 <b>q_proj" in ticks, "Plotly does not interpret markup"
     page.locator("#tabs [data-tab=cells]").click()
-    row = page.locator("#cells tbody tr", has_text="failed")
-    assert cell_id in row.inner_text()
-    assert "<script>alert(3)</script> & co" in row.inner_text()
+    row = page.locator("#cells tbody tr", has_text="failed").inner_text()
+    assert cell_id in row
+    assert "<script>alert(3)</script> & co" in row
     assert page.locator("img").count() == 0
     assert offline.errors == [], "no script ran"
     assert len(offline.requests) == 1
 
 
-def test_a_file_stays_below_the_limit(file: Path, trained: Path, tmp_path: Path) -> None:
-    most = file.stat().st_size - 20_000
-    inside, there = export([trained], tmp_path / "some.html", most)
-    assert 1 < inside < there
-    assert (tmp_path / "some.html").stat().st_size <= most
+def test_the_page_lists_unreadable_cells(offline: Watched, tmp_path: Path) -> None:
+    folder = written(tmp_path / "odd", "a", "b", "c")
+    (folder / "cells/b/record.json").write_text("<b>{")
+    page = exported_page(offline, folder, "tab=cells")
+    assert page.locator("#counts").inner_text().endswith("1 unreadable")
+    row = page.locator("#cells tbody tr", has_text="unreadable").inner_text()
+    assert "b" in row.split()
+    assert "record.json" in row
+    assert page.locator("#cells tbody tr").count() == 3
+    for cell in ("a", "c"):
+        (folder / f"cells/{cell}/record.json").write_text("")
+    page = exported_page(offline, folder, "tab=cells")
+    assert not page.locator("#tabs [data-tab=layers]").is_visible()
+    assert not page.locator("#choices").is_visible()
+    assert offline.errors == []
+
+
+def test_no_name_is_defined_in_two_scripts() -> None:
+    """All scripts share one scope: a later definition would replace an earlier one."""
+    text = "\n".join((PARTS / name).read_text() for name in SCRIPTS)
+    names = re.findall(r"^(?:async )?(?:function|class|const|let) (\w+)", text, re.MULTILINE)
+    assert len(names) > 100
+    assert sorted({name for name in names if names.count(name) > 1}) == []

@@ -3,46 +3,34 @@
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from study.store import CellWriter
 from tests.forked import STUDY, Forked
 
-
-def await_cells(study: Path, count: int) -> None:
-    """Wait until ``count`` cells of a study have started."""
-    deadline = time.monotonic() + 120
-    while len(list(study.glob("cells/*/record.json"))) < count:
-        assert time.monotonic() < deadline, f"no {count} cells in {study} after 120 s"
-        time.sleep(0.01)
+from .conftest import LAYER, Servers, Watched, begin_cell, one_step, written
 
 
 def test_a_step_is_on_the_page_within_five_seconds(
-    watched: Any,
-    servers: Any,
-    by_hand: Callable[..., CellWriter],
-    one_step: Callable[..., None],
-    tmp_path: Path,
+    watched: Watched, servers: Servers, tmp_path: Path
 ) -> None:
-    writer = by_hand("aaa", rank=4)
-    one_step(writer, 0, {"model.layers.0.q_proj": 1.0})
-    address = servers.start(tmp_path / "results/odd")
+    folder = tmp_path / "results/odd"
+    writer = begin_cell(folder, "aaa")
+    one_step(writer, 0, {LAYER: 1.0})
+    address = servers.start(folder)
     page = watched.open(address)
     page.evaluate("window.sameDocument = true")
     assert page.locator("#live").inner_text() == "Live: 1 cell running"
     waits = []
     for step in (1, 2, 3):
-        one_step(writer, step, {"model.layers.0.q_proj": 1.0 + step})
+        one_step(writer, step, {LAYER: 1.0 + step})
         waits.append(watched.until(f"page.heat.panels[0].columns.includes({step})"))
     assert min(waits) < 5, "the fastest of three, since a busy machine may delay one"
     assert page.evaluate("page.heat.panels[0].values[0]") == pytest.approx([1, 2, 3, 4], rel=1.1e-3)
 
-    second = by_hand("bbb", rank=8)
-    one_step(second, 0, {"model.layers.0.q_proj": 0.5})
+    second = begin_cell(folder, "bbb", rank=8)
+    one_step(second, 0, {LAYER: 0.5})
     writer.close("complete", steps_done=3)
     second.close("failed", error="OutOfMemoryError: none left", steps_done=0)
     watched.until("page.overview.counts.complete === 1 && page.overview.counts.failed === 1")
@@ -56,40 +44,21 @@ def test_a_step_is_on_the_page_within_five_seconds(
 
 
 def test_a_sweep_is_followed_to_its_end_and_past_a_server_restart(
-    watched: Any,
-    servers: Any,
-    jsonl: Path,
-    by_hand: Callable[..., CellWriter],
-    one_step: Callable[..., None],
-    tmp_path: Path,
+    watched: Watched, servers: Servers, jsonl: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "results/odd"
-    first = by_hand("aaa", rank=2)
-    one_step(first, 0, {"model.layers.0.self_attn.q_proj": 1.0})
-    first.close("complete", steps_done=0)
+    folder = written(tmp_path / "results/odd", "aaa", steps=1)
     address = servers.start(folder)
     page = watched.open(address)
     page.evaluate("window.sameDocument = true")
 
-    sweep = [
-        "train",
-        "-m",
-        "model=tiny",
-        "data=file",
-        f"data.path={jsonl}",
-        "data.sequence_length=24",
-        "data.heldout=2",
-    ]
-    sweep += [
-        "train.steps=40",
-        "train.batch_size=2",
-        "probes.steps=null",
-        "probes.every=1",
-        "name=odd",
-    ]
-    sweep += ["adapter.rank=4,8", f"results_dir={folder.parent}"]
-    with Forked(STUDY, sweep, tmp_path, os.environ) as process:
-        await_cells(folder, 2)
+    sweep = f"train -m model=tiny data=file data.path={jsonl} data.sequence_length=24 "
+    sweep += "data.heldout=2 train.steps=40 train.batch_size=2 probes.steps=null probes.every=1 "
+    sweep += f"name=odd adapter.rank=4,8 results_dir={folder.parent}"
+    with Forked(STUDY, sweep.split(), tmp_path, os.environ) as process:
+        deadline = time.monotonic() + 120
+        while len(list(folder.glob("cells/*/record.json"))) < 2:
+            assert time.monotonic() < deadline, "no cell of the sweep after 120 s"
+            time.sleep(0.01)
         # Paused, because this small sweep may end before the page has asked twice.
         process.send(signal.SIGSTOP)
         watched.until("page.overview.counts.running > 0", 120)
@@ -110,8 +79,5 @@ def test_a_sweep_is_followed_to_its_end_and_past_a_server_restart(
     watched.until("document.getElementById('live').dataset.state === 'still'")
     assert page.evaluate("window.sameDocument"), "the page was not reloaded"
     assert page.evaluate("page.view.steps.length") == 41
-    assert not [
-        error
-        for error in watched.errors
-        if "ERR_CONNECTION" not in error and "Failed to load" not in error
-    ]
+    lost = ("ERR_CONNECTION", "Failed to load")
+    assert not [error for error in watched.errors if not any(word in error for word in lost)]

@@ -22,6 +22,8 @@ from study import cli
 from study.dashboard import server
 from study.errors import StudyError
 
+from .conftest import Servers, written
+
 CLIENTS = 120
 OTHER = "evil.example"
 
@@ -38,7 +40,7 @@ def answer(address: str, path: str, host: str = "") -> tuple[int, bytes]:
     return found
 
 
-def test_only_the_whole_address_shows_the_study(servers: Any, trained: Path) -> None:
+def test_only_the_whole_address_shows_the_study(servers: Servers, trained: Path) -> None:
     address = servers.start(trained)
     token = urlsplit(address).path
     assert len(token) > 30
@@ -55,7 +57,7 @@ def test_only_the_whole_address_shows_the_study(servers: Any, trained: Path) -> 
     assert key.stat().st_mode & 0o777 == 0o600
 
 
-def test_other_names_of_the_machine_are_refused(servers: Any, trained: Path) -> None:
+def test_other_names_of_the_machine_are_refused(servers: Servers, trained: Path) -> None:
     address = servers.start(trained, "--host", "0.0.0.0")
     page = urlsplit(address).path
     for host in ("127.0.0.1", "localhost:8000", socket.gethostname(), "0.0.0.0"):
@@ -63,7 +65,7 @@ def test_other_names_of_the_machine_are_refused(servers: Any, trained: Path) -> 
     assert answer(address, page, OTHER)[0] == 400
 
 
-def test_a_client_that_sends_no_request_is_closed(servers: Any, trained: Path) -> None:
+def test_a_client_that_sends_no_request_is_closed(servers: Servers, trained: Path) -> None:
     """One that says nothing, one that stops within its headers, and one after an answer."""
     address = servers.start(trained)
     begun = f"GET {urlsplit(address).path} HTTP/1.1\r\nHost: 127.0.0.1\r\n".encode()
@@ -77,7 +79,7 @@ def test_a_client_that_sends_no_request_is_closed(servers: Any, trained: Path) -
             assert time.monotonic() - began < server.MOST_WAIT + 10
 
 
-def test_many_requests_at_once_cost_little_memory(servers: Any, trained: Path) -> None:
+def test_many_requests_at_once_cost_little_memory(servers: Servers, trained: Path) -> None:
     address = servers.start(trained)
     page = urlsplit(address).path
     answer(address, f"{page}plotly.js")
@@ -100,15 +102,6 @@ def peak(pid: int) -> float:
     return int(found[1]) / 1024
 
 
-def test_the_address_for_the_browser_works_once(trained: Path) -> None:
-    app = server.application([trained], ["127.0.0.1"], "secret", once="abc")
-    client = TestClient(app, base_url="http://127.0.0.1", follow_redirects=False)
-    assert client.get("/?once=ab").status_code == 404
-    first = client.get("/?once=abc")
-    assert (first.status_code, first.headers["location"]) == (307, "/secret/")
-    assert client.get("/?once=abc").status_code == 404
-
-
 @pytest.fixture
 def client(trained: Path) -> TestClient:
     app = server.application([trained], ["127.0.0.1"], "t")
@@ -127,16 +120,11 @@ def test_an_overview_is_sent_only_with_news(client: TestClient) -> None:
     assert len(json.loads(header)["blocks"]) == 20
 
 
-@pytest.mark.parametrize(
-    "query",
-    ["", "site=adapter_grad&stat=norm", "site=../../x&stat=%00&batch=%ff", "site=x&site=y&stat=z"],
-)
-def test_a_quantity_that_was_not_measured_is_refused_in_a_line(
-    client: TestClient, query: str
-) -> None:
-    answer = client.get(f"/values?{query}")
-    assert (answer.status_code, answer.text.count("\n")) == (400, 1)
-    assert "unknown quantity" in answer.text
+def test_a_quantity_that_was_not_measured_is_refused_in_a_line(client: TestClient) -> None:
+    for query in ("", "site=../../x&stat=%00&batch=%ff", "site=x&site=y&stat=z"):
+        answer = client.get(f"/values?{query}")
+        assert (answer.status_code, answer.text.count("\n")) == (400, 1)
+        assert "unknown quantity" in answer.text
 
 
 def test_serving_to_other_machines_prints_a_warning(
@@ -144,10 +132,9 @@ def test_serving_to_other_machines_prints_a_warning(
 ) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(server, "serve", lambda *arguments: asked.append(arguments[:3]))
-    quiet = CliRunner().invoke(cli.cli, ["dashboard", str(trained)])
-    loud = CliRunner().invoke(
-        cli.cli, ["dashboard", str(trained), "--host", "0.0.0.0", "--port", "8080"]
-    )
+    command = ["dashboard", str(trained)]
+    quiet = CliRunner().invoke(cli.cli, command)
+    loud = CliRunner().invoke(cli.cli, [*command, "--host", "0.0.0.0", "--port", "8080"])
     assert asked == [((trained,), "127.0.0.1", 0), ((trained,), "0.0.0.0", 8080)]
     assert quiet.output == ""
     assert "warning: anyone who reaches 0.0.0.0 and has the whole address" in loud.output
@@ -173,15 +160,9 @@ def test_a_taken_port_is_a_one_line_error(trained: Path) -> None:
 
 
 def test_a_served_study_may_be_damaged_deleted_and_made_again(
-    servers: Any, by_hand: Any, one_step: Any, tmp_path: Path
+    servers: Servers, tmp_path: Path
 ) -> None:
-    def write(name: str, rank: int) -> None:
-        writer = by_hand(name, rank=rank)
-        one_step(writer, 0, {"model.layers.0.q_proj": 1.0})
-        writer.close("complete", steps_done=0)
-
-    folder = tmp_path / "results/odd"
-    write("a", 2)
+    folder = written(tmp_path / "odd", "a")
     address = servers.start(folder)
 
     def until(status: str, number: int) -> None:
@@ -191,14 +172,12 @@ def test_a_served_study_may_be_damaged_deleted_and_made_again(
             assert time.monotonic() < deadline, counts["counts"]
             time.sleep(0.2)
 
-    write("b", 4)
+    written(folder, "b")
     until("complete", 2)
     (folder / "cells/b/record.json").write_text("{")
     until("unreadable", 1)
     shutil.rmtree(folder)
     time.sleep(2)
     until("complete", 1)
-    write("c", 4)
-    write("d", 8)
-    write("e", 16)
+    written(folder, "c", "d", "e")
     until("complete", 3)

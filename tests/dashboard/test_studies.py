@@ -1,9 +1,9 @@
 """Several studies on one page, and the head of the page while sweeps run."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from click.testing import CliRunner
 from starlette.testclient import TestClient
@@ -15,36 +15,26 @@ from study.dashboard.studies import names_of, read_studies
 from study.dashboard.values import Measured
 from study.errors import StudyError
 
-from .conftest import Watched, begin_cell
+from .conftest import LAYER, Watched, begin_cell, one_step
 
-LAYER = "model.layers.0.q_proj"
 NORM = Measured("adapter_grad", "norm", "train")
 
 
-def written(folder: Path, slope: float, ranks: tuple[int, ...] = (4, 8, 16)) -> Path:
+def of_slope(folder: Path, slope: float, ranks: tuple[int, ...] = (4, 8, 16)) -> Path:
     """A study whose gradient norms follow ``rank ** slope``, over three seeds."""
     draw = np.random.default_rng(0)
-    for rank in ranks:
-        for seed in range(3):
-            writer = begin_cell(folder, f"{rank}-{seed}", rank=rank, seed=seed)
-            norm = float(rank**slope * np.exp(0.01 * draw.standard_normal()))
-            places = ((LAYER, 0, "q_proj"), ("model", -1, "model"))
-            rows = [
-                {"step": 0, "layer": layer, "block": block, "kind": kind, "site": "adapter_grad"}
-                | {"batch": "train", "norm": norm, "nonfinite": 0.0}
-                for layer, block, kind in places
-            ]
-            writer.append("probes", pd.DataFrame(rows))
-            metrics = {"step": 0, "tokens": 9, "loss": 2.0 + slope, "lr": 1e-4}
-            writer.append("metrics", pd.DataFrame([metrics]))
-            writer.close("complete", steps_done=0)
+    for rank, seed in itertools.product(ranks, range(3)):
+        writer = begin_cell(folder, f"{rank}-{seed}", rank, seed)
+        norm = float(rank**slope * np.exp(0.01 * draw.standard_normal()))
+        one_step(writer, 0, {LAYER: norm, "model": norm})
+        writer.close("complete", steps_done=0)
     return folder
 
 
 @pytest.fixture
 def pair(tmp_path: Path) -> list[Path]:
     """Two studies that share their cell ids."""
-    return [written(tmp_path / "first", -0.5), written(tmp_path / "second", 0.0, (4, 8, 32))]
+    return [of_slope(tmp_path / "first", -0.5), of_slope(tmp_path / "second", 0.0, (4, 8, 32))]
 
 
 def test_several_studies_stand_side_by_side(offline: Watched, pair: list[Path]) -> None:
@@ -96,7 +86,7 @@ def test_values_of_several_studies_have_their_own_keys(pair: list[Path]) -> None
 def test_studies_of_one_name_are_told_apart_and_one_given_twice_is_refused(
     tmp_path: Path,
 ) -> None:
-    folders = [written(tmp_path / place / "same", 0.0, (4,)) for place in ("a", "b")]
+    folders = [of_slope(tmp_path / place / "same", 0.0, (4,)) for place in ("a", "b")]
     assert names_of(folders) == [str(folder) for folder in folders]
     with pytest.raises(StudyError, match="same is given twice: give each study once"):
         read_studies([folders[0], folders[0]])
