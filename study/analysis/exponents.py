@@ -21,13 +21,13 @@ Columns beside those of the curve, and of :class:`~study.analysis.fits.Lines`:
   in the ``mean_log`` row over all kinds.
 
 **Poolings.** Energies are never added over layers: on SmolLM2 one ``down_proj`` holds 95 % of the
-energy of ``adapter_out``, so a pooled norm would be that of this layer. Layers are fixed effects.
-The *logarithm* of the statistic is pooled over layers, by mean or median, cell by cell. The spread
-of the exponents of single layers is reported beside it.
+energy of ``adapter_out``, so a pooled norm would be that of this layer. The *logarithm* of the
+statistic is pooled over layers, by mean or median, cell by cell. The spread of the exponents of
+single layers is reported beside it.
 
-**Arrays.** One site at a time, probe rows become dense arrays of frames (``F``, a cell at a step on
-a batch) by layers (``L``). Statistics are whole columns, so all further work is array operations
-along an axis. Values are never duplicated: a study can have 20 million.
+**Arrays.** One site at a time, probe rows become dense arrays of groups (``G``, a curve at a step
+on a batch), seeds, ranks and layers (``L``). Values are never duplicated: a study can have 20
+million.
 """
 
 import math
@@ -81,9 +81,8 @@ class Grid:
     """The usable probe rows ``N`` of one site, and the columns ``C`` that are fitted to them.
 
     The columns are the ``L`` layers and then the poolings of each of ``pools`` (the indices of the
-    layers of a pool). The last pool is over all kinds. ``place_N`` is the place of a row in the
-    flattened ``[G, S, R, L]``, whose sizes are ``shape``. A group ``G`` is a curve at a step on a
-    batch.
+    layers of a pool), the last over all kinds. ``place_N`` is the place of a row in the flattened
+    ``[G, S, R, L]``, whose sizes are ``shape``.
     """
 
     site: str
@@ -108,11 +107,7 @@ class Grid:
 
     def with_pools(self, y_GSRL: Floats) -> tuple[Floats, Ints]:
         """``y_GSRL`` with the columns of the pools appended, ``[G, S, R, C]``, and the number of
-        layers of each line, ``[G, C]``.
-
-        Within a seed a pool has the same layers at every rank, or none. Over seeds the number may
-        differ: the smallest counts.
-        """
+        layers of each line, ``[G, C]``: the smallest over seeds."""
         pooled = [pool(y_GSRL[..., members]) for members in self.pools]
         columns = [column for mean, median, _ in pooled for column in (mean, median)]
         counts = [np.ones((len(y_GSRL), y_GSRL.shape[-1]), np.intp)]

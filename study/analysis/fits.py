@@ -10,19 +10,16 @@ initialisation, so they are not an independent sample. With one seed the errors 
 regression over ranks. They say how straight the line is, and do not cover other seeds.
 
 **Seeds with unequal ranks.** Along a bent curve a slope depends on the ranks that it is over. A
-seed that lacks the high ranks, because it runs or diverged, has another slope than the rest, and
-must not enter their mean. So all seeds of a fit have the same ranks: it uses a **block**, some of
-the ranks and every seed that has all of these. Of all blocks it uses the one with the largest
+seed that lacks the high ranks, because it runs or diverged, has another slope than the rest. So all
+seeds of a fit have the same ranks: it uses a **block**, some of the ranks and every seed that has
+all of these. Of all blocks it uses the one with the largest
 
     (number of seeds) * (sum of squares of log rank about its mean),
 
 the block whose slope has the smallest standard error if the points have independent errors. A
 block of one seed is used only if there is no other: one seed has no interval over seeds. The choice
-does not depend on the values, so it does not bias the slope.
-
-Dropping the highest of 5 ranks halves the sum of squares. So of 5 seeds, one that lacks the highest
-rank is left out, and the fit has the range of ranks that the complete study has. If only one of
-5 seeds has the highest rank, that rank is left out.
+does not depend on the values, so it does not bias the slope. Of 5 seeds at 5 ranks, one that lacks
+the highest rank is left out. If only one of 5 seeds has the highest rank, that rank is left out.
 """
 
 from collections.abc import Mapping

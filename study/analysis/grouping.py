@@ -1,6 +1,6 @@
 """Which cells form a curve: those of one configuration at several ranks and seeds."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import takewhile
 
 import numpy as np
@@ -80,6 +80,12 @@ def numbered(table: pd.DataFrame, columns: Iterable[str], within: Ints | None = 
         codes, values = pd.factorize(table[name], use_na_sentinel=False)
         number = pd.factorize(number * max(len(values), 1) + codes)[0]
     return number
+
+
+def groups(table: pd.DataFrame, columns: Iterable[str]) -> Iterator[pd.DataFrame]:
+    """The rows of each distinct combination of ``columns``, in order of appearance."""
+    if len(table):
+        yield from (rows for _, rows in table.groupby(numbered(table, columns)))
 
 
 def firsts(number: Ints) -> Ints:

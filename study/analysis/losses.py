@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 
 from study.analysis.fits import interval_columns, mean_interval
-from study.analysis.grouping import curve_labels, curve_numbers, numbered, seed_numbers
+from study.analysis.grouping import curve_labels, curve_numbers, groups, numbered, seed_numbers
 from study.vocabulary.optimizers import OPTIMIZERS, of_family
 from study.vocabulary.quantities import MODEL_WIDE
 from study.vocabulary.statuses import BROKEN, DONE
@@ -90,6 +90,16 @@ def _finished(cells: pd.DataFrame) -> pd.DataFrame:
     """The cells of finite rank that no sweep trains again."""
     finite = np.isfinite(cells["rank"].to_numpy(float))
     return cells[cells["status"].isin(DONE) & finite].reset_index(drop=True)
+
+
+def _facts(cells: pd.DataFrame) -> pd.DataFrame:
+    """The columns of the curve, ``cell_id``, ``curve`` (a number), ``rank`` and ``seed``."""
+    return curve_labels(cells).assign(
+        cell_id=cells["cell_id"].astype(str),
+        curve=curve_numbers(cells),
+        rank=cells["rank"].astype(float),
+        seed=seed_numbers(cells),
+    )
 
 
 def _ends(metrics: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -168,13 +178,7 @@ def loss_gaps(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     cells = _finished(cells)
     if cells.empty or "eval_loss" not in metrics:
         return pd.DataFrame()
-    labels = curve_labels(cells)
-    ends = labels.assign(
-        cell_id=cells["cell_id"].astype(str),
-        curve=numbered(labels, labels.columns),
-        rank=cells["rank"].to_numpy(float),
-        seed=seed_numbers(cells),
-    )
+    ends = _facts(cells)
     losses = metrics[["cell_id", "step", "eval_loss"]]
     losses = losses.assign(cell_id=losses["cell_id"].astype(str))
     losses = losses[np.isfinite(losses["eval_loss"])].merge(ends, on="cell_id")
@@ -186,7 +190,7 @@ def loss_gaps(cells: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
         by = by.reindex(columns=[low, high]).dropna()
         if low < high and len(by):
             rows.append(
-                here.iloc[0][list(labels.columns)].to_dict()
+                here.iloc[0][list(curve_labels(cells).columns)].to_dict()
                 | {"step": int(step), **interval_columns("gap", by[high] - by[low])}
                 | {"seeds": len(by), "rank_min": low, "rank_max": high}
             )
@@ -223,12 +227,9 @@ def rank_effects(losses: pd.DataFrame) -> pd.DataFrame:
     columns: ``lr`` (NaN for ``best``), ``optimizer``, ``seeds``, ``ranks``, ``rank_min``,
     ``rank_max``, ``edges``.
     """
-    if losses.empty:
-        return pd.DataFrame()
     by = ["how", *OF_A_RULE, "lr"]
-    losses = _rate_if_shared(losses)
     rows = []
-    for _, rule in losses.groupby(numbered(losses, by)):
+    for rule in groups(_rate_if_shared(losses), by):
         whole = rule[np.isfinite(rule["loss"])]
         slopes = [
             -np.polyfit(np.log2(seed["rank"].to_numpy(float)), seed["loss"].to_numpy(float), 1)[0]
@@ -268,7 +269,7 @@ def rule_differences(losses: pd.DataFrame) -> pd.DataFrame:
     pairs = pairs[np.isfinite(pairs["difference"])]
     by = ["how", *OF_A_RULE, "rank", "lr"]
     rows = []
-    for _, group in pairs.groupby(numbered(pairs, by)):
+    for group in groups(pairs, by):
         # A rule may be compared with several alphas of rsLoRA: a seed counts once.
         of_seed = group.groupby("seed")["difference"].mean()
         named = group.iloc[0][[*by, "optimizer"]].to_dict()
@@ -279,13 +280,13 @@ def rule_differences(losses: pd.DataFrame) -> pd.DataFrame:
 
 def _rate_if_shared(losses: pd.DataFrame) -> pd.DataFrame:
     """``losses`` with ``lr`` NaN in the comparison ``best``, where it differs by rank and rule."""
-    return losses.assign(lr=losses["lr"].where(losses["how"] != "best"))
+    return losses.assign(lr=losses["lr"].where(losses["how"] != "best")) if len(losses) else losses
 
 
 def _best(setting: pd.DataFrame) -> pd.DataFrame:
     """The comparison ``best``. Only rates that all ranks and seeds of a rule were run at count."""
     parts = []
-    for _, rule in setting.groupby(numbered(setting, OF_A_RULE)):
+    for rule in groups(setting, OF_A_RULE):
         rates = common_rates(rule)
         if len(rates) > 1:
             for _, runs in rule.groupby("rank"):
@@ -362,8 +363,7 @@ def _rates(runs: pd.DataFrame) -> "pd.Series[int]":
     1 if every rank and seed was run at one rate only, its own.
     """
     found = pd.Series(0, runs.index)
-    others = [str(n) for n in runs if n not in ("lr", "rank", "seed", "loss")]
-    for _, rule in runs.groupby(numbered(runs, others)):
+    for rule in groups(runs, [n for n in runs if n not in ("lr", "rank", "seed", "loss")]):
         if rule.groupby(["rank", "seed"])["lr"].nunique().max() == 1:
             found[rule.index] = 1
             continue
@@ -385,12 +385,7 @@ def truncated_losses(cells: pd.DataFrame, truncations: pd.DataFrame) -> pd.DataF
     """
     if truncations.empty or cells.empty:
         return pd.DataFrame()
-    facts = curve_labels(cells).assign(
-        cell_id=cells["cell_id"].astype(str),
-        curve=curve_numbers(cells),
-        rank=cells["rank"].astype(float),
-        seed=seed_numbers(cells),
-    )[(cells["status"] == "complete").to_numpy()]
+    facts = _facts(cells)[(cells["status"] == "complete").to_numpy()]
     rows = truncations.assign(cell_id=truncations["cell_id"].astype(str))
     return facts.merge(rows, on="cell_id").drop(columns="cell_id")
 

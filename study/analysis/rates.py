@@ -6,8 +6,7 @@ Learning rates come in a grid, and that makes an error which all seeds share. An
 does not contain it:
 
 - beside a run that diverged the best rate is one of the grid. The true one is anywhere within half
-  a step of it: the error is uniform, with standard deviation ``h / sqrt(12)``, where h is the step
-  in log lr;
+  a step h (in log lr) of it: the error is uniform, with standard deviation ``h / sqrt(12)``;
 - elsewhere it is the vertex of the parabola through three points. In a basin ``a u^2 + b u^3``, u
   being the distance from the minimum in log lr, its error is ``(b / 2a) (3 u^2 - h^2)`` for a
   middle point at u, to first order in the skew ``k = b h / a``. The constant part is the same at
@@ -30,12 +29,7 @@ the adapter output by ``lr M(r)``, and ``M`` is proportional to alpha. The motio
 power of lr in this, but not that of alpha. So the best alpha falls as ``1/M`` in either case.
 
 **Horizons.** A run at a constant rate, stopped at step h, is the run of h steps. So every held-out
-loss on the way gives the best rate for training that long. A schedule that falls to 0 at the end
-has one horizon.
-
-**Missing rates.** Rates of a rank should lie in steps of 2 around its best one, with none of the
-best at an edge. A best rate at an edge asks for the next two beyond; a wider step beside it, for a
-rate half or twice as large.
+loss on the way gives the best rate for training that long.
 """
 
 import math
@@ -47,7 +41,7 @@ import pandas as pd
 from scipy import stats
 
 from study.analysis.fits import Floats, fit_lines, interval_columns, t_critical
-from study.analysis.grouping import numbered
+from study.analysis.grouping import groups
 from study.analysis.losses import HIGHEST, INSIDE, LOWEST, OF_A_RULE, common_rates, final_losses
 from study.analysis.rate_theory import (
     MOVES,
@@ -93,26 +87,23 @@ class Best(NamedTuple):
 def best_rates(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
     """The best learning rate of every rule, rank and seed.
 
-    Of each rank only the rates count that all its seeds were run at
-    (:func:`~study.analysis.losses.common_rates`); a rank with fewer than two has no rows. Ranks
-    need not share a grid. In a sweep that was interrupted, a rank may lack the rates around its
-    best one: the best of the others is then at an edge, and no exponent is fitted to it.
+    Of each rank only the rates count that all its seeds were run at; a rank with fewer than two has
+    no rows. Ranks need not share a grid. In a sweep that was interrupted, a rank may lack the rates
+    around its best one: the best of the others is then at an edge, and no exponent is fitted to it.
 
     Columns: those of the curve without ``lr``, ``setting``, ``rank``, ``seed``, and
 
-    - ``best_lr``, ``best_loss``, ``edge``: see :func:`bottom`;
+    - ``best_lr``, ``best_loss``, ``edge``, ``grid_step``: see :class:`Best`;
     - ``tried``: the number of rates;
-    - ``grid_step``: the mean of the steps in log lr to the two neighbouring rates, NaN at an edge;
     - ``grid_sd``: the standard deviation of the error of log ``best_lr`` that the grid makes;
     - ``rho``: the motion of A beside its init, median over layers, at the last probed step of the
       run at the nearest rate (NaN if it was not recorded);
-    - ``log_move_aligned``, ``log_move_unaligned``: see
-      :func:`~study.analysis.rate_theory.log_moves`.
+    - ``log_move_aligned``, ``log_move_unaligned``: :func:`~study.analysis.rate_theory.log_moves`.
     """
     ends = final_losses(cells, metrics, probes)
     rho = _rho(probes)
     parts = []
-    for _, rule in ends.groupby(numbered(ends, OF_A_RULE)):
+    for rule in groups(ends, OF_A_RULE):
         of_ranks = {rank: common_rates(runs) for rank, runs in rule.groupby("rank")}
         rows, found = [], []
         for (rank, _), own in rule.groupby(["rank", "seed"]):
@@ -156,9 +147,8 @@ def bottom(lr: Floats, loss: Floats) -> Best:
     """The minimum of the loss over learning rates: the vertex of a parabola in log ``lr``.
 
     The parabola passes through the best rate tried and its two neighbours. A loss of NaN is a run
-    that diverged. It bounds the rates that work, so a rate beside it is not an edge. No parabola
-    passes through it, so the best rate tried is returned. At least one loss must be finite, and
-    rates must be distinct.
+    that diverged: a rate beside it is not an edge, and is returned as it is. At least one loss must
+    be finite, and rates must be distinct.
     """
     order = np.argsort(lr)
     x, y = np.log(lr[order]), loss[order]
@@ -197,8 +187,8 @@ def bottom(lr: Floats, loss: Floats) -> Best:
 
 
 def grid_errors(found: list[Best]) -> Floats:
-    """The standard deviations of the errors that the grid makes in log ``lr``, for the best rates
-    of one rule. See the module. NaN at an edge."""
+    """The standard deviations of the grid's errors in the log best rates of one rule (see the
+    module). NaN at an edge."""
     step, skew = (np.array([getattr(best, name) for best in found]) for name in ("step", "skew"))
     known = skew[np.isfinite(skew)]
     shared = float(np.quantile(known, QUANTILE)) if len(known) else math.inf
@@ -212,17 +202,16 @@ def rate_transfer(rates: pd.DataFrame) -> pd.DataFrame:
 
     ``rates`` is the table of :func:`best_rates`. Per seed a line is fitted through the ranks at
     which no seed has its best rate at an edge. The interval is Student's t over seeds, widened by
-    the error that the grid makes (see the module). With one seed it only shows how straight the
-    line over ranks is.
+    the error of the grid. With one seed it only shows how straight the line over ranks is.
 
     Columns: ``exponent`` (NaN for fewer than two ranks), ``ci_low``, ``ci_high``, ``interval``,
-    ``seeds``, ``ranks``, ``rank_min``, ``rank_max``, ``se_grid`` (the part of the standard error
-    that the grid makes), ``edges`` (best rates at an edge), ``predicted_low``, ``predicted_high``,
-    ``agreement`` (a word of :mod:`study.vocabulary.verdicts`, empty without an exponent or a
-    prediction), ``rho_min``, ``rho_max`` over ranks.
+    ``seeds``, ``ranks``, ``rank_min``, ``rank_max``, ``se_grid`` (the grid's part of the standard
+    error), ``edges`` (best rates at an edge), ``predicted_low``, ``predicted_high``, ``agreement``
+    (a word of :mod:`study.vocabulary.verdicts`, empty without an exponent or a prediction),
+    ``rho_min``, ``rho_max`` over ranks.
     """
     rows = []
-    for _, rule in rates.groupby(numbered(rates, OF_A_RULE)) if len(rates) else ():
+    for rule in groups(rates, OF_A_RULE):
         rule = rule.sort_values(["seed", "rank"])
         inside = _inside(rule)
         row = rule.iloc[0].drop(list(NOT_OF_A_RULE), errors="ignore")
@@ -294,17 +283,11 @@ def _line(inside: pd.DataFrame) -> dict[str, float | str]:
         of_grid = float(np.sum(weight**2 * shared))
     of_seeds = float(fit["se_slope"]) ** 2
     half = math.hypot(t_critical(df) * math.sqrt(of_seeds), NORMAL * math.sqrt(of_grid))
-    return {
-        "exponent": slope,
-        "ci_low": slope - half,
-        "ci_high": slope + half,
-        "interval": "none" if df == 0 else "ranks" if seeds == 1 else "seeds",
-        "seeds": seeds,
-        "ranks": int(fit["ranks"]),
-        "rank_min": float(fit["rank_min"]),
-        "rank_max": float(fit["rank_max"]),
-        "se_grid": math.sqrt(of_grid),
-    }
+    interval = "none" if df == 0 else "ranks" if seeds == 1 else "seeds"
+    found = {"exponent": slope, "ci_low": slope - half, "ci_high": slope + half}
+    found |= {"interval": interval, "seeds": seeds, "ranks": int(fit["ranks"])}
+    found |= {name: float(fit[name]) for name in ("rank_min", "rank_max")}
+    return found | {"se_grid": math.sqrt(of_grid)}
 
 
 def best_alphas(cells: pd.DataFrame, metrics: pd.DataFrame, probes: pd.DataFrame) -> pd.DataFrame:
@@ -333,14 +316,13 @@ def alpha_gaps(alphas: pd.DataFrame) -> pd.DataFrame:
     """Is a large alpha with a small learning rate better? A row per rule and rank.
 
     ``gap``: the held-out loss at the best alpha of the lowest learning rate, minus that at the best
-    alpha of the highest one, in nats per token; negative if the larger alpha is better. It has a
-    t-interval over seeds, ``ci_low``, ``ci_high``. Only learning rates whose best alpha is inside
-    the grid for every seed of the rank count. Further columns: ``lr_low``, ``lr_high``, ``rank``
-    (also as ``rank_min`` and ``rank_max``), ``seeds``, and those of the rule.
+    alpha of the highest one, in nats per token, with its t-interval over seeds. Only learning rates
+    whose best alpha is inside the grid for every seed of the rank count. Further columns:
+    ``lr_low``, ``lr_high``, ``rank`` (also as ``rank_min``, ``rank_max``), ``seeds``, the rule's.
     """
     rows = []
     rule = ["setting", "scaling", "exponent_p", "rank"]
-    for _, here in alphas.groupby(numbered(alphas, rule)) if len(alphas) else ():
+    for here in groups(alphas, rule):
         inside = here.assign(inside=here["edge"] == INSIDE).groupby("lr")["inside"].all()
         rates = inside.index[inside]
         if len(rates) < 2:
@@ -393,9 +375,8 @@ def exponents_against_rho(rates: pd.DataFrame) -> pd.DataFrame:
     m_A = 1 - p. NaN without rho, or without a prediction.
     """
     rows = []
-    by = ("horizon", *OF_A_RULE)
     unknown = ("rho", "rho_low", "rho_high", "move_slope", "at_rho_low", "at_rho_high")
-    for _, rule in rates.groupby(numbered(rates, by)) if len(rates) else ():
+    for rule in groups(rates, ("horizon", *OF_A_RULE)):
         [row] = rate_transfer(rule.drop(columns="horizon")).to_dict("records")
         row |= {"horizon": rule["horizon"].iloc[0], **dict.fromkeys(unknown, math.nan)}
         inside = _inside(rule)
@@ -433,10 +414,7 @@ class Missing:
 
     @property
     def swept(self) -> list[str]:
-        """The overrides of ``study train -m`` for rates and seeds.
-
-        ``data.seed`` follows ``seed``, unless every run had the same one.
-        """
+        """Overrides of ``study train -m``; ``data.seed`` follows ``seed`` unless it was fixed."""
         seeds, of_data = zip(*self.seeds, strict=True)
         follows = seeds == of_data
         return [
@@ -451,15 +429,15 @@ def missing_rates(
 ) -> list[Missing]:
     """What each rule and rank lacks; empty if nothing. Ranks with one rate or no seed are left out.
 
-    Rates are those that one seed or another needs: the seeds of a rank share a grid.
+    Rates of a rank should lie in steps of 2 around its best one, with none of the best at an edge.
+    A best rate at an edge asks for the next two beyond; a wider step beside it, for a rate half or
+    twice as large. What one seed needs is trained for all: the seeds of a rank share a grid.
     """
     ends = final_losses(cells, metrics, probes)
-    if ends.empty:
-        return []
     ends = ends.sort_values(["setting", "scaling", "exponent_p", "alpha", "rank", "seed"])
     by_id = cells.assign(cell_id=cells["cell_id"].astype(str)).set_index("cell_id")
     found = []
-    for _, runs in ends.groupby(numbered(ends, (*OF_A_RULE, "rank"))):
+    for runs in groups(ends, (*OF_A_RULE, "rank")):
         tried = common_rates(runs)
         here = runs[runs["lr"].isin(tried)]
         wanted: set[float] = set()
