@@ -1,6 +1,7 @@
 """Find a model's layers by name, put adapters on them, and restore them."""
 
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,6 @@ from torch import nn
 from study.adapters.bank import FACTORED, AdapterSpec, LoraBank
 from study.adapters.contraction import Contraction
 from study.adapters.experts import AdaptedExperts, ExpertBank, is_of_experts
-from study.adapters.patterns import PathPatterns
 from study.errors import StudyError, short
 
 # The names of the two halves of a block in the causal LMs of Hugging Face.
@@ -19,6 +19,20 @@ HALVES = {
     "attention": re.compile(r"(^|\.)[^.]*(attn|attention)[^.]*\."),
     "mlp": re.compile(r"(^|\.)[^.]*(mlp|feed_forward|ffn)[^.]*\."),
 }
+
+
+def path_pattern(pattern: str, named: str, prefix: str = "") -> re.Pattern[str]:
+    """A regex for module paths, after ``prefix``. ``named``: what it is in errors.
+
+    Raises :class:`StudyError` for an invalid regex.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of a set that may be meant otherwise
+            return re.compile(f"{prefix}({pattern})")
+    except (re.error, RecursionError, OverflowError) as error:
+        raise StudyError(
+            f"{named} has {short(pattern)}, which is not a valid regex ({error})"
+        ) from None
 
 
 def resolve_targets(linears: Sequence[str], targets: str | Sequence[str]) -> list[str]:
@@ -30,8 +44,7 @@ def resolve_targets(linears: Sequence[str], targets: str | Sequence[str]) -> lis
     ``targets`` is read as PEFT reads ``target_modules``: ``all-linear``; a list of names, each a
     path or the end of one; or a regex that matches whole paths. In addition, ``attention`` and
     ``mlp`` name one half of each block, and a single name works like a list of one. Raises
-    :class:`StudyError` for a regex that is invalid or takes seconds
-    (:mod:`study.adapters.patterns`), an empty list or a name that matches nothing.
+    :class:`StudyError` for an invalid regex, an empty list or a name that matches nothing.
     """
     kinds = sorted({path.rpartition(".")[2] for path in linears})
     choices = (
@@ -42,10 +55,10 @@ def resolve_targets(linears: Sequence[str], targets: str | Sequence[str]) -> lis
         return list(linears)
     if isinstance(targets, str) and not re.fullmatch(r"\w+", targets):
         try:
-            pattern = PathPatterns([targets], "adapter.targets")
+            pattern = path_pattern(targets, "adapter.targets")
         except StudyError as error:
             raise StudyError(f"{error}: {choices}") from None
-        found = {path for path in linears if pattern.match_whole(path)}
+        found = {path for path in linears if pattern.fullmatch(path)}
         if not found:
             raise StudyError(f"adapter.targets={short(targets)} matches no module: {choices}")
     else:

@@ -60,11 +60,13 @@ class Truncation:
                 k = int(min(rank, A_mD.shape[-2]))
                 A_RD.zero_()[..., :k, :] = A_mD[..., :k, :]
                 B_OR.zero_()[..., :k] = B_Om[..., :k]
-        by_cell = zip(*self.factors, strict=True)
-        return [
-            float(torch.stack([_share(s, rank) for *_, s in layers]).nanmean())
-            for layers in by_cell
-        ]
+        shares = []
+        for layers in zip(*self.factors, strict=True):
+            squares = [s.square() for *_, s in layers]  # a share is 0 / 0 if all values are 0
+            kept = [each[..., : int(min(rank, each.shape[-1]))].sum() for each in squares]
+            of_layers = [part / each.sum() for part, each in zip(kept, squares, strict=True)]
+            shares.append(float(torch.stack(of_layers).nanmean()))
+        return shares
 
     @torch.no_grad()
     def undo(self) -> None:
@@ -86,9 +88,3 @@ def truncating(banks: Sequence[LoraBank]) -> Iterator[Truncation]:
         yield truncation
     finally:
         truncation.undo()
-
-
-def _share(s: Tensor, rank: float) -> Tensor:
-    """NaN (0 / 0) if all singular values are 0."""
-    squares = s.square()
-    return squares[..., : int(min(rank, s.shape[-1]))].sum() / squares.sum()

@@ -61,7 +61,9 @@ class Alignment:
         The weight is the learning rate of the update that uses them. Enter this after a probe's
         ``watch``, so that the probe measures before the gradients of its own step are added.
         """
-        weights_K11 = self._on_device(weights_K)
+        device = self.layers[0].pairs()[0].A_RD.device
+        weights_K11 = torch.tensor(weights_K, dtype=torch.float32).view(-1, 1, 1)
+        weights_K11 = weights_K11.to(device, non_blocking=True)
         hooks = [
             layer.module.register_forward_hook(partial(self._on_forward, index, weights_K11))
             for index, layer in enumerate(self.layers)
@@ -113,11 +115,6 @@ class Alignment:
             return crossed(G_KOD[cell], dy_nO, self.stats)
         return aligned(G_KOD[cell].mT, dy_nO, self.stats)
 
-    def _on_device(self, weights_K: Sequence[float]) -> Tensor:
-        device = self.layers[0].pairs()[0].A_RD.device
-        weights_K11 = torch.tensor(weights_K, dtype=torch.float32).view(-1, 1, 1)
-        return weights_K11.to(device, non_blocking=True)
-
     def _on_forward(
         self, layer: int, weights_K11: Tensor, _: nn.Module, args: tuple[Tensor, ...], y: Tensor
     ) -> None:
@@ -128,11 +125,9 @@ class Alignment:
         cells = len(weights_K11)
         with torch.no_grad(), torch.autocast(dy.device.type, enabled=False):
             x_KND, dy_KNO = (each.reshape(cells, -1, each.shape[-1]) for each in (x, dy))
-            self._add(layer, self.world.sum(weight_gradient(x_KND, dy_KNO) * weights_K11))
-
-    def _add(self, layer: int, weighted_KOD: Tensor) -> None:
-        G_KOD = self._G_KOD[layer]
-        self._G_KOD[layer] = weighted_KOD if G_KOD is None else G_KOD.add_(weighted_KOD)
+            added_KOD = self.world.sum(weight_gradient(x_KND, dy_KNO) * weights_K11)
+            G_KOD = self._G_KOD[layer]
+            self._G_KOD[layer] = added_KOD if G_KOD is None else G_KOD.add_(added_KOD)
 
 
 def weight_gradient(x_KND: Tensor, dy_KNO: Tensor) -> Tensor:

@@ -50,8 +50,28 @@ def core(*factors: Tensor) -> Core:
     ``60 p q BLOCK`` FLOPs per ``[p, q]`` factor; the iteration starts from a fixed random block.
     """
     if len(factors) == 2 and factors[0].shape[1] <= SMALL:
-        return _small_core(*factors)
-    return _krylov_core(*factors)
+        # B^T B A A^T has the eigenvalues of (B A)(B A)^T, except for zeros.
+        scales = [_largest(factor) for factor in factors]
+        # The squares of a B that has hardly moved would underflow float32.
+        B_OR, A_RD = (factor / scale for factor, scale in zip(factors, scales, strict=True))
+        square_RR = (B_OR.mT @ B_OR).double() @ (A_RD @ A_RD.mT).double()
+        return Core(scales[0].double() * scales[1].double(), square_RR)
+    d, rank = factors[-1].shape[1], min(min(factor.shape) for factor in factors)
+    # One block more than needed to span the rows, because the first is random.
+    count = min(BLOCKS, -(-d // BLOCK), 1 + -(-rank // BLOCK))
+    start = torch.randn(d, min(BLOCK, d), generator=torch.Generator().manual_seed(0))
+    blocks = [torch.linalg.qr(start.to(factors[0].device, non_blocking=True))[0]]
+    while len(blocks) < count:
+        image = _product(blocks[-1], factors)
+        image = image / _largest(image)
+        for factor in factors:
+            image = factor.mT @ image
+        blocks.append(torch.linalg.qr(image)[0])
+    basis = torch.linalg.qr(torch.cat(blocks, dim=1))[0]
+    image = _product(basis, factors)
+    largest = _largest(image)
+    image = image / largest
+    return Core(largest.double(), (image.mT @ image).double())
 
 
 def largest_singular_values(cores: Sequence[Core]) -> list[Tensor]:
@@ -63,40 +83,9 @@ def largest_singular_values(cores: Sequence[Core]) -> list[Tensor]:
     by_size = sorted(range(len(cores)), key=lambda index: cores[index].square_mm.shape)
     for _, group in groupby(by_size, key=lambda index: cores[index].square_mm.shape):
         indices = list(group)
-        roots = _largest_eigenvalues(
-            torch.stack([cores[index].square_mm for index in indices])
-        ).sqrt()
-        found |= {
-            index: cores[index].scale * root for index, root in zip(indices, roots, strict=True)
-        }
+        roots = _largest_eigenvalues(torch.stack([cores[i].square_mm for i in indices])).sqrt()
+        found |= {i: cores[i].scale * root for i, root in zip(indices, roots, strict=True)}
     return [found[index] for index in range(len(cores))]
-
-
-def _small_core(B_OR: Tensor, A_RD: Tensor) -> Core:
-    """``B^T B A A^T``, ``[R, R]``, has the eigenvalues of ``(B A)(B A)^T``, except for zeros."""
-    scales = [_largest(factor) for factor in (B_OR, A_RD)]
-    # The squares of a B that has hardly moved would underflow float32.
-    B_OR, A_RD = B_OR / scales[0], A_RD / scales[1]
-    square_RR = (B_OR.mT @ B_OR).double() @ (A_RD @ A_RD.mT).double()
-    return Core(scales[0].double() * scales[1].double(), square_RR)
-
-
-def _krylov_core(*factors: Tensor) -> Core:
-    d, rank = factors[-1].shape[1], min(min(factor.shape) for factor in factors)
-    # One block more than needed to span the rows, because the first is random.
-    count = min(BLOCKS, -(-d // BLOCK), 1 + -(-rank // BLOCK))
-    start = torch.randn(d, min(BLOCK, d), generator=torch.Generator().manual_seed(0))
-    Q_db = torch.linalg.qr(start.to(factors[0].device, non_blocking=True))[0]
-    blocks = [Q_db]
-    while len(blocks) < count:
-        image = _product(Q_db, factors)
-        Q_db = torch.linalg.qr(_transposed(image / _largest(image), factors))[0]
-        blocks.append(Q_db)
-    basis = torch.linalg.qr(torch.cat(blocks, dim=1))[0]
-    image = _product(basis, factors)
-    largest = _largest(image)
-    image = image / largest
-    return Core(largest.double(), (image.mT @ image).double())
 
 
 def _largest(x: Tensor) -> Tensor:
@@ -106,12 +95,6 @@ def _largest(x: Tensor) -> Tensor:
 def _product(Q: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
     for factor in reversed(factors):
         Q = factor @ Q
-    return Q
-
-
-def _transposed(Q: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
-    for factor in factors:
-        Q = factor.mT @ Q
     return Q
 
 
@@ -205,14 +188,11 @@ class DeltaW:
                 self._measured.add((layer, cell))
                 measurements.add("product", layer, cell, product)
                 if self._spectra and not measurements.layers[layer].experts:
-                    self._cores[layer, cell] = _core(product)
+                    # From the product or from its factors, whichever is smaller.
+                    A_RD, B_OR, gamma = product.pair
+                    whole = product.BA_OD if product.is_compact else None
+                    factors = (B_OR.float(), A_RD.float()) if whole is None else (whole,)
+                    scale, square_mm = core(*factors)
+                    self._cores[layer, cell] = Core(scale * gamma, square_mm)
         if product.is_compact and self.lends:
             self._held[layer, cell] = product
-
-
-def _core(product: Product) -> Core:
-    """The core of ``delta_w``, from the product or from its factors, whichever is smaller."""
-    A_RD, B_OR, gamma = product.pair
-    BA_OD = product.BA_OD if product.is_compact else None
-    scale, square_mm = core(B_OR.float(), A_RD.float()) if BA_OD is None else core(BA_OD)
-    return Core(scale * gamma, square_mm)

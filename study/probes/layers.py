@@ -112,13 +112,9 @@ def adapted_layers(model: nn.Module, adapter: str | None = None) -> list[Adapted
 
 def active_adapters(model: nn.Module) -> list[str]:
     """The names of the LoRA adapters that are active in any PEFT layer, in order of appearance."""
-    every: list[Any] = list(model.modules())
-    modules = [
-        module
-        for module in every
-        if hasattr(module, "lora_A") and hasattr(module, "active_adapters")
-    ]
-    return list(dict.fromkeys(name for module in modules for name in _active_in(module)))
+    modules: list[Any] = list(model.modules())
+    adapted = [m for m in modules if hasattr(m, "lora_A") and hasattr(m, "active_adapters")]
+    return list(dict.fromkeys(name for module in adapted for name in _active_in(module)))
 
 
 def _active_in(module: Any) -> list[str]:
@@ -152,7 +148,13 @@ def _peft_layer(name: str, module: Any, adapter: str) -> AdaptedLayer:
             "leave it out of target_modules (and target_parameters)"
         )
 
-    up = module.lora_B[adapter]
+    up, variant = module.lora_B[adapter], ""
+    if adapter in getattr(module, "lora_variant", {}):
+        variant = type(module.lora_variant[adapter]).__name__
+    elif getattr(module, "use_dora", {}).get(adapter):  # before PEFT had variants
+        variant = "DoRA"
+    elif up.bias is not None:
+        variant = "lora_bias"
 
     def pairs() -> list[LoraPair]:
         return [LoraPair(down.weight, up.weight, float(module.scaling[adapter]))]
@@ -160,16 +162,7 @@ def _peft_layer(name: str, module: Any, adapter: str) -> AdaptedLayer:
     dropout = dict(getattr(module, "lora_dropout", {})).get(adapter)
     return AdaptedLayer(
         *(name, module, (down.weight.shape[1], up.weight.shape[0]), pairs, pairs),
-        variant=_variant(module, adapter),
+        variant=variant,
         is_on=lambda: not module.disable_adapters and adapter in module.active_adapters,
         dropout=dropout if isinstance(dropout, nn.Dropout) else None,
     )
-
-
-def _variant(module: Any, adapter: str) -> str:
-    """PEFT's name for a computation other than ``W0 x + gamma B A x``; empty for plain LoRA."""
-    if adapter in getattr(module, "lora_variant", {}):
-        return type(module.lora_variant[adapter]).__name__
-    if getattr(module, "use_dora", {}).get(adapter):  # before PEFT had variants
-        return "DoRA"
-    return "lora_bias" if module.lora_B[adapter].bias is not None else ""

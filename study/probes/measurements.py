@@ -252,7 +252,10 @@ class Sent:
             if not len(seen):
                 continue
             sums_LX, counts_L = sums_LX[seen], counts_L[seen]
-            of_layers = _layer_columns([self.found.layers[index] for index in seen])
+            layers = [self.found.layers[index] for index in seen]
+            of_layers: dict[str, Any] = {"layer": [layer.name for layer in layers]}
+            for name in ("block", "kind", "d_in", "d_out"):
+                of_layers[name] = [getattr(layer, name) for layer in layers]
             parts.append(pd.DataFrame(of_layers | self._values(site, sums_LX, counts_L)))
             if site in UNIONS:
                 sums_1X, count_1 = combine(sums_LX, axis=0)[None], counts_L.sum()[None]
@@ -268,10 +271,3 @@ class Sent:
             if stat in values and not is_here:
                 values[stat] = np.full_like(values[stat], np.nan)
         return {"site": site, **values}
-
-
-def _layer_columns(layers: Sequence[AdaptedLayer]) -> dict[str, Any]:
-    names = ("block", "kind", "d_in", "d_out")
-    return {"layer": [layer.name for layer in layers]} | {
-        name: [getattr(layer, name) for layer in layers] for name in names
-    }

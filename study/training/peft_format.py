@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from study.adapters.bank import LoraPair
-from study.adapters.patterns import PathPatterns
+from study.adapters.inject import path_pattern
 from study.adapters.peft_experts import (
     flat,
     is_wrapped,
@@ -165,16 +165,18 @@ def read_adapter(folder: Path) -> PeftAdapter:
     except (SafetensorError, OSError, MemoryError) as error:
         raise StudyError(f"{named} is damaged ({one_line(error)}): {_AGAIN}") from None
     keys = with_experts(_keys_by_layer(tensors, named), config, named)
+    # PEFT matches a key with a path, or with all of it after a dot. The first that matches counts.
     ranks, alphas = (
-        PathPatterns(config.get(key) or (), f"{folder / CONFIG}: {key}")
+        [
+            (path_pattern(pattern, f"{folder / CONFIG}: {key}", r"(.*\.)?"), value)
+            for pattern, value in (config.get(key) or {}).items()
+        ]
         for key in ("rank_pattern", "alpha_pattern")
     )
     pairs = {}
     for layer, of in keys.items():
-        pattern = ranks.first_at_end(layer)
-        rank = config["r"] if pattern is None else config["rank_pattern"][pattern]
-        pattern = alphas.first_at_end(layer)
-        alpha = config["lora_alpha"] if pattern is None else config["alpha_pattern"][pattern]
+        rank = next((r for pattern, r in ranks if pattern.fullmatch(layer)), config["r"])
+        alpha = next((a for pattern, a in alphas if pattern.fullmatch(layer)), config["lora_alpha"])
         gamma = float(alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
         A, B = (tensors[of[factor]].float() for factor in "AB")
         experts = A.shape[0] // rank if A.ndim and is_wrapped(layer, of) else 1

@@ -64,7 +64,7 @@ def test_alignments_agree_with_theory(tiny_base: FrozenBase, corpus: Corpus, cel
         fold.backward(2, probe)
         assert fold.alignment is None, "gradients are dropped after the last probe that needs them"
         tables = probe.collect(2)
-        real_KBT = [fold._micro_batch(2, 0).real_BT.chunk(2)[k] for k in range(2)]
+        real_KBT = fold._micro_batches(2)[0][0].real_BT.chunk(2)
 
     for k, (spec, table) in enumerate(zip(SPECS, tables, strict=True)):
         drawn = "B" if spec.init == "init_b" else "A"
@@ -79,24 +79,14 @@ def test_alignments_agree_with_theory(tiny_base: FrozenBase, corpus: Corpus, cel
                 G.numpy(), x[4][real][pick].numpy(), dy[4][real][pick].numpy(), init=drawn
             )
             rows = table[table["layer"] == bank.layer].set_index("site")
-            near, far = (
-                ("adapter_out", "adapter_in_grad")
-                if drawn == "A"
-                else ("adapter_in_grad", "adapter_out")
-            )
-            for stat in ALIGNED:
-                assert rows.loc[near, stat] == pytest.approx(getattr(wanted, stat), rel=1e-5), (
-                    bank.layer,
-                    stat,
-                )
-                assert math.isnan(rows.loc[far, stat])
-            assert rows.loc[far, "r_back"] == pytest.approx(wanted.r_back, rel=1e-5), bank.layer
-            assert math.isnan(rows.loc[near, "r_back"])
-            assert (
-                rows.drop(index=["adapter_out", "adapter_in_grad"])[list(ALIGNMENTS)]
-                .isna()
-                .all(axis=None)
-            )
+            near, far = ["adapter_out", "adapter_in_grad"][:: 1 if drawn == "A" else -1]
+            expected = {stat: getattr(wanted, stat) for stat in ALIGNED} | {"r_back": math.nan}
+            opposite = dict.fromkeys(ALIGNED, math.nan) | {"r_back": wanted.r_back}
+            for site, values in ((near, expected), (far, opposite)):
+                found = rows.loc[site, list(values)].to_dict()
+                assert found == pytest.approx(values, rel=1e-5, nan_ok=True), (bank.layer, site)
+            others = rows.drop(index=[near, far])[list(ALIGNMENTS)]
+            assert others.isna().all(axis=None)
 
 
 def probes(base: FrozenBase, corpus: Corpus, config: CellConfig) -> dict[int, pd.DataFrame]:
@@ -157,18 +147,15 @@ def test_rho_is_the_motion_of_A(tiny_base: FrozenBase, corpus: Corpus, cell: Bui
         fold.backward(2, second)
         second.before_update()
         before, after = first.collect(0), second.collect(2)
-        real = fold._micro_batch(2, 0).real_BT.chunk(2)[0]
+        real = fold._micro_batches(2)[0][0].real_BT.chunk(2)[0]
         pick = torch.linspace(0, int(real.sum()) - 1, 6).round().long()
         assert (before[0]["rho"] == 0).all()
         for bank in banks:
             x = captured.x[bank.layer][2].chunk(2)[0][real][pick].double()
             A = bank.pairs[0].A_RD.detach().double()
-            A0 = initial_pair(SPECS[0], bank.layer, *A.shape[1:], bank.pairs[0].B_OR.shape[0])[
-                0
-            ].double()
+            A0 = initial_pair(SPECS[0], bank.layer, *bank.features)[0].double()
             rho = after[0].set_index("layer").loc[bank.layer, "rho"]
+            expected = ((x @ (A - A0).T).norm() / (x @ A0.T).norm()).item()
+            assert rho == pytest.approx(expected, rel=1e-5)
             assert rho > 0
-            assert rho == pytest.approx(
-                ((x @ (A - A0).T).norm() / (x @ A0.T).norm()).item(), rel=1e-5
-            )
     assert np.isnan(after[1]["rho"]).all(), "A was 0 at the start in this cell"

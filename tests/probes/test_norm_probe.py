@@ -1,7 +1,8 @@
 """Every number of a probe compared with its definition, on our banks and on PEFT's layers."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from study.adapters import AdapterSpec, LoraBank, adapted
+from study.adapters import AdapterSpec, Contraction, LoraBank, adapted
 from study.config import CellConfig
 from study.data import Corpus, TokenBatch
 from study.models import FrozenBase
@@ -18,11 +19,31 @@ from study.probes import NormProbe, statistics
 from study.probes.measurements import KEYS
 from study.training.loop import Fold
 from study.vocabulary.quantities import MEAN_NORM, MODEL_WIDE, SITES, UNIONS, UPDATES, USUAL
-from tests.probes.folds import SPECS, TOKENS, trained
 
+SPECS = [AdapterSpec(4, 2.0, seed=0), AdapterSpec(90, 0.5, seed=1)]
+"""delta_w has more elements than the factors of the first, and fewer than those of the second."""
+TOKENS = 10
 MEASURED = [*USUAL, MEAN_NORM]
 SPECTRA = {"spectral", "stable_rank"}
 """By iteration: fewer digits than sums."""
+
+
+@contextmanager
+def trained(
+    base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig], form: str
+) -> Iterator[Fold]:
+    """Two cells of different rank after two steps, so that no weight is zero."""
+    cells = [
+        cell(f"adapter.rank={s.rank}", f"seed={s.seed}", "train.accumulation=2", "train.clip=0.5")
+        for s in SPECS
+    ]
+    with adapted(base.model, base.card.linears, SPECS, LoraBank, Contraction(form)) as banks:
+        fold = Fold(base, corpus, cells, banks)
+        for step in range(2):
+            fold.backward(step, None)
+            fold.grad_norms()
+            fold.update()
+        yield fold
 
 
 @pytest.fixture
@@ -56,7 +77,7 @@ class Reference:
 
     def __init__(self, fold: Fold, step: int) -> None:
         self.fold = fold
-        self.micro_batches = [fold._micro_batch(step, index) for index in range(2)]
+        self.micro_batches, _ = fold._micro_batches(step)
         self.seen: dict[tuple[str, str, int], list[Tensor]] = {}
         self.sampled: dict[tuple[str, str, int], list[Tensor]] = {}
         self._order = iter([batch for batch in self.micro_batches for _ in fold.banks])
@@ -183,25 +204,10 @@ def test_unions_of_A_and_B_by_layer_and_over_the_model(measured: Measured) -> No
             descent = {"descent": -(gradient.double() @ update.double()).item()}
             assert_row(table, layer, "adapter_update", definition(update) | descent)
         assert_row(table, MODEL_WIDE, "adapter_grad", {"norm": measured.norms[k]})
-
-
-def test_the_mean_norm_is_over_the_tensors_of_a_union(measured: Measured) -> None:
-    """Over the model a mean of 2 x layers numbers, which is not a mean of per-layer norms."""
-
-    def mean(tensors: Sequence[Tensor]) -> dict[str, float]:
-        return {MEAN_NORM: sum(tensor.double().norm().item() for tensor in tensors) / len(tensors)}
-
-    for k, table in enumerate(measured.tables):
-        for site, found in (
-            ("adapter_grad", measured.gradients),
-            ("adapter_update", measured.updates),
-        ):
-            of_cell = {layer: pair for (layer, cell), pair in found.items() if cell == k}
-            for layer, pair in of_cell.items():
-                assert_row(table, layer, site, mean(pair))
-            every = [tensor for pair in of_cell.values() for tensor in pair]
-            assert len(every) == 2 * len(measured.fold.banks)
-            assert_row(table, MODEL_WIDE, site, mean(every))
+        # A mean of 2 x layers numbers, which is not a mean of norms by layer.
+        every = [w for layer in layers for w in measured.gradients[layer, k]]
+        mean = sum(tensor.double().norm().item() for tensor in every) / len(every)
+        assert_row(table, MODEL_WIDE, "adapter_grad", {MEAN_NORM: mean})
         assert table.loc[~table["site"].isin(UNIONS), MEAN_NORM].isna().all()
 
 

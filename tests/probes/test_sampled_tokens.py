@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from study.adapters import AdapterSpec, adapted
 from study.adapters.inits import generator_for
-from study.config import CellConfig, Sources, identity
+from study.config import CellConfig
 from study.data import Corpus
 from study.models import FrozenBase
 from study.probes import NormProbe
@@ -130,22 +130,3 @@ def test_steps_of_peft_agree_with_autograd_and_draw_the_same_masks(
     probed = losses(probe.watch)
     by_autograd.assert_agrees(probe.collect(0)[0])
     assert losses(lambda _: nullcontext()) == probed
-
-
-@pytest.mark.parametrize(
-    ("overrides", "earlier", "is_same"),
-    [
-        ([], "4628f95a6912", True),
-        (["train.accumulation=2"], "5fb9a337b4e0", False),
-        (["adapter.dropout=0.1"], "0ffe72ce5ad3", False),
-        (["train.accumulation=2", "probes.sites=[A,adapter_grad]"], "f42477e0ea51", True),
-        (["adapter.dropout=0.1", "probes.steps=null"], "33cc3cba7fa6", True),
-        (["adapter.dropout=0.1", "probes.batch=heldout"], "c4a26c8174f8", True),
-    ],
-)
-def test_only_cells_whose_numbers_changed_have_another_id(
-    cell: Callable[..., CellConfig], overrides: list[str], earlier: str, is_same: bool
-) -> None:
-    """``earlier``: the id when only the first micro-batch was read, and no dropout."""
-    found = identity(cell(*overrides), Sources(model="m", tokenizer="t", data="d"))
-    assert (found == earlier) == is_same
