@@ -13,7 +13,7 @@ import pandas as pd
 from study.analysis import analyze, headline
 from study.errors import StudyError, printable
 from study.store import load_cells, load_measured
-from study.store.cells import FIRST
+from study.store.tables import FIRST
 from study.vocabulary.statuses import ENDED
 
 TABLES = (".json", ".parquet", ".arrows")

@@ -18,7 +18,7 @@ from study.errors import StudyError
 from study.integrations.overrides import written
 from study.models import WITH_EXPERTS, load_base, load_tokenizer
 from study.models.messages import quiet
-from study.store import ADAPTER, adapter_damage, find_cell, is_archived, replacing
+from study.store import ADAPTER, damage, find_cell, is_archived, replacing
 from study.store.files import make_folder, storing
 from study.sweeps.cells import plan
 from study.training.peft_format import PeftAdapter, read_adapter
@@ -146,7 +146,7 @@ def _kept_adapter(study_dir: Path, cell: str) -> tuple[Path, dict[str, Any]]:
     """The folder of a cell's trained adapter, and the cell's record."""
     folder, record = find_cell(study_dir, cell)
     if (folder / ADAPTER).is_dir():
-        wrong = adapter_damage(folder, record)
+        wrong = damage(folder, record, of_adapter=True)
     elif record["status"] == "diverged":
         raise StudyError(
             f"cell {folder.name} diverged at step {record['diverged_step']}: it has no adapter"

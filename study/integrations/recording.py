@@ -54,7 +54,7 @@ from study.integrations.runs import (
     read_adapters,
 )
 from study.store import CellWriter, rows_of
-from study.store.cells import FIRST
+from study.store.tables import FIRST
 from study.training.devices import peak_memory_gb
 from study.training.stuck import StuckCheck
 from study.vocabulary.quantities import BACKWARD

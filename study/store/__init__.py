@@ -9,14 +9,13 @@ read. Results that are trained again are first moved to ``results/<study>/aside/
 reads. An archived study is one Parquet file per table instead of the folders.
 
 - :mod:`~study.store.files`: every call that changes files; locks;
-- :mod:`~study.store.records`, :mod:`~study.store.cells`: a cell's configuration and end;
+- :mod:`~study.store.records`: a cell's configuration and end;
 - :mod:`~study.store.rows`, :mod:`~study.store.tables`: what a cell and a study measured;
 - :mod:`~study.store.writer`, :mod:`~study.store.checkpoints`: a cell while it trains;
 - :mod:`~study.store.archive`: ``study archive`` and ``study check``;
 - :mod:`~study.store.cache`: the user's cache folder.
 """
 
-from study.store.cells import cell_row
 from study.store.files import (
     Claim,
     ClaimLost,
@@ -35,7 +34,6 @@ from study.store.records import (
     ADAPTER,
     CHECKPOINTS,
     STATUSES,
-    adapter_damage,
     cell_folders,
     damage,
     find_cell,
@@ -48,6 +46,7 @@ from study.store.records import (
 )
 from study.store.tables import (
     StudyTables,
+    cell_row,
     load_cells,
     load_measured,
     rows_of,
@@ -66,7 +65,6 @@ __all__ = [
     "Lock",
     "StorageError",
     "StudyTables",
-    "adapter_damage",
     "cell_folders",
     "cell_row",
     "claim",

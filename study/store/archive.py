@@ -19,19 +19,24 @@ from typing import Any
 import pyarrow as pa
 
 from study.errors import StudyError
-from study.store import checkpoints
-from study.store.cells import cells_table
-from study.store.files import Damaged, is_claimed, make_folder, remove, write_bytes
+from study.store import checkpoints, files
+from study.store.files import Damaged
 from study.store.records import (
     ARCHIVE,
-    adapter_damage,
     cell_folders,
+    damage,
     is_archived,
     no_study,
     read_cell,
 )
 from study.store.rows import SCHEMAS, write_parquet
-from study.store.tables import DISTANCES, distances_of, load_cell_table, with_id
+from study.store.tables import (
+    DISTANCES,
+    cells_table,
+    distances_of,
+    load_cell_table,
+    with_id,
+)
 from study.store.writer import ASIDE
 from study.vocabulary.statuses import ENDED
 
@@ -75,7 +80,7 @@ def write_archive(
             else StudyError(f"no cell of {study_dir} has ended: archive it when its sweep is done")
         )
     cells = cells_table(list(kept.values()))
-    make_folder(to)
+    files.make_folder(to)
     for name in SCHEMAS:
         parts = []
         for cell in cells["cell_id"]:
@@ -89,7 +94,7 @@ def write_archive(
     _write(to / ARCHIVE, pa.Table.from_pandas(cells.assign(record=texts)))
     distances = study_dir / f"{DISTANCES}.parquet"
     if distances.exists() and study_dir.resolve() != to.resolve():
-        write_bytes(to / distances.name, distances.read_bytes())
+        files.write_bytes(to / distances.name, distances.read_bytes())
     return left_out
 
 
@@ -99,7 +104,7 @@ def _write(path: Path, table: pa.Table) -> None:
     The bytes of numbers are sorted by significance, which compresses better.
     """
     if not len(table):
-        remove(path)
+        files.remove(path)
         return
     numbers = [field.name for field in table.schema if pa.types.is_floating(field.type)]
     write_parquet(
@@ -150,7 +155,7 @@ def check_study(study_dir: Path) -> Iterator[Problem]:
             yield Problem(
                 folder, reason, f"# get {study_dir} again" if is_archived(folder) else repair
             )
-        elif record["status"] not in ENDED and not is_claimed(folder):
+        elif record["status"] not in ENDED and not files.is_claimed(folder):
             for path, why in checkpoints.unusable(folder, folder.name):
                 yield Problem(path, why, shlex.join(["rm", "--", str(path)]))
     try:
@@ -171,4 +176,4 @@ def _damage(folder: Path, record: dict[str, Any]) -> str | None:
             load_cell_table(folder, name, record)
     except Damaged as error:
         return str(error)
-    return adapter_damage(folder, record)
+    return damage(folder, record, of_adapter=True)

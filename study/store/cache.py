@@ -13,7 +13,7 @@ import numpy as np
 import platformdirs
 
 from study.errors import StudyError
-from study.store.files import described, make_folder, write_bytes
+from study.store.files import make_folder, write_bytes
 
 _WORTH_A_LINE = 2 << 30
 """Bytes of a file that take long enough to hash for the user to wonder."""
@@ -53,7 +53,8 @@ def file_sha256(path: Path, again: bool = False) -> str:
             return sha256
     if stat.st_size > _WORTH_A_LINE:
         print(f"hashing {path.name} ({stat.st_size / 1e9:.1f} GB)", file=sys.stderr)
-    sha256 = described(path)["sha256"]
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     _keep(note, json.dumps(seen | {"sha256": sha256}).encode())
     return sha256
 

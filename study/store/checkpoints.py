@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from study.errors import one_line, short
-from study.store.files import described, make_folder, remove, write_bytes, write_text
+from study.store import files
 from study.store.records import CHECKPOINTS
 
 FORMAT = 2
@@ -61,20 +61,20 @@ def save(
     """
     place = folder / CHECKPOINTS
     if place.is_symlink():
-        remove(place)
-    make_folder(place)
+        files.remove(place)
+    files.make_folder(place)
     path = place / f"step-{checkpoint.step:08d}.safetensors"
     note = path.with_suffix(".json")
-    remove(note)
+    files.remove(note)
     arrays = {name: np.asarray(array, order="C") for name, array in checkpoint.tensors.items()}
-    file = write_bytes(path, to_bytes(arrays, {"state": json.dumps(checkpoint.state)}))
+    file = files.write_bytes(path, to_bytes(arrays, {"state": json.dumps(checkpoint.state)}))
     before_rename()
     about = {"format": FORMAT, "cell_id": checkpoint.cell_id, "step": checkpoint.step, "file": file}
-    write_text(note, json.dumps(about))
+    files.write_text(note, json.dumps(about))
     newest = sorted(_notes(place).items())[-KEPT:]
     kept = {file for _, note in newest for file in (note, note.with_suffix(".safetensors"))}
     for other in set(place.iterdir()) - kept:  # older ones, and what a killed process left
-        remove(other)
+        files.remove(other)
     return path
 
 
@@ -111,7 +111,7 @@ def _tried(folder: Path, cell_id: str) -> Iterator[tuple[Path, Checkpoint | str]
         try:
             yield note, _read(note, cell_id, step)
         except _DAMAGE as error:
-            yield note, str(error) if type(error) is ValueError else one_line(error)
+            yield note, one_line(error)
 
 
 def _notes(place: Path) -> dict[int, Path]:
@@ -126,8 +126,7 @@ def _read(note: Path, cell_id: str, step: int) -> Checkpoint:
     if found := {key: about[key] for key, value in wanted.items() if about[key] != value}:
         raise ValueError(f"it has {short(found)}")
     path = note.with_suffix(".safetensors")
-    if described(path) != about["file"]:
-        raise ValueError(f"{path.name} is damaged: its hash is not the one in {note.name}")
+    files.read(path, about["file"])
     with safe_open(path, framework="numpy") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         state = json.loads(file.metadata()["state"])

@@ -26,9 +26,6 @@ DRAFT = ".partial"
 """The end of the name of a file that is being written. A killed process may leave it."""
 LOCK = "lock"
 """The file in a cell's folder whose lock its writer holds."""
-_PATIENCE = 0.02
-"""Seconds to wait for the lock of a cell. A reader that looks at it holds it for microseconds."""
-_POLL = 0.005
 
 
 class StorageError(StudyError, OSError):
@@ -69,7 +66,7 @@ def storing(path: Path) -> Iterator[None]:
 def create(path: Path) -> int:
     """Open a file to append to it, made if absent. Returns its descriptor.
 
-    Raises :class:`StorageError` for a symbolic link: a folder of results may come from a stranger.
+    Follows no symbolic link: a folder of results may come from a stranger.
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with storing(path):
@@ -77,11 +74,7 @@ def create(path: Path) -> int:
 
 
 def append(file: int, content: bytes | memoryview, path: Path) -> None:
-    """Append all of ``content`` to the open ``file`` of ``path``. It is not on disk yet.
-
-    If this fails, the file has its old size: a reader stops before a part of ``content`` if that
-    fails too.
-    """
+    """Append ``content`` to the open ``file`` of ``path``: all of it or nothing. Does not sync."""
     left = memoryview(content)
     with storing(path):
         size = os.fstat(file).st_size
@@ -89,7 +82,7 @@ def append(file: int, content: bytes | memoryview, path: Path) -> None:
             while left:
                 left = left[os.write(file, left) :]
         except OSError:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # readers stop before a part of a row
                 os.ftruncate(file, size)
             raise
 
@@ -110,8 +103,7 @@ def sync(path: Path) -> None:
 def make_folder(path: Path) -> None:
     """Make a folder and its parents, if absent."""
     with storing(path):
-        missing = [place for place in (path, *path.parents) if not place.exists()]
-        for folder in reversed(missing):
+        for folder in reversed([place for place in (path, *path.parents) if not place.exists()]):
             with contextlib.suppress(FileExistsError):  # another process made it
                 os.mkdir(folder)
             sync(folder.parent)
@@ -152,8 +144,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Readers see the old content or the new, never a part, even after a power cut: the content is on
     disk before the rename, and the rename before this returns. If the block raises, ``path`` stays
-    as it was; an ``OSError`` becomes a :class:`StorageError`. A folder that is there is replaced,
-    but not in one step.
+    as it was. A folder that is there is replaced, but not in one step.
     """
     draft = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(3)}{DRAFT}")
     try:
@@ -168,16 +159,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> dict[str, Any]:
-    """Write a whole file atomically, as :func:`replacing` does. Returns what :func:`described`
-    does.
-    """
+    """Write a whole file atomically, as :func:`replacing` does. Returns its description."""
     with replacing(path) as draft:
         file = create(draft)
         try:
             append(file, content, path)
         finally:
             os.close(file)
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return described(content)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -188,8 +177,8 @@ def write_text(path: Path, text: str) -> None:
 def write_output(path: Path, content: str | bytes) -> None:
     """Write a file that a user asked for, and its folder if that is missing.
 
-    A symbolic link is replaced, not followed. Raises :class:`StudyError` if ``path`` is a folder or
-    a device, which an atomic write would replace, and :class:`StorageError` if it can't be written.
+    Raises :class:`StudyError` if ``path`` is a folder or a device, which an atomic write would
+    replace, and :class:`StorageError` if it can't be written.
     """
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "a device"
@@ -198,61 +187,47 @@ def write_output(path: Path, content: str | bytes) -> None:
     write_bytes(path, content.encode() if isinstance(content, str) else content)
 
 
-# Files compared with what was written.
+def described(content: bytes | memoryview) -> dict[str, Any]:
+    """The ``bytes`` and the ``sha256`` of a file's content, for a record."""
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def described(path: Path) -> dict[str, Any]:
-    """The ``bytes`` and the ``sha256`` of a file, as :func:`verified` expects them."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
-
-
-def verified(path: Path, expected: Mapping[str, Any]) -> bytes:
-    """The content of a file. Raises :class:`Damaged` if it is not the one ``expected``."""
-    content = read_whole(path)
-    if len(content) != expected["bytes"]:
-        raise Damaged(f"{path.name} has {len(content)} bytes instead of {expected['bytes']}")
-    if hashlib.sha256(content).hexdigest() != expected["sha256"]:
-        raise Damaged(f"{path.name} is damaged: its hash is not the one in record.json")
-    return content
-
-
-def read_whole(path: Path) -> bytes:
-    """The content of a file. Raises :class:`Damaged` if it is missing or can't be read."""
+def read(path: Path, expected: Mapping[str, Any] | None = None) -> bytes:
+    """The content of a file. Raises :class:`Damaged` if it can't be read, or is not the one that is
+    ``expected`` (:func:`described`).
+    """
     try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise Damaged(f"{path.name} is missing") from None
+        content = path.read_bytes()
     except OSError as error:
         raise Damaged(f"{path.name} can't be read: {error.strerror}") from None
+    if expected is not None and described(content) != expected:
+        raise Damaged(f"{path.name} is damaged: its size or hash is not that in the record")
+    return content
 
 
 # Locks.
 
 
 class Lock:
-    """The lock of ``path``, to use in a ``with`` block or by :meth:`acquire` and :meth:`release`.
+    """The lock of ``path``, held from when it is made until :meth:`release`; a context manager.
 
-    ``timeout``: seconds to wait for another holder before ``TimeoutError`` is raised.
+    ``timeout``: seconds to wait for another holder before ``TimeoutError`` is raised. Raises
+    :class:`StorageError` if the file can't be made.
     """
 
     def __init__(self, path: Path, timeout: float = math.inf) -> None:
-        self.path, self.timeout = path, timeout
+        self.path = path
         self._file: int | None = None
-
-    def acquire(self) -> None:
-        """Raises ``TimeoutError``, and :class:`StorageError` if the file can't be made."""
-        until = time.monotonic() + self.timeout
+        until = time.monotonic() + timeout
         while self._file is None:
-            file = create(self.path)
-            if _flock(file, fcntl.LOCK_EX) and _is_file_of(file, self.path):
+            file = create(path)
+            if _flock(file, fcntl.LOCK_EX) and _is_file_of(file, path):
                 self._file = file
-                return
+                break
             os.close(file)
             if time.monotonic() > until:
-                raise TimeoutError(f"another process holds {self.path}")
-            time.sleep(_POLL)
+                raise TimeoutError(f"another process holds {path}")
+            time.sleep(0.005)
 
     def release(self) -> None:
         """Free the lock. A second call does nothing."""
@@ -266,7 +241,6 @@ class Lock:
         return self._file is None or not _is_file_of(self._file, self.path)
 
     def __enter__(self) -> Self:
-        self.acquire()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -279,8 +253,8 @@ def _flock(file: int, kind: int) -> bool:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a disk without locks
-        return True
+    except OSError:
+        pass  # a disk without locks
     return True
 
 
@@ -293,10 +267,10 @@ def _is_file_of(file: int, path: Path) -> bool:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a live process holds the lock of ``path``. Takes about 10 us.
+    """Whether a live process holds the lock of ``path``. Creates no file; takes about 10 us.
 
-    It creates no file. It asks for a shared lock, so that two readers don't take each other for the
-    holder, and a study that the user may only read can be watched.
+    It asks for a shared lock, so that two readers don't take each other for the holder, and a study
+    that the user may only read can be watched.
     """
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -312,7 +286,7 @@ class Claim(Lock):
     """The right to write the cell in ``folder``, until :meth:`release` or the process's end."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder / LOCK, _PATIENCE)
+        super().__init__(folder / LOCK, timeout=0.02)  # a reader holds it for microseconds
         self.folder = folder
 
     def check(self) -> None:
@@ -325,16 +299,12 @@ class Claim(Lock):
 
 
 def claim(folder: Path) -> Claim | None:
-    """Claim the cell in ``folder``, which is created. None if a live process holds it.
-
-    Raises :class:`StorageError` if the folder can't be written.
-    """
+    """Claim the cell in ``folder``, which is created. None if a live process holds it."""
     make_folder(folder)
-    claimed = Claim(folder)
-    with contextlib.suppress(TimeoutError):
-        claimed.acquire()
-        return claimed
-    return None
+    try:
+        return Claim(folder)
+    except TimeoutError:
+        return None
 
 
 def is_claimed(folder: Path) -> bool:

@@ -6,6 +6,7 @@ checked before anything uses it: the keys that readers rely on, and that its con
 id of its cell.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -16,20 +17,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    ValidationError,
-)
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
 from study.config.hashing import recorded_identities
 from study.errors import StudyError, one_line
-from study.store.files import Damaged, described, is_claimed, read_whole
-from study.store.rows import SCHEMAS, last_metrics, read_parquet
+from study.store.files import Damaged, is_claimed, read
+from study.store.rows import last_metrics, read_parquet
 from study.vocabulary import scaling, statuses
 
 FORMAT = 1
@@ -55,9 +48,7 @@ class _Part(BaseModel):
 
 class _Adapter(_Part):
     rank: PositiveFloat
-    alpha: FiniteFloat
     scaling: Literal[tuple(scaling.RULES)]  # type: ignore[valid-type]
-    exponent: FiniteFloat | None = None
 
 
 class _Config(_Part):
@@ -65,12 +56,8 @@ class _Config(_Part):
     optimizer: dict[str, Any]
     train: dict[str, Any]
     data: dict[str, Any]
-    seed: NonNegativeInt
-
-
-class _File(_Part):
-    bytes: NonNegativeInt
-    sha256: str
+    model: dict[str, Any] = {}
+    probes: dict[str, Any] = {}
 
 
 class _Record(_Part):
@@ -84,22 +71,21 @@ class _Record(_Part):
     status: Literal[(*statuses.RESUMABLE, *statuses.ENDED)]  # type: ignore[valid-type]
     gamma: float
     config: _Config
-    started: str = ""
     error: str | None = None
     steps_done: float | None = None
     diverged_step: float | None = None
     stuck_step: float | None = None
     sources: dict[str, str | None] = {}
-    versions: dict[str, str | None] = {}
-    git: dict[str, Any] | None = None
-    tables: dict[Literal[tuple(SCHEMAS)], _File] = {}  # type: ignore[valid-type]
-    adapter: dict[str, _File] = {}
+    tables: dict[str, dict[str, Any]] = {}
+    adapter: dict[str, dict[str, Any]] = {}
 
 
-def _parse(content: bytes | str, folder: Path) -> dict[str, Any]:
-    """A record from its JSON text. If this code can't use it, one that is ``unreadable``."""
+def _parse(folder: Path, text: str | None = None) -> dict[str, Any]:
+    """The record of a cell from its JSON ``text`` or from its file. If this code can't use it, one
+    that is ``unreadable``.
+    """
     try:
-        record = json.loads(content)
+        record = json.loads(read(folder / RECORD) if text is None else text)
         _Record.model_validate(record)
         if record["cell_id"] != folder.name:
             raise ValueError(f"copied from the cell {record['cell_id']!r}")
@@ -108,15 +94,12 @@ def _parse(content: bytes | str, folder: Path) -> dict[str, Any]:
             ids = recorded_identities(record["config"], sources, of_loop="peft" in record)
             if folder.name not in ids:
                 raise ValueError(f"it was changed: its configuration is that of {ids[0]}")
+        return dict(record)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        return _unreadable(folder, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     except Exception as error:  # a value of any type may stand anywhere
-        return _unreadable(folder, str(error) if type(error) is ValueError else one_line(error))
-    return dict(record)
-
-
-def _unreadable(folder: Path, reason: str) -> dict[str, Any]:
+        reason = one_line(error)
     return {
         "cell_id": folder.name,
         "study": folder.parents[1].name,
@@ -149,6 +132,7 @@ def read_once(read: Callable[[Path], T]) -> Callable[[Path], T]:
 
 @read_once
 def _archived(path: Path) -> dict[str, dict[str, Any]]:
+    """The records of an archived study by cell; empty without one. StudyError if it is damaged."""
     if not path.exists():
         return {}
     try:
@@ -156,15 +140,7 @@ def _archived(path: Path) -> dict[str, dict[str, Any]]:
     except (Damaged, KeyError) as error:
         raise StudyError(f"{path} is no archive of a study or is damaged ({error})") from None
     texts = zip(table["cell_id"], table["record"], strict=True)
-    return {cell: _parse(text, path.parent / "cells" / cell) for cell, text in texts}
-
-
-def archived_records(study_dir: Path) -> Mapping[str, dict[str, Any]]:
-    """The records of an archived study by cell, in the order of its tables; empty without one.
-
-    Raises :class:`StudyError` if the file is damaged.
-    """
-    return _archived(study_dir / ARCHIVE)
+    return {cell: _parse(path.parent / "cells" / cell, text) for cell, text in texts}
 
 
 def cell_folders(study_dir: str | os.PathLike[str]) -> list[Path]:
@@ -174,20 +150,10 @@ def cell_folders(study_dir: str | os.PathLike[str]) -> list[Path]:
     same.
     """
     cells = Path(study_dir) / "cells"
-    names = set(archived_records(Path(study_dir)))
+    names = set(_archived(Path(study_dir) / ARCHIVE))
     if cells.is_dir():
         names |= {place.name for place in cells.iterdir() if place.is_dir()}
     return [cells / name for name in sorted(names) if not name.startswith(".")]
-
-
-def record_in(cell_folder: Path) -> dict[str, Any] | None:
-    """The record in a cell's folder; None if there is none. See :func:`read_record`."""
-    if not (cell_folder / RECORD).exists():
-        return None
-    try:
-        return _parse(read_whole(cell_folder / RECORD), cell_folder)
-    except Damaged as error:
-        return _unreadable(cell_folder, str(error))
 
 
 def read_record(cell_folder: Path) -> dict[str, Any] | None:
@@ -196,35 +162,30 @@ def read_record(cell_folder: Path) -> dict[str, Any] | None:
     If it can't be used, a record with the status ``unreadable``, the reason in ``error``, and empty
     ``config`` and ``started``. The cell's id is the name of its folder, never one from the file.
     """
-    record = record_in(cell_folder)
-    if record is None:
-        record = archived_records(cell_folder.parents[1]).get(cell_folder.name)
-    return record
+    if (cell_folder / RECORD).exists():
+        return _parse(cell_folder)
+    return _archived(cell_folder.parents[1] / ARCHIVE).get(cell_folder.name)
 
 
 def is_archived(cell_folder: Path) -> bool:
     """Whether a cell is in its study's archive and has no folder of its own."""
-    if (cell_folder / RECORD).exists():
-        return False
-    return cell_folder.name in archived_records(cell_folder.parents[1])
+    in_archive = _archived(cell_folder.parents[1] / ARCHIVE)
+    return cell_folder.name in in_archive and not (cell_folder / RECORD).exists()
 
 
-def read_cell(cell_folder: Path, with_adapter: bool = False) -> dict[str, Any] | None:
+def read_cell(cell_folder: Path) -> dict[str, Any] | None:
     """A cell's record as of now; None if it has none.
 
     - For a cell that has not ended, ``steps_done`` and ``seconds`` are those of the last row on
       disk, and it is ``running`` or, without a live process, ``interrupted``.
     - A cell that has ended is ``unreadable``, with the reason in ``error``, if a table is missing
-      or has another size. The content of tables is compared when they are read. ``with_adapter``:
-      also if its adapter is not the one that was saved, which costs reading it.
+      or has another size. The content of tables is compared when they are read.
     """
     record = read_record(cell_folder)
     if record is None or record["status"] == "unreadable":
         return record
     if record["status"] in statuses.ENDED:
         problem = damage(cell_folder, record, sizes_only=True)
-        if problem is None and with_adapter:
-            problem = adapter_damage(cell_folder, record)
         return record | {"status": "unreadable", "error": problem} if problem else record
     last = last_metrics(cell_folder / "metrics.arrows")
     so_far = {} if last is None else {"steps_done": last["step"], "seconds": last["seconds"]}
@@ -243,37 +204,32 @@ def is_done(cell_folder: Path, with_adapter: bool = False) -> bool:
         return False
     if with_adapter and record["status"] == "complete":
         there = (cell_folder / ADAPTER).is_dir()
-        if not there or adapter_damage(cell_folder, record) is not None:
+        if not there or damage(cell_folder, record, of_adapter=True):
             return False
-    return damage(cell_folder, record) is None
+    return not damage(cell_folder, record)
 
 
-def damage(cell_folder: Path, record: Mapping[str, Any], sizes_only: bool = False) -> str | None:
+def damage(
+    cell_folder: Path,
+    record: Mapping[str, Any],
+    sizes_only: bool = False,
+    of_adapter: bool = False,
+) -> str | None:
     """The first table of an ended cell that is missing or damaged, in words; None if there is none.
 
-    It compares sizes and hashes. The pages of an archive have checksums, which are compared when
-    they are read.
+    It compares sizes and, unless ``sizes_only``, hashes. ``of_adapter``: the first file of its
+    adapter instead. Nothing is compared in an archive: its pages have checksums.
     """
-    tables = record.get("tables", {})
-    files = {cell_folder / f"{name}.parquet": expected for name, expected in tables.items()}
-    return _first_damage(files, sizes_only)
-
-
-def adapter_damage(cell_folder: Path, record: Mapping[str, Any]) -> str | None:
-    """The first file of an ended cell's adapter that is missing or damaged, in words."""
-    files = record.get("adapter", {})
-    return _first_damage({cell_folder / ADAPTER / name: files[name] for name in files})
-
-
-def _first_damage(files: Mapping[Path, Mapping[str, Any]], sizes_only: bool = False) -> str | None:
-    for path, expected in files.items():
+    files = {f"{name}.parquet": expected for name, expected in record.get("tables", {}).items()}
+    if of_adapter:
+        files = {f"{ADAPTER}/{name}": one for name, one in record.get("adapter", {}).items()}
+    for name, expected in files.items():
+        path = cell_folder / name
         try:
-            if path.stat().st_size != expected["bytes"]:
-                return f"{path.name} has {path.stat().st_size} bytes, not {expected['bytes']}"
-            if not sizes_only and described(path) != expected:
-                return f"{path.name} is damaged: its hash is not the one in record.json"
-        except OSError as error:
-            return f"{path.name} can't be read: {error.strerror}"
+            if not (sizes_only and path.is_file() and path.stat().st_size == expected["bytes"]):
+                read(path, expected)
+        except Damaged as error:
+            return str(error)
     return None
 
 
@@ -306,13 +262,9 @@ def find_cell(study_dir: str | os.PathLike[str], cell: str) -> tuple[Path, dict[
 
 def no_study(folder: Path) -> StudyError:
     """The error for a folder without cells. It names the studies nearby."""
-    near = {
-        cells.parent
-        for place in (folder, folder.parent)
-        for name in ("cells", ARCHIVE)
-        for cells in place.glob(f"*/{name}")
-    }
-    there = f", or choose from {', '.join(map(str, sorted(near)))}" if near else ""
+    places = [*folder.glob("*"), *folder.parent.glob("*")]
+    studies = {p for p in places if (p / "cells").is_dir() or (p / ARCHIVE).is_file()}
+    there = f", or choose from {', '.join(map(str, sorted(studies)))}" if studies else ""
     return StudyError(f"no study in {folder}: train one with `study train name=...`{there}")
 
 
@@ -332,20 +284,16 @@ def provenance() -> dict[str, Any]:
     """
     found = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    root = Path(__file__).parents[2]
+    root, git = Path(__file__).parents[2], None
 
     def ask(*words: str) -> str:
         command = ["git", "-C", str(root), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    try:
-        if not (root / ".git").exists():
-            return {"versions": found, "git": None}
-        commit, changed = ask("rev-parse", "HEAD"), ask("status", "--porcelain", "-uno")
-        return {"versions": found, "git": {"commit": commit, "dirty": bool(changed)}}
-    except (OSError, subprocess.CalledProcessError):
-        return {"versions": found, "git": None}
+    if (root / ".git").exists():
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            changed = bool(ask("status", "--porcelain", "-uno"))
+            git = {"commit": ask("rev-parse", "HEAD"), "dirty": changed}
+    return {"versions": found, "git": git}

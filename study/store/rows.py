@@ -13,15 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from study.errors import one_line
-from study.store.files import (
-    Damaged,
-    append,
-    create,
-    read_whole,
-    sync,
-    verified,
-    write_bytes,
-)
+from study.store import files
+from study.store.files import Damaged
 from study.vocabulary.quantities import METRICS, STATS
 
 TEXT = pa.dictionary(pa.int32(), pa.string())
@@ -64,12 +57,12 @@ class Stream:
         self.path, self.written, self._rows = path, 0, 0
         self._encoded = io.BytesIO()
         self._writer = pa.ipc.new_stream(self._encoded, rows.schema)
-        write_bytes(path, self._encode(rows))
-        self._file = create(path)
+        files.write_bytes(path, self._encode(rows))
+        self._file = files.create(path)
 
     def append(self, rows: pa.Table) -> None:
         """Any process can read the rows when it returns. They may not be on disk."""
-        append(self._file, self._encode(rows), self.path)
+        files.append(self._file, self._encode(rows), self.path)
 
     def _encode(self, rows: pa.Table) -> bytes:
         for batch in rows.combine_chunks().to_batches():
@@ -83,13 +76,12 @@ class Stream:
 
     def sync(self) -> None:
         """Wait until all rows are on disk."""
-        sync(self.path)
+        files.sync(self.path)
 
     def read(self) -> pa.Table:
         """All rows, from the disk. Raises :class:`Damaged` if some are missing."""
-        content = read_whole(self.path)
-        table = _decoded_stream(content, self.path)
-        if (len(content), len(table)) != (self.written, self._rows):
+        table = read_stream(self.path, self.written)
+        if len(table) != self._rows:
             raise Damaged(f"{self.path.name} is damaged: {len(table)} of {self._rows} rows")
         return table
 
@@ -108,17 +100,12 @@ def read_stream(path: Path, synced: int | None = None) -> pa.Table:
     """
     content = b""
     with contextlib.suppress(Damaged):
-        content = read_whole(path)
+        content = files.read(path)
     if synced is not None and len(content) < synced:
         raise Damaged(f"{path.name} has {len(content)} bytes instead of {synced}")
-    return _decoded_stream(content[:synced], path)
-
-
-def _decoded_stream(content: bytes, path: Path) -> pa.Table:
     batches = []
-    with contextlib.suppress(pa.ArrowInvalid, OSError), pa.ipc.open_stream(content) as stream:
-        for batch in stream:
-            batches.append(batch)
+    with contextlib.suppress(pa.ArrowInvalid, OSError):
+        batches.extend(pa.ipc.open_stream(content[:synced]))
     return pa.Table.from_batches(batches, schema=SCHEMAS[path.stem]).unify_dictionaries()
 
 
@@ -138,7 +125,7 @@ def write_parquet(path: Path, table: pa.Table, **options: Any) -> dict[str, Any]
     """
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, **{"compression": "zstd", "write_page_checksum": True} | options)
-    return write_bytes(path, memoryview(sink.getvalue()))
+    return files.write_bytes(path, memoryview(sink.getvalue()))
 
 
 def read_parquet(
@@ -149,7 +136,7 @@ def read_parquet(
     ``expected``: the ``bytes`` and the ``sha256`` of the file. Without them, only the checksums of
     its pages are compared. Raises :class:`Damaged` if the file is not what was written.
     """
-    content = read_whole(path) if expected is None else verified(path, expected)
+    content = files.read(path, expected)
     try:
         file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
         table = file.read(use_threads=False)  # they take as long as reading a thousand rows

@@ -1,10 +1,11 @@
 """The tables of one cell and of a study, wherever they are: streams while a cell trains, Parquet
-files when it has ended, one Parquet file per table in an archived study.
+files when it has ended, one Parquet file per table in an archived study. Rows of ``cells`` are made
+from records, so that a new configuration key is a column without an edit here.
 """
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import pandas as pd
 import pyarrow as pa
 
 from study.errors import StudyError, printable
-from study.store.cells import cells_table
 from study.store.files import Damaged
 from study.store.records import (
     cell_folders,
@@ -33,7 +33,85 @@ _ID = pa.field("cell_id", TEXT)
 _log = logging.getLogger(__name__)
 
 
-# One cell.
+# The table of cells.
+
+NAN = float("nan")
+
+FIRST = (
+    *("cell_id", "study", "model", "quant_bits", "data", "optimizer", "lr", "loraplus_lr_ratio"),
+    *("momentum", "eps", "rank", "scaling", "exponent", "alpha", "gamma", "init", "targets"),
+    *("adapted_share", "dropout", "seed", "data_seed", "sequence_length", "steps"),
+    *("batch_size", "accumulation"),
+    *("clip", "schedule", "warmup", "weight_decay", "precision", "status", "error"),
+    *("diverged_step", "stuck_step", "steps_done", "device", "seconds", "peak_memory_gb"),
+)
+"""The columns of every ``cells`` table, in order. Those of other keys and of sources follow."""
+
+NOT_COLUMNS = (
+    *("name", "results_dir", "plots_dir", "device", "pack", "checkpoint", "tracker"),
+    *("model.name", "model.path", "data.name", "data.path"),  # see the columns model and data
+    *("data.format", "data.chat_template", "data.split", "data.subset"),  # see data_sha256
+    *("adapter.contraction", "adapter.path", "train.save_adapter", "train.epochs"),
+    *("train.shard", "train.checkpointing"),
+    "expects",
+)
+"""Configuration keys and groups without a column. They are not part of a cell's identity
+(:func:`study.config.identity`), or the record has a column for them."""
+
+GROUPS = ("", "adapter", "train", "data", "model", "optimizer", "probes")
+"""The groups of keys with columns; "" for keys outside a group.
+
+A column has the name of the key's last word. If an earlier group has that word, and for every key
+of ``probes``, it is the whole key: ``optimizer_alpha``, ``probes_steps``."""
+
+RENAMED = {"optimizer.name": "optimizer"}
+ABSENT = {"loraplus_lr_ratio": 1.0}
+"""Values of keys that early records do not have, if they are not NaN."""
+
+ORDER = ("model", "quant_bits", "data", "optimizer", "lr", "scaling", "exponent", "rank", "seed")
+
+
+def cells_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The ``cells`` table of these records, sorted by :data:`ORDER`."""
+    rows = [cell_row(record) for record in records]
+    return pd.DataFrame(rows).sort_values(list(ORDER)).reset_index(drop=True)
+
+
+def cell_row(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record as a row of the ``cells`` table.
+
+    - Every configuration key that is part of the cell's identity has a column (:data:`GROUPS`);
+    - ``data_sha256``, ``model_sha256``, ...: the first digits of the hash of each source;
+    - lists are strings; missing is NaN.
+    """
+    row = dict.fromkeys(FIRST, NAN) | ABSENT
+    configured: set[str] = set()
+    config = record["config"]
+    for group in GROUPS:
+        for word, value in (config.get(group, {}) if group else config).items():
+            key = f"{group}.{word}" if group else word
+            if key in NOT_COLUMNS or isinstance(value, dict):
+                continue
+            name = RENAMED.get(key, word)
+            if name in configured or group == "probes":
+                name = key.replace(".", "_")  # its words also name columns of other tables
+            configured.add(name)
+            row[name] = _plain(value)
+    row |= {name: _plain(record[name]) for name in FIRST if name in record}
+    row["rank"] = float(row["rank"])
+    if "peft" not in record:  # a Trainer's record hashes names and settings, not contents
+        sources = record.get("sources", {})
+        row |= {f"{name}_sha256": sha[:12] for name, sha in sources.items() if sha}
+    return row
+
+
+def _plain(value: Any) -> Any:
+    if value is None:
+        return NAN
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+# The rows of one cell.
 
 
 def load_cell_table(
@@ -94,19 +172,17 @@ def with_id(cell_id: str, table: pa.Table) -> pa.Table:
 
 
 def load_cells(study_dir: str | os.PathLike[str], with_unreadable: bool = False) -> pd.DataFrame:
-    """The ``cells`` table of a study (:func:`~study.store.cells.cells_table`).
+    """The ``cells`` table of a study (:func:`cells_table`).
 
-    Cells with the status ``unreadable`` are left out, and a warning names them. ``with_unreadable``
-    keeps them, and cells whose saved adapter is damaged are among them. Raises :class:`StudyError`
-    if the folder holds no study.
+    Cells with the status ``unreadable`` are left out, and a warning names them, unless
+    ``with_unreadable``. Raises :class:`StudyError` if the folder holds no study.
     """
-    found = (read_cell(cell, with_adapter=with_unreadable) for cell in cell_folders(study_dir))
+    found = map(read_cell, cell_folders(study_dir))
     records = [record for record in found if record is not None]
+    bad = {r["cell_id"]: r["error"] for r in records if r["status"] == "unreadable"}
     if with_unreadable:
         return _cells(study_dir, records, {})
-    readable = [record for record in records if record["status"] != "unreadable"]
-    bad = {r["cell_id"]: r["error"] for r in records if r["status"] == "unreadable"}
-    return _cells(study_dir, readable, bad)
+    return _cells(study_dir, [r for r in records if r["cell_id"] not in bad], bad)
 
 
 def _cells(

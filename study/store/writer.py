@@ -13,21 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from study.errors import StudyError
-from study.store.files import (
-    DRAFT,
-    LOCK,
-    Claim,
-    Damaged,
-    StorageError,
-    claim,
-    described,
-    make_folder,
-    remove,
-    rename,
-    storing,
-    write_text,
-)
-from study.store.records import ADAPTER, CHECKPOINTS, FORMAT, RECORD, record_in
+from study.store import files
+from study.store.files import LOCK, Claim, Damaged, StorageError
+from study.store.records import ADAPTER, CHECKPOINTS, FORMAT, RECORD, read_record
 from study.store.rows import SCHEMAS, Stream, read_stream, write_parquet
 from study.store.tables import load_cell_table
 from study.vocabulary.statuses import ENDED, RESUMABLE
@@ -72,14 +60,14 @@ class CellWriter:
         try:
             kept = self._kept(first_step, gaps) if first_step else {}
             self._make_room(first_step, aside)
-            write_text(self.folder / CONFIG, config_yaml)
+            files.write_text(self.folder / CONFIG, config_yaml)
             # Until the streams are replaced, without their sizes: both the old and the new count.
             self._save_record(status="running")
             for name in SCHEMAS:
                 if len(rows := kept.get(name, ())):
                     self._streams[name] = Stream(self._path(name), rows)
                 else:
-                    remove(self._path(name))
+                    files.remove(self._path(name))
             if self._streams:
                 self.sync()
         except BaseException:
@@ -99,7 +87,7 @@ class CellWriter:
 
         Raises :class:`StudyError` also if a live process holds the cell.
         """
-        claimed = claim(folder)
+        claimed = files.claim(folder)
         if claimed is None:
             raise StudyError(
                 f"cell {folder.name} is being trained by another process, which holds "
@@ -137,7 +125,7 @@ class CellWriter:
     def write_error_log(self, error: BaseException) -> Path:
         """Write the traceback of ``error`` and return the file's path."""
         path = self.folder / ERROR_LOG
-        write_text(path, "".join(traceback.format_exception(error)))
+        files.write_text(path, "".join(traceback.format_exception(error)))
         return path
 
     def close(self, status: str, **fields: Any) -> None:
@@ -150,17 +138,16 @@ class CellWriter:
         with self._writing():
             streams = self._streams.items()
             tables = {n: write_parquet(self.folder / f"{n}.parquet", s.read()) for n, s in streams}
-        files = sorted((self.folder / ADAPTER).glob("*"))
-        with storing(self.folder / ADAPTER):
-            adapter = {path.name: described(path) for path in files if path.is_file()}
+            of_adapter = sorted((self.folder / ADAPTER).glob("*"))
+            adapter = {p.name: files.described(files.read(p)) for p in of_adapter if p.is_file()}
         self.claim.check()
         self.record.pop("streams", None)
         self._save_record(status=status, tables=tables, adapter=adapter, **fields)
         # What an ended cell does not need. A failed one can go on from an earlier checkpoint.
-        unneeded = [*map(self._path, SCHEMAS), *self.folder.glob(f"*{DRAFT}")]
+        unneeded = [*map(self._path, SCHEMAS), *self.folder.glob(f"*{files.DRAFT}")]
         for path in unneeded if status == "failed" else [*unneeded, self.folder / CHECKPOINTS]:
             with suppress(StorageError):  # it costs space, not the cell
-                remove(path)
+                files.remove(path)
         self._release()
 
     def interrupt(self, **fields: Any) -> None:
@@ -179,7 +166,7 @@ class CellWriter:
 
     def _kept(self, first_step: int, gaps: bool) -> dict[str, pa.Table]:
         """The rows of the steps before ``first_step``. Tables without steps are made at the end."""
-        record = record_in(self.folder)
+        record = read_record(self.folder)
         if record is None or record["status"] == "unreadable":
             raise Damaged(record["error"] if record else f"{RECORD} is missing")
         kept = {}
@@ -199,22 +186,22 @@ class CellWriter:
 
         ``aside``: move everything.
         """
-        record = record_in(self.folder)
+        record = read_record(self.folder)
         finished = [*self.folder.glob("*.parquet"), *self.folder.glob(ADAPTER)]
         resumable = record is not None and record["status"] in RESUMABLE
-        if aside or (not resumable and (record is not None or finished)):
+        if aside or (not resumable and ((self.folder / RECORD).exists() or finished)):
             kept = {LOCK, CHECKPOINTS} if first_step else {LOCK}
             stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
             target = self.folder.parents[1] / ASIDE / f"{self.folder.name}.{stamp}"
-            make_folder(target)
+            files.make_folder(target)
             names = sorted(path.name for path in self.folder.iterdir() if path.name not in kept)
             for name in sorted(names, key=lambda name: name != RECORD):  # no cell without tables
-                rename(self.folder / name, target / name)
+                files.rename(self.folder / name, target / name)
             return
         if not first_step:  # first: without its rows, a checkpoint is of no use
-            remove(self.folder / CHECKPOINTS)
-        for path in (*finished, self.folder / ERROR_LOG, *self.folder.glob(f"*{DRAFT}")):
-            remove(path)
+            files.remove(self.folder / CHECKPOINTS)
+        for path in (*finished, self.folder / ERROR_LOG, *self.folder.glob(f"*{files.DRAFT}")):
+            files.remove(path)
 
     def _release(self) -> None:
         for stream in self._streams.values():
@@ -228,7 +215,7 @@ class CellWriter:
     def _save_record(self, **fields: Any) -> None:
         record = self.record | fields
         text = json.dumps(record, indent=2, sort_keys=True, allow_nan=True)
-        write_text(self.folder / RECORD, text + "\n")
+        files.write_text(self.folder / RECORD, text + "\n")
         self.record = record
 
     @contextmanager

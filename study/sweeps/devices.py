@@ -103,8 +103,6 @@ def _free(gpus: Sequence[tuple[torch.device, str]]) -> Device | None:
     folder = cache_folder() / "gpus"
     make_folder(folder)
     for device, uuid in gpus:
-        own = Lock(folder / f"{uuid}.lock", timeout=0)
         with contextlib.suppress(TimeoutError):
-            own.acquire()
-            return Device(device, own)
+            return Device(device, Lock(folder / f"{uuid}.lock", timeout=0))
     return None

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
@@ -19,14 +18,12 @@ from study.store import (
     is_done,
     load_measured,
     load_records,
-    read_cell,
     rows_of,
 )
 from study.store.archive import FILES, check_study, write_archive
 from tests.store.small_cells import flip
 
 TABLES = ("metrics", "probes", "truncations", "exponents", "stable", "rates", "losses")
-PLACES = ["results_dir", "plots_dir", "name"]
 
 
 def sweep(results: Path, jsonl: Path, *overrides: str) -> None:
@@ -79,13 +76,11 @@ def test_an_archive_names_its_own_folders_and_is_whole(study_dir: Path, archived
     checked = run("check", archived)
     assert checked.output == "4 cells (4 archived, which keeps no adapters): no problem\n"
     before = {record["cell_id"]: record for record in load_records(study_dir)}
+    places = {"results_dir": archived.parent.as_posix(), "plots_dir": "pictures"}
     for record in load_records(archived):
-        assert record["config"]["results_dir"] == archived.parent.as_posix()
-        assert record["config"]["plots_dir"] == "pictures"
         of_study = before[record["cell_id"]]
         kept = {key: of_study[key] for key in of_study if key not in ("tables", "adapter")}
-        changed = {key: record["config"][key] for key in PLACES}
-        assert record == kept | {"config": kept["config"] | changed}
+        assert record == kept | {"config": kept["config"] | places}
 
 
 def test_the_same_study_gives_the_same_bytes(archived: Path, tmp_path: Path) -> None:
@@ -121,22 +116,13 @@ def test_a_sweep_in_an_archived_study_trains_what_is_not_there(
     assert set(tables.metrics["cell_id"]) == set(tables.cells["cell_id"])
 
 
-def flip_in_last_column(path: Path) -> None:
-    """Change one bit of a page. Pages have checksums, the description of the columns has none."""
-    group = pq.ParquetFile(path).metadata.row_group(0)
-    column = group.column(group.num_columns - 1)
-    start = column.dictionary_page_offset or column.data_page_offset
-    flip(path, (start + column.total_compressed_size - 1.5) / path.stat().st_size)
-
-
-@pytest.mark.parametrize("name", ["cells.parquet", "probes.parquet"])
-def test_a_damaged_archive_gets_one_line(archived: Path, tmp_path: Path, name: str) -> None:
+def test_a_damaged_archive_gets_one_line(archived: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(archived, tmp_path / "mine"))
-    flip_in_last_column(copy / name)
-    with pytest.raises(StudyError, match=rf"{name} is .*damaged"):
+    flip(copy / "probes.parquet")
+    with pytest.raises(StudyError, match=r"probes.parquet is damaged: get it again"):
         load_measured(copy)
-    (copy / name).write_bytes(b"text")
-    assert name in str(run("check", copy).exception)
+    (copy / "cells.parquet").write_bytes(b"text")
+    assert "cells.parquet is no archive of a study" in str(run("check", copy).exception)
 
 
 def test_the_command_archives_and_says_what_it_left_out(study_dir: Path, tmp_path: Path) -> None:
@@ -148,12 +134,6 @@ def test_the_command_archives_and_says_what_it_left_out(study_dir: Path, tmp_pat
     assert ran.exit_code == 0
     assert f"left out, because they have not ended: {first.name}" in ran.output
     assert f"{tmp_path / 'a'}: 3 cells, 0." in ran.output
-    kept = read_cell(cell_folders(tmp_path / "a")[0])
-    assert kept is not None
-    assert kept["study"] == "a"
-    for folder in cell_folders(copy)[1:]:
-        shutil.rmtree(folder)
-    with pytest.raises(StudyError, match=r"no cell of .* has ended"):
-        write_archive(copy, tmp_path / "to")
+    assert {record["study"] for record in load_records(tmp_path / "a")} == {"a"}
     with pytest.raises(StudyError, match="no study in"):
         write_archive(tmp_path / "nothing", tmp_path / "to")

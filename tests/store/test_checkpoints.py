@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from study.store import files
 from study.store.checkpoints import Checkpoint, load_newest, save
@@ -49,7 +48,6 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
         assert loaded.tobytes() == np.ascontiguousarray(array).tobytes()
         loaded.fill(1)  # memory of its own
     assert found.tensors.get("dropout/b") is None, "a cell without dropout has no streams"
-    assert load_file(path)["weights/a/A"].tolist() == TENSORS["weights/a/A"].tolist()
 
 
 def pair(step: int) -> list[str]:
@@ -108,29 +106,18 @@ def test_damage_is_seen_and_the_one_before_is_used(tmp_path: Path, kind: str) ->
         assert "\n" not in line
 
 
-@pytest.mark.parametrize(
-    ("changed", "reason"),
-    [
-        ({"format": 3}, "it has {'format': 3}"),
-        ({"cell_id": "another"}, "it has {'cell_id': 'another'}"),
-        ({"step": 9}, "it has {'step': 9}"),
-    ],
-)
-def test_another_format_cell_or_step_is_refused(
-    tmp_path: Path, changed: dict[str, Any], reason: str
-) -> None:
+@pytest.mark.parametrize("changed", [{"format": 3}, {"cell_id": "another"}, {"step": 9}])
+def test_another_format_cell_or_step_is_refused(tmp_path: Path, changed: dict[str, Any]) -> None:
     note = save(tmp_path, at(10)).with_suffix(".json")
     note.write_text(json.dumps(json.loads(note.read_text()) | changed))
     said: list[str] = []
     assert load_newest(tmp_path, CELL, said.append) is None
-    assert f"can't be used ({reason})" in said[0]
+    assert f"can't be used (ValueError: it has {changed})" in said[0]
 
 
 def test_weights_that_are_not_finite_fall_back(tmp_path: Path) -> None:
     save(tmp_path, at(5))
-    broken = TENSORS["weights/a/B"].copy()
-    broken[3, 2] = np.nan
-    save(tmp_path, at(10, **{"weights/a/B": broken}))
+    save(tmp_path, at(10, **{"weights/a/B": np.array([1.0, np.nan])}))
     said: list[str] = []
     found = load_newest(tmp_path, CELL, said.append)
     assert found is not None

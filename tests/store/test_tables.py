@@ -7,7 +7,6 @@ import random
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -25,7 +24,7 @@ from study.store import (
 from study.store.rows import SCHEMAS, read_parquet, write_parquet
 from study.sweeps.progress import render
 from study.vocabulary.quantities import STATS
-from tests.store.small_cells import RECORD, append, complete, flip
+from tests.store.small_cells import RECORD, append, complete, flip, probes
 
 
 def writer(study_dir: Path, cell_id: str = "abc") -> CellWriter:
@@ -41,13 +40,6 @@ def test_round_trip(tmp_path: Path) -> None:
 
     cell.close("complete", seconds=1.0, steps_done=2)
     assert is_done(cell.folder)
-    assert sorted(p.name for p in cell.folder.iterdir()) == [
-        "config.yaml",
-        "lock",
-        "metrics.parquet",
-        "probes.parquet",
-        "record.json",
-    ]
     tables = study.load(str(tmp_path))
     pd.testing.assert_frame_equal(tables.metrics, running.metrics)
     pd.testing.assert_frame_equal(tables.probes, running.probes)
@@ -58,13 +50,9 @@ def test_round_trip(tmp_path: Path) -> None:
     keys = ["cell_id", "step", "layer", "block", "kind", "site", "batch", "d_in", "d_out"]
     assert list(tables.probes.columns) == [*keys, *STATS]
     row = tables.cells.iloc[0]
-    assert (row["rank"], row["scaling"], row["exponent"], row["targets"]) == (
-        8.0,
-        "power",
-        0.7,
-        "q_proj,v_proj",
-    )
-    assert (row["status"], row["seconds"], row["steps_done"]) == ("complete", 1.0, 2)
+    expected = {"rank": 8.0, "scaling": "power", "exponent": 0.7, "targets": "q_proj,v_proj"}
+    expected |= {"status": "complete", "seconds": 1.0, "steps_done": 2}
+    assert {key: row[key] for key in expected} == expected
 
 
 def test_the_error_for_a_folder_without_a_study_names_those_nearby(tmp_path: Path) -> None:
@@ -82,7 +70,7 @@ def test_a_running_cell_has_done_the_steps_of_its_last_whole_row(tmp_path: Path)
     os.truncate(stream, stream.stat().st_size - 40)
     assert load_cells(tmp_path)["steps_done"].iloc[0] == 48
     assert list(load_measured(tmp_path).metrics["step"]) == [*range(49)]
-    with pytest.raises(Damaged, match=r"metrics.arrows is damaged: 49 of 50 rows"):
+    with pytest.raises(Damaged, match=r"metrics.arrows has \d+ bytes instead of"):
         cell.close("complete", steps_done=49)
     cell.interrupt()
     assert load_cells(tmp_path)["status"].to_list() == ["interrupted"]
@@ -109,46 +97,29 @@ def test_unreadable_cells_are_left_out_with_one_warning(
     assert "bad record" in render(listed)
 
 
-# One table of a cell, which is never read as other numbers.
-
-
-@pytest.fixture
-def probed() -> pa.Table:
-    """200 rows of probes."""
-    draw = np.random.default_rng(0)
-    rows = [
-        {"step": step, "layer": f"l{layer}", "block": layer, "kind": "q_proj", "site": "A"}
-        | {"batch": "train", "norm": draw.normal(), "rms": draw.normal()}
-        for step in range(20)
-        for layer in range(10)
-    ]
-    frame = pd.DataFrame(rows).reindex(columns=SCHEMAS["probes"].names)
-    return pa.Table.from_pandas(frame, schema=SCHEMAS["probes"], preserve_index=False)
+PROBED = pa.Table.from_pandas(
+    pd.concat([probes(step) for step in range(100)]).reindex(columns=SCHEMAS["probes"].names),
+    schema=SCHEMAS["probes"],
+    preserve_index=False,
+)
+ROWS = PROBED.to_pylist()
 
 
 @pytest.mark.parametrize("with_hash", [True, False])
-def test_a_flipped_bit_is_seen(tmp_path: Path, probed: pa.Table, with_hash: bool) -> None:
+def test_a_flipped_bit_is_seen(tmp_path: Path, with_hash: bool) -> None:
     """Without a hash, only the pages are compared. No flip ends in an error of another kind."""
     path = tmp_path / "probes.parquet"
-    written = write_parquet(path, probed)
+    written = write_parquet(path, PROBED)
     expected = written if with_hash else None
-    assert read_parquet(path, probed.schema, expected).equals(probed)
+    assert read_parquet(path, PROBED.schema, expected).to_pylist() == ROWS
     good, found = path.read_bytes(), []
     for place in random.Random(1).choices(range(8 * len(good)), k=60):
         bad = bytearray(good)
         bad[place // 8] ^= 1 << place % 8
         path.write_bytes(bad)
         with suppress(Damaged):
-            found.append(read_parquet(path, probed.schema, expected))
-    assert sum(not table.equals(probed) for table in found) <= (0 if with_hash else 1)
-
-
-def test_an_older_table_lacks_new_columns(tmp_path: Path, probed: pa.Table) -> None:
-    path = tmp_path / "probes.parquet"
-    expected = write_parquet(path, probed.drop_columns(["rms"]))
-    table = read_parquet(path, SCHEMAS["probes"], expected)
-    assert table.schema.names == SCHEMAS["probes"].names
-    assert table["rms"].null_count == len(table)
+            found.append(read_parquet(path, PROBED.schema, expected))
+    assert sum(table.to_pylist() != ROWS for table in found) <= (0 if with_hash else 1)
 
 
 def test_the_record_says_which_files_count(tmp_path: Path) -> None:

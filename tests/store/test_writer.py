@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
 from study.store import (
@@ -23,7 +22,7 @@ from study.store import (
     rows_of,
 )
 from study.store.rows import read_stream
-from tests.store.small_cells import append, complete, metrics
+from tests.store.small_cells import append, metrics
 
 Begin = Callable[..., CellWriter]
 ENDED = ["config.yaml", "lock", "metrics.parquet", "probes.parquet", "record.json"]
@@ -48,9 +47,11 @@ def test_an_interrupted_cell_keeps_its_rows_and_says_how_far_it_came(
     cell = read_cell(folder)
     assert cell is not None
     assert (cell["status"], cell["steps_done"], cell["seconds"]) == ("interrupted", 2, 0.2)
-    assert names(folder) == [
-        *("config.yaml", "lock", "metrics.arrows", "probes.arrows", "record.json")
-    ]
+    assert steps(folder) == [0, 1, 2]
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "step-00000002.safetensors").touch()
+    begin().close("complete")
+    assert names(folder) == ["config.yaml", "lock", "record.json"], "it began again"
 
 
 def test_a_resumed_cell_keeps_the_rows_before_its_step(folder: Path, begin: Begin) -> None:
@@ -64,49 +65,24 @@ def test_a_resumed_cell_keeps_the_rows_before_its_step(folder: Path, begin: Begi
     assert is_done(folder)
 
 
-def test_resumed_tables_are_those_of_an_undisturbed_run(tmp_path: Path, begin: Begin) -> None:
-    begin("whole", 6).close("complete")
-    begin("parts", 3).interrupt()
-    begin("parts", 4, first=1).interrupt()
-    begin("parts", 6, first=4).close("complete")
-    for name in ("metrics", "probes", "truncations"):
-        whole, parts = (rows_of(tmp_path / "cells" / cell, name) for cell in ("whole", "parts"))
-        pd.testing.assert_frame_equal(parts, whole)
-
-
-def test_a_cell_that_begins_again_has_no_rows_and_no_checkpoints(
-    folder: Path, begin: Begin
+@pytest.mark.parametrize("is_unreadable", [False, True])
+def test_the_results_of_an_ended_cell_are_moved_aside(
+    folder: Path, begin: Begin, is_unreadable: bool
 ) -> None:
-    begin(steps=4).interrupt()
-    (folder / "checkpoints").mkdir()
-    (folder / "checkpoints" / "step-00000002.safetensors").touch()
-    begin().close("complete")
-    assert names(folder) == ["config.yaml", "lock", "record.json"]
-
-
-def test_the_results_of_an_ended_cell_are_moved_aside(folder: Path, begin: Begin) -> None:
     writer = begin(steps=2)
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter_model.safetensors").write_text("weights")
     writer.close("failed")
     tables = (folder / "metrics.parquet").read_bytes()
+    if is_unreadable:
+        (folder / "record.json").write_text("{")
     begin().interrupt()
     assert names(folder) == ["config.yaml", "lock", "record.json"]
     (aside,) = (folder.parents[1] / "aside").iterdir()
     assert aside.name.startswith("abc.")
     assert (aside / "metrics.parquet").read_bytes() == tables
     assert (aside / "adapter" / "adapter_model.safetensors").read_text() == "weights"
-    assert record(aside)["status"] == "failed"
     assert len(load_measured(folder.parents[1]).cells) == 1, "nothing reads what was moved"
-
-
-def test_a_cell_whose_record_is_unreadable_is_moved_aside(folder: Path, begin: Begin) -> None:
-    complete(folder.parents[1])
-    (folder / "record.json").write_text('{"cell_id": "ab')
-    begin().close("complete")
-    (aside,) = (folder.parents[1] / "aside").iterdir()
-    assert (aside / "record.json").read_text() == '{"cell_id": "ab'
-    assert (aside / "metrics.parquet").exists()
 
 
 def test_a_run_that_had_ended_is_continued(folder: Path, begin: Begin) -> None:
