@@ -253,8 +253,9 @@ def find_cell(study_dir: str | os.PathLike[str], cell: str) -> tuple[Path, dict[
     record = read_record(hits[0]) if len(hits) == 1 else None
     if record is None:
         ids = ", ".join(folder.name for folder in (hits or folders)[:8])
-        which = f"{len(hits) or 'no'} cells of {study_dir} begin with {cell!r}"
-        raise StudyError(f"{which}: choose one of {ids}{', ...' * (len(hits or folders) > 8)}")
+        more = ", ..." if len(hits or folders) > 8 else ""
+        which, verb = (f"{len(hits)} cells", "begin") if hits else ("no cell", "begins")
+        raise StudyError(f"{which} of {study_dir} {verb} with {cell!r}: choose from {ids}{more}")
     if record["status"] == "unreadable":
         raise StudyError(f"cell {hits[0].name} of {study_dir} is unreadable: {record['error']}")
     return hits[0], record

@@ -101,12 +101,12 @@ def history_row(
     shared = dict(
         zip(layers["layer"], layers.duplicated(["block", "kind"], keep=False), strict=True)
     )
-    for each in sent.astype({"norm": "float32"}).itertuples():  # the precision of the store
-        layer, name = str(each.layer), str(each.kind)
+    for each in sent.astype({"norm": "float32"}).to_dict("records"):  # the store's precision
+        layer, block, name = each["layer"], each["block"], each["kind"]
         if shared[layer] and layer != MODEL_WIDE:
-            name = layer.partition(f".{each.block}.")[2] or layer
-        place = f"block_{each.block:02d}/" if each.block >= 0 else ""
-        row[f"{norm_of(str(each.site), str(each.batch))}/{place}{name}"] = float(each.norm)
+            name = layer.partition(f".{block}.")[2] or layer
+        place = f"block_{block:02d}/" if block >= 0 else ""
+        row[f"{norm_of(each['site'], each['batch'])}/{place}{name}"] = each["norm"]
     return row
 
 

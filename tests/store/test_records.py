@@ -109,9 +109,9 @@ def test_a_cell_is_found_by_the_begin_of_its_id(tmp_path: Path) -> None:
         complete(tmp_path, name)
     assert find_cell(tmp_path, "abd")[0].name == "abd"
     assert find_cell(tmp_path, "ab")[0].name == "ab", "the whole id"
-    with pytest.raises(StudyError, match=r"3 cells .* begin with 'a': choose one of ab, abc, abd"):
+    with pytest.raises(StudyError, match=r"3 cells .* begin with 'a': choose from ab, abc, abd"):
         find_cell(tmp_path, "a")
-    with pytest.raises(StudyError, match="no cells of"):
+    with pytest.raises(StudyError, match="no cell of"):
         find_cell(tmp_path, "../ab")
 
 
