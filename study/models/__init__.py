@@ -15,7 +15,6 @@ from study.models.card import (
     coverage,
     describe,
     load_tokenizer,
-    where_from,
 )
 from study.models.smollm2 import fetch_smollm2
 
@@ -29,5 +28,4 @@ __all__ = [
     "fetch_smollm2",
     "load_base",
     "load_tokenizer",
-    "where_from",
 ]

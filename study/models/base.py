@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ from study.config import PRECISIONS, ModelConfig
 from study.errors import StudyError, unknown
 from study.models import quantised
 from study.models.card import ModelCard, describe, first_block
-from study.models.messages import failing
+from study.models.messages import failing, replaced
 from study.models.sources import find_model
 from study.reading import check_memory, free_memory
 
@@ -36,10 +35,6 @@ _LESS = "try precision=bf16, model.quant_bits=4, a smaller model or another devi
 _FIND_PACKED = "find_packed_sequence_indices"
 """Without a mask, this function of transformers looks for rows that are packed with several
 sequences, by their positions. It reads the answer from the device in every pass."""
-
-
-def _none_are_packed(*_: Any, **__: Any) -> None:
-    """Every row of tokens is one sequence here."""
 
 
 @dataclass
@@ -75,7 +70,7 @@ class FrozenBase:
         There is no attention mask: every token counts as real. The tokens may be on the CPU. Does
         not wait for the device.
         """
-        with mock.patch.object(masking_utils, _FIND_PACKED, _none_are_packed, create=True):
+        with replaced(_FIND_PACKED, {masking_utils: lambda *_, **__: None}):
             ids = input_ids_BT.to(self.device, non_blocking=True)
             return self.trunk(input_ids=ids, use_cache=False).last_hidden_state
 
@@ -255,17 +250,12 @@ def recomputing(base: FrozenBase) -> Iterator[None]:
     A backward pass computes each block again, as a whole, before its gradients: a third more
     products, and the activations of one block at a time. The numbers are the same.
     """
+
+    def again(forward: Any, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
     blocks = blocks_of(base)
-    try:
-        for block in blocks:
-            block.forward = partial(_checkpointed, block.forward)
+    with replaced("forward", {block: partial(again, block.forward) for block in blocks}):
         yield
-    finally:
-        for block in blocks:
-            block.__dict__.pop("forward", None)
-
-
-def _checkpointed(forward: Any, *args: Any, **kwargs: Any) -> Any:
-    if not torch.is_grad_enabled():
-        return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)

@@ -108,14 +108,6 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
     return find_model(config).tokenizer()
 
 
-def where_from(config: ModelConfig) -> str | None:
-    """The argument that loads the model with ``from_pretrained``: a hub name or a folder.
-
-    None for ``tiny``, which is made in memory.
-    """
-    return find_model(config).where
-
-
 @lru_cache
 def _card(unloaded: UnloadedModel, _: Hashable, quant_bits: int | None) -> ModelCard:
     """The card without the quantisation. The model's state is a key of the cache."""

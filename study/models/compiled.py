@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from study.models.base import FrozenBase
 from study.models.card import first_block
+from study.models.messages import replaced
 
 MOST_PROGRAMS = 64
 """Programs that torch keeps of one block, for the forms and ranks of a pack. Its default is 8."""
@@ -42,7 +43,9 @@ class CompiledBlocks:
             path, first = place
             every_block: Any = base.model.get_submodule(path)
             self.blocks = list(every_block[first + 1 :])
-        self._programs = [torch.compile(block.forward, dynamic=False) for block in self.blocks]
+        self._programs = {
+            block: torch.compile(block.forward, dynamic=False) for block in self.blocks
+        }
         for factor, dimension in ranks if self.blocks else ():
             torch._dynamo.maybe_mark_dynamic(factor, dimension)
 
@@ -51,14 +54,11 @@ class CompiledBlocks:
         """Within this context, passes run the compiled blocks."""
         # Parameters may have dimensions of variable size.
         settings = {"force_parameter_static_shapes": False, "recompile_limit": MOST_PROGRAMS}
-        try:
-            for block, program in zip(self.blocks, self._programs, strict=True):
-                block.forward = program
-            with torch._dynamo.config.patch(settings) if self.blocks else nullcontext():
-                yield
-        finally:
-            for block in self.blocks:
-                block.__dict__.pop("forward", None)
+        with (
+            replaced("forward", self._programs),
+            torch._dynamo.config.patch(settings) if self.blocks else nullcontext(),
+        ):
+            yield
 
 
 @contextmanager

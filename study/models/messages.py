@@ -1,9 +1,10 @@
-"""What transformers and others say while they run: silenced, and their errors in one line."""
+"""Libraries while they run: silenced, with errors in one line, and with functions replaced."""
 
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
@@ -29,6 +30,22 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
         if had_progress_bars:
             transformers_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def replaced(name: str, values: Mapping[Any, Any]) -> Iterator[None]:
+    """Inside, the attribute ``name`` of each key is its value. Afterwards it is as before."""
+    before = {id(owner): vars(owner)[name] for owner in values if name in vars(owner)}
+    try:
+        for owner, value in values.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner in values:
+            if id(owner) in before:
+                setattr(owner, name, before[id(owner)])
+            else:
+                vars(owner).pop(name, None)
 
 
 @contextlib.contextmanager

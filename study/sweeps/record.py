@@ -19,7 +19,7 @@ from torch import nn
 from study.adapters import LoraPair
 from study.config import interval
 from study.errors import StudyError, one_line
-from study.models import where_from
+from study.models.sources import find_model
 from study.store import (
     ADAPTER,
     CellWriter,
@@ -196,7 +196,7 @@ class Recorder:
                     alpha=adapter.alpha,
                     exponent=scaling.exponent(adapter.scaling, adapter.exponent),
                     dropout=adapter.dropout,
-                    base=where_from(held.cell.config.model),
+                    base=find_model(held.cell.config.model).where,
                     modules=dict(model.named_modules()),
                 )
         self._close()

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,13 +38,9 @@ class Snapshot:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "Snapshot":
-        """The state in a checkpoint. Its tensors are read when they are asked for."""
-        return cls(checkpoint.step, _AsTensors(checkpoint.tensors), checkpoint.state)
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+        """The state in a checkpoint. Its tensors share the memory of the arrays."""
+        tensors = {name: torch.from_numpy(array) for name, array in checkpoint.tensors.items()}
+        return cls(checkpoint.step, tensors, checkpoint.state)
 
     def copied(self) -> "Snapshot":
         """The same state in memory of its own on the host: training on does not change it."""
@@ -56,22 +51,6 @@ class Snapshot:
         """The state as a checkpoint. On a CPU its arrays share the memory of the tensors."""
         arrays = {name: tensor.cpu().numpy() for name, tensor in self.tensors.items()}
         return Checkpoint(cell_id, self.step, arrays, self.state)
-
-
-class _AsTensors(Mapping[str, Tensor]):
-    """Arrays as tensors, each converted when it is asked for."""
-
-    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
-        self.arrays = arrays
-
-    def __getitem__(self, name: str) -> Tensor:
-        return torch.from_numpy(self.arrays[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.arrays)
-
-    def __len__(self) -> int:
-        return len(self.arrays)
 
 
 def capture(of_fold: "weakref.ref[Fold]", cell: int, step: int) -> Snapshot:

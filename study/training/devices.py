@@ -67,18 +67,12 @@ def is_out_of_memory(error: Exception) -> bool:
 
 @cache
 def matmul_rate(device: torch.device) -> float:
-    """FLOP/s of a square float32 product on ``device``; measured once in a process.
+    """FLOP/s of a square float32 product on ``device``: the best of five, once in a process.
 
     On a CPU a small product has the rate of a large one, and takes 0.02 s.
     """
-    return measure_matmul_rate(device, side=1024 if device.type == "cpu" else 2048)
-
-
-def measure_matmul_rate(
-    device: torch.device, dtype: torch.dtype = torch.float32, side: int = 2048
-) -> float:
-    """FLOP/s of a square product on ``device`` at this moment: the best of five."""
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    side = 1024 if device.type == "cpu" else 2048
+    a, b = (torch.randn(side, side, device=device) for _ in range(2))
 
     def seconds() -> float:
         began = time.perf_counter()

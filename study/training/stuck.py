@@ -25,9 +25,12 @@ class StuckCheck:
 
     def __init__(self) -> None:
         self._first: tuple[float, float] | None = None
+        self._begin_again()
+
+    def _begin_again(self) -> None:
         self._since: int | None = None
         self._negligible = 0
-        self._heldout: float | None = None
+        self._heldout = math.nan
 
     @property
     def step(self) -> int | None:
@@ -37,32 +40,18 @@ class StuckCheck:
     def add(self, row: Mapping[str, float]) -> None:
         """Read the next row. Columns may be absent or NaN: not every step measures everything."""
         norm, loss = row.get("grad_norm", math.nan), row.get("loss", math.nan)
-        if not math.isnan(norm):
-            if self._is_negligible(norm, loss):
-                if self._since is None:
-                    self._since = int(row["step"])
-                self._negligible += 1
-            else:
-                self._forget()
-        if self._since is not None:
-            self._compare(row.get("eval_loss", math.nan))
-
-    def _is_negligible(self, norm: float, loss: float) -> bool:
         if self._first is None and norm > 0:
             self._first = norm, loss
-        if not loss > 0:
-            return False
         first_norm, first_loss = self._first or (1.0, loss)
-        return norm * first_loss <= STUCK_GRADIENT * loss * first_norm
-
-    def _compare(self, heldout: float) -> None:
-        """Start again if the held-out loss has changed since the gradients are negligible."""
-        if math.isnan(heldout):
+        if loss > 0 and norm * first_loss <= STUCK_GRADIENT * loss * first_norm:
+            self._since = int(row["step"]) if self._since is None else self._since
+            self._negligible += 1
+        elif not math.isnan(norm):
+            self._begin_again()
+        heldout = row.get("eval_loss", math.nan)
+        if self._since is None or math.isnan(heldout):
             return
-        if self._heldout is None:
+        if math.isnan(self._heldout):
             self._heldout = heldout
         elif abs(heldout - self._heldout) > STUCK_LOSS * abs(self._heldout):
-            self._forget()
-
-    def _forget(self) -> None:
-        self._since, self._negligible, self._heldout = None, 0, None
+            self._begin_again()
