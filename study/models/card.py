@@ -147,7 +147,7 @@ def _card(unloaded: UnloadedModel, _: Hashable, quant_bits: int | None) -> Model
             head=head.weight.numel() if head else 0,
         )
     if quant_bits == 4:
-        quantised.check_rows(named, linears)
+        quantised.check_rows(named, card.shapes_by_path)
     _check_tokens(tokenizer, card.vocabulary, named)
     return card
 

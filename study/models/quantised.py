@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from study.errors import StudyError
 from study.models.messages import quiet
@@ -40,15 +39,14 @@ def check_installed() -> None:
         )
 
 
-def check_rows(named: str, linears: Mapping[str, Any]) -> None:
+def check_rows(named: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raises :class:`StudyError` if the rows of a weight are not a multiple of :data:`BLOCK`.
 
     A scale would then cover the end of one row and the start of the next. For such blocks the
     AVX-512 kernel of bitsandbytes (0.50) uses the wrong scale without a warning: the error is 0.27
     of the weight instead of 0.09.
     """
-    for path, linear in linears.items():
-        d = linear.nx if isinstance(linear, Conv1D) else linear.in_features
+    for path, (d, _) in shapes.items():
         if d % BLOCK:
             raise StudyError(
                 f"model.quant_bits=4 needs rows of a multiple of {BLOCK} weights, but {path} of"

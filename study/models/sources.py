@@ -107,38 +107,26 @@ UnloadedModel = checkpoints.Checkpoint | tiny.TinyModel | Shape
 """
 
 
+def _tiny(config: ModelConfig) -> UnloadedModel:
+    if config.path:
+        raise StudyError(
+            f"model={config.name} is made in memory, but model.path={config.path!r} is given: "
+            "use model=hf, or remove model.path"
+        )
+    width = tiny.WIDTH if config.width is None else config.width
+    if width % tiny.WIDTH_STEP:
+        raise StudyError(f"model.width={width} is not a multiple of {tiny.WIDTH_STEP}: give one")
+    return tiny.TinyModel(config.name, width)
+
+
 def _smollm2(config: ModelConfig) -> UnloadedModel:
     return checkpoints.find(config.path) if config.path else smollm2.checkpoint(config.name)
 
 
-def _hf(config: ModelConfig) -> UnloadedModel:
-    return checkpoints.find(str(config.path))
-
-
-def _shape(config: ModelConfig) -> UnloadedModel:
-    return find_shape(str(config.path))
-
-
-def _tiny(config: ModelConfig) -> UnloadedModel:
-    if config.path:
-        readers = " or ".join(f"model={key}" for key, row in MODELS.items() if row.reads_path)
-        raise StudyError(
-            f"model={config.name} is made in memory, but model.path={config.path!r} is given: "
-            f"use {readers}, or remove model.path"
-        )
-    width = tiny.WIDTH if config.width is None else config.width
-    if width % tiny.WIDTH_STEP:
-        raise StudyError(
-            f"model.width={width} is not a multiple of {tiny.WIDTH_STEP}: give one, "
-            f"such as {tiny.WIDTH_STEP * max(1, round(width / tiny.WIDTH_STEP))}"
-        )
-    return tiny.TinyModel(config.name, width)
-
-
 FINDERS: dict[str, Callable[[ModelConfig], UnloadedModel]] = {
     "smollm2": _smollm2,
-    "hf": _hf,
-    "shape": _shape,
+    "hf": lambda config: checkpoints.find(str(config.path)),
+    "shape": lambda config: find_shape(str(config.path)),
     "tiny": _tiny,
 }
 """The function of every model, by name."""

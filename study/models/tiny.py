@@ -58,7 +58,10 @@ class TinyModel:
         """It has no files that could change."""
 
     def fingerprint(self) -> str:
-        return fingerprint(self.width)
+        """sha256 of everything that determines the weights: shape, seed and scale of the init."""
+        made_from = {"family": "llama", "shape": _shape(self.width), "seed": _SEED}
+        made_from["init_std"] = _INIT_STD
+        return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
     def config(self, quant_bits: int | None = None) -> LlamaConfig:
         return config(self.width)
@@ -66,9 +69,7 @@ class TinyModel:
     def tokenizer(self) -> PreTrainedTokenizerFast:
         return tokenizer()
 
-    def load(
-        self, device: torch.device, dtype: torch.dtype, quant_bits: int | None
-    ) -> LlamaForCausalLM:
+    def load(self, device: torch.device, dtype: torch.dtype, quant_bits: int | None) -> Any:
         """The model, on ``device`` in ``dtype``, with linears in ``quant_bits``."""
         model = build(self.width)
         if quant_bits is not None:
@@ -106,18 +107,10 @@ def build(width: int = WIDTH) -> LlamaForCausalLM:
     return model
 
 
-def fingerprint(width: int = WIDTH) -> str:
-    """sha256 of everything that determines the weights: shape, seed and scale of the init."""
-    made_from = {"family": "llama", "shape": _shape(width), "seed": _SEED, "init_std": _INIT_STD}
-    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
-
-
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token per byte of UTF-8, then ``<eos>`` (256) and ``<pad>`` (257). It adds neither."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(
-        BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[])
-    )
+    backend = Tokenizer(BPE({symbol: index for index, symbol in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["<eos>", "<pad>"])

@@ -6,6 +6,7 @@ this takes more than a second, and most cells need neither.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -20,8 +21,6 @@ from study.config import CellConfig, OptimizerConfig, TrainConfig
 from study.errors import StudyError
 
 Groups = list[dict[str, Any]]
-
-
 Constructor = Callable[..., Optimizer]
 """Builds an optimizer from parameter groups and the options of its configuration."""
 
@@ -50,16 +49,12 @@ def constructs(*names: str) -> Callable[[Constructor], Constructor]:
 
 @constructs("signsgd")
 def _signsgd(groups: Groups, **options: Any) -> Optimizer:
-    from pytorch_optimizer import SignSGD
-
-    return SignSGD(groups, **options)
+    return import_module("pytorch_optimizer").SignSGD(groups, **options)
 
 
 @constructs("lion")
 def _lion(groups: Groups, **options: Any) -> Optimizer:
-    from pytorch_optimizer import Lion
-
-    return Lion(groups, **options)
+    return import_module("pytorch_optimizer").Lion(groups, **options)
 
 
 @constructs("adafactor")
@@ -183,12 +178,11 @@ class Learner:
         restored: dict[int, dict[str, Any]] = {}
         for key, value in {**state["of_weights"], **tensors}.items():
             number, _, name = key.partition("/")
-            own = value
             if isinstance(value, Tensor):
-                divided = value.dim() > 1
-                part = self.world.part(value, self.dims[int(number)]) if divided else value
-                own = part.clone()
-            restored.setdefault(int(number), {})[name] = own
+                is_divided = value.dim() > 1
+                part = self.world.part(value, self.dims[int(number)]) if is_divided else value
+                value = part.clone()
+            restored.setdefault(int(number), {})[name] = value
         now = self.optimizer.state_dict()["param_groups"]
         groups = [
             new | {key: tuple(v) if isinstance(new.get(key), tuple) else v for key, v in of.items()}

@@ -147,7 +147,4 @@ def _trained_adapter(fold: Fold, cell: int, step: int) -> dict[str, LoraPair] | 
     if step < train.steps or not train.save_adapter:
         return None
     pairs = ((bank.layer, bank.whole_pairs()[cell]) for bank in fold.banks)
-    return {
-        layer: LoraPair(A_RD.cpu().clone(), B_OR.cpu().clone(), gamma)
-        for layer, (A_RD, B_OR, gamma) in pairs
-    }
+    return {name: LoraPair(A.cpu().clone(), B.cpu().clone(), g) for name, (A, B, g) in pairs}

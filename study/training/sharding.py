@@ -12,7 +12,7 @@ import copy
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from study.adapters.bank import Bucket
 from study.adapters.processes import DIVIDED, Processes
@@ -26,14 +26,10 @@ def copy_to_divide(base: FrozenBase, world: Processes) -> FrozenBase:
         return base
     model: Any = base.model
     # New tensors in the same memory: FSDP moves the data of those it is given to its device.
-    aliases = {id(tensor): _alias(tensor) for tensor in [*model.parameters(), *model.buffers()]}
+    aliases: dict[int, Any] = {id(buffer): buffer.detach() for buffer in model.buffers()}
+    for weight in model.parameters():
+        aliases[id(weight)] = nn.Parameter(weight.data, requires_grad=weight.requires_grad)
     return replace(base, model=copy.deepcopy(model, aliases))
-
-
-def _alias(tensor: Tensor) -> Tensor:
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(tensor.data, requires_grad=tensor.requires_grad)
-    return tensor.detach()
 
 
 def divide(base: FrozenBase, world: Processes) -> None:

@@ -151,7 +151,7 @@ def test_a_fold_equals_its_cells_and_the_base_does_not_change(
 
 def test_the_card_names_the_bits() -> None:
     plain, eight, four = (describe(ModelConfig("tiny", quant_bits=bits)) for bits in (None, 8, 4))
-    assert plain.fingerprint == tiny.fingerprint()
+    assert plain.fingerprint == tiny.TinyModel("tiny").fingerprint()
     assert (eight.fingerprint, four.fingerprint) == (
         f"{plain.fingerprint}+int8",
         f"{plain.fingerprint}+nf4",

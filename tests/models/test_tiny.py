@@ -27,7 +27,7 @@ def test_the_weights_are_pinned() -> None:
     torch.testing.assert_close(
         weight[0, :3], torch.tensor([-0.0909774, 0.0041661, -0.0146288]), rtol=0, atol=1e-6
     )
-    assert tiny.fingerprint().startswith("039c9e075aa5")
+    assert tiny.TinyModel("tiny").fingerprint().startswith("039c9e075aa5")
 
 
 def test_a_width_sets_the_sizes_of_the_layers() -> None:
