@@ -6,7 +6,8 @@
 
 Each active adapter of the run becomes a cell of the study. Runs of several ranks into one folder
 are thus a rank sweep. A :class:`~study.integrations.recording.Recording` measures; the callback
-begins and ends it, gives it the Trainer's losses and sends numbers to the trackers.
+begins and ends it, gives it the Trainer's losses and sends numbers to the trackers. The recording
+puts its rows on disk when the Trainer saves the optimizer's state.
 """
 
 from collections.abc import Mapping, Sequence
@@ -106,16 +107,6 @@ class NormProbeCallback(TrainerCallback):
         """Send what was measured to the trackers."""
         if self._recording is not None and self._recording.tables:
             self._track(self._recording.tables, state, control)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Put all rows on disk before the Trainer saves a checkpoint."""
-        if self._recording is not None and control.should_save:
-            self._recording.sync()
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The same, if another callback asked for the checkpoint later."""
-        if self._recording is not None:
-            self._recording.sync()
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Mapping[str, float], **_: Any

@@ -297,8 +297,6 @@ def _chat_template(
         {key: text for key in TEMPLATE_KEYS if (text := getattr(each, key))}
         for each in (entry, keys)
     )
-    if own:
-        experiment.ignored += [f"{key} (the dataset has its own)" for key in shared]
     given = own or shared
     name, jinja = (given.get(key, "") for key in TEMPLATE_KEYS)
     if format_ is None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from study.data.formats import ROLES, SHAREGPT_ROLES
-from study.errors import StudyError, given, unknown
+from study.errors import given, unknown
 from study.integrations.configs.experiment import Experiment
 from study.integrations.configs.keys import (
     GIVE_PATH,
@@ -28,15 +28,6 @@ from study.integrations.configs.keys import (
     put_rows,
 )
 
-STAGES = {
-    "sft": "",
-    "pt": "",
-    "dpo": "trains on preferences",
-    "kto": "trains on preferences",
-    "rm": "trains a reward model",
-    "ppo": "trains with a reward model",
-}
-"""Each stage, and what it does if that is not training on targets."""
 INFO = "dataset_info.json"
 OUR_ROLES = {
     "user_tag": "user",
@@ -90,13 +81,12 @@ def read(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
     Raises :class:`StudyError` for a missing or wrong value, a file that exports or serves a model,
     a method other than LoRA, an init that changes the base, and training on preferences.
     """
-    _check_task({key for key, value in values.items() if value is not None}, where)
     keys = LlamaFactory.read(values, where)
     if not keys.dataset:
-        keys.refuse("dataset is missing: add a value to import it")
+        keys.refuse("dataset is missing, so it trains nothing: give the file that trains")
     stage = keys.stage or "sft"
-    if why := STAGES.get(stage, "is unknown"):
-        keys.refuse(f"stage: {given(stage)} {why}, study train on targets: give stage: sft")
+    if stage not in ("sft", "pt"):
+        keys.refuse(f"stage: {given(stage)} trains on no targets: give stage: sft")
     if keys.finetuning_type not in ("", "lora"):
         keys.refuse(
             f"finetuning_type={given(keys.finetuning_type)} is not LoRA: give finetuning_type: lora"
@@ -119,24 +109,6 @@ def read(values: Mapping[str, Any], where: str, folder: Path) -> Experiment:
         experiment.defaults.append(f"LLaMA-Factory's defaults: {', '.join(defaults)}")
     experiment.note_rest(rest)
     return experiment
-
-
-def _check_task(keys: set[str], where: str) -> None:
-    """Raises :class:`StudyError` for a file that trains nothing, and for one of another version."""
-    if keys & {"peft_config", "model"}:
-        raise StudyError(
-            f"{where} has the form of LLaMA-Factory's v1 (model, peft_config): "
-            "write it with the keys of v0 (model_name_or_path, lora_rank, dataset, ...)"
-        )
-    if "export_dir" in keys:
-        raise StudyError(
-            f"{where}: export_dir exports a model and trains nothing: give the file that trains it"
-        )
-    if not keys & {"stage", "dataset"}:
-        raise StudyError(
-            f"{where} has neither stage nor dataset, so it trains nothing: "
-            "give the file that trains the adapter"
-        )
 
 
 def _put_dataset(experiment: Experiment, keys: LlamaFactory, folder: Path, stage: str) -> None:

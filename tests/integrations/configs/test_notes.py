@@ -69,9 +69,9 @@ def test_no_key_is_lost_in_silence(path: Path) -> None:
 
 REFUSED = {
     "ebft__llama-1b-ebft-opencode-novllm.yaml": "rl trains on preferences",
-    "export_lora.yaml": "has the form of LLaMA-Factory's v1",
-    "qwen3_lora_sft.yaml": "export_dir exports a model and trains nothing",
-    "qwen3vl_lora_dpo.yaml": "stage: dpo trains on preferences",
+    "export_lora.yaml": "model_name_or_path is missing",
+    "qwen3_lora_sft.yaml": "dataset is missing, so it trains nothing",
+    "qwen3vl_lora_dpo.yaml": "stage: dpo trains on no targets",
 }
 """The real files that can't be imported, and why."""
 
