@@ -18,7 +18,6 @@ reads. An archived study is one Parquet file per table instead of the folders.
 
 from study.store.files import (
     Claim,
-    ClaimLost,
     Damaged,
     Lock,
     StorageError,
@@ -26,7 +25,6 @@ from study.store.files import (
     is_claimed,
     is_held,
     replacing,
-    write_bytes,
     write_output,
     write_text,
 )
@@ -60,7 +58,6 @@ __all__ = [
     "STATUSES",
     "CellWriter",
     "Claim",
-    "ClaimLost",
     "Damaged",
     "Lock",
     "StorageError",
@@ -82,7 +79,6 @@ __all__ = [
     "read_record",
     "replacing",
     "rows_of",
-    "write_bytes",
     "write_output",
     "write_table",
     "write_text",

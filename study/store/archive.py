@@ -11,10 +11,9 @@ pandas reads them. Adapters are not archived.
 import json
 import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -74,11 +73,8 @@ def write_archive(
         kept[folder.name] = {key: value for key, value in record.items() if key not in NOT_KEPT}
         kept[folder.name] |= {"study": to.name, "config": {**record["config"], **places}}
     if not records:
-        raise (
-            no_study(study_dir)
-            if not left_out
-            else StudyError(f"no cell of {study_dir} has ended: archive it when its sweep is done")
-        )
+        none = StudyError(f"no cell of {study_dir} has ended: archive it when its sweep is done")
+        raise none if left_out else no_study(study_dir)
     cells = cells_table(list(kept.values()))
     files.make_folder(to)
     for name in SCHEMAS:
@@ -119,14 +115,9 @@ def _write(path: Path, table: pa.Table) -> None:
     )
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A file that is not what was written.
-
-    - ``path``: the file, or the folder of its cell;
-    - ``reason``: in words;
-    - ``repair``: the shell command after which ``study train`` or ``study distances`` makes it
-      again; of an archive, a comment.
+class Problem(NamedTuple):
+    """A file that is not what was written: a file or the folder of a cell, why, and the shell
+    command after which ``study train`` or ``study distances`` makes it again.
     """
 
     path: Path
@@ -143,18 +134,17 @@ def check_study(study_dir: Path) -> Iterator[Problem]:
     folders = cell_folders(study_dir)
     if not folders:
         raise no_study(study_dir)
+    aside = study_dir / ASIDE
     for folder in folders:
         record = read_cell(folder)
         if record is None:
             continue
         if reason := _damage(folder, record):
-            aside = study_dir / ASIDE
             target = aside / f"{folder.name}.{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}"
-            make, move = ["mkdir", "-p", "--", str(aside)], ["mv", "--", str(folder), str(target)]
-            repair = f"{shlex.join(make)} && {shlex.join(move)}"
-            yield Problem(
-                folder, reason, f"# get {study_dir} again" if is_archived(folder) else repair
-            )
+            move = shlex.join(["mv", "--", str(folder), str(target)])
+            repair = f"{shlex.join(['mkdir', '-p', '--', str(aside)])} && {move}"
+            again = f"# get {study_dir} again"
+            yield Problem(folder, reason, again if is_archived(folder) else repair)
         elif record["status"] not in ENDED and not files.is_claimed(folder):
             for path, why in checkpoints.unusable(folder, folder.name):
                 yield Problem(path, why, shlex.join(["rm", "--", str(path)]))

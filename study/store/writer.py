@@ -99,8 +99,8 @@ class CellWriter:
         """Append to one of :data:`~study.store.rows.SCHEMAS`. Columns absent from ``rows`` are
         NaN. Any process can read the rows when it returns; :meth:`sync` puts them on disk.
 
-        Raises :class:`~study.store.files.ClaimLost` if the cell's folder was deleted, and
-        :class:`StorageError` if the rows can't be written. The cell can still be resumed.
+        Raises :class:`StorageError` if the rows can't be written, or the folder was deleted. The
+        cell can still be resumed.
         """
         schema = SCHEMAS[table]
         arrow = pa.Table.from_pandas(
@@ -132,8 +132,7 @@ class CellWriter:
         """Turn the streams into Parquet files, record ``status`` and ``fields``, release the claim.
 
         ``status``: one of :data:`study.vocabulary.statuses.ENDED`. If it raises
-        :class:`StorageError`, :class:`Damaged` or :class:`~study.store.files.ClaimLost`, the cell
-        has not ended: call :meth:`interrupt`.
+        :class:`StorageError` or :class:`Damaged`, the cell has not ended: call :meth:`interrupt`.
         """
         with self._writing():
             streams = self._streams.items()
@@ -160,8 +159,8 @@ class CellWriter:
             if self._error is None:
                 self.sync()
         with suppress(StorageError):
-            if not self.claim.is_lost:
-                self._save_record(status="interrupted", **fields)
+            self.claim.check()
+            self._save_record(status="interrupted", **fields)
         self._release()
 
     def _kept(self, first_step: int, gaps: bool) -> dict[str, pa.Table]:

@@ -23,7 +23,6 @@ from study.models.sources import find_model
 from study.store import (
     ADAPTER,
     CellWriter,
-    ClaimLost,
     StorageError,
     provenance,
     read_record,
@@ -209,7 +208,7 @@ class Recorder:
         """
         try:
             self._write_all()
-        except (StorageError, ClaimLost):
+        except StorageError:
             raise
         except Exception:  # it may be the error itself: these rows can't be had
             self._waiting.clear()

@@ -23,7 +23,6 @@ from study.models.compiled import programs
 from study.store import (
     CHECKPOINTS,
     CellWriter,
-    ClaimLost,
     Damaged,
     StorageError,
     claim,
@@ -246,8 +245,6 @@ class _Pass:
         try:
             if self._run_steps(fold, recorder):
                 recorder.close(self.base.model)
-        except ClaimLost as error:  # the folder of a cell was deleted
-            self.display.say(str(error))
         except StorageError:
             raise
         except Exception as error:  # of any kind: the other folds can still be trained

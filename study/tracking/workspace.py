@@ -36,8 +36,12 @@ def open_workspace(study_dir: Path, plots: Path, notify: Callable[[str], None]) 
         raise StudyError(f"{study_dir} has no W&B runs: train it with tracker=wandb")
     publish(study_dir, plots, tracker, notify)
     view = workspace(study_dir, tracker)
+    wandb = silenced()
     try:
-        return _saved(view, tracker)
+        if not wandb.login(prompt=False, verify=False):
+            raise ValueError("no API key: run `wandb login`")
+        view.entity = tracker.entity or wandb.Api().default_entity
+        return str(view.save().url)
     except Exception as error:  # W&B raises many types: no key, no network, no such project.
         path = study_dir / "workspace.json"
         write_output(path, json.dumps(view._spec, indent=2) + "\n")
@@ -60,7 +64,9 @@ def workspace(study_dir: Path, tracker: TrackerConfig) -> ws.Workspace:
             filters=ws.And(ws.Metric("Group") == study, ws.Metric("JobType") != SUMMARY),
             groupby=[ws.Config("adapter.scaling"), ws.Config("adapter.rank")],
             group_colors={
-                ws.GroupPath(scaling, f"{rank:g}"): _colour(scaling, rank, ranks)
+                ws.GroupPath(scaling, f"{rank:g}"): to_hex(
+                    shade(Rule.of(scaling, 0.0), rank, ranks)
+                )
                 for scaling, rank in pairs
             },
         ),
@@ -95,15 +101,3 @@ def _sections(probes: pd.DataFrame, tracker: TrackerConfig) -> list[ws.Section]:
         **{site: [by_kind(site, kind) for kind in kinds] for site in sites},
     }
     return [ws.Section(name, those, is_open=True) for name, those in plots.items()]
-
-
-def _colour(scaling: str, rank: float, ranks: list[float]) -> str:
-    return to_hex(shade(Rule.of(scaling, 0.0), rank, ranks))
-
-
-def _saved(view: ws.Workspace, tracker: TrackerConfig) -> str:
-    wandb = silenced()
-    if not wandb.login(prompt=False, verify=False):
-        raise ValueError("no API key: run `wandb login`")
-    view.entity = tracker.entity or wandb.Api().default_entity
-    return str(view.save().url)

@@ -14,7 +14,6 @@ import pytest
 
 from study.errors import StudyError
 from study.store import (
-    ClaimLost,
     Damaged,
     Lock,
     StorageError,
@@ -63,7 +62,7 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["folder"]
 
 
-@pytest.mark.parametrize("kind", [StorageError, ClaimLost, Damaged])
+@pytest.mark.parametrize("kind", [StorageError, Damaged])
 def test_errors_come_back_from_the_processes_of_a_launcher(kind: type[StudyError]) -> None:
     """They are pickled on their way."""
     back = pickle.loads(pickle.dumps(kind("one line")))
@@ -134,7 +133,6 @@ def test_of_many_processes_one_gets_the_cell_until_it_ends(folder: Path) -> None
     assert held is not None
     held.check()
     held.release()
-    assert held.is_lost
 
 
 def test_a_lock_changes_no_file_of_somebody_else(folder: Path, tmp_path: Path) -> None:
