@@ -78,12 +78,10 @@ class Forked:
 
     @property
     def pid(self) -> int:
-        """The number of the process."""
         return self._process.pid
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended."""
         return self._process.exitcode is not None
 
     def first_line(self) -> str:

@@ -1,8 +1,6 @@
 """Files that others wrote: a result or one line, whatever they hold."""
 
-import json
 import os
-import resource
 from pathlib import Path
 
 import pytest
@@ -13,58 +11,39 @@ from study import reading
 from study.errors import StudyError
 
 MOST = 1 << 16
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=8,
-)
 
 
 def read(path: Path) -> dict[str, object]:
     return reading.read_object(path, "x.json", "fix it", MOST)
 
 
-@given(st.dictionaries(st.text(), values, max_size=4))
-def test_an_object_is_read_as_it_was_written(tmp_path_factory, value) -> None:
-    path = tmp_path_factory.mktemp("read") / "x.json"
-    path.write_text(json.dumps(value))
-    assert read(path) == value
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert read(path) == value
-
-
 @given(st.binary(max_size=40) | st.text(alphabet='{}[]":,0e9\\u', max_size=30).map(str.encode))
 def test_any_content_is_an_object_or_one_line(tmp_path_factory, content: bytes) -> None:
     path = tmp_path_factory.mktemp("read") / "x.json"
     path.write_bytes(content)
+    said = "x.json : fix it"
     try:
-        said = None
-        value = read(path)
+        assert isinstance(read(path), dict)
     except StudyError as error:
         said = str(error)
-    if said is None:
-        assert isinstance(value, dict)
-    else:
-        assert said.startswith("x.json ")
-        assert said.endswith(": fix it")
+    assert said.startswith("x.json ")
+    assert said.endswith(": fix it")
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        ("", "is not valid JSON (Expecting value)"),
+def test_other_content_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    for content, says in (
+        ("", "is not valid JSON \\(Expecting value\\)"),
         ("[1]", "holds a list, not an object"),
-        ("\ufeff" * 2 + "{}", "is not valid JSON"),
         ('{"a": {"b": 1, "b": 1}}', "the key 'b' occurs twice"),
         ("{" * 10_000, "is not valid JSON"),
         (" " * (MOST + 1), "is larger than 0.0625 MiB"),
-    ],
-)
-def test_other_content_is_named(tmp_path: Path, content: str, says: str) -> None:
-    (tmp_path / "x.json").write_text(content)
-    with pytest.raises(StudyError) as caught:
-        read(tmp_path / "x.json")
-    assert says in str(caught.value)
+    ):
+        path.write_text(content)
+        with pytest.raises(StudyError, match=says):
+            read(path)
+    path.write_text('\ufeff{"a": [1]}')
+    assert read(path) == {"a": [1]}
 
 
 def test_only_regular_files_are_opened(tmp_path: Path) -> None:
@@ -102,4 +81,3 @@ def test_free_memory_respects_limits(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert reading.free_memory() == 5000 - 3000 + 700
     with pytest.raises(StudyError, match=r"x needs 2 GiB of memory and 1 GiB are free: fix it"):
         reading.check_memory(2 << 30, 1 << 30, "x", "fix it")
-    assert resource.getrlimit(resource.RLIMIT_AS)

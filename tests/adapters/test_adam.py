@@ -32,12 +32,8 @@ def slope(ranks: tuple[int, ...], values: list[float]) -> float:
 
 
 def test_lora_under_adam_converges_as_one_over_the_root_of_the_rank() -> None:
-    recipe, ranks, highest, seeds = (
-        Recipe(lr=0.01, steps=8, adam_eps=LOWEST_EPS),
-        (16, 64, 256, 1024),
-        4096,
-        8,
-    )
+    recipe = Recipe(lr=0.01, steps=8, adam_eps=LOWEST_EPS)
+    ranks, highest, seeds = (16, 64, 256, 1024), 4096, 8
     squares = np.zeros(len(ranks))
     for seed in range(seeds):
         reference = delta(highest, 1.0, recipe, seed)

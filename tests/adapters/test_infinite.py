@@ -14,9 +14,8 @@ from study.config import CellConfig
 from study.data import Corpus
 from study.errors import StudyError
 from study.models import FrozenBase
-from study.training.loop import train as train_cells
-from study.training.run import Run
 from study.vocabulary.inits import INITS
+from tests.trained import trained
 
 from . import synthetic
 from .synthetic import D, H, O, Pair, Recipe, train
@@ -57,11 +56,8 @@ def distances(recipe: Recipe, side: str, reference: list[synthetic.Step]) -> np.
     for rank in RANKS:
         runs = [train(*finite(side, rank, seed), recipe)[-1] for seed in range(SEEDS)]
         deltas = [torch.cat([delta.flatten() for delta in run.deltas]) for run in runs]
-        squares.append(
-            np.mean(
-                [float((delta - last).square().sum() / last.square().sum()) for delta in deltas]
-            )
-        )
+        apart = [(delta - last).square().sum() / last.square().sum() for delta in deltas]
+        squares.append(np.mean([float(each) for each in apart]))
     return np.sqrt(squares)
 
 
@@ -131,32 +127,12 @@ def test_a_cell_of_infinite_rank_is_near_a_high_rank(
     tiny_base: FrozenBase, corpus: Corpus, cell: Callable[..., CellConfig], init: str
 ) -> None:
     """In the training loop with every option: losses, gradient norms and probes are close."""
-    common = [
-        "adapter.scaling=rslora",
-        f"adapter.init={init}",
-        "optimizer=nesterov",
-        "optimizer.weight_decay=0.1",
-    ]
-    common += [
-        "optimizer.loraplus_lr_ratio=2",
-        "train.clip=0.5",
-        "train.schedule=linear",
-        "optimizer.lr=0.02",
-    ]
-    common += [
-        "probes.steps=[0,1,3]",
-        "probes.batch=[train,heldout,noise]",
-        "probes.stats=[all,rho,r_align]",
-    ]
+    common = ["adapter.scaling=rslora", f"adapter.init={init}", "optimizer=nesterov"]
+    common += ["optimizer.weight_decay=0.1", "optimizer.loraplus_lr_ratio=2", "optimizer.lr=0.02"]
+    common += ["train.clip=0.5", "train.schedule=linear", "probes.steps=[0,1,3]"]
+    common += ["probes.batch=[train,heldout,noise]", "probes.stats=[all,rho,r_align]"]
     runs = [
-        [
-            results[0]
-            for results in train_cells(
-                tiny_base,
-                corpus,
-                [Run.of(cell(f"adapter.rank={rank}", *common), corpus, tiny_base.device)],
-            )
-        ]
+        trained(tiny_base, corpus, cell(f"adapter.rank={rank}", *common))[0]
         for rank in (4096, "inf")
     ]
     losses, norms = (
