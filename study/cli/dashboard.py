@@ -2,7 +2,6 @@
 
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,27 +82,25 @@ def dashboard(
             click.launch(address)
 
     for study_dir in studies:
-        wait_for_cells(study_dir, say)
+        wait_for_cells(study_dir)
     serve(studies, host, port, ready, look_ahead)
 
 
-def wait_for_cells(
-    study_dir: Path, notify: Callable[[str], None], pause: Callable[[float], None] = time.sleep
-) -> None:
-    """Return when a study has a cell. ``notify`` gets one line if it has none yet.
+def wait_for_cells(study_dir: Path) -> None:
+    """Return when a study has a cell, and say so if it has none yet.
 
-    ``pause``: waits for a number of seconds. Raises :class:`StudyError` if no sweep will write to
-    that folder, because it holds studies, or because it or a folder above it is a file.
+    Raises :class:`StudyError` if no sweep will write to that folder, because it holds studies, or
+    because it or a folder above it is a file.
     """
+    is_below_a_file = any(place.is_file() for place in (study_dir, *study_dir.parents))
+    if is_below_a_file or any(study_dir.glob("*/cells")):
+        raise no_study(study_dir)
     is_told = False
-    while not any(read_record(folder) for folder in cell_folders(study_dir)):
-        above = (study_dir, *study_dir.parents)
-        if any(place.is_file() for place in above) or any(study_dir.glob("*/cells")):
-            raise no_study(study_dir)
+    while not any(map(read_record, cell_folders(study_dir))):
         if not is_told:
-            notify(f"waiting for the first cell ({no_study(study_dir)}); Ctrl-C to stop")
+            say(f"waiting for the first cell ({no_study(study_dir)}); Ctrl-C to stop")
         is_told = True
-        pause(WAIT)
+        time.sleep(WAIT)
 
 
 def look_ahead(study_dir: Path) -> "Ahead":

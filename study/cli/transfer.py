@@ -35,7 +35,7 @@ from study.theory.equivalence import (
 )
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import MOST_USED, OPTIMIZERS
-from study.vocabulary.scaling import RULES, exponent, named_rule, rule_words
+from study.vocabulary.scaling import RULES, named_rule, rule_words
 
 Layers = Sequence[Sequence[Layer]]
 ADAPTER = {"targets": "all-linear", "init": "kaiming", "dropout": 0.0}
@@ -65,11 +65,6 @@ class TransferRun:
         if self.has_lr:
             return f"{self.optimizer.lr * factor:.4g}"
         return "yours" if math.isclose(factor, 1) else f"{factor:.4g} times yours"
-
-
-def p_of(adapter: AdapterConfig) -> float:
-    """The p of its rule. Raises ``ValueError`` for a rule that lacks it."""
-    return exponent(adapter.scaling, adapter.exponent)
 
 
 def words_of(adapter: AdapterConfig) -> str:
@@ -107,7 +102,7 @@ def read_source(
         read_optimizer = read(OptimizerConfig, trained, "optimizer.")
     except ValueError as error:
         raise StudyError(f"{origin}: {error}") from None
-    init, clip = str(settings.get("adapter.init", ADAPTER["init"])), settings.get("train.clip")
+    init, clip = settings.get("adapter.init", ADAPTER["init"]), settings.get("train.clip")
     return TransferRun(origin, adapter, read_optimizer, rate is not None, init, clip, assumed)
 
 
@@ -115,9 +110,7 @@ def _settings(path: Path, entry: str | None) -> tuple[str, Mapping[str, Any]]:
     """Where settings come from, and the settings by dotted key."""
     if path.parent.name == "cells":
         folder, record = find_cell(path.parent.parent, path.name)
-        groups = ("adapter", "optimizer", "train")
-        config = [(group, record["config"][group]) for group in groups]
-        flat = {f"{group}.{key}": value for group, part in config for key, value in part.items()}
+        [flat] = pd.json_normalize([record["config"]]).to_dict("records")
         return f"cell {folder.name} of {path.parent.parent.name}", flat
     if path.is_dir():
         path /= "adapter_config.json"
@@ -151,7 +144,7 @@ def read_target(run: TransferRun, rank: int | None, rule: str | None) -> Adapter
     changed = {"rank": old.rank if rank is None else rank, "scaling": scaling, "exponent": power}
     new = read(AdapterConfig, asdict(old) | changed, "adapter.")
     try:
-        alpha = converted_alpha(old.alpha, old.rank, p_of(old), p_of(new))
+        alpha = converted_alpha(old.alpha, old.rank, old.p, new.p)
     except ValueError:
         raise StudyError(f"--rule={rule} has no exponent: give a number, its p") from None
     new = replace(new, alpha=alpha)
@@ -237,9 +230,9 @@ def exact_lines(run: TransferRun, target: AdapterConfig) -> list[str]:
     """The run, the other rules at its rank, and the trade of alpha against B's rate."""
     adapter, name = run.adapter, run.optimizer.name
     rules = {rule: row.p for rule, row in RULES.items() if row.p is not None}
-    rules |= {words_of(target): p_of(target)}
+    rules |= {words_of(target): target.p}
     same = ", ".join(
-        f"{rule} with alpha {converted_alpha(adapter.alpha, adapter.rank, p_of(adapter), p):.10g}"
+        f"{rule} with alpha {converted_alpha(adapter.alpha, adapter.rank, adapter.p, p):.10g}"
         for rule, p in rules.items()
     )
     double, ratio = rescaling(name, 1.0, 0.5), run.optimizer.loraplus_lr_ratio
@@ -319,7 +312,7 @@ def measuring_lines(run: TransferRun, target: AdapterConfig, config: Path) -> li
         "(c) best by a measured study: give --study RESULTS/NAME. These commands measure it:",
         f"  study train experiment=learning_rate_transfer name=transfer "
         f"optimizer={run.optimizer.name} adapter.alpha={target.alpha:.10g} "
-        f"adapter.exponent={p_of(target):g} adapter.rank={ranks}",
+        f"adapter.exponent={target.p:g} adapter.rank={ranks}",
         f"  study transfer {shlex.quote(str(config))} --rank {target.rank} --rule {rule} "
         "--study results/transfer",
     ]
@@ -333,7 +326,7 @@ def measured_lines(run: TransferRun, target: AdapterConfig, rates: pd.DataFrame)
         row
         for row in rate_transfer(rates).to_dict("records")
         if row["optimizer"] == run.optimizer.name
-        and math.isclose(row["exponent_p"], p_of(target), abs_tol=1e-9)
+        and math.isclose(row["exponent_p"], target.p, abs_tol=1e-9)
         and math.isfinite(row["exponent"])
     ]
     for row in sorted(rows, key=lambda row: abs(math.log(row["alpha"] / target.alpha))):
@@ -403,7 +396,7 @@ def paste_lines(run: TransferRun, target: AdapterConfig, layers: Layers, keep: s
                 f"descent of the first update by {changed:.3g}; --keep descent keeps it"
             )
     is_rslora = target.scaling == "rslora"
-    theirs = alpha if is_rslora else converted_alpha(alpha, target.rank, p_of(target), 1.0)
+    theirs = alpha if is_rslora else converted_alpha(alpha, target.rank, target.p, 1.0)
     number, lr = f"{theirs:.10g}", run.rate(1.0)
     lines = [
         f"to paste ({why})",

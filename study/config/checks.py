@@ -11,7 +11,6 @@ from study.config.schedules import probe_steps, truncation_ranks
 from study.config.types import MOST_EXPONENT, CellConfig
 from study.config.values import LARGEST_FLOAT
 from study.errors import StudyError
-from study.vocabulary import scaling
 from study.vocabulary.extras import TRACKERS, install
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import MOST_USED, OPTIMIZERS, of_family
@@ -47,7 +46,7 @@ def _in_adapter(config: CellConfig) -> Iterator[str]:
             f"-{MOST_EXPONENT} to {MOST_EXPONENT}"
         )
     try:
-        p = scaling.exponent(adapter.scaling, adapter.exponent)
+        p = adapter.p
     except ValueError as error:
         yield str(error)
         return

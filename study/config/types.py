@@ -1,6 +1,7 @@
 """The typed configuration of a cell: each field with its type and its limits.
 
-The defaults are in ``conf/``, where users read them.
+Defaults and meanings stand in ``conf/``, where users read them (``study train --help``). A key that
+``conf/`` leaves out has a default here.
 """
 
 import math
@@ -34,7 +35,7 @@ from study.vocabulary.extras import NONE, TRACKERS
 from study.vocabulary.inits import INITS
 from study.vocabulary.optimizers import OPTIMIZERS, Option
 from study.vocabulary.quantities import BATCHES, SITES, STATS
-from study.vocabulary.scaling import RULES, gamma, named_rule
+from study.vocabulary.scaling import RULES, exponent, gamma, named_rule
 from study.vocabulary.sources import AUTO, DATASETS, FORMATS, MODELS
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -105,13 +106,7 @@ def _check_interval(value: Any) -> Any:
 
 @dataclass
 class ModelConfig(Part):
-    """The frozen base.
-
-    - ``path``: a folder or a hub name; ``smollm2`` and ``tiny`` need none;
-    - ``quant_bits``: 8 or 4, the bits that hold the weights of its block linears
-      (:mod:`study.models.quantised`); null: as loaded;
-    - ``width``: of ``tiny`` only, the features of its hidden states (:mod:`study.models.tiny`).
-    """
+    """The frozen base."""
 
     name: Annotated[str, one_of(MODELS)] = MISSING
     path: FilePath | None = None
@@ -126,15 +121,7 @@ def _today(name: Any) -> Any:
 
 @dataclass
 class DataConfig(Part):
-    """What is read, and how a row of it becomes text and tokens.
-
-    - ``path``: a file, or ``org/name``, a data set of the hub, of which ``split`` and ``subset``
-      are read;
-    - ``format``: what a row holds (:data:`study.vocabulary.sources.FORMATS`);
-    - ``chat_template``: of conversations; null: the tokenizer's own; ``chatml``, or a Jinja file;
-    - ``heldout``: the most examples held out;
-    - ``seed``: orders the batches and follows the cell's ``seed``.
-    """
+    """What is read, and how a row of it becomes text and tokens."""
 
     name: Annotated[str, BeforeValidator(_today), one_of(DATASETS)] = MISSING
     path: FilePath | None = None
@@ -151,15 +138,8 @@ class DataConfig(Part):
 class AdapterConfig(Part):
     """How a cell's adapters are scaled, drawn and computed.
 
-    - ``rank``: a positive integer or ``math.inf``, the limit of SGD at p = 1/2
-      (:mod:`study.adapters.infinite`);
-    - ``scaling``: a rule of :data:`study.vocabulary.RULES`; a number, the p of the power
-      rule, becomes ``power`` with that ``exponent``;
-    - ``exponent``: p, for ``scaling=power``;
-    - ``targets``: all-linear, attention, mlp, a list, or a regex;
-    - ``contraction``: how products are computed (:mod:`study.adapters.contraction`). It changes
-      rounding only;
-    - ``path``: a PEFT adapter to continue with. Everything but ``dropout`` is then the adapter's.
+    ``rank`` is an integer or ``math.inf``, the limit of SGD at p = 1/2. A number as the ``scaling``
+    becomes the rule ``power`` with that ``exponent``.
     """
 
     rank: Annotated[Any, Checked(_check_rank)] = MISSING
@@ -179,6 +159,11 @@ class AdapterConfig(Part):
             self.scaling, self.exponent = named_rule(self.scaling, self.exponent)
         except ValueError as error:
             raise StudyError(str(error)) from None
+
+    @property
+    def p(self) -> float:
+        """The p of the rule. Raises ``ValueError`` for a rule without one."""
+        return exponent(self.scaling, self.exponent)
 
     @property
     def gamma(self) -> float:
@@ -237,17 +222,7 @@ def _read_optimizer(options: Any) -> OptimizerConfig:
 
 @dataclass
 class TrainConfig(Part):
-    """- ``epochs``: passes over the training rows, which decide ``steps``
-      (:func:`study.config.schedules.resolved`);
-    - ``clip``: the global gradient norm to clip at; null: no clipping;
-    - ``warmup``: steps, or a share of all steps below 1;
-    - ``eval_every``: null evaluates at the first and the last step, 0 never;
-    - ``answer_tokens``: the most tokens of an answer to a held-out question; null: none is asked;
-    - ``shard``: whether the processes of torchrun train each cell together
-      (:mod:`study.training.sharding`);
-    - ``checkpointing``: whether the backward pass computes each block again
-      (:mod:`study.models.base`). Neither of the two changes a number beyond rounding.
-    """
+    """How long, on how many sequences, and at which rates is trained."""
 
     steps: Annotated[Count, Field(le=MOST_STEPS)] = MISSING
     batch_size: Few = MISSING
@@ -265,12 +240,7 @@ class TrainConfig(Part):
 
 @dataclass
 class ProbesConfig(Part):
-    """What probes measure, when, and on which batch.
-
-    - ``every`` n steps, or ``steps``: a list or ``log``. Both null: never;
-    - ``truncations``: the lower ranks at which the trained adapters' held-out loss is measured:
-      ``log``, a list, or null for none.
-    """
+    """What probes measure, when, and on which batch."""
 
     every: Count | None = None
     steps: Any = None
@@ -283,15 +253,7 @@ class ProbesConfig(Part):
 
 @dataclass
 class PackConfig(Part):
-    """How cells share a process and a forward pass.
-
-    - ``max_cells``: the most cells in one pack; null: no limit; ``auto``: one pack per device;
-    - ``devices``: how many packs are trained at the same time; null: what the launcher says;
-    - ``fold``: cells in one forward pass, a number or ``auto``;
-    - ``memory_gb``: GiB that a process may use; null: most of the free memory;
-    - ``compile``: whether plain steps run compiled (:mod:`study.models.compiled`); ``auto``: if the
-      pack is estimated to take more than two minutes. It changes rounding only.
-    """
+    """How cells share a process and a forward pass."""
 
     max_cells: Annotated[Any, whole_or(1, "auto", None)] = None
     devices: Count | None = None
@@ -302,16 +264,14 @@ class PackConfig(Part):
 
 @dataclass
 class CheckpointConfig(Part):
-    """``every``: the work between two checkpoints of a cell, such as ``60s``, ``10m``, ``1h`` or a
-    number of steps; null: no checkpoints.
-    """
+    """The work between two checkpoints of a cell (:func:`study.config.interval`)."""
 
     every: Annotated[Any, Checked(_check_interval)] = "60s"
 
 
 @dataclass
 class TrackerConfig(Part):
-    """Where results are sent beside the store. ``sites``: the sites whose per-layer norms are sent.
+    """Where results are sent beside the store.
 
     It holds no account key: trackers have settings of their own, so no record contains one.
     """
