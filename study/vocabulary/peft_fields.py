@@ -43,7 +43,7 @@ KEEPING_BASE = (True, False, "gaussian", "orthogonal", "eva", "mica")
 """Values of ``init_lora_weights`` that leave W0 as it is. Others, such as pissa, olora, corda,
 loftq and lora_ga, subtract the first ``gamma B A`` from W0 or quantise it."""
 
-EMPTY: tuple[Any, ...] = (None, False, "", [], {})
+EMPTY: tuple[Any, ...] = (False, "", [], {})
 """Values with which a field that this table does not know can be ignored."""
 
 
@@ -62,14 +62,11 @@ def refusal(config: Mapping[str, Any], *, trained: bool) -> str | None:
     base = str(mapping.get("base_model_class", "")) if isinstance(mapping, dict) else ""
     if base and not re.search("CausalLM|LMHead|ConditionalGeneration", base):
         return f"its base is a {_short(base)}: only causal language models can be read"
+    ignored = {*READ, *INERT, *(LAYERS if trained else ())}
     for key, value in config.items():
-        if key in READ or key in INERT or (trained and key in LAYERS):
-            continue
-        plain = PLAIN.get(key, ([], "") if key in LAYERS else None)
-        if plain is None and not _among(value, EMPTY):
-            return f"{key}={_short(value)} is not a known field of PEFT's LoraConfig: remove it"
-        if plain is not None and not _among(value, (None, *plain)):
-            choices = " or ".join(["null", *map(str, plain)])
+        plain = PLAIN.get(key, EMPTY)
+        if key not in ignored and not _among(value, (None, *plain)):
+            choices = " or ".join(["null", *map(repr, plain)])
             return f"{key}={_short(value)} is not plain LoRA: only {choices} can be read"
     init = config.get("init_lora_weights")
     if not _among(init, (None, *KEEPING_BASE)):

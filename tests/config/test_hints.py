@@ -39,7 +39,7 @@ def test_a_slip_gets_one_line(study_cli: Cli, tmp_path: Path, slip: str) -> None
     assert not list(tmp_path.iterdir())
 
 
-def test_a_slip_is_found_before_torch_is_imported(tmp_path: Path) -> None:
+def test_a_slip_is_found_before_torch_is_imported() -> None:
     code = (
         "import sys; from study import cli; sys.argv[1:] = ['train', '-m', 'rank=4,8']\n"
         "try: cli.main()\n"
@@ -47,7 +47,6 @@ def test_a_slip_is_found_before_torch_is_imported(tmp_path: Path) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout.split()) == (2, [])
-    assert "did you mean adapter.rank?" in ran.stderr
 
 
 def test_options_may_stand_anywhere(study_cli: Cli) -> None:

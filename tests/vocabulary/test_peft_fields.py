@@ -47,4 +47,4 @@ def test_inits_that_keep_the_base_are_read(init: Any) -> None:
 
 def test_a_field_of_a_later_peft_is_refused_unless_it_is_empty() -> None:
     assert refusal({"use_new": False, "new_config": None, "new_list": []}, trained=True) is None
-    assert "use_new=True is not a known field" in str(refusal({"use_new": True}, trained=True))
+    assert "use_new=True is not plain LoRA" in str(refusal({"use_new": True}, trained=True))
