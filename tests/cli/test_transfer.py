@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +15,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from study.analysis import best_rates
 from study.cli.transfer import (
     bounds,
     first_update_lines,
-    measured_lines,
     read_source,
     read_target,
 )
@@ -186,52 +183,23 @@ def test_runs_that_are_equal_in_the_first_update_agree_in_what_was_measured(
     assert size([probed(0, *twice)], quantity) > 1.6 * size(old, quantity), "alpha matters"
 
 
-def swept(*laws: float) -> pd.DataFrame:
-    """The best rates of a sweep in which they are ``3e-3 r**law`` under rsLoRA.
-
-    Each further law is that of an alpha 16 times as high.
-    """
-    base = {"study": "s", "model": "m", "data": "d", "optimizer": "adamw", "init": "kaiming"}
-    base |= {"targets": "all-linear", "scaling": "rslora", "exponent": np.nan}
-    rows = [
-        base
-        | {"rank": float(rank), "lr": lr, "seed": seed, "data_seed": seed}
-        | {"alpha": 16.0 ** (1 + at), "law": law}
-        for at, law in enumerate(laws)
-        for rank in (16, 64, 256)
-        for lr in 10.0 ** np.arange(-6, 0, 0.5)
-        for seed in (0, 1, 2)
-    ]
-    cells = pd.DataFrame(rows)
-    cells["cell_id"] = [f"{i:05d}" for i in range(len(cells))]
-    cells["gamma"], cells["status"] = cells["alpha"] / np.sqrt(cells["rank"]), "complete"
-    off = np.log(cells["lr"] / (3e-3 * cells["rank"] ** cells.pop("law"))) + 0.02 * cells["seed"]
-    metrics = cells[["cell_id"]].assign(step=50, eval_loss=1 + off**2)
-    names = ("cell_id", "step", "layer", "site", "batch", "rms")
-    return best_rates(cells, metrics, pd.DataFrame({name: [] for name in names}))
-
-
-def test_a_measured_study_gives_the_rate_with_its_interval() -> None:
-    run = read_source(EXAMPLES / "axolotl.yml")
-    for rank, beyond in ((64, False), (1024, True)):
-        text = "\n".join(measured_lines(run, read_target(run, rank, None), swept(-0.5)))
-        rate = 2e-4 * (rank / 16) ** -0.5
-        assert f"rslora, alpha 16 at both ranks: learning rate {rate:.4g} (" in text
-        assert "exponent -0.50 [-0.5" in text
-        assert "3 seeds" in text
-        assert ("extrapolates" in text) == beyond
-    [line] = measured_lines(run, read_target(run, 64, "lora"), swept(-0.5))
-    assert "no exponent for adamw and lora" in line
-
-
-def test_the_exponent_at_the_closest_alpha_comes_first() -> None:
-    run = read_source(EXAMPLES / "axolotl.yml")
-    for alpha, first in ((16, "-0.50"), (200, "-0.25")):
-        target = replace(read_target(run, 64, None), alpha=float(alpha))
-        lines = measured_lines(run, target, swept(-0.5, -0.25))
-        exponents = [line.split()[1] for line in lines if "exponent" in line]
-        assert len(exponents) == 2
-        assert exponents[0] == first
+def test_a_measured_study_gives_rates_with_intervals_the_closest_alpha_first(
+    study_cli: Cli,
+) -> None:
+    study = ["--study", str(ROOT / "results/reference/learning_rate_rho_tiny")]
+    out = study_cli("transfer", str(EXAMPLES / "axolotl.yml"), "--rank", "1024", *study).out
+    over = r"learning rate (\S+) \((\S+) to (\S+), 95 % interval over seeds\)"
+    laws = re.findall(r"exponent (\S+) \[(\S+), (\S+)\] at the study's alpha, (\S+),", out)
+    for rates, law in zip(re.findall(over, out), laws, strict=True):
+        measured = [2e-4 * (1024 / 16) ** float(exponent) for exponent in law[:3]]
+        assert [float(rate) for rate in rates] == pytest.approx(measured, rel=0.03)
+    away = [abs(math.log(float(law[3]) / 16)) for law in laws]
+    assert away == pytest.approx(sorted(away))
+    assert out.count("so this extrapolates") == len(laws) == 5
+    out = study_cli(
+        "transfer", str(EXAMPLES / "axolotl.yml"), "--rank", "2", "--rule", "2", *study
+    ).out
+    assert "no exponent for adamw and power p=2" in out
 
 
 def test_a_cell_is_read_by_the_start_of_its_id(study_cli: Cli) -> None:
