@@ -1,8 +1,6 @@
 """Expectations about losses and the best alpha, on studies whose losses are known functions."""
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +14,9 @@ from study.analysis.losses import loss_gaps
 from study.analysis.rates import alpha_gaps, alpha_transfer, best_alphas
 from study.config.expectations import Expectation
 
+from .losses import LORA, NO_PROBES, Loss, runs
+
 ALPHAS = tuple(2.0 ** np.arange(1, 12))
-NO_PROBES = pd.DataFrame(
-    {name: [] for name in ("cell_id", "step", "layer", "site", "batch", "rms")}
-)
 GAP = Expectation(
     what="loss_gap",
     optimizer="adamw",
@@ -30,45 +27,17 @@ GAP = Expectation(
     source="a claim",
     refuted_by="another gap",
 )
-Loss = Callable[[dict[str, Any]], float]
 
 
-def study(
-    loss: Loss,
-    *,
-    alphas: Sequence[float] = ALPHAS,
-    rates: Sequence[float] = (1e-3,),
-    ranks: Sequence[int] = (4, 32, 256),
-    steps: Sequence[int] = (64,),
-    seeds: int = 5,
-) -> SimpleNamespace:
-    """The tables of a study under LoRA. ``loss``: of a cell and its ``step``, the held-out loss."""
-    cells, metrics = [], []
-    for alpha, lr, rank, seed in itertools.product(alphas, rates, ranks, range(seeds)):
-        cell = {"alpha": alpha, "lr": lr, "rank": rank, "seed": seed, "scaling": "lora"}
-        cell |= {"study": "s", "model": "m", "data": "d", "optimizer": "adamw", "init": "kaiming"}
-        name = f"cell{len(cells)}"
-        cells.append(
-            cell
-            | {"cell_id": name, "data_seed": seed, "exponent": math.nan, "gamma": alpha / rank}
-            | {"targets": "all-linear", "status": "complete"}
-        )
-        metrics += [
-            {"cell_id": name, "step": step, "eval_loss": loss(cell | {"step": step})}
-            for step in steps
-        ]
-    return SimpleNamespace(
-        cells=pd.DataFrame(cells),
-        metrics=pd.DataFrame(metrics),
-        probes=NO_PROBES,
-        exponents=pd.DataFrame(columns=["optimizer"]),
-        stable=pd.DataFrame(),
-        rates=pd.DataFrame(),
-    )
+def study(loss: Loss, **axes: Any) -> Any:
+    """The tables of a study under LoRA with five seeds."""
+    cells, metrics = runs(loss, rules=LORA, seeds=range(5), **{"alphas": ALPHAS} | axes)
+    none = {name: pd.DataFrame() for name in ("stable", "rates", "distances", "exponents")}
+    return SimpleNamespace(cells=cells, metrics=metrics, probes=NO_PROBES, **none)
 
 
 def basin(cell: dict[str, Any]) -> float:
-    """The best alpha is ``2 sqrt(r) * 1e-3 / lr``; its loss is higher by 0.1 at the higher rate."""
+    """The best alpha is ``2.1 sqrt(r) * 1e-3 / lr``; its loss is higher by 0.1 at a higher rate."""
     best = 2.1 * cell["rank"] ** 0.5 * 1e-3 / cell["lr"] * 2 ** (0.2 * (cell["seed"] - 2))
     worse = 0.1 * (cell["lr"] > 1e-3) + 0.01 * cell["seed"]
     return 3 + worse + 0.2 * math.log(cell["alpha"] / best) ** 2
@@ -82,37 +51,32 @@ def test_the_exponent_of_the_best_alpha() -> None:
     assert transfer["edges"].tolist() == [0, 0]
     assert "predicted_low" not in transfer
     one = replace(GAP, what="best_alpha", step=None, predicted=0.5)
-    right, wrong = (
+    right, [wrong] = (
         compare([each], tables) for each in (one, replace(one, predicted=0.0, lr=2.5e-4))
     )
-    assert sorted((row.curve, row.verdict) for row in right) == [
-        ("lr=0.00025", "agrees"),
-        ("lr=0.001", "agrees"),
-    ]
-    assert [(row.verdict, row.step) for row in wrong] == [("differs", None)]
+    found = sorted((row.curve, row.verdict) for row in right)
+    assert found == [("lr=0.00025", "agrees"), ("lr=0.001", "agrees")]
+    assert (wrong.verdict, wrong.step) == ("differs", None)
 
 
 def test_the_gap_between_large_and_small_alpha_is_at_the_best_of_each() -> None:
     """Rank 4096 has its best alpha at an edge of the grid, so it has no row."""
     tables = study(basin, ranks=(32, 4096), rates=(1e-3, 2e-3), alphas=ALPHAS[:6])
-    gaps = alpha_gaps(best_alphas(tables.cells, tables.metrics, tables.probes))
-    assert gaps["rank"].tolist() == [32]
-    row = gaps.iloc[0]
-    assert (row["lr_low"], row["lr_high"], row["seeds"]) == (1e-3, 2e-3, 5)
+    [row] = alpha_gaps(best_alphas(tables.cells, tables.metrics, tables.probes)).to_dict("records")
+    assert (row["rank"], row["lr_low"], row["lr_high"], row["seeds"]) == (32, 1e-3, 2e-3, 5)
     assert row["gap"] == pytest.approx(-0.1, abs=1e-6)
     one = replace(GAP, what="alpha_gap", step=None, predicted=-0.1, tolerance=0.05)
     assert [row.verdict for row in compare([one], tables)] == ["agrees"]
 
 
 def test_the_gap_between_ranks_is_seed_by_seed() -> None:
-    """Seeds differ by more than ranks do, and rank 32 plays no part."""
+    """Seeds differ by more than ranks do, and rank 33 plays no part."""
 
     def loss(cell: dict[str, Any]) -> float:
-        return (
-            3 + cell["seed"] - 0.3 * (cell["rank"] == 256) * (cell["step"] > 0) - cell["rank"] % 8
-        )
+        learned = 0.3 * (cell["rank"] == 256) * (cell["step"] > 0)
+        return float(3 + cell["seed"] - learned - cell["rank"] % 8)
 
-    tables = study(loss, alphas=(16.0,), steps=(0, 64), ranks=(8, 33, 256))
+    tables = study(loss, alphas=(16.0,), rates=(1e-3,), steps=(0, 64), ranks=(8, 33, 256))
     gaps = loss_gaps(tables.cells, tables.metrics).set_index("step")
     assert gaps["gap"].to_list() == pytest.approx([0.0, -0.3])
     assert gaps.loc[64, ["rank_min", "rank_max", "seeds"]].tolist() == [8, 256, 5]

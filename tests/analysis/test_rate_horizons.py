@@ -8,25 +8,23 @@ import pytest
 
 from study.analysis.rate_theory import rate_exponent
 from study.analysis.rates import exponents_against_rho, missing_rates, rates_by_horizon
-from tests.analysis.test_rates import NO_PROBES, RANKS, Loss, basin, runs
 
-LORA = (("lora", math.nan),)
-POWER = (("power", 0.0),)
+from .losses import LORA, NO_PROBES, POWER, RANKS, Loss, basin, runs
+
 RATES = tuple(2.0 ** np.arange(-16, 0))
 
 
-def at_steps(
-    law: float = -0.5, centre: float = 0.1, steps: tuple[int, ...] = (8, 32), **fixed: object
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Cells and metrics: the best rate is ``centre r^law``, and falls as 1/step."""
-    parts = []
-    for step in steps:
-        cells, metrics = runs(basin(lambda p, seed: law, centre / step), rates=RATES, **fixed)
-        parts.append(metrics[metrics["step"] > 0].assign(step=step))
-    return cells, pd.concat(parts, ignore_index=True)
+def at_steps() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Cells and metrics: the best rate is ``0.1 / sqrt(r)`` over the step."""
+    return runs(
+        lambda c: basin(lambda p, seed: -0.5, 0.1 / c["step"])(c),
+        rates=RATES,
+        rules=POWER,
+        steps=(8, 32),
+    )
 
 
-def recorded(cells: pd.DataFrame, steps: tuple[int, ...] = (8, 32)) -> pd.DataFrame:
+def recorded(cells: pd.DataFrame) -> pd.DataFrame:
     """Probes with ``rho = 100 lr step`` and ``r_sign = 9`` in every cell."""
     place = {"batch": "train", "layer": "a", "d_in": 64.0, "d_out": 64.0}
     rows = []
@@ -34,13 +32,13 @@ def recorded(cells: pd.DataFrame, steps: tuple[int, ...] = (8, 32)) -> pd.DataFr
         rows += [{**place, "cell_id": cell, "step": 1, "site": "adapter_out", "r_sign": 9.0}]
         rows += [
             {**place, "cell_id": cell, "step": step, "site": "A", "rho": 100 * lr * step}
-            for step in steps
+            for step in (8, 32)
         ]
     return pd.DataFrame(rows)
 
 
 def test_each_horizon_has_its_best_rates() -> None:
-    cells, metrics = at_steps(rules=POWER)
+    cells, metrics = at_steps()
     rates = rates_by_horizon(cells, metrics, recorded(cells))
     for step in (8, 32):
         own = rates[rates["horizon"] == step]
@@ -50,7 +48,7 @@ def test_each_horizon_has_its_best_rates() -> None:
 
 
 def test_exponents_beside_rho_and_the_crossover() -> None:
-    cells, metrics = at_steps(rules=POWER)
+    cells, metrics = at_steps()
     table = exponents_against_rho(rates_by_horizon(cells, metrics, recorded(cells)))
     assert list(table["horizon"]) == [8, 32]
     assert table["exponent"].to_numpy() == pytest.approx(-0.5)

@@ -1,9 +1,7 @@
 """Learning-rate transfer with known best rates, and loss comparisons with known causes."""
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
-from types import SimpleNamespace
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,66 +15,15 @@ from study.analysis import (
     rate_transfer,
     rule_differences,
     task_scores,
+    truncated_losses,
+    truncation_effects,
 )
 from study.analysis.fits import mean_interval
 from study.analysis.rates import bottom
-from study.figures.final_loss import sweeps
 
-RANKS = (4, 16, 64, 256)
-RATES = tuple(10.0 ** np.arange(-6, 0, 0.5))
-NO_PROBES = pd.DataFrame(
-    {name: [] for name in ("cell_id", "step", "layer", "site", "batch", "rms")}
-)
-Loss = Callable[[dict[str, Any]], float]
+from .losses import LORA, NO_PROBES, POWER, RATES, basin, runs
 
-
-def p_of(cell: dict[str, Any]) -> float:
-    return {"lora": 1.0, "rslora": 0.5}.get(cell["scaling"], cell["exponent"])
-
-
-def runs(
-    loss: Loss,
-    *,
-    rates: Sequence[float] = RATES,
-    rules: Sequence[tuple[str, float]] = (("lora", math.nan), ("rslora", math.nan), ("power", 0.0)),
-    ranks: Sequence[int] = RANKS,
-    seeds: Sequence[int] = (0, 1, 2),
-    **fixed: Any,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """``cells`` and ``metrics``. ``loss(cell)``: the final held-out loss; NaN: the run diverged."""
-    base = {
-        "study": "s",
-        "model": "m",
-        "data": "d",
-        "optimizer": "adamw",
-        "init": "kaiming",
-        "targets": "all-linear",
-    }
-    rows = []
-    for (scaling, exponent), rank, lr, seed in itertools.product(rules, ranks, rates, seeds):
-        cell = (
-            base
-            | {"alpha": 16.0}
-            | fixed
-            | {"scaling": scaling, "exponent": exponent, "rank": float(rank)}
-        )
-        cell |= {"lr": lr, "seed": seed, "data_seed": seed, "cell_id": f"{len(rows):05d}"}
-        cell["gamma"] = cell["alpha"] * rank ** -p_of(cell)
-        cell["loss"] = loss(cell)
-        cell["status"] = "complete" if math.isfinite(cell["loss"]) else "diverged"
-        rows.append(cell)
-    cells = pd.DataFrame(rows)
-    start = cells[["cell_id"]].assign(step=0, eval_loss=9.0)
-    end = cells[["cell_id"]].assign(step=50, eval_loss=cells["loss"])
-    return cells.drop(columns="loss"), pd.concat([start, end], ignore_index=True)
-
-
-def basin(law: Callable[[float, float], float], centre: float = 3e-3) -> Loss:
-    """A parabola in log lr with its minimum at ``centre * r ** law(p, seed)``."""
-    return lambda c: (
-        2.0
-        + 0.05 * (math.log(c["lr"]) - math.log(centre * c["rank"] ** law(p_of(c), c["seed"]))) ** 2
-    )
+BOTH = (*LORA, ("rslora", math.nan))
 
 
 def test_the_minimum_of_a_parabola_is_found_exactly_at_uneven_rates() -> None:
@@ -116,41 +63,33 @@ def test_the_exponent_of_the_best_rate() -> None:
     for p in (0.0, 0.5, 1.0):
         row = table.loc[p]
         assert row["exponent"] == pytest.approx(-(1 - p) / 1.5 + mean)
-        assert (row["ci_low"], row["ci_high"]) == pytest.approx(
-            (-(1 - p) / 1.5 + low, -(1 - p) / 1.5 + high)
-        )
+        bounds = (-(1 - p) / 1.5 + low, -(1 - p) / 1.5 + high)
+        assert (row["ci_low"], row["ci_high"]) == pytest.approx(bounds)
         assert (row["seeds"], row["ranks"], row["edges"], row["interval"]) == (3, 4, 0, "seeds")
         assert row["se_grid"] == pytest.approx(0.0, abs=1e-9), "a parabola has no grid error"
 
 
 def test_optima_at_an_edge_are_counted_and_left_out() -> None:
-    cells, metrics = runs(
-        basin(lambda p, seed: -1.0, centre=1e-2),
-        rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
-        rules=(("power", 0.0),),
-    )
+    law = basin(lambda p, seed: -1.0, centre=1e-2)
+    cells, metrics = runs(law, rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2), rules=POWER)
     rates = best_rates(cells, metrics, NO_PROBES)
     # Minima at 2.5e-3, 6.3e-4, 1.6e-4 and 3.9e-5: the last is below all rates tried.
-    assert dict(rates.groupby("rank")["edge"].first()) == {
-        4.0: "",
-        16.0: "",
-        64.0: "lowest",
-        256.0: "lowest",
-    }
+    edges = {4.0: "", 16.0: "", 64.0: "lowest", 256.0: "lowest"}
+    assert dict(rates.groupby("rank")["edge"].first()) == edges
     [row] = rate_transfer(rates).to_dict("records")
     assert row["edges"] == 6
     assert row["exponent"] == pytest.approx(-1.0)
     assert row["rank_max"] == 16
 
 
-def interrupted(cells: pd.DataFrame, lrs: Sequence[float], rank: int = 256) -> pd.Series:
-    """The cells of ``rank`` that had not run yet: all but those at ``lrs``."""
-    return (cells["rank"] == rank) & ~cells["lr"].isin(lrs)
+def interrupted(cells: pd.DataFrame, lrs: Sequence[float]) -> pd.Series:
+    """The cells of the highest rank that had not run yet: all but those at ``lrs``."""
+    return (cells["rank"] == 256) & ~cells["lr"].isin(lrs)
 
 
 def test_a_rank_of_an_interrupted_sweep_has_its_best_rate_at_an_edge() -> None:
     """The sweep stopped when the last rank had run at the lowest two rates only."""
-    cells, metrics = runs(basin(lambda p, seed: 0.0), rates=RATES, rules=(("lora", math.nan),))
+    cells, metrics = runs(basin(lambda p, seed: 0.0), rules=LORA)
     cells.loc[interrupted(cells, RATES[:2]), "status"] = "running"
     rates = best_rates(cells, metrics, NO_PROBES)
     last = rates[rates["rank"] == 256]
@@ -167,9 +106,8 @@ def test_a_rank_of_an_interrupted_sweep_has_its_best_rate_at_an_edge() -> None:
 
 @pytest.mark.parametrize("status", ["diverged", "stuck"])
 def test_a_run_that_diverged_or_got_stuck_was_tried(status: str) -> None:
-    cells, metrics = runs(basin(lambda p, seed: 0.0), rules=(("lora", math.nan),))
-    lost = (cells["rank"] == 256) & (cells["lr"] > 0.02)
-    cells.loc[lost, "status"] = status
+    cells, metrics = runs(basin(lambda p, seed: 0.0), rules=LORA)
+    cells.loc[(cells["rank"] == 256) & (cells["lr"] > 0.02), "status"] = status
     rates = best_rates(cells, metrics, NO_PROBES)
     assert set(rates["tried"]) == {len(RATES)}
     assert set(rates["edge"]) == {""}
@@ -179,16 +117,13 @@ def test_the_best_rate_is_that_of_the_mean_over_seeds() -> None:
     """Each seed is lucky at a rate of its own. No rate has the mean of their best losses."""
     own = {0: 1e-4, 1: 1e-3, 2: 1e-2}
     lucky = lambda c: 2.0 if c["lr"] == own[c["seed"]] else 2.3 - 0.03 * (c["lr"] == 1e-3)  # noqa: E731
-    cells, metrics = runs(lucky, rates=tuple(own.values()), rules=(("lora", math.nan),))
+    cells, metrics = runs(lucky, rates=tuple(own.values()), rules=LORA)
     losses = compared_losses(cells, metrics, NO_PROBES).query("how == 'best'")
     assert set(losses["lr"]) == {1e-3}
     mean = losses.groupby("rank")["loss"].mean()
     assert mean.to_numpy() == pytest.approx((2.27 + 2.0 + 2.27) / 3)
     scores = task_scores(cells, metrics)
     assert np.log(scores["perplexity"].to_numpy()) == pytest.approx(mean.to_numpy())
-    [sweep] = sweeps(SimpleNamespace(cells=cells, metrics=metrics))
-    [rule] = sweep.family.rules
-    assert [sweep.best(rule, rank).loss for rank in RANKS] == pytest.approx(mean.tolist())
 
 
 # Rank, or only the step size.
@@ -202,9 +137,7 @@ def by_step_alone(cell: dict[str, Any]) -> float:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_if_only_the_step_matters_the_matched_difference_is_0(optimizer: str) -> None:
-    cells, metrics = runs(
-        by_step_alone, optimizer=optimizer, rules=(("lora", math.nan), ("rslora", math.nan))
-    )
+    cells, metrics = runs(by_step_alone, optimizer=optimizer, rules=BOTH)
     differences = rule_differences(compared_losses(cells, metrics, NO_PROBES))
     fixed, matched = (differences[differences["how"] == how] for how in ("fixed", "matched"))
     power = 2 if optimizer == "sgd" else 1
@@ -219,7 +152,7 @@ def test_if_only_the_step_matters_the_matched_difference_is_0(optimizer: str) ->
 
 def test_if_the_rule_matters_the_matched_difference_is_its_penalty() -> None:
     penalty = lambda c: by_step_alone(c) + (0.25 if c["scaling"] == "lora" else 0.0)  # noqa: E731
-    cells, metrics = runs(penalty, rules=(("lora", math.nan), ("rslora", math.nan)))
+    cells, metrics = runs(penalty, rules=BOTH)
     matched = rule_differences(compared_losses(cells, metrics, NO_PROBES)).query("how == 'matched'")
     assert matched["difference"].to_numpy() == pytest.approx(0.25)
 
@@ -230,15 +163,57 @@ def test_what_a_doubling_of_the_rank_gains() -> None:
     fall = lambda c: 3 - own[c["seed"]] * math.log2(c["rank"])  # noqa: E731
     cells, metrics = runs(fall, rates=(1e-3,), rules=(("rslora", math.nan),))
     [row] = rank_effects(compared_losses(cells, metrics, NO_PROBES)).to_dict("records")
-    assert row["gain"] == pytest.approx(0.02)
-    assert (row["ci_low"], row["ci_high"]) == pytest.approx(
-        mean_interval(np.array([0.01, 0.02, 0.03]))[1:]
-    )
-    level, ends = runs(
-        basin(lambda p, seed: -0.5),
-        rates=tuple(3e-3 * 2.0 ** np.arange(-8, 5)),
-        rules=(("rslora", math.nan),),
-    )
+    expected = mean_interval(np.array([0.01, 0.02, 0.03]))
+    assert (row["gain"], row["ci_low"], row["ci_high"]) == pytest.approx(expected)
+    law = basin(lambda p, seed: -0.5)
+    level, ends = runs(law, rates=tuple(3e-3 * 2.0 ** np.arange(-8, 5)), rules=BOTH[1:])
     effects = rank_effects(compared_losses(level, ends, NO_PROBES)).set_index("how")
     assert effects.loc["best", "gain"] == pytest.approx(0.0, abs=1e-9)
     assert abs(effects.loc["fixed", "gain"]) > 0.01
+
+
+def test_task_scores_are_means_over_seeds_at_the_best_rate_of_a_rank() -> None:
+    """The last loss is 2 + rank / 100 + seed / 10, and 1 higher at the lower learning rate."""
+    loss = lambda c: 2 + c["rank"] / 100 + c["seed"] / 10 + (c["lr"] < 1e-3)  # noqa: E731
+    axes = {"rates": (1e-4, 1e-3), "rules": BOTH, "ranks": (4, 8), "seeds": (0, 1)}
+    cells, metrics = runs(loss, **axes)
+    metrics = metrics.assign(exact_match=np.where(metrics["step"] == 0, 0.25, 0.625))
+    scores = task_scores(cells, metrics)
+    assert len(scores) == 4
+    assert set(scores["lr"]) == {1e-3}
+    assert set(scores["rates"]) == {2}
+    row = scores[(scores["scaling"] == "rslora") & (scores["rank"] == 8)].iloc[0]
+    expected = np.exp(mean_interval([2.08, 2.18]))
+    assert row[["perplexity", "perplexity_low", "perplexity_high"]].tolist() == pytest.approx(
+        expected.tolist()
+    )
+    assert (row["seeds"], row["base_perplexity"]) == (2, pytest.approx(math.exp(9.0)))
+    assert (row["base_exact_match"], row["exact_match"]) == (0.25, 0.625)
+
+    one = cells[(cells["seed"] == 0) & (cells["lr"] == 1e-3)].copy()
+    one.loc[one["rank"] == 4, "status"] = "running"
+    scores = task_scores(one, metrics)
+    assert set(scores["rank"]) == {8.0}, "a running cell has no row"
+    assert scores[["perplexity_low", "exact_match_high"]].isna().all(axis=None)
+    assert task_scores(one.assign(status="diverged"), metrics).empty
+
+
+def test_what_a_cut_adapter_keeps() -> None:
+    """The base has loss 3. The run of rank 4 ends at 2.0, that of rank 64 at 1.0, of whose gain
+    nine tenths are in 8 directions. The seeds of rank 64 are 0.1 apart."""
+    cells, _ = runs(lambda c: 1.0, rates=(1e-3,), rules=LORA, ranks=(4, 64))
+    curves = {4.0: {0: 3.0, 1: 2.5, 4: 2.0}, 64.0: {0: 3.0, 4: 1.7, 8: 1.2, 16: 1.05, 64: 1.0}}
+    rows = []
+    for cell in cells.to_dict("records"):
+        for kept, loss in curves[cell["rank"]].items():
+            shift = 0.1 * cell["seed"] if kept and cell["rank"] > 4 else 0.0
+            row = {"cell_id": cell["cell_id"], "kept": float(kept), "loss": loss + shift}
+            rows.append(row | {"share": 1.0})
+    effects = truncation_effects(truncated_losses(cells, pd.DataFrame(rows))).set_index("rank")
+    low, high = effects.loc[4], effects.loc[64]
+    assert (low["gained"], low["needed"]) == (pytest.approx(1.0), 4)
+    assert math.isnan(low["beyond"]), "a run is not compared with itself"
+    assert (high["gained"], high["needed"]) == (pytest.approx(1.9), 16)
+    assert (high["lowest"], high["cut"], high["seeds"]) == (4, pytest.approx(1.8), 3)
+    expected = mean_interval([-0.3, -0.2, -0.1])
+    assert high[["beyond", "ci_low", "ci_high"]].tolist() == pytest.approx(list(expected))

@@ -12,7 +12,7 @@ from study.analysis.rate_theory import K, rate_exponent
 from study.analysis.rates import exponents_against_rho, rates_by_horizon
 from study.figures.rate_exponents import rate_exponent_vs_rho
 from study.figures.selection import Absent
-from tests.analysis.test_rates import runs
+from tests.analysis.losses import runs
 from tests.figures.conftest import artists, said
 
 RANKS, R_SIGN, MOVE = (4, 256), 9.0, 100.0
