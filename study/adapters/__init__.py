@@ -4,16 +4,3 @@ from study.adapters.bank import AdapterSpec, LoraBank, LoraPair, dense_weight, f
 from study.adapters.contraction import Contraction
 from study.adapters.inject import adapted, resolve_targets
 from study.adapters.truncation import truncating
-
-__all__ = [
-    "AdapterSpec",
-    "Contraction",
-    "LoraBank",
-    "LoraPair",
-    "adapted",
-    "dense_weight",
-    "features",
-    "merged_once",
-    "resolve_targets",
-    "truncating",
-]

@@ -111,7 +111,8 @@ def _settings(path: Path, entry: str | None) -> tuple[str, Mapping[str, Any]]:
     if path.parent.name == "cells":
         folder, record = find_cell(path.parent.parent, path.name)
         [flat] = pd.json_normalize([record["config"]]).to_dict("records")
-        return f"cell {folder.name} of {path.parent.parent.name}", flat
+        settings = {str(key): value for key, value in flat.items()}
+        return f"cell {folder.name} of {path.parent.parent.name}", settings
     if path.is_dir():
         path /= "adapter_config.json"
         if not path.is_file():

@@ -5,13 +5,11 @@ environment of Axolotl cannot import.
 """
 
 from study.config.checks import validate
-from study.config.hashing import IDENTITY_VERSION, UNKNOWN_STEPS, Sources, identity
+from study.config.hashing import UNKNOWN_STEPS, Sources, identity
 from study.config.schedules import eval_steps, probe_steps, resolved, truncation_ranks
 from study.config.types import (
     AUTO_COMPILE,
-    DEVICES,
     PRECISIONS,
-    QUANT_BITS,
     AdapterConfig,
     CellConfig,
     DataConfig,

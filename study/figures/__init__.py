@@ -18,8 +18,6 @@ from study.figures.captions import settings
 from study.figures.selection import Absent, Tables
 from study.figures.style import save
 
-__all__ = ["FIGURES", "Absent", "Tables", "draw_all", "save"]
-
 _MODULES = {
     "loss_curves": "over_training",
     "grad_norm_curves": "over_training",

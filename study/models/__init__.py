@@ -17,15 +17,3 @@ from study.models.card import (
     load_tokenizer,
 )
 from study.models.smollm2 import fetch_smollm2
-
-__all__ = [
-    "WITH_EXPERTS",
-    "Coverage",
-    "FrozenBase",
-    "ModelCard",
-    "coverage",
-    "describe",
-    "fetch_smollm2",
-    "load_base",
-    "load_tokenizer",
-]

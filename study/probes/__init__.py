@@ -11,5 +11,3 @@
 from study.probes.alignment import Alignment
 from study.probes.layers import active_adapters
 from study.probes.norm_probe import NormProbe, Sent
-
-__all__ = ["Alignment", "NormProbe", "Sent", "active_adapters"]

@@ -11,13 +11,3 @@
 from study.report.answer import answer
 from study.report.caveats import caveats
 from study.report.page import as_html, draw_figures, report_of, report_text, write_report
-
-__all__ = [
-    "answer",
-    "as_html",
-    "caveats",
-    "draw_figures",
-    "report_of",
-    "report_text",
-    "write_report",
-]

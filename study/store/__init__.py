@@ -17,7 +17,6 @@ reads. An archived study is one Parquet file per table instead of the folders.
 """
 
 from study.store.files import (
-    Claim,
     Damaged,
     Lock,
     StorageError,
@@ -51,35 +50,3 @@ from study.store.tables import (
     write_table,
 )
 from study.store.writer import CellWriter
-
-__all__ = [
-    "ADAPTER",
-    "CHECKPOINTS",
-    "STATUSES",
-    "CellWriter",
-    "Claim",
-    "Damaged",
-    "Lock",
-    "StorageError",
-    "StudyTables",
-    "cell_folders",
-    "cell_row",
-    "claim",
-    "damage",
-    "find_cell",
-    "is_archived",
-    "is_claimed",
-    "is_done",
-    "is_held",
-    "load_cells",
-    "load_measured",
-    "load_records",
-    "provenance",
-    "read_cell",
-    "read_record",
-    "replacing",
-    "rows_of",
-    "write_output",
-    "write_table",
-    "write_text",
-]

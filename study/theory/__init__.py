@@ -57,7 +57,6 @@ Numbers only: numpy, no torch.
 from study.theory.asymptotics import (
     PLAIN,
     Modifiers,
-    Prediction,
     family,
     predict,
 )
@@ -72,21 +71,3 @@ from study.theory.curves import (
     stable_exponent,
 )
 from study.theory.layers import Layer, measure_layer
-
-__all__ = [
-    "PLAIN",
-    "Layer",
-    "Modifiers",
-    "Prediction",
-    "crossover",
-    "curve",
-    "distance_to_infinite_rank",
-    "family",
-    "log_bias",
-    "mean_log_curve",
-    "measure_layer",
-    "predict",
-    "predicted_exponent",
-    "slope",
-    "stable_exponent",
-]

@@ -12,5 +12,3 @@
 from study.integrations.configs.experiment import Experiment
 from study.integrations.configs.files import from_sweep_file, read_file
 from study.integrations.configs.writing import write
-
-__all__ = ["Experiment", "from_sweep_file", "read_file", "write"]
