@@ -1,10 +1,12 @@
 """Configurations to cells: identified, and checked against base and data before weights load."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from study.adapters import resolve_targets
 from study.adapters.experts import check_possible
@@ -21,7 +23,7 @@ from study.config import (
 from study.data import build_corpus, fingerprint, load_rows
 from study.errors import StudyError
 from study.models import WITH_EXPERTS, Coverage, ModelCard, coverage, describe, load_tokenizer
-from study.store import is_done
+from study.store import cell_row, is_done
 from study.training.peft_format import file_hash, read_adapter
 from study.vocabulary.inits import IMPORTED
 from study.vocabulary.scaling import rule_words
@@ -31,8 +33,9 @@ from study.vocabulary.scaling import rule_words
 class Cell:
     """One configuration with its identity, the card of its base and the hashes of its sources.
 
-    ``coverage``: which of the base's weights its adapters are on. ``varied``: the configuration
-    keys in which the cells planned with it differ.
+    ``coverage``: which of the base's weights its adapters are on. ``label``: its name in lines of
+    text and in trackers, ``adamw rslora rank 4 seed 0 lr 0.0001 alpha 16.0`` and whatever else
+    varies among the cells planned with it. A job of a launcher plans those of its pack.
     """
 
     id: str
@@ -40,7 +43,7 @@ class Cell:
     card: ModelCard
     sources: Sources
     coverage: Coverage
-    varied: tuple[str, ...] = ()
+    label: str = ""
 
     @property
     def folder(self) -> Path:
@@ -56,20 +59,6 @@ class Cell:
     def done(self) -> bool:
         """Whether it has results already."""
         return is_done(self.folder, with_adapter=self.config.train.save_adapter)
-
-    @property
-    def label(self) -> str:
-        """Its name in lines of text and in trackers: ``adamw rslora rank 4 seed 0 lr 0.0001 alpha
-        16.0``, and whatever else varies. A job of a launcher knows only what varies in its pack.
-        """
-        config, values = self.config, _values(self.config)
-        rule = rule_words(config.adapter.scaling, config.adapter.exponent)
-        words = [f"{config.optimizer.name} {rule} rank {config.adapter.rank} seed {config.seed}"]
-        for key in (*IN_LABELS, *self.varied):
-            group, _, word = key.rpartition(".")
-            name = f"{group} {word}" if word in ("name", "path", "seed") else word
-            words.append(f"{name} {values[key]}")
-        return " ".join(words)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -133,8 +122,7 @@ def plan(configs: Iterable[CellConfig]) -> list[Cell]:
         model = card.fingerprint + (WITH_EXPERTS if covered.experts else "")
         sources = Sources(model, card.tokenizer_fingerprint, examples, adapter)
         cells.append(Cell(identity(config, sources), config, card, sources, covered))
-    varied = varied_keys([cell.config for cell in cells])
-    return [replace(cell, varied=varied) for cell in cells]
+    return [replace(cell, label=label) for cell, label in zip(cells, _labels(cells), strict=True)]
 
 
 def _covered(model: ModelConfig, targets: str | Sequence[str]) -> Coverage:
@@ -153,37 +141,26 @@ def _training_rows(model: ModelConfig, data: DataConfig) -> int:
     return len(build_corpus(data, tokenizer, tokenizer.eos_token_id).train)
 
 
-IN_LABELS = ("optimizer.lr", "adapter.alpha")
-_NOT_VARIED = (
-    *("optimizer.name", "adapter.scaling", "adapter.exponent", "adapter.rank", "seed"),
-    *IN_LABELS,
+_NOT_NAMED = (
+    *("cell_id", "study", "gamma", "adapted_share", "optimizer", "scaling", "exponent", "rank"),
+    *("seed", "lr", "alpha"),
 )
-"""The keys that every label has."""
+"""Columns of ``cells`` that every label has, or that none has."""
 
 
-def varied_keys(configs: Sequence[CellConfig]) -> tuple[str, ...]:
-    """The keys that all ``configs`` have, in which they differ, and which a label needs.
-
-    ``data.seed`` is among them only if it differs from ``seed``.
-    """
-    found = [_values(config) for config in configs]
-    for config, values in zip(configs, found, strict=True):
-        if config.data.seed == config.seed:
-            values["data.seed"] = None
-    keys = [key for key in found[0] if all(key in values for values in found)] if found else []
-    varied = (key for key in keys if len({repr(values[key]) for values in found}) > 1)
-    return tuple(key for key in varied if key not in _NOT_VARIED)
-
-
-def _values(config: CellConfig) -> dict[str, Any]:
-    """The values of a configuration by dotted key."""
-    found: dict[str, Any] = {}
-    for name, value in vars(config).items():
-        if is_dataclass(value):
-            found |= {f"{name}.{key}": part for key, part in vars(value).items()}
-        else:
-            found[name] = value
-    return found
+def _labels(cells: Sequence[Cell]) -> Iterator[str]:
+    """The names of cells. ``data_seed`` is named only if it differs from ``seed``."""
+    rows = pd.DataFrame([cell_row(cell.description) for cell in cells])
+    varied = [c for c in rows if c not in _NOT_NAMED and rows[c].nunique(dropna=False) > 1]
+    if "data_seed" in varied and (rows["data_seed"] == rows["seed"]).all():
+        varied.remove("data_seed")
+    for cell, row in zip(cells, rows.to_dict("records"), strict=True):
+        config, adapter = cell.config, cell.config.adapter
+        rule = rule_words(adapter.scaling, adapter.exponent)
+        values = {name: row[name] for name in ("lr", "alpha", *varied)}
+        words = [f"{name} {value}" for name, value in values.items() if pd.notna(value)]
+        cell_name = f"{config.optimizer.name} {rule} rank {adapter.rank} seed {config.seed}"
+        yield " ".join([cell_name, *words])
 
 
 def continue_adapter(config: CellConfig, card: ModelCard) -> CellConfig:

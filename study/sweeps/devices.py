@@ -1,21 +1,15 @@
 """Which GPU a process trains on: of several, each process of a machine takes one of its own.
 
-A process holds the lock of a file that is named after its GPU. The system frees the lock when the
-process ends, however it ends. The name is the GPU's UUID: another process sees the same GPU under
-another number, if its ``CUDA_VISIBLE_DEVICES`` differs.
-
-A launcher that gives every job its own GPU, as Slurm and Ray do, leaves nothing to choose: the
-process sees one GPU and trains on it, whether or not another process does too.
-
-Processes that torchrun has started train a cell together (``train.shard``). Each takes the GPU with
-its number on the machine.
+A process holds the lock of a file that is named after the UUID of its GPU, whose number depends on
+``CUDA_VISIBLE_DEVICES``. The system frees the lock when the process ends. A process that sees one
+GPU, as in jobs of Slurm and Ray, trains on it, whether or not another one does too. A process that
+torchrun has started takes the GPU with its number on the machine (``train.shard``).
 """
 
 import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -35,28 +29,17 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
-@dataclass(frozen=True)
-class Device:
-    """The device that a process trains on, and the lock of its GPU, if it had to choose one."""
-
-    device: torch.device
-    lock: Lock | None = None
-
-    def release(self) -> None:
-        """Leave the GPU to other processes."""
-        if self.lock is not None:
-            self.lock.release()
-
-
-def claim_device(name: str, must_stop: Callable[[], bool]) -> Device | None:
-    """The device that ``device=name`` means, claimed for this process. It becomes current.
+def claim_device(
+    name: str, must_stop: Callable[[], bool], held: contextlib.ExitStack
+) -> torch.device | None:
+    """The device that ``device=name`` means, claimed until ``held`` is closed. It becomes current.
 
     Waits while other processes hold every GPU that it may take. Returns None if ``must_stop`` ended
     the wait. Raises :class:`~study.errors.StudyError` if CUDA is asked for and torch sees none, and
     under torchrun if there is no free GPU with the number of this process.
     """
     if choose_device(name).type == "cpu":
-        return Device(torch.device("cpu"))
+        return torch.device("cpu")
     visible = visible_gpus()
     gpus, sharded = visible, count() > 1
     if sharded:
@@ -67,26 +50,26 @@ def claim_device(name: str, must_stop: Callable[[], bool]) -> Device | None:
             f"torchrun has started more processes on this machine than the {len(visible)} GPUs "
             "that torch sees: lower --nproc-per-node"
         )
-    found = _free(gpus)
+    found = _free(gpus, held)
     if found is None and len(visible) == 1:
-        found = Device(gpus[0][0])  # there is no other
+        found = gpus[0][0]  # there is no other
     if found is None:
-        held = ", ".join(str(device) for device, _ in gpus)
+        names = ", ".join(str(device) for device, _ in gpus)
         if sharded:
             raise StudyError(
-                f"another process trains on {held}: wait until it has ended, or choose other GPUs "
+                f"another process trains on {names}: wait until it has ended, or choose other GPUs "
                 "with CUDA_VISIBLE_DEVICES"
             )
         signals.say(
-            f"study: waiting for a GPU: other processes hold {held}; one process per GPU is enough "
-            "(hydra.launcher.n_jobs)"
+            f"study: waiting for a GPU: other processes hold {names}; one process per GPU is "
+            "enough (hydra.launcher.n_jobs)"
         )
     while found is None:
         if must_stop():
             return None
         time.sleep(_POLL)
-        found = _free(gpus)
-    torch.cuda.set_device(found.device)
+        found = _free(gpus, held)
+    torch.cuda.set_device(found)
     return found
 
 
@@ -98,11 +81,14 @@ def visible_gpus() -> list[tuple[torch.device, str]]:
     return [(d, str(torch.cuda.get_device_properties(d).uuid)) for d in devices]
 
 
-def _free(gpus: Sequence[tuple[torch.device, str]]) -> Device | None:
-    """The first GPU that no other process holds, with its lock, which is held now."""
+def _free(
+    gpus: Sequence[tuple[torch.device, str]], held: contextlib.ExitStack
+) -> torch.device | None:
+    """The first GPU that no other process holds. Its lock is held from now on."""
     folder = cache_folder() / "gpus"
     make_folder(folder)
     for device, uuid in gpus:
         with contextlib.suppress(TimeoutError):
-            return Device(device, Lock(folder / f"{uuid}.lock", timeout=0))
+            held.enter_context(Lock(folder / f"{uuid}.lock", timeout=0))
+            return device
     return None

@@ -4,6 +4,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from study.config.schedules import late_probes
 from study.errors import StudyError, one_line
@@ -12,8 +13,7 @@ from study.store.checkpoints import newest_step
 from study.store.files import remove
 from study.sweeps import processes, signals
 from study.sweeps.cells import Cell
-from study.sweeps.estimate import full_estimate
-from study.sweeps.progress import Outcome, Planned, count_noun, counts, posted, stop_file
+from study.sweeps.progress import Outcome, count_noun, counts, posted, stop_file
 from study.sweeps.run import train_all
 from study.vocabulary.extras import WANDB
 from study.vocabulary.sources import MODELS
@@ -47,11 +47,11 @@ def conduct(
             )
     processes.check(cells, here)
     announce(cells, packs)
-    planned: dict[Path, list[Planned]] = {}
+    planned: dict[Path, list[dict[str, Any]]] = {}
     for cell in (cell for pack in packs for cell in pack):
-        flops = full_estimate(cell.config, cell.card).flops
-        each = Planned(cell.description, flops, newest_step(cell.folder))
-        planned.setdefault(cell.study_dir, []).append(each)
+        step = newest_step(cell.folder)
+        done = {"steps_done": step - 1} if step else {}
+        planned.setdefault(cell.study_dir, []).append(cell.description | done)
     with posted(planned) as files:
 
         def one_pass(free: list[Cell]) -> Iterable[Outcome]:
@@ -109,11 +109,9 @@ def _launched(files: Iterable[Path]) -> Iterator[None]:
     except Exception as error:
         if (signum := signals.asked()) is not None:  # the signal came before its process listened
             raise signals.current().stopped(signum) from None
-        if type(error).__name__ not in _LOST:
-            raise
-        raise StudyError(
-            f"a process of the launcher was lost ({one_line(error)}): run the same command again, "
-            "which continues"
-        ) from None
+        if type(error).__name__ in _LOST:
+            line = f"a process of the launcher was lost ({one_line(error)}): run the same command"
+            raise StudyError(f"{line} again, which continues") from None
+        raise
     for path in stops:
         remove(path)

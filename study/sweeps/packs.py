@@ -117,11 +117,9 @@ class Pack:
 def prepare(cells: Sequence[Cell], device: torch.device | None = None) -> Pack:
     """Read the data of a pack and estimate every cell. Loads no weights.
 
-    ``device``: where it will train; None: what its configuration asks for.
-
-    Raises :class:`StudyError` if the device is absent, if the base lacks a token of the data, if
-    answers are asked for and no held-out row is a question, and if ``pack.memory_gb`` or the memory
-    of the machine is too little for one of the cells alone.
+    ``device``: where it will train; None: what its configuration asks for. Raises
+    :class:`StudyError` if the device is absent, its memory is too little for one of the cells, the
+    base lacks a token of the data, or answers are asked for and no held-out row is a question.
     """
     config, devices, train = cells[0].config, count(), cells[0].config.train
     device = device or choose_device(config.device)

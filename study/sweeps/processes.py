@@ -128,27 +128,26 @@ def together(train_first: Callable[[], None]) -> None:
 
 def _follow_pack(cells: Sequence[Cell]) -> None:
     config, card = cells[0].config, cells[0].card
-    held = claim_device(config.device, lambda: False)
-    assert held is not None
-    keep_freed_memory()
-    world_here = world(held.device)
-    pack = prepare(cells, held.device)
-    base = load_base(config.model, device_of_base(held.device), config.precision)
-    if base.card.fingerprint != card.fingerprint:
-        raise StudyError(f"{card.name} has other weights here than in process 0")
-    prepared = {each.cell.id: each for each in pack.cells}
-    while (order := world_here.agreed()) is not None:
-        cell_id, step = order
-        each = prepared[cell_id]
-        found = load_newest(each.cell.folder, cell_id) if step else None
-        if step and (found is None or found.step != step):
-            raise RuntimeError(f"cell {cell_id} has no checkpoint of step {step} here")
-        states = [Snapshot.of(found)] if found else []
-        steps = train(base, pack.corpus, [each.run], states, world=world_here)
-        with contextlib.closing(steps):
-            _follow_steps(steps, world_here)
-        release_memory(held.device)
-    held.release()
+    with contextlib.ExitStack() as held:
+        device = claim_device(config.device, lambda: False, held)
+        assert device is not None
+        keep_freed_memory()
+        world_here = world(device)
+        pack = prepare(cells, device)
+        base = load_base(config.model, device_of_base(device), config.precision)
+        if base.card.fingerprint != card.fingerprint:
+            raise StudyError(f"{card.name} has other weights here than in process 0")
+        runs = {each.cell.id: each.run for each in pack.cells}
+        while (order := world_here.agreed()) is not None:
+            cell_id, step = order
+            found = load_newest(cells[0].folder.parent / cell_id, cell_id) if step else None
+            if step and (found is None or found.step != step):
+                raise RuntimeError(f"cell {cell_id} has no checkpoint of step {step} here")
+            states = [Snapshot.of(found)] if found else []
+            steps = train(base, pack.corpus, [runs[cell_id]], states, world=world_here)
+            with contextlib.closing(steps):
+                _follow_steps(steps, world_here)
+            release_memory(device)
 
 
 def _follow_steps(steps: Iterable[Sequence[CellStep | None]], world: Processes) -> None:

@@ -2,8 +2,8 @@
 
 While a sweep lives, the file ``sweep-TIME-PID.json`` in its study's folder lists its cells. The
 sweep holds a lock on that file, so a file whose lock is free was left by a killed sweep. How far a
-cell is, is read from its record. The time left is the work left, in the FLOPs of the plan, at the
-rate of the sweep so far. It may be off by half.
+cell is, is read from its record. The time left is that of the steps left, at the rate of the sweep
+so far. It may be off by half.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -57,29 +57,10 @@ class Outcome:
     mistake: str | None = None
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A cell that a sweep is to train.
-
-    ``record``: as it is before the cell begins. ``flops``: of all of its steps. ``first_step``:
-    where it continues; 0 without a checkpoint.
-    """
-
-    record: dict[str, Any]
-    flops: float
-    first_step: int = 0
-
-    def work(self, steps_done: int | None = None) -> float:
-        """The FLOPs that the sweep spends on the cell up to a step; by default up to the last."""
-        steps = self.record["config"]["train"]["steps"]
-        done = (steps if steps_done is None else steps_done) + 1 - self.first_step
-        return self.flops * max(0, done) / (steps + 1)
-
-
 class SweepProgress(NamedTuple):
     """How far a sweep is.
 
-    ``states``: cells by state. ``work``: the share of the FLOPs that is done, 0 to 1.
+    ``states``: cells by state. ``work``: the share of the steps that is done, 0 to 1.
     ``seconds_left``: None before the first step.
     """
 
@@ -95,9 +76,11 @@ class SweepProgress(NamedTuple):
 
 
 class LiveSweep:
-    """The cells of a live sweep of one study. ``began``: when it did, UTC."""
+    """A live sweep of one study. ``began``: when it did, UTC. ``cells``: their records before they
+    begin; ``steps_done`` if they continue.
+    """
 
-    def __init__(self, study_dir: Path, began: str, cells: Sequence[Planned]) -> None:
+    def __init__(self, study_dir: Path, began: str, cells: Sequence[dict[str, Any]]) -> None:
         self.study_dir, self.began, self.cells = study_dir, began, cells
         self._done: dict[str, dict[str, Any]] = {}
 
@@ -105,8 +88,7 @@ class LiveSweep:
     def read(cls, path: Path) -> Self | None:
         """The sweep in a file; None if it has just begun or ended."""
         try:
-            content = json.loads(path.read_text())
-            return cls(path.parent, content["began"], [Planned(**c) for c in content["cells"]])
+            return cls(path.parent, **json.loads(path.read_text()))
         except (OSError, ValueError):
             return None
 
@@ -117,25 +99,26 @@ class LiveSweep:
         """
         found = []
         for cell in self.cells:
-            cell_id = cell.record["cell_id"]
+            waiting = cell | {"status": WAITING}
+            cell_id = cell["cell_id"]
             record = self._done.get(cell_id) or read_cell(self.study_dir / "cells" / cell_id)
-            record = record or cell.record | {"status": WAITING}
+            record = record or waiting
             began = max([record.get("started", ""), *(r["at"] for r in record.get("resumed", ()))])
             if record["status"] in DONE:
                 self._done[cell_id] = record
             elif record["status"] != "running" and began < self.began:
-                record = cell.record | {"status": WAITING}
+                record = waiting
             found.append(record)
         return found
 
     def progress(self) -> SweepProgress:
-        """How far it is. Packs that run at the same time share the work."""
+        """How far it is, if all steps take the same time."""
         records = self.records()
-        done = left = 0.0
+        done = left = 0
         for cell, record in zip(self.cells, records, strict=True):
-            spent = cell.work(int(record.get("steps_done", -1)))
-            done += spent
-            left += 0.0 if record["status"] in ENDED else cell.work() - spent
+            steps = int(record.get("steps_done", -1))
+            done += steps - cell.get("steps_done", -1)
+            left += 0 if record["status"] in ENDED else cell["config"]["train"]["steps"] - steps
         elapsed = time.time() - datetime.fromisoformat(self.began).timestamp()
         seconds = elapsed * left / done if done else None
         work = done / (done + left) if done else 0.0
@@ -143,9 +126,9 @@ class LiveSweep:
 
 
 @contextlib.contextmanager
-def posted(cells: Mapping[Path, Sequence[Planned]]) -> Iterator[dict[Path, Path]]:
-    """Inside, other processes see that ``cells`` are to be trained. They are given by the folder of
-    their study. Yields the sweep's file in each.
+def posted(cells: Mapping[Path, Sequence[dict[str, Any]]]) -> Iterator[dict[Path, Path]]:
+    """Inside, other processes see that ``cells`` are to be trained: records by the folder of their
+    study. Yields the sweep's file in each.
 
     First deletes the files of killed sweeps. Raises :class:`~study.store.files.StorageError` if a
     folder can't be written.
@@ -162,9 +145,8 @@ def posted(cells: Mapping[Path, Sequence[Planned]]) -> Iterator[dict[Path, Path]
                 if not is_held(left.with_suffix(".json")):
                     remove(left)
             stack.enter_context(Lock(path))
-            planned = [asdict(cell) for cell in cells[study_dir]]
             with storing(path):
-                path.write_text(json.dumps({"began": began, "cells": planned}))
+                path.write_text(json.dumps({"began": began, "cells": cells[study_dir]}))
         try:
             yield files
         finally:

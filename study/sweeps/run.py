@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Self
 
 import torch
 from omegaconf import OmegaConf
@@ -32,7 +31,7 @@ from study.store.checkpoints import load_newest
 from study.store.files import remove
 from study.sweeps import processes, signals
 from study.sweeps.cells import Cell
-from study.sweeps.devices import Device, claim_device
+from study.sweeps.devices import claim_device
 from study.sweeps.packs import Pack, Prepared, folds, prepare
 from study.sweeps.progress import Display, Outcome, count_noun, must_stop
 from study.sweeps.record import Held, Recorder, record_of
@@ -45,28 +44,20 @@ _POLL = 1.0
 """Seconds between two looks at cells that other processes hold."""
 
 
-class Worker:
-    """What a process keeps from one pack to the next: its device, and the base on it.
-
-    A context manager.
+class Worker(contextlib.ExitStack):
+    """What a process keeps from one pack to the next, until it is closed: its device, and the base
+    on it.
     """
 
     def __init__(self) -> None:
-        self._device: Device | None = None
+        super().__init__()
+        self._device: torch.device | None = None
         self._base: tuple[str, FrozenBase] | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def device(self, name: str, stop: Callable[[], bool]) -> torch.device | None:
-        """The device that ``device=name`` means, claimed until the end. None if ``stop`` ended the
-        wait.
-        """
-        self._device = self._device or claim_device(name, stop)
-        return self._device.device if self._device else None
+        """The device that ``device=name`` means. None if ``stop`` ended the wait for it."""
+        self._device = self._device or claim_device(name, stop, self)
+        return self._device
 
     def base(self, cell: Cell, device: torch.device) -> FrozenBase:
         """The base of a pack on ``device``. ``cell``: one of the pack.
@@ -85,14 +76,6 @@ class Worker:
                 )
             self._base = wanted, base
         return self._base[1]
-
-    def close(self) -> None:
-        """Release the base and the device."""
-        self._base = None
-        if self._device is not None:
-            release_memory(self._device.device)
-            self._device.release()
-            self._device = None
 
 
 def run(pack: Sequence[Cell], worker: Worker | None = None) -> None:

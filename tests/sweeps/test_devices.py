@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from study.store import is_held
 from study.sweeps import devices, packs
 from study.sweeps import run as sweep
 from study.sweeps.cells import plan
-from study.sweeps.devices import Device, claim_device
+from study.sweeps.devices import claim_device
 from study.sweeps.estimate import fold_bytes
 from tests.sweeps.conftest import wait_for
 from tests.together import commands_together
@@ -29,14 +30,15 @@ GIB = 2**30
 CPU = torch.device("cpu")
 
 
+HELD = ExitStack()
+
+
 def never() -> bool:
     return False
 
 
-def claim(name: str) -> Device:
-    claimed = claim_device(name, never)
-    assert claimed is not None
-    return claimed
+def claim(name: str, held: ExitStack | None = None) -> torch.device | None:
+    return claim_device(name, never, HELD if held is None else held)
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ class Worker:
         self.file = file
         self.pid = os.fork()
         if not self.pid:
-            file.write_text(str(claim("cuda").device))
+            file.write_text(str(claim("cuda")))
             time.sleep(60)
             os._exit(0)
 
@@ -101,7 +103,7 @@ def test_each_process_has_a_gpu_of_its_own_and_the_next_one_waits(
     third = worker()
     time.sleep(0.5)
     assert not third.device
-    assert claim_device("cuda", lambda: True) is None, "the sweep is stopped"
+    assert claim_device("cuda", lambda: True, HELD) is None, "the sweep is stopped"
     second.kill()  # as the system ends a process: nothing of its own runs
     wait_for(lambda: bool(third.device))
     assert third.device == second.device
@@ -116,13 +118,13 @@ def test_the_same_gpu_under_another_number_is_the_same(
     wait_for(lambda: bool(first.device))
     assert first.device == "cuda:0"
     see("c", "a")  # CUDA_VISIBLE_DEVICES=2,0
-    claimed = claim("auto")
-    assert claimed.device == torch.device("cuda", 0)
-    claimed.release()
+    with ExitStack() as held:
+        assert claim("auto", held) == torch.device("cuda", 0)
     see("a", "c")
-    assert claim("auto").device == torch.device("cuda", 1)
+    with ExitStack() as held:
+        assert claim("auto", held) == torch.device("cuda", 1)
     see("a")
-    assert claim("cuda").device == torch.device("cuda", 0), "who sees one GPU shares it"
+    assert claim("cuda") == torch.device("cuda", 0), "who sees one GPU shares it"
 
 
 def test_a_process_of_torchrun_takes_the_gpu_with_its_number(
@@ -134,7 +136,8 @@ def test_a_process_of_torchrun_takes_the_gpu_with_its_number(
     for key in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE"):
         monkeypatch.setenv(key, "3")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert claim("cuda").device == torch.device("cuda", 1)
+    with ExitStack() as held:
+        assert claim("cuda", held) == torch.device("cuda", 1)
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(StudyError, match="another process trains on cuda:0: wait until"):
         claim("cuda")

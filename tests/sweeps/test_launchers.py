@@ -126,7 +126,7 @@ def test_a_sweep_with_the_launcher_gpus(
         ),
         (
             [["data.seed=1"], ["data.seed=2"]],
-            [f"lora rank 8 seed 0 lr 0.01 alpha 16.0 data seed {seed}" for seed in (1, 2)],
+            [f"lora rank 8 seed 0 lr 0.01 alpha 16.0 data_seed {seed}" for seed in (1, 2)],
         ),
     ],
 )  # fmt: skip

@@ -7,6 +7,7 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -17,7 +18,6 @@ from study.sweeps.progress import (
     WAITING,
     Display,
     LiveSweep,
-    Planned,
     live_sweeps,
     load_status,
     posted,
@@ -35,8 +35,8 @@ CONFIG = {
 ABOUT = {"study": "s", "model": "tiny", "data": "pydoc", "gamma": 1.0, "config": CONFIG}
 
 
-def planned(*flops: float) -> list[Planned]:
-    return [Planned({"cell_id": f"c{n}", **ABOUT}, each) for n, each in enumerate(flops)]
+def planned(number: int) -> list[dict[str, Any]]:
+    return [{"cell_id": f"c{n}", **ABOUT} for n in range(number)]
 
 
 def ago(seconds: float) -> str:
@@ -57,11 +57,11 @@ def test_a_sweep_is_seen_while_it_lives(tmp_path: Path) -> None:
     begin(tmp_path, "c0", 1, started=100).close("failed", steps_done=0, error="x")
     (tmp_path / "cells/c1").mkdir()
     (tmp_path / "cells/c1/record.json").write_text('{"status": "runn')
-    cells = planned(1.0, 2.0, 3.0)
+    cells = planned(3)
     with posted({tmp_path: cells}):
         [sweep] = live_sweeps(tmp_path)
         assert sweep.cells == cells
-        with posted({tmp_path: planned(5.0)}):
+        with posted({tmp_path: planned(1)}):
             assert len(live_sweeps(tmp_path)) == 2, "two sweeps of one study"
         assert [record["status"] for record in sweep.records()] == [WAITING] * 3
         assert list(load_status(tmp_path)["status"]) == [WAITING] * 3
@@ -73,34 +73,33 @@ def test_a_sweep_is_seen_while_it_lives(tmp_path: Path) -> None:
 def test_the_file_of_a_killed_sweep_is_ignored_and_deleted(tmp_path: Path) -> None:
     pid = os.fork()
     if not pid:
-        with posted({tmp_path: planned(1.0)}):
+        with posted({tmp_path: planned(1)}):
             os._exit(9)
     os.waitpid(pid, 0)
     [left] = tmp_path.glob("sweep-*.json")
     assert LiveSweep.read(left) is not None
     assert live_sweeps(tmp_path) == []
-    with posted({tmp_path: planned(1.0)}):
+    with posted({tmp_path: planned(1)}):
         assert not left.exists()
 
 
 def test_the_time_left_is_that_of_the_work_left(tmp_path: Path) -> None:
-    """Of 10 FLOPs, 3 were done in a minute: 7 take 140 s. A failed cell takes no more time."""
-    sweep = LiveSweep(tmp_path, ago(60), planned(1.0, 4.0, 5.0))
+    """Of 12 steps, 6 were done in a minute: 6 take 60 s. A failed cell takes no more time."""
+    sweep = LiveSweep(tmp_path, ago(60), planned(3))
     assert sweep.progress().seconds_left is None, "nothing was done"
     begin(tmp_path, "c0", 4, started=30).close("complete", steps_done=3)
     running = begin(tmp_path, "c1", 2, started=10)
     now = sweep.progress()
     assert now.states == {"complete": 1, "running": 1, WAITING: 1}
-    assert now.work == pytest.approx(0.3)
-    assert now.seconds_left == pytest.approx(140, rel=0.1)
+    assert now.work == pytest.approx(0.5)
+    assert now.seconds_left == pytest.approx(60, rel=0.1)
     running.close("failed", steps_done=1)
-    assert sweep.progress().seconds_left == pytest.approx(100, rel=0.1)
+    assert sweep.progress().seconds_left == pytest.approx(40, rel=0.1)
 
 
 def test_steps_from_before_the_sweep_are_not_its_work(tmp_path: Path) -> None:
     """A cell of 4 steps that continues at step 2 has done half of its 2 after one."""
-    [cell] = planned(8.0)
-    sweep = LiveSweep(tmp_path, ago(60), [Planned(cell.record, cell.flops, first_step=2)])
+    sweep = LiveSweep(tmp_path, ago(60), [planned(1)[0] | {"steps_done": 1}])
     writer = begin(tmp_path, "c0", 3)
     assert sweep.progress().work == pytest.approx(0.5)
     writer.interrupt()
@@ -109,7 +108,7 @@ def test_steps_from_before_the_sweep_are_not_its_work(tmp_path: Path) -> None:
 def test_the_display_counts_the_cells_of_the_whole_sweep(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with posted({tmp_path: planned(1.0, 1.0, 2.0)}) as files:
+    with posted({tmp_path: planned(3)}) as files:
         begin(tmp_path, "c0", 4).close("complete", steps_done=3)
         with Display(tmp_path, 1, 3, files[tmp_path]) as display:
             display.start(["rank 8"])
