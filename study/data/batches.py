@@ -148,12 +148,10 @@ class Questions:
         """
         for start in range(0, len(self.contexts), batch_size):
             rows = self.contexts[start : start + batch_size]
-            length = max(len(row) for row in rows)
-            ids_BL = torch.tensor([[self.padding_id] * (length - len(row)) + row for row in rows])
-            real_BL = torch.tensor(
-                [[False] * (length - len(row)) + [True] * len(row) for row in rows]
-            )
-            yield ids_BL, real_BL
+            lengths_B1 = torch.tensor([[len(row)] for row in rows])
+            longest = int(lengths_B1.max())
+            ids = [[self.padding_id] * (longest - len(row)) + row for row in rows]
+            yield torch.tensor(ids), torch.arange(longest) >= longest - lengths_B1
 
     def exact_match(self, answers: Sequence[Sequence[int]]) -> float:
         """:func:`exact_match` of the token ids of one answer per question, cut at the first eos."""
@@ -188,8 +186,7 @@ def first_label(answer: str, labels: set[str]) -> str | None:
 class Corpus:
     """The training examples, the held-out examples, also as questions, and the content hash.
 
-    ``rows``, for the record: how many are trained on and held out, how many of them were cut, how
-    many others were dropped, and the format in which a file had them.
+    ``rows``, for the record: how many are trained on, held out, cut and dropped, and their format.
     """
 
     train: TokenTable
@@ -201,8 +198,7 @@ class Corpus:
     def check_tokens(self, vocabulary: int, named: str) -> None:
         """Raises :class:`StudyError` if a token is not one of the ``vocabulary`` of a model.
 
-        A tokenizer may know more than its model: Gemma's has a token for images. ``named``: the
-        model in errors.
+        A tokenizer may know more than its model: Gemma's has a token for images.
         """
         highest = int(self.train.tokens.max(initial=0))  # both sides share their arrays
         if highest >= vocabulary:

@@ -61,10 +61,10 @@ def _context_target(fields: Fields, where: str, _: Chat) -> Row:
 
 def _alpaca(fields: Fields, where: str, _: Chat) -> Row:
     instruction, output = _text(fields, "instruction", where), _text(fields, "output", where)
-    more = "" if fields.get("input") is None else _text(fields, "input", where)
-    if more:
-        return Example(ALPACA_WITH_INPUT.format(instruction=instruction, input=more), output)
-    return Example(ALPACA.format(instruction=instruction), output)
+    if fields.get("input") is None or not _text(fields, "input", where):
+        return Example(ALPACA.format(instruction=instruction), output)
+    prompt = ALPACA_WITH_INPUT.format(instruction=instruction, input=fields["input"])
+    return Example(prompt, output)
 
 
 def _completion(fields: Fields, where: str, chat: Chat) -> Row:
@@ -92,39 +92,31 @@ def _messages(fields: Fields, where: str, chat: Chat) -> Row:
 
 def _turns(fields: Fields, key: str, where: str) -> list[Message]:
     """The turns of a conversation in OpenAI's form."""
-    turns = _required(fields, key, where)
-    if not isinstance(turns, list):
-        raise StudyError(
-            f"{where}: {key!r} is of type {type(turns).__name__}, not a list of turns: write "
-            '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
-        )
-    return [_message(turn, f"{where}, turn {number}") for number, turn in enumerate(turns, start=1)]
+    turns = enumerate(_value(fields, key, list, where), start=1)
+    return [_message(turn, f"{where}, turn {number}") for number, turn in turns]
 
 
 def _message(turn: Any, where: str) -> Message:
     """A turn in OpenAI's form: ``role``, ``content`` and whatever else the template may read."""
     if not isinstance(turn, dict):
-        raise StudyError(
-            f'{where} is of type {type(turn).__name__}: write {{"role": "user", "content": "..."}}'
-        )
-    if "role" in turn or "from" not in turn:
-        message = {key: value for key, value in turn.items() if value is not None}
-        role = _text(message, "role", where)
-        if role not in ROLES:
-            raise unknown(f"role in {where}:", role, ROLES)
-        if "tool_calls" in message and "content" not in message:
-            return message
-        return message | {"content": _content(message, "content", where)}
-    role = _text(turn, "from", where)
-    if role not in SHAREGPT_ROLES:
-        raise unknown(f"'from' in {where}:", role, SHAREGPT_ROLES)
-    return {"role": SHAREGPT_ROLES[role], "content": _content(turn, "value", where)}
+        raise StudyError(f'{where} is {short(turn)}: write {{"role": "user", "content": "..."}}')
+    if "from" in turn and "role" not in turn:
+        role = _text(turn, "from", where)
+        if role not in SHAREGPT_ROLES:
+            raise unknown(f"'from' in {where}:", role, SHAREGPT_ROLES)
+        return {"role": SHAREGPT_ROLES[role], "content": _content(turn, "value", where)}
+    message = {key: value for key, value in turn.items() if value is not None}
+    role = _text(message, "role", where)
+    if role not in ROLES:
+        raise unknown(f"role in {where}:", role, ROLES)
+    if "tool_calls" in message and "content" not in message:
+        return message
+    return message | {"content": _content(message, "content", where)}
 
 
 def _content(turn: Fields, key: str, where: str) -> str:
     """The text of a turn, or the texts of its parts. Images and sound are refused."""
-    parts = turn.get(key)
-    if not isinstance(parts, list):
+    if not isinstance(parts := turn.get(key), list):
         return _text(turn, key, where)
     for part in parts:
         if not isinstance(part, dict) or part.get("type", "text") != "text":
@@ -145,23 +137,20 @@ def _tools(fields: Fields, where: str) -> list[Any] | None:
 
 
 def _text(fields: Fields, key: str, where: str) -> str:
-    text = _required(fields, key, where)
-    if not isinstance(text, str):
-        raise StudyError(
-            f"{where}: {key!r} is of type {type(text).__name__}, not a string: put it in quotes"
-        )
-    return text
+    return str(_value(fields, key, str, where))
 
 
-def _required(fields: Fields, key: str, where: str) -> Any:
-    if key not in fields:
-        keys = short(list(fields)).strip("[]") or "none"
-        known = "; ".join(f"{name}: {row.words}" for name, row in FORMATS.items())
-        raise StudyError(
-            f"{where} has no key {key!r} (its keys: {keys}): write the fields of one format in "
-            f"every row ({known})"
-        )
-    return fields[key]
+def _value(fields: Fields, key: str, kind: type, where: str) -> Any:
+    """The value of a field, which must be of type ``kind``."""
+    if isinstance(fields.get(key), kind):
+        return fields[key]
+    of_type = f", but {key!r} is of type {type(fields[key]).__name__}" if key in fields else ""
+    keys = short(list(fields)).strip("[]") or "none"
+    known = "; ".join(f"{name}: {row.words}" for name, row in FORMATS.items())
+    raise StudyError(
+        f"{where} needs a {kind.__name__} as {key!r}{of_type} (its keys: {keys}): write the fields "
+        f"of one format in every row ({known})"
+    )
 
 
 READERS: dict[str, Callable[[Fields, str, Chat], Row]] = {

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 Reader = Callable[[str], Iterable[Row]]
 """Returns a data set's examples in its own order, the same on every call. The argument is
-``data.path``; it is empty for a data set that reads no path. Raises :class:`StudyError` for a file
-that it can't use."""
-
+``data.path``; it is empty for a data set that reads no path."""
 SOURCES: dict[str, Reader] = {}
 """The function of every data set that has one, by name."""
 

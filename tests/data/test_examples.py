@@ -49,11 +49,8 @@ def test_a_file_is_read_as_it_was_written(
         (b"[" * 100_000, "line 3 is not valid JSON"),
         (b'["a", "b"]', "line 3 is of type list, not an object"),
         (b'{"context": "\xe9", "target": "b"}', "line 3 is not valid JSON in UTF-8"),
-        (
-            b'{"context": "a", "completion": "b"}',
-            r"line 3 has no key 'target' \(its keys: 'context', 'completion'\)",
-        ),
-        (b'{"context": "a", "target": 3}', "line 3: 'target' is of type int, not a string"),
+        (b'{"context": "a", "x": "b"}', r"needs a str as 'target' \(its keys: 'context', 'x'\)"),
+        (b'{"context": "a", "target": 3}', "a str as 'target', but 'target' is of type int"),
         (b'{"context": "a", "target": " \\n"}', "line 3: 'target' is empty"),
     ],
 )

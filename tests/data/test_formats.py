@@ -159,7 +159,7 @@ def test_rows_of_two_kinds_are_refused(tmp_path: Path) -> None:
 
 def test_a_format_that_is_named_is_not_guessed(tmp_path: Path) -> None:
     path = written(tmp_path / "rows.jsonl", [{"text": "t", "prompt": "p", "completion": "c"}])
-    with pytest.raises(StudyError, match="no key 'instruction'"):
+    with pytest.raises(StudyError, match="needs a str as 'instruction'"):
         rows_of(path, format="alpaca")
 
 
@@ -190,14 +190,17 @@ def say(*turns: tuple[str, Any]) -> dict[str, Any]:
 
 REFUSED: dict[str, tuple[Any, str]] = {
     "no format": ({"question": "q", "answer": "a"}, "has the fields 'question', 'answer', which"),
-    "a number": ({"text": 3}, "'text' is of type int, not a string"),
+    "a number": ({"text": 3}, "needs a str as 'text', but 'text' is of type int"),
     "an output of NaN": ({"instruction": "a", "output": float("nan")}, "'output' is of type float"),
     "no completion": ({"prompt": TURNS, "completion": []}, "no turn in 'completion'"),
-    "turns that are text": ({"messages": "hello"}, "'messages' is of type str, not a list"),
-    "a turn that is text": ({"messages": ["hello"]}, "line 1, turn 1 is of type str"),
+    "turns that are text": (
+        {"messages": "hello"},
+        "needs a list as 'messages', but 'messages' is of",
+    ),
+    "a turn that is text": ({"messages": ["hello"]}, "line 1, turn 1 is 'hello'"),
     "no assistant": (say(("user", "q")), "line 1 has no turn of the assistant"),
     "an unknown role": (say(("user", "q"), ("bot", "a")), "unknown role in .*turn 2: 'bot': "),
-    "no content": ({"messages": [{"role": "assistant"}]}, "turn 1 has no key 'content'"),
+    "no content": ({"messages": [{"role": "assistant"}]}, "turn 1 needs a str as 'content'"),
     "an image": (say(("assistant", [{"type": "image_url"}])), "is not text"),
     "unknown in ShareGPT": ({"conversations": [{"from": "x", "value": "y"}]}, "unknown 'from' in"),
     "bad tools": (say(("assistant", "a")) | {"tools": "{"}, "'tools' is no list of JSON schemas"),
