@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,65 +18,51 @@ from study.models import FrozenBase, describe, load_base
 from study.store import is_done, load_records
 from study.sweeps.cells import plan
 from study.sweeps.run import run
-from study.training.loop import train
-from study.training.run import Run
+from study.training.loop import CellStep
+from tests.trained import series, trained
 
-from . import small
+from .small import mixtral
 
-CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def mixtral(save_family: Callable[[PretrainedConfig], Path]) -> ModelConfig:
-    return ModelConfig("hf", str(save_family(small.mixtral())))
+Build = Callable[..., CellConfig]
 
 
 @pytest.fixture
-def base(mixtral: ModelConfig) -> FrozenBase:
-    return load_base(mixtral, CPU, "float32")
+def model(save_family: Callable[[PretrainedConfig], Path]) -> ModelConfig:
+    return ModelConfig("hf", str(save_family(mixtral())))
 
 
 @pytest.fixture
-def moe(mixtral: ModelConfig, cell: Callable[..., CellConfig]) -> Callable[..., CellConfig]:
-    def build(*overrides: str) -> CellConfig:
-        small = ("train.eval_every=0", "train.batch_size=2", "train.steps=2", "probes.steps=[0,1]")
-        return cell("model=hf", f"model.path={mixtral.path}", *small, *overrides)
-
-    return build
+def base(model: ModelConfig) -> FrozenBase:
+    return load_base(model, torch.device("cpu"), "float32")
 
 
-def results(base: FrozenBase, corpus: Corpus, *cells: CellConfig, **more: Any) -> list[Any]:
-    """Each cell's results, by step."""
-    steps = train(base, corpus, [Run.of(config, corpus, CPU) for config in cells], **more)
-    return list(zip(*steps, strict=True))
+@pytest.fixture
+def moe(model: ModelConfig, cell: Build) -> Build:
+    small = ["model=hf", f"model.path={model.path}", "train.eval_every=0", "train.batch_size=2"]
+    return lambda *overrides: cell(*small, "train.steps=2", "probes.steps=[0,1]", *overrides)
 
 
-def probes(of_cell: list[Any]) -> pd.DataFrame:
+def probes(of_cell: list[CellStep]) -> pd.DataFrame:
     return pd.concat([result.probes for result in of_cell if result.probes is not None])
 
 
-def test_a_fold_equals_its_cells(
-    base: FrozenBase, corpus: Corpus, moe: Callable[..., CellConfig]
-) -> None:
+def test_a_fold_equals_its_cells(base: FrozenBase, corpus: Corpus, moe: Build) -> None:
     common = ("train.accumulation=2", "probes.steps=[0,2]")
-    cells = [
-        moe("adapter.rank=2", *common),
-        moe("adapter.rank=3", *common, "optimizer=sgd", "optimizer.lr=0.1"),
-    ]
-    for config, folded in zip(cells, results(base, corpus, *cells), strict=True):
-        [alone] = results(base, corpus, config)
-        for mine, its in zip(folded, alone, strict=True):
-            assert mine.metrics["loss"] == pytest.approx(its.metrics["loss"], rel=1e-5)
+    sgd = ("optimizer=sgd", "optimizer.lr=0.1")
+    cells = [moe("adapter.rank=2", *common), moe("adapter.rank=3", *common, *sgd)]
+    for config, folded in zip(cells, trained(base, corpus, *cells), strict=True):
+        [alone] = trained(base, corpus, config)
+        assert series(folded, "loss") == pytest.approx(series(alone, "loss"), rel=1e-5)
         both = probes(folded).merge(probes(alone), on=["step", "layer", "site"], validate="1:1")
         assert len(both) == len(probes(alone))
         np.testing.assert_allclose(both["norm_x"], both["norm_y"], rtol=1e-3, atol=1e-7)
 
 
 def test_probes_measure_the_factors_of_experts_and_the_activations_of_linears(
-    base: FrozenBase, corpus: Corpus, moe: Callable[..., CellConfig]
+    base: FrozenBase, corpus: Corpus, moe: Build
 ) -> None:
     stats = "probes.stats=[all,r_align,r_back,rho]"
-    [of_cell] = results(base, corpus, moe("adapter.rank=2", stats))
+    [of_cell] = trained(base, corpus, moe("adapter.rank=2", stats))
     found = probes(of_cell)
     experts = found[found["layer"].isin(base.card.experts)]
     assert set(experts["layer"]) == set(base.card.experts)
@@ -94,32 +79,15 @@ def test_probes_measure_the_factors_of_experts_and_the_activations_of_linears(
     assert {"adapter_in", "adapter_out", "layer_out_grad"} <= set(linears["site"])
 
 
-def test_a_cell_goes_on_from_a_checkpoint(
-    base: FrozenBase, corpus: Corpus, moe: Callable[..., CellConfig]
-) -> None:
-    probed = ("probes.steps=[0,3]", "probes.stats=[norm,r_align]")
-    config = moe("adapter.rank=2", "train.steps=3", *probed)
-    [whole] = results(base, corpus, config)
-    steps: Any = train(base, corpus, [Run.of(config, corpus, CPU)])
-    next(steps)
-    [second] = next(steps)
-    snapshot = second.snapshot().copied()
-    steps.close()
-    [rest] = results(base, corpus, config, resume=[snapshot])
-    assert [r.metrics["loss"] for r in rest] == [r.metrics["loss"] for r in whole[2:]]
-
-
 def test_a_study_is_trained_continued_and_analysed(
-    moe: Callable[..., CellConfig], mixtral: ModelConfig, tmp_path: Path
+    moe: Build, model: ModelConfig, tmp_path: Path
 ) -> None:
+    """Experts change the identity; attention alone does not."""
     common = (f"results_dir={tmp_path}", "name=moe", "train.steps=1", "train.save_adapter=true")
-    cells = plan(
-        [
-            moe(*common, f"adapter.rank={rank}", f"seed={seed}", "probes.truncations=[1]")
-            for rank in (1, 2, 4)
-            for seed in (0, 1, 2)
-        ]
-    )
+    values = [(rank, seed) for rank in (1, 2, 4) for seed in (0, 1, 2)]
+    asked = (*common, "probes.truncations=[1]")
+    cells = plan([moe(*asked, f"adapter.rank={r}", f"seed={s}") for r, s in values])
+    assert cells[0].sources.model == f"{cells[0].card.fingerprint}+experts"
     run(cells)
     assert {record["status"] for record in load_records(tmp_path / "moe")} == {"complete"}
     found = study.load(tmp_path / "moe")
@@ -129,25 +97,17 @@ def test_a_study_is_trained_continued_and_analysed(
 
     again = moe(*common[:1], "name=on", "train.steps=1", f"adapter.path={cells[0].folder}/adapter")
     [continued] = plan([again])
-    assert set(continued.coverage.experts) == set(describe(mixtral).experts)
+    assert set(continued.coverage.experts) == set(describe(model).experts)
     run([continued])
     assert is_done(continued.folder)
-
-
-def test_experts_change_the_identity_and_attention_alone_does_not(
-    moe: Callable[..., CellConfig],
-) -> None:
-    whole, attention = plan([moe(), moe("adapter.targets=attention")])
-    card = whole.card
-    assert whole.sources.model == f"{card.fingerprint}+experts"
-    assert attention.sources.model == card.fingerprint
+    [attention] = plan([moe("adapter.targets=attention")])
+    assert attention.sources.model == attention.card.fingerprint
     assert attention.coverage.experts == ()
 
 
 @pytest.mark.parametrize("wrong", ["adapter.dropout=0.1", "adapter.rank=inf"])
-def test_a_mistake_is_one_line_before_training(wrong: str, moe: Callable[..., CellConfig]) -> None:
+def test_a_mistake_is_one_line_before_training(wrong: str, moe: Build) -> None:
     sgd = ("optimizer=sgd", "adapter.scaling=rslora")
-    with pytest.raises(StudyError, match="leave experts") as caught:
+    with pytest.raises(StudyError, match="leave experts"):
         plan([moe(wrong, *sgd)])
-    assert "\n" not in str(caught.value)
     plan([moe(wrong, "adapter.targets=attention", *sgd)])
