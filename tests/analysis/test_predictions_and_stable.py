@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from study.theory import Layer, mean_log_curve, predicted_exponent, stable_expon
 
 Study = Callable[..., tuple[pd.DataFrame, pd.DataFrame]]
 D_IN, D_OUT, R_ALIGN = 576, 1536, 5.0
+RANKS = (4, 16, 64, 256, 1024)
 
 
 def p_of(cell: dict) -> float:
@@ -61,25 +63,20 @@ def metrics_of(
     cells: pd.DataFrame, steps: tuple[int, ...] = (0, 1), ratio: float = 1.0
 ) -> pd.DataFrame:
     """Losses that fall by ``ratio`` times the fall of their linearisation."""
-    rows = [
-        {
-            "cell_id": c["cell_id"],
-            "step": s,
-            "loss": 2.0,
-            "loss_after": 2.0 - ratio * sgd_descent(c, -1, s),
-        }
-        for c in cells.to_dict("records")
-        for s in steps
-    ]
-    return pd.DataFrame(rows).assign(clip_factor=1.0)
+    rows = cells.merge(pd.DataFrame({"step": steps}), how="cross")
+    after = [2.0 - ratio * sgd_descent(c, -1, 0) for c in rows.to_dict("records")]
+    rows = rows.assign(loss=2.0, loss_after=after, clip_factor=1.0)
+    return rows[["cell_id", "step", "loss", "loss_after", "clip_factor"]]
+
+
+def predicted_of(cells: pd.DataFrame, probes: pd.DataFrame, **of_metrics: Any) -> pd.DataFrame:
+    metrics = metrics_of(cells, **of_metrics)
+    return with_predictions(fit_exponents(cells, probes), cells, metrics, probes)
 
 
 def analysed(study: Study, *, ratio: float = 1.0, **axes: object) -> pd.DataFrame:
     cells, probes = study(LAWS, steps=(0, 1), **axes)
-    probes = recorded(probes)
-    return with_predictions(
-        fit_exponents(cells, probes), cells, metrics_of(cells, ratio=ratio), probes
-    )
+    return predicted_of(cells, recorded(probes), ratio=ratio)
 
 
 def test_a_finite_rank_law_is_predicted_exactly(study: Study) -> None:
@@ -89,45 +86,25 @@ def test_a_finite_rank_law_is_predicted_exactly(study: Study) -> None:
     assert rows["predicted"].to_numpy() == pytest.approx(rows["exponent"].to_numpy(), abs=1e-9)
     layer = Layer(d_in=D_IN, d_out=D_OUT, r_align=R_ALIGN)
     lora = rows[rows["scaling"] == "lora"].iloc[0]
-    expected = predicted_exponent(
-        "adapter_out", "rms", (4, 16, 64, 256, 1024), step=1, optimizer="sgd", p=1.0, layer=layer
+    law = {"step": 1, "optimizer": "sgd", "p": 1.0, "layer": layer}
+    assert lora["predicted"] == pytest.approx(
+        predicted_exponent("adapter_out", "rms", RANKS, **law)
     )
-    assert lora["predicted"] == pytest.approx(expected)
     assert abs(lora["predicted"] - -1.0) > 0.04, "the asymptote alone would be far off"
 
 
-def test_p_star_from_one_rule(study: Study) -> None:
-    for scaling in ("lora", "rslora"):
-        stable = stable_exponents(analysed(study, scaling=scaling))
-        for site, wide, limit in (
-            ("adapter_update", True, 0.5),
-            ("adapter_grad", True, 0.5),
-            ("adapter_out", False, 0.5),
-        ):
-            rows = stable[
-                (stable["site"] == site) & (stable["layer"] == ("model" if wide else "mean_log"))
-            ]
-            rows = rows[rows["step"] == 1]
-            assert len(rows) >= 1
-            assert rows["p_star_limit"].to_numpy() == pytest.approx(limit, abs=1e-9)
-            assert rows["limit"].to_numpy() == pytest.approx(limit)
-            assert rows["p_star"].to_numpy() == pytest.approx(
-                rows["predicted"].to_numpy(), abs=1e-9
-            )
-    out = stable[
-        (stable["site"] == "adapter_out")
-        & (stable["layer"] == "mean_log")
-        & (stable["kind"] == "all")
-    ]
-    expected = stable_exponent(
-        "adapter_out",
-        "rms",
-        step=1,
-        optimizer="sgd",
-        ranks=(4, 16, 64, 256, 1024),
-        layer=Layer(D_IN, D_OUT, R_ALIGN),
-    )
-    assert out[out["step"] == 1]["p_star"].item() == pytest.approx(expected, abs=1e-6)
+@pytest.mark.parametrize("scaling", ["lora", "rslora"])
+def test_p_star_from_one_rule(study: Study, scaling: str) -> None:
+    stable = stable_exponents(analysed(study, scaling=scaling))
+    rows = stable[(stable["step"] == 1) & stable["layer"].isin(["model", "mean_log"])]
+    assert {"adapter_update", "adapter_grad", "adapter_out"} <= set(rows["site"])
+    assert rows["p_star_limit"].to_numpy() == pytest.approx(0.5, abs=1e-9)
+    assert rows["limit"].to_numpy() == pytest.approx(0.5)
+    assert rows["p_star"].to_numpy() == pytest.approx(rows["predicted"].to_numpy(), abs=1e-9)
+    out = rows[(rows["site"] == "adapter_out") & (rows["kind"] == "all")]
+    law = {"step": 1, "optimizer": "sgd", "ranks": RANKS, "layer": Layer(D_IN, D_OUT, R_ALIGN)}
+    expected = stable_exponent("adapter_out", "rms", **law)
+    assert out["p_star"].item() == pytest.approx(expected, abs=1e-6)
     assert (stable["method"] == "linear").all()
     assert stable["few_seeds"].all(), "three seeds are few"
     assert stable["site"].iloc[0] == "adapter_update", "descent comes first"
@@ -153,19 +130,10 @@ def test_the_lazy_gate(study: Study, ratio: float, lazy: float) -> None:
 
 def test_p_star_on_a_grid_is_where_slopes_cross_zero(study: Study) -> None:
     def bent(cell: dict, layer: int, step: int) -> float:
-        return cell["rank"] ** (
-            0.9 - p_of(cell) - 0.2 * p_of(cell) ** 2
-        )  # crosses at p = 0.779..., not linearly
+        return cell["rank"] ** (0.9 - p_of(cell) - 0.2 * p_of(cell) ** 2)  # 0 at p = 0.779...
 
-    cells, probes = study(
-        {("adapter_update", "descent"): bent},
-        steps=(4,),
-        scaling="power",
-        exponent=(0.0, 0.5, 0.75, 0.8, 1.0),
-    )
-    exponents = with_predictions(
-        fit_exponents(cells, probes), cells, metrics_of(cells, steps=(4,)), probes
-    )
+    axes = {"steps": (4,), "scaling": "power", "exponent": (0.0, 0.5, 0.75, 0.8, 1.0)}
+    exponents = predicted_of(*study({("adapter_update", "descent"): bent}, **axes), steps=(4,))
     stable = stable_exponents(exponents)
     root = (-1 + math.sqrt(1 + 4 * 0.2 * 0.9)) / (2 * 0.2)
     assert stable["method"].tolist() == ["grid"]
@@ -178,13 +146,9 @@ def test_p_star_on_a_grid_is_where_slopes_cross_zero(study: Study) -> None:
 def test_one_rule_gives_p_star_up_to_step_3_while_steps_are_lazy(
     study: Study, ratio: float, steps: list[int]
 ) -> None:
-    cells, probes = study(
-        {("adapter_update", "descent"): sgd_descent}, steps=(1, 2, 3, 4), scaling="rslora"
-    )
-    metrics = metrics_of(cells, steps=(1, 2, 3, 4), ratio=ratio)
-    stable = stable_exponents(
-        with_predictions(fit_exponents(cells, probes), cells, metrics, probes)
-    )
+    laws = {("adapter_update", "descent"): sgd_descent}
+    cells, probes = study(laws, steps=(1, 2, 3, 4), scaling="rslora")
+    stable = stable_exponents(predicted_of(cells, probes, steps=(1, 2, 3, 4), ratio=ratio))
     assert sorted(stable["step"]) == steps
     assert stable["p_star"].to_numpy() == pytest.approx(0.5)
 
@@ -238,9 +202,7 @@ def test_eps_decides_which_law_adam_has(
         ("B_grad", "rms"): lambda c, layer, step: 1e-8 * gradient_over_eps * (1 + layer / 100),
     }
     cells, probes = study(laws, steps=(0,), scaling="rslora", optimizer="adamw", eps=1e-8)
-    table = with_predictions(
-        fit_exponents(cells, probes), cells, metrics_of(cells, steps=(0,)), probes
-    )
+    table = predicted_of(cells, probes, steps=(0,))
     row = first(table, "adapter_update", 0)
     assert row["eps_ratio"] == pytest.approx(gradient_over_eps * 1.025), (
         "the median of layers 0 to 5"
@@ -283,10 +245,9 @@ def test_a_curve_is_predicted_from_its_own_alignments(study: Study) -> None:
     wild = probes["cell_id"].astype(str).isin(large).to_numpy()
     probes = recorded(probes)
     probes.loc[wild, "r_align"] *= 50
-    table = with_predictions(fit_exponents(cells, probes), cells, metrics_of(cells), probes)
-    rows = table[
-        (table["site"] == "adapter_out") & (table["layer"] == "mean_log") & (table["step"] == 1)
-    ]
+    table = predicted_of(cells, probes)
+    rows = table[(table["layer"] == "mean_log") & (table["step"] == 1)]
+    rows = rows[rows["site"] == "adapter_out"]
     tame, off = rows[rows["lr"] < 1e-3], rows[rows["lr"] > 1e-3]
     assert tame["predicted"].to_numpy() == pytest.approx(tame["exponent"].to_numpy(), abs=1e-9)
     assert (off["predicted"] - off["exponent"]).abs().min() > 0.1
