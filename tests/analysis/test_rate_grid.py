@@ -33,25 +33,17 @@ def wall(u: Floats) -> Floats:
     return np.where(u < 0.3, 0.05 * u**2, np.nan)
 
 
-def simulated(
-    basin: Basin,
-    *,
-    seeds: int,
-    noise: float,
-    scatter: float,
-    step: float = H,
-) -> pd.DataFrame:
+def simulated(basin: Basin, *, seeds: int, noise: float, scatter: float) -> pd.DataFrame:
     """``rates`` of many studies: rules of one setting, each with an exponent of its own.
 
     Each basin lies anywhere beside the grid. ``noise`` is that of a loss, ``scatter`` that of the
-    best rate of a seed, ``step`` that of the grid in log lr.
+    best rate of a seed.
     """
     rng = np.random.default_rng(7)
-    reach = math.ceil(14 * H / step)
-    x = np.arange(-reach, reach + 1) * step
+    x = np.arange(-14, 15) * H
     rows = []
     for study in range(STUDIES):
-        exponent, start = rng.uniform(-1, 1), rng.uniform(0, step)
+        exponent, start = rng.uniform(-1, 1), rng.uniform(0, H)
         found, places = [], []
         for seed in range(seeds):
             for rank in RANKS:
@@ -71,10 +63,6 @@ def simulated(
     return pd.DataFrame(rows)
 
 
-def coverage(table: pd.DataFrame) -> float:
-    return float(table["truth"].between(table["ci_low"], table["ci_high"]).mean())
-
-
 @pytest.mark.parametrize(
     ("basin", "noise", "scatter", "seeds"),
     [
@@ -89,13 +77,9 @@ def test_intervals_cover_the_true_exponent(
     basin: Basin, noise: float, scatter: float, seeds: int
 ) -> None:
     table = rate_transfer(simulated(basin, seeds=seeds, noise=noise, scatter=scatter))
-    print(f"{basin.__name__} noise {noise} scatter {scatter}, {seeds} seeds: {coverage(table):.3f}")
-    assert 0.93 <= round(coverage(table), 2) <= 0.97
-
-
-def steep(u: Floats) -> Floats:
-    """Three times steeper towards high rates, as the basins of the tiny model."""
-    return 0.05 * np.where(u < 0, u**2, 3 * u**2)
+    coverage = table["truth"].between(table["ci_low"], table["ci_high"]).mean()
+    print(f"{basin.__name__} noise {noise} scatter {scatter}, {seeds} seeds: {coverage:.3f}")
+    assert 0.93 <= round(coverage, 2) <= 0.97
 
 
 def test_the_skew_of_a_basin() -> None:
@@ -113,9 +97,6 @@ def test_the_skew_of_a_basin() -> None:
         assert np.all(grid_errors(found) / np.std(error) < 1.6), steeper
 
 
-# The word beside theory.
-
-
 def fit(exponent: float, half: float, seeds: int = 3) -> dict[str, float | str]:
     """A fit over ranks 4 to 256, where the tolerance is 0.097."""
     bounds = {"ci_low": exponent - half, "ci_high": exponent + half}
@@ -125,16 +106,13 @@ def fit(exponent: float, half: float, seeds: int = 3) -> dict[str, float | str]:
 @pytest.mark.parametrize(
     ("measured", "word"),
     [
-        (fit(-0.05, 6.95), "unclear"),  # the old word for [-7.0, 6.9] was "agrees"
-        (fit(-0.3, 0.05), "agrees"),
+        (fit(-0.05, 6.95), "unclear"),
         (fit(-0.2, 0.05), "agrees"),  # beyond the end of theory, within the tolerance
-        (fit(-0.2, 0.25), "unclear"),
         (fit(-0.05, 0.08), "unclear"),  # shown to be outside of theory, not of the tolerance
         (fit(0.1, 0.05), "differs"),
         (fit(-0.8, 0.1), "differs"),
         (fit(-0.3, 0.05, seeds=2), "unclear"),
         (fit(-0.3, 0.05, seeds=1), "one seed"),
-        (fit(-0.3, math.nan), "unclear"),
         (fit(math.nan, math.nan), ""),
     ],
 )
@@ -142,11 +120,10 @@ def test_the_words(measured: dict[str, float | str], word: str) -> None:
     assert agreement(measured, -0.37, -0.18) == word
 
 
-@pytest.mark.parametrize("seeds", [3, 5])
-def test_how_often_the_words_are_wrong(seeds: int) -> None:
+def test_how_often_the_words_are_wrong() -> None:
     """At the margin either word is wrong in at most 2.5 % of studies; inside, never ``differs``."""
     rng = np.random.default_rng(3)
-    low, high = -0.37, -0.18
+    seeds, low, high = 3, -0.37, -0.18
     margin = math.log(RATE_RATIO) / math.log(64)
     rates = {}
     for where, truth in (("margin", high + margin), ("theory", high)):
@@ -154,11 +131,8 @@ def test_how_often_the_words_are_wrong(seeds: int) -> None:
         mean, se = slopes.mean(1), slopes.std(1, ddof=1) / math.sqrt(seeds)
         half = stats.t.ppf(0.975, seeds - 1) * se
         words = [agreement(fit(m, h, seeds), low, high) for m, h in zip(mean, half, strict=True)]
-        rates[where] = pd.Series(words).value_counts(normalize=True).reindex(WORDS).fillna(0.0)
+        rates[where] = {word: words.count(word) / len(words) for word in ("agrees", "differs")}
     print(rates)
     assert rates["margin"]["agrees"] == pytest.approx(0.025, abs=0.006)
     assert rates["margin"]["differs"] == pytest.approx(0.025, abs=0.006)
     assert rates["theory"]["differs"] < 0.01
-
-
-WORDS = ("agrees", "differs", "unclear")

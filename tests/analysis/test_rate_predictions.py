@@ -1,7 +1,7 @@
 """What theory says about the best learning rate, from the alignments that the probes recorded."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -19,16 +19,9 @@ RANKS = (4.0, 16.0, 64.0, 256.0)
 NONE = pd.DataFrame({name: [] for name in ("cell_id", "step", "layer", "site", "batch")})
 
 
-def runs(optimizer: str, p: float, init: str = "kaiming", ranks: Sequence[float] = RANKS):
-    return pd.DataFrame(
-        {
-            "cell_id": [f"c{n}" for n in range(len(ranks))],
-            "rank": ranks,
-            "optimizer": optimizer,
-            "exponent_p": p,
-            "init": init,
-        }
-    )
+def runs(optimizer: str, p: float) -> pd.DataFrame:
+    cells = pd.DataFrame({"cell_id": [f"c{n}" for n in range(len(RANKS))], "rank": RANKS})
+    return cells.assign(optimizer=optimizer, exponent_p=p, init="kaiming")
 
 
 def recorded(**layers: float) -> pd.DataFrame:
@@ -42,22 +35,18 @@ def recorded(**layers: float) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(site="adapter_out", batch="train", d_in=64.0)
 
 
-def interval(optimizer: str, p: float, probes: pd.DataFrame, **others) -> tuple[float, float]:
-    return predicted_interval(log_moves(runs(optimizer, p, **others), probes), optimizer)
+def interval(optimizer: str, p: float, probes: pd.DataFrame) -> tuple[float, float]:
+    return predicted_interval(log_moves(runs(optimizer, p), probes), optimizer)
 
 
-def test_it_keeps_the_change_of_the_output_constant() -> None:
-    """A rate of 1/M(r) times the finite-rank curve of one layer is flat. So is SGD's."""
-    for optimizer, layer in (
-        ("adamw", Layer(d_in=64, r_sign=9.0)),
-        ("sgd", Layer(d_in=64, r_align=9.0)),
-    ):
-        moves = log_moves(runs(optimizer, 0.5), recorded(a=9.0))
-        of_curve = curve(
-            "adapter_out", "rms", RANKS, step=1, optimizer=optimizer, p=0.5, layer=layer
-        )
-        assert np.ptp(np.log(of_curve) - moves[MOVES[0]].to_numpy()) == pytest.approx(0.0, abs=1e-9)
-        assert moves[MOVES[0]].to_numpy() == pytest.approx(moves[MOVES[1]].to_numpy())
+@pytest.mark.parametrize(("optimizer", "name"), [("adamw", "r_sign"), ("sgd", "r_align")])
+def test_it_keeps_the_change_of_the_output_constant(optimizer: str, name: str) -> None:
+    """A rate of 1/M(r) times the finite-rank curve of one layer is flat."""
+    moves = log_moves(runs(optimizer, 0.5), recorded(a=9.0))
+    law = {"step": 1, "optimizer": optimizer, "p": 0.5, "layer": Layer(d_in=64, **{name: 9.0})}
+    of_curve = curve("adapter_out", "rms", RANKS, **law)
+    assert np.ptp(np.log(of_curve) - moves[MOVES[0]].to_numpy()) == pytest.approx(0.0, abs=1e-9)
+    assert moves[MOVES[0]].to_numpy() == pytest.approx(moves[MOVES[1]].to_numpy())
 
 
 def test_the_bend_counts() -> None:
