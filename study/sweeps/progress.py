@@ -9,7 +9,6 @@ so far. It may be off by half.
 import contextlib
 import json
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,6 @@ from typing import Any, NamedTuple, Self
 
 import pandas as pd
 from rich.console import Console
-from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -39,8 +37,6 @@ LINE_EVERY = 10.0
 """Seconds between lines of log where there is no terminal."""
 READ_EVERY = 5.0
 """Seconds between two readings of a sweep's progress by its own processes."""
-MOST_ROWS = 20
-"""Rows of a live table. A table longer than the screen can't be followed."""
 
 
 @dataclass(frozen=True)
@@ -255,45 +251,27 @@ def _summary(cells: pd.DataFrame) -> str:
     return printable(f"{cells['study'].iloc[0]}: {counts(cells['status'])}")
 
 
-# `study status --watch`: the same from any terminal, until no cell is left to train.
+def watch(study_dir: Path) -> None:
+    """Print a line when the states of the cells change, and now and then, until no cell is running
+    or waiting; then the table and the next command.
 
-
-def watch(study_dir: Path, console: Console | None = None) -> None:
-    """Show a study until no cell is running or waiting, then its table and the next command.
-
-    On a terminal the table is live; elsewhere lines are printed. Raises :class:`StudyError` if the
-    folder holds no study.
+    Raises :class:`StudyError` if the folder holds no study.
     """
-    console = console or Console(file=sys.stdout, highlight=False)
-    with Live(console=console, auto_refresh=False, transient=True) as screen:
-        printed, states = -LINE_EVERY, ""
-        while (cells := load_status(study_dir))["status"].isin(["running", WAITING]).any():
-            line = _headline(study_dir, cells)
-            if console.is_terminal:
-                order = cells["status"].isin(["complete", WAITING]).argsort(kind="stable")
-                shown = render(cells.iloc[order].head(MOST_ROWS)).partition("\n")[2]
-                screen.update(Text(f"{line}\n{shown}"), refresh=True)
-            elif counts(cells["status"]) != states or time.monotonic() - printed > LINE_EVERY:
-                states, printed = counts(cells["status"]), time.monotonic()
-                print(f"{time.strftime('%H:%M:%S')}  {line}", file=console.file, flush=True)
-            time.sleep(max(1.0, len(cells) / 500))  # a reading takes 1 ms a cell
-    print(render(cells), file=console.file)
-    print(f"next: study report {study_dir}", file=console.file, flush=True)
-
-
-def _headline(study_dir: Path, cells: pd.DataFrame) -> str:
-    """``quick: 3 complete, 1 running  rank 8 lora at step 4/12  34%  0:02:10 left``."""
-    running = cells[cells["status"] == "running"].head(4).fillna({"steps_done": 0})
-    at = [
-        f"rank {cell['rank']:g} {cell['scaling']} at step {cell['steps_done']:g}/{cell['steps']}"
-        for cell in running.to_dict("records")
-    ]
-    parts = [_summary(cells), ", ".join(at)]
-    sweeps = [sweep.progress() for sweep in live_sweeps(study_dir)]
-    if sweeps:
-        last = max(sweeps, key=lambda each: each.seconds_left or 0.0)
-        parts += [f"{last.work:.0%}", last.left]
-    return "  ".join(part for part in parts if part)
+    printed, states = -LINE_EVERY, ""
+    while (cells := load_status(study_dir))["status"].isin(["running", WAITING]).any():
+        if counts(cells["status"]) != states or time.monotonic() - printed > LINE_EVERY:
+            printed, states = time.monotonic(), counts(cells["status"])
+            running = cells[cells["status"] == "running"].head(4).fillna({"steps_done": 0})
+            parts = [time.strftime("%H:%M:%S"), _summary(cells)]
+            for cell in running.to_dict("records"):
+                step = f"{cell['steps_done']:g}/{cell['steps']}"
+                parts.append(f"rank {cell['rank']:g} {cell['scaling']} at step {step}")
+            if sweeps := [sweep.progress() for sweep in live_sweeps(study_dir)]:
+                last = max(sweeps, key=lambda each: each.seconds_left or 0.0)
+                parts += [f"{last.work:.0%}", last.left]
+            print("  ".join(parts).rstrip(), flush=True)
+        time.sleep(max(1.0, len(cells) / 500))  # a reading takes 1 ms a cell
+    print(f"{render(cells)}\nnext: study report {study_dir}", flush=True)
 
 
 # What `study train` shows.

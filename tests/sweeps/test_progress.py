@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from rich.console import Console
 
 from study.store import CellWriter
 from study.sweeps.progress import (
@@ -21,7 +20,6 @@ from study.sweeps.progress import (
     live_sweeps,
     load_status,
     posted,
-    watch,
 )
 from tests.forked import STUDY, Forked
 
@@ -169,11 +167,3 @@ def test_training_counts_cells_and_prints_the_next_command(followed: tuple[Path,
     assert re.search(r"\[default\] 3 of 3 cells done  .*complete in [\d.]+ s\n", said)
     assert said.endswith("study default: 3 complete\nnext: study report results/default\n")
     assert not re.search(r"[\r\x1b]", said), "a log file is plain text"
-
-
-def test_a_finished_study_is_shown_once(followed: tuple[Path, str, str], tmp_path: Path) -> None:
-    folder, *_ = followed
-    with (tmp_path / "out").open("w+") as file:
-        watch(folder / "results/default", Console(file=file, force_terminal=True, width=200))
-        file.seek(0)
-        assert "default: 3 complete" in file.read()
