@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -81,14 +81,14 @@ class ModelCard:
 def describe(config: ModelConfig) -> ModelCard:
     """The card of the model that ``config`` names. SmolLM2 is fetched if it is not in the cache.
 
-    The result is cached until a file of the model changes; a cached call takes under 1 ms.
+    The result is cached until the weights or config.json change; a cached call takes a few ms.
 
     Raises :class:`StudyError` for a name or path that does not lead to a model, weights that are
     not safetensors or are damaged (judging by headers and lengths), a checkpoint that is not a
     causal language model of transformers, and ``quant_bits`` that can't hold its weights.
     """
     model = find_model(config)
-    card = _card(model, model.state(), config.quant_bits)
+    card = _card(model, model.fingerprint(), config.quant_bits)
     if config.quant_bits is None:
         return card
     quantised.check_installed()
@@ -109,8 +109,8 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
 
 
 @lru_cache
-def _card(unloaded: UnloadedModel, _: Hashable, quant_bits: int | None) -> ModelCard:
-    """The card without the quantisation. The model's state is a key of the cache."""
+def _card(unloaded: UnloadedModel, fingerprint: str, quant_bits: int | None) -> ModelCard:
+    """The card without the quantisation."""
     config, tokenizer, named = unloaded.config(quant_bits), unloaded.tokenizer(), unloaded.named
     with (
         failing(f"{named} is not a causal language model of transformers", "choose another model"),
@@ -133,7 +133,7 @@ def _card(unloaded: UnloadedModel, _: Hashable, quant_bits: int | None) -> Model
         head = model.get_output_embeddings()
         card = ModelCard(
             name=unloaded.name,
-            fingerprint=unloaded.fingerprint(),
+            fingerprint=fingerprint,
             tokenizer_fingerprint=_tokenizer_fingerprint(tokenizer),
             max_length=_max_length(config, tokenizer, named),
             note=unloaded.note,

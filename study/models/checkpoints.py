@@ -64,19 +64,15 @@ class Checkpoint:
     sha256: str | None = None
     note: str = ""
 
-    def state(self) -> frozenset[tuple[str, int, int]]:
-        """Name, size and time of every file: it changes when a file changes."""
-        files = [(file.name, file.stat()) for file in self.folder.iterdir() if file.is_file()]
-        return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)
-
     def fingerprint(self, again: bool = False) -> str:
         """The hub's commit, or the sha256 of config.json and the weights.
 
-        Hashes of files are cached on disk, unless they are to be computed ``again``.
+        Hashes of files are cached on disk, unless they are to be computed ``again``. Raises
+        :class:`StudyError` as :meth:`weight_files` does.
         """
+        files = [self.folder / CONFIG, *self.weight_files()]
         if known := self.commit or self.sha256:
             return known
-        files = [self.folder / CONFIG, *self.weight_files()]
         return hashlib.sha256("".join(file_sha256(f, again) for f in files).encode()).hexdigest()
 
     def weight_files(self) -> list[Path]:
@@ -111,11 +107,10 @@ class Checkpoint:
     def config(self, quant_bits: int | None = None) -> Any:
         """The model's configuration, a transformers ``PretrainedConfig``.
 
-        Raises :class:`StudyError` as :meth:`weight_files` does, and for a configuration that
-        transformers can't read, that needs code from the checkpoint, or that is quantised otherwise
-        than bitsandbytes does with ``quant_bits``.
+        Raises :class:`StudyError` for a configuration that transformers can't read, that needs code
+        from the checkpoint, or that is quantised otherwise than bitsandbytes does with
+        ``quant_bits``.
         """
-        self.weight_files()
         with failing(
             f"{self.named}: {CONFIG} can't be used",
             "give a causal language model that transformers supports",

@@ -60,9 +60,6 @@ class Shape:
     def named(self) -> str:
         return f"model.path={short(self.name, 200)}"
 
-    def state(self) -> None:
-        """Its text is all of it."""
-
     def fingerprint(self) -> str:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
@@ -102,7 +99,6 @@ UnloadedModel = checkpoints.Checkpoint | tiny.TinyModel | Shape
 - ``name``: in results. ``named``: in errors, for example ``model.path='...'``;
 - ``note``: about the weights, for readers of results; may be empty;
 - ``where``: the argument of ``from_pretrained``, a hub name or a folder; None if there is none;
-- ``state()``: a value that changes when a file of the model changes;
 - ``fingerprint()`` identifies the weights; ``config()``, ``tokenizer()`` and ``load()`` make them.
 """
 

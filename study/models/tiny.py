@@ -54,9 +54,6 @@ class TinyModel:
     def named(self) -> str:
         return f"model={self.name}"
 
-    def state(self) -> None:
-        """It has no files that could change."""
-
     def fingerprint(self) -> str:
         """sha256 of everything that determines the weights: shape, seed and scale of the init."""
         made_from = {"family": "llama", "shape": _shape(self.width), "seed": _SEED}

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -62,12 +62,11 @@ class PeftAdapter:
     def check_fits(self, shapes: Mapping[str, tuple[int, ...]], base: str) -> None:
         """Raise :class:`StudyError` if a layer is missing in ``shapes`` or has another size there.
 
-        ``shapes``: ``(D, O)`` by module path, ``(E, D, O)`` of experts. ``base``: the name of the
-        base, for the message.
+        ``shapes``: ``(D, O)`` by module path, ``(E, D, O)`` of experts.
         """
+        other = f"the adapter is for another base than {base}"
         for layer, pair in self.pairs.items():
             own = (*pair.A_RD.shape[:-2], pair.A_RD.shape[-1], pair.B_OR.shape[-2])
-            other = f"the adapter is for another base than {base}"
             if not re.search(r"\.\d+\.", layer):
                 raise StudyError(
                     f"the adapter is also on {layer}, outside the blocks: only layers of the "
@@ -79,14 +78,7 @@ class PeftAdapter:
                     f"its config names {short(self.config.get('base_model_name_or_path'))}"
                 )
             if own != shapes[layer]:
-                raise StudyError(
-                    f"{other}: its {layer} is {_words(own)}, not {_words(shapes[layer])}"
-                )
-
-
-def _words(shape: Sequence[int]) -> str:
-    *experts, d, o = shape
-    return f"{d} -> {o}" + "".join(f" in {count} experts" for count in experts)
+                raise StudyError(f"{other}: its {layer} is {own}, not {shapes[layer]}")
 
 
 def write_adapter(
@@ -111,25 +103,23 @@ def write_adapter(
     linears = [layer for layer in pairs if layer in modules]
     experts = [layer for layer in pairs if layer not in modules]
     ranks = {layer: pair.A_RD.shape[-2] for layer, pair in pairs.items()}
-    rslora = exponent == 0.5
-    divisor = {layer: math.sqrt(r) if rslora else r for layer, r in ranks.items()}
-    alphas = {
-        layer: alpha
-        if exponent in (0.5, 1.0)
-        and math.isclose(pair.gamma, alpha / divisor[layer], rel_tol=1e-12)
-        else pair.gamma * divisor[layer]
-        for layer, pair in pairs.items()
-    }
+    alphas: dict[str, float] = {}
+    for layer, pair in pairs.items():
+        divisor = math.sqrt(ranks[layer]) if exponent == 0.5 else ranks[layer]
+        same = math.isclose(pair.gamma, alpha / divisor, rel_tol=1e-12)
+        found = alpha if exponent in (0.5, 1.0) and same else pair.gamma * divisor
+        # Many readers expect an int.
+        alphas[layer] = int(found) if float(found).is_integer() else float(found)
     rank, first = next(iter(ranks.values())), next(iter(alphas.values()))
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": rank,
-        "lora_alpha": _whole(first),
+        "lora_alpha": first,
         "rank_pattern": {layer: r for layer, r in ranks.items() if r != rank},
-        "alpha_pattern": {layer: _whole(a) for layer, a in alphas.items() if a != first},
-        "use_rslora": rslora,
+        "alpha_pattern": {layer: a for layer, a in alphas.items() if a != first},
+        "use_rslora": exponent == 0.5,
         **target_names(linears, experts, modules),
         "lora_dropout": dropout,
         "bias": "none",
@@ -264,8 +254,3 @@ def _keys_by_layer(tensors: Iterable[str], named: str) -> dict[str, dict[str, st
         if missing := {"A", "B"} - of.keys():
             raise StudyError(f"{named} has no lora_{missing.pop()} for {layer}: {_AGAIN}")
     return keys
-
-
-def _whole(alpha: float) -> float | int:
-    """An int if possible: many readers expect an int ``lora_alpha``."""
-    return int(alpha) if float(alpha).is_integer() else float(alpha)

@@ -241,7 +241,7 @@ def test_bad_imports(theirs: Path, tmp_path: Path, refused: Make) -> None:
     base = ["model=hf", f"model.path={tmp_path / 'other'}"]
     for words, message in (
         ((theirs,), "names no base: choose one"),
-        ((theirs, *base), "for another base than .*up_proj is 64 -> 128"),
+        ((theirs, *base), "for another base than .*up_proj is .64, 128"),
         ((tmp_path / "nowhere", "model=tiny"), f"{CONFIG} does not exist"),
         ((tmp_path / "lm_head", "model=tiny"), "lm_head, outside the blocks: only layers"),
         ((tmp_path / "embed_tokens", "model=tiny"), "lora_embedding_A.* only plain LoRA"),

@@ -215,7 +215,7 @@ def test_another_base(good: Path, tiny_base: FrozenBase) -> None:
     first, second = list(shapes)[:2]
     with pytest.raises(
         StudyError,
-        match=re.escape(f"another base than tiny: its {first} is 128 -> 64, not 32 -> 64"),
+        match=re.escape(f"another base than tiny: its {first} is (128, 64), not (32, 64)"),
     ):
         found.check_fits(shapes | {first: (32, 64)}, "tiny")
     with pytest.raises(StudyError, match=f"another base than tiny, which has no {second}"):
