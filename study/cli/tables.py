@@ -3,8 +3,6 @@ and ``archive``."""
 
 import shutil
 import textwrap
-from collections.abc import Collection, Iterable
-from difflib import get_close_matches
 from pathlib import Path
 
 import click
@@ -95,7 +93,12 @@ def rank_list(option: str, text: str) -> list[int]:
 @STUDY_DIR
 @click.option("--to", type=PATH, help="Folder of the figures.  [default: plots_dir/NAME]")
 @click.option(
-    "--only", "names", multiple=True, metavar="FIGURE", help="Draw this one; may be repeated."
+    "--only",
+    "names",
+    multiple=True,
+    type=click.Choice(list(FIGURES)),
+    metavar="FIGURE",
+    help="Draw this one; may be repeated.",
 )
 @click.option(
     "--formats", default="png,pdf", show_default=True, help="File formats: png, pdf and svg."
@@ -103,8 +106,9 @@ def rank_list(option: str, text: str) -> list[int]:
 def figures(study_dir: Path, to: Path | None, names: tuple[str, ...], formats: str) -> None:
     """Draw the figures of a study."""
     kinds = formats.split(",")
-    check_choices("--only", names, FIGURES)
-    check_choices("--formats", kinds, FORMATS)
+    for kind in kinds:
+        if kind not in FORMATS:
+            raise unknown("--formats", kind, FORMATS)
     folder = to or plots_folder(study_dir)
     missing: list[str] = []
     say("analyzing the cells ...")
@@ -115,13 +119,6 @@ def figures(study_dir: Path, to: Path | None, names: tuple[str, ...], formats: s
         raise StudyError("; ".join(missing))
     for line in missing:
         say(line)
-
-
-def check_choices(option: str, values: Iterable[str], choices: Collection[str]) -> None:
-    """Raise :class:`StudyError`, with the choices, for a value that is none of them."""
-    for value in values:
-        if value not in choices:
-            raise unknown(option, value, [*get_close_matches(value, choices, 1), *choices])
 
 
 @cli.command()

@@ -15,7 +15,7 @@ from study.analysis.rate_theory import layer_bounds
 from study.cli.group import PATH, cli, say
 from study.config import AdapterConfig, OptimizerConfig
 from study.config.types import MOST_RANK
-from study.config.values import LARGEST_FLOAT, read
+from study.config.values import read
 from study.errors import StudyError, unknown
 from study.integrations.configs import read_file
 from study.store import find_cell
@@ -46,10 +46,8 @@ ADAPTER = {"targets": "all-linear", "init": "kaiming", "dropout": 0.0}
 class TransferRun:
     """A run whose settings are to be converted.
 
-    - ``origin``: in words; ``has_lr``: whether its learning rate is known. If not, it is 1;
-    - ``init``: of its factors, which may be one without theory;
-    - ``clip``: the gradient norm that it clips at;
-    - ``assumed``: what its configuration does not say.
+    ``has_lr``: whether its learning rate is known; if not, it is 1. ``init`` may be one without
+    theory. ``clip``: the gradient norm that it clips at. ``assumed``: what it does not say.
     """
 
     origin: str
@@ -79,7 +77,7 @@ def read_source(
     Raises :class:`StudyError` for whatever cannot be read, and for a value out of range.
     """
     origin, settings = _settings(path, entry)
-    name, rate = settings.get("optimizer.name", optimizer), settings.get("optimizer.lr", lr)
+    name, rate = settings.get("optimizer.name") or optimizer, settings.get("optimizer.lr", lr)
     assumed = []
     if name is None:
         assumed.append(f"optimizer {MOST_USED} (--optimizer names another)")
@@ -98,12 +96,11 @@ def read_source(
         adapter = read(AdapterConfig, ADAPTER | own, "adapter.")
         if adapter.rank == math.inf:
             raise StudyError("no alpha reaches infinite rank: give a run of finite rank")
-        _check_gamma(adapter)
-        read_optimizer = read(OptimizerConfig, trained, "optimizer.")
+        optimized = read(OptimizerConfig, trained, "optimizer.")
     except ValueError as error:
         raise StudyError(f"{origin}: {error}") from None
     init, clip = settings.get("adapter.init", ADAPTER["init"]), settings.get("train.clip")
-    return TransferRun(origin, adapter, read_optimizer, rate is not None, init, clip, assumed)
+    return TransferRun(origin, adapter, optimized, rate is not None, init, clip, assumed)
 
 
 def _settings(path: Path, entry: str | None) -> tuple[str, Mapping[str, Any]]:
@@ -113,26 +110,10 @@ def _settings(path: Path, entry: str | None) -> tuple[str, Mapping[str, Any]]:
         [flat] = pd.json_normalize([record["config"]]).to_dict("records")
         settings = {str(key): value for key, value in flat.items()}
         return f"cell {folder.name} of {path.parent.parent.name}", settings
-    if path.is_dir():
-        path /= "adapter_config.json"
-        if not path.is_file():
-            raise StudyError(
-                f"{path} does not exist: give a configuration file, the folder of a PEFT adapter, "
-                "or a cell, RESULTS/NAME/cells/ID"
-            )
-    found = read_file(path, entry)
+    found = read_file(path / "adapter_config.json" if path.is_dir() else path, entry)
     for difference in found.differs:
         say(f"read as: {difference}")
-    named = {"optimizer.name": found.groups["optimizer"]} if "optimizer" in found.groups else {}
-    return found.origin, {**found.values, **named}
-
-
-def _check_gamma(adapter: AdapterConfig) -> None:
-    if not 1 / LARGEST_FLOAT <= adapter.gamma <= LARGEST_FLOAT:
-        raise StudyError(
-            f"rank {adapter.rank} with alpha {adapter.alpha:.4g} has gamma {adapter.gamma:g}, "
-            "which float32 does not hold: change alpha or the rule"
-        )
+    return found.origin, {**found.values, "optimizer.name": found.groups.get("optimizer")}
 
 
 def read_target(run: TransferRun, rank: int | None, rule: str | None) -> AdapterConfig:
@@ -148,9 +129,7 @@ def read_target(run: TransferRun, rank: int | None, rule: str | None) -> Adapter
         alpha = converted_alpha(old.alpha, old.rank, old.p, new.p)
     except ValueError:
         raise StudyError(f"--rule={rule} has no exponent: give a number, its p") from None
-    new = replace(new, alpha=alpha)
-    _check_gamma(new)
-    return new
+    return replace(new, alpha=alpha)
 
 
 @cli.command()
@@ -196,17 +175,17 @@ def transfer(
     run = read_source(config, entry, lr, optimizer)
     target = read_target(run, rank, rule)
     tables = None if study_dir is None else load_tables(study_dir)
-    layers = bounds(run, tables)
+    grown = growths(run, target, bounds(run, tables))
     parts: list[Iterable[str]] = [exact_lines(run, target)]
     if target.rank != run.adapter.rank:
-        parts.append(first_update_lines(run, target, layers))
+        parts.append(first_update_lines(run, target, grown))
         if tables is None:
             parts.append(measuring_lines(run, target, config))
         else:
             head = f"(c) best by a measured study, {study_dir}"
             parts.append([head, *measured_lines(run, target, tables.rates)])
-    parts.append(gradient_norm_lines(run, target, layers))
-    parts.append(paste_lines(run, target, layers, keep))
+    parts.append(gradient_norm_lines(target, grown["grad_norm"]))
+    parts.append(paste_lines(run, target, grown, keep))
     click.echo("\n\n".join("\n".join(lines) for lines in parts))
 
 
@@ -254,36 +233,44 @@ def exact_lines(run: TransferRun, target: AdapterConfig) -> list[str]:
     return lines
 
 
-def factors(run: TransferRun, target: AdapterConfig, quantity: str, layers: Layers) -> list[float]:
-    """How much a quantity grows from the run to the target, at one alpha and learning rate.
+Growths = dict[str, list[float] | str]
+
+
+def growths(run: TransferRun, target: AdapterConfig, layers: Layers) -> Growths:
+    """How much each quantity grows from the run to the target, at one alpha and learning rate.
 
     One number if it does not depend on the layers or if they are known. Otherwise three: for a
-    usual layer and for the two ends. Raises :class:`StudyError` without a prediction.
+    usual layer and for the two ends. A sentence if there is no prediction.
     """
-    init, ranks = INITS.get(run.init), (run.adapter.rank, target.rank)
-    if init is None or init.q is None:
-        raise StudyError(f"no prediction for init {run.init}")
+    init, ranks, name = INITS.get(run.init), (run.adapter.rank, target.rank), run.optimizer.name
     gammas = (replace(target, rank=ranks[0]).gamma, target.gamma)
-    name = run.optimizer.name
-    found = [
-        growth(quantity, ranks, gammas, name, q=init.q, init=init.drawn, layers=these)
-        for these in layers
-    ]
-    if any(map(math.isnan, found)):
-        raise StudyError(f"no curve for {name} has been derived")
-    return found[:1] if math.isclose(min(found), max(found), rel_tol=1e-9) else found
+    if init is None or init.q is None:
+        return dict.fromkeys(QUANTITIES, f"no prediction for init {run.init}")
+    found: Growths = {}
+    for quantity in QUANTITIES:
+        setting: Any = {"q": init.q, "init": init.drawn}
+        try:
+            sizes = [growth(quantity, ranks, gammas, name, layers=x, **setting) for x in layers]
+        except StudyError as error:
+            found[quantity] = str(error)
+            continue
+        if any(map(math.isnan, sizes)):
+            found[quantity] = f"no curve for {name} has been derived"
+        else:
+            are_equal = math.isclose(min(sizes), max(sizes), rel_tol=1e-9)
+            found[quantity] = sizes[:1] if are_equal else sizes
+    return found
 
 
-def first_update_lines(run: TransferRun, target: AdapterConfig, layers: Layers) -> Iterator[str]:
+def first_update_lines(run: TransferRun, target: AdapterConfig, grown_of: Growths) -> Iterator[str]:
     yield (
         f"(b) equal in the first update, by theory: from rank {run.adapter.rank} with "
         f"{words_of(target)} and alpha {target.alpha:.10g} to rank {target.rank}"
     )
     for name, what in QUANTITIES.items():
-        try:
-            grown = factors(run, target, name, layers)
-        except StudyError as error:
-            yield f"  keeps the {what.label}: {error}"
+        grown = grown_of[name]
+        if isinstance(grown, str):
+            yield f"  keeps the {what.label}: {grown}"
             continue
         row = row_of(name, run.optimizer.name, INITS[run.init].drawn)
         alpha = _with_ends([f"{target.alpha * gamma_factor(each, row):.4g}" for each in grown])
@@ -356,25 +343,23 @@ def measured_lines(run: TransferRun, target: AdapterConfig, rates: pd.DataFrame)
         )
 
 
-def gradient_norm_lines(run: TransferRun, target: AdapterConfig, layers: Layers) -> Iterator[str]:
+def gradient_norm_lines(target: AdapterConfig, grown: list[float] | str) -> Iterator[str]:
     yield "gradient norm at step 0, under every optimizer"
     yield (
         "  rsLoRA's grad_norm is sqrt(r) times LoRA's at the same alpha: "
         f"{math.sqrt(target.rank):.3g} times at rank {target.rank} is normal"
     )
-    try:
-        # From the run to the target's rule at its own rank, gamma stays.
-        grown = factors(run, target, "grad_norm", layers)[0]
-    except StudyError as error:
-        yield f"  {error}"
+    if isinstance(grown, str):
+        yield f"  {grown}"
         return
+    # From the run to the target's rule at its own rank, gamma stays.
     yield (
         f"  {words_of(target)} with alpha {target.alpha:.10g} at rank {target.rank} is expected to "
-        f"have {grown:.3g} times the grad_norm of this run"
+        f"have {grown[0]:.3g} times the grad_norm of this run"
     )
 
 
-def paste_lines(run: TransferRun, target: AdapterConfig, layers: Layers, keep: str) -> list[str]:
+def paste_lines(run: TransferRun, target: AdapterConfig, grown_of: Growths, keep: str) -> list[str]:
     """Lines for PEFT and Axolotl. They change alpha and leave the learning rate.
 
     A lower learning rate would keep the same quantity of the first update. But it would also slow
@@ -382,16 +367,15 @@ def paste_lines(run: TransferRun, target: AdapterConfig, layers: Layers, keep: s
     """
     alpha, why, notes, name = target.alpha, "exactly equivalent", [], run.optimizer.name
     if target.rank != run.adapter.rank:
-        try:
-            grown, descent = (factors(run, target, each, layers)[0] for each in (keep, "descent"))
-        except StudyError as error:
-            return [f"nothing to paste: {error}"]
+        grown, descent = grown_of[keep], grown_of["descent"]
+        if isinstance(grown, str):
+            return [f"nothing to paste: {grown}"]
         drawn = INITS[run.init].drawn
-        factor = gamma_factor(grown, row_of(keep, name, drawn))
+        factor = gamma_factor(grown[0], row_of(keep, name, drawn))
         alpha *= factor
         why = f"keeps the {QUANTITIES[keep].label} by alpha, because a lower rate also slows A"
-        if keep == "grad_norm" and family(name) != "linear":
-            changed = descent * factor ** row_of("descent", name, drawn).gammas
+        if keep == "grad_norm" and family(name) != "linear" and not isinstance(descent, str):
+            changed = descent[0] * factor ** row_of("descent", name, drawn).gammas
             notes.append(
                 f"  warning: {name} divides the gradient norm out. This alpha multiplies the "
                 f"descent of the first update by {changed:.3g}; --keep descent keeps it"

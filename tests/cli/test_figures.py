@@ -35,14 +35,11 @@ def test_some_figures_in_some_formats_in_the_studys_plots_dir(
     assert absent.code == 2
     assert absent.err.splitlines()[-1].startswith("study: no figure learning_rate_basins: ")
     assert {path.name for path in Path("other").iterdir()} == {f"{NAME}.png", f"{NAME}.pdf"}
-    for option, says in {
-        "--only=grad_norm_vs_rnk": f"unknown --only 'grad_norm_vs_rnk': choose from {NAME}",
-        "--formats=gif": "unknown --formats 'gif': choose from png, pdf, svg",
-    }.items():
+    for option in ("--only=gif", "--formats=gif"):
         wrong = study_cli("figures", "a/results/mine", option)
         assert wrong.code == 2
-        assert wrong.err.count("\n") == 1
-        assert says in wrong.err
+        assert option.partition("=")[0] in wrong.err
+        assert "'gif'" in wrong.err
 
 
 @pytest.mark.parametrize(
